@@ -1,0 +1,172 @@
+"""The recipe of the shipped pocket model: docstrings in, a small GPT-2 out.
+
+    python -m helpers.pocket [--output FOLDER] [--steps N]
+
+It gathers the English prose of the docstrings of the installed Python packages, trains a byte-level BPE tokenizer
+on it, pretrains a GPT-2 of about 2.6 million parameters from random weights and writes both with a model card.
+Interrupted, the same command goes on from the last checkpoint.
+"""
+
+import ast
+import hashlib
+import inspect
+import json
+import random
+import re
+import sysconfig
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+END_OF_TEXT = "<|endoftext|>"
+VOCAB_SIZE = 4096
+N_POSITIONS = 256
+SEED = 20261123
+HELD_OUT_SHARE = 50  # one document in this many is held out
+
+_ROLE = re.compile(r":[a-z]+(?::[a-z]+)*:`([^`]*)`")  # :class:`~torch.Tensor` -> ~torch.Tensor
+_LITERAL = re.compile(r"``([^`]*)``")
+_FIELD = re.compile(r"^(:\w|\.\. |>>>|\.\.\. |[-=~^*#+|]{3,}|\w+ ?:$|@\w)")
+_PROSE_CHARACTER = re.compile(r"[A-Za-z ,.;'\n]")
+_FUNCTION_WORDS = frozenset("the a an of to in is are and or for that this it be with by if as on from not".split())
+
+
+def prose_of(docstring: str) -> str:
+    r"""Return the English prose of one docstring, a paragraph a line; empty when there is none.
+
+    Code, tables, field lists and headings are left out; reStructuredText roles and literals keep their text.
+
+    >>> prose_of("Return the ``sum`` of all the values in a list.\n\n>>> sum([1])\n1")
+    'Return the sum of all the values in a list.'
+    """
+    kept = []
+    for paragraph in re.split(r"\n\s*\n", inspect.cleandoc(docstring)):
+        lines = [line.strip() for line in paragraph.splitlines()]
+        if any(_FIELD.match(line) for line in lines):
+            continue
+        text = _LITERAL.sub(r"\1", _ROLE.sub(r"\1", " ".join(lines)))
+        if _is_prose(text):
+            kept.append(text)
+    return "\n".join(kept)
+
+
+def _is_prose(text: str) -> bool:
+    words = text.lower().split()
+    if len(words) < 6 or text[-1] not in ".!?" or not text.isascii():
+        return False
+    function_words = sum(word.strip(",.;:()") in _FUNCTION_WORDS for word in words)
+    return function_words >= len(words) / 6 and len(_PROSE_CHARACTER.findall(text)) >= 0.9 * len(text)
+
+
+def package_folders() -> list[Path]:
+    """Return the folders that hold the standard library and the installed packages."""
+    paths = sysconfig.get_paths()
+    return sorted({Path(paths[key]) for key in ("stdlib", "purelib", "platlib")})
+
+
+def docstrings(folder: Path) -> Iterator[str]:
+    """Yield every docstring of the Python files below `folder`, in path order."""
+    for path in sorted(folder.rglob("*.py")):
+        if folder.name != "site-packages" and "site-packages" in path.parts:
+            continue  # the standard library's folder may hold the packages' folder
+        try:
+            with warnings.catch_warnings(action="ignore"):  # other people's invalid escapes
+                tree = ast.parse(path.read_text(encoding="utf-8"))
+        except (SyntaxError, ValueError, RecursionError, OSError):
+            continue  # a template, a test of bad input, or not UTF-8: no docstring to be had
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                text = ast.get_docstring(node, clean=False)
+                if text:
+                    yield text
+
+
+def gather() -> list[str]:
+    """Return the prose documents of all installed packages; no paragraph stands in two of them."""
+    seen, documents = set(), []
+    for folder in package_folders():
+        for docstring in docstrings(folder):
+            paragraphs = [p for p in prose_of(docstring).split("\n") if p and p.lower() not in seen]
+            seen.update(p.lower() for p in paragraphs)
+            if paragraphs:
+                documents.append("\n".join(paragraphs))
+    return documents
+
+
+def is_held_out(document: str) -> bool:
+    """Tell whether a document is kept out of training: by its hash, so that order and neighbours do not matter."""
+    return int.from_bytes(hashlib.sha256(document.encode()).digest()[:4]) % HELD_OUT_SHARE == 0
+
+
+def train_tokenizer(documents: list[str]):
+    """Train a byte-level BPE laid out as GPT-2's: bytes first, merges next, the end-of-text token last."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import GPT2Tokenizer
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB_SIZE - 1,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(documents, trainer)
+    model = json.loads(tokenizer.to_str())["model"]
+    vocab = {**model["vocab"], END_OF_TEXT: VOCAB_SIZE - 1}
+    merges = [tuple(pair) for pair in model["merges"]]
+    return GPT2Tokenizer(vocab=vocab, merges=merges, model_max_length=N_POSITIONS)
+
+
+def token_blocks(documents: list[str], tokenizer):
+    """Return (N, N_POSITIONS) token ids: each document ends with the end-of-text token, joined and cut."""
+    import torch
+
+    encodings = tokenizer.backend_tokenizer.encode_batch_fast(documents)
+    stream = [token for e in encodings for token in (*e.ids, tokenizer.eos_token_id)]
+    n_blocks = len(stream) // N_POSITIONS
+    return torch.tensor(stream[: n_blocks * N_POSITIONS]).view(n_blocks, N_POSITIONS)  # (N, T)
+
+
+def configuration():
+    """Return the pocket model's GPT2Config: GPT-2's own, with smaller numbers."""
+    from transformers import GPT2Config
+
+    return GPT2Config(
+        vocab_size=VOCAB_SIZE, n_positions=N_POSITIONS, n_embd=192, n_layer=4, n_head=6,
+        bos_token_id=VOCAB_SIZE - 1, eos_token_id=VOCAB_SIZE - 1,
+    )  # fmt: skip
+
+
+def pretrain(blocks, checkpoints: Path, *, max_steps: int, batch_size: int = 16, learning_rate: float = 2e-3):
+    """Train from random weights on `blocks` (N, T) with the Trainer; go on from the last checkpoint there is."""
+    import torch
+    from transformers import GPT2LMHeadModel, Trainer, TrainingArguments, set_seed
+    from transformers.trainer_utils import get_last_checkpoint
+
+    set_seed(SEED)
+    config = configuration()
+    # Many passes over little text at a small size: dropout costs more than it gives here. The tanh GELU is the
+    # same function as `gelu_new`, several times faster.
+    config.resid_pdrop = config.embd_pdrop = config.attn_pdrop = 0.0
+    config.activation_function = "gelu_pytorch_tanh"
+    model = GPT2LMHeadModel(config)
+    rows = [{"input_ids": row, "labels": row} for row in blocks]
+    arguments = TrainingArguments(
+        output_dir=str(checkpoints), max_steps=max_steps, per_device_train_batch_size=batch_size,
+        learning_rate=learning_rate, lr_scheduler_type="cosine", warmup_steps=max_steps // 50,
+        weight_decay=0.1, adam_beta2=0.95, max_grad_norm=1.0, bf16=True, use_cpu=not torch.cuda.is_available(),
+        torch_compile=True, save_steps=500, save_total_limit=2, logging_steps=100, seed=SEED, report_to="none",
+        dataloader_drop_last=True, disable_tqdm=True,
+    )  # fmt: skip
+    trainer = Trainer(model=model, args=arguments, train_dataset=rows)
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(checkpoints) if checkpoints.exists() else None)
+    return model
+
+
+def held_out_and_training(documents: list[str]) -> tuple[list[str], list[str]]:
+    """Split documents into (held out, training), the training ones in a seeded random order."""
+    held_out = [document for document in documents if is_held_out(document)]
+    training = [document for document in documents if not is_held_out(document)]
+    random.Random(SEED).shuffle(training)  # noqa: S311 (an order, not a secret)
+    return held_out, training

@@ -1,0 +1,308 @@
+"""Every setting of the course, declared once; every preset; every path.
+
+A setting's type, default, bounds, unit and help stand in its field. The validation and its messages, the papermill
+parameters, the command line and the tables a notebook shows are all made from these fields. Where
+`transformers.TrainingArguments` or `GPT2Config` has a name for a setting, that is its name here.
+"""
+
+import ast
+import difflib
+import html
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+ASSETS = Path(__file__).parent / "assets"
+PRESETS = ASSETS / "presets"
+POCKET = ASSETS / "pocket"
+NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
+
+_RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_WINDOWS_DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+
+
+class SettingsError(ValueError):
+    """A setting that cannot be: the message is one sentence a fault, with what was found and what is allowed."""
+
+
+def runs_folder() -> Path:
+    """Return the folder of all runs: `COURSE_RUNS` where it is set, else `runs` beside the notebooks."""
+    return Path(os.environ.get("COURSE_RUNS") or NOTEBOOKS.parent / "runs").absolute()
+
+
+def run_folder(run: str) -> Path:
+    """Return the folder of one run; raise `SettingsError` for a name that is not a plain file name.
+
+    >>> run_folder("../x")
+    Traceback (most recent call last):
+    helpers.settings.SettingsError: run = '../x' is not a plain name: use 1 to 64 letters, digits, '.', '_' or '-', \
+starting with a letter or digit.
+    """
+    try:
+        return runs_folder() / _plain_name(run)
+    except ValueError as error:
+        raise SettingsError(f"run = {run!r} {error}.") from None
+
+
+def _plain_name(name: str) -> str:
+    if not _RUN_NAME.fullmatch(name):
+        raise ValueError(
+            "is not a plain name: use 1 to 64 letters, digits, '.', '_' or '-', starting with a letter or digit"
+        )
+    if _WINDOWS_DEVICE.fullmatch(name) or name.endswith("."):
+        raise ValueError("is a name Windows cannot use for a folder: choose another")
+    return name
+
+
+class Settings(BaseModel):
+    """What all settings have in common: frozen, no unknown names, errors in plain sentences, a table to show."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise SettingsError("\n".join(_sentence(fault, type(self)) for fault in error.errors())) from None
+
+    @classmethod
+    def from_notebook(cls, namespace: Mapping[str, Any]) -> Self:
+        """Build the settings from a notebook's variables: pass `globals()`.
+
+        Variables named like a setting are taken. A name that papermill injected and no setting has is an error,
+        because papermill itself lets it pass unused.
+        """
+        unknown = _injected_names(namespace.get("In", [])) - set(cls.model_fields)
+        values = {name: namespace[name] for name in cls.model_fields if name in namespace}
+        return cls(**values, **{name: namespace[name] for name in unknown})
+
+    @classmethod
+    def from_preset(cls, preset: str, **changes: Any) -> Self:
+        """Build the settings from a preset and changes to it; what the preset says of other settings is left out."""
+        values = {name: value for name, value in read_preset(preset).items() if name in cls.model_fields}
+        return cls(**{**values, **changes})
+
+    def part(self, kind: type["Settings"]) -> Any:
+        """Return those of these settings that `kind` declares: `training.part(DataSettings)`."""
+        return kind(**{name: getattr(self, name) for name in kind.model_fields if hasattr(self, name)})
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return one row a setting: name, value, unit, help."""
+        return [
+            {"name": name, "value": getattr(self, name), "unit": unit(field), "help": field.description}
+            for name, field in type(self).model_fields.items()
+        ]
+
+    def _repr_html_(self) -> str:
+        cells = ("name", "value", "unit", "help")
+        head = "".join(f"<th style='text-align:left'>{cell}</th>" for cell in cells)
+        body = "".join(
+            "<tr>"
+            + "".join(f"<td style='text-align:left'>{html.escape(str(row[cell]))}</td>" for cell in cells)
+            + "</tr>"
+            for row in self.rows()
+        )
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+class RunSettings(Settings):
+    """The run and its seed."""
+
+    run: Annotated[str, AfterValidator(_plain_name)] = Field("pocket", description="name of the run's folder")
+    seed: int = Field(42, ge=0, le=2**31 - 1, description="makes the split, the order and the samples repeatable")
+
+
+class DataSettings(RunSettings):
+    """Which model's tokens, which text, how it is split by document, and how long a block is."""
+
+    model_name_or_path: str = Field(
+        "pocket",
+        min_length=1,
+        description="'pocket' (shipped), a folder, or a Hub id such as openai-community/gpt2",
+    )
+    source: str = Field(
+        "fables",
+        min_length=1,
+        description="'fables' or 'python-reference' (shipped), a file, a folder, or a Hub id",
+    )
+    source_config: str = Field("", description="configuration of a Hub data set, such as wikitext-2-raw-v1")
+    text_column: str = Field("text", min_length=1, description="column that holds the text, in tables")
+    validation_share: float = Field(0.1, gt=0, le=0.4, description="share of the documents kept for validation")
+    test_share: float = Field(0.1, gt=0, le=0.4, description="share of the documents kept for the final test")
+    block_size: int = Field(
+        256, ge=8, le=1024, json_schema_extra={"unit": "tokens"}, description="tokens in one training row"
+    )
+
+
+class TrainingSettings(DataSettings):
+    """How the model is trained; the names are those of `TrainingArguments` and `GPT2Config`."""
+
+    learning_rate: float = Field(
+        1e-3, gt=0, le=0.1, json_schema_extra={"scale": "log"}, description="peak of the learning-rate schedule"
+    )
+    num_train_epochs: float = Field(
+        5, gt=0, le=1000, json_schema_extra={"unit": "epochs"}, description="times the training text is read"
+    )
+    per_device_train_batch_size: int = Field(
+        8, ge=1, le=1024, json_schema_extra={"unit": "blocks", "scale": "log"}, description="blocks in one pass"
+    )
+    gradient_accumulation_steps: int = Field(
+        1, ge=1, le=1024, json_schema_extra={"unit": "passes", "scale": "log"}, description="passes in one step"
+    )
+    weight_decay: float = Field(0.01, ge=0, le=1, description="pull of the weights towards zero (AdamW)")
+    warmup_steps: float = Field(
+        0.05, ge=0, le=100_000, json_schema_extra={"unit": "steps"}, description="below 1: a share of all steps"
+    )
+    lr_scheduler_type: Literal["linear", "cosine", "constant_with_warmup"] = Field(
+        "cosine", description="shape of the schedule after the warm-up"
+    )
+    max_grad_norm: float = Field(1.0, gt=0, le=1000, description="gradients longer than this are shortened to it")
+    attn_pdrop: float = Field(
+        0.0, ge=0, le=0.9, description="attention dropout; above 0 it leaves the fused attention kernel"
+    )
+    mixed_precision: Literal["auto", "bf16", "fp16", "no"] = Field(
+        "auto", description="number format of the matrix products; auto: bf16 where the hardware has it"
+    )
+    gradient_checkpointing: bool = Field(False, description="less memory for about a third more time")
+    from_scratch: bool = Field(False, description="start from random weights instead of the pretrained ones")
+    logging_steps: int = Field(
+        10, ge=1, le=100_000, json_schema_extra={"unit": "steps"}, description="steps between two history rows"
+    )
+    eval_steps: int = Field(
+        50, ge=1, le=100_000, json_schema_extra={"unit": "steps"}, description="steps between two validations"
+    )
+    save_steps: int = Field(
+        100, ge=1, le=100_000, json_schema_extra={"unit": "steps"}, description="steps between two checkpoints"
+    )
+    save_total_limit: int = Field(2, ge=1, le=100, description="checkpoints that are kept")
+
+    @property
+    def effective_batch_size(self) -> int:
+        """Blocks that one optimizer step learns from on one device."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps
+
+
+class EvaluationSettings(RunSettings):
+    """How a run is measured and made to speak; sampling names are those of `GenerationConfig`."""
+
+    stride: int = Field(
+        128, ge=1, le=1024, json_schema_extra={"unit": "tokens"}, description="tokens scored in each window"
+    )
+    per_device_eval_batch_size: int = Field(
+        8, ge=1, le=1024, json_schema_extra={"unit": "windows", "scale": "log"}, description="windows in one pass"
+    )
+    prompt: str = Field("The Fox and the", min_length=1, description="what both models go on from")
+    max_new_tokens: int = Field(
+        160, ge=1, le=1000, json_schema_extra={"unit": "tokens"}, description="length of a sample at most"
+    )
+    num_return_sequences: int = Field(2, ge=1, le=64, description="samples for each prompt")
+    temperature: float = Field(0.8, gt=0, le=5, description="below 1 bolder choices are rarer")
+    top_k: int = Field(0, ge=0, le=50257, description="choose among this many tokens; 0: among all")
+    top_p: float = Field(0.95, gt=0, le=1, description="choose among the likeliest tokens that sum to this share")
+    repetition_penalty: float = Field(1.1, ge=1, le=5, description="above 1 makes repeated tokens less likely")
+
+
+def unit(field: Any) -> str:
+    """Return the unit of a setting's field, or an empty string."""
+    return (field.json_schema_extra or {}).get("unit", "")
+
+
+def known_settings() -> dict[str, Any]:
+    """Return every setting of the course: name -> its pydantic field."""
+    return {**TrainingSettings.model_fields, **EvaluationSettings.model_fields}
+
+
+def preset_names() -> list[str]:
+    """Return the names of the shipped presets, sorted."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def read_preset(preset: str) -> dict[str, Any]:
+    """Return a preset's values, checked; raise `SettingsError` for a name that no preset has."""
+    if preset not in preset_names():
+        raise SettingsError(f"There is no preset {preset!r}{_nearest(preset, preset_names())}")
+    values = yaml.safe_load((PRESETS / f"{preset}.yaml").read_text(encoding="utf-8"))
+    return check_values(values)
+
+
+def check_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `values` in their settings' types; raise `SettingsError` for an unknown name or a bad value.
+
+    Text is read as the setting's type: `{"learning_rate": "3e-4"}` gives a float, `{"run": "007"}` stays text.
+    """
+    unknown = [name for name in values if name not in known_settings()]
+    if unknown:
+        raise SettingsError("\n".join(_unknown(name, known_settings()) for name in unknown))
+    checked = {}
+    for kind in (TrainingSettings, EvaluationSettings):
+        mine = {name: value for name, value in values.items() if name in kind.model_fields}
+        settings = kind(**mine)
+        checked.update({name: getattr(settings, name) for name in mine})
+    return checked
+
+
+def read_run_settings(run: str) -> TrainingSettings:
+    """Return the settings a run was trained with; raise `SettingsError` when it has none."""
+    path = run_folder(run) / "settings.json"
+    if not path.exists():
+        raise SettingsError(f"There is no run {run!r} in {runs_folder()}{_nearest(run, _runs())}")
+    return TrainingSettings(**json.loads(path.read_text(encoding="utf-8"))["settings"])
+
+
+def _runs() -> list[str]:
+    return sorted(path.parent.name for path in runs_folder().glob("*/settings.json"))
+
+
+def _injected_names(cells: list[str]) -> set[str]:
+    """Return the names assigned in cells that papermill injected; it marks them with a first line of its own."""
+    sources = [cell for cell in cells if cell.startswith("# Parameters\n")]
+    nodes = [node for source in sources for node in ast.walk(ast.parse(source))]
+    return {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+
+
+def _sentence(fault: Any, kind: type[Settings]) -> str:
+    """Turn one fault that pydantic found into one sentence."""
+    name = str(fault["loc"][0]) if fault["loc"] else "settings"
+    if fault["type"] == "extra_forbidden":
+        return _unknown(name, kind.model_fields)
+    found = f"{name} = {fault['input']!r}"
+    if fault["type"] == "value_error":
+        return f"{found} {fault['ctx']['error']}."
+    return f"{found} is not allowed: it must be {allowed(kind.model_fields[name])}."
+
+
+def allowed(field: Any) -> str:
+    """Say in words what a setting's field allows.
+
+    >>> allowed(TrainingSettings.model_fields["gradient_accumulation_steps"])
+    'a whole number, at least 1, at most 1024'
+    """
+    words = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    if getattr(field.annotation, "__origin__", None) is Literal:
+        return "one of " + ", ".join(repr(value) for value in field.annotation.__args__)
+    parts = [words[field.annotation]]
+    for bound in field.metadata:
+        for attribute, phrase in (("gt", "above"), ("ge", "at least"), ("lt", "below"), ("le", "at most")):
+            if hasattr(bound, attribute):
+                parts.append(f"{phrase} {getattr(bound, attribute)}")
+        if hasattr(bound, "min_length"):
+            parts.append("not empty")
+    return ", ".join(parts)
+
+
+def _unknown(name: str, names: Any) -> str:
+    return f"There is no setting {name!r}{_nearest(name, names)}"
+
+
+def _nearest(name: str, names: Any) -> str:
+    """Return the end of a sentence about an unknown name: the nearest known one, or all there are."""
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; there are {', '.join(sorted(names))}." if names else "."
