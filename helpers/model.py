@@ -1,0 +1,143 @@
+"""Tokenizer and model: the shipped pocket model, a folder, or the Hub, all through the same code.
+
+Every loader asserts what training silently breaks without: a vocabulary that is really there, an end-of-text token,
+and float32 weights.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from helpers.settings import POCKET, SettingsError
+
+if TYPE_CHECKING:
+    from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
+
+
+def load_tokenizer(model_name_or_path: str) -> "PreTrainedTokenizerBase":
+    """Load a model's tokenizer and make sure that it works.
+
+    Raises:
+        SettingsError: it cannot be found, has no vocabulary to speak of, no end-of-text token, or loses text.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = _load(AutoTokenizer, model_name_or_path)
+    probe = "A fox, 3 geese\nand a well."
+    if tokenizer.eos_token_id is None or tokenizer.decode(tokenizer.encode(probe)) != probe:
+        raise SettingsError(
+            f"The tokenizer of {model_name_or_path!r} is broken: it has {len(tokenizer)} tokens and does not give back "
+            "the text it is given. Its vocabulary files are missing or empty; download the model again."
+        )
+    return tokenizer
+
+
+def load_model(model_name_or_path: str, *, from_scratch: bool = False, seed: int = 42) -> "GPT2LMHeadModel":
+    """Load a GPT-2 in float32, whatever type its file has.
+
+    Args:
+        model_name_or_path: 'pocket', a folder, or a Hub id.
+        from_scratch: take only the configuration and draw random weights.
+        seed: of the random weights.
+
+    Raises:
+        SettingsError: it cannot be found or is not a GPT-2.
+    """
+    import torch
+    from transformers import AutoConfig, GPT2LMHeadModel
+
+    config = _load(AutoConfig, model_name_or_path)
+    if config.model_type != "gpt2":
+        raise SettingsError(f"{model_name_or_path!r} is a {config.model_type} model: this course trains GPT-2 models.")
+    if from_scratch:
+        config.dtype = torch.float32
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = GPT2LMHeadModel(config)
+    else:
+        model = _load(GPT2LMHeadModel, model_name_or_path, dtype=torch.float32)
+    model.loss_type = "ForCausalLM"  # what it is; the class's name alone makes transformers warn
+    return model
+
+
+def check_fit(model: "GPT2LMHeadModel", tokenizer: "PreTrainedTokenizerBase", block_size: int) -> None:
+    """Raise `SettingsError` when the model has no row for a token or no position for a block."""
+    if len(tokenizer) > model.config.vocab_size:
+        raise SettingsError(
+            f"The tokenizer has {len(tokenizer)} tokens and the model {model.config.vocab_size} rows for them: "
+            "take both from the same model."
+        )
+    if block_size > model.config.n_positions:
+        raise SettingsError(
+            f"block_size = {block_size} is longer than the {model.config.n_positions} positions of the model: "
+            f"use at most {model.config.n_positions}."
+        )
+
+
+def use_fused_gelu(model: "GPT2LMHeadModel") -> None:
+    """Compute `gelu_new` by PyTorch's one fused operation instead of eight; the configuration stays as it came.
+
+    Both are the tanh approximation of https://arxiv.org/abs/1606.08415; they differ by rounding alone.
+    """
+    from torch import nn
+    from transformers.activations import NewGELUActivation
+
+    for block in model.transformer.h:
+        if isinstance(block.mlp.act, NewGELUActivation):
+            block.mlp.act = nn.GELU(approximate="tanh")
+
+
+def set_attention_dropout(model: "GPT2LMHeadModel", attn_pdrop: float) -> None:
+    """Set the dropout of the attention weights for this training; the configuration stays as it came."""
+    for block in model.transformer.h:
+        block.attn.attn_dropout.p = attn_pdrop
+
+
+def has_bf16() -> bool:
+    """Tell whether this machine multiplies bf16 matrices in hardware: CUDA 8.0 and newer, AVX-512 bf16 or AMX."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_capability() >= (8, 0)
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the libraries' progress bars for work of a second out of a notebook."""
+    import datasets
+    from transformers.utils import logging
+
+    shown = datasets.are_progress_bars_disabled(), logging.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if not shown[0]:
+            datasets.enable_progress_bars()
+        if shown[1]:
+            logging.enable_progress_bar()
+
+
+def device() -> Any:
+    """Return the device a model runs on here: the GPU where there is one, else the CPU."""
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _load(kind: Any, name: str, **options: Any) -> Any:
+    """Call `kind.from_pretrained`; say in one sentence what to do when the model is not to be had."""
+    path = str(POCKET) if name == "pocket" else name
+    try:
+        with quiet() if Path(path).exists() else nullcontext():  # a download deserves its progress bar
+            return kind.from_pretrained(path, **options)
+    except (OSError, ValueError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise SettingsError(
+            f"The model {name!r} could not be loaded ({first_line}): check the name and the network, "
+            "or use model_name_or_path='pocket', which is shipped."
+        ) from None

@@ -1,0 +1,90 @@
+"""Plain rows in, matplotlib Axes out: every picture of the course, readable in a light and a dark JupyterLab.
+
+Each function draws into `ax`, or into a new figure, and returns the Axes. Colours are those of Okabe and Ito, which
+colour-blind readers can tell apart (https://jfly.uni-koeln.de/color/); lines differ by style too.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.axes import Axes
+
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#777777"
+
+
+def new_axes(*, width: float = 7.0, height: float = 3.2) -> "Axes":
+    """Return the Axes of a new figure of `width` by `height` inches on white, which both themes can show."""
+    import matplotlib.pyplot as plt
+
+    _, ax = plt.subplots(figsize=(width, height), layout="constrained", facecolor="white")
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax
+
+
+def plot_history(history: Sequence[Mapping[str, Any]], *, ax: "Axes | None" = None, label: str = "") -> "Axes":
+    """Draw training and validation loss in nats a token over the steps of a run."""
+    ax = ax or new_axes()
+    for key, name, colour, style in (("loss", "training", BLUE, "-"), ("eval_loss", "validation", ORANGE, "o--")):
+        rows = [row for row in history if key in row]
+        ax.plot([r["step"] for r in rows], [r[key] for r in rows], style, color=colour, label=f"{label} {name}".strip())
+    ax.set(
+        xlabel="optimizer step",
+        ylabel="loss (nats a token)",
+        title="Both curves fall: the model learns, not only recalls",
+    )
+    ax.legend(frameon=False)
+    return ax
+
+
+def plot_learning_rate(history: Sequence[Mapping[str, Any]], *, ax: "Axes | None" = None) -> "Axes":
+    """Draw the learning rate over the steps of a run."""
+    ax = ax or new_axes(height=2.4)
+    rows = [row for row in history if "learning_rate" in row]
+    ax.plot([row["step"] for row in rows], [row["learning_rate"] for row in rows], color=GREEN)
+    ax.set(xlabel="optimizer step", ylabel="learning rate", title="Up in the warm-up, then down along the schedule")
+    return ax
+
+
+def plot_lengths(lengths: Sequence[int], *, block_size: int, ax: "Axes | None" = None) -> "Axes":
+    """Draw how long documents are, in tokens, beside the length of a block."""
+    ax = ax or new_axes()
+    ax.hist(lengths, bins=40, color=BLUE)
+    ax.axvline(block_size, color=ORANGE, linestyle="--", label=f"block_size = {block_size}")
+    ax.set(
+        xlabel="tokens in a document",
+        ylabel="documents",
+        title="What lies left of the line, padding would have filled up",
+    )
+    ax.legend(frameon=False)
+    return ax
+
+
+def plot_bars(
+    values: Mapping[str, float], *, xlabel: str, title: str, ax: "Axes | None" = None, log: bool = False
+) -> "Axes":
+    """Draw named values as horizontal bars with their figures; the first on top."""
+    ax = ax or new_axes(height=0.8 + 0.4 * len(values))
+    names = list(values)[::-1]
+    bars = ax.barh(
+        names, [values[name] for name in names], color=[BLUE if i % 2 else ORANGE for i in range(len(names))]
+    )
+    ax.bar_label(bars, labels=[f" {values[name]:,.4g}" for name in names])
+    if log:
+        ax.set_xscale("log")
+    ax.set(xlabel=xlabel, title=title)
+    ax.margins(x=0.15)
+    return ax
+
+
+def plot_gain(base_nats: "np.ndarray", tuned_nats: "np.ndarray", *, ax: "Axes | None" = None) -> "Axes":
+    """Draw, for each held-out document, the nats the base model needed and the tuned one needs."""
+    ax = ax or new_axes(width=4.6, height=4.2)
+    ax.scatter(base_nats, tuned_nats, s=14, color=BLUE)
+    top = float(max(base_nats.max(), tuned_nats.max()))
+    ax.plot([0, top], [0, top], "--", color=GREY, label="no change")
+    ax.set(xlabel="base model (nats a document)", ylabel="tuned model (nats a document)")
+    ax.set_title("Below the line: easier after fine-tuning")
+    ax.legend(frameon=False)
+    return ax
