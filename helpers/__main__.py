@@ -1,0 +1,110 @@
+"""The command line: `python -m helpers run | train | doctor | settings`."""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from helpers.settings import (
+    SettingsError,
+    TrainingSettings,
+    allowed,
+    check_values,
+    known_settings,
+    preset_names,
+    read_preset,
+    unit,
+)
+
+
+def _run_options(command: Callable) -> Callable:
+    """Add what `run` and `train` share: a preset, a run name, settings."""
+    for option in (
+        click.option(
+            "-p", "--parameter", "parameters", nargs=2, multiple=True, metavar="NAME VALUE", help="Set one setting."
+        ),
+        click.option("--run", "run_name", metavar="NAME", help="Name of the run's folder; the preset's when left out."),
+        click.option("--preset", default="pocket", show_default=True, help=f"One of {', '.join(preset_names())}."),
+    ):
+        command = option(command)
+    return command
+
+
+def _asked(run_name: str | None, parameters: tuple[tuple[str, str], ...]) -> dict[str, Any]:
+    asked = dict(parameters) | ({"run": run_name} if run_name else {})
+    return check_values(asked)
+
+
+class _OneSentence(click.Group):
+    """Turn the errors meant for people into one sentence without a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        from helpers.course import CourseError
+
+        try:
+            return super().invoke(ctx)
+        except (SettingsError, CourseError) as error:
+            click.secho(f"Error: {error}", fg="red", err=True)
+            ctx.exit(2 if isinstance(error, SettingsError) else 1)
+
+
+@click.group(cls=_OneSentence, context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Fine-tune GPT-2 on your own graphics card."""
+
+
+@main.command()
+@_run_options
+@click.argument("notebooks", nargs=-1)
+def run(preset: str, run_name: str | None, parameters: tuple[tuple[str, str], ...], notebooks: tuple[str, ...]) -> None:
+    """Execute the NOTEBOOKS (all five when none is named), then write one report page."""
+    from helpers.course import all_notebooks, find_notebook, run_course
+
+    defaults, asked = read_preset(preset), _asked(run_name, parameters)
+    name = asked.pop("run", defaults["run"])
+    chosen = [find_notebook(notebook) for notebook in notebooks] or all_notebooks()
+    report = run_course(chosen, run=name, parameters=asked, defaults=defaults, progress=True)
+    click.echo(f"Report: {report}")
+
+
+@main.command()
+@_run_options
+def train(preset: str, run_name: str | None, parameters: tuple[tuple[str, str], ...]) -> None:
+    """Train one run without a notebook; also the entry for `accelerate launch -m helpers train`."""
+    from helpers.training import fine_tune
+
+    click.echo(fine_tune(TrainingSettings.from_preset(preset, **_asked(run_name, parameters)), progress=True))
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the readings as JSON.")
+def doctor(as_json: bool) -> None:
+    """Say what this machine is and what is in the way; exit 1 when training cannot go on."""
+    import json
+
+    from helpers.environment import diagnose
+
+    diagnosis = diagnose()
+    if as_json:
+        click.echo(json.dumps(diagnosis.to_dict(), indent=2))
+    else:
+        colours = {"ok": "green", "warn": "yellow", "fail": "red", "unknown": "magenta"}
+        for check in diagnosis.checks:
+            click.echo(f"{click.style(check.status.ljust(8), fg=colours[check.status])}{check.id:16}{check.reading}")
+            if check.fix:
+                click.echo(f"{'':24}-> {check.fix}")
+        click.echo(diagnosis.verdict)
+    sys.exit(diagnosis.exit_code)
+
+
+@main.command()
+def settings() -> None:
+    """Print every setting: name, default, what is allowed, unit and help."""
+    for name, field in known_settings().items():
+        click.secho(f"{name} = {field.default}", bold=True)
+        click.echo(f"    {field.description} ({', '.join(filter(None, (allowed(field), unit(field))))})")
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m helpers")

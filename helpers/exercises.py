@@ -1,0 +1,205 @@
+"""The exercises' checks: `check("data-1", answer)` says right, not yet (with a hint), or not done yet.
+
+A check tries an answer on cases of its own and never stops the notebook: what an answer raises becomes a hint.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+_CHECKS: dict[str, tuple[Callable[[Any], None], str]] = {}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a check found: `status` is 'right', 'not yet' or 'not done yet'."""
+
+    status: str
+    message: str
+
+    def _repr_html_(self) -> str:
+        mark = {"right": "\u2713", "not yet": "\u2717", "not done yet": "\u2026"}[self.status]
+        return f"<p><b>{mark} {self.status}.</b> {escape(self.message)}</p>"
+
+
+class _Hint(Exception):  # noqa: N818 (a hint is no error)
+    pass
+
+
+def check(name: str, answer: Any) -> Verdict:
+    """Check the answer to one exercise; an answer of None, or a function that returns None, is 'not done yet'.
+
+    Raises:
+        KeyError: there is no exercise of that name.
+    """
+    examine, hint = _CHECKS[name]
+    if answer is None:
+        return Verdict("not done yet", f"Hint: {hint}")
+    try:
+        examine(answer)
+    except _NotDoneError:
+        return Verdict("not done yet", f"Hint: {hint}")
+    except _Hint as found:
+        return Verdict("not yet", str(found))
+    except Exception as error:  # noqa: BLE001 (a learner's code may raise anything)
+        return Verdict("not yet", f"It raises {type(error).__name__}: {error}")
+    return Verdict("right", "On to the next one.")
+
+
+class _NotDoneError(Exception):
+    pass
+
+
+def exercise_names() -> list[str]:
+    """Return the names of all exercises."""
+    return list(_CHECKS)
+
+
+def _exercise(name: str, hint: str) -> Callable:
+    def register(examine: Callable[[Any], None]) -> Callable:
+        _CHECKS[name] = (examine, hint)
+        return examine
+
+    return register
+
+
+def _expect(found: Any, expected: float, hint: str, *, tolerance: float = 1e-3) -> None:
+    if not math.isclose(float(found), expected, rel_tol=tolerance, abs_tol=1e-9):
+        raise _Hint(f"{found!r} is not it. {hint}")
+
+
+def _call(function: Callable, *arguments: Any) -> Any:
+    result = function(*arguments)
+    if result is None:
+        raise _NotDoneError
+    return result
+
+
+@_exercise("environment-1", "a float32 weight takes 4 bytes; a GiB is 1024**3 of them.")
+def _weights(answer: Any) -> None:
+    if math.isclose(float(answer), 124_439_808 * 4 / 1e9, rel_tol=1e-3):
+        raise _Hint("Those are GB of 1000**3 bytes; graphics cards are sold and measured in GiB of 1024**3.")
+    _expect(answer, 124_439_808 * 4 / 1024**3, "Multiply the parameters by 4 bytes, divide by 1024**3.")
+
+
+@_exercise("environment-2", "a CUDA 12 wheel needs driver 525, a CUDA 13 wheel driver 580.")
+def _wheels(answer: Any) -> None:
+    for driver, cuda, fits in ((525, 12, True), (520, 12, False), (580, 13, True), (575, 13, False), (595, 12, True)):
+        if bool(_call(answer, driver, cuda)) is not fits:
+            raise _Hint(f"Driver {driver} with a CUDA {cuda} wheel should give {fits}: newer drivers run older wheels.")
+
+
+@_exercise("environment-3", "an (n, n) product does n*n*n multiplications and as many additions.")
+def _tflops(answer: Any) -> None:
+    if math.isclose(_call(answer, 1000, 1.0), 1e-3, rel_tol=1e-3):
+        raise _Hint("Each of the n**3 multiplications comes with an addition: count both.")
+    _expect(answer(2000, 0.5), 0.032, "2 * n**3 operations, divided by the seconds and by 1e12.")
+
+
+@_exercise("data-1", "add up the tokens, one end-of-text more for each document, and divide by the block size.")
+def _blocks(answer: Any) -> None:
+    if answer in (2, (2, 12)):
+        raise _Hint("Do not forget the end-of-text token that closes each document.")
+    if tuple(answer) != (2, 15):
+        raise _Hint(f"{answer!r} is not it: 20 + 9 + 15 tokens and 3 end-of-texts, in blocks of 16.")
+
+
+@_exercise("data-2", "build one long list, `stream`, then slice it at multiples of block_size.")
+def _pack(answer: Any) -> None:
+    found = [list(row) for row in _call(answer, [[1, 2, 3], [4], [5, 6, 7]], 0, 4)]
+    if found == [[1, 2, 3, 4], [5, 6, 7]] or 0 not in sum(found, []):
+        raise _Hint("The end-of-text token (0 here) must follow each document.")
+    if found == [[1, 2, 3, 0], [4, 0, 5, 6], [7, 0]]:
+        raise _Hint("The last, incomplete block is dropped: every block has exactly block_size tokens.")
+    if found != [[1, 2, 3, 0], [4, 0, 5, 6]]:
+        raise _Hint(f"[[1,2,3],[4],[5,6,7]] with end-of-text 0 and block_size 4 gives {found}.")
+
+
+@_exercise("data-3", "a document longer than the block is cut to it; the others are filled up to it.")
+def _padding(answer: Any) -> None:
+    found = _call(answer, [50, 100], 100)
+    if math.isclose(found, 0.75):
+        raise _Hint("That is the useful share; padding is the rest.")
+    _expect(found, 0.25, "Half of the first row is padding, none of the second.")
+    _expect(answer([300, 100], 100), 0.0, "A long document fills its row: no padding, never less than none.")
+
+
+@_exercise("training-1", "batch times accumulation; an epoch is all blocks once, the last step may be smaller.")
+def _steps(answer: Any) -> None:
+    if answer == 250:
+        raise _Hint("One optimizer step comes after gradient_accumulation_steps passes, not after each.")
+    _expect(answer, 63, "1000 blocks in steps of 4 x 4 = 16: 62 whole steps and a last, smaller one.", tolerance=1e-9)
+
+
+@_exercise("training-2", "during the warm-up: peak * step / warmup; after it: half a cosine from peak to 0.")
+def _schedule(answer: Any) -> None:
+    _expect(_call(answer, 5, 1.0, 10, 110), 0.5, "Half-way through the warm-up it is half the peak.")
+    _expect(answer(10, 1.0, 10, 110), 1.0, "At the end of the warm-up it is the peak.")
+    _expect(answer(60, 1.0, 10, 110), 0.5, "In the middle of the cosine it is half the peak.")
+    _expect(answer(110, 1.0, 10, 110), 0.0, "At the last step it is 0.", tolerance=1e-6)
+
+
+@_exercise("training-3", "position t predicts token t + 1: logits[:, :-1] against ids[:, 1:].")
+def _next_token(answer: Any) -> None:
+    import torch
+    from torch.nn import functional as F
+
+    torch.manual_seed(0)
+    logits, ids = torch.randn(2, 5, 7), torch.randint(7, (2, 5))
+    found = float(_call(answer, logits, ids))
+    if math.isclose(found, float(F.cross_entropy(logits.flatten(0, 1), ids.flatten())), rel_tol=1e-4):
+        raise _Hint("That scores each token against itself: shift the labels by one.")
+    expected = float(F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()))
+    _expect(found, expected, "Mean cross-entropy of logits[:, :-1] against ids[:, 1:].", tolerance=1e-4)
+
+
+@_exercise("evaluation-1", "what does a model know that gives each of 4,096 tokens the same chance?")
+def _uniform(answer: Any) -> None:
+    if math.isclose(float(answer), math.log(4096), rel_tol=1e-3):
+        raise _Hint("That is the loss in nats; perplexity is its exponential.")
+    _expect(answer, 4096, "The loss is ln(4096); perplexity is exp of the loss.")
+
+
+@_exercise("evaluation-2", "nats divided by ln 2 are bits.")
+def _bits(answer: Any) -> None:
+    found = _call(answer, 100.0, 50)
+    if math.isclose(found, 2.0):
+        raise _Hint("Those are nats a byte: divide by ln 2.")
+    _expect(found, 100 / math.log(2) / 50, "Divide the summed nats by ln 2, then by the bytes.")
+
+
+@_exercise("evaluation-3", "collect the n-grams in a set; divide its size by their number.")
+def _distinct(answer: Any) -> None:
+    _expect(_call(answer, [1, 2, 1, 2, 1], 2), 0.5, "Of (1,2) (2,1) (1,2) (2,1) two are different: 2 of 4.")
+    _expect(answer([1, 2, 3], 1), 1.0, "Three different tokens of three.")
+
+
+@_exercise("troubleshooting-1", "it gives each of the V tokens the chance 1 / V.")
+def _first_loss(answer: Any) -> None:
+    _expect(answer, math.log(50257), "The loss of an even guess among V tokens is ln(V), with V = 50,257.")
+
+
+@_exercise("troubleshooting-2", "use the mask, not the token: the first end-of-text is text, the later ones padding.")
+def _labels(answer: Any) -> None:
+    import torch
+
+    ids, mask = torch.tensor([[5, 6, 9, 9, 9]]), torch.tensor([[1, 1, 1, 0, 0]])
+    found = _call(answer, ids, mask).tolist()
+    if found == [[5, 6, -100, -100, -100]]:
+        raise _Hint("The real end-of-text lost its label too: this model never learns to stop.")
+    if ids.tolist() != [[5, 6, 9, 9, 9]]:
+        raise _Hint("The ids themselves were changed: work on a copy.")
+    if found != [[5, 6, 9, -100, -100]]:
+        raise _Hint(f"ids {ids.tolist()} with mask {mask.tolist()} should give [[5, 6, 9, -100, -100]], not {found}.")
+
+
+@_exercise("troubleshooting-3", "halve the one, double the other, until the batch is at most what fits.")
+def _smaller_batch(answer: Any) -> None:
+    for (batch, steps, most), expected in (((16, 1, 4), (4, 4)), ((8, 2, 8), (8, 2)), ((4, 4, 1), (1, 16))):
+        found = tuple(_call(answer, batch, steps, most))
+        if found[0] * found[1] != batch * steps:
+            raise _Hint(f"{batch} x {steps} became {found[0]} x {found[1]}: their product must stay.")
+        if found != expected:
+            raise _Hint(f"Batch {batch} with {steps} passes, where {most} fits, should give {expected}, not {found}.")
