@@ -1,14 +1,15 @@
 """Perplexity, bits per byte and samples: the base model and the tuned one on the same held-out documents.
 
 Protocol of every score: the documents are one stream, an end-of-text token before the first and after each; windows
-of `context` tokens move by `stride`, each scores the tokens no window before it scored; nats are summed in float64 and
-divided once by the number of scored tokens. Bytes are the documents' own, in UTF-8.
+of `context` tokens move by `stride`, each predicts the tokens that none before it predicted; nats are summed in float64
+and divided once by the number of predicted tokens. Bytes are the documents' own, in UTF-8.
 """
 
 import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any
 
 from helpers.data import open_prepared
@@ -116,35 +117,34 @@ def _stream(documents: Sequence[str], tokenizer: "PreTrainedTokenizerBase") -> t
     return [len(row) for row in rows], stream
 
 
-def _windows(n_tokens: int, stride: int, context: int) -> Iterator[tuple[int, int, int]]:
-    """Yield (begin, end, scored) of windows over a stream: the last `scored` targets of each are its own.
+def _windows(n_inputs: int, stride: int, context: int) -> Iterator[tuple[int, int, int]]:
+    """Yield (begin, end, scored): inputs begin to end, of which the last `scored` predict a token of their own.
 
     >>> list(_windows(7, 2, 4))
-    [(0, 4, 3), (2, 6, 2), (3, 7, 1)]
+    [(0, 4, 4), (2, 6, 2), (3, 7, 1)]
     """
-    scored_to = 1  # the first token is only context
-    end = min(context, n_tokens)
-    while scored_to < n_tokens:
+    scored_to, end = 0, min(context, n_inputs)
+    while scored_to < n_inputs:
         yield max(0, end - context), end, end - scored_to
-        scored_to, end = end, min(end + stride, n_tokens)
+        scored_to, end = end, min(end + stride, n_inputs)
 
 
 def _scored(
     model: "GPT2LMHeadModel", stream: "np.ndarray", stride: int, context: int, batch_size: int
 ) -> Iterator[tuple[int, "np.ndarray"]]:
-    """Yield (index of the first target, its nats and those after it), batching windows of one shape."""
+    """Yield (index of the first scored input, nats of the tokens it and those after it predict), window by window."""
     import torch
 
-    batch: list[tuple[int, int, int]] = []
-    windows = list(_windows(len(stream), stride, context))
-    for position, window in enumerate(windows):
-        batch.append(window)
-        following = windows[position + 1] if position + 1 < len(windows) else None
-        if len(batch) == batch_size or following is None or _shape(following) != _shape(window):
-            ids = torch.from_numpy(stream[[range(begin, end) for begin, end, _ in batch]]).to(model.device)  # (B, T)
-            nats = _token_nats(model, ids, batch[0][2])
-            yield from ((end - scored - 1, row) for (_, end, scored), row in zip(batch, nats, strict=True))
-            batch = []
+    for (_, scored), same in groupby(_windows(len(stream) - 1, stride, context), key=_shape):
+        for batch in _batches(same, batch_size):
+            ids = torch.from_numpy(stream[[range(begin, end + 1) for begin, end, _ in batch]])  # (B, T + 1)
+            nats = _token_nats(model, ids.to(model.device), scored)
+            yield from ((end - scored, row) for (_, end, _), row in zip(batch, nats, strict=True))
+
+
+def _batches(rows: Iterator[Any], size: int) -> Iterator[list[Any]]:
+    while batch := list(islice(rows, size)):
+        yield batch
 
 
 def _shape(window: tuple[int, int, int]) -> tuple[int, int]:
@@ -153,12 +153,12 @@ def _shape(window: tuple[int, int, int]) -> tuple[int, int]:
 
 
 def _token_nats(model: "GPT2LMHeadModel", ids: Any, scored: int) -> "np.ndarray":
-    """Return (B, scored) nats of the last `scored` tokens of each row; only their logits are made."""
+    """Return (B, scored) nats of the last `scored` tokens of each row (B, T + 1); only their logits are made."""
     import torch
     from torch.nn import functional as F
 
     with torch.inference_mode():
-        logits = model(input_ids=ids, logits_to_keep=scored + 1, use_cache=False).logits[:, :-1]  # (B, scored, V)
+        logits = model(input_ids=ids[:, :-1], logits_to_keep=scored, use_cache=False).logits  # (B, scored, V)
         targets = ids[:, -scored:]
         nats = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
     return nats.view(targets.shape).double().cpu().numpy()

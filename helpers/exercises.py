@@ -109,7 +109,7 @@ def _blocks(answer: Any) -> None:
 @_exercise("data-2", "build one long list, `stream`, then slice it at multiples of block_size.")
 def _pack(answer: Any) -> None:
     found = [list(row) for row in _call(answer, [[1, 2, 3], [4], [5, 6, 7]], 0, 4)]
-    if found == [[1, 2, 3, 4], [5, 6, 7]] or 0 not in sum(found, []):
+    if found == [[1, 2, 3, 4], [5, 6, 7]] or not any(0 in row for row in found):
         raise _Hint("The end-of-text token (0 here) must follow each document.")
     if found == [[1, 2, 3, 0], [4, 0, 5, 6], [7, 0]]:
         raise _Hint("The last, incomplete block is dropped: every block has exactly block_size tokens.")

@@ -19,19 +19,22 @@ class ChildResult:
         return lines[-1] if lines else ""
 
 
-def run_in_child(source: str, *, extra_bytes: int | None = None, timeout_seconds: float = 120) -> ChildResult:
+def run_in_child(
+    source: str, *, setup: str = "", extra_bytes: int | None = None, timeout_seconds: float = 120
+) -> ChildResult:
     """Run Python source in a child process, with torch imported, under a cap on its memory.
 
     Args:
         source: Python code; `torch` and `helpers` are at hand.
-        extra_bytes: address space the child may take beyond what it has once torch is imported. No cap where the
-            system has none to set (Windows).
+        setup: Python code that runs before the cap is set.
+        extra_bytes: address space the child may take beyond what it has then. No cap where the system has none to
+            set (Windows).
         timeout_seconds: after this the child is ended.
 
     Raises:
         subprocess.TimeoutExpired: the child took too long.
     """
-    lines = ["import torch", "torch.set_num_threads(1)"]
+    lines = ["import torch", "torch.set_num_threads(1)", setup]
     if extra_bytes is not None and sys.platform != "win32":
         lines += [
             "import psutil, resource",

@@ -227,7 +227,8 @@ def _train(settings: TrainingSettings, folder: Path, *, progress: bool) -> None:
     if trainer.is_world_process_zero():
         _write_json(folder / "settings.json", _settings_record(settings, data))
     checkpoint = last_whole_checkpoint(folder / "checkpoints")
-    outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    with nullcontext() if progress else quiet():
+        outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if not any("eval_loss" in row and row["step"] == trainer.state.global_step for row in trainer.state.log_history):
         trainer.evaluate()
     if trainer.is_world_process_zero():
