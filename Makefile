@@ -18,7 +18,7 @@ course: $(VENV)/installed
 	$(BIN)/python -m helpers run
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests helpers
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --ignore=tests/benchmarks tests helpers
 	runs=$$(mktemp -d) && COURSE_RUNS=$$runs $(BIN)/python -m pytest --nbmake --nbmake-timeout=600 -p no:doctest notebooks \
 		&& rm -rf "$$runs"
 

@@ -1,0 +1,71 @@
+"""Every test is offline, draws to no screen, and keeps its runs in a temporary folder."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before any Hugging Face library is imported
+os.environ["MPLBACKEND"] = "Agg"
+
+from pathlib import Path
+
+import pytest
+
+from helpers.settings import TrainingSettings
+
+
+@pytest.fixture(autouse=True)
+def runs(tmp_path, monkeypatch):
+    """Keep this test's runs apart; return their folder."""
+    monkeypatch.setenv("COURSE_RUNS", str(tmp_path / "runs"))
+    return tmp_path / "runs"
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> Path:
+    """Return the folder of a GPT-2 of one layer with the pocket model's tokenizer."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from helpers.model import load_tokenizer
+
+    folder = tmp_path_factory.mktemp("tiny")
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=4096, n_positions=64, n_embd=32, n_layer=1, n_head=2, eos_token_id=4095)
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    load_tokenizer("pocket").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory) -> Path:
+    """Return a text file of 40 short documents, a block of lines each."""
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    animals = ("fox", "owl", "hen", "ram", "cat", "dog", "bee", "eel")
+    places = ("well", "barn", "hill", "road", "wood")
+    stories = [f"The {a} went to the {p}.\nIt found the {p} empty and came home." for a in animals for p in places]
+    path.write_text("\n\n".join(stories), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def tiny_settings(tiny_model, text_file) -> TrainingSettings:
+    """Return settings of a training that takes a second."""
+    return TrainingSettings(
+        run="tiny",
+        model_name_or_path=str(tiny_model),
+        source=str(text_file),
+        block_size=32,
+        per_device_train_batch_size=4,
+        num_train_epochs=2,
+        logging_steps=1,
+        eval_steps=4,
+        save_steps=3,
+        mixed_precision="no",
+    )
+
+
+@pytest.fixture
+def tiny_run(tiny_settings):
+    """Return a finished run of the tiny model."""
+    from helpers.training import fine_tune
+
+    return fine_tune(tiny_settings)

@@ -1,0 +1,109 @@
+import signal
+import subprocess
+import sys
+import time
+
+import nbformat
+import pytest
+
+from helpers import course
+from helpers.course import CourseError, find_notebook, run_course, write_report
+from helpers.settings import SettingsError, run_folder
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+
+
+@pytest.fixture
+def notebook(tmp_path):
+    """Return a function that writes a notebook: its name, the tagged cell, the cells after it."""
+
+    def write(name, parameters, *cells):
+        tagged = nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})
+        nb = nbformat.v4.new_notebook(cells=[tagged, *map(nbformat.v4.new_code_cell, cells)])
+        nb.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        path = tmp_path / name
+        nbformat.write(nb, path)
+        return path
+
+    return write
+
+
+def outputs(run, name):
+    nb = nbformat.read(run_folder(run) / "notebooks" / name, as_version=4)
+    return [output for cell in nb.cells for output in cell.get("outputs", [])]
+
+
+def test_each_notebook_gets_the_parameters_it_declares(notebook):
+    first = notebook("01_a.ipynb", 'run = "x"\nseed = 1', "print(run, seed)")
+    second = notebook("02_b.ipynb", 'run = "x"\nstride = 8', "print(run, stride)")
+    report = run_course([first, second], run="mine", parameters={"seed": 5}, defaults={"stride": 3, "top_k": 1})
+    assert outputs("mine", "01_a.ipynb")[0].text == "mine 5\n"
+    assert outputs("mine", "02_b.ipynb")[0].text == "mine 3\n"
+    assert report == run_folder("mine") / "notebooks" / "report.html"
+
+
+def test_a_parameter_that_no_notebook_has_stops_before_anything_runs(notebook):
+    first = notebook("01_a.ipynb", 'run = "x"\nstride = 8')
+    with pytest.raises(SettingsError, match=r"parameter 'strid'; did you mean 'stride'\?"):
+        run_course([first], run="mine", parameters={"strid": 1})
+    assert not run_folder("mine").exists()
+
+
+def test_a_failing_cell_leaves_the_executed_notebook_and_the_report(notebook):
+    good = notebook("01_a.ipynb", 'run = "x"', "print('fine')")
+    bad = notebook("02_b.ipynb", 'run = "x"', "print('before')", "raise ValueError('broken')", "print('never')")
+    with pytest.raises(CourseError, match=r"02_b\.ipynb failed in cell 4: ValueError: broken The executed") as error:
+        run_course([good, bad], run="mine", parameters={})
+    assert str(run_folder("mine") / "notebooks" / "02_b.ipynb") in str(error.value)
+    kinds = [output.output_type for output in outputs("mine", "02_b.ipynb")]
+    assert "error" in kinds
+    page = (run_folder("mine") / "notebooks" / "report.html").read_text(encoding="utf-8")
+    assert "fine" in page
+    assert "broken" in page
+
+
+def test_a_kernel_that_dies_is_one_sentence(notebook):
+    bad = notebook("01_a.ipynb", 'run = "x"', "import os; os._exit(1)")
+    with pytest.raises(CourseError, match="lost its kernel"):
+        run_course([bad], run="mine", parameters={})
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends an interrupt as Linux does")
+def test_an_interrupt_leaves_what_was_done(notebook, runs):
+    slow = notebook("01_a.ipynb", 'run = "x"', "print('done before')", "import time; time.sleep(120)")
+    source = (
+        "from pathlib import Path; from helpers.course import run_course\n"
+        f"run_course([Path({str(slow)!r})], run='mine', parameters={{}})"
+    )
+    child = subprocess.Popen([sys.executable, "-c", source], stderr=subprocess.DEVNULL, start_new_session=True)
+    executed = runs / "mine/notebooks/01_a.ipynb"
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and not (executed.exists() and '"output_type": "stream"' in executed.read_text()):
+        time.sleep(0.3)
+    child.send_signal(signal.SIGINT)
+    assert child.wait(60) != 0
+    assert outputs("mine", "01_a.ipynb")[0].text == "done before\n"
+
+
+def test_the_report_is_one_page_that_needs_no_network_and_escapes_text(notebook):
+    nasty = notebook("01_a.ipynb", 'run = "x"', "print('<script>alert(1)</script>')")
+    report = run_course([nasty], run="mine", parameters={}).read_text(encoding="utf-8")
+    assert "<script" not in report
+    assert "&lt;script&gt;" in report
+    assert 'src="http' not in report
+    assert 'href="#01_a"' in report
+    assert write_report("mine").read_text(encoding="utf-8") == report
+
+
+@pytest.mark.parametrize("name", ["03", "03_fine_tuning", "03_fine_tuning.ipynb"])
+def test_a_notebook_is_found_by_its_number_or_name(name):
+    assert find_notebook(name).stem == "03_fine_tuning"
+
+
+def test_an_unknown_notebook_is_answered_with_the_nearest():
+    with pytest.raises(SettingsError, match="did you mean '03_fine_tuning'"):
+        find_notebook("fine_tunning")
+
+
+def test_the_course_has_five_notebooks_in_order():
+    assert [path.stem[:2] for path in course.all_notebooks()] == ["01", "02", "03", "04", "05"]

@@ -1,0 +1,96 @@
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from helpers import course, training
+from helpers.__main__ import main
+
+
+def call(*arguments):
+    return CliRunner().invoke(main, list(arguments))
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Record what `run` would execute."""
+    calls = []
+    monkeypatch.setattr(
+        course, "run_course", lambda notebooks, **rest: calls.append((notebooks, rest)) or "report.html"
+    )
+    return calls
+
+
+def test_run_takes_all_five_notebooks_and_the_pocket_preset(asked):
+    assert call("run").exit_code == 0
+    notebooks, rest = asked[0]
+    assert len(notebooks) == 5
+    assert rest["run"] == "pocket"
+    assert rest["parameters"] == {}
+
+
+def test_run_passes_the_preset_and_lets_the_command_line_win(asked):
+    assert call("run", "--preset", "guide", "--run", "mine", "-p", "learning_rate", "3e-4", "03").exit_code == 0
+    notebooks, rest = asked[0]
+    assert [path.stem for path in notebooks] == ["03_fine_tuning"]
+    assert rest["run"] == "mine"
+    assert rest["parameters"] == {"learning_rate": 3e-4}
+    assert rest["defaults"]["block_size"] == 512
+
+
+def test_a_runs_name_stays_text(asked):
+    call("run", "--run", "007")
+    assert asked[0][1]["run"] == "007"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "--preset", "gide"], "did you mean 'guide'?"),
+        (["run", "-p", "learning_rat", "1"], "did you mean 'learning_rate'?"),
+        (["run", "--run", "../x"], "not a plain name"),
+        (["run", "3"], "There is no notebook '3'"),
+        (["train", "-p", "block_size", "7"], "at least 8"),
+        (["train", "-p", "stride", "7"], "There is no setting 'stride'"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_code_2(arguments, words):
+    result = call(*arguments)
+    assert result.exit_code == 2
+    assert result.output.count("\n") == 1
+    assert words in result.output
+
+
+def test_a_failing_notebook_is_exit_code_1(monkeypatch):
+    def fail(*_, **__):
+        raise course.CourseError("02_data.ipynb failed")
+
+    monkeypatch.setattr(course, "run_course", fail)
+    result = call("run")
+    assert (result.exit_code, result.output) == (1, "Error: 02_data.ipynb failed\n")
+
+
+def test_train_prints_the_finished_run(monkeypatch):
+    monkeypatch.setattr(training, "fine_tune", lambda settings, progress: f"{settings.run} {settings.num_train_epochs}")
+    result = call("train", "--run", "mine", "-p", "num_train_epochs", "2")
+    assert (result.exit_code, result.output) == (0, "mine 2.0\n")
+
+
+def test_doctor_speaks_json():
+    result = call("doctor", "--json")
+    found = json.loads(result.output)
+    assert set(found) == {"verdict", "exit_code", "checks"}
+    assert result.exit_code == found["exit_code"]
+
+
+def test_doctor_shows_every_check_and_the_verdict():
+    result = call("doctor")
+    assert "torch_build" in result.output
+    assert result.output.strip().endswith(".")
+
+
+def test_settings_lists_every_setting_with_its_help():
+    from helpers.settings import known_settings
+
+    output = call("settings").output
+    assert all(f"{name} = " in output for name in known_settings())

@@ -1,0 +1,134 @@
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, GPT2Tokenizer
+
+from helpers.model import (
+    check_fit,
+    has_bf16,
+    load_model,
+    load_tokenizer,
+    quiet,
+    set_attention_dropout,
+    use_fused_gelu,
+)
+from helpers.settings import POCKET, SettingsError
+
+
+def test_the_pocket_model_is_a_gpt2_in_all_but_its_numbers():
+    model, tokenizer = load_model("pocket"), load_tokenizer("pocket")
+    stock = GPT2Config()
+    assert type(model) is GPT2LMHeadModel
+    assert type(tokenizer) is GPT2Tokenizer
+    for name in ("activation_function", "attn_pdrop", "resid_pdrop", "embd_pdrop", "tie_word_embeddings"):
+        assert getattr(model.config, name) == getattr(stock, name)
+    assert tokenizer.eos_token == "<|endoftext|>"
+    assert tokenizer.eos_token_id == len(tokenizer) - 1 == model.config.vocab_size - 1
+    check_fit(model, tokenizer, 256)
+
+
+def test_the_pocket_model_stays_small():
+    assert sum(file.stat().st_size for file in POCKET.iterdir()) <= 12 * 1024**2
+
+
+def test_the_pocket_tokenizer_gives_any_text_back():
+    tokenizer = load_tokenizer("pocket")
+    for text in ("plain", " two  spaces\n\ttab", "caf\u00e9 \u72d0\u72f8 \U0001f98a", "\x00\x7f"):
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_a_half_precision_file_is_loaded_in_float32(tmp_path, tiny_model):
+    load_model(str(tiny_model)).half().save_pretrained(tmp_path)
+    assert {p.dtype for p in load_model(str(tmp_path)).parameters()} == {torch.float32}
+
+
+def test_random_weights_follow_the_seed_and_leave_the_global_state_alone(tiny_model):
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    one, same, other = (load_model(str(tiny_model), from_scratch=True, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(torch.rand(1), expected)
+    assert torch.equal(one.transformer.wte.weight, same.transformer.wte.weight)
+    assert not torch.equal(one.transformer.wte.weight, other.transformer.wte.weight)
+    assert not torch.equal(one.transformer.wte.weight, load_model(str(tiny_model)).transformer.wte.weight)
+
+
+def test_an_empty_tokenizer_is_refused(tmp_path):
+    GPT2Tokenizer.from_pretrained(tmp_path).save_pretrained(tmp_path)
+    with pytest.raises(SettingsError, match="is broken: it has 1 tokens"):
+        load_tokenizer(str(tmp_path))
+
+
+@pytest.mark.parametrize("load", [load_model, load_tokenizer])
+def test_a_model_that_cannot_be_had_is_one_sentence(load):
+    with pytest.raises(SettingsError, match="model_name_or_path='pocket'"):
+        load("nobody/nothing-at-all")
+
+
+def test_another_kind_of_model_is_refused(tmp_path):
+    from transformers import BertConfig
+
+    BertConfig().save_pretrained(tmp_path)
+    with pytest.raises(SettingsError, match="is a bert model"):
+        load_model(str(tmp_path))
+
+
+def test_a_block_longer_than_the_positions_is_refused(tiny_model):
+    with pytest.raises(SettingsError, match="use at most 64"):
+        check_fit(load_model(str(tiny_model)), load_tokenizer(str(tiny_model)), 65)
+
+
+def test_a_token_without_a_row_is_refused(tiny_model):
+    tokenizer = load_tokenizer(str(tiny_model))
+    tokenizer.add_tokens(["<new>"])
+    with pytest.raises(SettingsError, match="4097 tokens and the model 4096 rows"):
+        check_fit(load_model(str(tiny_model)), tokenizer, 64)
+
+
+@pytest.mark.parametrize("shape", [(2, 64), (1, 1 + 2), (3, 17)])
+def test_the_fused_gelu_gives_the_stock_loss_and_gradients(shape):
+    torch.manual_seed(0)
+    ids = torch.randint(4096, shape)
+    losses, gradients = [], []
+    for fused in (False, True):
+        model = load_model("pocket").eval()
+        if fused:
+            use_fused_gelu(model)
+        loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        losses.append(loss.item())
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    assert (gradients[0] - gradients[1]).abs().max() < 1e-4
+    assert isinstance(model.transformer.h[0].mlp.act, torch.nn.GELU), "nothing was swapped"
+
+
+def test_attention_dropout_is_set_for_the_training_only():
+    model = load_model("pocket")
+    set_attention_dropout(model, 0.25)
+    assert {block.attn.attn_dropout.p for block in model.transformer.h} == {0.25}
+    assert model.config.attn_pdrop == GPT2Config().attn_pdrop
+
+
+def test_bf16_is_asked_of_the_gpu_where_there_is_one(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for capability, expected in (((7, 5), False), ((8, 0), True), ((8, 9), True)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda capability=capability: capability)
+        assert has_bf16() is expected
+
+
+@pytest.mark.parametrize(("name", "expected"), [("avx512_bf16", True), ("amx_bf16", True), ("avx2", False)])
+def test_bf16_is_asked_of_the_processor_otherwise(monkeypatch, name, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {name: True}, raising=False)
+    assert has_bf16() is expected
+
+
+def test_quiet_gives_the_progress_bars_back():
+    import datasets
+    from transformers.utils import logging
+
+    with quiet():
+        assert datasets.are_progress_bars_disabled()
+        assert not logging.is_progress_bar_enabled()
+    assert not datasets.are_progress_bars_disabled()
+    assert logging.is_progress_bar_enabled()

@@ -1,0 +1,50 @@
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from helpers import plots
+
+HISTORY = [
+    {"step": 1, "loss": 3.0, "learning_rate": 0.1},
+    {"step": 2, "loss": 2.0, "learning_rate": 0.05},
+    {"step": 2, "eval_loss": 2.5},
+]
+
+
+@pytest.fixture(autouse=True)
+def _close():
+    yield
+    plt.close("all")
+
+
+def drawings(ax=None):
+    return [
+        plots.plot_history(HISTORY, ax=ax),
+        plots.plot_learning_rate(HISTORY, ax=ax),
+        plots.plot_lengths([5, 9, 20], block_size=16, ax=ax),
+        plots.plot_bars({"a": 1.0, "b": 20.0}, xlabel="tokens", title="b is longer", ax=ax, log=True),
+        plots.plot_gain(np.array([3.0, 4.0]), np.array([2.0, 1.0]), ax=ax),
+    ]
+
+
+def test_every_plot_names_its_axes_and_says_what_to_see():
+    for ax in drawings():
+        assert ax.get_title()
+        assert ax.get_xlabel()
+
+
+def test_every_plot_draws_where_it_is_told():
+    ax = plots.new_axes()
+    assert all(drawn is ax for drawn in drawings(ax))
+
+
+def test_the_history_shows_each_loss_at_its_step():
+    training, validation = plots.plot_history(HISTORY).get_lines()
+    assert training.get_xydata().tolist() == [[1, 3.0], [2, 2.0]]
+    assert validation.get_xydata().tolist() == [[2, 2.5]]
+
+
+def test_bars_stand_in_the_order_given_with_their_figures():
+    ax = plots.plot_bars({"first": 1.0, "second": 2.0}, xlabel="x", title="t")
+    assert [label.get_text() for label in ax.get_yticklabels()][::-1] == ["first", "second"]
+    assert {text.get_text().strip() for text in ax.texts} == {"1", "2"}

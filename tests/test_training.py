@@ -1,0 +1,204 @@
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import TrainerControl, TrainerState
+
+from helpers import training
+from helpers.data import prepare
+from helpers.model import load_model
+from helpers.settings import SettingsError, TrainingSettings
+from helpers.training import (
+    TrainingBrokenError,
+    as_batch,
+    chosen_precision,
+    fine_tune,
+    last_whole_checkpoint,
+    open_or_train,
+    open_run,
+    read_history,
+    training_arguments,
+)
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def same_weights(one, other):
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_training_lowers_the_loss_and_leaves_a_whole_run_folder(tiny_run, runs):
+    losses = [row["loss"] for row in tiny_run.history if "loss" in row]
+    assert losses[-1] < losses[0] < math.log(4096) + 0.5
+    names = {path.name for path in (runs / "tiny").iterdir() if not path.name.startswith(".")}
+    assert names == {"settings.json", "data", "checkpoints", "model", "history.jsonl", "training.json"}
+
+
+def test_the_settings_file_is_all_that_is_needed_to_repeat_the_run(tiny_run, tiny_settings):
+    record = json.loads((tiny_run.folder / "settings.json").read_text())
+    assert TrainingSettings(**record["settings"]) == tiny_settings
+    assert {"python", "torch", "transformers"} <= set(record["versions"])
+    assert set(record["data_sha256"]) == {"train", "validation", "test"}
+
+
+def test_the_same_settings_give_the_same_weights(tiny_run, tiny_settings):
+    again = fine_tune(tiny_settings.model_copy(update={"run": "again"}))
+    assert same_weights(weights(tiny_run.model_folder), weights(again.model_folder))
+
+
+def test_an_interrupted_run_ends_with_the_weights_and_history_of_an_uninterrupted_one(
+    tiny_run, tiny_settings, monkeypatch
+):
+    class PowerCutError(Exception):
+        pass
+
+    def cut_at_step_5(settings, folder):
+        callback = original(settings, folder)
+
+        def on_step_end(args, state, control, **_):
+            if state.global_step == 5:
+                raise PowerCutError
+
+        callback.on_step_end = on_step_end
+        return callback
+
+    original = training._history_callback
+    settings = tiny_settings.model_copy(update={"run": "cut"})
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_history_callback", cut_at_step_5)
+        with pytest.raises(PowerCutError):
+            fine_tune(settings)
+    assert last_whole_checkpoint(training.run_folder("cut") / "checkpoints").name == "checkpoint-3"
+    resumed = fine_tune(settings)
+    assert same_weights(weights(tiny_run.model_folder), weights(resumed.model_folder))
+    assert resumed.history == tiny_run.history
+
+
+def test_a_finished_run_is_opened_and_not_trained_again(tiny_run, tiny_settings):
+    before = (tiny_run.model_folder / "model.safetensors").stat().st_mtime_ns
+    assert fine_tune(tiny_settings) == tiny_run
+    assert (tiny_run.model_folder / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_run_is_never_overwritten_with_other_settings(tiny_run, tiny_settings):
+    before = weights(tiny_run.model_folder)
+    with pytest.raises(SettingsError, match=r"learning_rate = 0\.001, not 0\.002.*another run name"):
+        fine_tune(tiny_settings.model_copy(update={"learning_rate": 2e-3}))
+    assert same_weights(before, weights(tiny_run.model_folder))
+
+
+def test_accumulated_passes_train_like_one_batch(tiny_run, tiny_settings):
+    halves = {"run": "halves", "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    first_loss = fine_tune(tiny_settings.model_copy(update=halves)).history[0]["loss"]
+    assert first_loss == pytest.approx(tiny_run.history[0]["loss"], abs=0.05), "only the dropout differs"
+
+
+def test_the_saved_model_is_stock_and_loads_with_nothing_of_ours(tiny_run):
+    source = (
+        "import sys, warnings; warnings.simplefilter('error'); sys.modules['helpers'] = None\n"
+        "from transformers import pipeline\n"
+        f"speak = pipeline('text-generation', model={str(tiny_run.model_folder)!r})\n"
+        "print(speak('The fox', max_new_tokens=5, do_sample=False)[0]['generated_text'])"
+    )
+    child = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, cwd=tiny_run.folder)
+    assert child.returncode == 0, child.stderr
+    assert child.stdout.startswith("The fox")
+
+
+def test_the_saved_configuration_is_as_it_came(tiny_run, tiny_model):
+    before, after = (json.loads((folder / "config.json").read_text()) for folder in (tiny_model, tiny_run.model_folder))
+    assert after == before
+
+
+def test_the_models_card_says_what_it_was_trained_on(tiny_run, tiny_settings):
+    card = (tiny_run.model_folder / "README.md").read_text()
+    assert tiny_settings.source in card
+    assert "| `learning_rate` | 0.001 |" in card
+
+
+def test_the_line_of_a_run_is_made_of_its_measurements(tiny_run):
+    assert f"{tiny_run.facts['steps']} steps" in str(tiny_run)
+    assert tiny_run.facts["peak_bytes"] > 10**7
+    assert tiny_run.facts["tokens"] == tiny_run.facts["steps"] * 4 * 32
+
+
+def test_a_notebook_can_open_a_run_that_exists(tiny_run):
+    assert open_or_train("tiny") == tiny_run
+
+
+def test_a_run_that_is_not_finished_is_said_so():
+    with pytest.raises(SettingsError, match="There is no finished run 'mine'"):
+        open_run("mine")
+    assert read_history("mine") == []
+
+
+def test_labels_are_the_tokens_themselves_with_the_end_of_text(tiny_settings):
+    blocks = prepare(tiny_settings).blocks["train"]
+    batch = as_batch([blocks[0], blocks[1]])
+    assert batch["input_ids"].shape == (2, 32)
+    assert batch["labels"] is batch["input_ids"]
+    assert 4095 in batch["labels"]
+
+
+@pytest.mark.parametrize(
+    ("gpu", "bf16", "expected"), [(True, True, "bf16"), (True, False, "fp16"), (False, False, "no")]
+)
+def test_auto_precision_follows_the_hardware(monkeypatch, gpu, bf16, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(training, "has_bf16", lambda: bf16)
+    assert chosen_precision(TrainingSettings()) == expected
+
+
+def test_fp16_without_a_gpu_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SettingsError, match="needs an NVIDIA GPU"):
+        chosen_precision(TrainingSettings(mixed_precision="fp16"))
+
+
+def test_settings_reach_the_trainer_under_their_own_names(tmp_path):
+    arguments = training_arguments(TrainingSettings(learning_rate=3e-4, weight_decay=0.2, seed=7), tmp_path)
+    assert (arguments.learning_rate, arguments.weight_decay, arguments.seed) == (3e-4, 0.2, 7)
+    assert arguments.logging_nan_inf_filter is False
+
+
+@pytest.mark.parametrize(("loss", "words"), [(0.0, "exactly 0"), (math.nan, "Lower learning_rate"), (math.inf, "inf")])
+def test_a_loss_that_says_the_training_is_broken_stops_it(tmp_path, loss, words):
+    guard = training._guard_callback()
+    arguments = training_arguments(TrainingSettings(), tmp_path)
+    with pytest.raises(TrainingBrokenError, match=words):
+        guard.on_log(arguments, TrainerState(), TrainerControl(), logs={"loss": loss})
+    guard.on_log(arguments, TrainerState(), TrainerControl(), logs={"loss": 1.0})
+
+
+def test_a_learning_rate_that_spoils_the_weights_stops_the_run(tiny_model, tiny_settings, tmp_path):
+    spoilt = load_model(str(tiny_model))
+    with torch.no_grad():
+        spoilt.transformer.wte.weight[:] = math.nan
+    folder = tmp_path / "spoilt"
+    spoilt.save_pretrained(folder)
+    from helpers.model import load_tokenizer
+
+    load_tokenizer("pocket").save_pretrained(folder)
+    with pytest.raises(TrainingBrokenError, match="The loss is nan at step 1"):
+        fine_tune(tiny_settings.model_copy(update={"model_name_or_path": str(folder), "run": "spoilt"}))
+
+
+def test_a_block_longer_than_the_model_stops_before_training(tiny_settings):
+    with pytest.raises(SettingsError, match="use at most 64"):
+        fine_tune(tiny_settings.model_copy(update={"block_size": 65}))
+
+
+def test_a_checkpoint_cut_short_is_passed_over(tiny_run):
+    newest, older = sorted((tiny_run.folder / "checkpoints").iterdir(), key=training._step, reverse=True)
+    assert last_whole_checkpoint(tiny_run.folder / "checkpoints") == newest
+    with (newest / "model.safetensors").open("r+b") as file:
+        file.truncate(1000)
+    assert last_whole_checkpoint(tiny_run.folder / "checkpoints") == older
+    (older / "trainer_state.json").unlink()
+    assert last_whole_checkpoint(tiny_run.folder / "checkpoints") is None
