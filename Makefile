@@ -10,32 +10,33 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TORCH ?=
-TORCH_INDEX := $(if $(TORCH),--index-url https://download.pytorch.org/whl/$(TORCH))
 TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
+INSTALLED := $(VENV)/installed$(TORCH)
 
 .PHONY: course test lab lint bench
-course: $(VENV)/installed
+course: $(INSTALLED)
 	$(BIN)/python -m helpers run
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --ignore=tests/benchmarks tests helpers
-	runs=$$(mktemp -d) && COURSE_RUNS=$$runs $(BIN)/python -m pytest --nbmake --nbmake-timeout=600 -p no:doctest notebooks \
+	runs=$$(mktemp -d) && COURSE_RUNS=$$runs $(BIN)/python -m pytest --nbmake --nbmake-timeout=600 notebooks \
 		&& rm -rf "$$runs"
 
-lab: $(VENV)/installed
+lab: $(INSTALLED)
 	$(BIN)/jupyter lab notebooks
 
-lint: $(VENV)/installed
+lint: $(INSTALLED)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/nbstripout --verify --extra-keys "metadata.papermill cell.metadata.papermill" notebooks/*.ipynb
 
-bench: $(VENV)/installed
+bench: $(INSTALLED)
 	$(BIN)/python -m pytest -s tests/benchmarks
 
-$(VENV)/installed: pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt pip
-	$(if $(TORCH),$(BIN)/pip install --quiet $(TORCH_INDEX) torch==$(TORCH_VERSION))
+	$(if $(TORCH),$(BIN)/pip install --quiet --index-url https://download.pytorch.org/whl/$(TORCH) \
+		torch==$(TORCH_VERSION)+$(TORCH))
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test,gpu]'
 	touch $@
