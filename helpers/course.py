@@ -106,7 +106,8 @@ def _execute(notebook: Path, output: Path, parameters: dict[str, Any], *, progre
             kernel_name="python3",  # the environment this command runs in
             cwd=str(notebook.parent),
             progress_bar={"desc": notebook.stem} if progress else False,
-            log_output=False,
+            # the kernel listens on this machine alone; its warning about that would stand between the progress bars
+            extra_arguments=["--IPKernelApp.log_level=ERROR"],
         )
     except PapermillExecutionError as error:
         raise CourseError(

@@ -234,6 +234,7 @@ def _train(settings: TrainingSettings, folder: Path, *, progress: bool) -> None:
     if trainer.is_world_process_zero():
         save_model(model, tokenizer, settings, data.facts, folder / "model")
         _write_json(folder / "training.json", _facts(settings, trainer, outcome.metrics))
+    trainer.accelerator.wait_for_everyone()  # the other processes open what the first has written
 
 
 def save_model(

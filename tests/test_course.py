@@ -107,3 +107,21 @@ def test_an_unknown_notebook_is_answered_with_the_nearest():
 
 def test_the_course_has_five_notebooks_in_order():
     assert [path.stem[:2] for path in course.all_notebooks()] == ["01", "02", "03", "04", "05"]
+
+
+def papermill(folder, *arguments):
+    command = [sys.executable, "-m", "papermill", "--no-progress-bar", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+
+
+def test_plain_papermill_runs_a_notebook_from_any_folder(tmp_path, runs, text_file):
+    arguments = ["-p", "run", "mine", "-p", "block_size", "64", "-p", "source", str(text_file)]
+    result = papermill(tmp_path, str(find_notebook("02")), "out.ipynb", *arguments)
+    assert result.returncode == 0, result.stderr
+    assert '"block_size": 64' in (runs / "mine/data/data.json").read_text()
+
+
+def test_plain_papermill_stops_at_a_parameter_that_no_setting_has(tmp_path):
+    result = papermill(tmp_path, str(find_notebook("02")), "out.ipynb", "-p", "blok_size", "64")
+    assert result.returncode != 0
+    assert "did you mean 'block_size'?" in result.stderr

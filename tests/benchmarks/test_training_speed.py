@@ -1,4 +1,4 @@
-"""How much faster packed rows and this machine's number format train: ratios from one run, printed with `make bench`."""
+"""How much faster packed rows and bf16 train here: ratios from one run, printed with `make bench`."""
 
 import time
 
