@@ -11,7 +11,7 @@ from helpers.settings import NOTEBOOKS, SettingsError, known_settings, run_folde
 _PAGE_STYLE = """
 :root { color-scheme: light dark }
 body { font: 16px/1.55 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
-pre { overflow-x: auto; padding: .6rem; background: #8881; font-size: 13px }
+pre { white-space: pre-wrap; padding: .6rem; background: #8881; font-size: 13px }
 img { max-width: 100%; background: white } table { border-collapse: collapse } td, th { padding: .2rem .6rem }
 .jp-InputPrompt, .jp-OutputPrompt, .jp-Collapser, .anchor-link, .prompt { display: none }
 section { border-top: 2px solid #8886; margin-top: 3rem }

@@ -152,9 +152,10 @@ def token_blocks(
     stream = np.concatenate([*_token_arrays(documents, tokenizer), np.empty(0, np.int32)])  # (n_tokens,)
     n_blocks = len(stream) // block_size
     if n_blocks == 0:
+        larger_share = "" if name == "train" else f"a larger {name}_share, "
         raise SettingsError(
             f"The {name} text has {len(stream)} tokens, less than one block of {block_size}: "
-            f"use more text, a larger {name}_share or a smaller block_size."
+            f"use {larger_share}more text or a smaller block_size."
         )
     rows = pa.FixedSizeListArray.from_arrays(pa.array(stream[: n_blocks * block_size]), block_size)
     return Dataset(pa.table({"input_ids": rows})).with_format("torch"), len(stream)

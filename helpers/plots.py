@@ -32,7 +32,7 @@ def plot_history(history: Sequence[Mapping[str, Any]], *, ax: "Axes | None" = No
     ax.set(
         xlabel="optimizer step",
         ylabel="loss (nats a token)",
-        title="Both curves fall: the model learns, not only recalls",
+        title="While both fall, the model learns something general",
     )
     ax.legend(frameon=False)
     return ax
@@ -43,7 +43,7 @@ def plot_learning_rate(history: Sequence[Mapping[str, Any]], *, ax: "Axes | None
     ax = ax or new_axes(height=2.4)
     rows = [row for row in history if "learning_rate" in row]
     ax.plot([row["step"] for row in rows], [row["learning_rate"] for row in rows], color=GREEN)
-    ax.set(xlabel="optimizer step", ylabel="learning rate", title="Up in the warm-up, then down along the schedule")
+    ax.set(xlabel="optimizer step", ylabel="learning rate", title="The learning rate along the schedule")
     return ax
 
 

@@ -175,7 +175,7 @@ class TrainingSettings(DataSettings):
         10, ge=1, le=100_000, json_schema_extra={"unit": "steps"}, description="steps between two history rows"
     )
     eval_steps: int = Field(
-        50, ge=1, le=100_000, json_schema_extra={"unit": "steps"}, description="steps between two validations"
+        20, ge=1, le=100_000, json_schema_extra={"unit": "steps"}, description="steps between two validations"
     )
     save_steps: int = Field(
         100, ge=1, le=100_000, json_schema_extra={"unit": "steps"}, description="steps between two checkpoints"
