@@ -189,6 +189,8 @@ class Comparison:
 def compare(settings: EvaluationSettings) -> Comparison:
     """Score a finished run and the model it started from on its test documents; keep it in evaluation.json.
 
+    Windows hold `block_size` tokens, as in training; a longer stride is cut to that, and the protocol says so.
+
     Raises:
         SettingsError: the run is not there or not finished, or the stride does not fit.
     """
