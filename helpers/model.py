@@ -129,12 +129,26 @@ def device() -> Any:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def hub_answers(timeout_seconds: float = 5) -> bool:
+    """Tell whether the Hub can be reached now; one short request, where the libraries would try for minutes."""
+    from huggingface_hub import constants, get_session, is_offline_mode
+
+    if is_offline_mode():
+        return False
+    try:
+        get_session().head(constants.ENDPOINT, timeout=timeout_seconds)
+    except Exception:  # noqa: BLE001 (whatever the client raises, the Hub did not answer)
+        return False
+    return True
+
+
 def _load(kind: Any, name: str, **options: Any) -> Any:
     """Call `kind.from_pretrained`; say in one sentence what to do when the model is not to be had."""
     path = str(POCKET) if name == "pocket" else name
+    is_local = Path(path).exists()
     try:
-        with quiet() if Path(path).exists() else nullcontext():  # a download deserves its progress bar
-            return kind.from_pretrained(path, **options)
+        with quiet() if is_local else nullcontext():  # a download deserves its progress bar
+            return kind.from_pretrained(path, **options, local_files_only=is_local or not hub_answers())
     except (OSError, ValueError) as error:
         first_line = str(error).strip().splitlines()[0]
         raise SettingsError(

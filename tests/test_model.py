@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2Tokenizer
@@ -62,6 +66,19 @@ def test_an_empty_tokenizer_is_refused(tmp_path):
 def test_a_model_that_cannot_be_had_is_one_sentence(load):
     with pytest.raises(SettingsError, match="model_name_or_path='pocket'"):
         load("nobody/nothing-at-all")
+
+
+def test_a_hub_that_does_not_answer_costs_seconds():
+    source = (
+        "import time; from helpers.model import load_model; from helpers.settings import SettingsError\n"
+        "import torch, transformers; start = time.monotonic()\n"
+        "try:\n    load_model('openai-community/gpt2')\n"
+        "except SettingsError as error:\n    print('one sentence' if len(str(error).splitlines()) == 1 else error)\n"
+        "print(time.monotonic() - start < 15)"
+    )
+    environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9"}  # nobody listens there
+    child = subprocess.run([sys.executable, "-c", source], env=environment, capture_output=True, text=True)
+    assert child.stdout == "one sentence\nTrue\n", child.stderr
 
 
 def test_another_kind_of_model_is_refused(tmp_path):
