@@ -35,6 +35,7 @@ bench: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
+	rm -f $(VENV)/installed*  # another TORCH is about to be replaced: asked for again, it is to be installed again
 	$(BIN)/pip install --quiet --constraint constraints.txt pip
 	$(if $(TORCH),$(BIN)/pip install --quiet --index-url https://download.pytorch.org/whl/$(TORCH) \
 		torch==$(TORCH_VERSION)+$(TORCH))

@@ -1,5 +1,6 @@
 """The command line: `python -m helpers run | train | doctor | settings`."""
 
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -32,7 +33,7 @@ def _run_options(command: Callable) -> Callable:
 
 
 def _asked(run_name: str | None, parameters: tuple[tuple[str, str], ...]) -> dict[str, Any]:
-    asked = dict(parameters) | ({"run": run_name} if run_name else {})
+    asked = dict(parameters) | ({} if run_name is None else {"run": run_name})
     return check_values(asked)
 
 
@@ -47,6 +48,9 @@ class _OneSentence(click.Group):
         except (SettingsError, CourseError) as error:
             click.secho(f"Error: {error}", fg="red", err=True)
             ctx.exit(2 if isinstance(error, SettingsError) else 1)
+        except KeyboardInterrupt:
+            click.secho("\nInterrupted: what was done is kept, and the same command goes on.", fg="red", err=True)
+            ctx.exit(130)  # as a shell counts a program that Ctrl-C ended
 
 
 @click.group(cls=_OneSentence, context_settings={"help_option_names": ["-h", "--help"]})
@@ -71,10 +75,19 @@ def run(preset: str, run_name: str | None, parameters: tuple[tuple[str, str], ..
 @main.command()
 @_run_options
 def train(preset: str, run_name: str | None, parameters: tuple[tuple[str, str], ...]) -> None:
-    """Train one run without a notebook; also the entry for `accelerate launch -m helpers train`."""
-    from helpers.training import fine_tune
+    """Train one run without a notebook; also the entry for `accelerate launch -m helpers train`.
 
-    click.echo(fine_tune(TrainingSettings.from_preset(preset, **_asked(run_name, parameters)), progress=True))
+    Under torchrun name the run with `-p run NAME`: torchrun takes `--run` for an option of its own.
+    """
+    from helpers.training import TrainingBrokenError, fine_tune
+
+    settings = TrainingSettings.from_preset(preset, **_asked(run_name, parameters))
+    try:
+        finished = fine_tune(settings, progress=True)
+    except TrainingBrokenError as error:
+        raise click.ClickException(str(error)) from None
+    if os.environ.get("RANK", "0") == "0":  # of many processes one speaks
+        click.echo(finished)
 
 
 @main.command()

@@ -2,6 +2,7 @@
 
 import difflib
 import html
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,8 @@ def _execute(notebook: Path, output: Path, parameters: dict[str, Any], *, progre
             str(notebook),
             str(output),
             parameters=parameters,
-            kernel_name="python3",  # the environment this command runs in
+            kernel_name="python3",
+            kernel_manager_class=_kernel_of_this_python(),  # a class, not `km`: papermill ends what it made
             cwd=str(notebook.parent),
             progress_bar={"desc": notebook.stem} if progress else False,
             # the kernel listens on this machine alone; its warning about that would stand between the progress bars
@@ -111,11 +113,42 @@ def _execute(notebook: Path, output: Path, parameters: dict[str, Any], *, progre
         )
     except PapermillExecutionError as error:
         raise CourseError(
-            f"{notebook.name} failed in cell {error.exec_count}: {error.ename}: {error.evalue} "
+            f"{notebook.name} failed in cell {error.exec_count}: {error.ename}: {_sentence(error.evalue)} "
             f"The executed notebook with its traceback is {output}."
         ) from None
     except (DeadKernelError, CellTimeoutError) as error:
         raise CourseError(f"{notebook.name} lost its kernel: {error}. What ran is in {output}.") from None
+
+
+def _kernel_of_this_python() -> type:
+    """Return a manager whose python3 kernel is this very Python.
+
+    A `python3` kernel that another installation left in the user's folders may come first where Jupyter looks. With
+    no folders to look in, Jupyter takes the kernel of the `ipykernel` that this Python imports.
+    """
+    from jupyter_client import AsyncKernelManager
+    from jupyter_client.kernelspec import KernelSpecManager
+
+    class KernelOfThisPython(AsyncKernelManager):
+        def __init__(self, **traits: Any) -> None:
+            super().__init__(kernel_spec_manager=KernelSpecManager(kernel_dirs=[]), **traits)
+
+        async def shutdown_kernel(self, now: bool = False, restart: bool = False) -> None:
+            # asked to end amid a cell, a kernel prints a traceback of its own: after Ctrl-C it is ended at once
+            interrupted = isinstance(sys.exc_info()[1], KeyboardInterrupt)
+            await super().shutdown_kernel(now=now or interrupted, restart=restart)
+
+    return KernelOfThisPython
+
+
+def _sentence(message: str) -> str:
+    r"""Return an error's message on one line, with a full stop.
+
+    >>> _sentence("expected 3\n  but got 4")
+    'expected 3 but got 4.'
+    """
+    line = " ".join(message.split())
+    return line if line.endswith((".", "!", "?")) else f"{line}."
 
 
 def write_report(run: str) -> Path:
@@ -128,7 +161,7 @@ def write_report(run: str) -> Path:
     exporter = HTMLExporter(template_name="basic")
     links, sections = [], []
     for path in sorted(folder.glob("*.ipynb")):
-        body, _ = exporter.from_notebook_node(nbformat.read(path, as_version=4))
+        body, _ = exporter.from_notebook_node(_without_widgets(nbformat.read(path, as_version=4)))
         links.append(f'<li><a href="#{path.stem}">{html.escape(path.stem)}</a></li>')
         sections.append(f'<section id="{path.stem}">{body}</section>')
     title = f"Course report: {html.escape(run)}"
@@ -140,3 +173,13 @@ def write_report(run: str) -> Path:
     report = folder / "report.html"
     report.write_text(page, encoding="utf-8")
     return report
+
+
+def _without_widgets(notebook: Any) -> Any:
+    """Take the widgets out of an executed notebook: on a page without a kernel they are dead scripts."""
+    notebook.metadata.pop("widgets", None)
+    for cell in notebook.cells:
+        if "outputs" in cell:
+            view = "application/vnd.jupyter.widget-view+json"
+            cell.outputs = [output for output in cell.outputs if view not in output.get("data", {})]
+    return notebook

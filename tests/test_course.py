@@ -1,9 +1,11 @@
+import json
 import signal
 import subprocess
 import sys
 import time
 
 import nbformat
+import psutil
 import pytest
 
 from helpers import course
@@ -52,7 +54,7 @@ def test_a_parameter_that_no_notebook_has_stops_before_anything_runs(notebook):
 def test_a_failing_cell_leaves_the_executed_notebook_and_the_report(notebook):
     good = notebook("01_a.ipynb", 'run = "x"', "print('fine')")
     bad = notebook("02_b.ipynb", 'run = "x"', "print('before')", "raise ValueError('broken')", "print('never')")
-    with pytest.raises(CourseError, match=r"02_b\.ipynb failed in cell 4: ValueError: broken The executed") as error:
+    with pytest.raises(CourseError, match=r"02_b\.ipynb failed in cell 4: ValueError: broken\. The executed") as error:
         run_course([good, bad], run="mine", parameters={})
     assert str(run_folder("mine") / "notebooks" / "02_b.ipynb") in str(error.value)
     kinds = [output.output_type for output in outputs("mine", "02_b.ipynb")]
@@ -60,6 +62,26 @@ def test_a_failing_cell_leaves_the_executed_notebook_and_the_report(notebook):
     page = (run_folder("mine") / "notebooks" / "report.html").read_text(encoding="utf-8")
     assert "fine" in page
     assert "broken" in page
+
+
+def test_an_error_of_many_lines_is_told_on_one(notebook):
+    bad = notebook("01_a.ipynb", 'run = "x"', "raise ValueError('one\\n  two')")
+    with pytest.raises(CourseError, match=r"ValueError: one two\. The executed notebook") as error:
+        run_course([bad], run="mine", parameters={})
+    assert "\n" not in str(error.value)
+
+
+def test_the_kernel_is_this_python_and_ends_with_its_notebook(notebook, tmp_path, monkeypatch):
+    foreign = tmp_path / "jupyter/kernels/python3"
+    foreign.mkdir(parents=True)
+    spec = {"argv": ["no-such-python"], "display_name": "Python 3", "language": "python"}
+    (foreign / "kernel.json").write_text(json.dumps(spec))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    first = notebook("01_a.ipynb", 'run = "x"', "import os, sys; print(sys.prefix, os.getpid())")
+    run_course([first], run="mine", parameters={})
+    prefix, pid = outputs("mine", "01_a.ipynb")[0].text.rsplit(maxsplit=1)
+    assert prefix == sys.prefix
+    assert not psutil.pid_exists(int(pid))
 
 
 def test_a_kernel_that_dies_is_one_sentence(notebook):
@@ -71,22 +93,24 @@ def test_a_kernel_that_dies_is_one_sentence(notebook):
 @pytest.mark.skipif(sys.platform == "win32", reason="sends an interrupt as Linux does")
 def test_an_interrupt_leaves_what_was_done(notebook, runs):
     slow = notebook("01_a.ipynb", 'run = "x"', "print('done before')", "import time; time.sleep(120)")
-    source = (
-        "from pathlib import Path; from helpers.course import run_course\n"
-        f"run_course([Path({str(slow)!r})], run='mine', parameters={{}})"
-    )
-    child = subprocess.Popen([sys.executable, "-c", source], stderr=subprocess.DEVNULL, start_new_session=True)
+    command = [sys.executable, "-m", "helpers", "run", "--run", "mine", str(slow)]
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     executed = runs / "mine/notebooks/01_a.ipynb"
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline and not (executed.exists() and '"output_type": "stream"' in executed.read_text()):
         time.sleep(0.3)
     child.send_signal(signal.SIGINT)
-    assert child.wait(60) != 0
+    _, said = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert "Traceback" not in said
+    assert "Interrupted" in said
     assert outputs("mine", "01_a.ipynb")[0].text == "done before\n"
+    assert (runs / "mine/notebooks/report.html").exists()
 
 
 def test_the_report_is_one_page_that_needs_no_network_and_escapes_text(notebook):
-    nasty = notebook("01_a.ipynb", 'run = "x"', "print('<script>alert(1)</script>')")
+    widget = "from ipywidgets import IntSlider; IntSlider(description='slides')"
+    nasty = notebook("01_a.ipynb", 'run = "x"', "print('<script>alert(1)</script>')", widget)
     report = run_course([nasty], run="mine", parameters={}).read_text(encoding="utf-8")
     assert "<script" not in report
     assert "&lt;script&gt;" in report

@@ -74,6 +74,11 @@ def test_no_file_names_a_machines_path():
     assert [name for name, text in tracked_text() if home.search(text)] == []
 
 
+def test_no_file_names_a_package_registry():
+    hosts = re.compile(r"pypi\.(?:org|io)|python" r"hosted|anaconda\.(?:org|com)", re.IGNORECASE)
+    assert [name for name, text in tracked_text() if hosts.search(text)] == []
+
+
 def test_importing_the_package_imports_nothing_heavy():
     source = "import sys, helpers; print(sorted({'torch', 'transformers', 'datasets', 'pydantic'} & set(sys.modules)))"
     child = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True, cwd=ROOT)

@@ -49,6 +49,7 @@ def test_a_runs_name_stays_text(asked):
         (["run", "--preset", "gide"], "did you mean 'guide'?"),
         (["run", "-p", "learning_rat", "1"], "did you mean 'learning_rate'?"),
         (["run", "--run", "../x"], "not a plain name"),
+        (["run", "--run", ""], "not a plain name"),
         (["run", "3"], "There is no notebook '3'"),
         (["train", "-p", "block_size", "7"], "at least 8"),
         (["train", "-p", "stride", "7"], "There is no setting 'stride'"),
@@ -70,10 +71,35 @@ def test_a_failing_notebook_is_exit_code_1(monkeypatch):
     assert (result.exit_code, result.output) == (1, "Error: 02_data.ipynb failed\n")
 
 
+def test_an_interrupt_is_exit_code_130_and_says_what_is_kept(monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "fine_tune", stop)
+    result = call("train")
+    assert result.exit_code == 130
+    assert "what was done is kept" in result.output
+
+
+def test_a_training_that_broke_is_one_sentence_and_exit_code_1(monkeypatch):
+    def fail(*_, **__):
+        raise training.TrainingBrokenError("the loss is exactly 0")
+
+    monkeypatch.setattr(training, "fine_tune", fail)
+    result = call("train")
+    assert (result.exit_code, result.output) == (1, "Error: the loss is exactly 0\n")
+
+
 def test_train_prints_the_finished_run(monkeypatch):
     monkeypatch.setattr(training, "fine_tune", lambda settings, progress: f"{settings.run} {settings.num_train_epochs}")
     result = call("train", "--run", "mine", "-p", "num_train_epochs", "2")
     assert (result.exit_code, result.output) == (0, "mine 2.0\n")
+
+
+def test_of_many_training_processes_one_speaks(monkeypatch):
+    monkeypatch.setattr(training, "fine_tune", lambda settings, progress: settings.run)
+    monkeypatch.setenv("RANK", "1")
+    assert call("train").output == ""
 
 
 def test_doctor_speaks_json():
