@@ -1,9 +1,10 @@
-"""The recipe of the shipped pocket model: docstrings in, a small GPT-2 out.
+"""The recipe of the shipped pocket model: docstrings and comments in, a small GPT-2 out.
 
     python -m helpers.pocket [--output FOLDER] [--steps N]
 
-It gathers the English prose of the docstrings of the installed Python packages, trains a byte-level BPE tokenizer
-on it, pretrains a GPT-2 of about 2.6 million parameters from random weights and writes both with a model card.
+It gathers the English prose in the docstrings and comments of the installed Python packages, trains a byte-level BPE
+tokenizer on it, pretrains a GPT-2 of about 2.6 million parameters from random weights and writes both with a model
+card. Held out is docstring text alone.
 Interrupted, the same command goes on from the last checkpoint.
 """
 
@@ -33,6 +34,8 @@ HELD_OUT_SHARE = 50  # one document in this many is held out
 _ROLE = re.compile(r":[a-z]+(?::[a-z]+)*:`([^`]*)`")  # :class:`~torch.Tensor` -> ~torch.Tensor
 _LITERAL = re.compile(r"``([^`]*)``")
 _FIELD = re.compile(r"^(:\w|\.\. |>>>|\.\.\. |[-=~^*#+|]{3,}|\w+ ?:$|@\w)")
+_DESCRIPTION = re.compile(r":\w[^:]*:\s+|[-*+] |[\w*`, ]+ : .*|[\w*`, ]+(?: ?\([^)]*\))? ?:\s+")  # name, type, bullet
+_COMMENT = re.compile(r"(?:^[ \t]*#(?!!).*\n?)+", re.MULTILINE)
 _PROSE_CHARACTER = re.compile(r"[A-Za-z ,.;'\n]")
 _FUNCTION_WORDS = frozenset("the a an of to in is are and or for that this it be with by if as on from not".split())
 
@@ -56,6 +59,24 @@ def prose_of(docstring: str) -> str:
     return "\n".join(kept)
 
 
+def descriptions(docstring: str) -> list[str]:
+    r"""Return the prose that a docstring's field lists say of parameters, results and errors.
+
+    >>> descriptions("Args:\n    depth (int): How far we go down,\n        counted from the root of the tree.")
+    ['How far we go down, counted from the root of the tree.']
+    """
+    entries: list[list[str]] = [[]]
+    depth = None  # of an entry's lines after its head
+    for line in inspect.cleandoc(docstring).splitlines():
+        text, here = line.strip(), len(line) - len(line.lstrip())
+        head = _DESCRIPTION.match(text)
+        if not text or head or depth not in (None, here):
+            entries.append([])
+        entries[-1].append(text[head.end() :] if head else text)
+        depth = None if head or not text else here
+    return [prose for entry in entries if (prose := prose_of(" ".join(entry).strip()))]
+
+
 def _is_prose(text: str) -> bool:
     words = text.lower().split()
     if len(words) < 6 or text[-1] not in ".!?" or not text.isascii():
@@ -70,33 +91,63 @@ def package_folders() -> list[Path]:
     return sorted({Path(paths[key]) for key in ("stdlib", "purelib", "platlib")})
 
 
-def docstrings(folder: Path) -> Iterator[str]:
-    """Yield every docstring of the Python files below `folder`, in path order."""
-    for path in sorted(folder.rglob("*.py")):
-        if folder.name != "site-packages" and "site-packages" in path.parts:
-            continue  # the standard library's folder may hold the packages' folder
-        try:
-            with warnings.catch_warnings(action="ignore"):  # other people's invalid escapes
-                tree = ast.parse(path.read_text(encoding="utf-8"))
-        except (SyntaxError, ValueError, RecursionError, OSError):
-            continue  # a template, a test of bad input, or not UTF-8: no docstring to be had
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                text = ast.get_docstring(node, clean=False)
-                if text:
-                    yield text
-
-
-def gather() -> list[str]:
-    """Return the prose documents of all installed packages; no paragraph stands in two of them."""
-    seen, documents = set(), []
+def sources() -> Iterator[tuple[str, ast.Module]]:
+    """Yield text and syntax tree of every Python file of the installed packages, in path order."""
     for folder in package_folders():
-        for docstring in docstrings(folder):
-            paragraphs = [p for p in prose_of(docstring).split("\n") if p and p.lower() not in seen]
-            seen.update(p.lower() for p in paragraphs)
-            if paragraphs:
-                documents.append("\n".join(paragraphs))
-    return documents
+        for path in sorted(folder.rglob("*.py")):
+            if folder.name != "site-packages" and "site-packages" in path.parts:
+                continue  # the standard library's folder may hold the packages' folder
+            try:
+                source = path.read_text(encoding="utf-8")
+                with warnings.catch_warnings(action="ignore"):  # other people's invalid escapes
+                    yield source, ast.parse(source)
+            except (SyntaxError, ValueError, RecursionError, OSError):
+                continue  # a template, a test of bad input, or not UTF-8: no docstring to be had
+
+
+def docstrings(tree: ast.Module) -> Iterator[str]:
+    """Yield every docstring of a syntax tree."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            text = ast.get_docstring(node, clean=False)
+            if text:
+                yield text
+
+
+def comments(source: str) -> Iterator[str]:
+    r"""Yield every block of comment lines, without its signs.
+
+    >>> list(comments("x = 1\n# Two lines\n# of one thought.\ny = 2\n"))
+    ['Two lines\nof one thought.']
+    """
+    for block in _COMMENT.findall(source):
+        yield "\n".join(line.strip().lstrip("#").strip() for line in block.splitlines())
+
+
+def gather() -> tuple[list[str], list[str]]:
+    """Return the prose of all installed packages as (docstrings, the rest); no paragraph stands in two documents.
+
+    The rest, comments and the descriptions of parameters, is there to learn from; it is not what is held out.
+    """
+    docstring_prose, other_prose = [], []
+    for source, tree in sources():
+        for docstring in docstrings(tree):
+            docstring_prose.append(prose_of(docstring))
+            other_prose += descriptions(docstring)
+        other_prose += map(prose_of, comments(source))
+    seen: set[str] = set()
+    return _without_repeats(docstring_prose, seen), _without_repeats(other_prose, seen)
+
+
+def _without_repeats(documents: list[str], seen: set[str]) -> list[str]:
+    """Return the documents without the paragraphs in `seen`, which then holds theirs too."""
+    kept = []
+    for document in documents:
+        paragraphs = [p for p in document.split("\n") if p and p.lower() not in seen]
+        seen.update(p.lower() for p in paragraphs)
+        if paragraphs:
+            kept.append("\n".join(paragraphs))
+    return kept
 
 
 def is_held_out(document: str) -> bool:
@@ -144,37 +195,41 @@ def configuration():
     )  # fmt: skip
 
 
-def pretrain(blocks, checkpoints: Path, *, max_steps: int, learning_rate: float = 2e-3):
-    """Train from random weights on `blocks` (N, T) with the Trainer; go on from the last checkpoint there is."""
+def pretrain(blocks, checkpoints: Path, *, max_steps: int, **changed: Any):
+    """Train from random weights on `blocks` (N, T) with the Trainer; go on from the last checkpoint there is.
+
+    `changed` are `TrainingArguments` that shall not be the recipe's own.
+    """
     import torch
     from transformers import GPT2LMHeadModel, Trainer, TrainingArguments, set_seed
     from transformers.trainer_utils import get_last_checkpoint
 
     set_seed(SEED)
     config = configuration()
-    # Dropout between the layers keeps fourteen passes over the text from being learnt by heart (without it, held-out
-    # text was worse though twice as long trained); in the attention it would leave the fused kernel. The tanh GELU is
-    # the same function as `gelu_new`, several times faster.
+    # A little dropout between the layers keeps a dozen passes over the text from being learnt by heart; in the
+    # attention it would leave the fused kernel. The tanh GELU is the same function as `gelu_new`, several times faster.
+    config.resid_pdrop = config.embd_pdrop = 0.05
     config.attn_pdrop = 0.0
     config.activation_function = "gelu_pytorch_tanh"
     model = GPT2LMHeadModel(config)
     rows = [{"input_ids": row, "labels": row} for row in blocks]
-    arguments = TrainingArguments(
-        output_dir=str(checkpoints), max_steps=max_steps, per_device_train_batch_size=BATCH_SIZE,
-        learning_rate=learning_rate, lr_scheduler_type="cosine", warmup_steps=max_steps // 50,
-        weight_decay=0.1, adam_beta2=0.95, max_grad_norm=1.0, bf16=True, use_cpu=not torch.cuda.is_available(),
-        torch_compile=True, save_steps=500, save_total_limit=2, logging_steps=100, seed=SEED, report_to="none",
-        dataloader_drop_last=True, disable_tqdm=True,
-    )  # fmt: skip
+    recipe = {
+        "per_device_train_batch_size": BATCH_SIZE, "learning_rate": 2e-3, "lr_scheduler_type": "cosine",
+        "warmup_steps": max_steps // 50, "weight_decay": 0.1, "adam_beta2": 0.95, "max_grad_norm": 1.0,
+        "bf16": True, "torch_compile": True, "use_cpu": not torch.cuda.is_available(), "seed": SEED,
+        "save_steps": 500, "save_total_limit": 2, "logging_steps": 100, "report_to": "none",
+        "dataloader_drop_last": True, "disable_tqdm": True,
+    }  # fmt: skip
+    arguments = TrainingArguments(output_dir=str(checkpoints), max_steps=max_steps, **recipe | changed)
     trainer = Trainer(model=model, args=arguments, train_dataset=rows)
     trainer.train(resume_from_checkpoint=get_last_checkpoint(checkpoints) if checkpoints.exists() else None)
     return model
 
 
-def held_out_and_training(documents: list[str]) -> tuple[list[str], list[str]]:
-    """Split documents into (held out, training), the training ones in a seeded random order."""
-    held_out = [document for document in documents if is_held_out(document)]
-    training = [document for document in documents if not is_held_out(document)]
+def held_out_and_training(docstring_prose: list[str], other_prose: list[str]) -> tuple[list[str], list[str]]:
+    """Split into (held out, training), the training documents in a seeded random order."""
+    held_out = [document for document in docstring_prose if is_held_out(document)]
+    training = [document for document in docstring_prose if not is_held_out(document)] + other_prose
     random.Random(SEED).shuffle(training)  # noqa: S311 (an order, not a secret)
     return held_out, training
 
@@ -232,11 +287,12 @@ its numbers.
 
 | what | figure |
 | --- | --- |
-| corpus | English prose of the docstrings of the Python packages this course installs, and of Python itself |
+| corpus | English prose in docstrings and comments of Python and of the packages this course installs |
 | documents, bytes | {figures["training_documents"]:,}, {figures["training_bytes"]:,} |
 | SHA-256 of the corpus | {figures["training_sha256"]} |
 | tokens seen | {figures["tokens_seen"]:,} |
 | seed | {figures["seed"]} |
+| held out | docstring prose only, chosen by hash |
 | held-out bits per byte | {held_out["bits_per_byte"]:.4f} |
 | held-out perplexity | {held_out["perplexity"]:.2f} |
 | protocol | {held_out["protocol"]} |
@@ -260,10 +316,10 @@ back sentences of its corpus. It is for learning how fine-tuning works, not for 
 
 @click.command()
 @click.option("--output", type=click.Path(path_type=Path), default=POCKET, show_default=True, help="Where it goes.")
-@click.option("--steps", default=11_000, show_default=True, help="Optimizer steps of 4,096 tokens.")
+@click.option("--steps", default=18_000, show_default=True, help="Optimizer steps of 4,096 tokens.")
 def main(output: Path, steps: int) -> None:
     """Gather the corpus, train tokenizer and model, write both with their card."""
-    held_out, training = held_out_and_training(gather())
+    held_out, training = held_out_and_training(*gather())
     click.echo(f"{len(training):,} documents to train on, {len(held_out):,} held out")
     tokenizer = train_tokenizer(training)
     model = pretrain(token_blocks(training, tokenizer), runs_folder() / "pocket-recipe", max_steps=steps)

@@ -32,29 +32,57 @@ def test_only_the_prose_of_a_docstring_is_kept():
     ]
 
 
-def test_docstrings_are_found_and_broken_files_passed_over(tmp_path):
+def test_the_descriptions_of_parameters_are_kept_without_names_and_types():
+    docstring = """Draw it.
+
+    Args:
+        path (str): The name of the file that is read,
+            with its folder.
+        count: How many of them are to be read.
+
+    Parameters
+    ----------
+    axis : int, optional
+        The axis on which the values are added.
+    :param depth: how far it goes down from the root.
+    """
+    assert pocket.descriptions(docstring) == [
+        "The name of the file that is read, with its folder.",
+        "How many of them are to be read.",
+        "The axis on which the values are added.",
+        "how far it goes down from the root.",
+    ]
+
+
+def test_docstrings_and_comments_are_found_and_broken_files_passed_over(tmp_path, monkeypatch):
     (tmp_path / "a.py").write_text(
-        '"""Module."""\nclass A:\n    """Class."""\n    def f(self):\n        """Method."""\n'
+        '#!x\n"""Module."""\nclass A:\n    """Class."""\n    # One\n    # block.\n    def f(self):\n        "Do."\n'
     )
     (tmp_path / "b.py").write_text("def broken(:")
     (tmp_path / "c.py").write_bytes(b'"""\xff"""')
-    assert sorted(pocket.docstrings(tmp_path)) == ["Class.", "Method.", "Module."]
+    monkeypatch.setattr(pocket, "package_folders", lambda: [tmp_path])
+    [(source, tree)] = pocket.sources()
+    assert sorted(pocket.docstrings(tree)) == ["Class.", "Do.", "Module."]
+    assert list(pocket.comments(source)) == ["One\nblock."]
 
 
 def test_a_paragraph_is_gathered_once(tmp_path, monkeypatch):
-    line = '"""Return the number of items that are in the list of the caller."""\n'
-    for name in ("a.py", "b.py"):
-        (tmp_path / name).write_text(line)
+    sentence = "Return the number of items that are in the list of the caller."
+    comment = "The list is as long as it was when it was made."
+    (tmp_path / "a.py").write_text(f"# {sentence}\n")
+    for name in ("b.py", "c.py"):
+        (tmp_path / name).write_text(f'"""{sentence}"""\n# {comment}\n')
     monkeypatch.setattr(pocket, "package_folders", lambda: [tmp_path])
-    assert pocket.gather() == ["Return the number of items that are in the list of the caller."]
+    assert pocket.gather() == ([sentence], [comment])
 
 
-def test_documents_are_split_by_their_own_hash():
-    documents = [f"document {i}" for i in range(2000)]
-    held_out, training = pocket.held_out_and_training(documents)
-    assert sorted(held_out + training) == sorted(documents)
+def test_docstrings_alone_are_held_out_by_their_own_hash():
+    documents, others = [f"document {i}" for i in range(2000)], [f"comment {i}" for i in range(500)]
+    held_out, training = pocket.held_out_and_training(documents, others)
+    assert sorted(held_out + training) == sorted(documents + others)
+    assert set(others) <= set(training)
     assert len(held_out) / len(documents) == pytest.approx(1 / pocket.HELD_OUT_SHARE, rel=0.5)
-    assert pocket.held_out_and_training(documents[::-1])[0] == held_out[::-1]
+    assert pocket.held_out_and_training(documents[::-1], others)[0] == held_out[::-1]
 
 
 def test_the_tokenizer_is_laid_out_as_gpt2s():
@@ -65,17 +93,12 @@ def test_the_tokenizer_is_laid_out_as_gpt2s():
     assert blocks.shape[1] == pocket.N_POSITIONS
 
 
-def test_the_recipe_trains_and_resumes_and_saves_a_stock_model(tmp_path, monkeypatch):
+def test_the_recipe_trains_and_resumes_and_saves_a_stock_model(tmp_path):
     tokenizer = load_tokenizer("pocket")
     blocks = pocket.token_blocks(["the fox ran over the hill and came home again " * 30] * 60, tokenizer)
-    real = __import__("transformers").TrainingArguments
-
-    def uncompiled(**options):  # compiling takes longer than these steps
-        return real(**{**options, "torch_compile": False, "bf16": False, "save_steps": 2})
-
-    monkeypatch.setattr("transformers.TrainingArguments", uncompiled)
-    pocket.pretrain(blocks, tmp_path / "checkpoints", max_steps=2)
-    model = pocket.pretrain(blocks, tmp_path / "checkpoints", max_steps=4)
+    quick = {"torch_compile": False, "bf16": False, "save_steps": 2}  # compiling takes longer than these steps
+    pocket.pretrain(blocks, tmp_path / "checkpoints", max_steps=2, **quick)
+    model = pocket.pretrain(blocks, tmp_path / "checkpoints", max_steps=4, **quick)
     assert (tmp_path / "checkpoints/checkpoint-4").exists()
     pocket.save(model.state_dict(), tokenizer, tmp_path / "out")
     figures = pocket.write_card(tmp_path / "out", held_out=["the fox ran home"], training=["the hill"], max_steps=4)
