@@ -5,7 +5,8 @@
 # make bench    the benchmarks
 #
 # Each sets up .venv by itself. TORCH picks the wheel: `TORCH=cu126` (driver 525 and newer), `TORCH=cu130` (580 and
-# newer) or `TORCH=cpu` take it from PyTorch's own index; left out, pip takes its usual one.
+# newer) or `TORCH=cpu` take it from PyTorch's own index, `TORCH=auto` the one of these that the doctor advises for this
+# machine; left out, pip takes its usual one.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -37,7 +38,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	rm -f $(VENV)/installed*  # another TORCH is about to be replaced: asked for again, it is to be installed again
 	$(BIN)/pip install --quiet --constraint constraints.txt pip
-	$(if $(TORCH),$(BIN)/pip install --quiet --index-url https://download.pytorch.org/whl/$(TORCH) \
-		torch==$(TORCH_VERSION)+$(TORCH))
+	$(if $(filter auto,$(TORCH)),$(BIN)/python -m helpers.environment --wheel)
+	$(if $(TORCH),$(BIN)/pip install --quiet $(if $(filter auto,$(TORCH)),\
+		$$($(BIN)/python -m helpers.environment --wheel --pip-args),\
+		--index-url https://download.pytorch.org/whl/$(TORCH) torch==$(TORCH_VERSION)+$(TORCH)))
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test,gpu]'
 	touch $@

@@ -1,12 +1,12 @@
-"""The command line: `python -m helpers run | train | doctor | settings`."""
+"""The command line: `python -m helpers run | train | doctor | monitor | settings`."""
 
 import os
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import click
 
+from helpers.environment.commands import doctor, monitor
 from helpers.settings import (
     SettingsError,
     TrainingSettings,
@@ -91,33 +91,15 @@ def train(preset: str, run_name: str | None, parameters: tuple[tuple[str, str], 
 
 
 @main.command()
-@click.option("--json", "as_json", is_flag=True, help="Print the readings as JSON.")
-def doctor(as_json: bool) -> None:
-    """Say what this machine is and what is in the way; exit 1 when training cannot go on."""
-    import json
-
-    from helpers.environment import diagnose
-
-    diagnosis = diagnose()
-    if as_json:
-        click.echo(json.dumps(diagnosis.to_dict(), indent=2))
-    else:
-        colours = {"ok": "green", "warn": "yellow", "fail": "red", "unknown": "magenta"}
-        for check in diagnosis.checks:
-            click.echo(f"{click.style(check.status.ljust(8), fg=colours[check.status])}{check.id:16}{check.reading}")
-            if check.fix:
-                click.echo(f"{'':24}-> {check.fix}")
-        click.echo(diagnosis.verdict)
-    sys.exit(diagnosis.exit_code)
-
-
-@main.command()
 def settings() -> None:
     """Print every setting: name, default, what is allowed, unit and help."""
     for name, field in known_settings().items():
         click.secho(f"{name} = {field.default}", bold=True)
         click.echo(f"    {field.description} ({', '.join(filter(None, (allowed(field), unit(field))))})")
 
+
+main.add_command(doctor)
+main.add_command(monitor)
 
 if __name__ == "__main__":
     main(prog_name="python -m helpers")

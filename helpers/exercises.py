@@ -98,6 +98,16 @@ def _tflops(answer: Any) -> None:
     _expect(answer(2000, 0.5), 0.032, "2 * n**3 operations, divided by the seconds and by 1e12.")
 
 
+@_exercise("environment-4", "begin with `replace(card, ...)`; a driver, a wheel and a card must fit each other.")
+def _machine(answer: Any) -> None:
+    if answer.card is None:
+        raise _Hint("It has no card: the driver's `cards` must hold one.")
+    if answer.exit_code != 0:
+        raise _Hint(f"{answer.verdict} A CPU wheel cannot see the card: give `machine.torch` another version.")
+    if answer.card.preset != "16gb":
+        raise _Hint(f"Its card gets the preset {answer.card.preset}: the preset goes by the card's bytes.")
+
+
 @_exercise("data-1", "add up the tokens, one end-of-text more for each document, and divide by the block size.")
 def _blocks(answer: Any) -> None:
     if answer in (2, (2, 12)):

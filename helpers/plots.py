@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     import numpy as np
     from matplotlib.axes import Axes
 
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#777777"
+BLUE, ORANGE, GREEN, GREY, RED = "#0072B2", "#E69F00", "#009E73", "#777777", "#B34700"
+STATUS_COLOURS = {"ok": BLUE, "warn": ORANGE, "fail": RED, "unknown": GREY}
 
 
 def new_axes(*, width: float = 7.0, height: float = 3.2) -> "Axes":
@@ -88,3 +89,32 @@ def plot_gain(base_nats: "np.ndarray", tuned_nats: "np.ndarray", *, ax: "Axes | 
     ax.set_title("Below the line: easier after fine-tuning")
     ax.legend(frameon=False)
     return ax
+
+
+def plot_chain(chain: Sequence[Mapping[str, str]], *, ax: "Axes | None" = None) -> "Axes":
+    """Draw a chain of links, each leaning on the one above, and where it breaks.
+
+    Args:
+        chain: rows of `link`, `status` ('ok', 'warn', 'fail' or 'unknown'), `reading` and `role`, in order.
+        ax: where to draw; its axes are taken away, since nothing is measured here.
+    """
+    ax = ax or new_axes(width=9.0, height=0.4 + 0.75 * len(chain))
+    broken = next((row["link"] for row in chain if row["status"] == "fail"), None)
+    for y, row in enumerate(chain):
+        colour = STATUS_COLOURS[row["status"]]
+        box = {"boxstyle": "round,pad=0.5", "facecolor": "white", "edgecolor": colour, "linewidth": 2}
+        ax.text(0, y, f"{row['link']}: {row['status']}", ha="center", va="center", bbox=box)
+        ax.text(0.75, y - 0.13, _cut(row["reading"], 85), va="center")
+        ax.text(0.75, y + 0.22, row["role"], va="center", color=GREY, fontsize="small", style="italic")
+        if y:
+            is_broken = broken in (row["link"], chain[y - 1]["link"])
+            ax.plot([0, 0], [y - 0.7, y - 0.3], ":" if is_broken else "-", color=RED if is_broken else GREY)
+    ax.set(xlim=(-0.8, 6), ylim=(len(chain) - 0.4, -0.6))
+    ax.set_title(f"The chain breaks at: {broken}" if broken else "Nothing in the chain is broken")
+    ax.axis("off")
+    return ax
+
+
+def _cut(text: str, length: int) -> str:
+    text = text.replace("$", r"\$")  # matplotlib would read mathematics between two of them
+    return text if len(text) <= length else text[: length - 1] + "…"

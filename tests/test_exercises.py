@@ -1,9 +1,14 @@
 import json
 import math
 import re
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
+from helpers.environment import read_machine
+from helpers.environment.facts import GIB, GpuReading, Memory, Nvml
+from helpers.environment.report import diagnosis_of
 from helpers.exercises import check, exercise_names
 from helpers.settings import NOTEBOOKS
 
@@ -26,15 +31,24 @@ def solutions():
 
 def stubs():
     """Return each exercise's empty cell: name -> code."""
-    cells = [cell for cell in sources("code") if "check(" in cell]
-    return {re.search(r'check\("([\w-]+)"', cell).group(1): cell for cell in cells if 'check("' in cell}
+    named = {cell: re.search(r'^check\("([\w-]+)"', cell, flags=re.MULTILINE) for cell in sources("code")}
+    return {found.group(1): cell for cell, found in named.items() if found}
+
+
+def another_machine():
+    """Return what notebook 1 has at hand for its last exercise."""
+    card = GpuReading(0, "NVIDIA GeForce RTX 4070 Ti", total_bytes=12 * GIB, free_bytes=11 * GIB, capability=(8, 9))
+    driver = Nvml("ok", driver="560.35.03", cuda=12060, cards=(card,))
+    machine = replace(read_machine(quick=True), memory=Memory(32 * GIB, 16 * GIB))
+    names = {"replace": replace, "GIB": GIB, "diagnosis_of": diagnosis_of}
+    return {"card": card, "driver": driver, "machine": machine, **names}
 
 
 def verdict_of(code):
     import torch
     from torch.nn import functional
 
-    namespace = {"check": check, "math": math, "torch": torch, "F": functional}
+    namespace = {"check": check, "math": math, "torch": torch, "F": functional, **another_machine()}
     *body, last = code.strip().splitlines()
     exec("\n".join(body), namespace)
     return eval(last, namespace)
@@ -60,6 +74,7 @@ WRONG = {
     "environment-1": (124_439_808 * 4 / 1e9, "GiB of 1024"),
     "environment-2": (lambda driver, cuda: driver == {12: 525, 13: 580}[cuda], "newer drivers run older wheels"),
     "environment-3": (lambda n, seconds: n**3 / seconds / 1e12, "count both"),
+    "environment-4": (SimpleNamespace(exit_code=0, card=SimpleNamespace(preset="8gb")), "card's bytes"),
     "data-1": ((2, 12), "end-of-text"),
     "data-2": (lambda documents, eos, size: [[1, 2, 3, 0], [4, 0, 5, 6], [7, 0]], "incomplete block is dropped"),
     "data-3": (lambda lengths, size: sum(lengths) / (size * len(lengths)), "useful share"),

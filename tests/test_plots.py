@@ -4,6 +4,11 @@ import pytest
 
 from helpers import plots
 
+CHAIN = [
+    {"link": "card", "status": "ok", "reading": "a card for $300 or $400", "role": "does the work"},
+    {"link": "driver", "status": "fail", "reading": "too old " * 30, "role": "speaks to the card"},
+    {"link": "wheel", "status": "unknown", "reading": "not asked", "role": "PyTorch"},
+]
 HISTORY = [
     {"step": 1, "loss": 3.0, "learning_rate": 0.1},
     {"step": 2, "loss": 2.0, "learning_rate": 0.05},
@@ -48,3 +53,13 @@ def test_bars_stand_in_the_order_given_with_their_figures():
     ax = plots.plot_bars({"first": 1.0, "second": 2.0}, xlabel="x", title="t")
     assert [label.get_text() for label in ax.get_yticklabels()][::-1] == ["first", "second"]
     assert {text.get_text().strip() for text in ax.texts} == {"1", "2"}
+
+
+def test_the_chain_shows_every_link_and_names_the_one_that_breaks():
+    ax = plots.plot_chain(CHAIN)
+    shown = [text.get_text() for text in ax.texts]
+    assert ax.get_title() == "The chain breaks at: driver"
+    assert {"card: ok", "driver: fail", "wheel: unknown", "does the work"} <= set(shown)
+    assert any(text.startswith("too old") and text.endswith("…") for text in shown)
+    ax.figure.canvas.draw()  # a dollar sign must not be read as mathematics
+    assert plots.plot_chain(CHAIN[:1]).get_title() == "Nothing in the chain is broken"

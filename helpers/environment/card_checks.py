@@ -1,0 +1,170 @@
+"""Checks of the card itself: 14 to 20."""
+
+from helpers.environment import fixes
+from helpers.environment.card import preset_for
+from helpers.environment.driver_checks import has_torch
+from helpers.environment.facts import GIB, GpuReading, Holder, Machine
+from helpers.environment.nvml import driver_number
+from helpers.environment.requirements import version_number
+from helpers.environment.rules import NO_GPU, Finding, fail, ok, rule, unknown, warn
+
+_SPILLS_SINCE, _SWITCH_SINCE = (536, 40), (546, 1)  # Windows drivers: memory spills; it can be switched off
+_GPT2_WARN, _GPT2_FAIL = 6 * GIB, 3 * GIB
+_POCKET_WARN, _POCKET_FAIL = 2 * GIB, GIB
+
+
+@rule("Memory, not the name, decides what a card can train: two cards called 4070 may have 8 or 12 GB.")
+def gpu_identity(machine: Machine) -> Finding:
+    """Name the card and the preset that fits its bytes; warn where GPT-2 does not fit."""
+    gpu = machine.gpu
+    if gpu is None:
+        return NO_GPU
+    if gpu.total_bytes is None:
+        return unknown(f"{gpu.name}: its memory cannot be read")
+    preset = preset_for(gpu.total_bytes)
+    reading = f"{gpu.name}, {gpu.total_bytes / GIB:.1f} GiB"
+    if preset == "pocket":
+        return warn(f"{reading}: too small for GPT-2", "Use the default preset: --preset pocket (the tiny model).")
+    return ok(f"{reading}: preset {preset}")
+
+
+@rule("What is free counts, not the total: a browser or a second monitor holds part of it.")
+def vram_free(machine: Machine) -> Finding:
+    """Judge what was free before the doctor itself touched the card; a small card is judged by the pocket model."""
+    gpu = machine.gpu
+    if gpu is None:
+        return NO_GPU
+    if gpu.free_bytes is None or gpu.total_bytes is None:
+        return unknown("the free memory cannot be read")
+    is_small = preset_for(gpu.total_bytes) == "pocket"
+    low, lowest = (_POCKET_WARN, _POCKET_FAIL) if is_small else (_GPT2_WARN, _GPT2_FAIL)
+    reading = f"{gpu.free_bytes / GIB:.1f} of {gpu.total_bytes / GIB:.1f} GiB free"
+    fix = _close(machine, gpu)
+    if gpu.free_bytes < lowest:
+        return fail(reading, fix)
+    return warn(reading, fix) if gpu.free_bytes < low else ok(reading)
+
+
+def _close(machine: Machine, gpu: GpuReading) -> str:
+    names = ", ".join(_named(holder) for holder in _others(machine, gpu))
+    if names:
+        return f"Close {names}."
+    return (
+        "Close browsers and games, shut down other notebooks' kernels, or put the monitor on the other graphics port."
+    )
+
+
+def _others(machine: Machine, gpu: GpuReading) -> "list[Holder]":
+    return [holder for holder in gpu.holders if holder.pid != machine.process.pid]
+
+
+def _named(holder: Holder) -> str:
+    size = "" if holder.used_bytes is None else f", {holder.used_bytes / GIB:.1f} GiB"
+    return f"{holder.name.replace(chr(92), '/').rsplit('/', 1)[-1]} (process {holder.pid}{size})"
+
+
+@rule("A forgotten kernel keeps its memory until it is shut down.")
+def other_processes(machine: Machine) -> Finding:
+    """Warn of other Pythons that hold memory of the card; Windows does not tell how much."""
+    gpu = machine.gpu
+    if gpu is None:
+        return NO_GPU
+    others = _others(machine, gpu)
+    pythons = [holder for holder in others if "python" in holder.name.lower() or "jupyter" in holder.name.lower()]
+    if pythons:
+        line = "Shut that kernel in JupyterLab's Running tab, or: "
+        pids = [str(holder.pid) for holder in pythons]
+        stop = f"Stop-Process -Id {','.join(pids)}" if machine.platform.kind == "Windows" else f"kill {' '.join(pids)}"
+        return warn(", ".join(map(_named, pythons)), line + stop)
+    return ok(", ".join(map(_named, others)) or "no other process holds memory")
+
+
+@rule("When the card is full, newer Windows drivers move data to main memory: no error, but every step crawls.")
+def sysmem_fallback(machine: Machine) -> Finding:
+    """On Windows always warn from driver 536.40 on: the switch cannot be read from a program."""
+    if machine.platform.kind != "Windows" or not machine.has_gpu:
+        return ok("only on Windows with an NVIDIA card: nothing to check")
+    number = driver_number(machine.nvml.driver)
+    if number and number < _SPILLS_SINCE:
+        return ok(f"driver {machine.nvml.driver} does not do it")
+    steps = (
+        "NVIDIA Control Panel, Manage 3D settings, Program Settings, add "
+        f"{machine.python.executable}, CUDA - Sysmem Fallback Policy: Prefer No Sysmem Fallback; then {fixes.RESTART}."
+    )
+    if not number:
+        return unknown("the driver's version cannot be read; from 536.40 on memory may spill", steps)
+    if number < _SWITCH_SINCE:
+        steps = f"{fixes.update_driver(machine)} Then: {steps}"
+    return warn("memory may spill; whether it is switched off cannot be read", steps)
+
+
+@rule("A card or processor that saves power, or is too hot, is slower than its figures.")
+def throttle_power(machine: Machine) -> Finding:
+    """Warn of a battery, of heat and of power limits."""
+    gpu, on_battery = machine.gpu, machine.power.on_battery
+    if on_battery:
+        return warn("runs on its battery", "Plug in the power supply, and choose the performance mode.")
+    if gpu is None:
+        return ok("no battery in use")
+    if gpu.slowed_by is None:
+        return unknown("the driver does not tell what slows the card")
+    if gpu.slowed_by:
+        return warn(
+            f"slowed by {', '.join(gpu.slowed_by)}",
+            "Clear the fans and vents; in a laptop choose the performance mode.",
+        )
+    return ok("nothing slows the card")
+
+
+@rule("The allocator's options have two names and do not work everywhere; a wrong one is ignored, or breaks CUDA.")
+def alloc_conf(machine: Machine) -> Finding:
+    """Warn of options that this platform or this torch does not take."""
+    process, names = machine.process, ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+    found = [name for name in names if name in process.env]
+    if not found:
+        return ok("no allocator option is set")
+    reading = ", ".join(f"{name}={process.env[name]}" for name in found)
+    drop = fixes.unset(machine, *found)
+    expandable = any("expandable_segments:true" in process.env[name].replace(" ", "").lower() for name in found)
+    if expandable and machine.platform.kind in ("Windows", "WSL2"):
+        return warn(f"{reading}: expandable segments fail on {machine.platform.kind}", drop)
+    torch = machine.torch
+    is_old = has_torch(torch) and version_number(torch.version) < (2, 11)
+    if len(found) == 2:
+        return warn(f"{reading}: both names", fixes.unset(machine, names[0 if is_old else 1]))
+    if found == [names[0]] and is_old:
+        return warn(f"{reading}: torch {torch.version} knows the old name only", f"{drop} Set {names[1]} instead.")
+    if process.cuda_in_use and set(found) & process.changed:
+        return warn(f"{reading}: set inside this Python, perhaps after its first use", f"{fixes.RESTART.capitalize()}.")
+    return ok(reading)
+
+
+@rule("bf16 has the range of float32 in half the bytes; fp16 overflows, and needs its loss scaled.")
+def precision_choice(machine: Machine) -> Finding:
+    """Tell what `mixed_precision: auto` comes to; warn where accelerate's own settings overrule it for the worse."""
+    process, torch, gpu = machine.process, machine.torch, machine.gpu
+    asked = process.env.get("ACCELERATE_MIXED_PRECISION", process.accelerate.get("mixed_precision", "auto")).lower()
+    on_cpu = process.env.get("ACCELERATE_USE_CPU", process.accelerate.get("use_cpu", "false")).lower() in (
+        "1",
+        "true",
+        "yes",
+    )
+    bf16 = gpu.capability >= (8, 0) if gpu and gpu.capability else torch.bf16
+    best = "bf16" if bf16 else "fp16" if gpu else "float32"
+    if on_cpu and gpu:
+        drop = _drop_accelerate(machine, "ACCELERATE_USE_CPU")
+        return warn("accelerate is told to use the CPU, and there is a card", drop)
+    drop = _drop_accelerate(machine, "ACCELERATE_MIXED_PRECISION")
+    if asked == "fp16" and best != "fp16":
+        return warn(f"accelerate is told fp16, and {best} is better here", drop)
+    if asked == "bf16" and gpu and not bf16:
+        return warn("accelerate is told bf16, which this card only imitates", drop)
+    return ok(f"mixed_precision: auto takes {best}" if bf16 is not None or gpu else "mixed_precision: auto")
+
+
+def _drop_accelerate(machine: Machine, name: str) -> str:
+    """Return how accelerate's own setting is taken out: its variable, which goes first, else its file."""
+    if name in machine.process.env:
+        return fixes.unset(machine, name)
+    remove = "Remove-Item" if machine.platform.kind == "Windows" else "rm"
+    return f"{remove} '{machine.process.accelerate.get('path', '')}'"

@@ -1,0 +1,275 @@
+"""What the doctor knows of a machine: plain values, read once by `machine`, judged by the checks.
+
+Sizes are in bytes. What could not be read is an `Unread`, and a check that needs it comes out as 'unknown'.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+GIB = 1024**3
+
+
+class UnreadError(RuntimeError):
+    """A check needs what could not be read; the message is the cause."""
+
+
+class Unread:
+    """Stands for a group of facts that could not be read; touching it raises `UnreadError` with the cause."""
+
+    def __init__(self, cause: str) -> None:
+        self.__dict__["cause"] = cause
+
+    def __getattr__(self, name: str) -> Any:
+        raise UnreadError(self.__dict__["cause"])
+
+
+@dataclass(frozen=True)
+class Python:
+    """The Python that runs, and the one that was meant."""
+
+    version: "tuple[int, int, int]"
+    bits: int
+    executable: str
+    prefix: str
+    is_conda: bool = False
+    expected: "tuple[str, ...]" = ()  # prefixes of the environments that are made or activated here
+    kernel: "str | None" = None  # the program of the python3 kernel that Jupyter finds; None: it makes its own
+    kernel_exists: bool = True
+    start_method: str = "fork"
+
+
+@dataclass(frozen=True)
+class Platform:
+    """`kind` is 'Linux', 'Windows', 'WSL2', 'WSL1' or 'macOS'."""
+
+    kind: str
+    release: str = ""
+    architecture: str = "x86_64"
+    container: str = ""  # what says that this is one, such as /.dockerenv
+    distribution: str = ""  # ID and ID_LIKE of /etc/os-release
+    nvidia_on_bus: bool = False
+    nvcc: str = ""  # release of the CUDA toolkit on PATH; information only
+
+
+@dataclass(frozen=True)
+class Wsl:
+    """What WSL2 brings of the driver that is installed on Windows."""
+
+    dxg: bool
+    libcuda: bool
+    nvidia: bool  # any file of NVIDIA's in /usr/lib/wsl/lib
+    shadowing: "tuple[str, ...]" = ()  # a driver's files that the distribution itself has installed
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A process that holds memory of a card; `used_bytes` is None where the driver does not tell, as on Windows."""
+
+    pid: int
+    name: str
+    used_bytes: "int | None" = None
+
+
+@dataclass(frozen=True)
+class GpuReading:
+    """One card as NVML tells it; None is what it does not tell; `error` is set where the card is broken."""
+
+    index: int
+    name: str = ""
+    uuid: str = ""
+    total_bytes: "int | None" = None
+    free_bytes: "int | None" = None
+    capability: "tuple[int, int] | None" = None
+    cuda_cores: "int | None" = None
+    max_clock_mhz: "int | None" = None
+    utilisation_percent: "int | None" = None
+    power_watts: "float | None" = None
+    power_limit_watts: "float | None" = None
+    temperature_celsius: "int | None" = None
+    slowed_by: "tuple[str, ...] | None" = None
+    holders: "tuple[Holder, ...]" = ()
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Nvml:
+    """`state` is 'ok', 'absent' (no driver), 'error' (NVML's own), 'hung', 'crashed' or 'nonsense'."""
+
+    state: str
+    cause: str = ""
+    driver: str = ""
+    cuda: "int | None" = None  # 12080 is CUDA 12.8
+    cards: "tuple[GpuReading, ...]" = ()
+
+    @property
+    def usable(self) -> "tuple[GpuReading, ...]":
+        """The cards that answered with a size that can be."""
+        return tuple(card for card in self.cards if not card.error and card.total_bytes)
+
+
+@dataclass(frozen=True)
+class Torch:
+    """`state` is 'ok', 'quick' (read from its files, not imported), 'absent', 'broken', 'hung' or 'crashed'."""
+
+    state: str
+    cause: str = ""
+    version: str = ""
+    cuda: "str | None" = None
+    available: "bool | None" = None
+    warnings: "tuple[str, ...]" = ()
+    uuid: str = ""
+    name: str = ""
+    total_bytes: "int | None" = None
+    capability: "tuple[int, int] | None" = None
+    codes: "tuple[str, ...]" = ()  # sm_86, compute_90
+    bf16: "bool | None" = None
+    product: str = ""  # what the small matrix product came to: 'ok', or what went wrong
+    product_device: str = ""
+
+
+@dataclass(frozen=True)
+class Packages:
+    """Versions installed, asked for and loaded, by name; `asked` has (floor, first major that is too new or None)."""
+
+    installed: Mapping[str, str]
+    asked: "Mapping[str, tuple[str, str | None]]"
+    pinned: Mapping[str, str]
+    loaded: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Process:
+    """This process: its variables, which of them were set after it started, and whether it has used CUDA."""
+
+    env: Mapping[str, str]
+    changed: "frozenset[str]" = frozenset()
+    cuda_in_use: bool = False
+    pid: int = 0
+    accelerate: Mapping[str, str] = field(default_factory=dict)  # its configuration file, where there is one
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Main memory; in a container what its limit leaves."""
+
+    total_bytes: int
+    available_bytes: int
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder the course writes to: `role` is 'runs', 'cache' or 'temp'; `path` may not exist yet."""
+
+    role: str
+    path: str
+    free_bytes: int
+    disk: str  # places on one disk share its space
+    writable: bool = True
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A model's files; `problems` is empty where they are whole."""
+
+    path: str
+    problems: "tuple[str, ...]" = ()
+    tokens: int = 0
+    positions: int = 0
+    bytes: int = 0
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """The shipped model, and GPT-2 as it lies in the Hub's cache (None: not there)."""
+
+    pocket: ModelFolder
+    gpt2: "ModelFolder | None" = None
+    offline: bool = False
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Where things are written, and what the system says of paths."""
+
+    places: "tuple[Place, ...]"
+    project: str = ""
+    long_paths: "bool | None" = None  # Windows' switch; None: not asked
+    has_home: bool = True
+
+
+@dataclass(frozen=True)
+class Power:
+    """`on_battery` is None where there is none, or where it cannot be told."""
+
+    on_battery: "bool | None" = None
+
+
+@dataclass(frozen=True)
+class Machine:
+    """All of it. Any group may be an `Unread`."""
+
+    python: Python
+    platform: Platform
+    packages: Packages
+    torch: Torch
+    nvml: Nvml
+    process: Process
+    memory: Memory
+    storage: Storage
+    files: ModelFiles
+    power: Power
+    wsl: "Wsl | None" = None
+    quick: bool = False
+
+    @property
+    def cards(self) -> "tuple[GpuReading, ...]":
+        """The cards that NVML could read; none where it could not be asked."""
+        return () if isinstance(self.nvml, Unread) else self.nvml.usable
+
+    @property
+    def has_gpu(self) -> bool:
+        """True where a card answers: to NVML, or, where that cannot be asked, to torch."""
+        return bool(self.cards) or (not isinstance(self.torch, Unread) and self.torch.available is True)
+
+    @property
+    def gpu(self) -> "GpuReading | None":
+        """The card a training would take: the one torch names, else the largest that may be seen."""
+        torch = None if isinstance(self.torch, Unread) else self.torch
+        if not self.cards:
+            if torch is None or not torch.available:
+                return None
+            return GpuReading(0, torch.name, torch.uuid, torch.total_bytes, None, torch.capability)
+        if torch and torch.uuid:
+            for card in self.cards:
+                if card.uuid.endswith(torch.uuid):
+                    return card
+        seen = self.cards if isinstance(self.process, Unread) else visible(self.cards, self.process.env)
+        return max(seen or self.cards, key=lambda card: card.total_bytes or 0)
+
+
+def visible(cards: "Sequence[GpuReading]", env: Mapping[str, str]) -> "list[GpuReading]":
+    """Return the cards that `CUDA_VISIBLE_DEVICES` lets a program see, in its order.
+
+    CUDA reads the list up to the first entry it does not know; an entry said twice hides everything.
+
+    >>> cards = [GpuReading(0, uuid="GPU-aa"), GpuReading(1, uuid="GPU-bb")]
+    >>> [card.index for card in visible(cards, {"CUDA_VISIBLE_DEVICES": "1,99,0"})]
+    [1]
+    """
+    value = env.get("CUDA_VISIBLE_DEVICES")
+    if value is None:
+        return list(cards)
+    seen: list[GpuReading] = []
+    for entry in value.split(","):
+        found = [card for card in cards if _is_named(card, entry.strip())]
+        if len(found) != 1:
+            break
+        if found[0] in seen:
+            return []
+        seen.append(found[0])
+    return seen
+
+
+def _is_named(card: GpuReading, entry: str) -> bool:
+    return entry == str(card.index) or (entry.startswith("GPU-") and card.uuid.startswith(entry))
