@@ -75,19 +75,6 @@ def check_fit(model: "GPT2LMHeadModel", tokenizer: "PreTrainedTokenizerBase", bl
         )
 
 
-def use_fused_gelu(model: "GPT2LMHeadModel") -> None:
-    """Compute `gelu_new` by PyTorch's one fused operation instead of eight; the configuration stays as it came.
-
-    Both are the tanh approximation of https://arxiv.org/abs/1606.08415; they differ by rounding alone.
-    """
-    from torch import nn
-    from transformers.activations import NewGELUActivation
-
-    for block in model.transformer.h:
-        if isinstance(block.mlp.act, NewGELUActivation):
-            block.mlp.act = nn.GELU(approximate="tanh")
-
-
 def set_attention_dropout(model: "GPT2LMHeadModel", attn_pdrop: float) -> None:
     """Set the dropout of the attention weights for this training; the configuration stays as it came."""
     for block in model.transformer.h:

@@ -9,6 +9,8 @@ import math
 import os
 import platform
 import shutil
+import warnings
+import zipfile
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -16,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from helpers.data import PreparedData, prepare
-from helpers.model import check_fit, has_bf16, load_model, load_tokenizer, quiet, set_attention_dropout, use_fused_gelu
+from helpers.engine import equal_results_less_work
+from helpers.model import check_fit, has_bf16, load_model, load_tokenizer, quiet, set_attention_dropout
 from helpers.settings import SettingsError, TrainingSettings, read_run_settings, run_folder, runs_folder
 
 if TYPE_CHECKING:
@@ -38,7 +41,7 @@ class FineTuned:
         folder: where all of it lies.
         history: one row a logging or validation step: `step`, `epoch`, `loss`, `learning_rate`, `grad_norm` or
             `eval_loss`, in nats a token.
-        facts: precision, device, tokens, seconds and peak memory as measured.
+        facts: precision, device, tokens, seconds, peak memory as measured, and the batch that memory held.
     """
 
     run: str
@@ -121,11 +124,12 @@ def training_arguments(settings: TrainingSettings, folder: Path, *, progress: bo
         "save_steps", "save_total_limit", "seed",
     )  # fmt: skip
     precision = chosen_precision(settings)
+    is_renamed = "activation_checkpointing" in TrainingArguments.__dataclass_fields__  # in transformers 5.23
+    checkpointing = "activation_checkpointing" if is_renamed else "gradient_checkpointing"
     return TrainingArguments(
         output_dir=str(folder / "checkpoints"),
         **{name: getattr(settings, name) for name in same_names},
-        # `gradient_checkpointing` is this setting's name in transformers up to 5.22
-        **({"gradient_checkpointing": True} if settings.gradient_checkpointing else {}),
+        **{checkpointing: settings.gradient_checkpointing},
         per_device_eval_batch_size=settings.per_device_train_batch_size,
         bf16=precision == "bf16",
         fp16=precision == "fp16",
@@ -165,16 +169,31 @@ def as_batch(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def last_whole_checkpoint(folder: Path) -> Path | None:
-    """Return the newest checkpoint that has all its files; the Trainer writes `trainer_state.json` last."""
+    """Return the newest checkpoint that is whole; warn of those that are passed over, by name."""
+    for checkpoint in sorted(folder.glob("checkpoint-*"), key=_step, reverse=True):
+        broken = _broken_file(checkpoint)
+        if broken is None:
+            return checkpoint
+        warnings.warn(f"{checkpoint} is passed over: its {broken} is missing or cut short.", stacklevel=2)
+    return None
+
+
+def _broken_file(checkpoint: Path) -> str | None:
+    """Return the name of the first file of a checkpoint that a crash or a full disk has spoilt."""
     from safetensors import SafetensorError, safe_open
 
-    for checkpoint in sorted(folder.glob("checkpoint-*"), key=_step, reverse=True):
-        if all((checkpoint / name).exists() for name in _CHECKPOINT_FILES):
-            try:
-                with safe_open(checkpoint / "model.safetensors", "pt"):
-                    return checkpoint
-            except SafetensorError:
-                continue  # cut short by a crash or a full disk
+    for name in _CHECKPOINT_FILES:
+        path = checkpoint / name
+        try:
+            if path.suffix == ".safetensors":
+                with safe_open(path, "pt"):
+                    pass
+            elif path.suffix == ".json":
+                json.loads(path.read_text(encoding="utf-8"))
+            elif not zipfile.is_zipfile(path):  # what torch.save writes; its directory stands at the end
+                return name
+        except (OSError, ValueError, SafetensorError):
+            return name
     return None
 
 
@@ -203,6 +222,43 @@ def _claim(settings: TrainingSettings, folder: Path) -> None:
 
 
 def _train(settings: TrainingSettings, folder: Path, *, progress: bool) -> None:
+    """Train to the end; a batch that memory does not hold is halved, at the same effective batch and order."""
+    from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+
+    while True:
+        try:
+            return _train_in_batches_of(settings, folder, progress=progress)
+        except RuntimeError as error:
+            if not should_reduce_batch_size(error):
+                raise
+            if settings.per_device_train_batch_size == 1:
+                raise TrainingBrokenError(
+                    f"Out of memory, and not even one block of {settings.block_size} tokens fits: lower block_size, "
+                    "set gradient_checkpointing, or free memory that other programs hold."
+                ) from None
+            if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+                raise TrainingBrokenError(
+                    f"A batch of {settings.per_device_train_batch_size} does not fit into the memory of every card: "
+                    "lower per_device_train_batch_size and raise gradient_accumulation_steps as much."
+                ) from None
+        settings = _halved(settings)
+        clear_device_cache(garbage_collection=True)
+
+
+def _halved(settings: TrainingSettings) -> TrainingSettings:
+    """Return the settings with a smaller batch and more accumulation, and say so."""
+    batch = settings.per_device_train_batch_size
+    smaller = max(size for size in range(1, batch) if batch % size == 0)
+    passes = settings.gradient_accumulation_steps * batch // smaller
+    warnings.warn(
+        f"Out of memory with per_device_train_batch_size = {batch}: going on with {smaller}, and "
+        f"gradient_accumulation_steps = {passes}, which trains the same model.",
+        stacklevel=2,
+    )
+    return settings.model_copy(update={"per_device_train_batch_size": smaller, "gradient_accumulation_steps": passes})
+
+
+def _train_in_batches_of(settings: TrainingSettings, folder: Path, *, progress: bool) -> None:
     from accelerate import PartialState
     from transformers import PrinterCallback, Trainer, set_seed
 
@@ -211,26 +267,27 @@ def _train(settings: TrainingSettings, folder: Path, *, progress: bool) -> None:
     tokenizer = load_tokenizer(settings.model_name_or_path)
     model = load_model(settings.model_name_or_path, from_scratch=settings.from_scratch, seed=settings.seed)
     check_fit(model, tokenizer, settings.block_size)
-    use_fused_gelu(model)
     set_attention_dropout(model, settings.attn_pdrop)
     set_seed(settings.seed)
-    trainer = Trainer(
-        model=model,
-        args=training_arguments(settings, folder, progress=progress),
-        train_dataset=data.blocks["train"],
-        eval_dataset=data.blocks["validation"],
-        data_collator=as_batch,
-        callbacks=[_history_callback(settings, folder), _guard_callback()],
-    )
-    if not progress:
-        trainer.remove_callback(PrinterCallback)
-    if trainer.is_world_process_zero():
-        _write_json(folder / "settings.json", _settings_record(settings, data))
-    checkpoint = last_whole_checkpoint(folder / "checkpoints")
-    with nullcontext() if progress else quiet():
-        outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if not any("eval_loss" in row and row["step"] == trainer.state.global_step for row in trainer.state.log_history):
-        trainer.evaluate()
+    with equal_results_less_work(model):
+        trainer = Trainer(
+            model=model,
+            args=training_arguments(settings, folder, progress=progress),
+            train_dataset=data.blocks["train"],
+            eval_dataset=data.blocks["validation"],
+            data_collator=as_batch,
+            callbacks=[_history_callback(folder), _guard_callback(model.config.vocab_size), _space_callback(model)],
+        )
+        if not progress:
+            trainer.remove_callback(PrinterCallback)
+        if trainer.is_world_process_zero() and not (folder / "settings.json").exists():
+            _write_json(folder / "settings.json", _settings_record(settings, data))
+        checkpoint = last_whole_checkpoint(folder / "checkpoints")
+        with nullcontext() if progress else quiet():
+            outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        log = trainer.state.log_history
+        if not any("eval_loss" in row and row["step"] == trainer.state.global_step for row in log):
+            trainer.evaluate()
     if trainer.is_world_process_zero():
         save_model(model, tokenizer, settings, data.facts, folder / "model")
         _write_json(folder / "training.json", _facts(settings, trainer, outcome.metrics))
@@ -284,6 +341,8 @@ def _facts(settings: TrainingSettings, trainer: "Trainer", metrics: dict[str, fl
         "precision": {"no": "float32"}.get(chosen_precision(settings), chosen_precision(settings)),
         "device": _device_name(),
         "peak_bytes": _peak_bytes(),
+        "per_device_train_batch_size": settings.per_device_train_batch_size,
+        "gradient_accumulation_steps": settings.gradient_accumulation_steps,
     }
 
 
@@ -315,7 +374,7 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
     new.replace(path)
 
 
-def _history_callback(settings: TrainingSettings, folder: Path) -> "TrainerCallback":
+def _history_callback(folder: Path) -> "TrainerCallback":
     """Write history.jsonl from the Trainer's own log, which a checkpoint carries: no gaps or repeats after a resume."""
     from transformers import TrainerCallback
 
@@ -337,22 +396,60 @@ def _history_callback(settings: TrainingSettings, folder: Path) -> "TrainerCallb
     return History()
 
 
-def _guard_callback() -> "TrainerCallback":
-    """Stop a training whose loss says that it is broken."""
+def _guard_callback(vocab_size: int) -> "TrainerCallback":
+    """Stop a training whose loss or gradient says that it is broken."""
     from transformers import TrainerCallback
+
+    even_guess = math.log(vocab_size)
 
     class Guard(TrainerCallback):
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
-            loss = logs.get("loss", 1.0)
+            loss, grad_norm = logs.get("loss", 1.0), logs.get("grad_norm", 1.0)
             if loss == 0:
                 raise TrainingBrokenError(
                     f"The loss is exactly 0 at step {state.global_step}: no label is left to learn from. "
                     "Decode a training row and look at its labels; an empty tokenizer does this too."
                 )
-            if not math.isfinite(loss):
+            # with fp16 a gradient that overflows belongs to the search for a scale, and its step is left out
+            if not math.isfinite(loss) or (not math.isfinite(grad_norm) and not args.fp16):
                 raise TrainingBrokenError(
-                    f"The loss is {loss} at step {state.global_step}: the weights are spoilt. Lower learning_rate "
-                    f"(it was {args.learning_rate}), keep max_grad_norm near 1, and prefer bf16 to fp16."
+                    f"The loss is {loss} and the gradient's length {grad_norm} at step {state.global_step}: the "
+                    f"weights are spoilt. Lower learning_rate (it was {args.learning_rate}), keep max_grad_norm near "
+                    "1, and prefer bf16 to fp16."
+                )
+            if _learns_nothing(state.log_history, even_guess):
+                raise TrainingBrokenError(
+                    f"The loss stays at {loss:.2f}, an even guess among {vocab_size:,} tokens, up to step "
+                    f"{state.global_step}: nothing is learnt. Look at a training row, decoded; then raise "
+                    f"learning_rate (it was {args.learning_rate})."
                 )
 
     return Guard()
+
+
+def _learns_nothing(log_history: list[dict[str, float]], even_guess: float, *, rows: int = 20) -> bool:
+    """Tell whether the last `rows` losses, after at least 200 steps, all lie within 1 % of an even guess."""
+    last = [row for row in log_history if "loss" in row][-rows:]
+    is_long = len(last) == rows and last[-1]["step"] >= 200
+    return is_long and all(abs(row["loss"] / even_guess - 1) < 0.01 for row in last)
+
+
+def _space_callback(model: "GPT2LMHeadModel") -> "TrainerCallback":
+    """Stop before a checkpoint that the disk could not hold; the last whole one stays."""
+    from transformers import TrainerCallback
+
+    needed = 13 * sum(p.numel() for p in model.parameters())  # float32 weights and AdamW's two averages, and a little
+
+    class Space(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if not control.should_save:
+                return
+            free = shutil.disk_usage(Path(args.output_dir).parent).free
+            if free < needed:
+                raise TrainingBrokenError(
+                    f"The disk of {args.output_dir} has {free / 1e9:.1f} GB left and a checkpoint takes "
+                    f"{needed / 1e9:.1f} GB: free some space or lower save_total_limit, and start the same run again. "
+                    "It goes on from its last checkpoint."
+                )
+
+    return Space()

@@ -13,7 +13,6 @@ from helpers.model import (
     load_tokenizer,
     quiet,
     set_attention_dropout,
-    use_fused_gelu,
 )
 from helpers.settings import POCKET, SettingsError
 
@@ -99,24 +98,6 @@ def test_a_token_without_a_row_is_refused(tiny_model):
     tokenizer.add_tokens(["<new>"])
     with pytest.raises(SettingsError, match="4097 tokens and the model 4096 rows"):
         check_fit(load_model(str(tiny_model)), tokenizer, 64)
-
-
-@pytest.mark.parametrize("shape", [(2, 64), (1, 1 + 2), (3, 17)])
-def test_the_fused_gelu_gives_the_stock_loss_and_gradients(shape):
-    torch.manual_seed(0)
-    ids = torch.randint(4096, shape)
-    losses, gradients = [], []
-    for fused in (False, True):
-        model = load_model("pocket").eval()
-        if fused:
-            use_fused_gelu(model)
-        loss = model(input_ids=ids, labels=ids).loss
-        loss.backward()
-        losses.append(loss.item())
-        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
-    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
-    assert (gradients[0] - gradients[1]).abs().max() < 1e-4
-    assert isinstance(model.transformer.h[0].mlp.act, torch.nn.GELU), "nothing was swapped"
 
 
 def test_attention_dropout_is_set_for_the_training_only():

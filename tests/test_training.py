@@ -1,17 +1,21 @@
 import json
 import math
+import os
+import shutil
 import subprocess
 import sys
+import time
+from contextlib import nullcontext
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import TrainerControl, TrainerState
 
-from helpers import training
+from helpers import engine, training
 from helpers.data import prepare
 from helpers.model import load_model
-from helpers.settings import SettingsError, TrainingSettings
+from helpers.settings import NOTEBOOKS, SettingsError, TrainingSettings, read_run_settings, run_folder
 from helpers.training import (
     TrainingBrokenError,
     as_batch,
@@ -58,8 +62,8 @@ def test_an_interrupted_run_ends_with_the_weights_and_history_of_an_uninterrupte
     class PowerCutError(Exception):
         pass
 
-    def cut_at_step_5(settings, folder):
-        callback = original(settings, folder)
+    def cut_at_step_5(folder):
+        callback = original(folder)
 
         def on_step_end(args, state, control, **_):
             if state.global_step == 5:
@@ -97,6 +101,12 @@ def test_accumulated_passes_train_like_one_batch(tiny_run, tiny_settings):
     halves = {"run": "halves", "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
     first_loss = fine_tune(tiny_settings.model_copy(update=halves)).history[0]["loss"]
     assert first_loss == pytest.approx(tiny_run.history[0]["loss"], abs=0.05), "only the dropout differs"
+
+
+def test_gradient_checkpointing_trains_the_same_model(tiny_run, tiny_settings):
+    other = fine_tune(tiny_settings.model_copy(update={"run": "checkpointed", "gradient_checkpointing": True}))
+    for name, value in weights(tiny_run.model_folder).items():
+        torch.testing.assert_close(weights(other.model_folder)[name], value, atol=1e-5, rtol=1e-4)
 
 
 def test_the_saved_model_is_stock_and_loads_with_nothing_of_ours(tiny_run):
@@ -169,7 +179,7 @@ def test_settings_reach_the_trainer_under_their_own_names(tmp_path):
 
 @pytest.mark.parametrize(("loss", "words"), [(0.0, "exactly 0"), (math.nan, "Lower learning_rate"), (math.inf, "inf")])
 def test_a_loss_that_says_the_training_is_broken_stops_it(tmp_path, loss, words):
-    guard = training._guard_callback()
+    guard = training._guard_callback(4096)
     arguments = training_arguments(TrainingSettings(), tmp_path)
     with pytest.raises(TrainingBrokenError, match=words):
         guard.on_log(arguments, TrainerState(), TrainerControl(), logs={"loss": loss})
@@ -185,7 +195,7 @@ def test_a_learning_rate_that_spoils_the_weights_stops_the_run(tiny_model, tiny_
     from helpers.model import load_tokenizer
 
     load_tokenizer("pocket").save_pretrained(folder)
-    with pytest.raises(TrainingBrokenError, match="The loss is nan at step 1"):
+    with pytest.raises(TrainingBrokenError, match=r"The loss is nan .* at step 1"):
         fine_tune(tiny_settings.model_copy(update={"model_name_or_path": str(folder), "run": "spoilt"}))
 
 
@@ -194,11 +204,114 @@ def test_a_block_longer_than_the_model_stops_before_training(tiny_settings):
         fine_tune(tiny_settings.model_copy(update={"block_size": 65}))
 
 
-def test_a_checkpoint_cut_short_is_passed_over(tiny_run):
-    newest, older = sorted((tiny_run.folder / "checkpoints").iterdir(), key=training._step, reverse=True)
-    assert last_whole_checkpoint(tiny_run.folder / "checkpoints") == newest
-    with (newest / "model.safetensors").open("r+b") as file:
-        file.truncate(1000)
-    assert last_whole_checkpoint(tiny_run.folder / "checkpoints") == older
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "trainer_state.json"])
+def test_a_checkpoint_cut_short_is_passed_over_by_name(tiny_run, name):
+    folder = tiny_run.folder / "checkpoints"
+    newest, older = sorted(folder.iterdir(), key=training._step, reverse=True)
+    assert last_whole_checkpoint(folder) == newest
+    with (newest / name).open("r+b") as file:
+        file.truncate(300)
+    with pytest.warns(UserWarning, match=f"{newest.name} is passed over: its {name}"):
+        assert last_whole_checkpoint(folder) == older
     (older / "trainer_state.json").unlink()
-    assert last_whole_checkpoint(tiny_run.folder / "checkpoints") is None
+    with pytest.warns(UserWarning, match="is missing or cut short"):
+        assert last_whole_checkpoint(folder) is None
+
+
+def too_small_for(largest, monkeypatch):
+    """Let a training step run out of memory with more rows than `largest`; the message is that of a CUDA card."""
+    original = engine.chunked_loss
+
+    def chunked_loss(hidden_states, *args, **kwargs):
+        if hidden_states.requires_grad and len(hidden_states) > largest:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return original(hidden_states, *args, **kwargs)
+
+    monkeypatch.setattr(engine, "chunked_loss", chunked_loss)
+
+
+def test_a_batch_that_memory_does_not_hold_is_halved_and_trains_the_same_model(tiny_settings, monkeypatch):
+    by_hand = {"run": "by-hand", "per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}
+    expected = fine_tune(tiny_settings.model_copy(update=by_hand))
+    too_small_for(1, monkeypatch)
+    with pytest.warns(UserWarning, match="Out of memory with per_device_train_batch_size"):
+        found = fine_tune(tiny_settings)
+    assert (found.facts["per_device_train_batch_size"], found.facts["gradient_accumulation_steps"]) == (1, 4)
+    assert same_weights(weights(found.model_folder), weights(expected.model_folder))
+    assert found.history == expected.history
+    assert read_run_settings("tiny").per_device_train_batch_size == 4, "what was asked for is what is kept"
+
+
+def test_a_model_that_does_not_fit_at_all_says_so(tiny_settings, monkeypatch):
+    too_small_for(0, monkeypatch)
+    with (
+        pytest.warns(UserWarning, match="Out of memory"),
+        pytest.raises(TrainingBrokenError, match="not even one block of 32 tokens fits"),
+    ):
+        fine_tune(tiny_settings)
+
+
+@pytest.mark.parametrize(("fp16", "stops"), [(False, True), (True, False)])
+def test_a_gradient_that_is_not_finite_stops_the_run_except_in_search_of_a_scale(tmp_path, fp16, stops):
+    guard, arguments = training._guard_callback(4096), training_arguments(TrainingSettings(), tmp_path)
+    arguments.fp16 = fp16
+    with pytest.raises(TrainingBrokenError, match="inf") if stops else nullcontext():
+        guard.on_log(arguments, TrainerState(), TrainerControl(), logs={"loss": 1.0, "grad_norm": math.inf})
+
+
+def test_a_loss_that_stays_at_an_even_guess_stops_the_run(tmp_path):
+    guard, arguments = training._guard_callback(4096), training_arguments(TrainingSettings(), tmp_path)
+    flat = [{"loss": math.log(4096) + 0.01, "step": step} for step in range(0, 400, 10)]
+    with pytest.raises(TrainingBrokenError, match="an even guess among 4,096 tokens"):
+        guard.on_log(arguments, TrainerState(log_history=flat), TrainerControl(), logs=flat[-1])
+    falling = [row | {"loss": row["loss"] - row["step"] / 1000} for row in flat]
+    guard.on_log(arguments, TrainerState(log_history=falling), TrainerControl(), logs=falling[-1])
+
+
+def test_a_disk_without_room_stops_before_the_checkpoint_and_keeps_the_last_one(tiny_settings, monkeypatch):
+    real, left = shutil.disk_usage, [10**12, 1000]  # room for the first checkpoint, none for the second
+
+    def disk_usage(path):
+        return real(path)._replace(free=left.pop(0)) if path == run_folder("tiny") else real(path)
+
+    monkeypatch.setattr(shutil, "disk_usage", disk_usage)
+    with pytest.raises(TrainingBrokenError, match=r"0\.0 GB left .* It goes on from its last checkpoint"):
+        fine_tune(tiny_settings)
+    assert last_whole_checkpoint(run_folder("tiny") / "checkpoints").name == "checkpoint-3"
+
+
+def train_in_a_process(settings, runs):
+    values = [part for name, value in settings.model_dump().items() for part in ("-p", name, str(value))]
+    command = [sys.executable, "-W", "ignore", "-m", "helpers", "train", *values]
+    env = {**os.environ, "COURSE_RUNS": str(runs), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, cwd=NOTEBOOKS.parent, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def half_written(checkpoints):
+    """Return whether a checkpoint has its weights and not yet its state, which the Trainer writes last."""
+    return any(not (folder / "trainer_state.json").exists() for folder in checkpoints.glob("checkpoint-*"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="kills as Linux does")
+def test_killed_at_any_moment_the_same_call_ends_with_the_same_weights_and_history(tiny_settings, runs):
+    settings = tiny_settings.model_copy(update={"num_train_epochs": 12.0, "save_steps": 4})
+    expected = fine_tune(settings.model_copy(update={"run": "whole"}))
+    settings = settings.model_copy(update={"run": "killed"})
+    checkpoints, history = runs / "killed/checkpoints", runs / "killed/history.jsonl"
+    moments = [
+        lambda: half_written(checkpoints),
+        lambda: history.exists() and len(history.read_text().splitlines()) > 9,
+        lambda: (runs / "killed/model.new").exists() or (runs / "killed/model").exists(),
+    ]
+    kills = 0
+    for has_come in moments:
+        child = train_in_a_process(settings, runs)
+        while child.poll() is None and not has_come():
+            time.sleep(0.0005)
+        kills += child.poll() is None
+        child.kill()
+        child.communicate()
+    assert kills >= 2, "the training ended before it could be killed"
+    finished = fine_tune(settings)
+    assert same_weights(weights(expected.model_folder), weights(finished.model_folder))
+    assert finished.history == expected.history

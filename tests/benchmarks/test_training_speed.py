@@ -6,7 +6,8 @@ import torch
 from datasets import Dataset
 
 from helpers.data import load_documents, token_blocks
-from helpers.model import has_bf16, load_model, load_tokenizer, use_fused_gelu
+from helpers.engine import use_fused_gelu
+from helpers.model import has_bf16, load_model, load_tokenizer
 from helpers.settings import DataSettings
 
 WIDTH, BATCH, STEPS = 256, 8, 6

@@ -1,0 +1,149 @@
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from helpers.engine import chunked_loss, equal_results_less_work, use_causal_attention, use_chunked_loss, use_fused_gelu
+
+V = 211
+SHAPES = [(1, 4), (3, 17), (4, 64)]  # (B, T): short, odd, all positions
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=V, n_positions=64, n_embd=48, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=1,
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+    )  # fmt: skip
+    model = GPT2LMHeadModel(config).train()
+    model.loss_type = "ForCausalLM"
+    return model
+
+
+def batch(shape, *, padded):
+    ids = torch.randint(V, shape, generator=torch.Generator().manual_seed(1))
+    labels = ids.clone()
+    if padded:
+        labels[0, -(-shape[1] // 2) :] = -100  # the first row's second half
+    return ids, labels
+
+
+def loss_and_gradients(model, **inputs):
+    model.zero_grad()
+    loss = model(**inputs).loss
+    loss.backward()
+    return loss.item(), torch.cat([p.grad.flatten() for p in model.parameters()])
+
+
+def assert_equal(stock, ours):
+    assert ours[0] == pytest.approx(stock[0], abs=1e-5)
+    assert (ours[1] - stock[1]).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("change", [use_causal_attention, use_fused_gelu, use_chunked_loss, "all"])
+def test_each_change_gives_the_stock_loss_and_gradients(model, change, shape, padded):
+    ids, labels = batch(shape, padded=padded)
+    stock = loss_and_gradients(model, input_ids=ids, attention_mask=(labels != -100).long(), labels=labels)
+    if change == "all":
+        with equal_results_less_work(model):
+            ours = loss_and_gradients(model, input_ids=ids, labels=labels)
+    else:
+        change(model)
+        ours = loss_and_gradients(model, input_ids=ids, labels=labels)
+    assert_equal(stock, ours)
+
+
+def test_the_pocket_model_gives_its_stock_loss_and_gradients():
+    from helpers.model import load_model
+
+    model = load_model("pocket").eval()
+    ids = torch.randint(4096, (2, 100), generator=torch.Generator().manual_seed(1))
+    stock = loss_and_gradients(model, input_ids=ids, labels=ids)
+    with equal_results_less_work(model):
+        assert_equal(stock, loss_and_gradients(model, input_ids=ids, labels=ids))
+
+
+@pytest.mark.parametrize("chunk_tokens", [1, 7, 51, 4096])
+def test_the_size_of_a_chunk_changes_nothing(model, chunk_tokens):
+    ids, labels = batch((3, 17), padded=True)
+    stock = loss_and_gradients(model, input_ids=ids, labels=labels)
+    use_chunked_loss(model, chunk_tokens=chunk_tokens)
+    assert_equal(stock, loss_and_gradients(model, input_ids=ids, labels=labels))
+
+
+def test_the_loss_of_an_accumulated_step_is_divided_by_the_labels_of_all_its_passes(model):
+    ids, labels = batch((3, 17), padded=False)
+    stock = loss_and_gradients(model, input_ids=ids, labels=labels, num_items_in_batch=torch.tensor(500))
+    use_chunked_loss(model)
+    assert_equal(stock, loss_and_gradients(model, input_ids=ids, labels=labels, num_items_in_batch=torch.tensor(500)))
+
+
+def test_under_bf16_autocast_the_loss_keeps_to_the_stock_one(model):
+    ids, labels = batch((4, 64), padded=False)
+    with torch.autocast("cpu", torch.bfloat16):
+        stock = loss_and_gradients(model, input_ids=ids, labels=labels)
+        with equal_results_less_work(model):
+            ours = loss_and_gradients(model, input_ids=ids, labels=labels)
+    assert ours[0] == pytest.approx(stock[0], rel=2e-3)  # bf16 keeps 8 bits
+    assert torch.nn.functional.cosine_similarity(ours[1], stock[1], dim=0) > 0.999
+
+
+def test_the_logits_of_all_tokens_are_never_held():
+    held = []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            held.extend(t.numel() for t in (out if isinstance(out, tuple) else [out]) if isinstance(t, torch.Tensor))
+            return out
+
+    hidden, weight = torch.randn(4, 64, 8, requires_grad=True), torch.randn(V, 8, requires_grad=True)
+    with Watch():
+        chunked_loss(hidden, weight, torch.randint(V, (4, 64)), chunk_tokens=32).backward()
+    assert max(held) <= 32 * V
+
+
+def test_without_labels_the_logits_are_given(model):
+    ids, _ = batch((2, 9), padded=False)
+    stock = model(input_ids=ids).logits
+    use_chunked_loss(model)
+    assert torch.equal(model(input_ids=ids).logits, stock)
+
+
+def test_validation_needs_no_gradients(model):
+    ids, labels = batch((2, 9), padded=False)
+    stock = model(input_ids=ids, labels=labels).loss
+    use_chunked_loss(model)
+    with torch.no_grad():
+        ours = model(input_ids=ids, labels=labels)
+    assert ours.loss == pytest.approx(stock.item(), abs=1e-5)
+    assert not ours.loss.requires_grad
+
+
+def test_attention_takes_the_flash_kernel(model):
+    use_causal_attention(model)
+    ids, labels = batch((2, 33), padded=False)
+    with sdpa_kernel([SDPBackend.FLASH_ATTENTION]):  # any other kernel would be an error
+        model(input_ids=ids, labels=labels).loss.backward()
+
+
+def test_gradient_checkpointing_gives_the_same(model):
+    ids, labels = batch((3, 17), padded=False)
+    stock = loss_and_gradients(model, input_ids=ids, labels=labels)
+    getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()  # its name since 5.23
+    with equal_results_less_work(model):
+        assert_equal(stock, loss_and_gradients(model, input_ids=ids, labels=labels, use_cache=False))
+
+
+def test_afterwards_the_model_is_as_it_came(model):
+    config, modules = model.config.to_dict(), str(model)
+    with pytest.raises(ZeroDivisionError), equal_results_less_work(model):
+        assert str(model) != modules
+        raise ZeroDivisionError
+    assert model.config.to_dict() == config
+    assert model.config._attn_implementation == "sdpa"
+    assert str(model) == modules
+    assert "forward" not in vars(model)
