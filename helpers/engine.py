@@ -64,7 +64,10 @@ def _causal_attention(
 ) -> "tuple[torch.Tensor, None]":
     from torch.nn import functional
 
-    out = functional.scaled_dot_product_attention(query, key, value, dropout_p=dropout, scale=scaling, is_causal=True)
+    is_causal = query.shape[2] > 1  # a single token, in generation, may look at all that is kept of those before
+    out = functional.scaled_dot_product_attention(
+        query, key, value, dropout_p=dropout, scale=scaling, is_causal=is_causal
+    )
     return out.transpose(1, 2).contiguous(), None  # (B, T, heads, head_dim)
 
 

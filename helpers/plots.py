@@ -4,6 +4,8 @@ Each function draws into `ax`, or into a new figure, and returns the Axes. Colou
 colour-blind readers can tell apart (https://jfly.uni-koeln.de/color/); lines differ by style too.
 """
 
+import math
+import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +48,36 @@ def plot_learning_rate(history: Sequence[Mapping[str, Any]], *, ax: "Axes | None
     ax.plot([row["step"] for row in rows], [row["learning_rate"] for row in rows], color=GREEN)
     ax.set(xlabel="optimizer step", ylabel="learning rate", title="The learning rate along the schedule")
     return ax
+
+
+class LivePlot:
+    """Draws a run's history in place while it trains: `fine_tune(settings, watch=LivePlot())`.
+
+    In JupyterLab one figure changes; under papermill and nbmake the last state of it is what remains.
+    """
+
+    def __init__(self, *, interval_seconds: float = 1.0) -> None:
+        self._interval, self._drawn_at = interval_seconds, -math.inf
+        self._handle: Any = None
+
+    def __call__(self, history: Sequence[Mapping[str, Any]], progress: Any) -> None:
+        """Draw, unless the last drawing is younger than the interval and more is to come."""
+        import matplotlib.pyplot as plt
+        from IPython.display import display
+
+        is_last = progress.step >= progress.max_steps
+        if not is_last and time.monotonic() - self._drawn_at < self._interval:
+            return
+        self._drawn_at = time.monotonic()
+        figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.2), layout="constrained", facecolor="white")
+        plot_history(history, ax=left)
+        plot_learning_rate(history, ax=right)
+        figure.suptitle(str(progress), fontsize="medium")
+        plt.close(figure)  # what is displayed here shall not be displayed once more at the cell's end
+        if self._handle is None:
+            self._handle = display(figure, display_id=True)
+        else:
+            self._handle.update(figure)
 
 
 def plot_lengths(lengths: Sequence[int], *, block_size: int, ax: "Axes | None" = None) -> "Axes":

@@ -170,6 +170,9 @@ class TrainingSettings(DataSettings):
         "auto", description="number format of the matrix products; auto: bf16 where the hardware has it"
     )
     gradient_checkpointing: bool = Field(False, description="less memory for about a third more time")
+    torch_compile: Literal["auto", "always", "never"] = Field(
+        "auto", description="compile the model; auto: on a GPU under Linux, for a run that is long enough to repay it"
+    )
     from_scratch: bool = Field(False, description="start from random weights instead of the pretrained ones")
     logging_steps: int = Field(
         10, ge=1, le=100_000, json_schema_extra={"unit": "steps"}, description="steps between two history rows"
@@ -181,6 +184,12 @@ class TrainingSettings(DataSettings):
         100, ge=1, le=100_000, json_schema_extra={"unit": "steps"}, description="steps between two checkpoints"
     )
     save_total_limit: int = Field(2, ge=1, le=100, description="checkpoints that are kept")
+    early_stopping_patience: int = Field(
+        0, ge=0, le=1000, json_schema_extra={"unit": "validations"},
+        description="stop after so many without a better one and keep the best model; 0: never",
+    )  # fmt: skip
+    sample_prompt: str = Field("The", max_length=1000, description="continued after each validation; empty: nothing")
+    report_to: Literal["none", "tensorboard"] = Field("none", description="where else the history goes")
 
     @property
     def effective_batch_size(self) -> int:

@@ -17,6 +17,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from helpers import callbacks
+from helpers.callbacks import TrainingBrokenError, Watch
 from helpers.data import PreparedData, prepare
 from helpers.engine import equal_results_less_work
 from helpers.model import check_fit, has_bf16, load_model, load_tokenizer, quiet, set_attention_dropout
@@ -25,11 +27,8 @@ from helpers.settings import SettingsError, TrainingSettings, read_run_settings,
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
 
+_PASSES_WORTH_COMPILING = 3000  # a guess, from published step times; not measured on a card of this course
 _CHECKPOINT_FILES = ("model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
-
-
-class TrainingBrokenError(RuntimeError):
-    """A training that cannot come to anything: the message names the sign that was seen and the usual cause."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ class FineTuned:
         printer.text(str(self))
 
 
-def fine_tune(settings: TrainingSettings, *, progress: bool = False) -> FineTuned:
+def fine_tune(settings: TrainingSettings, *, progress: bool = False, watch: Watch | None = None) -> FineTuned:
     """Train a run to its end and save its model; return it as it is when it is finished already.
 
     A run that was interrupted goes on from its last whole checkpoint, on the same data in the same order.
@@ -75,6 +74,7 @@ def fine_tune(settings: TrainingSettings, *, progress: bool = False) -> FineTune
     Args:
         settings: all of them; `settings.run` names the folder.
         progress: show a progress bar.
+        watch: called after each row with the history so far and a `Progress`, such as `plots.LivePlot()`.
 
     Raises:
         SettingsError: the settings do not fit the model or the data, or the run was started with other settings.
@@ -85,7 +85,7 @@ def fine_tune(settings: TrainingSettings, *, progress: bool = False) -> FineTune
     with _alone_in(folder):
         _claim(settings, folder)
         if not (folder / "training.json").exists():
-            _train(settings, folder, progress=progress)
+            _train(settings, folder, progress=progress, watch=watch)
     return open_run(settings.run)
 
 
@@ -113,15 +113,24 @@ def read_history(run: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
-def training_arguments(settings: TrainingSettings, folder: Path, *, progress: bool = False) -> "TrainingArguments":
-    """Translate the settings into `TrainingArguments`, with what this course always sets."""
+def training_arguments(
+    settings: TrainingSettings, folder: Path, *, progress: bool = False, n_blocks: int = 0
+) -> "TrainingArguments":
+    """Translate the settings into `TrainingArguments`, with what this course always sets.
+
+    Args:
+        settings: of the run.
+        folder: the run's.
+        progress: show a progress bar.
+        n_blocks: blocks to train on; they decide whether compiling is worth its time.
+    """
     import torch
     from transformers import TrainingArguments
 
     same_names = (
         "learning_rate", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps",
         "weight_decay", "warmup_steps", "lr_scheduler_type", "max_grad_norm", "logging_steps", "eval_steps",
-        "save_steps", "save_total_limit", "seed",
+        "save_total_limit", "seed", "report_to",
     )  # fmt: skip
     precision = chosen_precision(settings)
     is_renamed = "activation_checkpointing" in TrainingArguments.__dataclass_fields__  # in transformers 5.23
@@ -135,12 +144,29 @@ def training_arguments(settings: TrainingSettings, folder: Path, *, progress: bo
         fp16=precision == "fp16",
         use_cpu=not torch.cuda.is_available(),
         eval_strategy="steps",
+        # the best checkpoint can only be kept where there is one for each validation
+        save_steps=settings.eval_steps if settings.early_stopping_patience else settings.save_steps,
+        load_best_model_at_end=bool(settings.early_stopping_patience),
+        metric_for_best_model="eval_loss" if settings.early_stopping_patience else None,
+        torch_compile=compiles(settings, n_blocks),
         prediction_loss_only=True,  # else every logit of the validation text is kept
         logging_nan_inf_filter=False,  # the default hides a loss that is not a number behind 0.0
         dataloader_pin_memory=torch.cuda.is_available(),
-        report_to="none",
         disable_tqdm=not progress,
     )
+
+
+def compiles(settings: TrainingSettings, n_blocks: int) -> bool:
+    """Tell whether `torch_compile` comes to yes: 'auto' says so for a long run on a GPU under Linux.
+
+    Compiling takes a minute or more, and Triton, which it needs on a GPU, is made for Linux.
+    """
+    import torch
+
+    if settings.torch_compile != "auto":
+        return settings.torch_compile == "always"
+    passes = settings.num_train_epochs * n_blocks / settings.per_device_train_batch_size
+    return torch.cuda.is_available() and platform.system() == "Linux" and passes >= _PASSES_WORTH_COMPILING
 
 
 def chosen_precision(settings: TrainingSettings) -> str:
@@ -221,13 +247,13 @@ def _claim(settings: TrainingSettings, folder: Path) -> None:
             )
 
 
-def _train(settings: TrainingSettings, folder: Path, *, progress: bool) -> None:
+def _train(settings: TrainingSettings, folder: Path, *, progress: bool, watch: Watch | None) -> None:
     """Train to the end; a batch that memory does not hold is halved, at the same effective batch and order."""
     from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
     while True:
         try:
-            return _train_in_batches_of(settings, folder, progress=progress)
+            return _train_as_set(settings, folder, progress=progress, watch=watch)
         except RuntimeError as error:
             if not should_reduce_batch_size(error):
                 raise
@@ -258,7 +284,7 @@ def _halved(settings: TrainingSettings) -> TrainingSettings:
     return settings.model_copy(update={"per_device_train_batch_size": smaller, "gradient_accumulation_steps": passes})
 
 
-def _train_in_batches_of(settings: TrainingSettings, folder: Path, *, progress: bool) -> None:
+def _train_as_set(settings: TrainingSettings, folder: Path, *, progress: bool, watch: Watch | None) -> None:
     from accelerate import PartialState
     from transformers import PrinterCallback, Trainer, set_seed
 
@@ -272,11 +298,11 @@ def _train_in_batches_of(settings: TrainingSettings, folder: Path, *, progress: 
     with equal_results_less_work(model):
         trainer = Trainer(
             model=model,
-            args=training_arguments(settings, folder, progress=progress),
+            args=training_arguments(settings, folder, progress=progress, n_blocks=len(data.blocks["train"])),
             train_dataset=data.blocks["train"],
             eval_dataset=data.blocks["validation"],
             data_collator=as_batch,
-            callbacks=[_history_callback(folder), _guard_callback(model.config.vocab_size), _space_callback(model)],
+            callbacks=_callbacks(settings, folder, model, tokenizer, watch),
         )
         if not progress:
             trainer.remove_callback(PrinterCallback)
@@ -292,6 +318,24 @@ def _train_in_batches_of(settings: TrainingSettings, folder: Path, *, progress: 
         save_model(model, tokenizer, settings, data.facts, folder / "model")
         _write_json(folder / "training.json", _facts(settings, trainer, outcome.metrics))
     trainer.accelerator.wait_for_everyone()  # the other processes open what the first has written
+
+
+def _callbacks(
+    settings: TrainingSettings, folder: Path, model: "GPT2LMHeadModel", tokenizer: Any, watch: Watch | None
+) -> "list[TrainerCallback]":
+    from transformers import EarlyStoppingCallback
+
+    found = [
+        callbacks.history(folder, tokenizer, settings.sample_prompt),
+        callbacks.guard(model.config.vocab_size),
+        callbacks.space(model),
+    ]
+    if settings.early_stopping_patience:
+        found.append(EarlyStoppingCallback(settings.early_stopping_patience))
+    if watch is not None:
+        tokens = settings.effective_batch_size * settings.block_size * int(os.environ.get("WORLD_SIZE", "1"))
+        found.append(callbacks.watching(watch, tokens_per_step=tokens, memory_bytes=_peak_bytes))
+    return found
 
 
 def save_model(
@@ -372,84 +416,3 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
     new = path.with_suffix(".new")
     new.write_text(json.dumps(value, indent=2), encoding="utf-8")
     new.replace(path)
-
-
-def _history_callback(folder: Path) -> "TrainerCallback":
-    """Write history.jsonl from the Trainer's own log, which a checkpoint carries: no gaps or repeats after a resume."""
-    from transformers import TrainerCallback
-
-    kept = ("loss", "eval_loss", "learning_rate", "grad_norm", "epoch")
-
-    class History(TrainerCallback):
-        def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if not state.is_world_process_zero:
-                return
-            rows = [
-                {"step": log["step"]} | {name: log[name] for name in kept if name in log}
-                for log in state.log_history
-                if "loss" in log or "eval_loss" in log
-            ]
-            new = folder / "history.new"
-            new.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-            new.replace(folder / "history.jsonl")
-
-    return History()
-
-
-def _guard_callback(vocab_size: int) -> "TrainerCallback":
-    """Stop a training whose loss or gradient says that it is broken."""
-    from transformers import TrainerCallback
-
-    even_guess = math.log(vocab_size)
-
-    class Guard(TrainerCallback):
-        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
-            loss, grad_norm = logs.get("loss", 1.0), logs.get("grad_norm", 1.0)
-            if loss == 0:
-                raise TrainingBrokenError(
-                    f"The loss is exactly 0 at step {state.global_step}: no label is left to learn from. "
-                    "Decode a training row and look at its labels; an empty tokenizer does this too."
-                )
-            # with fp16 a gradient that overflows belongs to the search for a scale, and its step is left out
-            if not math.isfinite(loss) or (not math.isfinite(grad_norm) and not args.fp16):
-                raise TrainingBrokenError(
-                    f"The loss is {loss} and the gradient's length {grad_norm} at step {state.global_step}: the "
-                    f"weights are spoilt. Lower learning_rate (it was {args.learning_rate}), keep max_grad_norm near "
-                    "1, and prefer bf16 to fp16."
-                )
-            if _learns_nothing(state.log_history, even_guess):
-                raise TrainingBrokenError(
-                    f"The loss stays at {loss:.2f}, an even guess among {vocab_size:,} tokens, up to step "
-                    f"{state.global_step}: nothing is learnt. Look at a training row, decoded; then raise "
-                    f"learning_rate (it was {args.learning_rate})."
-                )
-
-    return Guard()
-
-
-def _learns_nothing(log_history: list[dict[str, float]], even_guess: float, *, rows: int = 20) -> bool:
-    """Tell whether the last `rows` losses, after at least 200 steps, all lie within 1 % of an even guess."""
-    last = [row for row in log_history if "loss" in row][-rows:]
-    is_long = len(last) == rows and last[-1]["step"] >= 200
-    return is_long and all(abs(row["loss"] / even_guess - 1) < 0.01 for row in last)
-
-
-def _space_callback(model: "GPT2LMHeadModel") -> "TrainerCallback":
-    """Stop before a checkpoint that the disk could not hold; the last whole one stays."""
-    from transformers import TrainerCallback
-
-    needed = 13 * sum(p.numel() for p in model.parameters())  # float32 weights and AdamW's two averages, and a little
-
-    class Space(TrainerCallback):
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if not control.should_save:
-                return
-            free = shutil.disk_usage(Path(args.output_dir).parent).free
-            if free < needed:
-                raise TrainingBrokenError(
-                    f"The disk of {args.output_dir} has {free / 1e9:.1f} GB left and a checkpoint takes "
-                    f"{needed / 1e9:.1f} GB: free some space or lower save_total_limit, and start the same run again. "
-                    "It goes on from its last checkpoint."
-                )
-
-    return Space()

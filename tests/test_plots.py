@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -63,3 +65,23 @@ def test_the_chain_shows_every_link_and_names_the_one_that_breaks():
     assert any(text.startswith("too old") and text.endswith("…") for text in shown)
     ax.figure.canvas.draw()  # a dollar sign must not be read as mathematics
     assert plots.plot_chain(CHAIN[:1]).get_title() == "Nothing in the chain is broken"
+
+
+def test_the_live_plot_is_one_figure_that_changes_and_ends_with_the_last_state(monkeypatch):
+    shown = []
+
+    class Handle:
+        def update(self, figure):
+            shown.append(("update", figure))
+
+    def display(figure, display_id):
+        shown.append(("display", figure))
+        return Handle()
+
+    monkeypatch.setattr("IPython.display.display", display)
+    live = plots.LivePlot(interval_seconds=60)
+    for step in (1, 2, 3):
+        live(HISTORY, SimpleNamespace(step=step, max_steps=3))
+    assert [kind for kind, _ in shown] == ["display", "update"], "the one in between comes too soon"
+    assert "step=3" in shown[-1][1]._suptitle.get_text()
+    assert plt.get_fignums() == []

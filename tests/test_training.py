@@ -5,14 +5,12 @@ import shutil
 import subprocess
 import sys
 import time
-from contextlib import nullcontext
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import TrainerControl, TrainerState
 
-from helpers import engine, training
+from helpers import callbacks, engine, training
 from helpers.data import prepare
 from helpers.model import load_model
 from helpers.settings import NOTEBOOKS, SettingsError, TrainingSettings, read_run_settings, run_folder
@@ -62,8 +60,8 @@ def test_an_interrupted_run_ends_with_the_weights_and_history_of_an_uninterrupte
     class PowerCutError(Exception):
         pass
 
-    def cut_at_step_5(folder):
-        callback = original(folder)
+    def cut_at_step_5(*arguments):
+        callback = original(*arguments)
 
         def on_step_end(args, state, control, **_):
             if state.global_step == 5:
@@ -72,10 +70,10 @@ def test_an_interrupted_run_ends_with_the_weights_and_history_of_an_uninterrupte
         callback.on_step_end = on_step_end
         return callback
 
-    original = training._history_callback
+    original = callbacks.history
     settings = tiny_settings.model_copy(update={"run": "cut"})
     with monkeypatch.context() as patch:
-        patch.setattr(training, "_history_callback", cut_at_step_5)
+        patch.setattr(callbacks, "history", cut_at_step_5)
         with pytest.raises(PowerCutError):
             fine_tune(settings)
     assert last_whole_checkpoint(training.run_folder("cut") / "checkpoints").name == "checkpoint-3"
@@ -177,15 +175,6 @@ def test_settings_reach_the_trainer_under_their_own_names(tmp_path):
     assert arguments.logging_nan_inf_filter is False
 
 
-@pytest.mark.parametrize(("loss", "words"), [(0.0, "exactly 0"), (math.nan, "Lower learning_rate"), (math.inf, "inf")])
-def test_a_loss_that_says_the_training_is_broken_stops_it(tmp_path, loss, words):
-    guard = training._guard_callback(4096)
-    arguments = training_arguments(TrainingSettings(), tmp_path)
-    with pytest.raises(TrainingBrokenError, match=words):
-        guard.on_log(arguments, TrainerState(), TrainerControl(), logs={"loss": loss})
-    guard.on_log(arguments, TrainerState(), TrainerControl(), logs={"loss": 1.0})
-
-
 def test_a_learning_rate_that_spoils_the_weights_stops_the_run(tiny_model, tiny_settings, tmp_path):
     spoilt = load_model(str(tiny_model))
     with torch.no_grad():
@@ -251,23 +240,6 @@ def test_a_model_that_does_not_fit_at_all_says_so(tiny_settings, monkeypatch):
         fine_tune(tiny_settings)
 
 
-@pytest.mark.parametrize(("fp16", "stops"), [(False, True), (True, False)])
-def test_a_gradient_that_is_not_finite_stops_the_run_except_in_search_of_a_scale(tmp_path, fp16, stops):
-    guard, arguments = training._guard_callback(4096), training_arguments(TrainingSettings(), tmp_path)
-    arguments.fp16 = fp16
-    with pytest.raises(TrainingBrokenError, match="inf") if stops else nullcontext():
-        guard.on_log(arguments, TrainerState(), TrainerControl(), logs={"loss": 1.0, "grad_norm": math.inf})
-
-
-def test_a_loss_that_stays_at_an_even_guess_stops_the_run(tmp_path):
-    guard, arguments = training._guard_callback(4096), training_arguments(TrainingSettings(), tmp_path)
-    flat = [{"loss": math.log(4096) + 0.01, "step": step} for step in range(0, 400, 10)]
-    with pytest.raises(TrainingBrokenError, match="an even guess among 4,096 tokens"):
-        guard.on_log(arguments, TrainerState(log_history=flat), TrainerControl(), logs=flat[-1])
-    falling = [row | {"loss": row["loss"] - row["step"] / 1000} for row in flat]
-    guard.on_log(arguments, TrainerState(log_history=falling), TrainerControl(), logs=falling[-1])
-
-
 def test_a_disk_without_room_stops_before_the_checkpoint_and_keeps_the_last_one(tiny_settings, monkeypatch):
     real, left = shutil.disk_usage, [10**12, 1000]  # room for the first checkpoint, none for the second
 
@@ -315,3 +287,51 @@ def test_killed_at_any_moment_the_same_call_ends_with_the_same_weights_and_histo
     finished = fine_tune(settings)
     assert same_weights(weights(expected.model_folder), weights(finished.model_folder))
     assert finished.history == expected.history
+
+
+def test_early_stopping_keeps_the_best_model(tiny_settings):
+    rising = {"learning_rate": 0.1, "num_train_epochs": 30.0, "early_stopping_patience": 2, "eval_steps": 2}
+    stopped = fine_tune(tiny_settings.model_copy(update=rising))
+    val_loss = [row["eval_loss"] for row in stopped.history if "eval_loss" in row]
+    assert stopped.facts["steps"] < 30 * 6
+    best = min(range(len(val_loss)), key=val_loss.__getitem__)
+    assert len(val_loss) == best + 3, "two validations without a better one"
+    model, data = load_model(str(stopped.model_folder)).eval(), prepare(tiny_settings).blocks["validation"]
+    ids = torch.stack([row["input_ids"] for row in data])
+    assert model(input_ids=ids, labels=ids).loss.item() == pytest.approx(val_loss[best], rel=1e-3)
+
+
+def test_who_watches_is_told_each_row_and_how_far_it_is(tiny_settings):
+    seen = []
+    fine_tune(tiny_settings, watch=lambda history, progress: seen.append((len(history), progress)))
+    _, last = seen[-1]
+    assert [rows for rows, _ in seen] == sorted(rows for rows, _ in seen)
+    assert (last.step, last.seconds_left) == (last.max_steps, 0)
+    assert last.tokens_per_second > 0
+    assert str(last).startswith(f"step {last.max_steps} of {last.max_steps}, ")
+
+
+def test_after_each_validation_the_prompt_is_continued(tiny_settings):
+    history = fine_tune(tiny_settings.model_copy(update={"sample_prompt": "The fox"})).history
+    samples = {row["step"]: row["sample"] for row in history if "sample" in row}
+    assert list(samples) == [row["step"] for row in history if "eval_loss" in row]
+    assert all(text.startswith("The fox") for text in samples.values())
+    silent = fine_tune(tiny_settings.model_copy(update={"sample_prompt": "", "run": "silent"})).history
+    assert silent == [row for row in history if "sample" not in row], "a sample changes nothing"
+
+
+@pytest.mark.parametrize(
+    ("asked", "gpu", "system", "blocks", "compiled"),
+    [
+        ("always", False, "Linux", 1, True),
+        ("never", True, "Linux", 10**6, False),
+        ("auto", True, "Linux", 10**6, True),
+        ("auto", True, "Linux", 100, False),
+        ("auto", True, "Windows", 10**6, False),
+        ("auto", False, "Linux", 10**6, False),
+    ],
+)
+def test_compiling_is_for_long_runs_on_a_gpu_under_linux(monkeypatch, asked, gpu, system, blocks, compiled):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr("platform.system", lambda: system)
+    assert training.compiles(TrainingSettings(torch_compile=asked), blocks) is compiled
