@@ -6,6 +6,7 @@ import os
 import sys
 
 from helpers.environment import diagnose, wheel_advice
+from helpers.environment.facts import UnreadError
 
 
 def main(arguments: "list[str] | None" = None) -> int:
@@ -22,7 +23,11 @@ def main(arguments: "list[str] | None" = None) -> int:
 
 
 def _wheel(asked: argparse.Namespace) -> int:
-    advice = wheel_advice()
+    try:
+        advice = wheel_advice()
+    except UnreadError as error:
+        print(f"Error: which wheel fits could not be told: {error}", file=sys.stderr)
+        return 1
     if asked.pip_args:
         print(advice.pip_args)
     elif asked.json:
@@ -37,7 +42,7 @@ def _doctor(asked: argparse.Namespace) -> int:
     if asked.json:
         print(json.dumps(diagnosis.to_dict(), indent=2))
     else:
-        print(diagnosis.table(color=sys.stdout.isatty() and "NO_COLOR" not in os.environ))
+        print(diagnosis.table(color=sys.stdout.isatty() and not os.environ.get("NO_COLOR")))
     return diagnosis.exit_code
 
 

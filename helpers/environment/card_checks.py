@@ -76,6 +76,8 @@ def other_processes(machine: Machine) -> Finding:
         pids = [str(holder.pid) for holder in pythons]
         stop = f"Stop-Process -Id {','.join(pids)}" if machine.platform.kind == "Windows" else f"kill {' '.join(pids)}"
         return warn(", ".join(map(_named, pythons)), line + stop)
+    if not machine.cards or machine.nvml.state in ("hung", "crashed"):
+        return unknown("NVML did not tell who holds memory")
     return ok(", ".join(map(_named, others)) or "no other process holds memory")
 
 
@@ -135,7 +137,7 @@ def alloc_conf(machine: Machine) -> Finding:
     if found == [names[0]] and is_old:
         return warn(f"{reading}: torch {torch.version} knows the old name only", f"{drop} Set {names[1]} instead.")
     if process.cuda_in_use and set(found) & process.changed:
-        return warn(f"{reading}: set inside this Python, perhaps after its first use", f"{fixes.RESTART.capitalize()}.")
+        return warn(f"{reading}: set inside this Python, perhaps after its first use", f"{fixes.RESTART_FIRST}.")
     return ok(reading)
 
 
@@ -152,19 +154,16 @@ def precision_choice(machine: Machine) -> Finding:
     bf16 = gpu.capability >= (8, 0) if gpu and gpu.capability else torch.bf16
     best = "bf16" if bf16 else "fp16" if gpu else "float32"
     if on_cpu and gpu:
-        drop = _drop_accelerate(machine, "ACCELERATE_USE_CPU")
-        return warn("accelerate is told to use the CPU, and there is a card", drop)
-    drop = _drop_accelerate(machine, "ACCELERATE_MIXED_PRECISION")
+        return _told(machine, "to use the CPU, and there is a card", "ACCELERATE_USE_CPU")
     if asked == "fp16" and best != "fp16":
-        return warn(f"accelerate is told fp16, and {best} is better here", drop)
+        return _told(machine, f"fp16, and {best} is better here", "ACCELERATE_MIXED_PRECISION")
     if asked == "bf16" and gpu and not bf16:
-        return warn("accelerate is told bf16, which this card only imitates", drop)
+        return _told(machine, "bf16, which this card only imitates", "ACCELERATE_MIXED_PRECISION")
     return ok(f"mixed_precision: auto takes {best}" if bf16 is not None or gpu else "mixed_precision: auto")
 
 
-def _drop_accelerate(machine: Machine, name: str) -> str:
-    """Return how accelerate's own setting is taken out: its variable, which goes first, else its file."""
-    if name in machine.process.env:
-        return fixes.unset(machine, name)
+def _told(machine: Machine, what: str, name: str) -> Finding:
+    """Warn of a setting of accelerate's own: take out its variable, which counts first, or else its file."""
     remove = "Remove-Item" if machine.platform.kind == "Windows" else "rm"
-    return f"{remove} '{machine.process.accelerate.get('path', '')}'"
+    file = f"{remove} '{machine.process.accelerate.get('path', '')}'"
+    return warn(f"accelerate is told {what}", fixes.unset(machine, name) if name in machine.process.env else file)

@@ -72,6 +72,9 @@ def _collect(child: "subprocess.Popen[bytes]", timeout_seconds: float) -> Answer
     except subprocess.TimeoutExpired as late:
         out = _end(child) or late.stdout or b""
         return Answer("hung", _facts(out), f"no answer within {timeout_seconds:g} s")
+    except BaseException:  # Ctrl-C reaches this process only
+        _end(child)
+        raise
     facts = _facts(out)
     if child.returncode != 0:
         return Answer("crashed", facts, _cause(child.returncode, err))

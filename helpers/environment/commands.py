@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 import time
 
@@ -20,7 +21,7 @@ def doctor(as_json: bool, quick: bool) -> None:
     if as_json:
         click.echo(json.dumps(diagnosis.to_dict(), indent=2))
     else:
-        click.echo(diagnosis.table(color="NO_COLOR" not in os.environ))  # click takes colours out where none are wanted
+        _echo(diagnosis.table(color=not os.environ.get("NO_COLOR")))  # click takes colours out where none are wanted
     sys.exit(diagnosis.exit_code)
 
 
@@ -32,14 +33,21 @@ def monitor(interval: float, seconds: "float | None", once: bool) -> None:
     """Show memory, load, power, heat and who holds memory, until Ctrl-C."""
     shown = Monitor(sample, interval_seconds=interval, length=600)
     if once or not sys.stdout.isatty():
-        click.echo(str(shown))
+        _echo(str(shown))
         return
     ends = None if seconds is None else time.monotonic() + seconds
     try:
         while ends is None or time.monotonic() < ends:
             click.clear()
-            click.echo(text(shown.history, width=max(10, os.get_terminal_size().columns - 40)))
-            time.sleep(interval)
+            _echo(text(shown.history, width=max(10, shutil.get_terminal_size().columns - 40)))
+            time.sleep(interval if ends is None else max(0, min(interval, ends - time.monotonic())))
             shown.update()
     except KeyboardInterrupt:
         click.echo()
+
+
+def _echo(message: str) -> None:
+    """Print; an output that lacks a sign, as a file of Windows' code page does, shows another in its place."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")
+    click.echo(message)

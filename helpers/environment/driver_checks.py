@@ -12,7 +12,7 @@ from helpers.environment.wheels import (
     cuda_of_driver,
     expects_gpu,
     not_given,
-    python_command,
+    of_another_maker,
     windows_driver,
 )
 
@@ -45,7 +45,7 @@ def torch_build(machine: Machine) -> Finding:
         )
     if torch.cuda:
         return ok(f"torch {torch.version} with CUDA {torch.cuda}")
-    if torch.available:  # a card of another maker answers under the same name
+    if of_another_maker(machine):
         return ok(f"torch {torch.version} sees a card without CUDA: not tested")
     if expects_gpu(machine):
         return fail(f"torch {torch.version} is a CPU build, and there is a card", fixes.install_wheel(machine))
@@ -55,7 +55,7 @@ def torch_build(machine: Machine) -> Finding:
 @rule("The wheel's CUDA must not be newer than what the driver speaks; no toolkit and no nvcc is needed.")
 def driver_floor(machine: Machine) -> Finding:
     """Hold the driver against the wheel: a newer major fails, a newer minor cannot compile PTX."""
-    if not expects_gpu(machine):
+    if not expects_gpu(machine) or of_another_maker(machine):
         return NO_GPU
     driver, speaks = machine.nvml.driver, cuda_of_driver(machine)
     if speaks is None:
@@ -102,11 +102,12 @@ def _came_with(machine: Machine, wheel: "tuple[int, ...]") -> "tuple[int, ...] |
 @rule("NVML is how programs ask the driver; it is what `nvidia-smi` uses.")
 def nvml_alive(machine: Machine) -> Finding:
     """Tell how NVML answered in its child process; under WSL2 a crash of it says nothing about training."""
-    nvml, on_wsl = machine.nvml, machine.platform.kind == "WSL2"
+    nvml = machine.nvml
     if nvml.state == "ok":
         return _cards(machine)
     if nvml.state == "absent":
         return _no_driver(machine)
+    on_wsl = machine.platform.kind == "WSL2"
     reading = f"NVML {nvml.state}: {nvml.cause}"
     if nvml.state == "nonsense":
         return unknown(reading, fixes.reboot(machine))
@@ -145,7 +146,7 @@ def _cards(machine: Machine) -> Finding:
 def _no_driver(machine: Machine) -> Finding:
     if machine.has_gpu and machine.torch.cuda:
         more = "docker run -e NVIDIA_DRIVER_CAPABILITIES=compute,utility --gpus all ..."
-        fix = more if machine.platform.container else f"{python_command(machine)} -m pip install nvidia-ml-py"
+        fix = more if machine.platform.container else f"{fixes.python_command(machine)} -m pip install nvidia-ml-py"
         return warn("torch sees a card, but there is no NVML to tell its memory and who holds it", fix)
     if machine.wsl and expects_gpu(machine):
         return unknown("Windows offers a card, but NVML is not found", _LOADER_PATH)
@@ -202,7 +203,7 @@ def _why_unseen(machine: Machine) -> Finding:
         return fail(f"{reading}; the loader does not find the driver's library", _LOADER_PATH)
     if _SLEPT in said:
         return fail(f"{reading} (as after the computer slept)", fixes.reload_uvm(machine))
-    return fail(reading, f"{fixes.RESTART.capitalize()}; if that does not help: {fixes.reboot(machine)}")
+    return fail(reading, f"{fixes.RESTART_FIRST}; if that does not help: {fixes.reboot(machine)}")
 
 
 def _hides_all(machine: Machine) -> bool:
@@ -234,7 +235,7 @@ def visible_devices(machine: Machine) -> Finding:
     if "CUDA_VISIBLE_DEVICES" in machine.process.changed and machine.process.cuda_in_use:
         return warn(
             f"CUDA_VISIBLE_DEVICES={value!r} was set inside this Python, perhaps too late",
-            f"{fixes.RESTART.capitalize()}.",
+            f"{fixes.RESTART_FIRST}.",
         )
     return ok(f"CUDA_VISIBLE_DEVICES={value!r}")
 
@@ -262,7 +263,7 @@ def wsl_libcuda(machine: Machine) -> Finding:
 @rule("A wheel holds code for some generations of cards; sm_86 code runs on 8.9, so sm_89 is not needed.")
 def arch_covered(machine: Machine) -> Finding:
     """Hold the card against the wheel's code: the same major and no higher minor, or PTX that is not newer."""
-    if not machine.has_gpu:
+    if not machine.has_gpu or of_another_maker(machine):
         return NO_GPU
     gpu, codes = machine.gpu, machine.torch.codes
     if not gpu or not gpu.capability or not codes:
@@ -291,10 +292,10 @@ def smoke_matmul(machine: Machine) -> Finding:
         return ok("not asked: a quick look does not import torch")
     if not torch.product:
         if torch.state in ("crashed", "hung") and torch.available:
-            return fail(f"the product gave {torch.cause}", f"{fixes.RESTART.capitalize()}; then see driver_floor.")
-        return unknown("cannot be told before torch_build is mended")
+            return fail(f"the product gave {torch.cause}", f"{fixes.RESTART_FIRST}; then see driver_floor.")
+        return unknown("cannot be told before torch itself answers")
     shown = f"256 x 256, float32 and bf16 on {torch.product_device}: {torch.product}"
     if torch.product == "ok":
         return ok(shown)
-    fix = f"{fixes.RESTART.capitalize()}; if it stays: {fixes.install_wheel(machine)}"
+    fix = f"{fixes.RESTART_FIRST}; if it stays: {fixes.install_wheel(machine)}"
     return fail(shown, fix)

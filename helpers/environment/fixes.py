@@ -5,6 +5,7 @@ from helpers.environment.requirements import version_number
 from helpers.environment.wheels import DRIVERS, expects_gpu, python_command, wheel_advice
 
 RESTART = "restart the kernel (or Python)"
+RESTART_FIRST = "Restart the kernel (or Python)"  # where a line begins with it
 
 
 def unset(machine: Machine, *names: str) -> str:

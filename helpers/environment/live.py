@@ -31,7 +31,7 @@ _QUANTITIES = (  # attribute, title, unit, highest value (None: the largest seen
 
 @dataclass(frozen=True)
 class Sample:
-    """One reading; None is what is not told. `utilisation_percent` of a CPU is its load over the last minute."""
+    """One reading; None is what is not told. `utilisation_percent` of a CPU is the share of it that is busy."""
 
     seconds: float  # since the monitor began
     device: str  # 'gpu' or 'cpu'
@@ -130,7 +130,7 @@ def _highest(name: "str | int | None", last: Sample, values: "list[float]") -> f
 def text(history: History, *, width: int = 30) -> str:
     """Return the last sample and the history for a terminal."""
     last = history.samples[-1]
-    lines = [f"{last.name}"]
+    lines = [_printable(last.name)]
     for name, title, unit, bound in _QUANTITIES:
         values = history.values(name)
         if values:
@@ -141,9 +141,13 @@ def text(history: History, *, width: int = 30) -> str:
             lines.append(f"  {title:12}{shown:20}{sparkline(values[-width:], highest)}")
     for holder in last.holders:
         size = "" if holder.used_bytes is None else f"{holder.used_bytes / GIB:.1f} GiB"
-        name = "".join(char for char in holder.name if char.isprintable())
-        lines.append(f"  process {holder.pid:<10}{size:10}{name}")
+        lines.append(f"  process {holder.pid:<10}{size:10}{_printable(holder.name)}")
     return "\n".join(lines)
+
+
+def _printable(name: str) -> str:
+    """Take out what a terminal would obey: a process may have any name."""
+    return "".join(char for char in name if char.isprintable())
 
 
 def svg(history: History) -> str:
@@ -209,9 +213,11 @@ class Monitor:
         return found
 
     def start(self, seconds: "float | None" = None) -> None:
-        """Go on reading in the background, for so many seconds or until `stop()`."""
+        """Go on reading in the background, for so many seconds or until `stop()`; started twice it still reads once."""
         import ipywidgets
 
+        self.stop()
+        self._stop.clear()
         self._widget = ipywidgets.HTML(svg(self.history))
         self._thread = threading.Thread(target=self._run, args=(seconds,), name="monitor", daemon=True)
         self._thread.start()
@@ -256,7 +262,7 @@ def monitor(
         length: how many readings are kept.
         live: None to find out; False for one still picture, as under papermill and nbmake, where nobody looks on.
     """
-    if interval_seconds <= 0 or length < 1:
+    if not interval_seconds > 0 or length < 1:
         raise ValueError(
             f"interval_seconds = {interval_seconds} and length = {length} are not allowed: above 0, and at least 1."
         )

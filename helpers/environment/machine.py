@@ -21,6 +21,10 @@ _ASKED_FOR = (*_WATCHED, "NVIDIA_VISIBLE_DEVICES", "ACCELERATE_MIXED_PRECISION",
 _SHADOWS = ("nvidia-driver-*.list", "libnvidia-compute-*.list", "cuda-drivers*.list")
 _LIMIT_AFTER_HANG_SECONDS = 20.0
 _WSL_LIB = "/usr/lib/wsl/lib"
+_LIMITS = (  # of control groups 2 and 1
+    ("memory.max", "memory.current", "memory.stat"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
+)
 
 
 def read_machine(sources: "Sources | None" = None, *, quick: bool = False) -> Machine:
@@ -73,15 +77,28 @@ def _python(sources: Sources) -> Python:
 
 def _kernel(sources: Sources) -> "str | None":
     """Return the program of the python3 kernel that Jupyter finds first from this environment."""
-    home = sources.home()
-    folders = [folder for folder in sources.env.get("JUPYTER_PATH", "").split(os.pathsep) if folder]
-    folders.append(str(Path(sources.prefix) / "share" / "jupyter"))
-    folders += [str(home / ".local" / "share" / "jupyter")] if home else []
-    for folder in folders:
-        spec = Path(folder) / "kernels" / "python3" / "kernel.json"
+    for folder in _jupyter_folders(sources):
+        spec = folder / "kernels" / "python3" / "kernel.json"
         if spec.is_file():
-            return str(json.loads(spec.read_text(encoding="utf-8"))["argv"][0])
+            try:
+                return str(json.loads(spec.read_text(encoding="utf-8"))["argv"][0])
+            except (OSError, ValueError, KeyError, IndexError, TypeError):
+                return f"described by {spec}, which cannot be read"
     return None
+
+
+def _jupyter_folders(sources: Sources) -> "list[Path]":
+    env, home = sources.env, sources.home()
+    folders = [Path(folder) for folder in env.get("JUPYTER_PATH", "").split(os.pathsep) if folder]
+    folders.append(Path(sources.prefix) / "share" / "jupyter")
+    if env.get("JUPYTER_DATA_DIR"):
+        return [*folders, Path(env["JUPYTER_DATA_DIR"])]
+    if sources.system == "Windows":
+        return [*folders, *([Path(env["APPDATA"]) / "jupyter"] if env.get("APPDATA") else [])]
+    own = "Library/Jupyter" if sources.system == "Darwin" else ".local/share/jupyter"
+    if env.get("XDG_DATA_HOME") and sources.system == "Linux":
+        return [*folders, Path(env["XDG_DATA_HOME"]) / "jupyter"]
+    return [*folders, *([home / own] if home else [])]
 
 
 def _platform(sources: Sources) -> Platform:
@@ -173,15 +190,18 @@ def read_memory(sources: "Sources | None" = None) -> Memory:
     if "MemTotal" not in told or "MemAvailable" not in told:
         return Memory(*sources.memory())
     total, available = told["MemTotal"], told["MemAvailable"]
-    limit, used = (sources.text(f"/sys/fs/cgroup/memory.{name}").strip() for name in ("max", "current"))
-    if limit.isdigit() and used.isdigit():  # a container's own limit
-        return Memory(min(total, int(limit)), min(available, max(0, int(limit) - int(used))))
+    for names in _LIMITS:
+        limit, used, details = (sources.text(f"/sys/fs/cgroup/{name}").strip() for name in names)
+        if limit.isdigit() and used.isdigit():  # a container's own limit; the cache of read files makes room when asked
+            cache = re.search(r"^(?:total_)?inactive_file (\d+)$", details, re.MULTILINE)
+            left = int(limit) - int(used) + (int(cache[1]) if cache else 0)
+            return Memory(min(total, int(limit)), min(available, max(0, left)))
     return Memory(total, available)
 
 
 def _hf_home(sources: Sources) -> "Path | None":
     if sources.env.get("HF_HOME"):
-        return Path(sources.env["HF_HOME"])
+        return Path(os.path.expanduser(sources.env["HF_HOME"]))  # noqa: PTH111 (without a home it stays as it is)
     home = sources.home()
     cache = sources.env.get("XDG_CACHE_HOME") or (home / ".cache" if home else None)
     return Path(cache) / "huggingface" if cache else None
@@ -203,8 +223,9 @@ def _storage(sources: Sources) -> Storage:
 
 
 def _place(role: str, folder: Path, sources: Sources) -> Place:
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    free, disk, writable = sources.space(there)
+    """Look at the folder, or at what will hold it; one on a drive that is not there cannot be written."""
+    there = next((path for path in (folder, *folder.parents) if os.path.exists(path)), None)  # noqa: PTH110 (no error)
+    free, disk, writable = (0, "", False) if there is None else sources.space(there)
     return Place(role, str(folder), free, disk, writable)
 
 

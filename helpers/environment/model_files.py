@@ -4,6 +4,7 @@ A GPT-2 without its vocabulary files still loads, with a vocabulary of one token
 """
 
 import json
+import os
 import re
 import struct
 from collections.abc import Mapping
@@ -36,9 +37,9 @@ def hub_cache(sources: "Sources") -> "Path | None":
     """Return the folder of the Hub's cache, or None where there is no home for it."""
     env, home = sources.env, sources.home()
     if env.get("HF_HUB_CACHE"):
-        return Path(env["HF_HUB_CACHE"])
+        return Path(os.path.expanduser(env["HF_HUB_CACHE"]))  # noqa: PTH111 (without a home it stays as it is)
     if env.get("HF_HOME"):
-        return Path(env["HF_HOME"]) / "hub"
+        return Path(os.path.expanduser(env["HF_HOME"])) / "hub"  # noqa: PTH111
     base = env.get("XDG_CACHE_HOME") or (home / ".cache" if home else None)
     return Path(base) / "huggingface" / "hub" if base else None
 
@@ -64,6 +65,8 @@ def inspect(folder: Path, sizes: "Mapping[str, int]") -> ModelFolder:
         "eos": config.get("eos_token_id", -1),
         "positions": config.get("n_positions", 0),
     } | dict(sizes)
+    if not vocabulary and not problems:
+        problems.append("the tokenizer has no tokens")
     if vocabulary and len(vocabulary) != wanted["tokens"]:
         problems.append(f"the tokenizer has {len(vocabulary)} tokens, not {wanted['tokens']}")
     if vocabulary and vocabulary.get("<|endoftext|>") != wanted["eos"]:
@@ -81,7 +84,9 @@ def inspect(folder: Path, sizes: "Mapping[str, int]") -> ModelFolder:
 def _json(path: Path, problems: "list[str]") -> "dict[str, Any]":
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        return found if isinstance(found, dict) else {}
+        if isinstance(found, dict):
+            return found
+        problems.append(f"{path.name} is not what it should be")
     except FileNotFoundError:
         problems.append(f"{path.name} is missing")
     except (OSError, ValueError) as error:
@@ -96,8 +101,12 @@ def _vocabulary(folder: Path, problems: "list[str]") -> "dict[str, int]":
             problems.append("merges.txt is missing")
         return _json(folder / "vocab.json", problems)
     told = _json(folder / "tokenizer.json", problems)
-    vocabulary = dict(told.get("model", {}).get("vocab", {}))
-    return vocabulary | {token["content"]: token["id"] for token in told.get("added_tokens", [])}
+    try:
+        added = {token["content"]: token["id"] for token in told.get("added_tokens") or []}
+        return dict(told["model"]["vocab"]) | added if told else {}
+    except (KeyError, TypeError, ValueError):
+        problems.append("tokenizer.json is not what it should be")
+        return {}
 
 
 def _weights(path: Path, problems: "list[str]") -> "tuple[int | None, int]":
@@ -107,17 +116,19 @@ def _weights(path: Path, problems: "list[str]") -> "tuple[int | None, int]":
         with path.open("rb") as file:
             length = struct.unpack("<Q", file.read(8))[0]
             header = json.loads(file.read(min(length, 10_000_000)))
+        tensors = {name: told for name, told in header.items() if name != "__metadata__"}
+        end = 8 + length + max((told["data_offsets"][1] for told in tensors.values()), default=0)
+        rows = [told["shape"][0] for name, told in tensors.items() if re.search(r"(^|\.)wte\.weight$", name)]
     except FileNotFoundError:
         problems.append(f"{path.name} is missing")
         return None, 0
-    except (OSError, ValueError, struct.error) as error:
+    except Exception as error:  # noqa: BLE001 (a spoilt header can say anything)
         problems.append(f"{path.name} cannot be read ({type(error).__name__})")
         return None, 0
-    tensors = {name: told for name, told in header.items() if name != "__metadata__"}
-    end = 8 + length + max((told["data_offsets"][1] for told in tensors.values()), default=0)
     if size < end:
         problems.append(f"{path.name} is cut short ({size:,} of {end:,} bytes)")
-    rows = [told["shape"][0] for name, told in tensors.items() if re.search(r"(^|\.)wte\.weight$", name)]
+    if not rows:
+        problems.append(f"{path.name} holds no embedding of tokens")
     return (rows[0] if rows else None), size
 
 
@@ -129,6 +140,9 @@ def _round_trip(folder: Path) -> "list[str]":
         return []
     if not (folder / "tokenizer.json").exists():
         return []
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    back = tokenizer.decode(tokenizer.encode(_PROBE).ids)
+    try:
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        back = tokenizer.decode(tokenizer.encode(_PROBE).ids)
+    except Exception as error:  # noqa: BLE001 (what the library raises has no class of its own)
+        return [f"tokenizer.json cannot be loaded ({str(error)[:100]})"]
     return [] if back == _PROBE else [f"the tokenizer gives back {back!r} for {_PROBE!r}"]

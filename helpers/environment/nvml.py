@@ -5,7 +5,6 @@
 """
 
 import contextlib
-import math
 import re
 import shutil
 import subprocess
@@ -74,8 +73,8 @@ def _list(value: Any) -> "list[Any]":
 
 def _number(value: Any, low: float, high: float) -> Any:
     """Return a number within its bounds, else None; NVML under WSL2 has told of cards with 17 TB in use."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return value if is_number and low <= value <= high else None
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return value if is_number and low <= value <= high else None  # a NaN is within no bounds
 
 
 def _card(told: "Mapping[str, Any]") -> GpuReading:
@@ -118,7 +117,7 @@ def probe(tell: "Callable[..., None]") -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the old distribution `pynvml` warns of itself
             import pynvml
-    except ImportError:
+    except Exception:  # noqa: BLE001 (a broken one is as good as none)
         _probe_smi(tell)
         return
     try:
@@ -129,11 +128,11 @@ def probe(tell: "Callable[..., None]") -> None:
         return
     tell(driver=_text(_try(pynvml.nvmlSystemGetDriverVersion)))
     tell(cuda=_try(pynvml.nvmlSystemGetCudaDriverVersion_v2))
-    cards = [_ask_card(pynvml, index) for index in range(_try(pynvml.nvmlDeviceGetCount) or 0)]
+    cards = [_ask_card(pynvml, index) for index in range(_number(_try(pynvml.nvmlDeviceGetCount), 0, 64) or 0)]
     tell(cards=cards)
     for card in cards:
         if "error" not in card:
-            card["holders"] = _ask_holders(pynvml, pynvml.nvmlDeviceGetHandleByIndex(card["index"]))
+            card["holders"] = _try(_ask_holders, pynvml, card["index"])
             tell(cards=cards)
 
 
@@ -152,10 +151,8 @@ def _ask_card(nvml: Any, index: int) -> "dict[str, Any]":
     try:
         handle = nvml.nvmlDeviceGetHandleByIndex(index)
         memory = nvml.nvmlDeviceGetMemoryInfo(handle)
-    except nvml.NVMLError as error:
+    except Exception as error:  # noqa: BLE001 (whatever one card raises, the others are asked)
         return {"index": index, "error": f"{type(error).__name__}: {error}"}
-    rates = _try(nvml.nvmlDeviceGetUtilizationRates, handle)
-    power, limit = _try(nvml.nvmlDeviceGetPowerUsage, handle), _try(nvml.nvmlDeviceGetEnforcedPowerLimit, handle)
     reasons = getattr(nvml, "nvmlDeviceGetCurrentClocksEventReasons", None)
     reasons = reasons or getattr(nvml, "nvmlDeviceGetCurrentClocksThrottleReasons", None)
     return {
@@ -167,27 +164,29 @@ def _ask_card(nvml: Any, index: int) -> "dict[str, Any]":
         "capability": _try(lambda: list(nvml.nvmlDeviceGetCudaComputeCapability(handle))),
         "cuda_cores": _try(lambda: nvml.nvmlDeviceGetNumGpuCores(handle)),
         "max_clock_mhz": _try(lambda: nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_SM)),
-        "utilisation": None if rates is None else rates.gpu,
-        "power": None if power is None else power / 1000,
-        "power_limit": None if limit is None else limit / 1000,
+        "utilisation": _try(lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu),
+        "power": _try(lambda: nvml.nvmlDeviceGetPowerUsage(handle) / 1000),
+        "power_limit": _try(lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000),
         "temperature": _try(lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)),
         "reasons": _try(reasons, handle) if reasons else None,
     }
 
 
-def _ask_holders(nvml: Any, handle: Any) -> "list[dict[str, Any]]":
+def _ask_holders(nvml: Any, index: int) -> "list[dict[str, Any]]":
     """Return the processes that compute or draw; one that does both is named once."""
+    handle = nvml.nvmlDeviceGetHandleByIndex(index)
     found: dict[int, dict[str, Any]] = {}
     for function in (nvml.nvmlDeviceGetComputeRunningProcesses, nvml.nvmlDeviceGetGraphicsRunningProcesses):
         for process in _try(function, handle) or []:
             name = _text(_try(nvml.nvmlSystemGetProcessName, process.pid)) or _name_of(process.pid)
-            found[process.pid] = {"pid": process.pid, "name": name, "used": process.usedGpuMemory}
+            used = process.usedGpuMemory or found.get(process.pid, {}).get("used")
+            found[process.pid] = {"pid": process.pid, "name": name, "used": used}
     return list(found.values())
 
 
 def _name_of(pid: int) -> str:
     with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/comm").read_text(encoding="utf-8").strip()
+        return Path(f"/proc/{pid}/comm").read_text(encoding="utf-8", errors="replace").strip()
     return ""
 
 
@@ -198,9 +197,13 @@ def _probe_smi(tell: "Callable[..., None]") -> None:
         tell(absent="no nvidia-smi")
         return
     asked = [program, f"--query-gpu={_SMI_FIELDS}", "--format=csv,noheader,nounits"]
-    done = subprocess.run(asked, capture_output=True, text=True, check=False)  # noqa: S603 (the driver's own program)
+    try:
+        done = subprocess.run(asked, capture_output=True, encoding="utf-8", errors="replace", check=False)  # noqa: S603
+    except OSError as error:
+        tell(absent=f"nvidia-smi cannot be run ({error})")
+        return
     rows = [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines()]
-    rows = [row for row in rows if len(row) == len(_SMI_FIELDS.split(","))]
+    rows = [row for row in rows if len(row) == len(_SMI_FIELDS.split(",")) and row[0].isdigit()]
     if done.returncode != 0 and not rows:
         said = (done.stdout + done.stderr).strip()
         mismatch = "version mismatch" in said

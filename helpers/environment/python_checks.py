@@ -81,7 +81,7 @@ def stale_imports(machine: Machine) -> Finding:
         if name in packages.installed and not _same_version(loaded, packages.installed[name])
     ]
     if stale:
-        return fail("; ".join(stale), f"{fixes.RESTART.capitalize()}.")
+        return fail("; ".join(stale), f"{fixes.RESTART_FIRST}.")
     return ok(", ".join(f"{name} {version}" for name, version in packages.loaded.items()) or "nothing is loaded yet")
 
 

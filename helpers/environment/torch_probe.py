@@ -59,7 +59,10 @@ def read_torch_files() -> Torch:
         return Torch("broken", str(error))
     if spec is None or not spec.origin:
         return Torch("absent", "torch is not installed")
-    text = (Path(spec.origin).parent / "version.py").read_text(encoding="utf-8")
+    try:
+        text = (Path(spec.origin).parent / "version.py").read_text(encoding="utf-8")
+    except OSError as error:
+        return Torch("broken", f"{type(error).__name__}: {error}")
     version = re.search(r"^__version__ = '([^']+)'", text, re.MULTILINE)
     cuda = re.search(r"^cuda[^=\n]*= '([^']+)'", text, re.MULTILINE)
     return Torch("quick", version=version[1] if version else "", cuda=cuda[1] if cuda else None)
@@ -79,23 +82,28 @@ def probe(tell: "Callable[..., None]") -> None:
     except Exception as error:  # noqa: BLE001 (whatever a broken build raises is the finding)
         tell(broken=f"{type(error).__name__}: {error}")
         return
+    if not hasattr(torch, "version"):  # an empty folder of its name can be imported too
+        tell(broken=f"what is imported as torch is not torch ({getattr(torch, '__file__', None) or torch.__path__})")
+        return
     tell(version=str(torch.__version__), cuda=torch.version.cuda, seconds=time.perf_counter() - start)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         available = torch.cuda.is_available()
-    tell(available=available, warnings=[str(warning.message) for warning in caught])
+    said = [str(warning.message) for warning in caught]
+    tell(available=available, warnings=said)
     if available:
-        _tell_card(torch, tell)
+        _tell_card(torch, tell, said)
     else:
         tell(bf16=_cpu_has_bf16())
     device = "cuda" if available else "cpu"
     try:
         tell(product=_product(torch, device), product_device=device)
     except Exception as error:  # noqa: BLE001
-        tell(product=f"{type(error).__name__}: {str(error).splitlines()[0]}", product_device=device)
+        said = f"{type(error).__name__}: {error}".partition("\n")[0].removesuffix(": ")
+        tell(product=said, product_device=device)
 
 
-def _tell_card(torch: Any, tell: "Callable[..., None]") -> None:
+def _tell_card(torch: Any, tell: "Callable[..., None]", said: "list[str]") -> None:
     try:
         card = torch.cuda.get_device_properties(0)
         tell(name=card.name, total=card.total_memory, uuid=str(getattr(card, "uuid", "")))
@@ -105,7 +113,7 @@ def _tell_card(torch: Any, tell: "Callable[..., None]") -> None:
             bf16=(card.major, card.minor) >= (8, 0),
         )
     except Exception as error:  # noqa: BLE001
-        tell(warnings=[f"{type(error).__name__}: {error}"])
+        tell(warnings=[*said, f"{type(error).__name__}: {error}"])
 
 
 def _cpu_has_bf16() -> "bool | None":

@@ -113,6 +113,8 @@ def _tag(machine: Machine) -> "tuple[str, str]":
     """Return the wheel's tag and the reason."""
     if machine.platform.kind == "macOS":
         return "", "There is no CUDA on macOS: its usual wheel is the right one."
+    if of_another_maker(machine):
+        return "", "The wheel that is installed sees a card without CUDA, one of another maker: keep it."
     if not expects_gpu(machine):
         return "cpu", "No NVIDIA card answers here, so the small CPU wheel is enough."
     gpu, speaks = machine.gpu, cuda_of_driver(machine)
@@ -142,7 +144,7 @@ def expects_gpu(machine: Machine) -> bool:
     if machine.has_gpu:
         return True
     if isinstance(machine.nvml, Unread):
-        return False
+        return machine.platform.nvidia_on_bus
     if not_given(machine):
         return False
     if machine.platform.nvidia_on_bus:
@@ -151,6 +153,11 @@ def expects_gpu(machine: Machine) -> bool:
     if machine.wsl is not None and not isinstance(machine.wsl, Unread) and machine.wsl.nvidia:
         return machine.nvml.state != "ok"
     return machine.nvml.state in ("hung", "crashed", "error", "nonsense") and machine.platform.kind == "Windows"
+
+
+def of_another_maker(machine: Machine) -> bool:
+    """Tell whether torch sees a card without CUDA: one of AMD's answers under the same name, to a wheel of its own."""
+    return not isinstance(machine.torch, Unread) and bool(machine.torch.available and not machine.torch.cuda)
 
 
 def not_given(machine: Machine) -> bool:

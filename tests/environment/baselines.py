@@ -1,0 +1,212 @@
+"""Five healthy machines, and the parts that others are made of."""
+
+from dataclasses import replace
+from typing import Any
+
+from helpers.environment.facts import (
+    GIB,
+    GpuReading,
+    Machine,
+    Memory,
+    ModelFiles,
+    ModelFolder,
+    Nvml,
+    Packages,
+    Place,
+    Platform,
+    Power,
+    Process,
+    Python,
+    Storage,
+    Torch,
+    Wsl,
+)
+
+GB = 10**9
+
+
+def on(base: Machine, *, card: Any = None, env: Any = None, **groups: Any) -> Machine:
+    """Return a machine that differs: a dict changes fields of a group, another value takes its place."""
+    if card is not None:
+        groups["nvml"] = {"cards": (replace(base.nvml.cards[0], **card),)}
+    if env is not None:
+        groups["process"] = {"env": env}
+    changed = {
+        name: replace(getattr(base, name), **value) if isinstance(value, dict) else value
+        for name, value in groups.items()
+    }
+    return replace(base, **changed)
+
+
+CARD = GpuReading(
+    0,
+    "NVIDIA GeForce RTX 4070 Ti",
+    "GPU-4070aaaa-0000-1111-2222-333333333333",
+    total_bytes=12 * GIB - 200_000_000,
+    free_bytes=11 * GIB,
+    capability=(8, 9),
+    cuda_cores=7680,
+    max_clock_mhz=2610,
+    slowed_by=(),
+)
+CODES = {  # what PyTorch's wheels hold
+    "cu126": ("sm_50", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86", "sm_90"),
+    "cu128": ("sm_70", "sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"),
+    "cu130": ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120"),
+    "cu132": ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120"),
+}
+CPU_WHEEL = Torch(
+    "ok", version="2.13.0+cpu", available=False, bf16=False, product="ok", product_device="cpu"
+)  # a laptop's processor without bf16
+NO_TORCH = Torch("absent", "torch is not installed")
+
+
+def seeing(tag: str = "cu130", **changes: Any) -> Torch:
+    """Return a CUDA wheel that sees the card and multiplies on it."""
+    told = Torch(
+        "ok",
+        version=f"2.13.0+{tag}",
+        cuda=f"{tag[2:4]}.{tag[4:]}",
+        available=True,
+        uuid=CARD.uuid.removeprefix("GPU-"),
+        name=CARD.name,
+        total_bytes=CARD.total_bytes,
+        capability=(8, 9),
+        codes=CODES[tag],
+        bf16=True,
+        product="ok",
+        product_device="cuda",
+    )
+    return replace(told, **changes)
+
+
+def blind(tag: str = "cu130", *warnings: str) -> Torch:
+    """Return a CUDA wheel that sees no card; it multiplies on the processor."""
+    return replace(CPU_WHEEL, version=f"2.13.0+{tag}", cuda=f"{tag[2:4]}.{tag[4:]}", warnings=warnings)
+
+
+def silent(state: str, cause: str = "", **told: Any) -> Nvml:
+    """Return an NVML that did not come to the cards."""
+    return Nvml(state, cause, **told)
+
+
+def place(role: str, path: str, free_gb: float = 200, disk: str = "1", **more: Any) -> Place:
+    return Place(role, path, int(free_gb * GB), disk, **more)
+
+
+def disk(free_gb: float, machine: Machine) -> Storage:
+    """Return a machine's places with so much free on their one disk."""
+    places = tuple(replace(each, free_bytes=int(free_gb * GB)) for each in machine.storage.places)
+    return replace(machine.storage, places=places)
+
+
+def packages(installed: "dict[str, str] | None" = None, without: "tuple[str, ...]" = (), **changes: Any) -> Packages:
+    """Return the tested packages with other versions installed, or some missing."""
+    found = PACKAGES.installed | (installed or {})
+    return replace(PACKAGES, installed={n: v for n, v in found.items() if n not in without}, **changes)
+
+
+def ram(available_gib: float) -> Memory:
+    return Memory(32 * GIB, int(available_gib * GIB))
+
+
+def mib(size: int) -> int:
+    return size * 1024**2
+
+
+# ---- five healthy machines
+
+PACKAGES = Packages(
+    installed={
+        "torch": "2.13.0",
+        "transformers": "5.23.0",
+        "datasets": "5.2.0",
+        "accelerate": "1.15.0",
+        "numpy": "2.4.6",
+        "ipywidgets": "8.1.9",
+        "jupyterlab-widgets": "3.0.17",
+        "ipykernel": "7.4.0",
+        "nbclient": "0.11.0",
+        "papermill": "2.7.0",
+        "nvidia-ml-py": "13.615.71",
+    },
+    asked={
+        "torch": ("2.11", None),
+        "transformers": ("5.17", "6"),
+        "datasets": ("4.4", None),
+        "accelerate": ("1.10", None),
+        "numpy": ("2", None),
+        "ipywidgets": ("8.1", None),
+        "ipykernel": ("6.29", None),
+    },
+    pinned={
+        "torch": "2.13.0",
+        "transformers": "5.23.0",
+        "datasets": "5.2.0",
+        "accelerate": "1.15.0",
+        "numpy": "2.4.6",
+        "ipywidgets": "8.1.9",
+        "ipykernel": "7.4.0",
+    },
+    loaded={},
+)
+POCKET = ModelFolder("/course/helpers/assets/pocket", (), 4096, 256, 10_600_000)
+GPT2_PATH = "/cache/hub/models--openai-community--gpt2/snapshots/607a30d7"
+GPT2 = ModelFolder(GPT2_PATH, (), 50257, 1024, 548_000_000)
+
+LINUX = Machine(
+    python=Python((3, 12, 7), 64, "/course/.venv/bin/python", "/course/.venv", expected=("/course/.venv",)),
+    platform=Platform("Linux", "6.8.0-generic", distribution="ubuntu debian", nvidia_on_bus=True),
+    packages=PACKAGES,
+    torch=seeing(),
+    nvml=Nvml("ok", driver="580.65.06", cuda=13000, cards=(CARD,)),
+    process=Process(env={}, pid=100),
+    memory=ram(24),
+    storage=Storage((place("runs", "/course/runs"), place("cache", "/cache"), place("temp", "/tmp")), "/course"),
+    files=ModelFiles(POCKET, GPT2),
+    power=Power(),
+)
+WINDOWS = on(
+    LINUX,
+    python=Python(
+        (3, 12, 7),
+        64,
+        "C:\\course\\.venv\\Scripts\\python.exe",
+        "C:\\course\\.venv",
+        expected=("C:\\course\\.venv",),
+        start_method="spawn",
+    ),
+    platform=Platform("Windows", "11", "AMD64"),
+    nvml={"driver": "581.42"},
+    storage=Storage(
+        (place("runs", "C:\\course\\runs"), place("cache", "C:\\hf"), place("temp", "C:\\Temp")), "C:\\course", False
+    ),
+)
+WSL2 = on(
+    LINUX,
+    platform=Platform("WSL2", "6.6.87.2-microsoft-standard-WSL2", distribution="ubuntu debian"),
+    nvml={"driver": "581.42"},
+    wsl=Wsl(dxg=True, libcuda=True, nvidia=True),
+)
+LAPTOP = on(
+    LINUX,
+    platform={"nvidia_on_bus": False},
+    torch=CPU_WHEEL,
+    nvml=silent("absent", "no nvidia-smi"),
+    memory=Memory(16 * GIB, 10 * GIB),
+    files=ModelFiles(POCKET, None),
+)
+CONTAINER = on(
+    LINUX,
+    platform={"container": "/.dockerenv"},
+    python={"prefix": "/usr", "executable": "/usr/bin/python3", "expected": ()},
+)
+CONDA = on(
+    LINUX,
+    python={
+        "prefix": "/opt/conda/envs/gpt2-course",
+        "executable": "/opt/conda/envs/gpt2-course/bin/python",
+        "is_conda": True,
+        "expected": ("/opt/conda/envs/gpt2-course",),
+    },
+)

@@ -1,0 +1,43 @@
+"""Fault injection: what the doctor says of each simulated machine is what a support engineer would say."""
+
+import re
+
+import pytest
+from machines import TABLE
+
+from helpers.environment.checks import RULES
+from helpers.environment.report import diagnosis_of
+
+
+@pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
+def test_the_doctor_says_what_a_support_engineer_would(row):
+    diagnosis = diagnosis_of(row.machine)
+    assert {check.id: check.status for check in diagnosis.checks if check.status != "ok"} == row.bad
+    assert (diagnosis.exit_code, diagnosis.mode, diagnosis.wheel.tag) == (row.exit_code, row.mode, row.wheel)
+    found = (diagnosis.card.preset, diagnosis.card.precision) if diagnosis.card else (None, None)
+    assert found == (row.preset, row.precision)
+    assert re.fullmatch(row.fix, diagnosis.checks[0].fix), diagnosis.checks[0]
+    for name, fix in row.also.items():
+        assert re.fullmatch(fix, diagnosis.check(name).fix), diagnosis.check(name)
+
+
+def test_whatever_is_wrong_comes_with_a_fix_and_whatever_is_right_with_none():
+    """What is unknown may have none: often there is nothing to do but to look elsewhere."""
+    for check in (check for row in TABLE for check in diagnosis_of(row.machine).checks):
+        if check.status in ("warn", "fail"):
+            assert check.fix, check
+        if check.status == "ok":
+            assert not check.fix, check
+        assert check.reading, check
+
+
+def test_the_table_is_large_and_names_each_machine_once():
+    assert len(TABLE) >= 65
+    assert len({row.name for row in TABLE}) == len(TABLE)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.id)
+def test_every_check_is_seen_well_and_not_well(rule):
+    statuses = {row.bad.get(rule.id, "ok") for row in TABLE}
+    assert "ok" in statuses
+    assert len(statuses) > 1
