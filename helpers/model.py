@@ -93,17 +93,20 @@ def has_bf16() -> bool:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the libraries' progress bars for work of a second out of a notebook."""
+    """Keep the libraries' progress bars, and transformers' notes on how it works, out of a notebook."""
     import datasets
     from transformers.utils import logging
 
-    shown = datasets.are_progress_bars_disabled(), logging.is_progress_bar_enabled()
+    shown = not datasets.are_progress_bars_disabled(), logging.is_progress_bar_enabled()
+    verbosity = logging.get_verbosity()
     datasets.disable_progress_bars()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
-        if not shown[0]:
+        logging.set_verbosity(verbosity)
+        if shown[0]:
             datasets.enable_progress_bars()
         if shown[1]:
             logging.enable_progress_bar()

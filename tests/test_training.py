@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from helpers import callbacks, engine, training
 from helpers.data import prepare
-from helpers.model import load_model
+from helpers.model import load_model, load_tokenizer
 from helpers.settings import NOTEBOOKS, SettingsError, TrainingSettings, read_run_settings, run_folder
 from helpers.training import (
     TrainingBrokenError,
@@ -181,8 +181,6 @@ def test_a_learning_rate_that_spoils_the_weights_stops_the_run(tiny_model, tiny_
         spoilt.transformer.wte.weight[:] = math.nan
     folder = tmp_path / "spoilt"
     spoilt.save_pretrained(folder)
-    from helpers.model import load_tokenizer
-
     load_tokenizer("pocket").save_pretrained(folder)
     with pytest.raises(TrainingBrokenError, match=r"The loss is nan .* at step 1"):
         fine_tune(tiny_settings.model_copy(update={"model_name_or_path": str(folder), "run": "spoilt"}))
@@ -252,9 +250,9 @@ def test_a_disk_without_room_stops_before_the_checkpoint_and_keeps_the_last_one(
     assert last_whole_checkpoint(run_folder("tiny") / "checkpoints").name == "checkpoint-3"
 
 
-def train_in_a_process(settings, runs):
+def train_in_a_process(settings, runs, launch=(sys.executable, "-W", "ignore")):
     values = [part for name, value in settings.model_dump().items() for part in ("-p", name, str(value))]
-    command = [sys.executable, "-W", "ignore", "-m", "helpers", "train", *values]
+    command = [*launch, "-m", "helpers", "train", *values]
     env = {**os.environ, "COURSE_RUNS": str(runs), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, cwd=NOTEBOOKS.parent, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
@@ -335,3 +333,24 @@ def test_compiling_is_for_long_runs_on_a_gpu_under_linux(monkeypatch, asked, gpu
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     monkeypatch.setattr("platform.system", lambda: system)
     assert training.compiles(TrainingSettings(torch_compile=asked), blocks) is compiled
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="starts processes as Linux does")
+def test_two_processes_give_the_loss_of_one_at_the_same_effective_batch(tiny_model, tiny_settings, runs, tmp_path):
+    still = load_model(str(tiny_model))  # without dropout, which each process would draw for itself
+    still.config.resid_pdrop = still.config.embd_pdrop = still.config.attn_pdrop = 0.0
+    still.save_pretrained(tmp_path / "still")
+    load_tokenizer(str(tiny_model)).save_pretrained(tmp_path / "still")
+    settings = tiny_settings.model_copy(update={"model_name_or_path": str(tmp_path / "still"), "run": "one"})
+    one = fine_tune(settings)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    child = train_in_a_process(
+        settings.model_copy(update={"run": "two", "per_device_train_batch_size": 2}), runs, launch=launch
+    )
+    _, said = child.communicate(timeout=300)
+    assert child.returncode == 0, said.decode()
+    losses = [[row["loss"] for row in read_history(run) if "loss" in row] for run in ("one", "two")]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+    assert len(losses[0]) == one.facts["steps"] == open_run("two").facts["steps"]
+    for name, value in weights(one.model_folder).items():
+        torch.testing.assert_close(weights(open_run("two").model_folder)[name], value, atol=1e-4, rtol=1e-3)
