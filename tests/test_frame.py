@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -33,16 +34,18 @@ MAY_IMPORT = {
     "model": {"settings"},
     "engine": set(),
     "memory": {"settings"},
+    "cards": {"settings"},
+    "plan": {"settings", "cards", "memory"},
     "callbacks": set(),
     "environment": {"settings", "model"},
     "evaluation": {"settings", "data", "model"},
     "plots": set(),
-    "failures": {"settings", "environment", "data", "model", "evaluation", "training"},
+    "failures": {"settings", "environment", "data", "model", "memory", "evaluation", "training"},
     "exercises": set(),
     "training": {"settings", "data", "model", "engine", "callbacks"},
     "pocket": {"settings", "model", "evaluation"},
     "course": {"settings"},
-    "__main__": {"settings", "course", "training", "environment", "memory", "failures"},
+    "__main__": {"settings", "course", "training", "environment", "cards", "plan", "failures"},
     "__init__": set(),
 }
 
@@ -61,6 +64,23 @@ def test_conda_installs_the_same_project_with_the_cuda_wheel():
     assert "--constraint constraints.txt" in pip
     assert f"torch=={PINS['torch']}+cu126" in pip
     assert any(line.startswith("--editable .") for line in pip)
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+@pytest.mark.parametrize(
+    ("torch", "words"),
+    [
+        ("auto", "-m helpers.environment --wheel --pip-args"),
+        ("cu126", f"--index-url https://download.pytorch.org/whl/cu126 torch=={PINS['torch']}+cu126"),
+        ("", ""),
+    ],
+)
+def test_make_installs_the_wheel_that_is_asked_for(tmp_path, torch, words):
+    asked = ["make", "-n", "course", f"TORCH={torch}", f"VENV={tmp_path / 'none'}"]
+    printed = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    wheels = [line for line in printed.splitlines() if "pip install" in line and "--editable" not in line]
+    assert len(wheels) == 1 + bool(torch), "pip itself, and the wheel where one is named"
+    assert words in wheels[-1]
 
 
 def tracked_text():
