@@ -36,7 +36,7 @@ class Sample:
     seconds: float  # since the monitor began
     device: str  # 'gpu' or 'cpu'
     name: str
-    memory_gib: float
+    memory_gib: "float | None"
     memory_total_gib: float
     utilisation_percent: "float | None" = None
     power_watts: "float | None" = None
@@ -66,7 +66,7 @@ def sample(*, seconds: float = 0.0, use_gpu: bool = True) -> Sample:
         seconds,
         "gpu",
         card.name,
-        (total - (card.free_bytes or 0)) / GIB,
+        None if card.free_bytes is None else (total - card.free_bytes) / GIB,
         total / GIB,
         card.utilisation_percent,
         card.power_watts,

@@ -1,0 +1,174 @@
+"""A child that misbehaves in every way; each is a real process."""
+
+import os
+import re
+import signal
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from helpers.environment import child
+from helpers.environment.child import Answer, ask, ask_source
+
+PATIENT = 20.0  # seconds; a machine under load starts a Python slowly
+TELL = f"import sys; sys.path.append({str(child.ROOT)!r})\nfrom helpers.environment.child import tell\n"
+posix = pytest.mark.skipif(os.name != "posix", reason="signals and process groups are of POSIX systems")
+
+
+def told(source, timeout_seconds=PATIENT):
+    return ask_source(TELL + textwrap.dedent(source), timeout_seconds=timeout_seconds)
+
+
+def is_alive(pid):
+    """Tell whether a process still runs; one that ended and is not yet fetched does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def ends_soon(pid):
+    """Wait for a process that was sent a signal."""
+    end = time.monotonic() + 5
+    while is_alive(pid) and time.monotonic() < end:
+        time.sleep(0.01)
+    return not is_alive(pid)
+
+
+def test_a_child_tells_facts_that_add_up():
+    assert told("tell(a=1)\ntell(b=[2, None], a=3)") == Answer("ok", {"a": 3, "b": [2, None]}, "")
+
+
+def test_a_probe_is_named_by_module_and_function(stub):
+    stub("my_probe", "def look(tell):\n    tell(module=__name__)")
+    assert ask("my_probe:look", timeout_seconds=PATIENT) == Answer("ok", {"module": "my_probe"})
+
+
+def test_the_variables_of_the_child_can_be_given():
+    source = "import os\ntell(seen=os.environ.get('DOCTOR_TEST'))"
+    env = {**os.environ, "DOCTOR_TEST": "given"}
+    assert ask_source(TELL + source, timeout_seconds=PATIENT, env=env).value == {"seen": "given"}
+    assert told(source).value == {"seen": None}
+
+
+def test_warnings_and_chatter_do_not_disturb():
+    answer = told(
+        """
+        import sys, warnings
+        warnings.warn("old, old, old")
+        print("library: loading ...")
+        print('{"a": 0}')
+        sys.stdout.write("no line end yet ")
+        tell(a=1)
+        """
+    )
+    assert answer == Answer("ok", {"a": 1})
+
+
+def test_ten_megabytes_of_chatter_do_not_block():
+    source = "import sys\nsys.stderr.write('x' * 10_000_000)\nsys.stdout.write('y' * 10_000_000 + '\\n')\ntell(a=1)"
+    assert told(source) == Answer("ok", {"a": 1})
+
+
+@posix
+def test_a_child_that_hangs_is_ended_at_the_limit_and_what_it_told_is_kept():
+    start = time.monotonic()
+    answer = told("import os, time\ntell(pid=os.getpid(), driver='580.1')\ntime.sleep(600)", timeout_seconds=1.5)
+    assert (answer.state, answer.value["driver"]) == ("hung", "580.1")
+    assert answer.cause == "no answer within 1.5 s"
+    assert time.monotonic() - start < 60  # not the 600 that it sleeps
+    assert not is_alive(answer.value["pid"])
+
+
+@posix
+def test_a_child_that_refuses_to_end_is_ended_with_its_own_children():
+    answer = told(
+        """
+        import os, signal, subprocess, time
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        child = subprocess.Popen(["sleep", "600"])
+        tell(pids=[os.getpid(), child.pid])
+        time.sleep(600)
+        """,
+        timeout_seconds=1.5,
+    )
+    assert answer.state == "hung"
+    assert all(ends_soon(pid) for pid in answer.value["pids"])
+
+
+@posix
+@pytest.mark.parametrize("name", ["SIGSEGV", "SIGKILL"])
+def test_a_crash_is_named_and_what_was_told_before_is_kept(name):
+    answer = told(f"import os, signal\ntell(a=1)\nos.kill(os.getpid(), signal.{name})")
+    assert answer == Answer("crashed", {"a": 1}, f"ended by {name}")
+
+
+def test_an_exception_is_told_in_its_last_line_only():
+    assert told("tell(a=1)\nraise OSError('c10.dll is\\n missing')") == Answer(
+        "crashed", {"a": 1}, "exit code 1 ( missing)"
+    )
+    assert told("raise SystemExit(3)") == Answer("crashed", {}, "exit code 3")
+
+
+def test_a_crash_under_windows_is_told_in_its_own_numbers():
+    assert child._cause(0xC0000005, b"") == "exit code 0xc0000005"
+
+
+def test_a_signal_without_a_name_is_told_by_its_number():
+    assert child._cause(-250, b"") == "ended by 250"
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["pass", "print('banana')", "print('@@doctor [1, 2]')", "print('@@doctor banana')", "print('@@doctor')"],
+)
+def test_nonsense_is_called_so(source):
+    answer = told(source)
+    assert (answer.state, answer.value) == ("nonsense", {})
+    assert "cannot be read" in answer.cause
+
+
+def test_half_a_line_and_bytes_that_are_no_text_are_passed_over():
+    answer = told(
+        r"""
+        import sys
+        tell(a=1)
+        sys.stdout.buffer.write(b"@@doctor {\"a\": \xff\xfe\n@@doctor {\"b\": 2, \"c")
+        """
+    )
+    assert answer == Answer("ok", {"a": 1})
+
+
+def test_a_python_that_cannot_be_started_is_an_answer_too(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))
+    answer = ask_source("pass", timeout_seconds=PATIENT)
+    assert answer.state == "crashed"
+    assert answer.cause.startswith("no child process could be started")
+
+
+@posix
+def test_ctrl_c_ends_the_child_as_well(tmp_path):
+    pid = tmp_path / "pid"
+    source = (
+        f"import os, pathlib, time\np = pathlib.Path({str(pid)!r})\n(p.parent / 'new').write_text(str(os.getpid()))\n"
+        "(p.parent / 'new').rename(p)\ntime.sleep(600)"
+    )
+
+    def press():
+        while not pid.exists():
+            time.sleep(0.01)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    threading.Thread(target=press, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        ask_source(source, timeout_seconds=PATIENT)
+    assert ends_soon(int(pid.read_text()))
+
+
+def test_the_limit_reads_as_seconds():
+    assert re.fullmatch(r"no answer within 0\.2 s", told("import time\ntime.sleep(600)", timeout_seconds=0.2).cause)

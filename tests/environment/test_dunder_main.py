@@ -1,0 +1,249 @@
+"""`python3 -m helpers.environment`: before anything is installed, on a bare and on an old Python."""
+
+import ast
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+import helpers.environment.__main__ as bare
+from helpers.environment.child import ROOT
+from helpers.environment.facts import UnreadError
+
+FILES = [ROOT / "helpers" / "__init__.py", *sorted((ROOT / "helpers" / "environment").glob("*.py"))]
+# what Python 3.10 does not have yet; a module stands for itself
+NEW_IN_311 = {
+    "tomllib": {""},
+    "asyncio": {"TaskGroup", "Runner", "timeout", "Barrier"},
+    "builtins": {"ExceptionGroup", "BaseExceptionGroup"},
+    "calendar": {"Month", "Day"},
+    "contextlib": {"chdir"},
+    "copy": {"replace"},
+    "datetime": {"UTC"},
+    "enum": {"StrEnum", "ReprEnum", "EnumCheck", "verify", "member", "nonmember", "global_enum"},
+    "hashlib": {"file_digest"},
+    "inspect": {"getmembers_static"},
+    "itertools": {"batched"},
+    "logging": {"getLevelNamesMapping"},
+    "math": {"cbrt", "exp2", "sumprod"},
+    "operator": {"call"},
+    "pathlib": {"UnsupportedOperation"},
+    "sys": {"exception", "monitoring"},
+    "types": {"get_original_bases", "CapsuleType"},
+    "typing": set(
+        "Self Never LiteralString Required NotRequired Unpack TypeVarTuple assert_never assert_type reveal_type "
+        "override dataclass_transform get_overloads TypeAliasType ReadOnly TypeIs".split()
+    ),
+}
+LATER = {"torch", "psutil", "ipywidgets", "IPython", "pynvml", "tokenizers", "click"}  # imported where a check needs it
+AS_MAIN = """
+import runpy, sys
+sys.path.insert(0, {root!r})
+sys.argv = ["doctor", *{arguments!r}]
+code = None
+try:
+    runpy.run_module("helpers.environment", run_name="__main__", alter_sys=True)
+except SystemExit as end:
+    code = end.code
+own = {{"helpers", "__main__", "__mp_main__"}}
+known = sys.stdlib_module_names | own
+print("@@", code, sorted({{name.partition(".")[0] for name in sys.modules}} - known), file=sys.stderr)
+"""
+
+
+def run(*arguments, flags=("-S", "-E"), python=sys.executable, env=None):
+    """Run the doctor as a program; return its exit code, what it printed, and what it imported of others."""
+    source = AS_MAIN.format(root=str(ROOT), arguments=arguments)
+    command = [python, *flags, "-c", source]
+    done = subprocess.run(
+        command, env=env, cwd=ROOT / "tests", capture_output=True, encoding="utf-8", timeout=100, check=False
+    )
+    said, mark, last = done.stderr.rpartition("@@")
+    assert mark, done.stderr
+    code, _, modules = last.strip().partition(" ")
+    return int(code), done.stdout, ast.literal_eval(modules), said
+
+
+def imports(tree):
+    """Return (module, name or '', at top level) of every import."""
+    top = {id(node) for node in tree.body}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, "", id(node) in top) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from ((node.module, alias.name, id(node) in top) for alias in node.names)
+
+
+class TestOldPython:
+    @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+    def test_the_grammar_is_that_of_3_10(self, path):
+        ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 10))
+
+    @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+    def test_only_the_standard_library_of_3_10_is_imported(self, path):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for module, name, is_top in imports(tree):
+            package = module.partition(".")[0]
+            assert package in sys.stdlib_module_names | {"helpers"} | LATER, module
+            assert package not in LATER - {"click"} or not is_top, f"{module} is imported before a check needs it"
+            assert package != "click" or path.stem == "commands"
+            assert name not in NEW_IN_311.get(module, ()), f"{module}.{name} is newer than 3.10"
+            assert package != "helpers" or not is_top or module.startswith("helpers.environment"), module
+
+    @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+    def test_nothing_is_used_that_3_10_does_not_have(self, path):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                assert node.attr not in NEW_IN_311.get(node.value.id, ()), f"{node.value.id}.{node.attr}"
+            if isinstance(node, ast.Name):
+                assert node.id not in NEW_IN_311["builtins"], node.id
+
+    def test_the_command_of_the_course_is_not_imported_by_the_bare_doctor(self):
+        for path in FILES:
+            found = {module for module, _, _ in imports(ast.parse(path.read_text(encoding="utf-8")))}
+            assert "helpers.environment.commands" not in found
+
+    @pytest.mark.skipif(shutil.which("python3.10") is None, reason="put a python3.10 on PATH to run this")
+    def test_a_real_3_10_says_that_it_is_too_old(self):
+        python = shutil.which("python3.10")
+        asked = [python, "-c", "import sys; print(sys.version_info[:2])"]
+        if subprocess.run(asked, capture_output=True, encoding="utf-8", check=False).stdout.strip() != "(3, 10)":
+            pytest.skip("the python3.10 on PATH does not start")
+        code, shown, others, said = run("--quick", "--json", python=python)
+        checks = {check["id"]: check for check in json.loads(shown)["checks"]}
+        assert (code, others, said, len(checks)) == (1, [], "", 25)
+        assert checks["python_version"]["status"] == "fail"
+        assert checks["python_version"]["reading"].startswith("Python 3.10.")
+        assert not [check for check in checks.values() if "itself broke" in check["reading"]]
+
+
+class TestBarePython:
+    """-S -E: nothing that was ever installed can be imported."""
+
+    def test_the_doctor_runs(self):
+        code, shown, others, said = run("--quick")
+        assert (others, said) == ([], "")
+        assert code == int("Not ready" in shown)
+        assert sum("\n" + sign in "\n" + shown for sign in ("✓ ok", "✗ fail", "! warn")) >= 1
+        assert "\x1b" not in shown  # a pipe
+
+    def test_it_speaks_json(self):
+        code, shown, others, said = run("--quick", "--json")
+        told = json.loads(shown)
+        assert (others, said, len(told["checks"]), told["exit_code"]) == ([], "", 25, code)
+        assert not [check for check in told["checks"] if "itself broke" in check["reading"]]
+
+    def test_it_advises_a_wheel(self):
+        code, shown, others, said = run("--wheel")
+        assert (code, others, said) == (0, [], "")
+        assert "pip:    " in shown
+        assert "conda:  " in shown
+
+    def test_what_follows_pip_install_is_one_line(self):
+        code, shown, others, said = run("--wheel", "--pip-args")
+        assert (code, others, said) == (0, [], "")
+        assert shown.count("\n") == 1
+        assert shown.startswith("torch")
+
+    def test_the_advice_speaks_json(self):
+        code, shown, others, _ = run("--wheel", "--json")
+        assert (code, others) == (0, [])
+        assert list(json.loads(shown)) == ["tag", "pip_args", "pip", "conda", "reason"]
+
+
+class TestQuick:
+    @pytest.fixture
+    def trap(self, stub, tmp_path):
+        """Return the file that tells of an import of torch, in whatever process."""
+        stub("torch/__init__.py", f"open({str(tmp_path / 'imported')!r}, 'w').close()\nraise ImportError('a trap')\n")
+        stub("torch/version.py", "__version__ = '2.13.0+cpu'\ncuda: Optional[str] = None\n")
+        return tmp_path / "imported"
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [["helpers", "doctor", "--quick"], ["helpers.environment", "--quick"], ["helpers.environment", "--wheel"]],
+        ids=" ".join,
+    )
+    def test_torch_is_imported_in_no_process(self, trap, arguments):
+        done = subprocess.run(
+            [sys.executable, "-m", *arguments], cwd=ROOT, capture_output=True, encoding="utf-8", check=False
+        )
+        assert done.stderr == ""
+        assert not trap.exists()
+        if "--quick" in arguments:
+            assert "torch 2.13.0+cpu" in done.stdout  # its files were read all the same
+
+    def test_without_it_torch_is_imported_in_the_child(self, trap):
+        done = subprocess.run(
+            [sys.executable, "-m", "helpers.environment"], cwd=ROOT, capture_output=True, encoding="utf-8", check=False
+        )
+        assert trap.exists()  # the trap works
+        assert done.returncode == 1
+        assert "torch cannot be imported: ImportError: a trap" in done.stdout
+
+
+class TestMain:
+    @pytest.fixture
+    def doctor(self, monkeypatch):
+        """Answer without looking at this machine; return what was asked."""
+        asked = []
+
+        class Found:
+            exit_code = 1
+
+            def to_dict(self):
+                return {"verdict": "x"}
+
+            def table(self, *, color):
+                return f"table, color={color}"
+
+        monkeypatch.setattr(bare, "diagnose", lambda **options: asked.append(options) or Found())
+        return asked
+
+    def test_the_exit_code_is_the_diagnosis_own(self, doctor, capsys):
+        assert bare.main([]) == 1
+        assert capsys.readouterr().out == "table, color=False\n"
+        assert doctor == [{"quick": False}]
+
+    @pytest.mark.parametrize(("value", "color"), [(None, True), ("", True), ("1", False)])
+    def test_a_terminal_is_given_colours_unless_it_wants_none(self, doctor, capsys, monkeypatch, value, color):
+        monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+        monkeypatch.delenv("NO_COLOR", raising=False)
+        if value is not None:
+            monkeypatch.setenv("NO_COLOR", value)
+        bare.main(["--quick"])
+        assert capsys.readouterr().out == f"table, color={color}\n"
+        assert doctor == [{"quick": True}]
+
+    def test_json_is_json(self, doctor, capsys):
+        assert bare.main(["--json"]) == 1
+        assert json.loads(capsys.readouterr().out) == {"verdict": "x"}
+
+    def test_the_arguments_of_pip_are_the_wheels(self, capsys):
+        with pytest.raises(SystemExit) as end:
+            bare.main(["--pip-args"])
+        assert end.value.code == 2
+        assert "--pip-args goes with --wheel" in capsys.readouterr().err
+
+    def test_a_machine_that_cannot_be_told_is_one_sentence(self, monkeypatch, capsys):
+        def unread():
+            raise UnreadError("OSError: stuck")
+
+        monkeypatch.setattr(bare, "wheel_advice", unread)
+        assert bare.main(["--wheel"]) == 1
+        assert capsys.readouterr().err == "Error: which wheel fits could not be told: OSError: stuck\n"
+
+    def test_an_output_that_lacks_a_sign_shows_another(self):
+        env = {**os.environ, "PYTHONIOENCODING": "ascii"}
+        done = subprocess.run(
+            [sys.executable, "-m", "helpers.environment", "--quick"],
+            cwd=ROOT,
+            env=env,
+            capture_output=True,
+            check=False,
+        )
+        assert done.stderr == b""
+        assert b"? ok " in done.stdout

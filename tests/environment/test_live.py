@@ -1,0 +1,286 @@
+"""The live monitor: readings of a card and of a plain computer, their history, and the thread that goes on reading."""
+
+import re
+import sys
+import threading
+import time
+import xml.etree.ElementTree
+
+import pytest
+
+from helpers.environment import live
+from helpers.environment.facts import GIB, GpuReading, Holder, Memory, Nvml
+from helpers.environment.live import History, Monitor, Sample, has_front_end, monitor, sample, sparkline, svg, text
+
+EVIL = "<script>alert(1)</script>\x1b]0;owned\x07\x1b[2J\n"
+CARD = GpuReading(
+    0,
+    "NVIDIA GeForce RTX 4070 Ti",
+    total_bytes=12 * GIB,
+    free_bytes=9 * GIB,
+    utilisation_percent=37,
+    power_watts=120.5,
+    power_limit_watts=285.0,
+    temperature_celsius=45,
+    holders=(Holder(17, "python", GIB), Holder(18, EVIL, None)),
+)
+
+
+@pytest.fixture
+def nvml(monkeypatch):
+    """Return a list of answers that NVML gives one after the other; the last one stays."""
+    answers = [Nvml("absent")]
+    monkeypatch.setattr(live, "read_nvml", lambda *_: answers.pop(0) if len(answers) > 1 else answers[0])
+    return answers
+
+
+def reading(seconds, **changes):
+    plain = {"device": "cpu", "name": "CPU, 4 threads", "memory_gib": 2.0, "memory_total_gib": 8.0}
+    return Sample(seconds, **{**plain, **changes})
+
+
+def history(*samples, length=60):
+    made = History(length)
+    made.samples.extend(samples)
+    return made
+
+
+def threads():
+    return [thread for thread in threading.enumerate() if thread.name == "monitor"]
+
+
+def wait_for(what):
+    end = time.monotonic() + 10
+    while not what() and time.monotonic() < end:
+        time.sleep(0.005)
+    return what()
+
+
+class TestSample:
+    def test_a_computer_without_a_card_shows_its_memory_and_load(self, nvml):
+        found = sample(seconds=2.5)
+        assert (found.seconds, found.device) == (2.5, "cpu")
+        assert re.fullmatch(r"CPU, \d+ threads", found.name)
+        assert 0 < found.memory_gib < found.memory_total_gib
+        assert 0 <= found.utilisation_percent <= 100
+        assert found.power_watts is found.temperature_celsius is None
+        assert found.holders == ()
+
+    def test_without_psutil_the_load_is_the_systems_own(self, nvml, monkeypatch):
+        monkeypatch.setitem(sys.modules, "psutil", None)
+        found = sample().utilisation_percent
+        assert found is None or 0 <= found <= 100
+
+    def test_a_card_shows_what_it_tells(self, nvml):
+        nvml[:] = [Nvml("ok", driver="580.1", cards=(CARD,))]
+        found = sample()
+        assert (found.device, found.name) == ("gpu", "NVIDIA GeForce RTX 4070 Ti")
+        assert (found.memory_gib, found.memory_total_gib) == (3.0, 12.0)
+        assert (found.utilisation_percent, found.power_watts, found.power_limit_watts) == (37, 120.5, 285.0)
+        assert (found.temperature_celsius, found.holders) == (45, CARD.holders)
+
+    def test_of_many_cards_the_largest_that_works_is_shown(self, nvml):
+        cards = (
+            GpuReading(0, "small", total_bytes=8 * GIB, free_bytes=GIB),
+            GpuReading(1, "lost", error="GPU is lost"),
+            GpuReading(2, "large", total_bytes=24 * GIB, free_bytes=GIB),
+        )
+        nvml[:] = [Nvml("ok", driver="580.1", cards=cards)]
+        assert sample().name == "large"
+
+    def test_a_card_that_does_not_tell_what_is_free_is_not_shown_as_full(self, nvml):
+        nvml[:] = [Nvml("ok", driver="580.1", cards=(GpuReading(0, "card", total_bytes=12 * GIB),))]
+        found = sample()
+        assert (found.memory_gib, found.memory_total_gib) == (None, 12.0)
+        assert text(history(found)) == "card"
+        assert "polyline" not in svg(history(found))
+
+    def test_a_card_that_told_its_memory_before_nvml_crashed_is_shown(self, nvml):
+        nvml[:] = [Nvml("crashed", "ended by SIGSEGV", "580.1", cards=(CARD,))]
+        assert sample().device == "gpu"
+
+    def test_the_card_can_be_left_alone(self, monkeypatch):
+        monkeypatch.setattr(live, "read_nvml", lambda *_: pytest.fail("NVML was asked"))
+        assert sample(use_gpu=False).device == "cpu"
+
+    def test_used_and_total_memory_are_the_systems(self, nvml, monkeypatch):
+        monkeypatch.setattr(live, "read_memory", lambda: Memory(16 * GIB, 12 * GIB))
+        found = sample()
+        assert (found.memory_gib, found.memory_total_gib) == (4.0, 16.0)
+
+    def test_a_row_holds_the_numbers_only(self):
+        assert reading(1.0, utilisation_percent=5.0).row() == {
+            "seconds": 1.0,
+            "memory_gib": 2.0,
+            "utilisation_percent": 5.0,
+            "power_watts": None,
+            "temperature_celsius": None,
+        }
+
+
+class TestHistory:
+    def test_it_keeps_the_last_samples_oldest_first(self):
+        kept = history(*(reading(float(second)) for second in range(10)), length=3)
+        assert [row["seconds"] for row in kept.rows()] == [7.0, 8.0, 9.0]
+
+    def test_what_was_not_told_is_left_out(self):
+        kept = history(reading(0.0), reading(1.0, power_watts=5.0))
+        assert kept.values("power_watts") == [5.0]
+        assert kept.values("memory_gib") == [2.0, 2.0]
+
+    @pytest.mark.parametrize(
+        ("values", "highest", "line"),
+        [
+            ([], 10, ""),
+            ([0, 10], 10, "▁█"),
+            ([-5, 25], 10, "▁█"),  # beyond its bounds it stays a bar
+            ([1, 2], 0, "▁▁"),
+            ([0.0] * 3, 100, "▁▁▁"),
+        ],
+    )
+    def test_bars_stay_within_their_bounds(self, values, highest, line):
+        assert sparkline(values, highest) == line
+
+
+class TestPictures:
+    def test_a_terminal_shows_what_is_told_and_nothing_else(self):
+        shown = text(history(reading(0.0), reading(1.0, utilisation_percent=50.0)))
+        assert shown.splitlines() == [
+            "CPU, 4 threads",
+            "  memory      2.0 of 8.0 GiB      ▃▃",
+            "  load        50 %                ▅",
+        ]
+
+    def test_the_bars_are_as_many_as_there_is_room(self):
+        assert len(re.findall("▃", text(history(*[reading(0.0)] * 9), width=4))) == 4
+
+    def test_a_terminal_is_given_no_control_characters(self):
+        sampled = Sample(0.0, "gpu", f"card{EVIL}", 1.0, 2.0, holders=(Holder(18, EVIL), Holder(17, "python", GIB)))
+        shown = text(history(sampled))
+        assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", shown)
+        assert len(shown.splitlines()) == 4  # no line of the name's own
+        assert "  process 17        1.0 GiB   python" in shown
+
+    def test_a_page_is_given_no_markup_of_a_name(self):
+        sampled = Sample(0.0, "gpu", "<b>card</b>", 1.0, 2.0, holders=(Holder(18, "<script>'&\""),))
+        shown = svg(history(sampled))
+        assert "<script" not in shown
+        assert "<b>card" not in shown
+        assert "&lt;b&gt;card&lt;/b&gt;" in shown
+        assert "process 18, &lt;script&gt;&#x27;&amp;&quot;: size not told" in shown
+
+    def test_the_picture_is_well_formed_and_has_a_panel_for_each_quantity(self):
+        samples = [
+            reading(t, utilisation_percent=9.0, power_watts=8.0, temperature_celsius=7.0) for t in (0.0, 1.0, 2.0)
+        ]
+        page = xml.etree.ElementTree.fromstring(svg(history(*samples)).replace("<br>", ""))
+        labels = [panel.get("aria-label") for panel in page.iter("svg")]
+        assert [label.split(",")[0] for label in labels] == ["memory", "load", "power", "temperature"]
+        assert labels[0] == "memory, GiB: 2.0 of 8"
+
+    def test_the_line_runs_from_left_to_right_and_higher_is_up(self):
+        page = svg(history(reading(0.0, memory_gib=0.0), reading(5.0, memory_gib=4.0), reading(10.0, memory_gib=8.0)))
+        points = re.search(r"polyline points='([^']+)'", page)[1]
+        assert points == "34.0,72.0 124.0,47.0 214.0,22.0"
+
+    def test_what_is_beyond_the_frame_stays_inside(self):
+        page = svg(history(reading(0.0, memory_gib=99.0)))
+        assert re.search(r"polyline points='34.0,22.0'", page)
+
+
+class TestMonitor:
+    def test_it_has_read_once_when_it_is_made(self):
+        shown = Monitor(lambda **said: reading(**{"seconds": said["seconds"]}), interval_seconds=1, length=5)
+        assert len(shown.history.samples) == 1
+        assert str(shown).startswith("CPU, 4 threads")
+
+    def test_a_card_that_stops_answering_is_not_waited_for_again(self, monkeypatch):
+        answers = [Nvml("ok", driver="580.1", cards=(CARD,)), Nvml("hung", "no answer within 5 s")]
+        asked = []
+        monkeypatch.setattr(live, "read_nvml", lambda *_: asked.append(1) or answers.pop(0))
+        shown = Monitor(sample, interval_seconds=1, length=9)
+        assert [shown.update().device for _ in range(3)] == ["cpu", "cpu", "cpu"]
+        assert [each.device for each in shown.history.samples] == ["gpu", "cpu", "cpu", "cpu"]
+        assert len(asked) == 2
+        assert "CPU" in str(shown)
+
+    def test_time_runs_from_when_it_was_made(self, nvml):
+        shown = monitor(live=False)
+        time.sleep(0.02)
+        shown.update()
+        first, second = (row["seconds"] for row in shown.history.rows())
+        assert 0 <= first < first + 0.02 <= second
+
+    def test_it_reads_on_until_it_is_stopped_and_leaves_no_thread(self):
+        pytest.importorskip("ipywidgets")
+        shown = Monitor(lambda *, seconds, use_gpu: reading(seconds), interval_seconds=0.01, length=100)
+        shown.start()
+        assert wait_for(lambda: len(shown.history.samples) > 3)
+        assert len(threads()) == 1
+        shown.stop()
+        assert threads() == []
+        read = len(shown.history.samples)
+        time.sleep(0.05)
+        assert len(shown.history.samples) == read
+        assert shown._widget.value.startswith("<div")
+
+    def test_it_stops_by_itself(self):
+        pytest.importorskip("ipywidgets")
+        shown = Monitor(lambda *, seconds, use_gpu: reading(seconds), interval_seconds=0.01, length=100)
+        shown.start(0.05)
+        assert wait_for(lambda: not threads())
+        assert len(shown.history.samples) > 1
+
+    def test_started_twice_it_reads_once_and_stopped_it_can_start_again(self):
+        pytest.importorskip("ipywidgets")
+        shown = Monitor(lambda *, seconds, use_gpu: reading(seconds), interval_seconds=0.01, length=1000)
+        shown.start()
+        shown.start()
+        assert len(threads()) == 1
+        shown.stop()
+        read = len(shown.history.samples)
+        shown.start()
+        assert wait_for(lambda: len(shown.history.samples) > read)
+        shown.stop()
+        assert threads() == []
+
+    def test_stopping_what_never_started_does_nothing(self):
+        shown = Monitor(lambda *, seconds, use_gpu: reading(seconds), interval_seconds=1, length=1)
+        shown.stop()
+        assert threads() == []
+
+    def test_without_a_front_end_it_is_one_still_picture(self, nvml):
+        assert not has_front_end()
+        shown = monitor()
+        assert threads() == []
+        bundle = shown._repr_mimebundle_()
+        assert set(bundle) == {"text/html", "text/plain"}
+        assert "<svg" in bundle["text/html"]
+
+    def test_with_a_front_end_it_is_a_widget_with_the_picture_beneath(self, nvml):
+        pytest.importorskip("ipywidgets")
+        shown = monitor(live=True, interval_seconds=0.01, seconds=5)
+        try:
+            data, _ = shown._repr_mimebundle_()
+        finally:
+            shown.stop()
+        assert "application/vnd.jupyter.widget-view+json" in data
+        assert "<svg" in data["text/html"]
+        assert data["text/plain"].startswith("CPU")
+
+    @pytest.mark.parametrize(("allowed", "told"), [(True, True), (False, False)])
+    def test_a_front_end_is_known_by_its_allowing_input(self, monkeypatch, allowed, told):
+        pytest.importorskip("ipywidgets")
+        kernel = type("Kernel", (), {"_allow_stdin": allowed})()
+        monkeypatch.setattr("IPython.get_ipython", lambda: type("Shell", (), {"kernel": kernel})())
+        assert has_front_end() is told
+
+    @pytest.mark.parametrize(
+        "values",
+        [{"interval_seconds": 0}, {"interval_seconds": -1.0}, {"interval_seconds": float("nan")}, {"length": 0}],
+    )
+    def test_a_rhythm_or_a_length_that_cannot_be_is_refused(self, values):
+        ((name, value),) = values.items()
+        with pytest.raises(ValueError, match=f"{name} = {value}") as error:
+            monitor(**values)
+        assert "above 0, and at least 1" in str(error.value)

@@ -1,0 +1,194 @@
+"""A model's folder, whole and spoilt in every way a download or a copy spoils it."""
+
+import json
+import shutil
+import struct
+
+import pytest
+
+from helpers.environment.child import ROOT
+from helpers.environment.model_files import GPT2_SIZES, hub_cache, inspect, read_model_files
+
+POCKET = ROOT / "helpers" / "assets" / "pocket"
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """Return the folder of a whole model: the pocket model's own tokenizer, and weights of one row for each token."""
+    folder = tmp_path_factory.mktemp("whole")
+    shutil.copy(POCKET / "tokenizer.json", folder)
+    (folder / "config.json").write_text(json.dumps({"vocab_size": 4096, "n_positions": 64, "eos_token_id": 4095}))
+    header = json.dumps(
+        {
+            "__metadata__": {"format": "pt"},
+            "transformer.wte.weight": {"dtype": "F32", "shape": [4096, 2], "data_offsets": [0, 32768]},
+            "transformer.wpe.weight": {"dtype": "F32", "shape": [64, 2], "data_offsets": [32768, 33280]},
+        }
+    ).encode()
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(33280))
+    return folder
+
+
+@pytest.fixture
+def model(small, tmp_path):
+    """Return a copy to spoil."""
+    return shutil.copytree(small, tmp_path / "model")
+
+
+def change(path, **values):
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def test_a_whole_model_has_no_problems(model):
+    found = inspect(model, {})
+    assert (found.path, found.problems, found.tokens, found.positions) == (str(model), (), 4096, 64)
+    assert found.bytes == (model / "model.safetensors").stat().st_size
+
+
+def test_the_shipped_model_is_whole(doors):
+    found = read_model_files(doors(project=ROOT)).pocket
+    assert (found.problems, found.tokens, found.positions) == ((), 4096, 256)
+
+
+def test_a_folder_that_is_not_there_is_said_so(tmp_path):
+    assert inspect(tmp_path / "none", {}).problems == ("the folder is missing",)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_a_missing_file_is_named(model, name):
+    (model / name).unlink()
+    assert f"{name} is missing" in inspect(model, {}).problems
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
+@pytest.mark.parametrize("content", [b"", b"version https://git-lfs", b"\xff\xfe", b"[]", b'"text"', b"null", b"{"])
+def test_a_file_that_holds_something_else_is_named(model, name, content):
+    (model / name).write_bytes(content)
+    problems = inspect(model, {}).problems
+    assert [problem for problem in problems if problem.startswith(name)]
+
+
+@pytest.mark.parametrize(
+    "header", [b"[]", b'{"wte.weight": 1}', b'{"wte.weight": {"shape": []}}', b'{"wte.weight": {"data_offsets": 7}}']
+)
+def test_a_spoilt_header_of_weights_is_named(model, header):
+    (model / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    assert [problem for problem in inspect(model, {}).problems if "model.safetensors cannot be read" in problem]
+
+
+def test_weights_that_were_cut_short_are_told_with_both_sizes(model):
+    path = model / "model.safetensors"
+    whole = path.stat().st_size
+    path.write_bytes(path.read_bytes()[:-100])
+    assert inspect(model, {}).problems == (f"model.safetensors is cut short ({whole - 100:,} of {whole:,} bytes)",)
+
+
+def test_weights_without_an_embedding_are_told(model):
+    (model / "model.safetensors").write_bytes(struct.pack("<Q", 2) + b"{}")
+    assert inspect(model, {}).problems == ("model.safetensors holds no embedding of tokens",)
+
+
+@pytest.mark.parametrize("tokenizer", [{}, {"model": None}, {"model": {}}, {"model": {"vocab": 3}}])
+def test_a_tokenizer_without_a_vocabulary_is_no_tokenizer(model, tokenizer):
+    (model / "tokenizer.json").write_text(json.dumps(tokenizer))
+    problems = inspect(model, {}).problems
+    assert len(problems) == 1
+    assert problems[0] in ("the tokenizer has no tokens", "tokenizer.json is not what it should be")
+
+
+def test_a_vocabulary_of_one_token_is_told(model):
+    change(model / "tokenizer.json", model={"vocab": {}}, added_tokens=[{"content": "<|endoftext|>", "id": 0}])
+    assert inspect(model, {}).problems == (
+        "the tokenizer has 1 tokens, not 4096",
+        "<|endoftext|> is token 0, not 4095",
+    )
+
+
+def test_the_older_files_of_a_vocabulary_are_read_too(model):
+    vocabulary = json.loads((model / "tokenizer.json").read_text())
+    (model / "tokenizer.json").unlink()
+    added = {token["content"]: token["id"] for token in vocabulary["added_tokens"]}
+    (model / "vocab.json").write_text(json.dumps({**vocabulary["model"]["vocab"], **added}))
+    assert inspect(model, {}).problems == ("merges.txt is missing",)
+    (model / "merges.txt").write_text("#version: 0.2\n")
+    assert inspect(model, {}).problems == ()
+    (model / "vocab.json").write_text("{}")
+    assert inspect(model, {}).problems == ("the tokenizer has no tokens",)
+
+
+def test_a_model_of_other_sizes_than_it_must_have_is_told(model):
+    assert inspect(model, GPT2_SIZES).problems == (
+        "the tokenizer has 4096 tokens, not 50257",
+        "<|endoftext|> is token 4095, not 50256",
+        "the model has 64 positions, not 1024",
+    )
+
+
+def test_a_model_smaller_than_its_vocabulary_is_told(model):
+    path = model / "model.safetensors"
+    path.write_bytes(path.read_bytes().replace(b"[4096, 2]", b"[ 256, 2]"))
+    assert inspect(model, {}).problems == ("the model has 256 rows for 4096 tokens",)
+
+
+def test_a_tokenizer_that_does_not_give_back_its_text_is_told(model):
+    pytest.importorskip("tokenizers")
+    change(model / "tokenizer.json", normalizer={"type": "Lowercase"})
+    (problem,) = inspect(model, {}).problems
+    assert "'a fox, 3 geese\\nand a well.' for 'A fox, 3 geese\\nand a well.'" in problem
+
+
+def test_a_tokenizer_that_its_library_refuses_is_told(model):
+    pytest.importorskip("tokenizers")
+    change(model / "tokenizer.json", decoder={"type": "NoSuchDecoder"})
+    (problem,) = inspect(model, {}).problems
+    assert problem.startswith("tokenizer.json cannot be loaded (")
+
+
+class TestHubCache:
+    @pytest.mark.parametrize(
+        ("env", "cache"),
+        [
+            ({"HOME": "/h"}, "/h/.cache/huggingface/hub"),
+            ({"HOME": "/h", "XDG_CACHE_HOME": "/x"}, "/x/huggingface/hub"),
+            ({"HOME": "/h", "HF_HOME": "/hf"}, "/hf/hub"),
+            ({"HOME": "/h", "HF_HOME": "/hf", "HF_HUB_CACHE": "/cache"}, "/cache"),
+        ],
+    )
+    def test_it_is_where_the_hubs_own_client_keeps_it(self, doors, env, cache):
+        assert hub_cache(doors(env=env)).as_posix() == cache
+
+    def test_without_a_home_there_is_none(self, doors):
+        def unknown_user():
+            raise RuntimeError("Could not determine home directory.")
+
+        sources = doors(env={}, home_of_user=unknown_user)
+        assert hub_cache(sources) is None
+        assert read_model_files(sources).gpt2 is None
+
+    def download(self, doors, small, tmp_path, revision="abc"):
+        folder = tmp_path / "hub" / "models--openai-community--gpt2"
+        shutil.copytree(small, folder / "snapshots" / "abc")
+        (folder / "refs").mkdir()
+        (folder / "refs" / "main").write_text(revision)
+        return doors(env={"HF_HUB_CACHE": str(tmp_path / "hub")})
+
+    def test_a_gpt2_that_was_downloaded_is_inspected_as_gpt2(self, doors, small, tmp_path):
+        found = read_model_files(self.download(doors, small, tmp_path)).gpt2
+        assert found.path.endswith("abc")
+        assert "the tokenizer has 4096 tokens, not 50257" in found.problems
+
+    @pytest.mark.parametrize("revision", ["", "gone"])
+    def test_a_download_that_never_began_is_none(self, doors, small, tmp_path, revision):
+        assert read_model_files(self.download(doors, small, tmp_path, revision)).gpt2 is None
+
+    @pytest.mark.parametrize(
+        ("env", "offline"),
+        [
+            ({}, False),
+            ({"HF_HUB_OFFLINE": "1"}, True),
+            ({"TRANSFORMERS_OFFLINE": "YES"}, True),
+            ({"HF_HUB_OFFLINE": "0"}, False),
+        ],
+    )
+    def test_whether_downloads_are_off_is_told(self, doors, env, offline):
+        assert read_model_files(doors(env=env)).offline is offline

@@ -1,0 +1,95 @@
+"""What the project asks for, read from its own files."""
+
+import sys
+
+import pytest
+
+from helpers.environment import requirements
+from helpers.environment.child import ROOT
+from helpers.environment.requirements import pins, read_packages, version_number
+
+PYPROJECT = """
+[project]
+name = "gpt2-course"
+dependencies = [
+    "click>=8.1",
+    "torch>=2.11",  # a comment
+    "transformers>=5.17,<6",
+    "pyyaml",
+]
+
+[project.optional-dependencies]
+gpu = ["nvidia-ml-py>=12.560"]
+"""
+
+
+@pytest.fixture
+def project(doors, tmp_path):
+    sources = doors(
+        version_of={"click": "8.2.0", "torch": "2.13.0", "nvidia-ml-py": "13.1"}.get,
+        modules={"torch": type(sys)("torch"), "numpy": type("numpy", (), {"__version__": "2.1"})},
+    )
+    (tmp_path / "project" / "pyproject.toml").write_text(PYPROJECT)
+    return sources
+
+
+def test_floors_and_ceilings_are_read(project):
+    assert read_packages(project).asked == {
+        "click": ("8.1", None),
+        "torch": ("2.11", None),
+        "transformers": ("5.17", "6"),
+        "pyyaml": ("0", None),
+    }
+
+
+def test_what_is_installed_and_loaded_is_told(project):
+    found = read_packages(project)
+    assert found.installed == {"click": "8.2.0", "torch": "2.13.0", "nvidia-ml-py": "13.1"}
+    assert found.loaded == {"numpy": "2.1"}  # the torch here has no version: it is half imported
+
+
+def test_pins_are_those_of_the_constraints_file(project, tmp_path):
+    assert pins(project) == {}
+    (tmp_path / "project" / "constraints.txt").write_text("# comment\nclick==8.1.7\nnvidia-ml-py==13.615.71\n")
+    assert pins(project) == {"click": "8.1.7", "nvidia-ml-py": "13.615.71"}
+
+
+def test_the_reading_agrees_with_a_reader_of_toml(doors):
+    tomllib = pytest.importorskip("tomllib")
+    from packaging.requirements import Requirement
+
+    asked = read_packages(doors(project=ROOT)).asked
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+    assert list(asked) == [Requirement(line).name for line in declared]
+    for requirement in map(Requirement, declared):
+        floor, ceiling = asked[requirement.name]
+        assert f">={floor}" in map(str, requirement.specifier)
+        assert ceiling is None or f"<{ceiling}" in map(str, requirement.specifier)
+
+
+def test_no_reader_of_toml_is_needed(project, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tomllib", None)  # Python 3.10: importing it is an error
+    monkeypatch.setitem(sys.modules, "packaging", None)
+    assert read_packages(project).asked["torch"] == ("2.11", None)
+
+
+def test_without_its_file_the_installed_project_is_asked(doors, monkeypatch):
+    lines = ["click>=8.1", "transformers<6,>=5.17", 'nbmake>=1.5; extra == "test"']
+    monkeypatch.setattr(requirements, "requires", lambda name: lines)
+    assert read_packages(doors()).asked == {"click": ("8.1", None), "transformers": ("5.17", "6")}
+
+
+def test_neither_asks_for_nothing(doors, monkeypatch):
+    def not_installed(name):
+        raise requirements.PackageNotFoundError(name)
+
+    monkeypatch.setattr(requirements, "requires", not_installed)
+    assert read_packages(doors()).asked == {}
+
+
+@pytest.mark.parametrize(
+    ("version", "number"),
+    [("2.13.0+cu126", (2, 13)), ("5.17rc1", (5, 17)), ("6.0.0", (6,)), ("0", ()), ("banana", ()), ("", ())],
+)
+def test_versions_are_compared_by_their_numbers(version, number):
+    assert version_number(version) == number

@@ -1,0 +1,137 @@
+"""The doors to this machine, opened for real; and what they do where something is not there."""
+
+import os
+import platform
+import stat
+import sys
+from pathlib import Path
+
+import pytest
+
+from helpers.environment.sources import Sources, _nvcc, _posix_memory, _space, _version_of
+
+
+def test_the_defaults_lead_to_this_machine():
+    sources = Sources()
+    assert (sources.system, sources.release) == (platform.system(), platform.release())
+    assert sources.python_version == sys.version_info[:3]
+    assert (sources.executable, sources.prefix) == (sys.executable, sys.prefix)
+    assert (sources.project / "helpers" / "environment" / "sources.py").is_file()
+
+
+def test_the_variables_are_those_of_now(monkeypatch):
+    monkeypatch.setenv("DOCTOR_TEST", "now")
+    assert Sources().env["DOCTOR_TEST"] == "now"
+
+
+def test_a_system_file_is_read_below_the_root(doors):
+    sources = doors({"/proc/version": "Linux 6"})
+    assert sources.text("/proc/version") == "Linux 6"
+    assert sources.text("/proc/version", limit=3) == "Lin"
+    assert sources.text("/proc/none") == sources.text("/proc") == ""
+    assert sources.exists("/proc/version")
+    assert not sources.exists("/proc/none")
+
+
+def test_bytes_that_are_no_text_are_read_all_the_same(doors, tmp_path):
+    sources = doors({"/etc/os-release": ""})
+    (tmp_path / "root/etc/os-release").write_bytes(b"ID=\xff\n")
+    assert sources.text("/etc/os-release") == "ID=�\n"
+
+
+def test_names_are_sorted_and_a_missing_folder_has_none(doors):
+    sources = doors({"/sys/b1": "", "/sys/b2": "", "/sys/a": ""})
+    assert sources.names("/sys", "b*") == ["b1", "b2"]
+    assert sources.names("/nowhere", "*") == []
+
+
+def test_a_link_that_leads_nowhere_is_there(doors, tmp_path):
+    sources = doors()
+    (tmp_path / "root" / "link").symlink_to("nowhere")
+    assert sources.exists("/link")
+
+
+@pytest.mark.parametrize(
+    ("system", "env", "home"),
+    [
+        ("Linux", {"HOME": "/h"}, Path("/h")),
+        ("Windows", {"USERPROFILE": "/u", "HOME": "/h"}, Path("/u")),
+        ("Linux", {}, Path("/of/user")),
+        ("Linux", {"HOME": ""}, Path("/of/user")),
+    ],
+)
+def test_home_is_what_the_platform_calls_so(doors, system, env, home):
+    assert doors(system=system, env=env, home_of_user=lambda: Path("/of/user")).home() == home
+
+
+@pytest.mark.parametrize("error", [RuntimeError("Could not determine home directory."), KeyError("uid not found: 7")])
+def test_a_user_without_a_home_has_none(doors, error):
+    def unknown_user():
+        raise error
+
+    assert doors(env={}, home_of_user=unknown_user).home() is None
+
+
+@pytest.mark.parametrize(
+    ("env", "temp"),
+    [({}, "/tmp"), ({"TMPDIR": "/a", "TEMP": "/b"}, "/a"), ({"TMPDIR": "", "TEMP": "/b"}, "/b"), ({"TMP": "/c"}, "/c")],
+)
+def test_the_folder_for_passing_files_is_found_without_writing_to_it(doors, env, temp):
+    assert doors(env=env).temp() == Path(temp)
+
+
+def test_versions_are_those_installed():
+    import pydantic
+
+    assert _version_of("pydantic") == pydantic.VERSION
+    assert _version_of("no-such-distribution-anywhere") is None
+
+
+def test_space_tells_of_one_disk_what_it_tells_of_its_folders(tmp_path):
+    (tmp_path / "inside").mkdir()
+    free, disk, writable = _space(tmp_path)
+    assert free > 0
+    assert writable
+    assert _space(tmp_path / "inside")[1] == disk
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="for root every folder can be written")
+def test_a_folder_that_may_not_be_written_is_told(tmp_path):
+    tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    try:
+        assert _space(tmp_path)[2] is False
+    finally:
+        tmp_path.chmod(stat.S_IRWXU)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="asks a POSIX system")
+def test_memory_is_known_without_psutil_too():
+    psutil = pytest.importorskip("psutil")
+    total, available = _posix_memory()
+    assert total == pytest.approx(psutil.virtual_memory().total, rel=0.01)
+    assert 0 < available <= total
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the stand-in is a shell script")
+@pytest.mark.parametrize(
+    ("script", "release"),
+    [
+        ("#!/bin/sh\necho 'Cuda compilation tools, release 12.4, V12.4.131'", "12.4"),
+        ("#!/bin/sh\necho banana; exit 3", "unknown"),
+        ("#!/no/such/shell\n", "unknown"),
+        (None, ""),
+    ],
+)
+def test_nvcc_is_asked_for_its_release(tmp_path, monkeypatch, script, release):
+    if script:
+        (tmp_path / "nvcc").write_text(script)
+        (tmp_path / "nvcc").chmod(stat.S_IRWXU)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert _nvcc() == release
+
+
+@pytest.mark.parametrize("name", ["start_method", "battery", "long_paths", "memory", "nvcc"])
+def test_each_door_opens_here(name):
+    kinds = {"start_method": str, "battery": bool, "long_paths": bool, "memory": tuple, "nvcc": str}
+    found = getattr(Sources(), name)()
+    assert isinstance(found, kinds[name]) or (found is None and kinds[name] is bool)

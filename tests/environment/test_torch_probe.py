@@ -1,0 +1,183 @@
+"""A torch that is missing, broken, slow or strange: packages of its name stand in for it in a real child process."""
+
+import importlib.machinery
+import os
+import sys
+
+import pytest
+
+from helpers.environment.child import Answer
+from helpers.environment.torch_probe import facts_from, read_torch, read_torch_files
+
+PATIENT = 20.0  # seconds; a machine under load starts a Python slowly
+BUILD = """
+import types
+__version__ = "2.13.0+cu130"
+version = types.SimpleNamespace(cuda="13.0")
+"""
+CARD = """
+def properties(index):
+    name = "NVIDIA GeForce RTX 4070 Ti"
+    return types.SimpleNamespace(name=name, total_memory=12 * 1024**3, uuid="aa", major=8, minor=9)
+
+def codes():
+    return ["sm_80", "sm_86", "compute_90"]
+
+def seen():
+    import warnings
+    warnings.warn("this card is strange")
+    return True
+
+cuda = types.SimpleNamespace(is_available=seen, get_device_properties=properties, get_arch_list=codes)
+"""
+
+
+@pytest.fixture
+def torch(stub):
+    """Return a function that makes a torch of a source, and reads it."""
+
+    def read(source, timeout_seconds=PATIENT):
+        stub("torch", source)
+        return read_torch(timeout_seconds)
+
+    return read
+
+
+def test_the_torch_that_is_installed_proves_itself():
+    torch = pytest.importorskip("torch")
+    found = read_torch()
+    assert (found.state, found.cause, found.version) == ("ok", "", torch.__version__)
+    assert (found.cuda, found.available) == (torch.version.cuda, torch.cuda.is_available())
+    assert (found.product, found.product_device) == ("ok", "cuda" if found.available else "cpu")
+
+
+def test_a_torch_that_is_not_there_is_absent(torch):
+    found = torch("raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')")
+    assert (found.state, found.cause, found.version) == ("absent", "torch is not installed", "")
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (
+            "raise OSError('[WinError 126] The specified module could not be found. Error loading \"c10.dll\"')",
+            "WinError 126",
+        ),
+        ("raise ImportError('libcudnn.so.9: cannot open shared object file')", "ImportError: libcudnn.so.9"),
+        ("import no_such_part_of_torch", "no_such_part_of_torch"),
+        ("def (", "SyntaxError"),
+        ("1 / 0", "ZeroDivisionError"),
+        ("", "what is imported as torch is not torch"),
+    ],
+)
+def test_a_torch_that_cannot_be_imported_is_broken_with_its_cause(torch, line, words):
+    found = torch(line)
+    assert (found.state, found.version) == ("broken", "")
+    assert words in found.cause
+
+
+def test_a_torch_that_hangs_at_import_costs_the_time_limit_only(torch):
+    found = torch("import time\ntime.sleep(600)", timeout_seconds=0.5)
+    assert (found.state, found.cause, found.version) == ("hung", "no answer within 0.5 s", "")
+
+
+def test_a_torch_that_hangs_at_the_card_has_told_its_build(torch):
+    source = BUILD + "import time\ncuda = types.SimpleNamespace(is_available=lambda: time.sleep(600))"
+    found = torch(source, timeout_seconds=2)
+    assert (found.state, found.version, found.cuda, found.available) == ("hung", "2.13.0+cu130", "13.0", None)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are of POSIX systems")
+def test_a_torch_that_crashes_at_import_is_told_with_its_signal(torch):
+    found = torch("import os, signal\nos.kill(os.getpid(), signal.SIGILL)")
+    assert (found.state, found.cause) == ("crashed", "ended by SIGILL")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are of POSIX systems")
+def test_a_crash_in_the_product_leaves_what_was_told_of_the_card(torch):
+    crash = "class Generator:\n    def manual_seed(self, seed):\n        import os\n        os.kill(os.getpid(), 11)\n"
+    found = torch(BUILD + CARD + crash)
+    assert (found.state, found.cause, found.available, found.product) == ("crashed", "ended by SIGSEGV", True, "")
+    assert (found.name, found.total_bytes, found.uuid) == ("NVIDIA GeForce RTX 4070 Ti", 12 * 1024**3, "aa")
+    assert (found.capability, found.codes) == ((8, 9), ("sm_80", "sm_86", "compute_90"))
+    assert found.warnings == ("this card is strange",)
+
+
+def test_an_exception_in_the_product_is_told_in_one_line(torch):
+    error = "def Generator():\n    raise RuntimeError('no kernel image is available\\nCUDA kernel errors ...')\n"
+    found = torch(BUILD + CARD + error)
+    assert (found.state, found.bf16) == ("ok", True)
+    assert (found.product, found.product_device) == ("RuntimeError: no kernel image is available", "cuda")
+
+
+def test_an_exception_without_words_is_told_by_its_class(torch):
+    found = torch(BUILD + CARD + "def Generator():\n    raise RuntimeError\n")
+    assert (found.state, found.product) == ("ok", "RuntimeError")
+
+
+def test_a_card_that_cannot_be_asked_adds_its_error_to_the_warnings(torch):
+    found = torch(
+        BUILD + CARD + "def properties(index): raise RuntimeError('lost')\ncuda.get_device_properties = properties"
+    )
+    assert found.available is True
+    assert found.warnings == ("this card is strange", "RuntimeError: lost")
+
+
+def test_nonsense_is_a_broken_torch(torch):
+    found = torch("import os\nprint('Bus error', flush=True)\nos._exit(0)")
+    assert found.state == "broken"
+    assert "Bus error" in found.cause
+
+
+@pytest.mark.parametrize(("bf16", "cuda"), [(True, "12.6"), (False, None)])
+def test_an_answer_becomes_facts(bf16, cuda):
+    told = {"version": "2.13.0", "cuda": cuda, "available": False, "bf16": bf16, "capability": [7, 5], "seconds": 1.0}
+    found = facts_from(Answer("ok", told))
+    assert (found.version, found.cuda, found.available, found.bf16) == ("2.13.0", cuda, False, bf16)
+    assert (found.capability, found.warnings) == ((7, 5), ())
+
+
+class TestFilesOnly:
+    """A quick look reads torch's version from its files and imports nothing."""
+
+    @pytest.fixture
+    def package(self, tmp_path, monkeypatch):
+        """Return a function that makes a torch of a version.py that this process would find."""
+
+        def make(version_file, name="torch/__init__.py"):
+            path = tmp_path / "site" / name
+            path.parent.mkdir(parents=True)
+            path.write_text("raise AssertionError('imported')")
+            if version_file is not None:
+                (path.parent / "version.py").write_text(version_file)
+            spec = importlib.machinery.PathFinder.find_spec("torch", [str(tmp_path / "site")])
+            monkeypatch.setattr("helpers.environment.torch_probe.find_spec", lambda _: spec)
+            return read_torch_files()
+
+        return make
+
+    def test_version_and_cuda_are_read(self, package):
+        found = package("__version__ = '2.13.0+cu126'\ncuda: Optional[str] = '12.6'\nhip: Optional[str] = None\n")
+        assert (found.state, found.version, found.cuda, found.available) == ("quick", "2.13.0+cu126", "12.6", None)
+
+    def test_a_cpu_build_has_no_cuda(self, package):
+        found = package("__version__ = '2.13.0+cpu'\ncuda: Optional[str] = None\nhip: Optional[str] = '6.1'\n")
+        assert (found.version, found.cuda) == ("2.13.0+cpu", None)
+
+    @pytest.mark.parametrize("name", ["torch/__init__.py", "torch.py"])
+    def test_a_torch_without_its_version_file_is_broken(self, package, name):
+        found = package(None, name)
+        assert found.state == "broken"
+        assert "version.py" in found.cause
+
+    def test_a_folder_left_behind_is_absent(self, package):
+        assert package(None, "torch/lib/__init__.py").state == "absent"
+
+    def test_none_is_absent(self, monkeypatch):
+        monkeypatch.setattr("helpers.environment.torch_probe.find_spec", lambda _: None)
+        assert read_torch_files().state == "absent"
+
+    def test_something_else_under_its_name_is_broken(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "torch", type(sys)("torch"))
+        found = read_torch_files()
+        assert (found.state, found.cause) == ("broken", "torch.__spec__ is None")
