@@ -1,5 +1,6 @@
-"""The command line: `python -m helpers run | train | doctor | monitor | settings`."""
+"""The command line: `python -m helpers run | train | plan | doctor | explain | monitor | settings`."""
 
+import json
 import os
 from collections.abc import Callable
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import click
 
 from helpers.environment.commands import doctor, monitor
+from helpers.failures.commands import explain
 from helpers.settings import (
     SettingsError,
     TrainingSettings,
@@ -91,6 +93,49 @@ def train(preset: str, run_name: str | None, parameters: tuple[tuple[str, str], 
 
 
 @main.command()
+@_run_options
+@click.option("--gpu", metavar="NAME", help="A card such as 'RTX 4070 Ti'; this machine's when left out.")
+@click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
+@click.pass_context
+def plan(
+    ctx: click.Context,
+    preset: str,
+    run_name: str | None,
+    parameters: tuple[tuple[str, str], ...],
+    gpu: str | None,
+    as_json: bool,
+) -> None:
+    """Predict a run's peak memory, time and disk, without a GPU; exit 1 when it does not fit."""
+    from helpers.plan import plan_run
+
+    settings = TrainingSettings.from_preset(preset, **_asked(run_name, parameters))
+    planned = plan_run(settings, card=_card_to_plan_for(gpu))
+    click.echo(json.dumps(planned.to_dict(), indent=2) if as_json else planned)
+    ctx.exit(0 if planned.fits else 1)
+
+
+def _card_to_plan_for(gpu: str | None) -> Any:
+    """Return the named card, else this machine's, else the course's own; say so where none was named."""
+    from helpers.cards import DEFAULT_CARD, GraphicsCard, find_card
+    from helpers.environment import card
+
+    if gpu is not None:
+        return find_card(gpu)
+    found = card()
+    if found is None or not found.total_bytes:
+        click.echo(
+            f"No NVIDIA card answers here: this is what the run takes on an {DEFAULT_CARD} (--gpu names another); "
+            "the memory of a CPU run is not predicted.",
+            err=True,
+        )
+        return find_card(DEFAULT_CARD)
+    peaks = found.peak_tflops
+    half = peaks.get("bfloat16", peaks.get("float16", 0.0))
+    click.echo("Planned for this machine's card; --gpu names another.", err=True)
+    return GraphicsCard(found.name, found.total_bytes, half, peaks.get("float32", 0.0), found.precision == "bf16")
+
+
+@main.command()
 def settings() -> None:
     """Print every setting: name, default, what is allowed, unit and help."""
     for name, field in known_settings().items():
@@ -99,6 +144,7 @@ def settings() -> None:
 
 
 main.add_command(doctor)
+main.add_command(explain)
 main.add_command(monitor)
 
 if __name__ == "__main__":

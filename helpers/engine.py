@@ -169,6 +169,8 @@ def _make_loss_function() -> Any:
                         slope = _logit_gradients(log_probs, targets[rows]).to(dtype)
                         grad_hidden[rows] = slope @ head
                         grad_weight += slope.t() @ chunk
+                        del slope
+                    del log_probs  # else the next chunk's logits come on top of this one's
             if needs_gradients:
                 ctx.save_for_backward(grad_hidden, grad_weight)
             return total

@@ -186,12 +186,7 @@ def _distinct(answer: Any) -> None:
     _expect(answer([1, 2, 3], 1), 1.0, "Three different tokens of three.")
 
 
-@_exercise("troubleshooting-1", "it gives each of the V tokens the chance 1 / V.")
-def _first_loss(answer: Any) -> None:
-    _expect(answer, math.log(50257), "The loss of an even guess among V tokens is ln(V), with V = 50,257.")
-
-
-@_exercise("troubleshooting-2", "use the mask, not the token: the first end-of-text is text, the later ones padding.")
+@_exercise("troubleshooting-1", "use the mask, not the token: the first end-of-text is text, the later ones padding.")
 def _labels(answer: Any) -> None:
     import torch
 
@@ -205,7 +200,39 @@ def _labels(answer: Any) -> None:
         raise _Hint(f"ids {ids.tolist()} with mask {mask.tolist()} should give [[5, 6, 9, -100, -100]], not {found}.")
 
 
-@_exercise("troubleshooting-3", "halve the one, double the other, until the batch is at most what fits.")
+_SEEN_IN = {
+    "T6": "a loss or a gradient that is no number stands in the log itself",
+    "T7": "the loss would stay where it began",
+    "T8": "in the rows the labels would not be the tokens",
+    "T9": "held-out loss would rise while training loss falls",
+    "T16": "the learning rate would jump up amid the run",
+}
+
+
+def _diagnosis(answer: Any, right: str, hint: str) -> None:
+    if answer == right:
+        return
+    if answer not in _SEEN_IN:
+        raise _Hint(f"{answer!r} is none of {', '.join(_SEEN_IN)}.")
+    raise _Hint(f"With {answer} {_SEEN_IN[answer]}; it is not so here. {hint}")
+
+
+@_exercise("troubleshooting-2", "compare the first loss with the last, and with ln(4,096).")
+def _run_a(answer: Any) -> None:
+    _diagnosis(answer, "T7", "There is a gradient and a learning rate, and yet the loss does not move.")
+
+
+@_exercise("troubleshooting-3", "lay the two losses beside each other, row by row.")
+def _run_b(answer: Any) -> None:
+    _diagnosis(answer, "T9", "Which of the two losses falls to the end, and which does not?")
+
+
+@_exercise("troubleshooting-4", "the log looks well: look at the row below it.")
+def _run_c(answer: Any) -> None:
+    _diagnosis(answer, "T8", "Compare the labels with the input_ids, place by place.")
+
+
+@_exercise("troubleshooting-5", "halve the one, double the other, until the batch is at most what fits.")
 def _smaller_batch(answer: Any) -> None:
     for (batch, steps, most), expected in (((16, 1, 4), (4, 4)), ((8, 2, 8), (8, 2)), ((4, 4, 1), (1, 16))):
         found = tuple(_call(answer, batch, steps, most))

@@ -84,9 +84,11 @@ WRONG = {
     "evaluation-1": (math.log(4096), "exponential"),
     "evaluation-2": (lambda nats, n_bytes: nats / n_bytes, "ln 2"),
     "evaluation-3": (lambda tokens, n: len(set(tokens)) / len(tokens), "2 of 4"),
-    "troubleshooting-1": (50257, "ln(V)"),
-    "troubleshooting-2": (lambda ids, mask: ids.masked_fill(ids == 9, -100), "never learns to stop"),
-    "troubleshooting-3": (lambda batch, passes, most: (most, passes), "product must stay"),
+    "troubleshooting-1": (lambda ids, mask: ids.masked_fill(ids == 9, -100), "never learns to stop"),
+    "troubleshooting-2": ("T6", "no number stands in the log"),
+    "troubleshooting-3": ("T7", "Which of the two losses"),
+    "troubleshooting-4": ("T9", "Compare the labels with the input_ids"),
+    "troubleshooting-5": (lambda batch, passes, most: (most, passes), "product must stay"),
 }
 
 

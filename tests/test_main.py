@@ -105,7 +105,7 @@ def test_of_many_training_processes_one_speaks(monkeypatch):
 def test_doctor_speaks_json():
     result = call("doctor", "--json")
     found = json.loads(result.output)
-    assert set(found) == {"verdict", "exit_code", "checks"}
+    assert len(found["checks"]) == 25
     assert result.exit_code == found["exit_code"]
 
 

@@ -1,0 +1,634 @@
+"""What `explain` is tried on: errors the real libraries raise here, messages as printed elsewhere, and what is healthy.
+
+Each function in REAL and in ORDINARY makes one error happen; each text in WRITTEN is one that a CPU cannot make.
+"""
+
+import io
+import json
+import logging
+import math
+import pickle
+import subprocess
+import sys
+import warnings
+
+from helpers.settings import NOTEBOOKS, POCKET
+
+HOME = "/opt/env/lib/python3.12/site-packages"
+
+
+def traceback_of(error, *, code="trainer.train()", package="transformers/trainer.py"):
+    """Return an error as a terminal shows it."""
+    return (
+        f'Traceback (most recent call last):\n  File "train.py", line 31, in <module>\n    {code}\n'
+        f'  File "{HOME}/{package}", line 2101, in inner\n    return function(*args)\n{error}\n'
+    )
+
+
+def arguments(**values):
+    from transformers import TrainingArguments
+
+    return lambda folder: TrainingArguments(output_dir=str(folder), report_to="none", **values)
+
+
+def pocket():
+    from helpers.model import load_model, load_tokenizer
+
+    return load_model("pocket"), load_tokenizer("pocket")
+
+
+def trainer(folder, rows, **options):
+    from datasets import Dataset
+    from transformers import Trainer
+
+    made = arguments(use_cpu=True, max_steps=1, disable_tqdm=True)(folder)
+    return Trainer(model=pocket()[0], args=made, train_dataset=Dataset.from_dict(rows), **options)
+
+
+def call(ids, **options):
+    import torch
+
+    return pocket()[0](input_ids=torch.tensor([ids]), **{k: torch.tensor([v]) for k, v in options.items()})
+
+
+def child(source, *, limit="", timeout=60):
+    """Return what a Python in a child process prints, its traceback included."""
+    found = subprocess.run([sys.executable, "-c", limit + source], capture_output=True, text=True, timeout=timeout)
+    return found.stdout + found.stderr
+
+
+def e1(folder):
+    import torch
+
+    torch.zeros(1).cuda()
+
+
+def e20(folder):
+    return child("import sys; sys.path[:] = [p for p in sys.path if 'site-packages' not in p]\nimport papermill")
+
+
+def e22(folder):
+    import importlib
+
+    importlib.import_module("triton")
+
+
+def d1(folder):
+    from transformers import GPT2Tokenizer
+
+    from helpers.model import load_tokenizer
+
+    GPT2Tokenizer.from_pretrained(str(folder)).save_pretrained(folder)
+    load_tokenizer(str(folder))
+
+
+def d1_auto(folder):
+    from transformers import AutoTokenizer
+
+    AutoTokenizer.from_pretrained(str(folder))
+
+
+def d2(folder):
+    from datasets import load_dataset
+
+    (folder / "x").mkdir()
+    (folder / "x" / "x.py").write_text("import datasets\n")
+    load_dataset(str(folder / "x"))
+
+
+def offline_set(name):
+    def load(folder):
+        from datasets import load_dataset
+
+        load_dataset(name)
+
+    return load
+
+
+def d5(folder):
+    from transformers import GPT2LMHeadModel
+
+    GPT2LMHeadModel.from_pretrained(POCKET, use_auth_token=True)
+
+
+def d6(folder):
+    pocket()[1](["a"], padding="max_length", max_length=4)
+
+
+def d12_import(folder):
+    from transformers import AdamW  # noqa: F401
+
+
+def d13(folder):
+    from transformers import Trainer
+
+    Trainer(model=pocket()[0], args=arguments(use_cpu=True)(folder), tokenizer=pocket()[1])
+
+
+def d15(folder):
+    import torch
+
+    torch.load(str(folder / "pytorch_model.bin"))
+
+
+def d16(folder):
+    from safetensors.torch import save_file
+
+    save_file(pocket()[0].state_dict(), folder / "m.safetensors")
+
+
+def d17(folder):
+    import torch
+
+    torch.save(pocket()[0], folder / "m.pt")
+    torch.load(folder / "m.pt")
+
+
+def d18(folder):
+    import transformers
+
+    return transformers.TextDataset
+
+
+def d18_metric(folder):
+    from datasets import load_metric  # noqa: F401
+
+
+def d19(folder):
+    from transformers import GPT2LMHeadModel
+
+    GPT2LMHeadModel.from_pretrained(POCKET, load_in_8bit=True)
+
+
+def printed(source):
+    """Return a function that gives what the library logs and warns of."""
+
+    def make(folder):
+        stream = io.StringIO()
+        handler = logging.StreamHandler(stream)
+        logger = logging.getLogger("transformers")
+        logger.addHandler(handler)
+        logger.warning_once.cache_clear()
+        model, tok = pocket()
+        names = {
+            "model": model,
+            "tok": tok,
+            "ids": tok("The fox", return_tensors="pt").input_ids,
+            "folder": str(folder),
+        }
+        try:
+            with warnings.catch_warnings(record=True) as seen:
+                warnings.simplefilter("always")
+                exec(source, names)
+        finally:
+            logger.removeHandler(handler)
+        told = [
+            f"{one.category.__name__}: {one.message}" for one in seen if "checkpointing_enable" not in str(one.message)
+        ]
+        return "\n".join([stream.getvalue(), *told])
+
+    return make
+
+
+def d25(folder):
+    from transformers import AutoModelForCausalLM
+
+    AutoModelForCausalLM.from_pretrained("openai-community/gpt2")
+
+
+def d28(folder):
+    import torch
+
+    model = pocket()[0].half()
+    scaler, optimizer = torch.amp.GradScaler("cpu"), torch.optim.SGD(model.parameters(), 0.1)
+    scaler.scale(sum(weight.sum() for weight in model.parameters())).backward()
+    scaler.unscale_(optimizer)
+
+
+def d28_matmul(folder):
+    import torch
+
+    return torch.ones(2, 2).half() @ torch.ones(2, 2)
+
+
+def t1(folder):
+    cap = "import torch, psutil, resource; n = psutil.Process().memory_info().vms + 2**28\n"
+    return child(cap + "resource.setrlimit(resource.RLIMIT_AS, (n, n)); torch.zeros(2**28)")
+
+
+def t1_numpy(folder):
+    cap = "import numpy, psutil, resource; n = psutil.Process().memory_info().vms + 2**28\n"
+    return child(cap + "resource.setrlimit(resource.RLIMIT_AS, (n, n)); numpy.zeros(2**32)")
+
+
+def t3(folder):
+    from accelerate.utils import find_executable_batch_size
+
+    @find_executable_batch_size(starting_batch_size=2)
+    def train(batch_size):
+        raise RuntimeError("CUDA out of memory.")
+
+    train()
+
+
+def t6_sampling(folder):
+    import torch
+
+    torch.multinomial(torch.tensor([math.nan, 1.0]), 1)
+
+
+def t7_frozen(folder):
+    model = pocket()[0].requires_grad_(False)
+    import torch
+
+    model(input_ids=torch.tensor([[1, 2]]), labels=torch.tensor([[1, 2]])).loss.backward()
+
+
+def t7_empty(folder):
+    import torch
+
+    torch.optim.AdamW([])
+
+
+def t12_generate(folder):
+    import torch
+
+    pocket()[0].generate(torch.ones(1, 250, dtype=torch.long), max_new_tokens=20, do_sample=False, pad_token_id=0)
+
+
+def t12_ours(folder):
+    from helpers.model import check_fit
+
+    check_fit(*pocket(), 512)
+
+
+def t13(folder):
+    tokenizer = pocket()[1]
+    tokenizer.model_max_length = int(1e30)
+    tokenizer("a", truncation=True, max_length=tokenizer.model_max_length)
+
+
+def t17_short(folder):
+    from safetensors.torch import load_file
+
+    data = (POCKET / "model.safetensors").read_bytes()
+    (folder / "m.safetensors").write_bytes(data[: len(data) // 2])
+    load_file(folder / "m.safetensors")
+
+
+def t17_pt(folder):
+    import torch
+
+    torch.save({"a": torch.zeros(1000)}, folder / "o.pt")
+    (folder / "o.pt").write_bytes((folder / "o.pt").read_bytes()[:1500])
+    torch.load(folder / "o.pt")
+
+
+_FULL = (
+    "import torch, resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+    "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+)
+
+
+def t17_full(folder):
+    return child(f"{_FULL}torch.save(torch.zeros(10**6), r'{folder / 'o.pt'}')")
+
+
+def t17_full_safetensors(folder):
+    return child(
+        f"{_FULL}from safetensors.torch import save_file; save_file({{'a': torch.zeros(10**6)}}, r'{folder}/m')"
+    )
+
+
+def t17_full_text(folder):
+    return child(f"{_FULL}open(r'{folder / 'a.txt'}', 'w').write('a' * 10**6)")
+
+
+def t17_none(folder):
+    trainer(folder, {"input_ids": [[1, 2]], "labels": [[1, 2]]}).train(resume_from_checkpoint=True)
+
+
+def t18(folder):
+    source = (
+        "import torch\nfrom torch.utils.data import DataLoader\n"
+        "class DS:\n    def __len__(self): return 4\n    def __getitem__(self, i): return i\n"
+        "list(DataLoader(DS(), num_workers=1, multiprocessing_context='spawn'))"
+    )
+    return child(source)
+
+
+def t18_local(folder):
+    pickle.dumps(lambda x: x)
+
+
+def t23(folder):
+    import nbformat
+    from nbclient import NotebookClient
+
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1")])
+    NotebookClient(nb, kernel_name="gpt2-course").execute()
+
+
+def t24_ours(folder):
+    from helpers.settings import TrainingSettings
+
+    TrainingSettings(learning_rat=1e-4)
+
+
+def t25(folder):
+    import nbformat
+    from nbclient import NotebookClient
+
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("import time; time.sleep(20)")])
+    NotebookClient(nb, kernel_name="python3", timeout=1).execute()
+
+
+def t21(folder):
+    block = (
+        "import sys; sys.modules['ipywidgets'] = None; sys.modules['IPython.html'] = None\n"
+        "from tqdm.notebook import tqdm\nlist(tqdm([1]))"
+    )
+    return child(block)
+
+
+# (row of the reference, what makes it happen)
+REAL = [
+    ("E1", e1), ("E20", e20), ("E22", e22),
+    ("D1", d1), ("D1", d1_auto), ("D2", d2), ("D2", offline_set("bookcorpus")), ("D3", offline_set("wikitext")),
+    ("D5", d5), ("D6", d6), ("D7", arguments(evaluation_strategy="steps")),
+    *[("D8", arguments(**{name: 1})) for name in ("overwrite_output_dir", "no_cuda", "warmup_ratio", "logging_dir")],
+    ("D9", arguments(bf16=True)), ("D10", arguments(tf32=True)), ("D11", arguments(load_best_model_at_end=True)),
+    ("D12", arguments(optim="adamw_hf")), ("D12", d12_import), ("D13", d13), ("D15", d15), ("D16", d16),
+    ("D17", d17), ("D18", d18), ("D18", d18_metric), ("D19", d19),
+    ("D20", printed("model.generate(ids)")), ("D20", printed("model.generate(ids, temperature=.5, max_new_tokens=2)")),
+    ("D21", printed("tok.pad_token = tok.eos_token\n"
+                    "rows = tok(['The fox was', 'a'], padding=True, return_tensors='pt')\n"
+                    "model.generate(**rows, max_new_tokens=2)")),
+    ("D22", printed("from transformers import TrainingArguments\n"
+                    "TrainingArguments(output_dir=folder, gradient_checkpointing=True)")),
+    ("D25", d25), ("D27", printed(
+        "model.train(); model.gradient_checkpointing_enable(); model(input_ids=ids, use_cache=True)")),
+    ("D28", d28), ("D28", d28_matmul),
+    ("T1", t1), ("T1", t1_numpy), ("T3", t3), ("T6", t6_sampling), ("T7", t7_frozen), ("T7", t7_empty),
+    ("T12", lambda folder: call([1] * 257)), ("T12", lambda folder: call([4096])), ("T12", t12_generate),
+    ("T12", t12_ours), ("T12", printed("tok('a ' * 4000)")), ("T13", t13),
+    ("T14", lambda folder: call([1, 2], labels=[1, 9999])),
+    ("T15", lambda folder: trainer(folder, {"input_ids": [[1, 2, 3]] * 8}).train()),
+    ("T17", t17_short), ("T17", t17_pt), ("T17", t17_full), ("T17", t17_full_safetensors), ("T17", t17_full_text),
+    ("T17", t17_none), ("T18", t18), ("T18", t18_local), ("T21", t21), ("T23", t23), ("T24", t24_ours), ("T25", t25),
+]  # fmt: skip
+
+OOM = (
+    "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate {tried} MiB. GPU 0 has a total capacity of {total} "
+    "GiB of which 12.00 MiB is free. {other}Including non-PyTorch memory, this process has {mine} GiB memory in use. "
+    "Of the allocated memory {allocated} GiB is allocated by PyTorch, and {reserved} GiB is reserved by PyTorch but "
+    "unallocated."
+)
+
+
+def oom(tried=786, total=11.99, other="", mine=11.5, allocated=11.0, reserved=0.1):
+    return traceback_of(
+        OOM.format(tried=tried, total=total, other=other, mine=mine, allocated=allocated, reserved=reserved)
+    )
+
+
+def log(rows, form=str):
+    """Return rows as a Trainer prints them."""
+    return "\n".join(form(row) for row in rows)
+
+
+def rows_of(losses, *, grad_norm=1.1, learning_rate=5e-5, **more):
+    return [
+        {"loss": loss, "grad_norm": grad_norm, "learning_rate": learning_rate, "epoch": round((n + 1) / 10, 2), **more}
+        for n, loss in enumerate(losses)
+    ]
+
+
+FALLING = [3.9, 3.6, 3.41, 3.3, 3.22, 3.2, 3.14, 3.11, 3.1, 3.07]
+OVERFITTING = [
+    {"loss": train, "eval_loss": held_out, "epoch": n + 1.0}
+    for n, (train, held_out) in enumerate([(3.46, 3.36), (2.6, 3.2), (2.0, 3.5), (1.7, 3.9), (1.45, 4.16)])
+]
+JUMPING = rows_of(FALLING[:6])
+for row, rate in zip(JUMPING, (0.01, 0.009, 0.007, 0.005, 0.006875, 0.00625), strict=True):
+    row["learning_rate"] = rate
+BUSY = (
+    "|   0  NVIDIA GeForce RTX 4070 Ti     Off |   00000000:01:00.0  On |                  N/A |\n"
+    "|  0%   52C    P2             190W /  285W |   {used}MiB /  12282MiB |     {load}%      Default |\n"
+    "|    0   N/A  N/A      4711      C   python                             {used}MiB |\n"
+)
+BARS = [f"  4%|4   | {n}/500 [00:{n:02d}<01:00,  4.10it/s]" for n in range(8)]
+CRAWL = [f" 50%|5   | {n}/500 [09:00<99:00, 11.30s/it]" for n in range(250, 258)]
+
+# (row of the reference, text as printed)
+WRITTEN = [
+    ("E1", "torch 2.13.0+cpu, torch.version.cuda = None"),
+    ("E2", "UserWarning: CUDA initialization: The NVIDIA driver on your system is too old (found version 12080)."),
+    ("E3", "nvcc: NVIDIA (R) Cuda compiler driver\nCuda compilation tools, release 12.1, V12.1.105"),
+    ("E3", traceback_of("RuntimeError: The detected CUDA version (12.1) mismatches the version that was used to "
+                        "compile\nPyTorch (13.0).")),
+    ("E4", "Failed to initialize NVML: Driver/library version mismatch"),
+    ("E5", traceback_of("RuntimeError: CUDA unknown error - this may be due to an incorrectly set up environment, e.g. "
+                        "changing env variable CUDA_VISIBLE_DEVICES after program start. Setting the available devices "
+                        "to be zero.")),
+    ("E6", traceback_of("RuntimeError: No CUDA GPUs are available")),
+    ("E7", traceback_of("OSError: libcuda.so.1: cannot open shared object file: No such file or directory")),
+    ("E7", traceback_of("RuntimeError: Found no NVIDIA driver on your system.")),
+    ("E8", "$ nvidia-smi\nbash: line 1: 812 nvidia-smi Segmentation fault (core dumped)"),
+    ("E9", "Linux 5.15.167.4-microsoft-standard-WSL2: Out of memory: Killed process 3121 (python) oom-kill"),
+    ("E10", traceback_of("RuntimeError: CUDA error: out of memory in cudaHostAlloc, pin_memory thread")),
+    ("E11", "\n".join(BARS + CRAWL)),
+    ("E12", oom(total=11.99, mine=6.2)),
+    ("E13", oom(other="Process 4711 has 4.20 GiB memory in use. ", mine=7.1)),
+    ("E14", "UserWarning: NVIDIA GeForce RTX 4070 Ti with CUDA capability sm_89 is not compatible with the current "
+            "PyTorch installation."),
+    ("E16", "FutureWarning: The pynvml package is deprecated. Please install nvidia-ml-py instead."),
+    ("E17", "ERROR: Could not find a version that satisfies the requirement torch (from versions: none)\n"
+            "ERROR: No matching distribution found for torch"),
+    ("E18", traceback_of("OSError: [WinError 126] The specified module could not be found. Error loading "
+                         "\"C:\\venv\\Lib\\site-packages\\torch\\lib\\c10.dll\" or one of its dependencies.")),
+    ("E19", traceback_of("RuntimeError: Numpy is not available")),
+    ("E21", "Note: you may need to restart the kernel to use updated packages."),
+    ("E23", "UserWarning: expandable_segments not supported on this platform"),
+    ("E24", traceback_of("FileNotFoundError: [WinError 206] The filename or extension is too long: 'C:\\\\a'")),
+    ("D1", log(rows_of([0.0] * 5, grad_norm=0.0))),
+    ("D4", "`trust_remote_code` is not supported anymore."),
+    ("D14", "wandb: (1) Create a W&B account\nwandb: (2) Use an existing W&B account\nwandb: Enter your choice:"),
+    ("D15", "model.save_pretrained('out', safe_serialization=False)"),
+    ("D23", "huggingface/tokenizers: The current process just got forked, after parallelism has already been used."),
+    ("D24", traceback_of("ImportError: Using the `Trainer` with `PyTorch` requires `accelerate>=1.1.0`: Please run")),
+    ("D25", "'(MaxRetryError(\"HTTPSConnectionPool(host='huggingface.co', port=443): Max retries exceeded\"))' "
+            "thrown while requesting HEAD https://huggingface.co/openai-community/gpt2\nRetrying in 8s [Retry 5/5]."),
+    ("D26", "os.environ['TRANSFORMERS_CACHE'] = '/data/cache'"),
+    ("D29", "Some weights were newly initialized: ['lm_head.weight']"),
+    ("T1", oom()),
+    ("T2", oom(tried=512, mine=11.9, allocated=7.2, reserved=4.1)),
+    ("T4", "del model\ntorch.cuda.memory_allocated()  # 11.2 GiB still"),
+    ("T5", oom() + "\n" + oom()),
+    ("T6", log(rows_of([0.0] * 4, grad_norm=math.nan))),
+    ("T6", log([{k: str(v) for k, v in row.items()} for row in rows_of([math.nan] * 4, grad_norm=math.nan)])),
+    ("T6", log(rows_of([4.1, 7.5, 31.0, 55.0]))),
+    ("T6", log(rows_of([3.2, 3.1, math.inf]), json.dumps)),
+    ("T7", log(rows_of([10.83, 10.82, 10.83, 10.82, 10.83]))),
+    ("T7", log(rows_of([4.63, 4.6, 4.62], grad_norm=0.0))),
+    ("T7", log(rows_of([4.63, 4.6, 4.62, 4.61], learning_rate=0.0))),
+    ("T8", log([row | {"next_token_accuracy": 0.0} for row in rows_of([8.1, 5.0, 2.2, 1.1])])),
+    ("T8", "out = model(input_ids=ids[:, :-1], labels=ids[:, 1:])"),
+    ("T9", log(OVERFITTING)),
+    ("T9", json.dumps({"log_history": OVERFITTING, "global_step": 5})),
+    ("T10", "The fox ran to the hill and saw the owl. " * 8),
+    ("T11", "tokenizer.pad_token = tokenizer.eos_token"),
+    ("T11", log([row | {"eos_share": 0.0} for row in rows_of(FALLING)])),
+    ("T12", traceback_of("RuntimeError: CUDA error: device-side assert triggered")),
+    ("T12", "Assertion `srcIndex < srcSelectDimSize` failed."),
+    ("T16", log(JUMPING)),
+    ("T16", "The following arguments do not match the ones in the `trainer_state.json` within the checkpoint "
+            "directory:"),
+    ("T17", traceback_of("OSError: [Errno 28] No space left on device")),
+    ("T17", "[rank0]: Traceback (most recent call last):\n[rank0]: safetensors_rust.SafetensorError: Error while "
+            "deserializing header: MetadataIncompleteBuffer"),
+    ("T19", log([row | {"data_wait_share": 0.71} for row in rows_of(FALLING)])),
+    ("T19", BUSY.format(used=4120, load=23)),
+    ("T20", traceback_of("nbclient.exceptions.DeadKernelError: Kernel died", package="nbclient/client.py")),
+    ("T20", "Tokenizing: 81%\nKilled"),
+    ("T21", "TqdmWarning: IProgress not found. Please update jupyter and ipywidgets."),
+    ("T22", "the 'state' key is missing from 'metadata.widgets'. Add 'state' to each, or remove 'metadata.widgets'."),
+    ("T24", "Input notebook does not contain a cell with tag 'parameters'\nPassed unknown parameter: epochs"),
+    ("T26", "Cell outputs differ: 12.3 s != 12.9 s"),
+]  # fmt: skip
+
+
+def raised(make, folder):
+    """Return the exception that making a failure raises, or the text it gives."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return make(folder)
+        except BaseException as error:  # noqa: BLE001 (whatever a library raises is what is looked at)
+            return error
+
+
+def torch_error(source):
+    def make(folder):
+        import torch
+
+        exec(source, {"torch": torch, "folder": folder})
+
+    return make
+
+
+def plain(source):
+    return lambda folder: exec(source, {"folder": folder})
+
+
+def validation_error(folder):
+    from pydantic import BaseModel
+
+    BaseModel.model_validate("no")
+
+
+def unknown_column(folder):
+    from datasets import Dataset
+
+    return Dataset.from_dict({"a": [1]})["text"]
+
+
+def typo_in_model(folder):
+    from transformers import AutoConfig
+
+    AutoConfig.from_pretrained(str(folder / "nothing"), local_files_only=True)
+
+
+def closed_port(folder):
+    import urllib.request
+
+    urllib.request.urlopen("http://127.0.0.1:9/")
+
+
+def notebook_error(folder):
+    import nbformat
+    from nbclient import NotebookClient
+
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("answer = {}['key']")])
+    NotebookClient(nb, kernel_name="python3").execute()
+
+
+# errors that anyone makes, for real; none of them is in the table
+ORDINARY = [
+    *[plain(source) for source in (
+        "1 / 0", "[][3]", "{}['text']", "int('x')", "None.shape", "undefined_name", "assert 1 == 2", "'a' + 1",
+        "def f(): f()\nf()", "open(folder / 'my.txt')", "open(folder)", "import pandas_of_my_own",
+        "raise KeyboardInterrupt",
+        "def f(x): pass\nf(x=1, tokenizer=2)", "def f(): pass\nf(learning_rat=1)", "(1 << 100).to_bytes(2, 'big')",
+        "int(float('nan'))", "b'\\xff'.decode()", "import json; json.loads('{')", "next(iter([]))",
+        "import yaml; yaml.safe_load('a: [')", "raise NotImplementedError", "compile('x = (', 'a', 'exec')",
+        "import subprocess, sys; subprocess.run([sys.executable, '-c', 'exit(3)'], check=True)",
+        "import sqlite3; sqlite3.connect(':memory:').execute('select * from t')",
+        "import numpy; numpy.ones(2) + numpy.ones(3)", "raise ValueError('the loss must be above 0')",
+        "raise RuntimeError('memory of the last step is not kept')", "raise TimeoutError('the server is slow')",
+        "import pyarrow; pyarrow.array(['a', 1])", "from transformers import Foo", "import torch; torch.foo",
+        "from transformers import TrainingArguments; TrainingArguments(learning_rat=1)",
+        "from datasets import load_dataset; load_dataset('json', data_files='none.json')",
+        "from click import BadParameter; raise BadParameter('x')",
+    )],
+    *[torch_error(source) for source in (
+        "torch.ones(2, 3) @ torch.ones(2, 3)", "torch.ones(2) + torch.ones(3)", "torch.ones(3)[5]",
+        "torch.ones(4).view(3)", "torch.ones(2).item()", "torch.load(folder / 'missing.pt')",
+        "x = torch.ones(1, requires_grad=True); y = (x * x).sum(); y.backward(); y.backward()",
+        "torch.nn.Linear(2, 3).load_state_dict({'weight': torch.ones(1)})",
+        "torch.stack([torch.ones(1), torch.ones(2)])", "torch.tensor([1, 2]).softmax(0)",
+        "torch.utils.data.DataLoader([], batch_size=0)",
+    )],
+    validation_error, unknown_column, typo_in_model, closed_port, notebook_error,
+]  # fmt: skip
+
+
+def _schedule():
+    """A warm-up and a cosine, as a real run logs them."""
+    rows = rows_of([5.0 - 0.1 * n + 0.05 * (-1) ** n for n in range(30)])
+    for n, row in enumerate(rows):
+        row["learning_rate"] = 1e-3 * min((n + 1) / 5, 0.5 * (1 + math.cos(math.pi * max(0, n - 4) / 26)))
+    return rows
+
+
+def _validated():
+    rows = []
+    for n, train in enumerate(FALLING):
+        rows.append({"loss": train, "grad_norm": 1.0, "learning_rate": 1e-4, "epoch": n + 1.0})
+        rows.append({"eval_loss": train + 0.1 + 0.02 * (n % 2), "epoch": n + 1.0})
+    return rows
+
+
+HEALTHY = [
+    log(rows_of(FALLING)),
+    log(rows_of(FALLING), json.dumps),
+    log([{k: str(v) for k, v in row.items()} for row in rows_of(FALLING)]),
+    json.dumps({"log_history": rows_of(FALLING), "vocab_size": 50257}),
+    log(_schedule()),
+    log(_validated()),
+    log(rows_of([10.83, 9.6, 8.4, 7.6, 7.1, 6.8])),  # from scratch: begins at the guess, and leaves it
+    log(rows_of([8.31, 8.2, 7.7, 7.1])),
+    log(rows_of([3.12, 3.1, 3.12, 3.11, 3.1, 3.11])),  # slow, not stuck: its gradient is there
+    log(rows_of([0.02, 0.004, 0.0011])),  # by heart on purpose: small, and not 0
+    log(rows_of(FALLING) + rows_of(FALLING)),  # two runs in one file
+    log([*_validated()[:4], {"eval_loss": 3.71, "epoch": 3.0}]),
+    log(rows_of([3.0, 9.9, 3.2, 3.1])),  # one bad batch
+    log([{"train_runtime": 33.9, "train_loss": 3.4, "epoch": 3.0}]),
+    "\n".join(BARS),
+    "\n".join(f"{n}/9 [00:0{n}<00:09,  {1.0 + n / 10:.2f}s/it]" for n in range(10)),
+    BUSY.format(used=11020, load=98),
+    BUSY.format(used=700, load=0).replace("python", "Xorg  "),
+    "run pocket: 100 steps, 204,800 tokens in 34 s (bf16 on cpu), validation loss 3.412 nats a token (perplexity 30.3)",
+    "CPU course mode: everything runs, on the CPU with the pocket model.",
+    "Successfully installed torch-2.13.0 transformers-5.23.0 numpy-2.4.6",
+    "============ 212 passed, 3 skipped in 81.20s ============",
+    "All checks passed!\n11 files left unchanged",
+    (NOTEBOOKS.parent / "LICENSE").read_text(encoding="utf-8"),
+    (NOTEBOOKS.parent / "helpers" / "assets" / "fables" / "woods.md").read_text(encoding="utf-8"),
+    "torch 2.13.0+cu130, torch.version.cuda = 13.0, is_available True",
+    "Executing:  10%|#         | 5/50 [00:12<01:50,  2.45s/cell]\nEnding Cell 5\nReport: runs/pocket/report.html",
+    "[transformers] ***** Running training *****\n[transformers]   Num examples = 812\n[transformers]   Num Epochs = 3",
+    "Generating train split: 812 examples [00:00, 15800.12 examples/s]\nMap: 100%|###| 812/812",
+    "{'learning_rate': 5e-05, 'per_device_train_batch_size': 4, 'max_grad_norm': 1.0, 'seed': 42}",
+    "",
+]
