@@ -191,7 +191,8 @@ def _headline(reading: Reading) -> str:
     if reading.errors:
         return reading.errors[-1].split("\n")[0][:300]
     if reading.rows:
-        return f"A log of {len(reading.rows)} rows, without an error."
+        n_rows = len(reading.rows)
+        return f"A log of {n_rows} row{'s' if n_rows != 1 else ''}, without an error."
     return f"A text of {len(reading.lines)} line{'s' * (len(reading.lines) > 1)}."
 
 

@@ -149,10 +149,13 @@ def memory_savers(*, batch: int = 4, length: int = 256) -> Rows:
     )
 
 
+_LARGEST_BATCH = 256
+
+
 def plan_for(cards_gib: Sequence[float] = (8, 12, 16), *, block_size: int = 1024) -> Rows:
     """Return, for each card, the largest batch of GPT-2 Small that is predicted to fit, as it is and with help.
 
-    `helpers.memory` predicts; a tenth of the card is left for the desktop, and 0 means that not one row fits.
+    `helpers.memory` predicts; a tenth of the card is left for the desktop; 0 means that not one row fits, and more than 256 are not tried.
     """
     from helpers.memory import predict, read_shape
     from helpers.settings import TrainingSettings
@@ -173,7 +176,7 @@ def plan_for(cards_gib: Sequence[float] = (8, 12, 16), *, block_size: int = 1024
 
     rows = Rows()
     for way, options in ways.items():
-        sizes = {batch: gib(batch, **options) for batch in range(1, 65)}
+        sizes = {batch: gib(batch, **options) for batch in range(1, _LARGEST_BATCH + 1)}
         fitting = {
             f"{card:g} GB": max((batch for batch, size in sizes.items() if size < 0.9 * card), default=0)
             for card in cards_gib
