@@ -155,7 +155,8 @@ _LARGEST_BATCH = 256
 def plan_for(cards_gib: Sequence[float] = (8, 12, 16), *, block_size: int = 1024) -> Rows:
     """Return, for each card, the largest batch of GPT-2 Small that is predicted to fit, as it is and with help.
 
-    `helpers.memory` predicts; a tenth of the card is left for the desktop; 0 means that not one row fits, and more than 256 are not tried.
+    `helpers.memory` predicts; a tenth of the card is left for the desktop. 0 means that not one row fits; more than
+    256 are not tried.
     """
     from helpers.memory import predict, read_shape
     from helpers.settings import TrainingSettings
