@@ -94,7 +94,13 @@ def test_a_kernel_that_dies_is_one_sentence(notebook):
 def test_an_interrupt_leaves_what_was_done(notebook, runs):
     slow = notebook("01_a.ipynb", 'run = "x"', "print('done before')", "import time; time.sleep(120)")
     command = [sys.executable, "-m", "helpers", "run", "--run", "mine", str(slow)]
-    child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    child = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background ignore it
+    )
     executed = runs / "mine/notebooks/01_a.ipynb"
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline and not (executed.exists() and '"output_type": "stream"' in executed.read_text()):

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -85,11 +86,15 @@ def in_terminal(*arguments, interrupt=False, **env):
         stdin=subprocess.DEVNULL,
         stdout=theirs,
         stderr=theirs,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background ignore it
     )
     os.close(theirs)
-    given = b""
+    given, ends = b"", time.monotonic() + 120
     try:
-        while chunk := os.read(ours, 65536):
+        while select.select([ours], [], [], max(0, ends - time.monotonic()))[0]:
+            chunk = os.read(ours, 65536)
+            if not chunk:
+                break
             given += chunk
             if interrupt and b"memory" in given:
                 child.send_signal(signal.SIGINT)
@@ -98,6 +103,8 @@ def in_terminal(*arguments, interrupt=False, **env):
         pass
     finally:
         os.close(ours)
+        if time.monotonic() > ends:
+            child.kill()
     return child.wait(timeout=30), given.decode("utf-8")
 
 
