@@ -1,4 +1,4 @@
-"""How much faster and smaller training is here than by the guide's script and by the stock Trainer: ratios of one run."""
+"""How much faster and smaller training is here than by the guide's script and by stock: ratios of one run."""
 
 import json
 import subprocess
