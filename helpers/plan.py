@@ -202,6 +202,7 @@ def plan_run(
     settings: TrainingSettings,
     *,
     card: GraphicsCard | None = None,
+    shape: GPT2Shape | None = None,
     train_tokens: int | None = None,
     engine: Engine = "course",
 ) -> MemoryPlan:
@@ -210,13 +211,14 @@ def plan_run(
     Args:
         settings: the run's.
         card: the table's RTX 4070 Ti when left out.
+        shape: the model's; read from its name when left out.
         train_tokens: tokens of the training text; when left out they are looked up or estimated.
         engine: 'course', or 'stock' for a comparison.
 
     Raises:
         SettingsError: the model's shape is not known, or it has fewer positions than a block has tokens.
     """
-    card, shape = card or find_card(DEFAULT_CARD), read_shape(settings.model_name_or_path)
+    card, shape = card or find_card(DEFAULT_CARD), shape or read_shape(settings.model_name_or_path)
     if settings.block_size > shape.n_positions:
         raise SettingsError(
             f"block_size = {settings.block_size} is longer than the {shape.n_positions} positions of "
