@@ -9,84 +9,17 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from helpers.settings import SettingsError
+from helpers.suffix_array import NO_ID, SuffixArray
 
 if TYPE_CHECKING:
     import numpy as np
     from transformers import PreTrainedTokenizerBase
 
-MAX_MATCH = 1024  # tokens: longer runs are told as this long
 _PART_TOKENS = 4_000_000  # of the training text searched at once; a part takes about 40 bytes a token
-_NO_TOKEN, _NO_QUERY = -1, -2  # between documents and between queries: equal to nothing
-
-
-class SuffixArray:
-    """The suffixes of a sequence of ids in sorted order, as far as their first `MAX_MATCH` ids tell them apart.
-
-    Built by prefix doubling (https://doi.org/10.1137/0222058), in O(n log n) a round and at most 11 rounds.
-
-    Args:
-        ids: (n,) whole numbers; what is below 0 matches nothing.
-    """
-
-    def __init__(self, ids: "np.ndarray") -> None:
-        import numpy as np
-
-        n = len(ids)
-        _, rank = np.unique(ids, return_inverse=True)  # (n,): order by the first id alone
-        order, told_apart = np.argsort(rank, kind="stable"), 1
-        while told_apart < MAX_MATCH and n and rank.max() < n - 1:
-            behind = np.zeros(n, np.int64)
-            behind[: n - told_apart] = rank[told_apart:] + 1  # 0: the sequence ends there
-            keys = rank * (n + 1) + behind
-            order = np.argsort(keys, kind="stable")
-            rank[order] = np.concatenate([[0], np.cumsum(np.diff(keys[order]) != 0)])
-            told_apart *= 2
-        self._order = order
-        self._ids = np.append(ids, _NO_TOKEN)
-
-    def longest_matches(self, query: "np.ndarray") -> tuple["np.ndarray", "np.ndarray"]:
-        """Return, for each position of `query` (m,), the length of the longest run from there that is in the ids.
-
-        Returns:
-            (m,) lengths, and (m,) places where such a run begins in the ids; a length of 0 has no place.
-
-        >>> import numpy as np
-        >>> SuffixArray(np.array([5, 6, 7, 5, 6, 9])).longest_matches(np.array([6, 7, 5, 9]))[0].tolist()
-        [3, 2, 1, 1]
-        """
-        import numpy as np
-
-        lengths, places = np.zeros(len(query), np.int64), np.zeros(len(query), np.int64)
-        at = np.flatnonzero(query >= 0)  # positions whose run still goes on
-        low, high = np.zeros(len(at), np.int64), np.full(len(at), len(self._order))
-        for depth in range(MAX_MATCH):
-            goes_on = at + depth < len(query)
-            at, low, high = at[goes_on], low[goes_on], high[goes_on]
-            wanted = query[at + depth]
-            low = self._bisect(low, high, depth, wanted)
-            high = self._bisect(low, high, depth, wanted + 1)
-            found = (low < high) & (wanted >= 0)
-            at, low, high = at[found], low[found], high[found]
-            if not len(at):
-                break
-            lengths[at], places[at] = depth + 1, self._order[low]
-        return lengths, places
-
-    def _bisect(self, low: "np.ndarray", high: "np.ndarray", depth: int, wanted: "np.ndarray") -> "np.ndarray":
-        """Return the first suffixes in [low, high) whose id at `depth` is at least `wanted`."""
-        import numpy as np
-
-        low, high = low.copy(), high.copy()
-        while (open_ := low < high).any():
-            middle = (low + high) // 2
-            place = self._order[np.minimum(middle, len(self._order) - 1)] + depth
-            is_less = self._ids[np.minimum(place, len(self._ids) - 1)] < wanted
-            low = np.where(open_ & is_less, middle + 1, low)
-            high = np.where(open_ & ~is_less, middle, high)
-        return low
 
 
 @dataclass(frozen=True)
@@ -125,7 +58,7 @@ def find_copies(queries: Sequence[Sequence[int]], corpus: Iterable[Sequence[int]
     """
     import numpy as np
 
-    separated = [np.append(np.asarray(query, np.int64), _NO_QUERY) for query in queries]
+    separated = [np.append(np.asarray(query, np.int64), NO_ID) for query in queries]
     joined = np.concatenate([*separated, np.empty(0, np.int64)])
     lengths, documents = np.zeros(len(joined), np.int64), np.full(len(joined), -1)
     for ids, starts, first in _parts(corpus):
@@ -146,7 +79,7 @@ def _parts(corpus: Iterable[Sequence[int]]) -> Iterator[tuple["np.ndarray", list
 
     rows, starts, first, n = [], [], 0, 0
     for number, ids in enumerate(corpus):
-        rows.append(np.append(np.asarray(ids, np.int64), _NO_TOKEN))
+        rows.append(np.append(np.asarray(ids, np.int64), NO_ID))
         starts.append(n)
         n += len(rows[-1])
         if n >= _PART_TOKENS:
@@ -180,10 +113,9 @@ def words(text: str) -> list[str]:
 
 def longest_in_words(texts: Sequence[str], corpus: Iterable[str]) -> list[int]:
     """Return the longest run of words that each text shares with a corpus, whatever their case and punctuation."""
-    numbers: dict[str, int] = {}
-    documents = ([numbers.setdefault(word, len(numbers)) for word in words(text)] for text in corpus)
-    # each word of the queries gets its number first, so that the corpus can be read as it comes
+    numbers: dict[str, int] = {}  # of the words that are asked about; all others match nothing
     queries = [[numbers.setdefault(word, len(numbers)) for word in words(text)] for text in texts]
+    documents = ([numbers.get(word, NO_ID) for word in words(text)] for text in corpus)
     return [match.longest for match in find_copies(queries, documents)]
 
 
@@ -259,9 +191,7 @@ class CopyReport:
         names = list(self.rows[0])
         head = "".join(f"<th>{name}</th>" for name in names)
         body = "".join(
-            "<tr>"
-            + "".join(f"<td>{row[n]:.3g}</td>" if n != "text" else f"<td>{row[n]}</td>" for n in names)
-            + "</tr>"
+            "<tr>" + "".join(f"<td>{row[n]:.3g}</td>" if n != "text" else f"<td>{row[n]}</td>" for n in names) + "</tr>"
             for row in self.rows
         )
         worst = max(range(len(self.samples)), key=lambda i: self.samples[i].longest)
@@ -310,4 +240,4 @@ def _pieces(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> list[st
     """Return the text that each token adds: joined, they are the text, even where a character has several tokens."""
     so_far = [tokenizer.decode(list(ids[:n])).rstrip("\ufffd") for n in range(len(ids))]
     so_far.append(tokenizer.decode(list(ids)))
-    return [after[len(before) :] for before, after in zip(so_far, so_far[1:], strict=False)]
+    return [after[len(before) :] for before, after in pairwise(so_far)]

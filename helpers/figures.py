@@ -2,8 +2,8 @@
 
     {"version": 1, "run": ..., "test": ..., "forgetting": ..., "copying": ..., "speech": ...}
 
-A section is null until it has been measured. `test` and `forgetting` are what `helpers.evaluation.Comparison.to_dict`
-gives, `copying` what `helpers.copying.CopyReport.to_dict` gives, `speech` what `helpers.generation.Speech.to_dict` gives.
+A section is null until it has been measured. What it holds is what these give: `helpers.evaluation.Comparison.to_dict`
+(`test` and `forgetting`), `helpers.copying.CopyReport.to_dict`, `helpers.generation.Speech.to_dict`.
 """
 
 import json

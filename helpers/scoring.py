@@ -14,16 +14,15 @@ and divided once by the number of scored tokens. Bytes are those of the text in 
 
 import hashlib
 import math
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from helpers.engine import CHUNK_TOKENS, equal_results_less_work
 from helpers.model import check_sound, device
 from helpers.settings import SettingsError
+from helpers.token_windows import batches, pieces, token_stream, windows
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,9 +30,6 @@ if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
 Protocol = Literal["documents", "transformers"]
-
-_PIECE_CHARACTERS = 100_000  # text that is tokenised at once
-_CUT = re.compile(r"(?<=\S)(?=[ \n])")  # GPT-2 never joins a character to the white space behind it
 
 
 @dataclass(frozen=True)
@@ -114,12 +110,13 @@ class Score:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the figures with their protocol, ready for JSON."""
+        """Return the figures with their protocol, ready for JSON; None stands for what is beyond all numbers."""
         names = (
             "perplexity", "bits_per_byte", "word_perplexity", "loss_nats", "n_documents", "n_tokens", "n_bytes",
             "n_words", "stride", "context", "model", "revision", "text_sha256", "protocol",
         )  # fmt: skip
-        return {name: getattr(self, name) for name in names}
+        values = {name: getattr(self, name) for name in names}
+        return {name: None if value == math.inf else value for name, value in values.items()}  # JSON knows no infinity
 
 
 def score(
@@ -167,9 +164,9 @@ def score(
     with tqdm(
         total=int(n_bytes.sum()), unit="B", unit_scale=True, delay=2, leave=False, disable=not progress
     ) as bar, equal_results_less_work(model.to(device()).eval()):  # fmt: skip
-        stream = _stream(documents, tokenizer, with_ends=protocol == "documents", advance=bar.update)
-        windows = _windows(stream, stride, context + (protocol == "documents"))
-        for ids, owners in _batches(windows, per_device_eval_batch_size):
+        stream = token_stream(documents, tokenizer, with_ends=protocol == "documents", advance=bar.update)
+        wanted = windows(stream, stride, context + (protocol == "documents"))
+        for ids, owners in batches(wanted, per_device_eval_batch_size):
             np.add.at(nats, owners, _token_nats(model, ids, owners.shape[1]))
             np.add.at(tokens, owners, 1)
     if not tokens.any():
@@ -235,84 +232,6 @@ def _measure(documents: Sequence[str]) -> tuple["np.ndarray", int, str]:
     if not n_words:
         raise SettingsError(f"There is no text to score: {len(n_bytes)} documents hold nothing but white space.")
     return np.array(n_bytes), n_words, digest.hexdigest()
-
-
-def pieces(text: str, size: int = _PIECE_CHARACTERS) -> Iterator[str]:
-    """Yield a text in pieces of about `size` characters, cut where GPT-2's tokens never go across.
-
-    >>> list(pieces("One fox, two  foxes.", 5))
-    ['One fox,', ' two  foxes.']
-    """
-    start = 0
-    while len(text) - start > size and (cut := _CUT.search(text, start + size)):
-        yield text[start : cut.start()]
-        start = cut.start()
-    yield text[start:]
-
-
-def _stream(
-    documents: Iterable[str], tokenizer: "PreTrainedTokenizerBase", *, with_ends: bool, advance: Any
-) -> Iterator["np.ndarray"]:
-    """Yield (2, n) arrays: the next tokens of the stream, and the document that each belongs to."""
-    import numpy as np
-
-    ends = [tokenizer.eos_token_id] if with_ends else []
-    yield np.array([ends, [0] * len(ends)], np.int64)
-    for batch in _text_batches(documents):
-        rows = tokenizer([piece for _, piece, _ in batch], verbose=False)["input_ids"]
-        rows = [ids + ends if is_last else ids for ids, (_, _, is_last) in zip(rows, batch, strict=True)]
-        owners = np.repeat([number for number, _, _ in batch], [len(ids) for ids in rows])
-        yield np.stack([np.array([token for ids in rows for token in ids], np.int64), owners])
-        advance(sum(len(piece.encode()) for _, piece, _ in batch))
-
-
-def _text_batches(documents: Iterable[str]) -> Iterator[list[tuple[int, str, bool]]]:
-    """Yield some text at a time, as (document, piece of it, whether the piece is its last)."""
-    batch, n_characters = [], 0
-    for number, text in enumerate(documents):
-        n_left = len(text)
-        for piece in pieces(text):
-            n_left -= len(piece)
-            batch.append((number, piece, n_left == 0))
-            n_characters += len(piece)
-            if n_characters >= _PIECE_CHARACTERS:
-                yield batch
-                batch, n_characters = [], 0
-    if batch:
-        yield batch
-
-
-def _windows(
-    stream: Iterable["np.ndarray"], stride: int, width: int
-) -> Iterator[tuple["np.ndarray", "np.ndarray"]]:  # fmt: skip
-    """Yield (tokens of a window (T + 1,), documents of the last of them, which it scores (scored,)).
-
-    >>> import numpy as np
-    >>> [(ids.tolist(), len(owners)) for ids, owners in _windows([np.stack([np.arange(8)] * 2)], 2, 5)]
-    [([0, 1, 2, 3, 4], 4), ([2, 3, 4, 5, 6], 2), ([4, 5, 6, 7], 1)]
-    """
-    import numpy as np
-
-    kept = np.empty((2, 0), np.int64)
-    seen = 1  # tokens at its start that cannot be scored: the first of a window, and those of the window before
-    for arrived in stream:
-        kept = np.concatenate([kept, arrived], axis=1)
-        while kept.shape[1] >= width:
-            yield kept[0, :width], kept[1, seen:width]
-            kept, seen = kept[:, stride:], max(1, width - stride)
-    if kept.shape[1] > seen:
-        yield kept[0], kept[1, seen:]
-
-
-def _batches(
-    windows: Iterator[tuple["np.ndarray", "np.ndarray"]], size: int
-) -> Iterator[tuple["np.ndarray", "np.ndarray"]]:
-    """Yield up to `size` windows of one shape at a time: ids (B, T + 1) and owners (B, scored)."""
-    import numpy as np
-
-    for _, same in groupby(windows, key=lambda window: (len(window[0]), len(window[1]))):
-        while rows := list(islice(same, size)):
-            yield np.stack([ids for ids, _ in rows]), np.stack([owners for _, owners in rows])
 
 
 def _token_nats(model: "GPT2LMHeadModel", ids: "np.ndarray", scored: int) -> "np.ndarray":
