@@ -207,7 +207,7 @@ def report(
     control: Sequence[Sequence[int]],
     training: Sequence[str],
 ) -> CopyReport:
-    """Look for the samples, and for held-out text, in the training documents.
+    """Look for the samples, and for held-out text, in the training documents; show a bar after two seconds.
 
     Args:
         tokenizer: the model's.
@@ -218,17 +218,26 @@ def report(
     Raises:
         SettingsError: there is no sample, no held-out text or no training document.
     """
+    from tqdm.auto import tqdm
+
     for name, given in (("sample", samples), ("held-out text", control), ("training document", training)):
         if not len(given):
             raise SettingsError(f"There is no {name}: copies are looked for in at least one of each.")
-    found = find_copies([*samples, *control], _tokenised(training, tokenizer))
     texts = [tokenizer.decode(list(ids)) for ids in (*samples, *control)]
-    in_words = longest_in_words(texts, training)
+    with tqdm(total=2 * len(training), unit="documents", delay=2, leave=False) as bar:
+        found = find_copies([*samples, *control], _counted(_tokenised(training, tokenizer), bar))
+        in_words = longest_in_words(texts, _counted(training, bar))
     n = len(samples)
     pieces = [_pieces(tokenizer, ids) for ids in samples]
     documents = {document for match in found[:n] for _, _, document in match.spans(2)}
     titles = {number: training[number].strip().split("\n")[0][:60] for number in sorted(documents)}
     return CopyReport(found[:n], found[n:], pieces, in_words[:n], in_words[n:], titles)
+
+
+def _counted(documents: Iterable[Any], bar: Any) -> Iterator[Any]:
+    for document in documents:
+        yield document
+        bar.update()
 
 
 def _tokenised(documents: Sequence[str], tokenizer: "PreTrainedTokenizerBase") -> Iterator[list[int]]:

@@ -8,6 +8,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from html import escape
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from helpers import copying as copies
 from helpers import figures
 from helpers.bootstrap import CONFIDENCE, RESAMPLES, interval, resampled_sums
 from helpers.data import load_documents, open_prepared
-from helpers.generation import DECODINGS, Sample, Speech, generate, measures, sample, speak
+from helpers.generation import DECODINGS, Speech, generate, sample, speak
 from helpers.model import load_model, load_tokenizer
 from helpers.model_card import figure_text, shown
 from helpers.scoring import Score, score
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
 __all__ = [
-    "Comparison", "Sample", "Score", "Speech", "compare", "copying", "forgetting", "generate", "load_base",
-    "load_tuned", "measures", "sample", "score", "speaking",
+    "Comparison", "Score", "compare", "copying", "forgetting", "generate", "load_base", "load_tuned", "score",
+    "speaking",
 ]  # fmt: skip
 
 _PROMPT_TOKENS = 8  # of a held-out document that a sample goes on from, when copies are looked for
@@ -56,7 +57,7 @@ class Comparison:
     @property
     def rows(self) -> list[dict[str, Any]]:
         """One row a model, for a table or a plot; the intervals are None where there is one document only."""
-        intervals = self._intervals()
+        intervals = self._intervals
         return [
             {
                 "model": name,
@@ -74,7 +75,7 @@ class Comparison:
         The intervals come from a paired bootstrap: documents are drawn again with replacement, and both models are
         compared on each draw (https://aclanthology.org/W04-3250).
         """
-        intervals = self._intervals()
+        intervals = self._intervals
         return {
             "bits_per_byte": self.base.bits_per_byte - self.tuned.bits_per_byte,
             "perplexity_ratio": math.exp(min(700, self.tuned.loss_nats - self.base.loss_nats)),
@@ -133,6 +134,7 @@ class Comparison:
             ],
         }  # fmt: skip
 
+    @cached_property
     def _intervals(self) -> dict[str, list[float] | None]:
         """Return the interval of each figure over resampled documents."""
         import numpy as np

@@ -1,9 +1,17 @@
 """evaluation.json: the figures of a run, a section for each question, written whole or not at all.
 
-    {"version": 1, "run": ..., "test": ..., "forgetting": ..., "copying": ..., "speech": ...}
+    {"version": 1, "run": ...,
+     "test": {"source", "text_sha256", "base": SCORE, "tuned": SCORE, "difference", "documents": [...]},
+     "forgetting": the same on general text,
+     "copying": {"rows": [samples, held-out text], "longest_copy"},
+     "speech": {"prompts", "settings", "decodings": [{"decoding", measures, "sample"}, ...]}}
 
-A section is null until it has been measured. What it holds is what these give: `helpers.evaluation.Comparison.to_dict`
-(`test` and `forgetting`), `helpers.copying.CopyReport.to_dict`, `helpers.generation.Speech.to_dict`.
+A section is null until it has been measured. SCORE is what `helpers.scoring.Score.to_dict` gives, with the intervals
+`perplexity_interval` and `bits_per_byte_interval` as [low, high]. `difference` is `helpers.evaluation.Comparison`'s:
+`bits_per_byte` saved (above 0: the tuned model is better) with its `interval`, `perplexity_ratio` (below 1: better)
+with its own, `confidence` and `resamples`. `documents` has, in the order of the text, `sha256`, `bytes`, `tokens`,
+`base_nats` and `tuned_nats` of each. An interval is null where there is one document; a figure is null where it is
+beyond all numbers. Figures of two runs compare only where their `text_sha256` is the same.
 """
 
 import json
