@@ -17,7 +17,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from helpers.engine import CHUNK_TOKENS, equal_results_less_work
 from helpers.model import check_sound, device
@@ -148,14 +148,16 @@ def score(
         progress: show a bar, once two seconds have gone.
 
     Raises:
-        SettingsError: there is no text, the stride or the context does not fit the model, or the model does not fit
-            the tokenizer or holds weights that are no numbers.
+        SettingsError: there is no text or no such protocol, the stride or the context does not fit the model, or the
+            model does not fit the tokenizer or holds weights that are no numbers.
     """
     import numpy as np
     from tqdm.auto import tqdm
 
-    context = context or model.config.n_positions
+    context = model.config.n_positions if context is None else context
     _check_window(model, stride, context)
+    if protocol not in get_args(Protocol):
+        raise SettingsError(f"protocol = {protocol!r} is unknown: it must be 'documents' or 'transformers'.")
     check_sound(model, tokenizer)
     if protocol == "transformers":
         documents = ["\n\n".join(_checked(documents))]

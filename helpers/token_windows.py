@@ -58,9 +58,7 @@ def _text_batches(documents: Iterable[str]) -> Iterator[list[tuple[int, str, boo
         yield batch
 
 
-def windows(
-    stream: Iterable["np.ndarray"], stride: int, width: int
-) -> Iterator[tuple["np.ndarray", "np.ndarray"]]:  # fmt: skip
+def windows(stream: Iterable["np.ndarray"], stride: int, width: int) -> Iterator[tuple["np.ndarray", "np.ndarray"]]:
     """Yield (tokens of a window (T + 1,), documents of the last of them, which it scores (scored,)).
 
     >>> import numpy as np

@@ -167,6 +167,8 @@ class TestBadInput:
             ({"stride": 0}, "must be 1 to 64"),
             ({"stride": 8, "context": 65}, "has 64 positions"),
             ({"stride": 8, "context": 1}, "context = 1 does not fit"),
+            ({"stride": 8, "context": 0}, "context = 0 does not fit"),
+            ({"stride": 8, "protocol": "gpt2"}, "protocol = 'gpt2' is unknown"),
         ],
     )
     def test_a_window_that_would_leave_tokens_out(self, tiny, changes, words):
