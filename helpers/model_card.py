@@ -135,16 +135,21 @@ def _results(found: dict[str, Any], source: str) -> "list[EvalResult]":
 
 def _origin(settings: TrainingSettings, data_facts: dict[str, Any]) -> str:
     start = "random weights" if settings.from_scratch else f"`{shown(settings.model_name_or_path)}`"
-    rows = "\n".join(
-        f"| {name} | {part['documents']:,} | {part['bytes']:,} | `{part['sha256']}` |"
-        for name, part in data_facts["splits"].items()
-    )
+    parts = data_facts["splits"].items()
+    rows = [[name, f"{p['documents']:,}", f"{p['bytes']:,}", f"`{p['sha256']}`"] for name, p in parts]
     return (
         f"A GPT-2 trained from {start} on `{shown(settings.source)}`. It loads with nothing but transformers:\n\n"
         "```python\nfrom transformers import pipeline\n\n"
         'pipeline("text-generation", model="this folder")("The", max_new_tokens=50)\n```\n\n'
-        f"## Text\n\n| part | documents | bytes | SHA-256 |\n| --- | --- | --- | --- |\n{rows}"
+        f"## Text\n\n{_table(['part', 'documents', 'bytes', 'SHA-256'], rows)}"
     )
+
+
+def _table(head: list[str], rows: list[list[Any]]) -> str:
+    """Return a table in Markdown; whatever signs a value holds, it stays in its cell."""
+    lines = [head, ["---"] * len(head), *rows]
+    cells = [[str(value).replace("|", "\\|").replace("\n", " ") for value in line] for line in lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
 def _figures(found: dict[str, Any] | None) -> str:
@@ -158,14 +163,17 @@ def _figures(found: dict[str, Any] | None) -> str:
 
 def _comparison(title: str, section: dict[str, Any]) -> str:
     difference = section["difference"]
-    rows = "\n".join(
-        f"| {name} | {figure_text(score['perplexity'], ',.2f', score['perplexity_interval'])} "
-        f"| {figure_text(score['bits_per_byte'], '.3f', score['bits_per_byte_interval'])} "
-        f"| {figure_text(score['word_perplexity'], ',.0f')} |"
+    rows = [
+        [
+            name,
+            figure_text(score["perplexity"], ",.2f", score["perplexity_interval"]),
+            figure_text(score["bits_per_byte"], ".3f", score["bits_per_byte_interval"]),
+            figure_text(score["word_perplexity"], ",.0f"),
+        ]
         for name, score in (("base", section["base"]), ("this model", section["tuned"]))
-    )
+    ]
     return (
-        f"### {title}\n\n| model | perplexity | bits a byte | word perplexity |\n| --- | --- | --- | --- |\n{rows}\n\n"
+        f"### {title}\n\n{_table(['model', 'perplexity', 'bits a byte', 'word perplexity'], rows)}\n\n"
         f"Bits a byte saved: {figure_text(difference['bits_per_byte'], '.3f', difference['interval'])}. In brackets: "
         f"{difference['confidence']:.0%} intervals, from {difference['resamples']:,} draws of the documents.\n\n"
         f"Protocol of the base model: {section['base']['protocol']}.\n\n"
@@ -188,13 +196,11 @@ def _copying(found: dict[str, Any] | None) -> str:
     if not found or not found.get("copying"):
         return ""
     rows = found["copying"]["rows"]
-    names = list(rows[0])
-    lines = [[f"{row[n]:.3g}" if isinstance(row[n], float) else str(row[n]) for n in names] for row in rows]
-    body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    lines = [[f"{value:.3g}" if isinstance(value, float) else value for value in row.values()] for row in rows]
     return (
         "## Copying\n\nLongest runs that samples share with the training text, in tokens and in words, and the share "
         "of n-grams that it does not have; held-out text of the same length is the control.\n\n"
-        f"| {' | '.join(names)} |\n|{' --- |' * len(names)}\n{body}"
+        f"{_table(list(rows[0]), lines)}"
     )
 
 
@@ -231,10 +237,5 @@ def _settings_table(settings: TrainingSettings) -> str:
         "model_name_or_path": shown(settings.model_name_or_path),
         "source": shown(settings.source),
     }
-    rows = "\n".join(f"| `{name}` | {_cell(value)} |" for name, value in values.items())
-    return f"## Settings\n\n| setting | value |\n| --- | --- |\n{rows}"
-
-
-def _cell(value: Any) -> str:
-    """Return a value as one table cell, whatever signs it holds."""
-    return str(value).replace("|", "\\|").replace("\n", " ")
+    rows = [[f"`{name}`", value] for name, value in values.items()]
+    return f"## Settings\n\n{_table(['setting', 'value'], rows)}"
