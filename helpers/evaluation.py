@@ -60,8 +60,8 @@ class Comparison:
         intervals = self._intervals
         return [
             {
-                "model": name,
                 **getattr(self, name).to_dict(),
+                "model": name,
                 "perplexity_interval": intervals[f"{name}_perplexity"],
                 "bits_per_byte_interval": intervals[f"{name}_bits_per_byte"],
             }
@@ -115,8 +115,9 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Return a section of evaluation.json: scores, difference, and a row for each document in its order."""
-        base, tuned = ({k: v for k, v in row.items() if k != "model"} | {"model": s.model}
-                       for row, s in zip(self.rows, (self.base, self.tuned), strict=True))  # fmt: skip
+        base, tuned = (
+            row | {"model": of.model} for row, of in zip(self.rows, (self.base, self.tuned), strict=True)
+        )  # fmt: skip
         columns = zip(
             self.documents, self.base.document_bytes.tolist(), self.base.document_tokens.tolist(),
             self.base.document_nats.tolist(), self.tuned.document_nats.tolist(), strict=True,

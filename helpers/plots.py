@@ -145,7 +145,7 @@ def plot_gain(
     ax.axhline(0, color=GREY, linewidth=1)
     ax.set(xlabel="documents, in the order of their gain", ylabel="gain (bits a byte)")
     ax.set_title("Above 0: easier after fine-tuning")
-    ax.legend(frameon=False)
+    ax.legend(loc="lower left", framealpha=0.9)  # the bars may lie behind it
     return ax
 
 

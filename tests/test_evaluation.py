@@ -44,6 +44,7 @@ def test_both_models_read_the_same_tokens_and_the_file_keeps_the_protocol(tiny_r
     assert stored["text_sha256"] == open_prepared("tiny").facts["splits"]["test"]["sha256"]
     assert "context 32, stride 16" in stored["tuned"]["protocol"]
     assert stored["tuned"]["model"] == "run tiny"
+    assert stored["base"]["model"] != stored["tuned"]["model"]
     assert stored["base"]["revision"] != stored["tuned"]["revision"]
 
 
@@ -107,6 +108,10 @@ def test_the_verdict_follows_from_the_interval(tuned, words):
     assert words in comparison.verdict
     assert "&lt;fables&gt;" in comparison._repr_html_()
     assert "protocol documents" in comparison._repr_html_()
+
+
+def test_the_rows_are_named_by_their_part():
+    assert [row["model"] for row in compared([10.0, 20.0], [8.0, 9.0]).rows] == ["base", "tuned"]
 
 
 def test_one_document_has_no_interval():
