@@ -186,6 +186,14 @@ def _distinct(answer: Any) -> None:
     _expect(answer([1, 2, 3], 1), 1.0, "Three different tokens of three.")
 
 
+@_exercise("evaluation-4", "the likeliest of all has rank 1, and log2(1) is 0.")
+def _exposure(answer: Any) -> None:
+    if math.isclose(_call(answer, 4, 1024), 2.0):
+        raise _Hint("That is log2 of the rank alone: a well-kept secret would get the highest value.")
+    _expect(answer(1, 1024), 10.0, "The likeliest of 1,024 is exposed by all of log2(1024) bits.")
+    _expect(answer(4, 1024), 8.0, "log2(1024) is 10 and log2(4) is 2.")
+
+
 @_exercise("troubleshooting-1", "use the mask, not the token: the first end-of-text is text, the later ones padding.")
 def _labels(answer: Any) -> None:
     import torch

@@ -215,6 +215,15 @@ class EvaluationSettings(RunSettings):
     top_k: int = Field(0, ge=0, le=50257, description="choose among this many tokens; 0: among all")
     top_p: float = Field(0.95, gt=0, le=1, description="choose among the likeliest tokens that sum to this share")
     repetition_penalty: float = Field(1.1, ge=1, le=5, description="above 1 makes repeated tokens less likely")
+    copy_samples: int = Field(
+        12, ge=1, le=1000, json_schema_extra={"unit": "samples"}, description="samples searched for copied text"
+    )
+    general_source: str = Field(
+        "python-reference", min_length=1, description="text that shows what was forgotten; named like a `source`"
+    )
+    general_documents: int = Field(
+        10, ge=1, le=100_000, json_schema_extra={"unit": "documents"}, description="documents of it that are read"
+    )
 
 
 def unit(field: Any) -> str:

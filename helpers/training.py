@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from helpers import callbacks
+from helpers import callbacks, model_card
 from helpers.callbacks import TrainingBrokenError, Watch
 from helpers.data import PreparedData, prepare
 from helpers.engine import equal_results_less_work
@@ -350,21 +350,9 @@ def save_model(
     with quiet():
         model.save_pretrained(new)
     tokenizer.save_pretrained(new)
-    (new / "README.md").write_text(_card(settings, data_facts), encoding="utf-8")
+    (new / "README.md").write_text(model_card.card(settings, data_facts), encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     new.rename(folder)
-
-
-def _card(settings: TrainingSettings, data_facts: dict[str, Any]) -> str:
-    start = "random weights" if settings.from_scratch else f"`{settings.model_name_or_path}`"
-    train = data_facts["splits"]["train"]
-    rows = "\n".join(f"| `{name}` | {value} |" for name, value in settings.model_dump().items())
-    return (
-        f"---\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n\n# {settings.run}\n\n"
-        f"A GPT-2 trained from {start} on `{settings.source}`: {train['documents']:,} documents, "
-        f"{train['tokens']:,} tokens (SHA-256 of the text {train['sha256'][:16]}).\n\n"
-        f"| setting | value |\n| --- | --- |\n{rows}\n"
-    )
 
 
 def _settings_record(settings: TrainingSettings, data: PreparedData) -> dict[str, Any]:

@@ -84,6 +84,7 @@ WRONG = {
     "evaluation-1": (math.log(4096), "exponential"),
     "evaluation-2": (lambda nats, n_bytes: nats / n_bytes, "ln 2"),
     "evaluation-3": (lambda tokens, n: len(set(tokens)) / len(tokens), "2 of 4"),
+    "evaluation-4": (lambda rank, n: math.log2(rank), "log2 of the rank alone"),
     "troubleshooting-1": (lambda ids, mask: ids.masked_fill(ids == 9, -100), "never learns to stop"),
     "troubleshooting-2": ("T6", "no number stands in the log"),
     "troubleshooting-3": ("T7", "Which of the two losses"),

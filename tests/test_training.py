@@ -124,12 +124,6 @@ def test_the_saved_configuration_is_as_it_came(tiny_run, tiny_model):
     assert after == before
 
 
-def test_the_models_card_says_what_it_was_trained_on(tiny_run, tiny_settings):
-    card = (tiny_run.model_folder / "README.md").read_text()
-    assert tiny_settings.source in card
-    assert "| `learning_rate` | 0.001 |" in card
-
-
 def test_the_line_of_a_run_is_made_of_its_measurements(tiny_run):
     assert f"{tiny_run.facts['steps']} steps" in str(tiny_run)
     assert tiny_run.facts["peak_bytes"] > 10**7
