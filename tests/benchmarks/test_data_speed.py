@@ -1,0 +1,69 @@
+"""How fast text becomes blocks beside the usual ways, and how flat memory stays: ratios and bounds from one run."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+NEEDS_GPT2 = pytest.mark.skipif(not (SHARED / "gpt2-tokenizer").exists(), reason="GPT-2's vocabulary is not beside this")
+NEEDS_PROC = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads peak memory as Linux tells it")
+GIB_TEXT = os.environ.get("BENCH_GB")  # set it to 1 for the gigabyte, which takes minutes
+
+
+def corpus(folder, n_bytes):
+    """Write about `n_bytes` of documents, no two alike: Shakespeare with a line of its own before each repeat."""
+    blocks = [block for block in (SHARED / "tinyshakespeare.txt").read_text().split("\n\n") if block]
+    documents = ["\n".join(blocks[i : i + 6]) for i in range(0, len(blocks), 6)]
+    path, written, turn = folder / f"{n_bytes}.txt", 0, 0
+    with path.open("w") as file:
+        while written < n_bytes:
+            for number, document in enumerate(documents):
+                written += file.write(f"Reading {turn} of scene {number * 7919 % 100003}.\n{document}\n\n")
+            turn += 1
+    return path
+
+
+def measure(way, file, folder):
+    """Return the figures of one way, measured in a process of its own."""
+    script = Path(__file__).with_name("data_speed.py")
+    (folder / way).mkdir(exist_ok=True)
+    environment = {**os.environ, "COURSE_RUNS": str(folder / way)}
+    done = subprocess.run(
+        [sys.executable, str(script), way, str(file), str(folder / way)], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@NEEDS_GPT2
+@NEEDS_PROC
+def test_blocks_are_made_faster_than_in_the_usual_ways_with_the_same_ids(tmp_path):
+    file = corpus(tmp_path, 10 * 10**6)
+    found = {way: measure(way, file, tmp_path) for way in ("map", "loop", "ours", "prepare")}
+    print(f"\n{'10 MB of text':10}{'MB/s':>10}{'ours is':>10}")
+    for way, row in found.items():
+        ratio = row["seconds"] / found["ours"]["seconds"]
+        print(f"{way:10}{row['n_bytes'] / 1e6 / row['seconds']:10.1f}{ratio:9.1f}x")
+    assert found["ours"]["ids"] == found["map"]["ids"] == found["loop"]["ids"]
+    assert found["map"]["seconds"] >= 4 * found["ours"]["seconds"]
+    assert found["loop"]["seconds"] >= 3 * found["ours"]["seconds"]
+
+
+@NEEDS_GPT2
+@NEEDS_PROC
+def test_memory_stays_flat_and_time_is_linear_in_bytes(tmp_path):
+    sizes = [10**7, 10**8, *([int(float(GIB_TEXT) * 10**9)] if GIB_TEXT else [])]
+    rows = []
+    print(f"\n{'MB':>6}{'seconds':>10}{'MB/s':>8}{'MB above the start':>20}")
+    for n_bytes in sizes:
+        (folder := tmp_path / str(n_bytes)).mkdir()
+        rows.append(row := measure("prepare", corpus(folder, n_bytes), folder))
+        megabytes = row["n_bytes"] / 1e6
+        print(f"{megabytes:6.0f}{row['seconds']:10.1f}{megabytes / row['seconds']:8.1f}{row['above_start_bytes'] / 1e6:20.0f}")
+    assert all(row["above_start_bytes"] <= 500 * 10**6 for row in rows)
+    rates = [row["n_bytes"] / row["seconds"] for row in rows]
+    assert min(rates[1:]) > 0.5 * max(rates), "cost is linear in bytes"
