@@ -11,7 +11,7 @@ from helpers.sources.compression import read_chunks
 from helpers.sources.datasets import hub_tables, part_names, saved_tables
 from helpers.sources.encodings import decoded, find_encoding
 from helpers.sources.paths import FABLES, is_saved_dataset, kind_of, source_files, source_path
-from helpers.sources.tables import Row, csv_rows, find_column, json_rows, parquet_rows, text_of
+from helpers.sources.tables import Row, csv_rows, find_column, json_lines, json_rows, parquet_rows, text_of
 from helpers.sources.texts import split_text
 
 
@@ -77,7 +77,8 @@ class Source:
             delimiter = "\t" if kind_of(file) == ".tsv" else None
             return self._texts_of(str(file), csv_rows(str(file), self._decoded(file), delimiter=delimiter))
         if kind_of(file) in (".json", ".jsonl", ".ndjson"):
-            return self._texts_of(str(file), json_rows(str(file), self._decoded(file)))
+            read = json_rows if kind_of(file) == ".json" else json_lines
+            return self._texts_of(str(file), read(str(file), self._decoded(file)))
         separator = self.settings.document_separator
         if separator == "auto":
             separator = "blank line" if file == self._path else "file"

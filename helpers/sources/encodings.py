@@ -60,6 +60,8 @@ def find_encoding(file: Path, chunks: Iterable[bytes]) -> str:
 
 def _around(text: bytes, position: int) -> bytes:
     start = max(0, position - _SAMPLE_BYTES // 2)
+    while 0 < start < position and 0x80 <= text[start] < 0xC0:  # amid a letter
+        start += 1
     return text[start : start + _SAMPLE_BYTES]
 
 
@@ -91,7 +93,8 @@ def _by_statistics(file: Path, sample: bytes, position: int) -> str:
     as_utf8 = sample.decode("utf-8", errors="replace")
     n_bad = as_utf8.count("\ufffd")
     n_good = sum(sign > "\x7f" for sign in as_utf8) - n_bad
-    if n_good > n_bad / 2 and n_good > 2:
+    n_before = sum(sign > "\x7f" for sign in as_utf8.partition("\ufffd")[0])
+    if n_before > 2 or n_good > 5 * n_bad:  # no other encoding passes for UTF-8 by chance so often
         raise SettingsError(
             f"{file} mixes encodings: most of it is UTF-8, but byte {position} is not. "
             "Save it as UTF-8 throughout, or name an encoding to read all of it as."

@@ -10,7 +10,7 @@ from typing import Any
 
 from helpers.settings import SettingsError
 from helpers.sources.compression import read_chunks
-from helpers.sources.texts import MAX_DOCUMENT_CHARACTERS, check_length
+from helpers.sources.texts import MAX_DOCUMENT_CHARACTERS, check_length, lines_of
 
 Row = tuple[str, Mapping[str, Any]]  # where it stands, for an error, and its values
 _BATCH = 256  # rows of a Parquet file at once
@@ -47,24 +47,38 @@ def text_of(row: Row, column: str, *, name: str) -> str:
             f"{name}, {place}: column {column!r} holds {json.dumps(value, default=str)[:40]}, not text. "
             "Set text_column to a column of text, or mend the row."
         )
-    check_length(value, f"{name}, {place} has a text")
+    check_length(len(value), f"{name}, {place} has a text")
+    return value
+
+
+def json_lines(name: str, chunks: Iterable[str]) -> Iterator[Row]:
+    """Yield the objects of JSON lines; empty lines are passed over."""
+    for number, line in enumerate(lines_of(chunks, name=name), start=1):
+        if line and not line.isspace():
+            try:
+                value = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise SettingsError(f"{name}, line {number} is broken JSON ({error.msg}): mend the line.") from None
+            yield f"line {number}", _object(value, f"{name}, line {number}")
+
+
+def _object(value: Any, place: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise SettingsError(
+            f'{place}: a row must be an object such as {{"text": "..."}}, not {json.dumps(value)[:40]}.'
+        )
     return value
 
 
 def json_rows(name: str, chunks: Iterable[str]) -> Iterator[Row]:
-    """Yield the objects of JSON lines, of one JSON list, or of the one list that a JSON object holds."""
+    """Yield the objects of one JSON list, of the one list that a JSON object holds, or of objects in a row."""
     for line, value in _json_values(name, chunks):
         if isinstance(value, dict) and len(value) == 1 and isinstance(next(iter(value.values())), list):
             values = next(iter(value.values()))
         else:
             values = [value]
         for each in values:
-            if not isinstance(each, dict):
-                raise SettingsError(
-                    f'{name}, line {line}: a row must be an object such as {{"text": "..."}}, '
-                    f"not {json.dumps(each)[:40]}."
-                )
-            yield f"line {line}", each
+            yield f"line {line}", _object(each, f"{name}, line {line}")
 
 
 def _json_values(name: str, chunks: Iterable[str]) -> Iterator[tuple[int, Any]]:
@@ -92,7 +106,7 @@ def _json_values(name: str, chunks: Iterable[str]) -> Iterator[tuple[int, Any]]:
                     raise SettingsError(
                         f"{name}, line {at_line} is broken JSON ({error.msg}): mend the line."
                     ) from None
-                check_length(buffer[begin:], f"{name}, line {line} has a value")
+                check_length(len(buffer) - begin, f"{name}, line {line} has a value")
                 break
             yield line, value
             line, at = line + buffer.count("\n", begin, end), end
@@ -111,7 +125,7 @@ def _is_broken(error: json.JSONDecodeError, buffer: str) -> bool:
 
 def csv_rows(name: str, chunks: Iterable[str], *, delimiter: str | None) -> Iterator[Row]:
     """Yield the rows of a table with a header line; the delimiter is found when it is None."""
-    lines = _lines(chunks)
+    lines = (f"{line}\n" for line in lines_of(chunks, name=name))
     header = next(lines, "")
     delimiter = delimiter or (";" if header.count(";") > header.count(",") else ",")
     csv.field_size_limit(MAX_DOCUMENT_CHARACTERS)  # the library's own limit is a hundred thousand
@@ -133,15 +147,6 @@ def csv_rows(name: str, chunks: Iterable[str], *, delimiter: str | None) -> Iter
 def _chain(first: str, rest: Iterator[str]) -> Iterator[str]:
     yield first
     yield from rest
-
-
-def _lines(chunks: Iterable[str]) -> Iterator[str]:
-    rest = ""
-    for chunk in chunks:
-        *whole, rest = (rest + chunk).split("\n")
-        yield from (f"{line}\n" for line in whole)
-    if rest:
-        yield rest
 
 
 def parquet_rows(file: Path, wanted: str, *, advance: Callable[[int], None] | None = None) -> Iterator[Row]:

@@ -24,18 +24,40 @@ def split_text(chunks: Iterable[str], separator: str, *, name: str) -> Iterator[
     ['a', 'b', 'c']
     """
     pattern = None if separator == "file" else re.compile(_PATTERNS.get(separator, re.escape(separator)))
-    rest = ""
+    for pieces in _pieces(chunks, pattern, name):
+        yield from filter(None, map(str.strip, pieces))
+
+
+def _pieces(chunks: Iterable[str], pattern: re.Pattern[str] | None, name: str) -> Iterator[list[str]]:
+    """Yield what stands between the matches of a pattern; a long piece is searched anew only when it has doubled."""
+    rest, new, n_new = "", [], 0
     for chunk in chunks:
-        pieces = [rest + chunk] if pattern is None else pattern.split(rest + chunk)
-        *whole, rest = pieces
-        yield from filter(None, map(str.strip, whole))
-        check_length(rest, f"{name} has a document")
-    yield from filter(None, [rest.strip()])
+        new.append(chunk)
+        n_new += len(chunk)
+        if n_new >= len(rest):
+            text = "".join([rest, *new])
+            *whole, rest = pattern.split(text) if pattern else [text]
+            new, n_new = [], 0
+            yield whole
+        check_length(len(rest) + n_new, f"{name} has a document")
+    yield pattern.split("".join([rest, *new])) if pattern else ["".join([rest, *new])]
 
 
-def check_length(text: str, what: str) -> None:
+def lines_of(chunks: Iterable[str], *, name: str) -> Iterator[str]:
+    """Yield the lines of a text without their ends; what follows the last end is one where it is not empty."""
+    last = None
+    for pieces in _pieces(chunks, re.compile("\n"), name):
+        for piece in pieces:
+            if last is not None:
+                yield last
+            last = piece
+    if last:
+        yield last
+
+
+def check_length(n_characters: int, what: str) -> None:
     """Raise `SettingsError` for a text that is too long to be one document."""
-    if len(text) > MAX_DOCUMENT_CHARACTERS:
+    if n_characters > MAX_DOCUMENT_CHARACTERS:
         raise SettingsError(
             f"{what} of more than {MAX_DOCUMENT_CHARACTERS // 2**20} million characters: split it into documents; "
             "for text files set document_separator to 'line', 'blank line' or the text between two documents."

@@ -102,11 +102,6 @@ def by_prepare(file, folder, near_duplicates="report"):
     return time.perf_counter() - start, np.array([part["tokens"] for part in splits.values()])
 
 
-def resident():
-    """Return the bytes this process holds now."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-
-
 def best(way, file, folder):
     """Return the best time of some rounds of one way, and the ids it gives."""
     texts = [text.strip() for text in Path(file).read_text().split("\n\n")]
