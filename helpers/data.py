@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -347,10 +348,10 @@ def split_documents(documents: "DatasetDict", settings: DataSettings) -> tuple["
     return DatasetDict(split), int((~first & ~is_empty).sum())
 
 
-def load_documents(settings: DataSettings) -> "DatasetDict":
+def load_documents(settings: DataSettings, *, n_documents: int | None = None) -> "DatasetDict":
     """Read a source's documents into memory: a `train` part, or the parts it brings; one column, `text`.
 
-    For a look at a source of some size set `max_tokens`; `prepare` reads without holding anything.
+    For a look at a large source say how many documents of each part; `prepare` reads it whole and holds nothing.
 
     Raises:
         SettingsError: the source is not there, has no such column, or cannot be read; the sentence says what to do.
@@ -358,6 +359,6 @@ def load_documents(settings: DataSettings) -> "DatasetDict":
     from datasets import Dataset, DatasetDict
 
     return DatasetDict(
-        {part or "train": Dataset.from_dict({"text": [text for text in texts if text]})
+        {part or "train": Dataset.from_dict({"text": list(islice(filter(None, texts), n_documents))})
          for part, texts in Source(settings).parts()}
     )  # fmt: skip

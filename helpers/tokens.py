@@ -31,11 +31,16 @@ class TokenStream:
         self.eos = tokenizer.eos_token_id
         self.dtype = np.uint16 if len(tokenizer) <= 2**16 else np.int32
 
+    @property
+    def is_fast(self) -> bool:
+        """Whether tiktoken does the work; it is known when something was encoded."""
+        return self._fast and self._encoding is not None
+
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Return the ids of all documents in one array, an end-of-text after each, and the tokens of each document."""
         if not texts:
             return np.empty(0, self.dtype), np.empty(0, np.int64)
-        ids = self._encode_fast(texts) if self._fast and self._encoding else None
+        ids = self._encode_fast(texts) if self.is_fast else None
         if ids is None:
             return self._encode_slowly(texts)
         ends = np.flatnonzero(ids == self.eos)
@@ -74,7 +79,7 @@ class TokenStream:
 
         special = {token["content"]: token["id"] for token in parts["added_tokens"]}
         ranks = {
-            bytes(_BYTES[sign] for sign in token): rank
+            bytes(BYTES[sign] for sign in token): rank
             for token, rank in parts["model"]["vocab"].items()
             if token not in special
         }
@@ -97,7 +102,7 @@ def _is_gpt2_like(parts: dict[str, Any]) -> bool:
     return (
         is_ordered
         and is_whole
-        and all(sign in _BYTES for token in merged and model["merges"] for part in token for sign in part)
+        and all(sign in BYTES for token in merged and model["merges"] for part in token for sign in part)
     )
 
 
@@ -108,4 +113,4 @@ def _byte_of_sign() -> dict[str, int]:
     return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
 
 
-_BYTES = _byte_of_sign()
+BYTES = _byte_of_sign()

@@ -38,6 +38,8 @@ MAY_IMPORT = {
     "staging": {"duplicates", "store", "tokens"},
     "splitting": {"settings", "staging"},
     "quality": {"settings", "data"},
+    "token_view": {"tokens"},
+    "data_plots": {"plots", "quality"},
     "data": {
         "settings",
         "model",
