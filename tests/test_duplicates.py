@@ -73,7 +73,7 @@ def test_sketches_estimate_the_share_of_common_shingles():
 
 def test_few_near_duplicates_are_missed(tmp_path):
     marks = Marks(tmp_path / "many")
-    texts = [text for seed in range(100) for text in (document(seed), changed(document(seed), 5))]
+    texts = [text for seed in range(100) for text in (document(seed), changed(document(seed), 3))]
     found = groups(marks, texts)
     marks.close()
     assert NEAR < 0.8

@@ -96,6 +96,13 @@ def test_files_named_as_parts_are_the_sources_own_split(tmp_path):
         texts(tmp_path, source_split="dev")
 
 
+def test_a_part_in_one_text_file_is_split_at_blank_lines_as_a_file_is(tmp_path):
+    (tmp_path / "train.txt").write_text("one\n\ntwo")
+    assert texts(tmp_path) == ["one", "two"], "a folder with one file is that file"
+    (tmp_path / "test.txt").write_text("three\n\nfour")
+    assert texts(tmp_path) == {"test": ["three", "four"], "train": ["one", "two"]}
+
+
 def test_a_saved_data_set_is_read_with_its_own_splits(tmp_path):
     rows = Dataset.from_dict({"body": WORDS, "n": [1, 2, 3]})
     rows.save_to_disk(tmp_path / "one")

@@ -11,9 +11,10 @@ from helpers.tokens import TokenStream
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 ODD = [
-    "", " ", "\n\n\n", "a  b   c\t\td \n", "don't we'll I'VE they're 'tis", "x" * 3000, " " * 3000, "1234567890 12.5e-3",
-    "café naïve Ω≈ç√ 狐狸走到井边 🦊👩‍👩‍👧 \u200d\ufeff\u00a0\u3000end", "\x00\x01\x7f", "http://a.b/c?d=e&f=[g]{h}", "```py\n\tif x:\n```",
-]  # fmt: skip
+    *("", " ", "\n\n\n", "a  b   c\t\td \n", "don't we'll I'VE they're 'tis", "x" * 3000, " " * 3000, "1234 12.5e-3"),
+    *("café naïve Ω≈ç√ 狐狸走到井边 🦊👩\u200d👩\u200d👧 \u200d\ufeff\u00a0\u3000end", "\x00\x01\x7f"),
+    *("http://a.b/c?d=e&f=[g]{h}", "```py\n\tif x:\n```"),
+]
 
 
 @pytest.fixture(params=["pocket", "gpt2"], scope="module")

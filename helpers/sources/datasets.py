@@ -1,15 +1,16 @@
 """Data sets of the Hub and those saved by `save_to_disk`: their splits, their rows, and what keeps them away."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from helpers.model import hub_answers
 from helpers.settings import DataSettings, SettingsError
-from helpers.sources.tables import Row
+from helpers.sources.tables import Row, find_column
 
 Rows = TypeVar("Rows")
+_BATCH = 1000  # rows asked of the library at once
 _PARTS = {
     "train": "train",
     "training": "train",
@@ -42,7 +43,7 @@ def part_names(splits: Mapping[str, Rows], settings: DataSettings) -> list[tuple
     return list(parts.items())
 
 
-def saved_tables(folder: Path) -> dict[str, Iterator[Row]]:
+def saved_tables(folder: Path, settings: DataSettings) -> dict[str, Iterator[Row]]:
     """Return the splits of a folder that `datasets` saved.
 
     Raises:
@@ -55,7 +56,7 @@ def saved_tables(folder: Path) -> dict[str, Iterator[Row]]:
     except Exception as error:  # noqa: BLE001 (a damaged folder makes the library raise anything)
         raise SettingsError(f"{folder} cannot be opened as a saved data set ({_first_line(error)}).") from None
     splits = saved if isinstance(saved, DatasetDict) else {"train": saved}
-    return {name: _rows(split) for name, split in splits.items()}
+    return {name: _rows(split, settings) for name, split in splits.items()}
 
 
 def hub_tables(settings: DataSettings) -> dict[str, Iterator[Row]]:
@@ -79,12 +80,20 @@ def hub_tables(settings: DataSettings) -> dict[str, Iterator[Row]]:
             )
     except Exception as error:  # noqa: BLE001 (the clients raise many kinds; each becomes one sentence)
         raise SettingsError(_what_happened(settings, error, is_online=is_online)) from None
-    return {name: _guarded(settings, _rows(split)) for name, split in splits.items()}
+    return {name: _guarded(settings, _rows(split, settings)) for name, split in splits.items()}
 
 
-def _rows(split: Iterable[Mapping[str, Any]]) -> Iterator[Row]:
-    for number, row in enumerate(split, start=1):
-        yield f"row {number}", row
+def _rows(split: Any, settings: DataSettings) -> Iterator[Row]:
+    """Yield the rows of a split; of its columns only that of the text where the library knows their types."""
+    if split.features:
+        kinds = {name: getattr(kind, "dtype", "") for name, kind in split.features.items()}
+        sketch = {name: "words" if kind in ("string", "large_string") else 0 for name, kind in kinds.items()}
+        split = split.select_columns([find_column(sketch, settings.text_column, name=repr(settings.source))])
+    number = 0
+    for batch in split.iter(_BATCH):
+        for values in zip(*batch.values(), strict=True):
+            number += 1
+            yield f"row {number}", dict(zip(batch, values, strict=True))
 
 
 def _guarded(settings: DataSettings, rows: Iterator[Row]) -> Iterator[Row]:

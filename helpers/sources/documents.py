@@ -27,6 +27,7 @@ class Source:
         """Find the source, and raise `SettingsError` when it is not there."""
         self.settings, self.encodings = settings, Counter[str]()
         self._advance: Callable[[int], None] | None = None
+        self._is_split = False
         self._path = source_path(settings.source)
         is_files = self._path is not None and not is_saved_dataset(self._path)
         self._files = source_files(self._path) if self._path and is_files else []
@@ -50,7 +51,7 @@ class Source:
             for part, files in self._files_by_part():
                 yield part, chain.from_iterable(map(self._texts, files))
         else:
-            tables = saved_tables(self._path) if self._path else hub_tables(self.settings)
+            tables = saved_tables(self._path, self.settings) if self._path else hub_tables(self.settings)
             for part, rows in part_names(tables, self.settings):
                 yield part, self._texts_of(self.settings.source, rows)
 
@@ -65,8 +66,8 @@ class Source:
             if self.settings.source_split:
                 raise
             parts = []
-        is_split = len(parts) == len(named) > 1
-        return parts if is_split or self.settings.source_split else [("", self._files)]
+        self._is_split = len(parts) == len(named) > 1 or bool(self.settings.source_split)
+        return parts if self._is_split else [("", self._files)]
 
     def _texts(self, file: Path) -> Iterator[str]:
         if self._path == FABLES:
@@ -81,7 +82,7 @@ class Source:
             return self._texts_of(str(file), read(str(file), self._decoded(file)))
         separator = self.settings.document_separator
         if separator == "auto":
-            separator = "blank line" if file == self._path else "file"
+            separator = "blank line" if len(self._files) == 1 or self._is_split else "file"
         return split_text(self._decoded(file), separator, name=str(file))
 
     def _fables(self, file: Path) -> Iterator[str]:
