@@ -99,11 +99,8 @@ def _is_gpt2_like(parts: dict[str, Any]) -> bool:
     merged = [model["vocab"].get("".join(pair)) for pair in model["merges"]]
     is_ordered = all(rank is not None for rank in merged) and merged == sorted(merged)
     is_whole = len(model["vocab"]) - len(merged) - len({t["content"] for t in special} & set(model["vocab"])) == 256
-    return (
-        is_ordered
-        and is_whole
-        and all(sign in BYTES for token in merged and model["merges"] for part in token for sign in part)
-    )
+    is_bytes = all(sign in BYTES for pair in model["merges"] for part in pair for sign in part)
+    return is_ordered and is_whole and is_bytes
 
 
 def _byte_of_sign() -> dict[str, int]:

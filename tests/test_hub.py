@@ -209,7 +209,7 @@ def test_without_the_hub_and_without_a_cache_one_sentence_comes_at_once(tmp_path
     [
         ("nobody/nothing", "is not on the Hub, or is private: check the name and its owner"),
         (GATED, "is gated: accept its terms on its page, log in with `hf auth login`"),
-        (DROPPED, "could not be loaded"),
+        (DROPPED, "broke off while it was downloaded"),
         (MANY, "needs another configuration: set source_config"),
     ],
 )

@@ -11,6 +11,7 @@ from helpers.sources.tables import Row, find_column
 
 Rows = TypeVar("Rows")
 _BATCH = 1000  # rows asked of the library at once
+_BROKEN_OFF = ("peer closed", "RemoteProtocolError", "ReadError", "ReadTimeout", "ConnectError", "ConnectionError")
 _PARTS = {
     "train": "train",
     "training": "train",
@@ -133,6 +134,8 @@ def _what_happened(settings: DataSettings, error: BaseException, *, is_online: b
         what = f"is not on the Hub, or is private: check the name and its owner, {shipped}"
     elif "onfig" in words and ("missing" in words or "not found" in words):
         what = f"needs another configuration: set source_config ({_first_line(error)}{_choices(words)})"
+    elif any(sign in words for sign in _BROKEN_OFF):
+        what = f"broke off while it was downloaded ({_first_line(error)}): run this again, and it goes on"
     else:
         what = f"could not be loaded ({_first_line(error)}): check source_config and the network, {shipped}"
     return f"The Hub's data set {source!r} {what}."

@@ -2,11 +2,18 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from transformers import GPT2Tokenizer
+
+from helpers.data import load_documents
+from helpers.quality import useful_share
+from helpers.settings import DataSettings
+from helpers.tokens import TokenStream
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 NEEDS_GPT2 = pytest.mark.skipif(not (SHARED / "gpt2-tokenizer").exists(), reason="GPT-2's vocabulary is not here")
@@ -67,3 +74,17 @@ def test_memory_stays_flat_and_time_is_linear_in_bytes(tmp_path):
     assert all(row["above_start_bytes"] <= 500 * 10**6 for row in rows)
     rates = [row["n_bytes"] / row["seconds"] for row in rows]
     assert min(rates[1:]) > 0.5 * max(rates), "cost is linear in bytes"
+
+
+@NEEDS_GPT2
+def test_padding_holds_less_text_than_packing():
+    tokens = TokenStream(GPT2Tokenizer.from_pretrained(SHARED / "gpt2-tokenizer"))
+    fables = load_documents(DataSettings())["train"]["text"][:]
+    speeches = [text for text in (SHARED / "tinyshakespeare.txt").read_text().split("\n\n") if text]
+    sentences = [sentence for text in fables for sentence in re.split(r"(?<=[.!?])\s+", text) if sentence]
+    print(f"\n{'share of positions with text':30}{'padded to 512':>16}{'packed':>10}")
+    for name, texts in (("fables", fables), ("tiny Shakespeare", speeches), ("one-sentence rows", sentences)):
+        _, n_tokens = tokens.encode(texts)
+        packed = n_tokens.sum() / (-(-n_tokens.sum() // 512) * 512)
+        print(f"{name:30}{useful_share(n_tokens, 512):16.1%}{packed:10.1%}")
+        assert useful_share(n_tokens, 512) < packed
