@@ -18,7 +18,7 @@ SHINGLE_WORDS = 5
 NUM_PERM, BANDS = 64, 16  # 16 bands of 4 find nearly all pairs that share 70 % of their shingles
 NEAR = 0.7  # share of common shingles from which two documents are near duplicates
 _SKETCHED_CHARACTERS = 2**18  # a longer document is judged by its beginning
-_SHINGLES_AT_ONCE = 2**12
+_SHINGLES_AT_ONCE, _PAIRS_AT_ONCE = 2**12, 2**13
 _FACTORS = np.random.default_rng(0).integers(1, 2**63, NUM_PERM // BANDS, np.uint64) | np.uint64(1)
 
 
@@ -73,17 +73,25 @@ class Marks:
             kept: which documents are looked at; the others stand alone. (documents,) bool.
         """
         group = np.arange(len(kept))
-        if not self._file or not kept.any():
+        if not self._file:
             return group
         self._file.flush()
-        signatures = np.memmap(self._path, np.uint32, "r").reshape(-1, NUM_PERM)
-        bands = np.concatenate(self._bands)
-        for band in bands.T:
-            for one, other in _neighbours(band, kept):
-                if (signatures[one] == signatures[other]).mean() >= NEAR:
-                    a, b = sorted((_root(group, one), _root(group, other)))
-                    group[b] = a
-        return np.array([_root(group, document) for document in range(len(group))])
+        for place in range(BANDS):
+            band = np.concatenate([np.empty(0, np.uint64), *(rows[:, place] for rows in self._bands)])
+            pairs = _neighbours(band, kept)
+            pairs = pairs[group[pairs[:, 0]] != group[pairs[:, 1]]]
+            group = _joined(group, pairs[self._are_near(pairs)])
+        return group
+
+    def _are_near(self, pairs: np.ndarray) -> np.ndarray:
+        """Return which pairs share enough of their signatures; (pairs,) bool."""
+        near = np.zeros(len(pairs), bool)
+        for start in range(0, len(pairs), _PAIRS_AT_ONCE):
+            some = slice(start, start + _PAIRS_AT_ONCE)
+            signatures = np.memmap(self._path, np.uint32, "r").reshape(-1, NUM_PERM)  # mapped anew: the old pages go
+            one, other = (signatures[pairs[some, side]] for side in (0, 1))
+            near[some] = (one == other).mean(axis=1) >= NEAR
+        return near
 
     def close(self) -> None:
         """Let go of the file."""
@@ -99,11 +107,18 @@ def _neighbours(band: np.ndarray, kept: np.ndarray) -> np.ndarray:
     return pairs[band[pairs[:, 0]] == band[pairs[:, 1]]]
 
 
-def _root(group: np.ndarray, document: int) -> int:
-    while group[document] != document:
-        group[document] = group[group[document]]
-        document = group[document]
-    return int(document)
+def _joined(group: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """Return the groups with those of each pair made one; a group is named after its first document."""
+    if not len(pairs):
+        return group
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    n = len(group)
+    one, other = np.concatenate([pairs, np.stack([np.arange(n), group], axis=1)]).T
+    _, labels = connected_components(coo_array((np.ones(len(one), bool), (one, other)), (n, n)), directed=False)
+    _, first = np.unique(labels, return_index=True)
+    return first[labels]
 
 
 def sketch(text: str) -> np.ndarray:
