@@ -136,6 +136,15 @@ def _padding(answer: Any) -> None:
     _expect(answer([300, 100], 100), 0.0, "A long document fills its row: no padding, never less than none.")
 
 
+@_exercise("data-4", "put each run of n ids into a set, as a tuple; then intersect two sets.")
+def _leak(answer: Any) -> None:
+    found = _call(answer, [1, 2, 3, 4, 5], [2, 3, 4, 9, 2, 3, 4], 3)
+    if math.isclose(found, 2 / 5):
+        raise _Hint("A run that the test holds twice counts once: compare sets.")
+    _expect(found, 1 / 4, "Of the test's four different runs (2,3,4) alone stands in the training ids.")
+    _expect(answer([1, 2, 3], [1, 3, 2], 2), 0.0, "The order counts: (1,3) and (3,2) do not stand in 1, 2, 3.")
+
+
 @_exercise("training-1", "batch times accumulation; an epoch is all blocks once, the last step may be smaller.")
 def _steps(answer: Any) -> None:
     if answer == 250:

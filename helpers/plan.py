@@ -14,7 +14,7 @@ from typing import Any
 
 from helpers.cards import DEFAULT_CARD, GIB, GraphicsCard, find_card
 from helpers.memory import MIB, Engine, GPT2Shape, Memory, parameters, predict, read_shape
-from helpers.settings import ASSETS, SettingsError, TrainingSettings, run_folder
+from helpers.settings import ASSETS, DataSettings, SettingsError, TrainingSettings, run_folder
 
 MAX_BATCH = 1024  # what the settings allow for a batch and for accumulation
 # Share of the card's peak that is reached: 18 % is published for a plain trainer on an A100, 57 % for a tuned one on a
@@ -286,7 +286,7 @@ def training_tokens(settings: TrainingSettings) -> tuple[int, str]:
 
 def _counted_tokens(settings: TrainingSettings) -> int | None:
     """Return what the run's data.json says of the same text and tokenizer; None where there is none to be read."""
-    same = ("model_name_or_path", "source", "source_config", "text_column", "validation_share", "test_share", "seed")
+    same = DataSettings.model_fields.keys() - {"run", "block_size"}
     try:
         facts = json.loads((run_folder(settings.run) / "data" / "data.json").read_text(encoding="utf-8"))
         is_same = all(facts["settings"][name] == getattr(settings, name) for name in same)
