@@ -9,6 +9,7 @@ again under a new number in Optuna and the same point, so that its run goes on f
 import copy
 import json
 import socket
+import time
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +37,7 @@ def open_storage(address: str, folder: Path) -> "BaseStorage":
         SettingsError: the database does not answer, or its driver is not installed.
     """
     import optuna
-    from optuna.storages import JournalStorage, RDBStorage
+    from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -48,19 +49,30 @@ def open_storage(address: str, folder: Path) -> "BaseStorage":
         _mend(folder / JOURNAL, lock)
         return JournalStorage(JournalFileBackend(str(folder / JOURNAL), lock_obj=lock))
     try:
-        with warnings.catch_warnings(action="ignore"):  # heartbeats are called experimental
-            return RDBStorage(
-                address,
-                heartbeat_interval=HEARTBEAT_SECONDS,
-                grace_period=GRACE_SECONDS,
-                engine_kwargs={"pool_pre_ping": True},
-            )
+        return _database(address)
     except Exception as error:  # noqa: BLE001 - each driver has errors of its own
-        cause = " ".join(str(error.__cause__ or error).split())[:300]
+        cause = " ".join(str(error.__cause__ or error).split())[:300].rstrip(".")
         raise SettingsError(
             f"The study's storage {_without_password(address)} does not answer: {cause}. Start the server, mend the "
             "address (for PostgreSQL install '.[postgres]'), or leave `storage` out for a journal in the folder."
         ) from None
+
+
+def _database(address: str) -> "BaseStorage":
+    """Connect to a database; two commands that make Optuna's tables at once stumble over each other, and try again."""
+    from optuna.storages import RDBStorage
+    from sqlalchemy.exc import IntegrityError, ProgrammingError
+
+    options = {"heartbeat_interval": HEARTBEAT_SECONDS, "grace_period": GRACE_SECONDS}
+    for last in (False, False, False, True):
+        try:
+            with warnings.catch_warnings(action="ignore"):  # heartbeats are called experimental
+                return RDBStorage(address, engine_kwargs={"pool_pre_ping": True}, **options)
+        except (IntegrityError, ProgrammingError):
+            if last:
+                raise
+        time.sleep(1)
+    raise AssertionError
 
 
 def _without_password(address: str) -> str:

@@ -117,7 +117,7 @@ def _value_faults(at: tuple, name: str, value: Any) -> Iterator[Fault]:
         yield at, "`run` is not for a study to set: each trial has a folder of its own, named by its number."
         return
     try:
-        check_values({name: value})
+        check_values({str(name): value})
     except SettingsError as error:
         yield at, str(error)
 
