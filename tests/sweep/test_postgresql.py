@@ -47,6 +47,16 @@ def server():
     shutil.rmtree(folder)
 
 
+@pytest.fixture
+def opened_study():
+    """Return `open_study`, and close the connections of what it opened."""
+    opened = []
+    yield lambda study: opened.append(open_study(study)) or opened[-1]
+    for one in opened:
+        one._storage.remove_session()
+        one._storage._backend.engine.dispose()
+
+
 def test_two_commands_share_a_study_and_one_is_killed(study_file, server, runs, monkeypatch):
     monkeypatch.setenv("NAP", "1")
     vary = {"learning_rate": [0.001, 0.002, 0.003], "weight_decay": [0.0, 0.1]}
@@ -64,9 +74,9 @@ def test_two_commands_share_a_study_and_one_is_killed(study_file, server, runs, 
     assert not (runs / "shared/study.log").exists()
 
 
-def test_what_another_machine_works_at_is_left_to_its_heartbeats(study_file, server):
+def test_what_another_machine_works_at_is_left_to_its_heartbeats(study_file, server, opened_study):
     study = read_study(study_file(study="elsewhere", storage=server))
-    opened = open_study(study)
+    opened = opened_study(study)
     with pytest.warns(UserWarning, match="Heartbeat"):
         taken = opened.ask()
     taken.set_user_attr("worker", "another-machine:/its/runs/elsewhere")
@@ -74,11 +84,11 @@ def test_what_another_machine_works_at_is_left_to_its_heartbeats(study_file, ser
     assert opened.get_trials()[0].state.name == "RUNNING", "that nobody holds its lock here says nothing"
 
 
-def test_what_a_silent_machine_worked_at_is_queued_again(study_file, server, monkeypatch):
+def test_what_a_silent_machine_worked_at_is_queued_again(study_file, server, opened_study, monkeypatch):
     monkeypatch.setattr("helpers.sweep.queue.HEARTBEAT_SECONDS", 1)
     monkeypatch.setattr("helpers.sweep.queue.GRACE_SECONDS", 2)
     study = read_study(study_file(study="silent", storage=server, vary={"learning_rate": [0.001]}))
-    opened = open_study(study)
+    opened = opened_study(study)
     with pytest.warns(UserWarning, match="Heartbeat"):
         taken = opened.ask()
     taken.set_user_attr("worker", "another-machine:/its/runs/silent")
