@@ -4,6 +4,7 @@ import sys
 import time
 
 import nbformat
+import optuna
 import pytest
 from optuna.trial import TrialState
 
@@ -107,3 +108,18 @@ def test_checkpoints_are_kept_unless_the_study_says_otherwise(study_file, write_
         name = f"kept-{keep}"
         study, _ = worked(study_file(study=name, notebooks=[notebook], vary={"seed": [1]}, keep_checkpoints=keep))
         assert (study.folder / "trial-000/checkpoints").exists() == keep
+
+
+def test_a_trial_that_falls_behind_is_recorded_as_pruned(study_file, training_notebook, tiny_settings):
+    tiny = tiny_settings.model_dump(include={"model_name_or_path", "source", "block_size", "mixed_precision"})
+    settings = {**tiny, "per_device_train_batch_size": 4, "eval_steps": 2, "sample_prompt": ""}
+    file = study_file(vary={"learning_rate": [0.001]}, settings=settings, notebooks=[training_notebook], prune=True)
+    study = read_study(file)
+    opened = open_study(study)
+    for _ in range(4):  # the pruner waits for so many
+        others = dict.fromkeys(range(5001), 1.0)
+        opened.add_trial(optuna.create_trial(value=1.0, intermediate_values=others))
+    work(study, opened)
+    assert [trial.state for trial in trials_of(opened)] == [TrialState.PRUNED]
+    assert compare("grid").runs[0].state == "pruned"
+    assert not (study.folder / "trial-000/training.json").exists()
