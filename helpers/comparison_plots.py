@@ -86,6 +86,7 @@ def importance(runs: "Sequence[ComparedRun]", names: Sequence[str], *, by: str) 
     import optuna
 
     choices = {name: [run.settings[name] for run in runs if run.settings.get(name) is not None] for name in names}
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study()
     for run in runs:
         values = {name: run.settings[name] for name in names if run.settings.get(name) is not None}
@@ -157,7 +158,16 @@ def _heights(values: Sequence[Any]) -> tuple[list[float], dict[float, str]]:
     heights = [(measure(value) - measure(low)) / span for value in values]
     distinct = dict(zip(heights, values, strict=True))
     named = distinct if len(distinct) <= 6 else {0.0: low, 1.0: high}
-    return heights, {height: f"{value:.4g}" for height, value in named.items()}
+    return heights, {height: f"{named[height]:.4g}" for height in _apart(sorted(named))}
+
+
+def _apart(heights: Sequence[float]) -> list[float]:
+    """Return the heights that leave room for a label each, from the lowest on."""
+    kept: list[float] = []
+    for height in heights:
+        if not kept or height - kept[-1] > 0.05:
+            kept.append(height)
+    return kept
 
 
 def _draw_scale(ax: "Axes", x: int, ticks: dict[float, str]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers.cards import DEFAULT_CARD, GIB, GraphicsCard, find_card
-from helpers.memory import parameters
+from helpers.memory import parameters, read_shape
 from helpers.plan import MemoryPlan, plan_run
 from helpers.settings import SettingsError
 from helpers.sweep.study import Study, trial_name
@@ -20,7 +20,7 @@ class Forecast:
         study: what was planned.
         card: what memory and time were planned for; None where this machine has no card.
         n_left: trials that are not settled yet.
-        plans: of each point of a grid, or of the corners of a search.
+        plans: of each point of a grid, or of the corners of a search; empty where the model's shape is not known here.
         free_bytes: of the disk that will hold the study.
         used_bytes: what the study's folder holds already.
     """
@@ -36,7 +36,7 @@ class Forecast:
     def hours(self) -> tuple[float, float] | None:
         """Shortest and longest time of all that is left, one trial after the other; None where it is not known."""
         times = [(plan.epoch_seconds, plan.settings.num_train_epochs) for plan in self.plans]
-        if self.card is None or not all(seconds for seconds, _ in times):
+        if self.card is None or not times or not all(seconds for seconds, _ in times):
             return None
         shortest, longest = (
             sum(seconds[end] * epochs for seconds, epochs in times) / len(times) * self.n_left / 3600 for end in (0, 1)
@@ -46,8 +46,10 @@ class Forecast:
     @property
     def disk_bytes(self) -> int:
         """What the trials that are left will write, and the largest one while it works."""
+        if not self.plans or not self.n_left:
+            return 0
         kept = max(kept_bytes(self.study, plan) for plan in self.plans)
-        return self.n_left * kept + max(plan.disk_bytes for plan in self.plans) - kept if self.n_left else 0
+        return self.n_left * kept + max(plan.disk_bytes for plan in self.plans) - kept
 
     @property
     def too_large(self) -> list[MemoryPlan]:
@@ -99,6 +101,8 @@ class Forecast:
 
     def _hours(self) -> str:
         limit = f"; none is begun after {self.study.budgets.hours:g} h" if self.study.budgets.hours else ""
+        if not self.plans:
+            return f"not predicted: the model's shape is not known before its download{limit}"
         if self.hours is None:
             return f"not predicted on a CPU: told once a trial is done{limit}"
         shortest, longest = self.hours
@@ -106,7 +110,8 @@ class Forecast:
 
     def _disk(self) -> str:
         budget = f", budget {self.study.budgets.disk_gib:g} GiB" if self.study.budgets.disk_gib else ""
-        return f"{_gib(self.disk_bytes)} predicted, {_gib(self.free_bytes)} free{budget}"
+        predicted = f"{_gib(self.disk_bytes)} predicted" if self.plans else "not predicted"
+        return f"{predicted}, {_gib(self.free_bytes)} free{budget}"
 
     def __str__(self) -> str:
         """Return what the study will do, for a terminal."""
@@ -126,6 +131,9 @@ def forecast(study: Study, card: GraphicsCard | None, *, n_left: int | None = No
     """
     plans = []
     for number, point in enumerate(study.corners):
+        if not _is_known(study.training_settings(point).model_name_or_path):
+            plans = []
+            break
         run = trial_name(number) if study.is_grid else "A trial"
         settings = study.training_settings(point).model_copy(update={"run": run})
         try:
@@ -134,6 +142,17 @@ def forecast(study: Study, card: GraphicsCard | None, *, n_left: int | None = No
             raise SettingsError(f"{run} of study {study.study!r} cannot be: {error}") from None
     left = len(study.points) if n_left is None else n_left
     return Forecast(study, card, left, tuple(plans), free_bytes(study.folder), folder_bytes(study.folder))
+
+
+def _is_known(model_name_or_path: str) -> bool:
+    """Tell whether a model can be planned; one of the Hub that is none of the known ones cannot before its download."""
+    if Path(model_name_or_path).exists() or "/" not in model_name_or_path:
+        return True  # or its error is worth telling now
+    try:
+        read_shape(model_name_or_path)
+    except SettingsError:
+        return False
+    return True
 
 
 def kept_bytes(study: Study, plan: MemoryPlan) -> int:

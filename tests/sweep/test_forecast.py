@@ -71,3 +71,10 @@ def test_a_folder_is_measured_with_all_it_holds(tmp_path):
 def test_the_shipped_studies_fit_the_card_they_are_for():
     card = find_card("RTX 4070 Ti")
     assert [forecast(read_study(find_study(name)), card).too_large for name in ("rates", "search")] == [[], []]
+
+
+def test_a_model_that_must_be_downloaded_first_is_run_without_a_plan(study_file):
+    settings = {"model_name_or_path": "someone/gpt2-of-theirs"}
+    planned = forecast(study_on_gpt2(study_file, settings=settings), find_card("RTX 4070 Ti"))
+    assert planned.refusals == []
+    assert "not predicted: the model's shape is not known before its download" in str(planned)
