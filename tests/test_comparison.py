@@ -3,7 +3,9 @@ import io
 import json
 
 import pytest
+from click.testing import CliRunner
 
+from helpers.__main__ import main
 from helpers.comparison import compare, promote, read_run
 from helpers.comparison_page import write_page
 from helpers.settings import SettingsError
@@ -203,6 +205,35 @@ def test_the_best_trial_becomes_a_run_of_its_own(runs, tiny_run):
     assert compare("mine").runs[0].state == "done"
     with pytest.raises(SettingsError, match=r"There is a folder .* already"):
         promote(compare("study").best[0], "mine")
+
+
+def test_the_command_writes_the_table_and_promotes_the_best(runs, tmp_path):
+    trials(runs)
+    asked = [
+        "compare",
+        "rates",
+        "--csv",
+        str(tmp_path / "a.csv"),
+        "--html",
+        str(tmp_path / "a.html"),
+        "--promote",
+        "best",
+    ]
+    result = CliRunner().invoke(main, asked)
+    assert result.exit_code == 0, result.output
+    assert "Best: rates/trial-001, eval loss 2" in result.output
+    assert f"rates/trial-001 is now the run best: {runs / 'best'}" in result.output
+    assert (tmp_path / "a.csv").read_text() == compare("rates").to_csv()
+    assert "<table>" in (tmp_path / "a.html").read_text()
+    assert compare("best").runs[0].eval_loss == 2.0
+
+
+def test_the_command_does_not_choose_between_texts(runs):
+    write_run(runs / "a")
+    write_run(runs / "b", text=OTHER_TEXT)
+    result = CliRunner().invoke(main, ["compare", "--promote", "best"])
+    assert result.exit_code == 2
+    assert "There is not one best run but 2: name the one to promote" in result.output
 
 
 def test_an_unfinished_trial_is_not_promoted(runs):

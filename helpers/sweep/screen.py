@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from helpers.sweep.study import trial_name
 from helpers.sweep.supervise import Standing, describe
 
 if TYPE_CHECKING:
@@ -18,13 +17,15 @@ def headline(standing: Standing) -> str:
     counts = [
         f"{n} {name}" for name, state in _STATES.items() if (n := standing.count(state)) or name in ("done", "running")
     ]
-    return f"{', '.join(counts)} of {len(standing.trials)}; time left: {_left(standing.seconds_left)}"
+    return f"{', '.join(counts)} of {len(standing.trials)}; time left: {_left(standing)}"
 
 
-def _left(seconds: float | None) -> str:
-    if seconds is None:
+def _left(standing: Standing) -> str:
+    if not standing.n_left:
+        return "none"
+    if standing.seconds_left is None:
         return "known after the first trial"
-    minutes = round(seconds / 60)
+    minutes = round(standing.seconds_left / 60)
     return f"about {minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"about {max(1, minutes)} min"
 
 
@@ -45,7 +46,7 @@ def draw(standing: Standing) -> "RenderableType":
     lines += [Text(describe(trial, standing.study)) for trial in standing.trials if trial.state.name == "RUNNING"]
     failed = [trial for trial in standing.trials if "error" in trial.user_attrs]
     lines += [Text(describe(trial, standing.study), style="red") for trial in failed[-_MOST_FAILED:]]
-    lines.append(Text(f"log of a trial: {standing.study.folder / trial_name(0) / 'trial.log'}", style="dim"))
+    lines.append(Text(f"logs: {standing.study.folder / '<trial>' / 'trial.log'}", style="dim"))
     return Group(*lines)
 
 

@@ -69,6 +69,13 @@ def test_time_left_is_shared_by_the_workers(study):
     assert "about 2 h 00 min" in headline(standing(study, opened))
 
 
+def test_a_settled_study_has_no_time_left(study_file):
+    study = read_study(study_file(vary={"learning_rate": [0.001]}))
+    opened = open_study(study)
+    finish(opened, value=1.0)
+    assert headline(standing(study, opened)) == "1 done, 0 running of 1; time left: none"
+
+
 def test_where_there_is_no_terminal_each_end_is_a_line(study):
     opened = open_study(study)
     finish(opened, value=1.0)
