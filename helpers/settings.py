@@ -144,10 +144,10 @@ class TrainingSettings(DataSettings):
     """How the model is trained; the names are those of `TrainingArguments` and `GPT2Config`."""
 
     learning_rate: float = Field(
-        1e-3, gt=0, le=0.1, json_schema_extra={"scale": "log"}, description="peak of the learning-rate schedule"
+        1.5e-3, gt=0, le=0.1, json_schema_extra={"scale": "log"}, description="peak of the learning-rate schedule"
     )
     num_train_epochs: float = Field(
-        5, gt=0, le=1000, json_schema_extra={"unit": "epochs"}, description="times the training text is read"
+        3, gt=0, le=1000, json_schema_extra={"unit": "epochs"}, description="times the training text is read"
     )
     per_device_train_batch_size: int = Field(
         8, ge=1, le=1024, json_schema_extra={"unit": "blocks", "scale": "log"}, description="blocks in one pass"

@@ -131,7 +131,7 @@ def training_arguments(
     same_names = (
         "learning_rate", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps",
         "weight_decay", "warmup_steps", "lr_scheduler_type", "max_grad_norm", "logging_steps", "eval_steps",
-        "save_total_limit", "seed", "report_to",
+        "save_total_limit", "seed",
     )  # fmt: skip
     precision = chosen_precision(settings)
     is_renamed = "activation_checkpointing" in TrainingArguments.__dataclass_fields__  # in transformers 5.23
@@ -333,6 +333,8 @@ def _callbacks(
     ]
     if (trial := reporting(settings.run)) is not None:
         found.append(trial)
+    if settings.report_to == "tensorboard":
+        found.append(callbacks.tensorboard(folder / "tensorboard"))
     if settings.early_stopping_patience:
         found.append(EarlyStoppingCallback(settings.early_stopping_patience))
     if watch is not None:

@@ -55,6 +55,7 @@ def tiny_settings(tiny_model, text_file) -> TrainingSettings:
         source=str(text_file),
         block_size=32,
         per_device_train_batch_size=4,
+        learning_rate=1e-3,
         num_train_epochs=2,
         logging_steps=1,
         eval_steps=4,

@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "memory": {"settings"},
     "cards": {"settings"},
     "plan": {"settings", "cards", "memory"},
-    "callbacks": set(),
+    "callbacks": {"settings"},
     "environment": {"settings", "model"},
     "evaluation": {"settings", "data", "model"},
     "plots": set(),

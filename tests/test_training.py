@@ -354,3 +354,19 @@ def test_two_processes_give_the_loss_of_one_at_the_same_effective_batch(tiny_mod
     assert len(losses[0]) == one.facts["steps"] == open_run("two").facts["steps"]
     for name, value in weights(one.model_folder).items():
         torch.testing.assert_close(weights(open_run("two").model_folder)[name], value, atol=1e-4, rtol=1e-3)
+
+
+def test_what_is_logged_is_passed_on_to_tensorboard(tiny_settings):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    finished = fine_tune(tiny_settings.model_copy(update={"report_to": "tensorboard"}))
+    told = EventAccumulator(str(finished.folder / "tensorboard")).Reload()
+    losses = [row["loss"] for row in finished.history if "loss" in row]
+    assert [event.value for event in told.Scalars("train/loss")] == pytest.approx(losses, rel=1e-5)
+    assert told.Scalars("eval/loss")
+
+
+def test_without_the_package_tensorboard_says_what_to_install(tiny_settings, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(SettingsError, match="pip install tensorboard"):
+        fine_tune(tiny_settings.model_copy(update={"report_to": "tensorboard"}))
