@@ -19,6 +19,7 @@ from helpers.settings import (
     read_preset,
     unit,
 )
+from helpers.sweep.commands import compare, sweep
 
 
 def _run_options(command: Callable) -> Callable:
@@ -116,7 +117,7 @@ def plan(
 
 def _card_to_plan_for(gpu: str | None) -> Any:
     """Return the named card, else this machine's, else the course's own; say so where none was named."""
-    from helpers.cards import DEFAULT_CARD, GraphicsCard, find_card
+    from helpers.cards import DEFAULT_CARD, card_of_machine, find_card
     from helpers.environment import card
 
     if gpu is not None:
@@ -129,10 +130,8 @@ def _card_to_plan_for(gpu: str | None) -> Any:
             err=True,
         )
         return find_card(DEFAULT_CARD)
-    peaks = found.peak_tflops
-    half = peaks.get("bfloat16", peaks.get("float16", 0.0))
     click.echo("Planned for this machine's card; --gpu names another.", err=True)
-    return GraphicsCard(found.name, found.total_bytes, half, peaks.get("float32", 0.0), found.precision == "bf16")
+    return card_of_machine(found)
 
 
 @main.command()
@@ -143,9 +142,11 @@ def settings() -> None:
         click.echo(f"    {field.description} ({', '.join(filter(None, (allowed(field), unit(field))))})")
 
 
+main.add_command(compare)
 main.add_command(doctor)
 main.add_command(explain)
 main.add_command(monitor)
+main.add_command(sweep)
 
 if __name__ == "__main__":
     main(prog_name="python -m helpers")

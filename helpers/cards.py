@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from helpers.settings import SettingsError
 
@@ -66,6 +66,13 @@ def find_card(name: str) -> GraphicsCard:
     known = ", ".join(card.name for card in CARDS)
     hint = f"did you mean {names[close[0]].name!r}?" if close else f"there are {known}."
     raise SettingsError(f"There is no card {name!r} in the table; {hint}")
+
+
+def card_of_machine(found: Any) -> GraphicsCard:
+    """Return what can be planned with, of a card that this machine's driver told of (`environment.card()`)."""
+    peaks = found.peak_tflops
+    half = peaks.get("bfloat16", peaks.get("float16", 0.0))
+    return GraphicsCard(found.name, found.total_bytes, half, peaks.get("float32", 0.0), found.precision == "bf16")
 
 
 def _bare(name: str) -> str:

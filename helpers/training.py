@@ -22,6 +22,7 @@ from helpers.callbacks import TrainingBrokenError, Watch
 from helpers.data import PreparedData, prepare
 from helpers.engine import equal_results_less_work
 from helpers.model import check_fit, has_bf16, load_model, load_tokenizer, quiet, set_attention_dropout
+from helpers.pruning import reporting
 from helpers.settings import SettingsError, TrainingSettings, read_run_settings, run_folder, runs_folder
 
 if TYPE_CHECKING:
@@ -330,6 +331,8 @@ def _callbacks(
         callbacks.guard(model.config.vocab_size),
         callbacks.space(model),
     ]
+    if (trial := reporting(settings.run)) is not None:
+        found.append(trial)
     if settings.report_to == "tensorboard":
         found.append(callbacks.tensorboard(folder / "tensorboard"))
     if settings.early_stopping_patience:
