@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "model": {"settings"},
     "engine": set(),
     "memory": {"settings"},
-    "cards": {"settings"},
+    "cards": {"settings", "environment"},
     "plan": {"settings", "cards", "memory"},
     "callbacks": set(),
     "stopping": set(),
@@ -46,6 +46,7 @@ MAY_IMPORT = {
     "training": {"settings", "data", "model", "engine", "callbacks", "stopping"},
     "pocket": {"settings", "model", "evaluation"},
     "course": {"settings"},
+    "widgets": {"settings", "cards", "memory", "plan", "data", "model", "training", "callbacks", "stopping"},
     "__main__": {"settings", "course", "training", "environment", "cards", "plan", "failures"},
     "__init__": set(),
 }
