@@ -98,12 +98,13 @@ def _bar_row(bar: Bar, most: float, colour: str) -> str:
     line = f"border:1.5px dashed {INK}" if bar.outline else ""
     drawn = " <b>&#9664; drawn</b>" if bar.is_marked else ""
     return (
-        f"<tr><td style='text-align:right;white-space:pre;max-width:11em;overflow:hidden'>{html.escape(bar.name)}</td>"
+        "<tr><td style='text-align:right;padding-right:.5em;white-space:pre;max-width:11em;overflow:hidden'>"
+        f"{html.escape(bar.name)}</td>"
         "<td style='width:50%'><div style='position:relative;height:1em'>"
         f"<div style='position:absolute;height:100%;width:{100 * bar.share / most:.1f}%;background:{colour}'></div>"
         f"<div style='position:absolute;height:100%;width:{100 * bar.outline / most:.1f}%;"
         f"box-sizing:border-box;{line}'></div></div></td>"
-        f"<td style='text-align:left'>{html.escape(bar.text)}{drawn}</td></tr>"
+        f"<td style='text-align:left;padding-left:.5em'>{html.escape(bar.text)}{drawn}</td></tr>"
     )
 
 

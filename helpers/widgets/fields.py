@@ -1,6 +1,7 @@
 """One control for each field of the settings: its kind, range, step, scale and help are read from the field."""
 
 import math
+from decimal import Decimal
 from typing import Any, Literal, get_origin
 
 import ipywidgets as w
@@ -8,7 +9,7 @@ import ipywidgets as w
 from helpers.settings import allowed, unit
 
 _LAYOUT = {"width": "auto", "min_width": "0"}
-_STYLE = {"description_width": "13.5em"}
+_STYLE = {"description_width": "15em"}
 _WIDEST_SLIDER = 10_000  # whole numbers that a slider can still tell apart
 
 
@@ -45,14 +46,31 @@ def told(field: Any) -> str:
 
 
 def put(made: w.DOMWidget, value: Any) -> None:
-    """Let a control hold a value; what it could not reach by itself is added to what it can."""
+    """Let a control hold a value exactly: a slider in a browser stands at whole steps only, so those are fitted."""
+    with made.hold_sync():  # else a browser rounds the old value to the new steps, and sends it back
+        _fit(made, value)
+        made.value = value
+
+
+def _fit(made: w.DOMWidget, value: Any) -> None:
     if isinstance(made, w.SelectionSlider) and value not in made.options:
         made.options = sorted({*made.options, value})
     elif isinstance(made, w.FloatLogSlider):
-        made.min = min(made.min, math.log10(value))
+        exponent = math.log10(value)
+        n_steps = max(0, round((exponent - made.min) / made.step))
+        made.min = exponent - n_steps * made.step
+    elif isinstance(made, w.IntSlider) and (value - made.min) % made.step:
+        made.step = 1
     elif isinstance(made, w.FloatSlider):
-        made.min = min(made.min, value)
-    made.value = value
+        digits = max(0, -Decimal(repr(value)).as_tuple().exponent)
+        made.min, made.step = min(made.min, value), min(made.step, 10.0**-digits)
+
+
+def holds(made: w.DOMWidget, value: Any) -> bool:
+    """Tell whether a control holds a value, but for the rounding of a slider's steps in the browser."""
+    if isinstance(made.value, float):
+        return math.isclose(made.value, value, rel_tol=1e-6, abs_tol=1e-9)
+    return made.value == value
 
 
 def got(made: w.DOMWidget) -> Any:
@@ -80,8 +98,9 @@ def _number(field: Any, common: dict[str, Any]) -> w.DOMWidget:
     if hints.get("scale") == "log" and (field.annotation is int or has_low):
         return w.SelectionSlider(options=_ladder(low, high, hints.get("least", 1), field.annotation), **common)
     if hints.get("scale") == "log":
-        least = math.log10(hints.get("least", high / 1e6))
-        return w.FloatLogSlider(min=least, max=math.log10(high), step=0.05, readout_format=".2g", **common)
+        least = hints.get("least", high / 1e6)
+        shown = ".1e" if least < 1e-3 else ".2r"
+        return w.FloatLogSlider(min=math.log10(least), max=math.log10(high), step=0.05, readout_format=shown, **common)
     if not math.isfinite(high - low) or (field.annotation is int and high - low > _WIDEST_SLIDER):
         text = w.IntText if field.annotation is int else w.FloatText
         return text(**common)

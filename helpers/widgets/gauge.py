@@ -92,7 +92,8 @@ def _facts(plan: MemoryPlan, *, has_card: bool) -> str:
     if has_card:
         rows[2:2] = [("an epoch", told["an epoch"]), ("largest batch", told["largest batch"])]
     cells = "".join(
-        f"<tr><td style='text-align:left;padding-right:1em;vertical-align:top'>{html.escape(name)}</td>"
+        "<tr><td style='text-align:left;padding-right:1em;vertical-align:top;white-space:nowrap'>"
+        f"{html.escape(name)}</td>"
         f"<td style='text-align:left'>{html.escape(value)}</td></tr>"
         for name, value in rows
     )

@@ -2,6 +2,7 @@
 
 import html
 import inspect
+import json
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import ipywidgets as w
 
 from helpers.settings import ASSETS, Settings, SettingsError
-from helpers.widgets.fields import control, got, put
+from helpers.widgets.fields import control, got, holds, put
 
 _RULE = (
     "This is what the panel held when its cell ran. It begins with the values of the parameters cell, or with those "
@@ -20,6 +21,7 @@ _RULE = (
 _STYLE = (
     f"<style>{(ASSETS / 'widgets' / 'panel.css').read_text(encoding='utf-8')}.course-static{{display:none}}</style>"
 )
+_LABELS = (ASSETS / "widgets" / "labels.js").read_text(encoding="utf-8")
 
 
 class Panel:
@@ -59,13 +61,11 @@ class Panel:
 
     def refresh(self) -> None:
         """Show what follows from the values, or what is wrong with them in one sentence."""
+        self.say("")  # first, since what follows may speak from a thread of its own
         try:
-            settings = self.settings
-            self._follow(settings)
+            self._follow(self.settings)
         except SettingsError as error:
             self.say(str(error), is_error=True)
-        else:
-            self.say("")
 
     def say(self, sentence: str, *, is_error: bool = False) -> None:
         """Show one sentence, escaped; an empty one takes the last away."""
@@ -79,7 +79,7 @@ class Panel:
             made.disabled = is_locked
 
     def _moved(self, name: str, change: Any) -> None:
-        if self._is_filling:
+        if self._is_filling or holds(self.controls[name], self._values[name]):
             return
         self._values[name] = got(self.controls[name])
         self._moved_by_hand(name)
@@ -114,12 +114,19 @@ class Panel:
         """Return the panel's widgets in a frame that brings the panel's style."""
         return w.VBox([w.HTML(_STYLE), *children]).add_class("course-panel")
 
+    def help(self) -> dict[str, str]:
+        """Return what is said of each control when somebody points at it or has it read out."""
+        return {made.description: made.tooltip for made in self._described()}
+
+    def _described(self) -> list[w.Widget]:
+        return [*self.controls.values()]
+
     def _ipython_display_(self) -> None:
         from IPython.display import HTML, Javascript, display
 
         display(self.widget)
         display(HTML(self.static_html()))
-        display(Javascript((ASSETS / "widgets" / "labels.js").read_text(encoding="utf-8")))
+        display(Javascript(f"const help = {json.dumps(self.help())};\n{_LABELS}"))
 
 
 def button(text: str, action: Callable[[], None], *, tooltip: str, icon: str = "", style: str = "") -> w.Button:

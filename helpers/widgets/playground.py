@@ -75,6 +75,7 @@ class Playground(Panel):
         look: slider that chooses the token whose candidates are shown.
         columns: name of a model -> what is shown of it.
         thread: the last generation's, or None.
+        is_on: whether the models go on now.
     """
 
     def __init__(
@@ -88,7 +89,7 @@ class Playground(Panel):
             name: _Column(name, model, tokenizer, colour)
             for (name, model), colour in zip(models.items(), _COLOURS, strict=False)
         }
-        self._stop = threading.Event()
+        self._stop, self.is_on = threading.Event(), False
         self.thread: threading.Thread | None = None
         self.start = button("Generate", self.begin, tooltip="let the models go on from the prompt", icon="play")
         self.stop = button("Stop", self._stop.set, tooltip="stop after this token", icon="stop")
@@ -100,12 +101,13 @@ class Playground(Panel):
         self.look.observe(lambda _: self.refresh(), "value")
         row = w.Box([self.start, self.stop, self.look]).add_class("course-row")
         pair = w.Box([column.widget for column in self.columns.values()]).add_class("course-pair")
-        self.widget = self.framed(*self.groups(), row, self._error, pair)
+        controls = w.Box([*self.controls.values()]).add_class("course-grid")
+        self.widget = self.framed(controls, row, self._error, pair)
         self.refresh()
 
     def begin(self) -> None:
         """Generate in the background, a token of each model in turn; say why where that cannot be."""
-        if self.thread is not None:
+        if self.is_on:
             return
         try:
             settings = self.settings
@@ -120,9 +122,13 @@ class Playground(Panel):
         self.thread = threading.Thread(target=self._generate, args=(settings,), daemon=True)
         self.thread.start()
 
+    def _described(self) -> list[w.Widget]:
+        return [*super()._described(), self.look]
+
     def lock(self, is_locked: bool) -> None:
         """Lock all but the button that stops."""
         super().lock(is_locked)
+        self.is_on = is_locked
         self.start.disabled, self.look.disabled, self.stop.disabled = is_locked, is_locked, not is_locked
 
     def _generate(self, settings: EvaluationSettings) -> None:
@@ -136,7 +142,6 @@ class Playground(Panel):
         except Exception as error:  # noqa: BLE001 (a thread has nobody else to tell)
             sentence, is_error = f"{type(error).__name__}: {error}", True
         finally:
-            self.thread = None
             self.lock(False)
             self.look.max = max(1, *(len(column.tokens) for column in self.columns.values()))
             self.say(sentence, is_error=is_error)

@@ -28,23 +28,20 @@ class RunControls:
         stop: ends the step, saves, and stops.
         finished: the last run that came to its end here, or None.
         thread: the last training's, or None.
+        is_on: whether a training runs now.
     """
 
     def __init__(self, panel: Panel) -> None:
         self._panel, self._stop = panel, threading.Event()
         self.finished: FineTuned | None = None
         self.thread: threading.Thread | None = None
+        self.is_on = False
         self.start = button("Start", self.begin, tooltip="train this run now", icon="play")
         self.stop = button("Stop", self.end, tooltip="end the step, save a checkpoint, and stop", icon="stop")
         self.stop.disabled = True
         self._state, self._curve = w.HTML().add_class("course-status"), w.HTML()
         row = w.Box([self.start, self.stop, self._state]).add_class("course-row")
-        self.widget = w.VBox([w.HTML("<h4>run</h4>"), row, self._curve])
-
-    @property
-    def is_on(self) -> bool:
-        """Whether a training runs now."""
-        return self.thread is not None and self.thread.is_alive()
+        self.widget = w.VBox([w.HTML("<h4>train now</h4>"), row, self._curve])
 
     def begin(self) -> None:
         """Train the panel's run in the background; say why where that cannot be."""
@@ -101,7 +98,6 @@ class RunControls:
         except Exception as error:  # noqa: BLE001 (a thread has nobody else to tell)
             sentence, is_error = f"{type(error).__name__}: {error} (`python -m helpers explain` reads errors.)", True
         finally:
-            self.thread = None
             self._lock(False)
             self._panel.refresh()
             self._panel.say(sentence, is_error=is_error)
@@ -112,6 +108,7 @@ class RunControls:
         self._curve.value = loss_curve(history)
 
     def _lock(self, is_on: bool) -> None:
+        self.is_on = is_on
         self._panel.lock(is_on)
         self.start.disabled, self.stop.disabled = is_on, not is_on
 

@@ -97,6 +97,9 @@ class TrainingPanel(Panel):
             lines = "".join(f"<div><code>{html.escape(line)}</code></div>" for line in (saved.papermill, saved.run))
             self._commands.value = f"<div class='course-note'>Written: {html.escape(str(saved.path))}{lines}</div>"
 
+    def _described(self) -> list[w.Widget]:
+        return [*super()._described(), self.preset, self.card]
+
     def lock(self, is_locked: bool) -> None:
         """Lock all but the button that stops."""
         super().lock(is_locked)
@@ -113,6 +116,7 @@ class TrainingPanel(Panel):
         self.preset.value = _BY_HAND
 
     def _follow(self, settings: TrainingSettings) -> None:
+        self._commands.value = ""  # they ran what was said before
         self.run.follow(settings)
         self.gauge.value = self._gauge.draw(settings, self.chosen_card)
 
