@@ -1,8 +1,10 @@
 # make course   run the five notebooks on what is shipped, then one report page
-# make test     lint, unit tests, every notebook
+# make test     lint, unit tests, every notebook, and the browser tests where Chromium is
 # make lab      open the notebooks in JupyterLab
 # make lint     ruff, and notebooks stored without outputs
 # make bench    the benchmarks
+# make browser  the notebooks and their panels in a real JupyterLab; needs Chromium
+# make pictures the README's pictures, taken by the same tests
 #
 # Each sets up .venv by itself. TORCH picks the wheel: `TORCH=cu126` (driver 525 and newer), `TORCH=cu130` (580 and
 # newer) or `TORCH=cpu` take it from PyTorch's own index, `TORCH=auto` the one of these that the doctor advises for this
@@ -14,14 +16,21 @@ TORCH ?=
 TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
 INSTALLED := $(VENV)/installed$(TORCH)
 
-.PHONY: course test lab lint bench
+.PHONY: course test lab lint bench browser pictures
 course: $(INSTALLED)
 	$(BIN)/python -m helpers run
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --ignore=tests/benchmarks tests helpers
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --ignore=tests/benchmarks --ignore=tests/browser tests helpers
 	runs=$$(mktemp -d) && COURSE_RUNS=$$runs $(BIN)/python -m pytest --nbmake --nbmake-timeout=600 notebooks \
 		&& rm -rf "$$runs"
+	$(MAKE) browser
+
+browser: $(INSTALLED)
+	$(BIN)/python -m pytest tests/browser
+
+pictures: browser
+	$(BIN)/python tests/browser/pictures.py
 
 lab: $(INSTALLED)
 	$(BIN)/jupyter lab notebooks

@@ -117,13 +117,12 @@ def plan(
 
 def _card_to_plan_for(gpu: str | None) -> Any:
     """Return the named card, else this machine's, else the course's own; say so where none was named."""
-    from helpers.cards import DEFAULT_CARD, card_of_machine, find_card
-    from helpers.environment import card
+    from helpers.cards import DEFAULT_CARD, card_of_this_machine, find_card
 
     if gpu is not None:
         return find_card(gpu)
-    found = card()
-    if found is None or not found.total_bytes:
+    found = card_of_this_machine()
+    if found is None:
         click.echo(
             f"No NVIDIA card answers here: this is what the run takes on an {DEFAULT_CARD} (--gpu names another); "
             "the memory of a CPU run is not predicted.",
@@ -131,7 +130,7 @@ def _card_to_plan_for(gpu: str | None) -> Any:
         )
         return find_card(DEFAULT_CARD)
     click.echo("Planned for this machine's card; --gpu names another.", err=True)
-    return card_of_machine(found)
+    return found
 
 
 @main.command()

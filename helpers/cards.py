@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from helpers.settings import SettingsError
 
@@ -68,8 +68,13 @@ def find_card(name: str) -> GraphicsCard:
     raise SettingsError(f"There is no card {name!r} in the table; {hint}")
 
 
-def card_of_machine(found: Any) -> GraphicsCard:
-    """Return what can be planned with, of a card that this machine's driver told of (`environment.card()`)."""
+def card_of_this_machine() -> GraphicsCard | None:
+    """Return the card that a training here would take, read from the driver; None without an NVIDIA card."""
+    from helpers.environment import card
+
+    found = card()
+    if found is None or not found.total_bytes:
+        return None
     peaks = found.peak_tflops
     half = peaks.get("bfloat16", peaks.get("float16", 0.0))
     return GraphicsCard(found.name, found.total_bytes, half, peaks.get("float32", 0.0), found.precision == "bf16")

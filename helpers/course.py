@@ -176,10 +176,13 @@ def write_report(run: str) -> Path:
 
 
 def _without_widgets(notebook: Any) -> Any:
-    """Take the widgets out of an executed notebook: on a page without a kernel they are dead scripts."""
+    """Take widgets and scripts out of an executed notebook: on a page without a kernel nothing answers them.
+
+    What a panel shows instead stands beside it as plain HTML, and stays.
+    """
     notebook.metadata.pop("widgets", None)
+    dead = {"application/vnd.jupyter.widget-view+json", "application/javascript"}
     for cell in notebook.cells:
         if "outputs" in cell:
-            view = "application/vnd.jupyter.widget-view+json"
-            cell.outputs = [output for output in cell.outputs if view not in output.get("data", {})]
+            cell.outputs = [output for output in cell.outputs if not dead & set(output.get("data", {}))]
     return notebook

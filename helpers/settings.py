@@ -134,11 +134,13 @@ class DataSettings(RunSettings):
     model_name_or_path: str = Field(
         "pocket",
         min_length=1,
+        examples=["pocket", "openai-community/gpt2", "distilbert/distilgpt2", "openai-community/gpt2-medium"],
         description="'pocket' (shipped), a folder, or a Hub id such as openai-community/gpt2",
     )
     source: str = Field(
         "fables",
         min_length=1,
+        examples=["fables", "python-reference", "Salesforce/wikitext"],
         description="'fables' or 'python-reference' (shipped), a file, a folder, or a Hub id",
     )
     source_config: str = Field("", description="configuration of a Hub data set, such as wikitext-2-raw-v1")
@@ -165,7 +167,7 @@ class DataSettings(RunSettings):
     validation_share: float = Field(0.1, gt=0, le=0.4, description="share of the documents kept for validation")
     test_share: float = Field(0.1, gt=0, le=0.4, description="share of the documents kept for the final test")
     block_size: int = Field(
-        256, ge=8, le=1024, json_schema_extra={"unit": "tokens"}, description="tokens in one training row"
+        256, ge=8, le=1024, json_schema_extra={"unit": "tokens", "step": 8}, description="tokens in one training row"
     )
 
 
@@ -173,11 +175,13 @@ class TrainingSettings(DataSettings):
     """How the model is trained; the names are those of `TrainingArguments` and `GPT2Config`."""
 
     learning_rate: float = Field(
-        1.5e-3, gt=0, le=0.1, json_schema_extra={"scale": "log"}, description="peak of the learning-rate schedule"
-    )
+        1e-3, gt=0, le=0.1, json_schema_extra={"scale": "log", "least": 1e-6},
+        description="peak of the learning-rate schedule",
+    )  # fmt: skip
     num_train_epochs: float = Field(
-        3, gt=0, le=1000, json_schema_extra={"unit": "epochs"}, description="times the training text is read"
-    )
+        5, gt=0, le=1000, json_schema_extra={"unit": "epochs", "scale": "log", "least": 0.1},
+        description="times the training text is read",
+    )  # fmt: skip
     per_device_train_batch_size: int = Field(
         8, ge=1, le=1024, json_schema_extra={"unit": "blocks", "scale": "log"}, description="blocks in one pass"
     )
@@ -186,12 +190,16 @@ class TrainingSettings(DataSettings):
     )
     weight_decay: float = Field(0.01, ge=0, le=1, description="pull of the weights towards zero (AdamW)")
     warmup_steps: float = Field(
-        0.05, ge=0, le=100_000, json_schema_extra={"unit": "steps"}, description="below 1: a share of all steps"
-    )
+        0.05, ge=0, le=100_000, json_schema_extra={"unit": "steps", "scale": "log", "least": 0.01},
+        description="below 1: a share of all steps",
+    )  # fmt: skip
     lr_scheduler_type: Literal["linear", "cosine", "constant_with_warmup"] = Field(
         "cosine", description="shape of the schedule after the warm-up"
     )
-    max_grad_norm: float = Field(1.0, gt=0, le=1000, description="gradients longer than this are shortened to it")
+    max_grad_norm: float = Field(
+        1.0, gt=0, le=1000, json_schema_extra={"scale": "log", "least": 0.01},
+        description="gradients longer than this are shortened to it",
+    )  # fmt: skip
     attn_pdrop: float = Field(
         0.0, ge=0, le=0.9, description="attention dropout; above 0 it leaves the fused attention kernel"
     )
@@ -204,17 +212,20 @@ class TrainingSettings(DataSettings):
     )
     from_scratch: bool = Field(False, description="start from random weights instead of the pretrained ones")
     logging_steps: int = Field(
-        10, ge=1, le=100_000, json_schema_extra={"unit": "steps"}, description="steps between two history rows"
-    )
+        10, ge=1, le=100_000, json_schema_extra={"unit": "steps", "scale": "log"},
+        description="steps between two history rows",
+    )  # fmt: skip
     eval_steps: int = Field(
-        20, ge=1, le=100_000, json_schema_extra={"unit": "steps"}, description="steps between two validations"
-    )
+        20, ge=1, le=100_000, json_schema_extra={"unit": "steps", "scale": "log"},
+        description="steps between two validations",
+    )  # fmt: skip
     save_steps: int = Field(
-        100, ge=1, le=100_000, json_schema_extra={"unit": "steps"}, description="steps between two checkpoints"
-    )
+        100, ge=1, le=100_000, json_schema_extra={"unit": "steps", "scale": "log"},
+        description="steps between two checkpoints",
+    )  # fmt: skip
     save_total_limit: int = Field(2, ge=1, le=100, description="checkpoints that are kept")
     early_stopping_patience: int = Field(
-        0, ge=0, le=1000, json_schema_extra={"unit": "validations"},
+        0, ge=0, le=1000, json_schema_extra={"unit": "validations", "scale": "log"},
         description="stop after so many without a better one and keep the best model; 0: never",
     )  # fmt: skip
     sample_prompt: str = Field("The", max_length=1000, description="continued after each validation; empty: nothing")
@@ -240,10 +251,17 @@ class EvaluationSettings(RunSettings):
         160, ge=1, le=1000, json_schema_extra={"unit": "tokens"}, description="length of a sample at most"
     )
     num_return_sequences: int = Field(2, ge=1, le=64, description="samples for each prompt")
-    temperature: float = Field(0.8, gt=0, le=5, description="below 1 bolder choices are rarer")
-    top_k: int = Field(0, ge=0, le=50257, description="choose among this many tokens; 0: among all")
+    temperature: float = Field(
+        0.8, gt=0, le=5, json_schema_extra={"step": 0.05}, description="below 1 bolder choices are rarer"
+    )
+    top_k: int = Field(
+        0, ge=0, le=50257, json_schema_extra={"unit": "tokens", "scale": "log"},
+        description="choose among this many tokens; 0: among all",
+    )  # fmt: skip
     top_p: float = Field(0.95, gt=0, le=1, description="choose among the likeliest tokens that sum to this share")
-    repetition_penalty: float = Field(1.1, ge=1, le=5, description="above 1 makes repeated tokens less likely")
+    repetition_penalty: float = Field(
+        1.1, ge=1, le=5, json_schema_extra={"step": 0.05}, description="above 1 makes repeated tokens less likely"
+    )
     copy_samples: int = Field(
         12, ge=1, le=1000, json_schema_extra={"unit": "samples"}, description="samples searched for copied text"
     )

@@ -9,6 +9,7 @@ import math
 import os
 import platform
 import shutil
+import threading
 import warnings
 import zipfile
 from contextlib import AbstractContextManager, nullcontext
@@ -24,6 +25,7 @@ from helpers.engine import equal_results_less_work
 from helpers.model import check_fit, has_bf16, load_model, load_tokenizer, quiet, set_attention_dropout
 from helpers.pruning import reporting
 from helpers.settings import SettingsError, TrainingSettings, read_run_settings, run_folder, runs_folder
+from helpers.stopping import stoppable
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
@@ -67,26 +69,36 @@ class FineTuned:
         printer.text(str(self))
 
 
-def fine_tune(settings: TrainingSettings, *, progress: bool = False, watch: Watch | None = None) -> FineTuned:
+def fine_tune(
+    settings: TrainingSettings,
+    *,
+    progress: bool = False,
+    watch: Watch | None = None,
+    stop: threading.Event | None = None,
+) -> FineTuned:
     """Train a run to its end and save its model; return it as it is when it is finished already.
 
-    A run that was interrupted goes on from its last whole checkpoint, on the same data in the same order.
+    A run that was interrupted goes on from its last whole checkpoint, on the same data in the same order. In a single
+    process, Ctrl-C and the interrupt of a kernel end the step, write a checkpoint and then raise `KeyboardInterrupt`;
+    a second one does not wait.
 
     Args:
         settings: all of them; `settings.run` names the folder.
         progress: show a progress bar.
         watch: called after each row with the history so far and a `Progress`, such as `plots.LivePlot()`.
+        stop: once it is set, by another thread, the step is ended and a checkpoint written.
 
     Raises:
         SettingsError: the settings do not fit the model or the data, or the run was started with other settings.
         TrainingBrokenError: the loss is exactly 0 or not finite.
+        TrainingStoppedError: `stop` was set before the last step.
     """
     folder = run_folder(settings.run)
     folder.mkdir(parents=True, exist_ok=True)
     with _alone_in(folder):
         _claim(settings, folder)
         if not (folder / "training.json").exists():
-            _train(settings, folder, progress=progress, watch=watch)
+            _train(settings, folder, progress=progress, watch=watch, stop=stop)
     return open_run(settings.run)
 
 
@@ -248,13 +260,13 @@ def _claim(settings: TrainingSettings, folder: Path) -> None:
             )
 
 
-def _train(settings: TrainingSettings, folder: Path, *, progress: bool, watch: Watch | None) -> None:
+def _train(settings: TrainingSettings, folder: Path, **how: Any) -> None:
     """Train to the end; a batch that memory does not hold is halved, at the same effective batch and order."""
     from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
     while True:
         try:
-            return _train_as_set(settings, folder, progress=progress, watch=watch)
+            return _train_as_set(settings, folder, **how)
         except RuntimeError as error:
             if not should_reduce_batch_size(error):
                 raise
@@ -285,7 +297,9 @@ def _halved(settings: TrainingSettings) -> TrainingSettings:
     return settings.model_copy(update={"per_device_train_batch_size": smaller, "gradient_accumulation_steps": passes})
 
 
-def _train_as_set(settings: TrainingSettings, folder: Path, *, progress: bool, watch: Watch | None) -> None:
+def _train_as_set(
+    settings: TrainingSettings, folder: Path, *, progress: bool, watch: Watch | None, stop: threading.Event | None
+) -> None:
     from accelerate import PartialState
     from transformers import PrinterCallback, Trainer, set_seed
 
@@ -310,7 +324,7 @@ def _train_as_set(settings: TrainingSettings, folder: Path, *, progress: bool, w
         if trainer.is_world_process_zero() and not (folder / "settings.json").exists():
             _write_json(folder / "settings.json", _settings_record(settings, data))
         checkpoint = last_whole_checkpoint(folder / "checkpoints")
-        with nullcontext() if progress else quiet():
+        with nullcontext() if progress else quiet(), stoppable(trainer, stop):
             outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         log = trainer.state.log_history
         if not any("eval_loss" in row and row["step"] == trainer.state.global_step for row in log):

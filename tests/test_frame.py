@@ -57,9 +57,10 @@ MAY_IMPORT = {
     "model": {"settings"},
     "engine": set(),
     "memory": {"settings"},
-    "cards": {"settings"},
+    "cards": {"settings", "environment"},
     "plan": {"settings", "cards", "memory"},
     "callbacks": {"settings"},
+    "stopping": set(),
     "environment": {"settings", "model"},
     "token_windows": set(),
     "scoring": {"settings", "engine", "model", "token_windows"},
@@ -84,7 +85,7 @@ MAY_IMPORT = {
     "plots": set(),
     "failures": {"settings", "environment", "data", "model", "memory", "evaluation", "training"},
     "exercises": set(),
-    "training": {"settings", "data", "model", "engine", "callbacks", "forecast", "model_card", "pruning"},
+    "training": {"settings", "data", "model", "engine", "callbacks", "forecast", "model_card", "pruning", "stopping"},
     "forecast": {"settings", "cards", "memory", "model", "plan"},
     "pruning": {"sweep"},
     "comparison": {"settings", "comparison_page"},
@@ -105,6 +106,7 @@ MAY_IMPORT = {
     "pocket": {"settings", "model", "evaluation"},
     "course": {"settings"},
     "__main__": {"settings", "course", "training", "environment", "cards", "plan", "failures", "sweep"},
+    "widgets": {"settings", "cards", "memory", "plan", "data", "model", "training", "callbacks", "stopping"},
     "__init__": set(),
 }
 

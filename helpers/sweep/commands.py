@@ -50,13 +50,9 @@ def sweep(ctx: click.Context, study: str, workers: int, gpu: str | None, dry_run
 
 def _card(gpu: str | None) -> Any:
     """Return the named card, else this machine's, else None."""
-    from helpers.cards import card_of_machine, find_card
-    from helpers.environment import card
+    from helpers.cards import card_of_this_machine, find_card
 
-    if gpu is not None:
-        return find_card(gpu)
-    found = card()
-    return card_of_machine(found) if found is not None and found.total_bytes else None
+    return card_of_this_machine() if gpu is None else find_card(gpu)
 
 
 def _refuse(sentences: list[str]) -> None:

@@ -1,0 +1,142 @@
+"""A real JupyterLab of a test's own, and a notebook that is open in it."""
+
+import json
+import os
+import re
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from helpers.settings import NOTEBOOKS
+
+ROOT = NOTEBOOKS.parent
+PICTURES = ROOT / "build" / "browser"  # what the tests saw; git looks away
+SECONDS = 240  # a notebook may take on a busy machine
+_STATE = """() => {
+    const panel = window.jupyterapp.shell.currentWidget;
+    const code = [...panel.content.model.cells].filter(cell => cell.type === 'code').map(cell => cell.toJSON());
+    const errors = code.flatMap(cell => cell.outputs).filter(out => out.output_type === 'error');
+    return {
+        status: panel.sessionContext.session?.kernel?.status,
+        all_run: code.every(cell => cell.execution_count || !cell.source.length),
+        errors: errors.map(out => out.ename + ': ' + out.evalue),
+    };
+}"""
+
+
+class JupyterLab:
+    """A server on loopback, with a token, in a folder that holds copies of the notebooks."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.runs, self.token = folder / "notebooks", folder / "runs", secrets.token_hex(16)
+        shutil.copytree(NOTEBOOKS, self.folder)
+        home = folder / "jupyter"
+        settings = home / "settings/@jupyterlab/apputils-extension"
+        settings.mkdir(parents=True)
+        quiet = {"fetchNews": "false", "checkForUpdates": False, "doNotDisturbMode": True}
+        (settings / "notification.jupyterlab-settings").write_text(json.dumps(quiet))
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.environment = {
+            **os.environ,
+            "COURSE_RUNS": str(self.runs),
+            "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(ROOT),
+            "JUPYTER_CONFIG_DIR": str(home / "config"),
+            "JUPYTER_DATA_DIR": str(home / "data"),
+            "JUPYTER_RUNTIME_DIR": str(home / "runtime"),
+            "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"),
+            "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"),
+            "IPYTHONDIR": str(home / "ipython"),
+        }
+        self.environment.pop("MPLBACKEND", None)  # a kernel draws into its notebook
+        command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={self.port}"]
+        options = [
+            f"--IdentityProvider.token={self.token}",
+            f"--ServerApp.root_dir={self.folder}",
+            "--ServerApp.port_retries=0",
+            "--ServerApp.terminals_enabled=False",
+            "--LabApp.extension_manager=readonly",
+            "--LabApp.news_url=None",
+            "--LabApp.expose_app_in_browser=True",
+            *(["--allow-root"] if hasattr(os, "getuid") and os.getuid() == 0 else []),
+        ]
+        self.log = (folder / "jupyterlab.txt").open("w")
+        self.process = subprocess.Popen([*command, *options], env=self.environment, stdout=self.log, stderr=self.log)
+        self._wait()
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.port}"
+
+    def _wait(self):
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                with urllib.request.urlopen(f"{self.url}/api?token={self.token}"):
+                    return
+            except urllib.error.URLError:
+                assert self.process.poll() is None, Path(self.log.name).read_text()
+                assert time.monotonic() < deadline, "JupyterLab did not answer"
+                time.sleep(0.2)
+
+    def close(self):
+        self.process.terminate()  # it ends its kernels with it
+        self.process.wait(30)
+        self.log.close()
+
+
+class Notebook:
+    """A notebook in a page of its own."""
+
+    def __init__(self, lab, page, name, *, theme="JupyterLab Light"):
+        self.page, self.name, self.complaints = page, name, []
+        page.on("console", lambda said: self.complaints.append(said.text) if said.type == "error" else None)
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.set_default_timeout(30_000)
+        page.goto(f"{lab.url}/lab/workspaces/{name.split('.')[0]}/tree/{name}?token={lab.token}")
+        page.locator(".jp-NotebookPanel").wait_for()
+        page.wait_for_function(
+            "() => window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel", timeout=60_000
+        )
+        page.evaluate("() => window.jupyterapp.shell.collapseLeft()")
+        self.set_theme(theme)
+
+    def set_theme(self, theme):
+        self.page.evaluate("theme => window.jupyterapp.commands.execute('apputils:change-theme', {theme})", theme)
+        self.page.wait_for_function("theme => document.body.dataset.jpThemeName === theme", arg=theme)
+
+    def run_all(self):
+        """Choose Run, Run All Cells, as a person does."""
+        self.page.locator(".lm-MenuBar-itemLabel", has_text=re.compile("^Run$")).click()
+        self.page.locator(".lm-Menu-item[data-command='runmenu:run-all'] .lm-Menu-itemLabel").click()
+
+    def wait(self, seconds=SECONDS):
+        """Wait until every cell has run; return the errors that cells ended with."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            state = self.page.evaluate(_STATE)
+            if state["errors"] or (state["status"] == "idle" and state["all_run"]):
+                return state["errors"]
+            self.page.wait_for_timeout(300)
+        raise AssertionError(f"{self.name} did not come to its end in {seconds} s")
+
+    def seen(self):
+        """Return the text of all outputs, each scrolled to: what is out of sight JupyterLab may not draw."""
+        texts = []
+        for output in self.page.locator(".jp-OutputArea-output").all():
+            output.scroll_into_view_if_needed()
+            texts.append(output.inner_text())
+        return "\n".join(texts)
+
+    def picture(self, name, locator=None):
+        PICTURES.mkdir(parents=True, exist_ok=True)
+        (locator or self.page).screenshot(path=PICTURES / f"{name}.png")

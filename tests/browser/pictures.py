@@ -1,0 +1,17 @@
+"""Make the README's pictures of what the browser tests saw, with a palette of few colours so that they stay small."""
+
+from pathlib import Path
+
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+PICTURES = {
+    "panel-02-light-1280": "data-panel",
+    "panel-03-light-1280": "training-panel",
+    "panel-03-dark-1920": "training-panel-dark",
+    "panel-04-light-1280": "playground",
+}
+
+for seen, name in PICTURES.items():
+    picture = Image.open(ROOT / "build" / "browser" / f"{seen}.png").convert("RGB")
+    picture.quantize(64).save(ROOT / "notebooks" / "images" / f"{name}.png", optimize=True)

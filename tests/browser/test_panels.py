@@ -1,0 +1,334 @@
+"""The five notebooks and their panels as a person meets them: a real JupyterLab in a real browser."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from helpers.settings import TrainingSettings
+
+pytestmark = pytest.mark.browser
+EVIL = (
+    "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>"
+    "</div><svg onload='window.hacked = 1'></svg> # head **bold** [link](javascript:window.hacked=1)"
+)
+
+
+class Shown:
+    """A panel in a notebook's page."""
+
+    def __init__(self, notebook):
+        self.page, self.panel = notebook.page, notebook.page.locator(".course-panel")
+        self.panel.scroll_into_view_if_needed()
+        self.page.wait_for_function("() => document.querySelector('.course-panel').innerText.length > 200")
+        self.verdict = self.panel.locator(".course-verdict")
+
+    def row(self, name):
+        label = self.page.locator(f".widget-label:text-is('{name}')")
+        return self.panel.locator(".widget-inline-hbox", has=label)
+
+    def handle(self, name):
+        handle = self.row(name).locator(".noUi-handle")
+        handle.scroll_into_view_if_needed()
+        return handle
+
+    def value(self, name):
+        return self.row(name).locator(".widget-readout").inner_text()
+
+    def drag(self, name, pixels):
+        self.handle(name).hover()
+        box = self.handle(name).bounding_box()
+        x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        self.page.mouse.move(x, y)
+        self.page.mouse.down()
+        self.page.mouse.move(x + pixels, y, steps=5)
+        self.page.mouse.up()
+
+    def type(self, name, text):
+        box = self.row(name).locator("input")
+        box.fill(text)
+        box.press("Tab")
+
+    def choose(self, name, option):
+        self.row(name).locator("select").select_option(option)
+
+    def button(self, name):
+        return self.panel.get_by_role("button", name=re.compile(f"{name}$"))  # an icon's sign may stand before it
+
+    def says(self, pattern):
+        self.panel.locator(".course-status", has_text=re.compile(pattern)).first.wait_for()
+
+
+def is_hacked(page):
+    return page.evaluate("() => window.hacked !== undefined")
+
+
+def scrolls_sideways(page):
+    wide = "e => e.scrollWidth > e.clientWidth + 1"
+    panel = page.locator(".jp-OutputArea-output:has(.course-panel)").first
+    return page.evaluate(f"({wide})(document.documentElement)") or panel.evaluate(wide)
+
+
+def test_notebook_1_runs_from_top_to_bottom(notebooks):
+    assert notebooks["01"].wait() == []
+
+
+def test_notebook_2_runs_from_top_to_bottom(notebooks):
+    assert notebooks["02"].wait() == []
+
+
+def test_the_data_panel_follows_its_sliders(notebooks):
+    shown = Shown(notebooks["02"])
+    assert "padded to 256" in shown.panel.inner_text()
+    shown.drag("block_size", 60)
+    shown.panel.get_by_text("packed, as here").wait_for()
+    assert int(shown.value("block_size")) > 256
+    shown.panel.get_by_text(f"padded to {shown.value('block_size')}").wait_for()
+    shown.type("source", "python-reference")
+    shown.says("0% useful|% useful")
+    shown.panel.get_by_text(re.compile(r"^\d+ documents; split")).wait_for()
+
+
+def test_what_a_person_types_into_the_data_panel_does_not_run(notebooks):
+    shown = Shown(notebooks["02"])
+    shown.type("source", EVIL)
+    shown.says("Not possible.*window.hacked")
+    assert not is_hacked(shown.page)
+    shown.type("source", "fables")
+    shown.panel.get_by_text("150 documents").wait_for()
+
+
+def test_a_corpus_full_of_markup_does_not_run(lab, open_notebook):
+    corpus = lab.folder / "evil.txt"
+    corpus.write_text("\n\n".join(f"{EVIL} {number}. A fox went to the well." for number in range(120)))
+    text = (lab.folder / "02_data.ipynb").read_text()
+    text = text.replace(r"source = \"fables\"", rf"source = \"{corpus.name}\"").replace(
+        r"run = \"pocket\"", r"run = \"evil\""
+    )
+    (lab.folder / "evil.ipynb").write_text(text)
+    notebook = open_notebook("evil.ipynb")
+    notebook.run_all()
+    assert notebook.wait() == []
+    assert "window.hacked" in notebook.seen()
+    assert not is_hacked(notebook.page)
+    notebook.page.close()
+
+
+def test_notebook_3_runs_from_top_to_bottom(notebooks):
+    assert notebooks["03"].wait() == []
+
+
+def test_the_gauge_follows_the_mouse_and_the_keyboard(notebooks):
+    shown = Shown(notebooks["03"])
+    assert shown.row("preset").locator("select").input_value() == "the parameters cell", "opening moves nothing"
+    assert shown.verdict.inner_text().startswith("✔ fits")
+    shown.choose("preset", "rtx-4070-ti")
+    shown.panel.get_by_text("4.1 GiB predicted").wait_for()
+    shown.drag("per_device_train_batch_size", 70)
+    shown.verdict.get_by_text(re.compile(r"needs \d+\.\d GiB more: batch \d+ and accumulation \d+ fit")).wait_for()
+    batch = int(shown.value("per_device_train_batch_size"))
+    handle = shown.handle("per_device_train_batch_size")
+    handle.focus()
+    for _ in range(20):
+        if shown.verdict.inner_text().startswith("✔ fits"):
+            break
+        handle.press("ArrowLeft")
+        shown.page.wait_for_timeout(150)
+    assert int(shown.value("per_device_train_batch_size")) < batch
+    assert shown.verdict.inner_text().startswith("✔ fits")
+    assert shown.row("preset").locator("select").input_value() == "moved by hand"
+
+
+def test_suggest_takes_a_batch_that_fits_the_chosen_card(notebooks):
+    shown = Shown(notebooks["03"])
+    shown.choose("preset", "rtx-4070-ti")
+    shown.choose("graphics card", "RTX 4070 Laptop")
+    shown.drag("per_device_train_batch_size", 90)
+    shown.verdict.get_by_text("needs").wait_for()
+    shown.button("Suggest").focus()
+    shown.page.keyboard.press("Space")
+    shown.says("is the largest pass that fits the RTX 4070 Laptop")
+    assert shown.verdict.inner_text().startswith("✔ fits")
+
+
+def test_a_preset_fills_every_control(notebooks):
+    shown = Shown(notebooks["03"])
+    shown.choose("preset", "guide")
+    shown.panel.get_by_text("Learning rate: linear, peak 5e-05").wait_for()
+    for name, value in TrainingSettings.from_preset("guide").model_dump().items():
+        row = shown.row(name)
+        if row.locator("input[type=checkbox]").count():
+            assert row.locator("input").is_checked() is value
+        elif row.locator("input, select").count():
+            assert row.locator("input, select").input_value() == str(value), name
+        elif row.locator(".widget-readout").count():
+            assert float(shown.value(name)) == pytest.approx(value), name
+
+
+def test_every_control_has_a_name_and_a_description_for_a_screen_reader(notebooks):
+    page = notebooks["03"].page
+    nameless = """() => [...document.querySelectorAll(
+        '.course-panel .noUi-handle, .course-panel input, .course-panel select, .course-panel button')].filter(part =>
+        !(part.ariaLabel || part.labels?.length || part.innerText) ||
+        !(part.getAttribute('aria-description') || part.title)).map(part => part.outerHTML)"""
+    assert page.evaluate(nameless) == []
+    slider = Shown(notebooks["03"]).handle("learning_rate")
+    assert slider.get_attribute("aria-valuetext") == "5.0e-5"
+    assert "peak of the learning-rate schedule" in slider.get_attribute("aria-description")
+
+
+def test_all_of_the_panel_is_reached_by_the_tab_key(notebooks):
+    shown = Shown(notebooks["03"])
+    shown.row("preset").locator("select").focus()
+    inside = "() => document.activeElement.closest('.course-panel') !== null"
+    reached = 0
+    while reached < 100 and shown.page.evaluate(inside):
+        shown.page.keyboard.press("Tab")
+        reached += 1
+    assert reached >= len(TrainingSettings.model_fields) + 4
+
+
+@pytest.fixture(scope="module")
+def papermill_run(notebooks, lab):
+    """Save a short run in the panel, and run the very command that it shows, in the background."""
+    shown = Shown(notebooks["03"])
+    shown.choose("preset", "the parameters cell")
+    shown.panel.get_by_text("Learning rate: cosine").wait_for()
+    shown.type("run", "from-panel")
+    readout = shown.row("num_train_epochs").locator(".widget-readout")
+    readout.fill("0.5")
+    readout.press("Enter")
+    shown.panel.get_by_text("in 0.5 epochs").wait_for()
+    shown.button("Save as parameters").click()
+    command = shown.panel.locator("code", has_text="papermill").inner_text()
+    path = lab.runs / "from-panel" / "parameters.yaml"
+    child = subprocess.Popen(
+        [sys.executable, "-m", *command.split()],
+        env=lab.environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    yield path, command, child
+    if child.poll() is None:
+        child.kill()
+
+
+def test_the_panel_is_saved_as_parameters(papermill_run):
+    path, command, _ = papermill_run
+    expected = TrainingSettings(run="from-panel", num_train_epochs=0.5)
+    assert TrainingSettings(**yaml.safe_load(path.read_text())) == expected
+    assert command.startswith("papermill ")
+    assert command.endswith(f"-f {path}")
+
+
+def test_a_training_is_started_stopped_and_resumed(notebooks, lab):
+    shown = Shown(notebooks["03"])
+    shown.choose("preset", "the parameters cell")
+    shown.panel.get_by_text("in 5 epochs").wait_for()
+    shown.type("run", "by-button")
+    readout = shown.row("num_train_epochs").locator(".widget-readout")
+    readout.fill("2")
+    readout.press("Enter")
+    shown.says("run by-button: not started")
+    shown.button("Start").click()
+    shown.says(r"step \d+ of \d+")
+    assert shown.row("run").locator("input").is_disabled(), "the panel is locked"
+    assert shown.button("Suggest").is_disabled()
+    shown.panel.get_by_role("img", name="Loss:").wait_for()
+    shown.button("Stop").click()
+    shown.says(r"Stopped after step \d+ of \d+; a checkpoint is kept")
+    assert shown.row("run").locator("input").is_enabled()
+    assert any((lab.runs / "by-button/checkpoints").glob("checkpoint-*"))
+    shown.button("Resume").click()
+    shown.page.wait_for_timeout(300)
+    shown.panel.get_by_text(re.compile("run by-button: finished")).wait_for(timeout=120_000)
+    assert (lab.runs / "by-button/model/model.safetensors").exists()
+    assert shown.button("Start").is_disabled(), "a finished run is not trained again"
+
+
+def test_an_error_is_told_in_the_panel(notebooks):
+    shown = Shown(notebooks["03"])
+    shown.type("run", "<img src=x onerror='window.hacked = 1'>")
+    shown.says("Not possible: run = .* is not a plain name")
+    shown.button("Start").click()
+    assert not is_hacked(shown.page)
+    shown.choose("preset", "guide")
+    shown.choose("preset", "the parameters cell")
+
+
+def test_notebook_4_runs_from_top_to_bottom(notebooks):
+    assert notebooks["04"].wait() == []
+
+
+def test_the_bars_follow_the_temperature(notebooks):
+    shown = Shown(notebooks["04"])
+    before = shown.panel.locator("table").all_inner_texts()
+    handle = shown.handle("temperature")
+    handle.focus()
+    for _ in range(8):
+        handle.press("ArrowRight")
+    shown.page.wait_for_timeout(500)
+    assert float(shown.value("temperature")) == pytest.approx(1.2)
+    assert shown.panel.locator("table").all_inner_texts() != before
+
+
+def test_a_prompt_full_of_markup_does_not_run(notebooks):
+    shown = Shown(notebooks["04"])
+    shown.type("prompt", EVIL)
+    shown.type("seed", "7")
+    shown.panel.locator(".course-text").first.get_by_text("window.hacked").first.wait_for()
+    texts = shown.panel.locator(".course-text")
+    assert EVIL in texts.nth(0).inner_text()
+    assert texts.locator("img, script, svg, h1, strong, a").count() == 0
+    assert not is_hacked(shown.page)
+    shown.type("prompt", "The Fox and the")
+
+
+def test_both_models_are_streamed_and_stopped(notebooks):
+    shown = Shown(notebooks["04"])
+    texts = shown.panel.locator(".course-text")
+    shown.button("Generate").focus()
+    shown.page.keyboard.press("Space")
+    lengths = []
+    while len(lengths) < 4:
+        length = len(texts.nth(1).inner_text())
+        if not lengths or length > lengths[-1]:
+            lengths.append(length)
+    shown.button("Stop").click()
+    shown.says("Stopped")
+    assert "drawn" in shown.panel.inner_text()
+    for text in texts.all_inner_texts():
+        assert text.startswith("The Fox and the")
+    assert shown.row("temperature").locator(".noUi-target").get_attribute("disabled") is None
+
+
+@pytest.mark.parametrize("name", ["02", "03", "04"])
+@pytest.mark.parametrize(("theme", "width"), [("JupyterLab Light", 1280), ("JupyterLab Dark", 1920)])
+def test_a_panel_fits_in_both_themes(notebooks, name, theme, width):
+    notebook = notebooks[name]
+    notebook.page.set_viewport_size({"width": width, "height": 1100})
+    notebook.set_theme(theme)
+    shown = Shown(notebook)
+    if name == "03":
+        shown.choose("preset", "rtx-4070-ti")
+        shown.panel.get_by_text("4.1 GiB predicted").wait_for()
+    notebook.page.wait_for_timeout(400)
+    notebook.picture(f"panel-{name}-{theme.split()[1].lower()}-{width}", shown.panel)
+    assert not scrolls_sideways(notebook.page)
+
+
+def test_notebook_5_runs_from_top_to_bottom(notebooks):
+    assert notebooks["05"].wait() == []
+
+
+def test_papermill_runs_what_the_panel_saved(papermill_run, lab):
+    _, _, child = papermill_run
+    _, said = child.communicate(timeout=240)
+    assert child.returncode == 0, said.decode()
+    assert (lab.runs / "from-panel/training.json").exists()
+
+
+def test_the_browsers_console_shows_no_error(notebooks):
+    assert {name: notebook.complaints for name, notebook in notebooks.items() if notebook.complaints} == {}
