@@ -11,7 +11,6 @@ import platform
 import shutil
 import threading
 import warnings
-import zipfile
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -20,8 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 from helpers import callbacks, model_card
 from helpers.callbacks import TrainingBrokenError, Watch
+from helpers.checkpoints import last_whole_checkpoint, step_of
 from helpers.data import PreparedData, prepare
 from helpers.engine import equal_results_less_work
+from helpers.forecast import forecast, of_share
+from helpers.measured import device_name, peak_bytes
 from helpers.model import check_fit, has_bf16, load_model, load_tokenizer, quiet, set_attention_dropout
 from helpers.pruning import reporting
 from helpers.settings import SettingsError, TrainingSettings, read_run_settings, run_folder, runs_folder
@@ -31,7 +33,6 @@ if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
 
 _PASSES_WORTH_COMPILING = 3000  # a guess, from published step times; not measured on a card of this course
-_CHECKPOINT_FILES = ("model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ class FineTuned:
         folder: where all of it lies.
         history: one row a logging or validation step: `step`, `epoch`, `loss`, `learning_rate`, `grad_norm` or
             `eval_loss`, in nats a token.
-        facts: precision, device, tokens, seconds, peak memory as measured, and the batch that memory held.
+        facts: precision, device, tokens, seconds, peak memory as measured, and the batch that memory held;
+            `predicted`: what `helpers.forecast` had said of the same steps.
     """
 
     run: str
@@ -55,6 +57,15 @@ class FineTuned:
     def model_folder(self) -> Path:
         """The folder any GPT-2 program can load."""
         return self.folder / "model"
+
+    @property
+    def predicted_and_measured(self) -> list[dict[str, Any]]:
+        """One row for time, one for memory: `what`, `predicted` (None where nothing was), `measured`."""
+        predicted = self.facts["predicted"]
+        return [
+            {"what": "seconds", "predicted": predicted["seconds"], "measured": self.facts["seconds"]},
+            {"what": "peak bytes", "predicted": predicted["peak_bytes"], "measured": self.facts["peak_bytes"]},
+        ]
 
     def __str__(self) -> str:
         """Return the run in one line."""
@@ -207,39 +218,6 @@ def as_batch(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {"input_ids": input_ids, "labels": input_ids}
 
 
-def last_whole_checkpoint(folder: Path) -> Path | None:
-    """Return the newest checkpoint that is whole; warn of those that are passed over, by name."""
-    for checkpoint in sorted(folder.glob("checkpoint-*"), key=_step, reverse=True):
-        broken = _broken_file(checkpoint)
-        if broken is None:
-            return checkpoint
-        warnings.warn(f"{checkpoint} is passed over: its {broken} is missing or cut short.", stacklevel=2)
-    return None
-
-
-def _broken_file(checkpoint: Path) -> str | None:
-    """Return the name of the first file of a checkpoint that a crash or a full disk has spoilt."""
-    from safetensors import SafetensorError, safe_open
-
-    for name in _CHECKPOINT_FILES:
-        path = checkpoint / name
-        try:
-            if path.suffix == ".safetensors":
-                with safe_open(path, "pt"):
-                    pass
-            elif path.suffix == ".json":
-                json.loads(path.read_text(encoding="utf-8"))
-            elif not zipfile.is_zipfile(path):  # what torch.save writes; its directory stands at the end
-                return name
-        except (OSError, ValueError, SafetensorError):
-            return name
-    return None
-
-
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])
-
-
 def _alone_in(folder: Path) -> AbstractContextManager:
     """Keep a second kernel out of the same run; the processes of one distributed run share the first one's lock."""
     from filelock import FileLock
@@ -324,6 +302,8 @@ def _train_as_set(
         if trainer.is_world_process_zero() and not (folder / "settings.json").exists():
             _write_json(folder / "settings.json", _settings_record(settings, data))
         checkpoint = last_whole_checkpoint(folder / "checkpoints")
+        mine = data.facts["splits"]["train"]["tokens"] // trainer.args.world_size
+        predicted = forecast(settings, model.config, train_tokens=mine)
         with nullcontext() if progress else quiet(), stoppable(trainer, stop):
             outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         log = trainer.state.log_history
@@ -331,7 +311,9 @@ def _train_as_set(
             trainer.evaluate()
     if trainer.is_world_process_zero():
         save_model(model, tokenizer, settings, data.facts, folder / "model")
-        _write_json(folder / "training.json", _facts(settings, trainer, outcome.metrics))
+        share = 1 - (step_of(checkpoint) if checkpoint else 0) / trainer.state.max_steps  # of the steps, done here
+        facts = _facts(settings, trainer, outcome.metrics) | {"predicted": of_share(predicted, share)}
+        _write_json(folder / "training.json", facts)
     trainer.accelerator.wait_for_everyone()  # the other processes open what the first has written
 
 
@@ -353,7 +335,7 @@ def _callbacks(
         found.append(EarlyStoppingCallback(settings.early_stopping_patience))
     if watch is not None:
         tokens = settings.effective_batch_size * settings.block_size * int(os.environ.get("WORLD_SIZE", "1"))
-        found.append(callbacks.watching(watch, tokens_per_step=tokens, memory_bytes=_peak_bytes))
+        found.append(callbacks.watching(watch, tokens_per_step=tokens, memory_bytes=peak_bytes))
     return found
 
 
@@ -377,7 +359,7 @@ def _settings_record(settings: TrainingSettings, data: PreparedData) -> dict[str
     return {
         "settings": settings.model_dump(),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
-        "machine": {"system": platform.platform(), "device": _device_name()},
+        "machine": {"system": platform.platform(), "device": device_name()},
         "data_sha256": {name: split["sha256"] for name, split in data.facts["splits"].items()},
     }
 
@@ -390,33 +372,11 @@ def _facts(settings: TrainingSettings, trainer: "Trainer", metrics: dict[str, fl
         "tokens": steps * trainer.args.world_size * settings.effective_batch_size * settings.block_size,
         "seconds": metrics["train_runtime"],
         "precision": {"no": "float32"}.get(chosen_precision(settings), chosen_precision(settings)),
-        "device": _device_name(),
-        "peak_bytes": _peak_bytes(),
+        "device": device_name(),
+        "peak_bytes": peak_bytes(),
         "per_device_train_batch_size": settings.per_device_train_batch_size,
         "gradient_accumulation_steps": settings.gradient_accumulation_steps,
     }
-
-
-def _device_name() -> str:
-    import torch
-
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-
-
-def _peak_bytes() -> int:
-    """Return the largest memory this process has held: on the GPU where there is one, else resident."""
-    import psutil
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    info = psutil.Process().memory_info()
-    if hasattr(info, "peak_wset"):  # Windows
-        return info.peak_wset
-    import resource
-
-    unit = 1 if platform.system() == "Darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

@@ -12,9 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from helpers.checkpoints import last_whole_checkpoint
 from helpers.settings import NOTEBOOKS
 from helpers.stopping import TrainingStoppedError, interrupts_ask
-from helpers.training import fine_tune, last_whole_checkpoint, read_history
+from helpers.training import fine_tune, read_history
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from helpers import callbacks, engine, training
+from helpers.checkpoints import last_whole_checkpoint, step_of
 from helpers.data import prepare
 from helpers.model import load_model, load_tokenizer
 from helpers.settings import NOTEBOOKS, SettingsError, TrainingSettings, read_run_settings, run_folder
@@ -19,7 +20,6 @@ from helpers.training import (
     as_batch,
     chosen_precision,
     fine_tune,
-    last_whole_checkpoint,
     open_or_train,
     open_run,
     read_history,
@@ -130,6 +130,13 @@ def test_the_line_of_a_run_is_made_of_its_measurements(tiny_run):
     assert tiny_run.facts["tokens"] == tiny_run.facts["steps"] * 4 * 32
 
 
+def test_a_run_keeps_what_was_predicted_beside_what_was_measured(tiny_run):
+    time, memory = tiny_run.predicted_and_measured
+    assert time["predicted"][0] < time["predicted"][1]
+    assert time["measured"] == tiny_run.facts["seconds"] > 0
+    assert memory["measured"] == tiny_run.facts["peak_bytes"]
+
+
 def test_a_notebook_can_open_a_run_that_exists(tiny_run):
     assert open_or_train("tiny") == tiny_run
 
@@ -188,7 +195,7 @@ def test_a_block_longer_than_the_model_stops_before_training(tiny_settings):
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "trainer_state.json"])
 def test_a_checkpoint_cut_short_is_passed_over_by_name(tiny_run, name):
     folder = tiny_run.folder / "checkpoints"
-    newest, older = sorted(folder.iterdir(), key=training._step, reverse=True)
+    newest, older = sorted(folder.iterdir(), key=step_of, reverse=True)
     assert last_whole_checkpoint(folder) == newest
     with (newest / name).open("r+b") as file:
         file.truncate(300)

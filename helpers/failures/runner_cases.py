@@ -66,7 +66,7 @@ def _cut_short(folder: Path) -> tuple[str, str]:
     """Cut the newest checkpoint's weights short; return the checkpoint to resume from, and what loading it says."""
     from safetensors.torch import load_file
 
-    from helpers.training import last_whole_checkpoint
+    from helpers.checkpoints import last_whole_checkpoint
 
     newest = folder / "checkpoint-8" / "model.safetensors"
     with newest.open("r+b") as file:

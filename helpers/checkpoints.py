@@ -1,0 +1,42 @@
+"""Which of a run's checkpoints are whole: a crash or a full disk may have cut the last one short."""
+
+import json
+import warnings
+import zipfile
+from pathlib import Path
+
+_FILES = ("model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
+
+
+def last_whole_checkpoint(folder: Path) -> Path | None:
+    """Return the newest checkpoint that is whole; warn of those that are passed over, by name."""
+    for checkpoint in sorted(folder.glob("checkpoint-*"), key=step_of, reverse=True):
+        broken = _broken_file(checkpoint)
+        if broken is None:
+            return checkpoint
+        warnings.warn(f"{checkpoint} is passed over: its {broken} is missing or cut short.", stacklevel=2)
+    return None
+
+
+def _broken_file(checkpoint: Path) -> str | None:
+    """Return the name of the first file of a checkpoint that a crash or a full disk has spoilt."""
+    from safetensors import SafetensorError, safe_open
+
+    for name in _FILES:
+        path = checkpoint / name
+        try:
+            if path.suffix == ".safetensors":
+                with safe_open(path, "pt"):
+                    pass
+            elif path.suffix == ".json":
+                json.loads(path.read_text(encoding="utf-8"))
+            elif not zipfile.is_zipfile(path):  # what torch.save writes; its directory stands at the end
+                return name
+        except (OSError, ValueError, SafetensorError):
+            return name
+    return None
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return the optimizer step that a checkpoint's folder is named after."""
+    return int(checkpoint.name.rpartition("-")[2])
