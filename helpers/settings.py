@@ -269,7 +269,7 @@ class EvaluationSettings(RunSettings):
         "python-reference", min_length=1, description="text that shows what was forgotten; named like a `source`"
     )
     general_documents: int = Field(
-        10, ge=1, le=100_000, json_schema_extra={"unit": "documents"}, description="documents of it that are read"
+        6, ge=1, le=100_000, json_schema_extra={"unit": "documents"}, description="documents of it that are read"
     )
 
 
