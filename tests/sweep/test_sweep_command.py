@@ -1,5 +1,6 @@
 """The command itself, as a process: it finishes, is killed, is joined, and never does a trial twice."""
 
+import contextlib
 import json
 import random
 import re
@@ -25,7 +26,9 @@ def call(*arguments):
 
 
 def workers_of(process):
-    return [child for child in psutil.Process(process.pid).children() if "helpers.sweep.worker" in child.cmdline()]
+    with contextlib.suppress(psutil.Error):  # one of them ends as we look
+        return [child for child in psutil.Process(process.pid).children() if "helpers.sweep.worker" in child.cmdline()]
+    return []
 
 
 def killed(process):
