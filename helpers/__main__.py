@@ -19,6 +19,7 @@ from helpers.settings import (
     read_preset,
     unit,
 )
+from helpers.sweep.commands import compare, sweep
 
 
 def _run_options(command: Callable) -> Callable:
@@ -140,9 +141,11 @@ def settings() -> None:
         click.echo(f"    {field.description} ({', '.join(filter(None, (allowed(field), unit(field))))})")
 
 
+main.add_command(compare)
 main.add_command(doctor)
 main.add_command(explain)
 main.add_command(monitor)
+main.add_command(sweep)
 
 if __name__ == "__main__":
     main(prog_name="python -m helpers")

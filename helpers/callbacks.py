@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from helpers.settings import SettingsError
+
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel, TrainerCallback
 
@@ -115,6 +117,23 @@ def watching(watch: Watch, *, tokens_per_step: int, memory_bytes: Callable[[], i
             watch(history_rows(state.log_history), progress)
 
     return Watching()
+
+
+def tensorboard(folder: Path) -> "TrainerCallback":
+    """Pass what the Trainer logs on to TensorBoard: `tensorboard --logdir runs` shows it.
+
+    Raises:
+        SettingsError: the package is not installed.
+    """
+    from transformers.integrations import TensorBoardCallback
+
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise SettingsError(
+            "report_to = 'tensorboard' needs a package that is not installed: pip install tensorboard, or use 'none'."
+        ) from None
+    return TensorBoardCallback(SummaryWriter(str(folder)))
 
 
 def guard(vocab_size: int) -> "TrainerCallback":

@@ -1,210 +1,262 @@
-"""Perplexity, bits per byte and samples: the base model and the tuned one on the same held-out documents.
+"""A run's base model and tuned model on the same text: which is better, by how much, what was forgotten and copied.
 
-Protocol of every score: the documents are one stream, an end-of-text token before the first and after each; windows
-of `context` tokens move by `stride`, each predicts the tokens that none before it predicted; nats are summed in float64
-and divided once by the number of predicted tokens. Bytes are the documents' own, in UTF-8.
+Each function here opens a finished run, measures, and keeps what it found in a section of `evaluation.json`
+(`helpers.figures`), which brings the model card up to date.
 """
 
-import json
+import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby, islice
+from functools import cached_property
+from html import escape
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from helpers.data import open_prepared
-from helpers.model import device, load_model, load_tokenizer
-from helpers.settings import EvaluationSettings, SettingsError, read_run_settings, run_folder
+from helpers import copying as copies
+from helpers import figures
+from helpers.bootstrap import CONFIDENCE, RESAMPLES, interval, resampled_sums
+from helpers.data import load_documents, open_prepared
+from helpers.generation import DECODINGS, Speech, generate, sample, speak
+from helpers.model import load_model, load_tokenizer
+from helpers.model_card import figure_text, shown
+from helpers.scoring import Score, score
+from helpers.settings import DataSettings, EvaluationSettings, SettingsError, read_run_settings, run_folder
 
 if TYPE_CHECKING:
-    import numpy as np
     from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
+__all__ = [
+    "Comparison", "Score", "compare", "copying", "forgetting", "generate", "load_base", "load_tuned", "score",
+    "speaking",
+]  # fmt: skip
 
-@dataclass(frozen=True)
-class Score:
-    """How well a model expects some documents.
-
-    Attributes:
-        document_nats: (documents,) summed nats of each document, its end-of-text token included.
-        n_tokens: scored tokens.
-        n_bytes: bytes of the documents in UTF-8.
-        stride: tokens between two windows.
-        context: tokens in a window.
-    """
-
-    document_nats: "np.ndarray"
-    n_tokens: int
-    n_bytes: int
-    stride: int
-    context: int
-
-    @property
-    def loss_nats(self) -> float:
-        """Mean nats a scored token."""
-        return float(self.document_nats.sum()) / self.n_tokens
-
-    @property
-    def perplexity(self) -> float:
-        """Exponential of the mean nats a token; compares only models with the same tokenizer."""
-        return math.exp(self.loss_nats)
-
-    @property
-    def bits_per_byte(self) -> float:
-        """Bits the model needs for each byte of text; compares models with any tokenizers."""
-        return float(self.document_nats.sum()) / math.log(2) / self.n_bytes
-
-    @property
-    def protocol(self) -> str:
-        """How the figures were made, in one line."""
-        return (
-            f"{len(self.document_nats)} documents, {self.n_tokens:,} tokens, {self.n_bytes:,} bytes, "
-            f"context {self.context}, stride {self.stride}"
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the figures with their protocol, ready for JSON."""
-        names = ("perplexity", "bits_per_byte", "loss_nats", "n_tokens", "n_bytes", "stride", "context", "protocol")
-        return {name: getattr(self, name) for name in names}
-
-
-def score(
-    model: "GPT2LMHeadModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    documents: Sequence[str],
-    *,
-    stride: int,
-    context: int | None = None,
-    per_device_eval_batch_size: int = 8,
-) -> Score:
-    """Score documents with a sliding window; memory does not grow with the text.
-
-    Args:
-        model: a GPT-2 in float32.
-        tokenizer: its tokenizer.
-        documents: texts of any length.
-        stride: tokens each window scores, 1 to `context`; smaller gives each token more context and takes longer.
-        context: tokens in a window; the model's positions when not given.
-        per_device_eval_batch_size: windows in one pass.
-
-    Raises:
-        SettingsError: there are no documents, or the stride or the context does not fit the model.
-    """
-    import numpy as np
-
-    context = context or model.config.n_positions
-    if not documents:
-        raise SettingsError("There are no documents to score: give at least one.")
-    if not 1 < context <= model.config.n_positions:
-        raise SettingsError(f"context = {context} does not fit: the model has {model.config.n_positions} positions.")
-    if not 1 <= stride <= context:
-        raise SettingsError(f"stride = {stride} does not fit: it must be 1 to {context}, the tokens in a window.")
-    lengths, stream = _stream(documents, tokenizer)
-    nats = np.empty(len(stream) - 1)  # of each token but the first
-    for begin, values in _scored(model.to(device()).eval(), stream, stride, context, per_device_eval_batch_size):
-        nats[begin : begin + len(values)] = values
-    starts = np.cumsum([0, *lengths[:-1]])
-    n_bytes = sum(len(text.encode()) for text in documents)
-    return Score(np.add.reduceat(nats, starts), len(nats), n_bytes, stride, context)
-
-
-def _stream(documents: Sequence[str], tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], "np.ndarray"]:
-    """Return each document's tokens counted with its end-of-text, and all tokens behind a first end-of-text."""
-    import numpy as np
-
-    rows = [[*ids, tokenizer.eos_token_id] for ids in tokenizer(list(documents), verbose=False)["input_ids"]]
-    stream = np.array([tokenizer.eos_token_id, *(token for row in rows for token in row)])
-    return [len(row) for row in rows], stream
-
-
-def _windows(n_inputs: int, stride: int, context: int) -> Iterator[tuple[int, int, int]]:
-    """Yield (begin, end, scored): inputs begin to end, of which the last `scored` predict a token of their own.
-
-    >>> list(_windows(7, 2, 4))
-    [(0, 4, 4), (2, 6, 2), (3, 7, 1)]
-    """
-    scored_to, end = 0, min(context, n_inputs)
-    while scored_to < n_inputs:
-        yield max(0, end - context), end, end - scored_to
-        scored_to, end = end, min(end + stride, n_inputs)
-
-
-def _scored(
-    model: "GPT2LMHeadModel", stream: "np.ndarray", stride: int, context: int, batch_size: int
-) -> Iterator[tuple[int, "np.ndarray"]]:
-    """Yield (index of the first scored input, nats of the tokens it and those after it predict), window by window."""
-    import torch
-
-    for (_, scored), same in groupby(_windows(len(stream) - 1, stride, context), key=_shape):
-        for batch in _batches(same, batch_size):
-            ids = torch.from_numpy(stream[[range(begin, end + 1) for begin, end, _ in batch]])  # (B, T + 1)
-            nats = _token_nats(model, ids.to(model.device), scored)
-            yield from ((end - scored, row) for (_, end, _), row in zip(batch, nats, strict=True))
-
-
-def _batches(rows: Iterator[Any], size: int) -> Iterator[list[Any]]:
-    while batch := list(islice(rows, size)):
-        yield batch
-
-
-def _shape(window: tuple[int, int, int]) -> tuple[int, int]:
-    begin, end, scored = window
-    return end - begin, scored
-
-
-def _token_nats(model: "GPT2LMHeadModel", ids: Any, scored: int) -> "np.ndarray":
-    """Return (B, scored) nats of the last `scored` tokens of each row (B, T + 1); only their logits are made."""
-    import torch
-    from torch.nn import functional as F
-
-    with torch.inference_mode():
-        logits = model(input_ids=ids[:, :-1], logits_to_keep=scored, use_cache=False).logits  # (B, scored, V)
-        targets = ids[:, -scored:]
-        nats = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
-    return nats.view(targets.shape).double().cpu().numpy()
+_PROMPT_TOKENS = 8  # of a held-out document that a sample goes on from, when copies are looked for
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The base model and the tuned one on the same held-out documents of a run."""
+    """The base model and the tuned one on the same documents.
+
+    Attributes:
+        run: its name.
+        source: what the documents are of.
+        documents: their texts.
+        base: score of the model the run started from.
+        tuned: score of the run's final model.
+        seed: of the resamples.
+    """
 
     run: str
+    source: str
+    documents: Sequence[str]
     base: Score
     tuned: Score
+    seed: int
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """One row a model, for a table or a plot."""
-        return [{"model": name} | getattr(self, name).to_dict() for name in ("base", "tuned")]
+        """One row a model, for a table or a plot; the intervals are None where there is one document only."""
+        intervals = self._intervals
+        return [
+            {
+                **getattr(self, name).to_dict(),
+                "model": name,
+                "perplexity_interval": intervals[f"{name}_perplexity"],
+                "bits_per_byte_interval": intervals[f"{name}_bits_per_byte"],
+            }
+            for name in ("base", "tuned")
+        ]
+
+    @property
+    def difference(self) -> dict[str, Any]:
+        """What fine-tuning changed: bits a byte saved (above 0: better), perplexity tuned / base (below 1: better).
+
+        The intervals come from a paired bootstrap: documents are drawn again with replacement, and both models are
+        compared on each draw (https://aclanthology.org/W04-3250).
+        """
+        intervals = self._intervals
+        return {
+            "bits_per_byte": self.base.bits_per_byte - self.tuned.bits_per_byte,
+            "perplexity_ratio": math.exp(min(700, self.tuned.loss_nats - self.base.loss_nats)),
+            "interval": intervals["bits_per_byte"],
+            "perplexity_ratio_interval": intervals["perplexity_ratio"],
+            "confidence": CONFIDENCE,
+            "resamples": RESAMPLES,
+        }
+
+    @property
+    def gains(self) -> list[dict[str, Any]]:
+        """One row a document, the greatest gain first: its first line, and bits a byte before, after and saved."""
+        bits = math.log(2) * self.base.document_bytes.clip(min=1)
+        before, after = self.base.document_nats / bits, self.tuned.document_nats / bits
+        rows = [
+            {"document": _first_line(text), "base": float(b), "tuned": float(a), "gain": float(b - a)}
+            for text, b, a in zip(self.documents, before, after, strict=True)
+        ]
+        return sorted(rows, key=lambda row: -row["gain"])
+
+    @property
+    def verdict(self) -> str:
+        """What the figures say, in one sentence."""
+        saved, interval = self.difference["bits_per_byte"], self.difference["interval"]
+        start = (
+            f"On {self.base.n_documents:,} documents of {self.source} the tuned model needs "
+            f"{self.tuned.bits_per_byte:.3f} bits a byte and the base model {self.base.bits_per_byte:.3f}"
+        )
+        if interval is None:
+            return f"{start}: one document tells nothing about others."
+        low, high = interval
+        change = f"{start}: {abs(saved):.3f} {'fewer' if saved > 0 else 'more'}"
+        if low <= 0 <= high:
+            return f"{change}, which may be chance ({CONFIDENCE:.0%} interval of the gain {low:.3f} to {high:.3f})."
+        sign = "better" if saved > 0 else "worse"
+        return f"{change} ({CONFIDENCE:.0%} interval of the gain {low:.3f} to {high:.3f}), so it is {sign} there."
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a section of evaluation.json: scores, difference, and a row for each document in its order."""
+        base, tuned = (
+            row | {"model": of.model} for row, of in zip(self.rows, (self.base, self.tuned), strict=True)
+        )  # fmt: skip
+        columns = zip(
+            self.documents, self.base.document_bytes.tolist(), self.base.document_tokens.tolist(),
+            self.base.document_nats.tolist(), self.tuned.document_nats.tolist(), strict=True,
+        )  # fmt: skip
+        return {
+            "source": self.source,
+            "text_sha256": self.base.text_sha256,
+            "base": base,
+            "tuned": tuned,
+            "difference": self.difference,
+            "documents": [
+                {"sha256": hashlib.sha256(text.encode()).hexdigest(), "bytes": n_bytes, "tokens": n_tokens,
+                 "base_nats": before, "tuned_nats": after}
+                for text, n_bytes, n_tokens, before, after in columns
+            ],
+        }  # fmt: skip
+
+    @cached_property
+    def _intervals(self) -> dict[str, list[float] | None]:
+        """Return the interval of each figure over resampled documents."""
+        import numpy as np
+
+        names = ("base_perplexity", "tuned_perplexity", "base_bits_per_byte", "tuned_bits_per_byte", "bits_per_byte",
+                 "perplexity_ratio")  # fmt: skip
+        if self.base.n_documents < 2:
+            return dict.fromkeys(names)
+        base, tuned, tokens, n_bytes = resampled_sums(
+            self.base.document_nats, self.tuned.document_nats, self.base.document_tokens, self.base.document_bytes,
+            seed=self.seed,
+        )  # fmt: skip
+        bits = math.log(2) * n_bytes.clip(min=1)
+        losses = base / tokens, tuned / tokens, tuned / tokens - base / tokens
+        perplexities = [np.exp(loss.clip(max=700)) for loss in losses]
+        found = (*perplexities[:2], base / bits, tuned / bits, (base - tuned) / bits, perplexities[2])
+        return {name: interval(values) for name, values in zip(names, found, strict=True)}
 
     def _repr_html_(self) -> str:
         body = "".join(
-            f"<tr><td>{row['model']}</td><td>{row['perplexity']:,.1f}</td><td>{row['bits_per_byte']:.3f}</td>"
-            f"<td>{row['protocol']}</td></tr>"
+            f"<tr><td>{row['model']}</td><td>{figure_text(row['perplexity'], ',.1f', row['perplexity_interval'])}</td>"
+            f"<td>{figure_text(row['bits_per_byte'], '.3f', row['bits_per_byte_interval'])}</td>"
+            f"<td>{figure_text(row['word_perplexity'], ',.0f')}</td>"
+            f"<td style='text-align:left'>{escape(row['protocol'])}</td></tr>"
             for row in self.rows
         )
-        return f"<table><tr><th>model</th><th>perplexity</th><th>bits a byte</th><th>protocol</th></tr>{body}</table>"
+        head = "".join(f"<th>{name}</th>" for name in
+                       ("model", "perplexity", "bits a byte", "word perplexity", "protocol"))  # fmt: skip
+        return f"<p><b>{escape(self.verdict)}</b></p><table><tr>{head}</tr>{body}</table>"
 
 
 def compare(settings: EvaluationSettings) -> Comparison:
-    """Score a finished run and the model it started from on its test documents; keep it in evaluation.json.
+    """Score a finished run and the model it started from on its test documents.
 
     Windows hold `block_size` tokens, as in training; a longer stride is cut to that, and the protocol says so.
 
     Raises:
-        SettingsError: the run is not there or not finished, or the stride does not fit.
+        SettingsError: the run is not there or not finished, or its model is broken.
     """
     trained = read_run_settings(settings.run)
-    documents = open_prepared(settings.run).documents["test"]["text"][:]
+    documents = open_prepared(settings.run).documents["test"]["text"]
+    found = _compare_on(documents, settings, source=f"the test part of {shown(trained.source)}")
+    figures.keep(settings.run, "test", found.to_dict())
+    return found
+
+
+def forgetting(settings: EvaluationSettings) -> Comparison:
+    """Score both models on general text, which the run did not train on: what did the gain cost?
+
+    Read are `general_documents` documents of `general_source`, drawn by the seed; the held-out part of a data set
+    that has one.
+
+    Raises:
+        SettingsError: the run is not finished or trained on that source, or the source cannot be read.
+    """
+    if settings.general_source == read_run_settings(settings.run).source:
+        raise SettingsError(
+            f"general_source = {settings.general_source!r} is what run {settings.run!r} was trained on: what it forgot "
+            "shows on other text, such as 'python-reference'."
+        )
+    parts = load_documents(DataSettings(run=settings.run, source=settings.general_source))
+    whole = parts["test"] if "test" in parts else parts["train"]
+    texts = (text for text in whole.shuffle(seed=settings.seed)["text"] if text and text.strip())
+    documents = list(islice(texts, settings.general_documents))
+    found = _compare_on(documents, settings, source=shown(settings.general_source))
+    figures.keep(settings.run, "forgetting", found.to_dict())
+    return found
+
+
+def _compare_on(documents: Sequence[str], settings: EvaluationSettings, *, source: str) -> Comparison:
+    context = read_run_settings(settings.run).block_size
     base, tuned = (
-        score(model, tokenizer, documents, stride=min(settings.stride, trained.block_size), context=trained.block_size,
-              per_device_eval_batch_size=settings.per_device_eval_batch_size)
-        for model, tokenizer in (load_base(settings.run), load_tuned(settings.run))
-    )  # fmt: skip
-    comparison = Comparison(settings.run, base, tuned)
-    path = run_folder(settings.run) / "evaluation.json"
-    path.write_text(json.dumps({"test": comparison.rows}, indent=2), encoding="utf-8")
-    return comparison
+        score(
+            *load(settings.run),
+            documents,
+            stride=min(settings.stride, context),
+            context=context,
+            per_device_eval_batch_size=settings.per_device_eval_batch_size,
+            name=name,
+        )
+        for load, name in ((load_base, None), (load_tuned, f"run {settings.run}"))
+    )
+    return Comparison(settings.run, source, documents, base, tuned, settings.seed)
+
+
+def copying(settings: EvaluationSettings) -> copies.CopyReport:
+    """Let the tuned model go on from held-out documents, and look for what it says in the training text.
+
+    Each of `copy_samples` test documents gives its first tokens as a prompt, and what really follows them as the
+    control, cut to the length of a sample.
+
+    Raises:
+        SettingsError: the run is not finished, or no test document is long enough for a prompt.
+    """
+    model, tokenizer = load_tuned(settings.run)
+    documents = open_prepared(settings.run).documents
+    rows = [tokenizer.encode(text, verbose=False) for text in documents["test"]["text"][: settings.copy_samples]]
+    rows = [row for row in rows if len(row) > _PROMPT_TOKENS]
+    if not rows:
+        raise SettingsError(
+            f"No test document has more than {_PROMPT_TOKENS} tokens, which are the prompt: use longer ones."
+        )
+    prompts = [tokenizer.decode(row[:_PROMPT_TOKENS]) for row in rows]
+    said = sample(model, tokenizer, prompts, settings, num_return_sequences=1)
+    control = [row[_PROMPT_TOKENS : _PROMPT_TOKENS + settings.max_new_tokens] for row in rows]
+    found = copies.report(tokenizer, [one.token_ids for (one,) in said], control, documents["train"]["text"])
+    figures.keep(settings.run, "copying", found.to_dict())
+    return found
+
+
+def speaking(settings: EvaluationSettings, *, decodings: Mapping[str, Mapping[str, Any]] = DECODINGS) -> Speech:
+    """Let the tuned model go on from the prompt and three openings of test documents, in each way of decoding.
+
+    Raises:
+        SettingsError: the run is not finished, or the prompt and the length do not fit into the model's positions.
+    """
+    model, tokenizer = load_tuned(settings.run)
+    openings = [" ".join(text.split()[:3]) for text in open_prepared(settings.run).documents["test"]["text"][:3]]
+    found = speak(model, tokenizer, [settings.prompt, *openings], settings, decodings=decodings)
+    figures.keep(settings.run, "speech", found.to_dict())
+    return found
 
 
 def load_base(run: str) -> tuple["GPT2LMHeadModel", "PreTrainedTokenizerBase"]:
@@ -221,61 +273,6 @@ def load_tuned(run: str) -> tuple["GPT2LMHeadModel", "PreTrainedTokenizerBase"]:
     return load_model(str(folder)), load_tokenizer(str(folder))
 
 
-def generate(
-    model: "GPT2LMHeadModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    prompts: Sequence[str],
-    settings: EvaluationSettings,
-    **changes: Any,
-) -> list[list[str]]:
-    """Let a model go on from prompts: a list of `num_return_sequences` texts for each prompt, prompt included.
-
-    Prompts of different lengths are padded on the left under an attention mask, so that a batch gives what single
-    calls would. The same seed gives the same texts.
-
-    Args:
-        model: any GPT-2.
-        tokenizer: its tokenizer.
-        prompts: one text or more.
-        settings: sampling, length, seed.
-        changes: arguments of `GenerationConfig` that replace those of the settings, such as `do_sample=False`.
-
-    Raises:
-        SettingsError: a prompt and `max_new_tokens` do not fit into the model's positions.
-    """
-    import torch
-
-    encoded = _left_padded(tokenizer, prompts)
-    n_prompt = encoded["input_ids"].shape[1]
-    if n_prompt + settings.max_new_tokens > model.config.n_positions:
-        raise SettingsError(
-            f"The longest prompt has {n_prompt} tokens and max_new_tokens is {settings.max_new_tokens}: together at "
-            f"most {model.config.n_positions}, the model's positions."
-        )
-    sampling = {
-        name: getattr(settings, name)
-        for name in ("max_new_tokens", "num_return_sequences", "temperature", "top_k", "top_p", "repetition_penalty")
-    }
-    target = device()
-    with torch.random.fork_rng(), torch.inference_mode():
-        torch.manual_seed(settings.seed)
-        ids = model.to(target).eval().generate(
-            **{name: tensor.to(target) for name, tensor in encoded.items()},
-            **{"do_sample": True, "pad_token_id": tokenizer.eos_token_id, **sampling, **changes},
-        )  # fmt: skip
-    texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
-    n_each = len(texts) // len(prompts)
-    return [texts[start : start + n_each] for start in range(0, len(texts), n_each)]
-
-
-def _left_padded(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str]) -> dict[str, Any]:
-    """Return `input_ids` and `attention_mask` (B, T), filled up on the left: what comes next must follow the prompt."""
-    import torch
-
-    rows = [tokenizer.encode(prompt) for prompt in prompts]
-    width = max(map(len, rows))
-    fill = tokenizer.eos_token_id  # GPT-2 has no padding token; under the mask any token will do
-    return {
-        "input_ids": torch.tensor([[fill] * (width - len(row)) + row for row in rows]),
-        "attention_mask": torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows]),
-    }
+def _first_line(text: str) -> str:
+    line = text.strip().split("\n")[0]
+    return line if len(line) <= 60 else line[:59] + "…"

@@ -136,6 +136,15 @@ def _padding(answer: Any) -> None:
     _expect(answer([300, 100], 100), 0.0, "A long document fills its row: no padding, never less than none.")
 
 
+@_exercise("data-4", "put each run of n ids into a set, as a tuple; then intersect two sets.")
+def _leak(answer: Any) -> None:
+    found = _call(answer, [1, 2, 3, 4, 5], [2, 3, 4, 9, 2, 3, 4], 3)
+    if math.isclose(found, 2 / 5):
+        raise _Hint("A run that the test holds twice counts once: compare sets.")
+    _expect(found, 1 / 4, "Of the test's four different runs (2,3,4) alone stands in the training ids.")
+    _expect(answer([1, 2, 3], [1, 3, 2], 2), 0.0, "The order counts: (1,3) and (3,2) do not stand in 1, 2, 3.")
+
+
 @_exercise("training-1", "batch times accumulation; an epoch is all blocks once, the last step may be smaller.")
 def _steps(answer: Any) -> None:
     if answer == 250:
@@ -184,6 +193,14 @@ def _bits(answer: Any) -> None:
 def _distinct(answer: Any) -> None:
     _expect(_call(answer, [1, 2, 1, 2, 1], 2), 0.5, "Of (1,2) (2,1) (1,2) (2,1) two are different: 2 of 4.")
     _expect(answer([1, 2, 3], 1), 1.0, "Three different tokens of three.")
+
+
+@_exercise("evaluation-4", "the likeliest of all has rank 1, and log2(1) is 0.")
+def _exposure(answer: Any) -> None:
+    if math.isclose(_call(answer, 4, 1024), 2.0):
+        raise _Hint("That is log2 of the rank alone: a well-kept secret would get the highest value.")
+    _expect(answer(1, 1024), 10.0, "The likeliest of 1,024 is exposed by all of log2(1024) bits.")
+    _expect(answer(4, 1024), 8.0, "log2(1024) is 10 and log2(4) is 2.")
 
 
 @_exercise("troubleshooting-1", "use the mask, not the token: the first end-of-text is text, the later ones padding.")

@@ -42,7 +42,7 @@ def load_model(model_name_or_path: str, *, from_scratch: bool = False, seed: int
         seed: of the random weights.
 
     Raises:
-        SettingsError: it cannot be found or is not a GPT-2.
+        SettingsError: it cannot be found, is not a GPT-2 or is not whole.
     """
     import torch
     from transformers import AutoConfig, GPT2LMHeadModel
@@ -56,9 +56,20 @@ def load_model(model_name_or_path: str, *, from_scratch: bool = False, seed: int
             torch.manual_seed(seed)
             model = GPT2LMHeadModel(config)
     else:
-        model = _load(GPT2LMHeadModel, model_name_or_path, dtype=torch.float32)
+        model, found = _load(GPT2LMHeadModel, model_name_or_path, dtype=torch.float32, output_loading_info=True)
+        _check_whole(model_name_or_path, found)
     model.loss_type = "ForCausalLM"  # what it is; the class's name alone makes transformers warn
     return model
+
+
+def _check_whole(model_name_or_path: str, found: dict[str, Any]) -> None:
+    """Raise `SettingsError` for weights the file does not hold: transformers would draw them at random and go on."""
+    missing = sorted(found["missing_keys"])
+    if missing:
+        raise SettingsError(
+            f"The model {model_name_or_path!r} is not whole: {len(missing)} of its weights are missing, such as "
+            f"{missing[0]}. Its files are half-written or of another model; train or download it again."
+        )
 
 
 def check_fit(model: "GPT2LMHeadModel", tokenizer: "PreTrainedTokenizerBase", block_size: int) -> None:
@@ -73,6 +84,31 @@ def check_fit(model: "GPT2LMHeadModel", tokenizer: "PreTrainedTokenizerBase", bl
             f"block_size = {block_size} is longer than the {model.config.n_positions} positions of the model: "
             f"use at most {model.config.n_positions}."
         )
+
+
+def check_sound(model: "GPT2LMHeadModel", tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Raise `SettingsError` when a model's figures and samples would mean nothing.
+
+    So it is when the tokenizer is another model's, when weights are not finite, or not in float32.
+    """
+    check_fit(model, tokenizer, 1)
+    ends = model.config.eos_token_id
+    if isinstance(ends, int) and ends != tokenizer.eos_token_id:
+        raise SettingsError(
+            f"The model ends a text with token {ends} and the tokenizer with {tokenizer.eos_token_id}: they are not of "
+            "one vocabulary; take both from the same model."
+        )
+    for name, weights in model.named_parameters():
+        if not weights.detach().float().sum().isfinite():
+            raise SettingsError(
+                f"The model is broken: its weights {name} hold values that are not finite numbers. "
+                "Train again with a lower learning_rate, or load an earlier checkpoint."
+            )
+        if weights.element_size() < 4:
+            raise SettingsError(
+                f"The model's weights are {weights.dtype}, too coarse to measure with: load it with "
+                "helpers.model.load_model, which gives float32."
+            )
 
 
 def set_attention_dropout(model: "GPT2LMHeadModel", attn_pdrop: float) -> None:
@@ -134,11 +170,18 @@ def hub_answers(timeout_seconds: float = 5) -> bool:
 
 def _load(kind: Any, name: str, **options: Any) -> Any:
     """Call `kind.from_pretrained`; say in one sentence what to do when the model is not to be had."""
+    from safetensors import SafetensorError
+
     path = str(POCKET) if name == "pocket" else name
     is_local = Path(path).exists()
     try:
         with quiet() if is_local else nullcontext():  # a download deserves its progress bar
             return kind.from_pretrained(path, **options, local_files_only=is_local or not hub_answers())
+    except (SafetensorError, RuntimeError) as error:  # cut short, or of other shapes than the configuration says
+        raise SettingsError(
+            f"The model {name!r} is broken ({str(error).strip().splitlines()[0]}): its weights file is half-written, "
+            "or does not fit its config.json. Train or download it again."
+        ) from None
     except (OSError, ValueError) as error:
         first_line = str(error).strip().splitlines()[0]
         raise SettingsError(

@@ -14,7 +14,7 @@ from typing import Any
 
 from helpers.cards import DEFAULT_CARD, GIB, GraphicsCard, find_card
 from helpers.memory import MIB, Engine, GPT2Shape, Memory, parameters, predict, read_shape
-from helpers.settings import ASSETS, SettingsError, TrainingSettings, run_folder
+from helpers.settings import ASSETS, DataSettings, SettingsError, TrainingSettings, run_folder
 
 MAX_BATCH = 1024  # what the settings allow for a batch and for accumulation
 # Share of the card's peak that is reached: 18 % is published for a plain trainer on an A100, 57 % for a tuned one on a
@@ -202,6 +202,7 @@ def plan_run(
     settings: TrainingSettings,
     *,
     card: GraphicsCard | None = None,
+    shape: GPT2Shape | None = None,
     train_tokens: int | None = None,
     engine: Engine = "course",
 ) -> MemoryPlan:
@@ -210,13 +211,14 @@ def plan_run(
     Args:
         settings: the run's.
         card: the table's RTX 4070 Ti when left out.
+        shape: the model's; read from its name when left out.
         train_tokens: tokens of the training text; when left out they are looked up or estimated.
         engine: 'course', or 'stock' for a comparison.
 
     Raises:
         SettingsError: the model's shape is not known, or it has fewer positions than a block has tokens.
     """
-    card, shape = card or find_card(DEFAULT_CARD), read_shape(settings.model_name_or_path)
+    card, shape = card or find_card(DEFAULT_CARD), shape or read_shape(settings.model_name_or_path)
     if settings.block_size > shape.n_positions:
         raise SettingsError(
             f"block_size = {settings.block_size} is longer than the {shape.n_positions} positions of "
@@ -284,7 +286,7 @@ def training_tokens(settings: TrainingSettings) -> tuple[int, str]:
 
 def _counted_tokens(settings: TrainingSettings) -> int | None:
     """Return what the run's data.json says of the same text and tokenizer; None where there is none to be read."""
-    same = ("model_name_or_path", "source", "source_config", "text_column", "validation_share", "test_share", "seed")
+    same = DataSettings.model_fields.keys() - {"run", "block_size"}
     try:
         facts = json.loads((run_folder(settings.run) / "data" / "data.json").read_text(encoding="utf-8"))
         is_same = all(facts["settings"][name] == getattr(settings, name) for name in same)

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import numpy as np
     from matplotlib.axes import Axes
 
 BLUE, ORANGE, GREEN, GREY, RED = "#0072B2", "#E69F00", "#009E73", "#777777", "#B34700"
@@ -111,14 +110,52 @@ def plot_bars(
     return ax
 
 
-def plot_gain(base_nats: "np.ndarray", tuned_nats: "np.ndarray", *, ax: "Axes | None" = None) -> "Axes":
-    """Draw, for each held-out document, the nats the base model needed and the tuned one needs."""
-    ax = ax or new_axes(width=4.6, height=4.2)
-    ax.scatter(base_nats, tuned_nats, s=14, color=BLUE)
-    top = float(max(base_nats.max(), tuned_nats.max()))
-    ax.plot([0, top], [0, top], "--", color=GREY, label="no change")
-    ax.set(xlabel="base model (nats a document)", ylabel="tuned model (nats a document)")
-    ax.set_title("Below the line: easier after fine-tuning")
+def plot_surprise(tokens: Sequence[str], nats: Sequence[float], *, ax: "Axes | None" = None) -> "Axes":
+    """Draw how surprised a model was at each token of a sentence, in nats, with the mean as a line."""
+    ax = ax or new_axes(width=max(5.0, 0.4 * len(tokens)))
+    places = range(len(tokens))
+    mean = sum(nats) / len(nats)
+    ax.bar(places, nats, color=[ORANGE if value > mean else BLUE for value in nats])
+    ax.axhline(mean, color=GREY, linestyle="--", label=f"mean {mean:.2f} nats: perplexity {math.exp(mean):,.1f}")
+    labels = [_cut(token.replace("\n", "\u21b5").replace(" ", "\u00b7"), 14) for token in tokens]
+    ax.set_xticks(places, labels, rotation=60, ha="right")
+    ax.set(xlabel="token", ylabel="surprise (nats)")
+    ax.set_title("The mean of the bars is the loss; its exponential is the perplexity")
+    ax.legend(frameon=False)
+    return ax
+
+
+def plot_gain(
+    gains: Sequence[float], *, mean: float, interval: Sequence[float] | None, ax: "Axes | None" = None
+) -> "Axes":
+    """Draw the bits a byte that fine-tuning saved on each document, the greatest gain first.
+
+    Args:
+        gains: one for each document; above 0 the tuned model is better.
+        mean: the gain over all bytes.
+        interval: (low, high) of that mean; None where there is none.
+        ax: where to draw.
+    """
+    ax = ax or new_axes()
+    ordered = sorted(gains, reverse=True)
+    ax.bar(range(1, len(ordered) + 1), ordered, color=[BLUE if gain > 0 else RED for gain in ordered], width=0.9)
+    ax.axhline(mean, color=ORANGE, linestyle="--", label=f"all documents: {mean:.3f}")
+    if interval is not None:
+        ax.axhspan(*interval, color=ORANGE, alpha=0.3, label=f"95% interval: {interval[0]:.3f} to {interval[1]:.3f}")
+    ax.axhline(0, color=GREY, linewidth=1)
+    ax.set(xlabel="documents, in the order of their gain", ylabel="gain (bits a byte)")
+    ax.set_title("Above 0: easier after fine-tuning")
+    ax.legend(loc="lower left", framealpha=0.9)  # the bars may lie behind it
+    return ax
+
+
+def plot_novelty(curves: Mapping[str, Sequence[float]], *, ax: "Axes | None" = None) -> "Axes":
+    """Draw the share of n-grams that the training text does not have, for n = 1, 2, ...: name -> shares."""
+    ax = ax or new_axes()
+    for (name, shares), colour, style in zip(curves.items(), (ORANGE, BLUE, GREEN), ("o-", "s--", "^:"), strict=False):
+        ax.plot(range(1, len(shares) + 1), shares, style, color=colour, label=name)
+    ax.set(xlabel="n, tokens in a row", ylabel="share not in the training text", ylim=(-0.02, 1.04))
+    ax.set_title("A copy lies far below the held-out text")
     ax.legend(frameon=False)
     return ax
 

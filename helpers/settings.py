@@ -6,6 +6,7 @@ parameters, the command line and the tables a notebook shows are all made from t
 """
 
 import ast
+import codecs
 import difflib
 import html
 import json
@@ -58,6 +59,15 @@ def _plain_name(name: str) -> str:
     if _WINDOWS_DEVICE.fullmatch(name) or name.endswith("."):
         raise ValueError("is a name Windows cannot use for a folder: choose another")
     return name
+
+
+def _known_encoding(name: str) -> str:
+    try:
+        return name if name == "auto" else codecs.lookup(name).name
+    except LookupError:
+        raise ValueError(
+            "is no encoding that Python knows: use 'auto', 'utf-8', 'cp1252', 'utf-16' or another"
+        ) from None
 
 
 class Settings(BaseModel):
@@ -134,7 +144,26 @@ class DataSettings(RunSettings):
         description="'fables' or 'python-reference' (shipped), a file, a folder, or a Hub id",
     )
     source_config: str = Field("", description="configuration of a Hub data set, such as wikitext-2-raw-v1")
-    text_column: str = Field("text", min_length=1, description="column that holds the text, in tables")
+    source_split: str = Field("", description="the one split to take; empty: all, and a source's own are kept")
+    source_revision: str = Field("", description="branch, tag or commit of a Hub data set; empty: the newest")
+    text_column: str = Field("", description="column that holds the text, in tables; empty: found where it is clear")
+    document_separator: str = Field(
+        "auto",
+        min_length=1,
+        description="'file', 'blank line', 'line', or the text between documents; auto: a folder's files are "
+        "documents, a single file is split at blank lines",
+    )
+    encoding: Annotated[str, AfterValidator(_known_encoding)] = Field(
+        "auto", description="encoding of text files, such as cp1252; auto: found and named"
+    )
+    streaming: bool = Field(False, description="read a Hub data set as it arrives, for one larger than the disk")
+    max_tokens: int = Field(
+        0, ge=0, le=10**12, json_schema_extra={"unit": "tokens"}, description="stop reading after so many; 0: never"
+    )
+    near_duplicates: Literal["report", "remove", "keep"] = Field(
+        "report",
+        description="report: counted, kept on one side of the split; remove: one of each stays; keep: not looked for",
+    )
     validation_share: float = Field(0.1, gt=0, le=0.4, description="share of the documents kept for validation")
     test_share: float = Field(0.1, gt=0, le=0.4, description="share of the documents kept for the final test")
     block_size: int = Field(
@@ -232,6 +261,15 @@ class EvaluationSettings(RunSettings):
     top_p: float = Field(0.95, gt=0, le=1, description="choose among the likeliest tokens that sum to this share")
     repetition_penalty: float = Field(
         1.1, ge=1, le=5, json_schema_extra={"step": 0.05}, description="above 1 makes repeated tokens less likely"
+    )
+    copy_samples: int = Field(
+        12, ge=1, le=1000, json_schema_extra={"unit": "samples"}, description="samples searched for copied text"
+    )
+    general_source: str = Field(
+        "python-reference", min_length=1, description="text that shows what was forgotten; named like a `source`"
+    )
+    general_documents: int = Field(
+        10, ge=1, le=100_000, json_schema_extra={"unit": "documents"}, description="documents of it that are read"
     )
 
 

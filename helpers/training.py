@@ -18,11 +18,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from helpers import callbacks
+from helpers import callbacks, model_card
 from helpers.callbacks import TrainingBrokenError, Watch
 from helpers.data import PreparedData, prepare
 from helpers.engine import equal_results_less_work
 from helpers.model import check_fit, has_bf16, load_model, load_tokenizer, quiet, set_attention_dropout
+from helpers.pruning import reporting
 from helpers.settings import SettingsError, TrainingSettings, read_run_settings, run_folder, runs_folder
 from helpers.stopping import stoppable
 
@@ -142,7 +143,7 @@ def training_arguments(
     same_names = (
         "learning_rate", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps",
         "weight_decay", "warmup_steps", "lr_scheduler_type", "max_grad_norm", "logging_steps", "eval_steps",
-        "save_total_limit", "seed", "report_to",
+        "save_total_limit", "seed",
     )  # fmt: skip
     precision = chosen_precision(settings)
     is_renamed = "activation_checkpointing" in TrainingArguments.__dataclass_fields__  # in transformers 5.23
@@ -344,6 +345,10 @@ def _callbacks(
         callbacks.guard(model.config.vocab_size),
         callbacks.space(model),
     ]
+    if (trial := reporting(settings.run)) is not None:
+        found.append(trial)
+    if settings.report_to == "tensorboard":
+        found.append(callbacks.tensorboard(folder / "tensorboard"))
     if settings.early_stopping_patience:
         found.append(EarlyStoppingCallback(settings.early_stopping_patience))
     if watch is not None:
@@ -362,21 +367,9 @@ def save_model(
     with quiet():
         model.save_pretrained(new)
     tokenizer.save_pretrained(new)
-    (new / "README.md").write_text(_card(settings, data_facts), encoding="utf-8")
+    (new / "README.md").write_text(model_card.card(settings, data_facts), encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     new.rename(folder)
-
-
-def _card(settings: TrainingSettings, data_facts: dict[str, Any]) -> str:
-    start = "random weights" if settings.from_scratch else f"`{settings.model_name_or_path}`"
-    train = data_facts["splits"]["train"]
-    rows = "\n".join(f"| `{name}` | {value} |" for name, value in settings.model_dump().items())
-    return (
-        f"---\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n\n# {settings.run}\n\n"
-        f"A GPT-2 trained from {start} on `{settings.source}`: {train['documents']:,} documents, "
-        f"{train['tokens']:,} tokens (SHA-256 of the text {train['sha256'][:16]}).\n\n"
-        f"| setting | value |\n| --- | --- |\n{rows}\n"
-    )
 
 
 def _settings_record(settings: TrainingSettings, data: PreparedData) -> dict[str, Any]:

@@ -36,6 +36,14 @@ def tiny_model(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny(tiny_model):
+    """Return that model and its tokenizer, ready to be asked; tests that change a model load their own."""
+    from helpers.model import load_model, load_tokenizer
+
+    return load_model(str(tiny_model)).eval(), load_tokenizer(str(tiny_model))
+
+
+@pytest.fixture(scope="session")
 def text_file(tmp_path_factory) -> Path:
     """Return a text file of 40 short documents, a block of lines each."""
     path = tmp_path_factory.mktemp("text") / "text.txt"
@@ -55,6 +63,7 @@ def tiny_settings(tiny_model, text_file) -> TrainingSettings:
         source=str(text_file),
         block_size=32,
         per_device_train_batch_size=4,
+        learning_rate=1e-3,
         num_train_epochs=2,
         logging_steps=1,
         eval_steps=4,

@@ -1,11 +1,16 @@
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 from datasets import Dataset, DatasetDict
 
-from helpers import data
-from helpers.data import load_documents, prepare, source_path, split_documents, token_blocks
+from helpers.data import load_documents, open_prepared, prepare, source_path, split_documents, token_blocks
 from helpers.model import load_tokenizer
 from helpers.settings import DataSettings, SettingsError
 
@@ -127,42 +132,6 @@ def test_the_python_reference_is_a_source_on_every_machine():
 
 
 @pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("a.txt", "one\n\ntwo\n\n\nthree"),
-        ("a.jsonl", '{"text": "one"}\n{"text": "two"}\n{"text": "three"}\n'),
-        ("a.json", '[{"text": "one"}, {"text": "two"}, {"text": "three"}]'),
-        ("a.csv", "text,n\none,1\ntwo,2\nthree,3\n"),
-        ("a.tsv", "text\tn\none\t1\ntwo\t2\nthree\t3\n"),
-        ("bom.txt", "\ufeffone\n\ntwo\n\nthree"),
-    ],
-)
-def test_a_file_is_read_as_its_suffix_says(tmp_path, name, content):
-    path = tmp_path / name
-    path.write_text(content, encoding="utf-8")
-    assert load_documents(DataSettings(source=str(path)))["train"]["text"][:] == ["one", "two", "three"]
-
-
-def test_a_parquet_file_is_read(tmp_path):
-    documents("one", "two").to_parquet(tmp_path / "a.parquet")
-    assert load_documents(DataSettings(source=str(tmp_path / "a.parquet")))["train"]["text"][:] == ["one", "two"]
-
-
-def test_a_folder_gives_a_document_a_file(tmp_path):
-    for name, text in (("b.md", "two"), ("a.txt", "one"), ("c.png", "no")):
-        (tmp_path / name).write_text(text)
-    assert load_documents(DataSettings(source=str(tmp_path)))["train"]["text"][:] == ["one", "two"]
-
-
-def test_another_column_can_be_named_and_a_wrong_one_lists_them(tmp_path):
-    path = tmp_path / "a.csv"
-    path.write_text("body,n\none,1\n")
-    assert load_documents(DataSettings(source=str(path), text_column="body"))["train"]["text"][:] == ["one"]
-    with pytest.raises(SettingsError, match=r"no column 'text'.*\['body', 'n'\]"):
-        load_documents(DataSettings(source=str(path)))
-
-
-@pytest.mark.parametrize(
     ("source", "words"),
     [
         ("nowhere.txt", "is not there"),
@@ -185,22 +154,208 @@ def test_a_hub_data_set_that_cannot_be_had_is_one_sentence():
         load_documents(DataSettings(source="nobody/nothing-at-all"))
 
 
-def test_a_text_that_is_not_utf8_is_refused_by_name(tmp_path):
-    path = tmp_path / "windows.txt"
-    path.write_bytes("caf\u00e9".encode("cp1252"))
-    with pytest.raises(SettingsError, match=r"windows\.txt is not UTF-8 text \(byte 3 is 0xe9\)"):
-        load_documents(DataSettings(source=str(path)))
-
-
-def test_a_broken_table_is_refused_by_name(tmp_path):
-    path = tmp_path / "broken.jsonl"
-    path.write_text('{"text": "one"}\n{"text": ')
-    with pytest.raises(SettingsError, match=r"broken\.jsonl cannot be read as jsonl"):
-        load_documents(DataSettings(source=str(path)))
-
-
 def test_a_source_is_read_and_never_changed(text_file, tiny_settings):
     before = text_file.read_bytes()
     prepare(tiny_settings)
     assert text_file.read_bytes() == before
-    assert data.source_hash(tiny_settings) == data.source_hash(tiny_settings)
+
+
+STORY = (
+    "The {0} went to the well number {1}, looked for the moon in it, found {2} and went home again before the sun rose."
+)
+
+
+def stories(n):
+    """Return documents that have little in common."""
+    return [STORY.format(f"fox{i}", i * 37, " ".join(f"thing{i * 11 + k}" for k in range(12))) for i in range(n)]
+
+
+def test_what_is_stored_is_opened_by_the_library_alone(tiny_settings):
+    from datasets import load_from_disk
+
+    prepared = prepare(tiny_settings)
+    folder = Path(prepared.blocks["train"].cache_files[0]["filename"]).parents[2]
+    again = load_from_disk(folder / "blocks")
+    assert again["train"]["input_ids"][:].tolist() == prepared.blocks["train"]["input_ids"][:].tolist()
+    assert again["train"]._fingerprint != again["validation"]._fingerprint
+    assert load_from_disk(folder / "documents")["test"]["text"][:] == prepared.documents["test"]["text"][:]
+
+
+def test_prepare_gives_what_the_functions_give_one_by_one(tiny_settings, tokenizer):
+    prepared = prepare(tiny_settings)
+    parts, _ = split_documents(load_documents(tiny_settings), tiny_settings)
+    blocks, n_tokens = token_blocks(parts["train"], tokenizer, tiny_settings.block_size)
+    assert parts["train"]["text"][:] == prepared.documents["train"]["text"][:]
+    assert blocks["input_ids"][:].tolist() == prepared.blocks["train"]["input_ids"][:].tolist()
+    assert n_tokens == prepared.facts["splits"]["train"]["tokens"] == sum(prepared.documents["train"]["n_tokens"])
+
+
+def written(folder, texts, name="a.jsonl"):
+    path = folder / name
+    path.write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    return path
+
+
+def test_near_duplicates_are_counted_kept_and_never_on_both_sides(tmp_path, tiny_settings):
+    pairs = [text for story in stories(30) for text in (story, story + " The end.")]
+    settings = tiny_settings.model_copy(update={"source": str(written(tmp_path, pairs))})
+    prepared = prepare(settings)
+    assert prepared.facts["near_duplicates"] == 60
+    assert sum(part["documents"] for part in prepared.facts["splits"].values()) == 60
+    side = {text: name for name, part in prepared.documents.items() for text in part["text"]}
+    assert all(side[story] == side[story + " The end."] for story in stories(30))
+    assert "60" in " ".join(prepared.facts["notes"])
+
+
+def test_of_near_duplicates_one_can_stay_or_nobody_looks(tmp_path, tiny_settings):
+    pairs = [text for story in stories(30) for text in (story, story + " The end.")]
+    settings = tiny_settings.model_copy(update={"source": str(written(tmp_path, pairs)), "near_duplicates": "remove"})
+    removed = prepare(settings).facts
+    assert removed["near_duplicates_removed"] == 30
+    assert sum(part["documents"] for part in removed["splits"].values()) == 30
+    kept = prepare(settings.model_copy(update={"near_duplicates": "keep"})).facts
+    assert kept["near_duplicates"] == 0
+    assert sum(part["documents"] for part in kept["splits"].values()) == 60
+
+
+def test_of_a_sources_own_split_what_is_near_the_test_leaves_the_training_text(tmp_path, tiny_settings):
+    (folder := tmp_path / "own").mkdir()
+    written(folder, stories(40), "train.jsonl")
+    written(folder, [stories(40)[3] + " The end.", *stories(50)[40:]], "test.jsonl")
+    prepared = prepare(tiny_settings.model_copy(update={"source": str(folder)}))
+    assert stories(40)[3] not in prepared.documents["train"]["text"][:]
+    assert prepared.facts["splits"]["test"]["documents"] == 11
+    assert prepared.facts["splits"]["validation"]["documents"] > 0, "which the source does not bring"
+
+
+def test_text_of_the_test_in_the_training_text_is_measured(tmp_path, tiny_settings):
+    (folder := tmp_path / "own").mkdir()
+    written(folder, [*stories(40), " ".join(stories(50)[40:45])], "train.jsonl")
+    written(folder, stories(50)[40:], "test.jsonl")
+    written(folder, stories(60)[50:], "validation.jsonl")
+    facts = prepare(tiny_settings.model_copy(update={"source": str(folder)})).facts
+    assert facts["leakage"]["share_in_train"] == pytest.approx(0.5, abs=0.1), "five of ten stories"
+    assert any("easier than new text" in note for note in facts["notes"])
+
+
+def test_a_budget_of_tokens_ends_the_reading(tmp_path, tiny_settings):
+    settings = tiny_settings.model_copy(update={"source": str(written(tmp_path, stories(200))), "max_tokens": 3000})
+    facts = prepare(settings).facts
+    total = sum(part["tokens"] for part in facts["splits"].values())
+    assert 2800 < total <= 3000
+
+
+def test_streaming_without_a_budget_has_no_end_and_is_refused(tiny_settings):
+    with pytest.raises(SettingsError, match="streaming = True needs an end: set max_tokens"):
+        prepare(tiny_settings.model_copy(update={"streaming": True}))
+
+
+def test_chinese_is_said_to_cost_more(tmp_path, tiny_settings):
+    texts = [f"第{i}只狐狸走到井边看见了自己的影子然后回家去了一共走了{i * 7}里路" for i in range(60)]
+    settings = tiny_settings.model_copy(update={"source": str(written(tmp_path, texts))})
+    (note,) = [note for note in prepare(settings).facts["notes"] if "fits this text badly" in note]
+    assert "times the time" in note
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("", "has 0 different documents"),
+        (" \n\n \t\n", "has 0 different documents"),
+        ("one fox\n\ntwo owls\n\nthree hens", "less than one block of 32"),
+    ],
+)
+def test_next_to_nothing_is_refused_and_what_the_run_held_stays(tmp_path, tiny_settings, content, words):
+    before = prepare(tiny_settings).facts
+    path = tmp_path / "a.txt"
+    path.write_text(content)
+    with pytest.raises(SettingsError, match=words):
+        prepare(tiny_settings.model_copy(update={"source": str(path)}))
+    assert open_prepared("tiny").facts == before
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, tiny_settings, monkeypatch):
+    path = written(tmp_path, stories(50))
+    from helpers.staging import Staging
+
+    finish = Staging.finish
+
+    def append_and_finish(staging):
+        with path.open("a") as file:
+            file.write('\n{"text": "one more"}')
+        finish(staging)
+
+    monkeypatch.setattr(Staging, "finish", append_and_finish)
+    with pytest.raises(SettingsError, match="changed while it was read"):
+        prepare(tiny_settings.model_copy(update={"source": str(path)}))
+    assert not list((tmp_path / "runs" / "tiny").glob("data*"))
+
+
+CHILD = """
+import sys
+from helpers.data import prepare
+from helpers.settings import DataSettings, SettingsError
+{before}
+try:
+    prepare(DataSettings(run="tiny", source=sys.argv[1], model_name_or_path=sys.argv[2], block_size=32))
+except SettingsError as error:
+    print(error)
+"""
+
+
+def in_a_child(source, model, *, before=""):
+    command = [sys.executable, "-c", CHILD.format(before=before), str(source), str(model)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits a process as POSIX can")
+def test_a_disk_that_fills_up_is_told_and_nothing_is_left(tmp_path, tiny_model):
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))"
+    source = written(tmp_path, stories(2000))
+    said, errors = in_a_child(source, tiny_model, before=limit).communicate()
+    assert "is full: the text needs about three times its size" in said, errors
+    assert not list((tmp_path / "runs" / "tiny").glob("data*"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="kills a process as POSIX can")
+def test_a_killed_preparation_leaves_no_half_and_the_next_starts_clean(tmp_path, tiny_model):
+    source, folder = written(tmp_path, stories(100)), tmp_path / "runs" / "tiny"
+    stop = (
+        "import time; from helpers.staging import Staging\n"
+        "Staging.finish = lambda staging: time.sleep(600)  # hold still where it is to be killed"
+    )
+    child = in_a_child(source, tiny_model, before=stop)
+    deadline = time.monotonic() + 120
+    while not (folder / "data.new" / "staged" / "texts").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    child.send_signal(signal.SIGKILL)
+    child.communicate()
+    assert (folder / "data.new").exists()
+    assert not (folder / "data").exists()
+    with pytest.raises(SettingsError, match="holds no data yet"):
+        open_prepared("tiny")
+    settings = DataSettings(run="tiny", source=str(source), model_name_or_path=str(tiny_model), block_size=32)
+    assert prepare(settings).facts["documents_read"] == 100
+    assert sorted(path.name for path in folder.glob("data*")) == ["data"]
+
+
+def test_a_read_only_source_is_read(tmp_path, tiny_settings):
+    (folder := tmp_path / "only read").mkdir()
+    path = written(folder, stories(50), "Füchse und Eulen.jsonl")
+    path.chmod(0o444)
+    folder.chmod(0o555)
+    try:
+        assert prepare(tiny_settings.model_copy(update={"source": str(folder)})).facts["documents_read"] == 50
+        assert list(folder.iterdir()) == [path]
+    finally:
+        folder.chmod(0o755)
+
+
+def test_progress_is_shown_where_it_is_asked_for_and_not_for_a_moment_s_work(tiny_settings, capsys):
+    prepare(tiny_settings)
+    assert "reading" not in capsys.readouterr().err
+    shutil.rmtree(Path(os.environ["COURSE_RUNS"]) / "tiny")
+    prepare(tiny_settings, progress=True)
+    shown = capsys.readouterr().err
+    assert "reading" in shown
+    assert "tokens" in shown

@@ -3,7 +3,15 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from helpers.engine import chunked_loss, equal_results_less_work, use_causal_attention, use_chunked_loss, use_fused_gelu
+from helpers import engine
+from helpers.engine import (
+    attention_in_parts,
+    chunked_loss,
+    equal_results_less_work,
+    use_causal_attention,
+    use_chunked_loss,
+    use_fused_gelu,
+)
 
 V = 211
 SHAPES = [(1, 4), (3, 17), (4, 64)]  # (B, T): short, odd, all positions
@@ -128,6 +136,58 @@ def test_attention_takes_the_flash_kernel(model):
     ids, labels = batch((2, 33), padded=False)
     with sdpa_kernel([SDPBackend.FLASH_ATTENTION]):  # any other kernel would be an error
         model(input_ids=ids, labels=labels).loss.backward()
+
+
+def query_key_value(n_tokens):
+    shape = (3, 2, 4, n_tokens, 16)  # all three, B, heads, T, head_dim
+    whole = torch.randn(shape, generator=torch.Generator().manual_seed(2))
+    return [part.clone().requires_grad_() for part in whole]
+
+
+@pytest.mark.parametrize("n_tokens", [2, 127, 128, 129, 300])
+def test_attention_in_parts_gives_what_the_kernel_gives(n_tokens):
+    query, key, value = query_key_value(n_tokens)
+    kernel = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+    ours = attention_in_parts(query, key, value)
+    slope = torch.randn(kernel.shape, generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(ours, kernel, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        torch.autograd.grad(ours, (query, key, value), slope),
+        torch.autograd.grad(kernel, (query, key, value), slope),
+        atol=1e-4,
+        rtol=1e-4,
+    )
+
+
+def test_attention_in_parts_holds_no_square_of_scores():
+    query, key, value = query_key_value(1024)
+    held = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: held.append(t.numel()) or t, lambda t: t):
+        attention_in_parts(query, key, value)
+    assert max(held) <= 2 * 4 * 128 * 1024
+
+
+def test_dropout_in_parts_leaves_out_a_share_and_keeps_the_mean():
+    query, key, _ = query_key_value(300)
+    torch.manual_seed(0)
+    sums = attention_in_parts(query, key, torch.ones_like(key), dropout=0.5)  # of the chances that were kept
+    assert sums[:, :, 0].unique().tolist() == [0, 2], "a single chance is dropped, or doubled"
+    assert sums.mean().item() == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_half_precision_and_dropout_attend_in_parts_on_a_cpu(model, dropout, monkeypatch):
+    calls = []
+    monkeypatch.setattr(engine, "attention_in_parts", lambda q, *_, **how: calls.append((q.dtype, how["dropout"])) or q)
+    for block in model.transformer.h:
+        block.attn.attn_dropout.p = dropout
+    ids, labels = batch((2, 33), padded=False)
+    use_causal_attention(model)
+    model(input_ids=ids, labels=labels)
+    with torch.autocast("cpu", torch.bfloat16):
+        model(input_ids=ids, labels=labels)
+    in_float32 = [(torch.float32, dropout)] * 2 if dropout else []
+    assert calls == [*in_float32, *[(torch.bfloat16, dropout)] * 2]
 
 
 def test_gradient_checkpointing_gives_the_same(model):

@@ -77,6 +77,10 @@ WRONG = {
     "environment-4": (SimpleNamespace(exit_code=0, card=SimpleNamespace(preset="8gb")), "card's bytes"),
     "data-1": ((2, 12), "end-of-text"),
     "data-2": (lambda documents, eos, size: [[1, 2, 3, 0], [4, 0, 5, 6], [7, 0]], "incomplete block is dropped"),
+    "data-4": (
+        lambda train, test, n: sum(tuple(test[i : i + n]) in [(1, 2, 3), (2, 3, 4)] for i in range(5)) / 5,
+        "counts once",
+    ),
     "data-3": (lambda lengths, size: sum(lengths) / (size * len(lengths)), "useful share"),
     "training-1": (250, "not after each"),
     "training-2": (lambda step, peak, warmup, total: peak * min(1, step / warmup), "middle of the cosine"),
@@ -84,6 +88,7 @@ WRONG = {
     "evaluation-1": (math.log(4096), "exponential"),
     "evaluation-2": (lambda nats, n_bytes: nats / n_bytes, "ln 2"),
     "evaluation-3": (lambda tokens, n: len(set(tokens)) / len(tokens), "2 of 4"),
+    "evaluation-4": (lambda rank, n: math.log2(rank), "log2 of the rank alone"),
     "troubleshooting-1": (lambda ids, mask: ids.masked_fill(ids == 9, -100), "never learns to stop"),
     "troubleshooting-2": ("T6", "no number stands in the log"),
     "troubleshooting-3": ("T7", "Which of the two losses"),

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import memory_trace
 import pytest
+import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from helpers import engine
@@ -54,6 +55,42 @@ def test_the_prediction_is_within_3_percent_of_a_traced_training_step(shape, val
     assert predicted == pytest.approx(traced, rel=0.03), f"{predicted / MIB:.1f} MiB, traced {traced / MIB:.1f}"
 
 
+ON_A_CARD = [  # what a card of 12 GB holds, as arguments of `settings`
+    (1, 256), (4, 512), (8, 512), (4, 1024), (8, 1024), (16, 512), (2, 1024, "bf16", False, 4), (8, 512, "bf16", True),
+    (16, 1024, "bf16", True), (4, 512, "no"), (4, 1024, "no"), (4, 1024, "no", True), (4, 512, "fp16"),
+]  # fmt: skip
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU: `make test TORCH=auto` on one")
+@pytest.mark.parametrize("values", ON_A_CARD, ids=str)
+def test_the_prediction_is_within_5_percent_of_what_a_card_holds(values):
+    asked = settings(*values)
+    measured = peak_bytes_on_the_card(config_of(GPT2), asked)
+    predicted = predict(GPT2, asked).total_bytes
+    assert predicted == pytest.approx(measured, rel=0.05), f"{predicted / MIB:.0f} MiB, measured {measured / MIB:.0f}"
+
+
+def peak_bytes_on_the_card(config, asked):
+    """Return the most that two real steps of the course's engine hold, in bytes, Adam's states included."""
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(asked.mixed_precision)
+    model = GPT2LMHeadModel(config).cuda().train()
+    if asked.gradient_checkpointing:
+        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()  # its name since 5.23
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    ids = torch.zeros(asked.per_device_train_batch_size, asked.block_size, dtype=torch.int64, device="cuda")
+    with engine.equal_results_less_work(model):
+        for _ in range(2):
+            torch.cuda.reset_peak_memory_stats()
+            for _ in range(asked.gradient_accumulation_steps):
+                with torch.autocast("cuda", half, enabled=half is not None):
+                    loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+                loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    return torch.cuda.max_memory_allocated()
+
+
 def config_of(shape):
     return GPT2Config(**shape._asdict(), bos_token_id=None, eos_token_id=None)
 
@@ -76,8 +113,6 @@ def test_the_chunk_is_the_engines():
 
 @pytest.mark.parametrize("name", ["distilgpt2", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "pocket"])
 def test_parameters_are_those_of_the_model(name):
-    import torch
-
     shape = read_shape(name)
     with torch.device("meta"):
         model = GPT2LMHeadModel(config_of(shape))

@@ -1,13 +1,17 @@
+import json
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2Tokenizer
 
 from helpers.model import (
     check_fit,
+    check_sound,
     has_bf16,
     load_model,
     load_tokenizer,
@@ -86,6 +90,49 @@ def test_another_kind_of_model_is_refused(tmp_path):
     BertConfig().save_pretrained(tmp_path)
     with pytest.raises(SettingsError, match="is a bert model"):
         load_model(str(tmp_path))
+
+
+def broken(folder, source, spoil):
+    shutil.copytree(source, folder)
+    spoil(folder)
+    return str(folder)
+
+
+def without_a_weight(folder):
+    weights = load_file(folder / "model.safetensors")
+    weights.pop("transformer.h.0.attn.c_proj.weight")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def of_another_shape(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"n_embd": 16}))
+
+
+def cut_short(name, n_bytes):
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:n_bytes])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (cut_short("model.safetensors", 5000), "is broken .*half-written"),
+        (cut_short("model.safetensors", 0), "is broken .*half-written"),
+        (cut_short("config.json", 20), "could not be loaded"),
+        (without_a_weight, r"1 of its weights are missing, such as transformer.h.0.attn.c_proj.weight"),
+        (of_another_shape, "does not fit its config.json"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "could not be loaded"),
+        (lambda folder: [file.unlink() for file in folder.iterdir()], "could not be loaded"),
+    ],
+)
+def test_a_folder_that_is_not_a_whole_model_is_one_sentence(tmp_path, tiny_model, spoil, words):
+    with pytest.raises(SettingsError, match=words) as caught:
+        load_model(broken(tmp_path / "model", tiny_model, spoil))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_sound_model_passes(tiny):
+    check_sound(*tiny)
 
 
 def test_a_block_longer_than_the_positions_is_refused(tiny_model):

@@ -1,7 +1,6 @@
 from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pytest
 
 from helpers import plots
@@ -30,7 +29,9 @@ def drawings(ax=None):
         plots.plot_learning_rate(HISTORY, ax=ax),
         plots.plot_lengths([5, 9, 20], block_size=16, ax=ax),
         plots.plot_bars({"a": 1.0, "b": 20.0}, xlabel="tokens", title="b is longer", ax=ax, log=True),
-        plots.plot_gain(np.array([3.0, 4.0]), np.array([2.0, 1.0]), ax=ax),
+        plots.plot_surprise(["The", " $fox", "\n"], [3.0, 6.0, 0.5], ax=ax),
+        plots.plot_gain([0.2, -0.1, 0.4], mean=0.2, interval=(0.1, 0.3), ax=ax),
+        plots.plot_novelty({"samples": [0.0, 0.5], "held-out text": [0.1, 0.7]}, ax=ax),
     ]
 
 
@@ -55,6 +56,28 @@ def test_bars_stand_in_the_order_given_with_their_figures():
     ax = plots.plot_bars({"first": 1.0, "second": 2.0}, xlabel="x", title="t")
     assert [label.get_text() for label in ax.get_yticklabels()][::-1] == ["first", "second"]
     assert {text.get_text().strip() for text in ax.texts} == {"1", "2"}
+
+
+def test_the_surprise_at_each_token_is_a_bar_and_the_mean_gives_the_perplexity():
+    ax = plots.plot_surprise(["The", " fox", "\n"], [3.0, 6.0, 0.0])
+    assert [bar.get_height() for bar in ax.patches] == [3.0, 6.0, 0.0]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["The", "\u00b7fox", "\u21b5"]
+    assert "perplexity 20.1" in ax.get_legend_handles_labels()[1][0]
+    ax.figure.canvas.draw()
+
+
+def test_gains_stand_in_their_order_and_losses_have_another_colour():
+    ax = plots.plot_gain([0.2, -0.1, 0.4], mean=0.2, interval=(0.1, 0.3))
+    bars = ax.patches[:3]
+    assert [bar.get_height() for bar in bars] == [0.4, 0.2, -0.1]
+    assert bars[0].get_facecolor() == bars[1].get_facecolor() != bars[2].get_facecolor()
+    assert len(ax.get_legend_handles_labels()[1]) == 2
+    assert len(plots.plot_gain([0.2], mean=0.2, interval=None).get_legend_handles_labels()[1]) == 1
+
+
+def test_novelty_is_a_line_for_each_text():
+    lines = plots.plot_novelty({"samples": [0.0, 0.5], "held-out text": [0.1, 0.7]}).get_lines()
+    assert [line.get_xydata().tolist() for line in lines] == [[[1, 0.0], [2, 0.5]], [[1, 0.1], [2, 0.7]]]
 
 
 def test_the_chain_shows_every_link_and_names_the_one_that_breaks():

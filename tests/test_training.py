@@ -124,12 +124,6 @@ def test_the_saved_configuration_is_as_it_came(tiny_run, tiny_model):
     assert after == before
 
 
-def test_the_models_card_says_what_it_was_trained_on(tiny_run, tiny_settings):
-    card = (tiny_run.model_folder / "README.md").read_text()
-    assert tiny_settings.source in card
-    assert "| `learning_rate` | 0.001 |" in card
-
-
 def test_the_line_of_a_run_is_made_of_its_measurements(tiny_run):
     assert f"{tiny_run.facts['steps']} steps" in str(tiny_run)
     assert tiny_run.facts["peak_bytes"] > 10**7
@@ -354,3 +348,19 @@ def test_two_processes_give_the_loss_of_one_at_the_same_effective_batch(tiny_mod
     assert len(losses[0]) == one.facts["steps"] == open_run("two").facts["steps"]
     for name, value in weights(one.model_folder).items():
         torch.testing.assert_close(weights(open_run("two").model_folder)[name], value, atol=1e-4, rtol=1e-3)
+
+
+def test_what_is_logged_is_passed_on_to_tensorboard(tiny_settings):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    finished = fine_tune(tiny_settings.model_copy(update={"report_to": "tensorboard"}))
+    told = EventAccumulator(str(finished.folder / "tensorboard")).Reload()
+    losses = [row["loss"] for row in finished.history if "loss" in row]
+    assert [event.value for event in told.Scalars("train/loss")] == pytest.approx(losses, rel=1e-5)
+    assert told.Scalars("eval/loss")
+
+
+def test_without_the_package_tensorboard_says_what_to_install(tiny_settings, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(SettingsError, match="pip install tensorboard"):
+        fine_tune(tiny_settings.model_copy(update={"report_to": "tensorboard"}))

@@ -1,4 +1,4 @@
-"""How much faster and smaller a training step is here than in the guide's script: ratios from one run."""
+"""How much faster and smaller training is here than by the guide's script and by stock: ratios of one run."""
 
 import json
 import subprocess
@@ -9,25 +9,33 @@ import pytest
 
 from helpers.model import has_bf16
 
-ROWS = ["guide, documents", "guide, sentences", "packed, float32", "packed, bf16", "ours", "ours, compiled"]
+# useful tokens a second, at least so many times the row's; half of what an idle machine gives, for machines are noisy
+FLOORS = {"guide, documents": 5, "guide, sentences": 40, "packed, float32": 1.4}
+FLOORS_WITHOUT_BF16 = {"guide, documents": 3, "guide, sentences": 25, "packed, float32": 1.0}
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="reads peak memory as Linux tells it")
-def test_a_step_against_the_guides_and_against_stock():
-    if not has_bf16():
-        ROWS[:] = [*ROWS[:3], "ours, float32"]
-    found = {name: figures_of(name) for name in ROWS}
-    ours = found["ours" if has_bf16() else "ours, float32"]
-    print(f"\n{'useful tokens a second':24}{'':>8}{'ours is':>10}{'MiB':>8}{'first loss':>12}")
-    for name, row in found.items():
-        ratio = ours["tokens_per_second"] / row["tokens_per_second"]
-        mib = row["peak_bytes"] / 2**20
-        print(f"{name:24}{row['tokens_per_second']:8,.0f}{ratio:9.1f}x{mib:8,.0f}{row['first_loss']:12.4f}")
+def test_training_against_the_guides_script_and_the_stock_trainer():
+    ours = "ours" if has_bf16() else "ours, float32"
+    rows = ["guide, documents", "guide, sentences", "packed, float32", "ours, float32"]
+    if has_bf16():
+        rows += ["packed, bf16", "ours", "ours, compiled"]
+    found = {name: figures_of(name) for name in rows}
+    print(f"\n{'':18}{'useful tokens/s':>16}{'ours is':>9}{'MiB':>7}{'of stock':>9}{'last loss':>11}")
     stock = found["packed, float32"]
-    assert ours["first_loss"] == pytest.approx(stock["first_loss"], abs=1e-2)  # bf16 keeps 8 bits
-    assert ours["tokens_per_second"] > 3 * found["guide, documents"]["tokens_per_second"]
-    assert ours["tokens_per_second"] > stock["tokens_per_second"]
-    assert ours["peak_bytes"] < stock["peak_bytes"]
+    ratios = {name: found[ours]["tokens_per_second"] / row["tokens_per_second"] for name, row in found.items()}
+    for name, row in found.items():
+        share = row["peak_bytes"] / stock["peak_bytes"]
+        print(
+            f"{name:18}{row['tokens_per_second']:16,.0f}{ratios[name]:8.1f}x{row['peak_bytes'] / 2**20:7,.0f}"
+            f"{share:9.2f}{row['losses'][-1]:11.4f}"
+        )
+    for name, row in found.items():
+        if not name.startswith("guide"):  # the same blocks in the same order
+            assert row["losses"] == pytest.approx(stock["losses"], abs=1e-3), name
+    for name, floor in (FLOORS if has_bf16() else FLOORS_WITHOUT_BF16).items():
+        assert ratios[name] >= floor, name
+    assert found[ours]["peak_bytes"] <= 0.75 * stock["peak_bytes"]
 
 
 def figures_of(name):

@@ -2,99 +2,120 @@
 
     python training_step.py ROW
 
-Prints JSON: useful tokens a second (median over steps), peak resident bytes, and the first step's loss.
+Prints JSON: useful tokens a second (median over steps), tokens in a row, peak resident bytes, the loss of each step.
+Every row is the `Trainer`, the pocket model's shape from the same random weights with 512 positions and no dropout,
+and steps of 16 rows of 512.
 """
 
 import json
+import re
 import resource
+import statistics
 import sys
+import tempfile
 import time
+from contextlib import nullcontext
 
 import torch
-from transformers import AutoConfig, GPT2LMHeadModel
+from datasets import Dataset
+from transformers import (
+    AutoConfig,
+    DataCollatorForLanguageModeling,
+    GPT2LMHeadModel,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from helpers.data import load_documents
 from helpers.engine import equal_results_less_work
-from helpers.model import load_tokenizer
+from helpers.model import load_tokenizer, quiet
 from helpers.settings import POCKET, DataSettings
+from helpers.training import as_batch
 
 BLOCK, STEPS, WARM_UP = 512, 7, 2
-GUIDE_BATCH, BATCH = 4, 8  # the guide's own, and ours
+GUIDE = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4}
+OURS = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 2}
 ROWS = {
-    "guide, documents": {"text": "documents", "padded": True},
-    "guide, sentences": {"text": "sentences", "padded": True},
-    "packed, float32": {},
-    "packed, bf16": {"bf16": True},
-    "ours": {"bf16": True, "engine": True},
-    "ours, float32": {"engine": True},
-    "ours, compiled": {"bf16": True, "engine": True, "compiled": True},
+    "guide, documents": {"text": "documents", **GUIDE},
+    "guide, sentences": {"text": "sentences", **GUIDE},
+    "packed, float32": OURS,
+    "packed, bf16": {"bf16": True, **OURS},
+    "ours": {"bf16": True, "engine": True, **OURS},
+    "ours, float32": {"engine": True, **OURS},
+    "ours, compiled": {"bf16": True, "engine": True, "torch_compile": True, **OURS},
 }
 
 
 def texts(kind):
-    """Return texts of about 140 tokens, or of one sentence each, as BookCorpus has them."""
+    """Return paragraphs of about 140 tokens, or short sentences: BookCorpus has one of about 16 tokens in a row."""
     fables = load_documents(DataSettings())["train"]["text"]
     if kind == "documents":
-        return [paragraph for fable in fables for paragraph in fable.split("\n\n") if len(paragraph) > 300]
-    return [sentence for fable in fables for sentence in fable.replace("\n", " ").split(". ") if len(sentence) > 20]
+        return [paragraph for fable in fables for paragraph in fable.split("\n\n") if len(paragraph) > 360]
+    sentences = [sentence for fable in fables for sentence in re.split(r"(?<=[.!?])\s+", fable)]
+    return [sentence for sentence in sentences if 0 < len(sentence.split()) <= 16]
 
 
-def padded_batches(kind, tokenizer):
-    """Yield (ids, mask, labels), (B, T) each: a text a row, filled up to the block as the guide does."""
-    rows = [[*tokenizer.encode(text)[: BLOCK - 1], tokenizer.eos_token_id] for text in texts(kind)]
-    for start in range(0, GUIDE_BATCH * STEPS, GUIDE_BATCH):
-        part = rows[start : start + GUIDE_BATCH]
-        ids = torch.tensor([row + [tokenizer.eos_token_id] * (BLOCK - len(row)) for row in part])
-        mask = torch.tensor([[1] * len(row) + [0] * (BLOCK - len(row)) for row in part])
-        yield ids, mask, ids.masked_fill(mask == 0, -100)
+def padded_rows(kind, tokenizer):
+    """Return a text a row, filled up to the block and cut there, as the guide does."""
+    tokenizer.pad_token = tokenizer.eos_token
+    rows = (texts(kind) * STEPS * 16)[: STEPS * 16]
+    return Dataset.from_dict(
+        dict(tokenizer(rows, truncation=True, padding="max_length", max_length=BLOCK))
+    ).with_format("torch")
 
 
-def packed_batches(tokenizer):
-    """Yield (ids, None, labels), (B, T) each: rows without a gap."""
+def packed_rows(tokenizer):
+    """Return rows without a gap."""
     stream = [token for text in texts("documents") for token in (*tokenizer.encode(text), tokenizer.eos_token_id)]
-    while len(stream) < BATCH * BLOCK * STEPS:
-        stream *= 2
-    for ids in torch.tensor(stream[: BATCH * BLOCK * STEPS]).view(STEPS, BATCH, BLOCK):
-        yield ids, None, ids
+    n_tokens = BLOCK * STEPS * 16
+    stream = (stream * (n_tokens // len(stream) + 1))[:n_tokens]
+    return Dataset.from_dict({"input_ids": torch.tensor(stream).view(-1, BLOCK).tolist()}).with_format("torch")
 
 
 def fresh_model():
-    """Return the pocket model's shape with 512 positions and no attention dropout, from random weights."""
+    """Return the pocket model's shape with 512 positions and no dropout, from random weights."""
     torch.manual_seed(0)
     config = AutoConfig.from_pretrained(POCKET)
-    config.n_positions, config.attn_pdrop = BLOCK, 0.0
-    config.resid_pdrop = config.embd_pdrop = 0.0  # equal on all sides; the first losses can then be compared
-    model = GPT2LMHeadModel(config).train()
+    config.n_positions = BLOCK
+    config.attn_pdrop = config.resid_pdrop = config.embd_pdrop = 0.0  # equal on all sides
+    model = GPT2LMHeadModel(config)
     model.loss_type = "ForCausalLM"
     return model
 
 
-def measure(batches, *, bf16=False, engine=False, compiled=False):
+class Clock(TrainerCallback):
+    """Takes the time at the end of each step."""
+
+    def __init__(self):
+        self.times = []
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Note the time."""
+        self.times.append(time.perf_counter())
+
+
+def measure(text=None, engine=False, **arguments):
     """Return the figures of one row."""
-    model = fresh_model()
-    if engine:
-        equal_results_less_work(model).__enter__()  # for the life of this process
-    call = torch.compile(model) if compiled else model
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    rates, losses = [], []
-    for ids, mask, labels in batches:
-        start = time.perf_counter()
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            loss = call(input_ids=ids, attention_mask=mask, labels=labels).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-        rates.append((labels != -100).sum().item() / (time.perf_counter() - start))
+    tokenizer, model, clock = load_tokenizer("pocket"), fresh_model(), Clock()
+    rows = padded_rows(text, tokenizer) if text else packed_rows(tokenizer)
+    n_useful = sum(map(len, tokenizer(texts(text))["input_ids"])) / len(texts(text)) if text else BLOCK
+    args = TrainingArguments(
+        output_dir=tempfile.gettempdir(), max_steps=STEPS, learning_rate=5e-5, weight_decay=0.01, save_strategy="no",
+        logging_steps=1, report_to="none", disable_tqdm=True, use_cpu=True, dataloader_pin_memory=False, **arguments,
+    )  # fmt: skip
+    collator = DataCollatorForLanguageModeling(tokenizer, mlm=False) if text else as_batch
+    with equal_results_less_work(model) if engine else nullcontext(), quiet():
+        trainer = Trainer(model, args, data_collator=collator, train_dataset=rows, callbacks=[clock])
+        trainer.train()
+    seconds = [end - start for start, end in zip(clock.times[WARM_UP - 1 :], clock.times[WARM_UP:], strict=False)]
     return {
-        "tokens_per_second": sorted(rates[WARM_UP:])[len(rates[WARM_UP:]) // 2],
+        "tokens_per_second": 16 * n_useful / statistics.median(seconds),
+        "tokens_per_row": n_useful,
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "first_loss": losses[0],
+        "losses": [row["loss"] for row in trainer.state.log_history if "loss" in row],
     }
 
 
 if __name__ == "__main__":
-    row = dict(ROWS[sys.argv[1]])
-    tokenizer = load_tokenizer("pocket")
-    kind, is_padded = row.pop("text", None), row.pop("padded", False)
-    print(json.dumps(measure(padded_batches(kind, tokenizer) if is_padded else packed_batches(tokenizer), **row)))
+    print(json.dumps(measure(**ROWS[sys.argv[1]])))

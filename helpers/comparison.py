@@ -1,0 +1,306 @@
+"""compare(): many runs in one table, ranked only where they were measured on the same text; and the best promoted.
+
+Everything is read from the runs' own folders, so that runs of a sweep, of a shell loop and of notebooks compare alike.
+"""
+
+import csv
+import io
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from helpers.settings import SettingsError, run_folder, runs_folder
+
+Figure = Literal["eval_loss", "bits_per_byte", "perplexity"]
+_MOST_ERRORS = 5  # that are told below a table
+FIGURES = ("perplexity", "bits_per_byte", "eval_loss")
+
+
+@dataclass(frozen=True)
+class ComparedRun:
+    """One run as its folder tells it; what is not there is None.
+
+    Attributes:
+        name: the run's, with its study's before it: 'pocket' or 'rates/trial-003'.
+        folder: where it lies.
+        settings: all that is known to have been set.
+        eval_loss: validation loss of the final model, nats a token.
+        perplexity, bits_per_byte: of the final model on the test text.
+        perplexity_interval, bits_per_byte_interval: (low, high) where they were measured.
+        tokens, seconds, peak_bytes: what the training took, measured.
+        text_sha256: of the test text; runs with another are never ranked together.
+        windows: (context, stride) of the test figures.
+        state: 'done', 'pruned', 'failed' or 'not finished'.
+        error: why it failed; empty where it did not.
+        optimise: the figure its study makes small; None outside a study.
+    """
+
+    name: str
+    folder: Path
+    settings: dict[str, Any]
+    eval_loss: float | None
+    perplexity: float | None
+    bits_per_byte: float | None
+    perplexity_interval: tuple[float, float] | None
+    bits_per_byte_interval: tuple[float, float] | None
+    tokens: int | None
+    seconds: float | None
+    peak_bytes: int | None
+    text_sha256: str
+    windows: tuple[int, int] | None
+    state: str
+    error: str
+    optimise: str | None
+
+
+def read_run(folder: Path, *, name: str = "") -> ComparedRun:
+    """Read what a run's folder tells, finished or not, measured or not."""
+    record, trial = _json(folder / "settings.json"), _json(folder / "trial.json")
+    facts = _json(folder / "training.json")
+    test = _test_figures(_json(folder / "evaluation.json"))
+    settings = {**record.get("settings", {}), **trial.get("parameters", {})}
+    return ComparedRun(
+        name=name or folder.name,
+        folder=folder,
+        settings={key: value for key, value in settings.items() if key != "run"},
+        eval_loss=_validation_loss(folder, settings),
+        perplexity=test.get("perplexity"),
+        bits_per_byte=test.get("bits_per_byte"),
+        perplexity_interval=_pair(test.get("perplexity_interval")),
+        bits_per_byte_interval=_pair(test.get("bits_per_byte_interval")),
+        tokens=facts.get("tokens"),
+        seconds=facts.get("seconds"),
+        peak_bytes=facts.get("peak_bytes"),
+        text_sha256=test.get("text_sha256") or record.get("data_sha256", {}).get("test", ""),
+        windows=(test["context"], test["stride"]) if {"context", "stride"} <= set(test) else None,
+        state=trial.get("state") or ("done" if facts else "not finished"),
+        error=trial.get("error", ""),
+        optimise=trial.get("optimise"),
+    )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _pair(interval: Sequence[float] | None) -> tuple[float, float] | None:
+    return tuple(interval) if interval else None
+
+
+def _test_figures(evaluation: dict[str, Any]) -> dict[str, Any]:
+    """Return the tuned model's figures on the test text; older files hold a row a model."""
+    test = evaluation.get("test") or {}
+    if isinstance(test, list):
+        return next((row for row in test if row.get("model") == "tuned"), {})
+    return {"text_sha256": test.get("text_sha256")} | (test.get("tuned") or {}) if test else {}
+
+
+def _validation_loss(folder: Path, settings: dict[str, Any]) -> float | None:
+    """Return the validation loss of the model that was kept: the last, or the least where training stops early."""
+    path = folder / "history.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    losses = [row["eval_loss"] for row in map(json.loads, lines) if "eval_loss" in row]
+    if not losses:
+        return None
+    return min(losses) if settings.get("early_stopping_patience") else losses[-1]
+
+
+@dataclass(frozen=True)
+class RunTable:
+    """Runs side by side: one group for each test text, in each the best first.
+
+    Attributes:
+        by: the figure that ranks them.
+        groups: the runs of each test text.
+        differing: the settings that are not the same in all runs.
+    """
+
+    by: str
+    groups: tuple[tuple[ComparedRun, ...], ...]
+    differing: tuple[str, ...]
+
+    @property
+    def runs(self) -> list[ComparedRun]:
+        """All runs, group by group."""
+        return [run for group in self.groups for run in group]
+
+    @property
+    def best(self) -> list[ComparedRun]:
+        """The best run of each test text that has one with a figure."""
+        firsts = [group[0] for group in self.groups]
+        return [run for run in firsts if run.state == "done" and getattr(run, self.by) is not None]
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """One flat row a run, for a table, a CSV file or pandas; what is not known is None."""
+        measured = (*FIGURES, "seconds", "peak_bytes", "tokens", "text_sha256", "state")
+        return [
+            {"text": number, "rank": _rank(place, run, self.by), "run": run.name}
+            | {name: run.settings.get(name) for name in self.differing}
+            | {name: getattr(run, name) for name in measured[:3]}
+            | _ends("perplexity", run.perplexity_interval)
+            | _ends("bits_per_byte", run.bits_per_byte_interval)
+            | {name: getattr(run, name) for name in measured[3:]}
+            for number, group in enumerate(self.groups, start=1)
+            for place, run in enumerate(group, start=1)
+        ]  # fmt: skip
+
+    @property
+    def notes(self) -> list[str]:
+        """What must be known to read the table right, one sentence each."""
+        return [*_notes(self)]
+
+    def to_csv(self) -> str:
+        """Return the rows as a CSV text with a head line."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(self.rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        return text.getvalue()
+
+    def __str__(self) -> str:
+        """Return the table for a terminal."""
+        from helpers.comparison_page import text
+
+        return text(self)
+
+    def _repr_html_(self) -> str:
+        from helpers.comparison_page import table
+
+        return table(self)
+
+
+def _rank(place: int, run: ComparedRun, by: str) -> int | None:
+    return place if run.state == "done" and getattr(run, by) is not None else None
+
+
+def _ends(name: str, interval: tuple[float, float] | None) -> dict[str, float | None]:
+    low, high = interval or (None, None)
+    return {f"{name}_low": low, f"{name}_high": high}
+
+
+def _notes(table: RunTable) -> Any:
+    if len(table.groups) > 1:
+        yield (
+            f"These runs were measured on {len(table.groups)} different test texts: each has a table of its own, "
+            "and no run is ranked against one of another text."
+        )
+    for number, group in enumerate(table.groups, start=1):
+        of_text = f" of text {number}" if len(table.groups) > 1 else ""
+        windows = sorted({run.windows for run in group if run.windows})
+        if len(windows) > 1:
+            told = ", ".join(f"{context} tokens by {stride}" for context, stride in windows)
+            yield f"The windows{of_text} differ ({told}): a longer context or a shorter stride makes a text easier."
+        if len({run.settings.get("model_name_or_path") for run in group}) > 1 and table.by != "bits_per_byte":
+            yield f"The runs{of_text} start from different models: across tokenizers, compare bits per byte only."
+        if any(run.state == "done" and run.bits_per_byte is None and run.eval_loss is not None for run in group):
+            yield f"Some runs{of_text} have no test figures: notebook 04 makes them. Their validation loss is shown."
+        if any(run.seconds is None and run.state == "done" for run in group):
+            yield f"Some runs{of_text} have no training record: time, memory and tokens are not known."
+        yield from (f"{run.name} failed: {run.error}" for run in [one for one in group if one.error][:_MOST_ERRORS])
+
+
+def compare(*names: str, by: Figure | None = None) -> RunTable:
+    """Lay runs side by side.
+
+    Args:
+        names: runs ('pocket'), studies ('rates', all its trials) or trials ('rates/trial-003'); none: every run.
+        by: the figure that ranks; left out: that of the study where all are of one, else bits per byte.
+
+    Raises:
+        SettingsError: there is no run or study of a name, or there are none at all.
+    """
+    runs = [run for name in names or _all_runs() for run in _find(name)]
+    runs = list({run.folder: run for run in runs}.values())
+    if not runs:
+        raise SettingsError(f"There are no runs in {runs_folder()} yet: train one, or start a sweep.")
+    if by is None:
+        wanted = {run.optimise for run in runs}
+        by = wanted.pop() if len(wanted) == 1 and None not in wanted else "bits_per_byte"
+    if by not in FIGURES:
+        raise SettingsError(f"by = {by!r} is not allowed: it must be one of {', '.join(map(repr, FIGURES))}.")
+    texts = dict.fromkeys(run.text_sha256 for run in runs if run.text_sha256)
+    lone = [run for run in runs if not run.text_sha256]  # ended before they had a text
+    groups = [[run for run in runs if run.text_sha256 == text] for text in texts]
+    if lone and len(groups) == 1:
+        groups[0] += lone
+    elif lone:
+        groups.append(lone)
+    ranked = tuple(tuple(sorted(group, key=lambda run: _order(run, by))) for group in groups)
+    return RunTable(by, ranked, _differing(runs))
+
+
+def _order(run: ComparedRun, by: str) -> tuple:
+    """Order by the figure; then what lacks it, by its validation loss; then what did not finish."""
+    figure = getattr(run, by)
+    loss = run.eval_loss if run.eval_loss is not None else float("inf")
+    return (run.state != "done", figure is None, figure if figure is not None else loss, run.name)
+
+
+def _differing(runs: Sequence[ComparedRun]) -> tuple[str, ...]:
+    known = [run.settings for run in runs if run.settings]
+    names = dict.fromkeys(name for settings in known for name in settings)
+    return tuple(name for name in names if len({repr(settings.get(name)) for settings in known}) > 1)
+
+
+def _all_runs() -> list[str]:
+    return sorted(path.parent.name for path in runs_folder().glob("*/settings.json"))
+
+
+def _find(name: str) -> list[ComparedRun]:
+    """Return the run, or the trials of the study, that a name means."""
+    study, _, trial = name.rpartition("/")
+    folder = run_folder(study) / run_folder(trial).name if study else run_folder(name)
+    if (folder / "settings.json").exists() or (folder / "trial.json").exists():
+        return [read_run(folder, name=name)]
+    trials = sorted(folder.glob("trial-*/"))
+    found = [read_run(path, name=f"{name}/{path.name}") for path in trials if not study]
+    if found:
+        return found
+    known = [*_all_runs(), *sorted({path.parent.parent.name for path in runs_folder().glob("*/trial-*/trial.json")})]
+    raise SettingsError(
+        f"There is no run or study {name!r} in {runs_folder()}; there are {', '.join(known) or 'none yet'}."
+    )
+
+
+def promote(best: ComparedRun, name: str) -> Path:
+    """Make a trial a run of its own: copy its folder to `runs/<name>`, whole or not at all; return that folder.
+
+    Raises:
+        SettingsError: the name is no plain name or taken, or the trial is not finished.
+    """
+    target = run_folder(name)
+    if target.exists():
+        raise SettingsError(f"There is a folder {target} already: choose another name.")
+    if not (best.folder / "training.json").exists():
+        raise SettingsError(f"{best.name} has no finished training: only a finished trial can be promoted.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".promoting-") as beside:
+        copied = shutil.copytree(best.folder, Path(beside) / name, ignore=shutil.ignore_patterns(".*", "trial.*"))
+        _rename_within(copied, best.folder.name, name)
+        copied.replace(target)
+    return target
+
+
+def _rename_within(folder: Path, old: str, new: str) -> None:
+    """Let what names the run name it right: its settings, its figures, its model card."""
+    for path in (folder / "settings.json", folder / "evaluation.json"):
+        record = _json(path)
+        if "settings" in record:
+            record["settings"]["run"] = new
+        if "run" in record:
+            record["run"] = new
+        if record:
+            path.write_text(json.dumps(record, indent=2), encoding="utf-8")
+    card = folder / "model" / "README.md"
+    if card.exists():
+        text = card.read_text(encoding="utf-8")
+        text = text.replace(f"# {old}\n", f"# {new}\n").replace(f"| `run` | {old} |", f"| `run` | {new} |")
+        card.write_text(text, encoding="utf-8")

@@ -1,0 +1,150 @@
+"""Documents that are there twice, exactly or nearly: found from small marks of each, never from the texts together.
+
+For a document 8 bytes are kept for the exact search; the search for near duplicates keeps 128 bytes more in memory and
+256 on the disk. A million documents take about 140 MB.
+"""
+
+import functools
+import hashlib
+import re
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SHINGLE_WORDS = 5
+NUM_PERM, BANDS = 64, 16  # 16 bands of 4 find nearly all pairs that share 70 % of their shingles
+NEAR = 0.7  # share of common shingles from which two documents are near duplicates
+_SKETCHED_CHARACTERS = 2**18  # a longer document is judged by its beginning
+_SHINGLES_AT_ONCE, _PAIRS_AT_ONCE = 2**12, 2**13
+_FACTORS = np.random.default_rng(0).integers(1, 2**63, NUM_PERM // BANDS, np.uint64) | np.uint64(1)
+
+
+def normalized(text: str) -> str:
+    r"""Return a text without what makes no other document: upper case, and how much white space there is where.
+
+    >>> normalized("One  Fox\n")
+    'one fox'
+    """
+    folded = text.casefold()
+    return " ".join(folded.split()) if len(folded) < 2**20 else re.sub(r"\s+", " ", folded).strip()
+
+
+class Marks:
+    """What is remembered of each document, in the order in which they come.
+
+    Args:
+        sketches: the file for the sketches of the search for near duplicates; None: they are not looked for.
+    """
+
+    def __init__(self, sketches: Path | None) -> None:
+        self._keys: list[np.ndarray] = []
+        self._bands: list[np.ndarray] = []
+        self._path = sketches
+        self._file = sketches.open("wb") if sketches else None
+
+    def add(self, texts: Sequence[str]) -> None:
+        """Remember some documents more."""
+        texts = [normalized(text) for text in texts]
+        keys = [hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts]
+        self._keys.append(np.frombuffer(b"".join(keys), np.uint64))
+        if self._file and texts:
+            signatures = np.stack([sketch(text) for text in texts])  # (documents, NUM_PERM)
+            self._file.write(signatures.tobytes())
+            rows = signatures.reshape(len(texts), BANDS, -1).astype(np.uint64)
+            self._bands.append((rows * _FACTORS).sum(axis=-1, dtype=np.uint64))
+
+    def firsts(self, order: np.ndarray) -> np.ndarray:
+        """Return which documents are the first of their equals, by `order` and then by place; (documents,) bool."""
+        keys = np.concatenate([np.empty(0, np.uint64), *self._keys])
+        by_key = np.lexsort((np.arange(len(keys)), order, keys))
+        is_new = np.ones(len(keys), bool)
+        is_new[1:] = keys[by_key][1:] != keys[by_key][:-1]
+        first = np.zeros(len(keys), bool)
+        first[by_key[is_new]] = True
+        return first
+
+    def groups(self, kept: np.ndarray) -> np.ndarray:
+        """Return for each document the first one of its group of near duplicates; itself where there is none like it.
+
+        Args:
+            kept: which documents are looked at; the others stand alone. (documents,) bool.
+        """
+        group = np.arange(len(kept))
+        if not self._file:
+            return group
+        self._file.flush()
+        for place in range(BANDS):
+            band = np.concatenate([np.empty(0, np.uint64), *(rows[:, place] for rows in self._bands)])
+            pairs = _neighbours(band, kept)
+            pairs = pairs[group[pairs[:, 0]] != group[pairs[:, 1]]]
+            group = _joined(group, pairs[self._are_near(pairs)])
+        return group
+
+    def _are_near(self, pairs: np.ndarray) -> np.ndarray:
+        """Return which pairs share enough of their signatures; (pairs,) bool."""
+        near = np.zeros(len(pairs), bool)
+        for start in range(0, len(pairs), _PAIRS_AT_ONCE):
+            some = slice(start, start + _PAIRS_AT_ONCE)
+            signatures = np.memmap(self._path, np.uint32, "r").reshape(-1, NUM_PERM)  # mapped anew: the old pages go
+            one, other = (signatures[pairs[some, side]] for side in (0, 1))
+            near[some] = (one == other).mean(axis=1) >= NEAR
+        return near
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._file:
+            self._file.close()
+
+
+def _neighbours(band: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """Return the pairs of kept documents that stand side by side when sorted by a band, and agree in it; (pairs, 2)."""
+    places = np.flatnonzero(kept)
+    by_band = places[np.argsort(band[places], kind="stable")]
+    pairs = np.stack([by_band[:-1], by_band[1:]], axis=1)
+    return pairs[band[pairs[:, 0]] == band[pairs[:, 1]]]
+
+
+def _joined(group: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """Return the groups with those of each pair made one; a group is named after its first document."""
+    if not len(pairs):
+        return group
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    n = len(group)
+    one, other = np.concatenate([pairs, np.stack([np.arange(n), group], axis=1)]).T
+    _, labels = connected_components(coo_array((np.ones(len(one), bool), (one, other)), (n, n)), directed=False)
+    _, first = np.unique(labels, return_index=True)
+    return first[labels]
+
+
+def sketch(text: str) -> np.ndarray:
+    """Return the MinHash signature of a normalized text's shingles of five words; (NUM_PERM,) uint32.
+
+    A text with few spaces, such as Chinese, is cut into shingles of five letters.
+    """
+    text = text[:_SKETCHED_CHARACTERS]
+    words = text.encode().split()
+    if len(words) * 20 < len(text):
+        hashes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+    else:
+        hashes = np.fromiter(map(zlib.crc32, words), np.uint32, len(words))
+    mixed = np.zeros(max(1, len(hashes) - SHINGLE_WORDS + 1), np.uint32)
+    for shift in range(min(SHINGLE_WORDS, len(hashes))):
+        mixed = mixed * np.uint32(0x01000193) + hashes[shift : shift + len(mixed)]
+    signature = _minhash()
+    signature.clear()
+    for start in range(0, len(mixed), _SHINGLES_AT_ONCE):
+        signature.update_batch(mixed[start : start + _SHINGLES_AT_ONCE].tolist())
+    return signature.hashvalues.copy()
+
+
+@functools.cache
+def _minhash() -> Any:
+    """Return the one MinHash that every text is sketched with: to make a new one takes longer than to use it."""
+    from datasketch import MinHash
+
+    return MinHash(num_perm=NUM_PERM, scheme="affine32", hashfunc=int)

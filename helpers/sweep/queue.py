@@ -1,0 +1,246 @@
+"""The study in Optuna's storage: opened or joined, its points queued once, what a dead worker left queued again.
+
+Every point of a study is a waiting trial of Optuna's queue, whose hand-over is atomic: a grid's with its values, a
+search's without, for the sampler to choose when a worker takes it. (Optuna's GridSampler says of itself that several
+workers may be given the same point.) A point's number names the trial's folder; a trial that was broken off is queued
+again under a new number in Optuna and the same point, so that its run goes on from its checkpoint.
+"""
+
+import copy
+import json
+import socket
+import time
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+
+from helpers.settings import SettingsError
+from helpers.sweep.study import Range, Study, trial_name
+
+if TYPE_CHECKING:
+    from optuna import Study as OptunaStudy
+    from optuna import Trial
+    from optuna.samplers import BaseSampler
+    from optuna.storages import BaseStorage
+    from optuna.trial import FrozenTrial
+
+HEARTBEAT_SECONDS, GRACE_SECONDS = 15, 60  # between a database's signs of life, and until their lack is a death
+JOURNAL = "study.log"
+
+
+def open_storage(address: str, folder: Path) -> "BaseStorage":
+    """Return the database at an address, or the journal in a study's folder.
+
+    Raises:
+        SettingsError: the database does not answer, or its driver is not installed.
+    """
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    if not address:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(
+            folder / f"{JOURNAL}.lock"
+        )  # of the operating system: it ends with its process, however it ends
+        _mend(folder / JOURNAL, lock)
+        return JournalStorage(JournalFileBackend(str(folder / JOURNAL), lock_obj=lock))
+    try:
+        return _database(address)
+    except Exception as error:  # noqa: BLE001 - each driver has errors of its own
+        cause = " ".join(str(error.__cause__ or error).split())[:300].rstrip(".")
+        raise SettingsError(
+            f"The study's storage {_without_password(address)} does not answer: {cause}. Start the server, mend the "
+            "address (for PostgreSQL install '.[postgres]'), or leave `storage` out for a journal in the folder."
+        ) from None
+
+
+def _database(address: str) -> "BaseStorage":
+    """Connect to a database; two commands that make Optuna's tables at once stumble over each other, and try again."""
+    from optuna.storages import RDBStorage
+    from sqlalchemy.exc import IntegrityError, ProgrammingError
+
+    options = {"heartbeat_interval": HEARTBEAT_SECONDS, "grace_period": GRACE_SECONDS}
+    for last in (False, False, False, True):
+        try:
+            with warnings.catch_warnings(action="ignore"):  # heartbeats are called experimental
+                return RDBStorage(address, engine_kwargs={"pool_pre_ping": True}, **options)
+        except (IntegrityError, ProgrammingError):
+            if last:
+                raise
+        time.sleep(1)
+    raise AssertionError
+
+
+def _without_password(address: str) -> str:
+    scheme, _, rest = address.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2]}" if rest else scheme
+
+
+def _mend(journal: Path, lock: FileLock) -> None:
+    """Take away a last line that a full disk or a power cut has cut short: Optuna reads whole lines only."""
+    if not journal.exists():
+        return
+    with lock, journal.open("rb+") as file:
+        whole = file.read()
+        if whole and not whole.endswith(b"\n"):
+            file.truncate(whole.rfind(b"\n") + 1)
+
+
+def open_study(study: Study) -> "OptunaStudy":
+    """Create the study or join it, and queue the points that are not queued yet.
+
+    Raises:
+        SettingsError: a study of that name was started with other settings, or a run has that name.
+    """
+    import optuna
+
+    if (study.folder / "settings.json").exists():
+        raise SettingsError(f"{study.folder} is the folder of a run: give the study another name.")
+    opened = optuna.create_study(
+        study_name=study.study,
+        storage=open_storage(study.storage, study.folder),
+        pruner=pruner(study.prune),
+        sampler=optuna.samplers.RandomSampler(),  # each trial of a search gets its own, see `choose`
+        load_if_exists=True,
+    )
+    _claim(study, opened)
+    study.folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(study.folder / ".queue.lock"):
+        queued = {trial.user_attrs.get("point") for trial in opened.get_trials(deepcopy=False)}
+        for number, point in enumerate(study.points):
+            if number not in queued:
+                opened.enqueue_trial(point, user_attrs={"point": number})
+    return opened
+
+
+def _claim(study: Study, opened: "OptunaStudy") -> None:
+    """Keep what the study was started with, or make sure that it is the same."""
+    now = json.loads(json.dumps(study.essence))
+    before = opened.user_attrs.get("essence")
+    if before is None:
+        opened.set_user_attr("essence", now)
+    elif before != now:
+        changed = [f"{name} = {before[name]}, not {now[name]}" for name in now if before.get(name) != now[name]]
+        raise SettingsError(
+            f"Study {study.study!r} was started with {'; '.join(changed)}: choose another `study` name to keep both. "
+            "Only budgets, storage, prune and keep_checkpoints may change."
+        )
+
+
+def pruner(prune: bool) -> Any:
+    """Return Optuna's median rule, which waits for four finished trials, or none."""
+    from optuna.pruners import MedianPruner, NopPruner
+
+    return MedianPruner(n_startup_trials=4, n_min_trials=3) if prune else NopPruner()
+
+
+def choose(study: Study, trial: "Trial") -> dict[str, Any]:
+    """Return the values of a taken trial: queued with it, or chosen now by TPE from what came of the others."""
+    trial.study.sampler = _sampler(study, trial.user_attrs["point"])
+    point = {}
+    for name, over in study.vary.items():
+        if not isinstance(over, Range):
+            point[name] = trial.suggest_categorical(name, over)
+        elif study.is_whole(name):
+            point[name] = trial.suggest_int(name, int(over.low), int(over.high), log=over.scale == "log")
+        else:
+            point[name] = trial.suggest_float(name, over.low, over.high, log=over.scale == "log")
+    return point
+
+
+def _sampler(study: Study, point: int) -> "BaseSampler":
+    """Return TPE, seeded by the point: two workers must not choose the same, and a study can be repeated."""
+    import optuna
+
+    with warnings.catch_warnings(action="ignore"):  # constant_liar is called experimental
+        return optuna.samplers.TPESampler(
+            seed=study.training_settings({}).seed + point, constant_liar=True, n_startup_trials=5
+        )
+
+
+def trials_of(opened: "OptunaStudy") -> "list[FrozenTrial]":
+    """Return the newest trial of each point, in the points' order."""
+    newest: dict[int, FrozenTrial] = {}
+    for trial in opened.get_trials(deepcopy=False):
+        if "point" in trial.user_attrs and "superfluous" not in trial.user_attrs:
+            newest[trial.user_attrs["point"]] = trial
+    return [newest[point] for point in sorted(newest)]
+
+
+def is_superfluous(opened: "OptunaStudy", trial: "Trial") -> bool:
+    """Tell whether an earlier trial settles the same point, or works at it, as when two machines queued it at once."""
+    point = trial.user_attrs.get("point")
+    return point is None or any(
+        other.user_attrs.get("point") == point and not was_broken_off(other)
+        for other in opened.get_trials(deepcopy=False)[: trial.number]
+    )
+
+
+def was_broken_off(trial: "FrozenTrial") -> bool:
+    """Tell whether a trial ended without a result and without an error: its worker died or was stopped."""
+    return trial.state.name == "FAIL" and "error" not in trial.user_attrs
+
+
+def this_worker(study: Study) -> str:
+    """Return which machine and folder this process works on: whose file locks it can trust."""
+    return f"{socket.gethostname()}:{study.folder}"
+
+
+def trial_lock(folder: Path, point: int) -> FileLock:
+    """Return the lock that a worker holds as long as it lives and works at a point."""
+    run = folder / trial_name(point)
+    run.mkdir(parents=True, exist_ok=True)
+    return FileLock(run / ".worker.lock")
+
+
+def requeue_broken_off(study: Study, opened: "OptunaStudy") -> None:
+    """Queue again what died with its worker; call it under the lock that workers take trials under.
+
+    A worker of this machine is dead when the lock of its trial is free; one of another machine when its heartbeats
+    in the database have ceased.
+    """
+    from optuna.storages import RetryHeartbeatStaleTrialCallback, fail_stale_trials
+    from optuna.trial import TrialState
+
+    with warnings.catch_warnings(action="ignore"):  # both are called experimental
+        fail_stale_trials(opened)
+        retry = RetryHeartbeatStaleTrialCallback(inherit_intermediate_values=True)
+    for trial in trials_of(opened):
+        if trial.state == TrialState.RUNNING and _is_dead(study, trial):
+            opened.tell(trial.number, state=TrialState.FAIL)
+    for trial in trials_of(opened):
+        if was_broken_off(trial):
+            left = copy.copy(trial)
+            left.user_attrs = {"point": trial.user_attrs["point"]}  # whoever takes it next works elsewhere
+            retry(opened, left)
+
+
+def _is_dead(study: Study, trial: "FrozenTrial") -> bool:
+    if study.storage and trial.user_attrs.get("worker") != this_worker(study):
+        return False  # it works, or died, where this machine's locks say nothing
+    try:
+        with trial_lock(study.folder, trial.user_attrs["point"]).acquire(timeout=0):
+            return True
+    except Timeout:
+        return False
+
+
+def place_of(study: Study, trial: "Trial") -> str:
+    """Return where a trial stands in the storage, as a JSON text: `trial_at` opens it in another process."""
+    run = trial_name(trial.user_attrs["point"])
+    place = {"address": study.storage, "folder": str(study.folder), "study": study.study, "run": run}
+    return json.dumps(place | {"trial_id": trial._trial_id})
+
+
+def trial_at(place: dict[str, Any]) -> "Trial":
+    """Return the running trial at a place, to report to and to ask whether it is to be pruned."""
+    import optuna
+
+    storage = open_storage(place["address"], Path(place["folder"]))
+    sampler = optuna.samplers.RandomSampler()
+    study = optuna.load_study(study_name=place["study"], storage=storage, pruner=pruner(True), sampler=sampler)
+    return optuna.Trial(study, place["trial_id"])

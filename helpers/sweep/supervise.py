@@ -1,0 +1,132 @@
+"""Starts the workers of one command and tells how the study stands while they work."""
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from helpers.sweep.queue import trials_of
+from helpers.sweep.study import Study, trial_name
+from helpers.sweep.worker import PAUSED
+
+if TYPE_CHECKING:
+    from optuna import Study as OptunaStudy
+    from optuna.trial import FrozenTrial
+
+_MOST_RESTARTS = 3  # of workers that die, within one command
+_REFRESH_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How a study stands: the newest trial of each point, and how long the rest may take."""
+
+    study: Study
+    trials: "tuple[FrozenTrial, ...]"
+    seconds_left: float | None
+
+    def count(self, state: str) -> int:
+        """Return how many trials are in a state of Optuna's: WAITING, RUNNING, COMPLETE, PRUNED or FAIL."""
+        return sum(trial.state.name == state for trial in self.trials)
+
+    @property
+    def n_left(self) -> int:
+        """Trials that are not settled: waiting, at work, or broken off."""
+        failed = sum("error" in trial.user_attrs for trial in self.trials)
+        return len(self.trials) - self.count("COMPLETE") - self.count("PRUNED") - failed
+
+    @property
+    def best(self) -> "FrozenTrial | None":
+        """The finished trial with the smallest figure; None before the first."""
+        done = [trial for trial in self.trials if trial.state.name == "COMPLETE"]
+        return min(done, key=lambda trial: trial.value, default=None)
+
+
+def standing(study: Study, opened: "OptunaStudy") -> Standing:
+    """Return how a study stands now."""
+    trials = tuple(trials_of(opened))
+    return Standing(study, trials, _seconds_left(trials))
+
+
+def _seconds_left(trials: "tuple[FrozenTrial, ...]") -> float | None:
+    """Estimate the time until the last trial ends, from those that are done and the workers there are."""
+    done = [trial.duration.total_seconds() for trial in trials if trial.state.name == "COMPLETE"]
+    if not done:
+        return None
+    each = sum(done) / len(done)
+    running = [trial for trial in trials if trial.state.name == "RUNNING"]
+    now = datetime.now()  # Optuna's times have no zone
+    begun = sum(max(0.0, each - (now - trial.datetime_start).total_seconds()) for trial in running)
+    waiting = sum(trial.state.name == "WAITING" for trial in trials)
+    return (each * waiting + begun) / max(1, len(running))
+
+
+def describe(trial: "FrozenTrial", study: Study) -> str:
+    """Return a trial in one line: its name, what varies, its figure or its error."""
+    name = trial_name(trial.user_attrs["point"])
+    shown = {key: f"{value:g}" if isinstance(value, float) else value for key, value in trial.params.items()}
+    values = ", ".join(f"{key} {value}" for key, value in shown.items())
+    if trial.state.name == "COMPLETE":
+        return f"{name}: {study.optimise} {trial.value:.4f} ({values})"
+    told = trial.user_attrs.get("error", {"PRUNED": "pruned", "RUNNING": "running"}.get(trial.state.name, "waiting"))
+    return f"{name}: {told} ({values})" if values else f"{name}: {told}"
+
+
+def supervise(
+    study: Study, file: Path, opened: "OptunaStudy", *, workers: int, show: Callable[[Standing], None]
+) -> list[str]:
+    """Run workers until the study is settled or cannot go on; return why it could not, one sentence each.
+
+    A worker that dies is started again, a few times. When this process ends, however it ends, its workers end too.
+    """
+    ends = time.time() + 3600 * study.budgets.hours if study.budgets.hours else float("inf")
+    team = [_start(study, file, number, ends) for number in range(workers)]
+    reasons: list[str] = []
+    restarts = 0
+    try:
+        while team:
+            show(standing(study, opened))
+            time.sleep(_REFRESH_SECONDS)
+            for worker in [one for one in team if one.poll() is not None]:
+                team.remove(worker)
+                if worker.returncode == PAUSED:
+                    reasons.append(worker.stdout.read().strip())
+                elif worker.returncode and restarts < _MOST_RESTARTS:
+                    restarts += 1
+                    team.append(_start(study, file, workers + restarts, ends))
+                elif worker.returncode:
+                    reasons.append(_death(study, worker.returncode))
+                _close(worker)
+    finally:
+        for worker in team:
+            _close(worker)  # its input ends, and with it the worker
+            worker.wait()
+    show(standing(study, opened))
+    return list(dict.fromkeys(reasons))
+
+
+def _start(study: Study, file: Path, number: int, ends: float) -> subprocess.Popen:
+    command = [sys.executable, "-m", "helpers.sweep.worker", str(file), str(ends)]
+    with (study.folder / f"worker-{os.getpid()}-{number}.log").open("ab") as log:
+        return subprocess.Popen(  # noqa: S603 - this very Python
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
+        )
+
+
+def _close(worker: subprocess.Popen) -> None:
+    for pipe in (worker.stdin, worker.stdout):
+        with contextlib.suppress(OSError):
+            pipe.close()
+
+
+def _death(study: Study, code: int) -> str:
+    return (
+        f"A worker ended with code {code} again and again: read {study.folder / 'worker-*.log'}. "
+        "What was done is kept, and the same command goes on."
+    )
