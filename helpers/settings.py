@@ -175,11 +175,11 @@ class TrainingSettings(DataSettings):
     """How the model is trained; the names are those of `TrainingArguments` and `GPT2Config`."""
 
     learning_rate: float = Field(
-        1e-3, gt=0, le=0.1, json_schema_extra={"scale": "log", "least": 1e-6},
+        1.5e-3, gt=0, le=0.1, json_schema_extra={"scale": "log", "least": 1e-6},
         description="peak of the learning-rate schedule",
     )  # fmt: skip
     num_train_epochs: float = Field(
-        5, gt=0, le=1000, json_schema_extra={"unit": "epochs", "scale": "log", "least": 0.1},
+        3, gt=0, le=1000, json_schema_extra={"unit": "epochs", "scale": "log", "least": 0.1},
         description="times the training text is read",
     )  # fmt: skip
     per_device_train_batch_size: int = Field(

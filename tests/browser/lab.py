@@ -17,7 +17,7 @@ from helpers.settings import NOTEBOOKS
 
 ROOT = NOTEBOOKS.parent
 PICTURES = ROOT / "build" / "browser"  # what the tests saw; git looks away
-SECONDS = 240  # a notebook may take on a busy machine
+SECONDS = 600  # a notebook may take on a busy machine
 _STATE = """() => {
     const panel = window.jupyterapp.shell.currentWidget;
     const code = [...panel.content.model.cells].filter(cell => cell.type === 'code').map(cell => cell.toJSON());
