@@ -55,10 +55,6 @@ def put(made: w.DOMWidget, value: Any) -> None:
 def _fit(made: w.DOMWidget, value: Any) -> None:
     if isinstance(made, w.SelectionSlider) and value not in made.options:
         made.options = sorted({*made.options, value})
-    elif isinstance(made, w.FloatLogSlider):
-        exponent = math.log10(value)
-        n_steps = max(0, round((exponent - made.min) / made.step))
-        made.min = exponent - n_steps * made.step
     elif isinstance(made, w.IntSlider) and (value - made.min) % made.step:
         made.step = 1
     elif isinstance(made, w.FloatSlider):
@@ -74,9 +70,7 @@ def holds(made: w.DOMWidget, value: Any) -> bool:
 
 
 def got(made: w.DOMWidget) -> Any:
-    """Return a control's value as a person would write it: a moved slider's in two digits, or in its steps."""
-    if isinstance(made, w.FloatLogSlider):
-        return float(f"{made.value:.2g}")
+    """Return a control's value as a person would write it."""
     return round(made.value, 9) if isinstance(made, w.FloatSlider) else made.value
 
 
@@ -94,13 +88,9 @@ def bounds(field: Any) -> tuple[float, float, bool]:
 
 def _number(field: Any, common: dict[str, Any]) -> w.DOMWidget:
     low, high, has_low = bounds(field)
-    hints = field.json_schema_extra or {}
-    if hints.get("scale") == "log" and (field.annotation is int or has_low):
-        return w.SelectionSlider(options=_ladder(low, high, hints.get("least", 1), field.annotation), **common)
+    hints, kind = field.json_schema_extra or {}, field.annotation
     if hints.get("scale") == "log":
-        least = hints.get("least", high / 1e6)
-        shown = ".1e" if least < 1e-3 else ".2r"
-        return w.FloatLogSlider(min=math.log10(least), max=math.log10(high), step=0.05, readout_format=shown, **common)
+        return w.SelectionSlider(options=_ladder(low if has_low else None, high, hints.get("least", 1), kind), **common)
     if not math.isfinite(high - low) or (field.annotation is int and high - low > _WIDEST_SLIDER):
         text = w.IntText if field.annotation is int else w.FloatText
         return text(**common)
@@ -111,15 +101,18 @@ def _number(field: Any, common: dict[str, Any]) -> w.DOMWidget:
     return w.FloatSlider(min=least, max=high, step=step, readout_format=".2f", **common)
 
 
-def _ladder(low: float, high: float, least: float, kind: type) -> list[Any]:
-    """Return values that grow by about two, from the least one to the greatest, with 0 in front where it is allowed.
+def _ladder(low: float | None, high: float, least: float, kind: type) -> list[Any]:
+    """Return values that grow by a constant factor or so, from the least one to the greatest; `low`, often 0, in front.
 
-    >>> _ladder(0, 20, 1, int), _ladder(0, 3, 0.1, float)
-    ([0, 1, 2, 4, 8, 16, 20], [0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 3.0])
+    A slider over such values stands at exactly what it shows; one over exponents would round what it is given.
+
+    >>> _ladder(0, 20, 1, int), _ladder(None, 0.2, 0.01, float)
+    ([0, 1, 2, 4, 8, 16, 20], [0.01, 0.015, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2])
     """
     if kind is int:
         rungs = [2**power for power in range(math.ceil(math.log2(high)) + 1)]
     else:
         decades = range(math.floor(math.log10(least)), math.ceil(math.log10(high)) + 1)
-        rungs = [float(f"{digit}e{decade}") for decade in decades for digit in (1, 2, 5)]
-    return [kind(value) for value in sorted({low, high, *(rung for rung in rungs if max(low, least) <= rung <= high)})]
+        rungs = [float(f"{digit}e{decade}") for decade in decades for digit in ("1", "1.5", "2", "3", "5", "7")]
+    ends = {high} if low is None else {low, high}
+    return [kind(value) for value in sorted({*ends, *(rung for rung in rungs if least <= rung <= high)})]

@@ -144,6 +144,7 @@ class Playground(Panel):
         finally:
             self.lock(False)
             self.look.max = max(1, *(len(column.tokens) for column in self.columns.values()))
+            self.look.value = self.look.max
             self.say(sentence, is_error=is_error)
 
     def _take(self, column: _Column, streams: dict[str, Any], settings: EvaluationSettings) -> None:

@@ -17,7 +17,7 @@ from helpers.settings import NOTEBOOKS
 
 ROOT = NOTEBOOKS.parent
 PICTURES = ROOT / "build" / "browser"  # what the tests saw; git looks away
-SECONDS = 240  # a notebook may take on a busy machine
+SECONDS = 600  # a notebook may take on a busy machine
 _STATE = """() => {
     const panel = window.jupyterapp.shell.currentWidget;
     const code = [...panel.content.model.cells].filter(cell => cell.type === 'code').map(cell => cell.toJSON());
@@ -27,6 +27,15 @@ _STATE = """() => {
         all_run: code.every(cell => cell.execution_count || !cell.source.length),
         errors: errors.map(out => out.ename + ': ' + out.evalue),
     };
+}"""
+_SEEN = """async () => {
+    const notebook = window.jupyterapp.shell.currentWidget.content, texts = [];
+    for (let i = 0; i < notebook.widgets.length; i++) {
+        notebook.widgets[i].node.scrollIntoView();
+        await new Promise(done => setTimeout(done, 20));
+        texts.push(notebook.widgets[i].node.textContent);
+    }
+    return texts.join('\\n');
 }"""
 
 
@@ -130,12 +139,8 @@ class Notebook:
         raise AssertionError(f"{self.name} did not come to its end in {seconds} s")
 
     def seen(self):
-        """Return the text of all outputs, each scrolled to: what is out of sight JupyterLab may not draw."""
-        texts = []
-        for output in self.page.locator(".jp-OutputArea-output").all():
-            output.scroll_into_view_if_needed()
-            texts.append(output.inner_text())
-        return "\n".join(texts)
+        """Return the text of all cells, each scrolled to: what is out of sight JupyterLab may not draw."""
+        return self.page.evaluate(_SEEN)
 
     def picture(self, name, locator=None):
         PICTURES.mkdir(parents=True, exist_ok=True)

@@ -5,13 +5,14 @@ from pathlib import Path
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
-PICTURES = {
-    "panel-02-light-1280": "data-panel",
-    "panel-03-light-1280": "training-panel",
-    "panel-03-dark-1920": "training-panel-dark",
-    "panel-04-light-1280": "playground",
-}
+PICTURES = {"panel-03-light-1280": "training-panel", "panel-04-light-1280": "playground"}
 
-for seen, name in PICTURES.items():
-    picture = Image.open(ROOT / "build" / "browser" / f"{seen}.png").convert("RGB")
-    picture.quantize(64).save(ROOT / "notebooks" / "images" / f"{name}.png", optimize=True)
+
+def main():
+    for seen, name in PICTURES.items():
+        picture = Image.open(ROOT / "build" / "browser" / f"{seen}.png").convert("RGB")
+        picture.quantize(64).save(ROOT / "notebooks" / "images" / f"{name}.png", optimize=True)
+
+
+if __name__ == "__main__":
+    main()

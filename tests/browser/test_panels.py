@@ -46,6 +46,16 @@ class Shown:
         self.page.mouse.move(x + pixels, y, steps=5)
         self.page.mouse.up()
 
+    def move(self, name, value):
+        """Move a slider by keyboard, from its left end up to a value."""
+        handle = self.handle(name)
+        handle.press("Home")
+        for _ in range(60):
+            if self.value(name) == value:
+                return
+            handle.press("ArrowRight")
+        raise AssertionError(f"{name} does not reach {value}")
+
     def type(self, name, text):
         box = self.row(name).locator("input")
         box.fill(text)
@@ -97,7 +107,7 @@ def test_what_a_person_types_into_the_data_panel_does_not_run(notebooks):
     shown.says("Not possible.*window.hacked")
     assert not is_hacked(shown.page)
     shown.type("source", "fables")
-    shown.panel.get_by_text("150 documents").wait_for()
+    shown.panel.get_by_text(re.compile(r"\d+ documents")).wait_for()
 
 
 def test_a_corpus_full_of_markup_does_not_run(lab, open_notebook):
@@ -157,6 +167,7 @@ def test_a_preset_fills_every_control(notebooks):
     shown = Shown(notebooks["03"])
     shown.choose("preset", "guide")
     shown.panel.get_by_text("Learning rate: linear, peak 5e-05").wait_for()
+    assert shown.row("preset").locator("select").input_value() == "guide", "nothing was moved by hand"
     for name, value in TrainingSettings.from_preset("guide").model_dump().items():
         row = shown.row(name)
         if row.locator("input[type=checkbox]").count():
@@ -175,7 +186,7 @@ def test_every_control_has_a_name_and_a_description_for_a_screen_reader(notebook
         !(part.getAttribute('aria-description') || part.title)).map(part => part.outerHTML)"""
     assert page.evaluate(nameless) == []
     slider = Shown(notebooks["03"]).handle("learning_rate")
-    assert slider.get_attribute("aria-valuetext") == "5.0e-5"
+    assert slider.get_attribute("aria-valuetext") == "5e-05"
     assert "peak of the learning-rate schedule" in slider.get_attribute("aria-description")
 
 
@@ -197,9 +208,7 @@ def papermill_run(notebooks, lab):
     shown.choose("preset", "the parameters cell")
     shown.panel.get_by_text("Learning rate: cosine").wait_for()
     shown.type("run", "from-panel")
-    readout = shown.row("num_train_epochs").locator(".widget-readout")
-    readout.fill("0.5")
-    readout.press("Enter")
+    shown.move("num_train_epochs", "0.5")
     shown.panel.get_by_text("in 0.5 epochs").wait_for()
     shown.button("Save as parameters").click()
     command = shown.panel.locator("code", has_text="papermill").inner_text()
@@ -226,11 +235,9 @@ def test_the_panel_is_saved_as_parameters(papermill_run):
 def test_a_training_is_started_stopped_and_resumed(notebooks, lab):
     shown = Shown(notebooks["03"])
     shown.choose("preset", "the parameters cell")
-    shown.panel.get_by_text("in 5 epochs").wait_for()
+    shown.panel.get_by_text(f"in {TrainingSettings().num_train_epochs:g} epochs").wait_for()
     shown.type("run", "by-button")
-    readout = shown.row("num_train_epochs").locator(".widget-readout")
-    readout.fill("2")
-    readout.press("Enter")
+    shown.move("num_train_epochs", "2.0")
     shown.says("run by-button: not started")
     shown.button("Start").click()
     shown.says(r"step \d+ of \d+")
@@ -252,10 +259,9 @@ def test_an_error_is_told_in_the_panel(notebooks):
     shown = Shown(notebooks["03"])
     shown.type("run", "<img src=x onerror='window.hacked = 1'>")
     shown.says("Not possible: run = .* is not a plain name")
-    shown.button("Start").click()
     assert not is_hacked(shown.page)
     shown.choose("preset", "guide")
-    shown.choose("preset", "the parameters cell")
+    shown.says("Learning rate: linear")
 
 
 def test_notebook_4_runs_from_top_to_bottom(notebooks):
@@ -308,12 +314,13 @@ def test_both_models_are_streamed_and_stopped(notebooks):
 @pytest.mark.parametrize(("theme", "width"), [("JupyterLab Light", 1280), ("JupyterLab Dark", 1920)])
 def test_a_panel_fits_in_both_themes(notebooks, name, theme, width):
     notebook = notebooks[name]
-    notebook.page.set_viewport_size({"width": width, "height": 1100})
+    notebook.page.set_viewport_size({"width": width, "height": 1500})
     notebook.set_theme(theme)
     shown = Shown(notebook)
     if name == "03":
         shown.choose("preset", "rtx-4070-ti")
         shown.panel.get_by_text("4.1 GiB predicted").wait_for()
+        assert shown.row("preset").locator("select").input_value() == "rtx-4070-ti"
     notebook.page.wait_for_timeout(400)
     notebook.picture(f"panel-{name}-{theme.split()[1].lower()}-{width}", shown.panel)
     assert not scrolls_sideways(notebook.page)
