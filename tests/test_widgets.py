@@ -303,6 +303,11 @@ class TestDataPanel:
         assert "<script" not in panel._error.value
         assert "is not there" in DataPanel(DataSettings(source="missing.txt")).static_html()
 
+    def test_of_a_large_source_only_the_first_documents_are_read(self, tmp_path):
+        large = tmp_path / "large.txt"
+        large.write_text("\n\n".join(f"Document {number} of many." for number in range(2100)))
+        assert "From the first 2,000 documents" in DataPanel(DataSettings(source=str(large))).gauge.value
+
     def test_splits_as_the_data_module_does(self, text_file):
         settings = DataSettings(source=str(text_file), validation_share=0.3, test_share=0.05)
         parts, _ = split_documents(load_documents(settings), settings)

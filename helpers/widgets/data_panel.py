@@ -10,7 +10,7 @@ from helpers.settings import DataSettings, SettingsError
 from helpers.widgets.drawing import BLUE, Bar, bar_chart
 from helpers.widgets.panel import Panel
 
-_MOST_DOCUMENTS = 2000  # that are counted: a source may be larger than anybody wants to wait for
+_MOST_DOCUMENTS = 2000  # that are read of a part: a source may be larger than anybody wants to wait for
 _SPLIT_FIELDS = {"run", "seed", "validation_share", "test_share", "block_size"}  # no other text, no other lengths
 _SPLITS = ("train", "validation", "test")
 
@@ -72,10 +72,10 @@ def _key(settings: DataSettings) -> str:
 
 def count(settings: DataSettings) -> Lengths:
     """Count the tokens of a source's first documents; raise `SettingsError` when it cannot be read."""
-    documents, tokenizer = load_documents(settings), load_tokenizer(settings.model_name_or_path)
+    documents = load_documents(settings, n_documents=_MOST_DOCUMENTS)
+    tokenizer = load_tokenizer(settings.model_name_or_path)
     part = documents["train" if "train" in documents else next(iter(documents))]
-    texts = part.select(range(min(len(part), _MOST_DOCUMENTS)))["text"][:]
-    rows = tokenizer([text for text in texts if text and text.strip()], verbose=False)["input_ids"]
+    rows = tokenizer([text for text in part["text"][:] if text.strip()], verbose=False)["input_ids"]
     if not rows:
         raise SettingsError(f"{settings.source!r} holds no text: name another source or another text_column.")
     return Lengths([len(ids) + 1 for ids in rows], {name: len(rows) for name, rows in documents.items()})
@@ -89,13 +89,17 @@ def shares_html(lengths: Lengths, settings: DataSettings) -> str:
         Bar(f"padded to {width}", padded, f"{100 * padded:.1f} % useful, and {100 * cut:.1f} % of the text cut away"),
         Bar("packed, as here", packed, f"{100 * packed:.1f} % useful, {sum(lengths.tokens) // width:,} blocks"),
     ]
-    n_all, n_counted = sum(lengths.parts.values()), len(lengths.tokens)
-    counted = "" if n_counted >= lengths.parts.get("train", n_all) else f"; counted on the first {n_counted:,}"
-    split = ", ".join(f"{name} {n:,}" for name, n in split_sizes(lengths.parts, settings).items())
     return (
-        bar_chart(bars, title="Share of positions that hold text", colour=BLUE)
-        + f"<p>{n_all:,} documents{counted}; split before repeated ones are left out: {split}.</p>"
+        bar_chart(bars, title="Share of positions that hold text", colour=BLUE) + f"<p>{_told(lengths, settings)}</p>"
     )
+
+
+def _told(lengths: Lengths, settings: DataSettings) -> str:
+    """Say how many documents there are and where they go, or that a part of them stands for all."""
+    if max(lengths.parts.values()) >= _MOST_DOCUMENTS:
+        return f"From the first {_MOST_DOCUMENTS:,} documents of a larger source."
+    split = ", ".join(f"{name} {n:,}" for name, n in split_sizes(lengths.parts, settings).items())
+    return f"{sum(lengths.parts.values()):,} documents; split before repeated ones are left out: {split}."
 
 
 def shares(tokens: list[int], block_size: int) -> tuple[float, float, float]:

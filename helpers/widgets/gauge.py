@@ -3,17 +3,13 @@
 import html
 import math
 from dataclasses import replace
-from typing import Any
 
 from helpers.cards import GIB, GraphicsCard
 from helpers.memory import MIB
 from helpers.plan import MemoryPlan, plan_run, training_tokens
-from helpers.settings import TrainingSettings
+from helpers.settings import DataSettings, TrainingSettings
 from helpers.widgets.drawing import GREEN, ORANGE, RED, Series, line_chart, stacked_bar
 
-_TEXT_FIELDS = (
-    "run", "model_name_or_path", "source", "source_config", "text_column", "validation_share", "test_share", "seed"
-)  # fmt: skip
 _SHORT = {"per_device_train_batch_size": "batch", "gradient_accumulation_steps": "accumulation"}
 NO_CARD = (
     "This machine: no NVIDIA card answers. A training here runs on the processor, whose memory and speed are not "
@@ -25,11 +21,11 @@ class Gauge:
     """Plans runs for a panel; what a text holds is looked up once."""
 
     def __init__(self) -> None:
-        self._tokens: dict[Any, tuple[int, str]] = {}
+        self._tokens: dict[str, tuple[int, str]] = {}
 
     def plan(self, settings: TrainingSettings, card: GraphicsCard | None) -> MemoryPlan:
         """Return the plan for a card; without one its memory and time mean nothing, its steps do."""
-        key = tuple(getattr(settings, name) for name in _TEXT_FIELDS)
+        key = settings.part(DataSettings).model_dump_json(exclude={"block_size"})
         if key not in self._tokens:
             self._tokens[key] = training_tokens(settings)
         tokens, tokens_are = self._tokens[key]
