@@ -55,7 +55,7 @@ class LivePlot:
     In JupyterLab one figure changes; under papermill and nbmake the last state of it is what remains.
     """
 
-    def __init__(self, *, interval_seconds: float = 1.0) -> None:
+    def __init__(self, *, interval_seconds: float = 2.0) -> None:
         self._interval, self._drawn_at = interval_seconds, -math.inf
         self._handle: Any = None
 

@@ -175,15 +175,15 @@ class TrainingSettings(DataSettings):
     """How the model is trained; the names are those of `TrainingArguments` and `GPT2Config`."""
 
     learning_rate: float = Field(
-        1.5e-3, gt=0, le=0.1, json_schema_extra={"scale": "log", "least": 1e-6},
+        2e-3, gt=0, le=0.1, json_schema_extra={"scale": "log", "least": 1e-6},
         description="peak of the learning-rate schedule",
     )  # fmt: skip
     num_train_epochs: float = Field(
-        3, gt=0, le=1000, json_schema_extra={"unit": "epochs", "scale": "log", "least": 0.1},
+        1.5, gt=0, le=1000, json_schema_extra={"unit": "epochs", "scale": "log", "least": 0.1},
         description="times the training text is read",
     )  # fmt: skip
     per_device_train_batch_size: int = Field(
-        8, ge=1, le=1024, json_schema_extra={"unit": "blocks", "scale": "log"}, description="blocks in one pass"
+        4, ge=1, le=1024, json_schema_extra={"unit": "blocks", "scale": "log"}, description="blocks in one pass"
     )
     gradient_accumulation_steps: int = Field(
         1, ge=1, le=1024, json_schema_extra={"unit": "passes", "scale": "log"}, description="passes in one step"
@@ -216,7 +216,7 @@ class TrainingSettings(DataSettings):
         description="steps between two history rows",
     )  # fmt: skip
     eval_steps: int = Field(
-        20, ge=1, le=100_000, json_schema_extra={"unit": "steps", "scale": "log"},
+        50, ge=1, le=100_000, json_schema_extra={"unit": "steps", "scale": "log"},
         description="steps between two validations",
     )  # fmt: skip
     save_steps: int = Field(

@@ -104,7 +104,7 @@ class TestCounts:
         assert plan.epoch_seconds == pytest.approx((work / (0.5 * 80.2e12), work / (0.2 * 80.2e12)))
 
     def test_a_small_model_is_bound_by_launches(self):
-        plan = plan_run(TrainingSettings(), train_tokens=256 * 80)
+        plan = plan_run(TrainingSettings(per_device_train_batch_size=8), train_tokens=256 * 80)
         assert plan.epoch_seconds == pytest.approx((10 * 4e-3, 10 * 10e-3))
         assert "launch kernels" in str(plan)
 

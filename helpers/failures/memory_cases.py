@@ -119,7 +119,7 @@ print(json.dumps({name: step(**options) for name, options in json.loads(OPTIONS)
 """
 
 
-def memory_savers(*, batch: int = 4, length: int = 256) -> Rows:
+def memory_savers(*, batch: int = 4, length: int = 128) -> Rows:
     """Measure what each advice saves, and what it costs in time, on the pocket model.
 
     Returns:
