@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import GPT2LMHeadModel
 
-CHUNK_TOKENS = 1024  # rows of logits that are held at once
+CHUNK_TOKENS = 512  # rows of logits that are held at once
 _QUERIES = 128  # queries that attend at once where attention goes part by part
 _ATTENTION = "course_causal"  # no mask is made for a name that transformers has no mask function for
 

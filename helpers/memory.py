@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 from helpers.settings import POCKET, SettingsError, TrainingSettings
 
 MIB = 2**20
-CHUNK_TOKENS = 1024  # rows of logits that the course's engine holds at once
+CHUNK_TOKENS = 512  # rows of logits that the course's engine holds at once
 Engine = Literal["course", "stock"]
 
 # What a trace cannot see, estimated 2026-11 and not fitted on a card: cuBLAS's workspaces, and the share of what comes

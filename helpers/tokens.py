@@ -1,10 +1,12 @@
 """Text to tokens, fast: the ids of the model's own tokenizer, each document closed by its end-of-text token.
 
-A byte-level BPE such as GPT-2's is run by tiktoken, which gives the same ids several times as fast on one thread.
+A byte-level BPE such as GPT-2's is run by tiktoken: the same ids, several times as fast, and on several threads at once.
 That they are the same is checked on the first text; another tokenizer, or another answer, goes through `tokenizers`.
 """
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 GPT2_PATTERN = (  # GPT-2's own, with possessive quantifiers: the same pieces, and no search backwards
     r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 )
+_THREADS = min(8, os.cpu_count() or 1)
 
 
 class TokenStream:
@@ -58,7 +61,17 @@ class TokenStream:
         return self._join_and_encode(texts, end) if self._fast else None
 
     def _join_and_encode(self, texts: Sequence[str], end: str) -> np.ndarray:
-        return self._encoding.encode_to_numpy(end.join(texts) + end, allowed_special="all", disallowed_special=())
+        """Encode a share of the documents in each thread: tiktoken works without Python's lock."""
+        size = -(-len(texts) // _THREADS)
+        shares = (texts[start : start + size] for start in range(0, len(texts), size))
+        return np.concatenate([*self._threads.map(lambda share: self._encode_joined(end.join(share) + end), shares)])
+
+    def _encode_joined(self, text: str) -> np.ndarray:
+        return self._encoding.encode_to_numpy(text, allowed_special="all", disallowed_special=())
+
+    @cached_property
+    def _threads(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(_THREADS, thread_name_prefix="tokens")
 
     def _encode_slowly(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         rows = [

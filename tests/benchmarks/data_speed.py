@@ -80,6 +80,7 @@ def by_loop(documents, folder):
 def by_ours(documents, folder):
     """Tokenise and pack as `prepare` does."""
     tokens, n_tokens = TokenStream(tokenizer()), 0
+    tokens.encode(documents[:20]["text"])  # it is loaded then, as the other ways' tokenizer is
     start = time.perf_counter()
     with BlockWriter(Path(folder) / "blocks", BLOCK) as blocks:
         for batch in documents.iter(4096):
