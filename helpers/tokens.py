@@ -1,6 +1,6 @@
 """Text to tokens, fast: the ids of the model's own tokenizer, each document closed by its end-of-text token.
 
-A byte-level BPE such as GPT-2's is run by tiktoken: the same ids, several times as fast, and on several threads at once.
+A byte-level BPE such as GPT-2's is run by tiktoken: the same ids, several times as fast, and on several threads.
 That they are the same is checked on the first text; another tokenizer, or another answer, goes through `tokenizers`.
 """
 
