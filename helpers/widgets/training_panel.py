@@ -127,7 +127,8 @@ class TrainingPanel(Panel):
 def same_effective_batch(settings: TrainingSettings) -> Iterator[dict[str, Any]]:
     """Yield the ways to the same effective batch, the largest passes first, those with checkpointing last.
 
-    >>> [way["per_device_train_batch_size"] for way in same_effective_batch(TrainingSettings(per_device_train_batch_size=4))]
+    >>> four = TrainingSettings(per_device_train_batch_size=4)
+    >>> [way["per_device_train_batch_size"] for way in same_effective_batch(four)]
     [4, 2, 1, 4, 2, 1]
     """
     whole = settings.effective_batch_size
