@@ -7,9 +7,12 @@ import sys
 import pytest
 import yaml
 
+from helpers.cards import GIB
+from helpers.plan import plan_run
 from helpers.settings import TrainingSettings
 
 pytestmark = pytest.mark.browser
+GPT2_TAKES = f"{plan_run(TrainingSettings.from_preset('rtx-4070-ti')).memory.total_bytes / GIB:.1f} GiB predicted"
 EVIL = (
     "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>"
     "</div><svg onload='window.hacked = 1'></svg> # head **bold** [link](javascript:window.hacked=1)"
@@ -135,7 +138,7 @@ def test_the_gauge_follows_the_mouse_and_the_keyboard(notebooks):
     assert shown.row("preset").locator("select").input_value() == "the parameters cell", "opening moves nothing"
     assert shown.verdict.inner_text().startswith("✔ fits")
     shown.choose("preset", "rtx-4070-ti")
-    shown.panel.get_by_text("4.1 GiB predicted").wait_for()
+    shown.panel.get_by_text(GPT2_TAKES).wait_for()
     shown.drag("per_device_train_batch_size", 70)
     shown.verdict.get_by_text(re.compile(r"needs \d+\.\d GiB more: batch \d+ and accumulation \d+ fit")).wait_for()
     batch = int(shown.value("per_device_train_batch_size"))
@@ -319,7 +322,7 @@ def test_a_panel_fits_in_both_themes(notebooks, name, theme, width):
     shown = Shown(notebook)
     if name == "03":
         shown.choose("preset", "rtx-4070-ti")
-        shown.panel.get_by_text("4.1 GiB predicted").wait_for()
+        shown.panel.get_by_text(GPT2_TAKES).wait_for()
         assert shown.row("preset").locator("select").input_value() == "rtx-4070-ti"
     notebook.page.wait_for_timeout(400)
     notebook.picture(f"panel-{name}-{theme.split()[1].lower()}-{width}", shown.panel)
