@@ -6,10 +6,14 @@ Three changes to a stock `GPT2LMHeadModel`, each proved equal by a test and none
   attention goes part by part where that is faster than the kernel;
 - the tanh GELU in one operation instead of eight;
 - a loss that never holds the logits of all tokens.
+
+And one to the process, on a CPU under Linux: what a step frees is kept for the next one.
 """
 
+import ctypes
+import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -34,12 +38,39 @@ def equal_results_less_work(model: "GPT2LMHeadModel") -> Iterator["GPT2LMHeadMod
     use_fused_gelu(model)
     use_chunked_loss(model)
     try:
-        yield model
+        with keep_freed_memory() if model.device.type == "cpu" else nullcontext():
+            yield model
     finally:
         model.set_attn_implementation(attention)
         del model.forward  # the one that stood in front of the class's own
         for block, activation in zip(model.transformer.h, activations, strict=True):
             block.mlp.act = activation
+
+
+@contextmanager
+def keep_freed_memory() -> Iterator[None]:
+    """Let the process keep the memory that it frees, until the block ends; glibc only, elsewhere nothing changes.
+
+    By itself glibc gives each large tensor back to the system when it is freed, and the next one costs a page fault
+    for every 4 KiB: tens of thousands in a training step (https://man7.org/linux/man-pages/man3/mallopt.3.html).
+    """
+    if platform.libc_ver()[0] != "glibc":
+        yield
+        return
+    libc = ctypes.CDLL(None)
+    _set_thresholds(libc, mmap=2**30, trim=2**31 - 1)
+    try:
+        yield
+    finally:
+        _set_thresholds(libc, mmap=2**25, trim=2**26)  # where glibc's own end that move with use
+        libc.malloc_trim(0)
+
+
+def _set_thresholds(libc: ctypes.CDLL, *, mmap: int, trim: int) -> None:
+    """Set from how many bytes a block is mapped by itself, and from how many free ones the heap shrinks."""
+    m_trim_threshold, m_mmap_threshold = -1, -3  # as malloc.h numbers them
+    libc.mallopt(m_mmap_threshold, mmap)
+    libc.mallopt(m_trim_threshold, trim)
 
 
 def use_causal_attention(model: "GPT2LMHeadModel") -> None:
@@ -95,20 +126,11 @@ def attention_in_parts(
         dropout: share of the chances that is dropped.
         scaling: of the products; 1 / sqrt(head_dim) when left out.
     """
-    import torch
-    from torch.nn import functional
+    from helpers.autograd_functions import CausalAttention
 
     query = query * (scaling or query.shape[-1] ** -0.5)
-    later = torch.full((_QUERIES, _QUERIES), -torch.inf, dtype=query.dtype).triu(1)
-    parts = []
-    for begin in range(0, query.shape[2], _QUERIES):
-        part = query[:, :, begin : begin + _QUERIES]  # (B, heads, Q, head_dim)
-        end = begin + part.shape[2]
-        scores = part @ key[:, :, :end].mT  # (B, heads, Q, end)
-        scores[..., begin:] += later[: end - begin, : end - begin]
-        chances = functional.dropout(scores.softmax(-1), dropout)
-        parts.append(chances @ value[:, :, :end])
-    return torch.cat(parts, dim=2)
+    rows = (tensor.reshape(-1, *tensor.shape[2:]) for tensor in (query, key, value))  # (B * heads, T, head_dim)
+    return CausalAttention.apply(*rows, dropout, _QUERIES).view(query.shape)
 
 
 def use_fused_gelu(model: "GPT2LMHeadModel") -> None:
@@ -166,74 +188,10 @@ def chunked_loss(
     """
     from torch.nn import functional
 
+    from helpers.autograd_functions import ChunkedCrossEntropy
+
     targets = functional.pad(labels, (0, 1), value=-100)[:, 1:].reshape(-1).to(hidden_states.device)  # (B * T,)
     if num_items_in_batch is None:
         num_items_in_batch = (targets != -100).sum()
-    nats = _loss_function().apply(hidden_states.flatten(0, 1), weight, targets, chunk_tokens)
+    nats = ChunkedCrossEntropy.apply(hidden_states.flatten(0, 1), weight, targets, chunk_tokens)
     return nats / num_items_in_batch
-
-
-def _loss_function() -> Any:
-    """Return the autograd function; a class of torch's, so it is made when torch is first needed."""
-    global _LossFunction
-    if _LossFunction is None:
-        _LossFunction = _make_loss_function()
-    return _LossFunction
-
-
-_LossFunction: Any = None
-
-
-def _make_loss_function() -> Any:
-    import torch
-    from torch.nn import functional
-
-    class ChunkedCrossEntropy(torch.autograd.Function):
-        """Sum of nats over rows; its gradients are made in the forward pass, while a chunk's logits are at hand."""
-
-        @staticmethod
-        def forward(ctx: Any, hidden: Any, weight: Any, targets: Any, chunk_tokens: int) -> Any:
-            dtype = torch.get_autocast_dtype(hidden.device.type) if _autocast_is_on(hidden) else hidden.dtype
-            head = weight.detach().to(dtype)
-            needs_gradients = any(ctx.needs_input_grad[:2])
-            total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-            grad_hidden = torch.empty_like(hidden) if needs_gradients else None
-            grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_gradients else None
-            with torch.autocast(hidden.device.type, enabled=False):
-                for start in range(0, len(targets), chunk_tokens):
-                    rows = slice(start, start + chunk_tokens)
-                    chunk = hidden[rows].detach().to(dtype)  # (C, width)
-                    log_probs = functional.log_softmax(functional.linear(chunk, head).float(), dim=-1)  # (C, V)
-                    total += functional.nll_loss(log_probs, targets[rows], reduction="sum")
-                    if needs_gradients:
-                        slope = _logit_gradients(log_probs, targets[rows]).to(dtype)
-                        grad_hidden[rows] = slope @ head
-                        grad_weight += slope.t() @ chunk
-                        del slope
-                    del log_probs  # else the next chunk's logits come on top of this one's
-            if needs_gradients:
-                ctx.save_for_backward(grad_hidden, grad_weight)
-            return total
-
-        @staticmethod
-        def backward(ctx: Any, grad_output: Any) -> Any:
-            grad_hidden, grad_weight = ctx.saved_tensors
-            return grad_hidden.mul_(grad_output), grad_weight.mul_(grad_output), None, None  # no second copy
-
-    return ChunkedCrossEntropy
-
-
-def _autocast_is_on(tensor: "torch.Tensor") -> bool:
-    import torch
-
-    return torch.is_autocast_enabled(tensor.device.type)
-
-
-def _logit_gradients(log_probs: "torch.Tensor", targets: "torch.Tensor") -> "torch.Tensor":
-    """Return softmax minus one-hot, (C, V), in the memory of `log_probs`; 0 where the target is -100."""
-    import torch
-
-    is_kept = (targets != -100)[:, None]
-    slope = log_probs.exp_()
-    slope[torch.arange(len(targets), device=slope.device), targets.clamp(min=0)] -= 1
-    return slope.mul_(is_kept)

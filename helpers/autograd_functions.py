@@ -1,0 +1,98 @@
+"""The two autograd functions of the engine: each makes its gradients by hand, where that saves memory or time."""
+
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+
+class CausalAttention(torch.autograd.Function):
+    """Causal attention some queries at a time, each part to no key after its last query; all of (rows, T, head_dim).
+
+    Written by hand, the gradients of keys and values are summed in place; autograd would add one full-size tensor for
+    each part.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout: float, n_queries: int
+    ) -> torch.Tensor:
+        """Return the attended values; `query` is scaled already."""
+        later = torch.full((n_queries, n_queries), -torch.inf, dtype=query.dtype, device=query.device).triu(1)
+        out = torch.empty_like(query)
+        saved = []
+        for begin in range(0, query.shape[1], n_queries):
+            end = min(begin + n_queries, query.shape[1])
+            scores = query[:, begin:end] @ key[:, :end].mT  # (rows, Q, end)
+            scores[..., begin:] += later[: end - begin, : end - begin]
+            chances = scores.softmax(-1)
+            kept = functional.dropout(torch.ones_like(chances), dropout) if dropout else None
+            out[:, begin:end] = (chances if kept is None else chances * kept) @ value[:, :end]
+            if any(ctx.needs_input_grad):
+                saved += [chances, kept]
+        ctx.n_queries = n_queries
+        ctx.save_for_backward(query, key, value, *saved)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Return the gradients of query, key and value."""
+        query, key, value, *saved = ctx.saved_tensors
+        grad_query, grad_key, grad_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
+        for begin, chances, kept in zip(range(0, query.shape[1], ctx.n_queries), saved[::2], saved[1::2], strict=True):
+            end = chances.shape[-1]
+            grad = grad_output[:, begin:end]
+            grad_chances = grad @ value[:, :end].mT  # (rows, Q, end)
+            if kept is not None:
+                grad_chances *= kept
+            grad_scores = torch.ops.aten._softmax_backward_data(grad_chances, chances, -1, chances.dtype)
+            grad_query[:, begin:end] = grad_scores @ key[:, :end]
+            grad_key[:, :end] += grad_scores.mT @ query[:, begin:end]
+            grad_value[:, :end] += (chances if kept is None else chances * kept).mT @ grad
+        return grad_query, grad_key, grad_value, None, None
+
+
+class ChunkedCrossEntropy(torch.autograd.Function):
+    """Sum of nats over rows; its gradients are made in the forward pass, while a chunk's logits are at hand."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, chunk_tokens: int
+    ) -> torch.Tensor:
+        """Return the sum; of hidden (N, width), weight (V, width), targets (N,) with -100 where none counts."""
+        device = hidden.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+        head = weight.detach().to(dtype)
+        needs_gradients = any(ctx.needs_input_grad)
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        grad_hidden = torch.empty_like(hidden) if needs_gradients else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_gradients else None
+        with torch.autocast(device, enabled=False):
+            for start in range(0, len(targets), chunk_tokens):
+                rows = slice(start, start + chunk_tokens)
+                chunk = hidden[rows].detach().to(dtype)  # (C, width)
+                log_probs = functional.log_softmax(functional.linear(chunk, head).float(), dim=-1)  # (C, V)
+                total += functional.nll_loss(log_probs, targets[rows], reduction="sum")
+                if needs_gradients:
+                    slope = _logit_gradients(log_probs, targets[rows]).to(dtype)
+                    grad_hidden[rows] = slope @ head
+                    grad_weight += slope.t() @ chunk
+                    del slope
+                del log_probs  # else the next chunk's logits come on top of this one's
+        if needs_gradients:
+            ctx.save_for_backward(grad_hidden, grad_weight)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Return the gradients of hidden and weight, in the memory of those at hand."""
+        grad_hidden, grad_weight = ctx.saved_tensors
+        return grad_hidden.mul_(grad_output), grad_weight.mul_(grad_output), None, None
+
+
+def _logit_gradients(log_probs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return softmax minus one-hot, (C, V), in the memory of `log_probs`; 0 where the target is -100."""
+    is_kept = (targets != -100)[:, None]
+    slope = log_probs.exp_()
+    slope[torch.arange(len(targets), device=slope.device), targets.clamp(min=0)] -= 1
+    return slope.mul_(is_kept)
