@@ -11,6 +11,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
+
 from helpers.sweep.queue import trials_of
 from helpers.sweep.study import Study, trial_name
 from helpers.sweep.worker import PAUSED
@@ -86,7 +88,8 @@ def supervise(
     A worker that dies is started again, a few times. When this process ends, however it ends, its workers end too.
     """
     ends = time.time() + 3600 * study.budgets.hours if study.budgets.hours else float("inf")
-    team = [_start(study, file, number, ends) for number in range(workers)]
+    environment = _environment(workers)
+    team = [_start(study, file, number, ends, environment) for number in range(workers)]
     reasons: list[str] = []
     restarts = 0
     try:
@@ -99,7 +102,7 @@ def supervise(
                     reasons.append(worker.stdout.read().strip())
                 elif worker.returncode and restarts < _MOST_RESTARTS:
                     restarts += 1
-                    team.append(_start(study, file, workers + restarts, ends))
+                    team.append(_start(study, file, workers + restarts, ends, environment))
                 elif worker.returncode:
                     reasons.append(_death(study, worker.returncode))
                 _close(worker)
@@ -111,11 +114,23 @@ def supervise(
     return list(dict.fromkeys(reasons))
 
 
-def _start(study: Study, file: Path, number: int, ends: float) -> subprocess.Popen:
+def _environment(workers: int) -> dict[str, str]:
+    """Return the environment of each worker: the cores are shared out, else each would compute on all of them."""
+    cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
+    return {"OMP_NUM_THREADS": str(max(1, cores // workers)), **os.environ}
+
+
+def _start(study: Study, file: Path, number: int, ends: float, environment: dict[str, str]) -> subprocess.Popen:
     command = [sys.executable, "-m", "helpers.sweep.worker", str(file), str(ends)]
     with (study.folder / f"worker-{os.getpid()}-{number}.log").open("ab") as log:
         return subprocess.Popen(  # noqa: S603 - this very Python
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            env=environment,
+            start_new_session=True,
         )
 
 

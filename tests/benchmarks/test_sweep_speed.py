@@ -1,0 +1,75 @@
+"""What a second worker gains on the same cores, and what a study adds to the notebooks it runs: figures of one run."""
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+
+import nbformat
+import optuna
+import pytest
+import yaml
+
+from helpers.settings import TrainingSettings
+from helpers.sweep.queue import open_study
+from helpers.sweep.study_file import read_study
+
+TRAINING = """
+from helpers.settings import TrainingSettings
+from helpers.training import fine_tune
+fine_tune(TrainingSettings.from_notebook(globals()))
+"""
+
+
+@pytest.fixture
+def write_study(tmp_path):
+    """Return a function that writes a grid of 12 short trainings, the pocket model's; it returns the path."""
+
+    def write(name):
+        declared = "\n".join(f"{key} = {value!r}" for key, value in TrainingSettings().model_dump().items())
+        parameters = nbformat.v4.new_code_cell(declared, metadata={"tags": ["parameters"]})
+        nb = nbformat.v4.new_notebook(cells=[parameters, nbformat.v4.new_code_cell(TRAINING)])
+        nb.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        nbformat.write(nb, tmp_path / "training.ipynb")
+        study = {
+            "study": name,
+            "settings": {"num_train_epochs": 0.4, "eval_steps": 1000, "sample_prompt": ""},
+            "vary": {"learning_rate": [0.0003, 0.001, 0.002, 0.004], "weight_decay": [0.0, 0.01, 0.1]},
+            "notebooks": [str(tmp_path / "training.ipynb")],
+        }
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(study), encoding="utf-8")
+        return path
+
+    return write
+
+
+def run(file, workers):
+    """Run the command; return its seconds and each trial's seconds outside its notebook's cells."""
+    start = time.perf_counter()
+    command = [sys.executable, "-m", "helpers", "sweep", str(file), "--workers", str(workers)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    seconds = time.perf_counter() - start
+    assert done.returncode == 0, done.stdout + done.stderr
+    study = read_study(file)
+    trials = open_study(study).get_trials(states=[optuna.trial.TrialState.COMPLETE])
+    assert len(trials) == 12
+    return seconds, [trial.duration.total_seconds() - cell_seconds(study.folder, trial) for trial in trials]
+
+
+def cell_seconds(folder, trial):
+    """Return how long the cells of a trial's notebook ran, as papermill wrote it down."""
+    (notebook,) = (folder / f"trial-{trial.user_attrs['point']:03d}" / "notebooks").glob("*.ipynb")
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    return sum(cell["metadata"]["papermill"]["duration"] for cell in cells)
+
+
+def test_two_workers_end_sooner_than_one_and_a_trial_adds_little(write_study):
+    print(f"\n{'workers':>8}{'seconds':>10}{'overhead of a trial: median':>30}{'most':>8}")
+    found = {}
+    for workers in (1, 2):
+        seconds, overheads = found[workers] = run(write_study(f"workers-{workers}"), workers)
+        print(f"{workers:8}{seconds:10.1f}{statistics.median(overheads):28.2f} s{max(overheads):6.2f} s")
+    assert found[2][0] < found[1][0]
+    assert statistics.median(found[1][1]) < 3
