@@ -1,3 +1,7 @@
+import platform
+from contextlib import contextmanager
+
+import psutil
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -8,6 +12,7 @@ from helpers.engine import (
     attention_in_parts,
     chunked_loss,
     equal_results_less_work,
+    keep_freed_memory,
     use_causal_attention,
     use_chunked_loss,
     use_fused_gelu,
@@ -207,3 +212,35 @@ def test_afterwards_the_model_is_as_it_came(model):
     assert model.config._attn_implementation == "sdpa"
     assert str(model) == modules
     assert "forward" not in vars(model)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's way with memory")
+def test_freed_memory_is_kept_for_the_next_step_and_given_back_at_the_end():
+    import resource
+
+    def faults():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+    n_pages = 2**26 // resource.getpagesize()
+    with keep_freed_memory():
+        torch.ones(2**24)  # float32, 64 MiB, freed at once
+        before = faults()
+        torch.ones(2**24)
+        assert faults() - before < n_pages / 100, "the second one was taken from the system again"
+        held = psutil.Process().memory_info().rss
+    assert psutil.Process().memory_info().rss < held - 2**26 / 2
+
+
+def test_the_engine_keeps_freed_memory_on_a_cpu(model, monkeypatch):
+    inside = []
+
+    @contextmanager
+    def noted():
+        inside.append(True)
+        yield
+        inside.pop()
+
+    monkeypatch.setattr(engine, "keep_freed_memory", noted)
+    with equal_results_less_work(model):
+        assert inside
+    assert not inside

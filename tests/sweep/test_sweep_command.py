@@ -53,6 +53,17 @@ def test_two_commands_with_two_workers_share_a_study(study_file, runs, monkeypat
     assert "<table>" in (runs / "grid/comparison.html").read_text()
 
 
+@pytest.mark.parametrize("asked", [None, "7"])
+def test_workers_share_out_the_cores_unless_told_otherwise(study_file, runs, monkeypatch, asked):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if asked:
+        monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    code, told = ended(sweep(study_file(vary={"learning_rate": [0.001]}), "--workers", "2"))
+    assert code == 0, told
+    expected = asked or max(1, psutil.cpu_count(logical=False) // 2)
+    assert f"threads {expected}\n" in (runs / "grid/trial-000/starts.log").read_text()
+
+
 def test_a_sweep_that_is_killed_again_and_again_loses_and_repeats_nothing(study_file, runs, monkeypatch):
     monkeypatch.setenv("NAP", "1.5")
     file, folder, dice = study_file(), runs / "grid", random.Random(7)
