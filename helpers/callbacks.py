@@ -3,7 +3,6 @@
 Each function returns a `TrainerCallback`; transformers is imported when the first is made.
 """
 
-import json
 import math
 import shutil
 import time
@@ -12,12 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from helpers.history import history_rows, write_history
 from helpers.settings import SettingsError
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel, TrainerCallback
-
-_KEPT = ("loss", "eval_loss", "learning_rate", "grad_norm", "epoch", "sample")
 
 
 class TrainingBrokenError(RuntimeError):
@@ -44,15 +42,6 @@ class Progress:
 Watch = Callable[[list[dict[str, Any]], Progress], None]
 
 
-def history_rows(log_history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the rows of the Trainer's log that a history keeps."""
-    return [
-        {"step": log["step"]} | {name: log[name] for name in _KEPT if name in log}
-        for log in log_history
-        if {"loss", "eval_loss", "sample"} & set(log)
-    ]
-
-
 def history(folder: Path, tokenizer: Any, sample_prompt: str) -> "TrainerCallback":
     """Write history.jsonl from the Trainer's own log, which a checkpoint carries: no gaps or repeats after a resume.
 
@@ -63,21 +52,43 @@ def history(folder: Path, tokenizer: Any, sample_prompt: str) -> "TrainerCallbac
     class History(TrainerCallback):
         def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if state.is_world_process_zero:
-                self.write(state)
+                write_history(folder, history_rows(state.log_history))
 
         def on_evaluate(self, args: Any, state: Any, control: Any, *, model: Any, **_: Any) -> None:
             if state.is_world_process_zero and sample_prompt:
                 text = greedy_sample(model, tokenizer, sample_prompt)
                 state.log_history.append({"step": state.global_step, "sample": text})
-                self.write(state)
-
-        def write(self, state: Any) -> None:
-            rows = history_rows(state.log_history)
-            new = folder / "history.new"
-            new.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-            new.replace(folder / "history.jsonl")
+                write_history(folder, history_rows(state.log_history))
 
     return History()
+
+
+def clock() -> "TrainerCallback":
+    """Count the seconds of a run, those before a resume included: a checkpoint carries them.
+
+    What a killed process did after its last checkpoint is not counted, because it is done again.
+    """
+    from transformers import TrainerCallback
+    from transformers.trainer_callback import ExportableState
+
+    class Clock(TrainerCallback, ExportableState):
+        def __init__(self, seconds: float = 0.0) -> None:
+            self.before, self.start = seconds, None
+
+        @property
+        def seconds(self) -> float:
+            return self.before if self.start is None else self.before + time.perf_counter() - self.start
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.start = time.perf_counter()
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.before, self.start = self.seconds, None
+
+        def state(self) -> dict[str, Any]:
+            return {"args": {"seconds": self.seconds}, "attributes": {}}
+
+    return Clock()
 
 
 def greedy_sample(model: "GPT2LMHeadModel", tokenizer: Any, prompt: str, *, max_new_tokens: int = 40) -> str:

@@ -13,10 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from helpers import model_card
+from helpers.history import kept_eval_loss, read_history
 from helpers.settings import SettingsError, run_folder, runs_folder
 
 Figure = Literal["eval_loss", "bits_per_byte", "perplexity"]
 _MOST_ERRORS = 5  # that are told below a table
+_FILES = ("settings.json", "trial.json", "training.json", "evaluation.json")
 FIGURES = ("perplexity", "bits_per_byte", "eval_loss")
 
 
@@ -34,8 +37,8 @@ class ComparedRun:
         tokens, seconds, peak_bytes: what the training took, measured.
         text_sha256: of the test text; runs with another are never ranked together.
         windows: (context, stride) of the test figures.
-        state: 'done', 'pruned', 'failed' or 'not finished'.
-        error: why it failed; empty where it did not.
+        state: 'done', 'pruned', 'failed', 'not finished' or 'damaged'.
+        error: why it failed or what is damaged; else empty.
         optimise: the figure its study makes small; None outside a study.
     """
 
@@ -59,57 +62,50 @@ class ComparedRun:
 
 def read_run(folder: Path, *, name: str = "") -> ComparedRun:
     """Read what a run's folder tells, finished or not, measured or not."""
-    record, trial = _json(folder / "settings.json"), _json(folder / "trial.json")
-    facts = _json(folder / "training.json")
-    test = _test_figures(_json(folder / "evaluation.json"))
+    files, damaged = _read_files(folder)
+    record, trial, facts, evaluation = (files[file] for file in _FILES)
+    test = evaluation.get("test") or {}
+    tuned = test.get("tuned") or {}
     settings = {**record.get("settings", {}), **trial.get("parameters", {})}
     return ComparedRun(
         name=name or folder.name,
         folder=folder,
         settings={key: value for key, value in settings.items() if key != "run"},
-        eval_loss=_validation_loss(folder, settings),
-        perplexity=test.get("perplexity"),
-        bits_per_byte=test.get("bits_per_byte"),
-        perplexity_interval=_pair(test.get("perplexity_interval")),
-        bits_per_byte_interval=_pair(test.get("bits_per_byte_interval")),
+        eval_loss=kept_eval_loss(
+            read_history(folder), early_stopping_patience=settings.get("early_stopping_patience", 0)
+        ),
+        perplexity=tuned.get("perplexity"),
+        bits_per_byte=tuned.get("bits_per_byte"),
+        perplexity_interval=_pair(tuned.get("perplexity_interval")),
+        bits_per_byte_interval=_pair(tuned.get("bits_per_byte_interval")),
         tokens=facts.get("tokens"),
         seconds=facts.get("seconds"),
         peak_bytes=facts.get("peak_bytes"),
         text_sha256=test.get("text_sha256") or record.get("data_sha256", {}).get("test", ""),
-        windows=(test["context"], test["stride"]) if {"context", "stride"} <= set(test) else None,
-        state=trial.get("state") or ("done" if facts else "not finished"),
-        error=trial.get("error", ""),
+        windows=(tuned["context"], tuned["stride"]) if {"context", "stride"} <= set(tuned) else None,
+        state="damaged" if damaged else trial.get("state") or ("done" if facts else "not finished"),
+        error=damaged or trial.get("error", ""),
         optimise=trial.get("optimise"),
     )
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
+def _read_files(folder: Path) -> tuple[dict[str, dict[str, Any]], str]:
+    """Return what the files of a run hold, {} for one that is not there, and a sentence where one is damaged."""
+    found: dict[str, dict[str, Any]] = {}
+    damaged = ""
+    for file in _FILES:
+        found[file] = {}
+        try:
+            found[file] = json.loads((folder / file).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            continue
+        except ValueError as error:
+            damaged = f"{file} is damaged ({error}): delete it, and run again what makes it."
+    return found, damaged
 
 
 def _pair(interval: Sequence[float] | None) -> tuple[float, float] | None:
     return tuple(interval) if interval else None
-
-
-def _test_figures(evaluation: dict[str, Any]) -> dict[str, Any]:
-    """Return the tuned model's figures on the test text; older files hold a row a model."""
-    test = evaluation.get("test") or {}
-    if isinstance(test, list):
-        return next((row for row in test if row.get("model") == "tuned"), {})
-    return {"text_sha256": test.get("text_sha256")} | (test.get("tuned") or {}) if test else {}
-
-
-def _validation_loss(folder: Path, settings: dict[str, Any]) -> float | None:
-    """Return the validation loss of the model that was kept: the last, or the least where training stops early."""
-    path = folder / "history.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    losses = [row["eval_loss"] for row in map(json.loads, lines) if "eval_loss" in row]
-    if not losses:
-        return None
-    return min(losses) if settings.get("early_stopping_patience") else losses[-1]
 
 
 @dataclass(frozen=True)
@@ -204,7 +200,8 @@ def _notes(table: RunTable) -> Any:
             yield f"Some runs{of_text} have no test figures: notebook 04 makes them. Their validation loss is shown."
         if any(run.seconds is None and run.state == "done" for run in group):
             yield f"Some runs{of_text} have no training record: time, memory and tokens are not known."
-        yield from (f"{run.name} failed: {run.error}" for run in [one for one in group if one.error][:_MOST_ERRORS])
+        wrong = [run for run in group if run.error]
+        yield from (f"{run.name}, {run.state}: {run.error}" for run in wrong[:_MOST_ERRORS])
 
 
 def compare(*names: str, by: Figure | None = None) -> RunTable:
@@ -284,23 +281,16 @@ def promote(best: ComparedRun, name: str) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".promoting-") as beside:
         copied = shutil.copytree(best.folder, Path(beside) / name, ignore=shutil.ignore_patterns(".*", "trial.*"))
-        _rename_within(copied, best.folder.name, name)
+        _rename_within(copied, name)
         copied.replace(target)
+    model_card.write(name)
     return target
 
 
-def _rename_within(folder: Path, old: str, new: str) -> None:
-    """Let what names the run name it right: its settings, its figures, its model card."""
+def _rename_within(folder: Path, name: str) -> None:
+    """Let a run's settings and figures name it right."""
     for path in (folder / "settings.json", folder / "evaluation.json"):
-        record = _json(path)
-        if "settings" in record:
-            record["settings"]["run"] = new
-        if "run" in record:
-            record["run"] = new
-        if record:
+        if path.exists():
+            record = json.loads(path.read_text(encoding="utf-8"))
+            record.get("settings", record)["run"] = name
             path.write_text(json.dumps(record, indent=2), encoding="utf-8")
-    card = folder / "model" / "README.md"
-    if card.exists():
-        text = card.read_text(encoding="utf-8")
-        text = text.replace(f"# {old}\n", f"# {new}\n").replace(f"| `run` | {old} |", f"| `run` | {new} |")
-        card.write_text(text, encoding="utf-8")

@@ -7,11 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from helpers.bootstrap import CONFIDENCE
+from helpers.whole import write_whole
+
 if TYPE_CHECKING:
     from helpers.comparison import ComparedRun, RunTable
 
 _UNKNOWN = "-"
-_FIGURES = ("perplexity", "95 % interval", "bits per byte", "95 % interval", "validation loss")
+_INTERVAL = f"{CONFIDENCE:.0%} interval"
+_FIGURES = ("perplexity", _INTERVAL, "bits per byte", _INTERVAL, "validation loss")
 _HEADS = (*_FIGURES, "time", "peak memory", "tokens")
 _LONGEST = 24  # signs of a setting's value
 _STYLE = (
@@ -134,9 +138,7 @@ def write_page(compared: "RunTable", path: Path) -> None:
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
         f"<h1>{title}</h1>{table(compared)}{pictures}</html>"
     )
-    new = path.with_name(path.name + ".new")
-    new.write_text(page, encoding="utf-8")
-    new.replace(path)
+    write_whole(path, page)
 
 
 def _embedded(ax: Any) -> str:

@@ -1,11 +1,11 @@
 """Pictures of many runs: their curves overlaid, which setting mattered, and how settings and figure hang together."""
 
-import json
 import math
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from helpers.history import read_history
 from helpers.plots import BLUE, GREY, ORANGE, new_axes, plot_bars
 
 if TYPE_CHECKING:
@@ -36,9 +36,7 @@ def _ranked(group: "Sequence[ComparedRun]", by: str) -> "list[ComparedRun]":
 
 def _losses(run: "ComparedRun") -> list[tuple[float, float]]:
     """Return (step, validation loss) of a run's history."""
-    path = run.folder / "history.jsonl"
-    rows = map(json.loads, path.read_text(encoding="utf-8").splitlines()) if path.exists() else ()
-    return [(row["step"], row["eval_loss"]) for row in rows if "eval_loss" in row]
+    return [(row["step"], row["eval_loss"]) for row in read_history(run.folder) if "eval_loss" in row]
 
 
 def plot_curves(runs: "Sequence[ComparedRun]", *, ax: "Axes | None" = None) -> "Axes":

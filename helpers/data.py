@@ -25,6 +25,7 @@ from helpers.splitting import LEFT_OUT, TEST, assign
 from helpers.staging import SPLITS, Staging
 from helpers.store import as_dataset, cut
 from helpers.tokens import TokenStream
+from helpers.whole import whole_folder
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -81,7 +82,7 @@ def prepare(settings: DataSettings, *, progress: bool = False) -> PreparedData:
                     f"Run {settings.run!r} was trained on other data or other data settings: choose another run name, "
                     f"or delete the folder {folder} to start afresh."
                 )
-            with _whole_or_not_at_all(folder / "data") as new:
+            with _full_disk_in_a_sentence(folder), whole_folder(folder / "data") as new:
                 _write(settings, key, new, progress=progress)
     return open_prepared(settings.run)
 
@@ -112,26 +113,16 @@ def _stored_key(folder: Path) -> dict[str, Any] | None:
 
 
 @contextmanager
-def _whole_or_not_at_all(folder: Path) -> Iterator[Path]:
-    """Give a folder to write into, and move it into the place of `folder` when nothing went wrong.
-
-    What a killed process left behind is cleared away first.
-    """
-    new = folder.with_name("data.new")
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir()
+def _full_disk_in_a_sentence(folder: Path) -> Iterator[None]:
     try:
-        yield new
-    except BaseException as error:
-        shutil.rmtree(new, ignore_errors=True)
-        if isinstance(error, OSError) and error.errno in _FULL:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
             raise SettingsError(
-                f"The disk of {folder.parent} is full: the text needs about three times its size there for a while. "
+                f"The disk of {folder} is full: the text needs about three times its size there for a while. "
                 "Free some space, set COURSE_RUNS to a folder on another disk, or set max_tokens to take less."
             ) from None
         raise
-    shutil.rmtree(folder, ignore_errors=True)
-    new.rename(folder)
 
 
 def _write(settings: DataSettings, key: dict[str, Any], folder: Path, *, progress: bool) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 
 from helpers import model_card
 from helpers.settings import SettingsError, run_folder
+from helpers.whole import write_whole
 
 VERSION = 1
 SECTIONS = ("test", "forgetting", "copying", "speech")
@@ -54,7 +55,5 @@ def keep(run: str, section: str, value: dict[str, Any]) -> None:
     except SettingsError:  # none yet, or of a version that nothing here reads
         before = {}
     found = {"version": VERSION, "run": run} | {name: before.get(name) for name in SECTIONS} | {section: value}
-    new = folder / "evaluation.json.new"
-    new.write_text(json.dumps(found, indent=2, allow_nan=False), encoding="utf-8")
-    new.replace(folder / "evaluation.json")
+    write_whole(folder / "evaluation.json", json.dumps(found, indent=2, allow_nan=False))
     model_card.write(run)

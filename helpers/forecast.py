@@ -41,16 +41,6 @@ def forecast(settings: TrainingSettings, config: "GPT2Config", *, train_tokens: 
     }
 
 
-def of_share(predicted: dict[str, Any], share: float) -> dict[str, Any]:
-    """Return a forecast of a share of its steps: of those that were left when a run was resumed.
-
-    >>> of_share({"seconds": [10.0, 20.0], "peak_bytes": None}, 0.5)
-    {'seconds': [5.0, 10.0], 'peak_bytes': None}
-    """
-    seconds = predicted["seconds"]
-    return predicted | {"seconds": seconds and [share * each for each in seconds]}
-
-
 @functools.cache
 def this_processor() -> GraphicsCard:
     """Return the processor as if it were a card: its memory, and the speed of a matrix product measured now."""

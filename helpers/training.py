@@ -8,7 +8,6 @@ import json
 import math
 import os
 import platform
-import shutil
 import threading
 import warnings
 from contextlib import AbstractContextManager, nullcontext
@@ -17,17 +16,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from helpers import callbacks, model_card
+from helpers import callbacks, history, model_card
 from helpers.callbacks import TrainingBrokenError, Watch
-from helpers.checkpoints import last_whole_checkpoint, step_of
+from helpers.checkpoints import last_whole_checkpoint
 from helpers.data import PreparedData, prepare
 from helpers.engine import equal_results_less_work
-from helpers.forecast import forecast, of_share
+from helpers.forecast import forecast
 from helpers.measured import device_name, peak_bytes
 from helpers.model import check_fit, has_bf16, load_model, load_tokenizer, quiet, set_attention_dropout
 from helpers.pruning import reporting
 from helpers.settings import SettingsError, TrainingSettings, read_run_settings, run_folder, runs_folder
 from helpers.stopping import stoppable
+from helpers.whole import whole_folder, write_whole
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
@@ -45,7 +45,7 @@ class FineTuned:
         history: one row a logging or validation step: `step`, `epoch`, `loss`, `learning_rate`, `grad_norm` or
             `eval_loss`, in nats a token.
         facts: precision, device, tokens, seconds, peak memory as measured, and the batch that memory held;
-            `predicted`: what `helpers.forecast` had said of the same steps.
+            `predicted`: what `helpers.forecast` had said of them.
     """
 
     run: str
@@ -59,6 +59,12 @@ class FineTuned:
         return self.folder / "model"
 
     @property
+    def eval_loss(self) -> float:
+        """The validation loss of the model that was kept, nats a token."""
+        patience = read_run_settings(self.run).early_stopping_patience
+        return history.kept_eval_loss(self.history, early_stopping_patience=patience)
+
+    @property
     def predicted_and_measured(self) -> list[dict[str, Any]]:
         """One row for time, one for memory: `what`, `predicted` (None where nothing was), `measured`."""
         predicted = self.facts["predicted"]
@@ -69,11 +75,10 @@ class FineTuned:
 
     def __str__(self) -> str:
         """Return the run in one line."""
-        val_loss = [row["eval_loss"] for row in self.history if "eval_loss" in row][-1]
         return (
             f"run {self.run}: {self.facts['steps']} steps, {self.facts['tokens']:,} tokens in "
             f"{self.facts['seconds']:.0f} s ({self.facts['precision']} on {self.facts['device']}), "
-            f"validation loss {val_loss:.3f} nats a token (perplexity {math.exp(val_loss):.1f})"
+            f"validation loss {self.eval_loss:.3f} nats a token (perplexity {math.exp(self.eval_loss):.1f})"
         )
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
@@ -133,8 +138,7 @@ def open_or_train(run: str) -> FineTuned:
 
 def read_history(run: str) -> list[dict[str, Any]]:
     """Return the rows of a run's history, oldest first; empty when it has not begun."""
-    path = run_folder(run) / "history.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    return history.read_history(run_folder(run))
 
 
 def training_arguments(
@@ -170,6 +174,7 @@ def training_arguments(
         eval_strategy="steps",
         # the best checkpoint can only be kept where there is one for each validation
         save_steps=settings.eval_steps if settings.early_stopping_patience else settings.save_steps,
+        restore_callback_states_from_checkpoint=True,  # the seconds so far, and the patience of early stopping
         load_best_model_at_end=bool(settings.early_stopping_patience),
         metric_for_best_model="eval_loss" if settings.early_stopping_patience else None,
         torch_compile=compiles(settings, n_blocks),
@@ -226,7 +231,7 @@ def _alone_in(folder: Path) -> AbstractContextManager:
 
 
 def _claim(settings: TrainingSettings, folder: Path) -> None:
-    """Write settings.json, or make sure that the one there says the same."""
+    """Make sure that the settings.json that is there, if any, says the same."""
     path = folder / "settings.json"
     if path.exists():
         before, now = read_run_settings(settings.run).model_dump(), settings.model_dump()
@@ -305,14 +310,13 @@ def _train_as_set(
         mine = data.facts["splits"]["train"]["tokens"] // trainer.args.world_size
         predicted = forecast(settings, model.config, train_tokens=mine)
         with nullcontext() if progress else quiet(), stoppable(trainer, stop):
-            outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         log = trainer.state.log_history
         if not any("eval_loss" in row and row["step"] == trainer.state.global_step for row in log):
             trainer.evaluate()
     if trainer.is_world_process_zero():
         save_model(model, tokenizer, settings, data.facts, folder / "model")
-        share = 1 - (step_of(checkpoint) if checkpoint else 0) / trainer.state.max_steps  # of the steps, done here
-        facts = _facts(settings, trainer, outcome.metrics) | {"predicted": of_share(predicted, share)}
+        facts = _facts(settings, trainer, n_blocks=len(data.blocks["train"])) | {"predicted": predicted}
         _write_json(folder / "training.json", facts)
     trainer.accelerator.wait_for_everyone()  # the other processes open what the first has written
 
@@ -326,6 +330,7 @@ def _callbacks(
         callbacks.history(folder, tokenizer, settings.sample_prompt),
         callbacks.guard(model.config.vocab_size),
         callbacks.space(model),
+        callbacks.clock(),
     ]
     if (trial := reporting(settings.run)) is not None:
         found.append(trial)
@@ -344,14 +349,11 @@ def save_model(
 ) -> None:
     """Write the model as any GPT-2 program expects it, with its tokenizer and a card; whole or not at all."""
     model.config.use_cache = True  # the Trainer switches the cache off; generation wants it
-    new = folder.with_name("model.new")
-    shutil.rmtree(new, ignore_errors=True)
-    with quiet():
-        model.save_pretrained(new)
-    tokenizer.save_pretrained(new)
-    (new / "README.md").write_text(model_card.card(settings, data_facts), encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    new.rename(folder)
+    with whole_folder(folder) as new:
+        with quiet():
+            model.save_pretrained(new)
+        tokenizer.save_pretrained(new)
+        (new / "README.md").write_text(model_card.card(settings, data_facts), encoding="utf-8")
 
 
 def _settings_record(settings: TrainingSettings, data: PreparedData) -> dict[str, Any]:
@@ -364,13 +366,14 @@ def _settings_record(settings: TrainingSettings, data: PreparedData) -> dict[str
     }
 
 
-def _facts(settings: TrainingSettings, trainer: "Trainer", metrics: dict[str, float]) -> dict[str, Any]:
-    """Return what was measured; seconds and peak memory are those of the process that finished the run."""
+def _facts(settings: TrainingSettings, trainer: "Trainer", *, n_blocks: int) -> dict[str, Any]:
+    """Return what was measured; the peak of memory is that of the process that finished the run."""
     steps = trainer.state.global_step
+    (clock,) = (callback for callback in trainer.callback_handler.callbacks if hasattr(callback, "seconds"))
     return {
         "steps": steps,
-        "tokens": steps * trainer.args.world_size * settings.effective_batch_size * settings.block_size,
-        "seconds": metrics["train_runtime"],
+        "tokens": settings.block_size * _blocks_read(settings, n_blocks, steps, trainer.args.world_size),
+        "seconds": clock.seconds,
         "precision": {"no": "float32"}.get(chosen_precision(settings), chosen_precision(settings)),
         "device": device_name(),
         "peak_bytes": peak_bytes(),
@@ -379,7 +382,16 @@ def _facts(settings: TrainingSettings, trainer: "Trainer", metrics: dict[str, fl
     }
 
 
+def _blocks_read(settings: TrainingSettings, n_blocks: int, steps: int, n_processes: int) -> int:
+    """Return how many blocks so many steps read; the last step of an epoch takes what is left.
+
+    >>> _blocks_read(TrainingSettings(per_device_train_batch_size=4), 10, 4, 1)  # 4 + 4 + 2, and 4 of the next epoch
+    14
+    """
+    a_step = settings.effective_batch_size * n_processes
+    epochs, further = divmod(steps, math.ceil(n_blocks / a_step))
+    return epochs * n_blocks + further * a_step
+
+
 def _write_json(path: Path, value: dict[str, Any]) -> None:
-    new = path.with_suffix(".new")
-    new.write_text(json.dumps(value, indent=2), encoding="utf-8")
-    new.replace(path)
+    write_whole(path, json.dumps(value, indent=2))

@@ -5,14 +5,9 @@ import pytest
 from transformers import TrainerControl, TrainerState
 
 from helpers import callbacks
-from helpers.callbacks import Progress, TrainingBrokenError, history_rows
+from helpers.callbacks import Progress, TrainingBrokenError
 from helpers.settings import TrainingSettings
 from helpers.training import training_arguments
-
-
-def test_a_history_keeps_losses_and_samples_and_nothing_else():
-    log = [{"step": 1, "loss": 2.0, "grad_norm": 1.0, "x": 1}, {"step": 2, "sample": "The"}, {"step": 2, "runtime": 3}]
-    assert history_rows(log) == [{"step": 1, "loss": 2.0, "grad_norm": 1.0}, {"step": 2, "sample": "The"}]
 
 
 def test_progress_is_told_in_one_line():

@@ -14,7 +14,7 @@ from helpers.training import open_run
 TEXT, OTHER_TEXT = "a" * 64, "b" * 64
 
 
-def write_run(folder, *, perplexity=20.0, eval_loss=3.0, text=TEXT, settings=None, context=256, shape="now", **trial):
+def write_run(folder, *, perplexity=20.0, eval_loss=3.0, text=TEXT, settings=None, context=256, **trial):
     """Write what a finished run's folder holds; `perplexity=None`: it was never evaluated."""
     folder.mkdir(parents=True)
     record = {"settings": {"run": folder.name, "learning_rate": 1e-3, "source": "fables", **(settings or {})}}
@@ -23,16 +23,14 @@ def write_run(folder, *, perplexity=20.0, eval_loss=3.0, text=TEXT, settings=Non
     rows = [{"step": 10, "eval_loss": eval_loss + 1}, {"step": 20, "eval_loss": eval_loss}, {"step": 20, "sample": "x"}]
     (folder / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     if perplexity is not None:
-        (folder / "evaluation.json").write_text(json.dumps(evaluation(perplexity, text, context, shape, folder.name)))
+        (folder / "evaluation.json").write_text(json.dumps(evaluation(perplexity, text, context, folder.name)))
     if trial:
         (folder / "trial.json").write_text(json.dumps(trial))
     return folder
 
 
-def evaluation(perplexity, text, context, shape, run):
+def evaluation(perplexity, text, context, run):
     figures = {"perplexity": perplexity, "bits_per_byte": perplexity / 10, "context": context, "stride": 128}
-    if shape == "old":  # as runs were measured before evaluation.json had a version
-        return {"test": [{"model": "base", "perplexity": 99.0}, {"model": "tuned"} | figures]}
     intervals = {"perplexity_interval": [perplexity - 1, perplexity + 2], "bits_per_byte_interval": [1.9, 2.2]}
     test = {"text_sha256": text, "base": figures, "tuned": figures | intervals, "documents": []}
     return {"version": 1, "run": run, "test": test, "forgetting": None, "copying": None, "speech": None}
@@ -47,7 +45,7 @@ def test_runs_are_sorted_and_only_what_differs_is_shown(runs):
     assert [run.name for run in table.best] == ["b"]
     assert str(table).splitlines() == [
         f"By bits per byte, best first (test text {TEXT[:12]})",
-        "   run  learning_rate  perplexity  95 % interval   bits per byte  95 % interval     validation loss  time  "
+        "   run  learning_rate  perplexity  95% interval    bits per byte  95% interval      validation loss  time  "
         "peak memory  tokens  state",
         "1  b    0.001          20.00       19.00 to 22.00  2.0000         1.9000 to 2.2000  3.0000           75 s  "
         "3 MiB        4,096   done",
@@ -75,13 +73,6 @@ def test_runs_on_different_texts_are_never_ranked_together(runs):
     assert [run.name for run in table.best] == ["c", "b"]
     assert "measured on 2 different test texts" in table.notes[0]
     assert [row["rank"] for row in table.rows] == [1, 2, 1]
-
-
-def test_an_older_evaluation_has_no_interval_and_is_grouped_by_the_runs_own_data(runs):
-    write_run(runs / "a", shape="old")
-    run = compare("a").runs[0]
-    assert (run.perplexity, run.perplexity_interval, run.text_sha256) == (20.0, None, TEXT)
-    assert "95 % interval" not in str(compare("a"))
 
 
 def test_a_run_without_evaluation_shows_its_validation_loss_as_such(runs):
@@ -135,7 +126,7 @@ def test_a_study_is_ranked_by_what_it_optimises_and_what_did_not_finish_comes_la
         ("rates/trial-002", "pruned"),
         ("rates/trial-003", "failed"),
     ]
-    assert table.notes == ["rates/trial-003 failed: <b>broken</b>"]
+    assert table.notes == ["rates/trial-003, failed: <b>broken</b>"]
     assert compare("rates/trial-001").runs[0].folder == runs / "rates/trial-001"
 
 
@@ -175,12 +166,13 @@ def test_unknown_runs_are_answered_with_those_there_are(runs):
         compare("../x")
 
 
-def test_broken_files_are_runs_of_which_nothing_is_known(runs):
-    folder = write_run(runs / "a")
-    for name in ("training.json", "evaluation.json"):
-        (folder / name).write_text('{"tokens"')
-    (folder / "history.jsonl").write_text("")
-    assert compare("a").runs[0].state == "not finished"
+@pytest.mark.parametrize("name", ["settings.json", "training.json", "evaluation.json"])
+def test_a_damaged_file_is_told_and_the_other_runs_are_compared(runs, name):
+    (write_run(runs / "a") / name).write_text('{"tokens"')
+    write_run(runs / "b")
+    table = compare()
+    assert [(run.name, run.state) for run in table.runs] == [("b", "done"), ("a", "damaged")]
+    assert any(note.startswith(f"a, damaged: {name} is damaged (") for note in table.notes)
 
 
 def test_the_best_trial_becomes_a_run_of_its_own(runs, tiny_run):

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -15,6 +16,7 @@ from helpers.checkpoints import last_whole_checkpoint, step_of
 from helpers.data import prepare
 from helpers.model import load_model, load_tokenizer
 from helpers.settings import NOTEBOOKS, SettingsError, TrainingSettings, read_run_settings, run_folder
+from helpers.stopping import TrainingStoppedError
 from helpers.training import (
     TrainingBrokenError,
     as_batch,
@@ -127,7 +129,13 @@ def test_the_saved_configuration_is_as_it_came(tiny_run, tiny_model):
 def test_the_line_of_a_run_is_made_of_its_measurements(tiny_run):
     assert f"{tiny_run.facts['steps']} steps" in str(tiny_run)
     assert tiny_run.facts["peak_bytes"] > 10**7
-    assert tiny_run.facts["tokens"] == tiny_run.facts["steps"] * 4 * 32
+
+
+def test_the_tokens_of_a_run_are_those_that_were_read(tiny_settings):
+    run = fine_tune(tiny_settings.model_copy(update={"per_device_train_batch_size": 5}))
+    n_blocks = len(prepare(tiny_settings).blocks["train"])
+    assert n_blocks % 5, "the last step of an epoch takes fewer blocks"
+    assert run.facts["tokens"] == 2 * n_blocks * 32
 
 
 def test_a_run_keeps_what_was_predicted_beside_what_was_measured(tiny_run):
@@ -298,6 +306,33 @@ def test_early_stopping_keeps_the_best_model(tiny_settings):
     model, data = load_model(str(stopped.model_folder)).eval(), prepare(tiny_settings).blocks["validation"]
     ids = torch.stack([row["input_ids"] for row in data])
     assert model(input_ids=ids, labels=ids).loss.item() == pytest.approx(val_loss[best], rel=1e-3)
+
+
+def stop_after(settings, step):
+    """Train up to a step and stop there; its checkpoint is written."""
+    stop = threading.Event()
+    with pytest.raises(TrainingStoppedError):
+        fine_tune(settings, stop=stop, watch=lambda _, progress: stop.set() if progress.step >= step else None)
+
+
+def test_early_stopping_is_as_patient_after_a_resume_as_without(tiny_settings):
+    rising = {"learning_rate": 0.1, "num_train_epochs": 30.0, "early_stopping_patience": 2, "eval_steps": 2}
+    whole = fine_tune(tiny_settings.model_copy(update=rising | {"run": "whole"}))
+    cut = tiny_settings.model_copy(update=rising | {"run": "cut"})
+    stop_after(cut, whole.facts["steps"] - 2)
+    assert fine_tune(cut).history == whole.history
+    assert str(whole.facts["steps"]) in str(whole)
+    assert f"validation loss {min(row['eval_loss'] for row in whole.history if 'eval_loss' in row):.3f}" in str(whole)
+
+
+def test_the_seconds_of_a_run_are_those_before_a_resume_too(tiny_settings, monkeypatch):
+    stop_after(tiny_settings, 6)
+    checkpoint = last_whole_checkpoint(run_folder("tiny") / "checkpoints")
+    before = json.loads((checkpoint / "trainer_state.json").read_text())["stateful_callbacks"]["Clock"]["args"]
+    now = time.perf_counter
+    monkeypatch.setattr(callbacks.time, "perf_counter", lambda: now() / 1000)  # the rest takes next to no time
+    assert fine_tune(tiny_settings).facts["seconds"] == pytest.approx(before["seconds"], abs=0.05)
+    assert before["seconds"] > 0.1
 
 
 def test_who_watches_is_told_each_row_and_how_far_it_is(tiny_settings):

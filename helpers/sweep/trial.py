@@ -21,6 +21,7 @@ from helpers.pruning import PLACE
 from helpers.settings import SettingsError, read_preset
 from helpers.sweep.queue import choose, place_of
 from helpers.sweep.study import Study, trial_name
+from helpers.whole import write_whole
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -63,7 +64,7 @@ def run_trial(study: Study, trial: "Trial") -> float:
             raise
         finally:
             _log.info("%s: %s", folder.name, record["state"])
-            _write_record(folder / "trial.json", record)
+            write_whole(folder / "trial.json", json.dumps(record, indent=2))
     if not study.keep_checkpoints:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return figure
@@ -134,9 +135,3 @@ def _logged(path: Path) -> Iterator[None]:
         for logger in loggers:
             logger.removeHandler(handler)
         handler.close()
-
-
-def _write_record(path: Path, record: dict[str, Any]) -> None:
-    new = path.with_suffix(".new")
-    new.write_text(json.dumps(record, indent=2), encoding="utf-8")
-    new.replace(path)
