@@ -3,6 +3,7 @@
 Everything is read from the runs' own folders, so that runs of a sweep, of a shell loop and of notebooks compare alike.
 """
 
+import contextlib
 import csv
 import io
 import json
@@ -19,7 +20,7 @@ from helpers.settings import SettingsError, run_folder, runs_folder
 
 Figure = Literal["eval_loss", "bits_per_byte", "perplexity"]
 _MOST_ERRORS = 5  # that are told below a table
-_FILES = ("settings.json", "trial.json", "training.json", "evaluation.json")
+_FILES = ("settings.json", "trial.json", "training.json", "evaluation.json", "history.jsonl")
 FIGURES = ("perplexity", "bits_per_byte", "eval_loss")
 
 
@@ -35,7 +36,7 @@ class ComparedRun:
         perplexity, bits_per_byte: of the final model on the test text.
         perplexity_interval, bits_per_byte_interval: (low, high) where they were measured.
         tokens, seconds, peak_bytes: what the training took, measured.
-        text_sha256: of the test text; runs with another are never ranked together.
+        text_sha256, validation_sha256: of the texts of the figures; runs with another are never ranked together.
         windows: (context, stride) of the test figures.
         state: 'done', 'pruned', 'failed', 'not finished' or 'damaged'.
         error: why it failed or what is damaged; else empty.
@@ -54,26 +55,34 @@ class ComparedRun:
     seconds: float | None
     peak_bytes: int | None
     text_sha256: str
+    validation_sha256: str
     windows: tuple[int, int] | None
     state: str
     error: str
     optimise: str | None
 
+    def ranked(self, by: str) -> float | None:
+        """Return the figure it is ranked by; None where it has none or did not finish."""
+        return getattr(self, by) if self.state == "done" else None
+
+    def text(self, by: str) -> str:
+        """Return the hash of the text that a figure was measured on; empty before there was one."""
+        return self.validation_sha256 if by == "eval_loss" else self.text_sha256
+
 
 def read_run(folder: Path, *, name: str = "") -> ComparedRun:
     """Read what a run's folder tells, finished or not, measured or not."""
     files, damaged = _read_files(folder)
-    record, trial, facts, evaluation = (files[file] for file in _FILES)
+    record, trial, facts, evaluation, rows = (files[file] for file in _FILES)
     test = evaluation.get("test") or {}
     tuned = test.get("tuned") or {}
     settings = {**record.get("settings", {}), **trial.get("parameters", {})}
+    texts = record.get("data_sha256", {})
     return ComparedRun(
         name=name or folder.name,
         folder=folder,
         settings={key: value for key, value in settings.items() if key != "run"},
-        eval_loss=kept_eval_loss(
-            read_history(folder), early_stopping_patience=settings.get("early_stopping_patience", 0)
-        ),
+        eval_loss=kept_eval_loss(rows, early_stopping_patience=settings.get("early_stopping_patience", 0)),
         perplexity=tuned.get("perplexity"),
         bits_per_byte=tuned.get("bits_per_byte"),
         perplexity_interval=_pair(tuned.get("perplexity_interval")),
@@ -81,7 +90,8 @@ def read_run(folder: Path, *, name: str = "") -> ComparedRun:
         tokens=facts.get("tokens"),
         seconds=facts.get("seconds"),
         peak_bytes=facts.get("peak_bytes"),
-        text_sha256=test.get("text_sha256") or record.get("data_sha256", {}).get("test", ""),
+        text_sha256=test.get("text_sha256") or texts.get("test", ""),
+        validation_sha256=texts.get("validation", ""),
         windows=(tuned["context"], tuned["stride"]) if {"context", "stride"} <= set(tuned) else None,
         state="damaged" if damaged else trial.get("state") or ("done" if facts else "not finished"),
         error=damaged or trial.get("error", ""),
@@ -89,18 +99,18 @@ def read_run(folder: Path, *, name: str = "") -> ComparedRun:
     )
 
 
-def _read_files(folder: Path) -> tuple[dict[str, dict[str, Any]], str]:
-    """Return what the files of a run hold, {} for one that is not there, and a sentence where one is damaged."""
-    found: dict[str, dict[str, Any]] = {}
+def _read_files(folder: Path) -> tuple[dict[str, Any], str]:
+    """Return what the files of a run hold, nothing where one is not there, and a sentence where one is damaged."""
+    found: dict[str, Any] = {}
     damaged = ""
     for file in _FILES:
         found[file] = {}
-        try:
-            found[file] = json.loads((folder / file).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            continue
-        except ValueError as error:
-            damaged = f"{file} is damaged ({error}): delete it, and run again what makes it."
+        with contextlib.suppress(FileNotFoundError):
+            try:
+                text = (folder / file).read_text(encoding="utf-8")
+                found[file] = read_history(folder) if file == "history.jsonl" else dict(json.loads(text))
+            except (ValueError, TypeError) as error:
+                damaged = f"{file} is damaged ({error}): delete it, and run again what makes it."
     return found, damaged
 
 
@@ -131,14 +141,14 @@ class RunTable:
     def best(self) -> list[ComparedRun]:
         """The best run of each test text that has one with a figure."""
         firsts = [group[0] for group in self.groups]
-        return [run for run in firsts if run.state == "done" and getattr(run, self.by) is not None]
+        return [run for run in firsts if run.ranked(self.by) is not None]
 
     @property
     def rows(self) -> list[dict[str, Any]]:
         """One flat row a run, for a table, a CSV file or pandas; what is not known is None."""
         measured = (*FIGURES, "seconds", "peak_bytes", "tokens", "text_sha256", "state")
         return [
-            {"text": number, "rank": _rank(place, run, self.by), "run": run.name}
+            {"text": number, "rank": place if run.ranked(self.by) is not None else None, "run": run.name}
             | {name: run.settings.get(name) for name in self.differing}
             | {name: getattr(run, name) for name in measured[:3]}
             | _ends("perplexity", run.perplexity_interval)
@@ -173,10 +183,6 @@ class RunTable:
         return table(self)
 
 
-def _rank(place: int, run: ComparedRun, by: str) -> int | None:
-    return place if run.state == "done" and getattr(run, by) is not None else None
-
-
 def _ends(name: str, interval: tuple[float, float] | None) -> dict[str, float | None]:
     low, high = interval or (None, None)
     return {f"{name}_low": low, f"{name}_high": high}
@@ -185,11 +191,14 @@ def _ends(name: str, interval: tuple[float, float] | None) -> dict[str, float | 
 def _notes(table: RunTable) -> Any:
     if len(table.groups) > 1:
         yield (
-            f"These runs were measured on {len(table.groups)} different test texts: each has a table of its own, "
+            f"These runs were measured on {len(table.groups)} different texts: each has a table of its own, "
             "and no run is ranked against one of another text."
         )
     for number, group in enumerate(table.groups, start=1):
         of_text = f" of text {number}" if len(table.groups) > 1 else ""
+        blocks = {run.settings.get("block_size") for run in group if run.eval_loss is not None}
+        if table.by == "eval_loss" and len(blocks) > 1:
+            yield f"The block sizes{of_text} differ: a longer block gives more context, which makes a text easier."
         windows = sorted({run.windows for run in group if run.windows})
         if len(windows) > 1:
             told = ", ".join(f"{context} tokens by {stride}" for context, stride in windows)
@@ -214,7 +223,7 @@ def compare(*names: str, by: Figure | None = None) -> RunTable:
     Raises:
         SettingsError: there is no run or study of a name, or there are none at all.
     """
-    runs = [run for name in names or _all_runs() for run in _find(name)]
+    runs = [run for name in names or _all_names() for run in _find(name.rstrip("/"))]
     runs = list({run.folder: run for run in runs}.values())
     if not runs:
         raise SettingsError(f"There are no runs in {runs_folder()} yet: train one, or start a sweep.")
@@ -223,9 +232,9 @@ def compare(*names: str, by: Figure | None = None) -> RunTable:
         by = wanted.pop() if len(wanted) == 1 and None not in wanted else "bits_per_byte"
     if by not in FIGURES:
         raise SettingsError(f"by = {by!r} is not allowed: it must be one of {', '.join(map(repr, FIGURES))}.")
-    texts = dict.fromkeys(run.text_sha256 for run in runs if run.text_sha256)
-    lone = [run for run in runs if not run.text_sha256]  # ended before they had a text
-    groups = [[run for run in runs if run.text_sha256 == text] for text in texts]
+    texts = dict.fromkeys(run.text(by) for run in runs if run.text(by))
+    lone = [run for run in runs if not run.text(by)]  # ended before they had a text
+    groups = [[run for run in runs if run.text(by) == text] for text in texts]
     if lone and len(groups) == 1:
         groups[0] += lone
     elif lone:
@@ -247,8 +256,10 @@ def _differing(runs: Sequence[ComparedRun]) -> tuple[str, ...]:
     return tuple(name for name in names if len({repr(settings.get(name)) for settings in known}) > 1)
 
 
-def _all_runs() -> list[str]:
-    return sorted(path.parent.name for path in runs_folder().glob("*/settings.json"))
+def _all_names() -> list[str]:
+    """Return the names of all runs, then of all studies."""
+    runs, trials = runs_folder().glob("*/settings.json"), runs_folder().glob("*/trial-*/trial.json")
+    return [*sorted(path.parent.name for path in runs), *sorted({path.parent.parent.name for path in trials})]
 
 
 def _find(name: str) -> list[ComparedRun]:
@@ -261,9 +272,8 @@ def _find(name: str) -> list[ComparedRun]:
     found = [read_run(path, name=f"{name}/{path.name}") for path in trials if not study]
     if found:
         return found
-    known = [*_all_runs(), *sorted({path.parent.parent.name for path in runs_folder().glob("*/trial-*/trial.json")})]
     raise SettingsError(
-        f"There is no run or study {name!r} in {runs_folder()}; there are {', '.join(known) or 'none yet'}."
+        f"There is no run or study {name!r} in {runs_folder()}; there are {', '.join(_all_names()) or 'none yet'}."
     )
 
 
@@ -281,16 +291,16 @@ def promote(best: ComparedRun, name: str) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".promoting-") as beside:
         copied = shutil.copytree(best.folder, Path(beside) / name, ignore=shutil.ignore_patterns(".*", "trial.*"))
-        _rename_within(copied, name)
+        _rename_within(copied, best.name, name)
         copied.replace(target)
     model_card.write(name)
     return target
 
 
-def _rename_within(folder: Path, name: str) -> None:
-    """Let a run's settings and figures name it right."""
+def _rename_within(folder: Path, before: str, name: str) -> None:
+    """Let a run's settings and figures name it right, and say which trial it was."""
     for path in (folder / "settings.json", folder / "evaluation.json"):
         if path.exists():
-            record = json.loads(path.read_text(encoding="utf-8"))
+            record = json.loads(path.read_text(encoding="utf-8")) | {"promoted_from": before}
             record.get("settings", record)["run"] = name
             path.write_text(json.dumps(record, indent=2), encoding="utf-8")

@@ -27,9 +27,8 @@ _STYLE = (
 
 def _cells(table: "RunTable", run: "ComparedRun", place: int) -> list[str]:
     """Return a run's cells as text, in the order of `_head`."""
-    ranked = run.state == "done" and getattr(run, table.by) is not None
     return [
-        str(place) if ranked else _UNKNOWN,
+        str(place) if run.ranked(table.by) is not None else _UNKNOWN,
         run.name,
         *(_cut(run.settings[name]) if name in run.settings else _UNKNOWN for name in table.differing),
         _number(run.perplexity, ".2f"),
@@ -75,8 +74,9 @@ def _time(seconds: float) -> str:
 
 def _title(table: "RunTable", number: int) -> str:
     """Return what a group is: by which figure it is sorted, and on which text it was measured."""
-    text = table.groups[number][0].text_sha256[:12]
-    measured = f"test text {text}" if text else "no test text"
+    part = "validation" if table.by == "eval_loss" else "test"
+    text = table.groups[number][0].text(table.by)[:12]
+    measured = f"{part} text {text}" if text else f"no {part} text"
     return f"By {table.by.replace('_', ' ')}, best first ({measured})"
 
 

@@ -22,7 +22,7 @@ def plot_all(table: "RunTable") -> "Iterator[tuple[str, Axes]]":
     for group in table.groups:
         if any(_losses(run) for run in group):
             yield "Validation loss of each run over the tokens read", plot_curves(group)
-        ranked = _ranked(group, table.by)
+        ranked = [run for run in group if run.ranked(table.by) is not None]
         varied = [name for name in table.differing if len({repr(run.settings.get(name)) for run in ranked}) > 1]
         if varied and len(ranked) >= 2:
             yield "Settings and figure of each run", plot_parallel(ranked, varied, by=table.by)
@@ -30,13 +30,10 @@ def plot_all(table: "RunTable") -> "Iterator[tuple[str, Axes]]":
             yield "How much each setting decides", plot_importance(ranked, varied, by=table.by)
 
 
-def _ranked(group: "Sequence[ComparedRun]", by: str) -> "list[ComparedRun]":
-    return [run for run in group if run.state == "done" and getattr(run, by) is not None]
-
-
 def _losses(run: "ComparedRun") -> list[tuple[float, float]]:
-    """Return (step, validation loss) of a run's history."""
-    return [(row["step"], row["eval_loss"]) for row in read_history(run.folder) if "eval_loss" in row]
+    """Return (step, validation loss) of a run's history; none where it is damaged."""
+    rows = read_history(run.folder) if run.state != "damaged" else []
+    return [(row["step"], row["eval_loss"]) for row in rows if "eval_loss" in row]
 
 
 def plot_curves(runs: "Sequence[ComparedRun]", *, ax: "Axes | None" = None) -> "Axes":

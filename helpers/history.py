@@ -1,6 +1,7 @@
 """The history of a run: one row a logging or validation step, in `history.jsonl`."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
 
 
 def kept_eval_loss(rows: Sequence[dict[str, Any]], *, early_stopping_patience: int) -> float | None:
-    """Return the validation loss of the model that is kept, nats a token; None before the first validation.
+    """Return the validation loss of the model that is kept, nats a token; None before the first that is a number.
 
     It is the last one, or the least where a training may stop early, because that one is kept then.
 
@@ -40,6 +41,5 @@ def kept_eval_loss(rows: Sequence[dict[str, Any]], *, early_stopping_patience: i
     (3.0, 2.5)
     """
     losses = [row["eval_loss"] for row in rows if "eval_loss" in row]
-    if not losses:
-        return None
-    return min(losses) if early_stopping_patience else losses[-1]
+    kept = min(losses) if early_stopping_patience and losses else (losses or [math.nan])[-1]
+    return kept if math.isfinite(kept) else None

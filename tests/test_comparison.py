@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+import math
 
 import pytest
 from click.testing import CliRunner
@@ -11,14 +12,17 @@ from helpers.comparison_page import write_page
 from helpers.settings import SettingsError
 from helpers.training import open_run
 
-TEXT, OTHER_TEXT = "a" * 64, "b" * 64
+TEXT, OTHER_TEXT, VALIDATION = "a" * 64, "b" * 64, "c" * 64
 
 
-def write_run(folder, *, perplexity=20.0, eval_loss=3.0, text=TEXT, settings=None, context=256, **trial):
+def write_run(
+    folder, *, perplexity=20.0, eval_loss=3.0, text=TEXT, validation=VALIDATION, settings=None, context=256, **trial
+):
     """Write what a finished run's folder holds; `perplexity=None`: it was never evaluated."""
     folder.mkdir(parents=True)
     record = {"settings": {"run": folder.name, "learning_rate": 1e-3, "source": "fables", **(settings or {})}}
-    (folder / "settings.json").write_text(json.dumps(record | {"data_sha256": {"test": text}}))
+    hashes = {"data_sha256": {"test": text, "validation": validation}}
+    (folder / "settings.json").write_text(json.dumps(record | hashes))
     (folder / "training.json").write_text(json.dumps({"tokens": 4096, "seconds": 75.0, "peak_bytes": 3 * 2**20}))
     rows = [{"step": 10, "eval_loss": eval_loss + 1}, {"step": 20, "eval_loss": eval_loss}, {"step": 20, "sample": "x"}]
     (folder / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -71,8 +75,40 @@ def test_runs_on_different_texts_are_never_ranked_together(runs):
     table = compare()
     assert [[run.name for run in group] for group in table.groups] == [["c", "a"], ["b"]]
     assert [run.name for run in table.best] == ["c", "b"]
-    assert "measured on 2 different test texts" in table.notes[0]
+    assert "measured on 2 different texts" in table.notes[0]
     assert [row["rank"] for row in table.rows] == [1, 2, 1]
+
+
+def test_the_validation_loss_is_ranked_on_one_validation_text_alone(runs):
+    write_run(runs / "a", eval_loss=2.0)
+    write_run(runs / "b", eval_loss=1.0, validation="w" * 64)
+    assert len(compare().groups) == 1, "bits per byte were measured on one test text"
+    table = compare(by="eval_loss")
+    assert [row["rank"] for row in table.rows] == [1, 1]
+    assert "measured on 2 different texts" in table.notes[0]
+    assert f"(validation text {'w' * 12})" in str(table)
+
+
+def test_block_sizes_that_differ_are_told_beside_validation_losses(runs):
+    for name, block_size in (("a", 128), ("b", 256)):
+        write_run(runs / name, settings={"block_size": block_size})
+    assert any(note.startswith("The block sizes differ") for note in compare(by="eval_loss").notes)
+    assert not any(note.startswith("The block sizes differ") for note in compare().notes)
+
+
+def test_a_loss_that_is_no_number_is_not_ranked_and_not_drawn(runs, tmp_path):
+    for name, loss in (("a", 2.0), ("b", math.nan), ("c", 1.0)):
+        write_run(runs / name, perplexity=None, eval_loss=loss, settings={"learning_rate": loss})
+    table = compare(by="eval_loss")
+    assert [(row["run"], row["rank"]) for row in table.rows] == [("c", 1), ("a", 2), ("b", None)]
+    write_page(table, tmp_path / "page.html")
+
+
+def test_without_names_studies_are_compared_too(runs):
+    trials(runs)
+    write_run(runs / "alone")
+    assert {run.name for run in compare().runs} == {"alone", *(f"rates/trial-00{n}" for n in range(4))}
+    assert compare("rates/").runs == compare("rates").runs, "as a shell completes it"
 
 
 def test_a_run_without_evaluation_shows_its_validation_loss_as_such(runs):
@@ -166,7 +202,7 @@ def test_unknown_runs_are_answered_with_those_there_are(runs):
         compare("../x")
 
 
-@pytest.mark.parametrize("name", ["settings.json", "training.json", "evaluation.json"])
+@pytest.mark.parametrize("name", ["settings.json", "training.json", "evaluation.json", "history.jsonl"])
 def test_a_damaged_file_is_told_and_the_other_runs_are_compared(runs, name):
     (write_run(runs / "a") / name).write_text('{"tokens"')
     write_run(runs / "b")

@@ -106,12 +106,16 @@ def compare(
 
     table = compare_runs(*runs, by=by)
     click.echo(table)
+    for file in filter(None, (csv_file, html_file)):
+        file.parent.mkdir(parents=True, exist_ok=True)
     if csv_file is not None:
         csv_file.write_text(table.to_csv(), encoding="utf-8")
     if html_file is not None:
         write_page(table, html_file)
     if promote is not None:
-        if len(table.best) != 1:
+        if not table.best:
+            raise SettingsError(f"No finished run has a figure {table.by}: there is none to promote. Try another --by.")
+        if len(table.best) > 1:
             raise SettingsError(
                 f"There is not one best run but {len(table.best)}: name the one to promote, such as "
                 f"`compare {table.runs[0].name} --promote {promote}`."
