@@ -1,4 +1,4 @@
-"""The command line: `python -m helpers run | train | plan | doctor | explain | monitor | settings`."""
+"""The command line, `python -m helpers ...`: run, train, plan, settings, sweep, compare, doctor, explain, monitor."""
 
 import json
 import os

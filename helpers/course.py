@@ -162,8 +162,9 @@ def write_report(run: str) -> Path:
     links, sections = [], []
     for path in sorted(folder.glob("*.ipynb")):
         body, _ = exporter.from_notebook_node(_without_widgets(nbformat.read(path, as_version=4)))
-        links.append(f'<li><a href="#{path.stem}">{html.escape(path.stem)}</a></li>')
-        sections.append(f'<section id="{path.stem}">{body}</section>')
+        name = html.escape(path.stem)
+        links.append(f'<li><a href="#{name}">{name}</a></li>')
+        sections.append(f'<section id="{name}">{body}</section>')
     title = f"Course report: {html.escape(run)}"
     style = HtmlFormatter(style="default").get_style_defs(".highlight") + _PAGE_STYLE
     page = (

@@ -58,19 +58,17 @@ def keep_freed_memory() -> Iterator[None]:
         yield
         return
     libc = ctypes.CDLL(None)
-    _set_thresholds(libc, mmap=2**30, trim=2**31 - 1)
+    m_trim_threshold, m_mmap_threshold = -1, -3  # as malloc.h numbers them
+    highest = 2**25  # to where glibc moves its own threshold; before 2.35 it takes no higher one, and returns 0
+    if not libc.mallopt(m_mmap_threshold, 2**30):  # from how many bytes a block is mapped by itself
+        libc.mallopt(m_mmap_threshold, highest)
+    libc.mallopt(m_trim_threshold, 2**31 - 1)  # from how many free ones the heap shrinks
     try:
         yield
     finally:
-        _set_thresholds(libc, mmap=2**25, trim=2**26)  # where glibc's own end that move with use
+        libc.mallopt(m_mmap_threshold, highest)
+        libc.mallopt(m_trim_threshold, 2 * highest)
         libc.malloc_trim(0)
-
-
-def _set_thresholds(libc: ctypes.CDLL, *, mmap: int, trim: int) -> None:
-    """Set from how many bytes a block is mapped by itself, and from how many free ones the heap shrinks."""
-    m_trim_threshold, m_mmap_threshold = -1, -3  # as malloc.h numbers them
-    libc.mallopt(m_mmap_threshold, mmap)
-    libc.mallopt(m_trim_threshold, trim)
 
 
 def use_causal_attention(model: "GPT2LMHeadModel") -> None:

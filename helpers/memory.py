@@ -10,10 +10,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from helpers.engine import CHUNK_TOKENS
 from helpers.settings import POCKET, SettingsError, TrainingSettings
 
 MIB = 2**20
-CHUNK_TOKENS = 512  # rows of logits that the course's engine holds at once
 Engine = Literal["course", "stock"]
 
 # What a trace cannot see, estimated 2026-11 and not fitted on a card: cuBLAS's workspaces, and the share of what comes

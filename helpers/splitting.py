@@ -3,7 +3,6 @@
 import numpy as np
 
 from helpers.settings import DataSettings, SettingsError
-from helpers.staging import SPLITS
 
 TRAIN, VALIDATION, TEST = range(3)
 LEFT_OUT = -2
@@ -68,8 +67,3 @@ def _on_one_side(code: np.ndarray, group: np.ndarray) -> np.ndarray:
     strongest = np.full(len(code), LEFT_OUT, np.int8)
     np.maximum.at(strongest, group, code)
     return np.where(code == strongest[group], code, LEFT_OUT)
-
-
-def count_by_part(code: np.ndarray) -> dict[str, int]:
-    """Return how many documents each part has."""
-    return {name: int((code == place).sum()) for place, name in enumerate(SPLITS)}

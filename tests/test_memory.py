@@ -9,7 +9,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from helpers import engine
-from helpers.memory import CHUNK_TOKENS, GPT2Shape, Memory, parameters, predict, read_shape
+from helpers.memory import GPT2Shape, Memory, parameters, predict, read_shape
 from helpers.settings import POCKET, SettingsError, TrainingSettings
 
 MIB = 2**20
@@ -105,10 +105,6 @@ def test_a_trace_costs_nothing_like_what_it_traces():
 
 def test_a_config_of_transformers_can_stand_for_the_shape():
     assert predict(config_of(WIDE), settings()) == predict(WIDE, settings())
-
-
-def test_the_chunk_is_the_engines():
-    assert CHUNK_TOKENS == engine.CHUNK_TOKENS
 
 
 @pytest.mark.parametrize("name", ["distilgpt2", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "pocket"])

@@ -9,7 +9,6 @@ from helpers.environment.card import Card, card, preset_for
 from helpers.environment.facts import GIB, Machine
 from helpers.environment.live import Sample, monitor, sample
 from helpers.environment.machine import platform_kind, read_machine
-from helpers.environment.nvml import read_nvml
 from helpers.environment.report import Diagnosis, diagnosis_of
 from helpers.environment.rules import Check
 from helpers.environment.wheels import WheelAdvice, wheel_advice
@@ -24,7 +23,6 @@ __all__ = [
     "WheelAdvice",
     "card",
     "diagnose",
-    "driver_version",
     "monitor",
     "platform_kind",
     "preset_for",
@@ -40,8 +38,3 @@ def diagnose(*, quick: bool = False) -> Diagnosis:
         quick: leave torch alone: a second instead of a few, and three checks then say "not asked".
     """
     return diagnosis_of(read_machine(quick=quick))
-
-
-def driver_version() -> "str | None":
-    """Return the NVIDIA driver's version, or None without one."""
-    return read_nvml().driver or None

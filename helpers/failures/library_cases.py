@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from helpers.failures.reproduced import Reproduced, Rows, hushed, tiny_model, train_briefly
+from helpers.failures.reproduced import Reproduced, Rows, tiny_model, train_briefly
 
 
 def error_of(action: Callable[[], Any]) -> str:
@@ -29,6 +29,8 @@ def out_of_range() -> Reproduced:
     """8. A row longer than the positions, a token without a row, a text generated past the end."""
     import torch
 
+    from helpers.model import quiet
+
     model = tiny_model(positions=64).eval()
     end, rows = model.config.eos_token_id, model.config.vocab_size
     long, added = torch.ones(1, 65, dtype=torch.long), torch.tensor([[rows]])
@@ -44,7 +46,7 @@ def out_of_range() -> Reproduced:
         larger.resize_token_embeddings(rows + 1, mean_resizing=False)
         larger(input_ids=added)
 
-    with hushed():
+    with quiet():
         broken = {
             "65 positions": error_of(lambda: model(input_ids=long)),
             "an added token": error_of(lambda: model(input_ids=added)),

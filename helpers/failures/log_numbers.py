@@ -13,8 +13,6 @@ _SIZE = r"([\d.]+) (KiB|MiB|GiB|bytes)"
 _RATE = re.compile(r"([\d.]+)(it/s|s/it)")
 _OOM = re.compile(r"CUDA out of memory|HIP out of memory", re.IGNORECASE)
 
-Rows = "list[dict[str, float]]"
-
 
 def series(reading: Reading, name: str) -> list[float]:
     """Return one column of the last run in the log."""

@@ -33,14 +33,12 @@ class Reading:
         lines: its lines.
         errors: each error as `Type: message`, in the order they were raised or printed.
         rows: the numbers a training logged, one dictionary a step, whatever wrote them.
-        is_history: the rows were given as rows, and nothing else was.
     """
 
     text: str
     lines: tuple[str, ...] = ()
     errors: tuple[str, ...] = ()
     rows: "tuple[dict[str, float], ...]" = ()
-    is_history: bool = False
 
 
 def read(thing: Any) -> Reading:
@@ -58,7 +56,7 @@ def read(thing: Any) -> Reading:
     if isinstance(thing, Iterable):
         rows = list(thing)
         if all(isinstance(row, Mapping) for row in rows):
-            return Reading("", rows=tuple(_numbers(row) for row in rows), is_history=True)
+            return Reading("", rows=tuple(_numbers(row) for row in rows))
     raise TypeError(
         f"explain() was given {type(thing).__name__}: give it an exception, a text, a Path to a log, or rows of a log."
     )

@@ -3,8 +3,7 @@
 import copy
 import logging
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -92,22 +91,6 @@ def tiny_model(*, vocabulary: int = 4096, positions: int = 64, seed: int = 0) ->
     return model
 
 
-@contextmanager
-def hushed() -> Iterator[None]:
-    """Keep transformers' progress bars and remarks out of a notebook, and leave both as they were."""
-    from transformers.utils import logging as transformers_logging
-
-    from helpers.model import quiet
-
-    before = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        with quiet():
-            yield
-    finally:
-        transformers_logging.set_verbosity(before)
-
-
 def train_briefly(
     model: "GPT2LMHeadModel",
     rows: "Sequence[Mapping[str, Any]]",
@@ -131,9 +114,10 @@ def train_briefly(
     """
     from transformers import PrinterCallback, Trainer, TrainingArguments
 
+    from helpers.model import quiet
     from helpers.training import as_batch
 
-    with tempfile.TemporaryDirectory() as scratch, hushed():
+    with tempfile.TemporaryDirectory() as scratch, quiet():
         defaults = {"save_strategy": "no", "logging_steps": 1, "per_device_train_batch_size": 4, "report_to": "none"}
         made = TrainingArguments(
             output_dir=str(folder or scratch),

@@ -250,7 +250,7 @@ ENVIRONMENT = (
         "E22",
         "torch.compile finds no Triton",
         "Triton is built for Linux; on Windows it is not there.",
-        "Leave torch_compile off (the course never sets it), or use WSL2.",
+        "Set torch_compile to auto, which compiles under Linux alone, or to never; or use WSL2.",
         error=(r"Cannot find a working triton installation|TritonMissing|No module named 'triton'",),
         source="pytorch#136361",
     ),
