@@ -4,15 +4,17 @@ Every point of a study is a waiting trial of Optuna's queue, whose hand-over is 
 search's without, for the sampler to choose when a worker takes it. (Optuna's GridSampler says of itself that several
 workers may be given the same point.) A point's number names the trial's folder; a trial that was broken off is queued
 again under a new number in Optuna and the same point, so that its run goes on from its checkpoint.
+
+User attributes of a trial: `point`; `worker`, who took it; `error`, why it failed; `pruned`, at which step;
+`broken_off`, how often its point was before; `retry`, where it follows one that failed; `superfluous`, to be ignored.
 """
 
-import copy
 import json
 import socket
 import time
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from filelock import FileLock, Timeout
 
@@ -28,6 +30,10 @@ if TYPE_CHECKING:
 
 HEARTBEAT_SECONDS, GRACE_SECONDS = 15, 60  # between a database's signs of life, and until their lack is a death
 JOURNAL = "study.log"
+State = Literal["done", "running", "waiting", "pruned", "failed"]
+_STATES: dict[str, State] = {
+    "COMPLETE": "done", "RUNNING": "running", "WAITING": "waiting", "PRUNED": "pruned", "FAIL": "failed",
+}  # fmt: skip
 
 
 def open_storage(address: str, folder: Path) -> "BaseStorage":
@@ -110,7 +116,8 @@ def open_study(study: Study) -> "OptunaStudy":
     _claim(study, opened)
     study.folder.mkdir(parents=True, exist_ok=True)
     with FileLock(study.folder / ".queue.lock"):
-        queued = {trial.user_attrs.get("point") for trial in opened.get_trials(deepcopy=False)}
+        trials = opened.get_trials(deepcopy=False)
+        queued = {trial.user_attrs.get("point") for trial in trials if "superfluous" not in trial.user_attrs}
         for number, point in enumerate(study.points):
             if number not in queued:
                 opened.enqueue_trial(point, user_attrs={"point": number})
@@ -162,20 +169,34 @@ def _sampler(study: Study, point: int) -> "BaseSampler":
         )
 
 
-def trials_of(opened: "OptunaStudy") -> "list[FrozenTrial]":
-    """Return the newest trial of each point, in the points' order."""
+def trials_of(study: Study, opened: "OptunaStudy") -> "list[FrozenTrial]":
+    """Return the newest trial of each point, in the points' order.
+
+    Of a study whose budget of trials was lowered, those beyond it that wait are left out.
+    """
     newest: dict[int, FrozenTrial] = {}
     for trial in opened.get_trials(deepcopy=False):
         if "point" in trial.user_attrs and "superfluous" not in trial.user_attrs:
             newest[trial.user_attrs["point"]] = trial
-    return [newest[point] for point in sorted(newest)]
+    most = len(study.points)
+    return [newest[point] for point in sorted(newest) if point < most or state_of(newest[point]) != "waiting"]
+
+
+def state_of(trial: "FrozenTrial") -> State:
+    """Return how a trial stands; one that was broken off waits to be queued again."""
+    if was_broken_off(trial):
+        return "waiting"
+    return _STATES[trial.state.name]
 
 
 def is_superfluous(opened: "OptunaStudy", trial: "Trial") -> bool:
     """Tell whether an earlier trial settles the same point, or works at it, as when two machines queued it at once."""
-    point = trial.user_attrs.get("point")
+    point, is_retry = trial.user_attrs.get("point"), "retry" in trial.user_attrs
     return point is None or any(
-        other.user_attrs.get("point") == point and not was_broken_off(other)
+        other.user_attrs.get("point") == point
+        and "superfluous" not in other.user_attrs
+        and not was_broken_off(other)
+        and not (is_retry and state_of(other) == "failed")
         for other in opened.get_trials(deepcopy=False)[: trial.number]
     )
 
@@ -183,6 +204,35 @@ def is_superfluous(opened: "OptunaStudy", trial: "Trial") -> bool:
 def was_broken_off(trial: "FrozenTrial") -> bool:
     """Tell whether a trial ended without a result and without an error: its worker died or was stopped."""
     return trial.state.name == "FAIL" and "error" not in trial.user_attrs
+
+
+def _queue_again(opened: "OptunaStudy", trial: "FrozenTrial", **marks: Any) -> None:
+    """Queue the point of a trial again, with the values that it has and what it has reported."""
+    import optuna
+
+    again = optuna.create_trial(
+        state=optuna.trial.TrialState.WAITING,
+        params=trial.params,
+        distributions=trial.distributions,
+        user_attrs={"point": trial.user_attrs["point"], **marks},
+        system_attrs=trial.system_attrs,
+        intermediate_values=trial.intermediate_values,
+    )
+    opened.add_trial(again)
+
+
+def put_back(opened: "OptunaStudy", trial: "Trial") -> None:
+    """Queue a taken trial again as it was taken, behind all others; the taken one is to be ignored."""
+    taken = opened.get_trials(deepcopy=False)[trial.number]
+    _queue_again(opened, taken, **taken.user_attrs)
+
+
+def retry_failed(study: Study, opened: "OptunaStudy") -> None:
+    """Queue again what failed with an error."""
+    with FileLock(study.folder / ".queue.lock"):
+        for trial in trials_of(study, opened):
+            if state_of(trial) == "failed":
+                _queue_again(opened, trial, retry=True)
 
 
 def this_worker(study: Study) -> str:
@@ -203,20 +253,18 @@ def requeue_broken_off(study: Study, opened: "OptunaStudy") -> None:
     A worker of this machine is dead when the lock of its trial is free; one of another machine when its heartbeats
     in the database have ceased.
     """
-    from optuna.storages import RetryHeartbeatStaleTrialCallback, fail_stale_trials
+    from optuna.storages import fail_stale_trials
     from optuna.trial import TrialState
 
-    with warnings.catch_warnings(action="ignore"):  # both are called experimental
+    with warnings.catch_warnings(action="ignore"):  # called experimental
         fail_stale_trials(opened)
-        retry = RetryHeartbeatStaleTrialCallback(inherit_intermediate_values=True)
-    for trial in trials_of(opened):
+    for trial in trials_of(study, opened):
         if trial.state == TrialState.RUNNING and _is_dead(study, trial):
             opened.tell(trial.number, state=TrialState.FAIL)
-    for trial in trials_of(opened):
+    for trial in trials_of(study, opened):
         if was_broken_off(trial):
-            left = copy.copy(trial)
-            left.user_attrs = {"point": trial.user_attrs["point"]}  # whoever takes it next works elsewhere
-            retry(opened, left)
+            retry = {"retry": True} if "retry" in trial.user_attrs else {}
+            _queue_again(opened, trial, broken_off=trial.user_attrs.get("broken_off", 0) + 1, **retry)
 
 
 def _is_dead(study: Study, trial: "FrozenTrial") -> bool:

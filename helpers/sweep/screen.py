@@ -1,21 +1,21 @@
 """The live screen of a sweep: trials done, running, failed, the best so far, the time left."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
+from helpers.sweep.queue import State, state_of, was_broken_off
 from helpers.sweep.supervise import Standing, describe
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-_STATES = {"done": "COMPLETE", "running": "RUNNING", "waiting": "WAITING", "pruned": "PRUNED", "failed": "FAIL"}
 _MOST_FAILED = 5  # that are shown
 
 
 def headline(standing: Standing) -> str:
     """Return how a study stands, in one line."""
     counts = [
-        f"{n} {name}" for name, state in _STATES.items() if (n := standing.count(state)) or name in ("done", "running")
+        f"{n} {state}" for state in get_args(State) if (n := standing.count(state)) or state in ("done", "running")
     ]
     return f"{', '.join(counts)} of {len(standing.trials)}; time left: {_left(standing)}"
 
@@ -43,8 +43,8 @@ def draw(standing: Standing) -> "RenderableType":
     ]
     if standing.best is not None:
         lines.append(Text(f"best so far  {describe(standing.best, standing.study)}", style="green"))
-    lines += [Text(describe(trial, standing.study)) for trial in standing.trials if trial.state.name == "RUNNING"]
-    failed = [trial for trial in standing.trials if "error" in trial.user_attrs]
+    lines += [Text(describe(trial, standing.study)) for trial in standing.trials if state_of(trial) == "running"]
+    failed = [trial for trial in standing.trials if state_of(trial) == "failed"]
     lines += [Text(describe(trial, standing.study), style="red") for trial in failed[-_MOST_FAILED:]]
     lines.append(Text(f"logs: {standing.study.folder / '<trial>' / 'trial.log'}", style="dim"))
     return Group(*lines)
@@ -58,7 +58,8 @@ class Lines:
 
     def __call__(self, standing: Standing) -> None:
         """Write what is new."""
-        ended = {trial.number: trial for trial in standing.trials if trial.state.is_finished()}
+        finished = [trial for trial in standing.trials if trial.state.is_finished()]
+        ended = {trial.number: trial for trial in finished if not was_broken_off(trial)}
         if self._told is None:  # what ended before this command
             self._told = set(ended)
         for number in sorted(set(ended) - self._told):

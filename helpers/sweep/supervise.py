@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from helpers.sweep.queue import trials_of
+from helpers.sweep.queue import State, state_of, trials_of
 from helpers.sweep.study import Study, trial_name
 from helpers.sweep.worker import PAUSED
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from optuna import Study as OptunaStudy
     from optuna.trial import FrozenTrial
 
-_MOST_RESTARTS = 3  # of workers that die, within one command
+_MOST_RESTARTS = 3  # of workers that die, from one settled trial to the next
 _REFRESH_SECONDS = 0.5
 
 
@@ -33,39 +33,38 @@ class Standing:
     trials: "tuple[FrozenTrial, ...]"
     seconds_left: float | None
 
-    def count(self, state: str) -> int:
-        """Return how many trials are in a state of Optuna's: WAITING, RUNNING, COMPLETE, PRUNED or FAIL."""
-        return sum(trial.state.name == state for trial in self.trials)
+    def count(self, state: State) -> int:
+        """Return how many trials are in a state; those that were broken off wait."""
+        return sum(state_of(trial) == state for trial in self.trials)
 
     @property
     def n_left(self) -> int:
-        """Trials that are not settled: waiting, at work, or broken off."""
-        failed = sum("error" in trial.user_attrs for trial in self.trials)
-        return len(self.trials) - self.count("COMPLETE") - self.count("PRUNED") - failed
+        """Trials that are not settled: waiting or at work."""
+        return self.count("waiting") + self.count("running")
 
     @property
     def best(self) -> "FrozenTrial | None":
         """The finished trial with the smallest figure; None before the first."""
-        done = [trial for trial in self.trials if trial.state.name == "COMPLETE"]
+        done = [trial for trial in self.trials if state_of(trial) == "done"]
         return min(done, key=lambda trial: trial.value, default=None)
 
 
 def standing(study: Study, opened: "OptunaStudy") -> Standing:
     """Return how a study stands now."""
-    trials = tuple(trials_of(opened))
+    trials = tuple(trials_of(study, opened))
     return Standing(study, trials, _seconds_left(trials))
 
 
 def _seconds_left(trials: "tuple[FrozenTrial, ...]") -> float | None:
     """Estimate the time until the last trial ends, from those that are done and the workers there are."""
-    done = [trial.duration.total_seconds() for trial in trials if trial.state.name == "COMPLETE"]
+    done = [trial.duration.total_seconds() for trial in trials if state_of(trial) == "done"]
     if not done:
         return None
     each = sum(done) / len(done)
-    running = [trial for trial in trials if trial.state.name == "RUNNING"]
+    running = [trial for trial in trials if state_of(trial) == "running"]
     now = datetime.now()  # Optuna's times have no zone
     begun = sum(max(0.0, each - (now - trial.datetime_start).total_seconds()) for trial in running)
-    waiting = sum(trial.state.name == "WAITING" for trial in trials)
+    waiting = sum(state_of(trial) == "waiting" for trial in trials)
     return (each * waiting + begun) / max(1, len(running))
 
 
@@ -74,9 +73,9 @@ def describe(trial: "FrozenTrial", study: Study) -> str:
     name = trial_name(trial.user_attrs["point"])
     shown = {key: f"{value:g}" if isinstance(value, float) else value for key, value in trial.params.items()}
     values = ", ".join(f"{key} {value}" for key, value in shown.items())
-    if trial.state.name == "COMPLETE":
+    if state_of(trial) == "done":
         return f"{name}: {study.optimise} {trial.value:.4f} ({values})"
-    told = trial.user_attrs.get("error", {"PRUNED": "pruned", "RUNNING": "running"}.get(trial.state.name, "waiting"))
+    told = trial.user_attrs.get("error", state_of(trial))
     return f"{name}: {told} ({values})" if values else f"{name}: {told}"
 
 
@@ -85,16 +84,20 @@ def supervise(
 ) -> list[str]:
     """Run workers until the study is settled or cannot go on; return why it could not, one sentence each.
 
-    A worker that dies is started again, a few times. When this process ends, however it ends, its workers end too.
+    A worker that dies is started again, a few times as long as no trial is settled meanwhile. When this process ends,
+    however it ends, its workers end too.
     """
     ends = time.time() + 3600 * study.budgets.hours if study.budgets.hours else float("inf")
     environment = _environment(workers)
     team = [_start(study, file, number, ends, environment) for number in range(workers)]
     reasons: list[str] = []
-    restarts = 0
+    started, restarts, left = workers, 0, len(study.points)
     try:
         while team:
-            show(standing(study, opened))
+            now = standing(study, opened)
+            show(now)
+            if now.n_left < left:  # a trial has settled: deaths that come now are others
+                restarts, left = 0, now.n_left
             time.sleep(_REFRESH_SECONDS)
             for worker in [one for one in team if one.poll() is not None]:
                 team.remove(worker)
@@ -102,7 +105,8 @@ def supervise(
                     reasons.append(worker.stdout.read().strip())
                 elif worker.returncode and restarts < _MOST_RESTARTS:
                     restarts += 1
-                    team.append(_start(study, file, workers + restarts, ends, environment))
+                    team.append(_start(study, file, started, ends, environment))
+                    started += 1
                 elif worker.returncode:
                     reasons.append(_death(study, worker.returncode))
                 _close(worker)

@@ -6,6 +6,7 @@ number.
 
 import json
 import logging
+import math
 import os
 import shutil
 import traceback
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from optuna import Trial
 
 _FULL_DISK = ("No space left on device", "[Errno 28]", "The disk of ")  # the system's words, and our own
+_MOST_BROKEN_OFF = 20  # more than a user's own kills and pauses come to; what ends its worker itself is there in hours
 _log = logging.getLogger(__name__)
 
 
@@ -50,9 +52,11 @@ def run_trial(study: Study, trial: "Trial") -> float:
 
     folder = study.folder / trial_name(trial.user_attrs["point"])
     record: dict[str, Any] = {"point": trial.user_attrs["point"], "optimise": study.optimise, "state": "not finished"}
+    record["parameters"] = {**study.settings, **choose(study, trial)}
     with _logged(folder / "trial.log"):
+        write_whole(folder / "trial.json", json.dumps(record, indent=2))
         try:
-            record["parameters"] = {**study.settings, **choose(study, trial)}
+            _stop_when_broken_off_too_often(trial, folder)
             figure = _run_notebooks(study, trial, folder, record["parameters"])
             record["state"] = "done"
         except optuna.TrialPruned:
@@ -70,6 +74,15 @@ def run_trial(study: Study, trial: "Trial") -> float:
     return figure
 
 
+def _stop_when_broken_off_too_often(trial: "Trial", folder: Path) -> None:
+    times = trial.user_attrs.get("broken_off", 0)
+    if times >= _MOST_BROKEN_OFF:
+        raise TrialFailedError(
+            f"Its worker was stopped or died {times} times amid this trial: read {folder / 'trial.log'} and the "
+            f"{folder.parent / 'worker-*.log'}. `sweep --retry-failed` tries again."
+        )
+
+
 def _run_notebooks(study: Study, trial: "Trial", folder: Path, parameters: dict[str, Any]) -> float:
     """Run a trial's notebooks as those of a run in the study's folder; return the figure they left."""
     run = folder.name
@@ -79,12 +92,15 @@ def _run_notebooks(study: Study, trial: "Trial", folder: Path, parameters: dict[
         with _environment(environment):
             notebooks = [find_notebook(name) for name in study.notebooks]
             run_course(notebooks, run=run, parameters=parameters, defaults=read_preset(study.preset))
-    except (CourseError, SettingsError, OSError) as error:
+        figure = getattr(read_run(folder), study.optimise)
+    except Exception as error:  # noqa: BLE001 - whatever a trial ends with, the others go on
         _log.error("%s", "".join(traceback.format_exception(error)))
         raise _judged(trial, error) from None
-    figure = getattr(read_run(folder), study.optimise)
-    if figure is None:
-        raise TrialFailedError(f"The notebooks ran, and left no {study.optimise} in {run}: add the one that makes it.")
+    if figure is None or not math.isfinite(figure):
+        raise TrialFailedError(
+            f"The notebooks ran, and left no {study.optimise} that is a number in {run}: either its training diverged "
+            "(a lower learning_rate helps), or the notebook that makes the figure is not in `notebooks`."
+        )
     return figure
 
 
@@ -102,7 +118,9 @@ def _judged(trial: "Trial", error: Exception) -> Exception:
             f"The study is paused: the disk is full ({error}) The trial goes on from its last checkpoint when there is "
             "room and the same command is given again."
         )
-    return TrialFailedError(f"{error} ({explanation.verdict})" if explanation.causes else str(error))
+    known = isinstance(error, (CourseError, SettingsError))
+    said = str(error) if known else f"{type(error).__name__}: {error}"
+    return TrialFailedError(f"{said} ({explanation.verdict})" if explanation.causes else said)
 
 
 @contextmanager

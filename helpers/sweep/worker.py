@@ -18,7 +18,16 @@ from filelock import FileLock, Timeout
 from helpers.plan import plan_run
 from helpers.settings import SettingsError
 from helpers.sweep.forecast import folder_bytes, free_bytes
-from helpers.sweep.queue import is_superfluous, open_study, requeue_broken_off, this_worker, trial_lock, trials_of
+from helpers.sweep.queue import (
+    is_superfluous,
+    open_study,
+    put_back,
+    requeue_broken_off,
+    state_of,
+    this_worker,
+    trial_lock,
+    trials_of,
+)
 from helpers.sweep.study import Study
 from helpers.sweep.study_file import read_study
 from helpers.sweep.trial import StudyPausedError, TrialFailedError, run_trial
@@ -32,7 +41,7 @@ _POLL_SECONDS = 0.5  # while others work at all that is left
 
 
 class _SuperfluousError(RuntimeError):
-    """A trial whose point another trial has settled or works at."""
+    """A trial whose point another trial has settled or works at, or that is beyond the budget of trials."""
 
 
 def work(study: Study, opened: "OptunaStudy", *, ends: float = float("inf")) -> None:
@@ -46,25 +55,23 @@ def work(study: Study, opened: "OptunaStudy", *, ends: float = float("inf")) -> 
     Raises:
         StudyPausedError: the time or the disk's room is used up.
     """
-    from optuna.trial import TrialState
-
     taking = FileLock(study.folder / ".take.lock")
     while True:
         # `taking` is held from the look at the queue until the taken trial's own lock is held, and that one until
         # Optuna has recorded the end: so a running trial whose lock is free has no worker any more
         with ExitStack() as held, taking:
             requeue_broken_off(study, opened)
-            states = {trial.state for trial in trials_of(opened)}
-            if TrialState.WAITING in states:
+            states = {state_of(trial) for trial in trials_of(study, opened)}
+            if "waiting" in states:
                 _stop_for_budgets(study, ends)
                 opened.optimize(
                     lambda trial: _own_and_run(study, trial, taking, held),
                     n_trials=1,
                     catch=(TrialFailedError, _SuperfluousError),
                 )
-        if not {TrialState.WAITING, TrialState.RUNNING} & states:
+        if not {"waiting", "running"} & states:
             return
-        if TrialState.WAITING not in states:
+        if "waiting" not in states:
             time.sleep(_POLL_SECONDS)
 
 
@@ -101,6 +108,9 @@ def _own_and_run(study: Study, trial: "Trial", taking: FileLock, held: ExitStack
     """Lock a taken trial for as long as `held` is, let others take theirs, and run it."""
     try:
         if is_superfluous(trial.study, trial):
+            raise _SuperfluousError
+        if trial.user_attrs["point"] >= len(study.points):
+            put_back(trial.study, trial)
             raise _SuperfluousError
         held.enter_context(trial_lock(study.folder, trial.user_attrs["point"]).acquire(timeout=0))
     except (Timeout, _SuperfluousError):  # or a worker that the database took for dead lives here after all

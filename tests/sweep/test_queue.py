@@ -90,7 +90,7 @@ def test_what_was_broken_off_between_two_records_is_queued_again(study_file):
     opened.tell(opened.ask().number, state=TrialState.FAIL)  # and then the worker was killed
     requeue_broken_off(study, opened)
     requeue_broken_off(study, opened)
-    assert [trial.state for trial in trials_of(opened)] == [TrialState.WAITING] * 4
+    assert [trial.state for trial in trials_of(study, opened)] == [TrialState.WAITING] * 4
     assert len(opened.get_trials()) == 5
 
 

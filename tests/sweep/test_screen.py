@@ -46,6 +46,20 @@ def test_the_screen_tells_done_running_failed_best_and_time_left(study):
     assert "trial.log" in text
 
 
+def test_a_trial_that_was_broken_off_waits(study):
+    opened = open_study(study)
+    opened.tell(opened.ask(), state=TrialState.FAIL)  # as when its worker is stopped
+    stand = standing(study, opened)
+    assert headline(stand).startswith("0 done, 0 running, 4 waiting of 4")
+    assert stand.n_left == 4
+    lines = []
+    show = Lines(lines.append)
+    show(standing(study, open_study(study)))
+    opened.tell(opened.ask(), state=TrialState.FAIL)
+    show(standing(study, opened))
+    assert lines == []
+
+
 def test_time_left_is_not_known_before_a_trial_is_done(study):
     stand = standing(study, open_study(study))
     assert stand.seconds_left is None
