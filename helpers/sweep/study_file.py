@@ -20,10 +20,10 @@ from helpers.settings import (
     read_preset,
     run_folder,
 )
+from helpers.sweep.comparability import Fault, figure_faults, ranking_faults
 from helpers.sweep.study import Budgets, Range, Study
 
 STUDIES = ASSETS / "studies"
-Fault = tuple[tuple, str]  # where, and one sentence
 
 
 def find_study(name: str) -> Path:
@@ -52,9 +52,9 @@ def read_study(path: Path) -> Study:
     lines = dict(_lines(node))
     if not isinstance(found, dict):
         raise SettingsError(f"{path.name}, line 1: a study is a mapping with at least `vary`: see {STUDIES}.")
-    faults = list(_faults(found))
-    if faults:
-        told = sorted((_line(lines, at), sentence) for at, sentence in faults)
+    faults = [*_faults(found), *(_name_faults(path.stem, is_file=True) if "study" not in found else ())]
+    told = sorted([*_twice(node), *((_line(lines, at), sentence) for at, sentence in faults)])
+    if told:
         raise SettingsError("\n".join(f"{path.name}, line {line}: {sentence}" for line, sentence in told))
     return Study(**{"study": path.stem, **_typed(found)})
 
@@ -71,6 +71,24 @@ def _lines(node: yaml.Node | None, at: tuple = ()) -> Iterator[tuple[tuple, int]
         for index, value in enumerate(node.value):
             yield (*at, index), value.start_mark.line + 1
             yield from _lines(value, (*at, index))
+
+
+def _twice(node: yaml.Node | None) -> Iterator[tuple[int, str]]:
+    """Yield line and sentence for each key that a mapping has again: YAML takes the last and says nothing."""
+    if isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            yield from _twice(value)
+    elif isinstance(node, yaml.MappingNode):
+        first: dict[str, int] = {}
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            if key.value in first:
+                yield (
+                    line,
+                    f"{key.value!r} is here for the second time, after line {first[key.value]}: keep one of them.",
+                )
+            first.setdefault(key.value, line)
+            yield from _twice(value)
 
 
 def _line(lines: dict[tuple, int], at: tuple) -> int:
@@ -90,7 +108,17 @@ def _faults(found: dict[str, Any]) -> Iterator[Fault]:
             yield (name,), sentence
     if not found.get("vary"):
         yield ("vary",), "`vary` names no setting: give at least one, with a list of values or a range."
-    yield from _undeclared(found)
+    yield from _in_both(found)
+    yield from ranking_faults(found)
+    yield from _notebooks_that_do_not_serve(found)
+
+
+def _in_both(found: dict[str, Any]) -> Iterator[Fault]:
+    """Find settings that are held and varied."""
+    held, varied = (found.get(section) for section in ("settings", "vary"))
+    for name in varied if isinstance(held, dict) and isinstance(varied, dict) else ():
+        if name in held:
+            yield ("vary", name), f"{name} stands under `settings` too: keep it in one of the two."
 
 
 def _refusal(kind: type[Settings], name: str, value: Any) -> str:
@@ -133,9 +161,9 @@ def _vary_faults(found: Any) -> Iterator[Fault]:
         elif isinstance(over, dict):
             yield from _range_faults(at, name, over)
         elif isinstance(over, list) and over:
-            for index, value in enumerate(over):
-                yield from _value_faults((*at, index), name, value)
-            if len({repr(value) for value in over}) < len(over):
+            faults = [fault for index, value in enumerate(over) for fault in _value_faults((*at, index), name, value)]
+            yield from faults
+            if not faults and len({repr(check_values({name: value})[name]) for value in over}) < len(over):
                 yield at, f"{name} has a value twice: each point of a grid is run once."
         else:
             yield at, f"{name} = {over!r} is not allowed: it must be a list of values, or a range with low and high."
@@ -198,11 +226,12 @@ def _preset_faults(found: Any) -> Iterator[Fault]:
         yield ("preset",), str(error)
 
 
-def _name_faults(found: Any) -> Iterator[Fault]:
+def _name_faults(found: Any, *, is_file: bool = False) -> Iterator[Fault]:
     try:
         run_folder(str(found))
     except SettingsError as error:
-        yield ("study",), str(error).replace("run =", "study =", 1)
+        instead = " The study has the file's name: rename the file, or set `study:` in it." if is_file else ""
+        yield ("study",), str(error).replace("run =", "study =", 1) + instead
 
 
 _CHECKS = {
@@ -215,12 +244,14 @@ _CHECKS = {
 }
 
 
-def _undeclared(found: dict[str, Any]) -> Iterator[Fault]:
-    """Find settings that none of the chosen notebooks takes."""
+def _notebooks_that_do_not_serve(found: dict[str, Any]) -> Iterator[Fault]:
+    """Find settings that none of the chosen notebooks takes, and a figure that none makes."""
     names = found.get("notebooks", Study.model_fields["notebooks"].default)
     if list(_notebook_faults(names)):
         return
-    declared = set().union(*(declared_parameters(find_notebook(_notebook(name))) for name in names))
+    notebooks = [find_notebook(_notebook(name)) for name in names]
+    yield from figure_faults(found, notebooks)
+    declared = set().union(*map(declared_parameters, notebooks))
     for section in ("settings", "vary"):
         for name in found.get(section) if isinstance(found.get(section), dict) else ():
             if name in known_settings() and name not in declared:

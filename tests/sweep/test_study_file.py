@@ -135,6 +135,78 @@ def test_a_file_that_is_no_text_is_one_sentence(tmp_path):
         read_study(tmp_path / "bad.yaml")
 
 
+def refusal(path):
+    with pytest.raises(SettingsError) as error:
+        read_study(path)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("varied", "changes", "words"),
+    [
+        ("seed: [1, 2]", "", "seed changes the text that is measured"),
+        ("source: [fables, python-reference]", "", "with source under `settings`; `python -m helpers compare"),
+        ("validation_share: {low: 0.1, high: 0.2}", "", "validation_share changes the text"),
+        ("block_size: [64, 128]", "", "a longer block has the smaller loss"),
+        ("block_size: [64, 128]", "optimise: perplexity\nprune: true\n", "a longer block has the smaller loss"),
+        ("stride: [64, 128]", "optimise: bits_per_byte\n", "stride changes how the figure is measured"),
+        ("model_name_or_path: [pocket, openai-community/gpt2]", "", "models of different vocabularies"),
+    ],
+)
+def test_what_cannot_be_ranked_is_not_varied(tmp_path, varied, changes, words):
+    (tmp_path / "a.yaml").write_text(f"preset: pocket\nvary:\n  {varied}\n{changes}")
+    told = refusal(tmp_path / "a.yaml")
+    assert told.startswith("a.yaml, line 3: ")
+    assert words in told
+    assert "\n" not in told
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "vary: {seed: [1]}",
+        "vary: {block_size: [64, 128]}\noptimise: bits_per_byte",
+        "vary: {model_name_or_path: [pocket, openai-community/gpt2]}\noptimise: bits_per_byte",
+        "vary: {model_name_or_path: [distilbert/distilgpt2, openai-community/gpt2]}",
+    ],
+)
+def test_what_can_be_ranked_may_be_varied(tmp_path, text):
+    (tmp_path / "a.yaml").write_text(text)
+    assert read_study(tmp_path / "a.yaml").points
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("vary: {seed: [1]}\nsettings:\n  seed: 1\n", "line 1: seed stands under `settings` too"),
+        (
+            "vary: {seed: [1]}\npreset: pocket\nvary: {seed: [2]}\n",
+            "line 3: 'vary' is here for the second time, after line 1",
+        ),
+        ("vary:\n  seed: [1]\n  seed: [2]\n", "line 3: 'seed' is here for the second time, after line 2"),
+        ("vary: {learning_rate: [0.001, 1e-3]}\n", "line 1: learning_rate has a value twice"),
+        (
+            "vary: {seed: [1]}\nnotebooks: [3]\noptimise: perplexity\n",
+            'makes perplexity, so that every trial would fail: add "04"',
+        ),
+        ("vary: {seed: [1]}\nnotebooks: [2]\n", "line 2: None of the notebooks 02 makes eval_loss"),
+    ],
+)
+def test_what_would_fail_or_be_lost_is_refused_before(tmp_path, text, words):
+    (tmp_path / "a.yaml").write_text(text)
+    assert words in refusal(tmp_path / "a.yaml")
+
+
+def test_a_file_whose_name_is_no_study_may_say_another(tmp_path, cheap_notebook):
+    path = tmp_path / "my study.yaml"
+    text = f"vary: {{learning_rate: [0.001]}}\nnotebooks: [{cheap_notebook}]\n"
+    path.write_text(text)
+    assert "'my study' is not a plain name" in refusal(path)
+    assert refusal(path).endswith("rename the file, or set `study:` in it.")
+    path.write_text(f"study: mine\n{text}")
+    assert read_study(path).study == "mine"
+
+
 @pytest.mark.parametrize("path", sorted(STUDIES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_a_shipped_study_is_found_by_its_name_and_right(path):
     assert find_study(path.stem) == path
