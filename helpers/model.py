@@ -4,15 +4,18 @@ Every loader asserts what training silently breaks without: a vocabulary that is
 and float32 weights.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 from helpers.settings import POCKET, SettingsError
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
+
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
 def load_tokenizer(model_name_or_path: str) -> "PreTrainedTokenizerBase":
@@ -155,17 +158,45 @@ def device() -> Any:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def hub_answers(timeout_seconds: float = 5) -> bool:
-    """Tell whether the Hub can be reached now; one short request, where the libraries would try for minutes."""
+def hub_answers() -> bool:
+    """Tell whether the Hub can be reached now; one request of 5 s, where the libraries would try for minutes."""
     from huggingface_hub import constants, get_session, is_offline_mode
 
     if is_offline_mode():
         return False
     try:
-        get_session().head(constants.ENDPOINT, timeout=timeout_seconds)
+        get_session().head(constants.ENDPOINT, timeout=5)
     except Exception:  # noqa: BLE001 (whatever the client raises, the Hub did not answer)
         return False
     return True
+
+
+def shown_name(model_name_or_path: str) -> str:
+    """Return a model's name, without the path where it is one: that is its owner's business.
+
+    >>> shown_name("openai-community/gpt2"), shown_name("/data/letters/model")
+    ('openai-community/gpt2', 'model')
+    """
+    is_of_hub = _HUB_ID.fullmatch(model_name_or_path) and not Path(model_name_or_path).exists()
+    return model_name_or_path if is_of_hub else last_part(model_name_or_path)
+
+
+def last_part(path: str) -> str:
+    r"""Return the last part of a path, whichever system wrote it.
+
+    >>> last_part("/data/letters/mine.txt"), last_part(r"C:\letters\mine.txt"), last_part("C:/letters/mine.txt")
+    ('mine.txt', 'mine.txt', 'mine.txt')
+    """
+    return PureWindowsPath(path).name  # Windows knows both slashes
+
+
+def first_line(error: BaseException) -> str:
+    r"""Return the first line of what an error says, without a full stop; its kind where it says nothing.
+
+    >>> first_line(ValueError("Too short.\nTry another.")), first_line(OSError())
+    ('Too short', 'OSError')
+    """
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _load(kind: Any, name: str, **options: Any) -> Any:
@@ -179,12 +210,11 @@ def _load(kind: Any, name: str, **options: Any) -> Any:
             return kind.from_pretrained(path, **options, local_files_only=is_local or not hub_answers())
     except (SafetensorError, RuntimeError) as error:  # cut short, or of other shapes than the configuration says
         raise SettingsError(
-            f"The model {name!r} is broken ({str(error).strip().splitlines()[0]}): its weights file is half-written, "
+            f"The model {name!r} is broken ({first_line(error)}): its weights file is half-written, "
             "or does not fit its config.json. Train or download it again."
         ) from None
     except (OSError, ValueError) as error:
-        first_line = str(error).strip().splitlines()[0]
         raise SettingsError(
-            f"The model {name!r} could not be loaded ({first_line}): check the name and the network, "
+            f"The model {name!r} could not be loaded ({first_line(error)}): check the name and the network, "
             "or use model_name_or_path='pocket', which is shipped."
         ) from None

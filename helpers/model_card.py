@@ -8,17 +8,17 @@ then one call sends the folder, card and all:
 """
 
 import json
-import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from helpers.model import first_line, last_part, shown_name
 from helpers.settings import SettingsError, TrainingSettings, read_run_settings, run_folder
+from helpers.sources import source_path
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, HfApi
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _ENGLISH = ("fables", "python-reference")
 
 
@@ -81,34 +81,37 @@ def push_to_hub(run: str, repo_id: str, *, private: bool = True, api: "HfApi | N
         api.upload_folder(repo_id=repo_id, folder_path=run_folder(run) / "model", commit_message=f"Run {run}")
     except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled, OSError) as error:
         raise SettingsError(
-            f"The Hub did not take {repo_id!r} ({str(error).strip().splitlines()[0]}): log in with `hf auth login` and "
+            f"The Hub did not take {repo_id!r} ({first_line(error)}): log in with `hf auth login` and "
             "check the name, 'owner/name', and the network."
         ) from None
     return str(address)
 
 
-def shown(name: str) -> str:
-    """Return a model's or source's name, without the path where it is one: that is its owner's business.
+def shown(source: str) -> str:
+    """Return a source's name, without the path where it is one, there or not: that is its owner's business.
 
-    >>> shown("openai-community/gpt2"), shown("/data/letters/mine.txt")
-    ('openai-community/gpt2', 'mine.txt')
+    >>> shown("Salesforce/wikitext"), shown("letters/mine.txt")
+    ('Salesforce/wikitext', 'mine.txt')
     """
-    is_path = os.sep in name and (not _HUB_ID.fullmatch(name) or Path(name).exists())
-    return Path(name).name if is_path else name
+    try:
+        is_of_hub = source_path(source) is None
+    except SettingsError:  # what looks like a path and is not there
+        is_of_hub = False
+    return source if is_of_hub else last_part(source)
 
 
 def _metadata(settings: TrainingSettings, found: dict[str, Any] | None) -> Any:
     """Return the Hub's metadata: base model and data set only where the Hub has them."""
     from huggingface_hub import ModelCardData
 
-    base, source = shown(settings.model_name_or_path), shown(settings.source)
+    base, source = shown_name(settings.model_name_or_path), shown(settings.source)
     results = _results(found, source) if found and found.get("test") else None
     return ModelCardData(
         library_name="transformers",
         pipeline_tag="text-generation",
         language="en" if settings.source in _ENGLISH else None,
-        base_model=base if _HUB_ID.fullmatch(base) and not settings.from_scratch else None,
-        datasets=[source] if _HUB_ID.fullmatch(source) else None,
+        base_model=base if "/" in base and not settings.from_scratch else None,
+        datasets=[source] if "/" in source else None,
         tags=["gpt2"],
         model_name=settings.run if results else None,
         eval_results=results,
@@ -134,7 +137,7 @@ def _results(found: dict[str, Any], source: str) -> "list[EvalResult]":
 
 
 def _origin(settings: TrainingSettings, data_facts: dict[str, Any]) -> str:
-    start = "random weights" if settings.from_scratch else f"`{shown(settings.model_name_or_path)}`"
+    start = "random weights" if settings.from_scratch else f"`{shown_name(settings.model_name_or_path)}`"
     parts = data_facts["splits"].items()
     rows = [[name, f"{p['documents']:,}", f"{p['bytes']:,}", f"`{p['sha256']}`"] for name, p in parts]
     return (
@@ -234,7 +237,7 @@ def _limits(settings: TrainingSettings) -> str:
 
 def _settings_table(settings: TrainingSettings) -> str:
     values = settings.model_dump() | {
-        "model_name_or_path": shown(settings.model_name_or_path),
+        "model_name_or_path": shown_name(settings.model_name_or_path),
         "source": shown(settings.source),
     }
     rows = [[f"`{name}`", value] for name, value in values.items()]

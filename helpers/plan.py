@@ -9,12 +9,12 @@ import html
 import json
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from helpers.cards import DEFAULT_CARD, GIB, GraphicsCard, find_card
 from helpers.memory import MIB, Engine, GPT2Shape, Memory, parameters, predict, read_shape
-from helpers.settings import ASSETS, DataSettings, SettingsError, TrainingSettings, run_folder
+from helpers.settings import DataSettings, SettingsError, TrainingSettings, run_folder
+from helpers.sources import Source
 
 MAX_BATCH = 1024  # what the settings allow for a batch and for accumulation
 # Share of the card's peak that is reached: 18 % is published for a plain trainer on an A100, 57 % for a tuned one on a
@@ -23,8 +23,10 @@ UTILISATION = (0.20, 0.50)
 _LAYER_SECONDS = (1e-3, 2.5e-3)  # a layer's kernels, forward and backward, are not launched faster; estimated
 _BYTES_PER_TOKEN = {"pocket": 2.7}  # of English
 _GPT2_BYTES_PER_TOKEN = 4.3
-_HUB_TOKENS = {"wikitext-2-raw-v1": 2_400_000, "wikitext-103-raw-v1": 118_000_000}  # GPT-2's, of the training part
-_SUFFIXES = (".txt", ".md")
+_HUB_TOKENS = {  # GPT-2's, of the training part
+    ("Salesforce/wikitext", "wikitext-2-raw-v1"): 2_400_000,
+    ("Salesforce/wikitext", "wikitext-103-raw-v1"): 118_000_000,
+}
 _BAR = 30  # signs
 
 
@@ -266,22 +268,32 @@ def operations_per_token(shape: GPT2Shape, block_size: int) -> int:
 def training_tokens(settings: TrainingSettings) -> tuple[int, str]:
     """Return the tokens of the training text, and where the number comes from.
 
-    They are counted when the run's data is prepared; else estimated from the size of text files, or as published for
-    WikiText; else a million, so that time can be told for that many.
+    They are counted when the run's data is prepared; else estimated from the size of what is on disk, or as published
+    for WikiText, and no more than `max_tokens` leaves; else a million, so that time can be told for that many.
     """
     counted = _counted_tokens(settings)
     if counted is not None:
         return counted, "counted"
-    if settings.source_config in _HUB_TOKENS:
-        return _HUB_TOKENS[settings.source_config], "about, as published"
-    path = ASSETS / "fables" if settings.source == "fables" else Path(settings.source)
-    files = [path] if path.is_file() else [*path.rglob("*")] if path.is_dir() else []
-    n_bytes = sum(file.stat().st_size for file in files if file.suffix in _SUFFIXES and file.is_file())
-    if n_bytes:
-        share = 1 - settings.validation_share - settings.test_share
-        n_tokens = share * n_bytes / _BYTES_PER_TOKEN.get(settings.model_name_or_path, _GPT2_BYTES_PER_TOKEN)
-        return int(n_tokens), "about, from the size of the text"
-    return 1_000_000, "not prepared yet: figures for a million"
+    published = None if settings.source_split else _HUB_TOKENS.get((settings.source, settings.source_config))
+    tokens = published or _tokens_by_size(settings)
+    allowed = round(settings.max_tokens * (1 - settings.validation_share - settings.test_share))
+    if allowed and (not tokens or tokens > allowed):
+        return allowed, "as max_tokens leaves"
+    if not tokens:
+        return 1_000_000, "not prepared yet: figures for a million"
+    return tokens, "about, as published" if published else "about, from the size of the text"
+
+
+def _tokens_by_size(settings: TrainingSettings) -> int:
+    """Return about how many tokens the training part of a source on disk has; 0 where it is not there."""
+    try:
+        sizes = Source(settings).size_by_part()
+    except (SettingsError, OSError):  # `prepare` will say what is wrong with it
+        return 0
+    shares = {"validation": settings.validation_share, "test": settings.test_share}
+    kept = 1 - sum(share for part, share in shares.items() if part not in sizes)
+    n_bytes = kept * sizes.get("train", sizes.get("", 0))
+    return int(n_bytes / _BYTES_PER_TOKEN.get(settings.model_name_or_path, _GPT2_BYTES_PER_TOKEN))
 
 
 def _counted_tokens(settings: TrainingSettings) -> int | None:

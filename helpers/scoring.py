@@ -16,11 +16,10 @@ import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from helpers.engine import CHUNK_TOKENS, equal_results_less_work
-from helpers.model import check_sound, device
+from helpers.model import check_sound, device, shown_name
 from helpers.settings import SettingsError
 from helpers.token_windows import batches, pieces, token_stream, windows
 
@@ -181,8 +180,7 @@ def score(
 
 def model_name(model: "GPT2LMHeadModel") -> str:
     """Return what a model was loaded from: a Hub id, or the name of a folder without the path to it."""
-    name = model.config._name_or_path or "unnamed"
-    return Path(name).name if Path(name).is_dir() else name
+    return shown_name(model.config._name_or_path or "unnamed")
 
 
 def revision_of(model: "GPT2LMHeadModel") -> str:

@@ -129,6 +129,7 @@ MAY_IMPORT = {
         "cards",
         "memory",
         "environment",
+        "forecast",
         "failures",
         "pruning",
         "comparison",

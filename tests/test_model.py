@@ -84,6 +84,19 @@ def test_a_hub_that_does_not_answer_costs_seconds():
     assert child.stdout == "one sentence\nTrue\n", child.stderr
 
 
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [(OSError(), r"could not be loaded \(OSError\)"), (RuntimeError(), r"is broken \(RuntimeError\)")],
+)
+def test_an_error_without_words_is_told_by_its_kind(tiny_model, monkeypatch, error, words):
+    def refuse(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", refuse)
+    with pytest.raises(SettingsError, match=words):
+        load_model(str(tiny_model))
+
+
 def test_another_kind_of_model_is_refused(tmp_path):
     from transformers import BertConfig
 

@@ -82,9 +82,35 @@ def test_a_value_with_signs_of_its_own_stays_in_its_cell():
 
 
 def test_only_a_path_is_cut(tmp_path):
-    assert shown("pocket") == "pocket"
-    assert shown("openai-community/gpt2") == "openai-community/gpt2"
+    for name in ("fables", "python-reference", "Salesforce/wikitext", "wikitext"):
+        assert shown(name) == name
     assert shown(str(tmp_path)) == tmp_path.name
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["letters/mine.txt", "letters\\mine.txt", "C:/letters/mine.txt", "C:\\letters\\mine.txt", "/gone/mine.txt"],
+)
+def test_a_path_is_cut_whether_it_is_there_or_not_and_whatever_system_wrote_it(source):
+    settings = TrainingSettings(source=source, model_name_or_path=source.replace("mine.txt", "deep/model"))
+    assert shown(source) == "mine.txt"
+    text = card(settings, FACTS)
+    assert "letters" not in text
+    assert "gone" not in text
+    assert not {"datasets", "base_model"} & set(loaded(settings).data.to_dict())
+
+
+def test_a_folder_with_the_form_of_a_hub_id_is_none(tmp_path, monkeypatch):
+    (tmp_path / "letters" / "mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    settings = TrainingSettings(source="letters/mine", model_name_or_path="letters/mine")
+    assert not {"datasets", "base_model"} & set(loaded(settings).data.to_dict())
+    assert "letters" not in card(settings, FACTS)
+
+
+def test_a_refusal_without_words_is_told_by_its_kind(tiny_run):
+    with pytest.raises(SettingsError, match=r"did not take 'me/fables' \(OSError\): log in"):
+        push_to_hub("tiny", "me/fables", api=Hub(OSError()))
 
 
 class Hub:

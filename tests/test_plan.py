@@ -176,6 +176,58 @@ class TestTrainingTokens:
         found, source = training_tokens(gpt2(source="somebody/texts"))
         assert (found, "million" in source) == (1_000_000, True)
 
+    def test_of_a_left_over_configuration_do_not_count(self):
+        settings = TrainingSettings.from_preset("guide", source="fables")
+        assert training_tokens(settings) == training_tokens(settings.model_copy(update={"source_config": ""}))
+        one_part = TrainingSettings.from_preset("guide", source_split="test")
+        assert training_tokens(one_part)[1] != "about, as published"
+
+    @pytest.mark.parametrize(("name", "factor"), [("a.txt", 1), ("a.jsonl", 1), ("a.txt.gz", 3), ("a.csv.zst", 3)])
+    def test_are_estimated_for_every_kind_of_file(self, tmp_path, name, factor):
+        (tmp_path / name).write_bytes(b"x" * 50_000)
+        found, source = training_tokens(gpt2(source=str(tmp_path / name)))
+        assert found == pytest.approx(factor * 0.8 * 50_000 / 4.3, abs=1)
+        assert source.startswith("about")
+
+    def test_of_a_sources_own_training_part_are_all_kept(self, tmp_path):
+        for name in ("train.txt", "test.txt"):
+            (tmp_path / name).write_text("x" * 43_000)
+        assert training_tokens(gpt2(source=str(tmp_path)))[0] == 9000, "only the validation part is drawn from it"
+        (tmp_path / "valid.txt").write_text("x" * 43_000)
+        assert training_tokens(gpt2(source=str(tmp_path)))[0] == 10_000
+        assert training_tokens(gpt2(source=str(tmp_path), source_split="test"))[0] == 8000
+
+    def test_of_a_saved_data_set_are_estimated_from_its_parts(self, tmp_path):
+        from datasets import Dataset, DatasetDict
+
+        rows = Dataset.from_dict({"text": ["x" * 1000] * 430})
+        rows.save_to_disk(tmp_path / "one")
+        DatasetDict(train=rows, test=rows, validation=rows).save_to_disk(tmp_path / "many")
+        assert training_tokens(gpt2(source=str(tmp_path / "one")))[0] == pytest.approx(80_000, rel=0.02)
+        assert training_tokens(gpt2(source=str(tmp_path / "many")))[0] == pytest.approx(100_000, rel=0.02)
+
+    def test_of_a_file_in_the_project_are_found_from_any_folder(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        found, source = training_tokens(gpt2(source="README.md"))
+        assert (found < 100_000, source) == (True, "about, from the size of the text")
+
+    def test_of_the_python_reference_are_near_the_count(self):
+        from helpers.data import prepare
+
+        settings = TrainingSettings(source="python-reference", near_duplicates="keep")
+        about, _ = training_tokens(settings)
+        assert about == pytest.approx(prepare(settings).facts["splits"]["train"]["tokens"], rel=0.4)
+
+    def test_are_no_more_than_max_tokens_leaves(self, tmp_path):
+        wikitext = TrainingSettings.from_preset("guide", max_tokens=1_000_000)
+        assert training_tokens(wikitext) == (800_000, "as max_tokens leaves")
+        assert training_tokens(gpt2(source="somebody/texts", max_tokens=5_000_000))[0] == 4_000_000
+        (tmp_path / "a.txt").write_text("x" * 43_000)
+        assert training_tokens(gpt2(source=str(tmp_path), max_tokens=5_000_000))[0] == 8000
+
+    def test_a_source_that_is_not_there_is_left_to_the_preparation(self):
+        assert "million" in training_tokens(gpt2(source="missing.txt"))[1]
+
     def test_a_damaged_count_is_not_an_error(self, tiny_settings):
         folder = run_folder(tiny_settings.run) / "data"
         folder.mkdir(parents=True)

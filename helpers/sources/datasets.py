@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from helpers.model import hub_answers
+from helpers.model import first_line, hub_answers
 from helpers.settings import DataSettings, SettingsError
 from helpers.sources.tables import Row, find_column
 
@@ -55,9 +55,17 @@ def saved_tables(folder: Path, settings: DataSettings) -> dict[str, Iterator[Row
     try:
         saved = load_from_disk(folder)
     except Exception as error:  # noqa: BLE001 (a damaged folder makes the library raise anything)
-        raise SettingsError(f"{folder} cannot be opened as a saved data set ({_first_line(error)}).") from None
+        raise SettingsError(f"{folder} cannot be opened as a saved data set ({first_line(error)}).") from None
     splits = saved if isinstance(saved, DatasetDict) else {"train": saved}
     return {name: _rows(split, settings) for name, split in splits.items()}
+
+
+def saved_files(folder: Path) -> dict[str, list[Path]]:
+    """Return the Arrow files of each split of a folder that `datasets` saved."""
+    files: dict[str, list[Path]] = {}
+    for file in sorted(folder.rglob("data-*.arrow")):
+        files.setdefault("train" if file.parent == folder else file.parent.name, []).append(file)
+    return files
 
 
 def hub_tables(settings: DataSettings) -> dict[str, Iterator[Row]]:
@@ -133,11 +141,11 @@ def _what_happened(settings: DataSettings, error: BaseException, *, is_online: b
     elif "doesn't exist" in words or "404" in words:
         what = f"is not on the Hub, or is private: check the name and its owner, {shipped}"
     elif "onfig" in words and ("missing" in words or "not found" in words):
-        what = f"needs another configuration: set source_config ({_first_line(error)}{_choices(words)})"
+        what = f"needs another configuration: set source_config ({first_line(error)}{_choices(words)})"
     elif any(sign in words for sign in _BROKEN_OFF):
-        what = f"broke off while it was downloaded ({_first_line(error)}): run this again, and it goes on"
+        what = f"broke off while it was downloaded ({first_line(error)}): run this again, and it goes on"
     else:
-        what = f"could not be loaded ({_first_line(error)}): check source_config and the network, {shipped}"
+        what = f"could not be loaded ({first_line(error)}): check source_config and the network, {shipped}"
     return f"The Hub's data set {source!r} {what}."
 
 
@@ -145,10 +153,6 @@ def _messages(error: BaseException | None) -> Iterator[str]:
     while error is not None:
         yield f"{type(error).__name__}: {error}"
         error = error.__cause__ or error.__context__
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _choices(words: str) -> str:

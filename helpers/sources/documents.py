@@ -8,11 +8,13 @@ from pathlib import Path
 
 from helpers.settings import DataSettings, SettingsError
 from helpers.sources.compression import read_chunks
-from helpers.sources.datasets import hub_tables, part_names, saved_tables
+from helpers.sources.datasets import hub_tables, part_names, saved_files, saved_tables
 from helpers.sources.encodings import decoded, find_encoding
 from helpers.sources.paths import FABLES, is_saved_dataset, kind_of, source_files, source_path
 from helpers.sources.tables import Row, csv_rows, find_column, json_lines, json_rows, parquet_rows, text_of
 from helpers.sources.texts import split_text
+
+_EXPANSION = {".gz": 3, ".zst": 3, ".parquet": 2}  # how much more text there is than bytes on disk; estimated
 
 
 class Source:
@@ -54,6 +56,26 @@ class Source:
             tables = saved_tables(self._path, self.settings) if self._path else hub_tables(self.settings)
             for part, rows in part_names(tables, self.settings):
                 yield part, self._texts_of(self.settings.source, rows)
+
+    def size_by_part(self) -> dict[str, int]:
+        """Return about how many bytes of text each part holds, '' what is not split yet; {} where it is not on disk.
+
+        Only the files' sizes are looked at, so that other columns of a table count too.
+
+        Raises:
+            SettingsError: there is no such split.
+        """
+        if self.settings.source == "python-reference":
+            from pydoc_data.topics import topics
+
+            return {"": sum(map(len, topics.values()))}
+        parts = self._files_by_part() if self._files else []
+        if self._path and not self._files:
+            parts = part_names(saved_files(self._path), self.settings)
+        return {
+            part: sum(file.stat().st_size * _EXPANSION.get(file.suffix.lower(), 1) for file in files)
+            for part, files in parts
+        }
 
     def _files_by_part(self) -> list[tuple[str, list[Path]]]:
         """Return the files by part, where each is named as a part is, such as `train-00.jsonl` and `test.txt`."""

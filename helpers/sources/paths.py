@@ -9,7 +9,6 @@ from pathlib import Path
 from helpers.settings import ASSETS, NOTEBOOKS, SettingsError
 
 FABLES = ASSETS / "fables"
-SHIPPED = ("fables", "python-reference")
 TEXTS = (".txt", ".md", ".markdown")
 TABLES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 COMPRESSED = (".gz", ".zst")

@@ -5,9 +5,11 @@ import json
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from helpers.model import first_line
 from helpers.settings import SettingsError
 from helpers.sources.compression import read_chunks
 from helpers.sources.texts import MAX_DOCUMENT_CHARACTERS, check_length, lines_of
@@ -84,7 +86,7 @@ def json_rows(name: str, chunks: Iterable[str]) -> Iterator[Row]:
 def _json_values(name: str, chunks: Iterable[str]) -> Iterator[tuple[int, Any]]:
     """Yield JSON values and the line each begins at; a list around them and commas between them are passed over."""
     decode, buffer, line, is_list = json.JSONDecoder().raw_decode, "", 1, None
-    for chunk in _with_end(chunks):
+    for chunk in chain(chunks, [None]):  # None: the end
         buffer += chunk or ""
         at = 0
         while True:
@@ -113,11 +115,6 @@ def _json_values(name: str, chunks: Iterable[str]) -> Iterator[tuple[int, Any]]:
         buffer = buffer[at:]
 
 
-def _with_end(chunks: Iterable[str]) -> Iterator[str | None]:
-    yield from chunks
-    yield None
-
-
 def _is_broken(error: json.JSONDecodeError, buffer: str) -> bool:
     """Tell an error amid the buffer from one that more text may heal: a value that is not all there yet."""
     return error.pos < len(buffer) - 64 and not error.msg.startswith("Unterminated")
@@ -129,7 +126,7 @@ def csv_rows(name: str, chunks: Iterable[str], *, delimiter: str | None) -> Iter
     header = next(lines, "")
     delimiter = delimiter or (";" if header.count(";") > header.count(",") else ",")
     csv.field_size_limit(MAX_DOCUMENT_CHARACTERS)  # the library's own limit is a hundred thousand
-    reader = csv.reader(_chain(header, lines), delimiter=delimiter, strict=True)
+    reader = csv.reader(chain([header], lines), delimiter=delimiter, strict=True)
     try:
         columns = next(reader, [])
         for values in reader:
@@ -142,11 +139,6 @@ def csv_rows(name: str, chunks: Iterable[str], *, delimiter: str | None) -> Iter
                 yield f"line {reader.line_num}", dict(zip(columns, values, strict=False))
     except csv.Error as error:
         raise SettingsError(f"{name}, line {reader.line_num} is broken ({error}): mend the line.") from None
-
-
-def _chain(first: str, rest: Iterator[str]) -> Iterator[str]:
-    yield first
-    yield from rest
 
 
 def parquet_rows(file: Path, wanted: str, *, advance: Callable[[int], None] | None = None) -> Iterator[Row]:
@@ -171,7 +163,7 @@ def parquet_rows(file: Path, wanted: str, *, advance: Callable[[int], None] | No
                 if advance:
                     advance(n_bytes * batch.num_rows // table.metadata.num_rows)
     except (pa.ArrowException, OSError) as error:
-        raise SettingsError(f"{file} cannot be read as Parquet ({str(error).splitlines()[0]}).") from None
+        raise SettingsError(f"{file} cannot be read as Parquet ({first_line(error)}).") from None
 
 
 def _seekable(file: Path, unpacked: Any) -> Any:
