@@ -69,6 +69,22 @@ def test_a_row_of_one_token_is_found_at_the_first_check(prepared, runs):
     assert examination.verdict.startswith("Begin here: a row, decoded back")
 
 
+def test_rows_without_an_end_are_warned_of(prepared, runs):
+    from datasets import Dataset, DatasetDict, load_from_disk
+
+    folder = runs / "mine" / "data" / "blocks"
+    assert statuses(examine("mine"))["an end among the labels"] == "ok"
+    rows = {"input_ids": [[*range(100, 132)]] * 4}
+    DatasetDict({name: Dataset.from_dict(rows).with_format("torch") for name in load_from_disk(folder)}).save_to_disk(
+        runs / "endless"
+    )
+    folder.rename(runs / "old")
+    (runs / "endless").rename(folder)
+    step = examine("mine").steps[1]
+    assert (step.status, step.reading) == ("warn", "0 of 128 labels are an end of text")
+    assert "never stops" in step.meaning
+
+
 def test_a_broken_history_is_told_with_its_cause(prepared, runs):
     rows = [{"step": n, "loss": 0.0, "grad_norm": math.nan} for n in range(3)]
     (runs / "mine" / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

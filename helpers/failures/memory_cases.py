@@ -1,15 +1,16 @@
 """Failures of memory: too little of it, and memory that is not given back; what each mend saves and costs."""
 
 import json
-import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from helpers.failures.child import run_in_child
 from helpers.failures.explain import explain
 from helpers.failures.reproduced import Reproduced, Rows, run_cells
 
-GIB = 1024**3
+if TYPE_CHECKING:
+    from helpers.memory import Engine
+
 _LOAD = 'from helpers.model import load_model; model = load_model("pocket")'
 _STEP = """
 ids = torch.randint(4096, ({batch}, 256))
@@ -24,11 +25,12 @@ _CUDA_WORDS = (
 )
 
 
-def out_of_memory(*, batch: int = 16, fits: int = 4, extra_bytes: int = 400 * 1024**2) -> Reproduced:
+def out_of_memory() -> Reproduced:
     """5. A step in a process that may take only so much more memory, and the same step in smaller passes.
 
     Real where a process can be given a limit (not on Windows). Of a card's message the words alone are injected.
     """
+    batch, fits, extra_bytes = 16, 4, 400 * 1024**2
     big = run_in_child(_STEP.format(batch=batch, passes=1), setup=_LOAD, extra_bytes=extra_bytes)
     small = run_in_child(_STEP.format(batch=fits, passes=batch // fits), setup=_LOAD, extra_bytes=extra_bytes)
     return Reproduced(
@@ -37,7 +39,7 @@ def out_of_memory(*, batch: int = 16, fits: int = 4, extra_bytes: int = 400 * 10
         {
             "passes x rows": f"1 x {batch}",
             "rows a step": batch,
-            "result": "passed" if big.returncode == 0 else "out of memory",
+            "result": big.last_line,
             "a card's words (injected)": explain(_CUDA_WORDS).verdict,
         },
         {"passes x rows": f"{batch // fits} x {fits}", "rows a step": batch, "result": small.last_line},
@@ -149,43 +151,26 @@ def memory_savers(*, batch: int = 4, length: int = 128) -> Rows:
     )
 
 
-_LARGEST_BATCH = 256
+def plan_for(cards_gib: Sequence[float] = (8, 12, 16)) -> Rows:
+    """Return, for each card, the largest batch of GPT-2 Small's longest rows that is predicted to fit, with what help.
 
-
-def plan_for(cards_gib: Sequence[float] = (8, 12, 16), *, block_size: int = 1024) -> Rows:
-    """Return, for each card, the largest batch of GPT-2 Small that is predicted to fit, as it is and with help.
-
-    `helpers.memory` predicts; a tenth of the card is left for the desktop. 0 means that not one row fits; more than
-    256 are not tried.
+    `helpers.plan` predicts, as it does for a run: 1 GiB of a card is left to its driver and a desktop. 0 means that not
+    one row fits.
     """
-    from helpers.memory import predict, read_shape
+    from helpers.cards import GIB, GraphicsCard
+    from helpers.plan import plan_run
     from helpers.settings import TrainingSettings
 
-    shape = read_shape("openai-community/gpt2")
-    ways: dict[str, dict[str, Any]] = {
-        "float32": {"engine": "stock", "precision": "no"},
-        "bf16": {"engine": "stock", "precision": "bf16"},
-        "bf16, chunked loss": {"engine": "course", "precision": "bf16"},
-        "bf16, chunked loss, checkpointing": {"engine": "course", "precision": "bf16", "checkpointing": True},
+    ways: dict[str, tuple[Engine, dict[str, Any]]] = {
+        "float32": ("stock", {"mixed_precision": "no"}),
+        "bf16": ("stock", {"mixed_precision": "bf16"}),
+        "bf16, chunked loss": ("course", {"mixed_precision": "bf16"}),
+        "bf16, chunked loss, checkpointing": ("course", {"mixed_precision": "bf16", "gradient_checkpointing": True}),
     }
-
-    def gib(batch: int, *, engine: Any, precision: str, checkpointing: bool = False) -> float:
-        settings = TrainingSettings(
-            block_size=block_size, per_device_train_batch_size=batch, gradient_checkpointing=checkpointing
-        )
-        return predict(shape, settings, engine=engine, precision=precision).total_bytes / GIB
-
+    cards = [GraphicsCard(f"{gib:g} GB", int(gib * GIB), half_tflops=0, float32_tflops=0) for gib in cards_gib]
     rows = Rows()
-    for way, options in ways.items():
-        sizes = {batch: gib(batch, **options) for batch in range(1, _LARGEST_BATCH + 1)}
-        fitting = {
-            f"{card:g} GB": max((batch for batch, size in sizes.items() if size < 0.9 * card), default=0)
-            for card in cards_gib
-        }
-        rows.append({"way": way} | fitting)
+    for way, (engine, changes) in ways.items():
+        settings = TrainingSettings(model_name_or_path="openai-community/gpt2", block_size=1024, **changes)
+        plans = [plan_run(settings, card=card, train_tokens=0, engine=engine) for card in cards]
+        rows.append({"way": way} | {plan.card.name: plan.largest_batch for plan in plans})
     return rows
-
-
-def has_memory_limit() -> bool:
-    """Tell whether a process can be given a limit here."""
-    return sys.platform.startswith("linux")
