@@ -261,6 +261,12 @@ class TestParameters:
         expected = "python -m helpers run --run mine -p learning_rate 5e-05 -p from_scratch true -p sample_prompt 'a b'"
         assert command == expected
 
+    def test_the_command_line_is_quoted_as_the_systems_shell_reads_it(self, monkeypatch):
+        settings = TrainingSettings(run="mine", sample_prompt="a b")
+        assert run_command(settings).endswith("-p sample_prompt 'a b'")
+        monkeypatch.setattr(sys, "platform", "win32")
+        assert run_command(settings).endswith('-p sample_prompt "a b"')
+
     def test_are_shown_with_their_commands(self, panel):
         panel.controls["run"].value = "mine"
         panel.save()
@@ -312,6 +318,17 @@ class TestDataPanel:
         settings = DataSettings(source=str(text_file), validation_share=0.3, test_share=0.05)
         parts, _ = split_documents(load_documents(settings), settings)
         assert split_sizes({"train": 40}, settings) == {name: len(part) for name, part in parts.items()}
+
+    @pytest.mark.parametrize("own", [("train", "test"), ("train", "valid"), ("train", "valid", "test")])
+    def test_keeps_a_sources_own_parts_as_the_data_module_does(self, tmp_path, own):
+        for name in own:
+            (tmp_path / f"{name}.txt").write_text("\n\n".join(f"Document {number} of {name}." for number in range(30)))
+        settings = DataSettings(source=str(tmp_path), test_share=0.2, near_duplicates="keep")
+        documents = load_documents(settings)
+        parts, _ = split_documents(documents, settings)
+        found = split_sizes({name: len(part) for name, part in documents.items()}, settings)
+        assert found == {name: len(part) for name, part in parts.items()}
+        assert ", ".join(f"{name} {n}" for name, n in found.items()) in DataPanel(settings).gauge.value
 
 
 def test_drawings_escape_what_they_are_given():

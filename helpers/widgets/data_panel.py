@@ -6,13 +6,14 @@ from typing import NamedTuple
 
 from helpers.data import load_documents
 from helpers.model import load_tokenizer
+from helpers.quality import useful_share
 from helpers.settings import DataSettings, SettingsError
+from helpers.staging import SPLITS
 from helpers.widgets.drawing import BLUE, Bar, bar_chart
 from helpers.widgets.panel import Panel
 
 _MOST_DOCUMENTS = 2000  # that are read of a part: a source may be larger than anybody wants to wait for
 _SPLIT_FIELDS = {"run", "seed", "validation_share", "test_share", "block_size"}  # no other text, no other lengths
-_SPLITS = ("train", "validation", "test")
 
 
 class Lengths(NamedTuple):
@@ -74,8 +75,7 @@ def count(settings: DataSettings) -> Lengths:
     """Count the tokens of a source's first documents; raise `SettingsError` when it cannot be read."""
     documents = load_documents(settings, n_documents=_MOST_DOCUMENTS)
     tokenizer = load_tokenizer(settings.model_name_or_path)
-    part = documents["train" if "train" in documents else next(iter(documents))]
-    rows = tokenizer([text for text in part["text"][:] if text.strip()], verbose=False)["input_ids"]
+    rows = tokenizer([text for text in documents["train"]["text"][:] if text.strip()], verbose=False)["input_ids"]
     if not rows:
         raise SettingsError(f"{settings.source!r} holds no text: name another source or another text_column.")
     return Lengths([len(ids) + 1 for ids in rows], {name: len(rows) for name, rows in documents.items()})
@@ -108,15 +108,18 @@ def shares(tokens: list[int], block_size: int) -> tuple[float, float, float]:
     >>> shares([4, 12], 8)
     (0.75, 0.25, 1.0)
     """
-    kept = sum(min(length, block_size) for length in tokens)
+    cut = sum(max(0, length - block_size) for length in tokens)
     whole = sum(tokens)
-    return kept / (block_size * len(tokens)), 1 - kept / whole, 1.0 if whole >= block_size else 0.0
+    return useful_share(tokens, block_size), cut / whole, 1.0 if whole >= block_size else 0.0
 
 
 def split_sizes(parts: dict[str, int], settings: DataSettings) -> dict[str, int]:
-    """Return how many documents each part gets; a source's own parts are kept."""
-    if set(_SPLITS) <= set(parts):
-        return {name: parts[name] for name in _SPLITS}
-    whole = parts["train"]
-    validation, test = (max(1, round(whole * share)) for share in (settings.validation_share, settings.test_share))
-    return {"train": max(0, whole - validation - test), "validation": validation, "test": test}
+    """Return how many documents each part gets; a source's own parts are kept, and what is missing is drawn.
+
+    >>> split_sizes({"train": 40, "test": 9}, DataSettings(validation_share=0.1))
+    {'train': 36, 'validation': 4, 'test': 9}
+    """
+    shares = {"validation": settings.validation_share, "test": settings.test_share}
+    drawn = {name: max(1, round(parts["train"] * share)) for name, share in shares.items() if name not in parts}
+    sizes = parts | drawn | {"train": max(0, parts["train"] - sum(drawn.values()))}
+    return {name: sizes[name] for name in SPLITS}

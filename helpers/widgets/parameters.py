@@ -1,6 +1,9 @@
 """A panel's values as a papermill parameter file, and the commands that run it."""
 
 import shlex
+import subprocess
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,7 +49,7 @@ def _free(folder: Path, text: str) -> Path:
 def papermill_command(path: Path) -> str:
     """Return the command that runs notebook 3 with a parameter file, from any folder."""
     parts = ["papermill", NOTEBOOKS / "03_fine_tuning.ipynb", path.with_suffix(".ipynb"), "-f", path]
-    return shlex.join(map(str, parts))
+    return _joined(map(str, parts))
 
 
 def run_command(settings: TrainingSettings) -> str:
@@ -54,7 +57,12 @@ def run_command(settings: TrainingSettings) -> str:
     values = settings.model_dump()
     changed = [name for name, field in TrainingSettings.model_fields.items() if values[name] != field.default]
     options = [part for name in changed if name != "run" for part in ("-p", name, _plain(values[name]))]
-    return shlex.join(["python", "-m", "helpers", "run", "--run", settings.run, *options])
+    return _joined(["python", "-m", "helpers", "run", "--run", settings.run, *options])
+
+
+def _joined(parts: Iterable[str]) -> str:
+    """Return a command line as this system's shell reads it: Windows' knows no single quotes."""
+    return subprocess.list2cmdline(parts) if sys.platform == "win32" else shlex.join(parts)
 
 
 def _plain(value: object) -> str:
