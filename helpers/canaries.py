@@ -129,8 +129,10 @@ def measure_exposure(settings: TrainingSettings, *, repeats: Sequence[int] = REP
     source = run_folder(run) / "planted.jsonl"
     source.parent.mkdir(parents=True, exist_ok=True)
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text in planted), encoding="utf-8")
-    changes = {"run": run, "source": str(source), "source_config": "", "text_column": "text"}
-    fine_tune(settings.model_copy(update=changes))
+    changes = {"run": run, "source": str(source), "text_column": "text", "encoding": "utf-8"}
+    as_of_old = ("source_config", "source_split", "source_revision", "streaming", "max_tokens")
+    changes |= {name: TrainingSettings.model_fields[name].default for name in as_of_old}
+    fine_tune(TrainingSettings(**settings.model_dump() | changes))
     model, tokenizer = load_tuned(run)
     model.to(device()).eval()
     seen = open_prepared(run).documents["train"]["text"][:]

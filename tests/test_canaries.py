@@ -6,7 +6,7 @@ import torch
 
 from helpers.canaries import N_CANDIDATES, Canary, exposure, measure_exposure, plant
 from helpers.data import open_prepared, prepare
-from helpers.settings import SettingsError
+from helpers.settings import SettingsError, TrainingSettings, read_run_settings
 
 TEXTS = [f"Story {number}." for number in range(30)]
 
@@ -64,6 +64,24 @@ def test_the_experiment_is_a_run_of_its_own_and_counts_what_was_really_seen(tiny
     assert rows[1]["repeats"] == sum(rows[1]["sentence"] in text for text in seen) > 0
     assert all(0 <= row["exposure_bits"] <= row["highest_bits"] == math.log2(N_CANDIDATES) for row in rows)
     assert measure_exposure(tiny_settings, repeats=(0, 8)) == rows, "a finished run is opened, not trained again"
+
+
+def test_settings_that_speak_of_the_runs_own_source_are_not_those_of_the_copy(tiny_settings, tmp_path):
+    (tmp_path / "texts").mkdir()
+    for name in ("train", "extra"):
+        stories = (f"The {name} story {number} went to the well and found it empty." for number in range(60))
+        (tmp_path / "texts" / f"{name}.txt").write_text("\n\n".join(stories), encoding="utf-16")
+    changes = {
+        "source": str(tmp_path / "texts"), "source_split": "extra", "encoding": "utf-16", "max_tokens": 900,
+        "source_config": "plain", "source_revision": "main", "near_duplicates": "keep",
+    }  # fmt: skip
+    settings = TrainingSettings(**tiny_settings.model_dump() | changes)
+    prepare(settings)
+    rows = measure_exposure(settings, repeats=(0, 4))
+    assert [row["repeats"] > 0 for row in rows] == [False, True]
+    copy_of_run = read_run_settings("tiny-canaries")
+    assert (copy_of_run.source_split, copy_of_run.max_tokens, copy_of_run.source_revision) == ("", 0, "")
+    assert copy_of_run.learning_rate == settings.learning_rate
 
 
 def test_a_run_without_data_is_said_so(tiny_settings):
