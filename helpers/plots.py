@@ -1,7 +1,7 @@
 """Plain rows in, matplotlib Axes out: every picture of the course, readable in a light and a dark JupyterLab.
 
 Each function draws into `ax`, or into a new figure, and returns the Axes. Colours are those of Okabe and Ito, which
-colour-blind readers can tell apart (https://jfly.uni-koeln.de/color/); lines differ by style too.
+colour-blind readers can tell apart (https://jfly.uni-koeln.de/color/), and a grey; lines differ by style too.
 """
 
 import math
@@ -9,10 +9,12 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from helpers.bootstrap import CONFIDENCE
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-BLUE, ORANGE, GREEN, GREY, RED = "#0072B2", "#E69F00", "#009E73", "#777777", "#B34700"
+BLUE, ORANGE, GREEN, GREY, RED = "#0072B2", "#E69F00", "#009E73", "#777777", "#D55E00"
 STATUS_COLOURS = {"ok": BLUE, "warn": ORANGE, "fail": RED, "unknown": GREY}
 
 
@@ -25,12 +27,12 @@ def new_axes(*, width: float = 7.0, height: float = 3.2) -> "Axes":
     return ax
 
 
-def plot_history(history: Sequence[Mapping[str, Any]], *, ax: "Axes | None" = None, label: str = "") -> "Axes":
+def plot_history(history: Sequence[Mapping[str, Any]], *, ax: "Axes | None" = None) -> "Axes":
     """Draw training and validation loss in nats a token over the steps of a run."""
     ax = ax or new_axes()
     for key, name, colour, style in (("loss", "training", BLUE, "-"), ("eval_loss", "validation", ORANGE, "o--")):
         rows = [row for row in history if key in row]
-        ax.plot([r["step"] for r in rows], [r[key] for r in rows], style, color=colour, label=f"{label} {name}".strip())
+        ax.plot([r["step"] for r in rows], [r[key] for r in rows], style, color=colour, label=name)
     ax.set(
         xlabel="optimizer step",
         ylabel="loss (nats a token)",
@@ -141,7 +143,8 @@ def plot_gain(
     ax.bar(range(1, len(ordered) + 1), ordered, color=[BLUE if gain > 0 else RED for gain in ordered], width=0.9)
     ax.axhline(mean, color=ORANGE, linestyle="--", label=f"all documents: {mean:.3f}")
     if interval is not None:
-        ax.axhspan(*interval, color=ORANGE, alpha=0.3, label=f"95% interval: {interval[0]:.3f} to {interval[1]:.3f}")
+        label = f"{CONFIDENCE:.0%} interval: {interval[0]:.3f} to {interval[1]:.3f}"
+        ax.axhspan(*interval, color=ORANGE, alpha=0.3, label=label)
     ax.axhline(0, color=GREY, linewidth=1)
     ax.set(xlabel="documents, in the order of their gain", ylabel="gain (bits a byte)")
     ax.set_title("Above 0: easier after fine-tuning")

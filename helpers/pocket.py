@@ -100,9 +100,10 @@ def sources() -> Iterator[tuple[str, ast.Module]]:
             try:
                 source = path.read_text(encoding="utf-8")
                 with warnings.catch_warnings(action="ignore"):  # other people's invalid escapes
-                    yield source, ast.parse(source)
+                    tree = ast.parse(source)
             except (SyntaxError, ValueError, RecursionError, OSError):
                 continue  # a template, a test of bad input, or not UTF-8: no docstring to be had
+            yield source, tree  # out here, where the caller's warnings are heard, and its errors are its own
 
 
 def docstrings(tree: ast.Module) -> Iterator[str]:

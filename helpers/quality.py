@@ -21,6 +21,7 @@ LEAKED = 0.01  # share of the test's n-grams in the training text that is worth 
 MANY = 0.01  # share of the documents that is worth a word
 TINY_TOKENS = 8
 _SAMPLE_TOKENS = 2**21
+_N_FREQUENT = 12
 
 
 @dataclass(frozen=True)
@@ -70,20 +71,19 @@ class DataReport:
         return f"<table><tbody>{cells}</tbody></table><ul>{said}</ul>"
 
 
-def report(data: "PreparedData", tokenizer: "PreTrainedTokenizerBase", *, n_frequent: int = 12) -> DataReport:
+def report(data: "PreparedData", tokenizer: "PreTrainedTokenizerBase") -> DataReport:
     """Return the report of a prepared text.
 
     Args:
         data: what `prepare` returned.
         tokenizer: the one it was prepared with.
-        n_frequent: how many tokens to name.
     """
     documents, block_size = data.documents["train"].with_format("numpy"), data.facts["settings"]["block_size"]
     lengths = documents["n_tokens"][:]
     n_bytes = np.array([len(text.encode()) for text in data.documents["train"]["text"]])
     useful = {f"padded to {block_size}": useful_share(lengths, block_size), "packed": 1.0}
     return DataReport(
-        lengths, lengths / n_bytes, useful, frequent_tokens(data.blocks["train"], tokenizer, n_frequent), data.facts
+        lengths, lengths / n_bytes, useful, frequent_tokens(data.blocks["train"], tokenizer, _N_FREQUENT), data.facts
     )
 
 

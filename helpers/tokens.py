@@ -15,9 +15,6 @@ import numpy as np
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-GPT2_PATTERN = (  # GPT-2's own, with possessive quantifiers: the same pieces, and no search backwards
-    r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
-)
 _THREADS = min(8, os.cpu_count() or 1)
 
 
@@ -26,11 +23,10 @@ class TokenStream:
 
     Args:
         tokenizer: one with an end-of-text token.
-        fast: whether tiktoken may be used; False always asks the tokenizer itself.
     """
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", *, fast: bool = True) -> None:
-        self._tokenizer, self._fast, self._is_checked = tokenizer, fast, False
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
+        self._tokenizer, self._fast, self._is_checked = tokenizer, True, False
         self.eos = tokenizer.eos_token_id
         self.dtype = np.uint16 if len(tokenizer) <= 2**16 else np.int32
 
@@ -89,6 +85,7 @@ class TokenStream:
         if not _is_gpt2_like(parts):
             return None
         import tiktoken
+        from tiktoken_ext.openai_public import r50k_pat_str  # GPT-2's
 
         special = {token["content"]: token["id"] for token in parts["added_tokens"]}
         ranks = {
@@ -96,7 +93,7 @@ class TokenStream:
             for token, rank in parts["model"]["vocab"].items()
             if token not in special
         }
-        return tiktoken.Encoding("own", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=special)
+        return tiktoken.Encoding("own", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens=special)
 
 
 def _is_gpt2_like(parts: dict[str, Any]) -> bool:

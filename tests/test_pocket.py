@@ -1,5 +1,6 @@
 import json
 import math
+import warnings
 
 import pytest
 
@@ -64,6 +65,15 @@ def test_docstrings_and_comments_are_found_and_broken_files_passed_over(tmp_path
     [(source, tree)] = pocket.sources()
     assert sorted(pocket.docstrings(tree)) == ["Class.", "Do.", "Module."]
     assert list(pocket.comments(source)) == ["One\nblock."]
+
+
+def test_other_peoples_warnings_are_silent_and_the_callers_are_heard(tmp_path, monkeypatch):
+    (tmp_path / "a.py").write_text('"""A fox."""\nname = "\\d"\n')  # an invalid escape
+    monkeypatch.setattr(pocket, "package_folders", lambda: [tmp_path])
+    with pytest.warns(UserWarning, match="heard") as heard:
+        for _ in pocket.sources():
+            warnings.warn("heard", stacklevel=1)
+    assert len(heard) == 1
 
 
 def test_a_paragraph_is_gathered_once(tmp_path, monkeypatch):
