@@ -16,36 +16,84 @@ from helpers.settings import SettingsError
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 256), help="Processes on this machine.")
 @click.option("--gpu", metavar="NAME", help="Plan for a card such as 'RTX 4070 Ti'; this machine's when left out.")
 @click.option("--dry-run", is_flag=True, help="Show what the study will do, and do nothing.")
+@click.option("--retry-failed", is_flag=True, help="Run failed trials again, their cause being mended.")
 @click.pass_context
-def sweep(ctx: click.Context, study: str, workers: int, gpu: str | None, dry_run: bool) -> None:
+def sweep(ctx: click.Context, study: str, workers: int, gpu: str | None, dry_run: bool, retry_failed: bool) -> None:
     """Run the STUDY of a file, or a shipped one such as `rates`: every trial a run, one table at the end.
 
     The same command goes on after an interruption, and joins the study from a second machine or card. Exit code 1 when
-    trials are left.
+    trials are left, or none has a figure.
     """
     from helpers.sweep.forecast import forecast
-    from helpers.sweep.queue import open_study
     from helpers.sweep.study_file import find_study, read_study
-    from helpers.sweep.supervise import standing, supervise
+    from helpers.sweep.worker import told_full_disk
 
     file = find_study(study)
     asked = read_study(file)
-    first = forecast(asked, _card(gpu))
-    if dry_run:
-        click.echo(first)
-        _refuse(first.refusals)
-        return
-    _refuse([sentence for sentence in first.refusals if first.too_large])  # before anything is written
-    opened = open_study(asked)
-    planned = forecast(asked, first.card, n_left=standing(asked, opened).n_left)
-    click.echo(planned)
-    _refuse(planned.refusals)
-    with _screen(asked) as show:
-        reasons = supervise(asked, file, opened, workers=workers, show=show)
+    try:
+        before, wrong = _look(asked)
+        n_left = None if before is None else before.n_left_of(len(asked.points), with_failed=retry_failed)
+        planned = forecast(asked, _card(gpu), workers=workers, n_left=n_left)
+        click.echo(planned)
+        if before is not None:
+            click.echo(f"{'started':<10} {before.counts}; the file asks for the same study")
+        _refuse(planned.refusals + wrong)  # before anything is written
+        if dry_run:
+            return
+        is_settled = _run(asked, file, workers=workers, retry_failed=retry_failed)
+    except OSError as error:
+        click.secho(told_full_disk(error), fg="yellow", err=True)
+        is_settled = False
+    ctx.exit(0 if is_settled else 1)
+
+
+def _look(study: Any) -> tuple[Any, list[str]]:
+    """Return how a study stands that was started before, None where it was not, and why it cannot go on."""
+    from helpers.sweep.queue import started_study
+    from helpers.sweep.supervise import standing
+
+    try:
+        opened = started_study(study)
+    except SettingsError as error:
+        return None, [str(error)]
+    return (standing(study, opened) if opened is not None else None), []
+
+
+def _run(study: Any, file: Path, *, workers: int, retry_failed: bool) -> bool:
+    """Run a study and tell what came of it; return whether it is settled, with a figure at least."""
+    from helpers.sweep.queue import open_study
+    from helpers.sweep.queue import retry_failed as queue_failed
+    from helpers.sweep.supervise import standing, supervise
+
+    opened = open_study(study)
+    if retry_failed:
+        queue_failed(study, opened)
+    with _screen(study) as show:
+        reasons = supervise(study, file, opened, workers=workers, show=show)
     for reason in reasons:
         click.secho(reason, fg="yellow", err=True)
-    _tell_result(asked.study, asked.folder)
-    ctx.exit(1 if standing(asked, opened).n_left else 0)
+    _tell_result(study.study, study.folder)
+    ended = standing(study, opened)
+    for sentence in _endings(ended):
+        click.secho(sentence, fg="yellow", err=True)
+    return not ended.n_left and ended.best is not None
+
+
+def _endings(standing: Any) -> Iterator[str]:
+    """Yield what the table of a study does not tell."""
+    from helpers.sweep.supervise import describe
+
+    if not standing.n_left and standing.best is None:
+        yield (
+            f"No trial has a figure ({standing.counts}): the errors stand in "
+            f"{standing.study.folder / '<trial>' / 'trial.log'}. Mend their cause, then `sweep --retry-failed`."
+        )
+    if standing.elsewhere:
+        host = standing.best.user_attrs.get("worker", "").partition(":")[0]
+        yield (
+            f"{len(standing.elsewhere)} of {standing.count('done')} finished trials lie on other machines, and not in "
+            f"this table; the best of all is {describe(standing.best, standing.study)} on {host}."
+        )
 
 
 def _card(gpu: str | None) -> Any:
@@ -81,13 +129,19 @@ def _tell_result(study: str, folder: Path) -> None:
 
     try:
         table = compare_runs(study)
-    except SettingsError:
-        return  # nothing has begun
-    click.echo(f"\n{table}")
-    with contextlib.suppress(OSError):  # of a full disk the reason is told already
+        click.echo(f"\n{table}")
         (folder / "comparison.csv").write_text(table.to_csv(), encoding="utf-8")
         write_page(table, folder / "comparison.html")
         click.echo(f"Table and pictures: {folder / 'comparison.html'}")
+    except SettingsError:
+        return  # nothing has begun
+    except Exception as error:  # noqa: BLE001 - of a full disk or a damaged run; a night's trials end in a sentence
+        click.secho(
+            f"The trials are kept, but their table is not whole ({type(error).__name__}: {error}): "
+            f"`python -m helpers compare {study}` makes it again.",
+            fg="yellow",
+            err=True,
+        )
 
 
 @click.command()

@@ -1,15 +1,20 @@
 """What a study will do, before it does it: its trials, their hours and disk as planned, and those that do not fit."""
 
+import itertools
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from helpers.cards import DEFAULT_CARD, GIB, GraphicsCard, find_card
+from helpers.cards import GIB, GraphicsCard
+from helpers.forecast import this_processor
 from helpers.memory import parameters, read_shape
 from helpers.plan import MemoryPlan, plan_run
 from helpers.settings import SettingsError
 from helpers.sweep.study import Study, trial_name
+
+LEAST_BYTES = 2**28  # of disk for a trial of a model whose shape is not known: its notebooks at least
+_CONTEXT_BYTES = GIB // 2  # of a CUDA context, for each worker after the first, whose own the planner counts
 
 
 @dataclass(frozen=True)
@@ -19,7 +24,9 @@ class Forecast:
     Attributes:
         study: what was planned.
         card: what memory and time were planned for; None where this machine has no card.
+        workers: trials that are at work at a time.
         n_left: trials that are not settled yet.
+        is_started: whether trials were run before.
         plans: of each point of a grid, or of the corners of a search; empty where the model's shape is not known here.
         free_bytes: of the disk that will hold the study.
         used_bytes: what the study's folder holds already.
@@ -27,7 +34,9 @@ class Forecast:
 
     study: Study
     card: GraphicsCard | None
+    workers: int
     n_left: int
+    is_started: bool
     plans: tuple[MemoryPlan, ...]
     free_bytes: int
     used_bytes: int
@@ -36,7 +45,7 @@ class Forecast:
     def hours(self) -> tuple[float, float] | None:
         """Shortest and longest time of all that is left, one trial after the other; None where it is not known."""
         times = [(plan.epoch_seconds, plan.settings.num_train_epochs) for plan in self.plans]
-        if self.card is None or not times or not all(seconds for seconds, _ in times):
+        if not times or not all(seconds for seconds, _ in times):
             return None
         shortest, longest = (
             sum(seconds[end] * epochs for seconds, epochs in times) / len(times) * self.n_left / 3600 for end in (0, 1)
@@ -45,11 +54,30 @@ class Forecast:
 
     @property
     def disk_bytes(self) -> int:
-        """What the trials that are left will write, and the largest one while it works."""
+        """What the trials that are left will write, and the largest ones while each worker is at one."""
         if not self.plans or not self.n_left:
             return 0
         kept = max(kept_bytes(self.study, plan) for plan in self.plans)
-        return self.n_left * kept + max(plan.disk_bytes for plan in self.plans) - kept
+        return self.n_left * kept + min(self.workers, self.n_left) * (self.next_bytes - kept)
+
+    @property
+    def next_bytes(self) -> int:
+        """What the next trial takes while it works, at most."""
+        return max((plan.disk_bytes for plan in self.plans), default=LEAST_BYTES)
+
+    def memory_bytes(self, workers: int) -> int:
+        """Return the most that the trials of so many workers hold of the card's memory together."""
+        peaks = sorted((plan.memory.total_bytes for plan in self.plans), reverse=True)
+        largest = peaks[:workers] if self.study.is_grid else peaks[:1] * workers
+        return sum(largest) + _CONTEXT_BYTES * max(0, len(largest) - 1)
+
+    @property
+    def most_workers(self) -> int:
+        """How many of the workers the card's memory holds; all of them where there is none."""
+        if self.card is None:
+            return self.workers
+        fit = (self.memory_bytes(n) <= self.card.usable_bytes for n in range(1, self.workers + 1))
+        return sum(itertools.takewhile(bool, fit))
 
     @property
     def too_large(self) -> list[MemoryPlan]:
@@ -58,22 +86,35 @@ class Forecast:
 
     @property
     def refusals(self) -> list[str]:
-        """Why the study cannot begin, one sentence each; empty when it can."""
+        """Why the study cannot begin, one sentence each; empty when it can, or has nothing left to do."""
+        if not self.n_left:
+            return []
         found = [f"{self._point(plan)} {plan.verdict}." for plan in self.too_large[:5]]
         if len(self.too_large) > 5:
             found.append(f"{len(self.too_large) - 5} more points do not fit either.")
-        if self.disk_bytes > self.free_bytes:
+        if not self.too_large and self.most_workers < self.workers:
             found.append(
-                f"The trials will write {_gib(self.disk_bytes)} and the disk of {self.study.folder} has "
-                f"{_gib(self.free_bytes)} left: set keep_checkpoints: false, lower save_total_limit or budgets.trials, "
-                "or let COURSE_RUNS point to a larger disk."
+                f"{self.workers} workers hold {_gib(self.memory_bytes(self.workers))} together, and of one "
+                f"{self.card.name} {_gib(self.card.usable_bytes)} can be used: --workers {self.most_workers} fits."
             )
-        one = max((plan.disk_bytes for plan in self.plans), default=0)
-        budget = self.study.budgets.disk_gib * GIB
-        if budget and self.n_left and self.used_bytes + one > budget:
+        return found + self._disk_refusals()
+
+    def _disk_refusals(self) -> list[str]:
+        """Return why there is no room; a study that was started goes on as long as its next trial fits."""
+        found, one = [], _gib(self.next_bytes)
+        has = f"the disk of {self.study.folder} has {_gib(self.free_bytes)} left"
+        if self.next_bytes > self.free_bytes:
+            found.append(f"The next trial takes {one} and {has}: free some, or let COURSE_RUNS point to a larger disk.")
+        elif self.disk_bytes > self.free_bytes and not self.is_started:
             found.append(
-                f"Not one more trial of {_gib(one)} goes into budgets.disk_gib = {self.study.budgets.disk_gib:g}: the "
-                f"study's folder holds {_gib(self.used_bytes)}. Raise the budget or set keep_checkpoints: false."
+                f"The trials will write {_gib(self.disk_bytes)} and {has}: set keep_checkpoints: false, lower "
+                "save_total_limit or budgets.trials, or let COURSE_RUNS point to a larger disk."
+            )
+        budget = self.study.budgets.disk_gib
+        if budget and self.plans and self.used_bytes + self.next_bytes > budget * GIB:
+            found.append(
+                f"Not one more trial of {one} goes into budgets.disk_gib = {budget:g}: the study's folder holds "
+                f"{_gib(self.used_bytes)}. Raise the budget or set keep_checkpoints: false."
             )
         return found
 
@@ -103,28 +144,34 @@ class Forecast:
         limit = f"; none is begun after {self.study.budgets.hours:g} h" if self.study.budgets.hours else ""
         if not self.plans:
             return f"not predicted: the model's shape is not known before its download{limit}"
+        device = self.plans[0].card.name if self.card is None else f"one {self.card.name}"
         if self.hours is None:
-            return f"not predicted on a CPU: told once a trial is done{limit}"
+            return f"not predicted: the peak of {device} is not known{limit}"
         shortest, longest = self.hours
-        return f"{shortest:.2g} to {longest:.2g}, predicted for one {self.card.name}, training alone{limit}"
+        return (
+            f"{shortest:.2g} to {longest:.2g}, predicted for {device}, one trial after the other, training alone{limit}"
+        )
 
     def _disk(self) -> str:
         budget = f", budget {self.study.budgets.disk_gib:g} GiB" if self.study.budgets.disk_gib else ""
         predicted = f"{_gib(self.disk_bytes)} predicted" if self.plans else "not predicted"
-        return f"{predicted}, {_gib(self.free_bytes)} free{budget}"
+        pause = "; the study pauses when it is full" if self.is_started and self.disk_bytes > self.free_bytes else ""
+        return f"{predicted}, {_gib(self.free_bytes)} free{budget}{pause}"
 
     def __str__(self) -> str:
         """Return what the study will do, for a terminal."""
         return "\n".join(f"{name:<10} {value}" for name, value in self.rows())
 
 
-def forecast(study: Study, card: GraphicsCard | None, *, n_left: int | None = None) -> Forecast:
+def forecast(study: Study, card: GraphicsCard | None, *, workers: int = 1, n_left: int | None = None) -> Forecast:
     """Plan a study for a card.
 
     Args:
         study: what it asks for.
-        card: this machine's, or one that was named; None: there is none, and neither memory nor time is predicted.
-        n_left: trials that are not settled yet; all of them when left out.
+        card: this machine's, or one that was named; None: there is none, memory is not predicted and time is this
+            processor's.
+        workers: trials that are at work at a time.
+        n_left: trials that are not settled yet, of a study that was started; None: it was not.
 
     Raises:
         SettingsError: a point that no training can have, such as a block longer than the model's positions.
@@ -137,11 +184,12 @@ def forecast(study: Study, card: GraphicsCard | None, *, n_left: int | None = No
         run = trial_name(number) if study.is_grid else "A trial"
         settings = study.training_settings(point).model_copy(update={"run": run})
         try:
-            plans.append(plan_run(settings, card=card or find_card(DEFAULT_CARD)))
+            plans.append(plan_run(settings, card=card or this_processor()))
         except SettingsError as error:
             raise SettingsError(f"{run} of study {study.study!r} cannot be: {error}") from None
+    room = free_bytes(study.folder), folder_bytes(study.folder)
     left = len(study.points) if n_left is None else n_left
-    return Forecast(study, card, left, tuple(plans), free_bytes(study.folder), folder_bytes(study.folder))
+    return Forecast(study, card, min(workers, max(1, left)), left, n_left is not None, tuple(plans), *room)
 
 
 def _is_known(model_name_or_path: str) -> bool:

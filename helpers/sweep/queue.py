@@ -104,8 +104,7 @@ def open_study(study: Study) -> "OptunaStudy":
     """
     import optuna
 
-    if (study.folder / "settings.json").exists():
-        raise SettingsError(f"{study.folder} is the folder of a run: give the study another name.")
+    _refuse_the_folder_of_a_run(study)
     opened = optuna.create_study(
         study_name=study.study,
         storage=open_storage(study.storage, study.folder),
@@ -113,7 +112,8 @@ def open_study(study: Study) -> "OptunaStudy":
         sampler=optuna.samplers.RandomSampler(),  # each trial of a search gets its own, see `choose`
         load_if_exists=True,
     )
-    _claim(study, opened)
+    if not _is_claimed(study, opened):
+        opened.set_user_attr("essence", _essence(study))
     study.folder.mkdir(parents=True, exist_ok=True)
     with FileLock(study.folder / ".queue.lock"):
         trials = opened.get_trials(deepcopy=False)
@@ -124,18 +124,47 @@ def open_study(study: Study) -> "OptunaStudy":
     return opened
 
 
-def _claim(study: Study, opened: "OptunaStudy") -> None:
-    """Keep what the study was started with, or make sure that it is the same."""
-    now = json.loads(json.dumps(study.essence))
-    before = opened.user_attrs.get("essence")
-    if before is None:
-        opened.set_user_attr("essence", now)
-    elif before != now:
+def started_study(study: Study) -> "OptunaStudy | None":
+    """Return the study where it was started before, else None; nothing is queued or claimed.
+
+    Raises:
+        SettingsError: it was started with other settings, its storage does not answer, or a run has that name.
+    """
+    import optuna
+
+    _refuse_the_folder_of_a_run(study)
+    if not study.storage and not (study.folder / JOURNAL).exists():
+        return None
+    sampler = optuna.samplers.RandomSampler()
+    try:
+        storage = open_storage(study.storage, study.folder)
+        opened = optuna.load_study(study_name=study.study, storage=storage, sampler=sampler)
+    except KeyError:  # a storage of other studies
+        return None
+    _is_claimed(study, opened)
+    return opened
+
+
+def _refuse_the_folder_of_a_run(study: Study) -> None:
+    if (study.folder / "settings.json").exists():
+        raise SettingsError(f"{study.folder} is the folder of a run: give the study another name.")
+
+
+def _essence(study: Study) -> dict[str, Any]:
+    """Return what may not change in a study, as it comes back from a storage."""
+    return json.loads(json.dumps(study.essence))
+
+
+def _is_claimed(study: Study, opened: "OptunaStudy") -> bool:
+    """Tell whether a study was started before; raise `SettingsError` where it was with other settings."""
+    before, now = opened.user_attrs.get("essence"), _essence(study)
+    if before is not None and before != now:
         changed = [f"{name} = {before[name]}, not {now[name]}" for name in now if before.get(name) != now[name]]
         raise SettingsError(
             f"Study {study.study!r} was started with {'; '.join(changed)}: choose another `study` name to keep both. "
             "Only budgets, storage, prune and keep_checkpoints may change."
         )
+    return before is not None
 
 
 def pruner(prune: bool) -> Any:

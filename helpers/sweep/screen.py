@@ -1,9 +1,9 @@
 """The live screen of a sweep: trials done, running, failed, the best so far, the time left."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
-from helpers.sweep.queue import State, state_of, was_broken_off
+from helpers.sweep.queue import state_of, was_broken_off
 from helpers.sweep.supervise import Standing, describe
 
 if TYPE_CHECKING:
@@ -14,10 +14,7 @@ _MOST_FAILED = 5  # that are shown
 
 def headline(standing: Standing) -> str:
     """Return how a study stands, in one line."""
-    counts = [
-        f"{n} {state}" for state in get_args(State) if (n := standing.count(state)) or state in ("done", "running")
-    ]
-    return f"{', '.join(counts)} of {len(standing.trials)}; time left: {_left(standing)}"
+    return f"{standing.counts}; time left: {_left(standing)}"
 
 
 def _left(standing: Standing) -> str:

@@ -1,6 +1,7 @@
 """Starts the workers of one command and tells how the study stands while they work."""
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -9,11 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import psutil
 
-from helpers.sweep.queue import State, state_of, trials_of
+from helpers.sweep.queue import State, state_of, this_worker, trials_of
 from helpers.sweep.study import Study, trial_name
 from helpers.sweep.worker import PAUSED
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 _MOST_RESTARTS = 3  # of workers that die, from one settled trial to the next
+_ALWAYS_TOLD = ("done", "running")
 _REFRESH_SECONDS = 0.5
 
 
@@ -42,11 +44,39 @@ class Standing:
         """Trials that are not settled: waiting or at work."""
         return self.count("waiting") + self.count("running")
 
+    def n_left_of(self, n_points: int, *, with_failed: bool) -> int:
+        """Return how many of so many points are to be run, those included that are not queued yet."""
+        settled = {"done", "pruned"} | (set() if with_failed else {"failed"})
+        return n_points - sum(
+            state_of(trial) in settled and trial.user_attrs["point"] < n_points for trial in self.trials
+        )
+
+    @property
+    def counts(self) -> str:
+        """How many trials are in each state, in words."""
+        counts = [f"{n} {state}" for state in get_args(State) if (n := self.count(state)) or state in _ALWAYS_TOLD]
+        return f"{', '.join(counts)} of {len(self.trials)}"
+
     @property
     def best(self) -> "FrozenTrial | None":
         """The finished trial with the smallest figure; None before the first."""
         done = [trial for trial in self.trials if state_of(trial) == "done"]
         return min(done, key=lambda trial: trial.value, default=None)
+
+    @property
+    def elsewhere(self) -> "list[FrozenTrial]":
+        """The finished trials whose folders lie on other machines."""
+        here, folder = this_worker(self.study), self.study.folder
+        done = [trial for trial in self.trials if state_of(trial) == "done" and trial.user_attrs.get("worker") != here]
+        return [trial for trial in done if not _is_done(folder / trial_name(trial.user_attrs["point"]))]
+
+
+def _is_done(folder: Path) -> bool:
+    """Tell whether a trial's folder holds a finished one, as of a machine that shares its disk."""
+    try:
+        return json.loads((folder / "trial.json").read_text(encoding="utf-8"))["state"] == "done"
+    except (OSError, ValueError, KeyError):
+        return False
 
 
 def standing(study: Study, opened: "OptunaStudy") -> Standing:

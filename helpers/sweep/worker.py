@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from helpers.plan import plan_run
 from helpers.settings import SettingsError
-from helpers.sweep.forecast import folder_bytes, free_bytes
+from helpers.sweep.forecast import LEAST_BYTES, folder_bytes, free_bytes
 from helpers.sweep.queue import (
     is_superfluous,
     open_study,
@@ -101,7 +101,7 @@ def _needed_bytes(study: Study) -> int:
     try:
         return max(plan_run(study.training_settings(point)).disk_bytes for point in study.corners[:16])
     except SettingsError:
-        return 2**28  # a model of unknown shape: room for the notebooks at least
+        return LEAST_BYTES
 
 
 def _own_and_run(study: Study, trial: "Trial", taking: FileLock, held: ExitStack) -> float:
@@ -119,6 +119,13 @@ def _own_and_run(study: Study, trial: "Trial", taking: FileLock, held: ExitStack
     trial.set_user_attr("worker", this_worker(study))
     taking.release()
     return run_trial(study, trial)
+
+
+def told_full_disk(error: OSError) -> str:
+    """Return what is said when the disk is full; any other error is raised again."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        raise error
+    return f"The study is paused: {error}. Free some space; the same command goes on."
 
 
 def _end_with_parent() -> None:
@@ -143,9 +150,7 @@ def main(file: str, ends: str) -> int:
         print(pause, flush=True)
         return PAUSED
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        print(f"The study is paused: {error}. Free some space; the same command goes on.", flush=True)
+        print(told_full_disk(error), flush=True)
         return PAUSED
     return 0
 

@@ -1,8 +1,8 @@
 import pytest
 
-from helpers.cards import find_card
+from helpers.cards import GraphicsCard, find_card
 from helpers.settings import SettingsError
-from helpers.sweep.forecast import folder_bytes, forecast
+from helpers.sweep.forecast import folder_bytes, forecast, kept_bytes
 from helpers.sweep.study_file import find_study, read_study
 
 
@@ -35,11 +35,62 @@ def test_a_search_is_refused_for_the_largest_it_may_choose(study_file):
     assert planned.refusals[0].startswith("A trial (per_device_train_batch_size 512) does not fit")
 
 
-def test_without_a_card_neither_memory_nor_time_is_predicted(study_file):
-    planned = forecast(study_on_gpt2(study_file), None)
-    assert planned.hours is None
-    assert planned.too_large == []
-    assert "not predicted on a CPU" in str(planned)
+def test_without_a_card_the_time_is_this_processors_and_memory_is_not_predicted(study_file, monkeypatch):
+    slow = GraphicsCard("this processor", 2**30, 0.4, 0.2)
+    monkeypatch.setattr("helpers.sweep.forecast.this_processor", lambda: slow)
+    planned = forecast(study_on_gpt2(study_file), None, workers=4)
+    assert planned.hours[0] > 1
+    assert planned.refusals == []
+    assert "predicted for this processor, one trial after the other" in str(planned)
+
+
+def test_workers_that_the_card_does_not_hold_together_are_refused(study_file):
+    study = study_on_gpt2(study_file, vary={"learning_rate": [1e-4, 2e-4, 3e-4, 4e-4]})
+    card = find_card("RTX 4070 Ti")
+    one = forecast(study, card).plans[0].memory.total_bytes
+    held = {n: n * one + (n - 1) * 2**29 for n in (1, 2, 3, 4)}
+    most = max(n for n, size in held.items() if size <= card.usable_bytes)
+    assert 1 < most < 4, "else this tests nothing"
+    assert forecast(study, card, workers=most).refusals == []
+    (refusal,) = forecast(study, card, workers=4).refusals
+    assert refusal.startswith(f"4 workers hold {held[4] / 2**30:.1f} GiB together")
+    assert f"--workers {most} fits" in refusal
+    assert forecast(study, card, workers=4, n_left=1).refusals == [], "so many are not at work at a time"
+
+
+def test_workers_of_a_grid_hold_its_largest_trials_and_those_of_a_search_the_largest_of_all(study_file):
+    card = find_card("RTX 4070 Ti")
+    sizes = [1, 4]
+    grid = forecast(study_on_gpt2(study_file, vary={"per_device_train_batch_size": sizes}), card, workers=2)
+    over = {"per_device_train_batch_size": {"low": 1, "high": 4}}
+    search = forecast(study_on_gpt2(study_file, vary=over), card, workers=2)
+    small, large = (plan.memory.total_bytes for plan in grid.plans)
+    assert grid.memory_bytes(2) == small + large + 2**29
+    assert search.memory_bytes(2) == 2 * large + 2**29
+
+
+def test_each_worker_wants_disk_for_a_trial_at_work(study_file):
+    study = study_on_gpt2(study_file, keep_checkpoints=False)
+    one, two = (forecast(study, None, workers=workers) for workers in (1, 2))
+    assert two.disk_bytes - one.disk_bytes == one.next_bytes - kept_bytes(study, one.plans[0])
+
+
+def test_a_study_that_was_started_goes_on_as_long_as_its_next_trial_fits(study_file, monkeypatch):
+    study = study_on_gpt2(study_file)
+    room = forecast(study, None).next_bytes
+    monkeypatch.setattr("helpers.sweep.forecast.free_bytes", lambda folder: room)
+    assert "The trials will write" in forecast(study, None).refusals[0]
+    assert forecast(study, None, n_left=3).refusals == []
+    assert "pauses when it is full" in str(forecast(study, None, n_left=3))
+    monkeypatch.setattr("helpers.sweep.forecast.free_bytes", lambda folder: room - 1)
+    assert "The next trial takes" in forecast(study, None, n_left=3).refusals[0]
+    assert forecast(study, None, n_left=0).refusals == []
+
+
+def test_a_full_disk_is_refused_where_the_model_is_not_known_either(study_file, monkeypatch):
+    monkeypatch.setattr("helpers.sweep.forecast.free_bytes", lambda folder: 0)
+    study = study_on_gpt2(study_file, settings={"model_name_or_path": "someone/gpt2-of-theirs"})
+    assert "The next trial takes 0.2 GiB" in forecast(study, None).refusals[0]
 
 
 def test_a_study_larger_than_the_disk_is_refused_and_keeps_less_without_checkpoints(study_file, monkeypatch):

@@ -1,6 +1,7 @@
 """The command itself, as a process: it finishes, is killed, is joined, and never does a trial twice."""
 
 import contextlib
+import errno
 import json
 import random
 import re
@@ -16,7 +17,7 @@ from helpers.settings import TrainingSettings
 from helpers.sweep.queue import open_study
 from helpers.sweep.study_file import read_study
 
-from .conftest import ended, starts, sweep, wait_until
+from .conftest import CHEAP, ended, starts, sweep, wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="kills as Linux does")
 
@@ -136,6 +137,94 @@ def test_a_dry_run_shows_what_it_would_do_and_does_nothing(study_file, runs):
     assert not runs.exists()
 
 
+@pytest.fixture
+def no_workers(monkeypatch):
+    """Let the command start no workers, as if they had ended at once."""
+    monkeypatch.setattr("helpers.sweep.supervise.supervise", lambda *_, **__: [])
+
+
+def test_a_dry_run_of_a_started_study_tells_how_it_stands_and_changes_nothing(study_file, runs):
+    file = study_file()
+    opened = open_study(read_study(file))
+    opened.tell(opened.ask(), 1.5)
+    before = (runs / "grid/study.log").read_bytes()
+    result = call("sweep", file, "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert "1 done, 0 running, 3 waiting of 4; the file asks for the same study" in result.output
+    assert re.search(r"trials +4, the points of a grid, 1 of them settled already", result.output)
+    other = call("sweep", study_file(vary={"learning_rate": [0.003]}), "--dry-run")
+    assert other.exit_code == 2
+    assert "was started with vary = " in other.output
+    assert (runs / "grid/study.log").read_bytes() == before
+
+
+def test_a_full_disk_is_refused_before_anything_is_written(study_file, runs, monkeypatch):
+    monkeypatch.setattr("helpers.sweep.forecast.free_bytes", lambda folder: 0)
+    result = call("sweep", study_file())
+    assert result.exit_code == 2
+    assert "The next trial takes" in result.output
+    assert not runs.exists()
+
+
+def test_a_disk_that_fills_up_in_the_command_itself_is_a_pause(study_file, monkeypatch):
+    def full(study):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("helpers.sweep.queue.open_study", full)
+    result = call("sweep", study_file())
+    assert result.exit_code == 1
+    assert "The study is paused: [Errno 28] No space left on device. Free some space" in result.output
+
+
+def test_a_table_that_cannot_be_made_is_a_sentence(study_file, no_workers, monkeypatch):
+    def broken(study):
+        raise ValueError("a damaged file")
+
+    monkeypatch.setattr("helpers.comparison.compare", broken)
+    result = call("sweep", study_file())
+    assert result.exit_code == 1
+    assert "their table is not whole (ValueError: a damaged file)" in result.output
+
+
+def test_trials_on_other_machines_are_told_with_the_best_of_all(study_file, runs, no_workers):
+    file = study_file(vary={"learning_rate": [0.001, 0.002]})
+    opened = open_study(read_study(file))
+    for host, loss in (("other", 1.0), ("this", 2.0)):
+        taken = opened.ask()
+        taken.set_user_attr("worker", f"{host}:/runs/grid")
+        opened.tell(taken, loss)
+    (runs / "grid/trial-001").mkdir()
+    (runs / "grid/trial-001/trial.json").write_text('{"state": "done", "parameters": {}}')
+    result = call("sweep", file)
+    assert "1 of 2 finished trials lie on other machines" in result.output
+    assert "the best of all is trial-000: eval_loss 1.0000" in result.output
+    assert "on other." in result.output
+
+
+def test_a_study_whose_trials_all_failed_is_exit_code_1_and_is_tried_again_when_asked(
+    study_file, write_notebook, runs, monkeypatch
+):
+    code = CHEAP.replace("weight_decay == 0.5", "not os.environ.get('MENDED')")
+    notebook = write_notebook("a.ipynb", 'run = "x"\nlearning_rate = 1e-3\nweight_decay = 0.01', code)
+    file = study_file(vary={"learning_rate": [0.001, 0.002]}, notebooks=[notebook])
+    result = call("sweep", file)
+    assert result.exit_code == 1
+    assert "No trial has a figure (0 done, 0 running, 2 failed of 2)" in result.output
+    monkeypatch.setenv("MENDED", "1")
+    assert call("sweep", file).exit_code == 1, "failed trials are left alone"
+    result = call("sweep", file, "--retry-failed")
+    assert result.exit_code == 0, result.output
+    assert starts(runs / "grid") == {"trial-000": 2, "trial-001": 2}
+
+
+def test_workers_that_the_card_does_not_hold_are_refused_before_anything_is_written(study_file, runs):
+    file = study_file(preset="rtx-4070-ti", vary={"learning_rate": [n / 1e5 for n in range(1, 9)]}, notebooks=["03"])
+    result = call("sweep", file, "--gpu", "RTX 4070 Ti", "--workers", "8")
+    assert result.exit_code == 2
+    assert "8 workers hold" in result.output
+    assert not runs.exists()
+
+
 def test_what_cannot_fit_is_refused_before_anything_is_written(study_file, runs):
     vary = {"per_device_train_batch_size": [4, 512]}
     file = study_file(preset="rtx-4070-ti", settings={"gradient_accumulation_steps": 1}, vary=vary, notebooks=["03"])
@@ -159,10 +248,9 @@ def test_a_paused_study_says_why_and_is_exit_code_1(study_file):
 
 
 def test_a_trial_is_the_course_itself(study_file, tiny_settings, runs):
-    names = {"model_name_or_path", "source", "block_size", "per_device_train_batch_size", "mixed_precision"}
-    settings = {**tiny_settings.model_dump(include=names), "num_train_epochs": 1, "stride": 16, "max_new_tokens": 8}
+    names = {"source", "block_size", "per_device_train_batch_size", "mixed_precision"}
+    settings = {**tiny_settings.model_dump(include=names), "num_train_epochs": 1}
     study = {"vary": {"learning_rate": [0.001]}, "settings": settings, "notebooks": ["03"]}
-    del settings["stride"], settings["max_new_tokens"]
     code, told = ended(sweep(study_file(**study)), seconds=300)
     assert code == 0, told
     saved = json.loads((runs / "grid/trial-000/settings.json").read_text())["settings"]
