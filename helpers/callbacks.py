@@ -50,6 +50,10 @@ def history(folder: Path, tokenizer: Any, sample_prompt: str) -> "TrainerCallbac
     from transformers import TrainerCallback
 
     class History(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if control.should_save:  # the losses since the last row are in no checkpoint: let there be none
+                control.should_log = True
+
         def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if state.is_world_process_zero:
                 write_history(folder, history_rows(state.log_history))
@@ -130,6 +134,35 @@ def watching(watch: Watch, *, tokens_per_step: int, memory_bytes: Callable[[], i
     return Watching()
 
 
+def progress_bar(*, tokens_per_step: int, memory_bytes: Callable[[], int]) -> "TrainerCallback":
+    """Show a bar of the steps with the time that is left, loss, tokens a second and memory."""
+    from tqdm.auto import tqdm
+    from transformers import TrainerCallback
+
+    class Bar(TrainerCallback):
+        loss = ""
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            others = not state.is_world_process_zero
+            self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", disable=others)
+            self.start, self.first_step = time.perf_counter(), state.global_step
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            rate = tokens_per_step * (state.global_step - self.first_step) / (time.perf_counter() - self.start)
+            told = f"{self.loss}{rate:,.0f} tokens/s, {memory_bytes() / 2**20:,.0f} MiB"
+            self.bar.set_postfix_str(told, refresh=False)
+            self.bar.update(state.global_step - self.bar.n)
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
+            if "loss" in logs:
+                self.loss = f"loss {logs['loss']:.3f}, "
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.bar.close()
+
+    return Bar()
+
+
 def tensorboard(folder: Path) -> "TrainerCallback":
     """Pass what the Trainer logs on to TensorBoard: `tensorboard --logdir runs` shows it.
 
@@ -148,7 +181,7 @@ def tensorboard(folder: Path) -> "TrainerCallback":
 
 
 def guard(vocab_size: int) -> "TrainerCallback":
-    """Stop a training whose loss or gradient says that it is broken."""
+    """Stop a training whose loss, gradient or weights say that it is broken; before it saves them."""
     from transformers import TrainerCallback
 
     even_guess = math.log(vocab_size)
@@ -163,17 +196,26 @@ def guard(vocab_size: int) -> "TrainerCallback":
                 )
             # with fp16 a gradient that overflows belongs to the search for a scale, and its step is left out
             if not math.isfinite(loss) or (not math.isfinite(grad_norm) and not args.fp16):
-                raise TrainingBrokenError(
-                    f"The loss is {loss} and the gradient's length {grad_norm} at step {state.global_step}: the "
-                    f"weights are spoilt. Lower learning_rate (it was {args.learning_rate}), keep max_grad_norm near "
-                    "1, and prefer bf16 to fp16."
-                )
+                self.stop(f"The loss is {loss} and the gradient's length {grad_norm}", args, state)
+            if not math.isfinite(val_loss := logs.get("eval_loss", 1.0)):
+                self.stop(f"The validation loss is {val_loss}", args, state)
             if _learns_nothing(state.log_history, even_guess):
                 raise TrainingBrokenError(
                     f"The loss stays at {loss:.2f}, an even guess among {vocab_size:,} tokens, up to step "
                     f"{state.global_step}: nothing is learnt. Look at a training row, decoded; then raise "
                     f"learning_rate (it was {args.learning_rate})."
                 )
+
+        def on_step_end(self, args: Any, state: Any, control: Any, *, model: Any, **_: Any) -> None:
+            is_kept = control.should_save or control.should_training_stop or state.global_step >= state.max_steps
+            if is_kept and not all(parameter.isfinite().all() for parameter in model.parameters()):
+                self.stop("A weight is not finite", args, state)
+
+        def stop(self, sign: str, args: Any, state: Any) -> None:
+            raise TrainingBrokenError(
+                f"{sign} at step {state.global_step}: the weights are spoilt. Lower learning_rate (it was "
+                f"{args.learning_rate}), keep max_grad_norm near 1, and prefer bf16 to fp16."
+            )
 
     return Guard()
 
@@ -186,19 +228,22 @@ def _learns_nothing(log_history: list[dict[str, float]], even_guess: float, *, r
 
 
 def space(model: "GPT2LMHeadModel") -> "TrainerCallback":
-    """Stop before a checkpoint that the disk could not hold; the last whole one stays."""
+    """Stop before a checkpoint, or a finished model, that the disk could not hold; the last whole one stays."""
     from transformers import TrainerCallback
 
-    needed = 13 * sum(p.numel() for p in model.parameters())  # float32 weights and AdamW's two averages, and a little
+    n_parameters = sum(p.numel() for p in model.parameters())
 
     class Space(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if not control.should_save:
+            is_last = control.should_training_stop or state.global_step >= state.max_steps
+            # a checkpoint: float32 weights, AdamW's two averages, and a little; after the last step the model too
+            needed = n_parameters * (13 * control.should_save + 5 * is_last)
+            if not needed:
                 return
             free = shutil.disk_usage(Path(args.output_dir).parent).free
             if free < needed:
                 raise TrainingBrokenError(
-                    f"The disk of {args.output_dir} has {free / 1e9:.1f} GB left and a checkpoint takes "
+                    f"The disk of {args.output_dir} has {free / 1e9:.1f} GB left and what is to be kept takes "
                     f"{needed / 1e9:.1f} GB: free some space or lower save_total_limit, and start the same run again. "
                     "It goes on from its last checkpoint."
                 )

@@ -1,6 +1,7 @@
 """Which of a run's checkpoints are whole: a crash or a full disk may have cut the last one short."""
 
 import json
+import re
 import warnings
 import zipfile
 from pathlib import Path
@@ -10,7 +11,8 @@ _FILES = ("model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.js
 
 def last_whole_checkpoint(folder: Path) -> Path | None:
     """Return the newest checkpoint that is whole; warn of those that are passed over, by name."""
-    for checkpoint in sorted(folder.glob("checkpoint-*"), key=step_of, reverse=True):
+    found = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    for checkpoint in sorted(found, key=step_of, reverse=True):
         broken = _broken_file(checkpoint)
         if broken is None:
             return checkpoint
@@ -22,17 +24,21 @@ def _broken_file(checkpoint: Path) -> str | None:
     """Return the name of the first file of a checkpoint that a crash or a full disk has spoilt."""
     from safetensors import SafetensorError, safe_open
 
-    for name in _FILES:
+    random_states = {path.name for path in checkpoint.glob("rng_state*.pth")} or {"rng_state.pth"}
+    scaler = {path.name for path in checkpoint.glob("scaler.pt")}  # fp16 alone has one
+    for name in (*_FILES, *sorted(random_states | scaler)):
         path = checkpoint / name
         try:
             if path.suffix == ".safetensors":
                 with safe_open(path, "pt"):
                     pass
             elif path.suffix == ".json":
-                json.loads(path.read_text(encoding="utf-8"))
-            elif not zipfile.is_zipfile(path):  # what torch.save writes; its directory stands at the end
-                return name
-        except (OSError, ValueError, SafetensorError):
+                dict(json.loads(path.read_text(encoding="utf-8")))
+            else:
+                with zipfile.ZipFile(path) as file:  # what torch.save writes
+                    if file.testzip() is not None:  # a sum of each part that does not hold
+                        return name
+        except (OSError, ValueError, TypeError, zipfile.BadZipFile, SafetensorError):
             return name
     return None
 

@@ -10,7 +10,8 @@ import os
 import platform
 import threading
 import warnings
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +23,7 @@ from helpers.checkpoints import last_whole_checkpoint
 from helpers.data import PreparedData, prepare
 from helpers.engine import equal_results_less_work
 from helpers.forecast import forecast
-from helpers.measured import device_name, peak_bytes
+from helpers.measured import device_name, peak_bytes, reset_peak
 from helpers.model import check_fit, has_bf16, load_model, load_tokenizer, quiet, set_attention_dropout
 from helpers.pruning import reporting
 from helpers.settings import SettingsError, TrainingSettings, read_run_settings, run_folder, runs_folder
@@ -30,6 +31,7 @@ from helpers.stopping import stoppable
 from helpers.whole import whole_folder, write_whole
 
 if TYPE_CHECKING:
+    from accelerate import PartialState
     from transformers import GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
 
 _PASSES_WORTH_COMPILING = 3000  # a guess, from published step times; not measured on a card of this course
@@ -113,7 +115,7 @@ def fine_tune(
     folder.mkdir(parents=True, exist_ok=True)
     with _alone_in(folder):
         _claim(settings, folder)
-        if not (folder / "training.json").exists():
+        if not _is_finished(folder):
             _train(settings, folder, progress=progress, watch=watch, stop=stop)
     return open_run(settings.run)
 
@@ -141,15 +143,12 @@ def read_history(run: str) -> list[dict[str, Any]]:
     return history.read_history(run_folder(run))
 
 
-def training_arguments(
-    settings: TrainingSettings, folder: Path, *, progress: bool = False, n_blocks: int = 0
-) -> "TrainingArguments":
+def training_arguments(settings: TrainingSettings, folder: Path, *, n_blocks: int = 0) -> "TrainingArguments":
     """Translate the settings into `TrainingArguments`, with what this course always sets.
 
     Args:
         settings: of the run.
         folder: the run's.
-        progress: show a progress bar.
         n_blocks: blocks to train on; they decide whether compiling is worth its time.
     """
     import torch
@@ -181,8 +180,17 @@ def training_arguments(
         prediction_loss_only=True,  # else every logit of the validation text is kept
         logging_nan_inf_filter=False,  # the default hides a loss that is not a number behind 0.0
         dataloader_pin_memory=torch.cuda.is_available(),
-        disable_tqdm=not progress,
+        disable_tqdm=True,  # the bar is `callbacks.progress_bar`
+        ddp_find_unused_parameters=False,  # all are used, and looking for others takes time
+        tf32=_has_tf32() or None,  # in what is left in float32
     )
+
+
+def _has_tf32() -> bool:
+    """Tell whether the GPU multiplies float32 in TF32: NVIDIA's from Ampere, compute capability 8.0, on."""
+    import torch
+
+    return torch.cuda.is_available() and torch.version.hip is None and torch.cuda.get_device_capability() >= (8, 0)
 
 
 def compiles(settings: TrainingSettings, n_blocks: int) -> bool:
@@ -223,11 +231,48 @@ def as_batch(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {"input_ids": input_ids, "labels": input_ids}
 
 
-def _alone_in(folder: Path) -> AbstractContextManager:
-    """Keep a second kernel out of the same run; the processes of one distributed run share the first one's lock."""
-    from filelock import FileLock
+def _n_processes() -> int:
+    """Return how many processes train this run together."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
-    return FileLock(folder / ".train.lock") if os.environ.get("RANK", "0") == "0" else nullcontext()
+
+def _processes() -> "PartialState":
+    """Return how the processes reach one another."""
+    import torch
+    from accelerate import PartialState
+
+    return PartialState(cpu=not torch.cuda.is_available())
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Keep a second kernel out of the same run; the processes of one distributed run share the first one's lock."""
+    from filelock import FileLock, Timeout
+
+    if os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    lock = FileLock(folder / ".train.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        warnings.warn(f"Another process works at run {folder.name!r}: waiting until it ends.", stacklevel=4)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _is_finished(folder: Path) -> bool:
+    """Tell whether a run is finished; the first process looks for all, so that they go on alike."""
+    finished = [(folder / "training.json").exists()]
+    if _n_processes() > 1:
+        from accelerate.utils import broadcast_object_list
+
+        _processes()
+        broadcast_object_list(finished)
+    return finished[0]
 
 
 def _claim(settings: TrainingSettings, folder: Path) -> None:
@@ -235,6 +280,8 @@ def _claim(settings: TrainingSettings, folder: Path) -> None:
     path = folder / "settings.json"
     if path.exists():
         before, now = read_run_settings(settings.run).model_dump(), settings.model_dump()
+        before["processes"] = json.loads(path.read_text(encoding="utf-8")).get("processes", 1)
+        now["processes"] = _n_processes()
         changed = [f"{name} = {before[name]!r}, not {now[name]!r}" for name in now if before[name] != now[name]]
         if changed:
             raise SettingsError(
@@ -258,7 +305,7 @@ def _train(settings: TrainingSettings, folder: Path, **how: Any) -> None:
                     f"Out of memory, and not even one block of {settings.block_size} tokens fits: lower block_size, "
                     "set gradient_checkpointing, or free memory that other programs hold."
                 ) from None
-            if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            if _n_processes() > 1:
                 raise TrainingBrokenError(
                     f"A batch of {settings.per_device_train_batch_size} does not fit into the memory of every card: "
                     "lower per_device_train_batch_size and raise gradient_accumulation_steps as much."
@@ -283,33 +330,32 @@ def _halved(settings: TrainingSettings) -> TrainingSettings:
 def _train_as_set(
     settings: TrainingSettings, folder: Path, *, progress: bool, watch: Watch | None, stop: threading.Event | None
 ) -> None:
-    from accelerate import PartialState
     from transformers import PrinterCallback, Trainer, set_seed
 
-    with PartialState().local_main_process_first():
+    with _processes().local_main_process_first():
         data = prepare(settings)
     tokenizer = load_tokenizer(settings.model_name_or_path)
     model = load_model(settings.model_name_or_path, from_scratch=settings.from_scratch, seed=settings.seed)
     check_fit(model, tokenizer, settings.block_size)
     set_attention_dropout(model, settings.attn_pdrop)
     set_seed(settings.seed)
+    reset_peak()
     with equal_results_less_work(model):
         trainer = Trainer(
             model=model,
-            args=training_arguments(settings, folder, progress=progress, n_blocks=len(data.blocks["train"])),
+            args=training_arguments(settings, folder, n_blocks=len(data.blocks["train"])),
             train_dataset=data.blocks["train"],
             eval_dataset=data.blocks["validation"],
             data_collator=as_batch,
-            callbacks=_callbacks(settings, folder, model, tokenizer, watch),
+            callbacks=_callbacks(settings, folder, model, tokenizer, progress=progress, watch=watch),
         )
-        if not progress:
-            trainer.remove_callback(PrinterCallback)
+        trainer.remove_callback(PrinterCallback)
         if trainer.is_world_process_zero() and not (folder / "settings.json").exists():
             _write_json(folder / "settings.json", _settings_record(settings, data))
         checkpoint = last_whole_checkpoint(folder / "checkpoints")
         mine = data.facts["splits"]["train"]["tokens"] // trainer.args.world_size
         predicted = forecast(settings, model.config, train_tokens=mine)
-        with nullcontext() if progress else quiet(), stoppable(trainer, stop):
+        with quiet(), stoppable(trainer, stop):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         log = trainer.state.log_history
         if not any("eval_loss" in row and row["step"] == trainer.state.global_step for row in log):
@@ -322,7 +368,13 @@ def _train_as_set(
 
 
 def _callbacks(
-    settings: TrainingSettings, folder: Path, model: "GPT2LMHeadModel", tokenizer: Any, watch: Watch | None
+    settings: TrainingSettings,
+    folder: Path,
+    model: "GPT2LMHeadModel",
+    tokenizer: Any,
+    *,
+    progress: bool,
+    watch: Watch | None,
 ) -> "list[TrainerCallback]":
     from transformers import EarlyStoppingCallback
 
@@ -338,8 +390,10 @@ def _callbacks(
         found.append(callbacks.tensorboard(folder / "tensorboard"))
     if settings.early_stopping_patience:
         found.append(EarlyStoppingCallback(settings.early_stopping_patience))
+    tokens = settings.effective_batch_size * settings.block_size * _n_processes()
+    if progress:
+        found.append(callbacks.progress_bar(tokens_per_step=tokens, memory_bytes=peak_bytes))
     if watch is not None:
-        tokens = settings.effective_batch_size * settings.block_size * int(os.environ.get("WORLD_SIZE", "1"))
         found.append(callbacks.watching(watch, tokens_per_step=tokens, memory_bytes=peak_bytes))
     return found
 
@@ -360,6 +414,7 @@ def _settings_record(settings: TrainingSettings, data: PreparedData) -> dict[str
     packages = ("torch", "transformers", "datasets", "accelerate", "tokenizers")
     return {
         "settings": settings.model_dump(),
+        "processes": _n_processes(),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
         "machine": {"system": platform.platform(), "device": device_name()},
         "data_sha256": {name: split["sha256"] for name, split in data.facts["splits"].items()},

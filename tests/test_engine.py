@@ -1,4 +1,5 @@
 import platform
+import warnings
 from contextlib import contextmanager
 
 import psutil
@@ -92,6 +93,23 @@ def test_the_loss_of_an_accumulated_step_is_divided_by_the_labels_of_all_its_pas
     stock = loss_and_gradients(model, input_ids=ids, labels=labels, num_items_in_batch=torch.tensor(500))
     use_chunked_loss(model)
     assert_equal(stock, loss_and_gradients(model, input_ids=ids, labels=labels, num_items_in_batch=torch.tensor(500)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiled_it_gives_the_stock_loss_and_gradients_in_one_graph(model, dtype):
+    ids, labels = batch((3, 17), padded=False)
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the compiler's own
+        with equal_results_less_work(model):
+            eager = loss_and_gradients(model, input_ids=ids, labels=labels)
+            compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+            model.zero_grad()
+            loss = compiled(input_ids=ids, labels=labels).loss
+            loss.backward()
+    torch.compiler.reset()
+    assert loss.item() == pytest.approx(eager[0], abs=1e-5)
+    gradients = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+    assert (gradients - eager[1]).abs().max() < (1e-4 if dtype == torch.float32 else 2e-2)
 
 
 def test_under_bf16_autocast_the_loss_keeps_to_the_stock_one(model):

@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,7 +10,9 @@ import time
 
 import pytest
 import torch
+from filelock import FileLock
 from safetensors.torch import load_file
+from transformers import TrainerCallback
 
 from helpers import callbacks, engine, training
 from helpers.checkpoints import last_whole_checkpoint, step_of
@@ -200,7 +203,7 @@ def test_a_block_longer_than_the_model_stops_before_training(tiny_settings):
         fine_tune(tiny_settings.model_copy(update={"block_size": 65}))
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "trainer_state.json"])
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "trainer_state.json", "rng_state.pth"])
 def test_a_checkpoint_cut_short_is_passed_over_by_name(tiny_run, name):
     folder = tiny_run.folder / "checkpoints"
     newest, older = sorted(folder.iterdir(), key=step_of, reverse=True)
@@ -212,6 +215,58 @@ def test_a_checkpoint_cut_short_is_passed_over_by_name(tiny_run, name):
     (older / "trainer_state.json").unlink()
     with pytest.warns(UserWarning, match="is missing or cut short"):
         assert last_whole_checkpoint(folder) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil"),
+    [
+        ("optimizer.pt", lambda data: data[:400] + bytes(200) + data[600:]),  # as a power cut leaves a file
+        ("trainer_state.json", lambda data: b"null"),
+    ],
+)
+def test_a_checkpoint_with_a_spoilt_middle_is_passed_over(tiny_run, name, spoil):
+    newest, older = sorted((tiny_run.folder / "checkpoints").iterdir(), key=step_of, reverse=True)
+    (newest / name).write_bytes(spoil((newest / name).read_bytes()))
+    with pytest.warns(UserWarning, match=f"{newest.name} is passed over: its {name}"):
+        assert last_whole_checkpoint(newest.parent) == older
+
+
+def test_what_is_no_checkpoint_is_not_taken_for_one(tiny_run):
+    folder = tiny_run.folder / "checkpoints"
+    newest = last_whole_checkpoint(folder)
+    shutil.copytree(newest, folder / f"{newest.name} copy")
+    assert last_whole_checkpoint(folder) == newest
+
+
+def test_a_row_is_written_at_each_checkpoint_so_that_no_loss_is_lost_to_a_resume(tiny_settings):
+    rare = {"logging_steps": 5, "save_steps": 3, "eval_steps": 100}
+    whole = fine_tune(tiny_settings.model_copy(update=rare | {"run": "whole"}))
+    steps = [row["step"] for row in whole.history if "loss" in row]
+    assert set(range(3, whole.facts["steps"] + 1, 3)) | {5, 10} <= set(steps)
+    cut = tiny_settings.model_copy(update=rare | {"run": "cut"})
+    stop_after(cut, 5)  # which saves at step 6
+    assert fine_tune(cut).history == whole.history
+
+
+def test_weights_that_are_not_finite_are_not_saved_even_where_no_row_is_due(tiny_settings, monkeypatch):
+    rare = tiny_settings.model_copy(update={"logging_steps": 1000, "save_steps": 4, "eval_steps": 1000})
+
+    class Spoil(TrainerCallback):
+        def on_step_begin(self, args, state, control, model, **_):
+            if state.global_step == 6:
+                model.transformer.wte.weight.data[5] = math.nan
+
+    usual = training._callbacks
+    monkeypatch.setattr(training, "_callbacks", lambda *args, **how: [Spoil(), *usual(*args, **how)])
+    with pytest.raises(TrainingBrokenError, match=r"step 8: the weights are spoilt"):
+        fine_tune(rare)
+    assert last_whole_checkpoint(run_folder("tiny") / "checkpoints").name == "checkpoint-4"
+
+
+def test_a_bar_tells_loss_speed_and_memory(tiny_settings, capsys):
+    fine_tune(tiny_settings, progress=True)
+    told = capsys.readouterr().err
+    assert re.search(r"12/12 .*loss \d\.\d{3}, [\d,]+ tokens/s, [\d,]+ MiB", told)
 
 
 def too_small_for(largest, monkeypatch):
@@ -390,6 +445,24 @@ def test_two_processes_give_the_loss_of_one_at_the_same_effective_batch(tiny_mod
     assert len(losses[0]) == one.facts["steps"] == open_run("two").facts["steps"]
     for name, value in weights(one.model_folder).items():
         torch.testing.assert_close(weights(open_run("two").model_folder)[name], value, atol=1e-4, rtol=1e-3)
+    with pytest.raises(SettingsError, match="was started with processes = 2, not 1"):
+        fine_tune(read_run_settings("two"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="starts processes as Linux does")
+def test_two_processes_wait_for_who_trains_the_run_and_find_it_finished(tiny_run, runs):
+    settings_file = tiny_run.folder / "settings.json"
+    settings_file.write_text(settings_file.read_text().replace('"processes": 1', '"processes": 2'))
+    (tiny_run.folder / "training.json").rename(runs / "kept.json")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    with FileLock(tiny_run.folder / ".train.lock"):
+        child = train_in_a_process(read_run_settings("tiny"), runs, launch=launch)
+        with pytest.raises(subprocess.TimeoutExpired):
+            child.wait(timeout=12)  # both have started, and the second waits for the first
+        (runs / "kept.json").rename(tiny_run.folder / "training.json")
+    _, said = child.communicate(timeout=100)
+    assert child.returncode == 0, said.decode()
+    assert "Another process works at run 'tiny'" in said.decode()
 
 
 def test_what_is_logged_is_passed_on_to_tensorboard(tiny_settings):
