@@ -70,7 +70,8 @@ def run_trial(study: Study, trial: "Trial") -> float:
             _log.info("%s: %s", folder.name, record["state"])
             write_whole(folder / "trial.json", json.dumps(record, indent=2))
     if not study.keep_checkpoints:
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        for run in (folder, *study.folder.glob(f"{folder.name}-*")):  # and the experiments of its notebooks
+            shutil.rmtree(run / "checkpoints", ignore_errors=True)
     return figure
 
 

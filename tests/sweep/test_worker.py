@@ -172,6 +172,7 @@ def test_checkpoints_are_kept_unless_the_study_says_otherwise(study_file, write_
     code = (
         "import json; from helpers.settings import run_folder; folder = run_folder(run)\n"
         "(folder / 'checkpoints/checkpoint-1').mkdir(parents=True)\n"
+        "(folder.parent / f'{run}-rate/checkpoints').mkdir(parents=True)\n"
         "(folder / 'history.jsonl').write_text(json.dumps({'step': 1, 'eval_loss': 1.0}))"
     )
     notebook = write_notebook("a.ipynb", 'run = "x"\nseed = 1', code)
@@ -179,6 +180,7 @@ def test_checkpoints_are_kept_unless_the_study_says_otherwise(study_file, write_
         name = f"kept-{keep}"
         study, _ = worked(study_file(study=name, notebooks=[notebook], vary={"seed": [1]}, keep_checkpoints=keep))
         assert (study.folder / "trial-000/checkpoints").exists() == keep
+        assert (study.folder / "trial-000-rate/checkpoints").exists() == keep
 
 
 def test_a_trial_that_falls_behind_is_recorded_as_pruned(study_file, training_notebook, tiny_settings):
