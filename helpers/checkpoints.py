@@ -43,6 +43,14 @@ def _broken_file(checkpoint: Path) -> str | None:
     return None
 
 
+def has_ended(checkpoint: Path, *, early_stopping_patience: int) -> bool:
+    """Tell whether a checkpoint is that of a training's last step: no step is left, or early stopping ended it."""
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    stopper = state.get("stateful_callbacks", {}).get("EarlyStoppingCallback", {}).get("attributes", {})
+    is_out_of_patience = 0 < early_stopping_patience <= stopper.get("early_stopping_patience_counter", 0)
+    return state["global_step"] >= state["max_steps"] or is_out_of_patience
+
+
 def step_of(checkpoint: Path) -> int:
     """Return the optimizer step that a checkpoint's folder is named after."""
     return int(checkpoint.name.rpartition("-")[2])

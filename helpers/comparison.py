@@ -7,6 +7,7 @@ import contextlib
 import csv
 import io
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -268,7 +269,7 @@ def _find(name: str) -> list[ComparedRun]:
     folder = run_folder(study) / run_folder(trial).name if study else run_folder(name)
     if (folder / "settings.json").exists() or (folder / "trial.json").exists():
         return [read_run(folder, name=name)]
-    trials = sorted(folder.glob("trial-*/"))
+    trials = sorted(path for path in folder.glob("trial-*/") if re.fullmatch(r"trial-\d+", path.name))
     found = [read_run(path, name=f"{name}/{path.name}") for path in trials if not study]
     if found:
         return found

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from helpers import callbacks, history, model_card
 from helpers.callbacks import TrainingBrokenError, Watch
-from helpers.checkpoints import last_whole_checkpoint
+from helpers.checkpoints import has_ended, last_whole_checkpoint
 from helpers.data import PreparedData, prepare
 from helpers.engine import equal_results_less_work
 from helpers.forecast import forecast
@@ -355,8 +355,11 @@ def _train_as_set(
         checkpoint = last_whole_checkpoint(folder / "checkpoints")
         mine = data.facts["splits"]["train"]["tokens"] // trainer.args.world_size
         predicted = forecast(settings, model.config, train_tokens=mine)
-        with quiet(), stoppable(trainer, stop):
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if checkpoint and has_ended(checkpoint, early_stopping_patience=settings.early_stopping_patience):
+            _take_over(trainer, checkpoint)
+        else:
+            with quiet(), stoppable(trainer, stop):
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         log = trainer.state.log_history
         if not any("eval_loss" in row and row["step"] == trainer.state.global_step for row in log):
             trainer.evaluate()
@@ -365,6 +368,25 @@ def _train_as_set(
         facts = _facts(settings, trainer, n_blocks=len(data.blocks["train"])) | {"predicted": predicted}
         _write_json(folder / "training.json", facts)
     trainer.accelerator.wait_for_everyone()  # the other processes open what the first has written
+
+
+def _take_over(trainer: "Trainer", checkpoint: Path) -> None:
+    """Let a trainer stand where one that was killed after its last step stood; the Trainer would train a step more."""
+    from safetensors.torch import load_model as load_weights
+    from transformers import TrainerState
+
+    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    state.is_world_process_zero = trainer.is_world_process_zero()
+    trainer.state = state
+    _clock(trainer).before = state.stateful_callbacks["Clock"]["args"]["seconds"]
+    keeps_best = trainer.args.load_best_model_at_end and state.best_model_checkpoint
+    kept = checkpoint.with_name(Path(state.best_model_checkpoint).name) if keeps_best else checkpoint
+    load_weights(trainer.model, kept / "model.safetensors")
+
+
+def _clock(trainer: "Trainer") -> Any:
+    (clock,) = (callback for callback in trainer.callback_handler.callbacks if hasattr(callback, "seconds"))
+    return clock
 
 
 def _callbacks(
@@ -424,11 +446,10 @@ def _settings_record(settings: TrainingSettings, data: PreparedData) -> dict[str
 def _facts(settings: TrainingSettings, trainer: "Trainer", *, n_blocks: int) -> dict[str, Any]:
     """Return what was measured; the peak of memory is that of the process that finished the run."""
     steps = trainer.state.global_step
-    (clock,) = (callback for callback in trainer.callback_handler.callbacks if hasattr(callback, "seconds"))
     return {
         "steps": steps,
         "tokens": settings.block_size * _blocks_read(settings, n_blocks, steps, trainer.args.world_size),
-        "seconds": clock.seconds,
+        "seconds": _clock(trainer).seconds,
         "precision": {"no": "float32"}.get(chosen_precision(settings), chosen_precision(settings)),
         "device": device_name(),
         "peak_bytes": peak_bytes(),

@@ -104,6 +104,13 @@ def test_a_loss_that_is_no_number_is_not_ranked_and_not_drawn(runs, tmp_path):
     write_page(table, tmp_path / "page.html")
 
 
+def test_the_experiments_that_a_trial_leaves_beside_itself_are_no_trials(runs):
+    trials(runs)
+    write_run(runs / "rates/trial-000-rate-1")
+    assert len(compare("rates").runs) == 4
+    assert compare("rates").by == "eval_loss"
+
+
 def test_without_names_studies_are_compared_too(runs):
     trials(runs)
     write_run(runs / "alone")

@@ -263,6 +263,27 @@ def test_weights_that_are_not_finite_are_not_saved_even_where_no_row_is_due(tiny
     assert last_whole_checkpoint(run_folder("tiny") / "checkpoints").name == "checkpoint-4"
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_train_epochs": 1.4},
+        {"num_train_epochs": 0.1},
+        {"num_train_epochs": 30.0, "learning_rate": 0.1, "early_stopping_patience": 2, "eval_steps": 2},
+    ],
+)
+def test_a_run_killed_after_its_last_checkpoint_is_finished_without_a_further_step(tiny_settings, changes):
+    settings = tiny_settings.model_copy(update=changes)
+    whole = fine_tune(settings)
+    expected = weights(whole.model_folder)
+    (whole.folder / "training.json").unlink()
+    shutil.rmtree(whole.model_folder)
+    again = fine_tune(settings)
+    assert again.history == whole.history
+    assert same_weights(weights(again.model_folder), expected)
+    assert [again.facts[name] for name in ("steps", "tokens")] == [whole.facts[name] for name in ("steps", "tokens")]
+    assert again.facts["seconds"] == pytest.approx(whole.facts["seconds"], abs=1)
+
+
 def test_a_bar_tells_loss_speed_and_memory(tiny_settings, capsys):
     fine_tune(tiny_settings, progress=True)
     told = capsys.readouterr().err
