@@ -152,14 +152,12 @@ def run_cells(cells: Sequence[str], *, parameters_tag: bool = False, **options: 
     from nbclient import NotebookClient
 
     notebook = notebook_of(cells, parameters_tag=parameters_tag)
-    quiet_log = logging.getLogger("helpers.failures.run_cells")
-    quiet_log.setLevel(logging.CRITICAL + 1)
     client = NotebookClient(
         notebook,
         **{"kernel_name": "python3", "timeout": _SECONDS_A_CELL, "allow_errors": True} | options,
         kernel_manager_class=own_kernel(),
         extra_arguments=["--IPKernelApp.log_level=50"],
-        log=quiet_log,
+        log=_quiet_log(),
     )
     client.execute()
     return ["\n".join(map(_text, cell.outputs)) for cell in notebook.cells]
@@ -183,9 +181,16 @@ def own_kernel() -> type:
 
     class OwnKernel(AsyncKernelManager):
         def __init__(self, **traits: Any) -> None:
-            super().__init__(**{"kernel_spec_manager": KernelSpecManager(kernel_dirs=[])} | traits)
+            super().__init__(**{"kernel_spec_manager": KernelSpecManager(kernel_dirs=[]), "log": _quiet_log()} | traits)
 
     return OwnKernel
+
+
+def _quiet_log() -> logging.Logger:
+    """Return a log that says nothing: what a failure made on purpose says is what it raises."""
+    log = logging.getLogger("helpers.failures.run_cells")
+    log.setLevel(logging.CRITICAL + 1)
+    return log
 
 
 def _text(output: Any) -> str:
