@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from helpers.bootstrap import CONFIDENCE
+from helpers.html_table import html_table
 from helpers.whole import write_whole
 
 if TYPE_CHECKING:
@@ -116,16 +117,9 @@ def table(compared: "RunTable") -> str:
     for number, group in enumerate(compared.groups):
         rows = [_head(compared), *(_cells(compared, run, place) for place, run in enumerate(group, start=1))]
         head, *body = _without_empty_columns(rows)
-        parts.append(
-            f"<table><caption>{html.escape(_title(compared, number))}</caption><thead>{_row(head, 'th')}</thead>"
-            f"<tbody>{''.join(_row(cells, 'td') for cells in body)}</tbody></table>"
-        )
+        parts.append(html_table(head, body, caption=_title(compared, number)))
     sentences = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in [*compared.notes, *verdict(compared)])
     return "".join(parts) + sentences
-
-
-def _row(cells: Sequence[str], tag: str) -> str:
-    return "<tr>" + "".join(f"<{tag} style='text-align:left'>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
 
 
 def write_page(compared: "RunTable", path: Path) -> None:

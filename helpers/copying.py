@@ -12,6 +12,7 @@ from html import escape
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from helpers.html_table import html_table
 from helpers.settings import SettingsError
 from helpers.suffix_array import NO_ID, SuffixArray
 
@@ -188,17 +189,10 @@ class CopyReport:
         return f"<p style='white-space:pre-wrap'>{html}{escape(''.join(tokens[reached:]))}</p>"
 
     def _repr_html_(self) -> str:
-        names = list(self.rows[0])
-        head = "".join(f"<th>{name}</th>" for name in names)
-        body = "".join(
-            "<tr>" + "".join(f"<td>{row[n]:.3g}</td>" if n != "text" else f"<td>{row[n]}</td>" for n in names) + "</tr>"
-            for row in self.rows
-        )
+        table = html_table(list(self.rows[0]), (list(row.values()) for row in self.rows))
         worst = max(range(len(self.samples)), key=lambda i: self.samples[i].longest)
-        return (
-            f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-            f"<p>The sample with the longest run; marked is what stands in the training text:</p>{self.show(worst)}"
-        )
+        said = "The sample with the longest run; marked is what stands in the training text:"
+        return f"{table}<p>{said}</p>{self.show(worst)}"
 
 
 def report(

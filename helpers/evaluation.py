@@ -18,6 +18,7 @@ from helpers import figures
 from helpers.bootstrap import CONFIDENCE, RESAMPLES, interval, resampled_sums
 from helpers.data import load_documents, open_prepared
 from helpers.generation import DECODINGS, Speech, generate, sample, speak
+from helpers.html_table import html_table
 from helpers.model import load_model, load_tokenizer
 from helpers.model_card import figure_text, shown
 from helpers.scoring import Score, score
@@ -155,16 +156,18 @@ class Comparison:
         return {name: interval(values) for name, values in zip(names, found, strict=True)}
 
     def _repr_html_(self) -> str:
-        body = "".join(
-            f"<tr><td>{row['model']}</td><td>{figure_text(row['perplexity'], ',.1f', row['perplexity_interval'])}</td>"
-            f"<td>{figure_text(row['bits_per_byte'], '.3f', row['bits_per_byte_interval'])}</td>"
-            f"<td>{figure_text(row['word_perplexity'], ',.0f')}</td>"
-            f"<td style='text-align:left'>{escape(row['protocol'])}</td></tr>"
+        rows = (
+            (
+                row["model"],
+                figure_text(row["perplexity"], ",.1f", row["perplexity_interval"]),
+                figure_text(row["bits_per_byte"], ".3f", row["bits_per_byte_interval"]),
+                figure_text(row["word_perplexity"], ",.0f"),
+                row["protocol"],
+            )
             for row in self.rows
         )
-        head = "".join(f"<th>{name}</th>" for name in
-                       ("model", "perplexity", "bits a byte", "word perplexity", "protocol"))  # fmt: skip
-        return f"<p><b>{escape(self.verdict)}</b></p><table><tr>{head}</tr>{body}</table>"
+        table = html_table(("model", "perplexity", "bits a byte", "word perplexity", "protocol"), rows)
+        return f"<p><b>{escape(self.verdict)}</b></p>{table}"
 
 
 def compare(settings: EvaluationSettings) -> Comparison:

@@ -6,9 +6,9 @@ would.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import TYPE_CHECKING, Any
 
+from helpers.html_table import html_table
 from helpers.model import check_sound, device
 from helpers.settings import EvaluationSettings, SettingsError
 
@@ -241,16 +241,8 @@ class Speech:
         return {"prompts": prompts, "settings": self.settings.model_dump(), "decodings": self.rows}
 
     def _repr_html_(self) -> str:
-        names = [name for name in self.rows[0] if name not in ("decoding", "sample")]
-        head = "".join(f"<th>{escape(name)}</th>" for name in ("decoding", *names, "first sample"))
-        left = "style='text-align:left; white-space:pre-wrap; max-width:32em'"
-        body = "".join(
-            f"<tr><td {left}>{escape(row['decoding'])}</td>"
-            + "".join(f"<td>{row[name]:.3g}</td>" for name in names)
-            + f"<td {left}>{escape(row['sample'])}</td></tr>"
-            for row in self.rows
-        )
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        names = ["first sample" if name == "sample" else name for name in self.rows[0]]
+        return html_table(names, (list(row.values()) for row in self.rows))
 
 
 def speak(

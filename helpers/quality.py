@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from helpers.html_table import html_table
 from helpers.settings import DataSettings
 
 if TYPE_CHECKING:
@@ -63,12 +64,8 @@ class DataReport:
         ]
 
     def _repr_html_(self) -> str:
-        cells = "".join(
-            f"<tr><td style='text-align:left'>{html.escape(name)}</td><td>{html.escape(value)}</td></tr>"
-            for name, value in self.rows()
-        )
         said = "".join(f"<li>{html.escape(note)}</li>" for note in self.facts["notes"])
-        return f"<table><tbody>{cells}</tbody></table><ul>{said}</ul>"
+        return f"{html_table((), self.rows())}<ul>{said}</ul>"
 
 
 def report(data: "PreparedData", tokenizer: "PreTrainedTokenizerBase") -> DataReport:

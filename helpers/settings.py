@@ -8,7 +8,6 @@ parameters, the command line and the tables a notebook shows are all made from t
 import ast
 import codecs
 import difflib
-import html
 import json
 import os
 import re
@@ -18,6 +17,8 @@ from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from helpers.html_table import html_table
 
 ASSETS = Path(__file__).parent / "assets"
 PRESETS = ASSETS / "presets"
@@ -111,14 +112,7 @@ class Settings(BaseModel):
 
     def _repr_html_(self) -> str:
         cells = ("name", "value", "unit", "help")
-        head = "".join(f"<th style='text-align:left'>{cell}</th>" for cell in cells)
-        body = "".join(
-            "<tr>"
-            + "".join(f"<td style='text-align:left'>{html.escape(str(row[cell]))}</td>" for cell in cells)
-            + "</tr>"
-            for row in self.rows()
-        )
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        return html_table(cells, ([str(row[cell]) for cell in cells] for row in self.rows()))  # every digit of a value
 
 
 class RunSettings(Settings):

@@ -29,7 +29,8 @@ REQUIREMENTS = [
 ]
 
 MAY_IMPORT = {
-    "settings": set(),
+    "html_table": set(),
+    "settings": {"html_table"},
     "whole": {"settings"},
     "history": {"whole"},
     "sources": {"settings", "model"},
@@ -40,7 +41,7 @@ MAY_IMPORT = {
     "staging": {"duplicates", "store", "tokens"},
     "splitting": {"settings", "staging"},
     "parts": {"settings", "leakage", "splitting", "staging", "store"},
-    "quality": {"settings", "data"},
+    "quality": {"settings", "data", "html_table"},
     "token_view": {"tokens"},
     "data_plots": {"plots", "quality"},
     "data": {
@@ -71,9 +72,9 @@ MAY_IMPORT = {
     "token_windows": set(),
     "scoring": {"settings", "engine", "model", "token_windows"},
     "bootstrap": set(),
-    "generation": {"settings", "model"},
+    "generation": {"settings", "model", "html_table"},
     "suffix_array": set(),
-    "copying": {"settings", "suffix_array"},
+    "copying": {"settings", "suffix_array", "html_table"},
     "model_card": {"settings", "model", "sources"},
     "figures": {"settings", "model_card", "whole"},
     "evaluation": {
@@ -86,6 +87,7 @@ MAY_IMPORT = {
         "copying",
         "figures",
         "model_card",
+        "html_table",
     },
     "canaries": {"settings", "data", "model", "training", "evaluation"},
     "plots": {"bootstrap"},
@@ -100,6 +102,7 @@ MAY_IMPORT = {
         "evaluation",
         "checkpoints",
         "training",
+        "html_table",
     },
     "exercises": set(),
     "training": {
@@ -120,7 +123,7 @@ MAY_IMPORT = {
     "forecast": {"settings", "cards", "memory", "model", "plan"},
     "pruning": {"sweep"},
     "comparison": {"settings", "comparison_page", "history", "model_card"},
-    "comparison_page": {"bootstrap", "comparison", "comparison_plots", "whole"},
+    "comparison_page": {"bootstrap", "comparison", "comparison_plots", "whole", "html_table"},
     "comparison_plots": {"comparison", "history", "plots"},
     "sweep": {
         "settings",

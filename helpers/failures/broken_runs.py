@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 from helpers.failures.reproduced import tiny_model, train_briefly
+from helpers.html_table import html_table
 
 
 @dataclass(frozen=True)
@@ -24,13 +24,9 @@ class BrokenRun:
 
     def _repr_html_(self) -> str:
         names = list(dict.fromkeys(name for row in self.history for name in row))
-        head = "".join(f"<th>{escape(name)}</th>" for name in names)
         every = max(1, len(self.history) // 6)
-        body = "".join(
-            "<tr>" + "".join(f"<td>{row[name]:.4g}</td>" if name in row else "<td></td>" for name in names) + "</tr>"
-            for row in self.history[::every]
-        )
-        return f"<table><tr>{head}</tr>{body}</table><p>{self.input_ids[:8]} input_ids<br>{self.labels[:8]} labels</p>"
+        table = html_table(names, ([row.get(name) for name in names] for row in self.history[::every]))
+        return f"{table}<p>{self.input_ids[:8]} input_ids<br>{self.labels[:8]} labels</p>"
 
 
 def broken_run(name: str) -> BrokenRun:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from helpers.failures.explain import explain
 from helpers.failures.reading import clean
+from helpers.html_table import html_table
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
@@ -54,13 +55,11 @@ class Examination:
         return clean("\n".join([*lines, "", self.verdict]))
 
     def _repr_html_(self) -> str:
-        left = "style='text-align:left;vertical-align:top'"
-        rows = "".join(
-            f"<tr><td {left}>{_MARKS[step.status]} {step.status}</td><td {left}>{escape(step.name)}</td>"
-            f"<td {left}>{escape(clean(step.reading))}</td><td {left}>{escape(step.meaning)}</td></tr>"
+        rows = (
+            (f"{_MARKS[step.status]} {step.status}", step.name, clean(step.reading), step.meaning)
             for step in self.steps
         )
-        return f"<p><b>{escape(self.verdict)}</b></p><table>{rows}</table>"
+        return f"<p><b>{escape(self.verdict)}</b></p>{html_table((), rows)}"
 
 
 def examine(run: str) -> Examination:

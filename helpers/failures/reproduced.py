@@ -9,6 +9,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from helpers.failures.reading import clean
+from helpers.html_table import html_table
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel
@@ -43,27 +44,19 @@ class Reproduced:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><td {_LEFT}>{escape(name)}</td><td {_LEFT}>{escape(_shown(self.broken.get(name)))}</td>"
-            f"<td {_LEFT}>{escape(_shown(self.mended.get(name)))}</td></tr>"
-            for name in dict.fromkeys([*self.broken, *self.mended])
-        )
+        names = dict.fromkeys([*self.broken, *self.mended])
+        rows = ((name, _shown(self.broken.get(name)), _shown(self.mended.get(name))) for name in names)
         return (
             f"<p><b>{escape(self.failure)}</b> ({escape(self.sign)}): <q>{escape(clean(self.symptom))}</q></p>"
-            f"<table><tr><th {_LEFT}>measured</th><th {_LEFT}>broken</th><th {_LEFT}>mended</th></tr>{rows}</table>"
+            f"{html_table(('measured', 'broken', 'mended'), rows)}"
         )
-
-
-_LEFT = "style='text-align:left'"
 
 
 class Rows(list):
     """Rows of one shape, which a notebook shows as a table."""
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th {_LEFT}>{escape(name)}</th>" for name in self[0])
-        cells = ("".join(f"<td {_LEFT}>{escape(_shown(value))}</td>" for value in row.values()) for row in self)
-        return f"<table><tr>{head}</tr>" + "".join(f"<tr>{row}</tr>" for row in cells) + "</table>"
+        return html_table(list(self[0]), ([_shown(value) for value in row.values()] for row in self))
 
 
 def _shown(value: Any) -> str:
