@@ -152,7 +152,9 @@ def test_a_python_that_cannot_be_started_is_an_answer_too(monkeypatch, tmp_path)
 
 
 @posix
-def test_ctrl_c_ends_the_child_as_well(tmp_path):
+def test_ctrl_c_ends_the_child_as_well(tmp_path, request):
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background ignore it
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, usual))
     pid = tmp_path / "pid"
     source = (
         f"import os, pathlib, time\np = pathlib.Path({str(pid)!r})\n(p.parent / 'new').write_text(str(os.getpid()))\n"
