@@ -91,6 +91,10 @@ def train(preset: str, run_name: str | None, parameters: tuple[tuple[str, str], 
         raise click.ClickException(str(error)) from None
     if os.environ.get("RANK", "0") == "0":  # of many processes one speaks
         click.echo(finished)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from accelerate import PartialState
+
+        PartialState().destroy_process_group()  # what still listens to the others may abort a process that just ends
 
 
 @main.command()
