@@ -16,7 +16,7 @@ from helpers.settings import run_folder
 folder = run_folder(run)
 folder.mkdir(parents=True, exist_ok=True)
 with (folder / "starts.log").open("a") as file:
-    file.write(f"started, threads {os.environ.get('OMP_NUM_THREADS')}\\n")
+    file.write("started\\n")
 time.sleep(float(os.environ.get("NAP", "0")))
 if weight_decay == 0.5:
     raise ValueError("weight_decay 0.5 is broken on purpose")

@@ -1,5 +1,6 @@
 import io
 
+import psutil
 import pytest
 
 from helpers.sweep.queue import open_study
@@ -45,3 +46,22 @@ def test_workers_that_die_and_settle_nothing_are_given_up(supervised):
     stand, reasons = supervised(settles=False)
     assert stand.n_left == 6
     assert "ended with code -9 again and again" in reasons[0]
+
+
+@pytest.mark.parametrize("asked", [None, "7"])
+def test_workers_share_out_the_cores_unless_told_otherwise(study_file, monkeypatch, asked):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if asked:
+        monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    file = study_file(vary={"learning_rate": [0.001, 0.002]})
+    study = read_study(file)
+    opened = open_study(study)
+    threads = []
+
+    def start(*arguments):
+        threads.append(arguments[-1]["OMP_NUM_THREADS"])
+        return DyingWorker(study, opened, settles=True)
+
+    monkeypatch.setattr("helpers.sweep.supervise._start", start)
+    supervise(study, file, opened, workers=2, show=lambda _: None)
+    assert set(threads) == {asked or str(max(1, psutil.cpu_count(logical=False) // 2))}
