@@ -1,7 +1,6 @@
 """The command line, `python -m helpers ...`: run, train, plan, settings, sweep, compare, doctor, explain, monitor."""
 
 import json
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -82,6 +81,7 @@ def train(preset: str, run_name: str | None, parameters: tuple[tuple[str, str], 
 
     Under torchrun name the run with `-p run NAME`: torchrun takes `--run` for an option of its own.
     """
+    from helpers.processes import is_first, part
     from helpers.training import TrainingBrokenError, fine_tune
 
     settings = TrainingSettings.from_preset(preset, **_asked(run_name, parameters))
@@ -89,12 +89,9 @@ def train(preset: str, run_name: str | None, parameters: tuple[tuple[str, str], 
         finished = fine_tune(settings, progress=True)
     except TrainingBrokenError as error:
         raise click.ClickException(str(error)) from None
-    if os.environ.get("RANK", "0") == "0":  # of many processes one speaks
+    if is_first():  # of many processes one speaks
         click.echo(finished)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        from accelerate import PartialState
-
-        PartialState().destroy_process_group()  # what still listens to the others may abort a process that just ends
+    part()
 
 
 @main.command()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from helpers.model import first_line, last_part, shown_name
 from helpers.settings import SettingsError, TrainingSettings, read_run_settings, run_folder
 from helpers.sources import source_path
+from helpers.whole import write_whole
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, HfApi
@@ -52,9 +53,8 @@ def write(run: str) -> Path | None:
     facts = json.loads((folder / "data" / "data.json").read_text(encoding="utf-8"))
     path = folder / "evaluation.json"
     found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-    target, new = folder / "model" / "README.md", folder / "model" / "README.md.new"
-    new.write_text(card(read_run_settings(run), facts, found), encoding="utf-8")
-    new.replace(target)
+    target = folder / "model" / "README.md"
+    write_whole(target, card(read_run_settings(run), facts, found))
     return target
 
 

@@ -6,12 +6,9 @@ many processes; nothing here schedules them.
 
 import json
 import math
-import os
 import platform
 import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -25,13 +22,13 @@ from helpers.engine import equal_results_less_work
 from helpers.forecast import forecast
 from helpers.measured import device_name, peak_bytes, reset_peak
 from helpers.model import check_fit, has_bf16, load_model, load_tokenizer, quiet, set_attention_dropout
+from helpers.processes import agreed, alone_in, n_processes, together
 from helpers.pruning import reporting
 from helpers.settings import SettingsError, TrainingSettings, read_run_settings, run_folder, runs_folder
 from helpers.stopping import stoppable
 from helpers.whole import whole_folder, write_whole
 
 if TYPE_CHECKING:
-    from accelerate import PartialState
     from transformers import GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
 
 _PASSES_WORTH_COMPILING = 3000  # a guess, from published step times; not measured on a card of this course
@@ -113,9 +110,9 @@ def fine_tune(
     """
     folder = run_folder(settings.run)
     folder.mkdir(parents=True, exist_ok=True)
-    with _alone_in(folder):
+    with alone_in(folder):
         _claim(settings, folder)
-        if not _is_finished(folder):
+        if not agreed((folder / "training.json").exists()):
             _train(settings, folder, progress=progress, watch=watch, stop=stop)
     return open_run(settings.run)
 
@@ -231,57 +228,13 @@ def as_batch(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {"input_ids": input_ids, "labels": input_ids}
 
 
-def _n_processes() -> int:
-    """Return how many processes train this run together."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def _processes() -> "PartialState":
-    """Return how the processes reach one another."""
-    import torch
-    from accelerate import PartialState
-
-    return PartialState(cpu=not torch.cuda.is_available())
-
-
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Keep a second kernel out of the same run; the processes of one distributed run share the first one's lock."""
-    from filelock import FileLock, Timeout
-
-    if os.environ.get("RANK", "0") != "0":
-        yield
-        return
-    lock = FileLock(folder / ".train.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        warnings.warn(f"Another process works at run {folder.name!r}: waiting until it ends.", stacklevel=4)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _is_finished(folder: Path) -> bool:
-    """Tell whether a run is finished; the first process looks for all, so that they go on alike."""
-    finished = [(folder / "training.json").exists()]
-    if _n_processes() > 1:
-        from accelerate.utils import broadcast_object_list
-
-        _processes()
-        broadcast_object_list(finished)
-    return finished[0]
-
-
 def _claim(settings: TrainingSettings, folder: Path) -> None:
     """Make sure that the settings.json that is there, if any, says the same."""
     path = folder / "settings.json"
     if path.exists():
         before, now = read_run_settings(settings.run).model_dump(), settings.model_dump()
         before["processes"] = json.loads(path.read_text(encoding="utf-8")).get("processes", 1)
-        now["processes"] = _n_processes()
+        now["processes"] = n_processes()
         changed = [f"{name} = {before[name]!r}, not {now[name]!r}" for name in now if before[name] != now[name]]
         if changed:
             raise SettingsError(
@@ -305,7 +258,7 @@ def _train(settings: TrainingSettings, folder: Path, **how: Any) -> None:
                     f"Out of memory, and not even one block of {settings.block_size} tokens fits: lower block_size, "
                     "set gradient_checkpointing, or free memory that other programs hold."
                 ) from None
-            if _n_processes() > 1:
+            if n_processes() > 1:
                 raise TrainingBrokenError(
                     f"A batch of {settings.per_device_train_batch_size} does not fit into the memory of every card: "
                     "lower per_device_train_batch_size and raise gradient_accumulation_steps as much."
@@ -332,7 +285,7 @@ def _train_as_set(
 ) -> None:
     from transformers import PrinterCallback, Trainer, set_seed
 
-    with _processes().local_main_process_first():
+    with together().local_main_process_first():
         data = prepare(settings)
     tokenizer = load_tokenizer(settings.model_name_or_path)
     model = load_model(settings.model_name_or_path, from_scratch=settings.from_scratch, seed=settings.seed)
@@ -412,7 +365,7 @@ def _callbacks(
         found.append(callbacks.tensorboard(folder / "tensorboard"))
     if settings.early_stopping_patience:
         found.append(EarlyStoppingCallback(settings.early_stopping_patience))
-    tokens = settings.effective_batch_size * settings.block_size * _n_processes()
+    tokens = settings.effective_batch_size * settings.block_size * n_processes()
     if progress:
         found.append(callbacks.progress_bar(tokens_per_step=tokens, memory_bytes=peak_bytes))
     if watch is not None:
@@ -436,7 +389,7 @@ def _settings_record(settings: TrainingSettings, data: PreparedData) -> dict[str
     packages = ("torch", "transformers", "datasets", "accelerate", "tokenizers")
     return {
         "settings": settings.model_dump(),
-        "processes": _n_processes(),
+        "processes": n_processes(),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
         "machine": {"system": platform.platform(), "device": device_name()},
         "data_sha256": {name: split["sha256"] for name, split in data.facts["splits"].items()},
@@ -458,13 +411,13 @@ def _facts(settings: TrainingSettings, trainer: "Trainer", *, n_blocks: int) -> 
     }
 
 
-def _blocks_read(settings: TrainingSettings, n_blocks: int, steps: int, n_processes: int) -> int:
+def _blocks_read(settings: TrainingSettings, n_blocks: int, steps: int, processes: int) -> int:
     """Return how many blocks so many steps read; the last step of an epoch takes what is left.
 
     >>> _blocks_read(TrainingSettings(per_device_train_batch_size=4), 10, 4, 1)  # 4 + 4 + 2, and 4 of the next epoch
     14
     """
-    a_step = settings.effective_batch_size * n_processes
+    a_step = settings.effective_batch_size * processes
     epochs, further = divmod(steps, math.ceil(n_blocks / a_step))
     return epochs * n_blocks + further * a_step
 

@@ -30,6 +30,7 @@ REQUIREMENTS = [
 
 MAY_IMPORT = {
     "html_table": set(),
+    "processes": set(),
     "settings": {"html_table"},
     "whole": {"settings"},
     "history": {"whole"},
@@ -75,7 +76,7 @@ MAY_IMPORT = {
     "generation": {"settings", "model", "html_table"},
     "suffix_array": set(),
     "copying": {"settings", "suffix_array", "html_table"},
-    "model_card": {"settings", "model", "sources"},
+    "model_card": {"settings", "model", "sources", "whole"},
     "figures": {"settings", "model_card", "whole"},
     "evaluation": {
         "settings",
@@ -118,6 +119,7 @@ MAY_IMPORT = {
         "pruning",
         "stopping",
         "history",
+        "processes",
         "whole",
     },
     "forecast": {"settings", "cards", "memory", "model", "plan"},
@@ -141,8 +143,9 @@ MAY_IMPORT = {
     },
     "pocket": {"settings", "model", "evaluation"},
     "course": {"settings"},
-    "__main__": {"settings", "course", "training", "environment", "cards", "plan", "failures", "sweep"},
+    "__main__": {"settings", "processes", "course", "training", "environment", "cards", "plan", "failures", "sweep"},
     "widgets": {
+        "whole",
         "settings",
         "cards",
         "memory",

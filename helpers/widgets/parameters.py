@@ -10,6 +10,7 @@ from typing import NamedTuple
 import yaml
 
 from helpers.settings import NOTEBOOKS, SettingsError, TrainingSettings, run_folder
+from helpers.whole import write_whole
 
 _NAMES = 100  # parameter files that one run may have
 
@@ -31,9 +32,7 @@ def save_parameters(settings: TrainingSettings) -> SavedParameters:
     folder.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(settings.model_dump(), sort_keys=False, allow_unicode=True)
     path = _free(folder, text)
-    new = path.with_suffix(".new")
-    new.write_text(text, encoding="utf-8")
-    new.replace(path)
+    write_whole(path, text)
     return SavedParameters(path, papermill_command(path), run_command(settings))
 
 
