@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from optuna import Trial
 
 _FULL_DISK = ("No space left on device", "[Errno 28]", "The disk of ")  # the system's words, and our own
-_MOST_BROKEN_OFF = 20  # more than a user's own kills and pauses come to; what ends its worker itself is there in hours
+_MOST_BROKEN_OFF = 100  # more than kills and power cuts come to; a trial that ends its worker is there in hours
 _log = logging.getLogger(__name__)
 
 

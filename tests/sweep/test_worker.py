@@ -101,7 +101,8 @@ def test_a_trial_that_ends_with_an_error_of_the_runner_is_failed_with_its_kind(s
     assert all(error.startswith("RuntimeError: Kernel died before replying") for error in errors)
 
 
-def test_what_is_broken_off_again_and_again_is_failed_at_last(study_file):
+def test_what_is_broken_off_again_and_again_is_failed_at_last(study_file, monkeypatch):
+    monkeypatch.setattr("helpers.sweep.trial._MOST_BROKEN_OFF", 20)
     study = read_study(study_file(vary={"learning_rate": [0.001]}))
     opened = open_study(study)
     for _ in range(20):
