@@ -1,4 +1,29 @@
-"""The small package behind the five notebooks: one module for each room of the course.
+"""The package behind the notebooks: one room (a sub-package) for each of them, in the same order.
 
-Importing `helpers` imports nothing heavy. Import the module you need: `from helpers import data, training`.
+Import from a room, never from its insides: `from helpers.training import fine_tune`. Importing `helpers` or a room
+imports nothing heavy; a name is loaded when it is first asked for.
 """
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any
+
+
+def lazy_exports(
+    room: str, modules: Mapping[str, str]
+) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
+    """Return a room's `__getattr__`, `__dir__` and `__all__`, which import a module when one of its names is needed.
+
+    Args:
+        room: the package, `__name__`.
+        modules: module name -> the public names that come from it, separated by spaces. A name must differ from
+            every module of the room: Python binds an imported module to the package under its own name.
+    """
+    home = {name: module for module, names in modules.items() for name in names.split()}
+
+    def load(name: str) -> Any:
+        if name not in home:
+            raise AttributeError(f"{room} has no {name!r}; it has {', '.join(sorted(home))}.")
+        return getattr(import_module(f"{room}.{home[name]}"), name)
+
+    return load, lambda: sorted(home), sorted(home)

@@ -7,7 +7,6 @@ from typing import Any
 import click
 
 from helpers.environment.commands import doctor, monitor
-from helpers.failures.commands import explain
 from helpers.settings import (
     SettingsError,
     TrainingSettings,
@@ -18,7 +17,8 @@ from helpers.settings import (
     read_preset,
     unit,
 )
-from helpers.sweep.commands import compare, sweep
+from helpers.studies.commands import compare, sweep
+from helpers.troubleshooting.commands import explain
 
 
 def _run_options(command: Callable) -> Callable:
@@ -81,8 +81,8 @@ def train(preset: str, run_name: str | None, parameters: tuple[tuple[str, str], 
 
     Under torchrun name the run with `-p run NAME`: torchrun takes `--run` for an option of its own.
     """
-    from helpers.processes import is_first, part
-    from helpers.training import TrainingBrokenError, fine_tune
+    from helpers.training.fine_tuning import TrainingBrokenError, fine_tune
+    from helpers.training.processes import is_first, part
 
     settings = TrainingSettings.from_preset(preset, **_asked(run_name, parameters))
     try:
@@ -108,7 +108,7 @@ def plan(
     as_json: bool,
 ) -> None:
     """Predict a run's peak memory, time and disk, without a GPU; exit 1 when it does not fit."""
-    from helpers.plan import plan_run
+    from helpers.training.plan import plan_run
 
     settings = TrainingSettings.from_preset(preset, **_asked(run_name, parameters))
     planned = plan_run(settings, card=_card_to_plan_for(gpu))
@@ -118,7 +118,7 @@ def plan(
 
 def _card_to_plan_for(gpu: str | None) -> Any:
     """Return the named card, else this machine's, else the course's own; say so where none was named."""
-    from helpers.cards import DEFAULT_CARD, card_of_this_machine, find_card
+    from helpers.training.cards import DEFAULT_CARD, card_of_this_machine, find_card
 
     if gpu is not None:
         return find_card(gpu)

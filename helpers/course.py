@@ -1,12 +1,12 @@
 """Run the notebooks through papermill, in order, into a run's folder, and join them in one report page."""
 
-import difflib
 import html
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from helpers.display import did_you_mean
 from helpers.settings import NOTEBOOKS, SettingsError, known_settings, run_folder
 
 _PAGE_STYLE = """
@@ -36,9 +36,7 @@ def find_notebook(name: str) -> Path:
     for stem, path in known.items():
         if name in (stem, stem[:2], path.name):
             return path
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
-    hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}."
-    raise SettingsError(f"There is no notebook {name!r}; {hint}")
+    raise SettingsError(f"There is no notebook {name!r}{did_you_mean(name, known, cutoff=0.3)}")
 
 
 def declared_parameters(notebook: Path) -> set[str]:
@@ -89,9 +87,8 @@ def run_course(
 
 
 def _refuse(name: str, declared: set[str]) -> None:
-    close = difflib.get_close_matches(name, declared or known_settings(), n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]!r}?" if close else f"they have {', '.join(sorted(declared))}."
-    raise SettingsError(f"None of the chosen notebooks has a parameter {name!r}; {hint}")
+    hint = did_you_mean(name, declared or known_settings())
+    raise SettingsError(f"None of the chosen notebooks has a parameter {name!r}{hint}")
 
 
 def _execute(notebook: Path, output: Path, parameters: dict[str, Any], *, progress: bool) -> None:

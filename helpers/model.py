@@ -7,9 +7,10 @@ and float32 weights.
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from helpers.display import first_line, last_part
 from helpers.settings import POCKET, SettingsError
 
 if TYPE_CHECKING:
@@ -120,16 +121,6 @@ def set_attention_dropout(model: "GPT2LMHeadModel", attn_pdrop: float) -> None:
         block.attn.attn_dropout.p = attn_pdrop
 
 
-def has_bf16() -> bool:
-    """Tell whether this machine multiplies bf16 matrices in hardware: CUDA 8.0 and newer, AVX-512 bf16 or AMX."""
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_capability() >= (8, 0)
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
-
-
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep the libraries' progress bars, and transformers' notes on how it works, out of a notebook."""
@@ -179,24 +170,6 @@ def shown_name(model_name_or_path: str) -> str:
     """
     is_of_hub = _HUB_ID.fullmatch(model_name_or_path) and not Path(model_name_or_path).exists()
     return model_name_or_path if is_of_hub else last_part(model_name_or_path)
-
-
-def last_part(path: str) -> str:
-    r"""Return the last part of a path, whichever system wrote it.
-
-    >>> last_part("/data/letters/mine.txt"), last_part(r"C:\letters\mine.txt"), last_part("C:/letters/mine.txt")
-    ('mine.txt', 'mine.txt', 'mine.txt')
-    """
-    return PureWindowsPath(path).name  # Windows knows both slashes
-
-
-def first_line(error: BaseException) -> str:
-    r"""Return the first line of what an error says, without a full stop; its kind where it says nothing.
-
-    >>> first_line(ValueError("Too short.\nTry another.")), first_line(OSError())
-    ('Too short', 'OSError')
-    """
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _load(kind: Any, name: str, **options: Any) -> Any:

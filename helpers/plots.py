@@ -9,12 +9,11 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from helpers.bootstrap import CONFIDENCE
+from helpers.display import BLUE, GREEN, GREY, ORANGE, RED, cut
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-BLUE, ORANGE, GREEN, GREY, RED = "#0072B2", "#E69F00", "#009E73", "#777777", "#D55E00"
 STATUS_COLOURS = {"ok": BLUE, "warn": ORANGE, "fail": RED, "unknown": GREY}
 
 
@@ -128,7 +127,12 @@ def plot_surprise(tokens: Sequence[str], nats: Sequence[float], *, ax: "Axes | N
 
 
 def plot_gain(
-    gains: Sequence[float], *, mean: float, interval: Sequence[float] | None, ax: "Axes | None" = None
+    gains: Sequence[float],
+    *,
+    mean: float,
+    interval: Sequence[float] | None,
+    confidence: float = 0.95,
+    ax: "Axes | None" = None,
 ) -> "Axes":
     """Draw the bits a byte that fine-tuning saved on each document, the greatest gain first.
 
@@ -136,6 +140,7 @@ def plot_gain(
         gains: one for each document; above 0 the tuned model is better.
         mean: the gain over all bytes.
         interval: (low, high) of that mean; None where there is none.
+        confidence: the probability that the interval was made for.
         ax: where to draw.
     """
     ax = ax or new_axes()
@@ -143,7 +148,7 @@ def plot_gain(
     ax.bar(range(1, len(ordered) + 1), ordered, color=[BLUE if gain > 0 else RED for gain in ordered], width=0.9)
     ax.axhline(mean, color=ORANGE, linestyle="--", label=f"all documents: {mean:.3f}")
     if interval is not None:
-        label = f"{CONFIDENCE:.0%} interval: {interval[0]:.3f} to {interval[1]:.3f}"
+        label = f"{confidence:.0%} interval: {interval[0]:.3f} to {interval[1]:.3f}"
         ax.axhspan(*interval, color=ORANGE, alpha=0.3, label=label)
     ax.axhline(0, color=GREY, linewidth=1)
     ax.set(xlabel="documents, in the order of their gain", ylabel="gain (bits a byte)")
@@ -188,5 +193,4 @@ def plot_chain(chain: Sequence[Mapping[str, str]], *, ax: "Axes | None" = None) 
 
 
 def _cut(text: str, length: int) -> str:
-    text = text.replace("$", r"\$")  # matplotlib would read mathematics between two of them
-    return text if len(text) <= length else text[: length - 1] + "…"
+    return cut(text.replace("$", r"\$"), length)  # matplotlib would read mathematics between two of them

@@ -7,7 +7,6 @@ parameters, the command line and the tables a notebook shows are all made from t
 
 import ast
 import codecs
-import difflib
 import json
 import os
 import re
@@ -18,7 +17,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from helpers.html_table import html_table
+from helpers.display import did_you_mean, html_table
 
 ASSETS = Path(__file__).parent / "assets"
 PRESETS = ASSETS / "presets"
@@ -285,7 +284,7 @@ def preset_names() -> list[str]:
 def read_preset(preset: str) -> dict[str, Any]:
     """Return a preset's values, checked; raise `SettingsError` for a name that no preset has."""
     if preset not in preset_names():
-        raise SettingsError(f"There is no preset {preset!r}{_nearest(preset, preset_names())}")
+        raise SettingsError(f"There is no preset {preset!r}{did_you_mean(preset, preset_names())}")
     values = yaml.safe_load((PRESETS / f"{preset}.yaml").read_text(encoding="utf-8"))
     return check_values(values)
 
@@ -310,7 +309,7 @@ def read_run_settings(run: str) -> TrainingSettings:
     """Return the settings a run was trained with; raise `SettingsError` when it has none."""
     path = run_folder(run) / "settings.json"
     if not path.exists():
-        raise SettingsError(f"There is no run {run!r} in {runs_folder()}{_nearest(run, _runs())}")
+        raise SettingsError(f"There is no run {run!r} in {runs_folder()}{did_you_mean(run, _runs())}")
     return TrainingSettings(**json.loads(path.read_text(encoding="utf-8"))["settings"])
 
 
@@ -356,12 +355,4 @@ def allowed(field: Any) -> str:
 
 
 def _unknown(name: str, names: Any) -> str:
-    return f"There is no setting {name!r}{_nearest(name, names)}"
-
-
-def _nearest(name: str, names: Any) -> str:
-    """Return the end of a sentence about an unknown name: the nearest known one, or all there are."""
-    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
-    if close:
-        return f"; did you mean {close[0]!r}?"
-    return f"; there are {', '.join(sorted(names))}." if names else "."
+    return f"There is no setting {name!r}{did_you_mean(name, names)}"

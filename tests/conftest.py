@@ -75,6 +75,6 @@ def tiny_settings(tiny_model, text_file) -> TrainingSettings:
 @pytest.fixture
 def tiny_run(tiny_settings):
     """Return a finished run of the tiny model."""
-    from helpers.training import fine_tune
+    from helpers.training.fine_tuning import fine_tune
 
     return fine_tune(tiny_settings)

@@ -1,12 +1,15 @@
 """What holds the project together: pins that agree, imports that point one way, notebooks stored clean."""
 
 import ast
+import importlib
+import inspect
 import json
 import re
 import shutil
 import subprocess
 import sys
 import tomllib
+from graphlib import TopologicalSorter
 from itertools import pairwise
 
 import pytest
@@ -28,138 +31,28 @@ REQUIREMENTS = [
     Requirement(text) for text in sum(PROJECT["optional-dependencies"].values(), list(PROJECT["dependencies"]))
 ]
 
-MAY_IMPORT = {
-    "html_table": set(),
-    "processes": set(),
-    "settings": {"html_table"},
-    "whole": {"settings"},
-    "history": {"whole"},
-    "sources": {"settings", "model"},
-    "tokens": set(),
-    "duplicates": set(),
-    "leakage": set(),
-    "store": set(),
-    "staging": {"duplicates", "store", "tokens"},
-    "splitting": {"settings", "staging"},
-    "parts": {"settings", "leakage", "splitting", "staging", "store"},
-    "quality": {"settings", "data", "html_table"},
-    "token_view": {"tokens"},
-    "data_plots": {"plots", "quality"},
-    "data": {
-        "settings",
-        "model",
-        "sources",
-        "tokens",
-        "duplicates",
-        "leakage",
-        "store",
-        "staging",
-        "splitting",
-        "parts",
-        "quality",
-        "whole",
-    },
-    "model": {"settings"},
-    "autograd_functions": set(),
-    "engine": {"autograd_functions"},
-    "memory": {"settings", "engine"},
-    "cards": {"settings", "environment"},
-    "plan": {"settings", "cards", "memory", "sources"},
-    "callbacks": {"settings", "history"},
-    "stopping": set(),
-    "checkpoints": set(),
-    "measured": set(),
-    "environment": {"settings", "model"},
-    "token_windows": set(),
-    "scoring": {"settings", "engine", "model", "token_windows"},
-    "bootstrap": set(),
-    "generation": {"settings", "model", "html_table"},
-    "suffix_array": set(),
-    "copying": {"settings", "suffix_array", "html_table"},
-    "model_card": {"settings", "model", "sources", "whole"},
-    "figures": {"settings", "model_card", "whole"},
-    "evaluation": {
-        "settings",
-        "data",
-        "model",
-        "scoring",
-        "bootstrap",
-        "generation",
-        "copying",
-        "figures",
-        "model_card",
-        "html_table",
-    },
-    "canaries": {"settings", "data", "model", "training", "evaluation"},
-    "plots": {"bootstrap"},
-    "failures": {
-        "settings",
-        "environment",
-        "cards",
-        "plan",
-        "data",
-        "model",
-        "memory",
-        "evaluation",
-        "checkpoints",
-        "training",
-        "html_table",
-    },
-    "exercises": set(),
-    "training": {
-        "settings",
-        "data",
-        "model",
-        "engine",
-        "callbacks",
-        "checkpoints",
-        "forecast",
-        "measured",
-        "model_card",
-        "pruning",
-        "stopping",
-        "history",
-        "processes",
-        "whole",
-    },
-    "forecast": {"settings", "cards", "memory", "model", "plan"},
-    "pruning": {"sweep"},
-    "comparison": {"settings", "comparison_page", "history", "model_card"},
-    "comparison_page": {"bootstrap", "comparison", "comparison_plots", "whole", "html_table"},
-    "comparison_plots": {"comparison", "history", "plots"},
-    "sweep": {
-        "settings",
-        "course",
-        "plan",
-        "cards",
-        "memory",
-        "environment",
-        "forecast",
-        "failures",
-        "pruning",
-        "comparison",
-        "comparison_page",
-        "whole",
-    },
-    "pocket": {"settings", "model", "evaluation"},
-    "course": {"settings"},
-    "__main__": {"settings", "processes", "course", "training", "environment", "cards", "plan", "failures", "sweep"},
-    "widgets": {
-        "whole",
-        "settings",
-        "cards",
-        "memory",
-        "plan",
-        "data",
-        "quality",
-        "staging",
-        "model",
-        "training",
-        "callbacks",
-        "stopping",
-    },
+# Every room and module at the top, lowest first: each row says what it imports, which is above it in this list.
+ROOMS = {
     "__init__": set(),
-}
+    "display": set(),
+    "environment": {"display"},
+    "plots": {"display"},
+    "exercises": set(),
+    "settings": {"display"},
+    "files": {"settings"},
+    "model": {"display", "settings"},
+    "course": {"display", "settings"},
+    "data": {"display", "files", "model", "plots", "settings"},
+    "training": {"data", "display", "environment", "files", "model", "settings"},
+    "evaluation": {"data", "display", "files", "model", "settings", "training"},
+    "troubleshooting": {"data", "display", "environment", "evaluation", "model", "settings", "training"},
+    "widgets": {"data", "files", "model", "settings", "training"},
+    "studies": {
+        "course", "display", "evaluation", "files", "plots", "settings", "training", "troubleshooting",
+    },
+    "assets": {"evaluation", "model", "settings"},
+    "__main__": {"course", "environment", "settings", "studies", "training", "troubleshooting"},
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("requirement", REQUIREMENTS, ids=lambda r: r.name)
@@ -226,14 +119,55 @@ def test_the_settings_come_without_torch():
     assert child.stdout == "False\n"
 
 
-def test_every_module_imports_only_what_it_may():
-    for path in (ROOT / "helpers").rglob("*.py"):
-        module = path.relative_to(ROOT / "helpers").with_suffix("").parts[0]
-        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
-        found = {n.module for n in nodes if isinstance(n, ast.ImportFrom) and n.module}
-        ours = {name.split(".")[1] for name in found if name.startswith("helpers.")}
-        ours |= {a.name for n in nodes if isinstance(n, ast.ImportFrom) and n.module == "helpers" for a in n.names}
-        assert ours - {module} <= MAY_IMPORT[module], path
+def modules():
+    """Return every module of the package: dotted name -> the dotted names of ours that it imports, anywhere in it."""
+    paths = sorted((ROOT / "helpers").rglob("*.py"))
+    names = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in paths}
+    graph = {}
+    for name, path in names.items():
+        imported = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{path}: imports are written in full"
+                imported |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+            elif isinstance(node, ast.Import):
+                imported |= {alias.name for alias in node.names}
+        graph[name] = {other for other in imported if other in names and other not in ("helpers", name)}
+    return graph
+
+
+def room(module):
+    return module.split(".")[1] if "." in module else "__init__"
+
+
+def test_every_room_imports_only_what_is_below_it():
+    rows = list(ROOMS)
+    assert all(rows.index(below) < rows.index(name) for name, row in ROOMS.items() for below in row)
+    used = {name: set() for name in ROOMS}
+    for module, imported in modules().items():
+        used[room(module)] |= {room(other) for other in imported} - {room(module)}
+    assert {name: used[name] - ROOMS[name] for name in used if used[name] - ROOMS[name]} == {}
+    assert {name: ROOMS[name] - used[name] for name in used if ROOMS[name] - used[name]} == {}, "nobody needs these"
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    TopologicalSorter(modules()).prepare()
+
+
+def test_rooms_are_imported_from_the_outside_by_their_public_names():
+    inside = re.compile(r"(?:from|import) (helpers\.(?:data|training|evaluation|troubleshooting|widgets|studies)\.\w+)")
+    read = [*NOTEBOOKS.glob("*.ipynb"), ROOT / "README.md"]
+    assert {path.name: inside.findall(path.read_text(encoding="utf-8")) for path in read} == {p.name: [] for p in read}
+
+
+@pytest.mark.parametrize("name", [name for name in ROOMS if (ROOT / "helpers" / name / "__init__.py").exists()])
+def test_every_public_name_of_a_room_can_be_imported_and_is_no_module(name):
+    package = importlib.import_module(f"helpers.{name}")
+    assert package.__all__, "a room says what is public in it"
+    for public in package.__all__:
+        assert not inspect.ismodule(getattr(package, public)), f"{public} is also the name of a module"
+    with pytest.raises(AttributeError, match="nothing_here"):
+        package.nothing_here  # noqa: B018
 
 
 def notebooks():

@@ -3,8 +3,9 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from helpers import course, training
+from helpers import course
 from helpers.__main__ import main
+from helpers.training.fine_tuning import fine_tuning as training
 
 
 def call(*arguments):

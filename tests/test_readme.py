@@ -12,7 +12,7 @@ import pytest
 
 from helpers.__main__ import main
 from helpers.settings import NOTEBOOKS
-from helpers.sweep.study_file import read_study
+from helpers.studies.study_file import read_study
 
 README = (NOTEBOOKS.parent / "README.md").read_text(encoding="utf-8")
 

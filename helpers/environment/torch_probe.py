@@ -118,7 +118,7 @@ def _tell_card(torch: Any, tell: "Callable[..., None]", said: "list[str]") -> No
 
 def _cpu_has_bf16() -> "bool | None":
     try:
-        from helpers.model import has_bf16
+        from helpers.environment.precision import has_bf16
     except ImportError:
         return None
     return has_bf16()

@@ -4,8 +4,13 @@ A panel begins with the values of the notebook's parameters cell, and `panel.set
 somebody moves something. Whatever a text or a person gives is escaped before it is shown.
 """
 
-from helpers.widgets.data_panel import DataPanel
-from helpers.widgets.playground import Playground
-from helpers.widgets.training_panel import TrainingPanel
+from helpers import lazy_exports
 
-__all__ = ["DataPanel", "Playground", "TrainingPanel"]
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "data_panel": "DataPanel",
+        "training_panel": "TrainingPanel",
+        "playground": "Playground",
+    },
+)

@@ -4,11 +4,11 @@ import html
 import threading
 from typing import NamedTuple
 
-from helpers.data import load_documents
+from helpers.data.preparation import load_documents
+from helpers.data.quality import useful_share
+from helpers.data.staging import SPLITS
 from helpers.model import load_tokenizer
-from helpers.quality import useful_share
 from helpers.settings import DataSettings, SettingsError
-from helpers.staging import SPLITS
 from helpers.widgets.drawing import BLUE, Bar, bar_chart
 from helpers.widgets.panel import Panel
 

@@ -4,10 +4,10 @@ import html
 import math
 from dataclasses import replace
 
-from helpers.cards import GIB, GraphicsCard
-from helpers.memory import MIB
-from helpers.plan import MemoryPlan, plan_run, training_tokens
 from helpers.settings import DataSettings, TrainingSettings
+from helpers.training.cards import GIB, GraphicsCard
+from helpers.training.memory import MIB
+from helpers.training.plan import MemoryPlan, plan_run, training_tokens
 from helpers.widgets.drawing import GREEN, ORANGE, RED, Series, line_chart, stacked_bar
 
 _SHORT = {"per_device_train_batch_size": "batch", "gradient_accumulation_steps": "accumulation"}

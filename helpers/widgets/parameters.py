@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import yaml
 
+from helpers.files import write_whole
 from helpers.settings import NOTEBOOKS, SettingsError, TrainingSettings, run_folder
-from helpers.whole import write_whole
 
 _NAMES = 100  # parameter files that one run may have
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import ipywidgets as w
 
-from helpers.cards import CARDS, DEFAULT_CARD, GraphicsCard, card_of_this_machine, find_card
-from helpers.plan import MAX_BATCH
 from helpers.settings import TrainingSettings, preset_names
+from helpers.training.cards import CARDS, DEFAULT_CARD, GraphicsCard, card_of_this_machine, find_card
+from helpers.training.plan import MAX_BATCH
 from helpers.widgets.gauge import Gauge, verdict
 from helpers.widgets.panel import Panel, button
 from helpers.widgets.parameters import save_parameters

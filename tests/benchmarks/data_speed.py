@@ -22,10 +22,10 @@ import numpy as np
 from datasets import Dataset, Features, Value, disable_progress_bars
 from transformers import GPT2Tokenizer
 
-from helpers.data import prepare
+from helpers.data.preparation import prepare
+from helpers.data.store import BlockWriter
+from helpers.data.tokens import TokenStream
 from helpers.settings import DataSettings
-from helpers.store import BlockWriter
-from helpers.tokens import TokenStream
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 BLOCK, ROUNDS = 1024, 3

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from transformers import GPT2Tokenizer
 
-from helpers.data import load_documents
-from helpers.quality import useful_share
+from helpers.data.preparation import load_documents
+from helpers.data.quality import useful_share
+from helpers.data.tokens import TokenStream
 from helpers.settings import DataSettings
-from helpers.tokens import TokenStream
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 NEEDS_GPT2 = pytest.mark.skipif(not (SHARED / "gpt2-tokenizer").exists(), reason="GPT-2's vocabulary is not here")

@@ -8,12 +8,12 @@ import torch
 from datasets import Dataset
 from transformers import Trainer, TrainingArguments
 
-from helpers.data import load_documents
-from helpers.generation import generate
+from helpers.data.preparation import load_documents
+from helpers.evaluation.generation import generate
+from helpers.evaluation.scoring import score
 from helpers.model import load_model, load_tokenizer, quiet
-from helpers.scoring import score
 from helpers.settings import DataSettings, EvaluationSettings
-from helpers.training import as_batch
+from helpers.training.fine_tuning import as_batch
 
 BLOCK = 256
 ROUNDS = 3

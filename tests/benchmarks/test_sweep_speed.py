@@ -12,12 +12,12 @@ import pytest
 import yaml
 
 from helpers.settings import TrainingSettings
-from helpers.sweep.queue import open_study
-from helpers.sweep.study_file import read_study
+from helpers.studies.queue import open_study
+from helpers.studies.study_file import read_study
 
 TRAINING = """
 from helpers.settings import TrainingSettings
-from helpers.training import fine_tune
+from helpers.training.fine_tuning import fine_tune
 fine_tune(TrainingSettings.from_notebook(globals()))
 """
 

@@ -15,9 +15,9 @@ import time
 
 import psutil
 
-from helpers.data import prepare
+from helpers.data.preparation import prepare
 from helpers.settings import TrainingSettings
-from helpers.training import fine_tune
+from helpers.training.fine_tuning import fine_tune
 
 
 def own_bytes():

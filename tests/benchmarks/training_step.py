@@ -27,11 +27,11 @@ from transformers import (
     TrainingArguments,
 )
 
-from helpers.data import load_documents
-from helpers.engine import equal_results_less_work
+from helpers.data.preparation import load_documents
 from helpers.model import load_tokenizer, quiet
 from helpers.settings import POCKET, DataSettings
-from helpers.training import as_batch
+from helpers.training.engine import equal_results_less_work
+from helpers.training.fine_tuning import as_batch
 
 BLOCK, STEPS, WARM_UP = 512, 7, 2
 GUIDE = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4}

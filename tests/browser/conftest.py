@@ -4,9 +4,9 @@ import os
 import shutil
 
 import pytest
-from lab import JupyterLab, Notebook
 
 from helpers.course import all_notebooks
+from tests.browser.lab import JupyterLab, Notebook
 
 ARGUMENTS = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",

@@ -7,7 +7,8 @@ The answers were worked out from the reference of failures, not taken from the d
 
 from dataclasses import dataclass, replace
 
-from baselines import (
+from helpers.environment.facts import GIB, Holder, Machine, ModelFiles, Platform, Power, Process, Torch, Unread, Wsl
+from tests.environment.baselines import (
     CARD,
     CODES,
     CONDA,
@@ -31,8 +32,6 @@ from baselines import (
     seeing,
     silent,
 )
-
-from helpers.environment.facts import GIB, Holder, Machine, ModelFiles, Platform, Power, Process, Torch, Unread, Wsl
 
 FAIL, WARN, UNKNOWN = "fail", "warn", "unknown"
 

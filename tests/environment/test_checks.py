@@ -6,14 +6,14 @@ from dataclasses import replace
 from itertools import combinations
 
 import pytest
-from baselines import CONDA, LAPTOP, LINUX, WINDOWS, WSL2, blind, on, silent
-from machines import TABLE
 
 from helpers.environment import card_checks, checks, driver_checks, python_checks, system_checks
 from helpers.environment.facts import Unread
 from helpers.environment.report import diagnosis_of
 from helpers.environment.rules import STATUSES, Finding, Rule
 from helpers.environment.wheels import wheel_advice
+from tests.environment.baselines import CONDA, LAPTOP, LINUX, WINDOWS, WSL2, blind, on, silent
+from tests.environment.machines import TABLE
 
 IDS = (
     "python_version env_kernel_match stale_imports package_floor torch_build platform_kind driver_floor nvml_alive "

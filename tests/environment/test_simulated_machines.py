@@ -3,10 +3,10 @@
 import re
 
 import pytest
-from machines import TABLE
 
 from helpers.environment.checks import RULES
 from helpers.environment.report import diagnosis_of
+from tests.environment.machines import TABLE
 
 
 @pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)

@@ -1,0 +1,110 @@
+"""How things are shown: sizes, durations, "did you mean", tables, status marks and the palette; one of each.
+
+Standard library only: the doctor uses this before anything is installed.
+"""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from html import escape
+from pathlib import PureWindowsPath
+from typing import Any
+
+GIB, MIB = 2**30, 2**20
+
+# The colours of Okabe and Ito (https://jfly.uni-koeln.de/color/), which colour-blind readers can tell apart; a grey.
+BLUE, ORANGE, GREEN, GREY, RED = "#0072B2", "#E69F00", "#009E73", "#777777", "#D55E00"
+
+# status -> mark, background, text colour. Darker than the palette where white text has to be readable on it.
+STATUS_MARKS = {
+    "ok": ("✓", BLUE, "#ffffff"),
+    "warn": ("!", ORANGE, "#000000"),
+    "fail": ("✗", "#b34700", "#ffffff"),
+    "unknown": ("?", "#595959", "#ffffff"),
+}
+
+
+def size_text(n_bytes: float) -> str:
+    """Return a number of bytes in GiB or MiB.
+
+    >>> size_text(3 * GIB), size_text(20 * MIB)
+    ('3.0 GiB', '20 MiB')
+    """
+    return f"{n_bytes / GIB:.1f} GiB" if abs(n_bytes) >= GIB else f"{n_bytes / MIB:,.0f} MiB"
+
+
+def duration_text(seconds: float) -> str:
+    """Return a duration in the two units that matter.
+
+    >>> duration_text(8), duration_text(130), duration_text(4000)
+    ('8 s', '2 min', '1 h 07 min')
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"
+
+
+def did_you_mean(name: str, names: Iterable[str], *, cutoff: float = 0.5) -> str:
+    """Return the end of a sentence about an unknown name: the nearest known one, or all there are.
+
+    >>> did_you_mean("learning_rte", ["learning_rate", "seed"]), did_you_mean("xyz", ["b", "a"])
+    ("; did you mean 'learning_rate'?", '; there are a, b.')
+    """
+    names = list(names)
+    nearest = difflib.get_close_matches(name, names, n=1, cutoff=cutoff)
+    if nearest:
+        return f"; did you mean {nearest[0]!r}?"
+    return f"; there are {', '.join(sorted(names))}." if names else "."
+
+
+def cut(text: str, length: int) -> str:
+    """Return a text of at most `length` characters; an ellipsis says that more followed.
+
+    >>> cut("a long story", 7)
+    'a long…'
+    """
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def first_line(error: BaseException) -> str:
+    r"""Return the first line of an error's message, without a full stop; the error's type when it has no message.
+
+    >>> first_line(ValueError("Too short.\nTry another.")), first_line(OSError())
+    ('Too short', 'OSError')
+    """
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def last_part(path: str) -> str:
+    r"""Return the last part of a path, whichever system wrote it.
+
+    >>> last_part("/data/letters/mine.txt"), last_part(r"C:\letters\mine.txt"), last_part("C:/letters/mine.txt")
+    ('mine.txt', 'mine.txt', 'mine.txt')
+    """
+    return PureWindowsPath(path).name  # Windows knows both slashes
+
+
+def html_table(head: Sequence[str], rows: Iterable[Sequence[Any]], *, caption: str = "") -> str:
+    """Return an HTML table: text on the left, numbers on the right, everything escaped.
+
+    Args:
+        head: the names of the columns; empty for a table without a head.
+        rows: cells. Numbers get thousands separators or four significant digits, None becomes an empty cell, anything
+            else is shown as text.
+        caption: shown above the table.
+
+    >>> html_table([], [[1234, None]])
+    "<table><tbody><tr><td style='text-align:right'>1,234</td><td></td></tr></tbody></table>"
+    """
+    named = f"<caption>{escape(caption)}</caption>" if caption else ""
+    head_row = "".join(f"<th style='text-align:left'>{escape(name)}</th>" for name in head)
+    body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
+    return f"<table>{named}{f'<thead><tr>{head_row}</tr></thead>' if head else ''}<tbody>{body}</tbody></table>"
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "<td></td>"
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return f"<td style='text-align:right'>{f'{value:,}' if isinstance(value, int) else f'{value:.4g}'}</td>"
+    return f"<td style='text-align:left;white-space:pre-wrap;max-width:48em'>{escape(str(value))}</td>"

@@ -1,0 +1,195 @@
+"""Equal results for less work: what a training step of GPT-2 on packed blocks need not do, left out.
+
+Three changes to a stock `GPT2LMHeadModel`, each proved equal by a test and none of them saved with the model:
+
+- attention without a mask: packed rows need none, and with none the flash kernel runs, compiled or not; on a CPU
+  attention goes part by part where that is faster than the kernel;
+- the tanh GELU in one operation instead of eight;
+- a loss that never holds the logits of all tokens.
+
+And one to the process, on a CPU under Linux: what a step frees is kept for the next one.
+"""
+
+import ctypes
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import GPT2LMHeadModel
+
+CHUNK_TOKENS = 512  # rows of logits that are held at once
+_QUERIES = 128  # queries that attend at once where attention goes part by part
+_ATTENTION = "course_causal"  # no mask is made for a name that transformers has no mask function for
+
+
+@contextmanager
+def equal_results_less_work(model: "GPT2LMHeadModel") -> Iterator["GPT2LMHeadModel"]:
+    """Make a model cheap to train on rows without left padding; as it came when the block ends.
+
+    Args:
+        model: with the scaled-dot-product attention that transformers chooses by itself.
+    """
+    attention = model.config._attn_implementation
+    activations = [block.mlp.act for block in model.transformer.h]
+    use_causal_attention(model)
+    use_fused_gelu(model)
+    use_chunked_loss(model)
+    try:
+        with keep_freed_memory() if model.device.type == "cpu" else nullcontext():
+            yield model
+    finally:
+        model.set_attn_implementation(attention)
+        del model.forward  # the one that stood in front of the class's own
+        for block, activation in zip(model.transformer.h, activations, strict=True):
+            block.mlp.act = activation
+
+
+@contextmanager
+def keep_freed_memory() -> Iterator[None]:
+    """Let the process keep the memory that it frees, until the block ends; glibc only, elsewhere nothing changes.
+
+    By itself glibc gives each large tensor back to the system when it is freed, and the next one costs a page fault
+    for every 4 KiB: tens of thousands in a training step (https://man7.org/linux/man-pages/man3/mallopt.3.html).
+    """
+    if platform.libc_ver()[0] != "glibc":
+        yield
+        return
+    libc = ctypes.CDLL(None)
+    m_trim_threshold, m_mmap_threshold = -1, -3  # as malloc.h numbers them
+    highest = 2**25  # to where glibc moves its own threshold; before 2.35 it takes no higher one, and returns 0
+    if not libc.mallopt(m_mmap_threshold, 2**30):  # from how many bytes a block is mapped by itself
+        libc.mallopt(m_mmap_threshold, highest)
+    libc.mallopt(m_trim_threshold, 2**31 - 1)  # from how many free ones the heap shrinks
+    try:
+        yield
+    finally:
+        libc.mallopt(m_mmap_threshold, highest)
+        libc.mallopt(m_trim_threshold, 2 * highest)
+        libc.malloc_trim(0)
+
+
+def use_causal_attention(model: "GPT2LMHeadModel") -> None:
+    """Attend causally without a mask: for rows that are full, or padded on the right with labels of -100.
+
+    transformers builds a (B, 1, T, T) mask when it is compiled, and with a mask the flash kernel is out of reach
+    (https://github.com/huggingface/transformers/issues/48925).
+    """
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(_ATTENTION, _causal_attention)
+    model.set_attn_implementation(_ATTENTION)
+
+
+def _causal_attention(
+    module: Any,
+    query: "torch.Tensor",  # (B, heads, T, head_dim), as are key and value
+    key: "torch.Tensor",
+    value: "torch.Tensor",
+    attention_mask: "torch.Tensor | None",
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **_: Any,
+) -> "tuple[torch.Tensor, None]":
+    from torch.nn import functional
+
+    is_causal = query.shape[2] > 1  # a single token, in generation, may look at all that is kept of those before
+    if is_causal and query.device.type == "cpu" and (query.dtype.itemsize == 2 or dropout):
+        out = attention_in_parts(query, key, value, dropout=dropout, scaling=scaling)
+    else:
+        out = functional.scaled_dot_product_attention(
+            query, key, value, dropout_p=dropout, scale=scaling, is_causal=is_causal
+        )
+    return out.transpose(1, 2).contiguous(), None  # (B, T, heads, head_dim)
+
+
+def attention_in_parts(
+    query: "torch.Tensor",
+    key: "torch.Tensor",
+    value: "torch.Tensor",
+    *,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+) -> "torch.Tensor":
+    """Attend causally, some queries at a time, each part to no key after its last query: (B, heads, T, head_dim).
+
+    On a CPU the flash kernel's way back is slow in half precision, and with dropout no fused kernel runs at all.
+
+    Args:
+        query: (B, heads, T, head_dim), as are key and value.
+        key: see query.
+        value: see query.
+        dropout: share of the chances that is dropped.
+        scaling: of the products; 1 / sqrt(head_dim) when left out.
+    """
+    from helpers.training.autograd_functions import CausalAttention
+
+    query = query * (scaling or query.shape[-1] ** -0.5)
+    rows = (tensor.reshape(-1, *tensor.shape[2:]) for tensor in (query, key, value))  # (B * heads, T, head_dim)
+    return CausalAttention.apply(*rows, dropout, _QUERIES).view(query.shape)
+
+
+def use_fused_gelu(model: "GPT2LMHeadModel") -> None:
+    """Compute `gelu_new` by PyTorch's one fused operation instead of eight; the configuration stays as it came.
+
+    Both are the tanh approximation of https://arxiv.org/abs/1606.08415; they differ by rounding alone.
+    """
+    from torch import nn
+    from transformers.activations import NewGELUActivation
+
+    for block in model.transformer.h:
+        if isinstance(block.mlp.act, NewGELUActivation):
+            block.mlp.act = nn.GELU(approximate="tanh")
+
+
+def use_chunked_loss(model: "GPT2LMHeadModel", *, chunk_tokens: int = CHUNK_TOKENS) -> None:
+    """Let the model compute its loss a chunk of tokens at a time, and give no logits, whenever it is given labels."""
+    from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
+
+    stock = model.forward
+
+    def forward(input_ids: Any = None, labels: Any = None, num_items_in_batch: Any = None, **kwargs: Any) -> Any:
+        if labels is None:
+            return stock(input_ids=input_ids, **kwargs)
+        kwargs.pop("return_dict", None)
+        hidden_states = model.transformer(input_ids, **kwargs)[0]  # (B, T, width)
+        loss = chunked_loss(
+            hidden_states,
+            model.lm_head.weight,
+            labels,
+            num_items_in_batch=num_items_in_batch,
+            chunk_tokens=chunk_tokens,
+        )
+        return CausalLMOutputWithCrossAttentions(loss=loss)
+
+    model.forward = forward
+
+
+def chunked_loss(
+    hidden_states: "torch.Tensor",
+    weight: "torch.Tensor",
+    labels: "torch.Tensor",
+    *,
+    num_items_in_batch: "torch.Tensor | int | None" = None,
+    chunk_tokens: int = CHUNK_TOKENS,
+) -> "torch.Tensor":
+    """Return the loss in nats a token, as `GPT2LMHeadModel` computes it, holding a chunk of the logits at a time.
+
+    Args:
+        hidden_states: (B, T, width), the trunk's last.
+        weight: (V, width), the head's.
+        labels: (B, T); -100 is left out; the label of a position is the next one's, as in transformers.
+        num_items_in_batch: labels of the whole step, which the sum is divided by; None: those that are here.
+        chunk_tokens: rows of logits that are held at once.
+    """
+    from torch.nn import functional
+
+    from helpers.training.autograd_functions import ChunkedCrossEntropy
+
+    targets = functional.pad(labels, (0, 1), value=-100)[:, 1:].reshape(-1).to(hidden_states.device)  # (B * T,)
+    if num_items_in_batch is None:
+        num_items_in_batch = (targets != -100).sum()
+    nats = ChunkedCrossEntropy.apply(hidden_states.flatten(0, 1), weight, targets, chunk_tokens)
+    return nats / num_items_in_batch

@@ -1,0 +1,323 @@
+"""The plan before a run: does it fit the card, which batch does, how long an epoch takes, how much disk it wants.
+
+Nothing is measured here and nothing is downloaded: memory comes from `memory`, time from the card's published
+peak and a range of how much of such a peak trainings of GPT-2 reach.
+"""
+
+import bisect
+import html
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from helpers.data.sources import Source
+from helpers.settings import DataSettings, SettingsError, TrainingSettings, run_folder
+from helpers.training.cards import DEFAULT_CARD, GIB, GraphicsCard, find_card
+from helpers.training.memory import MIB, Engine, GPT2Shape, Memory, parameters, predict, read_shape
+
+MAX_BATCH = 1024  # what the settings allow for a batch and for accumulation
+# Share of the card's peak that is reached: 18 % is published for a plain trainer on an A100, 57 % for a tuned one on a
+# card of the RTX 4070 Ti's kind. Estimated for ours, not measured.
+UTILISATION = (0.20, 0.50)
+_LAYER_SECONDS = (1e-3, 2.5e-3)  # a layer's kernels, forward and backward, are not launched faster; estimated
+_BYTES_PER_TOKEN = {"pocket": 2.7}  # of English
+_GPT2_BYTES_PER_TOKEN = 4.3
+_HUB_TOKENS = {  # GPT-2's, of the training part
+    ("Salesforce/wikitext", "wikitext-2-raw-v1"): 2_400_000,
+    ("Salesforce/wikitext", "wikitext-103-raw-v1"): 118_000_000,
+}
+_BAR = 30  # signs
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """A run, predicted. Sizes are in bytes.
+
+    Attributes:
+        settings: what was planned.
+        shape: the model's.
+        card: what it was planned for.
+        engine: 'course' or 'stock'.
+        precision: what `mixed_precision` comes to on the card.
+        memory: the peak, by part.
+        largest_batch: the largest `per_device_train_batch_size` that fits as all else is; 0: none.
+        instead: settings that fit and leave the effective batch as it is; empty when the plan fits or none does.
+        train_tokens: tokens of the training text.
+        tokens_are: where that number comes from.
+    """
+
+    settings: TrainingSettings
+    shape: GPT2Shape
+    card: GraphicsCard
+    engine: Engine
+    precision: str
+    memory: Memory
+    largest_batch: int
+    instead: dict[str, Any]
+    train_tokens: int
+    tokens_are: str
+
+    @property
+    def headroom_bytes(self) -> int:
+        """What is left of the card's usable memory; below 0: what is missing."""
+        return self.card.usable_bytes - self.memory.total_bytes
+
+    @property
+    def fits(self) -> bool:
+        """Whether the peak is within the card's usable memory."""
+        return self.headroom_bytes >= 0
+
+    @property
+    def passes_per_epoch(self) -> int:
+        """Forward and backward passes that read the training text once."""
+        blocks = max(1, self.train_tokens // self.settings.block_size)
+        return math.ceil(blocks / self.settings.per_device_train_batch_size)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        per_epoch = math.ceil(self.passes_per_epoch / self.settings.gradient_accumulation_steps)
+        return math.ceil(per_epoch * self.settings.num_train_epochs)
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens that one optimizer step learns from."""
+        return self.settings.effective_batch_size * self.settings.block_size
+
+    @property
+    def epoch_seconds(self) -> tuple[float, float] | None:
+        """Shortest and longest time of an epoch of training alone; None where the card's peak is not known."""
+        if not self.card.tflops(self.precision):
+            return None
+        shortest, longest = (max(pair) for pair in zip(self._busy_seconds(), self._launch_seconds(), strict=True))
+        return self.passes_per_epoch * shortest, self.passes_per_epoch * longest
+
+    def _busy_seconds(self) -> tuple[float, float]:
+        """Return the shortest and the longest time of a pass by the card's own work."""
+        tokens = self.settings.per_device_train_batch_size * self.settings.block_size
+        operations = tokens * operations_per_token(self.shape, self.settings.block_size) * self._forwards()
+        peak = 1e12 * self.card.tflops(self.precision)
+        return operations / (peak * UTILISATION[1]), operations / (peak * UTILISATION[0])
+
+    def _launch_seconds(self) -> tuple[float, float]:
+        """Return the shortest and the longest time in which a pass's kernels are launched."""
+        layers = self.shape.n_layer * self._forwards()
+        return layers * _LAYER_SECONDS[0], layers * _LAYER_SECONDS[1]
+
+    def _forwards(self) -> float:
+        return 4 / 3 if self.settings.gradient_checkpointing else 1  # the forward pass, a third of it, is made twice
+
+    @property
+    def disk_bytes(self) -> int:
+        """Checkpoints, one more than are kept while a new one is written, and the finished model."""
+        weights = 4 * parameters(self.shape)
+        return (self.settings.save_total_limit + 1) * 3 * weights + weights
+
+    @property
+    def verdict(self) -> str:
+        """Return one line: fits, or how much is missing and what fits instead."""
+        if self.fits:
+            return f"fits: {_mib(self.headroom_bytes)} to spare"
+        missing = f"does not fit: needs {-self.headroom_bytes / GIB:.1f} GiB more"
+        if not self.instead:
+            return f"{missing}, and no batch does: take a smaller model, a shorter block_size or a larger card"
+        return f"{missing}; {' with '.join(f'{name} {value}' for name, value in self.instead.items())} fits"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan for programs, as `--json` prints it.
+
+        Keys: `card` (name, total_bytes, usable_bytes), `model`, `engine`, `precision`, `memory` (bytes of each part,
+        total_bytes, moment), `fits`, `headroom_bytes`, `largest_batch`, `instead` (settings that fit), `train_tokens`,
+        `tokens_are`, `tokens_per_step`, `steps`, `epoch_seconds` ([shortest, longest] or null), `disk_bytes`,
+        `verdict`. All figures are predictions.
+        """
+        card = {name: getattr(self.card, name) for name in ("name", "total_bytes", "usable_bytes")}
+        memory = self.memory.parts | {"total_bytes": self.memory.total_bytes, "moment": self.memory.moment}
+        names = (
+            "engine", "precision", "fits", "headroom_bytes", "largest_batch", "instead", "train_tokens", "tokens_are",
+            "tokens_per_step", "steps", "epoch_seconds", "disk_bytes", "verdict",
+        )  # fmt: skip
+        told = {name: getattr(self, name) for name in names}
+        return {"card": card, "model": self.settings.model_name_or_path, "memory": memory} | told
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Return what is told beside the memory: name, value."""
+        kept = self.settings.save_total_limit
+        return [
+            ("largest batch", f"{self.largest_batch} blocks of {self.settings.block_size} tokens in a pass"),
+            ("training text", f"{self.train_tokens:,} tokens ({self.tokens_are})"),
+            ("steps", f"{self.steps:,} of {self.tokens_per_step:,} tokens"),
+            ("an epoch", self._time()),
+            ("disk", f"{self.disk_bytes / GIB:.1f} GiB: {kept} + 1 checkpoints and the model"),
+        ]
+
+    def _time(self) -> str:
+        if not self.epoch_seconds:
+            return "not known: the card's peak is not in the table"
+        low, high = (f"{100 * share:.0f}" for share in UTILISATION)
+        reason = f"from {high} to {low} % of {self.card.tflops(self.precision):.0f} TFLOP/s"
+        if self._launch_seconds() > self._busy_seconds():
+            reason = "from the time to launch kernels; the model is too small to fill the card"
+        return f"{_duration(self.epoch_seconds[0])} to {_duration(self.epoch_seconds[1])}, {reason}"
+
+    @property
+    def title(self) -> str:
+        """Return what is planned for what."""
+        return f"Predicted: {self.settings.model_name_or_path} in {self.precision} on one {self.card.name}"
+
+    def __str__(self) -> str:
+        """Return the table for a terminal."""
+        most = max(self.memory.total_bytes, self.card.usable_bytes)
+        bars = [
+            f"{name:<16}{_mib(size):>12}  {'#' * round(_BAR * size / most):<{_BAR}}  {remark}".rstrip()
+            for name, size, remark in self._sizes()
+        ]
+        facts = [f"{name:<18}{value}" for name, value in self.rows()]
+        return "\n".join([self.title, *bars, *facts, self.verdict])
+
+    def _sizes(self) -> list[tuple[str, int, str]]:
+        """Return what is drawn as bars: name, bytes, remark."""
+        return [
+            *((name.replace("_", " "), size, "") for name, size in self.memory.parts.items()),
+            ("peak", self.memory.total_bytes, f"at {self.memory.moment}"),
+            ("the card", self.card.usable_bytes, "usable; 1 GiB is left to the driver and a desktop"),
+        ]
+
+    def _repr_html_(self) -> str:
+        most = max(self.memory.total_bytes, self.card.usable_bytes)
+        left = "style='text-align:left'"
+        bars = [
+            f"<tr><td {left}>{html.escape(name)}</td><td>{_mib(size)}</td>"
+            f"<td><div style='width:{200 * size / most:.0f}px;height:0.8em;background:#0072B2'></div></td>"
+            f"<td {left}>{html.escape(remark)}</td></tr>"
+            for name, size, remark in self._sizes()
+        ]
+        facts = [
+            f"<tr><td {left}>{html.escape(name)}</td><td {left} colspan='3'>{html.escape(value)}</td></tr>"
+            for name, value in [*self.rows(), ("verdict", self.verdict)]
+        ]
+        return f"<table><caption>{html.escape(self.title)}</caption><tbody>{''.join(bars + facts)}</tbody></table>"
+
+
+def plan_run(
+    settings: TrainingSettings,
+    *,
+    card: GraphicsCard | None = None,
+    shape: GPT2Shape | None = None,
+    train_tokens: int | None = None,
+    engine: Engine = "course",
+) -> MemoryPlan:
+    """Predict a run on one card.
+
+    Args:
+        settings: the run's.
+        card: the table's RTX 4070 Ti when left out.
+        shape: the model's; read from its name when left out.
+        train_tokens: tokens of the training text; when left out they are looked up or estimated.
+        engine: 'course', or 'stock' for a comparison.
+
+    Raises:
+        SettingsError: the model's shape is not known, or it has fewer positions than a block has tokens.
+    """
+    card, shape = card or find_card(DEFAULT_CARD), shape or read_shape(settings.model_name_or_path)
+    if settings.block_size > shape.n_positions:
+        raise SettingsError(
+            f"block_size = {settings.block_size} is longer than the {shape.n_positions} positions of "
+            f"{settings.model_name_or_path!r}: use at most {shape.n_positions}."
+        )
+    precision = card.precision(settings.mixed_precision)
+
+    def held(**changes: Any) -> Memory:
+        return predict(shape, settings.model_copy(update=changes), engine=engine, precision=precision)
+
+    def fits(**changes: Any) -> bool:
+        return held(**changes).total_bytes <= card.usable_bytes
+
+    largest_batch = bisect.bisect_left(
+        range(1, MAX_BATCH + 1), True, key=lambda batch: not fits(per_device_train_batch_size=batch)
+    )
+    ways = [] if fits() else _same_effective_batch(settings)
+    instead = next((way for way in ways if fits(**way)), {})
+    tokens, tokens_are = (train_tokens, "as given") if train_tokens is not None else training_tokens(settings)
+    return MemoryPlan(settings, shape, card, engine, precision, held(), largest_batch, instead, tokens, tokens_are)
+
+
+def _same_effective_batch(settings: TrainingSettings) -> list[dict[str, Any]]:
+    """Return other ways to the same effective batch, the largest passes first, with checkpointing last."""
+    whole = settings.effective_batch_size
+    batches = [n for n in range(settings.per_device_train_batch_size, 0, -1) if whole % n == 0]
+    ways = [
+        {"per_device_train_batch_size": batch, "gradient_accumulation_steps": whole // batch}
+        for batch in batches
+        if whole // batch <= MAX_BATCH
+    ]
+    return ways + [way | {"gradient_checkpointing": True} for way in ways]
+
+
+def operations_per_token(shape: GPT2Shape, block_size: int) -> int:
+    """Return the floating-point operations that training on a token takes, forward and backward.
+
+    Six for each parameter but the positions', and those of attention: the count of PaLM's appendix B
+    (https://arxiv.org/abs/2204.02311).
+    """
+    weights = parameters(shape) - shape.n_positions * shape.n_embd
+    return 6 * weights + 12 * shape.n_layer * shape.n_embd * block_size
+
+
+def training_tokens(settings: TrainingSettings) -> tuple[int, str]:
+    """Return the tokens of the training text, and where the number comes from.
+
+    They are counted when the run's data is prepared; else estimated from the size of what is on disk, or as published
+    for WikiText, and no more than `max_tokens` leaves; else a million, so that time can be told for that many.
+    """
+    counted = _counted_tokens(settings)
+    if counted is not None:
+        return counted, "counted"
+    published = None if settings.source_split else _HUB_TOKENS.get((settings.source, settings.source_config))
+    tokens = published or _tokens_by_size(settings)
+    allowed = round(settings.max_tokens * (1 - settings.validation_share - settings.test_share))
+    if allowed and (not tokens or tokens > allowed):
+        return allowed, "as max_tokens leaves"
+    if not tokens:
+        return 1_000_000, "not prepared yet: figures for a million"
+    return tokens, "about, as published" if published else "about, from the size of the text"
+
+
+def _tokens_by_size(settings: TrainingSettings) -> int:
+    """Return about how many tokens the training part of a source on disk has; 0 where it is not there."""
+    try:
+        sizes = Source(settings).size_by_part()
+    except (SettingsError, OSError):  # `prepare` will say what is wrong with it
+        return 0
+    shares = {"validation": settings.validation_share, "test": settings.test_share}
+    kept = 1 - sum(share for part, share in shares.items() if part not in sizes)
+    n_bytes = kept * sizes.get("train", sizes.get("", 0))
+    return int(n_bytes / _BYTES_PER_TOKEN.get(settings.model_name_or_path, _GPT2_BYTES_PER_TOKEN))
+
+
+def _counted_tokens(settings: TrainingSettings) -> int | None:
+    """Return what the run's data.json says of the same text and tokenizer; None where there is none to be read."""
+    same = DataSettings.model_fields.keys() - {"run", "block_size"}
+    try:
+        facts = json.loads((run_folder(settings.run) / "data" / "data.json").read_text(encoding="utf-8"))
+        is_same = all(facts["settings"][name] == getattr(settings, name) for name in same)
+        return int(facts["splits"]["train"]["tokens"]) if is_same else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _mib(size: int) -> str:
+    return f"{size / MIB:,.0f} MiB"
+
+
+def _duration(seconds: float) -> str:
+    """Return a time in two or three digits and a unit.
+
+    >>> _duration(5400), _duration(80)
+    ('1.5 h', '80 s')
+    """
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * length:
+            return f"{seconds / length:,.{0 if seconds >= 10 * length else 1}f} {unit}"
+    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"

@@ -1,0 +1,214 @@
+"""What the numbers of a training say: each function returns a sentence with the figures it saw, or None."""
+
+import math
+import re
+from statistics import median
+
+from helpers.troubleshooting.reading import Reading
+
+GIB = 1024**3
+_VOCABULARIES = (50257, 4096)  # GPT-2 and the pocket model
+_UNITS = {"KiB": 1024, "MiB": 1024**2, "GiB": GIB, "bytes": 1}
+_SIZE = r"([\d.]+) (KiB|MiB|GiB|bytes)"
+_RATE = re.compile(r"([\d.]+)(it/s|s/it)")
+_OOM = re.compile(r"CUDA out of memory|HIP out of memory", re.IGNORECASE)
+
+
+def series(reading: Reading, name: str) -> list[float]:
+    """Return one column of the last run in the log."""
+    return [row[name] for row in last_run(reading) if name in row]
+
+
+def last_run(reading: Reading) -> "list[dict[str, float]]":
+    """Return the rows since the training last began: where the epoch falls back to its start, another run began."""
+    rows, begin = list(reading.rows), 0
+    for number in range(1, len(rows)):
+        before, now = rows[number - 1].get("epoch"), rows[number].get("epoch")
+        if before is not None and now is not None and now < 0.2 * before and "loss" in rows[number]:
+            begin = number
+    return rows[begin:]
+
+
+def nothing_to_learn(reading: Reading) -> str | None:
+    """A loss of exactly 0 with a gradient of 0: no label is left."""
+    rows = [row for row in last_run(reading) if "loss" in row]
+    dead = [row for row in rows if row["loss"] == 0 and row.get("grad_norm", 0.0) == 0]
+    return f"loss is exactly 0 and the gradient 0 in {len(dead)} of {len(rows)} rows" if dead else None
+
+
+def not_finite(reading: Reading) -> str | None:
+    """A loss or a gradient that is no number, or a loss that left the range of a guess and never came back."""
+    for number, row in enumerate(last_run(reading), 1):
+        for name in ("loss", "grad_norm", "eval_loss"):
+            if name in row and not math.isfinite(row[name]):
+                beside = f", beside a logged loss of {row['loss']:g}" if name != "loss" and "loss" in row else ""
+                return f"{name} is {row[name]} in row {number}{beside}"
+    losses = series(reading, "loss")
+    if len(losses) >= 3 and losses[-1] > 2 * losses[0] and losses[-1] > math.log(max(_VOCABULARIES)):
+        return f"the loss rose from {losses[0]:.4g} to {losses[-1]:.4g}, beyond an even guess among all tokens"
+    return None
+
+
+def flat(reading: Reading) -> str | None:
+    """A loss that never moves, at the value of an even guess, without a gradient or without a learning rate."""
+    losses = series(reading, "loss")
+    if len(losses) < 3 or not all(math.isfinite(loss) and loss > 0 for loss in losses):
+        return None
+    spread, mean = max(losses) - min(losses), sum(losses) / len(losses)
+    gradients, rates = series(reading, "grad_norm"), series(reading, "learning_rate")
+    told = [int(size) for size in re.findall(r"vocab_size\W{1,4}(\d{3,6})", reading.text)]
+    if gradients and not any(gradients):
+        return f"the gradient is 0 in all {len(gradients)} rows while the loss is {mean:.4g}"
+    if len(rates) > 2 and not any(rates[1:]):
+        return f"the learning rate is 0 in all but the first of {len(rates)} rows"
+    for size in (*told, *_VOCABULARIES):
+        if spread < 0.02 * mean and abs(mean - math.log(size)) < 0.02 * mean:
+            return f"the loss stays at {mean:.2f} from first to last: ln({size:,}) = {math.log(size):.2f} is a guess"
+    return None
+
+
+def overfits(reading: Reading) -> str | None:
+    """The loss on held-out text rises while the training loss goes on falling."""
+    train: list[float] = []
+    points = []  # (held-out loss, training loss so far)
+    for row in last_run(reading):
+        if "loss" in row:
+            train.append(row["loss"])
+        if "eval_loss" in row:
+            points.append((row["eval_loss"], train[-1] if train else math.nan))
+    if len(points) < 3:
+        return None
+    best = min(range(len(points)), key=lambda number: points[number][0])
+    (low, train_then), (last, train_now) = points[best], points[-1]
+    if last > 1.05 * low and train_now < train_then:
+        return f"eval_loss rose from {low:.3f} to {last:.3f} while loss fell from {train_then:.3f} to {train_now:.3f}"
+    return None
+
+
+def rate_jumps(reading: Reading) -> str | None:
+    """A learning rate that had begun to fall and jumps up again: another schedule took over."""
+    if re.search(r"restarts", reading.text):
+        return None
+    rates = series(reading, "learning_rate")
+    for before, last, now in zip(rates, rates[1:], rates[2:], strict=False):
+        if before > last > 0 and now > 1.2 * last:
+            return f"the learning rate fell to {last:.4g} and jumped to {now:.4g}"
+    return None
+
+
+def sees_no_next_token(reading: Reading) -> str | None:
+    """The loss falls and yet the next token is never right."""
+    losses = series(reading, "loss")
+    for name in sorted({name for row in reading.rows for name in row if "accuracy" in name}):
+        found = series(reading, name)
+        if losses and losses[-1] < 0.5 * losses[0] and found and found[-1] <= 0.01:
+            return f"{name} is {found[-1]:g} although the loss fell from {losses[0]:.3g} to {losses[-1]:.3g}"
+    return None
+
+
+def waits_for_data(reading: Reading) -> str | None:
+    """The share of a step that waits for data, or a GPU that a Python holds and leaves idle."""
+    for name in ("data_wait_share", "wait_share"):
+        shares = series(reading, name)
+        if shares and median(shares) > 0.4:
+            return f"{100 * median(shares):.0f}% of a step waits for data"
+    load = re.search(r"MiB / +\d+MiB \| +(\d+)% ", reading.text)
+    if load and 0 < int(load[1]) < 50 and re.search(r"\bC\b.*python", reading.text):
+        return f"nvidia-smi: a Python holds the card, which is busy {load[1]}% of the time"
+    return None
+
+
+def no_end_in_labels(reading: Reading) -> str | None:
+    """The share of rows whose labels hold an end of text."""
+    shares = series(reading, "eos_share")
+    return "no row has an end of text among its labels" if shares and not any(shares) else None
+
+
+def slows_down(reading: Reading) -> str | None:
+    """Steps that suddenly take more than five times as long, and go on so."""
+    seconds = series(reading, "step_seconds")
+    for line in () if seconds else reading.lines:
+        found = _RATE.findall(line)
+        seconds += [float(n) if unit == "s/it" else 1 / float(n) for n, unit in found[-1:] if float(n) > 0]
+    if len(seconds) < 9:
+        return None
+    third = len(seconds) // 3
+    first, last = median(seconds[:third]), median(seconds[-third:])
+    if last > 5 * first and last > 0.5:
+        return f"a step took {first:.3g} s at first and takes {last:.3g} s now"
+    return None
+
+
+def repeats(reading: Reading) -> str | None:
+    """Generated text in which most three-word runs have been there before."""
+    if reading.errors or reading.rows or re.search(r"[=%{}\[\]|]|\d:\d", reading.text):
+        return None  # a log repeats itself by nature: only plain prose is judged
+    words = reading.text.split()
+    runs = list(zip(words, words[1:], words[2:], strict=False))
+    if len(runs) < 28 or (share := 1 - len(set(runs)) / len(runs)) < 0.5:
+        return None
+    return f"{100 * share:.0f}% of its three-word runs repeat an earlier one"
+
+
+def sizes(reading: Reading) -> "dict[str, float]":
+    """Return the bytes that a CUDA out-of-memory message tells; empty without one.
+
+    `tried`, `total`, `free`, `mine` (this process), `allocated` and `reserved` (by PyTorch, but unused).
+    """
+    error = next((error for error in reversed(reading.errors) if _OOM.search(error)), "")
+    error = error or next((line for line in reversed(reading.lines) if _OOM.search(line)), "")
+    patterns = {
+        "tried": rf"Tried to allocate {_SIZE}",
+        "total": rf"total capaci?ty of {_SIZE}|{_SIZE} total capacity",
+        "free": rf"of which {_SIZE} is free|; {_SIZE} free",
+        "mine": rf"this process has {_SIZE} memory in use",
+        "allocated": rf"{_SIZE} is allocated by PyTorch|; {_SIZE} already allocated",
+        "reserved": rf"{_SIZE} is reserved by PyTorch but unallocated",
+        "reserved_in_total": rf"{_SIZE} reserved in total",  # so before PyTorch 2.1
+    }
+    found = {}
+    for name, pattern in patterns.items():
+        if match := re.search(pattern, error):
+            number, unit = [group for group in match.groups() if group]
+            found[name] = float(number) * _UNITS[unit]
+    if {"reserved_in_total", "allocated"} <= set(found):
+        found["reserved"] = found["reserved_in_total"] - found["allocated"]
+    return found
+
+
+def fragmented(reading: Reading) -> str | None:
+    """Memory that PyTorch holds and cannot use in one piece."""
+    told = sizes(reading)
+    if {"reserved", "tried"} <= set(told) and told["reserved"] > max(told["tried"], 0.1 * told.get("total", GIB)):
+        return f"{told['reserved'] / GIB:.2f} GiB are reserved and unused, {told['tried'] / GIB:.2f} GiB were asked for"
+    return None
+
+
+def others_hold_memory(reading: Reading) -> str | None:
+    """Memory of the card that is neither free nor ours."""
+    told = sizes(reading)
+    if {"total", "free", "mine"} <= set(told):
+        others = told["total"] - told["free"] - told["mine"]
+        if others > max(1.5 * GIB, 0.15 * told["total"]):
+            return f"other programs hold {others / GIB:.1f} of {told['total'] / GIB:.1f} GiB"
+    return None
+
+
+def named_holder(reading: Reading) -> str | None:
+    """Another process, by its number. In a container PyTorch names its own process so, and no other."""
+    named = re.search(rf"Process (\d+) has {_SIZE} memory in use", reading.text)
+    if named and "mine" in sizes(reading):
+        return f"process {named[1]} holds {named[2]} {named[3]}"
+    return None
+
+
+def small_card(reading: Reading) -> str | None:
+    """A card with less memory than its recipe was written for."""
+    total = sizes(reading).get("total", 12 * GIB)
+    return f"the card has {total / GIB:.1f} GiB; the course's main recipe is for 12" if total < 11 * GIB else None
+
+
+def more_than_once(reading: Reading) -> str | None:
+    """Out of memory again, after the first time."""
+    count = sum(bool(_OOM.search(error)) for error in reading.errors)
+    return f"out of memory {count} times in one session" if count > 1 else None

@@ -1,0 +1,223 @@
+"""The real clients against a server on this machine that answers as the Hub does, and as it does on bad days."""
+
+import hashlib
+import io
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from datasets import Dataset
+
+from helpers.settings import POCKET
+
+MODEL, TEXTS, GATED, DROPPED, MANY = (
+    "openai-community/gpt2", "course/stories", "course/gated", "course/dropped", "course/configurations",
+)  # fmt: skip
+COMMIT = "0" * 40
+NOBODY = "http://127.0.0.1:9"
+
+
+def parquet(split, n):
+    """Return a small Parquet file."""
+    rows = [f"The fox {i} of {split} went to well number {i * i} and found {i * 7} moons in it." for i in range(n)]
+    buffer = io.BytesIO()
+    Dataset.from_dict({"story": rows, "n": list(range(n))}).to_parquet(buffer)
+    return buffer.getvalue()
+
+
+def card(*names):
+    """Return a data set card with a configuration of each name."""
+    lines = [f"- config_name: {name}\n  data_files: {name}/*.parquet" for name in names]
+    return "---\nconfigs:\n{}\n---\n".format("\n".join(lines)).encode()
+
+
+DATA_FILES = {
+    "data/train-00000-of-00001.parquet": parquet("train", 40),
+    "data/test-00000-of-00001.parquet": parquet("test", 9),
+}
+FILES = {
+    f"models/{MODEL}": {path.name: path.read_bytes() for path in POCKET.iterdir()},
+    f"datasets/{TEXTS}": {"README.md": b"# Stories", **DATA_FILES},
+    f"datasets/{DROPPED}": {"README.md": b"# Stories", **DATA_FILES},
+    f"datasets/{MANY}": {
+        "README.md": card("small", "large"),
+        "small/a.parquet": parquet("a", 9),
+        "large/b.parquet": parquet("b", 9),
+    },
+}
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Answer for the files of a few repositories."""
+
+    def do_HEAD(self):
+        self.answer(with_body=False)
+
+    def do_GET(self):
+        self.answer(with_body=True)
+
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])) or b"{}")
+        self.answer(with_body=True, paths=asked.get("paths", []))
+
+    def answer(self, *, with_body, paths=()):
+        """Find the repository and what is wanted of it."""
+        path = self.path.partition("?")[0].removeprefix("/")
+        is_api, path = path.startswith("api/"), path.removeprefix("api/")
+        if not path.startswith(("datasets/", "models/")):
+            path = f"models/{path}"
+        kind, owner, name, *rest = [*path.split("/"), "", ""]
+        repository = f"{kind}/{owner}/{name}"
+        if repository == f"datasets/{GATED}":
+            return self.reply(
+                b"", {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access is restricted."}, status=401
+            )
+        if repository not in FILES:
+            code = "" if path in ("models/", "models//") else "RepoNotFound"
+            return self.reply(b"", {"X-Error-Code": code}, status=404 if code else 200)
+        files = FILES[repository]
+        if is_api:
+            return self.reply(json.dumps(api(repository, files, rest, paths)).encode(), {}, with_body=with_body)
+        return self.reply_file(files, "/".join(rest[2:]).rstrip("/"), repository, with_body=with_body)
+
+    def reply_file(self, files, name, repository, *, with_body):
+        if name not in files:
+            return self.reply(b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT}, status=404)
+        headers = {"ETag": f'"{hashlib.sha256(files[name]).hexdigest()}"', "X-Repo-Commit": COMMIT}
+        is_cut = repository == f"datasets/{DROPPED}" and name.endswith(".parquet")
+        return self.reply(files[name], headers, with_body=with_body, is_cut=is_cut)
+
+    def reply(self, body, headers, *, with_body=True, status=200, is_cut=False):
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(body))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if with_body:
+            self.wfile.write(body[: len(body) // 2] if is_cut else body)
+        self.close_connection = True
+
+    def log_message(self, *_):
+        """Say nothing."""
+
+
+def api(repository, files, rest, paths):
+    """Return what the Hub's API says of a repository, of its tree, or of some of its files."""
+    if rest[0] in ("tree", "paths-info"):
+        below = "/".join(part for part in rest[2:] if part)
+        entries = [
+            {"type": "file", "path": name, "size": len(body), "oid": hashlib.sha1(body).hexdigest()}
+            for name, body in files.items()
+        ]
+        folders = {name.rpartition("/")[0] for name in files if "/" in name}
+        entries += [{"type": "directory", "path": folder, "size": 0, "oid": COMMIT} for folder in folders]
+        if rest[0] == "paths-info":
+            return [entry for entry in entries if entry["path"] in paths]
+        return [entry for entry in entries if entry["path"].startswith(below) and entry["path"] != below]
+    siblings = [{"rfilename": name} for name in files]
+    return {"id": repository.partition("/")[2], "sha": COMMIT, "siblings": siblings, "private": False, "gated": False}
+
+
+@pytest.fixture(scope="module")
+def hub():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+LOAD_MODEL = "print(load_model({0!r}).config.vocab_size, len(load_tokenizer({0!r})))"
+LOAD_TEXTS = "print({{name: len(part) for name, part in load_documents(DataSettings({0})).items()}})"
+SOURCE = """
+from helpers.data.preparation import load_documents
+from helpers.model import load_model, load_tokenizer
+from helpers.settings import DataSettings, SettingsError
+try:
+    {}
+except SettingsError as error:
+    print(error)
+"""
+
+
+def in_a_child(address, home, line):
+    """Run a line in a fresh process whose cache is in `home`; return what it prints, and its seconds."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": address, "HF_HOME": str(home)}
+    start = time.monotonic()
+    child = subprocess.run(
+        [sys.executable, "-c", SOURCE.format(line)], env=environment, capture_output=True, text=True, timeout=300
+    )
+    seconds = time.monotonic() - start
+    assert child.returncode == 0, child.stderr
+    return child.stdout, seconds
+
+
+def load_model(address, home, name):
+    return in_a_child(address, home, LOAD_MODEL.format(name))[0]
+
+
+def load_texts(address, home, source, **settings):
+    arguments = ", ".join(f"{name}={value!r}" for name, value in {"source": source, **settings}.items())
+    return in_a_child(address, home, LOAD_TEXTS.format(arguments))[0]
+
+
+def test_a_model_is_downloaded_once_and_then_comes_from_the_cache_without_the_hub(hub, tmp_path):
+    assert load_model(hub, tmp_path, MODEL) == "4096 4096\n"
+    assert load_model(NOBODY, tmp_path, MODEL) == "4096 4096\n", "nobody listens there"
+
+
+def test_a_name_the_hub_does_not_know_is_one_sentence(hub, tmp_path):
+    message = load_model(hub, tmp_path, "nobody/nothing")
+    assert "'nobody/nothing' could not be loaded" in message
+    assert message.count("\n") == 1
+
+
+def test_a_data_set_is_downloaded_once_with_its_splits_and_then_comes_from_the_cache(hub, tmp_path):
+    assert load_texts(hub, tmp_path, TEXTS) == "{'train': 40, 'test': 9}\n"
+    assert load_texts(NOBODY, tmp_path, TEXTS) == "{'train': 40, 'test': 9}\n", "nobody listens there"
+
+
+def test_a_split_a_column_and_a_revision_can_be_named(hub, tmp_path):
+    wanted = {"source_split": "test", "text_column": "story", "source_revision": COMMIT}
+    assert load_texts(hub, tmp_path, TEXTS, **wanted) == "{'train': 9}\n"
+
+
+def test_a_data_set_is_read_as_it_arrives_where_that_is_asked_for(hub, tmp_path):
+    assert load_texts(hub, tmp_path, TEXTS, streaming=True) == "{'train': 40, 'test': 9}\n"
+    assert not list(tmp_path.rglob("*.arrow")), "nothing of it is kept"
+
+
+def test_without_the_hub_and_without_a_cache_one_sentence_comes_at_once(tmp_path):
+    message, seconds = in_a_child(NOBODY, tmp_path, LOAD_TEXTS.format(f"source={TEXTS!r}"))
+    assert message == (
+        f"The Hub's data set {TEXTS!r} is not in the cache, and the Hub does not answer: connect to the network once, "
+        "or use source='fables', which is shipped.\n"
+    )
+    nothing, seconds_of_nothing = in_a_child(NOBODY, tmp_path, "print('ready')")
+    assert nothing == "ready\n"
+    assert seconds < 10 * seconds_of_nothing, "the libraries alone would try for minutes"
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("nobody/nothing", "is not on the Hub, or is private: check the name and its owner"),
+        (GATED, "is gated: accept its terms on its page, log in with `hf auth login`"),
+        (DROPPED, "broke off while it was downloaded"),
+        (MANY, "needs another configuration: set source_config"),
+    ],
+)
+def test_what_keeps_a_data_set_away_is_one_sentence(hub, tmp_path, source, words):
+    message = load_texts(hub, tmp_path, source)
+    assert words in message
+    assert message.count("\n") == 1
+
+
+def test_a_configuration_can_be_named(hub, tmp_path):
+    assert load_texts(hub, tmp_path, MANY, source_config="small") == "{'train': 9}\n"

@@ -1,0 +1,293 @@
+"""Every kind of source, as people have them, and every way in which one can be bad."""
+
+import gzip
+import json
+import os
+
+import pytest
+import zstandard
+from datasets import Dataset, DatasetDict
+
+from helpers.data.sources import Source, source_hash, source_path
+from helpers.data.sources.encodings import find_encoding
+from helpers.data.sources.texts import split_text
+from helpers.settings import DataSettings, SettingsError
+
+WORDS = ["one fox", "two owls", "three hens"]
+
+
+def texts(source, **settings):
+    parts = dict(Source(DataSettings(source=str(source), **settings)).parts())
+    read = {part: list(documents) for part, documents in parts.items()}
+    return read[""] if list(read) == [""] else read
+
+
+FILES = {
+    "a.txt": "one fox\n\ntwo owls\n \n\nthree hens\n",
+    "a.md": "one fox\n\ntwo owls\n\nthree hens",
+    "a.jsonl": '{"text": "one fox"}\n\n{"text": "two owls", "n": 2}\n{"text": "three hens"}',
+    "a.json": '[{"text": "one fox"},\n {"text": "two owls"}, {"text": "three hens"}]',
+    "rows.json": '{"data": [{"text": "one fox"}, {"text": "two owls"}, {"text": "three hens"}]}',
+    "lines.json": '{"text": "one fox"}\n{"text": "two owls"}\n{"text": "three hens"}\n',
+    "a.csv": "text,n\none fox,1\ntwo owls,2\nthree hens,3\n",
+    "excel.csv": "n;text\n1;one fox\n2;two owls\n3;three hens\n",
+    "a.tsv": "text\tn\none fox\t1\ntwo owls\t2\nthree hens\t3\n",
+}
+
+
+@pytest.mark.parametrize("packing", ["", ".gz", ".zst"])
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_is_read_as_its_name_says_compressed_or_not(tmp_path, name, packing):
+    path, content = tmp_path / (name + packing), FILES[name].encode()
+    pack = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}[packing]
+    path.write_bytes(pack(content))
+    assert texts(path) == WORDS
+
+
+@pytest.mark.parametrize("packing", ["", ".gz", ".zst"])
+def test_a_parquet_file_is_read_compressed_or_not(tmp_path, packing):
+    plain = tmp_path / "a.parquet"
+    Dataset.from_dict({"text": WORDS, "n": [1, 2, 3]}).to_parquet(plain)
+    pack = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}[packing]
+    path = tmp_path / f"b.parquet{packing}"
+    path.write_bytes(pack(plain.read_bytes()))
+    assert texts(path) == WORDS
+
+
+@pytest.mark.parametrize(
+    ("separator", "expected"),
+    [
+        ("auto", ["a\nb", "c"]),
+        ("blank line", ["a\nb", "c"]),
+        ("line", ["a", "b", "c"]),
+        ("file", ["a\nb\n\nc"]),
+        ("\nb\n", ["a", "c"]),
+    ],
+)
+def test_a_text_file_is_cut_where_the_setting_says(tmp_path, separator, expected):
+    path = tmp_path / "a.txt"
+    path.write_text("a\nb\n\nc\n")
+    assert texts(path, document_separator=separator) == expected
+
+
+def test_where_a_text_is_cut_does_not_depend_on_how_it_arrives():
+    text = "a\nb\n\n c \n \t\n\nd<|endoftext|>e"
+    for separator in ("blank line", "line", "file", "<|endoftext|>"):
+        at_once = list(split_text([text], separator, name="x"))
+        assert list(split_text(list(text), separator, name="x")) == at_once
+
+
+def test_a_folder_gives_a_document_a_file_and_follows_tables_and_folders_in_it(tmp_path):
+    (tmp_path / "more" / "deep").mkdir(parents=True)
+    (tmp_path / "b.md").write_text("two owls\n\nand more")
+    (tmp_path / "a.txt").write_text("one fox")
+    (tmp_path / "c.png").write_bytes(b"\x89PNG")
+    (tmp_path / "more" / "deep" / "d.jsonl").write_text('{"text": "three hens"}\n{"text": "four"}\n')
+    assert texts(tmp_path) == ["one fox", "two owls\n\nand more", "three hens", "four"]
+
+
+def test_files_named_as_parts_are_the_sources_own_split(tmp_path):
+    for name in ("train-00.jsonl", "train-01.jsonl", "valid.jsonl", "test.jsonl"):
+        (tmp_path / name).write_text(json.dumps({"text": name}))
+    expected = {"train": ["train-00.jsonl", "train-01.jsonl"], "validation": ["valid.jsonl"], "test": ["test.jsonl"]}
+    assert texts(tmp_path) == expected
+    assert texts(tmp_path, source_split="valid") == ["valid.jsonl"]
+    with pytest.raises(SettingsError, match=r"no split 'dev': set source_split to one of \["):
+        texts(tmp_path, source_split="dev")
+
+
+def test_a_part_in_one_text_file_is_split_at_blank_lines_as_a_file_is(tmp_path):
+    (tmp_path / "train.txt").write_text("one\n\ntwo")
+    assert texts(tmp_path) == ["one", "two"], "a folder with one file is that file"
+    (tmp_path / "test.txt").write_text("three\n\nfour")
+    assert texts(tmp_path) == {"test": ["three", "four"], "train": ["one", "two"]}
+
+
+def test_a_saved_data_set_is_read_with_its_own_splits(tmp_path):
+    rows = Dataset.from_dict({"body": WORDS, "n": [1, 2, 3]})
+    rows.save_to_disk(tmp_path / "one")
+    DatasetDict(train=rows, test=rows, unsupervised=rows).save_to_disk(tmp_path / "many")
+    assert texts(tmp_path / "one") == WORDS
+    assert texts(tmp_path / "many") == {"train": WORDS, "test": WORDS}
+    assert texts(tmp_path / "many", source_split="unsupervised") == WORDS
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [("wikitext", "Salesforce/wikitext"), ("imdb", "stanfordnlp/imdb"), ("bookcorpus", "was a script"),
+     ("anything", "needs its owner in front")],
+)  # fmt: skip
+def test_a_bare_name_of_the_hub_is_answered_with_what_to_write_instead(name, source):
+    with pytest.raises(SettingsError, match=source):
+        source_path(name)
+
+
+ACCENTS = "Le café était fermé; il mangea une crêpe à côté de la fenêtre. “C’est l’été” – déjà.\n"
+ENCODED = {
+    "utf-8": (ACCENTS, "utf-8"),
+    "utf-8-sig": (ACCENTS, "utf-8-sig"),
+    "utf-16": (ACCENTS, "utf-16"),
+    "utf-16-le": (ACCENTS, "utf-16-le"),
+    "utf-16-be": (ACCENTS, "utf-16-be"),
+    "utf-32": (ACCENTS, "utf-32"),
+    "cp1252": (ACCENTS, "cp1252"),
+    "one word in cp1252": ("café", "cp1252"),
+    "quotes in cp1252": ("The fox said “hello” – it’s late.", "cp1252"),
+    "German in cp1252": ("Die Füchse gingen über die Straße, müde und größer als früher.", "cp1252"),
+    "Polish in cp1250": ("Zażółć gęślą jaźń. Lis poszedł do źródła i wrócił późno w nocy.", "cp1250"),
+    "Russian in cp1251": ("Лиса пошла к колодцу и вернулась домой поздно ночью.", "cp1251"),
+    "Russian in koi8-r": ("Лиса пошла к колодцу и вернулась домой поздно ночью.", "koi8_r"),
+    "Chinese in gbk": ("狐狸走到井边，看见了自己的影子。" * 3, "gb18030"),
+}
+
+
+@pytest.mark.parametrize("case", ENCODED)
+def test_an_encoding_is_found_and_named_and_nothing_is_lost(tmp_path, case):
+    text, encoding = ENCODED[case]
+    path = tmp_path / "a.txt"
+    path.write_bytes(text.encode(encoding))
+    source = Source(DataSettings(source=str(path), document_separator="file"))
+    read = [document for _, documents in source.parts() for document in documents]
+    assert read == [text.strip()]
+    assert dict(source.encodings) == {encoding: 1}
+
+
+def test_a_letter_cut_in_two_by_a_chunk_is_no_doubt(tmp_path):
+    assert find_encoding(tmp_path, [b"caf\xc3", b"\xa9"]) == "utf-8"
+    assert find_encoding(tmp_path, [b"caf", b"\xe9"]) == "cp1252"
+
+
+def test_windows_line_ends_are_line_ends(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"one fox\r\n\r\ntwo owls\r\n\r\nthree hens\r\n")
+    assert texts(path) == WORDS
+
+
+def test_half_a_character_in_json_becomes_the_sign_for_it(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a\\ud83d b"}')
+    assert texts(path) == ["a\ufffd b"]
+
+
+def test_an_encoding_can_be_named_and_must_be_known(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes("łąka".encode("iso8859_2"))
+    assert texts(path, encoding="latin2") == ["łąka"]
+    with pytest.raises(SettingsError, match="is no encoding that Python knows"):
+        DataSettings(encoding="martian")
+
+
+def bad_sources(folder):
+    """Return sources that cannot be read: a name, what is written, and words of the sentence that says so."""
+    cut = gzip.compress(os.urandom(5000))[:-20]
+    return {
+        "a.pdf.txt": (b"%PDF-1.7 \xe2\xe3", "is a PDF, not text"),
+        "nul.txt": (b"a" * 5000 + b"\0" + b"b" * 5000, r"holds a NUL byte \(byte 5000\)"),
+        "random.txt": (bytes(range(1, 256)) * 40, "is no text in any encoding known|mixes encodings"),
+        "mixed.txt": ("Le café. ".encode() * 30 + "Le café.".encode("cp1252"), "mixes encodings: .* byte 306 is not"),
+        "cut.txt.gz": (cut, "cannot be read .*: download or compress it again"),
+        "no.txt.gz": (b"words", "cannot be read"),
+        "no.txt.zst": (b"words", "cannot be read"),
+        "gz.txt": (gzip.compress(b"words"), "is gzip-compressed"),
+        "bomb.txt.gz": (gzip.compress(b" " * 40_000_000), "swells to more than 200 times"),
+        "bomb.txt.zst": (zstandard.ZstdCompressor().compress(b"a\n\n" * 20_000_000), "swells to more than 200 times"),
+        "line.jsonl": (b'{"text": "one"}\n{"text": "two"}\n{"text": \n{"text": "four"}\n', "line 3 is broken JSON"),
+        "end.jsonl": (b'{"text": "one"}\n{"text": "tw', "line 2 is broken JSON"),
+        "early.json": (b'[{"text": "one"} {"text": oops}' + b" " * 99, "line 1 is broken JSON"),
+        "number.jsonl": (b'{"text": "one"}\n{"text": 2}\n', "line 2: column 'text' holds 2, not text"),
+        "list.jsonl": (b'["one", "two"]\n', r'line 1: a row must be an object .*, not \["one", "two"\]'),
+        "two.jsonl": (b'{"title": "a", "body": "b"}\n', r"set text_column to one of \['title', 'body'\]"),
+        "none.csv": (b"n,m\n1,2\n", r"set text_column to one of \['n', 'm'\]"),
+        "many.csv": (b"text\none, two\n", "line 2: 2 values under 1 columns"),
+        "open.csv": (b'text\n"one\ntwo\n', "line 3 is broken"),
+        "no.parquet": (b"PAR1 and no more", "cannot be read as Parquet"),
+    }
+
+
+@pytest.mark.parametrize("name", bad_sources(None))
+def test_a_bad_file_is_refused_with_its_name_and_what_to_do(tmp_path, name):
+    content, words = bad_sources(tmp_path)[name]
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(SettingsError, match=words) as refused:
+        texts(path)
+    assert name in str(refused.value)
+    assert path.read_bytes() == content
+
+
+def test_nothing_in_a_row_is_an_empty_document_and_not_an_error(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "one fox"}\n{"text": null}\n{"other": 1}\n{"text": ""}\n')
+    assert texts(path) == ["one fox", "", "", ""]
+
+
+def test_one_column_of_words_is_found_and_a_wrong_name_lists_the_columns(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("body,n\none fox,1\n")
+    assert texts(path) == texts(path, text_column="body") == ["one fox"]
+    with pytest.raises(SettingsError, match=r"no column 'text'.*\['body', 'n'\]"):
+        texts(path, text_column="text")
+
+
+def test_the_columns_of_a_parquet_file_are_listed(tmp_path):
+    Dataset.from_dict({"a": WORDS, "b": WORDS}).to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(SettingsError, match=r"set text_column to one of \['a', 'b'\]"):
+        texts(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.txt"])
+def test_a_row_of_200_mb_is_refused_before_it_is_all_there(tmp_path, name):
+    path = tmp_path / name
+    with path.open("w") as file:
+        file.write('{"text": "')
+        for _ in range(200):
+            file.write("word " * 200_000)
+        file.write('"}\n')
+    with pytest.raises(SettingsError, match="of more than 64 million characters: split it"):
+        texts(path)
+
+
+def test_a_link_in_a_circle_is_told_and_a_folder_in_itself_does_no_harm(tmp_path):
+    (tmp_path / "a.txt").symlink_to(tmp_path / "b.txt")
+    (tmp_path / "b.txt").symlink_to(tmp_path / "a.txt")
+    with pytest.raises(SettingsError, match=r"a\.txt is a symbolic link that leads nowhere or in a circle"):
+        source_path(str(tmp_path / "a.txt"))
+    with pytest.raises(SettingsError, match="is a symbolic link that leads nowhere or in a circle"):
+        texts(tmp_path)
+    folder = tmp_path / "good"
+    folder.mkdir()
+    (folder / "a.txt").write_text("one fox")
+    (folder / "self").symlink_to(folder)
+    assert texts(folder) == ["one fox"]
+
+
+def test_a_folder_with_nothing_to_read_says_what_it_looked_for(tmp_path):
+    with pytest.raises(SettingsError, match=r"holds no file of \.txt, \.md"):
+        texts(tmp_path)
+
+
+def test_a_source_that_may_not_be_read_is_told(tmp_path, monkeypatch):
+    path = tmp_path / "a.txt"
+    path.write_text("one fox")
+    path.chmod(0)
+    if os.access(path, os.R_OK):
+        pytest.skip("this user may read everything")
+    with pytest.raises(SettingsError, match="cannot be read"):
+        source_hash(str(path))
+
+
+def test_names_with_spaces_and_letters_of_all_kinds_are_names(tmp_path):
+    folder = tmp_path / "Märchen und 寓言"
+    folder.mkdir()
+    (folder / "der Fuchs.txt").write_text("one fox", encoding="utf-8")
+    assert texts(folder) == texts(folder / "der Fuchs.txt") == ["one fox"]
+
+
+def test_the_hash_is_of_names_and_bytes(tmp_path):
+    (tmp_path / "a.txt").write_text("one")
+    (tmp_path / "b.txt").write_text("two")
+    before = source_hash(str(tmp_path))
+    (tmp_path / "b.txt").rename(tmp_path / "c.txt")
+    renamed = source_hash(str(tmp_path))
+    (tmp_path / "c.txt").write_text("twp")
+    assert len({before, renamed, source_hash(str(tmp_path))}) == 3

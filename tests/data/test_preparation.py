@@ -1,0 +1,361 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from datasets import Dataset, DatasetDict
+
+from helpers.data.preparation import load_documents, open_prepared, prepare, source_path, split_documents, token_blocks
+from helpers.model import load_tokenizer
+from helpers.settings import DataSettings, SettingsError
+
+GPT2 = Path(__file__).parents[3] / "shared" / "data" / "gpt2-tokenizer"
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer("pocket")
+
+
+def documents(*texts):
+    return Dataset.from_dict({"text": list(texts)})
+
+
+def test_blocks_joined_again_are_the_documents_with_their_ends(tokenizer):
+    texts = ["A fox ran home.", "The owl slept.", "No one came to the well that day."]
+    blocks, n_tokens = token_blocks(documents(*texts), tokenizer, 8)
+    stream = blocks["input_ids"][:].flatten().tolist()
+    expected = [token for text in texts for token in [*tokenizer.encode(text), tokenizer.eos_token_id]]
+    assert stream == expected[: len(stream)]
+    assert n_tokens == len(expected)
+
+
+def test_blocks_drop_only_the_remainder(tokenizer):
+    blocks, n_tokens = token_blocks(documents(*["A fox ran home."] * 2500), tokenizer, 16)
+    assert 0 <= n_tokens - 16 * len(blocks) < 16, "nothing is lost where a batch of documents ends"
+
+
+def test_less_than_a_block_is_an_error_that_says_so(tokenizer):
+    with pytest.raises(SettingsError, match=r"train text has \d+ tokens, less than one block of 64"):
+        token_blocks(documents("A fox."), tokenizer, 64)
+
+
+def test_gpt2s_own_tokens_are_a_persons_count():
+    if not GPT2.exists():
+        pytest.skip("GPT-2's tokenizer files are not beside this checkout")
+    from transformers import GPT2Tokenizer
+
+    gpt2 = GPT2Tokenizer(vocab=str(GPT2 / "vocab.json"), merges=str(GPT2 / "merges.txt"))
+    blocks, n_tokens = token_blocks(documents("Hello world", "Hello"), gpt2, 2)
+    assert n_tokens == 5
+    assert blocks["input_ids"][:].tolist() == [[15496, 995], [50256, 15496]]
+
+
+def test_a_split_keeps_every_document_once():
+    whole = DatasetDict(train=documents(*(f"story {i}" for i in range(50))))
+    parts, n_duplicates = split_documents(whole, DataSettings(validation_share=0.2, test_share=0.1))
+    assert {name: len(part) for name, part in parts.items()} == {"train": 35, "validation": 10, "test": 5}
+    assert sorted(text for part in parts.values() for text in part["text"]) == sorted(whole["train"]["text"])
+    assert n_duplicates == 0
+
+
+def test_the_same_seed_gives_the_same_split_and_another_seed_another():
+    whole = DatasetDict(train=documents(*(f"story {i}" for i in range(50))))
+    first, again, other = (split_documents(whole, DataSettings(seed=seed))[0]["test"]["text"][:] for seed in (1, 1, 2))
+    assert first == again != other
+
+
+def test_a_repeated_document_is_kept_once_and_counted():
+    whole = DatasetDict(train=documents(*["One  Story", "one story\n", "two", "three", "", "four"]))
+    parts, n_duplicates = split_documents(whole, DataSettings())
+    assert n_duplicates == 1
+    assert sum(len(part) for part in parts.values()) == 4
+
+
+def test_a_sources_own_split_is_kept_and_training_gives_way_to_the_test():
+    whole = DatasetDict(train=documents("a", "b", "same"), validation=documents("c"), test=documents("same"))
+    parts, n_duplicates = split_documents(whole, DataSettings())
+    assert parts["test"]["text"][:] == ["same"]
+    assert parts["train"]["text"][:] == ["a", "b"]
+    assert n_duplicates == 1
+
+
+def test_two_documents_are_too_few():
+    with pytest.raises(SettingsError, match="has 2 different documents"):
+        split_documents(DatasetDict(train=documents("a", "b")), DataSettings())
+
+
+def test_prepare_writes_what_it_returns(runs, tiny_settings):
+    prepared = prepare(tiny_settings)
+    stored = json.loads((runs / "tiny/data/data.json").read_text())
+    assert stored == prepared.facts
+    train = stored["splits"]["train"]
+    assert train["documents"] == 32
+    assert train["bytes"] == sum(len(text.encode()) for text in prepared.documents["train"]["text"])
+    assert train["tokens"] == len(prepared.blocks["train"]) * 32 + train["tokens_dropped"]
+
+
+def test_prepare_is_done_once_for_the_same_settings(runs, tiny_settings):
+    prepare(tiny_settings)
+    before = (runs / "tiny/data/data.json").stat().st_mtime_ns
+    prepare(tiny_settings)
+    assert (runs / "tiny/data/data.json").stat().st_mtime_ns == before
+
+
+def test_prepare_is_done_again_when_the_file_changed(tmp_path, text_file, tiny_settings):
+    mine = tmp_path / "mine.txt"
+    mine.write_text(text_file.read_text())
+    settings = tiny_settings.model_copy(update={"source": str(mine)})
+    first = prepare(settings).facts["splits"]["train"]["sha256"]
+    mine.write_text(text_file.read_text().replace("fox", "wolf"))
+    assert prepare(settings).facts["splits"]["train"]["sha256"] != first
+
+
+def test_a_trained_runs_data_are_not_replaced(tiny_run, tiny_settings):
+    with pytest.raises(SettingsError, match="was trained on other data"):
+        prepare(tiny_settings.model_copy(update={"block_size": 16}))
+
+
+def test_the_fables_are_documents_that_open_with_their_title():
+    texts = load_documents(DataSettings(source="fables"))["train"]["text"][:]
+    assert len(texts) >= 150
+    assert all("\n\nMoral: " in text and not text.startswith("#") for text in texts)
+
+
+def test_the_python_reference_is_a_source_on_every_machine():
+    assert len(load_documents(DataSettings(source="python-reference"))["train"]) > 50
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("nowhere.txt", "is not there"),
+        ("../nowhere", "is not there"),
+        ("wikitext", "owner in front"),
+        ("bookcorpus", "BookCorpus itself was a script"),
+    ],
+)
+def test_a_source_that_is_not_there_is_told_from_a_bare_name(source, words):
+    with pytest.raises(SettingsError, match=words):
+        source_path(source)
+
+
+def test_a_hub_id_is_no_path():
+    assert source_path("Salesforce/wikitext") is None
+
+
+def test_a_hub_data_set_that_cannot_be_had_is_one_sentence():
+    with pytest.raises(SettingsError, match="source='fables'"):
+        load_documents(DataSettings(source="nobody/nothing-at-all"))
+
+
+def test_a_source_is_read_and_never_changed(text_file, tiny_settings):
+    before = text_file.read_bytes()
+    prepare(tiny_settings)
+    assert text_file.read_bytes() == before
+
+
+STORY = (
+    "The {0} went to the well number {1}, looked for the moon in it, found {2} and went home again before the sun rose."
+)
+
+
+def stories(n):
+    """Return documents that have little in common."""
+    return [STORY.format(f"fox{i}", i * 37, " ".join(f"thing{i * 11 + k}" for k in range(12))) for i in range(n)]
+
+
+def test_what_is_stored_is_opened_by_the_library_alone(tiny_settings):
+    from datasets import load_from_disk
+
+    prepared = prepare(tiny_settings)
+    folder = Path(prepared.blocks["train"].cache_files[0]["filename"]).parents[2]
+    again = load_from_disk(folder / "blocks")
+    assert again["train"]["input_ids"][:].tolist() == prepared.blocks["train"]["input_ids"][:].tolist()
+    assert again["train"]._fingerprint != again["validation"]._fingerprint
+    assert load_from_disk(folder / "documents")["test"]["text"][:] == prepared.documents["test"]["text"][:]
+
+
+def test_prepare_gives_what_the_functions_give_one_by_one(tiny_settings, tokenizer):
+    prepared = prepare(tiny_settings)
+    parts, _ = split_documents(load_documents(tiny_settings), tiny_settings)
+    blocks, n_tokens = token_blocks(parts["train"], tokenizer, tiny_settings.block_size)
+    assert parts["train"]["text"][:] == prepared.documents["train"]["text"][:]
+    assert blocks["input_ids"][:].tolist() == prepared.blocks["train"]["input_ids"][:].tolist()
+    assert n_tokens == prepared.facts["splits"]["train"]["tokens"] == sum(prepared.documents["train"]["n_tokens"])
+
+
+def written(folder, texts, name="a.jsonl"):
+    path = folder / name
+    path.write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    return path
+
+
+def test_near_duplicates_are_counted_kept_and_never_on_both_sides(tmp_path, tiny_settings):
+    pairs = [text for story in stories(30) for text in (story, story + " The end.")]
+    settings = tiny_settings.model_copy(update={"source": str(written(tmp_path, pairs))})
+    prepared = prepare(settings)
+    assert prepared.facts["near_duplicates"] == 60
+    assert sum(part["documents"] for part in prepared.facts["splits"].values()) == 60
+    side = {text: name for name, part in prepared.documents.items() for text in part["text"]}
+    assert all(side[story] == side[story + " The end."] for story in stories(30))
+    assert "60" in " ".join(prepared.facts["notes"])
+
+
+def test_of_near_duplicates_one_can_stay_or_nobody_looks(tmp_path, tiny_settings):
+    pairs = [text for story in stories(30) for text in (story, story + " The end.")]
+    settings = tiny_settings.model_copy(update={"source": str(written(tmp_path, pairs)), "near_duplicates": "remove"})
+    removed = prepare(settings).facts
+    assert removed["near_duplicates_removed"] == 30
+    assert sum(part["documents"] for part in removed["splits"].values()) == 30
+    kept = prepare(settings.model_copy(update={"near_duplicates": "keep"})).facts
+    assert kept["near_duplicates"] == 0
+    assert sum(part["documents"] for part in kept["splits"].values()) == 60
+
+
+def test_of_a_sources_own_split_what_is_near_the_test_leaves_the_training_text(tmp_path, tiny_settings):
+    (folder := tmp_path / "own").mkdir()
+    written(folder, stories(40), "train.jsonl")
+    written(folder, [stories(40)[3] + " The end.", *stories(50)[40:]], "test.jsonl")
+    prepared = prepare(tiny_settings.model_copy(update={"source": str(folder)}))
+    assert stories(40)[3] not in prepared.documents["train"]["text"][:]
+    assert prepared.facts["splits"]["test"]["documents"] == 11
+    assert prepared.facts["splits"]["validation"]["documents"] > 0, "which the source does not bring"
+
+
+def test_text_of_the_test_in_the_training_text_is_measured(tmp_path, tiny_settings):
+    (folder := tmp_path / "own").mkdir()
+    written(folder, [*stories(40), " ".join(stories(50)[40:45])], "train.jsonl")
+    written(folder, stories(50)[40:], "test.jsonl")
+    written(folder, stories(60)[50:], "validation.jsonl")
+    facts = prepare(tiny_settings.model_copy(update={"source": str(folder)})).facts
+    assert facts["leakage"]["share_in_train"] == pytest.approx(0.5, abs=0.1), "five of ten stories"
+    assert any("easier than new text" in note for note in facts["notes"])
+
+
+def test_a_budget_of_tokens_ends_the_reading(tmp_path, tiny_settings):
+    settings = tiny_settings.model_copy(update={"source": str(written(tmp_path, stories(200))), "max_tokens": 3000})
+    facts = prepare(settings).facts
+    total = sum(part["tokens"] for part in facts["splits"].values())
+    assert 2800 < total <= 3000
+
+
+def test_streaming_without_a_budget_has_no_end_and_is_refused(tiny_settings):
+    with pytest.raises(SettingsError, match="streaming = True needs an end: set max_tokens"):
+        prepare(tiny_settings.model_copy(update={"streaming": True}))
+
+
+def test_chinese_is_said_to_cost_more(tmp_path, tiny_settings):
+    texts = [f"第{i}只狐狸走到井边看见了自己的影子然后回家去了一共走了{i * 7}里路" for i in range(60)]
+    settings = tiny_settings.model_copy(update={"source": str(written(tmp_path, texts))})
+    (note,) = [note for note in prepare(settings).facts["notes"] if "fits this text badly" in note]
+    assert "times the time" in note
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("", "has 0 different documents"),
+        (" \n\n \t\n", "has 0 different documents"),
+        ("one fox\n\ntwo owls\n\nthree hens", "less than one block of 32"),
+    ],
+)
+def test_next_to_nothing_is_refused_and_what_the_run_held_stays(tmp_path, tiny_settings, content, words):
+    before = prepare(tiny_settings).facts
+    path = tmp_path / "a.txt"
+    path.write_text(content)
+    with pytest.raises(SettingsError, match=words):
+        prepare(tiny_settings.model_copy(update={"source": str(path)}))
+    assert open_prepared("tiny").facts == before
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, tiny_settings, monkeypatch):
+    path = written(tmp_path, stories(50))
+    from helpers.data.staging import Staging
+
+    finish = Staging.finish
+
+    def append_and_finish(staging):
+        with path.open("a") as file:
+            file.write('\n{"text": "one more"}')
+        finish(staging)
+
+    monkeypatch.setattr(Staging, "finish", append_and_finish)
+    with pytest.raises(SettingsError, match="changed while it was read"):
+        prepare(tiny_settings.model_copy(update={"source": str(path)}))
+    assert not list((tmp_path / "runs" / "tiny").glob("data*"))
+
+
+CHILD = """
+import sys
+from helpers.data.preparation import prepare
+from helpers.settings import DataSettings, SettingsError
+{before}
+try:
+    prepare(DataSettings(run="tiny", source=sys.argv[1], model_name_or_path=sys.argv[2], block_size=32))
+except SettingsError as error:
+    print(error)
+"""
+
+
+def in_a_child(source, model, *, before=""):
+    command = [sys.executable, "-c", CHILD.format(before=before), str(source), str(model)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits a process as POSIX can")
+def test_a_disk_that_fills_up_is_told_and_nothing_is_left(tmp_path, tiny_model):
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))"
+    source = written(tmp_path, stories(2000))
+    said, errors = in_a_child(source, tiny_model, before=limit).communicate()
+    assert "is full: the text needs about three times its size" in said, errors
+    assert not list((tmp_path / "runs" / "tiny").glob("data*"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="kills a process as POSIX can")
+def test_a_killed_preparation_leaves_no_half_and_the_next_starts_clean(tmp_path, tiny_model):
+    source, folder = written(tmp_path, stories(100)), tmp_path / "runs" / "tiny"
+    stop = (
+        "import time; from helpers.data.staging import Staging\n"
+        "Staging.finish = lambda staging: time.sleep(600)  # hold still where it is to be killed"
+    )
+    child = in_a_child(source, tiny_model, before=stop)
+    deadline = time.monotonic() + 120
+    while not (folder / "data.new" / "staged" / "texts").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    child.send_signal(signal.SIGKILL)
+    child.communicate()
+    assert (folder / "data.new").exists()
+    assert not (folder / "data").exists()
+    with pytest.raises(SettingsError, match="holds no data yet"):
+        open_prepared("tiny")
+    settings = DataSettings(run="tiny", source=str(source), model_name_or_path=str(tiny_model), block_size=32)
+    assert prepare(settings).facts["documents_read"] == 100
+    assert sorted(path.name for path in folder.glob("data*")) == ["data"]
+
+
+def test_a_read_only_source_is_read(tmp_path, tiny_settings):
+    (folder := tmp_path / "only read").mkdir()
+    path = written(folder, stories(50), "Füchse und Eulen.jsonl")
+    path.chmod(0o444)
+    folder.chmod(0o555)
+    try:
+        assert prepare(tiny_settings.model_copy(update={"source": str(folder)})).facts["documents_read"] == 50
+        assert list(folder.iterdir()) == [path]
+    finally:
+        folder.chmod(0o755)
+
+
+def test_progress_is_shown_where_it_is_asked_for_and_not_for_a_moment_s_work(tiny_settings, capsys):
+    prepare(tiny_settings)
+    assert "reading" not in capsys.readouterr().err
+    shutil.rmtree(Path(os.environ["COURSE_RUNS"]) / "tiny")
+    prepare(tiny_settings, progress=True)
+    shown = capsys.readouterr().err
+    assert "reading" in shown
+    assert "tokens" in shown

@@ -1,0 +1,59 @@
+import matplotlib.pyplot as plt
+import pytest
+
+from helpers.data.data_plots import plot_packing, plot_report
+from helpers.data.preparation import prepare
+from helpers.data.quality import report, useful_share
+from helpers.model import load_tokenizer
+
+
+@pytest.fixture
+def data(tiny_settings):
+    return prepare(tiny_settings)
+
+
+@pytest.fixture(autouse=True)
+def _close():
+    yield
+    plt.close("all")
+
+
+def test_a_report_counts_what_is_there(data, tiny_settings):
+    found = report(data, load_tokenizer("pocket"))
+    assert found.lengths.sum() == data.facts["splits"]["train"]["tokens"]
+    n_bytes = [len(text.encode()) for text in data.documents["train"]["text"]]
+    assert found.tokens_per_byte.tolist() == pytest.approx((found.lengths / n_bytes).tolist())
+    assert found.useful_share["packed"] == 1
+    assert sum(found.frequent.values()) <= 1
+    assert list(found.frequent.values()) == sorted(found.frequent.values(), reverse=True)
+    assert dict(found.rows())["documents read"] == "40"
+
+
+def test_a_report_shows_a_text_s_own_signs_escaped(data):
+    data.facts["encodings"]["<script>"] = 1
+    data.facts["notes"].append("<b>bold</b>")
+    shown = report(data, load_tokenizer("pocket"))._repr_html_()
+    assert "<script>" not in shown
+    assert "&lt;b&gt;bold" in shown
+
+
+def test_useful_share_is_text_over_positions():
+    assert useful_share([5, 5], 10) == 0.5
+    assert useful_share([50, 50], 10) == 1
+
+
+def test_packing_is_drawn_to_scale_and_covers_every_token():
+    lengths = [5, 12, 3, 30]
+    ax = plot_packing(lengths, block_size=10)
+    grey, padded = ax.patches[0:8:2], ax.patches[1:8:2]
+    assert [bar.get_width() for bar in grey] == [10] * 4
+    assert [bar.get_width() for bar in padded] == [5, 10, 3, 10]
+    assert sum(bar.get_width() for bar in ax.patches[8:]) == sum(lengths)
+    assert "70%" in ax.get_title()
+    assert ax.get_xlabel()
+
+
+def test_every_picture_of_the_report_names_its_axes(data):
+    axes = plot_report(report(data, load_tokenizer("pocket"))).ravel()
+    assert all(ax.get_title() and ax.get_xlabel() for ax in axes)
+    axes[0].figure.canvas.draw()

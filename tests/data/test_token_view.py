@@ -1,0 +1,35 @@
+import pytest
+
+from helpers.data.token_view import merge_steps, view_tokens
+from helpers.model import load_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer("pocket")
+
+
+def test_the_pieces_are_the_text(tokenizer):
+    text = "The clever badger dug\na second door.<|endoftext|>"
+    view = view_tokens(tokenizer, text)
+    assert "".join(view.pieces) == text
+    assert view.ids == tokenizer.encode(text)
+
+
+def test_text_is_escaped_where_it_is_shown(tokenizer):
+    shown = view_tokens(tokenizer, "<script>alert('x')</script> & <b>")._repr_html_()
+    assert "<script>" not in shown
+    assert "<b>" not in shown
+
+
+def test_a_part_of_a_letter_is_shown_as_its_bytes(tokenizer):
+    pieces = view_tokens(tokenizer, "狐").pieces
+    raw = bytes(int(byte, 16) for piece in pieces for byte in piece.strip("<>").split())
+    assert raw.decode() == "狐"
+
+
+@pytest.mark.parametrize("word", [" badger", "unbelievable", "parameter", "café", "x"])
+def test_merges_begin_with_bytes_and_end_with_the_tokenizers_own_tokens(tokenizer, word):
+    steps = merge_steps(tokenizer, word)
+    assert len(steps[0].split("|")) == len(word.encode())
+    assert steps[-1] == str(view_tokens(tokenizer, word))

@@ -1,0 +1,79 @@
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transformers import GPT2Tokenizer
+
+from helpers.data.preparation import FABLES
+from helpers.data.tokens import TokenStream
+from helpers.model import load_tokenizer
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+ODD = [
+    *("", " ", "\n\n\n", "a  b   c\t\td \n", "don't we'll I'VE they're 'tis", "x" * 3000, " " * 3000, "1234 12.5e-3"),
+    *("café naïve Ω≈ç√ 狐狸走到井边 🦊👩\u200d👩\u200d👧 \u200d\ufeff\u00a0\u3000end", "\x00\x01\x7f"),
+    *("http://a.b/c?d=e&f=[g]{h}", "```py\n\tif x:\n```"),
+]
+
+
+@pytest.fixture(params=["pocket", "gpt2"], scope="module")
+def tokenizer(request):
+    if request.param == "pocket":
+        return load_tokenizer("pocket")
+    files = SHARED / "gpt2-tokenizer"
+    if not files.exists():
+        pytest.skip("GPT-2's tokenizer files are not beside this checkout")
+    return GPT2Tokenizer(vocab=str(files / "vocab.json"), merges=str(files / "merges.txt"))
+
+
+def expected(tokenizer, texts):
+    return [[*ids, tokenizer.eos_token_id] for ids in tokenizer(texts, verbose=False)["input_ids"]]
+
+
+def random_texts(n):
+    draw = random.Random(0)
+    signs = [*"abcdeXYZ", *"   \n\t'.,-_0123", *"éßłжक狐🦊\u0301\u00a0"]
+    return ["".join(draw.choices(signs, k=draw.randrange(1, 80))) for _ in range(n)]
+
+
+@pytest.mark.parametrize("texts", [ODD, random_texts(2000), [path.read_text() for path in sorted(FABLES.glob("*.md"))]])
+def test_the_fast_way_gives_the_tokenizers_own_ids(tokenizer, texts):
+    stream = TokenStream(tokenizer)
+    ids, n_tokens = stream.encode(texts)
+    rows = expected(tokenizer, texts)
+    assert ids.tolist() == [token for row in rows for token in row]
+    assert n_tokens.tolist() == [len(row) for row in rows]
+    assert stream.is_fast
+
+
+def test_a_document_that_holds_the_end_of_text_keeps_its_length(tokenizer):
+    texts = ["one fox", f"two{tokenizer.eos_token}owls", "three hens"]
+    ids, n_tokens = TokenStream(tokenizer).encode(texts)
+    rows = expected(tokenizer, texts)
+    assert ids.tolist() == [token for row in rows for token in row]
+    assert n_tokens.tolist() == [len(row) for row in rows]
+
+
+def test_a_tokenizer_that_answers_otherwise_is_asked_itself(tokenizer, monkeypatch):
+    stream = TokenStream(tokenizer)
+    monkeypatch.setattr(stream, "_join_and_encode", lambda texts, end: np.zeros(3, np.uint32))
+    assert stream.encode(["one fox"])[0].tolist() == expected(tokenizer, ["one fox"])[0]
+    assert not stream.is_fast
+
+
+def test_another_kind_of_tokenizer_is_asked_itself():
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({"one": 0, "fox": 1, "<end>": 2}, unk_token="one"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    other = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>")
+    stream = TokenStream(other)
+    assert stream.encode(["fox one", "fox"])[0].tolist() == [1, 0, 2, 1, 2]
+    assert not stream.is_fast
+
+
+def test_no_documents_are_no_tokens(tokenizer):
+    ids, n_tokens = TokenStream(tokenizer).encode([])
+    assert len(ids) == len(n_tokens) == 0

@@ -1,0 +1,232 @@
+import copy
+import math
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from transformers import Trainer, TrainingArguments
+
+from helpers.data.preparation import prepare
+from helpers.evaluation.scoring import Score, model_name, revision_of, score
+from helpers.model import load_model
+from helpers.settings import NOTEBOOKS, SettingsError
+from helpers.training.fine_tuning import as_batch
+
+DOCUMENTS = ["A fox ran home over the hill.", "No.", "The owl slept " * 40, "", "caf\u00e9 at the well"]
+
+
+def plain_nats(model, tokenizer, documents, stride, context):
+    """Score token by token, each with the context its window gives it: slow, and written another way."""
+    stream, owner = [tokenizer.eos_token_id], []
+    for number, text in enumerate(documents):
+        ids = [*tokenizer.encode(text), tokenizer.eos_token_id]
+        stream += ids
+        owner += [number] * len(ids)
+    nats = np.zeros(len(documents))
+    for target in range(1, len(stream)):
+        n_moves = max(0, math.ceil((target - context) / stride))  # until the window's last prediction reaches it
+        begin = n_moves * stride
+        with torch.no_grad():
+            logits = model(torch.tensor([stream[begin:target]])).logits[0, -1]
+        nats[owner[target - 1]] -= logits.log_softmax(-1)[stream[target]].item()
+    return nats
+
+
+@pytest.mark.parametrize(("stride", "context"), [(16, 64), (64, 64), (1, 8), (5, 16)])
+def test_a_score_equals_a_plain_loop_over_tokens(tiny, stride, context):
+    result = score(*tiny, DOCUMENTS, stride=stride, context=context, per_device_eval_batch_size=3)
+    expected = plain_nats(*tiny, DOCUMENTS, stride, context)
+    assert result.document_nats == pytest.approx(expected, rel=1e-4)
+    assert result.document_tokens.tolist() == [len(tiny[1].encode(text)) + 1 for text in DOCUMENTS]
+    assert result.document_bytes.tolist() == [len(text.encode()) for text in DOCUMENTS]
+    assert result.n_words == len(" ".join(DOCUMENTS).split())
+
+
+@pytest.mark.parametrize("stride", [64, 32, 7])
+def test_the_published_protocol_is_that_of_the_transformers_documentation(tiny, stride):
+    model, tokenizer = tiny
+    rows = ["", " = A heading = \n", "The fox went home. " * 30, "", "Nobody knew why."]
+    ids = tokenizer("\n\n".join(rows), return_tensors="pt", verbose=False).input_ids
+    nats, n_scored, before = 0.0, 0, 0
+    for begin in range(0, ids.shape[1], stride):
+        end = min(begin + 64, ids.shape[1])
+        labels = ids[:, begin:end].clone()
+        labels[:, : before - end if before else 0] = -100
+        kept = int((labels[:, 1:] != -100).sum())
+        with torch.no_grad():
+            nats += model(ids[:, begin:end], labels=labels).loss.item() * kept
+        n_scored, before = n_scored + kept, end
+        if end == ids.shape[1]:
+            break
+    result = score(*tiny, rows, stride=stride, protocol="transformers")
+    assert result.n_tokens == n_scored
+    assert result.perplexity == pytest.approx(math.exp(nats / n_scored), rel=1e-5)
+    assert "protocol transformers" in result.protocol
+
+
+@pytest.mark.network
+@pytest.mark.parametrize(("stride", "published"), [(1024, 29.94), (512, 25.19)])
+def test_gpt2_on_wikitext_has_the_published_perplexity(stride, published):
+    source = (
+        "from datasets import load_dataset\n"
+        "from helpers.model import hub_answers, load_model, load_tokenizer\n"
+        "from helpers.evaluation.scoring import score\n"
+        "if not hub_answers(): raise SystemExit('The Hub does not answer.')\n"
+        "rows = load_dataset('Salesforce/wikitext', 'wikitext-2-raw-v1', split='test')['text']\n"
+        "name = 'openai-community/gpt2'\n"
+        f"found = score(load_model(name), load_tokenizer(name), rows, stride={stride}, protocol='transformers')\n"
+        "print('perplexity', found.perplexity)"
+    )
+    online = os.environ | {"HF_HUB_OFFLINE": "0"}
+    child = subprocess.run(
+        [sys.executable, "-c", source], capture_output=True, text=True, env=online, cwd=NOTEBOOKS.parent
+    )
+    if "The Hub does not answer." in child.stderr:
+        pytest.skip("needs the Hugging Face Hub: run this test where there is a network")
+    assert child.returncode == 0, child.stderr
+    assert float(child.stdout.split()[-1]) == pytest.approx(published, abs=0.05)
+
+
+def test_the_batch_size_changes_nothing(tiny):
+    one, many = (score(*tiny, DOCUMENTS, stride=8, per_device_eval_batch_size=size) for size in (1, 16))
+    assert one.document_nats == pytest.approx(many.document_nats, rel=1e-5)
+
+
+def test_one_full_window_after_another_gives_what_the_trainer_gives(tiny, tiny_settings, tmp_path):
+    """Where the protocols coincide: whole windows of full blocks, the first token of each given."""
+    blocks = prepare(tiny_settings).blocks["validation"]
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none", disable_tqdm=True)
+    trainer = Trainer(model=tiny[0], args=arguments, eval_dataset=blocks, data_collator=as_batch)
+    by_trainer = trainer.evaluate()["eval_loss"]
+    stream = [token for row in blocks["input_ids"] for token in row.tolist()]
+    text = tiny[1].decode(stream)
+    assert tiny[1].encode(text) == stream, "the same tokens for both"
+    result = score(*tiny, [text], stride=32, context=32, protocol="transformers")
+    assert result.n_tokens == 31 * len(blocks)
+    assert result.loss_nats == pytest.approx(by_trainer, abs=1e-4)
+
+
+def some_score(nats, tokens, n_bytes, n_words=5):
+    return Score(np.array(nats), np.array(tokens), np.array(n_bytes), n_words, "ab" * 32, "m", "weights 12", 8, 16)
+
+
+def test_the_figures_of_a_score_follow_from_its_sums():
+    result = some_score([math.log(2) * 30, math.log(2) * 10], [15, 5], [7, 3])
+    assert result.perplexity == pytest.approx(4)
+    assert result.bits_per_byte == pytest.approx(4)
+    assert result.word_perplexity == pytest.approx(2**8)
+    assert result.loss_nats == pytest.approx(2 * math.log(2))
+    assert result.to_dict()["protocol"] == (
+        "m (weights 12), text abababababab: 2 documents, 20 tokens, 10 bytes, context 16, stride 8, protocol documents"
+    )
+
+
+def test_a_figure_beyond_all_numbers_is_none_in_json():
+    assert some_score([8000.0], [20], [10]).to_dict()["word_perplexity"] is None
+
+
+def test_the_text_has_the_hash_that_the_data_have(tiny, tiny_settings):
+    data = prepare(tiny_settings)
+    result = score(*tiny, data.documents["test"]["text"], stride=32)
+    assert result.text_sha256 == data.facts["splits"]["test"]["sha256"]
+
+
+def test_the_model_comes_back_as_it_was(tiny):
+    model = tiny[0]
+    attention, activation = model.config._attn_implementation, model.transformer.h[0].mlp.act
+    score(*tiny, DOCUMENTS, stride=64)
+    assert model.config._attn_implementation == attention
+    assert model.transformer.h[0].mlp.act is activation
+
+
+def test_a_revision_tells_one_state_of_the_weights_from_another(tiny):
+    changed = copy.deepcopy(tiny[0])
+    assert revision_of(changed) == revision_of(tiny[0])
+    with torch.no_grad():
+        changed.transformer.wte.weight[7, 3] += 1e-3
+    assert revision_of(changed) != revision_of(tiny[0])
+    changed.config._commit_hash = "607a30d783dfa663caf39e06633721c8d4cfcd7e"
+    assert re.fullmatch(r"commit 607a30d783df, weights [0-9a-f]{12}", revision_of(changed))
+
+
+def test_a_models_folder_is_named_without_the_path_to_it(tiny, tiny_model):
+    assert model_name(tiny[0]) == tiny_model.name
+    assert score(*tiny, ["A fox."], stride=8, name="run mine").model == "run mine"
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("changes", "words"),
+        [
+            ({"stride": 65}, "stride = 65 does not fit: it must be 1 to 64"),
+            ({"stride": 17, "context": 16}, "must be 1 to 16"),
+            ({"stride": 0}, "must be 1 to 64"),
+            ({"stride": 8, "context": 65}, "has 64 positions"),
+            ({"stride": 8, "context": 1}, "context = 1 does not fit"),
+            ({"stride": 8, "context": 0}, "context = 0 does not fit"),
+            ({"stride": 8, "protocol": "gpt2"}, "protocol = 'gpt2' is unknown"),
+        ],
+    )
+    def test_a_window_that_would_leave_tokens_out(self, tiny, changes, words):
+        with pytest.raises(SettingsError, match=words):
+            score(*tiny, DOCUMENTS, **changes)
+
+    @pytest.mark.parametrize(
+        ("documents", "words"),
+        [
+            ([], "no documents to score"),
+            ([""], "1 documents hold nothing but white space"),
+            (["", " \n"], "2 documents hold nothing but white space"),
+            ("A fox.", r"put it into a list, \[text\]"),
+            (["A fox.", None], "Document 1 is no text but NoneType"),
+        ],
+    )
+    def test_what_is_no_text(self, tiny, documents, words):
+        with pytest.raises(SettingsError, match=words):
+            score(*tiny, documents, stride=8)
+
+    def test_a_text_of_one_token_is_scored_with_its_end(self, tiny):
+        assert len(tiny[1].encode("A")) == 1
+        assert score(*tiny, ["A"], stride=8).n_tokens == 2
+
+    def test_a_text_of_one_token_has_nothing_to_score_in_the_published_protocol(self, tiny):
+        with pytest.raises(SettingsError, match="The text has one token"):
+            score(*tiny, ["A"], stride=8, protocol="transformers")
+
+    def test_a_text_shorter_than_the_context_is_scored_whole(self, tiny):
+        assert score(*tiny, ["A fox."], stride=64).n_tokens == len(tiny[1].encode("A fox.")) + 1
+
+    def test_another_models_tokenizer(self, tiny):
+        from transformers import GPT2Config, GPT2LMHeadModel
+
+        shape = {"n_positions": 64, "n_embd": 8, "n_layer": 1, "n_head": 1}
+        small = GPT2LMHeadModel(GPT2Config(vocab_size=100, eos_token_id=99, **shape))
+        with pytest.raises(SettingsError, match="has 4096 tokens and the model 100 rows"):
+            score(small, tiny[1], DOCUMENTS, stride=8)
+        large = GPT2LMHeadModel(GPT2Config(vocab_size=5000, eos_token_id=4999, **shape))
+        with pytest.raises(SettingsError, match="with token 4999 and the tokenizer with 4095"):
+            score(large, tiny[1], DOCUMENTS, stride=8)
+
+    @pytest.mark.parametrize("value", [math.nan, math.inf])
+    def test_a_weight_that_is_no_number(self, tiny, value):
+        broken = copy.deepcopy(tiny[0])
+        with torch.no_grad():
+            broken.transformer.h[0].mlp.c_fc.weight[3, 3] = value
+        with pytest.raises(SettingsError, match=r"weights transformer.h.0.mlp.c_fc.weight hold values that are not"):
+            score(broken, tiny[1], DOCUMENTS, stride=8)
+
+    def test_logits_that_overflow(self, tiny):
+        broken = copy.deepcopy(tiny[0])
+        with torch.no_grad():
+            broken.transformer.ln_f.weight.fill_(1e30)
+            broken.transformer.wte.weight.mul_(1e15)
+        with pytest.raises(SettingsError, match="logits overflow"):
+            score(broken, tiny[1], DOCUMENTS, stride=8)
+
+    def test_weights_too_coarse_to_measure_with(self, tiny_model, tiny):
+        with pytest.raises(SettingsError, match=r"weights are torch.bfloat16"):
+            score(load_model(str(tiny_model)).bfloat16(), tiny[1], DOCUMENTS, stride=8)

@@ -1,0 +1,103 @@
+"""Studies in a real PostgreSQL, started for these tests and ended after them."""
+
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from helpers.studies.queue import open_study, requeue_broken_off
+from helpers.studies.study_file import read_study
+from tests.studies.conftest import ended, starts, sweep, wait_until
+
+INSTALLED = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: float(path.parent.name))
+INITDB = shutil.which("initdb") or next((str(path / "initdb") for path in reversed(INSTALLED)), None)
+
+pytestmark = pytest.mark.postgresql
+
+
+@pytest.fixture(scope="module")
+def server():
+    """Return the address of a server of its own; it runs as an unprivileged user, as PostgreSQL demands.
+
+    Without PostgreSQL the tests are skipped, or fail where CI must not do without them.
+    """
+    if INITDB is None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("no initdb: `apt-get install postgresql`")
+    pytest.importorskip("psycopg", reason="needs psycopg: pip install '.[postgres]'")
+    user = {"user": "nobody", "group": "nogroup"} if os.name == "posix" and os.geteuid() == 0 else {}
+    folder = Path(tempfile.mkdtemp(prefix="pg"))  # short: a socket's path may have 107 signs
+    if user:
+        shutil.chown(folder, user["user"])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    bin_folder = Path(INITDB).resolve().parent
+
+    def call(program, *arguments):
+        command = [bin_folder / program, "-D", folder / "data", *arguments]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=folder, **user)
+
+    call("initdb", "--auth=trust", "--username=course", "--no-sync")
+    call("pg_ctl", "-w", "-l", folder / "log", "-o", f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -F", "start")
+    yield f"postgresql+psycopg://course@127.0.0.1:{port}/postgres"
+    call("pg_ctl", "-w", "-m", "immediate", "stop")
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def opened_study():
+    """Return `open_study`, and close the connections of what it opened."""
+    opened = []
+    yield lambda study: opened.append(open_study(study)) or opened[-1]
+    for one in opened:
+        one._storage.remove_session()
+        one._storage._backend.engine.dispose()
+
+
+def test_two_commands_share_a_study_and_one_is_killed(study_file, server, runs, monkeypatch):
+    monkeypatch.setenv("NAP", "1")
+    vary = {"learning_rate": [0.001, 0.002, 0.003], "weight_decay": [0.0, 0.1]}
+    file = study_file(study="shared", storage=server, vary=vary)
+    first, second = sweep(file), sweep(file)
+    wait_until(lambda: len(starts(runs / "shared")) >= 3)
+    second.kill()
+    second.communicate()
+    code, told = ended(first)
+    assert code == 0, told
+    assert "6 done, 0 running of 6" in told
+    counts = starts(runs / "shared")
+    assert sorted(counts) == [f"trial-{n:03d}" for n in range(6)]
+    assert sum(counts.values()) <= 7, "only what was broken off is begun again"
+    assert not (runs / "shared/study.log").exists()
+
+
+def test_what_another_machine_works_at_is_left_to_its_heartbeats(study_file, server, opened_study):
+    study = read_study(study_file(study="elsewhere", storage=server))
+    opened = opened_study(study)
+    with pytest.warns(UserWarning, match="Heartbeat"):
+        taken = opened.ask()
+    taken.set_user_attr("worker", "another-machine:/its/runs/elsewhere")
+    requeue_broken_off(study, opened)
+    assert opened.get_trials()[0].state.name == "RUNNING", "that nobody holds its lock here says nothing"
+
+
+def test_what_a_silent_machine_worked_at_is_queued_again(study_file, server, opened_study, monkeypatch):
+    monkeypatch.setattr("helpers.training.trial.HEARTBEAT_SECONDS", 1)
+    monkeypatch.setattr("helpers.training.trial.GRACE_SECONDS", 2)
+    study = read_study(study_file(study="silent", storage=server, vary={"learning_rate": [0.001]}))
+    opened = opened_study(study)
+    with pytest.warns(UserWarning, match="Heartbeat"):
+        taken = opened.ask()
+    taken.set_user_attr("worker", "another-machine:/its/runs/silent")
+    opened._storage.record_heartbeat(taken._trial_id)  # its last
+
+    def is_queued_again():
+        requeue_broken_off(study, opened)
+        return [trial.state.name for trial in opened.get_trials()] == ["FAIL", "WAITING"]
+
+    assert not is_queued_again()
+    wait_until(is_queued_again, seconds=20)

@@ -1,0 +1,219 @@
+from pathlib import Path
+
+import pytest
+
+from helpers.settings import SettingsError
+from helpers.studies.study import Range
+from helpers.studies.study_file import STUDIES, find_study, read_study
+
+
+def test_a_grid_has_a_point_for_each_combination_in_the_order_of_the_file(study_file):
+    study = read_study(study_file())
+    assert study.is_grid
+    assert [tuple(point.values()) for point in study.points] == [(0.001, 0.0), (0.001, 0.1), (0.002, 0.0), (0.002, 0.1)]
+
+
+def test_a_budget_of_trials_cuts_the_grid(study_file):
+    assert len(read_study(study_file(budgets={"trials": 3})).points) == 3
+
+
+def test_a_range_makes_a_search_on_the_settings_own_scale(study_file):
+    study = read_study(study_file(vary={"learning_rate": {"low": 1e-5, "high": 1e-3}, "weight_decay": [0.0, 0.1]}))
+    assert not study.is_grid
+    assert study.vary["learning_rate"] == Range(low=1e-5, high=1e-3, scale="log")
+    assert study.points == [{}] * 20
+    assert len(study.corners) == 4
+
+
+def test_text_is_read_as_the_settings_type(tmp_path, cheap_notebook):
+    path = tmp_path / "a.yaml"
+    path.write_text(f"vary:\n  learning_rate: [3e-4, 1e-3]\nnotebooks: [{cheap_notebook}]\n")  # YAML reads text here
+    assert read_study(path).vary["learning_rate"] == [3e-4, 1e-3]
+    assert read_study(path).study == "a"
+
+
+def test_a_notebook_may_be_a_number(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("vary: {learning_rate: [0.001]}\nnotebooks: [3, 04]\n")
+    assert read_study(path).notebooks == ["03", "04"]
+
+
+def test_an_address_may_hold_a_variable_of_the_environment(study_file, monkeypatch):
+    monkeypatch.setenv("PASSWORD", "secret")
+    assert read_study(study_file(storage="postgresql+psycopg://me:${PASSWORD}@h/d")).storage.endswith("secret@h/d")
+
+
+BAD = """\
+study: "../x"
+preset: poket
+settings:
+  run: mine
+  blok_size: 64
+vary:
+  learning_rate: [3.0e-4, 7]
+  weight_decay: {low: 0.5, high: 0.1}
+  warmup_steps: {low: 0, high: 1, scale: log}
+  optimiser: [adam]
+  source: {low: 1, high: 2}
+  num_train_epochs: {low: 1}
+  seed: 3
+  max_grad_norm: [1.0, 1.0]
+  stride: [3]
+  block_size: {low: 8, hihg: 64}
+notebooks: ["03"]
+budgets:
+  trial: 3
+  hours: -1
+prune: maybe
+optimise: los
+storag: x
+"""
+WORDS = {
+    1: "not a plain name",
+    2: "did you mean 'pocket'?",
+    4: "`run` is not for a study to set",
+    5: "did you mean 'block_size'?",
+    7: "learning_rate = 7 is not allowed: it must be a number, above 0, at most 0.1",
+    8: "low must be below high",
+    9: "on a log scale it must begin above 0",
+    10: "There is no setting 'optimiser'",
+    11: "source has no range: it must be text",
+    12: "The range of num_train_epochs lacks high",
+    13: "seed = 3 is not allowed: it must be a list of values, or a range with low and high",
+    14: "max_grad_norm has a value twice",
+    15: "None of the notebooks 03 takes 'stride'",
+    16: "There is no 'hihg' here; did you mean 'high'?",
+    19: "There is no 'trial' here; did you mean 'trials'?",
+    20: "hours = -1 is not allowed: it must be a number, at least 0",
+    21: "prune = 'maybe' is not allowed: it must be true or false",
+    22: "optimise = 'los' is not allowed: it must be one of 'eval_loss', 'bits_per_byte', 'perplexity'",
+    23: "A study has no 'storag'; did you mean 'storage'?",
+}
+
+
+def test_each_fault_is_told_with_its_line(tmp_path):
+    path = tmp_path / "bad.yaml"
+    path.write_text(BAD, encoding="utf-8")
+    with pytest.raises(SettingsError) as error:
+        read_study(path)
+    told = {}
+    for line in str(error.value).splitlines():
+        where, _, sentence = line.partition(": ")
+        told.setdefault(int(where.removeprefix("bad.yaml, line ")), []).append(sentence)
+    assert {number for number in WORDS if not any(WORDS[number] in said for said in told.get(number, []))} == set()
+    assert set(told) == set(WORDS)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("vary: [1", "line 1: this is not YAML"),
+        ("a: 1\nb: {\n", "this is not YAML"),
+        ("- 1\n", "a study is a mapping"),
+        ("", "a study is a mapping"),
+        ("preset: pocket\n", "`vary` names no setting"),
+        ("vary: 3\n", "vary = 3 is not allowed"),
+        ("vary: {seed: []}\n", "seed = [] is not allowed"),
+        ("vary: {seed: [1]}\nnotebooks: 3\n", "notebooks = 3 is not allowed"),
+        ('vary: {seed: [1]}\nnotebooks: ["09"]\n', "There is no notebook '09'"),
+        ("vary: {seed: [1]}\nbudgets: 3\n", "budgets = 3 is not allowed"),
+        ("vary: {seed: [1]}\nsettings: [1]\n", "settings = [1] is not allowed"),
+        ("vary: {1: [1]}\n", "There is no setting '1'"),
+    ],
+)
+def test_what_is_no_study_is_one_sentence(tmp_path, text, words):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(SettingsError) as error:
+        read_study(path)
+    assert words in str(error.value)
+
+
+def test_a_file_that_is_no_text_is_one_sentence(tmp_path):
+    (tmp_path / "bad.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(SettingsError, match=r"bad\.yaml: this is not YAML"):
+        read_study(tmp_path / "bad.yaml")
+
+
+def refusal(path):
+    with pytest.raises(SettingsError) as error:
+        read_study(path)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("varied", "changes", "words"),
+    [
+        ("seed: [1, 2]", "", "seed changes the text that is measured"),
+        ("source: [fables, python-reference]", "", "with source under `settings`; `python -m helpers compare"),
+        ("validation_share: {low: 0.1, high: 0.2}", "", "validation_share changes the text"),
+        ("block_size: [64, 128]", "", "a longer block has the smaller loss"),
+        ("block_size: [64, 128]", "optimise: perplexity\nprune: true\n", "a longer block has the smaller loss"),
+        ("stride: [64, 128]", "optimise: bits_per_byte\n", "stride changes how the figure is measured"),
+        ("model_name_or_path: [pocket, openai-community/gpt2]", "", "models of different vocabularies"),
+    ],
+)
+def test_what_cannot_be_ranked_is_not_varied(tmp_path, varied, changes, words):
+    (tmp_path / "a.yaml").write_text(f"preset: pocket\nvary:\n  {varied}\n{changes}")
+    told = refusal(tmp_path / "a.yaml")
+    assert told.startswith("a.yaml, line 3: ")
+    assert words in told
+    assert "\n" not in told
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "vary: {seed: [1]}",
+        "vary: {block_size: [64, 128]}\noptimise: bits_per_byte",
+        "vary: {model_name_or_path: [pocket, openai-community/gpt2]}\noptimise: bits_per_byte",
+        "vary: {model_name_or_path: [distilbert/distilgpt2, openai-community/gpt2]}",
+    ],
+)
+def test_what_can_be_ranked_may_be_varied(tmp_path, text):
+    (tmp_path / "a.yaml").write_text(text)
+    assert read_study(tmp_path / "a.yaml").points
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("vary: {seed: [1]}\nsettings:\n  seed: 1\n", "line 1: seed stands under `settings` too"),
+        (
+            "vary: {seed: [1]}\npreset: pocket\nvary: {seed: [2]}\n",
+            "line 3: 'vary' is here for the second time, after line 1",
+        ),
+        ("vary:\n  seed: [1]\n  seed: [2]\n", "line 3: 'seed' is here for the second time, after line 2"),
+        ("vary: {learning_rate: [0.001, 1e-3]}\n", "line 1: learning_rate has a value twice"),
+        (
+            "vary: {seed: [1]}\nnotebooks: [3]\noptimise: perplexity\n",
+            'makes perplexity, so that every trial would fail: add "04"',
+        ),
+        ("vary: {seed: [1]}\nnotebooks: [2]\n", "line 2: None of the notebooks 02 makes eval_loss"),
+    ],
+)
+def test_what_would_fail_or_be_lost_is_refused_before(tmp_path, text, words):
+    (tmp_path / "a.yaml").write_text(text)
+    assert words in refusal(tmp_path / "a.yaml")
+
+
+def test_a_file_whose_name_is_no_study_may_say_another(tmp_path, cheap_notebook):
+    path = tmp_path / "my study.yaml"
+    text = f"vary: {{learning_rate: [0.001]}}\nnotebooks: [{cheap_notebook}]\n"
+    path.write_text(text)
+    assert "'my study' is not a plain name" in refusal(path)
+    assert refusal(path).endswith("rename the file, or set `study:` in it.")
+    path.write_text(f"study: mine\n{text}")
+    assert read_study(path).study == "mine"
+
+
+@pytest.mark.parametrize("path", sorted(STUDIES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_shipped_study_is_found_by_its_name_and_right(path):
+    assert find_study(path.stem) == path
+    assert read_study(path).points
+
+
+def test_an_unknown_study_is_answered_with_the_shipped_ones():
+    with pytest.raises(SettingsError, match="shipped with the course: rates"):
+        find_study("none")
+    assert find_study(str(STUDIES / "rates.yaml")) == Path(STUDIES / "rates.yaml")

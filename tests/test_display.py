@@ -1,0 +1,14 @@
+from helpers.display import html_table
+
+
+def test_all_text_is_escaped():
+    shown = html_table(["<a>"], [["<b>"]], caption="<c>")
+    assert not any(tag in shown for tag in ("<a>", "<b>", "<c>"))
+    assert all(f"&lt;{name}&gt;" in shown for name in "abc")
+
+
+def test_numbers_stand_on_the_right_and_text_on_the_left():
+    shown = html_table([], [[1234, 0.123456, None, True, "0.5"]])
+    cells = [cell.partition("</td>")[0] for cell in shown.split("<td")[1:]]
+    assert [cell.rpartition(">")[2] for cell in cells] == ["1,234", "0.1235", "", "True", "0.5"]
+    assert ["right" in cell for cell in cells] == [True, True, False, False, False]

@@ -1,0 +1,37 @@
+import re
+
+import pytest
+
+from helpers.settings import SettingsError
+from helpers.training.cards import CARDS, GIB, find_card
+
+
+@pytest.mark.parametrize("card", CARDS, ids=lambda card: card.name)
+def test_every_card_is_found_as_people_and_the_driver_write_it(card):
+    for name in (card.name, card.name.lower(), f"NVIDIA GeForce {card.name}", card.name.replace(" ", "")):
+        assert find_card(name) is card
+
+
+def test_the_driver_says_laptop_gpu():
+    assert find_card("NVIDIA GeForce RTX 4070 Laptop GPU").total_bytes == 8 * GIB
+
+
+@pytest.mark.parametrize(("name", "nearest"), [("RTX 4060 Ti", "RTX 4060 Ti 16 GB"), ("4070 Tie", "RTX 4070 Ti")])
+def test_an_unknown_card_is_one_sentence_with_the_nearest(name, nearest):
+    with pytest.raises(SettingsError, match=re.escape(f"did you mean {nearest!r}?")):
+        find_card(name)
+
+
+def test_a_card_unlike_any_gets_the_list():
+    with pytest.raises(SettingsError, match=r"there are RTX 3060 12 GB, .*, T4\."):
+        find_card("qqq")
+
+
+def test_the_driver_and_a_desktop_have_their_part():
+    assert find_card("4070 Ti").usable_bytes == 11 * GIB
+
+
+def test_a_card_without_bf16_takes_fp16_and_only_imitates_bf16():
+    t4 = find_card("Tesla T4")
+    assert (t4.precision("auto"), t4.precision("no")) == ("fp16", "no")
+    assert t4.tflops("bf16") == t4.tflops("no") < t4.tflops("fp16")

@@ -1,0 +1,264 @@
+import platform
+import warnings
+from contextlib import contextmanager
+
+import psutil
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from helpers.training import engine
+from helpers.training.engine import (
+    attention_in_parts,
+    chunked_loss,
+    equal_results_less_work,
+    keep_freed_memory,
+    use_causal_attention,
+    use_chunked_loss,
+    use_fused_gelu,
+)
+
+V = 211
+SHAPES = [(1, 4), (3, 17), (4, 64)]  # (B, T): short, odd, all positions
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=V, n_positions=64, n_embd=48, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=1,
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+    )  # fmt: skip
+    model = GPT2LMHeadModel(config).train()
+    model.loss_type = "ForCausalLM"
+    return model
+
+
+def batch(shape, *, padded):
+    ids = torch.randint(V, shape, generator=torch.Generator().manual_seed(1))
+    labels = ids.clone()
+    if padded:
+        labels[0, -(-shape[1] // 2) :] = -100  # the first row's second half
+    return ids, labels
+
+
+def loss_and_gradients(model, **inputs):
+    model.zero_grad()
+    loss = model(**inputs).loss
+    loss.backward()
+    return loss.item(), torch.cat([p.grad.flatten() for p in model.parameters()])
+
+
+def assert_equal(stock, ours):
+    assert ours[0] == pytest.approx(stock[0], abs=1e-5)
+    assert (ours[1] - stock[1]).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("change", [use_causal_attention, use_fused_gelu, use_chunked_loss, "all"])
+def test_each_change_gives_the_stock_loss_and_gradients(model, change, shape, padded):
+    ids, labels = batch(shape, padded=padded)
+    stock = loss_and_gradients(model, input_ids=ids, attention_mask=(labels != -100).long(), labels=labels)
+    if change == "all":
+        with equal_results_less_work(model):
+            ours = loss_and_gradients(model, input_ids=ids, labels=labels)
+    else:
+        change(model)
+        ours = loss_and_gradients(model, input_ids=ids, labels=labels)
+    assert_equal(stock, ours)
+
+
+def test_the_pocket_model_gives_its_stock_loss_and_gradients():
+    from helpers.model import load_model
+
+    model = load_model("pocket").eval()
+    ids = torch.randint(4096, (2, 100), generator=torch.Generator().manual_seed(1))
+    stock = loss_and_gradients(model, input_ids=ids, labels=ids)
+    with equal_results_less_work(model):
+        assert_equal(stock, loss_and_gradients(model, input_ids=ids, labels=ids))
+
+
+@pytest.mark.parametrize("chunk_tokens", [1, 7, 51, 4096])
+def test_the_size_of_a_chunk_changes_nothing(model, chunk_tokens):
+    ids, labels = batch((3, 17), padded=True)
+    stock = loss_and_gradients(model, input_ids=ids, labels=labels)
+    use_chunked_loss(model, chunk_tokens=chunk_tokens)
+    assert_equal(stock, loss_and_gradients(model, input_ids=ids, labels=labels))
+
+
+def test_the_loss_of_an_accumulated_step_is_divided_by_the_labels_of_all_its_passes(model):
+    ids, labels = batch((3, 17), padded=False)
+    stock = loss_and_gradients(model, input_ids=ids, labels=labels, num_items_in_batch=torch.tensor(500))
+    use_chunked_loss(model)
+    assert_equal(stock, loss_and_gradients(model, input_ids=ids, labels=labels, num_items_in_batch=torch.tensor(500)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiled_it_gives_the_stock_loss_and_gradients_in_one_graph(model, dtype):
+    ids, labels = batch((3, 17), padded=False)
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the compiler's own
+        with equal_results_less_work(model):
+            eager = loss_and_gradients(model, input_ids=ids, labels=labels)
+            compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+            model.zero_grad()
+            loss = compiled(input_ids=ids, labels=labels).loss
+            loss.backward()
+    torch.compiler.reset()
+    assert loss.item() == pytest.approx(eager[0], abs=1e-5)
+    gradients = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+    assert (gradients - eager[1]).abs().max() < (1e-4 if dtype == torch.float32 else 2e-2)
+
+
+def test_under_bf16_autocast_the_loss_keeps_to_the_stock_one(model):
+    ids, labels = batch((4, 64), padded=False)
+    with torch.autocast("cpu", torch.bfloat16):
+        stock = loss_and_gradients(model, input_ids=ids, labels=labels)
+        with equal_results_less_work(model):
+            ours = loss_and_gradients(model, input_ids=ids, labels=labels)
+    assert ours[0] == pytest.approx(stock[0], rel=2e-3)  # bf16 keeps 8 bits
+    assert torch.nn.functional.cosine_similarity(ours[1], stock[1], dim=0) > 0.999
+
+
+def test_the_logits_of_all_tokens_are_never_held():
+    held = []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            held.extend(t.numel() for t in (out if isinstance(out, tuple) else [out]) if isinstance(t, torch.Tensor))
+            return out
+
+    hidden, weight = torch.randn(4, 64, 8, requires_grad=True), torch.randn(V, 8, requires_grad=True)
+    with Watch():
+        chunked_loss(hidden, weight, torch.randint(V, (4, 64)), chunk_tokens=32).backward()
+    assert max(held) <= 32 * V
+
+
+def test_without_labels_the_logits_are_given(model):
+    ids, _ = batch((2, 9), padded=False)
+    stock = model(input_ids=ids).logits
+    use_chunked_loss(model)
+    assert torch.equal(model(input_ids=ids).logits, stock)
+
+
+def test_validation_needs_no_gradients(model):
+    ids, labels = batch((2, 9), padded=False)
+    stock = model(input_ids=ids, labels=labels).loss
+    use_chunked_loss(model)
+    with torch.no_grad():
+        ours = model(input_ids=ids, labels=labels)
+    assert ours.loss == pytest.approx(stock.item(), abs=1e-5)
+    assert not ours.loss.requires_grad
+
+
+def test_attention_takes_the_flash_kernel(model):
+    use_causal_attention(model)
+    ids, labels = batch((2, 33), padded=False)
+    with sdpa_kernel([SDPBackend.FLASH_ATTENTION]):  # any other kernel would be an error
+        model(input_ids=ids, labels=labels).loss.backward()
+
+
+def query_key_value(n_tokens):
+    shape = (3, 2, 4, n_tokens, 16)  # all three, B, heads, T, head_dim
+    whole = torch.randn(shape, generator=torch.Generator().manual_seed(2))
+    return [part.clone().requires_grad_() for part in whole]
+
+
+@pytest.mark.parametrize("n_tokens", [2, 127, 128, 129, 300])
+def test_attention_in_parts_gives_what_the_kernel_gives(n_tokens):
+    query, key, value = query_key_value(n_tokens)
+    kernel = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+    ours = attention_in_parts(query, key, value)
+    slope = torch.randn(kernel.shape, generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(ours, kernel, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        torch.autograd.grad(ours, (query, key, value), slope),
+        torch.autograd.grad(kernel, (query, key, value), slope),
+        atol=1e-4,
+        rtol=1e-4,
+    )
+
+
+def test_attention_in_parts_holds_no_square_of_scores():
+    query, key, value = query_key_value(1024)
+    held = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: held.append(t.numel()) or t, lambda t: t):
+        attention_in_parts(query, key, value)
+    assert max(held) <= 2 * 4 * 128 * 1024
+
+
+def test_dropout_in_parts_leaves_out_a_share_and_keeps_the_mean():
+    query, key, _ = query_key_value(300)
+    torch.manual_seed(0)
+    sums = attention_in_parts(query, key, torch.ones_like(key), dropout=0.5)  # of the chances that were kept
+    assert sums[:, :, 0].unique().tolist() == [0, 2], "a single chance is dropped, or doubled"
+    assert sums.mean().item() == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_half_precision_and_dropout_attend_in_parts_on_a_cpu(model, dropout, monkeypatch):
+    calls = []
+    monkeypatch.setattr(engine, "attention_in_parts", lambda q, *_, **how: calls.append((q.dtype, how["dropout"])) or q)
+    for block in model.transformer.h:
+        block.attn.attn_dropout.p = dropout
+    ids, labels = batch((2, 33), padded=False)
+    use_causal_attention(model)
+    model(input_ids=ids, labels=labels)
+    with torch.autocast("cpu", torch.bfloat16):
+        model(input_ids=ids, labels=labels)
+    in_float32 = [(torch.float32, dropout)] * 2 if dropout else []
+    assert calls == [*in_float32, *[(torch.bfloat16, dropout)] * 2]
+
+
+def test_gradient_checkpointing_gives_the_same(model):
+    ids, labels = batch((3, 17), padded=False)
+    stock = loss_and_gradients(model, input_ids=ids, labels=labels)
+    getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()  # its name since 5.23
+    with equal_results_less_work(model):
+        assert_equal(stock, loss_and_gradients(model, input_ids=ids, labels=labels, use_cache=False))
+
+
+def test_afterwards_the_model_is_as_it_came(model):
+    config, modules = model.config.to_dict(), str(model)
+    with pytest.raises(ZeroDivisionError), equal_results_less_work(model):
+        assert str(model) != modules
+        raise ZeroDivisionError
+    assert model.config.to_dict() == config
+    assert model.config._attn_implementation == "sdpa"
+    assert str(model) == modules
+    assert "forward" not in vars(model)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's way with memory")
+def test_freed_memory_is_kept_for_the_next_step_and_given_back_at_the_end():
+    import resource
+
+    def faults():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+    n_pages = 2**26 // resource.getpagesize()
+    with keep_freed_memory():
+        torch.ones(2**24 + 2**22)  # float32, 80 MiB, freed at once
+        before = faults()
+        torch.ones(2**24)  # an aligned block of 64 MiB needs a little more room than that
+        assert faults() - before < n_pages / 100, "the second one was taken from the system again"
+        held = psutil.Process().memory_info().rss
+    assert psutil.Process().memory_info().rss < held - 2**26 / 2
+
+
+def test_the_engine_keeps_freed_memory_on_a_cpu(model, monkeypatch):
+    inside = []
+
+    @contextmanager
+    def noted():
+        inside.append(True)
+        yield
+        inside.pop()
+
+    monkeypatch.setattr(engine, "keep_freed_memory", noted)
+    with equal_results_less_work(model):
+        assert inside
+    assert not inside

@@ -1,0 +1,504 @@
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import torch
+from filelock import FileLock
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+
+from helpers.data.preparation import prepare
+from helpers.model import load_model, load_tokenizer
+from helpers.settings import NOTEBOOKS, SettingsError, TrainingSettings, read_run_settings, run_folder
+from helpers.training.checkpoints import last_whole_checkpoint, step_of
+from helpers.training.fine_tuning import (
+    TrainingBrokenError,
+    as_batch,
+    callbacks,
+    chosen_precision,
+    engine,
+    fine_tune,
+    open_or_train,
+    open_run,
+    read_history,
+    training_arguments,
+)
+from helpers.training.fine_tuning import fine_tuning as training
+from helpers.training.stopping import TrainingStoppedError
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def same_weights(one, other):
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_training_lowers_the_loss_and_leaves_a_whole_run_folder(tiny_run, runs):
+    losses = [row["loss"] for row in tiny_run.history if "loss" in row]
+    assert losses[-1] < losses[0] < math.log(4096) + 0.5
+    names = {path.name for path in (runs / "tiny").iterdir() if not path.name.startswith(".")}
+    assert names == {"settings.json", "data", "checkpoints", "model", "history.jsonl", "training.json"}
+
+
+def test_the_settings_file_is_all_that_is_needed_to_repeat_the_run(tiny_run, tiny_settings):
+    record = json.loads((tiny_run.folder / "settings.json").read_text())
+    assert TrainingSettings(**record["settings"]) == tiny_settings
+    assert {"python", "torch", "transformers"} <= set(record["versions"])
+    assert set(record["data_sha256"]) == {"train", "validation", "test"}
+
+
+def test_the_same_settings_give_the_same_weights(tiny_run, tiny_settings):
+    again = fine_tune(tiny_settings.model_copy(update={"run": "again"}))
+    assert same_weights(weights(tiny_run.model_folder), weights(again.model_folder))
+
+
+def test_an_interrupted_run_ends_with_the_weights_and_history_of_an_uninterrupted_one(
+    tiny_run, tiny_settings, monkeypatch
+):
+    class PowerCutError(Exception):
+        pass
+
+    def cut_at_step_5(*arguments):
+        callback = original(*arguments)
+
+        def on_step_end(args, state, control, **_):
+            if state.global_step == 5:
+                raise PowerCutError
+
+        callback.on_step_end = on_step_end
+        return callback
+
+    original = callbacks.history
+    settings = tiny_settings.model_copy(update={"run": "cut"})
+    with monkeypatch.context() as patch:
+        patch.setattr(callbacks, "history", cut_at_step_5)
+        with pytest.raises(PowerCutError):
+            fine_tune(settings)
+    assert last_whole_checkpoint(training.run_folder("cut") / "checkpoints").name == "checkpoint-3"
+    resumed = fine_tune(settings)
+    assert same_weights(weights(tiny_run.model_folder), weights(resumed.model_folder))
+    assert resumed.history == tiny_run.history
+
+
+def test_a_finished_run_is_opened_and_not_trained_again(tiny_run, tiny_settings):
+    before = (tiny_run.model_folder / "model.safetensors").stat().st_mtime_ns
+    assert fine_tune(tiny_settings) == tiny_run
+    assert (tiny_run.model_folder / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_run_is_never_overwritten_with_other_settings(tiny_run, tiny_settings):
+    before = weights(tiny_run.model_folder)
+    with pytest.raises(SettingsError, match=r"learning_rate = 0\.001, not 0\.002.*another run name"):
+        fine_tune(tiny_settings.model_copy(update={"learning_rate": 2e-3}))
+    assert same_weights(before, weights(tiny_run.model_folder))
+
+
+def test_accumulated_passes_train_like_one_batch(tiny_run, tiny_settings):
+    halves = {"run": "halves", "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    first_loss = fine_tune(tiny_settings.model_copy(update=halves)).history[0]["loss"]
+    assert first_loss == pytest.approx(tiny_run.history[0]["loss"], abs=0.05), "only the dropout differs"
+
+
+def test_gradient_checkpointing_trains_the_same_model(tiny_run, tiny_settings):
+    other = fine_tune(tiny_settings.model_copy(update={"run": "checkpointed", "gradient_checkpointing": True}))
+    for name, value in weights(tiny_run.model_folder).items():
+        torch.testing.assert_close(weights(other.model_folder)[name], value, atol=1e-5, rtol=1e-4)
+
+
+def test_the_saved_model_is_stock_and_loads_with_nothing_of_ours(tiny_run):
+    source = (
+        "import sys, warnings; warnings.simplefilter('error'); sys.modules['helpers'] = None\n"
+        "from transformers import pipeline\n"
+        f"speak = pipeline('text-generation', model={str(tiny_run.model_folder)!r})\n"
+        "print(speak('The fox', max_new_tokens=5, do_sample=False)[0]['generated_text'])"
+    )
+    child = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, cwd=tiny_run.folder)
+    assert child.returncode == 0, child.stderr
+    assert child.stdout.startswith("The fox")
+
+
+def test_the_saved_configuration_is_as_it_came(tiny_run, tiny_model):
+    before, after = (json.loads((folder / "config.json").read_text()) for folder in (tiny_model, tiny_run.model_folder))
+    assert after == before
+
+
+def test_the_line_of_a_run_is_made_of_its_measurements(tiny_run):
+    assert f"{tiny_run.facts['steps']} steps" in str(tiny_run)
+    assert tiny_run.facts["peak_bytes"] > 10**7
+
+
+def test_the_tokens_of_a_run_are_those_that_were_read(tiny_settings):
+    run = fine_tune(tiny_settings.model_copy(update={"per_device_train_batch_size": 5}))
+    n_blocks = len(prepare(tiny_settings).blocks["train"])
+    assert n_blocks % 5, "the last step of an epoch takes fewer blocks"
+    assert run.facts["tokens"] == 2 * n_blocks * 32
+
+
+def test_a_run_keeps_what_was_predicted_beside_what_was_measured(tiny_run):
+    time, memory = tiny_run.predicted_and_measured
+    assert time["predicted"][0] < time["predicted"][1]
+    assert time["measured"] == tiny_run.facts["seconds"] > 0
+    assert memory["measured"] == tiny_run.facts["peak_bytes"]
+
+
+def test_a_notebook_can_open_a_run_that_exists(tiny_run):
+    assert open_or_train("tiny") == tiny_run
+
+
+def test_a_run_that_is_not_finished_is_said_so():
+    with pytest.raises(SettingsError, match="There is no finished run 'mine'"):
+        open_run("mine")
+    assert read_history("mine") == []
+
+
+def test_labels_are_the_tokens_themselves_with_the_end_of_text(tiny_settings):
+    blocks = prepare(tiny_settings).blocks["train"]
+    batch = as_batch([blocks[0], blocks[1]])
+    assert batch["input_ids"].shape == (2, 32)
+    assert batch["labels"] is batch["input_ids"]
+    assert 4095 in batch["labels"]
+
+
+@pytest.mark.parametrize(
+    ("gpu", "bf16", "expected"), [(True, True, "bf16"), (True, False, "fp16"), (False, False, "no")]
+)
+def test_auto_precision_follows_the_hardware(monkeypatch, gpu, bf16, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(training, "has_bf16", lambda: bf16)
+    assert chosen_precision(TrainingSettings()) == expected
+
+
+def test_fp16_without_a_gpu_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SettingsError, match="needs an NVIDIA GPU"):
+        chosen_precision(TrainingSettings(mixed_precision="fp16"))
+
+
+def test_settings_reach_the_trainer_under_their_own_names(tmp_path):
+    arguments = training_arguments(TrainingSettings(learning_rate=3e-4, weight_decay=0.2, seed=7), tmp_path)
+    assert (arguments.learning_rate, arguments.weight_decay, arguments.seed) == (3e-4, 0.2, 7)
+    assert arguments.logging_nan_inf_filter is False
+
+
+def test_a_learning_rate_that_spoils_the_weights_stops_the_run(tiny_model, tiny_settings, tmp_path):
+    spoilt = load_model(str(tiny_model))
+    with torch.no_grad():
+        spoilt.transformer.wte.weight[:] = math.nan
+    folder = tmp_path / "spoilt"
+    spoilt.save_pretrained(folder)
+    load_tokenizer("pocket").save_pretrained(folder)
+    with pytest.raises(TrainingBrokenError, match=r"The loss is nan .* at step 1"):
+        fine_tune(tiny_settings.model_copy(update={"model_name_or_path": str(folder), "run": "spoilt"}))
+
+
+def test_a_block_longer_than_the_model_stops_before_training(tiny_settings):
+    with pytest.raises(SettingsError, match="use at most 64"):
+        fine_tune(tiny_settings.model_copy(update={"block_size": 65}))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "trainer_state.json", "rng_state.pth"])
+def test_a_checkpoint_cut_short_is_passed_over_by_name(tiny_run, name):
+    folder = tiny_run.folder / "checkpoints"
+    newest, older = sorted(folder.iterdir(), key=step_of, reverse=True)
+    assert last_whole_checkpoint(folder) == newest
+    with (newest / name).open("r+b") as file:
+        file.truncate(300)
+    with pytest.warns(UserWarning, match=f"{newest.name} is passed over: its {name}"):
+        assert last_whole_checkpoint(folder) == older
+    (older / "trainer_state.json").unlink()
+    with pytest.warns(UserWarning, match="is missing or cut short"):
+        assert last_whole_checkpoint(folder) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil"),
+    [
+        ("optimizer.pt", lambda data: data[:400] + bytes(200) + data[600:]),  # as a power cut leaves a file
+        ("trainer_state.json", lambda data: b"null"),
+    ],
+)
+def test_a_checkpoint_with_a_spoilt_middle_is_passed_over(tiny_run, name, spoil):
+    newest, older = sorted((tiny_run.folder / "checkpoints").iterdir(), key=step_of, reverse=True)
+    (newest / name).write_bytes(spoil((newest / name).read_bytes()))
+    with pytest.warns(UserWarning, match=f"{newest.name} is passed over: its {name}"):
+        assert last_whole_checkpoint(newest.parent) == older
+
+
+def test_what_is_no_checkpoint_is_not_taken_for_one(tiny_run):
+    folder = tiny_run.folder / "checkpoints"
+    newest = last_whole_checkpoint(folder)
+    shutil.copytree(newest, folder / f"{newest.name} copy")
+    assert last_whole_checkpoint(folder) == newest
+
+
+def test_a_row_is_written_at_each_checkpoint_so_that_no_loss_is_lost_to_a_resume(tiny_settings):
+    rare = {"logging_steps": 5, "save_steps": 3, "eval_steps": 100}
+    whole = fine_tune(tiny_settings.model_copy(update=rare | {"run": "whole"}))
+    steps = [row["step"] for row in whole.history if "loss" in row]
+    assert set(range(3, whole.facts["steps"] + 1, 3)) | {5, 10} <= set(steps)
+    cut = tiny_settings.model_copy(update=rare | {"run": "cut"})
+    stop_after(cut, 5)  # which saves at step 6
+    assert fine_tune(cut).history == whole.history
+
+
+def test_weights_that_are_not_finite_are_not_saved_even_where_no_row_is_due(tiny_settings, monkeypatch):
+    rare = tiny_settings.model_copy(update={"logging_steps": 1000, "save_steps": 4, "eval_steps": 1000})
+
+    class Spoil(TrainerCallback):
+        def on_step_begin(self, args, state, control, model, **_):
+            if state.global_step == 6:
+                model.transformer.wte.weight.data[5] = math.nan
+
+    usual = training._callbacks
+    monkeypatch.setattr(training, "_callbacks", lambda *args, **how: [Spoil(), *usual(*args, **how)])
+    with pytest.raises(TrainingBrokenError, match=r"step 8: the weights are spoilt"):
+        fine_tune(rare)
+    assert last_whole_checkpoint(run_folder("tiny") / "checkpoints").name == "checkpoint-4"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_train_epochs": 1.4},
+        {"num_train_epochs": 0.1},
+        {"num_train_epochs": 30.0, "learning_rate": 0.1, "early_stopping_patience": 2, "eval_steps": 2},
+    ],
+)
+def test_a_run_killed_after_its_last_checkpoint_is_finished_without_a_further_step(tiny_settings, changes):
+    settings = tiny_settings.model_copy(update=changes)
+    whole = fine_tune(settings)
+    expected = weights(whole.model_folder)
+    (whole.folder / "training.json").unlink()
+    shutil.rmtree(whole.model_folder)
+    again = fine_tune(settings)
+    assert again.history == whole.history
+    assert same_weights(weights(again.model_folder), expected)
+    assert [again.facts[name] for name in ("steps", "tokens")] == [whole.facts[name] for name in ("steps", "tokens")]
+    assert again.facts["seconds"] == pytest.approx(whole.facts["seconds"], abs=1)
+
+
+def test_a_bar_tells_loss_speed_and_memory(tiny_settings, capsys):
+    fine_tune(tiny_settings, progress=True)
+    told = capsys.readouterr().err
+    assert re.search(r"12/12 .*loss \d\.\d{3}, [\d,]+ tokens/s, [\d,]+ MiB", told)
+
+
+def too_small_for(largest, monkeypatch):
+    """Let a training step run out of memory with more rows than `largest`; the message is that of a CUDA card."""
+    original = engine.chunked_loss
+
+    def chunked_loss(hidden_states, *args, **kwargs):
+        if hidden_states.requires_grad and len(hidden_states) > largest:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return original(hidden_states, *args, **kwargs)
+
+    monkeypatch.setattr(engine, "chunked_loss", chunked_loss)
+
+
+def test_a_batch_that_memory_does_not_hold_is_halved_and_trains_the_same_model(tiny_settings, monkeypatch):
+    by_hand = {"run": "by-hand", "per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}
+    expected = fine_tune(tiny_settings.model_copy(update=by_hand))
+    too_small_for(1, monkeypatch)
+    with pytest.warns(UserWarning, match="Out of memory with per_device_train_batch_size"):
+        found = fine_tune(tiny_settings)
+    assert (found.facts["per_device_train_batch_size"], found.facts["gradient_accumulation_steps"]) == (1, 4)
+    assert same_weights(weights(found.model_folder), weights(expected.model_folder))
+    assert found.history == expected.history
+    assert read_run_settings("tiny").per_device_train_batch_size == 4, "what was asked for is what is kept"
+
+
+def test_a_model_that_does_not_fit_at_all_says_so(tiny_settings, monkeypatch):
+    too_small_for(0, monkeypatch)
+    with (
+        pytest.warns(UserWarning, match="Out of memory"),
+        pytest.raises(TrainingBrokenError, match="not even one block of 32 tokens fits"),
+    ):
+        fine_tune(tiny_settings)
+
+
+def test_a_disk_without_room_stops_before_the_checkpoint_and_keeps_the_last_one(tiny_settings, monkeypatch):
+    real, left = shutil.disk_usage, [10**12, 1000]  # room for the first checkpoint, none for the second
+
+    def disk_usage(path):
+        return real(path)._replace(free=left.pop(0)) if path == run_folder("tiny") else real(path)
+
+    monkeypatch.setattr(shutil, "disk_usage", disk_usage)
+    with pytest.raises(TrainingBrokenError, match=r"0\.0 GB left .* It goes on from its last checkpoint"):
+        fine_tune(tiny_settings)
+    assert last_whole_checkpoint(run_folder("tiny") / "checkpoints").name == "checkpoint-3"
+
+
+def train_in_a_process(settings, runs, launch=(sys.executable, "-W", "ignore")):
+    values = [part for name, value in settings.model_dump().items() for part in ("-p", name, str(value))]
+    command = [*launch, "-m", "helpers", "train", *values]
+    env = {**os.environ, "COURSE_RUNS": str(runs), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, cwd=NOTEBOOKS.parent, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def half_written(checkpoints):
+    """Return whether a checkpoint has its weights and not yet its state, which the Trainer writes last."""
+    return any(not (folder / "trainer_state.json").exists() for folder in checkpoints.glob("checkpoint-*"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="kills as Linux does")
+def test_killed_at_any_moment_the_same_call_ends_with_the_same_weights_and_history(tiny_settings, runs):
+    settings = tiny_settings.model_copy(update={"num_train_epochs": 12.0, "save_steps": 4})
+    expected = fine_tune(settings.model_copy(update={"run": "whole"}))
+    settings = settings.model_copy(update={"run": "killed"})
+    checkpoints, history = runs / "killed/checkpoints", runs / "killed/history.jsonl"
+    moments = [
+        lambda: half_written(checkpoints),
+        lambda: history.exists() and len(history.read_text().splitlines()) > 9,
+        lambda: (runs / "killed/model.new").exists() or (runs / "killed/model").exists(),
+    ]
+    kills = 0
+    for has_come in moments:
+        child = train_in_a_process(settings, runs)
+        while child.poll() is None and not has_come():
+            time.sleep(0.0005)
+        kills += child.poll() is None
+        child.kill()
+        child.communicate()
+    assert kills >= 2, "the training ended before it could be killed"
+    finished = fine_tune(settings)
+    assert same_weights(weights(expected.model_folder), weights(finished.model_folder))
+    assert finished.history == expected.history
+
+
+def test_early_stopping_keeps_the_best_model(tiny_settings):
+    rising = {"learning_rate": 0.1, "num_train_epochs": 30.0, "early_stopping_patience": 2, "eval_steps": 2}
+    stopped = fine_tune(tiny_settings.model_copy(update=rising))
+    val_loss = [row["eval_loss"] for row in stopped.history if "eval_loss" in row]
+    assert stopped.facts["steps"] < 30 * 6
+    best = min(range(len(val_loss)), key=val_loss.__getitem__)
+    assert len(val_loss) == best + 3, "two validations without a better one"
+    model, data = load_model(str(stopped.model_folder)).eval(), prepare(tiny_settings).blocks["validation"]
+    ids = torch.stack([row["input_ids"] for row in data])
+    assert model(input_ids=ids, labels=ids).loss.item() == pytest.approx(val_loss[best], rel=1e-3)
+
+
+def stop_after(settings, step):
+    """Train up to a step and stop there; its checkpoint is written."""
+    stop = threading.Event()
+    with pytest.raises(TrainingStoppedError):
+        fine_tune(settings, stop=stop, watch=lambda _, progress: stop.set() if progress.step >= step else None)
+
+
+def test_early_stopping_is_as_patient_after_a_resume_as_without(tiny_settings):
+    rising = {"learning_rate": 0.1, "num_train_epochs": 30.0, "early_stopping_patience": 2, "eval_steps": 2}
+    whole = fine_tune(tiny_settings.model_copy(update=rising | {"run": "whole"}))
+    cut = tiny_settings.model_copy(update=rising | {"run": "cut"})
+    stop_after(cut, whole.facts["steps"] - 2)
+    assert fine_tune(cut).history == whole.history
+    assert str(whole.facts["steps"]) in str(whole)
+    assert f"validation loss {min(row['eval_loss'] for row in whole.history if 'eval_loss' in row):.3f}" in str(whole)
+
+
+def test_the_seconds_of_a_run_are_those_before_a_resume_too(tiny_settings, monkeypatch):
+    stop_after(tiny_settings, 6)
+    checkpoint = last_whole_checkpoint(run_folder("tiny") / "checkpoints")
+    before = json.loads((checkpoint / "trainer_state.json").read_text())["stateful_callbacks"]["Clock"]["args"]
+    now = time.perf_counter
+    monkeypatch.setattr(callbacks.time, "perf_counter", lambda: now() / 1000)  # the rest takes next to no time
+    assert fine_tune(tiny_settings).facts["seconds"] == pytest.approx(before["seconds"], abs=0.05)
+    assert before["seconds"] > 0.1
+
+
+def test_who_watches_is_told_each_row_and_how_far_it_is(tiny_settings):
+    seen = []
+    fine_tune(tiny_settings, watch=lambda history, progress: seen.append((len(history), progress)))
+    _, last = seen[-1]
+    assert [rows for rows, _ in seen] == sorted(rows for rows, _ in seen)
+    assert (last.step, last.seconds_left) == (last.max_steps, 0)
+    assert last.tokens_per_second > 0
+    assert str(last).startswith(f"step {last.max_steps} of {last.max_steps}, ")
+
+
+def test_after_each_validation_the_prompt_is_continued(tiny_settings):
+    history = fine_tune(tiny_settings.model_copy(update={"sample_prompt": "The fox"})).history
+    samples = {row["step"]: row["sample"] for row in history if "sample" in row}
+    assert list(samples) == [row["step"] for row in history if "eval_loss" in row]
+    assert all(text.startswith("The fox") for text in samples.values())
+    silent = fine_tune(tiny_settings.model_copy(update={"sample_prompt": "", "run": "silent"})).history
+    assert silent == [row for row in history if "sample" not in row], "a sample changes nothing"
+
+
+@pytest.mark.parametrize(
+    ("asked", "gpu", "system", "blocks", "compiled"),
+    [
+        ("always", False, "Linux", 1, True),
+        ("never", True, "Linux", 10**6, False),
+        ("auto", True, "Linux", 10**6, True),
+        ("auto", True, "Linux", 100, False),
+        ("auto", True, "Windows", 10**6, False),
+        ("auto", False, "Linux", 10**6, False),
+    ],
+)
+def test_compiling_is_for_long_runs_on_a_gpu_under_linux(monkeypatch, asked, gpu, system, blocks, compiled):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr("platform.system", lambda: system)
+    assert training.compiles(TrainingSettings(torch_compile=asked), blocks) is compiled
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="starts processes as Linux does")
+def test_two_processes_give_the_loss_of_one_at_the_same_effective_batch(tiny_model, tiny_settings, runs, tmp_path):
+    still = load_model(str(tiny_model))  # without dropout, which each process would draw for itself
+    still.config.resid_pdrop = still.config.embd_pdrop = still.config.attn_pdrop = 0.0
+    still.save_pretrained(tmp_path / "still")
+    load_tokenizer(str(tiny_model)).save_pretrained(tmp_path / "still")
+    settings = tiny_settings.model_copy(update={"model_name_or_path": str(tmp_path / "still"), "run": "one"})
+    one = fine_tune(settings)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    child = train_in_a_process(
+        settings.model_copy(update={"run": "two", "per_device_train_batch_size": 2}), runs, launch=launch
+    )
+    _, said = child.communicate(timeout=300)
+    assert child.returncode == 0, said.decode()
+    losses = [[row["loss"] for row in read_history(run) if "loss" in row] for run in ("one", "two")]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+    assert len(losses[0]) == one.facts["steps"] == open_run("two").facts["steps"]
+    for name, value in weights(one.model_folder).items():
+        torch.testing.assert_close(weights(open_run("two").model_folder)[name], value, atol=1e-4, rtol=1e-3)
+    with pytest.raises(SettingsError, match="was started with processes = 2, not 1"):
+        fine_tune(read_run_settings("two"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="starts processes as Linux does")
+def test_two_processes_wait_for_who_trains_the_run_and_find_it_finished(tiny_run, runs):
+    settings_file = tiny_run.folder / "settings.json"
+    settings_file.write_text(settings_file.read_text().replace('"processes": 1', '"processes": 2'))
+    (tiny_run.folder / "training.json").rename(runs / "kept.json")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    with FileLock(tiny_run.folder / ".train.lock"):
+        child = train_in_a_process(read_run_settings("tiny"), runs, launch=launch)
+        with pytest.raises(subprocess.TimeoutExpired):
+            child.wait(timeout=12)  # both have started, and the second waits for the first
+        (runs / "kept.json").rename(tiny_run.folder / "training.json")
+    _, said = child.communicate(timeout=100)
+    assert child.returncode == 0, said.decode()
+    assert "Another process works at run 'tiny'" in said.decode()
+
+
+def test_what_is_logged_is_passed_on_to_tensorboard(tiny_settings):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    finished = fine_tune(tiny_settings.model_copy(update={"report_to": "tensorboard"}))
+    told = EventAccumulator(str(finished.folder / "tensorboard")).Reload()
+    losses = [row["loss"] for row in finished.history if "loss" in row]
+    assert [event.value for event in told.Scalars("train/loss")] == pytest.approx(losses, rel=1e-5)
+    assert told.Scalars("eval/loss")
+
+
+def test_without_the_package_tensorboard_says_what_to_install(tiny_settings, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(SettingsError, match="pip install tensorboard"):
+        fine_tune(tiny_settings.model_copy(update={"report_to": "tensorboard"}))

@@ -1,0 +1,151 @@
+from types import SimpleNamespace
+
+import pytest
+from huggingface_hub import ModelCard
+
+from helpers.evaluation import record as figures
+from helpers.evaluation.base_and_tuned import compare
+from helpers.settings import EvaluationSettings, SettingsError, TrainingSettings
+from helpers.training.model_card import card, push_to_hub, shown, write
+
+FACTS = {
+    "splits": {name: {"documents": 2, "bytes": 30, "sha256": name[0] * 64} for name in ("train", "validation", "test")}
+}
+
+
+def loaded(settings, found=None):
+    return ModelCard(card(settings, FACTS, found), ignore_metadata_errors=False)
+
+
+def test_the_card_of_a_new_run_says_what_it_is_made_of(tiny_run, tiny_settings):
+    text = (tiny_run.model_folder / "README.md").read_text()
+    assert "| `learning_rate` | 0.001 |" in text
+    assert "text.txt" in text
+    assert tiny_settings.source not in text, "a path is its owner's business"
+    assert tiny_settings.model_name_or_path not in text
+    assert "Not evaluated yet." in text
+    assert "## Limits" in text
+
+
+def test_the_metadata_are_the_hubs_own():
+    settings = TrainingSettings(model_name_or_path="openai-community/gpt2", source="Salesforce/wikitext")
+    data = loaded(settings).data.to_dict()
+    assert data == {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "base_model": "openai-community/gpt2",
+        "datasets": ["Salesforce/wikitext"],
+        "tags": ["gpt2"],
+    }
+
+
+def test_what_the_hub_does_not_have_is_not_in_the_metadata():
+    data = loaded(TrainingSettings()).data.to_dict()
+    assert "base_model" not in data
+    assert "datasets" not in data
+    assert data["language"] == "en"
+    assert "base_model" not in loaded(
+        TrainingSettings(model_name_or_path="openai-community/gpt2", from_scratch=True)
+    ).data.to_dict()  # fmt: skip
+
+
+def test_the_figures_are_results_that_the_hub_can_read(tiny_run):
+    comparison = compare(EvaluationSettings(run="tiny", stride=16))
+    results = ModelCard.load(tiny_run.model_folder / "README.md").data.eval_results
+    assert [result.metric_type for result in results] == ["perplexity", "bits_per_byte"]
+    assert results[0].metric_value == pytest.approx(comparison.tuned.perplexity, abs=1e-3)
+    assert comparison.tuned.protocol in results[0].metric_name
+    assert results[0].dataset_type == "text.txt"
+
+
+def test_writing_again_changes_nothing_and_leaves_nothing_beside(tiny_run):
+    path = tiny_run.model_folder / "README.md"
+    before = path.read_text()
+    assert write("tiny") == path
+    assert path.read_text() == before
+    assert not list(tiny_run.model_folder.glob("*.new"))
+
+
+def test_a_run_without_a_model_has_no_card():
+    assert write("mine") is None
+
+
+def test_no_sample_breaks_out_of_its_block(tiny_run):
+    said = {"decoding": "greedy", "sample": "````\n# Not a heading\n---"}
+    figures.keep("tiny", "speech", {"settings": {"seed": 1}, "decodings": [said]})
+    text = (tiny_run.model_folder / "README.md").read_text()
+    assert "`````text\n````\n# Not a heading\n---\n`````" in text
+
+
+def test_a_value_with_signs_of_its_own_stays_in_its_cell():
+    assert "| `sample_prompt` | a \\| b c |" in card(TrainingSettings(sample_prompt="a | b\nc"), FACTS)
+
+
+def test_only_a_path_is_cut(tmp_path):
+    for name in ("fables", "python-reference", "Salesforce/wikitext", "wikitext"):
+        assert shown(name) == name
+    assert shown(str(tmp_path)) == tmp_path.name
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["letters/mine.txt", "letters\\mine.txt", "C:/letters/mine.txt", "C:\\letters\\mine.txt", "/gone/mine.txt"],
+)
+def test_a_path_is_cut_whether_it_is_there_or_not_and_whatever_system_wrote_it(source):
+    settings = TrainingSettings(source=source, model_name_or_path=source.replace("mine.txt", "deep/model"))
+    assert shown(source) == "mine.txt"
+    text = card(settings, FACTS)
+    assert "letters" not in text
+    assert "gone" not in text
+    assert not {"datasets", "base_model"} & set(loaded(settings).data.to_dict())
+
+
+def test_a_folder_with_the_form_of_a_hub_id_is_none(tmp_path, monkeypatch):
+    (tmp_path / "letters" / "mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    settings = TrainingSettings(source="letters/mine", model_name_or_path="letters/mine")
+    assert not {"datasets", "base_model"} & set(loaded(settings).data.to_dict())
+    assert "letters" not in card(settings, FACTS)
+
+
+def test_a_refusal_without_words_is_told_by_its_kind(tiny_run):
+    with pytest.raises(SettingsError, match=r"did not take 'me/fables' \(OSError\): log in"):
+        push_to_hub("tiny", "me/fables", api=Hub(OSError()))
+
+
+class Hub:
+    """Takes what is sent, or refuses as the Hub would."""
+
+    def __init__(self, refusal=None):
+        self.sent, self.refusal = [], refusal
+
+    def create_repo(self, repo_id, *, private, exist_ok):
+        if self.refusal:
+            raise self.refusal
+        self.sent.append(("create", repo_id, private, exist_ok))
+        return f"https://huggingface.co/{repo_id}"
+
+    def upload_folder(self, *, repo_id, folder_path, commit_message):
+        self.sent.append(("upload", repo_id, sorted(path.name for path in folder_path.iterdir())))
+        return SimpleNamespace(commit_message=commit_message)
+
+
+def test_one_call_sends_model_tokenizer_and_card(tiny_run):
+    hub = Hub()
+    assert push_to_hub("tiny", "me/fables", api=hub) == "https://huggingface.co/me/fables"
+    assert hub.sent[0] == ("create", "me/fables", True, True)
+    assert {"README.md", "config.json", "model.safetensors", "tokenizer.json"} <= set(hub.sent[1][2])
+
+
+def test_a_hub_that_refuses_is_said_so_with_what_to_do(tiny_run):
+    from huggingface_hub.errors import LocalTokenNotFoundError
+
+    with pytest.raises(SettingsError, match=r"no token.*log in with `hf auth login`"):
+        push_to_hub("tiny", "me/fables", api=Hub(LocalTokenNotFoundError("no token")))
+    with pytest.raises(SettingsError, match="no final model yet"):
+        push_to_hub("mine", "me/fables", api=Hub())
+
+
+def test_the_real_client_offline_is_one_sentence(tiny_run):
+    with pytest.raises(SettingsError, match="The Hub did not take 'me/fables'"):
+        push_to_hub("tiny", "me/fables")

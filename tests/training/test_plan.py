@@ -1,0 +1,316 @@
+import json
+import math
+import re
+
+import pytest
+from click.testing import CliRunner
+
+from helpers import environment
+from helpers.__main__ import main
+from helpers.environment import Card
+from helpers.settings import SettingsError, TrainingSettings, run_folder
+from helpers.training.cards import CARDS, GIB, GraphicsCard, find_card
+from helpers.training.plan import _duration, operations_per_token, plan_run, training_tokens
+
+SMALL = GraphicsCard("a small card", 5 * GIB, 20.0, 10.0)
+
+
+def gpt2(**changes):
+    return TrainingSettings(**{"model_name_or_path": "gpt2", "block_size": 1024} | changes)
+
+
+@pytest.mark.parametrize(
+    ("preset", "card"),
+    [
+        ("rtx-4070-ti", "RTX 4070 Ti"), ("rtx-4070-ti", "RTX 4070"), ("rtx-4070-ti", "RTX 3060 12 GB"),
+        ("8gb", "RTX 4070 Laptop"), ("16gb", "RTX 4070 Ti SUPER"), ("16gb", "RTX 4060 Ti 16 GB"), ("16gb", "T4"),
+        ("guide", "RTX 4070 Ti"), ("pocket", "RTX 4070 Laptop"),
+    ],
+)  # fmt: skip
+def test_a_preset_fits_the_card_it_is_for(preset, card):
+    plan = plan_run(TrainingSettings.from_preset(preset), card=find_card(card))
+    assert plan.fits
+    assert plan.headroom_bytes > 0.1 * plan.card.usable_bytes
+    assert plan.verdict.startswith("fits: ")
+
+
+@pytest.mark.parametrize("card", [SMALL, *CARDS], ids=lambda card: card.name)
+@pytest.mark.parametrize("model", ["gpt2", "gpt2-medium", "gpt2-large"])
+@pytest.mark.parametrize("engine", ["course", "stock"])
+def test_the_largest_batch_fits_and_one_more_does_not(card, model, engine):
+    def fits(batch):
+        settings = gpt2(model_name_or_path=model, per_device_train_batch_size=batch, gradient_accumulation_steps=2)
+        return plan_run(settings, card=card, engine=engine).fits
+
+    largest = plan_run(gpt2(model_name_or_path=model, gradient_accumulation_steps=2), card=card, engine=engine)
+    assert largest.largest_batch == 0 or fits(largest.largest_batch)
+    assert not fits(largest.largest_batch + 1)
+
+
+@pytest.mark.parametrize("batch", [28, 32, 48, 97])
+def test_what_fits_instead_fits_and_keeps_the_effective_batch(batch):
+    settings = gpt2(per_device_train_batch_size=batch, gradient_accumulation_steps=2)
+    plan = plan_run(settings)
+    assert not plan.fits
+    other = settings.model_copy(update=plan.instead)
+    assert other.effective_batch_size == settings.effective_batch_size
+    assert plan_run(other).fits
+    assert f"per_device_train_batch_size {other.per_device_train_batch_size}" in plan.verdict
+    assert f"needs {-plan.headroom_bytes / GIB:.1f} GiB more" in plan.verdict
+
+
+def test_checkpointing_is_proposed_where_no_batch_fits_without():
+    tight = SMALL._replace(total_bytes=int(3.6 * GIB))
+    plan = plan_run(gpt2(per_device_train_batch_size=4, gradient_accumulation_steps=4), card=tight)
+    assert plan.largest_batch == 0
+    assert plan.instead["gradient_checkpointing"] is True
+    assert plan_run(plan.settings.model_copy(update=plan.instead), card=tight).fits
+
+
+def test_where_nothing_fits_the_verdict_says_what_to_change():
+    plan = plan_run(gpt2(model_name_or_path="gpt2-xl"), card=SMALL)
+    assert (plan.fits, plan.instead, plan.largest_batch) == (False, {}, 0)
+    assert plan.verdict.endswith("take a smaller model, a shorter block_size or a larger card")
+
+
+def test_a_block_longer_than_the_models_positions_is_one_sentence():
+    with pytest.raises(
+        SettingsError, match=r"^block_size = 512 is longer than the 256 positions of 'pocket': use [^.]*\.$"
+    ):
+        plan_run(TrainingSettings(block_size=512))
+
+
+class TestCounts:
+    def test_steps_by_hand(self):
+        settings = gpt2(per_device_train_batch_size=4, gradient_accumulation_steps=4, num_train_epochs=3)
+        plan = plan_run(settings, train_tokens=100 * 1024 + 5)  # 100 blocks, 25 passes, 7 steps an epoch
+        assert (plan.passes_per_epoch, plan.steps, plan.tokens_per_step) == (25, 21, 16 * 1024)
+
+    def test_steps_are_those_of_a_real_run(self, tiny_settings):
+        from helpers.training.fine_tuning import fine_tune
+
+        finished = fine_tune(tiny_settings)
+        plan = plan_run(tiny_settings)
+        assert (plan.steps, plan.tokens_are) == (finished.facts["steps"], "counted")
+
+    def test_operations_are_those_nanogpt_counts(self):
+        shape = plan_run(gpt2()).shape
+        assert operations_per_token(shape, 1024) == pytest.approx(0.855e9, rel=1e-3)
+        assert operations_per_token(shape, 512) == pytest.approx(0.799e9, rel=1e-3)
+
+    def test_time_is_operations_over_the_used_share_of_the_peak(self):
+        plan = plan_run(gpt2(per_device_train_batch_size=16), train_tokens=16 * 1024 * 100)
+        work = 16 * 1024 * 100 * operations_per_token(plan.shape, 1024)
+        assert plan.epoch_seconds == pytest.approx((work / (0.5 * 80.2e12), work / (0.2 * 80.2e12)))
+
+    def test_a_small_model_is_bound_by_launches(self):
+        plan = plan_run(TrainingSettings(per_device_train_batch_size=8), train_tokens=256 * 80)
+        assert plan.epoch_seconds == pytest.approx((10 * 4e-3, 10 * 10e-3))
+        assert "launch kernels" in str(plan)
+
+    def test_checkpointing_takes_a_third_more_time(self):
+        times = [plan_run(gpt2(gradient_checkpointing=on)).epoch_seconds[0] for on in (False, True)]
+        assert times[1] / times[0] == pytest.approx(4 / 3)
+
+    def test_a_card_of_unknown_peak_has_no_time(self):
+        plan = plan_run(gpt2(), card=SMALL._replace(half_tflops=0.0))
+        assert plan.epoch_seconds is None
+        assert "not known" in str(plan)
+        assert plan.to_dict()["epoch_seconds"] is None
+
+    def test_disk_is_what_a_run_writes(self, tiny_run):
+        plan = plan_run(TrainingSettings.from_preset("pocket", run="x", model_name_or_path=str(tiny_run.model_folder),
+                                                     block_size=32))  # fmt: skip
+        checkpoint = max((tiny_run.folder / "checkpoints").glob("checkpoint-*"))
+        written = sum(file.stat().st_size for file in checkpoint.iterdir())
+        weights = (tiny_run.model_folder / "model.safetensors").stat().st_size
+        assert plan.disk_bytes == pytest.approx(3 * written + weights, rel=0.25)  # small files weigh most in a tiny run
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.05, "0.05 s"),
+        (9.96, "10 s"),
+        (89.4, "89 s"),
+        (99, "1.6 min"),
+        (5399, "90 min"),
+        (5400, "1.5 h"),
+        (4e6, "1,111 h"),
+    ],
+)
+def test_a_time_is_told_in_the_unit_people_use(seconds, words):
+    assert _duration(seconds) == words
+
+
+class TestTrainingTokens:
+    def test_are_counted_once_the_data_is_prepared(self, tiny_settings):
+        from helpers.data.preparation import prepare
+
+        prepared = prepare(tiny_settings)
+        assert training_tokens(tiny_settings) == (prepared.facts["splits"]["train"]["tokens"], "counted")
+
+    def test_of_other_data_in_the_runs_folder_do_not_count(self, tiny_settings):
+        from helpers.data.preparation import prepare
+
+        prepare(tiny_settings)
+        assert training_tokens(tiny_settings.model_copy(update={"test_share": 0.3}))[1] != "counted"
+
+    @pytest.mark.parametrize("model", ["pocket", "gpt2"])
+    def test_are_estimated_from_the_size_of_the_text(self, model, tmp_path):
+        (tmp_path / "a.txt").write_text("x" * 50_000)
+        (tmp_path / "picture.png").write_text("x" * 50_000)
+        found, source = training_tokens(gpt2(model_name_or_path=model, source=str(tmp_path)))
+        assert source.startswith("about")
+        assert 0.8 * 50_000 / 5 < found < 0.8 * 50_000 / 2
+
+    def test_of_the_fables_are_near_the_count(self):
+        from helpers.data.preparation import prepare
+
+        about, _ = training_tokens(TrainingSettings())
+        counted = prepare(TrainingSettings()).facts["splits"]["train"]["tokens"]
+        assert about == pytest.approx(counted, rel=0.1)
+
+    def test_of_wikitext_are_published_and_of_the_rest_a_million(self):
+        assert training_tokens(TrainingSettings.from_preset("guide")) == (2_400_000, "about, as published")
+        found, source = training_tokens(gpt2(source="somebody/texts"))
+        assert (found, "million" in source) == (1_000_000, True)
+
+    def test_of_a_left_over_configuration_do_not_count(self):
+        settings = TrainingSettings.from_preset("guide", source="fables")
+        assert training_tokens(settings) == training_tokens(settings.model_copy(update={"source_config": ""}))
+        one_part = TrainingSettings.from_preset("guide", source_split="test")
+        assert training_tokens(one_part)[1] != "about, as published"
+
+    @pytest.mark.parametrize(("name", "factor"), [("a.txt", 1), ("a.jsonl", 1), ("a.txt.gz", 3), ("a.csv.zst", 3)])
+    def test_are_estimated_for_every_kind_of_file(self, tmp_path, name, factor):
+        (tmp_path / name).write_bytes(b"x" * 50_000)
+        found, source = training_tokens(gpt2(source=str(tmp_path / name)))
+        assert found == pytest.approx(factor * 0.8 * 50_000 / 4.3, abs=1)
+        assert source.startswith("about")
+
+    def test_of_a_sources_own_training_part_are_all_kept(self, tmp_path):
+        for name in ("train.txt", "test.txt"):
+            (tmp_path / name).write_text("x" * 43_000)
+        assert training_tokens(gpt2(source=str(tmp_path)))[0] == 9000, "only the validation part is drawn from it"
+        (tmp_path / "valid.txt").write_text("x" * 43_000)
+        assert training_tokens(gpt2(source=str(tmp_path)))[0] == 10_000
+        assert training_tokens(gpt2(source=str(tmp_path), source_split="test"))[0] == 8000
+
+    def test_of_a_saved_data_set_are_estimated_from_its_parts(self, tmp_path):
+        from datasets import Dataset, DatasetDict
+
+        rows = Dataset.from_dict({"text": ["x" * 1000] * 430})
+        rows.save_to_disk(tmp_path / "one")
+        DatasetDict(train=rows, test=rows, validation=rows).save_to_disk(tmp_path / "many")
+        assert training_tokens(gpt2(source=str(tmp_path / "one")))[0] == pytest.approx(80_000, rel=0.02)
+        assert training_tokens(gpt2(source=str(tmp_path / "many")))[0] == pytest.approx(100_000, rel=0.02)
+
+    def test_of_a_file_in_the_project_are_found_from_any_folder(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        found, source = training_tokens(gpt2(source="README.md"))
+        assert (found < 100_000, source) == (True, "about, from the size of the text")
+
+    def test_of_the_python_reference_are_near_the_count(self):
+        from helpers.data.preparation import prepare
+
+        settings = TrainingSettings(source="python-reference", near_duplicates="keep")
+        about, _ = training_tokens(settings)
+        assert about == pytest.approx(prepare(settings).facts["splits"]["train"]["tokens"], rel=0.4)
+
+    def test_are_no_more_than_max_tokens_leaves(self, tmp_path):
+        wikitext = TrainingSettings.from_preset("guide", max_tokens=1_000_000)
+        assert training_tokens(wikitext) == (800_000, "as max_tokens leaves")
+        assert training_tokens(gpt2(source="somebody/texts", max_tokens=5_000_000))[0] == 4_000_000
+        (tmp_path / "a.txt").write_text("x" * 43_000)
+        assert training_tokens(gpt2(source=str(tmp_path), max_tokens=5_000_000))[0] == 8000
+
+    def test_a_source_that_is_not_there_is_left_to_the_preparation(self):
+        assert "million" in training_tokens(gpt2(source="missing.txt"))[1]
+
+    def test_a_damaged_count_is_not_an_error(self, tiny_settings):
+        folder = run_folder(tiny_settings.run) / "data"
+        folder.mkdir(parents=True)
+        (folder / "data.json").write_text("{")
+        assert training_tokens(tiny_settings)[1] != "counted"
+
+
+class TestWhatIsShown:
+    def test_html_is_escaped(self, tmp_path):
+        folder = tmp_path / "<img src=x>"
+        folder.mkdir()
+        (folder / "config.json").write_text('{"model_type": "gpt2"}')
+        shown = plan_run(gpt2(model_name_or_path=str(folder)), card=SMALL._replace(name="<b>card</b>"))._repr_html_()
+        assert "&lt;img src=x&gt;" in shown
+        assert "&lt;b&gt;card" in shown
+        assert "<img" not in shown
+        assert "<b>" not in shown
+
+    def test_the_table_has_every_part_and_bars_in_proportion(self):
+        plan = plan_run(gpt2(per_device_train_batch_size=8))
+        bars = {name: len(bar) for name, bar in re.findall(r"^(\D+?) +[\d,]+ MiB *(#*)", str(plan), re.MULTILINE)}
+        assert bars["the card"] == 30
+        assert bars["peak"] == round(30 * plan.memory.total_bytes / plan.card.usable_bytes)
+        assert all(name.replace("_", " ") in bars for name in plan.memory.parts)
+        assert str(plan).isascii()
+
+    def test_the_documented_keys_are_the_keys(self):
+        plan = plan_run(gpt2())
+        documented = re.findall(r"`(\w+)`", plan.to_dict.__doc__)
+        assert set(documented) == set(plan.to_dict())
+        assert math.isclose(sum(plan.memory.parts.values()), plan.to_dict()["memory"]["total_bytes"])
+
+
+def call(*arguments):
+    return CliRunner().invoke(main, ["plan", *arguments])
+
+
+class TestCommand:
+    def test_a_plan_that_fits_is_exit_code_0(self):
+        result = call("--preset", "rtx-4070-ti", "--gpu", "RTX 4070 Ti")
+        assert result.exit_code == 0
+        assert result.output.splitlines()[-1].startswith("fits: ")
+
+    def test_a_plan_that_does_not_fit_is_exit_code_1_with_what_does(self):
+        result = call("--preset", "rtx-4070-ti", "--gpu", "4070", "-p", "per_device_train_batch_size", "64")
+        assert result.exit_code == 1
+        assert "per_device_train_batch_size 16 with gradient_accumulation_steps 16 fits" in result.output
+
+    def test_json_is_the_plan(self):
+        result = call("--preset", "8gb", "--gpu", "4070 laptop", "--json")
+        expected = plan_run(TrainingSettings.from_preset("8gb"), card=find_card("4070 laptop")).to_dict()
+        assert json.loads(result.stdout) == json.loads(json.dumps(expected))
+
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            (["--gpu", "4070 tie"], "did you mean 'RTX 4070 Ti'?"),
+            (["--gpu", ""], "There is no card ''"),
+            (["--preset", "guid"], "did you mean 'guide'?"),
+            (["--gpu", "T4", "-p", "model_name_or_path", "x/y"], "The shape of the model 'x/y' is not known"),
+            (["--gpu", "T4", "-p", "block_size", "1024"], "at most 256"),
+        ],
+    )
+    def test_a_mistake_is_one_sentence_and_exit_code_2(self, arguments, words):
+        result = call(*arguments)
+        assert (result.exit_code, result.output.count("\n")) == (2, 1)
+        assert words in result.output
+
+    def test_without_a_card_the_courses_own_is_taken_and_that_is_said(self, monkeypatch):
+        monkeypatch.setattr(environment, "card", lambda: None)
+        result = call("--json")
+        assert json.loads(result.stdout)["card"]["name"] == "RTX 4070 Ti"
+        assert "No NVIDIA card answers here" in result.stderr
+
+    @pytest.mark.parametrize(("capability", "precision"), [((8, 9), "bf16"), ((7, 5), "fp16")])
+    def test_this_machines_card_is_taken_where_there_is_one(self, monkeypatch, capability, precision):
+        half = "bfloat16" if precision == "bf16" else "float16"
+        peaks = {"float32": 30.0, half: 60.0}
+        found = Card("RTX 9999", 10 * GIB, 9 * GIB, capability, (), "8gb", precision, "580.1", peaks)
+        monkeypatch.setattr(environment, "card", lambda: found)
+        result = call("--json")
+        told = json.loads(result.stdout)
+        assert (told["card"]["name"], told["card"]["usable_bytes"]) == ("RTX 9999", 9 * GIB)
+        assert told["precision"] == precision
+        assert told["epoch_seconds"] is not None
+        assert "this machine's card" in result.stderr

@@ -1,0 +1,72 @@
+import json
+
+import optuna
+import pytest
+import yaml
+
+from helpers.studies.queue import choose, open_study, place_of
+from helpers.studies.study_file import read_study
+from helpers.training.fine_tuning import fine_tune, read_history
+from helpers.training.trial import PLACE, TrialPrunedError, reporting
+
+
+@pytest.fixture
+def study(tmp_path):
+    path = tmp_path / "rates.yaml"
+    path.write_text(
+        yaml.safe_dump({"vary": {"learning_rate": [0.1, 0.08, 0.06, 0.04, 0.02]}, "notebooks": ["03"], "prune": True})
+    )
+    return read_study(path)
+
+
+def test_without_a_study_there_is_no_callback(monkeypatch):
+    monkeypatch.delenv(PLACE, raising=False)
+    assert reporting("tiny") is None
+    monkeypatch.setenv(PLACE, "")
+    assert reporting("tiny") is None
+
+
+def taken(study, opened, monkeypatch):
+    trial = opened.ask()
+    choose(study, trial)
+    monkeypatch.setenv(PLACE, place_of(study, trial))
+    return trial
+
+
+def test_other_runs_of_the_same_notebook_report_nothing(study, monkeypatch):
+    taken(study, open_study(study), monkeypatch)
+    assert reporting("trial-000") is not None
+    assert reporting("trial-000-rate-1") is None
+
+
+def settings_of(tiny_settings, number):
+    return tiny_settings.model_copy(update={"run": f"trial-{number:03d}", "eval_steps": 2})
+
+
+def test_each_validation_is_reported_by_how_much_was_read(study, monkeypatch, tiny_settings):
+    opened = open_study(study)
+    taken(study, opened, monkeypatch)
+    fine_tune(settings_of(tiny_settings, 0))
+    history = {row["step"]: row["eval_loss"] for row in read_history("trial-000") if "eval_loss" in row}
+    told = opened.get_trials()[0].intermediate_values
+    last = max(history)
+    assert list(told.values()) == [loss for step, loss in history.items() if step < last]
+    assert all(0 < share < 1000 * tiny_settings.num_train_epochs for share in told)
+
+
+def test_a_trial_that_falls_behind_is_stopped(study, monkeypatch, tiny_settings):
+    opened = open_study(study)
+    others = dict.fromkeys(range(2001), 1.0)  # wherever it is asked
+    for _ in range(4):  # the pruner waits for so many
+        opened.add_trial(optuna.create_trial(value=1.0, intermediate_values=others))
+    trial = taken(study, opened, monkeypatch)
+    with pytest.raises(TrialPrunedError, match=r"validation loss \d\.\d+ at step 2 is worse than the median"):
+        fine_tune(settings_of(tiny_settings, 0))
+    frozen = opened.get_trials()[trial.number]
+    assert frozen.user_attrs["pruned"] == 2
+    assert frozen.state == optuna.trial.TrialState.RUNNING, "its worker records the end"
+
+
+def test_a_place_names_no_more_than_is_needed(study, monkeypatch):
+    trial = open_study(study).ask()
+    assert set(json.loads(place_of(study, trial))) == {"address", "folder", "study", "run", "trial_id"}
