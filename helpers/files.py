@@ -1,25 +1,26 @@
-"""Files and folders that are there whole or not at all, whatever ends the process that writes them."""
+"""Files and folders written completely or not at all, room on the disk, and environment variables for a block."""
 
+import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from helpers.settings import SettingsError
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file, UTF-8, beside its place and move it there."""
+def write_atomically(path: Path, text: str) -> None:
+    """Write a UTF-8 text file so that a reader sees either the old content or all of the new one."""
     new = path.with_name(f"{path.name}.new")
     new.write_text(text, encoding="utf-8")
     new.replace(path)
 
 
 @contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """Give an empty folder to write into; it takes the place of `folder` when nothing went wrong.
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Give an empty folder to write into, which replaces `folder` when the block ends without an error.
 
-    What `folder` held before is gone only after that. What a killed process left behind is put right first.
+    The old content of `folder` is deleted only after that. What a killed process left behind is cleaned up first.
 
     Raises:
         SettingsError: another program holds a file of `folder` open, on Windows.
@@ -38,9 +39,30 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(new, ignore_errors=True)
         if isinstance(error, PermissionError) and folder.exists():
             raise SettingsError(
-                f"{folder} cannot be replaced ({error}): what it held is still there. Close the notebooks and programs "
-                "that have it open, then run this again."
+                f"{folder} cannot be replaced ({error}): its old content is still there. Close the notebooks and "
+                "programs that have it open, then run this again."
             ) from None
         raise
     new.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def free_bytes(folder: Path) -> int:
+    """Return the free space of the disk that holds a folder, which need not exist yet."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(existing).free
+
+
+@contextmanager
+def environment_variables(values: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables for a block, for this process and the ones it starts; restore them after it."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

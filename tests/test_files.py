@@ -1,6 +1,6 @@
 import pytest
 
-from helpers.files import whole_folder, write_whole
+from helpers.files import atomic_folder, write_atomically
 from helpers.settings import SettingsError
 
 
@@ -17,20 +17,20 @@ def names(folder):
 
 def test_a_text_is_replaced_and_nothing_is_left_beside_it(tmp_path):
     for text in ("before", "after"):
-        write_whole(tmp_path / "card.md", text)
+        write_atomically(tmp_path / "card.md", text)
     assert (tmp_path / "card.md").read_text() == "after"
     assert [path.name for path in tmp_path.iterdir()] == ["card.md"]
 
 
 def test_a_folder_takes_the_place_of_the_old_one_when_it_is_whole(folder):
-    with whole_folder(folder) as new:
+    with atomic_folder(folder) as new:
         (new / "after").write_text("y")
         assert (folder / "before").exists()
     assert names(folder) == ["data", "data/after"]
 
 
 def test_what_goes_wrong_leaves_the_old_folder_as_it_was(folder):
-    with pytest.raises(ZeroDivisionError), whole_folder(folder) as new:
+    with pytest.raises(ZeroDivisionError), atomic_folder(folder) as new:
         (new / "after").write_text("y")
         raise ZeroDivisionError
     assert names(folder) == ["data", "data/before"]
@@ -39,7 +39,7 @@ def test_what_goes_wrong_leaves_the_old_folder_as_it_was(folder):
 def test_a_death_between_the_two_moves_loses_nothing(folder):
     folder.rename(folder.with_name("data.old"))
     folder.with_name("data.new").mkdir()
-    with pytest.raises(ZeroDivisionError), whole_folder(folder):
+    with pytest.raises(ZeroDivisionError), atomic_folder(folder):
         raise ZeroDivisionError
     assert names(folder) == ["data", "data/before"]
 
@@ -49,6 +49,6 @@ def test_a_folder_in_use_is_a_sentence_and_stays(folder, monkeypatch):
         raise PermissionError(13, "used by another process")
 
     monkeypatch.setattr("pathlib.Path.rename", in_use)  # as Windows does where a file of it is open
-    with pytest.raises(SettingsError, match="Close the notebooks and programs"), whole_folder(folder):
+    with pytest.raises(SettingsError, match="Close the notebooks and programs"), atomic_folder(folder):
         pass
     assert names(folder) == ["data", "data/before"]

@@ -5,7 +5,7 @@ from click.testing import CliRunner
 
 from helpers import course
 from helpers.__main__ import main
-from helpers.training.fine_tuning import fine_tuning as training
+from helpers.training import fine_tuning as training
 
 
 def call(*arguments):

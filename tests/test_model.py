@@ -12,7 +12,6 @@ from transformers import GPT2Config, GPT2LMHeadModel, GPT2Tokenizer
 from helpers.model import (
     check_fit,
     check_sound,
-    has_bf16,
     load_model,
     load_tokenizer,
     quiet,
@@ -165,20 +164,6 @@ def test_attention_dropout_is_set_for_the_training_only():
     set_attention_dropout(model, 0.25)
     assert {block.attn.attn_dropout.p for block in model.transformer.h} == {0.25}
     assert model.config.attn_pdrop == GPT2Config().attn_pdrop
-
-
-def test_bf16_is_asked_of_the_gpu_where_there_is_one(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    for capability, expected in (((7, 5), False), ((8, 0), True), ((8, 9), True)):
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda capability=capability: capability)
-        assert has_bf16() is expected
-
-
-@pytest.mark.parametrize(("name", "expected"), [("avx512_bf16", True), ("amx_bf16", True), ("avx2", False)])
-def test_bf16_is_asked_of_the_processor_otherwise(monkeypatch, name, expected):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {name: True}, raising=False)
-    assert has_bf16() is expected
 
 
 def test_quiet_gives_the_progress_bars_back():

@@ -24,7 +24,7 @@ from helpers.data.splitting import LEFT_OUT, TEST, assign
 from helpers.data.staging import SPLITS, Staging
 from helpers.data.store import as_dataset, cut
 from helpers.data.tokens import TokenStream
-from helpers.files import whole_folder
+from helpers.files import atomic_folder
 from helpers.settings import DataSettings, SettingsError, run_folder
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def prepare(settings: DataSettings, *, progress: bool = False) -> PreparedData:
                     f"Run {settings.run!r} was trained on other data or other data settings: choose another run name, "
                     f"or delete the folder {folder} to start afresh."
                 )
-            with _full_disk_in_a_sentence(folder), whole_folder(folder / "data") as new:
+            with _full_disk_in_a_sentence(folder), atomic_folder(folder / "data") as new:
                 _write(settings, key, new, progress=progress)
     return open_prepared(settings.run)
 

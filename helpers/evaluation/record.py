@@ -17,7 +17,7 @@ beyond all numbers. Figures of two runs compare only where their `text_sha256` i
 import json
 from typing import Any
 
-from helpers.files import write_whole
+from helpers.files import write_atomically
 from helpers.settings import SettingsError, run_folder
 from helpers.training import model_card
 
@@ -55,5 +55,5 @@ def keep(run: str, section: str, value: dict[str, Any]) -> None:
     except SettingsError:  # none yet, or of a version that nothing here reads
         before = {}
     found = {"version": VERSION, "run": run} | {name: before.get(name) for name in SECTIONS} | {section: value}
-    write_whole(folder / "evaluation.json", json.dumps(found, indent=2, allow_nan=False))
+    write_atomically(folder / "evaluation.json", json.dumps(found, indent=2, allow_nan=False))
     model_card.write(run)

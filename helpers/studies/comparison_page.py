@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from helpers.display import html_table
 from helpers.evaluation.bootstrap import CONFIDENCE
-from helpers.files import write_whole
+from helpers.files import write_atomically
 
 if TYPE_CHECKING:
     from helpers.studies.comparison import ComparedRun, RunTable
@@ -132,7 +132,7 @@ def write_page(compared: "RunTable", path: Path) -> None:
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
         f"<h1>{title}</h1>{table(compared)}{pictures}</html>"
     )
-    write_whole(path, page)
+    write_atomically(path, page)
 
 
 def _embedded(ax: Any) -> str:

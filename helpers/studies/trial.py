@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from helpers.course import CourseError, find_notebook, run_course
-from helpers.files import write_whole
+from helpers.files import write_atomically
 from helpers.settings import SettingsError, read_preset
 from helpers.studies.comparison import read_run
 from helpers.studies.queue import choose, place_of
@@ -54,7 +54,7 @@ def run_trial(study: Study, trial: "Trial") -> float:
     record: dict[str, Any] = {"point": trial.user_attrs["point"], "optimise": study.optimise, "state": "not finished"}
     record["parameters"] = {**study.settings, **choose(study, trial)}
     with _logged(folder / "trial.log"):
-        write_whole(folder / "trial.json", json.dumps(record, indent=2))
+        write_atomically(folder / "trial.json", json.dumps(record, indent=2))
         try:
             _stop_when_broken_off_too_often(trial, folder)
             figure = _run_notebooks(study, trial, folder, record["parameters"])
@@ -68,7 +68,7 @@ def run_trial(study: Study, trial: "Trial") -> float:
             raise
         finally:
             _log.info("%s: %s", folder.name, record["state"])
-            write_whole(folder / "trial.json", json.dumps(record, indent=2))
+            write_atomically(folder / "trial.json", json.dumps(record, indent=2))
     if not study.keep_checkpoints:
         for run in (folder, *study.folder.glob(f"{folder.name}-*")):  # and the experiments of its notebooks
             shutil.rmtree(run / "checkpoints", ignore_errors=True)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from helpers.data.preparation import PreparedData, prepare
 from helpers.environment.precision import has_bf16
-from helpers.files import whole_folder, write_whole
+from helpers.files import atomic_folder, write_atomically
 from helpers.model import check_fit, load_model, load_tokenizer, quiet, set_attention_dropout
 from helpers.settings import SettingsError, TrainingSettings, read_run_settings, run_folder, runs_folder
 from helpers.training import callbacks, history, model_card
@@ -379,7 +379,7 @@ def save_model(
 ) -> None:
     """Write the model as any GPT-2 program expects it, with its tokenizer and a card; whole or not at all."""
     model.config.use_cache = True  # the Trainer switches the cache off; generation wants it
-    with whole_folder(folder) as new:
+    with atomic_folder(folder) as new:
         with quiet():
             model.save_pretrained(new)
         tokenizer.save_pretrained(new)
@@ -424,4 +424,4 @@ def _blocks_read(settings: TrainingSettings, n_blocks: int, steps: int, processe
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
-    write_whole(path, json.dumps(value, indent=2))
+    write_atomically(path, json.dumps(value, indent=2))

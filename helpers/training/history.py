@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from helpers.files import write_whole
+from helpers.files import write_atomically
 
 _KEPT = ("loss", "eval_loss", "learning_rate", "grad_norm", "epoch", "sample")
 
@@ -22,7 +22,7 @@ def history_rows(log_history: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def write_history(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Write the history of the run in a folder."""
-    write_whole(folder / "history.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    write_atomically(folder / "history.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def read_history(folder: Path) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from helpers.data.sources import source_path
 from helpers.display import first_line, last_part
-from helpers.files import write_whole
+from helpers.files import write_atomically
 from helpers.model import shown_name
 from helpers.settings import SettingsError, TrainingSettings, read_run_settings, run_folder
 
@@ -55,7 +55,7 @@ def write(run: str) -> Path | None:
     path = folder / "evaluation.json"
     found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
     target = folder / "model" / "README.md"
-    write_whole(target, card(read_run_settings(run), facts, found))
+    write_atomically(target, card(read_run_settings(run), facts, found))
     return target
 
 

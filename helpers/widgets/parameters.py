@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import yaml
 
-from helpers.files import write_whole
+from helpers.files import write_atomically
 from helpers.settings import NOTEBOOKS, SettingsError, TrainingSettings, run_folder
 
 _NAMES = 100  # parameter files that one run may have
@@ -32,7 +32,7 @@ def save_parameters(settings: TrainingSettings) -> SavedParameters:
     folder.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(settings.model_dump(), sort_keys=False, allow_unicode=True)
     path = _free(folder, text)
-    write_whole(path, text)
+    write_atomically(path, text)
     return SavedParameters(path, papermill_command(path), run_command(settings))
 
 

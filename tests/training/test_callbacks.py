@@ -5,8 +5,9 @@ import pytest
 from transformers import TrainerControl, TrainerState
 
 from helpers.settings import TrainingSettings
-from helpers.training import callbacks, training_arguments
+from helpers.training import callbacks
 from helpers.training.callbacks import Progress, TrainingBrokenError
+from helpers.training.fine_tuning import training_arguments
 
 
 def test_progress_is_told_in_one_line():

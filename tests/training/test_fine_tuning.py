@@ -17,20 +17,19 @@ from transformers import TrainerCallback
 from helpers.data.preparation import prepare
 from helpers.model import load_model, load_tokenizer
 from helpers.settings import NOTEBOOKS, SettingsError, TrainingSettings, read_run_settings, run_folder
+from helpers.training import callbacks, engine
+from helpers.training import fine_tuning as training
 from helpers.training.checkpoints import last_whole_checkpoint, step_of
 from helpers.training.fine_tuning import (
     TrainingBrokenError,
     as_batch,
-    callbacks,
     chosen_precision,
-    engine,
     fine_tune,
     open_or_train,
     open_run,
     read_history,
     training_arguments,
 )
-from helpers.training.fine_tuning import fine_tuning as training
 from helpers.training.stopping import TrainingStoppedError
 
 
