@@ -1,8 +1,8 @@
 """Every setting of the course, declared once; every preset; every path.
 
-A setting's type, default, bounds, unit and help stand in its field. The validation and its messages, the papermill
-parameters, the command line and the tables a notebook shows are all made from these fields. Where
-`transformers.TrainingArguments` or `GPT2Config` has a name for a setting, that is its name here.
+A setting's type, default, bounds, unit and help are in its field. Validation and its messages, papermill parameters,
+the command line, sliders and the tables in notebooks are all made from these fields. Where
+`transformers.TrainingArguments`, `GPT2Config` or `GenerationConfig` has a name for a setting, that is its name here.
 """
 
 import ast
@@ -29,11 +29,11 @@ _WINDOWS_DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNOREC
 
 
 class SettingsError(ValueError):
-    """A setting that cannot be: the message is one sentence a fault, with what was found and what is allowed."""
+    """An invalid setting; the message has one sentence per fault: what was found and what is allowed."""
 
 
 def runs_folder() -> Path:
-    """Return the folder of all runs: `COURSE_RUNS` where it is set, else `runs` beside the notebooks."""
+    """Return the folder of all runs: `COURSE_RUNS` if it is set, else `runs` next to the notebooks."""
     return Path(os.environ.get("COURSE_RUNS") or NOTEBOOKS.parent / "runs").absolute()
 
 
@@ -66,12 +66,12 @@ def _known_encoding(name: str) -> str:
         return name if name == "auto" else codecs.lookup(name).name
     except LookupError:
         raise ValueError(
-            "is no encoding that Python knows: use 'auto', 'utf-8', 'cp1252', 'utf-16' or another"
+            "is not an encoding that Python knows: use 'auto', 'utf-8', 'cp1252', 'utf-16' or another"
         ) from None
 
 
 class Settings(BaseModel):
-    """What all settings have in common: frozen, no unknown names, errors in plain sentences, a table to show."""
+    """Base class of all settings: frozen, no unknown names, errors in plain sentences, shown as a table."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
@@ -85,8 +85,8 @@ class Settings(BaseModel):
     def from_notebook(cls, namespace: Mapping[str, Any]) -> Self:
         """Build the settings from a notebook's variables: pass `globals()`.
 
-        Variables named like a setting are taken. A name that papermill injected and no setting has is an error,
-        because papermill itself lets it pass unused.
+        Variables named like a setting are taken. A parameter that papermill injected and that no setting has is an
+        error: papermill itself only logs it and goes on.
         """
         unknown = _injected_names(namespace.get("In", [])) - set(cls.model_fields)
         values = {name: namespace[name] for name in cls.model_fields if name in namespace}
@@ -94,16 +94,16 @@ class Settings(BaseModel):
 
     @classmethod
     def from_preset(cls, preset: str, **changes: Any) -> Self:
-        """Build the settings from a preset and changes to it; what the preset says of other settings is left out."""
+        """Build the settings from a preset and changes to it; the preset's values for other settings are left out."""
         values = {name: value for name, value in read_preset(preset).items() if name in cls.model_fields}
         return cls(**{**values, **changes})
 
     def part(self, kind: type["Settings"]) -> Any:
-        """Return those of these settings that `kind` declares: `training.part(DataSettings)`."""
+        """Return the subset of these settings that `kind` declares: `training.part(DataSettings)`."""
         return kind(**{name: getattr(self, name) for name in kind.model_fields if hasattr(self, name)})
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return one row a setting: name, value, unit, help."""
+        """Return one row per setting: name, value, unit, help."""
         return [
             {"name": name, "value": getattr(self, name), "unit": unit(field), "help": field.description}
             for name, field in type(self).model_fields.items()
@@ -147,15 +147,19 @@ class DataSettings(RunSettings):
         "documents, a single file is split at blank lines",
     )
     encoding: Annotated[str, AfterValidator(_known_encoding)] = Field(
-        "auto", description="encoding of text files, such as cp1252; auto: found and named"
+        "auto", description="encoding of text files, such as cp1252; auto: detected and reported"
     )
     streaming: bool = Field(False, description="read a Hub data set as it arrives, for one larger than the disk")
     max_tokens: int = Field(
-        0, ge=0, le=10**12, json_schema_extra={"unit": "tokens"}, description="stop reading after so many; 0: never"
+        0,
+        ge=0,
+        le=10**12,
+        json_schema_extra={"unit": "tokens"},
+        description="stop reading after so many tokens; 0: never",
     )
     near_duplicates: Literal["report", "remove", "keep"] = Field(
         "report",
-        description="report: counted, kept on one side of the split; remove: one of each stays; keep: not looked for",
+        description="report: count them, keep them on one side of the split; remove: keep one of each; keep: no search",
     )
     validation_share: float = Field(0.1, gt=0, le=0.4, description="share of the documents kept for validation")
     test_share: float = Field(0.1, gt=0, le=0.4, description="share of the documents kept for the final test")
@@ -176,10 +180,14 @@ class TrainingSettings(DataSettings):
         description="times the training text is read",
     )  # fmt: skip
     per_device_train_batch_size: int = Field(
-        4, ge=1, le=1024, json_schema_extra={"unit": "blocks", "scale": "log"}, description="blocks in one pass"
+        4,
+        ge=1,
+        le=1024,
+        json_schema_extra={"unit": "blocks", "scale": "log"},
+        description="blocks per pass through the model",
     )
     gradient_accumulation_steps: int = Field(
-        1, ge=1, le=1024, json_schema_extra={"unit": "passes", "scale": "log"}, description="passes in one step"
+        1, ge=1, le=1024, json_schema_extra={"unit": "passes", "scale": "log"}, description="passes per optimizer step"
     )
     weight_decay: float = Field(0.01, ge=0, le=1, description="pull of the weights towards zero (AdamW)")
     warmup_steps: float = Field(
@@ -191,17 +199,17 @@ class TrainingSettings(DataSettings):
     )
     max_grad_norm: float = Field(
         1.0, gt=0, le=1000, json_schema_extra={"scale": "log", "least": 0.01},
-        description="gradients longer than this are shortened to it",
+        description="gradient clipping: a gradient with a larger norm is scaled down to this",
     )  # fmt: skip
     attn_pdrop: float = Field(
-        0.0, ge=0, le=0.9, description="attention dropout; above 0 it leaves the fused attention kernel"
+        0.0, ge=0, le=0.9, description="attention dropout; above 0 the faster fused attention kernel cannot be used"
     )
     mixed_precision: Literal["auto", "bf16", "fp16", "no"] = Field(
-        "auto", description="number format of the matrix products; auto: bf16 where the hardware has it"
+        "auto", description="number format of the matrix products; auto: bf16 if the hardware has it"
     )
     gradient_checkpointing: bool = Field(False, description="less memory for about a third more time")
     torch_compile: Literal["auto", "always", "never"] = Field(
-        "auto", description="compile the model; auto: on a GPU under Linux, for a run that is long enough to repay it"
+        "auto", description="compile the model; auto: on a GPU under Linux, for runs long enough to repay it"
     )
     from_scratch: bool = Field(False, description="start from random weights instead of the pretrained ones")
     logging_steps: int = Field(
@@ -219,10 +227,10 @@ class TrainingSettings(DataSettings):
     save_total_limit: int = Field(2, ge=1, le=100, description="checkpoints that are kept")
     early_stopping_patience: int = Field(
         0, ge=0, le=1000, json_schema_extra={"unit": "validations", "scale": "log"},
-        description="stop after so many without a better one and keep the best model; 0: never",
+        description="stop after this many validations without a better loss and keep the best model; 0: never",
     )  # fmt: skip
-    sample_prompt: str = Field("The", max_length=1000, description="continued after each validation; empty: nothing")
-    report_to: Literal["none", "tensorboard"] = Field("none", description="where else the history goes")
+    sample_prompt: str = Field("The", max_length=1000, description="continued after each validation; empty: no sample")
+    report_to: Literal["none", "tensorboard"] = Field("none", description="where the history is logged as well")
 
     @property
     def effective_batch_size(self) -> int:
@@ -231,27 +239,27 @@ class TrainingSettings(DataSettings):
 
 
 class EvaluationSettings(RunSettings):
-    """How a run is measured and made to speak; sampling names are those of `GenerationConfig`."""
+    """How a run is measured and sampled; sampling names are those of `GenerationConfig`."""
 
     stride: int = Field(
-        128, ge=1, le=1024, json_schema_extra={"unit": "tokens"}, description="tokens scored in each window"
+        128, ge=1, le=1024, json_schema_extra={"unit": "tokens"}, description="tokens scored per window"
     )
     per_device_eval_batch_size: int = Field(
-        8, ge=1, le=1024, json_schema_extra={"unit": "windows", "scale": "log"}, description="windows in one pass"
+        8, ge=1, le=1024, json_schema_extra={"unit": "windows", "scale": "log"}, description="windows per forward pass"
     )
-    prompt: str = Field("The Fox and the", min_length=1, description="what both models go on from")
+    prompt: str = Field("The Fox and the", min_length=1, description="text that both models continue")
     max_new_tokens: int = Field(
-        160, ge=1, le=1000, json_schema_extra={"unit": "tokens"}, description="length of a sample at most"
+        160, ge=1, le=1000, json_schema_extra={"unit": "tokens"}, description="maximum length of a sample"
     )
     num_return_sequences: int = Field(2, ge=1, le=64, description="samples for each prompt")
     temperature: float = Field(
-        0.8, gt=0, le=5, json_schema_extra={"step": 0.05}, description="below 1 bolder choices are rarer"
+        0.8, gt=0, le=5, json_schema_extra={"step": 0.05}, description="below 1 favours probable tokens"
     )
     top_k: int = Field(
         0, ge=0, le=50257, json_schema_extra={"unit": "tokens", "scale": "log"},
-        description="choose among this many tokens; 0: among all",
+        description="sample from this many of the most probable tokens; 0: from all",
     )  # fmt: skip
-    top_p: float = Field(0.95, gt=0, le=1, description="choose among the likeliest tokens that sum to this share")
+    top_p: float = Field(0.95, gt=0, le=1, description="sample from the most probable tokens that sum to this")
     repetition_penalty: float = Field(
         1.1, ge=1, le=5, json_schema_extra={"step": 0.05}, description="above 1 makes repeated tokens less likely"
     )
@@ -259,10 +267,10 @@ class EvaluationSettings(RunSettings):
         12, ge=1, le=1000, json_schema_extra={"unit": "samples"}, description="samples searched for copied text"
     )
     general_source: str = Field(
-        "python-reference", min_length=1, description="text that shows what was forgotten; named like a `source`"
+        "python-reference", min_length=1, description="text that measures forgetting; written like `source`"
     )
     general_documents: int = Field(
-        6, ge=1, le=100_000, json_schema_extra={"unit": "documents"}, description="documents of it that are read"
+        6, ge=1, le=100_000, json_schema_extra={"unit": "documents"}, description="how many documents of it are read"
     )
 
 
@@ -299,9 +307,9 @@ def check_values(values: Mapping[str, Any]) -> dict[str, Any]:
         raise SettingsError("\n".join(_unknown(name, known_settings()) for name in unknown))
     checked = {}
     for kind in (TrainingSettings, EvaluationSettings):
-        mine = {name: value for name, value in values.items() if name in kind.model_fields}
-        settings = kind(**mine)
-        checked.update({name: getattr(settings, name) for name in mine})
+        names = [name for name in values if name in kind.model_fields]
+        settings = kind(**{name: values[name] for name in names})
+        checked.update({name: getattr(settings, name) for name in names})
     return checked
 
 
@@ -318,25 +326,25 @@ def _runs() -> list[str]:
 
 
 def _injected_names(cells: list[str]) -> set[str]:
-    """Return the names assigned in cells that papermill injected; it marks them with a first line of its own."""
+    """Return the names assigned in the cells that papermill injected, which begin with a comment line of its own."""
     sources = [cell for cell in cells if cell.startswith("# Parameters\n")]
     nodes = [node for source in sources for node in ast.walk(ast.parse(source))]
     return {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
 
 
 def _sentence(fault: Any, kind: type[Settings]) -> str:
-    """Turn one fault that pydantic found into one sentence."""
+    """Return one of pydantic's faults as one sentence."""
     name = str(fault["loc"][0]) if fault["loc"] else "settings"
     if fault["type"] == "extra_forbidden":
         return _unknown(name, kind.model_fields)
-    found = f"{name} = {fault['input']!r}"
+    given = f"{name} = {fault['input']!r}"
     if fault["type"] == "value_error":
-        return f"{found} {fault['ctx']['error']}."
-    return f"{found} is not allowed: it must be {allowed(kind.model_fields[name])}."
+        return f"{given} {fault['ctx']['error']}."
+    return f"{given} is not allowed: it must be {allowed(kind.model_fields[name])}."
 
 
 def allowed(field: Any) -> str:
-    """Say in words what a setting's field allows.
+    """Return in words what a setting's field allows.
 
     >>> allowed(TrainingSettings.model_fields["gradient_accumulation_steps"])
     'a whole number, at least 1, at most 1024'

@@ -173,7 +173,7 @@ def test_an_encoding_can_be_named_and_must_be_known(tmp_path):
     path = tmp_path / "a.txt"
     path.write_bytes("łąka".encode("iso8859_2"))
     assert texts(path, encoding="latin2") == ["łąka"]
-    with pytest.raises(SettingsError, match="is no encoding that Python knows"):
+    with pytest.raises(SettingsError, match="is not an encoding that Python knows"):
         DataSettings(encoding="martian")
 
 

@@ -1,0 +1,56 @@
+"""Run folders written by version 0.1.0: they open, resume and evaluate as they did then.
+
+`saved_by_0_1_0` holds a GPT-2 of 3,000 weights, its text, a finished run, and one that was killed after step 3 with a
+checkpoint of step 2. Both have the same settings, so the resumed run has to end at the finished run's weights.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from helpers.data import open_prepared
+from helpers.evaluation.base_and_tuned import load_tuned
+from helpers.evaluation.scoring import score
+from helpers.settings import read_run_settings, run_folder
+from helpers.training import fine_tune, open_or_train
+
+SAVED = Path(__file__).with_name("saved_by_0_1_0")
+
+
+@pytest.fixture(autouse=True)
+def saved_runs(tmp_path, monkeypatch):
+    """Work in a copy: the settings name model and text relative to the current folder."""
+    shutil.copytree(SAVED, tmp_path / "saved")
+    monkeypatch.chdir(tmp_path / "saved")
+    monkeypatch.setenv("COURSE_RUNS", str(tmp_path / "saved/all_runs"))
+
+
+def weights(run):
+    return load_file(run_folder(run) / "model/model.safetensors")
+
+
+def test_a_finished_run_opens_without_training_again():
+    before = (run_folder("finished") / "model/model.safetensors").read_bytes()
+    finished = open_or_train("finished")
+    assert finished.history[-1]["step"] == 4
+    assert (run_folder("finished") / "model/model.safetensors").read_bytes() == before
+
+
+def test_an_interrupted_run_resumes_to_the_weights_of_the_finished_one():
+    resumed = fine_tune(read_run_settings("stopped"))
+    assert [row["step"] for row in resumed.history if "loss" in row] == [1, 2, 3, 4]
+    expected = weights("finished")
+    for name, tensor in weights("stopped").items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=1e-7)
+
+
+def test_a_finished_run_is_measured_as_it_was():
+    stored = json.loads((run_folder("finished") / "evaluation.json").read_text(encoding="utf-8"))["test"]
+    model, tokenizer = load_tuned("finished")
+    again = score(model, tokenizer, open_prepared("finished").documents["test"]["text"], context=32, stride=16)
+    assert again.loss_nats == pytest.approx(stored["tuned"]["loss_nats"], rel=1e-5)
+    assert again.n_tokens == stored["tuned"]["n_tokens"]
