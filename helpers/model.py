@@ -4,8 +4,9 @@ Every loader asserts what training silently breaks without: a vocabulary that is
 and float32 weights.
 """
 
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,8 @@ from helpers.settings import POCKET, SettingsError
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
+_END_OF_TEXT = "<|endoftext|>"
+_N_BYTES = 256
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
@@ -74,6 +77,86 @@ def _check_whole(model_name_or_path: str, found: dict[str, Any]) -> None:
             f"The model {model_name_or_path!r} is not whole: {len(missing)} of its weights are missing, such as "
             f"{missing[0]}. Its files are half-written or of another model; train or download it again."
         )
+
+
+def create_model(
+    folder: Path,
+    texts: Iterable[str],
+    *,
+    vocab_size: int = 4096,
+    n_positions: int = 256,
+    n_embd: int = 192,
+    n_layer: int = 4,
+    n_head: int = 6,
+    seed: int = 42,
+    **changes: Any,
+) -> Path:
+    """Write a new GPT-2 into a folder: random weights, and a tokenizer trained on your text.
+
+    The folder is a `model_name_or_path` like any other; training a run from it is pretraining.
+
+    Args:
+        folder: where it goes; made when it does not exist.
+        texts: what the tokenizer is trained on, read once. Leave the text you want to measure with out of it.
+        vocab_size: tokens in all, at most: 256 bytes, the merges found in the texts, and the end-of-text token.
+        n_positions: tokens that the model can see at once.
+        n_embd: width of a token's vector; a multiple of `n_head`.
+        n_layer: number of blocks.
+        n_head: attention heads per block.
+        seed: of the random weights.
+        changes: more values of `GPT2Config`, such as `resid_pdrop`.
+
+    Returns:
+        The folder.
+
+    Raises:
+        SettingsError: the shape is impossible, or the vocabulary too small for the 256 bytes.
+    """
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    if n_embd % n_head:
+        raise SettingsError(
+            f"n_embd = {n_embd} cannot be split into n_head = {n_head} heads: use a multiple of {n_head}."
+        )
+    if vocab_size < _N_BYTES + 1:
+        raise SettingsError(
+            f"vocab_size = {vocab_size} is too small: a byte-level vocabulary has {_N_BYTES} bytes and an end-of-text "
+            f"token, so use at least {_N_BYTES + 1}."
+        )
+    tokenizer = _train_tokenizer(texts, vocab_size=vocab_size, n_positions=n_positions)
+    config = GPT2Config(
+        vocab_size=len(tokenizer), n_positions=n_positions, n_embd=n_embd, n_layer=n_layer, n_head=n_head,
+        bos_token_id=tokenizer.eos_token_id, eos_token_id=tokenizer.eos_token_id, **changes,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = GPT2LMHeadModel(config)
+    with quiet():
+        model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def _train_tokenizer(texts: Iterable[str], *, vocab_size: int, n_positions: int) -> "PreTrainedTokenizerBase":
+    """Train a byte-level BPE with the layout of GPT-2's: bytes first, then merges, the end-of-text token last."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import GPT2Tokenizer
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - 1,
+        # sorted, because the alphabet comes as a set: its order, and so the ids, would differ from run to run
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(texts, trainer)
+    trained = json.loads(bpe.to_str())["model"]
+    vocab = {**trained["vocab"], _END_OF_TEXT: len(trained["vocab"])}
+    merges = [tuple(pair) for pair in trained["merges"]]
+    return GPT2Tokenizer(vocab=vocab, merges=merges, model_max_length=n_positions)
 
 
 def check_fit(model: "GPT2LMHeadModel", tokenizer: "PreTrainedTokenizerBase", block_size: int) -> None:

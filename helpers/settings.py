@@ -190,6 +190,10 @@ class TrainingSettings(DataSettings):
         1, ge=1, le=1024, json_schema_extra={"unit": "passes", "scale": "log"}, description="passes per optimizer step"
     )
     weight_decay: float = Field(0.01, ge=0, le=1, description="pull of the weights towards zero (AdamW)")
+    adam_beta2: float = Field(
+        0.999, gt=0, lt=1, json_schema_extra={"step": 0.001},
+        description="memory of AdamW's average of squared gradients; 0.95 is usual for pretraining",
+    )  # fmt: skip
     warmup_steps: float = Field(
         0.05, ge=0, le=100_000, json_schema_extra={"unit": "steps", "scale": "log", "least": 0.01},
         description="below 1: a share of all steps",

@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, GPT2Tokenizer
 from helpers.model import (
     check_fit,
     check_sound,
+    create_model,
     load_model,
     load_tokenizer,
     quiet,
@@ -175,3 +177,61 @@ def test_quiet_gives_the_progress_bars_back():
         assert not logging.is_progress_bar_enabled()
     assert not datasets.are_progress_bars_disabled()
     assert logging.is_progress_bar_enabled()
+
+
+class TestCreateModel:
+    TEXTS = tuple(f"the fox number {i} ran over the hill {i * 7}" for i in range(300))
+
+    def test_the_tokenizer_is_laid_out_as_gpt2s_and_loses_nothing(self, tmp_path):
+        tokenizer = load_tokenizer(str(create_model(tmp_path / "new", self.TEXTS, vocab_size=400)))
+        assert tokenizer.eos_token == "<|endoftext|>"
+        assert tokenizer.eos_token_id == len(tokenizer) - 1
+        assert tokenizer.decode(tokenizer.encode("caf\u00e9 over the hill")) == "caf\u00e9 over the hill"
+        assert len(tokenizer.encode(" the fox ran over the hill")) < 10  # words of the text became tokens
+
+    def test_the_model_has_the_asked_shape_and_rows_for_all_tokens(self, tmp_path):
+        shape = {"n_positions": 32, "n_embd": 24, "n_layer": 2, "n_head": 3}
+        config = load_model(str(create_model(tmp_path / "new", self.TEXTS, vocab_size=400, **shape))).config
+        assert {name: getattr(config, name) for name in shape} == shape
+        assert config.vocab_size == 400
+        assert config.eos_token_id == config.bos_token_id == 399
+
+    def test_a_text_with_few_merges_gives_a_smaller_vocabulary(self, tmp_path):
+        folder = create_model(tmp_path / "new", ["ab ab ab"], vocab_size=4096, n_embd=8, n_head=2, n_layer=1)
+        assert len(load_tokenizer(str(folder))) == load_model(str(folder)).config.vocab_size < 270
+
+    def test_the_seed_decides_the_weights_and_leaves_other_random_numbers_alone(self, tmp_path):
+        small = {"n_embd": 8, "n_head": 2, "n_layer": 1, "vocab_size": 300}
+        torch.manual_seed(1)
+        expected = torch.rand(1)
+        torch.manual_seed(1)
+        for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+            create_model(tmp_path / name, self.TEXTS, seed=seed, **small)
+        assert torch.rand(1) == expected
+        a, b, c = (load_file(tmp_path / name / "model.safetensors")["transformer.wte.weight"] for name in "abc")
+        assert torch.equal(a, b)
+        assert not torch.equal(a, c)
+
+    def test_a_run_is_trained_from_it_on_a_source_and_speaks_its_vocabulary(self, tmp_path, tiny_settings):
+        from helpers.data import load_documents
+        from helpers.training import fine_tune
+
+        texts = load_documents(tiny_settings)["train"]["text"]
+        small = {"n_embd": 8, "n_head": 2, "n_layer": 1, "vocab_size": 300, "n_positions": 64}
+        folder = create_model(tmp_path / "new", texts, **small)
+        run = fine_tune(tiny_settings.model_copy(update={"model_name_or_path": str(folder)}))
+        losses = [row["eval_loss"] for row in run.history if "eval_loss" in row]
+        assert losses[-1] < losses[0] < math.log(300) + 0.5
+        assert len(load_tokenizer(str(run.folder / "model"))) == 300
+
+    @pytest.mark.parametrize(
+        ("shape", "message"),
+        [
+            ({"n_embd": 100, "n_head": 6}, "n_embd = 100 cannot be split into n_head = 6 heads: use a multiple of 6"),
+            ({"vocab_size": 256}, "vocab_size = 256 is too small: .* use at least 257"),
+        ],
+    )
+    def test_an_impossible_shape_writes_nothing(self, tmp_path, shape, message):
+        with pytest.raises(SettingsError, match=message):
+            create_model(tmp_path / "new", self.TEXTS, **shape)
+        assert not (tmp_path / "new").exists()

@@ -154,8 +154,8 @@ def training_arguments(settings: TrainingSettings, folder: Path, *, n_blocks: in
 
     same_names = (
         "learning_rate", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps",
-        "weight_decay", "warmup_steps", "lr_scheduler_type", "max_grad_norm", "logging_steps", "eval_steps",
-        "save_total_limit", "seed",
+        "weight_decay", "adam_beta2", "warmup_steps", "lr_scheduler_type", "max_grad_norm", "logging_steps",
+        "eval_steps", "save_total_limit", "seed",
     )  # fmt: skip
     precision = chosen_precision(settings)
     is_renamed = "activation_checkpointing" in TrainingArguments.__dataclass_fields__  # in transformers 5.23

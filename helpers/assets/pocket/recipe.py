@@ -2,16 +2,16 @@
 
     python -m helpers.assets.pocket.recipe [--output FOLDER] [--steps N]
 
-It gathers the English prose in the docstrings and comments of the installed Python packages, trains a byte-level BPE
-tokenizer on it, pretrains a GPT-2 of about 2.6 million parameters from random weights and writes both with a model
-card. Held out is docstring text alone.
-Interrupted, the same command goes on from the last checkpoint.
+It gathers the English prose in the docstrings and comments of the installed Python packages, makes a new GPT-2 of
+about 2.6 million parameters with a tokenizer trained on that text, pretrains it with the course's own `fine_tune` and
+writes it with a model card. Only docstrings are held out. After an interruption, the same command resumes the training.
 """
 
 import ast
 import hashlib
 import inspect
 import json
+import math
 import random
 import re
 import sysconfig
@@ -22,14 +22,17 @@ from typing import Any
 
 import click
 
+from helpers.files import atomic_folder
 from helpers.settings import POCKET, runs_folder
 
-END_OF_TEXT = "<|endoftext|>"
-VOCAB_SIZE = 4096
-N_POSITIONS = 256
+VOCAB_SIZE, N_POSITIONS = 4096, 256
 BATCH_SIZE = 16
 SEED = 20261123
 HELD_OUT_SHARE = 50  # one document in this many is held out
+
+# A dozen passes over the text would be memorised without a little dropout between the layers. `fine_tune` leaves the
+# attention's at 0, because the fused attention kernel has none.
+DROPOUTS = {"resid_pdrop": 0.05, "embd_pdrop": 0.05}
 
 _ROLE = re.compile(r":[a-z]+(?::[a-z]+)*:`([^`]*)`")  # :class:`~torch.Tensor` -> ~torch.Tensor
 _LITERAL = re.compile(r"``([^`]*)``")
@@ -156,84 +159,6 @@ def is_held_out(document: str) -> bool:
     return int.from_bytes(hashlib.sha256(document.encode()).digest()[:4]) % HELD_OUT_SHARE == 0
 
 
-def train_tokenizer(documents: list[str]):
-    """Train a byte-level BPE laid out as GPT-2's: bytes first, merges next, the end-of-text token last."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import GPT2Tokenizer
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE - 1,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(documents, trainer)
-    model = json.loads(tokenizer.to_str())["model"]
-    vocab = {**model["vocab"], END_OF_TEXT: VOCAB_SIZE - 1}
-    merges = [tuple(pair) for pair in model["merges"]]
-    return GPT2Tokenizer(vocab=vocab, merges=merges, model_max_length=N_POSITIONS)
-
-
-def token_blocks(documents: list[str], tokenizer):
-    """Return (N, N_POSITIONS) token ids: each document ends with the end-of-text token, joined and cut."""
-    import torch
-
-    encodings = tokenizer.backend_tokenizer.encode_batch_fast(documents)
-    stream = [token for e in encodings for token in (*e.ids, tokenizer.eos_token_id)]
-    n_blocks = len(stream) // N_POSITIONS
-    return torch.tensor(stream[: n_blocks * N_POSITIONS]).view(n_blocks, N_POSITIONS)  # (N, T)
-
-
-def configuration():
-    """Return the pocket model's GPT2Config: GPT-2's own, with smaller numbers."""
-    from transformers import GPT2Config
-
-    return GPT2Config(
-        vocab_size=VOCAB_SIZE, n_positions=N_POSITIONS, n_embd=192, n_layer=4, n_head=6,
-        bos_token_id=VOCAB_SIZE - 1, eos_token_id=VOCAB_SIZE - 1,
-    )  # fmt: skip
-
-
-def pretrain(blocks, checkpoints: Path, *, max_steps: int, start: dict[str, Any] | None = None, **changed: Any):
-    """Train on `blocks` (N, T) with the Trainer; go on from the last checkpoint there is.
-
-    Args:
-        blocks: token ids.
-        checkpoints: where they are kept.
-        max_steps: optimizer steps in all.
-        start: weights to begin with; None: random ones.
-        changed: `TrainingArguments` that shall not be the recipe's own.
-    """
-    import torch
-    from transformers import GPT2LMHeadModel, Trainer, TrainingArguments, set_seed
-    from transformers.trainer_utils import get_last_checkpoint
-
-    set_seed(SEED)
-    config = configuration()
-    # A little dropout between the layers keeps a dozen passes over the text from being learnt by heart; in the
-    # attention it would leave the fused kernel. The tanh GELU is the same function as `gelu_new`, several times faster.
-    config.resid_pdrop = config.embd_pdrop = 0.05
-    config.attn_pdrop = 0.0
-    config.activation_function = "gelu_pytorch_tanh"
-    model = GPT2LMHeadModel(config)
-    if start is not None:
-        model.load_state_dict(start)
-    rows = [{"input_ids": row, "labels": row} for row in blocks]
-    recipe = {
-        "per_device_train_batch_size": BATCH_SIZE, "learning_rate": 2e-3, "lr_scheduler_type": "cosine",
-        "warmup_steps": max_steps // 50, "weight_decay": 0.1, "adam_beta2": 0.95, "max_grad_norm": 1.0,
-        "bf16": True, "torch_compile": True, "use_cpu": not torch.cuda.is_available(), "seed": SEED,
-        "save_steps": 500, "save_total_limit": 2, "logging_steps": 100, "report_to": "none",
-        "dataloader_drop_last": True, "disable_tqdm": True,
-    }  # fmt: skip
-    arguments = TrainingArguments(output_dir=str(checkpoints), max_steps=max_steps, **recipe | changed)
-    trainer = Trainer(model=model, args=arguments, train_dataset=rows)
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(checkpoints) if checkpoints.exists() else None)
-    return model
-
-
 def held_out_and_training(docstring_prose: list[str], other_prose: list[str]) -> tuple[list[str], list[str]]:
     """Split into (held out, training), the training documents in a seeded random order."""
     held_out = [document for document in docstring_prose if is_held_out(document)]
@@ -242,26 +167,67 @@ def held_out_and_training(docstring_prose: list[str], other_prose: list[str]) ->
     return held_out, training
 
 
-def save(state: dict[str, Any], tokenizer: Any, output: Path) -> None:
-    """Write trained weights as a stock GPT-2: `gelu_new`, GPT-2's own dropouts, float32 safetensors."""
-    from transformers import GPT2LMHeadModel
+def write_corpus(folder: Path, *, training: list[str], held_out: list[str]) -> Path:
+    """Save the documents as a `source` with splits of its own: half of the held-out ones validate, half test."""
+    from datasets import Dataset, DatasetDict
 
-    model = GPT2LMHeadModel(configuration())
-    model.load_state_dict(state)
+    if not folder.exists():  # else an interrupted recipe goes on, whose run expects the very same files
+        splits = {"train": training, "validation": held_out[::2], "test": held_out[1::2]}
+        corpus = DatasetDict({name: Dataset.from_dict({"text": texts}) for name, texts in splits.items()})
+        with atomic_folder(folder) as new:
+            corpus.save_to_disk(new)
+    return folder
+
+
+def pretrain(run: str, *, source: Path, model: Path, max_steps: int, **changes: Any) -> Path:
+    """Train a run with the recipe's settings, or resume it; return the folder of its model.
+
+    Args:
+        run: its name.
+        source: what `write_corpus` wrote.
+        model: the folder of the model to start from.
+        max_steps: optimizer steps.
+        changes: settings that differ from the recipe's.
+    """
+    from helpers.data import prepare
+    from helpers.settings import DataSettings, TrainingSettings
+    from helpers.training import fine_tune
+
+    recipe: dict[str, Any] = {
+        "run": run, "model_name_or_path": str(model), "source": str(source), "near_duplicates": "keep",
+        "block_size": N_POSITIONS, "seed": SEED, "per_device_train_batch_size": BATCH_SIZE, "warmup_steps": 0.02,
+        "weight_decay": 0.1, "adam_beta2": 0.95, "torch_compile": "always", "logging_steps": 100, "eval_steps": 1000,
+        "save_steps": 500, "sample_prompt": "Return the",
+    }  # fmt: skip
+    settings = TrainingSettings(**recipe | changes)
+    n_blocks = len(prepare(settings.part(DataSettings)).blocks["train"])
+    epochs = max_steps / math.ceil(n_blocks / BATCH_SIZE)
+    return fine_tune(settings.model_copy(update={"num_train_epochs": epochs}), progress=True).folder / "model"
+
+
+def save(trained: Path, output: Path) -> None:
+    """Write the trained model with GPT-2's own dropout, so that it fine-tunes like any other GPT-2."""
+    from transformers import GPT2Config
+
+    from helpers.model import load_model, load_tokenizer
+
+    model, stock = load_model(str(trained)), GPT2Config()
+    for name in DROPOUTS:
+        setattr(model.config, name, getattr(stock, name))
     model.save_pretrained(output)
-    tokenizer.save_pretrained(output)
+    load_tokenizer(str(trained)).save_pretrained(output)
 
 
 def write_card(output: Path, *, held_out: list[str], training: list[str], max_steps: int) -> dict[str, Any]:
-    """Score the model in `output` on the held-out documents, write README.md and recipe.json; return the figures."""
-    from helpers.evaluation.base_and_tuned import generate, score
+    """Score the model in `output` on the held-out documents, write README.md and recipe.json; return the numbers."""
+    from helpers.evaluation import generate, score
     from helpers.model import load_model, load_tokenizer
     from helpers.settings import EvaluationSettings
 
     model, tokenizer = load_model(str(output)), load_tokenizer(str(output))
     result = score(model, tokenizer, held_out, stride=N_POSITIONS // 2)
     digest = hashlib.sha256("\0".join(sorted(training)).encode()).hexdigest()
-    figures = {
+    metrics = {
         "parameters": sum(p.numel() for p in model.parameters()),
         "training_documents": len(training),
         "training_bytes": sum(len(text.encode()) for text in training),
@@ -272,15 +238,15 @@ def write_card(output: Path, *, held_out: list[str], training: list[str], max_st
     }
     settings = EvaluationSettings(run="pocket", seed=SEED, max_new_tokens=60, num_return_sequences=1)
     prompts = ["Return the", "This class", "If the file"]
-    figures["samples"] = [texts[0] for texts in generate(model, tokenizer, prompts, settings)]
-    (output / "recipe.json").write_text(json.dumps(figures, indent=2), encoding="utf-8")
-    (output / "README.md").write_text(_card(figures), encoding="utf-8")
-    return figures
+    metrics["samples"] = [texts[0] for texts in generate(model, tokenizer, prompts, settings)]
+    (output / "recipe.json").write_text(json.dumps(metrics, indent=2), encoding="utf-8")
+    (output / "README.md").write_text(_card(metrics), encoding="utf-8")
+    return metrics
 
 
-def _card(figures: dict[str, Any]) -> str:
-    held_out = figures["held_out"]
-    samples = "\n".join(f"> {' '.join(sample.split())}\n" for sample in figures["samples"])
+def _card(metrics: dict[str, Any]) -> str:
+    held_out = metrics["held_out"]
+    samples = "\n".join(f"> {' '.join(sample.split())}\n" for sample in metrics["samples"])
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation
@@ -289,32 +255,32 @@ language: en
 
 # The pocket model
 
-A GPT-2 of {figures["parameters"]:,} parameters (4 layers, width 192, 6 heads, {N_POSITIONS} positions, a byte-level BPE
+A GPT-2 of {metrics["parameters"]:,} parameters (4 layers, width 192, 6 heads, {N_POSITIONS} positions, a byte-level BPE
 of {VOCAB_SIZE:,} tokens), small enough to fine-tune on any CPU. It differs from `openai-community/gpt2` in nothing but
-its numbers.
+its sizes.
 
-| what | figure |
+| what | value |
 | --- | --- |
 | corpus | English prose in docstrings and comments of Python and of the packages this course installs |
-| order | all of it six parts of the time, then the docstrings alone for one |
-| documents, bytes | {figures["training_documents"]:,}, {figures["training_bytes"]:,} |
-| SHA-256 of the corpus | {figures["training_sha256"]} |
-| tokens seen | {figures["tokens_seen"]:,} |
-| seed | {figures["seed"]} |
+| order | six sevenths of the steps on all of it, the last seventh on docstrings only |
+| documents, bytes | {metrics["training_documents"]:,}, {metrics["training_bytes"]:,} |
+| SHA-256 of the corpus | {metrics["training_sha256"]} |
+| tokens seen | {metrics["tokens_seen"]:,} |
+| seed | {metrics["seed"]} |
 | held out | docstring prose only, chosen by hash |
 | held-out bits per byte | {held_out["bits_per_byte"]:.4f} |
 | held-out perplexity | {held_out["perplexity"]:.2f} |
 | protocol | {held_out["protocol"]} |
 
-No paragraph stands in two documents; near repetitions between training and held-out text were not looked for.
+No paragraph is in two documents; near-duplicates between training and held-out text were not searched for.
 
 ## Samples
 
 {samples}
 ## Recipe
 
-`python -m helpers.assets.pocket.recipe --output FOLDER` gathers, trains and writes it all again; with other package
-versions the corpus, and so the model, will differ a little.
+`python -m helpers.assets.pocket.recipe --output FOLDER` gathers the text, trains and writes it all again. With other
+package versions the corpus, and so the model, will differ a little.
 
 ## Limits
 
@@ -328,24 +294,29 @@ back sentences of its corpus. It is for learning how fine-tuning works, not for 
 @click.option("--steps", default=18_000, show_default=True, help="Steps of 4,096 tokens on all text; a sixth follows.")
 def main(output: Path, steps: int) -> None:
     """Gather the corpus, train tokenizer and model, write both with their card."""
+    from helpers.model import create_model
+
     docstring_prose, other_prose = gather()
     held_out, training = held_out_and_training(docstring_prose, other_prose)
     click.echo(f"{len(training):,} documents to train on, {len(held_out):,} held out")
-    tokenizer = train_tokenizer(training)
-    checkpoints = runs_folder() / "pocket-recipe"
-    model = pretrain(token_blocks(training, tokenizer), checkpoints / "all", max_steps=steps)
-    is_docstring = set(docstring_prose)  # at the end it reads what it is to be good at, and nothing else
-    last = [document for document in training if document in is_docstring]
+    work = runs_folder() / "pocket-recipe"
+    untrained = work / "untrained"
+    if not untrained.exists():
+        create_model(untrained, training, vocab_size=VOCAB_SIZE, n_positions=N_POSITIONS, seed=SEED, **DROPOUTS)
+    everything = write_corpus(work / "everything", training=training, held_out=held_out)
     model = pretrain(
-        token_blocks(last, tokenizer),
-        checkpoints / "docstrings",
-        max_steps=steps // 6,
-        start=model.state_dict(),
-        learning_rate=1e-3,
+        "pocket-recipe-everything", source=everything, model=untrained, max_steps=steps, learning_rate=2e-3
     )
-    save(model.state_dict(), tokenizer, output)
-    figures = write_card(output, held_out=held_out, training=training, max_steps=steps + steps // 6)
-    click.echo(f"{figures['held_out']['bits_per_byte']:.4f} bits per byte on {figures['held_out']['protocol']}")
+    # It finishes on the kind of text it is measured on: docstrings alone, a sixth of the steps, half the rate.
+    is_docstring = set(docstring_prose)
+    last = [document for document in training if document in is_docstring]
+    docstrings = write_corpus(work / "docstrings", training=last, held_out=held_out)
+    model = pretrain(
+        "pocket-recipe-docstrings", source=docstrings, model=model, max_steps=steps // 6, learning_rate=1e-3
+    )
+    save(model, output)
+    metrics = write_card(output, held_out=held_out, training=training, max_steps=steps + steps // 6)
+    click.echo(f"{metrics['held_out']['bits_per_byte']:.4f} bits per byte on {metrics['held_out']['protocol']}")
 
 
 if __name__ == "__main__":
