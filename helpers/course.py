@@ -1,4 +1,4 @@
-"""Run the notebooks through papermill, in order, into a run's folder, and join them in one report page."""
+"""Run the notebooks in order with papermill, into a run's folder, and join them in one report page."""
 
 import html
 import sys
@@ -7,20 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from helpers.display import did_you_mean
-from helpers.settings import NOTEBOOKS, SettingsError, known_settings, run_folder
-
-_PAGE_STYLE = """
-:root { color-scheme: light dark }
-body { font: 16px/1.55 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
-pre { white-space: pre-wrap; padding: .6rem; background: #8881; font-size: 13px }
-img { max-width: 100%; background: white } table { border-collapse: collapse } td, th { padding: .2rem .6rem }
-.jp-InputPrompt, .jp-OutputPrompt, .jp-Collapser, .anchor-link, .prompt { display: none }
-section { border-top: 2px solid #8886; margin-top: 3rem }
-"""
+from helpers.settings import ASSETS, NOTEBOOKS, SettingsError, known_settings, run_folder
 
 
 class CourseError(RuntimeError):
-    """A notebook that did not run to its end; the message names notebook, error and the executed file."""
+    """A notebook that failed; the message names the notebook, the error and the executed file."""
 
 
 def all_notebooks() -> list[Path]:
@@ -29,7 +20,7 @@ def all_notebooks() -> list[Path]:
 
 
 def find_notebook(name: str) -> Path:
-    """Return the notebook that '03', '03_fine_tuning' or a path names; raise `SettingsError` for none."""
+    """Return the notebook named '03', '03_fine_tuning' or by its path; raise `SettingsError` if there is none."""
     if Path(name).suffix == ".ipynb" and Path(name).exists():
         return Path(name)
     known = {path.stem: path for path in all_notebooks()}
@@ -61,14 +52,14 @@ def run_course(
         run: the run's name; every notebook gets it.
         parameters: what the user asked for; each must be declared by one of the notebooks.
         defaults: a preset's values; each goes to the notebooks that declare it.
-        progress: show papermill's progress bar, a step a cell.
+        progress: show papermill's progress bar, one step per cell.
 
     Returns:
         The path of `report.html`.
 
     Raises:
-        SettingsError: a parameter that no chosen notebook has; nothing was run.
-        CourseError: a notebook failed; it was saved with its traceback, and the report holds what ran.
+        SettingsError: no chosen notebook has one of the parameters; nothing was run.
+        CourseError: a notebook failed; it was saved with its traceback, and the report shows what ran.
     """
     folder = run_folder(run) / "notebooks"
     declared = {notebook: declared_parameters(notebook) for notebook in notebooks}
@@ -79,8 +70,8 @@ def run_course(
     folder.mkdir(parents=True, exist_ok=True)
     try:
         for notebook in notebooks:
-            mine = {name: value for name, value in values.items() if name in declared[notebook]}
-            _execute(notebook, folder / notebook.name, mine, progress=progress)
+            its_own = {name: value for name, value in values.items() if name in declared[notebook]}
+            _execute(notebook, folder / notebook.name, its_own, progress=progress)
     finally:
         report = write_report(run)
     return report
@@ -102,10 +93,10 @@ def _execute(notebook: Path, output: Path, parameters: dict[str, Any], *, progre
             str(output),
             parameters=parameters,
             kernel_name="python3",
-            kernel_manager_class=_kernel_of_this_python(),  # a class, not `km`: papermill ends what it made
+            kernel_manager_class=kernel_of_this_python(),  # a class, not `km`: papermill shuts down what it made
             cwd=str(notebook.parent),
             progress_bar={"desc": notebook.stem} if progress else False,
-            # the kernel listens on this machine alone; its warning about that would stand between the progress bars
+            # The kernel listens on this machine only. It warns about that, in the middle of the progress bars.
             extra_arguments=["--IPKernelApp.log_level=ERROR"],
         )
     except PapermillExecutionError as error:
@@ -117,11 +108,11 @@ def _execute(notebook: Path, output: Path, parameters: dict[str, Any], *, progre
         raise CourseError(f"{notebook.name} lost its kernel: {error}. What ran is in {output}.") from None
 
 
-def _kernel_of_this_python() -> type:
-    """Return a manager whose python3 kernel is this very Python.
+def kernel_of_this_python() -> type:
+    """Return a kernel manager class whose python3 kernel runs in the Python that calls this.
 
-    A `python3` kernel that another installation left in the user's folders may come first where Jupyter looks. With
-    no folders to look in, Jupyter takes the kernel of the `ipykernel` that this Python imports.
+    Otherwise Jupyter may find a `python3` kernel that another installation left in the user's folders. With no
+    folders to search, it takes the kernel of the `ipykernel` that this Python imports.
     """
     from jupyter_client import AsyncKernelManager
     from jupyter_client.kernelspec import KernelSpecManager
@@ -131,7 +122,7 @@ def _kernel_of_this_python() -> type:
             super().__init__(kernel_spec_manager=KernelSpecManager(kernel_dirs=[]), **traits)
 
         async def shutdown_kernel(self, now: bool = False, restart: bool = False) -> None:
-            # asked to end amid a cell, a kernel prints a traceback of its own: after Ctrl-C it is ended at once
+            # A kernel that is shut down in the middle of a cell prints a traceback: after Ctrl-C, kill it at once.
             interrupted = isinstance(sys.exc_info()[1], KeyboardInterrupt)
             await super().shutdown_kernel(now=now or interrupted, restart=restart)
 
@@ -149,38 +140,35 @@ def _sentence(message: str) -> str:
 
 
 def write_report(run: str) -> Path:
-    """Join a run's executed notebooks in one page that needs no network; return its path."""
+    """Join a run's executed notebooks into one HTML page that needs no network; return its path."""
     import nbformat
     from nbconvert import HTMLExporter
-    from pygments.formatters import HtmlFormatter
 
     folder = run_folder(run) / "notebooks"
-    exporter = HTMLExporter(template_name="basic")
-    links, sections = [], []
-    for path in sorted(folder.glob("*.ipynb")):
-        body, _ = exporter.from_notebook_node(_without_widgets(nbformat.read(path, as_version=4)))
-        name = html.escape(path.stem)
-        links.append(f'<li><a href="#{name}">{name}</a></li>')
-        sections.append(f'<section id="{name}">{body}</section>')
-    title = f"Course report: {html.escape(run)}"
-    style = HtmlFormatter(style="default").get_style_defs(".highlight") + _PAGE_STYLE
-    page = (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{style}</style>'
-        f"<h1>{title}</h1><ol>{''.join(links)}</ol>{''.join(sections)}</html>"
-    )
+    parts = {html.escape(path.stem): nbformat.read(path, as_version=4) for path in sorted(folder.glob("*.ipynb"))}
+    title = f"Course report: {run}"
+    links = "\n".join(f"1. [{name}](#{name})" for name in parts)
+    page = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(f"# {title}\n\n{links}")])
+    for name, notebook in parts.items():
+        if "language_info" in notebook.metadata:  # which the kernel writes, if it lives; it names the highlighter
+            page.metadata.language_info = notebook.metadata.language_info
+        page.cells += [nbformat.v4.new_markdown_cell(f'<section id="{name}"></section>'), *_without_widgets(notebook)]
+    for number, cell in enumerate(page.cells):
+        cell.id = f"cell-{number}"  # notebooks of different formats have ids or not, and two may have the same
+    exporter = HTMLExporter(template_name="report", extra_template_basedirs=[str(ASSETS / "templates")])
+    body, _ = exporter.from_notebook_node(page, resources={"metadata": {"name": title}})
     report = folder / "report.html"
-    report.write_text(page, encoding="utf-8")
+    report.write_text(body, encoding="utf-8")
     return report
 
 
-def _without_widgets(notebook: Any) -> Any:
-    """Take widgets and scripts out of an executed notebook: on a page without a kernel nothing answers them.
+def _without_widgets(notebook: Any) -> list[Any]:
+    """Return a notebook's cells without widgets and scripts, which would do nothing on a page without a kernel.
 
-    What a panel shows instead stands beside it as plain HTML, and stays.
+    Each panel also shows a plain HTML summary, which stays.
     """
-    notebook.metadata.pop("widgets", None)
     dead = {"application/vnd.jupyter.widget-view+json", "application/javascript"}
     for cell in notebook.cells:
         if "outputs" in cell:
             cell.outputs = [output for output in cell.outputs if not dead & set(output.get("data", {}))]
-    return notebook
+    return notebook.cells

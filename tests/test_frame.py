@@ -50,7 +50,7 @@ ROOMS = {
     "studies": {
         "course", "display", "evaluation", "files", "plots", "settings", "training", "troubleshooting",
     },
-    "assets": {"evaluation", "model", "settings"},
+    "assets": {"data", "evaluation", "files", "model", "settings", "training"},
     "__main__": {"course", "environment", "settings", "studies", "training", "troubleshooting"},
 }  # fmt: skip
 
