@@ -34,13 +34,12 @@ def _run_options(command: Callable) -> Callable:
     return command
 
 
-def _asked(run_name: str | None, parameters: tuple[tuple[str, str], ...]) -> dict[str, Any]:
-    asked = dict(parameters) | ({} if run_name is None else {"run": run_name})
-    return check_values(asked)
+def _chosen_settings(run_name: str | None, parameters: tuple[tuple[str, str], ...]) -> dict[str, Any]:
+    return check_values(dict(parameters) | ({} if run_name is None else {"run": run_name}))
 
 
 class _OneSentence(click.Group):
-    """Turn the errors meant for people into one sentence without a traceback."""
+    """Print errors that are meant for people as one sentence, without a traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
         from helpers.course import CourseError
@@ -64,10 +63,10 @@ def main() -> None:
 @_run_options
 @click.argument("notebooks", nargs=-1)
 def run(preset: str, run_name: str | None, parameters: tuple[tuple[str, str], ...], notebooks: tuple[str, ...]) -> None:
-    """Execute the NOTEBOOKS (all five when none is named), then write one report page."""
+    """Execute the NOTEBOOKS (all of them when none is named), then write one report page."""
     from helpers.course import all_notebooks, find_notebook, run_course
 
-    defaults, asked = read_preset(preset), _asked(run_name, parameters)
+    defaults, asked = read_preset(preset), _chosen_settings(run_name, parameters)
     name = asked.pop("run", defaults["run"])
     chosen = [find_notebook(notebook) for notebook in notebooks] or all_notebooks()
     report = run_course(chosen, run=name, parameters=asked, defaults=defaults, progress=True)
@@ -84,12 +83,12 @@ def train(preset: str, run_name: str | None, parameters: tuple[tuple[str, str], 
     from helpers.training.fine_tuning import TrainingBrokenError, fine_tune
     from helpers.training.processes import is_first, part
 
-    settings = TrainingSettings.from_preset(preset, **_asked(run_name, parameters))
+    settings = TrainingSettings.from_preset(preset, **_chosen_settings(run_name, parameters))
     try:
         finished = fine_tune(settings, progress=True)
     except TrainingBrokenError as error:
         raise click.ClickException(str(error)) from None
-    if is_first():  # of many processes one speaks
+    if is_first():  # one of many processes prints
         click.echo(finished)
     part()
 
@@ -110,20 +109,20 @@ def plan(
     """Predict a run's peak memory, time and disk, without a GPU; exit 1 when it does not fit."""
     from helpers.training.plan import plan_run
 
-    settings = TrainingSettings.from_preset(preset, **_asked(run_name, parameters))
+    settings = TrainingSettings.from_preset(preset, **_chosen_settings(run_name, parameters))
     planned = plan_run(settings, card=_card_to_plan_for(gpu))
     click.echo(json.dumps(planned.to_dict(), indent=2) if as_json else planned)
     ctx.exit(0 if planned.fits else 1)
 
 
 def _card_to_plan_for(gpu: str | None) -> Any:
-    """Return the named card, else this machine's, else the course's own; say so where none was named."""
+    """Return the named card, else this machine's, else the card the course is named for; say which one was taken."""
     from helpers.training.cards import DEFAULT_CARD, card_of_this_machine, find_card
 
     if gpu is not None:
         return find_card(gpu)
-    found = card_of_this_machine()
-    if found is None:
+    here = card_of_this_machine()
+    if here is None:
         click.echo(
             f"No NVIDIA card answers here: this is what the run takes on an {DEFAULT_CARD} (--gpu names another); "
             "the memory of a CPU run is not predicted.",
@@ -131,12 +130,12 @@ def _card_to_plan_for(gpu: str | None) -> Any:
         )
         return find_card(DEFAULT_CARD)
     click.echo("Planned for this machine's card; --gpu names another.", err=True)
-    return found
+    return here
 
 
 @main.command()
 def settings() -> None:
-    """Print every setting: name, default, what is allowed, unit and help."""
+    """Print every setting: name, default, allowed values, unit and help."""
     for name, field in known_settings().items():
         click.secho(f"{name} = {field.default}", bold=True)
         click.echo(f"    {field.description} ({', '.join(filter(None, (allowed(field), unit(field))))})")

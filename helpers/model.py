@@ -1,7 +1,7 @@
-"""Tokenizer and model: the shipped pocket model, a folder, or the Hub, all through the same code.
+"""Tokenizer and model: the shipped pocket model, a folder, the Hub, or a new one, all through the same code.
 
-Every loader asserts what training silently breaks without: a vocabulary that is really there, an end-of-text token,
-and float32 weights.
+Every loader checks what would otherwise break a training silently: a vocabulary that exists, an end-of-text token, and
+float32 weights.
 """
 
 import json
@@ -23,10 +23,10 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
 def load_tokenizer(model_name_or_path: str) -> "PreTrainedTokenizerBase":
-    """Load a model's tokenizer and make sure that it works.
+    """Load a model's tokenizer and check that it works.
 
     Raises:
-        SettingsError: it cannot be found, has no vocabulary to speak of, no end-of-text token, or loses text.
+        SettingsError: it cannot be found, has an empty vocabulary, no end-of-text token, or loses text.
     """
     from transformers import AutoTokenizer
 
@@ -34,22 +34,22 @@ def load_tokenizer(model_name_or_path: str) -> "PreTrainedTokenizerBase":
     probe = "A fox, 3 geese\nand a well."
     if tokenizer.eos_token_id is None or tokenizer.decode(tokenizer.encode(probe)) != probe:
         raise SettingsError(
-            f"The tokenizer of {model_name_or_path!r} is broken: it has {len(tokenizer)} tokens and does not give back "
-            "the text it is given. Its vocabulary files are missing or empty; download the model again."
+            f"The tokenizer of {model_name_or_path!r} is broken: it has {len(tokenizer)} tokens and does not return "
+            "the text it was given. Its vocabulary files are missing or empty; download the model again."
         )
     return tokenizer
 
 
 def load_model(model_name_or_path: str, *, from_scratch: bool = False, seed: int = 42) -> "GPT2LMHeadModel":
-    """Load a GPT-2 in float32, whatever type its file has.
+    """Load a GPT-2 in float32, whatever number format its file has.
 
     Args:
         model_name_or_path: 'pocket', a folder, or a Hub id.
-        from_scratch: take only the configuration and draw random weights.
+        from_scratch: use only the configuration and draw random weights.
         seed: of the random weights.
 
     Raises:
-        SettingsError: it cannot be found, is not a GPT-2 or is not whole.
+        SettingsError: it cannot be found, is not a GPT-2 or is incomplete.
     """
     import torch
     from transformers import AutoConfig, GPT2LMHeadModel
@@ -63,19 +63,19 @@ def load_model(model_name_or_path: str, *, from_scratch: bool = False, seed: int
             torch.manual_seed(seed)
             model = GPT2LMHeadModel(config)
     else:
-        model, found = _load(GPT2LMHeadModel, model_name_or_path, dtype=torch.float32, output_loading_info=True)
-        _check_whole(model_name_or_path, found)
-    model.loss_type = "ForCausalLM"  # what it is; the class's name alone makes transformers warn
+        model, report = _load(GPT2LMHeadModel, model_name_or_path, dtype=torch.float32, output_loading_info=True)
+        _check_complete(model_name_or_path, report["missing_keys"])
+    model.loss_type = "ForCausalLM"  # without it transformers guesses from the name of the class, and warns
     return model
 
 
-def _check_whole(model_name_or_path: str, found: dict[str, Any]) -> None:
-    """Raise `SettingsError` for weights the file does not hold: transformers would draw them at random and go on."""
-    missing = sorted(found["missing_keys"])
+def _check_complete(model_name_or_path: str, missing_keys: Iterable[str]) -> None:
+    """Raise `SettingsError` for weights that are not in the file: transformers would draw them at random and go on."""
+    missing = sorted(missing_keys)
     if missing:
         raise SettingsError(
-            f"The model {model_name_or_path!r} is not whole: {len(missing)} of its weights are missing, such as "
-            f"{missing[0]}. Its files are half-written or of another model; train or download it again."
+            f"The model {model_name_or_path!r} is incomplete: {len(missing)} of its weights are missing, such as "
+            f"{missing[0]}. Its files are cut short or belong to another model; train or download it again."
         )
 
 
@@ -160,10 +160,10 @@ def _train_tokenizer(texts: Iterable[str], *, vocab_size: int, n_positions: int)
 
 
 def check_fit(model: "GPT2LMHeadModel", tokenizer: "PreTrainedTokenizerBase", block_size: int) -> None:
-    """Raise `SettingsError` when the model has no row for a token or no position for a block."""
+    """Raise `SettingsError` when the model has too few token embeddings or too few positions for a block."""
     if len(tokenizer) > model.config.vocab_size:
         raise SettingsError(
-            f"The tokenizer has {len(tokenizer)} tokens and the model {model.config.vocab_size} rows for them: "
+            f"The tokenizer has {len(tokenizer)} tokens and the model {model.config.vocab_size} embeddings for them: "
             "take both from the same model."
         )
     if block_size > model.config.n_positions:
@@ -174,16 +174,16 @@ def check_fit(model: "GPT2LMHeadModel", tokenizer: "PreTrainedTokenizerBase", bl
 
 
 def check_sound(model: "GPT2LMHeadModel", tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Raise `SettingsError` when a model's figures and samples would mean nothing.
+    """Raise `SettingsError` when a model cannot be measured or sampled in a meaningful way.
 
-    So it is when the tokenizer is another model's, when weights are not finite, or not in float32.
+    That is when the tokenizer belongs to another model, or weights are not finite or not in float32.
     """
     check_fit(model, tokenizer, 1)
     ends = model.config.eos_token_id
     if isinstance(ends, int) and ends != tokenizer.eos_token_id:
         raise SettingsError(
-            f"The model ends a text with token {ends} and the tokenizer with {tokenizer.eos_token_id}: they are not of "
-            "one vocabulary; take both from the same model."
+            f"The model ends a text with token {ends} and the tokenizer with {tokenizer.eos_token_id}: they have "
+            "different vocabularies; take both from the same model."
         )
     for name, weights in model.named_parameters():
         if not weights.detach().float().sum().isfinite():
@@ -193,20 +193,20 @@ def check_sound(model: "GPT2LMHeadModel", tokenizer: "PreTrainedTokenizerBase") 
             )
         if weights.element_size() < 4:
             raise SettingsError(
-                f"The model's weights are {weights.dtype}, too coarse to measure with: load it with "
+                f"The model's weights are {weights.dtype}, not precise enough to measure with: load it with "
                 "helpers.model.load_model, which gives float32."
             )
 
 
 def set_attention_dropout(model: "GPT2LMHeadModel", attn_pdrop: float) -> None:
-    """Set the dropout of the attention weights for this training; the configuration stays as it came."""
+    """Set the dropout of the attention weights for this training; the saved configuration does not change."""
     for block in model.transformer.h:
         block.attn.attn_dropout.p = attn_pdrop
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the libraries' progress bars, and transformers' notes on how it works, out of a notebook."""
+    """Hide the progress bars of the libraries, and the log messages of transformers, for a block."""
     import datasets
     from transformers.utils import logging
 
@@ -226,27 +226,27 @@ def quiet() -> Iterator[None]:
 
 
 def device() -> Any:
-    """Return the device a model runs on here: the GPU where there is one, else the CPU."""
+    """Return the device that models run on here: the GPU if there is one, else the CPU."""
     import torch
 
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def hub_answers() -> bool:
-    """Tell whether the Hub can be reached now; one request of 5 s, where the libraries would try for minutes."""
+    """Return whether the Hub can be reached; one request of at most 5 s, where the libraries would try for minutes."""
     from huggingface_hub import constants, get_session, is_offline_mode
 
     if is_offline_mode():
         return False
     try:
         get_session().head(constants.ENDPOINT, timeout=5)
-    except Exception:  # noqa: BLE001 (whatever the client raises, the Hub did not answer)
+    except Exception:  # noqa: BLE001 (whatever the client raises: the Hub did not answer)
         return False
     return True
 
 
 def shown_name(model_name_or_path: str) -> str:
-    """Return a model's name, without the path where it is one: that is its owner's business.
+    """Return a model's name; of a folder only the last part, because a path tells about its owner.
 
     >>> shown_name("openai-community/gpt2"), shown_name("/data/letters/model")
     ('openai-community/gpt2', 'model')
@@ -256,7 +256,7 @@ def shown_name(model_name_or_path: str) -> str:
 
 
 def _load(kind: Any, name: str, **options: Any) -> Any:
-    """Call `kind.from_pretrained`; say in one sentence what to do when the model is not to be had."""
+    """Call `kind.from_pretrained`; when that fails, say in one sentence what to do."""
     from safetensors import SafetensorError
 
     path = str(POCKET) if name == "pocket" else name
@@ -264,9 +264,9 @@ def _load(kind: Any, name: str, **options: Any) -> Any:
     try:
         with quiet() if is_local else nullcontext():  # a download deserves its progress bar
             return kind.from_pretrained(path, **options, local_files_only=is_local or not hub_answers())
-    except (SafetensorError, RuntimeError) as error:  # cut short, or of other shapes than the configuration says
+    except (SafetensorError, RuntimeError) as error:  # cut short, or shapes that contradict the configuration
         raise SettingsError(
-            f"The model {name!r} is broken ({first_line(error)}): its weights file is half-written, "
+            f"The model {name!r} is broken ({first_line(error)}): its weights file is cut short, "
             "or does not fit its config.json. Train or download it again."
         ) from None
     except (OSError, ValueError) as error:

@@ -1,7 +1,6 @@
 """Plain rows in, matplotlib Axes out: every picture of the course, readable in a light and a dark JupyterLab.
 
-Each function draws into `ax`, or into a new figure, and returns the Axes. Colours are those of Okabe and Ito, which
-colour-blind readers can tell apart (https://jfly.uni-koeln.de/color/), and a grey; lines differ by style too.
+Each function draws into `ax`, or into a new figure, and returns the Axes. Lines differ in style as well as in colour.
 """
 
 import math
@@ -18,7 +17,7 @@ STATUS_COLOURS = {"ok": BLUE, "warn": ORANGE, "fail": RED, "unknown": GREY}
 
 
 def new_axes(*, width: float = 7.0, height: float = 3.2) -> "Axes":
-    """Return the Axes of a new figure of `width` by `height` inches on white, which both themes can show."""
+    """Return the Axes of a new figure, `width` by `height` inches; white, so that it is readable in both themes."""
     import matplotlib.pyplot as plt
 
     _, ax = plt.subplots(figsize=(width, height), layout="constrained", facecolor="white")
@@ -27,14 +26,14 @@ def new_axes(*, width: float = 7.0, height: float = 3.2) -> "Axes":
 
 
 def plot_history(history: Sequence[Mapping[str, Any]], *, ax: "Axes | None" = None) -> "Axes":
-    """Draw training and validation loss in nats a token over the steps of a run."""
+    """Draw training and validation loss, in nats per token, over the steps of a run."""
     ax = ax or new_axes()
     for key, name, colour, style in (("loss", "training", BLUE, "-"), ("eval_loss", "validation", ORANGE, "o--")):
         rows = [row for row in history if key in row]
         ax.plot([r["step"] for r in rows], [r[key] for r in rows], style, color=colour, label=name)
     ax.set(
         xlabel="optimizer step",
-        ylabel="loss (nats a token)",
+        ylabel="loss (nats per token)",
         title="While both fall, the model learns something general",
     )
     ax.legend(frameon=False)
@@ -53,7 +52,7 @@ def plot_learning_rate(history: Sequence[Mapping[str, Any]], *, ax: "Axes | None
 class LivePlot:
     """Draws a run's history in place while it trains: `fine_tune(settings, watch=LivePlot())`.
 
-    In JupyterLab one figure changes; under papermill and nbmake the last state of it is what remains.
+    In JupyterLab one figure is updated; an executed notebook keeps its last state.
     """
 
     def __init__(self, *, interval_seconds: float = 2.0) -> None:
@@ -61,7 +60,7 @@ class LivePlot:
         self._handle: Any = None
 
     def __call__(self, history: Sequence[Mapping[str, Any]], progress: Any) -> None:
-        """Draw, unless the last drawing is younger than the interval and more is to come."""
+        """Draw, unless the last drawing is younger than the interval and this is not the last step."""
         import matplotlib.pyplot as plt
         from IPython.display import display
 
@@ -73,7 +72,7 @@ class LivePlot:
         plot_history(history, ax=left)
         plot_learning_rate(history, ax=right)
         figure.suptitle(str(progress), fontsize="medium")
-        plt.close(figure)  # what is displayed here shall not be displayed once more at the cell's end
+        plt.close(figure)  # otherwise Jupyter displays it once more at the end of the cell
         if self._handle is None:
             self._handle = display(figure, display_id=True)
         else:
@@ -81,14 +80,14 @@ class LivePlot:
 
 
 def plot_lengths(lengths: Sequence[int], *, block_size: int, ax: "Axes | None" = None) -> "Axes":
-    """Draw how long documents are, in tokens, beside the length of a block."""
+    """Draw a histogram of document lengths in tokens, with a line at the length of a block."""
     ax = ax or new_axes()
     ax.hist(lengths, bins=40, color=BLUE)
     ax.axvline(block_size, color=ORANGE, linestyle="--", label=f"block_size = {block_size}")
     ax.set(
         xlabel="tokens in a document",
         ylabel="documents",
-        title="What lies left of the line, padding would have filled up",
+        title="Documents left of the line would need padding",
     )
     ax.legend(frameon=False)
     return ax
@@ -97,7 +96,7 @@ def plot_lengths(lengths: Sequence[int], *, block_size: int, ax: "Axes | None" =
 def plot_bars(
     values: Mapping[str, float], *, xlabel: str, title: str, ax: "Axes | None" = None, log: bool = False
 ) -> "Axes":
-    """Draw named values as horizontal bars with their figures; the first on top."""
+    """Draw named values as horizontal bars labelled with their values; the first on top."""
     ax = ax or new_axes(height=0.8 + 0.4 * len(values))
     names = list(values)[::-1]
     bars = ax.barh(
@@ -112,7 +111,7 @@ def plot_bars(
 
 
 def plot_surprise(tokens: Sequence[str], nats: Sequence[float], *, ax: "Axes | None" = None) -> "Axes":
-    """Draw how surprised a model was at each token of a sentence, in nats, with the mean as a line."""
+    """Draw the surprise of a model at each token of a sentence, in nats, with the mean as a line."""
     ax = ax or new_axes(width=max(5.0, 0.4 * len(tokens)))
     places = range(len(tokens))
     mean = sum(nats) / len(nats)
@@ -134,10 +133,10 @@ def plot_gain(
     confidence: float = 0.95,
     ax: "Axes | None" = None,
 ) -> "Axes":
-    """Draw the bits a byte that fine-tuning saved on each document, the greatest gain first.
+    """Draw the bits per byte that fine-tuning saved on each document, the greatest gain first.
 
     Args:
-        gains: one for each document; above 0 the tuned model is better.
+        gains: bits per byte of each document; above 0 the tuned model is better.
         mean: the gain over all bytes.
         interval: (low, high) of that mean; None where there is none.
         confidence: the probability that the interval was made for.
@@ -151,29 +150,29 @@ def plot_gain(
         label = f"{confidence:.0%} interval: {interval[0]:.3f} to {interval[1]:.3f}"
         ax.axhspan(*interval, color=ORANGE, alpha=0.3, label=label)
     ax.axhline(0, color=GREY, linewidth=1)
-    ax.set(xlabel="documents, in the order of their gain", ylabel="gain (bits a byte)")
+    ax.set(xlabel="documents, sorted by gain", ylabel="gain (bits per byte)")
     ax.set_title("Above 0: easier after fine-tuning")
     ax.legend(loc="lower left", framealpha=0.9)  # the bars may lie behind it
     return ax
 
 
 def plot_novelty(curves: Mapping[str, Sequence[float]], *, ax: "Axes | None" = None) -> "Axes":
-    """Draw the share of n-grams that the training text does not have, for n = 1, 2, ...: name -> shares."""
+    """Draw the share of n-grams that are not in the training text, for n = 1, 2, ...; `curves` is name -> shares."""
     ax = ax or new_axes()
     for (name, shares), colour, style in zip(curves.items(), (ORANGE, BLUE, GREEN), ("o-", "s--", "^:"), strict=False):
         ax.plot(range(1, len(shares) + 1), shares, style, color=colour, label=name)
-    ax.set(xlabel="n, tokens in a row", ylabel="share not in the training text", ylim=(-0.02, 1.04))
-    ax.set_title("A copy lies far below the held-out text")
+    ax.set(xlabel="n (tokens)", ylabel="share not in the training text", ylim=(-0.02, 1.04))
+    ax.set_title("A copied text lies far below the held-out text")
     ax.legend(frameon=False)
     return ax
 
 
 def plot_chain(chain: Sequence[Mapping[str, str]], *, ax: "Axes | None" = None) -> "Axes":
-    """Draw a chain of links, each leaning on the one above, and where it breaks.
+    """Draw a chain of requirements, each of which depends on the one above, and where it breaks.
 
     Args:
         chain: rows of `link`, `status` ('ok', 'warn', 'fail' or 'unknown'), `reading` and `role`, in order.
-        ax: where to draw; its axes are taken away, since nothing is measured here.
+        ax: where to draw; it is shown without axis lines.
     """
     ax = ax or new_axes(width=9.0, height=0.4 + 0.75 * len(chain))
     broken = next((row["link"] for row in chain if row["status"] == "fail"), None)

@@ -90,7 +90,7 @@ WRONG = {
     "evaluation-3": (lambda tokens, n: len(set(tokens)) / len(tokens), "2 of 4"),
     "evaluation-4": (lambda rank, n: math.log2(rank), "log2 of the rank alone"),
     "troubleshooting-1": (lambda ids, mask: ids.masked_fill(ids == 9, -100), "never learns to stop"),
-    "troubleshooting-2": ("T6", "no number stands in the log"),
+    "troubleshooting-2": ("T6", "not a number"),
     "troubleshooting-3": ("T7", "Which of the two losses"),
     "troubleshooting-4": ("T9", "Compare the labels with the input_ids"),
     "troubleshooting-5": (lambda batch, passes, most: (most, passes), "product must stay"),

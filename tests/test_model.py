@@ -130,8 +130,8 @@ def cut_short(name, n_bytes):
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (cut_short("model.safetensors", 5000), "is broken .*half-written"),
-        (cut_short("model.safetensors", 0), "is broken .*half-written"),
+        (cut_short("model.safetensors", 5000), "is broken .*cut short"),
+        (cut_short("model.safetensors", 0), "is broken .*cut short"),
         (cut_short("config.json", 20), "could not be loaded"),
         (without_a_weight, r"1 of its weights are missing, such as transformer.h.0.attn.c_proj.weight"),
         (of_another_shape, "does not fit its config.json"),
@@ -139,7 +139,7 @@ def cut_short(name, n_bytes):
         (lambda folder: [file.unlink() for file in folder.iterdir()], "could not be loaded"),
     ],
 )
-def test_a_folder_that_is_not_a_whole_model_is_one_sentence(tmp_path, tiny_model, spoil, words):
+def test_an_incomplete_model_is_one_sentence(tmp_path, tiny_model, spoil, words):
     with pytest.raises(SettingsError, match=words) as caught:
         load_model(broken(tmp_path / "model", tiny_model, spoil))
     assert "\n" not in str(caught.value)
@@ -154,10 +154,10 @@ def test_a_block_longer_than_the_positions_is_refused(tiny_model):
         check_fit(load_model(str(tiny_model)), load_tokenizer(str(tiny_model)), 65)
 
 
-def test_a_token_without_a_row_is_refused(tiny_model):
+def test_a_token_without_an_embedding_is_refused(tiny_model):
     tokenizer = load_tokenizer(str(tiny_model))
     tokenizer.add_tokens(["<new>"])
-    with pytest.raises(SettingsError, match="4097 tokens and the model 4096 rows"):
+    with pytest.raises(SettingsError, match="4097 tokens and the model 4096 embeddings"):
         check_fit(load_model(str(tiny_model)), tokenizer, 64)
 
 
