@@ -1,12 +1,4 @@
-# make course   run the five notebooks on what is shipped, then one report page
-# make test     lint, unit tests, every notebook, and the browser tests where Chromium is
-# make lab      open the notebooks in JupyterLab
-# make lint     ruff, and notebooks stored without outputs
-# make bench    the benchmarks
-# make browser  the notebooks and their panels in a real JupyterLab; needs Chromium
-# make pictures the README's pictures, taken by the same tests
-#
-# Each sets up .venv by itself. TORCH picks the wheel: `TORCH=cu126` (driver 525 and newer), `TORCH=cu130` (580 and
+# Each target sets up .venv by itself. TORCH picks the wheel: `TORCH=cu126` (driver 525 and newer), `TORCH=cu130` (580 and
 # newer) or `TORCH=cpu` take it from PyTorch's own index, `TORCH=auto` the one of these that the doctor advises for this
 # machine; left out, pip takes its usual one.
 PYTHON ?= python3
@@ -16,32 +8,35 @@ TORCH ?=
 TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
 INSTALLED := $(VENV)/installed$(TORCH)
 
-.PHONY: course test lab lint bench browser pictures
-course: $(INSTALLED)
+.PHONY: course test lab lint bench browser pictures help
+course: $(INSTALLED)  ## run the five notebooks on the shipped model and text, then write one report page
 	$(BIN)/python -m helpers run
 
-test: lint
+test: lint  ## lint, unit tests, every notebook, and the browser tests where Chromium is
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --ignore=tests/benchmarks --ignore=tests/browser tests helpers
 	runs=$$(mktemp -d) && COURSE_RUNS=$$runs $(BIN)/python -m pytest --nbmake --nbmake-timeout=600 notebooks \
 		&& rm -rf "$$runs"
 	$(MAKE) browser
 
-browser: $(INSTALLED)
+browser: $(INSTALLED)  ## the notebooks and their panels in a real JupyterLab; needs Chromium
 	$(BIN)/python -m pytest tests/browser
 
-pictures: browser
+pictures: browser  ## the README's pictures, taken by the browser tests
 	$(BIN)/python tests/browser/pictures.py
 
-lab: $(INSTALLED)
+lab: $(INSTALLED)  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks
 
-lint: $(INSTALLED)
+lint: $(INSTALLED)  ## ruff, and notebooks stored without outputs
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/nbstripout --verify --keep-id --extra-keys "metadata.papermill cell.metadata.papermill" notebooks/*.ipynb
 
-bench: $(INSTALLED)
+bench: $(INSTALLED)  ## the benchmarks
 	$(BIN)/python -m pytest -s tests/benchmarks
+
+help:  ## list these targets
+	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile | expand -t 16
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

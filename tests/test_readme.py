@@ -65,3 +65,10 @@ def test_every_command_and_option_it_names_is_there():
 def test_every_file_it_links_to_is_there():
     links = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
     assert [link for link in links if not (NOTEBOOKS.parent / link).exists()] == []
+
+
+def test_the_new_gpt2_trains_on_the_fables(tmp_path, monkeypatch, runs):
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks("python")
+    exec(code.replace('run="from-scratch"', 'run="from-scratch", num_train_epochs=0.02'), {})
+    assert (runs / "from-scratch/model/model.safetensors").exists()
