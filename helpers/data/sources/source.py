@@ -115,7 +115,7 @@ class Source:
         if kind in TABLES:
             return self._texts_of_rows(str(file), text_rows(kind, str(file), self._decode(file)))
         if self._path == FABLES:  # a heading starts a fable: title, story and moral are one document
-            return split_text(chain("\n", self._decode(file)), "\n# ", name=str(file))
+            return split_text(chain(["\n"], self._decode(file)), "\n# ", name=str(file))
         return split_text(self._decode(file), self._separator(), name=str(file))
 
     def _separator(self) -> str:

@@ -1,4 +1,4 @@
-"""Every kind of source, as people have them, and every way in which one can be bad."""
+"""Every kind of source people have, and every way in which one can be bad."""
 
 import gzip
 import json
@@ -178,19 +178,19 @@ def test_an_encoding_can_be_named_and_must_be_known(tmp_path):
 
 
 def bad_sources(folder):
-    """Return sources that cannot be read: a name, what is written, and words of the sentence that says so."""
+    """Return sources that cannot be read: a name, what is written, and words of the message."""
     cut = gzip.compress(os.urandom(5000))[:-20]
     return {
         "a.pdf.txt": (b"%PDF-1.7 \xe2\xe3", "is a PDF, not text"),
         "nul.txt": (b"a" * 5000 + b"\0" + b"b" * 5000, r"holds a NUL byte \(byte 5000\)"),
-        "random.txt": (bytes(range(1, 256)) * 40, "is no text in any encoding known|mixes encodings"),
+        "random.txt": (bytes(range(1, 256)) * 40, "is not text in any known encoding|mixes encodings"),
         "mixed.txt": ("Le café. ".encode() * 30 + "Le café.".encode("cp1252"), "mixes encodings: .* byte 306 is not"),
         "cut.txt.gz": (cut, "cannot be read .*: download or compress it again"),
         "no.txt.gz": (b"words", "cannot be read"),
         "no.txt.zst": (b"words", "cannot be read"),
         "gz.txt": (gzip.compress(b"words"), "is gzip-compressed"),
-        "bomb.txt.gz": (gzip.compress(b" " * 40_000_000), "swells to more than 200 times"),
-        "bomb.txt.zst": (zstandard.ZstdCompressor().compress(b"a\n\n" * 20_000_000), "swells to more than 200 times"),
+        "bomb.txt.gz": (gzip.compress(b" " * 40_000_000), "expands to more than 200 times"),
+        "bomb.txt.zst": (zstandard.ZstdCompressor().compress(b"a\n\n" * 20_000_000), "expands to more than 200 times"),
         "line.jsonl": (b'{"text": "one"}\n{"text": "two"}\n{"text": \n{"text": "four"}\n', "line 3 is broken JSON"),
         "end.jsonl": (b'{"text": "one"}\n{"text": "tw', "line 2 is broken JSON"),
         "early.json": (b'[{"text": "one"} {"text": oops}' + b" " * 99, "line 1 is broken JSON"),
