@@ -20,6 +20,7 @@ NUM_PERM, BANDS = 64, 16  # 16 bands of 4 find nearly all pairs that share 70 % 
 NEAR = 0.7  # share of common shingles from which two documents are near-duplicates
 _SKETCHED_CHARACTERS = 2**18  # of a longer document only the beginning is compared
 _SHINGLES_AT_ONCE, _PAIRS_AT_ONCE = 2**12, 2**13
+# Random odd factors, which mix the four numbers of a band into one.
 _FACTORS = np.random.default_rng(0).integers(1, 2**63, NUM_PERM // BANDS, np.uint64) | np.uint64(1)
 
 
@@ -30,6 +31,7 @@ def normalize(text: str) -> str:
     'one fox'
     """
     folded = text.casefold()
+    # The words of a very long text, as a list, would take several times its memory.
     return " ".join(folded.split()) if len(folded) < 2**20 else re.sub(r"\s+", " ", folded).strip()
 
 
@@ -139,12 +141,13 @@ def sketch(text: str) -> np.ndarray:
         hashes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
     else:
         hashes = np.fromiter(map(zlib.crc32, words), np.uint32, len(words))
+    # One hash for each five in a row, for all positions at once; the factor is that of the FNV hash.
     mixed = np.zeros(max(1, len(hashes) - SHINGLE_WORDS + 1), np.uint32)
     for shift in range(min(SHINGLE_WORDS, len(hashes))):
         mixed = mixed * np.uint32(0x01000193) + hashes[shift : shift + len(mixed)]
     signature = _minhash()
     signature.clear()
-    for start in range(0, len(mixed), _SHINGLES_AT_ONCE):
+    for start in range(0, len(mixed), _SHINGLES_AT_ONCE):  # datasketch makes a matrix of (shingles, NUM_PERM)
         signature.update_batch(mixed[start : start + _SHINGLES_AT_ONCE].tolist())
     return signature.hashvalues.copy()
 

@@ -69,6 +69,7 @@ def prepare(settings: DataSettings, *, progress: bool = False) -> PreparedData:
     folder = run_folder(settings.run)
     folder.mkdir(parents=True, exist_ok=True)
     key = _key(settings)
+    # Two notebooks, or the processes of one training, may ask for the same run at the same time: the first one works.
     with FileLock(folder / ".data.lock"):
         if _stored_key(folder) != key:
             if (folder / "settings.json").exists():
@@ -132,6 +133,7 @@ def _write(settings: DataSettings, key: dict[str, Any], folder: Path, *, progres
         Staging(staged, tokens, fingerprints) as staging,
     ):
         encodings = _read(settings, staging, progress=progress)
+        # Otherwise data.json would keep the hash of text that these blocks do not come from.
         if source_hash(settings.source) != key["source_sha256"]:
             raise SettingsError(
                 f"{settings.source!r} changed while it was read: wait until nothing writes to it, and run this again."
@@ -139,7 +141,7 @@ def _write(settings: DataSettings, key: dict[str, Any], folder: Path, *, progres
         split = split_by_document(fingerprints, staging.parts, settings)
         facts = key | count_documents(staging, split) | {"encodings": encodings}
         facts |= write_parts(staging, split.part, settings, folder)
-    shutil.rmtree(staged)
+    shutil.rmtree(staged)  # after the files in it are closed: Windows deletes no open file
     facts["notes"] = find_notes(facts, settings)
     (folder / "data.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False), encoding="utf-8")
 

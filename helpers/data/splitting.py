@@ -7,9 +7,11 @@ import numpy as np
 from helpers.data.duplicates import Fingerprints
 from helpers.settings import DataSettings, SettingsError
 
+# The part of a document is a position in SPLITS, UNDECIDED or LEFT_OUT. Their order matters: of documents that are
+# equal or nearly so, the one in the greatest part stays, because the test must not contain anything of the other two.
 SPLITS = ("train", "validation", "test")
-TRAIN, VALIDATION, TEST = range(len(SPLITS))  # the part of a document is a position in SPLITS,
-UNDECIDED, LEFT_OUT = -1, -2  # or one of these
+TRAIN, VALIDATION, TEST = range(len(SPLITS))
+UNDECIDED, LEFT_OUT = -1, -2
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ def split_by_document(fingerprints: Fingerprints, given: np.ndarray, settings: D
     Raises:
         SettingsError: there are too few documents.
     """
-    is_first = fingerprints.find_first_copies(-given)  # of equal documents the test's stays, then the validation's
+    is_first = fingerprints.find_first_copies(-given)
     group = fingerprints.group_near_duplicates(is_first)
     return Split(assign_parts(given, is_first, group, settings), is_first, group)
 
@@ -50,6 +52,7 @@ def assign_parts(given: np.ndarray, is_first: np.ndarray, group: np.ndarray, set
         part[is_first & _is_later_in_group(given, group)] = LEFT_OUT
     missing = [name for name in (TEST, VALIDATION) if name not in given]
     if missing:
+        # A source with a test of its own but no validation gives up some of its training text.
         pool = np.isin(part, (UNDECIDED, TRAIN))
         part[pool] = _draw_parts(group[pool], missing, settings)
     return _keep_groups_together(part, group)
@@ -77,7 +80,7 @@ def _draw_parts(group: np.ndarray, missing: list[int], settings: DataSettings) -
     shuffled = np.random.default_rng(settings.seed).permutation(len(groups))
     for part, n_documents in wanted.items():
         room = n_documents
-        for place in shuffled:
+        for place in shuffled:  # skips a group that is too large for the room that is left
             if room and drawn[place] == TRAIN and sizes[place] <= room:
                 drawn[place], room = part, room - sizes[place]
             if not room:

@@ -60,6 +60,7 @@ class TokenStream:
     def _check_fast(self, texts: Sequence[str]) -> None:
         self._is_checked = True
         if self.is_fast:
+            # A sample is enough to notice another rule or vocabulary, and takes milliseconds.
             sample = [text[:2000] for text in texts[:20]]
             self._agrees = np.array_equal(self._encode_fast(sample), self._encode_slowly(sample)[0])
 
@@ -81,6 +82,7 @@ class TokenStream:
         return ThreadPoolExecutor(_THREADS, thread_name_prefix="tokens")
 
     def _encode_slowly(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        # verbose=False: no warning that a document is longer than the model's context, as it will be cut into blocks.
         encoded = self._tokenizer(list(texts), verbose=False)["input_ids"]
         rows = [np.array([*ids, self.eos], self.dtype) for ids in encoded]
         return np.concatenate(rows), np.array([len(row) for row in rows])
@@ -117,8 +119,10 @@ def _is_gpt2_like(parts: dict[str, Any]) -> bool:
     if rule.get("type") != "ByteLevel" or rule.get("add_prefix_space") or not rule.get("use_regex", True):
         return False
     special = [token for token in parts["added_tokens"] if token["special"]]
+    # tiktoken's special tokens never take the white space around them.
     if any(token["lstrip"] or token["rstrip"] or token["single_word"] for token in parts["added_tokens"]):
         return False
+    # The vocabulary must be the 256 bytes, a token for each merge, and the special tokens.
     merged = [model["vocab"].get("".join(pair)) for pair in model["merges"]]
     is_ordered = all(rank is not None for rank in merged) and merged == sorted(merged)
     is_complete = len(model["vocab"]) - len(merged) - len({t["content"] for t in special} & set(model["vocab"])) == 256

@@ -62,7 +62,7 @@ def open_from_hub(settings: DataSettings) -> dict[str, Iterator[Row]]:
 
 def _rows(split: Any, settings: DataSettings) -> Iterator[Row]:
     """Yield the rows of a split, with the text's column only where the library knows the types of the columns."""
-    if split.features:
+    if split.features:  # not known in every stream
         kinds = {name: getattr(kind, "dtype", "") for name, kind in split.features.items()}
         columns = {name: kind in ("string", "large_string") for name, kind in kinds.items()}
         split = split.select_columns([find_text_column(columns, settings.text_column, name=repr(settings.source))])

@@ -93,12 +93,12 @@ class Source:
     @cached_property
     def _files_by_part(self) -> list[tuple[str, list[Path]]]:
         """Return the files of each part where all are named after parts, such as `train-00.jsonl` and `test.txt`."""
-        named: dict[str, list[Path]] = {}
+        named: dict[str, list[Path]] = {}  # first word of the name -> files
         for file in self._files:
             named.setdefault(re.split(r"[.-]", file.name, maxsplit=1)[0].lower(), []).append(file)
         try:
             parts = _name_parts(named, self.settings)
-        except SettingsError:
+        except SettingsError:  # there is no training part: the names mean something else
             if self.settings.source_split:
                 raise
             parts = []

@@ -20,7 +20,7 @@ _NUMBER = re.compile(r"[-+]?\d*[.,]?\d+([eE][-+]?\d+)?")
 
 
 def find_text_column(columns: Mapping[str, bool], wanted: str, *, name: str) -> str:
-    """Return the column that holds the text: the one asked for, one called `text`, or the only one with words.
+    """Return the column that holds the text: the one asked for, one called `text`, or the only one that can.
 
     Args:
         columns: every column, and whether it holds words.
@@ -32,10 +32,13 @@ def find_text_column(columns: Mapping[str, bool], wanted: str, *, name: str) -> 
     """
     if wanted in columns:
         return wanted
-    with_words = [column for column, has_words in columns.items() if has_words]
-    if not wanted and ("text" in columns or len(with_words) == 1):
-        return "text" if "text" in columns else with_words[0]
-    missing = f"no column {wanted!r}" if wanted else "no column 'text' and not one column of words alone"
+    # A single column is the text even when its first value is missing or a number.
+    candidates = [column for column, has_words in columns.items() if has_words or len(columns) == 1]
+    if "text" in columns:
+        candidates = ["text"]
+    if not wanted and len(candidates) == 1:
+        return candidates[0]
+    missing = f"no column {wanted!r}" if wanted else "no column 'text', and not exactly one column of words"
     raise SettingsError(f"{name} has {missing}: set text_column to one of {list(columns)}.")
 
 
@@ -137,6 +140,7 @@ def _json_values(name: str, chunks: Iterable[str]) -> Iterator[tuple[int, Any]]:
 
 def _is_broken(error: json.JSONDecodeError, buffer: str) -> bool:
     """Return whether an error is inside the buffer, and not at its end where the next chunk may complete the value."""
+    # Near the end, the cause may be a word such as `false`, or an escape, that the end of the chunk cut in two.
     return error.pos < len(buffer) - 64 and not error.msg.startswith("Unterminated")
 
 

@@ -229,6 +229,14 @@ def test_one_column_of_words_is_found_and_a_wrong_name_lists_the_columns(tmp_pat
         texts(path, text_column="text")
 
 
+@pytest.mark.parametrize("first", [None, "1984"])
+def test_the_only_column_of_text_is_found_when_its_first_row_has_no_words(tmp_path, first):
+    rows = Dataset.from_dict({"body": [first, "one fox"], "n": [1, 2]})
+    rows.to_parquet(tmp_path / "a.parquet")
+    rows.save_to_disk(tmp_path / "saved")
+    assert texts(tmp_path / "a.parquet") == texts(tmp_path / "saved") == [first or "", "one fox"]
+
+
 def test_the_columns_of_a_parquet_file_are_listed(tmp_path):
     Dataset.from_dict({"a": WORDS, "b": WORDS}).to_parquet(tmp_path / "a.parquet")
     with pytest.raises(SettingsError, match=r"set text_column to one of \['a', 'b'\]"):
