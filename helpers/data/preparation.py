@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 
 from helpers.data.duplicates import Fingerprints
 from helpers.data.facts import count_documents, find_notes
@@ -23,6 +24,7 @@ from helpers.data.splitting import SPLITS, UNDECIDED, split_by_document
 from helpers.data.tokens import TokenStream
 from helpers.data.writing import Staging, check_enough, cut_blocks, write_parts
 from helpers.files import atomic_folder
+from helpers.model import load_tokenizer, quiet
 from helpers.settings import DataSettings, SettingsError, run_folder
 
 if TYPE_CHECKING:
@@ -122,8 +124,6 @@ def _explain_full_disk(folder: Path) -> Iterator[None]:
 
 def _write(settings: DataSettings, key: dict[str, Any], folder: Path, *, progress: bool) -> None:
     """Write blocks, documents and data.json into a folder."""
-    from helpers.model import load_tokenizer, quiet
-
     tokens = TokenStream(load_tokenizer(settings.model_name_or_path))
     staged = folder / "staged"
     staged.mkdir()
@@ -221,8 +221,7 @@ def split_documents(documents: "DatasetDict", settings: DataSettings) -> tuple["
     own = [SPLITS.index(name) if len(documents) > 1 else UNDECIDED for name in documents]
     parts = np.repeat(own, [len(documents[name]) for name in documents]).astype(np.int8)
     texts = merged["text"][:]
-    with_text = np.array([bool(text and text.strip()) for text in texts], bool)
-    rows = np.flatnonzero(with_text)
+    rows = np.flatnonzero([bool(text and text.strip()) for text in texts])  # those that are not empty
     with tempfile.TemporaryDirectory() as folder, closing(_new_fingerprints(settings, Path(folder))) as fingerprints:
         fingerprints.add([texts[row] for row in rows])
         split = split_by_document(fingerprints, parts[rows], settings)
@@ -248,7 +247,6 @@ def token_blocks(
     Raises:
         SettingsError: there is less than one block of text.
     """
-    import pyarrow as pa
     from datasets import Dataset
 
     tokens = TokenStream(tokenizer)

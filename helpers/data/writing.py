@@ -11,18 +11,17 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from helpers.data.duplicates import Fingerprints
 from helpers.data.leakage import Leakage
 from helpers.data.splitting import SPLITS, TEST, TRAIN, UNDECIDED
 from helpers.data.tokens import TokenStream
 from helpers.settings import DataSettings, SettingsError
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 _BATCH_CHARACTERS, _BATCH_DOCUMENTS = 2**20, 4096
 _ROWS_FILE = "data-00000-of-00001.arrow"  # the name that `datasets` gives it
@@ -45,8 +44,6 @@ class Staging(ExitStack):
     """
 
     def __init__(self, folder: Path, tokens: TokenStream, fingerprints: Fingerprints) -> None:
-        import pyarrow as pa
-
         super().__init__()
         self._folder, self._tokens, self._fingerprints = folder, tokens, fingerprints
         self.n_characters = self.n_empty = 0
@@ -75,9 +72,6 @@ class Staging(ExitStack):
             budget -= len(ids) if budget else 0
 
     def _add_batch(self, batch: list[str], ids: np.ndarray, n_tokens: np.ndarray, part: str) -> int:
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
         texts = pa.array(batch, pa.string())
         n_bytes = pc.binary_length(texts).to_numpy()
         self._texts.write_batch(pa.RecordBatch.from_arrays([texts], names=["text"]))
@@ -110,10 +104,8 @@ class Staging(ExitStack):
         self.parts, self.n_tokens, self.n_bytes = map(np.concatenate, zip(*self._rows, strict=True))
         self._rows = []
 
-    def batches(self) -> Iterator[tuple["pa.Array", np.ndarray, slice]]:
+    def batches(self) -> Iterator[tuple[pa.Array, np.ndarray, slice]]:
         """Yield texts, their tokens one after the other, and which documents they are."""
-        import pyarrow as pa
-
         start = 0
         # The files are read, not memory-mapped, so that a batch leaves memory when it is done.
         with (
@@ -170,8 +162,6 @@ class PartWriter(ExitStack):
     """Writes one part of the split: its documents, and its blocks unless it is the test."""
 
     def __init__(self, name: str, settings: DataSettings, folder: Path) -> None:
-        import pyarrow as pa
-
         super().__init__()
         self.name, self._digest = name, hashlib.sha256()
         self._n_bytes = self._n_tokens = 0
@@ -183,8 +173,6 @@ class PartWriter(ExitStack):
 
     def add(self, texts: Any, ids: np.ndarray, n_tokens: np.ndarray) -> None:
         """Add documents: their texts, their tokens one after the other, and the tokens of each."""
-        import pyarrow as pa
-
         self._documents.write(pa.RecordBatch.from_arrays([texts, pa.array(n_tokens, pa.int32())], schema=self._schema))
         for text in texts:
             encoded = text.as_buffer()
@@ -218,8 +206,7 @@ class TableWriter(ExitStack):
         torch: whether the data set will return torch tensors.
     """
 
-    def __init__(self, folder: Path, schema: "pa.Schema", *, torch: bool = False) -> None:
-        import pyarrow as pa
+    def __init__(self, folder: Path, schema: pa.Schema, *, torch: bool = False) -> None:
         from datasets import Dataset
 
         super().__init__()
@@ -230,7 +217,7 @@ class TableWriter(ExitStack):
         file = self.enter_context(pa.OSFile(str(folder / _ROWS_FILE), "wb"))
         self._rows = self.enter_context(pa.ipc.new_stream(file, self._schema))
 
-    def write(self, batch: "pa.RecordBatch") -> None:
+    def write(self, batch: pa.RecordBatch) -> None:
         """Add the rows of a batch."""
         if batch.num_rows:
             self._rows.write_batch(batch.cast(self._schema))
@@ -253,24 +240,18 @@ class BlockWriter(TableWriter):
     """Writes a stream of tokens as rows of `block_size`; an incomplete last row waits for the next call."""
 
     def __init__(self, folder: Path, block_size: int) -> None:
-        import pyarrow as pa
-
         super().__init__(folder, pa.schema([("input_ids", pa.list_(pa.int32(), block_size))]), torch=True)
         self.block_size = block_size
         self._rest = np.empty(0, np.int32)
 
     def add(self, ids: np.ndarray) -> None:
         """Continue the stream. ids: (tokens,)."""
-        import pyarrow as pa
-
         rows, self._rest = cut_blocks(np.concatenate([self._rest, ids.astype(np.int32)]), self.block_size)
         self.write(pa.RecordBatch.from_arrays([rows], names=["input_ids"]))
 
 
-def cut_blocks(stream: np.ndarray, block_size: int) -> tuple["pa.FixedSizeListArray", np.ndarray]:
+def cut_blocks(stream: np.ndarray, block_size: int) -> tuple[pa.FixedSizeListArray, np.ndarray]:
     """Return the complete blocks of a stream of tokens, and the tokens that are left over."""
-    import pyarrow as pa
-
     end = len(stream) - len(stream) % block_size
     return pa.FixedSizeListArray.from_arrays(pa.array(stream[:end], pa.int32()), block_size), stream[end:]
 
