@@ -1,4 +1,9 @@
-"""Notebook 02: any text becomes documents, a split, and blocks of tokens."""
+"""Notebook 02: any text becomes documents, a split, and blocks of tokens.
+
+From the first step to the last: `sources` reads documents, `tokens` encodes them, `duplicates` and `splitting` assign
+them to parts, `leakage` measures what the test shares with the training text, `writing` makes the files of a run,
+`facts` counts, and `preparation` does all of it. `quality_report` and `token_view` show text in the notebook.
+"""
 
 from helpers import lazy_exports
 
@@ -6,8 +11,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "preparation": "PreparedData load_documents open_prepared prepare split_documents token_blocks",
-        "data_plots": "plot_packing plot_report",
-        "quality": "report useful_share",
+        "quality_report": "plot_packing plot_report report useful_share",
         "token_view": "merge_steps view_tokens",
     },
 )

@@ -1,7 +1,8 @@
-"""Documents that are there twice, exactly or nearly: found from small marks of each, never from the texts together.
+"""Documents that repeat another one, exactly or nearly, found without holding their texts in memory.
 
-For a document 8 bytes are kept for the exact search; the search for near duplicates keeps 64 bytes more in memory and
-256 on the disk. Pairs that a band of 32 bits brings together by chance are told apart by their sketches.
+Each document keeps 8 bytes in memory for the search for exact duplicates, and for near-duplicates another 64 bytes in
+memory and a sketch of 256 bytes on the disk. Candidate pairs agree in a band of 32 bits of their sketches; some do by
+accident, so each pair's sketches are compared. (datasketch's own MinHashLSH does the same in more memory.)
 """
 
 import functools
@@ -16,27 +17,29 @@ import numpy as np
 
 SHINGLE_WORDS = 5
 NUM_PERM, BANDS = 64, 16  # 16 bands of 4 find nearly all pairs that share 70 % of their shingles
-NEAR = 0.7  # share of common shingles from which two documents are near duplicates
-_SKETCHED_CHARACTERS = 2**18  # a longer document is judged by its beginning
+NEAR = 0.7  # share of common shingles from which two documents are near-duplicates
+_SKETCHED_CHARACTERS = 2**18  # of a longer document only the beginning is compared
 _SHINGLES_AT_ONCE, _PAIRS_AT_ONCE = 2**12, 2**13
+# Random odd factors, which mix the four numbers of a band into one.
 _FACTORS = np.random.default_rng(0).integers(1, 2**63, NUM_PERM // BANDS, np.uint64) | np.uint64(1)
 
 
-def normalized(text: str) -> str:
-    r"""Return a text without what makes no other document: upper case, and how much white space there is where.
+def normalize(text: str) -> str:
+    r"""Return a text in lower case with single spaces: texts that differ in nothing else count as the same.
 
-    >>> normalized("One  Fox\n")
+    >>> normalize("One  Fox\n")
     'one fox'
     """
     folded = text.casefold()
+    # The words of a very long text, as a list, would take several times its memory.
     return " ".join(folded.split()) if len(folded) < 2**20 else re.sub(r"\s+", " ", folded).strip()
 
 
-class Marks:
-    """What is remembered of each document, in the order in which they come.
+class Fingerprints:
+    """What is kept of each document to find its duplicates, in the order in which documents are added.
 
     Args:
-        sketches: the file for the sketches of the search for near duplicates; None: they are not looked for.
+        sketches: the file for the sketches that near-duplicates are found with; None: look for exact ones only.
     """
 
     def __init__(self, sketches: Path | None) -> None:
@@ -46,8 +49,8 @@ class Marks:
         self._file = sketches.open("wb") if sketches else None
 
     def add(self, texts: Sequence[str]) -> None:
-        """Remember some documents more."""
-        texts = [normalized(text) for text in texts]
+        """Add the next documents."""
+        texts = [normalize(text) for text in texts]
         keys = [hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts]
         self._keys.append(np.frombuffer(b"".join(keys), np.uint64))
         if self._file and texts:
@@ -57,8 +60,8 @@ class Marks:
             mixed = (rows * _FACTORS).sum(axis=-1, dtype=np.uint64)  # (documents, BANDS)
             self._bands.append((mixed >> np.uint64(32)).astype(np.uint32))
 
-    def firsts(self, order: np.ndarray) -> np.ndarray:
-        """Return which documents are the first of their equals, by `order` and then by place; (documents,) bool."""
+    def find_first_copies(self, order: np.ndarray) -> np.ndarray:
+        """Return which documents are the first of equal ones, by `order` and then as added; (documents,) bool."""
         keys = np.concatenate([np.empty(0, np.uint64), *self._keys])
         by_key = np.lexsort((np.arange(len(keys)), order, keys))
         is_new = np.ones(len(keys), bool)
@@ -67,21 +70,23 @@ class Marks:
         first[by_key[is_new]] = True
         return first
 
-    def groups(self, kept: np.ndarray) -> np.ndarray:
-        """Return for each document the first one of its group of near duplicates; itself where there is none like it.
+    def group_near_duplicates(self, compared: np.ndarray) -> np.ndarray:
+        """Return for each document the index of the first near-duplicate in its group; (documents,) int.
+
+        A document without near-duplicates is a group of its own.
 
         Args:
-            kept: which documents are looked at; the others stand alone. (documents,) bool.
+            compared: which documents are compared; each of the others is a group of its own. (documents,) bool
         """
-        group = np.arange(len(kept))
+        group = np.arange(len(compared))
         if not self._file:
             return group
         self._file.flush()
         for place in range(BANDS):
             band = np.concatenate([np.empty(0, np.uint32), *(rows[:, place] for rows in self._bands)])
-            pairs = _neighbours(band, kept)
+            pairs = _candidate_pairs(band, compared)
             pairs = pairs[group[pairs[:, 0]] != group[pairs[:, 1]]]
-            group = _joined(group, pairs[self._are_near(pairs)])
+            group = _merge_groups(group, pairs[self._are_near(pairs)])
         return group
 
     def _are_near(self, pairs: np.ndarray) -> np.ndarray:
@@ -89,27 +94,30 @@ class Marks:
         near = np.zeros(len(pairs), bool)
         for start in range(0, len(pairs), _PAIRS_AT_ONCE):
             some = slice(start, start + _PAIRS_AT_ONCE)
-            signatures = np.memmap(self._path, np.uint32, "r").reshape(-1, NUM_PERM)  # mapped anew: the old pages go
+            signatures = np.memmap(self._path, np.uint32, "r").reshape(-1, NUM_PERM)  # a new map frees the old pages
             one, other = (signatures[pairs[some, side]] for side in (0, 1))
             near[some] = (one == other).mean(axis=1) >= NEAR
         return near
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file of sketches."""
         if self._file:
             self._file.close()
 
 
-def _neighbours(band: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    """Return the pairs of kept documents that stand side by side when sorted by a band, and agree in it; (pairs, 2)."""
-    places = np.flatnonzero(kept)
+def _candidate_pairs(band: np.ndarray, compared: np.ndarray) -> np.ndarray:
+    """Return the pairs of documents that agree in a band and are adjacent when sorted by it; (pairs, 2).
+
+    Adjacent pairs are enough, because groups are merged; all pairs of a large group would be quadratically many.
+    """
+    places = np.flatnonzero(compared)
     by_band = places[np.argsort(band[places], kind="stable")]
     pairs = np.stack([by_band[:-1], by_band[1:]], axis=1)
     return pairs[band[pairs[:, 0]] == band[pairs[:, 1]]]
 
 
-def _joined(group: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-    """Return the groups with those of each pair made one; a group is named after its first document."""
+def _merge_groups(group: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """Merge the groups of each pair; a group's number is the index of its first document."""
     if not len(pairs):
         return group
     from scipy.sparse import coo_array
@@ -125,7 +133,7 @@ def _joined(group: np.ndarray, pairs: np.ndarray) -> np.ndarray:
 def sketch(text: str) -> np.ndarray:
     """Return the MinHash signature of a normalized text's shingles of five words; (NUM_PERM,) uint32.
 
-    A text with few spaces, such as Chinese, is cut into shingles of five letters.
+    A text with few spaces, such as Chinese, is cut into shingles of five characters.
     """
     text = text[:_SKETCHED_CHARACTERS]
     words = text.encode().split()
@@ -133,19 +141,20 @@ def sketch(text: str) -> np.ndarray:
         hashes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
     else:
         hashes = np.fromiter(map(zlib.crc32, words), np.uint32, len(words))
+    # One hash for each five in a row, for all positions at once; the factor is that of the FNV hash.
     mixed = np.zeros(max(1, len(hashes) - SHINGLE_WORDS + 1), np.uint32)
     for shift in range(min(SHINGLE_WORDS, len(hashes))):
         mixed = mixed * np.uint32(0x01000193) + hashes[shift : shift + len(mixed)]
     signature = _minhash()
     signature.clear()
-    for start in range(0, len(mixed), _SHINGLES_AT_ONCE):
+    for start in range(0, len(mixed), _SHINGLES_AT_ONCE):  # datasketch makes a matrix of (shingles, NUM_PERM)
         signature.update_batch(mixed[start : start + _SHINGLES_AT_ONCE].tolist())
     return signature.hashvalues.copy()
 
 
 @functools.cache
 def _minhash() -> Any:
-    """Return the one MinHash that every text is sketched with: to make a new one takes longer than to use it."""
+    """Return the one MinHash that sketches every text: creating one takes longer than using it."""
     from datasketch import MinHash
 
     return MinHash(num_perm=NUM_PERM, scheme="affine32", hashfunc=int)

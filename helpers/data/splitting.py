@@ -1,69 +1,97 @@
-"""Which document goes to which part: by document, seeded, and with its likes on the same side."""
+"""The split into training, validation and test: by whole documents, seeded, near-duplicates on one side only."""
+
+from dataclasses import dataclass
 
 import numpy as np
 
+from helpers.data.duplicates import Fingerprints
 from helpers.settings import DataSettings, SettingsError
 
-TRAIN, VALIDATION, TEST = range(3)
-LEFT_OUT = -2
+# The part of a document is a position in SPLITS, UNDECIDED or LEFT_OUT. Their order matters: of documents that are
+# equal or nearly so, the one in the greatest part stays, because the test must not contain anything of the other two.
+SPLITS = ("train", "validation", "test")
+TRAIN, VALIDATION, TEST = range(len(SPLITS))
+UNDECIDED, LEFT_OUT = -1, -2
 
 
-def assign(parts: np.ndarray, first: np.ndarray, group: np.ndarray, settings: DataSettings) -> np.ndarray:
-    """Return the part of each document, a place in `SPLITS`, or `LEFT_OUT`.
+@dataclass(frozen=True)
+class Split:
+    """The part of each document, and why.
+
+    Attributes:
+        part: a position in `SPLITS`, or `LEFT_OUT`. (documents,)
+        is_first: whether it is the first of equal documents. (documents,) bool
+        group: the first document of its group of near-duplicates. (documents,)
+    """
+
+    part: np.ndarray
+    is_first: np.ndarray
+    group: np.ndarray
+
+
+def split_by_document(fingerprints: Fingerprints, given: np.ndarray, settings: DataSettings) -> Split:
+    """Find the duplicates among documents and assign each document to a part.
 
     Args:
-        parts: the part the source gave it, or -1. (documents,)
-        first: whether it is the first of its equals; the others are left out. (documents,) bool
-        group: the first document of its group of near duplicates. (documents,)
-        settings: the shares, the seed, and what is done with near duplicates.
+        fingerprints: of all documents.
+        given: the part that the source itself gives each document, or `UNDECIDED`. (documents,)
+        settings: the shares, the seed, and what happens to near-duplicates.
 
     Raises:
-        SettingsError: there are too few documents for what is still to be split.
+        SettingsError: there are too few documents.
     """
-    code = np.where(first, parts, LEFT_OUT)
+    is_first = fingerprints.find_first_copies(-given)
+    group = fingerprints.group_near_duplicates(is_first)
+    return Split(assign_parts(given, is_first, group, settings), is_first, group)
+
+
+def assign_parts(given: np.ndarray, is_first: np.ndarray, group: np.ndarray, settings: DataSettings) -> np.ndarray:
+    """Return the part of each document; arguments, shapes and errors as in `split_by_document` and `Split`."""
+    part = np.where(is_first, given, LEFT_OUT)
     if settings.near_duplicates == "remove":
-        code[first & _is_later_in_group(parts, group)] = LEFT_OUT
-    missing = [name for name in (TEST, VALIDATION) if name not in parts]
-    pool = np.isin(code, (-1, TRAIN)) if missing else np.zeros(len(code), bool)
+        part[is_first & _is_later_in_group(given, group)] = LEFT_OUT
+    missing = [name for name in (TEST, VALIDATION) if name not in given]
     if missing:
-        code[pool] = _drawn(group[pool], missing, settings)
-    return _on_one_side(code, group)
+        # A source with a test of its own but no validation gives up some of its training text.
+        pool = np.isin(part, (UNDECIDED, TRAIN))
+        part[pool] = _draw_parts(group[pool], missing, settings)
+    return _keep_groups_together(part, group)
 
 
-def _is_later_in_group(parts: np.ndarray, group: np.ndarray) -> np.ndarray:
+def _is_later_in_group(given: np.ndarray, group: np.ndarray) -> np.ndarray:
     """Return which documents are not the one of their group that stays: the test's first, training's last."""
-    order = np.lexsort((np.arange(len(group)), -parts, group))
-    later = np.zeros(len(group), bool)
-    later[order[1:]] = group[order[1:]] == group[order[:-1]]
-    return later
+    order = np.lexsort((np.arange(len(group)), -given, group))
+    is_later = np.zeros(len(group), bool)
+    is_later[order[1:]] = group[order[1:]] == group[order[:-1]]
+    return is_later
 
 
-def _drawn(group: np.ndarray, missing: list[int], settings: DataSettings) -> np.ndarray:
-    """Draw the parts that the source does not bring, whole groups at a time; what is left is for training."""
+def _draw_parts(group: np.ndarray, missing: list[int], settings: DataSettings) -> np.ndarray:
+    """Draw the missing parts at random, a whole group at a time; all other documents are for training."""
     shares = {VALIDATION: settings.validation_share, TEST: settings.test_share}
     wanted = {part: max(1, round(len(group) * shares[part])) for part in missing}
-    names, sizes = np.unique(group, return_counts=True)
-    if len(group) <= sum(wanted.values()) or len(names) <= len(missing):
+    groups, sizes = np.unique(group, return_counts=True)
+    if len(group) <= sum(wanted.values()) or len(groups) <= len(missing):
         raise SettingsError(
-            f"{settings.source!r} has {len(names)} different documents: three parts need at least 3. Give more "
+            f"{settings.source!r} has {len(groups)} different documents: three parts need at least 3. Give more "
             "documents; in a text file a blank line starts a new one, or what document_separator says."
         )
-    drawn = np.full(len(names), TRAIN, np.int8)
-    shuffled = np.random.default_rng(settings.seed).permutation(len(names))
+    drawn = np.full(len(groups), TRAIN, np.int8)
+    shuffled = np.random.default_rng(settings.seed).permutation(len(groups))
     for part, n_documents in wanted.items():
         room = n_documents
-        for name in shuffled:
-            if room and drawn[name] == TRAIN and sizes[name] <= room:
-                drawn[name], room = part, room - sizes[name]
+        for place in shuffled:  # skips a group that is too large for the room that is left
+            if room and drawn[place] == TRAIN and sizes[place] <= room:
+                drawn[place], room = part, room - sizes[place]
             if not room:
                 break
-        if room == n_documents:  # every group is larger than this part should be
+        if room == n_documents:  # every group is larger than this part should be: take the smallest
             drawn[np.where(drawn == TRAIN, sizes, sizes.max() + 1).argmin()] = part
-    return drawn[np.searchsorted(names, group)]
+    return drawn[np.searchsorted(groups, group)]
 
 
-def _on_one_side(code: np.ndarray, group: np.ndarray) -> np.ndarray:
-    """Leave out what is nearly the same as a document of a part that counts more: the test, then the validation."""
-    strongest = np.full(len(code), LEFT_OUT, np.int8)
-    np.maximum.at(strongest, group, code)
-    return np.where(code == strongest[group], code, LEFT_OUT)
+def _keep_groups_together(part: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """Leave out near-duplicates of a document in a part that matters more: the test most, then the validation."""
+    strongest = np.full(len(part), LEFT_OUT, np.int8)
+    np.maximum.at(strongest, group, part)
+    return np.where(part == strongest[group], part, LEFT_OUT)

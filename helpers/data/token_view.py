@@ -1,4 +1,4 @@
-"""Tokens made visible: a text in coloured pieces, and the merges by which byte-level BPE builds a word."""
+"""Tokens made visible: a text in coloured pieces, and the merges that build a word in byte-level BPE."""
 
 import html
 import itertools
@@ -11,16 +11,16 @@ from helpers.data.tokens import BYTES
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_COLOURS = ("#cfe8f7", "#fbe5b6", "#c9ecdd", "#f7d5c4", "#e4daf0")  # light, so that black letters stand out on them
+_COLOURS = ("#cfe8f7", "#fbe5b6", "#c9ecdd", "#f7d5c4", "#e4daf0")  # light, for black letters
 
 
 @dataclass(frozen=True)
 class TokenView:
-    """A text in its tokens; in a notebook each has a colour, and its number shows under the pointer.
+    """A text in its tokens; a notebook shows each in a colour, and its id under the pointer.
 
     Attributes:
-        pieces: each token as text; bytes that are no whole letter stand as `<e7 8b>`.
-        ids: each token's number.
+        pieces: each token as text; bytes that are not a complete character are written `<e7 8b>`.
+        ids: each token's id.
     """
 
     pieces: list[str]
@@ -39,30 +39,30 @@ class TokenView:
 
 
 def view_tokens(tokenizer: "PreTrainedTokenizerBase", text: str) -> TokenView:
-    """Return a text in its tokens."""
+    """Split a text into its tokens, to look at."""
     ids = tokenizer.encode(text, verbose=False)
-    return TokenView([_piece(sign) for sign in tokenizer.convert_ids_to_tokens(ids)], ids)
+    return TokenView([_piece(token) for token in tokenizer.convert_ids_to_tokens(ids)], ids)
 
 
 def merge_steps(tokenizer: "PreTrainedTokenizerBase", word: str) -> list[str]:
     """Return how byte-level BPE builds a word: its bytes, then the pieces after each merge, with bars between them.
 
-    The pair that stands first in the tokenizer's list of merges is joined first
+    Of all neighbours, the pair that comes first in the tokenizer's list of merges is joined
     (https://arxiv.org/abs/1508.07909, algorithm 1).
     """
     merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
     ranks = {tuple(pair): rank for rank, pair in enumerate(merges)}
-    signs = {byte: sign for sign, byte in BYTES.items()}
-    pieces = [signs[byte] for byte in word.encode()]
+    characters = {byte: character for character, byte in BYTES.items()}
+    pieces = [characters[byte] for byte in word.encode()]
     steps = [pieces]
     while pairs := [pair for pair in itertools.pairwise(pieces) if pair in ranks]:
-        pieces = _joined(pieces, min(pairs, key=ranks.__getitem__))
+        pieces = _join(pieces, min(pairs, key=ranks.__getitem__))
         steps.append(pieces)
     return ["|".join(map(_piece, step)) for step in steps]
 
 
-def _joined(pieces: list[str], pair: tuple[str, str]) -> list[str]:
-    """Join a pair wherever it stands, from the left."""
+def _join(pieces: list[str], pair: tuple[str, str]) -> list[str]:
+    """Join a pair wherever it occurs, from the left."""
     joined: list[str] = []
     for piece in pieces:
         if joined and (joined[-1], piece) == pair:
@@ -72,11 +72,11 @@ def _joined(pieces: list[str], pair: tuple[str, str]) -> list[str]:
     return joined
 
 
-def _piece(signs: str) -> str:
-    """Return what a token of the vocabulary stands for: text, or bytes where it is a part of a letter."""
-    if not all(sign in BYTES for sign in signs):
-        return signs  # a token beside the alphabet, such as <|endoftext|>
-    raw = bytes(BYTES[sign] for sign in signs)
+def _piece(token: str) -> str:
+    """Return the text of a token, or its bytes when they are only a part of a character."""
+    if not all(character in BYTES for character in token):
+        return token  # not made of the alphabet, such as <|endoftext|> in some vocabularies
+    raw = bytes(BYTES[character] for character in token)
     try:
         return raw.decode()
     except UnicodeDecodeError:

@@ -1,7 +1,8 @@
-"""Text to tokens, fast: the ids of the model's own tokenizer, each document closed by its end-of-text token.
+"""Text to token ids, fast: the same ids as the model's tokenizer gives, with an end-of-text after each document.
 
-A byte-level BPE such as GPT-2's is run by tiktoken: the same ids, several times as fast, and on several threads.
-That they are the same is checked on the first text; another tokenizer, or another answer, goes through `tokenizers`.
+tiktoken runs a byte-level BPE such as GPT-2's several times as fast as `tokenizers`, on several threads. Its ids are
+compared with the tokenizer's own on the first texts; when they differ, or for another kind of tokenizer, the
+tokenizer itself is used.
 """
 
 import os
@@ -19,48 +20,59 @@ _THREADS = min(8, os.cpu_count() or 1)
 
 
 class TokenStream:
-    """Turns documents into ids.
+    """Turns documents into one stream of token ids.
 
     Args:
-        tokenizer: one with an end-of-text token.
+        tokenizer: a tokenizer with an end-of-text token.
+
+    Attributes:
+        eos: the id of that token.
+        dtype: of the ids; 2 bytes where the vocabulary allows it, because all ids are kept on the disk.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
-        self._tokenizer, self._fast, self._is_checked = tokenizer, True, False
+        self._tokenizer, self._agrees, self._is_checked = tokenizer, True, False
         self.eos = tokenizer.eos_token_id
         self.dtype = np.uint16 if len(tokenizer) <= 2**16 else np.int32
 
     @property
     def is_fast(self) -> bool:
-        """Whether tiktoken does the work; it is known when something was encoded."""
-        return self._fast and self._encoding is not None
+        """Whether tiktoken does the work; final once something was encoded."""
+        return self._agrees and self._encoding is not None
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Return the ids of all documents in one array, an end-of-text after each, and the tokens of each document."""
+        """Return the ids of documents, one document after the other, and the number of tokens of each.
+
+        Returns:
+            ids: (tokens,), with an end-of-text after each document; numbers: (documents,), which include it.
+        """
         if not texts:
             return np.empty(0, self.dtype), np.empty(0, np.int64)
-        ids = self._encode_fast(texts) if self.is_fast else None
-        if ids is None:
-            return self._encode_slowly(texts)
-        ends = np.flatnonzero(ids == self.eos)
-        if len(ends) != len(texts):  # a document holds the end-of-text token itself
-            return self._encode_slowly(texts)
-        return ids.astype(self.dtype), np.diff(ends, prepend=-1)
-
-    def _encode_fast(self, texts: Sequence[str]) -> np.ndarray | None:
-        """Return the ids of the documents joined by the end-of-text token, which no piece of text reaches across."""
-        end = self._tokenizer.eos_token
         if not self._is_checked:
-            self._is_checked, sample = True, [text[:2000] for text in texts[:20]]
-            own, _ = self._encode_slowly(sample)
-            self._fast = np.array_equal(self._join_and_encode(sample, end), own)
-        return self._join_and_encode(texts, end) if self._fast else None
+            self._check_fast(texts)
+        if self.is_fast:
+            ids = self._encode_fast(texts)
+            ends = np.flatnonzero(ids == self.eos)
+            if len(ends) == len(texts):  # otherwise a document holds the end-of-text token itself
+                return ids.astype(self.dtype), np.diff(ends, prepend=-1)
+        return self._encode_slowly(texts)
 
-    def _join_and_encode(self, texts: Sequence[str], end: str) -> np.ndarray:
-        """Encode a share of the documents in each thread: tiktoken works without Python's lock."""
-        size = -(-len(texts) // _THREADS)
-        shares = (texts[start : start + size] for start in range(0, len(texts), size))
-        return np.concatenate([*self._threads.map(lambda share: self._encode_joined(end.join(share) + end), shares)])
+    def _check_fast(self, texts: Sequence[str]) -> None:
+        self._is_checked = True
+        if self.is_fast:
+            # A sample is enough to notice another rule or vocabulary, and takes milliseconds.
+            sample = [text[:2000] for text in texts[:20]]
+            self._agrees = np.array_equal(self._encode_fast(sample), self._encode_slowly(sample)[0])
+
+    def _encode_fast(self, texts: Sequence[str]) -> np.ndarray:
+        """Encode a share of the documents in each thread, which works because tiktoken releases Python's lock.
+
+        The documents of a share are joined by the end-of-text token: no token reaches across it, so the ids are those
+        of each document alone.
+        """
+        end, size = self._tokenizer.eos_token, -(-len(texts) // _THREADS)
+        shares = (end.join(texts[start : start + size]) + end for start in range(0, len(texts), size))
+        return np.concatenate([*self._threads.map(self._encode_joined, shares)])
 
     def _encode_joined(self, text: str) -> np.ndarray:
         return self._encoding.encode_to_numpy(text, allowed_special="all", disallowed_special=())
@@ -70,14 +82,14 @@ class TokenStream:
         return ThreadPoolExecutor(_THREADS, thread_name_prefix="tokens")
 
     def _encode_slowly(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        rows = [
-            np.array([*ids, self.eos], self.dtype) for ids in self._tokenizer(list(texts), verbose=False)["input_ids"]
-        ]
+        # verbose=False: no warning that a document is longer than the model's context, as it will be cut into blocks.
+        encoded = self._tokenizer(list(texts), verbose=False)["input_ids"]
+        rows = [np.array([*ids, self.eos], self.dtype) for ids in encoded]
         return np.concatenate(rows), np.array([len(row) for row in rows])
 
     @cached_property
     def _encoding(self) -> Any:
-        """The tokenizer as tiktoken's, or None where it is no byte-level BPE with GPT-2's rule."""
+        """The tokenizer in tiktoken's form; None when it is not a byte-level BPE that splits text as GPT-2's does."""
         import json
 
         backend = getattr(self._tokenizer, "backend_tokenizer", None)
@@ -89,7 +101,7 @@ class TokenStream:
 
         special = {token["content"]: token["id"] for token in parts["added_tokens"]}
         ranks = {
-            bytes(BYTES[sign] for sign in token): rank
+            bytes(BYTES[character] for character in token): rank
             for token, rank in parts["model"]["vocab"].items()
             if token not in special
         }
@@ -97,27 +109,32 @@ class TokenStream:
 
 
 def _is_gpt2_like(parts: dict[str, Any]) -> bool:
-    """Tell whether a tokenizer is a byte-level BPE whose merges are numbered in the order in which they are made."""
+    """Return whether a tokenizer is a byte-level BPE whose token ids follow the order of its merges.
+
+    tiktoken knows no list of merges: it takes a token's id as its rank, so the two orders must agree.
+    """
     rule, model = parts.get("pre_tokenizer") or {}, parts.get("model", {})
     if model.get("type") != "BPE" or parts.get("normalizer") or any(model.get(n) for n in ("dropout", "byte_fallback")):
         return False
     if rule.get("type") != "ByteLevel" or rule.get("add_prefix_space") or not rule.get("use_regex", True):
         return False
     special = [token for token in parts["added_tokens"] if token["special"]]
+    # tiktoken's special tokens never take the white space around them.
     if any(token["lstrip"] or token["rstrip"] or token["single_word"] for token in parts["added_tokens"]):
         return False
+    # The vocabulary must be the 256 bytes, a token for each merge, and the special tokens.
     merged = [model["vocab"].get("".join(pair)) for pair in model["merges"]]
     is_ordered = all(rank is not None for rank in merged) and merged == sorted(merged)
-    is_whole = len(model["vocab"]) - len(merged) - len({t["content"] for t in special} & set(model["vocab"])) == 256
-    is_bytes = all(sign in BYTES for pair in model["merges"] for part in pair for sign in part)
-    return is_ordered and is_whole and is_bytes
+    is_complete = len(model["vocab"]) - len(merged) - len({t["content"] for t in special} & set(model["vocab"])) == 256
+    is_bytes = all(character in BYTES for pair in model["merges"] for part in pair for character in part)
+    return is_ordered and is_complete and is_bytes
 
 
-def _byte_of_sign() -> dict[str, int]:
-    """Return GPT-2's alphabet: which byte each of its 256 printable signs stands for (OpenAI's `bytes_to_unicode`)."""
+def _gpt2_alphabet() -> dict[str, int]:
+    """Return the byte that each of GPT-2's 256 printable characters stands for (OpenAI's `bytes_to_unicode`)."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
 
 
-BYTES = _byte_of_sign()
+BYTES = _gpt2_alphabet()

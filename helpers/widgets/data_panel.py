@@ -5,8 +5,8 @@ import threading
 from typing import NamedTuple
 
 from helpers.data.preparation import load_documents
-from helpers.data.quality import useful_share
-from helpers.data.staging import SPLITS
+from helpers.data.quality_report import useful_share
+from helpers.data.splitting import SPLITS
 from helpers.model import load_tokenizer
 from helpers.settings import DataSettings, SettingsError
 from helpers.widgets.drawing import BLUE, Bar, bar_chart

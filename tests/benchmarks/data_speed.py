@@ -23,8 +23,8 @@ from datasets import Dataset, Features, Value, disable_progress_bars
 from transformers import GPT2Tokenizer
 
 from helpers.data.preparation import prepare
-from helpers.data.store import BlockWriter
 from helpers.data.tokens import TokenStream
+from helpers.data.writing import BlockWriter
 from helpers.settings import DataSettings
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -87,7 +87,7 @@ def by_ours(documents, folder):
             ids, _ = tokens.encode(batch["text"])
             blocks.add(ids)
             n_tokens += len(ids)
-        blocks.close("benchmark")
+        blocks.finish("benchmark")
     seconds = time.perf_counter() - start
     return seconds, np.concatenate([tokens.encode(batch["text"])[0] for batch in documents.iter(4096)])
 

@@ -12,7 +12,7 @@ import pytest
 from transformers import GPT2Tokenizer
 
 from helpers.data.preparation import load_documents
-from helpers.data.quality import useful_share
+from helpers.data.quality_report import useful_share
 from helpers.data.tokens import TokenStream
 from helpers.settings import DataSettings
 

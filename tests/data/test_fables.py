@@ -3,7 +3,8 @@ from collections import Counter
 
 import pytest
 
-from helpers.data.preparation import FABLES, load_documents
+from helpers.data.preparation import load_documents
+from helpers.data.sources import FABLES
 from helpers.settings import DataSettings
 
 
@@ -26,13 +27,13 @@ def test_each_has_a_title_a_story_and_one_moral(fables):
         assert fable.count("Moral:") == 1
 
 
-def test_titles_and_morals_are_their_own(fables):
+def test_titles_and_morals_are_unique(fables):
     for part in (0, -1):
         counts = Counter(fable.split("\n\n")[part] for fable in fables)
         assert max(counts.values()) == 1
 
 
-def test_nine_word_4_grams_of_ten_are_distinct(fables):
+def test_nine_of_ten_4_grams_of_words_are_distinct(fables):
     grams = Counter()
     for fable in fables:
         words = re.findall(r"[a-z']+", fable.lower())
@@ -40,7 +41,7 @@ def test_nine_word_4_grams_of_ten_are_distinct(fables):
     assert len(grams) / sum(grams.values()) >= 0.9
 
 
-def test_no_sentence_stands_in_two_fables(fables):
+def test_no_sentence_is_in_two_fables(fables):
     counts = Counter()
     for fable in fables:
         body = fable.split("\n\n", 1)[1].replace("\n\n", " ")
@@ -52,5 +53,5 @@ def test_they_are_plain_ascii(fables):
     assert all(fable.isascii() for fable in fables)
 
 
-def test_they_are_given_to_the_public_domain():
+def test_they_are_in_the_public_domain():
     assert "CC0 1.0" in (FABLES / "LICENSE").read_text()

@@ -19,22 +19,22 @@ def share(test, train, n_test_tokens=100):
     return leakage.facts
 
 
-def test_the_share_is_that_of_sets_of_ngrams():
+def test_the_share_is_that_of_the_sets_of_ngrams():
     draw = np.random.default_rng(0)
     train, test = draw.integers(1, 1000, 3000), draw.integers(1, 1000, 500)
     test[100:300] = train[100:300]
     facts = share(test, train)
-    found = ngrams(test) & ngrams(train)
+    common = ngrams(test) & ngrams(train)
     assert facts["test_ngrams"] == len(ngrams(test))
-    assert facts["share_in_train"] == pytest.approx(len(found) / len(ngrams(test)))
+    assert facts["share_in_train"] == pytest.approx(len(common) / len(ngrams(test)))
 
 
-def test_a_run_across_the_border_of_two_documents_is_none():
+def test_a_run_across_two_documents_is_not_counted():
     test = np.r_[np.arange(1, 10), END, np.arange(11, 20)]
     assert share(test, test)["test_ngrams"] == 0
 
 
-def test_of_a_large_test_a_sample_tells_about_the_same():
+def test_a_sample_of_a_large_test_gives_about_the_same_share():
     draw = np.random.default_rng(0)
     train = draw.integers(1, 50_000, 60_000)
     test = np.r_[train[:15_000], draw.integers(1, 50_000, 15_000)]
@@ -43,5 +43,5 @@ def test_of_a_large_test_a_sample_tells_about_the_same():
     assert facts["share_in_train"] == pytest.approx(0.5, abs=0.05)
 
 
-def test_no_test_and_no_training_text_leak_nothing():
+def test_a_test_shorter_than_an_ngram_has_no_leakage():
     assert share(np.arange(1, 5), np.arange(1, 50))["share_in_train"] == 0

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from datasets import Dataset, DatasetDict
 
-from helpers.data.preparation import load_documents, open_prepared, prepare, source_path, split_documents, token_blocks
+from helpers.data.preparation import load_documents, open_prepared, prepare, split_documents, token_blocks
+from helpers.data.sources import source_path
 from helpers.model import load_tokenizer
 from helpers.settings import DataSettings, SettingsError
 
@@ -26,7 +27,7 @@ def documents(*texts):
     return Dataset.from_dict({"text": list(texts)})
 
 
-def test_blocks_joined_again_are_the_documents_with_their_ends(tokenizer):
+def test_blocks_joined_again_are_the_documents_with_an_end_of_text_each(tokenizer):
     texts = ["A fox ran home.", "The owl slept.", "No one came to the well that day."]
     blocks, n_tokens = token_blocks(documents(*texts), tokenizer, 8)
     stream = blocks["input_ids"][:].flatten().tolist()
@@ -35,19 +36,19 @@ def test_blocks_joined_again_are_the_documents_with_their_ends(tokenizer):
     assert n_tokens == len(expected)
 
 
-def test_blocks_drop_only_the_remainder(tokenizer):
+def test_only_the_last_incomplete_block_is_dropped(tokenizer):
     blocks, n_tokens = token_blocks(documents(*["A fox ran home."] * 2500), tokenizer, 16)
     assert 0 <= n_tokens - 16 * len(blocks) < 16, "nothing is lost where a batch of documents ends"
 
 
-def test_less_than_a_block_is_an_error_that_says_so(tokenizer):
+def test_less_than_one_block_is_an_error(tokenizer):
     with pytest.raises(SettingsError, match=r"train text has \d+ tokens, less than one block of 64"):
         token_blocks(documents("A fox."), tokenizer, 64)
 
 
-def test_gpt2s_own_tokens_are_a_persons_count():
+def test_gpt2s_own_tokens_are_cut_as_counted_by_hand():
     if not GPT2.exists():
-        pytest.skip("GPT-2's tokenizer files are not beside this checkout")
+        pytest.skip("GPT-2's tokenizer files are not next to this checkout")
     from transformers import GPT2Tokenizer
 
     gpt2 = GPT2Tokenizer(vocab=str(GPT2 / "vocab.json"), merges=str(GPT2 / "merges.txt"))
@@ -57,29 +58,31 @@ def test_gpt2s_own_tokens_are_a_persons_count():
 
 
 def test_a_split_keeps_every_document_once():
-    whole = DatasetDict(train=documents(*(f"story {i}" for i in range(50))))
-    parts, n_duplicates = split_documents(whole, DataSettings(validation_share=0.2, test_share=0.1))
+    documents_read = DatasetDict(train=documents(*(f"story {i}" for i in range(50))))
+    parts, n_duplicates = split_documents(documents_read, DataSettings(validation_share=0.2, test_share=0.1))
     assert {name: len(part) for name, part in parts.items()} == {"train": 35, "validation": 10, "test": 5}
-    assert sorted(text for part in parts.values() for text in part["text"]) == sorted(whole["train"]["text"])
+    assert sorted(text for part in parts.values() for text in part["text"]) == sorted(documents_read["train"]["text"])
     assert n_duplicates == 0
 
 
 def test_the_same_seed_gives_the_same_split_and_another_seed_another():
-    whole = DatasetDict(train=documents(*(f"story {i}" for i in range(50))))
-    first, again, other = (split_documents(whole, DataSettings(seed=seed))[0]["test"]["text"][:] for seed in (1, 1, 2))
+    documents_read = DatasetDict(train=documents(*(f"story {i}" for i in range(50))))
+    first, again, other = (
+        split_documents(documents_read, DataSettings(seed=seed))[0]["test"]["text"][:] for seed in (1, 1, 2)
+    )
     assert first == again != other
 
 
 def test_a_repeated_document_is_kept_once_and_counted():
-    whole = DatasetDict(train=documents(*["One  Story", "one story\n", "two", "three", "", "four"]))
-    parts, n_duplicates = split_documents(whole, DataSettings())
+    documents_read = DatasetDict(train=documents(*["One  Story", "one story\n", "two", "three", "", "four"]))
+    parts, n_duplicates = split_documents(documents_read, DataSettings())
     assert n_duplicates == 1
     assert sum(len(part) for part in parts.values()) == 4
 
 
-def test_a_sources_own_split_is_kept_and_training_gives_way_to_the_test():
-    whole = DatasetDict(train=documents("a", "b", "same"), validation=documents("c"), test=documents("same"))
-    parts, n_duplicates = split_documents(whole, DataSettings())
+def test_a_sources_own_split_is_kept_and_a_repeated_document_stays_in_the_test():
+    documents_read = DatasetDict(train=documents("a", "b", "same"), validation=documents("c"), test=documents("same"))
+    parts, n_duplicates = split_documents(documents_read, DataSettings())
     assert parts["test"]["text"][:] == ["same"]
     assert parts["train"]["text"][:] == ["a", "b"]
     assert n_duplicates == 1
@@ -100,19 +103,19 @@ def test_prepare_writes_what_it_returns(runs, tiny_settings):
     assert train["tokens"] == len(prepared.blocks["train"]) * 32 + train["tokens_dropped"]
 
 
-def test_prepare_is_done_once_for_the_same_settings(runs, tiny_settings):
+def test_prepare_does_nothing_when_the_settings_are_the_same(runs, tiny_settings):
     prepare(tiny_settings)
     before = (runs / "tiny/data/data.json").stat().st_mtime_ns
     prepare(tiny_settings)
     assert (runs / "tiny/data/data.json").stat().st_mtime_ns == before
 
 
-def test_prepare_is_done_again_when_the_file_changed(tmp_path, text_file, tiny_settings):
-    mine = tmp_path / "mine.txt"
-    mine.write_text(text_file.read_text())
-    settings = tiny_settings.model_copy(update={"source": str(mine)})
+def test_prepare_starts_again_when_the_file_changed(tmp_path, text_file, tiny_settings):
+    copy = tmp_path / "copy.txt"
+    copy.write_text(text_file.read_text())
+    settings = tiny_settings.model_copy(update={"source": str(copy)})
     first = prepare(settings).facts["splits"]["train"]["sha256"]
-    mine.write_text(text_file.read_text().replace("fox", "wolf"))
+    copy.write_text(text_file.read_text().replace("fox", "wolf"))
     assert prepare(settings).facts["splits"]["train"]["sha256"] != first
 
 
@@ -121,7 +124,7 @@ def test_a_trained_runs_data_are_not_replaced(tiny_run, tiny_settings):
         prepare(tiny_settings.model_copy(update={"block_size": 16}))
 
 
-def test_the_fables_are_documents_that_open_with_their_title():
+def test_the_fables_are_documents_that_begin_with_their_title():
     texts = load_documents(DataSettings(source="fables"))["train"]["text"][:]
     assert len(texts) >= 150
     assert all("\n\nMoral: " in text and not text.startswith("#") for text in texts)
@@ -140,16 +143,16 @@ def test_the_python_reference_is_a_source_on_every_machine():
         ("bookcorpus", "BookCorpus itself was a script"),
     ],
 )
-def test_a_source_that_is_not_there_is_told_from_a_bare_name(source, words):
+def test_a_missing_file_and_a_bare_name_have_their_own_messages(source, words):
     with pytest.raises(SettingsError, match=words):
         source_path(source)
 
 
-def test_a_hub_id_is_no_path():
+def test_a_hub_id_is_not_a_path():
     assert source_path("Salesforce/wikitext") is None
 
 
-def test_a_hub_data_set_that_cannot_be_had_is_one_sentence():
+def test_a_hub_data_set_that_cannot_be_loaded_suggests_the_fables():
     with pytest.raises(SettingsError, match="source='fables'"):
         load_documents(DataSettings(source="nobody/nothing-at-all"))
 
@@ -170,7 +173,7 @@ def stories(n):
     return [STORY.format(f"fox{i}", i * 37, " ".join(f"thing{i * 11 + k}" for k in range(12))) for i in range(n)]
 
 
-def test_what_is_stored_is_opened_by_the_library_alone(tiny_settings):
+def test_the_stored_data_can_be_opened_by_the_library_alone(tiny_settings):
     from datasets import load_from_disk
 
     prepared = prepare(tiny_settings)
@@ -181,7 +184,7 @@ def test_what_is_stored_is_opened_by_the_library_alone(tiny_settings):
     assert load_from_disk(folder / "documents")["test"]["text"][:] == prepared.documents["test"]["text"][:]
 
 
-def test_prepare_gives_what_the_functions_give_one_by_one(tiny_settings, tokenizer):
+def test_prepare_gives_the_same_as_the_steps_one_by_one(tiny_settings, tokenizer):
     prepared = prepare(tiny_settings)
     parts, _ = split_documents(load_documents(tiny_settings), tiny_settings)
     blocks, n_tokens = token_blocks(parts["train"], tokenizer, tiny_settings.block_size)
@@ -196,7 +199,7 @@ def written(folder, texts, name="a.jsonl"):
     return path
 
 
-def test_near_duplicates_are_counted_kept_and_never_on_both_sides(tmp_path, tiny_settings):
+def test_near_duplicates_are_counted_and_kept_in_the_same_part(tmp_path, tiny_settings):
     pairs = [text for story in stories(30) for text in (story, story + " The end.")]
     settings = tiny_settings.model_copy(update={"source": str(written(tmp_path, pairs))})
     prepared = prepare(settings)
@@ -207,7 +210,7 @@ def test_near_duplicates_are_counted_kept_and_never_on_both_sides(tmp_path, tiny
     assert "60" in " ".join(prepared.facts["notes"])
 
 
-def test_of_near_duplicates_one_can_stay_or_nobody_looks(tmp_path, tiny_settings):
+def test_near_duplicates_can_be_removed_or_ignored(tmp_path, tiny_settings):
     pairs = [text for story in stories(30) for text in (story, story + " The end.")]
     settings = tiny_settings.model_copy(update={"source": str(written(tmp_path, pairs)), "near_duplicates": "remove"})
     removed = prepare(settings).facts
@@ -218,7 +221,7 @@ def test_of_near_duplicates_one_can_stay_or_nobody_looks(tmp_path, tiny_settings
     assert sum(part["documents"] for part in kept["splits"].values()) == 60
 
 
-def test_of_a_sources_own_split_what_is_near_the_test_leaves_the_training_text(tmp_path, tiny_settings):
+def test_near_duplicates_of_a_sources_own_test_leave_the_training_text(tmp_path, tiny_settings):
     (folder := tmp_path / "own").mkdir()
     written(folder, stories(40), "train.jsonl")
     written(folder, [stories(40)[3] + " The end.", *stories(50)[40:]], "test.jsonl")
@@ -228,7 +231,7 @@ def test_of_a_sources_own_split_what_is_near_the_test_leaves_the_training_text(t
     assert prepared.facts["splits"]["validation"]["documents"] > 0, "which the source does not bring"
 
 
-def test_text_of_the_test_in_the_training_text_is_measured(tmp_path, tiny_settings):
+def test_leakage_of_the_test_into_the_training_text_is_measured_and_noted(tmp_path, tiny_settings):
     (folder := tmp_path / "own").mkdir()
     written(folder, [*stories(40), " ".join(stories(50)[40:45])], "train.jsonl")
     written(folder, stories(50)[40:], "test.jsonl")
@@ -238,19 +241,19 @@ def test_text_of_the_test_in_the_training_text_is_measured(tmp_path, tiny_settin
     assert any("easier than new text" in note for note in facts["notes"])
 
 
-def test_a_budget_of_tokens_ends_the_reading(tmp_path, tiny_settings):
+def test_reading_stops_at_the_budget_of_tokens(tmp_path, tiny_settings):
     settings = tiny_settings.model_copy(update={"source": str(written(tmp_path, stories(200))), "max_tokens": 3000})
     facts = prepare(settings).facts
     total = sum(part["tokens"] for part in facts["splits"].values())
     assert 2800 < total <= 3000
 
 
-def test_streaming_without_a_budget_has_no_end_and_is_refused(tiny_settings):
+def test_streaming_without_a_budget_is_refused(tiny_settings):
     with pytest.raises(SettingsError, match="streaming = True needs an end: set max_tokens"):
         prepare(tiny_settings.model_copy(update={"streaming": True}))
 
 
-def test_chinese_is_said_to_cost_more(tmp_path, tiny_settings):
+def test_a_note_says_that_chinese_costs_more(tmp_path, tiny_settings):
     texts = [f"第{i}只狐狸走到井边看见了自己的影子然后回家去了一共走了{i * 7}里路" for i in range(60)]
     settings = tiny_settings.model_copy(update={"source": str(written(tmp_path, texts))})
     (note,) = [note for note in prepare(settings).facts["notes"] if "fits this text badly" in note]
@@ -265,7 +268,7 @@ def test_chinese_is_said_to_cost_more(tmp_path, tiny_settings):
         ("one fox\n\ntwo owls\n\nthree hens", "less than one block of 32"),
     ],
 )
-def test_next_to_nothing_is_refused_and_what_the_run_held_stays(tmp_path, tiny_settings, content, words):
+def test_too_little_text_is_refused_and_the_runs_old_data_stay(tmp_path, tiny_settings, content, words):
     before = prepare(tiny_settings).facts
     path = tmp_path / "a.txt"
     path.write_text(content)
@@ -276,7 +279,7 @@ def test_next_to_nothing_is_refused_and_what_the_run_held_stays(tmp_path, tiny_s
 
 def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, tiny_settings, monkeypatch):
     path = written(tmp_path, stories(50))
-    from helpers.data.staging import Staging
+    from helpers.data.writing import Staging
 
     finish = Staging.finish
 
@@ -309,19 +312,19 @@ def in_a_child(source, model, *, before=""):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits a process as POSIX can")
-def test_a_disk_that_fills_up_is_told_and_nothing_is_left(tmp_path, tiny_model):
+def test_a_full_disk_is_explained_and_nothing_is_left(tmp_path, tiny_model):
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))"
     source = written(tmp_path, stories(2000))
-    said, errors = in_a_child(source, tiny_model, before=limit).communicate()
-    assert "is full: the text needs about three times its size" in said, errors
+    message, errors = in_a_child(source, tiny_model, before=limit).communicate()
+    assert "is full: the text needs about three times its size" in message, errors
     assert not list((tmp_path / "runs" / "tiny").glob("data*"))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="kills a process as POSIX can")
-def test_a_killed_preparation_leaves_no_half_and_the_next_starts_clean(tmp_path, tiny_model):
+def test_a_killed_preparation_leaves_no_data_and_the_next_starts_clean(tmp_path, tiny_model):
     source, folder = written(tmp_path, stories(100)), tmp_path / "runs" / "tiny"
     stop = (
-        "import time; from helpers.data.staging import Staging\n"
+        "import time; from helpers.data.writing import Staging\n"
         "Staging.finish = lambda staging: time.sleep(600)  # hold still where it is to be killed"
     )
     child = in_a_child(source, tiny_model, before=stop)
@@ -351,7 +354,7 @@ def test_a_read_only_source_is_read(tmp_path, tiny_settings):
         folder.chmod(0o755)
 
 
-def test_progress_is_shown_where_it_is_asked_for_and_not_for_a_moment_s_work(tiny_settings, capsys):
+def test_progress_is_shown_when_asked_for_and_not_for_short_work(tiny_settings, capsys):
     prepare(tiny_settings)
     assert "reading" not in capsys.readouterr().err
     shutil.rmtree(Path(os.environ["COURSE_RUNS"]) / "tiny")

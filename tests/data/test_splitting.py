@@ -1,15 +1,15 @@
 import numpy as np
 import pytest
 
-from helpers.data.splitting import LEFT_OUT, TEST, TRAIN, VALIDATION, assign
+from helpers.data.splitting import LEFT_OUT, TEST, TRAIN, VALIDATION, assign_parts
 from helpers.settings import DataSettings, SettingsError
 
 
-def split(parts, *, first=None, group=None, **settings):
-    n = len(parts)
-    first = np.ones(n, bool) if first is None else np.array(first)
+def split(given, *, is_first=None, group=None, **settings):
+    n = len(given)
+    is_first = np.ones(n, bool) if is_first is None else np.array(is_first)
     group = np.arange(n) if group is None else np.array(group)
-    return assign(np.array(parts, np.int8), first, group, DataSettings(**settings))
+    return assign_parts(np.array(given, np.int8), is_first, group, DataSettings(**settings))
 
 
 def test_shares_are_exact_and_the_seed_decides():
@@ -19,34 +19,34 @@ def test_shares_are_exact_and_the_seed_decides():
     assert code.tolist() != split([-1] * 100, validation_share=0.2, test_share=0.1, seed=1).tolist()
 
 
-def test_a_group_is_never_torn():
+def test_a_group_of_near_duplicates_is_never_separated():
     group = np.repeat(np.arange(0, 90, 3), 3)
     code = split([-1] * 90, group=group)
     assert all(len(set(code[group == name])) == 1 for name in set(group))
     assert set(code) == {TRAIN, VALIDATION, TEST}
 
 
-def test_groups_larger_than_a_part_leave_none_empty():
+def test_no_part_is_empty_when_groups_are_larger_than_the_part():
     code = split([-1] * 12, group=np.repeat([0, 4, 8], 4))
     assert set(code) == {TRAIN, VALIDATION, TEST}
 
 
-def test_what_is_near_the_test_leaves_the_other_parts():
+def test_near_duplicates_of_the_test_are_left_out_of_the_other_parts():
     code = split([TRAIN, TRAIN, VALIDATION, TEST], group=[0, 1, 1, 1])
     assert code.tolist() == [TRAIN, LEFT_OUT, LEFT_OUT, TEST]
 
 
-def test_removed_near_duplicates_leave_one_and_the_tests_first():
+def test_remove_keeps_one_near_duplicate_and_prefers_the_tests():
     code = split([TRAIN, TRAIN, VALIDATION, TEST], group=[0, 0, 2, 2], near_duplicates="remove")
     assert code.tolist() == [TRAIN, LEFT_OUT, LEFT_OUT, TEST]
 
 
-def test_the_part_that_a_source_does_not_bring_is_drawn_from_its_training_text():
+def test_a_part_that_the_source_lacks_is_drawn_from_its_training_text():
     code = split([TRAIN] * 20 + [TEST] * 5)
     assert (code[:20] == VALIDATION).sum() == 2
     assert (code[20:] == TEST).all()
 
 
-def test_too_few_are_refused():
+def test_too_few_documents_are_refused():
     with pytest.raises(SettingsError, match="has 2 different documents: three parts need at least 3"):
-        split([-1, -1, -1], first=[True, True, False])
+        split([-1, -1, -1], is_first=[True, True, False])

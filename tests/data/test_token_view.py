@@ -16,20 +16,20 @@ def test_the_pieces_are_the_text(tokenizer):
     assert view.ids == tokenizer.encode(text)
 
 
-def test_text_is_escaped_where_it_is_shown(tokenizer):
+def test_text_is_escaped_in_html(tokenizer):
     shown = view_tokens(tokenizer, "<script>alert('x')</script> & <b>")._repr_html_()
     assert "<script>" not in shown
     assert "<b>" not in shown
 
 
-def test_a_part_of_a_letter_is_shown_as_its_bytes(tokenizer):
+def test_a_part_of_a_character_is_shown_as_bytes(tokenizer):
     pieces = view_tokens(tokenizer, "狐").pieces
     raw = bytes(int(byte, 16) for piece in pieces for byte in piece.strip("<>").split())
     assert raw.decode() == "狐"
 
 
 @pytest.mark.parametrize("word", [" badger", "unbelievable", "parameter", "café", "x"])
-def test_merges_begin_with_bytes_and_end_with_the_tokenizers_own_tokens(tokenizer, word):
+def test_merges_start_from_bytes_and_end_with_the_tokenizers_own_tokens(tokenizer, word):
     steps = merge_steps(tokenizer, word)
     assert len(steps[0].split("|")) == len(word.encode())
     assert steps[-1] == str(view_tokens(tokenizer, word))

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from transformers import GPT2Tokenizer
 
-from helpers.data.preparation import FABLES
+from helpers.data.sources import FABLES
 from helpers.data.tokens import TokenStream
 from helpers.model import load_tokenizer
 
@@ -23,7 +23,7 @@ def tokenizer(request):
         return load_tokenizer("pocket")
     files = SHARED / "gpt2-tokenizer"
     if not files.exists():
-        pytest.skip("GPT-2's tokenizer files are not beside this checkout")
+        pytest.skip("GPT-2's tokenizer files are not next to this checkout")
     return GPT2Tokenizer(vocab=str(files / "vocab.json"), merges=str(files / "merges.txt"))
 
 
@@ -33,12 +33,12 @@ def expected(tokenizer, texts):
 
 def random_texts(n):
     draw = random.Random(0)
-    signs = [*"abcdeXYZ", *"   \n\t'.,-_0123", *"éßłжक狐🦊\u0301\u00a0"]
-    return ["".join(draw.choices(signs, k=draw.randrange(1, 80))) for _ in range(n)]
+    characters = [*"abcdeXYZ", *"   \n\t'.,-_0123", *"éßłжक狐🦊\u0301\u00a0"]
+    return ["".join(draw.choices(characters, k=draw.randrange(1, 80))) for _ in range(n)]
 
 
 @pytest.mark.parametrize("texts", [ODD, random_texts(2000), [path.read_text() for path in sorted(FABLES.glob("*.md"))]])
-def test_the_fast_way_gives_the_tokenizers_own_ids(tokenizer, texts):
+def test_the_fast_path_gives_the_tokenizers_own_ids(tokenizer, texts):
     stream = TokenStream(tokenizer)
     ids, n_tokens = stream.encode(texts)
     rows = expected(tokenizer, texts)
@@ -47,7 +47,7 @@ def test_the_fast_way_gives_the_tokenizers_own_ids(tokenizer, texts):
     assert stream.is_fast
 
 
-def test_a_document_that_holds_the_end_of_text_keeps_its_length(tokenizer):
+def test_a_document_that_contains_the_end_of_text_keeps_its_length(tokenizer):
     texts = ["one fox", f"two{tokenizer.eos_token}owls", "three hens"]
     ids, n_tokens = TokenStream(tokenizer).encode(texts)
     rows = expected(tokenizer, texts)
@@ -55,14 +55,14 @@ def test_a_document_that_holds_the_end_of_text_keeps_its_length(tokenizer):
     assert n_tokens.tolist() == [len(row) for row in rows]
 
 
-def test_a_tokenizer_that_answers_otherwise_is_asked_itself(tokenizer, monkeypatch):
+def test_the_tokenizer_itself_is_used_when_the_fast_ids_differ(tokenizer, monkeypatch):
     stream = TokenStream(tokenizer)
-    monkeypatch.setattr(stream, "_join_and_encode", lambda texts, end: np.zeros(3, np.uint32))
+    monkeypatch.setattr(stream, "_encode_fast", lambda texts: np.zeros(3, np.uint32))
     assert stream.encode(["one fox"])[0].tolist() == expected(tokenizer, ["one fox"])[0]
     assert not stream.is_fast
 
 
-def test_another_kind_of_tokenizer_is_asked_itself():
+def test_another_kind_of_tokenizer_is_used_itself():
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -74,6 +74,6 @@ def test_another_kind_of_tokenizer_is_asked_itself():
     assert not stream.is_fast
 
 
-def test_no_documents_are_no_tokens(tokenizer):
+def test_no_documents_give_no_tokens(tokenizer):
     ids, n_tokens = TokenStream(tokenizer).encode([])
     assert len(ids) == len(n_tokens) == 0

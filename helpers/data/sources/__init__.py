@@ -1,6 +1,6 @@
-"""What a `source` names, read as a stream of documents: files, folders, tables, saved data sets, the Hub.
+"""Any source as a stream of documents: text files, tables, folders, saved data sets, data sets of the Hub.
 
-Nothing here holds more than one document and a megabyte of its file at a time, and nothing changes a source.
+At most one document and a megabyte of its file are in memory at a time, and a source is never changed.
 """
 
 from helpers.data.sources.paths import FABLES, source_hash, source_path

@@ -1,4 +1,4 @@
-"""The bytes of a file, a megabyte at a time, compressed or not; what would swell without end is refused."""
+"""The bytes of a file, compressed or not, a megabyte at a time; decompression bombs are refused."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -6,10 +6,10 @@ from typing import IO, Any
 
 from helpers.settings import SettingsError
 
+CODECS = {".gz": "gzip", ".zst": "zstd"}  # suffix -> pyarrow's name
 CHUNK_BYTES = 2**20
-MAX_EXPANSION = 200  # text shrinks 3 to 30 times; a bomb swells 1,000 times and more
-_UNSUSPECTED_BYTES = 2**24  # less than this harms nobody, however small it was
-_CODECS = {".gz": "gzip", ".zst": "zstd"}
+MAX_EXPANSION = 200  # text shrinks 3 to 30 times; a decompression bomb expands 1,000 times and more
+_HARMLESS_BYTES = 2**24  # so little fits in memory, whatever the ratio
 
 
 def read_chunks(file: Path, *, advance: Callable[[int], None] | None = None) -> Iterator[bytes]:
@@ -17,39 +17,39 @@ def read_chunks(file: Path, *, advance: Callable[[int], None] | None = None) -> 
 
     Args:
         file: what to read.
-        advance: called with the bytes of the file on disk that each chunk took.
+        advance: called for each chunk with the bytes that were read of the file on disk.
 
     Raises:
-        SettingsError: it cannot be read, is cut off, or swells to more than 200 times its size.
+        SettingsError: the file cannot be read, is truncated, or expands to more than 200 times its size.
     """
-    n_read = n_given = 0
+    n_read = n_decompressed = 0
     try:
         with file.open("rb") as raw:
-            stream = _decompressed(file, raw)
+            stream = _decompress(file, raw)
             while chunk := stream.read(CHUNK_BYTES):
-                taken, n_read = raw.tell() - n_read, raw.tell()
-                n_given += len(chunk)
-                _check_expansion(file, n_read, n_given)
+                n_new, n_read = raw.tell() - n_read, raw.tell()
+                n_decompressed += len(chunk)
+                _check_expansion(file, n_read, n_decompressed)
                 if advance:
-                    advance(taken)
+                    advance(n_new)
                 yield chunk
     except OSError as error:
         cause = error.strerror or str(error)
-        mend = ": download or compress it again" if file.suffix.lower() in _CODECS else ""
-        raise SettingsError(f"{file} cannot be read ({cause}){mend}.") from None
+        fix = ": download or compress it again" if file.suffix.lower() in CODECS else ""
+        raise SettingsError(f"{file} cannot be read ({cause}){fix}.") from None
 
 
-def _decompressed(file: Path, raw: IO[bytes]) -> Any:
-    if file.suffix.lower() not in _CODECS:
+def _decompress(file: Path, raw: IO[bytes]) -> Any:
+    if file.suffix.lower() not in CODECS:
         return raw
-    import pyarrow as pa
+    import pyarrow as pa  # reads both formats as streams; Python 3.11 itself has no zstd
 
-    return pa.CompressedInputStream(raw, _CODECS[file.suffix.lower()])
+    return pa.CompressedInputStream(raw, CODECS[file.suffix.lower()])
 
 
-def _check_expansion(file: Path, n_read: int, n_given: int) -> None:
-    if n_given > max(_UNSUSPECTED_BYTES, MAX_EXPANSION * n_read):
+def _check_expansion(file: Path, n_read: int, n_decompressed: int) -> None:
+    if n_decompressed > max(_HARMLESS_BYTES, MAX_EXPANSION * n_read):
         raise SettingsError(
-            f"{file} swells to more than {MAX_EXPANSION} times its size: no text does, so it is not unpacked. "
-            "If you trust it, unpack it yourself and name the unpacked file."
+            f"{file} expands to more than {MAX_EXPANSION} times its size, which no text does: it is not unpacked. "
+            "If you trust it, unpack it yourself and use the unpacked file."
         )

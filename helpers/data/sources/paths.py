@@ -1,4 +1,4 @@
-"""Which files a source names, and what decides that they are the same again."""
+"""The files a source names, and the hash that shows whether they are still the same."""
 
 import hashlib
 import os
@@ -6,13 +6,13 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from helpers.data.sources.compression import CODECS
 from helpers.settings import ASSETS, NOTEBOOKS, SettingsError
 
 FABLES = ASSETS / "fables"
 TEXTS = (".txt", ".md", ".markdown")
 TABLES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
-COMPRESSED = (".gz", ".zst")
-_OWNERS = {
+_FULL_NAMES = {
     "wikitext": "Salesforce/wikitext",
     "openwebtext": "Skylion007/openwebtext",
     "ag_news": "fancyzhx/ag_news",
@@ -23,12 +23,14 @@ _OWNERS = {
 
 
 def source_path(source: str) -> Path | None:
-    """Return the file or folder a source names, or None for what is not on disk: a Hub id or the Python reference.
+    """Return the file or folder a source names; None for what is not on disk: a Hub id or the Python reference.
 
-    A relative path is looked for in the current folder and then beside the notebooks' folder.
+    A relative path is looked for in the current folder, then next to the folder of the notebooks: they run in their
+    own folder, and papermill in the caller's.
 
     Raises:
-        SettingsError: the source looks like a path and is not there, leads in a circle, or is a bare data set name.
+        SettingsError: the source looks like a path and does not exist, is a link that leads nowhere, or is the name of
+            a data set without its owner.
     """
     if source == "fables":
         return FABLES
@@ -37,18 +39,15 @@ def source_path(source: str) -> Path | None:
     path = Path(source).expanduser()
     for candidate in (path, NOTEBOOKS.parent / path):
         if os.path.lexists(candidate):
-            return _resolved(candidate)
+            return _check_link(candidate)
     if _looks_like_a_path(source):
         raise SettingsError(f"source = {source!r} is not there: looked in {Path.cwd()} and {NOTEBOOKS.parent}.")
     if "/" not in source:
-        instead = _OWNERS.get(source)
+        full_name = _FULL_NAMES.get(source)
+        advice = f"; write {full_name}." if full_name else ", as in 'Salesforce/wikitext'."
         raise SettingsError(
             f"source = {source!r} is neither shipped ('fables', 'python-reference') nor a file: a data set of the Hub "
-            + (
-                f"needs its owner in front; write {instead}."
-                if instead
-                else "needs its owner in front, as in 'Salesforce/wikitext'."
-            )
+            f"needs its owner in front{advice}"
         )
     return None
 
@@ -57,8 +56,8 @@ def _looks_like_a_path(source: str) -> bool:
     return kind_of(Path(source)) in (*TEXTS, *TABLES) or not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", source)
 
 
-def _resolved(path: Path) -> Path:
-    """Return the path as it was given, when its links lead somewhere."""
+def _check_link(path: Path) -> Path:
+    """Return the path as it was given; raise `SettingsError` when it is a link without a target."""
     try:
         path.resolve(strict=True)
     except (OSError, RuntimeError):
@@ -69,39 +68,40 @@ def _resolved(path: Path) -> Path:
 
 
 def kind_of(file: Path) -> str:
-    """Return the suffix that tells how a file is read, without that of its compression, in lower case.
+    """Return the suffix that decides how a file is read, in lower case and without the suffix of its compression.
 
     >>> kind_of(Path("News.JSONL.gz"))
     '.jsonl'
     """
     suffixes = [suffix.lower() for suffix in file.suffixes]
-    while suffixes and suffixes[-1] in COMPRESSED:
+    while suffixes and suffixes[-1] in CODECS:
         suffixes.pop()
     return suffixes[-1] if suffixes else ""
 
 
 def is_saved_dataset(path: Path) -> bool:
-    """Tell whether a folder was written by `save_to_disk`."""
+    """Return whether a folder was written by `save_to_disk`."""
     return any((path / name).is_file() for name in ("dataset_dict.json", "state.json"))
 
 
 def source_files(path: Path) -> list[Path]:
-    """Return the files a path names, in order: itself, or every text and table below a folder.
+    """Return the files a path names, sorted: the file itself, or every text and table below a folder.
 
-    Links are followed, each folder once, so that a link to its own parent does no harm.
+    Links are followed, but each folder is entered once, so that a link to its own parent does no harm.
 
     Raises:
         SettingsError: the folder holds nothing to read, or a link in it leads nowhere or in a circle.
     """
     if path.is_file():
         return [path]
-    files = sorted(_resolved(file) for file in _walk(path, set()) if kind_of(file) in (*TEXTS, *TABLES))
+    files = sorted(_check_link(file) for file in _walk(path, set()) if kind_of(file) in (*TEXTS, *TABLES))
     if not files:
         raise SettingsError(f"The folder {path} holds no file of {', '.join((*TEXTS, *TABLES))}, compressed or not.")
     return files
 
 
 def _walk(folder: Path, seen: set[Path]) -> Iterator[Path]:
+    # Not Path.rglob: before Python 3.13 it does not follow links, and it does list hidden files.
     real = folder.resolve()
     if real in seen:
         return
@@ -116,7 +116,7 @@ def _walk(folder: Path, seen: set[Path]) -> Iterator[Path]:
 
 
 def source_hash(source: str) -> str | None:
-    """Return a SHA-256 over the names and bytes of a source's files; None where the source is not on disk."""
+    """Return the SHA-256 of the names and bytes of a source's files; None for a source that is not on disk."""
     path = source_path(source)
     if path is None:
         return None

@@ -1,4 +1,4 @@
-"""Tables read row by row: JSON lines, JSON, CSV, TSV, Parquet; the column that holds the text is found or asked for."""
+"""Tables read row by row: JSON lines, JSON, CSV, TSV and Parquet; and which of their columns holds the text."""
 
 import csv
 import json
@@ -10,35 +10,48 @@ from pathlib import Path
 from typing import Any
 
 from helpers.data.sources.compression import read_chunks
-from helpers.data.sources.texts import MAX_DOCUMENT_CHARACTERS, check_length, lines_of
+from helpers.data.sources.texts import MAX_DOCUMENT_CHARACTERS, check_length, split_lines
 from helpers.display import first_line
 from helpers.settings import SettingsError
 
-Row = tuple[str, Mapping[str, Any]]  # where it stands, for an error, and its values
-_BATCH = 256  # rows of a Parquet file at once
+Row = tuple[str, Mapping[str, Any]]  # its place, for error messages, and its values
+_BATCH = 256  # rows of a Parquet file in memory at once
 _NUMBER = re.compile(r"[-+]?\d*[.,]?\d+([eE][-+]?\d+)?")
 
 
-def find_column(row: Mapping[str, Any], wanted: str, *, name: str) -> str:
-    """Return the column that holds the text: the one asked for, one called `text`, or the only one with words.
+def find_text_column(columns: Mapping[str, bool], wanted: str, *, name: str) -> str:
+    """Return the column that holds the text: the one asked for, one called `text`, or the only one that can.
+
+    Args:
+        columns: every column, and whether it holds words.
+        wanted: the `text_column` of the settings; empty: find it.
+        name: how an error calls the table.
 
     Raises:
-        SettingsError: there is none, or there are several; the columns are listed.
+        SettingsError: there is no such column, or there are several candidates; the columns are listed.
     """
-    worded = [column for column, value in row.items() if isinstance(value, str) and not _NUMBER.fullmatch(value)]
-    if wanted in row:
+    if wanted in columns:
         return wanted
-    if not wanted and ("text" in row or len(worded) == 1):
-        return "text" if "text" in row else worded[0]
-    missing = f"no column {wanted!r}" if wanted else "no column 'text' and not one column of words alone"
-    raise SettingsError(f"{name} has {missing}: set text_column to one of {list(row)}.")
+    # A single column is the text even when its first value is missing or a number.
+    candidates = [column for column, has_words in columns.items() if has_words or len(columns) == 1]
+    if "text" in columns:
+        candidates = ["text"]
+    if not wanted and len(candidates) == 1:
+        return candidates[0]
+    missing = f"no column {wanted!r}" if wanted else "no column 'text', and not exactly one column of words"
+    raise SettingsError(f"{name} has {missing}: set text_column to one of {list(columns)}.")
+
+
+def holds_words(value: Any) -> bool:
+    """Return whether a value is text and not a number written as text, as every number of a CSV file is."""
+    return isinstance(value, str) and not _NUMBER.fullmatch(value)
 
 
 def text_of(row: Row, column: str, *, name: str) -> str:
-    """Return a row's text; nothing there gives an empty text.
+    """Return a row's text; empty where the column is missing or null.
 
     Raises:
-        SettingsError: what stands there is no text, or far too long.
+        SettingsError: the value is not text, or far too long.
     """
     place, values = row
     value = values.get(column)
@@ -47,24 +60,33 @@ def text_of(row: Row, column: str, *, name: str) -> str:
     if not isinstance(value, str):
         raise SettingsError(
             f"{name}, {place}: column {column!r} holds {json.dumps(value, default=str)[:40]}, not text. "
-            "Set text_column to a column of text, or mend the row."
+            "Set text_column to a column of text, or fix the row."
         )
     check_length(len(value), f"{name}, {place} has a text")
     return value
 
 
-def json_lines(name: str, chunks: Iterable[str]) -> Iterator[Row]:
-    """Yield the objects of JSON lines; empty lines are passed over."""
-    for number, line in enumerate(lines_of(chunks, name=name), start=1):
+def text_rows(kind: str, name: str, chunks: Iterable[str]) -> Iterator[Row]:
+    """Return the rows of a table that is stored as text; `kind` is its suffix, such as `.csv`."""
+    if kind == ".json":
+        return _json_rows(name, chunks)
+    if kind in (".csv", ".tsv"):
+        return _csv_rows(name, chunks, delimiter="\t" if kind == ".tsv" else None)
+    return _json_lines(name, chunks)
+
+
+def _json_lines(name: str, chunks: Iterable[str]) -> Iterator[Row]:
+    """Yield the objects of a JSON Lines file; empty lines are skipped."""
+    for number, line in enumerate(split_lines(chunks, name=name), start=1):
         if line and not line.isspace():
             try:
                 value = json.loads(line)
             except json.JSONDecodeError as error:
-                raise SettingsError(f"{name}, line {number} is broken JSON ({error.msg}): mend the line.") from None
-            yield f"line {number}", _object(value, f"{name}, line {number}")
+                raise SettingsError(f"{name}, line {number} is broken JSON ({error.msg}): fix the line.") from None
+            yield f"line {number}", _check_object(value, f"{name}, line {number}")
 
 
-def _object(value: Any, place: str) -> dict[str, Any]:
+def _check_object(value: Any, place: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise SettingsError(
             f'{place}: a row must be an object such as {{"text": "..."}}, not {json.dumps(value)[:40]}.'
@@ -72,60 +94,63 @@ def _object(value: Any, place: str) -> dict[str, Any]:
     return value
 
 
-def json_rows(name: str, chunks: Iterable[str]) -> Iterator[Row]:
-    """Yield the objects of one JSON list, of the one list that a JSON object holds, or of objects in a row."""
+def _json_rows(name: str, chunks: Iterable[str]) -> Iterator[Row]:
+    """Yield the objects of a JSON file: one list, an object that holds one list, or objects one after the other."""
     for line, value in _json_values(name, chunks):
+        values = [value]
         if isinstance(value, dict) and len(value) == 1 and isinstance(next(iter(value.values())), list):
             values = next(iter(value.values()))
-        else:
-            values = [value]
         for each in values:
-            yield f"line {line}", _object(each, f"{name}, line {line}")
+            yield f"line {line}", _check_object(each, f"{name}, line {line}")
 
 
 def _json_values(name: str, chunks: Iterable[str]) -> Iterator[tuple[int, Any]]:
-    """Yield JSON values and the line each begins at; a list around them and commas between them are passed over."""
+    """Yield JSON values and the line each begins at, without the list around them and the commas between them.
+
+    Not `json.load`, and not the JSON reader of `datasets`: both need the whole file in memory.
+    """
     decode, buffer, line, is_list = json.JSONDecoder().raw_decode, "", 1, None
-    for chunk in chain(chunks, [None]):  # None: the end
+    for chunk in chain(chunks, [None]):  # None: the end of the file
         buffer += chunk or ""
-        at = 0
+        position = 0  # everything before it has been decoded
         while True:
-            begin = re.compile(r"[\s,\]]*" if is_list else r"\s*").match(buffer, at).end()
+            begin = re.compile(r"[\s,\]]*" if is_list else r"\s*").match(buffer, position).end()
+            line += buffer.count("\n", position, begin)
+            position = begin
             if begin == len(buffer):
-                line, at = line + buffer.count("\n", at), begin
                 break
             if is_list is None:
                 is_list = buffer[begin] == "["
-                at, line = begin + is_list, line + buffer.count("\n", at, begin)
+                position += is_list
                 continue
-            line += buffer.count("\n", at, begin)
-            at = begin
             try:
                 value, end = decode(buffer, begin)
             except json.JSONDecodeError as error:
                 if chunk is None or _is_broken(error, buffer):
-                    at_line = line + buffer.count("\n", begin, error.pos)
+                    error_line = line + buffer.count("\n", begin, error.pos)
                     raise SettingsError(
-                        f"{name}, line {at_line} is broken JSON ({error.msg}): mend the line."
+                        f"{name}, line {error_line} is broken JSON ({error.msg}): fix the line."
                     ) from None
                 check_length(len(buffer) - begin, f"{name}, line {line} has a value")
                 break
             yield line, value
-            line, at = line + buffer.count("\n", begin, end), end
-        buffer = buffer[at:]
+            line, position = line + buffer.count("\n", begin, end), end
+        buffer = buffer[position:]
 
 
 def _is_broken(error: json.JSONDecodeError, buffer: str) -> bool:
-    """Tell an error amid the buffer from one that more text may heal: a value that is not all there yet."""
+    """Return whether an error is inside the buffer, and not at its end where the next chunk may complete the value."""
+    # Near the end, the cause may be a word such as `false`, or an escape, that the end of the chunk cut in two.
     return error.pos < len(buffer) - 64 and not error.msg.startswith("Unterminated")
 
 
-def csv_rows(name: str, chunks: Iterable[str], *, delimiter: str | None) -> Iterator[Row]:
-    """Yield the rows of a table with a header line; the delimiter is found when it is None."""
-    lines = (f"{line}\n" for line in lines_of(chunks, name=name))
+def _csv_rows(name: str, chunks: Iterable[str], *, delimiter: str | None) -> Iterator[Row]:
+    """Yield the rows of a table with a header line; without a delimiter it is the header's comma or semicolon."""
+    lines = (f"{line}\n" for line in split_lines(chunks, name=name))
     header = next(lines, "")
+    # Excel writes semicolons in much of Europe. csv.Sniffer is no help: it raises on a table of one column.
     delimiter = delimiter or (";" if header.count(";") > header.count(",") else ",")
-    csv.field_size_limit(MAX_DOCUMENT_CHARACTERS)  # the library's own limit is a hundred thousand
+    csv.field_size_limit(MAX_DOCUMENT_CHARACTERS)  # the library's own limit is 131,072 characters
     reader = csv.reader(chain([header], lines), delimiter=delimiter, strict=True)
     try:
         columns = next(reader, [])
@@ -138,14 +163,14 @@ def csv_rows(name: str, chunks: Iterable[str], *, delimiter: str | None) -> Iter
             if values:
                 yield f"line {reader.line_num}", dict(zip(columns, values, strict=False))
     except csv.Error as error:
-        raise SettingsError(f"{name}, line {reader.line_num} is broken ({error}): mend the line.") from None
+        raise SettingsError(f"{name}, line {reader.line_num} is broken ({error}): fix the line.") from None
 
 
 def parquet_rows(file: Path, wanted: str, *, advance: Callable[[int], None] | None = None) -> Iterator[Row]:
-    """Yield the rows of a Parquet file, of which only the column of the text is read.
+    """Yield the rows of a Parquet file, reading the text's column only.
 
     Raises:
-        SettingsError: it is no Parquet file, or it is not told which column holds the text.
+        SettingsError: it is not a Parquet file, or it is not clear which column holds the text.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -153,8 +178,10 @@ def parquet_rows(file: Path, wanted: str, *, advance: Callable[[int], None] | No
     n_bytes = file.stat().st_size
     try:
         with tempfile.TemporaryFile() as unpacked:
+            # pre_buffer would hold a whole row group in memory, which can be most of the file.
             table = pq.ParquetFile(_seekable(file, unpacked), buffer_size=2**20, pre_buffer=False)
-            column = find_column(_sketch(table.schema_arrow), wanted, name=str(file))
+            columns = {field.name: _is_string(field.type) for field in table.schema_arrow}
+            column = find_text_column(columns, wanted, name=str(file))
             n_rows = 0
             for batch in table.iter_batches(_BATCH, columns=[column]):
                 for value in batch.column(0).to_pylist():
@@ -167,7 +194,7 @@ def parquet_rows(file: Path, wanted: str, *, advance: Callable[[int], None] | No
 
 
 def _seekable(file: Path, unpacked: Any) -> Any:
-    """Return what Parquet can jump about in: the file, or what is unpacked of it."""
+    """Return a file in which Parquet can seek: the file itself, or its decompressed content in `unpacked`."""
     if file.suffix.lower() == ".parquet":
         return file
     for chunk in read_chunks(file):
@@ -176,12 +203,8 @@ def _seekable(file: Path, unpacked: Any) -> Any:
     return unpacked
 
 
-def _sketch(schema: Any) -> dict[str, Any]:
-    """Return a row in which columns of text hold words and all others a number."""
+def _is_string(kind: Any) -> bool:
     import pyarrow as pa
 
-    def is_text(kind: Any) -> bool:
-        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-        return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-
-    return {field.name: "words" if is_text(field.type) else 0 for field in schema}
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)

@@ -188,12 +188,12 @@ def test_a_split_a_column_and_a_revision_can_be_named(hub, tmp_path):
     assert load_texts(hub, tmp_path, TEXTS, **wanted) == "{'train': 9}\n"
 
 
-def test_a_data_set_is_read_as_it_arrives_where_that_is_asked_for(hub, tmp_path):
+def test_streaming_reads_a_data_set_as_it_arrives_and_keeps_nothing(hub, tmp_path):
     assert load_texts(hub, tmp_path, TEXTS, streaming=True) == "{'train': 40, 'test': 9}\n"
     assert not list(tmp_path.rglob("*.arrow")), "nothing of it is kept"
 
 
-def test_without_the_hub_and_without_a_cache_one_sentence_comes_at_once(tmp_path):
+def test_without_the_hub_and_the_cache_there_is_an_error_at_once(tmp_path):
     message, seconds = in_a_child(NOBODY, tmp_path, LOAD_TEXTS.format(f"source={TEXTS!r}"))
     assert message == (
         f"The Hub's data set {TEXTS!r} is not in the cache, and the Hub does not answer: connect to the network once, "
@@ -213,7 +213,7 @@ def test_without_the_hub_and_without_a_cache_one_sentence_comes_at_once(tmp_path
         (MANY, "needs another configuration: set source_config"),
     ],
 )
-def test_what_keeps_a_data_set_away_is_one_sentence(hub, tmp_path, source, words):
+def test_the_reason_why_a_data_set_cannot_be_loaded_is_one_sentence(hub, tmp_path, source, words):
     message = load_texts(hub, tmp_path, source)
     assert words in message
     assert message.count("\n") == 1

@@ -1,4 +1,4 @@
-"""Every kind of source, as people have them, and every way in which one can be bad."""
+"""Every kind of source people have, and every way in which one can be bad."""
 
 import gzip
 import json
@@ -70,14 +70,14 @@ def test_a_text_file_is_cut_where_the_setting_says(tmp_path, separator, expected
     assert texts(path, document_separator=separator) == expected
 
 
-def test_where_a_text_is_cut_does_not_depend_on_how_it_arrives():
+def test_the_documents_of_a_text_do_not_depend_on_the_chunks_it_is_read_in():
     text = "a\nb\n\n c \n \t\n\nd<|endoftext|>e"
     for separator in ("blank line", "line", "file", "<|endoftext|>"):
         at_once = list(split_text([text], separator, name="x"))
         assert list(split_text(list(text), separator, name="x")) == at_once
 
 
-def test_a_folder_gives_a_document_a_file_and_follows_tables_and_folders_in_it(tmp_path):
+def test_a_folder_gives_a_document_per_file_and_reads_tables_and_folders_in_it(tmp_path):
     (tmp_path / "more" / "deep").mkdir(parents=True)
     (tmp_path / "b.md").write_text("two owls\n\nand more")
     (tmp_path / "a.txt").write_text("one fox")
@@ -117,7 +117,7 @@ def test_a_saved_data_set_is_read_with_its_own_splits(tmp_path):
     [("wikitext", "Salesforce/wikitext"), ("imdb", "stanfordnlp/imdb"), ("bookcorpus", "was a script"),
      ("anything", "needs its owner in front")],
 )  # fmt: skip
-def test_a_bare_name_of_the_hub_is_answered_with_what_to_write_instead(name, source):
+def test_the_error_for_a_bare_name_of_the_hub_says_what_to_write_instead(name, source):
     with pytest.raises(SettingsError, match=source):
         source_path(name)
 
@@ -142,7 +142,7 @@ ENCODED = {
 
 
 @pytest.mark.parametrize("case", ENCODED)
-def test_an_encoding_is_found_and_named_and_nothing_is_lost(tmp_path, case):
+def test_an_encoding_is_detected_and_reported_and_nothing_is_lost(tmp_path, case):
     text, encoding = ENCODED[case]
     path = tmp_path / "a.txt"
     path.write_bytes(text.encode(encoding))
@@ -152,7 +152,7 @@ def test_an_encoding_is_found_and_named_and_nothing_is_lost(tmp_path, case):
     assert dict(source.encodings) == {encoding: 1}
 
 
-def test_a_letter_cut_in_two_by_a_chunk_is_no_doubt(tmp_path):
+def test_a_character_cut_in_two_by_a_chunk_does_not_change_the_encoding(tmp_path):
     assert find_encoding(tmp_path, [b"caf\xc3", b"\xa9"]) == "utf-8"
     assert find_encoding(tmp_path, [b"caf", b"\xe9"]) == "cp1252"
 
@@ -163,7 +163,7 @@ def test_windows_line_ends_are_line_ends(tmp_path):
     assert texts(path) == WORDS
 
 
-def test_half_a_character_in_json_becomes_the_sign_for_it(tmp_path):
+def test_half_a_character_in_json_becomes_the_replacement_character(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "a\\ud83d b"}')
     assert texts(path) == ["a\ufffd b"]
@@ -178,19 +178,19 @@ def test_an_encoding_can_be_named_and_must_be_known(tmp_path):
 
 
 def bad_sources(folder):
-    """Return sources that cannot be read: a name, what is written, and words of the sentence that says so."""
+    """Return sources that cannot be read: a name, what is written, and words of the message."""
     cut = gzip.compress(os.urandom(5000))[:-20]
     return {
         "a.pdf.txt": (b"%PDF-1.7 \xe2\xe3", "is a PDF, not text"),
         "nul.txt": (b"a" * 5000 + b"\0" + b"b" * 5000, r"holds a NUL byte \(byte 5000\)"),
-        "random.txt": (bytes(range(1, 256)) * 40, "is no text in any encoding known|mixes encodings"),
+        "random.txt": (bytes(range(1, 256)) * 40, "is not text in any known encoding|mixes encodings"),
         "mixed.txt": ("Le café. ".encode() * 30 + "Le café.".encode("cp1252"), "mixes encodings: .* byte 306 is not"),
         "cut.txt.gz": (cut, "cannot be read .*: download or compress it again"),
         "no.txt.gz": (b"words", "cannot be read"),
         "no.txt.zst": (b"words", "cannot be read"),
         "gz.txt": (gzip.compress(b"words"), "is gzip-compressed"),
-        "bomb.txt.gz": (gzip.compress(b" " * 40_000_000), "swells to more than 200 times"),
-        "bomb.txt.zst": (zstandard.ZstdCompressor().compress(b"a\n\n" * 20_000_000), "swells to more than 200 times"),
+        "bomb.txt.gz": (gzip.compress(b" " * 40_000_000), "expands to more than 200 times"),
+        "bomb.txt.zst": (zstandard.ZstdCompressor().compress(b"a\n\n" * 20_000_000), "expands to more than 200 times"),
         "line.jsonl": (b'{"text": "one"}\n{"text": "two"}\n{"text": \n{"text": "four"}\n', "line 3 is broken JSON"),
         "end.jsonl": (b'{"text": "one"}\n{"text": "tw', "line 2 is broken JSON"),
         "early.json": (b'[{"text": "one"} {"text": oops}' + b" " * 99, "line 1 is broken JSON"),
@@ -215,7 +215,7 @@ def test_a_bad_file_is_refused_with_its_name_and_what_to_do(tmp_path, name):
     assert path.read_bytes() == content
 
 
-def test_nothing_in_a_row_is_an_empty_document_and_not_an_error(tmp_path):
+def test_a_row_without_text_is_an_empty_document_and_not_an_error(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "one fox"}\n{"text": null}\n{"other": 1}\n{"text": ""}\n')
     assert texts(path) == ["one fox", "", "", ""]
@@ -229,6 +229,14 @@ def test_one_column_of_words_is_found_and_a_wrong_name_lists_the_columns(tmp_pat
         texts(path, text_column="text")
 
 
+@pytest.mark.parametrize("first", [None, "1984"])
+def test_the_only_column_of_text_is_found_when_its_first_row_has_no_words(tmp_path, first):
+    rows = Dataset.from_dict({"body": [first, "one fox"], "n": [1, 2]})
+    rows.to_parquet(tmp_path / "a.parquet")
+    rows.save_to_disk(tmp_path / "saved")
+    assert texts(tmp_path / "a.parquet") == texts(tmp_path / "saved") == [first or "", "one fox"]
+
+
 def test_the_columns_of_a_parquet_file_are_listed(tmp_path):
     Dataset.from_dict({"a": WORDS, "b": WORDS}).to_parquet(tmp_path / "a.parquet")
     with pytest.raises(SettingsError, match=r"set text_column to one of \['a', 'b'\]"):
@@ -236,7 +244,7 @@ def test_the_columns_of_a_parquet_file_are_listed(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.txt"])
-def test_a_row_of_200_mb_is_refused_before_it_is_all_there(tmp_path, name):
+def test_a_row_of_200_mb_is_refused_before_it_is_read_completely(tmp_path, name):
     path = tmp_path / name
     with path.open("w") as file:
         file.write('{"text": "')
@@ -247,7 +255,7 @@ def test_a_row_of_200_mb_is_refused_before_it_is_all_there(tmp_path, name):
         texts(path)
 
 
-def test_a_link_in_a_circle_is_told_and_a_folder_in_itself_does_no_harm(tmp_path):
+def test_a_link_in_a_circle_is_an_error_and_a_link_to_its_own_folder_is_not(tmp_path):
     (tmp_path / "a.txt").symlink_to(tmp_path / "b.txt")
     (tmp_path / "b.txt").symlink_to(tmp_path / "a.txt")
     with pytest.raises(SettingsError, match=r"a\.txt is a symbolic link that leads nowhere or in a circle"):
@@ -266,7 +274,7 @@ def test_a_folder_with_nothing_to_read_says_what_it_looked_for(tmp_path):
         texts(tmp_path)
 
 
-def test_a_source_that_may_not_be_read_is_told(tmp_path, monkeypatch):
+def test_a_source_without_permission_to_read_is_an_error(tmp_path, monkeypatch):
     path = tmp_path / "a.txt"
     path.write_text("one fox")
     path.chmod(0)
@@ -276,7 +284,7 @@ def test_a_source_that_may_not_be_read_is_told(tmp_path, monkeypatch):
         source_hash(str(path))
 
 
-def test_names_with_spaces_and_letters_of_all_kinds_are_names(tmp_path):
+def test_names_with_spaces_and_non_latin_letters_are_read(tmp_path):
     folder = tmp_path / "Märchen und 寓言"
     folder.mkdir()
     (folder / "der Fuchs.txt").write_text("one fox", encoding="utf-8")

@@ -1,9 +1,8 @@
 import matplotlib.pyplot as plt
 import pytest
 
-from helpers.data.data_plots import plot_packing, plot_report
 from helpers.data.preparation import prepare
-from helpers.data.quality import report, useful_share
+from helpers.data.quality_report import plot_packing, plot_report, report, useful_share
 from helpers.model import load_tokenizer
 
 
@@ -18,18 +17,18 @@ def _close():
     plt.close("all")
 
 
-def test_a_report_counts_what_is_there(data, tiny_settings):
-    found = report(data, load_tokenizer("pocket"))
-    assert found.lengths.sum() == data.facts["splits"]["train"]["tokens"]
+def test_a_report_counts_the_prepared_data(data, tiny_settings):
+    described = report(data, load_tokenizer("pocket"))
+    assert described.lengths.sum() == data.facts["splits"]["train"]["tokens"]
     n_bytes = [len(text.encode()) for text in data.documents["train"]["text"]]
-    assert found.tokens_per_byte.tolist() == pytest.approx((found.lengths / n_bytes).tolist())
-    assert found.useful_share["packed"] == 1
-    assert sum(found.frequent.values()) <= 1
-    assert list(found.frequent.values()) == sorted(found.frequent.values(), reverse=True)
-    assert dict(found.rows())["documents read"] == "40"
+    assert described.tokens_per_byte.tolist() == pytest.approx((described.lengths / n_bytes).tolist())
+    assert described.useful_share["packed"] == 1
+    assert sum(described.frequent.values()) <= 1
+    assert list(described.frequent.values()) == sorted(described.frequent.values(), reverse=True)
+    assert dict(described.rows())["documents read"] == "40"
 
 
-def test_a_report_shows_a_text_s_own_signs_escaped(data):
+def test_a_report_escapes_everything_that_comes_from_the_text(data):
     data.facts["encodings"]["<script>"] = 1
     data.facts["notes"].append("<b>bold</b>")
     shown = report(data, load_tokenizer("pocket"))._repr_html_()
@@ -42,7 +41,7 @@ def test_useful_share_is_text_over_positions():
     assert useful_share([50, 50], 10) == 1
 
 
-def test_packing_is_drawn_to_scale_and_covers_every_token():
+def test_the_picture_of_packing_is_to_scale_and_covers_every_token():
     lengths = [5, 12, 3, 30]
     ax = plot_packing(lengths, block_size=10)
     grey, padded = ax.patches[0:8:2], ax.patches[1:8:2]

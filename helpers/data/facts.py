@@ -1,0 +1,77 @@
+"""What `data.json` says about a source: counts, and a note on everything unusual."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from helpers.data.splitting import LEFT_OUT, Split
+from helpers.data.writing import Staging
+from helpers.settings import DataSettings
+
+ENGLISH_TOKENS_PER_CHARACTER = 0.25  # of GPT-2's vocabulary on English prose: about four letters for a token
+POOR_FIT = 0.5  # tokens per character from which a vocabulary does not fit a text
+LEAKED = 0.01  # share of the test's n-grams in the training text that is worth a note
+MANY = 0.01  # share of the documents that is worth a note
+TINY_TOKENS = 8
+
+
+def count_documents(staging: Staging, split: Split) -> dict[str, int]:
+    """Return the counts of the source as a whole: documents, duplicates, characters, bytes and tokens."""
+    group_sizes = np.bincount(split.group[split.is_first], minlength=len(split.group))
+    return {
+        "documents_read": len(split.part) + staging.n_empty,
+        "empty": staging.n_empty,
+        "duplicates_removed": int((~split.is_first).sum()),
+        "near_duplicates": int(group_sizes[group_sizes > 1].sum()),
+        "near_duplicates_removed": int((split.is_first & (split.part == LEFT_OUT)).sum()),
+        "characters": staging.n_characters,
+        "bytes": int(staging.n_bytes.sum()),
+        "tokens": int(staging.n_tokens.sum()) - len(split.part),  # without the end-of-text tokens
+        "longest_document_tokens": int(staging.n_tokens.max(initial=0)),
+        "tiny_documents": int((staging.n_tokens <= TINY_TOKENS).sum()),
+    }
+
+
+def find_notes(facts: Mapping[str, Any], settings: DataSettings) -> list[str]:
+    """Return a sentence for everything unusual about a text."""
+    notes = []
+    rate = tokens_per_character(facts)
+    if rate > POOR_FIT:
+        notes.append(
+            f"The vocabulary of {settings.model_name_or_path!r} fits this text badly: it takes {rate:.2f} tokens for a "
+            f"character, where GPT-2 takes about {ENGLISH_TOKENS_PER_CHARACTER} on English. The same text costs "
+            f"{rate / ENGLISH_TOKENS_PER_CHARACTER:.0f} times the time, and a block holds only "
+            f"{settings.block_size / rate:.0f} characters."
+        )
+    for encoding, count in facts["encodings"].items():
+        if not encoding.startswith("utf-8") and settings.encoding == "auto":
+            notes.append(
+                f"{count} text file(s) were read as {encoding}: look at a document, and set encoding if it is wrong."
+            )
+    if facts["leakage"]["share_in_train"] > LEAKED:
+        notes.append(
+            f"{facts['leakage']['share_in_train']:.1%} of the test's runs of {facts['leakage']['ngram']} tokens "
+            "are in the training text too: the test is easier than new text would be."
+        )
+    if facts["near_duplicates"] > MANY * facts["documents_read"]:
+        notes.append(
+            f"{near_duplicates_text(facts)} documents are nearly the same as another: near_duplicates='remove' keeps "
+            "one of each."
+        )
+    for count, what in ((facts["empty"], "hold nothing, and were left out"), (facts["tiny_documents"], "are tiny")):
+        if count > MANY * facts["documents_read"]:
+            notes.append(f"{count:,} of {facts['documents_read']:,} documents {what}.")
+    return notes
+
+
+def tokens_per_character(facts: Mapping[str, Any]) -> float:
+    """Return how many tokens the vocabulary needs for a character of the text."""
+    return facts["tokens"] / max(1, facts["characters"])
+
+
+def near_duplicates_text(facts: Mapping[str, Any]) -> str:
+    """Return the number of near-duplicates in words."""
+    if facts["settings"]["near_duplicates"] == "keep":
+        return "not looked for"
+    return f"{facts['near_duplicates']:,}, of which {facts['near_duplicates_removed']:,} left out"

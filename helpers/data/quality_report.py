@@ -1,0 +1,147 @@
+"""The report of notebook 02: what a prepared text is like, as a table and as pictures."""
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from helpers.data.facts import TINY_TOKENS, near_duplicates_text, tokens_per_character
+from helpers.data.preparation import PreparedData
+from helpers.display import html_table
+from helpers.plots import BLUE, GREEN, GREY, ORANGE, new_axes, plot_bars, plot_lengths
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from matplotlib.axes import Axes
+    from transformers import PreTrainedTokenizerBase
+
+_SAMPLE_TOKENS = 2**21
+_N_FREQUENT = 12
+_PADDING = "#dddddd"
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """What to know about a prepared text; a notebook shows it as a table.
+
+    Attributes:
+        lengths: tokens of each training document, its end-of-text included. (documents,)
+        tokens_per_byte: of each training document. (documents,)
+        useful_share: way of making rows -> share of positions that hold text.
+        frequent: the most frequent tokens of the training text, as text -> share of all tokens.
+        facts: as in `data.json`.
+    """
+
+    lengths: np.ndarray
+    tokens_per_byte: np.ndarray
+    useful_share: dict[str, float]
+    frequent: dict[str, float]
+    facts: dict[str, Any]
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Return the rows of the table: a name and a value each."""
+        facts, leakage = self.facts, self.facts["leakage"]
+        encodings = ", ".join(f"{name}: {count}" for name, count in facts["encodings"].items()) or "no text files"
+        return [
+            ("documents read", f"{facts['documents_read']:,}"),
+            ("empty, left out", f"{facts['empty']:,}"),
+            ("repeated, left out", f"{facts['duplicates_removed']:,}"),
+            ("nearly the same as another", near_duplicates_text(facts)),
+            (f"of at most {TINY_TOKENS} tokens", f"{facts['tiny_documents']:,}"),
+            ("longest document", f"{facts['longest_document_tokens']:,} tokens"),
+            ("text files by encoding", encodings),
+            ("tokens per character", f"{tokens_per_character(facts):.3f}"),
+            ("bytes per token", f"{facts['bytes'] / max(1, facts['tokens']):.2f}"),
+            (
+                "test text that is in the training text too",
+                f"{leakage['share_in_train']:.2%} of its {leakage['ngram']}-grams",
+            ),
+        ]
+
+    def _repr_html_(self) -> str:
+        notes = "".join(f"<li>{html.escape(note)}</li>" for note in self.facts["notes"])
+        return f"{html_table((), self.rows())}<ul>{notes}</ul>"
+
+
+def report(data: PreparedData, tokenizer: "PreTrainedTokenizerBase") -> DataReport:
+    """Describe a prepared text.
+
+    Args:
+        data: the result of `prepare`.
+        tokenizer: the one it was prepared with.
+    """
+    documents, block_size = data.documents["train"].with_format("numpy"), data.facts["settings"]["block_size"]
+    lengths = documents["n_tokens"][:]
+    n_bytes = np.array([len(text.encode()) for text in data.documents["train"]["text"]])
+    useful = {f"padded to {block_size}": useful_share(lengths, block_size), "packed": 1.0}
+    frequent = _frequent_tokens(data.blocks["train"], tokenizer)
+    return DataReport(lengths, lengths / n_bytes, useful, frequent, data.facts)
+
+
+def useful_share(lengths: Sequence[int] | np.ndarray, width: int) -> float:
+    """Return the share of positions that hold text when each document gets a row, cut or padded to `width`.
+
+    >>> useful_share([50, 300], 100)
+    0.75
+    """
+    return float(np.minimum(lengths, width).sum() / (width * len(lengths)))
+
+
+def _frequent_tokens(blocks: "Dataset", tokenizer: "PreTrainedTokenizerBase") -> dict[str, float]:
+    """Return the most frequent of the first two million tokens, as text, with their share."""
+    n_rows = min(len(blocks), max(1, _SAMPLE_TOKENS // len(blocks[0]["input_ids"])))
+    counts = np.bincount(blocks.with_format("numpy")[:n_rows]["input_ids"].ravel())
+    top = counts.argsort()[::-1][:_N_FREQUENT]
+    # repr shows line ends and spaces; its quotes are cut off
+    return {repr(tokenizer.decode([token]))[1:-1]: counts[token] / counts.sum() for token in top}
+
+
+def plot_report(report: DataReport) -> np.ndarray:
+    """Draw a data report: lengths, tokens per byte, what padding would waste, frequent tokens; return the four Axes."""
+    import matplotlib.pyplot as plt
+
+    _, axes = plt.subplots(2, 2, figsize=(10, 6.4), layout="constrained", facecolor="white")
+    plot_lengths(report.lengths, block_size=report.facts["settings"]["block_size"], ax=axes[0, 0])
+    axes[0, 0].set_title("How long the documents are")
+    axes[0, 1].hist(report.tokens_per_byte, bins=40, color=GREEN)
+    axes[0, 1].set(xlabel="tokens per byte", ylabel="documents", title="Far right: what the vocabulary fits badly")
+    waste = {name: 100 * (1 - share) for name, share in report.useful_share.items()}
+    plot_bars(waste, xlabel="positions without text (%)", title="What padding would waste", ax=axes[1, 0])
+    frequent = {name.replace("$", r"\$"): 100 * share for name, share in report.frequent.items()}  # $ begins a formula
+    plot_bars(frequent, xlabel="share of all tokens (%)", title="The most frequent tokens", ax=axes[1, 1])
+    for ax in axes.flat:
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.tick_params(colors=GREY)
+    return axes
+
+
+def plot_packing(
+    lengths: Sequence[int] | np.ndarray, *, block_size: int, n_documents: int = 16, ax: "Axes | None" = None
+) -> "Axes":
+    """Draw the first documents to scale, each padded to a row of its own, and below them the same ones packed.
+
+    Args:
+        lengths: tokens of each document, its end-of-text included.
+        block_size: positions in a row.
+        n_documents: how many are drawn.
+        ax: where to draw.
+    """
+    shown = np.asarray(lengths)[:n_documents]
+    ends = shown.cumsum()
+    n_rows = -(-int(ends[-1]) // block_size)
+    ax = ax or new_axes(width=8.0, height=1.2 + 0.16 * (len(shown) + n_rows))
+    for row, length in enumerate(shown):
+        ax.barh(row, block_size, color=_PADDING, height=0.8)
+        ax.barh(row, min(length, block_size), color=(BLUE, ORANGE)[row % 2], height=0.8)
+    first_row = len(shown) + 1
+    for place, (start, end) in enumerate(zip(ends - shown, ends, strict=True)):
+        for row in range(start // block_size, -(-end // block_size)):
+            left, right = max(start, row * block_size), min(end, (row + 1) * block_size)
+            ax.barh(first_row + row, right - left, left=left % block_size, color=(BLUE, ORANGE)[place % 2], height=0.8)
+    padded = useful_share(shown, block_size)
+    ax.set_yticks([(len(shown) - 1) / 2, first_row + (n_rows - 1) / 2], ["padded", "packed"])
+    ax.set(xlim=(0, block_size), ylim=(first_row + n_rows - 0.4, -0.6), xlabel="position in the row (tokens)")
+    ax.set_title(f"The same {len(shown)} documents: padded, {padded:.0%} of the positions hold text (grey: none)")
+    return ax

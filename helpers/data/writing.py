@@ -1,0 +1,266 @@
+"""From a source to the files of a run in two passes, with no more than a batch of text in memory.
+
+1. `Staging`: each document is read and tokenised once, and kept on the disk until all of them are known.
+2. `write_parts`: the staged documents are read again, in the same order, and each goes to its part of the split.
+
+Why not `Dataset.from_generator` and `save_to_disk`: they write every row twice, into a cache and into the folder.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from helpers.data.duplicates import Fingerprints
+from helpers.data.leakage import Leakage
+from helpers.data.splitting import SPLITS, TEST, TRAIN, UNDECIDED
+from helpers.data.tokens import TokenStream
+from helpers.settings import DataSettings, SettingsError
+
+_BATCH_CHARACTERS, _BATCH_DOCUMENTS = 2**20, 4096
+_ROWS_FILE = "data-00000-of-00001.arrow"  # the name that `datasets` gives it
+
+
+class Staging(ExitStack):
+    """The documents of a source on their way to the parts of a split; as a context manager it closes its files.
+
+    Args:
+        folder: an empty folder for a file of texts and one of tokens.
+        tokens: turns texts into ids.
+        fingerprints: gets every document, to find duplicates afterwards.
+
+    Attributes (the arrays exist after `finish`):
+        parts: the part that the source gives each document: a position in `SPLITS`, or `UNDECIDED`. (documents,)
+        n_tokens: tokens of each document, with its end-of-text. (documents,)
+        n_bytes: bytes of each document in UTF-8. (documents,)
+        n_characters: characters of all documents.
+        n_empty: documents without text, which were left out.
+    """
+
+    def __init__(self, folder: Path, tokens: TokenStream, fingerprints: Fingerprints) -> None:
+        super().__init__()
+        self._folder, self._tokens, self._fingerprints = folder, tokens, fingerprints
+        self.n_characters = self.n_empty = 0
+        self._rows = [(np.empty(0, np.int8), np.empty(0, np.int32), np.empty(0, np.int32))]
+        self._token_file = self.enter_context((folder / "tokens").open("wb"))
+        text_file = self.enter_context(pa.OSFile(str(folder / "texts"), "wb"))
+        self._texts = self.enter_context(pa.ipc.new_stream(text_file, pa.schema([("text", pa.string())])))
+
+    def add(self, texts: Iterable[str], part: str, *, budget: int = 0, on_batch: Callable[[int, int], None]) -> None:
+        """Tokenise and store the documents of a part.
+
+        Args:
+            texts: one for each document; empty ones are counted and left out.
+            part: 'train', 'validation' or 'test', or '' for what is to be split.
+            budget: tokens to take at most, in whole documents; 0: all.
+            on_batch: called for each batch with its bytes of text and its tokens.
+        """
+        for batch in self._batches_of(texts):
+            ids, n_tokens = self._tokens.encode(batch)
+            # At least one document, so that a first one longer than the budget does not leave nothing at all.
+            n_taken = max(1, int(np.searchsorted(n_tokens.cumsum(), budget, "right"))) if budget else len(batch)
+            ids = ids[: n_tokens[:n_taken].sum()]
+            on_batch(self._add_batch(batch[:n_taken], ids, n_tokens[:n_taken], part), len(ids))
+            if budget and (n_taken < len(batch) or len(ids) >= budget):
+                break
+            budget -= len(ids) if budget else 0
+
+    def _add_batch(self, batch: list[str], ids: np.ndarray, n_tokens: np.ndarray, part: str) -> int:
+        texts = pa.array(batch, pa.string())
+        n_bytes = pc.binary_length(texts).to_numpy()
+        self._texts.write_batch(pa.RecordBatch.from_arrays([texts], names=["text"]))
+        self._token_file.write(memoryview(ids))
+        self._fingerprints.add(batch)
+        parts = np.full(len(batch), SPLITS.index(part) if part else UNDECIDED, np.int8)
+        # 9 bytes for each document are all that stays in memory here.
+        self._rows.append((parts, n_tokens.astype(np.int32), n_bytes))
+        self.n_characters += sum(map(len, batch))
+        return int(n_bytes.sum())
+
+    def _batches_of(self, texts: Iterable[str]) -> Iterator[list[str]]:
+        """Yield documents in lists of about a million characters; no list is empty."""
+        batch, n_characters = [], 0
+        for text in texts:
+            if not text or text.isspace():
+                self.n_empty += 1
+                continue
+            batch.append(text)
+            n_characters += len(text)
+            if n_characters >= _BATCH_CHARACTERS or len(batch) == _BATCH_DOCUMENTS:
+                yield batch
+                batch, n_characters = [], 0
+        if batch:
+            yield batch
+
+    def finish(self) -> None:
+        """End the first pass: close the files, so that they can be read."""
+        self.close()
+        self.parts, self.n_tokens, self.n_bytes = map(np.concatenate, zip(*self._rows, strict=True))
+        self._rows = []
+
+    def batches(self) -> Iterator[tuple[pa.Array, np.ndarray, slice]]:
+        """Yield texts, their tokens one after the other, and which documents they are."""
+        start = 0
+        # The files are read, not memory-mapped, so that a batch leaves memory when it is done.
+        with (
+            (self._folder / "tokens").open("rb") as token_file,
+            pa.OSFile(str(self._folder / "texts"), "rb") as text_file,
+            pa.ipc.open_stream(text_file) as batches,
+        ):
+            for texts in batches:
+                documents = slice(start, start + texts.num_rows)
+                n_tokens = int(self.n_tokens[documents].sum())
+                yield texts.column(0), np.fromfile(token_file, self._tokens.dtype, n_tokens), documents
+                start = documents.stop
+
+    def measure_leakage(self, part: np.ndarray) -> Leakage:
+        """Return a count of leakage that knows the test's n-grams and waits for the training text."""
+        leakage = Leakage(int(self.n_tokens[part == TEST].sum()), self._tokens.eos)
+        for _, ids, documents in self.batches():
+            leakage.add_test(ids[np.repeat(part[documents] == TEST, self.n_tokens[documents])])
+        return leakage
+
+
+def write_parts(staging: Staging, part: np.ndarray, settings: DataSettings, folder: Path) -> dict[str, Any]:
+    """Write the documents of each part, and the blocks of the training and validation parts.
+
+    Args:
+        staging: the staged documents.
+        part: the part of each document. (documents,)
+        settings: for the block size.
+        folder: where `blocks` and `documents` are made.
+
+    Returns:
+        The facts of `data.json` about each part (`splits`), and about leakage.
+
+    Raises:
+        SettingsError: a part has less than one block.
+    """
+    leakage = staging.measure_leakage(part)
+    with ExitStack() as stack:
+        writers = [stack.enter_context(PartWriter(name, settings, folder)) for name in SPLITS]
+        for texts, ids, documents in staging.batches():
+            for place, writer in enumerate(writers):
+                is_here = part[documents] == place
+                own_ids = ids[np.repeat(is_here, staging.n_tokens[documents])]
+                writer.add(texts.filter(is_here), own_ids, staging.n_tokens[documents][is_here])
+                if place == TRAIN:
+                    leakage.add_train(own_ids)
+        splits = {writer.name: writer.finish() for writer in writers}
+    for kind, names in (("blocks", [name for name in SPLITS if name != "test"]), ("documents", list(SPLITS))):
+        (folder / kind / "dataset_dict.json").write_text(json.dumps({"splits": names}), encoding="utf-8")
+    return {"splits": splits, "leakage": leakage.facts}
+
+
+class PartWriter(ExitStack):
+    """Writes one part of the split: its documents, and its blocks unless it is the test."""
+
+    def __init__(self, name: str, settings: DataSettings, folder: Path) -> None:
+        super().__init__()
+        self.name, self._digest = name, hashlib.sha256()
+        self._n_bytes = self._n_tokens = 0
+        self._schema = pa.schema([("text", pa.string()), ("n_tokens", pa.int32())])
+        self._documents = self.enter_context(TableWriter(folder / "documents" / name, self._schema))
+        self._blocks: BlockWriter | None = None
+        if name != "test":  # the test is scored by sliding windows over its documents, not in blocks
+            self._blocks = self.enter_context(BlockWriter(folder / "blocks" / name, settings.block_size))
+
+    def add(self, texts: Any, ids: np.ndarray, n_tokens: np.ndarray) -> None:
+        """Add documents: their texts, their tokens one after the other, and the tokens of each."""
+        self._documents.write(pa.RecordBatch.from_arrays([texts, pa.array(n_tokens, pa.int32())], schema=self._schema))
+        for text in texts:
+            encoded = text.as_buffer()
+            self._digest.update(encoded)
+            self._digest.update(b"\0")  # so that moving a border between two documents changes the hash
+            self._n_bytes += encoded.size
+        self._n_tokens += len(ids)
+        if self._blocks:
+            self._blocks.add(ids)
+
+    def finish(self) -> dict[str, Any]:
+        """Complete the folders and return the counts; raise `SettingsError` when there is less than one block."""
+        sha256 = self._digest.hexdigest()
+        counts: dict[str, Any] = {"documents": self._documents.n_rows, "bytes": self._n_bytes}
+        counts |= {"sha256": sha256, "tokens": self._n_tokens}
+        if self._blocks:
+            block_size, n_blocks = self._blocks.block_size, self._blocks.n_rows
+            check_enough(self.name, self._n_tokens, block_size)
+            counts |= {"blocks": n_blocks, "tokens_dropped": self._n_tokens - n_blocks * block_size}
+            self._blocks.finish(f"{block_size}-{sha256}")  # the same text in longer blocks is other content
+        self._documents.finish(sha256)
+        return counts
+
+
+class TableWriter(ExitStack):
+    """Writes a folder that `datasets.load_from_disk` opens, batch by batch; as a context manager it closes its file.
+
+    Args:
+        folder: the folder to make.
+        schema: of the Arrow batches.
+        torch: whether the data set will return torch tensors.
+    """
+
+    def __init__(self, folder: Path, schema: pa.Schema, *, torch: bool = False) -> None:
+        from datasets import Dataset
+
+        super().__init__()
+        folder.mkdir(parents=True)
+        self._folder, self.n_rows = folder, 0
+        self._empty = Dataset(schema.empty_table()).with_format("torch" if torch else None)
+        self._schema = self._empty.features.arrow_schema  # with the library's own metadata
+        file = self.enter_context(pa.OSFile(str(folder / _ROWS_FILE), "wb"))
+        self._rows = self.enter_context(pa.ipc.new_stream(file, self._schema))
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        """Add the rows of a batch."""
+        if batch.num_rows:
+            self._rows.write_batch(batch.cast(self._schema))
+            self.n_rows += batch.num_rows
+
+    def finish(self, fingerprint: str) -> None:
+        """Complete the folder; `fingerprint` must differ for different content: the library's caches depend on it."""
+        from datasets import Dataset
+
+        self.close()
+        named = Dataset(self._empty.data, fingerprint=fingerprint).with_format(self._empty.format["type"])
+        # It is an empty data set: the library writes its files but no rows, and names no file of rows.
+        named.save_to_disk(self._folder)
+        state = json.loads((self._folder / "state.json").read_text(encoding="utf-8"))
+        state["_data_files"] = [{"filename": _ROWS_FILE}]
+        (self._folder / "state.json").write_text(json.dumps(state, indent=2), encoding="utf-8")
+
+
+class BlockWriter(TableWriter):
+    """Writes a stream of tokens as rows of `block_size`; an incomplete last row waits for the next call."""
+
+    def __init__(self, folder: Path, block_size: int) -> None:
+        super().__init__(folder, pa.schema([("input_ids", pa.list_(pa.int32(), block_size))]), torch=True)
+        self.block_size = block_size
+        self._rest = np.empty(0, np.int32)
+
+    def add(self, ids: np.ndarray) -> None:
+        """Continue the stream. ids: (tokens,)."""
+        rows, self._rest = cut_blocks(np.concatenate([self._rest, ids.astype(np.int32)]), self.block_size)
+        self.write(pa.RecordBatch.from_arrays([rows], names=["input_ids"]))
+
+
+def cut_blocks(stream: np.ndarray, block_size: int) -> tuple[pa.FixedSizeListArray, np.ndarray]:
+    """Return the complete blocks of a stream of tokens, and the tokens that are left over."""
+    end = len(stream) - len(stream) % block_size
+    return pa.FixedSizeListArray.from_arrays(pa.array(stream[:end], pa.int32()), block_size), stream[end:]
+
+
+def check_enough(name: str, n_tokens: int, block_size: int) -> None:
+    """Raise `SettingsError` when a part of the split has less than one block of text."""
+    if n_tokens < block_size:
+        larger_share = "" if name == "train" else f"a larger {name}_share, "
+        raise SettingsError(
+            f"The {name} text has {n_tokens} tokens, less than one block of {block_size}: "
+            f"use {larger_share}more text or a smaller block_size."
+        )

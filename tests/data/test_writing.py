@@ -1,0 +1,100 @@
+from contextlib import closing
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from datasets import load_from_disk
+
+from helpers.data.duplicates import Fingerprints
+from helpers.data.splitting import TRAIN, UNDECIDED
+from helpers.data.tokens import TokenStream
+from helpers.data.writing import BlockWriter, Staging, TableWriter, cut_blocks
+from helpers.model import load_tokenizer, quiet
+
+SCHEMA = pa.schema([("text", pa.string())])
+
+
+def batch(*texts):
+    return pa.RecordBatch.from_arrays([pa.array(texts, pa.string())], schema=SCHEMA)
+
+
+def test_batches_are_written_to_one_data_set_that_the_library_opens(tmp_path):
+    with quiet(), TableWriter(tmp_path / "t", SCHEMA) as table:
+        for texts in (("one", "two"), (), ("three",)):
+            table.write(batch(*texts))
+        table.finish("some-content")
+    opened = load_from_disk(tmp_path / "t")
+    assert opened["text"][:] == ["one", "two", "three"]
+    assert table.n_rows == 3
+    assert opened.cache_files[0]["filename"].startswith(str(tmp_path)), "memory-mapped, not read"
+
+
+def test_a_stream_of_tokens_is_cut_into_the_same_blocks_however_it_arrives(tmp_path):
+    stream = np.arange(1000, dtype=np.uint16)
+    with quiet(), BlockWriter(tmp_path / "b", 16) as blocks:
+        for piece in np.split(stream, [3, 3, 50, 51, 700]):
+            blocks.add(piece)
+        blocks.finish("some-content")
+    rows, rest = cut_blocks(stream, 16)
+    written = load_from_disk(tmp_path / "b")["input_ids"][:]
+    assert written.tolist() == rows.to_pylist()
+    assert written.flatten().tolist() == stream[: len(stream) - len(rest)].tolist()
+    assert (blocks.n_rows, len(rest)) == (62, 8)
+
+
+def test_different_content_has_different_fingerprints_and_equal_content_the_same(tmp_path):
+    fingerprints = []
+    for place, name in enumerate(("a", "b", "a")):
+        with quiet(), TableWriter(tmp_path / str(place), SCHEMA) as table:
+            table.write(batch(name))
+            table.finish(name)
+        fingerprints.append(load_from_disk(tmp_path / str(place))._fingerprint)
+    assert fingerprints[0] == fingerprints[2] != fingerprints[1]
+
+
+def test_an_error_closes_the_file_and_leaves_nothing_that_opens(tmp_path):
+    with pytest.raises(RuntimeError, match="stopped"), TableWriter(tmp_path / "t", SCHEMA) as table:
+        table.write(batch("one"))
+        raise RuntimeError("stopped")
+    with pytest.raises(FileNotFoundError):
+        load_from_disk(tmp_path / "t")
+
+
+@pytest.fixture
+def staging(tmp_path):
+    with (
+        closing(Fingerprints(None)) as fingerprints,
+        Staging(tmp_path, TokenStream(load_tokenizer("pocket")), fingerprints) as staging,
+    ):
+        yield staging
+
+
+def test_staged_documents_come_back_batch_by_batch_with_their_tokens(staging, monkeypatch):
+    monkeypatch.setattr("helpers.data.writing._BATCH_DOCUMENTS", 2)
+    texts, reports = ["one fox", "two owls", "three hens", "vier Füchse"], []
+    staging.add(["", *texts[:3], " \n"], "train", on_batch=lambda *counts: reports.append(counts))
+    staging.add(texts[3:], "", on_batch=lambda *counts: reports.append(counts))
+    staging.finish()
+    batches = list(staging.batches())
+    assert [batch.to_pylist() for batch, _, _ in batches] == [texts[:2], texts[2:3], texts[3:]]
+    tokens = TokenStream(load_tokenizer("pocket"))
+    for batch, ids, _ in batches:
+        assert ids.tolist() == tokens.encode(batch.to_pylist())[0].tolist()
+    assert [range(4)[documents] for _, _, documents in batches] == [range(2), range(2, 3), range(3, 4)]
+    assert staging.parts.tolist() == [TRAIN, TRAIN, TRAIN, UNDECIDED]
+    assert staging.n_bytes.tolist() == [len(text.encode()) for text in texts]
+    assert (staging.n_empty, staging.n_characters) == (2, sum(map(len, texts)))
+    assert [n_bytes for n_bytes, _ in reports] == [15, 10, 12]
+    assert sum(n_tokens for _, n_tokens in reports) == staging.n_tokens.sum()
+
+
+def test_a_budget_takes_whole_documents_and_at_least_one(staging):
+    staging.add(["one fox"] * 10, "", budget=1, on_batch=lambda *_: None)
+    staging.finish()
+    assert len(staging.n_tokens) == 1
+
+
+def test_nothing_staged_is_no_documents(staging):
+    staging.finish()
+    assert list(staging.batches()) == []
+    assert len(staging.parts) == len(staging.n_tokens) == len(staging.n_bytes) == 0
