@@ -5,16 +5,16 @@ peak and a range of how much of such a peak trainings of GPT-2 reach.
 """
 
 import bisect
-import html
 import json
 import math
 from dataclasses import dataclass
 from typing import Any
 
 from helpers.data.sources import Source
+from helpers.display import duration_text, html_table, size_text
 from helpers.settings import DataSettings, SettingsError, TrainingSettings, run_folder
-from helpers.training.cards import DEFAULT_CARD, GIB, GraphicsCard, find_card
-from helpers.training.memory import MIB, Engine, GPT2Shape, Memory, parameters, predict, read_shape
+from helpers.training.cards import DEFAULT_CARD, GraphicsCard, find_card
+from helpers.training.memory import Engine, GPT2Shape, Memory, parameters, predict, read_shape
 
 MAX_BATCH = 1024  # what the settings allow for a batch and for accumulation
 # Share of the card's peak that is reached: 18 % is published for a plain trainer on an A100, 57 % for a tuned one on a
@@ -27,7 +27,7 @@ _HUB_TOKENS = {  # GPT-2's, of the training part
     ("Salesforce/wikitext", "wikitext-2-raw-v1"): 2_400_000,
     ("Salesforce/wikitext", "wikitext-103-raw-v1"): 118_000_000,
 }
-_BAR = 30  # signs
+_BAR = 30  # characters
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class MemoryPlan:
         engine: 'course' or 'stock'.
         precision: what `mixed_precision` comes to on the card.
         memory: the peak, by part.
-        largest_batch: the largest `per_device_train_batch_size` that fits as all else is; 0: none.
-        instead: settings that fit and leave the effective batch as it is; empty when the plan fits or none does.
+        largest_batch: the largest `per_device_train_batch_size` that fits with all other settings unchanged; 0: none.
+        suggested: the settings with the largest pass that fits at the same effective batch; empty when none fits.
         train_tokens: tokens of the training text.
         tokens_are: where that number comes from.
     """
@@ -54,7 +54,7 @@ class MemoryPlan:
     precision: str
     memory: Memory
     largest_batch: int
-    instead: dict[str, Any]
+    suggested: dict[str, Any]
     train_tokens: int
     tokens_are: str
 
@@ -115,13 +115,18 @@ class MemoryPlan:
         return (self.settings.save_total_limit + 1) * 3 * weights + weights
 
     @property
+    def instead(self) -> dict[str, Any]:
+        """The suggested settings where the plan does not fit; empty where it fits."""
+        return {} if self.fits else self.suggested
+
+    @property
     def verdict(self) -> str:
-        """Return one line: fits, or how much is missing and what fits instead."""
+        """One line without a full stop: the run fits, or how much memory is missing and which settings fit instead."""
         if self.fits:
-            return f"fits: {_mib(self.headroom_bytes)} to spare"
-        missing = f"does not fit: needs {-self.headroom_bytes / GIB:.1f} GiB more"
+            return f"fits: {size_text(self.memory.total_bytes)} predicted, {size_text(self.headroom_bytes)} to spare"
+        missing = f"does not fit: needs {size_text(-self.headroom_bytes)} more"
         if not self.instead:
-            return f"{missing}, and no batch does: take a smaller model, a shorter block_size or a larger card"
+            return f"{missing}, and no batch fits: take a smaller model, a shorter block_size or a larger card"
         return f"{missing}; {' with '.join(f'{name} {value}' for name, value in self.instead.items())} fits"
 
     def to_dict(self) -> dict[str, Any]:
@@ -149,7 +154,7 @@ class MemoryPlan:
             ("training text", f"{self.train_tokens:,} tokens ({self.tokens_are})"),
             ("steps", f"{self.steps:,} of {self.tokens_per_step:,} tokens"),
             ("an epoch", self._time()),
-            ("disk", f"{self.disk_bytes / GIB:.1f} GiB: {kept} + 1 checkpoints and the model"),
+            ("disk", f"{size_text(self.disk_bytes)}: {kept} + 1 checkpoints and the model"),
         ]
 
     def _time(self) -> str:
@@ -159,7 +164,9 @@ class MemoryPlan:
         reason = f"from {high} to {low} % of {self.card.tflops(self.precision):.0f} TFLOP/s"
         if self._launch_seconds() > self._busy_seconds():
             reason = "from the time to launch kernels; the model is too small to fill the card"
-        return f"{_duration(self.epoch_seconds[0])} to {_duration(self.epoch_seconds[1])}, {reason}"
+        shortest, longest = self.epoch_seconds
+        time = "less than 1 s" if longest < 1 else f"{duration_text(shortest)} to {duration_text(longest)}"
+        return f"{time}, {reason}"
 
     @property
     def title(self) -> str:
@@ -168,36 +175,26 @@ class MemoryPlan:
 
     def __str__(self) -> str:
         """Return the table for a terminal."""
-        most = max(self.memory.total_bytes, self.card.usable_bytes)
         bars = [
-            f"{name:<16}{_mib(size):>12}  {'#' * round(_BAR * size / most):<{_BAR}}  {remark}".rstrip()
-            for name, size, remark in self._sizes()
+            f"{name:<16}{size:>12}  {'#' * length:<{_BAR}}  {remark}".rstrip()
+            for name, size, length, remark in self._bars()
         ]
         facts = [f"{name:<18}{value}" for name, value in self.rows()]
         return "\n".join([self.title, *bars, *facts, self.verdict])
 
-    def _sizes(self) -> list[tuple[str, int, str]]:
-        """Return what is drawn as bars: name, bytes, remark."""
-        return [
+    def _repr_html_(self) -> str:
+        bars = [(name, size, "\u2588" * length, remark) for name, size, length, remark in self._bars()]
+        return html_table([], bars, caption=self.title) + html_table([], [*self.rows(), ("verdict", self.verdict)])
+
+    def _bars(self) -> list[tuple[str, str, int, str]]:
+        """Return what is drawn as bars: name, size, length in characters, remark."""
+        sizes = [
             *((name.replace("_", " "), size, "") for name, size in self.memory.parts.items()),
             ("peak", self.memory.total_bytes, f"at {self.memory.moment}"),
             ("the card", self.card.usable_bytes, "usable; 1 GiB is left to the driver and a desktop"),
         ]
-
-    def _repr_html_(self) -> str:
         most = max(self.memory.total_bytes, self.card.usable_bytes)
-        left = "style='text-align:left'"
-        bars = [
-            f"<tr><td {left}>{html.escape(name)}</td><td>{_mib(size)}</td>"
-            f"<td><div style='width:{200 * size / most:.0f}px;height:0.8em;background:#0072B2'></div></td>"
-            f"<td {left}>{html.escape(remark)}</td></tr>"
-            for name, size, remark in self._sizes()
-        ]
-        facts = [
-            f"<tr><td {left}>{html.escape(name)}</td><td {left} colspan='3'>{html.escape(value)}</td></tr>"
-            for name, value in [*self.rows(), ("verdict", self.verdict)]
-        ]
-        return f"<table><caption>{html.escape(self.title)}</caption><tbody>{''.join(bars + facts)}</tbody></table>"
+        return [(name, size_text(size), round(_BAR * size / most), remark) for name, size, remark in sizes]
 
 
 def plan_run(
@@ -237,22 +234,28 @@ def plan_run(
     largest_batch = bisect.bisect_left(
         range(1, MAX_BATCH + 1), True, key=lambda batch: not fits(per_device_train_batch_size=batch)
     )
-    ways = [] if fits() else _same_effective_batch(settings)
-    instead = next((way for way in ways if fits(**way)), {})
+    suggested = next((changes for changes in same_effective_batch(settings) if fits(**changes)), {})
     tokens, tokens_are = (train_tokens, "as given") if train_tokens is not None else training_tokens(settings)
-    return MemoryPlan(settings, shape, card, engine, precision, held(), largest_batch, instead, tokens, tokens_are)
+    return MemoryPlan(settings, shape, card, engine, precision, held(), largest_batch, suggested, tokens, tokens_are)
 
 
-def _same_effective_batch(settings: TrainingSettings) -> list[dict[str, Any]]:
-    """Return other ways to the same effective batch, the largest passes first, with checkpointing last."""
+def same_effective_batch(settings: TrainingSettings) -> list[dict[str, Any]]:
+    """Return all changes of settings that keep the effective batch: the largest passes first, checkpointing last.
+
+    Passes larger than the present one are among them: they may fit too, with checkpointing where it was off, or
+    without accumulation, whose gradients stay in memory between the passes.
+
+    >>> two = TrainingSettings(per_device_train_batch_size=2)
+    >>> [(way["per_device_train_batch_size"], "gradient_checkpointing" in way) for way in same_effective_batch(two)]
+    [(2, False), (1, False), (2, True), (1, True)]
+    """
     whole = settings.effective_batch_size
-    batches = [n for n in range(settings.per_device_train_batch_size, 0, -1) if whole % n == 0]
     ways = [
         {"per_device_train_batch_size": batch, "gradient_accumulation_steps": whole // batch}
-        for batch in batches
-        if whole // batch <= MAX_BATCH
+        for batch in range(min(whole, MAX_BATCH), 0, -1)
+        if whole % batch == 0 and whole // batch <= MAX_BATCH
     ]
-    return ways + [way | {"gradient_checkpointing": True} for way in ways]
+    return ways if settings.gradient_checkpointing else ways + [way | {"gradient_checkpointing": True} for way in ways]
 
 
 def operations_per_token(shape: GPT2Shape, block_size: int) -> int:
@@ -305,19 +308,3 @@ def _counted_tokens(settings: TrainingSettings) -> int | None:
         return int(facts["splits"]["train"]["tokens"]) if is_same else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _mib(size: int) -> str:
-    return f"{size / MIB:,.0f} MiB"
-
-
-def _duration(seconds: float) -> str:
-    """Return a time in two or three digits and a unit.
-
-    >>> _duration(5400), _duration(80)
-    ('1.5 h', '80 s')
-    """
-    for unit, length in (("h", 3600), ("min", 60)):
-        if seconds >= 1.5 * length:
-            return f"{seconds / length:,.{0 if seconds >= 10 * length else 1}f} {unit}"
-    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"
