@@ -6,8 +6,7 @@ from dataclasses import replace
 
 from helpers.display import size_text
 from helpers.settings import DataSettings, TrainingSettings
-from helpers.training.cards import GraphicsCard
-from helpers.training.plan import MemoryPlan, plan_run, training_tokens
+from helpers.training import GraphicsCard, MemoryPlan, plan_run, training_tokens
 from helpers.widgets.drawing import GREEN, ORANGE, RED, Series, line_chart, stacked_bar
 
 NO_CARD = (

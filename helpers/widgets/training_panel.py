@@ -6,7 +6,7 @@ from typing import Any
 import ipywidgets as w
 
 from helpers.settings import TrainingSettings, preset_names
-from helpers.training.cards import CARDS, DEFAULT_CARD, GraphicsCard, card_of_this_machine, find_card
+from helpers.training import CARDS, DEFAULT_CARD, GraphicsCard, card_of_this_machine, find_card
 from helpers.widgets.gauge import Gauge
 from helpers.widgets.panel import Panel, button
 from helpers.widgets.parameters import save_parameters
