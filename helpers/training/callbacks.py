@@ -15,8 +15,10 @@ from transformers.trainer_callback import ExportableState
 
 from helpers.display import MIB
 from helpers.files import free_bytes
-from helpers.settings import SettingsError
+from helpers.settings import SettingsError, TrainingSettings
+from helpers.training.processes import n_processes, peak_bytes
 from helpers.training.run_files import history_rows, write_history
+from helpers.training.trial import pruning_callback
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel, Trainer
@@ -50,7 +52,47 @@ class Progress:
 Watch = Callable[[list[dict[str, Any]], Progress], None]
 
 
-class History(TrainerCallback):
+def training_callbacks(
+    settings: TrainingSettings,
+    folder: Path,
+    *,
+    model: "GPT2LMHeadModel",
+    tokenizer: Any,
+    progress: bool = False,
+    watch: Watch | None = None,
+) -> list[TrainerCallback]:
+    """Return the callbacks for a training.
+
+    Args:
+        settings: the settings of the run.
+        folder: the folder of the run.
+        model: the model that is trained.
+        tokenizer: its tokenizer.
+        progress: whether to show a progress bar.
+        watch: called with the history and the progress after each row.
+
+    Raises:
+        SettingsError: the package for `report_to` is not installed.
+    """
+    from transformers import EarlyStoppingCallback
+
+    chosen = [_History(folder, tokenizer, settings.sample_prompt), _Guard(model.config.vocab_size)]
+    chosen += [_DiskSpaceGuard(model), Clock()]
+    if (pruning := pruning_callback(settings.run)) is not None:
+        chosen.append(pruning)
+    if settings.report_to == "tensorboard":
+        chosen.append(_tensorboard(folder / "tensorboard"))
+    if settings.early_stopping_patience:
+        chosen.append(EarlyStoppingCallback(settings.early_stopping_patience))
+    tokens_per_step = settings.effective_batch_size * settings.block_size * n_processes()
+    if progress:
+        chosen.append(_ProgressBar(tokens_per_step))
+    if watch is not None:
+        chosen.append(_Watcher(tokens_per_step, watch))
+    return chosen
+
+
+class _History(TrainerCallback):
     """Write history.jsonl from the Trainer's own log, and a sample after each validation.
 
     The log is part of every checkpoint, so after a resume the history has no gaps and no repeated rows.
@@ -60,24 +102,21 @@ class History(TrainerCallback):
         self.folder, self.tokenizer, self.sample_prompt = folder, tokenizer, sample_prompt
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Log at each checkpoint: the sum of losses since the last row is not part of it and would be lost."""
-        if control.should_save:
+        if control.should_save:  # the losses since the last row are not part of a checkpoint and would be lost
             control.should_log = True
 
     def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Write all rows so far."""
         if state.is_world_process_zero:
             write_history(self.folder, history_rows(state.log_history))
 
     def on_evaluate(self, args: Any, state: Any, control: Any, *, model: Any, **_: Any) -> None:
-        """Continue the prompt and write the sample."""
         if state.is_world_process_zero and self.sample_prompt:
-            text = greedy_sample(model, self.tokenizer, self.sample_prompt)
+            text = _greedy_sample(model, self.tokenizer, self.sample_prompt)
             state.log_history.append({"step": state.global_step, "sample": text})
             write_history(self.folder, history_rows(state.log_history))
 
 
-def greedy_sample(model: "GPT2LMHeadModel", tokenizer: Any, prompt: str, *, max_new_tokens: int = 40) -> str:
+def _greedy_sample(model: "GPT2LMHeadModel", tokenizer: Any, prompt: str, *, max_new_tokens: int = 40) -> str:
     """Return `prompt` with the most probable continuation; greedy, so that no random state changes."""
     import torch
 
@@ -122,15 +161,13 @@ class Clock(TrainerCallback, ExportableState):
 class _Speedometer(TrainerCallback):
     """Measure the speed of this process; the base of the callbacks that show it."""
 
-    def __init__(self, *, tokens_per_step: int, memory_bytes: Callable[[], int]) -> None:
-        self.tokens_per_step, self.memory_bytes = tokens_per_step, memory_bytes
+    def __init__(self, tokens_per_step: int) -> None:
+        self.tokens_per_step = tokens_per_step
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Remember when and at which step this process began."""
         self.start, self.first_step = time.perf_counter(), state.global_step
 
     def progress(self, state: Any) -> Progress:
-        """Return the progress at a state of the Trainer."""
         steps, seconds = state.global_step - self.first_step, time.perf_counter() - self.start
         rate = steps / seconds if steps else None
         return Progress(
@@ -138,24 +175,23 @@ class _Speedometer(TrainerCallback):
             max_steps=state.max_steps,
             tokens_per_second=rate and rate * self.tokens_per_step,
             seconds_left=rate and (state.max_steps - state.global_step) / rate,
-            memory_bytes=self.memory_bytes(),
+            memory_bytes=peak_bytes(),
         )
 
 
-class Watcher(_Speedometer):
+class _Watcher(_Speedometer):
     """Call `watch` with the history and the progress after each row."""
 
-    def __init__(self, watch: Watch, **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(self, tokens_per_step: int, watch: Watch) -> None:
+        super().__init__(tokens_per_step)
         self.watch = watch
 
     def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Call it in the first process."""
         if state.is_world_process_zero:
             self.watch(history_rows(state.log_history), self.progress(state))
 
 
-class ProgressBar(_Speedometer):
+class _ProgressBar(_Speedometer):
     """Show a bar of the steps with the time left, loss, tokens per second and memory.
 
     transformers' `ProgressCallback` prints a line for each row, draws a second bar for each validation, and starts a
@@ -165,7 +201,6 @@ class ProgressBar(_Speedometer):
     loss = ""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Show the bar in the first process."""
         from tqdm.auto import tqdm
 
         super().on_train_begin(args, state, control)
@@ -173,23 +208,20 @@ class ProgressBar(_Speedometer):
         self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", disable=is_hidden)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Move the bar."""
         progress = self.progress(state)
         text = f"{self.loss}{progress.tokens_per_second:,.0f} tokens/s, {progress.memory_bytes / MIB:,.0f} MiB"
         self.bar.set_postfix_str(text, refresh=False)
         self.bar.update(state.global_step - self.bar.n)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
-        """Take the latest loss."""
         if "loss" in logs:
             self.loss = f"loss {logs['loss']:.3f}, "
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Leave the finished bar."""
         self.bar.close()
 
 
-def tensorboard_callback(folder: Path) -> TrainerCallback:
+def _tensorboard(folder: Path) -> TrainerCallback:
     """Return a callback that writes the Trainer's log for TensorBoard: `tensorboard --logdir runs` shows it.
 
     `TrainingArguments(report_to="tensorboard")` would take the folder from an environment variable, and say of a
@@ -209,14 +241,13 @@ def tensorboard_callback(folder: Path) -> TrainerCallback:
     return TensorBoardCallback(SummaryWriter(str(folder)))
 
 
-class Guard(TrainerCallback):
+class _Guard(TrainerCallback):
     """Stop a training whose loss, gradient or weights show that it is broken, before the weights are saved."""
 
     def __init__(self, vocab_size: int) -> None:
         self.vocab_size = vocab_size
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
-        """Look at the losses and the gradient."""
         loss, grad_norm = logs.get("loss", 1.0), logs.get("grad_norm", 1.0)
         if loss == 0:
             raise TrainingBrokenError(
@@ -236,7 +267,7 @@ class Guard(TrainerCallback):
             )
 
     def on_step_end(self, args: Any, state: Any, control: Any, *, model: Any, **_: Any) -> None:
-        """Look at every weight before it is saved: only then, because reading them all takes time."""
+        # Only before weights are saved, because reading all of them takes time.
         is_kept = control.should_save or control.should_training_stop or state.global_step >= state.max_steps
         if is_kept and not all(parameter.isfinite().all() for parameter in model.parameters()):
             self._stop("A weight is not finite", args, state)
@@ -255,14 +286,13 @@ def _learns_nothing(log_history: list[dict[str, float]], even_guess: float, *, r
     return is_long and all(abs(row["loss"] / even_guess - 1) < 0.01 for row in last)
 
 
-class DiskSpaceGuard(TrainerCallback):
+class _DiskSpaceGuard(TrainerCallback):
     """Stop before a checkpoint or a final model that the disk cannot hold; the last complete checkpoint stays."""
 
     def __init__(self, model: "GPT2LMHeadModel") -> None:
         self.n_parameters = sum(parameter.numel() for parameter in model.parameters())
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Compare what is about to be written with the free space."""
         is_last = control.should_training_stop or state.global_step >= state.max_steps
         # A checkpoint is float32 weights and AdamW's two averages, 12 bytes per parameter, and a little more; after
         # the last step the model is written too.
@@ -275,18 +305,14 @@ class DiskSpaceGuard(TrainerCallback):
             )
 
 
-class Stopper(TrainerCallback):
-    """End the training, with a checkpoint, after the first step at which `is_asked()` is true.
-
-    Attributes:
-        has_stopped: whether that happened.
-    """
+class _Stopper(TrainerCallback):
+    """End the training, with a checkpoint, after the first step at which `is_asked()` is true."""
 
     def __init__(self, is_asked: Callable[[], bool]) -> None:
         self.is_asked, self.has_stopped = is_asked, False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Stop unless this was the last step; log first, because a checkpoint does not carry the losses since."""
+        # Log too, because a checkpoint does not carry the losses since the last row.
         if state.global_step < state.max_steps and self.is_asked():
             self.has_stopped = control.should_log = control.should_save = control.should_training_stop = True
 
@@ -303,8 +329,8 @@ def stoppable(trainer: "Trainer", stop: threading.Event | None) -> Iterator[None
     """
     is_alone = trainer.args.world_size == 1
     with interrupt_event() if is_alone else nullcontext(threading.Event()) as interrupted:
-        stopper = Stopper(lambda: interrupted.is_set() or (stop is not None and stop.is_set()))
-        # First in the list: DiskSpaceGuard has to see that a checkpoint is about to be written.
+        stopper = _Stopper(lambda: interrupted.is_set() or (stop is not None and stop.is_set()))
+        # First in the list: _DiskSpaceGuard has to see that a checkpoint is about to be written.
         trainer.callback_handler.callbacks.insert(0, stopper)
         yield
     if interrupted.is_set():

@@ -17,34 +17,14 @@ from helpers.environment.precision import has_bf16
 from helpers.files import atomic_folder
 from helpers.model import check_fit, load_model, load_tokenizer, quiet, set_attention_dropout
 from helpers.settings import SettingsError, TrainingSettings, read_run_settings, run_folder, runs_folder
-from helpers.training import callbacks
-from helpers.training.callbacks import TrainingBrokenError, Watch, stoppable
+from helpers.training import processes, run_files
+from helpers.training.callbacks import Clock, TrainingBrokenError, Watch, stoppable, training_callbacks
 from helpers.training.engine import equal_results_less_work
 from helpers.training.model_card import card_text
 from helpers.training.plan import predict_on_this_machine
-from helpers.training.processes import (
-    broadcast_from_first,
-    device_name,
-    n_processes,
-    peak_bytes,
-    process_group,
-    reset_peak,
-    run_lock,
-)
-from helpers.training.run_files import (
-    check_same_settings,
-    has_ended,
-    kept_eval_loss,
-    last_complete_checkpoint,
-    read_history,
-    read_json,
-    settings_record,
-    write_json,
-)
-from helpers.training.trial import pruning_callback
 
 if TYPE_CHECKING:
-    from transformers import GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
+    from transformers import GPT2LMHeadModel, Trainer, TrainingArguments
 
 _PASSES_WORTH_COMPILING = 3000  # a guess, from published step times; not measured on a card of this course
 
@@ -76,7 +56,7 @@ class FineTuned:
     def eval_loss(self) -> float:
         """The validation loss of the model that was kept, in nats per token."""
         patience = read_run_settings(self.run).early_stopping_patience
-        return kept_eval_loss(self.history, early_stopping_patience=patience)
+        return run_files.kept_eval_loss(self.history, early_stopping_patience=patience)
 
     @property
     def predicted_and_measured(self) -> list[dict[str, Any]]:
@@ -126,9 +106,9 @@ def fine_tune(
     """
     folder = run_folder(settings.run)
     folder.mkdir(parents=True, exist_ok=True)
-    with run_lock(folder):
-        check_same_settings(settings)
-        if not broadcast_from_first((folder / "training.json").exists()):
+    with processes.run_lock(folder):
+        run_files.check_same_settings(settings)
+        if not processes.broadcast_from_first((folder / "training.json").exists()):
             _train(settings, folder, progress=progress, watch=watch, stop=stop)
     return open_run(settings.run)
 
@@ -142,7 +122,7 @@ def open_run(run: str) -> FineTuned:
     folder = run_folder(run)
     if not (folder / "training.json").exists():
         raise SettingsError(f"There is no finished run {run!r} in {runs_folder()}: train it in notebook 03 first.")
-    return FineTuned(run, folder, read_history(folder), read_json(folder / "training.json"))
+    return FineTuned(run, folder, run_files.read_history(folder), run_files.read_json(folder / "training.json"))
 
 
 def open_or_train(run: str) -> FineTuned:
@@ -191,7 +171,7 @@ def training_arguments(settings: TrainingSettings, folder: Path, *, n_blocks: in
         prediction_loss_only=True,  # otherwise every logit of the validation text is kept in memory
         logging_nan_inf_filter=False,  # the default would log a loss that is not finite as 0.0
         dataloader_pin_memory=torch.cuda.is_available(),
-        disable_tqdm=True,  # the bar is `callbacks.ProgressBar`
+        disable_tqdm=True,  # the bar is in `callbacks`
         ddp_find_unused_parameters=False,  # every parameter is used, and searching for unused ones takes time
         tf32=_has_tf32() or None,  # for the products that stay in float32
     )
@@ -257,7 +237,7 @@ def _train(settings: TrainingSettings, folder: Path, **how: Any) -> None:
                     f"Out of memory, and not even one block of {settings.block_size} tokens fits: lower block_size, "
                     "set gradient_checkpointing, or free memory that other programs hold."
                 ) from None
-            if n_processes() > 1:
+            if processes.n_processes() > 1:
                 raise TrainingBrokenError(
                     f"A batch of {settings.per_device_train_batch_size} does not fit into the memory of every card: "
                     "lower per_device_train_batch_size and raise gradient_accumulation_steps as much."
@@ -284,14 +264,14 @@ def _train_once(
 ) -> None:
     from transformers import PrinterCallback, Trainer, set_seed
 
-    with process_group().local_main_process_first():  # the others then find the data prepared
+    with processes.process_group().local_main_process_first():  # the others then find the data prepared
         data = prepare(settings)
     tokenizer = load_tokenizer(settings.model_name_or_path)
     model = load_model(settings.model_name_or_path, from_scratch=settings.from_scratch, seed=settings.seed)
     check_fit(model, tokenizer, settings.block_size)
     set_attention_dropout(model, settings.attn_pdrop)
     set_seed(settings.seed)
-    reset_peak()
+    processes.reset_peak()
     with equal_results_less_work(model):
         trainer = Trainer(
             model=model,
@@ -299,15 +279,17 @@ def _train_once(
             train_dataset=data.blocks["train"],
             eval_dataset=data.blocks["validation"],
             data_collator=as_batch,
-            callbacks=_callbacks(settings, folder, model, tokenizer, progress=progress, watch=watch),
+            callbacks=training_callbacks(
+                settings, folder, model=model, tokenizer=tokenizer, progress=progress, watch=watch
+            ),
         )
         trainer.remove_callback(PrinterCallback)
         if trainer.is_world_process_zero() and not (folder / "settings.json").exists():
-            write_json(folder / "settings.json", settings_record(settings, data.facts))
-        checkpoint = last_complete_checkpoint(folder / "checkpoints")
+            run_files.write_json(folder / "settings.json", run_files.settings_record(settings, data.facts))
+        checkpoint = run_files.last_complete_checkpoint(folder / "checkpoints")
         tokens_per_process = data.facts["splits"]["train"]["tokens"] // trainer.args.world_size
         predicted = predict_on_this_machine(settings, model.config, train_tokens=tokens_per_process)
-        if checkpoint and has_ended(checkpoint, early_stopping_patience=settings.early_stopping_patience):
+        if checkpoint and run_files.has_ended(checkpoint, early_stopping_patience=settings.early_stopping_patience):
             _restore_finished(trainer, checkpoint)
         else:
             with quiet(), stoppable(trainer, stop):
@@ -318,7 +300,7 @@ def _train_once(
     if trainer.is_world_process_zero():
         save_model(model, tokenizer, settings, data.facts, folder / "model")
         facts = _measurements(settings, trainer, n_blocks=len(data.blocks["train"])) | {"predicted": predicted}
-        write_json(folder / "training.json", facts)
+        run_files.write_json(folder / "training.json", facts)
     trainer.accelerator.wait_for_everyone()  # the other processes open what the first one has written
 
 
@@ -339,42 +321,10 @@ def _restore_finished(trainer: "Trainer", checkpoint: Path) -> None:
     load_weights(trainer.model, best_or_last / "model.safetensors")
 
 
-def _clock(trainer: "Trainer") -> callbacks.Clock:
+def _clock(trainer: "Trainer") -> Clock:
     """Return the clock in use: a resume puts a new one into the place of the one that was handed in."""
-    (clock,) = (c for c in trainer.callback_handler.callbacks if isinstance(c, callbacks.Clock))
+    (clock,) = (c for c in trainer.callback_handler.callbacks if isinstance(c, Clock))
     return clock
-
-
-def _callbacks(
-    settings: TrainingSettings,
-    folder: Path,
-    model: "GPT2LMHeadModel",
-    tokenizer: Any,
-    *,
-    progress: bool,
-    watch: Watch | None,
-) -> "list[TrainerCallback]":
-    from transformers import EarlyStoppingCallback
-
-    chosen = [
-        callbacks.History(folder, tokenizer, settings.sample_prompt),
-        callbacks.Guard(model.config.vocab_size),
-        callbacks.DiskSpaceGuard(model),
-        callbacks.Clock(),
-    ]
-    if (pruning := pruning_callback(settings.run)) is not None:
-        chosen.append(pruning)
-    if settings.report_to == "tensorboard":
-        chosen.append(callbacks.tensorboard_callback(folder / "tensorboard"))
-    if settings.early_stopping_patience:
-        chosen.append(EarlyStoppingCallback(settings.early_stopping_patience))
-    tokens_per_step = settings.effective_batch_size * settings.block_size * n_processes()
-    measured = {"tokens_per_step": tokens_per_step, "memory_bytes": peak_bytes}
-    if progress:
-        chosen.append(callbacks.ProgressBar(**measured))
-    if watch is not None:
-        chosen.append(callbacks.Watcher(watch, **measured))
-    return chosen
 
 
 def save_model(
@@ -397,8 +347,8 @@ def _measurements(settings: TrainingSettings, trainer: "Trainer", *, n_blocks: i
         "tokens": settings.block_size * _blocks_read(settings, n_blocks, steps, trainer.args.world_size),
         "seconds": _clock(trainer).seconds,
         "precision": "float32" if precision == "no" else precision,
-        "device": device_name(),
-        "peak_bytes": peak_bytes(),
+        "device": processes.device_name(),
+        "peak_bytes": processes.peak_bytes(),
         "per_device_train_batch_size": settings.per_device_train_batch_size,
         "gradient_accumulation_steps": settings.gradient_accumulation_steps,
     }

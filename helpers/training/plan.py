@@ -6,10 +6,8 @@ peak and the share of such a peak that trainings of GPT-2 reach. The speed of th
 
 import bisect
 import functools
-import json
 import math
-import time
-from collections.abc import Callable
+import timeit
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +16,7 @@ from helpers.display import duration_text, html_table, size_text
 from helpers.settings import DataSettings, SettingsError, TrainingSettings, run_folder
 from helpers.training.cards import DEFAULT_CARD, GraphicsCard, card_of_this_machine, find_card
 from helpers.training.memory import Engine, GPT2Shape, Memory, parameters, predict, read_shape
+from helpers.training.run_files import read_json
 
 if TYPE_CHECKING:
     from transformers import GPT2Config
@@ -104,16 +103,16 @@ class MemoryPlan:
     def _compute_seconds(self) -> tuple[float, float]:
         """Return the shortest and the longest time that the card computes for one pass."""
         tokens = self.settings.per_device_train_batch_size * self.settings.block_size
-        operations = tokens * operations_per_token(self.shape, self.settings.block_size) * self._forwards()
+        operations = tokens * operations_per_token(self.shape, self.settings.block_size) * self._relative_work()
         peak = 1e12 * self.card.tflops(self.precision)
         return operations / (peak * UTILISATION[1]), operations / (peak * UTILISATION[0])
 
     def _launch_seconds(self) -> tuple[float, float]:
         """Return the shortest and the longest time to launch the kernels of one pass."""
-        layers = self.shape.n_layer * self._forwards()
+        layers = self.shape.n_layer * self._relative_work()
         return layers * _LAYER_SECONDS[0], layers * _LAYER_SECONDS[1]
 
-    def _forwards(self) -> float:
+    def _relative_work(self) -> float:
         """Return the work of a pass, relative to one without checkpointing."""
         return 4 / 3 if self.settings.gradient_checkpointing else 1  # the forward pass, a third of it, runs twice
 
@@ -315,7 +314,7 @@ def _counted_tokens(settings: TrainingSettings) -> int | None:
     """Return the count in the run's data.json where that is of the same text and tokenizer; None otherwise."""
     same = DataSettings.model_fields.keys() - {"run", "block_size"}
     try:
-        facts = json.loads((run_folder(settings.run) / "data" / "data.json").read_text(encoding="utf-8"))
+        facts = read_json(run_folder(settings.run) / "data" / "data.json")
         is_same = all(facts["settings"][name] == getattr(settings, name) for name in same)
         return int(facts["splits"]["train"]["tokens"]) if is_same else None
     except (OSError, ValueError, KeyError, TypeError):
@@ -364,11 +363,5 @@ def _product_tflops(dtype: Any) -> float:
     import torch
 
     matrix = torch.ones(_MATRIX_SIZE, _MATRIX_SIZE, dtype=dtype)
-    fastest = min(_seconds(lambda: matrix @ matrix) for _ in range(5))
+    fastest = min(timeit.repeat(lambda: matrix @ matrix, number=1, repeat=5))
     return 2 * _MATRIX_SIZE**3 / fastest / 1e12
-
-
-def _seconds(work: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import TrainerControl, TrainerState
 
 from helpers.settings import NOTEBOOKS, TrainingSettings
-from helpers.training.callbacks import Guard, Progress, TrainingBrokenError, TrainingStoppedError, interrupt_event
+from helpers.training.callbacks import Progress, TrainingBrokenError, TrainingStoppedError, _Guard, interrupt_event
 from helpers.training.fine_tuning import fine_tune, training_arguments
 from helpers.training.run_files import last_complete_checkpoint, read_history, step_of
 
@@ -28,7 +28,7 @@ def test_progress_is_one_line():
 
 @pytest.mark.parametrize(("loss", "words"), [(0.0, "exactly 0"), (math.nan, "Lower learning_rate"), (math.inf, "inf")])
 def test_a_loss_of_a_broken_training_stops_it(tmp_path, loss, words):
-    guard = Guard(4096)
+    guard = _Guard(4096)
     arguments = training_arguments(TrainingSettings(), tmp_path)
     with pytest.raises(TrainingBrokenError, match=words):
         guard.on_log(arguments, TrainerState(), TrainerControl(), logs={"loss": loss})
@@ -37,14 +37,14 @@ def test_a_loss_of_a_broken_training_stops_it(tmp_path, loss, words):
 
 @pytest.mark.parametrize(("fp16", "stops"), [(False, True), (True, False)])
 def test_a_gradient_that_is_not_finite_stops_the_run_except_during_loss_scaling(tmp_path, fp16, stops):
-    guard, arguments = Guard(4096), training_arguments(TrainingSettings(), tmp_path)
+    guard, arguments = _Guard(4096), training_arguments(TrainingSettings(), tmp_path)
     arguments.fp16 = fp16
     with pytest.raises(TrainingBrokenError, match="inf") if stops else nullcontext():
         guard.on_log(arguments, TrainerState(), TrainerControl(), logs={"loss": 1.0, "grad_norm": math.inf})
 
 
 def test_a_loss_that_stays_at_an_even_guess_stops_the_run(tmp_path):
-    guard, arguments = Guard(4096), training_arguments(TrainingSettings(), tmp_path)
+    guard, arguments = _Guard(4096), training_arguments(TrainingSettings(), tmp_path)
     flat = [{"loss": math.log(4096) + 0.01, "step": step} for step in range(0, 400, 10)]
     with pytest.raises(TrainingBrokenError, match="an even guess among 4,096 tokens"):
         guard.on_log(arguments, TrainerState(log_history=flat), TrainerControl(), logs=flat[-1])

@@ -74,10 +74,10 @@ def test_an_interrupted_run_ends_with_the_weights_and_history_of_an_uninterrupte
         callback.on_step_end = on_step_end
         return callback
 
-    original = callbacks.History
+    original = callbacks._History
     settings = tiny_settings.model_copy(update={"run": "cut"})
     with monkeypatch.context() as patch:
-        patch.setattr(callbacks, "History", cut_at_step_5)
+        patch.setattr(callbacks, "_History", cut_at_step_5)
         with pytest.raises(PowerCutError):
             fine_tune(settings)
     assert last_complete_checkpoint(run_folder("cut") / "checkpoints").name == "checkpoint-3"
@@ -220,8 +220,8 @@ def test_weights_that_are_not_finite_are_not_saved_even_where_no_row_is_due(tiny
             if state.global_step == 6:
                 model.transformer.wte.weight.data[5] = math.nan
 
-    usual = training._callbacks
-    monkeypatch.setattr(training, "_callbacks", lambda *args, **how: [Spoil(), *usual(*args, **how)])
+    usual = training.training_callbacks
+    monkeypatch.setattr(training, "training_callbacks", lambda *args, **how: [Spoil(), *usual(*args, **how)])
     with pytest.raises(TrainingBrokenError, match=r"step 8: the weights are spoilt"):
         fine_tune(rare)
     assert last_complete_checkpoint(run_folder("tiny") / "checkpoints").name == "checkpoint-4"
