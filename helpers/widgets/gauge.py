@@ -4,13 +4,11 @@ import html
 import math
 from dataclasses import replace
 
+from helpers.display import size_text
 from helpers.settings import DataSettings, TrainingSettings
-from helpers.training.cards import GIB, GraphicsCard
-from helpers.training.memory import MIB
-from helpers.training.plan import MemoryPlan, plan_run, training_tokens
+from helpers.training import GraphicsCard, MemoryPlan, plan_run, training_tokens
 from helpers.widgets.drawing import GREEN, ORANGE, RED, Series, line_chart, stacked_bar
 
-_SHORT = {"per_device_train_batch_size": "batch", "gradient_accumulation_steps": "accumulation"}
 NO_CARD = (
     "This machine: no NVIDIA card answers. A training here runs on the processor, whose memory and speed are not "
     "predicted; choose a card to see what one would take."
@@ -47,34 +45,13 @@ def memory_bar(plan: MemoryPlan) -> str:
     used = plan.memory.total_bytes / max(1, plan.card.usable_bytes)
     colour = GREEN if used <= 0.8 else ORANGE if used <= 1 else RED
     sign = "&#10004;" if plan.fits else "&#10008;"
-    parts = [(name.replace("_", " "), size, _size(size)) for name, size in plan.memory.parts.items()]
-    limit = f"{plan.card.name}: {_size(plan.card.usable_bytes)} usable"
+    parts = [(name.replace("_", " "), size, size_text(size)) for name, size in plan.memory.parts.items()]
+    limit = f"{plan.card.name}: {size_text(plan.card.usable_bytes)} usable"
     bar = stacked_bar(parts, limit=plan.card.usable_bytes, limit_text=limit, colour=colour)
     return (
         f"<div class='course-verdict'><span style='color:{colour};font-weight:bold'>{sign}</span> "
-        f"<b>{html.escape(verdict(plan))}</b></div>{bar}"
+        f"<b>{html.escape(plan.verdict)}</b></div>{bar}"
     )
-
-
-def verdict(plan: MemoryPlan) -> str:
-    """Return in one line whether a plan fits, or how much is missing and what fits instead."""
-    if plan.fits:
-        return f"fits: {_size(plan.memory.total_bytes)} predicted, {_size(plan.headroom_bytes)} to spare"
-    missing = f"needs {_size(-plan.headroom_bytes)} more"
-    if not plan.instead:
-        return f"{missing}, and no batch fits: take a smaller model, a shorter block_size or a larger card"
-    ways = [f"{_SHORT[name]} {value}" for name, value in plan.instead.items() if name in _SHORT]
-    more = " with gradient_checkpointing" if "gradient_checkpointing" in plan.instead else ""
-    return f"{missing}: {' and '.join(ways)} fit{more}"
-
-
-def _size(n_bytes: int) -> str:
-    """Return a size in two or three digits.
-
-    >>> _size(3 * GIB), _size(20 * MIB)
-    ('3.0 GiB', '20 MiB')
-    """
-    return f"{n_bytes / GIB:.1f} GiB" if n_bytes >= GIB else f"{n_bytes / MIB:,.0f} MiB"
 
 
 def _facts(plan: MemoryPlan, *, has_card: bool) -> str:

@@ -17,7 +17,7 @@ from helpers.widgets.drawing import BLUE, ORANGE, Series, line_chart
 from helpers.widgets.panel import Panel, button
 
 if TYPE_CHECKING:
-    from helpers.training.fine_tuning import FineTuned
+    from helpers.training import FineTuned
 
 
 class RunControls:
@@ -83,9 +83,7 @@ class RunControls:
             self._panel.say(str(error), is_error=True)
 
     def _train(self, settings: TrainingSettings) -> None:
-        from helpers.training.callbacks import TrainingBrokenError
-        from helpers.training.fine_tuning import fine_tune
-        from helpers.training.stopping import TrainingStoppedError
+        from helpers.training import TrainingBrokenError, TrainingStoppedError, fine_tune
 
         sentence, is_error = "", False
         try:

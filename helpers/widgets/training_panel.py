@@ -1,15 +1,13 @@
 """The training panel of notebook 3: every setting to move, what it will take, and a training to start and stop."""
 
 import html
-from collections.abc import Iterator
 from typing import Any
 
 import ipywidgets as w
 
 from helpers.settings import TrainingSettings, preset_names
-from helpers.training.cards import CARDS, DEFAULT_CARD, GraphicsCard, card_of_this_machine, find_card
-from helpers.training.plan import MAX_BATCH
-from helpers.widgets.gauge import Gauge, verdict
+from helpers.training import CARDS, DEFAULT_CARD, GraphicsCard, card_of_this_machine, find_card
+from helpers.widgets.gauge import Gauge
 from helpers.widgets.panel import Panel, button
 from helpers.widgets.parameters import save_parameters
 from helpers.widgets.run_controls import RunControls
@@ -71,23 +69,16 @@ class TrainingPanel(Panel):
         if card is None:
             self.say("Choose a graphics card first: the memory of a training on the processor is not predicted.")
             return
-        fitting = next(
-            (
-                way
-                for way in same_effective_batch(settings)
-                if self._gauge.plan(settings.model_copy(update=way), card).fits
-            ),
-            None,
-        )
-        if fitting is None:
-            self.say(verdict(self._gauge.plan(settings, card)), is_error=True)
+        plan = self._gauge.plan(settings, card)
+        if not plan.suggested:
+            self.say(plan.verdict, is_error=True)
             return
         self.preset.value = _BY_HAND
-        self.fill(fitting)
-        batch, passes = fitting["per_device_train_batch_size"], fitting["gradient_accumulation_steps"]
+        self.fill(plan.suggested)
+        chosen = self.settings
         self.say(
-            f"Batch {batch} with accumulation {passes} is the largest pass that fits the {card.name}, at the effective "
-            f"batch of {batch * passes}."
+            f"Batch {chosen.per_device_train_batch_size} with accumulation {chosen.gradient_accumulation_steps} is the "
+            f"largest pass that fits the {card.name}, at the effective batch of {chosen.effective_batch_size}."
         )
 
     def save(self) -> None:
@@ -122,21 +113,3 @@ class TrainingPanel(Panel):
 
     def _summary(self) -> str:
         return self._gauge.draw(self.settings, self.chosen_card)
-
-
-def same_effective_batch(settings: TrainingSettings) -> Iterator[dict[str, Any]]:
-    """Yield the ways to the same effective batch, the largest passes first, those with checkpointing last.
-
-    >>> four = TrainingSettings(per_device_train_batch_size=4)
-    >>> [way["per_device_train_batch_size"] for way in same_effective_batch(four)]
-    [4, 2, 1, 4, 2, 1]
-    """
-    whole = settings.effective_batch_size
-    for checkpointing in sorted({settings.gradient_checkpointing, True}):
-        for batch in range(min(whole, MAX_BATCH), 0, -1):
-            if whole % batch == 0 and whole // batch <= MAX_BATCH:
-                yield {
-                    "per_device_train_batch_size": batch,
-                    "gradient_accumulation_steps": whole // batch,
-                    "gradient_checkpointing": checkpointing,
-                }

@@ -140,7 +140,7 @@ def test_the_gauge_follows_the_mouse_and_the_keyboard(notebooks):
     shown.choose("preset", "rtx-4070-ti")
     shown.panel.get_by_text(GPT2_TAKES).wait_for()
     shown.drag("per_device_train_batch_size", 70)
-    shown.verdict.get_by_text(re.compile(r"needs \d+\.\d GiB more: batch \d+ and accumulation \d+ fit")).wait_for()
+    shown.verdict.get_by_text(re.compile(r"needs \d+\.\d GiB more; per_device_train_batch_size \d+ with")).wait_for()
     batch = int(shown.value("per_device_train_batch_size"))
     handle = shown.handle("per_device_train_batch_size")
     handle.focus()

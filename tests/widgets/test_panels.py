@@ -17,7 +17,7 @@ from helpers.widgets import DataPanel, TrainingPanel
 from helpers.widgets.data_panel import split_sizes
 from helpers.widgets.drawing import Bar, Series, bar_chart, line_chart, stacked_bar
 from helpers.widgets.fields import control, put, told
-from helpers.widgets.gauge import learning_rate_at, memory_bar, verdict
+from helpers.widgets.gauge import learning_rate_at, memory_bar
 from helpers.widgets.parameters import run_command, save_parameters
 from helpers.widgets.run_controls import state_of
 from helpers.widgets.training_panel import THIS_MACHINE
@@ -135,8 +135,8 @@ class TestGauge:
         panel.preset.value = "rtx-4070-ti"
         panel.controls["per_device_train_batch_size"].value = 64
         plan = plan_run(panel.settings, card=find_card("RTX 4070 Ti"))
-        assert verdict(plan) in panel.gauge.value
-        assert verdict(plan).startswith(f"needs {-plan.headroom_bytes / 2**30:.1f} GiB more: batch 16 and accumulation")
+        assert plan.verdict in panel.gauge.value
+        assert "per_device_train_batch_size 16 with gradient_accumulation_steps 16 fits" in panel.gauge.value
         for name, size in plan.memory.parts.items():
             assert f"{name.replace('_', ' ')} {size / 2**30:.1f} GiB" in panel.gauge.value or size < 2**30
 
