@@ -46,7 +46,7 @@ ROOMS = {
     "training": {"data", "display", "environment", "files", "model", "settings"},
     "evaluation": {"data", "display", "files", "model", "settings", "training"},
     "troubleshooting": {"data", "display", "environment", "evaluation", "model", "settings", "training"},
-    "widgets": {"data", "files", "model", "settings", "training"},
+    "widgets": {"data", "display", "files", "model", "settings", "training"},
     "studies": {
         "course", "display", "evaluation", "files", "plots", "settings", "training", "troubleshooting",
     },

@@ -1,7 +1,12 @@
-"""Panels for JupyterLab, built from the settings' own fields; each works without a front end too.
+"""Panels of notebooks 02, 03 and 04 for JupyterLab; each shows a summary on a page without a kernel too.
 
-A panel begins with the values of the notebook's parameters cell, and `panel.settings` returns exactly those until
-somebody moves something. Whatever a text or a person gives is escaped before it is shown.
+A panel starts with the values of the notebook's parameters cell, and `panel.settings` returns exactly those until
+somebody moves something. All text from a corpus, a model or a person is escaped before it is shown.
+
+panel          what all panels share; fields: one control for each setting; drawing: small charts as HTML and SVG
+data_panel     notebook 02: how much of each row is text
+training_panel notebook 03: with gauge (the predicted memory, time and steps) and run_controls (start, stop, resume)
+playground     notebook 04: base and tuned model side by side, token by token
 """
 
 from helpers import lazy_exports
