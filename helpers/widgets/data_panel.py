@@ -1,6 +1,5 @@
 """The data panel of notebook 02: source, split and block size, and how much of each row would be text."""
 
-import html
 import threading
 from typing import NamedTuple
 
@@ -38,7 +37,6 @@ class DataPanel(Panel):
         self.gauge = w.HTML().add_class("course-status")
         self.widget = self.framed(self.gauge, self._message, *self.groups())
         self.refresh()
-        self._first_thread = self.thread
 
     def _show(self, settings: DataSettings) -> None:
         key = _key(settings)
@@ -65,9 +63,8 @@ class DataPanel(Panel):
         self.refresh()
 
     def _summary(self) -> str:
-        self._first_thread.join()
-        lengths = self._lengths[_key(self._start)]
-        return f"<p>{html.escape(lengths)}</p>" if isinstance(lengths, str) else shares_html(lengths, self._start)
+        self.thread.join()  # a page without a kernel never sees what comes later
+        return self.gauge.value or self._message.value
 
 
 def _key(settings: DataSettings) -> str:

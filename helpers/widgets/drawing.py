@@ -120,6 +120,7 @@ def stacked_bar(parts: Sequence[tuple[str, float, str]], *, limit: float, limit_
         colour: of the complete bar.
     """
     parts = [part for part in parts if part[1] > 0]
+    # A little more than needed: the line of the limit stays inside the picture.
     full_width = max(sum(size for _, size, _ in parts), limit) * 1.04
     patterns = [_PATTERNS[i % len(_PATTERNS)] for i in range(len(parts))]
     fills = [colour if pattern == "none" else f"{pattern},{colour}" for pattern in patterns]

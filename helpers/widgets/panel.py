@@ -46,6 +46,7 @@ class Panel:
         self._message = w.HTML().add_class("course-status")
         self.thread: threading.Thread | None = None
         self._is_filling = self.is_locked = False
+        self._others: list[w.Widget] = []  # further widgets of a subclass that are locked with the controls
         for name, control in self.controls.items():
             control.observe(partial(self._take_change, name), "value")
 
@@ -56,7 +57,7 @@ class Panel:
 
     def fill(self, values: Mapping[str, Any]) -> None:
         """Set several controls to new values, and refresh once."""
-        self._is_filling = True
+        self._is_filling = True  # each control reports its change, and one refresh at the end is enough
         try:
             for name, value in values.items():
                 self._values[name] = value
@@ -89,7 +90,7 @@ class Panel:
     def lock(self, is_locked: bool) -> None:
         """Disable all controls, or enable them again."""
         self.is_locked = is_locked
-        for control in self.controls.values():
+        for control in (*self.controls.values(), *self._others):
             control.disabled = is_locked
 
     def run_in_background(self, work: Callable[[], str]) -> None:
@@ -151,16 +152,16 @@ class Panel:
 
     def help(self) -> dict[str, str]:
         """Return the help of each control, for the mouse pointer and for screen readers."""
-        return {control.description: control.tooltip for control in self._described()}
-
-    def _described(self) -> list[w.Widget]:
-        return [*self.controls.values()]
+        controls = (*self.controls.values(), *self._others)
+        # A button shows its tooltip by itself.
+        return {control.description: control.tooltip for control in controls if not isinstance(control, w.Button)}
 
     def _ipython_display_(self) -> None:
         from IPython.display import HTML, Javascript, display
 
         display(self.widget)
         display(HTML(self.static_html()))
+        # An output of its own: a browser runs no script that is inside the HTML of a widget.
         display(Javascript(f"const help = {json.dumps(self.help())};\n{_LABELS}"))
 
 

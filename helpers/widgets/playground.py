@@ -38,6 +38,7 @@ class Playground(Panel):
         settings: EvaluationSettings,
     ) -> None:
         super().__init__(settings, _NAMES)
+        # Two colours, two columns: further models are left out.
         self.columns = {
             name: _Column(name, model, tokenizer, colour)
             for (name, model), colour in zip(models.items(), _COLOURS, strict=False)
@@ -51,6 +52,7 @@ class Playground(Panel):
             style={"description_width": "auto"}, layout={"width": "26em"},
         )  # fmt: skip
         self.look.observe(lambda _: self.refresh(), "value")
+        self._others = [self.start, self.look]
         row = w.Box([self.start, self.stop, self.look]).add_class("course-row")
         pair = w.Box([column.widget for column in self.columns.values()]).add_class("course-pair")
         controls = w.Box([*self.controls.values()]).add_class("course-grid")
@@ -72,10 +74,7 @@ class Playground(Panel):
     def lock(self, is_locked: bool) -> None:
         """Disable everything except the button that stops, or enable it again."""
         super().lock(is_locked)
-        self.start.disabled, self.look.disabled, self.stop.disabled = is_locked, is_locked, not is_locked
-
-    def _described(self) -> list[w.Widget]:
-        return [*super()._described(), self.look]
+        self.stop.disabled = not is_locked
 
     def _generate(self, settings: EvaluationSettings) -> str:
         streams = {name: sample_tokens(column.model, column.prompt, settings) for name, column in self.columns.items()}
@@ -163,7 +162,7 @@ class _Column:
         ids = (*self.prompt, *self.tokens[:position])
         drawn = self.tokens[position] if position < len(self.tokens) else None
         if self._ids != ids:
-            self._ids, self._logits = ids, next_logits(self.model, ids)
+            self._ids, self._logits = ids, next_logits(self.model, ids, settings)
         bars = [
             _bar(candidate, is_drawn=candidate.token == drawn)
             for candidate in candidates(self._logits, ids, self.tokenizer, settings, include=drawn)
@@ -183,6 +182,7 @@ class Candidate(NamedTuple):
 
 def _bar(candidate: Candidate, *, is_drawn: bool) -> Bar:
     text = f"{100 * candidate.drawn_probability:.1f} %"
+    # repr: the spaces and line breaks of a token are visible.
     return Bar(repr(candidate.text), candidate.drawn_probability, text, candidate.probability, is_drawn)
 
 
@@ -217,7 +217,8 @@ def sample_tokens(
                 input_ids=ids if step is None else step, attention_mask=torch.ones_like(ids),
                 past_key_values=cache, use_cache=True, logits_to_keep=1,
             )  # fmt: skip
-            logits, cache = out.logits[:, -1].float(), out.past_key_values  # (1, V)
+            # (1, V) in float32, in which `generate` draws too
+            logits, cache = out.logits[:, -1].float(), out.past_key_values
             # A clone: some processors write into the scores.
             step = torch.multinomial(processors(ids, logits.clone()).softmax(-1), 1, generator=generator)
             ids = torch.cat([ids, step], dim=1)
@@ -226,14 +227,10 @@ def sample_tokens(
             return
 
 
-def next_logits(model: "GPT2LMHeadModel", ids: Sequence[int]) -> "torch.Tensor":
+def next_logits(model: "GPT2LMHeadModel", ids: Sequence[int], settings: EvaluationSettings) -> "torch.Tensor":
     """Return the logits (1, V) of the token that follows `ids`."""
-    import torch
-
-    model = model.to(device()).eval()
-    with torch.inference_mode():
-        ids = torch.tensor([list(ids)], device=model.device)
-        return model(input_ids=ids, logits_to_keep=1, use_cache=False).logits[:, -1].float().cpu()
+    _, logits = next(sample_tokens(model, ids, settings))
+    return logits
 
 
 def candidates(

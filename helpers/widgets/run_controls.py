@@ -55,10 +55,6 @@ class RunControls:
         self._stop.set()
         self._show("stopping: the step is finished and a checkpoint saved")
 
-    def lock(self, is_locked: bool) -> None:
-        """Enable only the button that stops while a training runs, and only the other one else."""
-        self.start.disabled, self.stop.disabled = is_locked, not is_locked
-
     def show_state(self, settings: TrainingSettings) -> None:
         """Show what the start button would do with the run of these settings."""
         if self._panel.is_locked:

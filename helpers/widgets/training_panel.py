@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import ipywidgets as w
 import yaml
@@ -63,9 +63,10 @@ class TrainingPanel(Panel):
         save = make_button(
             "Save as parameters", self.save, tooltip="write a papermill file and show the command that runs it"
         )
-        self._head = [self.preset, self.card, suggest, save]
-        head = w.Box(self._head).add_class("course-row")
-        self.widget = self.framed(head, self.gauge, self._message, self._commands, *self.groups(), self.run.widget)
+        head = [self.preset, self.card, suggest, save]
+        self._others = [*head, self.run.start]
+        row = w.Box(head).add_class("course-row")
+        self.widget = self.framed(row, self.gauge, self._message, self._commands, *self.groups(), self.run.widget)
         self.refresh()
 
     @property
@@ -102,19 +103,16 @@ class TrainingPanel(Panel):
     def save(self) -> None:
         """Write the values for papermill and show the commands that run them; if that is not possible, say why."""
         with self.errors_shown():
-            saved = save_parameters(self.settings)
-            lines = "".join(f"<div><code>{html.escape(line)}</code></div>" for line in (saved.papermill, saved.run))
-            self._commands.value = f"<div class='course-note'>Written: {html.escape(str(saved.path))}{lines}</div>"
+            settings = self.settings
+            path = save_parameters(settings)
+            commands = (papermill_command(path), run_command(settings))
+            lines = "".join(f"<div><code>{html.escape(command)}</code></div>" for command in commands)
+            self._commands.value = f"<div class='course-note'>Written: {html.escape(str(path))}{lines}</div>"
 
     def lock(self, is_locked: bool) -> None:
         """Disable everything except the button that stops, or enable it again."""
         super().lock(is_locked)
-        self.run.lock(is_locked)
-        for control in self._head:
-            control.disabled = is_locked
-
-    def _described(self) -> list[w.Widget]:
-        return [*super()._described(), self.preset, self.card]
+        self.run.stop.disabled = not is_locked
 
     def _choose_preset(self, change: Any) -> None:
         if change.new == _FROM_CELL:
@@ -128,33 +126,24 @@ class TrainingPanel(Panel):
     def _show(self, settings: TrainingSettings) -> None:
         self._commands.value = ""  # they would run the values from before
         self.run.show_state(settings)
-        self.gauge.value = self._gauge_html(settings)
+        self.gauge.value = gauge_html(self.plan(settings), has_card=self.chosen_card is not None)
 
     def _summary(self) -> str:
-        return self._gauge_html(self.settings)
-
-    def _gauge_html(self, settings: TrainingSettings) -> str:
-        return gauge_html(self.plan(settings), has_card=self.chosen_card is not None)
+        return self.gauge.value
 
 
-class SavedParameters(NamedTuple):
-    """A parameter file, and the command lines that run notebook 03 and all five notebooks with its values."""
+def save_parameters(settings: TrainingSettings) -> Path:
+    """Write settings to `runs/<run>/parameters.yaml` for `papermill -f`, and return its path.
 
-    path: Path
-    papermill: str
-    run: str
-
-
-def save_parameters(settings: TrainingSettings) -> SavedParameters:
-    """Write settings to `runs/<run>/parameters.yaml` for `papermill -f`; a file with other values is kept."""
+    A file with other values is kept, and `parameters-2.yaml` written instead.
+    """
     folder = run_folder(settings.run)
     folder.mkdir(parents=True, exist_ok=True)
-    # YAML reads `5e-05` as text; PyYAML therefore writes `5.0e-05`.
+    # Not by hand: YAML reads `5e-05` as text, and PyYAML writes `5.0e-05`.
     text = yaml.safe_dump(settings.model_dump(), sort_keys=False, allow_unicode=True)
     path = _free_path(folder, text)
     write_atomically(path, text)
-    papermill = ["papermill", NOTEBOOKS / "03_fine_tuning.ipynb", path.with_suffix(".ipynb"), "-f", path]
-    return SavedParameters(path, _command_line(map(str, papermill)), run_command(settings))
+    return path
 
 
 def _free_path(folder: Path, text: str) -> Path:
@@ -164,6 +153,12 @@ def _free_path(folder: Path, text: str) -> Path:
         if not path.exists() or path.read_text(encoding="utf-8") == text:
             return path
     raise SettingsError(f"{folder} already holds {_MOST_FILES} parameter files: delete some, or choose another run.")
+
+
+def papermill_command(path: Path) -> str:
+    """Return the command that runs notebook 03 with a parameter file, from any folder."""
+    parts = ["papermill", NOTEBOOKS / "03_fine_tuning.ipynb", path.with_suffix(".ipynb"), "-f", path]
+    return _command_line(map(str, parts))
 
 
 def run_command(settings: TrainingSettings) -> str:

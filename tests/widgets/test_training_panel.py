@@ -80,15 +80,15 @@ def test_suggest_says_that_no_batch_fits(panel):
 class TestParameters:
     def test_are_read_back_unchanged(self, runs):
         settings = TrainingSettings(run="kept", learning_rate=5e-5, sample_prompt='007: "yes"', weight_decay=1e-7)
-        saved = save_parameters(settings)
-        assert "5.0e-05" in saved.path.read_text()
-        assert TrainingSettings(**yaml.safe_load(saved.path.read_text())) == settings
-        assert saved.path == runs / "kept/parameters.yaml"
+        path = save_parameters(settings)
+        assert "5.0e-05" in path.read_text()
+        assert TrainingSettings(**yaml.safe_load(path.read_text())) == settings
+        assert path == runs / "kept/parameters.yaml"
 
     def test_never_replace_others(self):
-        first = save_parameters(TrainingSettings(run="kept")).path
-        assert save_parameters(TrainingSettings(run="kept")).path == first
-        second = save_parameters(TrainingSettings(run="kept", seed=1)).path
+        first = save_parameters(TrainingSettings(run="kept"))
+        assert save_parameters(TrainingSettings(run="kept")) == first
+        second = save_parameters(TrainingSettings(run="kept", seed=1))
         assert second.name == "parameters-2.yaml"
         assert "seed: 42" in first.read_text()
 
@@ -123,9 +123,9 @@ def test_the_first_cells_of_notebook_3_train_with_the_saved_parameters(tmp_path,
     nb["cells"] = nb["cells"][: ids.index("03-07") + 1]
     path = tmp_path / "short.ipynb"
     path.write_text(json.dumps(nb))
-    saved = save_parameters(tiny_settings)
+    parameters = save_parameters(tiny_settings)
     command = [sys.executable, "-m", "papermill", "--no-progress-bar", str(path), str(tmp_path / "out.ipynb"), "-f"]
-    done = subprocess.run([*command, str(saved.path)], capture_output=True, text=True, cwd=tmp_path)
+    done = subprocess.run([*command, str(parameters)], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     record = json.loads((runs / "tiny/settings.json").read_text())["settings"]
     assert TrainingSettings(**record) == tiny_settings
