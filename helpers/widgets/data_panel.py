@@ -64,7 +64,7 @@ class DataPanel(Panel):
 
     def _summary(self) -> str:
         self.thread.join()  # a page without a kernel never sees what comes later
-        return self.gauge.value or self._message.value
+        return self.gauge.value
 
 
 def _key(settings: DataSettings) -> str:

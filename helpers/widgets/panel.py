@@ -144,7 +144,8 @@ class Panel:
 
     def static_html(self) -> str:
         """Return the panel as a page without a kernel shows it."""
-        return f"<div class='course-static'>{self._summary()}{self.settings._repr_html_()}<p>{_RULE}</p></div>"
+        parts = (self._summary(), self._message.value, self.settings._repr_html_(), f"<p>{_RULE}</p>")
+        return f"<div class='course-static'>{''.join(parts)}</div>"
 
     def framed(self, *children: w.Widget) -> w.VBox:
         """Return widgets in a frame that brings the panel's style with it."""

@@ -106,6 +106,7 @@ class Playground(Panel):
             f"<div style='flex:1 1 20em'><h4>{html.escape(name)}: {column.escaped(column.prompt)}…</h4>"
             f"{column.bars_html(self.settings, 0)}</div>"
             for name, column in self.columns.items()
+            if column.prompt  # none if it is too long, as the message says
         ]
         return f"<div style='display:flex;flex-wrap:wrap;gap:1em'>{''.join(columns)}</div>"
 

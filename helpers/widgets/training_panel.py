@@ -88,17 +88,18 @@ class TrainingPanel(Panel):
         if self.chosen_card is None:
             self.say("Choose a graphics card first: the memory of a training on the processor is not predicted.")
             return
-        plan = self.plan(self.settings)
-        if not plan.suggested:
-            self.say(plan.verdict, is_error=True)
-            return
-        self.preset.value = _BY_HAND
-        self.fill(plan.suggested)
-        chosen = self.settings
-        self.say(
-            f"Batch {chosen.per_device_train_batch_size} with accumulation {chosen.gradient_accumulation_steps} is the "
-            f"largest pass that fits the {plan.card.name}, at the effective batch of {chosen.effective_batch_size}."
-        )
+        with self.errors_shown():
+            plan = self.plan(self.settings)
+            if not plan.suggested:
+                raise SettingsError(plan.verdict)
+            self.preset.value = _BY_HAND
+            self.fill(plan.suggested)
+            chosen = self.settings
+            self.say(
+                f"Batch {chosen.per_device_train_batch_size} with accumulation {chosen.gradient_accumulation_steps} is "
+                f"the largest pass that fits the {plan.card.name}, at the effective batch of "
+                f"{chosen.effective_batch_size}."
+            )
 
     def save(self) -> None:
         """Write the values for papermill and show the commands that run them; if that is not possible, say why."""

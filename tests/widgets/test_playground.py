@@ -112,6 +112,7 @@ def test_stop_ends_it_after_the_present_token(playground):
 def test_a_prompt_that_is_too_long_is_refused_in_one_sentence(playground, model, tokenizer, settings):
     playground.controls["prompt"].value = "well " * 300
     assert "together at most 256" in playground._message.value
+    assert "together at most 256" in playground.static_html()
     playground.begin()
     assert playground.thread is None
     with pytest.raises(SettingsError, match="together at most 256"):

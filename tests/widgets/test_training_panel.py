@@ -10,6 +10,7 @@ import yaml
 from helpers.settings import NOTEBOOKS, TrainingSettings, preset_names
 from helpers.training.cards import CARDS, find_card
 from helpers.training.plan import plan_run
+from helpers.widgets import TrainingPanel
 from helpers.widgets.training_panel import THIS_MACHINE, run_command, save_parameters
 
 
@@ -52,6 +53,9 @@ def test_a_processor_is_not_predicted(panel):
 def test_a_block_longer_than_the_models_positions_is_refused(panel):
     panel.controls["block_size"].value = 1024
     assert "use at most 256" in panel._message.value
+    panel.suggest()
+    assert "use at most 256" in panel._message.value
+    assert "use at most 256" in TrainingPanel(TrainingSettings(block_size=1024)).static_html()
 
 
 @pytest.mark.parametrize("card", ["RTX 4070 Laptop", "RTX 4090"])
