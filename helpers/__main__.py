@@ -81,17 +81,16 @@ def train(preset: str, run_name: str | None, parameters: tuple[tuple[str, str], 
 
     Under torchrun name the run with `-p run NAME`: torchrun takes `--run` for an option of its own.
     """
-    from helpers.training.fine_tuning import TrainingBrokenError, fine_tune
-    from helpers.training.processes import is_first, part
+    from helpers.training import TrainingBrokenError, fine_tune, is_first_process, leave_process_group
 
     settings = TrainingSettings.from_preset(preset, **_asked(run_name, parameters))
     try:
         finished = fine_tune(settings, progress=True)
     except TrainingBrokenError as error:
         raise click.ClickException(str(error)) from None
-    if is_first():  # of many processes one speaks
+    if is_first_process():  # of many processes one speaks
         click.echo(finished)
-    part()
+    leave_process_group()
 
 
 @main.command()
@@ -108,7 +107,7 @@ def plan(
     as_json: bool,
 ) -> None:
     """Predict a run's peak memory, time and disk, without a GPU; exit 1 when it does not fit."""
-    from helpers.training.plan import plan_run
+    from helpers.training import plan_run
 
     settings = TrainingSettings.from_preset(preset, **_asked(run_name, parameters))
     planned = plan_run(settings, card=_card_to_plan_for(gpu))
@@ -118,7 +117,7 @@ def plan(
 
 def _card_to_plan_for(gpu: str | None) -> Any:
     """Return the named card, else this machine's, else the course's own; say so where none was named."""
-    from helpers.training.cards import DEFAULT_CARD, card_of_this_machine, find_card
+    from helpers.training import DEFAULT_CARD, card_of_this_machine, find_card
 
     if gpu is not None:
         return find_card(gpu)

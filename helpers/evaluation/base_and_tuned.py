@@ -22,7 +22,7 @@ from helpers.evaluation.generation import DECODINGS, Speech, generate, sample, s
 from helpers.evaluation.scoring import Score, score
 from helpers.model import load_model, load_tokenizer
 from helpers.settings import DataSettings, EvaluationSettings, SettingsError, read_run_settings, run_folder
-from helpers.training.model_card import figure_text, shown
+from helpers.training.model_card import metric_text, public_name
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
@@ -167,9 +167,9 @@ class Comparison:
         rows = (
             (
                 row["model"],
-                figure_text(row["perplexity"], ",.1f", row["perplexity_interval"]),
-                figure_text(row["bits_per_byte"], ".3f", row["bits_per_byte_interval"]),
-                figure_text(row["word_perplexity"], ",.0f"),
+                metric_text(row["perplexity"], ",.1f", row["perplexity_interval"]),
+                metric_text(row["bits_per_byte"], ".3f", row["bits_per_byte_interval"]),
+                metric_text(row["word_perplexity"], ",.0f"),
                 row["protocol"],
             )
             for row in self.rows
@@ -188,7 +188,7 @@ def compare(settings: EvaluationSettings) -> Comparison:
     """
     trained = read_run_settings(settings.run)
     documents = open_prepared(settings.run).documents["test"]["text"]
-    found = _compare_on(documents, settings, source=f"the test part of {shown(trained.source)}")
+    found = _compare_on(documents, settings, source=f"the test part of {public_name(trained.source)}")
     figures.keep(settings.run, "test", found.to_dict())
     return found
 
@@ -211,7 +211,7 @@ def forgetting(settings: EvaluationSettings) -> Comparison:
     whole = parts["test"] if "test" in parts else parts["train"]
     texts = (text for text in whole.shuffle(seed=settings.seed)["text"] if text and text.strip())
     documents = list(islice(texts, settings.general_documents))
-    found = _compare_on(documents, settings, source=shown(settings.general_source))
+    found = _compare_on(documents, settings, source=public_name(settings.general_source))
     figures.keep(settings.run, "forgetting", found.to_dict())
     return found
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from helpers.files import write_atomically
 from helpers.settings import SettingsError, run_folder
-from helpers.training import model_card
+from helpers.training.model_card import write_model_card
 
 VERSION = 1
 SECTIONS = ("test", "forgetting", "copying", "speech")
@@ -56,4 +56,4 @@ def keep(run: str, section: str, value: dict[str, Any]) -> None:
         before = {}
     found = {"version": VERSION, "run": run} | {name: before.get(name) for name in SECTIONS} | {section: value}
     write_atomically(folder / "evaluation.json", json.dumps(found, indent=2, allow_nan=False))
-    model_card.write(run)
+    write_model_card(run)

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from helpers.settings import SettingsError, run_folder, runs_folder
-from helpers.training import model_card
-from helpers.training.history import kept_eval_loss, read_history
+from helpers.training.model_card import write_model_card
+from helpers.training.run_files import kept_eval_loss, read_history
 
 Figure = Literal["eval_loss", "bits_per_byte", "perplexity"]
 _MOST_ERRORS = 5  # that are told below a table
@@ -294,7 +294,7 @@ def promote(best: ComparedRun, name: str) -> Path:
         copied = shutil.copytree(best.folder, Path(beside) / name, ignore=shutil.ignore_patterns(".*", "trial.*"))
         _rename_within(copied, best.name, name)
         copied.replace(target)
-    model_card.write(name)
+    write_model_card(name)
     return target
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from helpers.plots import BLUE, GREY, ORANGE, new_axes, plot_bars
-from helpers.training.history import read_history
+from helpers.training.run_files import read_history
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

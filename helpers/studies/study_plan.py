@@ -9,9 +9,8 @@ from typing import Any
 from helpers.settings import SettingsError
 from helpers.studies.study import Study, trial_name
 from helpers.training.cards import GIB, GraphicsCard
-from helpers.training.forecast import this_processor
 from helpers.training.memory import parameters, read_shape
-from helpers.training.plan import MemoryPlan, plan_run
+from helpers.training.plan import MemoryPlan, plan_run, this_processor
 
 LEAST_BYTES = 2**28  # of disk for a trial of a model whose shape is not known: its notebooks at least
 _CONTEXT_BYTES = GIB // 2  # of a CUDA context, for each worker after the first, whose own the planner counts

@@ -1,16 +1,29 @@
-"""Notebook 03: plan a run, train it, stop and resume it, and leave a model that loads anywhere."""
+"""Notebook 03: plan a run, train it, stop and resume it, and leave a model that loads anywhere.
+
+- `fine_tuning`: train or open a run
+- `callbacks`: history, progress, checks and stops during the training
+- `run_files`: settings.json, history.jsonl and checkpoints in a run's folder
+- `processes`: several processes in one training; device and peak memory
+- `engine`, `autograd_functions`: the same results with less memory and time
+- `memory`, `cards`, `plan`: predict memory, time and disk of a run
+- `model_card`: the card of the final model, and publishing it
+- `trial`: a training as one trial of a study
+"""
 
 from helpers import lazy_exports
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
-        "fine_tuning": "FineTuned as_batch chosen_precision fine_tune open_or_train",
-        "callbacks": "TrainingBrokenError",
-        "cards": "CARDS DEFAULT_CARD GraphicsCard find_card",
-        "checkpoints": "last_whole_checkpoint",
-        "engine": "equal_results_less_work",
-        "plan": "plan_run",
-        "model_card": "push_to_hub",
+        "fine_tuning": "FineTuned as_batch chosen_precision fine_tune open_or_train open_run save_model",
+        "callbacks": "Progress TrainingBrokenError TrainingStoppedError",
+        "run_files": "kept_eval_loss last_complete_checkpoint read_history",
+        "processes": "is_first_process leave_process_group",
+        "engine": "CHUNK_TOKENS equal_results_less_work",
+        "memory": "GPT2Shape read_shape",
+        "cards": "CARDS DEFAULT_CARD GraphicsCard card_of_this_machine find_card",
+        "plan": "MemoryPlan plan_run same_effective_batch this_processor training_tokens",
+        "model_card": "metric_text public_name push_to_hub write_model_card",
+        "trial": "TrialPrunedError",
     },
 )

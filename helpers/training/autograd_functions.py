@@ -1,4 +1,4 @@
-"""The two autograd functions of the engine: each makes its gradients by hand, where that saves memory or time."""
+"""The two autograd functions of the engine: each computes its gradients by hand, which saves memory and time."""
 
 from typing import Any
 
@@ -7,17 +7,16 @@ from torch.nn import functional
 
 
 class CausalAttention(torch.autograd.Function):
-    """Causal attention some queries at a time, each part to no key after its last query; all of (rows, T, head_dim).
+    """Causal attention for some queries at a time, with no key after the last of them; all of (rows, T, head_dim).
 
-    Written by hand, the gradients of keys and values are summed in place; autograd would add one full-size tensor for
-    each part.
+    By hand, the gradients of keys and values are summed in place; autograd would make a full-size tensor per part.
     """
 
     @staticmethod
     def forward(
         ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout: float, n_queries: int
     ) -> torch.Tensor:
-        """Return the attended values; `query` is scaled already."""
+        """Return the attended values, (rows, T, head_dim); `query` is scaled already."""
         later = torch.full((n_queries, n_queries), -torch.inf, dtype=query.dtype, device=query.device).triu(1)
         out = torch.empty_like(query)
         saved = []
@@ -53,13 +52,13 @@ class CausalAttention(torch.autograd.Function):
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):
-    """Sum of nats over rows; its gradients are made in the forward pass, while a chunk's logits are at hand."""
+    """Sum of nats over rows; its gradients are computed in the forward pass, while a chunk's logits exist."""
 
     @staticmethod
     def forward(
         ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, chunk_tokens: int
     ) -> torch.Tensor:
-        """Return the sum; of hidden (N, width), weight (V, width), targets (N,) with -100 where none counts."""
+        """Return the sum for hidden (N, width), weight (V, width) and targets (N,), -100 where none counts."""
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
         head = weight.detach().to(dtype)
@@ -78,14 +77,14 @@ class ChunkedCrossEntropy(torch.autograd.Function):
                     grad_hidden[rows] = slope @ head
                     grad_weight += slope.t() @ chunk
                     del slope
-                del log_probs  # else the next chunk's logits come on top of this one's
+                del log_probs  # otherwise the next chunk's logits are added to this one's in memory
         if needs_gradients:
             ctx.save_for_backward(grad_hidden, grad_weight)
         return total
 
     @staticmethod
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """Return the gradients of hidden and weight, in the memory of those at hand."""
+        """Return the gradients of hidden and weight, scaled in place."""
         grad_hidden, grad_weight = ctx.saved_tensors
         return grad_hidden.mul_(grad_output), grad_weight.mul_(grad_output), None, None
 

@@ -1,30 +1,40 @@
-"""What looks on while the Trainer works: the history, the guards, the room on the disk, whoever watches.
-
-Each function returns a `TrainerCallback`; transformers is imported when the first is made.
-"""
+"""Trainer callbacks: history, time, progress, checks that stop a broken training, and a stop that saves."""
 
 import math
-import shutil
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from helpers.settings import SettingsError
-from helpers.training.history import history_rows, write_history
+from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
+
+from helpers.display import MIB
+from helpers.files import free_bytes
+from helpers.settings import SettingsError, TrainingSettings
+from helpers.training.processes import n_processes, peak_bytes
+from helpers.training.run_files import history_rows, write_history
+from helpers.training.trial import pruning_callback
 
 if TYPE_CHECKING:
-    from transformers import GPT2LMHeadModel, TrainerCallback
+    from transformers import GPT2LMHeadModel, Trainer
 
 
 class TrainingBrokenError(RuntimeError):
-    """A training that cannot come to anything: the message names the sign that was seen and the usual cause."""
+    """A training that cannot succeed: the message names what was seen and the usual cause."""
+
+
+class TrainingStoppedError(RuntimeError):
+    """A training that was asked to stop: it has written a checkpoint, and the same call continues from there."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a training is: `tokens_per_second` and `seconds_left` are None before the second reading."""
+    """How far a training is; `tokens_per_second` and `seconds_left` are None before this process's first step."""
 
     step: int
     max_steps: int
@@ -33,70 +43,81 @@ class Progress:
     memory_bytes: int
 
     def __str__(self) -> str:
-        """Return it in one line."""
+        """Return the progress as one line."""
         rate = "" if self.tokens_per_second is None else f", {self.tokens_per_second:,.0f} tokens/s"
         left = "" if self.seconds_left is None else f", {self.seconds_left:,.0f} s left"
-        return f"step {self.step} of {self.max_steps}{rate}{left}, {self.memory_bytes / 2**20:,.0f} MiB"
+        return f"step {self.step} of {self.max_steps}{rate}{left}, {self.memory_bytes / MIB:,.0f} MiB"
 
 
 Watch = Callable[[list[dict[str, Any]], Progress], None]
 
 
-def history(folder: Path, tokenizer: Any, sample_prompt: str) -> "TrainerCallback":
-    """Write history.jsonl from the Trainer's own log, which a checkpoint carries: no gaps or repeats after a resume.
+def training_callbacks(
+    settings: TrainingSettings,
+    folder: Path,
+    *,
+    model: "GPT2LMHeadModel",
+    tokenizer: Any,
+    progress: bool = False,
+    watch: Watch | None = None,
+) -> list[TrainerCallback]:
+    """Return the callbacks for a training.
 
-    After each validation the model goes on from `sample_prompt`, greedily, so that no random state is touched.
+    Args:
+        settings: the settings of the run.
+        folder: the folder of the run.
+        model: the model that is trained.
+        tokenizer: its tokenizer.
+        progress: whether to show a progress bar.
+        watch: called with the history and the progress after each row.
+
+    Raises:
+        SettingsError: the package for `report_to` is not installed.
     """
-    from transformers import TrainerCallback
+    from transformers import EarlyStoppingCallback
 
-    class History(TrainerCallback):
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if control.should_save:  # the losses since the last row are in no checkpoint: let there be none
-                control.should_log = True
-
-        def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if state.is_world_process_zero:
-                write_history(folder, history_rows(state.log_history))
-
-        def on_evaluate(self, args: Any, state: Any, control: Any, *, model: Any, **_: Any) -> None:
-            if state.is_world_process_zero and sample_prompt:
-                text = greedy_sample(model, tokenizer, sample_prompt)
-                state.log_history.append({"step": state.global_step, "sample": text})
-                write_history(folder, history_rows(state.log_history))
-
-    return History()
+    chosen = [_History(folder, tokenizer, settings.sample_prompt), _Guard(model.config.vocab_size)]
+    chosen += [_DiskSpaceGuard(model), Clock()]
+    if (pruning := pruning_callback(settings.run)) is not None:
+        chosen.append(pruning)
+    if settings.report_to == "tensorboard":
+        chosen.append(_tensorboard(folder / "tensorboard"))
+    if settings.early_stopping_patience:
+        chosen.append(EarlyStoppingCallback(settings.early_stopping_patience))
+    tokens_per_step = settings.effective_batch_size * settings.block_size * n_processes()
+    if progress:
+        chosen.append(_ProgressBar(tokens_per_step))
+    if watch is not None:
+        chosen.append(_Watcher(tokens_per_step, watch))
+    return chosen
 
 
-def clock() -> "TrainerCallback":
-    """Count the seconds of a run, those before a resume included: a checkpoint carries them.
+class _History(TrainerCallback):
+    """Write history.jsonl from the Trainer's own log, and a sample after each validation.
 
-    What a killed process did after its last checkpoint is not counted, because it is done again.
+    The log is part of every checkpoint, so after a resume the history has no gaps and no repeated rows.
     """
-    from transformers import TrainerCallback
-    from transformers.trainer_callback import ExportableState
 
-    class Clock(TrainerCallback, ExportableState):
-        def __init__(self, seconds: float = 0.0) -> None:
-            self.before, self.start = seconds, None
+    def __init__(self, folder: Path, tokenizer: Any, sample_prompt: str) -> None:
+        self.folder, self.tokenizer, self.sample_prompt = folder, tokenizer, sample_prompt
 
-        @property
-        def seconds(self) -> float:
-            return self.before if self.start is None else self.before + time.perf_counter() - self.start
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if control.should_save:  # the losses since the last row are not part of a checkpoint and would be lost
+            control.should_log = True
 
-        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self.start = time.perf_counter()
+    def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.is_world_process_zero:
+            write_history(self.folder, history_rows(state.log_history))
 
-        def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self.before, self.start = self.seconds, None
-
-        def state(self) -> dict[str, Any]:
-            return {"args": {"seconds": self.seconds}, "attributes": {}}
-
-    return Clock()
+    def on_evaluate(self, args: Any, state: Any, control: Any, *, model: Any, **_: Any) -> None:
+        if state.is_world_process_zero and self.sample_prompt:
+            text = _greedy_sample(model, self.tokenizer, self.sample_prompt)
+            state.log_history.append({"step": state.global_step, "sample": text})
+            write_history(self.folder, history_rows(state.log_history))
 
 
-def greedy_sample(model: "GPT2LMHeadModel", tokenizer: Any, prompt: str, *, max_new_tokens: int = 40) -> str:
-    """Return `prompt` and the likeliest way on from it."""
+def _greedy_sample(model: "GPT2LMHeadModel", tokenizer: Any, prompt: str, *, max_new_tokens: int = 40) -> str:
+    """Return `prompt` with the most probable continuation; greedy, so that no random state changes."""
     import torch
 
     ids = tokenizer(prompt, return_tensors="pt").to(model.device)
@@ -109,62 +130,102 @@ def greedy_sample(model: "GPT2LMHeadModel", tokenizer: Any, prompt: str, *, max_
     return tokenizer.decode(out[0], skip_special_tokens=True)
 
 
-def watching(watch: Watch, *, tokens_per_step: int, memory_bytes: Callable[[], int]) -> "TrainerCallback":
-    """Call `watch` with the history and the progress after each row; speed is that of this process."""
-    from transformers import TrainerCallback
+class Clock(TrainerCallback, ExportableState):
+    """Count the seconds of a run, those before a resume included, because a checkpoint keeps them.
 
-    class Watching(TrainerCallback):
-        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self.start, self.first_step = time.perf_counter(), state.global_step
+    What a killed process did after its last checkpoint is not counted, because it is done again. The name of the
+    class is the key in the checkpoints of every run so far: do not rename it.
+    """
 
-        def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if not state.is_world_process_zero:
-                return
-            steps, seconds = state.global_step - self.first_step, time.perf_counter() - self.start
-            rate = steps / seconds if steps else None
-            progress = Progress(
-                step=state.global_step,
-                max_steps=state.max_steps,
-                tokens_per_second=rate and rate * tokens_per_step,
-                seconds_left=rate and (state.max_steps - state.global_step) / rate,
-                memory_bytes=memory_bytes(),
-            )
-            watch(history_rows(state.log_history), progress)
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.before, self.start = seconds, None
 
-    return Watching()
+    @property
+    def seconds(self) -> float:
+        """Seconds of training so far."""
+        return self.before if self.start is None else self.before + time.perf_counter() - self.start
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Start the clock."""
+        self.start = time.perf_counter()
 
-def progress_bar(*, tokens_per_step: int, memory_bytes: Callable[[], int]) -> "TrainerCallback":
-    """Show a bar of the steps with the time that is left, loss, tokens a second and memory."""
-    from tqdm.auto import tqdm
-    from transformers import TrainerCallback
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Stop the clock."""
+        self.before, self.start = self.seconds, None
 
-    class Bar(TrainerCallback):
-        loss = ""
-
-        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            others = not state.is_world_process_zero
-            self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", disable=others)
-            self.start, self.first_step = time.perf_counter(), state.global_step
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            rate = tokens_per_step * (state.global_step - self.first_step) / (time.perf_counter() - self.start)
-            told = f"{self.loss}{rate:,.0f} tokens/s, {memory_bytes() / 2**20:,.0f} MiB"
-            self.bar.set_postfix_str(told, refresh=False)
-            self.bar.update(state.global_step - self.bar.n)
-
-        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
-            if "loss" in logs:
-                self.loss = f"loss {logs['loss']:.3f}, "
-
-        def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self.bar.close()
-
-    return Bar()
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps."""
+        return {"args": {"seconds": self.seconds}, "attributes": {}}
 
 
-def tensorboard(folder: Path) -> "TrainerCallback":
-    """Pass what the Trainer logs on to TensorBoard: `tensorboard --logdir runs` shows it.
+class _Speedometer(TrainerCallback):
+    """Measure the speed of this process; the base of the callbacks that show it."""
+
+    def __init__(self, tokens_per_step: int) -> None:
+        self.tokens_per_step = tokens_per_step
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.start, self.first_step = time.perf_counter(), state.global_step
+
+    def progress(self, state: Any) -> Progress:
+        steps, seconds = state.global_step - self.first_step, time.perf_counter() - self.start
+        rate = steps / seconds if steps else None
+        return Progress(
+            step=state.global_step,
+            max_steps=state.max_steps,
+            tokens_per_second=rate and rate * self.tokens_per_step,
+            seconds_left=rate and (state.max_steps - state.global_step) / rate,
+            memory_bytes=peak_bytes(),
+        )
+
+
+class _Watcher(_Speedometer):
+    """Call `watch` with the history and the progress after each row."""
+
+    def __init__(self, tokens_per_step: int, watch: Watch) -> None:
+        super().__init__(tokens_per_step)
+        self.watch = watch
+
+    def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.is_world_process_zero:
+            self.watch(history_rows(state.log_history), self.progress(state))
+
+
+class _ProgressBar(_Speedometer):
+    """Show a bar of the steps with the time left, loss, tokens per second and memory.
+
+    transformers' `ProgressCallback` prints a line for each row, draws a second bar for each validation, and starts a
+    resumed run's bar at 0, which spoils its estimate of the time left.
+    """
+
+    loss = ""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        from tqdm.auto import tqdm
+
+        super().on_train_begin(args, state, control)
+        is_hidden = not state.is_world_process_zero
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", disable=is_hidden)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        progress = self.progress(state)
+        text = f"{self.loss}{progress.tokens_per_second:,.0f} tokens/s, {progress.memory_bytes / MIB:,.0f} MiB"
+        self.bar.set_postfix_str(text, refresh=False)
+        self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
+        if "loss" in logs:
+            self.loss = f"loss {logs['loss']:.3f}, "
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.bar.close()
+
+
+def _tensorboard(folder: Path) -> TrainerCallback:
+    """Return a callback that writes the Trainer's log for TensorBoard: `tensorboard --logdir runs` shows it.
+
+    `TrainingArguments(report_to="tensorboard")` would take the folder from an environment variable, and say of a
+    missing package only that it is missing.
 
     Raises:
         SettingsError: the package is not installed.
@@ -180,44 +241,42 @@ def tensorboard(folder: Path) -> "TrainerCallback":
     return TensorBoardCallback(SummaryWriter(str(folder)))
 
 
-def guard(vocab_size: int) -> "TrainerCallback":
-    """Stop a training whose loss, gradient or weights say that it is broken; before it saves them."""
-    from transformers import TrainerCallback
+class _Guard(TrainerCallback):
+    """Stop a training whose loss, gradient or weights show that it is broken, before the weights are saved."""
 
-    even_guess = math.log(vocab_size)
+    def __init__(self, vocab_size: int) -> None:
+        self.vocab_size = vocab_size
 
-    class Guard(TrainerCallback):
-        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
-            loss, grad_norm = logs.get("loss", 1.0), logs.get("grad_norm", 1.0)
-            if loss == 0:
-                raise TrainingBrokenError(
-                    f"The loss is exactly 0 at step {state.global_step}: no label is left to learn from. "
-                    "Decode a training row and look at its labels; an empty tokenizer does this too."
-                )
-            # with fp16 a gradient that overflows belongs to the search for a scale, and its step is left out
-            if not math.isfinite(loss) or (not math.isfinite(grad_norm) and not args.fp16):
-                self.stop(f"The loss is {loss} and the gradient's length {grad_norm}", args, state)
-            if not math.isfinite(val_loss := logs.get("eval_loss", 1.0)):
-                self.stop(f"The validation loss is {val_loss}", args, state)
-            if _learns_nothing(state.log_history, even_guess):
-                raise TrainingBrokenError(
-                    f"The loss stays at {loss:.2f}, an even guess among {vocab_size:,} tokens, up to step "
-                    f"{state.global_step}: nothing is learnt. Look at a training row, decoded; then raise "
-                    f"learning_rate (it was {args.learning_rate})."
-                )
-
-        def on_step_end(self, args: Any, state: Any, control: Any, *, model: Any, **_: Any) -> None:
-            is_kept = control.should_save or control.should_training_stop or state.global_step >= state.max_steps
-            if is_kept and not all(parameter.isfinite().all() for parameter in model.parameters()):
-                self.stop("A weight is not finite", args, state)
-
-        def stop(self, sign: str, args: Any, state: Any) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
+        loss, grad_norm = logs.get("loss", 1.0), logs.get("grad_norm", 1.0)
+        if loss == 0:
             raise TrainingBrokenError(
-                f"{sign} at step {state.global_step}: the weights are spoilt. Lower learning_rate (it was "
-                f"{args.learning_rate}), keep max_grad_norm near 1, and prefer bf16 to fp16."
+                f"The loss is exactly 0 at step {state.global_step}: no label is left to learn from. "
+                "Decode a training row and look at its labels; an empty tokenizer does this too."
+            )
+        # With fp16 a gradient may overflow while the GradScaler searches for its scale: that step is left out.
+        if not math.isfinite(loss) or (not math.isfinite(grad_norm) and not args.fp16):
+            self._stop(f"The loss is {loss} and the gradient's length {grad_norm}", args, state)
+        if not math.isfinite(val_loss := logs.get("eval_loss", 1.0)):
+            self._stop(f"The validation loss is {val_loss}", args, state)
+        if _learns_nothing(state.log_history, math.log(self.vocab_size)):
+            raise TrainingBrokenError(
+                f"The loss stays at {loss:.2f}, an even guess among {self.vocab_size:,} tokens, up to step "
+                f"{state.global_step}: nothing is learnt. Look at a training row, decoded; then raise "
+                f"learning_rate (it was {args.learning_rate})."
             )
 
-    return Guard()
+    def on_step_end(self, args: Any, state: Any, control: Any, *, model: Any, **_: Any) -> None:
+        # Only before weights are saved, because reading all of them takes time.
+        is_kept = control.should_save or control.should_training_stop or state.global_step >= state.max_steps
+        if is_kept and not all(parameter.isfinite().all() for parameter in model.parameters()):
+            self._stop("A weight is not finite", args, state)
+
+    def _stop(self, observation: str, args: Any, state: Any) -> None:
+        raise TrainingBrokenError(
+            f"{observation} at step {state.global_step}: the weights are spoilt. Lower learning_rate (it was "
+            f"{args.learning_rate}), keep max_grad_norm near 1, and prefer bf16 to fp16."
+        )
 
 
 def _learns_nothing(log_history: list[dict[str, float]], even_guess: float, *, rows: int = 20) -> bool:
@@ -227,25 +286,82 @@ def _learns_nothing(log_history: list[dict[str, float]], even_guess: float, *, r
     return is_long and all(abs(row["loss"] / even_guess - 1) < 0.01 for row in last)
 
 
-def space(model: "GPT2LMHeadModel") -> "TrainerCallback":
-    """Stop before a checkpoint, or a finished model, that the disk could not hold; the last whole one stays."""
-    from transformers import TrainerCallback
+class _DiskSpaceGuard(TrainerCallback):
+    """Stop before a checkpoint or a final model that the disk cannot hold; the last complete checkpoint stays."""
 
-    n_parameters = sum(p.numel() for p in model.parameters())
+    def __init__(self, model: "GPT2LMHeadModel") -> None:
+        self.n_parameters = sum(parameter.numel() for parameter in model.parameters())
 
-    class Space(TrainerCallback):
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            is_last = control.should_training_stop or state.global_step >= state.max_steps
-            # a checkpoint: float32 weights, AdamW's two averages, and a little; after the last step the model too
-            needed = n_parameters * (13 * control.should_save + 5 * is_last)
-            if not needed:
-                return
-            free = shutil.disk_usage(Path(args.output_dir).parent).free
-            if free < needed:
-                raise TrainingBrokenError(
-                    f"The disk of {args.output_dir} has {free / 1e9:.1f} GB left and what is to be kept takes "
-                    f"{needed / 1e9:.1f} GB: free some space or lower save_total_limit, and start the same run again. "
-                    "It goes on from its last checkpoint."
-                )
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        is_last = control.should_training_stop or state.global_step >= state.max_steps
+        # A checkpoint is float32 weights and AdamW's two averages, 12 bytes per parameter, and a little more; after
+        # the last step the model is written too.
+        needed = self.n_parameters * (13 * control.should_save + 5 * is_last)
+        if needed and (free := free_bytes(Path(args.output_dir).parent)) < needed:
+            raise TrainingBrokenError(
+                f"The disk of {args.output_dir} has {free / 1e9:.1f} GB left and {needed / 1e9:.1f} GB are needed: "
+                "free some space or lower save_total_limit, and start the same run again. It continues from its last "
+                "checkpoint."
+            )
 
-    return Space()
+
+class _Stopper(TrainerCallback):
+    """End the training, with a checkpoint, after the first step at which `is_asked()` is true."""
+
+    def __init__(self, is_asked: Callable[[], bool]) -> None:
+        self.is_asked, self.has_stopped = is_asked, False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        # Log too, because a checkpoint does not carry the losses since the last row.
+        if state.global_step < state.max_steps and self.is_asked():
+            self.has_stopped = control.should_log = control.should_save = control.should_training_stop = True
+
+
+@contextmanager
+def stoppable(trainer: "Trainer", stop: threading.Event | None) -> Iterator[None]:
+    """Let `stop` or Ctrl-C end the training inside the block with a checkpoint; raise when the block ends.
+
+    Ctrl-C counts only where one process trains: several would have to stop at the same step.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C, or the interrupt of a kernel, ended the training.
+        TrainingStoppedError: `stop` ended it.
+    """
+    is_alone = trainer.args.world_size == 1
+    with interrupt_event() if is_alone else nullcontext(threading.Event()) as interrupted:
+        stopper = _Stopper(lambda: interrupted.is_set() or (stop is not None and stop.is_set()))
+        # First in the list: _DiskSpaceGuard has to see that a checkpoint is about to be written.
+        trainer.callback_handler.callbacks.insert(0, stopper)
+        yield
+    if interrupted.is_set():
+        raise KeyboardInterrupt
+    if stopper.has_stopped:
+        state = trainer.state
+        raise TrainingStoppedError(
+            f"Stopped after step {state.global_step} of {state.max_steps}; a checkpoint is kept, and the same settings "
+            "continue from there."
+        )
+
+
+@contextmanager
+def interrupt_event() -> Iterator[threading.Event]:
+    """Let Ctrl-C, or the interrupt of a kernel, set an event instead of raising; a second one raises as usual.
+
+    Python calls signal handlers in the main thread only, and a process that ignores interrupts goes on ignoring them:
+    in both cases the event is never set.
+    """
+    interrupted, usual = threading.Event(), signal.getsignal(signal.SIGINT)
+
+    def handle(number: int, frame: Any) -> None:
+        if interrupted.is_set():
+            usual(number, frame)
+        interrupted.set()
+
+    if threading.current_thread() is not threading.main_thread() or not callable(usual):
+        yield interrupted
+        return
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, usual)

@@ -1,13 +1,13 @@
-"""Equal results for less work: what a training step of GPT-2 on packed blocks need not do, left out.
+"""Equal results with less work: leave out what a training step of GPT-2 on packed blocks does not need.
 
-Three changes to a stock `GPT2LMHeadModel`, each proved equal by a test and none of them saved with the model:
+Three changes to a stock `GPT2LMHeadModel`. A test proves that each gives equal results; none is saved with the model:
 
-- attention without a mask: packed rows need none, and with none the flash kernel runs, compiled or not; on a CPU
-  attention goes part by part where that is faster than the kernel;
+- attention without a mask: packed rows need none, and without one the flash kernel runs, compiled or not; on a CPU
+  attention is computed in parts where that is faster than the kernel;
 - the tanh GELU in one operation instead of eight;
 - a loss that never holds the logits of all tokens.
 
-And one to the process, on a CPU under Linux: what a step frees is kept for the next one.
+And one change to the process, on a CPU under Linux: memory that a step frees is kept for the next step.
 """
 
 import ctypes
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     import torch
     from transformers import GPT2LMHeadModel
 
-CHUNK_TOKENS = 512  # rows of logits that are held at once
-_QUERIES = 128  # queries that attend at once where attention goes part by part
-_ATTENTION = "course_causal"  # no mask is made for a name that transformers has no mask function for
+CHUNK_TOKENS = 512  # rows of logits that exist at once
+_QUERIES = 128  # queries in a part where attention is computed in parts
+_ATTENTION = "course_causal"  # transformers makes no mask for a name without a mask function
 
 
 @contextmanager
 def equal_results_less_work(model: "GPT2LMHeadModel") -> Iterator["GPT2LMHeadModel"]:
-    """Make a model cheap to train on rows without left padding; as it came when the block ends.
+    """Make a model cheaper to train inside the block, on rows without left padding; restore it after the block.
 
     Args:
-        model: with the scaled-dot-product attention that transformers chooses by itself.
+        model: a model with scaled-dot-product attention, the default of transformers.
     """
     attention = model.config._attn_implementation
     activations = [block.mlp.act for block in model.transformer.h]
@@ -42,27 +42,27 @@ def equal_results_less_work(model: "GPT2LMHeadModel") -> Iterator["GPT2LMHeadMod
             yield model
     finally:
         model.set_attn_implementation(attention)
-        del model.forward  # the one that stood in front of the class's own
+        del model.forward  # the instance's, which hid the one of the class
         for block, activation in zip(model.transformer.h, activations, strict=True):
             block.mlp.act = activation
 
 
 @contextmanager
 def keep_freed_memory() -> Iterator[None]:
-    """Let the process keep the memory that it frees, until the block ends; glibc only, elsewhere nothing changes.
+    """Let the process keep the memory that it frees until the block ends; only with glibc, elsewhere nothing changes.
 
-    By itself glibc gives each large tensor back to the system when it is freed, and the next one costs a page fault
-    for every 4 KiB: tens of thousands in a training step (https://man7.org/linux/man-pages/man3/mallopt.3.html).
+    By default glibc returns each large tensor to the system when it is freed, and the next one costs a page fault
+    per 4 KiB: tens of thousands in a training step (https://man7.org/linux/man-pages/man3/mallopt.3.html).
     """
     if platform.libc_ver()[0] != "glibc":
         yield
         return
     libc = ctypes.CDLL(None)
-    m_trim_threshold, m_mmap_threshold = -1, -3  # as malloc.h numbers them
-    highest = 2**25  # to where glibc moves its own threshold; before 2.35 it takes no higher one, and returns 0
-    if not libc.mallopt(m_mmap_threshold, 2**30):  # from how many bytes a block is mapped by itself
+    m_trim_threshold, m_mmap_threshold = -1, -3  # their numbers in malloc.h
+    highest = 2**25  # up to here glibc raises the threshold itself; before 2.35 it refuses a higher one with 0
+    if not libc.mallopt(m_mmap_threshold, 2**30):  # from how many bytes a block gets a mapping of its own
         libc.mallopt(m_mmap_threshold, highest)
-    libc.mallopt(m_trim_threshold, 2**31 - 1)  # from how many free ones the heap shrinks
+    libc.mallopt(m_trim_threshold, 2**31 - 1)  # from how many free bytes the heap shrinks
     try:
         yield
     finally:
@@ -72,9 +72,9 @@ def keep_freed_memory() -> Iterator[None]:
 
 
 def use_causal_attention(model: "GPT2LMHeadModel") -> None:
-    """Attend causally without a mask: for rows that are full, or padded on the right with labels of -100.
+    """Let a model attend causally without a mask: for rows that are full, or padded on the right with labels of -100.
 
-    transformers builds a (B, 1, T, T) mask when it is compiled, and with a mask the flash kernel is out of reach
+    transformers builds a (B, 1, T, T) mask when it is compiled, and with a mask the flash kernel cannot run
     (https://github.com/huggingface/transformers/issues/48925).
     """
     from transformers import AttentionInterface
@@ -95,7 +95,7 @@ def _causal_attention(
 ) -> "tuple[torch.Tensor, None]":
     from torch.nn import functional
 
-    is_causal = query.shape[2] > 1  # a single token, in generation, may look at all that is kept of those before
+    is_causal = query.shape[2] > 1  # in generation a single token attends to everything in the cache
     if is_causal and query.device.type == "cpu" and (query.dtype.itemsize == 2 or dropout):
         out = attention_in_parts(query, key, value, dropout=dropout, scaling=scaling)
     else:
@@ -113,16 +113,16 @@ def attention_in_parts(
     dropout: float = 0.0,
     scaling: float | None = None,
 ) -> "torch.Tensor":
-    """Attend causally, some queries at a time, each part to no key after its last query: (B, heads, T, head_dim).
+    """Compute causal attention for some queries at a time, with no key after the last of them.
 
-    On a CPU the flash kernel's way back is slow in half precision, and with dropout no fused kernel runs at all.
+    On a CPU the flash kernel's backward pass is slow in half precision, and with dropout no fused kernel runs at all.
 
     Args:
-        query: (B, heads, T, head_dim), as are key and value.
+        query: (B, heads, T, head_dim), the same shape as key, value and the result.
         key: see query.
         value: see query.
-        dropout: share of the chances that is dropped.
-        scaling: of the products; 1 / sqrt(head_dim) when left out.
+        dropout: share of the attention probabilities that is dropped.
+        scaling: factor for the products; 1 / sqrt(head_dim) by default.
     """
     from helpers.training.autograd_functions import CausalAttention
 
@@ -132,9 +132,9 @@ def attention_in_parts(
 
 
 def use_fused_gelu(model: "GPT2LMHeadModel") -> None:
-    """Compute `gelu_new` by PyTorch's one fused operation instead of eight; the configuration stays as it came.
+    """Compute `gelu_new` with PyTorch's one fused operation instead of eight; the configuration does not change.
 
-    Both are the tanh approximation of https://arxiv.org/abs/1606.08415; they differ by rounding alone.
+    Both are the tanh approximation of https://arxiv.org/abs/1606.08415; they differ only by rounding.
     """
     from torch import nn
     from transformers.activations import NewGELUActivation
@@ -145,7 +145,7 @@ def use_fused_gelu(model: "GPT2LMHeadModel") -> None:
 
 
 def use_chunked_loss(model: "GPT2LMHeadModel", *, chunk_tokens: int = CHUNK_TOKENS) -> None:
-    """Let the model compute its loss a chunk of tokens at a time, and give no logits, whenever it is given labels."""
+    """Let a model that gets labels compute its loss one chunk of tokens at a time, and return no logits."""
     from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
 
     stock = model.forward
@@ -175,14 +175,15 @@ def chunked_loss(
     num_items_in_batch: "torch.Tensor | int | None" = None,
     chunk_tokens: int = CHUNK_TOKENS,
 ) -> "torch.Tensor":
-    """Return the loss in nats a token, as `GPT2LMHeadModel` computes it, holding a chunk of the logits at a time.
+    """Return the loss in nats per token, as `GPT2LMHeadModel` computes it, with the logits of one chunk at a time.
 
     Args:
-        hidden_states: (B, T, width), the trunk's last.
-        weight: (V, width), the head's.
-        labels: (B, T); -100 is left out; the label of a position is the next one's, as in transformers.
-        num_items_in_batch: labels of the whole step, which the sum is divided by; None: those that are here.
-        chunk_tokens: rows of logits that are held at once.
+        hidden_states: (B, T, width), the output of the last block after its norm.
+        weight: (V, width), the weight of the head.
+        labels: (B, T), not shifted, as in transformers; -100 is left out.
+        num_items_in_batch: number of labels in the whole step, by which the sum is divided; by default those in
+            `labels`.
+        chunk_tokens: rows of logits that exist at once.
     """
     from torch.nn import functional
 

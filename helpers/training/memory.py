@@ -1,8 +1,8 @@
-"""Predict the most memory that a training holds on a GPU, by part, from the model's shape and the settings.
+"""Predict the peak memory of a training on a GPU, by part, from the model's shape and the settings.
 
-It is arithmetic alone: no torch, no GPU and no download, so that a slider can ask for it. The formula is held against
-a trace of a real training step (`tests/test_memory.py`), not yet against a card: every figure is a prediction. What
-`torch.compile` changes is not in it. A half is a number of 2 bytes, bf16 or fp16.
+This is arithmetic only, without torch, a GPU or a download, so that a slider can call it while it moves. The formula is
+tested against a trace of a real training step (`tests/training/test_memory.py`), not yet against a card: every value is
+a prediction. What `torch.compile` changes is not included. A half is a number of 2 bytes, bf16 or fp16.
 """
 
 import json
@@ -10,20 +10,20 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from helpers.display import MIB
 from helpers.settings import POCKET, SettingsError, TrainingSettings
 from helpers.training.engine import CHUNK_TOKENS
 
-MIB = 2**20
 Engine = Literal["course", "stock"]
 
-# What a trace cannot see, estimated 2026-11 and not fitted on a card: cuBLAS's workspaces, and the share of what comes
-# and goes that the allocator cannot fill again.
+# What a trace cannot see, estimated 2026-11 and not fitted to a card: cuBLAS's workspaces, and the share of the
+# memory for activations that the allocator cannot reuse.
 _WORKSPACE_BYTES = 32 * MIB
 _UNFILLED_SHARE = 0.03
 
 
 class GPT2Shape(NamedTuple):
-    """What decides a GPT-2's memory; the names are those of `GPT2Config`, which can stand in its place."""
+    """The values that decide a GPT-2's memory; names as in `GPT2Config`, which can be used instead."""
 
     n_layer: int
     n_embd: int
@@ -47,17 +47,17 @@ _OWNERS = ("openai-community/", "distilbert/")
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on the card at the moment that takes the most, by part.
+    """Bytes on the card, by part, at the moment of a training step that takes the most.
 
     Attributes:
-        weights: float32.
-        gradients: float32; more than the weights' while a tied weight's two gradients wait for each other.
-        optimizer: AdamW's two states, float32.
-        autocast_copies: halves of the weights.
-        activations: what the layers keep for the way back, and what the way back has in hand.
-        loss: logits and what is made of them.
-        overhead: workspaces and what the allocator cannot fill; estimated.
-        moment: which moment that is.
+        weights: in float32.
+        gradients: in float32; more than the weights while the tied weight has two gradients that are not added yet.
+        optimizer: AdamW's two averages, in float32.
+        autocast_copies: copies of the weights as halves.
+        activations: what the layers keep for the backward pass, and the temporary tensors of the backward pass.
+        loss: logits and what is computed from them.
+        overhead: workspaces and memory that the allocator cannot reuse; estimated.
+        moment: the moment of the step.
     """
 
     weights: int
@@ -71,22 +71,22 @@ class Memory:
 
     @property
     def parts(self) -> dict[str, int]:
-        """Name -> bytes."""
+        """Bytes of each part, by name."""
         return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "moment"}
 
     @property
     def tensor_bytes(self) -> int:
-        """All tensors: what a trace sees."""
+        """Bytes of all tensors, which is what a trace sees."""
         return self.total_bytes - self.overhead
 
     @property
     def total_bytes(self) -> int:
-        """All of it."""
+        """Bytes of all parts."""
         return sum(self.parts.values())
 
 
 def read_shape(model_name_or_path: str) -> GPT2Shape:
-    """Return a model's shape without a download: the shipped one, OpenAI's four, distilgpt2, or a folder's.
+    """Return a model's shape without a download: of the shipped model, OpenAI's four, distilgpt2, or a folder.
 
     Raises:
         SettingsError: the model is not known here, or is not a GPT-2.
@@ -108,7 +108,7 @@ def read_shape(model_name_or_path: str) -> GPT2Shape:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         kind = config.get("model_type")
-        values = {"n_layer": 12, "n_embd": 768, "n_head": 12}  # GPT2Config's, for what the file leaves out
+        values = {"n_layer": 12, "n_embd": 768, "n_head": 12}  # GPT2Config's defaults, for what the file leaves out
         values |= {name: config[name] for name in GPT2Shape._fields if name in config}
         is_whole = all(value is None or value >= 0 for value in values.values())
     except (OSError, ValueError, AttributeError, TypeError) as error:
@@ -121,7 +121,7 @@ def read_shape(model_name_or_path: str) -> GPT2Shape:
 
 
 def parameters(config: Any) -> int:
-    """Return the number of parameters; the head's are those of the token embedding.
+    """Return the number of parameters; the head has none of its own, it shares those of the token embedding.
 
     >>> parameters(read_shape("gpt2"))
     124439808
@@ -132,7 +132,7 @@ def parameters(config: Any) -> int:
 
 def _block_parameters(config: Any) -> int:
     width, inner = config.n_embd, _inner(config)
-    return 4 * width * width + 2 * width * inner + 9 * width + inner  # matrices; biases and the two norms
+    return 4 * width * width + 2 * width * inner + 9 * width + inner  # matrices, then biases and the two norms
 
 
 def _inner(config: Any) -> int:
@@ -142,13 +142,13 @@ def _inner(config: Any) -> int:
 def predict(
     config: Any, settings: TrainingSettings, *, engine: Engine = "course", precision: str | None = None
 ) -> Memory:
-    """Predict a training's peak on a GPU, from the second step on, when AdamW has its states.
+    """Predict the peak memory of a training on a GPU, from the second step on, when AdamW has its averages.
 
     Args:
         config: a `GPT2Shape` or a `GPT2Config`.
-        settings: block, batch, accumulation, precision and checkpointing count; the rest does not.
-        engine: 'course', or 'stock' for the model as transformers runs it under autocast, its logits held whole.
-        precision: 'bf16', 'fp16' or 'no'; None takes the settings', and bf16 for 'auto'.
+        settings: only block, batch, accumulation, precision and checkpointing are used.
+        engine: 'course', or 'stock' for the model as transformers runs it under autocast, with all logits at once.
+        precision: 'bf16', 'fp16' or 'no'; by default that of the settings, and bf16 for 'auto'.
     """
     precision = precision or {"auto": "bf16"}.get(settings.mixed_precision, settings.mixed_precision)
     step = _Step(config, settings, engine, is_half=precision != "no")
@@ -157,10 +157,10 @@ def predict(
 
 
 class _Step:
-    """One training step: what each of its moments holds, in bytes.
+    """One training step: the memory at each of its moments, in bytes.
 
-    Everything grows up to the loss; on the way back blocks give up what they kept while gradients grow, so the most
-    is held at the loss, at either end of the way back, or where the embedding's gradient is made.
+    Memory grows up to the loss. In the backward pass blocks free what they kept while gradients grow. So the peak is
+    at the loss, at either end of the backward pass, or where the embedding's gradient is computed.
     """
 
     def __init__(self, config: Any, settings: TrainingSettings, engine: Engine, *, is_half: bool) -> None:
@@ -175,29 +175,32 @@ class _Step:
         self.block = self.tokens * self._block_bytes_per_token(config)
         self.block_copies = 2 * self.width * (4 * self.width + 2 * self.inner) * is_half
         not_yet = _block_parameters(config) + config.n_positions * config.n_embd
-        self.late_gradients = 4 * (self.parameters - not_yet)  # there when the way back reaches the first block
+        self.late_gradients = 4 * (self.parameters - not_yet)  # when only the first block is left
         is_added_to = settings.gradient_accumulation_steps > 1
-        self.old_gradients = 4 * self.parameters * is_added_to  # of the step's earlier passes
+        self.old_gradients = 4 * self.parameters * is_added_to  # from the earlier passes of the step
 
     def _block_bytes_per_token(self, config: Any) -> int:
-        """What a block keeps of a token, beside the stream that enters it."""
+        """Return the bytes that a block keeps for a token, besides its input, the residual stream."""
         product = 2 if self.is_half else 4
-        masks = 2 * self.width * (config.resid_pdrop > 0)  # a byte for each value that dropout may drop
-        attention = 5 * self.width * product + 4 * config.n_head  # its input, q, k, v and output; a log-sum per head
+        masks = 2 * self.width * (config.resid_pdrop > 0)  # a byte per value that dropout may drop
+        attention = 5 * self.width * product + 4 * config.n_head  # input, q, k, v and output; a log-sum per head
         norms = 4 * self.width + 2 * 8  # the second one's input; mean and deviation of both
         return masks + attention + norms + self.width * product + self.inner * self._gelu_bytes()
 
     def _gelu_bytes(self) -> int:
-        """What GELU and the product after it keep of a value: `gelu_new` is eight operations, its power in float32."""
+        """Return the bytes that GELU and the product after it keep per value.
+
+        transformers' `gelu_new` is eight operations, of which the power is computed in float32.
+        """
         if self.course:
             return 4 if self.is_half else 8
         return 16 if self.is_half else 20
 
     def _in_hand(self) -> int:
-        """What the way back through a block's second half has in hand, beyond what was kept."""
+        """Return the bytes of temporary tensors in the backward pass through a block's second half."""
         product = 2 if self.is_half else 4
-        matrix = self.inner * self.width * (4 - 2 * self.is_half)  # its gradient is there, its copy has gone
-        if self.course:  # before the last matrix's gradient, or after it
+        matrix = self.inner * self.width * (4 - 2 * self.is_half)  # its gradient exists, its copy is freed
+        if self.course:  # the larger of before and after the last matrix's gradient
             return self.stream + max(
                 self.tokens * (self.width + self.inner) * product, self.tokens * self.inner * product + matrix
             )
@@ -209,11 +212,11 @@ class _Step:
         return Memory(weights, gradients, 2 * weights, copies, activations, loss, overhead, moment)
 
     def at_loss(self) -> Memory:
-        """Every block has run; logits are at hand."""
+        """Return the memory at the loss: every block has run, and the logits exist."""
         kept = self.stream if self.checkpointing else self.stream + self.block
         after_blocks = 2 * self.stream + 8 * self.tokens  # the last norm's input, output, mean and deviation
         copied_layers = self.layers
-        if not self.course and self.is_half:  # on the way back already
+        if not self.course and self.is_half:  # the peak is in the backward pass of the loss already
             after_blocks -= self.stream // 2  # the head keeps the output as halves
             copied_layers = 0 if self.checkpointing else self.layers
         return self._memory(
@@ -225,21 +228,21 @@ class _Step:
         )
 
     def _chunked_loss(self) -> int:
-        """A chunk's float32 logits and log-probabilities, or its part of the head's gradient, and its hidden states."""
+        """Return the bytes of a chunk: its hidden states, and float32 logits and log-probabilities or gradients."""
         rows = min(self.tokens, CHUNK_TOKENS)
         held = 6 if self.is_half else 4  # log-probabilities, and their gradient in halves
         with_gradient = held * rows * self.vocabulary + self.embedding // (2 if self.is_half else 1)
         chunk = 2 * rows * self.width * self.is_half
-        return max(8 * rows * self.vocabulary, with_gradient) + chunk + self.stream  # the hidden states' gradient
+        return max(8 * rows * self.vocabulary, with_gradient) + chunk + self.stream  # the gradient of the hidden states
 
     def at_last_block(self) -> Memory:
-        """The way back begins: the head has its gradient, all blocks still hold what they kept."""
+        """Return the memory when the backward pass begins: the head has its gradient, no block has freed anything."""
         kept = self.layers * self.stream + self.block * (1 if self.checkpointing else self.layers)
         copies = self.block_copies * (1 if self.checkpointing else self.layers)
         return self._backward("the last block", self.old_gradients + self.embedding, copies, kept)
 
     def at_first_block(self) -> Memory:
-        """The way back ends: one block is left, nearly all gradients are there."""
+        """Return the memory when the backward pass ends: one block is left, nearly all gradients exist."""
         gradients = self.old_gradients + (self.embedding if self.old_gradients else self.late_gradients)
         return self._backward("the first block", gradients, self.block_copies, self.stream + self.block)
 
@@ -248,7 +251,7 @@ class _Step:
         return self._memory(moment, gradients=gradients, copies=copies, activations=activations)
 
     def at_embeddings(self) -> Memory:
-        """The tied weight's second gradient is made while the first, from the head, waits to be added to it."""
+        """Return the memory when the tied weight's second gradient is computed; the first one came from the head."""
         waiting = self.embedding * (2 if self.old_gradients else 1)
         gradients = 4 * self.parameters + waiting
         return self._memory("the embedding's gradient", gradients=gradients, copies=0, activations=self.stream)

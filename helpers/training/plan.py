@@ -1,29 +1,35 @@
-"""The plan before a run: does it fit the card, which batch does, how long an epoch takes, how much disk it wants.
+"""Plan a run before it starts: does it fit the card, which batch does, how long does it take, how much disk is needed?
 
-Nothing is measured here and nothing is downloaded: memory comes from `memory`, time from the card's published
-peak and a range of how much of such a peak trainings of GPT-2 reach.
+For a card nothing is measured and nothing is downloaded: memory comes from `memory`, time from the card's published
+peak and the share of such a peak that trainings of GPT-2 reach. The speed of this machine's processor is measured.
 """
 
 import bisect
-import json
+import functools
 import math
+import timeit
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from helpers.data.sources import Source
 from helpers.display import duration_text, html_table, size_text
 from helpers.settings import DataSettings, SettingsError, TrainingSettings, run_folder
-from helpers.training.cards import DEFAULT_CARD, GraphicsCard, find_card
+from helpers.training.cards import DEFAULT_CARD, GraphicsCard, card_of_this_machine, find_card
 from helpers.training.memory import Engine, GPT2Shape, Memory, parameters, predict, read_shape
+from helpers.training.run_files import read_json
 
-MAX_BATCH = 1024  # what the settings allow for a batch and for accumulation
-# Share of the card's peak that is reached: 18 % is published for a plain trainer on an A100, 57 % for a tuned one on a
-# card of the RTX 4070 Ti's kind. Estimated for ours, not measured.
+if TYPE_CHECKING:
+    from transformers import GPT2Config
+
+MAX_BATCH = 1024  # the most that the settings allow for a batch and for accumulation
+# Model FLOPs utilisation (MFU), the share of the card's peak that a training reaches: 18 % is published for a plain
+# trainer on an A100, 57 % for a tuned one on a card like the RTX 4070 Ti. Estimated for ours, not measured.
 UTILISATION = (0.20, 0.50)
-_LAYER_SECONDS = (1e-3, 2.5e-3)  # a layer's kernels, forward and backward, are not launched faster; estimated
-_BYTES_PER_TOKEN = {"pocket": 2.7}  # of English
+_LAYER_SECONDS = (1e-3, 2.5e-3)  # to launch the kernels of a layer's forward and backward pass, at least; estimated
+_BYTES_PER_TOKEN = {"pocket": 2.7}  # of English text
 _GPT2_BYTES_PER_TOKEN = 4.3
-_HUB_TOKENS = {  # GPT-2's, of the training part
+_MATRIX_SIZE = 768  # width of the square matrices multiplied: large enough for a processor's full speed
+_HUB_TOKENS = {  # tokens of GPT-2's tokenizer in the training part
     ("Salesforce/wikitext", "wikitext-2-raw-v1"): 2_400_000,
     ("Salesforce/wikitext", "wikitext-103-raw-v1"): 118_000_000,
 }
@@ -32,15 +38,15 @@ _BAR = 30  # characters
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """A run, predicted. Sizes are in bytes.
+    """A predicted run. Sizes are in bytes.
 
     Attributes:
-        settings: what was planned.
-        shape: the model's.
-        card: what it was planned for.
+        settings: the settings of the run.
+        shape: the shape of the model.
+        card: the card that the run is planned for.
         engine: 'course' or 'stock'.
-        precision: what `mixed_precision` comes to on the card.
-        memory: the peak, by part.
+        precision: what `mixed_precision` means on the card.
+        memory: the peak memory, by part.
         largest_batch: the largest `per_device_train_batch_size` that fits with all other settings unchanged; 0: none.
         suggested: the settings with the largest pass that fits at the same effective batch; empty when none fits.
         train_tokens: tokens of the training text.
@@ -60,17 +66,17 @@ class MemoryPlan:
 
     @property
     def headroom_bytes(self) -> int:
-        """What is left of the card's usable memory; below 0: what is missing."""
+        """Usable memory of the card that stays free; below 0: memory that is missing."""
         return self.card.usable_bytes - self.memory.total_bytes
 
     @property
     def fits(self) -> bool:
-        """Whether the peak is within the card's usable memory."""
+        """Whether the peak is at most the card's usable memory."""
         return self.headroom_bytes >= 0
 
     @property
     def passes_per_epoch(self) -> int:
-        """Forward and backward passes that read the training text once."""
+        """Forward and backward passes to read the training text once."""
         blocks = max(1, self.train_tokens // self.settings.block_size)
         return math.ceil(blocks / self.settings.per_device_train_batch_size)
 
@@ -82,35 +88,40 @@ class MemoryPlan:
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens that one optimizer step learns from."""
+        """Tokens read for one optimizer step."""
         return self.settings.effective_batch_size * self.settings.block_size
 
     @property
     def epoch_seconds(self) -> tuple[float, float] | None:
-        """Shortest and longest time of an epoch of training alone; None where the card's peak is not known."""
+        """Shortest and longest time of an epoch, without validations; None where the card's peak is not known."""
         if not self.card.tflops(self.precision):
             return None
-        shortest, longest = (max(pair) for pair in zip(self._busy_seconds(), self._launch_seconds(), strict=True))
+        # The card computes while the processor launches the next kernels: the slower of the two decides.
+        shortest, longest = map(max, self._compute_seconds(), self._launch_seconds())
         return self.passes_per_epoch * shortest, self.passes_per_epoch * longest
 
-    def _busy_seconds(self) -> tuple[float, float]:
-        """Return the shortest and the longest time of a pass by the card's own work."""
+    def _compute_seconds(self) -> tuple[float, float]:
+        """Return the shortest and the longest time that the card computes for one pass."""
         tokens = self.settings.per_device_train_batch_size * self.settings.block_size
-        operations = tokens * operations_per_token(self.shape, self.settings.block_size) * self._forwards()
+        operations = tokens * operations_per_token(self.shape, self.settings.block_size) * self._relative_work()
         peak = 1e12 * self.card.tflops(self.precision)
         return operations / (peak * UTILISATION[1]), operations / (peak * UTILISATION[0])
 
     def _launch_seconds(self) -> tuple[float, float]:
-        """Return the shortest and the longest time in which a pass's kernels are launched."""
-        layers = self.shape.n_layer * self._forwards()
+        """Return the shortest and the longest time to launch the kernels of one pass."""
+        layers = self.shape.n_layer * self._relative_work()
         return layers * _LAYER_SECONDS[0], layers * _LAYER_SECONDS[1]
 
-    def _forwards(self) -> float:
-        return 4 / 3 if self.settings.gradient_checkpointing else 1  # the forward pass, a third of it, is made twice
+    def _relative_work(self) -> float:
+        """Return the work of a pass, relative to one without checkpointing."""
+        return 4 / 3 if self.settings.gradient_checkpointing else 1  # the forward pass, a third of it, runs twice
 
     @property
     def disk_bytes(self) -> int:
-        """Checkpoints, one more than are kept while a new one is written, and the finished model."""
+        """Disk space for the checkpoints and the final model.
+
+        A checkpoint holds the weights and AdamW's two averages. One more exists than is kept while it is written.
+        """
         weights = 4 * parameters(self.shape)
         return (self.settings.save_total_limit + 1) * 3 * weights + weights
 
@@ -130,12 +141,12 @@ class MemoryPlan:
         return f"{missing}; {' with '.join(f'{name} {value}' for name, value in self.instead.items())} fits"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the plan for programs, as `--json` prints it.
+        """Return the plan as a dict for programs, as `--json` prints it.
 
         Keys: `card` (name, total_bytes, usable_bytes), `model`, `engine`, `precision`, `memory` (bytes of each part,
         total_bytes, moment), `fits`, `headroom_bytes`, `largest_batch`, `instead` (settings that fit), `train_tokens`,
         `tokens_are`, `tokens_per_step`, `steps`, `epoch_seconds` ([shortest, longest] or null), `disk_bytes`,
-        `verdict`. All figures are predictions.
+        `verdict`. All numbers are predictions.
         """
         card = {name: getattr(self.card, name) for name in ("name", "total_bytes", "usable_bytes")}
         memory = self.memory.parts | {"total_bytes": self.memory.total_bytes, "moment": self.memory.moment}
@@ -143,14 +154,14 @@ class MemoryPlan:
             "engine", "precision", "fits", "headroom_bytes", "largest_batch", "instead", "train_tokens", "tokens_are",
             "tokens_per_step", "steps", "epoch_seconds", "disk_bytes", "verdict",
         )  # fmt: skip
-        told = {name: getattr(self, name) for name in names}
-        return {"card": card, "model": self.settings.model_name_or_path, "memory": memory} | told
+        values = {name: getattr(self, name) for name in names}
+        return {"card": card, "model": self.settings.model_name_or_path, "memory": memory} | values
 
     def rows(self) -> list[tuple[str, str]]:
-        """Return what is told beside the memory: name, value."""
+        """Return what is shown besides the memory: name, value."""
         kept = self.settings.save_total_limit
         return [
-            ("largest batch", f"{self.largest_batch} blocks of {self.settings.block_size} tokens in a pass"),
+            ("largest batch", f"{self.largest_batch} blocks of {self.settings.block_size} tokens per pass"),
             ("training text", f"{self.train_tokens:,} tokens ({self.tokens_are})"),
             ("steps", f"{self.steps:,} of {self.tokens_per_step:,} tokens"),
             ("an epoch", self._time()),
@@ -162,7 +173,7 @@ class MemoryPlan:
             return "not known: the card's peak is not in the table"
         low, high = (f"{100 * share:.0f}" for share in UTILISATION)
         reason = f"from {high} to {low} % of {self.card.tflops(self.precision):.0f} TFLOP/s"
-        if self._launch_seconds() > self._busy_seconds():
+        if self._launch_seconds() > self._compute_seconds():
             reason = "from the time to launch kernels; the model is too small to fill the card"
         shortest, longest = self.epoch_seconds
         time = "less than 1 s" if longest < 1 else f"{duration_text(shortest)} to {duration_text(longest)}"
@@ -170,11 +181,11 @@ class MemoryPlan:
 
     @property
     def title(self) -> str:
-        """Return what is planned for what."""
+        """The model, its precision and the card, as a heading."""
         return f"Predicted: {self.settings.model_name_or_path} in {self.precision} on one {self.card.name}"
 
     def __str__(self) -> str:
-        """Return the table for a terminal."""
+        """Return the plan as text for a terminal."""
         bars = [
             f"{name:<16}{size:>12}  {'#' * length:<{_BAR}}  {remark}".rstrip()
             for name, size, length, remark in self._bars()
@@ -187,7 +198,7 @@ class MemoryPlan:
         return html_table([], bars, caption=self.title) + html_table([], [*self.rows(), ("verdict", self.verdict)])
 
     def _bars(self) -> list[tuple[str, str, int, str]]:
-        """Return what is drawn as bars: name, size, length in characters, remark."""
+        """Return the bars: name, size, length in characters, remark."""
         sizes = [
             *((name.replace("_", " "), size, "") for name, size in self.memory.parts.items()),
             ("peak", self.memory.total_bytes, f"at {self.memory.moment}"),
@@ -205,14 +216,14 @@ def plan_run(
     train_tokens: int | None = None,
     engine: Engine = "course",
 ) -> MemoryPlan:
-    """Predict a run on one card.
+    """Predict memory, time and disk of a run on one card.
 
     Args:
-        settings: the run's.
-        card: the table's RTX 4070 Ti when left out.
-        shape: the model's; read from its name when left out.
-        train_tokens: tokens of the training text; when left out they are looked up or estimated.
-        engine: 'course', or 'stock' for a comparison.
+        settings: the settings of the run.
+        card: the RTX 4070 Ti of the table by default.
+        shape: the shape of the model; read from its name by default.
+        train_tokens: tokens of the training text; looked up or estimated by default.
+        engine: 'course', or 'stock' to compare with what transformers needs by itself.
 
     Raises:
         SettingsError: the model's shape is not known, or it has fewer positions than a block has tokens.
@@ -225,18 +236,18 @@ def plan_run(
         )
     precision = card.precision(settings.mixed_precision)
 
-    def held(**changes: Any) -> Memory:
+    def memory(**changes: Any) -> Memory:
         return predict(shape, settings.model_copy(update=changes), engine=engine, precision=precision)
 
     def fits(**changes: Any) -> bool:
-        return held(**changes).total_bytes <= card.usable_bytes
+        return memory(**changes).total_bytes <= card.usable_bytes
 
     largest_batch = bisect.bisect_left(
         range(1, MAX_BATCH + 1), True, key=lambda batch: not fits(per_device_train_batch_size=batch)
     )
     suggested = next((changes for changes in same_effective_batch(settings) if fits(**changes)), {})
     tokens, tokens_are = (train_tokens, "as given") if train_tokens is not None else training_tokens(settings)
-    return MemoryPlan(settings, shape, card, engine, precision, held(), largest_batch, suggested, tokens, tokens_are)
+    return MemoryPlan(settings, shape, card, engine, precision, memory(), largest_batch, suggested, tokens, tokens_are)
 
 
 def same_effective_batch(settings: TrainingSettings) -> list[dict[str, Any]]:
@@ -259,9 +270,9 @@ def same_effective_batch(settings: TrainingSettings) -> list[dict[str, Any]]:
 
 
 def operations_per_token(shape: GPT2Shape, block_size: int) -> int:
-    """Return the floating-point operations that training on a token takes, forward and backward.
+    """Return the floating-point operations to train on one token, forward and backward pass.
 
-    Six for each parameter but the positions', and those of attention: the count of PaLM's appendix B
+    Six per parameter, position embeddings excepted, and those of attention, as counted in appendix B of PaLM
     (https://arxiv.org/abs/2204.02311).
     """
     weights = parameters(shape) - shape.n_positions * shape.n_embd
@@ -269,10 +280,10 @@ def operations_per_token(shape: GPT2Shape, block_size: int) -> int:
 
 
 def training_tokens(settings: TrainingSettings) -> tuple[int, str]:
-    """Return the tokens of the training text, and where the number comes from.
+    """Return the number of tokens in the training text, and where that number comes from.
 
-    They are counted when the run's data is prepared; else estimated from the size of what is on disk, or as published
-    for WikiText, and no more than `max_tokens` leaves; else a million, so that time can be told for that many.
+    It is counted where the run's data is prepared already. Otherwise it is published (WikiText) or estimated from the
+    size of the files, and at most what `max_tokens` allows. A million where nothing is known, so that there is a time.
     """
     counted = _counted_tokens(settings)
     if counted is not None:
@@ -283,28 +294,74 @@ def training_tokens(settings: TrainingSettings) -> tuple[int, str]:
     if allowed and (not tokens or tokens > allowed):
         return allowed, "as max_tokens leaves"
     if not tokens:
-        return 1_000_000, "not prepared yet: figures for a million"
+        return 1_000_000, "not prepared yet: values for a million"
     return tokens, "about, as published" if published else "about, from the size of the text"
 
 
 def _tokens_by_size(settings: TrainingSettings) -> int:
-    """Return about how many tokens the training part of a source on disk has; 0 where it is not there."""
+    """Return about how many tokens the training part of a source on disk has; 0 for one that is not on disk."""
     try:
         sizes = Source(settings).size_by_part()
-    except (SettingsError, OSError):  # `prepare` will say what is wrong with it
+    except (SettingsError, OSError):  # `prepare` says what is wrong with it
         return 0
     shares = {"validation": settings.validation_share, "test": settings.test_share}
-    kept = 1 - sum(share for part, share in shares.items() if part not in sizes)
-    n_bytes = kept * sizes.get("train", sizes.get("", 0))
+    train_share = 1 - sum(share for part, share in shares.items() if part not in sizes)
+    n_bytes = train_share * sizes.get("train", sizes.get("", 0))
     return int(n_bytes / _BYTES_PER_TOKEN.get(settings.model_name_or_path, _GPT2_BYTES_PER_TOKEN))
 
 
 def _counted_tokens(settings: TrainingSettings) -> int | None:
-    """Return what the run's data.json says of the same text and tokenizer; None where there is none to be read."""
+    """Return the count in the run's data.json where that is of the same text and tokenizer; None otherwise."""
     same = DataSettings.model_fields.keys() - {"run", "block_size"}
     try:
-        facts = json.loads((run_folder(settings.run) / "data" / "data.json").read_text(encoding="utf-8"))
+        facts = read_json(run_folder(settings.run) / "data" / "data.json")
         is_same = all(facts["settings"][name] == getattr(settings, name) for name in same)
         return int(facts["splits"]["train"]["tokens"]) if is_same else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def predict_on_this_machine(settings: TrainingSettings, config: "GPT2Config", *, train_tokens: int) -> dict[str, Any]:
+    """Predict time and memory of a run on this machine's GPU, or on its processor where there is no GPU.
+
+    Args:
+        settings: the settings of the run.
+        config: the configuration of the model.
+        train_tokens: tokens of the training text.
+
+    Returns:
+        `on`: the device; `seconds`: [shortest, longest] of the training, None where the card's peak is not known;
+        `peak_bytes`: on a GPU; None on a processor, whose memory is not predicted.
+    """
+    import torch
+
+    card = card_of_this_machine() if torch.cuda.is_available() else None
+    shape = GPT2Shape(**{name: getattr(config, name) for name in GPT2Shape._fields})
+    plan = plan_run(settings, card=card or this_processor(), train_tokens=train_tokens, shape=shape)
+    epoch = plan.epoch_seconds
+    return {
+        "on": plan.card.name,
+        "seconds": epoch and [settings.num_train_epochs * seconds for seconds in epoch],
+        "peak_bytes": plan.memory.total_bytes if card else None,
+    }
+
+
+@functools.cache
+def this_processor() -> GraphicsCard:
+    """Return this machine's processor as if it were a card: its memory, and its speed measured now."""
+    import psutil
+    import torch
+
+    from helpers.environment.precision import has_bf16
+
+    half, float32 = (_product_tflops(dtype) for dtype in (torch.bfloat16, torch.float32))
+    return GraphicsCard("this processor", psutil.virtual_memory().total, half, float32, has_bf16=has_bf16())
+
+
+def _product_tflops(dtype: Any) -> float:
+    """Return 10**12 operations per second of a matrix product: the fastest of five, as the first ones warm up."""
+    import torch
+
+    matrix = torch.ones(_MATRIX_SIZE, _MATRIX_SIZE, dtype=dtype)
+    fastest = min(timeit.repeat(lambda: matrix @ matrix, number=1, repeat=5))
+    return 2 * _MATRIX_SIZE**3 / fastest / 1e12

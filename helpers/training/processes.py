@@ -1,14 +1,20 @@
-"""The processes that train one run together, as `accelerate launch` and torchrun start them."""
+"""The processes that train one run together, and the device and the memory of this one.
 
+`accelerate launch` and torchrun start the processes, and give each its rank and their number in environment variables.
+"""
+
+import contextlib
 import os
+import platform
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from accelerate import PartialState
+
+_CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
 def n_processes() -> int:
@@ -16,45 +22,45 @@ def n_processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def is_first() -> bool:
-    """Tell whether this process is the one that speaks and writes for all."""
+def is_first_process() -> bool:
+    """Tell whether this is the process that prints and writes for all of them."""
     return os.environ.get("RANK", "0") == "0"
 
 
-def together() -> "PartialState":
-    """Return how the processes reach one another."""
+def process_group() -> "PartialState":
+    """Return accelerate's connection to the other processes; make it first where there is none."""
     import torch
     from accelerate import PartialState
 
     return PartialState(cpu=not torch.cuda.is_available())
 
 
-def agreed(answer: bool) -> bool:
-    """Return the first process's answer, so that all go on alike."""
+def broadcast_from_first(answer: bool) -> bool:
+    """Return the first process's answer in every process, so that all of them take the same branch."""
     answers = [answer]
     if n_processes() > 1:
         from accelerate.utils import broadcast_object_list
 
-        together()
+        process_group()
         broadcast_object_list(answers)
     return answers[0]
 
 
-def part() -> None:
-    """Let go of the other processes: what still listens to them may abort a process that just ends."""
+def leave_process_group() -> None:
+    """Disconnect from the other processes: one that is still connected may abort when another one ends."""
     if n_processes() > 1:
-        together().destroy_process_group()
+        process_group().destroy_process_group()
 
 
-@contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
+@contextlib.contextmanager
+def run_lock(folder: Path) -> Iterator[None]:
     """Keep a second training out of a run's folder; the processes of one training share the first one's lock."""
     from filelock import FileLock, Timeout
 
-    if not is_first():
+    if not is_first_process():
         yield
         return
-    lock = FileLock(folder / ".train.lock")
+    lock = FileLock(folder / ".train.lock")  # held by the operating system, which releases it when a process is killed
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -64,3 +70,36 @@ def alone_in(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def device_name() -> str:
+    """Return the name of the GPU, or 'cpu'."""
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+
+
+def reset_peak() -> None:
+    """Let `peak_bytes` count from now on where the system can do that: on a GPU, and on Linux."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(OSError):
+        _CLEAR_REFS.write_text("5", encoding="ascii")  # proc(5): the peak becomes what is resident now
+
+
+def peak_bytes() -> int:
+    """Return the most memory this process has held since `reset_peak`: GPU memory if there is a GPU, else resident."""
+    import psutil
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    info = psutil.Process().memory_info()
+    if hasattr(info, "peak_wset"):  # Windows, which has no `resource` module
+        return info.peak_wset
+    import resource
+
+    unit = 1 if platform.system() == "Darwin" else 1024  # getrusage counts bytes on macOS and KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -236,9 +236,10 @@ class _Bench:
         return self._losses
 
     def history(self) -> Step:
-        from helpers.training.fine_tuning import read_history
+        from helpers.settings import run_folder
+        from helpers.training import read_history
 
-        rows = read_history(self.run)
+        rows = read_history(run_folder(self.run))
         if not rows:
             return Step("the history", "unknown", "no step has been logged yet", "Train a few steps, then ask again.")
         explanation = explain(rows)

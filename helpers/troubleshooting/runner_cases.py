@@ -66,14 +66,14 @@ def _cut_short(folder: Path) -> tuple[str, str]:
     """Cut the newest checkpoint's weights short; return the checkpoint to resume from, and what loading it says."""
     from safetensors.torch import load_file
 
-    from helpers.training.checkpoints import last_whole_checkpoint
+    from helpers.training import last_complete_checkpoint
 
     newest = folder / "checkpoint-8" / "model.safetensors"
     with newest.open("r+b") as file:
         file.truncate(1000)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it says which checkpoint it passes over
-        found = last_whole_checkpoint(folder)
+        found = last_complete_checkpoint(folder)
     return (found.name if found else "none"), error_of(lambda: load_file(newest))
 
 

@@ -206,7 +206,7 @@ TRAINING = (
         "T17",
         "a checkpoint is cut short, missing, or the disk is full",
         "The disk filled up or the power failed while it was written.",
-        f"{_FREE_DISK}, and resume from the last whole one: helpers.training.last_whole_checkpoint(folder).",
+        f"{_FREE_DISK}, and resume from the last complete one: helpers.training.last_complete_checkpoint(folder).",
         error=(
             r"SafetensorError",
             r"PytorchStreamReader failed|enforce fail at inline_container",

@@ -3,10 +3,10 @@
 A panel starts with the values of the notebook's parameters cell, and `panel.settings` returns exactly those until
 somebody moves something. All text from a corpus, a model or a person is escaped before it is shown.
 
-panel          what all panels share; fields: one control for each setting; drawing: small charts as HTML and SVG
-data_panel     notebook 02: how much of each row is text
-training_panel notebook 03: with gauge (the predicted memory, time and steps) and run_controls (start, stop, resume)
-playground     notebook 04: base and tuned model side by side, token by token
+- `panel`, `fields`, `drawing`: what all panels share; one control for each setting; small charts as HTML and SVG
+- `data_panel`: notebook 02, how much of each row is text
+- `training_panel`, `gauge`, `run_controls`: notebook 03, all settings; what they will need; start, stop and resume
+- `playground`: notebook 04, base and tuned model side by side, token by token
 """
 
 from helpers import lazy_exports

@@ -5,7 +5,7 @@ import math
 
 from helpers.display import GREEN, ORANGE, RED, size_text
 from helpers.settings import TrainingSettings
-from helpers.training.plan import MemoryPlan
+from helpers.training import MemoryPlan
 from helpers.widgets.drawing import Series, line_chart, stacked_bar
 
 _NO_CARD = (

@@ -18,7 +18,7 @@ from helpers.widgets.drawing import Series, line_chart
 from helpers.widgets.panel import Panel, make_button
 
 if TYPE_CHECKING:
-    from helpers.training.fine_tuning import FineTuned
+    from helpers.training import FineTuned
 
 
 class RunControls:
@@ -70,9 +70,7 @@ class RunControls:
         self._show(f"run {settings.run}: {texts[state]}")
 
     def _train(self, settings: TrainingSettings) -> str:
-        from helpers.training.callbacks import TrainingBrokenError
-        from helpers.training.fine_tuning import fine_tune
-        from helpers.training.stopping import TrainingStoppedError
+        from helpers.training import TrainingBrokenError, TrainingStoppedError, fine_tune
 
         try:
             self.finished = fine_tune(settings, watch=self._watch, stop=self._stop)

@@ -14,8 +14,16 @@ import yaml
 
 from helpers.files import write_atomically
 from helpers.settings import NOTEBOOKS, DataSettings, SettingsError, TrainingSettings, preset_names, run_folder
-from helpers.training.cards import CARDS, DEFAULT_CARD, GraphicsCard, card_of_this_machine, find_card
-from helpers.training.plan import MemoryPlan, plan_run, training_tokens
+from helpers.training import (
+    CARDS,
+    DEFAULT_CARD,
+    GraphicsCard,
+    MemoryPlan,
+    card_of_this_machine,
+    find_card,
+    plan_run,
+    training_tokens,
+)
 from helpers.widgets.gauge import gauge_html
 from helpers.widgets.panel import Panel, make_button
 from helpers.widgets.run_controls import RunControls

@@ -7,9 +7,9 @@ import sys
 import pytest
 import yaml
 
+from helpers.display import GIB
 from helpers.settings import TrainingSettings
-from helpers.training.cards import GIB
-from helpers.training.plan import plan_run
+from helpers.training import plan_run
 
 pytestmark = pytest.mark.browser
 GPT2_TAKES = f"{plan_run(TrainingSettings.from_preset('rtx-4070-ti')).memory.total_bytes / GIB:.1f} GiB predicted"

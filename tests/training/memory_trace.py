@@ -1,8 +1,8 @@
-"""Trace the memory of a real training step without its memory: fake tensors, with CUDA's choices put back on a CPU.
+"""Trace the memory of a real training step without using it: fake tensors on a CPU that behave as on a CUDA card.
 
-FakeTensorMode runs every operation on shapes alone, and MemTracker adds up the storages that live. A CPU takes other
-ways than a GPU in four places; those are put back: the flash kernel, dropout that keeps its mask, `pow` in float32
-under autocast, and autocast itself. Not seen: cuBLAS workspaces, fragmentation, what a kernel takes for itself.
+FakeTensorMode runs every operation on shapes only, and MemTracker adds up the live storages. A CPU differs from a GPU
+in four places, where the GPU's behaviour is restored: the flash kernel, dropout that keeps its mask, `pow` in float32
+under autocast, and autocast itself. Not traced: cuBLAS workspaces, fragmentation, what a kernel allocates for itself.
 """
 
 import gc
@@ -26,7 +26,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def peak_bytes(config: GPT2Config, settings: TrainingSettings, *, engine: str) -> int:
-    """Return the most that tensors hold, in bytes, from the second step of a training on, when Adam has its states."""
+    """Return the peak bytes of all tensors from the second step of a training on, when AdamW has its averages."""
     batch, block, precision = settings.per_device_train_batch_size, settings.block_size, settings.mixed_precision
     with ExitStack() as stack:
         model = _on_meta(config)  # its initial weights are drawn outside, where meta tensors draw none

@@ -96,10 +96,10 @@ def test_the_loss_of_an_accumulated_step_is_divided_by_the_labels_of_all_its_pas
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_compiled_it_gives_the_stock_loss_and_gradients_in_one_graph(model, dtype):
+def test_a_compiled_model_gives_the_stock_loss_and_gradients_in_one_graph(model, dtype):
     ids, labels = batch((3, 17), padded=False)
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the compiler's own
+        warnings.simplefilter("ignore")  # the compiler's own warnings
         with equal_results_less_work(model):
             eager = loss_and_gradients(model, input_ids=ids, labels=labels)
             compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
@@ -112,7 +112,7 @@ def test_compiled_it_gives_the_stock_loss_and_gradients_in_one_graph(model, dtyp
     assert (gradients - eager[1]).abs().max() < (1e-4 if dtype == torch.float32 else 2e-2)
 
 
-def test_under_bf16_autocast_the_loss_keeps_to_the_stock_one(model):
+def test_under_bf16_autocast_the_loss_is_close_to_the_stock_one(model):
     ids, labels = batch((4, 64), padded=False)
     with torch.autocast("cpu", torch.bfloat16):
         stock = loss_and_gradients(model, input_ids=ids, labels=labels)
@@ -122,7 +122,7 @@ def test_under_bf16_autocast_the_loss_keeps_to_the_stock_one(model):
     assert torch.nn.functional.cosine_similarity(ours[1], stock[1], dim=0) > 0.999
 
 
-def test_the_logits_of_all_tokens_are_never_held():
+def test_the_logits_of_all_tokens_never_exist_at_once():
     held = []
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
@@ -137,7 +137,7 @@ def test_the_logits_of_all_tokens_are_never_held():
     assert max(held) <= 32 * V
 
 
-def test_without_labels_the_logits_are_given(model):
+def test_without_labels_the_model_returns_logits(model):
     ids, _ = batch((2, 9), padded=False)
     stock = model(input_ids=ids).logits
     use_chunked_loss(model)
@@ -154,10 +154,10 @@ def test_validation_needs_no_gradients(model):
     assert not ours.loss.requires_grad
 
 
-def test_attention_takes_the_flash_kernel(model):
+def test_attention_runs_in_the_flash_kernel(model):
     use_causal_attention(model)
     ids, labels = batch((2, 33), padded=False)
-    with sdpa_kernel([SDPBackend.FLASH_ATTENTION]):  # any other kernel would be an error
+    with sdpa_kernel([SDPBackend.FLASH_ATTENTION]):  # any other kernel is an error here
         model(input_ids=ids, labels=labels).loss.backward()
 
 
@@ -168,7 +168,7 @@ def query_key_value(n_tokens):
 
 
 @pytest.mark.parametrize("n_tokens", [2, 127, 128, 129, 300])
-def test_attention_in_parts_gives_what_the_kernel_gives(n_tokens):
+def test_attention_in_parts_equals_the_kernels(n_tokens):
     query, key, value = query_key_value(n_tokens)
     kernel = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
     ours = attention_in_parts(query, key, value)
@@ -182,7 +182,7 @@ def test_attention_in_parts_gives_what_the_kernel_gives(n_tokens):
     )
 
 
-def test_attention_in_parts_holds_no_square_of_scores():
+def test_attention_in_parts_never_holds_all_scores_at_once():
     query, key, value = query_key_value(1024)
     held = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: held.append(t.numel()) or t, lambda t: t):
@@ -190,16 +190,16 @@ def test_attention_in_parts_holds_no_square_of_scores():
     assert max(held) <= 2 * 4 * 128 * 1024
 
 
-def test_dropout_in_parts_leaves_out_a_share_and_keeps_the_mean():
+def test_dropout_in_parts_drops_a_share_and_keeps_the_mean():
     query, key, _ = query_key_value(300)
     torch.manual_seed(0)
-    sums = attention_in_parts(query, key, torch.ones_like(key), dropout=0.5)  # of the chances that were kept
-    assert sums[:, :, 0].unique().tolist() == [0, 2], "a single chance is dropped, or doubled"
+    sums = attention_in_parts(query, key, torch.ones_like(key), dropout=0.5)  # of the probabilities that were kept
+    assert sums[:, :, 0].unique().tolist() == [0, 2], "a single probability is dropped or doubled"
     assert sums.mean().item() == pytest.approx(1, abs=0.05)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
-def test_half_precision_and_dropout_attend_in_parts_on_a_cpu(model, dropout, monkeypatch):
+def test_attention_is_in_parts_on_a_cpu_with_half_precision_or_dropout(model, dropout, monkeypatch):
     calls = []
     monkeypatch.setattr(engine, "attention_in_parts", lambda q, *_, **how: calls.append((q.dtype, how["dropout"])) or q)
     for block in model.transformer.h:
@@ -213,7 +213,7 @@ def test_half_precision_and_dropout_attend_in_parts_on_a_cpu(model, dropout, mon
     assert calls == [*in_float32, *[(torch.bfloat16, dropout)] * 2]
 
 
-def test_gradient_checkpointing_gives_the_same(model):
+def test_gradient_checkpointing_gives_the_same_loss_and_gradients(model):
     ids, labels = batch((3, 17), padded=False)
     stock = loss_and_gradients(model, input_ids=ids, labels=labels)
     getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()  # its name since 5.23
@@ -221,7 +221,7 @@ def test_gradient_checkpointing_gives_the_same(model):
         assert_equal(stock, loss_and_gradients(model, input_ids=ids, labels=labels, use_cache=False))
 
 
-def test_afterwards_the_model_is_as_it_came(model):
+def test_the_model_is_restored_after_the_block(model):
     config, modules = model.config.to_dict(), str(model)
     with pytest.raises(ZeroDivisionError), equal_results_less_work(model):
         assert str(model) != modules
@@ -233,7 +233,7 @@ def test_afterwards_the_model_is_as_it_came(model):
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's way with memory")
-def test_freed_memory_is_kept_for_the_next_step_and_given_back_at_the_end():
+def test_freed_memory_is_kept_for_the_next_step_and_returned_at_the_end():
     import resource
 
     def faults():

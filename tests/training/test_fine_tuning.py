@@ -19,18 +19,16 @@ from helpers.model import load_model, load_tokenizer
 from helpers.settings import NOTEBOOKS, SettingsError, TrainingSettings, read_run_settings, run_folder
 from helpers.training import callbacks, engine
 from helpers.training import fine_tuning as training
-from helpers.training.checkpoints import last_whole_checkpoint, step_of
+from helpers.training.callbacks import TrainingBrokenError, TrainingStoppedError
 from helpers.training.fine_tuning import (
-    TrainingBrokenError,
     as_batch,
     chosen_precision,
     fine_tune,
     open_or_train,
     open_run,
-    read_history,
     training_arguments,
 )
-from helpers.training.stopping import TrainingStoppedError
+from helpers.training.run_files import last_complete_checkpoint, read_history
 
 
 def weights(folder):
@@ -41,7 +39,7 @@ def same_weights(one, other):
     return all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_training_lowers_the_loss_and_leaves_a_whole_run_folder(tiny_run, runs):
+def test_training_lowers_the_loss_and_leaves_a_complete_run_folder(tiny_run, runs):
     losses = [row["loss"] for row in tiny_run.history if "loss" in row]
     assert losses[-1] < losses[0] < math.log(4096) + 0.5
     names = {path.name for path in (runs / "tiny").iterdir() if not path.name.startswith(".")}
@@ -76,13 +74,13 @@ def test_an_interrupted_run_ends_with_the_weights_and_history_of_an_uninterrupte
         callback.on_step_end = on_step_end
         return callback
 
-    original = callbacks.history
+    original = callbacks._History
     settings = tiny_settings.model_copy(update={"run": "cut"})
     with monkeypatch.context() as patch:
-        patch.setattr(callbacks, "history", cut_at_step_5)
+        patch.setattr(callbacks, "_History", cut_at_step_5)
         with pytest.raises(PowerCutError):
             fine_tune(settings)
-    assert last_whole_checkpoint(training.run_folder("cut") / "checkpoints").name == "checkpoint-3"
+    assert last_complete_checkpoint(run_folder("cut") / "checkpoints").name == "checkpoint-3"
     resumed = fine_tune(settings)
     assert same_weights(weights(tiny_run.model_folder), weights(resumed.model_folder))
     assert resumed.history == tiny_run.history
@@ -130,12 +128,12 @@ def test_the_saved_configuration_is_as_it_came(tiny_run, tiny_model):
     assert after == before
 
 
-def test_the_line_of_a_run_is_made_of_its_measurements(tiny_run):
+def test_a_run_is_shown_as_one_line_with_its_measurements(tiny_run):
     assert f"{tiny_run.facts['steps']} steps" in str(tiny_run)
     assert tiny_run.facts["peak_bytes"] > 10**7
 
 
-def test_the_tokens_of_a_run_are_those_that_were_read(tiny_settings):
+def test_the_tokens_of_a_run_are_counted_with_the_smaller_last_step_of_an_epoch(tiny_settings):
     run = fine_tune(tiny_settings.model_copy(update={"per_device_train_batch_size": 5}))
     n_blocks = len(prepare(tiny_settings).blocks["train"])
     assert n_blocks % 5, "the last step of an epoch takes fewer blocks"
@@ -153,10 +151,10 @@ def test_a_notebook_can_open_a_run_that_exists(tiny_run):
     assert open_or_train("tiny") == tiny_run
 
 
-def test_a_run_that_is_not_finished_is_said_so():
+def test_opening_a_run_that_is_not_finished_is_an_error():
     with pytest.raises(SettingsError, match="There is no finished run 'mine'"):
         open_run("mine")
-    assert read_history("mine") == []
+    assert read_history(run_folder("mine")) == []
 
 
 def test_labels_are_the_tokens_themselves_with_the_end_of_text(tiny_settings):
@@ -188,7 +186,7 @@ def test_settings_reach_the_trainer_under_their_own_names(tmp_path):
     assert arguments.logging_nan_inf_filter is False
 
 
-def test_a_learning_rate_that_spoils_the_weights_stops_the_run(tiny_model, tiny_settings, tmp_path):
+def test_a_loss_that_is_not_a_number_stops_the_run(tiny_model, tiny_settings, tmp_path):
     spoilt = load_model(str(tiny_model))
     with torch.no_grad():
         spoilt.transformer.wte.weight[:] = math.nan
@@ -204,49 +202,14 @@ def test_a_block_longer_than_the_model_stops_before_training(tiny_settings):
         fine_tune(tiny_settings.model_copy(update={"block_size": 65}))
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "trainer_state.json", "rng_state.pth"])
-def test_a_checkpoint_cut_short_is_passed_over_by_name(tiny_run, name):
-    folder = tiny_run.folder / "checkpoints"
-    newest, older = sorted(folder.iterdir(), key=step_of, reverse=True)
-    assert last_whole_checkpoint(folder) == newest
-    with (newest / name).open("r+b") as file:
-        file.truncate(300)
-    with pytest.warns(UserWarning, match=f"{newest.name} is passed over: its {name}"):
-        assert last_whole_checkpoint(folder) == older
-    (older / "trainer_state.json").unlink()
-    with pytest.warns(UserWarning, match="is missing or cut short"):
-        assert last_whole_checkpoint(folder) is None
-
-
-@pytest.mark.parametrize(
-    ("name", "spoil"),
-    [
-        ("optimizer.pt", lambda data: data[:400] + bytes(200) + data[600:]),  # as a power cut leaves a file
-        ("trainer_state.json", lambda data: b"null"),
-    ],
-)
-def test_a_checkpoint_with_a_spoilt_middle_is_passed_over(tiny_run, name, spoil):
-    newest, older = sorted((tiny_run.folder / "checkpoints").iterdir(), key=step_of, reverse=True)
-    (newest / name).write_bytes(spoil((newest / name).read_bytes()))
-    with pytest.warns(UserWarning, match=f"{newest.name} is passed over: its {name}"):
-        assert last_whole_checkpoint(newest.parent) == older
-
-
-def test_what_is_no_checkpoint_is_not_taken_for_one(tiny_run):
-    folder = tiny_run.folder / "checkpoints"
-    newest = last_whole_checkpoint(folder)
-    shutil.copytree(newest, folder / f"{newest.name} copy")
-    assert last_whole_checkpoint(folder) == newest
-
-
 def test_a_row_is_written_at_each_checkpoint_so_that_no_loss_is_lost_to_a_resume(tiny_settings):
     rare = {"logging_steps": 5, "save_steps": 3, "eval_steps": 100}
-    whole = fine_tune(tiny_settings.model_copy(update=rare | {"run": "whole"}))
-    steps = [row["step"] for row in whole.history if "loss" in row]
-    assert set(range(3, whole.facts["steps"] + 1, 3)) | {5, 10} <= set(steps)
+    unbroken = fine_tune(tiny_settings.model_copy(update=rare | {"run": "unbroken"}))
+    steps = [row["step"] for row in unbroken.history if "loss" in row]
+    assert set(range(3, unbroken.facts["steps"] + 1, 3)) | {5, 10} <= set(steps)
     cut = tiny_settings.model_copy(update=rare | {"run": "cut"})
     stop_after(cut, 5)  # which saves at step 6
-    assert fine_tune(cut).history == whole.history
+    assert fine_tune(cut).history == unbroken.history
 
 
 def test_weights_that_are_not_finite_are_not_saved_even_where_no_row_is_due(tiny_settings, monkeypatch):
@@ -257,11 +220,11 @@ def test_weights_that_are_not_finite_are_not_saved_even_where_no_row_is_due(tiny
             if state.global_step == 6:
                 model.transformer.wte.weight.data[5] = math.nan
 
-    usual = training._callbacks
-    monkeypatch.setattr(training, "_callbacks", lambda *args, **how: [Spoil(), *usual(*args, **how)])
+    usual = training.training_callbacks
+    monkeypatch.setattr(training, "training_callbacks", lambda *args, **how: [Spoil(), *usual(*args, **how)])
     with pytest.raises(TrainingBrokenError, match=r"step 8: the weights are spoilt"):
         fine_tune(rare)
-    assert last_whole_checkpoint(run_folder("tiny") / "checkpoints").name == "checkpoint-4"
+    assert last_complete_checkpoint(run_folder("tiny") / "checkpoints").name == "checkpoint-4"
 
 
 @pytest.mark.parametrize(
@@ -274,21 +237,20 @@ def test_weights_that_are_not_finite_are_not_saved_even_where_no_row_is_due(tiny
 )
 def test_a_run_killed_after_its_last_checkpoint_is_finished_without_a_further_step(tiny_settings, changes):
     settings = tiny_settings.model_copy(update=changes)
-    whole = fine_tune(settings)
-    expected = weights(whole.model_folder)
-    (whole.folder / "training.json").unlink()
-    shutil.rmtree(whole.model_folder)
+    unbroken = fine_tune(settings)
+    expected = weights(unbroken.model_folder)
+    (unbroken.folder / "training.json").unlink()
+    shutil.rmtree(unbroken.model_folder)
     again = fine_tune(settings)
-    assert again.history == whole.history
+    assert again.history == unbroken.history
     assert same_weights(weights(again.model_folder), expected)
-    assert [again.facts[name] for name in ("steps", "tokens")] == [whole.facts[name] for name in ("steps", "tokens")]
-    assert again.facts["seconds"] == pytest.approx(whole.facts["seconds"], abs=1)
+    assert [again.facts[name] for name in ("steps", "tokens")] == [unbroken.facts[name] for name in ("steps", "tokens")]
+    assert again.facts["seconds"] == pytest.approx(unbroken.facts["seconds"], abs=1)
 
 
-def test_a_bar_tells_loss_speed_and_memory(tiny_settings, capsys):
+def test_the_progress_bar_shows_loss_speed_and_memory(tiny_settings, capsys):
     fine_tune(tiny_settings, progress=True)
-    told = capsys.readouterr().err
-    assert re.search(r"12/12 .*loss \d\.\d{3}, [\d,]+ tokens/s, [\d,]+ MiB", told)
+    assert re.search(r"12/12 .*loss \d\.\d{3}, [\d,]+ tokens/s, [\d,]+ MiB", capsys.readouterr().err)
 
 
 def too_small_for(largest, monkeypatch):
@@ -303,15 +265,15 @@ def too_small_for(largest, monkeypatch):
     monkeypatch.setattr(engine, "chunked_loss", chunked_loss)
 
 
-def test_a_batch_that_memory_does_not_hold_is_halved_and_trains_the_same_model(tiny_settings, monkeypatch):
+def test_a_batch_that_does_not_fit_into_memory_is_halved_and_trains_the_same_model(tiny_settings, monkeypatch):
     by_hand = {"run": "by-hand", "per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}
     expected = fine_tune(tiny_settings.model_copy(update=by_hand))
     too_small_for(1, monkeypatch)
     with pytest.warns(UserWarning, match="Out of memory with per_device_train_batch_size"):
-        found = fine_tune(tiny_settings)
-    assert (found.facts["per_device_train_batch_size"], found.facts["gradient_accumulation_steps"]) == (1, 4)
-    assert same_weights(weights(found.model_folder), weights(expected.model_folder))
-    assert found.history == expected.history
+        halved = fine_tune(tiny_settings)
+    assert (halved.facts["per_device_train_batch_size"], halved.facts["gradient_accumulation_steps"]) == (1, 4)
+    assert same_weights(weights(halved.model_folder), weights(expected.model_folder))
+    assert halved.history == expected.history
     assert read_run_settings("tiny").per_device_train_batch_size == 4, "what was asked for is what is kept"
 
 
@@ -324,16 +286,16 @@ def test_a_model_that_does_not_fit_at_all_says_so(tiny_settings, monkeypatch):
         fine_tune(tiny_settings)
 
 
-def test_a_disk_without_room_stops_before_the_checkpoint_and_keeps_the_last_one(tiny_settings, monkeypatch):
+def test_a_full_disk_stops_before_the_checkpoint_and_keeps_the_last_one(tiny_settings, monkeypatch):
     real, left = shutil.disk_usage, [10**12, 1000]  # room for the first checkpoint, none for the second
 
     def disk_usage(path):
         return real(path)._replace(free=left.pop(0)) if path == run_folder("tiny") else real(path)
 
     monkeypatch.setattr(shutil, "disk_usage", disk_usage)
-    with pytest.raises(TrainingBrokenError, match=r"0\.0 GB left .* It goes on from its last checkpoint"):
+    with pytest.raises(TrainingBrokenError, match=r"0\.0 GB left .* It continues from its last checkpoint"):
         fine_tune(tiny_settings)
-    assert last_whole_checkpoint(run_folder("tiny") / "checkpoints").name == "checkpoint-3"
+    assert last_complete_checkpoint(run_folder("tiny") / "checkpoints").name == "checkpoint-3"
 
 
 def train_in_a_process(settings, runs, launch=(sys.executable, "-W", "ignore")):
@@ -351,7 +313,7 @@ def half_written(checkpoints):
 @pytest.mark.skipif(sys.platform == "win32", reason="kills as Linux does")
 def test_killed_at_any_moment_the_same_call_ends_with_the_same_weights_and_history(tiny_settings, runs):
     settings = tiny_settings.model_copy(update={"num_train_epochs": 12.0, "save_steps": 4})
-    expected = fine_tune(settings.model_copy(update={"run": "whole"}))
+    expected = fine_tune(settings.model_copy(update={"run": "unbroken"}))
     settings = settings.model_copy(update={"run": "killed"})
     checkpoints, history = runs / "killed/checkpoints", runs / "killed/history.jsonl"
     moments = [
@@ -394,17 +356,18 @@ def stop_after(settings, step):
 
 def test_early_stopping_is_as_patient_after_a_resume_as_without(tiny_settings):
     rising = {"learning_rate": 0.1, "num_train_epochs": 30.0, "early_stopping_patience": 2, "eval_steps": 2}
-    whole = fine_tune(tiny_settings.model_copy(update=rising | {"run": "whole"}))
+    unbroken = fine_tune(tiny_settings.model_copy(update=rising | {"run": "unbroken"}))
     cut = tiny_settings.model_copy(update=rising | {"run": "cut"})
-    stop_after(cut, whole.facts["steps"] - 2)
-    assert fine_tune(cut).history == whole.history
-    assert str(whole.facts["steps"]) in str(whole)
-    assert f"validation loss {min(row['eval_loss'] for row in whole.history if 'eval_loss' in row):.3f}" in str(whole)
+    stop_after(cut, unbroken.facts["steps"] - 2)
+    assert fine_tune(cut).history == unbroken.history
+    assert str(unbroken.facts["steps"]) in str(unbroken)
+    lowest = min(row["eval_loss"] for row in unbroken.history if "eval_loss" in row)
+    assert f"validation loss {lowest:.3f}" in str(unbroken)
 
 
-def test_the_seconds_of_a_run_are_those_before_a_resume_too(tiny_settings, monkeypatch):
+def test_the_seconds_of_a_run_include_those_before_a_resume(tiny_settings, monkeypatch):
     stop_after(tiny_settings, 6)
-    checkpoint = last_whole_checkpoint(run_folder("tiny") / "checkpoints")
+    checkpoint = last_complete_checkpoint(run_folder("tiny") / "checkpoints")
     before = json.loads((checkpoint / "trainer_state.json").read_text())["stateful_callbacks"]["Clock"]["args"]
     now = time.perf_counter
     monkeypatch.setattr(callbacks.time, "perf_counter", lambda: now() / 1000)  # the rest takes next to no time
@@ -412,7 +375,7 @@ def test_the_seconds_of_a_run_are_those_before_a_resume_too(tiny_settings, monke
     assert before["seconds"] > 0.1
 
 
-def test_who_watches_is_told_each_row_and_how_far_it_is(tiny_settings):
+def test_a_watcher_gets_each_row_and_the_progress(tiny_settings):
     seen = []
     fine_tune(tiny_settings, watch=lambda history, progress: seen.append((len(history), progress)))
     _, last = seen[-1]
@@ -460,9 +423,9 @@ def test_two_processes_give_the_loss_of_one_at_the_same_effective_batch(tiny_mod
     child = train_in_a_process(
         settings.model_copy(update={"run": "two", "per_device_train_batch_size": 2}), runs, launch=launch
     )
-    _, said = child.communicate(timeout=300)
-    assert child.returncode == 0, said.decode()
-    losses = [[row["loss"] for row in read_history(run) if "loss" in row] for run in ("one", "two")]
+    _, message = child.communicate(timeout=300)
+    assert child.returncode == 0, message.decode()
+    losses = [[row["loss"] for row in read_history(runs / run) if "loss" in row] for run in ("one", "two")]
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
     assert len(losses[0]) == one.facts["steps"] == open_run("two").facts["steps"]
     for name, value in weights(one.model_folder).items():
@@ -472,7 +435,7 @@ def test_two_processes_give_the_loss_of_one_at_the_same_effective_batch(tiny_mod
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="starts processes as Linux does")
-def test_two_processes_wait_for_who_trains_the_run_and_find_it_finished(tiny_run, runs):
+def test_two_processes_wait_while_another_trains_the_run_and_then_open_it(tiny_run, runs):
     settings_file = tiny_run.folder / "settings.json"
     settings_file.write_text(settings_file.read_text().replace('"processes": 1', '"processes": 2'))
     (tiny_run.folder / "training.json").rename(runs / "kept.json")
@@ -482,22 +445,22 @@ def test_two_processes_wait_for_who_trains_the_run_and_find_it_finished(tiny_run
         with pytest.raises(subprocess.TimeoutExpired):
             child.wait(timeout=12)  # both have started, and the second waits for the first
         (runs / "kept.json").rename(tiny_run.folder / "training.json")
-    _, said = child.communicate(timeout=100)
-    assert child.returncode == 0, said.decode()
-    assert "Another process works at run 'tiny'" in said.decode()
+    _, message = child.communicate(timeout=100)
+    assert child.returncode == 0, message.decode()
+    assert "Another process works at run 'tiny'" in message.decode()
 
 
 def test_what_is_logged_is_passed_on_to_tensorboard(tiny_settings):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     finished = fine_tune(tiny_settings.model_copy(update={"report_to": "tensorboard"}))
-    told = EventAccumulator(str(finished.folder / "tensorboard")).Reload()
+    events = EventAccumulator(str(finished.folder / "tensorboard")).Reload()
     losses = [row["loss"] for row in finished.history if "loss" in row]
-    assert [event.value for event in told.Scalars("train/loss")] == pytest.approx(losses, rel=1e-5)
-    assert told.Scalars("eval/loss")
+    assert [event.value for event in events.Scalars("train/loss")] == pytest.approx(losses, rel=1e-5)
+    assert events.Scalars("eval/loss")
 
 
-def test_without_the_package_tensorboard_says_what_to_install(tiny_settings, monkeypatch):
+def test_tensorboard_without_its_package_says_what_to_install(tiny_settings, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(SettingsError, match="pip install tensorboard"):
         fine_tune(tiny_settings.model_copy(update={"report_to": "tensorboard"}))

@@ -14,7 +14,7 @@ from tests.training import memory_trace
 
 MIB = 2**20
 GPT2, WIDE, POCKET_SHAPE = GPT2Shape(12, 768, 12), GPT2Shape(2, 1600, 25), read_shape("pocket")
-SHALLOW = GPT2._replace(n_layer=2)  # the formula is linear in layers: two tell as much as twelve, sooner
+SHALLOW = GPT2._replace(n_layer=2)  # the formula is linear in layers: two test as much as twelve, in less time
 
 
 def settings(batch=2, block=512, precision="bf16", checkpointing=False, accumulation=1):
@@ -55,7 +55,7 @@ def test_the_prediction_is_within_3_percent_of_a_traced_training_step(shape, val
     assert predicted == pytest.approx(traced, rel=0.03), f"{predicted / MIB:.1f} MiB, traced {traced / MIB:.1f}"
 
 
-ON_A_CARD = [  # what a card of 12 GB holds, as arguments of `settings`
+ON_A_CARD = [  # trainings that fit a card of 12 GB, as arguments of `settings`
     (1, 256), (4, 512), (8, 512), (4, 1024), (8, 1024), (16, 512), (2, 1024, "bf16", False, 4), (8, 512, "bf16", True),
     (16, 1024, "bf16", True), (4, 512, "no"), (4, 1024, "no"), (4, 1024, "no", True), (4, 512, "fp16"),
 ]  # fmt: skip
@@ -64,7 +64,7 @@ ON_A_CARD = [  # what a card of 12 GB holds, as arguments of `settings`
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU: `make test TORCH=auto` on one")
 @pytest.mark.parametrize("values", ON_A_CARD, ids=str)
-def test_the_prediction_is_within_5_percent_of_what_a_card_holds(values):
+def test_the_prediction_is_within_5_percent_of_the_peak_on_a_card(values):
     asked = settings(*values)
     measured = peak_bytes_on_the_card(config_of(GPT2), asked)
     predicted = predict(GPT2, asked).total_bytes
@@ -72,7 +72,7 @@ def test_the_prediction_is_within_5_percent_of_what_a_card_holds(values):
 
 
 def peak_bytes_on_the_card(config, asked):
-    """Return the most that two real steps of the course's engine hold, in bytes, Adam's states included."""
+    """Return the peak memory of two real steps with the course's engine, in bytes, AdamW's averages included."""
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(asked.mixed_precision)
     model = GPT2LMHeadModel(config).cuda().train()
     if asked.gradient_checkpointing:
@@ -95,7 +95,7 @@ def config_of(shape):
     return GPT2Config(**shape._asdict(), bos_token_id=None, eos_token_id=None)
 
 
-def test_a_trace_costs_nothing_like_what_it_traces():
+def test_a_trace_takes_far_less_memory_than_the_step_it_traces():
     import psutil
 
     before = psutil.Process().memory_info().rss
@@ -103,7 +103,7 @@ def test_a_trace_costs_nothing_like_what_it_traces():
     assert psutil.Process().memory_info().rss - before < 1000 * MIB
 
 
-def test_a_config_of_transformers_can_stand_for_the_shape():
+def test_a_config_of_transformers_can_be_used_instead_of_the_shape():
     assert predict(config_of(WIDE), settings()) == predict(WIDE, settings())
 
 
@@ -118,7 +118,7 @@ def test_parameters_are_those_of_the_model(name):
 @pytest.mark.parametrize("engine_name", ["course", "stock"])
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("precision", ["bf16", "no"])
-def test_more_of_anything_never_takes_less(engine_name, checkpointing, precision):
+def test_a_larger_model_or_batch_never_takes_less_memory(engine_name, checkpointing, precision):
     def total(shape=GPT2, **values):
         asked = settings(**{"precision": precision, "checkpointing": checkpointing} | values)
         return predict(shape, asked, engine=engine_name).total_bytes
@@ -135,14 +135,14 @@ def test_more_of_anything_never_takes_less(engine_name, checkpointing, precision
         assert totals[-1] > totals[0]
 
 
-def test_checkpointing_and_halves_and_the_engine_each_take_less():
+def test_checkpointing_half_precision_and_the_engine_each_take_less_memory():
     plain = predict(GPT2, settings(8, 1024)).total_bytes
     assert predict(GPT2, settings(8, 1024, checkpointing=True)).total_bytes < plain
     assert plain < predict(GPT2, settings(8, 1024, "no")).total_bytes
     assert plain < predict(GPT2, settings(8, 1024), engine="stock").total_bytes / 2
 
 
-def test_what_does_not_depend_on_the_batch_is_counted_by_hand():
+def test_the_parts_that_do_not_depend_on_the_batch_by_hand():
     memory = predict(GPT2, settings(8, 1024, "no", accumulation=2), engine="stock")
     n = 124_439_808
     assert (memory.weights, memory.gradients, memory.optimizer, memory.autocast_copies) == (4 * n, 4 * n, 8 * n, 0)
@@ -188,14 +188,14 @@ class TestReadShape:
     )
     def test_a_broken_folder_is_one_sentence(self, tmp_path, written, words):
         (tmp_path / "config.json").write_text(written)
-        with pytest.raises(SettingsError, match=words) as found:
+        with pytest.raises(SettingsError, match=words) as error:
             read_shape(str(tmp_path))
-        assert "\n" not in str(found.value)
+        assert "\n" not in str(error.value)
 
     def test_an_unknown_model_is_one_sentence_with_what_to_do(self):
-        with pytest.raises(SettingsError, match=r"somebody/model.*gpt2-xl.*folder") as found:
+        with pytest.raises(SettingsError, match=r"somebody/model.*gpt2-xl.*folder") as error:
             read_shape("somebody/model")
-        assert str(found.value).count(". ") == 0
+        assert str(error.value).count(". ") == 0
 
 
 def test_a_prediction_needs_no_torch():

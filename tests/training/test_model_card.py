@@ -3,21 +3,21 @@ from types import SimpleNamespace
 import pytest
 from huggingface_hub import ModelCard
 
-from helpers.evaluation import record as figures
+from helpers.evaluation import record
 from helpers.evaluation.base_and_tuned import compare
 from helpers.settings import EvaluationSettings, SettingsError, TrainingSettings
-from helpers.training.model_card import card, push_to_hub, shown, write
+from helpers.training.model_card import card_text, public_name, push_to_hub, write_model_card
 
 FACTS = {
     "splits": {name: {"documents": 2, "bytes": 30, "sha256": name[0] * 64} for name in ("train", "validation", "test")}
 }
 
 
-def loaded(settings, found=None):
-    return ModelCard(card(settings, FACTS, found), ignore_metadata_errors=False)
+def loaded(settings):
+    return ModelCard(card_text(settings, FACTS), ignore_metadata_errors=False)
 
 
-def test_the_card_of_a_new_run_says_what_it_is_made_of(tiny_run, tiny_settings):
+def test_the_card_of_a_new_run_says_what_it_was_made_from(tiny_run, tiny_settings):
     text = (tiny_run.model_folder / "README.md").read_text()
     assert "| `learning_rate` | 0.001 |" in text
     assert "text.txt" in text
@@ -49,7 +49,7 @@ def test_what_the_hub_does_not_have_is_not_in_the_metadata():
     ).data.to_dict()  # fmt: skip
 
 
-def test_the_figures_are_results_that_the_hub_can_read(tiny_run):
+def test_the_metrics_are_results_that_the_hub_can_read(tiny_run):
     comparison = compare(EvaluationSettings(run="tiny", stride=16))
     results = ModelCard.load(tiny_run.model_folder / "README.md").data.eval_results
     assert [result.metric_type for result in results] == ["perplexity", "bits_per_byte"]
@@ -61,30 +61,30 @@ def test_the_figures_are_results_that_the_hub_can_read(tiny_run):
 def test_writing_again_changes_nothing_and_leaves_nothing_beside(tiny_run):
     path = tiny_run.model_folder / "README.md"
     before = path.read_text()
-    assert write("tiny") == path
+    assert write_model_card("tiny") == path
     assert path.read_text() == before
     assert not list(tiny_run.model_folder.glob("*.new"))
 
 
 def test_a_run_without_a_model_has_no_card():
-    assert write("mine") is None
+    assert write_model_card("mine") is None
 
 
 def test_no_sample_breaks_out_of_its_block(tiny_run):
-    said = {"decoding": "greedy", "sample": "````\n# Not a heading\n---"}
-    figures.keep("tiny", "speech", {"settings": {"seed": 1}, "decodings": [said]})
+    sample = {"decoding": "greedy", "sample": "````\n# Not a heading\n---"}
+    record.keep("tiny", "speech", {"settings": {"seed": 1}, "decodings": [sample]})
     text = (tiny_run.model_folder / "README.md").read_text()
     assert "`````text\n````\n# Not a heading\n---\n`````" in text
 
 
-def test_a_value_with_signs_of_its_own_stays_in_its_cell():
-    assert "| `sample_prompt` | a \\| b c |" in card(TrainingSettings(sample_prompt="a | b\nc"), FACTS)
+def test_a_value_with_bars_and_line_breaks_stays_in_its_cell():
+    assert "| `sample_prompt` | a \\| b c |" in card_text(TrainingSettings(sample_prompt="a | b\nc"), FACTS)
 
 
 def test_only_a_path_is_cut(tmp_path):
     for name in ("fables", "python-reference", "Salesforce/wikitext", "wikitext"):
-        assert shown(name) == name
-    assert shown(str(tmp_path)) == tmp_path.name
+        assert public_name(name) == name
+    assert public_name(str(tmp_path)) == tmp_path.name
 
 
 @pytest.mark.parametrize(
@@ -93,8 +93,8 @@ def test_only_a_path_is_cut(tmp_path):
 )
 def test_a_path_is_cut_whether_it_is_there_or_not_and_whatever_system_wrote_it(source):
     settings = TrainingSettings(source=source, model_name_or_path=source.replace("mine.txt", "deep/model"))
-    assert shown(source) == "mine.txt"
-    text = card(settings, FACTS)
+    assert public_name(source) == "mine.txt"
+    text = card_text(settings, FACTS)
     assert "letters" not in text
     assert "gone" not in text
     assert not {"datasets", "base_model"} & set(loaded(settings).data.to_dict())
@@ -105,10 +105,10 @@ def test_a_folder_with_the_form_of_a_hub_id_is_none(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     settings = TrainingSettings(source="letters/mine", model_name_or_path="letters/mine")
     assert not {"datasets", "base_model"} & set(loaded(settings).data.to_dict())
-    assert "letters" not in card(settings, FACTS)
+    assert "letters" not in card_text(settings, FACTS)
 
 
-def test_a_refusal_without_words_is_told_by_its_kind(tiny_run):
+def test_a_refusal_without_a_message_is_shown_by_its_type(tiny_run):
     with pytest.raises(SettingsError, match=r"did not take 'me/fables' \(OSError\): log in"):
         push_to_hub("tiny", "me/fables", api=Hub(OSError()))
 
@@ -137,7 +137,7 @@ def test_one_call_sends_model_tokenizer_and_card(tiny_run):
     assert {"README.md", "config.json", "model.safetensors", "tokenizer.json"} <= set(hub.sent[1][2])
 
 
-def test_a_hub_that_refuses_is_said_so_with_what_to_do(tiny_run):
+def test_a_refusal_of_the_hub_is_one_sentence_with_what_to_do(tiny_run):
     from huggingface_hub.errors import LocalTokenNotFoundError
 
     with pytest.raises(SettingsError, match=r"no token.*log in with `hf auth login`"):

@@ -3,15 +3,23 @@ import math
 import re
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from helpers import environment
 from helpers.__main__ import main
 from helpers.display import size_text
 from helpers.environment import Card
+from helpers.model import load_model
 from helpers.settings import SettingsError, TrainingSettings, run_folder
 from helpers.training.cards import CARDS, GIB, GraphicsCard, find_card
-from helpers.training.plan import operations_per_token, plan_run, training_tokens
+from helpers.training.plan import (
+    operations_per_token,
+    plan_run,
+    predict_on_this_machine,
+    this_processor,
+    training_tokens,
+)
 
 SMALL = GraphicsCard("a small card", 5 * GIB, 20.0, 10.0)
 
@@ -49,7 +57,7 @@ def test_the_largest_batch_fits_and_one_more_does_not(card, model, engine):
 
 
 @pytest.mark.parametrize("batch", [28, 32, 48, 97])
-def test_what_fits_instead_fits_and_keeps_the_effective_batch(batch):
+def test_the_settings_named_instead_fit_and_keep_the_effective_batch(batch):
     settings = gpt2(per_device_train_batch_size=batch, gradient_accumulation_steps=2)
     plan = plan_run(settings)
     assert not plan.fits
@@ -102,17 +110,17 @@ class TestCounts:
         plan = plan_run(tiny_settings)
         assert (plan.steps, plan.tokens_are) == (finished.facts["steps"], "counted")
 
-    def test_operations_are_those_nanogpt_counts(self):
+    def test_operations_are_those_that_nanogpt_counts(self):
         shape = plan_run(gpt2()).shape
         assert operations_per_token(shape, 1024) == pytest.approx(0.855e9, rel=1e-3)
         assert operations_per_token(shape, 512) == pytest.approx(0.799e9, rel=1e-3)
 
-    def test_time_is_operations_over_the_used_share_of_the_peak(self):
+    def test_time_is_the_operations_divided_by_the_share_of_the_peak_that_is_reached(self):
         plan = plan_run(gpt2(per_device_train_batch_size=16), train_tokens=16 * 1024 * 100)
         work = 16 * 1024 * 100 * operations_per_token(plan.shape, 1024)
         assert plan.epoch_seconds == pytest.approx((work / (0.5 * 80.2e12), work / (0.2 * 80.2e12)))
 
-    def test_a_small_model_is_bound_by_launches(self):
+    def test_a_small_model_takes_as_long_as_launching_its_kernels(self):
         plan = plan_run(TrainingSettings(per_device_train_batch_size=8), train_tokens=256 * 80)
         assert plan.epoch_seconds == pytest.approx((10 * 4e-3, 10 * 10e-3))
         assert "launch kernels" in str(plan)
@@ -153,9 +161,9 @@ class TestTrainingTokens:
     def test_are_estimated_from_the_size_of_the_text(self, model, tmp_path):
         (tmp_path / "a.txt").write_text("x" * 50_000)
         (tmp_path / "picture.png").write_text("x" * 50_000)
-        found, source = training_tokens(gpt2(model_name_or_path=model, source=str(tmp_path)))
+        tokens, source = training_tokens(gpt2(model_name_or_path=model, source=str(tmp_path)))
         assert source.startswith("about")
-        assert 0.8 * 50_000 / 5 < found < 0.8 * 50_000 / 2
+        assert 0.8 * 50_000 / 5 < tokens < 0.8 * 50_000 / 2
 
     def test_of_the_fables_are_near_the_count(self):
         from helpers.data.preparation import prepare
@@ -166,10 +174,10 @@ class TestTrainingTokens:
 
     def test_of_wikitext_are_published_and_of_the_rest_a_million(self):
         assert training_tokens(TrainingSettings.from_preset("guide")) == (2_400_000, "about, as published")
-        found, source = training_tokens(gpt2(source="somebody/texts"))
-        assert (found, "million" in source) == (1_000_000, True)
+        tokens, source = training_tokens(gpt2(source="somebody/texts"))
+        assert (tokens, "million" in source) == (1_000_000, True)
 
-    def test_of_a_left_over_configuration_do_not_count(self):
+    def test_published_for_a_configuration_do_not_count_for_another_source_or_split(self):
         settings = TrainingSettings.from_preset("guide", source="fables")
         assert training_tokens(settings) == training_tokens(settings.model_copy(update={"source_config": ""}))
         one_part = TrainingSettings.from_preset("guide", source_split="test")
@@ -178,8 +186,8 @@ class TestTrainingTokens:
     @pytest.mark.parametrize(("name", "factor"), [("a.txt", 1), ("a.jsonl", 1), ("a.txt.gz", 3), ("a.csv.zst", 3)])
     def test_are_estimated_for_every_kind_of_file(self, tmp_path, name, factor):
         (tmp_path / name).write_bytes(b"x" * 50_000)
-        found, source = training_tokens(gpt2(source=str(tmp_path / name)))
-        assert found == pytest.approx(factor * 0.8 * 50_000 / 4.3, abs=1)
+        tokens, source = training_tokens(gpt2(source=str(tmp_path / name)))
+        assert tokens == pytest.approx(factor * 0.8 * 50_000 / 4.3, abs=1)
         assert source.startswith("about")
 
     def test_of_a_sources_own_training_part_are_all_kept(self, tmp_path):
@@ -201,8 +209,8 @@ class TestTrainingTokens:
 
     def test_of_a_file_in_the_project_are_found_from_any_folder(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
-        found, source = training_tokens(gpt2(source="README.md"))
-        assert (found < 100_000, source) == (True, "about, from the size of the text")
+        tokens, source = training_tokens(gpt2(source="README.md"))
+        assert (tokens < 100_000, source) == (True, "about, from the size of the text")
 
     def test_of_the_python_reference_are_near_the_count(self):
         from helpers.data.preparation import prepare
@@ -218,7 +226,7 @@ class TestTrainingTokens:
         (tmp_path / "a.txt").write_text("x" * 43_000)
         assert training_tokens(gpt2(source=str(tmp_path), max_tokens=5_000_000))[0] == 8000
 
-    def test_a_source_that_is_not_there_is_left_to_the_preparation(self):
+    def test_of_a_missing_source_are_a_million_because_prepare_reports_it(self):
         assert "million" in training_tokens(gpt2(source="missing.txt"))[1]
 
     def test_a_damaged_count_is_not_an_error(self, tiny_settings):
@@ -226,6 +234,32 @@ class TestTrainingTokens:
         folder.mkdir(parents=True)
         (folder / "data.json").write_text("{")
         assert training_tokens(tiny_settings)[1] != "counted"
+
+
+def test_on_a_processor_time_is_predicted_from_its_measured_speed_and_memory_is_not(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    predicted = predict_on_this_machine(
+        TrainingSettings(num_train_epochs=2), load_model("pocket").config, train_tokens=100_000
+    )
+    assert predicted["on"] == "this processor"
+    assert predicted["peak_bytes"] is None
+    shortest, longest = predicted["seconds"]
+    assert 0 < shortest < longest
+    card = this_processor()
+    operations = 2 * 100_000 * 17e6  # two epochs; about 17 MFLOP per token, forward and backward pass
+    peak = 1e12 * max(card.half_tflops, card.float32_tflops)
+    assert longest > operations / peak, "no faster than the matrix products alone"
+
+
+def test_on_a_card_the_prediction_is_the_plan(monkeypatch):
+    card = find_card("RTX 4070 Ti")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("helpers.training.plan.card_of_this_machine", lambda: card)
+    settings = TrainingSettings(num_train_epochs=3)
+    predicted = predict_on_this_machine(settings, load_model("pocket").config, train_tokens=100_000)
+    plan = plan_run(settings, card=card, train_tokens=100_000)
+    assert predicted["peak_bytes"] == plan.memory.total_bytes
+    assert predicted["seconds"] == pytest.approx([3 * seconds for seconds in plan.epoch_seconds])
 
 
 class TestWhatIsShown:
@@ -289,21 +323,21 @@ class TestCommand:
         assert (result.exit_code, result.output.count("\n")) == (2, 1)
         assert words in result.output
 
-    def test_without_a_card_the_courses_own_is_taken_and_that_is_said(self, monkeypatch):
+    def test_without_a_card_the_plan_is_for_the_courses_own_card_and_says_so(self, monkeypatch):
         monkeypatch.setattr(environment, "card", lambda: None)
         result = call("--json")
         assert json.loads(result.stdout)["card"]["name"] == "RTX 4070 Ti"
         assert "No NVIDIA card answers here" in result.stderr
 
     @pytest.mark.parametrize(("capability", "precision"), [((8, 9), "bf16"), ((7, 5), "fp16")])
-    def test_this_machines_card_is_taken_where_there_is_one(self, monkeypatch, capability, precision):
+    def test_the_plan_is_for_this_machines_card_where_there_is_one(self, monkeypatch, capability, precision):
         half = "bfloat16" if precision == "bf16" else "float16"
         peaks = {"float32": 30.0, half: 60.0}
-        found = Card("RTX 9999", 10 * GIB, 9 * GIB, capability, (), "8gb", precision, "580.1", peaks)
-        monkeypatch.setattr(environment, "card", lambda: found)
+        card = Card("RTX 9999", 10 * GIB, 9 * GIB, capability, (), "8gb", precision, "580.1", peaks)
+        monkeypatch.setattr(environment, "card", lambda: card)
         result = call("--json")
-        told = json.loads(result.stdout)
-        assert (told["card"]["name"], told["card"]["usable_bytes"]) == ("RTX 9999", 9 * GIB)
-        assert told["precision"] == precision
-        assert told["epoch_seconds"] is not None
+        plan = json.loads(result.stdout)
+        assert (plan["card"]["name"], plan["card"]["usable_bytes"]) == ("RTX 9999", 9 * GIB)
+        assert plan["precision"] == precision
+        assert plan["epoch_seconds"] is not None
         assert "this machine's card" in result.stderr

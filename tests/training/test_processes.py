@@ -1,18 +1,29 @@
+import sys
 import threading
 import time
 
 import pytest
+import torch
 from filelock import FileLock
 
-from helpers.training.processes import agreed, alone_in, is_first, n_processes, part
+from helpers.training.processes import (
+    broadcast_from_first,
+    is_first_process,
+    leave_process_group,
+    n_processes,
+    peak_bytes,
+    reset_peak,
+    run_lock,
+)
 
 
-def test_a_process_by_itself_is_the_first_and_agrees_with_itself():
-    assert (n_processes(), is_first(), agreed(True), agreed(False)) == (1, True, True, False)
-    part()
+def test_a_single_process_is_the_first_and_keeps_its_answer():
+    assert (n_processes(), is_first_process()) == (1, True)
+    assert (broadcast_from_first(True), broadcast_from_first(False)) == (True, False)
+    leave_process_group()
 
 
-def test_who_finds_a_run_taken_says_so_and_waits(tmp_path):
+def test_a_second_training_of_a_run_warns_and_waits(tmp_path):
     taken, is_over = threading.Event(), threading.Event()
 
     def work():
@@ -23,11 +34,19 @@ def test_who_finds_a_run_taken_says_so_and_waits(tmp_path):
 
     threading.Thread(target=work).start()
     taken.wait()
-    with pytest.warns(UserWarning, match=f"works at run '{tmp_path.name}': waiting"), alone_in(tmp_path):
+    with pytest.warns(UserWarning, match=f"works at run '{tmp_path.name}': waiting"), run_lock(tmp_path):
         assert is_over.is_set()
 
 
 def test_further_processes_share_the_lock_of_the_first(tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "1")
-    with FileLock(tmp_path / ".train.lock"), alone_in(tmp_path):
-        assert not is_first()
+    with FileLock(tmp_path / ".train.lock"), run_lock(tmp_path):
+        assert not is_first_process()
+
+
+@pytest.mark.skipif(sys.platform != "linux" or torch.cuda.is_available(), reason="as Linux counts resident memory")
+def test_the_peak_counts_from_the_last_reset():
+    torch.ones(2**26)  # float32, 256 MiB, freed at once
+    large = peak_bytes()
+    reset_peak()
+    assert peak_bytes() < large - 2**26

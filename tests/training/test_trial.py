@@ -4,10 +4,12 @@ import optuna
 import pytest
 import yaml
 
+from helpers.settings import run_folder
 from helpers.studies.queue import choose, open_study, place_of
 from helpers.studies.study_file import read_study
-from helpers.training.fine_tuning import fine_tune, read_history
-from helpers.training.trial import PLACE, TrialPrunedError, reporting
+from helpers.training.fine_tuning import fine_tune
+from helpers.training.run_files import read_history
+from helpers.training.trial import PLACE, TrialPrunedError, pruning_callback
 
 
 @pytest.fixture
@@ -21,9 +23,9 @@ def study(tmp_path):
 
 def test_without_a_study_there_is_no_callback(monkeypatch):
     monkeypatch.delenv(PLACE, raising=False)
-    assert reporting("tiny") is None
+    assert pruning_callback("tiny") is None
     monkeypatch.setenv(PLACE, "")
-    assert reporting("tiny") is None
+    assert pruning_callback("tiny") is None
 
 
 def taken(study, opened, monkeypatch):
@@ -35,23 +37,23 @@ def taken(study, opened, monkeypatch):
 
 def test_other_runs_of_the_same_notebook_report_nothing(study, monkeypatch):
     taken(study, open_study(study), monkeypatch)
-    assert reporting("trial-000") is not None
-    assert reporting("trial-000-rate-1") is None
+    assert pruning_callback("trial-000") is not None
+    assert pruning_callback("trial-000-rate-1") is None
 
 
 def settings_of(tiny_settings, number):
     return tiny_settings.model_copy(update={"run": f"trial-{number:03d}", "eval_steps": 2})
 
 
-def test_each_validation_is_reported_by_how_much_was_read(study, monkeypatch, tiny_settings):
+def test_each_validation_but_the_last_is_reported_with_the_share_of_text_read(study, monkeypatch, tiny_settings):
     opened = open_study(study)
     taken(study, opened, monkeypatch)
     fine_tune(settings_of(tiny_settings, 0))
-    history = {row["step"]: row["eval_loss"] for row in read_history("trial-000") if "eval_loss" in row}
-    told = opened.get_trials()[0].intermediate_values
+    history = {row["step"]: row["eval_loss"] for row in read_history(run_folder("trial-000")) if "eval_loss" in row}
+    reported = opened.get_trials()[0].intermediate_values
     last = max(history)
-    assert list(told.values()) == [loss for step, loss in history.items() if step < last]
-    assert all(0 < share < 1000 * tiny_settings.num_train_epochs for share in told)
+    assert list(reported.values()) == [loss for step, loss in history.items() if step < last]
+    assert all(0 < share < 1000 * tiny_settings.num_train_epochs for share in reported)
 
 
 def test_a_trial_that_falls_behind_is_stopped(study, monkeypatch, tiny_settings):
@@ -67,6 +69,6 @@ def test_a_trial_that_falls_behind_is_stopped(study, monkeypatch, tiny_settings)
     assert frozen.state == optuna.trial.TrialState.RUNNING, "its worker records the end"
 
 
-def test_a_place_names_no_more_than_is_needed(study, monkeypatch):
+def test_a_place_holds_only_what_is_needed(study, monkeypatch):
     trial = open_study(study).ask()
     assert set(json.loads(place_of(study, trial))) == {"address", "folder", "study", "run", "trial_id"}

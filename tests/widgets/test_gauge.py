@@ -4,8 +4,7 @@ import pytest
 
 from helpers import plots
 from helpers.settings import TrainingSettings
-from helpers.training.cards import find_card
-from helpers.training.plan import plan_run
+from helpers.training import find_card, plan_run
 from helpers.widgets.gauge import gauge_html, learning_rate_at, memory_bar
 
 

@@ -8,8 +8,7 @@ import pytest
 import yaml
 
 from helpers.settings import NOTEBOOKS, TrainingSettings, preset_names
-from helpers.training.cards import CARDS, find_card
-from helpers.training.plan import plan_run
+from helpers.training import CARDS, find_card, plan_run
 from helpers.widgets import TrainingPanel
 from helpers.widgets.training_panel import THIS_MACHINE, run_command, save_parameters
 

@@ -1,0 +1,154 @@
+"""The files of a run's folder: settings.json, training.json, history.jsonl, and checkpoints, complete or ignored."""
+
+import json
+import math
+import platform
+import re
+import warnings
+import zipfile
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from helpers.files import write_atomically
+from helpers.settings import SettingsError, TrainingSettings, read_run_settings, run_folder
+from helpers.training.processes import device_name, n_processes
+
+_PACKAGES = ("torch", "transformers", "datasets", "accelerate", "tokenizers")
+_HISTORY_NAMES = ("loss", "eval_loss", "learning_rate", "grad_norm", "epoch", "sample")
+_CHECKPOINT_FILES = ("model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
+
+
+def read_json(path: Path) -> Any:
+    """Return the content of a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write a JSON file; a reader sees either the old content or all of the new one."""
+    write_atomically(path, json.dumps(value, indent=2))
+
+
+def check_same_settings(settings: TrainingSettings) -> None:
+    """Check that a run that was started before has the same settings and number of processes.
+
+    Raises:
+        SettingsError: something differs; training on would mix two runs in one folder.
+    """
+    path = run_folder(settings.run) / "settings.json"
+    if not path.exists():
+        return
+    before, now = read_run_settings(settings.run).model_dump(), settings.model_dump()
+    before["processes"] = read_json(path).get("processes", 1)
+    now["processes"] = n_processes()
+    changed = [f"{name} = {before[name]!r}, not {now[name]!r}" for name in now if before[name] != now[name]]
+    if changed:
+        raise SettingsError(
+            f"Run {settings.run!r} was started with {'; '.join(changed)}: choose another run name to keep both, "
+            f"or delete the folder {path.parent} to start afresh."
+        )
+
+
+def settings_record(settings: TrainingSettings, data_facts: dict[str, Any]) -> dict[str, Any]:
+    """Return the content of settings.json: all that is needed to repeat a run.
+
+    Args:
+        settings: those of the run.
+        data_facts: counts and hashes of its text, the content of data.json.
+    """
+    return {
+        "settings": settings.model_dump(),
+        "processes": n_processes(),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES},
+        "machine": {"system": platform.platform(), "device": device_name()},
+        "data_sha256": {name: split["sha256"] for name, split in data_facts["splits"].items()},
+    }
+
+
+def history_rows(log_history: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows of the Trainer's log that belong in a run's history: losses and samples."""
+    return [
+        {"step": log["step"]} | {name: log[name] for name in _HISTORY_NAMES if name in log}
+        for log in log_history
+        if {"loss", "eval_loss", "sample"} & set(log)
+    ]
+
+
+def write_history(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write history.jsonl into a run's folder, one row per line."""
+    write_atomically(folder / "history.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def read_history(folder: Path) -> list[dict[str, Any]]:
+    """Return the history of the run in a folder, oldest row first; empty when the training has not begun."""
+    path = folder / "history.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def kept_eval_loss(rows: Sequence[dict[str, Any]], *, early_stopping_patience: int) -> float | None:
+    """Return the validation loss of the model that is kept, in nats per token; None where there is no finite one.
+
+    It is the last one; with early stopping the lowest, because then the best checkpoint is kept.
+
+    >>> rows = [{"step": 1, "eval_loss": 2.5}, {"step": 2, "eval_loss": 3.0}]
+    >>> kept_eval_loss(rows, early_stopping_patience=0), kept_eval_loss(rows, early_stopping_patience=1)
+    (3.0, 2.5)
+    """
+    losses = [row["eval_loss"] for row in rows if "eval_loss" in row]
+    kept = min(losses) if early_stopping_patience and losses else (losses or [math.nan])[-1]
+    return kept if math.isfinite(kept) else None
+
+
+def last_complete_checkpoint(folder: Path) -> Path | None:
+    """Return the newest complete checkpoint in a folder; warn about each incomplete one that is skipped.
+
+    A crash or a full disk may have cut the newest one short: the Trainer does not write checkpoints atomically.
+    """
+    checkpoints = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    for checkpoint in sorted(checkpoints, key=step_of, reverse=True):
+        damaged = _damaged_file(checkpoint)
+        if damaged is None:
+            return checkpoint
+        warnings.warn(f"{checkpoint} is skipped: its {damaged} is missing or incomplete.", stacklevel=2)
+    return None
+
+
+def _damaged_file(checkpoint: Path) -> str | None:
+    """Return the name of the first file of a checkpoint that is missing or cannot be read to its end."""
+    from safetensors import SafetensorError, safe_open
+
+    random_states = {path.name for path in checkpoint.glob("rng_state*.pth")} or {"rng_state.pth"}
+    scaler = {path.name for path in checkpoint.glob("scaler.pt")}  # only a training in fp16 has one
+    for name in (*_CHECKPOINT_FILES, *sorted(random_states | scaler)):
+        path = checkpoint / name
+        try:
+            if path.suffix == ".safetensors":
+                with safe_open(path, "pt"):  # compares the length of the file with its header; reads no weights
+                    pass
+            elif path.suffix == ".json":
+                dict(read_json(path))
+            else:
+                with zipfile.ZipFile(path) as file:  # the format of torch.save
+                    if file.testzip() is not None:  # a part whose checksum is wrong, as after a power cut
+                        return name
+        except (OSError, ValueError, TypeError, zipfile.BadZipFile, SafetensorError):
+            return name
+    return None
+
+
+def has_ended(checkpoint: Path, *, early_stopping_patience: int) -> bool:
+    """Tell whether a checkpoint is from the last step of a training: no step is left, or early stopping ended it."""
+    state = read_json(checkpoint / "trainer_state.json")
+    stopper = state.get("stateful_callbacks", {}).get("EarlyStoppingCallback", {}).get("attributes", {})
+    is_out_of_patience = 0 < early_stopping_patience <= stopper.get("early_stopping_patience_counter", 0)
+    return state["global_step"] >= state["max_steps"] or is_out_of_patience
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return the optimizer step that a checkpoint's folder is named after.
+
+    >>> step_of(Path("checkpoints/checkpoint-300"))
+    300
+    """
+    return int(checkpoint.name.rpartition("-")[2])

@@ -1,0 +1,63 @@
+import shutil
+
+import pytest
+
+from helpers.training.run_files import (
+    history_rows,
+    kept_eval_loss,
+    last_complete_checkpoint,
+    read_history,
+    step_of,
+    write_history,
+)
+
+
+def test_a_history_keeps_losses_and_samples_and_nothing_else():
+    log = [{"step": 1, "loss": 2.0, "grad_norm": 1.0, "x": 1}, {"step": 2, "sample": "The"}, {"step": 2, "runtime": 3}]
+    assert history_rows(log) == [{"step": 1, "loss": 2.0, "grad_norm": 1.0}, {"step": 2, "sample": "The"}]
+
+
+def test_a_history_is_read_as_it_was_written(tmp_path):
+    rows = [{"step": 1, "loss": 2.0}, {"step": 2, "sample": "línea\nnueva\u2028"}]
+    write_history(tmp_path, rows)
+    assert read_history(tmp_path) == rows
+
+
+def test_a_run_that_has_not_begun_has_no_rows_and_no_validation_loss(tmp_path):
+    assert read_history(tmp_path) == []
+    assert kept_eval_loss([{"step": 1, "loss": 2.0}], early_stopping_patience=0) is None
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "trainer_state.json", "rng_state.pth"])
+def test_a_checkpoint_that_was_cut_short_is_skipped_and_its_damaged_file_named(tiny_run, name):
+    folder = tiny_run.folder / "checkpoints"
+    newest, older = sorted(folder.iterdir(), key=step_of, reverse=True)
+    assert last_complete_checkpoint(folder) == newest
+    with (newest / name).open("r+b") as file:
+        file.truncate(300)
+    with pytest.warns(UserWarning, match=f"{newest.name} is skipped: its {name}"):
+        assert last_complete_checkpoint(folder) == older
+    (older / "trainer_state.json").unlink()
+    with pytest.warns(UserWarning, match="is missing or incomplete"):
+        assert last_complete_checkpoint(folder) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("optimizer.pt", lambda data: data[:400] + bytes(200) + data[600:]),  # as a power cut leaves a file
+        ("trainer_state.json", lambda data: b"null"),
+    ],
+)
+def test_a_checkpoint_that_is_damaged_in_the_middle_is_skipped(tiny_run, name, damage):
+    newest, older = sorted((tiny_run.folder / "checkpoints").iterdir(), key=step_of, reverse=True)
+    (newest / name).write_bytes(damage((newest / name).read_bytes()))
+    with pytest.warns(UserWarning, match=f"{newest.name} is skipped: its {name}"):
+        assert last_complete_checkpoint(newest.parent) == older
+
+
+def test_a_folder_with_another_name_is_no_checkpoint(tiny_run):
+    folder = tiny_run.folder / "checkpoints"
+    newest = last_complete_checkpoint(folder)
+    shutil.copytree(newest, folder / f"{newest.name} copy")
+    assert last_complete_checkpoint(folder) == newest
