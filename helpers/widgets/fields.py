@@ -47,11 +47,9 @@ def help_text(field: Any) -> str:
 
 
 def set_value(control: w.DOMWidget, value: Any) -> None:
-    """Set a control to exactly this value, after giving a slider a step that can show it.
-
-    A slider in a browser stops at whole steps only: it would round a value between two of them and send that back.
-    """
-    # Steps and value reach the browser in one message; else it rounds the old value to the new steps and sends it back.
+    """Set a control to exactly this value, after giving a slider a step that can show it."""
+    # A slider in a browser stops at whole steps only: it rounds a value between two of them and sends that back. Steps
+    # and value go there in one message; else it would round the old value to the new steps.
     with control.hold_sync():
         _fit_steps(control, value)
         control.value = value
