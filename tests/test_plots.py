@@ -80,13 +80,6 @@ def test_the_interval_is_named_by_the_confidence_it_was_made_with():
     assert labels[1] == "90% interval: 0.100 to 0.300"
 
 
-def test_the_colours_are_those_of_the_panels():
-    from helpers.widgets import drawing
-
-    shared = ("BLUE", "ORANGE", "GREEN", "RED")
-    assert [getattr(plots, name) for name in shared] == [getattr(drawing, name) for name in shared]
-
-
 def test_novelty_is_a_line_for_each_text():
     lines = plots.plot_novelty({"samples": [0.0, 0.5], "held-out text": [0.1, 0.7]}).get_lines()
     assert [line.get_xydata().tolist() for line in lines] == [[[1, 0.0], [2, 0.5]], [[1, 0.1], [2, 0.7]]]

@@ -1,7 +1,12 @@
-"""Panels for JupyterLab, built from the settings' own fields; each works without a front end too.
+"""Panels of notebooks 02, 03 and 04 for JupyterLab; each shows a summary on a page without a kernel too.
 
-A panel begins with the values of the notebook's parameters cell, and `panel.settings` returns exactly those until
-somebody moves something. Whatever a text or a person gives is escaped before it is shown.
+A panel starts with the values of the notebook's parameters cell, and `panel.settings` returns exactly those until
+somebody moves something. All text from a corpus, a model or a person is escaped before it is shown.
+
+- `panel`, `fields`, `drawing`: what all panels share; one control for each setting; small charts as HTML and SVG
+- `data_panel`: notebook 02, how much of each row is text
+- `training_panel`, `gauge`, `run_controls`: notebook 03, all settings; what they will need; start, stop and resume
+- `playground`: notebook 04, base and tuned model side by side, token by token
 """
 
 from helpers import lazy_exports

@@ -1,101 +1,100 @@
-"""The data panel of notebook 2: source, split and block size, and how much of each row would be text."""
+"""The data panel of notebook 02: source, split and block size, and how much of each row would be text."""
 
-import html
 import threading
 from typing import NamedTuple
+
+import ipywidgets as w
 
 from helpers.data.preparation import load_documents
 from helpers.data.quality_report import useful_share
 from helpers.data.splitting import SPLITS
 from helpers.model import load_tokenizer
 from helpers.settings import DataSettings, SettingsError
-from helpers.widgets.drawing import BLUE, Bar, bar_chart
+from helpers.widgets.drawing import Bar, bar_chart
 from helpers.widgets.panel import Panel
 
-_MOST_DOCUMENTS = 2000  # that are read of a part: a source may be larger than anybody wants to wait for
-_SPLIT_FIELDS = {"run", "seed", "validation_share", "test_share", "block_size"}  # no other text, no other lengths
+_MOST_DOCUMENTS = 2000  # to read from each part: a source may be larger than anybody wants to wait for
+_SPLIT_FIELDS = {"run", "seed", "validation_share", "test_share", "block_size"}  # they change no document's length
 
 
 class Lengths(NamedTuple):
-    """Tokens of a source's documents, each with its end of text, and how many documents each of its parts has."""
+    """Tokens of each training document, end-of-text included, and the number of documents of each part."""
 
     tokens: list[int]
     parts: dict[str, int]
 
 
 class DataPanel(Panel):
-    """A control for each data setting; what rows of that length would hold follows.
+    """A control for each data setting, and how much text rows of that length would hold.
 
-    A source that is new is read in the background; what was read once is kept.
+    A source is read once, in the background: the panel is shown before that is done.
     """
 
     def __init__(self, settings: DataSettings) -> None:
-        import ipywidgets as w
-
         super().__init__(settings)
-        self._known: dict[str, Lengths | str] = {}
-        self.thread: threading.Thread | None = None
+        # What was read: a source's lengths, or the sentence that says why it cannot be read; None while it is read.
+        self._lengths: dict[str, Lengths | str | None] = {}
         self.gauge = w.HTML().add_class("course-status")
-        self.widget = self.framed(self.gauge, self._error, *self.groups())
-        self._read(settings)
+        self.widget = self.framed(self.gauge, self._message, *self.groups())
         self.refresh()
 
-    def _follow(self, settings: DataSettings) -> None:
-        known = self._known.get(_key(settings))
-        if isinstance(known, str):
-            raise SettingsError(known)
-        if known is None:
+    def _show(self, settings: DataSettings) -> None:
+        key = _key(settings)
+        if self._lengths.get(key) is None:
             self.gauge.value = "<p>Reading the source and counting its tokens…</p>"
-            self.thread = threading.Thread(target=self._read_and_refresh, args=(settings,), daemon=True)
+        if key not in self._lengths:
+            self._lengths[key] = None
+            self.thread = threading.Thread(target=self._read, args=(key, settings), daemon=True)
             self.thread.start()
-            return
-        self.gauge.value = shares_html(known, settings)
+        lengths = self._lengths[key]  # looked up again: the thread may have finished before "Reading" was shown
+        if isinstance(lengths, str):
+            self.gauge.value = ""
+            raise SettingsError(lengths)
+        if lengths:
+            self.gauge.value = shares_html(lengths, settings)
 
-    def _read_and_refresh(self, settings: DataSettings) -> None:
-        self._read(settings)
-        self.refresh()
-
-    def _read(self, settings: DataSettings) -> None:
-        """Count a source's tokens, or keep the sentence that says why that cannot be."""
+    def _read(self, key: str, settings: DataSettings) -> None:
         try:
-            self._known[_key(settings)] = count(settings)
+            self._lengths[key] = count_tokens(settings)
         except SettingsError as error:
-            self._known[_key(settings)] = str(error)
+            self._lengths[key] = str(error)
+        except Exception as error:  # noqa: BLE001 (nobody sees an exception that ends a thread)
+            self._lengths[key] = f"{type(error).__name__}: {error}"
+        self.refresh()
 
     def _summary(self) -> str:
-        known = self._known[_key(self._start)]
-        return f"<p>{html.escape(known)}</p>" if isinstance(known, str) else shares_html(known, self._start)
+        self.thread.join()  # a page without a kernel never sees what comes later
+        return self.gauge.value
 
 
 def _key(settings: DataSettings) -> str:
     return settings.model_dump_json(exclude=_SPLIT_FIELDS)
 
 
-def count(settings: DataSettings) -> Lengths:
+def count_tokens(settings: DataSettings) -> Lengths:
     """Count the tokens of a source's first documents; raise `SettingsError` when it cannot be read."""
     documents = load_documents(settings, n_documents=_MOST_DOCUMENTS)
-    tokenizer = load_tokenizer(settings.model_name_or_path)
-    rows = tokenizer([text for text in documents["train"]["text"][:] if text.strip()], verbose=False)["input_ids"]
-    if not rows:
+    texts = [text for text in documents["train"]["text"][:] if text.strip()]
+    if not texts:
         raise SettingsError(f"{settings.source!r} holds no text: name another source or another text_column.")
+    # verbose=False: no warning about documents longer than the model's positions, which are cut into blocks anyway.
+    rows = load_tokenizer(settings.model_name_or_path)(texts, verbose=False)["input_ids"]
     return Lengths([len(ids) + 1 for ids in rows], {name: len(rows) for name, rows in documents.items()})
 
 
 def shares_html(lengths: Lengths, settings: DataSettings) -> str:
-    """Draw how much of a row is text when documents are padded to a block, and when they are packed."""
+    """Draw how much of each row is text when documents are padded to a block, and when they are packed."""
     padded, cut, packed = shares(lengths.tokens, settings.block_size)
     width = settings.block_size
     bars = [
         Bar(f"padded to {width}", padded, f"{100 * padded:.1f} % useful, and {100 * cut:.1f} % of the text cut away"),
         Bar("packed, as here", packed, f"{100 * packed:.1f} % useful, {sum(lengths.tokens) // width:,} blocks"),
     ]
-    return (
-        bar_chart(bars, title="Share of positions that hold text", colour=BLUE) + f"<p>{_told(lengths, settings)}</p>"
-    )
+    return bar_chart(bars, title="Share of positions that hold text") + f"<p>{_documents_text(lengths, settings)}</p>"
 
 
-def _told(lengths: Lengths, settings: DataSettings) -> str:
-    """Say how many documents there are and where they go, or that a part of them stands for all."""
+def _documents_text(lengths: Lengths, settings: DataSettings) -> str:
+    """Return a sentence with the number of documents in each part, or one that says that only the first were read."""
     if max(lengths.parts.values()) >= _MOST_DOCUMENTS:
         return f"From the first {_MOST_DOCUMENTS:,} documents of a larger source."
     split = ", ".join(f"{name} {n:,}" for name, n in split_sizes(lengths.parts, settings).items())
@@ -108,18 +107,18 @@ def shares(tokens: list[int], block_size: int) -> tuple[float, float, float]:
     >>> shares([4, 12], 8)
     (0.75, 0.25, 1.0)
     """
-    cut = sum(max(0, length - block_size) for length in tokens)
-    whole = sum(tokens)
-    return useful_share(tokens, block_size), cut / whole, 1.0 if whole >= block_size else 0.0
+    n_cut = sum(max(0, length - block_size) for length in tokens)
+    total = sum(tokens)
+    return useful_share(tokens, block_size), n_cut / total, 1.0 if total >= block_size else 0.0
 
 
 def split_sizes(parts: dict[str, int], settings: DataSettings) -> dict[str, int]:
-    """Return how many documents each part gets; a source's own parts are kept, and what is missing is drawn.
+    """Return the number of documents of each part: a source's own parts are kept, missing ones taken from `train`.
 
     >>> split_sizes({"train": 40, "test": 9}, DataSettings(validation_share=0.1))
     {'train': 36, 'validation': 4, 'test': 9}
     """
     shares = {"validation": settings.validation_share, "test": settings.test_share}
-    drawn = {name: max(1, round(parts["train"] * share)) for name, share in shares.items() if name not in parts}
-    sizes = parts | drawn | {"train": max(0, parts["train"] - sum(drawn.values()))}
+    taken = {name: max(1, round(parts["train"] * share)) for name, share in shares.items() if name not in parts}
+    sizes = parts | taken | {"train": max(0, parts["train"] - sum(taken.values()))}
     return {name: sizes[name] for name in SPLITS}

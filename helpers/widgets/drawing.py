@@ -1,7 +1,7 @@
-"""Small pictures as HTML and SVG: made in a millisecond, sharp at any size, in the colours of either theme.
+"""Small pictures as HTML and SVG: made in a millisecond, sharp at any size, readable in a light and a dark theme.
 
-Colours are those of Okabe and Ito (https://jfly.uni-koeln.de/color/); a text or a pattern says what a colour says.
-Every text that is given is escaped here.
+They are redrawn at each step of a slider, for which matplotlib is too slow. No meaning is carried by a colour alone:
+there is always a text or a pattern too. Every text passed to these functions is escaped here.
 """
 
 import html
@@ -9,9 +9,11 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-GREEN, ORANGE, RED, BLUE = "#009E73", "#E69F00", "#D55E00", "#0072B2"
-INK, LINE = "var(--jp-ui-font-color1,#333)", "var(--jp-border-color1,#999)"
-PATTERNS = (
+from helpers.display import BLUE
+
+# JupyterLab's own colours, which follow its theme; on a page without JupyterLab the colour after the comma is used.
+_INK, _LINE = "var(--jp-ui-font-color1,#333)", "var(--jp-border-color1,#999)"
+_PATTERNS = (
     "none",
     "repeating-linear-gradient(45deg,#fff6 0 2px,#0000 2px 7px)",
     "repeating-linear-gradient(-45deg,#0005 0 2px,#0000 2px 7px)",
@@ -23,7 +25,7 @@ PATTERNS = (
 
 
 class Series(NamedTuple):
-    """One line of a chart: its name, its points, its colour, and its dashes as SVG writes them."""
+    """One line of a chart: its name, its points (x, y), its colour, and its dashes in SVG's notation."""
 
     name: str
     points: Sequence[tuple[float, float]]
@@ -32,115 +34,114 @@ class Series(NamedTuple):
 
 
 class Bar(NamedTuple):
-    """One bar: its name, the length of the filled bar, what is written behind it, and the length of its outline."""
+    """One bar: its name, the length of the filled bar, the text after it, and the length of its dashed outline."""
 
     name: str
     share: float
     text: str
     outline: float = 0.0
-    is_marked: bool = False
+    is_drawn: bool = False  # marks the candidate that was sampled
 
 
 def line_chart(series: Sequence[Series], *, title: str, xlabel: str, ylabel: str, width: int = 420) -> str:
     """Draw lines over a common horizontal axis; series without points are left out."""
-    shown = [line for line in series if line.points]
-    xs = [x for line in shown for x, _ in line.points] or [0, 1]
-    ys = [y for line in shown for _, y in line.points if math.isfinite(y)] or [0, 1]
+    lines = [line for line in series if line.points]
+    xs = [x for line in lines for x, _ in line.points] or [0, 1]
+    # A training that diverges logs NaN and infinite losses: they are left out, and the rest is still drawn.
+    ys = [y for line in lines for _, y in line.points if math.isfinite(y)] or [0, 1]
     left, top, right, bottom = 62, 24, width - 10, 142
     x0, x1 = min(xs), max(xs) if max(xs) > min(xs) else min(xs) + 1
     y0, y1 = (min(ys), max(ys)) if max(ys) > min(ys) else (min(ys) - 1, max(ys) + 1)
 
-    def at(x: float, y: float) -> str:
-        return (
-            f"{left + (x - x0) / (x1 - x0) * (right - left):.1f},{bottom - (y - y0) / (y1 - y0) * (bottom - top):.1f}"
-        )
+    def pixel(x: float, y: float) -> str:
+        right_share, up_share = (x - x0) / (x1 - x0), (y - y0) / (y1 - y0)
+        return f"{left + right_share * (right - left):.1f},{bottom - up_share * (bottom - top):.1f}"
 
-    lines = [
+    polylines = [
         f"<polyline fill='none' stroke='{line.colour}' stroke-width='2' stroke-dasharray='{line.dashes}' "
-        f"points='{' '.join(at(x, y) for x, y in line.points if math.isfinite(y))}'/>"
-        for line in shown
+        f"points='{' '.join(pixel(x, y) for x, y in line.points if math.isfinite(y))}'/>"
+        for line in lines
     ]
     legend = " ".join(
         f"<tspan fill='{line.colour}' font-weight='bold'>{'- -' if line.dashes else '—'}</tspan> "
         f"{html.escape(line.name)}"
-        for line in shown
+        for line in lines
     )
-    words = [
-        (left, 14, "start", f"{html.escape(title)} {legend if len(shown) > 1 else ''}"),
+    labels = [
+        (left, 14, "start", f"{html.escape(title)} {legend if len(lines) > 1 else ''}"),
         (left - 5, top + 4, "end", f"{y1:.3g}"),
         (left - 5, bottom, "end", f"{y0:.3g}"),
         (left, bottom + 15, "start", f"{x0:,.0f}"),
         (right, bottom + 15, "end", f"{x1:,.0f}"),
         ((left + right) / 2, bottom + 15, "middle", html.escape(xlabel)),
     ]
-    texts = "".join(f"<text x='{x}' y='{y}' text-anchor='{anchor}'>{text}</text>" for x, y, anchor, text in words)
+    texts = "".join(f"<text x='{x}' y='{y}' text-anchor='{anchor}'>{text}</text>" for x, y, anchor, text in labels)
     middle = (top + bottom) / 2
     turned = f"x='12' y='{middle}' text-anchor='middle' transform='rotate(-90 12 {middle})'"
     texts += f"<text {turned}>{html.escape(ylabel)}</text>"
     return (
         f"<svg role='img' aria-label='{html.escape(title)}' viewBox='0 0 {width} 162' "
-        f"style='width:100%;max-width:{width}px;font-size:11px;fill:{INK}'>"
-        f"<path d='M{left} {top}V{bottom}H{right}' fill='none' stroke='{LINE}'/>{''.join(lines)}{texts}</svg>"
+        f"style='width:100%;max-width:{width}px;font-size:11px;fill:{_INK}'>"
+        f"<path d='M{left} {top}V{bottom}H{right}' fill='none' stroke='{_LINE}'/>{''.join(polylines)}{texts}</svg>"
     )
 
 
 def bar_chart(bars: Sequence[Bar], *, title: str, colour: str = BLUE) -> str:
     """Draw named shares, 0 to 1, as horizontal bars; an outline shows a second share in the same place."""
-    most = max([1e-9, *(max(bar.share, bar.outline) for bar in bars)])
-    rows = "".join(_bar_row(bar, most, colour) for bar in bars)
+    longest = max([1e-9, *(max(bar.share, bar.outline) for bar in bars)])
+    rows = "".join(_bar_row(bar, longest, colour) for bar in bars)
     return (
         "<table style='width:100%;border-collapse:collapse'>"
         f"<caption style='text-align:left'>{html.escape(title)}</caption><tbody>{rows}</tbody></table>"
     )
 
 
-def _bar_row(bar: Bar, most: float, colour: str) -> str:
-    line = f"border:1.5px dashed {INK}" if bar.outline else ""
-    drawn = " <b>&#9664; drawn</b>" if bar.is_marked else ""
+def _bar_row(bar: Bar, longest: float, colour: str) -> str:
+    border = f"border:1.5px dashed {_INK}" if bar.outline else ""
+    mark = " <b>&#9664; drawn</b>" if bar.is_drawn else ""
     return (
         "<tr><td style='text-align:right;padding-right:.5em;white-space:pre;max-width:11em;overflow:hidden'>"
         f"{html.escape(bar.name)}</td>"
         "<td style='width:50%'><div style='position:relative;height:1em'>"
-        f"<div style='position:absolute;height:100%;width:{100 * bar.share / most:.1f}%;background:{colour}'></div>"
-        f"<div style='position:absolute;height:100%;width:{100 * bar.outline / most:.1f}%;"
-        f"box-sizing:border-box;{line}'></div></div></td>"
-        f"<td style='text-align:left;padding-left:.5em'>{html.escape(bar.text)}{drawn}</td></tr>"
+        f"<div style='position:absolute;height:100%;width:{100 * bar.share / longest:.1f}%;background:{colour}'></div>"
+        f"<div style='position:absolute;height:100%;width:{100 * bar.outline / longest:.1f}%;"
+        f"box-sizing:border-box;{border}'></div></div></td>"
+        f"<td style='text-align:left;padding-left:.5em'>{html.escape(bar.text)}{mark}</td></tr>"
     )
 
 
 def stacked_bar(parts: Sequence[tuple[str, float, str]], *, limit: float, limit_text: str, colour: str) -> str:
-    """Draw parts behind each other against a limit.
+    """Draw parts end to end in one bar, against a limit.
 
     Args:
-        parts: name, size and the size in words, of each; a pattern tells each from its neighbours.
-        limit: where the line stands, in the parts' unit.
-        limit_text: what is written at the line.
-        colour: of the whole bar.
+        parts: name, size and the size as text, of each; a pattern distinguishes each from its neighbours.
+        limit: position of the limit, in the unit of the parts.
+        limit_text: the label of the limit.
+        colour: of the complete bar.
     """
     parts = [part for part in parts if part[1] > 0]
-    whole = max(sum(size for _, size, _ in parts), limit) * 1.04
-    patterns = [PATTERNS[i % len(PATTERNS)] for i in range(len(parts))]
+    # A little more than needed: the line of the limit stays inside the picture.
+    full_width = max(sum(size for _, size, _ in parts), limit) * 1.04
+    patterns = [_PATTERNS[i % len(_PATTERNS)] for i in range(len(parts))]
+    fills = [colour if pattern == "none" else f"{pattern},{colour}" for pattern in patterns]
     segments = "".join(
-        f"<div title='{html.escape(f'{name}: {words}')}' style='width:{100 * size / whole:.2f}%;box-sizing:border-box;"
-        f"border-right:1px solid var(--jp-layout-color1,#fff);background:{_filled(pattern, colour)}'></div>"
-        for (name, size, words), pattern in zip(parts, patterns, strict=True)
+        f"<div title='{html.escape(f'{name}: {text}')}' style='width:{100 * size / full_width:.2f}%;"
+        f"box-sizing:border-box;border-right:1px solid var(--jp-layout-color1,#fff);background:{fill}'></div>"
+        for (name, size, text), fill in zip(parts, fills, strict=True)
     )
     legend = "".join(
         f"<span style='white-space:nowrap;margin-right:1em'><span style='display:inline-block;width:1em;height:.8em;"
-        f"background:{_filled(pattern, colour)}'></span> {html.escape(name)} {html.escape(words)}</span> "
-        for (name, _, words), pattern in zip(parts, patterns, strict=True)
+        f"background:{fill}'></span> {html.escape(name)} {html.escape(text)}</span> "
+        for (name, _, text), fill in zip(parts, fills, strict=True)
     )
-    where = 100 * limit / whole
-    side = f"right:{100 - where:.2f}%;padding-right:5px" if where > 50 else f"left:{where:.2f}%;padding-left:5px"
+    at = 100 * limit / full_width
+    # The label is on the side of the limit that has more room.
+    side = f"right:{100 - at:.2f}%;padding-right:5px" if at > 50 else f"left:{at:.2f}%;padding-left:5px"
     return (
         "<div style='position:relative;height:3.1em'>"
         f"<div style='position:absolute;{side};top:0'>{html.escape(limit_text)}</div>"
         "<div style='position:absolute;top:1.5em;height:1.5em;width:100%;display:flex;"
         f"background:var(--jp-layout-color2,#eee)'>{segments}</div>"
-        f"<div style='position:absolute;top:0;height:100%;left:{where:.2f}%;border-left:3px solid {INK}'></div></div>"
+        f"<div style='position:absolute;top:0;height:100%;left:{at:.2f}%;border-left:3px solid {_INK}'></div></div>"
         f"<div>{legend}</div>"
     )
-
-
-def _filled(pattern: str, colour: str) -> str:
-    return colour if pattern == "none" else f"{pattern},{colour}"

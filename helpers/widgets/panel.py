@@ -1,23 +1,25 @@
-"""What all panels share: controls, the settings they come to, a lock, one line for errors, and two ways to be shown."""
+"""What all panels share: controls for settings, a line for errors, work in the background, and a static view."""
 
 import html
 import inspect
 import json
-from collections.abc import Callable, Iterable, Mapping
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import ipywidgets as w
 
 from helpers.settings import ASSETS, Settings, SettingsError
-from helpers.widgets.fields import control, got, holds, put
+from helpers.widgets.fields import get_value, has_value, make_control, set_value
 
 _RULE = (
-    "This is what the panel held when its cell ran. It begins with the values of the parameters cell, or with those "
-    "that papermill puts there (<code>-p</code>, <code>-f</code>); <code>panel.settings</code> returns exactly these "
+    "This is what the panel showed when its cell ran. It starts with the values of the parameters cell, or with those "
+    "that papermill passes (<code>-p</code>, <code>-f</code>); <code>panel.settings</code> returns exactly these "
     "until somebody moves something in a live JupyterLab."
 )
-# The style of a live panel hides the static summary, which is there for pages without one.
+# The style of a live panel hides the static summary, which is for pages without one.
 _STYLE = (
     f"<style>{(ASSETS / 'widgets' / 'panel.css').read_text(encoding='utf-8')}.course-static{{display:none}}</style>"
 )
@@ -25,112 +27,147 @@ _LABELS = (ASSETS / "widgets" / "labels.js").read_text(encoding="utf-8")
 
 
 class Panel:
-    """Controls for some settings; `settings` are what they come to.
+    """Controls for some settings, whose values `settings` returns.
+
+    A subclass builds `widget` and writes `_show(settings)`, what follows from valid settings, and `_summary()`.
 
     Attributes:
         controls: name of a setting -> its widget.
-        widget: all of the panel.
+        widget: the complete panel.
+        thread: the last one that worked in the background, or None.
+        is_locked: whether the controls are disabled.
     """
 
     def __init__(self, settings: Settings, names: Iterable[str] | None = None) -> None:
         self._start, self._values = settings, settings.model_dump()
         fields = type(settings).model_fields
         names = list(fields) if names is None else list(names)
-        self.controls = {name: control(name, fields[name], self._values[name]) for name in names}
-        self._error = w.HTML().add_class("course-status")
-        self._is_filling = False
-        for name, made in self.controls.items():
-            made.observe(partial(self._moved, name), "value")
+        self.controls = {name: make_control(name, fields[name], self._values[name]) for name in names}
+        self._message = w.HTML().add_class("course-status")
+        self.thread: threading.Thread | None = None
+        self._is_filling = self.is_locked = False
+        self._others: list[w.Widget] = []  # further widgets of a subclass that are locked with the controls
+        for name, control in self.controls.items():
+            control.observe(partial(self._take_change, name), "value")
 
     @property
     def settings(self) -> Any:
-        """What the panel says; raise `SettingsError` while something in it cannot be."""
+        """The settings as the controls show them; raise `SettingsError` while one of them is not possible."""
         return type(self._start)(**self._values)
 
     def fill(self, values: Mapping[str, Any]) -> None:
-        """Let the controls show other values, and refresh once."""
-        self._is_filling = True
+        """Set several controls to new values, and refresh once."""
+        self._is_filling = True  # each control reports its change, and one refresh at the end is enough
         try:
             for name, value in values.items():
                 self._values[name] = value
                 if name in self.controls:
-                    put(self.controls[name], value)
+                    set_value(self.controls[name], value)
         finally:
             self._is_filling = False
         self.refresh()
 
     def refresh(self) -> None:
-        """Show what follows from the values, or what is wrong with them in one sentence."""
-        self.say("")  # first, since what follows may speak from a thread of its own
+        """Show what follows from the values, or one sentence that says what is wrong with them."""
+        self.say("")  # before `_show`: it may start a thread that says something itself
+        with self.errors_shown():
+            self._show(self.settings)
+
+    @contextmanager
+    def errors_shown(self) -> Iterator[None]:
+        """Show an error that the user can correct in the panel, as one sentence without a traceback."""
         try:
-            self._follow(self.settings)
-        except SettingsError as error:
+            yield
+        except (SettingsError, OSError) as error:
             self.say(str(error), is_error=True)
 
     def say(self, sentence: str, *, is_error: bool = False) -> None:
-        """Show one sentence, escaped; an empty one takes the last away."""
-        sign = "<b>Not possible:</b> " if is_error else ""
-        text = sign + html.escape(sentence).replace("\n", "<br>")
-        self._error.value = f"<div class='course-{'error' if is_error else 'note'}'>{text}</div>" if sentence else ""
+        """Show one sentence, escaped, in place of the last one; an empty one only removes that."""
+        prefix = "<b>Not possible:</b> " if is_error else ""
+        text = prefix + html.escape(sentence).replace("\n", "<br>")
+        self._message.value = f"<div class='course-{'error' if is_error else 'note'}'>{text}</div>" if sentence else ""
 
     def lock(self, is_locked: bool) -> None:
-        """Keep everybody from moving a control, or let them again."""
-        for made in self.controls.values():
-            made.disabled = is_locked
+        """Disable all controls, or enable them again."""
+        self.is_locked = is_locked
+        for control in (*self.controls.values(), *self._others):
+            control.disabled = is_locked
 
-    def _moved(self, name: str, change: Any) -> None:
-        if self._is_filling or holds(self.controls[name], self._values[name]):
+    def run_in_background(self, work: Callable[[], str]) -> None:
+        """Do some work in a thread while the panel is locked; then say the sentence it returns, or its error."""
+        self.lock(True)
+        # A daemon: a kernel that is restarted does not wait for the end of a training.
+        self.thread = threading.Thread(target=self._run, args=(work,), daemon=True)
+        self.thread.start()
+
+    def _run(self, work: Callable[[], str]) -> None:
+        sentence, is_error = "", True
+        try:
+            sentence, is_error = work(), False
+        except SettingsError as error:
+            sentence = str(error)
+        except Exception as error:  # noqa: BLE001 (nobody sees an exception that ends a thread)
+            sentence = f"{type(error).__name__}: {error} (`python -m helpers explain` reads errors.)"
+        finally:
+            self.lock(False)
+            self.refresh()
+            self.say(sentence, is_error=is_error)
+
+    def _take_change(self, name: str, change: Any) -> None:
+        # A browser also reports a value that it only rounded to a slider's steps: nobody moved that control.
+        if self._is_filling or has_value(self.controls[name], self._values[name]):
             return
-        self._values[name] = got(self.controls[name])
-        self._moved_by_hand(name)
+        self._values[name] = get_value(self.controls[name])
+        self._on_moved_by_hand(name)
         self.refresh()
 
-    def _moved_by_hand(self, name: str) -> None:
-        """Take note of a control that a person moved; a panel may do something about it."""
+    def _on_moved_by_hand(self, name: str) -> None:
+        """React to a control that a person moved, before the panel is refreshed."""
 
-    def _follow(self, settings: Any) -> None:
+    def _show(self, settings: Any) -> None:
         """Show what follows from valid settings."""
         raise NotImplementedError
 
     def _summary(self) -> str:
-        """Return what the panel shows beside its values, as HTML without widgets."""
+        """Return what the panel shows besides its values, as HTML without widgets."""
         raise NotImplementedError
 
     def groups(self) -> list[w.Widget]:
         """Return the controls under headings: one for each class that declares some of the settings, the last first."""
-        found = []
+        widgets = []
         for kind in type(self._start).__mro__:
-            mine = [self.controls[name] for name in inspect.get_annotations(kind) if name in self.controls]
-            if mine:
+            controls = [self.controls[name] for name in inspect.get_annotations(kind) if name in self.controls]
+            if controls:
                 title = kind.__name__.removesuffix("Settings").lower()
-                found += [w.HTML(f"<h4>{title}</h4>"), w.Box(mine).add_class("course-grid")]
-        return found
+                widgets += [w.HTML(f"<h4>{title}</h4>"), w.Box(controls).add_class("course-grid")]
+        return widgets
 
     def static_html(self) -> str:
         """Return the panel as a page without a kernel shows it."""
-        return f"<div class='course-static'>{self._summary()}{self.settings._repr_html_()}<p>{_RULE}</p></div>"
+        parts = (self._summary(), self._message.value, self.settings._repr_html_(), f"<p>{_RULE}</p>")
+        return f"<div class='course-static'>{''.join(parts)}</div>"
 
     def framed(self, *children: w.Widget) -> w.VBox:
-        """Return the panel's widgets in a frame that brings the panel's style."""
+        """Return widgets in a frame that brings the panel's style with it."""
         return w.VBox([w.HTML(_STYLE), *children]).add_class("course-panel")
 
     def help(self) -> dict[str, str]:
-        """Return what is said of each control when somebody points at it or has it read out."""
-        return {made.description: made.tooltip for made in self._described()}
-
-    def _described(self) -> list[w.Widget]:
-        return [*self.controls.values()]
+        """Return the help of each control, for the mouse pointer and for screen readers."""
+        controls = (*self.controls.values(), *self._others)
+        # A button shows its tooltip by itself.
+        return {control.description: control.tooltip for control in controls if not isinstance(control, w.Button)}
 
     def _ipython_display_(self) -> None:
         from IPython.display import HTML, Javascript, display
 
         display(self.widget)
         display(HTML(self.static_html()))
+        # An output of its own: a browser runs no script that is inside the HTML of a widget.
         display(Javascript(f"const help = {json.dumps(self.help())};\n{_LABELS}"))
 
 
-def button(text: str, action: Callable[[], None], *, tooltip: str, icon: str = "", style: str = "") -> w.Button:
+def make_button(text: str, action: Callable[[], None], *, tooltip: str, icon: str = "") -> w.Button:
     """Return a button that calls `action`."""
-    made = w.Button(description=text, tooltip=tooltip, icon=icon, button_style=style, layout={"width": "auto"})
-    made.on_click(lambda _: action())
-    return made
+    button = w.Button(description=text, tooltip=tooltip, icon=icon, layout={"width": "auto"})
+    button.on_click(lambda _: action())
+    return button

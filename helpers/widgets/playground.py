@@ -1,81 +1,34 @@
-"""The playground of notebook 4: models side by side, token by token, and what each token was drawn from."""
+"""The playground of notebook 04: models side by side, token by token, with the candidates for each token."""
 
 import html
 import threading
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
 
 import ipywidgets as w
 
+from helpers.display import BLUE, ORANGE
+from helpers.model import device
 from helpers.settings import EvaluationSettings, SettingsError
-from helpers.widgets.drawing import BLUE, ORANGE, Bar, bar_chart
-from helpers.widgets.panel import Panel, button
-from helpers.widgets.sampling import Candidate, candidates, draw, encode_prompt, next_logits
+from helpers.widgets.drawing import Bar, bar_chart
+from helpers.widgets.panel import Panel, make_button
 
 if TYPE_CHECKING:
-    from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
+    import torch
+    from transformers import GPT2LMHeadModel, LogitsProcessorList, PreTrainedTokenizerBase
 
 _NAMES = ("prompt", "temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens", "seed")
 _COLOURS = (ORANGE, BLUE)
 
 
-class _Column:
-    """One model: its text so far, and the candidates for the token that is looked at."""
-
-    def __init__(self, name: str, model: "GPT2LMHeadModel", tokenizer: "PreTrainedTokenizerBase", colour: str) -> None:
-        self.name, self.model, self.tokenizer, self.colour = name, model, tokenizer, colour
-        self.prompt: list[int] = []
-        self.tokens: list[int] = []
-        self._logits: tuple[tuple[int, ...], Any] | None = None
-        self.text, self.bars = w.HTML(), w.HTML()
-        self.widget = w.VBox(
-            [w.HTML(f"<h4>{html.escape(name)}</h4>"), self.bars, self.text], layout={"overflow": "hidden"}
-        )
-
-    def start(self, settings: EvaluationSettings) -> None:
-        self.prompt, self.tokens = encode_prompt(self.model, self.tokenizer, settings), []
-
-    def take(self, token: int, logits: Any) -> None:
-        self._logits = (*self.prompt, *self.tokens), logits
-        self.tokens.append(token)
-
-    def show(self, settings: EvaluationSettings, position: int) -> None:
-        self.bars.value = self.bars_html(settings, position)
-        self.text.value = self.text_html(position)
-
-    def text_html(self, position: int) -> str:
-        """Return the text, escaped, with the token that is looked at marked."""
-        before, after = self.tokens[:position], self.tokens[position + 1 :]
-        here = self.tokens[position : position + 1]
-        prompt, before, here, after = (self.plain(part) for part in (self.prompt, before, here, after))
-        return (
-            "<div class='course-text' style='white-space:pre-wrap;overflow-wrap:anywhere'>"
-            f"<b>{prompt}</b>{before}{f'<mark>{here}</mark>' if here else ''}{after}</div>"
-        )
-
-    def plain(self, tokens: list[int]) -> str:
-        return html.escape(self.tokenizer.decode(tokens, skip_special_tokens=True))
-
-    def bars_html(self, settings: EvaluationSettings, position: int) -> str:
-        """Return the candidates at a position as bars, as long as their chance to be drawn."""
-        ids = [*self.prompt, *self.tokens[:position]]
-        drawn = self.tokens[position] if position < len(self.tokens) else None
-        if self._logits is None or self._logits[0] != tuple(ids):
-            self._logits = tuple(ids), next_logits(self.model, ids)
-        found = candidates(self._logits[1], ids, self.tokenizer, settings, drawn=drawn)
-        title = f"candidates for token {position + 1}: chance to be drawn (bar), at temperature 1 (dashed)"
-        return bar_chart([_bar(one, one.token == drawn) for one in found], title=title, colour=self.colour)
-
-
 class Playground(Panel):
-    """Models that go on from a prompt side by side, streamed, with each next token's candidates as bars.
+    """Models that continue a prompt side by side, with the candidates for each next token as bars.
 
     Attributes:
-        start: generates; `stop` ends it after the token it is at.
+        start: generates; `stop` ends it after the present token.
         look: slider that chooses the token whose candidates are shown.
-        columns: name of a model -> what is shown of it.
-        thread: the last generation's, or None.
-        is_on: whether the models go on now.
+        columns: name of a model -> its column.
     """
 
     def __init__(
@@ -85,98 +38,242 @@ class Playground(Panel):
         settings: EvaluationSettings,
     ) -> None:
         super().__init__(settings, _NAMES)
+        # Two colours, two columns: further models are left out.
         self.columns = {
             name: _Column(name, model, tokenizer, colour)
             for (name, model), colour in zip(models.items(), _COLOURS, strict=False)
         }
-        self._stop, self.is_on = threading.Event(), False
-        self.thread: threading.Thread | None = None
-        self.start = button("Generate", self.begin, tooltip="let the models go on from the prompt", icon="play")
-        self.stop = button("Stop", self._stop.set, tooltip="stop after this token", icon="stop")
+        self._stop = threading.Event()
+        self.start = make_button("Generate", self.begin, tooltip="let the models continue the prompt", icon="play")
+        self.stop = make_button("Stop", self._stop.set, tooltip="stop after this token", icon="stop")
         self.stop.disabled = True
         self.look = w.IntSlider(
             min=1, max=1, description="look at token", tooltip="the token whose candidates the bars show",
             style={"description_width": "auto"}, layout={"width": "26em"},
         )  # fmt: skip
         self.look.observe(lambda _: self.refresh(), "value")
+        self._others = [self.start, self.look]
         row = w.Box([self.start, self.stop, self.look]).add_class("course-row")
         pair = w.Box([column.widget for column in self.columns.values()]).add_class("course-pair")
         controls = w.Box([*self.controls.values()]).add_class("course-grid")
-        self.widget = self.framed(controls, row, self._error, pair)
+        self.widget = self.framed(controls, row, self._message, pair)
         self.refresh()
 
     def begin(self) -> None:
-        """Generate in the background, a token of each model in turn; say why where that cannot be."""
-        if self.is_on:
+        """Generate in the background, one token of each model in turn; if that is not possible, say why."""
+        if self.is_locked:
             return
-        try:
+        with self.errors_shown():
             settings = self.settings
             for column in self.columns.values():
                 column.start(settings)
-        except SettingsError as error:
-            self.say(str(error), is_error=True)
-            return
-        self._stop.clear()
-        self.lock(True)
-        self.say("")
-        self.thread = threading.Thread(target=self._generate, args=(settings,), daemon=True)
-        self.thread.start()
-
-    def _described(self) -> list[w.Widget]:
-        return [*super()._described(), self.look]
+            self._stop.clear()
+            self.say("")
+            self.run_in_background(partial(self._generate, settings))
 
     def lock(self, is_locked: bool) -> None:
-        """Lock all but the button that stops."""
+        """Disable everything except the button that stops, or enable it again."""
         super().lock(is_locked)
-        self.is_on = is_locked
-        self.start.disabled, self.look.disabled, self.stop.disabled = is_locked, is_locked, not is_locked
+        self.stop.disabled = not is_locked
 
-    def _generate(self, settings: EvaluationSettings) -> None:
-        sentence, is_error = "", False
+    def _generate(self, settings: EvaluationSettings) -> str:
+        streams = {name: sample_tokens(column.model, column.prompt, settings) for name, column in self.columns.items()}
         try:
-            streams = {name: draw(column.model, column.prompt, settings) for name, column in self.columns.items()}
             while streams and not self._stop.is_set():
-                for name in [*streams]:
-                    self._take(self.columns[name], streams, settings)
-            sentence = "Stopped." if streams else ""
-        except Exception as error:  # noqa: BLE001 (a thread has nobody else to tell)
-            sentence, is_error = f"{type(error).__name__}: {error}", True
+                for name, column in self.columns.items():
+                    if name in streams and not column.append_next(streams[name], settings):
+                        del streams[name]
         finally:
-            self.lock(False)
             self.look.max = max(1, *(len(column.tokens) for column in self.columns.values()))
             self.look.value = self.look.max
-            self.say(sentence, is_error=is_error)
+        return "Stopped." if streams else ""
 
-    def _take(self, column: _Column, streams: dict[str, Any], settings: EvaluationSettings) -> None:
-        """Take a model's next token and show it."""
-        drawn = next(streams[column.name], None)
-        if drawn is None:
-            del streams[column.name]
-            return
-        column.take(*drawn)
-        column.show(settings, len(column.tokens) - 1)
-
-    def _moved_by_hand(self, name: str) -> None:
-        """Forget what was generated when the prompt changes."""
+    def _on_moved_by_hand(self, name: str) -> None:
+        """Discard the generated text when the prompt changes."""
         if name == "prompt":
             for column in self.columns.values():
                 column.prompt, column.tokens = [], []
             self.look.max = 1
 
-    def _follow(self, settings: EvaluationSettings) -> None:
+    def _show(self, settings: EvaluationSettings) -> None:
         for column in self.columns.values():
             if not column.prompt:
                 column.start(settings)
             column.show(settings, min(self.look.value - 1, max(0, len(column.tokens) - 1)))
 
     def _summary(self) -> str:
-        shown = [
-            f"<div style='flex:1 1 20em'><h4>{html.escape(name)}: {column.plain(column.prompt)}…</h4>"
+        columns = [
+            f"<div style='flex:1 1 20em'><h4>{html.escape(name)}: {column.escaped(column.prompt)}…</h4>"
             f"{column.bars_html(self.settings, 0)}</div>"
             for name, column in self.columns.items()
+            if column.prompt  # none if it is too long, as the message says
         ]
-        return f"<div style='display:flex;flex-wrap:wrap;gap:1em'>{''.join(shown)}</div>"
+        return f"<div style='display:flex;flex-wrap:wrap;gap:1em'>{''.join(columns)}</div>"
 
 
-def _bar(one: Candidate, is_drawn: bool) -> Bar:
-    return Bar(repr(one.text), one.drawn_chance, f"{100 * one.drawn_chance:.1f} %", one.chance, is_drawn)
+class _Column:
+    """One model: the text it has generated, and the candidates for one of its tokens."""
+
+    def __init__(self, name: str, model: "GPT2LMHeadModel", tokenizer: "PreTrainedTokenizerBase", colour: str) -> None:
+        self.model, self.tokenizer, self.colour = model, tokenizer, colour
+        self.prompt: list[int] = []
+        self.tokens: list[int] = []
+        # The last tokens that logits were computed for, and these: a slider moves without another forward pass.
+        self._ids: tuple[int, ...] | None = None
+        self._logits: torch.Tensor | None = None
+        self.text, self.bars = w.HTML(), w.HTML()
+        heading = w.HTML(f"<h4>{html.escape(name)}</h4>")
+        self.widget = w.VBox([heading, self.bars, self.text], layout={"overflow": "hidden"})
+
+    def start(self, settings: EvaluationSettings) -> None:
+        """Begin again after the prompt."""
+        self.prompt, self.tokens = encode_prompt(self.model, self.tokenizer, settings), []
+
+    def append_next(self, stream: "Iterator[tuple[int, torch.Tensor]]", settings: EvaluationSettings) -> bool:
+        """Append the next token of a stream and show it; return False at its end."""
+        step = next(stream, None)
+        if step is None:
+            return False
+        token, logits = step
+        self._ids, self._logits = (*self.prompt, *self.tokens), logits
+        self.tokens.append(token)
+        self.show(settings, len(self.tokens) - 1)
+        return True
+
+    def show(self, settings: EvaluationSettings, position: int) -> None:
+        """Show the text and the candidates for its token at `position`."""
+        self.bars.value = self.bars_html(settings, position)
+        self.text.value = self.text_html(position)
+
+    def text_html(self, position: int) -> str:
+        """Return the text, escaped, with the token at `position` highlighted."""
+        before, token, after = self.tokens[:position], self.tokens[position : position + 1], self.tokens[position + 1 :]
+        prompt, before, token, after = (self.escaped(part) for part in (self.prompt, before, token, after))
+        return (
+            "<div class='course-text' style='white-space:pre-wrap;overflow-wrap:anywhere'>"
+            f"<b>{prompt}</b>{before}{f'<mark>{token}</mark>' if token else ''}{after}</div>"
+        )
+
+    def escaped(self, tokens: list[int]) -> str:
+        """Return the text of some tokens, escaped for HTML."""
+        return html.escape(self.tokenizer.decode(tokens, skip_special_tokens=True))
+
+    def bars_html(self, settings: EvaluationSettings, position: int) -> str:
+        """Draw the candidates for the token at `position`, as long as their probability of being drawn."""
+        ids = (*self.prompt, *self.tokens[:position])
+        drawn = self.tokens[position] if position < len(self.tokens) else None
+        if self._ids != ids:
+            self._ids, self._logits = ids, next_logits(self.model, ids, settings)
+        bars = [
+            _bar(candidate, is_drawn=candidate.token == drawn)
+            for candidate in candidates(self._logits, ids, self.tokenizer, settings, include=drawn)
+        ]
+        title = f"candidates for token {position + 1}: probability of being drawn (bar), at temperature 1 (dashed)"
+        return bar_chart(bars, title=title, colour=self.colour)
+
+
+class Candidate(NamedTuple):
+    """A possible next token: its id and text, its probability by the model, and its probability of being drawn."""
+
+    token: int
+    text: str
+    probability: float
+    drawn_probability: float
+
+
+def _bar(candidate: Candidate, *, is_drawn: bool) -> Bar:
+    text = f"{100 * candidate.drawn_probability:.1f} %"
+    # repr: the spaces and line breaks of a token are visible.
+    return Bar(repr(candidate.text), candidate.drawn_probability, text, candidate.probability, is_drawn)
+
+
+def encode_prompt(model: "GPT2LMHeadModel", tokenizer: "PreTrainedTokenizerBase", settings: EvaluationSettings) -> list:
+    """Return the prompt's tokens; raise `SettingsError` when they and `max_new_tokens` exceed the model's positions."""
+    ids = tokenizer.encode(settings.prompt)
+    if len(ids) + settings.max_new_tokens > model.config.n_positions:
+        raise SettingsError(
+            f"The prompt has {len(ids)} tokens and max_new_tokens is {settings.max_new_tokens}: together at most "
+            f"{model.config.n_positions}, the model's positions."
+        )
+    return ids
+
+
+def sample_tokens(
+    model: "GPT2LMHeadModel", ids: Sequence[int], settings: EvaluationSettings
+) -> "Iterator[tuple[int, torch.Tensor]]":
+    """Yield the tokens that follow `ids`, up to end-of-text or `max_new_tokens`, each with its logits (1, V).
+
+    The same seed gives the same tokens as `evaluation.generate` for one sequence.
+    """
+    # Not the model's own `generate`: it returns logits only at the end, and draws with the notebook's random state.
+    import torch
+
+    processors = _logits_processors(settings)
+    model = model.to(device()).eval()
+    generator = torch.Generator(model.device).manual_seed(settings.seed)
+    ids, step, cache = torch.tensor([list(ids)], device=model.device), None, None  # ids: (1, T)
+    for _ in range(settings.max_new_tokens):
+        with torch.inference_mode():
+            out = model(
+                input_ids=ids if step is None else step, attention_mask=torch.ones_like(ids),
+                past_key_values=cache, use_cache=True, logits_to_keep=1,
+            )  # fmt: skip
+            # (1, V) in float32, in which `generate` draws too
+            logits, cache = out.logits[:, -1].float(), out.past_key_values
+            # A clone: some processors write into the scores.
+            step = torch.multinomial(processors(ids, logits.clone()).softmax(-1), 1, generator=generator)
+            ids = torch.cat([ids, step], dim=1)
+        yield step.item(), logits.cpu()
+        if step.item() == model.config.eos_token_id:
+            return
+
+
+def next_logits(model: "GPT2LMHeadModel", ids: Sequence[int], settings: EvaluationSettings) -> "torch.Tensor":
+    """Return the logits (1, V) of the token that follows `ids`."""
+    _, logits = next(sample_tokens(model, ids, settings))
+    return logits
+
+
+def candidates(
+    logits: "torch.Tensor",
+    ids: Sequence[int],
+    tokenizer: "PreTrainedTokenizerBase",
+    settings: EvaluationSettings,
+    *,
+    n: int = 8,
+    include: int | None = None,
+) -> list[Candidate]:
+    """Return the `n` most probable next tokens.
+
+    Args:
+        logits: (1, V), as the model returns them.
+        ids: the tokens before; those among them are penalised for repetition.
+        tokenizer: gives the tokens' text.
+        settings: temperature, top_k, top_p and repetition penalty.
+        n: number of candidates.
+        include: a token that takes the last place if it is not among the most probable.
+    """
+    import torch
+
+    plain = logits.softmax(-1)[0]
+    drawn = _logits_processors(settings)(torch.tensor([list(ids)]), logits.clone()).softmax(-1)[0]
+    tokens = plain.topk(n).indices.tolist()
+    if include is not None and include not in tokens:
+        tokens[-1] = include
+    return [Candidate(token, tokenizer.decode([token]), plain[token].item(), drawn[token].item()) for token in tokens]
+
+
+def _logits_processors(settings: EvaluationSettings) -> "LogitsProcessorList":
+    """Return what turns logits into the scores to draw from, in the order of transformers' `generate`."""
+    import transformers as t
+
+    processors = t.LogitsProcessorList()
+    if settings.repetition_penalty != 1:
+        processors.append(t.RepetitionPenaltyLogitsProcessor(settings.repetition_penalty))
+    if settings.temperature != 1:
+        processors.append(t.TemperatureLogitsWarper(settings.temperature))
+    if settings.top_k:
+        processors.append(t.TopKLogitsWarper(settings.top_k))
+    if settings.top_p < 1:
+        processors.append(t.TopPLogitsWarper(settings.top_p))
+    return processors

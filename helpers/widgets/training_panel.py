@@ -1,39 +1,57 @@
-"""The training panel of notebook 3: every setting to move, what it will take, and a training to start and stop."""
+"""The training panel of notebook 03: all settings, what they will need, buttons to train, and the values as a file."""
 
 import html
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import ipywidgets as w
+import yaml
 
-from helpers.settings import TrainingSettings, preset_names
-from helpers.training import CARDS, DEFAULT_CARD, GraphicsCard, card_of_this_machine, find_card
-from helpers.widgets.gauge import Gauge
-from helpers.widgets.panel import Panel, button
-from helpers.widgets.parameters import save_parameters
+from helpers.files import write_atomically
+from helpers.settings import NOTEBOOKS, DataSettings, SettingsError, TrainingSettings, preset_names, run_folder
+from helpers.training import (
+    CARDS,
+    DEFAULT_CARD,
+    GraphicsCard,
+    MemoryPlan,
+    card_of_this_machine,
+    find_card,
+    plan_run,
+    training_tokens,
+)
+from helpers.widgets.gauge import gauge_html
+from helpers.widgets.panel import Panel, make_button
 from helpers.widgets.run_controls import RunControls
 
 THIS_MACHINE = "this machine"
 _FROM_CELL, _BY_HAND = "the parameters cell", "moved by hand"
+_MOST_FILES = 100  # parameter files of one run
 
 
 class TrainingPanel(Panel):
-    """A control for each training setting, a gauge that follows, and the buttons of a run.
+    """A control for each training setting, a gauge that follows them, and the buttons of a run.
 
     Attributes:
-        preset: drop-down that fills all controls.
+        preset: drop-down that sets all controls.
         card: drop-down of the cards to plan for.
-        gauge: what a run will take on that card.
+        gauge: what a run will need on that card.
         run: start, stop and resume.
     """
 
     def __init__(self, settings: TrainingSettings, *, card: str | None = None) -> None:
         super().__init__(settings)
-        self._gauge, self._here = Gauge(), card_of_this_machine()
+        self._here = card_of_this_machine()
+        self._tokens: dict[str, tuple[int, str]] = {}
         wide = {"style": {"description_width": "auto"}, "layout": {"width": "auto"}}
         self.preset = w.Dropdown(
             options=[_FROM_CELL, *preset_names(), _BY_HAND],
             description="preset",
-            tooltip="fills all controls: a preset's values, or again those of the parameters cell",
+            tooltip="sets all controls: to a preset's values, or back to those of the parameters cell",
             **wide,
         )
         self.card = w.Dropdown(
@@ -47,55 +65,63 @@ class TrainingPanel(Panel):
         self.run = RunControls(self)
         self.preset.observe(self._choose_preset, "value")
         self.card.observe(lambda _: self.refresh(), "value")
-        suggest = button(
+        suggest = make_button(
             "Suggest", self.suggest, tooltip="take the largest batch that fits, at the same effective batch"
         )
-        save = button(
+        save = make_button(
             "Save as parameters", self.save, tooltip="write a papermill file and show the command that runs it"
         )
-        self._buttons = [self.preset, self.card, suggest, save]
-        head = w.Box(self._buttons).add_class("course-row")
-        self.widget = self.framed(head, self.gauge, self._error, self._commands, *self.groups(), self.run.widget)
+        head = [self.preset, self.card, suggest, save]
+        self._others = [*head, self.run.start]
+        row = w.Box(head).add_class("course-row")
+        self.widget = self.framed(row, self.gauge, self._message, self._commands, *self.groups(), self.run.widget)
         self.refresh()
 
     @property
     def chosen_card(self) -> GraphicsCard | None:
-        """The card that is planned for; None for this machine when it has none."""
+        """The card to plan for; None if that is this machine and it has none."""
         return self._here if self.card.value == THIS_MACHINE else find_card(self.card.value)
 
+    def plan(self, settings: TrainingSettings) -> MemoryPlan:
+        """Return the plan for the chosen card; without one its memory and time mean nothing, its steps do."""
+        # Counting a text reads files, which is too slow for each step of a slider; most settings do not change it.
+        key = settings.part(DataSettings).model_dump_json(exclude={"block_size"})
+        if key not in self._tokens:
+            self._tokens[key] = training_tokens(settings)
+        tokens, tokens_are = self._tokens[key]
+        return replace(plan_run(settings, card=self.chosen_card, train_tokens=tokens), tokens_are=tokens_are)
+
     def suggest(self) -> None:
-        """Take the largest batch that fits the card and leaves the effective batch as it is, and say so."""
-        settings, card = self.settings, self.chosen_card
-        if card is None:
+        """Set the largest batch that fits the card at the same effective batch, and say so."""
+        if self.chosen_card is None:
             self.say("Choose a graphics card first: the memory of a training on the processor is not predicted.")
             return
-        plan = self._gauge.plan(settings, card)
-        if not plan.suggested:
-            self.say(plan.verdict, is_error=True)
-            return
-        self.preset.value = _BY_HAND
-        self.fill(plan.suggested)
-        chosen = self.settings
-        self.say(
-            f"Batch {chosen.per_device_train_batch_size} with accumulation {chosen.gradient_accumulation_steps} is the "
-            f"largest pass that fits the {card.name}, at the effective batch of {chosen.effective_batch_size}."
-        )
+        with self.errors_shown():
+            plan = self.plan(self.settings)
+            if not plan.suggested:
+                raise SettingsError(plan.verdict)
+            self.preset.value = _BY_HAND
+            self.fill(plan.suggested)
+            chosen = self.settings
+            self.say(
+                f"Batch {chosen.per_device_train_batch_size} with accumulation {chosen.gradient_accumulation_steps} is "
+                f"the largest pass that fits the {plan.card.name}, at the effective batch of "
+                f"{chosen.effective_batch_size}."
+            )
 
     def save(self) -> None:
-        """Write the values for papermill and show the commands that run them; say why where that cannot be."""
-        with self.run.told():
-            saved = save_parameters(self.settings)
-            lines = "".join(f"<div><code>{html.escape(line)}</code></div>" for line in (saved.papermill, saved.run))
-            self._commands.value = f"<div class='course-note'>Written: {html.escape(str(saved.path))}{lines}</div>"
-
-    def _described(self) -> list[w.Widget]:
-        return [*super()._described(), self.preset, self.card]
+        """Write the values for papermill and show the commands that run them; if that is not possible, say why."""
+        with self.errors_shown():
+            settings = self.settings
+            path = save_parameters(settings)
+            commands = (papermill_command(path), run_command(settings))
+            lines = "".join(f"<div><code>{html.escape(command)}</code></div>" for command in commands)
+            self._commands.value = f"<div class='course-note'>Written: {html.escape(str(path))}{lines}</div>"
 
     def lock(self, is_locked: bool) -> None:
-        """Lock all but the button that stops."""
+        """Disable everything except the button that stops, or enable it again."""
         super().lock(is_locked)
-        for made in self._buttons:
-            made.disabled = is_locked
+        self.run.stop.disabled = not is_locked
 
     def _choose_preset(self, change: Any) -> None:
         if change.new == _FROM_CELL:
@@ -103,13 +129,59 @@ class TrainingPanel(Panel):
         elif change.new != _BY_HAND:
             self.fill(TrainingSettings.from_preset(change.new).model_dump())
 
-    def _moved_by_hand(self, name: str) -> None:
+    def _on_moved_by_hand(self, name: str) -> None:
         self.preset.value = _BY_HAND
 
-    def _follow(self, settings: TrainingSettings) -> None:
-        self._commands.value = ""  # they ran what was said before
-        self.run.follow(settings)
-        self.gauge.value = self._gauge.draw(settings, self.chosen_card)
+    def _show(self, settings: TrainingSettings) -> None:
+        self._commands.value = ""  # they would run the values from before
+        self.run.show_state(settings)
+        self.gauge.value = gauge_html(self.plan(settings), has_card=self.chosen_card is not None)
 
     def _summary(self) -> str:
-        return self._gauge.draw(self.settings, self.chosen_card)
+        return self.gauge.value
+
+
+def save_parameters(settings: TrainingSettings) -> Path:
+    """Write settings to `runs/<run>/parameters.yaml` for `papermill -f`, and return its path.
+
+    A file with other values is kept, and `parameters-2.yaml` written instead.
+    """
+    folder = run_folder(settings.run)
+    folder.mkdir(parents=True, exist_ok=True)
+    # Not by hand: YAML reads `5e-05` as text, and PyYAML writes `5.0e-05`.
+    text = yaml.safe_dump(settings.model_dump(), sort_keys=False, allow_unicode=True)
+    path = _free_path(folder, text)
+    write_atomically(path, text)
+    return path
+
+
+def _free_path(folder: Path, text: str) -> Path:
+    """Return the first of parameters.yaml, parameters-2.yaml, ... that does not exist or already holds this text."""
+    for number in range(1, _MOST_FILES + 1):
+        path = folder / ("parameters.yaml" if number == 1 else f"parameters-{number}.yaml")
+        if not path.exists() or path.read_text(encoding="utf-8") == text:
+            return path
+    raise SettingsError(f"{folder} already holds {_MOST_FILES} parameter files: delete some, or choose another run.")
+
+
+def papermill_command(path: Path) -> str:
+    """Return the command that runs notebook 03 with a parameter file, from any folder."""
+    parts = ["papermill", NOTEBOOKS / "03_fine_tuning.ipynb", path.with_suffix(".ipynb"), "-f", path]
+    return _command_line(map(str, parts))
+
+
+def run_command(settings: TrainingSettings) -> str:
+    """Return the command that runs all five notebooks with the same values; defaults are left out."""
+    values = settings.model_dump()
+    changed = [name for name, field in TrainingSettings.model_fields.items() if values[name] != field.default]
+    options = [part for name in changed if name != "run" for part in ("-p", name, _argument(values[name]))]
+    return _command_line(["python", "-m", "helpers", "run", "--run", settings.run, *options])
+
+
+def _argument(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _command_line(parts: Iterable[str]) -> str:
+    """Return a command line quoted for this system's shell; the one of Windows has no single quotes."""
+    return subprocess.list2cmdline(parts) if sys.platform == "win32" else shlex.join(parts)

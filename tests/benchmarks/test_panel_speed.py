@@ -18,13 +18,19 @@ def playground():
     return lambda: Playground(models, tokenizer, EvaluationSettings())
 
 
+def read_data_panel():
+    panel = DataPanel(DataSettings())
+    panel.thread.join()  # its source is read in the background
+    return panel
+
+
 @pytest.mark.parametrize(
     ("name", "builder", "setting", "values"),
     [
         ("training panel", lambda: lambda: TrainingPanel(TrainingSettings()), "learning_rate", (1e-3, 1e-4)),
         ("training panel, GPT-2", lambda: lambda: TrainingPanel(TrainingSettings.from_preset("rtx-4070-ti")),
          "per_device_train_batch_size", (4, 64)),
-        ("data panel", lambda: lambda: DataPanel(DataSettings()), "block_size", (256, 512)),
+        ("data panel", lambda: read_data_panel, "block_size", (256, 512)),
         ("playground", playground, "temperature", (0.5, 1.5)),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

@@ -16,7 +16,7 @@ ARGUMENTS = (
 
 @pytest.fixture(scope="session")
 def browser():
-    """Return Chromium; without one the tests are skipped, or fail where CI must not do without them."""
+    """Return Chromium; without it the tests are skipped, except in CI, where they fail."""
     path = shutil.which("chromium") or shutil.which("chromium-browser")
     if path is None:
         (pytest.fail if os.environ.get("CI") else pytest.skip)("no Chromium: `apt-get install chromium`")
@@ -37,7 +37,7 @@ def lab(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def open_notebook(browser, lab):
-    """Return a function that opens a notebook in a page of its own."""
+    """Return a function that opens a notebook in its own page."""
 
     def opened(name, *, width=1280, height=1100):
         return Notebook(lab, browser.new_page(viewport={"width": width, "height": height}), name)

@@ -1,4 +1,4 @@
-"""A real JupyterLab of a test's own, and a notebook that is open in it."""
+"""A real JupyterLab for the tests, and a notebook that is open in it."""
 
 import json
 import os
@@ -16,8 +16,8 @@ from pathlib import Path
 from helpers.settings import NOTEBOOKS
 
 ROOT = NOTEBOOKS.parent
-PICTURES = ROOT / "build" / "browser"  # what the tests saw; git looks away
-SECONDS = 600  # a notebook may take on a busy machine
+PICTURES = ROOT / "build" / "browser"  # screenshots; ignored by git
+MOST_SECONDS = 600  # for one notebook, on a busy machine
 _STATE = """() => {
     const panel = window.jupyterapp.shell.currentWidget;
     const code = [...panel.content.model.cells].filter(cell => cell.type === 'code').map(cell => cell.toJSON());
@@ -28,7 +28,7 @@ _STATE = """() => {
         errors: errors.map(out => out.ename + ': ' + out.evalue),
     };
 }"""
-_SEEN = """async () => {
+_TEXT = """async () => {
     const notebook = window.jupyterapp.shell.currentWidget.content, texts = [];
     for (let i = 0; i < notebook.widgets.length; i++) {
         notebook.widgets[i].node.scrollIntoView();
@@ -40,7 +40,7 @@ _SEEN = """async () => {
 
 
 class JupyterLab:
-    """A server on loopback, with a token, in a folder that holds copies of the notebooks."""
+    """A server on loopback, with a token, in a folder with copies of the notebooks."""
 
     def __init__(self, folder: Path):
         self.folder, self.runs, self.token = folder / "notebooks", folder / "runs", secrets.token_hex(16)
@@ -98,18 +98,18 @@ class JupyterLab:
                 time.sleep(0.2)
 
     def close(self):
-        self.process.terminate()  # it ends its kernels with it
+        self.process.terminate()  # its kernels end with it
         self.process.wait(30)
         self.log.close()
 
 
 class Notebook:
-    """A notebook in a page of its own."""
+    """A notebook in its own page of the browser; `errors` are those of the page and its console."""
 
     def __init__(self, lab, page, name, *, theme="JupyterLab Light"):
-        self.page, self.name, self.complaints = page, name, []
-        page.on("console", lambda said: self.complaints.append(said.text) if said.type == "error" else None)
-        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page, self.name, self.errors = page, name, []
+        page.on("console", lambda message: self.errors.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.set_default_timeout(30_000)
         page.goto(f"{lab.url}/lab/workspaces/{name.split('.')[0]}/tree/{name}?token={lab.token}")
         page.locator(".jp-NotebookPanel").wait_for()
@@ -124,23 +124,23 @@ class Notebook:
         self.page.wait_for_function("theme => document.body.dataset.jpThemeName === theme", arg=theme)
 
     def run_all(self):
-        """Choose Run, Run All Cells, as a person does."""
+        """Choose Run, Run All Cells in the menu, as a person does."""
         self.page.locator(".lm-MenuBar-itemLabel", has_text=re.compile("^Run$")).click()
         self.page.locator(".lm-Menu-item[data-command='runmenu:run-all'] .lm-Menu-itemLabel").click()
 
-    def wait(self, seconds=SECONDS):
-        """Wait until every cell has run; return the errors that cells ended with."""
+    def wait(self, seconds=MOST_SECONDS):
+        """Wait until every cell has run; return the errors of cells that failed."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             state = self.page.evaluate(_STATE)
             if state["errors"] or (state["status"] == "idle" and state["all_run"]):
                 return state["errors"]
             self.page.wait_for_timeout(300)
-        raise AssertionError(f"{self.name} did not come to its end in {seconds} s")
+        raise AssertionError(f"{self.name} was not finished in {seconds} s")
 
-    def seen(self):
-        """Return the text of all cells, each scrolled to: what is out of sight JupyterLab may not draw."""
-        return self.page.evaluate(_SEEN)
+    def text(self):
+        """Return the text of all cells, after scrolling to each: JupyterLab may not draw one that is out of sight."""
+        return self.page.evaluate(_TEXT)
 
     def picture(self, name, locator=None):
         PICTURES.mkdir(parents=True, exist_ok=True)

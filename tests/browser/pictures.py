@@ -1,4 +1,4 @@
-"""Make the README's pictures of what the browser tests saw, with a palette of few colours so that they stay small."""
+"""Make the README's pictures from screenshots of the browser tests, with few colours so that they stay small."""
 
 from pathlib import Path
 
@@ -9,8 +9,8 @@ PICTURES = {"panel-03-light-1280": "training-panel", "panel-04-light-1280": "pla
 
 
 def main():
-    for seen, name in PICTURES.items():
-        picture = Image.open(ROOT / "build" / "browser" / f"{seen}.png").convert("RGB")
+    for screenshot, name in PICTURES.items():
+        picture = Image.open(ROOT / "build" / "browser" / f"{screenshot}.png").convert("RGB")
         picture.quantize(64).save(ROOT / "notebooks" / "images" / f"{name}.png", optimize=True)
 
 

@@ -1,4 +1,4 @@
-"""The five notebooks and their panels as a person meets them: a real JupyterLab in a real browser."""
+"""The five notebooks and their panels as a person uses them: a real JupyterLab in a real browser."""
 
 import re
 import subprocess
@@ -7,9 +7,9 @@ import sys
 import pytest
 import yaml
 
+from helpers.display import GIB
 from helpers.settings import TrainingSettings
-from helpers.training.cards import GIB
-from helpers.training.plan import plan_run
+from helpers.training import plan_run
 
 pytestmark = pytest.mark.browser
 GPT2_TAKES = f"{plan_run(TrainingSettings.from_preset('rtx-4070-ti')).memory.total_bytes / GIB:.1f} GiB predicted"
@@ -68,7 +68,8 @@ class Shown:
         self.row(name).locator("select").select_option(option)
 
     def button(self, name):
-        return self.panel.get_by_role("button", name=re.compile(f"{name}$"))  # an icon's sign may stand before it
+        # Only the end of the name: the character of an icon may be in front of it.
+        return self.panel.get_by_role("button", name=re.compile(f"{name}$"))
 
     def says(self, pattern):
         self.panel.locator(".course-status", has_text=re.compile(pattern)).first.wait_for()
@@ -104,7 +105,7 @@ def test_the_data_panel_follows_its_sliders(notebooks):
     shown.panel.get_by_text(re.compile(r"^\d+ documents; split")).wait_for()
 
 
-def test_what_a_person_types_into_the_data_panel_does_not_run(notebooks):
+def test_markup_typed_into_the_data_panel_does_not_run(notebooks):
     shown = Shown(notebooks["02"])
     shown.type("source", EVIL)
     shown.says("Not possible.*window.hacked")
@@ -113,7 +114,7 @@ def test_what_a_person_types_into_the_data_panel_does_not_run(notebooks):
     shown.panel.get_by_text(re.compile(r"\d+ documents")).wait_for()
 
 
-def test_a_corpus_full_of_markup_does_not_run(lab, open_notebook):
+def test_markup_in_a_corpus_does_not_run(lab, open_notebook):
     corpus = lab.folder / "evil.txt"
     corpus.write_text("\n\n".join(f"{EVIL} {number}. A fox went to the well." for number in range(120)))
     text = (lab.folder / "02_data.ipynb").read_text()
@@ -124,7 +125,7 @@ def test_a_corpus_full_of_markup_does_not_run(lab, open_notebook):
     notebook = open_notebook("evil.ipynb")
     notebook.run_all()
     assert notebook.wait() == []
-    assert "window.hacked" in notebook.seen()
+    assert "window.hacked" in notebook.text()
     assert not is_hacked(notebook.page)
     notebook.page.close()
 
@@ -193,7 +194,7 @@ def test_every_control_has_a_name_and_a_description_for_a_screen_reader(notebook
     assert "peak of the learning-rate schedule" in slider.get_attribute("aria-description")
 
 
-def test_all_of_the_panel_is_reached_by_the_tab_key(notebooks):
+def test_every_control_is_reached_with_the_tab_key(notebooks):
     shown = Shown(notebooks["03"])
     shown.row("preset").locator("select").focus()
     inside = "() => document.activeElement.closest('.course-panel') !== null"
@@ -206,7 +207,7 @@ def test_all_of_the_panel_is_reached_by_the_tab_key(notebooks):
 
 @pytest.fixture(scope="module")
 def papermill_run(notebooks, lab):
-    """Save a short run in the panel, and run the very command that it shows, in the background."""
+    """Save a short run in the panel, and run the command that it shows in the background."""
     shown = Shown(notebooks["03"])
     shown.choose("preset", "the parameters cell")
     shown.panel.get_by_text("Learning rate: cosine").wait_for()
@@ -258,7 +259,7 @@ def test_a_training_is_started_stopped_and_resumed(notebooks, lab):
     assert shown.button("Start").is_disabled(), "a finished run is not trained again"
 
 
-def test_an_error_is_told_in_the_panel(notebooks):
+def test_an_error_is_shown_in_the_panel(notebooks):
     shown = Shown(notebooks["03"])
     shown.type("run", "<img src=x onerror='window.hacked = 1'>")
     shown.says("Not possible: run = .* is not a plain name")
@@ -283,7 +284,7 @@ def test_the_bars_follow_the_temperature(notebooks):
     assert shown.panel.locator("table").all_inner_texts() != before
 
 
-def test_a_prompt_full_of_markup_does_not_run(notebooks):
+def test_markup_in_a_prompt_does_not_run(notebooks):
     shown = Shown(notebooks["04"])
     shown.type("prompt", EVIL)
     shown.type("seed", "7")
@@ -333,12 +334,12 @@ def test_notebook_5_runs_from_top_to_bottom(notebooks):
     assert notebooks["05"].wait() == []
 
 
-def test_papermill_runs_what_the_panel_saved(papermill_run, lab):
+def test_papermill_runs_the_saved_parameters(papermill_run, lab):
     _, _, child = papermill_run
-    _, said = child.communicate(timeout=240)
-    assert child.returncode == 0, said.decode()
+    _, stderr = child.communicate(timeout=240)
+    assert child.returncode == 0, stderr.decode()
     assert (lab.runs / "from-panel/training.json").exists()
 
 
-def test_the_browsers_console_shows_no_error(notebooks):
-    assert {name: notebook.complaints for name, notebook in notebooks.items() if notebook.complaints} == {}
+def test_the_console_of_the_browser_shows_no_error(notebooks):
+    assert {name: notebook.errors for name, notebook in notebooks.items() if notebook.errors} == {}

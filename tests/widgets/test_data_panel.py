@@ -1,0 +1,100 @@
+"""The data panel: what padding wastes, the documents of each part, and a source that is read in the background."""
+
+import threading
+
+import pytest
+
+from helpers.data.preparation import load_documents, split_documents
+from helpers.settings import DataSettings
+from helpers.widgets import DataPanel, data_panel
+from helpers.widgets.data_panel import split_sizes
+
+
+def read_panel(settings):
+    """Return a panel that has read its source."""
+    panel = DataPanel(settings)
+    panel.thread.join()
+    return panel
+
+
+def test_counts_what_padding_wastes():
+    panel = read_panel(DataSettings())
+    assert panel.settings == DataSettings()
+    panel.controls["block_size"].value = 512
+    assert "padded to 512" in panel.gauge.value
+    assert f"{len(load_documents(DataSettings())['train'])} documents" in panel.gauge.value
+    assert "padded to 512" in panel.static_html()
+
+
+def test_is_shown_before_its_source_is_read_which_happens_once(monkeypatch):
+    is_allowed, calls = threading.Event(), []
+
+    def count(settings):
+        calls.append(settings)
+        is_allowed.wait()
+        return data_panel.Lengths([10], {"train": 1})
+
+    monkeypatch.setattr(data_panel, "count_tokens", count)
+    panel = DataPanel(DataSettings())
+    assert "Reading the source" in panel.gauge.value
+    panel.controls["block_size"].value = 512
+    assert "Reading the source" in panel.gauge.value
+    is_allowed.set()
+    assert "padded to 512" in panel.static_html(), "a page without a kernel waits for it"
+    assert len(calls) == 1
+
+
+def test_reads_another_source_in_the_background_and_once(text_file):
+    panel = read_panel(DataSettings())
+    panel.controls["source"].value = str(text_file)
+    panel.thread.join()
+    assert "40 documents" in panel.gauge.value
+    panel.controls["source"].value = "fables"
+    thread = panel.thread
+    panel.controls["source"].value = str(text_file)
+    assert panel.thread is thread
+    assert "40 documents" in panel.gauge.value
+
+
+def test_a_missing_source_is_explained_and_escaped(markup):
+    panel = read_panel(DataSettings())
+    panel.controls["source"].value = f"{markup}.txt"
+    panel.thread.join()
+    assert "is not there" in panel._message.value
+    assert "<script" not in panel._message.value
+    assert panel.gauge.value == ""
+    assert "is not there" in DataPanel(DataSettings(source="missing.txt")).static_html()
+
+
+def test_an_unexpected_error_is_shown_too(monkeypatch):
+    def fail(settings):
+        raise RuntimeError("no tokenizer & no text")
+
+    monkeypatch.setattr(data_panel, "count_tokens", fail)
+    panel = read_panel(DataSettings())
+    assert "RuntimeError: no tokenizer &amp; no text" in panel._message.value
+    assert "RuntimeError: no tokenizer &amp; no text" in panel.static_html()
+
+
+def test_only_the_first_documents_of_a_large_source_are_read(tmp_path):
+    large = tmp_path / "large.txt"
+    large.write_text("\n\n".join(f"Document {number} of many." for number in range(2100)))
+    assert "From the first 2,000 documents" in read_panel(DataSettings(source=str(large))).gauge.value
+
+
+def test_splits_as_the_data_room_does(text_file):
+    settings = DataSettings(source=str(text_file), validation_share=0.3, test_share=0.05)
+    parts, _ = split_documents(load_documents(settings), settings)
+    assert split_sizes({"train": 40}, settings) == {name: len(part) for name, part in parts.items()}
+
+
+@pytest.mark.parametrize("own", [("train", "test"), ("train", "valid"), ("train", "valid", "test")])
+def test_keeps_a_sources_own_parts_as_the_data_room_does(tmp_path, own):
+    for name in own:
+        (tmp_path / f"{name}.txt").write_text("\n\n".join(f"Document {number} of {name}." for number in range(30)))
+    settings = DataSettings(source=str(tmp_path), test_share=0.2, near_duplicates="keep")
+    documents = load_documents(settings)
+    parts, _ = split_documents(documents, settings)
+    sizes = split_sizes({name: len(part) for name, part in documents.items()}, settings)
+    assert sizes == {name: len(part) for name, part in parts.items()}
+    assert ", ".join(f"{name} {n}" for name, n in sizes.items()) in read_panel(settings).gauge.value

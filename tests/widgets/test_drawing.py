@@ -1,0 +1,29 @@
+"""Small pictures as HTML and SVG: everything escaped, and the colours of the course."""
+
+import math
+
+from helpers import plots
+from helpers.widgets.drawing import Bar, Series, bar_chart, line_chart, stacked_bar
+
+
+def test_text_is_escaped_and_values_that_are_not_finite_are_left_out(markup):
+    pictures = (
+        line_chart([Series(markup, [(0, 1), (1, math.nan), (2, 3)])] * 2, title=markup, xlabel=markup, ylabel=markup),
+        bar_chart([Bar(markup, 0.5, markup)], title=markup),
+        stacked_bar([(markup, 1.0, markup)], limit=2.0, limit_text=markup, colour="#000"),
+        line_chart([Series("none", [])], title="t", xlabel="x", ylabel="y"),
+    )
+    assert all("<script" not in text and "<img" not in text and "nan" not in text for text in pictures)
+
+
+def test_a_bar_is_as_long_as_its_share_of_the_longest():
+    picture = bar_chart([Bar("a", 0.5, "50 %"), Bar("b", 0.25, "25 %", outline=0.1, is_drawn=True)], title="shares")
+    assert "width:100.0%;background" in picture
+    assert "width:50.0%;background" in picture
+    assert "width:20.0%;box-sizing:border-box;border:1.5px dashed" in picture
+    assert picture.count("drawn</b>") == 1
+
+
+def test_the_colour_is_that_of_the_plots():
+    assert plots.BLUE in line_chart([Series("a", [(0, 1), (1, 2)])], title="t", xlabel="x", ylabel="y")
+    assert plots.BLUE in bar_chart([Bar("a", 0.5, "half")], title="t")

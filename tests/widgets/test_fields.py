@@ -1,0 +1,68 @@
+"""One control for each setting: its kind, its bounds, its help, and values between a slider's steps."""
+
+import ipywidgets as w
+import pytest
+
+from helpers.settings import EvaluationSettings, TrainingSettings
+from helpers.widgets.fields import get_value, has_value, help_text, make_control, set_value
+
+FIELDS = {**TrainingSettings.model_fields, **EvaluationSettings.model_fields}
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_a_control_is_made_from_the_field_and_has_its_default(name):
+    control = make_control(name, FIELDS[name], FIELDS[name].default)
+    assert control.description == name
+    assert FIELDS[name].description in control.tooltip
+    assert control.value == FIELDS[name].default
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("learning_rate", w.SelectionSlider),
+        ("per_device_train_batch_size", w.SelectionSlider),
+        ("block_size", w.IntSlider),
+        ("weight_decay", w.FloatSlider),
+        ("lr_scheduler_type", w.Dropdown),
+        ("gradient_checkpointing", w.Checkbox),
+        ("source", w.Combobox),
+        ("run", w.Text),
+        ("seed", w.IntText),
+    ],
+)
+def test_a_control_is_of_the_kind_that_the_field_needs(name, kind):
+    assert type(make_control(name, FIELDS[name], FIELDS[name].default)) is kind
+
+
+def test_a_slider_reaches_the_bounds_of_the_schema():
+    batch = make_control("b", FIELDS["per_device_train_batch_size"], 8)
+    assert (batch.options[0], batch.options[-1]) == (1, 1024)
+    block = make_control("b", FIELDS["block_size"], 256)
+    assert (block.min, block.max) == (8, 1024)
+    rate = make_control("r", FIELDS["learning_rate"], 1e-3)
+    assert (rate.options[0], rate.options[-1]) == (1e-6, 0.1)
+    top_k = make_control("k", FIELDS["top_k"], 0)
+    assert (top_k.options[0], top_k.options[-1]) == (0, 50257)
+
+
+@pytest.mark.parametrize(("name", "value"), [("block_size", 250), ("weight_decay", 0.0125), ("learning_rate", 3e-9)])
+def test_a_slider_takes_a_value_between_its_steps(name, value):
+    control = make_control(name, FIELDS[name], FIELDS[name].default)
+    set_value(control, value)
+    assert control.value == value
+    if name != "learning_rate":
+        steps = (value - control.min) / control.step
+        assert steps == pytest.approx(round(steps), abs=1e-6), "a browser would move it to a whole step"
+
+
+def test_a_value_is_read_without_the_rounding_error_of_a_slider():
+    control = make_control("weight_decay", FIELDS["weight_decay"], 0.0)
+    control.value = 0.30000000000000004
+    assert get_value(control) == 0.3
+    assert has_value(control, 0.3)
+    assert not has_value(control, 0.31)
+
+
+def test_the_help_has_the_unit_and_the_allowed_values():
+    assert help_text(FIELDS["block_size"]).endswith("in tokens; a whole number, at least 8, at most 1024")

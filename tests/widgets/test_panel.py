@@ -1,0 +1,116 @@
+"""What all panels share: values that stay exact, errors in one sentence, and a page without a kernel."""
+
+import subprocess
+import sys
+
+import pytest
+
+from helpers.settings import NOTEBOOKS, SettingsError, TrainingSettings
+from helpers.widgets import TrainingPanel
+
+
+def test_an_untouched_panel_returns_exactly_the_settings_it_started_with():
+    odd = TrainingSettings(learning_rate=1.23456789e-4, block_size=250, warmup_steps=0.0123, num_train_epochs=0.37)
+    assert TrainingPanel(odd).settings == odd
+
+
+def test_the_rounding_of_a_browser_changes_nothing(panel):
+    panel.controls["validation_share"].value = 0.09999999999999998
+    assert panel.settings == TrainingSettings()
+    assert panel.preset.value == "the parameters cell"
+
+
+def test_a_control_that_is_moved_changes_the_settings(panel):
+    panel.controls["learning_rate"].value = 3e-4
+    panel.controls["weight_decay"].value = 0.30000000000000004
+    panel.controls["gradient_checkpointing"].value = True
+    moved = TrainingSettings(learning_rate=3e-4, weight_decay=0.3, gradient_checkpointing=True)
+    assert panel.settings == moved
+    assert panel.preset.value == "moved by hand"
+
+
+def test_an_impossible_value_is_explained_escaped_and_refused(panel, markup):
+    panel.controls["run"].value = markup
+    assert "is not a plain name" in panel._message.value
+    assert "<script" not in panel._message.value
+    with pytest.raises(SettingsError, match="is not a plain name"):
+        _ = panel.settings
+    panel.controls["run"].value = "fine"
+    assert panel._message.value == ""
+
+
+def test_every_control_has_help(panel):
+    assert set(TrainingSettings.model_fields) | {"preset", "graphics card"} == set(panel.help())
+    assert all(panel.help().values())
+
+
+def test_work_in_the_background_locks_the_panel_and_ends_with_its_sentence(panel):
+    locked = []
+    panel.run_in_background(lambda: locked.append(panel.controls["seed"].disabled) or "Done & saved.")
+    panel.thread.join()
+    assert locked == [True]
+    assert not panel.is_locked
+    assert not panel.controls["seed"].disabled
+    assert "Done &amp; saved." in panel._message.value
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (SettingsError("No text."), "Not possible:</b> No text.</div>"),
+        (KeyError("labels"), "KeyError: &#x27;labels&#x27; (`python -m helpers explain` reads errors.)"),
+    ],
+)
+def test_an_error_in_the_background_is_one_sentence_and_unlocks_the_panel(panel, error, sentence):
+    def fail():
+        raise error
+
+    panel.run_in_background(fail)
+    panel.thread.join()
+    assert sentence in panel._message.value
+    assert not panel.is_locked
+
+
+def test_a_page_without_a_kernel_shows_values_gauge_and_rule_and_no_script(panel):
+    page = panel.static_html()
+    assert "fits: " in page
+    assert "learning_rate" in page
+    assert "<code>panel.settings</code> returns exactly these" in page
+    assert "<script" not in page
+
+
+def test_values_are_escaped_on_a_page_without_a_kernel(markup):
+    assert "<script" not in TrainingPanel(TrainingSettings(sample_prompt=markup)).static_html()
+
+
+def test_a_report_keeps_the_summary_of_a_panel_and_no_script(tmp_path, runs):
+    import nbformat
+
+    from helpers.course import run_course
+
+    cells = [
+        "run = 'report'",
+        "from helpers.settings import TrainingSettings\nfrom helpers.widgets import TrainingPanel",
+        "TrainingPanel(TrainingSettings(learning_rate=0.0123))",
+    ]
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    nb.cells[0].metadata["tags"] = ["parameters"]
+    nb.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    path = tmp_path / "03_a.ipynb"
+    nbformat.write(nb, path)
+    page = run_course([path], run="report", parameters={}).read_text(encoding="utf-8")
+    assert "0.0123" in page
+    assert "fits: " in page
+    assert "<script" not in page
+    assert "course-static{display:none}" not in page
+
+
+def test_importing_the_panels_imports_nothing_heavy():
+    source = (
+        "import sys; from helpers.widgets import DataPanel, Playground, TrainingPanel; "
+        "print(sorted({'torch', 'transformers', 'datasets'} & set(sys.modules)))"
+    )
+    child = subprocess.run(
+        [sys.executable, "-c", source], capture_output=True, text=True, check=True, cwd=NOTEBOOKS.parent
+    )
+    assert child.stdout == "[]\n"

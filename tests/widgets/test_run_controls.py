@@ -1,0 +1,40 @@
+"""A training that is started, stopped and resumed from the panel, and what the panel says meanwhile."""
+
+from helpers.widgets import TrainingPanel
+from helpers.widgets.run_controls import state_of
+
+
+def test_a_run_is_trained_stopped_and_resumed_with_the_panel_locked_meanwhile(tiny_settings, runs):
+    panel = TrainingPanel(tiny_settings.model_copy(update={"num_train_epochs": 3.0}))
+    locked = []
+    watch = panel.run._watch
+
+    def look(history, progress):
+        locked.append(panel.controls["seed"].disabled and panel.run.start.disabled and not panel.run.stop.disabled)
+        watch(history, progress)
+        if len(locked) == 3:
+            panel.run.stop.click()
+
+    panel.run._watch = look
+    panel.run.start.click()
+    panel.thread.join()
+    assert "Stopped after step 4 of" in panel._message.value
+    assert all(locked)
+    assert "<polyline" in panel.run._curve.value
+    assert (state_of("tiny"), panel.run.start.description) == ("stopped", "Resume")
+    assert not panel.controls["seed"].disabled
+    panel.run._watch = watch
+    panel.run.start.click()
+    panel.thread.join()
+    assert state_of("tiny") == "finished"
+    assert str(panel.run.finished) in panel._message.value
+    assert panel.run.start.disabled
+    assert not panel.is_locked
+
+
+def test_an_error_of_the_training_is_one_sentence_in_the_panel(tiny_run, tiny_settings):
+    panel = TrainingPanel(tiny_settings.model_copy(update={"learning_rate": 2e-3}))
+    panel.run.begin()
+    panel.thread.join()
+    assert "was started with learning_rate = 0.001, not 0.002" in panel._message.value
+    assert not panel.controls["seed"].disabled

@@ -1,0 +1,134 @@
+"""The training panel: presets, cards, the suggested batch, and its values as a papermill file with commands."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from helpers.settings import NOTEBOOKS, TrainingSettings, preset_names
+from helpers.training import CARDS, find_card, plan_run
+from helpers.widgets import TrainingPanel
+from helpers.widgets.training_panel import THIS_MACHINE, run_command, save_parameters
+
+
+@pytest.mark.parametrize("preset", preset_names())
+def test_a_preset_sets_all_controls_and_the_cell_comes_back(panel, preset):
+    panel.preset.value = preset
+    assert panel.settings == TrainingSettings.from_preset(preset)
+    assert panel.controls["source"].value == panel.settings.source
+    panel.preset.value = "the parameters cell"
+    assert panel.settings == TrainingSettings()
+
+
+def test_the_list_of_cards_is_the_one_promised(panel):
+    names = {
+        "RTX 4070 Laptop", "RTX 4060 Ti 16 GB", "RTX 4070", "RTX 4070 Ti", "RTX 4070 Ti SUPER", "RTX 3060 12 GB",
+        "RTX 3090", "RTX 4090", "T4", THIS_MACHINE,
+    }  # fmt: skip
+    assert set(panel.card.options) == names == {card.name for card in CARDS} | {THIS_MACHINE}
+
+
+def test_the_gauge_follows_the_plan(panel):
+    panel.preset.value = "rtx-4070-ti"
+    panel.controls["per_device_train_batch_size"].value = 64
+    plan = plan_run(panel.settings, card=find_card("RTX 4070 Ti"))
+    assert plan.verdict in panel.gauge.value
+    assert "per_device_train_batch_size 16 with gradient_accumulation_steps 16 fits" in panel.gauge.value
+    for name, size in plan.memory.parts.items():
+        assert f"{name.replace('_', ' ')} {size / 2**30:.1f} GiB" in panel.gauge.value or size < 2**30
+
+
+def test_a_processor_is_not_predicted(panel):
+    panel._here = None
+    panel.card.value = THIS_MACHINE
+    assert "not predicted" in panel.gauge.value
+    assert "effective batch" in panel.gauge.value
+    panel.suggest()
+    assert "Choose a graphics card" in panel._message.value
+
+
+def test_a_block_longer_than_the_models_positions_is_refused(panel):
+    panel.controls["block_size"].value = 1024
+    assert "use at most 256" in panel._message.value
+    panel.suggest()
+    assert "use at most 256" in panel._message.value
+    assert "use at most 256" in TrainingPanel(TrainingSettings(block_size=1024)).static_html()
+
+
+@pytest.mark.parametrize("card", ["RTX 4070 Laptop", "RTX 4090"])
+def test_suggest_takes_the_largest_batch_that_fits_at_the_same_effective_batch(panel, card):
+    panel.preset.value, panel.card.value = "rtx-4070-ti", card
+    panel.controls["per_device_train_batch_size"].value = 32
+    before = panel.settings.effective_batch_size
+    panel.suggest()
+    assert panel.settings.effective_batch_size == before == 128
+    assert plan_run(panel.settings, card=find_card(card)).fits
+    larger = {
+        "per_device_train_batch_size": 2 * panel.settings.per_device_train_batch_size,
+        "gradient_accumulation_steps": panel.settings.gradient_accumulation_steps // 2,
+    }
+    assert not plan_run(panel.settings.model_copy(update=larger), card=find_card(card)).fits
+    assert f"is the largest pass that fits the {card}" in panel._message.value
+
+
+def test_suggest_says_that_no_batch_fits(panel):
+    panel.controls["model_name_or_path"].value = "openai-community/gpt2-xl"
+    panel.card.value = "RTX 4070 Laptop"
+    panel.suggest()
+    assert "no batch fits" in panel._message.value
+
+
+class TestParameters:
+    def test_are_read_back_unchanged(self, runs):
+        settings = TrainingSettings(run="kept", learning_rate=5e-5, sample_prompt='007: "yes"', weight_decay=1e-7)
+        path = save_parameters(settings)
+        assert "5.0e-05" in path.read_text()
+        assert TrainingSettings(**yaml.safe_load(path.read_text())) == settings
+        assert path == runs / "kept/parameters.yaml"
+
+    def test_never_replace_others(self):
+        first = save_parameters(TrainingSettings(run="kept"))
+        assert save_parameters(TrainingSettings(run="kept")) == first
+        second = save_parameters(TrainingSettings(run="kept", seed=1))
+        assert second.name == "parameters-2.yaml"
+        assert "seed: 42" in first.read_text()
+
+    def test_have_a_command_line_with_the_same_values(self):
+        command = run_command(TrainingSettings(run="kept", sample_prompt="a b", from_scratch=True, learning_rate=5e-5))
+        expected = "python -m helpers run --run kept -p learning_rate 5e-05 -p from_scratch true -p sample_prompt 'a b'"
+        assert command == expected
+
+    def test_have_a_command_line_quoted_for_the_systems_shell(self, monkeypatch):
+        settings = TrainingSettings(run="kept", sample_prompt="a b")
+        assert run_command(settings).endswith("-p sample_prompt 'a b'")
+        monkeypatch.setattr(sys, "platform", "win32")
+        assert run_command(settings).endswith('-p sample_prompt "a b"')
+
+    def test_are_shown_with_their_commands(self, panel):
+        panel.controls["run"].value = "kept"
+        panel.save()
+        assert "03_fine_tuning.ipynb" in panel._commands.value
+        assert "-f " in panel._commands.value
+        assert "python -m helpers run --run kept" in panel._commands.value
+
+    def test_that_cannot_be_written_are_explained(self, panel, runs):
+        runs.mkdir(parents=True)
+        (runs / "pocket").write_text("a file in the way")
+        panel.save()
+        assert "Not possible" in panel._message.value
+
+
+def test_the_first_cells_of_notebook_3_train_with_the_saved_parameters(tmp_path, tiny_settings, runs):
+    nb = json.loads((NOTEBOOKS / "03_fine_tuning.ipynb").read_text())
+    ids = [cell["id"] for cell in nb["cells"]]
+    nb["cells"] = nb["cells"][: ids.index("03-07") + 1]
+    path = tmp_path / "short.ipynb"
+    path.write_text(json.dumps(nb))
+    parameters = save_parameters(tiny_settings)
+    command = [sys.executable, "-m", "papermill", "--no-progress-bar", str(path), str(tmp_path / "out.ipynb"), "-f"]
+    done = subprocess.run([*command, str(parameters)], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((runs / "tiny/settings.json").read_text())["settings"]
+    assert TrainingSettings(**record) == tiny_settings
