@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from helpers.evaluation.base_and_tuned import generate
+from helpers.evaluation import generate
 from helpers.model import load_model, load_tokenizer
 from helpers.settings import EvaluationSettings, SettingsError
 from helpers.widgets import Playground
@@ -42,7 +42,7 @@ def test_the_tokens_are_those_that_generate_draws(model, tokenizer, settings, ch
     tokens = [token for token, _ in draw(model, prompt, settings)]
     assert (
         tokenizer.decode([*prompt, *tokens], skip_special_tokens=True)
-        == generate(model, tokenizer, [settings.prompt], settings)[0][0]
+        == generate(model, tokenizer, [settings.prompt], settings)[0][0].text
     )
 
 
@@ -88,7 +88,7 @@ def test_both_are_streamed_token_by_token_and_end_alike(playground, model, token
     playground.thread.join()
     lengths = [len(column.tokens) for column in playground.columns.values()]
     assert len(seen) >= lengths[1] > 3, "a token at a time"
-    text = generate(model, tokenizer, [settings.prompt], settings)[0][0]
+    text = generate(model, tokenizer, [settings.prompt], settings)[0][0].text
     found = [tokenizer.decode([*c.prompt, *c.tokens], skip_special_tokens=True) for c in playground.columns.values()]
     assert found == [text, text]
     assert not playground.start.disabled

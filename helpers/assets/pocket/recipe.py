@@ -254,7 +254,7 @@ def save(state: dict[str, Any], tokenizer: Any, output: Path) -> None:
 
 def write_card(output: Path, *, held_out: list[str], training: list[str], max_steps: int) -> dict[str, Any]:
     """Score the model in `output` on the held-out documents, write README.md and recipe.json; return the figures."""
-    from helpers.evaluation.base_and_tuned import generate, score
+    from helpers.evaluation import generate, score
     from helpers.model import load_model, load_tokenizer
     from helpers.settings import EvaluationSettings
 
@@ -272,7 +272,7 @@ def write_card(output: Path, *, held_out: list[str], training: list[str], max_st
     }
     settings = EvaluationSettings(run="pocket", seed=SEED, max_new_tokens=60, num_return_sequences=1)
     prompts = ["Return the", "This class", "If the file"]
-    figures["samples"] = [texts[0] for texts in generate(model, tokenizer, prompts, settings)]
+    figures["samples"] = [samples[0].text for samples in generate(model, tokenizer, prompts, settings)]
     (output / "recipe.json").write_text(json.dumps(figures, indent=2), encoding="utf-8")
     (output / "README.md").write_text(_card(figures), encoding="utf-8")
     return figures
