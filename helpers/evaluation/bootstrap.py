@@ -12,8 +12,9 @@ RESAMPLES = 2000
 def resample_sums(*columns: "np.ndarray", seed: int) -> list["np.ndarray"]:
     """Return the sums of each column (documents,) over `RESAMPLES` draws of as many documents, with replacement.
 
-    All columns use the same draws, so what two models share on a document cancels in their difference. Sums, because
-    a metric of a whole text is a ratio of sums; the mean of a ratio per document would weight short documents more.
+    All columns use the same draws, so what two models share on a document cancels in their difference. The result is
+    sums, because a metric of all documents is a ratio of sums: a mean over documents would give a short one as much
+    weight as a long one.
     """
     import numpy as np
 

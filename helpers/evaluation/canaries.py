@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from helpers.data.preparation import open_prepared
 from helpers.evaluation.base_and_tuned import load_tuned
-from helpers.evaluation.scoring import token_nats
+from helpers.evaluation.scoring import compute_token_nats
 from helpers.model import device
 from helpers.settings import SettingsError, TrainingSettings, run_folder
 from helpers.training.fine_tuning import fine_tune
@@ -27,7 +27,7 @@ N_CANDIDATES = 1000  # numbers of three digits
 REPEATS = (0, 1, 4, 16)
 _OWNERS = ("miller", "weaver", "sailor", "baker", "gardener", "tailor", "farmer", "smith")
 # Settings that describe the run's own source and must not be applied to the copy of its text. `max_tokens` is one of
-# them: the copy has that many already, and the canaries come on top.
+# them: it has already limited the text that is copied.
 _SOURCE_SETTINGS = ("source_config", "source_split", "source_revision", "streaming", "max_tokens")
 
 
@@ -92,7 +92,7 @@ def rank_secret(model: "GPT2LMHeadModel", tokenizer: "PreTrainedTokenizerBase", 
     # Padded on the right without a mask: in a causal model what follows a token does not change its probability.
     ids = np.array([row + [tokenizer.eos_token_id] * (width - len(row)) for row in rows])  # (candidates, T)
     is_padding = np.arange(1, width) >= lengths[:, None]
-    nats = np.where(is_padding, 0, token_nats(model, ids, width - 1)).sum(1)  # (candidates,)
+    nats = np.where(is_padding, 0, compute_token_nats(model, ids, width - 1)).sum(1)  # (candidates,)
     return 1 + int((nats < nats[canary.secret]).sum())
 
 

@@ -175,7 +175,7 @@ def score(
         windows = slide_windows(stream, stride, context + with_ends)
         for ids, owners in batch_windows(windows, per_device_eval_batch_size):
             # Not `nats[owners] += ...`, which would count a document once however many of its tokens are in a batch.
-            np.add.at(nats, owners, token_nats(model, ids, owners.shape[1]))
+            np.add.at(nats, owners, compute_token_nats(model, ids, owners.shape[1]))
             np.add.at(tokens, owners, 1)
     if not tokens.any():
         raise SettingsError("The text has one token, and this protocol does not score the first: give a longer text.")
@@ -327,7 +327,7 @@ def batch_windows(
             yield np.stack([ids for ids, _ in rows]), np.stack([owners for _, owners in rows])
 
 
-def token_nats(model: "GPT2LMHeadModel", ids: "np.ndarray", n_scored: int) -> "np.ndarray":
+def compute_token_nats(model: "GPT2LMHeadModel", ids: "np.ndarray", n_scored: int) -> "np.ndarray":
     """Return the nats (B, n_scored) of the last `n_scored` tokens of each row of ids (B, T + 1).
 
     Raises:
