@@ -1,11 +1,22 @@
-"""Notebook 04: base and tuned model on the same held-out text: measured, heard, searched for copies."""
+"""Notebook 04: compare the base model and the tuned model on the same held-out text.
+
+- base_and_tuned: the comparisons of a run, each kept in its evaluation.json
+- scoring: perplexity and bits per byte with a sliding window
+- generation: samples in batches, and decoding methods compared
+- copying: runs of tokens that samples share with the training text
+- canaries: how well a model knows secrets planted in its training text
+- bootstrap: intervals over resampled documents
+- record: reads and writes evaluation.json
+"""
 
 from helpers import lazy_exports
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
-        "base_and_tuned": "compare forgetting measure_copying load_base load_tuned speaking",
+        "base_and_tuned": (
+            "compare_decodings compare_with_base load_base load_tuned measure_copying measure_forgetting"
+        ),
         "scoring": "score",
         "generation": "generate",
         "canaries": "measure_exposure",

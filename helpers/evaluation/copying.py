@@ -1,8 +1,8 @@
-"""Is a model copying? The longest runs of tokens that a text shares with the training text, found by suffix arrays.
+"""Does a model copy? The longest runs of tokens that its samples share with the training text.
 
-All suffixes of the training text are sorted once; then every run of a text is found by bisection, for all its
-positions at the same time. Large corpora are searched part by part, so memory stays flat. What real, held-out text
-shares with the training text in the same way is the control: some overlap is the language itself.
+All suffixes of the training text are sorted once, in a suffix array; every run of a text is then found by bisection,
+for all its positions at once. A large corpus is searched part by part, so memory use stays flat. Held-out text of the
+same length is searched in the same way as a control, because any two texts share some common phrases.
 """
 
 import re
@@ -12,15 +12,89 @@ from html import escape
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from helpers.display import html_table
-from helpers.evaluation.suffix_array import NO_ID, SuffixArray
+from helpers.display import cut, html_table
 from helpers.settings import SettingsError
 
 if TYPE_CHECKING:
     import numpy as np
     from transformers import PreTrainedTokenizerBase
 
-_PART_TOKENS = 4_000_000  # of the training text searched at once; a part takes about 40 bytes a token
+MAX_MATCH = 1024  # a longer run counts as this long; it bounds the rounds of sorting and of bisection
+NO_ID = -1  # matches nothing, not even another NO_ID: separates documents and marks words that nobody asks about
+_PART_TOKENS = 4_000_000  # of the training text searched at once; a part takes about 40 bytes per token
+
+
+class SuffixArray:
+    """The suffixes of a sequence of ids, sorted by their first `MAX_MATCH` ids.
+
+    Built by prefix doubling (https://doi.org/10.1137/0222058): at most 11 rounds of O(n log n).
+
+    Args:
+        ids: (n,) integers; negative ones match nothing.
+    """
+
+    def __init__(self, ids: "np.ndarray") -> None:
+        import numpy as np
+
+        n = len(ids)
+        _, rank = np.unique(ids, return_inverse=True)  # (n,) order by the first id alone
+        order, n_sorted = np.argsort(rank, kind="stable"), 1  # n_sorted: leading ids that the order takes into account
+        while n_sorted < MAX_MATCH and n and rank.max() < n - 1:
+            # The rank of the suffix that starts `n_sorted` later is known: as a second key it doubles `n_sorted`.
+            second = np.zeros(n, np.int64)
+            second[: n - n_sorted] = rank[n_sorted:] + 1  # 0: the sequence ends there
+            keys = rank * (n + 1) + second
+            order = np.argsort(keys, kind="stable")
+            rank[order] = np.concatenate([[0], np.cumsum(np.diff(keys[order]) != 0)])
+            n_sorted *= 2
+        self._order = order
+        self._ids = np.append(ids, NO_ID)
+
+    def find_longest_matches(self, query: "np.ndarray") -> tuple["np.ndarray", "np.ndarray"]:
+        """Find, for each position of a query, the longest run starting there that is also in the ids.
+
+        Args:
+            query: (m,) integers; negative ones match nothing.
+
+        Returns:
+            (m,) lengths of the runs, and (m,) positions in the ids where such a run starts, meaningless at length 0.
+
+        >>> import numpy as np
+        >>> SuffixArray(np.array([5, 6, 7, 5, 6, 9])).find_longest_matches(np.array([6, 7, 5, 9]))[0].tolist()
+        [3, 2, 1, 1]
+        """
+        import numpy as np
+
+        lengths, positions = np.zeros(len(query), np.int64), np.zeros(len(query), np.int64)
+        # The suffixes that match the first `depth` ids from `starts` on are `order[low:high]`; each round narrows it.
+        starts = np.flatnonzero(query >= 0)
+        low, high = np.zeros(len(starts), np.int64), np.full(len(starts), len(self._order))
+        for depth in range(MAX_MATCH):
+            has_next = starts + depth < len(query)
+            starts, low, high = starts[has_next], low[has_next], high[has_next]
+            wanted = query[starts + depth]
+            low = self._bisect(low, high, depth, wanted)
+            high = self._bisect(low, high, depth, wanted + 1)
+            is_match = (low < high) & (wanted >= 0)
+            starts, low, high = starts[is_match], low[is_match], high[is_match]
+            if not len(starts):
+                break
+            lengths[starts], positions[starts] = depth + 1, self._order[low]
+        return lengths, positions
+
+    def _bisect(self, low: "np.ndarray", high: "np.ndarray", depth: int, wanted: "np.ndarray") -> "np.ndarray":
+        """Return the first suffix in each [low, high) whose id at `depth` is at least `wanted`."""
+        import numpy as np
+
+        low, high = low.copy(), high.copy()
+        # np.searchsorted cannot do this: it searches one range, and here every position has a range of its own.
+        while (is_open := low < high).any():
+            middle = (low + high) // 2
+            place = self._order[np.minimum(middle, len(self._order) - 1)] + depth
+            is_less = self._ids[np.minimum(place, len(self._ids) - 1)] < wanted
+            low = np.where(is_open & is_less, middle + 1, low)
+            high = np.where(is_open & ~is_less, middle, high)
+        return low
 
 
 @dataclass(frozen=True)
@@ -28,8 +102,8 @@ class Match:
     """What one text shares with the training text.
 
     Attributes:
-        lengths: (tokens,) longest run from each token on that stands in the training text.
-        documents: (tokens,) number of a training document that has it.
+        lengths: (tokens,) longest run from each token on that is in the training text.
+        documents: (tokens,) number of a training document that contains it.
     """
 
     lengths: "np.ndarray"
@@ -41,41 +115,41 @@ class Match:
         return int(self.lengths.max(initial=0))
 
     def spans(self, min_tokens: int) -> list[tuple[int, int, int]]:
-        """Return (begin, end, document) of the runs of at least `min_tokens` that lie in no longer one."""
-        found, reached = [], 0
+        """Return (begin, end, document) of the runs of at least `min_tokens` that are not inside a longer one."""
+        spans, reached = [], 0
         for begin, length in enumerate(self.lengths.tolist()):
             if length >= min_tokens and begin + length > reached:
                 reached = begin + length
-                found.append((begin, reached, int(self.documents[begin])))
-        return found
+                spans.append((begin, reached, int(self.documents[begin])))
+        return spans
 
 
 def find_copies(queries: Sequence[Sequence[int]], corpus: Iterable[Sequence[int]]) -> list[Match]:
-    """Return what each query shares with a corpus of documents; no run goes across two documents.
+    """Find what each query shares with a corpus of documents; no run crosses the border of two documents.
 
     Args:
-        queries: ids of each text that is asked about.
-        corpus: ids of each training document, read once, some million tokens at a time.
+        queries: token ids of each text to look for.
+        corpus: token ids of each training document, read once, some million tokens at a time.
     """
     import numpy as np
 
     separated = [np.append(np.asarray(query, np.int64), NO_ID) for query in queries]
     joined = np.concatenate([*separated, np.empty(0, np.int64)])
     lengths, documents = np.zeros(len(joined), np.int64), np.full(len(joined), -1)
-    for ids, starts, first in _parts(corpus):
-        here, places = SuffixArray(ids).longest_matches(joined)
-        longer = here > lengths
-        lengths[longer] = here[longer]
-        documents[longer] = first + np.searchsorted(starts, places[longer], side="right") - 1
+    for ids, starts, first in _split_corpus(corpus):
+        part_lengths, positions = SuffixArray(ids).find_longest_matches(joined)
+        is_longer = part_lengths > lengths
+        lengths[is_longer] = part_lengths[is_longer]
+        documents[is_longer] = first + np.searchsorted(starts, positions[is_longer], side="right") - 1
     cuts = np.cumsum([len(query) for query in separated])[:-1]
     return [
-        Match(part[:-1], numbers[:-1])
+        Match(part[:-1], numbers[:-1])  # without the separator
         for part, numbers in zip(np.split(lengths, cuts), np.split(documents, cuts), strict=True)
     ]
 
 
-def _parts(corpus: Iterable[Sequence[int]]) -> Iterator[tuple["np.ndarray", list[int], int]]:
-    """Yield (ids, where each document starts, number of the first), some million tokens at a time."""
+def _split_corpus(corpus: Iterable[Sequence[int]]) -> Iterator[tuple["np.ndarray", list[int], int]]:
+    """Yield (ids, position where each document starts, number of the first document), some million tokens at a time."""
     import numpy as np
 
     rows, starts, first, n = [], [], 0, 0
@@ -90,34 +164,35 @@ def _parts(corpus: Iterable[Sequence[int]]) -> Iterator[tuple["np.ndarray", list
         yield np.concatenate(rows), starts, first
 
 
-def novelty(matches: Sequence[Match], n: int) -> float:
-    """Return the share of the texts' n-grams that the training text does not have (https://arxiv.org/abs/2111.09509).
-
-    >>> import numpy as np
-    >>> novelty([Match(np.array([3, 2, 1, 1]), np.zeros(4, int))], 2)
-    0.3333333333333333
-    """
-    import numpy as np
-
-    starts = np.concatenate([match.lengths[: max(0, len(match.lengths) - n + 1)] for match in matches])
-    return float((starts < n).mean()) if len(starts) else 0.0
+def find_longest_in_words(texts: Sequence[str], corpus: Iterable[str]) -> list[int]:
+    """Return the longest run of words that each text shares with a corpus, ignoring case and punctuation."""
+    numbers: dict[str, int] = {}  # only the words of `texts`: a number for each word of the corpus would not be flat
+    queries = [[numbers.setdefault(word, len(numbers)) for word in split_words(text)] for text in texts]
+    documents = ([numbers.get(word, NO_ID) for word in split_words(text)] for text in corpus)
+    return [match.longest for match in find_copies(queries, documents)]
 
 
-def words(text: str) -> list[str]:
-    """Return the words of a text without case and punctuation, which hide no copy.
+def split_words(text: str) -> list[str]:
+    """Return the words of a text in lower case, without punctuation.
 
-    >>> words("The Fox -- and the Owl!")
+    >>> split_words("The Fox -- and the Owl!")
     ['the', 'fox', 'and', 'the', 'owl']
     """
     return re.findall(r"\w+", text.casefold())
 
 
-def longest_in_words(texts: Sequence[str], corpus: Iterable[str]) -> list[int]:
-    """Return the longest run of words that each text shares with a corpus, whatever their case and punctuation."""
-    numbers: dict[str, int] = {}  # of the words that are asked about; all others match nothing
-    queries = [[numbers.setdefault(word, len(numbers)) for word in words(text)] for text in texts]
-    documents = ([numbers.get(word, NO_ID) for word in words(text)] for text in corpus)
-    return [match.longest for match in find_copies(queries, documents)]
+def measure_novelty(matches: Sequence[Match], n: int) -> float:
+    """Return the share of the texts' n-grams that are not in the training text (https://arxiv.org/abs/2111.09509).
+
+    >>> import numpy as np
+    >>> measure_novelty([Match(np.array([3, 2, 1, 1]), np.zeros(4, int))], 2)
+    0.3333333333333333
+    """
+    import numpy as np
+
+    # An n-gram is in the training text when the run that starts at its first token has at least n tokens.
+    lengths = np.concatenate([match.lengths[: max(0, len(match.lengths) - n + 1)] for match in matches])
+    return float((lengths < n).mean()) if len(lengths) else 0.0
 
 
 @dataclass(frozen=True)
@@ -127,10 +202,10 @@ class CopyReport:
     Attributes:
         samples: a match for each sample.
         control: a match for each held-out text.
-        sample_pieces: the text of each token of each sample.
-        sample_words: longest run of each sample in words, whatever their case and punctuation.
-        control_words: the same of each held-out text.
-        titles: training document -> its first line, of those that the samples share the longest runs with.
+        sample_pieces: for each sample, the text of each of its tokens.
+        sample_words: longest run of each sample in words, ignoring case and punctuation.
+        control_words: the same for each held-out text.
+        titles: number of a training document -> its first line, for the documents that share runs with the samples.
     """
 
     samples: list[Match]
@@ -150,7 +225,7 @@ class CopyReport:
                 "longest_tokens": max(match.longest for match in matches),
                 "mean_longest_tokens": sum(match.longest for match in matches) / len(matches),
                 "longest_words": max(in_words),
-                **{f"novel_{n}": novelty(matches, n) for n in (2, 4, 8)},
+                **{f"novel_{n}": measure_novelty(matches, n) for n in (2, 4, 8)},
             }
             for name, matches, in_words in (
                 ("samples", self.samples, self.sample_words),
@@ -161,19 +236,19 @@ class CopyReport:
     def novelty_curves(self, max_n: int = 12) -> dict[str, list[float]]:
         """Return the novelty of n-grams for n = 1 to `max_n`, of the samples and of the control."""
         return {
-            name: [novelty(matches, n) for n in range(1, max_n + 1)]
+            name: [measure_novelty(matches, n) for n in range(1, max_n + 1)]
             for name, matches in (("samples", self.samples), ("held-out text", self.control))
         }
 
     def to_dict(self) -> dict[str, Any]:
         """Return the two rows and the longest copy, ready for JSON."""
-        number = max(range(len(self.samples)), key=lambda i: self.samples[i].longest)
+        number = self._number_of_longest
         begin, end, document = max(self.samples[number].spans(1), key=lambda s: s[1] - s[0], default=(0, 0, -1))
         copied = "".join(self.sample_pieces[number][begin:end])
         return {"rows": self.rows, "longest_copy": {"text": copied, "training_document": document}}
 
     def show(self, number: int, *, min_tokens: int = 6) -> str:
-        """Return one sample as HTML: runs of `min_tokens` and more marked, the longer the darker; all of it escaped."""
+        """Return a sample as HTML, with copied runs of at least `min_tokens` marked; the longer a run, the darker."""
         html, reached = "", 0
         tokens = self.sample_pieces[number]
         for begin, end, document in self.samples[number].spans(min_tokens):
@@ -188,26 +263,30 @@ class CopyReport:
             reached = end
         return f"<p style='white-space:pre-wrap'>{html}{escape(''.join(tokens[reached:]))}</p>"
 
+    @property
+    def _number_of_longest(self) -> int:
+        """Number of the sample with the longest run."""
+        return max(range(len(self.samples)), key=lambda i: self.samples[i].longest)
+
     def _repr_html_(self) -> str:
         table = html_table(list(self.rows[0]), (list(row.values()) for row in self.rows))
-        worst = max(range(len(self.samples)), key=lambda i: self.samples[i].longest)
-        said = "The sample with the longest run; marked is what stands in the training text:"
-        return f"{table}<p>{said}</p>{self.show(worst)}"
+        caption = "The sample with the longest run; what is also in the training text is marked:"
+        return f"{table}<p>{caption}</p>{self.show(self._number_of_longest)}"
 
 
-def report(
+def search_training_text(
     tokenizer: "PreTrainedTokenizerBase",
     samples: Sequence[Sequence[int]],
     control: Sequence[Sequence[int]],
     training: Sequence[str],
 ) -> CopyReport:
-    """Look for the samples, and for held-out text, in the training documents; show a bar after two seconds.
+    """Search the training documents for runs of the samples and of held-out text; show a bar after two seconds.
 
     Args:
-        tokenizer: the model's.
+        tokenizer: the model's tokenizer.
         samples: token ids of each sample, without its prompt.
-        control: token ids of each held-out text, about as long.
-        training: the documents the model was trained on; a column of a data set is read as it is needed.
+        control: token ids of each held-out text, about as long as a sample.
+        training: the documents the model was trained on; the column of a data set is read bit by bit.
 
     Raises:
         SettingsError: there is no sample, no held-out text or no training document.
@@ -216,31 +295,35 @@ def report(
 
     for name, given in (("sample", samples), ("held-out text", control), ("training document", training)):
         if not len(given):
-            raise SettingsError(f"There is no {name}: copies are looked for in at least one of each.")
+            raise SettingsError(f"There is no {name}: the search for copies needs at least one of each.")
     texts = [tokenizer.decode(list(ids)) for ids in (*samples, *control)]
     with tqdm(total=2 * len(training), unit="documents", delay=2, leave=False) as bar:
-        found = find_copies([*samples, *control], _counted(_tokenised(training, tokenizer), bar))
-        in_words = longest_in_words(texts, _counted(training, bar))
+        matches = find_copies([*samples, *control], _count(_tokenize(training, tokenizer), bar))
+        in_words = find_longest_in_words(texts, _count(training, bar))
     n = len(samples)
-    pieces = [_pieces(tokenizer, ids) for ids in samples]
-    documents = {document for match in found[:n] for _, _, document in match.spans(2)}
-    titles = {number: training[number].strip().split("\n")[0][:60] for number in sorted(documents)}
-    return CopyReport(found[:n], found[n:], pieces, in_words[:n], in_words[n:], titles)
+    pieces = [_split_tokens(tokenizer, ids) for ids in samples]
+    documents = {document for match in matches[:n] for _, _, document in match.spans(2)}
+    titles = {number: cut(training[number].strip().split("\n")[0], 60) for number in sorted(documents)}
+    return CopyReport(matches[:n], matches[n:], pieces, in_words[:n], in_words[n:], titles)
 
 
-def _counted(documents: Iterable[Any], bar: Any) -> Iterator[Any]:
+def _count(documents: Iterable[Any], bar: Any) -> Iterator[Any]:
     for document in documents:
         yield document
         bar.update()
 
 
-def _tokenised(documents: Sequence[str], tokenizer: "PreTrainedTokenizerBase") -> Iterator[list[int]]:
-    for start in range(0, len(documents), 1000):
+def _tokenize(documents: Sequence[str], tokenizer: "PreTrainedTokenizerBase") -> Iterator[list[int]]:
+    for start in range(0, len(documents), 1000):  # at once: the tokenizer works on a batch in parallel
         yield from tokenizer(list(documents[start : start + 1000]), verbose=False)["input_ids"]
 
 
-def _pieces(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> list[str]:
-    """Return the text that each token adds: joined, they are the text, even where a character has several tokens."""
-    so_far = [tokenizer.decode(list(ids[:n])).rstrip("\ufffd") for n in range(len(ids))]
-    so_far.append(tokenizer.decode(list(ids)))
-    return [after[len(before) :] for before, after in pairwise(so_far)]
+def _split_tokens(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> list[str]:
+    """Return the text that each token adds; joined, the pieces are the text.
+
+    Decoding token by token would not do: a character such as an emoji has several tokens, and a part of it alone
+    decodes to U+FFFD. Here its last token adds the complete character and the others add nothing.
+    """
+    prefixes = [tokenizer.decode(list(ids[:n])).rstrip("\ufffd") for n in range(len(ids))]
+    prefixes.append(tokenizer.decode(list(ids)))
+    return [after[len(before) :] for before, after in pairwise(prefixes)]

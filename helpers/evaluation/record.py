@@ -1,4 +1,4 @@
-"""evaluation.json: the figures of a run, a section for each question, written whole or not at all.
+"""evaluation.json: the metrics of a run, in one section for each question.
 
     {"version": 1, "run": ...,
      "test": {"source", "text_sha256", "base": SCORE, "tuned": SCORE, "difference", "documents": [...]},
@@ -6,12 +6,12 @@
      "copying": {"rows": [samples, held-out text], "longest_copy"},
      "speech": {"prompts", "settings", "decodings": [{"decoding", measures, "sample"}, ...]}}
 
-A section is null until it has been measured. SCORE is what `scoring.Score.to_dict` gives, with the intervals
-`perplexity_interval` and `bits_per_byte_interval` as [low, high]. `difference` is `base_and_tuned.Comparison`'s:
+A section is null until it has been measured. SCORE is the result of `scoring.Score.to_dict`, with the intervals
+`perplexity_interval` and `bits_per_byte_interval` as [low, high]. `difference` is that of `base_and_tuned.Comparison`:
 `bits_per_byte` saved (above 0: the tuned model is better) with its `interval`, `perplexity_ratio` (below 1: better)
-with its own, `confidence` and `resamples`. `documents` has, in the order of the text, `sha256`, `bytes`, `tokens`,
-`base_nats` and `tuned_nats` of each. An interval is null where there is one document; a figure is null where it is
-beyond all numbers. Figures of two runs compare only where their `text_sha256` is the same.
+with its own, `confidence` and `resamples`. `documents` has `sha256`, `bytes`, `tokens`, `base_nats` and `tuned_nats`
+of each document, in the order of the text. An interval is null if there is only one document; a perplexity is null if
+it is too large for a float. Compare the metrics of two runs only if their `text_sha256` is the same.
 """
 
 import json
@@ -26,17 +26,17 @@ SECTIONS = ("test", "forgetting", "copying", "speech")
 
 
 def read(run: str) -> dict[str, Any]:
-    """Return the figures of a run.
+    """Return the metrics of a run.
 
     Raises:
-        SettingsError: the run has not been evaluated, or by another version of this course.
+        SettingsError: the run has not been evaluated, or another version of this course evaluated it.
     """
     path = run_folder(run) / "evaluation.json"
     if not path.exists():
         raise SettingsError(f"Run {run!r} has not been evaluated: run notebook 04 for it first.")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        version = found["version"]
+        content = json.loads(path.read_text(encoding="utf-8"))
+        version = content["version"]
     except (ValueError, TypeError, KeyError):
         raise SettingsError(f"{path} cannot be read: run notebook 04 for run {run!r} again.") from None
     if version != VERSION:
@@ -44,16 +44,16 @@ def read(run: str) -> dict[str, Any]:
             f"{path} is of version {version}, and this course reads version {VERSION}: run notebook 04 for run {run!r} "
             "again."
         )
-    return found
+    return content
 
 
-def keep(run: str, section: str, value: dict[str, Any]) -> None:
-    """Write one section of a run's figures, leave the others as they are, and bring the model card up to date."""
-    folder = run_folder(run)
+def write_section(run: str, section: str, value: dict[str, Any]) -> None:
+    """Write one section of a run's metrics, keep the others, and update the model card."""
     try:
         before = read(run)
-    except SettingsError:  # none yet, or of a version that nothing here reads
+    except SettingsError:  # not evaluated yet, or the file is unreadable: nothing to keep
         before = {}
-    found = {"version": VERSION, "run": run} | {name: before.get(name) for name in SECTIONS} | {section: value}
-    write_atomically(folder / "evaluation.json", json.dumps(found, indent=2, allow_nan=False))
+    content = {"version": VERSION, "run": run} | {name: before.get(name) for name in SECTIONS} | {section: value}
+    # NaN is not JSON: better an error here, with the old file still in place, than a file that others cannot read.
+    write_atomically(run_folder(run) / "evaluation.json", json.dumps(content, indent=2, allow_nan=False))
     write_model_card(run)

@@ -1,49 +1,52 @@
-"""Perplexity of text of any length by a sliding window, at flat memory, with the protocol that gave it.
+"""Perplexity of text of any length with a sliding window; memory use does not grow with the text.
 
-Two protocols, offered by name:
+There are two protocols:
 
-- `documents`, this course's: an end-of-text token before the first document and after each, all in one stream. Windows
-  of `context` tokens move by `stride`, and every token after the first is scored, once.
-- `transformers`, that of "Perplexity of fixed-length models" in the transformers documentation, by which GPT-2's
-  figures on WikiText-2 were published: rows joined by a blank line, no end-of-text, and what no window can predict
-  (the first token, and at stride = context the first of each window) is not scored.
+- `documents`, used in this course: one stream of tokens, with an end-of-text token before the first document and after
+  each one. Windows of `context` tokens move by `stride`. Every token after the first is scored exactly once.
+- `transformers`, from "Perplexity of fixed-length models" in the transformers documentation, which gave GPT-2's
+  published perplexity on WikiText-2: rows joined by a blank line and no end-of-text. The first token is not scored,
+  and at stride = context neither is the first token of each window, because nothing comes before it.
 
-In both, each window scores the tokens that none before it held; nats come from float32 logits, are summed in float64
-and divided once by the number of scored tokens. Bytes are those of the text in UTF-8.
+In both, a window scores only the tokens that no earlier window contained. Nats come from float32 logits, are summed in
+float64 and divided once by the number of scored tokens. Bytes are counted in UTF-8.
 """
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from helpers.evaluation.token_windows import batches, pieces, token_stream, windows
 from helpers.model import check_sound, device, shown_name
 from helpers.settings import SettingsError
 from helpers.training.engine import CHUNK_TOKENS, equal_results_less_work
 
 if TYPE_CHECKING:
     import numpy as np
-    import torch
     from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
 Protocol = Literal["documents", "transformers"]
+_PIECE_CHARACTERS = 100_000  # text that is tokenized in one go
+# GPT-2's pre-tokenizer never joins a character to the white space after it, so pieces cut here have the same tokens.
+_CUT = re.compile(r"(?<=\S)(?=[ \n])")
 
 
 @dataclass(frozen=True)
 class Score:
-    """How well a model expects some documents.
+    """How well a model predicts some documents.
 
     Attributes:
-        document_nats: (documents,) summed nats of each document.
-        document_tokens: (documents,) scored tokens of each.
+        document_nats: (documents,) sum of the nats of each document's tokens.
+        document_tokens: (documents,) number of scored tokens in each.
         document_bytes: (documents,) bytes of each in UTF-8.
-        n_words: words, as white space separates them.
-        text_sha256: of the documents, as `data.json` has it for a split.
-        model: the model's name.
-        revision: its commit on the Hub, where it has one, and a hash of its weights.
-        stride: tokens between two windows.
+        n_words: number of words, separated by white space, in all documents.
+        text_sha256: hash of the documents, computed as in `data.json`.
+        model: name of the model.
+        revision: its commit on the Hub, if it has one, and a hash of its weights.
+        stride: tokens between the starts of two windows.
         context: tokens in a window.
         protocol_name: 'documents' or 'transformers'.
     """
@@ -61,12 +64,12 @@ class Score:
 
     @property
     def n_documents(self) -> int:
-        """Documents that were read."""
+        """Number of documents."""
         return len(self.document_nats)
 
     @property
     def n_tokens(self) -> int:
-        """Tokens that were scored."""
+        """Number of scored tokens."""
         return int(self.document_tokens.sum())
 
     @property
@@ -81,27 +84,27 @@ class Score:
 
     @property
     def loss_nats(self) -> float:
-        """Mean nats a scored token."""
+        """Mean nats per scored token."""
         return self.nats / self.n_tokens
 
     @property
     def perplexity(self) -> float:
-        """Exponential of the mean nats a token; compares only models with the same tokenizer."""
+        """Exponential of the mean nats per token; comparable only between models with the same tokenizer."""
         return _exp(self.loss_nats)
 
     @property
     def word_perplexity(self) -> float:
-        """Exponential of the nats a word; compares models with any tokenizers, on text that has words."""
+        """Exponential of the mean nats per word; comparable between any models, on text that has words."""
         return _exp(self.nats / self.n_words)
 
     @property
     def bits_per_byte(self) -> float:
-        """Bits the model needs for each byte of text; compares models with any tokenizers."""
+        """Bits the model needs for each byte of text; comparable between any models."""
         return self.nats / math.log(2) / self.n_bytes
 
     @property
     def protocol(self) -> str:
-        """How the figures were made, in one line."""
+        """One line that says how the values were measured."""
         return (
             f"{self.model} ({self.revision}), text {self.text_sha256[:12]}: {self.n_documents:,} documents, "
             f"{self.n_tokens:,} tokens, {self.n_bytes:,} bytes, context {self.context}, stride {self.stride}, "
@@ -109,13 +112,13 @@ class Score:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the figures with their protocol, ready for JSON; None stands for what is beyond all numbers."""
+        """Return the metrics and their protocol, ready for JSON; a perplexity too large for a float is None."""
         names = (
             "perplexity", "bits_per_byte", "word_perplexity", "loss_nats", "n_documents", "n_tokens", "n_bytes",
             "n_words", "stride", "context", "model", "revision", "text_sha256", "protocol",
         )  # fmt: skip
         values = {name: getattr(self, name) for name in names}
-        return {name: None if value == math.inf else value for name, value in values.items()}  # JSON knows no infinity
+        return {name: None if value == math.inf else value for name, value in values.items()}  # JSON has no infinity
 
 
 def score(
@@ -128,27 +131,27 @@ def score(
     per_device_eval_batch_size: int = 8,
     protocol: Protocol = "documents",
     name: str | None = None,
-    progress: bool = True,
 ) -> Score:
-    """Score documents with a sliding window; memory does not grow with the text.
+    """Score documents with a sliding window; show a progress bar after two seconds.
 
-    GPT-2's published 29.94 on WikiText-2, where a network is: the rows of `load_dataset("Salesforce/wikitext",
-    "wikitext-2-raw-v1")["test"]["text"]`, with `stride=1024, protocol="transformers"`; 25.19 with `stride=512`.
+    To reproduce GPT-2's published perplexity on WikiText-2, 29.94, where the Hub can be reached: score the rows of
+    `load_dataset("Salesforce/wikitext", "wikitext-2-raw-v1")["test"]["text"]` with `stride=1024` and
+    `protocol="transformers"`. With `stride=512` it is 25.19.
 
     Args:
         model: a GPT-2 in float32.
         tokenizer: its tokenizer.
-        documents: texts of any length; a column of a data set is read from the disk as it is needed.
-        stride: tokens each window scores, 1 to `context`; smaller gives each token more context and takes longer.
-        context: tokens in a window; the model's positions when not given.
-        per_device_eval_batch_size: windows in one pass.
-        protocol: 'documents' or 'transformers'; the module says what they are.
-        name: what the model shall be called; by default what it was loaded from.
-        progress: show a bar, once two seconds have gone.
+        documents: texts of any length; the column of a data set is read from disk bit by bit.
+        stride: tokens that each window scores, 1 to `context`. A smaller stride gives each token more context and
+            takes longer.
+        context: tokens in a window; by default the model's number of positions.
+        per_device_eval_batch_size: windows in one forward pass.
+        protocol: 'documents' or 'transformers', described at the top of this module.
+        name: name of the model in the result; by default where it was loaded from.
 
     Raises:
-        SettingsError: there is no text or no such protocol, the stride or the context does not fit the model, or the
-            model does not fit the tokenizer or holds weights that are no numbers.
+        SettingsError: there is no text, the protocol is unknown, the stride or context does not fit the model, or the
+            model does not fit the tokenizer or has weights that are not finite.
     """
     import numpy as np
     from tqdm.auto import tqdm
@@ -158,33 +161,32 @@ def score(
     if protocol not in get_args(Protocol):
         raise SettingsError(f"protocol = {protocol!r} is unknown: it must be 'documents' or 'transformers'.")
     check_sound(model, tokenizer)
-    if protocol == "transformers":
-        documents = ["\n\n".join(_checked(documents))]
-    n_bytes, n_words, text_sha256 = _measure(documents)
+    with_ends = protocol == "documents"
+    if not with_ends:
+        documents = ["\n\n".join(_check_texts(documents))]
+    n_bytes, n_words, text_sha256 = _measure_text(documents)
     nats, tokens = np.zeros(len(n_bytes)), np.zeros(len(n_bytes), np.int64)
-    with tqdm(
-        total=int(n_bytes.sum()), unit="B", unit_scale=True, delay=2, leave=False, disable=not progress
-    ) as bar, equal_results_less_work(model.to(device()).eval()):  # fmt: skip
-        stream = token_stream(documents, tokenizer, with_ends=protocol == "documents", advance=bar.update)
-        wanted = windows(stream, stride, context + (protocol == "documents"))
-        for ids, owners in batches(wanted, per_device_eval_batch_size):
-            np.add.at(nats, owners, _token_nats(model, ids, owners.shape[1]))
+    with (
+        tqdm(total=int(n_bytes.sum()), unit="B", unit_scale=True, delay=2, leave=False) as bar,
+        equal_results_less_work(model.to(device()).eval()),
+    ):
+        stream = stream_tokens(documents, tokenizer, with_ends=with_ends, advance=bar.update)
+        # `context` tokens go into the model. With ends, one more token follows them: the target of the last one.
+        windows = slide_windows(stream, stride, context + with_ends)
+        for ids, owners in batch_windows(windows, per_device_eval_batch_size):
+            # Not `nats[owners] += ...`, which would count a document once however many of its tokens are in a batch.
+            np.add.at(nats, owners, compute_token_nats(model, ids, owners.shape[1]))
             np.add.at(tokens, owners, 1)
     if not tokens.any():
         raise SettingsError("The text has one token, and this protocol does not score the first: give a longer text.")
+    name = name or shown_name(model.config._name_or_path or "unnamed")
     return Score(
-        nats, tokens, n_bytes, n_words, text_sha256, name or model_name(model), revision_of(model), stride, context,
-        protocol,
+        nats, tokens, n_bytes, n_words, text_sha256, name, describe_revision(model), stride, context, protocol
     )  # fmt: skip
 
 
-def model_name(model: "GPT2LMHeadModel") -> str:
-    """Return what a model was loaded from: a Hub id, or the name of a folder without the path to it."""
-    return shown_name(model.config._name_or_path or "unnamed")
-
-
-def revision_of(model: "GPT2LMHeadModel") -> str:
-    """Return what tells one state of a model from another: its commit on the Hub, if any, and its weights' hash."""
+def describe_revision(model: "GPT2LMHeadModel") -> str:
+    """Return what identifies the state of a model: its commit on the Hub, if any, and a hash of its weights."""
     digest = hashlib.sha256()
     for name, weights in sorted(model.named_parameters()):
         digest.update(name.encode())
@@ -194,7 +196,7 @@ def revision_of(model: "GPT2LMHeadModel") -> str:
 
 
 def _exp(nats: float) -> float:
-    return math.exp(nats) if nats < 700 else math.inf  # above it a float overflows
+    return math.exp(nats) if nats < 700 else math.inf  # math.exp raises OverflowError above 709
 
 
 def _check_window(model: "GPT2LMHeadModel", stride: int, context: int) -> None:
@@ -204,52 +206,146 @@ def _check_window(model: "GPT2LMHeadModel", stride: int, context: int) -> None:
         raise SettingsError(f"stride = {stride} does not fit: it must be 1 to {context}, the tokens in a window.")
 
 
-def _checked(documents: Sequence[str]) -> Iterator[str]:
-    """Yield the documents; raise `SettingsError` for what is no list of texts."""
+def _check_texts(documents: Sequence[str]) -> Iterator[str]:
+    """Yield the documents; raise `SettingsError` where one is not a text."""
     if isinstance(documents, str):
         raise SettingsError("documents is one text: put it into a list, [text].")
     for number, text in enumerate(documents):
         if not isinstance(text, str):
-            raise SettingsError(f"Document {number} is no text but {type(text).__name__}: give a list of texts.")
+            raise SettingsError(f"Document {number} is not a text but {type(text).__name__}: give a list of texts.")
         yield text
 
 
-def _measure(documents: Sequence[str]) -> tuple["np.ndarray", int, str]:
-    """Return the bytes of each document, the words of all, and their hash; raise `SettingsError` for no text."""
+def _measure_text(documents: Sequence[str]) -> tuple["np.ndarray", int, str]:
+    """Return bytes per document, the number of words and the hash of all; raise `SettingsError` for no text."""
     import numpy as np
 
     digest, n_bytes, n_words = hashlib.sha256(), [], 0
-    for text in _checked(documents):
+    for text in _check_texts(documents):
         n_bytes.append(0)
-        for piece in pieces(text):
+        for piece in split_text(text):  # encoding a long text in one go would hold it in memory twice
             encoded = piece.encode()
             digest.update(encoded)
             n_bytes[-1] += len(encoded)
             n_words += len(piece.split())
-        digest.update(b"\0")
+        digest.update(b"\0")  # so that where documents begin changes the hash; as in `data.json`
     if not n_bytes:
         raise SettingsError("There are no documents to score: give at least one.")
     if not n_words:
-        raise SettingsError(f"There is no text to score: {len(n_bytes)} documents hold nothing but white space.")
+        raise SettingsError(f"There is no text to score: {len(n_bytes)} documents contain only white space.")
     return np.array(n_bytes), n_words, digest.hexdigest()
 
 
-def _token_nats(model: "GPT2LMHeadModel", ids: "np.ndarray", scored: int) -> "np.ndarray":
-    """Return (B, scored) nats of the last `scored` tokens of each row (B, T + 1); only their logits are made."""
+def split_text(text: str, size: int = _PIECE_CHARACTERS) -> Iterator[str]:
+    """Yield a text in pieces of about `size` characters, cut only where GPT-2's tokenizer starts a new token anyway.
+
+    >>> list(split_text("One fox, two  foxes.", 5))
+    ['One fox,', ' two  foxes.']
+    """
+    start = 0
+    while len(text) - start > size and (cut := _CUT.search(text, start + size)):
+        yield text[start : cut.start()]
+        start = cut.start()
+    yield text[start:]
+
+
+def stream_tokens(
+    documents: Iterable[str],
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    with_ends: bool,
+    advance: Callable[[int], Any],
+) -> Iterator["np.ndarray"]:
+    """Yield the documents' tokens as (2, n) arrays: token ids, and the number of the document each belongs to.
+
+    Args:
+        documents: the texts.
+        tokenizer: tokenizes them.
+        with_ends: put an end-of-text token before the first document and after each one.
+        advance: called with the number of bytes read so far since the last call.
+    """
+    import numpy as np
+
+    ends = [tokenizer.eos_token_id] if with_ends else []
+    yield np.array([ends, [0] * len(ends)], np.int64)
+    for batch in _batch_text(documents):
+        rows = tokenizer([piece for _, piece, _ in batch], verbose=False)["input_ids"]
+        rows = [ids + ends if is_last else ids for ids, (_, _, is_last) in zip(rows, batch, strict=True)]
+        owners = np.repeat([number for number, _, _ in batch], [len(ids) for ids in rows])
+        yield np.stack([np.array([token for ids in rows for token in ids], np.int64), owners])
+        advance(sum(len(piece.encode()) for _, piece, _ in batch))
+
+
+def _batch_text(documents: Iterable[str]) -> Iterator[list[tuple[int, str, bool]]]:
+    """Yield lists of (number of a document, a piece of it, whether it is the last piece), some text at a time."""
+    batch, n_characters = [], 0
+    for number, text in enumerate(documents):
+        n_left = len(text)
+        for piece in split_text(text):
+            n_left -= len(piece)
+            batch.append((number, piece, n_left == 0))
+            n_characters += len(piece)
+            if n_characters >= _PIECE_CHARACTERS:
+                yield batch
+                batch, n_characters = [], 0
+    if batch:
+        yield batch
+
+
+def slide_windows(
+    stream: Iterable["np.ndarray"], stride: int, width: int
+) -> Iterator[tuple["np.ndarray", "np.ndarray"]]:
+    """Yield windows over a stream of (token, document) columns: ids (T + 1,) and owners (scored,).
+
+    `owners` are the documents of the window's last tokens, which are the ones it scores.
+
+    >>> import numpy as np
+    >>> [(ids.tolist(), len(owners)) for ids, owners in slide_windows([np.stack([np.arange(8)] * 2)], 2, 5)]
+    [([0, 1, 2, 3, 4], 4), ([2, 3, 4, 5, 6], 2), ([4, 5, 6, 7], 1)]
+    """
+    import numpy as np
+
+    buffer = np.empty((2, 0), np.int64)
+    n_context = 1  # tokens at the window's start that are not scored: its first, and those of the window before it
+    for columns in stream:
+        buffer = np.concatenate([buffer, columns], axis=1)
+        while buffer.shape[1] >= width:
+            yield buffer[0, :width], buffer[1, n_context:width]
+            buffer, n_context = buffer[:, stride:], max(1, width - stride)
+    if buffer.shape[1] > n_context:
+        yield buffer[0], buffer[1, n_context:]
+
+
+def batch_windows(
+    windows: Iterator[tuple["np.ndarray", "np.ndarray"]], size: int
+) -> Iterator[tuple["np.ndarray", "np.ndarray"]]:
+    """Yield up to `size` windows of the same shape at a time: ids (B, T + 1) and owners (B, scored)."""
+    import numpy as np
+
+    for _, same_shape in groupby(windows, key=lambda window: (len(window[0]), len(window[1]))):
+        while rows := list(islice(same_shape, size)):
+            yield np.stack([ids for ids, _ in rows]), np.stack([owners for _, owners in rows])
+
+
+def compute_token_nats(model: "GPT2LMHeadModel", ids: "np.ndarray", n_scored: int) -> "np.ndarray":
+    """Return the nats (B, n_scored) of the last `n_scored` tokens of each row of ids (B, T + 1).
+
+    Raises:
+        SettingsError: the model's logits overflow.
+    """
     import torch
     from torch.nn import functional
 
     rows = torch.from_numpy(ids).to(model.device)
     with torch.inference_mode():
-        hidden = model.transformer(rows[:, :-1], use_cache=False)[0][:, -scored:].flatten(0, 1)  # (B * scored, width)
-        targets = rows[:, -scored:].flatten()
-        nats = torch.cat(list(_cross_entropies(functional, model.lm_head, hidden, targets)))
+        hidden = model.transformer(rows[:, :-1], use_cache=False)[0][:, -n_scored:].flatten(0, 1)  # (B * scored, width)
+        targets = rows[:, -n_scored:].flatten()
+        # Logits of all tokens at once would be the largest tensor by far: 8 x 1024 tokens of GPT-2 take 1.6 GB.
+        nats = [
+            functional.cross_entropy(model.lm_head(some).float(), wanted, reduction="none")
+            for some, wanted in zip(hidden.split(CHUNK_TOKENS), targets.split(CHUNK_TOKENS), strict=True)
+        ]
+    nats = torch.cat(nats)
     if not nats.isfinite().all():
-        raise SettingsError("The model's logits overflow: it gives no finite score. Train it with a lower rate.")
-    return nats.view(len(ids), scored).double().cpu().numpy()
-
-
-def _cross_entropies(functional: Any, head: Any, hidden: "torch.Tensor", targets: "torch.Tensor") -> Iterator[Any]:
-    """Yield the nats of some tokens at a time, so that few logits are held at once."""
-    for some, wanted in zip(hidden.split(CHUNK_TOKENS), targets.split(CHUNK_TOKENS), strict=True):
-        yield functional.cross_entropy(head(some).float(), wanted, reduction="none")
+        raise SettingsError("The model's logits overflow, so it has no finite score: train with a lower learning_rate.")
+    return nats.view(len(ids), n_scored).double().cpu().numpy()

@@ -1,4 +1,3 @@
-import dataclasses
 import json
 import math
 import shutil
@@ -7,39 +6,38 @@ import numpy as np
 import pytest
 
 from helpers.data.preparation import open_prepared
-from helpers.evaluation import record as figures
+from helpers.evaluation import record
 from helpers.evaluation.base_and_tuned import (
     Comparison,
-    Score,
-    compare,
-    forgetting,
-    generate,
+    compare_decodings,
+    compare_with_base,
     load_base,
     load_tuned,
     measure_copying,
-    score,
-    speaking,
+    measure_forgetting,
 )
+from helpers.evaluation.generation import DECODINGS, generate
+from helpers.evaluation.scoring import Score
 from helpers.settings import EvaluationSettings, SettingsError, run_folder
 
 SETTINGS = EvaluationSettings(run="tiny", stride=16, max_new_tokens=8, copy_samples=3, general_documents=2)
 
 
-def compared(base_nats, tuned_nats, *, tokens=10, n_bytes=50):
-    """Return a comparison on documents of equal size."""
+def make_comparison(base_nats, tuned_nats, *, tokens=10, n_bytes=50):
+    """Return a comparison on documents of the same size."""
     n = len(base_nats)
     base, tuned = (
         Score(np.array(nats), np.full(n, tokens), np.full(n, n_bytes), 10 * n, "ab" * 32, name, "weights 1", 8, 16)
         for name, nats in (("base", base_nats), ("tuned", tuned_nats))
     )
-    return Comparison("mine", "<fables>", [f"Title {i}\nText" for i in range(n)], base, tuned, seed=0)
+    return Comparison("<fables>", [f"Title {i}\nText" for i in range(n)], base, tuned, seed=0)
 
 
-def test_both_models_read_the_same_tokens_and_the_file_keeps_the_protocol(tiny_run):
-    comparison = compare(SETTINGS)
+def test_both_models_score_the_same_tokens_and_the_file_contains_the_protocol(tiny_run):
+    comparison = compare_with_base(SETTINGS)
     assert comparison.base.n_tokens == comparison.tuned.n_tokens
     assert comparison.tuned.perplexity < comparison.base.perplexity
-    stored = figures.read("tiny")["test"]
+    stored = record.read("tiny")["test"]
     assert stored == json.loads(json.dumps(comparison.to_dict()))
     assert stored["text_sha256"] == open_prepared("tiny").facts["splits"]["test"]["sha256"]
     assert "context 32, stride 16" in stored["tuned"]["protocol"]
@@ -49,8 +47,8 @@ def test_both_models_read_the_same_tokens_and_the_file_keeps_the_protocol(tiny_r
 
 
 def test_evaluation_json_has_the_documented_shape(tiny_run):
-    compare(SETTINGS)
-    stored = figures.read("tiny")
+    compare_with_base(SETTINGS)
+    stored = record.read("tiny")
     assert list(stored) == ["version", "run", "test", "forgetting", "copying", "speech"]
     test = stored["test"]
     assert list(test) == ["source", "text_sha256", "base", "tuned", "difference", "documents"]
@@ -71,142 +69,150 @@ def test_evaluation_json_has_the_documented_shape(tiny_run):
     assert low < test["tuned"]["perplexity"] < high
 
 
-def test_every_section_is_kept_and_stands_in_the_model_card(tiny_run):
-    found = compare(SETTINGS), forgetting(SETTINGS), measure_copying(SETTINGS), speaking(SETTINGS)
-    stored = figures.read("tiny")
-    for name, one in zip(("test", "forgetting", "copying", "speech"), found, strict=True):
-        assert stored[name] == json.loads(json.dumps(one.to_dict()))
+def test_every_section_is_written_and_is_in_the_model_card(tiny_run):
+    measure = (compare_with_base, measure_forgetting, measure_copying, compare_decodings)
+    test, forgetting, copying, speech = results = [function(SETTINGS) for function in measure]
+    stored = record.read("tiny")
+    for name, result in zip(("test", "forgetting", "copying", "speech"), results, strict=True):
+        assert stored[name] == json.loads(json.dumps(result.to_dict()))
     card = (tiny_run.model_folder / "README.md").read_text()
-    assert found[0].tuned.protocol in card
-    assert found[1].tuned.protocol in card
+    assert test.tuned.protocol in card
+    assert forgetting.tuned.protocol in card
     assert "## Copying" in card
-    assert f"{found[2].rows[0]['novel_4']:.3g}" in card
-    assert found[3].rows[0]["sample"] in card
+    assert f"{copying.rows[0]['novel_4']:.3g}" in card
+    assert speech.rows[0]["sample"] in card
 
 
 def test_the_difference_and_its_interval_by_hand():
-    comparison = compared([10.0, 20.0, 30.0, 40.0], [8.0, 18.0, 28.0, 38.0])  # each document saves the same
+    comparison = make_comparison([10.0, 20.0, 30.0, 40.0], [8.0, 18.0, 28.0, 38.0])  # each document saves the same
     saved = 2 / math.log(2) / 50
     difference = comparison.difference
     assert difference["bits_per_byte"] == pytest.approx(saved)
-    assert difference["interval"] == pytest.approx([saved, saved]), "paired: what the documents share does not count"
+    assert difference["interval"] == pytest.approx([saved, saved]), "what the models share on a document cancels"
     assert difference["perplexity_ratio"] == pytest.approx(math.exp(-0.2))
     low, high = comparison.rows[1]["perplexity_interval"]
-    assert low < comparison.tuned.perplexity < high, "each model by itself still depends on the documents"
+    assert low < comparison.tuned.perplexity < high, "each model alone still depends on the documents"
 
 
 @pytest.mark.parametrize(
     ("tuned", "words"),
     [
-        ([8.0, 17.0, 25.0, 36.0], "so it is better there"),
-        ([12.0, 23.0, 35.0, 44.0], "so it is worse there"),
-        ([5.0, 27.0, 24.0, 45.0], "which may be chance"),
+        ([8.0, 17.0, 25.0, 36.0], "so it is better on this text"),
+        ([12.0, 23.0, 35.0, 44.0], "so it is worse on this text"),
+        ([5.0, 27.0, 24.0, 45.0], "The interval includes 0, so this may be due to the choice of documents"),
     ],
 )
 def test_the_verdict_follows_from_the_interval(tuned, words):
-    comparison = compared([10.0, 20.0, 30.0, 40.0], tuned)
+    comparison = make_comparison([10.0, 20.0, 30.0, 40.0], tuned)
     assert words in comparison.verdict
     assert "&lt;fables&gt;" in comparison._repr_html_()
     assert "protocol documents" in comparison._repr_html_()
 
 
-def test_the_rows_are_named_by_their_part():
-    assert [row["model"] for row in compared([10.0, 20.0], [8.0, 9.0]).rows] == ["base", "tuned"]
+def test_the_rows_are_named_base_and_tuned():
+    assert [row["model"] for row in make_comparison([10.0, 20.0], [8.0, 9.0]).rows] == ["base", "tuned"]
 
 
 def test_one_document_has_no_interval():
-    comparison = compared([10.0], [5.0])
+    comparison = make_comparison([10.0], [5.0])
     assert comparison.difference["interval"] is None
     assert comparison.rows[0]["perplexity_interval"] is None
-    assert "one document tells nothing about others" in comparison.verdict
+    assert "With one document there is no interval" in comparison.verdict
     assert "[" not in comparison._repr_html_()
 
 
-def test_the_documents_stand_in_the_order_of_their_gain():
-    rows = compared([10.0, 20.0, 30.0], [9.0, 12.0, 31.0]).gains
+def test_documents_are_sorted_by_their_gain():
+    rows = make_comparison([10.0, 20.0, 30.0], [9.0, 12.0, 31.0]).gains
     assert [row["document"] for row in rows] == ["Title 1", "Title 0", "Title 2"]
     assert rows[0]["gain"] == pytest.approx(8 / math.log(2) / 50)
     assert rows[0]["gain"] == pytest.approx(rows[0]["base"] - rows[0]["tuned"])
     assert rows[2]["gain"] < 0
 
 
-def test_a_perplexity_beyond_all_numbers_breaks_neither_table_nor_file():
-    comparison = compared([1e4, 2e4], [10.0, 20.0])
+def test_a_perplexity_too_large_for_a_float_breaks_neither_table_nor_file():
+    comparison = make_comparison([1e4, 2e4], [10.0, 20.0])
     json.dumps(comparison.to_dict(), allow_nan=False)
     assert "too large" in comparison._repr_html_()
 
 
-def test_forgetting_reads_the_readers_own_text(tiny_run, tmp_path):
-    own = tmp_path / "own.txt"
-    own.write_text("Rain fell.\n\nSnow fell.\n\nHail fell.", encoding="utf-8")
-    found = forgetting(SETTINGS.model_copy(update={"general_source": str(own)}))
-    assert found.source == "own.txt", "the path is nobody's business"
-    assert set(found.documents) < {"Rain fell.", "Snow fell.", "Hail fell."}
-    assert len(found.documents) == 2
+def test_forgetting_is_measured_on_your_own_text(tiny_run, tmp_path):
+    path = tmp_path / "own.txt"
+    path.write_text("Rain fell.\n\nSnow fell.\n\nHail fell.", encoding="utf-8")
+    comparison = measure_forgetting(SETTINGS.model_copy(update={"general_source": str(path)}))
+    assert comparison.source == "own.txt", "the path is private"
+    assert set(comparison.documents) < {"Rain fell.", "Snow fell.", "Hail fell."}
+    assert len(comparison.documents) == 2
 
 
-def test_what_was_forgotten_does_not_show_on_the_text_that_was_learnt(tiny_run, tiny_settings):
-    with pytest.raises(SettingsError, match="is what run 'tiny' was trained on"):
-        forgetting(SETTINGS.model_copy(update={"general_source": tiny_settings.source}))
+def test_forgetting_is_not_measured_on_the_text_of_the_training(tiny_run, tiny_settings):
+    with pytest.raises(SettingsError, match="is the text that run 'tiny' was trained on"):
+        measure_forgetting(SETTINGS.model_copy(update={"general_source": tiny_settings.source}))
 
 
-def test_the_control_is_what_really_follows_and_is_cut_to_the_same_length(tiny_run):
+def test_samples_and_control_come_from_the_same_prompts_and_have_the_same_length(tiny_run):
     report = measure_copying(SETTINGS)
     assert len(report.samples) == len(report.control) == 3
     assert all(len(match.lengths) <= 8 for match in (*report.samples, *report.control))
 
 
-def test_texts_too_short_for_a_prompt_are_said_so(tiny_run, monkeypatch):
+def test_documents_too_short_for_a_prompt_are_an_error(tiny_run, monkeypatch):
     monkeypatch.setattr("helpers.evaluation.base_and_tuned._PROMPT_TOKENS", 60)
     with pytest.raises(SettingsError, match="more than 60 tokens"):
         measure_copying(SETTINGS)
 
 
-def test_the_names_others_import_are_those_of_their_modules():
-    from helpers.evaluation import generation, scoring
+def test_every_decoding_method_continues_the_same_prompts(tiny_run):
+    settings = SETTINGS.model_copy(update={"max_new_tokens": 6})
+    speech = compare_decodings(settings)
+    assert [row["decoding"] for row in speech.rows] == list(DECODINGS)
+    openings = [" ".join(text.split()[:3]) for text in open_prepared("tiny").documents["test"]["text"][:3]]
+    prompts = [settings.prompt, *openings]
+    assert speech.to_dict()["prompts"] == list(dict.fromkeys(prompts))
+    for decoding, samples in speech.samples.items():
+        n_each = 1 if DECODINGS[decoding].get("do_sample") is False else settings.num_return_sequences
+        assert [sample.prompt for sample in samples] == [prompt for prompt in prompts for _ in range(n_each)]
+    by_prompt = generate(*load_tuned("tiny"), prompts, settings)
+    assert speech.samples["these settings"] == [sample for samples in by_prompt for sample in samples]
 
-    assert (generate, score, Score) == (generation.generate, scoring.score, scoring.Score)
+
+def test_decoding_methods_can_be_replaced_by_your_own(tiny_run):
+    speech = compare_decodings(SETTINGS, decodings={"cold": {"temperature": 0.1}})
+    assert [row["decoding"] for row in record.read("tiny")["speech"]["decodings"]] == list(speech.samples) == ["cold"]
 
 
 class TestBadModelFolder:
     def test_a_run_without_a_model(self):
         with pytest.raises(SettingsError, match="no final model yet"):
-            load_tuned("mine")
+            load_tuned("some-run")
 
-    def test_a_run_that_is_not_there(self):
-        for measure in (compare, forgetting, measure_copying, speaking):
+    def test_a_run_that_does_not_exist(self):
+        for measure in (compare_with_base, measure_forgetting, measure_copying, compare_decodings):
             with pytest.raises(SettingsError, match=r"'tiny'"):
                 measure(SETTINGS)
-        with pytest.raises(SettingsError, match="no run 'mine'"):
-            load_base("mine")
+        with pytest.raises(SettingsError, match="no run 'some-run'"):
+            load_base("some-run")
 
-    def test_a_model_that_is_gone_leaves_the_figures(self, tiny_run):
-        compare(SETTINGS)
-        before = figures.read("tiny")
+    def test_a_model_that_was_deleted_leaves_the_metrics(self, tiny_run):
+        compare_with_base(SETTINGS)
+        before = record.read("tiny")
         shutil.rmtree(tiny_run.model_folder)
         with pytest.raises(SettingsError, match="no final model yet"):
-            compare(SETTINGS)
-        assert figures.read("tiny") == before
+            compare_with_base(SETTINGS)
+        assert record.read("tiny") == before
 
     def test_a_model_that_is_half_written(self, tiny_run):
         weights = tiny_run.model_folder / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:5000])
         with pytest.raises(SettingsError, match="half-written"):
-            compare(SETTINGS)
+            compare_with_base(SETTINGS)
 
     def test_a_model_of_another_architecture(self, tiny_run):
         (tiny_run.model_folder / "config.json").write_text('{"model_type": "llama"}')
         with pytest.raises(SettingsError, match="is a llama model"):
-            compare(SETTINGS)
+            compare_with_base(SETTINGS)
 
     def test_a_model_without_its_tokenizer(self, tiny_run):
         (tiny_run.model_folder / "tokenizer.json").unlink()
         with pytest.raises(SettingsError, match=r"tokenizer"):
-            compare(SETTINGS)
+            compare_with_base(SETTINGS)
         assert not (run_folder("tiny") / "evaluation.json").exists()
-
-
-def test_a_score_is_what_it_was_when_it_was_made(tiny):
-    result = score(*tiny, ["A fox."], stride=8)
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        result.stride = 4

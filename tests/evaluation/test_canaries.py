@@ -5,26 +5,26 @@ import pytest
 import torch
 
 from helpers.data.preparation import open_prepared, prepare
-from helpers.evaluation.canaries import N_CANDIDATES, Canary, exposure, measure_exposure, plant
+from helpers.evaluation.canaries import N_CANDIDATES, Canary, measure_exposure, plant_canaries, rank_secret
 from helpers.settings import SettingsError, TrainingSettings, read_run_settings
 
 TEXTS = [f"Story {number}." for number in range(30)]
 
 
 def test_each_canary_is_planted_as_often_as_asked_in_a_copy():
-    planted, canaries = plant(TEXTS, seed=1, repeats=(0, 1, 5))
+    planted, canaries = plant_canaries(TEXTS, seed=1, repeats=(0, 1, 5))
     assert [canary.repeats for canary in canaries] == [0, 1, 5]
     assert [sum(c.sentence() in text for text in planted) for c in canaries] == [0, 1, 5]
-    assert sum(after != before for after, before in zip(planted, TEXTS, strict=True)) == 6, "one a document at most"
+    assert sum(after != before for after, before in zip(planted, TEXTS, strict=True)) == 6, "at most one per document"
     assert all(after.startswith(before) for after, before in zip(planted, TEXTS, strict=True))
-    assert plant(TEXTS, seed=1, repeats=(0, 1, 5)) == (planted, canaries)
-    assert plant(TEXTS, seed=2, repeats=(0, 1, 5)) != (planted, canaries)
+    assert plant_canaries(TEXTS, seed=1, repeats=(0, 1, 5)) == (planted, canaries)
+    assert plant_canaries(TEXTS, seed=2, repeats=(0, 1, 5)) != (planted, canaries)
 
 
 @pytest.mark.parametrize("repeats", [(31,), (1,) * 9])
 def test_more_canaries_than_there_is_room_for_are_refused(repeats):
     with pytest.raises(SettingsError, match="plant fewer, or use more text"):
-        plant(TEXTS, seed=1, repeats=repeats)
+        plant_canaries(TEXTS, seed=1, repeats=repeats)
 
 
 def test_the_rank_is_that_of_every_candidate_scored_one_by_one(tiny):
@@ -36,13 +36,11 @@ def test_the_rank_is_that_of_every_candidate_scored_one_by_one(tiny):
         with torch.no_grad():
             return -model(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None]).double().sum().item()
 
-    likelier = sum(nats(number) < nats(7) - 1e-5 for number in range(0, N_CANDIDATES))
-    bits, rank = exposure(model, tokenizer, canary)
-    assert rank == likelier + 1
-    assert bits == pytest.approx(math.log2(N_CANDIDATES) - math.log2(rank))
+    secret = nats(7)
+    assert rank_secret(model, tokenizer, canary) == 1 + sum(nats(n) < secret - 1e-5 for n in range(N_CANDIDATES))
 
 
-def test_a_secret_learnt_by_heart_is_exposed_and_another_is_not(tiny):
+def test_a_memorized_secret_has_the_first_rank_and_an_unknown_one_does_not(tiny):
     model, tokenizer = copy.deepcopy(tiny[0]), tiny[1]
     known, unknown = Canary("miller", 271, repeats=9), Canary("miller", 828, repeats=0)
     ids = torch.tensor([[tokenizer.eos_token_id, *tokenizer.encode(f"\n\n{known.sentence()}")]])
@@ -51,22 +49,24 @@ def test_a_secret_learnt_by_heart_is_exposed_and_another_is_not(tiny):
         model(ids, labels=ids).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    assert exposure(model, tokenizer, known) == (math.log2(N_CANDIDATES), 1)
-    assert exposure(model, tokenizer, unknown)[0] < 8
+    assert rank_secret(model, tokenizer, known) == 1
+    assert rank_secret(model, tokenizer, unknown) >= 4, "an exposure below 8 bits"
 
 
-def test_the_experiment_is_a_run_of_its_own_and_counts_what_was_really_seen(tiny_settings):
+def test_the_experiment_is_a_run_of_its_own_and_counts_the_canaries_in_its_training_part(tiny_settings):
     before = prepare(tiny_settings).facts
     rows = measure_exposure(tiny_settings, repeats=(0, 8))
     assert open_prepared("tiny").facts == before
-    seen = open_prepared("tiny-canaries").documents["train"]["text"][:]
+    training = open_prepared("tiny-canaries").documents["train"]["text"][:]
     assert rows[0]["repeats"] == 0
-    assert rows[1]["repeats"] == sum(rows[1]["sentence"] in text for text in seen) > 0
-    assert all(0 <= row["exposure_bits"] <= row["highest_bits"] == math.log2(N_CANDIDATES) for row in rows)
+    assert rows[1]["repeats"] == sum(rows[1]["sentence"] in text for text in training) > 0
+    for row in rows:
+        assert row["exposure_bits"] == pytest.approx(math.log2(N_CANDIDATES / row["rank"]))
+        assert 0 <= row["exposure_bits"] <= row["highest_bits"] == math.log2(N_CANDIDATES)
     assert measure_exposure(tiny_settings, repeats=(0, 8)) == rows, "a finished run is opened, not trained again"
 
 
-def test_settings_that_speak_of_the_runs_own_source_are_not_those_of_the_copy(tiny_settings, tmp_path):
+def test_settings_of_the_runs_own_source_are_not_applied_to_the_copy(tiny_settings, tmp_path):
     (tmp_path / "texts").mkdir()
     for name in ("train", "extra"):
         stories = (f"The {name} story {number} went to the well and found it empty." for number in range(60))
@@ -84,6 +84,6 @@ def test_settings_that_speak_of_the_runs_own_source_are_not_those_of_the_copy(ti
     assert copy_of_run.learning_rate == settings.learning_rate
 
 
-def test_a_run_without_data_is_said_so(tiny_settings):
+def test_a_run_without_data_is_an_error(tiny_settings):
     with pytest.raises(SettingsError, match="holds no data yet"):
         measure_exposure(tiny_settings)

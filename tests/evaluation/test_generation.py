@@ -5,15 +5,12 @@ import pytest
 import torch
 
 from helpers.evaluation.generation import (
-    DECODINGS,
+    DecodingReport,
     Sample,
-    Speech,
     distinct_n,
     generate,
-    measures,
+    measure_samples,
     repeated_n,
-    sample,
-    speak,
 )
 from helpers.settings import EvaluationSettings, SettingsError
 
@@ -25,20 +22,20 @@ def test_a_batch_of_prompts_gives_what_single_prompts_give(tiny):
     prompts = ["The fox", "An old owl came down from the", "No"]
     together = generate(*tiny, prompts, settings, **GREEDY)
     assert together == [generate(*tiny, [prompt], settings, **GREEDY)[0] for prompt in prompts]
-    assert all(texts[0].startswith(prompt) for texts, prompt in zip(together, prompts, strict=True))
+    assert all(samples[0].text.startswith(prompt) for samples, prompt in zip(together, prompts, strict=True))
 
 
-def test_greedy_takes_the_likeliest_token_each_time(tiny):
+def test_greedy_decoding_takes_the_likeliest_token_each_time(tiny):
     model, tokenizer = tiny
     ids = tokenizer.encode("The fox")
     for _ in range(6):
         with torch.no_grad():
             ids.append(model(torch.tensor([ids])).logits[0, -1].argmax().item())
     settings = EvaluationSettings(max_new_tokens=6, repetition_penalty=1)
-    assert list(sample(*tiny, ["The fox"], settings, **GREEDY)[0][0].token_ids) == ids[-6:]
+    assert list(generate(*tiny, ["The fox"], settings, **GREEDY)[0][0].token_ids) == ids[-6:]
 
 
-def test_the_seed_decides_the_samples_and_leaves_the_global_state_alone(tiny):
+def test_the_seed_decides_the_samples_and_the_global_random_state_is_unchanged(tiny):
     settings = EvaluationSettings(max_new_tokens=12, num_return_sequences=3)
     torch.manual_seed(1)
     expected = torch.rand(1)
@@ -50,29 +47,30 @@ def test_the_seed_decides_the_samples_and_leaves_the_global_state_alone(tiny):
     assert len(one[0]) == 3
 
 
-def test_many_prompts_come_in_their_order_however_they_are_batched(tiny, monkeypatch):
+def test_many_prompts_keep_their_order_however_they_are_batched(tiny, monkeypatch):
     settings = EvaluationSettings(max_new_tokens=4, num_return_sequences=2)
     prompts = [f"The {animal}" for animal in ("fox", "owl", "hen", "ram", "cat")]
     monkeypatch.setattr("helpers.evaluation.generation._SEQUENCES_AT_ONCE", 4)
-    found = sample(*tiny, prompts, settings)
-    assert [[said.prompt for said in samples] for samples in found] == [[prompt] * 2 for prompt in prompts]
+    by_prompt = generate(*tiny, prompts, settings)
+    assert [[sample.prompt for sample in samples] for samples in by_prompt] == [[prompt] * 2 for prompt in prompts]
 
 
-def test_a_sample_that_ends_by_itself_is_told_from_one_that_is_cut(tiny):
+def test_a_sample_says_whether_it_ended_by_itself_or_was_cut(tiny):
     model, tokenizer = tiny
     settings = EvaluationSettings(max_new_tokens=5)
-    (cut,) = sample(model, tokenizer, ["The fox"], settings, **GREEDY)[0]
+    (cut,) = generate(model, tokenizer, ["The fox"], settings, **GREEDY)[0]
     assert not cut.stopped
     assert len(cut.token_ids) == 5
     ends_at_once = {"sequence_bias": [[[tokenizer.eos_token_id], 1e9]]}
-    (stopped,) = sample(model, tokenizer, ["The fox"], settings, **GREEDY, **ends_at_once)[0]
+    (stopped,) = generate(model, tokenizer, ["The fox"], settings, **GREEDY, **ends_at_once)[0]
     assert (stopped.stopped, stopped.continuation, stopped.token_ids) == (True, "", ())
+    assert stopped.text == "The fox"
 
 
 def test_an_empty_prompt_starts_a_document(tiny):
     settings = EvaluationSettings(max_new_tokens=4)
-    from_end = sample(*tiny, [tiny[1].eos_token], settings, **GREEDY)[0][0]
-    assert sample(*tiny, [""], settings, **GREEDY)[0][0].token_ids == from_end.token_ids
+    from_end = generate(*tiny, [tiny[1].eos_token], settings, **GREEDY)[0][0]
+    assert generate(*tiny, [""], settings, **GREEDY)[0][0].token_ids == from_end.token_ids
 
 
 class TestBadInput:
@@ -85,11 +83,11 @@ class TestBadInput:
             generate(*tiny, ["The fox went home. " * 40], EvaluationSettings(max_new_tokens=1))
 
     @pytest.mark.parametrize("prompts", [[], "The fox"])
-    def test_prompts_that_are_no_list_of_texts(self, tiny, prompts):
+    def test_prompts_that_are_not_a_list_of_texts(self, tiny, prompts):
         with pytest.raises(SettingsError, match="must be a list of at least one text"):
             generate(*tiny, prompts, EvaluationSettings(max_new_tokens=4))
 
-    def test_a_weight_that_is_no_number(self, tiny):
+    def test_a_weight_that_is_not_finite(self, tiny):
         broken = copy.deepcopy(tiny[0])
         with torch.no_grad():
             broken.transformer.ln_f.bias[0] = math.nan
@@ -97,12 +95,12 @@ class TestBadInput:
             generate(broken, tiny[1], ["The fox"], EvaluationSettings(max_new_tokens=4))
 
 
-def test_measures_by_hand():
+def test_the_measures_of_samples_by_hand():
     samples = [
-        Sample("p", "x", (1, 2, 1, 2, 1, 2, 1, 2), stopped=True),  # (1,2,1,2) (2,1,2,1), each again and again
+        Sample("p", "x", (1, 2, 1, 2, 1, 2, 1, 2), stopped=True),  # (1,2,1,2) and (2,1,2,1), again and again
         Sample("p", "y", (3, 4, 5, 6), stopped=False),
     ]
-    assert measures(samples) == {
+    assert measure_samples(samples) == {
         "distinct_1": 6 / 12, "distinct_2": 5 / 10, "repeated_4": (3 / 5 + 0) / 2, "mean_tokens": 6,
         "stopped_share": 0.5,
     }  # fmt: skip
@@ -110,22 +108,9 @@ def test_measures_by_hand():
     assert repeated_n([[1], []], 4) == 0
 
 
-def test_the_ways_of_decoding_stand_on_the_same_prompts(tiny):
-    settings = EvaluationSettings(max_new_tokens=6, num_return_sequences=2)
-    speech = speak(*tiny, ["The fox", "An owl"], settings)
-    assert [row["decoding"] for row in speech.rows] == list(DECODINGS)
-    for decoding, samples in speech.samples.items():
-        n_each = 1 if DECODINGS[decoding].get("do_sample") is False else 2
-        assert [said.prompt for said in samples] == ["The fox"] * n_each + ["An owl"] * n_each
-    assert speech.to_dict()["prompts"] == ["The fox", "An owl"]
-    assert speech.samples["these settings"] == [
-        said for samples in sample(*tiny, ["The fox", "An owl"], settings) for said in samples
-    ]
-
-
-def test_what_a_model_says_is_escaped():
-    speech = Speech({"<i>": [Sample("<b>", "</td><script>", (1,), stopped=False)]}, EvaluationSettings())
-    shown = speech._repr_html_()
+def test_samples_are_escaped():
+    report = DecodingReport({"<i>": [Sample("<b>", "</td><script>", (1,), stopped=False)]}, EvaluationSettings())
+    shown = report._repr_html_()
     assert "&lt;b&gt;&lt;/td&gt;&lt;script&gt;" in shown
     assert "<script>" not in shown
     assert "<i>" not in shown

@@ -2,31 +2,31 @@ import json
 
 import pytest
 
-from helpers.evaluation import record as figures
+from helpers.evaluation import record
 from helpers.settings import SettingsError, run_folder
 
 
 @pytest.fixture
 def folder():
-    path = run_folder("mine")
+    path = run_folder("some-run")
     path.mkdir(parents=True)
     return path
 
 
-def test_a_section_is_kept_beside_the_others(folder):
-    figures.keep("mine", "test", {"a": 1})
-    figures.keep("mine", "speech", {"b": 2})
-    figures.keep("mine", "test", {"a": 3})
-    assert figures.read("mine") == {
-        "version": 1, "run": "mine", "test": {"a": 3}, "forgetting": None, "copying": None, "speech": {"b": 2}
+def test_writing_a_section_keeps_the_others(folder):
+    record.write_section("some-run", "test", {"a": 1})
+    record.write_section("some-run", "speech", {"b": 2})
+    record.write_section("some-run", "test", {"a": 3})
+    assert record.read("some-run") == {
+        "version": 1, "run": "some-run", "test": {"a": 3}, "forgetting": None, "copying": None, "speech": {"b": 2}
     }  # fmt: skip
 
 
-def test_a_figure_that_is_no_number_leaves_what_was_there(folder):
-    figures.keep("mine", "test", {"a": 1})
+def test_a_metric_that_is_not_a_number_leaves_the_file_unchanged(folder):
+    record.write_section("some-run", "test", {"a": 1})
     with pytest.raises(ValueError, match="JSON"):
-        figures.keep("mine", "test", {"a": float("nan")})
-    assert figures.read("mine")["test"] == {"a": 1}
+        record.write_section("some-run", "test", {"a": float("nan")})
+    assert record.read("some-run")["test"] == {"a": 1}
 
 
 @pytest.mark.parametrize(
@@ -38,14 +38,14 @@ def test_a_figure_that_is_no_number_leaves_what_was_there(folder):
         ('{"version": 7}', "is of version 7, and this course reads version 1"),
     ],
 )
-def test_a_file_that_is_broken_or_of_another_version_is_said_so_and_replaced(folder, content, words):
+def test_a_file_that_is_broken_or_of_another_version_is_an_error_and_is_replaced(folder, content, words):
     (folder / "evaluation.json").write_text(content)
     with pytest.raises(SettingsError, match=words):
-        figures.read("mine")
-    figures.keep("mine", "test", {"a": 1})
+        record.read("some-run")
+    record.write_section("some-run", "test", {"a": 1})
     assert json.loads((folder / "evaluation.json").read_text())["test"] == {"a": 1}
 
 
-def test_a_run_that_was_not_evaluated_is_said_so():
-    with pytest.raises(SettingsError, match="'mine' has not been evaluated"):
-        figures.read("mine")
+def test_a_run_that_was_not_evaluated_is_an_error():
+    with pytest.raises(SettingsError, match="'some-run' has not been evaluated"):
+        record.read("some-run")

@@ -1,9 +1,12 @@
 import copy
+import dataclasses
 import math
 import os
+import random
 import re
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -11,11 +14,21 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from helpers.data.preparation import prepare
-from helpers.evaluation.scoring import Score, model_name, revision_of, score
-from helpers.model import load_model
+from helpers.evaluation.scoring import (
+    Score,
+    batch_windows,
+    describe_revision,
+    score,
+    slide_windows,
+    split_text,
+    stream_tokens,
+)
+from helpers.model import load_model, load_tokenizer
 from helpers.settings import NOTEBOOKS, SettingsError
 from helpers.training.fine_tuning import as_batch
 
+SHARED = NOTEBOOKS.parent.parent / "shared" / "data"
+ODD_TEXT = "A\n\n  b \n c\u00a0d\u2003e  \tf'll  don't\u3000g 12 345\r\n\r\nh <|endoftext|> i\x1cj  \n"
 DOCUMENTS = ["A fox ran home over the hill.", "No.", "The owl slept " * 40, "", "caf\u00e9 at the well"]
 
 
@@ -28,7 +41,7 @@ def plain_nats(model, tokenizer, documents, stride, context):
         owner += [number] * len(ids)
     nats = np.zeros(len(documents))
     for target in range(1, len(stream)):
-        n_moves = max(0, math.ceil((target - context) / stride))  # until the window's last prediction reaches it
+        n_moves = max(0, math.ceil((target - context) / stride))  # until the window's last prediction is this token
         begin = n_moves * stride
         with torch.no_grad():
             logits = model(torch.tensor([stream[begin:target]])).logits[0, -1]
@@ -78,8 +91,8 @@ def test_gpt2_on_wikitext_has_the_published_perplexity(stride, published):
         "if not hub_answers(): raise SystemExit('The Hub does not answer.')\n"
         "rows = load_dataset('Salesforce/wikitext', 'wikitext-2-raw-v1', split='test')['text']\n"
         "name = 'openai-community/gpt2'\n"
-        f"found = score(load_model(name), load_tokenizer(name), rows, stride={stride}, protocol='transformers')\n"
-        "print('perplexity', found.perplexity)"
+        f"result = score(load_model(name), load_tokenizer(name), rows, stride={stride}, protocol='transformers')\n"
+        "print('perplexity', result.perplexity)"
     )
     online = os.environ | {"HF_HUB_OFFLINE": "0"}
     child = subprocess.run(
@@ -97,7 +110,7 @@ def test_the_batch_size_changes_nothing(tiny):
 
 
 def test_one_full_window_after_another_gives_what_the_trainer_gives(tiny, tiny_settings, tmp_path):
-    """Where the protocols coincide: whole windows of full blocks, the first token of each given."""
+    """Where the protocols coincide: windows that are the blocks, the first token of each not scored."""
     blocks = prepare(tiny_settings).blocks["validation"]
     arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none", disable_tqdm=True)
     trainer = Trainer(model=tiny[0], args=arguments, eval_dataset=blocks, data_collator=as_batch)
@@ -114,7 +127,7 @@ def some_score(nats, tokens, n_bytes, n_words=5):
     return Score(np.array(nats), np.array(tokens), np.array(n_bytes), n_words, "ab" * 32, "m", "weights 12", 8, 16)
 
 
-def test_the_figures_of_a_score_follow_from_its_sums():
+def test_the_metrics_of_a_score_follow_from_its_sums():
     result = some_score([math.log(2) * 30, math.log(2) * 10], [15, 5], [7, 3])
     assert result.perplexity == pytest.approx(4)
     assert result.bits_per_byte == pytest.approx(4)
@@ -125,17 +138,17 @@ def test_the_figures_of_a_score_follow_from_its_sums():
     )
 
 
-def test_a_figure_beyond_all_numbers_is_none_in_json():
+def test_a_perplexity_too_large_for_a_float_is_none_in_json():
     assert some_score([8000.0], [20], [10]).to_dict()["word_perplexity"] is None
 
 
-def test_the_text_has_the_hash_that_the_data_have(tiny, tiny_settings):
+def test_the_hash_of_the_text_is_that_of_the_data(tiny, tiny_settings):
     data = prepare(tiny_settings)
     result = score(*tiny, data.documents["test"]["text"], stride=32)
     assert result.text_sha256 == data.facts["splits"]["test"]["sha256"]
 
 
-def test_the_model_comes_back_as_it_was(tiny):
+def test_the_model_is_unchanged_afterwards(tiny):
     model = tiny[0]
     attention, activation = model.config._attn_implementation, model.transformer.h[0].mlp.act
     score(*tiny, DOCUMENTS, stride=64)
@@ -143,19 +156,111 @@ def test_the_model_comes_back_as_it_was(tiny):
     assert model.transformer.h[0].mlp.act is activation
 
 
-def test_a_revision_tells_one_state_of_the_weights_from_another(tiny):
+def test_a_revision_identifies_the_weights_and_the_commit(tiny):
     changed = copy.deepcopy(tiny[0])
-    assert revision_of(changed) == revision_of(tiny[0])
+    assert describe_revision(changed) == describe_revision(tiny[0])
     with torch.no_grad():
         changed.transformer.wte.weight[7, 3] += 1e-3
-    assert revision_of(changed) != revision_of(tiny[0])
+    assert describe_revision(changed) != describe_revision(tiny[0])
     changed.config._commit_hash = "607a30d783dfa663caf39e06633721c8d4cfcd7e"
-    assert re.fullmatch(r"commit 607a30d783df, weights [0-9a-f]{12}", revision_of(changed))
+    assert re.fullmatch(r"commit 607a30d783df, weights [0-9a-f]{12}", describe_revision(changed))
 
 
-def test_a_models_folder_is_named_without_the_path_to_it(tiny, tiny_model):
-    assert model_name(tiny[0]) == tiny_model.name
-    assert score(*tiny, ["A fox."], stride=8, name="run mine").model == "run mine"
+def test_a_model_has_the_given_name_or_that_of_its_folder_without_the_path(tiny, tiny_model):
+    assert score(*tiny, ["A fox."], stride=8).model == tiny_model.name
+    assert score(*tiny, ["A fox."], stride=8, name="run some-run").model == "run some-run"
+
+
+def test_a_score_cannot_be_changed(tiny):
+    result = score(*tiny, ["A fox."], stride=8)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        result.stride = 4
+
+
+@pytest.mark.parametrize("size", [1, 3, 7])
+def test_a_split_text_has_the_tokens_of_the_complete_text(size):
+    tokenizer = load_tokenizer("pocket")
+    characters = random.Random(0).choices("ab 1.,'\n\t\u00a0\u2003\u00e9\u4e16", k=3000)
+    for text in (ODD_TEXT, "".join(characters)):
+        pieces = list(split_text(text, size))
+        assert "".join(pieces) == text
+        assert len(pieces) > 3
+        assert [token for piece in pieces for token in tokenizer.encode(piece)] == tokenizer.encode(text)
+
+
+@pytest.mark.skipif(
+    not (SHARED / "tinyshakespeare.txt").exists(), reason="needs tinyshakespeare.txt next to the project"
+)
+def test_a_real_text_in_pieces_has_the_tokens_of_gpt2s_own_tokenizer():
+    from tokenizers import ByteLevelBPETokenizer
+
+    folder = SHARED / "gpt2-tokenizer"
+    tokenizer = ByteLevelBPETokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"))
+    text = (SHARED / "tinyshakespeare.txt").read_text(encoding="utf-8")[:200_000]
+    tokens = [token for piece in split_text(text, 1000) for token in tokenizer.encode(piece).ids]
+    assert tokens == tokenizer.encode(text).ids
+
+
+def test_a_text_with_no_place_to_cut_is_one_piece():
+    assert list(split_text("x" * 50, 10)) == ["x" * 50]
+    assert list(split_text("", 10)) == [""]
+
+
+def test_the_stream_ends_each_document_and_names_the_document_of_each_token(tiny):
+    tokenizer, n_read = tiny[1], []
+    parts = stream_tokens(["A fox.", "", "An owl."], tokenizer, with_ends=True, advance=n_read.append)
+    ids, owners = np.concatenate(list(parts), axis=1)
+    end = tokenizer.eos_token_id
+    first, last = tokenizer.encode("A fox."), tokenizer.encode("An owl.")
+    assert ids.tolist() == [end, *first, end, end, *last, end]
+    assert owners.tolist() == [0, *[0] * len(first), 0, 1, *[2] * len(last), 2]
+    assert sum(n_read) == len("A fox.An owl.")
+
+
+@pytest.mark.parametrize(
+    ("n", "stride", "width"), [(50, 4, 9), (50, 8, 9), (7, 3, 9), (9, 1, 9), (10, 8, 9), (2, 1, 9)]
+)
+@pytest.mark.parametrize("arriving", [1, 5, 50])
+def test_overlapping_windows_score_every_token_but_the_first_once(n, stride, width, arriving):
+    stream = np.stack([np.arange(n)] * 2)
+    windows = list(slide_windows((stream[:, i : i + arriving] for i in range(0, n, arriving)), stride, width))
+    assert [token for _, scored in windows for token in scored.tolist()] == list(range(1, n))
+    assert all(ids[-len(scored) :].tolist() == scored.tolist() for ids, scored in windows)
+    assert all(len(ids) == width for ids, _ in windows[:-1])
+
+
+def test_windows_that_do_not_overlap_leave_out_the_first_token_of_each():
+    windows = slide_windows([np.stack([np.arange(9)] * 2)], 4, 4)
+    assert [scored.tolist() for _, scored in windows] == [[1, 2, 3], [5, 6, 7]], "the ninth has nothing before it"
+
+
+def test_batches_hold_windows_of_one_shape():
+    windows = slide_windows([np.stack([np.arange(23)] * 2)], 4, 9)
+    shapes = [(ids.shape, owners.shape) for ids, owners in batch_windows(windows, 2)]
+    assert shapes == [((1, 9), (1, 8)), ((2, 9), (2, 4)), ((1, 9), (1, 4)), ((1, 7), (1, 2))]
+
+
+class CharacterTokenizer:
+    """Makes a token of each character and caches nothing, so that the memory measured is that of the stream."""
+
+    eos_token_id = 0
+
+    def __call__(self, texts, verbose):
+        return {"input_ids": [list(map(ord, text)) for text in texts]}
+
+
+def test_memory_does_not_grow_with_the_text():
+    def peak(text):
+        tracemalloc.start()
+        stream = stream_tokens([text], CharacterTokenizer(), with_ends=True, advance=lambda n: None)
+        n_scored = sum(owners.size for _, owners in batch_windows(slide_windows(stream, 64, 65), 8))
+        _, peak_bytes = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return n_scored, peak_bytes
+
+    (n_short, short), (n_long, long) = (peak("The fox went home. " * n) for n in (10_000, 60_000))
+    assert n_long - 1 == 6 * (n_short - 1)
+    assert long < 1.1 * short
 
 
 class TestBadInput:
@@ -171,7 +276,7 @@ class TestBadInput:
             ({"stride": 8, "protocol": "gpt2"}, "protocol = 'gpt2' is unknown"),
         ],
     )
-    def test_a_window_that_would_leave_tokens_out(self, tiny, changes, words):
+    def test_windows_that_leave_tokens_out_or_do_not_fit(self, tiny, changes, words):
         with pytest.raises(SettingsError, match=words):
             score(*tiny, DOCUMENTS, **changes)
 
@@ -179,13 +284,13 @@ class TestBadInput:
         ("documents", "words"),
         [
             ([], "no documents to score"),
-            ([""], "1 documents hold nothing but white space"),
-            (["", " \n"], "2 documents hold nothing but white space"),
+            ([""], "1 documents contain only white space"),
+            (["", " \n"], "2 documents contain only white space"),
             ("A fox.", r"put it into a list, \[text\]"),
-            (["A fox.", None], "Document 1 is no text but NoneType"),
+            (["A fox.", None], "Document 1 is not a text but NoneType"),
         ],
     )
-    def test_what_is_no_text(self, tiny, documents, words):
+    def test_documents_that_are_not_texts(self, tiny, documents, words):
         with pytest.raises(SettingsError, match=words):
             score(*tiny, documents, stride=8)
 
@@ -197,7 +302,7 @@ class TestBadInput:
         with pytest.raises(SettingsError, match="The text has one token"):
             score(*tiny, ["A"], stride=8, protocol="transformers")
 
-    def test_a_text_shorter_than_the_context_is_scored_whole(self, tiny):
+    def test_a_text_shorter_than_the_context_is_scored_completely(self, tiny):
         assert score(*tiny, ["A fox."], stride=64).n_tokens == len(tiny[1].encode("A fox.")) + 1
 
     def test_another_models_tokenizer(self, tiny):
@@ -212,7 +317,7 @@ class TestBadInput:
             score(large, tiny[1], DOCUMENTS, stride=8)
 
     @pytest.mark.parametrize("value", [math.nan, math.inf])
-    def test_a_weight_that_is_no_number(self, tiny, value):
+    def test_a_weight_that_is_not_finite(self, tiny, value):
         broken = copy.deepcopy(tiny[0])
         with torch.no_grad():
             broken.transformer.h[0].mlp.c_fc.weight[3, 3] = value

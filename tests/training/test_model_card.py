@@ -3,8 +3,7 @@ from types import SimpleNamespace
 import pytest
 from huggingface_hub import ModelCard
 
-from helpers.evaluation import record
-from helpers.evaluation.base_and_tuned import compare
+from helpers.evaluation import compare_with_base, record
 from helpers.settings import EvaluationSettings, SettingsError, TrainingSettings
 from helpers.training.model_card import card_text, public_name, push_to_hub, write_model_card
 
@@ -50,7 +49,7 @@ def test_what_the_hub_does_not_have_is_not_in_the_metadata():
 
 
 def test_the_metrics_are_results_that_the_hub_can_read(tiny_run):
-    comparison = compare(EvaluationSettings(run="tiny", stride=16))
+    comparison = compare_with_base(EvaluationSettings(run="tiny", stride=16))
     results = ModelCard.load(tiny_run.model_folder / "README.md").data.eval_results
     assert [result.metric_type for result in results] == ["perplexity", "bits_per_byte"]
     assert results[0].metric_value == pytest.approx(comparison.tuned.perplexity, abs=1e-3)
@@ -72,7 +71,7 @@ def test_a_run_without_a_model_has_no_card():
 
 def test_no_sample_breaks_out_of_its_block(tiny_run):
     sample = {"decoding": "greedy", "sample": "````\n# Not a heading\n---"}
-    record.keep("tiny", "speech", {"settings": {"seed": 1}, "decodings": [sample]})
+    record.write_section("tiny", "speech", {"settings": {"seed": 1}, "decodings": [sample]})
     text = (tiny_run.model_folder / "README.md").read_text()
     assert "`````text\n````\n# Not a heading\n---\n`````" in text
 

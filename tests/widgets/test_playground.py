@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from helpers.evaluation.base_and_tuned import generate
+from helpers.evaluation import generate
 from helpers.model import load_model, load_tokenizer
 from helpers.settings import EvaluationSettings, SettingsError
 from helpers.widgets import Playground
@@ -40,7 +40,7 @@ def test_the_tokens_are_those_of_generate(model, tokenizer, settings, changes):
     tokens = [token for token, _ in sample_tokens(model, prompt, settings)]
     assert (
         tokenizer.decode([*prompt, *tokens], skip_special_tokens=True)
-        == generate(model, tokenizer, [settings.prompt], settings)[0][0]
+        == generate(model, tokenizer, [settings.prompt], settings)[0][0].text
     )
 
 
@@ -89,7 +89,7 @@ def test_both_models_are_streamed_token_by_token(playground, model, tokenizer, s
     playground.thread.join()
     lengths = [len(column.tokens) for column in playground.columns.values()]
     assert len(seen) >= lengths[1] > 3, "a token at a time"
-    text = generate(model, tokenizer, [settings.prompt], settings)[0][0]
+    text = generate(model, tokenizer, [settings.prompt], settings)[0][0].text
     texts = [tokenizer.decode([*c.prompt, *c.tokens], skip_special_tokens=True) for c in playground.columns.values()]
     assert texts == [text, text]
     assert not playground.start.disabled

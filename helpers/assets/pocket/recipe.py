@@ -238,7 +238,7 @@ def write_card(output: Path, *, held_out: list[str], training: list[str], max_st
     }
     settings = EvaluationSettings(run="pocket", seed=SEED, max_new_tokens=60, num_return_sequences=1)
     prompts = ["Return the", "This class", "If the file"]
-    metrics["samples"] = [texts[0] for texts in generate(model, tokenizer, prompts, settings)]
+    metrics["samples"] = [samples[0].text for samples in generate(model, tokenizer, prompts, settings)]
     (output / "recipe.json").write_text(json.dumps(metrics, indent=2), encoding="utf-8")
     (output / "README.md").write_text(_card(metrics), encoding="utf-8")
     return metrics
