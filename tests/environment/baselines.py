@@ -3,8 +3,8 @@
 from dataclasses import replace
 from typing import Any
 
+from helpers.display import GIB
 from helpers.environment.facts import (
-    GIB,
     GpuReading,
     Machine,
     Memory,

@@ -1,11 +1,12 @@
-"""What the tests of the doctor share: a machine of files, and libraries that misbehave in the doctor's children."""
+"""Fixtures for the doctor's tests: a machine made of files, and libraries that misbehave in child processes."""
 
 import textwrap
 from pathlib import Path
 
 import pytest
 
-from helpers.environment.facts import GIB, Nvml, Torch
+from helpers.display import GIB
+from helpers.environment.facts import Nvml, Torch
 from helpers.environment.sources import Sources
 
 
@@ -28,7 +29,7 @@ def stub(tmp_path, monkeypatch):
 
 @pytest.fixture
 def doors(tmp_path):
-    """Return a function that makes the doors of a plain Linux machine without a GPU; files are below its root."""
+    """Return a function that makes the sources of a plain Linux machine without a GPU; files are below its root."""
 
     def make(files=None, **changes):
         root = tmp_path / "root"
@@ -56,10 +57,11 @@ def doors(tmp_path):
             "version_of": lambda name: None,
             "space": lambda folder: (100 * GIB, "disk", True),
             "memory": lambda: (16 * GIB, 12 * GIB),
-            "battery": lambda: None,
+            "on_battery": lambda: None,
             "long_paths": lambda: None,
             "nvcc": lambda: "",
             "start_method": lambda: "fork",
+            "kernel_folders": lambda: [],
             "home_of_user": lambda: Path("/nowhere"),
         }
         return Sources(**{**plain, **changes})

@@ -7,7 +7,8 @@ The answers were worked out from the reference of failures, not taken from the d
 
 from dataclasses import dataclass, replace
 
-from helpers.environment.facts import GIB, Holder, Machine, ModelFiles, Platform, Power, Process, Torch, Unread, Wsl
+from helpers.display import GIB
+from helpers.environment.facts import Holder, Machine, ModelFiles, Platform, Power, Process, Torch, Unread, Wsl
 from tests.environment.baselines import (
     CARD,
     CODES,
@@ -339,11 +340,11 @@ ticket("the product crashes torch", on(LINUX, torch=seeing(state="crashed", caus
        1, "gpu", "cu130", {"smoke_matmul": FAIL}, r"Restart the kernel \(or Python\); then see driver_floor\.")
 ticket("the product is wrong", on(LINUX, torch=seeing(product="torch.float32 is off by 3.2")),
        1, "gpu", "cu130", {"smoke_matmul": FAIL},
-       rf"Restart the kernel \(or Python\); if it stays: {wheel_line('cu130')}")
+       rf"Restart the kernel \(or Python\); if that does not help: {wheel_line('cu130')}")
 ticket("the product is wrong on a processor",
        on(LAPTOP, torch=replace(CPU_WHEEL, product="torch.bfloat16 is off by 9")),
        1, "cpu", "cpu", {"torch_build": WARN, "smoke_matmul": FAIL},
-       rf"Restart the kernel \(or Python\); if it stays: {wheel_line('cpu')}")
+       rf"Restart the kernel \(or Python\); if that does not help: {wheel_line('cpu')}")
 ticket("torch 2.1 and numpy 2 (E19)",
        on(with_driver(LINUX, "535.183.01", 12020, seeing(version="2.1.2+cu118", cuda="11.8", codes=CODES["cu126"])),
           packages=packages({"torch": "2.1.2"})),
@@ -447,14 +448,14 @@ FOUR_CARDS = on(LINUX, nvml={"cards": FOUR}, torch=seeing(uuid="0000"))
 ticket("four cards", FOUR_CARDS, 0, "gpu", "cu130", {})
 ticket("four cards, one of them lost", on(FOUR_CARDS, nvml={"cards": (*FOUR[:2], LOST, FOUR[3])}),
        0, "gpu", "cu130", {"nvml_alive": WARN},
-       r"export CUDA_VISIBLE_DEVICES=0,1,3 ; goes on without it until: sudo reboot")
+       r"export CUDA_VISIBLE_DEVICES=0,1,3 ; works without it until: sudo reboot")
 ticket("four cards on Windows, one of them lost", on(WINDOWS, nvml={"cards": (*FOUR[:2], LOST, FOUR[3])}),
        0, "gpu", "cu130", SPILLS | {"nvml_alive": WARN},
-       r"\$env:CUDA_VISIBLE_DEVICES = '0,1,3' ; goes on without it until: Restart Windows\.")
+       r"\$env:CUDA_VISIBLE_DEVICES = '0,1,3' ; works without it until: Restart Windows\.")
 MUTE = replace(FOUR[1], total_bytes=None, free_bytes=None)
 ticket("two cards, one of them tells no memory", on(FOUR_CARDS, nvml={"cards": (FOUR[0], MUTE)}),
        0, "gpu", "cu130", {"nvml_alive": WARN},
-       r"export CUDA_VISIBLE_DEVICES=0 ; goes on without it until: sudo reboot")
+       r"export CUDA_VISIBLE_DEVICES=0 ; works without it until: sudo reboot")
 ticket("the only card is lost",
        on(LINUX, torch=blind(), nvml={"state": "error", "cause": LOST.error, "cards": (LOST,)}),
        1, "cpu", "cu130", {"nvml_alive": FAIL, "cuda_available": FAIL}, r"sudo reboot")

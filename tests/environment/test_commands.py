@@ -14,9 +14,10 @@ import pytest
 from click.testing import CliRunner
 
 from helpers.__main__ import main
+from helpers.display import GIB
 from helpers.environment import commands
 from helpers.environment.child import ROOT
-from helpers.environment.facts import GIB, GpuReading, Holder, Nvml, Torch
+from helpers.environment.facts import GpuReading, Holder, Nvml, Torch
 from helpers.environment.live import Sample
 from helpers.environment.machine import read_machine
 from helpers.environment.report import diagnosis_of
@@ -178,7 +179,7 @@ class TestJson:
 class TestDoctor:
     @pytest.mark.parametrize(("name", "exit_code"), [("plain", 0), ("broken", 1)])
     def test_the_exit_code_is_that_of_the_diagnosis(self, machines, monkeypatch, name, exit_code):
-        monkeypatch.setattr(commands, "diagnose", lambda **_: machines[name])
+        monkeypatch.setattr("helpers.environment.__main__.diagnose", lambda **_: machines[name])
         for arguments in (["doctor"], ["doctor", "--json"], ["doctor", "--quick"]):
             result = call(*arguments)
             assert result.exit_code == machines[name].exit_code == exit_code
@@ -187,24 +188,27 @@ class TestDoctor:
     @pytest.mark.parametrize("arguments", [[], ["--quick"]])
     def test_quick_is_passed_on(self, machines, monkeypatch, arguments):
         asked = []
-        monkeypatch.setattr(commands, "diagnose", lambda **options: asked.append(options) or machines["plain"])
+        monkeypatch.setattr(
+            "helpers.environment.__main__.diagnose", lambda **options: asked.append(options) or machines["plain"]
+        )
         call("doctor", *arguments)
         assert asked == [{"quick": bool(arguments)}]
 
-    def test_colours_are_for_those_who_want_them(self, machines, monkeypatch):
-        monkeypatch.setattr(commands, "diagnose", lambda **_: machines["broken"])
-        monkeypatch.delenv("NO_COLOR", raising=False)
-        assert "\x1b[31;1m" in call("doctor", color=True).output
+    def test_the_output_that_is_no_terminal_has_no_colours(self, machines, monkeypatch):
+        monkeypatch.setattr("helpers.environment.__main__.diagnose", lambda **_: machines["broken"])
         assert "\x1b" not in call("doctor").output
-        assert "\x1b" not in call("doctor", color=True, env={"NO_COLOR": "1"}).output
-        assert (
-            "\x1b[31;1m" in call("doctor", color=True, env={"NO_COLOR": ""}).output
-        )  # empty: not set, says its standard
-        assert "\x1b" not in call("doctor", "--json", color=True).output
+        assert "\x1b" not in call("doctor", "--json").output
+
+    def test_it_takes_the_options_of_the_bare_doctor(self):
+        help_text = call("doctor", "--help").output
+        assert "python -m helpers doctor" in help_text
+        assert "--wheel" in help_text
+        assert call("doctor", "--wheel", "--pip-args").output.startswith("torch")
+        assert call("doctor", "--banana").exit_code == 2
 
     def test_the_name_of_a_process_gives_no_order_to_the_terminal(self, machines, monkeypatch):
-        monkeypatch.setattr(commands, "diagnose", lambda **_: machines["card"])
-        shown = call("doctor", color=True).output
+        monkeypatch.setattr("helpers.environment.__main__.diagnose", lambda **_: machines["card"])
+        shown = call("doctor").output
         assert "good" in shown
         assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", re.sub(r"\x1b\[[\d;]*m", "", shown))
 
@@ -233,15 +237,17 @@ class TestDoctor:
 
     @needs_terminal
     def test_a_terminal_is_given_colours(self):
-        exit_code, shown = in_terminal("doctor", "--quick", NO_COLOR="")
+        exit_code, shown = in_terminal("doctor", "--quick", NO_COLOR="")  # empty counts as not set
         assert exit_code in (0, 1)
         assert "\x1b[34m✓ ok" in shown
+        assert "\x1b" not in in_terminal("doctor", "--quick", NO_COLOR="1")[1]
 
 
 class TestMonitor:
     @pytest.fixture
     def evil(self, monkeypatch):
-        sampled = Sample(0.0, "gpu", "card" + EVIL, 1.0, 2.0, holders=(Holder(17, EVIL),))
+        gpu = GpuReading(0, "card" + EVIL, "", 2 * GIB, GIB, holders=(Holder(17, EVIL),))
+        sampled = Sample(0.0, "gpu", gpu)
         monkeypatch.setattr(commands, "sample", lambda **_: sampled)
 
     @pytest.mark.parametrize("arguments", [["--once"], [], ["--seconds", "1"]])

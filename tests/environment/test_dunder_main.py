@@ -13,7 +13,11 @@ import helpers.environment.__main__ as bare
 from helpers.environment.child import ROOT
 from helpers.environment.facts import UnreadError
 
-FILES = [ROOT / "helpers" / "__init__.py", *sorted((ROOT / "helpers" / "environment").glob("*.py"))]
+FILES = [
+    ROOT / "helpers" / "__init__.py",
+    ROOT / "helpers" / "display.py",
+    *sorted((ROOT / "helpers" / "environment").glob("*.py")),
+]
 # what Python 3.10 does not have yet; a module stands for itself
 NEW_IN_311 = {
     "tomllib": {""},
@@ -38,7 +42,16 @@ NEW_IN_311 = {
         "override dataclass_transform get_overloads TypeAliasType ReadOnly TypeIs".split()
     ),
 }
-LATER = {"torch", "psutil", "ipywidgets", "IPython", "pynvml", "tokenizers", "click"}  # imported where a check needs it
+LATER = {
+    "torch",
+    "psutil",
+    "ipywidgets",
+    "IPython",
+    "pynvml",
+    "tokenizers",
+    "jupyter_core",
+    "click",
+}  # imported where a check needs it
 AS_MAIN = """
 import runpy, sys
 sys.path.insert(0, {root!r})
@@ -91,7 +104,11 @@ class TestOldPython:
             assert package not in LATER - {"click"} or not is_top, f"{module} is imported before a check needs it"
             assert package != "click" or path.stem == "commands"
             assert name not in NEW_IN_311.get(module, ()), f"{module}.{name} is newer than 3.10"
-            assert package != "helpers" or not is_top or module.startswith("helpers.environment"), module
+            assert (
+                package != "helpers"
+                or module in ("helpers", "helpers.display")
+                or module.startswith("helpers.environment")
+            )
 
     @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
     def test_nothing_is_used_that_3_10_does_not_have(self, path):
@@ -234,7 +251,7 @@ class TestMain:
 
         monkeypatch.setattr(bare, "wheel_advice", unread)
         assert bare.main(["--wheel"]) == 1
-        assert capsys.readouterr().err == "Error: which wheel fits could not be told: OSError: stuck\n"
+        assert capsys.readouterr().err == "Error: the wheel for this machine is not known: OSError: stuck\n"
 
     def test_an_output_that_lacks_a_sign_shows_another(self):
         env = {**os.environ, "PYTHONIOENCODING": "ascii"}

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from helpers.environment.facts import GIB, GpuReading, Machine, Memory, Nvml, Torch, Unread
+from helpers.display import GIB
+from helpers.environment.facts import GpuReading, Machine, Memory, Nvml, Torch, Unread
 from helpers.environment.machine import platform_kind, read_machine, read_memory, runs_folder
 from helpers.environment.report import diagnosis_of
 
@@ -168,7 +169,7 @@ class TestMemory:
 
 class TestPython:
     def kernel(self, folder, argv):
-        spec = folder / "kernels" / "python3" / "kernel.json"
+        spec = folder / "python3" / "kernel.json"
         spec.parent.mkdir(parents=True)
         spec.write_text(argv if isinstance(argv, str) else json.dumps({"argv": argv}))
         return spec
@@ -189,33 +190,19 @@ class TestPython:
         found = read_machine(doors()).python
         assert (found.kernel, found.kernel_exists) == (None, True)
 
-    def test_the_kernel_of_the_environment_comes_before_the_users(self, doors, tmp_path):
-        self.kernel(tmp_path / "me/.local/share/jupyter", [str(tmp_path / "gone/python"), "-m"])
-        found = read_machine(doors()).python
-        assert (found.kernel, found.kernel_exists) == (str(tmp_path / "gone/python"), False)
-        self.kernel(tmp_path / "venv/share/jupyter", ["python", "-m"])
-        found = read_machine(doors()).python
-        assert (found.kernel, found.kernel_exists) == ("python", True)
-
-    @pytest.mark.parametrize(
-        ("system", "env", "folder"),
-        [
-            ("Windows", {"APPDATA": "data"}, "data/jupyter"),
-            ("Darwin", {"HOME": "me"}, "me/Library/Jupyter"),
-            ("Linux", {"HOME": "me", "XDG_DATA_HOME": "xdg"}, "xdg/jupyter"),
-            ("Linux", {"HOME": "me", "JUPYTER_DATA_DIR": "own"}, "own"),
-            ("Linux", {"HOME": "me", "JUPYTER_PATH": "shared"}, "shared"),
-        ],
-    )
-    def test_each_platform_keeps_the_users_kernels_elsewhere(self, doors, tmp_path, system, env, folder):
-        self.kernel(tmp_path / folder, ["found"])
-        env = {name: str(tmp_path / value) for name, value in env.items()}
-        assert read_machine(doors(system=system, env=env)).python.kernel == "found"
+    def test_the_first_folder_that_has_a_python3_kernel_counts(self, doors, tmp_path):
+        sources = doors(kernel_folders=lambda: [tmp_path / "empty", tmp_path / "venv", tmp_path / "user"])
+        self.kernel(tmp_path / "user", [str(tmp_path / "gone/python"), "-m"])
+        python = read_machine(sources).python
+        assert (python.kernel, python.kernel_exists) == (str(tmp_path / "gone/python"), False)
+        self.kernel(tmp_path / "venv", ["python", "-m"])
+        python = read_machine(sources).python
+        assert (python.kernel, python.kernel_exists) == ("python", True)
 
     @pytest.mark.parametrize("content", ["{", "[]", '{"argv": []}', "{}", '{"argv": null}', "\x00"])
-    def test_a_spoilt_kernel_is_told_and_python_is_read_all_the_same(self, doors, tmp_path, content):
-        spec = self.kernel(tmp_path / "venv/share/jupyter", content)
-        machine = read_machine(doors())
+    def test_a_damaged_kernel_is_reported_and_the_rest_of_python_is_read(self, doors, tmp_path, content):
+        spec = self.kernel(tmp_path, content)
+        machine = read_machine(doors(kernel_folders=lambda: [tmp_path]))
         assert machine.python.kernel == f"described by {spec}, which cannot be read"
         checks = diagnosis_of(machine)
         assert checks.check("python_version").status == "ok"
@@ -367,7 +354,7 @@ class TestPower:
 
     @pytest.mark.parametrize("told", [True, False, None])
     def test_elsewhere_the_system_is_asked(self, doors, told):
-        assert read_machine(doors(system="Windows", battery=lambda: told)).power.on_battery is told
+        assert read_machine(doors(system="Windows", on_battery=lambda: told)).power.on_battery is told
 
 
 class TestWhatCannotBeRead:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from helpers.display import GIB
 from helpers.environment.child import Answer
-from helpers.environment.facts import GIB, Holder
+from helpers.environment.facts import Holder
 from helpers.environment.nvml import WSL_SMI, driver_number, facts_from, read_nvml
 
 PATIENT = 20.0  # seconds; a machine under load starts a Python slowly
@@ -283,14 +284,16 @@ def nvmlDeviceGetComputeRunningProcesses(card): return [Answer(pid=17, usedGpuMe
 
 
 def test_seventeen_terabytes_in_use_are_not_believed():
-    card = {"index": 0, "name": "x", "total": 12 * GIB, "free": 12 * GIB - 17 * 10**12}
+    card = {"index": 0, "name": "x", "total_bytes": 12 * GIB, "free_bytes": 12 * GIB - 17 * 10**12}
     found = facts_from(Answer("ok", {"driver": "580.1", "cards": [card]}))
     assert (found.state, found.cards[0].free_bytes) == ("ok", None)
 
 
 @pytest.mark.parametrize("total", [math.nan, -1, "12 GB", None, 17 * 10**15, 0])
 def test_a_card_without_a_size_that_can_be_is_nonsense(total):
-    found = facts_from(Answer("ok", {"driver": "580.1", "cards": [{"index": 0, "total": total, "free": 1}]}))
+    found = facts_from(
+        Answer("ok", {"driver": "580.1", "cards": [{"index": 0, "total_bytes": total, "free_bytes": 1}]})
+    )
     assert (found.state, found.usable) == ("nonsense", ())
 
 

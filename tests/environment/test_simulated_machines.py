@@ -4,8 +4,7 @@ import re
 
 import pytest
 
-from helpers.environment.checks import RULES
-from helpers.environment.report import diagnosis_of
+from helpers.environment.report import RULES, diagnosis_of
 from tests.environment.machines import TABLE
 
 
@@ -14,7 +13,7 @@ def test_the_doctor_says_what_a_support_engineer_would(row):
     diagnosis = diagnosis_of(row.machine)
     assert {check.id: check.status for check in diagnosis.checks if check.status != "ok"} == row.bad
     assert (diagnosis.exit_code, diagnosis.mode, diagnosis.wheel.tag) == (row.exit_code, row.mode, row.wheel)
-    found = (diagnosis.card.preset, diagnosis.card.precision) if diagnosis.card else (None, None)
+    found = (diagnosis.card.preset, diagnosis.card.precision()) if diagnosis.card else (None, None)
     assert found == (row.preset, row.precision)
     assert re.fullmatch(row.fix, diagnosis.checks[0].fix), diagnosis.checks[0]
     for name, fix in row.also.items():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.environment.sources import Sources, _nvcc, _posix_memory, _space, _version_of
+from helpers.environment.sources import Sources, _kernel_folders, _memory, _nvcc, _on_battery, _space, _version_of
 
 
 def test_the_defaults_lead_to_this_machine():
@@ -104,12 +104,28 @@ def test_a_folder_that_may_not_be_written_is_told(tmp_path):
         tmp_path.chmod(stat.S_IRWXU)
 
 
-@pytest.mark.skipif(os.name != "posix", reason="asks a POSIX system")
-def test_memory_is_known_without_psutil_too():
-    psutil = pytest.importorskip("psutil")
-    total, available = _posix_memory()
-    assert total == pytest.approx(psutil.virtual_memory().total, rel=0.01)
+def test_memory_is_that_of_this_machine():
+    total, available = _memory()
     assert 0 < available <= total
+
+
+def test_without_psutil_memory_cannot_be_read_and_the_battery_is_not_known(monkeypatch):
+    monkeypatch.setitem(sys.modules, "psutil", None)
+    with pytest.raises(ImportError, match="psutil"):
+        _memory()
+    assert _on_battery() is None
+
+
+def test_kernels_are_in_the_folders_where_jupyter_looks(monkeypatch, tmp_path):
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "shared"))
+    folders = _kernel_folders()
+    assert folders[0] == tmp_path / "shared" / "kernels"
+    assert Path(sys.prefix, "share", "jupyter", "kernels") in folders
+
+
+def test_without_jupyter_there_are_no_kernels(monkeypatch):
+    monkeypatch.setitem(sys.modules, "jupyter_core.paths", None)
+    assert _kernel_folders() == []
 
 
 @pytest.mark.skipif(os.name != "posix", reason="the stand-in is a shell script")
@@ -130,8 +146,8 @@ def test_nvcc_is_asked_for_its_release(tmp_path, monkeypatch, script, release):
     assert _nvcc() == release
 
 
-@pytest.mark.parametrize("name", ["start_method", "battery", "long_paths", "memory", "nvcc"])
+@pytest.mark.parametrize("name", ["start_method", "on_battery", "long_paths", "memory", "nvcc"])
 def test_each_door_opens_here(name):
-    kinds = {"start_method": str, "battery": bool, "long_paths": bool, "memory": tuple, "nvcc": str}
+    kinds = {"start_method": str, "on_battery": bool, "long_paths": bool, "memory": tuple, "nvcc": str}
     found = getattr(Sources(), name)()
     assert isinstance(found, kinds[name]) or (found is None and kinds[name] is bool)

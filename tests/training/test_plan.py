@@ -5,9 +5,7 @@ import re
 import pytest
 from click.testing import CliRunner
 
-from helpers import environment
 from helpers.__main__ import main
-from helpers.environment import Card
 from helpers.settings import SettingsError, TrainingSettings, run_folder
 from helpers.training.cards import CARDS, GIB, GraphicsCard, find_card
 from helpers.training.plan import _duration, operations_per_token, plan_run, training_tokens
@@ -297,17 +295,15 @@ class TestCommand:
         assert words in result.output
 
     def test_without_a_card_the_courses_own_is_taken_and_that_is_said(self, monkeypatch):
-        monkeypatch.setattr(environment, "card", lambda: None)
+        monkeypatch.setattr("helpers.training.cards.read_card", lambda: None)
         result = call("--json")
         assert json.loads(result.stdout)["card"]["name"] == "RTX 4070 Ti"
         assert "No NVIDIA card answers here" in result.stderr
 
     @pytest.mark.parametrize(("capability", "precision"), [((8, 9), "bf16"), ((7, 5), "fp16")])
     def test_this_machines_card_is_taken_where_there_is_one(self, monkeypatch, capability, precision):
-        half = "bfloat16" if precision == "bf16" else "float16"
-        peaks = {"float32": 30.0, half: 60.0}
-        found = Card("RTX 9999", 10 * GIB, 9 * GIB, capability, (), "8gb", precision, "580.1", peaks)
-        monkeypatch.setattr(environment, "card", lambda: found)
+        card = GraphicsCard("RTX 9999", 10 * GIB, 60.0, 30.0, precision == "bf16", 9 * GIB, capability)
+        monkeypatch.setattr("helpers.training.cards.read_card", lambda: card)
         result = call("--json")
         told = json.loads(result.stdout)
         assert (told["card"]["name"], told["card"]["usable_bytes"]) == ("RTX 9999", 9 * GIB)

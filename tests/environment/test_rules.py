@@ -7,7 +7,7 @@ from itertools import combinations
 
 import pytest
 
-from helpers.environment import card_checks, checks, driver_checks, python_checks, system_checks
+from helpers.environment import card_checks, driver_checks, python_checks, report, system_checks
 from helpers.environment.facts import Unread
 from helpers.environment.report import diagnosis_of
 from helpers.environment.rules import STATUSES, Finding, Rule
@@ -31,7 +31,7 @@ def expected(row, identity):
 def noticed_by(rows):
     """Return the first row whose whole set of verdicts is not the expected one."""
     for row in rows:
-        for check in checks.examine(row.machine):
+        for check in diagnosis_of(row.machine).checks:
             if check.status != expected(row, check.id):
                 return row.name
     return None
@@ -46,30 +46,30 @@ def swapped(rule, one, other):
 
 
 def test_the_25_checks_stand_in_the_order_of_the_reference():
-    assert [rule.id for rule in checks.RULES] == IDS
-    assert all(rule.why.endswith(".") for rule in checks.RULES)
+    assert [rule.id for rule in report.RULES] == IDS
+    assert all(rule.why.endswith(".") for rule in report.RULES)
 
 
 def test_the_worst_come_first_and_those_alike_keep_their_order():
     for row in TABLE:
-        places = [(STATUSES.index(check.status), IDS.index(check.id)) for check in checks.examine(row.machine)]
+        places = [(STATUSES.index(check.status), IDS.index(check.id)) for check in diagnosis_of(row.machine).checks]
         assert places == sorted(places)
         assert len(places) == len(IDS)
 
 
 PAIRS = [
     pytest.param(rule, *pair, id=f"{rule.id}-{pair[0]}-{pair[1]}")
-    for rule in checks.RULES
+    for rule in report.RULES
     for pair in combinations(sorted({expected(row, rule.id) for row in TABLE}, key=STATUSES.index), 2)
 ]
 
 
 @pytest.mark.parametrize(("rule", "one", "other"), PAIRS)
 def test_two_verdicts_that_are_swapped_are_noticed(monkeypatch, rule, one, other):
-    mutated = tuple(swapped(each, one, other) if each is rule else each for each in checks.RULES)
+    mutated = tuple(swapped(each, one, other) if each is rule else each for each in report.RULES)
     concerned = [row for row in TABLE if expected(row, rule.id) in (one, other)]
     assert noticed_by(concerned[:1]) is None
-    monkeypatch.setattr(checks, "RULES", mutated)
+    monkeypatch.setattr(report, "RULES", mutated)
     assert noticed_by(concerned)
 
 
@@ -120,8 +120,8 @@ def test_a_rule_that_breaks_is_unknown_with_its_cause_and_the_others_go_on(monke
     def judge(machine):
         raise error
 
-    broken = replace(checks.RULES[6], judge=judge)
-    monkeypatch.setattr(checks, "RULES", (*checks.RULES[:6], broken, *checks.RULES[7:]))
+    broken = replace(report.RULES[6], judge=judge)
+    monkeypatch.setattr(report, "RULES", (*report.RULES[:6], broken, *report.RULES[7:]))
     diagnosis = diagnosis_of(LINUX)
     assert {check.id: check.status for check in diagnosis.checks if check.status != "ok"} == {"driver_floor": "unknown"}
     assert diagnosis.checks[0].reading == f"the check itself broke ({type(error).__name__}: {error})"
@@ -206,9 +206,9 @@ def test_the_floor_of_cuda_12_is_the_platforms_own(base, older, first):
         (on(LINUX, platform={"container": "/.dockerenv"}), "platform_kind",
          "Linux, x86_64, in a container (/.dockerenv)"),
         (on(LINUX, nvml={"driver": "535.54.03", "cuda": 12020}), "driver_floor",
-         "driver 535.54.03 speaks CUDA 12.2, the wheel is for CUDA 13.0 (driver 580 or newer)"),
+         "driver 535.54.03 supports CUDA 12.2, the wheel is for CUDA 13.0 (driver 580 or newer)"),
         (on(LINUX, nvml={"driver": "535.54.03", "cuda": None}), "driver_floor",
-         "driver 535.54.03 speaks CUDA 12, the wheel is for CUDA 13.0 (driver 580 or newer)"),
+         "driver 535.54.03 supports CUDA 12, the wheel is for CUDA 13.0 (driver 580 or newer)"),
         (LINUX, "nvml_alive", "driver 580.65.06, 1 card"),
         (on(LINUX, nvml={"cards": LINUX.nvml.cards * 2}), "nvml_alive", "driver 580.65.06, 2 cards"),
         (on(LINUX, torch=blind("cu130", "CUDA said no")), "cuda_available", "torch sees no card: CUDA said no"),
@@ -217,7 +217,7 @@ def test_the_floor_of_cuda_12_is_the_platforms_own(base, older, first):
         (on(LINUX, card={"free_bytes": 9 * 1024**3}), "vram_free", "9.0 of 11.8 GiB free"),
         (LAPTOP, "precision_choice", "mixed_precision: auto takes float32"),
         (on(LINUX, python={"kernel": "/gone/python", "kernel_exists": False}), "env_kernel_match",
-         "the python3 kernel is /gone/python, which is not there"),
+         "the python3 kernel is /gone/python, which does not exist"),
     ],
 )  # fmt: skip
 def test_a_reading_says_what_was_found(machine, identity, reading):
@@ -255,7 +255,7 @@ def test_a_toolkit_changes_no_verdict_and_the_reason_says_why():
     [
         (LINUX, "Ready to train on the GPU: NVIDIA GeForce RTX 4070 Ti, preset rtx-4070-ti."),
         (LAPTOP, "CPU course mode: everything runs, on the CPU with the pocket model."),
-        (on(LINUX, torch=blind(), nvml=silent("absent")), "Not ready: mend nvml_alive, cuda_available first."),
+        (on(LINUX, torch=blind(), nvml=silent("absent")), "Not ready: fix nvml_alive, cuda_available first."),
         (on(WINDOWS, torch=Unread("OSError")), "A card is there (NVIDIA GeForce RTX 4070 Ti, preset rtx-4070-ti), but "
          "torch could not be asked; on the CPU everything runs."),
     ],
