@@ -17,7 +17,8 @@ def main(arguments: list[str] | None = None, *, program: str = "python3 -m helpe
     """
     if hasattr(sys.stdout, "reconfigure"):  # a console without a character such as a check mark shows "?" instead
         sys.stdout.reconfigure(errors="replace")
-    parser = argparse.ArgumentParser(prog=program, description=diagnose.__doc__.partition("\n")[0])
+    summary = "Say what this machine is and what stops it from training; exit 1 when training cannot go on."
+    parser = argparse.ArgumentParser(prog=program, description=summary)
     parser.add_argument("--wheel", action="store_true", help="say which PyTorch wheel fits this machine, and why")
     parser.add_argument("--pip-args", action="store_true", help="with --wheel: only what follows `pip install`")
     parser.add_argument("--json", action="store_true", help="print JSON")

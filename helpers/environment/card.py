@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from helpers.display import GIB
 from helpers.environment.facts import GpuReading, Holder, Machine
+from helpers.environment.machine import read_machine
 
 _DRIVER_BYTES = GIB  # a CUDA context takes 0.3 to 0.6 GiB, a desktop some of the rest
 _PRESETS = (("16gb", 15), ("rtx-4070-ti", 11), ("8gb", 7))  # GiB; cards report a little less than their name says
@@ -115,8 +116,6 @@ def read_card(machine: Machine | None = None) -> GraphicsCard | None:
         machine: the machine to look at; None: this one.
     """
     if machine is None:
-        from helpers.environment.machine import read_machine
-
         machine = read_machine(quick=True)
         if not machine.has_gpu and machine.wsl is not None:  # NVML often fails under WSL2 where torch sees the card
             machine = read_machine()

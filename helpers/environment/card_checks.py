@@ -75,6 +75,7 @@ def other_processes(machine: Machine) -> Finding:
         pids = [str(holder.pid) for holder in pythons]
         stop = f"Stop-Process -Id {','.join(pids)}" if machine.platform.kind == "Windows" else f"kill {' '.join(pids)}"
         return warn(", ".join(map(_named, pythons)), line + stop)
+    # processes are asked last, so a child that hung or crashed may have reported cards without them
     if not machine.cards or machine.nvml.state in ("hung", "crashed"):
         return unknown("NVML did not say who holds memory")
     return ok(", ".join(map(_named, others)) or "no other process holds memory")
@@ -128,6 +129,7 @@ def alloc_conf(machine: Machine) -> Finding:
     if expandable and machine.platform.kind in ("Windows", "WSL2"):
         return warn(f"{reading}: expandable segments fail on {machine.platform.kind}", drop)
     torch = machine.torch
+    # torch 2.11 is the first that knows the new name
     is_old = has_torch(torch) and version_number(torch.version) < (2, 11)
     if len(used) == 2:
         return warn(f"{reading}: both names", fixes.unset(machine, names[0 if is_old else 1]))
@@ -144,6 +146,7 @@ def precision_choice(machine: Machine) -> Finding:
     process, torch, gpu = machine.process, machine.torch, machine.gpu
     precision = process.env.get("ACCELERATE_MIXED_PRECISION", process.accelerate.get("mixed_precision", "auto")).lower()
     use_cpu = process.env.get("ACCELERATE_USE_CPU", process.accelerate.get("use_cpu", "false")).lower()
+    # compute capability 8.0 (Ampere) is the first with bf16; without a card, what torch says of the processor
     bf16 = gpu.capability >= (8, 0) if gpu and gpu.capability else torch.bf16
     best = "bf16" if bf16 else "fp16" if gpu else "float32"
     if use_cpu in ("1", "true", "yes") and gpu:

@@ -40,6 +40,7 @@ def ask(probe: str, *, timeout_seconds: float) -> Answer:
         timeout_seconds: the child is killed after this time.
     """
     module, function = probe.split(":")
+    # appended: what is installed, and what PYTHONPATH names, comes first as in this process
     source = (
         f"import sys; sys.path.append({str(ROOT)!r})\n"
         f"import importlib; from helpers.environment.child import tell\n"

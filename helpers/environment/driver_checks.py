@@ -35,7 +35,7 @@ def torch_build(machine: Machine) -> Finding:
     broken = f"torch cannot be imported: {torch.cause}"
     if torch.state == "absent":
         return fail("torch is not installed", fixes.install_wheel(machine))
-    if _WINDOWS_LIBRARY.search(torch.cause):
+    if _WINDOWS_LIBRARY.search(torch.cause):  # these libraries need those of Visual C++
         return fail(broken, f"Install {_REDISTRIBUTABLE} (Visual C++ libraries), then {fixes.RESTART}.")
     if torch.state == "broken" or (torch.state == "crashed" and not torch.version):
         return fail(broken, fixes.install_wheel(machine))
@@ -111,7 +111,7 @@ def nvml_alive(machine: Machine) -> Finding:
     reading = f"NVML {nvml.state}: {nvml.cause}"
     if nvml.state == "nonsense":
         return unknown(reading, fixes.reboot(machine))
-    if nvml.state in ("hung", "crashed"):
+    if nvml.state in ("hung", "crashed"):  # a known fault of NVML under WSL2, beside which CUDA itself works
         return unknown(reading, _MAY_WORK) if on_wsl else fail(reading, fixes.reboot(machine))
     if "NotSupported" in nvml.cause:
         return unknown(reading)
@@ -216,13 +216,13 @@ def visible_devices(machine: Machine) -> Finding:
     reading = f"CUDA_VISIBLE_DEVICES={value!r}"
     if not expects_gpu(machine):
         return ok(f"{reading}, and no card that it could hide")
-    seen, asked = visible(machine.cards, machine.process.env), [part for part in value.split(",") if part.strip()]
+    seen, named = visible(machine.cards, machine.process.env), [part for part in value.split(",") if part.strip()]
     fix = fixes.unset(machine, "CUDA_VISIBLE_DEVICES")
-    if value.startswith("MIG-"):
+    if value.startswith("MIG-"):  # not among the cards: NVML lists a card, not the parts that MIG makes of it
         return ok(f"{reading}: a part of a card")
     if _hides_all(machine):
         return fail(f"{reading} hides every card", fix)
-    if machine.cards and len(seen) < len(asked):
+    if machine.cards and len(seen) < len(named):
         return warn(f"{reading}: only the first {len(seen)} of it is read", fix)
     if "CUDA_VISIBLE_DEVICES" in machine.process.changed and machine.process.cuda_in_use:
         return warn(f"{reading} was set inside this Python, perhaps too late", f"{fixes.RESTART_FIRST}.")

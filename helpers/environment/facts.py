@@ -131,7 +131,7 @@ class Packages:
     """Versions by package: installed, required (floor, first major that is too new or None), pinned and loaded."""
 
     installed: Mapping[str, str]
-    asked: Mapping[str, tuple[str, str | None]]
+    required: Mapping[str, tuple[str, str | None]]
     pinned: Mapping[str, str]
     loaded: Mapping[str, str]
 

@@ -44,6 +44,7 @@ def install_project(machine: Machine) -> str:
     """Return the command that brings every package to a tested version; torch first, or pip would choose its wheel."""
     has, pinned = (versions.get("torch", "") for versions in (machine.packages.installed, machine.packages.pinned))
     wheel = "" if has and version_number(has) == version_number(pinned or has) else f"{wheel_advice(machine).pip} ; "
+    # quoted, because zsh takes [ ] for a pattern; cmd.exe knows only double quotes
     quote = '"' if machine.platform.kind == "Windows" else "'"
     line = f"{python_command(machine)} -m pip install -c constraints.txt -e {quote}.[test,gpu]{quote}"
     return f"{wheel}{line} ; then {RESTART}."

@@ -17,6 +17,7 @@ from helpers.display import GIB
 from helpers.environment.facts import GpuReading
 from helpers.environment.machine import read_memory
 from helpers.environment.nvml import read_nvml
+from helpers.environment.report import printable
 
 _LIMIT_SECONDS = 5.0
 _BARS = "▁▂▃▄▅▆▇█"
@@ -68,6 +69,7 @@ def _cpu_load_percent() -> float | None:
     try:
         import psutil
 
+        # without an interval the first answer would always be 0
         return float(psutil.cpu_percent(interval=0.1))
     except ImportError:
         with contextlib.suppress(OSError, AttributeError):  # Windows has no load average
@@ -103,7 +105,7 @@ def sparkline(values: list[float], highest: float) -> str:
 def text(history: History, *, width: int = 30) -> str:
     """Return the last sample and the history as lines of text: no more than `width` bars."""
     last = history.samples[-1].reading
-    lines = [_printable(last.name)]
+    lines = [printable(last.name)]
     for name, title, unit, limit in (
         ("memory_gib", "memory", "GiB", (last.total_bytes or 0) / GIB),
         ("utilisation_percent", "load", "%", 100),
@@ -117,13 +119,8 @@ def text(history: History, *, width: int = 30) -> str:
             lines.append(f"  {title:12}{number:20}{sparkline(values[-width:], highest)}")
     for holder in last.holders:
         size = "" if holder.used_bytes is None else f"{holder.used_bytes / GIB:.1f} GiB"
-        lines.append(f"  process {holder.pid:<10}{size:10}{_printable(holder.name)}")
+        lines.append(f"  process {holder.pid:<10}{size:10}{printable(holder.name)}")
     return "\n".join(lines)
-
-
-def _printable(name: str) -> str:
-    """Remove what a terminal would obey: a process may have any name."""
-    return "".join(char for char in name if char.isprintable())
 
 
 def html(history: History) -> str:
@@ -224,5 +221,6 @@ def has_front_end() -> bool:
         from IPython import get_ipython
     except ImportError:
         return False
+    # ipykernel notes here what the latest request to run a cell said; nbclient, below both runners, says no
     kernel = getattr(get_ipython(), "kernel", None)
     return bool(getattr(kernel, "_allow_stdin", False))

@@ -113,6 +113,7 @@ def _weights(path: Path, problems: list[str]) -> tuple[int | None, int]:
         size = path.stat().st_size
         with path.open("rb") as file:
             length = struct.unpack("<Q", file.read(8))[0]
+            # a damaged length can be any number of 64 bits: reading that much would fill the memory
             header = json.loads(file.read(min(length, 10_000_000)))
         tensors = {name: tensor for name, tensor in header.items() if name != "__metadata__"}
         end = 8 + length + max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)

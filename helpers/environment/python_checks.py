@@ -19,7 +19,7 @@ def python_version(machine: Machine) -> Finding:
         return fail(f"{reading}: torch has no wheels for it", fixes.make_venv(machine))
     if not (3, 11) <= python.version[:2] <= (3, 14):
         return fail(reading, fixes.make_venv(machine))
-    if python.version[:2] == (3, 14):
+    if python.version[:2] == (3, 14):  # its default start method on Linux is forkserver
         return warn(f"{reading}: newer than what the course is tested with", fixes.make_venv(machine))
     return ok(reading)
 
@@ -35,6 +35,7 @@ def env_kernel_match(machine: Machine) -> Finding:
             f"{meant} -m ipykernel install --sys-prefix ; then choose that kernel, or start Python as {meant}",
         )
     kernel = python.kernel
+    # Jupyter replaces a kernel's plain `python` by the Python it runs itself, so only a path can be elsewhere
     elsewhere = kernel and ("/" in kernel or "\\" in kernel) and not _inside(kernel, python.prefix)
     if elsewhere or not python.kernel_exists:
         return fail(
@@ -86,9 +87,10 @@ def _same_version(one: str, other: str) -> bool:
 def package_floor(machine: Machine) -> Finding:
     """Fail for a missing or too old package; warn about one newer than tested, and about the old `pynvml`."""
     packages = machine.packages
-    missing = [name for name in packages.asked if name not in packages.installed and name != "torch"]
+    # a missing torch is reported by torch_build, with the right wheel
+    missing = [name for name in packages.required if name not in packages.installed and name != "torch"]
     old, new = [], []
-    for name, (floor, ceiling) in packages.asked.items():
+    for name, (floor, ceiling) in packages.required.items():
         if name not in packages.installed:
             continue
         version, tested = packages.installed[name], packages.pinned.get(name, "")
@@ -109,6 +111,6 @@ def package_floor(machine: Machine) -> Finding:
             f"pynvml {packages.installed['pynvml']} is deprecated",
             f"{python} -m pip uninstall -y pynvml ; {python} -m pip install --force-reinstall nvidia-ml-py",
         )
-    if not packages.asked:
+    if not packages.required:
         return warn("what the course requires is not known", "Run the doctor from the course's own folder.")
-    return ok(f"{len(packages.asked)} packages, each new enough")
+    return ok(f"{len(packages.required)} packages, each new enough")

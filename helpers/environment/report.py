@@ -117,9 +117,9 @@ class Diagnosis:
         for check in self.checks:
             badge = f"{STATUS_MARKS[check.status][0]} {check.status:8}"
             badge = f"\x1b[{_ANSI[check.status]}m{badge}\x1b[0m" if color else badge
-            lines.append(f"{badge}{check.id:26}{_printable(check.reading)}")
+            lines.append(f"{badge}{check.id:26}{printable(check.reading)}")
             if check.status != "ok":
-                lines += [f"{'':36}{check.why}"] + ([f"{'':36}-> {_printable(check.fix)}"] if check.fix else [])
+                lines += [f"{'':36}{check.why}"] + ([f"{'':36}-> {printable(check.fix)}"] if check.fix else [])
         verdict = f"\x1b[1m{self.verdict}\x1b[0m" if color else self.verdict
         return "\n".join([*lines, "", verdict])
 
@@ -138,8 +138,8 @@ class Diagnosis:
         return self.table()
 
 
-def _printable(text: str) -> str:
-    """Remove control characters: a process may have any name, and a terminal obeys some of them."""
+def printable(text: str) -> str:
+    """Replace control characters by spaces: a process may have any name, and a terminal obeys some of them."""
     return "".join(char if char.isprintable() else " " for char in text)
 
 
@@ -154,6 +154,7 @@ def diagnose(*, quick: bool = False) -> Diagnosis:
 
 def diagnosis_of(machine: Machine) -> Diagnosis:
     """Return the diagnosis of a machine that was read or made up."""
+    # sorting is stable: checks with the same status keep the order of RULES
     checks = sorted((rule(machine) for rule in RULES), key=lambda check: STATUSES.index(check.status))
     mode = "gpu" if machine.has_gpu else "cpu"
     if isinstance(machine.platform, Unread):  # the advice depends on it

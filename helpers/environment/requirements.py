@@ -6,29 +6,29 @@ from importlib.metadata import PackageNotFoundError, requires
 from helpers.environment.facts import Packages
 from helpers.environment.sources import Sources
 
-DISTRIBUTION = "gpt2-course"
-LOADED = ("torch", "transformers", "datasets", "accelerate", "numpy", "tokenizers")  # what a stale kernel breaks
-ALSO_ASKED_FOR = ("jupyterlab-widgets", "nvidia-ml-py", "pynvml", "tokenizers")
+_DISTRIBUTION = "gpt2-course"
+_LOADED = ("torch", "transformers", "datasets", "accelerate", "numpy", "tokenizers")  # what a stale kernel breaks
+_ALSO_LOOKED_FOR = ("jupyterlab-widgets", "nvidia-ml-py", "pynvml", "tokenizers")
 
 
 def read_packages(sources: Sources) -> Packages:
     """Return what is required, pinned, installed and loaded."""
-    asked = _asked(sources)
-    versions = {name: sources.version_of(name) for name in [*asked, *ALSO_ASKED_FOR]}
+    required = _required(sources)
+    versions = {name: sources.version_of(name) for name in [*required, *_ALSO_LOOKED_FOR]}
     return Packages(
         installed={name: version for name, version in versions.items() if version},
-        asked=asked,
+        required=required,
         pinned=pins(sources),
         loaded={name: str(module.__version__) for name, module in _loaded(sources).items()},
     )
 
 
 def _loaded(sources: Sources) -> dict:
-    modules = {name: sources.modules.get(name) for name in LOADED}
+    modules = {name: sources.modules.get(name) for name in _LOADED}
     return {name: module for name, module in modules.items() if hasattr(module, "__version__")}
 
 
-def _asked(sources: Sources) -> dict[str, tuple[str, str | None]]:
+def _required(sources: Sources) -> dict[str, tuple[str, str | None]]:
     """Return name -> (floor, first version that is too new) from pyproject.toml, else from the installed project.
 
     Regular expressions, because a bare Python 3.10 has neither `tomllib` nor `packaging`.
@@ -39,16 +39,16 @@ def _asked(sources: Sources) -> dict[str, tuple[str, str | None]]:
         lines = re.findall(r'"([^"]+)"', block[1]) if block else []
     else:
         try:
-            lines = [line for line in requires(DISTRIBUTION) or [] if "extra ==" not in line]
+            lines = [line for line in requires(_DISTRIBUTION) or [] if "extra ==" not in line]
         except PackageNotFoundError:
             lines = []
-    asked = {}
+    required = {}
     for line in lines:
         name = re.match(r"[\w.-]+", line)
         floor, ceiling = re.search(r">=\s*([\d.]+)", line), re.search(r"<\s*([\d.]+)", line)
         if name:
-            asked[name[0]] = (floor[1] if floor else "0", ceiling[1] if ceiling else None)
-    return asked
+            required[name[0]] = (floor[1] if floor else "0", ceiling[1] if ceiling else None)
+    return required
 
 
 def pins(sources: Sources) -> dict[str, str]:

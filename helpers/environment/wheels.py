@@ -9,6 +9,7 @@ Minimum drivers: tables 2 and 3 of NVIDIA's CUDA toolkit release notes. Wheels: 
 from dataclasses import dataclass
 
 from helpers.environment.facts import Machine, Unread
+from helpers.environment.machine import read_machine
 from helpers.environment.nvml import driver_number
 from helpers.environment.requirements import version_number
 
@@ -28,6 +29,7 @@ CAME_WITH = {
     (13, 0): ((580, 65, 6), None),
     (13, 2): ((595, 45, 4), None),
 }
+# compute capabilities
 _OLDEST_FOR_13 = (7, 5)  # CUDA 13 wheels have no code for older cards
 _OLDEST_FOR_12_ONLY = (10, 0)  # CUDA 12.6 wheels have no code for cards from here on
 
@@ -60,7 +62,7 @@ def cuda_of_driver(machine: Machine) -> int | None:
     """Return the highest CUDA major version that the driver supports, or None if its version is not known."""
     if isinstance(machine.nvml, Unread):
         return None
-    if machine.nvml.cuda:
+    if machine.nvml.cuda:  # nvidia-smi does not report it: then the driver's number has to do
         return machine.nvml.cuda // 1000
     number = driver_number(machine.nvml.driver)
     column = int(windows_driver(machine))
@@ -74,8 +76,6 @@ def wheel_advice(machine: Machine | None = None) -> WheelAdvice:
         UnreadError: what the advice depends on could not be read.
     """
     if machine is None:
-        from helpers.environment.machine import read_machine
-
         machine = read_machine(quick=True)
     tag, reason = _tag(machine)
     pinned = "" if isinstance(machine.packages, Unread) else machine.packages.pinned.get("torch", "")

@@ -28,7 +28,7 @@ def stub(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def doors(tmp_path):
+def make_sources(tmp_path):
     """Return a function that makes the sources of a plain Linux machine without a GPU; files are below its root."""
 
     def make(files=None, **changes):

@@ -69,11 +69,11 @@ def test_of_a_card_without_a_known_size_nothing_is_usable():
 def test_under_wsl2_torch_is_asked_where_nvml_fails(monkeypatch):
     asked = []
 
-    def read_machine(*, quick):
+    def read_machine(*, quick=False):
         asked.append(quick)
         torch = replace(seeing(), available=None) if quick else seeing()
         return on(LINUX, nvml=silent("crashed"), torch=torch, wsl=Unread("OSError"))
 
-    monkeypatch.setattr("helpers.environment.machine.read_machine", read_machine)
+    monkeypatch.setattr("helpers.environment.card.read_machine", read_machine)
     assert read_card().name == CARD.name
     assert asked == [True, False]

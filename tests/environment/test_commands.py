@@ -1,4 +1,4 @@
-"""`python -m helpers doctor` and `monitor`: exit codes, the shape of the JSON, colours, what a terminal is given."""
+"""`python -m helpers doctor` and `monitor`: exit codes, the shape of the JSON, colours, what a terminal shows."""
 
 import json
 import os
@@ -50,7 +50,7 @@ SHAPE = {
 
 
 def has_shape(value, shape):
-    """Tell whether a value has exactly these keys and types, all the way down; a tuple lists what it may be."""
+    """Say whether a value has exactly these keys and types, all the way down; a tuple lists what it may be."""
     if isinstance(shape, tuple):
         return any(has_shape(value, each) for each in shape)
     if isinstance(shape, list):
@@ -76,7 +76,7 @@ def run(*arguments, **env):
 
 
 def in_terminal(*arguments, interrupt=False, **env):
-    """Run in a pseudo-terminal; return the exit code and what it was given."""
+    """Run in a pseudo-terminal; return the exit code and what was shown."""
     import pty
 
     ours, theirs = pty.openpty()
@@ -110,7 +110,7 @@ def in_terminal(*arguments, interrupt=False, **env):
 
 
 @pytest.fixture
-def machines(doors, tmp_path):
+def machines(make_sources, tmp_path):
     """Return diagnoses: of a plain machine, of ones with a card, of one that is not ready."""
     pocket = tmp_path / "project" / "helpers" / "assets" / "pocket"
     pocket.parent.mkdir(parents=True)
@@ -121,12 +121,12 @@ def machines(doors, tmp_path):
     nvml = Nvml("ok", driver="580.65.06", cuda=13000, cards=(gpu,))
     torch = Torch("ok", version="2.13.0+cu130", cuda="13.0", available=True, codes=("sm_86",), product="ok")
     sources = {
-        "plain": doors(version_of={"click": "8.2"}.get),
-        "card": doors(read_nvml=lambda: nvml, read_torch=lambda **_: torch),
-        "strange card": doors(
+        "plain": make_sources(version_of={"click": "8.2"}.get),
+        "card": make_sources(read_nvml=lambda: nvml, read_torch=lambda **_: torch),
+        "strange card": make_sources(
             read_nvml=lambda: Nvml("ok", driver="580.1", cards=(GpuReading(0, total_bytes=8 * GIB),))
         ),
-        "broken": doors(read_torch=lambda **_: Torch("broken", "OSError: c10.dll"), python_version=(3, 10, 1)),
+        "broken": make_sources(read_torch=lambda **_: Torch("broken", "OSError: c10.dll"), python_version=(3, 10, 1)),
     }
     return {name: diagnosis_of(read_machine(each)) for name, each in sources.items()}
 
@@ -134,14 +134,14 @@ def machines(doors, tmp_path):
 class TestJson:
     @pytest.mark.parametrize("name", ["plain", "card", "strange card", "broken"])
     def test_it_has_the_shape_that_is_documented(self, machines, name):
-        told = json.loads(json.dumps(machines[name].to_dict()))
-        assert has_shape(told, SHAPE)
-        assert (told["card"] is None) == (name in ("plain", "broken"))
-        assert (told["exit_code"], told["mode"]) in {(0, "cpu"), (1, "cpu"), (0, "gpu"), (1, "gpu")}
-        assert len({check["id"] for check in told["checks"]}) == len(told["checks"]) == 25
-        order = [("fail", "unknown", "warn", "ok").index(check["status"]) for check in told["checks"]]
+        document = json.loads(json.dumps(machines[name].to_dict()))
+        assert has_shape(document, SHAPE)
+        assert (document["card"] is None) == (name in ("plain", "broken"))
+        assert (document["exit_code"], document["mode"]) in {(0, "cpu"), (1, "cpu"), (0, "gpu"), (1, "gpu")}
+        assert len({check["id"] for check in document["checks"]}) == len(document["checks"]) == 25
+        order = [("fail", "unknown", "warn", "ok").index(check["status"]) for check in document["checks"]]
         assert order == sorted(order)
-        assert told["exit_code"] == int(order[0] == 0)
+        assert document["exit_code"] == int(order[0] == 0)
 
     def test_every_name_in_it_is_documented(self, machines):
         names = set()
@@ -155,15 +155,15 @@ class TestJson:
                 for each in value:
                     collect(each)
 
-        told = json.loads(json.dumps(machines["card"].to_dict()))
-        told["card"]["peak_tflops"] = {}  # its names are number formats
-        collect(told)
+        document = json.loads(json.dumps(machines["card"].to_dict()))
+        document["card"]["peak_tflops"] = {}  # its names are number formats
+        collect(document)
         documented = re.findall(r"`(\w+)`", type(machines["card"]).to_dict.__doc__)
         assert names == set(documented)
 
     def test_the_test_of_the_shape_sees_what_is_wrong(self, machines):
-        told = json.loads(json.dumps(machines["card"].to_dict()))
-        for spoil in (
+        document = json.loads(json.dumps(machines["card"].to_dict()))
+        for damage in (
             lambda t: t.pop("mode"),
             lambda t: t.update(more=1),
             lambda t: t.update(quick=0),
@@ -171,9 +171,9 @@ class TestJson:
             lambda t: t["card"]["holders"][0].pop("pid"),
             lambda t: t["checks"][7].update(fix=None),
         ):
-            spoilt = json.loads(json.dumps(told))
-            spoil(spoilt)
-            assert not has_shape(spoilt, SHAPE)
+            damaged = json.loads(json.dumps(document))
+            damage(damaged)
+            assert not has_shape(damaged, SHAPE)
 
 
 class TestDoctor:
@@ -206,37 +206,37 @@ class TestDoctor:
         assert call("doctor", "--wheel", "--pip-args").output.startswith("torch")
         assert call("doctor", "--banana").exit_code == 2
 
-    def test_the_name_of_a_process_gives_no_order_to_the_terminal(self, machines, monkeypatch):
+    def test_the_name_of_a_process_sends_no_control_characters_to_the_terminal(self, machines, monkeypatch):
         monkeypatch.setattr("helpers.environment.__main__.diagnose", lambda **_: machines["card"])
         shown = call("doctor").output
         assert "good" in shown
         assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", re.sub(r"\x1b\[[\d;]*m", "", shown))
 
-    def test_the_name_of_a_process_gives_no_markup_to_a_page(self, machines):
+    def test_the_name_of_a_process_puts_no_markup_into_a_page(self, machines):
         page = machines["card"]._repr_html_()
         assert "<script" not in page
         assert "&lt;script&gt;" in page
 
-    def test_this_machine_is_told_without_colours_into_a_pipe(self):
+    def test_this_machine_is_shown_without_colours_in_a_pipe(self):
         result = run("doctor", "--quick")
         assert (result.returncode, result.stderr) == (int("Not ready" in result.stdout), "")
         assert "\x1b" not in result.stdout
         assert len(re.findall(r"^[✓!✗?] (?:ok|warn|fail|unknown) ", result.stdout, re.MULTILINE)) == 25
 
-    def test_this_machine_is_told_as_json(self):
+    def test_this_machine_is_shown_as_json(self):
         result = run("doctor", "--json", "--quick")
-        told = json.loads(result.stdout)
-        assert has_shape(told, SHAPE)
-        assert told["quick"] is True
-        assert result.returncode == told["exit_code"]
+        document = json.loads(result.stdout)
+        assert has_shape(document, SHAPE)
+        assert document["quick"] is True
+        assert result.returncode == document["exit_code"]
 
-    def test_an_output_that_lacks_a_sign_shows_another(self):
+    def test_an_output_without_a_character_shows_another(self):
         result = run("doctor", "--quick", PYTHONIOENCODING="cp1252")  # a file, under Windows
         assert (result.stderr, "Traceback" in result.stdout) == ("", False)
         assert "? ok" in result.stdout
 
     @needs_terminal
-    def test_a_terminal_is_given_colours(self):
+    def test_a_terminal_gets_colours(self):
         exit_code, shown = in_terminal("doctor", "--quick", NO_COLOR="")  # empty counts as not set
         assert exit_code in (0, 1)
         assert "\x1b[34m✓ ok" in shown
@@ -256,13 +256,13 @@ class TestMonitor:
         assert result.exit_code == 0
         assert result.output.count("memory") == 1
 
-    def test_the_name_of_a_process_gives_no_order_to_the_terminal(self, evil):
+    def test_the_name_of_a_process_sends_no_control_characters_to_the_terminal(self, evil):
         shown = call("monitor", "--once", color=True).output
         assert "good" in shown
         assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", shown)
 
     @pytest.mark.parametrize("arguments", [["--interval", "0"], ["--interval", "banana"], ["--seconds", "-1"]])
-    def test_a_rhythm_that_cannot_be_is_refused(self, evil, arguments):
+    def test_an_impossible_interval_is_refused(self, evil, arguments):
         result = call("monitor", *arguments)
         assert result.exit_code == 2
         assert arguments[0] in result.output
@@ -272,7 +272,7 @@ class TestMonitor:
         assert (result.returncode, result.stderr) == (0, "")
         assert "GiB" in result.stdout
 
-    def test_an_output_that_lacks_a_sign_shows_another(self):
+    def test_an_output_without_a_character_shows_another(self):
         result = run("monitor", "--once", PYTHONIOENCODING="cp1252")
         assert (result.returncode, result.stderr) == (0, "")
         assert "GiB" in result.stdout

@@ -87,7 +87,7 @@ class TestSample:
             "  power       120.5 of 285.0 W    ▄",
             "  temperature 45 °C               ▄",
             "  process 17        1.0 GiB   python",
-            "  process 18                  " + "<script>alert(1)</script>]0;owned[2J",
+            "  process 18                  <script>alert(1)</script> ]0;owned  [2J ",
         ]
 
     def test_of_many_cards_the_largest_that_works_is_shown(self, nvml):
@@ -106,7 +106,7 @@ class TestSample:
         assert text(history(new)) == "card"
         assert html(history(new)) == "<pre>card</pre>"
 
-    def test_a_card_that_told_its_memory_before_nvml_crashed_is_shown(self, nvml):
+    def test_a_card_that_reported_its_memory_before_nvml_crashed_is_shown(self, nvml):
         nvml[:] = [Nvml("crashed", "ended by SIGSEGV", "580.1", cards=(CARD,))]
         assert sample().device == "gpu"
 
@@ -134,7 +134,7 @@ class TestHistory:
         kept = history(*(reading(float(second)) for second in range(10)), length=3)
         assert [row["seconds"] for row in kept.rows()] == [7.0, 8.0, 9.0]
 
-    def test_what_was_not_told_is_left_out(self):
+    def test_unknown_values_are_left_out(self):
         kept = history(reading(0.0), reading(1.0, power_watts=5.0))
         assert kept.values("power_watts") == [5.0]
         assert kept.values("memory_gib") == [2.0, 2.0]
@@ -154,7 +154,7 @@ class TestHistory:
 
 
 class TestPictures:
-    def test_a_terminal_shows_what_is_told_and_nothing_else(self):
+    def test_a_terminal_shows_what_is_known_and_nothing_else(self):
         shown = text(history(reading(0.0), reading(1.0, utilisation_percent=50.0)))
         assert shown.splitlines() == [
             "CPU, 4 threads",
@@ -198,7 +198,7 @@ class TestPictures:
 
 class TestMonitor:
     def test_it_has_read_once_when_it_is_made(self):
-        shown = Monitor(lambda **said: reading(**{"seconds": said["seconds"]}), interval_seconds=1, length=5)
+        shown = Monitor(lambda **options: reading(**{"seconds": options["seconds"]}), interval_seconds=1, length=5)
         assert len(shown.history.samples) == 1
         assert str(shown).startswith("CPU, 4 threads")
 
@@ -257,7 +257,7 @@ class TestMonitor:
         shown.stop()
         assert threads() == []
 
-    def test_without_a_front_end_it_is_one_still_picture(self, nvml):
+    def test_without_a_front_end_it_shows_one_reading(self, nvml):
         assert not has_front_end()
         shown = monitor()
         assert threads() == []
@@ -265,7 +265,7 @@ class TestMonitor:
         assert set(bundle) == {"text/html", "text/plain"}
         assert "memory" in bundle["text/html"]
 
-    def test_with_a_front_end_it_is_a_widget_with_the_picture_beneath(self, nvml):
+    def test_with_a_front_end_it_is_a_widget_with_a_text_for_saved_notebooks(self, nvml):
         pytest.importorskip("ipywidgets")
         shown = monitor(live=True, interval_seconds=0.01, seconds=5)
         try:
@@ -276,18 +276,18 @@ class TestMonitor:
         assert "memory" in data["text/html"]
         assert data["text/plain"].startswith("CPU")
 
-    @pytest.mark.parametrize(("allowed", "told"), [(True, True), (False, False)])
-    def test_a_front_end_is_known_by_its_allowing_input(self, monkeypatch, allowed, told):
+    @pytest.mark.parametrize(("allowed", "expected"), [(True, True), (False, False)])
+    def test_a_front_end_is_known_by_its_allowing_input(self, monkeypatch, allowed, expected):
         pytest.importorskip("ipywidgets")
         kernel = type("Kernel", (), {"_allow_stdin": allowed})()
         monkeypatch.setattr("IPython.get_ipython", lambda: type("Shell", (), {"kernel": kernel})())
-        assert has_front_end() is told
+        assert has_front_end() is expected
 
     @pytest.mark.parametrize(
         "values",
         [{"interval_seconds": 0}, {"interval_seconds": -1.0}, {"interval_seconds": float("nan")}, {"length": 0}],
     )
-    def test_a_rhythm_or_a_length_that_cannot_be_is_refused(self, values):
+    def test_an_impossible_interval_or_length_is_refused(self, values):
         ((name, value),) = values.items()
         with pytest.raises(ValueError, match=f"{name} = {value}") as error:
             monitor(**values)

@@ -29,7 +29,7 @@ def expected(row, identity):
 
 
 def noticed_by(rows):
-    """Return the first row whose whole set of verdicts is not the expected one."""
+    """Return the first row whose verdicts are not all the expected ones."""
     for row in rows:
         for check in diagnosis_of(row.machine).checks:
             if check.status != expected(row, check.id):
@@ -39,13 +39,13 @@ def noticed_by(rows):
 
 def swapped(rule, one, other):
     def judge(machine):
-        found = rule.judge(machine)
-        return found._replace(status={one: other, other: one}.get(found.status, found.status))
+        result = rule.judge(machine)
+        return result._replace(status={one: other, other: one}.get(result.status, result.status))
 
     return replace(rule, judge=judge)
 
 
-def test_the_25_checks_stand_in_the_order_of_the_reference():
+def test_the_25_checks_are_in_the_order_of_the_reference():
     assert [rule.id for rule in report.RULES] == IDS
     assert all(rule.why.endswith(".") for rule in report.RULES)
 
@@ -77,7 +77,7 @@ MODULES = (python_checks, driver_checks, card_checks, system_checks)
 
 
 def spoken(module):
-    """Return a module's syntax tree, and each place where it speaks a verdict: ok, warn, fail, unknown or NO_GPU."""
+    """Return a module's syntax tree, and each place with a verdict: ok, warn, fail, unknown or NO_GPU."""
     tree = ast.parse(inspect.getsource(module))
     names = {*CHANGED, "NO_GPU"}
     return tree, [node for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id in names]
@@ -111,8 +111,8 @@ def test_a_verdict_that_is_changed_anywhere_in_the_source_is_noticed(module, ind
 def test_the_four_modules_hold_all_the_rules():
     _, places = spoken(python_checks)
     assert len(places) > 10
-    found = {value.id for module in MODULES for value in vars(module).values() if isinstance(value, Rule)}
-    assert found == set(IDS)
+    result = {value.id for module in MODULES for value in vars(module).values() if isinstance(value, Rule)}
+    assert result == set(IDS)
 
 
 @pytest.mark.parametrize("error", [ValueError("boom"), KeyError("boom"), RecursionError("boom")], ids=repr)
@@ -137,16 +137,16 @@ def test_a_machine_of_which_nothing_could_be_read_still_gets_25_answers():
     nothing = Unread("OSError: strange")
     groups = "python platform packages torch nvml process memory storage files power".split()
     diagnosis = diagnosis_of(replace(LINUX, **dict.fromkeys(groups, nothing)))
-    found = {check.id: check.status for check in diagnosis.checks}
+    result = {check.id: check.status for check in diagnosis.checks}
     no_card = {"wsl_libcuda", "arch_covered", "gpu_identity", "vram_free", "other_processes"}  # none that is known of
-    assert found == {name: "ok" if name in no_card else "unknown" for name in IDS}
+    assert result == {name: "ok" if name in no_card else "unknown" for name in IDS}
     assert (diagnosis.exit_code, diagnosis.mode, diagnosis.card, diagnosis.wheel) == (0, "cpu", None, None)
 
 
 def test_an_unread_platform_leaves_what_does_not_depend_on_it():
     diagnosis = diagnosis_of(on(LINUX, platform=Unread("OSError: strange")))
-    found = {check.id: check.status for check in diagnosis.checks if check.status != "ok"}
-    assert found == dict.fromkeys(("platform_kind", "driver_floor", "sysmem_fallback", "paths"), "unknown")
+    result = {check.id: check.status for check in diagnosis.checks if check.status != "ok"}
+    assert result == dict.fromkeys(("platform_kind", "driver_floor", "sysmem_fallback", "paths"), "unknown")
     assert diagnosis.mode == "gpu"
 
 
@@ -220,7 +220,7 @@ def test_the_floor_of_cuda_12_is_the_platforms_own(base, older, first):
          "the python3 kernel is /gone/python, which does not exist"),
     ],
 )  # fmt: skip
-def test_a_reading_says_what_was_found(machine, identity, reading):
+def test_a_reading_says_what_was_seen(machine, identity, reading):
     assert diagnosis_of(machine).check(identity).reading == reading
 
 
