@@ -23,6 +23,7 @@ from helpers.environment.facts import (
 )
 
 GB = 10**9
+EVIL = "\x1b]0;owned\x07\x1b[2J\rgood\x9b31m"  # the name of a process that tries to command a terminal
 
 
 def on(base: Machine, *, card: Any = None, env: Any = None, **groups: Any) -> Machine:

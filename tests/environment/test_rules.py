@@ -8,19 +8,11 @@ from itertools import combinations
 import pytest
 
 from helpers.environment import card_checks, driver_checks, python_checks, report, system_checks
-from helpers.environment.facts import Unread
 from helpers.environment.report import diagnosis_of
 from helpers.environment.rules import STATUSES, Finding, Rule
-from helpers.environment.wheels import wheel_advice
-from tests.environment.baselines import CONDA, LAPTOP, LINUX, WINDOWS, WSL2, blind, on, silent
+from tests.environment.baselines import LAPTOP, LINUX, WINDOWS, WSL2, blind, on
 from tests.environment.machines import TABLE
 
-IDS = (
-    "python_version env_kernel_match stale_imports package_floor torch_build platform_kind driver_floor nvml_alive "
-    "cuda_available visible_devices wsl_libcuda arch_covered smoke_matmul gpu_identity vram_free other_processes "
-    "sysmem_fallback throttle_power alloc_conf precision_choice ram_available disk_free paths "
-    "tokenizer_and_model_files notebook_stack"
-).split()
 CHANGED = {"ok": "warn", "warn": "fail", "fail": "warn", "unknown": "fail"}
 
 
@@ -43,18 +35,6 @@ def swapped(rule, one, other):
         return result._replace(status={one: other, other: one}.get(result.status, result.status))
 
     return replace(rule, judge=judge)
-
-
-def test_the_25_checks_are_in_the_order_of_the_reference():
-    assert [rule.id for rule in report.RULES] == IDS
-    assert all(rule.why.endswith(".") for rule in report.RULES)
-
-
-def test_the_worst_come_first_and_those_alike_keep_their_order():
-    for row in TABLE:
-        places = [(STATUSES.index(check.status), IDS.index(check.id)) for check in diagnosis_of(row.machine).checks]
-        assert places == sorted(places)
-        assert len(places) == len(IDS)
 
 
 PAIRS = [
@@ -112,42 +92,7 @@ def test_the_four_modules_hold_all_the_rules():
     _, places = spoken(python_checks)
     assert len(places) > 10
     result = {value.id for module in MODULES for value in vars(module).values() if isinstance(value, Rule)}
-    assert result == set(IDS)
-
-
-@pytest.mark.parametrize("error", [ValueError("boom"), KeyError("boom"), RecursionError("boom")], ids=repr)
-def test_a_rule_that_breaks_is_unknown_with_its_cause_and_the_others_go_on(monkeypatch, error):
-    def judge(machine):
-        raise error
-
-    broken = replace(report.RULES[6], judge=judge)
-    monkeypatch.setattr(report, "RULES", (*report.RULES[:6], broken, *report.RULES[7:]))
-    diagnosis = diagnosis_of(LINUX)
-    assert {check.id: check.status for check in diagnosis.checks if check.status != "ok"} == {"driver_floor": "unknown"}
-    assert diagnosis.checks[0].reading == f"the check itself broke ({type(error).__name__}: {error})"
-    assert (diagnosis.exit_code, len(diagnosis.checks)) == (0, 25)
-
-
-def test_what_could_not_be_read_is_unknown_with_its_cause():
-    diagnosis = diagnosis_of(on(LINUX, memory=Unread("OSError: no /proc")))
-    assert diagnosis.check("ram_available").reading == "could not be read (OSError: no /proc)"
-
-
-def test_a_machine_of_which_nothing_could_be_read_still_gets_25_answers():
-    nothing = Unread("OSError: strange")
-    groups = "python platform packages torch nvml process memory storage files power".split()
-    diagnosis = diagnosis_of(replace(LINUX, **dict.fromkeys(groups, nothing)))
-    result = {check.id: check.status for check in diagnosis.checks}
-    no_card = {"wsl_libcuda", "arch_covered", "gpu_identity", "vram_free", "other_processes"}  # none that is known of
-    assert result == {name: "ok" if name in no_card else "unknown" for name in IDS}
-    assert (diagnosis.exit_code, diagnosis.mode, diagnosis.card, diagnosis.wheel) == (0, "cpu", None, None)
-
-
-def test_an_unread_platform_leaves_what_does_not_depend_on_it():
-    diagnosis = diagnosis_of(on(LINUX, platform=Unread("OSError: strange")))
-    result = {check.id: check.status for check in diagnosis.checks if check.status != "ok"}
-    assert result == dict.fromkeys(("platform_kind", "driver_floor", "sysmem_fallback", "paths"), "unknown")
-    assert diagnosis.mode == "gpu"
+    assert result == {rule.id for rule in report.RULES}
 
 
 # words that only one of the shells knows, as they would stand in a fix
@@ -187,17 +132,6 @@ def test_a_driver_older_than_the_wheels_own_release_is_warned_of(base, tag, olde
 
 
 @pytest.mark.parametrize(
-    ("base", "older", "first"),
-    [(LINUX, "525.60.12", "525.60.13"), (WINDOWS, "528.32", "528.33"), (WSL2, "528.32", "528.33")],
-)
-def test_the_floor_of_cuda_12_is_the_platforms_own(base, older, first):
-    tags = [
-        wheel_advice(on(base, nvml={"driver": driver, "cuda": None})).tag for driver in (older, first, "579.99", "580")
-    ]
-    assert tags == ["cpu", "cu126", "cu126", "cu130"]
-
-
-@pytest.mark.parametrize(
     ("machine", "identity", "reading"),
     [
         (WINDOWS, "platform_kind",
@@ -222,43 +156,3 @@ def test_the_floor_of_cuda_12_is_the_platforms_own(base, older, first):
 )  # fmt: skip
 def test_a_reading_says_what_was_seen(machine, identity, reading):
     assert diagnosis_of(machine).check(identity).reading == reading
-
-
-def test_the_wheel_of_a_venv_and_of_conda_is_the_same_by_the_right_pip():
-    venv, conda = wheel_advice(LINUX), wheel_advice(CONDA)
-    wheel = "-m pip install torch==2.13.0+cu130 --index-url https://download.pytorch.org/whl/cu130"
-    assert venv.pip == f"/course/.venv/bin/python {wheel}"
-    assert venv.conda == f"conda run -n gpt2-course python {wheel}"
-    assert conda.pip == conda.conda == f"/opt/conda/envs/gpt2-course/bin/python {wheel}"
-    assert "conda channel ended" in conda.reason
-    assert "conda" not in venv.reason
-    assert wheel_advice(on(LINUX, platform={"kind": "macOS"})).pip_args == "torch==2.13.0"
-    assert venv.pip_args == conda.pip_args == wheel.removeprefix("-m pip install ")
-
-
-def test_the_last_torch_with_a_cuda_12_wheel_is_named_where_the_pin_is_newer():
-    packages = replace(LINUX.packages, pinned={"torch": "2.15.0"})
-    old_driver = on(LINUX, packages=packages, nvml={"driver": "560.35.03", "cuda": 12060})
-    assert wheel_advice(old_driver).pip_args.startswith("torch==2.14.1+cu126 ")
-    assert wheel_advice(on(LINUX, packages=packages)).pip_args.startswith("torch==2.15.0+cu130 ")
-
-
-def test_a_toolkit_changes_no_verdict_and_the_reason_says_why():
-    with_nvcc = on(LINUX, platform={"nvcc": "11.5"})
-    assert diagnosis_of(with_nvcc).checks == diagnosis_of(LINUX).checks
-    assert wheel_advice(with_nvcc).pip == wheel_advice(LINUX).pip
-    assert "nvcc 11.5) does not matter" in wheel_advice(with_nvcc).reason
-
-
-@pytest.mark.parametrize(
-    ("machine", "verdict"),
-    [
-        (LINUX, "Ready to train on the GPU: NVIDIA GeForce RTX 4070 Ti, preset rtx-4070-ti."),
-        (LAPTOP, "CPU course mode: everything runs, on the CPU with the pocket model."),
-        (on(LINUX, torch=blind(), nvml=silent("absent")), "Not ready: fix nvml_alive, cuda_available first."),
-        (on(WINDOWS, torch=Unread("OSError")), "A card is there (NVIDIA GeForce RTX 4070 Ti, preset rtx-4070-ti), but "
-         "torch could not be asked; on the CPU everything runs."),
-    ],
-)  # fmt: skip
-def test_the_verdict_is_one_sentence(machine, verdict):
-    assert diagnosis_of(machine).verdict == verdict
