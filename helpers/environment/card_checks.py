@@ -68,7 +68,7 @@ def other_processes(machine: Machine) -> Finding:
     gpu = machine.gpu
     if gpu is None:
         return NO_GPU
-    others = _others(machine, gpu)
+    others = _others(machine, gpu)  # without this process itself
     pythons = [holder for holder in others if "python" in holder.name.lower() or "jupyter" in holder.name.lower()]
     if pythons:
         line = "Shut that kernel in JupyterLab's Running tab, or: "

@@ -10,6 +10,7 @@ from helpers.environment.__main__ import main
 from helpers.environment.live import Monitor, sample, text
 
 
+# click passes everything on: the parser of the bare doctor reads the options, so that there is only one
 @click.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def doctor(arguments: tuple[str, ...]) -> None:

@@ -88,6 +88,7 @@ def _number(value: Any, low: float, high: float) -> Any:
 
 
 def _card(card: Mapping[str, Any]) -> GpuReading:
+    # a card that reports less than 256 MiB or more than 8 TiB is not believed
     total = _number(card.get("total_bytes"), 256 * MIB, _MOST_BYTES)
     capability = [_number(part, 0, 99) for part in _list(card.get("capability"))]
     reasons = _number(card.get("reasons"), 0, 2**16)

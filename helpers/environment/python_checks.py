@@ -54,7 +54,7 @@ def _python_of(machine: Machine, prefix: str) -> str:
 
 
 def _normal(path: str) -> str:
-    """Write a path in one way; not with `os.path`, which knows only the rules of the system it runs on."""
+    """Return a path in one spelling; not with `os.path`, which knows only the rules of the system it runs on."""
     plain = path.replace("\\", "/").rstrip("/")
     return plain.lower() if re.match(r"[A-Za-z]:", plain) else plain
 

@@ -53,22 +53,22 @@ def rule(why: str) -> Callable[[Callable[[Machine], Finding]], Rule]:
 
 
 def ok(reading: str) -> Finding:
-    """Nothing to do."""
+    """Return a finding: there is nothing to do."""
     return Finding("ok", reading)
 
 
 def warn(reading: str, fix: str = "") -> Finding:
-    """Training can go on, but there is something to know or to fix."""
+    """Return a finding: training can go on, but there is something to know or to fix."""
     return Finding("warn", reading, fix)
 
 
 def fail(reading: str, fix: str) -> Finding:
-    """Training cannot go on, or cannot use the card that is there."""
+    """Return a finding: training cannot go on, or cannot use the card that is there."""
     return Finding("fail", reading, fix)
 
 
 def unknown(reading: str, fix: str = "") -> Finding:
-    """The answer could not be read."""
+    """Return a finding: the answer is not known."""
     return Finding("unknown", reading, fix)
 
 

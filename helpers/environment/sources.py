@@ -96,7 +96,7 @@ class Sources:
         long_paths: says whether Windows allows paths of more than 260 characters; None: not Windows.
         nvcc: returns the CUDA compiler's release, '' without one.
         start_method: returns how multiprocessing starts workers.
-        kernel_folders: returns the folders in which Jupyter looks for kernels, first things first.
+        kernel_folders: returns the folders in which Jupyter looks for kernels; the first that has one counts.
     """
 
     system: str = field(default_factory=platform.system)

@@ -50,6 +50,7 @@ def disk_free(machine: Machine) -> Finding:
 def _short(machine: Machine, *, gpt2: bool) -> list[str]:
     """Return a phrase for each disk that has too little space; places on one disk share it."""
     files = machine.files
+    # a checkpoint of the pocket model too is its weights, two averages as large, and a little more
     needs = {
         "runs": (CHECKPOINTS_KEPT + 1) * (CHECKPOINT_BYTES if gpt2 else 4 * files.pocket.bytes),
         "cache": DOWNLOAD_BYTES if gpt2 and files.gpt2 is None else 0,
@@ -86,6 +87,7 @@ def paths(machine: Machine) -> Finding:
     short = fixes.set_variable(machine, "HF_HOME", "C:\\hf" if kind == "Windows" else "<a folder of yours>")
     if not storage.has_home and not any(place.role == "cache" for place in storage.places):
         return warn("there is no home folder for the Hub's cache", short)
+    # Linux reaches the disks of Windows through a network file system, at a small part of their speed
     on_windows = [path for path in (storage.project, *(place.path for place in storage.places)) if _is_mounted(path)]
     if kind in ("WSL2", "WSL1") and on_windows:
         line = "Move the project below your Linux home: cp -r . ~/course"

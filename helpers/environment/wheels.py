@@ -96,12 +96,12 @@ def wheel_advice(machine: Machine | None = None) -> WheelAdvice:
 
 
 def python_command(machine: Machine) -> str:
-    """Return this very Python as one types it: `python` alone may be another one."""
+    """Return the command that starts this very Python: `python` alone may start another one."""
     return "python" if isinstance(machine.python, Unread) else typed(machine, machine.python.executable)
 
 
 def typed(machine: Machine, program: str) -> str:
-    """Return a program's path as one types it in this platform's shell."""
+    """Return a program's path, quoted as this platform's shell needs it."""
     if " " not in program:
         return program
     return f'& "{program}"' if machine.platform.kind == "Windows" else f'"{program}"'
@@ -116,6 +116,7 @@ def _tag(machine: Machine) -> tuple[str, str]:
     if not expects_gpu(machine):
         return "cpu", "No NVIDIA card answers here, so the small CPU wheel is enough."
     gpu, newest = machine.gpu, cuda_of_driver(machine)
+    # a card that does not say its capability is taken for the course's own, an RTX 4070 Ti
     capability = gpu.capability if gpu and gpu.capability else (8, 9)
     driver = machine.nvml.driver if not isinstance(machine.nvml, Unread) else ""
     if newest is None:
