@@ -6,9 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from helpers.environment import read_machine
-from helpers.environment.facts import GIB, GpuReading, Memory, Nvml
-from helpers.environment.report import diagnosis_of
+from helpers.environment import GIB, GpuReading, Nvml, diagnosis_of, read_machine
+from helpers.environment.facts import Memory
 from helpers.exercises import check, exercise_names
 from helpers.settings import NOTEBOOKS
 

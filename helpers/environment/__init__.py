@@ -1,40 +1,24 @@
-"""What this machine is, what stands in the way of training, and the command that mends it.
+"""Notebook 01: what this machine is, what stops it from training, and the command that fixes it.
 
-The doctor reads facts once (`machine`, `nvml`, `torch_probe`), lets 25 rules judge them (`checks`), and tells what they
-come to (`report`). Until a check needs more, only the standard library is imported, so that a bare or an old Python
-runs it too: `python3 -m helpers.environment`. Nothing on the machine is changed.
+`facts` holds what is known of a machine, read by `machine` (with `sources`, `requirements`, `model_files`) and by two
+child processes (`child`, `nvml`, `torch_probe`). The 25 rules (`rules`, `*_checks`) judge these facts; `fixes` and
+`wheels` know the commands; `report` is the diagnosis. `card` says what a graphics card is, `live` is the monitor.
+
+Only the standard library is imported until a check needs more, so that the doctor also runs before anything is
+installed, and on a Python that is too old: `python3 -m helpers.environment`. It changes nothing on the machine.
 """
 
-from helpers.environment.card import Card, card, preset_for
-from helpers.environment.facts import GIB, Machine
-from helpers.environment.live import Sample, monitor, sample
-from helpers.environment.machine import platform_kind, read_machine
-from helpers.environment.report import Diagnosis, diagnosis_of
-from helpers.environment.rules import Check
-from helpers.environment.wheels import WheelAdvice, wheel_advice
+from helpers import lazy_exports
 
-__all__ = [
-    "GIB",
-    "Card",
-    "Check",
-    "Diagnosis",
-    "Machine",
-    "Sample",
-    "WheelAdvice",
-    "card",
-    "diagnose",
-    "monitor",
-    "platform_kind",
-    "preset_for",
-    "sample",
-    "wheel_advice",
-]
-
-
-def diagnose(*, quick: bool = False) -> Diagnosis:
-    """Make all 25 checks; never raises for what it finds, and changes nothing.
-
-    Args:
-        quick: leave torch alone: a second instead of a few, and three checks then say "not asked".
-    """
-    return diagnosis_of(read_machine(quick=quick))
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "card": "CARDS GIB GraphicsCard preset_for read_card",
+        "facts": "GpuReading Machine Nvml",
+        "live": "Sample monitor sample",
+        "machine": "platform_kind read_machine",
+        "report": "Diagnosis diagnose diagnosis_of",
+        "rules": "Check",
+        "wheels": "WheelAdvice wheel_advice",
+    },
+)

@@ -5,48 +5,53 @@ import json
 import os
 import sys
 
-from helpers.environment import diagnose, wheel_advice
 from helpers.environment.facts import UnreadError
+from helpers.environment.report import diagnose
+from helpers.environment.wheels import wheel_advice
 
 
-def main(arguments: "list[str] | None" = None) -> int:
-    """Run the doctor and return its exit code: 0 where training can go on, else 1."""
-    parser = argparse.ArgumentParser(prog="python3 -m helpers.environment", description=__doc__)
+def main(arguments: list[str] | None = None, *, program: str = "python3 -m helpers.environment") -> int:
+    """Run the doctor and return its exit code: 0 when training can go on, else 1.
+
+    argparse instead of click, because click is not installed yet when this is needed most.
+    """
+    if hasattr(sys.stdout, "reconfigure"):  # a console without a character such as a check mark shows "?" instead
+        sys.stdout.reconfigure(errors="replace")
+    summary = "Say what this machine is and what stops it from training; exit 1 when training cannot go on."
+    parser = argparse.ArgumentParser(prog=program, description=summary)
     parser.add_argument("--wheel", action="store_true", help="say which PyTorch wheel fits this machine, and why")
     parser.add_argument("--pip-args", action="store_true", help="with --wheel: only what follows `pip install`")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--quick", action="store_true", help="do not import torch")
-    asked = parser.parse_args(arguments)
-    if asked.pip_args and not asked.wheel:
+    parser.add_argument("--quick", action="store_true", help="do not import torch: a second instead of a few")
+    options = parser.parse_args(arguments)
+    if options.pip_args and not options.wheel:
         parser.error("--pip-args goes with --wheel")
-    return _wheel(asked) if asked.wheel else _doctor(asked)
+    return _print_wheel(options) if options.wheel else _print_diagnosis(options)
 
 
-def _wheel(asked: argparse.Namespace) -> int:
+def _print_wheel(options: argparse.Namespace) -> int:
     try:
         advice = wheel_advice()
     except UnreadError as error:
-        print(f"Error: which wheel fits could not be told: {error}", file=sys.stderr)
+        print(f"Error: the wheel for this machine is not known: {error}", file=sys.stderr)
         return 1
-    if asked.pip_args:
+    if options.pip_args:
         print(advice.pip_args)
-    elif asked.json:
+    elif options.json:
         print(json.dumps(vars(advice), indent=2))
     else:
         print(f"{advice.reason}\n\npip:    {advice.pip}\nconda:  {advice.conda}")
     return 0
 
 
-def _doctor(asked: argparse.Namespace) -> int:
-    diagnosis = diagnose(quick=asked.quick)
-    if asked.json:
+def _print_diagnosis(options: argparse.Namespace) -> int:
+    diagnosis = diagnose(quick=options.quick)
+    if options.json:
         print(json.dumps(diagnosis.to_dict(), indent=2))
-    else:
+    else:  # https://no-color.org: set but empty counts as not set
         print(diagnosis.table(color=sys.stdout.isatty() and not os.environ.get("NO_COLOR")))
     return diagnosis.exit_code
 
 
 if __name__ == "__main__":
-    if hasattr(sys.stdout, "reconfigure"):  # a console that lacks a sign shows another in its place
-        sys.stdout.reconfigure(errors="replace")
     sys.exit(main())

@@ -1,47 +1,107 @@
-"""The card: what it is, who holds it, which preset fits it, and how fast it could be at best."""
+"""What a graphics card is: its memory, its speed, the preset that fits it; the published cards and this machine's."""
 
-from dataclasses import dataclass
+from dataclasses import asdict
+from typing import Any, NamedTuple
 
-from helpers.environment.facts import GIB, GpuReading, Holder, Machine
+from helpers.display import GIB
+from helpers.environment.facts import GpuReading, Holder, Machine
+from helpers.environment.machine import read_machine
 
+_DRIVER_BYTES = GIB  # a CUDA context takes 0.3 to 0.6 GiB, a desktop some of the rest
 _PRESETS = (("16gb", 15), ("rtx-4070-ti", 11), ("8gb", 7))  # GiB; cards report a little less than their name says
-# compute capability -> (CUDA cores, tensor operations a clock, dense bf16/fp16 with float32 sums) of a multiprocessor
+# compute capability -> CUDA cores, and dense bf16/fp16 tensor operations per clock with float32 sums, of one
+# multiprocessor
 _PER_MULTIPROCESSOR = {
     (7, 0): (64, 1024), (7, 5): (64, 512), (8, 0): (64, 2048), (8, 6): (128, 512), (8, 9): (128, 512),
     (9, 0): (128, 4096), (12, 0): (128, 512),
 }  # fmt: skip
-_OFFICE_CARDS = ("RTX A", "Ada Generation", "A10", "A40", "L4", "T4", "Quadro", "RTX PRO")  # twice a GeForce's
+# Workstation and server cards do twice the tensor operations of a GeForce of the same generation.
+_WORKSTATION_CARDS = ("RTX A", "Ada Generation", "A10", "A40", "L4", "T4", "Quadro", "RTX PRO")
 
 
-@dataclass(frozen=True)
-class Card:
-    """A graphics card. Sizes are in bytes, None where the driver does not tell.
+class GraphicsCard(NamedTuple):
+    """A graphics card, published or installed.
 
     Attributes:
-        name: as the driver says it.
-        total_bytes: its memory.
-        free_bytes: what was free before this program touched it.
+        name: as published, or as the driver says it.
+        total_bytes: its memory; None if the driver does not say.
+        half_tflops: its peak in bf16 or fp16, in 10**12 operations per second, dense, with float32 sums; 0: not known.
+        float32_tflops: the same in float32.
+        has_bf16: whether it multiplies bf16 in hardware.
+        free_bytes: what was free before this program used the card; None: not known.
         capability: its compute capability, (8, 9) for an RTX 4070 Ti.
-        holders: the processes that hold memory of it.
-        preset: the preset that fits its memory.
-        precision: 'bf16' or 'fp16', what `mixed_precision: auto` takes on it.
+        holders: the processes that hold some of its memory.
         driver: the driver's version.
-        peak_tflops: number format -> 10**12 operations a second at best; empty for a card that is not in the table.
     """
 
     name: str
-    total_bytes: "int | None"
-    free_bytes: "int | None"
-    capability: "tuple[int, int] | None"
-    holders: "tuple[Holder, ...]"
-    preset: str
-    precision: str
-    driver: str
-    peak_tflops: "dict[str, float]"
+    total_bytes: int | None
+    half_tflops: float
+    float32_tflops: float
+    has_bf16: bool = True
+    free_bytes: int | None = None
+    capability: tuple[int, int] | None = None
+    holders: tuple[Holder, ...] = ()
+    driver: str = ""
+
+    @property
+    def usable_bytes(self) -> int:
+        """What is left for training after the driver, its context and a desktop have taken 1 GiB."""
+        return max(0, (self.total_bytes or 0) - _DRIVER_BYTES)
+
+    @property
+    def preset(self) -> str:
+        """The preset that fits its memory."""
+        return preset_for(self.total_bytes or 0)
+
+    @property
+    def peak_tflops(self) -> dict[str, float]:
+        """The known peaks: number format -> 10**12 operations per second."""
+        half = "bfloat16" if self.has_bf16 else "float16"
+        peaks = {"float32": self.float32_tflops, half: self.half_tflops}
+        return {name: peak for name, peak in peaks.items() if peak}
+
+    def precision(self, mixed_precision: str = "auto") -> str:
+        """Return what a value of `mixed_precision` means on this card: 'bf16', 'fp16' or 'no'."""
+        best = "bf16" if self.has_bf16 else "fp16"
+        return best if mixed_precision == "auto" else mixed_precision
+
+    def tflops(self, precision: str) -> float:
+        """Return the peak for a precision; bf16 on a card without it is emulated, no faster than float32."""
+        is_half = precision == "fp16" or (precision == "bf16" and self.has_bf16)
+        return self.half_tflops if is_half else self.float32_tflops
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what the doctor says of a card, ready for JSON; see `Diagnosis.to_dict`."""
+        return {
+            "name": self.name,
+            "total_bytes": self.total_bytes,
+            "free_bytes": self.free_bytes,
+            "capability": self.capability,
+            "holders": [asdict(holder) for holder in self.holders],
+            "preset": self.preset,
+            "precision": self.precision(),
+            "driver": self.driver,
+            "peak_tflops": self.peak_tflops,
+        }
+
+
+# NVIDIA's data sheets. For a GeForce RTX of these two generations, half is twice float32.
+CARDS = (
+    GraphicsCard("RTX 3060 12 GB", 12 * GIB, 25.5, 12.7),
+    GraphicsCard("RTX 3090", 24 * GIB, 71.2, 35.6),
+    GraphicsCard("RTX 4060 Ti 16 GB", 16 * GIB, 44.1, 22.1),
+    GraphicsCard("RTX 4070", 12 * GIB, 58.3, 29.1),
+    GraphicsCard("RTX 4070 Laptop", 8 * GIB, 40.1, 20.0),
+    GraphicsCard("RTX 4070 Ti", 12 * GIB, 80.2, 40.1),
+    GraphicsCard("RTX 4070 Ti SUPER", 16 * GIB, 88.2, 44.1),
+    GraphicsCard("RTX 4090", 24 * GIB, 165.2, 82.6),
+    GraphicsCard("T4", 15 * GIB, 65.1, 8.1, has_bf16=False),  # sold as 16 GB; error correction takes one
+)
 
 
 def preset_for(total_bytes: int) -> str:
-    """Return the preset for a card of so many bytes.
+    """Return the preset that fits a card with this much memory.
 
     >>> preset_for(12 * 1024**3 - 200_000_000)
     'rtx-4070-ti'
@@ -49,45 +109,45 @@ def preset_for(total_bytes: int) -> str:
     return next((preset for preset, gib in _PRESETS if total_bytes >= gib * GIB), "pocket")
 
 
-def card(machine: "Machine | None" = None) -> "Card | None":
-    """Return the card that a training would take, or None without one; torch is not imported in this process."""
-    if machine is None:
-        from helpers.environment.machine import read_machine
+def read_card(machine: Machine | None = None) -> GraphicsCard | None:
+    """Return the card that training would use, or None without one; this process does not import torch.
 
+    Args:
+        machine: the machine to look at; None: this one.
+    """
+    if machine is None:
         machine = read_machine(quick=True)
-        if not machine.has_gpu and machine.wsl is not None:  # NVML is weak there; torch may know the card
+        if not machine.has_gpu and machine.wsl is not None:  # NVML often fails under WSL2 where torch sees the card
             machine = read_machine()
     gpu = machine.gpu
     if gpu is None:
         return None
-    return Card(
+    half, float32 = _peaks(gpu)
+    return GraphicsCard(
         name=gpu.name,
         total_bytes=gpu.total_bytes,
+        half_tflops=half,
+        float32_tflops=float32,
+        has_bf16=gpu.capability is None or gpu.capability >= (8, 0),
         free_bytes=gpu.free_bytes,
         capability=gpu.capability,
         holders=gpu.holders,
-        preset=preset_for(gpu.total_bytes or 0),
-        precision="bf16" if gpu.capability is None or gpu.capability >= (8, 0) else "fp16",
         driver=getattr(machine.nvml, "driver", "") if machine.cards else "",
-        peak_tflops=peak_tflops(gpu),
     )
 
 
-def peak_tflops(gpu: GpuReading) -> "dict[str, float]":
-    """Return the card's peak by number format: multiprocessors x operations a clock x highest clock.
-
-    Cards made for offices do twice the tensor operations of a GeForce of the same generation.
+def _peaks(gpu: GpuReading) -> tuple[float, float]:
+    """Return the peaks in half precision and float32: multiprocessors x operations per clock x highest clock.
 
     >>> gpu = GpuReading(0, "NVIDIA GeForce RTX 4070 Ti", capability=(8, 9), cuda_cores=7680, max_clock_mhz=2610)
-    >>> {name: round(value) for name, value in peak_tflops(gpu).items()}
-    {'float32': 40, 'bfloat16': 80}
+    >>> [round(peak) for peak in _peaks(gpu)]
+    [80, 40]
     """
     known = _PER_MULTIPROCESSOR.get(gpu.capability or (0, 0))
     if known is None or not gpu.cuda_cores or not gpu.max_clock_mhz:
-        return {}
-    cores, tensor = known
-    clock = gpu.max_clock_mhz * 1e6
-    doubled = 2 if tensor == 512 and any(name in gpu.name for name in _OFFICE_CARDS) else 1
-    peaks = {"float32": 2 * gpu.cuda_cores * clock / 1e12}
-    half = "bfloat16" if gpu.capability and gpu.capability >= (8, 0) else "float16"
-    return peaks | {half: gpu.cuda_cores / cores * tensor * doubled * clock / 1e12}
+        return 0.0, 0.0
+    cores, operations = known
+    if operations == 512 and any(name in gpu.name for name in _WORKSTATION_CARDS):
+        operations *= 2
+    cores_tflops = gpu.cuda_cores * gpu.max_clock_mhz / 1e6
+    return cores_tflops / cores * operations, 2 * cores_tflops

@@ -1,21 +1,20 @@
 """Checks of the card itself: 14 to 20."""
 
+from helpers.display import GIB, last_part
 from helpers.environment import fixes
 from helpers.environment.card import preset_for
 from helpers.environment.driver_checks import has_torch
-from helpers.environment.facts import GIB, GpuReading, Holder, Machine
+from helpers.environment.facts import GpuReading, Holder, Machine
 from helpers.environment.nvml import driver_number
 from helpers.environment.requirements import version_number
 from helpers.environment.rules import NO_GPU, Finding, fail, ok, rule, unknown, warn
 
 _SPILLS_SINCE, _SWITCH_SINCE = (536, 40), (546, 1)  # Windows drivers: memory spills; it can be switched off
-_GPT2_WARN, _GPT2_FAIL = 6 * GIB, 3 * GIB
-_POCKET_WARN, _POCKET_FAIL = 2 * GIB, GIB
 
 
 @rule("Memory, not the name, decides what a card can train: two cards called 4070 may have 8 or 12 GB.")
 def gpu_identity(machine: Machine) -> Finding:
-    """Name the card and the preset that fits its bytes; warn where GPT-2 does not fit."""
+    """Name the card and the preset that fits its memory; warn if GPT-2 does not fit."""
     gpu = machine.gpu
     if gpu is None:
         return NO_GPU
@@ -28,16 +27,16 @@ def gpu_identity(machine: Machine) -> Finding:
     return ok(f"{reading}: preset {preset}")
 
 
-@rule("What is free counts, not the total: a browser or a second monitor holds part of it.")
+@rule("Free memory counts, not the total: a browser or a second monitor takes part of it.")
 def vram_free(machine: Machine) -> Finding:
-    """Judge what was free before the doctor itself touched the card; a small card is judged by the pocket model."""
+    """Judge what was free before the doctor itself used the card; a small card need only hold the pocket model."""
     gpu = machine.gpu
     if gpu is None:
         return NO_GPU
     if gpu.free_bytes is None or gpu.total_bytes is None:
         return unknown("the free memory cannot be read")
     is_small = preset_for(gpu.total_bytes) == "pocket"
-    low, lowest = (_POCKET_WARN, _POCKET_FAIL) if is_small else (_GPT2_WARN, _GPT2_FAIL)
+    low, lowest = (2 * GIB, GIB) if is_small else (6 * GIB, 3 * GIB)
     reading = f"{gpu.free_bytes / GIB:.1f} of {gpu.total_bytes / GIB:.1f} GiB free"
     fix = _close(machine, gpu)
     if gpu.free_bytes < lowest:
@@ -46,7 +45,7 @@ def vram_free(machine: Machine) -> Finding:
 
 
 def _close(machine: Machine, gpu: GpuReading) -> str:
-    names = ", ".join(_named(holder) for holder in _others(machine, gpu))
+    names = ", ".join(map(_named, _others(machine, gpu)))
     if names:
         return f"Close {names}."
     return (
@@ -54,36 +53,37 @@ def _close(machine: Machine, gpu: GpuReading) -> str:
     )
 
 
-def _others(machine: Machine, gpu: GpuReading) -> "list[Holder]":
+def _others(machine: Machine, gpu: GpuReading) -> list[Holder]:
     return [holder for holder in gpu.holders if holder.pid != machine.process.pid]
 
 
 def _named(holder: Holder) -> str:
     size = "" if holder.used_bytes is None else f", {holder.used_bytes / GIB:.1f} GiB"
-    return f"{holder.name.replace(chr(92), '/').rsplit('/', 1)[-1]} (process {holder.pid}{size})"
+    return f"{last_part(holder.name)} (process {holder.pid}{size})"
 
 
 @rule("A forgotten kernel keeps its memory until it is shut down.")
 def other_processes(machine: Machine) -> Finding:
-    """Warn of other Pythons that hold memory of the card; Windows does not tell how much."""
+    """Warn about other Pythons that hold memory of the card; Windows does not say how much."""
     gpu = machine.gpu
     if gpu is None:
         return NO_GPU
-    others = _others(machine, gpu)
+    others = _others(machine, gpu)  # without this process itself
     pythons = [holder for holder in others if "python" in holder.name.lower() or "jupyter" in holder.name.lower()]
     if pythons:
         line = "Shut that kernel in JupyterLab's Running tab, or: "
         pids = [str(holder.pid) for holder in pythons]
         stop = f"Stop-Process -Id {','.join(pids)}" if machine.platform.kind == "Windows" else f"kill {' '.join(pids)}"
         return warn(", ".join(map(_named, pythons)), line + stop)
+    # processes are asked last, so a child that hung or crashed may have reported cards without them
     if not machine.cards or machine.nvml.state in ("hung", "crashed"):
-        return unknown("NVML did not tell who holds memory")
+        return unknown("NVML did not say who holds memory")
     return ok(", ".join(map(_named, others)) or "no other process holds memory")
 
 
 @rule("When the card is full, newer Windows drivers move data to main memory: no error, but every step crawls.")
 def sysmem_fallback(machine: Machine) -> Finding:
-    """On Windows always warn from driver 536.40 on: the switch cannot be read from a program."""
+    """On Windows always warn from driver 536.40 on: no program can read the switch."""
     if machine.platform.kind != "Windows" or not machine.has_gpu:
         return ok("only on Windows with an NVIDIA card: nothing to check")
     number = driver_number(machine.nvml.driver)
@@ -100,70 +100,66 @@ def sysmem_fallback(machine: Machine) -> Finding:
     return warn("memory may spill; whether it is switched off cannot be read", steps)
 
 
-@rule("A card or processor that saves power, or is too hot, is slower than its figures.")
+@rule("A card or processor that saves power, or is too hot, is slower than its data sheet says.")
 def throttle_power(machine: Machine) -> Finding:
-    """Warn of a battery, of heat and of power limits."""
+    """Warn about a battery in use, heat and power limits."""
     gpu, on_battery = machine.gpu, machine.power.on_battery
     if on_battery:
         return warn("runs on its battery", "Plug in the power supply, and choose the performance mode.")
     if gpu is None:
         return ok("no battery in use")
     if gpu.slowed_by is None:
-        return unknown("the driver does not tell what slows the card")
+        return unknown("the driver does not say what slows the card")
     if gpu.slowed_by:
-        return warn(
-            f"slowed by {', '.join(gpu.slowed_by)}",
-            "Clear the fans and vents; in a laptop choose the performance mode.",
-        )
+        line = "Clear the fans and vents; in a laptop choose the performance mode."
+        return warn(f"slowed by {', '.join(gpu.slowed_by)}", line)
     return ok("nothing slows the card")
 
 
 @rule("The allocator's options have two names and do not work everywhere; a wrong one is ignored, or breaks CUDA.")
 def alloc_conf(machine: Machine) -> Finding:
-    """Warn of options that this platform or this torch does not take."""
+    """Warn about options that this platform or this torch does not accept."""
     process, names = machine.process, ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
-    found = [name for name in names if name in process.env]
-    if not found:
+    used = [name for name in names if name in process.env]
+    if not used:
         return ok("no allocator option is set")
-    reading = ", ".join(f"{name}={process.env[name]}" for name in found)
-    drop = fixes.unset(machine, *found)
-    expandable = any("expandable_segments:true" in process.env[name].replace(" ", "").lower() for name in found)
+    reading = ", ".join(f"{name}={process.env[name]}" for name in used)
+    drop = fixes.unset(machine, *used)
+    expandable = any("expandable_segments:true" in process.env[name].replace(" ", "").lower() for name in used)
     if expandable and machine.platform.kind in ("Windows", "WSL2"):
         return warn(f"{reading}: expandable segments fail on {machine.platform.kind}", drop)
     torch = machine.torch
+    # torch 2.11 is the first that knows the new name
     is_old = has_torch(torch) and version_number(torch.version) < (2, 11)
-    if len(found) == 2:
+    if len(used) == 2:
         return warn(f"{reading}: both names", fixes.unset(machine, names[0 if is_old else 1]))
-    if found == [names[0]] and is_old:
+    if used == [names[0]] and is_old:
         return warn(f"{reading}: torch {torch.version} knows the old name only", f"{drop} Set {names[1]} instead.")
-    if process.cuda_in_use and set(found) & process.changed:
+    if process.cuda_in_use and set(used) & process.changed:
         return warn(f"{reading}: set inside this Python, perhaps after its first use", f"{fixes.RESTART_FIRST}.")
     return ok(reading)
 
 
 @rule("bf16 has the range of float32 in half the bytes; fp16 overflows, and needs its loss scaled.")
 def precision_choice(machine: Machine) -> Finding:
-    """Tell what `mixed_precision: auto` comes to; warn where accelerate's own settings overrule it for the worse."""
+    """Say what `mixed_precision: auto` means here; warn if accelerate's own settings override it for the worse."""
     process, torch, gpu = machine.process, machine.torch, machine.gpu
-    asked = process.env.get("ACCELERATE_MIXED_PRECISION", process.accelerate.get("mixed_precision", "auto")).lower()
-    on_cpu = process.env.get("ACCELERATE_USE_CPU", process.accelerate.get("use_cpu", "false")).lower() in (
-        "1",
-        "true",
-        "yes",
-    )
+    precision = process.env.get("ACCELERATE_MIXED_PRECISION", process.accelerate.get("mixed_precision", "auto")).lower()
+    use_cpu = process.env.get("ACCELERATE_USE_CPU", process.accelerate.get("use_cpu", "false")).lower()
+    # compute capability 8.0 (Ampere) is the first with bf16; without a card, what torch says of the processor
     bf16 = gpu.capability >= (8, 0) if gpu and gpu.capability else torch.bf16
     best = "bf16" if bf16 else "fp16" if gpu else "float32"
-    if on_cpu and gpu:
-        return _told(machine, "to use the CPU, and there is a card", "ACCELERATE_USE_CPU")
-    if asked == "fp16" and best != "fp16":
-        return _told(machine, f"fp16, and {best} is better here", "ACCELERATE_MIXED_PRECISION")
-    if asked == "bf16" and gpu and not bf16:
-        return _told(machine, "bf16, which this card only imitates", "ACCELERATE_MIXED_PRECISION")
+    if use_cpu in ("1", "true", "yes") and gpu:
+        return _overridden(machine, "use the CPU, and there is a card", "ACCELERATE_USE_CPU")
+    if precision == "fp16" and best != "fp16":
+        return _overridden(machine, f"use fp16, and {best} is better here", "ACCELERATE_MIXED_PRECISION")
+    if precision == "bf16" and gpu and not bf16:
+        return _overridden(machine, "use bf16, which this card only emulates", "ACCELERATE_MIXED_PRECISION")
     return ok(f"mixed_precision: auto takes {best}" if bf16 is not None or gpu else "mixed_precision: auto")
 
 
-def _told(machine: Machine, what: str, name: str) -> Finding:
-    """Warn of a setting of accelerate's own: take out its variable, which counts first, or else its file."""
+def _overridden(machine: Machine, what: str, name: str) -> Finding:
+    """Warn about a setting of accelerate's own: its variable, which counts first, or else its file has to go."""
     remove = "Remove-Item" if machine.platform.kind == "Windows" else "rm"
     file = f"{remove} '{machine.process.accelerate.get('path', '')}'"
-    return warn(f"accelerate is told {what}", fixes.unset(machine, name) if name in machine.process.env else file)
+    return warn(f"accelerate is set to {what}", fixes.unset(machine, name) if name in machine.process.env else file)

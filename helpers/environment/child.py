@@ -1,7 +1,7 @@
-"""A child Python with a time limit: what may hang or crash is asked there, so that a notebook's kernel lives on.
+"""Run Python in a child process with a time limit: what may hang or crash does so there, not in the notebook's kernel.
 
-The child tells what it finds line by line, each line a JSON object that is added to the ones before. When it hangs
-or crashes half way, what it told until then is kept.
+The child reports line by line, each line a JSON object that is merged into those before it. When it hangs or crashes
+half way, what it reported until then is kept.
 """
 
 import json
@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).absolute().parents[2]
-_MARK = "@@doctor "  # a line that a library prints on its own does not hold this
+_MARK = "@@doctor "  # marks our lines among what libraries print on their own
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of asking: `state` is 'ok', 'hung', 'crashed' or 'nonsense'; `value` what was told until then."""
+    """What a child reported; `state` is 'ok', 'hung', 'crashed' or 'nonsense'."""
 
     state: str
     value: Mapping[str, Any] = field(default_factory=dict)
@@ -29,53 +29,46 @@ class Answer:
 
 def tell(**facts: Any) -> None:
     """Send facts to the parent; called in the child."""
-    sys.stdout.write(_MARK + json.dumps(facts) + "\n")
-    sys.stdout.flush()
+    print(_MARK + json.dumps(facts), flush=True)
 
 
-def ask(probe: str, *, timeout_seconds: float, env: "Mapping[str, str] | None" = None) -> Answer:
-    """Run a probe in a child Python and return what it told.
+def ask(probe: str, *, timeout_seconds: float) -> Answer:
+    """Run a probe in a child Python and return what it reported.
 
     Args:
         probe: 'module:function', called in the child with the function `tell` as its only argument.
-        timeout_seconds: after which the child is ended.
-        env: environment variables of the child; None: those of this process.
+        timeout_seconds: the child is killed after this time.
     """
     module, function = probe.split(":")
+    # appended: what is installed, and what PYTHONPATH names, comes first as in this process
     source = (
         f"import sys; sys.path.append({str(ROOT)!r})\n"
         f"import importlib; from helpers.environment.child import tell\n"
         f"importlib.import_module({module!r}).{function}(tell)"
     )
-    return ask_source(source, timeout_seconds=timeout_seconds, env=env)
+    return ask_source(source, timeout_seconds=timeout_seconds)
 
 
-def ask_source(source: str, *, timeout_seconds: float, env: "Mapping[str, str] | None" = None) -> Answer:
-    """Run Python source in a child and return what it told; see `ask`."""
+def ask_source(source: str, *, timeout_seconds: float) -> Answer:
+    """Run Python source in a child and return what it reported; see `ask`."""
     try:
-        child = subprocess.Popen(  # noqa: S603 (this Python, and source of our own)
+        child = subprocess.Popen(  # noqa: S603 (this Python, and our own source)
             [sys.executable, "-c", source],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=None if env is None else dict(env),
-            start_new_session=os.name == "posix",  # its own children end with it
+            start_new_session=os.name == "posix",  # so that `_kill` also reaches its own children
         )
     except OSError as error:
         return Answer("crashed", {}, f"no child process could be started ({error})")
-    return _collect(child, timeout_seconds)
-
-
-def _collect(child: "subprocess.Popen[bytes]", timeout_seconds: float) -> Answer:
     try:
         out, err = child.communicate(timeout=timeout_seconds)
     except subprocess.TimeoutExpired as late:
-        out = _end(child) or late.stdout or b""
-        return Answer("hung", _facts(out), f"no answer within {timeout_seconds:g} s")
-    except BaseException:  # Ctrl-C reaches this process only
-        _end(child)
+        return Answer("hung", _merged(_kill(child) or late.stdout or b""), f"no answer within {timeout_seconds:g} s")
+    except BaseException:  # in a session of its own the child does not get our Ctrl-C
+        _kill(child)
         raise
-    facts = _facts(out)
+    facts = _merged(out)
     if child.returncode != 0:
         return Answer("crashed", facts, _cause(child.returncode, err))
     if not facts:
@@ -83,8 +76,8 @@ def _collect(child: "subprocess.Popen[bytes]", timeout_seconds: float) -> Answer
     return Answer("ok", facts)
 
 
-def _end(child: "subprocess.Popen[bytes]") -> bytes:
-    """End the child and those it started; one that the kernel will not let go of is left behind."""
+def _kill(child: subprocess.Popen[bytes]) -> bytes:
+    """Kill the child and the processes it started; one that is stuck in the driver cannot be killed and stays."""
     try:
         if os.name == "posix":
             os.killpg(child.pid, signal.SIGKILL)
@@ -95,22 +88,22 @@ def _end(child: "subprocess.Popen[bytes]") -> bytes:
         return b""
 
 
-def _facts(out: bytes) -> "dict[str, Any]":
-    """Add up what was told; a line cut short or spoilt is passed over."""
+def _merged(out: bytes) -> dict[str, Any]:
+    """Merge the reported lines; skip one that was cut short or is not ours."""
     facts: dict[str, Any] = {}
     for line in out.decode("utf-8", "replace").split("\n"):
         _, mark, text = line.partition(_MARK)
         try:
-            told = json.loads(text) if mark else None
+            reported = json.loads(text) if mark else None
         except ValueError:
             continue
-        if isinstance(told, dict):
-            facts.update(told)
+        if isinstance(reported, dict):
+            facts.update(reported)
     return facts
 
 
 def _cause(returncode: int, err: bytes) -> str:
-    """Say how a child ended, in a few words."""
+    """Say in a few words how a child ended."""
     if returncode < 0:
         name = signal.Signals(-returncode).name if -returncode in set(signal.Signals) else str(-returncode)
         return f"ended by {name}"

@@ -1,53 +1,43 @@
 """The doctor and the live monitor as commands of `python -m helpers`."""
 
-import json
-import os
 import shutil
 import sys
 import time
 
 import click
 
-from helpers.environment import diagnose
+from helpers.environment.__main__ import main
 from helpers.environment.live import Monitor, sample, text
 
 
-@click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print the diagnosis as JSON.")
-@click.option("--quick", is_flag=True, help="Do not import torch: a second instead of a few.")
-def doctor(as_json: bool, quick: bool) -> None:
-    """Say what this machine is and what is in the way; exit 1 when training cannot go on."""
-    diagnosis = diagnose(quick=quick)
-    if as_json:
-        click.echo(json.dumps(diagnosis.to_dict(), indent=2))
-    else:
-        _echo(diagnosis.table(color=not os.environ.get("NO_COLOR")))  # click takes colours out where none are wanted
-    sys.exit(diagnosis.exit_code)
+# click passes everything on: the parser of the bare doctor reads the options, so that there is only one
+@click.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def doctor(arguments: tuple[str, ...]) -> None:
+    """Say what this machine is and what stops it from training; exit 1 when training cannot go on."""
+    sys.exit(main(list(arguments), program="python -m helpers doctor"))
 
 
 @click.command()
-@click.option("--interval", default=1.0, show_default=True, type=click.FloatRange(0.1, 3600), help="Seconds a reading.")
-@click.option("--seconds", type=click.FloatRange(0), help="Stop after so long; left out: at Ctrl-C.")
-@click.option("--once", is_flag=True, help="Read once; so it is where the output is not a terminal.")
-def monitor(interval: float, seconds: "float | None", once: bool) -> None:
-    """Show memory, load, power, heat and who holds memory, until Ctrl-C."""
-    shown = Monitor(sample, interval_seconds=interval, length=600)
+@click.option(
+    "--interval", default=1.0, show_default=True, type=click.FloatRange(0.1, 3600), help="Seconds per reading."
+)
+@click.option("--seconds", type=click.FloatRange(0), help="Stop after this time; without it: at Ctrl-C.")
+@click.option("--once", is_flag=True, help="Read once; always so when the output is not a terminal.")
+def monitor(interval: float, seconds: float | None, once: bool) -> None:
+    """Show memory, load, power, temperature and the processes that hold memory, until Ctrl-C."""
+    if hasattr(sys.stdout, "reconfigure"):  # a file in a Windows code page has no bars: it shows "?" instead
+        sys.stdout.reconfigure(errors="replace")
+    watch = Monitor(sample, interval_seconds=interval, length=600)
     if once or not sys.stdout.isatty():
-        _echo(str(shown))
+        click.echo(str(watch))
         return
     ends = None if seconds is None else time.monotonic() + seconds
     try:
         while ends is None or time.monotonic() < ends:
             click.clear()
-            _echo(text(shown.history, width=max(10, shutil.get_terminal_size().columns - 40)))
+            click.echo(text(watch.history, width=max(10, shutil.get_terminal_size().columns - 40)))
             time.sleep(interval if ends is None else max(0, min(interval, ends - time.monotonic())))
-            shown.update()
+            watch.update()
     except KeyboardInterrupt:
         click.echo()
-
-
-def _echo(message: str) -> None:
-    """Print; an output that lacks a sign, as a file of Windows' code page does, shows another in its place."""
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")
-    click.echo(message)

@@ -1,21 +1,19 @@
-"""What the doctor knows of a machine: plain values, read once by `machine`, judged by the checks.
+"""What the doctor knows of a machine: plain values, read once by `machine` and judged by the rules.
 
-Sizes are in bytes. What could not be read is an `Unread`, and a check that needs it comes out as 'unknown'.
+Sizes are in bytes. A group that could not be read is an `Unread`; a check that needs it gets the status 'unknown'.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-GIB = 1024**3
-
 
 class UnreadError(RuntimeError):
-    """A check needs what could not be read; the message is the cause."""
+    """A check needs something that could not be read; the message is the cause."""
 
 
 class Unread:
-    """Stands for a group of facts that could not be read; touching it raises `UnreadError` with the cause."""
+    """Takes the place of facts that could not be read; touching it raises `UnreadError` with the cause."""
 
     def __init__(self, cause: str) -> None:
         self.__dict__["cause"] = cause
@@ -28,25 +26,25 @@ class Unread:
 class Python:
     """The Python that runs, and the one that was meant."""
 
-    version: "tuple[int, int, int]"
+    version: tuple[int, int, int]
     bits: int
     executable: str
     prefix: str
     is_conda: bool = False
-    expected: "tuple[str, ...]" = ()  # prefixes of the environments that are made or activated here
-    kernel: "str | None" = None  # the program of the python3 kernel that Jupyter finds; None: it makes its own
+    expected: tuple[str, ...] = ()  # prefixes of the environments that exist for this project or are active
+    kernel: str | None = None  # the program of the python3 kernel that Jupyter finds; None: it uses its own Python
     kernel_exists: bool = True
     start_method: str = "fork"
 
 
 @dataclass(frozen=True)
 class Platform:
-    """`kind` is 'Linux', 'Windows', 'WSL2', 'WSL1' or 'macOS'."""
+    """The system; `kind` is 'Linux', 'Windows', 'WSL2', 'WSL1' or 'macOS'."""
 
     kind: str
     release: str = ""
     architecture: str = "x86_64"
-    container: str = ""  # what says that this is one, such as /.dockerenv
+    container: str = ""  # what shows that this is a container, such as /.dockerenv
     distribution: str = ""  # ID and ID_LIKE of /etc/os-release
     nvidia_on_bus: bool = False
     nvcc: str = ""  # release of the CUDA toolkit on PATH; information only
@@ -54,86 +52,86 @@ class Platform:
 
 @dataclass(frozen=True)
 class Wsl:
-    """What WSL2 brings of the driver that is installed on Windows."""
+    """What WSL2 passes on from the driver that is installed on Windows."""
 
     dxg: bool
     libcuda: bool
-    nvidia: bool  # any file of NVIDIA's in /usr/lib/wsl/lib
-    shadowing: "tuple[str, ...]" = ()  # a driver's files that the distribution itself has installed
+    nvidia: bool  # any NVIDIA file in /usr/lib/wsl/lib
+    shadowing: tuple[str, ...] = ()  # driver files that the distribution itself has installed
 
 
 @dataclass(frozen=True)
 class Holder:
-    """A process that holds memory of a card; `used_bytes` is None where the driver does not tell, as on Windows."""
+    """A process that holds memory of a card; `used_bytes` is None where the driver does not say, as on Windows."""
 
     pid: int
     name: str
-    used_bytes: "int | None" = None
+    used_bytes: int | None = None
 
 
 @dataclass(frozen=True)
 class GpuReading:
-    """One card as NVML tells it; None is what it does not tell; `error` is set where the card is broken."""
+    """One card as NVML reports it; None is what it does not report; `error` is set when the card is broken."""
 
     index: int
     name: str = ""
     uuid: str = ""
-    total_bytes: "int | None" = None
-    free_bytes: "int | None" = None
-    capability: "tuple[int, int] | None" = None
-    cuda_cores: "int | None" = None
-    max_clock_mhz: "int | None" = None
-    utilisation_percent: "int | None" = None
-    power_watts: "float | None" = None
-    power_limit_watts: "float | None" = None
-    temperature_celsius: "int | None" = None
-    slowed_by: "tuple[str, ...] | None" = None
-    holders: "tuple[Holder, ...]" = ()
+    total_bytes: int | None = None
+    free_bytes: int | None = None
+    capability: tuple[int, int] | None = None
+    cuda_cores: int | None = None
+    max_clock_mhz: int | None = None
+    utilisation_percent: float | None = None
+    power_watts: float | None = None
+    power_limit_watts: float | None = None
+    temperature_celsius: int | None = None
+    slowed_by: tuple[str, ...] | None = None
+    holders: tuple[Holder, ...] = ()
     error: str = ""
 
 
 @dataclass(frozen=True)
 class Nvml:
-    """`state` is 'ok', 'absent' (no driver), 'error' (NVML's own), 'hung', 'crashed' or 'nonsense'."""
+    """NVML's answer; `state` is 'ok', 'absent' (no driver), 'error' (NVML's own), 'hung', 'crashed' or 'nonsense'."""
 
     state: str
     cause: str = ""
     driver: str = ""
-    cuda: "int | None" = None  # 12080 is CUDA 12.8
-    cards: "tuple[GpuReading, ...]" = ()
+    cuda: int | None = None  # 12080 is CUDA 12.8
+    cards: tuple[GpuReading, ...] = ()
 
     @property
-    def usable(self) -> "tuple[GpuReading, ...]":
-        """The cards that answered with a size that can be."""
+    def usable(self) -> tuple[GpuReading, ...]:
+        """The cards that answered with a plausible size."""
         return tuple(card for card in self.cards if not card.error and card.total_bytes)
 
 
 @dataclass(frozen=True)
 class Torch:
-    """`state` is 'ok', 'quick' (read from its files, not imported), 'absent', 'broken', 'hung' or 'crashed'."""
+    """torch's answer; `state` is 'ok', 'quick' (files read, not imported), 'absent', 'broken', 'hung' or 'crashed'."""
 
     state: str
     cause: str = ""
     version: str = ""
-    cuda: "str | None" = None
-    available: "bool | None" = None
-    warnings: "tuple[str, ...]" = ()
+    cuda: str | None = None
+    available: bool | None = None
+    warnings: tuple[str, ...] = ()
     uuid: str = ""
     name: str = ""
-    total_bytes: "int | None" = None
-    capability: "tuple[int, int] | None" = None
-    codes: "tuple[str, ...]" = ()  # sm_86, compute_90
-    bf16: "bool | None" = None
-    product: str = ""  # what the small matrix product came to: 'ok', or what went wrong
+    total_bytes: int | None = None
+    capability: tuple[int, int] | None = None
+    codes: tuple[str, ...] = ()  # sm_86, compute_90
+    bf16: bool | None = None
+    product: str = ""  # the result of the small matrix product: 'ok', or what went wrong
     product_device: str = ""
 
 
 @dataclass(frozen=True)
 class Packages:
-    """Versions installed, asked for and loaded, by name; `asked` has (floor, first major that is too new or None)."""
+    """Versions by package: installed, required (floor, first major that is too new or None), pinned and loaded."""
 
     installed: Mapping[str, str]
-    asked: "Mapping[str, tuple[str, str | None]]"
+    required: Mapping[str, tuple[str, str | None]]
     pinned: Mapping[str, str]
     loaded: Mapping[str, str]
 
@@ -143,15 +141,15 @@ class Process:
     """This process: its variables, which of them were set after it started, and whether it has used CUDA."""
 
     env: Mapping[str, str]
-    changed: "frozenset[str]" = frozenset()
+    changed: frozenset[str] = frozenset()
     cuda_in_use: bool = False
     pid: int = 0
-    accelerate: Mapping[str, str] = field(default_factory=dict)  # its configuration file, where there is one
+    accelerate: Mapping[str, str] = field(default_factory=dict)  # accelerate's configuration file, if there is one
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Main memory; in a container what its limit leaves."""
+    """Main memory; in a container, what its limit leaves."""
 
     total_bytes: int
     available_bytes: int
@@ -170,10 +168,10 @@ class Place:
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A model's files; `problems` is empty where they are whole."""
+    """A model's files; `problems` is empty when they are complete."""
 
     path: str
-    problems: "tuple[str, ...]" = ()
+    problems: tuple[str, ...] = ()
     tokens: int = 0
     positions: int = 0
     bytes: int = 0
@@ -181,33 +179,33 @@ class ModelFolder:
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """The shipped model, and GPT-2 as it lies in the Hub's cache (None: not there)."""
+    """The shipped model, and GPT-2 if it is in the Hub's cache."""
 
     pocket: ModelFolder
-    gpt2: "ModelFolder | None" = None
+    gpt2: ModelFolder | None = None
     offline: bool = False
 
 
 @dataclass(frozen=True)
 class Storage:
-    """Where things are written, and what the system says of paths."""
+    """Where files are written, and what the system says about paths."""
 
-    places: "tuple[Place, ...]"
+    places: tuple[Place, ...]
     project: str = ""
-    long_paths: "bool | None" = None  # Windows' switch; None: not asked
+    long_paths: bool | None = None  # the switch in Windows; None: not asked
     has_home: bool = True
 
 
 @dataclass(frozen=True)
 class Power:
-    """`on_battery` is None where there is none, or where it cannot be told."""
+    """The power supply; `on_battery` is None without a battery, or where it cannot be read."""
 
-    on_battery: "bool | None" = None
+    on_battery: bool | None = None
 
 
 @dataclass(frozen=True)
 class Machine:
-    """All of it. Any group may be an `Unread`."""
+    """Everything that is known of a machine. Any group may be an `Unread`."""
 
     python: Python
     platform: Platform
@@ -219,22 +217,22 @@ class Machine:
     storage: Storage
     files: ModelFiles
     power: Power
-    wsl: "Wsl | None" = None
+    wsl: Wsl | None = None
     quick: bool = False
 
     @property
-    def cards(self) -> "tuple[GpuReading, ...]":
-        """The cards that NVML could read; none where it could not be asked."""
+    def cards(self) -> tuple[GpuReading, ...]:
+        """The cards that NVML could read; none if NVML could not be asked."""
         return () if isinstance(self.nvml, Unread) else self.nvml.usable
 
     @property
     def has_gpu(self) -> bool:
-        """True where a card answers: to NVML, or, where that cannot be asked, to torch."""
+        """True if a card answers: to NVML or, where that cannot be asked, to torch."""
         return bool(self.cards) or (not isinstance(self.torch, Unread) and self.torch.available is True)
 
     @property
-    def gpu(self) -> "GpuReading | None":
-        """The card a training would take: the one torch names, else the largest that may be seen."""
+    def gpu(self) -> GpuReading | None:
+        """The card that training would use: the one torch names, else the largest visible one."""
         torch = None if isinstance(self.torch, Unread) else self.torch
         if not self.cards:
             if torch is None or not torch.available:
@@ -242,16 +240,16 @@ class Machine:
             return GpuReading(0, torch.name, torch.uuid, torch.total_bytes, None, torch.capability)
         if torch and torch.uuid:
             for card in self.cards:
-                if card.uuid.endswith(torch.uuid):
+                if card.uuid.endswith(torch.uuid):  # NVML puts GPU- before it
                     return card
         seen = self.cards if isinstance(self.process, Unread) else visible(self.cards, self.process.env)
         return max(seen or self.cards, key=lambda card: card.total_bytes or 0)
 
 
-def visible(cards: "Sequence[GpuReading]", env: Mapping[str, str]) -> "list[GpuReading]":
+def visible(cards: Sequence[GpuReading], env: Mapping[str, str]) -> list[GpuReading]:
     """Return the cards that `CUDA_VISIBLE_DEVICES` lets a program see, in its order.
 
-    CUDA reads the list up to the first entry it does not know; an entry said twice hides everything.
+    CUDA reads the list up to the first entry it does not know; an entry that appears twice hides everything.
 
     >>> cards = [GpuReading(0, uuid="GPU-aa"), GpuReading(1, uuid="GPU-bb")]
     >>> [card.index for card in visible(cards, {"CUDA_VISIBLE_DEVICES": "1,99,0"})]
@@ -262,12 +260,12 @@ def visible(cards: "Sequence[GpuReading]", env: Mapping[str, str]) -> "list[GpuR
         return list(cards)
     seen: list[GpuReading] = []
     for entry in value.split(","):
-        found = [card for card in cards if _is_named(card, entry.strip())]
-        if len(found) != 1:
+        matches = [card for card in cards if _is_named(card, entry.strip())]
+        if len(matches) != 1:
             break
-        if found[0] in seen:
+        if matches[0] in seen:
             return []
-        seen.append(found[0])
+        seen += matches
     return seen
 
 

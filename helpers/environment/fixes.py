@@ -1,15 +1,20 @@
-"""The exact words that mend something, for this platform: Linux, Windows, WSL2 or a container; pip or conda."""
+"""The exact commands that fix something, for this platform: Linux, Windows, WSL2 or a container; pip or conda."""
 
 from helpers.environment.facts import Machine
 from helpers.environment.requirements import version_number
 from helpers.environment.wheels import DRIVERS, expects_gpu, python_command, wheel_advice
 
 RESTART = "restart the kernel (or Python)"
-RESTART_FIRST = "Restart the kernel (or Python)"  # where a line begins with it
+RESTART_FIRST = "Restart the kernel (or Python)"  # at the beginning of a sentence
+
+
+def set_variable(machine: Machine, name: str, value: str) -> str:
+    """Return the command that sets an environment variable."""
+    return f"$env:{name} = '{value}'" if machine.platform.kind == "Windows" else f"export {name}={value}"
 
 
 def unset(machine: Machine, *names: str) -> str:
-    """Return the line that takes variables out of the environment, and what must start again."""
+    """Return the command that removes variables from the environment, and what must restart."""
     if machine.platform.kind == "Windows":
         return "; ".join(f"Remove-Item Env:{name}" for name in names) + f"; then {RESTART}."
     place = ", and drop it from the container's -e options" if machine.platform.container else ""
@@ -17,9 +22,12 @@ def unset(machine: Machine, *names: str) -> str:
 
 
 def install_wheel(machine: Machine) -> str:
-    """Return the line that installs the wheel this machine needs; pip would keep a broken one of the same version."""
+    """Return the command that installs the wheel this machine needs.
+
+    The old torch is removed first, because pip would keep a broken one of the same version.
+    """
     advice, python = wheel_advice(machine), python_command(machine)
-    if advice.tag == "cpu" and expects_gpu(machine):  # no wheel for a card runs on such a driver
+    if advice.tag == "cpu" and expects_gpu(machine):  # no CUDA wheel runs on such an old driver
         return f"{update_driver(machine)} Then ask for the wheel: {python} -m helpers.environment --wheel"
     remove = "" if machine.torch.state == "absent" else f"{python} -m pip uninstall -y torch ; "
     line = f"{remove}{advice.pip} ; then {RESTART}."
@@ -27,22 +35,23 @@ def install_wheel(machine: Machine) -> str:
 
 
 def newer_driver_or_older_wheel(machine: Machine) -> str:
-    """Return both ways out where a wheel is too new for the driver; some cards have only the first."""
+    """Return both solutions for a wheel that is too new for the driver; some cards have only the first."""
     update = update_driver(machine)
     return f"{update} Or keep the driver: {install_wheel(machine)}" if wheel_advice(machine).tag == "cu126" else update
 
 
 def install_project(machine: Machine) -> str:
-    """Return the line that brings every package to a tested version; torch comes first, lest pip choose its wheel."""
+    """Return the command that brings every package to a tested version; torch first, or pip would choose its wheel."""
     has, pinned = (versions.get("torch", "") for versions in (machine.packages.installed, machine.packages.pinned))
     wheel = "" if has and version_number(has) == version_number(pinned or has) else f"{wheel_advice(machine).pip} ; "
+    # quoted, because zsh takes [ ] for a pattern; cmd.exe knows only double quotes
     quote = '"' if machine.platform.kind == "Windows" else "'"
     line = f"{python_command(machine)} -m pip install -c constraints.txt -e {quote}.[test,gpu]{quote}"
     return f"{wheel}{line} ; then {RESTART}."
 
 
 def give_card(machine: Machine) -> str:
-    """Return how a container is given the card of its machine."""
+    """Return how to give a container the card of its machine."""
     container = machine.platform.container
     if "containerenv" in container or "podman" in container:
         return "podman run --device nvidia.com/gpu=all ... (needs nvidia-container-toolkit: nvidia-ctk cdi generate)"
@@ -52,7 +61,7 @@ def give_card(machine: Machine) -> str:
 
 
 def update_driver(machine: Machine) -> str:
-    """Return how a driver is installed or updated here."""
+    """Return how to install or update the driver on this system."""
     kind, distribution = machine.platform.kind, machine.platform.distribution
     if kind == "Windows":
         return f"Install the newest driver from {DRIVERS} and restart Windows."
@@ -72,7 +81,7 @@ def update_driver(machine: Machine) -> str:
 
 
 def reboot(machine: Machine) -> str:
-    """Return how the driver is loaded afresh here."""
+    """Return how to load the driver again on this system."""
     if machine.platform.kind in ("WSL2", "WSL1"):
         return "In PowerShell: wsl --shutdown ; then open WSL again."
     if machine.platform.kind == "Windows":
@@ -81,14 +90,14 @@ def reboot(machine: Machine) -> str:
 
 
 def reload_uvm(machine: Machine) -> str:
-    """Return how CUDA is woken after the computer slept (it loses its memory module then)."""
+    """Return how to wake CUDA after the computer slept: Linux then loses CUDA's memory module."""
     if machine.platform.kind != "Linux" or machine.platform.container:
         return reboot(machine)
     return "sudo rmmod nvidia_uvm && sudo modprobe nvidia_uvm ; if that fails: sudo reboot"
 
 
 def purge_linux_driver(machine: Machine) -> str:
-    """Return how a Linux driver is taken out of a WSL2 distribution; the driver belongs on Windows alone."""
+    """Return how to remove a Linux driver from a WSL2 distribution: the driver belongs on Windows alone."""
     return (
         "sudo apt-get purge 'nvidia-driver-*' 'libnvidia-compute-*' 'cuda-drivers*' ; then update the driver on "
         f"Windows ({DRIVERS}), and in PowerShell: wsl --update ; wsl --shutdown"
@@ -96,9 +105,9 @@ def purge_linux_driver(machine: Machine) -> str:
 
 
 def make_venv(machine: Machine) -> str:
-    """Return how the environment is made again with a Python that is tested."""
+    """Return how to make the environment again with a Python that is tested."""
     if machine.python.is_conda:
-        also = ";" if machine.platform.kind == "Windows" else "&&"  # the PowerShell of Windows itself knows no &&
+        also = ";" if machine.platform.kind == "Windows" else "&&"  # the PowerShell of Windows itself has no &&
         return f"conda env create --yes -f environment.yml {also} conda activate gpt2-course"
     if machine.platform.kind == "Windows":
         return "winget install Python.Python.3.12 ; py -3.12 -m venv --clear .venv ; then install the project into it."
@@ -106,7 +115,7 @@ def make_venv(machine: Machine) -> str:
 
 
 def more_memory(machine: Machine) -> str:
-    """Return how more main memory becomes free here."""
+    """Return how to get more main memory on this system."""
     if machine.platform.kind in ("WSL2", "WSL1"):
         return (
             "In %UserProfile%\\.wslconfig (UTF-8) write two lines, [wsl2] and memory=12GB (or more); "

@@ -2,7 +2,7 @@
 
 
 def has_bf16() -> bool:
-    """Tell whether this machine multiplies bf16 matrices in hardware: CUDA 8.0 and newer, AVX-512 bf16 or AMX."""
+    """Say whether this machine multiplies bf16 matrices in hardware: CUDA 8.0 and newer, AVX-512 bf16 or AMX."""
     import torch
 
     if torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""Checks of Python, its environment and its packages: 1 to 4, 6 and 25."""
+"""Checks of Python, its environment and its packages: 1 to 4."""
 
 import re
 from pathlib import PureWindowsPath
@@ -9,48 +9,44 @@ from helpers.environment.requirements import version_number
 from helpers.environment.rules import Finding, fail, ok, rule, warn
 from helpers.environment.wheels import typed
 
-# what nothing works without; of the rest the absence is a warning of its own
-_WIDGETS = ("ipywidgets", "jupyterlab-widgets")
-_RUNNERS = ("ipykernel", "nbclient", "papermill")
-
 
 @rule("The libraries of the course install on Python 3.11 to 3.13; it is tested with those.")
 def python_version(machine: Machine) -> Finding:
-    """Fail below 3.11, above 3.14 and on 32 bits; warn of 3.14, which starts its workers in another way."""
+    """Fail below 3.11, above 3.14 and on 32 bits; warn about 3.14, which starts its workers in another way."""
     python = machine.python
     reading = f"Python {'.'.join(map(str, python.version))}, {python.bits} bits"
     if python.bits < 64:
         return fail(f"{reading}: torch has no wheels for it", fixes.make_venv(machine))
     if not (3, 11) <= python.version[:2] <= (3, 14):
         return fail(reading, fixes.make_venv(machine))
-    if python.version[:2] == (3, 14):
+    if python.version[:2] == (3, 14):  # its default start method on Linux is forkserver
         return warn(f"{reading}: newer than what the course is tested with", fixes.make_venv(machine))
     return ok(reading)
 
 
-@rule("What you install into one environment is not there for a kernel that runs another.")
+@rule("What you install into one environment is missing in a kernel that runs another.")
 def env_kernel_match(machine: Machine) -> Finding:
-    """Fail where this Python, or the kernel that Jupyter would start, is not the environment that was meant."""
+    """Fail if this Python, or the kernel that Jupyter would start, is not the environment that was meant."""
     python = machine.python
-    if python.expected and not any(_same_folder(python.prefix, prefix) for prefix in python.expected):
-        # the project's own environment comes first where there is one
-        meant = typed(machine, _python_of(machine, python.expected[0]))
+    if python.expected and not any(_normal(python.prefix) == _normal(prefix) for prefix in python.expected):
+        meant = typed(machine, _python_of(machine, python.expected[0]))  # the project's own comes first
         return fail(
             f"runs {python.prefix}, not {python.expected[0]}",
             f"{meant} -m ipykernel install --sys-prefix ; then choose that kernel, or start Python as {meant}",
         )
     kernel = python.kernel
+    # Jupyter replaces a kernel's plain `python` by the Python it runs itself, so only a path can be elsewhere
     elsewhere = kernel and ("/" in kernel or "\\" in kernel) and not _inside(kernel, python.prefix)
     if elsewhere or not python.kernel_exists:
         return fail(
-            f"the python3 kernel is {kernel}" + ("" if python.kernel_exists else ", which is not there"),
+            f"the python3 kernel is {kernel}" + ("" if python.kernel_exists else ", which does not exist"),
             f"{fixes.python_command(machine)} -m ipykernel install --sys-prefix ; then choose that kernel",
         )
     return ok(python.prefix)
 
 
 def _python_of(machine: Machine, prefix: str) -> str:
-    """Return an environment's own Python; under Windows conda keeps it in another place than venv."""
+    """Return an environment's own Python; on Windows, conda keeps it in another place than venv."""
     if machine.platform.kind != "Windows":
         return f"{prefix}/bin/python"
     is_conda = PureWindowsPath(prefix).parent.name == "envs"
@@ -58,22 +54,18 @@ def _python_of(machine: Machine, prefix: str) -> str:
 
 
 def _normal(path: str) -> str:
-    """Write a path in one way; not by `os.path`, whose rules are those of the machine that examines."""
+    """Return a path in one spelling; not with `os.path`, which knows only the rules of the system it runs on."""
     plain = path.replace("\\", "/").rstrip("/")
     return plain.lower() if re.match(r"[A-Za-z]:", plain) else plain
-
-
-def _same_folder(one: str, other: str) -> bool:
-    return _normal(one) == _normal(other)
 
 
 def _inside(path: str, folder: str) -> bool:
     return _normal(path).startswith(_normal(folder) + "/")
 
 
-@rule("A module that was imported stays what it was until Python starts again, whatever pip installed since.")
+@rule("A module that was imported stays as it was until Python restarts, whatever pip has installed since.")
 def stale_imports(machine: Machine) -> Finding:
-    """Fail where a loaded module is another version than the installed one."""
+    """Fail if a loaded module has another version than the installed one."""
     packages = machine.packages
     stale = [
         f"{name} {loaded} is loaded, {packages.installed[name]} is installed"
@@ -86,19 +78,19 @@ def stale_imports(machine: Machine) -> Finding:
 
 
 def _same_version(one: str, other: str) -> bool:
-    """Compare; the part after `+` counts only where both have it: torch says 2.13.0+cu130, its wheel only 2.13.0."""
-    both = [version.partition("+") for version in (one, other)]
-    same_build = not all(build for _, _, build in both) or both[0][2] == both[1][2]
-    return both[0][0] == both[1][0] and same_build
+    """Compare; the part after `+` counts only if both have it: torch says 2.13.0+cu130, its wheel only 2.13.0."""
+    (version, _, build), (other_version, _, other_build) = one.partition("+"), other.partition("+")
+    return version == other_version and (build == other_build or not build or not other_build)
 
 
 @rule("Older libraries lack what the course calls, and newer majors may have changed it.")
 def package_floor(machine: Machine) -> Finding:
-    """Fail for a missing or too old package; warn of one newer than tested, and of the old `pynvml`."""
+    """Fail for a missing or too old package; warn about one newer than tested, and about the old `pynvml`."""
     packages = machine.packages
-    missing = [name for name in packages.asked if name not in packages.installed and name != "torch"]
+    # a missing torch is reported by torch_build, with the right wheel
+    missing = [name for name in packages.required if name not in packages.installed and name != "torch"]
     old, new = [], []
-    for name, (floor, ceiling) in packages.asked.items():
+    for name, (floor, ceiling) in packages.required.items():
         if name not in packages.installed:
             continue
         version, tested = packages.installed[name], packages.pinned.get(name, "")
@@ -119,31 +111,6 @@ def package_floor(machine: Machine) -> Finding:
             f"pynvml {packages.installed['pynvml']} is deprecated",
             f"{python} -m pip uninstall -y pynvml ; {python} -m pip install --force-reinstall nvidia-ml-py",
         )
-    if not packages.asked:
-        return warn("what the course asks for could not be found", "Run the doctor from the course's own folder.")
-    return ok(f"{len(packages.asked)} packages, each new enough")
-
-
-@rule("The advice differs between Linux, Windows, WSL2 and a container.")
-def platform_kind(machine: Machine) -> Finding:
-    """Tell the platform; warn of WSL1, which reaches no GPU at all."""
-    found = machine.platform
-    reading = f"{found.kind}, {found.architecture}" + (
-        f", in a container ({found.container})" if found.container else ""
-    )
-    if found.kind == "WSL1":
-        return warn(f"{reading}: WSL1 reaches no GPU", "In PowerShell: wsl --set-version <your distribution> 2")
-    if found.kind == "Windows":
-        reading += "; leave torch_compile off here (it needs triton, which is for Linux)"
-    return ok(reading)
-
-
-@rule("Sliders and the live monitor are widgets; without them the notebooks show text.")
-def notebook_stack(machine: Machine) -> Finding:
-    """Warn where widgets or what runs notebooks is missing."""
-    installed = machine.packages.installed
-    missing = [name for name in (*_WIDGETS, *_RUNNERS) if name not in installed]
-    if missing:
-        line = f"{fixes.python_command(machine)} -m pip install {' '.join(missing)} ; then restart the Jupyter server."
-        return warn(f"missing: {', '.join(missing)}", line)
-    return ok(f"ipywidgets {installed['ipywidgets']}, workers start by {machine.python.start_method}")
+    if not packages.required:
+        return warn("what the course requires is not known", "Run the doctor from the course's own folder.")
+    return ok(f"{len(packages.required)} packages, each new enough")

@@ -1,83 +1,84 @@
-"""The diagnosis: its verdict, the table for a notebook and for a terminal, the rows to plot, the JSON."""
+"""The diagnosis: all 25 checks, the verdict, the table for a notebook and for a terminal, the JSON."""
 
-import re
 from dataclasses import asdict, dataclass
 from html import escape
 from typing import Any
 
-from helpers.environment.card import Card, card
-from helpers.environment.checks import examine
+from helpers.display import STATUS_MARKS, html_table
+from helpers.environment import card_checks, driver_checks, python_checks, system_checks
+from helpers.environment.card import GraphicsCard, read_card
 from helpers.environment.facts import Machine, Unread
-from helpers.environment.rules import STATUSES, Check
+from helpers.environment.machine import read_machine
+from helpers.environment.rules import STATUSES, Check, Rule
 from helpers.environment.wheels import WheelAdvice, expects_gpu, wheel_advice
 
-# the word carries the meaning; sign and colour repeat it. Colours tell apart for the colour-blind (Okabe and Ito), each
-# with a text colour of its own, so that a badge reads alike on a light and on a dark page.
-_BADGES = {
-    "ok": ("✓", "#0072b2", "#ffffff"),
-    "warn": ("!", "#e69f00", "#000000"),
-    "fail": ("✗", "#b34700", "#ffffff"),
-    "unknown": ("?", "#595959", "#ffffff"),
-}
+# All 25, in the order in which a support engineer would ask: the modules and the rules in them follow it.
+RULES = tuple(
+    value
+    for module in (python_checks, driver_checks, card_checks, system_checks)
+    for value in vars(module).values()
+    if isinstance(value, Rule)
+)
 _ANSI = {"ok": "34", "warn": "33", "fail": "31;1", "unknown": "35"}
 _CHAIN = (
     ("card", "gpu_identity", "does the work"),
-    ("driver", "nvml_alive", "part of the system: speaks to the card"),
+    ("driver", "nvml_alive", "part of the system: talks to the card"),
     ("runtime", "driver_floor", "CUDA's libraries: they come inside the wheel"),
     ("wheel", "torch_build", "PyTorch, built for one CUDA or for none"),
     ("torch", "cuda_available", "asks all of the above for the card"),
     ("product", "smoke_matmul", "the proof: a small matrix product"),
 )
+_CPU_MODE = "CPU course mode: everything runs, on the CPU with the pocket model."
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """All checks, worst first, and what they come to.
+    """All checks, worst first, and the conclusion.
 
     Attributes:
         checks: one `Check` for each of the 25 questions.
-        mode: 'gpu' where a training would use a card, else 'cpu'.
+        mode: 'gpu' if training would use a card, else 'cpu'.
         platform: 'Linux', 'Windows', 'WSL2', 'WSL1' or 'macOS'.
         quick: torch was not imported.
         card: the card, or None.
-        wheel: which PyTorch wheel fits, or None where that could not be told.
-        summary: the verdict where nothing fails.
+        wheel: which PyTorch wheel fits, or None if that is not known.
+        summary: the verdict if nothing fails.
         nvcc: the release of a CUDA toolkit on PATH; information only.
     """
 
-    checks: "list[Check]"
+    checks: list[Check]
     mode: str = "cpu"
     platform: str = ""
     quick: bool = False
-    card: "Card | None" = None
-    wheel: "WheelAdvice | None" = None
-    summary: str = "CPU course mode: everything runs, on the CPU with the pocket model."
+    card: GraphicsCard | None = None
+    wheel: WheelAdvice | None = None
+    summary: str = _CPU_MODE
     nvcc: str = ""
 
     @property
     def exit_code(self) -> int:
-        """0 where training can go on, else 1."""
+        """0 if training can go on, else 1."""
         return int(any(check.status == "fail" for check in self.checks))
 
     @property
     def verdict(self) -> str:
-        """One sentence."""
+        """The conclusion in one sentence."""
         failed = [check.id for check in self.checks if check.status == "fail"]
-        return f"Not ready: mend {', '.join(failed)} first." if failed else self.summary
+        return f"Not ready: fix {', '.join(failed)} first." if failed else self.summary
 
     def check(self, identity: str) -> Check:
-        """Return one check by its id; raise `KeyError` for an id there is none of."""
+        """Return one check by its id; raise `KeyError` for an unknown id."""
         return {check.id: check for check in self.checks}[identity]
 
-    def to_dict(self) -> "dict[str, Any]":
+    def to_dict(self) -> dict[str, Any]:
         """Return the diagnosis ready for JSON; this is the shape of `doctor --json`.
 
         `verdict` (text), `exit_code` (0 or 1), `mode` ('gpu' or 'cpu'), `platform` (text), `quick` (true or false),
         `card` (null or `name`, `total_bytes`, `free_bytes`, `capability` [major, minor], `holders` [`pid`, `name`,
         `used_bytes`], `preset`, `precision`, `driver`, `peak_tflops` {format: number}), `wheel` (null or `tag`,
         `pip_args`, `pip`, `conda`, `reason`), and `checks`: 25 of `id`, `status` ('ok', 'warn', 'fail' or 'unknown'),
-        `reading`, `why`, `fix` (empty where nothing is to be done), worst first. Sizes are in bytes; what the driver
-        does not tell is null.
+        `reading`, `why`, `fix` (empty if there is nothing to do), worst first. Sizes are in bytes; what the driver
+        does not report is null.
         """
         return {
             "verdict": self.verdict,
@@ -85,113 +86,100 @@ class Diagnosis:
             "mode": self.mode,
             "platform": self.platform,
             "quick": self.quick,
-            "card": None if self.card is None else asdict(self.card),
+            "card": None if self.card is None else self.card.to_dict(),
             "wheel": None if self.wheel is None else asdict(self.wheel),
             "checks": [asdict(check) for check in self.checks],
         }
 
-    def chain(self) -> "list[dict[str, str]]":
+    def chain(self) -> list[dict[str, str]]:
         """Return this machine's own chain, from the card to a matrix product, as rows to draw.
 
-        Each row has `link`, `status`, `reading` and `role`; the first that says 'fail' is where the chain breaks.
+        Each row has `link`, `status`, `reading` and `role`; the chain breaks at the first row with status 'fail'.
         """
-        found = {check.id: check for check in self.checks}
-        return [
-            {"link": link, "status": found[name].status, "reading": found[name].reading, "role": role}
-            for link, name, role in _CHAIN
-            if name in found
-        ]
+        checks = [(link, self.check(identity), role) for link, identity, role in _CHAIN]
+        return [{"link": link, "status": c.status, "reading": c.reading, "role": role} for link, c, role in checks]
 
-    def equivalents(self) -> "list[dict[str, str]]":
-        """Return the classic guide's three commands, each with what stands for it here, as rows of a table."""
-        found = {check.id: check.reading for check in self.checks}
-        toolkit = f"nvcc {self.nvcc}" if self.nvcc else "no nvcc"
+    def equivalents(self) -> list[dict[str, str]]:
+        """Return the classic guide's three commands, each with its equivalent here, as rows of a table."""
+        nvml, free = self.check("nvml_alive").reading, self.check("vram_free").reading
+        nvcc = f"nvcc {self.nvcc}" if self.nvcc else "no nvcc"
+        available = self.check("cuda_available").reading
         rows = (
-            (
-                "nvidia-smi",
-                f"{found.get('nvml_alive')}; {found.get('vram_free')}",
-                "the driver, the card, who holds memory",
-            ),
-            ("nvcc --version", toolkit, "information only: a wheel brings its own CUDA runtime, no toolkit is needed"),
-            ("torch.cuda.is_available()", found.get("cuda_available", ""), "what a training gets, and why if nothing"),
+            ("nvidia-smi", f"{nvml}; {free}", "the driver, the card, who holds memory"),
+            ("nvcc --version", nvcc, "information only: a wheel brings its own CUDA runtime, no toolkit is needed"),
+            ("torch.cuda.is_available()", available, "what training gets, and why if nothing"),
         )
-        return [{"command": command, "here": here or "", "means": means} for command, here, means in rows]
+        return [{"command": command, "here": here, "means": means} for command, here, means in rows]
 
     def table(self, *, color: bool = False) -> str:
         """Return the table for a terminal; the verdict is its last line."""
         lines = []
         for check in self.checks:
-            sign, _, _ = _BADGES[check.status]
-            badge = f"{sign} {check.status:8}"
+            badge = f"{STATUS_MARKS[check.status][0]} {check.status:8}"
             badge = f"\x1b[{_ANSI[check.status]}m{badge}\x1b[0m" if color else badge
-            lines.append(f"{badge}{check.id:26}{_printable(check.reading)}")
-            if check.status in ("fail", "warn", "unknown"):
-                lines += [f"{'':36}{check.why}"] + ([f"{'':36}-> {_printable(check.fix)}"] if check.fix else [])
+            lines.append(f"{badge}{check.id:26}{printable(check.reading)}")
+            if check.status != "ok":
+                lines += [f"{'':36}{check.why}"] + ([f"{'':36}-> {printable(check.fix)}"] if check.fix else [])
         verdict = f"\x1b[1m{self.verdict}\x1b[0m" if color else self.verdict
         return "\n".join([*lines, "", verdict])
 
     def _repr_html_(self) -> str:
-        """Return the table for a notebook, escaped; its text takes the page's own colours."""
-        rows = "".join(_html_row(check) for check in self.checks)
-        head = "".join(f"<th {_CELL}>{name}</th>" for name in ("status", "check", "reading", "why it matters", "fix"))
-        return (
-            f"<p style='font-size:1.15em'><b>{escape(self.verdict)}</b></p>"
-            f"<table style='color:inherit'><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
-        )
+        """Return the table for a notebook, everything escaped; its text has the page's own colours."""
+        badges = {status: f"{mark} {status}" for status, (mark, _, _) in STATUS_MARKS.items()}
+        rows = [(badges[check.status], check.id, check.reading, check.why, check.fix) for check in self.checks]
+        table = html_table(("status", "check", "reading", "why it matters", "fix"), rows)
+        for status, (_, background, text) in STATUS_MARKS.items():  # a reading cannot imitate a badge: its < is escaped
+            style = f"background:{background};color:{text};padding:1px 7px;border-radius:4px;white-space:nowrap"
+            table = table.replace(f">{badges[status]}<", f"><b style='{style}'>{badges[status]}</b><")
+        return f"<p style='font-size:1.15em'><b>{escape(self.verdict)}</b></p>{table}"
 
     def __str__(self) -> str:
         """Return the table without colours."""
         return self.table()
 
 
-_CELL = "style='text-align:left;vertical-align:top;overflow-wrap:anywhere'"
-
-
-def _html_row(check: Check) -> str:
-    sign, background, text = _BADGES[check.status]
-    style = f"background:{background};color:{text};padding:1px 7px;border-radius:4px;white-space:nowrap;font-weight:600"
-    fix = f"<code style='white-space:pre-wrap'>{escape(check.fix)}</code>" if check.fix else ""
-    cells = (
-        f"<span style='{style}'>{sign} {check.status}</span>",
-        f"<code style='white-space:nowrap'>{escape(check.id)}</code>",
-        escape(check.reading),
-        re.sub(r"`(.+?)`", r"<code>\1</code>", escape(check.why)),
-        fix,
-    )
-    return "<tr>" + "".join(f"<td {_CELL}>{cell}</td>" for cell in cells) + "</tr>"
-
-
-def _printable(text: str) -> str:
-    """Take out control characters: a process may have any name, and a terminal obeys some of them."""
+def printable(text: str) -> str:
+    """Replace control characters by spaces: a process may have any name, and a terminal obeys some of them."""
     return "".join(char if char.isprintable() else " " for char in text)
 
 
+def diagnose(*, quick: bool = False) -> Diagnosis:
+    """Say what this machine is and what stops it from training: 25 checks that change nothing and never raise.
+
+    Args:
+        quick: do not import torch: a second instead of a few, and three checks then say "not asked".
+    """
+    return diagnosis_of(read_machine(quick=quick))
+
+
 def diagnosis_of(machine: Machine) -> Diagnosis:
-    """Judge a machine that was read."""
-    checks = examine(machine)
-    assert all(check.status in STATUSES for check in checks)  # noqa: S101 (our own invariant)
-    known = not isinstance(machine.platform, Unread)
-    found = card(machine) if known else None
+    """Return the diagnosis of a machine that was read or made up."""
+    # sorting is stable: checks with the same status keep the order of RULES
+    checks = sorted((rule(machine) for rule in RULES), key=lambda check: STATUSES.index(check.status))
+    mode = "gpu" if machine.has_gpu else "cpu"
+    if isinstance(machine.platform, Unread):  # the advice depends on it
+        return Diagnosis(checks, mode, quick=machine.quick)
+    card = read_card(machine)
     return Diagnosis(
         checks,
-        mode="gpu" if machine.has_gpu else "cpu",
-        platform=machine.platform.kind if known else "",
+        mode=mode,
+        platform=machine.platform.kind,
         quick=machine.quick,
-        card=found,
-        wheel=wheel_advice(machine) if known else None,
-        summary=_summary(machine, found) if known else Diagnosis.summary,
-        nvcc=machine.platform.nvcc if known else "",
+        card=card,
+        wheel=wheel_advice(machine),
+        summary=_summary(machine, card),
+        nvcc=machine.platform.nvcc,
     )
 
 
-def _summary(machine: Machine, found: "Card | None") -> str:
-    if found is not None:
-        name = f"{found.name}, preset {found.preset}"
+def _summary(machine: Machine, card: GraphicsCard | None) -> str:
+    if card is not None:
+        name = f"{card.name}, preset {card.preset}"
         if machine.quick:
-            return f"Nothing is in the way as far as a quick look tells: {name}."
+            return f"A quick look sees nothing that stops training: {name}."
         if not isinstance(machine.torch, Unread) and machine.torch.available:
             return f"Ready to train on the GPU: {name}."
         return f"A card is there ({name}), but torch could not be asked; on the CPU everything runs."
     if expects_gpu(machine):
         return "The card could not be asked; until it answers: CPU course mode, with the pocket model."
-    return Diagnosis.summary
+    return _CPU_MODE

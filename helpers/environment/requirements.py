@@ -1,61 +1,65 @@
-"""What the project asks for, and what is installed: read from its own files, so that no version is written twice."""
+"""Which packages the project needs and which are installed; read from its own files, so that no version is repeated."""
 
 import re
 from importlib.metadata import PackageNotFoundError, requires
-from typing import TYPE_CHECKING
 
 from helpers.environment.facts import Packages
+from helpers.environment.sources import Sources
 
-if TYPE_CHECKING:
-    from helpers.environment.sources import Sources
-
-DISTRIBUTION = "gpt2-course"
-LOADED = ("torch", "transformers", "datasets", "accelerate", "numpy", "tokenizers")  # what a stale kernel breaks
-ALSO_ASKED_FOR = ("jupyterlab-widgets", "nvidia-ml-py", "pynvml", "tokenizers")
+_DISTRIBUTION = "gpt2-course"
+_LOADED = ("torch", "transformers", "datasets", "accelerate", "numpy", "tokenizers")  # what a stale kernel breaks
+_ALSO_LOOKED_FOR = ("jupyterlab-widgets", "nvidia-ml-py", "pynvml", "tokenizers")
 
 
-def read_packages(sources: "Sources") -> Packages:
-    """Return what is asked for, pinned, installed and loaded."""
-    asked = _asked(sources)
-    names = [*asked, *ALSO_ASKED_FOR]
-    installed = {name: found for name in names for found in [sources.version_of(name)] if found}
-    loaded = {name: str(sources.modules[name].__version__) for name in LOADED if _is_loaded(sources, name)}
-    return Packages(installed, asked, pins(sources), loaded)
+def read_packages(sources: Sources) -> Packages:
+    """Return what is required, pinned, installed and loaded."""
+    required = _required(sources)
+    versions = {name: sources.version_of(name) for name in [*required, *_ALSO_LOOKED_FOR]}
+    return Packages(
+        installed={name: version for name, version in versions.items() if version},
+        required=required,
+        pinned=pins(sources),
+        loaded={name: str(module.__version__) for name, module in _loaded(sources).items()},
+    )
 
 
-def _is_loaded(sources: "Sources", name: str) -> bool:
-    return hasattr(sources.modules.get(name), "__version__")
+def _loaded(sources: Sources) -> dict:
+    modules = {name: sources.modules.get(name) for name in _LOADED}
+    return {name: module for name, module in modules.items() if hasattr(module, "__version__")}
 
 
-def _asked(sources: "Sources") -> "dict[str, tuple[str, str | None]]":
-    """Return name -> (floor, first version that is too new) from pyproject.toml, else from the installed project."""
+def _required(sources: Sources) -> dict[str, tuple[str, str | None]]:
+    """Return name -> (floor, first version that is too new) from pyproject.toml, else from the installed project.
+
+    Regular expressions, because a bare Python 3.10 has neither `tomllib` nor `packaging`.
+    """
     path = sources.project / "pyproject.toml"
     if path.is_file():
         block = re.search(r"^dependencies = \[\n(.*?)^\]", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
         lines = re.findall(r'"([^"]+)"', block[1]) if block else []
     else:
         try:
-            lines = [line for line in requires(DISTRIBUTION) or [] if "extra ==" not in line]
+            lines = [line for line in requires(_DISTRIBUTION) or [] if "extra ==" not in line]
         except PackageNotFoundError:
             lines = []
-    found = {}
+    required = {}
     for line in lines:
         name = re.match(r"[\w.-]+", line)
         floor, ceiling = re.search(r">=\s*([\d.]+)", line), re.search(r"<\s*([\d.]+)", line)
         if name:
-            found[name[0]] = (floor[1] if floor else "0", ceiling[1] if ceiling else None)
-    return found
+            required[name[0]] = (floor[1] if floor else "0", ceiling[1] if ceiling else None)
+    return required
 
 
-def pins(sources: "Sources") -> "dict[str, str]":
+def pins(sources: Sources) -> dict[str, str]:
     """Return the versions that the project is tested with, from constraints.txt; empty without the file."""
     path = sources.project / "constraints.txt"
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     return dict(re.findall(r"^([\w.-]+)==(\S+)$", text, re.MULTILINE))
 
 
-def version_number(version: str) -> "tuple[int, ...]":
-    """Return a version's leading numbers, to compare by; trailing zeros do not count.
+def version_number(version: str) -> tuple[int, ...]:
+    """Return a version's leading numbers for comparisons; trailing zeros do not count.
 
     >>> version_number("2.13.0+cu126"), version_number("5.17rc1")
     ((2, 13), (5, 17))

@@ -1,4 +1,4 @@
-"""What a check is: a rule that looks at a `Machine` and finds something. A rule that breaks finds 'unknown'."""
+"""What a check is: a rule judges a `Machine` and returns a finding. A rule that raises gives 'unknown'."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ STATUSES = ("fail", "unknown", "warn", "ok")  # worst first
 
 
 class Finding(NamedTuple):
-    """What a rule found; `fix` is empty where nothing is to be done."""
+    """The result of a rule; `fix` is empty when there is nothing to do."""
 
     status: str
     reading: str
@@ -19,7 +19,7 @@ class Finding(NamedTuple):
 
 @dataclass(frozen=True)
 class Check:
-    """One reading: `status` is 'ok', 'warn', 'fail' or 'unknown'; `fix` is the exact line that mends it."""
+    """One row of the diagnosis: `status` is 'ok', 'warn', 'fail' or 'unknown'; `fix` is the exact command."""
 
     id: str
     status: str
@@ -30,45 +30,45 @@ class Check:
 
 @dataclass(frozen=True)
 class Rule:
-    """A check before it has seen a machine."""
+    """A check that has not seen a machine yet."""
 
     id: str
     why: str
-    judge: "Callable[[Machine], Finding]"
+    judge: Callable[[Machine], Finding]
 
     def __call__(self, machine: Machine) -> Check:
         """Judge a machine; never raises."""
         try:
-            found = self.judge(machine)
+            finding = self.judge(machine)
         except UnreadError as error:
-            found = unknown(f"could not be read ({error})")
-        except Exception as error:  # noqa: BLE001 (a doctor must not die of what it examines)
-            found = unknown(f"the check itself broke ({type(error).__name__}: {error})")
-        return Check(self.id, found.status, found.reading, self.why, found.fix)
+            finding = unknown(f"could not be read ({error})")
+        except Exception as error:  # noqa: BLE001 (one broken check must not hide the other 24)
+            finding = unknown(f"the check itself broke ({type(error).__name__}: {error})")
+        return Check(self.id, finding.status, finding.reading, self.why, finding.fix)
 
 
-def rule(why: str) -> "Callable[[Callable[[Machine], Finding]], Rule]":
-    """Make a function a rule of its own name; `why` says in one sentence why it matters."""
+def rule(why: str) -> Callable[[Callable[[Machine], Finding]], Rule]:
+    """Make a function a rule of the same name; `why` says in one sentence why it matters."""
     return lambda judge: Rule(judge.__name__, why, judge)
 
 
 def ok(reading: str) -> Finding:
-    """Nothing to do."""
+    """Return a finding: there is nothing to do."""
     return Finding("ok", reading)
 
 
 def warn(reading: str, fix: str = "") -> Finding:
-    """Training goes on, but something should be known or mended."""
+    """Return a finding: training can go on, but there is something to know or to fix."""
     return Finding("warn", reading, fix)
 
 
 def fail(reading: str, fix: str) -> Finding:
-    """Training cannot go on, or cannot use the card that is there."""
+    """Return a finding: training cannot go on, or cannot use the card that is there."""
     return Finding("fail", reading, fix)
 
 
 def unknown(reading: str, fix: str = "") -> Finding:
-    """It could not be told."""
+    """Return a finding: the answer is not known."""
     return Finding("unknown", reading, fix)
 
 

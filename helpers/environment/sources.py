@@ -1,7 +1,6 @@
-"""Where the facts come from: one value with every door to the machine, so that a test can put another one behind it."""
+"""Where the facts come from: every access to the machine in one object, so that a test can simulate another machine."""
 
 import contextlib
-import ctypes
 import os
 import platform
 import shutil
@@ -20,109 +19,25 @@ from helpers.environment.nvml import read_nvml
 from helpers.environment.torch_probe import read_torch, read_torch_files
 
 
-@dataclass(frozen=True)
-class Sources:
-    """The doors; the defaults lead to this machine.
-
-    Attributes:
-        root: folder that stands for `/` (system files are read below it).
-        project: the course's own folder.
-        version_of: gives the installed version of a distribution, or None.
-        space: gives (free bytes, name of the disk, writable) of an existing folder.
-        memory: gives (total, available) bytes where there is no /proc/meminfo.
-        battery: tells whether the machine runs on its battery, where /sys does not say.
-    """
-
-    system: str = field(default_factory=platform.system)
-    release: str = field(default_factory=platform.release)
-    architecture: str = field(default_factory=platform.machine)
-    python_version: "tuple[int, int, int]" = tuple(sys.version_info[:3])  # type: ignore[assignment]
-    bits: int = struct.calcsize("P") * 8
-    executable: str = sys.executable
-    prefix: str = sys.prefix
-    env: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
-    modules: Mapping[str, Any] = field(default_factory=lambda: sys.modules)
-    root: Path = Path("/")
-    project: Path = ROOT
-    read_nvml: "Callable[[], Nvml]" = read_nvml
-    read_torch: "Callable[..., Torch]" = read_torch
-    read_torch_files: "Callable[[], Torch]" = read_torch_files
-    version_of: "Callable[[str], str | None]" = field(default_factory=lambda: _version_of)
-    space: "Callable[[Path], tuple[int, str, bool]]" = field(default_factory=lambda: _space)
-    memory: "Callable[[], tuple[int, int]]" = field(default_factory=lambda: _memory)
-    battery: "Callable[[], bool | None]" = field(default_factory=lambda: _battery)
-    long_paths: "Callable[[], bool | None]" = field(default_factory=lambda: _long_paths)
-    nvcc: "Callable[[], str]" = field(default_factory=lambda: _nvcc)
-    start_method: "Callable[[], str]" = field(default_factory=lambda: _start_method)
-    home_of_user: "Callable[[], Path]" = Path.home
-
-    def text(self, path: str, limit: int = 1_000_000) -> str:
-        """Return a system file's text; empty where it is not there or cannot be read."""
-        try:
-            with (self.root / path.lstrip("/")).open(encoding="utf-8", errors="replace") as file:
-                return file.read(limit)
-        except OSError:
-            return ""
-
-    def exists(self, path: str) -> bool:
-        """Tell whether a system file is there."""
-        return os.path.lexists(self.root / path.lstrip("/"))
-
-    def names(self, folder: str, pattern: str) -> "list[str]":
-        """Return the names in a system folder that match a pattern, sorted."""
-        return sorted(path.name for path in (self.root / folder.lstrip("/")).glob(pattern))
-
-    def home(self) -> "Path | None":
-        """Return the home folder, or None on a machine that gives this user none."""
-        named = self.env.get("USERPROFILE" if self.system == "Windows" else "HOME")
-        if named:
-            return Path(named)
-        with contextlib.suppress(RuntimeError, KeyError):  # a user whom the system does not know
-            return self.home_of_user()
-        return None
-
-    def temp(self) -> Path:
-        """Return the folder for passing files; `tempfile` would write to it to find out."""
-        named = [self.env[name] for name in ("TMPDIR", "TEMP", "TMP") if self.env.get(name)]
-        return Path(named[0] if named else "/tmp")  # noqa: S108 (looked at, not written to)
-
-
-def _version_of(name: str) -> "str | None":
+def _version_of(name: str) -> str | None:
     try:
         return version(name)
     except PackageNotFoundError:
         return None
 
 
-def _space(folder: Path) -> "tuple[int, str, bool]":
+def _space(folder: Path) -> tuple[int, str, bool]:
     return shutil.disk_usage(folder).free, str(folder.stat().st_dev), os.access(folder, os.W_OK)
 
 
-def _memory() -> "tuple[int, int]":
-    try:
-        import psutil
-    except ImportError:
-        return _windows_memory() if sys.platform == "win32" else _posix_memory()
+def _memory() -> tuple[int, int]:
+    import psutil
+
     memory = psutil.virtual_memory()
     return memory.total, memory.available
 
 
-def _posix_memory() -> "tuple[int, int]":
-    page = os.sysconf("SC_PAGE_SIZE")
-    total = page * os.sysconf("SC_PHYS_PAGES")
-    free = "SC_AVPHYS_PAGES"
-    return total, page * os.sysconf(free) if free in os.sysconf_names else total
-
-
-def _windows_memory() -> "tuple[int, int]":
-    """Ask Windows itself; the structure is MEMORYSTATUSEX: its own length, the load, then seven sizes."""
-    status = (ctypes.c_ulonglong * 8)()
-    ctypes.cast(status, ctypes.POINTER(ctypes.c_ulong))[0] = 64
-    ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status))  # type: ignore[attr-defined]
-    return status[1], status[2]
-
-
-def _battery() -> "bool | None":
+def _on_battery() -> bool | None:
     try:
         import psutil
     except ImportError:
@@ -131,24 +46,18 @@ def _battery() -> "bool | None":
     return None if battery is None else not battery.power_plugged
 
 
-def _long_paths() -> "bool | None":
+def _long_paths() -> bool | None:
     try:
         import winreg
     except ImportError:
         return None
-    with (
-        contextlib.suppress(OSError),
-        winreg.OpenKey(  # type: ignore[attr-defined]
-            winreg.HKEY_LOCAL_MACHINE,  # type: ignore[attr-defined]
-            r"SYSTEM\CurrentControlSet\Control\FileSystem",
-        ) as key,
-    ):
+    folder = r"SYSTEM\CurrentControlSet\Control\FileSystem"
+    with contextlib.suppress(OSError), winreg.OpenKey(winreg.HKEY_LOCAL_MACHINE, folder) as key:  # type: ignore[attr-defined]
         return bool(winreg.QueryValueEx(key, "LongPathsEnabled")[0])  # type: ignore[attr-defined]
     return False
 
 
 def _nvcc() -> str:
-    """Return what the CUDA compiler says of itself, or nothing: it is information only."""
     program = shutil.which("nvcc")
     if program is None:
         return ""
@@ -163,3 +72,95 @@ def _start_method() -> str:
     import multiprocessing
 
     return multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
+
+
+def _kernel_folders() -> list[Path]:
+    try:
+        from jupyter_core.paths import jupyter_path
+    except ImportError:  # without Jupyter there are no kernels to find
+        return []
+    return [Path(folder) for folder in jupyter_path("kernels")]
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Every access to a machine; the defaults read this one.
+
+    Attributes:
+        root: folder that takes the place of `/` (system files are read below it).
+        project: the course's own folder.
+        version_of: returns the installed version of a distribution, or None.
+        space: returns (free bytes, name of the disk, writable) of an existing folder.
+        memory: returns (total, available) bytes where there is no /proc/meminfo.
+        on_battery: says whether the machine runs on its battery, where /sys does not say; None: not known.
+        long_paths: says whether Windows allows paths of more than 260 characters; None: not Windows.
+        nvcc: returns the CUDA compiler's release, '' without one.
+        start_method: returns how multiprocessing starts workers.
+        kernel_folders: returns the folders in which Jupyter looks for kernels; the first that has one counts.
+    """
+
+    system: str = field(default_factory=platform.system)
+    release: str = field(default_factory=platform.release)
+    architecture: str = field(default_factory=platform.machine)
+    python_version: tuple[int, int, int] = sys.version_info[:3]
+    bits: int = struct.calcsize("P") * 8
+    executable: str = sys.executable
+    prefix: str = sys.prefix
+    env: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
+    modules: Mapping[str, Any] = field(default_factory=lambda: sys.modules)
+    root: Path = Path("/")
+    project: Path = ROOT
+    read_nvml: Callable[[], Nvml] = read_nvml
+    read_torch: Callable[..., Torch] = read_torch
+    read_torch_files: Callable[[], Torch] = read_torch_files
+    version_of: Callable[[str], str | None] = _version_of
+    space: Callable[[Path], tuple[int, str, bool]] = _space
+    memory: Callable[[], tuple[int, int]] = _memory
+    on_battery: Callable[[], bool | None] = _on_battery
+    long_paths: Callable[[], bool | None] = _long_paths
+    nvcc: Callable[[], str] = _nvcc
+    start_method: Callable[[], str] = _start_method
+    kernel_folders: Callable[[], list[Path]] = _kernel_folders
+    home_of_user: Callable[[], Path] = Path.home
+
+    def text(self, path: str, limit: int = 1_000_000) -> str:
+        """Return a system file's text; empty if it does not exist or cannot be read."""
+        try:
+            with (self.root / path.lstrip("/")).open(encoding="utf-8", errors="replace") as file:
+                return file.read(limit)
+        except OSError:
+            return ""
+
+    def exists(self, path: str) -> bool:
+        """Say whether a system file exists; a dangling link counts."""
+        return os.path.lexists(self.root / path.lstrip("/"))
+
+    def names(self, folder: str, pattern: str) -> list[str]:
+        """Return the names in a system folder that match a pattern, sorted."""
+        return sorted(path.name for path in (self.root / folder.lstrip("/")).glob(pattern))
+
+    def home(self) -> Path | None:
+        """Return the home folder, or None on a machine that gives this user none."""
+        named = self.env.get("USERPROFILE" if self.system == "Windows" else "HOME")
+        if named:
+            return Path(named)
+        with contextlib.suppress(RuntimeError, KeyError):  # a user the system does not know
+            return self.home_of_user()
+        return None
+
+    def hugging_face_home(self) -> Path | None:
+        """Return the folder of Hugging Face's libraries, or None without a home for it.
+
+        Not from `huggingface_hub.constants`: that reads the variables of this process, once, and is not there yet
+        before the installation.
+        """
+        if self.env.get("HF_HOME"):
+            return Path(os.path.expanduser(self.env["HF_HOME"]))  # noqa: PTH111 (never raises, unlike Path.expanduser)
+        home = self.home()
+        cache = self.env.get("XDG_CACHE_HOME") or (home / ".cache" if home else None)
+        return Path(cache) / "huggingface" if cache else None
+
+    def temp(self) -> Path:
+        """Return the folder for temporary files; `tempfile.gettempdir` would write to it to find out."""
+        named = [self.env[name] for name in ("TMPDIR", "TEMP", "TMP") if self.env.get(name)]
+        return Path(named[0] if named else "/tmp")  # noqa: S108 (looked at, not written to)

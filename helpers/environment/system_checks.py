@@ -1,23 +1,25 @@
-"""Checks of memory, disk, paths and files: 21 to 24."""
+"""Checks of memory, disk, paths, files and what shows the notebooks: 21 to 25."""
 
+from helpers.display import GIB
 from helpers.environment import fixes
-from helpers.environment.facts import GIB, Machine, Place
+from helpers.environment.facts import Machine, Place
 from helpers.environment.model_files import GPT2
 from helpers.environment.rules import Finding, fail, ok, rule, warn
 
 CHECKPOINT_BYTES = 1_600_000_000  # GPT-2's weights and AdamW's two averages, in float32, and a little more
-CHECKPOINTS_KEPT = 2  # the default of save_total_limit; one more is written before the oldest goes
+CHECKPOINTS_KEPT = 2  # the default of save_total_limit; one more is written before the oldest is deleted
 DOWNLOAD_BYTES = 600_000_000  # GPT-2's files, in the Hub's cache
+_NOTEBOOK_PACKAGES = ("ipywidgets", "jupyterlab-widgets", "ipykernel", "nbclient", "papermill")
 _TEMP_BYTES = 100_000_000
 _LONGEST_ENDING = {  # what libraries append to a place, in characters
     "runs": len("/some-run-of-mine/checkpoints/checkpoint-100000/model.safetensors"),
     "cache": len(f"/hub/models--{GPT2.replace('/', '--')}/snapshots/") + 40 + len("/tokenizer_config.json.incomplete"),
     "temp": 40,
 }
-_LONGEST_PATH = 200
+_LONGEST_PATH = 200  # Windows stops at 260
 
 
-@rule("Main memory that runs out ends the kernel without a word, most often while text becomes tokens.")
+@rule("If main memory runs out, the kernel dies without a message, most often while text becomes tokens.")
 def ram_available(machine: Machine) -> Finding:
     """Judge what is available: GPT-2 needs more of it than the pocket model, which is what a CPU trains."""
     low, lowest = (8 * GIB, 4 * GIB) if machine.has_gpu else (4 * GIB, 2 * GIB)
@@ -28,16 +30,16 @@ def ram_available(machine: Machine) -> Finding:
     return warn(reading, fixes.more_memory(machine)) if memory.available_bytes < low else ok(reading)
 
 
-@rule("A disk that fills up stops a training at its next checkpoint: three of GPT-2's take 4.8 GB.")
+@rule("A full disk stops training at its next checkpoint: three of GPT-2's take 4.8 GB.")
 def disk_free(machine: Machine) -> Finding:
-    """Hold what a run writes against what each disk has; without a card against what the pocket model writes."""
+    """Compare what a run writes with the space on each disk; without a card, what the pocket model writes."""
     locked = [place for place in machine.storage.places if not place.writable]
     if any(place.role != "cache" or machine.has_gpu for place in locked):
         return fail(f"cannot be written: {_named(locked)}", _move(machine, locked[0]))
-    short = _short(machine, _needs(machine, gpt2=machine.has_gpu))
+    short = _short(machine, gpt2=machine.has_gpu)
     if short:
         return fail("; ".join(short), _free_space(machine))
-    later = _short(machine, _needs(machine, gpt2=True))
+    later = _short(machine, gpt2=True)
     if later:
         return warn(f"enough for the pocket model; for GPT-2: {'; '.join(later)}", _free_space(machine))
     if locked:
@@ -45,65 +47,61 @@ def disk_free(machine: Machine) -> Finding:
     return ok(", ".join(f"{place.free_bytes / 1e9:.0f} GB free for {place.role}" for place in machine.storage.places))
 
 
-def _needs(machine: Machine, *, gpt2: bool) -> "dict[str, int]":
-    """Return role -> bytes."""
+def _short(machine: Machine, *, gpt2: bool) -> list[str]:
+    """Return a phrase for each disk that has too little space; places on one disk share it."""
     files = machine.files
-    checkpoint = CHECKPOINT_BYTES if gpt2 else 4 * files.pocket.bytes
-    download = DOWNLOAD_BYTES if gpt2 and files.gpt2 is None else 0
-    return {"runs": (CHECKPOINTS_KEPT + 1) * checkpoint, "cache": download, "temp": _TEMP_BYTES}
-
-
-def _short(machine: Machine, needs: "dict[str, int]") -> "list[str]":
-    """Return a phrase for each disk that has too little; places on one disk share it."""
-    found = []
+    # a checkpoint of the pocket model too is its weights, two averages as large, and a little more
+    needs = {
+        "runs": (CHECKPOINTS_KEPT + 1) * (CHECKPOINT_BYTES if gpt2 else 4 * files.pocket.bytes),
+        "cache": DOWNLOAD_BYTES if gpt2 and files.gpt2 is None else 0,
+        "temp": _TEMP_BYTES,
+    }
+    phrases = []
     for disk in dict.fromkeys(place.disk for place in machine.storage.places):
         places = [place for place in machine.storage.places if place.disk == disk]
         need, free = sum(needs[place.role] for place in places), min(place.free_bytes for place in places)
         if free < need:
-            found.append(f"{free / 1e9:.1f} GB free at {places[0].path}, {need / 1e9:.1f} GB needed")
-    return found
+            phrases.append(f"{free / 1e9:.1f} GB free at {places[0].path}, {need / 1e9:.1f} GB needed")
+    return phrases
 
 
-def _named(places: "list[Place]") -> str:
+def _named(places: list[Place]) -> str:
     return ", ".join(f"{place.role} ({place.path})" for place in places)
 
 
-def _set(machine: Machine, name: str, value: str) -> str:
-    return f"$env:{name} = '{value}'" if machine.platform.kind == "Windows" else f"export {name}={value}"
-
-
 def _move(machine: Machine, place: Place) -> str:
-    name = {"runs": "COURSE_RUNS", "cache": "HF_HOME", "temp": "TMPDIR"}[place.role]
-    name = "TEMP" if name == "TMPDIR" and machine.platform.kind == "Windows" else name
-    return f"{_set(machine, name, '<a folder you may write to>')} ; then {fixes.RESTART}."
+    temp = "TEMP" if machine.platform.kind == "Windows" else "TMPDIR"
+    name = {"runs": "COURSE_RUNS", "cache": "HF_HOME", "temp": temp}[place.role]
+    return f"{fixes.set_variable(machine, name, '<a folder you may write to>')} ; then {fixes.RESTART}."
 
 
 def _free_space(machine: Machine) -> str:
-    return f"Free some space, or write elsewhere: {_set(machine, 'COURSE_RUNS', '<a folder on a larger disk>')}"
+    elsewhere = fixes.set_variable(machine, "COURSE_RUNS", "<a folder on a larger disk>")
+    return f"Free some space, or write elsewhere: {elsewhere}"
 
 
-@rule("Long paths, synchronised folders and Windows' disks under WSL2 make files fail or crawl.")
+@rule("Long paths, synchronised folders and Windows disks under WSL2 make files fail or slow them down.")
 def paths(machine: Machine) -> Finding:
-    """Warn of no home, of paths too long for Windows, of OneDrive, and of /mnt/c under WSL2."""
+    """Warn about a missing home, paths too long for Windows, OneDrive, and /mnt/c under WSL2."""
     storage, kind = machine.storage, machine.platform.kind
-    short = _set(machine, "HF_HOME", "C:\\hf" if kind == "Windows" else "<a folder of yours>")
+    short = fixes.set_variable(machine, "HF_HOME", "C:\\hf" if kind == "Windows" else "<a folder of yours>")
     if not storage.has_home and not any(place.role == "cache" for place in storage.places):
         return warn("there is no home folder for the Hub's cache", short)
+    # Linux reaches the disks of Windows through a network file system, at a small part of their speed
     on_windows = [path for path in (storage.project, *(place.path for place in storage.places)) if _is_mounted(path)]
     if kind in ("WSL2", "WSL1") and on_windows:
-        return warn(
-            f"{on_windows[0]} is a Windows disk: slow from here",
-            "Move the project below your Linux home: cp -r . ~/course",
-        )
+        line = "Move the project below your Linux home: cp -r . ~/course"
+        return warn(f"{on_windows[0]} is a Windows disk: slow from here", line)
     synced = [place for place in storage.places if "onedrive" in place.path.lower()]
     if synced or "onedrive" in storage.project.lower():
         runs = "C:\\runs" if kind == "Windows" else "<a folder that is not synchronised>"
-        return warn("OneDrive would upload every checkpoint", f"{_set(machine, 'COURSE_RUNS', runs)} ; {short}")
+        return warn(
+            "OneDrive would upload every checkpoint", f"{fixes.set_variable(machine, 'COURSE_RUNS', runs)} ; {short}"
+        )
     longest = max((len(place.path) + _LONGEST_ENDING[place.role] for place in storage.places), default=0)
     if kind == "Windows" and longest > _LONGEST_PATH and not storage.long_paths:
-        return warn(
-            f"paths of {longest} characters, and Windows' long paths are off", f"{short} ; or switch long paths on."
-        )
+        reading = f"paths of {longest} characters, and Windows' long paths are off"
+        return warn(reading, f"{short} ; or switch long paths on.")
     return ok(f"longest planned path: {longest} characters")
 
 
@@ -112,9 +110,9 @@ def _is_mounted(path: str) -> bool:
     return len(parts) > 2 and parts[1] == "mnt" and len(parts[2]) == 1
 
 
-@rule("A GPT-2 without its vocabulary loads all the same, with one token, and then trains on nothing.")
+@rule("A GPT-2 without its vocabulary still loads, with one token, and then trains on nothing.")
 def tokenizer_and_model_files(machine: Machine) -> Finding:
-    """Fail for a shipped model that is not whole, and on a GPU for a GPT-2 that is not; absence is no fault."""
+    """Fail for an incomplete shipped model, and on a GPU for an incomplete GPT-2; a missing GPT-2 is no fault."""
     files = machine.files
     if files.pocket.problems:
         return fail(f"pocket: {', '.join(files.pocket.problems)}", "git checkout -- helpers/assets/pocket")
@@ -127,8 +125,9 @@ def tokenizer_and_model_files(machine: Machine) -> Finding:
     if files.gpt2 is None:
         return ok(f"{reading}; GPT-2 is not downloaded yet")
     if files.gpt2.problems:
-        found, line = f"{reading}; gpt2: {', '.join(files.gpt2.problems)}", f"{_remove(machine)} {fetch}"
-        return fail(found, line) if machine.has_gpu else warn(found, line)
+        reading = f"{reading}; gpt2: {', '.join(files.gpt2.problems)}"
+        line = f"{_remove(machine, files.gpt2.path)} {fetch}"
+        return fail(reading, line) if machine.has_gpu else warn(reading, line)
     return ok(f"{reading}; gpt2: {files.gpt2.tokens:,} tokens, {files.gpt2.positions} positions")
 
 
@@ -138,6 +137,17 @@ def _online(machine: Machine) -> str:
     return "unset HF_HUB_OFFLINE TRANSFORMERS_OFFLINE ;"
 
 
-def _remove(machine: Machine) -> str:
-    path = (machine.files.gpt2.path if machine.files.gpt2 else "").split("snapshots")[0].rstrip("/\\")
+def _remove(machine: Machine, snapshot: str) -> str:
+    path = snapshot.split("snapshots")[0].rstrip("/\\")
     return f'Remove-Item -Recurse "{path}" ;' if machine.platform.kind == "Windows" else f"rm -r '{path}' ;"
+
+
+@rule("Sliders and the live monitor are widgets; without them the notebooks show text.")
+def notebook_stack(machine: Machine) -> Finding:
+    """Warn if the widgets or a package that runs notebooks is missing."""
+    installed = machine.packages.installed
+    missing = [name for name in _NOTEBOOK_PACKAGES if name not in installed]
+    if missing:
+        line = f"{fixes.python_command(machine)} -m pip install {' '.join(missing)} ; then restart the Jupyter server."
+        return warn(f"missing: {', '.join(missing)}", line)
+    return ok(f"ipywidgets {installed['ipywidgets']}, workers start by {machine.python.start_method}")

@@ -1,14 +1,15 @@
 """Which PyTorch wheel fits this driver, and which driver fits a wheel.
 
-The wheel brings its own CUDA runtime, so only two numbers must agree: the driver's and the wheel's. A CUDA toolkit,
-or its compiler `nvcc`, is for people who compile GPU code: what version is installed makes no difference here.
+The wheel brings its own CUDA runtime, so only two versions must agree: the driver's and the wheel's. A CUDA toolkit,
+or its compiler `nvcc`, is for people who compile GPU code: which one is installed makes no difference here.
 
-Driver floors: tables 2 and 3 of NVIDIA's CUDA toolkit release notes. Wheels: PyTorch's list of previous versions.
+Minimum drivers: tables 2 and 3 of NVIDIA's CUDA toolkit release notes. Wheels: PyTorch's list of previous versions.
 """
 
 from dataclasses import dataclass
 
 from helpers.environment.facts import Machine, Unread
+from helpers.environment.machine import read_machine
 from helpers.environment.nvml import driver_number
 from helpers.environment.requirements import version_number
 
@@ -28,15 +29,21 @@ CAME_WITH = {
     (13, 0): ((580, 65, 6), None),
     (13, 2): ((595, 45, 4), None),
 }
-_OLDEST_FOR_13 = (7, 5)  # CUDA 13 wheels hold no code for older cards
-_OLDEST_FOR_12_ONLY = (10, 0)  # CUDA 12.6 wheels hold no code for cards from here on
+# compute capabilities
+_OLDEST_FOR_13 = (7, 5)  # CUDA 13 wheels have no code for older cards
+_OLDEST_FOR_12_ONLY = (10, 0)  # CUDA 12.6 wheels have no code for cards from here on
 
 
 @dataclass(frozen=True)
 class WheelAdvice:
-    """Which wheel to install: `tag` is 'cu126', 'cu130', 'cpu' or '' (macOS); `pip_args` is what follows `pip install`.
+    """Which wheel to install.
 
-    `pip` and `conda` are whole command lines; `reason` says why in one or two sentences.
+    Attributes:
+        tag: 'cu126', 'cu130', 'cpu' or '' (macOS).
+        pip_args: what follows `pip install`.
+        pip: the complete command with pip.
+        conda: the complete command for a conda environment.
+        reason: why, in one or two sentences.
     """
 
     tag: str
@@ -47,91 +54,83 @@ class WheelAdvice:
 
 
 def windows_driver(machine: Machine) -> bool:
-    """Tell whether the driver's number is counted as on Windows; WSL2 uses the driver of its Windows."""
+    """Say whether the driver has a Windows version number; WSL2 uses the driver of its Windows."""
     return machine.platform.kind in ("Windows", "WSL2")
 
 
-def cuda_of_driver(machine: Machine) -> "int | None":
-    """Return the highest CUDA major version that the driver speaks, or None where its version is not known."""
+def cuda_of_driver(machine: Machine) -> int | None:
+    """Return the highest CUDA major version that the driver supports, or None if its version is not known."""
     if isinstance(machine.nvml, Unread):
         return None
-    if machine.nvml.cuda:
+    if machine.nvml.cuda:  # nvidia-smi does not report it: then the driver's number has to do
         return machine.nvml.cuda // 1000
     number = driver_number(machine.nvml.driver)
     column = int(windows_driver(machine))
     return max((major for major, floors in FLOORS.items() if number >= floors[column]), default=0) if number else None
 
 
-def wheel_advice(machine: "Machine | None" = None) -> WheelAdvice:
-    """Return the wheel line that fits a machine (None: this one, read without importing torch)."""
-    if machine is None:
-        from helpers.environment.machine import read_machine
+def wheel_advice(machine: Machine | None = None) -> WheelAdvice:
+    """Return the wheel that fits a machine, as commands; None: this machine, read without importing torch.
 
+    Raises:
+        UnreadError: what the advice depends on could not be read.
+    """
+    if machine is None:
         machine = read_machine(quick=True)
     tag, reason = _tag(machine)
     pinned = "" if isinstance(machine.packages, Unread) else machine.packages.pinned.get("torch", "")
     if tag == "cu126" and version_number(pinned) >= (2, 15):
         pinned = LAST_CUDA_12
     wanted = f"torch=={pinned}" if pinned else "torch"
-    if tag and pinned:  # the part after `+`: without it pip takes an installed wheel of another kind for the same
+    if tag and pinned:  # without the part after `+` pip is content with an installed wheel of another kind
         wanted += f"+{tag}"
     args = f"{wanted} --index-url {INDEX}/{tag}" if tag else wanted
     pip = f"{python_command(machine)} -m pip install {args}"
-    conda = pip if _is_conda(machine) else f"conda run -n gpt2-course python -m pip install {args}"
-    return WheelAdvice(tag, args, pip, conda, f"{reason} {_conda_reason(machine)}{_toolkit(machine)}".strip())
+    is_conda = not isinstance(machine.python, Unread) and machine.python.is_conda
+    if is_conda:
+        reason += " In a conda environment it is the same wheel: PyTorch's own conda channel ended with version 2.5."
+    if machine.platform.nvcc:
+        reason += f" The CUDA toolkit here (nvcc {machine.platform.nvcc}) does not matter: the wheel has its own."
+    conda = pip if is_conda else f"conda run -n gpt2-course python -m pip install {args}"
+    return WheelAdvice(tag, args, pip, conda, reason)
 
 
 def python_command(machine: Machine) -> str:
-    """Return this very Python as one types it: `python` alone may be another one."""
+    """Return the command that starts this very Python: `python` alone may start another one."""
     return "python" if isinstance(machine.python, Unread) else typed(machine, machine.python.executable)
 
 
 def typed(machine: Machine, program: str) -> str:
-    """Return a program's path as one types it in this platform's shell."""
+    """Return a program's path, quoted as this platform's shell needs it."""
     if " " not in program:
         return program
     return f'& "{program}"' if machine.platform.kind == "Windows" else f'"{program}"'
 
 
-def _is_conda(machine: Machine) -> bool:
-    return not isinstance(machine.python, Unread) and machine.python.is_conda
-
-
-def _conda_reason(machine: Machine) -> str:
-    if not _is_conda(machine):
-        return ""
-    return "In a conda environment it is the same wheel: PyTorch's own conda channel ended with version 2.5. "
-
-
-def _toolkit(machine: Machine) -> str:
-    if not machine.platform.nvcc:
-        return ""
-    return f"The CUDA toolkit here (nvcc {machine.platform.nvcc}) does not matter: the wheel brings its own runtime. "
-
-
-def _tag(machine: Machine) -> "tuple[str, str]":
+def _tag(machine: Machine) -> tuple[str, str]:
     """Return the wheel's tag and the reason."""
     if machine.platform.kind == "macOS":
         return "", "There is no CUDA on macOS: its usual wheel is the right one."
     if of_another_maker(machine):
-        return "", "The wheel that is installed sees a card without CUDA, one of another maker: keep it."
+        return "", "The installed wheel sees a card without CUDA, one of another maker: keep it."
     if not expects_gpu(machine):
         return "cpu", "No NVIDIA card answers here, so the small CPU wheel is enough."
-    gpu, speaks = machine.gpu, cuda_of_driver(machine)
+    gpu, newest = machine.gpu, cuda_of_driver(machine)
+    # a card that does not say its capability is taken for the course's own, an RTX 4070 Ti
     capability = gpu.capability if gpu and gpu.capability else (8, 9)
     driver = machine.nvml.driver if not isinstance(machine.nvml, Unread) else ""
-    if speaks is None:
+    if newest is None:
         return "cu126", "The driver's version could not be read; CUDA 12.6 wheels run on every driver from 525 on."
-    if speaks < 12:
+    if newest < 12:
         return "cpu", (
             f"Driver {driver} is too old for any CUDA wheel of this torch: update it ({DRIVERS}), "
             "then ask again; until then the CPU wheel."
         )
-    if speaks >= 13 and capability >= _OLDEST_FOR_13:
+    if newest >= 13 and capability >= _OLDEST_FOR_13:
         return "cu130", f"Driver {driver} runs CUDA 13 wheels, which need driver 580 or newer."
-    if speaks < 13 and capability >= _OLDEST_FOR_12_ONLY:
+    if newest < 13 and capability >= _OLDEST_FOR_12_ONLY:
         return "cu130", f"This card needs a CUDA 13 wheel: update driver {driver} to 580 or newer first ({DRIVERS})."
-    if speaks >= 13:
+    if newest >= 13:
         return "cu126", f"A card of compute capability {capability[0]}.{capability[1]} needs the CUDA 12.6 wheel."
     return "cu126", (
         f"Driver {driver} runs CUDA 12 wheels (525 to 579); CUDA 13 wheels need driver 580. "
@@ -140,7 +139,7 @@ def _tag(machine: Machine) -> "tuple[str, str]":
 
 
 def expects_gpu(machine: Machine) -> bool:
-    """Tell whether a card is there that training is meant to use, also where NVML crashed on the way to it."""
+    """Say whether training is meant to use a card here, even if NVML failed before it could report it."""
     if machine.has_gpu:
         return True
     if isinstance(machine.nvml, Unread):
@@ -156,11 +155,11 @@ def expects_gpu(machine: Machine) -> bool:
 
 
 def of_another_maker(machine: Machine) -> bool:
-    """Tell whether torch sees a card without CUDA: one of AMD's answers under the same name, to a wheel of its own."""
+    """Say whether torch sees a card without CUDA: AMD's wheels answer to the name `torch.cuda` too."""
     return not isinstance(machine.torch, Unread) and bool(machine.torch.available and not machine.torch.cuda)
 
 
 def not_given(machine: Machine) -> bool:
-    """Tell whether this is a container that its machine's card was not handed to: it may be seen, but has no driver."""
+    """Say whether this container was not given its machine's card: it may be visible, but has no driver."""
     has_no_driver = machine.nvml.state == "absent" or "DriverNotLoaded" in machine.nvml.cause
     return bool(machine.platform.container) and has_no_driver and not machine.has_gpu

@@ -1,10 +1,10 @@
-"""Five healthy machines, and the parts that others are made of."""
+"""Healthy machines, and the parts to build others from."""
 
 from dataclasses import replace
 from typing import Any
 
+from helpers.display import GIB
 from helpers.environment.facts import (
-    GIB,
     GpuReading,
     Machine,
     Memory,
@@ -23,6 +23,7 @@ from helpers.environment.facts import (
 )
 
 GB = 10**9
+EVIL = "\x1b]0;owned\x07\x1b[2J\rgood\x9b31m"  # the name of a process that tries to command a terminal
 
 
 def on(base: Machine, *, card: Any = None, env: Any = None, **groups: Any) -> Machine:
@@ -63,7 +64,7 @@ NO_TORCH = Torch("absent", "torch is not installed")
 
 def seeing(tag: str = "cu130", **changes: Any) -> Torch:
     """Return a CUDA wheel that sees the card and multiplies on it."""
-    told = Torch(
+    fields = Torch(
         "ok",
         version=f"2.13.0+{tag}",
         cuda=f"{tag[2:4]}.{tag[4:]}",
@@ -77,7 +78,7 @@ def seeing(tag: str = "cu130", **changes: Any) -> Torch:
         product="ok",
         product_device="cuda",
     )
-    return replace(told, **changes)
+    return replace(fields, **changes)
 
 
 def blind(tag: str = "cu130", *warnings: str) -> Torch:
@@ -85,9 +86,9 @@ def blind(tag: str = "cu130", *warnings: str) -> Torch:
     return replace(CPU_WHEEL, version=f"2.13.0+{tag}", cuda=f"{tag[2:4]}.{tag[4:]}", warnings=warnings)
 
 
-def silent(state: str, cause: str = "", **told: Any) -> Nvml:
-    """Return an NVML that did not come to the cards."""
-    return Nvml(state, cause, **told)
+def silent(state: str, cause: str = "", **fields: Any) -> Nvml:
+    """Return an NVML that failed before it reached the cards."""
+    return Nvml(state, cause, **fields)
 
 
 def place(role: str, path: str, free_gb: float = 200, disk: str = "1", **more: Any) -> Place:
@@ -102,8 +103,8 @@ def disk(free_gb: float, machine: Machine) -> Storage:
 
 def packages(installed: "dict[str, str] | None" = None, without: "tuple[str, ...]" = (), **changes: Any) -> Packages:
     """Return the tested packages with other versions installed, or some missing."""
-    found = PACKAGES.installed | (installed or {})
-    return replace(PACKAGES, installed={n: v for n, v in found.items() if n not in without}, **changes)
+    versions = PACKAGES.installed | (installed or {})
+    return replace(PACKAGES, installed={n: v for n, v in versions.items() if n not in without}, **changes)
 
 
 def ram(available_gib: float) -> Memory:
@@ -130,7 +131,7 @@ PACKAGES = Packages(
         "papermill": "2.7.0",
         "nvidia-ml-py": "13.615.71",
     },
-    asked={
+    required={
         "torch": ("2.11", None),
         "transformers": ("5.17", "6"),
         "datasets": ("4.4", None),

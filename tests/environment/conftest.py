@@ -1,12 +1,17 @@
-"""What the tests of the doctor share: a machine of files, and libraries that misbehave in the doctor's children."""
+"""Fixtures for the doctor's tests: a machine made of files, and libraries that misbehave in child processes."""
 
 import textwrap
 from pathlib import Path
 
 import pytest
 
-from helpers.environment.facts import GIB, Nvml, Torch
+from helpers.display import GIB
+from helpers.environment.child import ROOT
+from helpers.environment.facts import GpuReading, Holder, Nvml, Torch
+from helpers.environment.machine import read_machine
+from helpers.environment.report import diagnosis_of
 from helpers.environment.sources import Sources
+from tests.environment.baselines import EVIL
 
 
 @pytest.fixture
@@ -27,8 +32,8 @@ def stub(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def doors(tmp_path):
-    """Return a function that makes the doors of a plain Linux machine without a GPU; files are below its root."""
+def make_sources(tmp_path):
+    """Return a function that makes the sources of a plain Linux machine without a GPU; files are below its root."""
 
     def make(files=None, **changes):
         root = tmp_path / "root"
@@ -56,12 +61,35 @@ def doors(tmp_path):
             "version_of": lambda name: None,
             "space": lambda folder: (100 * GIB, "disk", True),
             "memory": lambda: (16 * GIB, 12 * GIB),
-            "battery": lambda: None,
+            "on_battery": lambda: None,
             "long_paths": lambda: None,
             "nvcc": lambda: "",
             "start_method": lambda: "fork",
+            "kernel_folders": lambda: [],
             "home_of_user": lambda: Path("/nowhere"),
         }
         return Sources(**{**plain, **changes})
 
     return make
+
+
+@pytest.fixture
+def diagnoses(make_sources, tmp_path):
+    """Return diagnoses: of a plain machine, of ones with a card, of one that is not ready."""
+    pocket = tmp_path / "project" / "helpers" / "assets" / "pocket"
+    pocket.parent.mkdir(parents=True)
+    pocket.symlink_to(ROOT / "helpers" / "assets" / "pocket")
+    (tmp_path / "project" / "pyproject.toml").write_text('dependencies = [\n    "click>=8.1",\n]\n')
+    holders = (Holder(17, EVIL, 9 * GIB), Holder(18, "<script>", None))
+    gpu = GpuReading(0, "NVIDIA GeForce RTX 4070 Ti", "GPU-0", 12 * GIB, GIB, (8, 9), 7680, 2610, holders=holders)
+    nvml = Nvml("ok", driver="580.65.06", cuda=13000, cards=(gpu,))
+    torch = Torch("ok", version="2.13.0+cu130", cuda="13.0", available=True, codes=("sm_86",), product="ok")
+    sources = {
+        "plain": make_sources(version_of={"click": "8.2"}.get),
+        "card": make_sources(read_nvml=lambda: nvml, read_torch=lambda **_: torch),
+        "strange card": make_sources(
+            read_nvml=lambda: Nvml("ok", driver="580.1", cards=(GpuReading(0, total_bytes=8 * GIB),))
+        ),
+        "broken": make_sources(read_torch=lambda **_: Torch("broken", "OSError: c10.dll"), python_version=(3, 10, 1)),
+    }
+    return {name: diagnosis_of(read_machine(each)) for name, each in sources.items()}

@@ -7,7 +7,8 @@ The answers were worked out from the reference of failures, not taken from the d
 
 from dataclasses import dataclass, replace
 
-from helpers.environment.facts import GIB, Holder, Machine, ModelFiles, Platform, Power, Process, Torch, Unread, Wsl
+from helpers.display import GIB
+from helpers.environment.facts import Holder, Machine, ModelFiles, Platform, Power, Process, Torch, Unread, Wsl
 from tests.environment.baselines import (
     CARD,
     CODES,
@@ -38,7 +39,7 @@ FAIL, WARN, UNKNOWN = "fail", "warn", "unknown"
 
 @dataclass(frozen=True)
 class Row:
-    """A machine and what is expected of the doctor; `fix` and `also` are patterns of whole lines."""
+    """A machine and what is expected of the doctor; `fix` and `also` are patterns of complete lines."""
 
     name: str
     machine: Machine
@@ -101,8 +102,8 @@ WSL_SHUTDOWN = r"In PowerShell: wsl --shutdown ; then open WSL again\."
 ASK_AGAIN = r" Then ask for the wheel: /course/\.venv/bin/python -m helpers\.environment --wheel"
 CONTROL_PANEL = r"NVIDIA Control Panel, .*python\.exe, CUDA - Sysmem Fallback Policy: Prefer No Sysmem Fallback; .*"
 NOTHING = r"Nothing to do without an NVIDIA card\."
-UNSEEN = {"cuda_available": FAIL, "arch_covered": UNKNOWN}  # torch cannot tell its code for a card it does not see
-NO_NVML = {  # NVML came to nothing, and torch works
+UNSEEN = {"cuda_available": FAIL, "arch_covered": UNKNOWN}  # torch does not list its code for a card it does not see
+NO_NVML = {  # NVML failed, and torch works
     "driver_floor": UNKNOWN,
     "nvml_alive": UNKNOWN,
     "vram_free": UNKNOWN,
@@ -142,7 +143,7 @@ ticket("a container with the driver's library baked in, and no card",
 ticket("a container that may compute and was not given NVML", on(CONTAINER, nvml=silent("absent", "no NVML library")),
        0, "gpu", "cu126", NO_NVML | {"nvml_alive": WARN},
        also={"nvml_alive": r"docker run -e NVIDIA_DRIVER_CAPABILITIES=compute,utility --gpus all \.\.\."})
-ticket("Docker Desktop: the library lies elsewhere than in the WSL2 distribution",
+ticket("Docker Desktop: the library is elsewhere than in the WSL2 distribution",
        on(WSL2, platform={"container": "/.dockerenv"},
           wsl=Wsl(True, False, False, ("/usr/lib/x86_64-linux-gnu/libcuda.so.1",))),
        0, "gpu", "cu130", {})
@@ -171,7 +172,7 @@ ticket("driver 470 and a CPU wheel: first the driver, then a wheel",
        with_driver(LINUX, "470.256.02", 11040, CPU_WHEEL),
        1, "gpu", "cpu", {"torch_build": FAIL, "driver_floor": FAIL, "cuda_available": UNKNOWN, "arch_covered": UNKNOWN},
        UBUNTU + ASK_AGAIN)
-ticket("driver 524, told by nvidia-smi alone", with_driver(LINUX, "524.00", None, blind("cu126", too_old(11080))),
+ticket("driver 524, read by nvidia-smi alone", with_driver(LINUX, "524.00", None, blind("cu126", too_old(11080))),
        1, "gpu", "cpu", TOO_OLD, UBUNTU)
 ticket("driver 525.60.13 is the first for CUDA 12", with_driver(LINUX, "525.60.13", None, seeing("cu126")),
        0, "gpu", "cu126", {"driver_floor": WARN}, UBUNTU)
@@ -187,7 +188,7 @@ ticket("driver 535 and a CUDA 13 wheel (E2)", with_driver(LINUX, "535.183.01", 1
        1, "gpu", "cu126", TOO_OLD, rf"{UBUNTU} Or keep the driver: {wheel_line('cu126')}")
 ticket("driver 535 and a CUDA 13 wheel under WSL2", with_driver(WSL2, "537.13", 12020, blind("cu130", too_old(12020))),
        1, "gpu", "cu126", TOO_OLD, rf"{FROM_WSL} Or keep the driver: {wheel_line('cu126')}")
-ticket("driver 535 and a CUDA 13 wheel on Windows: it spills, and cannot be told not to",
+ticket("driver 535 and a CUDA 13 wheel on Windows: it spills, and there is no switch",
        with_driver(WINDOWS, "537.13", 12020, blind("cu130", too_old(12020))),
        1, "gpu", "cu126", TOO_OLD | SPILLS, rf"{ON_WINDOWS} Or keep the driver: {wheel_line('cu126', WINDOWS_PIP)}",
        also={"sysmem_fallback": rf"{ON_WINDOWS} Then: {CONTROL_PANEL}"})
@@ -215,14 +216,14 @@ ticket("driver 580.40 is older than CUDA 13.0 itself", with_driver(LINUX, "580.4
        0, "gpu", "cu130", {"driver_floor": WARN}, UBUNTU)
 ticket("driver 580 and CUDA 13.2", with_driver(LINUX, "580.65.06", 13000, seeing("cu132")),
        0, "gpu", "cu130", {"driver_floor": WARN}, UBUNTU)
-ticket("driver 580.88 on Windows and CUDA 13.2: no floor within 13 is told there",
+ticket("driver 580.88 on Windows and CUDA 13.2: no minimum within 13 is known there",
        with_driver(WINDOWS, "580.88", 13000, seeing("cu132")), 0, "gpu", "cu130", SPILLS, CONTROL_PANEL)
 ticket("driver 595 and CUDA 13.2", with_driver(LINUX, "595.45.04", 13020, seeing("cu132")), 0, "gpu", "cu130", {})
 ticket("driver 999.1, from the future", with_driver(LINUX, "999.1", 20000, seeing()), 0, "gpu", "cu130", {})
 BANANA = silent("nonsense", "driver 'banana'", driver="banana", cards=(CARD,))
 ticket("driver 'banana': training works, so nothing fails", on(LINUX, nvml=BANANA),
        0, "gpu", "cu126", {"driver_floor": UNKNOWN, "nvml_alive": UNKNOWN}, also={"nvml_alive": r"sudo reboot"})
-ticket("driver 'banana' on Windows: whether it spills cannot be told", on(WINDOWS, nvml=BANANA),
+ticket("driver 'banana' on Windows: whether it spills is not known", on(WINDOWS, nvml=BANANA),
        0, "gpu", "cu126", {"driver_floor": UNKNOWN, "nvml_alive": UNKNOWN, "sysmem_fallback": UNKNOWN},
        also={"nvml_alive": r"Restart Windows\.", "sysmem_fallback": CONTROL_PANEL})
 
@@ -254,9 +255,9 @@ ticket("a user who may not ask the driver",
        on(LINUX, torch=blind(), nvml=silent("error", "NVMLError_NoPermission: Insufficient Permissions")),
        1, "cpu", "cu126", NO_DRIVER, r"Let this user read /dev/nvidia\*: sudo usermod -aG video \$USER ; .*")
 NOT_SUPPORTED = silent("error", "NVMLError_NotSupported: Not Supported")
-ticket("NVML tells nothing under WSL2, and training works (E8)", on(WSL2, nvml=NOT_SUPPORTED),
+ticket("NVML reports nothing under WSL2, and training works (E8)", on(WSL2, nvml=NOT_SUPPORTED),
        0, "gpu", "cu126", NO_NVML)
-ticket("NVML tells nothing on Linux either", on(LINUX, nvml=NOT_SUPPORTED), 0, "gpu", "cu126", NO_NVML)
+ticket("NVML reports nothing on Linux either", on(LINUX, nvml=NOT_SUPPORTED), 0, "gpu", "cu126", NO_NVML)
 STRANGE = silent("error", "NVMLError_Unknown: Unknown Error")
 ticket("an unknown error of NVML on Linux", on(LINUX, nvml=STRANGE),
        1, "gpu", "cu126", NO_NVML | {"nvml_alive": FAIL}, r"sudo reboot")
@@ -270,7 +271,7 @@ ticket("NVML hangs on Linux, and torch with it",
        1, "cpu", "cu126", NO_DRIVER | {"smoke_matmul": UNKNOWN}, r"sudo reboot")
 CRASHED = silent("crashed", "ended by SIGSEGV")
 ticket("NVML crashes under WSL2, and training works (E8)", on(WSL2, nvml=CRASHED), 0, "gpu", "cu126", NO_NVML)
-ticket("NVML crashes under WSL2 after it told of the card",
+ticket("NVML crashes under WSL2 after it reported the card",
        on(WSL2, nvml={"state": "crashed", "cause": "ended by SIGSEGV"}),
        0, "gpu", "cu130", {"nvml_alive": UNKNOWN, "other_processes": UNKNOWN},
        r"Training may still work: see cuda_available\.")
@@ -289,7 +290,7 @@ ticket("a card with 17 TB, says NVML",
        WSL_SHUTDOWN)
 ticket("a driver that sees no card", on(LAPTOP, torch=blind(), nvml=silent("ok", driver="580.65.06", cuda=13000)),
        0, "cpu", "cpu", {"nvml_alive": WARN}, NOTHING)
-ticket("no NVML, and torch cannot tell the card's size",
+ticket("no NVML, and torch does not know the card's size",
        on(WSL2, nvml=CRASHED, torch=seeing(total_bytes=None, capability=None, codes=())),
        0, "gpu", "cu126", NO_NVML | {"gpu_identity": UNKNOWN, "arch_covered": UNKNOWN}, preset="pocket")
 
@@ -339,11 +340,11 @@ ticket("the product crashes torch", on(LINUX, torch=seeing(state="crashed", caus
        1, "gpu", "cu130", {"smoke_matmul": FAIL}, r"Restart the kernel \(or Python\); then see driver_floor\.")
 ticket("the product is wrong", on(LINUX, torch=seeing(product="torch.float32 is off by 3.2")),
        1, "gpu", "cu130", {"smoke_matmul": FAIL},
-       rf"Restart the kernel \(or Python\); if it stays: {wheel_line('cu130')}")
+       rf"Restart the kernel \(or Python\); if that does not help: {wheel_line('cu130')}")
 ticket("the product is wrong on a processor",
        on(LAPTOP, torch=replace(CPU_WHEEL, product="torch.bfloat16 is off by 9")),
        1, "cpu", "cpu", {"torch_build": WARN, "smoke_matmul": FAIL},
-       rf"Restart the kernel \(or Python\); if it stays: {wheel_line('cpu')}")
+       rf"Restart the kernel \(or Python\); if that does not help: {wheel_line('cpu')}")
 ticket("torch 2.1 and numpy 2 (E19)",
        on(with_driver(LINUX, "535.183.01", 12020, seeing(version="2.1.2+cu118", cuda="11.8", codes=CODES["cu126"])),
           packages=packages({"torch": "2.1.2"})),
@@ -375,9 +376,9 @@ def with_card(
     base: Machine, name: str, gib: float, capability: "tuple[int, int]", *, free_gib: float, torch: Torch
 ) -> Machine:
     size = int(gib * GIB)
-    told = {"name": name, "total_bytes": size, "free_bytes": int(free_gib * GIB), "capability": capability}
+    fields = {"name": name, "total_bytes": size, "free_bytes": int(free_gib * GIB), "capability": capability}
     seen = replace(torch, name=name, total_bytes=size, capability=capability, bf16=capability >= (8, 0))
-    return on(on(base, card=told), torch=seen)
+    return on(on(base, card=fields), torch=seen)
 
 
 SMALL = r"Use the default preset: --preset pocket \(the tiny model\)\."
@@ -447,20 +448,20 @@ FOUR_CARDS = on(LINUX, nvml={"cards": FOUR}, torch=seeing(uuid="0000"))
 ticket("four cards", FOUR_CARDS, 0, "gpu", "cu130", {})
 ticket("four cards, one of them lost", on(FOUR_CARDS, nvml={"cards": (*FOUR[:2], LOST, FOUR[3])}),
        0, "gpu", "cu130", {"nvml_alive": WARN},
-       r"export CUDA_VISIBLE_DEVICES=0,1,3 ; goes on without it until: sudo reboot")
+       r"export CUDA_VISIBLE_DEVICES=0,1,3 ; works without it until: sudo reboot")
 ticket("four cards on Windows, one of them lost", on(WINDOWS, nvml={"cards": (*FOUR[:2], LOST, FOUR[3])}),
        0, "gpu", "cu130", SPILLS | {"nvml_alive": WARN},
-       r"\$env:CUDA_VISIBLE_DEVICES = '0,1,3' ; goes on without it until: Restart Windows\.")
+       r"\$env:CUDA_VISIBLE_DEVICES = '0,1,3' ; works without it until: Restart Windows\.")
 MUTE = replace(FOUR[1], total_bytes=None, free_bytes=None)
-ticket("two cards, one of them tells no memory", on(FOUR_CARDS, nvml={"cards": (FOUR[0], MUTE)}),
+ticket("two cards, one of them reports no memory", on(FOUR_CARDS, nvml={"cards": (FOUR[0], MUTE)}),
        0, "gpu", "cu130", {"nvml_alive": WARN},
-       r"export CUDA_VISIBLE_DEVICES=0 ; goes on without it until: sudo reboot")
+       r"export CUDA_VISIBLE_DEVICES=0 ; works without it until: sudo reboot")
 ticket("the only card is lost",
        on(LINUX, torch=blind(), nvml={"state": "error", "cause": LOST.error, "cards": (LOST,)}),
        1, "cpu", "cu130", {"nvml_alive": FAIL, "cuda_available": FAIL}, r"sudo reboot")
 ticket("the card is too hot", on(LINUX, card={"slowed_by": ("its temperature",)}),
        0, "gpu", "cu130", {"throttle_power": WARN}, r"Clear the fans and vents; .*")
-ticket("the driver does not tell what slows the card", on(WSL2, card={"slowed_by": None}),
+ticket("the driver does not report what slows the card", on(WSL2, card={"slowed_by": None}),
        0, "gpu", "cu130", {"throttle_power": UNKNOWN})
 ticket("a laptop with a card, on its battery", on(WINDOWS, power=Power(on_battery=True)),
        0, "gpu", "cu130", SPILLS | {"throttle_power": WARN}, CONTROL_PANEL,
@@ -554,10 +555,10 @@ NO_CACHE = (LINUX.storage.places[0], LINUX.storage.places[2])
 ticket("no home folder", on(CONTAINER, storage={"places": NO_CACHE, "has_home": False}),
        0, "gpu", "cu130", {"paths": WARN}, r"export HF_HOME=<a folder of yours>")
 ticket("no home folder, but HF_HOME is set", on(CONTAINER, storage={"has_home": False}), 0, "gpu", "cu130", {})
-ticket("the project lies in OneDrive", on(WINDOWS, storage={"project": "C:\\Ada\\OneDrive\\course"}),
+ticket("the project is in OneDrive", on(WINDOWS, storage={"project": "C:\\Ada\\OneDrive\\course"}),
        0, "gpu", "cu130", SPILLS | {"paths": WARN}, CONTROL_PANEL,
        also={"paths": r"\$env:COURSE_RUNS = 'C:\\runs' ; \$env:HF_HOME = 'C:\\hf'"})
-ticket("runs lie in a folder that Linux keeps in step with OneDrive",
+ticket("runs are in a folder that Linux synchronises with OneDrive",
        on(LINUX, storage={"places": (place("runs", "/ada/OneDrive/runs"), *LINUX.storage.places[1:])}),
        0, "gpu", "cu130", {"paths": WARN},
        r"export COURSE_RUNS=<a folder that is not synchronised> ; export HF_HOME=<a folder of yours>")
@@ -630,7 +631,7 @@ ticket("a conda environment is active on Windows, and another Python runs",
        on(WINDOWS, python={"expected": ("C:\\miniforge3\\envs\\gpt2-course",)}),
        1, "gpu", "cu130", SPILLS | {"env_kernel_match": FAIL},
        r"C:\\miniforge3\\envs\\gpt2-course\\python\.exe -m ipykernel install .*")
-ticket("Jupyter's python3 kernel lies in another environment", on(LINUX, python={"kernel": "/opt/old/bin/python"}),
+ticket("Jupyter's python3 kernel is in another environment", on(LINUX, python={"kernel": "/opt/old/bin/python"}),
        1, "gpu", "cu130", {"env_kernel_match": FAIL},
        r"/course/\.venv/bin/python -m ipykernel install --sys-prefix ; then choose that kernel")
 ticket("Jupyter's python3 kernel names a Python that is gone",
@@ -659,7 +660,7 @@ ticket("transformers 6", on(LINUX, packages=packages({"transformers": "6.0.0"}))
 ticket("numpy 3 is a newer major than tested", on(LINUX, packages=packages({"numpy": "3.0.1"})),
        0, "gpu", "cu130", {"package_floor": WARN}, PROJECT)
 ticket("a newer minor is welcome", on(LINUX, packages=packages({"datasets": "5.9.0"})), 0, "gpu", "cu130", {})
-ticket("transformers 4 beside another torch: its wheel first, lest pip take the CPU one",
+ticket("transformers 4 beside another torch: its wheel first, or pip would take the CPU one",
        on(WINDOWS, packages=packages({"transformers": "4.57.1", "torch": "2.14.1"}),
           torch=seeing(version="2.14.1+cu130")),
        1, "gpu", "cu130", SPILLS | {"package_floor": FAIL},
@@ -667,7 +668,7 @@ ticket("transformers 4 beside another torch: its wheel first, lest pip take the 
 ticket("the deprecated pynvml (E16)", on(LINUX, packages=packages({"pynvml": "13.0.1"})),
        0, "gpu", "cu130", {"package_floor": WARN},
        r"(\S+) -m pip uninstall -y pynvml ; \1 -m pip install --force-reinstall nvidia-ml-py")
-ticket("the doctor runs outside the course", on(LINUX, packages=packages(asked={}, pinned={})),
+ticket("the doctor runs outside the course", on(LINUX, packages=packages(required={}, pinned={})),
        0, "gpu", "cu130", {"package_floor": WARN}, r"Run the doctor from the course's own folder\.")
 ticket("no widgets", on(LINUX, packages=packages(without=("jupyterlab-widgets", "nbclient"))),
        0, "gpu", "cu130", {"notebook_stack": WARN},

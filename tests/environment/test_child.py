@@ -19,12 +19,12 @@ TELL = f"import sys; sys.path.append({str(child.ROOT)!r})\nfrom helpers.environm
 posix = pytest.mark.skipif(os.name != "posix", reason="signals and process groups are of POSIX systems")
 
 
-def told(source, timeout_seconds=PATIENT):
+def run_child(source, timeout_seconds=PATIENT):
     return ask_source(TELL + textwrap.dedent(source), timeout_seconds=timeout_seconds)
 
 
 def is_alive(pid):
-    """Tell whether a process still runs; one that ended and is not yet fetched does not."""
+    """Say whether a process still runs; one that ended and is not yet reaped does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
@@ -39,8 +39,8 @@ def ends_soon(pid):
     return not is_alive(pid)
 
 
-def test_a_child_tells_facts_that_add_up():
-    assert told("tell(a=1)\ntell(b=[2, None], a=3)") == Answer("ok", {"a": 3, "b": [2, None]}, "")
+def test_the_reports_of_a_child_are_merged():
+    assert run_child("tell(a=1)\ntell(b=[2, None], a=3)") == Answer("ok", {"a": 3, "b": [2, None]}, "")
 
 
 def test_a_probe_is_named_by_module_and_function(stub):
@@ -48,15 +48,15 @@ def test_a_probe_is_named_by_module_and_function(stub):
     assert ask("my_probe:look", timeout_seconds=PATIENT) == Answer("ok", {"module": "my_probe"})
 
 
-def test_the_variables_of_the_child_can_be_given():
+def test_a_child_has_the_variables_of_now(monkeypatch):
     source = "import os\ntell(seen=os.environ.get('DOCTOR_TEST'))"
-    env = {**os.environ, "DOCTOR_TEST": "given"}
-    assert ask_source(TELL + source, timeout_seconds=PATIENT, env=env).value == {"seen": "given"}
-    assert told(source).value == {"seen": None}
+    assert run_child(source).value == {"seen": None}
+    monkeypatch.setenv("DOCTOR_TEST", "given")
+    assert run_child(source).value == {"seen": "given"}
 
 
 def test_warnings_and_chatter_do_not_disturb():
-    answer = told(
+    answer = run_child(
         """
         import sys, warnings
         warnings.warn("old, old, old")
@@ -71,13 +71,13 @@ def test_warnings_and_chatter_do_not_disturb():
 
 def test_ten_megabytes_of_chatter_do_not_block():
     source = "import sys\nsys.stderr.write('x' * 10_000_000)\nsys.stdout.write('y' * 10_000_000 + '\\n')\ntell(a=1)"
-    assert told(source) == Answer("ok", {"a": 1})
+    assert run_child(source) == Answer("ok", {"a": 1})
 
 
 @posix
-def test_a_child_that_hangs_is_ended_at_the_limit_and_what_it_told_is_kept():
+def test_a_child_that_hangs_is_killed_at_the_limit_and_its_report_is_kept():
     start = time.monotonic()
-    answer = told("import os, time\ntell(pid=os.getpid(), driver='580.1')\ntime.sleep(600)", timeout_seconds=1.5)
+    answer = run_child("import os, time\ntell(pid=os.getpid(), driver='580.1')\ntime.sleep(600)", timeout_seconds=1.5)
     assert (answer.state, answer.value["driver"]) == ("hung", "580.1")
     assert answer.cause == "no answer within 1.5 s"
     assert time.monotonic() - start < 60  # not the 600 that it sleeps
@@ -85,8 +85,8 @@ def test_a_child_that_hangs_is_ended_at_the_limit_and_what_it_told_is_kept():
 
 
 @posix
-def test_a_child_that_refuses_to_end_is_ended_with_its_own_children():
-    answer = told(
+def test_a_child_that_ignores_signals_is_killed_with_its_own_children():
+    answer = run_child(
         """
         import os, signal, subprocess, time
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -103,23 +103,23 @@ def test_a_child_that_refuses_to_end_is_ended_with_its_own_children():
 
 @posix
 @pytest.mark.parametrize("name", ["SIGSEGV", "SIGKILL"])
-def test_a_crash_is_named_and_what_was_told_before_is_kept(name):
-    answer = told(f"import os, signal\ntell(a=1)\nos.kill(os.getpid(), signal.{name})")
+def test_a_crash_is_named_and_the_report_before_it_is_kept(name):
+    answer = run_child(f"import os, signal\ntell(a=1)\nos.kill(os.getpid(), signal.{name})")
     assert answer == Answer("crashed", {"a": 1}, f"ended by {name}")
 
 
-def test_an_exception_is_told_in_its_last_line_only():
-    assert told("tell(a=1)\nraise OSError('c10.dll is\\n missing')") == Answer(
+def test_an_exception_is_reported_by_its_last_line_only():
+    assert run_child("tell(a=1)\nraise OSError('c10.dll is\\n missing')") == Answer(
         "crashed", {"a": 1}, "exit code 1 ( missing)"
     )
-    assert told("raise SystemExit(3)") == Answer("crashed", {}, "exit code 3")
+    assert run_child("raise SystemExit(3)") == Answer("crashed", {}, "exit code 3")
 
 
-def test_a_crash_under_windows_is_told_in_its_own_numbers():
+def test_a_crash_on_windows_is_reported_with_its_code():
     assert child._cause(0xC0000005, b"") == "exit code 0xc0000005"
 
 
-def test_a_signal_without_a_name_is_told_by_its_number():
+def test_a_signal_without_a_name_is_reported_by_its_number():
     assert child._cause(-250, b"") == "ended by 250"
 
 
@@ -127,14 +127,14 @@ def test_a_signal_without_a_name_is_told_by_its_number():
     "source",
     ["pass", "print('banana')", "print('@@doctor [1, 2]')", "print('@@doctor banana')", "print('@@doctor')"],
 )
-def test_nonsense_is_called_so(source):
-    answer = told(source)
+def test_nonsense_is_recognised(source):
+    answer = run_child(source)
     assert (answer.state, answer.value) == ("nonsense", {})
     assert "cannot be read" in answer.cause
 
 
 def test_half_a_line_and_bytes_that_are_no_text_are_passed_over():
-    answer = told(
+    answer = run_child(
         r"""
         import sys
         tell(a=1)
@@ -144,7 +144,7 @@ def test_half_a_line_and_bytes_that_are_no_text_are_passed_over():
     assert answer == Answer("ok", {"a": 1})
 
 
-def test_a_python_that_cannot_be_started_is_an_answer_too(monkeypatch, tmp_path):
+def test_a_python_that_cannot_be_started_gives_an_answer_too(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))
     answer = ask_source("pass", timeout_seconds=PATIENT)
     assert answer.state == "crashed"
@@ -173,4 +173,6 @@ def test_ctrl_c_ends_the_child_as_well(tmp_path, request):
 
 
 def test_the_limit_reads_as_seconds():
-    assert re.fullmatch(r"no answer within 0\.2 s", told("import time\ntime.sleep(600)", timeout_seconds=0.2).cause)
+    assert re.fullmatch(
+        r"no answer within 0\.2 s", run_child("import time\ntime.sleep(600)", timeout_seconds=0.2).cause
+    )

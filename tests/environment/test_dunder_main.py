@@ -13,7 +13,11 @@ import helpers.environment.__main__ as bare
 from helpers.environment.child import ROOT
 from helpers.environment.facts import UnreadError
 
-FILES = [ROOT / "helpers" / "__init__.py", *sorted((ROOT / "helpers" / "environment").glob("*.py"))]
+FILES = [
+    ROOT / "helpers" / "__init__.py",
+    ROOT / "helpers" / "display.py",
+    *sorted((ROOT / "helpers" / "environment").glob("*.py")),
+]
 # what Python 3.10 does not have yet; a module stands for itself
 NEW_IN_311 = {
     "tomllib": {""},
@@ -38,7 +42,16 @@ NEW_IN_311 = {
         "override dataclass_transform get_overloads TypeAliasType ReadOnly TypeIs".split()
     ),
 }
-LATER = {"torch", "psutil", "ipywidgets", "IPython", "pynvml", "tokenizers", "click"}  # imported where a check needs it
+LATER = {
+    "torch",
+    "psutil",
+    "ipywidgets",
+    "IPython",
+    "pynvml",
+    "tokenizers",
+    "jupyter_core",
+    "click",
+}  # imported where a check needs it
 AS_MAIN = """
 import runpy, sys
 sys.path.insert(0, {root!r})
@@ -61,10 +74,10 @@ def run(*arguments, flags=("-S", "-E"), python=sys.executable, env=None):
     done = subprocess.run(
         command, env=env, cwd=ROOT / "tests", capture_output=True, encoding="utf-8", timeout=100, check=False
     )
-    said, mark, last = done.stderr.rpartition("@@")
+    stderr, mark, last = done.stderr.rpartition("@@")
     assert mark, done.stderr
     code, _, modules = last.strip().partition(" ")
-    return int(code), done.stdout, ast.literal_eval(modules), said
+    return int(code), done.stdout, ast.literal_eval(modules), stderr
 
 
 def imports(tree):
@@ -91,7 +104,11 @@ class TestOldPython:
             assert package not in LATER - {"click"} or not is_top, f"{module} is imported before a check needs it"
             assert package != "click" or path.stem == "commands"
             assert name not in NEW_IN_311.get(module, ()), f"{module}.{name} is newer than 3.10"
-            assert package != "helpers" or not is_top or module.startswith("helpers.environment"), module
+            assert (
+                package != "helpers"
+                or module in ("helpers", "helpers.display")
+                or module.startswith("helpers.environment")
+            )
 
     @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
     def test_nothing_is_used_that_3_10_does_not_have(self, path):
@@ -103,8 +120,8 @@ class TestOldPython:
 
     def test_the_command_of_the_course_is_not_imported_by_the_bare_doctor(self):
         for path in FILES:
-            found = {module for module, _, _ in imports(ast.parse(path.read_text(encoding="utf-8")))}
-            assert "helpers.environment.commands" not in found
+            imported = {module for module, _, _ in imports(ast.parse(path.read_text(encoding="utf-8")))}
+            assert "helpers.environment.commands" not in imported
 
     @pytest.mark.skipif(shutil.which("python3.10") is None, reason="put a python3.10 on PATH to run this")
     def test_a_real_3_10_says_that_it_is_too_old(self):
@@ -112,39 +129,39 @@ class TestOldPython:
         asked = [python, "-c", "import sys; print(sys.version_info[:2])"]
         if subprocess.run(asked, capture_output=True, encoding="utf-8", check=False).stdout.strip() != "(3, 10)":
             pytest.skip("the python3.10 on PATH does not start")
-        code, shown, others, said = run("--quick", "--json", python=python)
+        code, shown, others, stderr = run("--quick", "--json", python=python)
         checks = {check["id"]: check for check in json.loads(shown)["checks"]}
-        assert (code, others, said, len(checks)) == (1, [], "", 25)
+        assert (code, others, stderr, len(checks)) == (1, [], "", 25)
         assert checks["python_version"]["status"] == "fail"
         assert checks["python_version"]["reading"].startswith("Python 3.10.")
         assert not [check for check in checks.values() if "itself broke" in check["reading"]]
 
 
 class TestBarePython:
-    """-S -E: nothing that was ever installed can be imported."""
+    """With -S -E nothing that was ever installed can be imported."""
 
     def test_the_doctor_runs(self):
-        code, shown, others, said = run("--quick")
-        assert (others, said) == ([], "")
+        code, shown, others, stderr = run("--quick")
+        assert (others, stderr) == ([], "")
         assert code == int("Not ready" in shown)
         assert sum("\n" + sign in "\n" + shown for sign in ("✓ ok", "✗ fail", "! warn")) >= 1
         assert "\x1b" not in shown  # a pipe
 
     def test_it_speaks_json(self):
-        code, shown, others, said = run("--quick", "--json")
-        told = json.loads(shown)
-        assert (others, said, len(told["checks"]), told["exit_code"]) == ([], "", 25, code)
-        assert not [check for check in told["checks"] if "itself broke" in check["reading"]]
+        code, shown, others, stderr = run("--quick", "--json")
+        document = json.loads(shown)
+        assert (others, stderr, len(document["checks"]), document["exit_code"]) == ([], "", 25, code)
+        assert not [check for check in document["checks"] if "itself broke" in check["reading"]]
 
     def test_it_advises_a_wheel(self):
-        code, shown, others, said = run("--wheel")
-        assert (code, others, said) == (0, [], "")
+        code, shown, others, stderr = run("--wheel")
+        assert (code, others, stderr) == (0, [], "")
         assert "pip:    " in shown
         assert "conda:  " in shown
 
     def test_what_follows_pip_install_is_one_line(self):
-        code, shown, others, said = run("--wheel", "--pip-args")
-        assert (code, others, said) == (0, [], "")
+        code, shown, others, stderr = run("--wheel", "--pip-args")
+        assert (code, others, stderr) == (0, [], "")
         assert shown.count("\n") == 1
         assert shown.startswith("torch")
 
@@ -157,7 +174,7 @@ class TestBarePython:
 class TestQuick:
     @pytest.fixture
     def trap(self, stub, tmp_path):
-        """Return the file that tells of an import of torch, in whatever process."""
+        """Return the file that exists as soon as any process imports torch."""
         stub("torch/__init__.py", f"open({str(tmp_path / 'imported')!r}, 'w').close()\nraise ImportError('a trap')\n")
         stub("torch/version.py", "__version__ = '2.13.0+cpu'\ncuda: Optional[str] = None\n")
         return tmp_path / "imported"
@@ -209,7 +226,7 @@ class TestMain:
         assert doctor == [{"quick": False}]
 
     @pytest.mark.parametrize(("value", "color"), [(None, True), ("", True), ("1", False)])
-    def test_a_terminal_is_given_colours_unless_it_wants_none(self, doctor, capsys, monkeypatch, value, color):
+    def test_a_terminal_gets_colours_unless_it_wants_none(self, doctor, capsys, monkeypatch, value, color):
         monkeypatch.setattr("sys.stdout.isatty", lambda: True)
         monkeypatch.delenv("NO_COLOR", raising=False)
         if value is not None:
@@ -228,15 +245,15 @@ class TestMain:
         assert end.value.code == 2
         assert "--pip-args goes with --wheel" in capsys.readouterr().err
 
-    def test_a_machine_that_cannot_be_told_is_one_sentence(self, monkeypatch, capsys):
+    def test_a_machine_that_cannot_be_read_gives_one_sentence(self, monkeypatch, capsys):
         def unread():
             raise UnreadError("OSError: stuck")
 
         monkeypatch.setattr(bare, "wheel_advice", unread)
         assert bare.main(["--wheel"]) == 1
-        assert capsys.readouterr().err == "Error: which wheel fits could not be told: OSError: stuck\n"
+        assert capsys.readouterr().err == "Error: the wheel for this machine is not known: OSError: stuck\n"
 
-    def test_an_output_that_lacks_a_sign_shows_another(self):
+    def test_an_output_without_a_character_shows_another(self):
         env = {**os.environ, "PYTHONIOENCODING": "ascii"}
         done = subprocess.run(
             [sys.executable, "-m", "helpers.environment", "--quick"],

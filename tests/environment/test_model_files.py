@@ -1,4 +1,4 @@
-"""A model's folder, whole and spoilt in every way a download or a copy spoils it."""
+"""A model's folder, complete and damaged in every way in which a download or a copy can damage it."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ POCKET = ROOT / "helpers" / "assets" / "pocket"
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """Return the folder of a whole model: the pocket model's own tokenizer, and weights of one row for each token."""
+    """Return the folder of a complete model: the pocket model's own tokenizer, and weights with one row per token."""
     folder = tmp_path_factory.mktemp("whole")
     shutil.copy(POCKET / "tokenizer.json", folder)
     (folder / "config.json").write_text(json.dumps({"vocab_size": 4096, "n_positions": 64, "eos_token_id": 4095}))
@@ -31,7 +31,7 @@ def small(tmp_path_factory):
 
 @pytest.fixture
 def model(small, tmp_path):
-    """Return a copy to spoil."""
+    """Return a copy to damage."""
     return shutil.copytree(small, tmp_path / "model")
 
 
@@ -39,18 +39,18 @@ def change(path, **values):
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
-def test_a_whole_model_has_no_problems(model):
-    found = inspect(model, {})
-    assert (found.path, found.problems, found.tokens, found.positions) == (str(model), (), 4096, 64)
-    assert found.bytes == (model / "model.safetensors").stat().st_size
+def test_a_complete_model_has_no_problems(model):
+    result = inspect(model, {})
+    assert (result.path, result.problems, result.tokens, result.positions) == (str(model), (), 4096, 64)
+    assert result.bytes == (model / "model.safetensors").stat().st_size
 
 
-def test_the_shipped_model_is_whole(doors):
-    found = read_model_files(doors(project=ROOT)).pocket
-    assert (found.problems, found.tokens, found.positions) == ((), 4096, 256)
+def test_the_shipped_model_is_complete(make_sources):
+    result = read_model_files(make_sources(project=ROOT)).pocket
+    assert (result.problems, result.tokens, result.positions) == ((), 4096, 256)
 
 
-def test_a_folder_that_is_not_there_is_said_so(tmp_path):
+def test_a_missing_folder_is_reported(tmp_path):
     assert inspect(tmp_path / "none", {}).problems == ("the folder is missing",)
 
 
@@ -71,21 +71,21 @@ def test_a_file_that_holds_something_else_is_named(model, name, content):
 @pytest.mark.parametrize(
     "header", [b"[]", b'{"wte.weight": 1}', b'{"wte.weight": {"shape": []}}', b'{"wte.weight": {"data_offsets": 7}}']
 )
-def test_a_spoilt_header_of_weights_is_named(model, header):
+def test_a_damaged_header_of_weights_is_named(model, header):
     (model / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
     assert [problem for problem in inspect(model, {}).problems if "model.safetensors cannot be read" in problem]
 
 
-def test_weights_that_were_cut_short_are_told_with_both_sizes(model):
+def test_weights_that_were_cut_short_are_reported_with_both_sizes(model):
     path = model / "model.safetensors"
     whole = path.stat().st_size
     path.write_bytes(path.read_bytes()[:-100])
     assert inspect(model, {}).problems == (f"model.safetensors is cut short ({whole - 100:,} of {whole:,} bytes)",)
 
 
-def test_weights_without_an_embedding_are_told(model):
+def test_weights_without_an_embedding_are_reported(model):
     (model / "model.safetensors").write_bytes(struct.pack("<Q", 2) + b"{}")
-    assert inspect(model, {}).problems == ("model.safetensors holds no embedding of tokens",)
+    assert inspect(model, {}).problems == ("model.safetensors has no token embedding",)
 
 
 @pytest.mark.parametrize("tokenizer", [{}, {"model": None}, {"model": {}}, {"model": {"vocab": 3}}])
@@ -96,7 +96,7 @@ def test_a_tokenizer_without_a_vocabulary_is_no_tokenizer(model, tokenizer):
     assert problems[0] in ("the tokenizer has no tokens", "tokenizer.json is not what it should be")
 
 
-def test_a_vocabulary_of_one_token_is_told(model):
+def test_a_vocabulary_of_one_token_is_reported(model):
     change(model / "tokenizer.json", model={"vocab": {}}, added_tokens=[{"content": "<|endoftext|>", "id": 0}])
     assert inspect(model, {}).problems == (
         "the tokenizer has 1 tokens, not 4096",
@@ -116,7 +116,7 @@ def test_the_older_files_of_a_vocabulary_are_read_too(model):
     assert inspect(model, {}).problems == ("the tokenizer has no tokens",)
 
 
-def test_a_model_of_other_sizes_than_it_must_have_is_told(model):
+def test_a_model_with_the_wrong_sizes_is_reported(model):
     assert inspect(model, GPT2_SIZES).problems == (
         "the tokenizer has 4096 tokens, not 50257",
         "<|endoftext|> is token 4095, not 50256",
@@ -124,20 +124,20 @@ def test_a_model_of_other_sizes_than_it_must_have_is_told(model):
     )
 
 
-def test_a_model_smaller_than_its_vocabulary_is_told(model):
+def test_a_model_smaller_than_its_vocabulary_is_reported(model):
     path = model / "model.safetensors"
     path.write_bytes(path.read_bytes().replace(b"[4096, 2]", b"[ 256, 2]"))
     assert inspect(model, {}).problems == ("the model has 256 rows for 4096 tokens",)
 
 
-def test_a_tokenizer_that_does_not_give_back_its_text_is_told(model):
+def test_a_tokenizer_that_does_not_return_its_text_is_reported(model):
     pytest.importorskip("tokenizers")
     change(model / "tokenizer.json", normalizer={"type": "Lowercase"})
     (problem,) = inspect(model, {}).problems
     assert "'a fox, 3 geese\\nand a well.' for 'A fox, 3 geese\\nand a well.'" in problem
 
 
-def test_a_tokenizer_that_its_library_refuses_is_told(model):
+def test_a_tokenizer_that_its_library_refuses_is_reported(model):
     pytest.importorskip("tokenizers")
     change(model / "tokenizer.json", decoder={"type": "NoSuchDecoder"})
     (problem,) = inspect(model, {}).problems
@@ -154,32 +154,32 @@ class TestHubCache:
             ({"HOME": "/h", "HF_HOME": "/hf", "HF_HUB_CACHE": "/cache"}, "/cache"),
         ],
     )
-    def test_it_is_where_the_hubs_own_client_keeps_it(self, doors, env, cache):
-        assert hub_cache(doors(env=env)).as_posix() == cache
+    def test_it_is_where_the_hubs_own_client_keeps_it(self, make_sources, env, cache):
+        assert hub_cache(make_sources(env=env)).as_posix() == cache
 
-    def test_without_a_home_there_is_none(self, doors):
+    def test_without_a_home_there_is_none(self, make_sources):
         def unknown_user():
             raise RuntimeError("Could not determine home directory.")
 
-        sources = doors(env={}, home_of_user=unknown_user)
+        sources = make_sources(env={}, home_of_user=unknown_user)
         assert hub_cache(sources) is None
         assert read_model_files(sources).gpt2 is None
 
-    def download(self, doors, small, tmp_path, revision="abc"):
+    def download(self, make_sources, small, tmp_path, revision="abc"):
         folder = tmp_path / "hub" / "models--openai-community--gpt2"
         shutil.copytree(small, folder / "snapshots" / "abc")
         (folder / "refs").mkdir()
         (folder / "refs" / "main").write_text(revision)
-        return doors(env={"HF_HUB_CACHE": str(tmp_path / "hub")})
+        return make_sources(env={"HF_HUB_CACHE": str(tmp_path / "hub")})
 
-    def test_a_gpt2_that_was_downloaded_is_inspected_as_gpt2(self, doors, small, tmp_path):
-        found = read_model_files(self.download(doors, small, tmp_path)).gpt2
-        assert found.path.endswith("abc")
-        assert "the tokenizer has 4096 tokens, not 50257" in found.problems
+    def test_a_gpt2_that_was_downloaded_is_inspected_as_gpt2(self, make_sources, small, tmp_path):
+        result = read_model_files(self.download(make_sources, small, tmp_path)).gpt2
+        assert result.path.endswith("abc")
+        assert "the tokenizer has 4096 tokens, not 50257" in result.problems
 
     @pytest.mark.parametrize("revision", ["", "gone"])
-    def test_a_download_that_never_began_is_none(self, doors, small, tmp_path, revision):
-        assert read_model_files(self.download(doors, small, tmp_path, revision)).gpt2 is None
+    def test_a_download_that_never_began_is_none(self, make_sources, small, tmp_path, revision):
+        assert read_model_files(self.download(make_sources, small, tmp_path, revision)).gpt2 is None
 
     @pytest.mark.parametrize(
         ("env", "offline"),
@@ -190,5 +190,5 @@ class TestHubCache:
             ({"HF_HUB_OFFLINE": "0"}, False),
         ],
     )
-    def test_whether_downloads_are_off_is_told(self, doors, env, offline):
-        assert read_model_files(doors(env=env)).offline is offline
+    def test_whether_downloads_are_off_is_read(self, make_sources, env, offline):
+        assert read_model_files(make_sources(env=env)).offline is offline

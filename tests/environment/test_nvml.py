@@ -1,4 +1,4 @@
-"""NVML as it answers in the field and as it does not: a module stands in for it in a real child process."""
+"""NVML with answers seen in the field and with impossible ones: a fake module in a real child process."""
 
 import math
 import os
@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from helpers.display import GIB
 from helpers.environment.child import Answer
-from helpers.environment.facts import GIB, Holder
+from helpers.environment.facts import Holder
 from helpers.environment.nvml import WSL_SMI, driver_number, facts_from, read_nvml
 
 PATIENT = 20.0  # seconds; a machine under load starts a Python slowly
@@ -65,7 +66,7 @@ def nvmlSystemGetProcessName(pid): return "python"
 
 @pytest.fixture
 def nvml(stub):
-    """Return a function that makes a healthy NVML do some things in another way, and reads it."""
+    """Return a function that changes some answers of a healthy NVML, and reads it."""
 
     def read(changes="", timeout_seconds=PATIENT):
         stub("pynvml", HEALTHY + changes)
@@ -74,10 +75,10 @@ def nvml(stub):
     return read
 
 
-def test_a_healthy_card_is_read_whole(nvml):
-    found = nvml()
-    assert (found.state, found.cause, found.driver, found.cuda) == ("ok", "", "580.65.06", 13000)
-    (card,) = found.usable
+def test_a_healthy_card_is_read_completely(nvml):
+    result = nvml()
+    assert (result.state, result.cause, result.driver, result.cuda) == ("ok", "", "580.65.06", 13000)
+    (card,) = result.usable
     assert (card.index, card.name, card.uuid) == (0, "NVIDIA GeForce RTX 4070 Ti", "GPU-0")
     assert (card.total_bytes, card.free_bytes, card.capability) == (12 * GIB, 11 * GIB, (8, 9))
     assert (card.cuda_cores, card.max_clock_mhz, card.utilisation_percent) == (7680, 2610, 37)
@@ -87,31 +88,33 @@ def test_a_healthy_card_is_read_whole(nvml):
 
 
 def test_no_library_is_no_driver(nvml):
-    found = nvml("def nvmlInit(): raise NVMLError_LibraryNotFound('NVML Shared Library Not Found')")
-    assert (found.state, found.cause, found.cards) == ("absent", "no NVML library", ())
+    result = nvml("def nvmlInit(): raise NVMLError_LibraryNotFound('NVML Shared Library Not Found')")
+    assert (result.state, result.cause, result.cards) == ("absent", "no NVML library", ())
 
 
 def test_an_error_of_nvml_keeps_its_name_and_words(nvml):
-    found = nvml("def nvmlInit(): raise NVMLError_LibRmVersionMismatch('RM has detected an NVML/RM version mismatch.')")
-    assert found.state == "error"
-    assert found.cause == "NVMLError_LibRmVersionMismatch: RM has detected an NVML/RM version mismatch."
+    result = nvml(
+        "def nvmlInit(): raise NVMLError_LibRmVersionMismatch('RM has detected an NVML/RM version mismatch.')"
+    )
+    assert result.state == "error"
+    assert result.cause == "NVMLError_LibRmVersionMismatch: RM has detected an NVML/RM version mismatch."
 
 
 def test_an_nvml_that_raises_what_is_not_its_own_is_a_crash_with_its_cause(nvml):
-    found = nvml("def nvmlInit(): raise OSError('libnvidia-ml.so.1: file too short')")
-    assert found.state == "crashed"
-    assert "file too short" in found.cause
+    result = nvml("def nvmlInit(): raise OSError('libnvidia-ml.so.1: file too short')")
+    assert result.state == "crashed"
+    assert "file too short" in result.cause
 
 
-def test_an_nvml_that_hangs_costs_the_time_limit_only(nvml):
-    found = nvml("def nvmlInit():\n    import time\n    time.sleep(600)", timeout_seconds=0.5)
-    assert (found.state, found.cause, found.cards) == ("hung", "no answer within 0.5 s", ())
+def test_an_nvml_that_hangs_takes_only_the_time_limit(nvml):
+    result = nvml("def nvmlInit():\n    import time\n    time.sleep(600)", timeout_seconds=0.5)
+    assert (result.state, result.cause, result.cards) == ("hung", "no answer within 0.5 s", ())
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are of POSIX systems")
 @pytest.mark.parametrize("function", ["nvmlDeviceGetComputeRunningProcesses", "nvmlDeviceGetGraphicsRunningProcesses"])
 def test_a_crash_in_the_listing_of_processes_leaves_the_cards(nvml, function):
-    found = nvml(
+    result = nvml(
         f"""
 def nvmlDeviceGetCount(): return 2
 def {function}(card):
@@ -121,21 +124,21 @@ def {function}(card):
     return [Answer(pid=17, usedGpuMemory=GIB)]
 """
     )
-    assert (found.state, found.cause, found.driver) == ("crashed", "ended by SIGSEGV", "580.65.06")
-    assert [card.total_bytes for card in found.usable] == [12 * GIB, 12 * GIB]
-    assert [len(card.holders) for card in found.cards] == [1, 0]  # what the first card told is kept
+    assert (result.state, result.cause, result.driver) == ("crashed", "ended by SIGSEGV", "580.65.06")
+    assert [card.total_bytes for card in result.usable] == [12 * GIB, 12 * GIB]
+    assert [len(card.holders) for card in result.cards] == [1, 0]  # what the first card value is kept
 
 
 def test_a_hang_in_the_listing_of_processes_leaves_the_cards(nvml):
-    found = nvml(
+    result = nvml(
         "def nvmlDeviceGetComputeRunningProcesses(card):\n    import time\n    time.sleep(600)", timeout_seconds=2
     )
-    assert found.state == "hung"
-    assert [card.name for card in found.usable] == ["NVIDIA GeForce RTX 4070 Ti"]
+    assert result.state == "hung"
+    assert [card.name for card in result.usable] == ["NVIDIA GeForce RTX 4070 Ti"]
 
 
-def test_of_four_cards_one_may_be_broken(nvml):
-    found = nvml(
+def test_one_broken_card_of_four_does_not_affect_the_others(nvml):
+    result = nvml(
         """
 def nvmlDeviceGetCount(): return 4
 def nvmlDeviceGetMemoryInfo(card):
@@ -144,13 +147,13 @@ def nvmlDeviceGetMemoryInfo(card):
     return Answer(total=(8 + card) * GIB, free=GIB)
 """
     )
-    assert found.state == "ok"
-    assert [card.index for card in found.usable] == [0, 1, 3]
-    assert found.cards[2].error == "NVMLError_GpuIsLost: GPU is lost"
+    assert result.state == "ok"
+    assert [card.index for card in result.usable] == [0, 1, 3]
+    assert result.cards[2].error == "NVMLError_GpuIsLost: GPU is lost"
 
 
-def test_a_card_that_raises_what_is_not_nvmls_own_takes_no_other_along(nvml):
-    found = nvml(
+def test_a_card_that_raises_another_error_does_not_affect_the_others(nvml):
+    result = nvml(
         """
 def nvmlDeviceGetCount(): return 2
 def nvmlDeviceGetHandleByIndex(index):
@@ -159,25 +162,25 @@ def nvmlDeviceGetHandleByIndex(index):
     return index
 """
     )
-    assert found.state == "ok"
-    assert [card.index for card in found.usable] == [1]
-    assert found.cards[0].error.startswith("UnicodeDecodeError")
+    assert result.state == "ok"
+    assert [card.index for card in result.usable] == [1]
+    assert result.cards[0].error.startswith("UnicodeDecodeError")
 
 
 def test_cards_that_are_all_broken_are_an_error(nvml):
-    found = nvml("def nvmlDeviceGetMemoryInfo(card): raise NVMLError_GpuIsLost('GPU is lost')")
-    assert (found.state, found.cause, found.usable) == ("error", "NVMLError_GpuIsLost: GPU is lost", ())
+    result = nvml("def nvmlDeviceGetMemoryInfo(card): raise NVMLError_GpuIsLost('GPU is lost')")
+    assert (result.state, result.cause, result.usable) == ("error", "NVMLError_GpuIsLost: GPU is lost", ())
 
 
 def test_a_driver_without_cards_is_read(nvml):
-    found = nvml("def nvmlDeviceGetCount(): return 0")
-    assert (found.state, found.driver, found.cards) == ("ok", "580.65.06", ())
+    result = nvml("def nvmlDeviceGetCount(): return 0")
+    assert (result.state, result.driver, result.cards) == ("ok", "580.65.06", ())
 
 
 @pytest.mark.parametrize("count", ["2**31", "'four'"])
-def test_a_number_of_cards_that_cannot_be_asks_none(nvml, count):
-    found = nvml(f"def nvmlDeviceGetCount(): return {count}")
-    assert (found.state, found.cards) == ("ok", ())
+def test_an_implausible_number_of_cards_asks_none(nvml, count):
+    result = nvml(f"def nvmlDeviceGetCount(): return {count}")
+    assert (result.state, result.cards) == ("ok", ())
 
 
 def test_what_a_card_does_not_support_is_none_and_the_rest_is_read(nvml):
@@ -190,22 +193,22 @@ def test_what_a_card_does_not_support_is_none_and_the_rest_is_read(nvml):
             "nvmlDeviceGetGraphicsRunningProcesses nvmlSystemGetCudaDriverVersion_v2"
         ).split()
     )
-    found = nvml(refusing)
-    (card,) = found.usable
-    assert (found.state, found.cuda, card.total_bytes, card.name) == ("ok", None, 12 * GIB, "")
+    result = nvml(refusing)
+    (card,) = result.usable
+    assert (result.state, result.cuda, card.total_bytes, card.name) == ("ok", None, 12 * GIB, "")
     assert card.capability is card.cuda_cores is card.utilisation_percent is card.power_watts is card.slowed_by is None
     assert card.holders == ()
 
 
-def test_an_older_library_names_the_reasons_otherwise(nvml):
-    found = nvml(
+def test_an_older_library_has_another_name_for_the_reasons(nvml):
+    result = nvml(
         "del nvmlDeviceGetCurrentClocksEventReasons\ndef nvmlDeviceGetCurrentClocksThrottleReasons(card): return 0x04"
     )
-    assert found.cards[0].slowed_by == ("its power limit",)
+    assert result.cards[0].slowed_by == ("its power limit",)
 
 
 def test_text_may_come_as_bytes(nvml):
-    found = nvml(
+    result = nvml(
         """
 def nvmlSystemGetDriverVersion(): return b"470.82"
 def nvmlDeviceGetName(card): return b"Card \\xff"
@@ -213,50 +216,50 @@ def nvmlDeviceGetUUID(card): return b"GPU-aa"
 def nvmlSystemGetProcessName(pid): return b"python3 \\xfe"
 """
     )
-    (card,) = found.usable
-    assert (found.driver, card.name, card.uuid) == ("470.82", "Card �", "GPU-aa")
+    (card,) = result.usable
+    assert (result.driver, card.name, card.uuid) == ("470.82", "Card �", "GPU-aa")
     assert card.holders[0].name == "python3 �"
 
 
-def test_memory_of_a_process_may_not_be_told(nvml):
-    found = nvml(
+def test_the_memory_of_a_process_may_be_unknown(nvml):
+    result = nvml(
         """
 def nvmlDeviceGetComputeRunningProcesses(card):
     return [Answer(pid=17, usedGpuMemory=None), Answer(pid=18, usedGpuMemory=2**64 - 1)]
 """
     )
-    assert found.cards[0].holders == (Holder(17, "python", None), Holder(18, "python", None))
+    assert result.cards[0].holders == (Holder(17, "python", None), Holder(18, "python", None))
 
 
 def test_a_process_that_computes_and_draws_is_named_once_with_its_memory(nvml):
-    found = nvml("def nvmlDeviceGetGraphicsRunningProcesses(card): return [Answer(pid=17, usedGpuMemory=None)]")
-    assert found.cards[0].holders == (Holder(17, "python", GIB),)
+    result = nvml("def nvmlDeviceGetGraphicsRunningProcesses(card): return [Answer(pid=17, usedGpuMemory=None)]")
+    assert result.cards[0].holders == (Holder(17, "python", GIB),)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="process names are read from /proc")
-def test_a_name_that_nvml_does_not_tell_is_read_from_the_system_even_if_it_is_no_text(nvml):
+def test_a_name_that_nvml_does_not_report_is_read_from_the_system_even_with_invalid_bytes(nvml):
     set_name = "import ctypes, time\nctypes.CDLL(None).prctl(15, b'bad\\xff name', 0, 0, 0)\nprint(flush=True)\n"
     with subprocess.Popen([sys.executable, "-c", set_name + "time.sleep(60)"], stdout=subprocess.PIPE) as process:
         process.stdout.readline()
-        found = nvml(
+        result = nvml(
             f"""
 def nvmlDeviceGetComputeRunningProcesses(card): return [Answer(pid={process.pid}, usedGpuMemory=GIB)]
 def nvmlSystemGetProcessName(pid): raise NVMLError_NotSupported("Not Supported")
 """
         )
         process.kill()
-    assert found.state == "ok"
-    assert found.cards[0].holders == (Holder(process.pid, "bad� name", GIB),)
+    assert result.state == "ok"
+    assert result.cards[0].holders == (Holder(process.pid, "bad� name", GIB),)
 
 
 def test_a_broken_answer_about_processes_leaves_the_cards(nvml):
-    found = nvml("def nvmlDeviceGetComputeRunningProcesses(card): return [None]")
-    assert found.state == "ok"
-    assert found.usable[0].holders == ()
+    result = nvml("def nvmlDeviceGetComputeRunningProcesses(card): return [None]")
+    assert result.state == "ok"
+    assert result.usable[0].holders == ()
 
 
-def test_numbers_that_cannot_be_are_none(nvml):
-    found = nvml(
+def test_implausible_numbers_are_none(nvml):
+    result = nvml(
         """
 NONSENSE = [float("nan"), float("inf"), -1_000_000, "banana", None, [1], {}, 10**400]  # one kind of it for each card
 def nvmlDeviceGetCount(): return len(NONSENSE)
@@ -273,8 +276,8 @@ def nvmlDeviceGetCurrentClocksEventReasons(card): return NONSENSE[card]
 def nvmlDeviceGetComputeRunningProcesses(card): return [Answer(pid=17, usedGpuMemory=NONSENSE[card])]
 """
     )
-    assert (found.state, found.cuda, len(found.usable)) == ("ok", None, 8)
-    for card in found.usable:
+    assert (result.state, result.cuda, len(result.usable)) == ("ok", None, 8)
+    for card in result.usable:
         assert card.free_bytes is card.capability is card.cuda_cores is card.max_clock_mhz is card.slowed_by is None
         assert (
             card.utilisation_percent is card.power_watts is card.power_limit_watts is card.temperature_celsius is None
@@ -283,22 +286,24 @@ def nvmlDeviceGetComputeRunningProcesses(card): return [Answer(pid=17, usedGpuMe
 
 
 def test_seventeen_terabytes_in_use_are_not_believed():
-    card = {"index": 0, "name": "x", "total": 12 * GIB, "free": 12 * GIB - 17 * 10**12}
-    found = facts_from(Answer("ok", {"driver": "580.1", "cards": [card]}))
-    assert (found.state, found.cards[0].free_bytes) == ("ok", None)
+    card = {"index": 0, "name": "x", "total_bytes": 12 * GIB, "free_bytes": 12 * GIB - 17 * 10**12}
+    result = facts_from(Answer("ok", {"driver": "580.1", "cards": [card]}))
+    assert (result.state, result.cards[0].free_bytes) == ("ok", None)
 
 
 @pytest.mark.parametrize("total", [math.nan, -1, "12 GB", None, 17 * 10**15, 0])
-def test_a_card_without_a_size_that_can_be_is_nonsense(total):
-    found = facts_from(Answer("ok", {"driver": "580.1", "cards": [{"index": 0, "total": total, "free": 1}]}))
-    assert (found.state, found.usable) == ("nonsense", ())
+def test_a_card_without_a_plausible_size_is_nonsense(total):
+    result = facts_from(
+        Answer("ok", {"driver": "580.1", "cards": [{"index": 0, "total_bytes": total, "free_bytes": 1}]})
+    )
+    assert (result.state, result.usable) == ("nonsense", ())
 
 
 @pytest.mark.parametrize(
-    "told", [{"driver": "banana"}, {"driver": None}, {"driver": 580}, {"cards": "two"}, {"driver": "", "cards": [1]}]
+    "value", [{"driver": "banana"}, {"driver": None}, {"driver": 580}, {"cards": "two"}, {"driver": "", "cards": [1]}]
 )
-def test_a_driver_that_cannot_be_is_nonsense(told):
-    assert facts_from(Answer("ok", told)).state == "nonsense"
+def test_an_implausible_driver_version_is_nonsense(value):
+    assert facts_from(Answer("ok", value)).state == "nonsense"
 
 
 @pytest.mark.parametrize(
@@ -318,13 +323,13 @@ def test_a_driver_never_seen_is_read_as_a_number_where_it_is_one(driver, number)
 
 
 class TestWithoutTheLibrary:
-    """nvidia-ml-py is not installed: `nvidia-smi` is asked the same."""
+    """Without nvidia-ml-py, `nvidia-smi` answers the same questions."""
 
     @pytest.fixture
     def smi(self, stub, tmp_path, monkeypatch):
         """Return a function that makes an `nvidia-smi` of a shell script, and reads through it."""
         if os.name != "posix":
-            pytest.skip("the stand-in is a shell script")
+            pytest.skip("the fake is a shell script")
         stub("pynvml", "raise ImportError('No module named pynvml')")
         programs = tmp_path / "programs"
         programs.mkdir()
@@ -339,9 +344,9 @@ class TestWithoutTheLibrary:
         return read
 
     def test_a_healthy_card_is_read(self, smi):
-        found = smi("echo 0, GPU-aa, NVIDIA GeForce RTX 4070 Ti, 580.65.06, 12282, 11000, 8.9")
-        assert (found.state, found.driver) == ("ok", "580.65.06")
-        (card,) = found.usable
+        result = smi("echo 0, GPU-aa, NVIDIA GeForce RTX 4070 Ti, 580.65.06, 12282, 11000, 8.9")
+        assert (result.state, result.driver) == ("ok", "580.65.06")
+        (card,) = result.usable
         assert (card.total_bytes, card.free_bytes) == (12282 * 1024**2, 11000 * 1024**2)
         assert (card.uuid, card.name, card.capability) == ("GPU-aa", "NVIDIA GeForce RTX 4070 Ti", (8, 9))
 
@@ -350,45 +355,45 @@ class TestWithoutTheLibrary:
         fields = "index,uuid,name,driver_version,memory.total,memory.free,compute_cap"
         assert (tmp_path / "asked").read_text() == f"--query-gpu={fields} --format=csv,noheader,nounits\n"
 
-    def test_memory_that_is_not_told_breaks_that_card_only(self, smi):
-        found = smi("echo 0, GPU-aa, One, 580.1, [N/A], [N/A], [N/A]\necho 1, GPU-bb, Two, 580.1, 8000, [N/A], 12.0")
-        assert found.state == "ok"
-        (card,) = found.usable
+    def test_memory_that_is_not_reported_breaks_only_that_card(self, smi):
+        result = smi("echo 0, GPU-aa, One, 580.1, [N/A], [N/A], [N/A]\necho 1, GPU-bb, Two, 580.1, 8000, [N/A], 12.0")
+        assert result.state == "ok"
+        (card,) = result.usable
         assert (card.index, card.free_bytes, card.capability) == (1, None, (12, 0))
-        assert found.cards[0].error == "nvidia-smi says '[N/A]'"
+        assert result.cards[0].error == "nvidia-smi says '[N/A]'"
 
     def test_a_version_mismatch_is_recognised(self, smi):
-        found = smi("echo 'Failed to initialize NVML: Driver/library version mismatch'; exit 18")
-        assert found.state == "error"
-        assert found.cause.startswith("NVMLError_LibRmVersionMismatch: Failed to initialize NVML")
+        result = smi("echo 'Failed to initialize NVML: Driver/library version mismatch'; exit 18")
+        assert result.state == "error"
+        assert result.cause.startswith("NVMLError_LibRmVersionMismatch: Failed to initialize NVML")
 
     def test_a_driver_that_is_not_loaded_is_recognised(self, smi):
-        said = "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver."
-        found = smi(f'echo "{said}" >&2; exit 9')
-        assert (found.state, found.cause) == ("error", f"NVMLError_DriverNotLoaded: {said}")
+        output = "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver."
+        result = smi(f'echo "{output}" >&2; exit 9')
+        assert (result.state, result.cause) == ("error", f"NVMLError_DriverNotLoaded: {output}")
 
-    @pytest.mark.parametrize("said", ["", "a, b, c, d, e, f, g"])
-    def test_nonsense_is_called_so(self, smi, said):
-        assert smi(f"echo {said}").state == "nonsense"
+    @pytest.mark.parametrize("output", ["", "a, b, c, d, e, f, g"])
+    def test_nonsense_is_recognised(self, smi, output):
+        assert smi(f"echo {output}").state == "nonsense"
 
-    def test_a_name_that_is_no_text_is_read_all_the_same(self, smi):
-        found = smi("echo '0, GPU-aa, Card \xff, 580.1, 8000, 7000, 8.6'")
-        assert (found.state, found.usable[0].name) == ("ok", "Card �")
+    def test_a_name_with_invalid_bytes_is_still_read(self, smi):
+        result = smi("echo '0, GPU-aa, Card \xff, 580.1, 8000, 7000, 8.6'")
+        assert (result.state, result.usable[0].name) == ("ok", "Card �")
 
-    def test_one_that_hangs_costs_the_time_limit_only(self, smi):
+    def test_one_that_hangs_takes_only_the_time_limit(self, smi):
         assert smi("sleep 600", timeout_seconds=0.5).state == "hung"
 
     def test_one_that_is_no_program_is_no_driver(self, smi):
-        found = smi("", first_line="#!/no/such/shell\n")
-        assert found.state == "absent"
-        assert found.cause.startswith("nvidia-smi cannot be run")
+        result = smi("", first_line="#!/no/such/shell\n")
+        assert result.state == "absent"
+        assert result.cause.startswith("nvidia-smi cannot be run")
 
     @pytest.mark.skipif(Path(WSL_SMI).exists(), reason="this WSL2 has one outside PATH, and it is found")
     def test_none_at_all_is_no_driver(self, smi, monkeypatch, tmp_path):
         monkeypatch.setenv("PATH", str(tmp_path))
-        found = read_nvml(PATIENT)
-        assert (found.state, found.cause) == ("absent", "no nvidia-smi")
+        result = read_nvml(PATIENT)
+        assert (result.state, result.cause) == ("absent", "no nvidia-smi")
 
-    def test_a_broken_library_is_as_good_as_none(self, smi, stub):
+    def test_a_broken_library_is_treated_as_none(self, smi, stub):
         stub("pynvml", "raise OSError('half installed')")
         assert smi("echo 0, GPU-aa, One, 580.1, 8000, 7000, 8.6").state == "ok"

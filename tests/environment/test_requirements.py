@@ -1,4 +1,4 @@
-"""What the project asks for, read from its own files."""
+"""What the project requires, read from its own files."""
 
 import sys
 
@@ -24,8 +24,8 @@ gpu = ["nvidia-ml-py>=12.560"]
 
 
 @pytest.fixture
-def project(doors, tmp_path):
-    sources = doors(
+def project(make_sources, tmp_path):
+    sources = make_sources(
         version_of={"click": "8.2.0", "torch": "2.13.0", "nvidia-ml-py": "13.1"}.get,
         modules={"torch": type(sys)("torch"), "numpy": type("numpy", (), {"__version__": "2.1"})},
     )
@@ -34,7 +34,7 @@ def project(doors, tmp_path):
 
 
 def test_floors_and_ceilings_are_read(project):
-    assert read_packages(project).asked == {
+    assert read_packages(project).required == {
         "click": ("8.1", None),
         "torch": ("2.11", None),
         "transformers": ("5.17", "6"),
@@ -42,10 +42,10 @@ def test_floors_and_ceilings_are_read(project):
     }
 
 
-def test_what_is_installed_and_loaded_is_told(project):
-    found = read_packages(project)
-    assert found.installed == {"click": "8.2.0", "torch": "2.13.0", "nvidia-ml-py": "13.1"}
-    assert found.loaded == {"numpy": "2.1"}  # the torch here has no version: it is half imported
+def test_what_is_installed_and_loaded_is_reported(project):
+    result = read_packages(project)
+    assert result.installed == {"click": "8.2.0", "torch": "2.13.0", "nvidia-ml-py": "13.1"}
+    assert result.loaded == {"numpy": "2.1"}  # the torch here has no version: it is half imported
 
 
 def test_pins_are_those_of_the_constraints_file(project, tmp_path):
@@ -54,15 +54,15 @@ def test_pins_are_those_of_the_constraints_file(project, tmp_path):
     assert pins(project) == {"click": "8.1.7", "nvidia-ml-py": "13.615.71"}
 
 
-def test_the_reading_agrees_with_a_reader_of_toml(doors):
+def test_the_reading_agrees_with_a_reader_of_toml(make_sources):
     tomllib = pytest.importorskip("tomllib")
     from packaging.requirements import Requirement
 
-    asked = read_packages(doors(project=ROOT)).asked
+    required = read_packages(make_sources(project=ROOT)).required
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
-    assert list(asked) == [Requirement(line).name for line in declared]
+    assert list(required) == [Requirement(line).name for line in declared]
     for requirement in map(Requirement, declared):
-        floor, ceiling = asked[requirement.name]
+        floor, ceiling = required[requirement.name]
         assert f">={floor}" in map(str, requirement.specifier)
         assert ceiling is None or f"<{ceiling}" in map(str, requirement.specifier)
 
@@ -70,21 +70,21 @@ def test_the_reading_agrees_with_a_reader_of_toml(doors):
 def test_no_reader_of_toml_is_needed(project, monkeypatch):
     monkeypatch.setitem(sys.modules, "tomllib", None)  # Python 3.10: importing it is an error
     monkeypatch.setitem(sys.modules, "packaging", None)
-    assert read_packages(project).asked["torch"] == ("2.11", None)
+    assert read_packages(project).required["torch"] == ("2.11", None)
 
 
-def test_without_its_file_the_installed_project_is_asked(doors, monkeypatch):
+def test_without_its_file_the_installed_project_is_asked(make_sources, monkeypatch):
     lines = ["click>=8.1", "transformers<6,>=5.17", 'nbmake>=1.5; extra == "test"']
     monkeypatch.setattr(requirements, "requires", lambda name: lines)
-    assert read_packages(doors()).asked == {"click": ("8.1", None), "transformers": ("5.17", "6")}
+    assert read_packages(make_sources()).required == {"click": ("8.1", None), "transformers": ("5.17", "6")}
 
 
-def test_neither_asks_for_nothing(doors, monkeypatch):
+def test_neither_asks_for_nothing(make_sources, monkeypatch):
     def not_installed(name):
         raise requirements.PackageNotFoundError(name)
 
     monkeypatch.setattr(requirements, "requires", not_installed)
-    assert read_packages(doors()).asked == {}
+    assert read_packages(make_sources()).required == {}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The doors to this machine, opened for real; and what they do where something is not there."""
+"""The real accesses to this machine; and what they do when something is missing."""
 
 import os
 import platform
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.environment.sources import Sources, _nvcc, _posix_memory, _space, _version_of
+from helpers.environment.sources import Sources, _kernel_folders, _memory, _nvcc, _on_battery, _space, _version_of
 
 
 def test_the_defaults_lead_to_this_machine():
@@ -24,8 +24,8 @@ def test_the_variables_are_those_of_now(monkeypatch):
     assert Sources().env["DOCTOR_TEST"] == "now"
 
 
-def test_a_system_file_is_read_below_the_root(doors):
-    sources = doors({"/proc/version": "Linux 6"})
+def test_a_system_file_is_read_below_the_root(make_sources):
+    sources = make_sources({"/proc/version": "Linux 6"})
     assert sources.text("/proc/version") == "Linux 6"
     assert sources.text("/proc/version", limit=3) == "Lin"
     assert sources.text("/proc/none") == sources.text("/proc") == ""
@@ -33,20 +33,20 @@ def test_a_system_file_is_read_below_the_root(doors):
     assert not sources.exists("/proc/none")
 
 
-def test_bytes_that_are_no_text_are_read_all_the_same(doors, tmp_path):
-    sources = doors({"/etc/os-release": ""})
+def test_invalid_bytes_are_still_read(make_sources, tmp_path):
+    sources = make_sources({"/etc/os-release": ""})
     (tmp_path / "root/etc/os-release").write_bytes(b"ID=\xff\n")
     assert sources.text("/etc/os-release") == "ID=�\n"
 
 
-def test_names_are_sorted_and_a_missing_folder_has_none(doors):
-    sources = doors({"/sys/b1": "", "/sys/b2": "", "/sys/a": ""})
+def test_names_are_sorted_and_a_missing_folder_has_none(make_sources):
+    sources = make_sources({"/sys/b1": "", "/sys/b2": "", "/sys/a": ""})
     assert sources.names("/sys", "b*") == ["b1", "b2"]
     assert sources.names("/nowhere", "*") == []
 
 
-def test_a_link_that_leads_nowhere_is_there(doors, tmp_path):
-    sources = doors()
+def test_a_link_that_leads_nowhere_is_there(make_sources, tmp_path):
+    sources = make_sources()
     (tmp_path / "root" / "link").symlink_to("nowhere")
     assert sources.exists("/link")
 
@@ -60,24 +60,24 @@ def test_a_link_that_leads_nowhere_is_there(doors, tmp_path):
         ("Linux", {"HOME": ""}, Path("/of/user")),
     ],
 )
-def test_home_is_what_the_platform_calls_so(doors, system, env, home):
-    assert doors(system=system, env=env, home_of_user=lambda: Path("/of/user")).home() == home
+def test_home_is_what_the_platform_calls_so(make_sources, system, env, home):
+    assert make_sources(system=system, env=env, home_of_user=lambda: Path("/of/user")).home() == home
 
 
 @pytest.mark.parametrize("error", [RuntimeError("Could not determine home directory."), KeyError("uid not found: 7")])
-def test_a_user_without_a_home_has_none(doors, error):
+def test_a_user_without_a_home_has_none(make_sources, error):
     def unknown_user():
         raise error
 
-    assert doors(env={}, home_of_user=unknown_user).home() is None
+    assert make_sources(env={}, home_of_user=unknown_user).home() is None
 
 
 @pytest.mark.parametrize(
     ("env", "temp"),
     [({}, "/tmp"), ({"TMPDIR": "/a", "TEMP": "/b"}, "/a"), ({"TMPDIR": "", "TEMP": "/b"}, "/b"), ({"TMP": "/c"}, "/c")],
 )
-def test_the_folder_for_passing_files_is_found_without_writing_to_it(doors, env, temp):
-    assert doors(env=env).temp() == Path(temp)
+def test_the_temporary_folder_is_found_without_writing_to_it(make_sources, env, temp):
+    assert make_sources(env=env).temp() == Path(temp)
 
 
 def test_versions_are_those_installed():
@@ -87,7 +87,7 @@ def test_versions_are_those_installed():
     assert _version_of("no-such-distribution-anywhere") is None
 
 
-def test_space_tells_of_one_disk_what_it_tells_of_its_folders(tmp_path):
+def test_folders_on_one_disk_have_the_same_disk(tmp_path):
     (tmp_path / "inside").mkdir()
     free, disk, writable = _space(tmp_path)
     assert free > 0
@@ -96,7 +96,7 @@ def test_space_tells_of_one_disk_what_it_tells_of_its_folders(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="for root every folder can be written")
-def test_a_folder_that_may_not_be_written_is_told(tmp_path):
+def test_a_folder_that_may_not_be_written_is_reported(tmp_path):
     tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
     try:
         assert _space(tmp_path)[2] is False
@@ -104,15 +104,31 @@ def test_a_folder_that_may_not_be_written_is_told(tmp_path):
         tmp_path.chmod(stat.S_IRWXU)
 
 
-@pytest.mark.skipif(os.name != "posix", reason="asks a POSIX system")
-def test_memory_is_known_without_psutil_too():
-    psutil = pytest.importorskip("psutil")
-    total, available = _posix_memory()
-    assert total == pytest.approx(psutil.virtual_memory().total, rel=0.01)
+def test_memory_is_that_of_this_machine():
+    total, available = _memory()
     assert 0 < available <= total
 
 
-@pytest.mark.skipif(os.name != "posix", reason="the stand-in is a shell script")
+def test_without_psutil_memory_cannot_be_read_and_the_battery_is_not_known(monkeypatch):
+    monkeypatch.setitem(sys.modules, "psutil", None)
+    with pytest.raises(ImportError, match="psutil"):
+        _memory()
+    assert _on_battery() is None
+
+
+def test_kernels_are_in_the_folders_where_jupyter_looks(monkeypatch, tmp_path):
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "shared"))
+    folders = _kernel_folders()
+    assert folders[0] == tmp_path / "shared" / "kernels"
+    assert Path(sys.prefix, "share", "jupyter", "kernels") in folders
+
+
+def test_without_jupyter_there_are_no_kernels(monkeypatch):
+    monkeypatch.setitem(sys.modules, "jupyter_core.paths", None)
+    assert _kernel_folders() == []
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the fake is a shell script")
 @pytest.mark.parametrize(
     ("script", "release"),
     [
@@ -130,8 +146,8 @@ def test_nvcc_is_asked_for_its_release(tmp_path, monkeypatch, script, release):
     assert _nvcc() == release
 
 
-@pytest.mark.parametrize("name", ["start_method", "battery", "long_paths", "memory", "nvcc"])
-def test_each_door_opens_here(name):
-    kinds = {"start_method": str, "battery": bool, "long_paths": bool, "memory": tuple, "nvcc": str}
-    found = getattr(Sources(), name)()
-    assert isinstance(found, kinds[name]) or (found is None and kinds[name] is bool)
+@pytest.mark.parametrize("name", ["start_method", "on_battery", "long_paths", "memory", "nvcc"])
+def test_each_access_works_on_this_machine(name):
+    kinds = {"start_method": str, "on_battery": bool, "long_paths": bool, "memory": tuple, "nvcc": str}
+    result = getattr(Sources(), name)()
+    assert isinstance(result, kinds[name]) or (result is None and kinds[name] is bool)

@@ -1,4 +1,4 @@
-"""A torch that is missing, broken, slow or strange: packages of its name stand in for it in a real child process."""
+"""A torch that is missing, broken, slow or strange: fake packages of its name in a real child process."""
 
 import importlib.machinery
 import os
@@ -45,15 +45,15 @@ def torch(stub):
 
 def test_the_torch_that_is_installed_proves_itself():
     torch = pytest.importorskip("torch")
-    found = read_torch()
-    assert (found.state, found.cause, found.version) == ("ok", "", torch.__version__)
-    assert (found.cuda, found.available) == (torch.version.cuda, torch.cuda.is_available())
-    assert (found.product, found.product_device) == ("ok", "cuda" if found.available else "cpu")
+    result = read_torch()
+    assert (result.state, result.cause, result.version) == ("ok", "", torch.__version__)
+    assert (result.cuda, result.available) == (torch.version.cuda, torch.cuda.is_available())
+    assert (result.product, result.product_device) == ("ok", "cuda" if result.available else "cpu")
 
 
 def test_a_torch_that_is_not_there_is_absent(torch):
-    found = torch("raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')")
-    assert (found.state, found.cause, found.version) == ("absent", "torch is not installed", "")
+    result = torch("raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')")
+    assert (result.state, result.cause, result.version) == ("absent", "torch is not installed", "")
 
 
 @pytest.mark.parametrize(
@@ -71,70 +71,70 @@ def test_a_torch_that_is_not_there_is_absent(torch):
     ],
 )
 def test_a_torch_that_cannot_be_imported_is_broken_with_its_cause(torch, line, words):
-    found = torch(line)
-    assert (found.state, found.version) == ("broken", "")
-    assert words in found.cause
+    result = torch(line)
+    assert (result.state, result.version) == ("broken", "")
+    assert words in result.cause
 
 
-def test_a_torch_that_hangs_at_import_costs_the_time_limit_only(torch):
-    found = torch("import time\ntime.sleep(600)", timeout_seconds=0.5)
-    assert (found.state, found.cause, found.version) == ("hung", "no answer within 0.5 s", "")
+def test_a_torch_that_hangs_at_import_takes_only_the_time_limit(torch):
+    result = torch("import time\ntime.sleep(600)", timeout_seconds=0.5)
+    assert (result.state, result.cause, result.version) == ("hung", "no answer within 0.5 s", "")
 
 
-def test_a_torch_that_hangs_at_the_card_has_told_its_build(torch):
+def test_a_torch_that_hangs_at_the_card_has_reported_its_build(torch):
     source = BUILD + "import time\ncuda = types.SimpleNamespace(is_available=lambda: time.sleep(600))"
-    found = torch(source, timeout_seconds=2)
-    assert (found.state, found.version, found.cuda, found.available) == ("hung", "2.13.0+cu130", "13.0", None)
+    result = torch(source, timeout_seconds=2)
+    assert (result.state, result.version, result.cuda, result.available) == ("hung", "2.13.0+cu130", "13.0", None)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are of POSIX systems")
-def test_a_torch_that_crashes_at_import_is_told_with_its_signal(torch):
-    found = torch("import os, signal\nos.kill(os.getpid(), signal.SIGILL)")
-    assert (found.state, found.cause) == ("crashed", "ended by SIGILL")
+def test_a_torch_that_crashes_at_import_is_reported_with_its_signal(torch):
+    result = torch("import os, signal\nos.kill(os.getpid(), signal.SIGILL)")
+    assert (result.state, result.cause) == ("crashed", "ended by SIGILL")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are of POSIX systems")
-def test_a_crash_in_the_product_leaves_what_was_told_of_the_card(torch):
+def test_a_crash_in_the_product_keeps_the_report_about_the_card(torch):
     crash = "class Generator:\n    def manual_seed(self, seed):\n        import os\n        os.kill(os.getpid(), 11)\n"
-    found = torch(BUILD + CARD + crash)
-    assert (found.state, found.cause, found.available, found.product) == ("crashed", "ended by SIGSEGV", True, "")
-    assert (found.name, found.total_bytes, found.uuid) == ("NVIDIA GeForce RTX 4070 Ti", 12 * 1024**3, "aa")
-    assert (found.capability, found.codes) == ((8, 9), ("sm_80", "sm_86", "compute_90"))
-    assert found.warnings == ("this card is strange",)
+    result = torch(BUILD + CARD + crash)
+    assert (result.state, result.cause, result.available, result.product) == ("crashed", "ended by SIGSEGV", True, "")
+    assert (result.name, result.total_bytes, result.uuid) == ("NVIDIA GeForce RTX 4070 Ti", 12 * 1024**3, "aa")
+    assert (result.capability, result.codes) == ((8, 9), ("sm_80", "sm_86", "compute_90"))
+    assert result.warnings == ("this card is strange",)
 
 
-def test_an_exception_in_the_product_is_told_in_one_line(torch):
+def test_an_exception_in_the_product_is_reported_in_one_line(torch):
     error = "def Generator():\n    raise RuntimeError('no kernel image is available\\nCUDA kernel errors ...')\n"
-    found = torch(BUILD + CARD + error)
-    assert (found.state, found.bf16) == ("ok", True)
-    assert (found.product, found.product_device) == ("RuntimeError: no kernel image is available", "cuda")
+    result = torch(BUILD + CARD + error)
+    assert (result.state, result.bf16) == ("ok", True)
+    assert (result.product, result.product_device) == ("RuntimeError: no kernel image is available", "cuda")
 
 
-def test_an_exception_without_words_is_told_by_its_class(torch):
-    found = torch(BUILD + CARD + "def Generator():\n    raise RuntimeError\n")
-    assert (found.state, found.product) == ("ok", "RuntimeError")
+def test_an_exception_without_a_message_is_reported_by_its_class(torch):
+    result = torch(BUILD + CARD + "def Generator():\n    raise RuntimeError\n")
+    assert (result.state, result.product) == ("ok", "RuntimeError")
 
 
 def test_a_card_that_cannot_be_asked_adds_its_error_to_the_warnings(torch):
-    found = torch(
+    result = torch(
         BUILD + CARD + "def properties(index): raise RuntimeError('lost')\ncuda.get_device_properties = properties"
     )
-    assert found.available is True
-    assert found.warnings == ("this card is strange", "RuntimeError: lost")
+    assert result.available is True
+    assert result.warnings == ("this card is strange", "RuntimeError: lost")
 
 
 def test_nonsense_is_a_broken_torch(torch):
-    found = torch("import os\nprint('Bus error', flush=True)\nos._exit(0)")
-    assert found.state == "broken"
-    assert "Bus error" in found.cause
+    result = torch("import os\nprint('Bus error', flush=True)\nos._exit(0)")
+    assert result.state == "broken"
+    assert "Bus error" in result.cause
 
 
 @pytest.mark.parametrize(("bf16", "cuda"), [(True, "12.6"), (False, None)])
 def test_an_answer_becomes_facts(bf16, cuda):
-    told = {"version": "2.13.0", "cuda": cuda, "available": False, "bf16": bf16, "capability": [7, 5], "seconds": 1.0}
-    found = facts_from(Answer("ok", told))
-    assert (found.version, found.cuda, found.available, found.bf16) == ("2.13.0", cuda, False, bf16)
-    assert (found.capability, found.warnings) == ((7, 5), ())
+    value = {"version": "2.13.0", "cuda": cuda, "available": False, "bf16": bf16, "capability": [7, 5], "seconds": 1.0}
+    result = facts_from(Answer("ok", value))
+    assert (result.version, result.cuda, result.available, result.bf16) == ("2.13.0", cuda, False, bf16)
+    assert (result.capability, result.warnings) == ((7, 5), ())
 
 
 class TestFilesOnly:
@@ -157,18 +157,18 @@ class TestFilesOnly:
         return make
 
     def test_version_and_cuda_are_read(self, package):
-        found = package("__version__ = '2.13.0+cu126'\ncuda: Optional[str] = '12.6'\nhip: Optional[str] = None\n")
-        assert (found.state, found.version, found.cuda, found.available) == ("quick", "2.13.0+cu126", "12.6", None)
+        result = package("__version__ = '2.13.0+cu126'\ncuda: Optional[str] = '12.6'\nhip: Optional[str] = None\n")
+        assert (result.state, result.version, result.cuda, result.available) == ("quick", "2.13.0+cu126", "12.6", None)
 
     def test_a_cpu_build_has_no_cuda(self, package):
-        found = package("__version__ = '2.13.0+cpu'\ncuda: Optional[str] = None\nhip: Optional[str] = '6.1'\n")
-        assert (found.version, found.cuda) == ("2.13.0+cpu", None)
+        result = package("__version__ = '2.13.0+cpu'\ncuda: Optional[str] = None\nhip: Optional[str] = '6.1'\n")
+        assert (result.version, result.cuda) == ("2.13.0+cpu", None)
 
     @pytest.mark.parametrize("name", ["torch/__init__.py", "torch.py"])
     def test_a_torch_without_its_version_file_is_broken(self, package, name):
-        found = package(None, name)
-        assert found.state == "broken"
-        assert "version.py" in found.cause
+        result = package(None, name)
+        assert result.state == "broken"
+        assert "version.py" in result.cause
 
     def test_a_folder_left_behind_is_absent(self, package):
         assert package(None, "torch/lib/__init__.py").state == "absent"
@@ -179,5 +179,5 @@ class TestFilesOnly:
 
     def test_something_else_under_its_name_is_broken(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "torch", type(sys)("torch"))
-        found = read_torch_files()
-        assert (found.state, found.cause) == ("broken", "torch.__spec__ is None")
+        result = read_torch_files()
+        assert (result.state, result.cause) == ("broken", "torch.__spec__ is None")

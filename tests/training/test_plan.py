@@ -6,10 +6,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from helpers import environment
 from helpers.__main__ import main
 from helpers.display import size_text
-from helpers.environment import Card
 from helpers.model import load_model
 from helpers.settings import SettingsError, TrainingSettings, run_folder
 from helpers.training.cards import CARDS, GIB, GraphicsCard, find_card
@@ -324,17 +322,15 @@ class TestCommand:
         assert words in result.output
 
     def test_without_a_card_the_plan_is_for_the_courses_own_card_and_says_so(self, monkeypatch):
-        monkeypatch.setattr(environment, "card", lambda: None)
+        monkeypatch.setattr("helpers.training.cards.read_card", lambda: None)
         result = call("--json")
         assert json.loads(result.stdout)["card"]["name"] == "RTX 4070 Ti"
         assert "No NVIDIA card answers here" in result.stderr
 
     @pytest.mark.parametrize(("capability", "precision"), [((8, 9), "bf16"), ((7, 5), "fp16")])
     def test_the_plan_is_for_this_machines_card_where_there_is_one(self, monkeypatch, capability, precision):
-        half = "bfloat16" if precision == "bf16" else "float16"
-        peaks = {"float32": 30.0, half: 60.0}
-        card = Card("RTX 9999", 10 * GIB, 9 * GIB, capability, (), "8gb", precision, "580.1", peaks)
-        monkeypatch.setattr(environment, "card", lambda: card)
+        card = GraphicsCard("RTX 9999", 10 * GIB, 60.0, 30.0, precision == "bf16", 9 * GIB, capability)
+        monkeypatch.setattr("helpers.training.cards.read_card", lambda: card)
         result = call("--json")
         plan = json.loads(result.stdout)
         assert (plan["card"]["name"], plan["card"]["usable_bytes"]) == ("RTX 9999", 9 * GIB)

@@ -1,0 +1,79 @@
+"""What a card is: memory, speed, preset, precision; and the card of a machine that was read."""
+
+from dataclasses import replace
+
+import pytest
+
+from helpers.display import GIB
+from helpers.environment.card import CARDS, GraphicsCard, preset_for, read_card
+from helpers.environment.facts import Holder, Unread
+from tests.environment.baselines import CARD, LAPTOP, LINUX, blind, on, seeing, silent
+
+
+@pytest.mark.parametrize(
+    ("gib", "preset"),
+    [(4, "pocket"), (6.9, "pocket"), (7, "8gb"), (8, "8gb"), (11, "rtx-4070-ti"), (12, "rtx-4070-ti"), (15.9, "16gb")],
+)
+def test_the_preset_goes_by_memory(gib, preset):
+    assert preset_for(int(gib * GIB)) == GraphicsCard("any", int(gib * GIB), 0, 0).preset == preset
+
+
+def test_the_card_of_a_machine_is_read_with_what_the_driver_says():
+    holder = Holder(17, "python", GIB)
+    card = read_card(on(LINUX, card={"holders": (holder,)}))
+    assert (card.name, card.total_bytes, card.free_bytes) == (CARD.name, CARD.total_bytes, 11 * GIB)
+    assert (card.capability, card.holders, card.driver) == ((8, 9), (holder,), "580.65.06")
+    assert (card.preset, card.precision()) == ("rtx-4070-ti", "bf16")
+
+
+def test_the_computed_peaks_are_those_of_the_data_sheet():
+    published = next(card for card in CARDS if card.name == "RTX 4070 Ti")
+    card = read_card(LINUX)
+    assert card.half_tflops == pytest.approx(published.half_tflops, rel=0.01)
+    assert card.float32_tflops == pytest.approx(published.float32_tflops, rel=0.01)
+    assert card.peak_tflops == {"float32": card.float32_tflops, "bfloat16": card.half_tflops}
+
+
+def test_a_workstation_card_does_twice_the_tensor_operations():
+    geforce, workstation = (
+        read_card(on(LINUX, card={"name": name, "capability": (8, 6)})) for name in ("RTX 3090", "RTX A6000")
+    )
+    assert workstation.half_tflops == 2 * geforce.half_tflops
+    assert workstation.float32_tflops == geforce.float32_tflops
+
+
+@pytest.mark.parametrize("missing", [{"cuda_cores": None}, {"max_clock_mhz": None}, {"capability": (3, 5)}])
+def test_a_card_whose_numbers_are_not_known_has_no_peaks(missing):
+    assert read_card(on(LINUX, card=missing)).peak_tflops == {}
+
+
+def test_a_card_before_bf16_trains_in_fp16():
+    card = read_card(on(LINUX, card={"capability": (7, 5)}))
+    assert (card.has_bf16, card.precision(), sorted(card.peak_tflops)) == (False, "fp16", ["float16", "float32"])
+
+
+def test_a_machine_without_a_card_has_none():
+    assert read_card(LAPTOP) is None
+    assert read_card(on(LINUX, torch=blind(), nvml=silent("absent"))) is None
+
+
+def test_a_card_that_only_torch_sees_has_no_driver_version():
+    card = read_card(on(LINUX, nvml=Unread("OSError"), torch=seeing()))
+    assert (card.name, card.driver, card.free_bytes) == (CARD.name, "", None)
+
+
+def test_of_a_card_without_a_known_size_nothing_is_usable():
+    assert GraphicsCard("any", None, 0, 0).usable_bytes == 0
+
+
+def test_under_wsl2_torch_is_asked_where_nvml_fails(monkeypatch):
+    asked = []
+
+    def read_machine(*, quick=False):
+        asked.append(quick)
+        torch = replace(seeing(), available=None) if quick else seeing()
+        return on(LINUX, nvml=silent("crashed"), torch=torch, wsl=Unread("OSError"))
+
+    monkeypatch.setattr("helpers.environment.card.read_machine", read_machine)
+    assert read_card().name == CARD.name
+    assert asked == [True, False]

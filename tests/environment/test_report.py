@@ -1,0 +1,171 @@
+"""The diagnosis: order, verdict, what could not be read, the JSON."""
+
+import json
+import re
+from dataclasses import replace
+from types import NoneType
+
+import pytest
+
+from helpers.environment import report
+from helpers.environment.facts import Unread
+from helpers.environment.report import diagnosis_of
+from helpers.environment.rules import STATUSES
+from tests.environment.baselines import LAPTOP, LINUX, WINDOWS, blind, on, silent
+from tests.environment.machines import TABLE
+
+IDS = (
+    "python_version env_kernel_match stale_imports package_floor torch_build platform_kind driver_floor nvml_alive "
+    "cuda_available visible_devices wsl_libcuda arch_covered smoke_matmul gpu_identity vram_free other_processes "
+    "sysmem_fallback throttle_power alloc_conf precision_choice ram_available disk_free paths "
+    "tokenizer_and_model_files notebook_stack"
+).split()
+OPTIONAL_SIZE = (int, NoneType)
+CARD = {
+    "name": str,
+    "total_bytes": OPTIONAL_SIZE,
+    "free_bytes": OPTIONAL_SIZE,
+    "capability": ([int], NoneType),
+    "holders": [{"pid": int, "name": str, "used_bytes": OPTIONAL_SIZE}],
+    "preset": str,
+    "precision": str,
+    "driver": str,
+    "peak_tflops": {str: float},
+}
+SHAPE = {
+    "verdict": str,
+    "exit_code": int,
+    "mode": str,
+    "platform": str,
+    "quick": bool,
+    "card": (CARD, NoneType),
+    "wheel": ({"tag": str, "pip_args": str, "pip": str, "conda": str, "reason": str}, NoneType),
+    "checks": [{"id": str, "status": str, "reading": str, "why": str, "fix": str}],
+}
+
+
+def test_the_25_checks_are_in_the_order_of_the_reference():
+    assert [rule.id for rule in report.RULES] == IDS
+    assert all(rule.why.endswith(".") for rule in report.RULES)
+
+
+def test_the_worst_come_first_and_those_alike_keep_their_order():
+    for row in TABLE:
+        places = [(STATUSES.index(check.status), IDS.index(check.id)) for check in diagnosis_of(row.machine).checks]
+        assert places == sorted(places)
+        assert len(places) == len(IDS)
+
+
+@pytest.mark.parametrize("error", [ValueError("boom"), KeyError("boom"), RecursionError("boom")], ids=repr)
+def test_a_rule_that_breaks_is_unknown_with_its_cause_and_the_others_go_on(monkeypatch, error):
+    def judge(machine):
+        raise error
+
+    broken = replace(report.RULES[6], judge=judge)
+    monkeypatch.setattr(report, "RULES", (*report.RULES[:6], broken, *report.RULES[7:]))
+    diagnosis = diagnosis_of(LINUX)
+    assert {check.id: check.status for check in diagnosis.checks if check.status != "ok"} == {"driver_floor": "unknown"}
+    assert diagnosis.checks[0].reading == f"the check itself broke ({type(error).__name__}: {error})"
+    assert (diagnosis.exit_code, len(diagnosis.checks)) == (0, 25)
+
+
+def test_what_could_not_be_read_is_unknown_with_its_cause():
+    diagnosis = diagnosis_of(on(LINUX, memory=Unread("OSError: no /proc")))
+    assert diagnosis.check("ram_available").reading == "could not be read (OSError: no /proc)"
+
+
+def test_a_machine_of_which_nothing_could_be_read_still_gets_25_answers():
+    nothing = Unread("OSError: strange")
+    groups = "python platform packages torch nvml process memory storage files power".split()
+    diagnosis = diagnosis_of(replace(LINUX, **dict.fromkeys(groups, nothing)))
+    result = {check.id: check.status for check in diagnosis.checks}
+    no_card = {"wsl_libcuda", "arch_covered", "gpu_identity", "vram_free", "other_processes"}  # none that is known of
+    assert result == {name: "ok" if name in no_card else "unknown" for name in IDS}
+    assert (diagnosis.exit_code, diagnosis.mode, diagnosis.card, diagnosis.wheel) == (0, "cpu", None, None)
+
+
+def test_an_unread_platform_leaves_what_does_not_depend_on_it():
+    diagnosis = diagnosis_of(on(LINUX, platform=Unread("OSError: strange")))
+    result = {check.id: check.status for check in diagnosis.checks if check.status != "ok"}
+    assert result == dict.fromkeys(("platform_kind", "driver_floor", "sysmem_fallback", "paths"), "unknown")
+    assert diagnosis.mode == "gpu"
+
+
+@pytest.mark.parametrize(
+    ("machine", "verdict"),
+    [
+        (LINUX, "Ready to train on the GPU: NVIDIA GeForce RTX 4070 Ti, preset rtx-4070-ti."),
+        (LAPTOP, "CPU course mode: everything runs, on the CPU with the pocket model."),
+        (on(LINUX, torch=blind(), nvml=silent("absent")), "Not ready: fix nvml_alive, cuda_available first."),
+        (on(WINDOWS, torch=Unread("OSError")), "A card is there (NVIDIA GeForce RTX 4070 Ti, preset rtx-4070-ti), but "
+         "torch could not be asked; on the CPU everything runs."),
+    ],
+)  # fmt: skip
+def test_the_verdict_is_one_sentence(machine, verdict):
+    assert diagnosis_of(machine).verdict == verdict
+
+
+def has_shape(value, shape):
+    """Say whether a value has exactly these keys and types, all the way down; a tuple lists what it may be."""
+    if isinstance(shape, tuple):
+        return any(has_shape(value, each) for each in shape)
+    if isinstance(shape, list):
+        return isinstance(value, list) and all(has_shape(each, shape[0]) for each in value)
+    if isinstance(shape, dict) and str in shape:
+        return isinstance(value, dict) and all(has_shape(each, shape[str]) for each in value.values())
+    if isinstance(shape, dict):
+        return (
+            isinstance(value, dict) and list(value) == list(shape) and all(has_shape(value[k], shape[k]) for k in shape)
+        )
+    return type(value) is shape
+
+
+class TestJson:
+    @pytest.mark.parametrize("name", ["plain", "card", "strange card", "broken"])
+    def test_it_has_the_shape_that_is_documented(self, diagnoses, name):
+        document = json.loads(json.dumps(diagnoses[name].to_dict()))
+        assert has_shape(document, SHAPE)
+        assert (document["card"] is None) == (name in ("plain", "broken"))
+        assert (document["exit_code"], document["mode"]) in {(0, "cpu"), (1, "cpu"), (0, "gpu"), (1, "gpu")}
+        assert len({check["id"] for check in document["checks"]}) == len(document["checks"]) == 25
+        order = [("fail", "unknown", "warn", "ok").index(check["status"]) for check in document["checks"]]
+        assert order == sorted(order)
+        assert document["exit_code"] == int(order[0] == 0)
+
+    def test_every_name_in_it_is_documented(self, diagnoses):
+        names = set()
+
+        def collect(value):
+            if isinstance(value, dict):
+                names.update(value)
+                for key in value:
+                    collect(value[key])
+            elif isinstance(value, list):
+                for each in value:
+                    collect(each)
+
+        document = json.loads(json.dumps(diagnoses["card"].to_dict()))
+        document["card"]["peak_tflops"] = {}  # its names are number formats
+        collect(document)
+        documented = re.findall(r"`(\w+)`", type(diagnoses["card"]).to_dict.__doc__)
+        assert names == set(documented)
+
+    def test_the_test_of_the_shape_sees_what_is_wrong(self, diagnoses):
+        document = json.loads(json.dumps(diagnoses["card"].to_dict()))
+        for damage in (
+            lambda t: t.pop("mode"),
+            lambda t: t.update(more=1),
+            lambda t: t.update(quick=0),
+            lambda t: t["card"].update(total_bytes="12 GB"),
+            lambda t: t["card"]["holders"][0].pop("pid"),
+            lambda t: t["checks"][7].update(fix=None),
+        ):
+            damaged = json.loads(json.dumps(document))
+            damage(damaged)
+            assert not has_shape(damaged, SHAPE)
+
+
+def test_the_name_of_a_process_puts_no_markup_into_a_page(diagnoses):
+    page = diagnoses["card"]._repr_html_()
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page

@@ -1,0 +1,157 @@
+"""The rules themselves: a verdict that is changed anywhere must be noticed by a simulated machine."""
+
+import ast
+import inspect
+from dataclasses import replace
+from itertools import combinations
+
+import pytest
+
+from helpers.environment import card_checks, driver_checks, python_checks, report, system_checks
+from helpers.environment.report import diagnosis_of
+from helpers.environment.rules import STATUSES, Finding, Rule
+from tests.environment.baselines import LAPTOP, LINUX, WINDOWS, WSL2, blind, on
+from tests.environment.machines import TABLE
+
+CHANGED = {"ok": "warn", "warn": "fail", "fail": "warn", "unknown": "fail"}
+
+
+def expected(row, identity):
+    return row.bad.get(identity, "ok")
+
+
+def noticed_by(rows):
+    """Return the first row whose verdicts are not all the expected ones."""
+    for row in rows:
+        for check in diagnosis_of(row.machine).checks:
+            if check.status != expected(row, check.id):
+                return row.name
+    return None
+
+
+def swapped(rule, one, other):
+    def judge(machine):
+        result = rule.judge(machine)
+        return result._replace(status={one: other, other: one}.get(result.status, result.status))
+
+    return replace(rule, judge=judge)
+
+
+PAIRS = [
+    pytest.param(rule, *pair, id=f"{rule.id}-{pair[0]}-{pair[1]}")
+    for rule in report.RULES
+    for pair in combinations(sorted({expected(row, rule.id) for row in TABLE}, key=STATUSES.index), 2)
+]
+
+
+@pytest.mark.parametrize(("rule", "one", "other"), PAIRS)
+def test_two_verdicts_that_are_swapped_are_noticed(monkeypatch, rule, one, other):
+    mutated = tuple(swapped(each, one, other) if each is rule else each for each in report.RULES)
+    concerned = [row for row in TABLE if expected(row, rule.id) in (one, other)]
+    assert noticed_by(concerned[:1]) is None
+    monkeypatch.setattr(report, "RULES", mutated)
+    assert noticed_by(concerned)
+
+
+MODULES = (python_checks, driver_checks, card_checks, system_checks)
+
+
+def spoken(module):
+    """Return a module's syntax tree, and each place with a verdict: ok, warn, fail, unknown or NO_GPU."""
+    tree = ast.parse(inspect.getsource(module))
+    names = {*CHANGED, "NO_GPU"}
+    return tree, [node for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id in names]
+
+
+def rules_with_one_verdict_changed(module, index):
+    """Return a module's rules as they would be if one verdict in its source were another."""
+    tree, places = spoken(module)
+    finding = Finding(CHANGED.get(places[index].id, "warn"), "changed")
+    mutant = finding if places[index].id == "NO_GPU" else lambda *_: finding
+    places[index].id = "_mutant"
+    namespace = {"__name__": module.__name__, "_mutant": mutant}
+    exec(compile(tree, module.__file__, "exec"), namespace)
+    return {value.id: value for value in namespace.values() if isinstance(value, Rule)}
+
+
+PLACES = [
+    pytest.param(module, index, id=f"{module.__name__.rpartition('.')[2]}-{place.lineno}-{place.id}")
+    for module in MODULES
+    for index, place in enumerate(spoken(module)[1])
+]
+
+
+@pytest.mark.parametrize(("module", "index"), PLACES)
+def test_a_verdict_that_is_changed_anywhere_in_the_source_is_noticed(module, index):
+    mutated = rules_with_one_verdict_changed(module, index)
+    assert mutated
+    assert any(rule(row.machine).status != expected(row, name) for row in TABLE for name, rule in mutated.items())
+
+
+def test_the_four_modules_hold_all_the_rules():
+    _, places = spoken(python_checks)
+    assert len(places) > 10
+    assert len({rule.id for rule in report.RULES}) == len(report.RULES) == 25
+
+
+# words that only one of the shells knows, as they would be written in a fix
+POWERSHELL = ("$env:", "Remove-Item", "Stop-Process", "winget", "Scripts\\")
+POSIX = ("export ", "unset ", "sudo", "rm ", "kill ", "&&", "/bin/", "-e '.[")
+
+
+def test_a_fix_is_written_for_the_shell_of_its_platform():
+    for machine in (row.machine for row in TABLE):
+        foreign = POSIX if machine.platform.kind == "Windows" else POWERSHELL
+        for check in diagnosis_of(machine).checks:
+            assert [word for word in foreign if word in check.fix] == [], check
+
+
+@pytest.mark.parametrize(
+    ("base", "tag", "older", "first"),
+    [  # the drivers that CUDA's releases came with, from NVIDIA's table; Windows has none within 13
+        (LINUX, "cu121", "530.30.01", "530.30.02"),
+        (LINUX, "cu124", "550.54.13", "550.54.14"),
+        (LINUX, "cu126", "560.28.02", "560.28.03"),
+        (LINUX, "cu128", "570.25", "570.26"),
+        (LINUX, "cu130", "580.65.05", "580.65.06"),
+        (LINUX, "cu132", "595.45.03", "595.45.04"),
+        (WINDOWS, "cu121", "531.13", "531.14"),
+        (WINDOWS, "cu124", "551.60", "551.61"),
+        (WINDOWS, "cu126", "560.75", "560.76"),
+        (WINDOWS, "cu128", "570.64", "570.65"),
+        (WSL2, "cu126", "560.75", "560.76"),
+    ],
+)
+def test_a_driver_older_than_the_wheels_own_release_is_warned_of(base, tag, older, first):
+    def status(driver):
+        machine = on(base, nvml={"driver": driver, "cuda": None}, torch={"cuda": f"{tag[2:4]}.{tag[4:]}"})
+        return diagnosis_of(machine).check("driver_floor").status
+
+    assert (status(older), status(first)) == ("warn", "ok")
+
+
+@pytest.mark.parametrize(
+    ("machine", "identity", "reading"),
+    [
+        (WINDOWS, "platform_kind",
+         "Windows, AMD64; leave torch_compile off here (it needs triton, which is for Linux)"),
+        (LINUX, "platform_kind", "Linux, x86_64"),
+        (on(LINUX, platform={"container": "/.dockerenv"}), "platform_kind",
+         "Linux, x86_64, in a container (/.dockerenv)"),
+        (on(LINUX, nvml={"driver": "535.54.03", "cuda": 12020}), "driver_floor",
+         "driver 535.54.03 supports CUDA 12.2, the wheel is for CUDA 13.0 (driver 580 or newer)"),
+        (on(LINUX, nvml={"driver": "535.54.03", "cuda": None}), "driver_floor",
+         "driver 535.54.03 supports CUDA 12, the wheel is for CUDA 13.0 (driver 580 or newer)"),
+        (LINUX, "nvml_alive", "driver 580.65.06, 1 card"),
+        (on(LINUX, nvml={"cards": LINUX.nvml.cards * 2}), "nvml_alive", "driver 580.65.06, 2 cards"),
+        (on(LINUX, torch=blind("cu130", "CUDA said no")), "cuda_available", "torch sees no card: CUDA said no"),
+        (on(WSL2, wsl={"dxg": False}), "wsl_libcuda", "/dev/dxg is missing"),
+        (on(WSL2, wsl={"libcuda": False}), "wsl_libcuda", "/usr/lib/wsl/lib/libcuda.so.1 is missing"),
+        (on(LINUX, card={"free_bytes": 9 * 1024**3}), "vram_free", "9.0 of 11.8 GiB free"),
+        (LAPTOP, "precision_choice", "mixed_precision: auto takes float32"),
+        (on(LINUX, python={"kernel": "/gone/python", "kernel_exists": False}), "env_kernel_match",
+         "the python3 kernel is /gone/python, which does not exist"),
+    ],
+)  # fmt: skip
+def test_a_reading_says_what_was_seen(machine, identity, reading):
+    assert diagnosis_of(machine).check(identity).reading == reading
