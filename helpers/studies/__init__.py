@@ -1,7 +1,8 @@
-"""Many runs from one study file: what it asks for, what it will take, the queue, the workers, the comparison.
+"""Batch runs: many runs from one study file, and one table of them all. No notebook; the commands `sweep`, `compare`.
 
-Optuna holds the study: its queue hands each point to one worker, its storage keeps what came of it. A worker runs each
-trial's notebooks through papermill into a run's folder of its own, so that every trial can be opened like any run.
+study, study_file: what a study file declares, and its checks      comparability: which trials can be ranked
+study_plan: hours, memory and disk, predicted                       queue, worker, trial: Optuna's queue and who runs it
+supervision: the workers of one command, and the progress           compared_run, comparison, comparison_page: the table
 """
 
 from helpers import lazy_exports
@@ -9,6 +10,10 @@ from helpers import lazy_exports
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
-        "comparison": "compare promote read_run",
+        "compared_run": "read_run",
+        "comparison": "compare promote",
+        "comparison_page": "write_page",
+        "study_file": "find_study read_study",
+        "study_plan": "plan_study",
     },
 )

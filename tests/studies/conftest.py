@@ -48,7 +48,7 @@ def write_notebook(tmp_path):
 
 @pytest.fixture
 def cheap_notebook(write_notebook):
-    """Return a notebook that takes no time, notes each start, and leaves what a training leaves."""
+    """Return a notebook that takes no time, records each start, and leaves the files of a training."""
     return write_notebook("cheap.ipynb", 'run = "x"\nlearning_rate = 1e-3\nweight_decay = 0.01', CHEAP)
 
 
@@ -83,13 +83,13 @@ def sweep(file, *options):
 
 
 def ended(process, *, seconds=120):
-    """Wait for a command; return its exit code and all that it said."""
+    """Wait for a command; return its exit code and all its output."""
     out, err = process.communicate(timeout=seconds)
     return process.returncode, out + err
 
 
 def wait_until(condition, *, seconds=60):
-    """Wait for what must come to be true."""
+    """Wait until a condition is true."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
