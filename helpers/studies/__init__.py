@@ -1,8 +1,9 @@
-"""Batch runs: many runs from one study file, and one table of them all. No notebook; the commands `sweep`, `compare`.
+"""Batch runs, from one study file to one table of all runs: the commands `sweep` and `compare`; no notebook's room.
 
-study, study_file: what a study file declares, and its checks      comparability: which trials can be ranked
-study_plan: hours, memory and disk, predicted                       queue, worker, trial: Optuna's queue and who runs it
-supervision: the workers of one command, and the progress           compared_run, comparison, comparison_page: the table
+`study`, `study_file`, `comparability`: what a study file declares, how it is checked, which trials can be ranked.
+`study_plan`: hours, memory and disk, predicted before anything starts.
+`queue`, `worker`, `trial`, `supervision`: trials in Optuna's storage, who runs them, and the progress on the screen.
+`compared_run`, `comparison`, `comparison_page`: runs read from their folders, one table, one page with pictures.
 """
 
 from helpers import lazy_exports

@@ -133,6 +133,7 @@ def trials_of(study: Study, opened: "OptunaStudy") -> "list[FrozenTrial]":
 
     After the budget of trials was lowered, waiting trials beyond it are left out.
     """
+    # trials are numbered as they are queued, so a later one of the same point replaces an earlier one
     newest = {trial.user_attrs["point"]: trial for trial in _valid_trials(opened)}
     most = len(study.points)
     return [newest[point] for point in sorted(newest) if point < most or state_of(newest[point]) != "waiting"]
@@ -172,7 +173,7 @@ def _queue_again(opened: "OptunaStudy", trial: "FrozenTrial", **attributes: Any)
         system_attrs=trial.system_attrs,
         intermediate_values=trial.intermediate_values,
     )
-    opened.add_trial(again)
+    opened.add_trial(again)  # not enqueue_trial, which would fix the values but lose the reported losses
 
 
 def put_back(opened: "OptunaStudy", trial: "Trial") -> None:
@@ -183,7 +184,7 @@ def put_back(opened: "OptunaStudy", trial: "Trial") -> None:
 
 def retry_failed(study: Study, opened: "OptunaStudy") -> None:
     """Queue the failed trials again."""
-    with FileLock(study.folder / ".queue.lock"):
+    with FileLock(study.folder / ".queue.lock"):  # or a second command would queue them once more
         for trial in trials_of(study, opened):
             if state_of(trial) == "failed":
                 _queue_again(opened, trial, retry=True)
@@ -236,4 +237,4 @@ def place_of(study: Study, trial: "Trial") -> str:
     """Return where to find a trial in the storage, as JSON text: `trial_at` opens it in another process."""
     run = trial_name(trial.user_attrs["point"])
     place = {"address": study.storage, "folder": str(study.folder), "study": study.study, "run": run}
-    return json.dumps(place | {"trial_id": trial._trial_id})
+    return json.dumps(place | {"trial_id": trial._trial_id})  # private, but Optuna's Trial(study, id) wants it

@@ -63,16 +63,12 @@ class Budgets(_Declared):
     """Upper limits of a study."""
 
     trials: int = Field(
-        0, ge=0, le=10_000, json_schema_extra={"unit": "trials"},
-        description=f"how many points are tried; 0: the complete grid, or {_SEARCH_TRIALS} points of a search",
-    )  # fmt: skip
-    hours: float = Field(
-        0.0, ge=0, le=10_000, json_schema_extra={"unit": "hours"},
-        description="no trial starts later than this after the command; 0: no limit",
-    )  # fmt: skip
-    disk_gib: float = Field(
-        0.0, ge=0, json_schema_extra={"unit": "GiB"}, description="size of the study's folder; 0: all free space"
+        0, ge=0, le=10_000, description=f"points to try; 0: the complete grid, or {_SEARCH_TRIALS} points of a search"
     )
+    hours: float = Field(
+        0.0, ge=0, le=10_000, description="no trial starts later than this after the command; 0: no limit"
+    )
+    disk_gib: float = Field(0.0, ge=0, description="size of the study's folder; 0: all free space")
 
 
 class Study(_Declared):
@@ -148,6 +144,7 @@ class Study(_Declared):
         changes = {name: value for name, value in {**self.settings, **point}.items() if name in known}
         return TrainingSettings.from_preset(self.preset, **{**changes, "run": run})
 
+    # Studies in old journals are compared with this dict: its keys and its form must not change.
     @property
     def essence(self) -> dict[str, Any]:
         """What must stay the same while a study goes on, as JSON; budgets may change."""
@@ -166,7 +163,7 @@ def trial_name(point: int) -> str:
 def _check_each(values: Any, check: Callable[[Any, Any], Any]) -> Any:
     """Check each value by its key; raise one error with the faults of all of them, each with its key in `loc`.
 
-    Pydantic itself would check the values without their keys, and here the key names the setting with the type.
+    Pydantic's own dict[str, ...] checks a value without its key; here the key names the setting that has the type.
     """
     if not isinstance(values, dict):
         return values  # pydantic will refuse it
@@ -200,8 +197,9 @@ def _typed_variation(name: Any, over: Any) -> list[Any] | Range:
         raise SettingsError(
             f"{name} = {over!r} is not allowed: it must be a list of values, or a range with low and high."
         )
+    # one fault per value, with its index in `loc`, rather than only the first
     values = [*_check_each(dict(enumerate(over)), lambda _, value: _typed_value(name, value)).values()]
-    if len({repr(value) for value in values}) < len(values):
+    if len({repr(value) for value in values}) < len(values):  # 0.001 and 1e-3 are the same point
         raise SettingsError(f"{name} has the same value twice: each point of a grid is run once.")
     return values
 
@@ -212,6 +210,7 @@ def _typed_range(name: str, over: dict[str, Any]) -> Range:
         raise SettingsError(f"{name} has no range: it must be {allowed(field)}. List the values to try.")
     scale = (field.json_schema_extra or {}).get("scale", "linear")  # of the setting, where the file has none
     checked = Range.model_validate({"scale": scale, **over})
+    # the values as they are in the file: an error sentence must show 1.5, or the text "7", as the user wrote it
     _check_each({end: over[end] for end in ("low", "high")}, lambda _, value: _typed_value(name, value))
     low, high = checked.low, checked.high
     if not low < high or not math.isfinite(high - low):

@@ -49,6 +49,7 @@ def read_study(path: Path) -> Study:
     if not isinstance(values, dict):
         raise SettingsError(f"{path.name}, line 1: a study is a mapping with at least `vary`: see {STUDIES}.")
     values = {str(name): value for name, value in values.items()}
+    # PyYAML's loader keeps no line numbers, so the same text is also composed into nodes, which have them.
     lines: dict[tuple, int] = {}
     faults = [*_repeated_keys(node, lines), *_faults_between_entries(values)]
     try:

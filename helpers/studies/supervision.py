@@ -214,7 +214,7 @@ def _start(study: Study, file: Path, number: int, ends: float, environment: dict
     with (study.folder / f"worker-{os.getpid()}-{number}.log").open("ab") as log:
         return subprocess.Popen(  # noqa: S603 - this very Python
             command,
-            stdin=subprocess.PIPE,
+            stdin=subprocess.PIPE,  # never written to: it closes when this process ends, see `_end_with_parent`
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,

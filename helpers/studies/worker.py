@@ -62,6 +62,7 @@ def work(study: Study, opened: "OptunaStudy", *, ends: float = float("inf")) -> 
             states = {state_of(trial) for trial in trials_of(study, opened)}
             if "waiting" in states:
                 _stop_for_budgets(study, ends)
+                # optimize, not ask and tell: it records errors and pruning, and starts a database's heartbeat
                 opened.optimize(
                     lambda trial: _own_and_run(study, trial, taking, held),
                     n_trials=1,
