@@ -83,7 +83,7 @@ class RunTable:
         """Return the rows as CSV text with a head line."""
         import pandas as pd
 
-        # objects: pandas would turn whole numbers into floats where one of them is missing
+        # objects: pandas would turn integers into floats where one of them is missing
         return pd.DataFrame(self.rows, dtype=object).to_csv(index=False, lineterminator="\n")
 
     def __str__(self) -> str:
@@ -233,7 +233,7 @@ def _runs_of(name: str) -> list[ComparedRun]:
     folder = run_folder(study) / run_folder(trial).name if study else run_folder(name)
     if (folder / "settings.json").exists() or (folder / "trial.json").exists():
         return [read_run(folder, name=name)]
-    # a trial's notebooks leave experiments beside it, such as trial-003-rate-1: those are no trials
+    # a trial's notebooks leave experiments beside it, such as trial-003-rate-1: they are not trials
     trials = sorted(path for path in folder.glob("trial-*/") if re.fullmatch(r"trial-\d+", path.name))
     if trials and not study:
         return [read_run(path, name=f"{name}/{path.name}") for path in trials]

@@ -88,7 +88,7 @@ def _refuse_the_folder_of_a_run(study: Study) -> None:
 
 
 def _is_started(study: Study, opened: "OptunaStudy") -> bool:
-    """Tell whether a study was started before; raise `SettingsError` where it was with other settings."""
+    """Return whether a study was started before; raise `SettingsError` where it was with other settings."""
     before, now = opened.user_attrs.get("essence"), study.essence
     if before is not None and before != now:
         changed = [f"{name} = {before[name]}, not {now[name]}" for name in now if before.get(name) != now[name]]
@@ -145,7 +145,7 @@ def state_of(trial: "FrozenTrial") -> State:
 
 
 def is_superfluous(opened: "OptunaStudy", trial: "Trial") -> bool:
-    """Tell whether an earlier trial has settled or runs the same point, as when two machines queued it at once."""
+    """Return whether an earlier trial has settled or runs the same point, as when two machines queued it at once."""
     point, is_retry = trial.user_attrs.get("point"), "retry" in trial.user_attrs
     return point is None or any(
         other.user_attrs["point"] == point
@@ -157,7 +157,7 @@ def is_superfluous(opened: "OptunaStudy", trial: "Trial") -> bool:
 
 
 def was_interrupted(trial: "FrozenTrial") -> bool:
-    """Tell whether a trial ended without a result and without an error: its worker died or was stopped."""
+    """Return whether a trial ended without a result and without an error: its worker died or was stopped."""
     return trial.state.name == "FAIL" and "error" not in trial.user_attrs
 
 

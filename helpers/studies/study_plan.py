@@ -184,7 +184,7 @@ def plan_study(study: Study, card: GraphicsCard | None, *, workers: int = 1, n_l
 
 
 def _is_known(model_name_or_path: str) -> bool:
-    """Tell whether a model can be planned: not an unknown one of the Hub before its download."""
+    """Return whether a model can be planned: not an unknown one of the Hub before its download."""
     if Path(model_name_or_path).exists() or "/" not in model_name_or_path:
         return True  # a wrong name is planned too, so that its error is reported now
     try:

@@ -86,7 +86,7 @@ class Progress:
 
 
 def _is_done(folder: Path) -> bool:
-    """Tell whether a trial's folder holds a finished one, as when the other machine shares this disk."""
+    """Return whether a trial's folder holds a finished one, as when the other machine shares this disk."""
     try:
         return json.loads((folder / "trial.json").read_text(encoding="utf-8"))["state"] == "done"
     except (OSError, ValueError, KeyError):

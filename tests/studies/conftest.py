@@ -9,6 +9,9 @@ import pytest
 import yaml
 
 from helpers.settings import TrainingSettings
+from helpers.studies.queue import open_study
+from helpers.studies.study_file import read_study
+from helpers.studies.worker import work
 
 CHEAP = """
 import json, os, time
@@ -27,6 +30,9 @@ if weight_decay == 0.6 and not os.environ.get("ROOM"):
 """
 TRAINING = """
 from helpers.settings import TrainingSettings
+from helpers.studies.queue import open_study
+from helpers.studies.study_file import read_study
+from helpers.studies.worker import work
 from helpers.training.fine_tuning import fine_tune
 fine_tune(TrainingSettings.from_notebook(globals()))
 """
@@ -80,6 +86,14 @@ def sweep(file, *options):
     """Start the command; return the process."""
     command = [sys.executable, "-m", "helpers", "sweep", str(file), *options]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def run_worker(file, **options):
+    """Run all trials of a study file in this process; return the study, and the same one in Optuna's storage."""
+    study = read_study(file)
+    opened = open_study(study)
+    work(study, opened, **options)
+    return study, opened
 
 
 def ended(process, *, seconds=120):

@@ -33,8 +33,8 @@ def evaluation(perplexity, text, context, run):
 def write_trials(runs):
     """Write the study `rates`: two finished trials, a pruned one and a failed one."""
     for number, (state, loss) in enumerate([("done", 3.0), ("done", 2.0), ("pruned", 1.0)]):
-        asked = {"optimise": "eval_loss", "parameters": {"learning_rate": 10.0**-number, "stride": 64}, "state": state}
-        write_run(runs / f"rates/trial-{number:03d}", perplexity=20.0 + number, eval_loss=loss, **asked)
+        record = {"optimise": "eval_loss", "parameters": {"learning_rate": 10.0**-number, "stride": 64}, "state": state}
+        write_run(runs / f"rates/trial-{number:03d}", perplexity=20.0 + number, eval_loss=loss, **record)
     failed = runs / "rates/trial-003"
     failed.mkdir()
     failed.joinpath("trial.json").write_text(

@@ -251,7 +251,7 @@ def test_a_trial_is_the_course_itself(study_file, runs):
 
 def test_compare_writes_the_table_and_promotes_the_best(runs, tmp_path):
     write_trials(runs)
-    asked = [
+    arguments = [
         "compare",
         "rates",
         "--csv",
@@ -261,7 +261,7 @@ def test_compare_writes_the_table_and_promotes_the_best(runs, tmp_path):
         "--promote",
         "best",
     ]
-    result = CliRunner().invoke(main, asked)
+    result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
     assert "Best: rates/trial-001, eval loss 2" in result.output
     assert f"rates/trial-001 is now the run best: {runs / 'best'}" in result.output

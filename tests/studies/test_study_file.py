@@ -3,26 +3,7 @@ from pathlib import Path
 import pytest
 
 from helpers.settings import SettingsError
-from helpers.studies.study import Range
 from helpers.studies.study_file import STUDIES, find_study, read_study
-
-
-def test_a_grid_has_a_point_for_each_combination_in_the_order_of_the_file(study_file):
-    study = read_study(study_file())
-    assert study.is_grid
-    assert [tuple(point.values()) for point in study.points] == [(0.001, 0.0), (0.001, 0.1), (0.002, 0.0), (0.002, 0.1)]
-
-
-def test_a_budget_of_trials_cuts_the_grid(study_file):
-    assert len(read_study(study_file(budgets={"trials": 3})).points) == 3
-
-
-def test_a_range_makes_a_search_on_the_scale_of_its_setting(study_file):
-    study = read_study(study_file(vary={"learning_rate": {"low": 1e-5, "high": 1e-3}, "weight_decay": [0.0, 0.1]}))
-    assert not study.is_grid
-    assert study.vary["learning_rate"] == Range(low=1e-5, high=1e-3, scale="log")
-    assert study.points == [{}] * 20
-    assert len(study.corners) == 4
 
 
 def test_text_is_read_in_the_type_of_its_setting(tmp_path, cheap_notebook):
@@ -142,40 +123,6 @@ def refusal(path):
 
 
 @pytest.mark.parametrize(
-    ("varied", "changes", "words"),
-    [
-        ("seed: [1, 2]", "", "seed changes the text that is measured"),
-        ("source: [fables, python-reference]", "", "with source under `settings`; `python -m helpers compare"),
-        ("validation_share: {low: 0.1, high: 0.2}", "", "validation_share changes the text"),
-        ("block_size: [64, 128]", "", "a longer block has the smaller loss"),
-        ("block_size: [64, 128]", "optimise: perplexity\nprune: true\n", "a longer block has the smaller loss"),
-        ("stride: [64, 128]", "optimise: bits_per_byte\n", "stride changes how the metric is measured"),
-        ("model_name_or_path: [pocket, openai-community/gpt2]", "", "models of different vocabularies"),
-    ],
-)
-def test_settings_whose_trials_cannot_be_ranked_are_not_varied(tmp_path, varied, changes, words):
-    (tmp_path / "a.yaml").write_text(f"preset: pocket\nvary:\n  {varied}\n{changes}")
-    sentence = refusal(tmp_path / "a.yaml")
-    assert sentence.startswith("a.yaml, line 3: ")
-    assert words in sentence
-    assert "\n" not in sentence
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "vary: {seed: [1]}",
-        "vary: {block_size: [64, 128]}\noptimise: bits_per_byte",
-        "vary: {model_name_or_path: [pocket, openai-community/gpt2]}\noptimise: bits_per_byte",
-        "vary: {model_name_or_path: [distilbert/distilgpt2, openai-community/gpt2]}",
-    ],
-)
-def test_settings_whose_trials_can_be_ranked_may_be_varied(tmp_path, text):
-    (tmp_path / "a.yaml").write_text(text)
-    assert read_study(tmp_path / "a.yaml").points
-
-
-@pytest.mark.parametrize(
     ("text", "words"),
     [
         ("vary: {seed: [1]}\nsettings:\n  seed: 1\n", "line 1: seed is under `settings` too"),
@@ -185,11 +132,6 @@ def test_settings_whose_trials_can_be_ranked_may_be_varied(tmp_path, text):
         ),
         ("vary:\n  seed: [1]\n  seed: [2]\n", "line 3: 'seed' is already set in line 2: keep one of the two"),
         ("vary: {learning_rate: [0.001, 1e-3]}\n", "line 1: learning_rate has the same value twice"),
-        (
-            "vary: {seed: [1]}\nnotebooks: [3]\noptimise: perplexity\n",
-            'measures perplexity, so every trial would fail: add "04"',
-        ),
-        ("vary: {seed: [1]}\nnotebooks: [2]\n", "line 2: None of the notebooks 02 measures eval_loss"),
     ],
 )
 def test_entries_that_would_fail_or_be_lost_are_refused_in_advance(tmp_path, text, words):

@@ -146,20 +146,20 @@ def test_workers_that_die_and_settle_nothing_are_not_restarted_for_ever(supervis
     assert "ended with code -9 again and again" in reasons[0]
 
 
-@pytest.mark.parametrize("asked", [None, "7"])
-def test_workers_share_the_cores_unless_the_user_sets_the_threads(study_file, monkeypatch, asked):
+@pytest.mark.parametrize("threads", [None, "7"])
+def test_workers_share_the_cores_unless_the_user_sets_the_threads(study_file, monkeypatch, threads):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    if asked:
-        monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    if threads:
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
     file = study_file(vary={"learning_rate": [0.001, 0.002]})
     study = read_study(file)
     opened = open_study(study)
-    threads = []
+    given = []
 
     def start(*arguments):
-        threads.append(arguments[-1]["OMP_NUM_THREADS"])
+        given.append(arguments[-1]["OMP_NUM_THREADS"])
         return DyingWorker(study, opened, settles=True)
 
     monkeypatch.setattr("helpers.studies.supervision._start", start)
     supervise(study, file, opened, workers=2, show=lambda _: None)
-    assert set(threads) == {asked or str(max(1, psutil.cpu_count(logical=False) // 2))}
+    assert set(given) == {threads or str(max(1, psutil.cpu_count(logical=False) // 2))}
