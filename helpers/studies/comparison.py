@@ -108,30 +108,26 @@ class RunTable:
             text = group[0].text(self.by)[:12]
             measured = f"{part} text {text}" if text else f"no {part} text"
             ranks = [str(place) if run.ranked(self.by) is not None else "-" for place, run in enumerate(group, start=1)]
-            frame = pd.DataFrame([self._cells(run) for run in group], index=ranks, columns=self._head, dtype=object)
-            yield (
-                f"By {self.by.replace('_', ' ')}, best first ({measured})",
-                frame.dropna(axis=1, how="all").fillna("-"),
-            )
+            cells = [self._cells(run) for run in group]
+            frame = pd.DataFrame([[text for _, text in row] for row in cells], index=ranks, dtype=object)
+            frame.columns = [heading for heading, _ in cells[0]]  # two are the same: a dict would lose an interval
+            known = frame.dropna(axis=1, how="all").fillna("-")
+            yield f"By {self.by.replace('_', ' ')}, best first ({measured})", known
 
-    @property
-    def _head(self) -> list[str]:
-        measured = ["perplexity", _INTERVAL, "bits per byte", _INTERVAL, "validation loss"]
-        return ["run", *self.differing, *measured, "time", "peak memory", "tokens", "state"]
-
-    def _cells(self, run: ComparedRun) -> list[str | None]:
+    def _cells(self, run: ComparedRun) -> list[tuple[str, str | None]]:
+        """Return (heading, text) of each column; None where the run has no value."""
         return [
-            run.name,
-            *(_short(run.settings[name]) if name in run.settings else None for name in self.differing),
-            _number(run.perplexity, ".2f"),
-            _interval(run.perplexity_interval, ".2f"),
-            _number(run.bits_per_byte, ".4f"),
-            _interval(run.bits_per_byte_interval, ".4f"),
-            _number(run.eval_loss, ".4f"),
-            None if run.seconds is None else duration_text(run.seconds),
-            None if run.peak_bytes is None else size_text(run.peak_bytes),
-            _number(run.tokens, ","),
-            run.state,
+            ("run", run.name),
+            *((name, _short(run.settings[name]) if name in run.settings else None) for name in self.differing),
+            ("perplexity", _number(run.perplexity, ".2f")),
+            (_INTERVAL, _interval(run.perplexity_interval, ".2f")),
+            ("bits per byte", _number(run.bits_per_byte, ".4f")),
+            (_INTERVAL, _interval(run.bits_per_byte_interval, ".4f")),
+            ("validation loss", _number(run.eval_loss, ".4f")),
+            ("time", None if run.seconds is None else duration_text(run.seconds)),
+            ("peak memory", None if run.peak_bytes is None else size_text(run.peak_bytes)),
+            ("tokens", _number(run.tokens, ",")),
+            ("state", run.state),
         ]
 
 

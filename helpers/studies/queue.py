@@ -117,7 +117,8 @@ def _sampler(study: Study, point: int) -> "BaseSampler":
     """Return TPE, seeded by the point: two workers must not choose the same, and a study can be repeated."""
     import optuna
 
-    with warnings.catch_warnings(action="ignore"):  # constant_liar is marked experimental
+    # constant_liar counts running trials as bad ones, so that workers do not all search near the same point
+    with warnings.catch_warnings(action="ignore"):  # it is marked experimental
         return optuna.samplers.TPESampler(
             seed=study.training_settings({}).seed + point, constant_liar=True, n_startup_trials=5
         )

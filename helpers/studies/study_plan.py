@@ -16,7 +16,7 @@ from helpers.training.plan import MemoryPlan, plan_run
 
 _LEAST_BYTES = 2**28  # disk for a trial of a model whose shape is not known: at least its notebooks
 _CONTEXT_BYTES = GIB // 2  # a CUDA context for each worker after the first, whose own context `plan_run` counts
-_MOST_PLANNED = 16  # corners that a worker plans again before each trial
+_MOST_PLANNED = 16  # corners that a worker plans before each trial, at up to 0.05 s each
 _MOST_REFUSALS = 5  # points named one by one
 
 

@@ -215,11 +215,11 @@ def _start(study: Study, file: Path, number: int, ends: float, environment: dict
         return subprocess.Popen(  # noqa: S603 - this very Python
             command,
             stdin=subprocess.PIPE,  # never written to: it closes when this process ends, see `_end_with_parent`
-            stdout=subprocess.PIPE,
+            stdout=subprocess.PIPE,  # one sentence, why it paused
             stderr=log,
             text=True,
             env=environment,
-            start_new_session=True,
+            start_new_session=True,  # Ctrl-C in the terminal reaches this process only, which then ends its workers
         )
 
 

@@ -54,6 +54,7 @@ def run_trial(study: Study, trial: "Trial") -> float:
     record: dict[str, Any] = {"point": trial.user_attrs["point"], "optimise": study.optimise, "state": "not finished"}
     record["parameters"] = {**study.settings, **choose(study, trial)}
     with _logged(folder / "trial.log"):
+        # before it runs, so that the table shows what an interrupted trial varies
         write_atomically(folder / "trial.json", json.dumps(record, indent=2))
         try:
             _refuse_after_many_interruptions(trial, folder)
@@ -88,6 +89,7 @@ def _run_notebooks(study: Study, trial: "Trial", folder: Path, parameters: dict[
     """Run a trial's notebooks as those of a run in the study's folder; return the metric they measured."""
     run = folder.name
     _log.info("%s begins: %s", run, parameters)
+    # without a place the training reports to no study, and is not pruned
     environment = {"COURSE_RUNS": str(study.folder), PLACE: place_of(study, trial) if study.prune else ""}
     try:
         with environment_variables(environment):  # which the notebooks' kernels inherit
