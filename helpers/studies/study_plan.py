@@ -114,21 +114,22 @@ class StudyPlan:
         )
         return f"{plan.settings.run} ({varied})" if varied else plan.settings.run
 
-    def rows(self) -> list[tuple[str, str]]:
-        """Return what is shown before the study starts: name, value."""
+    def __str__(self) -> str:
+        """Return what the study will do, for a terminal."""
         total = len(self.study.points)
         settled = f", {total - self.n_left} of them settled already" if self.n_left < total else ""
         kind = "the points of a grid" if self.study.is_grid else "chosen by Optuna's TPE"
-        return [
-            ("study", f"{self.study.study} in {self.study.folder}"),
-            ("trials", f"{total}, {kind}{settled}"),
-            ("each runs", f"{', '.join(self.study.notebooks)} from preset {self.study.preset}"),
-            ("varies", "; ".join(f"{name}: {_variation(over)}" for name, over in self.study.vary.items())),
-            ("optimises", self.study.optimise + (", pruned by the median rule" if self.study.prune else "")),
-            ("hours", self._hours()),
-            ("disk", self._disk()),
-            ("storage", "a server" if self.study.storage else "a journal in the study's folder"),
-        ]
+        rows = {
+            "study": f"{self.study.study} in {self.study.folder}",
+            "trials": f"{total}, {kind}{settled}",
+            "each runs": f"{', '.join(self.study.notebooks)} from preset {self.study.preset}",
+            "varies": "; ".join(f"{name}: {_variation(over)}" for name, over in self.study.vary.items()),
+            "optimises": self.study.optimise + (", pruned by the median rule" if self.study.prune else ""),
+            "hours": self._hours(),
+            "disk": self._disk(),
+            "storage": "a server" if self.study.storage else "a journal in the study's folder",
+        }
+        return "\n".join(f"{name:<10} {value}" for name, value in rows.items())
 
     def _hours(self) -> str:
         limit = f"; none starts after {self.study.budgets.hours:g} h" if self.study.budgets.hours else ""
@@ -147,10 +148,6 @@ class StudyPlan:
         predicted = f"{size_text(self.disk_bytes)} predicted" if self.plans else "not predicted"
         pause = "; the study pauses when it is full" if self.is_started and self.disk_bytes > self.free_bytes else ""
         return f"{predicted}, {size_text(self.free_bytes)} free{budget}{pause}"
-
-    def __str__(self) -> str:
-        """Return what the study will do, for a terminal."""
-        return "\n".join(f"{name:<10} {value}" for name, value in self.rows())
 
 
 def plan_study(study: Study, card: GraphicsCard | None, *, workers: int = 1, n_left: int | None = None) -> StudyPlan:
