@@ -1,7 +1,9 @@
-"""Many runs from one study file: what it asks for, what it will take, the queue, the workers, the comparison.
+"""Batch runs, from one study file to one table of all runs: the commands `sweep` and `compare`; no notebook's room.
 
-Optuna holds the study: its queue hands each point to one worker, its storage keeps what came of it. A worker runs each
-trial's notebooks through papermill into a run's folder of its own, so that every trial can be opened like any run.
+`study`, `study_file`, `comparability`: what a study file declares, how it is checked, which trials can be ranked.
+`study_plan`: hours, memory and disk, predicted before anything starts.
+`queue`, `worker`, `trial`, `supervision`: trials in Optuna's storage, who runs them, and the progress on the screen.
+`compared_run`, `comparison`, `comparison_page`: runs read from their folders, one table, one page with pictures.
 """
 
 from helpers import lazy_exports
@@ -9,6 +11,10 @@ from helpers import lazy_exports
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
-        "comparison": "compare promote read_run",
+        "compared_run": "read_run",
+        "comparison": "compare promote",
+        "comparison_page": "write_page",
+        "study_file": "find_study read_study",
+        "study_plan": "plan_study",
     },
 )

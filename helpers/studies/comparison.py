@@ -1,135 +1,40 @@
-"""compare(): many runs in one table, ranked only where they were measured on the same text; and the best promoted.
+"""Many runs in one table, ranked only where they were measured on the same text; and the best one promoted."""
 
-Everything is read from the runs' own folders, so that runs of a sweep, of a shell loop and of notebooks compare alike.
-"""
-
-import contextlib
-import csv
-import io
+import html
 import json
 import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from helpers.display import duration_text, html_table, size_text
+from helpers.evaluation.bootstrap import CONFIDENCE
 from helpers.settings import SettingsError, run_folder, runs_folder
+from helpers.studies.compared_run import METRICS, ComparedRun, Metric, read_run
 from helpers.training.model_card import write_model_card
-from helpers.training.run_files import kept_eval_loss, read_history
 
-Figure = Literal["eval_loss", "bits_per_byte", "perplexity"]
-_MOST_ERRORS = 5  # that are told below a table
-_FILES = ("settings.json", "trial.json", "training.json", "evaluation.json", "history.jsonl")
-FIGURES = ("perplexity", "bits_per_byte", "eval_loss")
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
-
-@dataclass(frozen=True)
-class ComparedRun:
-    """One run as its folder tells it; what is not there is None.
-
-    Attributes:
-        name: the run's, with its study's before it: 'pocket' or 'rates/trial-003'.
-        folder: where it lies.
-        settings: all that is known to have been set.
-        eval_loss: validation loss of the final model, nats a token.
-        perplexity, bits_per_byte: of the final model on the test text.
-        perplexity_interval, bits_per_byte_interval: (low, high) where they were measured.
-        tokens, seconds, peak_bytes: what the training took, measured.
-        text_sha256, validation_sha256: of the texts of the figures; runs with another are never ranked together.
-        windows: (context, stride) of the test figures.
-        state: 'done', 'pruned', 'failed', 'not finished' or 'damaged'.
-        error: why it failed or what is damaged; else empty.
-        optimise: the figure its study makes small; None outside a study.
-    """
-
-    name: str
-    folder: Path
-    settings: dict[str, Any]
-    eval_loss: float | None
-    perplexity: float | None
-    bits_per_byte: float | None
-    perplexity_interval: tuple[float, float] | None
-    bits_per_byte_interval: tuple[float, float] | None
-    tokens: int | None
-    seconds: float | None
-    peak_bytes: int | None
-    text_sha256: str
-    validation_sha256: str
-    windows: tuple[int, int] | None
-    state: str
-    error: str
-    optimise: str | None
-
-    def ranked(self, by: str) -> float | None:
-        """Return the figure it is ranked by; None where it has none or did not finish."""
-        return getattr(self, by) if self.state == "done" else None
-
-    def text(self, by: str) -> str:
-        """Return the hash of the text that a figure was measured on; empty before there was one."""
-        return self.validation_sha256 if by == "eval_loss" else self.text_sha256
-
-
-def read_run(folder: Path, *, name: str = "") -> ComparedRun:
-    """Read what a run's folder tells, finished or not, measured or not."""
-    files, damaged = _read_files(folder)
-    record, trial, facts, evaluation, rows = (files[file] for file in _FILES)
-    test = evaluation.get("test") or {}
-    tuned = test.get("tuned") or {}
-    settings = {**record.get("settings", {}), **trial.get("parameters", {})}
-    texts = record.get("data_sha256", {})
-    return ComparedRun(
-        name=name or folder.name,
-        folder=folder,
-        settings={key: value for key, value in settings.items() if key != "run"},
-        eval_loss=kept_eval_loss(rows, early_stopping_patience=settings.get("early_stopping_patience", 0)),
-        perplexity=tuned.get("perplexity"),
-        bits_per_byte=tuned.get("bits_per_byte"),
-        perplexity_interval=_pair(tuned.get("perplexity_interval")),
-        bits_per_byte_interval=_pair(tuned.get("bits_per_byte_interval")),
-        tokens=facts.get("tokens"),
-        seconds=facts.get("seconds"),
-        peak_bytes=facts.get("peak_bytes"),
-        text_sha256=test.get("text_sha256") or texts.get("test", ""),
-        validation_sha256=texts.get("validation", ""),
-        windows=(tuned["context"], tuned["stride"]) if {"context", "stride"} <= set(tuned) else None,
-        state="damaged" if damaged else trial.get("state") or ("done" if facts else "not finished"),
-        error=damaged or trial.get("error", ""),
-        optimise=trial.get("optimise"),
-    )
-
-
-def _read_files(folder: Path) -> tuple[dict[str, Any], str]:
-    """Return what the files of a run hold, nothing where one is not there, and a sentence where one is damaged."""
-    found: dict[str, Any] = {}
-    damaged = ""
-    for file in _FILES:
-        found[file] = {}
-        with contextlib.suppress(FileNotFoundError):
-            try:
-                text = (folder / file).read_text(encoding="utf-8")
-                found[file] = read_history(folder) if file == "history.jsonl" else dict(json.loads(text))
-            except (ValueError, TypeError) as error:
-                damaged = f"{file} is damaged ({error}): delete it, and run again what makes it."
-    return found, damaged
-
-
-def _pair(interval: Sequence[float] | None) -> tuple[float, float] | None:
-    return tuple(interval) if interval else None
+_MOST_ERRORS = 5  # below a table
+_LONGEST = 24  # characters of a setting's value
+_INTERVAL = f"{CONFIDENCE:.0%} interval"
 
 
 @dataclass(frozen=True)
 class RunTable:
-    """Runs side by side: one group for each test text, in each the best first.
+    """Runs side by side: one group per measured text, the best run of a group first.
 
     Attributes:
-        by: the figure that ranks them.
-        groups: the runs of each test text.
+        by: the metric that ranks them.
+        groups: the runs of each measured text.
         differing: the settings that are not the same in all runs.
     """
 
-    by: str
+    by: Metric
     groups: tuple[tuple[ComparedRun, ...], ...]
     differing: tuple[str, ...]
 
@@ -140,48 +45,90 @@ class RunTable:
 
     @property
     def best(self) -> list[ComparedRun]:
-        """The best run of each test text that has one with a figure."""
+        """The best run of each text, where one has the metric."""
         firsts = [group[0] for group in self.groups]
         return [run for run in firsts if run.ranked(self.by) is not None]
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """One flat row a run, for a table, a CSV file or pandas; what is not known is None."""
-        measured = (*FIGURES, "seconds", "peak_bytes", "tokens", "text_sha256", "state")
+        """One flat row per run, for a CSV file or pandas; what is not known is None."""
         return [
             {"text": number, "rank": place if run.ranked(self.by) is not None else None, "run": run.name}
             | {name: run.settings.get(name) for name in self.differing}
-            | {name: getattr(run, name) for name in measured[:3]}
+            | {name: getattr(run, name) for name in METRICS}
             | _ends("perplexity", run.perplexity_interval)
             | _ends("bits_per_byte", run.bits_per_byte_interval)
-            | {name: getattr(run, name) for name in measured[3:]}
+            | {name: getattr(run, name) for name in ("seconds", "peak_bytes", "tokens", "text_sha256", "state")}
             for number, group in enumerate(self.groups, start=1)
             for place, run in enumerate(group, start=1)
-        ]  # fmt: skip
+        ]
 
     @property
     def notes(self) -> list[str]:
-        """What must be known to read the table right, one sentence each."""
+        """What a reader must know about the table, one sentence each."""
         return [*_notes(self)]
 
+    @property
+    def verdicts(self) -> list[str]:
+        """A sentence for each text: its best run."""
+        sentences = []
+        for run in self.best:
+            chosen = {name: run.settings[name] for name in self.differing if name in run.settings}
+            settings = ", ".join(f"{name} {_short(value)}" for name, value in chosen.items())
+            metric = f"{self.by.replace('_', ' ')} {getattr(run, self.by):.4g}"
+            sentences.append(f"Best: {run.name}, {metric}{' with ' if settings else ''}{settings}.")
+        return sentences
+
     def to_csv(self) -> str:
-        """Return the rows as a CSV text with a head line."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=list(self.rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows)
-        return text.getvalue()
+        """Return the rows as CSV text with a head line."""
+        import pandas as pd
+
+        # objects: pandas would turn integers into floats where one of them is missing
+        return pd.DataFrame(self.rows, dtype=object).to_csv(index=False, lineterminator="\n")
 
     def __str__(self) -> str:
-        """Return the table for a terminal."""
-        from helpers.studies.comparison_page import text
-
-        return text(self)
+        """Return the tables, the notes and the best runs for a terminal."""
+        tables = [f"{title}\n{frame.to_string()}" for title, frame in self._frames()]
+        return "\n\n".join([*tables, "\n".join([*self.notes, *self.verdicts])]).rstrip()
 
     def _repr_html_(self) -> str:
-        from helpers.studies.comparison_page import table
+        # not DataFrame.to_html, which has no caption; all text is escaped
+        tables = [
+            html_table(["", *frame.columns], frame.itertuples(name=None), caption=title)
+            for title, frame in self._frames()
+        ]
+        return "".join([*tables, *(f"<p>{html.escape(sentence)}</p>" for sentence in [*self.notes, *self.verdicts])])
 
-        return table(self)
+    def _frames(self) -> "Iterator[tuple[str, DataFrame]]":
+        """Yield the title and the table of each group, as text, without the columns that no run of it has."""
+        import pandas as pd
+
+        part = "validation" if self.by == "eval_loss" else "test"
+        for group in self.groups:
+            text = group[0].text(self.by)[:12]
+            measured = f"{part} text {text}" if text else f"no {part} text"
+            ranks = [str(place) if run.ranked(self.by) is not None else "-" for place, run in enumerate(group, start=1)]
+            cells = [self._cells(run) for run in group]
+            frame = pd.DataFrame([[text for _, text in row] for row in cells], index=ranks, dtype=object)
+            frame.columns = [heading for heading, _ in cells[0]]  # two are the same: a dict would lose an interval
+            known = frame.dropna(axis=1, how="all").fillna("-")
+            yield f"By {self.by.replace('_', ' ')}, best first ({measured})", known
+
+    def _cells(self, run: ComparedRun) -> list[tuple[str, str | None]]:
+        """Return (heading, text) of each column; None where the run has no value."""
+        return [
+            ("run", run.name),
+            *((name, _short(run.settings[name]) if name in run.settings else None) for name in self.differing),
+            ("perplexity", _number(run.perplexity, ".2f")),
+            (_INTERVAL, _interval(run.perplexity_interval, ".2f")),
+            ("bits per byte", _number(run.bits_per_byte, ".4f")),
+            (_INTERVAL, _interval(run.bits_per_byte_interval, ".4f")),
+            ("validation loss", _number(run.eval_loss, ".4f")),
+            ("time", None if run.seconds is None else duration_text(run.seconds)),
+            ("peak memory", None if run.peak_bytes is None else size_text(run.peak_bytes)),
+            ("tokens", _number(run.tokens, ",")),
+            ("state", run.state),
+        ]
 
 
 def _ends(name: str, interval: tuple[float, float] | None) -> dict[str, float | None]:
@@ -189,7 +136,20 @@ def _ends(name: str, interval: tuple[float, float] | None) -> dict[str, float | 
     return {f"{name}_low": low, f"{name}_high": high}
 
 
-def _notes(table: RunTable) -> Any:
+def _short(value: Any) -> str:
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= _LONGEST else "…" + text[1 - _LONGEST :]  # the end of a path says more than its start
+
+
+def _number(value: float | None, form: str) -> str | None:
+    return None if value is None else f"{value:{form}}"
+
+
+def _interval(interval: tuple[float, float] | None, form: str) -> str | None:
+    return None if interval is None else f"{interval[0]:{form}} to {interval[1]:{form}}"
+
+
+def _notes(table: RunTable) -> Iterator[str]:
     if len(table.groups) > 1:
         yield (
             f"These runs were measured on {len(table.groups)} different texts: each has a table of its own, "
@@ -202,53 +162,53 @@ def _notes(table: RunTable) -> Any:
             yield f"The block sizes{of_text} differ: a longer block gives more context, which makes a text easier."
         windows = sorted({run.windows for run in group if run.windows})
         if len(windows) > 1:
-            told = ", ".join(f"{context} tokens by {stride}" for context, stride in windows)
-            yield f"The windows{of_text} differ ({told}): a longer context or a shorter stride makes a text easier."
+            listed = ", ".join(f"{context} tokens by {stride}" for context, stride in windows)
+            yield f"The windows{of_text} differ ({listed}): a longer context or a shorter stride makes a text easier."
         if len({run.settings.get("model_name_or_path") for run in group}) > 1 and table.by != "bits_per_byte":
             yield f"The runs{of_text} start from different models: across tokenizers, compare bits per byte only."
         if any(run.state == "done" and run.bits_per_byte is None and run.eval_loss is not None for run in group):
-            yield f"Some runs{of_text} have no test figures: notebook 04 makes them. Their validation loss is shown."
+            yield f"Some runs{of_text} have no test metrics: notebook 04 makes them. Their validation loss is shown."
         if any(run.seconds is None and run.state == "done" for run in group):
             yield f"Some runs{of_text} have no training record: time, memory and tokens are not known."
         wrong = [run for run in group if run.error]
         yield from (f"{run.name}, {run.state}: {run.error}" for run in wrong[:_MOST_ERRORS])
 
 
-def compare(*names: str, by: Figure | None = None) -> RunTable:
-    """Lay runs side by side.
+def compare(*names: str, by: Metric | None = None) -> RunTable:
+    """Show runs side by side, the best first.
 
     Args:
         names: runs ('pocket'), studies ('rates', all its trials) or trials ('rates/trial-003'); none: every run.
-        by: the figure that ranks; left out: that of the study where all are of one, else bits per byte.
+        by: the metric that ranks; left out: that of the study where all runs are of one, else bits per byte.
 
     Raises:
         SettingsError: there is no run or study of a name, or there are none at all.
     """
-    runs = [run for name in names or _all_names() for run in _find(name.rstrip("/"))]
+    runs = [run for name in names or _all_names() for run in _runs_of(name.rstrip("/"))]
     runs = list({run.folder: run for run in runs}.values())
     if not runs:
         raise SettingsError(f"There are no runs in {runs_folder()} yet: train one, or start a sweep.")
     if by is None:
-        wanted = {run.optimise for run in runs}
-        by = wanted.pop() if len(wanted) == 1 and None not in wanted else "bits_per_byte"
-    if by not in FIGURES:
-        raise SettingsError(f"by = {by!r} is not allowed: it must be one of {', '.join(map(repr, FIGURES))}.")
+        optimised = {run.optimise for run in runs}
+        by = optimised.pop() if len(optimised) == 1 and None not in optimised else "bits_per_byte"
+    if by not in METRICS:
+        raise SettingsError(f"by = {by!r} is not allowed: it must be one of {', '.join(map(repr, METRICS))}.")
     texts = dict.fromkeys(run.text(by) for run in runs if run.text(by))
-    lone = [run for run in runs if not run.text(by)]  # ended before they had a text
+    without_text = [run for run in runs if not run.text(by)]  # ended before they had one
     groups = [[run for run in runs if run.text(by) == text] for text in texts]
-    if lone and len(groups) == 1:
-        groups[0] += lone
-    elif lone:
-        groups.append(lone)
+    if without_text and len(groups) == 1:
+        groups[0] += without_text
+    elif without_text:
+        groups.append(without_text)
     ranked = tuple(tuple(sorted(group, key=lambda run: _order(run, by))) for group in groups)
     return RunTable(by, ranked, _differing(runs))
 
 
-def _order(run: ComparedRun, by: str) -> tuple:
-    """Order by the figure; then what lacks it, by its validation loss; then what did not finish."""
-    figure = getattr(run, by)
+def _order(run: ComparedRun, by: Metric) -> tuple:
+    """Order by the metric; then runs without it, by validation loss; then those that did not finish."""
+    metric = getattr(run, by)
     loss = run.eval_loss if run.eval_loss is not None else float("inf")
-    return (run.state != "done", figure is None, figure if figure is not None else loss, run.name)
+    return (run.state != "done", metric is None, metric if metric is not None else loss, run.name)
 
 
 def _differing(runs: Sequence[ComparedRun]) -> tuple[str, ...]:
@@ -263,26 +223,26 @@ def _all_names() -> list[str]:
     return [*sorted(path.parent.name for path in runs), *sorted({path.parent.parent.name for path in trials})]
 
 
-def _find(name: str) -> list[ComparedRun]:
-    """Return the run, or the trials of the study, that a name means."""
+def _runs_of(name: str) -> list[ComparedRun]:
+    """Return the run of a name, or the trials of a study of that name."""
     study, _, trial = name.rpartition("/")
     folder = run_folder(study) / run_folder(trial).name if study else run_folder(name)
     if (folder / "settings.json").exists() or (folder / "trial.json").exists():
         return [read_run(folder, name=name)]
+    # a trial's notebooks leave experiments beside it, such as trial-003-rate-1: they are not trials
     trials = sorted(path for path in folder.glob("trial-*/") if re.fullmatch(r"trial-\d+", path.name))
-    found = [read_run(path, name=f"{name}/{path.name}") for path in trials if not study]
-    if found:
-        return found
+    if trials and not study:
+        return [read_run(path, name=f"{name}/{path.name}") for path in trials]
     raise SettingsError(
         f"There is no run or study {name!r} in {runs_folder()}; there are {', '.join(_all_names()) or 'none yet'}."
     )
 
 
 def promote(best: ComparedRun, name: str) -> Path:
-    """Make a trial a run of its own: copy its folder to `runs/<name>`, whole or not at all; return that folder.
+    """Make a trial a run of its own: copy its folder to `runs/<name>`, completely or not at all; return that folder.
 
     Raises:
-        SettingsError: the name is no plain name or taken, or the trial is not finished.
+        SettingsError: the name is not a plain name or is taken, or the trial is not finished.
     """
     target = run_folder(name)
     if target.exists():
@@ -290,6 +250,7 @@ def promote(best: ComparedRun, name: str) -> Path:
     if not (best.folder / "training.json").exists():
         raise SettingsError(f"{best.name} has no finished training: only a finished trial can be promoted.")
     target.parent.mkdir(parents=True, exist_ok=True)
+    # on the same disk, where the last move is atomic
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".promoting-") as beside:
         copied = shutil.copytree(best.folder, Path(beside) / name, ignore=shutil.ignore_patterns(".*", "trial.*"))
         _rename_within(copied, best.name, name)
@@ -299,7 +260,7 @@ def promote(best: ComparedRun, name: str) -> Path:
 
 
 def _rename_within(folder: Path, before: str, name: str) -> None:
-    """Let a run's settings and figures name it right, and say which trial it was."""
+    """Write a run's new name, and which trial it was, into its settings and its evaluation."""
     for path in (folder / "settings.json", folder / "evaluation.json"):
         if path.exists():
             record = json.loads(path.read_text(encoding="utf-8")) | {"promoted_from": before}

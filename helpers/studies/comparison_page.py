@@ -1,24 +1,26 @@
-"""A comparison of runs as text for a terminal, as a table for a notebook, and as one page with its pictures."""
+"""A comparison as one page with pictures: validation losses, which setting decides, how settings and metric relate."""
 
 import base64
 import html
 import io
-from collections.abc import Sequence
+import math
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from helpers.display import html_table
-from helpers.evaluation.bootstrap import CONFIDENCE
 from helpers.files import write_atomically
+from helpers.plots import GREY, ORANGE, new_axes, plot_bars
+from helpers.studies.compared_run import ComparedRun, Metric
+from helpers.studies.comparison import RunTable
 
 if TYPE_CHECKING:
-    from helpers.studies.comparison import ComparedRun, RunTable
+    from matplotlib.axes import Axes
+    from optuna import Study as OptunaStudy
 
-_UNKNOWN = "-"
-_INTERVAL = f"{CONFIDENCE:.0%} interval"
-_FIGURES = ("perplexity", _INTERVAL, "bits per byte", _INTERVAL, "validation loss")
-_HEADS = (*_FIGURES, "time", "peak memory", "tokens")
-_LONGEST = 24  # signs of a setting's value
+_MOST_NAMED = 8  # lines with a legend entry; more cannot be told apart
+_FEWEST = 4  # runs; the importance of a setting means nothing with fewer
+_LOG_FACTOR = 8  # between the largest and the smallest value of a setting that is drawn on a log scale
 _STYLE = (
     ":root { color-scheme: light dark } body { font: 16px/1.5 system-ui, sans-serif; max-width: 75rem; "
     "margin: 2rem auto; padding: 0 1rem } table { border-collapse: collapse } td, th { padding: .2rem .7rem } "
@@ -26,119 +28,137 @@ _STYLE = (
 )
 
 
-def _cells(table: "RunTable", run: "ComparedRun", place: int) -> list[str]:
-    """Return a run's cells as text, in the order of `_head`."""
-    return [
-        str(place) if run.ranked(table.by) is not None else _UNKNOWN,
-        run.name,
-        *(_cut(run.settings[name]) if name in run.settings else _UNKNOWN for name in table.differing),
-        _number(run.perplexity, ".2f"),
-        _interval(run.perplexity_interval, ".2f"),
-        _number(run.bits_per_byte, ".4f"),
-        _interval(run.bits_per_byte_interval, ".4f"),
-        _number(run.eval_loss, ".4f"),
-        _UNKNOWN if run.seconds is None else _time(run.seconds),
-        _UNKNOWN if run.peak_bytes is None else f"{run.peak_bytes / 2**20:,.0f} MiB",
-        _number(run.tokens, ","),
-        run.state,
-    ]
-
-
-def _head(table: "RunTable") -> list[str]:
-    return ["", "run", *table.differing, *_HEADS, "state"]
-
-
-def _cut(value: Any) -> str:
-    text = f"{value:g}" if isinstance(value, float) else str(value)
-    return text if len(text) <= _LONGEST else "…" + text[1 - _LONGEST :]  # of a path the end tells more
-
-
-def _number(value: float | None, form: str) -> str:
-    return _UNKNOWN if value is None else f"{value:{form}}"
-
-
-def _interval(interval: tuple[float, float] | None, form: str) -> str:
-    return _UNKNOWN if interval is None else f"{interval[0]:{form}} to {interval[1]:{form}}"
-
-
-def _time(seconds: float) -> str:
-    """Return a measured time.
-
-    >>> _time(75.4), _time(8000)
-    ('75 s', '2 h 13 min')
-    """
-    if seconds < 600:
-        return f"{seconds:.0f} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"
-
-
-def _title(table: "RunTable", number: int) -> str:
-    """Return what a group is: by which figure it is sorted, and on which text it was measured."""
-    part = "validation" if table.by == "eval_loss" else "test"
-    text = table.groups[number][0].text(table.by)[:12]
-    measured = f"{part} text {text}" if text else f"no {part} text"
-    return f"By {table.by.replace('_', ' ')}, best first ({measured})"
-
-
-def verdict(table: "RunTable") -> list[str]:
-    """Return a sentence for each text: which run is best on it."""
-    sentences = []
-    for run in table.best:
-        settings = ", ".join(f"{name} {_cut(run.settings[name])}" for name in table.differing if name in run.settings)
-        figure = f"{table.by.replace('_', ' ')} {getattr(run, table.by):.4g}"
-        sentences.append(f"Best: {run.name}, {figure}{' with ' if settings else ''}{settings}.")
-    return sentences
-
-
-def text(table: "RunTable") -> str:
-    """Return the tables, what must be known to read them, and the best, for a terminal."""
-    parts = []
-    for number, group in enumerate(table.groups):
-        rows = [_head(table), *(_cells(table, run, place) for place, run in enumerate(group, start=1))]
-        parts.append("\n".join([_title(table, number), *_aligned(_without_empty_columns(rows))]))
-    return "\n\n".join([*parts, "\n".join([*table.notes, *verdict(table)])]).rstrip()
-
-
-def _without_empty_columns(rows: list[list[str]]) -> list[list[str]]:
-    """Leave out what no run of the group has."""
-    kept = [i for i in range(len(rows[0])) if i < 2 or any(row[i] != _UNKNOWN for row in rows[1:])]
-    return [[row[i] for i in kept] for row in rows]
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-
-
-def table(compared: "RunTable") -> str:
-    """Return the tables and the sentences as HTML; all text is escaped."""
-    parts = []
-    for number, group in enumerate(compared.groups):
-        rows = [_head(compared), *(_cells(compared, run, place) for place, run in enumerate(group, start=1))]
-        head, *body = _without_empty_columns(rows)
-        parts.append(html_table(head, body, caption=_title(compared, number)))
-    sentences = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in [*compared.notes, *verdict(compared)])
-    return "".join(parts) + sentences
-
-
-def write_page(compared: "RunTable", path: Path) -> None:
-    """Write the table and the pictures as one page that needs no network; whole or not at all."""
-    from helpers.studies.comparison_plots import plot_all
-
+def write_page(table: RunTable, path: Path) -> None:
+    """Write a table and its pictures as one page that needs no network."""
     title = "Runs compared"
-    pictures = "".join(f"<p><img alt='{html.escape(alt)}' src='{_embedded(ax)}'></p>" for alt, ax in plot_all(compared))
+    pictures = "".join(f"<p><img alt='{html.escape(alt)}' src='{_embedded(ax)}'></p>" for alt, ax in plot_all(table))
     page = (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
-        f"<h1>{title}</h1>{table(compared)}{pictures}</html>"
+        f"<h1>{title}</h1>{table._repr_html_()}{pictures}</html>"
     )
     write_atomically(path, page)
 
 
-def _embedded(ax: Any) -> str:
+def _embedded(ax: "Axes") -> str:
     import matplotlib.pyplot as plt
 
     image = io.BytesIO()
-    ax.figure.savefig(image, format="png", dpi=110)
+    ax.figure.savefig(image, format="png", dpi=110, bbox_inches="tight")
     plt.close(ax.figure)
     return "data:image/png;base64," + base64.b64encode(image.getvalue()).decode()
+
+
+def plot_all(table: RunTable) -> "Iterator[tuple[str, Axes]]":
+    """Yield each picture that the runs allow, with a text for readers who do not see it."""
+    for group in table.groups:
+        if any(run.losses() for run in group):
+            yield "Validation loss of each run over the tokens read", plot_curves(group)
+        ranked = [run for run in group if math.isfinite(run.ranked(table.by) or math.nan)]  # a perplexity may be inf
+        varied = [name for name in table.differing if len({repr(run.settings.get(name)) for run in ranked}) > 1]
+        if varied and len(ranked) >= 2:
+            yield "Settings and metric of each run", plot_parallel(ranked, varied, by=table.by)
+        if varied and len(ranked) >= _FEWEST:
+            yield "How much each setting decides", plot_importance(ranked, varied, by=table.by)
+
+
+def plot_curves(runs: Sequence[ComparedRun]) -> "Axes":
+    """Draw the validation losses of runs in one picture, in nats per token; the first runs given are named.
+
+    The x axis is tokens read where every run records how many a step takes, so that batch sizes compare.
+    """
+    ax = new_axes(height=3.6)
+    import matplotlib as mpl
+
+    colours = mpl.colormaps["viridis"].resampled(_MOST_NAMED + 1)
+    losses = {run.name: run.losses() for run in runs}
+    in_tokens = all(
+        {"per_device_train_batch_size", "block_size"} <= set(run.settings) for run in runs if losses[run.name]
+    )
+    for number, run in reversed([*enumerate(runs)]):  # the best run last, above the others
+        if not losses[run.name]:
+            continue
+        steps, values = zip(*losses[run.name], strict=True)
+        per_step = _tokens_per_step(run) if in_tokens else 1
+        is_named = number < _MOST_NAMED
+        ax.plot(
+            [step * per_step for step in steps],
+            values,
+            ":" if run.state == "pruned" else "o-",
+            markersize=3,
+            color=colours(number) if is_named else GREY,
+            alpha=1 if is_named else 0.4,
+            label=run.name.rpartition("/")[2] + (" (pruned)" if run.state == "pruned" else "") if is_named else None,
+        )
+    handles, labels = ax.get_legend_handles_labels()
+    ax.legend(handles[::-1], labels[::-1], frameon=False, fontsize="small")
+    xlabel = "training tokens read" if in_tokens else "optimizer step"
+    ax.set(xlabel=xlabel, ylabel="validation loss (nats per token)")
+    ax.set_title("The lowest curve at the end is the best run")
+    return ax
+
+
+def _tokens_per_step(run: ComparedRun) -> int:
+    batch = run.settings["per_device_train_batch_size"] * run.settings.get("gradient_accumulation_steps", 1)
+    return batch * run.settings["block_size"]
+
+
+def plot_parallel(runs: Sequence[ComparedRun], names: Sequence[str], *, by: Metric) -> "Axes":
+    """Draw each run as a line from its metric through the values of its settings; the best run is orange."""
+    import numpy as np
+    from optuna.visualization.matplotlib import plot_parallel_coordinate
+
+    with warnings.catch_warnings(action="ignore"):  # marked experimental
+        ax = plot_parallel_coordinate(_as_study(runs, names, by=by), list(names), target_name=by.replace("_", " "))
+    lines = ax.collections[0]
+    metrics = lines.get_array()
+    lines.set_clim(metrics.min(), metrics.max() + 0.4 * np.ptp(metrics))  # or the worst lines would be white on white
+    ax.plot(*lines.get_segments()[metrics.argmin()].T, color=ORANGE, linewidth=2.5)
+    ax.set_title("Each line a run; the orange one is the best", y=1.06)
+    ax.figure.set(size_inches=(3.5 + 1.6 * len(names), 3.8), facecolor="white")
+    return ax
+
+
+def plot_importance(runs: Sequence[ComparedRun], names: Sequence[str], *, by: Metric) -> "Axes":
+    """Draw how much each setting decides about the metric, the most important one on top."""
+    title = f"What decides who is in the best quarter, judged from {len(runs)} runs"
+    return plot_bars(
+        importance(runs, names, by=by), xlabel=f"share of importance for {by.replace('_', ' ')}", title=title
+    )
+
+
+def importance(runs: Sequence[ComparedRun], names: Sequence[str], *, by: Metric) -> dict[str, float]:
+    """Return how much each setting decides whether a run is among the best quarter; the shares sum to 1.
+
+    The method is PED-ANOVA as Optuna computes it (Watanabe et al. 2023, https://arxiv.org/abs/2304.10255).
+    """
+    import optuna
+
+    with warnings.catch_warnings(action="ignore"):  # marked experimental; the title says how few the runs are
+        evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=0.25)
+        shares = optuna.importance.get_param_importances(_as_study(runs, names, by=by), evaluator=evaluator)
+    return {name: share for name, share in shares.items() if math.isfinite(share)}
+
+
+def _as_study(runs: Sequence[ComparedRun], names: Sequence[str], *, by: Metric) -> "OptunaStudy":
+    """Return a study in memory whose trials are the runs, chosen from the values that the runs have."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    known = [{name: run.settings[name] for name in names if run.settings.get(name) is not None} for run in runs]
+    spread = {name: _distribution([params[name] for params in known if name in params]) for name in names}
+    study = optuna.create_study()
+    for run, params in zip(runs, known, strict=True):
+        distributions = {name: spread[name] for name in params}
+        study.add_trial(optuna.create_trial(params=params, distributions=distributions, value=getattr(run, by)))
+    return study
+
+
+def _distribution(values: list[Any]) -> Any:
+    """Return the distribution that the values of one setting were tried from."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution
+
+    are_numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    if not are_numbers or min(values) == max(values):
+        return CategoricalDistribution(list(dict.fromkeys(values)))
+    low, high = min(values), max(values)
+    return FloatDistribution(low, high, log=low > 0 and high / low >= _LOG_FACTOR)

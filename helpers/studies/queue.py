@@ -1,12 +1,13 @@
-"""The study in Optuna's storage: opened or joined, its points queued once, what a dead worker left queued again.
+"""A study in Optuna's storage: opened or joined, its points queued once, interrupted trials queued again.
 
-Every point of a study is a waiting trial of Optuna's queue, whose hand-over is atomic: a grid's with its values, a
-search's without, for the sampler to choose when a worker takes it. (Optuna's GridSampler says of itself that several
-workers may be given the same point.) A point's number names the trial's folder; a trial that was broken off is queued
-again under a new number in Optuna and the same point, so that its run goes on from its checkpoint.
+Every point of a study is a waiting trial in Optuna's queue, which hands each one to one worker atomically: a grid's
+points with their values, a search's without, for the sampler to choose when a worker takes one. (Optuna's GridSampler
+documents that several workers may get the same point.) The number of a point names the trial's folder. An interrupted
+trial is queued again under a new number in Optuna and the same point, so that its run goes on from its checkpoint.
 
-User attributes of a trial: `point`; `worker`, who took it; `error`, why it failed; `pruned`, at which step;
-`broken_off`, how often its point was before; `retry`, where it follows one that failed; `superfluous`, to be ignored.
+User attributes of a trial, which old studies have too and which must keep their names: `point`; `worker`, who took
+it; `error`, why it failed; `pruned`, at which step; `broken_off`, how often its point was interrupted before; `retry`,
+where it follows one that failed; `superfluous`, to be ignored.
 """
 
 import json
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from filelock import FileLock, Timeout
 
-from helpers.settings import SettingsError
+from helpers.settings import SettingsError, known_settings
 from helpers.studies.study import Range, Study, trial_name
 from helpers.training.trial import JOURNAL, open_storage, pruner
 
@@ -46,15 +47,14 @@ def open_study(study: Study) -> "OptunaStudy":
         study_name=study.study,
         storage=open_storage(study.storage, study.folder),
         pruner=pruner(study.prune),
-        sampler=optuna.samplers.RandomSampler(),  # each trial of a search gets its own, see `choose`
+        sampler=optuna.samplers.RandomSampler(),  # never used: each trial of a search gets its own, see `choose`
         load_if_exists=True,
     )
-    if not _is_claimed(study, opened):
-        opened.set_user_attr("essence", _essence(study))
+    if not _is_started(study, opened):
+        opened.set_user_attr("essence", study.essence)
     study.folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(study.folder / ".queue.lock"):
-        trials = opened.get_trials(deepcopy=False)
-        queued = {trial.user_attrs.get("point") for trial in trials if "superfluous" not in trial.user_attrs}
+    with FileLock(study.folder / ".queue.lock"):  # two commands that start at once would each queue all points
+        queued = {trial.user_attrs["point"] for trial in _valid_trials(opened)}
         for number, point in enumerate(study.points):
             if number not in queued:
                 opened.enqueue_trial(point, user_attrs={"point": number})
@@ -62,7 +62,7 @@ def open_study(study: Study) -> "OptunaStudy":
 
 
 def started_study(study: Study) -> "OptunaStudy | None":
-    """Return the study where it was started before, else None; nothing is queued or claimed.
+    """Return the study if it was started before, else None; nothing is written.
 
     Raises:
         SettingsError: it was started with other settings, its storage does not answer, or a run has that name.
@@ -76,9 +76,9 @@ def started_study(study: Study) -> "OptunaStudy | None":
     try:
         storage = open_storage(study.storage, study.folder)
         opened = optuna.load_study(study_name=study.study, storage=storage, sampler=sampler)
-    except KeyError:  # a storage of other studies
+    except KeyError:  # the storage holds other studies only
         return None
-    _is_claimed(study, opened)
+    _is_started(study, opened)
     return opened
 
 
@@ -87,14 +87,9 @@ def _refuse_the_folder_of_a_run(study: Study) -> None:
         raise SettingsError(f"{study.folder} is the folder of a run: give the study another name.")
 
 
-def _essence(study: Study) -> dict[str, Any]:
-    """Return what may not change in a study, as it comes back from a storage."""
-    return json.loads(json.dumps(study.essence))
-
-
-def _is_claimed(study: Study, opened: "OptunaStudy") -> bool:
-    """Tell whether a study was started before; raise `SettingsError` where it was with other settings."""
-    before, now = opened.user_attrs.get("essence"), _essence(study)
+def _is_started(study: Study, opened: "OptunaStudy") -> bool:
+    """Return whether a study was started before; raise `SettingsError` where it was with other settings."""
+    before, now = opened.user_attrs.get("essence"), study.essence
     if before is not None and before != now:
         changed = [f"{name} = {before[name]}, not {now[name]}" for name in now if before.get(name) != now[name]]
         raise SettingsError(
@@ -105,13 +100,13 @@ def _is_claimed(study: Study, opened: "OptunaStudy") -> bool:
 
 
 def choose(study: Study, trial: "Trial") -> dict[str, Any]:
-    """Return the values of a taken trial: queued with it, or chosen now by TPE from what came of the others."""
+    """Return the values of a taken trial: those it was queued with, or new ones that TPE learns from the others."""
     trial.study.sampler = _sampler(study, trial.user_attrs["point"])
     point = {}
     for name, over in study.vary.items():
         if not isinstance(over, Range):
             point[name] = trial.suggest_categorical(name, over)
-        elif study.is_whole(name):
+        elif known_settings()[name].annotation is int:
             point[name] = trial.suggest_int(name, int(over.low), int(over.high), log=over.scale == "log")
         else:
             point[name] = trial.suggest_float(name, over.low, over.high, log=over.scale == "log")
@@ -122,113 +117,116 @@ def _sampler(study: Study, point: int) -> "BaseSampler":
     """Return TPE, seeded by the point: two workers must not choose the same, and a study can be repeated."""
     import optuna
 
-    with warnings.catch_warnings(action="ignore"):  # constant_liar is called experimental
+    # constant_liar counts running trials as bad ones, so that workers do not all search near the same point
+    with warnings.catch_warnings(action="ignore"):  # it is marked experimental
         return optuna.samplers.TPESampler(
             seed=study.training_settings({}).seed + point, constant_liar=True, n_startup_trials=5
         )
 
 
+def _valid_trials(opened: "OptunaStudy") -> "list[FrozenTrial]":
+    trials = opened.get_trials(deepcopy=False)
+    return [trial for trial in trials if "point" in trial.user_attrs and "superfluous" not in trial.user_attrs]
+
+
 def trials_of(study: Study, opened: "OptunaStudy") -> "list[FrozenTrial]":
     """Return the newest trial of each point, in the points' order.
 
-    Of a study whose budget of trials was lowered, those beyond it that wait are left out.
+    After the budget of trials was lowered, waiting trials beyond it are left out.
     """
-    newest: dict[int, FrozenTrial] = {}
-    for trial in opened.get_trials(deepcopy=False):
-        if "point" in trial.user_attrs and "superfluous" not in trial.user_attrs:
-            newest[trial.user_attrs["point"]] = trial
+    # trials are numbered as they are queued, so a later one of the same point replaces an earlier one
+    newest = {trial.user_attrs["point"]: trial for trial in _valid_trials(opened)}
     most = len(study.points)
     return [newest[point] for point in sorted(newest) if point < most or state_of(newest[point]) != "waiting"]
 
 
 def state_of(trial: "FrozenTrial") -> State:
-    """Return how a trial stands; one that was broken off waits to be queued again."""
-    if was_broken_off(trial):
-        return "waiting"
-    return _STATES[trial.state.name]
+    """Return the state of a trial; an interrupted one waits to be queued again."""
+    return "waiting" if was_interrupted(trial) else _STATES[trial.state.name]
 
 
 def is_superfluous(opened: "OptunaStudy", trial: "Trial") -> bool:
-    """Tell whether an earlier trial settles the same point, or works at it, as when two machines queued it at once."""
+    """Return whether an earlier trial has settled or runs the same point, as when two machines queued it at once."""
     point, is_retry = trial.user_attrs.get("point"), "retry" in trial.user_attrs
     return point is None or any(
-        other.user_attrs.get("point") == point
-        and "superfluous" not in other.user_attrs
-        and not was_broken_off(other)
+        other.user_attrs["point"] == point
+        and other.number < trial.number
+        and not was_interrupted(other)
         and not (is_retry and state_of(other) == "failed")
-        for other in opened.get_trials(deepcopy=False)[: trial.number]
+        for other in _valid_trials(opened)
     )
 
 
-def was_broken_off(trial: "FrozenTrial") -> bool:
-    """Tell whether a trial ended without a result and without an error: its worker died or was stopped."""
+def was_interrupted(trial: "FrozenTrial") -> bool:
+    """Return whether a trial ended without a result and without an error: its worker died or was stopped."""
     return trial.state.name == "FAIL" and "error" not in trial.user_attrs
 
 
-def _queue_again(opened: "OptunaStudy", trial: "FrozenTrial", **marks: Any) -> None:
-    """Queue the point of a trial again, with the values that it has and what it has reported."""
+def _queue_again(opened: "OptunaStudy", trial: "FrozenTrial", **attributes: Any) -> None:
+    """Queue the point of a trial again, with its values and the losses it has reported."""
     import optuna
 
     again = optuna.create_trial(
         state=optuna.trial.TrialState.WAITING,
         params=trial.params,
         distributions=trial.distributions,
-        user_attrs={"point": trial.user_attrs["point"], **marks},
+        user_attrs={"point": trial.user_attrs["point"], **attributes},
         system_attrs=trial.system_attrs,
         intermediate_values=trial.intermediate_values,
     )
-    opened.add_trial(again)
+    opened.add_trial(again)  # not enqueue_trial, which would fix the values but lose the reported losses
 
 
 def put_back(opened: "OptunaStudy", trial: "Trial") -> None:
-    """Queue a taken trial again as it was taken, behind all others; the taken one is to be ignored."""
+    """Queue a taken trial again unchanged, behind all others; the caller marks the taken one as superfluous."""
     taken = opened.get_trials(deepcopy=False)[trial.number]
     _queue_again(opened, taken, **taken.user_attrs)
 
 
 def retry_failed(study: Study, opened: "OptunaStudy") -> None:
-    """Queue again what failed with an error."""
-    with FileLock(study.folder / ".queue.lock"):
+    """Queue the failed trials again."""
+    with FileLock(study.folder / ".queue.lock"):  # or a second command would queue them once more
         for trial in trials_of(study, opened):
             if state_of(trial) == "failed":
                 _queue_again(opened, trial, retry=True)
 
 
 def this_worker(study: Study) -> str:
-    """Return which machine and folder this process works on: whose file locks it can trust."""
+    """Return the machine and folder that this process works on: only there can it trust the file locks."""
     return f"{socket.gethostname()}:{study.folder}"
 
 
 def trial_lock(folder: Path, point: int) -> FileLock:
-    """Return the lock that a worker holds as long as it lives and works at a point."""
+    """Return the lock that a worker holds while it runs a point; the system frees it when the worker dies."""
     run = folder / trial_name(point)
     run.mkdir(parents=True, exist_ok=True)
     return FileLock(run / ".worker.lock")
 
 
-def requeue_broken_off(study: Study, opened: "OptunaStudy") -> None:
+def requeue_interrupted(study: Study, opened: "OptunaStudy") -> None:
     """Queue again what died with its worker; call it under the lock that workers take trials under.
 
     A worker of this machine is dead when the lock of its trial is free; one of another machine when its heartbeats
-    in the database have ceased.
+    in the database have stopped. (Optuna's RetryHeartbeatStaleTrialCallback needs heartbeats, which a journal
+    does not have.)
     """
     from optuna.storages import fail_stale_trials
     from optuna.trial import TrialState
 
-    with warnings.catch_warnings(action="ignore"):  # called experimental
+    with warnings.catch_warnings(action="ignore"):  # marked experimental
         fail_stale_trials(opened)
     for trial in trials_of(study, opened):
         if trial.state == TrialState.RUNNING and _is_dead(study, trial):
             opened.tell(trial.number, state=TrialState.FAIL)
     for trial in trials_of(study, opened):
-        if was_broken_off(trial):
+        if was_interrupted(trial):
             retry = {"retry": True} if "retry" in trial.user_attrs else {}
             _queue_again(opened, trial, broken_off=trial.user_attrs.get("broken_off", 0) + 1, **retry)
 
 
 def _is_dead(study: Study, trial: "FrozenTrial") -> bool:
     if study.storage and trial.user_attrs.get("worker") != this_worker(study):
-        return False  # it works, or died, where this machine's locks say nothing
+        return False  # it runs or died on another machine, whose locks cannot be seen from here
     try:
         with trial_lock(study.folder, trial.user_attrs["point"]).acquire(timeout=0):
             return True
@@ -237,7 +235,7 @@ def _is_dead(study: Study, trial: "FrozenTrial") -> bool:
 
 
 def place_of(study: Study, trial: "Trial") -> str:
-    """Return where a trial stands in the storage, as a JSON text: `trial_at` opens it in another process."""
+    """Return where to find a trial in the storage, as JSON text: `trial_at` opens it in another process."""
     run = trial_name(trial.user_attrs["point"])
     place = {"address": study.storage, "folder": str(study.folder), "study": study.study, "run": run}
-    return json.dumps(place | {"trial_id": trial._trial_id})
+    return json.dumps(place | {"trial_id": trial._trial_id})  # private, but Optuna's Trial(study, id) wants it

@@ -1,106 +1,220 @@
-"""A study: a preset, what varies, the notebooks, the figure to optimise and the budgets; the points that follow."""
+"""A study as its file declares it: what varies, which notebooks run, the metric to minimise, the budgets; its points.
+
+The models report faults as pydantic does, each with its `loc`, from which `study_file` finds the line in the file.
+"""
 
 import itertools
-from collections.abc import Mapping
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
-from helpers.settings import Settings, TrainingSettings, check_values, known_settings, run_folder
+from helpers.course import find_notebook
+from helpers.settings import (
+    SettingsError,
+    TrainingSettings,
+    allowed,
+    check_values,
+    known_settings,
+    read_preset,
+    run_folder,
+)
 
-_SEARCH_TRIALS = 20  # of a search that names no number
+_SEARCH_TRIALS = 20  # of a search that sets no budgets.trials
+_MOST_CORNERS = 256  # that are planned, at up to 0.05 s each; nine ranges would have 512
 
 
-class Range(Settings):
-    """From where to where a search may choose a number."""
+def _check_study_name(name: str) -> str:
+    try:
+        run_folder(name)
+    except SettingsError as error:
+        raise SettingsError(str(error).replace("run =", "study =", 1)) from None
+    return name
 
-    low: float = Field(0.0, description="smallest value")
-    high: float = Field(1.0, description="largest value")
-    scale: Literal["linear", "log"] = Field("linear", description="log: equal chances for equal factors")
+
+def _check_preset(preset: str) -> str:
+    read_preset(preset)
+    return preset
 
 
-class Budgets(Settings):
-    """What a study may take at most."""
+def notebook_name(name: Any) -> str:
+    """Return the name of a notebook that exists; YAML reads an unquoted 03 as the number 3."""
+    name = f"{name:02d}" if isinstance(name, int) else str(name)
+    find_notebook(name)
+    return name
+
+
+class _Declared(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Range(_Declared):
+    """The range from which a search chooses a number."""
+
+    low: float = Field(description="smallest value")
+    high: float = Field(description="largest value")
+    scale: Literal["linear", "log"] = Field("linear", description="log: each factor is equally likely")
+
+
+class Budgets(_Declared):
+    """Upper limits of a study."""
 
     trials: int = Field(
-        0, ge=0, le=10_000, json_schema_extra={"unit": "trials"},
-        description=f"how many points are tried; 0: the whole grid, or {_SEARCH_TRIALS} of a search",
-    )  # fmt: skip
-    hours: float = Field(
-        0.0, ge=0, le=10_000, json_schema_extra={"unit": "hours"},
-        description="no trial is begun later than this after the command; 0: no limit",
-    )  # fmt: skip
-    disk_gib: float = Field(
-        0.0, ge=0, json_schema_extra={"unit": "GiB"}, description="what the study's folder may hold; 0: the disk's room"
+        0, ge=0, le=10_000, description=f"points to try; 0: the complete grid, or {_SEARCH_TRIALS} points of a search"
     )
+    hours: float = Field(
+        0.0, ge=0, le=10_000, description="no trial starts later than this after the command; 0: no limit"
+    )
+    disk_gib: float = Field(0.0, ge=0, description="size of the study's folder; 0: all free space")
 
 
-class Study(Settings):
+class Study(_Declared):
     """A study, as its file declares it."""
 
-    study: str = Field("study", description="name of the study's folder; the file's own name when left out")
-    preset: str = Field("pocket", description="the settings every trial starts from")
+    study: Annotated[str, AfterValidator(_check_study_name)] = Field(
+        description="name of the study's folder; the file's own name when left out"
+    )
+    preset: Annotated[str, AfterValidator(_check_preset)] = Field(
+        "pocket", description="the settings every trial starts from"
+    )
     settings: dict[str, Any] = Field({}, description="changes to the preset, the same in every trial")
-    vary: dict[str, list[Any] | Range] = Field({}, description="setting: a list to go through, or a range to search")
-    notebooks: list[str] = Field(["03", "04"], description="what a trial runs, in this order")
+    vary: dict[str, list[Any] | Range] = Field(description="setting: a list of values to try, or a range to search")
+    notebooks: list[Annotated[str, BeforeValidator(notebook_name)]] = Field(
+        ["03", "04"], min_length=1, description="what a trial runs, in this order"
+    )
     optimise: Literal["eval_loss", "bits_per_byte", "perplexity"] = Field(
-        "eval_loss", description="figure to make small; eval_loss, of the validation text, leaves the test unseen"
+        "eval_loss", description="metric to minimise; eval_loss is of the validation text, so the test text is not used"
     )
-    prune: bool = Field(False, description="stop a trial whose validation loss falls behind the median of the others")
+    prune: bool = Field(False, description="stop a trial whose validation loss is worse than the median of the others")
     keep_checkpoints: bool = Field(True, description="false: a finished trial keeps its model and no checkpoint")
-    storage: str = Field(
-        "", description="address of a database, such as postgresql+psycopg://...; empty: a journal in the folder"
+    storage: Annotated[str, AfterValidator(os.path.expandvars)] = Field(
+        "",
+        description="address of a database, such as postgresql+psycopg://...; empty: a journal in the folder. "
+        "Environment variables are filled in, so that the file need not hold a password",
     )
-    budgets: Budgets = Field(Budgets(), description="trials, hours and disk at most")
+    budgets: Budgets = Field(Budgets(), description="limits for trials, hours and disk")
+
+    @field_validator("settings", mode="before")
+    @classmethod
+    def _check_settings(cls, values: Any) -> Any:
+        return _check_each(values, _typed_value)
+
+    @field_validator("vary", mode="before")
+    @classmethod
+    def _check_vary(cls, values: Any) -> Any:
+        if values == {}:
+            raise SettingsError("`vary` names no setting: give at least one, with a list of values or a range.")
+        return _check_each(values, _typed_variation)
 
     @property
     def folder(self) -> Path:
-        """Where the trials' folders and the journal lie."""
+        """The folder with the trials' folders and the journal."""
         return run_folder(self.study)
 
     @property
     def is_grid(self) -> bool:
-        """Whether every point is known beforehand: nothing varies over a range."""
-        return not any(isinstance(over, Range) for over in self.vary.values())
-
-    def is_whole(self, name: str) -> bool:
-        """Whether a setting takes whole numbers only."""
-        return known_settings()[name].annotation is int
+        """Whether every point is known in advance, because nothing varies over a range."""
+        return not any(isinstance(variation, Range) for variation in self.vary.values())
 
     @property
     def points(self) -> list[dict[str, Any]]:
-        """The points of the queue: of a grid its values, in the order of the file; of a search nothing yet."""
+        """The points to try, in the order of the file; empty dicts for a search, which chooses its points later."""
         if not self.is_grid:
             return [{} for _ in range(self.budgets.trials or _SEARCH_TRIALS)]
-        grid = [dict(zip(self.vary, values, strict=True)) for values in itertools.product(*self.vary.values())]
-        return grid[: self.budgets.trials or None]
+        return list(self._combinations(self.vary.values(), self.budgets.trials or None))
 
     @property
     def corners(self) -> list[dict[str, Any]]:
-        """What has to fit: the points of a grid, or the ends of a search's ranges with every value of its lists."""
+        """The points to plan: all of a grid; of a search both ends of each range, combined with all list values."""
         if self.is_grid:
             return self.points
         ends = [[over.low, over.high] if isinstance(over, Range) else over for over in self.vary.values()]
-        corners = itertools.islice(itertools.product(*ends), 256)
-        return [check_values(dict(zip(self.vary, values, strict=True))) for values in corners]
+        return [check_values(corner) for corner in self._combinations(ends, _MOST_CORNERS)]
+
+    def _combinations(self, values: Iterable[list[Any]], most: int | None) -> Iterable[dict[str, Any]]:
+        points = (dict(zip(self.vary, point, strict=True)) for point in itertools.product(*values))
+        return itertools.islice(points, most)
 
     def training_settings(self, point: Mapping[str, Any], *, run: str = "trial") -> TrainingSettings:
         """Return the training settings of one trial."""
         known = TrainingSettings.model_fields
-        asked = {name: value for name, value in {**self.settings, **point}.items() if name in known}
-        return TrainingSettings.from_preset(self.preset, **{**asked, "run": run})
+        changes = {name: value for name, value in {**self.settings, **point}.items() if name in known}
+        return TrainingSettings.from_preset(self.preset, **{**changes, "run": run})
 
+    # Studies in old journals are compared with this dict: its keys and its form must not change.
     @property
     def essence(self) -> dict[str, Any]:
-        """What may not change while a study goes on; budgets may."""
+        """What must stay the same while a study goes on, as JSON; budgets may change."""
         return self.model_dump(mode="json", include={"preset", "settings", "vary", "notebooks", "optimise"})
 
 
 def trial_name(point: int) -> str:
-    """Return the name of the folder of a point's trial.
+    """Return the folder name of the trial of a point.
 
     >>> trial_name(7)
     'trial-007'
     """
     return f"trial-{point:03d}"
+
+
+def _check_each(values: Any, check: Callable[[Any, Any], Any]) -> Any:
+    """Check each value by its key; raise one error with the faults of all of them, each with its key in `loc`.
+
+    Pydantic's own dict[str, ...] checks a value without its key; here the key names the setting that has the type.
+    """
+    if not isinstance(values, dict):
+        return values  # pydantic will refuse it
+    checked, faults = {}, []
+    for key, value in values.items():
+        try:
+            checked[key] = check(key, value)
+        except ValidationError as error:
+            faults += [{**fault, "loc": (key, *fault["loc"])} for fault in error.errors()]
+        except SettingsError as error:
+            faults.append({"type": "value_error", "loc": (key,), "input": value, "ctx": {"error": error}})
+    if faults:
+        raise ValidationError.from_exception_data("Study", faults)
+    return checked
+
+
+def _typed_value(name: Any, value: Any) -> Any:
+    """Return a value in its setting's type."""
+    if name == "run":
+        raise SettingsError("`run` is not for a study to set: each trial has its own folder, named by its number.")
+    return check_values({str(name): value})[str(name)]
+
+
+def _typed_variation(name: Any, over: Any) -> list[Any] | Range:
+    """Return the values or the range of a varied setting, in the setting's type."""
+    if name not in known_settings():
+        return _typed_value(name, over)  # which raises the sentence for an unknown name
+    if isinstance(over, dict):
+        return _typed_range(name, over)
+    if not isinstance(over, list) or not over:
+        raise SettingsError(
+            f"{name} = {over!r} is not allowed: it must be a list of values, or a range with low and high."
+        )
+    # one fault per value, with its index in `loc`, rather than only the first
+    values = [*_check_each(dict(enumerate(over)), lambda _, value: _typed_value(name, value)).values()]
+    if len({repr(value) for value in values}) < len(values):  # 0.001 and 1e-3 are the same point
+        raise SettingsError(f"{name} has the same value twice: each point of a grid is run once.")
+    return values
+
+
+def _typed_range(name: str, over: dict[str, Any]) -> Range:
+    field = known_settings()[name]
+    if field.annotation not in (int, float):
+        raise SettingsError(f"{name} has no range: it must be {allowed(field)}. List the values to try.")
+    scale = (field.json_schema_extra or {}).get("scale", "linear")  # of the setting, where the file has none
+    checked = Range.model_validate({"scale": scale, **over})
+    # the values as they are in the file: an error sentence must show 1.5, or the text "7", as the user wrote it
+    _check_each({end: over[end] for end in ("low", "high")}, lambda _, value: _typed_value(name, value))
+    low, high = checked.low, checked.high
+    if not low < high or not math.isfinite(high - low):
+        raise SettingsError(f"The range of {name} goes from {low:g} to {high:g}: low must be below high.")
+    if low <= 0 and checked.scale == "log":
+        raise SettingsError(f"The range of {name} begins at {low:g}: on a log scale it must begin above 0.")
+    return checked

@@ -1,33 +1,30 @@
-"""Reads a study file and checks all of it; each fault is one sentence with the line it stands in."""
+"""Read a study file and check all of it; each fault is one sentence with its line."""
 
-import math
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from helpers.course import declared_parameters, find_notebook
 from helpers.display import did_you_mean
-from helpers.settings import (
-    ASSETS,
-    Settings,
-    SettingsError,
-    allowed,
-    check_values,
-    known_settings,
-    read_preset,
-    run_folder,
-)
-from helpers.studies.comparability import Fault, figure_faults, ranking_faults
-from helpers.studies.study import Budgets, Range, Study
+from helpers.settings import ASSETS, SettingsError, allowed, known_settings
+from helpers.studies.comparability import Fault, metric_faults, ranking_faults
+from helpers.studies.study import Budgets, Range, Study, notebook_name
 
 STUDIES = ASSETS / "studies"
+_EXPECTED = {  # of the entries that are no single value
+    "settings": "write `name: value`, one per line",
+    "vary": "write `setting: [value, value]` or a range, one per line",
+    "notebooks": 'it must be a list such as ["03", "04"]',
+    "budgets": "write trials, hours or disk_gib, one per line",
+}
 
 
 def find_study(name: str) -> Path:
-    """Return the file that a path or the name of a shipped study names; raise `SettingsError` for none."""
+    """Return the study file at a path, or a shipped one by its name; raise `SettingsError` when there is none."""
     shipped = {path.stem: path for path in sorted(STUDIES.glob("*.yaml"))}
     if Path(name).is_file():
         return Path(name)
@@ -40,235 +37,101 @@ def read_study(path: Path) -> Study:
     """Read a study file and check all of it.
 
     Raises:
-        SettingsError: one sentence a fault, each with the file and the line at fault.
+        SettingsError: one sentence per fault, each with the file and the line of the fault.
     """
     try:
         text = path.read_text(encoding="utf-8")
-        node, found = yaml.compose(text), yaml.safe_load(text)
+        node, values = yaml.compose(text), yaml.safe_load(text)
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         raise SettingsError(f"{path.name}{where}: this is not YAML: {getattr(error, 'problem', error)}.") from None
-    lines = dict(_lines(node))
-    if not isinstance(found, dict):
+    if not isinstance(values, dict):
         raise SettingsError(f"{path.name}, line 1: a study is a mapping with at least `vary`: see {STUDIES}.")
-    faults = [*_faults(found), *(_name_faults(path.stem, is_file=True) if "study" not in found else ())]
-    told = sorted([*_twice(node), *((_line(lines, at), sentence) for at, sentence in faults)])
-    if told:
-        raise SettingsError("\n".join(f"{path.name}, line {line}: {sentence}" for line, sentence in told))
-    return Study(**{"study": path.stem, **_typed(found)})
+    values = {str(name): value for name, value in values.items()}
+    # PyYAML's loader keeps no line numbers, so the same text is also composed into nodes, which have them.
+    lines: dict[tuple, int] = {}
+    faults = [*_repeated_keys(node, lines), *_faults_between_entries(values)]
+    try:
+        study = Study.model_validate({"study": path.stem, "vary": {}, **values})
+    except ValidationError as error:
+        faults += [(fault["loc"], _sentence(fault, values)) for fault in error.errors()]
+    if faults:
+        located = sorted((_line(lines, at), sentence) for at, sentence in faults)
+        raise SettingsError("\n".join(f"{path.name}, line {line}: {sentence}" for line, sentence in located))
+    return study
 
 
-def _lines(node: yaml.Node | None, at: tuple = ()) -> Iterator[tuple[tuple, int]]:
-    """Yield where each part of a file stands: its path of keys and indices, and its line from 1."""
-    if node is None:
-        return
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            yield (*at, key.value), key.start_mark.line + 1
-            yield from _lines(value, (*at, key.value))
-    elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            yield (*at, index), value.start_mark.line + 1
-            yield from _lines(value, (*at, index))
+def _repeated_keys(node: yaml.Node, lines: dict[tuple, int], at: tuple = ()) -> Iterator[Fault]:
+    """Fill `lines` with the line of each part of a file; yield a fault for each key that a mapping has twice.
 
-
-def _twice(node: yaml.Node | None) -> Iterator[tuple[int, str]]:
-    """Yield line and sentence for each key that a mapping has again: YAML takes the last and says nothing."""
+    Args:
+        node: the part of the file to walk through.
+        lines: path of keys and indices -> line, from 1.
+        at: the path of `node`.
+    """
     if isinstance(node, yaml.SequenceNode):
-        for value in node.value:
-            yield from _twice(value)
+        for index, value in enumerate(node.value):
+            lines[*at, index] = value.start_mark.line + 1
+            yield from _repeated_keys(value, lines, (*at, index))
     elif isinstance(node, yaml.MappingNode):
         first: dict[str, int] = {}
         for key, value in node.value:
-            line = key.start_mark.line + 1
-            if key.value in first:
-                yield (
-                    line,
-                    f"{key.value!r} is here for the second time, after line {first[key.value]}: keep one of them.",
-                )
-            first.setdefault(key.value, line)
-            yield from _twice(value)
+            name, line = key.value, key.start_mark.line + 1
+            lines[*at, name] = line  # the last one counts, as YAML takes its value without a warning
+            if name in first:
+                yield (*at, name), f"{name!r} is already set in line {first[name]}: keep one of the two."
+            first.setdefault(name, line)
+            yield from _repeated_keys(value, lines, (*at, name))
 
 
 def _line(lines: dict[tuple, int], at: tuple) -> int:
-    """Return the line of a part, or of what it is a part of."""
+    """Return the line of a part, or of the part that contains it."""
+    at = tuple(part if isinstance(part, int) else str(part) for part in at)
     while at and at not in lines:
         at = at[:-1]
     return lines.get(at, 1)
 
 
-def _faults(found: dict[str, Any]) -> Iterator[Fault]:
-    for name, value in found.items():
-        if name not in Study.model_fields:
-            yield (name,), f"A study has no {name!r}{did_you_mean(str(name), Study.model_fields)}"
-        elif name in _CHECKS:
-            yield from _CHECKS[name](value)
-        elif sentence := _refusal(Study, name, value):
-            yield (name,), sentence
-    if not found.get("vary"):
-        yield ("vary",), "`vary` names no setting: give at least one, with a list of values or a range."
-    yield from _in_both(found)
-    yield from ranking_faults(found)
-    yield from _notebooks_that_do_not_serve(found)
+def _sentence(fault: ErrorDetails, values: dict[str, Any]) -> str:
+    """Turn one fault that pydantic reports into one sentence."""
+    *above, name = fault["loc"]
+    if fault["type"] == "value_error":
+        sentence = str(fault["ctx"]["error"])
+        if fault["loc"] == ("study",) and "study" not in values:
+            sentence += " The study has the file's name: rename the file, or set `study:` in it."
+        return sentence
+    kind = {"budgets": Budgets, "vary": Range}[above[0]] if above else Study
+    if fault["type"] == "extra_forbidden":
+        here = f"There is no {name!r} here" if above else f"A study has no {name!r}"
+        return f"{here}{did_you_mean(str(name), kind.model_fields)}"
+    if fault["type"] == "missing":
+        return f"The range of {above[-1]} lacks {name}."
+    expected = _EXPECTED.get(name) or f"it must be {allowed(kind.model_fields[name])}"
+    return f"{name} = {fault['input']!r} is not allowed: {expected}."
 
 
-def _in_both(found: dict[str, Any]) -> Iterator[Fault]:
-    """Find settings that are held and varied."""
-    held, varied = (found.get(section) for section in ("settings", "vary"))
-    for name in varied if isinstance(held, dict) and isinstance(varied, dict) else ():
-        if name in held:
-            yield ("vary", name), f"{name} stands under `settings` too: keep it in one of the two."
+def _faults_between_entries(values: dict[str, Any]) -> Iterator[Fault]:
+    """Find the faults that no entry has by itself.
 
-
-def _refusal(kind: type[Settings], name: str, value: Any) -> str:
-    """Return the sentence with which a kind of settings refuses one value; empty when it takes it."""
-    if name not in kind.model_fields:
-        return f"There is no {name!r} here{did_you_mean(name, kind.model_fields)}"
+    They are read from the raw values, not from a validated `Study`: so they are reported with all other faults, in
+    one go, and not only once those are fixed.
+    """
+    settings, vary = (
+        set(values[name]) if isinstance(values.get(name), dict) else set() for name in ("settings", "vary")
+    )
+    for name in settings & vary:
+        yield ("vary", name), f"{name} is under `settings` too: keep it in one of the two."
+    yield from ranking_faults(values)
     try:
-        kind(**{name: value})
-    except SettingsError as error:
-        return str(error)
-    return ""
-
-
-def _settings_faults(found: Any) -> Iterator[Fault]:
-    if not isinstance(found, dict):
-        yield ("settings",), f"settings = {found!r} is not allowed: write `name: value`, one a line."
+        names = [notebook_name(name) for name in values.get("notebooks", Study.model_fields["notebooks"].default)]
+    except (SettingsError, TypeError):
+        names = []
+    if not names:  # a fault that pydantic reports
         return
-    for name, value in found.items():
-        yield from _value_faults(("settings", name), name, value)
-
-
-def _value_faults(at: tuple, name: str, value: Any) -> Iterator[Fault]:
-    if name == "run":
-        yield at, "`run` is not for a study to set: each trial has a folder of its own, named by its number."
-        return
-    try:
-        check_values({str(name): value})
-    except SettingsError as error:
-        yield at, str(error)
-
-
-def _vary_faults(found: Any) -> Iterator[Fault]:
-    if not isinstance(found, dict):
-        yield ("vary",), f"vary = {found!r} is not allowed: write `setting: [value, value]` or a range, one a line."
-        return
-    for name, over in found.items():
-        at = ("vary", name)
-        if name not in known_settings():
-            yield from _value_faults(at, name, None)
-        elif isinstance(over, dict):
-            yield from _range_faults(at, name, over)
-        elif isinstance(over, list) and over:
-            faults = [fault for index, value in enumerate(over) for fault in _value_faults((*at, index), name, value)]
-            yield from faults
-            if not faults and len({repr(check_values({name: value})[name]) for value in over}) < len(over):
-                yield at, f"{name} has a value twice: each point of a grid is run once."
-        else:
-            yield at, f"{name} = {over!r} is not allowed: it must be a list of values, or a range with low and high."
-
-
-def _range_faults(at: tuple, name: str, over: dict[str, Any]) -> Iterator[Fault]:
-    field = known_settings()[name]
-    if field.annotation not in (int, float):
-        yield at, f"{name} has no range: it must be {allowed(field)}. List the values to try."
-        return
-    wrong = [((*at, key), said) for key, value in over.items() if (said := _refusal(Range, str(key), value))]
-    missing = [key for key in ("low", "high") if key not in over]
-    yield from wrong
-    if missing:
-        yield at, f"The range of {name} lacks {' and '.join(missing)}."
-    if wrong or missing:
-        return
-    for key in ("low", "high"):
-        yield from _value_faults((*at, key), name, over[key])
-    low, high = float(over["low"]), float(over["high"])
-    if not low < high or not math.isfinite(high - low):
-        yield at, f"The range of {name} goes from {low:g} to {high:g}: low must be below high."
-    elif low <= 0 and _scale(name, over) == "log":
-        yield at, f"The range of {name} begins at {low:g}: on a log scale it must begin above 0."
-
-
-def _scale(name: str, over: dict[str, Any]) -> str:
-    """Return a range's scale: the file's, else the setting's own."""
-    return over.get("scale", (known_settings()[name].json_schema_extra or {}).get("scale", "linear"))
-
-
-def _notebook_faults(found: Any) -> Iterator[Fault]:
-    if not isinstance(found, list) or not found:
-        yield ("notebooks",), f'notebooks = {found!r} is not allowed: it must be a list such as ["03", "04"].'
-        return
-    for index, name in enumerate(found):
-        try:
-            find_notebook(_notebook(name))
-        except SettingsError as error:
-            yield ("notebooks", index), str(error)
-
-
-def _notebook(name: Any) -> str:
-    return f"{name:02d}" if isinstance(name, int) else str(name)  # YAML reads 03 as the number 3
-
-
-def _budget_faults(found: Any) -> Iterator[Fault]:
-    if not isinstance(found, dict):
-        yield ("budgets",), f"budgets = {found!r} is not allowed: write trials, hours or disk_gib, one a line."
-        return
-    for name, value in found.items():
-        if sentence := _refusal(Budgets, str(name), value):
-            yield ("budgets", name), sentence
-
-
-def _preset_faults(found: Any) -> Iterator[Fault]:
-    try:
-        read_preset(found if isinstance(found, str) else str(found))
-    except SettingsError as error:
-        yield ("preset",), str(error)
-
-
-def _name_faults(found: Any, *, is_file: bool = False) -> Iterator[Fault]:
-    try:
-        run_folder(str(found))
-    except SettingsError as error:
-        instead = " The study has the file's name: rename the file, or set `study:` in it." if is_file else ""
-        yield ("study",), str(error).replace("run =", "study =", 1) + instead
-
-
-_CHECKS = {
-    "study": _name_faults,
-    "settings": _settings_faults,
-    "vary": _vary_faults,
-    "notebooks": _notebook_faults,
-    "budgets": _budget_faults,
-    "preset": _preset_faults,
-}
-
-
-def _notebooks_that_do_not_serve(found: dict[str, Any]) -> Iterator[Fault]:
-    """Find settings that none of the chosen notebooks takes, and a figure that none makes."""
-    names = found.get("notebooks", Study.model_fields["notebooks"].default)
-    if list(_notebook_faults(names)):
-        return
-    notebooks = [find_notebook(_notebook(name)) for name in names]
-    yield from figure_faults(found, notebooks)
+    notebooks = [find_notebook(name) for name in names]
+    yield from metric_faults(values, notebooks)
     declared = set().union(*map(declared_parameters, notebooks))
-    for section in ("settings", "vary"):
-        for name in found.get(section) if isinstance(found.get(section), dict) else ():
-            if name in known_settings() and name not in declared:
-                yield (section, name), f"None of the notebooks {', '.join(map(_notebook, names))} takes {name!r}."
-
-
-def _typed(found: dict[str, Any]) -> dict[str, Any]:
-    """Return the checked values in their settings' types."""
-    typed = dict(found)
-    typed["settings"] = check_values(found.get("settings", {}))
-    typed["vary"] = {
-        name: Range(**{**over, "scale": _scale(name, over)})
-        if isinstance(over, dict)
-        else [check_values({name: value})[name] for value in over]
-        for name, over in found["vary"].items()
-    }
-    if "notebooks" in found:
-        typed["notebooks"] = [_notebook(name) for name in found["notebooks"]]
-    typed["storage"] = os.path.expandvars(found.get("storage", ""))  # so that a password need not stand in the file
-    return typed
+    for section, entries in (("settings", settings), ("vary", vary)):
+        for name in (entries & known_settings().keys()) - declared:
+            yield (section, name), f"None of the notebooks {', '.join(names)} takes {name!r}."

@@ -1,4 +1,4 @@
-"""One trial: its notebooks run as those of a run of its own, with a log, a record, and its errors judged.
+"""One trial: its notebooks run as those of a run, with a log, a record, and errors sorted into pruned, paused, failed.
 
 While the notebooks run, COURSE_RUNS points to the study's folder: so a trial is a run like any other, named by its
 number.
@@ -7,7 +7,6 @@ number.
 import json
 import logging
 import math
-import os
 import shutil
 import traceback
 from collections.abc import Iterator
@@ -16,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from helpers.course import CourseError, find_notebook, run_course
-from helpers.files import write_atomically
+from helpers.files import environment_variables, write_atomically
 from helpers.settings import SettingsError, read_preset
-from helpers.studies.comparison import read_run
+from helpers.studies.compared_run import read_run
 from helpers.studies.queue import choose, place_of
 from helpers.studies.study import Study, trial_name
 from helpers.training.trial import PLACE
@@ -28,12 +27,13 @@ if TYPE_CHECKING:
     from optuna import Trial
 
 _FULL_DISK = ("No space left on device", "[Errno 28]", "The disk of ")  # the system's words, and our own
-_MOST_BROKEN_OFF = 100  # more than kills and power cuts come to; a trial that ends its worker is there in hours
+# More than kills and power cuts come to; a trial that always kills its worker gets there within hours.
+_MOST_INTERRUPTIONS = 100
 _log = logging.getLogger(__name__)
 
 
 class StudyPausedError(RuntimeError):
-    """No further trial can be begun now; the message says why, and what to do."""
+    """No further trial can start now; the message says why, and what to do."""
 
 
 class TrialFailedError(RuntimeError):
@@ -41,11 +41,11 @@ class TrialFailedError(RuntimeError):
 
 
 def run_trial(study: Study, trial: "Trial") -> float:
-    """Run the notebooks of a taken trial and return its figure; trial.log and trial.json tell how it went.
+    """Run the notebooks of a taken trial and return its metric; trial.log and trial.json record how it went.
 
     Raises:
-        TrialFailedError: a notebook failed, or left no figure; Optuna's record holds the error too.
-        optuna.TrialPruned: the trial fell behind.
+        TrialFailedError: a notebook failed, or left no metric; Optuna's record holds the error too.
+        optuna.TrialPruned: the trial was worse than the others.
         StudyPausedError: the disk is full; the trial is not settled.
     """
     import optuna
@@ -54,10 +54,11 @@ def run_trial(study: Study, trial: "Trial") -> float:
     record: dict[str, Any] = {"point": trial.user_attrs["point"], "optimise": study.optimise, "state": "not finished"}
     record["parameters"] = {**study.settings, **choose(study, trial)}
     with _logged(folder / "trial.log"):
+        # before it runs, so that the table shows what an interrupted trial varies
         write_atomically(folder / "trial.json", json.dumps(record, indent=2))
         try:
-            _stop_when_broken_off_too_often(trial, folder)
-            figure = _run_notebooks(study, trial, folder, record["parameters"])
+            _refuse_after_many_interruptions(trial, folder)
+            metric = _run_notebooks(study, trial, folder, record["parameters"])
             record["state"] = "done"
         except optuna.TrialPruned:
             record["state"] = "pruned"
@@ -72,76 +73,62 @@ def run_trial(study: Study, trial: "Trial") -> float:
     if not study.keep_checkpoints:
         for run in (folder, *study.folder.glob(f"{folder.name}-*")):  # and the experiments of its notebooks
             shutil.rmtree(run / "checkpoints", ignore_errors=True)
-    return figure
+    return metric
 
 
-def _stop_when_broken_off_too_often(trial: "Trial", folder: Path) -> None:
+def _refuse_after_many_interruptions(trial: "Trial", folder: Path) -> None:
     times = trial.user_attrs.get("broken_off", 0)
-    if times >= _MOST_BROKEN_OFF:
+    if times >= _MOST_INTERRUPTIONS:
         raise TrialFailedError(
-            f"Its worker was stopped or died {times} times amid this trial: read {folder / 'trial.log'} and the "
+            f"Its worker was stopped or died {times} times during this trial: read {folder / 'trial.log'} and the "
             f"{folder.parent / 'worker-*.log'}. `sweep --retry-failed` tries again."
         )
 
 
 def _run_notebooks(study: Study, trial: "Trial", folder: Path, parameters: dict[str, Any]) -> float:
-    """Run a trial's notebooks as those of a run in the study's folder; return the figure they left."""
+    """Run a trial's notebooks as those of a run in the study's folder; return the metric they measured."""
     run = folder.name
     _log.info("%s begins: %s", run, parameters)
+    # without a place the training reports to no study, and is not pruned
     environment = {"COURSE_RUNS": str(study.folder), PLACE: place_of(study, trial) if study.prune else ""}
     try:
-        with _environment(environment):
+        with environment_variables(environment):  # which the notebooks' kernels inherit
             notebooks = [find_notebook(name) for name in study.notebooks]
             run_course(notebooks, run=run, parameters=parameters, defaults=read_preset(study.preset))
-        figure = getattr(read_run(folder), study.optimise)
-    except Exception as error:  # noqa: BLE001 - whatever a trial ends with, the others go on
+        metric = getattr(read_run(folder), study.optimise)
+    except Exception as error:  # noqa: BLE001 - whatever ends a trial, the others go on
         _log.error("%s", "".join(traceback.format_exception(error)))
-        raise _judged(trial, error) from None
-    if figure is None or not math.isfinite(figure):
+        raise _outcome(trial, error) from None
+    if metric is None or not math.isfinite(metric):
         raise TrialFailedError(
             f"The notebooks ran, and left no {study.optimise} that is a number in {run}: either its training diverged "
-            "(a lower learning_rate helps), or the notebook that makes the figure is not in `notebooks`."
+            "(a lower learning_rate helps), or the notebook that measures it is not in `notebooks`."
         )
-    return figure
+    return metric
 
 
-def _judged(trial: "Trial", error: Exception) -> Exception:
-    """Return what an error of a trial's notebooks comes to: pruned, paused or failed."""
+def _outcome(trial: "Trial", error: Exception) -> Exception:
+    """Turn an error of a trial's notebooks into the one that says pruned, paused or failed."""
     import optuna
 
-    told = trial.study.get_trials(deepcopy=False)[trial.number].user_attrs
-    if "pruned" in told:
-        return optuna.TrialPruned(f"pruned at step {told['pruned']}")
+    attributes = trial.study.get_trials(deepcopy=False)[trial.number].user_attrs  # as the kernel's process left them
+    if "pruned" in attributes:
+        return optuna.TrialPruned(f"pruned at step {attributes['pruned']}")
     explanation = explain(str(error))
     _log.error("%s", explanation)
-    if any(sign in str(error) for sign in _FULL_DISK):
+    if any(words in str(error) for words in _FULL_DISK):
         return StudyPausedError(
-            f"The study is paused: the disk is full ({error}) The trial goes on from its last checkpoint when there is "
-            "room and the same command is given again."
+            f"The study is paused: the disk is full ({error}) Free some space and give the same command again: the "
+            "trial goes on from its last checkpoint."
         )
-    known = isinstance(error, (CourseError, SettingsError))
-    said = str(error) if known else f"{type(error).__name__}: {error}"
-    return TrialFailedError(f"{said} ({explanation.verdict})" if explanation.causes else said)
-
-
-@contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
-    """Set environment variables, which the kernels inherit, and put back what was there."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+    is_sentence = isinstance(error, (CourseError, SettingsError))
+    message = str(error) if is_sentence else f"{type(error).__name__}: {error}"
+    return TrialFailedError(f"{message} ({explanation.verdict})" if explanation.causes else message)
 
 
 @contextmanager
 def _logged(path: Path) -> Iterator[None]:
-    """Write what this worker and papermill log into a file of the trial; a resumed trial's goes on in the same."""
+    """Write what this worker and papermill log into a trial's file; a resumed trial appends to it."""
     handler = logging.FileHandler(path, encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     loggers = (_log, logging.getLogger("papermill"))

@@ -9,6 +9,9 @@ import pytest
 import yaml
 
 from helpers.settings import TrainingSettings
+from helpers.studies.queue import open_study
+from helpers.studies.study_file import read_study
+from helpers.studies.worker import work
 
 CHEAP = """
 import json, os, time
@@ -27,6 +30,9 @@ if weight_decay == 0.6 and not os.environ.get("ROOM"):
 """
 TRAINING = """
 from helpers.settings import TrainingSettings
+from helpers.studies.queue import open_study
+from helpers.studies.study_file import read_study
+from helpers.studies.worker import work
 from helpers.training.fine_tuning import fine_tune
 fine_tune(TrainingSettings.from_notebook(globals()))
 """
@@ -48,7 +54,7 @@ def write_notebook(tmp_path):
 
 @pytest.fixture
 def cheap_notebook(write_notebook):
-    """Return a notebook that takes no time, notes each start, and leaves what a training leaves."""
+    """Return a notebook that takes no time, records each start, and leaves the files of a training."""
     return write_notebook("cheap.ipynb", 'run = "x"\nlearning_rate = 1e-3\nweight_decay = 0.01', CHEAP)
 
 
@@ -82,14 +88,22 @@ def sweep(file, *options):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+def run_worker(file, **options):
+    """Run all trials of a study file in this process; return the study, and the same one in Optuna's storage."""
+    study = read_study(file)
+    opened = open_study(study)
+    work(study, opened, **options)
+    return study, opened
+
+
 def ended(process, *, seconds=120):
-    """Wait for a command; return its exit code and all that it said."""
+    """Wait for a command; return its exit code and all its output."""
     out, err = process.communicate(timeout=seconds)
     return process.returncode, out + err
 
 
 def wait_until(condition, *, seconds=60):
-    """Wait for what must come to be true."""
+    """Wait until a condition is true."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"

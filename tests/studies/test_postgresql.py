@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.studies.queue import open_study, requeue_broken_off
+from helpers.studies.queue import open_study, requeue_interrupted
 from helpers.studies.study_file import read_study
 from tests.studies.conftest import ended, starts, sweep, wait_until
 
@@ -29,7 +29,7 @@ def server():
         (pytest.fail if os.environ.get("CI") else pytest.skip)("no initdb: `apt-get install postgresql`")
     pytest.importorskip("psycopg", reason="needs psycopg: pip install '.[postgres]'")
     user = {"user": "nobody", "group": "nogroup"} if os.name == "posix" and os.geteuid() == 0 else {}
-    folder = Path(tempfile.mkdtemp(prefix="pg"))  # short: a socket's path may have 107 signs
+    folder = Path(tempfile.mkdtemp(prefix="pg"))  # short: a socket's path may have 107 characters
     if user:
         shutil.chown(folder, user["user"])
     with socket.socket() as free:
@@ -66,12 +66,12 @@ def test_two_commands_share_a_study_and_one_is_killed(study_file, server, runs, 
     wait_until(lambda: len(starts(runs / "shared")) >= 3)
     second.kill()
     second.communicate()
-    code, told = ended(first)
-    assert code == 0, told
-    assert "6 done, 0 running of 6" in told
+    code, output = ended(first)
+    assert code == 0, output
+    assert "6 done, 0 running of 6" in output
     counts = starts(runs / "shared")
     assert sorted(counts) == [f"trial-{n:03d}" for n in range(6)]
-    assert sum(counts.values()) <= 7, "only what was broken off is begun again"
+    assert sum(counts.values()) <= 7, "only what was interrupted starts again"
     assert not (runs / "shared/study.log").exists()
 
 
@@ -81,7 +81,7 @@ def test_what_another_machine_works_at_is_left_to_its_heartbeats(study_file, ser
     with pytest.warns(UserWarning, match="Heartbeat"):
         taken = opened.ask()
     taken.set_user_attr("worker", "another-machine:/its/runs/elsewhere")
-    requeue_broken_off(study, opened)
+    requeue_interrupted(study, opened)
     assert opened.get_trials()[0].state.name == "RUNNING", "that nobody holds its lock here says nothing"
 
 
@@ -96,7 +96,7 @@ def test_what_a_silent_machine_worked_at_is_queued_again(study_file, server, ope
     opened._storage.record_heartbeat(taken._trial_id)  # its last
 
     def is_queued_again():
-        requeue_broken_off(study, opened)
+        requeue_interrupted(study, opened)
         return [trial.state.name for trial in opened.get_trials()] == ["FAIL", "WAITING"]
 
     assert not is_queued_again()

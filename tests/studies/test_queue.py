@@ -4,18 +4,17 @@ from optuna.trial import TrialState
 
 from helpers.settings import SettingsError
 from helpers.studies.queue import (
-    JOURNAL,
     choose,
     is_superfluous,
-    open_storage,
     open_study,
-    requeue_broken_off,
+    requeue_interrupted,
     trial_lock,
     trials_of,
 )
 from helpers.studies.study_file import read_study
+from helpers.training.trial import JOURNAL, open_storage
 
-TIMES = {"low": 1e-5, "high": 1e-2}
+RATES = {"low": 1e-5, "high": 1e-2}
 
 
 def test_every_point_waits_once_however_often_the_study_is_opened(study_file):
@@ -27,7 +26,7 @@ def test_every_point_waits_once_however_often_the_study_is_opened(study_file):
 
 
 def test_a_larger_budget_adds_points_to_a_study(study_file):
-    vary = {"learning_rate": TIMES}
+    vary = {"learning_rate": RATES}
     open_study(read_study(study_file(vary=vary, budgets={"trials": 2})))
     opened = open_study(read_study(study_file(vary=vary, budgets={"trials": 5})))
     assert [trial.user_attrs["point"] for trial in opened.get_trials()] == [0, 1, 2, 3, 4]
@@ -39,7 +38,7 @@ def test_another_study_of_the_same_name_is_refused(study_file):
         open_study(read_study(study_file(vary={"learning_rate": [0.005]})))
 
 
-def test_a_study_does_not_move_into_the_folder_of_a_run(study_file, runs):
+def test_a_study_with_the_name_of_a_run_is_refused(study_file, runs):
     (runs / "grid").mkdir(parents=True)
     (runs / "grid/settings.json").write_text("{}")
     with pytest.raises(SettingsError, match="is the folder of a run"):
@@ -48,7 +47,7 @@ def test_a_study_does_not_move_into_the_folder_of_a_run(study_file, runs):
 
 def test_a_search_chooses_within_its_ranges_and_repeats_itself(study_file, runs):
     over = {
-        "learning_rate": TIMES,
+        "learning_rate": RATES,
         "per_device_train_batch_size": {"low": 2, "high": 8},
         "lr_scheduler_type": ["linear", "cosine"],
     }
@@ -61,35 +60,35 @@ def test_a_search_chooses_within_its_ranges_and_repeats_itself(study_file, runs)
     assert chosen[0] == chosen[1]
     assert all(1e-5 <= point["learning_rate"] <= 1e-2 for point in chosen[0])
     assert {type(point["per_device_train_batch_size"]) for point in chosen[0]} == {int}
-    assert len({point["learning_rate"] for point in chosen[0]}) == 6, "workers that choose at once do not choose alike"
+    assert len({point["learning_rate"] for point in chosen[0]}) == 6, "workers choose differently"
 
 
 def test_a_trial_whose_worker_died_is_queued_again_with_its_values(study_file):
-    study = read_study(study_file(vary={"learning_rate": TIMES}, budgets={"trials": 1}))
+    study = read_study(study_file(vary={"learning_rate": RATES}, budgets={"trials": 1}))
     opened = open_study(study)
     before = choose(study, opened.ask())
-    requeue_broken_off(study, opened)  # nobody holds the trial's lock
+    requeue_interrupted(study, opened)  # nobody holds the trial's lock
     again = opened.ask()
     assert again.user_attrs["point"] == 0
     assert choose(study, again) == before
     assert not is_superfluous(opened, again)
 
 
-def test_a_trial_whose_worker_lives_is_left_to_it(study_file):
+def test_a_trial_whose_worker_is_alive_is_not_queued_again(study_file):
     study = read_study(study_file())
     opened = open_study(study)
     opened.ask()
     with trial_lock(study.folder, 0):
-        requeue_broken_off(study, opened)
+        requeue_interrupted(study, opened)
     assert [trial.state for trial in opened.get_trials()].count(TrialState.RUNNING) == 1
 
 
-def test_what_was_broken_off_between_two_records_is_queued_again(study_file):
+def test_a_trial_interrupted_between_two_records_is_queued_again(study_file):
     study = read_study(study_file())
     opened = open_study(study)
     opened.tell(opened.ask().number, state=TrialState.FAIL)  # and then the worker was killed
-    requeue_broken_off(study, opened)
-    requeue_broken_off(study, opened)
+    requeue_interrupted(study, opened)
+    requeue_interrupted(study, opened)
     assert [trial.state for trial in trials_of(study, opened)] == [TrialState.WAITING] * 4
     assert len(opened.get_trials()) == 5
 
@@ -100,7 +99,7 @@ def test_a_trial_that_failed_with_an_error_is_not_queued_again(study_file):
     trial = opened.ask()
     trial.set_user_attr("error", "broken")
     opened.tell(trial, state=TrialState.FAIL)
-    requeue_broken_off(study, opened)
+    requeue_interrupted(study, opened)
     assert len(opened.get_trials()) == 4
 
 
@@ -124,7 +123,7 @@ def test_a_journal_that_was_cut_short_goes_on(study_file, torn):
     assert open_study(study).get_trials()[0].state == TrialState.RUNNING
 
 
-def test_a_journals_lock_ends_with_its_holder(study_file):
+def test_a_lock_file_left_by_a_killed_process_does_not_block(study_file):
     study = read_study(study_file())
     open_study(study)
     (study.folder / f"{JOURNAL}.lock").touch()  # what a killed process leaves behind
@@ -136,7 +135,7 @@ def test_a_journals_lock_ends_with_its_holder(study_file):
 @pytest.mark.parametrize(
     "address", ["postgresql+psycopg://me:secret@127.0.0.1:9/none", "postgresql+nodriver://me:secret@h/none", "nonsense"]
 )
-def test_a_storage_that_does_not_answer_is_one_sentence_without_the_password(address, tmp_path):
+def test_the_error_for_a_storage_that_does_not_answer_is_one_sentence_without_the_password(address, tmp_path):
     with pytest.raises(SettingsError, match="does not answer") as error:
         open_storage(address, tmp_path)
     assert "secret" not in str(error.value)

@@ -2,7 +2,7 @@ import pytest
 
 from helpers.settings import SettingsError
 from helpers.studies.study_file import find_study, read_study
-from helpers.studies.study_plan import folder_bytes, forecast, kept_bytes
+from helpers.studies.study_plan import folder_bytes, kept_bytes, plan_study
 from helpers.training.cards import GraphicsCard, find_card
 
 
@@ -14,119 +14,119 @@ def study_on_gpt2(study_file, **changes):
     )
 
 
-def test_hours_are_the_planners_for_all_points(study_file):
+def test_hours_are_those_of_plan_run_for_all_points(study_file):
     study = study_on_gpt2(study_file, vary={"learning_rate": [1e-4, 1e-3, 2e-3]})
-    planned = forecast(study, find_card("RTX 4070 Ti"))
+    planned = plan_study(study, find_card("RTX 4070 Ti"))
     low, high = planned.plans[0].epoch_seconds
     assert planned.hours == pytest.approx((3 * low / 3600, 3 * high / 3600))
     assert planned.refusals == []
     assert "predicted for one RTX 4070 Ti" in str(planned)
 
 
-def test_points_that_the_card_does_not_hold_are_refused_by_name(study_file):
-    refusals = forecast(study_on_gpt2(study_file), find_card("RTX 4070 Ti")).refusals
+def test_points_that_do_not_fit_the_card_are_refused_by_name(study_file):
+    refusals = plan_study(study_on_gpt2(study_file), find_card("RTX 4070 Ti")).refusals
     assert len(refusals) == 2
     assert refusals[0].startswith("trial-002 (per_device_train_batch_size 512, learning_rate 0.0001) does not fit")
 
 
-def test_a_search_is_refused_for_the_largest_it_may_choose(study_file):
+def test_a_search_is_refused_for_the_largest_point_it_may_choose(study_file):
     over = {"per_device_train_batch_size": {"low": 4, "high": 512}}
-    planned = forecast(study_on_gpt2(study_file, vary=over), find_card("RTX 4070 Ti"))
+    planned = plan_study(study_on_gpt2(study_file, vary=over), find_card("RTX 4070 Ti"))
     assert planned.refusals[0].startswith("A trial (per_device_train_batch_size 512) does not fit")
 
 
 def test_without_a_card_the_time_is_this_processors_and_memory_is_not_predicted(study_file, monkeypatch):
     slow = GraphicsCard("this processor", 2**30, 0.4, 0.2)
     monkeypatch.setattr("helpers.studies.study_plan.this_processor", lambda: slow)
-    planned = forecast(study_on_gpt2(study_file), None, workers=4)
+    planned = plan_study(study_on_gpt2(study_file), None, workers=4)
     assert planned.hours[0] > 1
     assert planned.refusals == []
     assert "predicted for this processor, one trial after the other" in str(planned)
 
 
-def test_workers_that_the_card_does_not_hold_together_are_refused(study_file):
+def test_workers_that_do_not_fit_the_card_together_are_refused(study_file):
     study = study_on_gpt2(study_file, vary={"learning_rate": [1e-4, 2e-4, 3e-4, 4e-4]})
     card = find_card("RTX 4070 Ti")
-    one = forecast(study, card).plans[0].memory.total_bytes
+    one = plan_study(study, card).plans[0].memory.total_bytes
     held = {n: n * one + (n - 1) * 2**29 for n in (1, 2, 3, 4)}
     most = max(n for n, size in held.items() if size <= card.usable_bytes)
-    assert 1 < most < 4, "else this tests nothing"
-    assert forecast(study, card, workers=most).refusals == []
-    (refusal,) = forecast(study, card, workers=4).refusals
+    assert 1 < most < 4, "otherwise this tests nothing"
+    assert plan_study(study, card, workers=most).refusals == []
+    (refusal,) = plan_study(study, card, workers=4).refusals
     assert refusal.startswith(f"4 workers hold {held[4] / 2**30:.1f} GiB together")
     assert f"--workers {most} fits" in refusal
-    assert forecast(study, card, workers=4, n_left=1).refusals == [], "so many are not at work at a time"
+    assert plan_study(study, card, workers=4, n_left=1).refusals == [], "only one worker runs at a time"
 
 
-def test_workers_of_a_grid_hold_its_largest_trials_and_those_of_a_search_the_largest_of_all(study_file):
+def test_a_grids_workers_need_its_largest_trials_and_a_searchs_workers_the_largest_each(study_file):
     card = find_card("RTX 4070 Ti")
     sizes = [1, 4]
-    grid = forecast(study_on_gpt2(study_file, vary={"per_device_train_batch_size": sizes}), card, workers=2)
+    grid = plan_study(study_on_gpt2(study_file, vary={"per_device_train_batch_size": sizes}), card, workers=2)
     over = {"per_device_train_batch_size": {"low": 1, "high": 4}}
-    search = forecast(study_on_gpt2(study_file, vary=over), card, workers=2)
+    search = plan_study(study_on_gpt2(study_file, vary=over), card, workers=2)
     small, large = (plan.memory.total_bytes for plan in grid.plans)
     assert grid.memory_bytes(2) == small + large + 2**29
     assert search.memory_bytes(2) == 2 * large + 2**29
 
 
-def test_each_worker_wants_disk_for_a_trial_at_work(study_file):
+def test_each_worker_needs_disk_for_the_trial_it_runs(study_file):
     study = study_on_gpt2(study_file, keep_checkpoints=False)
-    one, two = (forecast(study, None, workers=workers) for workers in (1, 2))
+    one, two = (plan_study(study, None, workers=workers) for workers in (1, 2))
     assert two.disk_bytes - one.disk_bytes == one.next_bytes - kept_bytes(study, one.plans[0])
 
 
 def test_a_study_that_was_started_goes_on_as_long_as_its_next_trial_fits(study_file, monkeypatch):
     study = study_on_gpt2(study_file)
-    room = forecast(study, None).next_bytes
+    room = plan_study(study, None).next_bytes
     monkeypatch.setattr("helpers.studies.study_plan.free_bytes", lambda folder: room)
-    assert "The trials will write" in forecast(study, None).refusals[0]
-    assert forecast(study, None, n_left=3).refusals == []
-    assert "pauses when it is full" in str(forecast(study, None, n_left=3))
+    assert "The trials will write" in plan_study(study, None).refusals[0]
+    assert plan_study(study, None, n_left=3).refusals == []
+    assert "pauses when it is full" in str(plan_study(study, None, n_left=3))
     monkeypatch.setattr("helpers.studies.study_plan.free_bytes", lambda folder: room - 1)
-    assert "The next trial takes" in forecast(study, None, n_left=3).refusals[0]
-    assert forecast(study, None, n_left=0).refusals == []
+    assert "The next trial takes" in plan_study(study, None, n_left=3).refusals[0]
+    assert plan_study(study, None, n_left=0).refusals == []
 
 
-def test_a_full_disk_is_refused_where_the_model_is_not_known_either(study_file, monkeypatch):
+def test_a_full_disk_is_refused_even_when_the_model_is_not_known(study_file, monkeypatch):
     monkeypatch.setattr("helpers.studies.study_plan.free_bytes", lambda folder: 0)
     study = study_on_gpt2(study_file, settings={"model_name_or_path": "someone/gpt2-of-theirs"})
-    assert "The next trial takes 0.2 GiB" in forecast(study, None).refusals[0]
+    assert "The next trial takes 256 MiB" in plan_study(study, None).refusals[0]
 
 
-def test_a_study_larger_than_the_disk_is_refused_and_keeps_less_without_checkpoints(study_file, monkeypatch):
+def test_a_study_larger_than_the_disk_is_refused_unless_it_keeps_no_checkpoints(study_file, monkeypatch):
     monkeypatch.setattr("helpers.studies.study_plan.free_bytes", lambda folder: 8 * 2**30)
-    kept, unkept = (forecast(study_on_gpt2(study_file, keep_checkpoints=keep), None) for keep in (True, False))
+    kept, unkept = (plan_study(study_on_gpt2(study_file, keep_checkpoints=keep), None) for keep in (True, False))
     assert "set keep_checkpoints: false" in kept.refusals[0]
     assert unkept.refusals == []
     assert unkept.disk_bytes < kept.disk_bytes / 2
 
 
 def test_a_disk_budget_below_one_trial_is_refused(study_file):
-    planned = forecast(study_on_gpt2(study_file, budgets={"disk_gib": 1}), None)
-    assert "Not one more trial" in planned.refusals[-1]
+    planned = plan_study(study_on_gpt2(study_file, budgets={"disk_gib": 1}), None)
+    assert "does not fit into budgets.disk_gib = 1" in planned.refusals[-1]
 
 
-def test_a_point_that_cannot_be_is_refused(study_file):
+def test_a_point_that_cannot_be_trained_is_refused(study_file):
     measured = {"notebooks": ["03", "04"], "optimise": "bits_per_byte"}
     study = study_on_gpt2(study_file, preset="pocket", vary={"block_size": [64, 512]}, **measured)
     with pytest.raises(SettingsError, match="trial-001 of study 'grid' cannot be: block_size = 512 is longer than"):
-        forecast(study, None)
+        plan_study(study, None)
 
 
-def test_a_folder_is_measured_with_all_it_holds(tmp_path):
+def test_the_size_of_a_folder_includes_all_files_in_it(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a/b").write_bytes(b"x" * 10)
     assert folder_bytes(tmp_path) == 10
     assert folder_bytes(tmp_path / "none") == 0
 
 
-def test_the_shipped_studies_fit_the_card_they_are_for():
+def test_the_shipped_studies_fit_the_card_they_are_made_for():
     card = find_card("RTX 4070 Ti")
-    assert [forecast(read_study(find_study(name)), card).too_large for name in ("rates", "search")] == [[], []]
+    assert [plan_study(read_study(find_study(name)), card).too_large for name in ("rates", "search")] == [[], []]
 
 
 def test_a_model_that_must_be_downloaded_first_is_run_without_a_plan(study_file):
     settings = {"model_name_or_path": "someone/gpt2-of-theirs"}
-    planned = forecast(study_on_gpt2(study_file, settings=settings), find_card("RTX 4070 Ti"))
+    planned = plan_study(study_on_gpt2(study_file, settings=settings), find_card("RTX 4070 Ti"))
     assert planned.refusals == []
     assert "not predicted: the model's shape is not known before its download" in str(planned)

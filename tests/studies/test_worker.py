@@ -1,198 +1,42 @@
-import json
-import os
-import sys
 import time
 
-import nbformat
-import optuna
 import pytest
-from optuna.trial import TrialState
 
-from helpers.studies.comparison import compare
-from helpers.studies.queue import open_study, requeue_broken_off, state_of, trials_of
+from helpers.studies.queue import open_study, trials_of
 from helpers.studies.study_file import read_study
 from helpers.studies.trial import StudyPausedError
 from helpers.studies.worker import work
-from tests.studies.conftest import CHEAP, starts
+from tests.studies.conftest import run_worker, starts
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 
 
-def worked(file, **options):
-    study = read_study(file)
-    opened = open_study(study)
-    work(study, opened, **options)
-    return study, opened
-
-
-def test_each_trial_is_a_run_with_its_notebook_its_record_and_its_log(study_file, runs):
-    before = dict(os.environ)
-    study, opened = worked(study_file(vary={"learning_rate": [0.001, 0.002]}, settings={"weight_decay": 0.2}))
-    assert dict(os.environ) == before
-    assert study.folder == runs / "grid"
-    record = json.loads((study.folder / "trial-001/trial.json").read_text())
-    assert record["parameters"] == {"weight_decay": 0.2, "learning_rate": 0.002}
-    assert record["state"] == "done"
-    assert [trial.value for trial in trials_of(study, opened)] == pytest.approx([1.2, 2.2])
-    executed = nbformat.read(study.folder / "trial-001/notebooks/cheap.ipynb", as_version=4)
-    assert 'run = "trial-001"' in "".join(cell.source for cell in executed.cells)
-    log = (study.folder / "trial-001/trial.log").read_text()
-    assert "Executing notebook with kernel: python3" in log
-    assert "trial-001: done" in log
-    assert (study.folder / "trial-001/notebooks/report.html").exists()
-
-
-def test_a_failing_trial_is_recorded_with_its_error_and_the_others_run(study_file):
-    study, opened = worked(study_file(vary={"weight_decay": [0.5, 0.1]}))
-    failed, done = trials_of(study, opened)
-    assert (failed.state, done.state) == (TrialState.FAIL, TrialState.COMPLETE)
-    assert "ValueError: weight_decay 0.5 is broken on purpose" in failed.user_attrs["error"]
-    assert "weight_decay 0.5 is broken" in (study.folder / "trial-000/trial.log").read_text()
-    run = compare("grid").runs[-1]
-    assert (run.state, run.error) == ("failed", failed.user_attrs["error"])
-    work(study, open_study(study))
-    assert starts(study.folder) == {"trial-000": 1, "trial-001": 1}, "neither is run again"
-
-
-def test_what_explain_knows_of_an_error_stands_beside_it(study_file, write_notebook):
-    code = "raise RuntimeError('CUDA out of memory. Tried to allocate 2.00 GiB')"
-    notebook = write_notebook("a.ipynb", 'run = "x"\nseed = 1', code)
-    study, opened = worked(study_file(notebooks=[notebook], vary={"seed": [1]}))
-    assert "(T1: " in trials_of(study, opened)[0].user_attrs["error"]
-
-
-def test_a_notebook_that_leaves_no_figure_is_a_failed_trial(study_file, write_notebook):
-    notebook = write_notebook("a.ipynb", 'run = "x"\nseed = 1', "pass")
-    study, opened = worked(study_file(notebooks=[notebook], vary={"seed": [1]}, optimise="bits_per_byte"))
-    assert "no bits_per_byte that is a number" in trials_of(study, opened)[0].user_attrs["error"]
-
-
-@pytest.mark.parametrize("loss", ["NaN", "Infinity"])
-def test_a_figure_that_is_no_number_is_a_failed_trial_and_run_once(study_file, write_notebook, loss):
-    code = (
-        "from helpers.settings import run_folder\n"
-        f"(run_folder(run) / 'history.jsonl').write_text('{{\"step\": 1, \"eval_loss\": {loss}}}')"
-    )
-    notebook = write_notebook("a.ipynb", 'run = "x"\nlearning_rate = 1.0', code)
-    study, opened = worked(study_file(notebooks=[notebook], vary={"learning_rate": [0.1]}))
-    assert len(opened.get_trials()) == 1
-    assert "no eval_loss that is a number" in trials_of(study, opened)[0].user_attrs["error"]
-
-
-def test_a_trial_whose_files_cannot_be_read_is_failed_and_the_others_run(study_file, write_notebook):
-    code = (
-        "from helpers.settings import run_folder\n"
-        'row = \'{"step": 1, "eval_loss": 1.0}\'\n'
-        "(run_folder(run) / 'history.jsonl').write_text(row[: 9 if learning_rate == 0.1 else None])"
-    )
-    notebook = write_notebook("a.ipynb", 'run = "x"\nlearning_rate = 1.0', code)
-    study, opened = worked(study_file(notebooks=[notebook], vary={"learning_rate": [0.1, 0.01]}))
-    assert [state_of(trial) for trial in trials_of(study, opened)] == ["failed", "done"]
-
-
-def test_a_trial_that_ends_with_an_error_of_the_runner_is_failed_with_its_kind(study_file, monkeypatch):
-    def broken(*_, **__):
-        raise RuntimeError("Kernel died before replying to kernel_info")
-
-    monkeypatch.setattr("helpers.studies.trial.run_course", broken)
-    study, opened = worked(study_file(vary={"learning_rate": [0.001, 0.002]}))
-    errors = [trial.user_attrs["error"] for trial in trials_of(study, opened)]
-    assert all(error.startswith("RuntimeError: Kernel died before replying") for error in errors)
-
-
-def test_what_is_broken_off_again_and_again_is_failed_at_last(study_file, monkeypatch):
-    monkeypatch.setattr("helpers.studies.trial._MOST_BROKEN_OFF", 20)
-    study = read_study(study_file(vary={"learning_rate": [0.001]}))
-    opened = open_study(study)
-    for _ in range(20):
-        opened.ask()
-        requeue_broken_off(study, opened)  # nobody holds the trial's lock
-    work(study, opened)
-    (trial,) = trials_of(study, opened)
-    assert "stopped or died 20 times" in trial.user_attrs["error"]
-    assert starts(study.folder) == {}
-
-
-def test_what_a_trial_varies_is_recorded_before_it_is_run(study_file, write_notebook):
-    code = CHEAP + '\n(folder / "during.json").write_text((folder / "trial.json").read_text())'
-    notebook = write_notebook("a.ipynb", 'run = "x"\nlearning_rate = 1e-3\nweight_decay = 0.01', code)
-    study, _ = worked(study_file(notebooks=[notebook], vary={"learning_rate": [0.002]}))
-    during = json.loads((study.folder / "trial-000/during.json").read_text())
-    assert during == {
-        "point": 0,
-        "optimise": "eval_loss",
-        "state": "not finished",
-        "parameters": {"learning_rate": 0.002},
-    }
-
-
 def test_points_beyond_a_budget_that_was_lowered_wait_until_it_is_raised(study_file):
     open_study(read_study(study_file()))
-    study, opened = worked(study_file(budgets={"trials": 1}))
+    study, opened = run_worker(study_file(budgets={"trials": 1}))
     assert [trial.user_attrs["point"] for trial in trials_of(study, opened)] == [0]
     study = read_study(study_file(budgets={"trials": 3}))
     opened = open_study(study)
     opened.enqueue_trial({"learning_rate": 0.001, "weight_decay": 0.0}, user_attrs={"point": 0})  # behind all others
     work(study, opened)
     assert starts(study.folder) == {f"trial-{n:03d}": 1 for n in range(3)}
-    study, opened = worked(study_file())
+    study, opened = run_worker(study_file())
     assert starts(study.folder) == {f"trial-{n:03d}": 1 for n in range(4)}
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="needs /dev/full")
-def test_a_full_disk_pauses_the_study_and_the_same_trial_goes_on(study_file, monkeypatch):
-    file = study_file(vary={"weight_decay": [0.6, 0.1]})
-    with pytest.raises(StudyPausedError, match="the disk is full"):
-        worked(file)
-    monkeypatch.setenv("ROOM", "1")
-    study, opened = worked(file)
-    assert [trial.state for trial in trials_of(study, opened)] == [TrialState.COMPLETE] * 2
-    assert starts(study.folder) == {"trial-000": 2, "trial-001": 1}
-
-
-def test_a_disk_with_no_room_for_a_trial_pauses_before_it_begins(study_file, monkeypatch):
-    monkeypatch.setattr("helpers.studies.worker.free_bytes", lambda folder: 1_000_000)
-    with pytest.raises(StudyPausedError, match=r"has 0\.00 GB left and the next trial takes 0\.\d+ GB"):
-        worked(study_file())
+def test_a_disk_with_no_room_for_a_trial_pauses_the_study_before_it_starts(study_file, monkeypatch):
+    monkeypatch.setattr("helpers.studies.study_plan.free_bytes", lambda folder: 1_000_000)
+    with pytest.raises(StudyPausedError, match=r"The next trial takes \d+ MiB and the disk of .* has 1 MiB left"):
+        run_worker(study_file())
 
 
 def test_a_disk_budget_pauses_the_study(study_file):
-    with pytest.raises(StudyPausedError, match=r"budgets\.disk_gib is 0\.01\. Raise the budget"):
-        worked(study_file(budgets={"disk_gib": 0.01}))
+    with pytest.raises(StudyPausedError, match=r"does not fit into budgets\.disk_gib = 0\.01: .* Raise the budget"):
+        run_worker(study_file(budgets={"disk_gib": 0.01}))
 
 
-def test_no_trial_is_begun_after_the_hours(study_file):
+def test_no_trial_starts_after_the_hours(study_file):
     file = study_file()
-    with pytest.raises(StudyPausedError, match="are over: no further trial is begun"):
-        worked(file, ends=time.time() - 1)
+    with pytest.raises(StudyPausedError, match="are over: no further trial starts"):
+        run_worker(file, ends=time.time() - 1)
     assert starts(read_study(file).folder) == {}
-
-
-def test_checkpoints_are_kept_unless_the_study_says_otherwise(study_file, write_notebook):
-    code = (
-        "import json; from helpers.settings import run_folder; folder = run_folder(run)\n"
-        "(folder / 'checkpoints/checkpoint-1').mkdir(parents=True)\n"
-        "(folder.parent / f'{run}-rate/checkpoints').mkdir(parents=True)\n"
-        "(folder / 'history.jsonl').write_text(json.dumps({'step': 1, 'eval_loss': 1.0}))"
-    )
-    notebook = write_notebook("a.ipynb", 'run = "x"\nseed = 1', code)
-    for keep in (True, False):
-        name = f"kept-{keep}"
-        study, _ = worked(study_file(study=name, notebooks=[notebook], vary={"seed": [1]}, keep_checkpoints=keep))
-        assert (study.folder / "trial-000/checkpoints").exists() == keep
-        assert (study.folder / "trial-000-rate/checkpoints").exists() == keep
-
-
-def test_a_trial_that_falls_behind_is_recorded_as_pruned(study_file, training_notebook, tiny_settings):
-    tiny = tiny_settings.model_dump(include={"model_name_or_path", "source", "block_size", "mixed_precision"})
-    settings = {**tiny, "per_device_train_batch_size": 4, "eval_steps": 2, "sample_prompt": ""}
-    file = study_file(vary={"learning_rate": [0.001]}, settings=settings, notebooks=[training_notebook], prune=True)
-    study = read_study(file)
-    opened = open_study(study)
-    for _ in range(4):  # the pruner waits for so many
-        others = dict.fromkeys(range(5001), 1.0)
-        opened.add_trial(optuna.create_trial(value=1.0, intermediate_values=others))
-    work(study, opened)
-    assert [trial.state for trial in trials_of(study, opened)] == [TrialState.PRUNED]
-    assert compare("grid").runs[0].state == "pruned"
-    assert not (study.folder / "trial-000/training.json").exists()

@@ -3,7 +3,15 @@ import json
 import pytest
 
 from helpers.studies.comparison import compare
-from helpers.studies.comparison_plots import importance, plot_all, plot_curves, plot_importance, plot_parallel
+from helpers.studies.comparison_page import (
+    importance,
+    plot_all,
+    plot_curves,
+    plot_importance,
+    plot_parallel,
+    write_page,
+)
+from tests.studies.recorded_runs import write_trials
 
 
 @pytest.fixture
@@ -45,14 +53,16 @@ def test_the_setting_that_decides_is_the_most_important(table):
     assert "12 runs" in plot_importance(table.groups[0], NAMES, by="eval_loss").get_title()
 
 
-def test_parallel_lines_run_from_setting_to_figure_and_end_in_the_best(table):
+def test_parallel_lines_run_from_metric_to_settings_and_the_best_is_drawn_again(table):
     ax = plot_parallel(table.groups[0], NAMES, by="eval_loss")
-    lines = [line for line in ax.lines if len(line.get_xdata()) == 3]
-    assert len(lines) == 12
-    assert lines[-1].get_color() != lines[0].get_color()
-    assert lines[-1].get_ydata()[0] == 0, "the lowest rate"
-    assert lines[-1].get_ydata()[-1] == 0, "the lowest loss"
-    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["learning rate", "lr scheduler type", "eval loss"]
+    (best,) = ax.lines
+    lines = ax.collections[0]
+    assert len(lines.get_segments()) == 12
+    metric, rate, _ = best.get_ydata()
+    assert metric == min(segment[0, 1] for segment in lines.get_segments()) == table.best[0].eval_loss
+    assert rate == ax.get_ylim()[0], "the lowest rate"
+    assert lines.get_clim()[1] > lines.get_array().max(), "the worst line is not white"
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["eval loss", "learning_rate", "lr_scheduler_type"]
 
 
 def test_pictures_are_drawn_only_where_the_runs_allow_them(table, runs):
@@ -61,3 +71,12 @@ def test_pictures_are_drawn_only_where_the_runs_allow_them(table, runs):
     (runs / "bare").mkdir()
     (runs / "bare/settings.json").write_text("{}")
     assert [*plot_all(compare("bare"))] == []
+
+
+def test_the_page_contains_table_and_pictures_and_needs_no_network(runs, tmp_path):
+    write_trials(runs)
+    write_page(compare("rates"), tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("<img alt=") == 2
+    assert 'src="http' not in page
+    assert "<script" not in page

@@ -1,4 +1,4 @@
-"""The command itself, as a process: it finishes, is killed, is joined, and never does a trial twice."""
+"""The commands; `sweep` also as a process that finishes, is killed, is joined, and never runs a trial twice."""
 
 import contextlib
 import errno
@@ -14,9 +14,11 @@ from click.testing import CliRunner
 
 from helpers.__main__ import main
 from helpers.settings import TrainingSettings
+from helpers.studies.comparison import compare
 from helpers.studies.queue import open_study
 from helpers.studies.study_file import read_study
 from tests.studies.conftest import CHEAP, ended, starts, sweep, wait_until
+from tests.studies.recorded_runs import OTHER_TEXT, write_run, write_trials
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="kills as Linux does")
 
@@ -47,32 +49,32 @@ def test_two_commands_with_two_workers_share_a_study(study_file, runs, monkeypat
     file = study_file(vary={"learning_rate": [0.001, 0.002, 0.003], "weight_decay": [0.0, 0.1]})
     open_study(read_study(file))
     first, second = sweep(file, "--workers", "2"), sweep(file)
-    (code, told), (other_code, _) = ended(first), ended(second)
-    assert (code, other_code) == (0, 0), told
+    (code, output), (other_code, _) = ended(first), ended(second)
+    assert (code, other_code) == (0, 0), output
     assert starts(runs / "grid") == {f"trial-{n:03d}": 1 for n in range(6)}
-    assert "6 done, 0 running of 6" in told
-    assert "Best: grid/trial-000, eval loss 1 with learning_rate 0.001, weight_decay 0." in told
+    assert "6 done, 0 running of 6" in output
+    assert "Best: grid/trial-000, eval loss 1 with learning_rate 0.001, weight_decay 0." in output
     assert "<table>" in (runs / "grid/comparison.html").read_text()
 
 
 def test_a_sweep_that_is_killed_again_and_again_loses_and_repeats_nothing(study_file, runs, monkeypatch):
     monkeypatch.setenv("NAP", "1")
-    file, folder, dice = study_file(), runs / "grid", random.Random(7)
+    file, folder, random_state = study_file(), runs / "grid", random.Random(7)
     kept = {}
     for _ in range(4):
         process = sweep(file, "--workers", "2")
         wait_until(lambda process=process: process.poll() is not None or workers_of(process))
-        time.sleep(dice.uniform(0.5, 3.5))
+        time.sleep(random_state.uniform(0.5, 3.5))
         workers = workers_of(process)
-        if workers and dice.random() < 0.5:
-            dice.choice(workers).kill()
+        if workers and random_state.random() < 0.5:
+            random_state.choice(workers).kill()
         killed(process)
         psutil.wait_procs(workers, timeout=10)
         now = finished(folder)
         assert {name: now.get(name) for name in kept} == kept
         kept = now
-    code, told = ended(sweep(file, "--workers", "2"))
-    assert code == 0, told
+    code, output = ended(sweep(file, "--workers", "2"))
+    assert code == 0, output
     now = finished(folder)
     assert {name: now[name] for name in kept} == kept, "a finished trial was run again"
     assert len(now) == 4
@@ -89,7 +91,7 @@ def test_workers_end_with_the_command_that_started_them(study_file, runs, monkey
     assert psutil.wait_procs(everyone, timeout=20)[1] == []
 
 
-def test_a_broken_trial_goes_on_from_its_checkpoint(study_file, training_notebook, tiny_settings, runs):
+def test_an_interrupted_trial_goes_on_from_its_checkpoint(study_file, training_notebook, tiny_settings, runs):
     tiny = tiny_settings.model_dump(include={"model_name_or_path", "source", "block_size", "mixed_precision"})
     long = {"per_device_train_batch_size": 1, "num_train_epochs": 20, "save_steps": 5, "save_total_limit": 100}
     settings = {**tiny, **long, "sample_prompt": "", "eval_steps": 50}
@@ -100,9 +102,9 @@ def test_a_broken_trial_goes_on_from_its_checkpoint(study_file, training_noteboo
     killed(process)
     assert not (runs / "grid/trial-000/training.json").exists(), "the training was over before it could be killed"
     written = {path: path.stat().st_mtime_ns for path in checkpoints.glob("checkpoint-5/*")}
-    code, told = ended(sweep(file))
-    assert code == 0, told
-    assert {path: path.stat().st_mtime_ns for path in written} == written, "the first steps were not made again"
+    code, output = ended(sweep(file))
+    assert code == 0, output
+    assert {path: path.stat().st_mtime_ns for path in written} == written, "the first steps were not repeated"
     trials = open_study(read_study(file)).get_trials()
     assert [trial.state.name for trial in trials] == ["FAIL", "COMPLETE"]
     assert {trial.user_attrs["point"] for trial in trials} == {0}
@@ -113,16 +115,16 @@ def test_a_worker_that_dies_is_started_again(study_file, runs, monkeypatch):
     process = sweep(study_file(vary={"learning_rate": [0.001]}))
     wait_until(lambda: starts(runs / "grid"))
     workers_of(process)[0].kill()
-    code, told = ended(process)
-    assert code == 0, told
-    assert "1 done, 0 running of 1" in told
+    code, output = ended(process)
+    assert code == 0, output
+    assert "1 done, 0 running of 1" in output
 
 
-def test_a_dry_run_shows_what_it_would_do_and_does_nothing(study_file, runs):
+def test_a_dry_run_shows_the_plan_and_does_nothing(study_file, runs):
     result = call("sweep", study_file(budgets={"hours": 8, "disk_gib": 5}), "--dry-run")
     assert result.exit_code == 0, result.output
     assert re.search(r"trials +4, the points of a grid", result.output)
-    assert "none is begun after 8 h" in result.output
+    assert "none starts after 8 h" in result.output
     assert "budget 5 GiB" in result.output
     assert not runs.exists()
 
@@ -130,10 +132,10 @@ def test_a_dry_run_shows_what_it_would_do_and_does_nothing(study_file, runs):
 @pytest.fixture
 def no_workers(monkeypatch):
     """Let the command start no workers, as if they had ended at once."""
-    monkeypatch.setattr("helpers.studies.supervise.supervise", lambda *_, **__: [])
+    monkeypatch.setattr("helpers.studies.supervision.supervise", lambda *_, **__: [])
 
 
-def test_a_dry_run_of_a_started_study_tells_how_it_stands_and_changes_nothing(study_file, runs):
+def test_a_dry_run_of_a_started_study_shows_its_progress_and_changes_nothing(study_file, runs):
     file = study_file()
     opened = open_study(read_study(file))
     opened.tell(opened.ask(), 1.5)
@@ -156,7 +158,7 @@ def test_a_full_disk_is_refused_before_anything_is_written(study_file, runs, mon
     assert not runs.exists()
 
 
-def test_a_disk_that_fills_up_in_the_command_itself_is_a_pause(study_file, monkeypatch):
+def test_a_disk_that_fills_up_in_the_command_itself_pauses_the_study(study_file, monkeypatch):
     def full(study):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -166,17 +168,17 @@ def test_a_disk_that_fills_up_in_the_command_itself_is_a_pause(study_file, monke
     assert "The study is paused: [Errno 28] No space left on device. Free some space" in result.output
 
 
-def test_a_table_that_cannot_be_made_is_a_sentence(study_file, no_workers, monkeypatch):
+def test_a_table_that_cannot_be_made_is_reported_in_one_sentence(study_file, no_workers, monkeypatch):
     def broken(study):
         raise ValueError("a damaged file")
 
     monkeypatch.setattr("helpers.studies.comparison.compare", broken)
     result = call("sweep", study_file())
     assert result.exit_code == 1
-    assert "their table is not whole (ValueError: a damaged file)" in result.output
+    assert "their table is incomplete (ValueError: a damaged file)" in result.output
 
 
-def test_trials_on_other_machines_are_told_with_the_best_of_all(study_file, runs, no_workers):
+def test_trials_on_other_machines_are_reported_with_the_best_of_all(study_file, runs, no_workers):
     file = study_file(vary={"learning_rate": [0.001, 0.002]})
     opened = open_study(read_study(file))
     for host, loss in (("other", 1.0), ("this", 2.0)):
@@ -186,7 +188,7 @@ def test_trials_on_other_machines_are_told_with_the_best_of_all(study_file, runs
     (runs / "grid/trial-001").mkdir()
     (runs / "grid/trial-001/trial.json").write_text('{"state": "done", "parameters": {}}')
     result = call("sweep", file)
-    assert "1 of 2 finished trials lie on other machines" in result.output
+    assert "1 of 2 finished trials are on other machines" in result.output
     assert "the best of all is trial-000: eval_loss 1.0000" in result.output
     assert "on other." in result.output
 
@@ -194,20 +196,20 @@ def test_trials_on_other_machines_are_told_with_the_best_of_all(study_file, runs
 def test_a_study_whose_trials_all_failed_is_exit_code_1_and_is_tried_again_when_asked(
     study_file, write_notebook, runs, monkeypatch
 ):
-    code = CHEAP.replace("weight_decay == 0.5", "not os.environ.get('MENDED')")
+    code = CHEAP.replace("weight_decay == 0.5", "not os.environ.get('FIXED')")
     notebook = write_notebook("a.ipynb", 'run = "x"\nlearning_rate = 1e-3\nweight_decay = 0.01', code)
     file = study_file(vary={"learning_rate": [0.001, 0.002]}, notebooks=[notebook])
     result = call("sweep", file)
     assert result.exit_code == 1
-    assert "No trial has a figure (0 done, 0 running, 2 failed of 2)" in result.output
-    monkeypatch.setenv("MENDED", "1")
+    assert "No trial has a metric (0 done, 0 running, 2 failed of 2)" in result.output
+    monkeypatch.setenv("FIXED", "1")
     assert call("sweep", file).exit_code == 1, "failed trials are left alone"
     result = call("sweep", file, "--retry-failed")
     assert result.exit_code == 0, result.output
     assert starts(runs / "grid") == {"trial-000": 2, "trial-001": 2}
 
 
-def test_workers_that_the_card_does_not_hold_are_refused_before_anything_is_written(study_file, runs):
+def test_workers_that_do_not_fit_the_card_are_refused_before_anything_is_written(study_file, runs):
     file = study_file(preset="rtx-4070-ti", vary={"learning_rate": [n / 1e5 for n in range(1, 9)]}, notebooks=["03"])
     result = call("sweep", file, "--gpu", "RTX 4070 Ti", "--workers", "8")
     assert result.exit_code == 2
@@ -215,7 +217,7 @@ def test_workers_that_the_card_does_not_hold_are_refused_before_anything_is_writ
     assert not runs.exists()
 
 
-def test_what_cannot_fit_is_refused_before_anything_is_written(study_file, runs):
+def test_a_point_that_does_not_fit_is_refused_before_anything_is_written(study_file, runs):
     vary = {"per_device_train_batch_size": [4, 512]}
     file = study_file(preset="rtx-4070-ti", settings={"gradient_accumulation_steps": 1}, vary=vary, notebooks=["03"])
     result = call("sweep", file, "--gpu", "RTX 4070 Ti")
@@ -224,24 +226,53 @@ def test_what_cannot_fit_is_refused_before_anything_is_written(study_file, runs)
     assert not runs.exists()
 
 
-def test_a_study_file_with_a_mistake_is_a_sentence_with_its_line(study_file):
+def test_a_fault_in_the_study_file_is_a_sentence_with_its_line(study_file):
     result = call("sweep", study_file(prune="maybe"))
     assert result.exit_code == 2
     assert re.search(r"grid\.yaml, line \d+: prune = 'maybe' is not allowed", result.output)
 
 
 def test_a_paused_study_says_why_and_is_exit_code_1(study_file):
-    code, told = ended(sweep(study_file(vary={"weight_decay": [0.6, 0.1]})))
+    code, output = ended(sweep(study_file(vary={"weight_decay": [0.6, 0.1]})))
     assert code == 1
-    assert told.count("The study is paused: the disk is full") == 1
-    assert "The same command" in told or "same command is given again" in told
+    assert output.count("The study is paused: the disk is full") == 1
+    assert "Free some space and give the same command again" in output
 
 
 def test_a_trial_is_the_course_itself(study_file, runs):
     settings = {"max_tokens": 40_000, "block_size": 64, "num_train_epochs": 0.3, "mixed_precision": "no"}
     study = {"vary": {"learning_rate": [0.001]}, "settings": settings, "notebooks": ["03"]}
-    code, told = ended(sweep(study_file(**study)), seconds=300)
-    assert code == 0, told
+    code, output = ended(sweep(study_file(**study)), seconds=300)
+    assert code == 0, output
     saved = json.loads((runs / "grid/trial-000/settings.json").read_text())["settings"]
     assert TrainingSettings(**saved).run == "trial-000"
     assert (runs / "grid/trial-000/notebooks/03_fine_tuning.ipynb").exists()
+
+
+def test_compare_writes_the_table_and_promotes_the_best(runs, tmp_path):
+    write_trials(runs)
+    arguments = [
+        "compare",
+        "rates",
+        "--csv",
+        str(tmp_path / "a.csv"),
+        "--html",
+        str(tmp_path / "a.html"),
+        "--promote",
+        "best",
+    ]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    assert "Best: rates/trial-001, eval loss 2" in result.output
+    assert f"rates/trial-001 is now the run best: {runs / 'best'}" in result.output
+    assert (tmp_path / "a.csv").read_text() == compare("rates").to_csv()
+    assert "<table>" in (tmp_path / "a.html").read_text()
+    assert compare("best").runs[0].eval_loss == 2.0
+
+
+def test_compare_does_not_choose_between_texts(runs):
+    write_run(runs / "a")
+    write_run(runs / "b", text=OTHER_TEXT)
+    result = CliRunner().invoke(main, ["compare", "--promote", "best"])
+    assert result.exit_code == 2
+    assert "There is not one best run but 2: name the one to promote" in result.output

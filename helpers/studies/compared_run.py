@@ -1,0 +1,113 @@
+"""One run as its folder records it, so that runs of a study, of a shell loop and of notebooks compare alike."""
+
+import contextlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from helpers.training.run_files import kept_eval_loss, read_history
+
+Metric = Literal["perplexity", "bits_per_byte", "eval_loss"]
+METRICS: tuple[Metric, ...] = get_args(Metric)
+_FILES = ("settings.json", "trial.json", "training.json", "evaluation.json", "history.jsonl")
+
+
+@dataclass(frozen=True)
+class ComparedRun:
+    """One run; what its folder does not record is None.
+
+    Attributes:
+        name: the run's, with its study's before it: 'pocket' or 'rates/trial-003'.
+        folder: its folder.
+        settings: all settings that are recorded.
+        eval_loss: validation loss of the final model, in nats per token.
+        perplexity, bits_per_byte: of the final model on the test text.
+        perplexity_interval, bits_per_byte_interval: (low, high) where they were measured.
+        tokens, seconds, peak_bytes: what the training took, measured.
+        text_sha256, validation_sha256: of the measured texts; runs of different texts are never ranked together.
+        windows: (context, stride) of the test metrics.
+        state: 'done', 'pruned', 'failed', 'not finished' or 'damaged'.
+        error: why it failed or what is damaged; else empty.
+        optimise: the metric that its study minimises; None outside a study.
+    """
+
+    name: str
+    folder: Path
+    settings: dict[str, Any]
+    eval_loss: float | None
+    perplexity: float | None
+    bits_per_byte: float | None
+    perplexity_interval: tuple[float, float] | None
+    bits_per_byte_interval: tuple[float, float] | None
+    tokens: int | None
+    seconds: float | None
+    peak_bytes: int | None
+    text_sha256: str
+    validation_sha256: str
+    windows: tuple[int, int] | None
+    state: str
+    error: str
+    optimise: str | None
+
+    def ranked(self, by: Metric) -> float | None:
+        """Return the metric to rank by; None where the run has none or did not finish."""
+        return getattr(self, by) if self.state == "done" else None
+
+    def text(self, by: Metric) -> str:
+        """Return the hash of the text that a metric was measured on; empty before there was one."""
+        return self.validation_sha256 if by == "eval_loss" else self.text_sha256
+
+    def losses(self) -> list[tuple[float, float]]:
+        """Return (step, validation loss) for each validation of the training; empty where the run is damaged."""
+        rows = read_history(self.folder) if self.state != "damaged" else []
+        return [(row["step"], row["eval_loss"]) for row in rows if "eval_loss" in row]
+
+
+def read_run(folder: Path, *, name: str = "") -> ComparedRun:
+    """Read a run's folder, finished or not, measured or not; `name` defaults to the folder's."""
+    files, damage = _read_files(folder)
+    record, trial, facts, evaluation, rows = (files[file] for file in _FILES)
+    test = evaluation.get("test") or {}
+    tuned = test.get("tuned") or {}
+    settings = {**record.get("settings", {}), **trial.get("parameters", {})}
+    texts = record.get("data_sha256", {})
+    return ComparedRun(
+        name=name or folder.name,
+        folder=folder,
+        settings={key: value for key, value in settings.items() if key != "run"},
+        eval_loss=kept_eval_loss(rows, early_stopping_patience=settings.get("early_stopping_patience", 0)),
+        perplexity=tuned.get("perplexity"),
+        bits_per_byte=tuned.get("bits_per_byte"),
+        perplexity_interval=_pair(tuned.get("perplexity_interval")),
+        bits_per_byte_interval=_pair(tuned.get("bits_per_byte_interval")),
+        tokens=facts.get("tokens"),
+        seconds=facts.get("seconds"),
+        peak_bytes=facts.get("peak_bytes"),
+        text_sha256=test.get("text_sha256") or texts.get("test", ""),
+        validation_sha256=texts.get("validation", ""),
+        windows=(tuned["context"], tuned["stride"]) if {"context", "stride"} <= set(tuned) else None,
+        state="damaged" if damage else trial.get("state") or ("done" if facts else "not finished"),
+        error=damage or trial.get("error", ""),
+        optimise=trial.get("optimise"),
+    )
+
+
+def _read_files(folder: Path) -> tuple[dict[str, Any], str]:
+    """Return the content of each file of a run, {} where it is missing, and a sentence where one is damaged."""
+    contents: dict[str, Any] = {}
+    damage = ""
+    for file in _FILES:
+        contents[file] = {}
+        with contextlib.suppress(FileNotFoundError):
+            try:
+                text = (folder / file).read_text(encoding="utf-8")
+                contents[file] = read_history(folder) if file == "history.jsonl" else dict(json.loads(text))
+            except (ValueError, TypeError) as error:
+                damage = f"{file} is damaged ({error}): delete it, and run again what makes it."
+    return contents, damage
+
+
+def _pair(interval: Sequence[float] | None) -> tuple[float, float] | None:
+    return tuple(interval) if interval else None

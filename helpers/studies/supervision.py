@@ -1,0 +1,229 @@
+"""The workers of one command, started and restarted; the study's progress, on a live screen or line by line."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import psutil
+
+from helpers.display import duration_text
+from helpers.studies.queue import State, state_of, this_worker, trials_of, was_interrupted
+from helpers.studies.study import Study, trial_name
+from helpers.studies.worker import PAUSED
+
+if TYPE_CHECKING:
+    from optuna import Study as OptunaStudy
+    from optuna.trial import FrozenTrial
+    from rich.console import RenderableType
+
+_MOST_RESTARTS = 3  # of workers that die, from one settled trial to the next
+_MOST_FAILED = 5  # failed trials on the screen
+_ALWAYS_COUNTED = ("done", "running")
+_REFRESH_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The state of a study: the newest trial of each point, and the estimated time for the rest."""
+
+    study: Study
+    trials: "tuple[FrozenTrial, ...]"
+    seconds_left: float | None
+
+    def of_state(self, state: State) -> "list[FrozenTrial]":
+        """Return the trials in a state; interrupted ones are waiting."""
+        return [trial for trial in self.trials if state_of(trial) == state]
+
+    @property
+    def n_left(self) -> int:
+        """Number of trials that are not settled: waiting or running."""
+        return len(self.of_state("waiting")) + len(self.of_state("running"))
+
+    def n_left_of(self, n_points: int, *, with_failed: bool) -> int:
+        """Return how many of the first `n_points` points are still to run, queued or not."""
+        settled = {"done", "pruned"} | (set() if with_failed else {"failed"})
+        return n_points - sum(
+            state_of(trial) in settled and trial.user_attrs["point"] < n_points for trial in self.trials
+        )
+
+    @property
+    def counts(self) -> str:
+        """How many trials are in each state, in words."""
+        counts = {state: len(self.of_state(state)) for state in get_args(State)}
+        shown = [f"{n} {state}" for state, n in counts.items() if n or state in _ALWAYS_COUNTED]
+        return f"{', '.join(shown)} of {len(self.trials)}"
+
+    @property
+    def headline(self) -> str:
+        """The progress in one line."""
+        if not self.n_left:
+            left = "none"
+        elif self.seconds_left is None:
+            left = "known after the first trial"
+        else:
+            left = f"about {duration_text(self.seconds_left)}"
+        return f"{self.counts}; time left: {left}"
+
+    @property
+    def best(self) -> "FrozenTrial | None":
+        """The finished trial with the smallest metric; None before the first."""
+        return min(self.of_state("done"), key=lambda trial: trial.value, default=None)
+
+    @property
+    def elsewhere(self) -> "list[FrozenTrial]":
+        """The finished trials whose folders are on other machines."""
+        here, folder = this_worker(self.study), self.study.folder
+        remote = [trial for trial in self.of_state("done") if trial.user_attrs.get("worker") != here]
+        return [trial for trial in remote if not _is_done(folder / trial_name(trial.user_attrs["point"]))]
+
+
+def _is_done(folder: Path) -> bool:
+    """Return whether a trial's folder holds a finished one, as when the other machine shares this disk."""
+    try:
+        return json.loads((folder / "trial.json").read_text(encoding="utf-8"))["state"] == "done"
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def read_progress(study: Study, opened: "OptunaStudy") -> Progress:
+    """Return the state of a study now."""
+    trials = tuple(trials_of(study, opened))
+    return Progress(study, trials, _seconds_left(trials))
+
+
+def _seconds_left(trials: "tuple[FrozenTrial, ...]") -> float | None:
+    """Estimate the time until the last trial ends, from the mean of those that are done; None before the first."""
+    done = [trial.duration.total_seconds() for trial in trials if state_of(trial) == "done"]
+    if not done:
+        return None
+    each = sum(done) / len(done)
+    running = [trial for trial in trials if state_of(trial) == "running"]
+    now = datetime.now()  # without a time zone, as Optuna's
+    begun = sum(max(0.0, each - (now - trial.datetime_start).total_seconds()) for trial in running)
+    waiting = sum(state_of(trial) == "waiting" for trial in trials)
+    return (each * waiting + begun) / max(1, len(running))  # as many trials run at a time as do now
+
+
+def describe(trial: "FrozenTrial", study: Study) -> str:
+    """Return a trial in one line: its name, what varies, its metric or its error."""
+    name = trial_name(trial.user_attrs["point"])
+    params = {key: f"{value:g}" if isinstance(value, float) else value for key, value in trial.params.items()}
+    values = ", ".join(f"{key} {value}" for key, value in params.items())
+    if state_of(trial) == "done":
+        return f"{name}: {study.optimise} {trial.value:.4f} ({values})"
+    outcome = trial.user_attrs.get("error", state_of(trial))
+    return f"{name}: {outcome} ({values})" if values else f"{name}: {outcome}"
+
+
+def draw(progress: Progress) -> "RenderableType":
+    """Return the live screen: trials done, running and failed, the best so far, the time left."""
+    from rich.console import Group
+    from rich.progress_bar import ProgressBar
+    from rich.text import Text
+
+    study, n_trials = progress.study, len(progress.trials)
+    lines: list[Any] = [
+        Text(f"study {study.study}", style="bold"),
+        ProgressBar(total=max(1, n_trials), completed=n_trials - progress.n_left, width=60),
+        Text(progress.headline),
+    ]
+    if progress.best is not None:
+        lines.append(Text(f"best so far  {describe(progress.best, study)}", style="green"))
+    lines += [Text(describe(trial, study)) for trial in progress.of_state("running")]
+    lines += [Text(describe(trial, study), style="red") for trial in progress.of_state("failed")[-_MOST_FAILED:]]
+    lines.append(Text(f"logs: {study.folder / '<trial>' / 'trial.log'}", style="dim"))
+    return Group(*lines)
+
+
+class EndedTrials:
+    """Write a line for each trial that has ended since the last call: the progress where there is no terminal."""
+
+    def __init__(self, write: Callable[[str], Any]) -> None:
+        self._write = write
+        self._shown: set[int] | None = None
+
+    def __call__(self, progress: Progress) -> None:
+        """Write what is new."""
+        finished = [trial for trial in progress.trials if trial.state.is_finished()]
+        ended = {trial.number: trial for trial in finished if not was_interrupted(trial)}
+        if self._shown is None:  # at the first call: what ended before this command
+            self._shown = set(ended)
+        for number in sorted(set(ended) - self._shown):
+            self._write(f"{describe(ended[number], progress.study)}; {progress.headline}")
+        self._shown |= set(ended)
+
+
+def supervise(
+    study: Study, file: Path, opened: "OptunaStudy", *, workers: int, show: Callable[[Progress], None]
+) -> list[str]:
+    """Run workers until the study is settled or cannot go on; return why it could not, one sentence each.
+
+    A worker that dies is started again, a few times until the next trial is settled. When this process ends, its
+    workers end too, even when it is killed.
+    """
+    ends = time.time() + 3600 * study.budgets.hours if study.budgets.hours else float("inf")
+    environment = _environment(workers)
+    team = [_start(study, file, number, ends, environment) for number in range(workers)]
+    reasons: list[str] = []
+    started, restarts, left = workers, 0, len(study.points)
+    try:
+        while team:
+            progress = read_progress(study, opened)
+            show(progress)
+            if progress.n_left < left:  # a trial has been settled: deaths from now on have another cause
+                restarts, left = 0, progress.n_left
+            time.sleep(_REFRESH_SECONDS)
+            for worker in [one for one in team if one.poll() is not None]:
+                team.remove(worker)
+                if worker.returncode == PAUSED:
+                    reasons.append(worker.stdout.read().strip())
+                elif worker.returncode and restarts < _MOST_RESTARTS:
+                    restarts += 1
+                    team.append(_start(study, file, started, ends, environment))
+                    started += 1
+                elif worker.returncode:
+                    reasons.append(
+                        f"A worker ended with code {worker.returncode} again and again: read "
+                        f"{study.folder / 'worker-*.log'}. Finished trials are kept, and the same command goes on."
+                    )
+                _close(worker)
+    finally:
+        for worker in team:
+            _close(worker)  # its input ends, and with it the worker
+            worker.wait()
+    show(read_progress(study, opened))
+    return list(dict.fromkeys(reasons))
+
+
+def _environment(workers: int) -> dict[str, str]:
+    """Return the environment of each worker: the cores are shared out, or each worker would compute on all of them."""
+    cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
+    return {"OMP_NUM_THREADS": str(max(1, cores // workers)), **os.environ}
+
+
+def _start(study: Study, file: Path, number: int, ends: float, environment: dict[str, str]) -> subprocess.Popen:
+    command = [sys.executable, "-m", "helpers.studies.worker", str(file), str(ends)]
+    with (study.folder / f"worker-{os.getpid()}-{number}.log").open("ab") as log:
+        return subprocess.Popen(  # noqa: S603 - this very Python
+            command,
+            stdin=subprocess.PIPE,  # never written to: it closes when this process ends, see `_end_with_parent`
+            stdout=subprocess.PIPE,  # one sentence, why it paused
+            stderr=log,
+            text=True,
+            env=environment,
+            start_new_session=True,  # Ctrl-C in the terminal reaches this process only, which then ends its workers
+        )
+
+
+def _close(worker: subprocess.Popen) -> None:
+    for pipe in (worker.stdin, worker.stdout):
+        with contextlib.suppress(OSError):
+            pipe.close()

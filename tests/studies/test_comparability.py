@@ -1,0 +1,59 @@
+import pytest
+
+from helpers.settings import SettingsError
+from helpers.studies.study_file import read_study
+
+
+def refusal(path):
+    with pytest.raises(SettingsError) as error:
+        read_study(path)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("varied", "changes", "words"),
+    [
+        ("seed: [1, 2]", "", "seed changes the text that is measured"),
+        ("source: [fables, python-reference]", "", "with source under `settings`; `python -m helpers compare"),
+        ("validation_share: {low: 0.1, high: 0.2}", "", "validation_share changes the text"),
+        ("block_size: [64, 128]", "", "a longer block has the smaller loss"),
+        ("block_size: [64, 128]", "optimise: perplexity\nprune: true\n", "a longer block has the smaller loss"),
+        ("stride: [64, 128]", "optimise: bits_per_byte\n", "stride changes how the metric is measured"),
+        ("model_name_or_path: [pocket, openai-community/gpt2]", "", "models of different vocabularies"),
+    ],
+)
+def test_settings_whose_trials_cannot_be_ranked_are_not_varied(tmp_path, varied, changes, words):
+    (tmp_path / "a.yaml").write_text(f"preset: pocket\nvary:\n  {varied}\n{changes}")
+    sentence = refusal(tmp_path / "a.yaml")
+    assert sentence.startswith("a.yaml, line 3: ")
+    assert words in sentence
+    assert "\n" not in sentence
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "vary: {seed: [1]}",
+        "vary: {block_size: [64, 128]}\noptimise: bits_per_byte",
+        "vary: {model_name_or_path: [pocket, openai-community/gpt2]}\noptimise: bits_per_byte",
+        "vary: {model_name_or_path: [distilbert/distilgpt2, openai-community/gpt2]}",
+    ],
+)
+def test_settings_whose_trials_can_be_ranked_may_be_varied(tmp_path, text):
+    (tmp_path / "a.yaml").write_text(text)
+    assert read_study(tmp_path / "a.yaml").points
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            "vary: {seed: [1]}\nnotebooks: [3]\noptimise: perplexity\n",
+            'measures perplexity, so every trial would fail: add "04"',
+        ),
+        ("vary: {seed: [1]}\nnotebooks: [2]\n", "line 2: None of the notebooks 02 measures eval_loss"),
+    ],
+)
+def test_a_metric_that_none_of_the_notebooks_measures_is_refused(tmp_path, text, words):
+    (tmp_path / "a.yaml").write_text(text)
+    assert words in refusal(tmp_path / "a.yaml")

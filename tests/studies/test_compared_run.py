@@ -1,0 +1,20 @@
+import pytest
+
+from helpers.studies.compared_run import read_run
+from helpers.studies.comparison import compare
+from tests.studies.recorded_runs import write_run
+
+
+def test_the_loss_of_an_early_stopped_run_is_that_of_the_kept_model(runs):
+    folder = write_run(runs / "a", settings={"early_stopping_patience": 1})
+    (folder / "history.jsonl").write_text('{"step": 1, "eval_loss": 2.0}\n{"step": 2, "eval_loss": 2.5}\n')
+    assert read_run(folder).eval_loss == 2.0
+
+
+@pytest.mark.parametrize("name", ["settings.json", "training.json", "evaluation.json", "history.jsonl"])
+def test_a_damaged_file_is_reported_and_the_other_runs_are_compared(runs, name):
+    (write_run(runs / "a") / name).write_text('{"tokens"')
+    write_run(runs / "b")
+    table = compare()
+    assert [(run.name, run.state) for run in table.runs] == [("b", "done"), ("a", "damaged")]
+    assert any(note.startswith(f"a, damaged: {name} is damaged (") for note in table.notes)

@@ -1,0 +1,36 @@
+from helpers.studies.study import Range
+from helpers.studies.study_file import read_study
+
+
+def test_a_grid_has_a_point_for_each_combination_in_the_order_of_the_file(study_file):
+    study = read_study(study_file())
+    assert study.is_grid
+    assert [tuple(point.values()) for point in study.points] == [(0.001, 0.0), (0.001, 0.1), (0.002, 0.0), (0.002, 0.1)]
+
+
+def test_a_budget_of_trials_cuts_the_grid(study_file):
+    assert len(read_study(study_file(budgets={"trials": 3})).points) == 3
+
+
+def test_a_range_makes_a_search_on_the_scale_of_its_setting(study_file):
+    study = read_study(study_file(vary={"learning_rate": {"low": 1e-5, "high": 1e-3}, "weight_decay": [0.0, 0.1]}))
+    assert not study.is_grid
+    assert study.vary["learning_rate"] == Range(low=1e-5, high=1e-3, scale="log")
+    assert study.points == [{}] * 20
+    assert len(study.corners) == 4
+
+
+def test_the_essence_of_a_study_is_what_old_journals_hold(study_file, cheap_notebook):
+    vary = {"learning_rate": {"low": 1e-5, "high": "1e-2"}, "weight_decay": [0, "1e-1"], "seed": [1]}
+    study = read_study(study_file(vary=vary, settings={"num_train_epochs": 2}, notebooks=[cheap_notebook, 3]))
+    assert study.essence == {
+        "preset": "pocket",
+        "settings": {"num_train_epochs": 2.0},
+        "vary": {
+            "learning_rate": {"low": 1e-5, "high": 1e-2, "scale": "log"},
+            "weight_decay": [0.0, 0.1],
+            "seed": [1],
+        },
+        "notebooks": [cheap_notebook, "03"],
+        "optimise": "eval_loss",
+    }

@@ -1,0 +1,165 @@
+import io
+from datetime import datetime, timedelta
+
+import psutil
+import pytest
+from optuna.trial import TrialState
+from rich.console import Console
+
+from helpers.studies.queue import open_study
+from helpers.studies.study_file import read_study
+from helpers.studies.supervision import EndedTrials, draw, read_progress, supervise
+
+
+@pytest.fixture
+def study(study_file):
+    return read_study(study_file())
+
+
+def finish(opened, value=None, error=None):
+    trial = opened.ask()
+    trial.suggest_categorical("learning_rate", [0.001, 0.002])
+    if error:
+        trial.set_user_attr("error", error)
+        return opened.tell(trial, state=TrialState.FAIL)
+    return opened.tell(trial, value)
+
+
+def drawn(progress):
+    console = Console(file=io.StringIO(), width=120)
+    console.print(draw(progress))
+    return console.file.getvalue()
+
+
+def test_the_screen_shows_done_running_failed_best_and_time_left(study):
+    opened = open_study(study)
+    finish(opened, value=2.5)
+    finish(opened, error="a cell is broken")
+    opened.ask()
+    progress = read_progress(study, opened)
+    assert progress.headline.startswith("1 done, 1 running, 1 waiting, 1 failed of 4; time left: about 0 s")
+    assert (progress.n_left, progress.best.value) == (2, 2.5)
+    text = drawn(progress)
+    assert "best so far  trial-000: eval_loss 2.5000 (learning_rate 0.001)" in text
+    assert "trial-001: a cell is broken" in text
+    assert "trial-002: running" in text
+    assert "trial.log" in text
+
+
+def test_an_interrupted_trial_waits(study):
+    opened = open_study(study)
+    opened.tell(opened.ask(), state=TrialState.FAIL)  # as when its worker is stopped
+    progress = read_progress(study, opened)
+    assert progress.headline.startswith("0 done, 0 running, 4 waiting of 4")
+    assert progress.n_left == 4
+    lines = []
+    show = EndedTrials(lines.append)
+    show(read_progress(study, open_study(study)))
+    opened.tell(opened.ask(), state=TrialState.FAIL)
+    show(read_progress(study, opened))
+    assert lines == []
+
+
+def test_time_left_is_not_known_before_a_trial_is_done(study):
+    progress = read_progress(study, open_study(study))
+    assert progress.seconds_left is None
+    assert progress.best is None
+    assert "0 done, 0 running, 4 waiting of 4; time left: known after the first trial" in drawn(progress)
+
+
+def test_time_left_is_shared_by_the_workers(study):
+    opened = open_study(study)
+    finish(opened, value=1.0)
+    opened.ask()
+    trials = opened.get_trials(deepcopy=False)
+    trials[0].datetime_start = trials[0].datetime_complete - timedelta(hours=2)
+    trials[1].datetime_start = datetime.now() - timedelta(hours=1)
+    assert read_progress(study, opened).seconds_left == pytest.approx(5 * 3600, abs=5)
+    opened.ask()
+    trials = opened.get_trials(deepcopy=False)
+    trials[0].datetime_start = trials[0].datetime_complete - timedelta(hours=2)
+    trials[1].datetime_start = trials[2].datetime_start = datetime.now() - timedelta(hours=1)
+    assert read_progress(study, opened).seconds_left == pytest.approx(2 * 3600, abs=5)
+    assert "about 2 h 00 min" in read_progress(study, opened).headline
+
+
+def test_a_settled_study_has_no_time_left(study_file):
+    study = read_study(study_file(vary={"learning_rate": [0.001]}))
+    opened = open_study(study)
+    finish(opened, value=1.0)
+    assert read_progress(study, opened).headline == "1 done, 0 running of 1; time left: none"
+
+
+def test_without_a_terminal_each_trial_that_ends_is_a_line(study):
+    opened = open_study(study)
+    finish(opened, value=1.0)
+    lines = []
+    show = EndedTrials(lines.append)
+    show(read_progress(study, opened))
+    assert lines == [], "what ended before this command"
+    finish(opened, value=2.0)
+    show(read_progress(study, opened))
+    show(read_progress(study, opened))
+    assert len(lines) == 1
+    assert lines[0].startswith("trial-001: eval_loss 2.0000 (learning_rate 0.001); 2 done")
+
+
+class DyingWorker:
+    """A worker that dies, after it has settled a trial if `settles`; it ends without error when nothing is left."""
+
+    def __init__(self, study, opened, *, settles):
+        self.stdin, self.stdout = io.StringIO(), io.StringIO()
+        if settles and read_progress(study, opened).n_left:
+            opened.tell(opened.ask(), 1.0)
+        self.returncode = -9 if read_progress(study, opened).n_left else 0
+
+    def poll(self):
+        return self.returncode
+
+
+@pytest.fixture
+def supervised(study_file, monkeypatch):
+    """Return a function that supervises such workers at six trials; it returns the progress and the reasons."""
+
+    def run(*, settles):
+        file = study_file(vary={"learning_rate": [n / 1000 for n in range(1, 7)]})
+        study = read_study(file)
+        opened = open_study(study)
+        monkeypatch.setattr("helpers.studies.supervision._REFRESH_SECONDS", 0)
+        monkeypatch.setattr(
+            "helpers.studies.supervision._start", lambda *_: DyingWorker(study, opened, settles=settles)
+        )
+        reasons = supervise(study, file, opened, workers=1, show=lambda _: None)
+        return read_progress(study, opened), reasons
+
+    return run
+
+
+def test_deaths_with_settled_trials_between_them_are_not_added_up(supervised):
+    progress, reasons = supervised(settles=True)
+    assert (len(progress.of_state("done")), reasons) == (6, [])
+
+
+def test_workers_that_die_and_settle_nothing_are_not_restarted_for_ever(supervised):
+    progress, reasons = supervised(settles=False)
+    assert progress.n_left == 6
+    assert "ended with code -9 again and again" in reasons[0]
+
+
+@pytest.mark.parametrize("threads", [None, "7"])
+def test_workers_share_the_cores_unless_the_user_sets_the_threads(study_file, monkeypatch, threads):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if threads:
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+    file = study_file(vary={"learning_rate": [0.001, 0.002]})
+    study = read_study(file)
+    opened = open_study(study)
+    given = []
+
+    def start(*arguments):
+        given.append(arguments[-1]["OMP_NUM_THREADS"])
+        return DyingWorker(study, opened, settles=True)
+
+    monkeypatch.setattr("helpers.studies.supervision._start", start)
+    supervise(study, file, opened, workers=2, show=lambda _: None)
+    assert set(given) == {threads or str(max(1, psutil.cpu_count(logical=False) // 2))}
