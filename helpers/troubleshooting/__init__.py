@@ -14,6 +14,6 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "examination": "Examination examine practice_run",
         "broken_runs": "BrokenRun broken_run",
         "child": "ChildResult run_in_child",
-        "magic": "load_ipython_extension",
+        "commands": "load_ipython_extension",
     },
 )
