@@ -30,14 +30,16 @@ class Table(list):
         return html_table(list(self[0]), ([_shown(value) for value in row.values()] for row in self))
 
 
-def show_fix(broken: Mapping[str, Any], fixed: Mapping[str, Any]) -> Table:
+def show_fix(measurements: Mapping[str, tuple[Any, Any]]) -> Table:
     """Return a table of what was measured while something was broken, and after the fix.
 
-    >>> show_fix({"loss": 0.0}, {"loss": 8.25})
+    Args:
+        measurements: what was measured -> its value while broken, its value after the fix.
+
+    >>> show_fix({"loss": (0.0, 8.25)})
     [{'measured': 'loss', 'broken': 0.0, 'fixed': 8.25}]
     """
-    names = dict.fromkeys([*broken, *fixed])
-    return Table({"measured": name, "broken": broken.get(name), "fixed": fixed.get(name)} for name in names)
+    return Table({"measured": name, "broken": broken, "fixed": fixed} for name, (broken, fixed) in measurements.items())
 
 
 def _shown(value: Any) -> str:
@@ -166,7 +168,7 @@ def run_in_child(
     setup: str = "",
     extra_bytes: int | None = None,
     file_bytes: int | None = None,
-    timeout_seconds: float = 120,
+    timeout_seconds: float = 300,
 ) -> ChildResult:
     """Run Python source in a child process, with torch imported, under limits on its memory and its files.
 
