@@ -15,8 +15,8 @@ from helpers.troubleshooting.known_failures import (
     IN_LOG,
     Evidence,
     KnownFailure,
-    known_failures,
     looked_for,
+    read_failures,
 )
 from helpers.troubleshooting.log_numbers import last_run
 from helpers.troubleshooting.reading import Reading, clean, read
@@ -113,7 +113,7 @@ def explain(thing: Any = None, *, machine: Machine | None = None) -> Explanation
     reading = read(thing)
     if isinstance(thing, BaseException):
         reading = replace(reading, lines=(*reading.lines, *_session_lines()))
-    matches = {id_: (one, seen) for id_, one in known_failures().items() if (seen := one.evidence(reading))}
+    matches = {id_: (one, seen) for id_, one in read_failures().items() if (seen := one.evidence(reading))}
     causes, noticed = _sort(matches, reading)
     return Explanation(
         _headline(reading),
@@ -135,7 +135,7 @@ def _sort(matches: _Matches, reading: Reading) -> tuple[list[str], list[str]]:
             continue  # a traceback quotes code: suspicious code beside an error of another kind is not its cause
         else:
             causes.append(id_)
-    order = list(known_failures())
+    order = list(read_failures())
     return sorted(causes, key=lambda id_: _rank(id_, matches, order), reverse=True), noticed
 
 

@@ -74,7 +74,7 @@ class KnownFailure:
 
 
 @cache
-def known_failures() -> dict[str, KnownFailure]:
+def read_failures() -> dict[str, KnownFailure]:
     """Return all known failures by their id, in the order of the file."""
     failures = {entry["id"]: _failure(**entry) for entry in _content()["failures"]}
     if len(failures) < len(_content()["failures"]):
