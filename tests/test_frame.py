@@ -45,7 +45,7 @@ ROOMS = {
     "data": {"display", "files", "model", "plots", "settings"},
     "training": {"data", "display", "environment", "files", "model", "settings"},
     "evaluation": {"data", "display", "files", "model", "settings", "training"},
-    "troubleshooting": {"data", "display", "environment", "evaluation", "model", "settings", "training"},
+    "troubleshooting": {"course", "data", "display", "environment", "files", "model", "settings", "training"},
     "widgets": {"data", "display", "files", "model", "settings", "training"},
     "studies": {
         "course", "display", "evaluation", "files", "plots", "settings", "training", "troubleshooting",

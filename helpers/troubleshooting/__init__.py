@@ -1,8 +1,9 @@
-"""Every failure of notebook 05: made to happen, recognised from its signs, and mended.
+"""Notebook 05: known failures, recognised in an error or a log, explained, and made to happen on purpose.
 
-`explain` reads an error or a log and says what it most likely is; `%load_ext helpers.troubleshooting` adds it to
-a notebook as `%explain`. `run_in_child` makes a failure happen safely. Loading this imports neither torch nor
-transformers, so that `explain` works where they are what is broken.
+`explanation` holds `explain`, `known_failures` reads what it knows from a YAML file, `reading` and `log_numbers` read
+what it is given; `commands` has its command and its magic (`%load_ext helpers.troubleshooting`). `examination` checks a
+run that does not learn. `lab` makes failures happen safely, `memory_savings` measures, `broken_runs` are exercises.
+Importing the room loads neither torch nor transformers, so that `explain` works where they are broken.
 """
 
 from helpers import lazy_exports
@@ -11,9 +12,12 @@ __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "explanation": "Cause Explanation explain",
+        "known_failures": "KnownFailure",
+        "commands": "load_ipython_extension",
         "examination": "Examination examine practice_run",
+        "lab": "error_of run_cells run_in_child run_with_papermill show_fix tiny_model train_briefly try_lines",
+        "memory_savings": "measure_savings predict_batches",
+        "log_numbers": "repeated_share",
         "broken_runs": "BrokenRun broken_run",
-        "child": "ChildResult run_in_child",
-        "magic": "load_ipython_extension",
     },
 )

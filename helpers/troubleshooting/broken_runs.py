@@ -1,16 +1,16 @@
-"""Three broken trainings to diagnose, made afresh: what their logs and rows show, not what was done to them."""
+"""Three broken trainings for the exercises: their logs and rows show what is wrong, the fault itself stays hidden."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from helpers.display import html_table
-from helpers.troubleshooting.reproduced import tiny_model, train_briefly
+from helpers.troubleshooting.lab import tiny_model, train_briefly
 
 
 @dataclass(frozen=True)
 class BrokenRun:
-    """What is left of a training that came to nothing.
+    """What a failed training leaves.
 
     Attributes:
         history: rows of `step`, `loss`, `learning_rate`, `grad_norm`, and `eval_loss` where it was measured.
@@ -30,7 +30,10 @@ class BrokenRun:
 
 
 def broken_run(name: str) -> BrokenRun:
-    """Train for a few seconds with a fault and return what is left: `name` is 'a', 'b' or 'c'.
+    """Train for a few seconds with a fault and return what the training leaves.
+
+    Args:
+        name: 'a', 'b' or 'c'.
 
     Raises:
         KeyError: there is no such run.
@@ -48,9 +51,9 @@ def _run_a() -> BrokenRun:
     import torch
 
     ids = _rows()
-    elsewhere = torch.optim.AdamW(tiny_model(seed=1).parameters(), lr=1e-3)
+    optimizer_of_another_model = torch.optim.AdamW(tiny_model(seed=1).parameters(), lr=1e-3)
     rows = [{"input_ids": row} for row in ids]
-    log = train_briefly(tiny_model(), rows, optimizer=elsewhere, max_steps=10)
+    log = train_briefly(tiny_model(), rows, optimizer=optimizer_of_another_model, max_steps=10)
     return BrokenRun(_plain(log), ids[0].tolist(), ids[0].tolist())
 
 
@@ -68,9 +71,9 @@ def _run_b() -> BrokenRun:
         optimizer.step()
         if step % 4 == 0:
             with torch.no_grad():
-                unseen = model(input_ids=held_out, labels=held_out).loss.item()
+                held_out_loss = model(input_ids=held_out, labels=held_out).loss.item()
             row = {"step": step, "loss": loss.item(), "grad_norm": norm.item(), "learning_rate": 3e-3}
-            history.append(row | {"eval_loss": unseen})
+            history.append(row | {"eval_loss": held_out_loss})
     return BrokenRun(history, ids[0].tolist(), ids[0].tolist())
 
 

@@ -1,11 +1,13 @@
-"""`explain` as a command of `python -m helpers`."""
+"""`explain` on a terminal, as a command of `python -m helpers`; and in a notebook, as the magic `%explain`."""
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
-from helpers.troubleshooting.explanation import explain as explain_text
+from helpers.troubleshooting.explanation import Explanation
+from helpers.troubleshooting.explanation import explain as explain_thing
 
 
 @click.command()
@@ -16,6 +18,21 @@ def explain(log: str) -> None:
         text = sys.stdin.buffer.read().decode("utf-8", errors="replace")
     else:
         text = Path(log).read_text(encoding="utf-8", errors="replace")
-    explanation = explain_text(text)
+    explanation = explain_thing(text)
     click.echo(str(explanation))
     sys.exit(0 if explanation.causes else 1)
+
+
+def load_ipython_extension(shell: Any) -> None:
+    """Add `%explain` to IPython; `%load_ext helpers.troubleshooting` calls this.
+
+    `%explain` explains the last error, `%explain name` an exception or a text that you kept, and `%%explain` the
+    traceback or log that is pasted into the cell.
+    """
+
+    def magic(line: str, cell: str | None = None) -> Explanation:
+        if cell is not None:
+            return explain_thing(cell)
+        return explain_thing(shell.ev(line) if line.strip() else None)
+
+    shell.register_magic_function(magic, magic_kind="line_cell", magic_name="explain")

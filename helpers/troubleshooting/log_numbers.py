@@ -1,14 +1,18 @@
-"""What the numbers of a training say: each function returns a sentence with the figures it saw, or None."""
+"""What the numbers of a log show: each check returns a sentence with the numbers it saw, or None.
+
+The checks are named in `helpers/assets/failures.yaml`.
+"""
 
 import math
 import re
+from collections.abc import Hashable, Sequence
 from statistics import median
 
+from helpers.display import GIB, MIB
 from helpers.troubleshooting.reading import Reading
 
-GIB = 1024**3
 _VOCABULARIES = (50257, 4096)  # GPT-2 and the pocket model
-_UNITS = {"KiB": 1024, "MiB": 1024**2, "GiB": GIB, "bytes": 1}
+_UNITS = {"KiB": 1024, "MiB": MIB, "GiB": GIB, "bytes": 1}
 _SIZE = r"([\d.]+) (KiB|MiB|GiB|bytes)"
 _RATE = re.compile(r"([\d.]+)(it/s|s/it)")
 _OOM = re.compile(r"CUDA out of memory|HIP out of memory", re.IGNORECASE)
@@ -20,7 +24,7 @@ def series(reading: Reading, name: str) -> list[float]:
 
 
 def last_run(reading: Reading) -> "list[dict[str, float]]":
-    """Return the rows since the training last began: where the epoch falls back to its start, another run began."""
+    """Return the rows of the last run: where the epoch falls back to its start, another run began."""
     rows, begin = list(reading.rows), 0
     for number in range(1, len(rows)):
         before, now = rows[number - 1].get("epoch"), rows[number].get("epoch")
@@ -30,17 +34,18 @@ def last_run(reading: Reading) -> "list[dict[str, float]]":
 
 
 def nothing_to_learn(reading: Reading) -> str | None:
-    """A loss of exactly 0 with a gradient of 0: no label is left."""
+    """Look for a loss of exactly 0 with a gradient of 0: no label is left."""
     rows = [row for row in last_run(reading) if "loss" in row]
-    dead = [row for row in rows if row["loss"] == 0 and row.get("grad_norm", 0.0) == 0]
-    return f"loss is exactly 0 and the gradient 0 in {len(dead)} of {len(rows)} rows" if dead else None
+    zero = [row for row in rows if row["loss"] == 0 and row.get("grad_norm", 0.0) == 0]
+    return f"loss is exactly 0 and the gradient 0 in {len(zero)} of {len(rows)} rows" if zero else None
 
 
 def not_finite(reading: Reading) -> str | None:
-    """A loss or a gradient that is no number, or a loss that left the range of a guess and never came back."""
+    """Look for a loss or a gradient that is NaN or infinite, or a loss that ends above that of an even guess."""
     for number, row in enumerate(last_run(reading), 1):
         for name in ("loss", "grad_norm", "eval_loss"):
             if name in row and not math.isfinite(row[name]):
+                # the Trainer's default filter logs a NaN loss as 0; the gradient next to it is not filtered
                 beside = f", beside a logged loss of {row['loss']:g}" if name != "loss" and "loss" in row else ""
                 return f"{name} is {row[name]} in row {number}{beside}"
     losses = series(reading, "loss")
@@ -50,25 +55,25 @@ def not_finite(reading: Reading) -> str | None:
 
 
 def flat(reading: Reading) -> str | None:
-    """A loss that never moves, at the value of an even guess, without a gradient or without a learning rate."""
+    """Look for a loss that never moves: it stays at an even guess, or has no gradient or no learning rate."""
     losses = series(reading, "loss")
     if len(losses) < 3 or not all(math.isfinite(loss) and loss > 0 for loss in losses):
         return None
     spread, mean = max(losses) - min(losses), sum(losses) / len(losses)
     gradients, rates = series(reading, "grad_norm"), series(reading, "learning_rate")
-    told = [int(size) for size in re.findall(r"vocab_size\W{1,4}(\d{3,6})", reading.text)]
+    sizes = [int(size) for size in re.findall(r"vocab_size\W{1,4}(\d{3,6})", reading.text)]
     if gradients and not any(gradients):
         return f"the gradient is 0 in all {len(gradients)} rows while the loss is {mean:.4g}"
     if len(rates) > 2 and not any(rates[1:]):
         return f"the learning rate is 0 in all but the first of {len(rates)} rows"
-    for size in (*told, *_VOCABULARIES):
+    for size in (*sizes, *_VOCABULARIES):
         if spread < 0.02 * mean and abs(mean - math.log(size)) < 0.02 * mean:
             return f"the loss stays at {mean:.2f} from first to last: ln({size:,}) = {math.log(size):.2f} is a guess"
     return None
 
 
 def overfits(reading: Reading) -> str | None:
-    """The loss on held-out text rises while the training loss goes on falling."""
+    """Look for a loss on held-out text that rises while the training loss still falls."""
     train: list[float] = []
     points = []  # (held-out loss, training loss so far)
     for row in last_run(reading):
@@ -86,8 +91,8 @@ def overfits(reading: Reading) -> str | None:
 
 
 def rate_jumps(reading: Reading) -> str | None:
-    """A learning rate that had begun to fall and jumps up again: another schedule took over."""
-    if re.search(r"restarts", reading.text):
+    """Look for a learning rate that had begun to fall and jumps up again: another schedule took over."""
+    if re.search(r"restarts", reading.text):  # a schedule such as cosine_with_restarts jumps on purpose
         return None
     rates = series(reading, "learning_rate")
     for before, last, now in zip(rates, rates[1:], rates[2:], strict=False):
@@ -97,39 +102,39 @@ def rate_jumps(reading: Reading) -> str | None:
 
 
 def sees_no_next_token(reading: Reading) -> str | None:
-    """The loss falls and yet the next token is never right."""
+    """Look for a loss that falls although the next token is never right."""
     losses = series(reading, "loss")
     for name in sorted({name for row in reading.rows for name in row if "accuracy" in name}):
-        found = series(reading, name)
-        if losses and losses[-1] < 0.5 * losses[0] and found and found[-1] <= 0.01:
-            return f"{name} is {found[-1]:g} although the loss fell from {losses[0]:.3g} to {losses[-1]:.3g}"
+        accuracies = series(reading, name)
+        if losses and losses[-1] < 0.5 * losses[0] and accuracies and accuracies[-1] <= 0.01:
+            return f"{name} is {accuracies[-1]:g} although the loss fell from {losses[0]:.3g} to {losses[-1]:.3g}"
     return None
 
 
 def waits_for_data(reading: Reading) -> str | None:
-    """The share of a step that waits for data, or a GPU that a Python holds and leaves idle."""
+    """Look for steps that mostly wait for data, or a GPU that a Python process holds and leaves idle."""
     for name in ("data_wait_share", "wait_share"):
         shares = series(reading, name)
         if shares and median(shares) > 0.4:
             return f"{100 * median(shares):.0f}% of a step waits for data"
     load = re.search(r"MiB / +\d+MiB \| +(\d+)% ", reading.text)
     if load and 0 < int(load[1]) < 50 and re.search(r"\bC\b.*python", reading.text):
-        return f"nvidia-smi: a Python holds the card, which is busy {load[1]}% of the time"
+        return f"nvidia-smi: a Python process holds the card, which is busy {load[1]}% of the time"
     return None
 
 
 def no_end_in_labels(reading: Reading) -> str | None:
-    """The share of rows whose labels hold an end of text."""
+    """Look for labels without a single end-of-text."""
     shares = series(reading, "eos_share")
-    return "no row has an end of text among its labels" if shares and not any(shares) else None
+    return "no row has an end-of-text among its labels" if shares and not any(shares) else None
 
 
 def slows_down(reading: Reading) -> str | None:
-    """Steps that suddenly take more than five times as long, and go on so."""
+    """Look for steps that suddenly take more than five times as long, and stay slow."""
     seconds = series(reading, "step_seconds")
     for line in () if seconds else reading.lines:
-        found = _RATE.findall(line)
-        seconds += [float(n) if unit == "s/it" else 1 / float(n) for n, unit in found[-1:] if float(n) > 0]
+        rates = _RATE.findall(line)
+        seconds += [float(n) if unit == "s/it" else 1 / float(n) for n, unit in rates[-1:] if float(n) > 0]
     if len(seconds) < 9:
         return None
     third = len(seconds) // 3
@@ -140,75 +145,90 @@ def slows_down(reading: Reading) -> str | None:
 
 
 def repeats(reading: Reading) -> str | None:
-    """Generated text in which most three-word runs have been there before."""
+    """Look for generated text in which most runs of three words occurred before."""
     if reading.errors or reading.rows or re.search(r"[=%{}\[\]|]|\d:\d", reading.text):
         return None  # a log repeats itself by nature: only plain prose is judged
     words = reading.text.split()
-    runs = list(zip(words, words[1:], words[2:], strict=False))
-    if len(runs) < 28 or (share := 1 - len(set(runs)) / len(runs)) < 0.5:
+    if len(words) < 30 or (share := repeated_share(words)) < 0.5:
         return None
-    return f"{100 * share:.0f}% of its three-word runs repeat an earlier one"
+    return f"{100 * share:.0f}% of its runs of three words repeat an earlier one"
 
 
-def sizes(reading: Reading) -> "dict[str, float]":
-    """Return the bytes that a CUDA out-of-memory message tells; empty without one.
+def repeated_share(tokens: Sequence[Hashable]) -> float:
+    """Return the share of runs of three tokens (or words) that occurred before; needs three at least.
 
-    `tried`, `total`, `free`, `mine` (this process), `allocated` and `reserved` (by PyTorch, but unused).
+    >>> repeated_share([1, 2, 3, 1, 2, 3])
+    0.25
     """
-    error = next((error for error in reversed(reading.errors) if _OOM.search(error)), "")
-    error = error or next((line for line in reversed(reading.lines) if _OOM.search(line)), "")
+    runs = list(zip(tokens, tokens[1:], tokens[2:], strict=False))
+    return 1 - len(set(runs)) / len(runs)
+
+
+def memory_sizes(reading: Reading) -> "dict[str, float]":
+    """Return the bytes that a CUDA out-of-memory message names; empty without one.
+
+    `requested`, `total`, `free`, `this_process`, `allocated` and `reserved` (by PyTorch, but unused).
+    """
+    message = next((error for error in reversed(reading.errors) if _OOM.search(error)), "")
+    message = message or next((line for line in reversed(reading.lines) if _OOM.search(line)), "")
     patterns = {
-        "tried": rf"Tried to allocate {_SIZE}",
-        "total": rf"total capaci?ty of {_SIZE}|{_SIZE} total capacity",
+        "requested": rf"Tried to allocate {_SIZE}",
+        "total": rf"total capaci?ty of {_SIZE}|{_SIZE} total capacity",  # PyTorch 2.1 wrote "capacty"
         "free": rf"of which {_SIZE} is free|; {_SIZE} free",
-        "mine": rf"this process has {_SIZE} memory in use",
+        "this_process": rf"this process has {_SIZE} memory in use",
         "allocated": rf"{_SIZE} is allocated by PyTorch|; {_SIZE} already allocated",
         "reserved": rf"{_SIZE} is reserved by PyTorch but unallocated",
-        "reserved_in_total": rf"{_SIZE} reserved in total",  # so before PyTorch 2.1
+        "reserved_in_total": rf"{_SIZE} reserved in total",  # before PyTorch 2.1
     }
-    found = {}
+    sizes = {}
     for name, pattern in patterns.items():
-        if match := re.search(pattern, error):
+        if match := re.search(pattern, message):
             number, unit = [group for group in match.groups() if group]
-            found[name] = float(number) * _UNITS[unit]
-    if {"reserved_in_total", "allocated"} <= set(found):
-        found["reserved"] = found["reserved_in_total"] - found["allocated"]
-    return found
+            sizes[name] = float(number) * _UNITS[unit]
+    if {"reserved_in_total", "allocated"} <= set(sizes):
+        sizes["reserved"] = sizes["reserved_in_total"] - sizes["allocated"]
+    return sizes
 
 
 def fragmented(reading: Reading) -> str | None:
-    """Memory that PyTorch holds and cannot use in one piece."""
-    told = sizes(reading)
-    if {"reserved", "tried"} <= set(told) and told["reserved"] > max(told["tried"], 0.1 * told.get("total", GIB)):
-        return f"{told['reserved'] / GIB:.2f} GiB are reserved and unused, {told['tried'] / GIB:.2f} GiB were asked for"
+    """Look for memory that PyTorch holds and cannot use in one piece."""
+    sizes = memory_sizes(reading)
+    if not {"reserved", "requested"} <= set(sizes):
+        return None
+    reserved, requested = sizes["reserved"], sizes["requested"]
+    if reserved > max(requested, 0.1 * sizes.get("total", GIB)):
+        return f"{reserved / GIB:.2f} GiB are reserved and unused, {requested / GIB:.2f} GiB were requested"
     return None
 
 
 def others_hold_memory(reading: Reading) -> str | None:
-    """Memory of the card that is neither free nor ours."""
-    told = sizes(reading)
-    if {"total", "free", "mine"} <= set(told):
-        others = told["total"] - told["free"] - told["mine"]
-        if others > max(1.5 * GIB, 0.15 * told["total"]):
-            return f"other programs hold {others / GIB:.1f} of {told['total'] / GIB:.1f} GiB"
+    """Look for memory of the card that is neither free nor held by this process."""
+    sizes = memory_sizes(reading)
+    if {"total", "free", "this_process"} <= set(sizes):
+        others = sizes["total"] - sizes["free"] - sizes["this_process"]
+        if others > max(1.5 * GIB, 0.15 * sizes["total"]):
+            return f"other programs hold {others / GIB:.1f} of {sizes['total'] / GIB:.1f} GiB"
     return None
 
 
 def named_holder(reading: Reading) -> str | None:
-    """Another process, by its number. In a container PyTorch names its own process so, and no other."""
+    """Look for another process that the message names by its number.
+
+    In a container PyTorch names its own process in this way, and no other: then it does not say "this process".
+    """
     named = re.search(rf"Process (\d+) has {_SIZE} memory in use", reading.text)
-    if named and "mine" in sizes(reading):
+    if named and "this_process" in memory_sizes(reading):
         return f"process {named[1]} holds {named[2]} {named[3]}"
     return None
 
 
 def small_card(reading: Reading) -> str | None:
-    """A card with less memory than its recipe was written for."""
-    total = sizes(reading).get("total", 12 * GIB)
+    """Look for a card with less memory than the course's main recipe was written for."""
+    total = memory_sizes(reading).get("total", 12 * GIB)
     return f"the card has {total / GIB:.1f} GiB; the course's main recipe is for 12" if total < 11 * GIB else None
 
 
 def more_than_once(reading: Reading) -> str | None:
-    """Out of memory again, after the first time."""
+    """Look for a second out-of-memory error after the first one."""
     count = sum(bool(_OOM.search(error)) for error in reading.errors)
     return f"out of memory {count} times in one session" if count > 1 else None

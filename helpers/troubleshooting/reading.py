@@ -1,4 +1,4 @@
-"""Turns an exception, a traceback, a training log or its rows into one `Reading`: lines, errors, rows of numbers."""
+"""Read an exception, a traceback, a training log or its rows into a `Reading`: lines, errors, rows of numbers."""
 
 import ast
 import json
@@ -12,13 +12,14 @@ from typing import Any
 
 _RANK = re.compile(r"^\[(?:rank)?\d+\]: ?", re.MULTILINE)  # torchrun puts the process before each line
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07]*\x07")
-_MOST_CHARACTERS = 2_000_000  # of a log the end counts, and a table of 80 signs is laid against every line
-_LONGEST_LINE = 4_000
+# only the end of a long log is read, and the beginning of a long line: some 150 patterns are tried on every line
+_MAX_CHARACTERS, _MAX_LINE = 2_000_000, 4_000
 _ERROR = re.compile(
     r"^(?:E  +)?(?P<kind>(?:[A-Za-z_][\w.]*\.)?_?"
     r"[A-Z]\w*(?:Error|Exception|Interrupt|Timeout|NoSuchKernel|Exit|Iteration))(?:: ?(?P<message>.*))?$"
 )
-_AFTER_TRACEBACK = re.compile(r"^(?P<kind>[A-Za-z_][\w.]*)(?:: ?(?P<message>.*))?$")  # there, any name is an error's
+# after a traceback any name is that of an error, also one that does not end in Error
+_AFTER_TRACEBACK = re.compile(r"^(?P<kind>[A-Za-z_][\w.]*)(?:: ?(?P<message>.*))?$")
 _END_OF_MESSAGE = re.compile(r"^(?:Traceback |During handling|The above exception|\s*$)")
 _ROW = re.compile(r"\{[^{}]*\}")
 _SPECIAL = re.compile(r"\b(nan|inf|-inf|NaN|Infinity)\b")
@@ -26,13 +27,13 @@ _SPECIAL = re.compile(r"\b(nan|inf|-inf|NaN|Infinity)\b")
 
 @dataclass(frozen=True)
 class Reading:
-    """What there is to judge.
+    """What `explain` judges.
 
     Attributes:
         text: all of it, without control characters.
         lines: its lines.
         errors: each error as `Type: message`, in the order they were raised or printed.
-        rows: the numbers a training logged, one dictionary a step, whatever wrote them.
+        rows: the numbers that a training logged, one dictionary per step, whatever program wrote them.
     """
 
     text: str
@@ -45,7 +46,7 @@ def read(thing: Any) -> Reading:
     """Read an exception, a text, a file (as a `Path`) or the rows of a log.
 
     Raises:
-        TypeError: it is nothing of these.
+        TypeError: it is none of these.
     """
     if isinstance(thing, BaseException):
         return _read_exception(thing)
@@ -63,14 +64,14 @@ def read(thing: Any) -> Reading:
 
 
 def read_text(text: str) -> Reading:
-    """Read a traceback or a log; progress bars that draw over a line become lines of their own."""
-    text = _RANK.sub("", clean(text[-_MOST_CHARACTERS:]))
-    lines = tuple(line[:_LONGEST_LINE] for line in text.split("\n"))
+    """Read a traceback or a log; each state of a progress bar becomes a separate line."""
+    text = _RANK.sub("", clean(text[-_MAX_CHARACTERS:]))
+    lines = tuple(line[:_MAX_LINE] for line in text.split("\n"))
     return Reading(text, lines, _errors(lines), _rows(text, lines))
 
 
 def clean(text: str) -> str:
-    r"""Take out what a terminal would obey: colours, bells, carriage returns.
+    r"""Remove what a terminal would act on: colours, bells, carriage returns.
 
     >>> clean("a\x1b[31mb\x07\rc")
     'ab \nc'
@@ -80,7 +81,7 @@ def clean(text: str) -> str:
 
 
 def _read_exception(error: BaseException) -> Reading:
-    """Read an exception and those it came from; nothing of it is kept but text."""
+    """Read an exception and those that caused it; only text is kept, so that the traceback holds no memory."""
     lines = tuple(clean("".join(traceback.format_exception(error))).split("\n"))
     chain: list[BaseException] = []
     while error is not None and error not in chain:
@@ -96,7 +97,7 @@ def _kind(error: BaseException) -> str:
 
 
 def _errors(lines: tuple[str, ...]) -> tuple[str, ...]:
-    found, in_traceback = [], False
+    errors, in_traceback = [], False
     for number, line in enumerate(lines):
         if line.startswith("Traceback (most recent call last)"):
             in_traceback = True
@@ -104,12 +105,12 @@ def _errors(lines: tuple[str, ...]) -> tuple[str, ...]:
             match = (_AFTER_TRACEBACK if in_traceback else _ERROR).match(line) or _ERROR.match(line)
             in_traceback = False
             if match:
-                found.append(f"{match['kind']}: {_message(match['message'], lines[number + 1 : number + 40])}")
-    return tuple(found)
+                errors.append(f"{match['kind']}: {_message(match['message'], lines[number + 1 : number + 40])}")
+    return tuple(errors)
 
 
 def _message(first: str | None, following: tuple[str, ...]) -> str:
-    """Return the message of an error that may go on over some lines."""
+    """Return the message of an error, which may continue on the lines that follow."""
     message = [first or ""]
     for line in following:
         if _END_OF_MESSAGE.match(line) or _ERROR.match(line):
@@ -122,13 +123,13 @@ def _rows(text: str, lines: tuple[str, ...]) -> "tuple[dict[str, float], ...]":
     """Return the rows of numbers in a log: dictionaries as the Trainer prints them, JSON lines, or its state file."""
     if text.lstrip().startswith(("{", "[")):
         try:
-            whole = json.loads(text)
+            content = json.loads(text)
         except ValueError:
             pass
         else:
-            rows = whole.get("log_history", [whole]) if isinstance(whole, dict) else whole
+            rows = content.get("log_history", [content]) if isinstance(content, dict) else content
             return tuple(_numbers(row) for row in rows if isinstance(row, dict))
-    rows = (_row(found.group()) for line in lines for found in _ROW.finditer(line) if "loss" in found.group())
+    rows = (_row(match.group()) for line in lines for match in _ROW.finditer(line) if "loss" in match.group())
     return tuple(row for row in rows if row)
 
 
@@ -137,6 +138,7 @@ def _row(text: str) -> "dict[str, float]":
         row = json.loads(text)
     except ValueError:
         try:
+            # a printed dictionary has bare `nan` and `inf`, which are no Python literals, or quotes around them
             row = ast.literal_eval(_SPECIAL.sub(r"'\1'", text.replace("'nan'", "nan").replace("'inf'", "inf")))
         except (ValueError, SyntaxError):
             return {}
@@ -144,11 +146,11 @@ def _row(text: str) -> "dict[str, float]":
 
 
 def _numbers(row: Mapping[str, Any]) -> "dict[str, float]":
-    """Keep what is a number; transformers 5 prints its numbers as text."""
-    kept = {}
+    """Keep the values that are numbers, or numbers written as text: transformers 5 prints its log in this way."""
+    numbers = {}
     for name, value in row.items():
         try:
-            kept[str(name)] = math.nan if value is None else float(value)
+            numbers[str(name)] = math.nan if value is None else float(value)
         except (TypeError, ValueError):
             continue
-    return kept
+    return numbers

@@ -10,12 +10,12 @@ from helpers.troubleshooting import examine, practice_run
 
 
 def statuses(examination):
-    return {step.name: step.status for step in examination.steps}
+    return {check.id: check.status for check in examination.checks}
 
 
 @pytest.fixture
 def prepared(tiny_settings, runs):
-    """Return settings of a run whose data are there and which has not begun; its model is the shipped one."""
+    """Return settings of a run whose data exist and which has not begun; its model is the shipped one."""
     from helpers.data.preparation import prepare
 
     settings = tiny_settings.model_copy(update={"model_name_or_path": "pocket", "run": "mine"})
@@ -30,14 +30,14 @@ def test_a_run_that_learns_passes_every_check(prepared):
     examination = examine("mine")
     assert set(statuses(examination).values()) == {"ok"}
     assert examination.verdict.startswith("Everything between text and optimizer is connected")
-    assert "The fox went" in examination.steps[0].reading or "went to the" in examination.steps[0].reading
+    assert "The fox went" in examination.checks[0].reading or "went to the" in examination.checks[0].reading
 
 
 def test_a_run_that_has_not_begun_is_examined_as_far_as_it_goes(prepared):
     examination = examine("mine")
     assert statuses(examination)["the history"] == "unknown"
-    assert statuses(examination)["one batch by heart"] == "ok"
-    assert "not looked at: the history" in examination.verdict
+    assert statuses(examination)["overfit one batch"] == "ok"
+    assert "not checked: the history" in examination.verdict
 
 
 def test_nothing_in_the_folder_is_changed(prepared, runs):
@@ -49,7 +49,7 @@ def test_nothing_in_the_folder_is_changed(prepared, runs):
 def test_weights_and_tokenizer_of_two_models_are_found_at_the_first_pass(tiny_settings):
     from helpers.data.preparation import prepare
 
-    prepare(tiny_settings)  # the tiny model of the tests has random weights: it only guesses
+    prepare(tiny_settings)  # the tiny model of the tests has random weights, so it only guesses
     examination = examine("tiny")
     assert statuses(examination)["one forward pass"] == "fail"
     assert examination.verdict.startswith("Begin here: one forward pass. A pretrained model beats a guess")
@@ -69,7 +69,7 @@ def test_a_row_of_one_token_is_found_at_the_first_check(prepared, runs):
     assert examination.verdict.startswith("Begin here: a row, decoded back")
 
 
-def test_rows_without_an_end_are_warned_of(prepared, runs):
+def test_rows_without_an_end_give_a_warning(prepared, runs):
     from datasets import Dataset, DatasetDict, load_from_disk
 
     folder = runs / "mine" / "data" / "blocks"
@@ -80,16 +80,16 @@ def test_rows_without_an_end_are_warned_of(prepared, runs):
     )
     folder.rename(runs / "old")
     (runs / "endless").rename(folder)
-    step = examine("mine").steps[1]
-    assert (step.status, step.reading) == ("warn", "0 of 128 labels are an end of text")
-    assert "never stops" in step.meaning
+    check = examine("mine").checks[1]
+    assert (check.status, check.reading) == ("warn", "0 of 128 labels are an end of text")
+    assert "never stops" in check.why
 
 
-def test_a_broken_history_is_told_with_its_cause(prepared, runs):
+def test_a_broken_history_is_reported_with_its_cause(prepared, runs):
     rows = [{"step": n, "loss": 0.0, "grad_norm": math.nan} for n in range(3)]
     (runs / "mine" / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    step = examine("mine").steps[-1]
-    assert (step.status, step.meaning.split()[0]) == ("fail", "T6")
+    check = examine("mine").checks[-1]
+    assert (check.status, check.why.split()[0]) == ("fail", "T6")
 
 
 def test_missing_tokenizer_files_are_known(prepared, runs, tmp_path):
@@ -98,24 +98,24 @@ def test_missing_tokenizer_files_are_known(prepared, runs, tmp_path):
     record["settings"]["model_name_or_path"] = str(tmp_path / "empty")
     (tmp_path / "empty").mkdir()
     facts.write_text(json.dumps(record))
-    steps = examine("mine").steps
-    assert steps[0].status == "fail"
-    assert "tokenizer" in steps[0].meaning
+    checks = examine("mine").checks
+    assert checks[0].status == "fail"
+    assert "tokenizer" in checks[0].why
 
 
-def test_a_run_there_is_none_of_is_one_sentence():
+def test_a_run_that_does_not_exist_is_refused_in_one_sentence():
     with pytest.raises(SettingsError, match="holds no data yet"):
         examine("nothing")
 
 
-def test_it_is_shown_escaped_and_without_control_characters(prepared, runs):
+def test_an_examination_is_shown_escaped_and_without_control_characters(prepared, runs):
     (runs / "mine" / "history.jsonl").write_text(json.dumps({"step": 1, "loss": "nan", "\x1b<b>": 1}) + "\n")
     examination = examine("mine")
     assert "<b>" not in examination._repr_html_().replace("<p><b>", "")
     assert "\x1b" not in str(examination)
 
 
-def test_the_practice_run_learns_and_is_gone_afterwards(runs):
+def test_the_practice_run_learns_and_is_deleted_afterwards(runs):
     with practice_run() as name:
         folder = runs_folder()
         assert folder != runs

@@ -1,0 +1,152 @@
+"""Read the known failures from `helpers/assets/failures.yaml`, look for their evidence, and write their fixes."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+from helpers.environment import fixes, read_machine, wheels
+from helpers.environment.facts import Machine
+from helpers.troubleshooting import log_numbers
+from helpers.troubleshooting.reading import Reading
+
+# The weight of evidence: the error itself; a line or a number of a log; suspicious code around the error.
+IN_ERROR, IN_LOG, IN_CODE = 3, 2, 1
+# Not from helpers.settings, which imports pydantic: `explain` must work in an environment that is broken.
+_FILE = Path(__file__).parents[1] / "assets" / "failures.yaml"
+_TEMPLATE = re.compile(r"\{(fixes|wheels|machine)\.([\w.]+)((?: \w+)*)\}")
+_LONGEST_QUOTE = 200
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A quotation from the text, or a sentence about its numbers, and how much weight it has."""
+
+    quote: str
+    weight: int
+    is_last_error: bool = False
+
+
+@dataclass(frozen=True)
+class KnownFailure:
+    """One entry of the file, whose head describes the fields."""
+
+    id: str
+    title: str
+    cause: str
+    fix: str | Mapping[str, str]
+    error: Sequence[str] = ()
+    log: Sequence[str] = ()
+    code: Sequence[str] = ()
+    numbers: "Callable[[Reading], str | None] | None" = None
+    unless: str = ""
+    refines: str = ""
+    harmless: bool = False
+    source: str = ""
+    example: str = ""
+
+    @cached_property
+    def _patterns(self) -> "list[tuple[int, re.Pattern[str]]]":
+        weights = ((IN_ERROR, self.error), (IN_LOG, self.log), (IN_CODE, self.code))
+        return [(weight, re.compile(text, re.IGNORECASE)) for weight, texts in weights for text in texts]
+
+    def fix_on(self, machine: Machine | None = None) -> str:
+        """Return what to do on a machine; None: on this one, which is examined only where the fix depends on it."""
+        if isinstance(self.fix, str):
+            text = self.fix
+        else:
+            machine = machine or _this_machine()
+            text = self.fix.get(machine.platform.kind, self.fix["else"])
+        return _TEMPLATE.sub(lambda match: _filled(match, machine or _this_machine()), text)
+
+    def evidence(self, reading: Reading) -> list[Evidence]:
+        """Return the evidence for this failure, strongest first; empty where there is none."""
+        if self.unless and re.search(self.unless, reading.text, re.IGNORECASE):
+            return []
+        matches = (_first_match(pattern, weight, reading) for weight, pattern in self._patterns)
+        evidence = [match for match in matches if match]
+        if self.numbers and (sentence := self.numbers(reading)):
+            evidence.append(Evidence(sentence, IN_LOG))
+        return sorted(evidence, key=lambda one: (one.is_last_error, one.weight), reverse=True)
+
+
+@cache
+def read_failures() -> dict[str, KnownFailure]:
+    """Return all known failures by their id, in the order of the file."""
+    failures = {entry["id"]: _failure(**entry) for entry in _content()["failures"]}
+    if len(failures) < len(_content()["failures"]):
+        raise ValueError(f"{_FILE}: an id occurs twice.")
+    return failures
+
+
+def looked_for(where: str) -> dict[str, list[str]]:
+    """Return what is looked for in 'errors' or in 'rows': a description and the ids of the failures that are meant."""
+    return _content()["looked_for"][where]
+
+
+@cache
+def _content() -> dict[str, Any]:
+    import yaml
+
+    # libyaml's loader, where PyYAML was built with it, reads the file in a tenth of the time
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return yaml.load(_FILE.read_text(encoding="utf-8"), Loader=loader)  # noqa: S506 (both are safe loaders)
+
+
+def _failure(
+    *,
+    error: str | list[str] = (),
+    keyword: str | list[str] = (),
+    log: str | list[str] = (),
+    anywhere: str | list[str] = (),
+    code: str | list[str] = (),
+    numbers: str = "",
+    **fields: Any,
+) -> KnownFailure:
+    names = "|".join(_as_list(keyword))
+    keywords = [f"unexpected keyword argument '(?:{names})'"] if names else []
+    return KnownFailure(
+        error=[*_as_list(error), *keywords, *_as_list(anywhere)],
+        log=[*_as_list(log), *_as_list(anywhere)],
+        code=_as_list(code),
+        numbers=getattr(log_numbers, numbers) if numbers else None,
+        **fields,
+    )
+
+
+def _as_list(value: str | Sequence[str]) -> list[str]:
+    return [value] if isinstance(value, str) else list(value)
+
+
+def _filled(match: "re.Match[str]", machine: Machine) -> str:
+    """Return the text for one `{fixes.name ARGUMENTS}` of a fix."""
+    owner, name, arguments = match.groups()
+    value = attrgetter(name)({"fixes": fixes, "wheels": wheels, "machine": machine}[owner])
+    return value(machine, *arguments.split()) if callable(value) else str(value)
+
+
+@cache
+def _this_machine() -> Machine:
+    return read_machine(quick=True)
+
+
+def _first_match(pattern: "re.Pattern[str]", weight: int, reading: Reading) -> Evidence | None:
+    if weight == IN_ERROR:
+        for error in reversed(reading.errors):
+            if match := pattern.search(error):
+                return Evidence(_quote(error, match), weight, error is reading.errors[-1])
+        return None
+    for line in reading.lines:
+        if match := pattern.search(line):
+            return Evidence(_quote(line, match), weight)
+    return None
+
+
+def _quote(text: str, match: "re.Match[str]") -> str:
+    """Return the words around a match on one line, cut to what a table can show."""
+    begin = max(0, match.start() - _LONGEST_QUOTE // 3)
+    words = " ".join(text[begin : begin + _LONGEST_QUOTE].split())
+    return ("…" if begin else "") + words + ("…" if begin + _LONGEST_QUOTE < len(text) else "")

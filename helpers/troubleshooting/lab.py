@@ -1,0 +1,298 @@
+"""The laboratory of notebook 05: make a failure happen safely, and show what was measured before and after its fix."""
+
+import logging
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from helpers.course import kernel_of_this_python as kernel_of_this_python
+from helpers.display import cut, html_table
+from helpers.troubleshooting.reading import clean
+
+if TYPE_CHECKING:
+    from transformers import GPT2LMHeadModel
+
+_SECONDS_PER_CELL = 30
+_LONGEST_VALUE = 160
+# A kernel listens on this machine only; its warning about that would be printed between the results.
+_KERNEL_ARGUMENTS = ["--IPKernelApp.log_level=50"]
+
+
+class Table(list):
+    """Rows with the same columns, which a notebook shows as a table."""
+
+    def _repr_html_(self) -> str:
+        return html_table(list(self[0]), ([_shown(value) for value in row.values()] for row in self))
+
+
+def show_fix(measurements: Mapping[str, tuple[Any, Any]]) -> Table:
+    """Return a table of what was measured while something was broken, and after the fix.
+
+    Args:
+        measurements: what was measured -> its value while broken, its value after the fix.
+
+    >>> show_fix({"loss": (0.0, 8.25)})
+    [{'measured': 'loss', 'broken': 0.0, 'fixed': 8.25}]
+    """
+    return Table({"measured": name, "broken": broken, "fixed": fixed} for name, (broken, fixed) in measurements.items())
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_shown, value))
+    return "" if value is None else cut(clean(str(value)), _LONGEST_VALUE)
+
+
+def error_of(action: Callable[[], Any]) -> str:
+    """Call a function and return its error as `Type: first line`, or 'accepted' where there is none.
+
+    >>> error_of(lambda: [][3])
+    'IndexError: list index out of range'
+    """
+    from helpers.model import quiet
+
+    with warnings.catch_warnings(), quiet():
+        warnings.simplefilter("ignore")
+        try:
+            action()
+        except Exception as error:  # noqa: BLE001 (which error it is, is the question)
+            lines = str(error).strip().splitlines()
+            return f"{type(error).__name__}: {lines[0] if lines else ''}"
+    return "accepted"
+
+
+def try_lines(replacements: Mapping[str, str], names: Mapping[str, Any]) -> Table:
+    """Run old lines of code and the lines that replace them; return a table of what each of them answers.
+
+    Args:
+        replacements: old line -> the line to write instead.
+        names: what the lines use, such as `globals()`; it is not changed.
+    """
+
+    def answer(line: str) -> str:
+        return error_of(lambda: exec(line, dict(names)))  # noqa: S102 (the caller's own lines, run on purpose)
+
+    return Table(
+        {"line of 2023": old, "today": answer(old), "write instead": new, "then": answer(new)}
+        for old, new in replacements.items()
+    )
+
+
+def tiny_model(*, vocabulary: int = 4096, positions: int = 64, seed: int = 0) -> "GPT2LMHeadModel":
+    """Return a GPT-2 with two layers and random weights, which trains in a second."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    end = vocabulary - 1
+    config = GPT2Config(
+        vocab_size=vocabulary, n_positions=positions, n_embd=64, n_layer=2, n_head=2, eos_token_id=end, bos_token_id=end
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = GPT2LMHeadModel(config)
+    model.loss_type = "ForCausalLM"  # without it transformers warns that it guesses the type from the class's name
+    return model
+
+
+def train_briefly(
+    model: "GPT2LMHeadModel",
+    rows: "Sequence[Mapping[str, Any]]",
+    *,
+    collate: Any = None,
+    resume_from: Path | None = None,
+    folder: Path | None = None,
+    optimizer: Any = None,
+    **arguments: Any,
+) -> list[dict[str, Any]]:
+    """Train with the transformers Trainer on the CPU and return its log, one row per step.
+
+    Args:
+        model: trained in place.
+        rows: each with `input_ids` and whatever else `collate` needs.
+        collate: makes a batch of rows; left out, labels are the tokens.
+        resume_from: a checkpoint's folder.
+        folder: where checkpoints are written; left out, nothing stays on the disk.
+        optimizer: used instead of the Trainer's own.
+        arguments: of `TrainingArguments`.
+    """
+    from transformers import PrinterCallback, Trainer, TrainingArguments
+
+    from helpers.model import quiet
+    from helpers.training import as_batch
+
+    with tempfile.TemporaryDirectory() as scratch, quiet():
+        defaults = {"save_strategy": "no", "logging_steps": 1, "per_device_train_batch_size": 4, "report_to": "none"}
+        training_arguments = TrainingArguments(
+            output_dir=str(folder or scratch),
+            use_cpu=True,
+            disable_tqdm=True,
+            dataloader_pin_memory=False,
+            **defaults | arguments,
+        )
+        trainer = Trainer(
+            model=model,
+            args=training_arguments,
+            train_dataset=list(rows),
+            data_collator=collate or as_batch,
+            optimizers=(optimizer, None),
+        )
+        trainer.remove_callback(PrinterCallback)  # it would print every row of the log
+        trainer.train(resume_from_checkpoint=resume_from and str(resume_from))
+        return [row for row in trainer.state.log_history if "loss" in row]
+
+
+@dataclass(frozen=True)
+class ChildResult:
+    """How a child process ended: its return code and everything it printed."""
+
+    returncode: int
+    output: str
+
+    @property
+    def last_line(self) -> str:
+        """The last line printed; of a traceback, the error."""
+        lines = self.output.strip().splitlines()
+        return lines[-1] if lines else ""
+
+
+def run_in_child(
+    source: str,
+    *,
+    setup: str = "",
+    extra_bytes: int | None = None,
+    file_bytes: int | None = None,
+    timeout_seconds: float = 300,
+) -> ChildResult:
+    """Run Python source in a child process, with torch imported, under limits on its memory and its files.
+
+    Args:
+        source: Python code; it can use `torch`.
+        setup: Python code that runs before the limits are set.
+        extra_bytes: address space that the child may take beyond what it has after `setup`.
+        file_bytes: the largest file that the child may write. Windows has neither limit: there they have no effect.
+        timeout_seconds: after this time the child is ended.
+
+    Raises:
+        subprocess.TimeoutExpired: the child took too long.
+    """
+    # one thread: each further one reserves address space of its own, which would count towards the limit
+    lines = ["import torch", "torch.set_num_threads(1)", setup]
+    if sys.platform != "win32":
+        lines += ["import psutil, resource, signal"]
+        if extra_bytes is not None:
+            lines += [f"cap = psutil.Process().memory_info().vms + {extra_bytes}"]
+            lines += ["resource.setrlimit(resource.RLIMIT_AS, (cap, cap))"]
+        if file_bytes is not None:
+            # otherwise the signal ends the child before Python can report the error of a full disk
+            lines += ["signal.signal(signal.SIGXFSZ, signal.SIG_IGN)"]
+            lines += [f"resource.setrlimit(resource.RLIMIT_FSIZE, ({file_bytes}, {file_bytes}))"]
+    # not helpers.environment's child, which passes facts: here the child's own words are what is looked at
+    child = subprocess.run(  # noqa: S603 (the caller's own code, run on purpose)
+        [sys.executable, "-c", "\n".join([*lines, source])],
+        capture_output=True,
+        text=True,
+        timeout=timeout_seconds,
+        check=False,
+    )
+    return ChildResult(child.returncode, child.stdout + child.stderr)
+
+
+def run_cells(cells: Sequence[str], **options: Any) -> list[str]:
+    """Run cells in a new kernel, which ends with them; return what each of them printed, showed or raised.
+
+    Args:
+        cells: their source.
+        options: of `nbclient.NotebookClient`, such as `timeout` in seconds per cell, or `kernel_name`.
+
+    Raises:
+        Exception: whatever nbclient raises when a kernel does not exist, dies or takes too long.
+    """
+    from nbclient import NotebookClient
+
+    notebook = _notebook(cells)
+    defaults = {"kernel_name": "python3", "timeout": _SECONDS_PER_CELL, "allow_errors": True}
+    client = NotebookClient(
+        notebook,
+        **defaults | options,
+        kernel_manager_class=_quiet_kernel(),
+        extra_arguments=_KERNEL_ARGUMENTS,
+        log=_silent_log(),
+    )
+    client.execute()
+    return ["\n".join(map(_text, cell.outputs)) for cell in notebook.cells]
+
+
+def run_with_papermill(
+    cells: Sequence[str], parameters: Mapping[str, Any], *, is_tagged: bool
+) -> tuple[str, list[str]]:
+    """Run cells through papermill with parameters; return what the last cell shows, and what papermill logs.
+
+    Args:
+        cells: their source.
+        parameters: handed to papermill.
+        is_tagged: whether the first cell is tagged `parameters`, as papermill wants it.
+    """
+    import nbformat
+    import papermill
+
+    notebook = _notebook(cells)
+    if is_tagged:
+        notebook.cells[0].metadata["tags"] = ["parameters"]
+    log, messages = logging.getLogger("papermill"), []
+
+    def keep(record: logging.LogRecord) -> bool:
+        messages.append(record.getMessage())
+        return False  # returned, so not printed as well
+
+    log.addFilter(keep)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            nbformat.write(notebook, Path(folder) / "in.ipynb")
+            executed = papermill.execute_notebook(
+                f"{folder}/in.ipynb",
+                f"{folder}/out.ipynb",
+                parameters=dict(parameters),
+                progress_bar=False,
+                kernel_manager_class=_quiet_kernel(),
+                extra_arguments=_KERNEL_ARGUMENTS,
+            )
+    finally:
+        log.removeFilter(keep)
+    return _text(executed.cells[-1].outputs[0]), messages
+
+
+def _notebook(cells: Sequence[str]) -> Any:
+    import nbformat
+
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    return notebook
+
+
+def _quiet_kernel() -> type:
+    """Return a manager for a kernel of this Python that logs nothing: a failure made on purpose is no news."""
+
+    class QuietKernel(kernel_of_this_python()):
+        def __init__(self, **traits: Any) -> None:
+            super().__init__(**{"log": _silent_log()} | traits)
+
+    return QuietKernel
+
+
+def _silent_log() -> logging.Logger:
+    log = logging.getLogger("helpers.troubleshooting.lab")
+    log.setLevel(logging.CRITICAL + 1)
+    return log
+
+
+def _text(output: Any) -> str:
+    if output.output_type == "error":
+        return f"{output.ename}: {output.evalue}"
+    return output.get("text") or output.get("data", {}).get("text/plain", "")

@@ -1,0 +1,56 @@
+"""`explain` on a terminal and in a notebook."""
+
+import io
+import sys
+
+import pytest
+from click.testing import CliRunner
+from IPython.core.interactiveshell import InteractiveShell
+
+from helpers.__main__ import main
+from helpers.troubleshooting import Explanation, explain
+
+
+def test_the_command_reads_a_file_and_standard_input(tmp_path):
+    log = tmp_path / "train.log"
+    log.write_bytes(b"step 3: loss nan \xff\n")
+    known = CliRunner().invoke(main, ["explain", str(log)])
+    assert (known.exit_code, "T6" in known.output) == (0, True)
+    piped = CliRunner().invoke(main, ["explain", "-"], input="all is well")
+    assert (piped.exit_code, "nothing to judge" in piped.output) == (1, True)
+    assert CliRunner().invoke(main, ["explain", "none.log"]).exit_code == 2
+
+
+class TestMagic:
+    @pytest.fixture
+    def shell(self, monkeypatch):
+        for name in ("last_exc", "last_value"):
+            monkeypatch.delattr(sys, name, raising=False)
+        monkeypatch.setattr(sys, "stdout", io.StringIO())
+        shell = InteractiveShell()
+        shell.run_cell("%load_ext helpers.troubleshooting")
+        return shell
+
+    def test_it_explains_the_last_error(self, shell):
+        shell.run_cell("import torch; torch.nn.Embedding(2, 2)(torch.tensor([5]))")
+        result = shell.run_cell("%explain").result
+        assert isinstance(result, Explanation)
+        assert result.causes[0].id == "T12"
+
+    def test_it_explains_a_name(self, shell):
+        shell.run_cell("try:\n    import torch; torch.zeros(1).cuda()\nexcept AssertionError as e:\n    kept = e")
+        assert shell.run_cell("%explain kept").result.causes[0].id == "E1"
+
+    def test_a_cell_of_pasted_text_is_explained(self, shell):
+        assert shell.run_cell("%%explain\niter 3010: loss nan, time 1019.95ms").result.causes[0].id == "T6"
+
+    def test_without_an_error_it_says_so(self, shell):
+        assert shell.run_cell("%explain").result.headline == "No error has happened in this session yet."
+
+    def test_a_model_that_the_output_history_keeps_is_named(self, shell, monkeypatch):
+        import torch
+
+        monkeypatch.setattr(sys.modules["__main__"], "Out", {3: torch.nn.Linear(1, 1)}, raising=False)
+        found = explain(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))
+        assert [cause.id for cause in found.causes] == ["T1", "T4"]
+        assert found.causes[1].evidence == ("keeps alive: Out[3], a Linear",)

@@ -1,0 +1,84 @@
+"""The laboratory: child processes with limits, kernels that end, tables that escape what they show."""
+
+import subprocess
+import sys
+
+import pytest
+
+from helpers.troubleshooting import run_cells, run_in_child, show_fix, try_lines
+from helpers.troubleshooting.lab import ChildResult, Table
+
+needs_limits = pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot limit a process's memory or files")
+
+
+def test_a_child_returns_what_it_printed():
+    child = run_in_child("print(torch.ones(2).sum().item())")
+    assert (child.returncode, child.last_line) == (0, "2.0")
+
+
+def test_a_childs_error_is_its_last_line():
+    child = run_in_child("raise ValueError('broken')")
+    assert (child.returncode, child.last_line) == (1, "ValueError: broken")
+
+
+@pytest.mark.parametrize("ending", ["Killed", "RuntimeError: no such thing"])
+def test_the_last_line_is_whatever_ended_the_child(ending):
+    assert ChildResult(1, f"a line\n{ending}\n").last_line == ending
+    assert ChildResult(1, "").last_line == ""
+
+
+@needs_limits
+def test_memory_really_runs_out_under_the_limit_and_not_without():
+    source = "x = torch.zeros(2**28)\nprint('passed')"  # 1 GiB
+    assert "can't allocate memory" in run_in_child(source, extra_bytes=2**28).last_line
+    assert run_in_child(source, extra_bytes=2**31).last_line == "passed"
+
+
+@needs_limits
+def test_a_file_really_stops_growing_at_the_limit(tmp_path):
+    source = f"open({str(tmp_path / 'file')!r}, 'w').write('a' * 10**5); print('written')"
+    assert "File too large" in run_in_child(source, file_bytes=4096).last_line
+    assert (tmp_path / "file").stat().st_size == 4096
+    assert run_in_child(source, file_bytes=2**20).last_line == "written"
+
+
+def test_setup_runs_before_the_limit():
+    child = run_in_child("print(len(x))", setup="x = torch.zeros(2**27)", extra_bytes=2**26)
+    assert child.last_line == str(2**27)
+
+
+def test_a_child_that_hangs_is_ended():
+    with pytest.raises(subprocess.TimeoutExpired):
+        run_in_child("import time; time.sleep(60)", timeout_seconds=5)
+
+
+def test_cells_return_what_they_show_print_and_raise():
+    assert run_cells(["print('a')", "1 + 1", "1 / 0"]) == ["a\n", "2", "ZeroDivisionError: division by zero"]
+
+
+def test_old_and_new_lines_are_tried_without_changing_the_names():
+    names = {"size": 3}
+    assert try_lines({"size.upper()": "size = size + 1"}, names) == [
+        {
+            "line of 2023": "size.upper()",
+            "today": "AttributeError: 'int' object has no attribute 'upper'",
+            "write instead": "size = size + 1",
+            "then": "accepted",
+        }
+    ]
+    assert names == {"size": 3}
+
+
+def test_a_table_is_shown_escaped():
+    shown = Table([{"<b>": "<i>"}])._repr_html_()
+    assert "&lt;b&gt;" in shown
+    assert "<i>" not in shown
+
+
+def test_broken_and_fixed_values_are_shown_escaped_short_and_in_four_digits():
+    shown = show_fix({"<b>x</b>": ("<script>", [0.123456, None]), "long": ("a" * 500, "\x1b[31mred")})._repr_html_()
+    assert "<script>" not in shown
+    assert "&lt;script&gt;" in shown
+    assert "0.1235, " in shown
+    assert "a" * 161 not in shown
+    assert "\x1b" not in shown

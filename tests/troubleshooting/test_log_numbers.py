@@ -1,0 +1,40 @@
+"""What the numbers of a log show."""
+
+import math
+
+from helpers.troubleshooting import explain, repeated_share
+from tests.troubleshooting import explain_cases
+
+
+def test_repeated_share_by_hand():
+    assert repeated_share([1, 2, 3, 4]) == 0
+    assert repeated_share([1] * 6) == 0.75
+
+
+def test_numbers_are_evidence():
+    rows = [{"loss": 0.0, "grad_norm": math.nan, "step": n} for n in range(3)]
+    assert explain(rows).causes[0].evidence == ("grad_norm is nan in row 1, beside a logged loss of 0",)
+
+
+def test_an_out_of_memory_error_is_read_to_the_byte():
+    causes = explain(explain_cases.oom(total=7.99, mine=3.0)).causes
+    assert [cause.id for cause in causes] == ["E12", "T1", "E15"]
+    assert causes[0].evidence == ("other programs hold 5.0 of 8.0 GiB",)
+    assert "8.0 GiB" in causes[2].evidence[0]
+
+
+def test_in_a_container_pytorch_names_itself_and_no_other_process_is_blamed():
+    text = (
+        "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 496.00 MiB. GPU 0 has a total capacty of "
+        "14.75 GiB of which 235.06 MiB is free. Process 20398 has 14.52 GiB memory in use. Of the allocated "
+        "memory 14.06 GiB is allocated by PyTorch, and 330.42 MiB is reserved by PyTorch but unallocated."
+    )
+    assert [cause.id for cause in explain(text).causes] == ["T1"]
+
+
+def test_the_older_message_shows_fragmentation_as_well():
+    text = (
+        "RuntimeError: CUDA out of memory. Tried to allocate 1.65 GiB (GPU 1; 15.79 GiB total capacity; 3.53 GiB "
+        "already allocated; 1.40 GiB free; 12.28 GiB reserved in total by PyTorch)"
+    )
+    assert [cause.id for cause in explain(text).causes] == ["T2", "T1"]
