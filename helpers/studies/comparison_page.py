@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from optuna import Study as OptunaStudy
 
-_MOST_NAMED = 8  # lines with a legend entry; more cannot be told apart
+_MOST_NAMED = 8  # lines with a legend entry; more cannot be distinguished
 _FEWEST = 4  # runs; the importance of a setting means nothing with fewer
 _LOG_FACTOR = 8  # between the largest and the smallest value of a setting that is drawn on a log scale
 _STYLE = (

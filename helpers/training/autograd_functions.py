@@ -24,11 +24,11 @@ class CausalAttention(torch.autograd.Function):
             end = min(begin + n_queries, query.shape[1])
             scores = query[:, begin:end] @ key[:, :end].mT  # (rows, Q, end)
             scores[..., begin:] += later[: end - begin, : end - begin]
-            chances = scores.softmax(-1)
-            kept = functional.dropout(torch.ones_like(chances), dropout) if dropout else None
-            out[:, begin:end] = (chances if kept is None else chances * kept) @ value[:, :end]
+            weights = scores.softmax(-1)
+            kept = functional.dropout(torch.ones_like(weights), dropout) if dropout else None
+            out[:, begin:end] = (weights if kept is None else weights * kept) @ value[:, :end]
             if any(ctx.needs_input_grad):
-                saved += [chances, kept]
+                saved += [weights, kept]
         ctx.n_queries = n_queries
         ctx.save_for_backward(query, key, value, *saved)
         return out
@@ -38,16 +38,16 @@ class CausalAttention(torch.autograd.Function):
         """Return the gradients of query, key and value."""
         query, key, value, *saved = ctx.saved_tensors
         grad_query, grad_key, grad_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
-        for begin, chances, kept in zip(range(0, query.shape[1], ctx.n_queries), saved[::2], saved[1::2], strict=True):
-            end = chances.shape[-1]
+        for begin, weights, kept in zip(range(0, query.shape[1], ctx.n_queries), saved[::2], saved[1::2], strict=True):
+            end = weights.shape[-1]
             grad = grad_output[:, begin:end]
-            grad_chances = grad @ value[:, :end].mT  # (rows, Q, end)
+            grad_weights = grad @ value[:, :end].mT  # (rows, Q, end)
             if kept is not None:
-                grad_chances *= kept
-            grad_scores = torch.ops.aten._softmax_backward_data(grad_chances, chances, -1, chances.dtype)
+                grad_weights *= kept
+            grad_scores = torch.ops.aten._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
             grad_query[:, begin:end] = grad_scores @ key[:, :end]
             grad_key[:, :end] += grad_scores.mT @ query[:, begin:end]
-            grad_value[:, :end] += (chances if kept is None else chances * kept).mT @ grad
+            grad_value[:, :end] += (weights if kept is None else weights * kept).mT @ grad
         return grad_query, grad_key, grad_value, None, None
 
 

@@ -117,17 +117,23 @@ class _History(TrainerCallback):
 
 
 def _greedy_sample(model: "GPT2LMHeadModel", tokenizer: Any, prompt: str, *, max_new_tokens: int = 40) -> str:
-    """Return `prompt` with the most probable continuation; greedy, so that no random state changes."""
+    """Return `prompt` with the most probable continuation; greedy, so that no random state changes.
+
+    Of a prompt that is too long for the model's positions, only the end is continued.
+    """
     import torch
 
-    ids = tokenizer(prompt, return_tensors="pt").to(model.device)
+    prompt_ids, n_positions = tokenizer.encode(prompt, verbose=False), model.config.n_positions
+    n_new = min(max_new_tokens, n_positions // 2)
+    ids = torch.tensor([prompt_ids[-(n_positions - n_new) :]], device=model.device)  # (1, T)
     was_training = model.training
     with torch.no_grad():
         out = model.eval().generate(
-            **ids, max_new_tokens=max_new_tokens, do_sample=False, use_cache=True, pad_token_id=tokenizer.eos_token_id
-        )
+            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=n_new, do_sample=False, use_cache=True,
+            pad_token_id=tokenizer.eos_token_id,
+        )  # fmt: skip
     model.train(was_training)
-    return tokenizer.decode(out[0], skip_special_tokens=True)
+    return tokenizer.decode([*prompt_ids, *out[0, ids.shape[1] :].tolist()], skip_special_tokens=True)
 
 
 class Clock(TrainerCallback, ExportableState):

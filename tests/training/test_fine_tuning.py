@@ -390,6 +390,9 @@ def test_after_each_validation_the_prompt_is_continued(tiny_settings):
     samples = {row["step"]: row["sample"] for row in history if "sample" in row}
     assert list(samples) == [row["step"] for row in history if "eval_loss" in row]
     assert all(text.startswith("The fox") for text in samples.values())
+    longest = "The fox went home. " * 50  # 950 characters, and more tokens than the model has positions
+    cut = fine_tune(tiny_settings.model_copy(update={"sample_prompt": longest, "run": "cut"})).history
+    assert all(row["sample"].startswith(longest) for row in cut if "sample" in row)
     silent = fine_tune(tiny_settings.model_copy(update={"sample_prompt": "", "run": "silent"})).history
     assert silent == [row for row in history if "sample" not in row], "a sample changes nothing"
 

@@ -129,7 +129,7 @@ def comments(source: str) -> Iterator[str]:
 
 
 def gather() -> tuple[list[str], list[str]]:
-    """Return the prose of all installed packages as (docstrings, the rest); no paragraph stands in two documents.
+    """Return the prose of all installed packages as (docstrings, the rest); no paragraph is in two documents.
 
     The rest, comments and the descriptions of parameters, is there to learn from; it is not what is held out.
     """
