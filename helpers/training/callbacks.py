@@ -124,7 +124,7 @@ def _greedy_sample(model: "GPT2LMHeadModel", tokenizer: Any, prompt: str, *, max
     import torch
 
     prompt_ids, n_positions = tokenizer.encode(prompt, verbose=False), model.config.n_positions
-    n_new = min(max_new_tokens, n_positions // 2)
+    n_new = min(max_new_tokens, n_positions - 1)
     ids = torch.tensor([prompt_ids[-(n_positions - n_new) :]], device=model.device)  # (1, T)
     was_training = model.training
     with torch.no_grad():

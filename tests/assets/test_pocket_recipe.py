@@ -9,7 +9,7 @@ from datasets import load_from_disk
 from helpers.assets.pocket import recipe
 from helpers.model import create_model, load_model
 from helpers.settings import POCKET, run_folder
-from helpers.training import fine_tuning
+from helpers.training import fine_tuning, read_history
 
 DOCSTRING = """Return the number of items that are in the list of the caller.
 
@@ -116,7 +116,7 @@ def test_the_recipe_trains_through_fine_tune_resumes_and_saves_a_stock_model(tmp
         recipe.pretrain("all", **schedule, **quick)
     assert not (run_folder("all") / "model").exists()
     trained = recipe.pretrain("all", **schedule, **quick)
-    assert [row["step"] for row in fine_tuning.read_history("all") if "loss" in row] == [1, 2, 3, 4]
+    assert [row["step"] for row in read_history(run_folder("all")) if "loss" in row] == [1, 2, 3, 4]
     assert json.loads((run_folder("all") / "settings.json").read_text())["settings"]["adam_beta2"] == 0.95
     recipe.save(trained, tmp_path / "out")
     metrics = recipe.write_card(tmp_path / "out", held_out=["the fox ran home"], training=["the hill"], max_steps=4)

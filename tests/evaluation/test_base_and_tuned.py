@@ -203,7 +203,7 @@ class TestBadModelFolder:
     def test_a_model_that_is_half_written(self, tiny_run):
         weights = tiny_run.model_folder / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:5000])
-        with pytest.raises(SettingsError, match="half-written"):
+        with pytest.raises(SettingsError, match="cut short"):
             compare_with_base(SETTINGS)
 
     def test_a_model_of_another_architecture(self, tiny_run):

@@ -310,7 +310,7 @@ class TestBadInput:
 
         shape = {"n_positions": 64, "n_embd": 8, "n_layer": 1, "n_head": 1}
         small = GPT2LMHeadModel(GPT2Config(vocab_size=100, eos_token_id=99, **shape))
-        with pytest.raises(SettingsError, match="has 4096 tokens and the model 100 rows"):
+        with pytest.raises(SettingsError, match="has 4096 tokens and the model 100 embeddings"):
             score(small, tiny[1], DOCUMENTS, stride=8)
         large = GPT2LMHeadModel(GPT2Config(vocab_size=5000, eos_token_id=4999, **shape))
         with pytest.raises(SettingsError, match="with token 4999 and the tokenizer with 4095"):
