@@ -80,9 +80,10 @@ def train(preset: str, run_name: str | None, parameters: tuple[tuple[str, str], 
 
     Under torchrun name the run with `-p run NAME`: torchrun takes `--run` for an option of its own.
     """
+    settings = TrainingSettings.from_preset(preset, **_chosen_settings(run_name, parameters))
+    # Only now: this imports torch and transformers, and a mistyped setting should be reported at once.
     from helpers.training import TrainingBrokenError, fine_tune, is_first_process, leave_process_group
 
-    settings = TrainingSettings.from_preset(preset, **_chosen_settings(run_name, parameters))
     try:
         finished = fine_tune(settings, progress=True)
     except TrainingBrokenError as error:

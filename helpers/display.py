@@ -35,9 +35,11 @@ def size_text(n_bytes: float) -> str:
 def duration_text(seconds: float) -> str:
     """Return a duration in the two units that matter.
 
-    >>> duration_text(8), duration_text(130), duration_text(4000)
-    ('8 s', '2 min', '1 h 07 min')
+    >>> duration_text(0.784), duration_text(8), duration_text(130), duration_text(4000)
+    ('0.78 s', '8 s', '2 min', '1 h 07 min')
     """
+    if seconds < 10:
+        return f"{seconds:.2g} s"
     if seconds < 90:
         return f"{seconds:.0f} s"
     hours, minutes = divmod(round(seconds / 60), 60)
@@ -107,4 +109,5 @@ def _cell(value: Any) -> str:
         return "<td></td>"
     if isinstance(value, int | float) and not isinstance(value, bool):
         return f"<td style='text-align:right'>{f'{value:,}' if isinstance(value, int) else f'{value:.4g}'}</td>"
-    return f"<td style='text-align:left;white-space:pre-wrap;max-width:48em'>{escape(str(value))}</td>"
+    style = "text-align:left;vertical-align:top;white-space:pre-wrap;overflow-wrap:anywhere;max-width:48em"
+    return f"<td style='{style}'>{escape(str(value))}</td>"

@@ -15,9 +15,9 @@ __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "base_and_tuned": (
-            "compare_decodings compare_with_base load_base load_tuned measure_copying measure_forgetting"
+            "Comparison compare_decodings compare_with_base load_base load_tuned measure_copying measure_forgetting"
         ),
-        "scoring": "score",
+        "scoring": "Score score",
         "generation": "generate",
         "canaries": "measure_exposure",
     },

@@ -92,12 +92,13 @@ class Comparison:
     def verdict(self) -> str:
         """What the metrics say, in one or two sentences."""
         saved, interval = self.difference["bits_per_byte"], self.difference["interval"]
+        documents = f"{self.base.n_documents:,} document{'s' * (self.base.n_documents != 1)}"
         values = (
-            f"On {self.base.n_documents:,} documents of {self.source} the tuned model needs "
+            f"On {documents} of {self.source} the tuned model needs "
             f"{self.tuned.bits_per_byte:.3f} bits per byte and the base model {self.base.bits_per_byte:.3f}"
         )
         if interval is None:
-            return f"{values}. With one document there is no interval: this may be due to the choice of it."
+            return f"{values}. One document gives no interval: the difference may be due to the choice of document."
         low, high = interval
         values += f": {abs(saved):.3f} {'fewer' if saved > 0 else 'more'}"
         range_text = f"{CONFIDENCE:.0%} interval of the gain {low:.3f} to {high:.3f}"

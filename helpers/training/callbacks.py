@@ -280,7 +280,7 @@ class _Guard(TrainerCallback):
 
     def _stop(self, observation: str, args: Any, state: Any) -> None:
         raise TrainingBrokenError(
-            f"{observation} at step {state.global_step}: the weights are spoilt. Lower learning_rate (it was "
+            f"{observation} at step {state.global_step}: the weights are broken. Lower learning_rate (it was "
             f"{args.learning_rate}), keep max_grad_norm near 1, and prefer bf16 to fp16."
         )
 

@@ -2,11 +2,11 @@
 
 import re
 
-from helpers.display import GIB, did_you_mean
+from helpers.display import did_you_mean
 from helpers.environment.card import CARDS, GraphicsCard, read_card
 from helpers.settings import SettingsError
 
-__all__ = ["CARDS", "DEFAULT_CARD", "GIB", "GraphicsCard", "card_of_this_machine", "find_card"]
+__all__ = ["CARDS", "DEFAULT_CARD", "GraphicsCard", "card_of_this_machine", "find_card"]
 
 DEFAULT_CARD = "RTX 4070 Ti"
 
@@ -24,8 +24,9 @@ def find_card(name: str) -> GraphicsCard:
         if _bare(card.name) == _bare(name):
             return card
     number = "".join(re.findall(r"\d{4}", name))  # RTX 4060 is nearer to the 4060 Ti with 16 GB than to the 4070
-    names = [card.name for card in CARDS if number in card.name] or [card.name for card in CARDS]
-    raise SettingsError(f"There is no card {name!r} in the table{did_you_mean(name, names)}")
+    same_number = [card.name for card in CARDS if number and number in card.name]
+    names, cutoff = (same_number, 0.0) if same_number else ([card.name for card in CARDS], 0.5)
+    raise SettingsError(f"There is no card {name!r} in the table{did_you_mean(name, names, cutoff=cutoff)}")
 
 
 def card_of_this_machine() -> GraphicsCard | None:

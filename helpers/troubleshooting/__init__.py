@@ -11,9 +11,8 @@ from helpers import lazy_exports
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
-        "explanation": "Cause Explanation explain",
+        "explanation": "Cause Explanation explain load_ipython_extension",
         "known_failures": "KnownFailure",
-        "commands": "load_ipython_extension",
         "examination": "Examination examine practice_run",
         "lab": "error_of run_cells run_in_child run_with_papermill show_fix tiny_model train_briefly try_lines",
         "memory_savings": "measure_savings predict_batches",

@@ -124,6 +124,21 @@ def explain(thing: Any = None, *, machine: Machine | None = None) -> Explanation
     )
 
 
+def load_ipython_extension(shell: Any) -> None:
+    """Add `%explain` to IPython; `%load_ext helpers.troubleshooting` calls this.
+
+    `%explain` explains the last error, `%explain name` an exception or a text that you kept, and `%%explain` the
+    traceback or log that is pasted into the cell.
+    """
+
+    def magic(line: str, cell: str | None = None) -> Explanation:
+        if cell is not None:
+            return explain(cell)
+        return explain(shell.ev(line) if line.strip() else None)
+
+    shell.register_magic_function(magic, magic_kind="line_cell", magic_name="explain")
+
+
 def _sort(matches: _Matches, reading: Reading) -> tuple[list[str], list[str]]:
     """Return the ids of the causes, likeliest first, and the ids of what is only noted."""
     causes, noticed = [], []
@@ -164,7 +179,7 @@ def _headline(reading: Reading) -> str:
     if reading.rows:
         n_rows = len(reading.rows)
         return f"A log of {n_rows} row{'s' if n_rows != 1 else ''}, without an error."
-    return f"A text of {len(reading.lines)} line{'s' * (len(reading.lines) > 1)}."
+    return f"A text of {len(reading.lines)} line{'s' * (len(reading.lines) != 1)}."
 
 
 def _ruled_out(reading: Reading, ids: set[str]) -> list[str]:

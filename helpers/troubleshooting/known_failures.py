@@ -1,6 +1,7 @@
 """Read the known failures from `helpers/assets/failures.yaml`, look for their evidence, and write their fixes."""
 
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -89,8 +90,11 @@ def looked_for(where: str) -> dict[str, list[str]]:
 
 @cache
 def _content() -> dict[str, Any]:
-    import yaml
-
+    try:
+        import yaml
+    except ImportError:
+        command = f"{sys.executable} -m pip install pyyaml"
+        raise ImportError(f"explain needs PyYAML to read the known failures: {command}") from None
     # libyaml's loader, where PyYAML was built with it, reads the file in a tenth of the time
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     return yaml.load(_FILE.read_text(encoding="utf-8"), Loader=loader)  # noqa: S506 (both are safe loaders)

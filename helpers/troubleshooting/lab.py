@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from helpers.course import kernel_of_this_python as kernel_of_this_python
+from helpers.course import kernel_of_this_python
 from helpers.display import cut, html_table
 from helpers.troubleshooting.reading import clean
 

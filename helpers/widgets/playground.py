@@ -163,7 +163,7 @@ class _Column:
         ids = (*self.prompt, *self.tokens[:position])
         drawn = self.tokens[position] if position < len(self.tokens) else None
         if self._ids != ids:
-            self._ids, self._logits = ids, next_logits(self.model, ids, settings)
+            self._ids, self._logits = ids, next_logits(self.model, ids)
         bars = [
             _bar(candidate, is_drawn=candidate.token == drawn)
             for candidate in candidates(self._logits, ids, self.tokenizer, settings, include=drawn)
@@ -189,7 +189,7 @@ def _bar(candidate: Candidate, *, is_drawn: bool) -> Bar:
 
 def encode_prompt(model: "GPT2LMHeadModel", tokenizer: "PreTrainedTokenizerBase", settings: EvaluationSettings) -> list:
     """Return the prompt's tokens; raise `SettingsError` when they and `max_new_tokens` exceed the model's positions."""
-    ids = tokenizer.encode(settings.prompt)
+    ids = tokenizer.encode(settings.prompt, verbose=False)
     if len(ids) + settings.max_new_tokens > model.config.n_positions:
         raise SettingsError(
             f"The prompt has {len(ids)} tokens and max_new_tokens is {settings.max_new_tokens}: together at most "
@@ -228,10 +228,14 @@ def sample_tokens(
             return
 
 
-def next_logits(model: "GPT2LMHeadModel", ids: Sequence[int], settings: EvaluationSettings) -> "torch.Tensor":
+def next_logits(model: "GPT2LMHeadModel", ids: Sequence[int]) -> "torch.Tensor":
     """Return the logits (1, V) of the token that follows `ids`."""
-    _, logits = next(sample_tokens(model, ids, settings))
-    return logits
+    import torch
+
+    model = model.to(device()).eval()
+    with torch.inference_mode():  # not through sample_tokens: drawing from NaN raises, and on CUDA ends the kernel
+        batch = torch.tensor([list(ids)], device=model.device)  # (1, T)
+        return model(input_ids=batch, logits_to_keep=1, use_cache=False).logits[:, -1].float().cpu()
 
 
 def candidates(

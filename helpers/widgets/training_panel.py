@@ -134,6 +134,7 @@ class TrainingPanel(Panel):
 
     def _show(self, settings: TrainingSettings) -> None:
         self._commands.value = ""  # they would run the values from before
+        self.gauge.value = ""  # if the plan raises, a verdict on the values from before would contradict the error
         self.run.show_state(settings)
         self.gauge.value = gauge_html(self.plan(settings), has_card=self.chosen_card is not None)
 

@@ -9,7 +9,8 @@ from datasets import load_from_disk
 from helpers.assets.pocket import recipe
 from helpers.model import create_model, load_model
 from helpers.settings import POCKET, run_folder
-from helpers.training import fine_tuning, read_history
+from helpers.training import fine_tuning
+from helpers.training.run_files import read_history
 
 DOCSTRING = """Return the number of items that are in the list of the caller.
 

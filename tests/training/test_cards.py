@@ -2,8 +2,9 @@ import re
 
 import pytest
 
+from helpers.display import GIB
 from helpers.settings import SettingsError
-from helpers.training.cards import CARDS, GIB, find_card
+from helpers.training.cards import CARDS, find_card
 
 
 @pytest.mark.parametrize("card", CARDS, ids=lambda card: card.name)

@@ -222,7 +222,7 @@ def test_weights_that_are_not_finite_are_not_saved_even_where_no_row_is_due(tiny
 
     usual = training.training_callbacks
     monkeypatch.setattr(training, "training_callbacks", lambda *args, **how: [Spoil(), *usual(*args, **how)])
-    with pytest.raises(TrainingBrokenError, match=r"step 8: the weights are spoilt"):
+    with pytest.raises(TrainingBrokenError, match=r"step 8: the weights are broken"):
         fine_tune(rare)
     assert last_complete_checkpoint(run_folder("tiny") / "checkpoints").name == "checkpoint-4"
 

@@ -7,10 +7,10 @@ import torch
 from click.testing import CliRunner
 
 from helpers.__main__ import main
-from helpers.display import size_text
+from helpers.display import GIB, size_text
 from helpers.model import load_model
 from helpers.settings import SettingsError, TrainingSettings, run_folder
-from helpers.training.cards import CARDS, GIB, GraphicsCard, find_card
+from helpers.training.cards import CARDS, GraphicsCard, find_card
 from helpers.training.plan import (
     operations_per_token,
     plan_run,

@@ -70,7 +70,8 @@ def test_weights_in_half_precision_diverge_and_autocast_does_not(notebook):
 
 
 def test_the_end_as_padding_is_never_learnt(notebook):
-    assert notebook["n_ends"] == (0, 6)
+    assert (notebook["n_broken"], notebook["n_fixed"]) == (0, 6)
+    assert "<|endoftext|>" not in notebook["endless"]
 
 
 def test_memorising_shows_in_the_held_out_loss(notebook):

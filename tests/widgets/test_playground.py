@@ -55,13 +55,13 @@ def test_sampling_does_not_use_the_random_state_of_the_notebook(model, tokenizer
 def test_the_logits_of_a_token_are_those_of_one_forward_pass_over_the_tokens_before(model, tokenizer, settings):
     ids = tokenizer.encode("The Fox")
     for token, logits in sample_tokens(model, ids, settings.model_copy(update={"max_new_tokens": 4})):
-        torch.testing.assert_close(logits, next_logits(model, ids, settings), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(logits, next_logits(model, ids), atol=1e-4, rtol=1e-4)
         ids.append(token)
 
 
 def test_a_low_temperature_raises_the_top_probability_and_a_high_one_lowers_it(model, tokenizer, settings):
     ids = tokenizer.encode("The")
-    logits = next_logits(model, ids, settings)
+    logits = next_logits(model, ids)
     plain = settings.model_copy(update={"top_p": 1.0, "repetition_penalty": 1.0})
     first = {
         t: candidates(logits, ids, tokenizer, plain.model_copy(update={"temperature": float(t)}))[0]
@@ -77,7 +77,7 @@ def test_a_low_temperature_raises_the_top_probability_and_a_high_one_lowers_it(m
 def test_a_token_cut_by_top_k_has_probability_0_and_an_included_token_is_shown(model, tokenizer, settings):
     ids = tokenizer.encode("The")
     top_2 = settings.model_copy(update={"top_k": 2})
-    shown = candidates(next_logits(model, ids, settings), ids, tokenizer, top_2, include=17)
+    shown = candidates(next_logits(model, ids), ids, tokenizer, top_2, include=17)
     assert [one.drawn_probability > 0 for one in shown[:3]] == [True, True, False]
     assert shown[-1].token == 17
 
