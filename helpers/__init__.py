@@ -1,4 +1,4 @@
-"""The package behind the notebooks: one room (a sub-package) for each of them, in the same order.
+"""The package behind the notebooks: a room (sub-package) for each of the five, and `widgets` and `studies`.
 
 Import from a room, never from its insides: `from helpers.training import fine_tune`. Importing `helpers` or a room
 imports nothing heavy; a name is loaded when it is first asked for.

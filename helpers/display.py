@@ -1,4 +1,4 @@
-"""How things are shown: sizes, durations, "did you mean", tables, status marks and the palette; one of each.
+"""Formatting: sizes, durations, "did you mean", tables, status marks and the palette.
 
 Standard library only: the doctor uses this before anything is installed.
 """
@@ -33,14 +33,14 @@ def size_text(n_bytes: float) -> str:
 
 
 def duration_text(seconds: float) -> str:
-    """Return a duration in the two units that matter.
+    """Return a duration, the less precise the longer it is.
 
     >>> duration_text(0.784), duration_text(8), duration_text(130), duration_text(4000)
-    ('0.78 s', '8 s', '2 min', '1 h 07 min')
+    ('0.78 s', '8 s', '130 s', '1 h 07 min')
     """
     if seconds < 10:
         return f"{seconds:.2g} s"
-    if seconds < 90:
+    if seconds < 600:  # runs of the pocket model take minutes, and differ by seconds
         return f"{seconds:.0f} s"
     hours, minutes = divmod(round(seconds / 60), 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"

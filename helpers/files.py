@@ -1,4 +1,4 @@
-"""Files and folders written completely or not at all, room on the disk, and environment variables for a block."""
+"""Atomic writes of files and folders, free disk space, and environment variables for a block."""
 
 import os
 import shutil

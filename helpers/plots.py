@@ -1,4 +1,4 @@
-"""Plain rows in, matplotlib Axes out: every picture of the course, readable in a light and a dark JupyterLab.
+"""All plots of the course: plain rows in, matplotlib Axes out, readable in a light and a dark JupyterLab.
 
 Each function draws into `ax`, or into a new figure, and returns the Axes. Lines differ in style as well as in colour.
 """

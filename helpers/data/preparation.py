@@ -1,4 +1,4 @@
-"""Text in, token blocks out: documents, a split by document, and rows of `block_size` tokens without padding.
+"""Prepare text for training: read documents, split them, and pack their tokens into blocks without padding.
 
 A source is never changed. The result is kept in `runs/<run>/data/`, complete or not at all.
 """

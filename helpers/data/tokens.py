@@ -1,4 +1,4 @@
-"""Text to token ids, fast: the same ids as the model's tokenizer gives, with an end-of-text after each document.
+"""Tokenise text quickly, with the same ids as the tokenizer of the model, and end every document.
 
 tiktoken runs a byte-level BPE such as GPT-2's several times as fast as `tokenizers`, on several threads. Its ids are
 compared with the tokenizer's own on the first texts; when they differ, or for another kind of tokenizer, the

@@ -1,8 +1,9 @@
 """Notebook 01: what this machine is, what stops it from training, and the command that fixes it.
 
-`facts` holds what is known of a machine, read by `machine` (with `sources`, `requirements`, `model_files`) and by two
-child processes (`child`, `nvml`, `torch_probe`). The 25 rules (`rules`, `*_checks`) judge these facts; `fixes` and
-`wheels` know the commands; `report` is the diagnosis. `card` says what a graphics card is, `live` is the monitor.
+`machine` reads this machine into the classes of `facts`, with `sources`, `requirements`, `model_files` and two child
+processes (`child`, `nvml`, `torch_probe`). The 25 rules (`rules`, `*_checks`) judge these facts, `fixes` and `wheels`
+write the commands that fix a problem, and `report` is the diagnosis. `card` says what a graphics card is, `live` is the
+monitor.
 
 Only the standard library is imported until a check needs more, so that the doctor also runs before anything is
 installed, and on a Python that is too old: `python3 -m helpers.environment`. It changes nothing on the machine.

@@ -1,4 +1,4 @@
-"""Checks of the card itself: 14 to 20."""
+"""Checks of the graphics card: memory, other processes, throttling, precision."""
 
 from helpers.display import GIB, last_part
 from helpers.environment import fixes

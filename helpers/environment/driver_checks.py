@@ -1,4 +1,6 @@
-"""Checks of the chain from the driver to a matrix product: 5 to 13."""
+"""Checks of the chain from the driver to a matrix product."""
+
+from __future__ import annotations  # so that a Python too old for `X | None` can say that it is too old
 
 import re
 
@@ -111,7 +113,7 @@ def nvml_alive(machine: Machine) -> Finding:
     reading = f"NVML {nvml.state}: {nvml.cause}"
     if nvml.state == "nonsense":
         return unknown(reading, fixes.reboot(machine))
-    if nvml.state in ("hung", "crashed"):  # a known fault of NVML under WSL2, beside which CUDA itself works
+    if nvml.state in ("hung", "crashed"):  # a known fault of NVML under WSL2, while CUDA itself works
         return unknown(reading, _MAY_WORK) if on_wsl else fail(reading, fixes.reboot(machine))
     if "NotSupported" in nvml.cause:
         return unknown(reading)

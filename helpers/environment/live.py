@@ -1,8 +1,10 @@
-"""The live monitor, in place of a second terminal with `nvidia-smi`: memory, load, power, heat and who holds memory.
+"""The live monitor, in place of a second terminal with `nvidia-smi`: memory, load, power, temperature, processes.
 
 `sample` reads once, `History` keeps the last samples, `Monitor` shows them. Without a card it shows the computer's own
 memory and load. Cards are read in a child process, so that a reading can neither hang nor crash the kernel.
 """
+
+from __future__ import annotations  # so that a Python too old for `X | None` can say that it is too old
 
 import contextlib
 import os
@@ -13,8 +15,8 @@ from collections.abc import Callable
 from html import escape
 from typing import Any, NamedTuple
 
-from helpers.display import GIB
-from helpers.environment.facts import GpuReading
+from helpers.display import BLUE, GIB
+from helpers.environment.facts import GpuReading, Holder
 from helpers.environment.machine import read_memory
 from helpers.environment.nvml import read_nvml
 from helpers.environment.report import printable
@@ -102,20 +104,26 @@ def sparkline(values: list[float], highest: float) -> str:
     return "".join(_BARS[max(0, min(top, round(top * value / highest) if highest else 0))] for value in values)
 
 
+def _quantities(reading: GpuReading) -> tuple[tuple[str, str, str, float | None], ...]:
+    """Return what is shown: the name in a row, the title, the unit, and the top of its scale."""
+    return (
+        ("memory_gib", "memory", "GiB", (reading.total_bytes or 0) / GIB),
+        ("utilisation_percent", "load", "%", 100),
+        ("power_watts", "power", "W", reading.power_limit_watts),
+        ("temperature_celsius", "temperature", "°C", 100),
+    )
+
+
 def text(history: History, *, width: int = 30) -> str:
     """Return the last sample and the history as lines of text: no more than `width` bars."""
     last = history.samples[-1].reading
     lines = [printable(last.name)]
-    for name, title, unit, limit in (
-        ("memory_gib", "memory", "GiB", (last.total_bytes or 0) / GIB),
-        ("utilisation_percent", "load", "%", 100),
-        ("power_watts", "power", "W", last.power_limit_watts),
-        ("temperature_celsius", "temperature", "°C", 100),
-    ):
+    for name, title, unit, limit in _quantities(last):
         values = history.values(name)
         if values:
-            highest = limit or max(values)
-            number = f"{values[-1]:.1f} of {highest:.1f} {unit}" if unit in "GiB W" else f"{values[-1]:.0f} {unit}"
+            highest = limit or max(values) or 1
+            has_decimals = unit in ("GiB", "W")
+            number = f"{values[-1]:.1f} of {highest:.1f} {unit}" if has_decimals else f"{values[-1]:.0f} {unit}"
             lines.append(f"  {title:12}{number:20}{sparkline(values[-width:], highest)}")
     for holder in last.holders:
         size = "" if holder.used_bytes is None else f"{holder.used_bytes / GIB:.1f} GiB"
@@ -123,9 +131,39 @@ def text(history: History, *, width: int = 30) -> str:
     return "\n".join(lines)
 
 
-def html(history: History) -> str:
-    """Return the same lines for a notebook, escaped."""
-    return f"<pre>{escape(text(history))}</pre>"
+def svg(history: History) -> str:
+    """Return the history as a picture in the page's own colours, and the processes as a list; everything escaped."""
+    last, panels = history.samples[-1].reading, []
+    for name, title, unit, limit in _quantities(last):
+        points = [(row["seconds"], row[name]) for row in history.rows() if row[name] is not None]
+        if points:
+            panels.append(_panel(points, f"{title}, {unit}", limit or max(y for _, y in points) or 1))
+    holders = "".join(f"<li>{escape(_holder_text(holder))}</li>" for holder in last.holders)
+    processes = f"<ul>{holders}</ul>" if holders else ""
+    return f"<div style='color:inherit'><b>{escape(last.name)}</b><br>{''.join(panels)}{processes}</div>"
+
+
+def _holder_text(holder: Holder) -> str:
+    size = "size not known" if holder.used_bytes is None else f"{holder.used_bytes / GIB:.1f} GiB"
+    return f"process {holder.pid}, {holder.name}: {size}"
+
+
+def _panel(points: list[tuple[float, float]], title: str, highest: float) -> str:
+    """Draw one quantity over time, with 0 at the bottom of the frame and `highest` at the top."""
+    start, end = points[0][0], points[-1][0]
+    span = (end - start) or 1
+    line = [f"{34 + 180 * (x - start) / span:.1f},{72 - 50 * min(1, y / highest):.1f}" for x, y in points]
+    last_x, last_y = line[-1].split(",")
+    label = f"{title}: {points[-1][1]:.1f} of {highest:.0f}"
+    return (
+        f"<svg width='230' height='92' role='img' aria-label='{escape(label)}' fill='currentColor' font-size='10'>"
+        f"<text x='34' y='12'>{escape(label)}</text>"
+        f"<text x='30' y='26' text-anchor='end'>{highest:.0f}</text><text x='30' y='74' text-anchor='end'>0</text>"
+        "<rect x='34' y='22' width='180' height='50' fill='none' stroke='currentColor' stroke-opacity='0.4'/>"
+        f"<polyline points='{' '.join(line)}' fill='none' stroke='{BLUE}' stroke-width='2'/>"
+        f"<circle cx='{last_x}' cy='{last_y}' r='2.5' fill='{BLUE}'/>"
+        f"<text x='214' y='86' text-anchor='end'>last {end - start:.0f} seconds</text></svg>"
+    )
 
 
 class Monitor:
@@ -157,7 +195,7 @@ class Monitor:
 
         self.stop()
         self._stop.clear()
-        self._widget = ipywidgets.HTML(html(self.history))
+        self._widget = ipywidgets.HTML(svg(self.history))
         self._thread = threading.Thread(target=self._run, args=(seconds,), name="monitor", daemon=True)
         self._thread.start()
 
@@ -165,7 +203,7 @@ class Monitor:
         ends = None if seconds is None else time.monotonic() + seconds
         while not self._stop.wait(self._interval) and (ends is None or time.monotonic() < ends):
             self.update()
-            self._widget.value = html(self.history)
+            self._widget.value = svg(self.history)
 
     def stop(self) -> None:
         """Stop reading; the last reading stays on the page."""
@@ -174,7 +212,7 @@ class Monitor:
             self._thread.join(_LIMIT_SECONDS + self._interval)
 
     def _repr_mimebundle_(self, **options: Any) -> Any:
-        still = {"text/html": html(self.history), "text/plain": text(self.history)}
+        still = {"text/html": svg(self.history), "text/plain": text(self.history)}
         if self._widget is None:
             return still
         bundle = self._widget._repr_mimebundle_(**options)

@@ -3,6 +3,8 @@
 Nothing is changed and nothing needs root.
 """
 
+from __future__ import annotations  # so that a Python too old for `X | None` can say that it is too old
+
 import json
 import os
 import re

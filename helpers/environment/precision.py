@@ -1,4 +1,4 @@
-"""Which number formats the hardware multiplies."""
+"""Whether this hardware computes in bf16; `helpers.training.chosen_precision` decides what a run uses."""
 
 
 def has_bf16() -> bool:

@@ -1,4 +1,4 @@
-"""Checks of Python, its environment and its packages: 1 to 4."""
+"""Checks of Python, its environment and its packages."""
 
 import re
 from pathlib import PureWindowsPath

@@ -1,5 +1,8 @@
 """The diagnosis: all 25 checks, the verdict, the table for a notebook and for a terminal, the JSON."""
 
+from __future__ import annotations  # so that a Python too old for `X | None` can say that it is too old
+
+import re
 from dataclasses import asdict, dataclass
 from html import escape
 from typing import Any
@@ -131,6 +134,9 @@ class Diagnosis:
         for status, (_, background, text) in STATUS_MARKS.items():  # a reading cannot imitate a badge: its < is escaped
             style = f"background:{background};color:{text};padding:1px 7px;border-radius:4px;white-space:nowrap"
             table = table.replace(f">{badges[status]}<", f"><b style='{style}'>{badges[status]}</b><")
+        table = re.sub(r"`(.+?)`", r"<code>\1</code>", table)
+        for command in {escape(text) for check in self.checks for text in (check.id, check.fix) if text}:
+            table = table.replace(f">{command}</td>", f"><code>{command}</code></td>")
         return f"<p style='font-size:1.15em'><b>{escape(self.verdict)}</b></p>{table}"
 
     def __str__(self) -> str:
@@ -179,7 +185,7 @@ def _summary(machine: Machine, card: GraphicsCard | None) -> str:
             return f"A quick look sees nothing that stops training: {name}."
         if not isinstance(machine.torch, Unread) and machine.torch.available:
             return f"Ready to train on the GPU: {name}."
-        return f"A card is there ({name}), but torch could not be asked; on the CPU everything runs."
+        return f"A card is there ({name}), but torch did not answer; on the CPU everything runs."
     if expects_gpu(machine):
-        return "The card could not be asked; until it answers: CPU course mode, with the pocket model."
+        return "The card did not answer; until it answers: CPU course mode, with the pocket model."
     return _CPU_MODE

@@ -1,6 +1,9 @@
 """Where the facts come from: every access to the machine in one object, so that a test can simulate another machine."""
 
+from __future__ import annotations  # so that a Python too old for `X | None` can say that it is too old
+
 import contextlib
+import ctypes
 import os
 import platform
 import shutil
@@ -31,10 +34,25 @@ def _space(folder: Path) -> tuple[int, str, bool]:
 
 
 def _memory() -> tuple[int, int]:
-    import psutil
-
+    try:
+        import psutil
+    except ImportError:  # the doctor also runs before anything is installed
+        return _windows_memory() if sys.platform == "win32" else _posix_memory()
     memory = psutil.virtual_memory()
     return memory.total, memory.available
+
+
+def _posix_memory() -> tuple[int, int]:
+    page = os.sysconf("SC_PAGE_SIZE")
+    total = page * os.sysconf("SC_PHYS_PAGES")
+    # macOS does not say how much is available
+    return total, page * os.sysconf("SC_AVPHYS_PAGES") if "SC_AVPHYS_PAGES" in os.sysconf_names else total
+
+
+def _windows_memory() -> tuple[int, int]:
+    status = (ctypes.c_uint64 * 8)(64)  # MEMORYSTATUSEX: its own length, load; total and available physical memory, ...
+    ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status))  # type: ignore[attr-defined]
+    return status[1], status[2]
 
 
 def _on_battery() -> bool | None:
@@ -77,9 +95,21 @@ def _start_method() -> str:
 def _kernel_folders() -> list[Path]:
     try:
         from jupyter_core.paths import jupyter_path
-    except ImportError:  # without Jupyter there are no kernels to find
-        return []
+    except ImportError:  # before the installation: the default places, where a leftover kernel would come first
+        return [folder / "kernels" for folder in _default_jupyter_folders()]
     return [Path(folder) for folder in jupyter_path("kernels")]
+
+
+def _default_jupyter_folders() -> list[Path]:
+    env, home = os.environ, Path(os.path.expanduser("~"))  # noqa: PTH111 (never raises, unlike Path.home)
+    if sys.platform == "win32":
+        own = Path(env.get("APPDATA") or home) / "jupyter"
+    elif sys.platform == "darwin":
+        own = home / "Library" / "Jupyter"
+    else:
+        own = Path(env.get("XDG_DATA_HOME") or home / ".local" / "share") / "jupyter"
+    named = [Path(path) for path in env.get("JUPYTER_PATH", "").split(os.pathsep) if path]
+    return [*named, Path(sys.prefix) / "share" / "jupyter", Path(env.get("JUPYTER_DATA_DIR") or own)]
 
 
 @dataclass(frozen=True)

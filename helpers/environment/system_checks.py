@@ -1,4 +1,4 @@
-"""Checks of memory, disk, paths, files and what shows the notebooks: 21 to 25."""
+"""Checks of main memory, disk, paths, model files, and the packages that show notebooks."""
 
 from helpers.display import GIB
 from helpers.environment import fixes

@@ -1,7 +1,9 @@
-"""torch, asked in a child process: a broken one can hang or crash, and a CUDA context would keep memory of the card.
+"""Query torch in a child process: a broken torch can hang or crash, and a CUDA context takes GPU memory.
 
 `probe` runs in the child. `read_torch` turns its answer into facts; `read_torch_files` looks without importing.
 """
+
+from __future__ import annotations  # so that a Python too old for `X | None` can say that it is too old
 
 import re
 import warnings

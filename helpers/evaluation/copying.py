@@ -1,4 +1,4 @@
-"""Does a model copy? The longest runs of tokens that its samples share with the training text.
+"""Measure copying: the longest runs of tokens that samples share with the training text.
 
 All suffixes of the training text are sorted once, in a suffix array; every run of a text is then found by bisection,
 for all its positions at once. A large corpus is searched part by part, so memory use stays flat. Held-out text of the

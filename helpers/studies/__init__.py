@@ -1,4 +1,4 @@
-"""Batch runs, from one study file to one table of all runs: the commands `sweep` and `compare`; no notebook's room.
+"""Batch runs, from one study file to one table of all runs: the commands `sweep` and `compare`; not tied to a notebook.
 
 `study`, `study_file`, `comparability`: what a study file declares, how it is checked, which trials can be ranked.
 `study_plan`: hours, memory and disk, predicted before anything starts.

@@ -1,4 +1,4 @@
-"""Whether the trials of a study can be ranked: same text, context and vocabulary, and a metric that they all leave.
+"""Whether the trials of a study can be ranked: same text, context and vocabulary, and a metric that all of them record.
 
 What is refused here would be wrong in three places: in "best so far", in what a search learns, and in what pruning
 stops.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from helpers.settings import TrainingSettings
 from helpers.training.run_files import kept_eval_loss, read_history
 
 Metric = Literal["perplexity", "bits_per_byte", "eval_loss"]
@@ -72,6 +73,9 @@ def read_run(folder: Path, *, name: str = "") -> ComparedRun:
     test = evaluation.get("test") or {}
     tuned = test.get("tuned") or {}
     settings = {**record.get("settings", {}), **trial.get("parameters", {})}
+    if record.get("settings"):  # a setting that is newer than the run had its default's effect then
+        defaults = {name: field.default for name, field in TrainingSettings.model_fields.items()}
+        settings |= {name: value for name, value in defaults.items() if name not in settings}
     texts = record.get("data_sha256", {})
     return ComparedRun(
         name=name or folder.name,

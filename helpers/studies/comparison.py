@@ -2,6 +2,7 @@
 
 import html
 import json
+import math
 import re
 import shutil
 import tempfile
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from helpers.display import duration_text, html_table, size_text
+from helpers.display import MIB, duration_text, html_table
 from helpers.evaluation.bootstrap import CONFIDENCE
 from helpers.settings import SettingsError, run_folder, runs_folder
 from helpers.studies.compared_run import METRICS, ComparedRun, Metric, read_run
@@ -84,7 +85,10 @@ class RunTable:
         import pandas as pd
 
         # objects: pandas would turn integers into floats where one of them is missing
-        return pd.DataFrame(self.rows, dtype=object).to_csv(index=False, lineterminator="\n")
+        frame = pd.DataFrame(self.rows, dtype=object)
+        # a run that diverged is not one that was never measured: pandas would leave both cells empty
+        frame = frame.map(lambda value: "nan" if isinstance(value, float) and math.isnan(value) else value)
+        return frame.to_csv(index=False, lineterminator="\n")
 
     def __str__(self) -> str:
         """Return the tables, the notes and the best runs for a terminal."""
@@ -125,7 +129,8 @@ class RunTable:
             (_INTERVAL, _interval(run.bits_per_byte_interval, ".4f")),
             ("validation loss", _number(run.eval_loss, ".4f")),
             ("time", None if run.seconds is None else duration_text(run.seconds)),
-            ("peak memory", None if run.peak_bytes is None else size_text(run.peak_bytes)),
+            # in MiB, because runs differ by less than a tenth of a GiB
+            ("peak memory", None if run.peak_bytes is None else f"{run.peak_bytes / MIB:,.0f} MiB"),
             ("tokens", _number(run.tokens, ",")),
             ("state", run.state),
         ]
@@ -164,7 +169,10 @@ def _notes(table: RunTable) -> Iterator[str]:
         if len(windows) > 1:
             listed = ", ".join(f"{context} tokens by {stride}" for context, stride in windows)
             yield f"The windows{of_text} differ ({listed}): a longer context or a shorter stride makes a text easier."
-        if len({run.settings.get("model_name_or_path") for run in group}) > 1 and table.by != "bits_per_byte":
+        models = {run.settings.get("model_name_or_path") for run in group} - {
+            None
+        }  # a failed trial may have no settings
+        if len(models) > 1 and table.by != "bits_per_byte":
             yield f"The runs{of_text} start from different models: across tokenizers, compare bits per byte only."
         if any(run.state == "done" and run.bits_per_byte is None and run.eval_loss is not None for run in group):
             yield f"Some runs{of_text} have no test metrics: notebook 04 makes them. Their validation loss is shown."

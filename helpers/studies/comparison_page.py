@@ -110,6 +110,7 @@ def plot_parallel(runs: Sequence[ComparedRun], names: Sequence[str], *, by: Metr
     with warnings.catch_warnings(action="ignore"):  # marked experimental
         ax = plot_parallel_coordinate(_as_study(runs, names, by=by), list(names), target_name=by.replace("_", " "))
     lines = ax.collections[0]
+    lines.colorbar.remove()  # it repeats the first axis, and covers the labels of the last one
     metrics = lines.get_array()
     lines.set_clim(metrics.min(), metrics.max() + 0.4 * np.ptp(metrics))  # or the worst lines would be white on white
     ax.plot(*lines.get_segments()[metrics.argmin()].T, color=ORANGE, linewidth=2.5)

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from helpers.settings import SettingsError, known_settings
 from helpers.studies.study import Range, Study, trial_name
-from helpers.training.trial import JOURNAL, open_storage, pruner
+from helpers.training.pruning import JOURNAL, open_storage, pruner
 
 if TYPE_CHECKING:
     from optuna import Study as OptunaStudy

@@ -1,4 +1,4 @@
-"""What a study will do, before it does it: its trials, their predicted hours and disk, and what does not fit."""
+"""Predict the trials, hours and disk of a study before it starts, and refuse what does not fit."""
 
 import itertools
 from dataclasses import dataclass

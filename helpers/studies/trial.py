@@ -20,7 +20,7 @@ from helpers.settings import SettingsError, read_preset
 from helpers.studies.compared_run import read_run
 from helpers.studies.queue import choose, place_of
 from helpers.studies.study import Study, trial_name
-from helpers.training.trial import PLACE
+from helpers.training.pruning import PLACE
 from helpers.troubleshooting import explain
 
 if TYPE_CHECKING:

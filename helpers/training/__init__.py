@@ -7,7 +7,7 @@
 - `engine`, `autograd_functions`: the same results with less memory and time
 - `memory`, `cards`, `plan`: predict memory, time and disk of a run
 - `model_card`: the card of the final model, and publishing it
-- `trial`: a training as one trial of a study
+- `pruning`: a training reports to its study, which may stop it
 """
 
 from helpers import lazy_exports
@@ -24,6 +24,6 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "cards": "CARDS DEFAULT_CARD GraphicsCard card_of_this_machine find_card",
         "plan": "MemoryPlan plan_run this_processor training_tokens",
         "model_card": "metric_text public_name push_to_hub write_model_card",
-        "trial": "TrialPrunedError",
+        "pruning": "TrialPrunedError",
     },
 )

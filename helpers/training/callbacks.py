@@ -17,8 +17,8 @@ from helpers.display import MIB
 from helpers.files import free_bytes
 from helpers.settings import SettingsError, TrainingSettings
 from helpers.training.processes import n_processes, peak_bytes
+from helpers.training.pruning import pruning_callback
 from helpers.training.run_files import history_rows, write_history
-from helpers.training.trial import pruning_callback
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel, Trainer

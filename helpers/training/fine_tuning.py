@@ -1,4 +1,4 @@
-"""Fine-tune GPT-2 on packed blocks with transformers' Trainer: what is done is kept, and what is interrupted resumes.
+"""Fine-tune GPT-2 on packed blocks with the Trainer: finished runs are reused, interrupted ones resume.
 
 A run's folder holds all that is needed to repeat it. Under `accelerate launch` or `torchrun` the same call trains in
 many processes; nothing here schedules them.

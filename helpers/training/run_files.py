@@ -1,4 +1,4 @@
-"""The files of a run's folder: settings.json, training.json, history.jsonl, and checkpoints, complete or ignored."""
+"""The files of a run's folder: settings.json, training.json, history.jsonl, checkpoints (incomplete ones are skipped)."""
 
 import json
 import math

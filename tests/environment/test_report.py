@@ -98,7 +98,7 @@ def test_an_unread_platform_leaves_what_does_not_depend_on_it():
         (LAPTOP, "CPU course mode: everything runs, on the CPU with the pocket model."),
         (on(LINUX, torch=blind(), nvml=silent("absent")), "Not ready: fix nvml_alive, cuda_available first."),
         (on(WINDOWS, torch=Unread("OSError")), "A card is there (NVIDIA GeForce RTX 4070 Ti, preset rtx-4070-ti), but "
-         "torch could not be asked; on the CPU everything runs."),
+         "torch did not answer; on the CPU everything runs."),
     ],
 )  # fmt: skip
 def test_the_verdict_is_one_sentence(machine, verdict):

@@ -6,6 +6,7 @@ import stat
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from helpers.environment.sources import Sources, _kernel_folders, _memory, _nvcc, _on_battery, _space, _version_of
@@ -109,10 +110,12 @@ def test_memory_is_that_of_this_machine():
     assert 0 < available <= total
 
 
-def test_without_psutil_memory_cannot_be_read_and_the_battery_is_not_known(monkeypatch):
+def test_without_psutil_memory_is_known_too_but_not_the_battery(monkeypatch):
+    expected = psutil.virtual_memory().total
     monkeypatch.setitem(sys.modules, "psutil", None)
-    with pytest.raises(ImportError, match="psutil"):
-        _memory()
+    total, available = _memory()
+    assert total == pytest.approx(expected, rel=0.01)
+    assert 0 < available <= total
     assert _on_battery() is None
 
 
@@ -123,9 +126,26 @@ def test_kernels_are_in_the_folders_where_jupyter_looks(monkeypatch, tmp_path):
     assert Path(sys.prefix, "share", "jupyter", "kernels") in folders
 
 
-def test_without_jupyter_there_are_no_kernels(monkeypatch):
+@pytest.mark.parametrize(
+    ("platform", "variables", "folder"),
+    [
+        ("linux", {"XDG_DATA_HOME": "/data"}, "/data/jupyter"),
+        ("linux", {"HOME": "/h"}, "/h/.local/share/jupyter"),
+        ("darwin", {"HOME": "/h"}, "/h/Library/Jupyter"),
+        ("win32", {"APPDATA": "/roaming"}, "/roaming/jupyter"),
+        ("linux", {"JUPYTER_DATA_DIR": "/mine"}, "/mine"),
+    ],
+)
+def test_before_the_installation_kernels_are_looked_for_in_jupyters_default_folders(
+    monkeypatch, platform, variables, folder
+):
     monkeypatch.setitem(sys.modules, "jupyter_core.paths", None)
-    assert _kernel_folders() == []
+    for name in ("XDG_DATA_HOME", "APPDATA", "JUPYTER_DATA_DIR", "JUPYTER_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "platform", platform)
+    assert _kernel_folders()[-1] == Path(folder, "kernels")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="the fake is a shell script")

@@ -182,3 +182,10 @@ def test_an_unfinished_trial_is_not_promoted(runs):
     with pytest.raises(SettingsError, match="has no finished training"):
         promote(compare("rates").runs[-1], "promoted")
     assert not (runs / "promoted").exists()
+
+
+def test_the_csv_tells_a_diverged_run_from_one_that_was_never_measured(runs):
+    write_run(runs / "diverged", perplexity=math.nan)
+    write_run(runs / "unmeasured", perplexity=None)
+    rows = {row["run"]: row["perplexity"] for row in csv.DictReader(io.StringIO(compare().to_csv()))}
+    assert rows == {"diverged": "nan", "unmeasured": ""}

@@ -12,7 +12,7 @@ from helpers.studies.queue import (
     trials_of,
 )
 from helpers.studies.study_file import read_study
-from helpers.training.trial import JOURNAL, open_storage
+from helpers.training.pruning import JOURNAL, open_storage
 
 RATES = {"low": 1e-5, "high": 1e-2}
 

@@ -1,4 +1,4 @@
-"""The recipe of the shipped pocket model: docstrings and comments in, a small GPT-2 out.
+"""Build the shipped pocket model: gather docstrings and comments, and pretrain a small GPT-2 on them.
 
     python -m helpers.assets.pocket.recipe [--output FOLDER] [--steps N]
 

@@ -8,8 +8,8 @@ from helpers.settings import run_folder
 from helpers.studies.queue import choose, open_study, place_of
 from helpers.studies.study_file import read_study
 from helpers.training.fine_tuning import fine_tune
+from helpers.training.pruning import PLACE, TrialPrunedError, pruning_callback
 from helpers.training.run_files import read_history
-from helpers.training.trial import PLACE, TrialPrunedError, pruning_callback
 
 
 @pytest.fixture
