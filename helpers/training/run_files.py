@@ -1,4 +1,4 @@
-"""The files of a run's folder: settings.json, training.json, history.jsonl, checkpoints (incomplete ones are skipped)."""
+"""The files in a run's folder: settings.json, training.json, history.jsonl and the complete checkpoints."""
 
 import json
 import math
