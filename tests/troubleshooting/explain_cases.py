@@ -428,8 +428,10 @@ WRITTEN = [
                         "changing env variable CUDA_VISIBLE_DEVICES after program start. Setting the available devices "
                         "to be zero.")),
     ("E6", traceback_of("RuntimeError: No CUDA GPUs are available")),
-    ("E7", traceback_of("OSError: libcuda.so.1: cannot open shared object file: No such file or directory")),
-    ("E7", traceback_of("RuntimeError: Found no NVIDIA driver on your system.")),
+    ("E7", "/sbin/ldconfig.real: /usr/lib/wsl/lib/libcuda.so.1 is not a symbolic link"),
+    ("E7", "Linux 5.15.167.4-microsoft-standard-WSL2\n" + traceback_of("OSError: libcuda.so.1: cannot open shared object file")),
+    ("E27", traceback_of("OSError: libcuda.so.1: cannot open shared object file: No such file or directory")),
+    ("E27", traceback_of("RuntimeError: Found no NVIDIA driver on your system.")),
     ("E10", traceback_of("RuntimeError: CUDA error: out of memory in cudaHostAlloc, pin_memory thread")),
     ("E11", "\n".join(BARS + CRAWL)),
     ("E12", oom(total=11.99, mine=6.2)),
