@@ -529,8 +529,7 @@ WORDINGS = [
             "accessed."),
     ("D34", "huggingface_hub.errors.HfHubHTTPError: 401 Client Error: Unauthorized for url: "
             "https://huggingface.co/api/whoami"),
-    ("D36", "requests.exceptions.ChunkedEncodingError: ('Connection broken: IncompleteRead(7 bytes read, 9 more "
-            "expected)')"),
+    ("D36", traceback_of("httpx.ReadTimeout: The read operation timed out", package="huggingface_hub/download.py")),
     ("D38", "_pickle.UnpicklingError: invalid load key, 'v'."),
     ("D39", "OSError: Error no file named model.safetensors, or pytorch_model.bin, found in directory ./gpt2."),
     ("D40", "ImportError: tokenizers>=0.22,<0.23 is required for a normal functioning of this module, but found "
@@ -669,6 +668,15 @@ HEALTHY = [
     "The course runs in WSL2, in a container (docker run --gpus all --ipc=host) and on Windows, with or without a "
     "card.",
     "Install the NVIDIA driver, restart, and check it with nvidia-smi. You need no CUDA toolkit and no compiler.",
+    # errors of the same words that have another reason
+    "httpx.ReadTimeout: timed out",
+    "requests.exceptions.HTTPError: 429 Client Error: Too Many Requests for url: https://example.org/x",
+    "requests.exceptions.HTTPError: 404 Client Error: Not Found for url: https://example.org/x",
+    "PermissionError: [Errno 13] Permission denied: 'out'",
+    "ImportError: cannot import name 'a' from partially initialized module 'b' (most likely due to a circular import)",
+    "UnicodeDecodeError: 'utf-8' codec can't decode byte 0xff in position 0: invalid start byte",
+    "OSError: [Errno 98] error while attempting to bind on address ('127.0.0.1', 8888): address already in use",
+    "ii  libcudnn9-cuda-13 version 9.13.0",
     "NCCL version 2.27.5+cuda13.0\n[rank0] using port 29500\nProcess group initialized",
     log(rows_of(FALLING)),
     log(rows_of(FALLING), json.dumps),
