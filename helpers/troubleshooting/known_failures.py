@@ -43,6 +43,7 @@ class KnownFailure:
     log: Sequence[str] = ()
     code: Sequence[str] = ()
     numbers: "Callable[[Reading], str | None] | None" = None
+    only_with: str = ""
     unless: str = ""
     refines: str = ""
     harmless: bool = False
@@ -66,6 +67,8 @@ class KnownFailure:
     def evidence(self, reading: Reading) -> list[Evidence]:
         """Return the evidence for this failure, strongest first; empty where there is none."""
         if self.unless and re.search(self.unless, reading.text, re.IGNORECASE):
+            return []
+        if self.only_with and not re.search(self.only_with, reading.text, re.IGNORECASE):
             return []
         matches = (_first_match(pattern, weight, reading) for weight, pattern in self._patterns)
         evidence = [match for match in matches if match]

@@ -15,7 +15,7 @@ _VOCABULARIES = (50257, 4096)  # GPT-2 and the pocket model
 _UNITS = {"KiB": 1024, "MiB": MIB, "GiB": GIB, "bytes": 1}
 _SIZE = r"([\d.]+) (KiB|MiB|GiB|bytes)"
 _RATE = re.compile(r"([\d.]+)(it/s|s/it)")
-_OOM = re.compile(r"CUDA out of memory|HIP out of memory", re.IGNORECASE)
+_OOM = re.compile(r"(?:CUDA|HIP|XPU) out of memory", re.IGNORECASE)
 
 
 def series(reading: Reading, name: str) -> list[float]:
@@ -42,9 +42,12 @@ def nothing_to_learn(reading: Reading) -> str | None:
 
 def not_finite(reading: Reading) -> str | None:
     """Look for a loss or a gradient that is NaN or infinite, or a loss that ends above that of an even guess."""
-    for number, row in enumerate(last_run(reading), 1):
+    rows = last_run(reading)
+    for number, row in enumerate(rows, 1):
         for name in ("loss", "grad_norm", "eval_loss"):
             if name in row and not math.isfinite(row[name]):
+                if name == "grad_norm" and row.get("loss") != 0 and _recovers(rows[number - 1 :]):
+                    continue
                 # the Trainer's default filter logs a NaN loss as 0; the gradient next to it is not filtered
                 beside = f", beside a logged loss of {row['loss']:g}" if name != "loss" and "loss" in row else ""
                 return f"{name} is {row[name]} in row {number}{beside}"
@@ -52,6 +55,12 @@ def not_finite(reading: Reading) -> str | None:
     if len(losses) >= 3 and losses[-1] > 2 * losses[0] and losses[-1] > math.log(max(_VOCABULARIES)):
         return f"the loss rose from {losses[0]:.4g} to {losses[-1]:.4g}, beyond an even guess among all tokens"
     return None
+
+
+def _recovers(rows: "Sequence[dict[str, float]]") -> bool:
+    """Say whether later gradients are finite: fp16's scaler skips such steps while it looks for its scale."""
+    norms = [row["grad_norm"] for row in rows if "grad_norm" in row]
+    return math.isfinite(norms[-1]) and sum(map(math.isfinite, norms)) > len(norms) / 2
 
 
 def flat(reading: Reading) -> str | None:
@@ -212,14 +221,20 @@ def others_hold_memory(reading: Reading) -> str | None:
 
 
 def named_holder(reading: Reading) -> str | None:
-    """Look for another process that the message names by its number.
+    """Look for another process that the message names by its number, and whose memory would have been enough.
 
-    In a container PyTorch names its own process in this way, and no other: then it does not say "this process".
+    In a container PyTorch names its own process in this way, and no other: then it does not say "this process". The
+    desktop's programs hold some hundred MiB on every card: a fifth of the card is more than they take.
     """
-    named = re.search(rf"Process (\d+) has {_SIZE} memory in use", reading.text)
-    if named and "this_process" in memory_sizes(reading):
-        return f"process {named[1]} holds {named[2]} {named[3]}"
-    return None
+    sizes = memory_sizes(reading)
+    if not {"this_process", "total"} <= set(sizes):
+        return None
+    named = re.findall(rf"Process (\d+) has {_SIZE} memory in use", reading.text)
+    number, size, unit = max(named, key=lambda one: float(one[1]) * _UNITS[one[2]], default=("", "0", "GiB"))
+    held = float(size) * _UNITS[unit]
+    if held < 0.2 * sizes["total"] or held + sizes.get("free", 0) < sizes.get("requested", 0):
+        return None
+    return f"process {number} holds {size} {unit}"
 
 
 def small_card(reading: Reading) -> str | None:

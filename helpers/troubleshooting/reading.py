@@ -22,6 +22,10 @@ _ERROR = re.compile(
 _AFTER_TRACEBACK = re.compile(r"^(?P<kind>[A-Za-z_][\w.]*)(?:: ?(?P<message>.*))?$")
 _END_OF_MESSAGE = re.compile(r"^(?:Traceback |During handling|The above exception|\s*$)")
 _ROW = re.compile(r"\{[^{}]*\}")
+_NANOGPT = re.compile(r"step (?P<step>\d+): train loss (?P<loss>[\w.]+), val loss (?P<eval_loss>[\w.]+)")
+_MEGATRON = re.compile(r"\b(lm loss|grad norm|learning rate): ([-+\w.]+)")
+_MEGATRON_NAMES = {"lm loss": "loss", "grad norm": "grad_norm", "learning rate": "learning_rate"}
+_TABLE_NAMES = {"Training Loss": "loss", "Validation Loss": "eval_loss", "Epoch": "epoch", "Step": "step"}
 _SPECIAL = re.compile(r"\b(nan|inf|-inf|NaN|Infinity)\b")
 
 
@@ -130,6 +134,23 @@ def _rows(text: str, lines: tuple[str, ...]) -> "tuple[dict[str, float], ...]":
             rows = content.get("log_history", [content]) if isinstance(content, dict) else content
             return tuple(_numbers(row) for row in rows if isinstance(row, dict))
     rows = (_row(match.group()) for line in lines for match in _ROW.finditer(line) if "loss" in match.group())
+    return tuple(row for row in rows if row) or _other_rows(lines)
+
+
+def _other_rows(lines: tuple[str, ...]) -> "tuple[dict[str, float], ...]":
+    """Return the rows of other programs: nanoGPT's and Megatron's lines, or the table a notebook shows."""
+    rows, columns = [], []
+    for line in lines:
+        cells = [cell.strip() for cell in line.strip("| ").split("\t" if "\t" in line else "|")]
+        if "Training Loss" in cells:
+            columns = [_TABLE_NAMES.get(cell, cell) for cell in cells]
+        elif columns and len(cells) == len(columns):
+            rows.append(_numbers(dict(zip(columns, cells, strict=True))))
+        elif match := _NANOGPT.search(line):
+            rows.append(_numbers(match.groupdict()))
+        elif "iteration" in line:
+            values = {_MEGATRON_NAMES[name]: value for name, value in _MEGATRON.findall(line)}
+            rows.append(_numbers(values))
     return tuple(row for row in rows if row)
 
 

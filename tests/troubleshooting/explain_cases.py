@@ -428,8 +428,11 @@ WRITTEN = [
                         "changing env variable CUDA_VISIBLE_DEVICES after program start. Setting the available devices "
                         "to be zero.")),
     ("E6", traceback_of("RuntimeError: No CUDA GPUs are available")),
-    ("E7", traceback_of("OSError: libcuda.so.1: cannot open shared object file: No such file or directory")),
-    ("E7", traceback_of("RuntimeError: Found no NVIDIA driver on your system.")),
+    ("E7", "/sbin/ldconfig.real: /usr/lib/wsl/lib/libcuda.so.1 is not a symbolic link"),
+    ("E7", "Linux 5.15.167.4-microsoft-standard-WSL2\n"
+           + traceback_of("OSError: libcuda.so.1: cannot open shared object file")),
+    ("E27", traceback_of("OSError: libcuda.so.1: cannot open shared object file: No such file or directory")),
+    ("E27", traceback_of("RuntimeError: Found no NVIDIA driver on your system.")),
     ("E10", traceback_of("RuntimeError: CUDA error: out of memory in cudaHostAlloc, pin_memory thread")),
     ("E11", "\n".join(BARS + CRAWL)),
     ("E12", oom(total=11.99, mine=6.2)),
@@ -467,6 +470,89 @@ WRITTEN = [
     ("T19", BUSY.format(used=4120, load=23)),
     ("T20", traceback_of("nbclient.exceptions.DeadKernelError: Kernel died", package="nbclient/client.py")),
     ("T24", "Input notebook does not contain a cell with tag 'parameters'\nPassed unknown parameter: epochs"),
+]  # fmt: skip
+
+
+# What libraries print, in the words of several versions and systems (row, message).
+WORDINGS = [
+    ("T1", "RuntimeError: CUDA error: out of memory"),
+    ("T1", "RuntimeError: cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    ("T1", "torch.OutOfMemoryError: HIP out of memory. Tried to allocate 512.00 MiB."),
+    ("T1", "RuntimeError: MPS backend out of memory (MPS allocated: 8.1 GB, other allocations: 1.2 GB, max "
+           "allowed: 9 GB)"),
+    ("T1", "RuntimeError: Native API failed. Native API returns: 39 (UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY)"),
+    ("T1", "RuntimeError: [enforce fail at alloc_cpu.cpp:116] data. DefaultCPUAllocator: not enough memory: you "
+           "tried to "
+           "allocate 9663676416 bytes."),
+    ("T27", "RuntimeError: DataLoader worker (pid 77) is killed by signal: Killed."),
+    ("T27", "subprocess.CalledProcessError: Command died with <Signals.SIGKILL: 9>."),
+    ("E14", "UserWarning: Found GPU0 NVIDIA GB10 which is of cuda capability 12.1."),
+    ("E25", "RuntimeError: CUDA error: invalid device function"),
+    ("E25", "NVIDIA GeForce RTX 5070 with CUDA capability sm_120 is not compatible with the current PyTorch "
+            "installation."),
+    ("E25", "Found GPU0 GeForce GT 730 which is of cuda capability 3.5.\nPyTorch no longer supports this GPU "
+            "because it is "
+            "too old."),
+    ("E26", "hipErrorNoBinaryForGpu: Unable to find code object for all current devices!"),
+    ("E27", "bash: nvidia-smi: command not found"),
+    ("E28", "modprobe: ERROR: could not insert 'nvidia': Key was rejected by service"),
+    ("E29", "NVRM: The NVIDIA GPU 0000:01:00.0 (PCI ID: 10de:2d04) installed in this system requires use of the "
+            "NVIDIA open "
+            "kernel modules."),
+    ("E30", "RuntimeError: Unexpected error from cudaGetDeviceCount(). Error 803: system has unsupported display "
+            "driver / "
+            "cuda driver combination"),
+    ("E31", "UserWarning: CUDA initialization: Unexpected error from cudaGetDeviceCount(). Error 804: forward "
+            "compatibility "
+            "was attempted on non supported HW"),
+    ("E33", "NVRM: Xid (PCI:0000:01:00): 31, pid=900, name=python, Ch 00000008, MMU Fault"),
+    ("E33", "RuntimeError: CUDA error: unspecified launch failure"),
+    ("E34", "ImportError: libcudnn.so.9: cannot open shared object file: No such file or directory"),
+    ("E35", "nvidia-container-cli: initialization error: load library failed: libnvidia-ml.so.1"),
+    ("E38", "OSError: The paging file is too small for this operation to complete. (os error 1455)"),
+    ("E39", "RuntimeError: unable to write to file </torch_12_345_0>"),
+    ("E40", "OSError: /lib/x86_64-linux-gnu/libc.so.6: version `GLIBC_2.34' not found"),
+    ("E18", "ImportError: DLL load failed while importing _multiarray_umath: The specified module could not be found."),
+    ("E44", "UnicodeEncodeError: 'charmap' codec can't encode character '\\u2192' in position 3"),
+    ("E44", "UnicodeDecodeError: 'gbk' codec can't decode byte 0x80 in position 2: illegal multibyte sequence"),
+    ("E45", "fatal error: Python.h: No such file or directory"),
+    ("E45", "torch._inductor.exc.InductorError: RuntimeError: Compiler: cl is not found."),
+    ("E47", "AttributeError: 'NoneType' object has no attribute 'cquantize_blockwise_fp32'"),
+    ("E48", "ImportError: FlashAttention2 has been toggled on, but it cannot be used due to the following error"),
+    ("E49", "AttributeError: partially initialized module 'torchvision' has no attribute 'extension'"),
+    ("E50", "AttributeError: module 'numpy' has no attribute 'bool'."),
+    ("D31", "ssl.SSLCertVerificationError: [SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: unable to "
+            "get local "
+            "issuer certificate"),
+    ("D32", "httpx.ProxyError: 407 Proxy Authentication Required"),
+    ("D33", "datasets.exceptions.DatasetNotFoundError: Dataset 'mine/none' doesn't exist on the Hub or cannot be "
+            "accessed."),
+    ("D34", "huggingface_hub.errors.HfHubHTTPError: 401 Client Error: Unauthorized for url: "
+            "https://huggingface.co/api/whoami"),
+    ("D36", traceback_of("httpx.ReadTimeout: The read operation timed out", package="huggingface_hub/download.py")),
+    ("D38", "_pickle.UnpicklingError: invalid load key, 'v'."),
+    ("D39", "OSError: Error no file named model.safetensors, or pytorch_model.bin, found in directory ./gpt2."),
+    ("D40", "ImportError: tokenizers>=0.22,<0.23 is required for a normal functioning of this module, but found "
+            "tokenizers==0.20.3."),
+    ("T29", "torch.distributed.DistBackendError: NCCL error in: NCCLUtils.hpp:275, unhandled system error"),
+    ("T29", "NotImplementedError: Using RTX 4000 series doesn't support faster communication broadband via P2P or IB."),
+    ("T32", "RuntimeError: Input type (torch.cuda.FloatTensor) and weight type (torch.FloatTensor) should be the same"),
+    ("T32", "RuntimeError: Placeholder storage has not been allocated on MPS device!"),
+    ("D28", "RuntimeError: expected scalar type Half but found Float"),
+    ("D9", "RuntimeError: \"LayerNormKernelImpl\" not implemented for 'Half'"),
+    ("T12", "RuntimeError: The size of tensor a (1025) must match the size of tensor b (1024) at non-singleton "
+            "dimension 1"),
+    ("T34", "RuntimeError: Error(s) in loading state_dict for GPT2LMHeadModel:\n\tsize mismatch for "
+            "lm_head.weight: copying "
+            "a param with shape torch.Size([50258, 768])"),
+    ("T35", "IndexError: Invalid key: 5 is out of bounds for size 0"),
+    ("T45", 'sqlalchemy.exc.OperationalError: (psycopg2.OperationalError) FATAL:  password authentication failed '
+            'for user "x"'),
+    ("T9", "Epoch\tTraining Loss\tValidation Loss\n1\t3.4\t3.3\n2\t2.4\t3.2\n3\t1.4\t3.9"),
+    ("T9", "step 0: train loss 4.2, val loss 4.2\nstep 100: train loss 2.1, val loss 2.5\nstep 200: train loss "
+           "1.0, val "
+           "loss 3.1"),
+    ("T6", "\n".join(f" iteration {n}/ 9 | lm loss: 2.5E+00 | grad norm: nan |" for n in (7, 8))),
 ]  # fmt: skip
 
 
@@ -572,6 +658,26 @@ def _validated():
 
 
 HEALTHY = [
+    log(rows_of([3.9, 3.6, 3.4, 3.3])).replace("1.1", "nan", 1),  # fp16's scaler looks for its scale
+    "Epoch\tTraining Loss\tValidation Loss\n1\t3.4\t3.3\n2\t3.1\t3.1\n3\t2.9\t3.0",
+    "step 0: train loss 4.28, val loss 4.28\nstep 250: train loss 1.95, val loss 2.06\nstep 500: train loss 1.52, "
+    "val loss "
+    "1.72",
+    " iteration 7/ 9 | learning rate: 1.0E-04 | lm loss: 2.5E+00 | grad norm: 0.9 |\n iteration 8/ 9 | lm loss: "
+    "2.4E+00 |",
+    "The course runs in WSL2, in a container (docker run --gpus all --ipc=host) and on Windows, with or without a "
+    "card.",
+    "Install the NVIDIA driver, restart, and check it with nvidia-smi. You need no CUDA toolkit and no compiler.",
+    # errors of the same words that have another reason
+    "httpx.ReadTimeout: timed out",
+    "requests.exceptions.HTTPError: 429 Client Error: Too Many Requests for url: https://example.org/x",
+    "requests.exceptions.HTTPError: 404 Client Error: Not Found for url: https://example.org/x",
+    "PermissionError: [Errno 13] Permission denied: 'out'",
+    "ImportError: cannot import name 'a' from partially initialized module 'b' (most likely due to a circular import)",
+    "UnicodeDecodeError: 'utf-8' codec can't decode byte 0xff in position 0: invalid start byte",
+    "OSError: [Errno 98] error while attempting to bind on address ('127.0.0.1', 8888): address already in use",
+    "ii  libcudnn9-cuda-13 version 9.13.0",
+    "NCCL version 2.27.5+cuda13.0\n[rank0] using port 29500\nProcess group initialized",
     log(rows_of(FALLING)),
     log(rows_of(FALLING), json.dumps),
     log([{k: str(v) for k, v in row.items()} for row in rows_of(FALLING)]),

@@ -15,6 +15,11 @@ from tests.troubleshooting import explain_cases
 WINDOWS = sys.platform == "win32"
 
 
+@pytest.fixture(scope="module")
+def machine():
+    return read_machine(quick=True)
+
+
 def answer(thing):
     """Return the id of the likeliest cause, or None."""
     causes = explain(thing).causes
@@ -24,6 +29,23 @@ def answer(thing):
 @pytest.mark.parametrize(("row", "text"), explain_cases.WRITTEN, ids=lambda value: value[:30].strip())
 def test_a_message_of_another_machine_is_recognised(row, text):
     assert answer(text) == row
+
+
+@pytest.mark.parametrize(("row", "text"), explain_cases.WORDINGS, ids=lambda value: value[:40].strip())
+def test_a_kind_is_recognised_in_the_words_of_several_versions_and_systems(row, text):
+    assert answer(text) == row
+
+
+def test_a_small_process_beside_is_not_blamed_for_a_full_card():
+    assert answer(explain_cases.oom(other="Process 4711 has 256.00 MiB memory in use. ", mine=11.2)) == "T1"
+    text = explain_cases.oom(tried=9000, other="Process 4711 has 3.00 GiB memory in use. ", mine=8.9)
+    assert "E13" not in [one.id for one in explain(text).causes]
+
+
+def test_removing_the_driver_is_suggested_on_wsl2_alone(machine):
+    for failure in read_failures().values():
+        for kind in ("Linux", "Windows", "macOS"):
+            assert "purge" not in failure.fix_on(replace(machine, platform=Platform(kind)))
 
 
 @pytest.mark.parametrize("text", explain_cases.HEALTHY, ids=lambda text: text[:30].strip())
@@ -114,8 +136,7 @@ def test_healthy_rows_are_told_what_they_do_not_show():
     assert explain("").verdict == "There is nothing to judge: no error, no log rows."
 
 
-def test_the_fix_is_the_one_for_the_machine():
-    machine = read_machine(quick=True)
+def test_the_fix_is_the_one_for_the_machine(machine):
     on = {
         kind: explain("RuntimeError: No CUDA GPUs are available", machine=replace(machine, platform=Platform(kind)))
         for kind in ("Linux", "Windows")

@@ -1,6 +1,7 @@
 """The file of known failures: complete, unambiguous, and each entry recognised by its own example."""
 
 import re
+import time
 from dataclasses import replace
 from importlib import import_module
 
@@ -81,3 +82,32 @@ def test_most_failures_are_made_to_happen_or_quoted_in_more_than_their_example()
     tried = {row for row, _ in explain_cases.REAL} | {row for row, _ in explain_cases.WRITTEN}
     assert tried <= {failure.id for failure in FAILURES}
     assert len(tried) >= 60
+
+
+LONG = 20_000
+HOSTILE = ["a", " ", "'", "1", "x ", "/a", "((", "_", "nan ", "tok.", "out of memory ", "huggingface.co "]
+
+
+def seconds_to_search(pattern, line):
+    """Return the processor time of a search, the best of three: other work on the machine is not the pattern's."""
+    best = float("inf")
+    for _ in range(3):
+        begin = time.process_time()
+        pattern.search(line)
+        best = min(best, time.process_time() - begin)
+        if best < 0.02:
+            break
+    return best
+
+
+@by_id
+def test_no_pattern_takes_long_on_a_hostile_line(failure):
+    """Each pattern is also tried on its own words, again and again: there a `.*` between two words goes back most."""
+    texts = [*failure.error, *failure.log, *failure.code, failure.unless, failure.only_with]
+    for text in filter(None, texts):
+        pattern = re.compile(text, re.IGNORECASE)
+        words = re.findall(r"[A-Za-z][\w ]{2,}", re.sub(r"\\.", " ", text))
+        for word in (*HOSTILE, *words, *(f"{word} " for word in words)):
+            line = (word * (LONG // len(word) + 1))[:LONG]
+            assert seconds_to_search(pattern, line) < 0.2, (text, word)
+            assert seconds_to_search(pattern, f"{words[0] if words else ''}{line}") < 0.2, (text, word)
