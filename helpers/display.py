@@ -38,7 +38,7 @@ def duration_text(seconds: float) -> str:
     >>> duration_text(0.784), duration_text(8), duration_text(130), duration_text(4000)
     ('0.78 s', '8 s', '130 s', '1 h 07 min')
     """
-    if seconds < 10:
+    if 0.1 <= seconds < 10:
         return f"{seconds:.2g} s"
     if seconds < 600:  # runs of the pocket model take minutes, and differ by seconds
         return f"{seconds:.0f} s"

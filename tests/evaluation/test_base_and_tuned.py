@@ -117,7 +117,7 @@ def test_one_document_has_no_interval():
     comparison = make_comparison([10.0], [5.0])
     assert comparison.difference["interval"] is None
     assert comparison.rows[0]["perplexity_interval"] is None
-    assert "With one document there is no interval" in comparison.verdict
+    assert "One document gives no interval" in comparison.verdict
     assert "[" not in comparison._repr_html_()
 
 
