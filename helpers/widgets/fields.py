@@ -61,8 +61,16 @@ def _fit_steps(control: w.DOMWidget, value: Any) -> None:
     elif isinstance(control, w.IntSlider) and (value - control.min) % control.step:
         control.step = 1
     elif isinstance(control, w.FloatSlider):
-        digits = max(0, -Decimal(repr(value)).as_tuple().exponent)
-        control.min, control.step = min(control.min, value), min(control.step, 10.0**-digits)
+        control.min, control.step = min(control.min, value), min(control.step, 10.0 ** -_count_decimals(value))
+        control.readout_format = _readout_format(control.step)
+
+
+def _count_decimals(value: float) -> int:
+    return max(0, -Decimal(repr(value)).as_tuple().exponent)
+
+
+def _readout_format(step: float) -> str:
+    return f".{max(2, _count_decimals(step))}f"  # 0.999 in steps of 0.001 must not read 1.00
 
 
 def has_value(control: w.DOMWidget, value: Any) -> bool:
@@ -102,7 +110,7 @@ def _number_control(field: Any, common: dict[str, Any]) -> w.DOMWidget:
     least = low if has_low else low + step
     if kind is int:
         return w.IntSlider(min=least, max=high, step=step, **common)
-    return w.FloatSlider(min=least, max=high, step=step, readout_format=".2f", **common)
+    return w.FloatSlider(min=least, max=high, step=step, readout_format=_readout_format(step), **common)
 
 
 def _log_values(low: float | None, high: float, least: float, kind: type) -> list[Any]:

@@ -66,3 +66,18 @@ def test_a_value_is_read_without_the_rounding_error_of_a_slider():
 
 def test_the_help_has_the_unit_and_the_allowed_values():
     assert help_text(FIELDS["block_size"]).endswith("in tokens; a whole number, at least 8, at most 1024")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "format_"),
+    [
+        ("adam_beta2", 0.999, ".3f"),
+        ("top_p", 0.95, ".2f"),
+        ("weight_decay", 0.01, ".2f"),
+        ("weight_decay", 1e-7, ".7f"),
+    ],
+)
+def test_the_number_beside_a_slider_shows_every_decimal_of_its_value(name, value, format_):
+    control = make_control(name, FIELDS[name], FIELDS[name].default)
+    set_value(control, value)
+    assert (control.value, control.readout_format) == (value, format_)
