@@ -110,7 +110,7 @@ class Notebook:
         self.page, self.name, self.errors = page, name, []
         page.on("console", lambda message: self.errors.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: self.errors.append(str(error)))
-        page.set_default_timeout(30_000)
+        page.set_default_timeout(90_000)
         page.goto(f"{lab.url}/lab/workspaces/{name.split('.')[0]}/tree/{name}?token={lab.token}")
         page.locator(".jp-NotebookPanel").wait_for()
         page.wait_for_function(
