@@ -336,7 +336,7 @@ def test_notebook_5_runs_from_top_to_bottom(notebooks):
 
 def test_papermill_runs_the_saved_parameters(papermill_run, lab):
     _, _, child = papermill_run
-    _, stderr = child.communicate(timeout=240)
+    _, stderr = child.communicate(timeout=480)
     assert child.returncode == 0, stderr.decode()
     assert (lab.runs / "from-panel/training.json").exists()
 
