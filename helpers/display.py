@@ -86,13 +86,17 @@ def last_part(path: str) -> str:
     return PureWindowsPath(path).name  # Windows knows both slashes
 
 
+class Html(str):
+    """Text that is HTML already: `html_table` does not escape it."""
+
+
 def html_table(head: Sequence[str], rows: Iterable[Sequence[Any]], *, caption: str = "") -> str:
     """Return an HTML table: text on the left, numbers on the right, everything escaped.
 
     Args:
         head: the names of the columns; empty for a table without a head.
-        rows: cells. Numbers get thousands separators or four significant digits, None becomes an empty cell, anything
-            else is shown as text.
+        rows: cells. Numbers get thousands separators or four significant digits, None becomes an empty cell, `Html`
+            is taken as it is, anything else is shown as text.
         caption: shown above the table.
 
     >>> html_table([], [[1234, None]])
@@ -110,4 +114,4 @@ def _cell(value: Any) -> str:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return f"<td style='text-align:right'>{f'{value:,}' if isinstance(value, int) else f'{value:.4g}'}</td>"
     style = "text-align:left;vertical-align:top;white-space:pre-wrap;overflow-wrap:anywhere;max-width:48em"
-    return f"<td style='{style}'>{escape(str(value))}</td>"
+    return f"<td style='{style}'>{value if isinstance(value, Html) else escape(str(value))}</td>"

@@ -8,12 +8,10 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from helpers.display import BLUE, GREEN, GREY, ORANGE, RED, cut
+from helpers.display import BLUE, GREEN, GREY, ORANGE, RED, STATUS_MARKS, cut
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-STATUS_COLOURS = {"ok": BLUE, "warn": ORANGE, "fail": RED, "unknown": GREY}
 
 
 def new_axes(*, width: float = 7.0, height: float = 3.2) -> "Axes":
@@ -177,7 +175,7 @@ def plot_chain(chain: Sequence[Mapping[str, str]], *, ax: "Axes | None" = None) 
     ax = ax or new_axes(width=9.0, height=0.4 + 0.75 * len(chain))
     broken = next((row["link"] for row in chain if row["status"] == "fail"), None)
     for y, row in enumerate(chain):
-        colour = STATUS_COLOURS[row["status"]]
+        colour = STATUS_MARKS[row["status"]][1]
         box = {"boxstyle": "round,pad=0.5", "facecolor": "white", "edgecolor": colour, "linewidth": 2}
         ax.text(0, y, f"{row['link']}: {row['status']}", ha="center", va="center", bbox=box)
         ax.text(0.75, y - 0.13, _cut(row["reading"], 85), va="center")

@@ -1,4 +1,4 @@
-from helpers.display import html_table
+from helpers.display import Html, html_table
 
 
 def test_all_text_is_escaped():
@@ -12,3 +12,9 @@ def test_numbers_stand_on_the_right_and_text_on_the_left():
     cells = [cell.partition("</td>")[0] for cell in shown.split("<td")[1:]]
     assert [cell.rpartition(">")[2] for cell in cells] == ["1,234", "0.1235", "", "True", "0.5"]
     assert ["right" in cell for cell in cells] == [True, True, False, False, False]
+
+
+def test_html_is_taken_as_it_is_and_everything_else_is_escaped():
+    table = html_table([], [[Html("<b>bold</b>"), "<b>text</b>"]])
+    assert "<b>bold</b>" in table
+    assert "&lt;b&gt;text&lt;/b&gt;" in table

@@ -6,7 +6,8 @@ write the commands that fix a problem, and `report` is the diagnosis. `card` say
 monitor.
 
 Only the standard library is imported until a check needs more, so that the doctor also runs before anything is
-installed, and on a Python that is too old: `python3 -m helpers.environment`. It changes nothing on the machine.
+installed, and on a Python that is too old: `python3 -m helpers.environment`. That is why annotations such as
+`X | None` stay unevaluated here (`from __future__ import annotations`). The doctor changes nothing on the machine.
 """
 
 from helpers import lazy_exports

@@ -1,6 +1,6 @@
 """The doctor before anything is installed: `python3 -m helpers.environment [--wheel] [--json] [--quick]`."""
 
-from __future__ import annotations  # so that a Python too old for `X | None` can say that it is too old
+from __future__ import annotations
 
 import argparse
 import json

@@ -1,6 +1,6 @@
 """What a graphics card is: its memory, its speed, the preset that fits it; the published cards and this machine's."""
 
-from __future__ import annotations  # so that a Python too old for `X | None` can say that it is too old
+from __future__ import annotations
 
 from dataclasses import asdict
 from typing import Any, NamedTuple

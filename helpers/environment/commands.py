@@ -1,6 +1,6 @@
 """The doctor and the live monitor as commands of `python -m helpers`."""
 
-from __future__ import annotations  # so that a Python too old for `X | None` can say that it is too old
+from __future__ import annotations
 
 import shutil
 import sys

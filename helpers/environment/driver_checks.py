@@ -1,6 +1,6 @@
 """Checks of the chain from the driver to a matrix product."""
 
-from __future__ import annotations  # so that a Python too old for `X | None` can say that it is too old
+from __future__ import annotations
 
 import re
 

@@ -3,7 +3,7 @@
 Sizes are in bytes. A group that could not be read is an `Unread`; a check that needs it gets the status 'unknown'.
 """
 
-from __future__ import annotations  # so that a Python too old for `X | None` can say that it is too old
+from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

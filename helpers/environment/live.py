@@ -4,7 +4,7 @@
 memory and load. Cards are read in a child process, so that a reading can neither hang nor crash the kernel.
 """
 
-from __future__ import annotations  # so that a Python too old for `X | None` can say that it is too old
+from __future__ import annotations
 
 import contextlib
 import os

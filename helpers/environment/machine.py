@@ -3,7 +3,7 @@
 Nothing is changed and nothing needs root.
 """
 
-from __future__ import annotations  # so that a Python too old for `X | None` can say that it is too old
+from __future__ import annotations
 
 import json
 import os

@@ -3,7 +3,7 @@
 A GPT-2 without its vocabulary files still loads, with a vocabulary of one token, and then trains on nothing.
 """
 
-from __future__ import annotations  # so that a Python too old for `X | None` can say that it is too old
+from __future__ import annotations
 
 import json
 import os

@@ -1,13 +1,13 @@
 """The diagnosis: all 25 checks, the verdict, the table for a notebook and for a terminal, the JSON."""
 
-from __future__ import annotations  # so that a Python too old for `X | None` can say that it is too old
+from __future__ import annotations
 
 import re
 from dataclasses import asdict, dataclass
 from html import escape
 from typing import Any
 
-from helpers.display import STATUS_MARKS, html_table
+from helpers.display import STATUS_MARKS, Html, html_table
 from helpers.environment import card_checks, driver_checks, python_checks, system_checks
 from helpers.environment.card import GraphicsCard, read_card
 from helpers.environment.facts import Machine, Unread
@@ -128,20 +128,30 @@ class Diagnosis:
 
     def _repr_html_(self) -> str:
         """Return the table for a notebook, everything escaped; its text has the page's own colours."""
-        badges = {status: f"{mark} {status}" for status, (mark, _, _) in STATUS_MARKS.items()}
-        rows = [(badges[check.status], check.id, check.reading, check.why, check.fix) for check in self.checks]
+        rows = [
+            (_badge(check.status), _code(check.id), _text(check.reading), _text(check.why), _code(check.fix))
+            for check in self.checks
+        ]
         table = html_table(("status", "check", "reading", "why it matters", "fix"), rows)
-        for status, (_, background, text) in STATUS_MARKS.items():  # a reading cannot imitate a badge: its < is escaped
-            style = f"background:{background};color:{text};padding:1px 7px;border-radius:4px;white-space:nowrap"
-            table = table.replace(f">{badges[status]}<", f"><b style='{style}'>{badges[status]}</b><")
-        table = re.sub(r"`(.+?)`", r"<code>\1</code>", table)
-        for command in {escape(text) for check in self.checks for text in (check.id, check.fix) if text}:
-            table = table.replace(f">{command}</td>", f"><code>{command}</code></td>")
         return f"<p style='font-size:1.15em'><b>{escape(self.verdict)}</b></p>{table}"
 
     def __str__(self) -> str:
         """Return the table without colours."""
         return self.table()
+
+
+def _badge(status: str) -> Html:
+    mark, background, text = STATUS_MARKS[status]
+    style = f"background:{background};color:{text};padding:1px 7px;border-radius:4px;white-space:nowrap"
+    return Html(f"<b style='{style}'>{mark} {status}</b>")
+
+
+def _code(text: str) -> Html:
+    return Html(f"<code>{escape(text)}</code>" if text else "")
+
+
+def _text(text: str) -> Html:
+    return Html(re.sub(r"`(.+?)`", r"<code>\1</code>", escape(text)))
 
 
 def printable(text: str) -> str:

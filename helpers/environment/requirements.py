@@ -1,6 +1,6 @@
 """Which packages the project needs and which are installed; read from its own files, so that no version is repeated."""
 
-from __future__ import annotations  # so that a Python too old for `X | None` can say that it is too old
+from __future__ import annotations
 
 import re
 from importlib.metadata import PackageNotFoundError, requires

@@ -1,6 +1,6 @@
 """Where the facts come from: every access to the machine in one object, so that a test can simulate another machine."""
 
-from __future__ import annotations  # so that a Python too old for `X | None` can say that it is too old
+from __future__ import annotations
 
 import contextlib
 import ctypes

@@ -3,7 +3,7 @@
 `probe` runs in the child. `read_torch` turns its answer into facts; `read_torch_files` looks without importing.
 """
 
-from __future__ import annotations  # so that a Python too old for `X | None` can say that it is too old
+from __future__ import annotations
 
 import re
 import warnings

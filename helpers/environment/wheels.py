@@ -6,7 +6,7 @@ or its compiler `nvcc`, is for people who compile GPU code: which one is install
 Minimum drivers: tables 2 and 3 of NVIDIA's CUDA toolkit release notes. Wheels: PyTorch's list of previous versions.
 """
 
-from __future__ import annotations  # so that a Python too old for `X | None` can say that it is too old
+from __future__ import annotations
 
 from dataclasses import dataclass
 

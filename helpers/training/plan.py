@@ -260,11 +260,11 @@ def same_effective_batch(settings: TrainingSettings) -> list[dict[str, Any]]:
     >>> [(way["per_device_train_batch_size"], "gradient_checkpointing" in way) for way in same_effective_batch(two)]
     [(2, False), (1, False), (2, True), (1, True)]
     """
-    whole = settings.effective_batch_size
+    effective = settings.effective_batch_size
     ways = [
-        {"per_device_train_batch_size": batch, "gradient_accumulation_steps": whole // batch}
-        for batch in range(min(whole, MAX_BATCH), 0, -1)
-        if whole % batch == 0 and whole // batch <= MAX_BATCH
+        {"per_device_train_batch_size": batch, "gradient_accumulation_steps": effective // batch}
+        for batch in range(min(effective, MAX_BATCH), 0, -1)
+        if effective % batch == 0 and effective // batch <= MAX_BATCH
     ]
     return ways if settings.gradient_checkpointing else ways + [way | {"gradient_checkpointing": True} for way in ways]
 

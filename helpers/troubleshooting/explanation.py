@@ -7,7 +7,7 @@ from html import escape
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from helpers.display import html_table
+from helpers.display import Html, html_table
 from helpers.environment import Machine
 from helpers.troubleshooting.known_failures import (
     IN_CODE,
@@ -84,7 +84,12 @@ class Explanation:
     def _repr_html_(self) -> str:
         """Return it for a notebook, every word of it escaped."""
         rows = [
-            (f"{one.id} {one.title} ({one.certainty})", "\n".join(one.evidence), one.cause, one.fix)
+            (
+                Html(f"<b>{escape(one.id)}</b> {escape(one.title)} ({escape(one.certainty)})"),
+                Html("<br>".join(f"<q>{escape(quote)}</q>" for quote in one.evidence)),
+                one.cause,
+                Html(f"<code>{escape(one.fix)}</code>"),
+            )
             for one in self.causes
         ]
         table = html_table(("cause", "seen", "why", "what to do"), rows) if rows else ""

@@ -118,6 +118,23 @@ class TestOldPython:
             if isinstance(node, ast.Name):
                 assert node.id not in NEW_IN_311["builtins"], node.id
 
+    @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+    def test_annotations_that_an_old_python_cannot_evaluate_stay_unevaluated(self, path):
+        source = path.read_text(encoding="utf-8")
+        annotations = [
+            node.annotation if isinstance(node, ast.arg | ast.AnnAssign) else node.returns
+            for node in ast.walk(ast.parse(source))
+            if isinstance(node, ast.arg | ast.AnnAssign | ast.FunctionDef)
+        ]
+        unions = [
+            part
+            for annotation in annotations
+            if annotation
+            for part in ast.walk(annotation)
+            if isinstance(part, ast.BinOp)
+        ]
+        assert not unions or "from __future__ import annotations" in source
+
     def test_the_command_of_the_course_is_not_imported_by_the_bare_doctor(self):
         for path in FILES:
             imported = {module for module, _, _ in imports(ast.parse(path.read_text(encoding="utf-8")))}
