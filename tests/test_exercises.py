@@ -21,17 +21,17 @@ def sources(kind):
 
 def solutions():
     """Return each exercise's solution as the notebooks show it: name -> code."""
-    found = {}
+    result = {}
     for text in sources("markdown"):
         for code in re.findall(r"<summary>Solution</summary>\s+```python\n(.*?)```", text, flags=re.DOTALL):
-            found[re.search(r'check\("([\w-]+)"', code).group(1)] = code
-    return found
+            result[re.search(r'check\("([\w-]+)"', code).group(1)] = code
+    return result
 
 
 def stubs():
     """Return each exercise's empty cell: name -> code."""
     named = {cell: re.search(r'^check\("([\w-]+)"', cell, flags=re.MULTILINE) for cell in sources("code")}
-    return {found.group(1): cell for cell, found in named.items() if found}
+    return {result.group(1): cell for cell, result in named.items() if result}
 
 
 def another_machine():

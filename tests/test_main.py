@@ -105,9 +105,9 @@ def test_of_many_training_processes_one_speaks(monkeypatch):
 
 def test_doctor_speaks_json():
     result = call("doctor", "--json")
-    found = json.loads(result.output)
-    assert len(found["checks"]) == 25
-    assert result.exit_code == found["exit_code"]
+    results = json.loads(result.output)
+    assert len(results["checks"]) == 25
+    assert result.exit_code == results["exit_code"]
 
 
 def test_doctor_shows_every_check_and_the_verdict():

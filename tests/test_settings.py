@@ -99,8 +99,8 @@ def test_an_unknown_name_on_the_command_line_is_refused():
 
 def test_a_notebook_gives_its_variables_and_nothing_else():
     namespace = {"run": "mine", "block_size": 64, "math": object(), "In": ["", "x = 1"]}
-    found = DataSettings.from_notebook(namespace)
-    assert (found.run, found.block_size, found.seed) == ("mine", 64, DataSettings().seed)
+    result = DataSettings.from_notebook(namespace)
+    assert (result.run, result.block_size, result.seed) == ("mine", 64, DataSettings().seed)
 
 
 def test_a_name_that_papermill_injected_and_nobody_knows_is_an_error():

@@ -1,6 +1,6 @@
 """Checks of the graphics card: memory, other processes, throttling, precision."""
 
-from helpers.display import GIB, last_part
+from helpers.display import GIB, last_part, size_text
 from helpers.environment import fixes
 from helpers.environment.card import preset_for
 from helpers.environment.driver_checks import has_torch
@@ -21,7 +21,7 @@ def gpu_identity(machine: Machine) -> Finding:
     if gpu.total_bytes is None:
         return unknown(f"{gpu.name}: its memory cannot be read")
     preset = preset_for(gpu.total_bytes)
-    reading = f"{gpu.name}, {gpu.total_bytes / GIB:.1f} GiB"
+    reading = f"{gpu.name}, {size_text(gpu.total_bytes)}"
     if preset == "pocket":
         return warn(f"{reading}: too small for GPT-2", "Use the default preset: --preset pocket (the tiny model).")
     return ok(f"{reading}: preset {preset}")
@@ -58,7 +58,7 @@ def _others(machine: Machine, gpu: GpuReading) -> list[Holder]:
 
 
 def _named(holder: Holder) -> str:
-    size = "" if holder.used_bytes is None else f", {holder.used_bytes / GIB:.1f} GiB"
+    size = "" if holder.used_bytes is None else f", {size_text(holder.used_bytes)}"
     return f"{last_part(holder.name)} (process {holder.pid}{size})"
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from html import escape
 from typing import Any, NamedTuple
 
-from helpers.display import BLUE, GIB
+from helpers.display import BLUE, GIB, size_text
 from helpers.environment.facts import GpuReading, Holder
 from helpers.environment.machine import read_memory
 from helpers.environment.nvml import read_nvml
@@ -126,7 +126,7 @@ def text(history: History, *, width: int = 30) -> str:
             number = f"{values[-1]:.1f} of {highest:.1f} {unit}" if has_decimals else f"{values[-1]:.0f} {unit}"
             lines.append(f"  {title:12}{number:20}{sparkline(values[-width:], highest)}")
     for holder in last.holders:
-        size = "" if holder.used_bytes is None else f"{holder.used_bytes / GIB:.1f} GiB"
+        size = "" if holder.used_bytes is None else size_text(holder.used_bytes)
         lines.append(f"  process {holder.pid:<10}{size:10}{printable(holder.name)}")
     return "\n".join(lines)
 
@@ -144,7 +144,7 @@ def svg(history: History) -> str:
 
 
 def _holder_text(holder: Holder) -> str:
-    size = "size not known" if holder.used_bytes is None else f"{holder.used_bytes / GIB:.1f} GiB"
+    size = "size not known" if holder.used_bytes is None else size_text(holder.used_bytes)
     return f"process {holder.pid}, {holder.name}: {size}"
 
 

@@ -47,14 +47,14 @@ def measure(way, file, folder):
 @NEEDS_PROC
 def test_blocks_are_made_faster_than_in_the_usual_ways_with_the_same_ids(tmp_path):
     file = corpus(tmp_path, 4 * 10**6)
-    found = {way: measure(way, file, tmp_path) for way in ("map", "loop", "ours", "prepare", "unlooked")}
+    result = {way: measure(way, file, tmp_path) for way in ("map", "loop", "ours", "prepare", "unlooked")}
     print(f"\n{'':10}{'MB/s':>10}{'ours is':>10}")
-    for way, row in found.items():
-        ratio = row["seconds"] / found["ours"]["seconds"]
+    for way, row in result.items():
+        ratio = row["seconds"] / result["ours"]["seconds"]
         print(f"{way:10}{row['n_bytes'] / 1e6 / row['seconds']:10.1f}{ratio:9.1f}x")
-    assert found["ours"]["ids"] == found["map"]["ids"] == found["loop"]["ids"]
-    assert found["map"]["seconds"] >= 4 * found["ours"]["seconds"]
-    assert found["loop"]["seconds"] >= 3 * found["ours"]["seconds"]
+    assert result["ours"]["ids"] == result["map"]["ids"] == result["loop"]["ids"]
+    assert result["map"]["seconds"] >= 4 * result["ours"]["seconds"]
+    assert result["loop"]["seconds"] >= 3 * result["ours"]["seconds"]
 
 
 @NEEDS_GPT2

@@ -60,9 +60,9 @@ def test_a_batch_of_prompts_is_three_times_as_fast_as_one_by_one(pocket):
     settings = EvaluationSettings(max_new_tokens=64, num_return_sequences=1)
     prompts = [f"The {animal}" for animal in ("fox", "owl", "hen", "ram", "cat", "dog", "bee", "eel")] * 4
     generate(*pocket, prompts[:2], settings)
-    together, found = seconds(lambda: generate(*pocket, prompts, settings))
+    together, results = seconds(lambda: generate(*pocket, prompts, settings))
     one_by_one, _ = seconds(lambda: [generate(*pocket, [prompt], settings) for prompt in prompts])
-    assert len(found) == len(prompts)
+    assert len(results) == len(prompts)
     print(f"\n{len(prompts)} prompts: one by one {one_by_one:.1f} s, together {together:.1f} s")
     print(f"together is {one_by_one / together:.1f} times as fast")
     assert one_by_one >= 3 * together

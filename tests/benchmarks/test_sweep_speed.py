@@ -67,9 +67,9 @@ def cell_seconds(folder, trial):
 
 def test_two_workers_end_sooner_than_one_and_a_trial_adds_little(write_study):
     print(f"\n{'workers':>8}{'seconds':>10}{'overhead of a trial: median':>30}{'most':>8}")
-    found = {}
+    result = {}
     for workers in (1, 2):
-        seconds, overheads = found[workers] = run(write_study(f"workers-{workers}"), workers)
+        seconds, overheads = result[workers] = run(write_study(f"workers-{workers}"), workers)
         print(f"{workers:8}{seconds:10.1f}{statistics.median(overheads):28.2f} s{max(overheads):6.2f} s")
-    assert found[2][0] < found[1][0]
-    assert statistics.median(found[1][1]) < 3
+    assert result[2][0] < result[1][0]
+    assert statistics.median(result[1][1]) < 3

@@ -20,22 +20,22 @@ def test_training_against_the_guides_script_and_the_stock_trainer():
     rows = ["guide, documents", "guide, sentences", "packed, float32", "ours, float32"]
     if has_bf16():
         rows += ["packed, bf16", "ours", "ours, compiled"]
-    found = {name: figures_of(name) for name in rows}
+    result = {name: figures_of(name) for name in rows}
     print(f"\n{'':18}{'useful tokens/s':>16}{'ours is':>9}{'MiB':>7}{'of stock':>9}{'last loss':>11}")
-    stock = found["packed, float32"]
-    ratios = {name: found[ours]["tokens_per_second"] / row["tokens_per_second"] for name, row in found.items()}
-    for name, row in found.items():
+    stock = result["packed, float32"]
+    ratios = {name: result[ours]["tokens_per_second"] / row["tokens_per_second"] for name, row in result.items()}
+    for name, row in result.items():
         share = row["peak_bytes"] / stock["peak_bytes"]
         print(
             f"{name:18}{row['tokens_per_second']:16,.0f}{ratios[name]:8.1f}x{row['peak_bytes'] / 2**20:7,.0f}"
             f"{share:9.2f}{row['losses'][-1]:11.4f}"
         )
-    for name, row in found.items():
+    for name, row in result.items():
         if not name.startswith("guide"):  # the same blocks in the same order
             assert row["losses"] == pytest.approx(stock["losses"], abs=1e-3), name
     for name, floor in (FLOORS if has_bf16() else FLOORS_WITHOUT_BF16).items():
         assert ratios[name] >= floor, name
-    assert found[ours]["peak_bytes"] <= 0.75 * stock["peak_bytes"]
+    assert result[ours]["peak_bytes"] <= 0.75 * stock["peak_bytes"]
 
 
 def figures_of(name):

@@ -53,8 +53,8 @@ def call(ids, **options):
 
 def child(source, *, limit="", timeout=60):
     """Return what a Python in a child process prints, its traceback included."""
-    found = subprocess.run([sys.executable, "-c", limit + source], capture_output=True, text=True, timeout=timeout)
-    return found.stdout + found.stderr
+    result = subprocess.run([sys.executable, "-c", limit + source], capture_output=True, text=True, timeout=timeout)
+    return result.stdout + result.stderr
 
 
 def e1(folder):
@@ -182,10 +182,10 @@ def printed(source):
                 exec(source, names)
         finally:
             logger.removeHandler(handler)
-        told = [
+        explained = [
             f"{one.category.__name__}: {one.message}" for one in seen if "checkpointing_enable" not in str(one.message)
         ]
-        return "\n".join([stream.getvalue(), *told])
+        return "\n".join([stream.getvalue(), *explained])
 
     return make
 
@@ -380,15 +380,15 @@ REAL = [
 
 OOM = (
     "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate {tried} MiB. GPU 0 has a total capacity of {total} "
-    "GiB of which 12.00 MiB is free. {other}Including non-PyTorch memory, this process has {mine} GiB memory in use. "
+    "GiB of which 12.00 MiB is free. {other}Including non-PyTorch memory, this process has {own} GiB memory in use. "
     "Of the allocated memory {allocated} GiB is allocated by PyTorch, and {reserved} GiB is reserved by PyTorch but "
     "unallocated."
 )
 
 
-def oom(tried=786, total=11.99, other="", mine=11.5, allocated=11.0, reserved=0.1):
+def oom(tried=786, total=11.99, other="", own=11.5, allocated=11.0, reserved=0.1):
     return traceback_of(
-        OOM.format(tried=tried, total=total, other=other, mine=mine, allocated=allocated, reserved=reserved)
+        OOM.format(tried=tried, total=total, other=other, own=own, allocated=allocated, reserved=reserved)
     )
 
 
@@ -435,8 +435,8 @@ WRITTEN = [
     ("E27", traceback_of("RuntimeError: Found no NVIDIA driver on your system.")),
     ("E10", traceback_of("RuntimeError: CUDA error: out of memory in cudaHostAlloc, pin_memory thread")),
     ("E11", "\n".join(BARS + CRAWL)),
-    ("E12", oom(total=11.99, mine=6.2)),
-    ("E13", oom(other="Process 4711 has 4.20 GiB memory in use. ", mine=7.1)),
+    ("E12", oom(total=11.99, own=6.2)),
+    ("E13", oom(other="Process 4711 has 4.20 GiB memory in use. ", own=7.1)),
     ("E18", traceback_of("OSError: [WinError 126] The specified module could not be found. Error loading "
                          "\"C:\\venv\\Lib\\site-packages\\torch\\lib\\c10.dll\" or one of its dependencies.")),
     ("E19", traceback_of("RuntimeError: Numpy is not available")),
@@ -446,7 +446,7 @@ WRITTEN = [
     ("D25", "'(MaxRetryError(\"HTTPSConnectionPool(host='huggingface.co', port=443): Max retries exceeded\"))' "
             "thrown while requesting HEAD https://huggingface.co/openai-community/gpt2\nRetrying in 8s [Retry 5/5]."),
     ("T1", oom()),
-    ("T2", oom(tried=512, mine=11.9, allocated=7.2, reserved=4.1)),
+    ("T2", oom(tried=512, own=11.9, allocated=7.2, reserved=4.1)),
     ("T5", oom() + "\n" + oom()),
     ("T6", log(rows_of([0.0] * 4, grad_norm=math.nan))),
     ("T6", log([{k: str(v) for k, v in row.items()} for row in rows_of([math.nan] * 4, grad_norm=math.nan)])),

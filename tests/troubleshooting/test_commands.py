@@ -51,6 +51,6 @@ class TestMagic:
         import torch
 
         monkeypatch.setattr(sys.modules["__main__"], "Out", {3: torch.nn.Linear(1, 1)}, raising=False)
-        found = explain(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))
-        assert [cause.id for cause in found.causes] == ["T1", "T4"]
-        assert found.causes[1].evidence == ("keeps alive: Out[3], a Linear",)
+        results = explain(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))
+        assert [cause.id for cause in results.causes] == ["T1", "T4"]
+        assert results.causes[1].evidence == ("keeps alive: Out[3], a Linear",)

@@ -37,8 +37,8 @@ def test_a_kind_is_recognised_in_the_words_of_several_versions_and_systems(row, 
 
 
 def test_a_small_process_beside_is_not_blamed_for_a_full_card():
-    assert answer(explain_cases.oom(other="Process 4711 has 256.00 MiB memory in use. ", mine=11.2)) == "T1"
-    text = explain_cases.oom(tried=9000, other="Process 4711 has 3.00 GiB memory in use. ", mine=8.9)
+    assert answer(explain_cases.oom(other="Process 4711 has 256.00 MiB memory in use. ", own=11.2)) == "T1"
+    text = explain_cases.oom(tried=9000, other="Process 4711 has 3.00 GiB memory in use. ", own=8.9)
     assert "E13" not in [one.id for one in explain(text).causes]
 
 
@@ -65,28 +65,28 @@ def answers(makers, tmp_path):
 def test_the_count_of_right_wrong_and_abstained(tmp_path):
     """Print and assert the count: what really happens here, and what is printed elsewhere."""
     rows = [row for row, _ in explain_cases.REAL]
-    found = list(zip(rows, answers([make for _, make in explain_cases.REAL], tmp_path), strict=True))
+    result = list(zip(rows, answers([make for _, make in explain_cases.REAL], tmp_path), strict=True))
     written = [*explain_cases.WRITTEN, *((one.id, one.example) for one in read_failures().values())]
-    pairs = [(row, got) for row, (_, got) in found] + [(row, answer(text)) for row, text in written]
+    pairs = [(row, got) for row, (_, got) in result] + [(row, answer(text)) for row, text in written]
     count = {
         "right": sum(got == row for row, got in pairs),
         "wrong": sum(got not in (row, None) for row, got in pairs),
         "abstained": sum(got is None for _, got in pairs),
     }
     print(f"\nknown failures: {count}, {len(rows)} of them made to happen")
-    assert [(row, got, thing) for row, (thing, got) in found if got != row] == []
+    assert [(row, got, thing) for row, (thing, got) in result if got != row] == []
     assert (count["wrong"], count["abstained"]) == (0, 0)
     assert count["right"] >= 60
 
 
 def test_no_ordinary_error_is_diagnosed_as_what_it_is_not(tmp_path):
-    found = list(answers(explain_cases.ORDINARY, tmp_path))
-    alarms = [(repr(thing), got) for thing, got in found if got]
+    result = list(answers(explain_cases.ORDINARY, tmp_path))
+    alarms = [(repr(thing), got) for thing, got in result if got]
     n_healthy = len(explain_cases.HEALTHY)
-    print(f"\nordinary errors: {len(found)}, healthy logs and texts: {n_healthy}, false alarms: {len(alarms)}")
-    assert all(isinstance(thing, BaseException) for thing, _ in found)
+    print(f"\nordinary errors: {len(result)}, healthy logs and texts: {n_healthy}, false alarms: {len(alarms)}")
+    assert all(isinstance(thing, BaseException) for thing, _ in result)
     assert alarms == []
-    assert len(found) + n_healthy >= 40
+    assert len(result) + n_healthy >= 40
 
 
 def test_the_evidence_is_quoted_from_what_was_given():
