@@ -106,10 +106,10 @@ def test_an_interrupt_leaves_what_was_done(notebook, runs):
     while time.monotonic() < deadline and not (executed.exists() and '"output_type": "stream"' in executed.read_text()):
         time.sleep(0.3)
     child.send_signal(signal.SIGINT)
-    _, outputs = child.communicate(timeout=60)
+    _, errors = child.communicate(timeout=60)
     assert child.returncode == 130
-    assert "Traceback" not in outputs
-    assert "Interrupted" in outputs
+    assert "Traceback" not in errors
+    assert "Interrupted" in errors
     assert outputs("mine", "01_a.ipynb")[0].text == "done before\n"
     assert (runs / "mine/notebooks/report.html").exists()
 

@@ -17,7 +17,7 @@ def test_numbers_are_evidence():
 
 
 def test_an_out_of_memory_error_is_read_to_the_byte():
-    causes = explain(explain_cases.oom(total=7.99, mine=3.0)).causes
+    causes = explain(explain_cases.oom(total=7.99, own=3.0)).causes
     assert [cause.id for cause in causes] == ["E12", "T1", "E15"]
     assert causes[0].evidence == ("other programs hold 5.0 of 8.0 GiB",)
     assert "8.0 GiB" in causes[2].evidence[0]
