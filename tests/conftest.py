@@ -1,5 +1,6 @@
 """Every test is offline, draws to no screen, and keeps its runs in a temporary folder."""
 
+import json
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any Hugging Face library is imported
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.settings import TrainingSettings
+from helpers.settings import NOTEBOOKS, TrainingSettings
 
 
 @pytest.fixture(autouse=True)
@@ -70,6 +71,17 @@ def tiny_settings(tiny_model, text_file) -> TrainingSettings:
         save_steps=3,
         mixed_precision="no",
     )
+
+
+@pytest.fixture(scope="session")
+def notebook_03_until_trained(tmp_path_factory) -> Path:
+    """Return notebook 03 up to the cell that trains: what comes after would only take time."""
+    name = "03_fine_tuning.ipynb"
+    nb = json.loads((NOTEBOOKS / name).read_text(encoding="utf-8"))
+    trains = next(n for n, cell in enumerate(nb["cells"]) if "fine_tune(settings" in "".join(cell["source"]))
+    path = tmp_path_factory.mktemp("notebooks") / name
+    path.write_text(json.dumps(nb | {"cells": nb["cells"][: trains + 1]}), encoding="utf-8")
+    return path
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """The README's promises that a program can check: its loop runs, its study file is one, its commands are there."""
 
-import json
 import os
 import re
 import shutil
@@ -11,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from helpers.__main__ import main
-from helpers.settings import NOTEBOOKS
+from helpers.settings import NOTEBOOKS, read_run_settings
 from helpers.studies.study_file import read_study
+from helpers.widgets.training_panel import save_parameters
 
 README = (NOTEBOOKS.parent / "README.md").read_text(encoding="utf-8")
 
@@ -21,31 +21,25 @@ def blocks(language):
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
-def first_cells(notebook, target, *, until):
-    """Copy a notebook up to the cell that holds a text: what comes after would only take time here."""
-    nb = json.loads(notebook.read_text(encoding="utf-8"))
-    last = next(i for i, cell in enumerate(nb["cells"]) if until in "".join(cell["source"]))
-    target.write_text(json.dumps(nb | {"cells": nb["cells"][: last + 1]}), encoding="utf-8")
-
-
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
-def test_the_shell_loop_trains_a_run_for_each_parameter_file(tmp_path, runs, tiny_settings):
+def test_the_shell_loop_trains_a_run_for_each_parameter_file(tmp_path, runs, tiny_settings, notebook_03_until_trained):
     (loop,) = (block for block in blocks("bash") if block.startswith("for file in"))
     (tmp_path / "notebooks").mkdir()
-    name = "03_fine_tuning.ipynb"
-    first_cells(NOTEBOOKS / name, tmp_path / "notebooks" / name, until="fine_tune(settings, watch=LivePlot())")
-    tiny = tiny_settings.model_dump(exclude={"run"}) | {"sample_prompt": ""}
+    shutil.copy(notebook_03_until_trained, tmp_path / "notebooks")
     (tmp_path / "mine").mkdir()
-    for file, rate in (("slow", 1e-4), ("fast", 1e-2)):
-        (tmp_path / f"mine/{file}.yaml").write_text(json.dumps(tiny | {"learning_rate": rate}))  # JSON is YAML
+    asked = {
+        run: tiny_settings.model_copy(update={"run": run, "learning_rate": rate, "sample_prompt": ""})
+        for run, rate in (("slow", 1e-4), ("fast", 1e-2))
+    }
+    for run, settings in asked.items():
+        save_parameters(settings).rename(tmp_path / f"mine/{run}.yaml")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         ["bash", "-e", "-c", loop], cwd=tmp_path, env=os.environ | {"PATH": path}, capture_output=True
     )
     assert done.returncode == 0, done.stderr.decode()
-    rates = {run: json.loads((runs / run / "settings.json").read_text())["settings"] for run in ("slow", "fast")}
-    assert {run: settings["learning_rate"] for run, settings in rates.items()} == {"slow": 1e-4, "fast": 1e-2}
-    assert all((runs / run / "training.json").exists() and (tmp_path / f"{run}.ipynb").exists() for run in rates)
+    assert {run: read_run_settings(run) for run in asked} == asked
+    assert all((runs / run / "training.json").exists() and (tmp_path / f"{run}.ipynb").exists() for run in asked)
 
 
 def test_the_study_file_is_one(tmp_path):

@@ -61,7 +61,7 @@ def test_a_sweep_that_is_killed_again_and_again_loses_and_repeats_nothing(study_
     monkeypatch.setenv("NAP", "1")
     file, folder, random_state = study_file(), runs / "grid", random.Random(7)
     kept = {}
-    for _ in range(4):
+    for _ in range(3):
         process = sweep(file, "--workers", "2")
         wait_until(lambda process=process: process.poll() is not None or workers_of(process))
         time.sleep(random_state.uniform(0.5, 3.5))
@@ -239,13 +239,13 @@ def test_a_paused_study_says_why_and_is_exit_code_1(study_file):
     assert "Free some space and give the same command again" in output
 
 
-def test_a_trial_is_the_course_itself(study_file, runs):
-    settings = {"max_tokens": 40_000, "block_size": 64, "num_train_epochs": 0.3, "mixed_precision": "no"}
-    study = {"vary": {"learning_rate": [0.001]}, "settings": settings, "notebooks": ["03"]}
-    code, output = ended(sweep(study_file(**study)), seconds=300)
+def test_a_trial_is_the_course_itself(study_file, notebook_03_until_trained, tiny_settings, runs):
+    settings = tiny_settings.model_dump(include={"model_name_or_path", "source", "block_size", "num_train_epochs"})
+    notebooks = [str(notebook_03_until_trained)]
+    code, output = ended(sweep(study_file(vary={"learning_rate": [0.003]}, settings=settings, notebooks=notebooks)))
     assert code == 0, output
-    saved = json.loads((runs / "grid/trial-000/settings.json").read_text())["settings"]
-    assert TrainingSettings(**saved).run == "trial-000"
+    saved = TrainingSettings(**json.loads((runs / "grid/trial-000/settings.json").read_text())["settings"])
+    assert saved == TrainingSettings(run="trial-000", learning_rate=0.003, **settings)
     assert (runs / "grid/trial-000/notebooks/03_fine_tuning.ipynb").exists()
 
 

@@ -6,11 +6,18 @@ import math
 import pytest
 
 from helpers.settings import SettingsError, runs_folder
+from helpers.troubleshooting import examination as module
 from helpers.troubleshooting import examine, practice_run
 
 
 def statuses(examination):
     return {check.id: check.status for check in examination.checks}
+
+
+@pytest.fixture
+def few_steps(monkeypatch):
+    """Overfit one batch for a step only: where another check is what a test looks at."""
+    monkeypatch.setattr(module, "_N_STEPS", 1)
 
 
 @pytest.fixture
@@ -40,13 +47,13 @@ def test_a_run_that_has_not_begun_is_examined_as_far_as_it_goes(prepared):
     assert "not checked: the history" in examination.verdict
 
 
-def test_nothing_in_the_folder_is_changed(prepared, runs):
+def test_nothing_in_the_folder_is_changed(prepared, few_steps, runs):
     before = {path: path.stat().st_mtime_ns for path in (runs / "mine").rglob("*") if path.is_file()}
     examine("mine")
     assert {path: path.stat().st_mtime_ns for path in (runs / "mine").rglob("*") if path.is_file()} == before
 
 
-def test_weights_and_tokenizer_of_two_models_are_found_at_the_first_pass(tiny_settings):
+def test_weights_and_tokenizer_of_two_models_are_found_at_the_first_pass(tiny_settings, few_steps):
     from helpers.data.preparation import prepare
 
     prepare(tiny_settings)  # the tiny model of the tests has random weights, so it only guesses
@@ -55,7 +62,7 @@ def test_weights_and_tokenizer_of_two_models_are_found_at_the_first_pass(tiny_se
     assert examination.verdict.startswith("Begin here: one forward pass. A pretrained model beats a guess")
 
 
-def test_a_row_of_one_token_is_found_at_the_first_check(prepared, runs):
+def test_a_row_of_one_token_is_found_at_the_first_check(prepared, few_steps, runs):
     from datasets import Dataset, DatasetDict, load_from_disk
 
     folder = runs / "mine" / "data" / "blocks"
@@ -69,7 +76,7 @@ def test_a_row_of_one_token_is_found_at_the_first_check(prepared, runs):
     assert examination.verdict.startswith("Begin here: a row, decoded back")
 
 
-def test_rows_without_an_end_give_a_warning(prepared, runs):
+def test_rows_without_an_end_give_a_warning(prepared, few_steps, runs):
     from datasets import Dataset, DatasetDict, load_from_disk
 
     folder = runs / "mine" / "data" / "blocks"
@@ -85,7 +92,7 @@ def test_rows_without_an_end_give_a_warning(prepared, runs):
     assert "never stops" in check.why
 
 
-def test_a_broken_history_is_reported_with_its_cause(prepared, runs):
+def test_a_broken_history_is_reported_with_its_cause(prepared, few_steps, runs):
     rows = [{"step": n, "loss": 0.0, "grad_norm": math.nan} for n in range(3)]
     (runs / "mine" / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     check = examine("mine").checks[-1]
@@ -108,7 +115,7 @@ def test_a_run_that_does_not_exist_is_refused_in_one_sentence():
         examine("nothing")
 
 
-def test_an_examination_is_shown_escaped_and_without_control_characters(prepared, runs):
+def test_an_examination_is_shown_escaped_and_without_control_characters(prepared, few_steps, runs):
     (runs / "mine" / "history.jsonl").write_text(json.dumps({"step": 1, "loss": "nan", "\x1b<b>": 1}) + "\n")
     examination = examine("mine")
     assert "<b>" not in examination._repr_html_().replace("<p><b>", "")

@@ -1,13 +1,11 @@
 """The training panel: presets, cards, the suggested batch, and its values as a papermill file with commands."""
 
-import json
-import subprocess
 import sys
 
 import pytest
 import yaml
 
-from helpers.settings import NOTEBOOKS, TrainingSettings, preset_names
+from helpers.settings import TrainingSettings, preset_names
 from helpers.training import CARDS, find_card, plan_run
 from helpers.widgets import TrainingPanel
 from helpers.widgets.training_panel import THIS_MACHINE, run_command, save_parameters
@@ -118,17 +116,3 @@ class TestParameters:
         (runs / "pocket").write_text("a file in the way")
         panel.save()
         assert "Not possible" in panel._message.value
-
-
-def test_the_first_cells_of_notebook_3_train_with_the_saved_parameters(tmp_path, tiny_settings, runs):
-    nb = json.loads((NOTEBOOKS / "03_fine_tuning.ipynb").read_text())
-    ids = [cell["id"] for cell in nb["cells"]]
-    nb["cells"] = nb["cells"][: ids.index("03-07") + 1]
-    path = tmp_path / "short.ipynb"
-    path.write_text(json.dumps(nb))
-    parameters = save_parameters(tiny_settings)
-    command = [sys.executable, "-m", "papermill", "--no-progress-bar", str(path), str(tmp_path / "out.ipynb"), "-f"]
-    done = subprocess.run([*command, str(parameters)], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    record = json.loads((runs / "tiny/settings.json").read_text())["settings"]
-    assert TrainingSettings(**record) == tiny_settings
