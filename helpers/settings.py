@@ -110,8 +110,15 @@ class Settings(BaseModel):
         ]
 
     def _repr_html_(self) -> str:
-        cells = ("name", "value", "unit", "help")
-        return html_table(cells, ([str(row[cell]) for cell in cells] for row in self.rows()))  # every digit of a value
+        fields = type(self).model_fields
+        changed = [row for row in self.rows() if row["value"] != fields[row["name"]].default]
+        head = _html_rows(changed) if changed else "<p>Every setting has its default value.</p>"
+        return f"{head}<details><summary>all {len(fields)} settings</summary>{_html_rows(self.rows())}</details>"
+
+
+def _html_rows(rows: list[dict[str, Any]]) -> str:
+    cells = ("name", "value", "unit", "help")
+    return html_table(cells, ([str(row[cell]) for cell in cells] for row in rows))  # every digit of a value
 
 
 class RunSettings(Settings):
