@@ -144,7 +144,7 @@ def _three_digits(value: float) -> str:
 
 def plot_surprise(tokens: Sequence[str], nats: Mapping[str, Sequence[float]], *, ax: "Axes | None" = None) -> "Axes":
     """Draw the surprise of models at each token of a sentence, in nats; `nats` is name of a model -> (tokens,)."""
-    ax = ax or new_axes(width=max(6.0, 0.5 * len(tokens)))
+    ax = ax or new_axes(width=max(6.0, 0.5 * len(tokens)), height=4.0)
     colours = dict(zip(nats, (BLUE, ORANGE, GREEN), strict=False))
     width = 0.8 / len(nats)
     for number, (name, values) in enumerate(nats.items()):
@@ -181,9 +181,9 @@ def plot_gain(
     ax = ax or new_axes()
     ordered = sorted(gains, reverse=True)
     ax.bar(range(1, len(ordered) + 1), ordered, color=[BLUE if gain > 0 else RED for gain in ordered], width=0.9)
-    ax.axhline(mean, color=ORANGE, linestyle="--", label=f"all documents: {mean:.3f}")
+    ax.axhline(mean, color=ORANGE, linestyle="--", label=f"all documents: {mean:.2f}")
     if interval is not None:
-        label = f"{confidence:.0%} interval: {interval[0]:.3f} to {interval[1]:.3f}"
+        label = f"{confidence:.0%} interval: {interval[0]:.2f} to {interval[1]:.2f}"
         ax.axhspan(*interval, color=ORANGE, alpha=0.3, label=label)
     ax.axhline(0, color=GREY, linewidth=1)
     ax.set(xlabel="documents, sorted by gain", ylabel="gain (bits per byte)")

@@ -264,13 +264,13 @@ class EvaluationSettings(RunSettings):
     )
     num_return_sequences: int = Field(2, ge=1, le=64, description="samples for each prompt")
     temperature: float = Field(
-        0.8, gt=0, le=5, json_schema_extra={"step": 0.05}, description="below 1 favours probable tokens"
+        0.6, gt=0, le=5, json_schema_extra={"step": 0.05}, description="below 1 favours probable tokens"
     )
     top_k: int = Field(
         0, ge=0, le=50257, json_schema_extra={"unit": "tokens", "scale": "log"},
         description="sample from this many of the most probable tokens; 0: from all",
     )  # fmt: skip
-    top_p: float = Field(0.95, gt=0, le=1, description="sample from the most probable tokens that sum to this")
+    top_p: float = Field(0.9, gt=0, le=1, description="sample from the most probable tokens that sum to this")
     repetition_penalty: float = Field(
         1.1, ge=1, le=5, json_schema_extra={"step": 0.05}, description="above 1 makes repeated tokens less likely"
     )

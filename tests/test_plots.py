@@ -99,7 +99,7 @@ def test_gains_stand_in_their_order_and_losses_have_another_colour():
 
 def test_the_interval_is_named_by_the_confidence_it_was_made_with():
     labels = plots.plot_gain([0.2], mean=0.2, interval=(0.1, 0.3), confidence=0.9).get_legend_handles_labels()[1]
-    assert labels[1] == "90% interval: 0.100 to 0.300"
+    assert labels[1] == "90% interval: 0.10 to 0.30"
 
 
 def test_novelty_is_a_line_for_each_text():

@@ -135,7 +135,7 @@ def plot_packing(
     """
     shown = np.asarray(lengths)[:n_documents]
     ends = shown.cumsum()
-    n_rows = -(-int(ends[-1]) // block_size)
+    n_rows = min(2 * n_documents, -(-int(ends[-1]) // block_size))  # one document can be a whole book
     ax = ax or new_axes(width=8.0, height=1.2 + 0.16 * (len(shown) + n_rows))
     for row, length in enumerate(shown):
         ax.barh(row, block_size, color=_PADDING, height=0.8)
@@ -145,13 +145,13 @@ def plot_packing(
             ax.barh(row, length - block_size, left=block_size, **lost)
     first_row = len(shown) + 1
     for place, (start, end) in enumerate(zip(ends - shown, ends, strict=True)):
-        for row in range(start // block_size, -(-end // block_size)):
+        for row in range(start // block_size, min(n_rows, -(-end // block_size))):
             left, right = max(start, row * block_size), min(end, (row + 1) * block_size)
             ax.barh(first_row + row, right - left, left=left % block_size, color=(BLUE, ORANGE)[place % 2], height=0.8)
     padded, lost = useful_share(shown, block_size), 1 - np.minimum(shown, block_size).sum() / shown.sum()
     ax.axvline(block_size, color=GREY, linewidth=1)
     ax.set_yticks([(len(shown) - 1) / 2, first_row + (n_rows - 1) / 2], ["padded", "packed"])
-    ax.set(xlim=(0, max(block_size, shown.max())), ylim=(first_row + n_rows - 0.4, -0.6))
+    ax.set(xlim=(0, min(3 * block_size, max(block_size, shown.max()))), ylim=(first_row + n_rows - 0.4, -0.6))
     ax.set_xlabel("position in the row (tokens); grey: padding, hatched: cut off")
     ax.set_title(f"Padded, {padded:.0%} of the positions hold text, and {lost:.0%} of the text is cut off")
     return ax

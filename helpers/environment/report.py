@@ -106,7 +106,7 @@ class Diagnosis:
         for link, identity, role in _CHAIN:
             status, reading = self.check(identity).status, self.check(identity).reading
             if broken and status != "fail":
-                status, reading = "absent", f"not for the card: {broken} fails"
+                status, reading = "absent", f"cannot work: {broken} fails"
             elif link == "runtime" and status != "fail":
                 status = status if self.cuda else "absent"
                 reading = f"CUDA {self.cuda}; {reading}" if self.cuda else "the wheel has no CUDA libraries"

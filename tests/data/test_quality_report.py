@@ -53,6 +53,12 @@ def test_the_picture_of_packing_is_to_scale_and_shows_padding_and_what_is_cut_of
     assert "70% of the positions hold text, and 44% of the text is cut off" in ax.get_title()
 
 
+def test_a_document_of_many_rows_makes_no_endless_picture():
+    ax = plot_packing([10_000_000], block_size=512)
+    assert len(ax.patches) < 100
+    assert ax.get_xlim()[1] == 3 * 512
+
+
 def test_the_report_draws_padding_and_cutting_for_each_width(data):
     padding, cut_off = plot_report(report(data, load_tokenizer("pocket")))[1, 0].get_lines()
     assert padding.get_ydata().tolist() == sorted(padding.get_ydata())
