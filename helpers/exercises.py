@@ -368,10 +368,13 @@ def _bootstrap(answer: Any) -> None:
     random = np.random.default_rng(1)
     n_bytes = random.integers(100, 5000, 40).astype(float)
     base = n_bytes * random.uniform(0.5, 3.0, 40)
-    if _call(answer, base, base * 1.02, n_bytes) < 0.99:
-        raise _Hint("Here the tuned model is worse on every document, so in (nearly) no draw is it better.")
-    if answer(base, base - 0.02 * n_bytes, n_bytes) > 0.01:
+    share = float(_call(answer, base, base - 0.02 * n_bytes, n_bytes))
+    if share > 0.99:
+        raise _Hint("Here the tuned model is better on every document: count the draws in which it is not.")
+    if share > 0.01:
         raise _Hint("Here the tuned model is better on every document: use the same draw of documents for both models.")
+    if answer(base, base * 1.02, n_bytes) < 0.99:
+        raise _Hint("Here the tuned model is worse on every document, so there is no draw in which it is better.")
     one_long = np.array([10_000.0] + [100.0] * 9)
     gain = np.array([-1000.0] + [20.0] * 9)  # worse on the long document, which decides the sum
     share = float(answer(one_long, one_long - gain, one_long))
