@@ -125,7 +125,7 @@ class RunSettings(Settings):
     """The run and its seed."""
 
     run: Annotated[str, AfterValidator(_plain_name)] = Field("pocket", description="name of the run's folder")
-    seed: int = Field(42, ge=0, le=2**31 - 1, description="makes the split, the order and the samples repeatable")
+    seed: int = Field(42, ge=0, le=2**31 - 1, description="makes split, order and samples repeatable")
 
 
 class DataSettings(RunSettings):
@@ -144,9 +144,9 @@ class DataSettings(RunSettings):
         description="'fables' or 'python-reference' (shipped), a file, a folder, or a Hub id",
     )
     source_config: str = Field("", description="configuration of a Hub data set, such as wikitext-2-raw-v1")
-    source_split: str = Field("", description="the one split to take; empty: all, and a source's own are kept")
+    source_split: str = Field("", description="the only split to read; empty: all, and the source's own split is kept")
     source_revision: str = Field("", description="branch, tag or commit of a Hub data set; empty: the newest")
-    text_column: str = Field("", description="column that holds the text, in tables; empty: found where it is clear")
+    text_column: str = Field("", description="column of a table that holds the text; empty: detected")
     document_separator: str = Field(
         "auto",
         min_length=1,
@@ -156,20 +156,20 @@ class DataSettings(RunSettings):
     encoding: Annotated[str, AfterValidator(_known_encoding)] = Field(
         "auto", description="encoding of text files, such as cp1252; auto: detected and reported"
     )
-    streaming: bool = Field(False, description="read a Hub data set as it arrives, for one larger than the disk")
+    streaming: bool = Field(False, description="read a Hub data set while it downloads, for one larger than the disk")
     max_tokens: int = Field(
         0,
         ge=0,
         le=10**12,
         json_schema_extra={"unit": "tokens"},
-        description="stop reading after so many tokens; 0: never",
+        description="stop reading after this many tokens; 0: read everything",
     )
     near_duplicates: Literal["report", "remove", "keep"] = Field(
         "report",
         description="report: count them, keep them on one side of the split; remove: keep one of each; keep: no search",
     )
-    validation_share: float = Field(0.1, gt=0, le=0.4, description="share of the documents kept for validation")
-    test_share: float = Field(0.1, gt=0, le=0.4, description="share of the documents kept for the final test")
+    validation_share: float = Field(0.1, gt=0, le=0.4, description="share of the documents set aside for validation")
+    test_share: float = Field(0.1, gt=0, le=0.4, description="share of the documents set aside for the final test")
     block_size: int = Field(
         256, ge=8, le=1024, json_schema_extra={"unit": "tokens", "step": 8}, description="tokens in one training row"
     )
@@ -184,7 +184,7 @@ class TrainingSettings(DataSettings):
     )  # fmt: skip
     num_train_epochs: float = Field(
         1.5, gt=0, le=1000, json_schema_extra={"unit": "epochs", "scale": "log", "least": 0.1},
-        description="times the training text is read",
+        description="how many times the training text is read",
     )  # fmt: skip
     per_device_train_batch_size: int = Field(
         4,
@@ -196,14 +196,14 @@ class TrainingSettings(DataSettings):
     gradient_accumulation_steps: int = Field(
         1, ge=1, le=1024, json_schema_extra={"unit": "passes", "scale": "log"}, description="passes per optimizer step"
     )
-    weight_decay: float = Field(0.01, ge=0, le=1, description="pull of the weights towards zero (AdamW)")
+    weight_decay: float = Field(0.01, ge=0, le=1, description="how strongly AdamW pulls the weights towards zero")
     adam_beta2: float = Field(
         0.999, gt=0, lt=1, json_schema_extra={"step": 0.001},
-        description="memory of AdamW's average of squared gradients; 0.95 is usual for pretraining",
+        description="decay of AdamW's average of squared gradients; 0.95 is usual for pretraining",
     )  # fmt: skip
     warmup_steps: float = Field(
         0.05, ge=0, le=100_000, json_schema_extra={"unit": "steps", "scale": "log", "least": 0.01},
-        description="below 1: a share of all steps",
+        description="steps in which the learning rate rises to its peak; below 1: a share of all steps",
     )  # fmt: skip
     lr_scheduler_type: Literal["linear", "cosine", "constant_with_warmup"] = Field(
         "cosine", description="shape of the schedule after the warm-up"
@@ -213,14 +213,19 @@ class TrainingSettings(DataSettings):
         description="gradient clipping: a gradient with a larger norm is scaled down to this",
     )  # fmt: skip
     attn_pdrop: float = Field(
-        0.0, ge=0, le=0.9, description="attention dropout; above 0 the faster fused attention kernel cannot be used"
+        0.0,
+        ge=0,
+        le=0.9,
+        description="attention dropout; above 0 the faster, fused attention kernel cannot be used",
     )
     mixed_precision: Literal["auto", "bf16", "fp16", "no"] = Field(
         "auto", description="number format of the matrix products; auto: bf16 if the hardware has it"
     )
-    gradient_checkpointing: bool = Field(False, description="less memory for about a third more time")
+    gradient_checkpointing: bool = Field(
+        False, description="recompute activations in the backward pass: less memory, about a third slower"
+    )
     torch_compile: Literal["auto", "always", "never"] = Field(
-        "auto", description="compile the model; auto: on a GPU under Linux, for runs long enough to repay it"
+        "auto", description="compile the model; auto: on a GPU under Linux, if the run is long enough to be worth it"
     )
     from_scratch: bool = Field(False, description="start from random weights instead of the pretrained ones")
     logging_steps: int = Field(

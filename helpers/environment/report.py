@@ -122,7 +122,7 @@ class Diagnosis:
         nvcc = f"nvcc {self.nvcc}" if self.nvcc else "no nvcc"
         available = self.check("cuda_available").reading
         rows = (
-            ("nvidia-smi", f"{nvml}; {free}", "the driver, the card, who holds memory"),
+            ("nvidia-smi", f"{nvml}; {free}", "the driver, the card, and which processes use its memory"),
             ("nvcc --version", nvcc, "information only: a wheel brings its own CUDA runtime, no toolkit is needed"),
             ("torch.cuda.is_available()", available, "what training gets, and why if nothing"),
         )
@@ -219,7 +219,7 @@ def _summary(machine: Machine, card: GraphicsCard | None) -> str:
             return f"A quick look sees nothing that stops training: {name}."
         if not isinstance(machine.torch, Unread) and machine.torch.available:
             return f"Ready to train on the GPU: {name}."
-        return f"A card is there ({name}), but torch did not answer; on the CPU everything runs."
+        return f"A card was found ({name}), but torch did not answer. On the CPU everything runs."
     if expects_gpu(machine):
         return "The card did not answer; until it answers: CPU course mode, with the pocket model."
     return _CPU_MODE

@@ -97,8 +97,8 @@ def test_an_unread_platform_leaves_what_does_not_depend_on_it():
         (LINUX, "Ready to train on the GPU: NVIDIA GeForce RTX 4070 Ti, preset rtx-4070-ti."),
         (LAPTOP, "CPU course mode: everything runs, on the CPU with the pocket model."),
         (on(LINUX, torch=blind(), nvml=silent("absent")), "Not ready: fix nvml_alive, cuda_available first."),
-        (on(WINDOWS, torch=Unread("OSError")), "A card is there (NVIDIA GeForce RTX 4070 Ti, preset rtx-4070-ti), but "
-         "torch did not answer; on the CPU everything runs."),
+        (on(WINDOWS, torch=Unread("OSError")), "A card was found (NVIDIA GeForce RTX 4070 Ti, preset rtx-4070-ti), but "
+         "torch did not answer. On the CPU everything runs."),
     ],
 )  # fmt: skip
 def test_the_verdict_is_one_sentence(machine, verdict):
