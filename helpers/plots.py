@@ -209,7 +209,7 @@ def plot_novelty(curves: Mapping[str, Sequence[float]], *, ax: "Axes | None" = N
     ax.axvspan(1, COMMON_TOKENS, color=GREY, alpha=0.15, label="phrases that any two texts share")
     for (name, shares), colour, style in zip(curves.items(), (ORANGE, BLUE, GREEN), ("o-", "s--", "^:"), strict=False):
         ax.plot(range(1, len(shares) + 1), shares, style, color=colour, label=name)
-    ax.set(xlabel="n (tokens)", ylabel="share of n-grams not in the training text", ylim=(-0.02, 1.04))
+    ax.set(xlabel="n (tokens)", ylabel="share of new n-grams", ylim=(-0.02, 1.04))
     ax.set_title("Copying shows at the right: long n-grams that are not new")
     ax.legend(frameon=False, loc="lower right")
     return ax
