@@ -251,7 +251,7 @@ class EvaluationSettings(RunSettings):
     per_device_eval_batch_size: int = Field(
         8, ge=1, le=1024, json_schema_extra={"unit": "windows", "scale": "log"}, description="windows per forward pass"
     )
-    prompt: str = Field("The Fox and the", min_length=1, description="text that both models continue")
+    prompt: str = Field("", description="text that both models continue; empty: the first words of a test document")
     max_new_tokens: int = Field(
         160, ge=1, le=1000, json_schema_extra={"unit": "tokens"}, description="maximum length of a sample"
     )

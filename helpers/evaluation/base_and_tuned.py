@@ -6,6 +6,7 @@ Each measuring function opens a finished run and writes its result to a section 
 
 import hashlib
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +15,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from helpers.data.preparation import load_documents, open_prepared
+from helpers.data.sources import Source
 from helpers.display import cut, html_table
 from helpers.evaluation import record
 from helpers.evaluation.bootstrap import CONFIDENCE, RESAMPLES, compute_interval, resample_sums
@@ -28,6 +30,10 @@ if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
 _PROMPT_TOKENS = 8  # first tokens of a held-out document, which the samples that are searched for copies continue
+_OPENING = re.compile(r"\s*\S+(?:\s+\S+){0,4}")  # five words, such as the title of a fable or of an article
+# Model, source, configuration -> stride -> perplexity by the protocol of the transformers documentation. At 1024 from
+# https://github.com/huggingface/transformers/issues/13761, at 512 from the card of smpanaro/gpt2-AutoGPTQ-4bit-128g.
+_PUBLISHED = {("openai-community/gpt2", "Salesforce/wikitext", "wikitext-2-raw-v1"): {1024: 29.94, 512: 25.19}}
 
 
 @dataclass(frozen=True)
@@ -198,6 +204,60 @@ def measure_forgetting(settings: EvaluationSettings) -> Comparison:
     return comparison
 
 
+def measure_published_protocol(settings: EvaluationSettings) -> list[dict[str, Any]]:
+    """Score both models by the protocol that published perplexities of GPT-2 follow: `scoring`'s 'transformers'.
+
+    All rows of the source's own test part are joined, whatever this run takes as documents or left out as duplicates.
+
+    Returns:
+        One row per stride, the complete window and half of it: `protocol`, `stride`, the perplexities `base` and
+        `tuned`, and `published` for the base model, None where none is known for it and this text.
+
+    Raises:
+        SettingsError: the run is not finished, or its source has no rows with a test part of its own.
+    """
+    trained = read_run_settings(settings.run)
+    rows = Source(trained.part(DataSettings)).rows_of("test")
+    if rows is None:
+        raise SettingsError(
+            f"Not measured by the published protocol: it joins the rows of a data set's own test part, and "
+            f"{public_name(trained.source)} has none."
+        )
+    texts, scores = list(rows), {}
+    for name, load in (("base", load_base), ("tuned", load_tuned)):
+        model, tokenizer = load(settings.run)
+        for stride in (model.config.n_positions, model.config.n_positions // 2):
+            scores.setdefault(stride, {})[name] = score(
+                model,
+                tokenizer,
+                texts,
+                stride=stride,
+                per_device_eval_batch_size=settings.per_device_eval_batch_size,
+                protocol="transformers",
+            )
+    published = _PUBLISHED.get((trained.model_name_or_path, trained.source, trained.source_config), {})
+    table = [
+        {
+            "protocol": "transformers",
+            "stride": stride,
+            "base": by_model["base"].perplexity,
+            "tuned": by_model["tuned"].perplexity,
+            "published": published.get(stride),
+        }
+        for stride, by_model in scores.items()
+    ]
+    record.write_section(settings.run, "published_protocol", table)
+    return table
+
+
+def fill_prompt(settings: EvaluationSettings) -> EvaluationSettings:
+    """Return the settings with a prompt: where none is set, the first words of the run's first test document."""
+    if settings.prompt:
+        return settings
+    text = open_prepared(settings.run).documents["test"][0]["text"]
+    return settings.model_copy(update={"prompt": _OPENING.match(text)[0]})
+
+
 def _compare_on(documents: Sequence[str], settings: EvaluationSettings, *, source: str) -> Comparison:
     context = read_run_settings(settings.run).block_size
     base, tuned = (
@@ -251,6 +311,7 @@ def compare_decodings(
     Raises:
         SettingsError: the run is not finished, or the prompt and `max_new_tokens` exceed the model's positions.
     """
+    settings = fill_prompt(settings)
     model, tokenizer = load_tuned(settings.run)
     openings = [" ".join(text.split()[:3]) for text in open_prepared(settings.run).documents["test"]["text"][:3]]
     samples = {}
