@@ -6,6 +6,7 @@ the samples. The weights are random, but for one column that knows how frequent 
 trained before is better than one that was not.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -87,3 +88,44 @@ def write_gpt2(folder):
         model.transformer.ln_f.weight[0], model.transformer.ln_f.bias[0] = 0, 10
     model.save_pretrained(folder)
     return {path.name: path for path in folder.iterdir()}
+
+
+@pytest.fixture
+def hub(tmp_path):
+    """Serve GPT-2 and WikiText; return the address."""
+    folders = [tmp_path / name for name in ("gpt2", "wikitext")]
+    for folder in folders:
+        folder.mkdir()
+    repositories = {f"models/{MODEL}": write_gpt2(folders[0]), f"datasets/{WIKITEXT}": write_wikitext(folders[1])}
+    with loopback_hub(repositories) as address:
+        yield address
+
+
+def outputs(path):
+    """Return what the cells of an executed notebook show, as text."""
+    cells = nbformat.read(path, as_version=4).cells
+    return "\n".join(
+        output.get("text") or output.get("data", {}).get("text/plain", "")
+        for cell in cells
+        for output in cell.get("outputs", [])
+    )
+
+
+def test_the_notebooks_run_on_gpt2_and_wikitext_from_the_hub(hub, runs, tmp_path):
+    online = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub, "HF_HOME": str(tmp_path / "home")}
+    parameters = [part for name, value in CUT.items() for part in ("-p", name, str(value))]
+    child = subprocess.run(
+        [sys.executable, "-m", "helpers", "run", "--preset", "rtx-4070-ti", *parameters],
+        env=os.environ | online,
+        cwd=NOTEBOOKS.parent,
+        capture_output=True,
+        text=True,
+    )
+    assert child.returncode == 0, child.stderr
+    run = runs / "rtx-4070-ti"
+    facts = json.loads((run / "data/data.json").read_text())
+    assert {name: split["documents"] for name, split in facts["splits"].items()} == N_ARTICLES, "an article, not a row"
+    config = json.loads((run / "model/config.json").read_text())
+    assert (config["vocab_size"], config["n_positions"], config["n_embd"], config["n_layer"]) == (50257, 1024, 768, 12)
+    own, full, half = [], *json.loads((run / "evaluation.json").read_text())["published_protocol"]
+    assert (full["stride"], full["published"], half["stride"], half["published"]) == (1024, 29.94, 512, 25.19)

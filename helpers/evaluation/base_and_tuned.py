@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from helpers.data.preparation import load_documents, open_prepared
@@ -27,6 +26,7 @@ from helpers.settings import DataSettings, EvaluationSettings, SettingsError, re
 from helpers.training.model_card import metric_text, public_name
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
 _PROMPT_TOKENS = 8  # first tokens of a held-out document, which the samples that are searched for copies continue
@@ -176,7 +176,7 @@ def compare_with_base(settings: EvaluationSettings) -> Comparison:
         SettingsError: the run does not exist or is not finished, or its model is broken.
     """
     trained = read_run_settings(settings.run)
-    documents = open_prepared(settings.run).documents["test"]["text"]
+    documents = open_prepared(settings.run).documents["test"]
     comparison = _compare_on(documents, settings, source=f"the test part of {public_name(trained.source)}")
     record.write_section(settings.run, "test", comparison.to_dict())
     return comparison
@@ -197,8 +197,10 @@ def measure_forgetting(settings: EvaluationSettings) -> Comparison:
         )
     splits = load_documents(DataSettings(run=settings.run, source=settings.general_source))
     held_out = splits["test"] if "test" in splits else splits["train"]
-    texts = (text for text in held_out.shuffle(seed=settings.seed)["text"] if text and text.strip())
-    documents = list(islice(texts, settings.general_documents))
+    held_out = held_out.filter(lambda text: bool(text and text.strip()), input_columns="text")
+    if "continues" not in held_out.column_names:
+        held_out = held_out.shuffle(seed=settings.seed)
+    documents = held_out.take(min(len(held_out), settings.general_documents))
     comparison = _compare_on(documents, settings, source=public_name(settings.general_source))
     record.write_section(settings.run, "forgetting", comparison.to_dict())
     return comparison
@@ -240,11 +242,10 @@ def measure_published_protocol(settings: EvaluationSettings) -> list[dict[str, A
         {
             "protocol": "transformers",
             "stride": stride,
-            "base": by_model["base"].perplexity,
-            "tuned": by_model["tuned"].perplexity,
+            **{name: result.to_dict()["perplexity"] for name, result in by_name.items()},
             "published": published.get(stride),
         }
-        for stride, by_model in scores.items()
+        for stride, by_name in scores.items()
     ]
     record.write_section(settings.run, "published_protocol", table)
     return table
@@ -258,20 +259,22 @@ def fill_prompt(settings: EvaluationSettings) -> EvaluationSettings:
     return settings.model_copy(update={"prompt": _OPENING.match(text)[0]})
 
 
-def _compare_on(documents: Sequence[str], settings: EvaluationSettings, *, source: str) -> Comparison:
+def _compare_on(documents: "Dataset", settings: EvaluationSettings, *, source: str) -> Comparison:
     context = read_run_settings(settings.run).block_size
+    texts, protocol = documents["text"], "passages" if "continues" in documents.column_names else "documents"
     base, tuned = (
         score(
             *load(settings.run),
-            documents,
+            texts,
             stride=min(settings.stride, context),
             context=context,
             per_device_eval_batch_size=settings.per_device_eval_batch_size,
+            protocol=protocol,
             name=name,
         )
         for load, name in ((load_base, None), (load_tuned, f"run {settings.run}"))
     )
-    return Comparison(source, documents, base, tuned, settings.seed)
+    return Comparison(source, texts, base, tuned, settings.seed)
 
 
 def measure_copying(settings: EvaluationSettings) -> CopyReport:
