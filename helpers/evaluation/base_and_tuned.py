@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _PROMPT_TOKENS = 8  # first tokens of a held-out document, which the samples that are searched for copies continue
 _OPENING = re.compile(r"\s*\S+(?:\s+\S+){0,4}")  # five words, such as the title of a fable or of an article
 # Model, source, configuration -> stride -> perplexity by the protocol of the transformers documentation. At 1024 from
-# https://github.com/huggingface/transformers/issues/13761, at 512 from the card of smpanaro/gpt2-AutoGPTQ-4bit-128g.
+# https://github.com/karpathy/llm.c/pull/276, at 512 from the card of smpanaro/gpt2-AutoGPTQ-4bit-128g on the Hub.
 _PUBLISHED = {("openai-community/gpt2", "Salesforce/wikitext", "wikitext-2-raw-v1"): {1024: 29.94, 512: 25.19}}
 
 
