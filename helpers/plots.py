@@ -38,11 +38,22 @@ def plot_history(history: Sequence[Mapping[str, Any]], *, ax: "Axes | None" = No
     return ax
 
 
-def plot_learning_rate(history: Sequence[Mapping[str, Any]], *, ax: "Axes | None" = None) -> "Axes":
-    """Draw the learning rate over the steps of a run."""
+def plot_learning_rate(
+    history: Sequence[Mapping[str, Any]], *, rates: Sequence[float] = (), ax: "Axes | None" = None
+) -> "Axes":
+    """Draw the learning rate over the steps of a run.
+
+    Args:
+        history: its logged rates are drawn as a line, or as dots on the line of `rates`.
+        rates: the schedule, one rate per step from step 1; a history that logs every tenth step hides the warm-up.
+        ax: where to draw.
+    """
     ax = ax or new_axes(height=2.4)
     rows = [row for row in history if "learning_rate" in row]
-    ax.plot([row["step"] for row in rows], [row["learning_rate"] for row in rows], color=GREEN)
+    if rates:
+        ax.plot(range(1, len(rates) + 1), rates, color=GREEN)
+    style = "o" if rates else "-"
+    ax.plot([row["step"] for row in rows], [row["learning_rate"] for row in rows], style, color=GREEN)
     ax.set(xlabel="optimizer step", ylabel="learning rate", title="The learning rate along the schedule")
     return ax
 

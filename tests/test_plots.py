@@ -52,6 +52,12 @@ def test_the_history_shows_each_loss_at_its_step():
     assert validation.get_xydata().tolist() == [[2, 2.5]]
 
 
+def test_the_warm_up_is_visible_in_the_schedule_of_every_step():
+    line, dots = plots.plot_learning_rate(HISTORY, rates=[0.0, 0.1, 0.05]).get_lines()
+    assert line.get_xydata().tolist() == [[1, 0.0], [2, 0.1], [3, 0.05]]
+    assert dots.get_linestyle() == "None"
+
+
 def test_bars_stand_in_the_order_given_with_their_figures():
     ax = plots.plot_bars({"first": 1.0, "second": 2.0}, xlabel="x", title="t")
     assert [label.get_text() for label in ax.get_yticklabels()][::-1] == ["first", "second"]
