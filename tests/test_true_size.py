@@ -23,6 +23,7 @@ from tests.loopback_hub import loopback_hub
 SHARED = NOTEBOOKS.parent.parent / "shared" / "data"
 MODEL, WIKITEXT, CONFIG = "openai-community/gpt2", "Salesforce/wikitext", "wikitext-2-raw-v1"
 CUT = {
+    "block_size": 256,
     "per_device_train_batch_size": 1,
     "gradient_accumulation_steps": 1,
     "num_train_epochs": 0.375,
