@@ -161,11 +161,18 @@ def _call(function: Callable, *arguments: Any) -> Any:
     return result
 
 
-@_exercise("environment-1", "the size of GPT-2's weights in GiB")
-def _weights(answer: Any) -> None:
-    if math.isclose(float(answer), 124_439_808 * 4 / 1e9, rel_tol=1e-3):
-        raise _Hint("Those are GB of 1000**3 bytes; graphics cards are sold and measured in GiB of 1024**3.")
-    _expect(answer, 124_439_808 * 4 / 1024**3, "Multiply the parameters by 4 bytes, divide by 1024**3.")
+@_exercise("environment-1", "what training GPT-2 medium keeps, in GiB")
+def _kept(answer: Any) -> None:
+    parameters, gib = 354_823_168, 1024**3
+    for wrong, hint in (
+        (16 * parameters / 1e9, "Those are GB of 1000**3 bytes; graphics cards are measured in GiB of 1024**3."),
+        (4 * parameters / gib, "Those are the weights alone: their gradients and AdamW's two averages are as large."),
+        (8 * parameters / gib, "Those are weights and gradients: AdamW's two averages are missing."),
+        (12 * parameters / gib, "AdamW keeps two averages for each weight, not one."),
+    ):
+        if math.isclose(_number(answer), wrong, rel_tol=2e-3):
+            raise _Hint(hint)
+    _expect(answer, 16 * parameters / gib, "Four numbers of 4 bytes for each parameter.", tolerance=2e-3)
 
 
 @_exercise("environment-2", "does a driver run a wheel?")
@@ -202,18 +209,7 @@ def _blocks(answer: Any) -> None:
         raise _Hint(f"{answer!r} is not right: 20 + 9 + 15 tokens and 3 end-of-texts, in blocks of 16.")
 
 
-@_exercise("data-2", "pack documents into blocks")
-def _pack(answer: Any) -> None:
-    blocks = [list(row) for row in _call(answer, [[1, 2, 3], [4], [5, 6, 7]], 0, 4)]
-    if blocks == [[1, 2, 3, 4], [5, 6, 7]] or not any(0 in row for row in blocks):
-        raise _Hint("The end-of-text token (0 here) must follow each document.")
-    if blocks == [[1, 2, 3, 0], [4, 0, 5, 6], [7, 0]]:
-        raise _Hint("The last, incomplete block is dropped: every block has exactly block_size tokens.")
-    if blocks != [[1, 2, 3, 0], [4, 0, 5, 6]]:
-        raise _Hint(f"Yours makes {blocks} of [[1,2,3],[4],[5,6,7]] with end-of-text 0 and block_size 4.")
-
-
-@_exercise("data-3", "the share of padding")
+@_exercise("data-2", "the share of padding")
 def _padding(answer: Any) -> None:
     share = _call(answer, [50, 100], 100)
     if math.isclose(share, 0.75):
@@ -222,13 +218,46 @@ def _padding(answer: Any) -> None:
     _expect(answer([300, 100], 100), 0.0, "A long document fills its row: the padding is 0, never negative.")
 
 
-@_exercise("data-4", "the share of leaked n-grams")
+@_exercise("data-3", "train the merges of a byte-level BPE")
+def _merges(answer: Any) -> None:
+    first, second = _pairs(answer, ["aab"] * 3 + ["ab"])
+    if first != ("a", "b"):
+        raise _Hint(f"In 'aab' three times and 'ab' once, 'a' and 'b' are neighbours most often: not {first}.")
+    if second == ("a", "a"):
+        raise _Hint("After the first merge 'ab' is one piece: count the pairs again, in the merged words.")
+    if second != ("a", "ab"):
+        raise _Hint(f"After ('a', 'b') the most frequent pair is ('a', 'ab'), not {second}.")
+    if _pairs(answer, ["ab"] * 6 + ["bc"] * 3)[1] != ("b", "c"):
+        raise _Hint("A pair lies inside one word: the end of a word and the beginning of the next are no neighbours.")
+    first, second = _pairs(answer, ["low"] * 5 + ["lower"] * 2 + ["newest"] * 6 + ["widest"] * 3)
+    if (first, second) not in ((("e", "s"), ("es", "t")), (("s", "t"), ("e", "st"))):
+        raise _Hint(f"'newest' six times and 'widest' three times make 'est' first, not {first} and {second}.")
+
+
+def _pairs(answer: Any, words: list[str]) -> list[tuple[str, str]]:
+    merges = [tuple(pair) for pair in _call(answer, words, 2)]
+    if len(merges) != 2:
+        raise _Hint(f"Two merges were asked for; yours are {merges}.")
+    return merges
+
+
+@_exercise("data-4", "find the leak in a dirty corpus")
 def _leak(answer: Any) -> None:
-    share = _call(answer, [1, 2, 3, 4, 5], [2, 3, 4, 9, 2, 3, 4], 3)
-    if math.isclose(share, 2 / 5):
-        raise _Hint("An n-gram that is twice in the test counts once: compare sets.")
-    _expect(share, 1 / 4, "Of the test's four different n-grams, only (2,3,4) is in the training ids.")
-    _expect(answer([1, 2, 3], [1, 3, 2], 2), 0.0, "The order counts: (1,3) and (3,2) are not in 1, 2, 3.")
+    train = ["The quick brown fox jumps over the lazy dog today.", "One two three four five six seven."]
+    test = [
+        "Nobody knows the trouble that the brown fox has seen.",
+        "THE QUICK, brown fox jumps over the lazy dog!",
+        "",
+    ]
+    found = sorted(_call(answer, train, test, 5))
+    if found == []:
+        raise _Hint("Test document 1 repeats a training document in other letters and punctuation: normalise both.")
+    if 0 in found:
+        raise _Hint("Test document 0 shares single words with the training text, which all English texts do.")
+    if found != [1]:
+        raise _Hint(f"The numbers of the leaked test documents should be [1], not {found}.")
+    if sorted(answer(train, ["say one two three four five now", "a six seven"], 5)) != [0]:
+        raise _Hint("A run of n words leaks wherever it stands in the document, not only at its beginning.")
 
 
 @_exercise("training-1", "optimizer steps in an epoch")
@@ -284,33 +313,76 @@ def _clip(answer: Any) -> None:
         raise _Hint("A gradient whose norm is below max_norm must stay as it is.")
 
 
-@_exercise("evaluation-1", "the perplexity of an even guess")
-def _uniform(answer: Any) -> None:
-    if math.isclose(float(answer), math.log(4096), rel_tol=1e-3):
-        raise _Hint("That is the loss in nats; perplexity is its exponential.")
-    _expect(answer, 4096, "The loss is ln(4096); perplexity is exp of the loss.")
+@_exercise("evaluation-1", "a perplexity by hand")
+def _by_hand(answer: Any) -> None:
+    for wrong, hint in (
+        (math.log(512) / 4, "That is the loss in nats; perplexity is its exponential."),
+        (9 / 4, "That is the loss in bits; perplexity is 2 to that power."),
+        (5.5, "That is the mean of 1/p: take the mean of the logarithms, then the exponential."),
+        (4.0, "That is 1 over the mean probability: take the mean of the logarithms, then the exponential."),
+        (512, "That is the product: the exponential of the sum. Divide the sum by the number of tokens first."),
+    ):
+        if math.isclose(_number(answer), wrong, rel_tol=1e-3):
+            raise _Hint(hint)
+    _expect(answer, 512**0.25, "exp of the mean of -ln p.", tolerance=2e-3)
 
 
-@_exercise("evaluation-2", "bits per byte")
+@_exercise("evaluation-2", "bits per byte from a perplexity")
 def _bits(answer: Any) -> None:
-    bits_per_byte = _call(answer, 100.0, 50)
-    if math.isclose(bits_per_byte, 2.0):
-        raise _Hint("Those are nats per byte: divide by ln 2.")
-    _expect(bits_per_byte, 100 / math.log(2) / 50, "Divide the summed nats by ln 2, then by the bytes.")
+    bits_per_byte = _call(answer, 16.0, 100, 400)
+    if math.isclose(bits_per_byte, math.log(16) / 4, rel_tol=1e-3):
+        raise _Hint("Those are nats per byte: divide by ln 2, or take log2.")
+    if math.isclose(bits_per_byte, 16.0):
+        raise _Hint("Bytes divide, tokens multiply: each token costs log2(perplexity) bits.")
+    if math.isclose(bits_per_byte, 4.0):
+        raise _Hint("Those are bits per token: multiply by the tokens, divide by the bytes.")
+    _expect(bits_per_byte, 1.0, "Perplexity 16 costs 4 bits per token; 100 tokens in 400 bytes make 1 bit per byte.")
 
 
-@_exercise("evaluation-3", "distinct n-grams")
-def _distinct(answer: Any) -> None:
-    _expect(_call(answer, [1, 2, 1, 2, 1], 2), 0.5, "Of (1,2) (2,1) (1,2) (2,1) two are different: 2 of 4.")
-    _expect(answer([1, 2, 3], 1), 1.0, "Three different tokens of three.")
+@_exercise("evaluation-3", "write the sliding window")
+def _windows(answer: Any) -> None:
+    for (n_tokens, context, stride), expected in {
+        (10, 4, 2): [(0, 4, 4), (2, 6, 2), (4, 8, 2), (6, 10, 2)],
+        (9, 4, 2): [(0, 4, 4), (2, 6, 2), (4, 8, 2), (6, 9, 1)],
+        (8, 4, 4): [(0, 4, 4), (4, 8, 4)],
+        (3, 4, 2): [(0, 3, 3)],
+    }.items():
+        found = [tuple(map(int, window)) for window in _call(answer, n_tokens, context, stride)]
+        case = f"{n_tokens} tokens, context {context}, stride {stride}"
+        if sum(scored for *_, scored in found) > n_tokens:
+            raise _Hint(f"{case}: tokens are scored twice. Score only what no earlier window contained.")
+        if sum(scored for *_, scored in found) < n_tokens:
+            raise _Hint(f"{case}: some tokens are never scored. The first window scores all of its tokens.")
+        if any(end > n_tokens for _, end, _ in found):
+            raise _Hint(f"{case}: a window ends behind the text.")
+        if any(scored == 0 for *_, scored in found):
+            raise _Hint(f"{case}: the last window scores nothing. Stop when a window reaches the end of the text.")
+        if found != expected:
+            raise _Hint(f"{case}: {found} should be {expected}.")
 
 
-@_exercise("evaluation-4", "the exposure of a secret")
-def _exposure(answer: Any) -> None:
-    if math.isclose(_call(answer, 4, 1024), 2.0):
-        raise _Hint("That is log2 of the rank alone: the best-kept secret would get the highest value.")
-    _expect(answer(1, 1024), 10.0, "The most probable of 1,024 has the highest exposure, log2(1024) bits.")
-    _expect(answer(4, 1024), 8.0, "log2(1024) is 10 and log2(4) is 2.")
+@_exercise("evaluation-4", "write the paired bootstrap")
+def _bootstrap(answer: Any) -> None:
+    import numpy as np
+
+    random = np.random.default_rng(1)
+    n_bytes = random.integers(100, 5000, 40).astype(float)
+    base = n_bytes * random.uniform(0.5, 3.0, 40)
+    share = float(_call(answer, base, base - 0.02 * n_bytes, n_bytes))
+    if share > 0.99:
+        raise _Hint("Here the tuned model is better on every document: count the draws in which it is not.")
+    if share > 0.01:
+        raise _Hint("Here the tuned model is better on every document: use the same draw of documents for both models.")
+    if answer(base, base * 1.02, n_bytes) < 0.99:
+        raise _Hint("Here the tuned model is worse on every document, so there is no draw in which it is better.")
+    one_long = np.array([10_000.0] + [100.0] * 9)
+    gain = np.array([-1000.0] + [20.0] * 9)  # worse on the long document, which decides the sum
+    share = float(answer(one_long, one_long - gain, one_long))
+    if abs(share - (1 - 0.9**10)) > 0.05:
+        raise _Hint(
+            f"Nine short documents gain a little, a long one loses much: about {1 - 0.9**10:.0%} of the draws contain "
+            f"the long one and are not better, not {share:.0%}. Sum the nats of a draw; a mean over documents hides it."
+        )
 
 
 @_exercise("troubleshooting-1", "labels that keep the real end")

@@ -128,8 +128,15 @@ class Settings(BaseModel):
         ]
 
     def _repr_html_(self) -> str:
-        cells = ("name", "value", "unit", "help")
-        return html_table(cells, ([str(row[cell]) for cell in cells] for row in self.rows()))  # every digit of a value
+        fields = type(self).model_fields
+        changed = [row for row in self.rows() if row["value"] != fields[row["name"]].default]
+        head = _html_rows(changed) if changed else "<p>Every setting has its default value.</p>"
+        return f"{head}<details><summary>all {len(fields)} settings</summary>{_html_rows(self.rows())}</details>"
+
+
+def _html_rows(rows: list[dict[str, Any]]) -> str:
+    cells = ("name", "value", "unit", "help")
+    return html_table(cells, ([str(row[cell]) for cell in cells] for row in rows))  # every digit of a value
 
 
 class RunSettings(Settings):
@@ -277,13 +284,13 @@ class EvaluationSettings(RunSettings):
     )
     num_return_sequences: int = Field(2, ge=1, le=64, description="samples for each prompt")
     temperature: float = Field(
-        0.8, gt=0, le=5, json_schema_extra={"step": 0.05}, description="below 1 favours probable tokens"
+        0.6, gt=0, le=5, json_schema_extra={"step": 0.05}, description="below 1 favours probable tokens"
     )
     top_k: int = Field(
         0, ge=0, le=50257, json_schema_extra={"unit": "tokens", "scale": "log"},
         description="sample from this many of the most probable tokens; 0: from all",
     )  # fmt: skip
-    top_p: float = Field(0.95, gt=0, le=1, description="sample from the most probable tokens that sum to this")
+    top_p: float = Field(0.9, gt=0, le=1, description="sample from the most probable tokens that sum to this")
     repetition_penalty: float = Field(
         1.1, ge=1, le=5, json_schema_extra={"step": 0.05}, description="above 1 makes repeated tokens less likely"
     )

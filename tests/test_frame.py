@@ -41,7 +41,7 @@ ROOMS = {
     "files": {"settings"},
     "exercises": {"display", "files", "settings"},
     "model": {"display", "settings"},
-    "course": {"display", "settings"},
+    "course": {"display", "plots", "settings"},
     "data": {"display", "files", "model", "plots", "settings"},
     "training": {"data", "display", "environment", "files", "model", "settings"},
     "evaluation": {"data", "display", "files", "model", "settings", "training"},

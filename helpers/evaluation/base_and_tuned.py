@@ -106,7 +106,8 @@ class Comparison:
         if interval is None:
             return f"{values}. One document gives no interval: the difference may be due to the choice of document."
         low, high = interval
-        values += f": {abs(saved):.3f} {'fewer' if saved > 0 else 'more'}"
+        shown = abs(round(self.base.bits_per_byte, 3) - round(self.tuned.bits_per_byte, 3))  # of the two shown values
+        values += f": {shown:.3f} {'fewer' if saved > 0 else 'more'}"
         range_text = f"{CONFIDENCE:.0%} interval of the gain {low:.3f} to {high:.3f}"
         if low <= 0 <= high:
             return f"{values} ({range_text}). The interval includes 0, so this may be due to the choice of documents."
@@ -121,6 +122,7 @@ class Comparison:
         names = ("bytes", "tokens", "base_nats", "tuned_nats")
         return {
             "source": self.source,
+            "verdict": self.verdict,
             "text_sha256": self.base.text_sha256,
             "base": base | {"model": self.base.model},
             "tuned": tuned | {"model": self.tuned.model},
@@ -309,6 +311,8 @@ def compare_decodings(
 ) -> DecodingReport:
     """Let the tuned model continue the prompt and the openings of three test documents, with each decoding method.
 
+    The base model continues the prompt as well, with the settings as they are.
+
     `decodings` has, for each method, the changes to the settings in the form that `generate` takes.
 
     Raises:
@@ -321,7 +325,8 @@ def compare_decodings(
     for name, changes in decodings.items():
         by_prompt = generate(model, tokenizer, [settings.prompt, *openings], settings, **changes)
         samples[name] = [sample for several in by_prompt for sample in several]
-    report = DecodingReport(samples, settings)
+    ((before,),) = generate(*load_base(settings.run), [settings.prompt], settings, num_return_sequences=1)
+    report = DecodingReport(samples, settings, before)
     record.write_section(settings.run, "speech", report.to_dict())
     return report
 

@@ -11,7 +11,7 @@ from helpers.environment import report
 from helpers.environment.facts import Unread
 from helpers.environment.report import diagnosis_of
 from helpers.environment.rules import STATUSES
-from tests.environment.baselines import LAPTOP, LINUX, WINDOWS, blind, on, silent
+from tests.environment.baselines import CPU_WHEEL, LAPTOP, LINUX, WINDOWS, blind, on, silent
 from tests.environment.machines import TABLE
 
 IDS = (
@@ -169,3 +169,25 @@ def test_the_name_of_a_process_puts_no_markup_into_a_page(diagnoses):
     page = diagnoses["card"]._repr_html_()
     assert "<script" not in page
     assert "&lt;script&gt;" in page
+
+
+def chain(machine):
+    rows = diagnosis_of(machine).chain()
+    assert [row["link"] for row in rows] == ["card", "driver", "wheel", "runtime", "torch", "product"]
+    return {row["link"]: row["status"] for row in rows}
+
+
+def test_on_a_ready_machine_every_link_of_the_chain_holds():
+    assert set(chain(LINUX).values()) == {"ok"}
+
+
+def test_a_link_that_is_not_there_is_absent_and_not_ok():
+    laptop = chain(LAPTOP)
+    assert {laptop[link] for link in ("card", "driver", "runtime", "torch")} == {"absent"}
+    assert laptop["product"] == "ok", "the CPU makes it"
+
+
+def test_below_a_broken_link_nothing_is_ok():
+    broken = chain(on(WINDOWS, torch=CPU_WHEEL))
+    assert (broken["card"], broken["driver"], broken["wheel"]) == ("ok", "ok", "fail")
+    assert {broken[link] for link in ("runtime", "torch", "product")} == {"absent"}
