@@ -26,7 +26,7 @@ CUT = {
     "block_size": 256,
     "per_device_train_batch_size": 1,
     "gradient_accumulation_steps": 1,
-    "num_train_epochs": 0.375,
+    "num_train_epochs": 0.04,
     "logging_steps": 1,
     "max_new_tokens": 16,
     "num_return_sequences": 1,
