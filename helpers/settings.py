@@ -24,6 +24,7 @@ PRESETS = ASSETS / "presets"
 POCKET = ASSETS / "pocket"
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 
+_SEPARATORS = ("auto", "row", "line", "blank line", "heading", "file")
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _WINDOWS_DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
@@ -68,6 +69,23 @@ def _known_encoding(name: str) -> str:
         raise ValueError(
             "is not an encoding that Python knows: use 'auto', 'utf-8', 'cp1252', 'utf-16' or another"
         ) from None
+
+
+def _known_separator(separator: str) -> str:
+    """Return the separator; refuse a broken pattern, and what is nearly a value but would be taken as text."""
+    if separator.startswith("pattern:"):
+        try:
+            re.compile(separator.removeprefix("pattern:"))
+        except re.error as error:
+            raise ValueError(f"has a broken regular expression after 'pattern:' ({error})") from None
+        if separator == "pattern:":
+            raise ValueError("needs a regular expression after 'pattern:', as in 'pattern:^CHAPTER'")
+    if separator in _SEPARATORS or re.fullmatch(r"[1-9]\d* rows?", separator) or "\n" in separator:
+        return separator
+    plain = " ".join(re.split(r"[\s_-]+", separator.strip().lower())).removesuffix("s")
+    if plain in _SEPARATORS or re.fullmatch(r"\d* ?(row|line)", plain):
+        raise ValueError(f"is not a value: use {', '.join(map(repr, _SEPARATORS))} or such as '100 rows'")
+    return separator
 
 
 class Settings(BaseModel):
@@ -147,11 +165,13 @@ class DataSettings(RunSettings):
     source_split: str = Field("", description="the only split to read; empty: all, and the source's own split is kept")
     source_revision: str = Field("", description="branch, tag or commit of a Hub data set; empty: the newest")
     text_column: str = Field("", description="column of a table that holds the text; empty: detected")
-    document_separator: str = Field(
+    document_separator: Annotated[str, AfterValidator(_known_separator)] = Field(
         "auto",
         min_length=1,
-        description="'file', 'blank line', 'line', or the text between documents; auto: a folder's files are "
-        "documents, a single file is split at blank lines",
+        examples=["auto", "row", "blank line", "heading", "pattern:^CHAPTER", "100 rows", "file", "<|endoftext|>"],
+        description="what ends a document, in texts and tables: 'row' (a line, a table's row), 'blank line', 'heading' "
+        "(as in WikiText), 'pattern:' and a regular expression that a first row matches, '100 rows', 'file' (a single "
+        "one is a continuous text), or the text between documents; auto: recognised and reported",
     )
     encoding: Annotated[str, AfterValidator(_known_encoding)] = Field(
         "auto", description="encoding of text files, such as cp1252; auto: detected and reported"
@@ -263,7 +283,7 @@ class EvaluationSettings(RunSettings):
     per_device_eval_batch_size: int = Field(
         8, ge=1, le=1024, json_schema_extra={"unit": "windows", "scale": "log"}, description="windows per forward pass"
     )
-    prompt: str = Field("The Fox and the", min_length=1, description="text that both models continue")
+    prompt: str = Field("", description="text that both models continue; empty: the first words of a test document")
     max_new_tokens: int = Field(
         160, ge=1, le=1000, json_schema_extra={"unit": "tokens"}, description="maximum length of a sample"
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from helpers.data.facts import TINY_TOKENS, near_duplicates_text, tokens_per_character
+from helpers.data.facts import TINY_TOKENS, documents_text, near_duplicates_text, tokens_per_character
 from helpers.data.preparation import PreparedData
 from helpers.display import html_table
 from helpers.plots import BLUE, GREEN, GREY, ORANGE, RED, new_axes, new_figure, plot_bars, plot_lengths
@@ -43,6 +43,7 @@ class DataReport:
         facts, leakage = self.facts, self.facts["leakage"]
         encodings = ", ".join(f"{name}: {count}" for name, count in facts["encodings"].items()) or "no text files"
         return [
+            ("what separates documents", documents_text(facts)),
             ("documents read", f"{facts['documents_read']:,}"),
             ("empty, left out", f"{facts['empty']:,}"),
             ("repeated, left out", f"{facts['duplicates_removed']:,}"),
