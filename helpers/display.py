@@ -20,6 +20,7 @@ STATUS_MARKS = {
     "warn": ("!", ORANGE, "#000000"),
     "fail": ("✗", "#b34700", "#ffffff"),
     "unknown": ("?", "#595959", "#ffffff"),
+    "absent": ("\u2013", GREY, "#ffffff"),
 }
 
 

@@ -1,15 +1,27 @@
 """The checks of the exercises: `check("data-1", answer)` says right, not yet (with a hint), or not done yet.
 
-A check tries an answer on cases of its own and never stops the notebook: what the answer raises becomes a hint.
+A check tries an answer on cases of its own and never stops the notebook: what the answer raises becomes a hint. What is
+solved is kept in the run's folder, where `progress` reads it.
 """
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 from typing import Any
 
+from helpers.display import html_table
+from helpers.files import write_atomically
+from helpers.settings import run_folder
+
+_MARKS = {"right": "\u2713", "not yet": "\u2717", "not done yet": "\u2026"}
 _CHECKS: dict[str, tuple[Callable[[Any], None], str]] = {}
+_PAGE_STYLE = (
+    ":root { color-scheme: light dark } body { font: 16px/1.5 system-ui, sans-serif; max-width: 45rem; "
+    "margin: 2rem auto; padding: 0 1rem } td, th { padding: .2rem .7rem } @media print { body { margin: 0 } }"
+)
 
 
 @dataclass(frozen=True)
@@ -20,32 +32,94 @@ class Verdict:
     message: str
 
     def _repr_html_(self) -> str:
-        mark = {"right": "\u2713", "not yet": "\u2717", "not done yet": "\u2026"}[self.status]
-        return f"<p><b>{mark} {self.status}.</b> {escape(self.message)}</p>"
+        return f"<p><b>{_MARKS[self.status]} {self.status}.</b> {escape(self.message)}</p>"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What is solved: `statuses` has the status of each exercise, in the order of the course."""
+
+    run: str
+    statuses: dict[str, str]
+
+    def __str__(self) -> str:
+        """Return the number of solved exercises as a sentence."""
+        n_right = list(self.statuses.values()).count("right")
+        return f"{n_right} of {len(self.statuses)} exercises are solved."
+
+    def _repr_html_(self) -> str:
+        rows = [(_MARKS[status], name, _CHECKS[name][1], status) for name, status in self.statuses.items()]
+        return f"{html_table(['', 'exercise', 'task', 'status'], rows)}<p>{self}</p>"
+
+    def write_page(self) -> Path:
+        """Write the table as one page for a printer, `exercises.html` in the run's folder; return its path."""
+        path = run_folder(self.run) / "exercises.html"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        title = f"Exercises: {self.run}"
+        write_atomically(
+            path,
+            f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
+            f"<style>{_PAGE_STYLE}</style><h1>{title}</h1>{self._repr_html_()}</html>",
+        )
+        return path
 
 
 class _Hint(Exception):  # noqa: N818 (a hint is no error)
     pass
 
 
-def check(name: str, answer: Any) -> Verdict:
+def check(name: str, answer: Any, *, run: str = "pocket") -> Verdict:
     """Check the answer to one exercise; an answer of None, or a function that returns None, is 'not done yet'.
+
+    Args:
+        name: of the exercise, such as 'data-1'.
+        answer: a value or a function.
+        run: where the verdict is kept for `progress`; an exercise that was solved once stays solved.
 
     Raises:
         KeyError: there is no exercise of that name.
     """
-    examine, hint = _CHECKS[name]
+    verdict = _verdict(_CHECKS[name][0], answer)
+    before = _statuses(run)
+    if verdict.status != "not done yet" and before.get(name) not in ("right", verdict.status):
+        path = _record(run)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(before | {name: verdict.status}, indent=2))
+    return verdict
+
+
+def _verdict(examine: Callable[[Any], None], answer: Any) -> Verdict:
+    not_done = Verdict("not done yet", "Write your answer into the cell above; a function has to return it.")
     if answer is None:
-        return Verdict("not done yet", f"Hint: {hint}")
+        return not_done
     try:
         examine(answer)
     except _NotDoneError:
-        return Verdict("not done yet", f"Hint: {hint}")
-    except _Hint as hint_for_it:
-        return Verdict("not yet", str(hint_for_it))
+        return not_done
+    except _Hint as hint:
+        return Verdict("not yet", str(hint))
     except Exception as error:  # noqa: BLE001 (a learner's code may raise anything)
         return Verdict("not yet", f"It raises {type(error).__name__}: {error}")
     return Verdict("right", "On to the next one.")
+
+
+def progress(run: str = "pocket") -> Progress:
+    """Return what is solved so far, of all notebooks, as it is kept in a run's folder."""
+    kept = _statuses(run)
+    return Progress(run, {name: kept.get(name, "not done yet") for name in _CHECKS})
+
+
+def _record(run: str) -> Path:
+    return run_folder(run) / "exercises.json"
+
+
+def _statuses(run: str) -> dict[str, str]:
+    """Return the statuses that were kept; none where the file is missing, or was changed into something else."""
+    try:
+        kept = json.loads(_record(run).read_text(encoding="utf-8"))
+        return {name: status for name, status in kept.items() if status in ("right", "not yet")}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}
 
 
 class _NotDoneError(Exception):
@@ -57,48 +131,65 @@ def exercise_names() -> list[str]:
     return list(_CHECKS)
 
 
-def _exercise(name: str, hint: str) -> Callable:
+def _exercise(name: str, task: str) -> Callable:
     def register(examine: Callable[[Any], None]) -> Callable:
-        _CHECKS[name] = (examine, hint)
+        _CHECKS[name] = (examine, task)
         return examine
 
     return register
 
 
+def _number(answer: Any) -> float:
+    """Return an answer as a number; a hint for what is none, such as a string or a tuple."""
+    try:
+        return float(answer)
+    except (TypeError, ValueError):
+        raise _Hint(f"{answer!r} is not a number.") from None
+
+
 def _expect(given: Any, expected: float, hint: str, *, tolerance: float = 1e-3) -> None:
-    if not math.isclose(float(given), expected, rel_tol=tolerance, abs_tol=1e-9):
+    if not math.isclose(_number(given), expected, rel_tol=tolerance, abs_tol=1e-9):
         raise _Hint(f"{given!r} is not right. {hint}")
 
 
 def _call(function: Callable, *arguments: Any) -> Any:
+    if not callable(function):
+        raise _Hint(f"The answer must be a function, not {function!r}.")
     result = function(*arguments)
     if result is None:
         raise _NotDoneError
     return result
 
 
-@_exercise("environment-1", "a float32 weight takes 4 bytes; a GiB is 1024**3 of them.")
-def _weights(answer: Any) -> None:
-    if math.isclose(float(answer), 124_439_808 * 4 / 1e9, rel_tol=1e-3):
-        raise _Hint("Those are GB of 1000**3 bytes; graphics cards are sold and measured in GiB of 1024**3.")
-    _expect(answer, 124_439_808 * 4 / 1024**3, "Multiply the parameters by 4 bytes, divide by 1024**3.")
+@_exercise("environment-1", "what training GPT-2 medium keeps, in GiB")
+def _kept(answer: Any) -> None:
+    parameters, gib = 354_823_168, 1024**3
+    for wrong, hint in (
+        (16 * parameters / 1e9, "Those are GB of 1000**3 bytes; graphics cards are measured in GiB of 1024**3."),
+        (4 * parameters / gib, "Those are the weights alone: their gradients and AdamW's two averages are as large."),
+        (8 * parameters / gib, "Those are weights and gradients: AdamW's two averages are missing."),
+        (12 * parameters / gib, "AdamW keeps two averages for each weight, not one."),
+    ):
+        if math.isclose(_number(answer), wrong, rel_tol=2e-3):
+            raise _Hint(hint)
+    _expect(answer, 16 * parameters / gib, "Four numbers of 4 bytes for each parameter.", tolerance=2e-3)
 
 
-@_exercise("environment-2", "a CUDA 12 wheel needs driver 525, a CUDA 13 wheel driver 580.")
+@_exercise("environment-2", "does a driver run a wheel?")
 def _wheels(answer: Any) -> None:
     for driver, cuda, fits in ((525, 12, True), (520, 12, False), (580, 13, True), (575, 13, False), (595, 12, True)):
         if bool(_call(answer, driver, cuda)) is not fits:
             raise _Hint(f"Driver {driver} with a CUDA {cuda} wheel should give {fits}: newer drivers run older wheels.")
 
 
-@_exercise("environment-3", "an (n, n) product does n*n*n multiplications and as many additions.")
+@_exercise("environment-3", "TFLOP/s of a matrix product")
 def _tflops(answer: Any) -> None:
     if math.isclose(_call(answer, 1000, 1.0), 1e-3, rel_tol=1e-3):
         raise _Hint("Each of the n**3 multiplications comes with an addition: count both.")
     _expect(answer(2000, 0.5), 0.032, "2 * n**3 operations, divided by the seconds and by 1e12.")
 
 
-@_exercise("environment-4", "begin with `replace(card, ...)`; driver, wheel and card have to match.")
+@_exercise("environment-4", "a machine that the doctor passes")
 def _machine(answer: Any) -> None:
     if answer.card is None:
         raise _Hint("It has no card: the driver's `cards` must hold one.")
@@ -108,26 +199,17 @@ def _machine(answer: Any) -> None:
         raise _Hint(f"Its card gets the preset {answer.card.preset}: the preset depends on the card's bytes.")
 
 
-@_exercise("data-1", "add up the tokens, one end-of-text more for each document, and divide by the block size.")
+@_exercise("data-1", "blocks and tokens of three documents")
 def _blocks(answer: Any) -> None:
-    if answer in (2, (2, 12)):
+    if not isinstance(answer, tuple | list):
+        raise _Hint("Two numbers are asked for, in the order of the question, as a tuple.")
+    if tuple(answer) == (2, 12):
         raise _Hint("Do not forget the end-of-text token that closes each document.")
     if tuple(answer) != (2, 15):
         raise _Hint(f"{answer!r} is not right: 20 + 9 + 15 tokens and 3 end-of-texts, in blocks of 16.")
 
 
-@_exercise("data-2", "build one long list, `stream`, then slice it at multiples of block_size.")
-def _pack(answer: Any) -> None:
-    blocks = [list(row) for row in _call(answer, [[1, 2, 3], [4], [5, 6, 7]], 0, 4)]
-    if blocks == [[1, 2, 3, 4], [5, 6, 7]] or not any(0 in row for row in blocks):
-        raise _Hint("The end-of-text token (0 here) must follow each document.")
-    if blocks == [[1, 2, 3, 0], [4, 0, 5, 6], [7, 0]]:
-        raise _Hint("The last, incomplete block is dropped: every block has exactly block_size tokens.")
-    if blocks != [[1, 2, 3, 0], [4, 0, 5, 6]]:
-        raise _Hint(f"Yours makes {blocks} of [[1,2,3],[4],[5,6,7]] with end-of-text 0 and block_size 4.")
-
-
-@_exercise("data-3", "a document longer than the block is cut to it; the others are filled up to it.")
+@_exercise("data-2", "the share of padding")
 def _padding(answer: Any) -> None:
     share = _call(answer, [50, 100], 100)
     if math.isclose(share, 0.75):
@@ -136,31 +218,68 @@ def _padding(answer: Any) -> None:
     _expect(answer([300, 100], 100), 0.0, "A long document fills its row: the padding is 0, never negative.")
 
 
-@_exercise("data-4", "put each n-gram into a set, as a tuple; then intersect two sets.")
+@_exercise("data-3", "train the merges of a byte-level BPE")
+def _merges(answer: Any) -> None:
+    first, second = _pairs(answer, ["aab"] * 3 + ["ab"])
+    if first != ("a", "b"):
+        raise _Hint(f"In 'aab' three times and 'ab' once, 'a' and 'b' are neighbours most often: not {first}.")
+    if second == ("a", "a"):
+        raise _Hint("After the first merge 'ab' is one piece: count the pairs again, in the merged words.")
+    if second != ("a", "ab"):
+        raise _Hint(f"After ('a', 'b') the most frequent pair is ('a', 'ab'), not {second}.")
+    if _pairs(answer, ["ab"] * 6 + ["bc"] * 3)[1] != ("b", "c"):
+        raise _Hint("A pair lies inside one word: the end of a word and the beginning of the next are no neighbours.")
+    first, second = _pairs(answer, ["low"] * 5 + ["lower"] * 2 + ["newest"] * 6 + ["widest"] * 3)
+    if (first, second) not in ((("e", "s"), ("es", "t")), (("s", "t"), ("e", "st"))):
+        raise _Hint(f"'newest' six times and 'widest' three times make 'est' first, not {first} and {second}.")
+
+
+def _pairs(answer: Any, words: list[str]) -> list[tuple[str, str]]:
+    merges = [tuple(pair) for pair in _call(answer, words, 2)]
+    if len(merges) != 2:
+        raise _Hint(f"Two merges were asked for; yours are {merges}.")
+    return merges
+
+
+@_exercise("data-4", "find the leak in a dirty corpus")
 def _leak(answer: Any) -> None:
-    share = _call(answer, [1, 2, 3, 4, 5], [2, 3, 4, 9, 2, 3, 4], 3)
-    if math.isclose(share, 2 / 5):
-        raise _Hint("An n-gram that is twice in the test counts once: compare sets.")
-    _expect(share, 1 / 4, "Of the test's four different n-grams, only (2,3,4) is in the training ids.")
-    _expect(answer([1, 2, 3], [1, 3, 2], 2), 0.0, "The order counts: (1,3) and (3,2) are not in 1, 2, 3.")
+    train = ["The quick brown fox jumps over the lazy dog today.", "One two three four five six seven."]
+    test = [
+        "Nobody knows the trouble that the brown fox has seen.",
+        "THE QUICK, brown fox jumps over the lazy dog!",
+        "",
+    ]
+    found = sorted(_call(answer, train, test, 5))
+    if found == []:
+        raise _Hint("Test document 1 repeats a training document in other letters and punctuation: normalise both.")
+    if 0 in found:
+        raise _Hint("Test document 0 shares single words with the training text, which all English texts do.")
+    if found != [1]:
+        raise _Hint(f"The numbers of the leaked test documents should be [1], not {found}.")
+    if sorted(answer(train, ["say one two three four five now", "a six seven"], 5)) != [0]:
+        raise _Hint("A run of n words leaks wherever it stands in the document, not only at its beginning.")
 
 
-@_exercise("training-1", "batch times accumulation; an epoch is all blocks once, the last step may be smaller.")
+@_exercise("training-1", "optimizer steps in an epoch")
 def _steps(answer: Any) -> None:
     if answer == 250:
         raise _Hint("One optimizer step comes after gradient_accumulation_steps passes, not after each.")
     _expect(answer, 63, "1000 blocks in steps of 4 x 4 = 16: 62 full steps and a last, smaller one.", tolerance=1e-9)
 
 
-@_exercise("training-2", "during the warm-up: peak * step / warmup; after it: half a cosine from peak to 0.")
+@_exercise("training-2", "the cosine schedule with warm-up")
 def _schedule(answer: Any) -> None:
     _expect(_call(answer, 5, 1.0, 10, 110), 0.5, "Half-way through the warm-up it is half the peak.")
     _expect(answer(10, 1.0, 10, 110), 1.0, "At the end of the warm-up it is the peak.")
-    _expect(answer(60, 1.0, 10, 110), 0.5, "In the middle of the cosine it is half the peak.")
+    _expect(answer(60, 1.0, 10, 110), 0.5, "Half-way between the peak and the end it is half the peak.")
     _expect(answer(110, 1.0, 10, 110), 0.0, "At the last step it is 0.", tolerance=1e-6)
+    if math.isclose(answer(35, 1.0, 10, 110), 0.75):
+        raise _Hint("That is a straight line: a cosine falls slowly at first, then faster, then slowly again.")
+    _expect(answer(35, 1.0, 10, 110), (1 + math.cos(math.pi / 4)) / 2, "A quarter of the way down, cos(pi / 4) counts.")
+    _expect(answer(0, 2.0, 0, 100), 2.0, "Without a warm-up it begins at the peak.")
 
 
-@_exercise("training-3", "position t predicts token t + 1: logits[:, :-1] against ids[:, 1:].")
+@_exercise("training-3", "the next-token loss")
 def _next_token(answer: Any) -> None:
     import torch
     from torch.nn import functional as F
@@ -174,36 +293,99 @@ def _next_token(answer: Any) -> None:
     _expect(loss, expected, "Mean cross-entropy of logits[:, :-1] against ids[:, 1:].", tolerance=1e-4)
 
 
-@_exercise("evaluation-1", "what does a model know that gives each of 4,096 tokens the same probability?")
-def _uniform(answer: Any) -> None:
-    if math.isclose(float(answer), math.log(4096), rel_tol=1e-3):
-        raise _Hint("That is the loss in nats; perplexity is its exponential.")
-    _expect(answer, 4096, "The loss is ln(4096); perplexity is exp of the loss.")
+@_exercise("training-4", "gradient clipping")
+def _clip(answer: Any) -> None:
+    import torch
+
+    gradients = [torch.tensor([3.0, 0.0]), torch.tensor([[0.0], [4.0]])]
+    norm = _call(answer, gradients, 1.0)
+    after = [gradient.flatten().tolist() for gradient in gradients]
+    if after == [[1.0, 0.0], [0.0, 1.0]]:
+        raise _Hint("Each gradient was scaled to the norm by itself: that changes their direction as a whole.")
+    _expect(norm, 5.0, "The norm before clipping is the root of 3**2 + 4**2.")
+    if after == [[3.0, 0.0], [0.0, 4.0]]:
+        raise _Hint("The gradients are as large as before: change the tensors themselves, in place.")
+    if not all(math.isclose(a, b, abs_tol=1e-3) for a, b in zip((*after[0], *after[1]), (0.6, 0, 0, 0.8), strict=True)):
+        raise _Hint(f"The gradients (3, 0) and (0, 4), clipped to norm 1, became {after}.")
+    small = [torch.tensor([0.3, 0.4])]
+    answer(small, 1.0)
+    if abs(small[0].norm().item() - 0.5) > 1e-3:
+        raise _Hint("A gradient whose norm is below max_norm must stay as it is.")
 
 
-@_exercise("evaluation-2", "nats divided by ln 2 are bits.")
+@_exercise("evaluation-1", "a perplexity by hand")
+def _by_hand(answer: Any) -> None:
+    for wrong, hint in (
+        (math.log(512) / 4, "That is the loss in nats; perplexity is its exponential."),
+        (9 / 4, "That is the loss in bits; perplexity is 2 to that power."),
+        (5.5, "That is the mean of 1/p: take the mean of the logarithms, then the exponential."),
+        (4.0, "That is 1 over the mean probability: take the mean of the logarithms, then the exponential."),
+        (512, "That is the product: the exponential of the sum. Divide the sum by the number of tokens first."),
+    ):
+        if math.isclose(_number(answer), wrong, rel_tol=1e-3):
+            raise _Hint(hint)
+    _expect(answer, 512**0.25, "exp of the mean of -ln p.", tolerance=2e-3)
+
+
+@_exercise("evaluation-2", "bits per byte from a perplexity")
 def _bits(answer: Any) -> None:
-    bits_per_byte = _call(answer, 100.0, 50)
-    if math.isclose(bits_per_byte, 2.0):
-        raise _Hint("Those are nats per byte: divide by ln 2.")
-    _expect(bits_per_byte, 100 / math.log(2) / 50, "Divide the summed nats by ln 2, then by the bytes.")
+    bits_per_byte = _call(answer, 16.0, 100, 400)
+    if math.isclose(bits_per_byte, math.log(16) / 4, rel_tol=1e-3):
+        raise _Hint("Those are nats per byte: divide by ln 2, or take log2.")
+    if math.isclose(bits_per_byte, 16.0):
+        raise _Hint("Bytes divide, tokens multiply: each token costs log2(perplexity) bits.")
+    if math.isclose(bits_per_byte, 4.0):
+        raise _Hint("Those are bits per token: multiply by the tokens, divide by the bytes.")
+    _expect(bits_per_byte, 1.0, "Perplexity 16 costs 4 bits per token; 100 tokens in 400 bytes make 1 bit per byte.")
 
 
-@_exercise("evaluation-3", "collect the n-grams in a set; divide its size by their number.")
-def _distinct(answer: Any) -> None:
-    _expect(_call(answer, [1, 2, 1, 2, 1], 2), 0.5, "Of (1,2) (2,1) (1,2) (2,1) two are different: 2 of 4.")
-    _expect(answer([1, 2, 3], 1), 1.0, "Three different tokens of three.")
+@_exercise("evaluation-3", "write the sliding window")
+def _windows(answer: Any) -> None:
+    for (n_tokens, context, stride), expected in {
+        (10, 4, 2): [(0, 4, 4), (2, 6, 2), (4, 8, 2), (6, 10, 2)],
+        (9, 4, 2): [(0, 4, 4), (2, 6, 2), (4, 8, 2), (6, 9, 1)],
+        (8, 4, 4): [(0, 4, 4), (4, 8, 4)],
+        (3, 4, 2): [(0, 3, 3)],
+    }.items():
+        found = [tuple(map(int, window)) for window in _call(answer, n_tokens, context, stride)]
+        case = f"{n_tokens} tokens, context {context}, stride {stride}"
+        if sum(scored for *_, scored in found) > n_tokens:
+            raise _Hint(f"{case}: tokens are scored twice. Score only what no earlier window contained.")
+        if sum(scored for *_, scored in found) < n_tokens:
+            raise _Hint(f"{case}: some tokens are never scored. The first window scores all of its tokens.")
+        if any(end > n_tokens for _, end, _ in found):
+            raise _Hint(f"{case}: a window ends behind the text.")
+        if any(scored == 0 for *_, scored in found):
+            raise _Hint(f"{case}: the last window scores nothing. Stop when a window reaches the end of the text.")
+        if found != expected:
+            raise _Hint(f"{case}: {found} should be {expected}.")
 
 
-@_exercise("evaluation-4", "the most probable has rank 1, and log2(1) is 0.")
-def _exposure(answer: Any) -> None:
-    if math.isclose(_call(answer, 4, 1024), 2.0):
-        raise _Hint("That is log2 of the rank alone: the best-kept secret would get the highest value.")
-    _expect(answer(1, 1024), 10.0, "The most probable of 1,024 has the highest exposure, log2(1024) bits.")
-    _expect(answer(4, 1024), 8.0, "log2(1024) is 10 and log2(4) is 2.")
+@_exercise("evaluation-4", "write the paired bootstrap")
+def _bootstrap(answer: Any) -> None:
+    import numpy as np
+
+    random = np.random.default_rng(1)
+    n_bytes = random.integers(100, 5000, 40).astype(float)
+    base = n_bytes * random.uniform(0.5, 3.0, 40)
+    share = float(_call(answer, base, base - 0.02 * n_bytes, n_bytes))
+    if share > 0.99:
+        raise _Hint("Here the tuned model is better on every document: count the draws in which it is not.")
+    if share > 0.01:
+        raise _Hint("Here the tuned model is better on every document: use the same draw of documents for both models.")
+    if answer(base, base * 1.02, n_bytes) < 0.99:
+        raise _Hint("Here the tuned model is worse on every document, so there is no draw in which it is better.")
+    one_long = np.array([10_000.0] + [100.0] * 9)
+    gain = np.array([-1000.0] + [20.0] * 9)  # worse on the long document, which decides the sum
+    share = float(answer(one_long, one_long - gain, one_long))
+    if abs(share - (1 - 0.9**10)) > 0.05:
+        raise _Hint(
+            f"Nine short documents gain a little, a long one loses much: about {1 - 0.9**10:.0%} of the draws contain "
+            f"the long one and are not better, not {share:.0%}. Sum the nats of a draw; a mean over documents hides it."
+        )
 
 
-@_exercise("troubleshooting-1", "use the mask, not the token: the first end-of-text is text, the later ones padding.")
+@_exercise("troubleshooting-1", "labels that keep the real end")
 def _labels(answer: Any) -> None:
     import torch
 
@@ -218,42 +400,47 @@ def _labels(answer: Any) -> None:
 
 
 _SEEN_IN = {
-    "T6": "the log would show a loss or a gradient that is not a number",
-    "T7": "the loss would not move",
-    "T8": "the labels in the rows would differ from the tokens",
-    "T9": "held-out loss would rise while training loss falls",
-    "T16": "the learning rate would jump up in the middle of the run",
+    "not a number": "the log would show a loss or a gradient that is not a number",
+    "never moves": "the loss would not move",
+    "labels shifted twice": "the labels in the rows would differ from the tokens",
+    "memorises": "held-out loss would rise while training loss falls",
+    "another schedule": "the learning rate would jump up in the middle of the run",
 }
 
 
-def _diagnosis(answer: Any, right: str, hint: str) -> None:
+def _diagnosis(answer: Any, right: str, where: str) -> None:
     if answer == right:
         return
     if answer not in _SEEN_IN:
-        raise _Hint(f"{answer!r} is none of {', '.join(_SEEN_IN)}.")
-    raise _Hint(f"With {answer}, {_SEEN_IN[answer]}; that is not the case here. {hint}")
+        raise _Hint(f"{answer!r} is none of {', '.join(map(repr, _SEEN_IN))}.")
+    raise _Hint(f"With {answer!r}, {_SEEN_IN[answer]}; that is not the case here. {where}")
 
 
-@_exercise("troubleshooting-2", "compare the first loss with the last, and with ln(4,096).")
+@_exercise("troubleshooting-2", "the first broken run")
 def _run_a(answer: Any) -> None:
-    _diagnosis(answer, "T7", "There is a gradient and a learning rate, and yet the loss does not move.")
+    _diagnosis(answer, "never moves", "Compare the first loss with the last.")
 
 
-@_exercise("troubleshooting-3", "put the two losses next to each other, row by row.")
+@_exercise("troubleshooting-3", "the second broken run")
 def _run_b(answer: Any) -> None:
-    _diagnosis(answer, "T9", "Which of the two losses falls to the end, and which does not?")
+    _diagnosis(answer, "memorises", "Which of the two losses falls to the end, and which does not?")
 
 
-@_exercise("troubleshooting-4", "the log looks fine: look at the row below it.")
+@_exercise("troubleshooting-4", "the third broken run")
 def _run_c(answer: Any) -> None:
-    _diagnosis(answer, "T8", "Compare the labels with the input_ids, position by position.")
+    _diagnosis(answer, "labels shifted twice", "Compare the labels with the input_ids, position by position.")
 
 
-@_exercise("troubleshooting-5", "halve the one, double the other, until the batch is at most what fits.")
-def _smaller_batch(answer: Any) -> None:
-    for (batch, steps, most), expected in (((16, 1, 4), (4, 4)), ((8, 2, 8), (8, 2)), ((4, 4, 1), (1, 16))):
-        smaller = tuple(_call(answer, batch, steps, most))
-        if smaller[0] * smaller[1] != batch * steps:
-            raise _Hint(f"{batch} x {steps} became {smaller[0]} x {smaller[1]}: their product must stay the same.")
-        if smaller != expected:
-            raise _Hint(f"Batch {batch} with {steps} passes, when {most} fits, should give {expected}, not {smaller}.")
+@_exercise("troubleshooting-5", "your model FLOPs utilisation")
+def _utilisation(answer: Any) -> None:
+    share = _number(_call(answer, 1_000_000, 2_000.0, 0.06))
+    for wrong, hint in (
+        (0.2 / 3, "That counts the forward pass alone; the backward pass takes twice as many operations."),
+        (20.0, "That is in per cent; give the share, between 0 and 1."),
+        (2e11, "The peak is in TFLOP/s: 10**12 operations per second."),
+        (5.0, "That is the peak divided by what was reached."),
+    ):
+        if math.isclose(share, wrong, rel_tol=1e-3):
+            raise _Hint(hint)
+    _expect(share, 0.2, "A million parameters, 2,000 tokens per second and a peak of 0.06 TFLOP/s give 20 %.")
+    _expect(answer(124_000_000, 40_000.0, 80.0), 0.372, "Another model and card give 37.2 %.")

@@ -1,26 +1,57 @@
 """All plots of the course: plain rows in, matplotlib Axes out, readable in a light and a dark JupyterLab.
 
 Each function draws into `ax`, or into a new figure, and returns the Axes. Lines differ in style as well as in colour.
+Orange marks the tuned model or whatever a picture is about, blue everything else. Each picture has an alternative text.
 """
 
 import math
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from helpers.display import BLUE, GREEN, GREY, ORANGE, RED, STATUS_MARKS, cut
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COMMON_TOKENS = 8  # runs of up to about this many tokens are in most texts of one kind, copied or not
 
 
 def new_axes(*, width: float = 7.0, height: float = 3.2) -> "Axes":
-    """Return the Axes of a new figure, `width` by `height` inches; white, so that it is readable in both themes."""
+    """Return the Axes of a new figure, `width` by `height` inches."""
+    return new_figure(width=width, height=height)[1]
+
+
+def new_figure(n_rows: int = 1, n_columns: int = 1, *, width: float, height: float) -> tuple["Figure", Any]:
+    """Return a new figure and its Axes, an array if there are several; white, so that it is readable in both themes."""
     import matplotlib.pyplot as plt
 
-    _, ax = plt.subplots(figsize=(width, height), layout="constrained", facecolor="white")
-    ax.spines[["top", "right"]].set_visible(False)
-    return ax
+    size = {"figsize": (width, height), "layout": "constrained", "facecolor": "white"}
+    figure, axes = plt.subplots(n_rows, n_columns, **size)
+    for ax in figure.axes:
+        ax.spines[["top", "right"]].set_visible(False)
+    # Jupyter asks an object for its metadata; nbconvert makes this one the `alt` of the image.
+    figure._repr_mimebundle_ = partial(_alternative_text, figure)
+    return figure, axes
+
+
+def _alternative_text(figure: "Figure", **_: Any) -> tuple[dict, dict]:
+    return {}, {"image/png": {"alt": describe(figure)}}
+
+
+def describe(figure: "Figure") -> str:
+    """Return in words what a figure shows: for each of its parts the title, the axes, and the legend or the values."""
+    parts = []
+    for ax in figure.axes:
+        words = [ax.get_title()]
+        if ax.get_xlabel():
+            words.append(" against ".join(filter(None, (ax.get_ylabel(), ax.get_xlabel()))))
+        names = [name for name in ax.get_legend_handles_labels()[1] if name]
+        values = ax.get_label() or ", ".join(names or [text.get_text().strip() for text in ax.texts])
+        parts.append(": ".join(filter(None, [". ".join(filter(None, words)), values])))
+    return " | ".join(parts)
 
 
 def plot_history(history: Sequence[Mapping[str, Any]], *, ax: "Axes | None" = None) -> "Axes":
@@ -38,11 +69,22 @@ def plot_history(history: Sequence[Mapping[str, Any]], *, ax: "Axes | None" = No
     return ax
 
 
-def plot_learning_rate(history: Sequence[Mapping[str, Any]], *, ax: "Axes | None" = None) -> "Axes":
-    """Draw the learning rate over the steps of a run."""
+def plot_learning_rate(
+    history: Sequence[Mapping[str, Any]], *, rates: Sequence[float] = (), ax: "Axes | None" = None
+) -> "Axes":
+    """Draw the learning rate over the steps of a run.
+
+    Args:
+        history: its logged rates are drawn as a line, or as dots on the line of `rates`.
+        rates: the schedule, one rate per step from step 1; a history that logs every tenth step hides the warm-up.
+        ax: where to draw.
+    """
     ax = ax or new_axes(height=2.4)
     rows = [row for row in history if "learning_rate" in row]
-    ax.plot([row["step"] for row in rows], [row["learning_rate"] for row in rows], color=GREEN)
+    if rates:
+        ax.plot(range(1, len(rates) + 1), rates, color=GREEN)
+    style = "o" if rates else "-"
+    ax.plot([row["step"] for row in rows], [row["learning_rate"] for row in rows], style, color=GREEN)
     ax.set(xlabel="optimizer step", ylabel="learning rate", title="The learning rate along the schedule")
     return ax
 
@@ -66,7 +108,7 @@ class LivePlot:
         if not is_last and time.monotonic() - self._drawn_at < self._interval:
             return
         self._drawn_at = time.monotonic()
-        figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.2), layout="constrained", facecolor="white")
+        figure, (left, right) = new_figure(1, 2, width=10, height=3.2)
         plot_history(history, ax=left)
         plot_learning_rate(history, ax=right)
         figure.suptitle(str(progress), fontsize="medium")
@@ -92,34 +134,41 @@ def plot_lengths(lengths: Sequence[int], *, block_size: int, ax: "Axes | None" =
 
 
 def plot_bars(
-    values: Mapping[str, float], *, xlabel: str, title: str, ax: "Axes | None" = None, log: bool = False
+    values: Mapping[str, float], *, xlabel: str, title: str, accent: str = "tuned", ax: "Axes | None" = None
 ) -> "Axes":
-    """Draw named values as horizontal bars labelled with their values; the first on top."""
+    """Draw named values as horizontal bars with their values; the first on top, the one named `accent` in orange."""
     ax = ax or new_axes(height=0.8 + 0.4 * len(values))
     names = list(values)[::-1]
     bars = ax.barh(
-        names, [values[name] for name in names], color=[BLUE if i % 2 else ORANGE for i in range(len(names))]
+        names, [values[name] for name in names], color=[ORANGE if name == accent else BLUE for name in names]
     )
-    ax.bar_label(bars, labels=[f" {values[name]:,.4g}" for name in names])
-    if log:
-        ax.set_xscale("log")
+    ax.bar_label(bars, labels=[f" {_three_digits(values[name])}" for name in names])
     ax.set(xlabel=xlabel, title=title)
+    ax.set_label(", ".join(f"{name} {_three_digits(value)}" for name, value in values.items()))
     ax.margins(x=0.15)
     return ax
 
 
-def plot_surprise(tokens: Sequence[str], nats: Sequence[float], *, ax: "Axes | None" = None) -> "Axes":
-    """Draw the surprise of a model at each token of a sentence, in nats, with the mean as a line."""
-    ax = ax or new_axes(width=max(5.0, 0.4 * len(tokens)))
-    places = range(len(tokens))
-    mean = sum(nats) / len(nats)
-    ax.bar(places, nats, color=[ORANGE if value > mean else BLUE for value in nats])
-    ax.axhline(mean, color=GREY, linestyle="--", label=f"mean {mean:.2f} nats: perplexity {math.exp(mean):,.1f}")
+def _three_digits(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def plot_surprise(tokens: Sequence[str], nats: Mapping[str, Sequence[float]], *, ax: "Axes | None" = None) -> "Axes":
+    """Draw the surprise of models at each token of a sentence, in nats; `nats` is name of a model -> (tokens,)."""
+    ax = ax or new_axes(width=max(6.0, 0.5 * len(tokens)), height=4.0)
+    colours = dict(zip(nats, (BLUE, ORANGE, GREEN), strict=False))
+    width = 0.8 / len(nats)
+    for number, (name, values) in enumerate(nats.items()):
+        mean = sum(values) / len(values)
+        label = f"{name}: mean {mean:.2f} nats, perplexity {math.exp(mean):,.1f}"
+        places = [place + (number + 0.5) * width - 0.4 for place in range(len(tokens))]
+        ax.bar(places, values, width=width, color=colours[name], label=label)
+        ax.axhline(mean, color=colours[name], linestyle="--", linewidth=1)
     labels = [_cut(token.replace("\n", "\u21b5").replace(" ", "\u00b7"), 14) for token in tokens]
-    ax.set_xticks(places, labels, rotation=60, ha="right")
+    ax.set_xticks(range(len(tokens)), labels, rotation=60, ha="right")
     ax.set(xlabel="token", ylabel="surprise (nats)")
     ax.set_title("The mean of the bars is the loss; its exponential is the perplexity")
-    ax.legend(frameon=False)
+    ax.figure.legend(loc="outside lower center", ncols=len(nats), frameon=False)  # inside it would cover bars
     return ax
 
 
@@ -143,25 +192,26 @@ def plot_gain(
     ax = ax or new_axes()
     ordered = sorted(gains, reverse=True)
     ax.bar(range(1, len(ordered) + 1), ordered, color=[BLUE if gain > 0 else RED for gain in ordered], width=0.9)
-    ax.axhline(mean, color=ORANGE, linestyle="--", label=f"all documents: {mean:.3f}")
+    ax.axhline(mean, color=ORANGE, linestyle="--", label=f"all documents: {mean:.2f}")
     if interval is not None:
-        label = f"{confidence:.0%} interval: {interval[0]:.3f} to {interval[1]:.3f}"
+        label = f"{confidence:.0%} interval: {interval[0]:.2f} to {interval[1]:.2f}"
         ax.axhspan(*interval, color=ORANGE, alpha=0.3, label=label)
     ax.axhline(0, color=GREY, linewidth=1)
     ax.set(xlabel="documents, sorted by gain", ylabel="gain (bits per byte)")
     ax.set_title("Above 0: easier after fine-tuning")
-    ax.legend(loc="lower left", framealpha=0.9)  # the bars may lie behind it
+    ax.figure.legend(loc="outside lower center", ncols=2, frameon=False)  # inside it would cover bars
     return ax
 
 
 def plot_novelty(curves: Mapping[str, Sequence[float]], *, ax: "Axes | None" = None) -> "Axes":
     """Draw the share of n-grams that are not in the training text, for n = 1, 2, ...; `curves` is name -> shares."""
     ax = ax or new_axes()
+    ax.axvspan(1, COMMON_TOKENS, color=GREY, alpha=0.15, label="phrases that any two texts share")
     for (name, shares), colour, style in zip(curves.items(), (ORANGE, BLUE, GREEN), ("o-", "s--", "^:"), strict=False):
         ax.plot(range(1, len(shares) + 1), shares, style, color=colour, label=name)
-    ax.set(xlabel="n (tokens)", ylabel="share not in the training text", ylim=(-0.02, 1.04))
-    ax.set_title("A copied text lies far below the held-out text")
-    ax.legend(frameon=False)
+    ax.set(xlabel="n (tokens)", ylabel="share of new n-grams", ylim=(-0.02, 1.04))
+    ax.set_title("Copying shows at the right: long n-grams that are not new")
+    ax.legend(frameon=False, loc="lower right")
     return ax
 
 
@@ -169,7 +219,7 @@ def plot_chain(chain: Sequence[Mapping[str, str]], *, ax: "Axes | None" = None) 
     """Draw a chain of requirements, each of which depends on the one above, and where it breaks.
 
     Args:
-        chain: rows of `link`, `status` ('ok', 'warn', 'fail' or 'unknown'), `reading` and `role`, in order.
+        chain: rows of `link`, `status` (a key of `STATUS_MARKS`), `reading` and `role`, in order.
         ax: where to draw; it is shown without axis lines.
     """
     ax = ax or new_axes(width=9.0, height=0.4 + 0.75 * len(chain))
@@ -184,7 +234,9 @@ def plot_chain(chain: Sequence[Mapping[str, str]], *, ax: "Axes | None" = None) 
             is_broken = broken in (row["link"], chain[y - 1]["link"])
             ax.plot([0, 0], [y - 0.7, y - 0.3], ":" if is_broken else "-", color=RED if is_broken else GREY)
     ax.set(xlim=(-0.8, 6), ylim=(len(chain) - 0.4, -0.6))
-    ax.set_title(f"The chain breaks at: {broken}" if broken else "Nothing in the chain is broken")
+    on_card = chain[0]["status"] != "absent"
+    whole = "Nothing in the chain is broken" if on_card else "No card answers: the CPU does the work"
+    ax.set_title(f"The chain breaks at: {broken}" if broken else whole)
     ax.axis("off")
     return ax
 

@@ -24,6 +24,7 @@ PRESETS = ASSETS / "presets"
 POCKET = ASSETS / "pocket"
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 
+_SEPARATORS = ("auto", "row", "line", "blank line", "heading", "file")
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _WINDOWS_DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
@@ -70,6 +71,23 @@ def _known_encoding(name: str) -> str:
         ) from None
 
 
+def _known_separator(separator: str) -> str:
+    """Return the separator; refuse a broken pattern, and what is nearly a value but would be taken as text."""
+    if separator.startswith("pattern:"):
+        try:
+            re.compile(separator.removeprefix("pattern:"))
+        except re.error as error:
+            raise ValueError(f"has a broken regular expression after 'pattern:' ({error})") from None
+        if separator == "pattern:":
+            raise ValueError("needs a regular expression after 'pattern:', as in 'pattern:^CHAPTER'")
+    if separator in _SEPARATORS or re.fullmatch(r"[1-9]\d* rows?", separator) or "\n" in separator:
+        return separator
+    plain = " ".join(re.split(r"[\s_-]+", separator.strip().lower())).removesuffix("s")
+    if plain in _SEPARATORS or re.fullmatch(r"\d* ?(row|line)", plain):
+        raise ValueError(f"is not a value: use {', '.join(map(repr, _SEPARATORS))} or such as '100 rows'")
+    return separator
+
+
 class Settings(BaseModel):
     """Base class of all settings: frozen, no unknown names, errors in plain sentences, shown as a table."""
 
@@ -110,15 +128,22 @@ class Settings(BaseModel):
         ]
 
     def _repr_html_(self) -> str:
-        cells = ("name", "value", "unit", "help")
-        return html_table(cells, ([str(row[cell]) for cell in cells] for row in self.rows()))  # every digit of a value
+        fields = type(self).model_fields
+        changed = [row for row in self.rows() if row["value"] != fields[row["name"]].default]
+        head = _html_rows(changed) if changed else "<p>Every setting has its default value.</p>"
+        return f"{head}<details><summary>all {len(fields)} settings</summary>{_html_rows(self.rows())}</details>"
+
+
+def _html_rows(rows: list[dict[str, Any]]) -> str:
+    cells = ("name", "value", "unit", "help")
+    return html_table(cells, ([str(row[cell]) for cell in cells] for row in rows))  # every digit of a value
 
 
 class RunSettings(Settings):
     """The run and its seed."""
 
     run: Annotated[str, AfterValidator(_plain_name)] = Field("pocket", description="name of the run's folder")
-    seed: int = Field(42, ge=0, le=2**31 - 1, description="makes the split, the order and the samples repeatable")
+    seed: int = Field(42, ge=0, le=2**31 - 1, description="makes split, order and samples repeatable")
 
 
 class DataSettings(RunSettings):
@@ -137,32 +162,34 @@ class DataSettings(RunSettings):
         description="'fables' or 'python-reference' (shipped), a file, a folder, or a Hub id",
     )
     source_config: str = Field("", description="configuration of a Hub data set, such as wikitext-2-raw-v1")
-    source_split: str = Field("", description="the one split to take; empty: all, and a source's own are kept")
+    source_split: str = Field("", description="the only split to read; empty: all, and the source's own split is kept")
     source_revision: str = Field("", description="branch, tag or commit of a Hub data set; empty: the newest")
-    text_column: str = Field("", description="column that holds the text, in tables; empty: found where it is clear")
-    document_separator: str = Field(
+    text_column: str = Field("", description="column of a table that holds the text; empty: detected")
+    document_separator: Annotated[str, AfterValidator(_known_separator)] = Field(
         "auto",
         min_length=1,
-        description="'file', 'blank line', 'line', or the text between documents; auto: a folder's files are "
-        "documents, a single file is split at blank lines",
+        examples=["auto", "row", "blank line", "heading", "pattern:^CHAPTER", "100 rows", "file", "<|endoftext|>"],
+        description="what ends a document, in texts and tables: 'row' (a line, a table's row), 'blank line', 'heading' "
+        "(as in WikiText), 'pattern:' and a regular expression that a first row matches, '100 rows', 'file' (a single "
+        "one is a continuous text), or the text between documents; auto: recognised and reported",
     )
     encoding: Annotated[str, AfterValidator(_known_encoding)] = Field(
         "auto", description="encoding of text files, such as cp1252; auto: detected and reported"
     )
-    streaming: bool = Field(False, description="read a Hub data set as it arrives, for one larger than the disk")
+    streaming: bool = Field(False, description="read a Hub data set while it downloads, for one larger than the disk")
     max_tokens: int = Field(
         0,
         ge=0,
         le=10**12,
         json_schema_extra={"unit": "tokens"},
-        description="stop reading after so many tokens; 0: never",
+        description="stop reading after this many tokens; 0: read everything",
     )
     near_duplicates: Literal["report", "remove", "keep"] = Field(
         "report",
         description="report: count them, keep them on one side of the split; remove: keep one of each; keep: no search",
     )
-    validation_share: float = Field(0.1, gt=0, le=0.4, description="share of the documents kept for validation")
-    test_share: float = Field(0.1, gt=0, le=0.4, description="share of the documents kept for the final test")
+    validation_share: float = Field(0.1, gt=0, le=0.4, description="share of the documents set aside for validation")
+    test_share: float = Field(0.1, gt=0, le=0.4, description="share of the documents set aside for the final test")
     block_size: int = Field(
         256, ge=8, le=1024, json_schema_extra={"unit": "tokens", "step": 8}, description="tokens in one training row"
     )
@@ -177,7 +204,7 @@ class TrainingSettings(DataSettings):
     )  # fmt: skip
     num_train_epochs: float = Field(
         1.5, gt=0, le=1000, json_schema_extra={"unit": "epochs", "scale": "log", "least": 0.1},
-        description="times the training text is read",
+        description="how many times the training text is read",
     )  # fmt: skip
     per_device_train_batch_size: int = Field(
         4,
@@ -189,14 +216,14 @@ class TrainingSettings(DataSettings):
     gradient_accumulation_steps: int = Field(
         1, ge=1, le=1024, json_schema_extra={"unit": "passes", "scale": "log"}, description="passes per optimizer step"
     )
-    weight_decay: float = Field(0.01, ge=0, le=1, description="pull of the weights towards zero (AdamW)")
+    weight_decay: float = Field(0.01, ge=0, le=1, description="how strongly AdamW pulls the weights towards zero")
     adam_beta2: float = Field(
         0.999, gt=0, lt=1, json_schema_extra={"step": 0.001},
-        description="memory of AdamW's average of squared gradients; 0.95 is usual for pretraining",
+        description="decay of AdamW's average of squared gradients; 0.95 is usual for pretraining",
     )  # fmt: skip
     warmup_steps: float = Field(
         0.05, ge=0, le=100_000, json_schema_extra={"unit": "steps", "scale": "log", "least": 0.01},
-        description="below 1: a share of all steps",
+        description="steps in which the learning rate rises to its peak; below 1: a share of all steps",
     )  # fmt: skip
     lr_scheduler_type: Literal["linear", "cosine", "constant_with_warmup"] = Field(
         "cosine", description="shape of the schedule after the warm-up"
@@ -206,14 +233,19 @@ class TrainingSettings(DataSettings):
         description="gradient clipping: a gradient with a larger norm is scaled down to this",
     )  # fmt: skip
     attn_pdrop: float = Field(
-        0.0, ge=0, le=0.9, description="attention dropout; above 0 the faster fused attention kernel cannot be used"
+        0.0,
+        ge=0,
+        le=0.9,
+        description="attention dropout; above 0 the faster, fused attention kernel cannot be used",
     )
     mixed_precision: Literal["auto", "bf16", "fp16", "no"] = Field(
         "auto", description="number format of the matrix products; auto: bf16 if the hardware has it"
     )
-    gradient_checkpointing: bool = Field(False, description="less memory for about a third more time")
+    gradient_checkpointing: bool = Field(
+        False, description="recompute activations in the backward pass: less memory, about a third slower"
+    )
     torch_compile: Literal["auto", "always", "never"] = Field(
-        "auto", description="compile the model; auto: on a GPU under Linux, for runs long enough to repay it"
+        "auto", description="compile the model; auto: on a GPU under Linux, if the run is long enough to be worth it"
     )
     from_scratch: bool = Field(False, description="start from random weights instead of the pretrained ones")
     logging_steps: int = Field(
@@ -251,19 +283,19 @@ class EvaluationSettings(RunSettings):
     per_device_eval_batch_size: int = Field(
         8, ge=1, le=1024, json_schema_extra={"unit": "windows", "scale": "log"}, description="windows per forward pass"
     )
-    prompt: str = Field("The Fox and the", min_length=1, description="text that both models continue")
+    prompt: str = Field("", description="text that both models continue; empty: the first words of a test document")
     max_new_tokens: int = Field(
         160, ge=1, le=1000, json_schema_extra={"unit": "tokens"}, description="maximum length of a sample"
     )
     num_return_sequences: int = Field(2, ge=1, le=64, description="samples for each prompt")
     temperature: float = Field(
-        0.8, gt=0, le=5, json_schema_extra={"step": 0.05}, description="below 1 favours probable tokens"
+        0.6, gt=0, le=5, json_schema_extra={"step": 0.05}, description="below 1 favours probable tokens"
     )
     top_k: int = Field(
         0, ge=0, le=50257, json_schema_extra={"unit": "tokens", "scale": "log"},
         description="sample from this many of the most probable tokens; 0: from all",
     )  # fmt: skip
-    top_p: float = Field(0.95, gt=0, le=1, description="sample from the most probable tokens that sum to this")
+    top_p: float = Field(0.9, gt=0, le=1, description="sample from the most probable tokens that sum to this")
     repetition_penalty: float = Field(
         1.1, ge=1, le=5, json_schema_extra={"step": 0.05}, description="above 1 makes repeated tokens less likely"
     )

@@ -1,14 +1,17 @@
 import json
 import math
 import re
+from collections import Counter
 from dataclasses import replace
+from itertools import pairwise
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from helpers.environment import GIB, GpuReading, Nvml, diagnosis_of, read_machine
 from helpers.environment.facts import Memory
-from helpers.exercises import check, exercise_names
+from helpers.exercises import check, exercise_names, progress
 from helpers.settings import NOTEBOOKS
 
 
@@ -47,7 +50,8 @@ def verdict_of(code):
     import torch
     from torch.nn import functional
 
-    namespace = {"check": check, "math": math, "torch": torch, "F": functional, **another_machine()}
+    named = {"check": check, "run": "pocket", "math": math, "np": np, "torch": torch, "F": functional}
+    namespace = named | another_machine()
     *body, last = code.strip().splitlines()
     exec("\n".join(body), namespace)
     return eval(last, namespace)
@@ -63,36 +67,37 @@ def test_the_solution_shown_passes(name):
 
 
 @pytest.mark.parametrize("name", exercise_names())
-def test_the_empty_stub_is_not_done_yet_and_gets_a_hint(name):
+def test_the_empty_stub_is_not_done_yet_and_gets_no_hint(name):
     verdict = verdict_of(stubs()[name])
     assert verdict.status == "not done yet"
-    assert verdict.message.startswith("Hint: ")
+    assert verdict.message == "Write your answer into the cell above; a function has to return it."
 
 
 WRONG = {
-    "environment-1": (124_439_808 * 4 / 1e9, "GiB of 1024"),
+    "environment-1": (354_823_168 * 4 / 1024**3, "weights alone"),
     "environment-2": (lambda driver, cuda: driver == {12: 525, 13: 580}[cuda], "newer drivers run older wheels"),
     "environment-3": (lambda n, seconds: n**3 / seconds / 1e12, "count both"),
     "environment-4": (SimpleNamespace(exit_code=0, card=SimpleNamespace(preset="8gb")), "card's bytes"),
     "data-1": ((2, 12), "end-of-text"),
-    "data-2": (lambda documents, eos, size: [[1, 2, 3, 0], [4, 0, 5, 6], [7, 0]], "incomplete block is dropped"),
-    "data-4": (
-        lambda train, test, n: sum(tuple(test[i : i + n]) in [(1, 2, 3), (2, 3, 4)] for i in range(5)) / 5,
-        "counts once",
-    ),
-    "data-3": (lambda lengths, size: sum(lengths) / (size * len(lengths)), "useful share"),
+    "data-2": (lambda lengths, width: sum(lengths) / (width * len(lengths)), "useful share"),
+    "data-3": (lambda words, n: count_once(words).most_common(n), "count the pairs again"),
+    "data-4": (lambda train, test, n: [i for i, text in enumerate(test) if text in train], "normalise both"),
     "training-1": (250, "not after each"),
-    "training-2": (lambda step, peak, warmup, total: peak * min(1, step / warmup), "middle of the cosine"),
+    "training-2": (lambda step, peak, warmup, total: peak * min(1, step / warmup), "Half-way between the peak"),
     "training-3": (lambda logits, ids: math.log(7), "against ids"),
-    "evaluation-1": (math.log(4096), "exponential"),
-    "evaluation-2": (lambda nats, n_bytes: nats / n_bytes, "ln 2"),
-    "evaluation-3": (lambda tokens, n: len(set(tokens)) / len(tokens), "2 of 4"),
-    "evaluation-4": (lambda rank, n: math.log2(rank), "log2 of the rank alone"),
+    "training-4": (lambda gradients, norm: [g.mul_(norm / g.norm()) for g in gradients] and 5.0, "by itself"),
+    "evaluation-1": (math.log(512) / 4, "the loss in nats"),
+    "evaluation-2": (lambda perplexity, n_tokens, n_bytes: math.log(perplexity) * n_tokens / n_bytes, "take log2"),
+    "evaluation-3": (
+        lambda n, context, stride: [(i, min(i + context, n), min(context, n - i)) for i in range(0, n, stride)],
+        "scored twice",
+    ),
+    "evaluation-4": (lambda base, tuned, n_bytes: resampled_share(base, tuned, paired=False), "the same draw"),
     "troubleshooting-1": (lambda ids, mask: ids.masked_fill(ids == 9, -100), "never learns to stop"),
-    "troubleshooting-2": ("T6", "not a number"),
-    "troubleshooting-3": ("T7", "Which of the two losses"),
-    "troubleshooting-4": ("T9", "Compare the labels with the input_ids"),
-    "troubleshooting-5": (lambda batch, passes, most: (most, passes), "product must stay"),
+    "troubleshooting-2": ("not a number", "the log would show"),
+    "troubleshooting-3": ("never moves", "Which of the two losses"),
+    "troubleshooting-4": ("memorises", "Compare the labels with the input_ids"),
+    "troubleshooting-5": (lambda n, speed, peak: 2 * n * speed / (peak * 1e12), "forward pass alone"),
 }
 
 
@@ -104,8 +109,207 @@ def test_the_usual_wrong_answer_gets_its_own_hint(name):
     assert words in verdict.message
 
 
+def count_once(words):
+    counts = Counter(pair for word in words for pair in pairwise(word))
+    return SimpleNamespace(most_common=lambda n: [pair for pair, _ in counts.most_common(n)])
+
+
+def merges_by_replacing(words, n):
+    """Train on texts with a space between the pieces, as in the paper's own code."""
+    counts, merges = Counter(" ".join(word) for word in words), []
+    for _ in range(n):
+        pairs = Counter()
+        for word, count in counts.items():
+            for pair in pairwise(word.split()):
+                pairs[pair] += count
+        merges.append(max(pairs, key=pairs.get))
+        pattern = re.compile(rf"(?<!\S){re.escape(' '.join(merges[-1]))}(?!\S)")
+        counts = Counter({pattern.sub("".join(merges[-1]), word): count for word, count in counts.items()})
+    return merges
+
+
+def merges_across_words(words, n):
+    row, merges = list("".join(words)), []
+    for _ in range(n):
+        merges.append(Counter(pairwise(row)).most_common(1)[0][0])
+        for i in reversed(range(len(row) - 1)):
+            if tuple(row[i : i + 2]) == merges[-1]:
+                row[i : i + 2] = ["".join(merges[-1])]
+    return merges
+
+
+def leaks_by_joined_words(train, test, n):
+    def runs(text):
+        words = re.sub(r"[^\w\s]", "", text.casefold()).split()
+        return {" ".join(words[i : i + n]) for i in range(len(words) - n + 1)}
+
+    return {i for i, text in enumerate(test) if any(runs(text) & runs(other) for other in train)}
+
+
+def shares_any_word(train, test, n):
+    seen = {word for text in train for word in re.findall(r"\w+", text.lower())}
+    return [i for i, text in enumerate(test) if seen & set(re.findall(r"\w+", text.lower()))]
+
+
+def windows_by_while(n_tokens, context, stride):
+    found, reached, start = [], 0, 0
+    while reached < n_tokens:
+        end = min(start + context, n_tokens)
+        found.append([start, end, end - reached])
+        reached, start = end, start + stride
+    return found
+
+
+def windows_without_stop(n_tokens, context, stride):
+    found, reached = [], 0
+    for start in range(0, n_tokens, stride):
+        end = min(start + context, n_tokens)
+        found.append((start, end, end - reached))
+        reached = end
+    return found
+
+
+def resampled_share(base, tuned, *, paired):
+    rng, n = np.random.default_rng(7), len(base)
+    first = rng.integers(n, size=(2000, n))
+    second = first if paired else rng.integers(n, size=(2000, n))
+    return np.mean(tuned[second].sum(1) >= base[first].sum(1))
+
+
+def share_of_mean_gains(base, tuned, n_bytes):
+    gains = (base - tuned) / n_bytes
+    draws = np.random.default_rng(7).integers(len(gains), size=(2000, len(gains)))
+    return (gains[draws].mean(1) < 0).mean()
+
+
+def linear(step, peak, warmup, total):
+    return peak * (step / warmup if step < warmup else (total - step) / (total - warmup))
+
+
+def transformers_schedule(step, peak, warmup, total):
+    import torch
+    from transformers import get_cosine_schedule_with_warmup
+
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=peak)
+    return get_cosine_schedule_with_warmup(optimizer, warmup, total).lr_lambdas[0](step) * peak
+
+
+def clip_with_torch(gradients, max_norm):
+    import torch
+
+    holders = [torch.nn.Parameter(gradient.clone()) for gradient in gradients]
+    for holder, gradient in zip(holders, gradients, strict=True):
+        holder.grad = gradient
+    return torch.nn.utils.clip_grad_norm_(holders, max_norm)
+
+
+def loss_by_hand(logits, ids):
+    log_p = logits[:, :-1].log_softmax(-1)
+    return -log_p.gather(-1, ids[:, 1:, None]).mean()
+
+
+def labels_by_where(ids, mask):
+    import torch
+
+    return torch.where(mask.bool(), ids, -100)
+
+
+def labels_in_a_copy(ids, mask):
+    labels = ids.clone()
+    labels[mask == 0] = -100
+    return labels
+
+
+OTHER_RIGHT = [
+    ("environment-1", 5.29),
+    ("environment-2", lambda driver, cuda: driver >= 525 if cuda == 12 else driver >= 580),
+    ("environment-3", lambda n, seconds: (n**3 + n**3) * 1e-12 / seconds),
+    ("data-1", [2, 15]),
+    ("data-2", lambda lengths, width: 1 - np.minimum(lengths, width).mean() / width),
+    ("data-3", merges_by_replacing),
+    ("data-4", leaks_by_joined_words),
+    ("evaluation-1", 2 ** (9 / 4)),
+    ("evaluation-2", lambda perplexity, n_tokens, n_bytes: n_tokens * math.log(perplexity) / math.log(2) / n_bytes),
+    ("evaluation-3", windows_by_while),
+    ("evaluation-4", lambda base, tuned, n_bytes: resampled_share(base, tuned, paired=True)),
+    ("training-1", 63.0),
+    ("training-2", transformers_schedule),
+    ("training-3", loss_by_hand),
+    ("training-4", clip_with_torch),
+    ("troubleshooting-1", labels_by_where),
+    ("troubleshooting-1", labels_in_a_copy),
+    ("troubleshooting-5", lambda n, speed, peak: n * speed * 6e-12 / peak),
+]
+OTHER_WRONG = [
+    ("environment-1", 354_823_168 * 16 / 1e9, "GiB of 1024"),
+    ("environment-1", 354_823_168 * 8 / 1024**3, "averages are missing"),
+    ("data-2", lambda lengths, width: 1 - sum(lengths) / (width * len(lengths)), "never negative"),
+    ("data-3", merges_across_words, "inside one word"),
+    ("data-3", lambda words, n: [("a", "b")], "Two merges"),
+    ("data-4", shares_any_word, "shares single words"),
+    ("evaluation-1", 5.5, "mean of 1/p"),
+    ("evaluation-1", 9 / 4, "the loss in bits"),
+    ("evaluation-2", lambda perplexity, n_tokens, n_bytes: math.log2(perplexity), "bits per token"),
+    ("evaluation-3", windows_without_stop, "scores nothing"),
+    ("evaluation-3", lambda n, context, stride: [(0, context, context)], "never scored"),
+    ("evaluation-4", share_of_mean_gains, "Sum the nats"),
+    ("evaluation-4", lambda base, tuned, n_bytes: 1 - resampled_share(base, tuned, paired=True), "it is not"),
+    ("data-1", 3, "as a tuple"),
+    ("training-1", "63 steps", "is not a number"),
+    ("training-1", 62, "a last, smaller one"),
+    ("training-2", linear, "straight line"),
+    ("training-2", 0.5, "must be a function"),
+    ("training-3", lambda logits, ids: logits.flatten(0, 1).logsumexp(-1).mean(), "against ids"),
+    ("training-4", lambda gradients, norm: 5.0, "in place"),
+    ("training-4", lambda gradients, norm: [g.mul_(0.2) for g in gradients] and 5.0, "must stay as it is"),
+    ("training-4", lambda gradients, norm: [g.clamp_(-norm, norm) for g in gradients] and 5.0, "by itself"),
+    ("troubleshooting-2", "T7", "is none of"),
+    ("troubleshooting-5", lambda n, speed, peak: 600 * n * speed / (peak * 1e12), "in per cent"),
+    ("troubleshooting-5", lambda n, speed, peak: 6 * n * speed / peak, "10**12"),
+]
+
+
+@pytest.mark.parametrize(("name", "answer"), OTHER_RIGHT)
+def test_every_right_form_passes(name, answer):
+    assert check(name, answer).status == "right"
+
+
+@pytest.mark.parametrize(("name", "answer", "words"), OTHER_WRONG)
+def test_every_usual_mistake_gets_its_own_hint(name, answer, words):
+    verdict = check(name, answer)
+    assert verdict.status == "not yet"
+    assert words in verdict.message
+
+
+def test_what_is_solved_is_kept_in_the_folder_of_the_run_and_stays_solved(runs):
+    check("training-1", None, run="mine")
+    assert not (runs / "mine").exists(), "no answer leaves nothing"
+    check("training-1", 62, run="mine")
+    assert progress("mine").statuses["training-1"] == "not yet"
+    check("training-1", 63, run="mine")
+    check("training-1", 250, run="mine")
+    assert progress("mine").statuses["training-1"] == "right"
+    assert set(progress("other").statuses.values()) == {"not done yet"}
+    assert str(progress("mine")) == f"1 of {len(exercise_names())} exercises are solved."
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"training-1": 3}', '{"training-9": "right"}'])
+def test_a_damaged_record_counts_as_nothing_solved(runs, content):
+    (runs / "pocket").mkdir(parents=True)
+    (runs / "pocket" / "exercises.json").write_text(content)
+    assert str(progress()).startswith("0 of")
+
+
+def test_progress_is_one_page_that_needs_nothing_else():
+    check("training-1", 63)
+    page = progress().write_page().read_text(encoding="utf-8")
+    assert page.startswith("<!doctype html>")
+    assert "optimizer steps in an epoch" in page
+    assert "src=" not in page
+
+
 def test_an_answer_that_raises_does_not_stop_the_notebook():
-    verdict = check("data-2", lambda documents, eos, size: 1 / 0)
+    verdict = check("data-2", lambda lengths, width: 1 / 0)
     assert verdict.message == "It raises ZeroDivisionError: division by zero"
 
 

@@ -28,8 +28,8 @@ def drawings(ax=None):
         plots.plot_history(HISTORY, ax=ax),
         plots.plot_learning_rate(HISTORY, ax=ax),
         plots.plot_lengths([5, 9, 20], block_size=16, ax=ax),
-        plots.plot_bars({"a": 1.0, "b": 20.0}, xlabel="tokens", title="b is longer", ax=ax, log=True),
-        plots.plot_surprise(["The", " $fox", "\n"], [3.0, 6.0, 0.5], ax=ax),
+        plots.plot_bars({"a": 1.0, "b": 20.0}, xlabel="tokens", title="b is longer", ax=ax),
+        plots.plot_surprise(["The", " $fox", "\n"], {"base": [3.0, 6.0, 0.5]}, ax=ax),
         plots.plot_gain([0.2, -0.1, 0.4], mean=0.2, interval=(0.1, 0.3), ax=ax),
         plots.plot_novelty({"samples": [0.0, 0.5], "held-out text": [0.1, 0.7]}, ax=ax),
     ]
@@ -52,17 +52,45 @@ def test_the_history_shows_each_loss_at_its_step():
     assert validation.get_xydata().tolist() == [[2, 2.5]]
 
 
+def test_the_warm_up_is_visible_in_the_schedule_of_every_step():
+    line, dots = plots.plot_learning_rate(HISTORY, rates=[0.0, 0.1, 0.05]).get_lines()
+    assert line.get_xydata().tolist() == [[1, 0.0], [2, 0.1], [3, 0.05]]
+    assert dots.get_linestyle() == "None"
+
+
 def test_bars_stand_in_the_order_given_with_their_figures():
     ax = plots.plot_bars({"first": 1.0, "second": 2.0}, xlabel="x", title="t")
     assert [label.get_text() for label in ax.get_yticklabels()][::-1] == ["first", "second"]
     assert {text.get_text().strip() for text in ax.texts} == {"1", "2"}
 
 
-def test_the_surprise_at_each_token_is_a_bar_and_the_mean_gives_the_perplexity():
-    ax = plots.plot_surprise(["The", " fox", "\n"], [3.0, 6.0, 0.0])
-    assert [bar.get_height() for bar in ax.patches] == [3.0, 6.0, 0.0]
+def test_one_bar_has_the_accent_and_values_have_three_digits():
+    ax = plots.plot_bars({"base": 261.04, "tuned": 25.637}, xlabel="x", title="t")
+    tuned, base = (bar.get_facecolor() for bar in ax.patches)
+    assert tuned != base
+    assert [text.get_text().strip() for text in ax.texts] == ["25.6", "261"]
+    others = plots.plot_bars({"a": 1, "b": 2}, xlabel="x", title="t").patches
+    assert others[0].get_facecolor() == others[1].get_facecolor() == base
+
+
+def test_every_picture_has_an_alternative_text_that_jupyter_takes():
+    from IPython.core.formatters import DisplayFormatter
+
+    for ax in drawings():
+        alt = DisplayFormatter().format(ax.figure)[1]["image/png"]["alt"]
+        assert ax.get_title() in alt
+        assert ax.get_xlabel() in alt
+    bars = plots.plot_bars({"base": 261.04, "tuned": 25.637}, xlabel="perplexity", title="Lower is better")
+    assert plots.describe(bars.figure) == "Lower is better. perplexity: base 261, tuned 25.6"
+    assert "driver: fail" in plots.describe(plots.plot_chain(CHAIN).figure)
+
+
+def test_the_surprise_at_each_token_is_a_bar_for_each_model_and_the_mean_gives_the_perplexity():
+    ax = plots.plot_surprise(["The", " fox", "\n"], {"base": [6.0, 6.0, 6.0], "tuned": [3.0, 6.0, 0.0]})
+    assert [bar.get_height() for bar in ax.patches] == [6.0, 6.0, 6.0, 3.0, 6.0, 0.0]
+    assert ax.patches[0].get_facecolor() != ax.patches[3].get_facecolor()
     assert [label.get_text() for label in ax.get_xticklabels()] == ["The", "\u00b7fox", "\u21b5"]
-    assert "perplexity 20.1" in ax.get_legend_handles_labels()[1][0]
+    assert "perplexity 20.1" in ax.get_legend_handles_labels()[1][1]
     ax.figure.canvas.draw()
 
 
@@ -77,7 +105,7 @@ def test_gains_stand_in_their_order_and_losses_have_another_colour():
 
 def test_the_interval_is_named_by_the_confidence_it_was_made_with():
     labels = plots.plot_gain([0.2], mean=0.2, interval=(0.1, 0.3), confidence=0.9).get_legend_handles_labels()[1]
-    assert labels[1] == "90% interval: 0.100 to 0.300"
+    assert labels[1] == "90% interval: 0.10 to 0.30"
 
 
 def test_novelty_is_a_line_for_each_text():
@@ -93,6 +121,8 @@ def test_the_chain_shows_every_link_and_names_the_one_that_breaks():
     assert any(text.startswith("too old") and text.endswith("…") for text in shown)
     ax.figure.canvas.draw()  # a dollar sign must not be read as mathematics
     assert plots.plot_chain(CHAIN[:1]).get_title() == "Nothing in the chain is broken"
+    no_card = [{**CHAIN[0], "status": "absent"}]
+    assert plots.plot_chain(no_card).get_title() == "No card answers: the CPU does the work"
 
 
 def test_the_live_plot_is_one_figure_that_changes_and_ends_with_the_last_state(monkeypatch):

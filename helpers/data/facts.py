@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from helpers.data.sources.recognition import Choice
 from helpers.data.splitting import LEFT_OUT, Split
 from helpers.data.writing import Staging
 from helpers.settings import DataSettings
@@ -27,7 +28,7 @@ def count_documents(staging: Staging, split: Split) -> dict[str, int]:
         "near_duplicates_removed": int((split.is_first & (split.part == LEFT_OUT)).sum()),
         "characters": staging.n_characters,
         "bytes": int(staging.n_bytes.sum()),
-        "tokens": int(staging.n_tokens.sum()) - len(split.part),  # without the end-of-text tokens
+        "tokens": int(staging.n_tokens.sum()) - (0 if staging.is_continuous else len(split.part)),  # no end-of-text
         "longest_document_tokens": int(staging.n_tokens.max(initial=0)),
         "tiny_documents": int((staging.n_tokens <= TINY_TOKENS).sum()),
     }
@@ -63,6 +64,18 @@ def find_notes(facts: Mapping[str, Any], settings: DataSettings) -> list[str]:
         if count > MANY * facts["documents_read"]:
             notes.append(f"{count:,} of {facts['documents_read']:,} documents {what}.")
     return notes
+
+
+def documents_text(facts: Mapping[str, Any]) -> str:
+    """Return in one line what a document is, why, how many there are and how long they are."""
+    made = facts.get("documents")
+    if not made:
+        return "not recorded: these data were prepared by an older version"
+    what = "passages of one continuous text" if made["is_continuous"] else "documents"
+    n_documents = facts["documents_read"] - facts["empty"]
+    return (
+        f"{Choice(made['separator'], made['reason'])}: {n_documents:,} {what}, median {made['median_tokens']:,} tokens"
+    )
 
 
 def tokens_per_character(facts: Mapping[str, Any]) -> float:

@@ -20,7 +20,7 @@ import pyarrow as pa
 from helpers.data.duplicates import Fingerprints
 from helpers.data.facts import count_documents, find_notes
 from helpers.data.sources import Source, source_hash
-from helpers.data.splitting import SPLITS, UNDECIDED, split_by_document
+from helpers.data.splitting import SPLITS, UNDECIDED, split_by_document, split_by_position
 from helpers.data.tokens import TokenStream
 from helpers.data.writing import Staging, check_enough, cut_blocks, write_parts
 from helpers.files import atomic_folder
@@ -132,14 +132,21 @@ def _write(settings: DataSettings, key: dict[str, Any], folder: Path, *, progres
         closing(_new_fingerprints(settings, staged)) as fingerprints,
         Staging(staged, tokens, fingerprints) as staging,
     ):
-        encodings = _read(settings, staging, progress=progress)
+        source = _read(settings, staging, progress=progress)
         # Otherwise data.json would keep the hash of text that these blocks do not come from.
         if source_hash(settings.source) != key["source_sha256"]:
             raise SettingsError(
                 f"{settings.source!r} changed while it was read: wait until nothing writes to it, and run this again."
             )
-        split = split_by_document(fingerprints, staging.parts, settings)
-        facts = key | count_documents(staging, split) | {"encodings": encodings}
+        if staging.is_continuous:
+            split = split_by_position(staging.n_bytes, staging.parts, settings)
+        else:
+            split = split_by_document(fingerprints, staging.parts, settings)
+        facts = key | count_documents(staging, split) | {"encodings": dict(source.encodings)}
+        facts["documents"] = source.choice._asdict() | {
+            "is_continuous": staging.is_continuous,
+            "median_tokens": int(np.median(staging.n_tokens)) if len(staging.n_tokens) else 0,
+        }
         facts |= write_parts(staging, split.part, settings, folder)
     shutil.rmtree(staged)  # after the files in it are closed: Windows deletes no open file
     facts["notes"] = find_notes(facts, settings)
@@ -150,8 +157,8 @@ def _new_fingerprints(settings: DataSettings, folder: Path) -> Fingerprints:
     return Fingerprints(folder / "sketches" if settings.near_duplicates != "keep" else None)
 
 
-def _read(settings: DataSettings, staging: Staging, *, progress: bool) -> dict[str, int]:
-    """Stage the whole source; return how many text files had which encoding."""
+def _read(settings: DataSettings, staging: Staging, *, progress: bool) -> Source:
+    """Stage the whole source, and return it with what was found out on the way."""
     from tqdm.auto import tqdm
 
     source, n_tokens = Source(settings), 0
@@ -166,9 +173,10 @@ def _read(settings: DataSettings, staging: Staging, *, progress: bool) -> dict[s
                 bar.update(n_bytes)
 
         for part, texts in source.parts(advance=bar.update):
+            staging.is_continuous = source.is_continuous
             staging.add(texts, part, budget=_budget(settings, part), on_batch=show)
     staging.finish()
-    return dict(source.encodings)
+    return source
 
 
 def _budget(settings: DataSettings, part: str) -> int:
@@ -190,24 +198,28 @@ def load_documents(settings: DataSettings, *, n_documents: int | None = None) ->
         n_documents: how many of each part to read at most, for a look at a large source.
 
     Returns:
-        The parts that the source brings, or one part, `train`, with everything; each has one column, `text`.
+        The parts that the source brings, or one part, `train`, with everything; each has a column `text`. The passages
+        of one continuous text have another, `continues`.
 
     Raises:
         SettingsError: the source does not exist, has no such column, or cannot be read.
     """
     from datasets import Dataset, DatasetDict
 
-    return DatasetDict(
-        {part or "train": Dataset.from_dict({"text": list(islice(filter(None, texts), n_documents))})
-         for part, texts in Source(settings).parts()}
-    )  # fmt: skip
+    source, parts = Source(settings), {}
+    for part, texts in source.parts():
+        columns: dict[str, list] = {"text": list(islice(filter(None, texts), n_documents))}
+        if source.is_continuous:
+            columns["continues"] = [True] * len(columns["text"])
+        parts[part or "train"] = Dataset.from_dict(columns)
+    return DatasetDict(parts)
 
 
 def split_documents(documents: "DatasetDict", settings: DataSettings) -> tuple["DatasetDict", int]:
     """Drop repeated documents and split the rest by document; a source's own split is kept.
 
     Two documents are the same when they differ in nothing but upper case and white space. Near-duplicates go to the
-    same part.
+    same part. The passages of one continuous text are split by position.
 
     Returns:
         `train`, `validation` and `test`, and the number of repeated documents that were left out.
@@ -217,14 +229,20 @@ def split_documents(documents: "DatasetDict", settings: DataSettings) -> tuple["
     """
     from datasets import DatasetDict, concatenate_datasets
 
-    merged = concatenate_datasets([documents[name].select_columns("text") for name in documents])
+    merged = concatenate_datasets([documents[name] for name in documents])
     own = [SPLITS.index(name) if len(documents) > 1 else UNDECIDED for name in documents]
     parts = np.repeat(own, [len(documents[name]) for name in documents]).astype(np.int8)
     texts = merged["text"][:]
     rows = np.flatnonzero([bool(text and text.strip()) for text in texts])  # those that are not empty
-    with tempfile.TemporaryDirectory() as folder, closing(_new_fingerprints(settings, Path(folder))) as fingerprints:
-        fingerprints.add([texts[row] for row in rows])
-        split = split_by_document(fingerprints, parts[rows], settings)
+    if "continues" in merged.column_names:
+        split = split_by_position(np.array([len(texts[row].encode()) for row in rows]), parts[rows], settings)
+    else:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            closing(_new_fingerprints(settings, Path(folder))) as fingerprints,
+        ):
+            fingerprints.add([texts[row] for row in rows])
+            split = split_by_document(fingerprints, parts[rows], settings)
     chosen = {name: merged.select(rows[split.part == place]) for place, name in enumerate(SPLITS)}
     return DatasetDict(chosen), int((~split.is_first).sum())
 
@@ -235,7 +253,7 @@ def token_blocks(
     """Tokenise documents, end each with the end-of-text token, join them and cut the result into blocks.
 
     Args:
-        documents: rows with a `text`.
+        documents: rows with a `text`; where they have a `continues`, no end-of-text follows them.
         tokenizer: a tokenizer with an end-of-text token.
         block_size: tokens in a block.
         name: what an error calls the documents.
@@ -250,7 +268,8 @@ def token_blocks(
     from datasets import Dataset
 
     tokens = TokenStream(tokenizer)
-    pieces = [tokens.encode(batch["text"])[0] for batch in documents.iter(1000)]
+    with_ends = "continues" not in documents.column_names
+    pieces = [tokens.encode(batch["text"], with_ends=with_ends)[0] for batch in documents.iter(1000)]
     stream = np.concatenate([np.empty(0, np.int32), *pieces])  # (n_tokens,)
     check_enough(name, len(stream), block_size)
     rows, _ = cut_blocks(stream, block_size)

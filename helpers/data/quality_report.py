@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from helpers.data.facts import TINY_TOKENS, near_duplicates_text, tokens_per_character
+from helpers.data.facts import TINY_TOKENS, documents_text, near_duplicates_text, tokens_per_character
 from helpers.data.preparation import PreparedData
 from helpers.display import html_table
-from helpers.plots import BLUE, GREEN, GREY, ORANGE, new_axes, plot_bars, plot_lengths
+from helpers.plots import BLUE, GREEN, GREY, ORANGE, RED, new_axes, new_figure, plot_bars, plot_lengths
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -29,14 +29,12 @@ class DataReport:
     Attributes:
         lengths: tokens of each training document, its end-of-text included. (documents,)
         tokens_per_byte: of each training document. (documents,)
-        useful_share: way of making rows -> share of positions that hold text.
         frequent: the most frequent tokens of the training text, as text -> share of all tokens.
         facts: as in `data.json`.
     """
 
     lengths: np.ndarray
     tokens_per_byte: np.ndarray
-    useful_share: dict[str, float]
     frequent: dict[str, float]
     facts: dict[str, Any]
 
@@ -45,6 +43,7 @@ class DataReport:
         facts, leakage = self.facts, self.facts["leakage"]
         encodings = ", ".join(f"{name}: {count}" for name, count in facts["encodings"].items()) or "no text files"
         return [
+            ("what separates documents", documents_text(facts)),
             ("documents read", f"{facts['documents_read']:,}"),
             ("empty, left out", f"{facts['empty']:,}"),
             ("repeated, left out", f"{facts['duplicates_removed']:,}"),
@@ -72,12 +71,10 @@ def report(data: PreparedData, tokenizer: "PreTrainedTokenizerBase") -> DataRepo
         data: the result of `prepare`.
         tokenizer: the one it was prepared with.
     """
-    documents, block_size = data.documents["train"].with_format("numpy"), data.facts["settings"]["block_size"]
-    lengths = documents["n_tokens"][:]
+    lengths = data.documents["train"].with_format("numpy")["n_tokens"][:]
     n_bytes = np.array([len(text.encode()) for text in data.documents["train"]["text"]])
-    useful = {f"padded to {block_size}": useful_share(lengths, block_size), "packed": 1.0}
     frequent = _frequent_tokens(data.blocks["train"], tokenizer)
-    return DataReport(lengths, lengths / n_bytes, useful, frequent, data.facts)
+    return DataReport(lengths, lengths / n_bytes, frequent, data.facts)
 
 
 def useful_share(lengths: Sequence[int] | np.ndarray, width: int) -> float:
@@ -100,27 +97,36 @@ def _frequent_tokens(blocks: "Dataset", tokenizer: "PreTrainedTokenizerBase") ->
 
 def plot_report(report: DataReport) -> np.ndarray:
     """Draw a data report: lengths, tokens per byte, what padding would waste, frequent tokens; return the four Axes."""
-    import matplotlib.pyplot as plt
-
-    _, axes = plt.subplots(2, 2, figsize=(10, 6.4), layout="constrained", facecolor="white")
+    _, axes = new_figure(2, 2, width=10, height=6.4)
     plot_lengths(report.lengths, block_size=report.facts["settings"]["block_size"], ax=axes[0, 0])
     axes[0, 0].set_title("How long the documents are")
     axes[0, 1].hist(report.tokens_per_byte, bins=40, color=GREEN)
     axes[0, 1].set(xlabel="tokens per byte", ylabel="documents", title="Far right: what the vocabulary fits badly")
-    waste = {name: 100 * (1 - share) for name, share in report.useful_share.items()}
-    plot_bars(waste, xlabel="positions without text (%)", title="What padding would waste", ax=axes[1, 0])
+    _plot_waste(report.lengths, ax=axes[1, 0])
     frequent = {name.replace("$", r"\$"): 100 * share for name, share in report.frequent.items()}  # $ begins a formula
     plot_bars(frequent, xlabel="share of all tokens (%)", title="The most frequent tokens", ax=axes[1, 1])
-    for ax in axes.flat:
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.tick_params(colors=GREY)
     return axes
+
+
+def _plot_waste(lengths: np.ndarray, *, ax: "Axes") -> None:
+    """Draw what rows of one document each would waste, for every usual width: no width avoids both."""
+    widths = [2**power for power in range(6, 11)]
+    padding = [100 * (1 - useful_share(lengths, width)) for width in widths]
+    cut_off = [100 * (1 - np.minimum(lengths, width).sum() / lengths.sum()) for width in widths]
+    ax.plot(widths, padding, "o-", color=BLUE, label="positions without text")
+    ax.plot(widths, cut_off, "s--", color=RED, label="text that is cut off")
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(widths, [str(width) for width in widths])
+    ax.set(xlabel="tokens in a row of one document", ylabel="%", ylim=(-4, 104), title="What padding would waste")
+    ax.legend(frameon=False)
 
 
 def plot_packing(
     lengths: Sequence[int] | np.ndarray, *, block_size: int, n_documents: int = 16, ax: "Axes | None" = None
 ) -> "Axes":
     """Draw the first documents to scale, each padded to a row of its own, and below them the same ones packed.
+
+    What a row of its own cuts off is hatched, to the right of the row.
 
     Args:
         lengths: tokens of each document, its end-of-text included.
@@ -130,18 +136,23 @@ def plot_packing(
     """
     shown = np.asarray(lengths)[:n_documents]
     ends = shown.cumsum()
-    n_rows = -(-int(ends[-1]) // block_size)
+    n_rows = min(2 * n_documents, -(-int(ends[-1]) // block_size))  # one document can be a whole book
     ax = ax or new_axes(width=8.0, height=1.2 + 0.16 * (len(shown) + n_rows))
     for row, length in enumerate(shown):
         ax.barh(row, block_size, color=_PADDING, height=0.8)
         ax.barh(row, min(length, block_size), color=(BLUE, ORANGE)[row % 2], height=0.8)
+        if length > block_size:
+            lost = {"facecolor": "white", "edgecolor": RED, "hatch": "////", "height": 0.8}
+            ax.barh(row, length - block_size, left=block_size, **lost)
     first_row = len(shown) + 1
     for place, (start, end) in enumerate(zip(ends - shown, ends, strict=True)):
-        for row in range(start // block_size, -(-end // block_size)):
+        for row in range(start // block_size, min(n_rows, -(-end // block_size))):
             left, right = max(start, row * block_size), min(end, (row + 1) * block_size)
             ax.barh(first_row + row, right - left, left=left % block_size, color=(BLUE, ORANGE)[place % 2], height=0.8)
-    padded = useful_share(shown, block_size)
+    padded, lost = useful_share(shown, block_size), 1 - np.minimum(shown, block_size).sum() / shown.sum()
+    ax.axvline(block_size, color=GREY, linewidth=1)
     ax.set_yticks([(len(shown) - 1) / 2, first_row + (n_rows - 1) / 2], ["padded", "packed"])
-    ax.set(xlim=(0, block_size), ylim=(first_row + n_rows - 0.4, -0.6), xlabel="position in the row (tokens)")
-    ax.set_title(f"The same {len(shown)} documents: padded, {padded:.0%} of the positions hold text (grey: none)")
+    ax.set(xlim=(0, min(3 * block_size, max(block_size, shown.max()))), ylim=(first_row + n_rows - 0.4, -0.6))
+    ax.set_xlabel("position in the row (tokens); grey: padding, hatched: cut off")
+    ax.set_title(f"Padded, {padded:.0%} of the positions hold text, and {lost:.0%} of the text is cut off")
     return ax

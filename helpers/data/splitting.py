@@ -1,4 +1,7 @@
-"""The split into training, validation and test: by whole documents, seeded, near-duplicates on one side only."""
+"""The split into training, validation and test: by whole documents, seeded, near-duplicates on one side only.
+
+One continuous text is split by position instead.
+"""
 
 from dataclasses import dataclass
 
@@ -45,6 +48,39 @@ def split_by_document(fingerprints: Fingerprints, given: np.ndarray, settings: D
     return Split(assign_parts(given, is_first, group, settings), is_first, group)
 
 
+def split_by_position(sizes: np.ndarray, given: np.ndarray, settings: DataSettings) -> Split:
+    """Split the passages of one continuous text: its beginning for training, then validation, its end for the test.
+
+    At random, each test passage would have its neighbours in the training text, which tell how it goes on. For the
+    same reason repeated passages stay: they are a part of the text.
+
+    Args:
+        sizes: bytes of each passage. (passages,)
+        given: the part that the source itself gives each passage, or `UNDECIDED`. (passages,)
+        settings: the shares.
+
+    Raises:
+        SettingsError: there are too few passages.
+    """
+    part, missing = given.copy(), [name for name in (TEST, VALIDATION) if name not in given]
+    pool = np.flatnonzero(np.isin(given, (UNDECIDED, TRAIN)))
+    if missing and len(pool) <= len(missing):
+        raise SettingsError(
+            f"{settings.source!r} is one continuous text of {sizes.sum():,} bytes, which is too short to be split: "
+            "give more text; if it holds several documents, say in document_separator what separates them."
+        )
+    part[pool] = TRAIN
+    shares = {VALIDATION: settings.validation_share, TEST: settings.test_share}
+    n_after = sizes[pool][::-1].cumsum()[::-1]  # bytes from each passage to the end of the text
+    n_left, end = len(missing), len(pool)
+    wanted = 0.0
+    for name in missing:  # from the end of the text
+        wanted += shares[name] * sizes[pool].sum()
+        start = max(n_left, min(end - 1, int(np.searchsorted(-n_after, -wanted))))
+        part[pool[start:end]], end, n_left = name, start, n_left - 1
+    return Split(part, np.ones(len(part), bool), np.arange(len(part)))
+
+
 def assign_parts(given: np.ndarray, is_first: np.ndarray, group: np.ndarray, settings: DataSettings) -> np.ndarray:
     """Return the part of each document; arguments, shapes and errors as in `split_by_document` and `Split`."""
     part = np.where(is_first, given, LEFT_OUT)
@@ -74,7 +110,7 @@ def _draw_parts(group: np.ndarray, missing: list[int], settings: DataSettings) -
     if len(group) <= sum(wanted.values()) or len(groups) <= len(missing):
         raise SettingsError(
             f"{settings.source!r} has {len(groups)} different documents: three parts need at least 3. Give more "
-            "documents; in a text file a blank line starts a new one, or what document_separator says."
+            "documents, or say in document_separator what separates them."
         )
     drawn = np.full(len(groups), TRAIN, np.int8)
     shuffled = np.random.default_rng(settings.seed).permutation(len(groups))

@@ -1,8 +1,7 @@
-"""Tokens made visible: a text in coloured pieces, and the merges that build a word in byte-level BPE."""
+"""Tokens made visible: a text in coloured pieces."""
 
 import html
 import itertools
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -42,34 +41,6 @@ def view_tokens(tokenizer: "PreTrainedTokenizerBase", text: str) -> TokenView:
     """Split a text into its tokens, to look at."""
     ids = tokenizer.encode(text, verbose=False)
     return TokenView([_piece(token) for token in tokenizer.convert_ids_to_tokens(ids)], ids)
-
-
-def merge_steps(tokenizer: "PreTrainedTokenizerBase", word: str) -> list[str]:
-    """Return how byte-level BPE builds a word: its bytes, then the pieces after each merge, with bars between them.
-
-    Of all neighbours, the pair that comes first in the tokenizer's list of merges is joined
-    (https://arxiv.org/abs/1508.07909, algorithm 1).
-    """
-    merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
-    ranks = {tuple(pair): rank for rank, pair in enumerate(merges)}
-    characters = {byte: character for character, byte in BYTES.items()}
-    pieces = [characters[byte] for byte in word.encode()]
-    steps = [pieces]
-    while pairs := [pair for pair in itertools.pairwise(pieces) if pair in ranks]:
-        pieces = _join(pieces, min(pairs, key=ranks.__getitem__))
-        steps.append(pieces)
-    return ["|".join(map(_piece, step)) for step in steps]
-
-
-def _join(pieces: list[str], pair: tuple[str, str]) -> list[str]:
-    """Join a pair wherever it occurs, from the left."""
-    joined: list[str] = []
-    for piece in pieces:
-        if joined and (joined[-1], piece) == pair:
-            joined[-1] += piece
-        else:
-            joined.append(piece)
-    return joined
 
 
 def _piece(token: str) -> str:

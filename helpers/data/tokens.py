@@ -40,14 +40,22 @@ class TokenStream:
         """Whether tiktoken does the work; final once something was encoded."""
         return self._agrees and self._encoding is not None
 
-    def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    def encode(self, texts: Sequence[str], *, with_ends: bool = True) -> tuple[np.ndarray, np.ndarray]:
         """Return the ids of documents, one document after the other, and the number of tokens of each.
 
+        Args:
+            texts: the documents, or the passages of one text.
+            with_ends: put an end-of-text after each.
+
         Returns:
-            ids: (tokens,), with an end-of-text after each document; numbers: (documents,), which include it.
+            ids: (tokens,); numbers: (documents,), which include the end-of-text.
         """
         if not texts:
             return np.empty(0, self.dtype), np.empty(0, np.int64)
+        ids, n_tokens = self._encode_documents(texts)
+        return (ids, n_tokens) if with_ends else (np.delete(ids, n_tokens.cumsum() - 1), n_tokens - 1)
+
+    def _encode_documents(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         if not self._is_checked:
             self._check_fast(texts)
         if self.is_fast:

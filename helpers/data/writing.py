@@ -37,23 +37,25 @@ class Staging(ExitStack):
 
     Attributes (the arrays exist after `finish`):
         parts: the part that the source gives each document: a position in `SPLITS`, or `UNDECIDED`. (documents,)
-        n_tokens: tokens of each document, with its end-of-text. (documents,)
+        n_tokens: tokens of each document, with its end-of-text if it has one. (documents,)
         n_bytes: bytes of each document in UTF-8. (documents,)
         n_characters: characters of all documents.
         n_empty: documents without text, which were left out.
+        is_continuous: whether the documents are the passages of one text, with no end-of-text between them.
     """
 
     def __init__(self, folder: Path, tokens: TokenStream, fingerprints: Fingerprints) -> None:
         super().__init__()
         self._folder, self._tokens, self._fingerprints = folder, tokens, fingerprints
         self.n_characters = self.n_empty = 0
+        self.is_continuous = False
         self._rows = [(np.empty(0, np.int8), np.empty(0, np.int32), np.empty(0, np.int32))]
         self._token_file = self.enter_context((folder / "tokens").open("wb"))
         text_file = self.enter_context(pa.OSFile(str(folder / "texts"), "wb"))
         self._texts = self.enter_context(pa.ipc.new_stream(text_file, pa.schema([("text", pa.string())])))
 
-    def add(self, texts: Iterable[str], part: str, *, budget: int = 0, on_batch: Callable[[int, int], None]) -> None:
-        """Tokenise and store the documents of a part.
+    def add(self, texts: Iterable[str], part: str, *, budget: int = 0, on_batch: Callable[[int, int], None]) -> bool:
+        """Tokenise and store the documents of a part; return whether the budget ended it.
 
         Args:
             texts: one for each document; empty ones are counted and left out.
@@ -61,15 +63,17 @@ class Staging(ExitStack):
             budget: tokens to take at most, in whole documents; 0: all.
             on_batch: called for each batch with its bytes of text and its tokens.
         """
-        for batch in self._batches_of(texts):
-            ids, n_tokens = self._tokens.encode(batch)
+        for batch, n_empty in self._batches_of(texts):
+            ids, n_tokens = self._tokens.encode(batch, with_ends=not self.is_continuous)
             # At least one document, so that a first one longer than the budget does not leave nothing at all.
             n_taken = max(1, int(np.searchsorted(n_tokens.cumsum(), budget, "right"))) if budget else len(batch)
             ids = ids[: n_tokens[:n_taken].sum()]
             on_batch(self._add_batch(batch[:n_taken], ids, n_tokens[:n_taken], part), len(ids))
+            self.n_empty += n_empty[n_taken - 1] if n_taken < len(batch) else n_empty[-1]
             if budget and (n_taken < len(batch) or len(ids) >= budget):
-                break
+                return True
             budget -= len(ids) if budget else 0
+        return False
 
     def _add_batch(self, batch: list[str], ids: np.ndarray, n_tokens: np.ndarray, part: str) -> int:
         texts = pa.array(batch, pa.string())
@@ -83,20 +87,23 @@ class Staging(ExitStack):
         self.n_characters += sum(map(len, batch))
         return int(n_bytes.sum())
 
-    def _batches_of(self, texts: Iterable[str]) -> Iterator[list[str]]:
-        """Yield documents in lists of about a million characters; no list is empty."""
-        batch, n_characters = [], 0
+    def _batches_of(self, texts: Iterable[str]) -> Iterator[tuple[list[str], list[int]]]:
+        """Yield documents in lists of about a million characters, and how many empty ones there were up to each."""
+        batch: list[str] = []
+        counts, n_empty, n_characters = [], 0, 0
         for text in texts:
             if not text or text.isspace():
-                self.n_empty += 1
+                n_empty += 1
                 continue
             batch.append(text)
+            counts.append(n_empty)
             n_characters += len(text)
             if n_characters >= _BATCH_CHARACTERS or len(batch) == _BATCH_DOCUMENTS:
-                yield batch
-                batch, n_characters = [], 0
+                yield batch, counts
+                batch, counts, n_empty, n_characters = [], [], 0, 0
+        self.n_empty += n_empty  # those after the last document
         if batch:
-            yield batch
+            yield batch, counts
 
     def finish(self) -> None:
         """End the first pass: close the files, so that they can be read."""
@@ -144,7 +151,10 @@ def write_parts(staging: Staging, part: np.ndarray, settings: DataSettings, fold
     """
     leakage = staging.measure_leakage(part)
     with ExitStack() as stack:
-        writers = [stack.enter_context(PartWriter(name, settings, folder)) for name in SPLITS]
+        writers = [
+            stack.enter_context(PartWriter(name, settings, folder, is_continuous=staging.is_continuous))
+            for name in SPLITS
+        ]
         for texts, ids, documents in staging.batches():
             for place, writer in enumerate(writers):
                 is_here = part[documents] == place
@@ -161,11 +171,13 @@ def write_parts(staging: Staging, part: np.ndarray, settings: DataSettings, fold
 class PartWriter(ExitStack):
     """Writes one part of the split: its documents, and its blocks unless it is the test."""
 
-    def __init__(self, name: str, settings: DataSettings, folder: Path) -> None:
+    def __init__(self, name: str, settings: DataSettings, folder: Path, *, is_continuous: bool = False) -> None:
         super().__init__()
         self.name, self._digest = name, hashlib.sha256()
         self._n_bytes = self._n_tokens = 0
         self._schema = pa.schema([("text", pa.string()), ("n_tokens", pa.int32())])
+        if is_continuous:  # a row goes on in the next one
+            self._schema = self._schema.append(pa.field("continues", pa.bool_()))
         self._documents = self.enter_context(TableWriter(folder / "documents" / name, self._schema))
         self._blocks: BlockWriter | None = None
         if name != "test":  # the test is scored by sliding windows over its documents, not in blocks
@@ -173,7 +185,8 @@ class PartWriter(ExitStack):
 
     def add(self, texts: Any, ids: np.ndarray, n_tokens: np.ndarray) -> None:
         """Add documents: their texts, their tokens one after the other, and the tokens of each."""
-        self._documents.write(pa.RecordBatch.from_arrays([texts, pa.array(n_tokens, pa.int32())], schema=self._schema))
+        columns = [texts, pa.array(n_tokens, pa.int32()), pa.array(np.ones(len(texts), bool))]
+        self._documents.write(pa.RecordBatch.from_arrays(columns[: len(self._schema)], schema=self._schema))
         for text in texts:
             encoded = text.as_buffer()
             self._digest.update(encoded)

@@ -64,7 +64,7 @@ def _named(holder: Holder) -> str:
 
 @rule("A forgotten kernel keeps its memory until it is shut down.")
 def other_processes(machine: Machine) -> Finding:
-    """Warn about other Pythons that hold memory of the card; Windows does not say how much."""
+    """Warn about other Pythons that use memory of the card; Windows does not say how much."""
     gpu = machine.gpu
     if gpu is None:
         return NO_GPU
@@ -77,8 +77,8 @@ def other_processes(machine: Machine) -> Finding:
         return warn(", ".join(map(_named, pythons)), line + stop)
     # processes are asked last, so a child that hung or crashed may have reported cards without them
     if not machine.cards or machine.nvml.state in ("hung", "crashed"):
-        return unknown("NVML did not say who holds memory")
-    return ok(", ".join(map(_named, others)) or "no other process holds memory")
+        return unknown("NVML does not say which processes use its memory")
+    return ok(", ".join(map(_named, others)) or "no other process uses its memory")
 
 
 @rule("When the card is full, newer Windows drivers move data to main memory: no error, but every step crawls.")

@@ -27,7 +27,7 @@ def doctor(arguments: tuple[str, ...]) -> None:
 @click.option("--seconds", type=click.FloatRange(0), help="Stop after this time; without it: at Ctrl-C.")
 @click.option("--once", is_flag=True, help="Read once; always so when the output is not a terminal.")
 def monitor(interval: float, seconds: float | None, once: bool) -> None:
-    """Show memory, load, power, temperature and the processes that hold memory, until Ctrl-C."""
+    """Show memory, load, power, temperature and the processes that use memory, until Ctrl-C."""
     if hasattr(sys.stdout, "reconfigure"):  # a file in a Windows code page has no bars: it shows "?" instead
         sys.stdout.reconfigure(errors="replace")
     watch = Monitor(sample, interval_seconds=interval, length=600)

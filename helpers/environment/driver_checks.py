@@ -142,7 +142,7 @@ def _no_driver(machine: Machine) -> Finding:
     if machine.has_gpu and machine.torch.cuda:
         more = "docker run -e NVIDIA_DRIVER_CAPABILITIES=compute,utility --gpus all ..."
         fix = more if machine.platform.container else f"{fixes.python_command(machine)} -m pip install nvidia-ml-py"
-        return warn("torch sees a card, but without NVML its memory and who holds it are not known", fix)
+        return warn("torch sees a card, but without NVML its memory and what uses it are not known", fix)
     if machine.wsl and expects_gpu(machine):
         return unknown("Windows offers a card, but NVML is not found", _LOADER_PATH)
     if not machine.platform.nvidia_on_bus:

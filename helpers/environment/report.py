@@ -12,7 +12,7 @@ from helpers.environment import card_checks, driver_checks, python_checks, syste
 from helpers.environment.card import GraphicsCard, read_card
 from helpers.environment.facts import Machine, Unread
 from helpers.environment.machine import read_machine
-from helpers.environment.rules import STATUSES, Check, Rule
+from helpers.environment.rules import NO_GPU, STATUSES, Check, Rule
 from helpers.environment.wheels import WheelAdvice, expects_gpu, wheel_advice
 
 # All 25, in the order in which a support engineer would ask: the modules and the rules in them follow it.
@@ -26,8 +26,8 @@ _ANSI = {"ok": "34", "warn": "33", "fail": "31;1", "unknown": "35"}
 _CHAIN = (
     ("card", "gpu_identity", "does the work"),
     ("driver", "nvml_alive", "part of the system: talks to the card"),
-    ("runtime", "driver_floor", "CUDA's libraries: they come inside the wheel"),
     ("wheel", "torch_build", "PyTorch, built for one CUDA or for none"),
+    ("runtime", "driver_floor", "CUDA's libraries: they come inside the wheel"),
     ("torch", "cuda_available", "asks all of the above for the card"),
     ("product", "smoke_matmul", "the proof: a small matrix product"),
 )
@@ -47,6 +47,7 @@ class Diagnosis:
         wheel: which PyTorch wheel fits, or None if that is not known.
         summary: the verdict if nothing fails.
         nvcc: the release of a CUDA toolkit on PATH; information only.
+        cuda: the release of the CUDA libraries inside the installed PyTorch wheel; empty if there are none.
     """
 
     checks: list[Check]
@@ -57,6 +58,7 @@ class Diagnosis:
     wheel: WheelAdvice | None = None
     summary: str = _CPU_MODE
     nvcc: str = ""
+    cuda: str = ""
 
     @property
     def exit_code(self) -> int:
@@ -97,10 +99,22 @@ class Diagnosis:
     def chain(self) -> list[dict[str, str]]:
         """Return this machine's own chain, from the card to a matrix product, as rows to draw.
 
-        Each row has `link`, `status`, `reading` and `role`; the chain breaks at the first row with status 'fail'.
+        Each row has `link`, `status`, `reading` and `role`. The chain breaks at the first row with status 'fail'; what
+        is not there, or cannot work because of a link above, has the status 'absent'.
         """
-        checks = [(link, self.check(identity), role) for link, identity, role in _CHAIN]
-        return [{"link": link, "status": c.status, "reading": c.reading, "role": role} for link, c, role in checks]
+        rows, broken = [], ""
+        for link, identity, role in _CHAIN:
+            status, reading = self.check(identity).status, self.check(identity).reading
+            if broken and status != "fail":
+                status, reading = "absent", f"cannot work: {broken} fails"
+            elif link == "runtime" and status != "fail":
+                status = status if self.cuda else "absent"
+                reading = f"CUDA {self.cuda}; {reading}" if self.cuda else "the wheel has no CUDA libraries"
+            elif self.card is None and link != "product" and status == "ok":
+                status, reading = "absent", reading.removesuffix(": nothing to check")
+            broken = broken or (link if status == "fail" else "")
+            rows.append({"link": link, "status": status, "reading": reading, "role": role})
+        return rows
 
     def equivalents(self) -> list[dict[str, str]]:
         """Return the classic guide's three commands, each with its equivalent here, as rows of a table."""
@@ -108,7 +122,7 @@ class Diagnosis:
         nvcc = f"nvcc {self.nvcc}" if self.nvcc else "no nvcc"
         available = self.check("cuda_available").reading
         rows = (
-            ("nvidia-smi", f"{nvml}; {free}", "the driver, the card, who holds memory"),
+            ("nvidia-smi", f"{nvml}; {free}", "the driver, the card, and which processes use its memory"),
             ("nvcc --version", nvcc, "information only: a wheel brings its own CUDA runtime, no toolkit is needed"),
             ("torch.cuda.is_available()", available, "what training gets, and why if nothing"),
         )
@@ -128,16 +142,25 @@ class Diagnosis:
 
     def _repr_html_(self) -> str:
         """Return the table for a notebook, everything escaped; its text has the page's own colours."""
-        rows = [
-            (_badge(check.status), _code(check.id), _text(check.reading), _text(check.why), _code(check.fix))
-            for check in self.checks
-        ]
-        table = html_table(("status", "check", "reading", "why it matters", "fix"), rows)
-        return f"<p style='font-size:1.15em'><b>{escape(self.verdict)}</b></p>{table}"
+        asked = [check for check in self.checks if check.reading != NO_GPU.reading]
+        rest = [check for check in self.checks if check.reading == NO_GPU.reading]
+        verdict = f"<p style='font-size:1.15em'><b>{escape(self.verdict)}</b></p>{_table(asked)}"
+        if not rest:
+            return verdict
+        summary = f"<summary>{len(rest)} checks of a GPU, with nothing to check here</summary>"
+        return f"{verdict}<details>{summary}{_table(rest)}</details>"
 
     def __str__(self) -> str:
         """Return the table without colours."""
         return self.table()
+
+
+def _table(checks: list[Check]) -> str:
+    rows = [
+        (_badge(check.status), _code(check.id), _text(check.reading), _text(check.why), _code(check.fix))
+        for check in checks
+    ]
+    return html_table(("status", "check", "reading", "why it matters", "fix"), rows)
 
 
 def _badge(status: str) -> Html:
@@ -185,6 +208,7 @@ def diagnosis_of(machine: Machine) -> Diagnosis:
         wheel=wheel_advice(machine),
         summary=_summary(machine, card),
         nvcc=machine.platform.nvcc,
+        cuda="" if isinstance(machine.torch, Unread) else machine.torch.cuda or "",
     )
 
 
@@ -195,7 +219,7 @@ def _summary(machine: Machine, card: GraphicsCard | None) -> str:
             return f"A quick look sees nothing that stops training: {name}."
         if not isinstance(machine.torch, Unread) and machine.torch.available:
             return f"Ready to train on the GPU: {name}."
-        return f"A card is there ({name}), but torch did not answer; on the CPU everything runs."
+        return f"A card was found ({name}), but torch did not answer. On the CPU everything runs."
     if expects_gpu(machine):
         return "The card did not answer; until it answers: CPU course mode, with the pocket model."
     return _CPU_MODE

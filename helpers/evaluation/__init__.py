@@ -15,7 +15,8 @@ __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "base_and_tuned": (
-            "Comparison compare_decodings compare_with_base load_base load_tuned measure_copying measure_forgetting"
+            "Comparison compare_decodings compare_with_base fill_prompt load_base load_tuned measure_copying "
+            "measure_forgetting measure_published_protocol"
         ),
         "scoring": "Score score",
         "generation": "generate",

@@ -6,14 +6,15 @@ Each measuring function opens a finished run and writes its result to a section 
 
 import hashlib
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from helpers.data.preparation import load_documents, open_prepared
+from helpers.data.sources import Source
 from helpers.display import cut, html_table
 from helpers.evaluation import record
 from helpers.evaluation.bootstrap import CONFIDENCE, RESAMPLES, compute_interval, resample_sums
@@ -25,9 +26,14 @@ from helpers.settings import DataSettings, EvaluationSettings, SettingsError, re
 from helpers.training.model_card import metric_text, public_name
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
 _PROMPT_TOKENS = 8  # first tokens of a held-out document, which the samples that are searched for copies continue
+_OPENING = re.compile(r"\s*\S+(?:\s+\S+){0,4}")  # five words, such as the title of a fable or of an article
+# Model, source, configuration -> stride -> perplexity by the protocol of the transformers documentation. At 1024 from
+# https://github.com/karpathy/llm.c/pull/276, at 512 from the card of smpanaro/gpt2-AutoGPTQ-4bit-128g on the Hub.
+_PUBLISHED = {("openai-community/gpt2", "Salesforce/wikitext", "wikitext-2-raw-v1"): {1024: 29.94, 512: 25.19}}
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,8 @@ class Comparison:
         if interval is None:
             return f"{values}. One document gives no interval: the difference may be due to the choice of document."
         low, high = interval
-        values += f": {abs(saved):.3f} {'fewer' if saved > 0 else 'more'}"
+        shown = abs(round(self.base.bits_per_byte, 3) - round(self.tuned.bits_per_byte, 3))  # of the two shown values
+        values += f": {shown:.3f} {'fewer' if saved > 0 else 'more'}"
         range_text = f"{CONFIDENCE:.0%} interval of the gain {low:.3f} to {high:.3f}"
         if low <= 0 <= high:
             return f"{values} ({range_text}). The interval includes 0, so this may be due to the choice of documents."
@@ -115,6 +122,7 @@ class Comparison:
         names = ("bytes", "tokens", "base_nats", "tuned_nats")
         return {
             "source": self.source,
+            "verdict": self.verdict,
             "text_sha256": self.base.text_sha256,
             "base": base | {"model": self.base.model},
             "tuned": tuned | {"model": self.tuned.model},
@@ -170,7 +178,7 @@ def compare_with_base(settings: EvaluationSettings) -> Comparison:
         SettingsError: the run does not exist or is not finished, or its model is broken.
     """
     trained = read_run_settings(settings.run)
-    documents = open_prepared(settings.run).documents["test"]["text"]
+    documents = open_prepared(settings.run).documents["test"]
     comparison = _compare_on(documents, settings, source=f"the test part of {public_name(trained.source)}")
     record.write_section(settings.run, "test", comparison.to_dict())
     return comparison
@@ -191,27 +199,84 @@ def measure_forgetting(settings: EvaluationSettings) -> Comparison:
         )
     splits = load_documents(DataSettings(run=settings.run, source=settings.general_source))
     held_out = splits["test"] if "test" in splits else splits["train"]
-    texts = (text for text in held_out.shuffle(seed=settings.seed)["text"] if text and text.strip())
-    documents = list(islice(texts, settings.general_documents))
+    held_out = held_out.filter(lambda text: bool(text and text.strip()), input_columns="text")
+    if "continues" not in held_out.column_names:
+        held_out = held_out.shuffle(seed=settings.seed)
+    documents = held_out.take(min(len(held_out), settings.general_documents))
     comparison = _compare_on(documents, settings, source=public_name(settings.general_source))
     record.write_section(settings.run, "forgetting", comparison.to_dict())
     return comparison
 
 
-def _compare_on(documents: Sequence[str], settings: EvaluationSettings, *, source: str) -> Comparison:
+def measure_published_protocol(settings: EvaluationSettings) -> list[dict[str, Any]]:
+    """Score both models by the protocol that published perplexities of GPT-2 follow: `scoring`'s 'transformers'.
+
+    All rows of the source's own test part are joined, whatever this run takes as documents or left out as duplicates.
+
+    Returns:
+        One row per stride, the complete window and half of it: `protocol`, `stride`, the perplexities `base` and
+        `tuned`, and `published` for the base model, None where none is known for it and this text.
+
+    Raises:
+        SettingsError: the run is not finished, or its source has no rows with a test part of its own.
+    """
+    trained = read_run_settings(settings.run)
+    rows = Source(trained.part(DataSettings)).rows_of("test")
+    if rows is None:
+        raise SettingsError(
+            f"Not measured by the published protocol: it joins the rows of a data set's own test part, and "
+            f"{public_name(trained.source)} has none."
+        )
+    texts, scores = list(rows), {}
+    for name, load in (("base", load_base), ("tuned", load_tuned)):
+        model, tokenizer = load(settings.run)
+        for stride in (model.config.n_positions, model.config.n_positions // 2):
+            scores.setdefault(stride, {})[name] = score(
+                model,
+                tokenizer,
+                texts,
+                stride=stride,
+                per_device_eval_batch_size=settings.per_device_eval_batch_size,
+                protocol="transformers",
+            )
+    published = _PUBLISHED.get((trained.model_name_or_path, trained.source, trained.source_config), {})
+    table = [
+        {
+            "protocol": "transformers",
+            "stride": stride,
+            **{name: result.to_dict()["perplexity"] for name, result in by_name.items()},
+            "published": published.get(stride),
+        }
+        for stride, by_name in scores.items()
+    ]
+    record.write_section(settings.run, "published_protocol", table)
+    return table
+
+
+def fill_prompt(settings: EvaluationSettings) -> EvaluationSettings:
+    """Return the settings with a prompt: where none is set, the first words of the run's first test document."""
+    if settings.prompt:
+        return settings
+    text = open_prepared(settings.run).documents["test"][0]["text"]
+    return settings.model_copy(update={"prompt": _OPENING.match(text)[0]})
+
+
+def _compare_on(documents: "Dataset", settings: EvaluationSettings, *, source: str) -> Comparison:
     context = read_run_settings(settings.run).block_size
+    texts, protocol = documents["text"], "passages" if "continues" in documents.column_names else "documents"
     base, tuned = (
         score(
             *load(settings.run),
-            documents,
+            texts,
             stride=min(settings.stride, context),
             context=context,
             per_device_eval_batch_size=settings.per_device_eval_batch_size,
+            protocol=protocol,
             name=name,
         )
         for load, name in ((load_base, None), (load_tuned, f"run {settings.run}"))
     )
-    return Comparison(source, documents, base, tuned, settings.seed)
+    return Comparison(source, texts, base, tuned, settings.seed)
 
 
 def measure_copying(settings: EvaluationSettings) -> CopyReport:
@@ -246,18 +311,22 @@ def compare_decodings(
 ) -> DecodingReport:
     """Let the tuned model continue the prompt and the openings of three test documents, with each decoding method.
 
+    The base model continues the prompt as well, with the settings as they are.
+
     `decodings` has, for each method, the changes to the settings in the form that `generate` takes.
 
     Raises:
         SettingsError: the run is not finished, or the prompt and `max_new_tokens` exceed the model's positions.
     """
+    settings = fill_prompt(settings)
     model, tokenizer = load_tuned(settings.run)
     openings = [" ".join(text.split()[:3]) for text in open_prepared(settings.run).documents["test"]["text"][:3]]
     samples = {}
     for name, changes in decodings.items():
         by_prompt = generate(model, tokenizer, [settings.prompt, *openings], settings, **changes)
         samples[name] = [sample for several in by_prompt for sample in several]
-    report = DecodingReport(samples, settings)
+    ((before,),) = generate(*load_base(settings.run), [settings.prompt], settings, num_return_sequences=1)
+    report = DecodingReport(samples, settings, before)
     record.write_section(settings.run, "speech", report.to_dict())
     return report
 

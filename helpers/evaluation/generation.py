@@ -20,9 +20,7 @@ DECODINGS: dict[str, dict[str, Any]] = {
     "greedy": {**_NO_SAMPLING, "repetition_penalty": 1.0},
     "greedy, repetition_penalty 1.3": {**_NO_SAMPLING, "repetition_penalty": 1.3},
     "beam search, num_beams 4": {**_NO_SAMPLING, "repetition_penalty": 1.0, "num_beams": 4},
-    "temperature 0.7": {**_UNCHANGED, "temperature": 0.7},
     "temperature 1": _UNCHANGED,
-    "top_k 40": {**_UNCHANGED, "top_k": 40},
     "top_p 0.9": {**_UNCHANGED, "top_p": 0.9},
     "these settings": {},
 }
@@ -200,10 +198,12 @@ class DecodingReport:
     Attributes:
         samples: name of a decoding method -> its samples for all prompts.
         settings: length and seed of all samples, and the sampling of the method 'these settings'.
+        before: what the base model generated with these settings.
     """
 
     samples: dict[str, list[Sample]]
     settings: EvaluationSettings
+    before: Sample
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -214,9 +214,14 @@ class DecodingReport:
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return prompts, settings and rows, ready for JSON."""
+        """Return prompts, settings, the base model's sample and rows, ready for JSON."""
         prompts = list(dict.fromkeys(sample.prompt for sample in next(iter(self.samples.values()))))
-        return {"prompts": prompts, "settings": self.settings.model_dump(), "decodings": self.rows}
+        return {
+            "prompts": prompts,
+            "settings": self.settings.model_dump(),
+            "before": self.before.text,
+            "decodings": self.rows,
+        }
 
     def _repr_html_(self) -> str:
         names = ["first sample" if name == "sample" else name for name in self.rows[0]]

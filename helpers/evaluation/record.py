@@ -1,10 +1,11 @@
 """evaluation.json: the metrics of a run, in one section for each question.
 
     {"version": 1, "run": ...,
-     "test": {"source", "text_sha256", "base": SCORE, "tuned": SCORE, "difference", "documents": [...]},
+     "test": {"source", "verdict", "text_sha256", "base": SCORE, "tuned": SCORE, "difference", "documents": [...]},
      "forgetting": the same on general text,
+     "published_protocol": [{"protocol", "stride", "base", "tuned", "published"}, ...],
      "copying": {"rows": [samples, held-out text], "longest_copy"},
-     "speech": {"prompts", "settings", "decodings": [{"decoding", measures, "sample"}, ...]}}
+     "speech": {"prompts", "settings", "before", "decodings": [{"decoding", measures, "sample"}, ...]}}
 
 A section is null until it has been measured. SCORE is the result of `scoring.Score.to_dict`, with the intervals
 `perplexity_interval` and `bits_per_byte_interval` as [low, high]. `difference` is that of `base_and_tuned.Comparison`:
@@ -22,7 +23,7 @@ from helpers.settings import SettingsError, run_folder
 from helpers.training.model_card import write_model_card
 
 VERSION = 1
-SECTIONS = ("test", "forgetting", "copying", "speech")
+SECTIONS = ("test", "forgetting", "published_protocol", "copying", "speech")
 
 
 def read(run: str) -> dict[str, Any]:
@@ -47,7 +48,7 @@ def read(run: str) -> dict[str, Any]:
     return content
 
 
-def write_section(run: str, section: str, value: dict[str, Any]) -> None:
+def write_section(run: str, section: str, value: Any) -> None:
     """Write one section of a run's metrics, keep the others, and update the model card."""
     try:
         before = read(run)

@@ -1,14 +1,16 @@
 """Perplexity of text of any length with a sliding window; memory use does not grow with the text.
 
-There are two protocols:
+There are three protocols:
 
 - `documents`, used in this course: one stream of tokens, with an end-of-text token before the first document and after
   each one. Windows of `context` tokens move by `stride`. Every token after the first is scored exactly once.
+- `passages`, used where the documents are the passages of one continuous text: the same with an end-of-text before the
+  first passage only.
 - `transformers`, from "Perplexity of fixed-length models" in the transformers documentation, which gave GPT-2's
   published perplexity on WikiText-2: rows joined by a blank line and no end-of-text. The first token is not scored,
   and at stride = context neither is the first token of each window, because nothing comes before it.
 
-In both, a window scores only the tokens that no earlier window contained. Nats come from float32 logits, are summed in
+In each, a window scores only the tokens that no earlier window contained. Nats come from float32 logits, are summed in
 float64 and divided once by the number of scored tokens. Bytes are counted in UTF-8.
 """
 
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     import numpy as np
     from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
-Protocol = Literal["documents", "transformers"]
+Protocol = Literal["documents", "passages", "transformers"]
 _PIECE_CHARACTERS = 100_000  # text that is tokenized in one go
 # GPT-2's pre-tokenizer never joins a character to the white space after it, so pieces cut here have the same tokens.
 _CUT = re.compile(r"(?<=\S)(?=[ \n])")
@@ -48,7 +50,7 @@ class Score:
         revision: its commit on the Hub, if it has one, and a hash of its weights.
         stride: tokens between the starts of two windows.
         context: tokens in a window.
-        protocol_name: 'documents' or 'transformers'.
+        protocol_name: one of those described at the top of this module.
     """
 
     document_nats: "np.ndarray"
@@ -146,7 +148,7 @@ def score(
             takes longer.
         context: tokens in a window; by default the model's number of positions.
         per_device_eval_batch_size: windows in one forward pass.
-        protocol: 'documents' or 'transformers', described at the top of this module.
+        protocol: 'documents', 'passages' or 'transformers', described at the top of this module.
         name: name of the model in the result; by default where it was loaded from.
 
     Raises:
@@ -159,10 +161,10 @@ def score(
     context = model.config.n_positions if context is None else context
     _check_window(model, stride, context)
     if protocol not in get_args(Protocol):
-        raise SettingsError(f"protocol = {protocol!r} is unknown: it must be 'documents' or 'transformers'.")
+        raise SettingsError(f"protocol = {protocol!r} is unknown: it must be one of {get_args(Protocol)}.")
     check_sound(model, tokenizer)
-    with_ends = protocol == "documents"
-    if not with_ends:
+    with_start = protocol != "transformers"
+    if not with_start:
         documents = ["\n\n".join(_check_texts(documents))]
     n_bytes, n_words, text_sha256 = _measure_text(documents)
     nats, tokens = np.zeros(len(n_bytes)), np.zeros(len(n_bytes), np.int64)
@@ -170,9 +172,11 @@ def score(
         tqdm(total=int(n_bytes.sum()), unit="B", unit_scale=True, delay=2, leave=False) as bar,
         equal_results_less_work(model.to(device()).eval()),
     ):
-        stream = stream_tokens(documents, tokenizer, with_ends=with_ends, advance=bar.update)
-        # `context` tokens go into the model. With ends, one more token follows them: the target of the last one.
-        windows = slide_windows(stream, stride, context + with_ends)
+        stream = stream_tokens(
+            documents, tokenizer, with_start=with_start, with_ends=protocol == "documents", advance=bar.update
+        )
+        # `context` tokens go into the model. In our protocols one more token follows: the target of the last one.
+        windows = slide_windows(stream, stride, context + with_start)
         for ids, owners in batch_windows(windows, per_device_eval_batch_size):
             # Not `nats[owners] += ...`, which would count a document once however many of its tokens are in a batch.
             np.add.at(nats, owners, compute_token_nats(model, ids, owners.shape[1]))
@@ -254,6 +258,7 @@ def stream_tokens(
     tokenizer: "PreTrainedTokenizerBase",
     *,
     with_ends: bool,
+    with_start: bool = True,
     advance: Callable[[int], Any],
 ) -> Iterator["np.ndarray"]:
     """Yield the documents' tokens as (2, n) arrays: token ids, and the number of the document each belongs to.
@@ -261,13 +266,15 @@ def stream_tokens(
     Args:
         documents: the texts.
         tokenizer: tokenizes them.
-        with_ends: put an end-of-text token before the first document and after each one.
+        with_ends: put an end-of-text token after each document.
+        with_start: put one before the first document.
         advance: called with the number of bytes read so far since the last call.
     """
     import numpy as np
 
-    ends = [tokenizer.eos_token_id] if with_ends else []
-    yield np.array([ends, [0] * len(ends)], np.int64)
+    end = tokenizer.eos_token_id
+    start, ends = [end] * with_start, [end] * with_ends
+    yield np.array([start, [0] * len(start)], np.int64)
     for batch in _batch_text(documents):
         rows = tokenizer([piece for _, piece, _ in batch], verbose=False)["input_ids"]
         rows = [ids + ends if is_last else ids for ids, (_, _, is_last) in zip(rows, batch, strict=True)]

@@ -1,27 +1,42 @@
-"""The data panel of notebook 02: source, split and block size, and how much of each row would be text."""
+"""The data panel of notebook 02: what the documents are, their split, and how much of each row would be text."""
 
+import html
 import threading
+from itertools import islice
 from typing import NamedTuple
 
 import ipywidgets as w
 
-from helpers.data.preparation import load_documents
 from helpers.data.quality_report import useful_share
+from helpers.data.sources import Source
 from helpers.data.splitting import SPLITS
+from helpers.display import cut
 from helpers.model import load_tokenizer
 from helpers.settings import DataSettings, SettingsError
 from helpers.widgets.drawing import Bar, bar_chart
 from helpers.widgets.panel import Panel
 
 _MOST_DOCUMENTS = 2000  # to read from each part: a source may be larger than anybody wants to wait for
+_SHOWN_DOCUMENTS, _SHOWN_CHARACTERS = 3, 240
 _SPLIT_FIELDS = {"run", "seed", "validation_share", "test_share", "block_size"}  # they change no document's length
 
 
 class Lengths(NamedTuple):
-    """Tokens of each training document, end-of-text included, and the number of documents of each part."""
+    """What was read of a source.
+
+    Attributes:
+        tokens: of each training document, end-of-text included.
+        parts: the number of documents of each part.
+        choice: in one line, what separates documents, and why.
+        documents: the first three.
+        is_continuous: whether they are the passages of one text.
+    """
 
     tokens: list[int]
     parts: dict[str, int]
+    choice: str = ""
+    documents: tuple[str, ...] = ()
+    is_continuous: bool = False
 
 
 class DataPanel(Panel):
@@ -51,7 +66,7 @@ class DataPanel(Panel):
             self.gauge.value = ""
             raise SettingsError(lengths)
         if lengths:
-            self.gauge.value = shares_html(lengths, settings)
+            self.gauge.value = documents_html(lengths) + shares_html(lengths, settings)
 
     def _read(self, key: str, settings: DataSettings) -> None:
         try:
@@ -73,13 +88,29 @@ def _key(settings: DataSettings) -> str:
 
 def count_tokens(settings: DataSettings) -> Lengths:
     """Count the tokens of a source's first documents; raise `SettingsError` when it cannot be read."""
-    documents = load_documents(settings, n_documents=_MOST_DOCUMENTS)
-    texts = [text for text in documents["train"]["text"][:] if text.strip()]
-    if not texts:
+    source = Source(settings)
+    parts = {part or "train": list(islice(filter(str.strip, texts), _MOST_DOCUMENTS)) for part, texts in source.parts()}
+    if not (texts := parts["train"]):
         raise SettingsError(f"{settings.source!r} holds no text: name another source or another text_column.")
     # verbose=False: no warning about documents longer than the model's positions, which are cut into blocks anyway.
     rows = load_tokenizer(settings.model_name_or_path)(texts, verbose=False)["input_ids"]
-    return Lengths([len(ids) + 1 for ids in rows], {name: len(rows) for name, rows in documents.items()})
+    return Lengths(
+        [len(ids) + (not source.is_continuous) for ids in rows],
+        {name: len(part) for name, part in parts.items()},
+        str(source.choice),
+        tuple(texts[:_SHOWN_DOCUMENTS]),
+        source.is_continuous,
+    )
+
+
+def documents_html(lengths: Lengths) -> str:
+    """Show what separates the documents, and the first of them as they will be."""
+    what = "passages of one continuous text" if lengths.is_continuous else "documents"
+    shown = "".join(
+        f"<li><span style='white-space:pre-wrap'>{html.escape(cut(text.strip(), _SHOWN_CHARACTERS))}</span></li>"
+        for text in lengths.documents
+    )
+    return f"<p>Documents end at {html.escape(lengths.choice)}. The first {what}:</p><ol>{shown}</ol>"
 
 
 def shares_html(lengths: Lengths, settings: DataSettings) -> str:
@@ -95,10 +126,12 @@ def shares_html(lengths: Lengths, settings: DataSettings) -> str:
 
 def _documents_text(lengths: Lengths, settings: DataSettings) -> str:
     """Return a sentence with the number of documents in each part, or one that says that only the first were read."""
+    what = "passages" if lengths.is_continuous else "documents"
     if max(lengths.parts.values()) >= _MOST_DOCUMENTS:
-        return f"From the first {_MOST_DOCUMENTS:,} documents of a larger source."
+        return f"From the first {_MOST_DOCUMENTS:,} {what} of a larger source."
     split = ", ".join(f"{name} {n:,}" for name, n in split_sizes(lengths.parts, settings).items())
-    return f"{sum(lengths.parts.values()):,} documents; split before repeated ones are left out: {split}."
+    how = "split by position, about" if lengths.is_continuous else "split before repeated ones are left out"
+    return f"{sum(lengths.parts.values()):,} {what}; {how}: {split}."
 
 
 def shares(tokens: list[int], block_size: int) -> tuple[float, float, float]:

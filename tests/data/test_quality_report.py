@@ -22,7 +22,6 @@ def test_a_report_counts_the_prepared_data(data, tiny_settings):
     assert described.lengths.sum() == data.facts["splits"]["train"]["tokens"]
     n_bytes = [len(text.encode()) for text in data.documents["train"]["text"]]
     assert described.tokens_per_byte.tolist() == pytest.approx((described.lengths / n_bytes).tolist())
-    assert described.useful_share["packed"] == 1
     assert sum(described.frequent.values()) <= 1
     assert list(described.frequent.values()) == sorted(described.frequent.values(), reverse=True)
     assert dict(described.rows())["documents read"] == "40"
@@ -41,15 +40,30 @@ def test_useful_share_is_text_over_positions():
     assert useful_share([50, 50], 10) == 1
 
 
-def test_the_picture_of_packing_is_to_scale_and_covers_every_token():
+def test_the_picture_of_packing_is_to_scale_and_shows_padding_and_what_is_cut_off():
     lengths = [5, 12, 3, 30]
     ax = plot_packing(lengths, block_size=10)
-    grey, padded = ax.patches[0:8:2], ax.patches[1:8:2]
+    hatched = [bar for bar in ax.patches if bar.get_hatch()]
+    grey, padded = [bar for bar in ax.patches[:10] if bar not in hatched][0::2], ax.patches[1:10]
     assert [bar.get_width() for bar in grey] == [10] * 4
-    assert [bar.get_width() for bar in padded] == [5, 10, 3, 10]
-    assert sum(bar.get_width() for bar in ax.patches[8:]) == sum(lengths)
-    assert "70%" in ax.get_title()
-    assert ax.get_xlabel()
+    assert {5, 10, 3} <= {bar.get_width() for bar in padded}
+    assert [(bar.get_x(), bar.get_width()) for bar in hatched] == [(10, 2), (10, 20)]
+    assert ax.get_xlim()[1] == 30, "what is cut off must be in the picture"
+    assert sum(bar.get_width() for bar in ax.patches[10:]) == sum(lengths)
+    assert "70% of the positions hold text, and 44% of the text is cut off" in ax.get_title()
+
+
+def test_a_document_of_many_rows_makes_no_endless_picture():
+    ax = plot_packing([10_000_000], block_size=512)
+    assert len(ax.patches) < 100
+    assert ax.get_xlim()[1] == 3 * 512
+
+
+def test_the_report_draws_padding_and_cutting_for_each_width(data):
+    padding, cut_off = plot_report(report(data, load_tokenizer("pocket")))[1, 0].get_lines()
+    assert padding.get_ydata().tolist() == sorted(padding.get_ydata())
+    assert cut_off.get_ydata().tolist() == sorted(cut_off.get_ydata(), reverse=True)
+    assert cut_off.get_ydata()[-1] == 0, "no document of this text is longer than the widest row"
 
 
 def test_every_picture_of_the_report_names_its_axes(data):

@@ -1,6 +1,6 @@
 import pytest
 
-from helpers.data.token_view import merge_steps, view_tokens
+from helpers.data.token_view import view_tokens
 from helpers.model import load_tokenizer
 
 
@@ -26,10 +26,3 @@ def test_a_part_of_a_character_is_shown_as_bytes(tokenizer):
     pieces = view_tokens(tokenizer, "狐").pieces
     raw = bytes(int(byte, 16) for piece in pieces for byte in piece.strip("<>").split())
     assert raw.decode() == "狐"
-
-
-@pytest.mark.parametrize("word", [" badger", "unbelievable", "parameter", "café", "x"])
-def test_merges_start_from_bytes_and_end_with_the_tokenizers_own_tokens(tokenizer, word):
-    steps = merge_steps(tokenizer, word)
-    assert len(steps[0].split("|")) == len(word.encode())
-    assert steps[-1] == str(view_tokens(tokenizer, word))

@@ -11,7 +11,7 @@ from helpers.environment import report
 from helpers.environment.facts import Unread
 from helpers.environment.report import diagnosis_of
 from helpers.environment.rules import STATUSES
-from tests.environment.baselines import LAPTOP, LINUX, WINDOWS, blind, on, silent
+from tests.environment.baselines import CPU_WHEEL, LAPTOP, LINUX, WINDOWS, blind, on, silent
 from tests.environment.machines import TABLE
 
 IDS = (
@@ -97,8 +97,8 @@ def test_an_unread_platform_leaves_what_does_not_depend_on_it():
         (LINUX, "Ready to train on the GPU: NVIDIA GeForce RTX 4070 Ti, preset rtx-4070-ti."),
         (LAPTOP, "CPU course mode: everything runs, on the CPU with the pocket model."),
         (on(LINUX, torch=blind(), nvml=silent("absent")), "Not ready: fix nvml_alive, cuda_available first."),
-        (on(WINDOWS, torch=Unread("OSError")), "A card is there (NVIDIA GeForce RTX 4070 Ti, preset rtx-4070-ti), but "
-         "torch did not answer; on the CPU everything runs."),
+        (on(WINDOWS, torch=Unread("OSError")), "A card was found (NVIDIA GeForce RTX 4070 Ti, preset rtx-4070-ti), but "
+         "torch did not answer. On the CPU everything runs."),
     ],
 )  # fmt: skip
 def test_the_verdict_is_one_sentence(machine, verdict):
@@ -169,3 +169,25 @@ def test_the_name_of_a_process_puts_no_markup_into_a_page(diagnoses):
     page = diagnoses["card"]._repr_html_()
     assert "<script" not in page
     assert "&lt;script&gt;" in page
+
+
+def chain(machine):
+    rows = diagnosis_of(machine).chain()
+    assert [row["link"] for row in rows] == ["card", "driver", "wheel", "runtime", "torch", "product"]
+    return {row["link"]: row["status"] for row in rows}
+
+
+def test_on_a_ready_machine_every_link_of_the_chain_holds():
+    assert set(chain(LINUX).values()) == {"ok"}
+
+
+def test_a_link_that_is_not_there_is_absent_and_not_ok():
+    laptop = chain(LAPTOP)
+    assert {laptop[link] for link in ("card", "driver", "runtime", "torch")} == {"absent"}
+    assert laptop["product"] == "ok", "the CPU makes it"
+
+
+def test_below_a_broken_link_nothing_is_ok():
+    broken = chain(on(WINDOWS, torch=CPU_WHEEL))
+    assert (broken["card"], broken["driver"], broken["wheel"]) == ("ok", "ok", "fail")
+    assert {broken[link] for link in ("runtime", "torch", "product")} == {"absent"}

@@ -4,6 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
+from datasets import Dataset
 
 from helpers.data.preparation import open_prepared
 from helpers.evaluation import record
@@ -11,16 +12,21 @@ from helpers.evaluation.base_and_tuned import (
     Comparison,
     compare_decodings,
     compare_with_base,
+    fill_prompt,
     load_base,
     load_tuned,
     measure_copying,
     measure_forgetting,
+    measure_published_protocol,
 )
 from helpers.evaluation.generation import DECODINGS, generate
-from helpers.evaluation.scoring import Score
+from helpers.evaluation.scoring import Score, score
 from helpers.settings import EvaluationSettings, SettingsError, run_folder
+from helpers.training.fine_tuning import fine_tune
 
-SETTINGS = EvaluationSettings(run="tiny", stride=16, max_new_tokens=8, copy_samples=3, general_documents=2)
+SETTINGS = EvaluationSettings(
+    run="tiny", stride=16, prompt="The fox", max_new_tokens=8, copy_samples=3, general_documents=2
+)
 
 
 def make_comparison(base_nats, tuned_nats, *, tokens=10, n_bytes=50):
@@ -49,7 +55,7 @@ def test_both_models_score_the_same_tokens_and_the_file_contains_the_protocol(ti
 def test_evaluation_json_has_the_documented_shape(tiny_run):
     compare_with_base(SETTINGS)
     stored = record.read("tiny")
-    assert list(stored) == ["version", "run", "test", "forgetting", "copying", "speech"]
+    assert list(stored) == ["version", "run", "test", "forgetting", "published_protocol", "copying", "speech"]
     test = stored["test"]
     assert list(test) == ["source", "text_sha256", "base", "tuned", "difference", "documents"]
     assert set(test["tuned"]) == {
@@ -147,6 +153,39 @@ def test_forgetting_is_measured_on_your_own_text(tiny_run, tmp_path):
 def test_forgetting_is_not_measured_on_the_text_of_the_training(tiny_run, tiny_settings):
     with pytest.raises(SettingsError, match="is the text that run 'tiny' was trained on"):
         measure_forgetting(SETTINGS.model_copy(update={"general_source": tiny_settings.source}))
+
+
+def test_the_published_protocol_joins_the_rows_of_the_test_part_as_they_are(tiny_settings, tmp_path, monkeypatch):
+    rows = ["", " = A heading = \n", "", " The fox went home over the hill . \n", " = A heading = \n", " No . \n"] * 6
+    (folder := tmp_path / "rows").mkdir()
+    for part in ("train", "validation", "test"):
+        of_part = Dataset.from_dict({"text": [row.replace("fox", f"fox of {part}") for row in rows]})
+        of_part.to_parquet(folder / f"{part}.parquet")
+    settings = tiny_settings.model_copy(update={"source": str(folder), "document_separator": "row", "block_size": 8})
+    fine_tune(settings)
+    assert len(open_prepared("tiny").documents["test"]) < len(rows), "repeated rows are left out of the documents"
+    known = {(settings.model_name_or_path, settings.source, ""): {64: 29.94}}
+    monkeypatch.setattr("helpers.evaluation.base_and_tuned._PUBLISHED", known)
+    table = measure_published_protocol(SETTINGS)
+    assert [(row["stride"], row["published"]) for row in table] == [(64, 29.94), (32, None)]
+    assert record.read("tiny")["published_protocol"] == table
+    texts = [row.replace("fox", "fox of test") for row in rows]
+    for row in table:
+        for name, load in (("base", load_base), ("tuned", load_tuned)):
+            expected = score(*load("tiny"), texts, stride=row["stride"], protocol="transformers")
+            assert row[name] == pytest.approx(expected.perplexity, rel=1e-6)
+
+
+def test_a_source_without_rows_of_its_own_has_no_published_protocol(tiny_run):
+    with pytest.raises(SettingsError, match=r"joins the rows of a data set's own test part, and text\.txt has none"):
+        measure_published_protocol(SETTINGS)
+
+
+def test_a_prompt_that_is_not_set_opens_a_test_document(tiny_run):
+    filled = fill_prompt(SETTINGS.model_copy(update={"prompt": ""}))
+    first = open_prepared("tiny").documents["test"][0]["text"]
+    assert filled.prompt == " ".join(first.split()[:5])
+    assert fill_prompt(SETTINGS) is SETTINGS
 
 
 def test_samples_and_control_come_from_the_same_prompts_and_have_the_same_length(tiny_run):

@@ -109,7 +109,8 @@ def test_the_measures_of_samples_by_hand():
 
 
 def test_samples_are_escaped():
-    report = DecodingReport({"<i>": [Sample("<b>", "</td><script>", (1,), stopped=False)]}, EvaluationSettings())
+    sample = Sample("<b>", "</td><script>", (1,), stopped=False)
+    report = DecodingReport({"<i>": [sample]}, EvaluationSettings(), sample)
     shown = report._repr_html_()
     assert "&lt;b&gt;&lt;/td&gt;&lt;script&gt;" in shown
     assert "<script>" not in shown

@@ -18,7 +18,8 @@ def test_writing_a_section_keeps_the_others(folder):
     record.write_section("some-run", "speech", {"b": 2})
     record.write_section("some-run", "test", {"a": 3})
     assert record.read("some-run") == {
-        "version": 1, "run": "some-run", "test": {"a": 3}, "forgetting": None, "copying": None, "speech": {"b": 2}
+        "version": 1, "run": "some-run", "test": {"a": 3}, "forgetting": None, "published_protocol": None,
+        "copying": None, "speech": {"b": 2},
     }  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import tracemalloc
 import numpy as np
 import pytest
 import torch
-from transformers import Trainer, TrainingArguments
+from transformers import GPT2LMHeadModel, Trainer, TrainingArguments
 
 from helpers.data.preparation import prepare
 from helpers.evaluation.scoring import (
@@ -23,7 +23,7 @@ from helpers.evaluation.scoring import (
     split_text,
     stream_tokens,
 )
-from helpers.model import load_model, load_tokenizer
+from helpers.model import load_model, load_tokenizer, quiet
 from helpers.settings import NOTEBOOKS, SettingsError
 from helpers.training.fine_tuning import as_batch
 
@@ -121,6 +121,11 @@ def test_one_full_window_after_another_gives_what_the_trainer_gives(tiny, tiny_s
     result = score(*tiny, [text], stride=32, context=32, protocol="transformers")
     assert result.n_tokens == 31 * len(blocks)
     assert result.loss_nats == pytest.approx(by_trainer, abs=1e-4)
+    stock = GPT2LMHeadModel.from_pretrained(tiny[0].config._name_or_path)  # without the `loss_type` of our loader
+    trainer = Trainer(model=stock, args=arguments, eval_dataset=blocks, data_collator=as_batch)
+    with quiet():  # it warns that it guesses the loss
+        by_stock = trainer.evaluate()["eval_loss"]
+    assert by_trainer == pytest.approx(by_stock * 32 / 31, rel=1e-5), "it divides by the first label of each block too"
 
 
 def some_score(nats, tokens, n_bytes, n_words=5):

@@ -72,7 +72,7 @@ def test_the_help_has_the_unit_and_the_allowed_values():
     ("name", "value", "format_"),
     [
         ("adam_beta2", 0.999, ".3f"),
-        ("top_p", 0.95, ".2f"),
+        ("top_p", 0.9, ".2f"),
         ("weight_decay", 0.01, ".2f"),
         ("weight_decay", 1e-7, ".7f"),
     ],

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from helpers.data.sources.tables import Row, find_text_column
+from helpers.data.sources.tables import Row, Table, peek_columns
 from helpers.display import first_line
 from helpers.model import hub_answers
 from helpers.settings import DataSettings, SettingsError
@@ -16,8 +16,8 @@ _CONNECTION_ERRORS = (
 )  # fmt: skip
 
 
-def open_saved(folder: Path, settings: DataSettings) -> dict[str, Iterator[Row]]:
-    """Return the rows of each split of a folder that `save_to_disk` wrote; raise `SettingsError` when it is damaged."""
+def open_saved(folder: Path, settings: DataSettings) -> dict[str, Table]:
+    """Open each split of a folder that `save_to_disk` wrote; raise `SettingsError` when it is damaged."""
     from datasets import DatasetDict, load_from_disk
 
     try:
@@ -25,7 +25,7 @@ def open_saved(folder: Path, settings: DataSettings) -> dict[str, Iterator[Row]]
     except Exception as error:  # noqa: BLE001 (a damaged folder makes the library raise anything)
         raise SettingsError(f"{folder} cannot be opened as a saved data set ({first_line(error)}).") from None
     splits = saved if isinstance(saved, DatasetDict) else {"train": saved}
-    return {name: _rows(split, settings) for name, split in splits.items()}
+    return {name: _open_split(split, settings) for name, split in splits.items()}
 
 
 def saved_files(folder: Path) -> dict[str, list[Path]]:
@@ -36,8 +36,8 @@ def saved_files(folder: Path) -> dict[str, list[Path]]:
     return files
 
 
-def open_from_hub(settings: DataSettings) -> dict[str, Iterator[Row]]:
-    """Return the rows of each split of a data set of the Hub, downloaded first, or read as it arrives with `streaming`.
+def open_from_hub(settings: DataSettings) -> dict[str, Table]:
+    """Open each split of a data set of the Hub, downloaded first, or read as it arrives with `streaming`.
 
     The cache is used when the Hub cannot be reached.
 
@@ -57,28 +57,27 @@ def open_from_hub(settings: DataSettings) -> dict[str, Iterator[Row]]:
             )
     except Exception as error:  # noqa: BLE001 (the clients raise many kinds; each becomes one sentence)
         raise SettingsError(_explain(settings, error, is_online=is_online)) from None
-    return {name: _explain_errors(settings, _rows(split, settings)) for name, split in splits.items()}
+    return {name: _open_split(split, settings) for name, split in splits.items()}
+
+
+def _open_split(split: Any, settings: DataSettings) -> Table:
+    """Return a split as a table, of which only the columns that are asked for are read."""
+    name = repr(settings.source)
+    if not split.features:  # not known in every stream
+        return peek_columns(name, _rows(split, settings))
+    kinds = {column: getattr(kind, "dtype", "") for column, kind in split.features.items()}
+    columns = {column: kind in ("string", "large_string") for column, kind in kinds.items()}
+    return Table(name, columns, lambda wanted: _rows(split.select_columns(list(wanted)), settings))
 
 
 def _rows(split: Any, settings: DataSettings) -> Iterator[Row]:
-    """Yield the rows of a split, with the text's column only where the library knows the types of the columns."""
-    if split.features:  # not known in every stream
-        kinds = {name: getattr(kind, "dtype", "") for name, kind in split.features.items()}
-        columns = {name: kind in ("string", "large_string") for name, kind in kinds.items()}
-        split = split.select_columns([find_text_column(columns, settings.text_column, name=repr(settings.source))])
-    number = 0
-    for batch in split.iter(_BATCH):
-        for values in zip(*batch.values(), strict=True):
-            number += 1
-            yield f"row {number}", dict(zip(batch, values, strict=True))
-
-
-def _explain_errors(settings: DataSettings, rows: Iterator[Row]) -> Iterator[Row]:
     """Yield rows; an error on the way, such as a lost connection while streaming, becomes a `SettingsError`."""
+    number = 0
     try:
-        yield from rows
-    except SettingsError:
-        raise
+        for batch in split.iter(_BATCH):
+            for values in zip(*batch.values(), strict=True):
+                number += 1
+                yield f"row {number}", dict(zip(batch, values, strict=True))
     except Exception as error:  # noqa: BLE001 (as above)
         raise SettingsError(_explain(settings, error, is_online=True)) from None
 

@@ -1,25 +1,27 @@
-"""The documents of a source, part by part: how its files and tables become documents is decided here.
+"""The documents of a source, part by part: its files and tables are opened here.
 
-A row of a table is a document; a text file is cut into documents by `helpers.data.sources.texts`.
+What a document is: `helpers.data.sources.documents`; what `document_separator='auto'` means: `recognition`.
 """
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cached_property
-from itertools import chain
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property, partial
+from itertools import chain, groupby, islice
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from helpers.data.sources.compression import read_chunks
+from helpers.data.sources.documents import passages, row_documents, row_lines, text_documents
 from helpers.data.sources.encodings import decode, find_encoding
 from helpers.data.sources.hub import open_from_hub, open_saved, saved_files
 from helpers.data.sources.paths import FABLES, TABLES, is_saved_dataset, kind_of, source_files, source_path
-from helpers.data.sources.tables import Row, find_text_column, holds_words, parquet_rows, text_of, text_rows
-from helpers.data.sources.texts import split_text
+from helpers.data.sources.recognition import SAMPLE_CHARACTERS, SAMPLE_ROWS, Choice, recognise
+from helpers.data.sources.tables import Table, find_text_column, parquet_table, text_of, text_table
 from helpers.settings import DataSettings, SettingsError
 
 Content = TypeVar("Content")
+_SHARD = re.compile(r"-\d+-of-\d+")
 _EXPANSION = {".gz": 3, ".zst": 3, ".parquet": 2}  # estimated bytes of text for a byte on disk
 _PARTS = {
     "train": "train",
@@ -32,17 +34,29 @@ _PARTS = {
 }
 
 
+class _Stream(NamedTuple):
+    """One text or table: its name in errors, whether it is a table, and its chunks of text or the texts of its rows."""
+
+    name: str
+    is_table: bool
+    read: Callable[[], Iterator[str]]
+
+
 class Source:
     """A source, to be read once, from its first document to its last.
 
     Attributes:
         n_bytes: size of its files on disk; None where that is not known.
         encodings: how many text files were read in which encoding; counted while they are read.
+        is_continuous: whether it is one text in passages, and not documents; known when `parts` yields the first part.
     """
 
     def __init__(self, settings: DataSettings) -> None:
         """Look for the source; raise `SettingsError` when it does not exist."""
         self.settings, self.encodings = settings, Counter[str]()
+        self.is_continuous = False
+        self._choices: dict[bool, Choice] = {}  # whether it is a table's -> what separates documents
+        self._n_columns = self._n_texts = 1
         self._advance: Callable[[int], None] | None = None
         self._path = source_path(settings.source)
         is_files = self._path is not None and not is_saved_dataset(self._path)
@@ -56,21 +70,43 @@ class Source:
             advance: called with the bytes of the files that were read since the last call.
 
         Yields:
-            The part's name and its documents; a table's row without text gives an empty one.
+            The part's name and its documents, or the passages of its one continuous text; a table's row without text
+            gives an empty one.
 
         Raises:
             SettingsError: something cannot be read, or there is no such split or column.
         """
         self._advance = advance
+        parts = self._streams_by_part()
+        for part, streams in parts:
+            self._n_texts = sum(not stream.is_table for stream in streams)
+            is_alone = all(len(streams) == 1 for _, streams in parts)
+            # The first one at once: what it is decides how the documents of this part are stored.
+            first = self._documents(streams[0], is_alone=is_alone)
+            yield part, chain(first, chain.from_iterable(self._documents(stream) for stream in streams[1:]))
+
+    def rows_of(self, part: str) -> Iterator[str] | None:
+        """Return the texts of a part's rows as they are, empty ones too; None where it is no part or no table."""
+        streams = dict(self._streams_by_part()).get(part, [])
+        is_table = streams and all(stream.is_table for stream in streams)
+        return chain.from_iterable(stream.read() for stream in streams) if is_table else None
+
+    def _streams_by_part(self) -> list[tuple[str, list["_Stream"]]]:
         if self.settings.source == "python-reference":
-            yield "", iter(_python_reference())
-        elif self._files:
-            for part, files in self._files_by_part:
-                yield part, chain.from_iterable(map(self._documents, files))
-        else:
-            tables = open_saved(self._path, self.settings) if self._path else open_from_hub(self.settings)
-            for part, rows in _name_parts(tables, self.settings):
-                yield part, self._texts_of_rows(self.settings.source, rows)
+            return [("", [_Stream("python-reference", True, lambda: iter(_python_reference()))])]
+        if self._files:
+            return [(part, self._file_streams(files)) for part, files in self._files_by_part]
+        tables = open_saved(self._path, self.settings) if self._path else open_from_hub(self.settings)
+        return [
+            (part, [_Stream(self.settings.source, True, partial(self._texts, table))])
+            for part, table in _name_parts(tables, self.settings)
+        ]
+
+    @property
+    def choice(self) -> Choice:
+        """What separates the documents of its texts and of its tables, and why; known when `parts` yields a part."""
+        separators, reasons = zip(*sorted(set(self._choices.values())), strict=True)
+        return Choice(" and ".join(separators), "; ".join(filter(None, reasons)))
 
     def size_by_part(self) -> dict[str, int]:
         """Estimate the bytes of text in each part, '' for what is not split yet; {} when the source is not on disk.
@@ -105,36 +141,58 @@ class Source:
         is_split = len(parts) == len(named) > 1 or bool(self.settings.source_split)
         return parts if is_split else [("", self._files)]
 
-    # What is a document? These three methods decide it.
+    def _file_streams(self, files: Iterable[Path]) -> list["_Stream"]:
+        """Return the texts and tables of a part; the shards of a table, such as `a-00000-of-00002`, are one table."""
+        streams = []
+        for _, group in groupby(files, lambda file: (kind_of(file) in TABLES, _SHARD.sub("", str(file)))):
+            shards = list(group)
+            is_table = kind_of(shards[0]) in TABLES
+            read = partial(self._table_texts, shards) if is_table else partial(self._text_chunks, shards[0])
+            streams.append(_Stream(str(shards[0]), is_table, read))
+        return streams
 
-    def _documents(self, file: Path) -> Iterator[str]:
-        """Yield the documents of one file: the rows of a table, the pieces of a text."""
-        kind, column = kind_of(file), self.settings.text_column
-        if kind == ".parquet":
-            return self._texts_of_rows(str(file), parquet_rows(file, column, advance=self._advance))
-        if kind in TABLES:
-            return self._texts_of_rows(str(file), text_rows(kind, str(file), self._decode(file)))
-        if self._path == FABLES:  # a heading starts a fable: title, story and moral are one document
-            return split_text(chain(["\n"], self._decode(file)), "\n# ", name=str(file))
-        return split_text(self._decode(file), self._separator(), name=str(file))
+    def _table_texts(self, files: Iterable[Path]) -> Iterator[str]:
+        return chain.from_iterable(self._texts(self._open_table(file)) for file in files)
 
-    def _separator(self) -> str:
-        """Return what separates the documents of a text file: the setting, or what `auto` means for this source.
+    def _open_table(self, file: Path) -> Table:
+        if (kind := kind_of(file)) == ".parquet":
+            return parquet_table(file, advance=self._advance)
+        return text_table(kind, str(file), self._decode(file))
 
-        Many files are probably documents each; in a single file, or one file for each part, blank lines must do.
-        """
+    def _texts(self, table: Table) -> Iterator[str]:
+        """Return the texts of a table's rows."""
+        column = find_text_column(table.columns, self.settings.text_column, name=table.name)
+        self._n_columns = len(table.columns)
+        return (_replace_half_characters(text_of(row, column, name=table.name)) for row in table.rows([column]))
+
+    def _text_chunks(self, file: Path) -> Iterator[str]:
+        return chain(["\n"], self._decode(file)) if self._path == FABLES else self._decode(file)
+
+    def _documents(self, stream: "_Stream", *, is_alone: bool = False) -> Iterator[str]:
+        """Return the documents of one text or table, in the form that the first of its kind has."""
+        pieces = stream.read()
+        sample = list(_take(pieces, SAMPLE_CHARACTERS, SAMPLE_ROWS if stream.is_table else None))
+        pieces = chain(sample, pieces)
+        if stream.is_table not in self._choices:
+            self._choices[stream.is_table] = self._choose(sample, is_table=stream.is_table)
+        separator = self._choices[stream.is_table].separator
+        if separator == "file" and is_alone:
+            self.is_continuous = True
+            return passages(row_lines(pieces) if stream.is_table else pieces)
+        form = row_documents if stream.is_table else text_documents
+        return form(pieces, separator, name=stream.name)
+
+    def _choose(self, sample: Sequence[str], *, is_table: bool) -> Choice:
         if self.settings.document_separator != "auto":
-            return self.settings.document_separator
-        is_split = bool(self.settings.source_split) or self._files_by_part[0][0] != ""
-        return "blank line" if len(self._files) == 1 or is_split else "file"
-
-    def _texts_of_rows(self, name: str, rows: Iterable[Row]) -> Iterator[str]:
-        column = ""
-        for row in rows:
-            if not column:
-                columns = {key: holds_words(value) for key, value in row[1].items()}
-                column = find_text_column(columns, self.settings.text_column, name=name)
-            yield _replace_half_characters(text_of(row, column, name=name))
+            return Choice(self.settings.document_separator, "")
+        if self._path == FABLES:
+            return Choice("\n# ", "a heading starts a fable")
+        if self.settings.source == "python-reference":
+            return Choice("row", "it is a table of chapters")
+        rows = sample if is_table else "".join(sample).split("\n")
+        if not is_table and len(rows) > 100:
+            rows.pop()  # the last line may be incomplete
+        return recognise(rows, is_table=is_table, n_columns=self._n_columns, n_files=self._n_texts)
 
     def _decode(self, file: Path) -> Iterator[str]:
         encoding = self.settings.encoding
@@ -163,6 +221,15 @@ def _name_parts(splits: Mapping[str, Content], settings: DataSettings) -> list[t
             f"{settings.source!r} has no split for training among {list(splits)}: set source_split to one of them."
         )
     return list(parts.items())
+
+
+def _take(pieces: Iterator[str], n_characters: int, n_pieces: int | None) -> Iterator[str]:
+    """Yield the first pieces: so many of them, or until there are so many characters."""
+    for piece in islice(pieces, n_pieces):
+        yield piece
+        n_characters -= len(piece)
+        if n_characters <= 0:
+            return
 
 
 def _python_reference() -> Iterable[str]:

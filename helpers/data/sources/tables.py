@@ -4,10 +4,11 @@ import csv
 import json
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import chain
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from helpers.data.sources.compression import read_chunks
 from helpers.data.sources.texts import MAX_DOCUMENT_CHARACTERS, check_length, split_lines
@@ -15,8 +16,17 @@ from helpers.display import first_line
 from helpers.settings import SettingsError
 
 Row = tuple[str, Mapping[str, Any]]  # its place, for error messages, and its values
+SAMPLE_ROWS = 1000  # are looked at to find the column of the text
 _BATCH = 256  # rows of a Parquet file in memory at once
 _NUMBER = re.compile(r"[-+]?\d*[.,]?\d+([eE][-+]?\d+)?")
+
+
+class Table(NamedTuple):
+    """A table: how an error calls it, its columns with whether each holds words, and its rows with some columns."""
+
+    name: str
+    columns: Mapping[str, bool]
+    rows: Callable[[Sequence[str]], Iterator[Row]]
 
 
 def find_text_column(columns: Mapping[str, bool], wanted: str, *, name: str) -> str:
@@ -66,13 +76,23 @@ def text_of(row: Row, column: str, *, name: str) -> str:
     return value
 
 
-def text_rows(kind: str, name: str, chunks: Iterable[str]) -> Iterator[Row]:
-    """Return the rows of a table that is stored as text; `kind` is its suffix, such as `.csv`."""
+def text_table(kind: str, name: str, chunks: Iterable[str]) -> Table:
+    """Open a table that is stored as text; `kind` is its suffix, such as `.csv`."""
     if kind == ".json":
-        return _json_rows(name, chunks)
+        return peek_columns(name, _json_rows(name, chunks))
     if kind in (".csv", ".tsv"):
-        return _csv_rows(name, chunks, delimiter="\t" if kind == ".tsv" else None)
-    return _json_lines(name, chunks)
+        return peek_columns(name, _csv_rows(name, chunks, delimiter="\t" if kind == ".tsv" else None))
+    return peek_columns(name, _json_lines(name, chunks))
+
+
+def peek_columns(name: str, rows: Iterator[Row]) -> Table:
+    """Return a table whose columns are those of its first rows: one row may lack a value, or hold a number."""
+    sample = list(islice(rows, SAMPLE_ROWS))
+    columns: dict[str, bool] = {}
+    for _, values in sample:
+        for column, value in values.items():
+            columns[column] = columns.get(column, False) or holds_words(value)
+    return Table(name, columns, lambda _: chain(sample, rows))
 
 
 def _json_lines(name: str, chunks: Iterable[str]) -> Iterator[Row]:
@@ -166,29 +186,37 @@ def _csv_rows(name: str, chunks: Iterable[str], *, delimiter: str | None) -> Ite
         raise SettingsError(f"{name}, line {reader.line_num} is broken ({error}): fix the line.") from None
 
 
-def parquet_rows(file: Path, wanted: str, *, advance: Callable[[int], None] | None = None) -> Iterator[Row]:
-    """Yield the rows of a Parquet file, reading the text's column only.
+def parquet_table(file: Path, *, advance: Callable[[int], None] | None = None) -> Table:
+    """Open a Parquet file, of which only the columns that are asked for are read.
 
     Raises:
-        SettingsError: it is not a Parquet file, or it is not clear which column holds the text.
+        SettingsError: it is not a Parquet file.
     """
+    with _open_parquet(file) as table:
+        columns = {field.name: _is_string(field.type) for field in table.schema_arrow}
+
+    def rows(wanted: Sequence[str]) -> Iterator[Row]:
+        n_bytes, n_rows = file.stat().st_size, 0
+        with _open_parquet(file) as table:
+            for batch in table.iter_batches(_BATCH, columns=list(wanted)):
+                for values in batch.to_pylist():
+                    n_rows += 1
+                    yield f"row {n_rows}", values
+                if advance:
+                    advance(n_bytes * batch.num_rows // table.metadata.num_rows)
+
+    return Table(str(file), columns, rows)
+
+
+@contextmanager
+def _open_parquet(file: Path) -> Iterator[Any]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    n_bytes = file.stat().st_size
     try:
         with tempfile.TemporaryFile() as unpacked:
             # pre_buffer would hold a whole row group in memory, which can be most of the file.
-            table = pq.ParquetFile(_seekable(file, unpacked), buffer_size=2**20, pre_buffer=False)
-            columns = {field.name: _is_string(field.type) for field in table.schema_arrow}
-            column = find_text_column(columns, wanted, name=str(file))
-            n_rows = 0
-            for batch in table.iter_batches(_BATCH, columns=[column]):
-                for value in batch.column(0).to_pylist():
-                    n_rows += 1
-                    yield f"row {n_rows}", {column: value}
-                if advance:
-                    advance(n_bytes * batch.num_rows // table.metadata.num_rows)
+            yield pq.ParquetFile(_seekable(file, unpacked), buffer_size=2**20, pre_buffer=False)
     except (pa.ArrowException, OSError) as error:
         raise SettingsError(f"{file} cannot be read as Parquet ({first_line(error)}).") from None
 

@@ -1,4 +1,4 @@
-"""Text cut into documents: at blank lines, at line ends, at a separator of your own, or not at all."""
+"""Text cut into pieces: at blank lines, at line ends, at a separator of your own, or not at all."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -6,15 +6,15 @@ from collections.abc import Iterable, Iterator
 from helpers.settings import SettingsError
 
 MAX_DOCUMENT_CHARACTERS = 2**26  # a novel has a million; anything longer is not one document and may not fit in memory
-_PATTERNS = {"line": r"\n", "blank line": r"\n[^\S\n]*\n"}
+_PATTERNS = {"row": r"\n", "line": r"\n", "blank line": r"\n[^\S\n]*\n"}
 
 
 def split_text(chunks: Iterable[str], separator: str, *, name: str) -> Iterator[str]:
-    r"""Yield the documents of a text, without the white space around them; empty ones are left out.
+    r"""Yield the pieces of a text, without the white space around them; empty ones are left out.
 
     Args:
         chunks: the text, piece by piece.
-        separator: 'file', 'blank line', 'line', or the text between two documents.
+        separator: 'file', 'blank line', 'row' or 'line', or the text between two pieces.
         name: how an error calls the text.
 
     Raises:

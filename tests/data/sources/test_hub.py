@@ -1,136 +1,55 @@
 """The real clients against a server on this machine that answers as the Hub does, and as it does on bad days."""
 
-import hashlib
-import io
-import json
 import os
 import subprocess
 import sys
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from datasets import Dataset
 
 from helpers.settings import POCKET
+from tests.loopback_hub import COMMIT, loopback_hub
 
 MODEL, TEXTS, GATED, DROPPED, MANY = (
     "openai-community/gpt2", "course/stories", "course/gated", "course/dropped", "course/configurations",
 )  # fmt: skip
-COMMIT = "0" * 40
 NOBODY = "http://127.0.0.1:9"
 
 
-def parquet(split, n):
-    """Return a small Parquet file."""
-    rows = [f"The fox {i} of {split} went to well number {i * i} and found {i * 7} moons in it." for i in range(n)]
-    buffer = io.BytesIO()
-    Dataset.from_dict({"story": rows, "n": list(range(n))}).to_parquet(buffer)
-    return buffer.getvalue()
-
-
-def card(*names):
-    """Return a data set card with a configuration of each name."""
-    lines = [f"- config_name: {name}\n  data_files: {name}/*.parquet" for name in names]
-    return "---\nconfigs:\n{}\n---\n".format("\n".join(lines)).encode()
-
-
-DATA_FILES = {
-    "data/train-00000-of-00001.parquet": parquet("train", 40),
-    "data/test-00000-of-00001.parquet": parquet("test", 9),
-}
-FILES = {
-    f"models/{MODEL}": {path.name: path.read_bytes() for path in POCKET.iterdir()},
-    f"datasets/{TEXTS}": {"README.md": b"# Stories", **DATA_FILES},
-    f"datasets/{DROPPED}": {"README.md": b"# Stories", **DATA_FILES},
-    f"datasets/{MANY}": {
-        "README.md": card("small", "large"),
-        "small/a.parquet": parquet("a", 9),
-        "large/b.parquet": parquet("b", 9),
-    },
-}
-
-
-class Hub(BaseHTTPRequestHandler):
-    """Answer for the files of a few repositories."""
-
-    def do_HEAD(self):
-        self.answer(with_body=False)
-
-    def do_GET(self):
-        self.answer(with_body=True)
-
-    def do_POST(self):
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])) or b"{}")
-        self.answer(with_body=True, paths=asked.get("paths", []))
-
-    def answer(self, *, with_body, paths=()):
-        """Find the repository and what is wanted of it."""
-        path = self.path.partition("?")[0].removeprefix("/")
-        is_api, path = path.startswith("api/"), path.removeprefix("api/")
-        if not path.startswith(("datasets/", "models/")):
-            path = f"models/{path}"
-        kind, owner, name, *rest = [*path.split("/"), "", ""]
-        repository = f"{kind}/{owner}/{name}"
-        if repository == f"datasets/{GATED}":
-            return self.reply(
-                b"", {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access is restricted."}, status=401
-            )
-        if repository not in FILES:
-            code = "" if path in ("models/", "models//") else "RepoNotFound"
-            return self.reply(b"", {"X-Error-Code": code}, status=404 if code else 200)
-        files = FILES[repository]
-        if is_api:
-            return self.reply(json.dumps(api(repository, files, rest, paths)).encode(), {}, with_body=with_body)
-        return self.reply_file(files, "/".join(rest[2:]).rstrip("/"), repository, with_body=with_body)
-
-    def reply_file(self, files, name, repository, *, with_body):
-        if name not in files:
-            return self.reply(b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT}, status=404)
-        headers = {"ETag": f'"{hashlib.sha256(files[name]).hexdigest()}"', "X-Repo-Commit": COMMIT}
-        is_cut = repository == f"datasets/{DROPPED}" and name.endswith(".parquet")
-        return self.reply(files[name], headers, with_body=with_body, is_cut=is_cut)
-
-    def reply(self, body, headers, *, with_body=True, status=200, is_cut=False):
-        self.send_response(status)
-        for name, value in {**headers, "Content-Length": str(len(body))}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if with_body:
-            self.wfile.write(body[: len(body) // 2] if is_cut else body)
-        self.close_connection = True
-
-    def log_message(self, *_):
-        """Say nothing."""
-
-
-def api(repository, files, rest, paths):
-    """Return what the Hub's API says of a repository, of its tree, or of some of its files."""
-    if rest[0] in ("tree", "paths-info"):
-        below = "/".join(part for part in rest[2:] if part)
-        entries = [
-            {"type": "file", "path": name, "size": len(body), "oid": hashlib.sha1(body).hexdigest()}
-            for name, body in files.items()
-        ]
-        folders = {name.rpartition("/")[0] for name in files if "/" in name}
-        entries += [{"type": "directory", "path": folder, "size": 0, "oid": COMMIT} for folder in folders]
-        if rest[0] == "paths-info":
-            return [entry for entry in entries if entry["path"] in paths]
-        return [entry for entry in entries if entry["path"].startswith(below) and entry["path"] != below]
-    siblings = [{"rfilename": name} for name in files]
-    return {"id": repository.partition("/")[2], "sha": COMMIT, "siblings": siblings, "private": False, "gated": False}
-
-
 @pytest.fixture(scope="module")
-def hub():
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-    thread.join()
+def hub(tmp_path_factory):
+    """Serve the pocket model under the name of GPT-2, and a few small data sets; return the address."""
+    folder = tmp_path_factory.mktemp("hub")
+
+    def parquet(split, n):
+        rows = [f"The fox {i} of {split} went to well number {i * i} and found {i * 7} moons in it." for i in range(n)]
+        Dataset.from_dict({"story": rows, "n": list(range(n))}).to_parquet(folder / f"{split}.parquet")
+        return folder / f"{split}.parquet"
+
+    def card(*names):
+        lines = [f"- config_name: {name}\n  data_files: {name}/*.parquet" for name in names]
+        file = folder / f"card{len(names)}.md"
+        file.write_text("---\nconfigs:\n{}\n---\n".format("\n".join(lines)) if names else "# Stories")
+        return file
+
+    stories = {
+        "README.md": card(),
+        "data/train-00000-of-00001.parquet": parquet("train", 40),
+        "data/test-00000-of-00001.parquet": parquet("test", 9),
+    }
+    repositories = {
+        f"models/{MODEL}": {path.name: path for path in POCKET.iterdir()},
+        f"datasets/{TEXTS}": stories,
+        f"datasets/{DROPPED}": stories,
+        f"datasets/{MANY}": {
+            "README.md": card("small", "large"),
+            "small/a.parquet": parquet("a", 9),
+            "large/b.parquet": parquet("b", 9),
+        },
+    }
+    with loopback_hub(repositories, gated=[f"datasets/{GATED}"], dropped=[f"datasets/{DROPPED}"]) as address:
+        yield address
 
 
 LOAD_MODEL = "print(load_model({0!r}).config.vocab_size, len(load_tokenizer({0!r})))"

@@ -243,8 +243,8 @@ def test_the_columns_of_a_parquet_file_are_listed(tmp_path):
         texts(tmp_path / "a.parquet")
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.txt"])
-def test_a_row_of_200_mb_is_refused_before_it_is_read_completely(tmp_path, name):
+@pytest.mark.parametrize(("name", "separator"), [("a.jsonl", "auto"), ("a.txt", "line")])
+def test_a_row_of_200_mb_is_refused_before_it_is_read_completely(tmp_path, name, separator):
     path = tmp_path / name
     with path.open("w") as file:
         file.write('{"text": "')
@@ -252,7 +252,7 @@ def test_a_row_of_200_mb_is_refused_before_it_is_read_completely(tmp_path, name)
             file.write("word " * 200_000)
         file.write('"}\n')
     with pytest.raises(SettingsError, match="of more than 64 million characters: split it"):
-        texts(path)
+        texts(path, document_separator=separator)
 
 
 def test_a_link_in_a_circle_is_an_error_and_a_link_to_its_own_folder_is_not(tmp_path):

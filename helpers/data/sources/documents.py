@@ -1,0 +1,128 @@
+r"""What is a document? The rows of a table, or the lines of a text, become documents as `document_separator` says.
+
+A text's lines are its rows, so every value means the same for both:
+
+- `row` (or `line`): each is a document;
+- `blank line`: a run of rows up to an empty one;
+- `heading`: a row such as WikiText's ` = Title = `, with an empty row before it, starts one;
+- `pattern:REGEX`: a row in which the regular expression is found starts one;
+- `100 rows`: so many;
+- `file`: all rows of a file, or of a table in several files; one alone is a continuous text, which is cut in passages;
+- anything else: the text between two documents.
+
+Whatever the value, an end-of-text marker ends a document: inside one, the model would learn a false end.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+
+from helpers.data.sources.texts import check_length, split_lines, split_text
+
+END_OF_TEXT = "<|endoftext|>"
+HEADING = re.compile(r" ?= (?!=).*(?<!=) = ?")
+PASSAGE_CHARACTERS = 1000  # about 250 tokens: enough passages to split a short text, and to draw them in a bootstrap
+_MARKERS = re.compile(r"<\|(?:startoftext|endoftext)\|>")  # the pair is a convention of fine-tuning tools for GPT-2
+_COUNT = re.compile(r"(\d+) rows?")
+# Cut before white space: there GPT-2's tokenizer starts a new token anyway, so passages have the text's own tokens.
+_LINE_END, _WORD_END = re.compile(r"(?<=\S)(?=\n)"), re.compile(r"(?<=\S)(?=\s)")
+_LONGEST = 4  # a passage without a line end is cut between words by then, and without white space anywhere
+
+
+def text_documents(chunks: Iterable[str], separator: str, *, name: str) -> Iterator[str]:
+    """Yield the documents of a text file, without the white space around them; empty ones are left out.
+
+    Args:
+        chunks: the text, piece by piece.
+        separator: as in `document_separator`, but not 'auto'.
+        name: how an error calls the text.
+
+    Raises:
+        SettingsError: one document has more than 64 million characters.
+    """
+    begins = _beginning(separator)
+    texts = _group(split_lines(chunks, name=name), begins, name) if begins else split_text(chunks, separator, name=name)
+    return filter(str.strip, _end_at_markers(texts))
+
+
+def row_documents(rows: Iterable[str], separator: str, *, name: str) -> Iterator[str]:
+    """Yield the documents of a table's texts: as `text_documents`, but a row with line ends in it is still one row.
+
+    With `row`, an empty row gives an empty document, which is counted later.
+    """
+    if separator in ("row", "line"):
+        return _end_at_markers(rows)
+    begins = _beginning(separator)
+    if begins:
+        return filter(str.strip, _end_at_markers(_group(map(_without_line_end, rows), begins, name)))
+    return text_documents(row_lines(rows), separator, name=name)
+
+
+def row_lines(rows: Iterable[str]) -> Iterator[str]:
+    """Yield each row with one line end behind it: the text that the rows are when they are joined."""
+    return (f"{_without_line_end(row)}\n" for row in rows)
+
+
+def passages(chunks: Iterable[str]) -> Iterator[str]:
+    r"""Yield one continuous text in pieces of about 1,000 characters that end at line ends where there are any.
+
+    Each begins with the white space before it, so that the pieces joined are the text.
+    """
+    rest = ""
+    for chunk in chunks:
+        rest += chunk
+        start = 0
+        while cut := _passage_end(rest, start):
+            yield from filter(str.strip, _MARKERS.split(rest[start:cut]))
+            start = cut
+        rest = rest[start:]
+    yield from filter(str.strip, _MARKERS.split(rest.rstrip()))
+
+
+def _passage_end(text: str, start: int) -> int | None:
+    """Return where the passage ends that begins at `start`; None: more text is needed to know."""
+    earliest, latest = start + PASSAGE_CHARACTERS, start + _LONGEST * PASSAGE_CHARACTERS
+    if found := _LINE_END.search(text, earliest, latest):
+        return found.start()
+    if len(text) < latest:
+        return None
+    found = _WORD_END.search(text, earliest, latest)
+    return found.start() if found else latest
+
+
+def _beginning(separator: str) -> Callable[[int, str, str], bool] | None:
+    """Return whether a row starts a document, by its number, itself and the row before; None: not decided by rows."""
+    if separator == "heading":
+        return lambda _, row, before: bool(HEADING.fullmatch(row)) and not before.strip()
+    if count := _COUNT.fullmatch(separator):
+        return lambda number, *_: number % int(count[1]) == 0
+    if separator.startswith("pattern:"):
+        pattern = re.compile(separator.removeprefix("pattern:"))
+        return lambda _, row, __: bool(pattern.search(row))
+    return None
+
+
+def _group(rows: Iterable[str], begins: Callable[[int, str, str], bool], name: str) -> Iterator[str]:
+    """Yield runs of rows joined by line ends; `begins` says where one starts."""
+    group: list[str] = []
+    n_characters, before = 0, ""
+    for number, row in enumerate(rows):
+        if begins(number, row, before):
+            yield "\n".join(group).strip("\n")
+            group, n_characters = [], 0
+        group.append(row)
+        n_characters += len(row) + 1
+        check_length(n_characters, f"{name} has a document")
+        before = row
+    yield "\n".join(group).strip("\n")
+
+
+def _end_at_markers(texts: Iterable[str]) -> Iterator[str]:
+    for text in texts:
+        if "<|" in text and _MARKERS.search(text):
+            yield from filter(None, map(str.strip, _MARKERS.split(text)))
+        else:
+            yield text
+
+
+def _without_line_end(row: str) -> str:
+    return row.removesuffix("\n")

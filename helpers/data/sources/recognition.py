@@ -1,0 +1,104 @@
+r"""What `document_separator='auto'` means for a source: recognised from its first rows, and explained in one line.
+
+The forms, in the order in which they are looked for: end-of-text markers, WikiText's headings, one file for each
+document, a play or a book (one continuous text), blocks between blank lines, one sentence per row; else each row.
+"""
+
+import re
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+from helpers.data.sources.documents import END_OF_TEXT, HEADING, PASSAGE_CHARACTERS
+
+SAMPLE_ROWS, SAMPLE_CHARACTERS = 1000, 2**17  # of a source are looked at
+_SPEAKER = re.compile(r"[^\W\d_][\w .,'-]{0,40}:")  # a line of its own, as in tiny Shakespeare
+_BOOK = re.compile(
+    r"\*\*\* ?START OF .*GUTENBERG|(chapter|act|scene|canto|book|letter|part) ([ivxlc]+|\d+)\b.{0,60}", re.IGNORECASE
+)
+_SPEECH = ('"', "'", "“", "„", "«")
+_SENTENCE = re.compile(r"[^.!?。！？]*[.!?。！？]+[\s\"'”’»)\]`]*")  # noqa: RUF001 (sentence ends in Chinese too)
+_ENOUGH_ROWS = 30  # fewer sentences may be documents by accident
+_MOST, _SOME, _FEW = 0.7, 0.15, 0.03  # shares of the rows or blocks
+_SENTENCE_CHARACTERS = 300  # more is a paragraph
+_PROSE_LINE = 40  # characters from which a line can be one of wrapped prose, and not a name or a verse
+
+
+class Choice(NamedTuple):
+    """What separates the documents of a source, and why: the end of a sentence that begins with 'because'."""
+
+    separator: str
+    reason: str
+
+    def __str__(self) -> str:
+        """Return both in one line."""
+        return f"{self.separator!r} ({f'auto, because {self.reason}' if self.reason else 'as set'})"
+
+
+def recognise(rows: Sequence[str], *, is_table: bool = False, n_columns: int = 1, n_files: int = 1) -> Choice:
+    """Return what separates the documents of a source.
+
+    Args:
+        rows: its first rows: the lines of a text file, or the texts of a table.
+        is_table: whether they are a table's.
+        n_columns: how many columns that table has: texts next to labels are documents, not lines.
+        n_files: how many text files the source has.
+    """
+    rows = [row.removesuffix("\n") for row in rows]
+    n_rows = f"the first {len(rows):,} rows" if len(rows) > 1 else "the only row"
+    if marked := _by_markers(rows, n_rows, is_table=is_table):
+        return marked
+    headings = sum(bool(HEADING.fullmatch(row)) and not before.strip() for before, row in pairwise(["", *rows]))
+    if headings >= 2 or (headings and any(row.strip().startswith("= = ") for row in rows)):
+        return Choice("heading", f"{headings} of {n_rows} are headings such as ' = Title ='")
+    if not is_table and n_files > 1:
+        return Choice("file", f"the source has {n_files:,} text files")
+    filled = [row for row in rows if row.strip()]
+    is_lines = not is_table or (n_columns == 1 and len(rows) - len(filled) >= max(2, _FEW * len(rows)))
+    if is_lines and (choice := _by_blocks(rows, n_rows)):
+        return choice
+    if is_table and (not is_lines or n_columns > 1):
+        if n_columns == 1 and _are_sentences(filled):
+            return Choice("file", f"nearly every one of {n_rows} is one sentence: they are joined")
+        return Choice("row", "the source is a table")
+    return _by_lines(filled, n_rows)
+
+
+def _by_markers(rows: Sequence[str], n_rows: str, *, is_table: bool) -> Choice | None:
+    n_marked = sum(END_OF_TEXT in row for row in rows)
+    if n_marked < 2 or (is_table and n_marked > len(rows) / 2):  # in most rows of a table: it ends each row
+        return None
+    return Choice(END_OF_TEXT, f"{n_marked:,} of {n_rows} hold this end-of-text marker")
+
+
+def _by_blocks(rows: Sequence[str], n_rows: str) -> Choice | None:
+    """Look at the runs of rows between empty ones; None where there are hardly any."""
+    firsts = [row.strip() for before, row in pairwise(["", *rows]) if row.strip() and not before.strip()]
+    n_speakers = sum(bool(_SPEAKER.fullmatch(row)) for row in firsts)
+    if n_speakers >= max(3, len(firsts) / 2):
+        return Choice("file", f"{n_speakers:,} of {len(firsts):,} blocks begin with a speaker's line: it is a play")
+    chapters = [row.strip() for row in rows if _BOOK.fullmatch(row.strip())]
+    if len(chapters) >= 2 or any("GUTENBERG" in row.upper() for row in chapters):
+        return Choice("file", f"lines such as {chapters[0][:40]!r} are those of one book")
+    if len(firsts) < 2 or (len(firsts) == 2 and sum(map(len, rows)) > 4 * PASSAGE_CHARACTERS):
+        return None
+    n_speech = sum(row.startswith(_SPEECH) or row[0].islower() for row in firsts)
+    if len(firsts) >= _ENOUGH_ROWS and n_speech > _SOME * len(firsts):
+        return Choice("file", f"{n_speech:,} of {len(firsts):,} blocks begin with speech or in lower case: a story")
+    return Choice("blank line", f"there are {len(firsts):,} blocks between the blank lines of {n_rows}")
+
+
+def _by_lines(filled: Sequence[str], n_rows: str) -> Choice:
+    """Look at rows of which none is empty."""
+    if _are_sentences(filled):
+        return Choice("file", f"nearly every one of {n_rows} is one sentence: they are joined")
+    n_going_on = sum(len(row) > _PROSE_LINE and after.lstrip()[:1].islower() for row, after in pairwise(filled))
+    if len(filled) < 3 or n_going_on > 2 * _SOME * len(filled):
+        return Choice("file", f"{n_rows} are lines of one text that goes on from line to line")
+    return Choice("row", f"{n_rows} have no blank line between them, and do not go on from line to line")
+
+
+def _are_sentences(rows: Sequence[str]) -> bool:
+    """Return whether rows are the sentences of a text, one each, as in BookCorpus."""
+    n_sentences = sum(len(row) <= _SENTENCE_CHARACTERS and bool(_SENTENCE.fullmatch(row.strip())) for row in rows)
+    return len(rows) >= _ENOUGH_ROWS and n_sentences >= _MOST * len(rows)
