@@ -6,16 +6,22 @@ from pathlib import Path
 import click
 
 from helpers.troubleshooting.explanation import explain as explain_thing
+from helpers.troubleshooting.issue_report import issue_report
+from helpers.troubleshooting.reading import decode
 
 
 @click.command()
 @click.argument("log", default="-", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
-def explain(log: str) -> None:
-    """Say what the error or the training in LOG comes from (a file, or - for what is piped in); exit 1 if unknown."""
-    if log == "-":
-        text = sys.stdin.buffer.read().decode("utf-8", errors="replace")
-    else:
-        text = Path(log).read_text(encoding="utf-8", errors="replace")
-    explanation = explain_thing(text)
+@click.option("--report", is_flag=True, help="Print a text to paste into an issue: error, versions, machine.")
+def explain(log: str, report: bool) -> None:
+    """Say what the error or the training in LOG comes from; exit 1 if unknown.
+
+    LOG is a file (an executed notebook, too), or - for what is piped in.
+    """
+    thing = decode(sys.stdin.buffer.read()) if log == "-" else Path(log)
+    if report:
+        click.echo(issue_report(thing))
+        return
+    explanation = explain_thing(thing)
     click.echo(str(explanation))
     sys.exit(0 if explanation.causes else 1)

@@ -15,8 +15,9 @@ from helpers.troubleshooting.known_failures import (
     IN_LOG,
     Evidence,
     KnownFailure,
-    looked_for,
+    kind_of,
     read_failures,
+    ruled_out,
 )
 from helpers.troubleshooting.log_numbers import last_run
 from helpers.troubleshooting.reading import Reading, clean, read
@@ -24,6 +25,13 @@ from helpers.troubleshooting.reading import Reading, clean, read
 _MOST_CAUSES, _MOST_QUOTES = 4, 2
 _CERTAINTY = {IN_ERROR: "the error says so", IN_LOG: "seen in the log", IN_CODE: "possible"}
 _WATCHED = ("torch", "transformers", "datasets", "accelerate", "tokenizers", "numpy")
+
+_LONGEST_LINE = 300
+_COMPLAINT = re.compile(
+    r"\b(?:error|fail(?:ed|ure|s)?|cannot|can't|could not|couldn't|unable|not (?:found|supported|permitted|allowed)|"
+    r"denied|refused|invalid|missing|killed|aborted|crash(?:ed)?|timed out)\b",
+    re.IGNORECASE,
+)
 
 _Matches = dict[str, tuple[KnownFailure, list[Evidence]]]  # id -> the failure and its evidence, strongest first
 
@@ -49,8 +57,11 @@ class Explanation:
         headline: what was read, in one line.
         causes: the likely causes, likeliest first; empty where nothing known was recognised.
         noticed: harmless things that were seen beside it.
-        ruled_out: what was looked for and not found.
+        ruled_out: what the rows of a log are enough to exclude; an error excludes nothing.
         where: the last line of the traceback that is not in a library; empty without one.
+        kind: without a cause, what kind of text it is; empty where there was nothing to read.
+        decisive: without a cause, the line that decides, as far as one stands out.
+        next_steps: without a cause, what to run and what to paste next.
     """
 
     headline: str
@@ -58,20 +69,25 @@ class Explanation:
     noticed: tuple[Cause, ...] = ()
     ruled_out: tuple[str, ...] = ()
     where: str = ""
+    kind: str = ""
+    decisive: str = ""
+    next_steps: tuple[str, ...] = ()
 
     @property
     def verdict(self) -> str:
         """The answer in one sentence."""
         if self.causes:
             return f"{self.causes[0].id}: {self.causes[0].title}."
-        if not self.ruled_out:
+        if not self.kind:
             return "There is nothing to judge: no error, no log rows."
-        return "Not one of the known failures."
+        return f"Not one of the known failures. It reads as {self.kind}."
 
     def _notes(self) -> list[str]:
         notes = [f"Also noticed: {one.id} {one.title}. {one.fix}" for one in self.noticed]
         notes += [f"Looked for and not found: {'; '.join(self.ruled_out)}."] if self.ruled_out else []
-        return notes + ([f"Your own line: {self.where}"] if self.where else [])
+        notes += [f"Your own line: {self.where}"] if self.where else []
+        notes += [f'The line that decides: "{self.decisive}"'] if self.decisive else []
+        return notes + [f"Next, {verb}: {step}" for verb, step in zip(("run", "paste"), self.next_steps, strict=False)]
 
     def __str__(self) -> str:
         """Return it for a terminal: no colours, no control characters."""
@@ -120,13 +136,12 @@ def explain(thing: Any = None, *, machine: Machine | None = None) -> Explanation
         reading = replace(reading, lines=(*reading.lines, *_session_lines()))
     matches = {id_: (one, seen) for id_, one in read_failures().items() if (seen := one.evidence(reading))}
     causes, noticed = _sort(matches, reading)
-    return Explanation(
+    explanation = Explanation(
         _headline(reading),
         tuple(_cause(*matches[id_], machine) for id_ in causes[:_MOST_CAUSES]),
         tuple(_cause(*matches[id_], machine) for id_ in noticed),
-        tuple(_ruled_out(reading, set(matches))) if not causes else (),
-        "" if causes else _own_line(reading),
     )
+    return explanation if causes else _without_a_cause(explanation, reading, set(matches))
 
 
 def load_ipython_extension(shell: Any) -> None:
@@ -168,7 +183,7 @@ def _rank(id_: str, matches: _Matches, order: list[str]) -> tuple[float, ...]:
     if failure.refines in matches and seen[0].weight > IN_CODE:
         broader = _rank(failure.refines, matches, order)
         return (broader[0], broader[1] + 0.5, seen[0].weight, order.index(id_))
-    return (seen[0].is_last_error, seen[0].weight, len(seen), -order.index(id_))
+    return (seen[0].is_last_error, seen[0].weight, len({one.quote for one in seen}), -order.index(id_))
 
 
 def _cause(failure: KnownFailure, evidence: list[Evidence], machine: Machine | None) -> Cause:
@@ -180,19 +195,40 @@ def _cause(failure: KnownFailure, evidence: list[Evidence], machine: Machine | N
 
 def _headline(reading: Reading) -> str:
     if reading.errors:
-        return reading.errors[-1].split("\n")[0][:300]
+        return reading.errors[-1].split("\n")[0][:_LONGEST_LINE]
     if reading.rows:
         n_rows = len(reading.rows)
         return f"A log of {n_rows} row{'s' if n_rows != 1 else ''}, without an error."
+    if reading.is_prose:
+        return "A text that a person wrote."
     return f"A text of {len(reading.lines)} line{'s' * (len(reading.lines) != 1)}."
 
 
-def _ruled_out(reading: Reading, ids: set[str]) -> list[str]:
-    """Name what this error or these rows could have shown, and did not."""
-    groups = dict(looked_for("errors")) if reading.errors else {}
-    if any("loss" in row or "eval_loss" in row for row in last_run(reading)):
-        groups |= looked_for("rows")
-    return [name for name, members in groups.items() if not ids & set(members)]
+def _without_a_cause(explanation: Explanation, reading: Reading, ids: set[str]) -> Explanation:
+    """Add what helps where nothing is recognised: the kind of text, the line that decides, the next two steps."""
+    excluded = tuple(ruled_out(reading, ids))
+    if reading.rows and not reading.errors:
+        kind = "a log in which nothing stands out" if excluded else "a log too short to judge"
+        run = "helpers.troubleshooting.examine looks at model, data and optimizer of a run that does not learn."
+        return replace(
+            explanation, ruled_out=excluded, kind=kind, next_steps=(run, "The whole log, not its last rows.")
+        )
+    kind, decisive = kind_of(reading), _decisive_line(reading)
+    name = "prose, and not what a program printed" if reading.is_prose else kind.name
+    return replace(
+        explanation,
+        ruled_out=excluded,
+        where=_own_line(reading),
+        kind=name if reading.is_prose or decisive or kind.pattern else "",
+        decisive=decisive if decisive != explanation.headline else "",
+        next_steps=(kind.run, kind.paste),
+    )
+
+
+def _decisive_line(reading: Reading) -> str:
+    """Return the last error, else the last line that complains of something; empty if none does."""
+    candidates = reading.errors or [line for line in reading.lines if _COMPLAINT.search(line)]
+    return " ".join(candidates[-1].split("\n")[0].split())[:_LONGEST_LINE] if candidates else ""
 
 
 def _own_line(reading: Reading) -> str:

@@ -4,7 +4,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -86,9 +86,30 @@ def read_failures() -> dict[str, KnownFailure]:
     return failures
 
 
-def looked_for(where: str) -> dict[str, list[str]]:
-    """Return what is looked for in 'errors' or in 'rows': a description and the ids of the failures that are meant."""
-    return _content()["looked_for"][where]
+@dataclass(frozen=True)
+class TextKind:
+    """A kind of text in which nothing is recognised, with the two most useful next steps."""
+
+    name: str
+    pattern: str
+    run: str
+    paste: str
+
+
+def kind_of(reading: Reading) -> TextKind:
+    """Return what kind of text it is, by the first pattern of the file that occurs."""
+    text = "\n".join(reading.lines or reading.errors)
+    kinds = (TextKind(**entry) for entry in _content()["kinds"])
+    return next(kind for kind in kinds if re.search(kind.pattern, text, re.MULTILINE))
+
+
+def ruled_out(reading: Reading, ids: set[str]) -> list[str]:
+    """Name what the last run in a log is long enough to have shown, and did not."""
+    return [
+        group["name"]
+        for group in _content()["looked_for"]
+        if len(log_numbers.series(reading, group["column"])) >= group["rows"] and not ids & set(group["ids"])
+    ]
 
 
 @cache
@@ -141,15 +162,49 @@ def _this_machine() -> Machine:
 
 
 def _first_match(pattern: "re.Pattern[str]", weight: int, reading: Reading) -> Evidence | None:
-    if weight == IN_ERROR:
+    words = _required_words(pattern.pattern)
+    if weight == IN_ERROR and reading.errors:
         for error in reversed(reading.errors):
-            if match := pattern.search(error):
+            if _has_one(words, error) and (match := pattern.search(error)):
                 return Evidence(_quote(error, match), weight, error is reading.errors[-1])
         return None
-    for line in reading.lines:
-        if match := pattern.search(line):
+    weight = min(weight, IN_LOG)  # a message may be pasted without the name of its exception
+    if not _has_one(words, reading.text):
+        return None
+    for line in reading.distinct_lines:
+        if _has_one(words, line) and (match := pattern.search(line)):
             return Evidence(_quote(line, match), weight)
     return None
+
+
+@cache
+def _required_words(pattern: str) -> tuple[str, ...]:
+    """Return texts of which one occurs wherever a pattern matches; empty if there is no such text.
+
+    Looking for these first makes `explain` ten times as fast: on 2 MB a second instead of ten.
+
+    >>> _required_words(r"lib\w+ not found|no kernel image (?:is|was) available")
+    (' not found', 'no kernel image ')
+    """
+    text = re.sub(
+        r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\.|\^|\$", "\0", pattern
+    )  # what stands for several characters, or none
+    before = None
+    while before != text:  # groups, innermost first
+        before, text = text, re.sub(r"\([^()]*\)", "\0", text)
+    text = re.sub(r".(?:[?*]|\{[\d,]*\})\??", "\0", text).replace("+", "\0")
+    words = tuple(max(part.split("\0"), key=len).lower() for part in text.split("|"))
+    return words if min(map(len, words)) > 3 else ()
+
+
+def _has_one(words: tuple[str, ...], text: str) -> bool:
+    lower = _lower(text)
+    return not words or any(word in lower for word in words)
+
+
+@lru_cache(maxsize=100_000)
+def _lower(text: str) -> str:
+    return text.lower()
 
 
 def _quote(text: str, match: "re.Match[str]") -> str:

@@ -60,7 +60,7 @@ def not_finite(reading: Reading) -> str | None:
 def _recovers(rows: "Sequence[dict[str, float]]") -> bool:
     """Say whether later gradients are finite: fp16's scaler skips such steps while it looks for its scale."""
     norms = [row["grad_norm"] for row in rows if "grad_norm" in row]
-    return math.isfinite(norms[-1]) and sum(map(math.isfinite, norms)) > len(norms) / 2
+    return math.isfinite(norms[-1]) and sum(map(math.isfinite, norms)) >= len(norms) / 2
 
 
 def flat(reading: Reading) -> str | None:

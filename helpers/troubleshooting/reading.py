@@ -1,32 +1,58 @@
-"""Read an exception, a traceback, a training log or its rows into a `Reading`: lines, errors, rows of numbers."""
+"""Read an exception, a traceback, a log, a notebook or rows into a `Reading`: lines, errors, rows of numbers.
 
-import ast
+What people paste is rarely what the program printed: this module undoes quotes, time stamps, prefixes of containers and
+of distributed runs, colours, other encodings. `log_rows` finds the numbers that a training logged.
+"""
+
+import codecs
 import json
-import math
 import re
 import traceback
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-_RANK = re.compile(r"^\[(?:rank)?\d+\]: ?", re.MULTILINE)  # torchrun puts the process before each line
+from helpers.troubleshooting.log_rows import numbers, read_rows
+
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07]*\x07")
-# only the end of a long log is read, and the beginning of a long line: some 150 patterns are tried on every line
-_MAX_CHARACTERS, _MAX_LINE = 2_000_000, 4_000
+# Of a longer text the two ends are read, and between them the lines with one of these words and those after them: logs of
+# 50 MB are mostly progress bars. Each word is found by `str.find`: a regular expression takes ten times as long.
+_MAX_CHARACTERS, _MAX_LINE, _MAX_MESSAGE_LINES = 2_000_000, 4_000, 40
+_TROUBLE = ("error: ", "exception: ", "traceback (", "fatal", "killed", "out of memory", "nvrm: ", " nan", "assert")
+_MOST_OF_A_WORD, _MOST_ALIKE, _LINES_AFTER_TROUBLE = 20_000, 20, 5
+
+# What stands before the line that a program printed; several of these may follow each other.
+_TIME = r"\d\d:\d\d:\d\d(?:[.,]\d{1,9})?"
+_PREFIX = re.compile(
+    r"(?:> ?(?=[^>])|>$"  # a quotation; >>> is Python's prompt
+    r"|\[(?:rank|default)?\d{1,4}\]: ?"  # torchrun
+    r"|[A-Za-z][\w.-]{0,40} {0,20}\| (?=[^|]*$)"  # docker compose
+    r"|\[?(?:stderr|stdout)\b\]?[:/ ] ?"
+    rf"|\[?\d{{4}}[-/]\d\d[-/]\d\d[T ]{_TIME}(?:Z|[+-]\d\d:?\d\d)?\]?[:, -]{{0,3}}"
+    rf"|\[?{_TIME}\]?[: ] ?"
+    rf"|[IWEF]\d{{4}} {_TIME} +\d{{1,20}} [^\s\]]{{1,200}}\] ?"  # glog, torchrun's own log
+    rf"|[A-Z][a-z]{{2}} {{1,2}}\d{{1,2}} {_TIME} "  # syslog
+    r"|```\w*|\*\*)"
+)
+_QUOTED = re.compile(r"^\s*`([^`]{1,4000})`\s*$")
+_KINDS = r"Error|Exception|Interrupt|Timeout|NoSuchKernel|Exit|Iteration|CompilerFailed|OutOfResources"
 _ERROR = re.compile(
-    r"^(?:E  +)?(?P<kind>(?:[A-Za-z_][\w.]*\.)?_?"
-    r"[A-Z]\w*(?:Error|Exception|Interrupt|Timeout|NoSuchKernel|Exit|Iteration))(?:: ?(?P<message>.*))?$"
+    rf"^(?:E  +)?(?P<kind>(?:[A-Za-z_][\w.]*\.)?_?[A-Z]\w*(?:{_KINDS})|Exception(?=: ))(?:: ?(?P<message>.*))?$"
 )
 # after a traceback any name is that of an error, also one that does not end in Error
 _AFTER_TRACEBACK = re.compile(r"^(?P<kind>[A-Za-z_][\w.]*)(?:: ?(?P<message>.*))?$")
+# a tool that reports an error in its log: "ERROR: ...", "train.py: error: ...", "E: ...", "x - ERROR - ..."
+_LOGGED = re.compile(
+    r"(?:(?:^|(?<=[\s:|/\[(-]))(?P<level>ERROR|CRITICAL|FATAL)\b|^(?P<own>E|Error|Fatal)(?=:)"
+    r"|(?:^|(?<=: ))(?P<tool>error|fatal(?: error)?)(?=:))[\]):|/ -]{0,6}(?P<message>\S.*)"
+)
+_MAX_LOG_PREFIX = 160
 _END_OF_MESSAGE = re.compile(r"^(?:Traceback |During handling|The above exception|\s*$)")
-_ROW = re.compile(r"\{[^{}]*\}")
-_NANOGPT = re.compile(r"step (?P<step>\d+): train loss (?P<loss>[\w.]+), val loss (?P<eval_loss>[\w.]+)")
-_MEGATRON = re.compile(r"\b(lm loss|grad norm|learning rate): ([-+\w.]+)")
-_MEGATRON_NAMES = {"lm loss": "loss", "grad norm": "grad_norm", "learning rate": "learning_rate"}
-_TABLE_NAMES = {"Training Loss": "loss", "Validation Loss": "eval_loss", "Epoch": "epoch", "Step": "step"}
-_SPECIAL = re.compile(r"\b(nan|inf|-inf|NaN|Infinity)\b")
+# People write headings, lists and sentences in the first person; programs print their messages.
+_HUMAN = re.compile(r"^#{1,6} +[A-Z]|^(?:I|We|My) [a-z]|\b(?:I|I'm|I've|my|we) [a-z]+|^[-*] +[A-Z`]|\]\(https?://")
+_SENTENCE = re.compile(r"^[^\w`]{0,4}(?:\w+[.)] )?[A-Z`][^:\[\]{}=|]{0,30} [a-z]")
 
 
 @dataclass(frozen=True)
@@ -34,20 +60,33 @@ class Reading:
     """What `explain` judges.
 
     Attributes:
-        text: all of it, without control characters.
-        lines: its lines.
+        text: all of it (of a long text the parts that matter), without control characters.
+        lines: its lines, as the program printed them.
         errors: each error as `Type: message`, in the order they were raised or printed.
         rows: the numbers that a training logged, one dictionary per step, whatever program wrote them.
+        is_prose: a person wrote it; only what is quoted in it is in `lines`.
     """
 
     text: str
     lines: tuple[str, ...] = ()
     errors: tuple[str, ...] = ()
     rows: "tuple[dict[str, float], ...]" = ()
+    is_prose: bool = False
+
+    @cached_property
+    def distinct_lines(self) -> tuple[str, ...]:
+        """The lines to look for words in: of those that differ in their numbers only, the first twenty."""
+        seen, lines = dict[str, int](), []
+        for line in self.lines:
+            alike = re.sub(r"\d+", "0", line)
+            seen[alike] = seen.get(alike, 0) + 1
+            if seen[alike] <= _MOST_ALIKE:
+                lines.append(line)
+        return tuple(lines)
 
 
 def read(thing: Any) -> Reading:
-    """Read an exception, a text, a file (as a `Path`) or the rows of a log.
+    """Read an exception, a text, a file (as a `Path`, also an executed notebook) or the rows of a log.
 
     Raises:
         TypeError: it is none of these.
@@ -55,23 +94,45 @@ def read(thing: Any) -> Reading:
     if isinstance(thing, BaseException):
         return _read_exception(thing)
     if isinstance(thing, Path):
-        return read_text(thing.read_text(encoding="utf-8", errors="replace"))
+        return read_text(decode(thing.read_bytes()))
     if isinstance(thing, str):
         return read_text(thing)
     if isinstance(thing, Iterable):
         rows = list(thing)
         if all(isinstance(row, Mapping) for row in rows):
-            return Reading("", rows=tuple(_numbers(row) for row in rows))
+            return Reading("", rows=tuple(numbers(row) for row in rows))
     raise TypeError(
         f"explain() was given {type(thing).__name__}: give it an exception, a text, a Path to a log, or rows of a log."
     )
 
 
+def decode(data: bytes) -> str:
+    """Return the text of a file in UTF-8 or UTF-16, with or without a mark; PowerShell's `>` writes UTF-16."""
+    for mark, encoding in ((codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16")):
+        if data.startswith(mark):
+            return data.decode(encoding, errors="replace")
+    beginning = data[:1000]
+    for zeros, encoding in ((beginning[1::2], "utf-16-le"), (beginning[::2], "utf-16-be")):
+        if len(zeros) > 1 and zeros.count(0) > 0.8 * len(zeros):
+            return data.decode(encoding, errors="replace")
+    return data.decode("utf-8-sig", errors="replace")
+
+
 def read_text(text: str) -> Reading:
-    """Read a traceback or a log; each state of a progress bar becomes a separate line."""
-    text = _RANK.sub("", clean(text[-_MAX_CHARACTERS:]))
-    lines = tuple(line[:_MAX_LINE] for line in text.split("\n"))
-    return Reading(text, lines, _errors(lines), _rows(text, lines))
+    """Read a traceback, a log or an executed notebook; each state of a progress bar becomes a separate line."""
+    text = text.removeprefix("\ufeff")
+    content = _json(text)
+    if isinstance(content, dict) and isinstance(content.get("cells"), list):
+        text, content = _notebook_errors(content), None
+    text = clean(_shortened(text))
+    printed = [_printed(line) for line in text.split("\n")]
+    lines = [line[:_MAX_LINE] for entry in printed for line in entry.split("\n")]
+    errors = _errors(lines)
+    is_prose = not errors and sum(bool(_HUMAN.search(line)) for line in lines) > len(lines) / 20
+    if is_prose:
+        lines = [line for line in lines if not _SENTENCE.search(line)]
+    rows = read_rows(content, lines)
+    return Reading(text, tuple(lines), errors, rows, is_prose)
 
 
 def clean(text: str) -> str:
@@ -81,7 +142,65 @@ def clean(text: str) -> str:
     'ab \nc'
     """
     text = _ESCAPES.sub("", text).replace("\r\n", "\n").replace("\r", "\n")
+    if text.replace("\n", " ").replace("\t", " ").isprintable():
+        return text
     return "".join(char if char.isprintable() or char in "\n\t" else " " for char in text)
+
+
+def _shortened(text: str) -> str:
+    """Return a long text without its middle, except for what looks like trouble there."""
+    if len(text) <= _MAX_CHARACTERS:
+        return text
+    end = _MAX_CHARACTERS // 4  # for each end, and for the middle
+    middle = text[end:-end].replace("\r", "\n")
+    lower, seen, kept = middle.lower(), dict[str, int](), dict[int, str]()  # kept: position -> line
+    for word in _TROUBLE if len(lower) == len(middle) else ():
+        at = lower.find(word)
+        for _ in range(_MOST_OF_A_WORD):
+            if at < 0:
+                break
+            begin = max(middle.rfind("\n", max(0, at - _MAX_LINE), at) + 1, at - _MAX_LINE)
+            alike = re.sub(r"\d+", "0", middle[begin : begin + 80])
+            seen[alike] = seen.get(alike, 0) + 1
+            if seen[alike] <= _MOST_ALIKE:
+                following = middle[begin : begin + _MAX_LINE].split("\n")[: 1 + _LINES_AFTER_TROUBLE]
+                kept[begin] = "\n".join(following)
+            at = lower.find(word, at + len(word))
+    return "\n".join([text[:end], "\n".join(kept[at] for at in sorted(kept))[:end], text[-end:]])
+
+
+def _printed(line: str) -> str:
+    """Return what the program printed, without what was put before it; of a line in JSON, its message."""
+    stripped = line.lstrip()
+    if stripped.startswith("{") and stripped.rstrip().endswith("}") and isinstance(record := _json(stripped), dict):
+        message = next((record[key] for key in ("message", "msg", "log") if isinstance(record.get(key), str)), None)
+        if message is not None:
+            return "\n".join(filter(None, [message, str(record.get("exc_info") or record.get("exception") or "")]))
+    for _ in range(6):
+        match = _PREFIX.match(line)
+        if not match:
+            break
+        line = line[match.end() :]
+    if stripped.startswith("**"):
+        return line.rstrip("* ")
+    return _QUOTED.sub(r"\1", line)
+
+
+def _json(text: str) -> Any:
+    if not text.lstrip().startswith(("{", "[")):
+        return None
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _notebook_errors(notebook: "dict[str, Any]") -> str:
+    """Return the tracebacks among the outputs of a notebook: its prose and its code are no log."""
+    outputs = (output for cell in notebook["cells"] for output in cell.get("outputs", ()))
+    errors = [output for output in outputs if output.get("output_type") == "error"]
+    texts = ["\n".join(one.get("traceback") or [f"{one.get('ename')}: {one.get('evalue')}"]) for one in errors]
+    return "\n\n".join(texts)
 
 
 def _read_exception(error: BaseException) -> Reading:
@@ -100,20 +219,26 @@ def _kind(error: BaseException) -> str:
     return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
 
 
-def _errors(lines: tuple[str, ...]) -> tuple[str, ...]:
-    errors, in_traceback = [], False
+def _errors(lines: "list[str]") -> tuple[str, ...]:
+    """Return the errors that were raised or logged; a traceback may be indented as a whole."""
+    errors, indent = [], None  # the indentation of the traceback that is open
     for number, line in enumerate(lines):
-        if line.startswith("Traceback (most recent call last)"):
-            in_traceback = True
-        elif not line.startswith((" ", "\t")) and line.strip():
-            match = (_AFTER_TRACEBACK if in_traceback else _ERROR).match(line) or _ERROR.match(line)
-            in_traceback = False
+        text = line.lstrip()
+        if text.startswith("Traceback (most recent call last)"):
+            indent = len(line) - len(text)
+        elif text and (indent is None or len(line) - len(text) <= indent):
+            match = (_AFTER_TRACEBACK.match(text) if indent is not None else None) or _ERROR.match(text)
+            indent = None
+            following = lines[number + 1 : number + _MAX_MESSAGE_LINES]
             if match:
-                errors.append(f"{match['kind']}: {_message(match['message'], lines[number + 1 : number + 40])}")
+                errors.append(f"{match['kind']}: {_message(match['message'], following)}"[:_MAX_LINE])
+            elif (match := _LOGGED.search(text)) and match.start() < _MAX_LOG_PREFIX:
+                message = _message(match["message"], following)
+                errors.append((message if _ERROR.match(match["message"]) else f"error: {message}")[:_MAX_LINE])
     return tuple(errors)
 
 
-def _message(first: str | None, following: tuple[str, ...]) -> str:
+def _message(first: str | None, following: "list[str]") -> str:
     """Return the message of an error, which may continue on the lines that follow."""
     message = [first or ""]
     for line in following:
@@ -121,57 +246,3 @@ def _message(first: str | None, following: tuple[str, ...]) -> str:
             break
         message.append(line)
     return "\n".join(message)
-
-
-def _rows(text: str, lines: tuple[str, ...]) -> "tuple[dict[str, float], ...]":
-    """Return the rows of numbers in a log: dictionaries as the Trainer prints them, JSON lines, or its state file."""
-    if text.lstrip().startswith(("{", "[")):
-        try:
-            content = json.loads(text)
-        except ValueError:
-            pass
-        else:
-            rows = content.get("log_history", [content]) if isinstance(content, dict) else content
-            return tuple(_numbers(row) for row in rows if isinstance(row, dict))
-    rows = (_row(match.group()) for line in lines for match in _ROW.finditer(line) if "loss" in match.group())
-    return tuple(row for row in rows if row) or _other_rows(lines)
-
-
-def _other_rows(lines: tuple[str, ...]) -> "tuple[dict[str, float], ...]":
-    """Return the rows of other programs: nanoGPT's and Megatron's lines, or the table a notebook shows."""
-    rows, columns = [], []
-    for line in lines:
-        cells = [cell.strip() for cell in line.strip("| ").split("\t" if "\t" in line else "|")]
-        if "Training Loss" in cells:
-            columns = [_TABLE_NAMES.get(cell, cell) for cell in cells]
-        elif columns and len(cells) == len(columns):
-            rows.append(_numbers(dict(zip(columns, cells, strict=True))))
-        elif match := _NANOGPT.search(line):
-            rows.append(_numbers(match.groupdict()))
-        elif "iteration" in line:
-            values = {_MEGATRON_NAMES[name]: value for name, value in _MEGATRON.findall(line)}
-            rows.append(_numbers(values))
-    return tuple(row for row in rows if row)
-
-
-def _row(text: str) -> "dict[str, float]":
-    try:
-        row = json.loads(text)
-    except ValueError:
-        try:
-            # a printed dictionary has bare `nan` and `inf`, which are no Python literals, or quotes around them
-            row = ast.literal_eval(_SPECIAL.sub(r"'\1'", text.replace("'nan'", "nan").replace("'inf'", "inf")))
-        except (ValueError, SyntaxError):
-            return {}
-    return _numbers(row) if isinstance(row, dict) else {}
-
-
-def _numbers(row: Mapping[str, Any]) -> "dict[str, float]":
-    """Keep the values that are numbers, or numbers written as text: transformers 5 prints its log in this way."""
-    numbers = {}
-    for name, value in row.items():
-        try:
-            numbers[str(name)] = math.nan if value is None else float(value)
-        except (TypeError, ValueError):
-            continue
-    return numbers

@@ -1,0 +1,101 @@
+"""A text to paste into an issue: the error, what `explain` says of it, versions and machine, nothing personal."""
+
+import getpass
+import platform
+import re
+from pathlib import Path
+from typing import Any
+
+from helpers.display import size_text
+from helpers.environment import Machine, read_machine
+from helpers.environment.facts import UnreadError
+from helpers.troubleshooting.explanation import explain
+from helpers.troubleshooting.reading import read
+
+_PACKAGES = ("torch", "transformers", "datasets", "accelerate", "tokenizers", "safetensors", "huggingface_hub", "numpy")
+_MOST_LINES = 40
+_PERSONAL = (
+    (re.compile(r"(?i)(?<![\w/])(?:[a-z]:|/mnt/[a-z])?[\\/]{1,2}(?:home|users)[\\/]{1,2}[^\\/\s\"':]+"), "~"),
+    (re.compile(r"/root(?=[/\s\"':]|$)"), "~"),
+    (re.compile(r"\b(?:hf|sk|ghp|glpat|wandb)[_-][A-Za-z0-9_-]{8,}"), "<token>"),
+    (re.compile(r"(?i)(?<=://)[^/\s:@]{1,80}:[^/\s@]{1,80}@"), "<user>:<password>@"),
+    (re.compile(r"(?i)\b((?:token|password|api_key|authorization|secret)\w{0,10}[\"']?\s{0,3}[=:]\s{0,3})[\"']?(?!<)[^\s\"',;]{4,}"),
+     r"\1<secret>"),
+    (re.compile(r"\b[\w.+-]{1,64}@[\w-]{1,60}(?:\.[\w-]{1,60})+"), "<mail>"),
+    (re.compile(r"\b(?!127\.|0\.0\.0\.0)(?:\d{1,3}\.){3}\d{1,3}(?=[:/\s)\"']|$)"), "<address>"),
+)  # fmt: skip
+
+
+def issue_report(thing: Any = None, *, machine: Machine | None = None) -> str:
+    """Return a text to paste into an issue about an error or a log; takes what `explain` takes.
+
+    Home folders, user and computer names, tokens, passwords and addresses are replaced. Read it before you publish it:
+    nobody but you knows what else in a log is private.
+    """
+    machine = machine or read_machine(quick=True)
+    explanation = explain(thing, machine=machine)
+    lines = read(thing).text.rstrip().split("\n") if thing is not None else []
+    cut = [f"[... {len(lines) - _MOST_LINES} lines before]"] if len(lines) > _MOST_LINES else []
+    causes = [f"{one.id} {one.title} ({one.certainty})" for one in explanation.causes] or [explanation.verdict]
+    return without_personal_data(
+        "\n".join(
+            [
+                "### Error", "", "```text", *cut, *(lines[-_MOST_LINES:] or [explanation.headline]), "```", "",
+                "### Explained as", "", *(f"- {cause}" for cause in causes), "",
+                "### Versions", "", *(f"- {line}" for line in _versions(machine)), "",
+                "### Machine", "", *(f"- {line}" for line in _machine(machine)),
+            ]
+        )
+    )  # fmt: skip
+
+
+def without_personal_data(text: str) -> str:
+    r"""Return a text without home folders, names of user and computer, tokens, passwords and addresses.
+
+    >>> without_personal_data(r"C:\Users\ada\run.py, token=hf_abcdefghij, https://ada:secret@example.org")
+    '~\\run.py, token=<token>, https://<user>:<password>@example.org'
+    """
+    home = str(Path.home())
+    if len(home) > 1:
+        text = text.replace(home, "~")
+    for pattern, replacement in _PERSONAL:
+        text = pattern.sub(replacement, text)
+    for name in (_user(), platform.node()):
+        if len(name) > 3:  # shorter ones are parts of words
+            text = re.sub(rf"\b{re.escape(name)}\b", "<name>", text)
+    return text
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):  # Windows without the variables, a container's number without a name
+        return ""
+
+
+def _versions(machine: Machine) -> "list[str]":
+    python = ".".join(map(str, machine.python.version))
+    lines = [f"Python {python}, {machine.python.bits} bits{', conda' if machine.python.is_conda else ''}"]
+    try:
+        installed = machine.packages.installed
+    except UnreadError as error:
+        return [*lines, f"packages: {error}"]
+    found = [f"{name} {installed[name]}" for name in _PACKAGES if installed.get(name)]
+    return [*lines, ", ".join(found) or "none of the course's packages"]
+
+
+def _machine(machine: Machine) -> "list[str]":
+    system = machine.platform
+    lines = [
+        " ".join(filter(None, [system.kind, system.release, system.architecture]))
+        + ", container" * bool(system.container)
+    ]
+    try:
+        nvml = machine.nvml
+        lines.append(f"driver {nvml.driver or 'not found'}" + (f" ({nvml.cause})" if nvml.cause else ""))
+        cards = [f"{card.name}, {size_text(card.total_bytes)}, capability {card.capability}" for card in nvml.usable]
+        lines += cards or ["no card that NVIDIA's driver reports"]
+        lines.append(f"main memory {size_text(machine.memory.total_bytes)}")
+    except UnreadError as error:
+        lines.append(f"not read: {error}")
+    return lines

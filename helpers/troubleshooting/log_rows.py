@@ -1,0 +1,129 @@
+"""Find the numbers that a training logged, whatever program wrote them: one dictionary per step.
+
+The Trainer's printed dictionaries, JSON lines and its state file; nanoGPT's, llm.c's and Megatron's lines; tables as a
+notebook shows them, and CSV. All end under the Trainer's names: `loss`, `eval_loss`, `grad_norm`, `learning_rate`.
+"""
+
+import ast
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_ROW = re.compile(r"\{[^{}]*\}")
+_SPECIAL = re.compile(r"(?<![\w'\"])(nan|-?inf|NaN|Infinity)(?![\w'\"])")
+_NUMBER = r"(?:nan|-?inf|-?\d[\d.]*(?:e[-+]?\d+)?)"
+_PAIR = re.compile(
+    rf"\b((?:train|training|val|validation|eval|lm)[ _]loss|loss|(?:grad[ _])?norm|lr|learning[ _]rate|"
+    rf"step|iter|iteration|epoch)\b[ :=]{{0,6}}({_NUMBER})",
+    re.IGNORECASE,
+)
+_STEP = re.compile(r"\b(?:step|iter|iteration|epoch)\b", re.IGNORECASE)
+_NAMES = {
+    "train loss": "loss",
+    "training loss": "loss",
+    "lm loss": "loss",
+    "val loss": "eval_loss",
+    "valid loss": "eval_loss",
+    "validation loss": "eval_loss",
+    "eval loss": "eval_loss",
+    "norm": "grad_norm",
+    "grad norm": "grad_norm",
+    "lr": "learning_rate",
+    "learning rate": "learning_rate",
+    "iter": "step",
+    "iteration": "step",
+}
+
+
+def read_rows(content: Any, lines: Sequence[str]) -> "tuple[dict[str, float], ...]":
+    """Return the rows in `content`, the whole text if that is one JSON value, else in the lines of a log."""
+    if content is not None:
+        rows = content.get("log_history", [content]) if isinstance(content, dict) else content
+        return tuple(numbers(row) for row in rows if isinstance(row, dict)) if isinstance(rows, list) else ()
+    rows = (_row(match.group()) for line in lines if "loss" in line for match in _ROW.finditer(line))
+    return tuple(row for row in rows if _is_of_training(row)) or _other_rows(lines)
+
+
+def numbers(row: Mapping[str, Any]) -> "dict[str, float]":
+    """Keep the values that are numbers, or numbers written as text: transformers 5 prints its log in this way.
+
+    >>> numbers({"train/loss": "3.2", "eval/loss": 3.4, "note": "warm-up"})
+    {'loss': 3.2, 'eval_loss': 3.4}
+    """
+    result = {}
+    for name, value in row.items():
+        try:
+            result[_name(str(name))] = math.nan if value is None else float(value)
+        except (TypeError, ValueError):
+            continue
+    return result
+
+
+def _name(name: str) -> str:
+    """Return the Trainer's name for a column; trackers write train/loss and eval/loss."""
+    group, slash, rest = name.partition("/")
+    if slash and group in ("train", "eval", "val", "valid", "validation"):
+        name = rest if group == "train" else f"eval_{rest}"
+    plain = name.strip().lower().replace("_", " ")
+    if plain == "train loss" and "_" in name:
+        return name  # the Trainer's mean over the whole run, in its last row
+    return _NAMES.get(plain, name if "_" in name else plain.replace(" ", "_"))
+
+
+def _is_of_training(row: "Mapping[str, float]") -> bool:
+    return any("loss" in name or name == "grad_norm" for name in row)
+
+
+def _other_rows(lines: Sequence[str]) -> "tuple[dict[str, float], ...]":
+    rows, columns, separator = [], [], ""
+    for line in lines:
+        if "loss" in line.lower() and (found := _header(line)):
+            separator, columns = found
+            continue
+        cells = _cells(line, separator) if columns else []
+        if columns and len(cells) == len(columns):
+            rows.append(numbers(dict(zip(columns, cells, strict=True))))
+        elif ("loss" in line or "norm" in line) and _STEP.search(line):
+            rows.append({_name(name): float(value) for name, value in _PAIR.findall(line) if _is_number(value)})
+    return tuple(row for row in rows if _is_of_training(row))
+
+
+def _header(line: str) -> "tuple[str, list[str]] | None":
+    """Return the separator and the columns of a table's first line, or None if it is none."""
+    for separator in ("\t", "|", ",", "  "):
+        cells = _cells(line, separator)
+        words = [cell.lower().replace("_", " ") for cell in cells]
+        if len(cells) > 1 and not any(map(str.isdigit, "".join(words))) and {"loss", *_NAMES} & set(words):
+            return separator, cells
+    return None
+
+
+def _cells(line: str, separator: str) -> "list[str]":
+    text = line.strip("| ")
+    return [cell.strip() for cell in (re.split(" {2,}", text) if separator == "  " else text.split(separator))]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _row(text: str) -> "dict[str, float]":
+    """Read one printed dictionary; its bare `nan` and `inf` are no Python literals."""
+    try:
+        row = json.loads(_SPECIAL.sub(_as_json, text.replace("'", '"')))
+    except ValueError:
+        try:
+            row = ast.literal_eval(_SPECIAL.sub(r"'\1'", text.replace("'nan'", "nan").replace("'inf'", "inf")))
+        except (ValueError, SyntaxError):
+            return {}
+    return numbers(row) if isinstance(row, dict) else {}
+
+
+def _as_json(match: "re.Match[str]") -> str:
+    return {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}.get(match[1], match[1])
