@@ -11,7 +11,7 @@ from helpers.environment import report
 from helpers.environment.facts import Unread
 from helpers.environment.report import diagnosis_of
 from helpers.environment.rules import STATUSES
-from tests.environment.baselines import LAPTOP, LINUX, WINDOWS, blind, on, silent
+from tests.environment.baselines import CPU_WHEEL, LAPTOP, LINUX, WINDOWS, blind, on, silent
 from tests.environment.machines import TABLE
 
 IDS = (
@@ -169,3 +169,19 @@ def test_the_name_of_a_process_puts_no_markup_into_a_page(diagnoses):
     page = diagnoses["card"]._repr_html_()
     assert "<script" not in page
     assert "&lt;script&gt;" in page
+
+
+@pytest.mark.parametrize(
+    ("machine", "said"),
+    [
+        (LINUX, ""),
+        (LAPTOP, ""),
+        (on(LINUX, torch=CPU_WHEEL), "Not ready: fix torch_build first."),
+        (on(LINUX, nvml={"driver": "535.183.01", "cuda": 12020}, torch=blind()), "Not ready: fix driver_floor"),
+    ],
+    ids=["used", "none", "cpu wheel", "old driver"],
+)
+def test_a_run_that_did_not_use_the_card_is_mentioned(monkeypatch, machine, said):
+    monkeypatch.setattr(report, "read_machine", lambda quick=False: machine)
+    assert said in report.unused_card()
+    assert bool(said) == bool(report.unused_card())
