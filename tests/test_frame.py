@@ -16,6 +16,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from helpers.__main__ import main
 from helpers.environment.install import PYTHONS
 from helpers.environment.tasks import TASKS
 from helpers.settings import NOTEBOOKS, DataSettings, EvaluationSettings, RunSettings, TrainingSettings
@@ -75,6 +76,14 @@ def test_the_pythons_that_can_be_installed_with_are_those_of_the_project():
 def test_the_makefile_has_every_task_and_nothing_else():
     (line,) = re.findall(r"^TASKS := (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     assert line.split() == list(TASKS)
+
+
+def test_what_starts_the_course_elsewhere_calls_tasks_and_commands_that_exist():
+    files = (".ci/run", ".github/workflows/course.yml", ".devcontainer/Dockerfile", ".devcontainer/devcontainer.json")
+    for name in (*files, "environment.yml"):
+        called = re.findall(r"python3? -m helpers (\w+)", (ROOT / name).read_text(encoding="utf-8"))
+        assert called
+        assert set(called) <= {*TASKS, *main.commands}
 
 
 def tracked_text():
