@@ -1,4 +1,14 @@
-"""The command line, `python -m helpers ...`: run, train, plan, settings, sweep, compare, doctor, explain, monitor."""
+"""The command line, `python -m helpers ...`: run, train, plan, settings, sweep, compare, doctor, explain, monitor.
+
+The tasks `course`, `test`, `lab` and others work on a fresh clone; see `helpers.environment.tasks`.
+"""
+
+import sys
+
+from helpers.environment import tasks
+
+if __name__ == "__main__":  # what follows imports packages that may have to be installed first
+    tasks.start(sys.argv[1:])
 
 import json
 from collections.abc import Callable
@@ -54,7 +64,11 @@ class _OneSentence(click.Group):
             ctx.exit(130)  # as a shell counts a program that Ctrl-C ended
 
 
-@click.group(cls=_OneSentence, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=_OneSentence,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=f"\b\nTasks of a clone, which install what they need:\n{tasks.described()}",
+)
 def main() -> None:
     """Fine-tune GPT-2 on your own graphics card."""
 
@@ -65,12 +79,16 @@ def main() -> None:
 def run(preset: str, run_name: str | None, parameters: tuple[tuple[str, str], ...], notebooks: tuple[str, ...]) -> None:
     """Execute the NOTEBOOKS (all of them when none is named), then write one report page."""
     from helpers.course import all_notebooks, find_notebook, run_course
+    from helpers.environment import unused_card
 
     defaults, asked = read_preset(preset), _chosen_settings(run_name, parameters)
     name = asked.pop("run", defaults["run"])
     chosen = [find_notebook(notebook) for notebook in notebooks] or all_notebooks()
     report = run_course(chosen, run=name, parameters=asked, defaults=defaults, progress=True)
     click.echo(f"Report: {report}")
+    unused = unused_card()
+    if unused:
+        click.secho(unused, fg="yellow", err=True)
 
 
 @main.command()

@@ -20,8 +20,14 @@ class CourseError(RuntimeError):
 
 
 def all_notebooks() -> list[Path]:
-    """Return the course's notebooks in their order."""
-    return sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+    """Return the course's notebooks in their order; raise `CourseError` where there are none."""
+    notebooks = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+    if not notebooks:  # a wheel brings the package alone
+        raise CourseError(
+            f"There are no notebooks at {NOTEBOOKS}: an installed wheel has none. Run this in a clone of the project, "
+            "or train without a notebook: `python -m helpers train`."
+        )
+    return notebooks
 
 
 def find_notebook(name: str) -> Path:

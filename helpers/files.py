@@ -2,7 +2,8 @@
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,7 +14,18 @@ def write_atomically(path: Path, text: str) -> None:
     """Write a UTF-8 text file so that a reader sees either the old content or all of the new one."""
     new = path.with_name(f"{path.name}.new")
     new.write_text(text, encoding="utf-8")
-    new.replace(path)
+    _retry(lambda: new.replace(path))
+
+
+def _retry(move: Callable[[], object]) -> None:
+    """Move a file or folder; on Windows wait a moment for a virus scanner or a reader that holds it open."""
+    for wait_seconds in (0.05, 0.2, 0.8):
+        try:
+            move()
+            return
+        except PermissionError:
+            time.sleep(wait_seconds)
+    move()
 
 
 @contextmanager
@@ -43,7 +55,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
                 "programs that have it open, then run this again."
             ) from None
         raise
-    new.rename(folder)
+    _retry(lambda: new.rename(folder))
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -34,8 +34,12 @@ class SettingsError(ValueError):
 
 
 def runs_folder() -> Path:
-    """Return the folder of all runs: `COURSE_RUNS` if it is set, else `runs` next to the notebooks."""
-    return Path(os.environ.get("COURSE_RUNS") or NOTEBOOKS.parent / "runs").absolute()
+    """Return the folder of all runs: `COURSE_RUNS` if it is set, else `runs` next to the notebooks.
+
+    A package that was installed from a wheel has no notebooks beside it: then `runs` is in the current folder.
+    """
+    beside = NOTEBOOKS.parent if NOTEBOOKS.is_dir() else Path()
+    return Path(os.environ.get("COURSE_RUNS") or beside / "runs").absolute()
 
 
 def run_folder(run: str) -> Path:

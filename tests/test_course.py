@@ -36,6 +36,13 @@ def outputs(run, name):
     return [output for cell in nb.cells for output in cell.get("outputs", [])]
 
 
+def test_a_wheel_without_notebooks_says_what_it_lacks(monkeypatch, tmp_path):
+    monkeypatch.setattr(course, "NOTEBOOKS", tmp_path / "notebooks")
+    for ask in (course.all_notebooks, lambda: find_notebook("03")):
+        with pytest.raises(CourseError, match=r"an installed wheel has none\. Run this in a clone"):
+            ask()
+
+
 def test_each_notebook_gets_the_parameters_it_declares(notebook):
     first = notebook("01_a.ipynb", 'run = "x"\nseed = 1', "print(run, seed)")
     second = notebook("02_b.ipynb", 'run = "x"\nstride = 8', "print(run, stride)")

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from helpers.files import atomic_folder, write_atomically
@@ -52,3 +54,24 @@ def test_a_folder_in_use_is_a_sentence_and_stays(folder, monkeypatch):
     with pytest.raises(SettingsError, match="Close the notebooks and programs"), atomic_folder(folder):
         pass
     assert names(folder) == ["data", "data/before"]
+
+
+@pytest.mark.parametrize("refusals", [0, 2, 9])
+def test_a_file_that_another_program_holds_open_for_a_moment_is_replaced(tmp_path, monkeypatch, refusals):
+    path, replace, asked = tmp_path / "a.json", Path.replace, []
+
+    def replace_later(new, target):
+        asked.append(new)
+        if len(asked) <= refusals:
+            raise PermissionError(13, "The process cannot access the file because it is being used")
+        return replace(new, target)
+
+    path.write_text("old", encoding="utf-8")
+    monkeypatch.setattr(Path, "replace", replace_later)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    if refusals == 9:
+        with pytest.raises(PermissionError):
+            write_atomically(path, "new")
+    else:
+        write_atomically(path, "new")
+    assert path.read_text(encoding="utf-8") == ("old" if refusals == 9 else "new")

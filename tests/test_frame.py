@@ -5,7 +5,6 @@ import importlib
 import inspect
 import json
 import re
-import shutil
 import subprocess
 import sys
 import tomllib
@@ -17,6 +16,9 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from helpers.__main__ import main
+from helpers.environment.install import PYTHONS
+from helpers.environment.tasks import TASKS
 from helpers.settings import NOTEBOOKS, DataSettings, EvaluationSettings, RunSettings, TrainingSettings
 
 ROOT = NOTEBOOKS.parent
@@ -61,31 +63,27 @@ def test_every_dependency_is_pinned_within_its_range(requirement):
     assert pins[requirement.name] in requirement.specifier
 
 
-def test_conda_installs_the_same_project_with_the_cuda_wheel():
-    python = next(line for line in CONDA["dependencies"] if isinstance(line, str) and line.startswith("python="))
+def test_conda_brings_a_python_that_the_project_allows():
+    python = next(line for line in CONDA["dependencies"] if line.startswith("python="))
     assert python.split("=")[1] + ".0" in SpecifierSet(PROJECT["requires-python"])
-    pip = next(entry["pip"] for entry in CONDA["dependencies"] if isinstance(entry, dict))
-    assert "--extra-index-url https://download.pytorch.org/whl/cu126" in pip
-    assert "--constraint constraints.txt" in pip
-    assert f"torch=={PINS['torch']}+cu126" in pip
-    assert any(line.startswith("--editable .") for line in pip)
 
 
-@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
-@pytest.mark.parametrize(
-    ("torch", "words"),
-    [
-        ("auto", "-m helpers.environment --wheel --pip-args"),
-        ("cu126", f"--index-url https://download.pytorch.org/whl/cu126 torch=={PINS['torch']}+cu126"),
-        ("", ""),
-    ],
-)
-def test_make_installs_the_wheel_that_is_asked_for(tmp_path, torch, words):
-    asked = ["make", "-n", "course", f"TORCH={torch}", f"VENV={tmp_path / 'none'}"]
-    printed = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    wheels = [line for line in printed.splitlines() if "pip install" in line and "--editable" not in line]
-    assert len(wheels) == 1 + bool(torch), "pip itself, and the wheel where one is named"
-    assert words in wheels[-1]
+def test_the_pythons_that_can_be_installed_with_are_those_of_the_project():
+    oldest, newest = PYTHONS
+    assert PROJECT["requires-python"] == f">={oldest[0]}.{oldest[1]},<{newest[0]}.{newest[1] + 1}"
+
+
+def test_the_makefile_has_every_task_and_nothing_else():
+    (line,) = re.findall(r"^TASKS := (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert line.split() == list(TASKS)
+
+
+def test_what_starts_the_course_elsewhere_calls_tasks_and_commands_that_exist():
+    files = (".ci/run", ".github/workflows/course.yml", ".devcontainer/Dockerfile", ".devcontainer/devcontainer.json")
+    for name in (*files, "environment.yml"):
+        called = re.findall(r"python3? -m helpers (\w+)", (ROOT / name).read_text(encoding="utf-8"))
+        assert called
+        assert set(called) <= {*TASKS, *main.commands}
 
 
 def tracked_text():

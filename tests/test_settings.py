@@ -129,3 +129,10 @@ def test_a_run_that_is_not_there_is_said_so():
 def test_runs_stand_beside_the_notebooks_unless_moved(monkeypatch):
     monkeypatch.delenv("COURSE_RUNS")
     assert runs_folder() == settings.NOTEBOOKS.parent / "runs"
+
+
+def test_a_wheel_without_notebooks_keeps_runs_in_the_current_folder(monkeypatch, tmp_path):
+    monkeypatch.delenv("COURSE_RUNS")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(settings, "NOTEBOOKS", tmp_path / "site-packages" / "notebooks")
+    assert runs_folder() == tmp_path / "runs"

@@ -3,7 +3,8 @@
 `machine` reads this machine into the classes of `facts`, with `sources`, `requirements`, `model_files` and two child
 processes (`child`, `nvml`, `torch_probe`). The 25 rules (`rules`, `*_checks`) judge these facts, `fixes` and `wheels`
 write the commands that fix a problem, and `report` is the diagnosis. `card` says what a graphics card is, `live` is the
-monitor.
+monitor. `tasks` is what a fresh clone can be asked to do, and `install` what it does first; `host` is for
+Colab and Kaggle.
 
 Only the standard library is imported until a check needs more, so that the doctor also runs before anything is
 installed, and on a Python that is too old: `python3 -m helpers.environment`. That is why annotations such as
@@ -16,10 +17,11 @@ __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "card": "CARDS GIB GraphicsCard preset_for read_card",
+        "host": "prepare_host",
         "facts": "GpuReading Machine Nvml",
         "live": "Sample monitor sample",
         "machine": "platform_kind read_machine",
-        "report": "Diagnosis diagnose diagnosis_of",
+        "report": "Diagnosis diagnose diagnosis_of unused_card",
         "rules": "Check",
         "wheels": "WheelAdvice wheel_advice",
     },

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from helpers.environment import fixes
-from helpers.environment.facts import Machine, Torch, Unread, visible
+from helpers.environment.facts import GpuReading, Machine, Torch, Unread, visible
 from helpers.environment.nvml import driver_number
 from helpers.environment.rules import NO_GPU, Finding, fail, ok, rule, unknown, warn
 from helpers.environment.wheels import (
@@ -13,8 +13,10 @@ from helpers.environment.wheels import (
     FLOORS,
     cuda_of_driver,
     expects_gpu,
+    is_of_another_maker,
     not_given,
-    of_another_maker,
+    release_of,
+    too_old,
     windows_driver,
 )
 
@@ -44,13 +46,23 @@ def torch_build(machine: Machine) -> Finding:
     if torch.state == "hung" and not torch.version:
         fix = "Run the doctor again: a cold disk is slow the first time."
         return unknown(f"importing torch gave {torch.cause}", fix)
-    if torch.cuda:
+    if torch.available and not torch.cuda:
+        return ok(f"torch {torch.version} sees a card of another maker: not tested")
+    if torch.cuda and (expects_gpu(machine) or not machine.platform.other_graphics or not_given(machine)):
         return ok(f"torch {torch.version} with CUDA {torch.cuda}")
-    if of_another_maker(machine):
-        return ok(f"torch {torch.version} sees a card without CUDA: not tested")
+    kind = "a build for another maker's cards" if is_of_another_maker(torch.version) else "a CPU build"
     if expects_gpu(machine):
-        return fail(f"torch {torch.version} is a CPU build, and there is a card", fixes.install_wheel(machine))
-    return warn(f"torch {torch.version}, a CPU build: CPU course mode", _NO_CARD)
+        return fail(f"torch {torch.version} is {kind}, and there is an NVIDIA card", fixes.install_wheel(machine))
+    kind = f"with CUDA {torch.cuda}, which serves NVIDIA cards only" if torch.cuda else kind
+    return warn(f"torch {torch.version}, {kind}: CPU course mode", _without_card(machine))
+
+
+def _without_card(machine: Machine) -> str:
+    """Say what a machine without a usable NVIDIA card can do; whoever owns another card wants to know about it."""
+    others = machine.platform.other_graphics
+    if not others:
+        return _NO_CARD
+    return f"The course runs on the CPU here; training on graphics of {' or '.join(others)} is not tested."
 
 
 @rule("The advice differs between Linux, Windows, WSL2 and a container.")
@@ -70,17 +82,17 @@ def platform_kind(machine: Machine) -> Finding:
 @rule("The wheel's CUDA must not be newer than what the driver supports; no toolkit and no nvcc is needed.")
 def driver_floor(machine: Machine) -> Finding:
     """Compare the driver with the wheel: a newer major fails, a newer minor cannot compile PTX."""
-    if not expects_gpu(machine) or of_another_maker(machine):
+    if not expects_gpu(machine) or _is_other_gpu(machine):
         return NO_GPU
     driver, cuda = machine.nvml.driver, machine.nvml.cuda
     newest = cuda_of_driver(machine)
     if newest is None:
         return unknown(f"the driver's version cannot be read ({machine.nvml.cause or driver or 'no answer'})")
-    release = f"{cuda // 1000}.{cuda % 1000 // 10}" if cuda else newest
+    release = f"{newest}.{cuda % 1000 // 10}" if cuda and cuda // 1000 == newest else newest
     reading = f"driver {driver} supports CUDA {release}"
     if newest < 12:
         return fail(f"{reading}: too old for any wheel of the course", fixes.update_driver(machine))
-    wheel = _wheel_cuda(machine)
+    wheel = None if isinstance(machine.torch, Unread) else release_of(machine.torch.cuda)
     if wheel is None:
         return ok(reading)
     column, needed = windows_driver(machine), machine.torch.cuda
@@ -95,10 +107,9 @@ def driver_floor(machine: Machine) -> Finding:
     return ok(f"{reading}, the wheel needs CUDA {needed}")
 
 
-def _wheel_cuda(machine: Machine) -> tuple[int, int] | None:
-    cuda = None if isinstance(machine.torch, Unread) else machine.torch.cuda
-    numbers = re.match(r"(\d+)\.(\d+)", cuda or "")
-    return (int(numbers[1]), int(numbers[2])) if numbers else None
+def _is_other_gpu(machine: Machine) -> bool:
+    """Say whether torch trains on a card of another maker; AMD's wheels answer to the name `torch.cuda` too."""
+    return not isinstance(machine.torch, Unread) and bool(machine.torch.available and not machine.torch.cuda)
 
 
 @rule("NVML is how programs ask the driver; it is what `nvidia-smi` uses.")
@@ -119,6 +130,8 @@ def nvml_alive(machine: Machine) -> Finding:
         return unknown(reading)
     if "DriverNotLoaded" in nvml.cause or "NoPermission" in nvml.cause:
         return _not_loaded(machine, reading)
+    if on_wsl and "OperatingSystem" in nvml.cause:  # "GPU access blocked by the operating system"
+        return unknown(reading, fixes.update_driver(machine))
     if on_wsl and "Mismatch" not in nvml.cause:
         return unknown(reading, fixes.reboot(machine))
     return fail(reading, fixes.reboot(machine))
@@ -128,11 +141,23 @@ def _cards(machine: Machine) -> Finding:
     """Judge cards that answered, one by one: of four, one may be broken."""
     driver, cards = machine.nvml.driver, machine.nvml.cards
     broken = [card for card in cards if card.error or not card.total_bytes]
+    old = too_old(machine)
+    if old:
+        return warn(
+            f"driver {driver}; {', '.join(map(_with_capability, old))}: PyTorch has no code for a card this old",
+            "The course runs on the CPU here; no other driver and no other wheel of the course changes that.",
+        )
+    if not cards and machine.platform.nvidia_on_bus:
+        return fail(
+            f"driver {driver} answers and sees no card, but one is on the bus",
+            "sudo dmesg | grep -i nvrm tells why: a card that this driver does not serve, one that another driver "
+            f"(vfio, nouveau) holds, or one that was lost. Most often: {fixes.update_driver(machine)}",
+        )
     if not cards:
-        return warn(f"driver {driver} answers, but sees no card", _NO_CARD)
+        return warn(f"driver {driver} answers, but sees no card", _without_card(machine))
     if broken:
         names = ", ".join(f"card {card.index}: {card.error or 'reports no memory'}" for card in broken)
-        good = ",".join(str(card.index) for card in machine.cards)
+        good = ",".join(card.uuid for card in machine.cards)  # by number, CUDA would count in another order
         setting = fixes.set_variable(machine, "CUDA_VISIBLE_DEVICES", good)
         return warn(names, f"{setting} ; works without it until: {fixes.reboot(machine)}")
     return ok(f"driver {driver}, {len(cards)} card{'s' * (len(cards) > 1)}")
@@ -149,7 +174,16 @@ def _no_driver(machine: Machine) -> Finding:
         return ok("no NVIDIA driver and no NVIDIA card: CPU course mode")
     if not_given(machine):
         return warn("an NVIDIA card that this container was not given", fixes.give_card(machine))
-    return fail("an NVIDIA card without a driver", fixes.update_driver(machine))
+    return fail("an NVIDIA card without a driver", _switch_on(machine) or fixes.update_driver(machine))
+
+
+def _with_capability(card: GpuReading) -> str:
+    return f"{card.name} ({card.capability[0]}.{card.capability[1]})"
+
+
+def _switch_on(machine: Machine) -> str:
+    """Return how to switch on the card of a laptop with two, if it is off."""
+    return "sudo prime-select on-demand ; then reboot." if machine.platform.card_switched_off else ""
 
 
 def _not_loaded(machine: Machine, reading: str) -> Finding:
@@ -159,7 +193,9 @@ def _not_loaded(machine: Machine, reading: str) -> Finding:
         return warn(reading, fixes.give_card(machine))
     on_linux = machine.platform.kind == "Linux"
     if on_linux and not machine.platform.nvidia_on_bus:
-        return warn(f"{reading}; and there is no NVIDIA card", _NO_CARD)
+        return warn(f"{reading}; and there is no NVIDIA card", _without_card(machine))
+    if _switch_on(machine):
+        return fail(f"{reading}: prime-select has switched the card off", _switch_on(machine))
     line = "sudo modprobe nvidia ; if that fails (a new kernel, Secure Boot): " if on_linux else ""
     return fail(reading, line + fixes.update_driver(machine))
 
@@ -185,7 +221,7 @@ def cuda_available(machine: Machine) -> Finding:
 def _why_unseen(machine: Machine) -> Finding:
     message = " ".join(machine.torch.warnings)
     reading = "torch sees no card" + (f": {message[:160]}" if message else "")
-    wheel, newest = _wheel_cuda(machine), cuda_of_driver(machine)
+    wheel, newest = release_of(machine.torch.cuda), cuda_of_driver(machine)
     if _hides_all(machine):
         return fail(f"{reading}; CUDA_VISIBLE_DEVICES hides it", fixes.unset(machine, "CUDA_VISIBLE_DEVICES"))
     if "too old" in message or (wheel and newest is not None and wheel[0] > newest):
@@ -194,6 +230,8 @@ def _why_unseen(machine: Machine) -> Finding:
         return fail(f"{reading}; see wsl_libcuda", wsl_libcuda.judge(machine).fix)
     if machine.wsl and machine.nvml.state == "absent":
         return fail(f"{reading}; the loader does not find the driver's library", _LOADER_PATH)
+    if "forward compatibility" in message:  # error 804: a compatibility library, on a card of no data centre
+        return fail(reading, fixes.update_driver(machine) if machine.platform.container else fixes.reboot(machine))
     if "unknown error" in message:
         return fail(f"{reading} (as after the computer slept)", fixes.reload_uvm(machine))
     return fail(reading, f"{fixes.RESTART_FIRST}; if that does not help: {fixes.reboot(machine)}")
@@ -253,15 +291,27 @@ def wsl_libcuda(machine: Machine) -> Finding:
 @rule("A wheel contains code for some generations of cards; sm_86 code runs on 8.9, so sm_89 is not needed.")
 def arch_covered(machine: Machine) -> Finding:
     """Compare the card with the wheel's code: the same major and no higher minor, or PTX that is not newer."""
-    if not machine.has_gpu or of_another_maker(machine):
+    if not machine.has_gpu or _is_other_gpu(machine):
         return NO_GPU
     gpu, codes = machine.gpu, machine.torch.codes
     if not gpu or not gpu.capability or not codes:
         return ok("not asked") if machine.quick else unknown("the card's capability or the wheel's code is not known")
     reading = f"compute capability {gpu.capability[0]}.{gpu.capability[1]}, the wheel has {' '.join(codes)}"
-    if any(_covers(code, gpu.capability) for code in codes):
-        return ok(reading)
-    return fail(reading, fixes.install_wheel(machine))
+    if not _has_code(codes, gpu):
+        return fail(reading, fixes.install_wheel(machine))
+    seen = machine.visible_cards  # the Trainer spreads a batch over all of them
+    served = [card for card in seen if not card.capability or _has_code(codes, card)]
+    if len(served) < len(seen):
+        names = ", ".join(_with_capability(card) for card in seen if card not in served)
+        setting = fixes.set_variable(machine, "CUDA_VISIBLE_DEVICES", ",".join(card.uuid for card in served))
+        return warn(
+            f"the wheel has no code for {names}, which training would use too", f"{setting} ; then {fixes.RESTART}."
+        )
+    return ok(reading)
+
+
+def _has_code(codes: tuple[str, ...], card: GpuReading) -> bool:
+    return any(_covers(code, card.capability) for code in codes)
 
 
 def _covers(code: str, capability: tuple[int, int]) -> bool:

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+OLDEST_CAPABILITY = (5, 0)  # no wheel of the course has code for a card before Maxwell
+
 
 class UnreadError(RuntimeError):
     """A check needs something that could not be read; the message is the cause."""
@@ -49,6 +51,8 @@ class Platform:
     container: str = ""  # what shows that this is a container, such as /.dockerenv
     distribution: str = ""  # ID and ID_LIKE of /etc/os-release
     nvidia_on_bus: bool = False
+    other_graphics: tuple[str, ...] = ()  # graphics of other makers: AMD, Intel, Apple
+    card_switched_off: bool = False  # `prime-select intel` on a laptop
     nvcc: str = ""  # release of the CUDA toolkit on PATH; information only
 
 
@@ -104,8 +108,9 @@ class Nvml:
 
     @property
     def usable(self) -> tuple[GpuReading, ...]:
-        """The cards that answered with a plausible size."""
-        return tuple(card for card in self.cards if not card.error and card.total_bytes)
+        """The cards that answered with a plausible size, and that a wheel can have code for."""
+        answered = (card for card in self.cards if not card.error and card.total_bytes)
+        return tuple(card for card in answered if (card.capability or OLDEST_CAPABILITY) >= OLDEST_CAPABILITY)
 
 
 @dataclass(frozen=True)
@@ -234,7 +239,7 @@ class Machine:
 
     @property
     def gpu(self) -> GpuReading | None:
-        """The card that training would use: the one torch names, else the largest visible one."""
+        """The card that training would use: the one torch names, else the first visible one in CUDA's order."""
         torch = None if isinstance(self.torch, Unread) else self.torch
         if not self.cards:
             if torch is None or not torch.available:
@@ -244,8 +249,28 @@ class Machine:
             for card in self.cards:
                 if card.uuid.endswith(torch.uuid):  # NVML puts GPU- before it
                     return card
-        seen = self.cards if isinstance(self.process, Unread) else visible(self.cards, self.process.env)
-        return max(seen or self.cards, key=lambda card: card.total_bytes or 0)
+        return (self.visible_cards or in_cuda_order(self.cards, {}))[0]
+
+    @property
+    def visible_cards(self) -> list[GpuReading]:
+        """The cards that a program may use, in CUDA's order."""
+        return visible(self.cards, {} if isinstance(self.process, Unread) else self.process.env)
+
+
+def in_cuda_order(cards: Sequence[GpuReading], env: Mapping[str, str]) -> list[GpuReading]:
+    """Return cards in the order in which CUDA counts them: the fastest first, while NVML goes by their slots.
+
+    `CUDA_DEVICE_ORDER=PCI_BUS_ID` makes CUDA go by the slots too.
+    """
+    if env.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID":
+        return list(cards)
+    return sorted(cards, key=_speed, reverse=True)  # stable: cards of one kind stay as they are
+
+
+def _speed(card: GpuReading) -> tuple[Any, ...]:
+    """Return what a faster card has more of; `nvidia-smi` knows neither cores nor clock, only what follows."""
+    operations = (card.cuda_cores or 0) * (card.max_clock_mhz or 0)
+    return operations, card.capability or (0, 0), card.total_bytes or 0
 
 
 def visible(cards: Sequence[GpuReading], env: Mapping[str, str]) -> list[GpuReading]:
@@ -259,17 +284,15 @@ def visible(cards: Sequence[GpuReading], env: Mapping[str, str]) -> list[GpuRead
     """
     value = env.get("CUDA_VISIBLE_DEVICES")
     if value is None:
-        return list(cards)
+        return in_cuda_order(cards, env)
     seen: list[GpuReading] = []
-    for entry in value.split(","):
-        matches = [card for card in cards if _is_named(card, entry.strip())]
+    numbered = {str(number): card for number, card in enumerate(in_cuda_order(cards, env))}
+    for entry in map(str.strip, value.split(",")):
+        named = [card for card in cards if entry.startswith("GPU-") and card.uuid.startswith(entry)]
+        matches = named or [card for number, card in numbered.items() if number == entry]
         if len(matches) != 1:
             break
         if matches[0] in seen:
             return []
         seen += matches
     return seen
-
-
-def _is_named(card: GpuReading, entry: str) -> bool:
-    return entry == str(card.index) or (entry.startswith("GPU-") and card.uuid.startswith(entry))

@@ -1,11 +1,19 @@
 """The exact commands that fix something, for this platform: Linux, Windows, WSL2 or a container; pip or conda."""
 
 from helpers.environment.facts import Machine
-from helpers.environment.requirements import version_number
-from helpers.environment.wheels import DRIVERS, expects_gpu, python_command, wheel_advice
+from helpers.environment.wheels import DRIVERS, NO_WHEEL, expects_gpu, python_command, wheel_advice
 
 RESTART = "restart the kernel (or Python)"
 RESTART_FIRST = "Restart the kernel (or Python)"  # at the beginning of a sentence
+
+# distribution -> the command for today's driver; for Maxwell, Pascal and Volta, whose last driver is 580 and which the
+# open kernel modules have never served
+_DRIVER_COMMANDS = (
+    ("ubuntu", "sudo ubuntu-drivers install", "sudo ubuntu-drivers install"),  # looks at the card itself
+    ("debian", "sudo apt install nvidia-driver", "sudo apt install nvidia-driver"),  # 550: serves both
+    ("fedora", "sudo dnf install akmod-nvidia", "sudo dnf install akmod-nvidia-580xx"),
+    ("arch", "sudo pacman -S nvidia-open", "yay -S nvidia-580xx-dkms (from the AUR)"),
+)
 
 
 def set_variable(machine: Machine, name: str, value: str) -> str:
@@ -27,6 +35,12 @@ def install_wheel(machine: Machine) -> str:
     The old torch is removed first, because pip would keep a broken one of the same version.
     """
     advice, python = wheel_advice(machine), python_command(machine)
+    if not advice.pip:
+        return (
+            f"{NO_WHEEL} On an Apple chip use a Python for arm64: this one runs under Rosetta. On an Intel chip use "
+            "the container: docker build -t gpt2-course -f .devcontainer/Dockerfile . ; "
+            "docker run -p 8888:8888 gpt2-course"
+        )
     if advice.tag == "cpu" and expects_gpu(machine):  # no CUDA wheel runs on such an old driver
         return f"{update_driver(machine)} Then ask for the wheel: {python} -m helpers.environment --wheel"
     remove = "" if machine.torch.state == "absent" else f"{python} -m pip uninstall -y torch ; "
@@ -37,17 +51,13 @@ def install_wheel(machine: Machine) -> str:
 def newer_driver_or_older_wheel(machine: Machine) -> str:
     """Return both solutions for a wheel that is too new for the driver; some cards have only the first."""
     update = update_driver(machine)
-    return f"{update} Or keep the driver: {install_wheel(machine)}" if wheel_advice(machine).tag == "cu126" else update
+    runs_here = wheel_advice(machine).tag in ("cu126", "cu128")
+    return f"{update} Or keep the driver: {install_wheel(machine)}" if runs_here else update
 
 
 def install_project(machine: Machine) -> str:
-    """Return the command that brings every package to a tested version; torch first, or pip would choose its wheel."""
-    has, pinned = (versions.get("torch", "") for versions in (machine.packages.installed, machine.packages.pinned))
-    wheel = "" if has and version_number(has) == version_number(pinned or has) else f"{wheel_advice(machine).pip} ; "
-    # quoted, because zsh takes [ ] for a pattern; cmd.exe knows only double quotes
-    quote = '"' if machine.platform.kind == "Windows" else "'"
-    line = f"{python_command(machine)} -m pip install -c constraints.txt -e {quote}.[test,gpu]{quote}"
-    return f"{wheel}{line} ; then {RESTART}."
+    """Return the command that brings every package to a tested version, and keeps a torch that works."""
+    return f"{python_command(machine)} -m helpers install --here ; then {RESTART}."
 
 
 def give_card(machine: Machine) -> str:
@@ -64,20 +74,20 @@ def update_driver(machine: Machine) -> str:
     """Return how to install or update the driver on this system."""
     kind, distribution = machine.platform.kind, machine.platform.distribution
     if kind == "Windows":
-        return f"Install the newest driver from {DRIVERS} and restart Windows."
+        return f"Install the newest driver for this card from {DRIVERS} and restart Windows."
     if kind in ("WSL2", "WSL1"):
-        return f"On Windows install the newest driver from {DRIVERS}, then `wsl --update` and `wsl --shutdown`."
+        return (
+            f"On Windows install the newest driver for this card from {DRIVERS}, "
+            "then `wsl --update` and `wsl --shutdown`."
+        )
     if machine.platform.container:
         return f"Update the driver of the machine that runs this container ({DRIVERS}), and reboot it."
-    for name, line in (
-        ("ubuntu", "sudo ubuntu-drivers install"),
-        ("debian", "sudo apt install nvidia-driver"),
-        ("fedora", "sudo dnf install akmod-nvidia"),
-        ("arch", "sudo pacman -S nvidia-open"),
-    ):
+    is_before_turing = any(card.capability and card.capability < (7, 5) for card in machine.cards)
+    for name, newest, legacy in _DRIVER_COMMANDS:
         if name in distribution.split():
-            return f"{line} ; then reboot (or take the newest driver from {DRIVERS})."
-    return f"Install the newest driver from {DRIVERS}, then reboot."
+            line = legacy if is_before_turing else newest
+            return f"{line} ; then reboot (or take the newest driver for this card from {DRIVERS})."
+    return f"Install the newest driver for this card from {DRIVERS}, then reboot."
 
 
 def reboot(machine: Machine) -> str:
@@ -108,10 +118,11 @@ def make_venv(machine: Machine) -> str:
     """Return how to make the environment again with a Python that is tested."""
     if machine.python.is_conda:
         also = ";" if machine.platform.kind == "Windows" else "&&"  # the PowerShell of Windows itself has no &&
-        return f"conda env create --yes -f environment.yml {also} conda activate gpt2-course"
+        activate = f"conda env create --yes -f environment.yml {also} conda activate gpt2-course"
+        return f"{activate} {also} python -m helpers install --here"
     if machine.platform.kind == "Windows":
-        return "winget install Python.Python.3.12 ; py -3.12 -m venv --clear .venv ; then install the project into it."
-    return "Install Python 3.12, then: rm -rf .venv && make course PYTHON=python3.12"
+        return "winget install Python.Python.3.13 ; Remove-Item -Recurse .venv ; py -3.13 -m helpers install"
+    return "Install Python 3.13, then: rm -rf .venv ; python3.13 -m helpers install"
 
 
 def more_memory(machine: Machine) -> str:

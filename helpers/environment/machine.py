@@ -19,8 +19,9 @@ from helpers.environment.sources import Sources
 from helpers.environment.torch_probe import LIMIT_SECONDS
 
 _WATCHED = ("CUDA_VISIBLE_DEVICES", "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
-_ASKED_FOR = (*_WATCHED, "NVIDIA_VISIBLE_DEVICES", "ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_CPU")
+_ASKED_FOR = (*_WATCHED, "CUDA_DEVICE_ORDER", "ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_CPU")
 _SHADOWS = ("nvidia-driver-*.list", "libnvidia-compute-*.list", "cuda-drivers*.list")
+_MAKERS = {"0x10de": "NVIDIA", "0x1002": "AMD", "0x8086": "Intel"}  # of display devices on the PCI bus
 _LIMIT_AFTER_HANG_SECONDS = 20.0
 _WSL_LIB = "/usr/lib/wsl/lib"
 _LIMITS = (  # of control groups 2 and 1
@@ -90,6 +91,7 @@ def _kernel(sources: Sources) -> str | None:
 
 
 def _platform(sources: Sources) -> Platform:
+    graphics = _graphics(sources)
     names = re.findall(r'^(?:ID|ID_LIKE)="?([^"\n]*)"?', sources.text("/etc/os-release"), re.MULTILINE)
     return Platform(
         kind=platform_kind(sources),
@@ -97,7 +99,9 @@ def _platform(sources: Sources) -> Platform:
         architecture=sources.architecture,
         container=_container(sources),
         distribution=" ".join(names),
-        nvidia_on_bus=_nvidia_on_bus(sources),
+        nvidia_on_bus="NVIDIA" in graphics,
+        other_graphics=tuple(maker for maker in graphics if maker != "NVIDIA"),
+        card_switched_off=sources.text("/etc/prime-discrete").strip() == "off",
         nvcc=sources.nvcc(),
     )
 
@@ -123,14 +127,17 @@ def _container(sources: Sources) -> str:
     return "container=" + sources.env["container"] if sources.env.get("container") else ""
 
 
-def _nvidia_on_bus(sources: Sources) -> bool:
-    """Look for an NVIDIA display device on the PCI bus: it is there without any driver."""
+def _graphics(sources: Sources) -> list[str]:
+    """Return the makers of the graphics here; on Linux the PCI bus tells, without any driver."""
+    if sources.system == "Darwin" and sources.architecture == "arm64":
+        return ["Apple"]
+    makers = []
     for name in sources.names("/sys/bus/pci/devices", "*"):
         folder = f"/sys/bus/pci/devices/{name}"
-        is_nvidia = sources.text(f"{folder}/vendor").strip() == "0x10de"
-        if is_nvidia and sources.text(f"{folder}/class").startswith("0x03"):  # 0x04 is the card's audio
-            return True
-    return False
+        maker = _MAKERS.get(sources.text(f"{folder}/vendor").strip())
+        if maker and sources.text(f"{folder}/class").startswith("0x03"):  # 0x04 is the card's audio
+            makers.append(maker)
+    return list(dict.fromkeys(makers))
 
 
 def _wsl(sources: Sources) -> Wsl:
@@ -194,7 +201,8 @@ def read_memory(sources: Sources | None = None) -> Memory:
 
 def runs_folder(env: Mapping[str, str], project: Path) -> Path:
     """Return the folder of all runs as `helpers.settings` does, which cannot be imported before pydantic is there."""
-    return Path(env.get("COURSE_RUNS") or project / "runs").absolute()
+    beside = project if (project / "notebooks").is_dir() else Path()
+    return Path(env.get("COURSE_RUNS") or beside / "runs").absolute()
 
 
 def _storage(sources: Sources) -> Storage:

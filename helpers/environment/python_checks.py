@@ -10,17 +10,15 @@ from helpers.environment.rules import Finding, fail, ok, rule, warn
 from helpers.environment.wheels import typed
 
 
-@rule("The libraries of the course install on Python 3.11 to 3.13; it is tested with those.")
+@rule("The libraries of the course install on Python 3.11 to 3.14; it is tested with those.")
 def python_version(machine: Machine) -> Finding:
-    """Fail below 3.11, above 3.14 and on 32 bits; warn about 3.14, which starts its workers in another way."""
+    """Fail below 3.11, above 3.14 and on 32 bits."""
     python = machine.python
     reading = f"Python {'.'.join(map(str, python.version))}, {python.bits} bits"
     if python.bits < 64:
         return fail(f"{reading}: torch has no wheels for it", fixes.make_venv(machine))
     if not (3, 11) <= python.version[:2] <= (3, 14):
         return fail(reading, fixes.make_venv(machine))
-    if python.version[:2] == (3, 14):  # its default start method on Linux is forkserver
-        return warn(f"{reading}: newer than what the course is tested with", fixes.make_venv(machine))
     return ok(reading)
 
 
@@ -105,6 +103,12 @@ def package_floor(machine: Machine) -> Finding:
         return fail("; ".join(parts + old), fixes.install_project(machine))
     if new:
         return warn("; ".join(new), fixes.install_project(machine))
+    if "helpers" in packages.installed:  # notebooks would import that one
+        python = fixes.python_command(machine)
+        return fail(
+            f"another package called helpers ({packages.installed['helpers']}) is installed",
+            f"{python} -m pip uninstall -y helpers ; {python} -m helpers install --here",
+        )
     if "pynvml" in packages.installed:
         python = fixes.python_command(machine)
         return warn(

@@ -212,6 +212,18 @@ def diagnosis_of(machine: Machine) -> Diagnosis:
     )
 
 
+def unused_card() -> str:
+    """Say it if a card is here and torch cannot use it: a run on the CPU looks like any other; '' if all is well."""
+    if not expects_gpu(read_machine(quick=True)):  # a second; torch is asked only where there is something to ask
+        return ""
+    machine = read_machine()
+    if isinstance(machine.torch, Unread) or machine.torch.available:
+        return ""
+    return (
+        f"This ran on the CPU, though a card is here. {diagnosis_of(machine).verdict} See `python -m helpers doctor`."
+    )
+
+
 def _summary(machine: Machine, card: GraphicsCard | None) -> str:
     if card is not None:
         name = f"{card.name}, preset {card.preset}"
@@ -222,4 +234,5 @@ def _summary(machine: Machine, card: GraphicsCard | None) -> str:
         return f"A card was found ({name}), but torch did not answer. On the CPU everything runs."
     if expects_gpu(machine):
         return "The card did not answer; until it answers: CPU course mode, with the pocket model."
-    return _CPU_MODE
+    others = " and ".join(machine.platform.other_graphics)
+    return f"{_CPU_MODE} Training on graphics of {others} is not tested." if others else _CPU_MODE

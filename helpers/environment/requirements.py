@@ -10,7 +10,7 @@ from helpers.environment.sources import Sources
 
 _DISTRIBUTION = "gpt2-course"
 _LOADED = ("torch", "transformers", "datasets", "accelerate", "numpy", "tokenizers")  # what a stale kernel breaks
-_ALSO_LOOKED_FOR = ("jupyterlab-widgets", "nvidia-ml-py", "pynvml", "tokenizers")
+_ALSO_LOOKED_FOR = ("jupyterlab-widgets", "nvidia-ml-py", "pynvml", "tokenizers", "helpers")
 
 
 def read_packages(sources: Sources) -> Packages:

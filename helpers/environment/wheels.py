@@ -8,16 +8,16 @@ Minimum drivers: tables 2 and 3 of NVIDIA's CUDA toolkit release notes. Wheels: 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
-from helpers.environment.facts import Machine, Unread
+from helpers.environment.facts import OLDEST_CAPABILITY, GpuReading, Machine, Unread
 from helpers.environment.machine import read_machine
 from helpers.environment.nvml import driver_number
 from helpers.environment.requirements import version_number
 
 INDEX = "https://download.pytorch.org/whl"
 DRIVERS = "https://www.nvidia.com/drivers"
-LAST_CUDA_12 = "2.14.1"  # from 2.15 on there are CUDA 13 wheels only
 
 # CUDA major -> first driver that runs any wheel of it (Linux, Windows)
 FLOORS = {11: ((450,), (452, 39)), 12: ((525, 60, 13), (528, 33)), 13: ((580,), (580,))}
@@ -31,9 +31,18 @@ CAME_WITH = {
     (13, 0): ((580, 65, 6), None),
     (13, 2): ((595, 45, 4), None),
 }
-# compute capabilities
-_OLDEST_FOR_13 = (7, 5)  # CUDA 13 wheels have no code for older cards
-_OLDEST_FOR_12_ONLY = (10, 0)  # CUDA 12.6 wheels have no code for cards from here on
+# wheel of a CUDA 12 -> the last torch that has it; of CUDA 13, every torch that the course can use
+LAST_TORCH = {"cu126": "2.14.1", "cu128": "2.11.0"}
+# CUDA release of a wheel -> the oldest and the newest compute capability (major, minor) that it has code for
+_CAPABILITIES = {
+    (12, 6): ((5, 0), (9, 9)),
+    (12, 8): ((7, 0), (12, 9)),
+    (13, 0): ((7, 5), (12, 9)),
+    (13, 2): ((7, 5), (12, 9)),
+}
+_BLACKWELL = (10, 0)  # the first that CUDA 12.6 has no code for
+_DRIVER_OF_BLACKWELL = 570  # runs CUDA 12.8
+NO_WHEEL = "PyTorch has had no wheel for macOS on x86_64 since version 2.3, and the course needs a newer one."
 
 
 @dataclass(frozen=True)
@@ -41,8 +50,8 @@ class WheelAdvice:
     """Which wheel to install.
 
     Attributes:
-        tag: 'cu126', 'cu130', 'cpu' or '' (macOS).
-        pip_args: what follows `pip install`.
+        tag: 'cu126', 'cu128', 'cu130', 'cpu', or '' where a wheel has none (macOS); that of an installed wheel to keep.
+        pip_args: what follows `pip install`; '' where there is no wheel (Intel Macs).
         pip: the complete command with pip.
         conda: the complete command for a conda environment.
         reason: why, in one or two sentences.
@@ -64,28 +73,38 @@ def cuda_of_driver(machine: Machine) -> int | None:
     """Return the highest CUDA major version that the driver supports, or None if its version is not known."""
     if isinstance(machine.nvml, Unread):
         return None
-    if machine.nvml.cuda:  # nvidia-smi does not report it: then the driver's number has to do
-        return machine.nvml.cuda // 1000
-    number = driver_number(machine.nvml.driver)
-    column = int(windows_driver(machine))
-    return max((major for major, floors in FLOORS.items() if number >= floors[column]), default=0) if number else None
+    column, number = int(windows_driver(machine)), driver_number(machine.nvml.driver)
+    if not machine.nvml.cuda:  # nvidia-smi does not report it: then the driver's number has to do
+        return (
+            max((major for major, floors in FLOORS.items() if number >= floors[column]), default=0) if number else None
+        )
+    major = machine.nvml.cuda // 1000
+    # A compatibility library of a container reports its own CUDA, which works with the cards of data centres alone.
+    while number and not _sees_card(machine) and major in FLOORS and number < FLOORS[major][column]:
+        major -= 1
+    return major
+
+
+def _sees_card(machine: Machine) -> bool:
+    return not isinstance(machine.torch, Unread) and machine.torch.available is True
 
 
 def wheel_advice(machine: Machine | None = None) -> WheelAdvice:
-    """Return the wheel that fits a machine, as commands; None: this machine, read without importing torch.
+    """Return the wheel that fits a machine, as commands; None: this machine.
+
+    A wheel that is installed and works is kept, whatever would be chosen for a new installation.
 
     Raises:
         UnreadError: what the advice depends on could not be read.
     """
     if machine is None:
         machine = read_machine(quick=True)
-    tag, reason = _tag(machine)
-    pinned = "" if isinstance(machine.packages, Unread) else machine.packages.pinned.get("torch", "")
-    if tag == "cu126" and version_number(pinned) >= (2, 15):
-        pinned = LAST_CUDA_12
-    wanted = f"torch=={pinned}" if pinned else "torch"
-    if tag and pinned:  # without the part after `+` pip is content with an installed wheel of another kind
-        wanted += f"+{tag}"
+        is_there = not isinstance(machine.torch, Unread) and machine.torch.state == "quick"
+        if is_there and expects_gpu(machine):  # what works is kept, and only torch itself knows whether it does
+            machine = read_machine()
+    tag, wanted, reason = _kept(machine) or _chosen(machine)
+    if not wanted:
+        return WheelAdvice("", "", "", "", reason)
     args = f"{wanted} --index-url {INDEX}/{tag}" if tag else wanted
     pip = f"{python_command(machine)} -m pip install {args}"
     is_conda = not isinstance(machine.python, Unread) and machine.python.is_conda
@@ -109,14 +128,84 @@ def typed(machine: Machine, program: str) -> str:
     return f'& "{program}"' if machine.platform.kind == "Windows" else f'"{program}"'
 
 
+def _kept(machine: Machine) -> tuple[str, str, str] | None:
+    """Return tag, requirement and reason of the installed wheel, if it is new enough and serves this machine."""
+    torch, packages = machine.torch, machine.packages
+    if isinstance(torch, Unread) or torch.state not in ("ok", "quick"):
+        return None
+    floor = "0" if isinstance(packages, Unread) else packages.required.get("torch", ("0", None))[0]
+    if version_number(torch.version) < version_number(floor):
+        return None
+    tag = build_of(torch.version)
+    own = f"torch=={torch.version if tag else torch.version.partition('+')[0]}"
+    if not torch.cuda and (torch.available or (is_of_another_maker(torch.version) and not expects_gpu(machine))):
+        return tag, own, f"The installed torch {torch.version} is for cards of another maker: keep it."
+    works = torch.product == "ok" if torch.available else torch.state == "quick" and _fits(machine)
+    if torch.cuda and works and expects_gpu(machine):
+        return tag, own, f"The installed torch {torch.version} fits this card and its driver: keep it."
+    return None
+
+
+def build_of(version: str) -> str:
+    """Return the tag of the index that has a wheel, from its version; '' for PyPI's and for what somebody built.
+
+    >>> build_of("2.13.0+rocm7.1"), build_of("2.13.0"), build_of("2.13.0a0+git1f2e3d")
+    ('rocm7.1', '', '')
+    """
+    build = version.partition("+")[2]
+    return build if re.fullmatch(r"cpu|xpu|cu\d+|rocm[\d.]+", build) else ""
+
+
+def is_of_another_maker(version: str) -> bool:
+    """Say whether a wheel is built for AMD's or Intel's cards."""
+    return build_of(version).startswith(("rocm", "xpu"))
+
+
+def _fits(machine: Machine) -> bool:
+    """Say whether the installed CUDA wheel is known to fit, by the numbers alone: torch was not asked."""
+    release, newest = release_of(machine.torch.cuda), cuda_of_driver(machine)
+    capability = machine.gpu.capability if machine.gpu else None
+    if newest is None or capability is None or release not in _CAPABILITIES:
+        return False
+    oldest_card, newest_card = _CAPABILITIES[release]
+    return release[0] <= newest and oldest_card <= capability <= newest_card
+
+
+def release_of(cuda: str | None) -> tuple[int, int] | None:
+    """Return a CUDA release such as '12.6' as numbers."""
+    numbers = re.match(r"(\d+)\.(\d+)", cuda or "")
+    return (int(numbers[1]), int(numbers[2])) if numbers else None
+
+
+def _chosen(machine: Machine) -> tuple[str, str, str]:
+    """Return tag, requirement and reason of the wheel that a new installation gets."""
+    pinned = "" if isinstance(machine.packages, Unread) else machine.packages.pinned.get("torch", "")
+    if machine.platform.kind == "macOS":
+        if machine.platform.architecture == "x86_64":
+            return "", "", NO_WHEEL
+        usual = f"torch=={pinned}" if pinned else "torch"
+        return "", usual, "There is no CUDA on macOS: its usual wheel is the right one."
+    tag, reason = _tag(machine)
+    return tag, requirement(tag, pinned), reason
+
+
+def requirement(tag: str, pinned: str) -> str:
+    """Return what to ask an index for: the pinned torch, or the last one that has such a wheel.
+
+    >>> requirement("cu126", "2.15.0")
+    'torch==2.14.1+cu126'
+    """
+    last = LAST_TORCH.get(tag)
+    if last and version_number(pinned) > version_number(last):
+        pinned = last
+    # without the part after `+` pip is content with an installed wheel of another kind
+    return f"torch=={pinned}+{tag}" if pinned else "torch"
+
+
 def _tag(machine: Machine) -> tuple[str, str]:
     """Return the wheel's tag and the reason."""
-    if machine.platform.kind == "macOS":
-        return "", "There is no CUDA on macOS: its usual wheel is the right one."
-    if of_another_maker(machine):
-        return "", "The installed wheel sees a card without CUDA, one of another maker: keep it."
     if not expects_gpu(machine):
-        return "cpu", "No NVIDIA card answers here, so the small CPU wheel is enough."
+        return "cpu", "No NVIDIA card that PyTorch can use answers here, so the small CPU wheel is enough."
     gpu, newest = machine.gpu, cuda_of_driver(machine)
     # a card that does not say its capability is taken for the course's own, an RTX 4070 Ti
     capability = gpu.capability if gpu and gpu.capability else (8, 9)
@@ -128,16 +217,22 @@ def _tag(machine: Machine) -> tuple[str, str]:
             f"Driver {driver} is too old for any CUDA wheel of this torch: update it ({DRIVERS}), "
             "then ask again; until then the CPU wheel."
         )
-    if newest >= 13 and capability >= _OLDEST_FOR_13:
+    last = f"torch {LAST_TORCH['cu126']} is the last with a CUDA 12.6 wheel."
+    if newest >= 13 and capability >= _CAPABILITIES[13, 0][0]:
         return "cu130", f"Driver {driver} runs CUDA 13 wheels, which need driver 580 or newer."
-    if newest < 13 and capability >= _OLDEST_FOR_12_ONLY:
-        return "cu130", f"This card needs a CUDA 13 wheel: update driver {driver} to 580 or newer first ({DRIVERS})."
     if newest >= 13:
-        return "cu126", f"A card of compute capability {capability[0]}.{capability[1]} needs the CUDA 12.6 wheel."
-    return "cu126", (
-        f"Driver {driver} runs CUDA 12 wheels (525 to 579); CUDA 13 wheels need driver 580. "
-        f"torch {LAST_CUDA_12} is the last with a CUDA 12 wheel."
-    )
+        return (
+            "cu126",
+            f"A card of compute capability {capability[0]}.{capability[1]} needs the CUDA 12.6 wheel. {last}",
+        )
+    if capability < _BLACKWELL:
+        return "cu126", f"Driver {driver} runs CUDA 12 wheels (525 to 579); CUDA 13 wheels need driver 580. {last}"
+    if driver_number(driver) >= (_DRIVER_OF_BLACKWELL,):
+        return "cu128", (
+            f"Driver {driver} runs CUDA 12 wheels, and torch {LAST_TORCH['cu128']} is the last of them with code for "
+            "this card; with driver 580 or newer the CUDA 13 wheels run too."
+        )
+    return "cu130", f"This card needs a CUDA 13 wheel: update driver {driver} to 580 or newer first ({DRIVERS})."
 
 
 def expects_gpu(machine: Machine) -> bool:
@@ -146,7 +241,7 @@ def expects_gpu(machine: Machine) -> bool:
         return True
     if isinstance(machine.nvml, Unread):
         return machine.platform.nvidia_on_bus
-    if not_given(machine):
+    if not_given(machine) or too_old(machine):
         return False
     if machine.platform.nvidia_on_bus:
         return True
@@ -156,9 +251,10 @@ def expects_gpu(machine: Machine) -> bool:
     return machine.nvml.state in ("hung", "crashed", "error", "nonsense") and machine.platform.kind == "Windows"
 
 
-def of_another_maker(machine: Machine) -> bool:
-    """Say whether torch sees a card without CUDA: AMD's wheels answer to the name `torch.cuda` too."""
-    return not isinstance(machine.torch, Unread) and bool(machine.torch.available and not machine.torch.cuda)
+def too_old(machine: Machine) -> list[GpuReading]:
+    """Return the cards that answer and are too old for every wheel of the course, if there is no other card."""
+    cards = [] if machine.cards or isinstance(machine.nvml, Unread) else machine.nvml.cards
+    return [card for card in cards if card.capability and card.capability < OLDEST_CAPABILITY]
 
 
 def not_given(machine: Machine) -> bool:

@@ -83,21 +83,21 @@ RESTART = r"then restart the kernel \(or Python\)\."
 PIP = r"/course/\.venv/bin/python -m pip install"
 WINDOWS_PIP = r"C:\\course\\\.venv\\Scripts\\python\.exe -m pip install"
 
-PROJECT = rf"{PIP} -c constraints\.txt -e '\.\[test,gpu\]' ; {RESTART}"
-WINDOWS_PROJECT = rf'{WINDOWS_PIP} -c constraints\.txt -e "\.\[test,gpu\]" ; {RESTART}'
+PROJECT = rf"/course/\.venv/bin/python -m helpers install --here ; {RESTART}"
+WINDOWS_PROJECT = rf"C:\\course\\\.venv\\Scripts\\python\.exe -m helpers install --here ; {RESTART}"
 
 
-def wheel_line(tag: str, pip: str = PIP, *, new: bool = False) -> str:
+def wheel_line(tag: str, pip: str = PIP, *, new: bool = False, version: str = r"2\.13\.0") -> str:
     """Return the pattern of a wheel's line; an installed torch is removed first, or pip would keep it."""
     remove = "" if new else pip.removesuffix(" install") + r" uninstall -y torch ; "
-    return remove + pip + rf" torch==2\.13\.0\+{tag} --index-url https://download\.pytorch\.org/whl/{tag} ; {RESTART}"
+    return remove + pip + rf" torch=={version}\+{tag} --index-url https://download\.pytorch\.org/whl/{tag} ; {RESTART}"
 
 
 UBUNTU = (
-    r"sudo ubuntu-drivers install ; then reboot \(or take the newest driver from https://www\.nvidia\.com/drivers\)\."
+    r"sudo ubuntu-drivers install ; then reboot \(or take the newest driver for this card from https://www\.nvidia\.com/drivers\)\."
 )
-ON_WINDOWS = r"Install the newest driver from https://www\.nvidia\.com/drivers and restart Windows\."
-FROM_WSL = r"On Windows install the newest driver from \S+/drivers, then `wsl --update` and `wsl --shutdown`\."
+ON_WINDOWS = r"Install the newest driver for this card from https://www\.nvidia\.com/drivers and restart Windows\."
+FROM_WSL = r"On Windows install the newest driver for this card .*, then `wsl --update` and `wsl --shutdown`\."
 WSL_SHUTDOWN = r"In PowerShell: wsl --shutdown ; then open WSL again\."
 ASK_AGAIN = r" Then ask for the wheel: /course/\.venv/bin/python -m helpers\.environment --wheel"
 CONTROL_PANEL = r"NVIDIA Control Panel, .*python\.exe, CUDA - Sysmem Fallback Policy: Prefer No Sysmem Fallback; .*"
@@ -141,7 +141,7 @@ ticket("a container with the driver's library baked in, and no card",
        on(NOT_GIVEN, nvml=silent("error", "NVMLError_DriverNotLoaded: Driver Not Loaded")),
        0, "cpu", "cpu", {"nvml_alive": WARN}, r"docker run --gpus all .*")
 ticket("a container that may compute and was not given NVML", on(CONTAINER, nvml=silent("absent", "no NVML library")),
-       0, "gpu", "cu126", NO_NVML | {"nvml_alive": WARN},
+       0, "gpu", "cu130", NO_NVML | {"nvml_alive": WARN},
        also={"nvml_alive": r"docker run -e NVIDIA_DRIVER_CAPABILITIES=compute,utility --gpus all \.\.\."})
 ticket("Docker Desktop: the library is elsewhere than in the WSL2 distribution",
        on(WSL2, platform={"container": "/.dockerenv"},
@@ -150,7 +150,7 @@ ticket("Docker Desktop: the library is elsewhere than in the WSL2 distribution",
 ticket("AMD's card, with a wheel of its own",
        on(LAPTOP, torch=seeing(version="2.13.0+rocm7.1", cuda=None, codes=("gfx1100",), capability=(11, 0),
                                 name="RX 7900 XTX")),
-       0, "gpu", "", {"vram_free": UNKNOWN, "other_processes": UNKNOWN, "throttle_power": UNKNOWN})
+       0, "gpu", "rocm7.1", {"vram_free": UNKNOWN, "other_processes": UNKNOWN, "throttle_power": UNKNOWN})
 ticket("a quick look at a healthy 4070 Ti",
        on(LINUX, torch=Torch("quick", version="2.13.0+cu130", cuda="13.0"), quick=True), 0, "gpu", "cu130", {})
 
@@ -206,25 +206,25 @@ ticket("driver 546.00 on Windows spills, and has no switch yet", with_driver(WIN
 ticket("driver 546.01 on Windows is the first with a switch", with_driver(WINDOWS, "546.01", 12030, seeing("cu126")),
        0, "gpu", "cu126", {"driver_floor": WARN} | SPILLS, ON_WINDOWS, also={"sysmem_fallback": CONTROL_PANEL})
 ticket("driver 550 runs CUDA 12.8 but for PTX", with_driver(LINUX, "550.127.05", 12040, seeing("cu128")),
-       0, "gpu", "cu126", {"driver_floor": WARN}, UBUNTU)
+       0, "gpu", "cu128", {"driver_floor": WARN}, UBUNTU)
 ticket("driver 560 and CUDA 12.6, with an nvcc 11.5 that does not matter (E3)",
        on(with_driver(LINUX, "560.35.03", 12060, seeing("cu126")), platform={"nvcc": "11.5"}), 0, "gpu", "cu126", {})
-ticket("driver 570 and CUDA 12.8", with_driver(LINUX, "570.124.06", 12080, seeing("cu128")), 0, "gpu", "cu126", {})
+ticket("driver 570 and CUDA 12.8", with_driver(LINUX, "570.124.06", 12080, seeing("cu128")), 0, "gpu", "cu128", {})
 ticket("driver 579 is one too old for CUDA 13", with_driver(LINUX, "579.99", None, blind("cu130")),
        1, "gpu", "cu126", TOO_OLD, rf"{UBUNTU} Or keep the driver: {wheel_line('cu126')}")
 ticket("driver 580.40 is older than CUDA 13.0 itself", with_driver(LINUX, "580.40", 13000, seeing()),
        0, "gpu", "cu130", {"driver_floor": WARN}, UBUNTU)
 ticket("driver 580 and CUDA 13.2", with_driver(LINUX, "580.65.06", 13000, seeing("cu132")),
-       0, "gpu", "cu130", {"driver_floor": WARN}, UBUNTU)
+       0, "gpu", "cu132", {"driver_floor": WARN}, UBUNTU)
 ticket("driver 580.88 on Windows and CUDA 13.2: no minimum within 13 is known there",
-       with_driver(WINDOWS, "580.88", 13000, seeing("cu132")), 0, "gpu", "cu130", SPILLS, CONTROL_PANEL)
-ticket("driver 595 and CUDA 13.2", with_driver(LINUX, "595.45.04", 13020, seeing("cu132")), 0, "gpu", "cu130", {})
+       with_driver(WINDOWS, "580.88", 13000, seeing("cu132")), 0, "gpu", "cu132", SPILLS, CONTROL_PANEL)
+ticket("driver 595 and CUDA 13.2", with_driver(LINUX, "595.45.04", 13020, seeing("cu132")), 0, "gpu", "cu132", {})
 ticket("driver 999.1, from the future", with_driver(LINUX, "999.1", 20000, seeing()), 0, "gpu", "cu130", {})
 BANANA = silent("nonsense", "driver 'banana'", driver="banana", cards=(CARD,))
 ticket("driver 'banana': training works, so nothing fails", on(LINUX, nvml=BANANA),
-       0, "gpu", "cu126", {"driver_floor": UNKNOWN, "nvml_alive": UNKNOWN}, also={"nvml_alive": r"sudo reboot"})
+       0, "gpu", "cu130", {"driver_floor": UNKNOWN, "nvml_alive": UNKNOWN}, also={"nvml_alive": r"sudo reboot"})
 ticket("driver 'banana' on Windows: whether it spills is not known", on(WINDOWS, nvml=BANANA),
-       0, "gpu", "cu126", {"driver_floor": UNKNOWN, "nvml_alive": UNKNOWN, "sysmem_fallback": UNKNOWN},
+       0, "gpu", "cu130", {"driver_floor": UNKNOWN, "nvml_alive": UNKNOWN, "sysmem_fallback": UNKNOWN},
        also={"nvml_alive": r"Restart Windows\.", "sysmem_fallback": CONTROL_PANEL})
 
 # ---- NVML
@@ -236,7 +236,7 @@ for _distribution, _line in (
     ("debian", r"sudo apt install nvidia-driver ; .*"),
     ("fedora", r"sudo dnf install akmod-nvidia ; .*"),
     ("endeavouros arch", r"sudo pacman -S nvidia-open ; .*"),
-    ("gentoo", r"Install the newest driver from \S+, then reboot\."),
+    ("gentoo", r"Install the newest driver for this card from \S+, then reboot\."),
 ):
     ticket(f"a card without a driver, {_distribution}", on(DRIVERLESS, platform={"distribution": _distribution}),
            1, "cpu", "cu126", NO_DRIVER, _line)
@@ -256,29 +256,29 @@ ticket("a user who may not ask the driver",
        1, "cpu", "cu126", NO_DRIVER, r"Let this user read /dev/nvidia\*: sudo usermod -aG video \$USER ; .*")
 NOT_SUPPORTED = silent("error", "NVMLError_NotSupported: Not Supported")
 ticket("NVML reports nothing under WSL2, and training works (E8)", on(WSL2, nvml=NOT_SUPPORTED),
-       0, "gpu", "cu126", NO_NVML)
-ticket("NVML reports nothing on Linux either", on(LINUX, nvml=NOT_SUPPORTED), 0, "gpu", "cu126", NO_NVML)
+       0, "gpu", "cu130", NO_NVML)
+ticket("NVML reports nothing on Linux either", on(LINUX, nvml=NOT_SUPPORTED), 0, "gpu", "cu130", NO_NVML)
 STRANGE = silent("error", "NVMLError_Unknown: Unknown Error")
 ticket("an unknown error of NVML on Linux", on(LINUX, nvml=STRANGE),
-       1, "gpu", "cu126", NO_NVML | {"nvml_alive": FAIL}, r"sudo reboot")
+       1, "gpu", "cu130", NO_NVML | {"nvml_alive": FAIL}, r"sudo reboot")
 ticket("an unknown error of NVML under WSL2", on(WSL2, nvml=STRANGE),
-       0, "gpu", "cu126", NO_NVML, also={"nvml_alive": WSL_SHUTDOWN})
+       0, "gpu", "cu130", NO_NVML, also={"nvml_alive": WSL_SHUTDOWN})
 HUNG = silent("hung", "no answer within 10 s")
 ticket("NVML hangs under WSL2, and training works", on(WSL2, nvml=HUNG),
-       0, "gpu", "cu126", NO_NVML, also={"nvml_alive": r"Training may still work: see cuda_available\."})
+       0, "gpu", "cu130", NO_NVML, also={"nvml_alive": r"Training may still work: see cuda_available\."})
 ticket("NVML hangs on Linux, and torch with it",
        on(LINUX, nvml=HUNG, torch=Torch("hung", "no answer within 20 s", version="2.13.0+cu130", cuda="13.0")),
        1, "cpu", "cu126", NO_DRIVER | {"smoke_matmul": UNKNOWN}, r"sudo reboot")
 CRASHED = silent("crashed", "ended by SIGSEGV")
-ticket("NVML crashes under WSL2, and training works (E8)", on(WSL2, nvml=CRASHED), 0, "gpu", "cu126", NO_NVML)
+ticket("NVML crashes under WSL2, and training works (E8)", on(WSL2, nvml=CRASHED), 0, "gpu", "cu130", NO_NVML)
 ticket("NVML crashes under WSL2 after it reported the card",
        on(WSL2, nvml={"state": "crashed", "cause": "ended by SIGSEGV"}),
        0, "gpu", "cu130", {"nvml_alive": UNKNOWN, "other_processes": UNKNOWN},
        r"Training may still work: see cuda_available\.")
 ticket("NVML crashes on Linux", on(LINUX, nvml=CRASHED),
-       1, "gpu", "cu126", NO_NVML | {"nvml_alive": FAIL}, r"sudo reboot")
+       1, "gpu", "cu130", NO_NVML | {"nvml_alive": FAIL}, r"sudo reboot")
 ticket("NVML crashes on Windows", on(WINDOWS, nvml=silent("crashed", "exit code 0xc0000005")),
-       1, "gpu", "cu126", NO_NVML | {"nvml_alive": FAIL, "sysmem_fallback": UNKNOWN}, r"Restart Windows\.")
+       1, "gpu", "cu130", NO_NVML | {"nvml_alive": FAIL, "sysmem_fallback": UNKNOWN}, r"Restart Windows\.")
 ticket("NVML crashes and torch sees nothing: still a card, by what WSL2 brings", on(WSL2, torch=blind(), nvml=CRASHED),
        1, "cpu", "cu126", NO_DRIVER | {"nvml_alive": UNKNOWN},
        rf"Restart the kernel \(or Python\); if that does not help: {WSL_SHUTDOWN}")
@@ -292,7 +292,7 @@ ticket("a driver that sees no card", on(LAPTOP, torch=blind(), nvml=silent("ok",
        0, "cpu", "cpu", {"nvml_alive": WARN}, NOTHING)
 ticket("no NVML, and torch does not know the card's size",
        on(WSL2, nvml=CRASHED, torch=seeing(total_bytes=None, capability=None, codes=())),
-       0, "gpu", "cu126", NO_NVML | {"gpu_identity": UNKNOWN, "arch_covered": UNKNOWN}, preset="pocket")
+       0, "gpu", "cu130", NO_NVML | {"gpu_identity": UNKNOWN, "arch_covered": UNKNOWN}, preset="pocket")
 
 # ---- torch
 
@@ -349,7 +349,7 @@ ticket("torch 2.1 and numpy 2 (E19)",
        on(with_driver(LINUX, "535.183.01", 12020, seeing(version="2.1.2+cu118", cuda="11.8", codes=CODES["cu126"])),
           packages=packages({"torch": "2.1.2"})),
        1, "gpu", "cu126", {"package_floor": FAIL},
-       rf"{PIP} torch==2\.13\.0\+cu126 --index-url \S+/cu126 ; {PROJECT}")
+       PROJECT)
 ticket("no sm_89 in the wheel: sm_86 runs on it (E14)", on(LINUX, torch=seeing(codes=("sm_80", "sm_86"))),
        0, "gpu", "cu130", {})
 ticket("PTX for 8.0 alone: the driver compiles it", on(LINUX, torch=seeing(codes=("compute_80",))),
@@ -415,13 +415,25 @@ ticket("an RTX 2080 Ti (7.5): bf16 asked for is imitated",
        on(TURING, env={"ACCELERATE_MIXED_PRECISION": "bf16"}),
        0, "gpu", "cu130", {"precision_choice": WARN}, rf"unset ACCELERATE_MIXED_PRECISION; {RESTART}", precision="fp16")
 BLACKWELL = with_card(LINUX, "RTX 5070 Ti", 15.9, (12, 0), free_gib=15, torch=seeing())
-ticket("a 5070 Ti (12.0), driver 570 and the CUDA 12.6 wheel: both must go",
+CU128 = wheel_line("cu128", version=r"2\.11\.0")
+ticket("a 5070 Ti (12.0), driver 570 and the CUDA 12.6 wheel: the last one with CUDA 12.8 serves both",
        with_driver(BLACKWELL, "570.124.06", 12080, seeing("cu126", capability=(12, 0), product=NO_KERNEL)),
+       1, "gpu", "cu128", {"arch_covered": FAIL, "smoke_matmul": FAIL}, CU128, preset="16gb")
+ticket("a 5070 Ti (12.0), driver 570 and the CUDA 13 wheel",
+       with_driver(BLACKWELL, "570.124.06", 12080, blind("cu130", too_old(12080))),
+       1, "gpu", "cu128", TOO_OLD, rf"{UBUNTU} Or keep the driver: {CU128}", preset="16gb")
+LAST_OF_12 = seeing("cu128", version="2.11.0+cu128", capability=(12, 0))
+WORKING_5060 = on(with_driver(BLACKWELL, "570.124.06", 12080, LAST_OF_12),
+                  packages=packages({"torch": "2.11.0"}, without=("datasets",)))
+ticket("a 5060 Ti (12.0), driver 570, torch 2.11 that works, and datasets missing: torch is kept", WORKING_5060,
+       1, "gpu", "cu128", {"package_floor": FAIL}, PROJECT, preset="16gb")
+ticket("the same at a quick look, which does not ask torch",
+       on(WORKING_5060, torch=Torch("quick", version="2.11.0+cu128", cuda="12.8"), quick=True),
+       1, "gpu", "cu128", {"package_floor": FAIL}, PROJECT, preset="16gb")
+ticket("a 5070 Ti (12.0) and an impossible driver 560: the driver first",
+       with_driver(BLACKWELL, "560.35.03", 12060, seeing("cu126", capability=(12, 0), product=NO_KERNEL)),
        1, "gpu", "cu130", {"arch_covered": FAIL, "smoke_matmul": FAIL}, rf"{UBUNTU} Then: {wheel_line('cu130')}",
        preset="16gb")
-ticket("a 5070 Ti (12.0), driver 570 and the CUDA 13 wheel: no older wheel would do",
-       with_driver(BLACKWELL, "570.124.06", 12080, blind("cu130", too_old(12080))),
-       1, "gpu", "cu130", TOO_OLD, UBUNTU, preset="16gb")
 ticket("a 5070 Ti (12.0) and driver 580", BLACKWELL,
        0, "gpu", "cu130", {}, preset="16gb")
 
@@ -448,14 +460,14 @@ FOUR_CARDS = on(LINUX, nvml={"cards": FOUR}, torch=seeing(uuid="0000"))
 ticket("four cards", FOUR_CARDS, 0, "gpu", "cu130", {})
 ticket("four cards, one of them lost", on(FOUR_CARDS, nvml={"cards": (*FOUR[:2], LOST, FOUR[3])}),
        0, "gpu", "cu130", {"nvml_alive": WARN},
-       r"export CUDA_VISIBLE_DEVICES=0,1,3 ; works without it until: sudo reboot")
+       r"export CUDA_VISIBLE_DEVICES=GPU-0000,GPU-1000,GPU-3000 ; works without it until: sudo reboot")
 ticket("four cards on Windows, one of them lost", on(WINDOWS, nvml={"cards": (*FOUR[:2], LOST, FOUR[3])}),
        0, "gpu", "cu130", SPILLS | {"nvml_alive": WARN},
-       r"\$env:CUDA_VISIBLE_DEVICES = '0,1,3' ; works without it until: Restart Windows\.")
+       r"\$env:CUDA_VISIBLE_DEVICES = 'GPU-0000,GPU-1000,GPU-3000' ; works without it until: Restart Windows\.")
 MUTE = replace(FOUR[1], total_bytes=None, free_bytes=None)
 ticket("two cards, one of them reports no memory", on(FOUR_CARDS, nvml={"cards": (FOUR[0], MUTE)}),
        0, "gpu", "cu130", {"nvml_alive": WARN},
-       r"export CUDA_VISIBLE_DEVICES=0 ; works without it until: sudo reboot")
+       r"export CUDA_VISIBLE_DEVICES=GPU-0000 ; works without it until: sudo reboot")
 ticket("the only card is lost",
        on(LINUX, torch=blind(), nvml={"state": "error", "cause": LOST.error, "cards": (LOST,)}),
        1, "cpu", "cu130", {"nvml_alive": FAIL, "cuda_available": FAIL}, r"sudo reboot")
@@ -467,6 +479,101 @@ ticket("a laptop with a card, on its battery", on(WINDOWS, power=Power(on_batter
        0, "gpu", "cu130", SPILLS | {"throttle_power": WARN}, CONTROL_PANEL,
        also={"throttle_power": r"Plug in the power supply, .*"})
 ticket("a laptop with a card, plugged in", on(LINUX, power=Power(on_battery=False)), 0, "gpu", "cu130", {})
+
+# ---- cards that are too old, switched off, of two kinds, or of another maker
+
+PASCAL = with_card(LINUX, "GTX 1080 Ti", 11, (6, 1), free_gib=10, torch=blind("cu126", too_old(11040)))
+for _distribution, _line in (
+    ("arch", r"yay -S nvidia-580xx-dkms \(from the AUR\) ; .*"),
+    ("fedora", r"sudo dnf install akmod-nvidia-580xx ; .*"),
+    ("debian", r"sudo apt install nvidia-driver ; .*"),
+):
+    ticket(f"a GTX 1080 Ti (6.1) whose driver is too old, {_distribution}: 580 is the last for it",
+           on(PASCAL, nvml={"driver": "470.256.02", "cuda": 11040}, platform={"distribution": _distribution}),
+           1, "gpu", "cpu", TOO_OLD, _line, precision="fp16")
+K80 = with_card(on(LINUX, nvml={"driver": "470.256.02", "cuda": 11040}), "Tesla K80", 11, (3, 7), free_gib=11,
+                torch=CPU_WHEEL)
+OLD_CARD = r"The course runs on the CPU here; no other driver and no other wheel of the course changes that\."
+ticket("a Tesla K80 (3.7): 470 is its last driver, and no wheel has code for it",
+       on(K80, torch=CPU_WHEEL), 0, "cpu", "cpu", {"torch_build": WARN, "nvml_alive": WARN}, NOTHING,
+       also={"nvml_alive": OLD_CARD})
+ticket("a Tesla K80 beside a 4070 Ti does not count",
+       on(LINUX, nvml={"cards": (replace(K80.nvml.cards[0], index=0, uuid="GPU-80"), replace(CARD, index=1))}),
+       0, "gpu", "cu130", {})
+ON_BUS = r"sudo dmesg \| grep -i nvrm tells why: .* Most often: " + UBUNTU
+ticket("a driver that sees no card, though one is on the bus",
+       on(LINUX, torch=blind(), nvml=silent("ok", driver="580.65.06", cuda=13000)),
+       1, "cpu", "cu130", {"nvml_alive": FAIL, "cuda_available": FAIL}, ON_BUS)
+ticket("a laptop whose card prime-select has switched off",
+       on(LINUX, torch=blind(), nvml=NOT_LOADED, platform={"card_switched_off": True}),
+       1, "cpu", "cu126", NO_DRIVER, r"sudo prime-select on-demand ; then reboot\.")
+ticket("the same, and the driver's library is not found",
+       on(DRIVERLESS, platform={"card_switched_off": True}), 1, "cpu", "cu126", NO_DRIVER,
+       r"sudo prime-select on-demand ; then reboot\.")
+ticket("Windows does not let WSL2 ask NVML",
+       on(WSL2, nvml=silent("error", "NVMLError_OperatingSystem: GPU access blocked by the operating system")),
+       0, "gpu", "cu130", NO_NVML, also={"nvml_alive": FROM_WSL})
+COMPAT = "CUDA initialization: Unexpected error from cudaGetDeviceCount(). Error 804: forward compatibility was " \
+         "attempted on non supported HW"
+HOST = r"Update the driver of the machine that runs this container \(\S+\), and reboot it\."
+ticket("a container's compatibility library on a GeForce: error 804",
+       with_driver(CONTAINER, "535.183.01", 13000, blind("cu130", COMPAT)), 1, "gpu", "cu126", TOO_OLD,
+       HOST + r" Or keep the driver: /usr/bin/python3 .*/cu126 .*")
+ticket("a compatibility library for a driver that would do: error 804",
+       with_driver(CONTAINER, "580.65.06", 13020, blind("cu130", COMPAT)), 1, "gpu", "cu130", UNSEEN, HOST)
+ticket("error 804 after an update, without a container", with_driver(LINUX, "580.65.06", 13000, blind("cu130", COMPAT)),
+       1, "gpu", "cu130", UNSEEN, r"sudo reboot")
+ticket("driver 470 does not run CUDA 12, whatever a compatibility library says",
+       with_driver(CONTAINER, "470.57.02", 12020, blind("cu126", COMPAT)), 1, "gpu", "cpu", TOO_OLD, HOST)
+ticket("a compatibility library on a card of a data centre works",
+       with_driver(with_card(CONTAINER, "A100", 80, (8, 0), free_gib=79, torch=seeing()), "535.183.01", 13000,
+                   seeing(name="A100", capability=(8, 0))), 0, "gpu", "cu130", {"driver_floor": WARN}, HOST,
+       preset="16gb")
+
+SLOW = replace(CARD, index=0, name="GT 1030", uuid="GPU-1030", total_bytes=2 * GIB, free_bytes=2 * GIB,
+               capability=(6, 1), cuda_cores=384, max_clock_mhz=1468)
+FAST = replace(CARD, index=1, name="RTX 3090", uuid="GPU-3090", total_bytes=24 * GIB, free_bytes=23 * GIB,
+               capability=(8, 6), cuda_cores=10496, max_clock_mhz=1695)
+UNASKED = Torch("quick", version="2.13.0+cu130", cuda="13.0")
+SLOW_FIRST = on(LINUX, nvml={"cards": (SLOW, FAST)}, torch=UNASKED, quick=True)
+ticket("CUDA counts from the fastest card, NVML by slots: 0 is the 3090",
+       on(SLOW_FIRST, env={"CUDA_VISIBLE_DEVICES": "0"}), 0, "gpu", "cu130", {}, preset="16gb")
+ticket("by the order of slots 0 is the GT 1030",
+       on(SLOW_FIRST, env={"CUDA_VISIBLE_DEVICES": "0", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}),
+       0, "gpu", "cu126", {"gpu_identity": WARN}, SMALL, preset="pocket", precision="fp16")
+SECOND = replace(CARD, index=1, name="GTX 1080 Ti", uuid="GPU-1080", capability=(6, 1), cuda_cores=3584)
+TWO_KINDS = on(BLACKWELL, nvml={"cards": (*BLACKWELL.nvml.cards, SECOND)})
+ticket("a 5070 Ti, and a second card that the wheel has no code for", TWO_KINDS,
+       0, "gpu", "cu130", {"arch_covered": WARN}, rf"export CUDA_VISIBLE_DEVICES={CARD.uuid} ; {RESTART}",
+       preset="16gb")
+ticket("the same, and the second card is hidden", on(TWO_KINDS, env={"CUDA_VISIBLE_DEVICES": "0"}),
+       0, "gpu", "cu130", {}, preset="16gb")
+
+UNTESTED = r"The course runs on the CPU here; training on graphics of {} is not tested\."
+AMD = on(LAPTOP, platform={"other_graphics": ("AMD",)})
+ticket("an AMD card and the CPU wheel", AMD, 0, "cpu", "cpu", {"torch_build": WARN}, UNTESTED.format("AMD"))
+ticket("AMD and Intel graphics beside a wheel for NVIDIA's cards",
+       on(AMD, platform={"other_graphics": ("AMD", "Intel")}, torch=blind()),
+       0, "cpu", "cpu", {"torch_build": WARN}, UNTESTED.format("AMD or Intel"))
+ROCM = replace(CPU_WHEEL, version="2.13.0+rocm7.1")
+ticket("an AMD card that its own wheel does not see", on(AMD, torch=ROCM),
+       0, "cpu", "rocm7.1", {"torch_build": WARN}, UNTESTED.format("AMD"))
+ticket("an AMD card, its own wheel, and datasets missing: the wheel is kept",
+       on(AMD, torch=seeing(version="2.13.0+rocm7.1", cuda=None), packages=packages(without=("datasets",))),
+       1, "gpu", "rocm7.1",
+       {"package_floor": FAIL, "vram_free": UNKNOWN, "other_processes": UNKNOWN, "throttle_power": UNKNOWN}, PROJECT)
+ticket("an Intel card with a wheel of its own",
+       on(LAPTOP, platform={"other_graphics": ("Intel",)}, torch=replace(CPU_WHEEL, version="2.13.0+xpu")),
+       0, "cpu", "xpu", {"torch_build": WARN}, UNTESTED.format("Intel"))
+ticket("a 4070 Ti beside a wheel for AMD's cards", on(LINUX, torch=ROCM),
+       1, "gpu", "cu130", {"torch_build": FAIL, "cuda_available": UNKNOWN, "arch_covered": UNKNOWN},
+       wheel_line("cu130"))
+MAC = on(LAPTOP, platform=Platform("macOS", "25", "arm64", other_graphics=("Apple",)),
+         torch=replace(CPU_WHEEL, version="2.13.0"))
+ticket("a Mac with an Apple chip", MAC, 0, "cpu", "", {"torch_build": WARN}, UNTESTED.format("Apple"))
+ticket("a Mac with an Intel chip: there is no wheel",
+       on(MAC, platform=Platform("macOS", "25", "x86_64"), torch=NO_TORCH), 1, "cpu", "", MISSING,
+       r"PyTorch has had no wheel for macOS on x86_64 .* Apple chip use a Python for arm64.* docker build .*")
 
 # ---- CUDA_VISIBLE_DEVICES
 
@@ -600,24 +707,23 @@ ticket("a laptop with 1 GiB free", on(LAPTOP, memory=ram(1)),
 
 # ---- Python and its packages
 
-VENV = r"Install Python 3\.12, then: rm -rf \.venv && make course PYTHON=python3\.12"
+VENV = r"Install Python 3\.13, then: rm -rf \.venv ; python3\.13 -m helpers install"
 ticket("Python 3.10 with nothing installed (E17)",
        on(LAPTOP, python={"version": (3, 10, 14)}, torch=NO_TORCH,
           packages=packages(without=tuple(PACKAGES.installed))),
        1, "cpu", "cpu", {"python_version": FAIL, "package_floor": FAIL, "notebook_stack": WARN} | MISSING, VENV)
 ticket("Python 3.11 is enough", on(LINUX, python={"version": (3, 11, 0)}), 0, "gpu", "cu130", {})
-ticket("Python 3.14 is newer than tested", on(LINUX, python={"version": (3, 14, 1)}),
-       0, "gpu", "cu130", {"python_version": WARN}, VENV)
+ticket("Python 3.14 is the newest", on(LINUX, python={"version": (3, 14, 1)}), 0, "gpu", "cu130", {})
 ticket("Python 3.15", on(LINUX, python={"version": (3, 15, 0)}), 1, "gpu", "cu130", {"python_version": FAIL}, VENV)
 ticket("a Python of 32 bits on Windows", on(WINDOWS, python={"bits": 32}),
        1, "gpu", "cu130", SPILLS | {"python_version": FAIL},
-       r"winget install Python\.Python\.3\.12 ; py -3\.12 -m venv --clear \.venv ; then install the project into it\.")
+       r"winget install Python\.Python\.3\.13 ; Remove-Item -Recurse \.venv ; py -3\.13 -m helpers install")
 ticket("Python 3.10 in a conda environment", on(CONDA, python={"version": (3, 10, 14)}),
        1, "gpu", "cu130", {"python_version": FAIL},
-       r"conda env create --yes -f environment\.yml && conda activate gpt2-course")
+       r"conda env create .* && conda activate gpt2-course && python -m helpers install --here")
 ticket("Python 3.10 in a conda environment on Windows", on(WINDOWS, python={"version": (3, 10, 14), "is_conda": True}),
        1, "gpu", "cu130", SPILLS | {"python_version": FAIL},
-       r"conda env create --yes -f environment\.yml ; conda activate gpt2-course")
+       r"conda env create .* ; conda activate gpt2-course ; python -m helpers install --here")
 
 ticket("the kernel runs another Python than the project's (E20)",
        on(LINUX, python={"prefix": "/usr", "executable": "/usr/bin/python3"}),
@@ -660,14 +766,17 @@ ticket("transformers 6", on(LINUX, packages=packages({"transformers": "6.0.0"}))
 ticket("numpy 3 is a newer major than tested", on(LINUX, packages=packages({"numpy": "3.0.1"})),
        0, "gpu", "cu130", {"package_floor": WARN}, PROJECT)
 ticket("a newer minor is welcome", on(LINUX, packages=packages({"datasets": "5.9.0"})), 0, "gpu", "cu130", {})
-ticket("transformers 4 beside another torch: its wheel first, or pip would take the CPU one",
+ticket("transformers 4 beside another torch that works: it is kept",
        on(WINDOWS, packages=packages({"transformers": "4.57.1", "torch": "2.14.1"}),
           torch=seeing(version="2.14.1+cu130")),
        1, "gpu", "cu130", SPILLS | {"package_floor": FAIL},
-       rf"{WINDOWS_PIP} torch==2\.13\.0\+cu130 --index-url \S+ ; {WINDOWS_PROJECT}")
+       WINDOWS_PROJECT)
 ticket("the deprecated pynvml (E16)", on(LINUX, packages=packages({"pynvml": "13.0.1"})),
        0, "gpu", "cu130", {"package_floor": WARN},
        r"(\S+) -m pip uninstall -y pynvml ; \1 -m pip install --force-reinstall nvidia-ml-py")
+ticket("another package called helpers, which a notebook would import",
+       on(LINUX, packages=packages({"helpers": "0.2.0"})),
+       1, "gpu", "cu130", {"package_floor": FAIL}, r"(\S+) -m pip uninstall -y helpers ; \1 -m helpers install --here")
 ticket("the doctor runs outside the course", on(LINUX, packages=packages(required={}, pinned={})),
        0, "gpu", "cu130", {"package_floor": WARN}, r"Run the doctor from the course's own folder\.")
 ticket("no widgets", on(LINUX, packages=packages(without=("jupyterlab-widgets", "nbclient"))),
@@ -690,13 +799,13 @@ ticket("both names", on(LINUX, env={NEW: EXPANDABLE, OLD: EXPANDABLE}),
        0, "gpu", "cu130", {"alloc_conf": WARN}, rf"unset {OLD}; {RESTART}")
 OLD_TORCH = on(LINUX, torch=seeing(version="2.9.1+cu130"), packages=packages({"torch": "2.9.1"}))
 ticket("torch 2.9 does not know the new name", on(OLD_TORCH, env={NEW: EXPANDABLE}),
-       1, "gpu", "cu130", {"package_floor": FAIL, "alloc_conf": WARN}, rf"{PIP} torch==2\.13\.0\+cu130 .* ; {PROJECT}",
+       1, "gpu", "cu130", {"package_floor": FAIL, "alloc_conf": WARN}, PROJECT,
        also={"alloc_conf": rf"unset {NEW}; {RESTART} Set {OLD} instead\."})
 ticket("torch 2.11 is the first that knows the new name, and the oldest of the course",
        on(LINUX, torch=seeing(version="2.11.0+cu130"), packages=packages({"torch": "2.11.0"}), env={NEW: EXPANDABLE}),
        0, "gpu", "cu130", {})
 ticket("torch 2.9 keeps the old of both names", on(OLD_TORCH, env={NEW: EXPANDABLE, OLD: EXPANDABLE}),
-       1, "gpu", "cu130", {"package_floor": FAIL, "alloc_conf": WARN}, rf"{PIP} torch==2\.13\.0\+cu130 .* ; {PROJECT}",
+       1, "gpu", "cu130", {"package_floor": FAIL, "alloc_conf": WARN}, PROJECT,
        also={"alloc_conf": rf"unset {NEW}; {RESTART}"})
 ticket("the allocator's option was set in a cell, after CUDA had begun",
        on(LINUX, process=Process({NEW: EXPANDABLE}, frozenset({NEW}), True)),
@@ -764,9 +873,9 @@ for _group, _unknown in (
 ):
     ticket(f"{_group} cannot be read", on(LINUX, **{_group: unreadable()}),
            0, "gpu", "cu130", dict.fromkeys(_unknown, UNKNOWN))
-ticket("NVML's answer cannot be read, and training works", on(LINUX, nvml=unreadable()), 0, "gpu", "cu126", NO_NVML)
+ticket("NVML's answer cannot be read, and training works", on(LINUX, nvml=unreadable()), 0, "gpu", "cu130", NO_NVML)
 ticket("NVML's answer cannot be read on Windows", on(WINDOWS, nvml=unreadable()),
-       0, "gpu", "cu126", NO_NVML | {"sysmem_fallback": UNKNOWN})
+       0, "gpu", "cu130", NO_NVML | {"sysmem_fallback": UNKNOWN})
 ticket("NVML's answer cannot be read on a laptop without a card", on(LAPTOP, nvml=unreadable()),
        0, "cpu", "cpu", {"torch_build": WARN, "nvml_alive": UNKNOWN})
 ticket("NVML's answer cannot be read, and the wheel beside the card is a CPU wheel",

@@ -71,6 +71,30 @@ class TestPlatform:
         sources = make_sources({f"{folder}/vendor": vendor, f"{folder}/class": kind})
         assert read_machine(sources).platform.nvidia_on_bus is is_there
 
+    @pytest.mark.parametrize(
+        ("vendors", "others"),
+        [
+            (["0x10de"], ()),
+            (["0x1002", "0x8086", "0x1002"], ("AMD", "Intel")),
+            (["0x10de", "0x8086"], ("Intel",)),
+            (["0x1a03"], ()),  # the display of a server's own controller
+        ],
+    )
+    def test_graphics_of_other_makers_are_named(self, make_sources, vendors, others):
+        folder = "/sys/bus/pci/devices/0000:0{}:00.0"
+        files = {f"{folder.format(n)}/vendor": vendor for n, vendor in enumerate(vendors)}
+        files |= {f"{folder.format(n)}/class": "0x030000\n" for n in range(len(vendors))}
+        assert read_machine(make_sources(files)).platform.other_graphics == others
+
+    @pytest.mark.parametrize(("architecture", "others"), [("arm64", ("Apple",)), ("x86_64", ())])
+    def test_a_mac_is_known_by_its_processor(self, make_sources, architecture, others):
+        machine = read_machine(make_sources(system="Darwin", architecture=architecture))
+        assert machine.platform.other_graphics == others
+
+    @pytest.mark.parametrize(("mode", "is_off"), [("off\n", True), ("on-demand\n", False), ("on\n", False)])
+    def test_a_card_that_was_switched_off_is_noticed(self, make_sources, mode, is_off):
+        assert read_machine(make_sources({"/etc/prime-discrete": mode})).platform.card_switched_off is is_off
+
     def test_the_distribution_is_read_with_those_it_is_based_on(self, make_sources):
         sources = make_sources(
             {"/etc/os-release": 'NAME="Mint"\nID=linuxmint\nID_LIKE="ubuntu debian"\nVERSION_ID="22"\n'}

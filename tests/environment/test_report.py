@@ -191,3 +191,19 @@ def test_below_a_broken_link_nothing_is_ok():
     broken = chain(on(WINDOWS, torch=CPU_WHEEL))
     assert (broken["card"], broken["driver"], broken["wheel"]) == ("ok", "ok", "fail")
     assert {broken[link] for link in ("runtime", "torch", "product")} == {"absent"}
+
+
+@pytest.mark.parametrize(
+    ("machine", "said"),
+    [
+        (LINUX, ""),
+        (LAPTOP, ""),
+        (on(LINUX, torch=CPU_WHEEL), "Not ready: fix torch_build first."),
+        (on(LINUX, nvml={"driver": "535.183.01", "cuda": 12020}, torch=blind()), "Not ready: fix driver_floor"),
+    ],
+    ids=["used", "none", "cpu wheel", "old driver"],
+)
+def test_a_run_that_did_not_use_the_card_is_mentioned(monkeypatch, machine, said):
+    monkeypatch.setattr(report, "read_machine", lambda quick=False: machine)
+    assert said in report.unused_card()
+    assert bool(said) == bool(report.unused_card())

@@ -20,15 +20,6 @@ def expected(row, identity):
     return row.bad.get(identity, "ok")
 
 
-def noticed_by(rows):
-    """Return the first row whose verdicts are not all the expected ones."""
-    for row in rows:
-        for check in diagnosis_of(row.machine).checks:
-            if check.status != expected(row, check.id):
-                return row.name
-    return None
-
-
 def swapped(rule, one, other):
     def judge(machine):
         result = rule.judge(machine)
@@ -45,12 +36,11 @@ PAIRS = [
 
 
 @pytest.mark.parametrize(("rule", "one", "other"), PAIRS)
-def test_two_verdicts_that_are_swapped_are_noticed(monkeypatch, rule, one, other):
-    mutated = tuple(swapped(each, one, other) if each is rule else each for each in report.RULES)
+def test_two_verdicts_that_are_swapped_are_noticed(rule, one, other):
+    mutant = swapped(rule, one, other)
     concerned = [row for row in TABLE if expected(row, rule.id) in (one, other)]
-    assert noticed_by(concerned[:1]) is None
-    monkeypatch.setattr(report, "RULES", mutated)
-    assert noticed_by(concerned)
+    assert rule(concerned[0].machine).status == expected(concerned[0], rule.id)
+    assert any(mutant(row.machine).status != expected(row, rule.id) for row in concerned)
 
 
 MODULES = (python_checks, driver_checks, card_checks, system_checks)

@@ -6,7 +6,22 @@ import pytest
 
 from helpers.environment.report import diagnosis_of
 from helpers.environment.wheels import wheel_advice
-from tests.environment.baselines import CONDA, LINUX, WINDOWS, WSL2, on
+from tests.environment.baselines import (
+    CONDA,
+    CPU_WHEEL,
+    LAPTOP,
+    LINUX,
+    NO_TORCH,
+    WINDOWS,
+    WSL2,
+    blind,
+    on,
+    packages,
+    seeing,
+    silent,
+)
+
+CARDS = {"RTX 3060": (8, 6), "RTX 4070 Ti": (8, 9), "RTX 5060 Ti": (12, 0), "GTX 1080 Ti": (6, 1)}
 
 
 @pytest.mark.parametrize(
@@ -14,10 +29,82 @@ from tests.environment.baselines import CONDA, LINUX, WINDOWS, WSL2, on
     [(LINUX, "525.60.12", "525.60.13"), (WINDOWS, "528.32", "528.33"), (WSL2, "528.32", "528.33")],
 )
 def test_the_floor_of_cuda_12_is_the_platforms_own(base, older, first):
+    new = on(base, torch=NO_TORCH)
     tags = [
-        wheel_advice(on(base, nvml={"driver": driver, "cuda": None})).tag for driver in (older, first, "579.99", "580")
+        wheel_advice(on(new, nvml={"driver": driver, "cuda": None})).tag for driver in (older, first, "579.99", "580")
     ]
     assert tags == ["cpu", "cu126", "cu126", "cu130"]
+
+
+@pytest.mark.parametrize(
+    ("card", "driver", "requirement"),
+    [  # what `python3 -m helpers course` installs on a machine where nothing is installed yet
+        ("RTX 3060", "535.183.01", "torch==2.13.0+cu126"),
+        ("RTX 3060", "550.127.05", "torch==2.13.0+cu126"),
+        ("RTX 3060", "580.65.06", "torch==2.13.0+cu130"),
+        ("RTX 4070 Ti", "470.256.02", "torch==2.13.0+cpu"),
+        ("RTX 4070 Ti", "535.183.01", "torch==2.13.0+cu126"),
+        ("RTX 4070 Ti", "550.127.05", "torch==2.13.0+cu126"),
+        ("RTX 4070 Ti", "580.65.06", "torch==2.13.0+cu130"),
+        ("RTX 5060 Ti", "570.124.06", "torch==2.11.0+cu128"),
+        ("RTX 5060 Ti", "580.65.06", "torch==2.13.0+cu130"),
+        ("GTX 1080 Ti", "535.183.01", "torch==2.13.0+cu126"),
+        ("GTX 1080 Ti", "550.127.05", "torch==2.13.0+cu126"),
+        ("GTX 1080 Ti", "580.65.06", "torch==2.13.0+cu126"),
+    ],
+)
+@pytest.mark.parametrize("base", [LINUX, WINDOWS, WSL2], ids=["Linux", "Windows", "WSL2"])
+def test_a_new_installation_gets_the_wheel_for_its_card_and_driver(base, card, driver, requirement):
+    if base is not LINUX and driver == "535.183.01":
+        driver = "537.13"  # Windows counts in its own way
+    with_card = on(base, card={"name": card, "capability": CARDS[card]})
+    machine = on(with_card, nvml={"driver": driver, "cuda": None}, torch=NO_TORCH)
+    assert wheel_advice(machine).pip_args.split()[0] == requirement
+
+
+@pytest.mark.parametrize(
+    ("machine", "requirement"),
+    [
+        (LAPTOP, "torch==2.13.0+cpu"),
+        (on(WINDOWS, nvml=silent("absent", "no nvidia-smi")), "torch==2.13.0+cpu"),
+        (on(LAPTOP, platform={"kind": "macOS", "architecture": "arm64"}), "torch==2.13.0"),
+        (on(LAPTOP, platform={"kind": "macOS", "architecture": "x86_64"}), ""),
+        (on(LAPTOP, platform={"other_graphics": ("AMD",)}), "torch==2.13.0+cpu"),
+    ],
+    ids=["Linux", "Windows", "Apple", "Intel Mac", "AMD"],
+)
+def test_a_machine_without_an_nvidia_card_downloads_no_cuda(machine, requirement):
+    assert wheel_advice(on(machine, torch=NO_TORCH)).pip_args.partition(" ")[0] == requirement
+
+
+WORKING = {
+    "the last CUDA 12.8": seeing("cu128", version="2.11.0+cu128"),
+    "CUDA 13.2": seeing("cu132"),
+    "a newer torch": seeing(version="2.15.0+cu130"),
+    "ROCm": seeing(version="2.13.0+rocm7.1", cuda=None),
+    "XPU": replace(CPU_WHEEL, version="2.13.0+xpu", available=True),
+}
+
+
+@pytest.mark.parametrize("torch", WORKING.values(), ids=WORKING)
+def test_a_wheel_that_works_is_never_replaced(torch):
+    advice = wheel_advice(on(LINUX if torch.cuda else LAPTOP, torch=torch, packages=packages(without=("datasets",))))
+    assert advice.pip_args.split()[0] == f"torch=={torch.version}"
+    assert "keep it" in advice.reason
+
+
+@pytest.mark.parametrize(
+    "torch",
+    [
+        seeing(version="2.10.0+cu128"),  # below what the course needs
+        seeing(product="torch.float32 is off by 3.2"),
+        blind("cu126"),
+        CPU_WHEEL,
+    ],
+    ids=["too old", "wrong", "blind", "cpu"],
+)
+def test_a_wheel_that_does_not_work_is_replaced(torch):
+    assert wheel_advice(on(LINUX, torch=torch)).pip_args.startswith("torch==2.13.0+cu130 ")
 
 
 def test_the_wheel_of_a_venv_and_of_conda_is_the_same_by_the_right_pip():
@@ -28,15 +115,16 @@ def test_the_wheel_of_a_venv_and_of_conda_is_the_same_by_the_right_pip():
     assert conda.pip == conda.conda == f"/opt/conda/envs/gpt2-course/bin/python {wheel}"
     assert "conda channel ended" in conda.reason
     assert "conda" not in venv.reason
-    assert wheel_advice(on(LINUX, platform={"kind": "macOS"})).pip_args == "torch==2.13.0"
+    assert wheel_advice(on(LAPTOP, platform={"kind": "macOS", "architecture": "arm64"})).pip_args == "torch==2.13.0"
     assert venv.pip_args == conda.pip_args == wheel.removeprefix("-m pip install ")
 
 
 def test_the_last_torch_with_a_cuda_12_wheel_is_named_where_the_pin_is_newer():
-    packages = replace(LINUX.packages, pinned={"torch": "2.15.0"})
-    old_driver = on(LINUX, packages=packages, nvml={"driver": "560.35.03", "cuda": 12060})
+    newer = replace(LINUX.packages, pinned={"torch": "2.15.0"})
+    new = on(LINUX, packages=newer, torch=NO_TORCH)
+    old_driver = on(new, nvml={"driver": "560.35.03", "cuda": 12060})
     assert wheel_advice(old_driver).pip_args.startswith("torch==2.14.1+cu126 ")
-    assert wheel_advice(on(LINUX, packages=packages)).pip_args.startswith("torch==2.15.0+cu130 ")
+    assert wheel_advice(new).pip_args.startswith("torch==2.15.0+cu130 ")
 
 
 def test_a_toolkit_changes_no_verdict_and_the_reason_says_why():

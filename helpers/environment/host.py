@@ -1,0 +1,61 @@
+"""Colab and Kaggle, where a notebook runs in the browser on a machine that forgets everything when it ends.
+
+Written after their documentation and tried on simulated hosts only.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from helpers.environment.install import install
+from helpers.environment.machine import read_machine
+from helpers.environment.report import diagnosis_of
+
+_DRIVE = Path("/content/drive")
+_KAGGLE_OUTPUT = "/kaggle/working"  # what Kaggle keeps of a session
+
+
+def hosted_by(env: Mapping[str, str] = os.environ) -> str:
+    """Return 'Colab', 'Kaggle' or '' for any other machine."""
+    if "COLAB_RELEASE_TAG" in env:
+        return "Colab"
+    return "Kaggle" if "KAGGLE_KERNEL_RUN_TYPE" in env else ""
+
+
+def prepare_host() -> str:
+    """On Colab and Kaggle install what is missing and keep runs where they survive; elsewhere do nothing.
+
+    For the first cell of a session. torch is replaced only if it is too old or has no code for the card, as many
+    wheels have none for Kaggle's P100.
+
+    Returns:
+        One paragraph: where runs are kept, and whether the session must be restarted.
+
+    Raises:
+        InstallError: a download failed.
+    """
+    host = hosted_by()
+    if not host:
+        return "Neither Colab nor Kaggle: nothing to do."
+    os.environ["COURSE_RUNS"], note = _lasting_folder(host)
+    install(here=True)
+    loaded = diagnosis_of(read_machine(quick=True)).check("stale_imports")
+    restart = "" if loaded.status == "ok" else f" Restart the session before you go on: {loaded.reading}."
+    return f"{host}: {note}{restart}"
+
+
+def _lasting_folder(host: str) -> tuple[str, str]:
+    """Return the folder for runs that outlives the session, and what to know about it."""
+    if host == "Kaggle":
+        folder = f"{_KAGGLE_OUTPUT}/runs"
+        return folder, f"runs are kept in {folder}, which Kaggle keeps when you save a version."
+    try:  # asks for permission in the browser
+        importlib.import_module("google.colab.drive").mount(str(_DRIVE))
+    except Exception as error:  # noqa: BLE001 (refused, timed out, no account: the course runs all the same)
+        folder = "/content/runs"
+        return folder, f"Drive is not there ({error}), so runs are in {folder} and lost when the session ends."
+    folder = str(_DRIVE / "MyDrive" / "gpt2-course" / "runs")
+    return folder, f"runs are kept on your Drive, in {folder}."

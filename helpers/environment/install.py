@@ -1,0 +1,275 @@
+"""Installs the course: the PyTorch wheel that fits this machine, then everything else in the tested versions.
+
+Only the standard library is imported, because nothing is installed yet. PyTorch comes through pip, so that whatever pip
+is configured for (a mirror, a folder of wheels, a proxy) holds for the largest download. The rest comes through uv,
+which takes a fraction of pip's time, or through pip where uv cannot be had.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import os
+import shutil
+import ssl
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from helpers.environment.child import ROOT
+from helpers.environment.requirements import pins
+from helpers.environment.sources import Sources
+from helpers.environment.wheels import INDEX, build_of, requirement
+
+PYTHONS = ((3, 11), (3, 14))  # the oldest and the newest that the course is tested with
+RECORD = "gpt2-course.json"  # in an environment's folder: what was installed there, last of all
+_GB_NEEDED = {"cpu": 3, "cuda": 8}  # measured: 2.2 and 5.9 GB, and what is unpacked on the way
+_LONGEST_WINDOWS_PATH = 260
+_LONGEST_INSTALLED = 200  # characters below the environment's folder; the longest are JupyterLab's
+_ANSWER_SECONDS = 10
+_ON_WINDOWS = os.name == "nt"
+_UV_NAMES = {  # option of pip -> uv's variable; uv does not read pip's configuration
+    "index-url": "UV_DEFAULT_INDEX",
+    "find-links": "UV_FIND_LINKS",
+    "proxy": "ALL_PROXY",
+    "cert": "SSL_CERT_FILE",
+}
+
+
+class InstallError(RuntimeError):
+    """The installation cannot go on; the message says why and what to do."""
+
+
+def environment_folder(*, here: bool = False) -> Path:
+    """Return the folder of the environment: this Python's own if the course is or shall be there, else `.venv`."""
+    own = Path(sys.prefix)
+    return own if here or (own / RECORD).is_file() else ROOT / ".venv"
+
+
+def python_of(folder: Path) -> Path:
+    """Return the Python of an environment; of this Python's own, the one that runs."""
+    if folder == Path(sys.prefix):
+        return Path(sys.executable)
+    return folder / ("Scripts/python.exe" if _ON_WINDOWS else "bin/python")
+
+
+def install(*, here: bool = False, torch: str = "auto") -> Path:
+    """Install what is missing; return the environment's Python. A second call finds that nothing is to be done.
+
+    Args:
+        here: install into the Python that runs this, such as a conda environment or a container's; else into `.venv`.
+        torch: the tag of a wheel on PyTorch's own index, such as 'cu126' or 'cpu'; 'auto' is what the doctor advises,
+            and what is installed already, if it works.
+
+    Raises:
+        InstallError: this Python, this machine or this folder cannot be installed to, or a download failed.
+    """
+    folder = environment_folder(here=here)
+    python = python_of(folder)
+    if _is_done(folder, torch):
+        return python
+    began = time.monotonic()
+    _refuse_place(folder)
+    if folder != Path(sys.prefix):
+        _make_environment(folder)
+    tag = _install_torch(python, folder, torch)
+    _install_rest(python, folder)
+    _refuse_another_helpers(python, folder)
+    record = {"project": str(ROOT), "files": _fingerprint(), "torch": tag}
+    (folder / RECORD).write_text(json.dumps(record), encoding="utf-8")
+    _say(f"Installed into {folder} in {time.monotonic() - began:.0f} s.")
+    return python
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)  # in order with what pip and uv print
+
+
+def _fingerprint() -> str:
+    """Return a hash of what decides the versions: a change of it is installed at the next command."""
+    content = b"".join((ROOT / name).read_bytes() for name in ("pyproject.toml", "constraints.txt"))
+    return hashlib.sha256(content.replace(b"\r\n", b"\n")).hexdigest()
+
+
+def _is_done(folder: Path, torch: str) -> bool:
+    """Say whether everything is there. Without a wish for a wheel, the one that is there is right."""
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        wishes = (str(ROOT), _fingerprint()) == (record["project"], record["files"])
+        return wishes and torch in ("auto", record["torch"]) and python_of(folder).exists()
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _refuse_place(folder: Path) -> None:
+    """Raise `InstallError` for a Python or a folder that the course cannot be installed with."""
+    if not (ROOT / "pyproject.toml").is_file():
+        raise InstallError(f"{ROOT} is not a clone of the course: there is no pyproject.toml to install from.")
+    oldest, newest = (".".join(map(str, version)) for version in PYTHONS)
+    here = f"This is Python {sys.version.partition(' ')[0]}{'' if sys.maxsize > 2**32 else ' of 32 bits'}"
+    if not PYTHONS[0] <= sys.version_info[:2] <= PYTHONS[1] or sys.maxsize <= 2**32:
+        raise InstallError(
+            f"{here}, and the course needs {oldest} to {newest} of 64 bits. Install one of them, and start this with "
+            f"it: `{'py -3.13' if os.name == 'nt' else 'python3.13'}` in place of `{Path(sys.executable).stem}`."
+        )
+    longest = len(str(folder)) + _LONGEST_INSTALLED
+    if _ON_WINDOWS and longest > _LONGEST_WINDOWS_PATH and not Sources().long_paths():
+        raise InstallError(
+            f"The folder {ROOT} is too deep: installed files would have paths of {longest} characters, and Windows "
+            f"allows {_LONGEST_WINDOWS_PATH}. Move it to a place such as C:\\course, or switch long paths on."
+        )
+
+
+def _make_environment(folder: Path) -> None:
+    """Make a virtual environment; one that does not work (interrupted, moved, its Python gone) is made again."""
+    python = python_of(folder)
+    if python.exists() and _run(python, "-c", "import pip", quiet=True) == 0:
+        return
+    if folder.exists():
+        _say(f"{folder} does not work; it is made again.")
+    if _run(sys.executable, "-m", "venv", "--clear", str(folder)) != 0:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise InstallError(
+            f"{folder} could not be made (see above). On Debian and Ubuntu: sudo apt install python3-venv ; then the "
+            "same command again. If files are in use, close JupyterLab first."
+        )
+
+
+def _install_torch(python: Path, folder: Path, torch: str) -> str:
+    """Install PyTorch; return the tag of its wheel."""
+    if torch != "auto":
+        wanted, index, reason = requirement(torch, pins(Sources())["torch"]), f"{INDEX}/{torch}", "As asked for."
+    else:
+        advice = json.loads(_ask(python, "-m", "helpers.environment", "--wheel", "--json"))
+        if not advice["pip_args"]:
+            raise InstallError(advice["reason"])
+        wanted, _, index = advice["pip_args"].partition(" --index-url ")
+        reason = advice["reason"]
+    _say(f"PyTorch: {wanted}. {reason}")
+    if _installed_torch(python) == wanted.partition("==")[2]:
+        return build_of(wanted)
+    _refuse_full_disk(folder, "cuda" if "+cu" in wanted else "cpu")
+    plain = wanted.partition("+")[0]  # the part after + is known to PyTorch's own index alone
+    if torch == "auto" and index and not _answers(index):
+        _say(f"{INDEX} does not answer, so {plain} comes from pip's usual index, which may be another build.")
+    elif _pip(python, wanted, *(["--index-url", index] if index else [])) == 0:
+        return build_of(wanted)
+    elif torch != "auto" or not index:
+        raise InstallError(_stopped(f"{wanted} could not be installed"))
+    else:
+        _say(f"{wanted} could not be installed from {INDEX}, so {plain} comes from pip's usual index.")
+    if _pip(python, plain) != 0:
+        raise InstallError(_stopped(f"{plain} could not be installed"))
+    return build_of(_installed_torch(python))
+
+
+def _installed_torch(python: Path) -> str:
+    """Return the version of the installed torch with its build, which its files tell; '' without one."""
+    read = "from helpers.environment.torch_probe import read_torch_files as read; print(read().version)"
+    return _ask(python, "-c", read).strip()
+
+
+def _refuse_full_disk(folder: Path, build: str) -> None:
+    free, needed = shutil.disk_usage(folder).free / 1e9, _GB_NEEDED[build]
+    if free < needed:
+        raise InstallError(
+            f"{free:.1f} GB are free at {folder}, and the installation takes about {needed} GB. Free some space, or "
+            "move the project to a larger disk; then the same command again."
+        )
+
+
+def _answers(url: str) -> bool:
+    """Say whether an index can be reached, within seconds: pip would try for minutes."""
+    try:
+        with urllib.request.urlopen(f"{url}/torch/", timeout=_ANSWER_SECONDS):  # noqa: S310 (https, our own constant)
+            return True
+    except urllib.error.URLError as error:  # a Python without certificates of its own: pip brings some
+        return isinstance(error.reason, ssl.SSLCertVerificationError)
+    except OSError:
+        return False
+
+
+def _install_rest(python: Path, folder: Path) -> None:
+    """Install the project and its dependencies at the pinned versions, beside the torch that is there."""
+    constraints = folder / "constraints.txt"
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    torch = _ask(python, "-c", "from importlib.metadata import version; print(version('torch'))").strip()
+    kept = [f"torch=={torch}", *(line for line in lines if not line.startswith("torch=="))]
+    constraints.write_text("\n".join(kept), encoding="utf-8")
+    asked = ["--constraint", str(constraints), "--editable", f"{ROOT}[test,gpu]"]
+    has_uv = _pip(python, "--quiet", "--constraint", str(constraints), "uv") == 0
+    by_uv = ["-m", "uv", "pip", "install", "--python", str(python), *asked]
+    if has_uv and _run(python, *by_uv, env=_uv_settings(python)) == 0:
+        return
+    _say("uv could not install everything; pip tries, which takes longer.")
+    if _pip(python, *asked) != 0:
+        raise InstallError(_stopped("Not everything could be installed"))
+
+
+def _uv_settings(python: Path) -> dict[str, str]:
+    """Return the variables that tell uv what pip is configured for."""
+    found = {}
+    for line in _ask(python, "-m", "pip", "config", "list").splitlines():
+        name, _, value = line.partition("=")
+        variable = _UV_NAMES.get(name.rpartition(".")[2])
+        if variable and value[:1] in ("'", '"'):
+            words = str(ast.literal_eval(value)).split()
+            found[variable] = (",".join if variable == "UV_FIND_LINKS" else " ".join)(words)
+    return {**found, **os.environ}
+
+
+def _refuse_another_helpers(python: Path, folder: Path) -> None:
+    """Raise `InstallError` if another package called `helpers` comes first when a notebook imports it."""
+    found = _ask(python, "-c", "import helpers; print(helpers.__file__)", cwd=folder).strip()
+    if Path(found).parent != ROOT / "helpers":
+        raise InstallError(
+            f"Another package called `helpers` is in the way: {found}. Remove it: {python} -m pip uninstall -y "
+            "helpers ; then the same command again."
+        )
+
+
+def _stopped(what: str) -> str:
+    return (
+        f"{what}: pip's lines above say why. Behind a proxy set HTTPS_PROXY. What is installed stays, and the same "
+        "command goes on from there."
+    )
+
+
+def _pip(python: Path, *arguments: str) -> int:
+    # what is imported is compiled then; compiling all of torch at once would take longer than the rest
+    return _run(python, "-m", "pip", "install", "--disable-pip-version-check", "--no-compile", *arguments)
+
+
+def _run(program: Path | str, *arguments: str, env: dict[str, str] | None = None, quiet: bool = False) -> int:
+    hide = subprocess.DEVNULL if quiet else None
+    try:
+        return subprocess.run([str(program), *arguments], cwd=ROOT, env=env, stdout=hide, stderr=hide).returncode  # noqa: S603
+    except OSError:  # a Python whose own files are gone
+        return 1
+
+
+def _ask(python: Path, *arguments: str, cwd: Path = ROOT) -> str:
+    """Return what a command of the environment prints; an error is printed, and gives what was printed until then."""
+    env = {**os.environ, "PYTHONUTF8": "1"}
+    done = subprocess.run(  # noqa: S603
+        [str(python), *arguments], cwd=cwd, env=env, stdout=subprocess.PIPE, encoding="utf-8", check=False
+    )
+    return done.stdout
+
+
+def tag_named(text: str) -> str:
+    """Return the tag of a wheel that a person named; raise `InstallError` for what cannot be one.
+
+    >>> tag_named("cu126"), tag_named("")
+    ('cu126', 'auto')
+    """
+    tag = text.strip().lower() or "auto"
+    if tag != "auto" and build_of(f"0+{tag}") != tag:
+        raise InstallError(
+            f"There is no PyTorch wheel {text!r}: write auto, cpu, cu126, cu130 or another tag of {INDEX}."
+        )
+    return tag

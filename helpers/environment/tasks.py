@@ -1,0 +1,164 @@
+"""What a clone can be asked to do before anything is installed: `python3 -m helpers course`, `test`, `lab`, ...
+
+Each task installs what is missing, then runs its commands with the environment's Python. The Makefile and CI call them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+from helpers.environment.child import ROOT
+from helpers.environment.install import InstallError, environment_folder, install, python_of, tag_named
+
+_NOTEBOOK_EXTRAS = "metadata.papermill cell.metadata.papermill"
+
+
+class _FailedError(RuntimeError):
+    """A command of a task failed, and has said why; the exit code is its own."""
+
+
+def _run(python: Path, *arguments: str, **env: str) -> None:
+    """Run a module with the environment's Python, in the project's folder."""
+    done = subprocess.run([str(python), "-m", *arguments], cwd=ROOT, env={**os.environ, **env}, check=False)  # noqa: S603
+    if done.returncode:
+        raise _FailedError(done.returncode)
+
+
+def _install(python: Path, rest: list[str]) -> None:
+    """Install the course, and do nothing else."""
+
+
+def _course(python: Path, rest: list[str]) -> None:
+    """Run the five notebooks, then write one report page; takes what `run` takes."""
+    _run(python, "helpers", "run", *rest)
+
+
+def _test(python: Path, rest: list[str]) -> None:
+    """Run lint, the unit tests, every notebook, all of them on GPT-2 itself, and the browser tests where Chromium is."""
+    _lint(python, [])
+    _unit_tests(python, rest)
+    _run(python, "pytest", "tests/test_true_size.py")
+    runs = tempfile.mkdtemp()
+    _run(python, "pytest", "--nbmake", "--nbmake-timeout=600", "notebooks", COURSE_RUNS=runs)
+    shutil.rmtree(runs, ignore_errors=True)
+    _browser(python, [])
+
+
+def _unit_tests(python: Path, rest: list[str]) -> None:
+    not_here = ["-m", "not true_size", "--ignore=tests/benchmarks", "--ignore=tests/browser"]
+    _run(python, "pytest", "-n", "2", *not_here, "tests", "helpers", *rest, OMP_NUM_THREADS="1")
+
+
+def _lint(python: Path, rest: list[str]) -> None:
+    """Check the code with ruff, and that notebooks are stored without outputs."""
+    notebooks = [str(path) for path in sorted((ROOT / "notebooks").glob("*.ipynb"))]
+    _run(python, "ruff", "check")
+    _run(python, "ruff", "format", "--check")
+    _run(python, "nbstripout", "--verify", "--keep-id", "--extra-keys", _NOTEBOOK_EXTRAS, *notebooks)
+
+
+def _browser(python: Path, rest: list[str]) -> None:
+    """Run the notebooks and their panels in a real JupyterLab; needs Chromium."""
+    _run(python, "pytest", "tests/browser", *rest)
+
+
+def _pictures(python: Path, rest: list[str]) -> None:
+    """Take the README's pictures with the browser tests."""
+    _browser(python, [])
+    _run(python, "tests.browser.pictures")
+
+
+def _lab(python: Path, rest: list[str]) -> None:
+    """Open the notebooks in JupyterLab."""
+    _run(python, "jupyterlab", "notebooks", *rest)
+
+
+def _bench(python: Path, rest: list[str]) -> None:
+    """Run the benchmarks."""
+    _run(python, "pytest", "-s", "tests/benchmarks", *rest)
+
+
+def _drift(python: Path, rest: list[str]) -> None:
+    """Run the unit tests with the lowest, then with the newest libraries that pyproject.toml allows."""
+    for resolution in ("lowest-direct", "highest"):
+        folder = ROOT / ".venv-drift" / resolution
+        _run(python, "uv", "venv", "--clear", "--seed", "--python", str(python), str(folder))
+        there = ["--python", str(python_of(folder)), "--resolution", resolution]
+        _run(python, "uv", "pip", "install", *there, "--editable", ".[test,gpu]")
+        _unit_tests(python_of(folder), rest)
+
+
+TASKS: dict[str, Callable[[Path, list[str]], None]] = {
+    "install": _install,
+    "course": _course,
+    "lab": _lab,
+    "test": _test,
+    "lint": _lint,
+    "browser": _browser,
+    "pictures": _pictures,
+    "bench": _bench,
+    "drift": _drift,
+}
+
+
+def start(arguments: list[str]) -> None:
+    """Do what must be done before the command line of the installed course can be used; return if that is nothing.
+
+    A task is carried out. Any other command is handed over to the environment, if this Python is not the one that
+    the course is installed in. Both end the program.
+    """
+    name = arguments[0] if arguments else ""
+    if name in TASKS:
+        sys.exit(_carry_out(name, arguments[1:]))
+    if find_spec("click") is not None:
+        return
+    python = python_of(environment_folder())
+    if python.exists() and python != Path(sys.executable):
+        sys.exit(subprocess.run([str(python), "-m", "helpers", *arguments], cwd=os.getcwd(), check=False).returncode)  # noqa: S603, PTH109
+    if name == "doctor":
+        from helpers.environment.__main__ import main
+
+        sys.exit(main(arguments[1:], program="python3 -m helpers doctor"))
+    print(f"Nothing is installed yet. These install what they need:\n{described()}", file=sys.stderr)
+    sys.exit(0 if name in ("-h", "--help") else 2)
+
+
+def described() -> str:
+    """Return the tasks with their descriptions, one per line."""
+    return "\n".join(f"  {name:10}{task.__doc__}" for name, task in TASKS.items())
+
+
+def _carry_out(name: str, arguments: list[str]) -> int:
+    """Install what is missing, run a task, and return its exit code; errors are one sentence."""
+    parser = argparse.ArgumentParser(
+        prog=f"python3 -m helpers {name}", description=TASKS[name].__doc__, allow_abbrev=False
+    )
+    parser.add_argument("--here", action="store_true", help="install into this Python, not into .venv")
+    parser.add_argument(
+        "--torch",
+        default=os.environ.get("TORCH", ""),
+        metavar="TAG",
+        help="which PyTorch wheel: cpu, cu126, cu130, ...; auto, the default, is the one that fits this machine",
+    )
+    options, rest = parser.parse_known_args(arguments)
+    if hasattr(sys.stdout, "reconfigure"):  # a console without a character shows "?" instead
+        sys.stdout.reconfigure(errors="replace")
+    try:
+        TASKS[name](install(here=options.here, torch=tag_named(options.torch)), rest)
+    except _FailedError as failed:
+        return int(failed.args[0])
+    except InstallError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nInterrupted: what was done is kept, and the same command goes on.", file=sys.stderr)
+        return 130
+    return 0

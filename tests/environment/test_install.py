@@ -1,0 +1,271 @@
+"""What an installation runs, in which order, and what it says when something is in the way; nothing is downloaded."""
+
+import json
+import shutil
+import ssl
+import subprocess
+import sys
+import types
+import urllib.error
+from pathlib import Path
+
+import pytest
+
+from helpers.environment import install as module
+from helpers.environment.install import RECORD, InstallError, environment_folder, install, python_of, tag_named
+
+ADVICE = {
+    "pip_args": "torch==2.13.0+cu126 --index-url https://download.pytorch.org/whl/cu126",
+    "reason": "Driver 535.",
+}
+
+
+class Shell:
+    """Takes the place of `subprocess.run`: remembers what was run, and answers as pip, uv and Python would."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.ran = []
+        self.advice = dict(ADVICE)
+        self.torch = ""  # the installed one
+        self.failing = ()  # what a failing command has in its line
+        self.imported = str(module.ROOT / "helpers" / "__init__.py")
+        self.pip_config = ""
+        self.uv_env = None
+
+    def run(self, command, **options):
+        line = " ".join(command[1:])
+        self.ran.append(line)
+        if any(part in line for part in self.failing):
+            return types.SimpleNamespace(returncode=1, stdout="")
+        if line.startswith("-m venv"):
+            python_of(self.folder).parent.mkdir(parents=True, exist_ok=True)
+            python_of(self.folder).write_text("")
+        if "pip install" in line and "torch==" in line:
+            (self.torch,) = (word.partition("==")[2] for word in command if word.startswith("torch=="))
+        if "-m uv" in line:
+            self.uv_env = options["env"]
+        return types.SimpleNamespace(returncode=0, stdout=self.answer(line))
+
+    def answer(self, line):
+        if "--wheel --json" in line:
+            return json.dumps(self.advice)
+        if "read_torch_files" in line:
+            return f"{self.torch}\n"
+        if "version('torch')" in line:
+            return f"{self.torch}\n"
+        if "import helpers" in line:
+            return f"{self.imported}\n"
+        return self.pip_config
+
+    def commands(self, word):
+        return [line for line in self.ran if word in line]
+
+
+@pytest.fixture
+def shell(tmp_path, monkeypatch):
+    """Return the shell of an empty clone whose index answers, with room on the disk."""
+    clone = tmp_path / "Kurs für GPT 2"
+    clone.mkdir()
+    for name in ("pyproject.toml", "constraints.txt"):
+        (clone / name).write_bytes((module.ROOT / name).read_bytes())
+    shell = Shell(clone / ".venv")
+    monkeypatch.setattr(module, "ROOT", clone)
+    monkeypatch.setattr(module, "Sources", lambda: types.SimpleNamespace(project=clone, long_paths=lambda: False))
+    monkeypatch.setattr(subprocess, "run", shell.run)
+    monkeypatch.setattr(module, "_answers", lambda url: True)
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "system"))
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: types.SimpleNamespace(free=50e9))
+    shell.imported = str(clone / "helpers" / "__init__.py")
+    return shell
+
+
+def test_a_fresh_clone_gets_an_environment_the_advised_wheel_then_the_rest(shell, capsys):
+    assert install() == python_of(shell.folder)
+    steps = [next(i for i, line in enumerate(shell.ran) if word in line) for word in ("-m venv", "+cu126", "-m uv")]
+    assert steps == sorted(steps)
+    (torch,) = [line for line in shell.commands("pip install") if "torch==2.13.0+cu126" in line]
+    assert torch.endswith("--index-url https://download.pytorch.org/whl/cu126")
+    assert json.loads((shell.folder / RECORD).read_text())["torch"] == "cu126"
+    assert "Driver 535." in capsys.readouterr().out
+
+
+def test_the_rest_is_installed_at_the_pins_around_the_torch_that_is_there(shell):
+    shell.advice["pip_args"] = "torch==2.11.0+cu128 --index-url https://download.pytorch.org/whl/cu128"
+    install()
+    lines = (shell.folder / "constraints.txt").read_text().splitlines()
+    assert [line for line in lines if line.startswith("torch==")] == ["torch==2.11.0+cu128"]
+    assert len(lines) > 100
+    assert f"--editable {shell.folder.parent}[test,gpu]" in shell.commands("-m uv")[0]
+
+
+def test_a_second_call_runs_nothing_whatever_wheel_is_there(shell):
+    install(torch="cpu")
+    shell.ran.clear()
+    install()
+    install(torch="cpu")
+    assert shell.ran == []
+
+
+@pytest.mark.parametrize("change", ["pins", "wheel", "clone", "record"])
+def test_what_has_changed_is_installed_again(shell, change):
+    install()
+    shell.ran.clear()
+    record = shell.folder / RECORD
+    if change == "pins":
+        (shell.folder.parent / "constraints.txt").write_text("torch==2.14.1\n")
+    elif change == "clone":  # an environment that was copied with its clone leads to the old one
+        record.write_text(record.read_text().replace("Kurs", "Old"))
+    elif change == "record":
+        record.write_text("{")
+    install(torch="cpu" if change == "wheel" else "auto")
+    assert shell.commands("-m uv")
+    assert not shell.commands("-m venv")
+
+
+def test_an_environment_that_does_not_work_is_made_again(shell, capsys):
+    python_of(shell.folder).parent.mkdir(parents=True)
+    python_of(shell.folder).write_text("interrupted")
+    shell.failing = ("import pip",)
+    install()
+    assert shell.commands("-m venv --clear")
+    assert "does not work; it is made again" in capsys.readouterr().out
+
+
+def test_an_index_that_does_not_answer_gives_one_line_and_the_usual_wheel(shell, monkeypatch, capsys):
+    monkeypatch.setattr(module, "_answers", lambda url: False)
+    install()
+    assert not shell.commands("--index-url")
+    assert len([line for line in shell.commands("pip install") if line.endswith(" torch==2.13.0")]) == 1
+    assert capsys.readouterr().out.count("does not answer, so torch==2.13.0 comes from pip's usual index") == 1
+
+
+def test_an_index_that_fails_half_way_gives_the_usual_wheel_too(shell, capsys):
+    shell.failing = ("--index-url",)
+    install()
+    assert shell.torch == "2.13.0"
+    assert "could not be installed from https://download.pytorch.org/whl" in capsys.readouterr().out
+
+
+def test_a_wheel_that_a_person_named_is_taken_or_refused_and_never_replaced(shell):
+    install(torch="cu130")
+    assert shell.torch == "2.13.0+cu130"
+    shell.failing = ("--index-url",)
+    with pytest.raises(InstallError, match=r"torch==2\.13\.0\+cpu could not be installed: pip's lines above"):
+        install(torch="cpu")
+
+
+def test_a_torch_that_is_kept_is_not_downloaded_again(shell):
+    shell.torch = "2.13.0+cu126"
+    install()
+    assert not shell.commands("--index-url")
+
+
+def test_where_uv_fails_pip_installs(shell, capsys):
+    shell.failing = ("-m uv",)
+    install()
+    assert [line for line in shell.commands("pip install") if "--editable" in line and "-m uv" not in line]
+    assert "pip tries" in capsys.readouterr().out
+
+
+def test_uv_is_told_what_pip_is_configured_for(shell, monkeypatch):
+    for name in ("UV_DEFAULT_INDEX", "UV_FIND_LINKS", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    shell.pip_config = (
+        "global.index-url='https://mirror.example/simple'\n:env:.find-links='/wheels /more'\nuser.quiet='1'"
+    )
+    install()
+    assert shell.uv_env["UV_DEFAULT_INDEX"] == "https://mirror.example/simple"
+    assert shell.uv_env["UV_FIND_LINKS"] == "/wheels,/more"
+
+
+def test_another_environment_is_installed_into_on_demand_and_remembered(shell, monkeypatch, tmp_path):
+    (tmp_path / "system").mkdir()
+    shell.failing = ()
+    assert install(here=True) == Path(sys.executable)
+    assert not shell.commands("-m venv")
+    assert environment_folder() == tmp_path / "system"
+
+
+def test_a_full_disk_is_refused_before_anything_is_downloaded(shell, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: types.SimpleNamespace(free=4e9))
+    with pytest.raises(InstallError, match=r"4\.0 GB are free at .*takes about 8 GB"):
+        install()
+    assert not shell.commands("pip install")
+    shell.advice["pip_args"] = "torch==2.13.0+cpu --index-url https://download.pytorch.org/whl/cpu"
+    install()
+
+
+def test_a_machine_without_a_wheel_is_told_why(shell):
+    shell.advice = {"pip_args": "", "reason": "no wheel for macOS on x86_64"}
+    with pytest.raises(InstallError, match="no wheel for macOS"):
+        install()
+
+
+@pytest.mark.parametrize("version", [(3, 10, 14), (3, 15, 0)])
+def test_a_python_that_is_too_old_or_too_new_is_refused_with_a_way_out(shell, monkeypatch, version):
+    monkeypatch.setattr(sys, "version_info", version)
+    with pytest.raises(InstallError, match=r"needs 3\.11 to 3\.14 of 64 bits.*`python3\.13` in place of"):
+        install()
+
+
+def test_a_folder_too_deep_for_windows_is_refused(shell, monkeypatch):
+    monkeypatch.setattr(module, "_ON_WINDOWS", True)
+    deep = Path(str(shell.folder.parent) + "/long" * 20)
+    with pytest.raises(InstallError, match="is too deep"):
+        module._refuse_place(deep)
+
+
+def test_the_python_of_an_environment_is_where_windows_puts_it(monkeypatch, tmp_path):
+    monkeypatch.setattr(module, "_ON_WINDOWS", True)
+    assert python_of(tmp_path) == tmp_path / "Scripts" / "python.exe"
+
+
+def test_a_debian_without_venv_is_told_the_package(shell):
+    shell.failing = ("-m venv",)
+    with pytest.raises(InstallError, match="sudo apt install python3-venv"):
+        install()
+
+
+def test_another_package_called_helpers_is_noticed(shell):
+    shell.imported = "/site-packages/helpers/__init__.py"
+    with pytest.raises(InstallError, match=r"Another package called `helpers` is in the way: /site-packages"):
+        install()
+    assert not (shell.folder / RECORD).exists()
+
+
+def test_an_installed_wheel_has_nothing_to_install_from(shell):
+    (shell.folder.parent / "pyproject.toml").unlink()
+    with pytest.raises(InstallError, match="is not a clone of the course"):
+        install()
+
+
+@pytest.mark.parametrize(
+    ("error", "answers"),
+    [
+        (urllib.error.URLError(OSError("no route to host")), False),
+        (urllib.error.HTTPError("https://x", 403, "Forbidden", None, None), False),
+        (TimeoutError(), False),
+        (urllib.error.URLError(ssl.SSLCertVerificationError()), True),  # pip has certificates where Python has none
+    ],
+    ids=["unreachable", "forbidden", "silent", "certificates"],
+)
+def test_whether_an_index_answers_is_known_in_seconds(monkeypatch, error, answers):
+    def urlopen(url, *, timeout):
+        assert url == "https://download.pytorch.org/whl/cpu/torch/"
+        assert timeout <= 15
+        raise error
+
+    monkeypatch.setattr("urllib.request.urlopen", urlopen)
+    assert module._answers("https://download.pytorch.org/whl/cpu") is answers
+
+
+@pytest.mark.parametrize("text", ["cpu", "CU126 ", "xpu", "rocm7.1", "auto", ""])
+def test_a_wheel_is_named_by_its_tag(text):
+    assert tag_named(text) == (text.strip().lower() or "auto")
+
+
+@pytest.mark.parametrize("text", ["12.6", "cuda", "cu126; rm", "latest"])
+def test_what_is_no_tag_is_refused(text):
+    with pytest.raises(InstallError, match="There is no PyTorch wheel"):
+        tag_named(text)

@@ -1,0 +1,109 @@
+"""The tasks of a clone: what each runs, and how a command finds the environment that it needs."""
+
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from helpers.environment import tasks
+from helpers.environment.install import InstallError
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """Return the commands that are run, each without its Python; every one succeeds, and all is installed."""
+    commands = []
+
+    def run(command, **options):
+        commands.append(" ".join(command[1:]))
+        return types.SimpleNamespace(returncode=commands[-1].endswith("--format-fails"))
+
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(tasks, "install", lambda **options: commands.append(f"install {options}") or Path("python"))
+    return commands
+
+
+def code_of(*arguments):
+    with pytest.raises(SystemExit) as end:
+        tasks.start(list(arguments))
+    return end.value.code
+
+
+def test_the_course_is_installed_then_run_with_what_else_is_asked(ran, monkeypatch):
+    monkeypatch.delenv("TORCH", raising=False)
+    assert code_of("course", "--here", "--preset", "8gb", "02") == 0
+    assert ran == ["install {'here': True, 'torch': 'auto'}", "-m helpers run --preset 8gb 02"]
+
+
+def test_the_wheel_is_named_by_an_option_or_by_a_variable(ran, monkeypatch):
+    monkeypatch.setenv("TORCH", "cu126")
+    code_of("install")
+    code_of("install", "--torch", "cpu")
+    assert ran == ["install {'here': False, 'torch': 'cu126'}", "install {'here': False, 'torch': 'cpu'}"]
+
+
+def test_the_tests_are_lint_units_notebooks_and_browser(ran):
+    assert code_of("test") == 0
+    parts = ("ruff check", "ruff format", "nbstripout", "-n 2", "--nbmake", "pytest tests/browser")
+    assert [next(i for i, line in enumerate(ran) if part in line) for part in parts] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_command_that_fails_ends_its_task_with_its_code(ran, monkeypatch):
+    failed = types.SimpleNamespace(returncode=3)
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: ran.append(command) or failed)
+    assert code_of("test") == 3
+    assert len(ran) == 2  # the installation, and the first command
+
+
+def test_an_installation_that_cannot_go_on_gives_one_sentence(monkeypatch, capsys):
+    def refuse(**_):
+        raise InstallError("Too little room.")
+
+    monkeypatch.setattr(tasks, "install", refuse)
+    assert code_of("lab") == 1
+    assert capsys.readouterr().err == "Error: Too little room.\n"
+
+
+def test_an_interrupt_says_that_the_same_command_goes_on(monkeypatch, capsys):
+    def interrupt(**_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tasks, "install", interrupt)
+    assert code_of("course") == 130
+    assert "the same command goes on" in capsys.readouterr().err
+
+
+class TestAnotherCommand:
+    @pytest.fixture
+    def bare(self, monkeypatch, tmp_path):
+        """Make this Python one in which nothing is installed; return where the environment's Python would be."""
+        monkeypatch.setattr(tasks, "find_spec", lambda name: None)
+        python = tmp_path / "python"
+        monkeypatch.setattr(tasks, "python_of", lambda folder: python)
+        return python
+
+    def test_it_goes_on_where_the_course_is_installed(self):
+        assert tasks.start(["plan"]) is None
+
+    def test_it_is_handed_over_to_the_environment(self, bare, ran):
+        bare.write_text("")
+        assert code_of("plan", "--gpu", "RTX 4090") == 0
+        assert ran == ["-m helpers plan --gpu RTX 4090"]
+
+    def test_without_an_environment_it_says_what_installs_one(self, bare, capsys):
+        assert code_of("plan") == 2
+        assert "Nothing is installed yet" in (said := capsys.readouterr().err)
+        assert all(name in said for name in tasks.TASKS)
+
+    def test_the_doctor_needs_nothing(self, bare, capsys):
+        assert code_of("doctor", "--quick") in (0, 1)
+        assert "python_version" in capsys.readouterr().out
+
+
+def test_a_bare_python_can_ask_for_help():
+    command = [sys.executable, "-S", "-E", "-m", "helpers", "course", "--help"]
+    done = subprocess.run(command, cwd=tasks.ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "which PyTorch wheel" in done.stdout
