@@ -11,6 +11,8 @@ __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "preparation": "PreparedData load_documents open_prepared prepare split_documents token_blocks",
+        "facts": "documents_text",
+        "sources.chat": "render_chat",
         "quality_report": "plot_packing plot_report report useful_share",
         "token_view": "merge_steps view_tokens",
     },

@@ -12,7 +12,7 @@ from functools import cached_property
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from helpers.data.preparation import load_documents, open_prepared
+from helpers.data.preparation import dialogues, load_documents, open_prepared
 from helpers.display import cut, html_table
 from helpers.evaluation import record
 from helpers.evaluation.bootstrap import CONFIDENCE, RESAMPLES, compute_interval, resample_sums
@@ -202,7 +202,7 @@ def measure_forgetting(settings: EvaluationSettings) -> Comparison:
 
 def _compare_on(documents: "Dataset", settings: EvaluationSettings, *, source: str) -> Comparison:
     context = read_run_settings(settings.run).block_size
-    texts, protocol = documents["text"], "passages" if "continues" in documents.column_names else "documents"
+    texts, protocol = dialogues(documents), "passages" if "continues" in documents.column_names else "documents"
     base, tuned = (
         score(
             *load(settings.run),
