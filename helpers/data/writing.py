@@ -106,7 +106,7 @@ class Staging(ExitStack):
         return int(n_bytes.sum())
 
     def _batches_of(self, texts: Iterable[str]) -> Iterator[tuple[list[str], list[int]]]:
-        """Yield documents in lists of about a million characters, and how many empty ones are before each and in all."""
+        """Yield documents in lists of about a million characters, and the empty ones before each and in all."""
         batch: list[str] = []
         counts, n_empty, n_characters = [], 0, 0
         for text in texts:

@@ -14,7 +14,8 @@ from helpers.data.sources.documents import END_OF_TEXT, HEADING, PASSAGE_CHARACT
 SAMPLE_ROWS, SAMPLE_CHARACTERS = 1000, 2**17  # of a source are looked at
 _SPEAKER = re.compile(r"[^\W\d_][\w .,'-]{0,40}:")  # a line of its own, as in tiny Shakespeare
 _BOOK = re.compile(
-    r"\*\*\* ?START OF .*GUTENBERG.*|(chapter|act|scene|canto|book|letter|part) ([ivxlc]+|\d+)\b.{0,60}", re.IGNORECASE
+    r"\*\*\* ?START OF .*GUTENBERG.*|(chapter|act|scene|canto|book|letter|part) ([ivxlc]+|\d+)([.:].{0,60})?",
+    re.IGNORECASE,
 )
 _SPEECH = ('"', "'", "“", "„", "«")
 _SENTENCE = re.compile(r"[^.!?。！？]*[.!?。！？]+[\s\"'”’»)\]`]*")  # noqa: RUF001 (sentence ends in Chinese too)
