@@ -22,7 +22,7 @@ _SENTENCE = re.compile(r"[^.!?。！？]*[.!?。！？]+[\s\"'”’»)\]`]*")  
 # How the next sentence of a text begins, and the only sentence of a document rarely does.
 _GOING_ON = re.compile(r"[a-z\"“„«']|(He|She|It|They|We|I|You|His|Her|But|And|Then|So|That)\b")
 _ENOUGH_ROWS, _VERY_MANY_ROWS = 30, 300  # fewer sentences may be documents by accident
-_MOST, _SOME, _FEW = 0.7, 0.15, 0.03  # shares of the rows or blocks
+_MOST, _SOME = 0.7, 0.15  # shares of the rows or blocks
 _SENTENCE_CHARACTERS = 300  # more is a paragraph
 _PROSE_LINE = 40  # characters from which a line can be one of wrapped prose, and not a name or a verse
 
@@ -57,14 +57,14 @@ def recognise(rows: Sequence[str], *, is_table: bool = False, n_columns: int = 1
     if not is_table and n_files > 1:
         return Choice("file", f"the source has {n_files:,} text files")
     filled = [row for row in rows if row.strip()]
-    is_lines = not is_table or (n_columns == 1 and len(rows) - len(filled) >= max(2, _FEW * len(rows)))
+    # Between the lines of a text there are many empty rows; a few of them are documents that are missing.
+    n_empty = len(rows) - len(filled)
+    is_lines = not is_table or (n_columns == 1 and n_empty > _SOME * len(rows) and not any("\n" in row for row in rows))
     if is_lines and (choice := _by_blocks(rows, n_rows)):
         return choice
-    if is_table and (not is_lines or n_columns > 1):
-        if n_columns == 1 and _are_sentences(filled):
-            return Choice("file", f"nearly every one of {n_rows} is one sentence: they are joined")
-        return Choice("row", "the source is a table")
-    return _by_lines(filled, n_rows)
+    if n_columns == 1 and _are_sentences(filled):
+        return Choice("file", f"nearly every one of {n_rows} is one sentence: they are joined")
+    return Choice("row", "the source is a table") if is_table and not is_lines else _by_lines(filled, n_rows)
 
 
 def _by_markers(rows: Sequence[str], n_rows: str, *, is_table: bool) -> Choice | None:
@@ -95,8 +95,6 @@ def _by_lines(filled: Sequence[str], n_rows: str) -> Choice:
     """Look at rows of which none is empty."""
     if not filled:
         return Choice("blank line", "there is no text")
-    if _are_sentences(filled):
-        return Choice("file", f"nearly every one of {n_rows} is one sentence: they are joined")
     n_going_on = sum(len(row) > _PROSE_LINE and after.lstrip()[:1].islower() for row, after in pairwise(filled))
     if len(filled) < 3 or n_going_on > 2 * _SOME * len(filled):
         return Choice("file", f"{n_rows} are lines of one text that goes on from line to line")

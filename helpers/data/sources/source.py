@@ -83,9 +83,9 @@ class Source:
         """
         self._advance = advance
         parts = self._streams_by_part()
+        self._n_texts = max(sum(not stream.is_table for stream in streams) for _, streams in parts)
+        is_alone = all(len(streams) == 1 for _, streams in parts)
         for part, streams in parts:
-            self._n_texts = sum(not stream.is_table for stream in streams)
-            is_alone = all(len(streams) == 1 for _, streams in parts)
             # The first one at once: what it is decides how the documents of this part are stored.
             first = self._documents(streams[0], is_alone=is_alone)
             yield part, chain(first, chain.from_iterable(self._documents(stream) for stream in streams[1:]))

@@ -101,7 +101,8 @@ FORMS = {  # what is read -> the separator, and a word of the reason
     "labelled sentences": (SENTENCES, {"is_table": True, "n_columns": 2}, "row", "table"),
     "few sentences": (SENTENCES[:8], {"is_table": True}, "row", "table"),
     "a table of texts": (["One. Two. Three."] * 50, {"is_table": True}, "row", "table"),
-    "a table with some nulls": (["One. Two."] * 50 + [""], {"is_table": True}, "row", "table"),
+    "a table with some nulls": (["One. Two.", "", *["One. Two."] * 8] * 9, {"is_table": True}, "row", "table"),
+    "a table of texts and nulls": (["One.\n\nTwo.", ""] * 9, {"is_table": True}, "row", "table"),
     "a table of lines": (["One fox.", "It ran.", "", "Two owls.", "", "Three."], {"is_table": True}, "blank line", "3"),
 }  # fmt: skip
 
