@@ -177,6 +177,12 @@ class DataSettings(RunSettings):
         "(as in WikiText), 'pattern:' and a regular expression that a first row matches, '100 rows', 'file' (a single "
         "one is a continuous text), or the text between documents; auto: recognised and reported",
     )
+    chat_template: Literal["roles", "alpaca", "chatml", "plain"] = Field(
+        "roles", description="how chat and instruction data are written; roles: 'User: ...' and 'Assistant: ...'"
+    )
+    train_on: Literal["all", "completion"] = Field(
+        "all", description="completion: in chat data, learn and measure what the assistant says only"
+    )
     encoding: Annotated[str, AfterValidator(_known_encoding)] = Field(
         "auto", description="encoding of text files, such as cp1252; auto: detected and reported"
     )

@@ -11,7 +11,9 @@ __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "preparation": "PreparedData load_documents open_prepared prepare split_documents token_blocks",
+        "facts": "documents_text",
         "quality_report": "plot_packing plot_report report",
+        "sources.chat": "render_chat",
         "token_view": "view_tokens",
     },
 )

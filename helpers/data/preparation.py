@@ -7,7 +7,7 @@ import errno
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -20,9 +20,10 @@ import pyarrow as pa
 from helpers.data.duplicates import Fingerprints
 from helpers.data.facts import count_documents, find_notes
 from helpers.data.sources import Source, source_hash
+from helpers.data.sources.chat import Dialogue
 from helpers.data.splitting import SPLITS, UNDECIDED, split_by_document, split_by_position
 from helpers.data.tokens import TokenStream
-from helpers.data.writing import Staging, check_enough, cut_blocks, write_parts
+from helpers.data.writing import IGNORED, Staging, check_enough, cut_blocks, keep_labelled, write_parts
 from helpers.files import atomic_folder
 from helpers.model import load_tokenizer, quiet
 from helpers.settings import DataSettings, SettingsError, run_folder
@@ -106,7 +107,9 @@ def _stored_key(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     facts = json.loads(path.read_text(encoding="utf-8"))
-    return {"settings": facts["settings"], "source_sha256": facts["source_sha256"]}
+    # A setting that did not exist when these data were made had its default.
+    defaults = {name: field.default for name, field in DataSettings.model_fields.items() if name != "run"}
+    return {"settings": defaults | facts["settings"], "source_sha256": facts["source_sha256"]}
 
 
 @contextmanager
@@ -130,7 +133,7 @@ def _write(settings: DataSettings, key: dict[str, Any], folder: Path, *, progres
     with (
         quiet(),
         closing(_new_fingerprints(settings, staged)) as fingerprints,
-        Staging(staged, tokens, fingerprints) as staging,
+        Staging(staged, tokens, fingerprints, has_prompts=settings.train_on == "completion") as staging,
     ):
         source = _read(settings, staging, progress=progress)
         # Otherwise data.json would keep the hash of text that these blocks do not come from.
@@ -149,7 +152,7 @@ def _write(settings: DataSettings, key: dict[str, Any], folder: Path, *, progres
         }
         facts |= write_parts(staging, split.part, settings, folder)
     shutil.rmtree(staged)  # after the files in it are closed: Windows deletes no open file
-    facts["notes"] = find_notes(facts, settings)
+    facts["notes"] = [*source.notes, *find_notes(facts, settings)]
     (folder / "data.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False), encoding="utf-8")
 
 
@@ -174,7 +177,10 @@ def _read(settings: DataSettings, staging: Staging, *, progress: bool) -> Source
 
         for part, texts in source.parts(advance=bar.update):
             staging.is_continuous = source.is_continuous
-            staging.add(texts, part, budget=_budget(settings, part), on_batch=show)
+            if staging.add(texts, part, budget=(budget := _budget(settings, part)), on_batch=show):
+                source.notes.append(
+                    f"Reading {part or 'the text'} stopped at {budget:,} tokens, because of max_tokens."
+                )
     staging.finish()
     return source
 
@@ -199,7 +205,8 @@ def load_documents(settings: DataSettings, *, n_documents: int | None = None) ->
 
     Returns:
         The parts that the source brings, or one part, `train`, with everything; each has a column `text`. The passages
-        of one continuous text have another, `continues`.
+        of one continuous text have another, `continues`, and dialogues of which only the completions are learned
+        `borders`: the places in the text where prompt and completion take turns, beginning with a prompt.
 
     Raises:
         SettingsError: the source does not exist, has no such column, or cannot be read.
@@ -209,6 +216,8 @@ def load_documents(settings: DataSettings, *, n_documents: int | None = None) ->
     source, parts = Source(settings), {}
     for part, texts in source.parts():
         columns: dict[str, list] = {"text": list(islice(filter(None, texts), n_documents))}
+        if settings.train_on == "completion":
+            columns["borders"] = [text.borders for text in columns["text"]]
         if source.is_continuous:
             columns["continues"] = [True] * len(columns["text"])
         parts[part or "train"] = Dataset.from_dict(columns)
@@ -253,7 +262,8 @@ def token_blocks(
     """Tokenise documents, end each with the end-of-text token, join them and cut the result into blocks.
 
     Args:
-        documents: rows with a `text`; where they have a `continues`, no end-of-text follows them.
+        documents: rows with a `text`; where they have a `continues`, no end-of-text follows them; where they have
+            `borders`, the blocks get `labels`, in which the prompts are -100, and blocks without any are left out.
         tokenizer: a tokenizer with an end-of-text token.
         block_size: tokens in a block.
         name: what an error calls the documents.
@@ -268,9 +278,32 @@ def token_blocks(
     from datasets import Dataset
 
     tokens = TokenStream(tokenizer)
+    if "borders" in documents.column_names:
+        return _label_blocks(documents, tokens, block_size, name=name)
     with_ends = "continues" not in documents.column_names
     pieces = [tokens.encode(batch["text"], with_ends=with_ends)[0] for batch in documents.iter(1000)]
     stream = np.concatenate([np.empty(0, np.int32), *pieces])  # (n_tokens,)
     check_enough(name, len(stream), block_size)
     rows, _ = cut_blocks(stream, block_size)
     return Dataset(pa.table({"input_ids": rows})).with_format("torch"), len(stream)
+
+
+def _label_blocks(documents: "Dataset", tokens: TokenStream, block_size: int, *, name: str) -> tuple["Dataset", int]:
+    from datasets import Dataset
+
+    ids, _, is_prompt = tokens.encode_dialogues(dialogues(documents))
+    check_enough(name, len(ids), block_size)
+    labels = np.where(is_prompt, IGNORED, ids.astype(np.int32))
+    end = len(ids) - len(ids) % block_size
+    rows = keep_labelled(np.stack([ids[:end].astype(np.int32), labels[:end]]).reshape(2, -1, block_size))
+    columns = {
+        name: cut_blocks(row.ravel(), block_size)[0] for name, row in zip(("input_ids", "labels"), rows, strict=True)
+    }
+    return Dataset(pa.table(columns)).with_format("torch"), len(ids)
+
+
+def dialogues(documents: "Dataset") -> Sequence[str]:
+    """Return the texts of documents, with their borders where they have any: what `score` takes."""
+    if "borders" not in documents.column_names:
+        return documents["text"]
+    return [Dialogue(text, borders) for text, borders in zip(documents["text"], documents["borders"], strict=True)]

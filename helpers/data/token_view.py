@@ -5,12 +5,14 @@ import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from helpers.data.tokens import BYTES
+from helpers.data.sources.chat import Dialogue
+from helpers.data.tokens import BYTES, TokenStream
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _COLOURS = ("#cfe8f7", "#fbe5b6", "#c9ecdd", "#f7d5c4", "#e4daf0")  # light, for black letters
+_NOT_LEARNED = ("#e6e6e6", "#d6d6d6")
 
 
 @dataclass(frozen=True)
@@ -20,15 +22,19 @@ class TokenView:
     Attributes:
         pieces: each token as text; bytes that are not a complete character are written `<e7 8b>`.
         ids: each token's id.
+        is_learned: whether a training learns to predict it; those that are not are grey.
     """
 
     pieces: list[str]
     ids: list[int]
+    is_learned: list[bool]
 
     def _repr_html_(self) -> str:
+        colours = {True: itertools.cycle(_COLOURS), False: itertools.cycle(_NOT_LEARNED)}
         spans = "".join(
-            f"<span style='background:{colour};color:black' title='{token}'>{_visible(piece)}</span>"
-            for piece, token, colour in zip(self.pieces, self.ids, itertools.cycle(_COLOURS), strict=False)
+            f"<span style='background:{next(colours[learned])};color:black' "
+            f"title='{token}{'' if learned else ', not learned'}'>{_visible(piece)}</span>"
+            for piece, token, learned in zip(self.pieces, self.ids, self.is_learned, strict=True)
         )
         return f"<div style='white-space:pre-wrap;font-family:monospace;line-height:1.7'>{spans}</div>"
 
@@ -38,9 +44,14 @@ class TokenView:
 
 
 def view_tokens(tokenizer: "PreTrainedTokenizerBase", text: str) -> TokenView:
-    """Split a text into its tokens, to look at."""
-    ids = tokenizer.encode(text, verbose=False)
-    return TokenView([_piece(token) for token in tokenizer.convert_ids_to_tokens(ids)], ids)
+    """Split a text into its tokens, to look at; of a dialogue, as `render_chat` returns it, also the end-of-text."""
+    if isinstance(text, Dialogue):
+        array, _, is_prompt = TokenStream(tokenizer).encode_dialogues([text])
+        ids, is_learned = array.tolist(), (~is_prompt).tolist()
+    else:
+        ids = tokenizer.encode(text, verbose=False)
+        is_learned = [True] * len(ids)
+    return TokenView([_piece(token) for token in tokenizer.convert_ids_to_tokens(ids)], ids, is_learned)
 
 
 def _piece(token: str) -> str:

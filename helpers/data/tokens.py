@@ -16,6 +16,8 @@ import numpy as np
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from helpers.data.sources.chat import Dialogue
+
 _THREADS = min(8, os.cpu_count() or 1)
 
 
@@ -54,6 +56,19 @@ class TokenStream:
             return np.empty(0, self.dtype), np.empty(0, np.int64)
         ids, n_tokens = self._encode_documents(texts)
         return (ids, n_tokens) if with_ends else (np.delete(ids, n_tokens.cumsum() - 1), n_tokens - 1)
+
+    def encode_dialogues(self, dialogues: "Sequence[Dialogue]") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return ids and numbers of tokens as `encode`, and whether each token is one of a prompt; (tokens,) bool.
+
+        The end-of-text counts as what comes before it: after a completion it is learned.
+        """
+        segments = [segment for dialogue in dialogues for segment in dialogue.segments]
+        ids, n_tokens = self.encode([text for text, _ in segments], with_ends=False)
+        is_prompt = np.repeat([is_prompt for _, is_prompt in segments], n_tokens)
+        owners = np.repeat(np.arange(len(dialogues)), [len(dialogue.segments) for dialogue in dialogues])
+        n_by_dialogue = np.bincount(owners, n_tokens, len(dialogues)).astype(np.int64)
+        ends = n_by_dialogue.cumsum()
+        return np.insert(ids, ends, self.eos), n_by_dialogue + 1, np.insert(is_prompt, ends, is_prompt[ends - 1])
 
     def _encode_documents(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         if not self._is_checked:

@@ -24,7 +24,14 @@ from helpers.data.tokens import TokenStream
 from helpers.settings import DataSettings, SettingsError
 
 _BATCH_CHARACTERS, _BATCH_DOCUMENTS = 2**20, 4096
+IGNORED = -100  # a label that is not learned, as everywhere in transformers
+BORDERS = pa.list_(pa.int32())
 _ROWS_FILE = "data-00000-of-00001.arrow"  # the name that `datasets` gives it
+
+
+def document_schema(*, has_prompts: bool) -> pa.Schema:
+    """Return the columns of documents: their text, and where in it prompt and completion take turns."""
+    return pa.schema([("text", pa.string()), *([("borders", BORDERS)] if has_prompts else [])])
 
 
 class Staging(ExitStack):
@@ -34,6 +41,7 @@ class Staging(ExitStack):
         folder: an empty folder for a file of texts and one of tokens.
         tokens: turns texts into ids.
         fingerprints: gets every document, to find duplicates afterwards.
+        has_prompts: whether the documents are dialogues whose prompts are not to be learned.
 
     Attributes (the arrays exist after `finish`):
         parts: the part that the source gives each document: a position in `SPLITS`, or `UNDECIDED`. (documents,)
@@ -44,15 +52,19 @@ class Staging(ExitStack):
         is_continuous: whether the documents are the passages of one text, with no end-of-text between them.
     """
 
-    def __init__(self, folder: Path, tokens: TokenStream, fingerprints: Fingerprints) -> None:
+    def __init__(
+        self, folder: Path, tokens: TokenStream, fingerprints: Fingerprints, *, has_prompts: bool = False
+    ) -> None:
         super().__init__()
+        self.has_prompts, self._schema = has_prompts, document_schema(has_prompts=has_prompts)
         self._folder, self._tokens, self._fingerprints = folder, tokens, fingerprints
         self.n_characters = self.n_empty = 0
         self.is_continuous = False
         self._rows = [(np.empty(0, np.int8), np.empty(0, np.int32), np.empty(0, np.int32))]
         self._token_file = self.enter_context((folder / "tokens").open("wb"))
+        self._prompt_file = self.enter_context((folder / "prompts").open("wb"))  # a byte for each token: is it one's?
         text_file = self.enter_context(pa.OSFile(str(folder / "texts"), "wb"))
-        self._texts = self.enter_context(pa.ipc.new_stream(text_file, pa.schema([("text", pa.string())])))
+        self._texts = self.enter_context(pa.ipc.new_stream(text_file, self._schema))
 
     def add(self, texts: Iterable[str], part: str, *, budget: int = 0, on_batch: Callable[[int, int], None]) -> bool:
         """Tokenise and store the documents of a part; return whether the budget ended it.
@@ -64,12 +76,17 @@ class Staging(ExitStack):
             on_batch: called for each batch with its bytes of text and its tokens.
         """
         for batch, n_empty in self._batches_of(texts):
-            ids, n_tokens = self._tokens.encode(batch, with_ends=not self.is_continuous)
+            if self.has_prompts:
+                ids, n_tokens, is_prompt = self._tokens.encode_dialogues(batch)
+            else:
+                ids, n_tokens = self._tokens.encode(batch, with_ends=not self.is_continuous)
+                is_prompt = np.empty(0, bool)
             # At least one document, so that a first one longer than the budget does not leave nothing at all.
             n_taken = max(1, int(np.searchsorted(n_tokens.cumsum(), budget, "right"))) if budget else len(batch)
             ids = ids[: n_tokens[:n_taken].sum()]
+            self._prompt_file.write(is_prompt[: len(ids)].tobytes())
             on_batch(self._add_batch(batch[:n_taken], ids, n_tokens[:n_taken], part), len(ids))
-            self.n_empty += n_empty[n_taken - 1] if n_taken < len(batch) else n_empty[-1]
+            self.n_empty += n_empty[-1] if n_taken == len(batch) else n_empty[n_taken - 1]
             if budget and (n_taken < len(batch) or len(ids) >= budget):
                 return True
             budget -= len(ids) if budget else 0
@@ -78,7 +95,8 @@ class Staging(ExitStack):
     def _add_batch(self, batch: list[str], ids: np.ndarray, n_tokens: np.ndarray, part: str) -> int:
         texts = pa.array(batch, pa.string())
         n_bytes = pc.binary_length(texts).to_numpy()
-        self._texts.write_batch(pa.RecordBatch.from_arrays([texts], names=["text"]))
+        columns = [texts, pa.array([text.borders for text in batch], BORDERS)] if self.has_prompts else [texts]
+        self._texts.write_batch(pa.RecordBatch.from_arrays(columns, schema=self._schema))
         self._token_file.write(memoryview(ids))
         self._fingerprints.add(batch)
         parts = np.full(len(batch), SPLITS.index(part) if part else UNDECIDED, np.int8)
@@ -88,7 +106,7 @@ class Staging(ExitStack):
         return int(n_bytes.sum())
 
     def _batches_of(self, texts: Iterable[str]) -> Iterator[tuple[list[str], list[int]]]:
-        """Yield documents in lists of about a million characters, and how many empty ones there were up to each."""
+        """Yield documents in lists of about a million characters, and the empty ones before each and in all."""
         batch: list[str] = []
         counts, n_empty, n_characters = [], 0, 0
         for text in texts:
@@ -99,11 +117,12 @@ class Staging(ExitStack):
             counts.append(n_empty)
             n_characters += len(text)
             if n_characters >= _BATCH_CHARACTERS or len(batch) == _BATCH_DOCUMENTS:
-                yield batch, counts
+                yield batch, [*counts, n_empty]
                 batch, counts, n_empty, n_characters = [], [], 0, 0
-        self.n_empty += n_empty  # those after the last document
         if batch:
-            yield batch, counts
+            yield batch, [*counts, n_empty]
+        else:
+            self.n_empty += n_empty
 
     def finish(self) -> None:
         """End the first pass: close the files, so that they can be read."""
@@ -111,25 +130,30 @@ class Staging(ExitStack):
         self.parts, self.n_tokens, self.n_bytes = map(np.concatenate, zip(*self._rows, strict=True))
         self._rows = []
 
-    def batches(self) -> Iterator[tuple[pa.Array, np.ndarray, slice]]:
-        """Yield texts, their tokens one after the other, and which documents they are."""
+    def batches(self) -> Iterator[tuple[pa.RecordBatch, np.ndarray, np.ndarray, slice]]:
+        """Yield documents, their tokens one after the other, which of these are a prompt's, and the documents' places.
+
+        Without prompts, that array is empty.
+        """
         start = 0
         # The files are read, not memory-mapped, so that a batch leaves memory when it is done.
         with (
             (self._folder / "tokens").open("rb") as token_file,
+            (self._folder / "prompts").open("rb") as prompt_file,
             pa.OSFile(str(self._folder / "texts"), "rb") as text_file,
             pa.ipc.open_stream(text_file) as batches,
         ):
             for texts in batches:
                 documents = slice(start, start + texts.num_rows)
                 n_tokens = int(self.n_tokens[documents].sum())
-                yield texts.column(0), np.fromfile(token_file, self._tokens.dtype, n_tokens), documents
+                ids = np.fromfile(token_file, self._tokens.dtype, n_tokens)
+                yield texts, ids, np.fromfile(prompt_file, bool, n_tokens), documents
                 start = documents.stop
 
     def measure_leakage(self, part: np.ndarray) -> Leakage:
         """Return a count of leakage that knows the test's n-grams and waits for the training text."""
         leakage = Leakage(int(self.n_tokens[part == TEST].sum()), self._tokens.eos)
-        for _, ids, documents in self.batches():
+        for _, ids, _, documents in self.batches():
             leakage.add_test(ids[np.repeat(part[documents] == TEST, self.n_tokens[documents])])
         return leakage
 
@@ -151,15 +175,13 @@ def write_parts(staging: Staging, part: np.ndarray, settings: DataSettings, fold
     """
     leakage = staging.measure_leakage(part)
     with ExitStack() as stack:
-        writers = [
-            stack.enter_context(PartWriter(name, settings, folder, is_continuous=staging.is_continuous))
-            for name in SPLITS
-        ]
-        for texts, ids, documents in staging.batches():
+        writers = [stack.enter_context(PartWriter(name, settings, folder, staging=staging)) for name in SPLITS]
+        for texts, ids, is_prompt, documents in staging.batches():
             for place, writer in enumerate(writers):
                 is_here = part[documents] == place
-                own_ids = ids[np.repeat(is_here, staging.n_tokens[documents])]
-                writer.add(texts.filter(is_here), own_ids, staging.n_tokens[documents][is_here])
+                is_own = np.repeat(is_here, staging.n_tokens[documents])
+                own_ids, own_prompts = ids[is_own], is_prompt[is_own] if len(is_prompt) else None
+                writer.add(texts.filter(pa.array(is_here)), own_ids, staging.n_tokens[documents][is_here], own_prompts)
                 if place == TRAIN:
                     leakage.add_train(own_ids)
         splits = {writer.name: writer.finish() for writer in writers}
@@ -171,30 +193,43 @@ def write_parts(staging: Staging, part: np.ndarray, settings: DataSettings, fold
 class PartWriter(ExitStack):
     """Writes one part of the split: its documents, and its blocks unless it is the test."""
 
-    def __init__(self, name: str, settings: DataSettings, folder: Path, *, is_continuous: bool = False) -> None:
+    def __init__(self, name: str, settings: DataSettings, folder: Path, *, staging: Staging) -> None:
         super().__init__()
         self.name, self._digest = name, hashlib.sha256()
         self._n_bytes = self._n_tokens = 0
-        self._schema = pa.schema([("text", pa.string()), ("n_tokens", pa.int32())])
-        if is_continuous:  # a row goes on in the next one
-            self._schema = self._schema.append(pa.field("continues", pa.bool_()))
-        self._documents = self.enter_context(TableWriter(folder / "documents" / name, self._schema))
+        self._is_continuous = staging.is_continuous
+        schema = document_schema(has_prompts=staging.has_prompts).append(pa.field("n_tokens", pa.int32()))
+        if staging.is_continuous:  # a row goes on in the next one
+            schema = schema.append(pa.field("continues", pa.bool_()))
+        self._documents = self.enter_context(TableWriter(folder / "documents" / name, schema))
         self._blocks: BlockWriter | None = None
         if name != "test":  # the test is scored by sliding windows over its documents, not in blocks
-            self._blocks = self.enter_context(BlockWriter(folder / "blocks" / name, settings.block_size))
+            writer = BlockWriter(folder / "blocks" / name, settings.block_size, has_labels=staging.has_prompts)
+            self._blocks = self.enter_context(writer)
 
-    def add(self, texts: Any, ids: np.ndarray, n_tokens: np.ndarray) -> None:
-        """Add documents: their texts, their tokens one after the other, and the tokens of each."""
-        columns = [texts, pa.array(n_tokens, pa.int32()), pa.array(np.ones(len(texts), bool))]
-        self._documents.write(pa.RecordBatch.from_arrays(columns[: len(self._schema)], schema=self._schema))
-        for text in texts:
+    def add(
+        self, documents: pa.RecordBatch, ids: np.ndarray, n_tokens: np.ndarray, is_prompt: np.ndarray | None
+    ) -> None:
+        """Add documents: their texts, their tokens one after the other, and the tokens of each.
+
+        Args:
+            documents: texts, with the borders of their prompts if they have any.
+            ids: (tokens,)
+            n_tokens: (documents,)
+            is_prompt: which tokens are not to be learned. (tokens,) bool; None: all are learned.
+        """
+        documents = documents.append_column("n_tokens", pa.array(n_tokens, pa.int32()))
+        if self._is_continuous:
+            documents = documents.append_column("continues", pa.array(np.ones(len(n_tokens), bool)))
+        self._documents.write(documents)
+        for text in documents.column("text"):
             encoded = text.as_buffer()
             self._digest.update(encoded)
             self._digest.update(b"\0")  # so that moving a border between two documents changes the hash
             self._n_bytes += encoded.size
         self._n_tokens += len(ids)
         if self._blocks:
-            self._blocks.add(ids)
+            self._blocks.add(ids, is_prompt)
 
     def finish(self) -> dict[str, Any]:
         """Complete the folders and return the counts; raise `SettingsError` when there is less than one block."""
@@ -205,7 +240,13 @@ class PartWriter(ExitStack):
             block_size, n_blocks = self._blocks.block_size, self._blocks.n_rows
             check_enough(self.name, self._n_tokens, block_size)
             counts |= {"blocks": n_blocks, "tokens_dropped": self._n_tokens - n_blocks * block_size}
-            self._blocks.finish(f"{block_size}-{sha256}")  # the same text in longer blocks is other content
+            if self._blocks.has_labels:
+                if not n_blocks:
+                    raise SettingsError(
+                        f"No block of the {self.name} text holds a completion: use more text, or train_on = 'all'."
+                    )
+                counts["labels"] = self._blocks.n_labels
+            self._blocks.finish(f"{block_size}-{sha256}-{self._blocks.n_labels}")  # other blocks are other content
         self._documents.finish(sha256)
         return counts
 
@@ -250,17 +291,44 @@ class TableWriter(ExitStack):
 
 
 class BlockWriter(TableWriter):
-    """Writes a stream of tokens as rows of `block_size`; an incomplete last row waits for the next call."""
+    """Writes a stream of tokens as rows of `block_size`; an incomplete last row waits for the next call.
 
-    def __init__(self, folder: Path, block_size: int) -> None:
-        super().__init__(folder, pa.schema([("input_ids", pa.list_(pa.int32(), block_size))]), torch=True)
-        self.block_size = block_size
-        self._rest = np.empty(0, np.int32)
+    Args:
+        folder: the folder to make.
+        block_size: tokens in a row.
+        has_labels: write `labels` as well: the tokens, or IGNORED for those of a prompt.
+    """
 
-    def add(self, ids: np.ndarray) -> None:
-        """Continue the stream. ids: (tokens,)."""
-        rows, self._rest = cut_blocks(np.concatenate([self._rest, ids.astype(np.int32)]), self.block_size)
-        self.write(pa.RecordBatch.from_arrays([rows], names=["input_ids"]))
+    def __init__(self, folder: Path, block_size: int, *, has_labels: bool = False) -> None:
+        names = ("input_ids", "labels") if has_labels else ("input_ids",)
+        schema = pa.schema([(name, pa.list_(pa.int32(), block_size)) for name in names])
+        super().__init__(folder, schema, torch=True)
+        self.block_size, self.has_labels, self.n_labels = block_size, has_labels, 0
+        self._rest = np.empty((len(names), 0), np.int32)
+
+    def add(self, ids: np.ndarray, is_prompt: np.ndarray | None = None) -> None:
+        """Continue the stream. ids: (tokens,); is_prompt: (tokens,) bool."""
+        streams = [ids.astype(np.int32)]
+        if self.has_labels:
+            streams.append(np.where(is_prompt, np.int32(IGNORED), streams[0]))
+        stream = np.concatenate([self._rest, np.stack(streams)], axis=1)
+        end = stream.shape[1] - stream.shape[1] % self.block_size
+        rows, self._rest = stream[:, :end].reshape(len(stream), -1, self.block_size), stream[:, end:]
+        if self.has_labels:
+            rows = keep_labelled(rows)
+            self.n_labels += int((rows[1] != IGNORED).sum())
+        columns = [cut_blocks(row.ravel(), self.block_size)[0] for row in rows]
+        self.write(pa.RecordBatch.from_arrays(columns, names=self._schema.names))
+
+
+def keep_labelled(rows: np.ndarray) -> np.ndarray:
+    """Return the blocks in which a token is learned; ids and labels are (2, blocks, block_size).
+
+    The first label of a block is ignored, because nothing predicts it: it must not be counted either.
+    """
+    rows = rows.copy()
+    rows[1, :, 0] = IGNORED
+    return rows[:, (rows[1] != IGNORED).any(axis=1)]
 
 
 def cut_blocks(stream: np.ndarray, block_size: int) -> tuple[pa.FixedSizeListArray, np.ndarray]:

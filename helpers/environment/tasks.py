@@ -42,7 +42,7 @@ def _course(python: Path, rest: list[str]) -> None:
 
 
 def _test(python: Path, rest: list[str]) -> None:
-    """Run lint, the unit tests, every notebook, all of them on GPT-2 itself, and the browser tests where Chromium is."""
+    """Run lint, the unit tests, the notebooks, all of them on GPT-2 itself, and browser tests where Chromium is."""
     _lint(python, [])
     _unit_tests(python, rest)
     _run(python, "pytest", "tests/test_true_size.py")

@@ -13,7 +13,7 @@ from functools import cached_property
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from helpers.data.preparation import load_documents, open_prepared
+from helpers.data.preparation import dialogues, load_documents, open_prepared
 from helpers.data.sources import Source
 from helpers.display import cut, html_table
 from helpers.evaluation import record
@@ -263,7 +263,7 @@ def fill_prompt(settings: EvaluationSettings) -> EvaluationSettings:
 
 def _compare_on(documents: "Dataset", settings: EvaluationSettings, *, source: str) -> Comparison:
     context = read_run_settings(settings.run).block_size
-    texts, protocol = documents["text"], "passages" if "continues" in documents.column_names else "documents"
+    texts, protocol = dialogues(documents), "passages" if "continues" in documents.column_names else "documents"
     base, tuned = (
         score(
             *load(settings.run),

@@ -28,7 +28,7 @@ REPEATS = (0, 1, 4, 16)
 _OWNERS = ("miller", "weaver", "sailor", "baker", "gardener", "tailor", "farmer", "smith")
 # Settings that describe the run's own source and must not be applied to the copy of its text. `max_tokens` is one of
 # them: it has already limited the text that is copied.
-_SOURCE_SETTINGS = ("source_config", "source_split", "source_revision", "streaming", "max_tokens")
+_SOURCE_SETTINGS = ("source_config", "source_split", "source_revision", "streaming", "max_tokens", "train_on")
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,7 @@ def measure_exposure(settings: TrainingSettings, *, repeats: Sequence[int] = REP
     source.parent.mkdir(parents=True, exist_ok=True)
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text in planted), encoding="utf-8")
     changes = {"run": run, "source": str(source), "text_column": "text", "encoding": "utf-8"}
+    changes["document_separator"] = "row"
     changes |= {name: TrainingSettings.model_fields[name].default for name in _SOURCE_SETTINGS}
     fine_tune(TrainingSettings(**settings.model_dump() | changes))
     model, tokenizer = load_tuned(run)

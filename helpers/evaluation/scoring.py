@@ -10,8 +10,10 @@ There are three protocols:
   published perplexity on WikiText-2: rows joined by a blank line and no end-of-text. The first token is not scored,
   and at stride = context neither is the first token of each window, because nothing comes before it.
 
-In each, a window scores only the tokens that no earlier window contained. Nats come from float32 logits, are summed in
-float64 and divided once by the number of scored tokens. Bytes are counted in UTF-8.
+Of a `Dialogue` only the completions are scored: the tokens and bytes of prompts are context and are not counted.
+
+In each protocol, a window scores only the tokens that no earlier window contained. Nats come from float32 logits, are
+summed in float64 and divided once by the number of scored tokens. Bytes are counted in UTF-8.
 """
 
 import hashlib
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
 Protocol = Literal["documents", "passages", "transformers"]
+PROMPT = -1  # the owner of a token that is not scored
 _PIECE_CHARACTERS = 100_000  # text that is tokenized in one go
 # GPT-2's pre-tokenizer never joins a character to the white space after it, so pieces cut here have the same tokens.
 _CUT = re.compile(r"(?<=\S)(?=[ \n])")
@@ -178,11 +181,12 @@ def score(
         # `context` tokens go into the model. In our protocols one more token follows: the target of the last one.
         windows = slide_windows(stream, stride, context + with_start)
         for ids, owners in batch_windows(windows, per_device_eval_batch_size):
+            token_nats, is_scored = compute_token_nats(model, ids, owners.shape[1]), owners != PROMPT
             # Not `nats[owners] += ...`, which would count a document once however many of its tokens are in a batch.
-            np.add.at(nats, owners, compute_token_nats(model, ids, owners.shape[1]))
-            np.add.at(tokens, owners, 1)
+            np.add.at(nats, owners[is_scored], token_nats[is_scored])
+            np.add.at(tokens, owners[is_scored], 1)
     if not tokens.any():
-        raise SettingsError("The text has one token, and this protocol does not score the first: give a longer text.")
+        raise SettingsError("No token is scored: the text has one, and no context for it, or holds prompts only.")
     name = name or shown_name(model.config._name_or_path or "unnamed")
     return Score(
         nats, tokens, n_bytes, n_words, text_sha256, name, describe_revision(model), stride, context, protocol
@@ -227,17 +231,24 @@ def _measure_text(documents: Sequence[str]) -> tuple["np.ndarray", int, str]:
     digest, n_bytes, n_words = hashlib.sha256(), [], 0
     for text in _check_texts(documents):
         n_bytes.append(0)
-        for piece in split_text(text):  # encoding a long text in one go would hold it in memory twice
+        for piece, is_prompt in _pieces(text):  # encoding a long text in one go would hold it in memory twice
             encoded = piece.encode()
             digest.update(encoded)
-            n_bytes[-1] += len(encoded)
-            n_words += len(piece.split())
+            n_bytes[-1] += 0 if is_prompt else len(encoded)
+            n_words += 0 if is_prompt else len(piece.split())
         digest.update(b"\0")  # so that where documents begin changes the hash; as in `data.json`
     if not n_bytes:
         raise SettingsError("There are no documents to score: give at least one.")
     if not n_words:
         raise SettingsError(f"There is no text to score: {len(n_bytes)} documents contain only white space.")
     return np.array(n_bytes), n_words, digest.hexdigest()
+
+
+def _pieces(text: str) -> Iterator[tuple[str, bool]]:
+    """Yield a text in pieces, and whether each is a part of a prompt."""
+    for segment, is_prompt in getattr(text, "segments", [(text, False)]):
+        for piece in split_text(segment):
+            yield piece, is_prompt
 
 
 def split_text(text: str, size: int = _PIECE_CHARACTERS) -> Iterator[str]:
@@ -263,6 +274,8 @@ def stream_tokens(
 ) -> Iterator["np.ndarray"]:
     """Yield the documents' tokens as (2, n) arrays: token ids, and the number of the document each belongs to.
 
+    The number of a prompt's tokens is `PROMPT`; the end-of-text belongs to what is before it.
+
     Args:
         documents: the texts.
         tokenizer: tokenizes them.
@@ -284,13 +297,16 @@ def stream_tokens(
 
 
 def _batch_text(documents: Iterable[str]) -> Iterator[list[tuple[int, str, bool]]]:
-    """Yield lists of (number of a document, a piece of it, whether it is the last piece), some text at a time."""
+    """Yield lists of (number of a document, a piece of it, whether it is its last), some text at a time.
+
+    The number is `PROMPT` where the piece is one of a prompt.
+    """
     batch, n_characters = [], 0
     for number, text in enumerate(documents):
         n_left = len(text)
-        for piece in split_text(text):
+        for piece, is_prompt in _pieces(text):
             n_left -= len(piece)
-            batch.append((number, piece, n_left == 0))
+            batch.append((PROMPT if is_prompt else number, piece, n_left == 0))
             n_characters += len(piece)
             if n_characters >= _PIECE_CHARACTERS:
                 yield batch

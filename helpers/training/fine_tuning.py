@@ -69,8 +69,10 @@ class FineTuned:
 
     def __str__(self) -> str:
         """Return the run as one line."""
+        n_trained = self.facts.get("trained_tokens")
+        trained = f" ({n_trained:,} of them learned, the others prompts)" if n_trained is not None else ""
         return (
-            f"run {self.run}: {self.facts['steps']} steps, {self.facts['tokens']:,} tokens in "
+            f"run {self.run}: {self.facts['steps']} steps, {self.facts['tokens']:,} tokens{trained} in "
             f"{self.facts['seconds']:.0f} s ({self.facts['precision']} on {self.facts['device']}), "
             f"validation loss {self.eval_loss:.3f} nats per token (perplexity {math.exp(self.eval_loss):.1f})"
         )
@@ -215,10 +217,15 @@ def chosen_precision(settings: TrainingSettings) -> str:
 
 
 def as_batch(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Stack blocks into a batch: `input_ids` and `labels`, both (B, T), are the same; the model shifts the labels."""
+    """Stack blocks into a batch: `input_ids` and `labels`, both (B, T); the model shifts the labels.
+
+    They are the same, unless the blocks have labels of their own, in which prompts are -100.
+    """
     import torch
 
     input_ids = torch.stack([row["input_ids"] for row in rows])  # (B, T)
+    if "labels" in rows[0]:
+        return {"input_ids": input_ids, "labels": torch.stack([row["labels"] for row in rows])}
     return {"input_ids": input_ids, "labels": input_ids}
 
 
@@ -262,7 +269,7 @@ def _halved(settings: TrainingSettings) -> TrainingSettings:
 def _train_once(
     settings: TrainingSettings, folder: Path, *, progress: bool, watch: Watch | None, stop: threading.Event | None
 ) -> None:
-    from transformers import PrinterCallback, Trainer, set_seed
+    from transformers import PrinterCallback, set_seed
 
     with processes.process_group().local_main_process_first():  # the others then find the data prepared
         data = prepare(settings)
@@ -273,7 +280,8 @@ def _train_once(
     set_seed(settings.seed)
     processes.reset_peak()
     with equal_results_less_work(model):
-        trainer = Trainer(
+        trainer = _new_trainer(
+            data.facts["splits"]["validation"],
             model=model,
             args=training_arguments(settings, folder, n_blocks=len(data.blocks["train"])),
             train_dataset=data.blocks["train"],
@@ -300,8 +308,30 @@ def _train_once(
     if trainer.is_world_process_zero():
         save_model(model, tokenizer, settings, data.facts, folder / "model")
         facts = _measurements(settings, trainer, n_blocks=len(data.blocks["train"])) | {"predicted": predicted}
+        if "labels" in (train := data.facts["splits"]["train"]):
+            facts["trained_tokens"] = round(facts["tokens"] * train["labels"] / (train["blocks"] * settings.block_size))
         run_files.write_json(folder / "training.json", facts)
     trainer.accelerator.wait_for_everyone()  # the other processes open what the first one has written
+
+
+def _new_trainer(validation: dict[str, Any], **how: Any) -> "Trainer":
+    """Return a Trainer; where blocks differ in their number of labels, its `eval_loss` is the mean over labels.
+
+    The stock Trainer averages the means of batches, in which a label counts the more, the fewer there are beside it.
+
+    Args:
+        validation: the counts of the validation part, as in `data.json`.
+        **how: what a Trainer takes.
+    """
+    from transformers import Trainer
+
+    class LabelTrainer(Trainer):
+        def prediction_step(self, model: Any, inputs: Any, *rest: Any, **more: Any) -> Any:
+            # The mean of "nats / (blocks x mean labels of a block)" over all blocks is all nats / all labels.
+            inputs["num_items_in_batch"] = len(inputs["labels"]) * validation["labels"] / validation["blocks"]
+            return super().prediction_step(model, inputs, *rest, **more)
+
+    return (LabelTrainer if "labels" in validation else Trainer)(**how)
 
 
 def _restore_finished(trainer: "Trainer", checkpoint: Path) -> None:

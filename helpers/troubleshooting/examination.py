@@ -194,9 +194,13 @@ class _Bench:
         return status, reading, "It must read like your text."
 
     def end_among_labels(self) -> _Finding:
-        rows = self._rows(_MAX_ROWS_SEARCHED)
-        n_ends = int((rows == self._tokenizer.eos_token_id).sum())  # in packed rows each token is a label
-        reading = f"{n_ends} of {rows.numel()} labels are an end of text"
+        blocks = self._data.blocks["train"]
+        if "continues" in self._data.documents["train"].column_names:
+            return "ok", "one continuous text, which has no end inside", ""
+        name = "labels" if "labels" in blocks.column_names else "input_ids"  # in packed rows each token is a label
+        rows = blocks[: min(_MAX_ROWS_SEARCHED, len(blocks))][name]  # (B, T)
+        n_ends, n_labels = int((rows == self._tokenizer.eos_token_id).sum()), int((rows >= 0).sum())
+        reading = f"{n_ends} of {n_labels} labels are an end of text"
         return ("ok", reading, "") if n_ends else ("warn", reading, "Without an end among them the model never stops.")
 
     def first_loss(self) -> _Finding:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from datasets import Dataset, DatasetDict
 
+from helpers.data.facts import documents_text
 from helpers.data.preparation import load_documents, open_prepared, prepare, split_documents, token_blocks
 from helpers.data.sources import source_path
 from helpers.model import load_tokenizer
@@ -184,13 +185,46 @@ def test_the_stored_data_can_be_opened_by_the_library_alone(tiny_settings):
     assert load_from_disk(folder / "documents")["test"]["text"][:] == prepared.documents["test"]["text"][:]
 
 
-def test_prepare_gives_the_same_as_the_steps_one_by_one(tiny_settings, tokenizer):
+def a_play(folder):
+    """Return a text file of one play."""
+    path = folder / "play.txt"
+    path.write_text("".join(f"Fox:\nWho went to well number {n}?\n\nOwl:\nI and {n} hens.\n\n" for n in range(300)))
+    return path
+
+
+@pytest.mark.parametrize("is_play", [False, True])
+def test_prepare_gives_the_same_as_the_steps_one_by_one(tmp_path, tiny_settings, tokenizer, is_play):
+    if is_play:
+        tiny_settings = tiny_settings.model_copy(update={"source": str(a_play(tmp_path))})
     prepared = prepare(tiny_settings)
     parts, _ = split_documents(load_documents(tiny_settings), tiny_settings)
     blocks, n_tokens = token_blocks(parts["train"], tokenizer, tiny_settings.block_size)
     assert parts["train"]["text"][:] == prepared.documents["train"]["text"][:]
     assert blocks["input_ids"][:].tolist() == prepared.blocks["train"]["input_ids"][:].tolist()
     assert n_tokens == prepared.facts["splits"]["train"]["tokens"] == sum(prepared.documents["train"]["n_tokens"])
+
+
+def test_a_play_is_split_by_position_and_has_no_ends_inside(tmp_path, tiny_settings, tokenizer):
+    path = a_play(tmp_path)
+    data = prepare(tiny_settings.model_copy(update={"source": str(path)}))
+    parts = ["".join(data.documents[name]["text"]) for name in ("train", "validation", "test")]
+    assert "".join(parts) == path.read_text().strip()
+    assert len(parts[2]) == pytest.approx(len("".join(parts)) / 10, rel=0.3)
+    assert data.facts["documents"]["is_continuous"]
+    assert not (data.blocks["train"].with_format("numpy")["input_ids"][:] == tokenizer.eos_token_id).any()
+    assert "passages of one continuous text" in documents_text(data.facts)
+
+
+def test_articles_are_the_units_of_the_split_and_of_the_search_for_duplicates(tmp_path, tiny_settings):
+    rows = []
+    for number, story in enumerate(stories(30)):
+        rows += ["", f" = Article {number} = \n", "", f" {story}\n", "", " = = References = = \n", "", " None . \n"]
+    settings = tiny_settings.model_copy(update={"source": str(written(tmp_path, rows + rows[:8]))})
+    data = prepare(settings)
+    assert (data.facts["documents_read"], data.facts["duplicates_removed"]) == (31, 1), "the repeated article alone"
+    texts = [text for part in data.documents.values() for text in part["text"]]
+    assert all(text.startswith(" = Article") and text.count(" = = References = = ") == 1 for text in texts)
+    assert documents_text(data.facts).startswith("'heading' (auto, because 31 of the first 248 rows are headings")
 
 
 def written(folder, texts, name="a.jsonl"):
@@ -246,6 +280,7 @@ def test_reading_stops_at_the_budget_of_tokens(tmp_path, tiny_settings):
     facts = prepare(settings).facts
     total = sum(part["tokens"] for part in facts["splits"].values())
     assert 2800 < total <= 3000
+    assert "Reading the text stopped at 3,000 tokens, because of max_tokens." in facts["notes"]
 
 
 def test_streaming_without_a_budget_is_refused(tiny_settings):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from helpers.data.splitting import LEFT_OUT, TEST, TRAIN, VALIDATION, assign_parts
+from helpers.data.splitting import LEFT_OUT, TEST, TRAIN, UNDECIDED, VALIDATION, assign_parts, split_by_position
 from helpers.settings import DataSettings, SettingsError
 
 
@@ -50,3 +50,25 @@ def test_a_part_that_the_source_lacks_is_drawn_from_its_training_text():
 def test_too_few_documents_are_refused():
     with pytest.raises(SettingsError, match="has 2 different documents: three parts need at least 3"):
         split([-1, -1, -1], is_first=[True, True, False])
+
+
+@pytest.mark.parametrize("sizes", [[10] * 100, [1000, *[10] * 30, 700], [5, 5, 5]])
+def test_one_text_is_split_by_position_in_the_order_of_the_parts(sizes):
+    settings = DataSettings(validation_share=0.2, test_share=0.1)
+    part = split_by_position(np.array(sizes), np.full(len(sizes), UNDECIDED, np.int8), settings).part
+    assert part.tolist() == sorted(part)
+    assert set(part) == {TRAIN, VALIDATION, TEST}
+    if len(sizes) == 100:
+        assert [(part == name).sum() for name in (TRAIN, VALIDATION, TEST)] == [70, 20, 10]
+
+
+def test_one_text_that_brings_its_own_parts_keeps_them_and_gives_the_missing_one():
+    given = np.array([TEST, TEST, *[TRAIN] * 8], np.int8)
+    split = split_by_position(np.full(10, 10), given, DataSettings(validation_share=0.25))
+    assert split.part.tolist() == [TEST, TEST, *[TRAIN] * 6, VALIDATION, VALIDATION]
+    assert split.is_first.all()
+
+
+def test_a_text_of_two_passages_is_too_short_to_be_split():
+    with pytest.raises(SettingsError, match="one continuous text of 20 bytes, which is too short"):
+        split_by_position(np.array([10, 10]), np.full(2, UNDECIDED, np.int8), DataSettings())

@@ -76,11 +76,12 @@ def test_staged_documents_come_back_batch_by_batch_with_their_tokens(staging, mo
     staging.add(texts[3:], "", on_batch=lambda *counts: reports.append(counts))
     staging.finish()
     batches = list(staging.batches())
-    assert [batch.to_pylist() for batch, _, _ in batches] == [texts[:2], texts[2:3], texts[3:]]
+    assert [batch["text"].to_pylist() for batch, *_ in batches] == [texts[:2], texts[2:3], texts[3:]]
     tokens = TokenStream(load_tokenizer("pocket"))
-    for batch, ids, _ in batches:
-        assert ids.tolist() == tokens.encode(batch.to_pylist())[0].tolist()
-    assert [range(4)[documents] for _, _, documents in batches] == [range(2), range(2, 3), range(3, 4)]
+    for batch, ids, is_prompt, _ in batches:
+        assert ids.tolist() == tokens.encode(batch["text"].to_pylist())[0].tolist()
+        assert is_prompt.size == 0
+    assert [range(4)[documents] for *_, documents in batches] == [range(2), range(2, 3), range(3, 4)]
     assert staging.parts.tolist() == [TRAIN, TRAIN, TRAIN, UNDECIDED]
     assert staging.n_bytes.tolist() == [len(text.encode()) for text in texts]
     assert (staging.n_empty, staging.n_characters) == (2, sum(map(len, texts)))
@@ -89,9 +90,19 @@ def test_staged_documents_come_back_batch_by_batch_with_their_tokens(staging, mo
 
 
 def test_a_budget_takes_whole_documents_and_at_least_one(staging):
-    staging.add(["one fox"] * 10, "", budget=1, on_batch=lambda *_: None)
+    assert staging.add(["", "one fox", "", *["one fox"] * 9, ""], "", budget=1, on_batch=lambda *_: None)
     staging.finish()
     assert len(staging.n_tokens) == 1
+    assert staging.n_empty == 1, "what is beyond the budget is not counted"
+
+
+def test_passages_are_staged_without_ends(staging):
+    staging.is_continuous = True
+    assert not staging.add(["one fox", "\nran home"], "", on_batch=lambda *_: None)
+    staging.finish()
+    tokenizer = load_tokenizer("pocket")
+    ((_, ids, _, _),) = staging.batches()
+    assert ids.tolist() == tokenizer.encode("one fox\nran home")
 
 
 def test_nothing_staged_is_no_documents(staging):

@@ -59,6 +59,15 @@ def test_a_score_equals_a_plain_loop_over_tokens(tiny, stride, context):
     assert result.n_words == len(" ".join(DOCUMENTS).split())
 
 
+def test_passages_are_scored_as_one_text_and_counted_one_by_one(tiny):
+    text = "The fox went to the well.\nIt looked for the moon in it, and went home again before the sun rose."
+    whole = score(*tiny, [text], stride=4, context=8, protocol="passages")
+    parts = score(*tiny, [text[:25], text[25:]], stride=4, context=8, protocol="passages")
+    assert parts.nats == pytest.approx(whole.nats)
+    assert (parts.n_documents, parts.n_tokens) == (2, whole.n_tokens)
+    assert whole.n_tokens == score(*tiny, [text], stride=4, context=8).n_tokens - 1, "no end-of-text"
+
+
 @pytest.mark.parametrize("stride", [64, 32, 7])
 def test_the_published_protocol_is_that_of_the_transformers_documentation(tiny, stride):
     model, tokenizer = tiny

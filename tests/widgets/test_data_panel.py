@@ -98,3 +98,17 @@ def test_keeps_a_sources_own_parts_as_the_data_room_does(tmp_path, own):
     sizes = split_sizes({name: len(part) for name, part in documents.items()}, settings)
     assert sizes == {name: len(part) for name, part in parts.items()}
     assert ", ".join(f"{name} {n}" for name, n in sizes.items()) in read_panel(settings).gauge.value
+
+
+def test_the_first_three_documents_are_shown_and_change_with_the_separator(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("".join(f"<b>Tale</b> {n}.\nIt ends.\n\n" for n in range(9)))
+    panel = read_panel(DataSettings(source=str(path)))
+    assert "&#x27;blank line&#x27; (auto, because there are 9 blocks" in panel.gauge.value
+    assert panel.gauge.value.count("<li>") == 3
+    assert "&lt;b&gt;Tale&lt;/b&gt; 0.\nIt ends.</span>" in panel.gauge.value
+    panel.controls["document_separator"].value = "row"
+    panel.thread.join()
+    assert "&lt;b&gt;Tale&lt;/b&gt; 0.</span>" in panel.gauge.value
+    panel.controls["document_separator"].value = "rows"
+    assert "is not a value" in panel._message.value

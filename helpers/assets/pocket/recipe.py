@@ -195,6 +195,7 @@ def pretrain(run: str, *, source: Path, model: Path, max_steps: int, **changes: 
 
     recipe: dict[str, Any] = {
         "run": run, "model_name_or_path": str(model), "source": str(source), "near_duplicates": "keep",
+        "document_separator": "row",
         "block_size": N_POSITIONS, "seed": SEED, "per_device_train_batch_size": BATCH_SIZE, "warmup_steps": 0.02,
         "weight_decay": 0.1, "adam_beta2": 0.95, "torch_compile": "always", "logging_steps": 100, "eval_steps": 1000,
         "save_steps": 500, "sample_prompt": "Return the",

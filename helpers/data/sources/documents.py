@@ -118,10 +118,15 @@ def _group(rows: Iterable[str], begins: Callable[[int, str, str], bool], name: s
 
 def _end_at_markers(texts: Iterable[str]) -> Iterator[str]:
     for text in texts:
-        if "<|" in text and _MARKERS.search(text):
+        if "<|" in text and _MARKERS.search(text):  # not in chat data, whose messages are freed of them before
             yield from filter(None, map(str.strip, _MARKERS.split(text)))
         else:
             yield text
+
+
+def without_markers(text: str) -> str:
+    """Return a text with a space in place of each marker of its end or beginning."""
+    return _MARKERS.sub(" ", text) if "<|" in text else text
 
 
 def _without_line_end(row: str) -> str:

@@ -5,7 +5,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from helpers.data.sources.tables import Row, Table, peek_columns
+from helpers.data.sources.rows import Row
+from helpers.data.sources.tables import Table, kind_of_type, peek_columns
 from helpers.display import first_line
 from helpers.model import hub_answers
 from helpers.settings import DataSettings, SettingsError
@@ -65,8 +66,7 @@ def _open_split(split: Any, settings: DataSettings) -> Table:
     name = repr(settings.source)
     if not split.features:  # not known in every stream
         return peek_columns(name, _rows(split, settings))
-    kinds = {column: getattr(kind, "dtype", "") for column, kind in split.features.items()}
-    columns = {column: kind in ("string", "large_string") for column, kind in kinds.items()}
+    columns = {field.name: kind_of_type(field.type) for field in split.features.arrow_schema}
     return Table(name, columns, lambda wanted: _rows(split.select_columns(list(wanted)), settings))
 
 

@@ -14,12 +14,15 @@ from helpers.data.sources.documents import END_OF_TEXT, HEADING, PASSAGE_CHARACT
 SAMPLE_ROWS, SAMPLE_CHARACTERS = 1000, 2**17  # of a source are looked at
 _SPEAKER = re.compile(r"[^\W\d_][\w .,'-]{0,40}:")  # a line of its own, as in tiny Shakespeare
 _BOOK = re.compile(
-    r"\*\*\* ?START OF .*GUTENBERG|(chapter|act|scene|canto|book|letter|part) ([ivxlc]+|\d+)\b.{0,60}", re.IGNORECASE
+    r"\*\*\* ?START OF .*GUTENBERG.*|(chapter|act|scene|canto|book|letter|part) ([ivxlc]+|\d+)([.:].{0,60})?",
+    re.IGNORECASE,
 )
 _SPEECH = ('"', "'", "“", "„", "«")
 _SENTENCE = re.compile(r"[^.!?。！？]*[.!?。！？]+[\s\"'”’»)\]`]*")  # noqa: RUF001 (sentence ends in Chinese too)
-_ENOUGH_ROWS = 30  # fewer sentences may be documents by accident
-_MOST, _SOME, _FEW = 0.7, 0.15, 0.03  # shares of the rows or blocks
+# How the next sentence of a text begins, and the only sentence of a document rarely does.
+_GOING_ON = re.compile(r"[a-z\"“„«']|(He|She|It|They|We|I|You|His|Her|But|And|Then|So|That)\b")
+_ENOUGH_ROWS, _VERY_MANY_ROWS = 30, 300  # fewer sentences may be documents by accident
+_MOST, _SOME = 0.7, 0.15  # shares of the rows or blocks
 _SENTENCE_CHARACTERS = 300  # more is a paragraph
 _PROSE_LINE = 40  # characters from which a line can be one of wrapped prose, and not a name or a verse
 
@@ -54,14 +57,14 @@ def recognise(rows: Sequence[str], *, is_table: bool = False, n_columns: int = 1
     if not is_table and n_files > 1:
         return Choice("file", f"the source has {n_files:,} text files")
     filled = [row for row in rows if row.strip()]
-    is_lines = not is_table or (n_columns == 1 and len(rows) - len(filled) >= max(2, _FEW * len(rows)))
+    # Between the lines of a text there are many empty rows; a few of them are documents that are missing.
+    n_empty = len(rows) - len(filled)
+    is_lines = not is_table or (n_columns == 1 and n_empty > _SOME * len(rows) and not any("\n" in row for row in rows))
     if is_lines and (choice := _by_blocks(rows, n_rows)):
         return choice
-    if is_table and (not is_lines or n_columns > 1):
-        if n_columns == 1 and _are_sentences(filled):
-            return Choice("file", f"nearly every one of {n_rows} is one sentence: they are joined")
-        return Choice("row", "the source is a table")
-    return _by_lines(filled, n_rows)
+    if n_columns == 1 and _are_sentences(filled):
+        return Choice("file", f"nearly every one of {n_rows} is one sentence: they are joined")
+    return Choice("row", "the source is a table") if is_table and not is_lines else _by_lines(filled, n_rows)
 
 
 def _by_markers(rows: Sequence[str], n_rows: str, *, is_table: bool) -> Choice | None:
@@ -90,8 +93,8 @@ def _by_blocks(rows: Sequence[str], n_rows: str) -> Choice | None:
 
 def _by_lines(filled: Sequence[str], n_rows: str) -> Choice:
     """Look at rows of which none is empty."""
-    if _are_sentences(filled):
-        return Choice("file", f"nearly every one of {n_rows} is one sentence: they are joined")
+    if not filled:
+        return Choice("blank line", "there is no text")
     n_going_on = sum(len(row) > _PROSE_LINE and after.lstrip()[:1].islower() for row, after in pairwise(filled))
     if len(filled) < 3 or n_going_on > 2 * _SOME * len(filled):
         return Choice("file", f"{n_rows} are lines of one text that goes on from line to line")
@@ -100,5 +103,7 @@ def _by_lines(filled: Sequence[str], n_rows: str) -> Choice:
 
 def _are_sentences(rows: Sequence[str]) -> bool:
     """Return whether rows are the sentences of a text, one each, as in BookCorpus."""
-    n_sentences = sum(len(row) <= _SENTENCE_CHARACTERS and bool(_SENTENCE.fullmatch(row.strip())) for row in rows)
-    return len(rows) >= _ENOUGH_ROWS and n_sentences >= _MOST * len(rows)
+    sentences = [row for row in rows if len(row) <= _SENTENCE_CHARACTERS and _SENTENCE.fullmatch(row.strip())]
+    n_going_on = sum(bool(_GOING_ON.match(row)) for row in sentences)
+    is_one_text = n_going_on > _SOME * len(rows) or len(rows) >= _VERY_MANY_ROWS
+    return is_one_text and len(rows) >= _ENOUGH_ROWS and len(sentences) >= _MOST * len(rows)

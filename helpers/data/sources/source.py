@@ -11,12 +11,14 @@ from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from helpers.data.sources.chat import chat_columns, render_row
 from helpers.data.sources.compression import read_chunks
 from helpers.data.sources.documents import passages, row_documents, row_lines, text_documents
 from helpers.data.sources.encodings import decode, find_encoding
 from helpers.data.sources.hub import open_from_hub, open_saved, saved_files
 from helpers.data.sources.paths import FABLES, TABLES, is_saved_dataset, kind_of, source_files, source_path
 from helpers.data.sources.recognition import SAMPLE_CHARACTERS, SAMPLE_ROWS, Choice, recognise
+from helpers.data.sources.rows import Row
 from helpers.data.sources.tables import Table, find_text_column, parquet_table, text_of, text_table
 from helpers.settings import DataSettings, SettingsError
 
@@ -48,6 +50,7 @@ class Source:
     Attributes:
         n_bytes: size of its files on disk; None where that is not known.
         encodings: how many text files were read in which encoding; counted while they are read.
+        notes: a sentence for each thing that may have been misread; more come while it is read.
         is_continuous: whether it is one text in passages, and not documents; known when `parts` yields the first part.
     """
 
@@ -57,6 +60,8 @@ class Source:
         self.is_continuous = False
         self._choices: dict[bool, Choice] = {}  # whether it is a table's -> what separates documents
         self._n_columns = self._n_texts = 1
+        self._is_chat = False
+        self.notes: list[str] = []
         self._advance: Callable[[int], None] | None = None
         self._path = source_path(settings.source)
         is_files = self._path is not None and not is_saved_dataset(self._path)
@@ -78,9 +83,9 @@ class Source:
         """
         self._advance = advance
         parts = self._streams_by_part()
+        self._n_texts = max(sum(not stream.is_table for stream in streams) for _, streams in parts)
+        is_alone = all(len(streams) == 1 for _, streams in parts)
         for part, streams in parts:
-            self._n_texts = sum(not stream.is_table for stream in streams)
-            is_alone = all(len(streams) == 1 for _, streams in parts)
             # The first one at once: what it is decides how the documents of this part are stored.
             first = self._documents(streams[0], is_alone=is_alone)
             yield part, chain(first, chain.from_iterable(self._documents(stream) for stream in streams[1:]))
@@ -157,13 +162,30 @@ class Source:
     def _open_table(self, file: Path) -> Table:
         if (kind := kind_of(file)) == ".parquet":
             return parquet_table(file, advance=self._advance)
-        return text_table(kind, str(file), self._decode(file))
+        return text_table(kind, str(file), self._decode(file), notes=self.notes)
 
     def _texts(self, table: Table) -> Iterator[str]:
         """Return the texts of a table's rows."""
-        column = find_text_column(table.columns, self.settings.text_column, name=table.name)
         self._n_columns = len(table.columns)
+        if columns := chat_columns(table.columns, self.settings.text_column):
+            self._is_chat = True
+            self._note(f"{table.name}: each row is a conversation, of the columns {list(columns)}.")
+            return (self._conversation(row, columns, table.name) for row in table.rows(columns))
+        column = find_text_column(table, self.settings.text_column)
+        if not self.settings.text_column and column != "text" and len(table.columns) > 1:
+            self._note(f"{table.name}: the text is column {column!r} of {list(table.columns)[:20]}.")
         return (_replace_half_characters(text_of(row, column, name=table.name)) for row in table.rows([column]))
+
+    def _conversation(self, row: Row, columns: Sequence[str], name: str) -> str:
+        place, values = row
+        try:
+            return render_row(values, columns, self.settings.chat_template)
+        except SettingsError as error:
+            raise SettingsError(f"{name}, {place}: {error}. Fix the row, or set text_column.") from None
+
+    def _note(self, sentence: str) -> None:
+        if sentence not in self.notes:
+            self.notes.append(sentence)
 
     def _text_chunks(self, file: Path) -> Iterator[str]:
         return chain(["\n"], self._decode(file)) if self._path == FABLES else self._decode(file)
@@ -183,6 +205,15 @@ class Source:
         return form(pieces, separator, name=stream.name)
 
     def _choose(self, sample: Sequence[str], *, is_table: bool) -> Choice:
+        if is_table and self._is_chat:
+            if self.settings.document_separator not in ("auto", "row", "line"):
+                raise SettingsError("Each row of chat data is a conversation: leave document_separator at 'auto'.")
+            return Choice("row", "each row is a conversation")
+        if self.settings.train_on == "completion":
+            raise SettingsError(
+                f"train_on = 'completion' needs chat data, such as a column of messages or the columns prompt and "
+                f"completion, and {self.settings.source!r} has none: set train_on to 'all'."
+            )
         if self.settings.document_separator != "auto":
             return Choice(self.settings.document_separator, "")
         if self._path == FABLES:

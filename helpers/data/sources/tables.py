@@ -1,6 +1,5 @@
-"""Tables read row by row: JSON lines, JSON, CSV, TSV and Parquet; and which of their columns holds the text."""
+"""Tables row by row, in any form; and which of their columns holds the text."""
 
-import csv
 import json
 import re
 import tempfile
@@ -11,45 +10,71 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from helpers.data.sources.compression import read_chunks
-from helpers.data.sources.texts import MAX_DOCUMENT_CHARACTERS, check_length, split_lines
+from helpers.data.sources.csv_rows import csv_rows
+from helpers.data.sources.json_rows import is_message, json_lines, json_rows
+from helpers.data.sources.rows import Row, check_names
+from helpers.data.sources.texts import check_length
 from helpers.display import first_line
 from helpers.settings import SettingsError
 
-Row = tuple[str, Mapping[str, Any]]  # its place, for error messages, and its values
-SAMPLE_ROWS = 1000  # are looked at to find the column of the text
+SAMPLE_ROWS, _SAMPLE_CHARACTERS = 1000, 2**22  # are looked at to find the column of the text
 _BATCH = 256  # rows of a Parquet file in memory at once
 _NUMBER = re.compile(r"[-+]?\d*[.,]?\d+([eE][-+]?\d+)?")
+_MUCH_LONGER = 4  # times the mean length of all other columns together: then a column is the text
 
 
 class Table(NamedTuple):
-    """A table: how an error calls it, its columns with whether each holds words, and its rows with some columns."""
+    """A table: its name in errors, its columns, and its rows with some columns.
+
+    The kind of a column is 'words', 'messages' (of a conversation), 'nested' (other lists and objects) or 'other'.
+    """
 
     name: str
-    columns: Mapping[str, bool]
+    columns: Mapping[str, str]
     rows: Callable[[Sequence[str]], Iterator[Row]]
+    sample: Sequence[Row] = ()  # the first rows, of a table that can be read only once
 
 
-def find_text_column(columns: Mapping[str, bool], wanted: str, *, name: str) -> str:
+def find_text_column(table: Table, wanted: str) -> str:
     """Return the column that holds the text: the one asked for, one called `text`, or the only one that can.
 
+    Of several columns of words, one whose texts are much longer than all others is the text.
+
     Args:
-        columns: every column, and whether it holds words.
+        table: where to look.
         wanted: the `text_column` of the settings; empty: find it.
-        name: how an error calls the table.
 
     Raises:
         SettingsError: there is no such column, or there are several candidates; the columns are listed.
     """
-    if wanted in columns:
+    columns = table.columns
+    if wanted and wanted in columns:
         return wanted
     # A single column is the text even when its first value is missing or a number.
-    candidates = [column for column, has_words in columns.items() if has_words or len(columns) == 1]
+    candidates = [column for column, kind in columns.items() if kind == "words" or len(columns) == 1]
     if "text" in columns:
         candidates = ["text"]
-    if not wanted and len(candidates) == 1:
+    if not wanted and len(candidates) > 1:
+        lengths = _mean_lengths(table, candidates)
+        longest = max(candidates, key=lengths.__getitem__)
+        if lengths[longest] >= _MUCH_LONGER * (sum(lengths.values()) - lengths[longest]):
+            candidates = [longest]
+    nested = [column for column, kind in columns.items() if kind == "nested"]
+    if not wanted and len(candidates) == 1 and (not nested or candidates == ["text"]):
         return candidates[0]
     missing = f"no column {wanted!r}" if wanted else "no column 'text', and not exactly one column of words"
-    raise SettingsError(f"{name} has {missing}: set text_column to one of {list(columns)}.")
+    inside = f" Lists and objects, as in {nested}, are not read: write what they hold as text." if nested else ""
+    raise SettingsError(f"{table.name} has {missing}: set text_column to one of {list(columns)[:20]}.{inside}")
+
+
+def _mean_lengths(table: Table, columns: Sequence[str]) -> dict[str, float]:
+    """Return the mean number of characters of the texts of each column."""
+    lengths: dict[str, list[int]] = {column: [] for column in columns}
+    for _, values in table.sample or islice(table.rows(columns), SAMPLE_ROWS):
+        for column in columns:
+            if isinstance(value := values.get(column), str) and value:
+                lengths[column].append(len(value))
+    return {column: sum(each) / max(1, len(each)) for column, each in lengths.items()}
 
 
 def holds_words(value: Any) -> bool:
@@ -76,114 +101,60 @@ def text_of(row: Row, column: str, *, name: str) -> str:
     return value
 
 
-def text_table(kind: str, name: str, chunks: Iterable[str]) -> Table:
-    """Open a table that is stored as text; `kind` is its suffix, such as `.csv`."""
+def text_table(kind: str, name: str, chunks: Iterable[str], *, notes: list[str]) -> Table:
+    """Open a table that is stored as text.
+
+    Args:
+        kind: its suffix, such as `.csv`.
+        name: how an error calls it.
+        chunks: its text, piece by piece.
+        notes: gets a sentence for each thing that may have been misread.
+    """
     if kind == ".json":
-        return peek_columns(name, _json_rows(name, chunks))
+        return peek_columns(name, json_rows(name, chunks))
     if kind in (".csv", ".tsv"):
-        return peek_columns(name, _csv_rows(name, chunks, delimiter="\t" if kind == ".tsv" else None))
-    return peek_columns(name, _json_lines(name, chunks))
+        delimiter = "\t" if kind == ".tsv" else ","
+        return peek_columns(name, csv_rows(name, chunks, delimiter=delimiter, notes=notes))
+    return peek_columns(name, json_lines(name, chunks))
 
 
 def peek_columns(name: str, rows: Iterator[Row]) -> Table:
     """Return a table whose columns are those of its first rows: one row may lack a value, or hold a number."""
-    sample = list(islice(rows, SAMPLE_ROWS))
-    columns: dict[str, bool] = {}
+    sample, n_characters = [], 0
+    for row in islice(rows, SAMPLE_ROWS):
+        sample.append(row)
+        n_characters += sum(len(value) for value in row[1].values() if isinstance(value, str))
+        if n_characters > _SAMPLE_CHARACTERS:
+            break
+    columns: dict[str, str] = {}
     for _, values in sample:
         for column, value in values.items():
-            columns[column] = columns.get(column, False) or holds_words(value)
-    return Table(name, columns, lambda _: chain(sample, rows))
+            if columns.get(column, "other") == "other":
+                columns[column] = _kind_of_value(value)
+
+    return Table(name, columns, lambda _: chain(sample, rows), sample)
 
 
-def _json_lines(name: str, chunks: Iterable[str]) -> Iterator[Row]:
-    """Yield the objects of a JSON Lines file; empty lines are skipped."""
-    for number, line in enumerate(split_lines(chunks, name=name), start=1):
-        if line and not line.isspace():
-            try:
-                value = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise SettingsError(f"{name}, line {number} is broken JSON ({error.msg}): fix the line.") from None
-            yield f"line {number}", _check_object(value, f"{name}, line {number}")
+def _kind_of_value(value: Any) -> str:
+    if isinstance(value, (list, dict)):
+        return "messages" if isinstance(value, list) and value and is_message(value[0]) else "nested"
+    return "words" if holds_words(value) else "other"
 
 
-def _check_object(value: Any, place: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise SettingsError(
-            f'{place}: a row must be an object such as {{"text": "..."}}, not {json.dumps(value)[:40]}.'
-        )
-    return value
+def kind_of_type(kind: Any) -> str:
+    """Return the kind of a column, as in `Table`, from its Arrow type."""
+    import pyarrow as pa
 
-
-def _json_rows(name: str, chunks: Iterable[str]) -> Iterator[Row]:
-    """Yield the objects of a JSON file: one list, an object that holds one list, or objects one after the other."""
-    for line, value in _json_values(name, chunks):
-        values = [value]
-        if isinstance(value, dict) and len(value) == 1 and isinstance(next(iter(value.values())), list):
-            values = next(iter(value.values()))
-        for each in values:
-            yield f"line {line}", _check_object(each, f"{name}, line {line}")
-
-
-def _json_values(name: str, chunks: Iterable[str]) -> Iterator[tuple[int, Any]]:
-    """Yield JSON values and the line each begins at, without the list around them and the commas between them.
-
-    Not `json.load`, and not the JSON reader of `datasets`: both need the whole file in memory.
-    """
-    decode, buffer, line, is_list = json.JSONDecoder().raw_decode, "", 1, None
-    for chunk in chain(chunks, [None]):  # None: the end of the file
-        buffer += chunk or ""
-        position = 0  # everything before it has been decoded
-        while True:
-            begin = re.compile(r"[\s,\]]*" if is_list else r"\s*").match(buffer, position).end()
-            line += buffer.count("\n", position, begin)
-            position = begin
-            if begin == len(buffer):
-                break
-            if is_list is None:
-                is_list = buffer[begin] == "["
-                position += is_list
-                continue
-            try:
-                value, end = decode(buffer, begin)
-            except json.JSONDecodeError as error:
-                if chunk is None or _is_broken(error, buffer):
-                    error_line = line + buffer.count("\n", begin, error.pos)
-                    raise SettingsError(
-                        f"{name}, line {error_line} is broken JSON ({error.msg}): fix the line."
-                    ) from None
-                check_length(len(buffer) - begin, f"{name}, line {line} has a value")
-                break
-            yield line, value
-            line, position = line + buffer.count("\n", begin, end), end
-        buffer = buffer[position:]
-
-
-def _is_broken(error: json.JSONDecodeError, buffer: str) -> bool:
-    """Return whether an error is inside the buffer, and not at its end where the next chunk may complete the value."""
-    # Near the end, the cause may be a word such as `false`, or an escape, that the end of the chunk cut in two.
-    return error.pos < len(buffer) - 64 and not error.msg.startswith("Unterminated")
-
-
-def _csv_rows(name: str, chunks: Iterable[str], *, delimiter: str | None) -> Iterator[Row]:
-    """Yield the rows of a table with a header line; without a delimiter it is the header's comma or semicolon."""
-    lines = (f"{line}\n" for line in split_lines(chunks, name=name))
-    header = next(lines, "")
-    # Excel writes semicolons in much of Europe. csv.Sniffer is no help: it raises on a table of one column.
-    delimiter = delimiter or (";" if header.count(";") > header.count(",") else ",")
-    csv.field_size_limit(MAX_DOCUMENT_CHARACTERS)  # the library's own limit is 131,072 characters
-    reader = csv.reader(chain([header], lines), delimiter=delimiter, strict=True)
-    try:
-        columns = next(reader, [])
-        for values in reader:
-            if len(values) > len(columns):
-                raise SettingsError(
-                    f"{name}, line {reader.line_num}: {len(values)} values under {len(columns)} columns: put text "
-                    "that holds the delimiter into double quotes."
-                )
-            if values:
-                yield f"line {reader.line_num}", dict(zip(columns, values, strict=False))
-    except csv.Error as error:
-        raise SettingsError(f"{name}, line {reader.line_num} is broken ({error}): fix the line.") from None
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        of = kind.value_type
+        names = [of.field(place).name for place in range(of.num_fields)] if pa.types.is_struct(of) else []
+        return "messages" if is_message(dict.fromkeys(names)) else "nested"
+    if pa.types.is_nested(kind):
+        return "nested"
+    is_words = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    return "words" if is_words else "other"
 
 
 def parquet_table(file: Path, *, advance: Callable[[int], None] | None = None) -> Table:
@@ -193,7 +164,8 @@ def parquet_table(file: Path, *, advance: Callable[[int], None] | None = None) -
         SettingsError: it is not a Parquet file.
     """
     with _open_parquet(file) as table:
-        columns = {field.name: _is_string(field.type) for field in table.schema_arrow}
+        check_names(table.schema_arrow.names, str(file))
+        columns = {field.name: kind_of_type(field.type) for field in table.schema_arrow}
 
     def rows(wanted: Sequence[str]) -> Iterator[Row]:
         n_bytes, n_rows = file.stat().st_size, 0
@@ -229,10 +201,3 @@ def _seekable(file: Path, unpacked: Any) -> Any:
         unpacked.write(chunk)
     unpacked.seek(0)
     return unpacked
-
-
-def _is_string(kind: Any) -> bool:
-    import pyarrow as pa
-
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)

@@ -1,0 +1,143 @@
+"""Chat and instruction data: a conversation becomes one document, which knows what in it is a prompt.
+
+Known forms: a column of messages with `role` and `content` (or `from` and `value`), and columns such as `prompt` and
+`completion`, or `instruction`, `input` and `output`.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate, pairwise
+from typing import Any, NamedTuple
+
+from helpers.data.sources.documents import without_markers
+from helpers.settings import SettingsError
+
+MESSAGE_COLUMNS = ("messages", "conversations", "conversation")
+_PAIRS = (
+    ("prompt", "completion"), ("prompt", "response"), ("instruction", "output"), ("instruction", "response"),
+    ("question", "answer"),
+)  # fmt: skip
+_ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "developer": "system"}
+
+
+class Template(NamedTuple):
+    """How a message is written: its role's header, what is before and after its content, and between two messages.
+
+    A content begins, or its header ends, with white space. There GPT-2's tokenizer starts a new token anyway, so that a
+    prompt alone has the same tokens as at the beginning of a conversation.
+    """
+
+    headers: Mapping[str, str]
+    before: str
+    after: str
+    between: str
+
+
+TEMPLATES = {
+    "roles": Template({"system": "System:", "user": "User:", "assistant": "Assistant:"}, " ", "", "\n\n"),
+    # The headings of Stanford Alpaca (https://github.com/tatsu-lab/stanford_alpaca).
+    "alpaca": Template(
+        {"system": "### System:", "user": "### Instruction:", "assistant": "### Response:"}, "\n", "", "\n\n"
+    ),
+    # OpenAI's ChatML; its markers are no special tokens of GPT-2, and take several tokens each.
+    "chatml": Template(
+        {role: f"<|im_start|>{role}" for role in ("system", "user", "assistant")}, "\n", "<|im_end|>", "\n"
+    ),
+    "plain": Template(dict.fromkeys(("system", "user", "assistant"), ""), "", "", "\n"),
+}
+
+
+class Dialogue(str):
+    """A document of which parts are a prompt.
+
+    Attributes:
+        borders: character positions at which prompt and completion take turns, beginning with a prompt.
+    """
+
+    borders: tuple[int, ...]
+
+    def __new__(cls, text: str, borders: Iterable[int]) -> "Dialogue":
+        """Return the text with its borders."""
+        dialogue = super().__new__(cls, text)
+        dialogue.borders = tuple(borders)
+        return dialogue
+
+    @property
+    def segments(self) -> list[tuple[str, bool]]:
+        """The text in order: each piece, and whether it is a prompt; no piece is empty."""
+        places = [0, *self.borders, len(self)]
+        pieces = [self[start:stop] for start, stop in pairwise(places)]
+        return [(piece, number % 2 == 0) for number, piece in enumerate(pieces) if piece]
+
+
+def render_chat(messages: Sequence[Mapping[str, Any]], template: str = "roles") -> Dialogue:
+    r"""Write messages as one document; what an assistant says is a completion, and everything else a prompt.
+
+    Args:
+        messages: each with `role` and `content`, or `from` and `value`.
+        template: a name in `TEMPLATES`.
+
+    Raises:
+        SettingsError: a message has no text, or its role is not known.
+
+    >>> chat = render_chat([{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "A fox."}])
+    >>> chat.segments
+    [('User: Who?\n\nAssistant:', True), (' A fox.', False)]
+    """
+    form, pieces = TEMPLATES[template], [""]  # prompts and completions in turn
+    for number, message in enumerate(messages):
+        role, content = _read_message(message)
+        body = f"{form.before}{content}{form.after}"
+        if len(pieces) % 2 == 0:
+            pieces.append("")
+        pieces[-1] += (form.between if number else "") + form.headers[role]
+        if role == "assistant":
+            pieces.append(body)
+        else:
+            pieces[-1] += body
+    return Dialogue("".join(pieces), accumulate(map(len, pieces[:-1])))
+
+
+def _read_message(message: Any) -> tuple[str, str]:
+    values = message if isinstance(message, Mapping) else {}
+    role, content = values.get("role", values.get("from")), values.get("content", values.get("value"))
+    role = _ROLES.get(role, role)
+    if role not in ("system", "user", "assistant") or not isinstance(content, str):
+        raise SettingsError(
+            f"a message needs a role (system, user or assistant) and a content that is text, not {str(message)[:60]}"
+        )
+    return role, without_markers(content).strip()
+
+
+def chat_columns(columns: Mapping[str, str], wanted: str) -> tuple[str, ...]:
+    """Return the columns that hold conversations, or () when the table is not chat data.
+
+    Args:
+        columns: every column, and its kind: 'messages', 'words', 'nested' or 'other'.
+        wanted: the `text_column` of the settings: a column of messages, or empty.
+    """
+    if wanted:
+        return (wanted,) if columns.get(wanted) == "messages" else ()
+    if "text" in columns:
+        return ()
+    chats = [name for name, kind in columns.items() if kind == "messages"]
+    for pair in _PAIRS:
+        if all(columns.get(name) in ("words", "messages", "other") for name in pair):
+            return (*pair, "input") if "input" in columns and pair[0] == "instruction" else pair
+    return (next((name for name in MESSAGE_COLUMNS if name in chats), chats[0]),) if chats else ()
+
+
+def render_row(values: Mapping[str, Any], columns: Sequence[str], template: str) -> Dialogue | str:
+    """Return the document of a row of chat data; empty where it has no text. Errors as in `render_chat`."""
+    if len(columns) == 1:
+        messages = values.get(columns[0]) or []
+    else:
+        prompt, completion, *more = (values.get(column) or "" for column in columns)
+        prompt = "\n\n".join([prompt, *filter(None, more)]) if isinstance(prompt, str) else prompt
+        messages = [*_as_messages(prompt, "user"), *_as_messages(completion, "assistant")]
+    return render_chat(messages, template) if messages else ""
+
+
+def _as_messages(value: Any, role: str) -> list[Any]:
+    if isinstance(value, list):
+        return value
+    return [{"role": role, "content": value}]

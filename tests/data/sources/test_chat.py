@@ -1,0 +1,176 @@
+"""Conversations as documents: which tables are chat data, how a template writes them, and what is a prompt."""
+
+import json
+
+import numpy as np
+import pytest
+from datasets import Dataset
+
+from helpers.data.preparation import load_documents, prepare, token_blocks
+from helpers.data.sources import Source
+from helpers.data.sources.chat import TEMPLATES, Dialogue, render_chat
+from helpers.data.tokens import TokenStream
+from helpers.evaluation.scoring import score
+from helpers.model import load_tokenizer
+from helpers.settings import DataSettings, SettingsError
+
+ASK, ANSWER = "Who went to the well?", "The fox."
+CHAT = [
+    {"role": "system", "content": "Be short."}, {"role": "user", "content": ASK},
+    {"role": "assistant", "content": ANSWER}, {"role": "user", "content": "And then?"},
+    {"role": "assistant", "content": "It drank."},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_what_the_assistant_says_is_a_completion_and_all_else_a_prompt(template):
+    chat = render_chat(CHAT, template)
+    said = [text.strip().removesuffix("<|im_end|>") for text, is_prompt in chat.segments if not is_prompt]
+    assert said == [ANSWER, "It drank."]
+    assert "".join(text for text, _ in chat.segments) == chat
+    assert ASK in chat
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_a_dialogue_has_the_tokens_of_its_text_and_its_end_is_learned(template):
+    tokenizer = load_tokenizer("pocket")
+    chat = render_chat(CHAT, template)
+    ids, n_tokens, is_prompt = TokenStream(tokenizer).encode_dialogues([chat, chat])
+    once = [*tokenizer.encode(chat), tokenizer.eos_token_id]
+    assert ids.tolist() == once * 2
+    assert n_tokens.tolist() == [len(once)] * 2
+    assert not is_prompt[-1]
+    learned = tokenizer.decode(ids[: len(once)][~is_prompt[: len(once)]])
+    assert ANSWER in learned
+    assert ASK not in learned
+
+
+def test_a_dialogue_without_an_answer_ends_in_a_prompt():
+    tokens = TokenStream(load_tokenizer("pocket"))
+    assert tokens.encode_dialogues([render_chat(CHAT[:2])])[2].all()
+
+
+PAIR = {"user": ASK, "assistant": ANSWER}
+FORMS = {
+    "messages": {"messages": CHAT[1:3], "id": 7},
+    "ShareGPT": {"id": "0", "conversations": [{"from": "human", "value": ASK}, {"from": "gpt", "value": ANSWER}]},
+    "prompt and completion": {"prompt": ASK, "completion": f" {ANSWER}"},
+    "messages in both": {"prompt": CHAT[1:2], "completion": CHAT[2:3]},
+    "Alpaca": {"instruction": ASK, "input": "", "output": ANSWER},
+    "question and answer": {"question": ASK, "answer": ANSWER},
+    "instruction and response": {"instruction": ASK, "response": ANSWER, "category": "a"},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.parquet"])
+def test_chat_data_become_documents_in_every_usual_form(tmp_path, form, name):
+    rows = [FORMS[form]] * 3
+    if name.endswith("parquet"):
+        Dataset.from_list(rows).to_parquet(tmp_path / name)
+    else:
+        text = json.dumps(rows) if name == "a.json" else "\n".join(map(json.dumps, rows))
+        (tmp_path / name).write_text(text)
+    source = Source(DataSettings(source=str(tmp_path / name)))
+    ((_, texts),) = source.parts()
+    assert list(texts) == [f"User: {ASK}\n\nAssistant: {ANSWER}"] * 3
+    assert "conversation" in source.notes[0]
+    if "messages" not in form and form != "ShareGPT":
+        column = next(reversed({name: 0 for name in FORMS[form] if name not in ("category",)}))
+        ((_, texts),) = Source(DataSettings(source=str(tmp_path / name), text_column=column)).parts()
+        assert next(iter(texts)).strip() == ANSWER, "text_column takes that column alone"
+
+
+def test_a_marker_of_the_end_inside_a_message_is_no_end():
+    chat = render_chat([CHAT[1], {"role": "assistant", "content": "The<|endoftext|>fox."}])
+    assert chat.segments[-1] == (" The fox.", False)
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [({"messages": [{"role": "wizard", "content": "a"}]}, "line 1: a message needs a role"),
+     ({"messages": [{"role": "user", "content": None}]}, "line 1: a message needs a role")],
+)  # fmt: skip
+def test_a_message_that_cannot_be_read_is_named_with_its_line(tmp_path, row, words):
+    (tmp_path / "a.jsonl").write_text(json.dumps(row))
+    with pytest.raises(SettingsError, match=words):
+        load_documents(DataSettings(source=str(tmp_path / "a.jsonl")))
+
+
+def test_training_on_completions_needs_chat_data_whose_rows_stay_rows(text_file, tmp_path):
+    with pytest.raises(SettingsError, match="train_on = 'completion' needs chat data"):
+        load_documents(DataSettings(source=str(text_file), train_on="completion"))
+    (tmp_path / "a.jsonl").write_text(json.dumps(FORMS["messages"]))
+    with pytest.raises(SettingsError, match="leave document_separator at 'auto'"):
+        load_documents(DataSettings(source=str(tmp_path / "a.jsonl"), document_separator="file"))
+
+
+@pytest.fixture
+def chat_settings(tmp_path, tiny_model):
+    """Return settings with 60 conversations whose prompts are much longer than their answers."""
+    rows = [
+        {
+            "prompt": f"Question {number}: " + f"who went to the well on day {number}? " * 4,
+            "completion": f"Fox {number}.",
+        }
+        for number in range(60)
+    ]
+    (tmp_path / "chat.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return DataSettings(
+        run="chat", source=str(tmp_path / "chat.jsonl"), train_on="completion", block_size=32,
+        model_name_or_path=str(tiny_model),
+    )  # fmt: skip
+
+
+def test_blocks_have_labels_for_completions_and_their_ends_only(chat_settings):
+    data, tokenizer = prepare(chat_settings), load_tokenizer("pocket")
+    blocks, facts = data.blocks["train"].with_format("numpy"), data.facts["splits"]["train"]
+    ids, labels = blocks["input_ids"][:], blocks["labels"][:]
+    learned = labels != -100
+    assert (labels[learned] == ids[learned]).all()
+    assert learned.any(axis=1).all(), "a block without a label teaches nothing"
+    assert not learned[:, 0].any(), "nothing predicts the first token of a block"
+    assert learned.sum() == facts["labels"] < facts["tokens"] / 3
+    assert "well" not in tokenizer.decode(labels[learned])
+    assert (labels == tokenizer.eos_token_id).sum() > facts["documents"] / 2
+    by_hand, _ = token_blocks(data.documents["train"], tokenizer, 32)
+    assert (by_hand.with_format("numpy")["labels"][:] == labels).all()
+
+
+def test_a_score_counts_completions_only(tiny):
+    model, tokenizer = tiny
+    chats = [render_chat(CHAT), render_chat(CHAT[1:3])]
+    result = score(model, tokenizer, chats, stride=8, context=16)
+    ids, _, is_prompt = TokenStream(tokenizer).encode_dialogues(chats)
+    assert result.n_tokens == (~is_prompt).sum()
+    assert result.n_bytes == sum(len(text.encode()) for chat in chats for text, prompt in chat.segments if not prompt)
+    alone = score(model, tokenizer, list(map(str, chats)), stride=8, context=16)
+    assert alone.n_tokens == len(ids)
+    assert result.nats < alone.nats
+    bare = [Dialogue(str(chat), []) for chat in chats]
+    with pytest.raises(SettingsError, match="contain only white space"):
+        score(model, tokenizer, bare, stride=8, context=16)
+
+
+def test_the_validation_loss_is_the_mean_over_labels_and_not_over_batches(chat_settings, tiny):
+    import torch
+
+    from helpers.settings import TrainingSettings
+    from helpers.training.fine_tuning import fine_tune
+
+    settings = TrainingSettings(
+        **chat_settings.model_dump(), per_device_train_batch_size=3, num_train_epochs=0.05, learning_rate=1e-9,
+        mixed_precision="no",
+    )  # fmt: skip
+    run = fine_tune(settings)
+    model, _ = tiny
+    blocks = prepare(chat_settings).blocks["validation"]
+    nats, n_labels = 0.0, 0
+    for row in blocks:
+        with torch.no_grad():
+            logits = model(row["input_ids"][None]).logits[0, :-1]
+        nats += torch.nn.functional.cross_entropy(logits, row["labels"][1:], reduction="sum").item()
+        n_labels += int((row["labels"][1:] != -100).sum())
+    assert run.eval_loss == pytest.approx(nats / n_labels, rel=1e-4)
+    assert np.isclose(run.facts["trained_tokens"] / run.facts["tokens"], 0.2, atol=0.15)
+    assert "of them learned" in str(run)

@@ -1,0 +1,211 @@
+"""What a document is: each value of the setting, what `auto` recognises, and documents that come back as they were."""
+
+import json
+import random
+
+import pytest
+from datasets import Dataset
+
+from helpers.data.sources import Source
+from helpers.data.sources.documents import PASSAGE_CHARACTERS, passages, row_documents, text_documents
+from helpers.data.sources.recognition import recognise
+from helpers.settings import DataSettings, SettingsError
+
+ROWS = [
+    "", " = First = ", "", " text of one . ", "", " = = Section = = ", "", " more .", "", " = Second one = ",
+    "", " two .",
+]  # fmt: skip
+END, START = "<|endoftext|>", "<|startoftext|>"
+
+SEPARATORS = {
+    "row": [row for row in ROWS if row],
+    "line": [row for row in ROWS if row],
+    "blank line": [row for row in ROWS if row],
+    "heading": ["\n".join(ROWS[1:9]).strip("\n"), "\n".join(ROWS[9:])],
+    "pattern:^ = [^=]": ["\n".join(ROWS[1:9]).strip("\n"), "\n".join(ROWS[9:])],
+    "pattern:Section": ["\n".join(ROWS[1:5]).strip("\n"), "\n".join(ROWS[5:])],
+    "6 rows": ["\n".join(ROWS[1:6]), "\n".join(ROWS[7:])],
+    "12 rows": ["\n".join(ROWS[1:])],
+    "file": ["\n".join(ROWS[1:])],
+    " = = Section = = ": ["\n".join(ROWS[1:5]), "\n".join(ROWS[7:])],
+}
+
+
+@pytest.mark.parametrize("separator", SEPARATORS)
+def test_a_separator_means_the_same_for_the_lines_of_a_text_and_the_rows_of_a_table(separator):
+    expected = [text.strip() for text in SEPARATORS[separator]]
+    text = list(text_documents(["\n".join(ROWS)], separator, name="x"))
+    rows = [text for text in row_documents((f"{row}\n" for row in ROWS), separator, name="x") if text.strip()]
+    assert [document.strip() for document in text] == [document.strip() for document in rows] == expected
+
+
+@pytest.mark.parametrize("separator", SEPARATORS)
+def test_documents_do_not_depend_on_the_pieces_a_text_is_read_in(separator):
+    text = "\n".join(ROWS)
+    assert list(text_documents(list(text), separator, name="x")) == list(text_documents([text], separator, name="x"))
+
+
+def test_the_rows_of_a_document_keep_their_order_and_their_own_white_space():
+    assert next(iter(row_documents(ROWS, "heading", name="x"))) == "\n".join(ROWS[1:9]).strip("\n")
+
+
+@pytest.mark.parametrize("separator", ["row", "blank line", "file", END, "3 rows", "pattern:^b"])
+@pytest.mark.parametrize(
+    "text",
+    [f"a{END}b", f"a\n{END}\nb", f"{START}a{END}{START}b{END}", f"a{END}{END}b{END}", f"{END}a\n\n{END}\n\nb\n"],
+)
+def test_no_end_of_text_is_inside_a_document_or_makes_an_empty_one(separator, text):
+    assert list(text_documents([text], separator, name="x")) == ["a", "b"]
+    assert list(filter(None, row_documents([text], separator, name="x"))) == ["a", "b"]
+
+
+BAD = {
+    "rows": "is not a value", "Line": "is not a value", "blank-line": "is not a value", "blank lines": "is not a value",
+    "headings": "is not a value", "0 rows": "is not a value", "100rows": "is not a value", "5 lines": "is not a value",
+    "FILE": "is not a value", "pattern:": "needs a regular expression", "pattern:(": "broken regular expression",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("separator", BAD)
+def test_what_is_nearly_a_value_is_refused_and_not_taken_as_text(separator):
+    with pytest.raises(SettingsError, match=BAD[separator]):
+        DataSettings(document_separator=separator)
+
+
+SENTENCES = [f"he took the {thing} and went home ." for thing in "axe bow cup die egg fan gun hat ink jar".split() * 4]
+TALES = [sentence.replace("he took", "A fox took") for sentence in SENTENCES]
+FORMS = {  # what is read -> the separator, and a word of the reason
+    "WikiText": (ROWS * 2, {"is_table": True}, "heading", "headings"),
+    "WikiText in a file": (ROWS, {}, "heading", "headings"),
+    "an end-of-text after each": ([f"a{END}", "", f"b{END}"], {}, END, "end-of-text"),
+    "an end-of-text on lines of its own": (["a", END, "b", END, "c"], {}, END, "end-of-text"),
+    "an end-of-text on rows of their own": (["a", "b", END, "c", "d", END], {"is_table": True}, END, "end-of-text"),
+    "an end-of-text in each row of a table": ([f"{START}a{END}", f"{START}b{END}"], {"is_table": True}, "row", "table"),
+    "many files": (["One text.", "", "It goes on."], {"n_files": 9}, "file", "9 text files"),
+    "a play": (["Fox:", "Who is it?", "", "Owl:", "I.", "", "Fox:", "Come in.", ""] * 3, {}, "file", "play"),
+    "a play as a table": (["Fox:", "Who?", "", "Owl:", "I.", "", "Fox:", "In."], {"is_table": True}, "file", "play"),
+    "a book": (["CHAPTER I", "", "One.", "", "Two.", "", "CHAPTER II", "", "Three."], {}, "file", "book"),
+    "a book of Project Gutenberg": (["*** START OF THE PROJECT GUTENBERG EBOOK X ***", "", "a"], {}, "file", "book"),
+    "a story with speech": (['"Go," said he.', "", "She went.", ""] * 20, {}, "file", "story"),
+    "blocks": (["One fox.", "It ran.", "", "Two owls.", "", "Three hens."], {}, "blank line", "3 blocks"),
+    "names": (["emma", "olivia", "ava", "isabella"] * 20, {}, "row", "no blank line"),
+    "wrapped prose": (["A fox that lived at the foot of a mountain went", "every day to the well in the village, where",
+                       "nobody knew it at all, because it came at night"] * 5, {}, "file", "goes on"),
+    "one line": (["A fox lived at a well."], {}, "file", "only row"),
+    "BookCorpus": (SENTENCES, {"is_table": True}, "file", "one sentence"),
+    "sentences in a file": (SENTENCES, {}, "file", "one sentence"),
+    "sentences of one text": ([s.replace("he", "He", 1) for s in SENTENCES], {"is_table": True}, "file", "sentence"),
+    "very many sentences": (TALES * 10, {"is_table": True}, "file", "one sentence"),
+    "tales of one sentence": (TALES, {"is_table": True}, "row", "table"),
+    "nothing": (["", " ", ""], {}, "blank line", "no text"),
+    "labelled sentences": (SENTENCES, {"is_table": True, "n_columns": 2}, "row", "table"),
+    "few sentences": (SENTENCES[:8], {"is_table": True}, "row", "table"),
+    "a table of texts": (["One. Two. Three."] * 50, {"is_table": True}, "row", "table"),
+    "a table with some nulls": (["One. Two.", "", *["One. Two."] * 8] * 9, {"is_table": True}, "row", "table"),
+    "a table of texts and nulls": (["One.\n\nTwo.", ""] * 9, {"is_table": True}, "row", "table"),
+    "a table of lines": (["One fox.", "It ran.", "", "Two owls.", "", "Three."], {"is_table": True}, "blank line", "3"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_usual_forms_are_recognised_and_the_reason_is_given(form):
+    rows, about, separator, reason = FORMS[form]
+    choice = recognise(rows, **about)
+    assert choice.separator == separator
+    assert reason in choice.reason
+
+
+def test_passages_are_the_text_and_end_at_line_ends():
+    text = "\n\n".join(f"Speaker {number}:\n" + "word " * 30 + "end." for number in range(100))
+    pieces = list(passages([text]))
+    assert "".join(pieces) == text == "".join(passages(list(text)))
+    assert len(pieces) > len(text) / PASSAGE_CHARACTERS / 1.5
+    assert all(piece.startswith("\n") for piece in pieces[1:])
+
+
+@pytest.mark.parametrize("text", ["word " * 5000, "字" * 20_000, "a" * 20_000])
+def test_passages_of_a_text_without_line_ends_stay_short(text):
+    pieces = list(passages([text[:7000], text[7000:]]))
+    assert "".join(pieces) == text.strip()
+    assert max(map(len, pieces)) <= 4 * PASSAGE_CHARACTERS
+
+
+def random_documents(rng):
+    """Return documents without blank lines, headings or markers in them, each with a different first word."""
+    words = ["fox", "owl", "well,", "ran", "it's", "“Go!”", "字", "a", "12", "Émile"]
+    documents = [
+        "\n".join(" ".join(rng.choices(words, k=rng.randint(1, 9))) for _ in range(rng.randint(1, 4)))
+        for _ in range(rng.randint(3, 8))
+    ]
+    return [f"Tale {number}: {document}" for number, document in enumerate(documents)]
+
+
+def as_wikitext(documents):
+    """Return rows as WikiText has them, and the documents as they come back."""
+    rows = [row for number, text in enumerate(documents) for row in ["", f" = No {number} = ", "", *text.split("\n")]]
+    return rows, [f" = No {number} = \n\n{text}" for number, text in enumerate(documents)]
+
+
+WRITERS = {
+    "blank line.txt": (lambda path, texts: path.write_text("\n\n".join(texts)), "blank line"),
+    "marker.txt": (lambda path, texts: path.write_text(END.join(texts)), "auto"),
+    "both markers.txt": (lambda path, texts: path.write_text("".join(f"{START}{t}{END}\n" for t in texts)), "auto"),
+    "stars.txt": (lambda path, texts: path.write_text("\n***\n".join(texts)), "***"),
+    "pattern.txt": (lambda path, texts: path.write_text("\n".join(texts)), "pattern:^Tale"),
+    "a.jsonl": (lambda path, texts: path.write_text("\n".join(json.dumps({"text": t}) for t in texts)), "auto"),
+    "a.json": (lambda path, texts: path.write_text(json.dumps({"v": 1, "data": [{"text": t} for t in texts]})), "auto"),
+    "columns.json": (lambda path, texts: path.write_text(json.dumps({"text": dict(enumerate(texts))})), "auto"),
+    "a.csv": (lambda path, texts: path.write_text("n,text\n" + "".join(f'1,"{t}"\n' for t in texts)), "auto"),
+    "tabs.csv": (lambda path, texts: path.write_text("n\ttext\n" + "".join(f'1\t"{t}"\n' for t in texts)), "auto"),
+    "pipes.tsv": (lambda path, texts: path.write_text("n|text\n" + "".join(f'1|"{t}"\n' for t in texts)), "auto"),
+    "excel.csv": (
+        lambda path, texts: path.write_text("sep=;\nn;text\n" + "".join(f'1;"{t}"\n' for t in texts), "utf-16"), "auto",
+    ),
+    "a.parquet": (lambda path, texts: Dataset.from_dict({"text": texts}).to_parquet(path), "auto"),
+    "marked.parquet": (
+        lambda path, texts: Dataset.from_dict({"text": [f"{t}{END}" for t in texts]}).to_parquet(path), "auto",
+    ),
+    "lines.parquet": (
+        lambda path, texts: Dataset.from_dict({"text": "\n\n".join(texts).split("\n")}).to_parquet(path), "blank line",
+    ),
+    "wiki.txt": (lambda path, texts: path.write_text("\n".join(as_wikitext(texts)[0])), "auto"),
+    "wiki.jsonl": (
+        lambda path, texts: path.write_text("\n".join(json.dumps({"text": f"{r}\n"}) for r in as_wikitext(texts)[0])),
+        "auto",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_documents_written_in_any_form_are_read_again_as_they_were(tmp_path, name):
+    write, separator = WRITERS[name]
+    for seed in range(5):
+        texts = random_documents(random.Random(seed))
+        write(path := tmp_path / name, texts)
+        ((_, read),) = Source(DataSettings(source=str(path), document_separator=separator)).parts()
+        assert list(read) == (as_wikitext(texts)[1] if "wiki" in name else texts)
+
+
+def test_the_shards_of_a_table_are_one_table(tmp_path):
+    halves = ROWS * 3 + ROWS[:4], ROWS[4:]
+    for number, rows in enumerate(halves):
+        Dataset.from_dict({"text": [f"{row}\n" for row in rows]}).to_parquet(
+            tmp_path / f"a-0000{number}-of-00002.parquet"
+        )
+    source = Source(DataSettings(source=str(tmp_path)))
+    ((_, texts),) = source.parts()
+    assert list(texts)[-2] == "\n".join(ROWS[1:9]).strip("\n"), "an article goes on in the next shard"
+    assert source.choice.separator == "heading"
+
+
+def test_one_continuous_text_is_read_in_passages_and_a_folder_is_not(tmp_path):
+    (tmp_path / "a.txt").write_text("Fox:\nWho?\n\nOwl:\nI.\n\n" * 500)
+    source = Source(DataSettings(source=str(tmp_path / "a.txt")))
+    ((_, texts),) = source.parts()
+    assert len(list(texts)) > 5
+    assert source.is_continuous
+    (tmp_path / "b.txt").write_text("Another text.")
+    source = Source(DataSettings(source=str(tmp_path)))
+    ((_, texts),) = source.parts()
+    assert len(list(texts)) == 2
+    assert not source.is_continuous

@@ -1,0 +1,165 @@
+"""Tables as people have them: any delimiter, any form of JSON, and a column of text that is found or asked for."""
+
+import json
+import re
+
+import pytest
+from datasets import Dataset
+
+from helpers.data.sources import Source
+from helpers.settings import DataSettings, SettingsError
+
+STORIES = [f"Story {number}. The fox, who was hungry; it went | to the well." for number in range(12)]
+
+
+def read(path, **settings):
+    """Return the texts of a source and the notes about it."""
+    source = Source(DataSettings(source=str(path), **settings))
+    texts = [text for _, documents in source.parts() for text in documents]
+    return texts, source.notes
+
+
+def table(delimiter, *, header=("n", "text"), before=""):
+    """Return a table of the stories, quoted."""
+    rows = [f'{number}{delimiter}"{story}"' for number, story in enumerate(STORIES)]
+    return before + "\n".join([delimiter.join(header), *rows]) + "\n"
+
+
+DELIMITED = {
+    "commas": table(","), "tabs": table("\t"), "semicolons": table(";"), "pipes": table("|"),
+    "a line for Excel": table(";", before="sep=;\n"), "the same with a comma": table(",", before="sep=,\n"),
+    "the same with a tab": table("\t", before="sep=\t\n"), "an empty line first": table(",", before="\n"),
+    "two empty lines first": table(";", before="\n\n"), "a title": table(",", before="Export of 2026\n\n"),
+    "a quoted header": table(";", header=('"id, number"', '"text"')), "spaces": table(",").replace(",", ", "),
+    "a name with spaces around it": table(",", header=("n", " text ")), "an index": table(",", header=("", "text")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+@pytest.mark.parametrize("form", DELIMITED)
+def test_the_delimiter_and_the_header_are_found_whatever_the_file_is_called(tmp_path, form, name):
+    path = tmp_path / name
+    path.write_text(DELIMITED[form], encoding="utf-16" if "Excel" in form else "utf-8", newline="")
+    texts, notes = read(path)
+    assert [text.replace(",  ", ", ") for text in texts] == STORIES
+    assert ("title" in str(notes)) == (form == "a title")
+
+
+@pytest.mark.parametrize("delimiter", [",", "\t", ";", "|"])
+def test_commas_in_the_text_are_no_delimiter_when_the_header_has_another(tmp_path, delimiter):
+    path = tmp_path / "a.csv"
+    path.write_text(f"n{delimiter}text\n" + "".join(f"{n}{delimiter}A fox{' well' * n}. Yes\n" for n in range(3)))
+    assert read(path)[0][1] == "A fox well. Yes"
+
+
+REFUSED = {
+    "twice.csv": ("text,score,text\na,1,b\n", "2 columns called 'text': rename all but one"),
+    "twice.tsv": ("n\ttext\ttext\n1\ta\tb\n", "2 columns called 'text'"),
+    "unnamed.csv": (",,\nOne fox,0,b\n", "no names of columns in its first line"),
+    "more.csv": ("n,text\n1,a, b, c\n", "line 2: 4 values under 2 columns, the names in line 1"),
+    "title.csv": ("Export\nn,text\n1,a\n", "line 2: 2 values under 1 columns, the names in line 1"),
+    "open.tsv": ('n\ttext\n1\ta\n2\t"b\n3\tc\n', r"line 4 is broken \(.*; its row begins in line 3\)"),
+    "digits.jsonl": ('{"text": "a"}\n{"text": "b", "n": ' + "9" * 5000 + "}\n", "line 2 holds a number of more than"),
+    "digits.json": ('[{"text": "a"},\n{"n": ' + "9" * 5000 + "}]", "line 2 holds a number of more than 4,300 digits"),
+    "deep.jsonl": ('{"text": ' + "[" * 200_000, "line 1 is nested too deeply"),
+    "deep.json": ('[{"text": "a"},\n{"n": ' + "[" * 200_000, "line 2 is nested too deeply"),
+    "squad.json": (
+        json.dumps({"version": "1", "data": [{"title": "A fox", "paragraphs": [{"context": "It ran."}]}]}),
+        r"Lists and objects, as in \['paragraphs'\], are not read",
+    ),
+    "meta.json": (json.dumps({"a": [{"x": 1}], "b": [{"y": 2}]}), r"set text_column to one of \['a', 'b'\]"),
+    "close.jsonl": ('{"title": "One fox", "body": "It ran."}\n', r"set text_column to one of \['title', 'body'\]"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_table_that_can_be_misread_is_refused_with_the_place(tmp_path, name):
+    content, words = REFUSED[name]
+    path = tmp_path / name
+    path.write_text(content)
+    with pytest.raises(SettingsError, match=words):
+        read(path)
+
+
+def test_a_parquet_file_with_a_name_twice_is_refused(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.Table.from_arrays([["a"], ["b"]], names=["text", "text"]), tmp_path / "a.parquet")
+    with pytest.raises(SettingsError, match="2 columns called 'text'"):
+        read(tmp_path / "a.parquet")
+
+
+ROWS = [{"text": story} for story in STORIES]
+JSON = {
+    "rows.json": ROWS,
+    "texts.json": STORIES,
+    "wrapped.json": {"data": ROWS},
+    "version.json": {"version": "2", "data": ROWS},
+    "about.json": {"meta": {"made": 2026}, "tags": ["a"], "data": ROWS},
+    "columns.json": {"text": dict(enumerate(STORIES)), "n": dict(enumerate(range(12)))},
+    "lists.json": {"text": STORIES, "n": list(range(12))},
+    "by name.json": {f"story-{number}": row for number, row in enumerate(ROWS)},
+    "list.jsonl": ROWS,
+}
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("name", JSON)
+def test_the_rows_are_found_in_every_usual_form_of_json(tmp_path, name, indent):
+    (tmp_path / name).write_text(json.dumps(JSON[name], indent=indent))
+    assert read(tmp_path / name)[0] == STORIES
+
+
+def test_objects_over_several_lines_are_read_under_any_name(tmp_path):
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(row, indent=2) for row in ROWS))
+    assert read(tmp_path / "a.jsonl")[0] == STORIES
+
+
+COLUMNS = {
+    "null in the first row": [{"title": "A", "body": None}, {"title": "B", "body": STORIES[1]}],
+    "missing in the first row": [{"title": "A"}, {"title": "B", "body": STORIES[1]}],
+    "a number in the first row": [{"title": "A", "body": "1984"}, {"title": "B", "body": STORIES[1]}],
+    "null in many rows": [{"title": "A", "body": None}] * 500 + [{"title": "B", "body": STORIES[1]}],
+}
+
+
+@pytest.mark.parametrize("case", COLUMNS)
+def test_the_column_of_the_text_is_chosen_from_many_rows_and_named(tmp_path, case):
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(map(json.dumps, COLUMNS[case])))
+    texts, notes = read(path)
+    assert texts[-1] == STORIES[1]
+    assert "the text is column 'body' of ['title', 'body']" in notes[0]
+    assert read(path, text_column="title")[0][-1] == "B", "the setting decides"
+
+
+def test_the_longest_column_of_a_parquet_file_is_the_text(tmp_path):
+    Dataset.from_dict({"title": ["A fox"] * 12, "body": STORIES}).to_parquet(tmp_path / "a.parquet")
+    texts, notes = read(tmp_path / "a.parquet")
+    assert texts == STORIES
+    assert "column 'body'" in notes[0]
+
+
+NOTED = {
+    "a text as header": ('"The fox went home, and slept."\n"The owl sat there."\n', "looks like a value"),
+    "a number as header": ("0,The fox went home\n1,The owl sat\n", "line 1: '0' looks like a value"),
+    "an empty line, a text": ("\n0,The fox went home\n1,The owl sat\n", "line 2: '0' looks like a value"),
+    "rows in one": ('n,text\n1,a\n2,"b\n3,c\n4,d\n5,e"\n6,f\n', "line 3: a quotation mark opens here .* of 4 lines"),
+    "rows in one, tabs": ('n\ttext\n1\t"a\n2\tb\n3\tc\n4\td"\n', "line 2: a quotation mark opens here"),
+}
+
+
+@pytest.mark.parametrize("case", NOTED)
+def test_what_may_have_been_misread_is_noted_with_its_line(tmp_path, case):
+    content, words = NOTED[case]
+    path = tmp_path / "a.csv"
+    path.write_text(content)
+    _, notes = read(path)
+    assert any(re.search(words, note) for note in notes)
+
+
+def test_a_value_of_several_lines_is_no_reason_for_a_note(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text('n,text\n1,"A fox.\n\nIt ran.\nIt was red.\nIt came home."\n')
+    assert read(path) == (["A fox.\n\nIt ran.\nIt was red.\nIt came home."], [])
