@@ -19,7 +19,6 @@ from helpers.troubleshooting.known_failures import (
     read_failures,
     ruled_out,
 )
-from helpers.troubleshooting.log_numbers import last_run
 from helpers.troubleshooting.reading import Reading, clean, read
 
 _MOST_CAUSES, _MOST_QUOTES = 4, 2
