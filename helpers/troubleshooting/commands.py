@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from helpers.troubleshooting.explanation import explain as explain_thing
-from helpers.troubleshooting.issue_report import issue_report
+from helpers.troubleshooting.issue_report import write_issue_report
 from helpers.troubleshooting.reading import decode
 
 
@@ -20,7 +20,7 @@ def explain(log: str, report: bool) -> None:
     """
     thing = decode(sys.stdin.buffer.read()) if log == "-" else Path(log)
     if report:
-        click.echo(issue_report(thing))
+        click.echo(write_issue_report(thing))
         return
     explanation = explain_thing(thing)
     click.echo(str(explanation))

@@ -15,7 +15,9 @@ from helpers.troubleshooting.reading import read
 _PACKAGES = ("torch", "transformers", "datasets", "accelerate", "tokenizers", "safetensors", "huggingface_hub", "numpy")
 _MOST_LINES = 40
 _PERSONAL = (
-    (re.compile(r"(?i)(?<![\w/])(?:[a-z]:|/mnt/[a-z])?[\\/]{1,2}(?:home|users)[\\/]{1,2}[^\\/\s\"':]+"), "~"),
+    # a home folder; on Windows its name may contain spaces
+    (re.compile(r"(?i)(?<![\w/])(?:[a-z]:|/mnt/[a-z])?[\\/]{1,2}(?:home|users)[\\/]{1,2}"
+                r"(?:[^\\/:*?\"<>|\n]{1,40}(?=[\\/])|[^\\/\s\"':]{1,40})"), "~"),
     (re.compile(r"/root(?=[/\s\"':]|$)"), "~"),
     (re.compile(r"\b(?:hf|sk|ghp|glpat|wandb)[_-][A-Za-z0-9_-]{8,}"), "<token>"),
     (re.compile(r"(?i)(?<=://)[^/\s:@]{1,80}:[^/\s@]{1,80}@"), "<user>:<password>@"),
@@ -26,7 +28,7 @@ _PERSONAL = (
 )  # fmt: skip
 
 
-def issue_report(thing: Any = None, *, machine: Machine | None = None) -> str:
+def write_issue_report(thing: Any = None, *, machine: Machine | None = None) -> str:
     """Return a text to paste into an issue about an error or a log; takes what `explain` takes.
 
     Home folders, user and computer names, tokens, passwords and addresses are replaced. Read it before you publish it:

@@ -4,7 +4,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property, lru_cache
+from functools import cache, cached_property
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -165,14 +165,14 @@ def _first_match(pattern: "re.Pattern[str]", weight: int, reading: Reading) -> E
     words = _required_words(pattern.pattern)
     if weight == IN_ERROR and reading.errors:
         for error in reversed(reading.errors):
-            if _has_one(words, error) and (match := pattern.search(error)):
+            if match := pattern.search(error):
                 return Evidence(_quote(error, match), weight, error is reading.errors[-1])
         return None
     weight = min(weight, IN_LOG)  # a message may be pasted without the name of its exception
-    if not _has_one(words, reading.text):
+    if not _has_one(words, reading.lower_text):
         return None
-    for line in reading.distinct_lines:
-        if _has_one(words, line) and (match := pattern.search(line)):
+    for line, lower in reading.distinct_lines:
+        if _has_one(words, lower) and (match := pattern.search(line)):
             return Evidence(_quote(line, match), weight)
     return None
 
@@ -186,9 +186,8 @@ def _required_words(pattern: str) -> tuple[str, ...]:
     >>> _required_words(r"lib\w+ not found|no kernel image (?:is|was) available")
     (' not found', 'no kernel image ')
     """
-    text = re.sub(
-        r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\.|\^|\$", "\0", pattern
-    )  # what stands for several characters, or none
+    # \0 is put where the text varies: classes, dots and anchors
+    text = re.sub(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\.|\^|\$", "\0", pattern)
     before = None
     while before != text:  # groups, innermost first
         before, text = text, re.sub(r"\([^()]*\)", "\0", text)
@@ -197,14 +196,8 @@ def _required_words(pattern: str) -> tuple[str, ...]:
     return words if min(map(len, words)) > 3 else ()
 
 
-def _has_one(words: tuple[str, ...], text: str) -> bool:
-    lower = _lower(text)
+def _has_one(words: tuple[str, ...], lower: str) -> bool:
     return not words or any(word in lower for word in words)
-
-
-@lru_cache(maxsize=100_000)
-def _lower(text: str) -> str:
-    return text.lower()
 
 
 def _quote(text: str, match: "re.Match[str]") -> str:

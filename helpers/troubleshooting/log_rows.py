@@ -96,7 +96,7 @@ def _header(line: str) -> "tuple[str, list[str]] | None":
         cells = _cells(line, separator)
         words = [cell.lower().replace("_", " ") for cell in cells]
         if len(cells) > 1 and not any(map(str.isdigit, "".join(words))) and {"loss", *_NAMES} & set(words):
-            return separator, cells
+            return separator, ["loss" if word == "train loss" else word.replace(" ", "_") for word in words]
     return None
 
 

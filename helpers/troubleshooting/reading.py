@@ -17,8 +17,8 @@ from typing import Any
 from helpers.troubleshooting.log_rows import numbers, read_rows
 
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07]*\x07")
-# Of a longer text the two ends are read, and between them the lines with one of these words and those after them: logs of
-# 50 MB are mostly progress bars. Each word is found by `str.find`: a regular expression takes ten times as long.
+# Of a longer text the two ends are read, and between them the lines with one of these words and those after them: logs
+# of 50 MB are mostly progress bars. Each word is found by `str.find`: a regular expression takes ten times as long.
 _MAX_CHARACTERS, _MAX_LINE, _MAX_MESSAGE_LINES = 2_000_000, 4_000, 40
 _TROUBLE = ("error: ", "exception: ", "traceback (", "fatal", "killed", "out of memory", "nvrm: ", " nan", "assert")
 _MOST_OF_A_WORD, _MOST_ALIKE, _LINES_AFTER_TROUBLE = 20_000, 20, 5
@@ -74,14 +74,19 @@ class Reading:
     is_prose: bool = False
 
     @cached_property
-    def distinct_lines(self) -> tuple[str, ...]:
-        """The lines to look for words in: of those that differ in their numbers only, the first twenty."""
+    def lower_text(self) -> str:
+        """The text in lower case, for a first look before a pattern is tried."""
+        return "\n".join([self.text, *self.lines]).lower()
+
+    @cached_property
+    def distinct_lines(self) -> tuple[tuple[str, str], ...]:
+        """The lines to look for words in, with their lower case: of those that differ in numbers only, twenty."""
         seen, lines = dict[str, int](), []
         for line in self.lines:
             alike = re.sub(r"\d+", "0", line)
             seen[alike] = seen.get(alike, 0) + 1
             if seen[alike] <= _MOST_ALIKE:
-                lines.append(line)
+                lines.append((line, line.lower()))
         return tuple(lines)
 
 

@@ -10,7 +10,9 @@ import math
 import pickle
 import subprocess
 import sys
+import tempfile
 import warnings
+from functools import cache
 
 from helpers.settings import NOTEBOOKS, POCKET
 
@@ -55,6 +57,39 @@ def child(source, *, limit="", timeout=60):
     """Return what a Python in a child process prints, its traceback included."""
     result = subprocess.run([sys.executable, "-c", limit + source], capture_output=True, text=True, timeout=timeout)
     return result.stdout + result.stderr
+
+
+# What must happen in a process of its own, because it limits the process or starts workers; the limits come last.
+_IN_ONE_CHILD = {
+    "worker": (
+        "from torch.utils.data import DataLoader\n"
+        "class DS:\n    def __len__(self): return 4\n    def __getitem__(self, i): return i\n"
+        "list(DataLoader(DS(), num_workers=1, multiprocessing_context='spawn'))"
+    ),
+    "memory": "resource.setrlimit(resource.RLIMIT_AS, (n, n)); torch.zeros(2**28)",
+    "numpy": "import numpy; numpy.zeros(2**32)",
+    "file": "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)); torch.save(torch.zeros(10**6), folder + '/o.pt')",
+    "safetensors": "from safetensors.torch import save_file; save_file({'a': torch.zeros(10**6)}, folder + '/m')",
+    "text": "open(folder + '/a.txt', 'w').write('a' * 10**6)",
+}
+
+
+@cache
+def _one_child():
+    """Return what each of these prints; one process for all of them, because importing torch takes most of the time."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = (
+            "import psutil, resource, signal, sys, torch, traceback\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+            f"folder, n = {folder!r}, psutil.Process().memory_info().vms + 2**28\n"
+            f"for source in {list(_IN_ONE_CHILD.values())!r}:\n"
+            "    try: exec(source, globals())\n    except BaseException: print(traceback.format_exc())\n"
+            "    print('-' * 9, flush=True)\n"
+        )
+        return dict(zip(_IN_ONE_CHILD, child(source).split("-" * 9 + "\n"), strict=False))
+
+
+def in_a_child(name):
+    return lambda folder: _one_child()[name]
 
 
 def e1(folder):
@@ -211,16 +246,6 @@ def d28_matmul(folder):
     return torch.ones(2, 2).half() @ torch.ones(2, 2)
 
 
-def t1(folder):
-    cap = "import torch, psutil, resource; n = psutil.Process().memory_info().vms + 2**28\n"
-    return child(cap + "resource.setrlimit(resource.RLIMIT_AS, (n, n)); torch.zeros(2**28)")
-
-
-def t1_numpy(folder):
-    cap = "import numpy, psutil, resource; n = psutil.Process().memory_info().vms + 2**28\n"
-    return child(cap + "resource.setrlimit(resource.RLIMIT_AS, (n, n)); numpy.zeros(2**32)")
-
-
 def t3(folder):
     from accelerate.utils import find_executable_batch_size
 
@@ -284,37 +309,8 @@ def t17_pt(folder):
     torch.load(folder / "o.pt")
 
 
-_FULL = (
-    "import torch, resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-    "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
-)
-
-
-def t17_full(folder):
-    return child(f"{_FULL}torch.save(torch.zeros(10**6), r'{folder / 'o.pt'}')")
-
-
-def t17_full_safetensors(folder):
-    return child(
-        f"{_FULL}from safetensors.torch import save_file; save_file({{'a': torch.zeros(10**6)}}, r'{folder}/m')"
-    )
-
-
-def t17_full_text(folder):
-    return child(f"{_FULL}open(r'{folder / 'a.txt'}', 'w').write('a' * 10**6)")
-
-
 def t17_none(folder):
     trainer(folder, {"input_ids": [[1, 2]], "labels": [[1, 2]]}).train(resume_from_checkpoint=True)
-
-
-def t18(folder):
-    source = (
-        "import torch\nfrom torch.utils.data import DataLoader\n"
-        "class DS:\n    def __len__(self): return 4\n    def __getitem__(self, i): return i\n"
-        "list(DataLoader(DS(), num_workers=1, multiprocessing_context='spawn'))"
-    )
-    return child(source)
 
 
 def t18_local(folder):
@@ -351,6 +347,59 @@ def t21(folder):
     return child(block)
 
 
+def d48(folder):
+    (folder / "a.txt").write_bytes(b"caf\xe9 \x92")
+    (folder / "a.txt").read_text(encoding="utf-8")
+
+
+def t50(folder):
+    return child(
+        "import argparse, sys; sys.argv += ['--local-rank=0']; argparse.ArgumentParser('train.py').parse_args()"
+    )
+
+
+def t51(folder):
+    import torch.distributed
+
+    torch.distributed.init_process_group("gloo", init_method="env://")
+
+
+def t52(folder):
+    from peft import LoraConfig, get_peft_model
+
+    get_peft_model(pocket()[0], LoraConfig(target_modules=["q_proj"]))
+
+
+def t53_twice(folder):
+    import torch
+
+    x = torch.ones(1, requires_grad=True)
+    y = (x * x).sum()
+    y.backward()
+    y.backward()
+
+
+def t53_in_place(folder):
+    import torch
+
+    x = torch.ones(2, requires_grad=True)
+    y = x.exp()
+    y += 1
+    y.sum().backward()
+
+
+def t55(folder):
+    from transformers import Trainer
+
+    Trainer(model=pocket()[0], args=arguments(use_cpu=True, eval_strategy="steps")(folder))
+
+
+def t56(folder):
+    import optuna
+
+    optuna.load_study(study_name="none", storage=f"sqlite:///{folder / 'study.db'}")
+
+
 # (row of the reference, what makes it happen)
 REAL = [
     ("E1", e1), ("E20", e20), ("E22", e22),
@@ -369,13 +418,18 @@ REAL = [
     ("D25", d25), ("D27", printed(
         "model.train(); model.gradient_checkpointing_enable(); model(input_ids=ids, use_cache=True)")),
     ("D28", d28), ("D28", d28_matmul),
-    ("T1", t1), ("T1", t1_numpy), ("T3", t3), ("T6", t6_sampling), ("T7", t7_frozen), ("T7", t7_empty),
+    ("T1", in_a_child("memory")), ("T1", in_a_child("numpy")), ("T3", t3), ("T6", t6_sampling),
+    ("T7", t7_frozen), ("T7", t7_empty),
     ("T12", lambda folder: call([1] * 257)), ("T12", lambda folder: call([4096])), ("T12", t12_generate),
     ("T12", t12_ours), ("T12", printed("tok('a ' * 4000)")), ("T13", t13),
     ("T14", lambda folder: call([1, 2], labels=[1, 9999])),
     ("T15", lambda folder: trainer(folder, {"input_ids": [[1, 2, 3]] * 8}).train()),
-    ("T17", t17_short), ("T17", t17_pt), ("T17", t17_full), ("T17", t17_full_safetensors), ("T17", t17_full_text),
-    ("T17", t17_none), ("T18", t18), ("T18", t18_local), ("T21", t21), ("T23", t23), ("T24", t24_ours), ("T25", t25),
+    ("T17", t17_short), ("T17", t17_pt), ("T17", in_a_child("file")), ("T17", in_a_child("safetensors")),
+    ("T17", in_a_child("text")),
+    ("T17", t17_none), ("T18", in_a_child("worker")), ("T18", t18_local), ("T21", t21), ("T23", t23),
+    ("T24", t24_ours), ("T25", t25),
+    ("D40", lambda folder: exec("from transformers import AutoModelForVision2Seq")), ("D48", d48), ("T50", t50),
+    ("T51", t51), ("T52", t52), ("T53", t53_twice), ("T53", t53_in_place), ("T55", t55), ("T56", t56),
 ]  # fmt: skip
 
 OOM = (
@@ -552,6 +606,31 @@ WORDINGS = [
     ("T9", "step 0: train loss 4.2, val loss 4.2\nstep 100: train loss 2.1, val loss 2.5\nstep 200: train loss "
            "1.0, val "
            "loss 3.1"),
+    ("T6", "epoch 3 | step 40/90 | train loss nan | lr 3e-4 | norm 0.9"),
+    ("T6", "step,train_loss,lr\n1,3.2,1e-4\n2,nan,1e-4"),
+    ("T6", "{'train/loss': nan, 'train/epoch': 0.2}"),
+    ("T9", "Step  Training Loss  Validation Loss\n100  3.4  3.3\n200  2.4  3.2\n300  1.4  3.9"),
+    ("E57", "torchvision 0.18.0 requires torch==2.3.0, but you have torch 2.2.1 which is incompatible."),
+    ("E57", "LibMambaUnsatisfiableError: Encountered problems while solving:"),
+    ("E58", "error: can't find Rust compiler"),
+    ("E59", "Program 'jupyter.exe' failed to run: An Application Control policy has blocked this file"),
+    ("E60", "Error code: Wsl/Service/CreateInstance/CreateVm/HCS/HCS_E_HYPERV_NOT_INSTALLED"),
+    ("E61", "torch._dynamo.exc.BackendCompilerFailed: backend='inductor' raised:"),
+    ("E62", "E: Sub-process /usr/bin/dpkg returned an error code (1)\nnvidia-dkms-570"),
+    ("E6", "failed call to cuInit: CUDA_ERROR_NO_DEVICE: no CUDA-capable device is detected"),
+    ("E5", "RuntimeError: cuda runtime error (30) : unknown error at THCGeneral.c:66"),
+    ("E25", "RuntimeError: Triton Error [CUDA]: device kernel image is invalid"),
+    ("E33", "NVRM: Xid (PCI:0000:07:00): 109, pid=326, name=python, CTX SWITCH TIMEOUT"),
+    ("E55", "MPSNDArray.mm:782: failed assertion `buffer is not large enough"),
+    ("D34", "remote: DENIED update refs/heads/main: forbidden"),
+    ("D40", "AttributeError: 'DynamicCache' object has no attribute 'seen_tokens'"),
+    ("D40", "ModuleNotFoundError: No module named 'transformers.generation_utils'"),
+    ("D42", "TypeError: MyTrainer._save_checkpoint() got an unexpected keyword argument 'metrics'"),
+    ("T17", "sqlalchemy.exc.OperationalError: (sqlite3.OperationalError) database or disk is full"),
+    ("T18", "TypeError: cannot pickle 'builtins.CoreBPE' object"),
+    ("T29", "NCCL WARN Your program may be hanging, this may be caused by a collective mismatch around rank 2."),
+    ("T31", "RuntimeError: Expected to have finished reduction in the prior iteration before starting a new one."),
+    ("T48", "ValueError: `FlatParameter` requires uniform `requires_grad`"),
     ("T6", "\n".join(f" iteration {n}/ 9 | lm loss: 2.5E+00 | grad norm: nan |" for n in (7, 8))),
 ]  # fmt: skip
 
@@ -618,7 +697,7 @@ ORDINARY = [
         "def f(): f()\nf()", "open(folder / 'my.txt')", "open(folder)", "import pandas_of_my_own",
         "raise KeyboardInterrupt",
         "def f(x): pass\nf(x=1, tokenizer=2)", "def f(): pass\nf(learning_rat=1)", "(1 << 100).to_bytes(2, 'big')",
-        "int(float('nan'))", "b'\\xff'.decode()", "import json; json.loads('{')", "next(iter([]))",
+        "int(float('nan'))", "import json; json.loads('{')", "next(iter([]))",
         "import yaml; yaml.safe_load('a: [')", "raise NotImplementedError", "compile('x = (', 'a', 'exec')",
         "import subprocess, sys; subprocess.run([sys.executable, '-c', 'exit(3)'], check=True)",
         "import sqlite3; sqlite3.connect(':memory:').execute('select * from t')",
@@ -632,7 +711,6 @@ ORDINARY = [
     *[torch_error(source) for source in (
         "torch.ones(2, 3) @ torch.ones(2, 3)", "torch.ones(2) + torch.ones(3)", "torch.ones(3)[5]",
         "torch.ones(4).view(3)", "torch.ones(2).item()", "torch.load(folder / 'missing.pt')",
-        "x = torch.ones(1, requires_grad=True); y = (x * x).sum(); y.backward(); y.backward()",
         "torch.nn.Linear(2, 3).load_state_dict({'weight': torch.ones(1)})",
         "torch.stack([torch.ones(1), torch.ones(2)])", "torch.tensor([1, 2]).softmax(0)",
         "torch.utils.data.DataLoader([], batch_size=0)",
@@ -674,9 +752,12 @@ HEALTHY = [
     "requests.exceptions.HTTPError: 404 Client Error: Not Found for url: https://example.org/x",
     "PermissionError: [Errno 13] Permission denied: 'out'",
     "ImportError: cannot import name 'a' from partially initialized module 'b' (most likely due to a circular import)",
-    "UnicodeDecodeError: 'utf-8' codec can't decode byte 0xff in position 0: invalid start byte",
     "OSError: [Errno 98] error while attempting to bind on address ('127.0.0.1', 8888): address already in use",
     "ii  libcudnn9-cuda-13 version 9.13.0",
+    # what a person writes about failures is no log of one
+    "# Notes\n\nIf the loss is nan, lower the rate. `CUDA out of memory` means that the batch is too large.",
+    "I get CUDA out of memory sometimes.\nWe use docker, and my loss is nan after a while. Did anybody see this?",
+    "NCCL INFO NET/Plugin : dlerror=libnccl-net.so: cannot open shared object file: No such file or directory",
     "NCCL version 2.27.5+cuda13.0\n[rank0] using port 29500\nProcess group initialized",
     log(rows_of(FALLING)),
     log(rows_of(FALLING), json.dumps),

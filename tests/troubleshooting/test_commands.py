@@ -19,6 +19,8 @@ def test_the_command_reads_a_file_and_standard_input(tmp_path):
     piped = CliRunner().invoke(main, ["explain", "-"], input="all is well")
     assert (piped.exit_code, "nothing to judge" in piped.output) == (1, True)
     assert CliRunner().invoke(main, ["explain", "none.log"]).exit_code == 2
+    report = CliRunner().invoke(main, ["explain", "--report", str(log)])
+    assert (report.exit_code, "### Versions" in report.output) == (0, True)
 
 
 class TestMagic:
