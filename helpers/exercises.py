@@ -249,15 +249,15 @@ def _leak(answer: Any) -> None:
         "THE QUICK, brown fox jumps over the lazy dog!",
         "",
     ]
-    found = sorted(_call(answer, train, test, 5))
-    if found == []:
+    numbers = sorted(_call(answer, train, test, 5))
+    if numbers == []:
         raise _Hint("Test document 1 repeats a training document in other letters and punctuation: normalise both.")
-    if 0 in found:
+    if 0 in numbers:
         raise _Hint("Test document 0 shares single words with the training text, which all English texts do.")
-    if found != [1]:
-        raise _Hint(f"The numbers of the leaked test documents should be [1], not {found}.")
+    if numbers != [1]:
+        raise _Hint(f"The numbers of the leaked test documents should be [1], not {numbers}.")
     if sorted(answer(train, ["say one two three four five now", "a six seven"], 5)) != [0]:
-        raise _Hint("A run of n words leaks wherever it stands in the document, not only at its beginning.")
+        raise _Hint("A run of n words leaks wherever it is in the document, not only at its beginning.")
 
 
 @_exercise("training-1", "optimizer steps in an epoch")
@@ -347,18 +347,18 @@ def _windows(answer: Any) -> None:
         (8, 4, 4): [(0, 4, 4), (4, 8, 4)],
         (3, 4, 2): [(0, 3, 3)],
     }.items():
-        found = [tuple(map(int, window)) for window in _call(answer, n_tokens, context, stride)]
+        windows = [tuple(map(int, window)) for window in _call(answer, n_tokens, context, stride)]
         case = f"{n_tokens} tokens, context {context}, stride {stride}"
-        if sum(scored for *_, scored in found) > n_tokens:
+        if sum(scored for *_, scored in windows) > n_tokens:
             raise _Hint(f"{case}: tokens are scored twice. Score only what no earlier window contained.")
-        if sum(scored for *_, scored in found) < n_tokens:
+        if sum(scored for *_, scored in windows) < n_tokens:
             raise _Hint(f"{case}: some tokens are never scored. The first window scores all of its tokens.")
-        if any(end > n_tokens for _, end, _ in found):
+        if any(end > n_tokens for _, end, _ in windows):
             raise _Hint(f"{case}: a window ends behind the text.")
-        if any(scored == 0 for *_, scored in found):
+        if any(scored == 0 for *_, scored in windows):
             raise _Hint(f"{case}: the last window scores nothing. Stop when a window reaches the end of the text.")
-        if found != expected:
-            raise _Hint(f"{case}: {found} should be {expected}.")
+        if windows != expected:
+            raise _Hint(f"{case}: {windows} should be {expected}.")
 
 
 @_exercise("evaluation-4", "write the paired bootstrap")
