@@ -56,9 +56,18 @@ def test_every_command_and_option_it_names_is_there():
         assert {word for word in words if word.startswith("-")} - options == set() or "[" in line, line
 
 
-def test_every_file_it_links_to_is_there():
-    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
-    assert [link for link in links if not (NOTEBOOKS.parent / link).exists()] == []
+@pytest.mark.parametrize("page", [NOTEBOOKS.parent / "README.md", NOTEBOOKS / "README.md"], ids=["README", "notebooks"])
+def test_every_file_it_links_to_is_there(page):
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text(encoding="utf-8"))
+    assert links
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_every_link_between_the_notebooks_leads_to_one():
+    for notebook in NOTEBOOKS.glob("*.ipynb"):
+        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+        links = re.findall(r"\]\((?!https?:)([^)#]+)\)", "".join("".join(cell["source"]) for cell in cells))
+        assert [link for link in links if not (NOTEBOOKS / link).exists()] == [], notebook.name
 
 
 def test_the_new_gpt2_trains_on_the_fables(tmp_path, monkeypatch, runs):
