@@ -178,9 +178,7 @@ def _read(settings: DataSettings, staging: Staging, *, progress: bool) -> Source
         for part, texts in source.parts(advance=bar.update):
             staging.is_continuous = source.is_continuous
             if staging.add(texts, part, budget=(budget := _budget(settings, part)), on_batch=show):
-                source.notes.append(
-                    f"Reading {part or 'the text'} stopped at {budget:,} tokens, because of max_tokens."
-                )
+                source.note(f"Reading {part or 'the text'} stopped at {budget:,} tokens, because of max_tokens.")
     staging.finish()
     return source
 

@@ -50,7 +50,6 @@ class Source:
     Attributes:
         n_bytes: size of its files on disk; None where that is not known.
         encodings: how many text files were read in which encoding; counted while they are read.
-        notes: a sentence for each thing that may have been misread; more come while it is read.
         is_continuous: whether it is one text in passages, and not documents; known when `parts` yields the first part.
     """
 
@@ -61,7 +60,7 @@ class Source:
         self._choices: dict[bool, Choice] = {}  # whether it is a table's -> what separates documents
         self._n_columns = self._n_texts = 1
         self._is_chat = False
-        self.notes: list[str] = []
+        self._notes: list[str] = []
         self._advance: Callable[[int], None] | None = None
         self._path = source_path(settings.source)
         is_files = self._path is not None and not is_saved_dataset(self._path)
@@ -113,6 +112,16 @@ class Source:
         separators, reasons = zip(*sorted(set(self._choices.values())), strict=True)
         return Choice(" and ".join(separators), "; ".join(filter(None, reasons)))
 
+    @property
+    def notes(self) -> list[str]:
+        """A sentence for each thing that may have been misread; more come while it is read."""
+        return self._notes
+
+    def note(self, sentence: str) -> None:
+        """Add a sentence to the notes, once."""
+        if sentence not in self._notes:
+            self._notes.append(sentence)
+
     def size_by_part(self) -> dict[str, int]:
         """Estimate the bytes of text in each part, '' for what is not split yet; {} when the source is not on disk.
 
@@ -162,18 +171,18 @@ class Source:
     def _open_table(self, file: Path) -> Table:
         if (kind := kind_of(file)) == ".parquet":
             return parquet_table(file, advance=self._advance)
-        return text_table(kind, str(file), self._decode(file), notes=self.notes)
+        return text_table(kind, str(file), self._decode(file), notes=self._notes)
 
     def _texts(self, table: Table) -> Iterator[str]:
         """Return the texts of a table's rows."""
         self._n_columns = len(table.columns)
         if columns := chat_columns(table.columns, self.settings.text_column):
             self._is_chat = True
-            self._note(f"{table.name}: each row is a conversation, of the columns {list(columns)}.")
+            self.note(f"{table.name}: each row is a conversation, of the columns {list(columns)}.")
             return (self._conversation(row, columns, table.name) for row in table.rows(columns))
         column = find_text_column(table, self.settings.text_column)
         if not self.settings.text_column and column != "text" and len(table.columns) > 1:
-            self._note(f"{table.name}: the text is column {column!r} of {list(table.columns)[:20]}.")
+            self.note(f"{table.name}: the text is column {column!r} of {list(table.columns)[:20]}.")
         return (_replace_half_characters(text_of(row, column, name=table.name)) for row in table.rows([column]))
 
     def _conversation(self, row: Row, columns: Sequence[str], name: str) -> str:
@@ -182,10 +191,6 @@ class Source:
             return render_row(values, columns, self.settings.chat_template)
         except SettingsError as error:
             raise SettingsError(f"{name}, {place}: {error}. Fix the row, or set text_column.") from None
-
-    def _note(self, sentence: str) -> None:
-        if sentence not in self.notes:
-            self.notes.append(sentence)
 
     def _text_chunks(self, file: Path) -> Iterator[str]:
         return chain(["\n"], self._decode(file)) if self._path == FABLES else self._decode(file)
