@@ -160,8 +160,9 @@ def plot_novelty(curves: Mapping[str, Sequence[float]], *, ax: "Axes | None" = N
     for (name, shares), colour, style in zip(curves.items(), (ORANGE, BLUE, GREEN), ("o-", "s--", "^:"), strict=False):
         ax.plot(range(1, len(shares) + 1), shares, style, color=colour, label=name)
     ax.set(xlabel="n (tokens)", ylabel="share not in the training text", ylim=(-0.02, 1.04))
-    ax.set_title("A copied text lies far below the held-out text")
-    ax.legend(frameon=False)
+    ax.set_title("A copied text lies far below the held-out text" if curves else "Not measured")
+    if curves:
+        ax.legend(frameon=False)
     return ax
 
 

@@ -41,17 +41,17 @@ ROOMS = {
     "settings": {"display"},
     "files": {"settings"},
     "model": {"display", "settings"},
-    "course": {"display", "settings"},
+    "course": {"display", "files", "settings"},
     "data": {"display", "files", "model", "plots", "settings"},
     "training": {"data", "display", "environment", "files", "model", "settings"},
     "evaluation": {"data", "display", "files", "model", "settings", "training"},
     "troubleshooting": {"course", "data", "display", "environment", "files", "model", "settings", "training"},
     "widgets": {"data", "display", "files", "model", "settings", "training"},
     "studies": {
-        "course", "display", "evaluation", "files", "plots", "settings", "training", "troubleshooting",
+        "course", "data", "display", "evaluation", "files", "plots", "settings", "training", "troubleshooting",
     },
     "assets": {"data", "evaluation", "files", "model", "settings", "training"},
-    "__main__": {"course", "environment", "settings", "studies", "training", "troubleshooting"},
+    "__main__": {"course", "data", "environment", "settings", "studies", "training", "troubleshooting"},
 }  # fmt: skip
 
 

@@ -7,11 +7,11 @@ import errno
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,13 +19,13 @@ import pyarrow as pa
 
 from helpers.data.duplicates import Fingerprints
 from helpers.data.facts import count_documents, find_notes
-from helpers.data.sources import Source, source_hash
+from helpers.data.sources import Source, check_source, source_hash
 from helpers.data.splitting import SPLITS, UNDECIDED, split_by_document
 from helpers.data.tokens import TokenStream
 from helpers.data.writing import Staging, check_enough, cut_blocks, write_parts
 from helpers.files import atomic_folder
-from helpers.model import load_tokenizer, quiet
-from helpers.settings import DataSettings, SettingsError, run_folder
+from helpers.model import check_model_name, load_tokenizer, quiet
+from helpers.settings import DataSettings, SettingsError, is_same_place, run_folder
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -53,8 +53,8 @@ class PreparedData:
 def prepare(settings: DataSettings, *, progress: bool = False) -> PreparedData:
     """Read, split and tokenise the text of a run, or open the result when the same was done before.
 
-    The source is read once, as a stream. Files count as the same when their names and bytes are; a data set of the
-    Hub when its name, configuration, split and revision are.
+    The source is read once, as a stream. A file counts as the same when its bytes are, a folder when the names and
+    bytes of its files are, a data set of the Hub when its name, configuration, split and revision are.
 
     Args:
         settings: the run, the source, the split.
@@ -70,10 +70,10 @@ def prepare(settings: DataSettings, *, progress: bool = False) -> PreparedData:
         raise SettingsError("streaming = True needs an end: set max_tokens to the number of tokens to take.")
     folder = run_folder(settings.run)
     folder.mkdir(parents=True, exist_ok=True)
-    key = _key(settings)
     # Two notebooks, or the processes of one training, may ask for the same run at the same time: the first one works.
     with FileLock(folder / ".data.lock"):
-        if _stored_key(folder) != key:
+        if not is_same_text(settings):
+            key = _key(settings)
             if (folder / "settings.json").exists():
                 raise SettingsError(
                     f"Run {settings.run!r} was trained on other data or other data settings: choose another run name, "
@@ -95,18 +95,57 @@ def open_prepared(run: str) -> PreparedData:
     return PreparedData(load_from_disk(folder / "blocks"), load_from_disk(folder / "documents"), facts)
 
 
+def refuse_missing(values: Mapping[str, Any]) -> None:
+    """Raise `SettingsError` for a text or a model that is not there, before anything starts; the Hub is not asked.
+
+    Args:
+        values: settings of a run; only `source`, `general_source` and `model_name_or_path` are looked up. A run that
+            has its text needs its source no more.
+    """
+    if "model_name_or_path" in values:
+        check_model_name(values["model_name_or_path"])
+    if "general_source" in values:
+        check_source(values["general_source"])
+    if "source" in values:
+        try:
+            check_source(values["source"])
+        except SettingsError:
+            known = DataSettings.model_fields.keys() & values.keys()
+            if not is_same_text(DataSettings(**{name: values[name] for name in known})):
+                raise
+
+
 def _key(settings: DataSettings) -> dict[str, Any]:
     """Return everything the data depend on: the settings without the run's name, and the source's content."""
     values = settings.part(DataSettings).model_dump(exclude={"run"})
     return {"settings": values, "source_sha256": source_hash(settings.source)}
 
 
-def _stored_key(folder: Path) -> dict[str, Any] | None:
-    path = folder / "data" / "data.json"
+def is_same_text(settings: DataSettings) -> bool:
+    """Return whether a run holds the data of these settings, wherever its source lies now.
+
+    A file that was moved, renamed or written as another path is the same while its bytes are. One that is gone is not
+    needed any more: the run has its text.
+    """
+    path = run_folder(settings.run) / "data" / "data.json"
     if not path.exists():
-        return None
+        return False
     facts = json.loads(path.read_text(encoding="utf-8"))
-    return {"settings": facts["settings"], "source_sha256": facts["source_sha256"]}
+    before, now = DataSettings(**facts["settings"]), settings.part(DataSettings)
+    alike = {"run": now.run, "source": now.source}
+    if is_same_place(before.model_name_or_path, now.model_name_or_path):
+        alike["model_name_or_path"] = now.model_name_or_path
+    if before.model_copy(update=alike) != now:
+        return False
+    is_same_name = before.source == now.source
+    try:
+        # A single file is hashed with its name, which then must be the name it had.
+        sha256 = source_hash(now.source, name=PurePath(facts["settings"]["source"].replace("\\", "/")).name)
+    except SettingsError:
+        if is_same_name:
+            return True
+        raise
+    return sha256 == facts["source_sha256"] and (is_same_name or sha256 is not None)
 
 
 @contextmanager
@@ -132,17 +171,17 @@ def _write(settings: DataSettings, key: dict[str, Any], folder: Path, *, progres
         closing(_new_fingerprints(settings, staged)) as fingerprints,
         Staging(staged, tokens, fingerprints) as staging,
     ):
-        encodings = _read(settings, staging, progress=progress)
+        source = _read(settings, staging, progress=progress)
         # Otherwise data.json would keep the hash of text that these blocks do not come from.
         if source_hash(settings.source) != key["source_sha256"]:
             raise SettingsError(
                 f"{settings.source!r} changed while it was read: wait until nothing writes to it, and run this again."
             )
         split = split_by_document(fingerprints, staging.parts, settings)
-        facts = key | count_documents(staging, split) | {"encodings": encodings}
+        facts = key | count_documents(staging, split) | {"encodings": dict(source.encodings)}
         facts |= write_parts(staging, split.part, settings, folder)
     shutil.rmtree(staged)  # after the files in it are closed: Windows deletes no open file
-    facts["notes"] = find_notes(facts, settings)
+    facts["notes"] = [*source.notes, *find_notes(facts, settings)]
     (folder / "data.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False), encoding="utf-8")
 
 
@@ -150,8 +189,8 @@ def _new_fingerprints(settings: DataSettings, folder: Path) -> Fingerprints:
     return Fingerprints(folder / "sketches" if settings.near_duplicates != "keep" else None)
 
 
-def _read(settings: DataSettings, staging: Staging, *, progress: bool) -> dict[str, int]:
-    """Stage the whole source; return how many text files had which encoding."""
+def _read(settings: DataSettings, staging: Staging, *, progress: bool) -> Source:
+    """Stage the whole source, and return it with what was found out on the way."""
     from tqdm.auto import tqdm
 
     source, n_tokens = Source(settings), 0
@@ -168,7 +207,7 @@ def _read(settings: DataSettings, staging: Staging, *, progress: bool) -> dict[s
         for part, texts in source.parts(advance=bar.update):
             staging.add(texts, part, budget=_budget(settings, part), on_batch=show)
     staging.finish()
-    return dict(source.encodings)
+    return source
 
 
 def _budget(settings: DataSettings, part: str) -> int:

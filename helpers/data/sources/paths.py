@@ -36,8 +36,9 @@ def source_path(source: str) -> Path | None:
     if source == "python-reference":
         return None
     if (path := find_path(source)) is not None:
+        _check_link(path)
         _refuse_own_files(path)
-        return _check_link(path)
+        return path
     if _looks_like_a_path(source):
         raise SettingsError(f"source = {source!r} is not there: looked in {Path.cwd()}.")
     if "/" not in source:

@@ -28,11 +28,13 @@ class Source:
     Attributes:
         n_bytes: size of its files on disk; None where that is not known.
         encodings: how many text files were read in which encoding; counted while they are read.
+        notes: a sentence for each thing that may have been misread, such as files that are left out.
     """
 
     def __init__(self, settings: DataSettings) -> None:
         """Look for the source; raise `SettingsError` when it does not exist."""
         self.settings, self.encodings = settings, Counter[str]()
+        self.notes: list[str] = []
         self._advance: Callable[[int], None] | None = None
         self._path = source_path(settings.source)
         is_files = self._path is not None and not is_saved_dataset(self._path)
@@ -55,6 +57,7 @@ class Source:
         if self.settings.source == "python-reference":
             yield "", iter(_python_reference())
         elif self._files:
+            self.notes += self._division.notes
             for file in chain.from_iterable(files for _, files in self._files_by_part):
                 refuse_other_kinds(file)  # now, and not after hours of reading
             for part, files in self._files_by_part:
@@ -81,11 +84,6 @@ class Source:
             part: sum(file.stat().st_size * _EXPANSION.get(file.suffix.lower(), 1) for file in files)
             for part, files in parts
         }
-
-    @property
-    def notes(self) -> list[str]:
-        """A sentence on how a folder was split by its files' names, and on each kind of file that was left out."""
-        return self._division.notes
 
     @cached_property
     def _division(self) -> Division:

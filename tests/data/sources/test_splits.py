@@ -67,7 +67,9 @@ def test_every_file_is_in_the_part_its_name_says_and_no_test_is_trained_on(tmp_p
 
 def test_what_is_left_out_is_listed_and_counted(tmp_path):
     make(tmp_path, "train.txt=train test.txt=test README.md=out novel.txt=out a.pdf=out b.pdf=out c.docx=out")
-    split, about, rest, kinds = Source(DataSettings(source=str(tmp_path))).notes
+    source = Source(DataSettings(source=str(tmp_path)))
+    list(source.parts())
+    split, about, rest, kinds = source.notes
     assert "(test: test.txt; train: train.txt)" in split
     assert about.endswith("describe the data: README.md.")
     assert rest.endswith("no part of the split: novel.txt.")
