@@ -11,6 +11,7 @@ if __name__ == "__main__":  # what follows imports packages that may have to be 
     tasks.start(sys.argv[1:])
 
 import json
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -48,20 +49,32 @@ def _chosen_settings(run_name: str | None, parameters: tuple[tuple[str, str], ..
     return check_values(dict(parameters) | ({} if run_name is None else {"run": run_name}))
 
 
+class _TerminatedError(KeyboardInterrupt):
+    """SIGTERM: what a batch system, a container or a shutdown sends first."""
+
+
+def _raise_terminated(number: int, frame: Any) -> None:
+    raise _TerminatedError
+
+
 class _OneSentence(click.Group):
     """Print errors that are meant for people as one sentence, without a traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
         from helpers.course import CourseError
 
+        usual = signal.signal(signal.SIGTERM, _raise_terminated)
         try:
             return super().invoke(ctx)
         except (SettingsError, CourseError) as error:
             click.secho(f"Error: {error}", fg="red", err=True)
             ctx.exit(2 if isinstance(error, SettingsError) else 1)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interrupt:
             click.secho("\nInterrupted: what was done is kept, and the same command goes on.", fg="red", err=True)
-            ctx.exit(130)  # as a shell counts a program that Ctrl-C ended
+            # as a shell counts a program that Ctrl-C or SIGTERM ended
+            ctx.exit(143 if isinstance(interrupt, _TerminatedError) else 130)
+        finally:
+            signal.signal(signal.SIGTERM, usual)
 
 
 @click.group(
@@ -79,9 +92,11 @@ def main() -> None:
 def run(preset: str, run_name: str | None, parameters: tuple[tuple[str, str], ...], notebooks: tuple[str, ...]) -> None:
     """Execute the NOTEBOOKS (all of them when none is named), then write one report page."""
     from helpers.course import all_notebooks, find_notebook, run_course
+    from helpers.data import refuse_missing
     from helpers.environment import unused_card
 
     defaults, asked = read_preset(preset), _chosen_settings(run_name, parameters)
+    refuse_missing(defaults | asked)
     name = asked.pop("run", defaults["run"])
     chosen = [find_notebook(notebook) for notebook in notebooks] or all_notebooks()
     report = run_course(chosen, run=name, parameters=asked, defaults=defaults, progress=True)
@@ -98,7 +113,10 @@ def train(preset: str, run_name: str | None, parameters: tuple[tuple[str, str], 
 
     Under torchrun name the run with `-p run NAME`: torchrun takes `--run` for an option of its own.
     """
+    from helpers.data import refuse_missing
+
     settings = TrainingSettings.from_preset(preset, **_chosen_settings(run_name, parameters))
+    refuse_missing(settings.model_dump())
     # Only now: this imports torch and transformers, and a mistyped setting should be reported at once.
     from helpers.training import TrainingBrokenError, fine_tune, is_first_process, leave_process_group
 
@@ -125,9 +143,11 @@ def plan(
     as_json: bool,
 ) -> None:
     """Predict a run's peak memory, time and disk, without a GPU; exit 1 when it does not fit."""
+    from helpers.data import refuse_missing
     from helpers.training import plan_run
 
     settings = TrainingSettings.from_preset(preset, **_chosen_settings(run_name, parameters))
+    refuse_missing(settings.model_dump())
     planned = plan_run(settings, card=_card_to_plan_for(gpu))
     click.echo(json.dumps(planned.to_dict(), indent=2) if as_json else planned)
     ctx.exit(0 if planned.fits else 1)

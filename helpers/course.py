@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from helpers.display import did_you_mean, duration_text, size_text
-from helpers.settings import ASSETS, NOTEBOOKS, SettingsError, known_settings, run_folder
+from helpers.files import environment_variables
+from helpers.settings import ASSETS, NOTEBOOKS, SettingsError, known_settings, run_folder, runs_folder
 
 _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 _NOTEBOOK_LINK = re.compile(r"\[([^\]]+)\]\((\w+)\.ipynb\)")
@@ -99,17 +100,19 @@ def _execute(notebook: Path, output: Path, parameters: dict[str, Any], *, progre
     from papermill.exceptions import PapermillExecutionError
 
     try:
-        papermill.execute_notebook(
-            str(notebook),
-            str(output),
-            parameters=parameters,
-            kernel_name="python3",
-            kernel_manager_class=kernel_of_this_python(),  # a class, not `km`: papermill shuts down what it made
-            cwd=str(notebook.parent),
-            progress_bar={"desc": notebook.stem} if progress else False,
-            # The kernel listens on this machine only. It warns about that, in the middle of the progress bars.
-            extra_arguments=["--IPKernelApp.log_level=ERROR"],
-        )
+        # The kernel works in the notebook's folder, where a relative COURSE_RUNS would be another folder.
+        with environment_variables({"COURSE_RUNS": str(runs_folder())}):
+            papermill.execute_notebook(
+                str(notebook),
+                str(output),
+                parameters=parameters,
+                kernel_name="python3",
+                kernel_manager_class=kernel_of_this_python(),  # a class, not `km`: papermill shuts down what it made
+                cwd=str(notebook.parent),
+                progress_bar={"desc": notebook.stem} if progress else False,
+                # The kernel listens on this machine only. It warns about that, in the middle of the progress bars.
+                extra_arguments=["--IPKernelApp.log_level=ERROR"],
+            )
     except PapermillExecutionError as error:
         raise CourseError(
             f"{notebook.name} failed in cell {error.exec_count}: {error.ename}: {_sentence(error.evalue)} "

@@ -12,14 +12,39 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from helpers.display import first_line, last_part
-from helpers.settings import POCKET, SettingsError
+from helpers.settings import POCKET, SettingsError, find_path
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
 _END_OF_TEXT = "<|endoftext|>"
 _N_BYTES = 256
+_WITHOUT_OWNER = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")  # the Hub still knows these names
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+
+
+def check_model_name(name: str) -> Path | None:
+    """Return the folder that a model's name means; None for one of the Hub.
+
+    Raises:
+        SettingsError: it is a path and no model is there, or a name without its owner.
+    """
+    if name == "pocket":
+        return POCKET
+    folder = find_path(name)
+    if folder is not None:
+        if (folder / "config.json").is_file():
+            return folder
+        raise SettingsError(
+            f"model_name_or_path = {name!r}: {folder} is no folder of a model, because it holds no config.json. In a "
+            "run's folder the model is in `model`."
+        )
+    if _HUB_ID.fullmatch(name) or name in _WITHOUT_OWNER:
+        return None
+    raise SettingsError(
+        f"model_name_or_path = {name!r} is not there: looked for a folder in {Path.cwd()}. Name a folder, 'pocket', "
+        "which is shipped, or a model of the Hub with its owner, as in 'openai-community/gpt2'."
+    )
 
 
 def load_tokenizer(model_name_or_path: str) -> "PreTrainedTokenizerBase":
@@ -198,6 +223,16 @@ def check_sound(model: "GPT2LMHeadModel", tokenizer: "PreTrainedTokenizerBase") 
             )
 
 
+def describe_prompt(prompt: str) -> str:
+    """Return a sentence for a prompt whose end makes the next word improbable; empty for any other.
+
+    GPT-2's tokens for words begin with their space: after a space of its own, only rare ones can follow.
+    """
+    if not prompt.endswith(" "):
+        return ""
+    return f"The prompt {prompt!r} ends in a space, which belongs to the next word's token: leave it out."
+
+
 def set_attention_dropout(model: "GPT2LMHeadModel", attn_pdrop: float) -> None:
     """Set the dropout of the attention weights for this training; the saved configuration does not change."""
     for block in model.transformer.h:
@@ -259,11 +294,11 @@ def _load(kind: Any, name: str, **options: Any) -> Any:
     """Call `kind.from_pretrained`; when that fails, say in one sentence what to do."""
     from safetensors import SafetensorError
 
-    path = str(POCKET) if name == "pocket" else name
-    is_local = Path(path).exists()
+    folder = POCKET if name == "pocket" else find_path(name)
+    path = folder or check_model_name(name) or name
     try:
-        with quiet() if is_local else nullcontext():  # a download deserves its progress bar
-            return kind.from_pretrained(path, **options, local_files_only=is_local or not hub_answers())
+        with quiet() if folder else nullcontext():  # a download deserves its progress bar
+            return kind.from_pretrained(str(path), **options, local_files_only=bool(folder) or not hub_answers())
     except (SafetensorError, RuntimeError) as error:  # cut short, or shapes that contradict the configuration
         raise SettingsError(
             f"The model {name!r} is broken ({first_line(error)}): its weights file is cut short, "

@@ -210,8 +210,9 @@ def plot_novelty(curves: Mapping[str, Sequence[float]], *, ax: "Axes | None" = N
     for (name, shares), colour, style in zip(curves.items(), (ORANGE, BLUE, GREEN), ("o-", "s--", "^:"), strict=False):
         ax.plot(range(1, len(shares) + 1), shares, style, color=colour, label=name)
     ax.set(xlabel="n (tokens)", ylabel="share of new n-grams", ylim=(-0.02, 1.04))
-    ax.set_title("Copying shows at the right: long n-grams that are not new")
-    ax.legend(frameon=False, loc="lower right")
+    ax.set_title("Copying shows at the right: long n-grams that are not new" if curves else "Not measured")
+    if curves:
+        ax.legend(frameon=False, loc="lower right")
     return ax
 
 

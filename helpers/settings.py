@@ -23,9 +23,12 @@ ASSETS = Path(__file__).parent / "assets"
 PRESETS = ASSETS / "presets"
 POCKET = ASSETS / "pocket"
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
+PATH_SETTINGS = ("source", "general_source", "model_name_or_path")  # each may be the name of a file or folder
 
 _SEPARATORS = ("auto", "row", "line", "blank line", "heading", "file")
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_SHIPPED = ("fables", "python-reference", "pocket")  # names that no file can take
+_WINDOWS_PATH = re.compile(r"([A-Za-z]):[\\/](.*)")
 _WINDOWS_DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
 
@@ -64,6 +67,46 @@ def _plain_name(name: str) -> str:
     if _WINDOWS_DEVICE.fullmatch(name) or name.endswith("."):
         raise ValueError("is a name Windows cannot use for a folder: choose another")
     return name
+
+
+def find_path(name: str, *, folder: Path | None = None) -> Path | None:
+    """Return the absolute path of a file or folder in the caller's folder; None where there is none of that name.
+
+    `~` is the home folder, and in WSL a path with a Windows drive letter is looked for where the drive is mounted.
+    Notebooks that run in their own folder also find what is next to it.
+
+    Args:
+        name: a path as a user writes it.
+        folder: where a relative path begins; the current folder when left out.
+    """
+    path = os.path.expanduser(name)  # noqa: PTH111 - Path.expanduser raises for a name such as ~draft
+    if os.name != "nt" and (drive := _WINDOWS_PATH.fullmatch(path)):
+        path = f"/mnt/{drive[1].lower()}/{drive[2]}".replace("\\", "/")
+    start = folder or Path.cwd()
+    for beside in [start, *([start.parent] if start == NOTEBOOKS else [])]:
+        if os.path.lexists(found := os.path.abspath(beside / path)):  # noqa: PTH100 - resolve() would follow links
+            return Path(found)
+    return None
+
+
+def stored_path(name: str, *, folder: Path | None = None) -> str:
+    """Return a path, or the name where nothing is there, so that it means the same everywhere from now on.
+
+    Arguments as in `find_path`.
+    """
+    found = None if name in ("", *_SHIPPED) else find_path(name, folder=folder)
+    return name if found is None else str(found)
+
+
+def is_same_place(before: str, now: str) -> bool:
+    """Return whether two paths or names can be the same, where an old run or study stored a path as it was written.
+
+    >>> is_same_place("models/mine", "/data/models/mine"), is_same_place("models/mine", "/data/mine")
+    (True, False)
+    """
+    return before == now or (
+        Path(now).is_absolute() and Path(now).parts[-len(Path(before).parts) :] == Path(before).parts
+    )
 
 
 def _known_encoding(name: str) -> str:
@@ -153,13 +196,13 @@ class RunSettings(Settings):
 class DataSettings(RunSettings):
     """Which model's tokens, which text, how it is split by document, and how long a block is."""
 
-    model_name_or_path: str = Field(
+    model_name_or_path: Annotated[str, AfterValidator(lambda name: stored_path(name))] = Field(
         "pocket",
         min_length=1,
         examples=["pocket", "openai-community/gpt2", "distilbert/distilgpt2", "openai-community/gpt2-medium"],
         description="'pocket' (shipped), a folder, or a Hub id such as openai-community/gpt2",
     )
-    source: str = Field(
+    source: Annotated[str, AfterValidator(lambda name: stored_path(name))] = Field(
         "fables",
         min_length=1,
         examples=["fables", "python-reference", "Salesforce/wikitext"],
@@ -312,7 +355,7 @@ class EvaluationSettings(RunSettings):
     copy_samples: int = Field(
         12, ge=1, le=1000, json_schema_extra={"unit": "samples"}, description="samples searched for copied text"
     )
-    general_source: str = Field(
+    general_source: Annotated[str, AfterValidator(lambda name: stored_path(name))] = Field(
         "python-reference", min_length=1, description="text that measures forgetting; written like `source`"
     )
     general_documents: int = Field(
@@ -360,11 +403,15 @@ def check_values(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_run_settings(run: str) -> TrainingSettings:
-    """Return the settings a run was trained with; raise `SettingsError` when it has none."""
+    """Return the settings a run was trained with, under the name its folder has now.
+
+    Raises:
+        SettingsError: there is no such run.
+    """
     path = run_folder(run) / "settings.json"
     if not path.exists():
         raise SettingsError(f"There is no run {run!r} in {runs_folder()}{did_you_mean(run, _runs())}")
-    return TrainingSettings(**json.loads(path.read_text(encoding="utf-8"))["settings"])
+    return TrainingSettings(**json.loads(path.read_text(encoding="utf-8"))["settings"] | {"run": run})
 
 
 def _runs() -> list[str]:

@@ -43,17 +43,17 @@ ROOMS = {
     "files": {"settings"},
     "exercises": {"display", "files", "settings"},
     "model": {"display", "settings"},
-    "course": {"display", "plots", "settings"},
+    "course": {"display", "files", "plots", "settings"},
     "data": {"display", "files", "model", "plots", "settings"},
     "training": {"data", "display", "environment", "files", "model", "settings"},
     "evaluation": {"data", "display", "files", "model", "settings", "training"},
     "troubleshooting": {"course", "data", "display", "environment", "files", "model", "settings", "training"},
     "widgets": {"data", "display", "files", "model", "settings", "training"},
     "studies": {
-        "course", "display", "evaluation", "files", "plots", "settings", "training", "troubleshooting",
+        "course", "data", "display", "evaluation", "files", "plots", "settings", "training", "troubleshooting",
     },
     "assets": {"data", "evaluation", "files", "model", "settings", "training"},
-    "__main__": {"course", "environment", "settings", "studies", "training", "troubleshooting"},
+    "__main__": {"course", "data", "environment", "settings", "studies", "training", "troubleshooting"},
 }  # fmt: skip
 
 

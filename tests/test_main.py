@@ -1,4 +1,5 @@
 import json
+import signal
 
 import pytest
 from click.testing import CliRunner
@@ -121,3 +122,27 @@ def test_settings_lists_every_setting_with_its_help():
 
     output = call("settings").output
     assert all(f"{name} = " in output for name in known_settings())
+
+
+def test_sigterm_is_exit_code_143(monkeypatch):
+    usual = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(training, "fine_tune", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+    result = call("train")
+    assert result.exit_code == 143
+    assert "what was done is kept" in result.output
+    assert signal.getsignal(signal.SIGTERM) is usual
+
+
+@pytest.mark.parametrize("command", ["run", "train", "plan"])
+@pytest.mark.parametrize(("name", "value"), [("source", "nowhere.txt"), ("model_name_or_path", "./nowhere")])
+def test_a_missing_text_or_model_is_refused_before_anything_starts(asked, command, name, value):
+    result = call(command, "-p", name, value)
+    assert (result.exit_code, asked) == (2, [])
+    assert "is not there" in result.output
+
+
+def test_run_gives_the_notebooks_the_path_in_the_callers_folder(asked, tmp_path, monkeypatch):
+    (tmp_path / "mine.txt").write_text("words")
+    monkeypatch.chdir(tmp_path)
+    assert call("run", "-p", "source", "mine.txt", "02").exit_code == 0
+    assert asked[0][1]["parameters"] == {"source": str(tmp_path / "mine.txt")}

@@ -1,5 +1,6 @@
 """The README's promises that a program can check: its loop runs, its study file is one, its commands are there."""
 
+import json
 import os
 import re
 import shutil

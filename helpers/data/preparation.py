@@ -7,11 +7,11 @@ import errno
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,14 +19,14 @@ import pyarrow as pa
 
 from helpers.data.duplicates import Fingerprints
 from helpers.data.facts import count_documents, find_notes
-from helpers.data.sources import Source, source_hash
+from helpers.data.sources import Source, check_source, source_hash
 from helpers.data.sources.chat import Dialogue
 from helpers.data.splitting import SPLITS, UNDECIDED, split_by_document, split_by_position
 from helpers.data.tokens import TokenStream
 from helpers.data.writing import IGNORED, Staging, check_enough, cut_blocks, keep_labelled, write_parts
 from helpers.files import atomic_folder
-from helpers.model import load_tokenizer, quiet
-from helpers.settings import DataSettings, SettingsError, run_folder
+from helpers.model import check_model_name, load_tokenizer, quiet
+from helpers.settings import DataSettings, SettingsError, is_same_place, run_folder
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -54,8 +54,8 @@ class PreparedData:
 def prepare(settings: DataSettings, *, progress: bool = False) -> PreparedData:
     """Read, split and tokenise the text of a run, or open the result when the same was done before.
 
-    The source is read once, as a stream. Files count as the same when their names and bytes are; a data set of the
-    Hub when its name, configuration, split and revision are.
+    The source is read once, as a stream. A file counts as the same when its bytes are, a folder when the names and
+    bytes of its files are, a data set of the Hub when its name, configuration, split and revision are.
 
     Args:
         settings: the run, the source, the split.
@@ -71,10 +71,10 @@ def prepare(settings: DataSettings, *, progress: bool = False) -> PreparedData:
         raise SettingsError("streaming = True needs an end: set max_tokens to the number of tokens to take.")
     folder = run_folder(settings.run)
     folder.mkdir(parents=True, exist_ok=True)
-    key = _key(settings)
     # Two notebooks, or the processes of one training, may ask for the same run at the same time: the first one works.
     with FileLock(folder / ".data.lock"):
-        if _stored_key(folder) != key:
+        if not is_same_text(settings):
+            key = _key(settings)
             if (folder / "settings.json").exists():
                 raise SettingsError(
                     f"Run {settings.run!r} was trained on other data or other data settings: choose another run name, "
@@ -96,20 +96,57 @@ def open_prepared(run: str) -> PreparedData:
     return PreparedData(load_from_disk(folder / "blocks"), load_from_disk(folder / "documents"), facts)
 
 
+def refuse_missing(values: Mapping[str, Any]) -> None:
+    """Raise `SettingsError` for a text or a model that is not there, before anything starts; the Hub is not asked.
+
+    Args:
+        values: settings of a run; only `source`, `general_source` and `model_name_or_path` are looked up. A run that
+            has its text needs its source no more.
+    """
+    if "model_name_or_path" in values:
+        check_model_name(values["model_name_or_path"])
+    if "general_source" in values:
+        check_source(values["general_source"])
+    if "source" in values:
+        try:
+            check_source(values["source"])
+        except SettingsError:
+            known = DataSettings.model_fields.keys() & values.keys()
+            if not is_same_text(DataSettings(**{name: values[name] for name in known})):
+                raise
+
+
 def _key(settings: DataSettings) -> dict[str, Any]:
     """Return everything the data depend on: the settings without the run's name, and the source's content."""
     values = settings.part(DataSettings).model_dump(exclude={"run"})
     return {"settings": values, "source_sha256": source_hash(settings.source)}
 
 
-def _stored_key(folder: Path) -> dict[str, Any] | None:
-    path = folder / "data" / "data.json"
+def is_same_text(settings: DataSettings) -> bool:
+    """Return whether a run holds the data of these settings, wherever its source lies now.
+
+    A file that was moved, renamed or written as another path is the same while its bytes are. One that is gone is not
+    needed any more: the run has its text.
+    """
+    path = run_folder(settings.run) / "data" / "data.json"
     if not path.exists():
-        return None
+        return False
     facts = json.loads(path.read_text(encoding="utf-8"))
-    # A setting that did not exist when these data were made had its default.
-    defaults = {name: field.default for name, field in DataSettings.model_fields.items() if name != "run"}
-    return {"settings": defaults | facts["settings"], "source_sha256": facts["source_sha256"]}
+    before, now = DataSettings(**facts["settings"]), settings.part(DataSettings)
+    alike = {"run": now.run, "source": now.source}
+    if is_same_place(before.model_name_or_path, now.model_name_or_path):
+        alike["model_name_or_path"] = now.model_name_or_path
+    if before.model_copy(update=alike) != now:
+        return False
+    is_same_name = before.source == now.source
+    try:
+        # A single file is hashed with its name, which then must be the name it had.
+        sha256 = source_hash(now.source, name=PurePath(facts["settings"]["source"].replace("\\", "/")).name)
+    except SettingsError:
+        if is_same_name:
+            return True
+        raise
+    return sha256 == facts["source_sha256"] and (is_same_name or sha256 is not None)
 
 
 @contextmanager

@@ -283,19 +283,17 @@ def measure_copying(settings: EvaluationSettings) -> CopyReport:
     """Let the tuned model continue held-out documents, and search the training text for what it generates.
 
     The first tokens of each of `copy_samples` test documents are a prompt. What really follows them, cut to the length
-    of a sample, is the control.
+    of a sample, is the control. Where no test document is long enough, the report is empty and nothing is recorded.
 
     Raises:
-        SettingsError: the run is not finished, or no test document is long enough for a prompt.
+        SettingsError: the run is not finished.
     """
     model, tokenizer = load_tuned(settings.run)
     documents = open_prepared(settings.run).documents
     rows = [tokenizer.encode(text, verbose=False) for text in documents["test"]["text"][: settings.copy_samples]]
     rows = [row for row in rows if len(row) > _PROMPT_TOKENS]
     if not rows:
-        raise SettingsError(
-            f"No test document has more than {_PROMPT_TOKENS} tokens, which are the prompt: use longer ones."
-        )
+        return CopyReport([], [], [], [], [], {})
     prompts = [tokenizer.decode(row[:_PROMPT_TOKENS]) for row in rows]
     samples = generate(model, tokenizer, prompts, settings, num_return_sequences=1)
     control = [row[_PROMPT_TOKENS : _PROMPT_TOKENS + settings.max_new_tokens] for row in rows]

@@ -199,6 +199,8 @@ def measure_novelty(matches: Sequence[Match], n: int) -> float:
 class CopyReport:
     """What samples share with the training text, and what held-out text of the same length shares with it.
 
+    All of it is empty where no held-out document was long enough for a prompt.
+
     Attributes:
         samples: a match for each sample.
         control: a match for each held-out text.
@@ -231,6 +233,7 @@ class CopyReport:
                 ("samples", self.samples, self.sample_words),
                 ("held-out text", self.control, self.control_words),
             )
+            if matches
         ]
 
     def novelty_curves(self, max_n: int = 12) -> dict[str, list[float]]:
@@ -238,6 +241,7 @@ class CopyReport:
         return {
             name: [measure_novelty(matches, n) for n in range(1, max_n + 1)]
             for name, matches in (("samples", self.samples), ("held-out text", self.control))
+            if matches
         }
 
     def to_dict(self) -> dict[str, Any]:
@@ -269,6 +273,8 @@ class CopyReport:
         return max(range(len(self.samples)), key=lambda i: self.samples[i].longest)
 
     def _repr_html_(self) -> str:
+        if not self.samples:
+            return "<p>Not measured: no test document is longer than the prompt that a sample begins with.</p>"
         table = html_table(list(self.rows[0]), (list(row.values()) for row in self.rows))
         caption = "The sample with the longest run; what is also in the training text is marked:"
         return f"{table}<p>{caption}</p>{self.show(self._number_of_longest)}"

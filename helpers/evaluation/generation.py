@@ -1,11 +1,12 @@
 """Generate text in batches, with a seed, and measure the variety and repetition of the samples."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from helpers.display import html_table
-from helpers.model import check_sound, device
+from helpers.model import check_sound, describe_prompt, device
 from helpers.settings import EvaluationSettings, SettingsError
 
 if TYPE_CHECKING:
@@ -75,6 +76,8 @@ def generate(
     from tqdm.auto import tqdm
 
     check_sound(model, tokenizer)
+    if settings.prompt in prompts and (note := describe_prompt(settings.prompt)):
+        warnings.warn(note, stacklevel=2)
     arguments = _generation_arguments(tokenizer, settings, changes)
     rows = _encode_prompts(tokenizer, prompts)
     _check_length(rows, arguments["max_new_tokens"], model.config.n_positions)

@@ -15,6 +15,7 @@ from helpers.display import MIB, duration_text, html_table
 from helpers.evaluation.bootstrap import CONFIDENCE
 from helpers.settings import SettingsError, run_folder, runs_folder
 from helpers.studies.compared_run import METRICS, ComparedRun, Metric, read_run
+from helpers.studies.queue import missing_trials
 from helpers.training.model_card import write_model_card
 
 if TYPE_CHECKING:
@@ -33,11 +34,13 @@ class RunTable:
         by: the metric that ranks them.
         groups: the runs of each measured text.
         differing: the settings that are not the same in all runs.
+        missing: finished trials whose folders are gone, each with its metric.
     """
 
     by: Metric
     groups: tuple[tuple[ComparedRun, ...], ...]
     differing: tuple[str, ...]
+    missing: tuple[str, ...] = ()
 
     @property
     def runs(self) -> list[ComparedRun]:
@@ -155,6 +158,11 @@ def _interval(interval: tuple[float, float] | None, form: str) -> str | None:
 
 
 def _notes(table: RunTable) -> Iterator[str]:
+    if table.missing:
+        yield (
+            f"Finished, but not in this table because their folders are gone: {', '.join(table.missing)}. The best run "
+            "below is the best of the others."
+        )
     if len(table.groups) > 1:
         yield (
             f"These runs were measured on {len(table.groups)} different texts: each has a table of its own, "
@@ -207,7 +215,12 @@ def compare(*names: str, by: Metric | None = None) -> RunTable:
     elif without_text:
         groups.append(without_text)
     ranked = tuple(tuple(sorted(group, key=lambda run: _order(run, by))) for group in groups)
-    return RunTable(by, ranked, _differing(runs))
+    missing = [
+        f"{name}/{trial}"
+        for name in names or _all_names()
+        for trial in missing_trials(runs_folder() / name.rstrip("/"))
+    ]
+    return RunTable(by, ranked, _differing(runs), tuple(missing))
 
 
 def _order(run: ComparedRun, by: Metric) -> tuple:

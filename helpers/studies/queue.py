@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from filelock import FileLock, Timeout
 
-from helpers.settings import SettingsError, known_settings
+from helpers.settings import SettingsError, is_same_place, known_settings
 from helpers.studies.study import Range, Study, trial_name
 from helpers.training.pruning import JOURNAL, open_storage, pruner
 
@@ -90,13 +90,24 @@ def _refuse_the_folder_of_a_run(study: Study) -> None:
 def _is_started(study: Study, opened: "OptunaStudy") -> bool:
     """Return whether a study was started before; raise `SettingsError` where it was with other settings."""
     before, now = opened.user_attrs.get("essence"), study.essence
-    if before is not None and before != now:
-        changed = [f"{name} = {before[name]}, not {now[name]}" for name in now if before.get(name) != now[name]]
+    if before is not None and not _is_alike(before, now):
+        changed = [
+            f"{name} = {before[name]}, not {now[name]}" for name in now if not _is_alike(before.get(name), now[name])
+        ]
         raise SettingsError(
             f"Study {study.study!r} was started with {'; '.join(changed)}: choose another `study` name to keep both. "
             "Only budgets, storage, prune and keep_checkpoints may change."
         )
     return before is not None
+
+
+def _is_alike(before: Any, now: Any) -> bool:
+    """Return whether two essences are equal, apart from paths that old journals hold as their files had them."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        return before.keys() == now.keys() and all(_is_alike(before[name], now[name]) for name in now)
+    if isinstance(before, list) and isinstance(now, list):
+        return len(before) == len(now) and all(map(_is_alike, before, now))
+    return before == now or (isinstance(before, str) and isinstance(now, str) and is_same_place(before, now))
 
 
 def choose(study: Study, trial: "Trial") -> dict[str, Any]:
@@ -155,6 +166,22 @@ def is_superfluous(opened: "OptunaStudy", trial: "Trial") -> bool:
         and not (is_retry and state_of(other) == "failed")
         for other in _valid_trials(opened)
     )
+
+
+def missing_trials(folder: Path) -> list[str]:
+    """Return the finished trials of a study's journal whose folders are gone, each with its metric."""
+    import optuna
+
+    if not (folder / JOURNAL).exists():
+        return []
+    sampler = optuna.samplers.RandomSampler()
+    try:
+        opened = optuna.load_study(study_name=folder.name, storage=open_storage("", folder), sampler=sampler)
+    except KeyError:  # the folder has another name than its study, as a copy has
+        return []
+    done = {trial.user_attrs["point"]: trial for trial in _valid_trials(opened) if state_of(trial) == "done"}
+    names = {trial_name(point): trial.value for point, trial in sorted(done.items())}
+    return [f"{name} ({value:.4g})" for name, value in names.items() if not (folder / name / "trial.json").exists()]
 
 
 def was_interrupted(trial: "FrozenTrial") -> bool:

@@ -10,7 +10,7 @@ from pydantic_core import ErrorDetails
 
 from helpers.course import declared_parameters, find_notebook
 from helpers.display import did_you_mean
-from helpers.settings import ASSETS, SettingsError, allowed, known_settings
+from helpers.settings import ASSETS, PATH_SETTINGS, SettingsError, allowed, known_settings, stored_path
 from helpers.studies.comparability import Fault, metric_faults, ranking_faults
 from helpers.studies.study import Budgets, Range, Study, notebook_name
 
@@ -53,13 +53,29 @@ def read_study(path: Path) -> Study:
     lines: dict[tuple, int] = {}
     faults = [*_repeated_keys(node, lines), *_faults_between_entries(values)]
     try:
-        study = Study.model_validate({"study": path.stem, "vary": {}, **values})
+        study = Study.model_validate({"study": path.stem, "vary": {}, **_with_paths(values, path.absolute().parent)})
     except ValidationError as error:
         faults += [(fault["loc"], _sentence(fault, values)) for fault in error.errors()]
     if faults:
         located = sorted((_line(lines, at), sentence) for at, sentence in faults)
         raise SettingsError("\n".join(f"{path.name}, line {line}: {sentence}" for line, sentence in located))
     return study
+
+
+def _with_paths(values: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return the entries of a study with paths that begin in its file's folder, where they are there, as absolute."""
+
+    def placed(name: Any, value: Any) -> Any:
+        if isinstance(value, list):
+            return [placed(name, each) for each in value]
+        return stored_path(value, folder=folder) if name in PATH_SETTINGS and isinstance(value, str) else value
+
+    return {
+        section: {name: placed(name, value) for name, value in entries.items()}
+        if isinstance(entries, dict)
+        else entries
+        for section, entries in values.items()
+    }
 
 
 def _repeated_keys(node: yaml.Node, lines: dict[tuple, int], at: tuple = ()) -> Iterator[Fault]:

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from helpers.data import refuse_missing
 from helpers.display import GIB, size_text
 from helpers.files import free_bytes
-from helpers.settings import SettingsError
+from helpers.settings import PATH_SETTINGS, SettingsError
 from helpers.studies.study import Study, trial_name
 from helpers.training.cards import GraphicsCard
 from helpers.training.memory import parameters, read_shape
@@ -160,9 +161,13 @@ def plan_study(study: Study, card: GraphicsCard | None, *, workers: int = 1, n_l
         n_left: trials that are not settled yet, of a study that was started; None: it was not.
 
     Raises:
-        SettingsError: a point that cannot be trained, such as a block longer than the model's positions.
+        SettingsError: a text or model is not there, or a point cannot be trained, such as a block longer than the
+            model's positions.
     """
     plans = []
+    left = len(study.points) if n_left is None else n_left
+    for inputs in _inputs(study) if left else []:
+        refuse_missing(inputs)
     for number, point in enumerate(study.corners):
         if not _is_known(study.training_settings(point).model_name_or_path):
             plans = []
@@ -173,10 +178,16 @@ def plan_study(study: Study, card: GraphicsCard | None, *, workers: int = 1, n_l
             plans.append(plan_run(settings, card=card or this_processor()))
         except SettingsError as error:
             raise SettingsError(f"{run} of study {study.study!r} cannot be: {error}") from None
-    left = len(study.points) if n_left is None else n_left
     return StudyPlan(
         study, card, min(workers, max(1, left)), left, n_left is not None, tuple(plans), free_bytes(study.folder)
     )
+
+
+def _inputs(study: Study) -> list[dict[str, Any]]:
+    """Return the texts and models of all points, each combination once."""
+    general = {name: study.settings[name] for name in PATH_SETTINGS if name in study.settings}
+    every = [general | study.training_settings(point).model_dump(include=set(PATH_SETTINGS)) for point in study.corners]
+    return [dict(pairs) for pairs in dict.fromkeys(tuple(each.items()) for each in every)]
 
 
 def _is_known(model_name_or_path: str) -> bool:

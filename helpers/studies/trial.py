@@ -98,7 +98,13 @@ def _run_notebooks(study: Study, trial: "Trial", folder: Path, parameters: dict[
         metric = getattr(read_run(folder), study.optimise)
     except Exception as error:  # noqa: BLE001 - whatever ends a trial, the others go on
         _log.error("%s", "".join(traceback.format_exception(error)))
-        raise _outcome(trial, error) from None
+        outcome = _outcome(trial, error)
+        is_trained = (folder / "training.json").exists()
+        metric = getattr(read_run(folder), study.optimise) if is_trained else None
+        if metric is None or not isinstance(outcome, TrialFailedError):
+            raise outcome from None
+        # the metric is of the complete training; what failed came after it, and says nothing about the settings
+        _log.warning("%s was measured before that, and counts: %s", study.optimise, metric)
     if metric is None or not math.isfinite(metric):
         raise TrialFailedError(
             f"The notebooks ran, and left no {study.optimise} that is a number in {run}: either its training diverged "

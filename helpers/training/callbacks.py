@@ -77,7 +77,7 @@ def training_callbacks(
     from transformers import EarlyStoppingCallback
 
     chosen = [_History(folder, tokenizer, settings.sample_prompt), _Guard(model.config.vocab_size)]
-    chosen += [_DiskSpaceGuard(model), Clock()]
+    chosen += [_DiskSpaceGuard(model), Clock(), _Successor()]
     if (pruning := pruning_callback(settings.run)) is not None:
         chosen.append(pruning)
     if settings.report_to == "tensorboard":
@@ -162,6 +162,20 @@ class Clock(TrainerCallback, ExportableState):
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps."""
         return {"args": {"seconds": self.seconds}, "attributes": {}}
+
+
+class _Successor(TrainerCallback):
+    """Let a resumed training follow the settings and the folder of this call.
+
+    The Trainer takes the steps between two rows from the checkpoint, and the path of the best one, which is wrong in a
+    run that was moved.
+    """
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        state.compute_steps(args, state.max_steps)
+        best = Path(args.output_dir) / f"checkpoint-{state.best_global_step}"
+        if best.is_dir():
+            state.best_model_checkpoint = str(best)
 
 
 class _Speedometer(TrainerCallback):
@@ -325,21 +339,23 @@ class _Stopper(TrainerCallback):
 
 @contextmanager
 def stoppable(trainer: "Trainer", stop: threading.Event | None) -> Iterator[None]:
-    """Let `stop` or Ctrl-C end the training inside the block with a checkpoint; raise when the block ends.
+    """Let `stop`, Ctrl-C or SIGTERM end the training inside the block with a checkpoint; raise when the block ends.
 
-    Ctrl-C counts only where one process trains: several would have to stop at the same step.
+    Signals count only where one process trains: several would have to stop at the same step.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C, or the interrupt of a kernel, ended the training.
+        KeyboardInterrupt: Ctrl-C, or the interrupt of a kernel, ended the training. SIGTERM ends the process then.
         TrainingStoppedError: `stop` ended it.
     """
     is_alone = trainer.args.world_size == 1
-    with interrupt_event() if is_alone else nullcontext(threading.Event()) as interrupted:
-        stopper = _Stopper(lambda: interrupted.is_set() or (stop is not None and stop.is_set()))
+    with interrupt_event() if is_alone else nullcontext(Interrupt()) as interrupt:
+        stopper = _Stopper(lambda: interrupt.is_set() or (stop is not None and stop.is_set()))
         # First in the list: _DiskSpaceGuard has to see that a checkpoint is about to be written.
         trainer.callback_handler.callbacks.insert(0, stopper)
         yield
-    if interrupted.is_set():
+    if interrupt.is_set():
+        if interrupt.number == signal.SIGTERM:
+            signal.raise_signal(signal.SIGTERM)  # now as usual: it ends the process
         raise KeyboardInterrupt
     if stopper.has_stopped:
         state = trainer.state
@@ -349,25 +365,37 @@ def stoppable(trainer: "Trainer", stop: threading.Event | None) -> Iterator[None
         )
 
 
-@contextmanager
-def interrupt_event() -> Iterator[threading.Event]:
-    """Let Ctrl-C, or the interrupt of a kernel, set an event instead of raising; a second one raises as usual.
+class Interrupt(threading.Event):
+    """Set by a signal; `number` is the signal's, 0 before it."""
 
-    Python calls signal handlers in the main thread only, and a process that ignores interrupts goes on ignoring them:
-    in both cases the event is never set.
+    number = 0
+
+
+@contextmanager
+def interrupt_event() -> Iterator[Interrupt]:
+    """Let Ctrl-C, the interrupt of a kernel, or SIGTERM set an event; a second one acts as usual.
+
+    Python calls signal handlers in the main thread only, and a process that ignores a signal goes on ignoring it: in
+    both cases the event is never set.
     """
-    interrupted, usual = threading.Event(), signal.getsignal(signal.SIGINT)
+    interrupt = Interrupt()
+    usual = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    taken = [number for number, handler in usual.items() if handler not in (signal.SIG_IGN, None)]
 
     def handle(number: int, frame: Any) -> None:
-        if interrupted.is_set():
-            usual(number, frame)
-        interrupted.set()
+        if interrupt.is_set():
+            signal.signal(number, usual[number])
+            signal.raise_signal(number)
+        interrupt.number = number
+        interrupt.set()
 
-    if threading.current_thread() is not threading.main_thread() or not callable(usual):
-        yield interrupted
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupt
         return
-    signal.signal(signal.SIGINT, handle)
+    for number in taken:
+        signal.signal(number, handle)
     try:
-        yield interrupted
+        yield interrupt
     finally:
-        signal.signal(signal.SIGINT, usual)
+        for number in taken:
+            signal.signal(number, usual[number])

@@ -21,7 +21,7 @@ from helpers.training import processes, run_files
 from helpers.training.callbacks import Clock, TrainingBrokenError, Watch, stoppable, training_callbacks
 from helpers.training.engine import equal_results_less_work
 from helpers.training.model_card import card_text
-from helpers.training.plan import predict_on_this_machine
+from helpers.training.plan import describe_long_warmup, predict_on_this_machine
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel, Trainer, TrainingArguments
@@ -90,9 +90,9 @@ def fine_tune(
 ) -> FineTuned:
     """Train a run to its end and save its model; only open it when it is finished already.
 
-    A run that was interrupted continues from its last complete checkpoint, on the same data in the same order. In a
-    single process, Ctrl-C and the interrupt of a kernel finish the step, write a checkpoint and then raise
-    `KeyboardInterrupt`; a second one raises at once.
+    A run that was interrupted continues from its last complete checkpoint, on the same data in the same order, also
+    where its folder or its text was moved. In a single process, Ctrl-C and the interrupt of a kernel finish the step,
+    write a checkpoint and then raise `KeyboardInterrupt`; a second one raises at once. SIGTERM saves in the same way.
 
     Args:
         settings: all settings of the run; `settings.run` is the name of its folder.
@@ -111,6 +111,8 @@ def fine_tune(
     with processes.run_lock(folder):
         run_files.check_same_settings(settings)
         if not processes.broadcast_from_first((folder / "training.json").exists()):
+            if processes.is_first_process():
+                run_files.store_changes(settings)
             _train(settings, folder, progress=progress, watch=watch, stop=stop)
     return open_run(settings.run)
 
@@ -292,6 +294,7 @@ def _train_once(
             ),
         )
         trainer.remove_callback(PrinterCallback)
+        _warn_of_long_warmup(settings, len(data.blocks["train"]), trainer.args.world_size)
         if trainer.is_world_process_zero() and not (folder / "settings.json").exists():
             run_files.write_json(folder / "settings.json", run_files.settings_record(settings, data.facts))
         checkpoint = run_files.last_complete_checkpoint(folder / "checkpoints")
@@ -332,6 +335,12 @@ def _new_trainer(validation: dict[str, Any], **how: Any) -> "Trainer":
             return super().prediction_step(model, inputs, *rest, **more)
 
     return (LabelTrainer if "labels" in validation else Trainer)(**how)
+
+
+def _warn_of_long_warmup(settings: TrainingSettings, n_blocks: int, processes: int) -> None:
+    per_epoch = math.ceil(n_blocks / (settings.effective_batch_size * processes))
+    if note := describe_long_warmup(settings, math.ceil(per_epoch * settings.num_train_epochs)):
+        warnings.warn(note, stacklevel=2)
 
 
 def _restore_finished(trainer: "Trainer", checkpoint: Path) -> None:

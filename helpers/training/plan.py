@@ -87,6 +87,11 @@ class MemoryPlan:
         return math.ceil(per_epoch * self.settings.num_train_epochs)
 
     @property
+    def warmup_note(self) -> str:
+        """A sentence where the learning rate never reaches its peak; else empty."""
+        return describe_long_warmup(self.settings, self.steps)
+
+    @property
     def tokens_per_step(self) -> int:
         """Tokens read for one optimizer step."""
         return self.settings.effective_batch_size * self.settings.block_size
@@ -166,6 +171,7 @@ class MemoryPlan:
             ("steps", f"{self.steps:,} of {self.tokens_per_step:,} tokens"),
             ("an epoch", self._time()),
             ("disk", f"{size_text(self.disk_bytes)}: {kept} + 1 checkpoints and the model"),
+            *([("warm-up", self.warmup_note)] if self.warmup_note else []),
         ]
 
     def _time(self) -> str:
@@ -248,6 +254,22 @@ def plan_run(
     suggested = next((changes for changes in same_effective_batch(settings) if fits(**changes)), {})
     tokens, tokens_are = (train_tokens, "as given") if train_tokens is not None else training_tokens(settings)
     return MemoryPlan(settings, shape, card, engine, precision, memory(), largest_batch, suggested, tokens, tokens_are)
+
+
+def describe_long_warmup(settings: TrainingSettings, steps: int) -> str:
+    """Return a sentence for a warm-up that is as long as the training or longer; empty for any other.
+
+    >>> describe_long_warmup(TrainingSettings(warmup_steps=0.05), 8)
+    ''
+    """
+    warmup = settings.warmup_steps
+    if warmup < 1 or warmup < steps:
+        return ""
+    reached = settings.learning_rate * steps / warmup
+    return (
+        f"warmup_steps = {warmup:g} and the training has {steps:,}: the learning rate only climbs to {reached:.2g} of "
+        f"{settings.learning_rate:.2g}. Below 1, warmup_steps is a share of all steps."
+    )
 
 
 def same_effective_batch(settings: TrainingSettings) -> list[dict[str, Any]]:

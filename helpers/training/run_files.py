@@ -11,12 +11,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from helpers.data.preparation import is_same_text
 from helpers.files import write_atomically
-from helpers.settings import SettingsError, TrainingSettings, read_run_settings, run_folder
+from helpers.settings import SettingsError, TrainingSettings, is_same_place, read_run_settings, run_folder
 from helpers.training.processes import device_name, n_processes
 
 _PACKAGES = ("torch", "transformers", "datasets", "accelerate", "tokenizers")
 _HISTORY_NAMES = ("loss", "eval_loss", "learning_rate", "grad_norm", "epoch", "sample")
+# Settings that may change when a run goes on: its weights become the same. `eval_steps` is none of them, because each
+# validation draws a number from the random state that the dropout uses.
+CHANGEABLE = ("logging_steps", "save_steps", "save_total_limit", "sample_prompt", "report_to")
 _CHECKPOINT_FILES = ("model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
 
 
@@ -31,10 +35,12 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 
 
 def check_same_settings(settings: TrainingSettings) -> None:
-    """Check that a run that was started before has the same settings and number of processes.
+    """Check that a run that was started before has settings with the same result and the same number of processes.
+
+    The folder's name, the place of the same text, and what `CHANGEABLE` names may differ.
 
     Raises:
-        SettingsError: something differs; training on would mix two runs in one folder.
+        SettingsError: something else differs; training on would mix two runs in one folder.
     """
     path = run_folder(settings.run) / "settings.json"
     if not path.exists():
@@ -42,12 +48,24 @@ def check_same_settings(settings: TrainingSettings) -> None:
     before, now = read_run_settings(settings.run).model_dump(), settings.model_dump()
     before["processes"] = read_json(path).get("processes", 1)
     now["processes"] = n_processes()
-    changed = [f"{name} = {before[name]!r}, not {now[name]!r}" for name in now if before[name] != now[name]]
+    changed = [name for name in now if before[name] != now[name] and name not in CHANGEABLE]
+    if "model_name_or_path" in changed and is_same_place(before["model_name_or_path"], now["model_name_or_path"]):
+        changed.remove("model_name_or_path")
+    if "source" in changed and is_same_text(settings):
+        changed.remove("source")
     if changed:
+        differences = "; ".join(f"{name} = {before[name]!r}, not {now[name]!r}" for name in changed)
         raise SettingsError(
-            f"Run {settings.run!r} was started with {'; '.join(changed)}: choose another run name to keep both, "
+            f"Run {settings.run!r} was started with {differences}: choose another run name to keep both, "
             f"or delete the folder {path.parent} to start afresh."
         )
+
+
+def store_changes(settings: TrainingSettings) -> None:
+    """Write the settings that changed since a run was started into its settings.json, where it has one."""
+    path = run_folder(settings.run) / "settings.json"
+    if path.exists() and (record := read_json(path))["settings"] != settings.model_dump():
+        write_json(path, record | {"settings": settings.model_dump()})
 
 
 def settings_record(settings: TrainingSettings, data_facts: dict[str, Any]) -> dict[str, Any]:

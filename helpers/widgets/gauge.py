@@ -44,7 +44,7 @@ def _facts_table(plan: MemoryPlan, *, has_card: bool) -> str:
         ("effective batch", f"{settings.effective_batch_size:,} blocks, {plan.tokens_per_step:,} tokens per step"),
         ("steps", f"{plan.steps:,} in {settings.num_train_epochs:g} epochs"),
         *((name, texts[name]) for name in ("an epoch", "largest batch") if has_card),
-        ("training text", texts["training text"]),
+        *((name, texts[name]) for name in ("training text", "warm-up") if name in texts),
     ]
     # Not `html_table`: in a widget its cells have no padding, and a name would touch its value.
     cells = "".join(

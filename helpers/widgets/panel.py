@@ -26,6 +26,10 @@ _STYLE = (
 _LABELS = (ASSETS / "widgets" / "labels.js").read_text(encoding="utf-8")
 
 
+# kind of panel -> the settings that the newest one started with, and the values it has now
+_newest: dict[type, tuple[Settings, dict[str, Any]]] = {}
+
+
 class Panel:
     """Controls for some settings, whose values `settings` returns.
 
@@ -40,6 +44,8 @@ class Panel:
 
     def __init__(self, settings: Settings, names: Iterable[str] | None = None) -> None:
         self._start, self._values = settings, settings.model_dump()
+        self._forgotten = _describe_moved(*_newest.get(type(self), (None, {})), settings)
+        _newest[type(self)] = (settings, self._values)
         fields = type(settings).model_fields
         names = list(fields) if names is None else list(names)
         self.controls = {name: make_control(name, fields[name], self._values[name]) for name in names}
@@ -149,7 +155,8 @@ class Panel:
 
     def framed(self, *children: w.Widget) -> w.VBox:
         """Return widgets in a frame that brings the panel's style with it."""
-        return w.VBox([w.HTML(_STYLE), *children]).add_class("course-panel")
+        note = [w.HTML(f"<div class='course-note'>{html.escape(self._forgotten)}</div>")] if self._forgotten else []
+        return w.VBox([w.HTML(_STYLE), *note, *children]).add_class("course-panel")
 
     def help(self) -> dict[str, str]:
         """Return the help of each control, for the mouse pointer and for screen readers."""
@@ -164,6 +171,15 @@ class Panel:
         display(HTML(self.static_html()))
         # An output of its own: a browser runs no script that is inside the HTML of a widget.
         display(Javascript(f"const help = {json.dumps(self.help())};\n{_LABELS}"))
+
+
+def _describe_moved(start: Settings | None, values: Mapping[str, Any], settings: Settings) -> str:
+    """Return a sentence for values that were moved in the panel before, when its cell is run again unchanged."""
+    moved = {name: value for name, value in values.items() if start == settings and value != getattr(settings, name)}
+    if not moved:
+        return ""
+    listed = ", ".join(f"{name} = {value!r}" for name, value in moved.items())
+    return f"This cell ran again, so the panel has the values of the parameters cell; moved before that: {listed}."
 
 
 def make_button(text: str, action: Callable[[], None], *, tooltip: str, icon: str = "") -> w.Button:

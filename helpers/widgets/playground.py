@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import ipywidgets as w
 
 from helpers.display import BLUE, ORANGE
-from helpers.model import device
+from helpers.model import describe_prompt, device
 from helpers.settings import EvaluationSettings, SettingsError
 from helpers.widgets.drawing import Bar, bar_chart
 from helpers.widgets.panel import Panel, make_button
@@ -100,6 +100,8 @@ class Playground(Panel):
             if not column.prompt:
                 column.start(settings)
             column.show(settings, min(self.look.value - 1, max(0, len(column.tokens) - 1)))
+        if note := describe_prompt(settings.prompt):
+            self.say(note)
 
     def _summary(self) -> str:
         columns = [

@@ -21,6 +21,7 @@ from helpers.evaluation.base_and_tuned import (
 )
 from helpers.evaluation.generation import DECODINGS, generate
 from helpers.evaluation.scoring import Score, score
+from helpers.plots import plot_novelty
 from helpers.settings import EvaluationSettings, SettingsError, run_folder
 from helpers.training.fine_tuning import fine_tune
 
@@ -194,10 +195,12 @@ def test_samples_and_control_come_from_the_same_prompts_and_have_the_same_length
     assert all(len(match.lengths) <= 8 for match in (*report.samples, *report.control))
 
 
-def test_documents_too_short_for_a_prompt_are_an_error(tiny_run, monkeypatch):
+def test_documents_too_short_for_a_prompt_give_an_empty_report_that_says_so(tiny_run, monkeypatch):
     monkeypatch.setattr("helpers.evaluation.base_and_tuned._PROMPT_TOKENS", 60)
-    with pytest.raises(SettingsError, match="more than 60 tokens"):
-        measure_copying(SETTINGS)
+    report = measure_copying(SETTINGS)
+    assert report.rows == report.samples == []
+    assert "Not measured: no test document is longer than the prompt" in report._repr_html_()
+    assert plot_novelty(report.novelty_curves()).get_title() == "Not measured"
 
 
 def test_every_decoding_method_continues_the_same_prompts(tiny_run):

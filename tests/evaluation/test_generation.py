@@ -115,3 +115,10 @@ def test_samples_are_escaped():
     assert "&lt;b&gt;&lt;/td&gt;&lt;script&gt;" in shown
     assert "<script>" not in shown
     assert "<i>" not in shown
+
+
+def test_a_prompt_that_ends_in_a_space_is_noted(tiny):
+    settings = EvaluationSettings(prompt="The fox ", max_new_tokens=2, num_return_sequences=1)
+    with pytest.warns(UserWarning, match="The prompt 'The fox ' ends in a space"):
+        generate(*tiny, [settings.prompt], settings)
+    generate(*tiny, ["a row of a text "], settings)

@@ -140,3 +140,15 @@ def test_the_error_for_a_storage_that_does_not_answer_is_one_sentence_without_th
         open_storage(address, tmp_path)
     assert "secret" not in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_study_that_was_started_with_a_relative_path_goes_on_with_the_same_file(study_file, tmp_path):
+    (tmp_path / "mine.txt").write_text("words")
+    study = read_study(study_file(notebooks=["03"], settings={"source": "mine.txt"}, vary={"seed": [1]}))
+    old = open_study(study).user_attrs["essence"]
+    opened = open_study(study)
+    opened.set_user_attr("essence", old | {"settings": {"source": "mine.txt"}})
+    open_study(study)
+    opened.set_user_attr("essence", old | {"settings": {"source": "other.txt"}})
+    with pytest.raises(SettingsError, match="was started with settings"):
+        open_study(study)

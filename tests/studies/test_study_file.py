@@ -159,3 +159,15 @@ def test_the_error_for_an_unknown_study_lists_the_shipped_ones():
     with pytest.raises(SettingsError, match="shipped with the course: rates"):
         find_study("none")
     assert find_study(str(STUDIES / "rates.yaml")) == Path(STUDIES / "rates.yaml")
+
+
+def test_a_path_is_looked_for_in_the_files_folder_and_then_in_the_callers(study_file, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    for name in ("a.txt", "here/a.txt", "here/b.txt"):
+        (tmp_path / name).write_text(name)
+    monkeypatch.chdir(tmp_path / "here")
+    over = ["a.txt", "b.txt"]
+    file = study_file(notebooks=["03"], settings={"source": "a.txt"}, vary={"model_name_or_path": over})
+    study = read_study(file)
+    assert study.settings == {"source": str(tmp_path / "a.txt")}
+    assert study.vary["model_name_or_path"] == [str(tmp_path / "a.txt"), str(tmp_path / "here/b.txt")]

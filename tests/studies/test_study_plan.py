@@ -130,3 +130,12 @@ def test_a_model_that_must_be_downloaded_first_is_run_without_a_plan(study_file)
     planned = plan_study(study_on_gpt2(study_file, settings=settings), find_card("RTX 4070 Ti"))
     assert planned.refusals == []
     assert "not predicted: the model's shape is not known before its download" in str(planned)
+
+
+def test_a_study_of_a_missing_text_or_model_is_refused_and_a_settled_one_is_not(study_file):
+    for changes in ({"source": "nowhere.txt"}, {"model_name_or_path": "./nowhere"}):
+        study = read_study(study_file(notebooks=["03"], settings=changes))
+        with pytest.raises(SettingsError, match="is not there"):
+            plan_study(study, None)
+    study = read_study(study_file(notebooks=["03"], settings={"source": "nowhere.txt"}))
+    assert plan_study(study, None, n_left=0).refusals == []

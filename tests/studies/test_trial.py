@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import sys
 
 import nbformat
@@ -7,6 +8,8 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from helpers.course import CourseError
+from helpers.settings import run_folder
 from helpers.studies.comparison import compare
 from helpers.studies.queue import open_study, requeue_interrupted, state_of, trials_of
 from helpers.studies.study_file import read_study
@@ -157,3 +160,31 @@ def test_a_trial_worse_than_the_median_is_recorded_as_pruned(study_file, trainin
     assert [trial.state for trial in trials_of(study, opened)] == [TrialState.PRUNED]
     assert compare("grid").runs[0].state == "pruned"
     assert not (study.folder / "trial-000/training.json").exists()
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Let the notebooks of a trial leave a finished training, and then fail at a rate of 0.1."""
+
+    def run_course(notebooks, *, run, parameters, defaults):
+        folder = run_folder(run)
+        (folder / "history.jsonl").write_text(json.dumps({"step": 1, "eval_loss": 2.5}))
+        (folder / "training.json").write_text("{}")
+        if parameters["learning_rate"] == 0.1:
+            raise CourseError("no test document is long enough")
+
+    monkeypatch.setattr("helpers.studies.trial.run_course", run_course)
+
+
+def test_a_trial_that_was_measured_before_a_notebook_failed_counts(study_file, measured):
+    study, opened = run_worker(study_file(vary={"learning_rate": [0.1]}))
+    assert [trial.value for trial in trials_of(study, opened)] == [2.5]
+    assert json.loads((study.folder / "trial-000/trial.json").read_text())["state"] == "done"
+    assert "no test document is long enough" in (study.folder / "trial-000/trial.log").read_text()
+
+
+def test_a_finished_trial_whose_folder_is_gone_is_noted(study_file, measured):
+    study, _ = run_worker(study_file(vary={"learning_rate": [0.001, 0.002]}))
+    assert "are gone" not in str(compare("grid"))
+    shutil.rmtree(study.folder / "trial-000")
+    assert "because their folders are gone: grid/trial-000 (2.5). The best run below" in str(compare("grid"))

@@ -16,7 +16,14 @@ from safetensors.torch import load_file
 from transformers import TrainerControl, TrainerState
 
 from helpers.settings import NOTEBOOKS, TrainingSettings
-from helpers.training.callbacks import Progress, TrainingBrokenError, TrainingStoppedError, _Guard, interrupt_event
+from helpers.training.callbacks import (
+    Progress,
+    TrainingBrokenError,
+    TrainingStoppedError,
+    _Guard,
+    _Successor,
+    interrupt_event,
+)
 from helpers.training.fine_tuning import fine_tune, training_arguments
 from helpers.training.run_files import last_complete_checkpoint, read_history, step_of
 
@@ -197,3 +204,46 @@ def test_a_thread_leaves_interrupts_to_the_main_one():
     thread.start()
     thread.join()
     assert seen == [(False, usual)]
+
+
+class AskedToEndError(Exception):
+    pass
+
+
+@pytest.fixture
+def asked_to_end():
+    """Let SIGTERM raise an exception where it would end this process."""
+
+    def raise_error(*_):
+        raise AskedToEndError
+
+    usual = signal.signal(signal.SIGTERM, raise_error)
+    yield
+    signal.signal(signal.SIGTERM, usual)
+
+
+def test_sigterm_saves_before_it_ends_the_process(asked_to_end, settings, runs):
+    def send(history, progress):
+        if progress.step == 4:
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(AskedToEndError):
+        fine_tune(settings, watch=send)
+    assert stopped_at(settings, runs) == 5
+
+
+def test_a_second_sigterm_does_not_wait(asked_to_end):
+    with interrupt_event() as interrupt:
+        signal.raise_signal(signal.SIGTERM)
+        assert interrupt.number == signal.SIGTERM
+        with pytest.raises(AskedToEndError):
+            signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_resumed_training_follows_its_own_settings_and_folder(tmp_path):
+    (tmp_path / "checkpoints/checkpoint-3").mkdir(parents=True)
+    arguments = training_arguments(TrainingSettings(logging_steps=7), tmp_path)
+    state = TrainerState(max_steps=9, logging_steps=2, best_global_step=3, best_model_checkpoint="/old/checkpoint-3")
+    _Successor().on_train_begin(arguments, state, TrainerControl())
+    assert state.logging_steps == 7
+    assert state.best_model_checkpoint == str(tmp_path / "checkpoints/checkpoint-3")

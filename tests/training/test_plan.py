@@ -205,10 +205,10 @@ class TestTrainingTokens:
         assert training_tokens(gpt2(source=str(tmp_path / "one")))[0] == pytest.approx(80_000, rel=0.02)
         assert training_tokens(gpt2(source=str(tmp_path / "many")))[0] == pytest.approx(100_000, rel=0.02)
 
-    def test_of_a_file_in_the_project_are_found_from_any_folder(self, tmp_path, monkeypatch):
+    def test_of_a_file_are_those_in_the_callers_folder(self, tmp_path, monkeypatch):
+        (tmp_path / "README.md").write_text("x" * 43_000)
         monkeypatch.chdir(tmp_path)
-        tokens, source = training_tokens(gpt2(source="README.md"))
-        assert (tokens < 100_000, source) == (True, "about, from the size of the text")
+        assert training_tokens(gpt2(source="README.md")) == (8000, "about, from the size of the text")
 
     def test_of_the_python_reference_are_near_the_count(self):
         from helpers.data.preparation import prepare
@@ -337,3 +337,10 @@ class TestCommand:
         assert plan["precision"] == precision
         assert plan["epoch_seconds"] is not None
         assert "this machine's card" in result.stderr
+
+
+def test_a_warm_up_longer_than_the_training_is_noted():
+    plan = plan_run(TrainingSettings(warmup_steps=2000, num_train_epochs=1), train_tokens=8 * 4 * 256)
+    assert plan.steps == 8
+    assert "warmup_steps = 2000 and the training has 8: the learning rate only climbs to 8e-06 of 0.002" in str(plan)
+    assert "warm-up" not in str(plan_run(TrainingSettings(warmup_steps=7), train_tokens=8 * 4 * 256))

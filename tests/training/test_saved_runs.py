@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from helpers.data import open_prepared
 from helpers.evaluation.base_and_tuned import load_tuned
 from helpers.evaluation.scoring import score
-from helpers.settings import read_run_settings, run_folder
+from helpers.settings import SettingsError, read_run_settings, run_folder
 from helpers.training import fine_tune, open_or_train
 
 SAVED = Path(__file__).with_name("saved_by_0_1_0")
@@ -54,3 +54,28 @@ def test_a_finished_run_is_measured_as_it_was():
     again = score(model, tokenizer, open_prepared("finished").documents["test"]["text"], context=32, stride=16)
     assert again.loss_nats == pytest.approx(stored["tuned"]["loss_nats"], rel=1e-5)
     assert again.n_tokens == stored["tuned"]["n_tokens"]
+
+
+def test_an_interrupted_run_goes_on_renamed_with_its_text_elsewhere_and_other_rows_to_come():
+    run_folder("stopped").rename(run_folder("renamed"))
+    text = Path("text.txt").rename("moved.txt").absolute()
+    changes = {"source": str(text), "logging_steps": 2, "save_total_limit": 1}
+    settings = read_run_settings("renamed").model_copy(update=changes)
+    resumed = fine_tune(settings)
+    assert [row["step"] for row in resumed.history if "loss" in row] == [1, 2, 4]
+    assert len(list((resumed.folder / "checkpoints").iterdir())) == 1
+    assert read_run_settings("renamed") == settings
+    expected = weights("finished")
+    for name, tensor in weights("renamed").items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=1e-7)
+
+
+def test_an_interrupted_run_whose_text_is_gone_goes_on():
+    Path("text.txt").unlink()
+    assert fine_tune(read_run_settings("stopped")).history[-1]["step"] == 4
+
+
+@pytest.mark.parametrize("change", [{"learning_rate": 0.02}, {"eval_steps": 1}])
+def test_what_changes_the_result_may_not_change(change):
+    with pytest.raises(SettingsError, match=f"was started with {next(iter(change))} = .* choose another run name"):
+        fine_tune(read_run_settings("stopped").model_copy(update=change))

@@ -14,19 +14,6 @@ _BYTE_ORDER_MARKS = (  # the longer ones first: UTF-32's begins with UTF-16's
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-_NOT_TEXT = {
-    b"%PDF-": "a PDF",
-    b"PK\x03\x04": "a ZIP archive (or a Word or EPUB file)",
-    b"\x89PNG": "a PNG picture",
-    b"\xff\xd8\xff": "a JPEG picture",
-    b"GIF8": "a GIF picture",
-    b"\x7fELF": "a program",
-    b"\xd0\xcf\x11\xe0": "an old Word file",
-    b"\x1f\x8b": "gzip-compressed (its name should end in .gz)",
-    b"\x28\xb5\x2f\xfd": "zstd-compressed (its name should end in .zst)",
-    b"PAR1": "a Parquet table (its name should end in .parquet)",
-    b"SQLite format 3": "a database",
-}
 # Many one-byte code pages differ in a few letters only, so several fit the same text: the first that fits is taken.
 _CANDIDATES = [
     "cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "cp1257", "koi8_r", "iso8859_2", "iso8859_7",
@@ -46,7 +33,7 @@ def find_encoding(file: Path, chunks: Iterable[bytes]) -> str:
     """
     decoder, n_before, last = codecs.getincrementaldecoder("utf-8")(), 0, b""
     for chunk in chunks:
-        if not n_before and (encoding := _by_first_bytes(file, chunk)):
+        if not n_before and (encoding := _by_first_bytes(chunk)):
             return encoding
         _refuse_nul(file, chunk, n_before)
         try:
@@ -69,13 +56,10 @@ def _sample(text: bytes, position: int) -> bytes:
     return text[start : start + _SAMPLE_BYTES]
 
 
-def _by_first_bytes(file: Path, chunk: bytes) -> str | None:
+def _by_first_bytes(chunk: bytes) -> str | None:
     for mark, name in _BYTE_ORDER_MARKS:
         if chunk.startswith(mark):
             return name
-    for magic, kind in _NOT_TEXT.items():
-        if chunk.startswith(magic):
-            raise SettingsError(f"{file} is {kind}, not text: save its words as UTF-8 text first.")
     head = chunk[:4096]
     zeros = head[0::2].count(0), head[1::2].count(0)  # every second byte of Latin letters in UTF-16 is zero
     if len(head) >= 8 and max(zeros) > 0.6 * len(head) / 2 and min(zeros) < 0.1 * len(head) / 2:

@@ -1,17 +1,17 @@
 """The files a source names, and the hash that shows whether they are still the same."""
 
 import hashlib
-import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from helpers.data.sources.compression import CODECS
-from helpers.settings import ASSETS, NOTEBOOKS, SettingsError
+from helpers.settings import ASSETS, NOTEBOOKS, SettingsError, find_path
 
 FABLES = ASSETS / "fables"
-TEXTS = (".txt", ".md", ".markdown")
+TEXTS = (".txt", ".text", ".md", ".markdown")
 TABLES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+_COURSE_FILES = ("README.md", "LICENSE", "Makefile", "constraints.txt", "environment.yml", "pyproject.toml")
 _FULL_NAMES = {
     "wikitext": "Salesforce/wikitext",
     "openwebtext": "Skylion007/openwebtext",
@@ -25,23 +25,22 @@ _FULL_NAMES = {
 def source_path(source: str) -> Path | None:
     """Return the file or folder a source names; None for what is not on disk: a Hub id or the Python reference.
 
-    A relative path is looked for in the current folder, then next to the folder of the notebooks: they run in their
-    own folder, and papermill in the caller's.
+    A relative path is looked for in the caller's folder, as `helpers.settings.find_path` does.
 
     Raises:
-        SettingsError: the source looks like a path and does not exist, is a link that leads nowhere, or is the name of
-            a data set without its owner.
+        SettingsError: the source looks like a path and does not exist, is a link that leads nowhere, is the name of a
+            data set without its owner, or is a file of the course itself.
     """
     if source == "fables":
         return FABLES
     if source == "python-reference":
         return None
-    path = Path(source).expanduser()
-    for candidate in (path, NOTEBOOKS.parent / path):
-        if os.path.lexists(candidate):
-            return _check_link(candidate)
+    if (path := find_path(source)) is not None:
+        _check_link(path)
+        _refuse_own_files(path)
+        return path
     if _looks_like_a_path(source):
-        raise SettingsError(f"source = {source!r} is not there: looked in {Path.cwd()} and {NOTEBOOKS.parent}.")
+        raise SettingsError(f"source = {source!r} is not there: looked in {Path.cwd()}.")
     if "/" not in source:
         full_name = _FULL_NAMES.get(source)
         advice = f"; write {full_name}." if full_name else ", as in 'Salesforce/wikitext'."
@@ -50,6 +49,20 @@ def source_path(source: str) -> Path | None:
             f"needs its owner in front{advice}"
         )
     return None
+
+
+def check_source(source: str) -> None:
+    """Raise `SettingsError` for a source that cannot be read, before any work is done; the Hub is not asked."""
+    path = source_path(source)
+    if path is not None and not is_saved_dataset(path):
+        source_files(path)
+
+
+def _refuse_own_files(path: Path) -> None:
+    course = NOTEBOOKS.parent.resolve()
+    real = path.resolve()
+    if real == course or (real.parent == course and real.name in _COURSE_FILES):
+        raise SettingsError(f"{path} is part of this course and not your text: name your own file or folder.")
 
 
 def _looks_like_a_path(source: str) -> bool:
@@ -90,14 +103,44 @@ def source_files(path: Path) -> list[Path]:
     Links are followed, but each folder is entered once, so that a link to its own parent does no harm.
 
     Raises:
-        SettingsError: the folder holds nothing to read, or a link in it leads nowhere or in a circle.
+        SettingsError: the folder holds nothing to read, a link in it leads nowhere or in a circle, or it is a damaged
+            or incomplete copy of what `save_to_disk` wrote.
     """
     if path.is_file():
         return [path]
-    files = sorted(_check_link(file) for file in _walk(path, set()) if kind_of(file) in (*TEXTS, *TABLES))
-    if not files:
-        raise SettingsError(f"The folder {path} holds no file of {', '.join((*TEXTS, *TABLES))}, compressed or not.")
-    return files
+    files = list(_walk(path, set()))
+    _refuse_parts_of_saved(path, files)
+    read = sorted(_check_link(file) for file in files if kind_of(file) in (*TEXTS, *TABLES))
+    if not read:
+        raise SettingsError(
+            f"The folder {path} holds no file of {', '.join((*TEXTS, *TABLES))}, compressed or not; it holds "
+            f"{len(files):,} other files."
+        )
+    return read
+
+
+def other_files(folder: Path) -> list[Path]:
+    """Return the files below a folder that are no texts and no tables by their names."""
+    return [file for file in _walk(folder, set()) if kind_of(file) not in (*TEXTS, *TABLES)]
+
+
+def _refuse_parts_of_saved(folder: Path, files: Sequence[Path]) -> None:
+    """Raise `SettingsError` for a saved data set that lies deeper, or lacks the files that tell what it is."""
+    saved = sorted({file.parent for file in files if is_saved_dataset(file.parent)})
+    whole = [each for each in saved if not any(other != each and other in each.parents for other in saved)]
+    names = [each.relative_to(folder).as_posix() for each in whole]
+    if len(whole) > 1 and all((each / "state.json").is_file() for each in whole):
+        raise SettingsError(
+            f"{folder} holds parts of a saved data set ({', '.join(names)}) without its dataset_dict.json: copy the "
+            f"whole folder again, or set source to one of them."
+        )
+    if whole:
+        raise SettingsError(f"{folder} holds a data set that was saved with `save_to_disk`: set source to {whole[0]}.")
+    if any(file.suffix == ".arrow" and (file.parent / "dataset_info.json").is_file() for file in files):
+        raise SettingsError(
+            f"{folder} is a damaged saved data set: its state.json is missing. Copy the whole folder again, or save "
+            "the data set once more with `save_to_disk`."
+        )
 
 
 def _walk(folder: Path, seen: set[Path]) -> Iterator[Path]:
@@ -115,15 +158,21 @@ def _walk(folder: Path, seen: set[Path]) -> Iterator[Path]:
             yield entry
 
 
-def source_hash(source: str) -> str | None:
-    """Return the SHA-256 of the names and bytes of a source's files; None for a source that is not on disk."""
+def source_hash(source: str, *, name: str = "") -> str | None:
+    """Return the SHA-256 of the names and bytes of a source's files; None for a source that is not on disk.
+
+    Args:
+        source: the source.
+        name: of a single file, in place of its own: that under which it was hashed before it was moved.
+    """
     path = source_path(source)
     if path is None:
         return None
     digest = hashlib.sha256()
     files = sorted(file for file in path.rglob("*") if file.is_file()) if is_saved_dataset(path) else source_files(path)
     for file in files:
-        digest.update((file.name if file == path else file.relative_to(path).as_posix()).encode() + b"\0")
+        hashed_name = (name or file.name) if file == path else file.relative_to(path).as_posix()
+        digest.update(hashed_name.encode() + b"\0")
         try:
             with file.open("rb") as opened:
                 digest.update(hashlib.file_digest(opened, "sha256").digest())

@@ -5,35 +5,27 @@ What a document is: `helpers.data.sources.documents`; what `document_separator='
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property, partial
 from itertools import chain, groupby, islice
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from helpers.data.sources.chat import chat_columns, render_row
 from helpers.data.sources.compression import read_chunks
 from helpers.data.sources.documents import passages, row_documents, row_lines, text_documents
 from helpers.data.sources.encodings import decode, find_encoding
 from helpers.data.sources.hub import open_from_hub, open_saved, saved_files
+from helpers.data.sources.kinds import refuse_other_kinds
 from helpers.data.sources.paths import FABLES, TABLES, is_saved_dataset, kind_of, source_files, source_path
 from helpers.data.sources.recognition import SAMPLE_CHARACTERS, SAMPLE_ROWS, Choice, recognise
 from helpers.data.sources.rows import Row
+from helpers.data.sources.splits import Division, divide_files, name_parts
 from helpers.data.sources.tables import Table, find_text_column, parquet_table, text_of, text_table
 from helpers.settings import DataSettings, SettingsError
 
-Content = TypeVar("Content")
 _SHARD = re.compile(r"-\d+-of-\d+")
 _EXPANSION = {".gz": 3, ".zst": 3, ".parquet": 2}  # estimated bytes of text for a byte on disk
-_PARTS = {
-    "train": "train",
-    "training": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "dev": "validation",
-    "test": "test",
-}
 
 
 class _Stream(NamedTuple):
@@ -99,11 +91,15 @@ class Source:
         if self.settings.source == "python-reference":
             return [("", [_Stream("python-reference", True, lambda: iter(_python_reference()))])]
         if self._files:
+            for sentence in self._division.notes:
+                self.note(sentence)
+            for file in chain.from_iterable(files for _, files in self._files_by_part):
+                refuse_other_kinds(file)  # now, and not after hours of reading
             return [(part, self._file_streams(files)) for part, files in self._files_by_part]
         tables = open_saved(self._path, self.settings) if self._path else open_from_hub(self.settings)
         return [
             (part, [_Stream(self.settings.source, True, partial(self._texts, table))])
-            for part, table in _name_parts(tables, self.settings)
+            for part, table in name_parts(tables, self.settings)
         ]
 
     @property
@@ -134,26 +130,22 @@ class Source:
             return {"": sum(map(len, _python_reference()))}
         parts = self._files_by_part if self._files else []
         if self._path and not self._files:
-            parts = _name_parts(saved_files(self._path), self.settings)
+            parts = name_parts(saved_files(self._path), self.settings)
         return {
             part: sum(file.stat().st_size * _EXPANSION.get(file.suffix.lower(), 1) for file in files)
             for part, files in parts
         }
 
     @cached_property
+    def _division(self) -> Division:
+        """The files of each part, and notes on the others."""
+        if not self._files or self._path in (FABLES, *self._files):
+            return Division({"": self._files}, [])
+        return divide_files(self._path, self._files, self.settings)
+
+    @property
     def _files_by_part(self) -> list[tuple[str, list[Path]]]:
-        """Return the files of each part where all are named after parts, such as `train-00.jsonl` and `test.txt`."""
-        named: dict[str, list[Path]] = {}  # first word of the name -> files
-        for file in self._files:
-            named.setdefault(re.split(r"[.-]", file.name, maxsplit=1)[0].lower(), []).append(file)
-        try:
-            parts = _name_parts(named, self.settings)
-        except SettingsError:  # there is no training part: the names mean something else
-            if self.settings.source_split:
-                raise
-            parts = []
-        is_split = len(parts) == len(named) > 1 or bool(self.settings.source_split)
-        return parts if is_split else [("", self._files)]
+        return list(self._division.parts.items())
 
     def _file_streams(self, files: Iterable[Path]) -> list["_Stream"]:
         """Return the texts and tables of a part; the shards of a table, such as `a-00000-of-00002`, are one table."""
@@ -236,27 +228,6 @@ class Source:
             encoding = find_encoding(file, read_chunks(file))
         self.encodings[encoding] += 1
         return decode(file, read_chunks(file, advance=self._advance), encoding)
-
-
-def _name_parts(splits: Mapping[str, Content], settings: DataSettings) -> list[tuple[str, Content]]:
-    """Return a source's splits under our names, leaving out any other, such as `unsupervised`.
-
-    A single split, whatever its name, is '': still to be split. So is the one that `source_split` names.
-
-    Raises:
-        SettingsError: there is no such split, or none for training; those that exist are listed.
-    """
-    wanted = settings.source_split
-    if wanted and wanted not in splits:
-        raise SettingsError(f"{settings.source!r} has no split {wanted!r}: set source_split to one of {list(splits)}.")
-    if wanted or len(splits) == 1:
-        return [("", splits[wanted] if wanted else next(iter(splits.values())))]
-    parts = {_PARTS[name]: content for name, content in splits.items() if name in _PARTS}
-    if "train" not in parts:
-        raise SettingsError(
-            f"{settings.source!r} has no split for training among {list(splits)}: set source_split to one of them."
-        )
-    return list(parts.items())
 
 
 def _take(pieces: Iterator[str], n_characters: int, n_pieces: int | None) -> Iterator[str]:

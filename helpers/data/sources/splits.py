@@ -1,0 +1,207 @@
+"""A source's own split: which part each file of a folder or split of a data set is, and which files are not read."""
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import yaml
+
+from helpers.data.sources.paths import other_files
+from helpers.settings import DataSettings, SettingsError
+
+Content = TypeVar("Content")
+# The words of `datasets`, which reads a repository of the Hub by them, and some that people use for their own files.
+_PARTS = {
+    **dict.fromkeys(("test", "testing", "eval", "evaluation", "heldout", "holdout"), "test"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+    **dict.fromkeys(("train", "training"), "train"),
+}
+# Files in the main folder that describe a data set or a project.
+_ABOUT = re.compile(
+    r"(readme|licen[cs]e|copying|notice|authors|citation|contributing|changelog|code_of_conduct|data_?card|"
+    r"dataset_infos?|dataset_dict|metadata|requirements.*|constraints)(\.\w+)*",
+    re.IGNORECASE,
+)
+_MOST_NAMES = 4  # in a note
+
+
+class Division(NamedTuple):
+    """The files of each part ('' for what is still to be split), and a sentence on what is left out and why."""
+
+    parts: dict[str, list[Path]]
+    notes: list[str]
+
+
+def part_of(name: str) -> str:
+    """Return the part that the name of a file or split, with its folders, says it is; '' where it says nothing.
+
+    A folder that is called exactly like a part decides for all files in it; else the file's own words do, then those
+    of its folders. Of two parts in one name the test counts first, then the validation: so no test is trained on.
+
+    >>> part_of("my_train (1).txt"), part_of("dev/part-0.csv"), part_of("data/TestSet.jsonl"), part_of("contest.txt")
+    ('train', 'validation', 'test', '')
+    """
+    *folders, file = name.split("/")
+    exact = [_PARTS[folder.lower()] for folder in folders if folder.lower() in _PARTS]
+    for parts in (exact, _parts_in(file), [part for folder in folders for part in _parts_in(folder)]):
+        if parts:
+            return min(parts, key=list(dict.fromkeys(_PARTS.values())).index)
+    return ""
+
+
+def _parts_in(name: str) -> list[str]:
+    """Return the part of each word of a name, such as `trainData`, `my_train` or `testset`, that is one."""
+    words = re.findall(r"[^\W\d_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
+    stems = (re.sub(r"(?<=.)(data|set|split)$", "", word) for word in words)
+    return [_PARTS[word] for word in stems if word in _PARTS]
+
+
+def divide_files(folder: Path, files: Sequence[Path], settings: DataSettings) -> Division:
+    """Return which files of a folder are read, as which part.
+
+    Where there is training text and a test or a validation by name, they are the split, and the rest is left out.
+    Where there is only a test or a validation, all other files are for training. A card of the Hub with several
+    configurations says which files belong to the chosen one.
+
+    Raises:
+        SettingsError: there is no such split or configuration, or no file for training.
+    """
+    names = {file: file.relative_to(folder).as_posix() for file in files}
+    about = [file for file in files if _ABOUT.fullmatch(names[file])]
+    if len(about) == len(files):
+        about = []
+    read = sorted({*files}.difference(about))  # sorted, because the order decides the draws of a split
+    by_card = _files_by_card(folder, settings) if len(read) > 1 else {}
+    named: dict[str, list[Path]] = {}
+    for part, listed in (by_card or {"": read}).items():
+        for file in sorted({*listed}.intersection(read)):
+            named.setdefault(part or part_of(names[file]), []).append(file)
+    parts = _choose(named, names, settings)
+    unread = sorted({*read}.difference(*parts.values()))
+    return Division(parts, [*_note_parts(parts, names), *_note_others(folder, about, unread, names)])
+
+
+def _choose(
+    named: Mapping[str, list[Path]], names: Mapping[Path, str], settings: DataSettings
+) -> dict[str, list[Path]]:
+    wanted = settings.source_split
+    if wanted:
+        by_first_word: dict[str, list[Path]] = {}
+        for file in (file for files in named.values() for file in files):
+            by_first_word.setdefault(re.split(r"[./-]", names[file], maxsplit=1)[0].lower(), []).append(file)
+        known = {part: files for part, files in named.items() if part}
+        choices = {**by_first_word, **known}
+        return dict([*name_parts(choices, settings)])
+    unnamed = named.get("", [])
+    parts = {part: files for part, files in named.items() if part}
+    if set(parts) & {"test", "validation"}:
+        if "train" not in parts and unnamed:
+            return {"train": unnamed, **parts}
+        if len(parts) > 1:
+            return dict([*name_parts(parts, settings)])
+    return {"": sorted(file for files in named.values() for file in files)}
+
+
+def name_parts(splits: Mapping[str, Content], settings: DataSettings) -> list[tuple[str, Content]]:
+    """Return a source's splits under our names, leaving out any other, such as `unsupervised`.
+
+    A single split, whatever its name, is '': still to be split. So is the one that `source_split` names.
+
+    Raises:
+        SettingsError: there is no such split, or none for training; those that exist are listed.
+    """
+    wanted = settings.source_split
+    if wanted and wanted not in splits:
+        alias = _PARTS.get(wanted.lower(), wanted)
+        if alias not in splits:
+            raise SettingsError(
+                f"{settings.source!r} has no split {wanted!r}: set source_split to one of {list(splits)}."
+            )
+        wanted = alias
+    if wanted or len(splits) == 1:
+        return [("", splits[wanted] if wanted else next(iter(splits.values())))]
+    parts: dict[str, Content] = {}
+    for name in sorted(splits, key=lambda name: name not in _PARTS.values()):  # `validation` before `dev`
+        if name.lower() in _PARTS:
+            parts.setdefault(_PARTS[name.lower()], splits[name])
+    if "train" not in parts:
+        raise SettingsError(
+            f"{settings.source!r} has no split for training among {list(splits)}: set source_split to one of them."
+        )
+    return list(parts.items())
+
+
+def _files_by_card(folder: Path, settings: DataSettings) -> dict[str, list[Path]]:
+    """Return the files of the chosen configuration by part, as the card of a repository of the Hub lists them.
+
+    All of them are '' where the card does not say; {} where there is no card, or one configuration without a split.
+
+    Raises:
+        SettingsError: the card has no such configuration, or several and none is chosen.
+    """
+    configurations = _configurations(folder / "README.md")
+    if not configurations:
+        return {}
+    default = [name for name, entry in configurations.items() if name == "default" or entry.get("default")]
+    wanted = settings.source_config or next(iter(configurations if len(configurations) == 1 else default), "")
+    if wanted not in configurations:
+        missing = f"no configuration {wanted!r}" if wanted else f"{len(configurations)} configurations"
+        raise SettingsError(
+            f"{settings.source!r} has {missing}: set source_config to one of {list(configurations)}, as its README.md "
+            "names them."
+        )
+    entry = configurations[wanted]
+    listed = entry.get("data_files") or [f"{entry.get('data_dir', '.')}/**"]
+    parts: dict[str, list[Path]] = {}
+    for item in [listed] if isinstance(listed, str) else listed:
+        split, patterns = (item["split"], item["path"]) if isinstance(item, dict) else ("", item)
+        for pattern in [patterns] if isinstance(patterns, str) else patterns:
+            parts.setdefault(part_of(split), []).extend(_matching(folder, pattern))
+    has_split = "train" in parts and len(parts) > 1
+    return parts if has_split or len(configurations) > 1 else {}
+
+
+def _configurations(card: Path) -> dict[str, dict[str, Any]]:
+    """Return the configurations in the head of a card; {} where it has none that can be read."""
+    try:
+        head = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8"), re.DOTALL)
+        entries = (yaml.safe_load(head[1]) or {}).get("configs", []) if head else []
+        return {entry["config_name"]: entry for entry in entries}
+    except (OSError, ValueError, yaml.YAMLError, AttributeError, TypeError, KeyError):
+        return {}  # it is no card of the Hub, and nothing depends on it
+
+
+def _matching(folder: Path, pattern: str) -> list[Path]:
+    from datasets.data_files import resolve_pattern
+
+    try:
+        return [Path(file) for file in resolve_pattern(pattern, str(folder.absolute()))]
+    except FileNotFoundError:
+        return []
+
+
+def _note_parts(parts: Mapping[str, Sequence[Path]], names: Mapping[Path, str]) -> list[str]:
+    if "" in parts:
+        return []
+    listed = "; ".join(f"{part}: {_listed([names[file] for file in files])}" for part, files in parts.items())
+    return [f"The split is the source's own, by the names of its files ({listed})."]
+
+
+def _note_others(folder: Path, about: Sequence[Path], unread: Sequence[Path], names: Mapping[Path, str]) -> list[str]:
+    notes = []
+    if about:
+        notes.append(f"Left out, as they describe the data: {_listed([names[file] for file in about])}.")
+    if unread:
+        notes.append(f"Left out, as in no part of the split: {_listed([names[file] for file in unread])}.")
+    kinds = Counter(file.suffix.lower() or "no suffix" for file in other_files(folder))
+    if kinds:
+        listed = ", ".join(f"{count:,} {suffix}" for suffix, count in kinds.most_common())
+        notes.append(f"{kinds.total():,} files of other kinds were left out: {listed}.")
+    return notes
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMES:,} more" if len(names) > _MOST_NAMES else ""
+    return ", ".join(names[:_MOST_NAMES]) + more

@@ -1,0 +1,85 @@
+import io
+import json
+import pickle
+import tarfile
+import zipfile
+
+import pytest
+
+from helpers.data.sources import Source
+from helpers.data.sources.kinds import refuse_other_kinds
+from helpers.settings import DataSettings, SettingsError
+
+
+def archive(*names):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        for name in names:
+            file.writestr(name, "words")
+    return buffer.getvalue()
+
+
+def tar():
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as file:
+        file.addfile(tarfile.TarInfo("a.txt"))
+    return buffer.getvalue()
+
+
+NOTEBOOK = json.dumps({"cells": [{"cell_type": "markdown", "source": ["words"]}], "nbformat": 4}, indent=1).encode()
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+# name of a file -> what it holds, and what the sentence must say it is
+OTHERS = {
+    "letter.rtf": (rb"{\rtf1\ansi Dear fox}", "rich-text file.*plain text"),
+    "page.html": (b"\n<!DOCTYPE html>\n<html><body>Sign in</body></html>", "a web page"),
+    "login.csv": (b"<html><head><title>Sign in</title></head></html>", "a web page, such as a login page"),
+    "login.txt": (b"\xef\xbb\xbf<!-- proxy --><!doctype html><html></html>", "a web page"),
+    "dump.xml": (b"<pages><page>words</page></pages>", "an XML file"),
+    "feed.txt": (b'<?xml version="1.0"?><rss></rss>', "an XML file"),
+    "lesson.ipynb": (NOTEBOOK, "a Jupyter notebook.*nbconvert"),
+    "film.srt": (b"1\r\n00:00:00,000 --> 00:00:00,900\r\nThe fox\r\n", "subtitles"),
+    "pointer.parquet": (POINTER, "only a pointer to the data.*git lfs pull"),
+    "pointer.txt": (POINTER, "only a pointer"),
+    "book.docx": (archive("[Content_Types].xml", "word/document.xml"), "a Word document.*plain text"),
+    "table.csv": (archive("[Content_Types].xml", "xl/workbook.xml"), "an Excel table.*as .csv"),
+    "book.epub": (archive("mimetype", "OEBPS/a.xhtml"), "an e-book"),
+    "tales.zip": (archive("a.txt"), "a ZIP archive, not text: unpack it"),
+    "cut.zip": (archive("a.txt")[:40], "a damaged ZIP archive"),
+    "tales.tar": (tar(), "an archive, not text: unpack it"),
+    "tales.txt": (b"BZh91AY&SY words", "compressed with bzip2"),
+    "book.txt": (b"%PDF-1.7 \xe2\xe3", "a PDF"),
+    "old.doc": (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Office program"),
+    "table.txt": (b"PAR1 and more", "a Parquet table.*end in .parquet"),
+    "part.arrow": (b"ARROW1\0\0", "an Arrow file.*save_to_disk"),
+    "model.pkl": (pickle.dumps({"text": "words"}), "a Python pickle"),
+    "train.bin": (b"\x01\0\x02\0\x03\0\x40\x9c" * 9, "a binary file"),
+    "bytes.bin": (b"\x01\x02\x03\xe9" * 9, "a binary file"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_file_of_another_kind_is_refused_with_the_way_to_its_text(tmp_path, name):
+    content, words = OTHERS[name]
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(SettingsError, match=words) as refused:
+        list(Source(DataSettings(source=str(path))).parts())
+    assert str(path) in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "Words of a story.".encode("utf-16"),
+        "Words of a story.".encode("utf-32"),
+        "Слова и дело".encode("utf-16-le"),
+        b"# Title\n<div>\n<b>Words</b></div>",
+        b"{'cells': 1}",
+        b"1\nThe first chapter",
+        b"",
+    ],
+)
+def test_a_text_that_only_looks_like_another_kind_is_let_through(tmp_path, content):
+    path = tmp_path / "a.txt"
+    path.write_bytes(content)
+    refuse_other_kinds(path)
