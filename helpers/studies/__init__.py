@@ -13,7 +13,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
     {
         "compared_run": "read_run",
         "comparison": "compare promote",
-        "comparison_page": "write_page",
+        "comparison_page": "plot_all write_page",
         "study_file": "find_study read_study",
         "study_plan": "plan_study",
     },

@@ -3,7 +3,7 @@
 `explanation` holds `explain` and its magic (`%load_ext helpers.troubleshooting`), `known_failures` reads what it
 knows from a YAML file; `reading`, `log_rows` and `log_numbers` read what it is given, `issue_report` writes what to
 paste into an issue, `commands` has the command. `examination` checks a run that does not learn. `lab` makes failures
-happen safely, `memory_savings` measures, `broken_runs` are exercises.
+happen safely, `broken_runs` are exercises.
 Importing the room loads neither torch nor transformers, so that `explain` works where they are broken.
 """
 
@@ -15,9 +15,8 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "explanation": "Cause Explanation explain load_ipython_extension",
         "issue_report": "write_issue_report",
         "known_failures": "KnownFailure",
-        "examination": "Examination examine practice_run",
-        "lab": "error_of run_cells run_in_child run_with_papermill show_fix tiny_model train_briefly try_lines",
-        "memory_savings": "measure_savings predict_batches",
+        "examination": "Examination examine",
+        "lab": "Table error_of run_cells run_in_child show_fix tiny_model train_briefly",
         "log_numbers": "repeated_share",
         "broken_runs": "BrokenRun broken_run",
     },

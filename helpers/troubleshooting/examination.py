@@ -1,9 +1,7 @@
 """Examine a run that does not learn: six checks, in the order that saves most time."""
 
 import math
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
@@ -11,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from helpers.display import STATUS_MARKS, html_table
 from helpers.environment import Check
-from helpers.files import environment_variables
 from helpers.troubleshooting.explanation import explain
 from helpers.troubleshooting.reading import clean
 
@@ -87,30 +84,6 @@ def examine(run: str) -> Examination:
         "the history": bench.history,
     }
     return Examination(run, tuple(_check(name, judge) for name, judge in checks.items()))
-
-
-@contextmanager
-def practice_run() -> Iterator[str]:
-    """Give the name of a run to practise on, trained on the fables for a few steps; deleted when the block ends.
-
-    Until then the folder of all runs is a temporary one.
-    """
-    from helpers.settings import TrainingSettings
-    from helpers.training import fine_tune
-
-    with tempfile.TemporaryDirectory() as folder, environment_variables({"COURSE_RUNS": folder}):
-        fine_tune(
-            TrainingSettings(
-                run="practice",
-                block_size=64,
-                num_train_epochs=0.05,
-                logging_steps=2,
-                eval_steps=1000,
-                save_steps=1000,
-                validation_share=0.02,
-            )
-        )
-        yield "practice"
 
 
 _Finding = tuple[str, str, str]  # status, what was read, why it matters

@@ -68,32 +68,16 @@ def error_of(action: Callable[[], Any]) -> str:
     return "accepted"
 
 
-def try_lines(replacements: Mapping[str, str], names: Mapping[str, Any]) -> Table:
-    """Run old lines of code and the lines that replace them; return a table of what each of them answers.
-
-    Args:
-        replacements: old line -> the line to write instead.
-        names: what the lines use, such as `globals()`; it is not changed.
-    """
-
-    def answer(line: str) -> str:
-        return error_of(lambda: exec(line, dict(names)))  # noqa: S102 (the caller's own lines, run on purpose)
-
-    return Table(
-        {"line of 2023": old, "today": answer(old), "write instead": new, "then": answer(new)}
-        for old, new in replacements.items()
-    )
-
-
-def tiny_model(*, vocabulary: int = 4096, positions: int = 64, seed: int = 0) -> "GPT2LMHeadModel":
-    """Return a GPT-2 with two layers and random weights, which trains in a second."""
+def tiny_model(*, positions: int = 64, seed: int = 0) -> "GPT2LMHeadModel":
+    """Return a GPT-2 with two layers, random weights and the pocket model's vocabulary, which trains in a second."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    end = vocabulary - 1
-    config = GPT2Config(
-        vocab_size=vocabulary, n_positions=positions, n_embd=64, n_layer=2, n_head=2, eos_token_id=end, bos_token_id=end
-    )
+    from helpers.training import read_shape
+
+    n_tokens = read_shape("pocket").vocab_size
+    ends = {"bos_token_id": n_tokens - 1, "eos_token_id": n_tokens - 1}
+    config = GPT2Config(vocab_size=n_tokens, n_positions=positions, n_embd=64, n_layer=2, n_head=2, **ends)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = GPT2LMHeadModel(config)
@@ -227,45 +211,6 @@ def run_cells(cells: Sequence[str], **options: Any) -> list[str]:
     )
     client.execute()
     return ["\n".join(map(_text, cell.outputs)) for cell in notebook.cells]
-
-
-def run_with_papermill(
-    cells: Sequence[str], parameters: Mapping[str, Any], *, is_tagged: bool
-) -> tuple[str, list[str]]:
-    """Run cells through papermill with parameters; return what the last cell shows, and what papermill logs.
-
-    Args:
-        cells: their source.
-        parameters: handed to papermill.
-        is_tagged: whether the first cell is tagged `parameters`, as papermill wants it.
-    """
-    import nbformat
-    import papermill
-
-    notebook = _notebook(cells)
-    if is_tagged:
-        notebook.cells[0].metadata["tags"] = ["parameters"]
-    log, messages = logging.getLogger("papermill"), []
-
-    def keep(record: logging.LogRecord) -> bool:
-        messages.append(record.getMessage())
-        return False  # returned, so not printed as well
-
-    log.addFilter(keep)
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            nbformat.write(notebook, Path(folder) / "in.ipynb")
-            executed = papermill.execute_notebook(
-                f"{folder}/in.ipynb",
-                f"{folder}/out.ipynb",
-                parameters=dict(parameters),
-                progress_bar=False,
-                kernel_manager_class=_quiet_kernel(),
-                extra_arguments=_KERNEL_ARGUMENTS,
-            )
-    finally:
-        log.removeFilter(keep)
-    return _text(executed.cells[-1].outputs[0]), messages
 
 
 def _notebook(cells: Sequence[str]) -> Any:

@@ -5,9 +5,9 @@ import math
 
 import pytest
 
-from helpers.settings import SettingsError, runs_folder
+from helpers.settings import SettingsError
 from helpers.troubleshooting import examination as module
-from helpers.troubleshooting import examine, practice_run
+from helpers.troubleshooting import examine
 
 
 def statuses(examination):
@@ -120,12 +120,3 @@ def test_an_examination_is_shown_escaped_and_without_control_characters(prepared
     examination = examine("mine")
     assert "<b>" not in examination._repr_html_().replace("<p><b>", "")
     assert "\x1b" not in str(examination)
-
-
-def test_the_practice_run_learns_and_is_deleted_afterwards(runs):
-    with practice_run() as name:
-        folder = runs_folder()
-        assert folder != runs
-        assert set(statuses(examine(name)).values()) == {"ok"}
-    assert runs_folder() == runs
-    assert not folder.exists()

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from helpers.troubleshooting import run_cells, run_in_child, show_fix, try_lines
+from helpers.troubleshooting import run_cells, run_in_child, show_fix
 from helpers.troubleshooting.lab import ChildResult, Table
 
 needs_limits = pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot limit a process's memory or files")
@@ -54,19 +54,6 @@ def test_a_child_that_hangs_is_ended():
 
 def test_cells_return_what_they_show_print_and_raise():
     assert run_cells(["print('a')", "1 + 1", "1 / 0"]) == ["a\n", "2", "ZeroDivisionError: division by zero"]
-
-
-def test_old_and_new_lines_are_tried_without_changing_the_names():
-    names = {"size": 3}
-    assert try_lines({"size.upper()": "size = size + 1"}, names) == [
-        {
-            "line of 2023": "size.upper()",
-            "today": "AttributeError: 'int' object has no attribute 'upper'",
-            "write instead": "size = size + 1",
-            "then": "accepted",
-        }
-    ]
-    assert names == {"size": 3}
 
 
 def test_a_table_is_shown_escaped():
