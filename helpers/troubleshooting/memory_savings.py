@@ -79,8 +79,8 @@ def measure_savings(*, batch: int = 4, length: int = 128) -> Table:
 def predict_batches(cards_gib: Sequence[float] = (8, 12, 16)) -> Table:
     """Predict the largest batch of GPT-2 Small's longest rows that fits on each card, with each advice.
 
-    It is the plan that a run gets: 1 GiB of a card is left to its driver and a desktop. 0 means that not even one row
-    fits.
+    It is the plan that a run of the preset for 12 GB gets: 1 GiB of a card is left to its driver and a desktop. 0 means
+    that not even one row fits.
     """
     from helpers.settings import TrainingSettings
     from helpers.training import GraphicsCard, plan_run
@@ -95,7 +95,7 @@ def predict_batches(cards_gib: Sequence[float] = (8, 12, 16)) -> Table:
     cards = [GraphicsCard(f"{gib:g} GB", int(gib * GIB), half_tflops=0, float32_tflops=0) for gib in cards_gib]
     rows = Table()
     for name, (engine, changes) in advice.items():
-        settings = TrainingSettings(model_name_or_path="openai-community/gpt2", block_size=1024, **changes)
+        settings = TrainingSettings.from_preset("rtx-4070-ti", **changes)
         plans = [plan_run(settings, card=card, train_tokens=0, engine=engine) for card in cards]
         rows.append({"with": name} | {plan.card.name: plan.largest_batch for plan in plans})
     return rows

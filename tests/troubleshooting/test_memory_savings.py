@@ -26,7 +26,7 @@ def test_the_prediction_is_the_plan_that_a_run_gets():
     from helpers.settings import TrainingSettings
     from helpers.training import find_card, plan_run
 
-    settings = TrainingSettings.from_preset("rtx-4070-ti", gradient_accumulation_steps=1)
+    settings = TrainingSettings.from_preset("rtx-4070-ti")
     run = plan_run(settings, card=find_card("RTX 4070 Ti"))
     rows = {row["with"]: row for row in predict_batches([12])}
     assert rows["bf16, chunked loss"]["12 GB"] == run.largest_batch
