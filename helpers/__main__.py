@@ -1,6 +1,7 @@
-"""The command line, `python -m helpers ...`: run, train, plan, settings, sweep, compare, doctor, explain, monitor.
+"""The command line, `python -m helpers ...`.
 
-The tasks `course`, `test`, `lab` and others work on a fresh clone; see `helpers.environment.tasks`.
+Its commands are run, train, plan, calibrate, settings, sweep, compare, doctor, explain and monitor. The tasks `course`,
+`test`, `lab` and others work on a fresh clone; see `helpers.environment.tasks`.
 """
 
 import sys
@@ -131,7 +132,7 @@ def train(preset: str, run_name: str | None, parameters: tuple[tuple[str, str], 
 
 @main.command()
 @_run_options
-@click.option("--gpu", metavar="NAME", help="A card such as 'RTX 4070 Ti'; this machine's when left out.")
+@click.option("--gpu", metavar="NAME", help="A card such as 'RTX 4070 Ti', or 'processor'; left out: the card here.")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
 @click.pass_context
 def plan(
@@ -153,17 +154,28 @@ def plan(
     ctx.exit(0 if planned.fits else 1)
 
 
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print all measurements as JSON, to keep or to post.")
+@click.option("--seconds", default=60.0, show_default=True, help="Begin no further training after so long.")
+def calibrate(as_json: bool, seconds: float) -> None:
+    """Measure short trainings on this machine, from which plan, panel and sweep then predict."""
+    from helpers.training import calibrate as measure
+
+    calibration = measure(budget_seconds=seconds)
+    click.echo(calibration.model_dump_json(indent=1) if as_json else calibration)
+
+
 def _card_to_plan_for(gpu: str | None) -> Any:
     """Return the named card, else this machine's, else the card the course is named for; say which one was taken."""
-    from helpers.training import DEFAULT_CARD, card_of_this_machine, find_card
+    from helpers.training import DEFAULT_CARD, card_of_this_machine, find_card, this_processor
 
     if gpu is not None:
-        return find_card(gpu)
+        return this_processor() if gpu == "processor" else find_card(gpu)
     here = card_of_this_machine()
     if here is None:
         click.echo(
-            f"No NVIDIA card answers here: this is what the run takes on an {DEFAULT_CARD} (--gpu names another); "
-            "the memory of a CPU run is not predicted.",
+            f"No NVIDIA card answers here: this is what the run takes on an {DEFAULT_CARD}; --gpu names another, and "
+            "--gpu processor plans for this machine's processor.",
             err=True,
         )
         return find_card(DEFAULT_CARD)

@@ -2,7 +2,8 @@
 
 A setting's type, default, bounds, unit and help are in its field. Validation and its messages, papermill parameters,
 the command line, sliders and the tables in notebooks are all made from these fields. Where
-`transformers.TrainingArguments`, `GPT2Config` or `GenerationConfig` has a name for a setting, that is its name here.
+`transformers.TrainingArguments`, `GPT2Config`, `GenerationConfig` or peft's `LoraConfig` has a name for a setting, that
+is its name here.
 """
 
 import ast
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from helpers.display import did_you_mean, html_table
 
@@ -249,7 +250,7 @@ class DataSettings(RunSettings):
 
 
 class TrainingSettings(DataSettings):
-    """How the model is trained; the names are those of `TrainingArguments` and `GPT2Config`."""
+    """How the model is trained; the names are those of `TrainingArguments`, `GPT2Config` and `LoraConfig`."""
 
     learning_rate: float = Field(
         2e-3, gt=0, le=0.1, json_schema_extra={"scale": "log", "least": 1e-6},
@@ -269,7 +270,20 @@ class TrainingSettings(DataSettings):
     gradient_accumulation_steps: int = Field(
         1, ge=1, le=1024, json_schema_extra={"unit": "passes", "scale": "log"}, description="passes per optimizer step"
     )
-    weight_decay: float = Field(0.01, ge=0, le=1, description="how strongly AdamW pulls the weights towards zero")
+    lora_r: int = Field(
+        0, ge=0, le=256, json_schema_extra={"scale": "log"},
+        description="rank of a LoRA adapter that is trained beside the frozen model; 0: all weights are trained",
+    )  # fmt: skip
+    lora_alpha: int = Field(
+        16, ge=1, le=1024, json_schema_extra={"scale": "log"},
+        description="scale of the LoRA adapter: its output is multiplied by lora_alpha / lora_r",
+    )  # fmt: skip
+    lora_dropout: float = Field(0.0, ge=0, le=0.9, description="dropout on the input of the LoRA adapter")
+    optim: Literal["adamw_torch_fused", "adafactor"] = Field(
+        "adamw_torch_fused",
+        description="the optimizer; adafactor keeps a few bytes where AdamW keeps 8 for each trained weight",
+    )
+    weight_decay: float = Field(0.01, ge=0, le=1, description="how strongly trained weights are pulled towards zero")
     adam_beta2: float = Field(
         0.999, gt=0, lt=1, json_schema_extra={"step": 0.001},
         description="decay of AdamW's average of squared gradients; 0.95 is usual for pretraining",
@@ -320,6 +334,15 @@ class TrainingSettings(DataSettings):
     )  # fmt: skip
     sample_prompt: str = Field("The", max_length=1000, description="continued after each validation; empty: no sample")
     report_to: Literal["none", "tensorboard"] = Field("none", description="where the history is logged as well")
+
+    @model_validator(mode="after")
+    def _check_that_lora_has_a_base(self) -> Self:
+        if self.lora_r and self.from_scratch:
+            raise ValueError(
+                f"lora_r = {self.lora_r} freezes a pretrained model, and from_scratch = True gives it "
+                "random weights: set lora_r = 0, or from_scratch = False"
+            )
+        return self
 
     @property
     def effective_batch_size(self) -> int:
@@ -427,7 +450,9 @@ def _injected_names(cells: list[str]) -> set[str]:
 
 def _sentence(fault: Any, kind: type[Settings]) -> str:
     """Return one of pydantic's faults as one sentence."""
-    name = str(fault["loc"][0]) if fault["loc"] else "settings"
+    if not fault["loc"]:  # a rule between several settings, which names them itself
+        return f"{fault['ctx']['error']}."
+    name = str(fault["loc"][0])
     if fault["type"] == "extra_forbidden":
         return _unknown(name, kind.model_fields)
     given = f"{name} = {fault['input']!r}"

@@ -34,6 +34,7 @@ class GraphicsCard(NamedTuple):
         capability: its compute capability, (8, 9) for an RTX 4070 Ti.
         holders: the processes that hold some of its memory.
         driver: the driver's version.
+        is_processor: whether it is no card but a machine's processor, with the machine's main memory.
     """
 
     name: str
@@ -45,10 +46,11 @@ class GraphicsCard(NamedTuple):
     capability: tuple[int, int] | None = None
     holders: tuple[Holder, ...] = ()
     driver: str = ""
+    is_processor: bool = False
 
     @property
     def usable_bytes(self) -> int:
-        """What is left for training after the driver, its context and a desktop have taken 1 GiB."""
+        """What is left for training after the driver, its context and a desktop, or the system, have taken 1 GiB."""
         return max(0, (self.total_bytes or 0) - _DRIVER_BYTES)
 
     @property
@@ -65,7 +67,7 @@ class GraphicsCard(NamedTuple):
 
     def precision(self, mixed_precision: str = "auto") -> str:
         """Return what a value of `mixed_precision` means on this card: 'bf16', 'fp16' or 'no'."""
-        best = "bf16" if self.has_bf16 else "fp16"
+        best = "bf16" if self.has_bf16 else "no" if self.is_processor else "fp16"
         return best if mixed_precision == "auto" else mixed_precision
 
     def tflops(self, precision: str) -> float:

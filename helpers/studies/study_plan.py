@@ -11,7 +11,7 @@ from helpers.files import free_bytes
 from helpers.settings import PATH_SETTINGS, SettingsError
 from helpers.studies.study import Study, trial_name
 from helpers.training.cards import GraphicsCard
-from helpers.training.memory import parameters, read_shape
+from helpers.training.memory import read_shape
 from helpers.training.plan import MemoryPlan, plan_run, this_processor
 
 _LEAST_BYTES = 2**28  # disk for a trial of a model whose shape is not known: at least its notebooks
@@ -135,12 +135,14 @@ class StudyPlan:
         limit = f"; none starts after {self.study.budgets.hours:g} h" if self.study.budgets.hours else ""
         if not self.plans:
             return f"not predicted: the model's shape is not known before its download{limit}"
-        device = self.plans[0].card.name if self.card is None else f"one {self.card.name}"
+        plan = self.plans[0]
+        device = plan.card.name if self.card is None else f"one {self.card.name}"
         if self.hours is None:
             return f"not predicted: the peak of {device} is not known{limit}"
         shortest, longest = self.hours
+        source = f"measured on {plan.measured_on}, predicted" if plan.step_seconds else "predicted"
         return (
-            f"{shortest:.2g} to {longest:.2g}, predicted for {device}, one trial after the other, training alone{limit}"
+            f"{shortest:.2g} to {longest:.2g}, {source} for {device}, one trial after the other, training alone{limit}"
         )
 
     def _disk(self) -> str:
@@ -233,8 +235,8 @@ def disk_shortages(study: Study, needed_bytes: int, *, free: int | None = None) 
 
 def kept_bytes(study: Study, plan: MemoryPlan) -> int:
     """Return what a finished trial leaves on the disk: its model, and its checkpoints where they are kept."""
-    model = 4 * parameters(plan.shape)  # float32; a checkpoint holds AdamW's two averages too
-    return model + plan.settings.save_total_limit * 3 * model if study.keep_checkpoints else model
+    checkpoints = plan.settings.save_total_limit * plan.checkpoint_bytes
+    return plan.model_bytes + checkpoints * study.keep_checkpoints
 
 
 def folder_bytes(folder: Path) -> int:

@@ -5,7 +5,10 @@
 - `run_files`: settings.json, history.jsonl and checkpoints in a run's folder
 - `processes`: several processes in one training; device and peak memory
 - `engine`, `autograd_functions`: the same results with less memory and time
+- `lora`: train an adapter beside a frozen model, and merge it
 - `memory`, `cards`, `plan`: predict memory, time and disk of a run
+- `calibration`, `measuring`: short trainings that are measured here, and predictions fitted to them
+- `slowness`: say why steps have become slow
 - `model_card`: the card of the final model, and publishing it
 - `pruning`: a training reports to its study, which may stop it
 """
@@ -22,7 +25,9 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "engine": "CHUNK_TOKENS equal_results_less_work",
         "memory": "GPT2Shape read_shape",
         "cards": "CARDS DEFAULT_CARD GraphicsCard card_of_this_machine find_card",
-        "plan": "MemoryPlan plan_run this_processor training_tokens",
+        "plan": "MemoryPlan plan_run this_device this_processor training_tokens",
+        "calibration": "Calibration find_calibration",
+        "measuring": "calibrate",
         "model_card": "metric_text public_name push_to_hub write_model_card",
         "pruning": "TrialPrunedError",
     },

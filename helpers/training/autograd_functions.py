@@ -62,31 +62,32 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
         head = weight.detach().to(dtype)
-        needs_gradients = any(ctx.needs_input_grad)
+        of_hidden, of_weight = ctx.needs_input_grad[:2]  # of the weight: not beside an adapter, where it is frozen
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        grad_hidden = torch.empty_like(hidden) if needs_gradients else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_gradients else None
+        grad_hidden = torch.empty_like(hidden) if of_hidden else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if of_weight else None
         with torch.autocast(device, enabled=False):
             for start in range(0, len(targets), chunk_tokens):
                 rows = slice(start, start + chunk_tokens)
                 chunk = hidden[rows].detach().to(dtype)  # (C, width)
                 log_probs = functional.log_softmax(functional.linear(chunk, head).float(), dim=-1)  # (C, V)
                 total += functional.nll_loss(log_probs, targets[rows], reduction="sum")
-                if needs_gradients:
+                if of_hidden or of_weight:
                     slope = _logit_gradients(log_probs, targets[rows]).to(dtype)
-                    grad_hidden[rows] = slope @ head
-                    grad_weight += slope.t() @ chunk
+                    if of_hidden:
+                        grad_hidden[rows] = slope @ head
+                    if of_weight:
+                        grad_weight += slope.t() @ chunk
                     del slope
                 del log_probs  # otherwise the next chunk's logits are added to this one's in memory
-        if needs_gradients:
-            ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.save_for_backward(grad_hidden, grad_weight)
         return total
 
     @staticmethod
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Return the gradients of hidden and weight, scaled in place."""
-        grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden.mul_(grad_output), grad_weight.mul_(grad_output), None, None
+        gradients = (grad if grad is None else grad.mul_(grad_output) for grad in ctx.saved_tensors)
+        return *gradients, None, None
 
 
 def _logit_gradients(log_probs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -110,8 +110,12 @@ class _History(TrainerCallback):
             write_history(self.folder, history_rows(state.log_history))
 
     def on_evaluate(self, args: Any, state: Any, control: Any, *, model: Any, **_: Any) -> None:
+        import torch
+
         if state.is_world_process_zero and self.sample_prompt:
-            text = _greedy_sample(model, self.tokenizer, self.sample_prompt)
+            half = torch.bfloat16 if args.bf16 else torch.float16  # beside an adapter the frozen weights may be halves
+            with torch.autocast(model.device.type, half, enabled=args.bf16 or args.fp16):
+                text = _greedy_sample(model, self.tokenizer, self.sample_prompt)
             state.log_history.append({"step": state.global_step, "sample": text})
             write_history(self.folder, history_rows(state.log_history))
 
@@ -176,6 +180,28 @@ class _Successor(TrainerCallback):
         best = Path(args.output_dir) / f"checkpoint-{state.best_global_step}"
         if best.is_dir():
             state.best_model_checkpoint = str(best)
+
+
+class StepTimer(TrainerCallback):
+    """Measure the seconds of each optimizer step, without what happens between two steps.
+
+    A card works behind the processor. Over many steps the times even out; `is_exact` waits for the card in each.
+    """
+
+    def __init__(self, *, is_exact: bool = False) -> None:
+        self.is_exact, self.seconds = is_exact, []
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Note the time."""
+        self.begin = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Note the duration."""
+        if self.is_exact and args.device.type == "cuda":
+            import torch
+
+            torch.cuda.synchronize()
+        self.seconds.append(time.perf_counter() - self.begin)
 
 
 class _Speedometer(TrainerCallback):
@@ -289,7 +315,8 @@ class _Guard(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, *, model: Any, **_: Any) -> None:
         # Only before weights are saved, because reading all of them takes time.
         is_kept = control.should_save or control.should_training_stop or state.global_step >= state.max_steps
-        if is_kept and not all(parameter.isfinite().all() for parameter in model.parameters()):
+        trained = (parameter for parameter in model.parameters() if parameter.requires_grad)
+        if is_kept and not all(parameter.isfinite().all() for parameter in trained):
             self._stop("A weight is not finite", args, state)
 
     def _stop(self, observation: str, args: Any, state: Any) -> None:
@@ -310,13 +337,14 @@ class _DiskSpaceGuard(TrainerCallback):
     """Stop before a checkpoint or a final model that the disk cannot hold; the last complete checkpoint stays."""
 
     def __init__(self, model: "GPT2LMHeadModel") -> None:
-        self.n_parameters = sum(parameter.numel() for parameter in model.parameters())
+        sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+        self.n_parameters, self.n_trained = (sum(size for size, _ in sizes), sum(size * is_on for size, is_on in sizes))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         is_last = control.should_training_stop or state.global_step >= state.max_steps
-        # A checkpoint is float32 weights and AdamW's two averages, 12 bytes per parameter, and a little more; after
-        # the last step the model is written too.
-        needed = self.n_parameters * (13 * control.should_save + 5 * is_last)
+        # A checkpoint is float32 weights and AdamW's two averages, 12 bytes per trained parameter, and a little more;
+        # after the last step the model is written too.
+        needed = 13 * self.n_trained * control.should_save + 5 * self.n_parameters * is_last
         if needed and (free := free_bytes(Path(args.output_dir).parent)) < needed:
             raise TrainingBrokenError(
                 f"The disk of {args.output_dir} has {free / 1e9:.1f} GB left and {needed / 1e9:.1f} GB are needed: "

@@ -6,7 +6,7 @@ from helpers.display import did_you_mean
 from helpers.environment.card import CARDS, GraphicsCard, read_card
 from helpers.settings import SettingsError
 
-__all__ = ["CARDS", "DEFAULT_CARD", "GraphicsCard", "card_of_this_machine", "find_card"]
+__all__ = ["CARDS", "DEFAULT_CARD", "GraphicsCard", "card_of_this_machine", "find_card", "same_card"]
 
 DEFAULT_CARD = "RTX 4070 Ti"
 
@@ -21,7 +21,7 @@ def find_card(name: str) -> GraphicsCard:
     80.2
     """
     for card in CARDS:
-        if _bare(card.name) == _bare(name):
+        if same_card(card.name, name):
             return card
     number = "".join(re.findall(r"\d{4}", name))  # RTX 4060 is nearer to the 4060 Ti with 16 GB than to the 4070
     same_number = [card.name for card in CARDS if number and number in card.name]
@@ -33,6 +33,15 @@ def card_of_this_machine() -> GraphicsCard | None:
     """Return the card that training here would use, read from the driver; None without an NVIDIA card."""
     card = read_card()
     return card if card is not None and card.total_bytes else None
+
+
+def same_card(one: str, other: str) -> bool:
+    """Tell whether two names are of the same card: the driver's and the shop's differ.
+
+    >>> same_card("NVIDIA GeForce RTX 4070 Ti", "RTX 4070 Ti")
+    True
+    """
+    return _bare(one) == _bare(other)
 
 
 def _bare(name: str) -> str:

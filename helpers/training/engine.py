@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel
 
 CHUNK_TOKENS = 512  # rows of logits that exist at once
-_QUERIES = 128  # queries in a part where attention is computed in parts
+QUERIES = 128  # queries in a part where attention is computed in parts
 _ATTENTION = "course_causal"  # transformers makes no mask for a name without a mask function
 
 
@@ -128,7 +128,7 @@ def attention_in_parts(
 
     query = query * (scaling or query.shape[-1] ** -0.5)
     rows = (tensor.reshape(-1, *tensor.shape[2:]) for tensor in (query, key, value))  # (B * heads, T, head_dim)
-    return CausalAttention.apply(*rows, dropout, _QUERIES).view(query.shape)
+    return CausalAttention.apply(*rows, dropout, QUERIES).view(query.shape)
 
 
 def use_fused_gelu(model: "GPT2LMHeadModel") -> None:

@@ -6,6 +6,7 @@ many processes; nothing here schedules them.
 
 import math
 import platform
+import statistics
 import threading
 import warnings
 from dataclasses import dataclass
@@ -18,12 +19,17 @@ from helpers.files import atomic_folder
 from helpers.model import check_fit, load_model, load_tokenizer, quiet, set_attention_dropout
 from helpers.settings import SettingsError, TrainingSettings, read_run_settings, run_folder, runs_folder
 from helpers.training import processes, run_files
+from helpers.training.calibration import Measurement, add_measurements
 from helpers.training.callbacks import Clock, TrainingBrokenError, Watch, stoppable, training_callbacks
 from helpers.training.engine import equal_results_less_work
+from helpers.training.lora import add_adapter, merge_adapter, restore_adapter
+from helpers.training.memory import GPT2Shape
 from helpers.training.model_card import card_text
-from helpers.training.plan import describe_long_warmup, predict_on_this_machine
+from helpers.training.plan import describe_long_warmup, predict_on_this_machine, this_device
+from helpers.training.slowness import SlownessWatch
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import GPT2LMHeadModel, Trainer, TrainingArguments
 
 _PASSES_WORTH_COMPILING = 3000  # a guess, from published step times; not measured on a card of this course
@@ -152,7 +158,7 @@ def training_arguments(settings: TrainingSettings, folder: Path, *, n_blocks: in
     same_names = (
         "learning_rate", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps",
         "weight_decay", "adam_beta2", "warmup_steps", "lr_scheduler_type", "max_grad_norm", "logging_steps",
-        "eval_steps", "save_total_limit", "seed",
+        "eval_steps", "save_total_limit", "seed", "optim",
     )  # fmt: skip
     precision = chosen_precision(settings)
     is_renamed = "activation_checkpointing" in TrainingArguments.__dataclass_fields__  # since transformers 5.23
@@ -271,6 +277,7 @@ def _halved(settings: TrainingSettings) -> TrainingSettings:
 def _train_once(
     settings: TrainingSettings, folder: Path, *, progress: bool, watch: Watch | None, stop: threading.Event | None
 ) -> None:
+    import torch
     from transformers import PrinterCallback, set_seed
 
     with processes.process_group().local_main_process_first():  # the others then find the data prepared
@@ -279,19 +286,21 @@ def _train_once(
     model = load_model(settings.model_name_or_path, from_scratch=settings.from_scratch, seed=settings.seed)
     check_fit(model, tokenizer, settings.block_size)
     set_attention_dropout(model, settings.attn_pdrop)
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(chosen_precision(settings))
+    trained = add_adapter(model, settings, half=half) if settings.lora_r else model
     set_seed(settings.seed)
+    callbacks = training_callbacks(settings, folder, model=trained, tokenizer=tokenizer, progress=progress, watch=watch)
+    steps = SlownessWatch(folder)
     processes.reset_peak()
     with equal_results_less_work(model):
         trainer = _new_trainer(
             data.facts["splits"]["validation"],
-            model=model,
+            model=trained,
             args=training_arguments(settings, folder, n_blocks=len(data.blocks["train"])),
             train_dataset=data.blocks["train"],
             eval_dataset=data.blocks["validation"],
             data_collator=as_batch,
-            callbacks=training_callbacks(
-                settings, folder, model=model, tokenizer=tokenizer, progress=progress, watch=watch
-            ),
+            callbacks=[*callbacks, steps],
         )
         trainer.remove_callback(PrinterCallback)
         _warn_of_long_warmup(settings, len(data.blocks["train"]), trainer.args.world_size)
@@ -309,10 +318,15 @@ def _train_once(
         if not any("eval_loss" in row and row["step"] == trainer.state.global_step for row in log):
             trainer.evaluate()
     if trainer.is_world_process_zero():
+        if settings.lora_r:
+            model = _save_adapter(trained, settings, folder / "adapter")
         save_model(model, tokenizer, settings, data.facts, folder / "model")
         facts = _measurements(settings, trainer, n_blocks=len(data.blocks["train"])) | {"predicted": predicted}
         if "labels" in (train := data.facts["splits"]["train"]):
             facts["trained_tokens"] = round(facts["tokens"] * train["labels"] / (train["blocks"] * settings.block_size))
+        if steps.seconds[1:]:  # the first one sets up
+            facts["step_seconds"] = statistics.median(steps.seconds[1:])
+            _learn(settings, trainer, facts, predicted)
         run_files.write_json(folder / "training.json", facts)
     trainer.accelerator.wait_for_everyone()  # the other processes open what the first one has written
 
@@ -343,6 +357,23 @@ def _warn_of_long_warmup(settings: TrainingSettings, n_blocks: int, processes: i
         warnings.warn(note, stacklevel=2)
 
 
+def _learn(settings: TrainingSettings, trainer: "Trainer", facts: dict[str, Any], predicted: dict[str, Any]) -> None:
+    """Add what one process has measured to what the plans of this machine are made from."""
+    if trainer.args.world_size > 1:
+        return
+    config = trainer.accelerator.unwrap_model(trainer.model).config
+    measurement = Measurement.of(
+        GPT2Shape(**{name: getattr(config, name) for name in GPT2Shape._fields}),
+        settings,
+        precision=chosen_precision(settings),
+        compiled=trainer.args.torch_compile,
+        step_seconds=facts["step_seconds"],
+        peak_bytes=facts["peak_bytes"],
+        process_bytes=predicted["process_bytes"],
+    )
+    add_measurements(this_device(), [measurement])
+
+
 def _restore_finished(trainer: "Trainer", checkpoint: Path) -> None:
     """Give a trainer the state and the weights of a training that was killed after its last step.
 
@@ -357,13 +388,23 @@ def _restore_finished(trainer: "Trainer", checkpoint: Path) -> None:
     _clock(trainer).before = state.stateful_callbacks["Clock"]["args"]["seconds"]
     keeps_best = trainer.args.load_best_model_at_end and state.best_model_checkpoint
     best_or_last = checkpoint.with_name(Path(state.best_model_checkpoint).name) if keeps_best else checkpoint
-    load_weights(trainer.model, best_or_last / "model.safetensors")
+    if (best_or_last / "adapter_config.json").exists():
+        restore_adapter(trainer.model, best_or_last)
+    else:
+        load_weights(trainer.model, best_or_last / "model.safetensors")
 
 
 def _clock(trainer: "Trainer") -> Clock:
     """Return the clock in use: a resume puts a new one into the place of the one that was handed in."""
     (clock,) = (c for c in trainer.callback_handler.callbacks if isinstance(c, Clock))
     return clock
+
+
+def _save_adapter(adapted: "PeftModel", settings: TrainingSettings, folder: Path) -> "GPT2LMHeadModel":
+    """Save a run's adapter as peft does, and return the base model with it merged in."""
+    with atomic_folder(folder) as new:
+        adapted.save_pretrained(new)
+        return merge_adapter(load_model(settings.model_name_or_path), new)
 
 
 def save_model(
@@ -383,6 +424,7 @@ def _measurements(settings: TrainingSettings, trainer: "Trainer", *, n_blocks: i
     steps, precision = trainer.state.global_step, chosen_precision(settings)
     return {
         "steps": steps,
+        "trained_parameters": trainer.get_num_trainable_parameters(),
         "tokens": settings.block_size * _blocks_read(settings, n_blocks, steps, trainer.args.world_size),
         "seconds": _clock(trainer).seconds,
         "precision": "float32" if precision == "no" else precision,

@@ -1,4 +1,4 @@
-"""Predict the peak memory of a training on a GPU, by part, from the model's shape and the settings.
+"""Predict the peak memory of a training, by part, from the model's shape and the settings.
 
 This is arithmetic only, without torch, a GPU or a download, so that a slider can call it while it moves. The formula is
 tested against a trace of a real training step (`tests/training/test_memory.py`), not yet against a card: every value is
@@ -6,20 +6,21 @@ a prediction. What `torch.compile` changes is not included. A half is a number o
 """
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from helpers.display import MIB
 from helpers.settings import POCKET, SettingsError, TrainingSettings
-from helpers.training.engine import CHUNK_TOKENS
+from helpers.training.engine import CHUNK_TOKENS, QUERIES
 
 Engine = Literal["course", "stock"]
 
 # What a trace cannot see, estimated 2026-11 and not fitted to a card: cuBLAS's workspaces, and the share of the
 # memory for activations that the allocator cannot reuse.
 _WORKSPACE_BYTES = 32 * MIB
-_UNFILLED_SHARE = 0.03
+UNFILLED_SHARE = 0.03
+_PROCESS_BYTES = 450 * MIB  # Python with the libraries and a data set, on a processor
 
 
 class GPT2Shape(NamedTuple):
@@ -47,16 +48,17 @@ _OWNERS = ("openai-community/", "distilbert/")
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on the card, by part, at the moment of a training step that takes the most.
+    """Bytes by part, on the card or in the process, at the moment of a training step that takes the most.
 
     Attributes:
-        weights: in float32.
-        gradients: in float32; more than the weights while the tied weight has two gradients that are not added yet.
-        optimizer: AdamW's two averages, in float32.
+        weights: in float32; with an adapter, the frozen matrices of the blocks as halves.
+        gradients: of the trained weights, in float32; more than those while the tied weight has two gradients that are
+            not added yet.
+        optimizer: what the optimizer keeps for the trained weights, in float32, and its temporary tensors.
         autocast_copies: copies of the weights as halves.
         activations: what the layers keep for the backward pass, and the temporary tensors of the backward pass.
         loss: logits and what is computed from them.
-        overhead: workspaces and memory that the allocator cannot reuse; estimated.
+        overhead: workspaces and memory that the allocator cannot reuse; on a processor, the rest of the process too.
         moment: the moment of the step.
     """
 
@@ -135,24 +137,80 @@ def _block_parameters(config: Any) -> int:
     return 4 * width * width + 2 * width * inner + 9 * width + inner  # matrices, then biases and the two norms
 
 
+def adapter_parameters(config: Any, lora_r: int) -> int:
+    """Return the parameters of a LoRA adapter: a matrix from the inputs to the rank, and one from it to the outputs.
+
+    >>> adapter_parameters(read_shape("gpt2"), 8)
+    1179648
+    """
+    width, inner = config.n_embd, _inner(config)
+    return config.n_layer * lora_r * ((width + 3 * width) + (width + width) + 2 * (width + inner))
+
+
+def trained_parameters(config: Any, settings: TrainingSettings) -> int:
+    """Return the number of parameters that a training changes: all, or those of the adapter."""
+    return adapter_parameters(config, settings.lora_r) or parameters(config)
+
+
+def operations_per_token(shape: Any, block_size: int, settings: TrainingSettings | None = None) -> int:
+    """Return the floating-point operations to train on one token, forward and backward pass.
+
+    Six per parameter, position embeddings excepted, and those of attention, as counted in appendix B of PaLM
+    (https://arxiv.org/abs/2204.02311): a third forward, a third for gradients of values, a third for those of weights.
+    With settings, frozen weights beside an adapter have no gradient, and checkpointing runs the forward pass twice.
+    """
+    weights = parameters(shape) - shape.n_positions * shape.n_embd
+    attention = 12 * shape.n_layer * shape.n_embd * block_size
+    adapter = adapter_parameters(shape, settings.lora_r) if settings else 0
+    operations = (4 if adapter else 6) * weights + 6 * adapter + attention
+    again = 2 * (weights + adapter) + attention // 3 if settings and settings.gradient_checkpointing else 0
+    return operations + again
+
+
+def optimizer_bytes(config: Any, settings: TrainingSettings) -> int:
+    """Return the bytes that the optimizer keeps: two averages per trained weight for AdamW.
+
+    Adafactor keeps one value per row and per column of a matrix, and one per weight of a vector
+    (https://arxiv.org/abs/1804.04235).
+    """
+    if settings.optim == "adamw_torch_fused":
+        return 8 * trained_parameters(config, settings)
+    width, inner, rank = config.n_embd, _inner(config), settings.lora_r
+    if rank:
+        return 4 * (adapter_parameters(config, rank) // rank + 8 * rank * config.n_layer)
+    block = 15 * width + 3 * inner + 4 * width  # matrices and their biases, then the two norms
+    return 4 * (config.vocab_size + config.n_positions + 2 * width + config.n_layer * block + 2 * width)
+
+
 def _inner(config: Any) -> int:
     return config.n_inner or 4 * config.n_embd
 
 
 def predict(
-    config: Any, settings: TrainingSettings, *, engine: Engine = "course", precision: str | None = None
+    config: Any,
+    settings: TrainingSettings,
+    *,
+    engine: Engine = "course",
+    precision: str | None = None,
+    on_processor: bool = False,
+    overhead: tuple[int, float] | None = None,
 ) -> Memory:
-    """Predict the peak memory of a training on a GPU, from the second step on, when AdamW has its averages.
+    """Predict the peak memory of a training, from the second step on, when the optimizer has its states.
 
     Args:
         config: a `GPT2Shape` or a `GPT2Config`.
-        settings: only block, batch, accumulation, precision and checkpointing are used.
+        settings: only block, batch, accumulation, precision, checkpointing, optimizer and the adapter's rank are used.
         engine: 'course', or 'stock' for the model as transformers runs it under autocast, with all logits at once.
         precision: 'bf16', 'fp16' or 'no'; by default that of the settings, and bf16 for 'auto'.
+        on_processor: whether it trains on a processor instead of a GPU; `overhead` is then the whole process besides.
+        overhead: constant bytes, and bytes per byte of activations, that the formula cannot see; estimated by default.
     """
     precision = precision or {"auto": "bf16"}.get(settings.mixed_precision, settings.mixed_precision)
-    step = _Step(config, settings, engine, is_half=precision != "no")
-    moments = [step.at_loss(), step.at_last_block(), step.at_first_block(), step.at_embeddings()]
+    overhead = overhead or (_PROCESS_BYTES if on_processor else _WORKSPACE_BYTES, UNFILLED_SHARE)
+    step = _Step(config, settings, engine, precision != "no", on_processor, overhead)
+    moments = [step.at_loss(), step.at_last_block(), step.at_first_block(), step.at_optimizer()]
+    if not settings.lora_r:
+        moments.append(step.at_embeddings())
     return max(moments, key=lambda memory: memory.total_bytes)
 
 
@@ -163,29 +221,59 @@ class _Step:
     at the loss, at either end of the backward pass, or where the embedding's gradient is computed.
     """
 
-    def __init__(self, config: Any, settings: TrainingSettings, engine: Engine, *, is_half: bool) -> None:
+    def __init__(
+        self,
+        config: Any,
+        settings: TrainingSettings,
+        engine: Engine,
+        is_half: bool,
+        on_processor: bool,
+        overhead: tuple[int, float],
+    ) -> None:
         self.course, self.is_half = engine == "course", is_half
-        self.checkpointing = settings.gradient_checkpointing
+        self.overhead, self.mask_bytes = overhead, 4 if on_processor else 1  # dropout on a processor keeps floats
+        self.checkpointing, self.rank = settings.gradient_checkpointing, settings.lora_r
+        self.adapter_dropout = settings.lora_r > 0 and settings.lora_dropout > 0
         self.tokens = settings.per_device_train_batch_size * settings.block_size
         self.layers, self.width, self.inner = config.n_layer, config.n_embd, _inner(config)
-        self.vocabulary, self.parameters = config.vocab_size, parameters(config)
+        self.vocabulary, self.trained = config.vocab_size, trained_parameters(config, settings)
+        self.states, self.is_factored = optimizer_bytes(config, settings), settings.optim == "adafactor"
         self.embedding = 4 * self.vocabulary * self.width  # bytes of the token embedding in float32
         self.stream = 4 * self.tokens * self.width  # the residual stream stays float32 under autocast
-        self.embedding_mask = self.tokens * self.width * (config.embd_pdrop > 0)
         self.block = self.tokens * self._block_bytes_per_token(config)
-        self.block_copies = 2 * self.width * (4 * self.width + 2 * self.inner) * is_half
-        not_yet = _block_parameters(config) + config.n_positions * config.n_embd
-        self.late_gradients = 4 * (self.parameters - not_yet)  # when only the first block is left
+        if on_processor and (is_half or settings.attn_pdrop):  # attention in parts keeps its weights
+            scores = self.tokens * config.n_head * (settings.block_size + QUERIES) // 2
+            self.block += scores * (2 if is_half else 4) * (2 if settings.attn_pdrop else 1)
+        matrices = self.width * (4 * self.width + 2 * self.inner)  # of a block
+        self.weights = 4 * parameters(config)
+        if self.rank:
+            self.weights += 4 * self.trained - 2 * is_half * self.layers * (_block_parameters(config) - 4 * self.width)
+            self.block_copies = 2 * is_half * self.trained // self.layers
+            self.head_gradient = 0
+            self.late_gradients = 4 * self.trained
+        else:
+            self.block_copies = 2 * is_half * matrices
+            self.head_gradient = self.embedding
+            not_yet = _block_parameters(config) + config.n_positions * config.n_embd
+            self.late_gradients = 4 * (self.trained - not_yet)  # when only the first block is left
         is_added_to = settings.gradient_accumulation_steps > 1
-        self.old_gradients = 4 * self.parameters * is_added_to  # from the earlier passes of the step
+        self.old_gradients = 4 * self.trained * is_added_to  # from the earlier passes of the step
+        # Before an adapter's first block nothing needs a gradient, so its input is not kept. With checkpointing the
+        # input does, to carry gradients into the blocks, and it is kept together with the embedding it was made from.
+        self.input = self.stream * (self.checkpointing - (not self.checkpointing)) * (self.rank > 0)
+        self.embedding_mask = self.mask_bytes * self.tokens * self.width * (config.embd_pdrop > 0) * (self.input >= 0)
 
     def _block_bytes_per_token(self, config: Any) -> int:
         """Return the bytes that a block keeps for a token, besides its input, the residual stream."""
         product = 2 if self.is_half else 4
-        masks = 2 * self.width * (config.resid_pdrop > 0)  # a byte per value that dropout may drop
+        masks = 2 * self.width * self.mask_bytes * (config.resid_pdrop > 0)  # one per value that dropout may drop
         attention = 5 * self.width * product + 4 * config.n_head  # input, q, k, v and output; a log-sum per head
         norms = 4 * self.width + 2 * 8  # the second one's input; mean and deviation of both
-        return masks + attention + norms + self.width * product + self.inner * self._gelu_bytes()
+        # each adapter's value between its two matrices; and a copy of attention's output, as peft casts or drops it
+        copies_output = self.is_half or self.adapter_dropout
+        adapters = self.rank and 4 * self.rank * product + self.width * product * copies_output
+        adapters += (3 * self.width + self.inner) * self.mask_bytes * self.adapter_dropout
+        return masks + attention + norms + self.width * product + self.inner * self._gelu_bytes() + adapters
 
     def _gelu_bytes(self) -> int:
         """Return the bytes that GELU and the product after it keep per value.
@@ -199,7 +287,7 @@ class _Step:
     def _in_hand(self) -> int:
         """Return the bytes of temporary tensors in the backward pass through a block's second half."""
         product = 2 if self.is_half else 4
-        matrix = self.inner * self.width * (4 - 2 * self.is_half)  # its gradient exists, its copy is freed
+        matrix = self.inner * self.width * (4 - 2 * self.is_half) * (not self.rank)  # its gradient, without its copy
         if self.course:  # the larger of before and after the last matrix's gradient
             return self.stream + max(
                 self.tokens * (self.width + self.inner) * product, self.tokens * self.inner * product + matrix
@@ -207,9 +295,9 @@ class _Step:
         return self.stream + self.tokens * self.inner * (12 if self.is_half else 8) + matrix
 
     def _memory(self, moment: str, *, gradients: int, copies: int, activations: int, loss: int = 0) -> Memory:
-        overhead = _WORKSPACE_BYTES + int(_UNFILLED_SHARE * (activations + loss))
-        weights = 4 * self.parameters
-        return Memory(weights, gradients, 2 * weights, copies, activations, loss, overhead, moment)
+        constant, share = self.overhead
+        overhead = constant + int(share * (activations + loss))
+        return Memory(self.weights, gradients, self.states, copies, activations, loss, overhead, moment)
 
     def at_loss(self) -> Memory:
         """Return the memory at the loss: every block has run, and the logits exist."""
@@ -221,9 +309,9 @@ class _Step:
             copied_layers = 0 if self.checkpointing else self.layers
         return self._memory(
             "the loss",
-            gradients=self.old_gradients + (self.embedding if self.course else 0),
+            gradients=self.old_gradients + (self.head_gradient if self.course else 0),
             copies=copied_layers * self.block_copies + (self.embedding // 2) * self.is_half,
-            activations=self.embedding_mask + self.layers * kept + after_blocks,
+            activations=self.embedding_mask + self.layers * kept + self.input + after_blocks,
             loss=self._chunked_loss() if self.course else 12 * self.tokens * self.vocabulary,
         )
 
@@ -231,19 +319,19 @@ class _Step:
         """Return the bytes of a chunk: its hidden states, and float32 logits and log-probabilities or gradients."""
         rows = min(self.tokens, CHUNK_TOKENS)
         held = 6 if self.is_half else 4  # log-probabilities, and their gradient in halves
-        with_gradient = held * rows * self.vocabulary + self.embedding // (2 if self.is_half else 1)
+        with_gradient = held * rows * self.vocabulary + self.head_gradient // (2 if self.is_half else 1)
         chunk = 2 * rows * self.width * self.is_half
         return max(8 * rows * self.vocabulary, with_gradient) + chunk + self.stream  # the gradient of the hidden states
 
     def at_last_block(self) -> Memory:
         """Return the memory when the backward pass begins: the head has its gradient, no block has freed anything."""
-        kept = self.layers * self.stream + self.block * (1 if self.checkpointing else self.layers)
+        kept = self.layers * self.stream + self.input + self.block * (1 if self.checkpointing else self.layers)
         copies = self.block_copies * (1 if self.checkpointing else self.layers)
-        return self._backward("the last block", self.old_gradients + self.embedding, copies, kept)
+        return self._backward("the last block", self.old_gradients + self.head_gradient, copies, kept)
 
     def at_first_block(self) -> Memory:
         """Return the memory when the backward pass ends: one block is left, nearly all gradients exist."""
-        gradients = self.old_gradients + (self.embedding if self.old_gradients else self.late_gradients)
+        gradients = self.old_gradients + (self.head_gradient if self.old_gradients else self.late_gradients)
         return self._backward("the first block", gradients, self.block_copies, self.stream + self.block)
 
     def _backward(self, moment: str, gradients: int, copies: int, kept: int) -> Memory:
@@ -253,5 +341,11 @@ class _Step:
     def at_embeddings(self) -> Memory:
         """Return the memory when the tied weight's second gradient is computed; the first one came from the head."""
         waiting = self.embedding * (2 if self.old_gradients else 1)
-        gradients = 4 * self.parameters + waiting
+        gradients = 4 * self.trained + waiting
         return self._memory("the embedding's gradient", gradients=gradients, copies=0, activations=self.stream)
+
+    def at_optimizer(self) -> Memory:
+        """Return the memory at the optimizer's step: AdamW works in place, Adafactor needs two tensors."""
+        largest = self.width * self.rank * 4 * max(4, self.inner // self.width) if self.rank else self.embedding
+        memory = self._memory("the optimizer's step", gradients=4 * self.trained, copies=0, activations=0)
+        return replace(memory, optimizer=self.states + 2 * largest * self.is_factored)

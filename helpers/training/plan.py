@@ -14,8 +14,21 @@ from typing import TYPE_CHECKING, Any
 from helpers.data.sources import Source
 from helpers.display import duration_text, html_table, size_text
 from helpers.settings import DataSettings, SettingsError, TrainingSettings, run_folder
+from helpers.training.calibration import find_calibration
 from helpers.training.cards import DEFAULT_CARD, GraphicsCard, card_of_this_machine, find_card
-from helpers.training.memory import Engine, GPT2Shape, Memory, parameters, predict, read_shape
+from helpers.training.memory import (
+    UNFILLED_SHARE,
+    Engine,
+    GPT2Shape,
+    Memory,
+    adapter_parameters,
+    operations_per_token,
+    optimizer_bytes,
+    parameters,
+    predict,
+    read_shape,
+    trained_parameters,
+)
 from helpers.training.run_files import read_json
 
 if TYPE_CHECKING:
@@ -26,6 +39,7 @@ MAX_BATCH = 1024  # the most that the settings allow for a batch and for accumul
 # trainer on an A100, 57 % for a tuned one on a card like the RTX 4070 Ti. Estimated for ours, not measured.
 UTILISATION = (0.20, 0.50)
 _LAYER_SECONDS = (1e-3, 2.5e-3)  # to launch the kernels of a layer's forward and backward pass, at least; estimated
+_LEANER = ({"optim": "adafactor"}, {"lora_r": 16})  # what else trains a model whose states do not fit the card
 _BYTES_PER_TOKEN = {"pocket": 2.7}  # of English text
 _GPT2_BYTES_PER_TOKEN = 4.3
 _MATRIX_SIZE = 768  # width of the square matrices multiplied: large enough for a processor's full speed
@@ -49,8 +63,11 @@ class MemoryPlan:
         memory: the peak memory, by part.
         largest_batch: the largest `per_device_train_batch_size` that fits with all other settings unchanged; 0: none.
         suggested: the settings with the largest pass that fits at the same effective batch; empty when none fits.
+        leaner: where none fits, settings of another optimizer or of an adapter that fit; empty when none does.
         train_tokens: tokens of the training text.
         tokens_are: where that number comes from.
+        step_seconds: shortest and longest time of an optimizer step, fitted to what was measured; None: not measured.
+        measured_on: where it was measured; empty: nowhere.
     """
 
     settings: TrainingSettings
@@ -61,8 +78,11 @@ class MemoryPlan:
     memory: Memory
     largest_batch: int
     suggested: dict[str, Any]
+    leaner: dict[str, Any]
     train_tokens: int
     tokens_are: str
+    step_seconds: tuple[float, float] | None = None
+    measured_on: str = ""
 
     @property
     def headroom_bytes(self) -> int:
@@ -99,6 +119,8 @@ class MemoryPlan:
     @property
     def epoch_seconds(self) -> tuple[float, float] | None:
         """Shortest and longest time of an epoch, without validations; None where the card's peak is not known."""
+        if self.step_seconds:
+            return tuple(self.steps / self.settings.num_train_epochs * seconds for seconds in self.step_seconds)
         if not self.card.tflops(self.precision):
             return None
         # The card computes while the processor launches the next kernels: the slower of the two decides.
@@ -108,27 +130,29 @@ class MemoryPlan:
     def _compute_seconds(self) -> tuple[float, float]:
         """Return the shortest and the longest time that the card computes for one pass."""
         tokens = self.settings.per_device_train_batch_size * self.settings.block_size
-        operations = tokens * operations_per_token(self.shape, self.settings.block_size) * self._relative_work()
+        operations = tokens * operations_per_token(self.shape, self.settings.block_size, self.settings)
         peak = 1e12 * self.card.tflops(self.precision)
         return operations / (peak * UTILISATION[1]), operations / (peak * UTILISATION[0])
 
     def _launch_seconds(self) -> tuple[float, float]:
         """Return the shortest and the longest time to launch the kernels of one pass."""
-        layers = self.shape.n_layer * self._relative_work()
+        layers = self.shape.n_layer * (4 / 3 if self.settings.gradient_checkpointing else 1)  # the forward pass again
         return layers * _LAYER_SECONDS[0], layers * _LAYER_SECONDS[1]
 
-    def _relative_work(self) -> float:
-        """Return the work of a pass, relative to one without checkpointing."""
-        return 4 / 3 if self.settings.gradient_checkpointing else 1  # the forward pass, a third of it, runs twice
+    @property
+    def model_bytes(self) -> int:
+        """Disk space for the final model, in float32, and its adapter where it has one."""
+        return 4 * (parameters(self.shape) + adapter_parameters(self.shape, self.settings.lora_r))
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Disk space for a checkpoint: the trained weights and what the optimizer keeps for them."""
+        return 4 * trained_parameters(self.shape, self.settings) + optimizer_bytes(self.shape, self.settings)
 
     @property
     def disk_bytes(self) -> int:
-        """Disk space for the checkpoints and the final model.
-
-        A checkpoint holds the weights and AdamW's two averages. One more exists than is kept while it is written.
-        """
-        weights = 4 * parameters(self.shape)
-        return (self.settings.save_total_limit + 1) * 3 * weights + weights
+        """Disk space for the run; while a checkpoint is written, one more exists than is kept."""
+        return (self.settings.save_total_limit + 1) * self.checkpoint_bytes + self.model_bytes
 
     @property
     def instead(self) -> dict[str, Any]:
@@ -141,23 +165,27 @@ class MemoryPlan:
         if self.fits:
             return f"fits: {size_text(self.memory.total_bytes)} predicted, {size_text(self.headroom_bytes)} to spare"
         missing = f"does not fit: needs {size_text(-self.headroom_bytes)} more"
-        if not self.instead:
-            return f"{missing}, and no batch fits: take a smaller model, a shorter block_size or a larger card"
-        return f"{missing}; {' with '.join(f'{name} {value}' for name, value in self.instead.items())} fits"
+        if changes := self.instead or self.leaner:
+            other = "" if self.instead else ", and no batch fits all weights with this optimizer"
+            return f"{missing}{other}; {' with '.join(f'{name} {value}' for name, value in changes.items())} fits"
+        memory = self.memory
+        is_too_large = memory.weights + memory.gradients + memory.optimizer > self.card.usable_bytes
+        shorter = "" if is_too_large else ", a shorter block_size"
+        return f"{missing}, and no batch fits: take a smaller model{shorter} or a larger card"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as a dict for programs, as `--json` prints it.
 
         Keys: `card` (name, total_bytes, usable_bytes), `model`, `engine`, `precision`, `memory` (bytes of each part,
         total_bytes, moment), `fits`, `headroom_bytes`, `largest_batch`, `instead` (settings that fit), `train_tokens`,
-        `tokens_are`, `tokens_per_step`, `steps`, `epoch_seconds` ([shortest, longest] or null), `disk_bytes`,
-        `verdict`. All numbers are predictions.
+        `tokens_are`, `tokens_per_step`, `steps`, `epoch_seconds` ([shortest, longest] or null), `measured_on` (where
+        times and overhead were measured, or empty), `disk_bytes`, `verdict`. All numbers are predictions.
         """
         card = {name: getattr(self.card, name) for name in ("name", "total_bytes", "usable_bytes")}
         memory = self.memory.parts | {"total_bytes": self.memory.total_bytes, "moment": self.memory.moment}
         names = (
             "engine", "precision", "fits", "headroom_bytes", "largest_batch", "instead", "train_tokens", "tokens_are",
-            "tokens_per_step", "steps", "epoch_seconds", "disk_bytes", "verdict",
+            "tokens_per_step", "steps", "epoch_seconds", "measured_on", "disk_bytes", "verdict",
         )  # fmt: skip
         values = {name: getattr(self, name) for name in names}
         return {"card": card, "model": self.settings.model_name_or_path, "memory": memory} | values
@@ -179,7 +207,9 @@ class MemoryPlan:
             return "not known: the card's peak is not in the table"
         low, high = (f"{100 * share:.0f}" for share in UTILISATION)
         reason = f"from {high} to {low} % of {self.card.tflops(self.precision):.0f} TFLOP/s"
-        if self._launch_seconds() > self._compute_seconds():
+        if self.step_seconds:
+            reason = f"measured on {self.measured_on}"
+        elif self._launch_seconds() > self._compute_seconds():
             reason = "from the time to launch kernels; the model is too small to fill the card"
         shortest, longest = self.epoch_seconds
         time = "less than 1 s" if longest < 1 else f"{duration_text(shortest)} to {duration_text(longest)}"
@@ -188,7 +218,9 @@ class MemoryPlan:
     @property
     def title(self) -> str:
         """The model, its precision and the card, as a heading."""
-        return f"Predicted: {self.settings.model_name_or_path} in {self.precision} on one {self.card.name}"
+        one = "" if self.card.is_processor else "one "
+        precision = "float32" if self.precision == "no" else self.precision
+        return f"Predicted: {self.settings.model_name_or_path} in {precision} on {one}{self.card.name}"
 
     def __str__(self) -> str:
         """Return the plan as text for a terminal."""
@@ -221,6 +253,7 @@ def plan_run(
     shape: GPT2Shape | None = None,
     train_tokens: int | None = None,
     engine: Engine = "course",
+    process_bytes: int = 0,
 ) -> MemoryPlan:
     """Predict memory, time and disk of a run on one card.
 
@@ -230,6 +263,7 @@ def plan_run(
         shape: the shape of the model; read from its name by default.
         train_tokens: tokens of the training text; looked up or estimated by default.
         engine: 'course', or 'stock' to compare with what transformers needs by itself.
+        process_bytes: on a processor, what the process holds besides the training; estimated or measured by default.
 
     Raises:
         SettingsError: the model's shape is not known, or it has fewer positions than a block has tokens.
@@ -241,9 +275,14 @@ def plan_run(
             f"{settings.model_name_or_path!r}: use at most {shape.n_positions}."
         )
     precision = card.precision(settings.mixed_precision)
+    calibration, is_here = find_calibration(card) or (None, False)
+    overhead = calibration.overhead(precision, process_bytes=process_bytes) if calibration else None
+    if overhead is None and process_bytes:
+        overhead = (process_bytes, UNFILLED_SHARE)
+    how = {"engine": engine, "precision": precision, "on_processor": card.is_processor, "overhead": overhead}
 
     def memory(**changes: Any) -> Memory:
-        return predict(shape, settings.model_copy(update=changes), engine=engine, precision=precision)
+        return predict(shape, settings.model_copy(update=changes), **how)
 
     def fits(**changes: Any) -> bool:
         return memory(**changes).total_bytes <= card.usable_bytes
@@ -251,9 +290,16 @@ def plan_run(
     largest_batch = bisect.bisect_left(
         range(1, MAX_BATCH + 1), True, key=lambda batch: not fits(per_device_train_batch_size=batch)
     )
-    suggested = next((changes for changes in same_effective_batch(settings) if fits(**changes)), {})
+    ways = same_effective_batch(settings)
+    suggested = next((changes for changes in ways if fits(**changes)), {})
+    others = [] if suggested or settings.lora_r else [change | way for change in _LEANER for way in ways]
+    leaner = next((changes for changes in others if fits(**changes)), {})
     tokens, tokens_are = (train_tokens, "as given") if train_tokens is not None else training_tokens(settings)
-    return MemoryPlan(settings, shape, card, engine, precision, memory(), largest_batch, suggested, tokens, tokens_are)
+    return MemoryPlan(
+        settings, shape, card, engine, precision, memory(), largest_batch, suggested, leaner, tokens, tokens_are,
+        calibration and calibration.step_seconds(shape, settings, precision),
+        ("this machine" if is_here else calibration.device) if calibration else "",
+    )  # fmt: skip
 
 
 def describe_long_warmup(settings: TrainingSettings, steps: int) -> str:
@@ -289,16 +335,6 @@ def same_effective_batch(settings: TrainingSettings) -> list[dict[str, Any]]:
         if effective % batch == 0 and effective // batch <= MAX_BATCH
     ]
     return ways if settings.gradient_checkpointing else ways + [way | {"gradient_checkpointing": True} for way in ways]
-
-
-def operations_per_token(shape: GPT2Shape, block_size: int) -> int:
-    """Return the floating-point operations to train on one token, forward and backward pass.
-
-    Six per parameter, position embeddings excepted, and those of attention, as counted in appendix B of PaLM
-    (https://arxiv.org/abs/2204.02311).
-    """
-    weights = parameters(shape) - shape.n_positions * shape.n_embd
-    return 6 * weights + 12 * shape.n_layer * shape.n_embd * block_size
 
 
 def training_tokens(settings: TrainingSettings) -> tuple[int, str]:
@@ -344,7 +380,7 @@ def _counted_tokens(settings: TrainingSettings) -> int | None:
 
 
 def predict_on_this_machine(settings: TrainingSettings, config: "GPT2Config", *, train_tokens: int) -> dict[str, Any]:
-    """Predict time and memory of a run on this machine's GPU, or on its processor where there is no GPU.
+    """Predict time and memory of a run on this machine's GPU, or on its processor, when its model is loaded.
 
     Args:
         settings: the settings of the run.
@@ -353,19 +389,28 @@ def predict_on_this_machine(settings: TrainingSettings, config: "GPT2Config", *,
 
     Returns:
         `on`: the device; `seconds`: [shortest, longest] of the training, None where the card's peak is not known;
-        `peak_bytes`: on a GPU; None on a processor, whose memory is not predicted.
+        `peak_bytes`; `process_bytes`: on a processor, what of it this process holds besides the training.
     """
-    import torch
+    import psutil
 
-    card = card_of_this_machine() if torch.cuda.is_available() else None
+    card = this_device()
     shape = GPT2Shape(**{name: getattr(config, name) for name in GPT2Shape._fields})
-    plan = plan_run(settings, card=card or this_processor(), train_tokens=train_tokens, shape=shape)
+    besides = max(0, psutil.Process().memory_info().rss - 4 * parameters(shape)) if card.is_processor else 0
+    plan = plan_run(settings, card=card, train_tokens=train_tokens, shape=shape, process_bytes=besides)
     epoch = plan.epoch_seconds
     return {
         "on": plan.card.name,
         "seconds": epoch and [settings.num_train_epochs * seconds for seconds in epoch],
-        "peak_bytes": plan.memory.total_bytes if card else None,
+        "peak_bytes": plan.memory.total_bytes,
+        "process_bytes": besides,
     }
+
+
+def this_device() -> GraphicsCard:
+    """Return the card that trains here, or this machine's processor."""
+    import torch
+
+    return (card_of_this_machine() if torch.cuda.is_available() else None) or this_processor()
 
 
 @functools.cache
@@ -377,7 +422,8 @@ def this_processor() -> GraphicsCard:
     from helpers.environment.precision import has_bf16
 
     half, float32 = (_product_tflops(dtype) for dtype in (torch.bfloat16, torch.float32))
-    return GraphicsCard("this processor", psutil.virtual_memory().total, half, float32, has_bf16=has_bf16())
+    total = psutil.virtual_memory().total
+    return GraphicsCard("this processor", total, half, float32, has_bf16=has_bf16(), is_processor=True)
 
 
 def _product_tflops(dtype: Any) -> float:

@@ -16,12 +16,13 @@ from helpers.files import write_atomically
 from helpers.settings import SettingsError, TrainingSettings, is_same_place, read_run_settings, run_folder
 from helpers.training.processes import device_name, n_processes
 
-_PACKAGES = ("torch", "transformers", "datasets", "accelerate", "tokenizers")
-_HISTORY_NAMES = ("loss", "eval_loss", "learning_rate", "grad_norm", "epoch", "sample")
+_PACKAGES = ("torch", "transformers", "peft", "datasets", "accelerate", "tokenizers")
+_HISTORY_NAMES = ("loss", "eval_loss", "learning_rate", "grad_norm", "epoch", "sample", "warning")
 # Settings that may change when a run goes on: its weights become the same. `eval_steps` is none of them, because each
 # validation draws a number from the random state that the dropout uses.
 CHANGEABLE = ("logging_steps", "save_steps", "save_total_limit", "sample_prompt", "report_to")
-_CHECKPOINT_FILES = ("model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
+_WEIGHTS_FILES, _ADAPTER_FILES = ("model.safetensors",), ("adapter_model.safetensors", "adapter_config.json")
+_CHECKPOINT_FILES = ("optimizer.pt", "scheduler.pt", "trainer_state.json")
 
 
 def read_json(path: Path) -> Any:
@@ -85,11 +86,11 @@ def settings_record(settings: TrainingSettings, data_facts: dict[str, Any]) -> d
 
 
 def history_rows(log_history: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the rows of the Trainer's log that belong in a run's history: losses and samples."""
+    """Return the rows of the Trainer's log that belong in a run's history: losses, samples and warnings."""
     return [
         {"step": log["step"]} | {name: log[name] for name in _HISTORY_NAMES if name in log}
         for log in log_history
-        if {"loss", "eval_loss", "sample"} & set(log)
+        if {"loss", "eval_loss", "sample", "warning"} & set(log)
     ]
 
 
@@ -136,9 +137,10 @@ def _damaged_file(checkpoint: Path) -> str | None:
     """Return the name of the first file of a checkpoint that is missing or cannot be read to its end."""
     from safetensors import SafetensorError, safe_open
 
+    weights = _ADAPTER_FILES if any(checkpoint.glob("adapter_*")) else _WEIGHTS_FILES
     random_states = {path.name for path in checkpoint.glob("rng_state*.pth")} or {"rng_state.pth"}
     scaler = {path.name for path in checkpoint.glob("scaler.pt")}  # only a training in fp16 has one
-    for name in (*_CHECKPOINT_FILES, *sorted(random_states | scaler)):
+    for name in (*weights, *_CHECKPOINT_FILES, *sorted(random_states | scaler)):
         path = checkpoint / name
         try:
             if path.suffix == ".safetensors":

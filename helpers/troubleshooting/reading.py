@@ -105,7 +105,8 @@ def read(thing: Any) -> Reading:
     if isinstance(thing, Iterable):
         rows = list(thing)
         if all(isinstance(row, Mapping) for row in rows):
-            return Reading("", rows=tuple(numbers(row) for row in rows))
+            warnings = tuple(clean(str(row["warning"])) for row in rows if "warning" in row)
+            return Reading("\n".join(warnings), warnings, rows=tuple(numbers(row) for row in rows))
     raise TypeError(
         f"explain() was given {type(thing).__name__}: give it an exception, a text, a Path to a log, or rows of a log."
     )

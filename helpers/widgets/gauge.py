@@ -8,18 +8,12 @@ from helpers.settings import TrainingSettings
 from helpers.training import MemoryPlan
 from helpers.widgets.drawing import Series, line_chart, stacked_bar
 
-_NO_CARD = (
-    "This machine: no NVIDIA card answers. A training here runs on the processor, whose memory and speed are not "
-    "predicted; choose a card to see what one would need."
-)
 
-
-def gauge_html(plan: MemoryPlan, *, has_card: bool) -> str:
-    """Draw a plan; without a card its memory and time mean nothing, and only the steps are shown."""
-    memory = memory_bar(plan) if has_card else f"<p>{_NO_CARD}</p>"
+def gauge_html(plan: MemoryPlan) -> str:
+    """Draw a plan."""
     return (
-        f"{memory}<div style='display:flex;flex-wrap:wrap;gap:0 2em;align-items:center'>"
-        f"<div style='flex:1 1 20em'>{_facts_table(plan, has_card=has_card)}</div>"
+        f"{memory_bar(plan)}<div style='display:flex;flex-wrap:wrap;gap:0 2em;align-items:center'>"
+        f"<div style='flex:1 1 20em'>{_facts_table(plan)}</div>"
         f"<div style='flex:1 1 20em'>{schedule_chart(plan.settings, plan.steps)}</div></div>"
     )
 
@@ -38,13 +32,12 @@ def memory_bar(plan: MemoryPlan) -> str:
     )
 
 
-def _facts_table(plan: MemoryPlan, *, has_card: bool) -> str:
+def _facts_table(plan: MemoryPlan) -> str:
     texts, settings = dict(plan.rows()), plan.settings
     rows = [
         ("effective batch", f"{settings.effective_batch_size:,} blocks, {plan.tokens_per_step:,} tokens per step"),
         ("steps", f"{plan.steps:,} in {settings.num_train_epochs:g} epochs"),
-        *((name, texts[name]) for name in ("an epoch", "largest batch") if has_card),
-        *((name, texts[name]) for name in ("training text", "warm-up") if name in texts),
+        *((name, texts[name]) for name in ("an epoch", "largest batch", "training text", "warm-up") if name in texts),
     ]
     # Not `html_table`: in a widget its cells have no padding, and a name would touch its value.
     cells = "".join(

@@ -84,6 +84,8 @@ class RunControls:
         if not self._stop.is_set():  # else "stopping" would be overwritten
             self._show(str(progress))
         self._curve.value = loss_curve(history)
+        if warnings := [row["warning"] for row in history if "warning" in row]:
+            self._panel.say(warnings[-1])
 
     def _show(self, text: str) -> None:
         self._state.value = f"<span>{html.escape(text)}</span>"

@@ -22,6 +22,7 @@ from helpers.training import (
     card_of_this_machine,
     find_card,
     plan_run,
+    this_processor,
     training_tokens,
 )
 from helpers.widgets.gauge import gauge_html
@@ -71,19 +72,26 @@ class TrainingPanel(Panel):
         save = make_button(
             "Save as parameters", self.save, tooltip="write a papermill file and show the command that runs it"
         )
-        head = [self.preset, self.card, suggest, save]
+        measure = make_button(
+            "Measure",
+            self.measure,
+            tooltip="measure short trainings here for a minute, and predict from them",
+        )
+        head = [self.preset, self.card, suggest, measure, save]
         self._others = [*head, self.run.start]
         row = w.Box(head).add_class("course-row")
         self.widget = self.framed(row, self.gauge, self._message, self._commands, *self.groups(), self.run.widget)
         self.refresh()
 
     @property
-    def chosen_card(self) -> GraphicsCard | None:
-        """The card to plan for; None if that is this machine and it has none."""
-        return self._here if self.card.value == THIS_MACHINE else find_card(self.card.value)
+    def chosen_card(self) -> GraphicsCard:
+        """The card to plan for; this machine's processor if that is this machine and it has none."""
+        if self.card.value != THIS_MACHINE:
+            return find_card(self.card.value)
+        return self._here or this_processor()  # only now, because its speed is measured, which imports torch
 
     def plan(self, settings: TrainingSettings) -> MemoryPlan:
-        """Return the plan for the chosen card; without one its memory and time mean nothing, its steps do."""
+        """Return the plan for the chosen card."""
         # Counting a text reads files, which is too slow for each step of a slider; most settings do not change it.
         key = settings.part(DataSettings).model_dump_json(exclude={"block_size"})
         if key not in self._tokens:
@@ -93,11 +101,9 @@ class TrainingPanel(Panel):
 
     def suggest(self) -> None:
         """Set the largest batch that fits the card at the same effective batch, and say so."""
-        if self.chosen_card is None:
-            self.say("Choose a graphics card first: the memory of a training on the processor is not predicted.")
-            return
         with self.errors_shown():
             plan = self.plan(self.settings)
+            name = plan.card.name if plan.card.is_processor else f"the {plan.card.name}"
             if not plan.suggested:
                 raise SettingsError(plan.verdict)
             self.preset.value = _BY_HAND
@@ -105,9 +111,16 @@ class TrainingPanel(Panel):
             chosen = self.settings
             self.say(
                 f"Batch {chosen.per_device_train_batch_size} with accumulation {chosen.gradient_accumulation_steps} is "
-                f"the largest pass that fits the {plan.card.name}, at the effective batch of "
+                f"the largest pass that fits {name}, at the effective batch of "
                 f"{chosen.effective_batch_size}."
             )
+
+    def measure(self) -> None:
+        """Measure this machine in the background, and predict from what was measured."""
+        if not self.is_locked:
+            self.card.value = THIS_MACHINE
+            self.say("measuring: short trainings, for about a minute")
+            self.run_in_background(_measure)
 
     def save(self) -> None:
         """Write the values for papermill and show the commands that run them; if that is not possible, say why."""
@@ -136,10 +149,18 @@ class TrainingPanel(Panel):
         self._commands.value = ""  # they would run the values from before
         self.gauge.value = ""  # if the plan raises, a verdict on the values from before would contradict the error
         self.run.show_state(settings)
-        self.gauge.value = gauge_html(self.plan(settings), has_card=self.chosen_card is not None)
+        self.gauge.value = gauge_html(self.plan(settings))
 
     def _summary(self) -> str:
         return self.gauge.value
+
+
+def _measure() -> str:
+    """Run `calibrate` in a process of its own: this one holds memory and a random state that others need."""
+    child = subprocess.run([sys.executable, "-m", "helpers", "calibrate"], capture_output=True, text=True, check=False)
+    if child.returncode:
+        raise SettingsError(f"The measurement failed: {child.stderr.strip().splitlines()[-1:]}")
+    return f"Measured on this machine: {len(child.stdout.splitlines()) - 1} trainings."
 
 
 def save_parameters(settings: TrainingSettings) -> Path:

@@ -17,35 +17,40 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from torch.nn import functional
 from transformers import AttentionInterface, GPT2Config, GPT2LMHeadModel
 from transformers.activations import NewGELUActivation
+from transformers.optimization import Adafactor
 
 from helpers.settings import TrainingSettings
 from helpers.training.engine import use_chunked_loss, use_fused_gelu
+from helpers.training.lora import add_adapter
 
 CPU = torch.device("cpu")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def peak_bytes(config: GPT2Config, settings: TrainingSettings, *, engine: str) -> int:
-    """Return the peak bytes of all tensors from the second step of a training on, when AdamW has its averages."""
+    """Return the peak bytes of all tensors from the second step of a training on, when the optimizer has its states."""
     batch, block, precision = settings.per_device_train_batch_size, settings.block_size, settings.mixed_precision
     with ExitStack() as stack:
         model = _on_meta(config)  # its initial weights are drawn outside, where meta tensors draw none
+        trained = model
+        if settings.lora_r:
+            trained = add_adapter(model, settings, half=DTYPES.get(precision))
         stack.enter_context(FakeTensorMode())
         stack.enter_context(_as_on_cuda())
-        _give_storage(model)
+        _give_storage(trained)
         _choose(model, engine=engine, checkpointing=settings.gradient_checkpointing)
-        optimizer = _stepped_once(model)
+        optimizer = _stepped_once(trained, settings.optim)
         input_ids = torch.empty(batch, block, dtype=torch.int64)
         tracker = _Tracker()
-        tracker.track_external(model, optimizer, input_ids)
+        tracker.track_external(trained, optimizer, input_ids)
         stack.enter_context(tracker)
         for _ in range(min(settings.gradient_accumulation_steps, 2)):  # from the second pass on all are alike
             tracker.reset_mod_stats()
             with torch.autocast("cpu", DTYPES[precision]) if precision in DTYPES else nullcontext():
-                loss = model(input_ids=input_ids, labels=input_ids, use_cache=False).loss
+                loss = trained(input_ids=input_ids, labels=input_ids, use_cache=False).loss
             loss.backward()
             del loss
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         return tracker.get_tracker_snapshot("peak")[CPU]["Total"]
@@ -59,6 +64,11 @@ class _Tracker(MemTracker):
         if func is torch.ops.aten.add.Tensor and is_backward and args[0].shape == args[1].shape:
             func = torch.ops.aten.add_.Tensor
         return super().__torch_dispatch__(func, types, args, kwargs)
+
+    def _track_module_params_and_buffers(self, module, install_grad_hooks=True):
+        """Install no hooks on frozen parameters, which have no gradient: torch would refuse them."""
+        is_trained = all(parameter.requires_grad for parameter in module.parameters())
+        return super()._track_module_params_and_buffers(module, install_grad_hooks and is_trained)
 
 
 def _on_meta(config: GPT2Config) -> GPT2LMHeadModel:
@@ -74,7 +84,7 @@ def _give_storage(model: nn.Module) -> None:
     for module in model.modules():
         for name, parameter in list(module._parameters.items()):
             if parameter is not None:
-                fake = nn.Parameter(torch.empty(parameter.shape, dtype=torch.float32))
+                fake = nn.Parameter(torch.empty(parameter.shape, dtype=parameter.dtype), parameter.requires_grad)
                 module._parameters[name] = memo.setdefault(id(parameter), fake)
 
 
@@ -89,10 +99,14 @@ def _choose(model: GPT2LMHeadModel, *, engine: str, checkpointing: bool) -> None
         (enable or model.gradient_checkpointing_enable)()
 
 
-def _stepped_once(model: nn.Module) -> torch.optim.Optimizer:
-    """Return AdamW with its two states for each weight, as it is after the first step."""
-    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    for parameter in model.parameters():
+def _stepped_once(model: nn.Module, optim: str) -> torch.optim.Optimizer:
+    """Return the Trainer's optimizer with its states for each trained weight, as it is after the first step."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if optim == "adafactor":
+        optimizer = Adafactor(trained, lr=1e-3, scale_parameter=False, relative_step=False)
+    else:
+        optimizer = torch.optim.AdamW(trained, fused=True)
+    for parameter in trained:
         parameter.grad = torch.empty_like(parameter)
     optimizer.step()
     optimizer.zero_grad()

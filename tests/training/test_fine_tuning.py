@@ -375,6 +375,22 @@ def test_the_seconds_of_a_run_include_those_before_a_resume(tiny_settings, monke
     assert before["seconds"] > 0.1
 
 
+def test_adafactor_lowers_the_loss_with_small_states_and_resumes_to_the_same_weights(tiny_settings):
+    lean = tiny_settings.model_copy(update={"optim": "adafactor", "num_train_epochs": 1})
+    unbroken, cut = fine_tune(lean), lean.model_copy(update={"run": "cut"})
+    losses = [row["loss"] for row in unbroken.history if "loss" in row]
+    assert losses[-1] < losses[0]
+    states, kept = (
+        last_complete_checkpoint(unbroken.folder / "checkpoints") / name
+        for name in ("optimizer.pt", "model.safetensors")
+    )
+    assert states.stat().st_size < kept.stat().st_size / 4, "AdamW's would be twice the weights"
+    stop_after(cut, 4)
+    resumed = fine_tune(cut)
+    assert same_weights(weights(resumed.model_folder), weights(unbroken.model_folder))
+    assert resumed.history == unbroken.history
+
+
 def test_a_watcher_gets_each_row_and_the_progress(tiny_settings):
     seen = []
     fine_tune(tiny_settings, watch=lambda history, progress: seen.append((len(history), progress)))

@@ -9,7 +9,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from helpers.settings import POCKET, SettingsError, TrainingSettings
 from helpers.training import engine
-from helpers.training.memory import GPT2Shape, Memory, parameters, predict, read_shape
+from helpers.training.memory import GPT2Shape, Memory, optimizer_bytes, parameters, predict, read_shape
 from tests.training import memory_trace
 
 MIB = 2**20
@@ -17,13 +17,14 @@ GPT2, WIDE, POCKET_SHAPE = GPT2Shape(12, 768, 12), GPT2Shape(2, 1600, 25), read_
 SHALLOW = GPT2._replace(n_layer=2)  # the formula is linear in layers: two test as much as twelve, in less time
 
 
-def settings(batch=2, block=512, precision="bf16", checkpointing=False, accumulation=1):
+def settings(batch=2, block=512, precision="bf16", checkpointing=False, accumulation=1, **changes):
     return TrainingSettings(
         per_device_train_batch_size=batch,
         block_size=block,
         mixed_precision=precision,
         gradient_checkpointing=checkpointing,
         gradient_accumulation_steps=accumulation,
+        **changes,
     )
 
 
@@ -52,6 +53,29 @@ def test_the_prediction_is_within_3_percent_of_a_traced_training_step(shape, val
     asked = settings(*values)
     traced = memory_trace.peak_bytes(config_of(shape), asked, engine=engine_name)
     predicted = predict(shape, asked, engine=engine_name).tensor_bytes
+    assert predicted == pytest.approx(traced, rel=0.03), f"{predicted / MIB:.1f} MiB, traced {traced / MIB:.1f}"
+
+
+DEEPER = SHALLOW._replace(n_layer=4)
+TRACED_TOO = [  # shape, then what an adapter or another optimizer changes
+    (SHALLOW, {"batch": 8, "block": 1024, "lora_r": 8}),
+    (SHALLOW, {"batch": 1, "block": 64, "lora_r": 128}),
+    (SHALLOW, {"batch": 8, "block": 1024, "lora_r": 8, "lora_dropout": 0.1}),
+    (DEEPER, {"batch": 8, "lora_r": 8, "checkpointing": True}),
+    (DEEPER, {"batch": 16, "block": 1024, "lora_r": 64, "precision": "no", "checkpointing": True}),
+    (WIDE, {"batch": 4, "block": 1024, "lora_r": 16, "accumulation": 4}),
+    (SHALLOW, {"optim": "adafactor"}),
+    (SHALLOW, {"batch": 1, "block": 64, "precision": "no", "accumulation": 2, "optim": "adafactor"}),
+    (WIDE, {"block": 128, "checkpointing": True, "optim": "adafactor"}),
+    (POCKET_SHAPE, {"batch": 1, "block": 64, "lora_r": 128, "optim": "adafactor"}),
+]
+
+
+@pytest.mark.parametrize(("shape", "values"), TRACED_TOO, ids=[f"{s.n_layer}x{s.n_embd}-{v}" for s, v in TRACED_TOO])
+def test_with_an_adapter_or_adafactor_it_is_within_3_percent_too(shape, values):
+    asked = settings(**values)
+    traced = memory_trace.peak_bytes(config_of(shape), asked, engine="course")
+    predicted = predict(shape, asked).tensor_bytes
     assert predicted == pytest.approx(traced, rel=0.03), f"{predicted / MIB:.1f} MiB, traced {traced / MIB:.1f}"
 
 
@@ -93,6 +117,14 @@ def peak_bytes_on_the_card(config, asked):
 
 def config_of(shape):
     return GPT2Config(**shape._asdict(), bos_token_id=None, eos_token_id=None)
+
+
+@pytest.mark.parametrize("shape", [GPT2, WIDE, POCKET_SHAPE])
+def test_what_adafactor_keeps_is_what_it_has_after_a_step(shape):
+    with torch.device("meta"):
+        sizes = [parameter.shape for parameter in GPT2LMHeadModel(config_of(shape)).parameters()]
+    by_hand = sum(size[0] + size[1] if len(size) == 2 else size[0] for size in sizes)
+    assert optimizer_bytes(shape, settings(optim="adafactor")) == 4 * by_hand
 
 
 def test_a_trace_takes_far_less_memory_than_the_step_it_traces():

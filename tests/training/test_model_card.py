@@ -26,6 +26,14 @@ def test_the_card_of_a_new_run_says_what_it_was_made_from(tiny_run, tiny_setting
     assert "## Limits" in text
 
 
+def test_the_card_says_that_an_adapter_was_merged():
+    assert "with a LoRA adapter of rank 8, merged into its weights. It loads" in card_text(
+        TrainingSettings(lora_r=8), FACTS
+    )
+    assert "It loads" in card_text(TrainingSettings(), FACTS)
+    assert "LoRA adapter" not in card_text(TrainingSettings(), FACTS)
+
+
 def test_the_metadata_are_the_hubs_own():
     settings = TrainingSettings(model_name_or_path="openai-community/gpt2", source="Salesforce/wikitext")
     data = loaded(settings).data.to_dict()

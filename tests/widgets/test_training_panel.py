@@ -1,14 +1,17 @@
 """The training panel: presets, cards, the suggested batch, and its values as a papermill file with commands."""
 
+import subprocess
 import sys
 
 import pytest
 import yaml
 
 from helpers.settings import TrainingSettings, preset_names
-from helpers.training import CARDS, find_card, plan_run
+from helpers.training import CARDS, find_card, plan_run, this_processor
+from helpers.training.calibration import add_measurements
 from helpers.widgets import TrainingPanel
 from helpers.widgets.training_panel import THIS_MACHINE, run_command, save_parameters
+from tests.training import made_up_machine
 
 
 @pytest.mark.parametrize("preset", preset_names())
@@ -38,13 +41,27 @@ def test_the_gauge_follows_the_plan(panel):
         assert f"{name.replace('_', ' ')} {size / 2**30:.1f} GiB" in panel.gauge.value or size < 2**30
 
 
-def test_a_processor_is_not_predicted(panel):
+def test_without_a_card_this_machine_is_its_processor(panel):
     panel._here = None
     panel.card.value = THIS_MACHINE
-    assert "not predicted" in panel.gauge.value
-    assert "effective batch" in panel.gauge.value
+    assert "this processor" in panel.gauge.value
     panel.suggest()
-    assert "Choose a graphics card" in panel._message.value
+    assert "the largest pass that fits this processor" in panel._message.value
+
+
+def test_a_measurement_runs_in_a_process_of_its_own_and_is_predicted_from(panel, monkeypatch):
+    def run(command, **_):
+        assert command[1:] == ["-m", "helpers", "calibrate"]
+        add_measurements(this_processor(), made_up_machine.measurements())
+        return subprocess.CompletedProcess(command, 0, stdout="device\none\ntwo\n", stderr="")
+
+    monkeypatch.setattr("helpers.widgets.training_panel.subprocess.run", run)
+    panel._here = None
+    panel.controls["mixed_precision"].value = "no"
+    panel.measure()
+    panel.thread.join()
+    assert "Measured on this machine: 2 trainings." in panel._message.value
+    assert "measured on this machine" in panel.gauge.value
 
 
 def test_a_block_longer_than_the_models_positions_is_refused(panel):

@@ -1,0 +1,251 @@
+"""What was measured on a machine: step times and peaks of short trainings, and a plan's constants fitted to them.
+
+A calibration is one JSON file per card or processor. Those of this machine are in `runs/.calibrations/`; those that
+people have posted are in `helpers/assets/calibrations/`, and serve plans for cards that are not in this machine.
+"""
+
+import datetime
+import functools
+import platform
+import re
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from helpers.display import MIB
+from helpers.files import write_atomically
+from helpers.settings import ASSETS, TrainingSettings, runs_folder
+from helpers.training.cards import GraphicsCard, same_card
+from helpers.training.memory import (
+    GPT2Shape,
+    operations_per_token,
+    predict,
+    trained_parameters,
+)
+
+SHIPPED = ASSETS / "calibrations"
+_SETTINGS = (  # those that change a step's time or peak; the precision is kept apart: 'auto' depends on the machine
+    "block_size", "per_device_train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing", "lora_r",
+    "optim", "attn_pdrop",
+)  # fmt: skip
+_LEAST = 4  # measurements that a fit needs
+_MOST = 200  # measurements that a file keeps, the newest
+_LEAST_SPREAD = 0.1  # two runs of the same training differ by some percent, whatever the fit says
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Measurement(_Record):
+    """One training: its shape, the settings that matter, the median seconds of a step, and the peak.
+
+    On a processor the peak is that of the whole process, and `process_bytes` what it held before the training.
+    """
+
+    shape: dict[str, int | float | None]
+    settings: dict[str, Any]
+    precision: Literal["bf16", "fp16", "no"]
+    compiled: bool = False
+    step_seconds: float = Field(gt=0)
+    peak_bytes: int = Field(gt=0)
+    process_bytes: int = Field(0, ge=0)
+
+    @classmethod
+    def of(cls, shape: GPT2Shape, settings: TrainingSettings, **measured: Any) -> "Measurement":
+        """Return a measurement of a training with these settings."""
+        return cls(shape=shape._asdict(), settings={name: getattr(settings, name) for name in _SETTINGS}, **measured)
+
+    def is_like(self, other: "Measurement") -> bool:
+        """Tell whether two measurements are of the same training."""
+        names = ("shape", "settings", "precision", "compiled")
+        return all(getattr(self, name) == getattr(other, name) for name in names)
+
+    @property
+    def training(self) -> tuple[GPT2Shape, TrainingSettings]:
+        """The shape and the settings of the training."""
+        return GPT2Shape(**self.shape), TrainingSettings(**self.settings)
+
+
+class Calibration(_Record):
+    """The measurements of one card or processor.
+
+    Attributes:
+        device: the card as its driver names it, or the processor with its number of threads.
+        is_processor: whether it is a processor.
+        driver: the version of the card's driver; empty for a processor.
+        torch: the version of PyTorch.
+        system: the operating system.
+        date: the day of the last measurement.
+        measurements: one per training, the newest last.
+    """
+
+    device: str = Field(min_length=1, max_length=200)
+    is_processor: bool
+    driver: str = ""
+    torch: str
+    system: str
+    date: datetime.date
+    measurements: list[Measurement]
+
+    def step_seconds(self, shape: GPT2Shape, settings: TrainingSettings, precision: str) -> tuple[float, float] | None:
+        """Return the shortest and the longest time of an optimizer step; None where too little was measured.
+
+        A training that was measured itself gives its own time. For any other one, the time is a sum of parts that grow
+        with the layers, the operations, the values written and the trained weights, fitted to all measurements.
+        """
+        asked = Measurement.of(shape, settings, precision=precision, step_seconds=1, peak_bytes=1)
+        same = [row.step_seconds for row in self.measurements if row.is_like(asked)]
+        if same:
+            seconds, spread = same[-1], _LEAST_SPREAD
+        elif precision in self._fits:
+            factors, spread, _ = self._fits[precision]
+            seconds = sum(factor * part for factor, part in zip(factors, _work(shape, settings), strict=True))
+        else:
+            return None
+        return seconds * (1 - spread), seconds * (1 + spread)
+
+    def overhead(self, precision: str, *, process_bytes: int = 0) -> tuple[int, float] | None:
+        """Return the constant bytes, and the bytes per byte of activations, that no formula sees; None: not measured.
+
+        On a processor the constant includes the process, as it is now or as it was in the smallest one measured.
+        """
+        if precision not in self._fits:
+            return None
+        *_, (constant, share) = self._fits[precision]
+        return constant + (process_bytes or min(row.process_bytes for row in self._rows(precision))), share
+
+    @functools.cached_property
+    def _fits(self) -> dict[str, tuple[list[float], float, tuple[int, float]]]:
+        """For each precision that enough was measured in: factors of the work, relative error, overhead."""
+        rows = {precision: self._rows(precision) for precision in ("bf16", "fp16", "no")}
+        return {
+            precision: (*_fit_seconds(measured), _fit_overhead(measured, self.is_processor))
+            for precision, measured in rows.items()
+            if len(measured) >= _LEAST
+        }
+
+    def __str__(self) -> str:
+        """Return what was measured, for a terminal."""
+        lines = [f"{self.device}, {self.driver and f'driver {self.driver}, '}PyTorch {self.torch}, {self.date}"]
+        for row in self.measurements:
+            shape, settings = row.training
+            tokens = settings.effective_batch_size * settings.block_size
+            lines.append(
+                f"{shape.n_layer:>3} x {shape.n_embd:<5}{settings.effective_batch_size:>4} x {settings.block_size:<6}"
+                f"{'float32' if row.precision == 'no' else row.precision:<9}{row.step_seconds:>8.3f} s"
+                f"{tokens / row.step_seconds:>10,.0f} tokens/s{row.peak_bytes / MIB:>9,.0f} MiB"
+            )
+        return "\n".join(lines)
+
+    def _rows(self, precision: str) -> list[Measurement]:
+        return [row for row in self.measurements if row.precision == precision and not row.compiled]
+
+
+def _work(shape: GPT2Shape, settings: TrainingSettings) -> list[float]:
+    """Return what an optimizer step does: steps, layers launched, operations, values written, weights changed."""
+    passes, repeats = settings.gradient_accumulation_steps, 4 / 3 if settings.gradient_checkpointing else 1
+    tokens = passes * settings.per_device_train_batch_size * settings.block_size
+    values = tokens * (shape.vocab_size / 8 + repeats * shape.n_layer * shape.n_embd)
+    return [
+        1.0,
+        passes * shape.n_layer * repeats,
+        tokens * operations_per_token(shape, settings.block_size, settings),
+        values,
+        trained_parameters(shape, settings),
+    ]
+
+
+def _fit_seconds(rows: list[Measurement]) -> tuple[list[float], float]:
+    """Return the seconds per unit of each part of the work, none below 0, and the largest relative error."""
+    import numpy as np
+    from scipy.optimize import nnls
+
+    # divided by the measured time, so that a relative error counts the same in a short step and in a long one
+    relative = np.array([[part / row.step_seconds for part in _work(*row.training)] for row in rows])
+    scale = relative.max(axis=0)
+    factors = nnls(relative / scale, np.ones(len(rows)))[0] / scale
+    return factors.tolist(), max(_LEAST_SPREAD, float(np.abs(relative @ factors - 1).max()))
+
+
+def _fit_overhead(rows: list[Measurement], is_processor: bool) -> tuple[int, float]:
+    """Return the constant bytes besides the tensors and the process, and those per byte of activations."""
+    import numpy as np
+    from scipy.optimize import nnls
+
+    how = {"on_processor": is_processor, "overhead": (0, 0.0)}
+    predicted = [predict(*row.training, precision=row.precision, **how) for row in rows]
+    peaks = np.array([float(row.peak_bytes) for row in rows])
+    besides = [
+        max(0, row.peak_bytes - row.process_bytes - memory.total_bytes)
+        for row, memory in zip(rows, predicted, strict=True)
+    ]
+    parts = np.array([[1.0, memory.activations + memory.loss] for memory in predicted])
+    constant, share = nnls(parts / peaks[:, None], besides / peaks)[0]
+    return int(constant), float(share)
+
+
+def find_calibration(card: GraphicsCard) -> tuple[Calibration, bool] | None:
+    """Return the measurements of a card or of this processor, and whether they are of this machine; or None."""
+    name = processor_name() if card.is_processor else card.name
+    for folder in (_local(), SHIPPED):
+        for path in sorted(folder.glob("*.json")):
+            calibration = _read(path, path.stat().st_mtime_ns)
+            if calibration and calibration.is_processor == card.is_processor and same_card(calibration.device, name):
+                return calibration, folder != SHIPPED
+    return None
+
+
+def add_measurements(card: GraphicsCard, measurements: Iterable[Measurement]) -> Calibration:
+    """Add measurements to this machine's file; one of the same training replaces the older one."""
+    import torch
+
+    device = processor_name() if card.is_processor else card.name
+    folder = _local()
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{re.sub(r'[^a-z0-9]+', '-', device.lower()).strip('-')}.json"
+    with FileLock(path.with_suffix(".lock")):
+        old = _read(path, path.stat().st_mtime_ns) if path.exists() else None
+        rows = list(old.measurements) if old and old.torch == torch.__version__ else []
+        for new in measurements:
+            rows = [row for row in rows if not row.is_like(new)] + [new]
+        calibration = Calibration(
+            device=device, is_processor=card.is_processor, driver=card.driver, torch=torch.__version__,
+            system=platform.system(), date=datetime.datetime.now(tz=datetime.UTC).date(), measurements=rows[-_MOST:],
+        )  # fmt: skip
+        write_atomically(path, calibration.model_dump_json(indent=1))
+    return calibration
+
+
+def processor_name() -> str:
+    """Return this machine's processor and the threads that PyTorch uses, which decide its speed together."""
+    import torch
+
+    return f"{_processor_model()}, {torch.get_num_threads()} threads"
+
+
+@functools.cache
+def _processor_model() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        return re.search(r"model name\s*: (.+)", text)[1].strip()
+    except (OSError, TypeError):
+        return platform.processor() or platform.machine()
+
+
+def _local() -> Path:
+    return runs_folder() / ".calibrations"  # no run has a name that begins with a dot
+
+
+@functools.lru_cache(maxsize=64)
+def _read(path: Path, mtime_ns: int) -> Calibration | None:
+    """Return the content of a file; None, with a warning, for one that is damaged."""
+    try:
+        return Calibration.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValidationError):
+        warnings.warn(f"{path} is not a calibration and is left out: measure again with `calibrate`.", stacklevel=4)
+        return None

@@ -1,0 +1,87 @@
+"""LoRA: train two small matrices beside each frozen matrix of a model's blocks, and merge them when the run is saved.
+
+The method is that of https://arxiv.org/abs/2106.09685, through `peft`. A run keeps its adapter in `adapter/`, and its
+`model/` is a plain GPT-2 in which adapter and base are added up.
+"""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from helpers.settings import TrainingSettings
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+    from transformers import GPT2LMHeadModel
+
+# Never the head: it is the token embedding too, and merging would change both.
+TARGET_MODULES = ("c_attn", "c_proj", "c_fc")
+
+
+def add_adapter(
+    model: "GPT2LMHeadModel", settings: TrainingSettings, *, half: "torch.dtype | None" = None
+) -> "PeftModel":
+    """Freeze a model and put an adapter of rank `lora_r` into its blocks, in place; the adapter changes nothing yet.
+
+    Args:
+        model: a model in float32.
+        settings: rank, scale and dropout of the adapter, the seed of its weights, and checkpointing.
+        half: bf16 or fp16 where the training runs under autocast in it: the frozen matrices are then kept in it.
+    """
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=settings.lora_r,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=settings.lora_dropout,
+        target_modules=list(TARGET_MODULES),
+        fan_in_fan_out=True,  # GPT-2's Conv1D keeps its weights as (inputs, outputs)
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(), _no_renaming_warnings():
+        torch.manual_seed(settings.seed)
+        adapted = get_peft_model(model, config)
+    if settings.gradient_checkpointing:
+        model.enable_input_require_grads()  # else a checkpointed block gets nothing that needs a gradient
+    if half is not None:
+        _freeze_in_half(model, half)
+    return adapted
+
+
+def _freeze_in_half(model: "GPT2LMHeadModel", dtype: "torch.dtype") -> None:
+    """Keep the frozen matrices of the blocks as the halves that autocast would make of them in each pass.
+
+    The products are the same to the last bit, in a third of the memory: autocast's copies exist beside the weights.
+    """
+    for block in model.transformer.h:
+        for module in (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj):
+            frozen = module.get_base_layer()
+            frozen.weight.data, frozen.bias.data = frozen.weight.to(dtype), frozen.bias.to(dtype)
+
+
+def restore_adapter(adapted: "PeftModel", folder: Path) -> None:
+    """Give a model's adapter the weights that a checkpoint holds."""
+    adapted.load_adapter(str(folder), adapted.active_adapter)
+
+
+def merge_adapter(model: "GPT2LMHeadModel", folder: Path) -> "GPT2LMHeadModel":
+    """Add the adapter that is saved in a folder to its base model in float32; return the plain model.
+
+    To the model as it came, not to the one in memory, whose frozen weights may be halves.
+    """
+    from peft import PeftModel
+
+    with _no_renaming_warnings():
+        return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+
+
+@contextmanager
+def _no_renaming_warnings() -> Iterator[None]:
+    """Hide that peft calls gradient checkpointing by its name from before transformers 5.23."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield

@@ -1,0 +1,87 @@
+"""Measure this machine with short trainings of models of several shapes, for `python -m helpers calibrate`."""
+
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from helpers.model import quiet
+from helpers.settings import TrainingSettings
+from helpers.training import processes
+from helpers.training.calibration import Calibration, Measurement, add_measurements
+from helpers.training.callbacks import StepTimer
+from helpers.training.cards import GraphicsCard
+from helpers.training.engine import equal_results_less_work
+from helpers.training.fine_tuning import as_batch, chosen_precision, training_arguments
+from helpers.training.memory import GPT2Shape, parameters, predict, read_shape
+from helpers.training.plan import this_device
+
+_STEPS = 4  # of which the first one sets up, and is not counted
+_POCKET, _SHALLOW, _GPT2 = read_shape("pocket"), GPT2Shape(2, 768, 12), read_shape("gpt2")
+# Shape, block size, batch: small first, because not every system can forget the peak of the one before.
+_TRAININGS = (
+    (_POCKET, 64, 1),
+    (_POCKET, 256, 1),
+    (_POCKET, 256, 4),
+    (_SHALLOW._replace(vocab_size=4096), 256, 1),
+    (_SHALLOW, 256, 1),
+    (_SHALLOW._replace(n_layer=4), 256, 1),
+    (_SHALLOW, 1024, 1),
+)
+_ON_A_CARD = ((_GPT2, 256, 1), (_GPT2, 1024, 1), (_GPT2, 1024, 4), (_GPT2, 1024, 8))
+
+
+def calibrate(*, budget_seconds: float = 60.0) -> Calibration:
+    """Measure the step time and the peak of short trainings here, and keep them for the plans of this machine.
+
+    Args:
+        budget_seconds: no further training is begun after so long.
+    """
+    device = this_device()
+    return add_measurements(device, list(_measurements(device, time.perf_counter() + budget_seconds)))
+
+
+def _measurements(device: GraphicsCard, end: float) -> Iterator[Measurement]:
+    for shape, block_size, batch in _TRAININGS if device.is_processor else (*_TRAININGS, *_ON_A_CARD):
+        settings = TrainingSettings(block_size=block_size, per_device_train_batch_size=batch, torch_compile="never")
+        precision = chosen_precision(settings)
+        if predict(shape, settings, precision=precision).total_bytes > device.usable_bytes:
+            return
+        yield measure(shape, settings)
+        if time.perf_counter() > end:
+            return
+
+
+def measure(shape: GPT2Shape, settings: TrainingSettings) -> Measurement:
+    """Train a model of random weights on random tokens for a few steps, and return the median time and the peak."""
+    import psutil
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel, PrinterCallback, Trainer
+
+    with torch.random.fork_rng(), tempfile.TemporaryDirectory() as folder, quiet():
+        torch.manual_seed(settings.seed)
+        model = GPT2LMHeadModel(GPT2Config(**shape._asdict(), bos_token_id=None, eos_token_id=None))
+        model.loss_type = "ForCausalLM"
+        n_rows = _STEPS * settings.effective_batch_size
+        rows = [{"input_ids": ids} for ids in torch.randint(shape.vocab_size, (n_rows, settings.block_size))]
+        once = settings.model_copy(update={"num_train_epochs": 1})
+        arguments = training_arguments(once, Path(folder))
+        arguments.eval_strategy = arguments.save_strategy = "no"
+        timer = StepTimer(is_exact=True)
+        besides = max(0, psutil.Process().memory_info().rss - 4 * parameters(shape))
+        processes.reset_peak()
+        with equal_results_less_work(model):
+            trainer = Trainer(
+                model=model, args=arguments, train_dataset=rows, data_collator=as_batch, callbacks=[timer]
+            )
+            trainer.remove_callback(PrinterCallback)
+            trainer.train()
+    return Measurement.of(
+        shape,
+        settings,
+        precision=chosen_precision(settings),
+        step_seconds=statistics.median(timer.seconds[1:]),
+        peak_bytes=processes.peak_bytes(),
+        process_bytes=0 if torch.cuda.is_available() else besides,
+    )

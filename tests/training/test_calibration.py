@@ -1,0 +1,129 @@
+import json
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from helpers.__main__ import main
+from helpers.settings import TrainingSettings
+from helpers.training import calibration, measuring
+from helpers.training.calibration import SHIPPED, Calibration, add_measurements, find_calibration
+from helpers.training.cards import find_card
+from helpers.training.memory import GPT2Shape, read_shape
+from helpers.training.plan import plan_run, this_processor
+from tests.training import made_up_machine as made_up
+
+CARD = find_card("RTX 4070 Ti")
+GPT2 = TrainingSettings(model_name_or_path="gpt2", block_size=1024, mixed_precision="no")
+
+
+@pytest.fixture(autouse=True)
+def processor(monkeypatch):
+    """Return this processor without its speed being measured."""
+    this_processor.cache_clear()
+    monkeypatch.setattr("helpers.training.plan._product_tflops", lambda _: 0.1)
+    yield this_processor()
+    this_processor.cache_clear()
+
+
+class TestFit:
+    @pytest.mark.parametrize("changes", [{}, {"gradient_checkpointing": True}, {"gradient_accumulation_steps": 4}])
+    def test_the_time_of_a_training_that_was_not_measured_is_the_machines(self, processor, changes):
+        fitted = add_measurements(processor, made_up.measurements())
+        settings = GPT2.model_copy(update=changes)
+        low, high = fitted.step_seconds(read_shape("gpt2"), settings, "no")
+        assert (low + high) / 2 == pytest.approx(made_up.step_seconds(read_shape("gpt2"), settings), rel=0.02)
+        assert high / low < 1.3, "a narrow range"
+
+    def test_a_training_that_was_measured_itself_gives_its_own_time(self, processor):
+        shape, settings = made_up.TRAININGS[0]
+        slow = made_up.measurement(shape, settings, step_seconds=77.0)
+        low, high = add_measurements(processor, [slow]).step_seconds(shape, settings, "no")
+        assert low < 77 < high
+
+    def test_memory_is_the_formulas_and_what_it_cannot_see(self, processor):
+        constant, share = add_measurements(processor, made_up.measurements()).overhead("no")
+        assert constant == pytest.approx(made_up.PROCESS_BYTES + made_up.UNSEEN_BYTES, rel=0.01)
+        assert share == pytest.approx(0, abs=0.01)
+
+    def test_of_another_precision_or_of_too_few_measurements_nothing_follows(self, processor):
+        fitted = add_measurements(processor, made_up.measurements()[:3])
+        assert fitted.step_seconds(read_shape("gpt2"), GPT2, "no") is None
+        fitted = add_measurements(processor, made_up.measurements())
+        assert fitted.step_seconds(read_shape("gpt2"), GPT2, "bf16") is None
+        assert fitted.overhead("bf16") is None
+
+
+class TestPlan:
+    def test_it_says_that_this_machine_was_measured_and_gives_a_narrow_range(self, processor):
+        before = plan_run(GPT2, card=processor)
+        add_measurements(processor, made_up.measurements())
+        after = plan_run(GPT2, card=processor)
+        assert "measured" not in str(before)
+        assert "measured on this machine" in str(after)
+        assert after.epoch_seconds[1] / after.epoch_seconds[0] < before.epoch_seconds[1] / before.epoch_seconds[0]
+        expected = made_up.peak_bytes(read_shape("gpt2"), GPT2, on_processor=True)
+        assert after.memory.total_bytes == pytest.approx(expected, rel=0.01)
+
+    def test_a_posted_file_serves_a_card_that_is_not_here(self, monkeypatch, tmp_path):
+        monkeypatch.setattr(calibration, "SHIPPED", tmp_path)
+        posted = add_measurements(CARD, made_up.measurements(on_processor=False))
+        (path,) = calibration._local().glob("*.json")
+        path.rename(tmp_path / path.name)
+        assert posted.device == "RTX 4070 Ti"
+        assert "measured on RTX 4070 Ti" in str(plan_run(GPT2, card=CARD._replace(name="NVIDIA GeForce RTX 4070 Ti")))
+        assert "measured" not in str(plan_run(GPT2, card=find_card("RTX 4090")))
+        add_measurements(CARD, made_up.measurements(on_processor=False))
+        assert "measured on this machine" in str(plan_run(GPT2, card=CARD)), "this machine's own come first"
+
+    def test_json_says_where_it_was_measured(self, processor):
+        add_measurements(processor, made_up.measurements())
+        result = CliRunner().invoke(main, ["plan", "--gpu", "processor", "-p", "mixed_precision", "no", "--json"])
+        assert json.loads(result.stdout)["measured_on"] == "this machine"
+
+
+class TestFile:
+    def test_a_newer_measurement_of_the_same_training_replaces_the_older_one(self, processor):
+        add_measurements(processor, made_up.measurements())
+        shape, settings = made_up.TRAININGS[1]
+        now = add_measurements(processor, [made_up.measurement(shape, settings, step_seconds=5.0)])
+        assert len(now.measurements) == len(made_up.TRAININGS)
+        assert now.measurements[-1].step_seconds == 5.0
+
+    def test_those_of_another_pytorch_are_dropped(self, processor, monkeypatch):
+        add_measurements(processor, made_up.measurements())
+        monkeypatch.setattr(torch, "__version__", "99.0")
+        assert len(add_measurements(processor, made_up.measurements()[:1]).measurements) == 1
+
+    def test_a_damaged_file_is_left_out_with_a_warning(self, processor):
+        add_measurements(processor, made_up.measurements())
+        (path,) = calibration._local().glob("*.json")
+        path.write_text('{"device": ""}')
+        with pytest.warns(UserWarning, match="is not a calibration"):
+            assert find_calibration(processor) is None
+
+    @pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.json")), ids=lambda path: path.stem)
+    def test_each_shipped_file_gives_a_prediction(self, path):
+        shipped = Calibration.model_validate_json(path.read_text(encoding="utf-8"))
+        precision = shipped.measurements[-1].precision
+        assert shipped.step_seconds(read_shape("gpt2"), GPT2, precision)[0] > 0
+        assert shipped.overhead(precision)[0] >= 0
+
+
+def test_calibrate_measures_prints_and_keeps_what_it_measured(processor, monkeypatch):
+    tiny = GPT2Shape(1, 32, 2, vocab_size=500, n_positions=64)
+    monkeypatch.setattr(measuring, "_TRAININGS", [(tiny, 16, 2), (tiny, 32, 1)])
+    result = CliRunner().invoke(main, ["calibrate", "--json", "--seconds", "0"])
+    (measured,) = Calibration.model_validate_json(result.stdout).measurements
+    assert measured.training[0] == tiny
+    assert 0 < measured.step_seconds < 10
+    assert 0 < measured.process_bytes < measured.peak_bytes
+    found, is_here = find_calibration(processor)
+    assert (found.measurements, is_here) == ([measured], True)
+    assert "1 x 32" in str(found)
+
+
+def test_a_finished_run_adds_its_own(tiny_run, processor):
+    found, _ = find_calibration(processor)
+    assert found.measurements[-1].step_seconds == tiny_run.facts["step_seconds"]
+    assert found.measurements[-1].peak_bytes == tiny_run.facts["peak_bytes"]

@@ -1,0 +1,63 @@
+import re
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from helpers.environment import GIB, GpuReading, Nvml, read_machine
+from helpers.environment.facts import Power
+from helpers.training.run_files import read_history
+from helpers.training.slowness import SlownessWatch, is_slow, slow_reason
+from helpers.troubleshooting import explain
+
+STEADY, THREE_TIMES, TWICE = [1.0] * 30, [1.0] * 25 + [3.5] * 5, [1.0] * 25 + [2.0] * 5
+
+
+@pytest.fixture(scope="module")
+def here():
+    return replace(read_machine(quick=True), power=Power(False))
+
+
+def machine(here, *, free_gib=6.0, slowed_by=(), on_battery=False):
+    card = GpuReading(0, "RTX 4070 Ti", total_bytes=12 * GIB, free_bytes=int(free_gib * GIB), slowed_by=slowed_by)
+    return replace(here, nvml=Nvml("ok", driver="580.65", cards=(card,)), power=Power(on_battery))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "state", "words"),
+    [
+        (THREE_TIMES, {"free_gib": 0.1}, r"3\.5 times as long .* 99 % of the card's memory .*Sysmem Fallback"),
+        (THREE_TIMES, {"slowed_by": ("its temperature",)}, r"slowed by its temperature: give it air"),
+        (TWICE, {"free_gib": 0.1, "slowed_by": ("its power limit",)}, r"2\.0 times .* slowed by its power limit"),
+        (TWICE, {"on_battery": True}, r"runs on its battery, .*: plug in the power supply\."),
+    ],
+)
+def test_the_reason_is_one_sentence_with_a_fix_and_explain_knows_it(here, seconds, state, words):
+    reason = slow_reason(seconds, machine(here, **state))
+    assert re.search(words, reason)
+    explanation = explain([{"step": 30, "warning": reason}])
+    assert explanation.causes[0].id == ("E11" if "Sysmem" in reason else "E57")
+
+
+@pytest.mark.parametrize("seconds", [STEADY, [1.0] * 8, [1.0] * 29 + [60.0]])
+def test_steady_steps_and_a_single_slow_one_need_no_reason(here, seconds):
+    assert not is_slow(seconds)
+    assert slow_reason(seconds, machine(here, free_gib=0.1, slowed_by=("its temperature",), on_battery=True)) is None
+
+
+def test_slow_steps_that_nothing_explains_are_left_alone(here):
+    assert slow_reason(THREE_TIMES, machine(here)) is None
+
+
+def test_it_is_said_once_in_the_history_and_in_the_log(here, tmp_path, caplog):
+    looks = []
+    watch = SlownessWatch(tmp_path, read=lambda: looks.append(1) or machine(here, on_battery=True))
+    state = SimpleNamespace(is_world_process_zero=True, global_step=30, log_history=[{"step": 20, "loss": 2.0}])
+    watch.on_log(None, state, None)
+    assert looks == [], "the machine is not asked while nothing is slow"
+    watch.seconds = TWICE
+    for _ in range(3):
+        watch.on_log(None, state, None)
+    warnings = [row["warning"] for row in read_history(tmp_path) if "warning" in row]
+    assert warnings == caplog.messages
+    assert len(warnings) == len(looks) == 1
