@@ -47,7 +47,7 @@ ROOMS = {
     "data": {"display", "files", "model", "plots", "settings"},
     "training": {"data", "display", "environment", "files", "model", "settings"},
     "evaluation": {"data", "display", "files", "model", "settings", "training"},
-    "troubleshooting": {"course", "data", "display", "environment", "files", "model", "settings", "training"},
+    "troubleshooting": {"course", "data", "display", "environment", "model", "settings", "training"},
     "widgets": {"data", "display", "files", "model", "settings", "training"},
     "studies": {
         "course", "data", "display", "evaluation", "files", "plots", "settings", "training", "troubleshooting",

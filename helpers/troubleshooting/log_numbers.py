@@ -13,8 +13,8 @@ from helpers.troubleshooting.reading import Reading
 
 _VOCABULARIES = (50257, 4096)  # GPT-2 and the pocket model
 _UNITS = {"KiB": 1024, "MiB": MIB, "GiB": GIB, "bytes": 1}
-_SIZE = r"([\d.]+) (KiB|MiB|GiB|bytes)"
-_RATE = re.compile(r"([\d.]+)(it/s|s/it)")
+_SIZE = r"([\d.]{1,12}) (KiB|MiB|GiB|bytes)"
+_RATE = re.compile(r"([\d.]{1,12})(it/s|s/it)")
 _OOM = re.compile(r"(?:CUDA|HIP|XPU) out of memory", re.IGNORECASE)
 
 

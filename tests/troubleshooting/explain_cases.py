@@ -428,7 +428,9 @@ REAL = [
     ("T17", in_a_child("text")),
     ("T17", t17_none), ("T18", in_a_child("worker")), ("T18", t18_local), ("T21", t21), ("T23", t23),
     ("T24", t24_ours), ("T25", t25),
-    ("D40", lambda folder: exec("from transformers import AutoModelForVision2Seq")), ("D48", d48), ("T50", t50),
+    ("D40", lambda folder: exec("from transformers import AutoModelForVision2Seq")), ("D48", d48),
+    ("D52", lambda folder: exec("from datasets import load_dataset; load_dataset('json', data_files='none.json')")),
+    ("D51", lambda folder: pocket()[1]([1, None])), ("T60", lambda folder: call([0.5])), ("T50", t50),
     ("T51", t51), ("T52", t52), ("T53", t53_twice), ("T53", t53_in_place), ("T55", t55), ("T56", t56),
 ]  # fmt: skip
 
@@ -610,6 +612,10 @@ WORDINGS = [
     ("T6", "step,train_loss,lr\n1,3.2,1e-4\n2,nan,1e-4"),
     ("T6", "{'train/loss': nan, 'train/epoch': 0.2}"),
     ("T9", "Step  Training Loss  Validation Loss\n100  3.4  3.3\n200  2.4  3.2\n300  1.4  3.9"),
+    ("E65", "Process finished with exit code -1073741819 (0xC0000005)"),
+    ("E67", "ERROR: Could not install packages due to an OSError: [Errno 13] Permission denied: '/usr/lib/python3'"),
+    ("E68", "zsh: no matches found: .[test,gpu]"),
+    ("E68", "'python' is not recognized as an internal or external command, operable program or batch file."),
     ("E57", "torchvision 0.18.0 requires torch==2.3.0, but you have torch 2.2.1 which is incompatible."),
     ("E57", "LibMambaUnsatisfiableError: Encountered problems while solving:"),
     ("E58", "error: can't find Rust compiler"),
@@ -705,7 +711,6 @@ ORDINARY = [
         "raise RuntimeError('memory of the last step is not kept')", "raise TimeoutError('the server is slow')",
         "import pyarrow; pyarrow.array(['a', 1])", "from transformers import Foo", "import torch; torch.foo",
         "from transformers import TrainingArguments; TrainingArguments(learning_rat=1)",
-        "from datasets import load_dataset; load_dataset('json', data_files='none.json')",
         "from click import BadParameter; raise BadParameter('x')",
     )],
     *[torch_error(source) for source in (
