@@ -22,12 +22,9 @@ def main(arguments: list[str] | None = None, *, program: str = "python3 -m helpe
     summary = "Say what this machine is and what stops it from training; exit 1 when training cannot go on."
     parser = argparse.ArgumentParser(prog=program, description=summary)
     parser.add_argument("--wheel", action="store_true", help="say which PyTorch wheel fits this machine, and why")
-    parser.add_argument("--pip-args", action="store_true", help="with --wheel: only what follows `pip install`")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--quick", action="store_true", help="do not import torch: a second instead of a few")
     options = parser.parse_args(arguments)
-    if options.pip_args and not options.wheel:
-        parser.error("--pip-args goes with --wheel")
     return _print_wheel(options) if options.wheel else _print_diagnosis(options)
 
 
@@ -37,12 +34,10 @@ def _print_wheel(options: argparse.Namespace) -> int:
     except UnreadError as error:
         print(f"Error: the wheel for this machine is not known: {error}", file=sys.stderr)
         return 1
-    if options.pip_args:
-        print(advice.pip_args)
-    elif options.json:
+    if options.json:
         print(json.dumps(vars(advice), indent=2))
     else:
-        print(f"{advice.reason}\n\npip:    {advice.pip}\nconda:  {advice.conda}")
+        print(f"{advice.reason}\n\npip:    {advice.pip or 'none'}\nconda:  {advice.conda or 'none'}")
     return 0
 
 

@@ -144,7 +144,10 @@ def _install_torch(python: Path, folder: Path, torch: str) -> str:
     if torch != "auto":
         wanted, index, reason = requirement(torch, pins(Sources())["torch"]), f"{INDEX}/{torch}", "As asked for."
     else:
-        advice = json.loads(_ask(python, "-m", "helpers.environment", "--wheel", "--json"))
+        answer = _ask(python, "-m", "helpers.environment", "--wheel", "--json")
+        if not answer:
+            raise InstallError("Which PyTorch wheel fits is not known (see above): name one, as in `--torch cpu`.")
+        advice = json.loads(answer)
         if not advice["pip_args"]:
             raise InstallError(advice["reason"])
         wanted, _, index = advice["pip_args"].partition(" --index-url ")

@@ -18,6 +18,7 @@ from pathlib import Path
 from helpers.environment.child import ROOT
 from helpers.environment.install import InstallError, environment_folder, install, python_of, tag_named
 
+_TELLING = ("click", "pydantic", "transformers")  # a Python that has these has the course's packages
 _NOTEBOOK_EXTRAS = "metadata.papermill cell.metadata.papermill"
 
 
@@ -118,7 +119,7 @@ def start(arguments: list[str]) -> None:
     name = arguments[0] if arguments else ""
     if name in TASKS:
         sys.exit(_carry_out(name, arguments[1:]))
-    if find_spec("click") is not None:
+    if all(find_spec(package) for package in _TELLING):
         return
     python = python_of(environment_folder())
     if python.exists() and python != Path(sys.executable):

@@ -209,19 +209,20 @@ def sample_tokens(
     """
     # Not the model's own `generate`: it returns logits only at the end, and draws with the notebook's random state.
     import torch
+    from transformers import DynamicCache
 
     processors = _logits_processors(settings)
     model = model.to(device()).eval()
     generator = torch.Generator(model.device).manual_seed(settings.seed)
-    ids, step, cache = torch.tensor([list(ids)], device=model.device), None, None  # ids: (1, T)
+    ids, step = torch.tensor([list(ids)], device=model.device), None  # ids: (1, T)
+    cache = DynamicCache()  # by position, and kept here: transformers 5.24 renames the argument and the result
     for _ in range(settings.max_new_tokens):
         with torch.inference_mode():
             out = model(
-                input_ids=ids if step is None else step, attention_mask=torch.ones_like(ids),
-                past_key_values=cache, use_cache=True, logits_to_keep=1,
+                ids if step is None else step, cache, attention_mask=torch.ones_like(ids),
+                use_cache=True, logits_to_keep=1,
             )  # fmt: skip
-            # (1, V) in float32, in which `generate` draws too
-            logits, cache = out.logits[:, -1].float(), out.past_key_values
+            logits = out.logits[:, -1].float()  # (1, V) in float32, in which `generate` draws too
             # A clone: some processors write into the scores.
             step = torch.multinomial(processors(ids, logits.clone()).softmax(-1), 1, generator=generator)
             ids = torch.cat([ids, step], dim=1)

@@ -95,7 +95,7 @@ class TestDoctor:
         help_text = call("doctor", "--help").output
         assert "python -m helpers doctor" in help_text
         assert "--wheel" in help_text
-        assert call("doctor", "--wheel", "--pip-args").output.startswith("torch")
+        assert json.loads(call("doctor", "--wheel", "--json").output)["pip_args"].startswith("torch")
         assert call("doctor", "--banana").exit_code == 2
 
     def test_the_name_of_a_process_sends_no_control_characters_to_the_terminal(self, diagnoses, monkeypatch):

@@ -179,12 +179,6 @@ class TestBarePython:
         assert "pip:    " in shown
         assert "conda:  " in shown
 
-    def test_what_follows_pip_install_is_one_line(self):
-        code, shown, others, stderr = run("--wheel", "--pip-args")
-        assert (code, others, stderr) == (0, [], "")
-        assert shown.count("\n") == 1
-        assert shown.startswith("torch")
-
     def test_the_advice_speaks_json(self):
         code, shown, others, _ = run("--wheel", "--json")
         assert (code, others) == (0, [])
@@ -258,12 +252,6 @@ class TestMain:
     def test_json_is_json(self, doctor, capsys):
         assert bare.main(["--json"]) == 1
         assert json.loads(capsys.readouterr().out) == {"verdict": "x"}
-
-    def test_the_arguments_of_pip_are_the_wheels(self, capsys):
-        with pytest.raises(SystemExit) as end:
-            bare.main(["--pip-args"])
-        assert end.value.code == 2
-        assert "--pip-args goes with --wheel" in capsys.readouterr().err
 
     def test_a_machine_that_cannot_be_read_gives_one_sentence(self, monkeypatch, capsys):
         def unread():

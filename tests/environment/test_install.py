@@ -49,7 +49,7 @@ class Shell:
 
     def answer(self, line):
         if "--wheel --json" in line:
-            return json.dumps(self.advice)
+            return json.dumps(self.advice) if self.advice else ""
         if "read_torch_files" in line:
             return f"{self.torch}\n"
         if "version('torch')" in line:
@@ -194,6 +194,12 @@ def test_a_full_disk_is_refused_before_anything_is_downloaded(shell, monkeypatch
     assert not shell.commands("pip install")
     shell.advice["pip_args"] = "torch==2.13.0+cpu --index-url https://download.pytorch.org/whl/cpu"
     install()
+
+
+def test_a_machine_that_cannot_be_read_asks_for_the_wheels_name(shell):
+    shell.advice = {}
+    with pytest.raises(InstallError, match="name one, as in `--torch cpu`"):
+        install()
 
 
 def test_a_machine_without_a_wheel_is_told_why(shell):
