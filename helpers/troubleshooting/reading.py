@@ -50,8 +50,8 @@ _LOGGED = re.compile(
 )
 _MAX_LOG_PREFIX = 160
 _END_OF_MESSAGE = re.compile(r"^(?:Traceback |During handling|The above exception|\s*$)")
-# People write headings, lists and sentences in the first person; programs print their messages.
-_HUMAN = re.compile(r"^#{1,6} +[A-Z]|^(?:I|We|My) [a-z]|\b(?:I|I'm|I've|my|we) [a-z]+|^[-*] +[A-Z`]|\]\(https?://")
+# People write headings, lists and sentences about themselves; programs say at most "we couldn't connect".
+_HUMAN = re.compile(r"^#{1,6} +[A-Z]|\b(?:I|I'm|I've|[Mm]y) [a-z]+|^[-*] +[A-Z`]|\]\(https?://")
 _SENTENCE = re.compile(r"^[^\w`]{0,4}(?:\w+[.)] )?[A-Z`][^:\[\]{}=|]{0,30} [a-z]")
 
 

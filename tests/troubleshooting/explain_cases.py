@@ -612,6 +612,7 @@ WORDINGS = [
     ("T6", "step,train_loss,lr\n1,3.2,1e-4\n2,nan,1e-4"),
     ("T6", "{'train/loss': nan, 'train/epoch': 0.2}"),
     ("T9", "Step  Training Loss  Validation Loss\n100  3.4  3.3\n200  2.4  3.2\n300  1.4  3.9"),
+    ("D25", "We couldn't connect to 'https://huggingface.co' to load this file"),
     ("E65", "Process finished with exit code -1073741819 (0xC0000005)"),
     ("E67", "ERROR: Could not install packages due to an OSError: [Errno 13] Permission denied: '/usr/lib/python3'"),
     ("E68", "zsh: no matches found: .[test,gpu]"),

@@ -149,7 +149,7 @@ KINDS = [
     ("graphics card", "RuntimeError: CUDA error: some new code"),
     ("without its traceback", "KeyError: 'bert'"),
     ("program code", "import torch\nmodel = torch.nn.Linear(2, 2)"),
-    ("prose", "I tried it twice.\nWe do not know what my card is."),
+    ("prose", "I tried it twice.\nNobody knows what my card is."),
 ]
 
 
