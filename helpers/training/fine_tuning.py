@@ -343,10 +343,13 @@ def _new_trainer(validation: dict[str, Any], **how: Any) -> "Trainer":
     from transformers import Trainer
 
     class LabelTrainer(Trainer):
-        def prediction_step(self, model: Any, inputs: Any, *rest: Any, **more: Any) -> Any:
+        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **more: Any) -> Any:
+            if model.training:
+                return super().compute_loss(model, inputs, return_outputs, **more)
             # The mean of "nats / (blocks x mean labels of a block)" over all blocks is all nats / all labels.
-            inputs["num_items_in_batch"] = len(inputs["labels"]) * validation["labels"] / validation["blocks"]
-            return super().prediction_step(model, inputs, *rest, **more)
+            n_labels = len(inputs["labels"]) * validation["labels"] / validation["blocks"]
+            outputs = model(**inputs, num_items_in_batch=n_labels)
+            return (outputs.loss, outputs) if return_outputs else outputs.loss
 
     return (LabelTrainer if "labels" in validation else Trainer)(**how)
 
