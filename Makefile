@@ -12,10 +12,9 @@ INSTALLED := $(VENV)/installed$(TORCH)
 course: $(INSTALLED)  ## run the five notebooks on the shipped model and text, then write one report page
 	$(BIN)/python -m helpers run
 
-test: lint  ## lint, unit tests, every notebook, all of them on GPT-2 itself, and the browser tests where Chromium is
+test: lint  ## lint, unit tests, every notebook, and the browser tests where Chromium is
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not true_size" --ignore=tests/benchmarks --ignore=tests/browser \
 		tests helpers
-	$(BIN)/python -m pytest tests/test_true_size.py
 	runs=$$(mktemp -d) && COURSE_RUNS=$$runs $(BIN)/python -m pytest --nbmake --nbmake-timeout=600 notebooks \
 		&& rm -rf "$$runs"
 	$(MAKE) browser
