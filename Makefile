@@ -13,8 +13,7 @@ course: $(INSTALLED)  ## run the five notebooks on the shipped model and text, t
 	$(BIN)/python -m helpers run
 
 test: lint  ## lint, unit tests, every notebook, and the browser tests where Chromium is
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not true_size" --ignore=tests/benchmarks --ignore=tests/browser \
-		tests helpers
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --ignore=tests/benchmarks --ignore=tests/browser tests helpers
 	runs=$$(mktemp -d) && COURSE_RUNS=$$runs $(BIN)/python -m pytest --nbmake --nbmake-timeout=600 notebooks \
 		&& rm -rf "$$runs"
 	$(MAKE) browser
