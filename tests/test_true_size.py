@@ -12,7 +12,6 @@ import shutil
 import subprocess
 import sys
 
-import nbformat
 import numpy as np
 import pytest
 from datasets import Dataset
@@ -102,16 +101,6 @@ def hub(tmp_path):
     with loopback_hub(repositories) as address:
         yield address
     shutil.rmtree(tmp_path)  # pytest keeps the folders of three sessions, and these files are gigabytes
-
-
-def outputs(path):
-    """Return what the cells of an executed notebook show, as text."""
-    cells = nbformat.read(path, as_version=4).cells
-    return "\n".join(
-        output.get("text") or output.get("data", {}).get("text/plain", "")
-        for cell in cells
-        for output in cell.get("outputs", [])
-    )
 
 
 def test_the_notebooks_run_on_gpt2_and_wikitext_from_the_hub(hub, runs, tmp_path):

@@ -46,7 +46,7 @@ def _test(python: Path, rest: list[str]) -> None:
     """Run lint, the unit tests, the notebooks, all of them on GPT-2 itself, and browser tests where Chromium is."""
     _lint(python, [])
     _unit_tests(python, rest)
-    _run(python, "pytest", "tests/test_true_size.py")
+    _run(python, "pytest", "-m", "true_size", "tests/test_true_size.py")
     runs = tempfile.mkdtemp()
     _run(python, "pytest", "--nbmake", "--nbmake-timeout=600", "notebooks", COURSE_RUNS=runs)
     shutil.rmtree(runs, ignore_errors=True)
@@ -54,7 +54,7 @@ def _test(python: Path, rest: list[str]) -> None:
 
 
 def _unit_tests(python: Path, rest: list[str]) -> None:
-    not_here = ["-m", "not true_size", "--ignore=tests/benchmarks", "--ignore=tests/browser"]
+    not_here = ["--ignore=tests/benchmarks", "--ignore=tests/browser"]
     _run(python, "pytest", "-n", "2", *not_here, "tests", "helpers", *rest, OMP_NUM_THREADS="1")
 
 

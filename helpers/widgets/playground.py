@@ -191,7 +191,7 @@ def _bar(candidate: Candidate, *, is_drawn: bool) -> Bar:
 
 def encode_prompt(model: "GPT2LMHeadModel", tokenizer: "PreTrainedTokenizerBase", settings: EvaluationSettings) -> list:
     """Return the prompt's tokens; raise `SettingsError` when they and `max_new_tokens` exceed the model's positions."""
-    ids = tokenizer.encode(settings.prompt, verbose=False)
+    ids = tokenizer.encode(settings.prompt, verbose=False) or [tokenizer.eos_token_id]
     if len(ids) + settings.max_new_tokens > model.config.n_positions:
         raise SettingsError(
             f"The prompt has {len(ids)} tokens and max_new_tokens is {settings.max_new_tokens}: together at most "

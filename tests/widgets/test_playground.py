@@ -22,7 +22,7 @@ def tokenizer():
 
 @pytest.fixture
 def settings():
-    return EvaluationSettings(max_new_tokens=30, num_return_sequences=1)
+    return EvaluationSettings(prompt="The Fox and the", max_new_tokens=30, num_return_sequences=1)
 
 
 @pytest.fixture
