@@ -178,7 +178,7 @@ def optimizer_bytes(config: Any, settings: TrainingSettings) -> int:
     width, inner, rank = config.n_embd, _inner(config), settings.lora_r
     if rank:
         return 4 * (adapter_parameters(config, rank) // rank + 8 * rank * config.n_layer)
-    block = 15 * width + 3 * inner + 4 * width  # matrices and their biases, then the two norms
+    block = (8 * width + 2 * inner) + (5 * width + inner) + 4 * width  # matrices, biases, norms
     return 4 * (config.vocab_size + config.n_positions + 2 * width + config.n_layer * block + 2 * width)
 
 
