@@ -58,7 +58,7 @@ def test_evaluation_json_has_the_documented_shape(tiny_run):
     stored = record.read("tiny")
     assert list(stored) == ["version", "run", "test", "forgetting", "published_protocol", "copying", "speech"]
     test = stored["test"]
-    assert list(test) == ["source", "text_sha256", "base", "tuned", "difference", "documents"]
+    assert list(test) == ["source", "verdict", "text_sha256", "base", "tuned", "difference", "documents"]
     assert set(test["tuned"]) == {
         "perplexity", "bits_per_byte", "word_perplexity", "loss_nats", "n_documents", "n_tokens", "n_bytes", "n_words",
         "stride", "context", "model", "revision", "text_sha256", "protocol", "perplexity_interval",
