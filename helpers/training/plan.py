@@ -421,8 +421,9 @@ def this_processor() -> GraphicsCard:
 
     from helpers.environment.precision import has_bf16
 
-    half, float32 = (_product_tflops(dtype) for dtype in (torch.bfloat16, torch.float32))
-    total = psutil.virtual_memory().total
+    # Without bf16 instructions a product of halves takes seconds, and nobody trains so.
+    half = _product_tflops(torch.bfloat16) if has_bf16() else 0.0
+    float32, total = _product_tflops(torch.float32), psutil.virtual_memory().total
     return GraphicsCard("this processor", total, half, float32, has_bf16=has_bf16(), is_processor=True)
 
 
