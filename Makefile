@@ -6,3 +6,7 @@ TASKS := install course lab test lint browser pictures bench drift
 .PHONY: $(TASKS)
 $(TASKS):
 	$(PYTHON) -m helpers $@
+
+.PHONY: help
+help:
+	@$(PYTHON) -m helpers --help
