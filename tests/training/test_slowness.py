@@ -36,7 +36,7 @@ def test_the_reason_is_one_sentence_with_a_fix_and_explain_knows_it(here, second
     reason = slow_reason(seconds, machine(here, **state))
     assert re.search(words, reason)
     explanation = explain([{"step": 30, "warning": reason}])
-    assert explanation.causes[0].id == ("E11" if "Sysmem" in reason else "E57")
+    assert explanation.causes[0].id == ("E11" if "Sysmem" in reason else "E70")
 
 
 @pytest.mark.parametrize("seconds", [STEADY, [1.0] * 8, [1.0] * 29 + [60.0]])
