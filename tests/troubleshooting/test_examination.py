@@ -17,7 +17,7 @@ def statuses(examination):
 @pytest.fixture
 def few_steps(monkeypatch):
     """Overfit one batch for a step only: where another check is what a test looks at."""
-    monkeypatch.setattr(module, "_N_STEPS", 1)
+    monkeypatch.setattr(module, "_MAX_STEPS", 1)
 
 
 @pytest.fixture
