@@ -43,10 +43,9 @@ def _course(python: Path, rest: list[str]) -> None:
 
 
 def _test(python: Path, rest: list[str]) -> None:
-    """Run lint, the unit tests, the notebooks, all of them on GPT-2 itself, and browser tests where Chromium is."""
+    """Run lint, the unit tests, every notebook, and the browser tests where Chromium is."""
     _lint(python, [])
     _unit_tests(python, rest)
-    _run(python, "pytest", "-m", "true_size", "tests/test_true_size.py")
     runs = tempfile.mkdtemp()
     _run(python, "pytest", "--nbmake", "--nbmake-timeout=600", "notebooks", COURSE_RUNS=runs)
     shutil.rmtree(runs, ignore_errors=True)
