@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from helpers.display import GIB
-from helpers.settings import TrainingSettings
+from helpers.settings import EvaluationSettings, TrainingSettings
 from helpers.training import plan_run
 
 pytestmark = pytest.mark.browser
@@ -280,7 +280,7 @@ def test_the_bars_follow_the_temperature(notebooks):
     for _ in range(8):
         handle.press("ArrowRight")
     shown.page.wait_for_timeout(500)
-    assert float(shown.value("temperature")) == pytest.approx(1.2)
+    assert float(shown.value("temperature")) == pytest.approx(EvaluationSettings().temperature + 8 * 0.05)
     assert shown.panel.locator("table").all_inner_texts() != before
 
 
