@@ -21,7 +21,7 @@ def test_every_control_stays_within_what_the_settings_allow():
 
 def test_an_answer_leaves_room_for_a_prompt():
     (control,) = controls(EvaluationSettings(max_new_tokens=160), ["max_new_tokens"], n_positions=64)
-    assert (control["value"], control["max"]) == (32, 63)
+    assert (control["value"], control["max"]) == (48, 63)
 
 
 def test_html_in_a_card_is_shown_as_text():
