@@ -279,6 +279,7 @@ class _Step:
         self.kept_gradients = 4 * self.trained * (n_processes > 1)
         is_added_to = settings.gradient_accumulation_steps > 1
         self.old_gradients = self.kept_gradients + 4 * self.trained * is_added_to  # from earlier passes of the step
+        # A prompt has no more tokens than characters.
         self.sample_tokens = min(len(settings.sample_prompt) + _SAMPLE_TOKENS, config.n_positions)
         # Before an adapter's first block nothing needs a gradient, so its input is not kept. With checkpointing the
         # input does, to carry gradients into the blocks, and it is kept together with the embedding it was made from.
@@ -369,10 +370,10 @@ class _Step:
         product = 2 if self.is_half else 4
         cache = 2 * self.layers * self.sample_tokens * self.width * product
         head_copy = (self.embedding // 2) * self.is_half  # made after the blocks
-        in_block = self.sample_tokens * (self.width + 2 * self.inner) * product
-        in_hand = 8 * self.sample_tokens * self.width + max(
-            0, in_block - head_copy
-        )  # a norm's input and output, GELU's
+        in_block = (
+            self.sample_tokens * (self.width + 2 * self.inner) * product
+        )  # a norm's output, GELU's input and output
+        in_hand = 8 * self.sample_tokens * self.width + max(0, in_block - head_copy)
         copies = self.layers * self.block_copies + head_copy
         return self._memory("a sample", gradients=self.kept_gradients, copies=copies, activations=cache + in_hand)
 
