@@ -13,6 +13,12 @@ import pytest
 from helpers.settings import NOTEBOOKS, TrainingSettings
 
 
+def pytest_configure(config):
+    """On a card only report warnings: its drivers and its versions of the libraries have some of their own."""
+    if config.option.markexpr == "gpu":
+        config.addinivalue_line("filterwarnings", "default")
+
+
 @pytest.fixture(autouse=True)
 def runs(tmp_path, monkeypatch):
     """Keep this test's runs apart; return their folder."""

@@ -21,11 +21,12 @@ from helpers.settings import SettingsError, TrainingSettings, read_run_settings,
 from helpers.training import processes, run_files
 from helpers.training.calibration import Measurement, add_measurements
 from helpers.training.callbacks import Clock, TrainingBrokenError, Watch, stoppable, training_callbacks
+from helpers.training.cards import this_device
 from helpers.training.engine import equal_results_less_work
 from helpers.training.lora import add_adapter, merge_adapter, restore_adapter
 from helpers.training.memory import GPT2Shape
 from helpers.training.model_card import card_text
-from helpers.training.plan import describe_long_warmup, predict_on_this_machine, this_device
+from helpers.training.plan import describe_long_warmup, predict_on_this_machine
 from helpers.training.slowness import SlownessWatch
 
 if TYPE_CHECKING:
@@ -181,6 +182,7 @@ def training_arguments(settings: TrainingSettings, folder: Path, *, n_blocks: in
         prediction_loss_only=True,  # otherwise every logit of the validation text is kept in memory
         logging_nan_inf_filter=False,  # the default would log a loss that is not finite as 0.0
         dataloader_pin_memory=torch.cuda.is_available(),
+        accelerator_config={"non_blocking": torch.cuda.is_available()},  # copies a batch while the card still computes
         disable_tqdm=True,  # the bar is in `callbacks`
         ddp_find_unused_parameters=False,  # every parameter is used, and searching for unused ones takes time
         tf32=_has_tf32() or None,  # for the products that stay in float32
@@ -303,6 +305,8 @@ def _train_once(
             callbacks=[*callbacks, steps],
         )
         trainer.remove_callback(PrinterCallback)
+        # Gradients are then kept in the buffers that processes exchange, not there and beside them.
+        trainer.accelerator.ddp_handler.gradient_as_bucket_view = True
         _warn_of_long_warmup(settings, len(data.blocks["train"]), trainer.args.world_size)
         if trainer.is_world_process_zero() and not (folder / "settings.json").exists():
             run_files.write_json(folder / "settings.json", run_files.settings_record(settings, data.facts))

@@ -5,23 +5,22 @@ peak and the share of such a peak that trainings of GPT-2 reach. The speed of th
 """
 
 import bisect
-import functools
 import math
-import timeit
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from helpers.data.sources import Source
 from helpers.display import duration_text, html_table, size_text
 from helpers.settings import DataSettings, SettingsError, TrainingSettings, run_folder
+from helpers.training import processes
 from helpers.training.calibration import find_calibration
-from helpers.training.cards import DEFAULT_CARD, GraphicsCard, card_of_this_machine, find_card
+from helpers.training.cards import DEFAULT_CARD, GraphicsCard, find_card, this_device
 from helpers.training.memory import (
-    UNFILLED_SHARE,
     Engine,
     GPT2Shape,
     Memory,
     adapter_parameters,
+    estimate_overhead,
     operations_per_token,
     optimizer_bytes,
     parameters,
@@ -42,7 +41,6 @@ _LAYER_SECONDS = (1e-3, 2.5e-3)  # to launch the kernels of a layer's forward an
 _LEANER = ({"optim": "adafactor"}, {"lora_r": 16})  # what else trains a model whose states do not fit the card
 _BYTES_PER_TOKEN = {"pocket": 2.7}  # of English text
 _GPT2_BYTES_PER_TOKEN = 4.3
-_MATRIX_SIZE = 768  # width of the square matrices multiplied: large enough for a processor's full speed
 _HUB_TOKENS = {  # tokens of GPT-2's tokenizer in the training part
     ("Salesforce/wikitext", "wikitext-2-raw-v1"): 2_400_000,
     ("Salesforce/wikitext", "wikitext-103-raw-v1"): 118_000_000,
@@ -61,7 +59,7 @@ class MemoryPlan:
         engine: 'course' or 'stock'.
         precision: what `mixed_precision` means on the card.
         memory: the peak memory, by part.
-        largest_batch: the largest `per_device_train_batch_size` that fits with all other settings unchanged; 0: none.
+        largest_batch: the largest `per_device_train_batch_size` that fits, also with accumulation; 0: none.
         suggested: the settings with the largest pass that fits at the same effective batch; empty when none fits.
         leaner: where none fits, settings of another optimizer or of an adapter that fit; empty when none does.
         train_tokens: tokens of the training text.
@@ -254,6 +252,7 @@ def plan_run(
     train_tokens: int | None = None,
     engine: Engine = "course",
     process_bytes: int = 0,
+    n_processes: int = 1,
 ) -> MemoryPlan:
     """Predict memory, time and disk of a run on one card.
 
@@ -264,6 +263,7 @@ def plan_run(
         train_tokens: tokens of the training text; looked up or estimated by default.
         engine: 'course', or 'stock' to compare with what transformers needs by itself.
         process_bytes: on a processor, what the process holds besides the training; estimated or measured by default.
+        n_processes: how many processes train together, each on a card like this one and on its share of the text.
 
     Raises:
         SettingsError: the model's shape is not known, or it has fewer positions than a block has tokens.
@@ -277,9 +277,11 @@ def plan_run(
     precision = card.precision(settings.mixed_precision)
     calibration, is_here = find_calibration(card) or (None, False)
     overhead = calibration.overhead(precision, process_bytes=process_bytes) if calibration else None
-    if overhead is None and process_bytes:
-        overhead = (process_bytes, UNFILLED_SHARE)
-    how = {"engine": engine, "precision": precision, "on_processor": card.is_processor, "overhead": overhead}
+    overhead = overhead or estimate_overhead(on_processor=card.is_processor, process_bytes=process_bytes)
+    how = {
+        "engine": engine, "precision": precision, "on_processor": card.is_processor, "overhead": overhead,
+        "n_processes": n_processes,
+    }  # fmt: skip
 
     def memory(**changes: Any) -> Memory:
         return predict(shape, settings.model_copy(update=changes), **how)
@@ -287,9 +289,10 @@ def plan_run(
     def fits(**changes: Any) -> bool:
         return memory(**changes).total_bytes <= card.usable_bytes
 
-    largest_batch = bisect.bisect_left(
-        range(1, MAX_BATCH + 1), True, key=lambda batch: not fits(per_device_train_batch_size=batch)
-    )
+    def is_too_large(batch: int) -> bool:  # also beside the gradients of earlier passes: one answer, however many
+        return not fits(per_device_train_batch_size=batch, gradient_accumulation_steps=2)
+
+    largest_batch = bisect.bisect_left(range(1, MAX_BATCH + 1), True, key=is_too_large)
     ways = same_effective_batch(settings)
     suggested = next((changes for changes in ways if fits(**changes)), {})
     others = [] if suggested or settings.lora_r else [change | way for change in _LEANER for way in ways]
@@ -396,7 +399,10 @@ def predict_on_this_machine(settings: TrainingSettings, config: "GPT2Config", *,
     card = this_device()
     shape = GPT2Shape(**{name: getattr(config, name) for name in GPT2Shape._fields})
     besides = max(0, psutil.Process().memory_info().rss - 4 * parameters(shape)) if card.is_processor else 0
-    plan = plan_run(settings, card=card, train_tokens=train_tokens, shape=shape, process_bytes=besides)
+    plan = plan_run(
+        settings, card=card, train_tokens=train_tokens, shape=shape, process_bytes=besides,
+        n_processes=processes.n_processes(),
+    )  # fmt: skip
     epoch = plan.epoch_seconds
     return {
         "on": plan.card.name,
@@ -404,33 +410,3 @@ def predict_on_this_machine(settings: TrainingSettings, config: "GPT2Config", *,
         "peak_bytes": plan.memory.total_bytes,
         "process_bytes": besides,
     }
-
-
-def this_device() -> GraphicsCard:
-    """Return the card that trains here, or this machine's processor."""
-    import torch
-
-    return (card_of_this_machine() if torch.cuda.is_available() else None) or this_processor()
-
-
-@functools.cache
-def this_processor() -> GraphicsCard:
-    """Return this machine's processor as if it were a card: its memory, and its speed measured now."""
-    import psutil
-    import torch
-
-    from helpers.environment.precision import has_bf16
-
-    # Without bf16 instructions a product of halves takes seconds, and nobody trains so.
-    half = _product_tflops(torch.bfloat16) if has_bf16() else 0.0
-    float32, total = _product_tflops(torch.float32), psutil.virtual_memory().total
-    return GraphicsCard("this processor", total, half, float32, has_bf16=has_bf16(), is_processor=True)
-
-
-def _product_tflops(dtype: Any) -> float:
-    """Return 10**12 operations per second of a matrix product: the fastest of five, as the first ones warm up."""
-    import torch
-
-    matrix = torch.ones(_MATRIX_SIZE, _MATRIX_SIZE, dtype=dtype)
-    fastest = min(timeit.repeat(lambda: matrix @ matrix, number=1, repeat=5))
-    return 2 * _MATRIX_SIZE**3 / fastest / 1e12

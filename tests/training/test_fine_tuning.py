@@ -436,21 +436,45 @@ def test_two_processes_give_the_loss_of_one_at_the_same_effective_batch(tiny_mod
     still.config.resid_pdrop = still.config.embd_pdrop = still.config.attn_pdrop = 0.0
     still.save_pretrained(tmp_path / "still")
     load_tokenizer(str(tiny_model)).save_pretrained(tmp_path / "still")
-    settings = tiny_settings.model_copy(update={"model_name_or_path": str(tmp_path / "still"), "run": "one"})
-    one = fine_tune(settings)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    child = train_in_a_process(
-        settings.model_copy(update={"run": "two", "per_device_train_batch_size": 2}), runs, launch=launch
-    )
-    _, message = child.communicate(timeout=300)
-    assert child.returncode == 0, message.decode()
-    losses = [[row["loss"] for row in read_history(runs / run) if "loss" in row] for run in ("one", "two")]
-    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
-    assert len(losses[0]) == one.facts["steps"] == open_run("two").facts["steps"]
-    for name, value in weights(one.model_folder).items():
-        torch.testing.assert_close(weights(open_run("two").model_folder)[name], value, atol=1e-4, rtol=1e-3)
+    full = tiny_settings.model_copy(update={"model_name_or_path": str(tmp_path / "still"), "run": "full"})
+    stops = {"early_stopping_patience": 1, "eval_steps": 2, "learning_rate": 0.1, "num_train_epochs": 30.0}
+    trainings = [full, full.model_copy(update={"run": "lora", "lora_r": 4} | stops)]
+    alone = [fine_tune(settings) for settings in trainings]
+    assert alone[1].facts["steps"] < 30 * 6, "it stops early"
+    halved = [s.model_copy(update={"run": f"{s.run}-2", "per_device_train_batch_size": 2}) for s in trainings]
+    train_in_two_processes(halved, runs, tmp_path)
+    for one, settings in zip(alone, halved, strict=True):
+        two = open_run(settings.run)
+        # Two processes fill up a last batch of the validation that they cannot share evenly.
+        for name, tolerance in (("loss", 1e-4), ("eval_loss", 0.02)):
+            losses = [[row[name] for row in run.history if name in row] for run in (one, two)]
+            assert losses[0] == pytest.approx(losses[1], abs=tolerance), settings.run
+        assert one.facts["steps"] == two.facts["steps"]
+        for name, value in weights(one.model_folder).items():
+            torch.testing.assert_close(weights(two.model_folder)[name], value, atol=1e-4, rtol=1e-3)
+    assert (open_run("lora-2").folder / "adapter/adapter_model.safetensors").exists()
     with pytest.raises(SettingsError, match="was started with processes = 2, not 1"):
-        fine_tune(read_run_settings("two"))
+        fine_tune(read_run_settings("full-2"))
+
+
+def train_in_two_processes(trainings, runs, tmp_path):
+    """Train runs one after the other in two processes that are started once, because importing takes the longest."""
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import json, sys\n"
+        "from helpers.settings import TrainingSettings\n"
+        "from helpers.training import fine_tune, leave_process_group\n"
+        "for values in json.loads(sys.argv[1]):\n"
+        "    fine_tune(TrainingSettings(**values))\n"
+        "leave_process_group()\n"
+    )
+    env = {**os.environ, "COURSE_RUNS": str(runs), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(NOTEBOOKS.parent)}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(script)]
+    child = subprocess.run(
+        [*launch, json.dumps([settings.model_dump() for settings in trainings])],
+        env=env, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert child.returncode == 0, child.stderr
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="starts processes as Linux does")
