@@ -13,6 +13,8 @@ from helpers.files import environment_variables
 from helpers.settings import ASSETS, NOTEBOOKS, SettingsError, known_settings, run_folder, runs_folder
 
 _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
+_CODE = re.compile(r"(```.*?```|`[^`]*`)", re.DOTALL)
+_EQUATION = re.compile(r"(\$\$?)([^$]+)\1")
 _NOTEBOOK_LINK = re.compile(r"\[([^\]]+)\]\((\w+)\.ipynb\)")
 
 
@@ -194,7 +196,8 @@ def _page_cells(notebook: Any, parts: Mapping[str, Any]) -> list[Any]:
     """Return a notebook's cells for the page.
 
     Without widgets and scripts, which would do nothing on a page without a kernel: each panel also shows a plain HTML
-    summary, which stays. Links to other notebooks lead to their sections, and each picture has an alternative text.
+    summary, which stays. Links to other notebooks lead to their sections, equations become pictures, and each picture
+    has an alternative text.
     """
     dead = {"application/vnd.jupyter.widget-view+json", "application/javascript"}
     heading = "the beginning"
@@ -205,12 +208,31 @@ def _page_cells(notebook: Any, parts: Mapping[str, Any]) -> list[Any]:
             cell.source = _NOTEBOOK_LINK.sub(
                 lambda link: f"[{link[1]}](#{link[2]})" if link[2] in parts else link[1], cell.source
             )
+            texts = _CODE.split(cell.source)  # every second one is code, whose dollars are no equations
+            texts[::2] = [_EQUATION.sub(_draw_equation, text) for text in texts[::2]]
+            cell.source = "".join(texts)
         if "outputs" in cell:
             cell.outputs = [output for output in cell.outputs if not dead & set(output.get("data", {}))]
             for output in cell.outputs:
                 for kind in {"image/png", "image/jpeg"} & set(output.get("data", {})):
                     output.metadata.setdefault(kind, {}).setdefault("alt", f"A picture of the section: {heading}")
     return notebook.cells
+
+
+def _draw_equation(tex: re.Match) -> str:
+    """Return an equation as a picture, with its TeX as alternative text; unchanged where matplotlib cannot draw it."""
+    import base64
+    import io
+
+    from matplotlib.mathtext import math_to_image
+
+    source, buffer = " ".join(tex[2].split()), io.BytesIO()
+    try:
+        math_to_image(f"${source}$", buffer, format="svg")
+    except ValueError:
+        return tex[0]
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return f'<img class="equation" alt="{html.escape(source)}" src="data:image/svg+xml;base64,{data}">'
 
 
 def _summarise(run: str) -> dict[str, Any]:

@@ -156,6 +156,18 @@ def test_links_between_notebooks_lead_to_sections_of_the_page_and_every_picture_
     assert re.findall(r'<img[^>]*alt="([^"]*)"', page) == ["Loss falls", "A picture of the section: 1. First"]
 
 
+def test_equations_become_pictures_and_dollars_in_code_stay(runs):
+    source = r"The loss $L$ is $$L = -\frac{1}{N}\sum_t \ln p_t$$ and $\nothing$; type `echo $HOME $PATH`."
+    folder = runs / "mine/notebooks"
+    folder.mkdir(parents=True)
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(source)]), folder / "01_a.ipynb")
+    page = write_report("mine").read_text(encoding="utf-8")
+    assert page.count('class="equation"') == 2
+    assert r'alt="L = -\frac{1}{N}\sum_t \ln p_t"' in page
+    assert "echo $HOME $PATH" in page
+    assert r"$\nothing$" in page, "what cannot be drawn stays as it was"
+
+
 def test_the_report_begins_with_what_the_run_reached(runs):
     folder = runs / "mine"
     (folder / "notebooks").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""The README's promises that a program can check: its loop runs, its study file is one, its commands are there."""
+"""What README and guide promise and a program can check: the loop runs, the study file is one, commands are there."""
 
 import json
 import os
@@ -15,11 +15,12 @@ from helpers.settings import NOTEBOOKS, read_run_settings
 from helpers.studies.study_file import read_study
 from helpers.widgets.training_panel import save_parameters
 
-README = (NOTEBOOKS.parent / "README.md").read_text(encoding="utf-8")
+PAGES = [NOTEBOOKS.parent / "README.md", NOTEBOOKS.parent / "GUIDE.md", NOTEBOOKS / "README.md"]
+TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 
 
 def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+    return re.findall(rf"```{language}\n(.*?)```", TEXT, re.DOTALL)
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
@@ -50,18 +51,26 @@ def test_the_study_file_is_one(tmp_path):
 
 
 def test_every_command_and_option_it_names_is_there():
-    for line in re.findall(r"^python -m helpers (.*)$", README, re.MULTILINE):
+    for line in re.findall(r"^python -m helpers (.*)$", TEXT, re.MULTILINE):
         words = line.partition("#")[0].split()
         command = main.commands[words[0]]
         options = {option for parameter in command.params for option in parameter.opts}
         assert {word for word in words if word.startswith("-")} - options == set() or "[" in line, line
 
 
-@pytest.mark.parametrize("page", [NOTEBOOKS.parent / "README.md", NOTEBOOKS / "README.md"], ids=["README", "notebooks"])
+@pytest.mark.parametrize("page", PAGES, ids=["README", "GUIDE", "notebooks"])
 def test_every_file_it_links_to_is_there(page):
     links = re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text(encoding="utf-8"))
     assert links
     assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_every_section_of_the_guide_that_is_linked_is_there():
+    headings = re.findall(r"^## (.+)$", PAGES[1].read_text(encoding="utf-8"), re.MULTILINE)
+    sections = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    linked = re.findall(r"GUIDE\.md#([\w-]+)", TEXT)
+    assert linked
+    assert set(linked) <= sections
 
 
 def test_every_link_between_the_notebooks_leads_to_one():

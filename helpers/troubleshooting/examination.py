@@ -46,7 +46,7 @@ class Examination:
 
     def _repr_html_(self) -> str:
         rows = (
-            (f"{STATUS_MARKS[check.status][0]} {check.status}", check.id, clean(check.reading), _advice(check))
+            (f"{STATUS_MARKS[check.status][0]}\u00a0{check.status}", check.id, clean(check.reading), _advice(check))
             for check in self.checks
         )
         return f"<p><b>{escape(self.verdict)}</b></p>{html_table((), rows)}"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel, LogitsProcessorList, PreTrainedTokenizerBase
 
 _NAMES = ("prompt", "temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens", "seed")
-_COLOURS = (ORANGE, BLUE)
+_COLOURS = (BLUE, ORANGE)
 
 
 class Playground(Panel):
