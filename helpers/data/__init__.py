@@ -10,7 +10,10 @@ from helpers import lazy_exports
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
-        "preparation": "PreparedData load_documents open_prepared prepare refuse_missing split_documents token_blocks",
+        "preparation": (
+            "PreparedData load_documents load_run_tokenizer open_prepared prepare refuse_missing split_documents "
+            "token_blocks"
+        ),
         "facts": "documents_text",
         "quality_report": "plot_packing plot_report report",
         "sources.chat": "render_chat",

@@ -39,8 +39,10 @@ def find_notes(facts: Mapping[str, Any], settings: DataSettings) -> list[str]:
     notes = []
     rate = tokens_per_character(facts)
     if rate > POOR_FIT:
+        is_own = settings.tokenizer == "train"
+        vocabulary = f"{settings.vocab_size} tokens" if is_own else repr(settings.model_name_or_path)
         notes.append(
-            f"The vocabulary of {settings.model_name_or_path!r} fits this text badly: it takes {rate:.2f} tokens for a "
+            f"The vocabulary of {vocabulary} fits this text badly: it takes {rate:.2f} tokens for a "
             f"character, where GPT-2 takes about {ENGLISH_TOKENS_PER_CHARACTER} on English. The same text costs "
             f"{rate / ENGLISH_TOKENS_PER_CHARACTER:.0f} times the time, and a block holds only "
             f"{settings.block_size / rate:.0f} characters."

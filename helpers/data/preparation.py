@@ -25,7 +25,7 @@ from helpers.data.splitting import SPLITS, UNDECIDED, split_by_document, split_b
 from helpers.data.tokens import TokenStream
 from helpers.data.writing import IGNORED, Staging, check_enough, cut_blocks, keep_labelled, write_parts
 from helpers.files import atomic_folder
-from helpers.model import check_model_name, load_tokenizer, quiet
+from helpers.model import check_model_name, load_tokenizer, quiet, train_tokenizer
 from helpers.settings import DataSettings, SettingsError, is_same_place, run_folder
 
 if TYPE_CHECKING:
@@ -94,6 +94,12 @@ def open_prepared(run: str) -> PreparedData:
         raise SettingsError(f"Run {run!r} holds no data yet: run notebook 02 or `prepare(settings)` first.")
     facts = json.loads((folder / "data.json").read_text(encoding="utf-8"))
     return PreparedData(load_from_disk(folder / "blocks"), load_from_disk(folder / "documents"), facts)
+
+
+def load_run_tokenizer(settings: DataSettings) -> "PreTrainedTokenizerBase":
+    """Load the tokenizer of a prepared run: the one that was trained on its text, or that of its model."""
+    own = run_folder(settings.run) / "data" / "tokenizer"
+    return load_tokenizer(str(own) if settings.tokenizer == "train" else settings.model_name_or_path)
 
 
 def refuse_missing(values: Mapping[str, Any]) -> None:
@@ -182,6 +188,10 @@ def _write(settings: DataSettings, key: dict[str, Any], folder: Path, *, progres
             split = split_by_position(staging.n_bytes, staging.parts, settings)
         else:
             split = split_by_document(fingerprints, staging.parts, settings)
+        if settings.tokenizer == "train":
+            trained = train_tokenizer(staging.training_texts(split.part), vocab_size=settings.vocab_size)
+            trained.save_pretrained(folder / "tokenizer")
+            staging.encode_again(TokenStream(load_tokenizer(str(folder / "tokenizer"))))
         facts = key | count_documents(staging, split) | {"encodings": dict(source.encodings)}
         facts["documents"] = source.choice._asdict() | {
             "is_continuous": staging.is_continuous,

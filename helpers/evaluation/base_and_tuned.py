@@ -13,7 +13,7 @@ from functools import cached_property
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from helpers.data.preparation import dialogues, load_documents, open_prepared
+from helpers.data.preparation import dialogues, load_documents, load_run_tokenizer, open_prepared
 from helpers.data.sources import Source
 from helpers.display import cut, html_table
 from helpers.evaluation import record
@@ -21,7 +21,7 @@ from helpers.evaluation.bootstrap import CONFIDENCE, RESAMPLES, compute_interval
 from helpers.evaluation.copying import CopyReport, search_training_text
 from helpers.evaluation.generation import DECODINGS, DecodingReport, generate
 from helpers.evaluation.scoring import Score, score
-from helpers.model import load_model, load_tokenizer, quiet
+from helpers.model import load_model, load_start, load_tokenizer, quiet
 from helpers.settings import DataSettings, EvaluationSettings, SettingsError, read_run_settings, run_folder
 from helpers.training.model_card import metric_text, public_name
 
@@ -240,7 +240,8 @@ def measure_published_protocol(settings: EvaluationSettings) -> list[dict[str, A
                 per_device_eval_batch_size=settings.per_device_eval_batch_size,
                 protocol="transformers",
             )
-    published = _PUBLISHED.get((trained.model_name_or_path, trained.source, trained.source_config), {})
+    base = "" if trained.from_scratch else trained.model_name_or_path
+    published = _PUBLISHED.get((base, trained.source, trained.source_config), {})
     table = [
         {
             "protocol": "transformers",
@@ -263,7 +264,8 @@ def fill_prompt(settings: EvaluationSettings) -> EvaluationSettings:
 
 
 def _compare_on(documents: "Dataset", settings: EvaluationSettings, *, source: str) -> Comparison:
-    context = read_run_settings(settings.run).block_size
+    trained = read_run_settings(settings.run)
+    context, start = trained.block_size, "random weights" if trained.from_scratch else None
     texts, protocol = dialogues(documents), "passages" if "continues" in documents.column_names else "documents"
     base, tuned = (
         score(
@@ -275,7 +277,7 @@ def _compare_on(documents: "Dataset", settings: EvaluationSettings, *, source: s
             protocol=protocol,
             name=name,
         )
-        for load, name in ((load_base, None), (load_tuned, f"run {settings.run}"))
+        for load, name in ((load_base, start), (load_tuned, f"run {settings.run}"))
     )
     return Comparison(source, texts, base, tuned, settings.seed)
 
@@ -331,9 +333,10 @@ def compare_decodings(
 
 
 def load_base(run: str) -> tuple["GPT2LMHeadModel", "PreTrainedTokenizerBase"]:
-    """Load the pretrained model that a run started from, and its tokenizer."""
-    name = read_run_settings(run).model_name_or_path
-    return load_model(name), load_tokenizer(name)
+    """Load the model that a run started from, pretrained or with random weights, and its tokenizer."""
+    settings = read_run_settings(run)
+    tokenizer = load_run_tokenizer(settings)
+    return load_start(settings, tokenizer), tokenizer
 
 
 def load_tuned(run: str) -> tuple["GPT2LMHeadModel", "PreTrainedTokenizerBase"]:

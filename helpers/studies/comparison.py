@@ -177,7 +177,8 @@ def _notes(table: RunTable) -> Iterator[str]:
         if len(windows) > 1:
             listed = ", ".join(f"{context} tokens by {stride}" for context, stride in windows)
             yield f"The windows{of_text} differ ({listed}): a longer context or a shorter stride makes a text easier."
-        models = {run.settings["model_name_or_path"] for run in group if "model_name_or_path" in run.settings}
+        known = [run.settings for run in group if "model_name_or_path" in run.settings]
+        models = {(s["model_name_or_path"], s.get("tokenizer") == "train" and s["vocab_size"]) for s in known}
         if len(models) > 1 and table.by != "bits_per_byte":
             yield f"The runs{of_text} start from different models: across tokenizers, compare bits per byte only."
         if any(run.state == "done" and run.bits_per_byte is None and run.eval_loss is not None for run in group):

@@ -25,7 +25,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "engine": "CHUNK_TOKENS equal_results_less_work",
         "memory": "GPT2Shape read_shape",
         "cards": "CARDS DEFAULT_CARD GraphicsCard card_of_this_machine find_card this_device this_processor",
-        "plan": "MemoryPlan plan_run training_tokens",
+        "plan": "MemoryPlan plan_run planned_shape training_tokens",
         "calibration": "Calibration find_calibration",
         "measuring": "calibrate",
         "model_card": "metric_text public_name push_to_hub write_model_card",

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from helpers.data.preparation import prepare
+from helpers.data.preparation import load_run_tokenizer, prepare
 from helpers.environment.precision import has_bf16
 from helpers.files import atomic_folder
-from helpers.model import check_fit, load_model, load_tokenizer, quiet, set_attention_dropout
+from helpers.model import check_fit, load_model, load_start, quiet, set_attention_dropout
 from helpers.settings import SettingsError, TrainingSettings, read_run_settings, run_folder, runs_folder
 from helpers.training import processes, run_files
 from helpers.training.calibration import Measurement, add_measurements
@@ -284,8 +284,10 @@ def _train_once(
 
     with processes.process_group().local_main_process_first():  # the others then find the data prepared
         data = prepare(settings)
-    tokenizer = load_tokenizer(settings.model_name_or_path)
-    model = load_model(settings.model_name_or_path, from_scratch=settings.from_scratch, seed=settings.seed)
+    tokenizer = load_run_tokenizer(settings)
+    model = load_start(settings, tokenizer)
+    if settings.from_scratch:
+        tokenizer.model_max_length = model.config.n_positions
     check_fit(model, tokenizer, settings.block_size)
     set_attention_dropout(model, settings.attn_pdrop)
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(chosen_precision(settings))
