@@ -308,7 +308,7 @@ class _Guard(TrainerCallback):
         if _learns_nothing(state.log_history, math.log(self.vocab_size)):
             raise TrainingBrokenError(
                 f"The loss stays at {loss:.2f}, an even guess among {self.vocab_size:,} tokens, up to step "
-                f"{state.global_step}: nothing is learnt. Look at a training row, decoded; then raise "
+                f"{state.global_step}: nothing is learned. Look at a training row, decoded; then raise "
                 f"learning_rate (it was {args.learning_rate})."
             )
 

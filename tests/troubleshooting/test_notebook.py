@@ -68,7 +68,7 @@ def test_weights_in_half_precision_diverge_and_autocast_does_not(notebook):
     assert notebook["mixed"][-1] < notebook["mixed"][0]
 
 
-def test_the_end_as_padding_is_never_learnt(notebook):
+def test_the_end_as_padding_is_never_learned(notebook):
     assert (notebook["n_broken"], notebook["n_fixed"]) == (0, 6)
     assert "<|endoftext|>" not in notebook["endless"]
 
