@@ -46,8 +46,17 @@ def test_the_wheel_is_named_by_an_option_or_by_a_variable(ran, monkeypatch):
 
 def test_the_tests_are_lint_units_notebooks_and_browser(ran):
     assert code_of("test") == 0
-    parts = ("ruff check", "ruff format", "nbstripout", "-n 2", "--nbmake", "pytest tests/browser")
+    parts = ("ruff check", "ruff format", "nbstripout", "--nbmake", "--dist=worksteal", "pytest tests/browser")
     assert [next(i for i, line in enumerate(ran) if part in line) for part in parts] == [1, 2, 3, 4, 5, 6]
+
+
+def test_every_notebook_is_run_and_05_by_its_own_test(ran):
+    code_of("test")
+    (line,) = (line for line in ran if "--nbmake" in line)
+    left_out = {path.name for path in (tasks.ROOT / "notebooks").glob("*.ipynb") if str(path) not in line}
+    assert left_out == {"05_troubleshooting.ipynb"}
+    own = (tasks.ROOT / "tests/troubleshooting/test_notebook.py").read_text(encoding="utf-8")
+    assert all(name in own for name in left_out)
 
 
 def test_a_command_that_fails_ends_its_task_with_its_code(ran, monkeypatch):
