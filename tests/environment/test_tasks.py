@@ -20,7 +20,13 @@ def ran(monkeypatch):
         commands.append(" ".join(command[1:]))
         return types.SimpleNamespace(returncode=commands[-1].endswith("--format-fails"))
 
+    def start(command, **options):
+        child = run(command, **options)
+        child.wait = child.kill = lambda: None
+        return child
+
     monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(subprocess, "Popen", start)
     monkeypatch.setattr(tasks, "install", lambda **options: commands.append(f"install {options}") or Path("python"))
     return commands
 
@@ -57,6 +63,24 @@ def test_every_notebook_is_run_and_05_by_its_own_test(ran):
     assert left_out == {"05_troubleshooting.ipynb"}
     own = (tasks.ROOT / "tests/troubleshooting/test_notebook.py").read_text(encoding="utf-8")
     assert all(name in own for name in left_out)
+
+
+@pytest.mark.parametrize("fails", ["--nbmake", "worksteal"])
+def test_notebooks_or_unit_tests_that_fail_fail_the_test_task_without_the_browser(ran, monkeypatch, fails):
+    works, starts = subprocess.run, subprocess.Popen
+
+    def failing(works):
+        def call(command, **options):
+            done = works(command, **options)
+            done.returncode = 4 * any(fails in word for word in command)
+            return done
+
+        return call
+
+    monkeypatch.setattr(subprocess, "run", failing(works))
+    monkeypatch.setattr(subprocess, "Popen", failing(starts))
+    assert code_of("test") == 4
+    assert not any("tests/browser" in line for line in ran if "--ignore" not in line)
 
 
 def test_a_command_that_fails_ends_its_task_with_its_code(ran, monkeypatch):
