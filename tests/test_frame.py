@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from functools import cache
 from graphlib import TopologicalSorter
 from itertools import pairwise
 
@@ -125,6 +126,7 @@ def test_the_settings_come_without_torch():
     assert child.stdout == "False\n"
 
 
+@cache
 def modules():
     """Return every module of the package: dotted name -> the dotted names of ours that it imports, anywhere in it."""
     paths = sorted((ROOT / "helpers").rglob("*.py"))
