@@ -46,9 +46,20 @@ def find_notebook(name: str) -> Path:
 
 def declared_parameters(notebook: Path) -> set[str]:
     """Return the names in a notebook's cell tagged `parameters`."""
+    return set(_papermill().inspect_notebook(str(notebook)))
+
+
+def _papermill() -> Any:
+    """Import papermill, without a check of web addresses that its imports bring along and nobody here asks for.
+
+    jsonschema uses rfc3987_syntax where it is installed, and building that one's grammar takes 2 s in each process.
+    """
+    is_missing = sys.modules.setdefault("rfc3987_syntax", None) is None  # as Python notes a module that cannot be had
     import papermill
 
-    return set(papermill.inspect_notebook(str(notebook)))
+    if is_missing:
+        del sys.modules["rfc3987_syntax"]
+    return papermill
 
 
 def run_course(
@@ -97,7 +108,7 @@ def _refuse(name: str, declared: set[str]) -> None:
 
 
 def _execute(notebook: Path, output: Path, parameters: dict[str, Any], *, progress: bool) -> None:
-    import papermill
+    papermill = _papermill()
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 

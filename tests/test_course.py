@@ -8,10 +8,11 @@ import time
 import nbformat
 import psutil
 import pytest
+from click.testing import CliRunner
 
 from helpers import course
 from helpers.course import CourseError, find_notebook, run_course, write_report
-from helpers.settings import SettingsError, run_folder
+from helpers.settings import NOTEBOOKS, SettingsError, run_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 
@@ -211,19 +212,32 @@ def test_the_course_has_five_notebooks_in_order():
     assert [path.stem[:2] for path in course.all_notebooks()] == ["01", "02", "03", "04", "05"]
 
 
-def papermill(folder, *arguments):
-    command = [sys.executable, "-m", "papermill", "--no-progress-bar", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+def test_papermill_is_imported_without_the_grammar_that_takes_seconds():
+    source = (
+        "import sys; from helpers.course import declared_parameters, find_notebook\n"
+        "print('run' in declared_parameters(find_notebook('02')), 'rfc3987_syntax' in sys.modules)"
+    )
+    child = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, cwd=NOTEBOOKS.parent)
+    assert child.stdout == "True False\n", child.stderr
 
 
-def test_plain_papermill_runs_a_notebook_from_any_folder(tmp_path, runs, text_file):
-    arguments = ["-p", "run", "mine", "-p", "block_size", "64", "-p", "source", str(text_file)]
-    result = papermill(tmp_path, str(find_notebook("02")), "out.ipynb", *arguments)
-    assert result.returncode == 0, result.stderr
+def papermill(*arguments):
+    from papermill.cli import papermill
+
+    return CliRunner().invoke(papermill, ["--no-progress-bar", *map(str, arguments)])
+
+
+def test_plain_papermill_runs_a_notebook_from_any_folder(tmp_path, monkeypatch, runs, text_file, notebook_until):
+    monkeypatch.chdir(tmp_path)
+    notebook = notebook_until("02_data.ipynb", "prepare(settings)")
+    result = papermill(notebook, "out.ipynb", "-p", "run", "mine", "-p", "block_size", "64", "-p", "source", text_file)
+    assert result.exit_code == 0, result.exception
     assert '"block_size": 64' in (runs / "mine/data/data.json").read_text()
 
 
-def test_plain_papermill_stops_at_a_parameter_that_no_setting_has(tmp_path):
-    result = papermill(tmp_path, str(find_notebook("02")), "out.ipynb", "-p", "blok_size", "64")
-    assert result.returncode != 0
-    assert "did you mean 'block_size'?" in result.stderr
+def test_plain_papermill_stops_at_a_parameter_that_no_setting_has(tmp_path, monkeypatch, notebook_until):
+    monkeypatch.chdir(tmp_path)
+    notebook = notebook_until("02_data.ipynb", "from_notebook(globals())")
+    result = papermill(notebook, "out.ipynb", "-p", "blok_size", "64")
+    assert result.exit_code != 0
+    assert "did you mean 'block_size'?" in str(result.exception)

@@ -3,6 +3,7 @@ import math
 import re
 from collections import Counter
 from dataclasses import replace
+from functools import cache
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -22,6 +23,7 @@ def sources(kind):
                 yield "".join(cell["source"])
 
 
+@cache
 def solutions():
     """Return each exercise's solution as the notebooks show it: name -> code."""
     result = {}
@@ -31,12 +33,14 @@ def solutions():
     return result
 
 
+@cache
 def stubs():
     """Return each exercise's empty cell: name -> code."""
     named = {cell: re.search(r'^check\("([\w-]+)"', cell, flags=re.MULTILINE) for cell in sources("code")}
     return {result.group(1): cell for cell, result in named.items() if result}
 
 
+@cache
 def another_machine():
     """Return what notebook 1 has at hand for its last exercise."""
     card = GpuReading(0, "NVIDIA GeForce RTX 4070 Ti", total_bytes=12 * GIB, free_bytes=11 * GIB, capability=(8, 9))

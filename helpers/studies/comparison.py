@@ -5,7 +5,6 @@ import json
 import math
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from helpers.display import MIB, duration_text, html_table
 from helpers.evaluation.bootstrap import CONFIDENCE
+from helpers.files import atomic_folder
 from helpers.settings import SettingsError, run_folder, runs_folder
 from helpers.studies.compared_run import METRICS, ComparedRun, Metric, read_run
 from helpers.studies.queue import missing_trials
@@ -270,19 +270,11 @@ def promote(best: ComparedRun, name: str) -> Path:
     if not (best.folder / "training.json").exists():
         raise SettingsError(f"{best.name} has no finished training: only a finished trial can be promoted.")
     target.parent.mkdir(parents=True, exist_ok=True)
-    # on the same disk, where the last move is atomic
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".promoting-") as beside:
-        copied = shutil.copytree(best.folder, Path(beside) / name, ignore=shutil.ignore_patterns(".*", "trial.*"))
-        _rename_within(copied, best.name, name)
-        copied.replace(target)
-    write_model_card(name)
-    return target
-
-
-def _rename_within(folder: Path, before: str, name: str) -> None:
-    """Write a run's new name, and which trial it was, into its settings and its evaluation."""
-    for path in (folder / "settings.json", folder / "evaluation.json"):
-        if path.exists():
-            record = json.loads(path.read_text(encoding="utf-8")) | {"promoted_from": before}
+    with atomic_folder(target) as new:
+        shutil.copytree(best.folder, new, ignore=shutil.ignore_patterns(".*", "trial.*"), dirs_exist_ok=True)
+        for path in filter(Path.exists, (new / "settings.json", new / "evaluation.json")):
+            record = json.loads(path.read_text(encoding="utf-8")) | {"promoted_from": best.name}
             record.get("settings", record)["run"] = name
             path.write_text(json.dumps(record, indent=2), encoding="utf-8")
+    write_model_card(name)
+    return target

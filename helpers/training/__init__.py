@@ -1,7 +1,8 @@
 """Notebook 03: plan a run, train it, stop and resume it, and leave a model that loads anywhere.
 
-- `fine_tuning`: train or open a run
-- `callbacks`: history, progress, checks and stops during the training
+- `fine_tuning`, `finished_run`: train a run; open it, with what it measured
+- `arguments`: what the settings mean on this machine, as `TrainingArguments`
+- `callbacks`, `checks`, `stopping`: history and progress; what ends a broken training; a stop that saves
 - `run_files`: settings.json, history.jsonl and checkpoints in a run's folder
 - `processes`: several processes in one training; device and peak memory
 - `engine`, `autograd_functions`: the same results with less memory and time
@@ -18,8 +19,12 @@ from helpers import lazy_exports
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
-        "fine_tuning": "FineTuned as_batch chosen_precision fine_tune open_or_train open_run save_model",
-        "callbacks": "Progress TrainingBrokenError TrainingStoppedError",
+        "fine_tuning": "as_batch fine_tune open_or_train save_model",
+        "finished_run": "FineTuned open_run",
+        "arguments": "chosen_precision",
+        "callbacks": "Progress",
+        "checks": "TrainingBrokenError",
+        "stopping": "TrainingStoppedError",
         "run_files": "kept_eval_loss last_complete_checkpoint",
         "processes": "is_first_process leave_process_group",
         "engine": "CHUNK_TOKENS equal_results_less_work",

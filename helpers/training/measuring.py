@@ -9,11 +9,12 @@ from pathlib import Path
 from helpers.model import quiet
 from helpers.settings import TrainingSettings
 from helpers.training import processes
+from helpers.training.arguments import chosen_precision, training_arguments
 from helpers.training.calibration import Calibration, Measurement, add_measurements
 from helpers.training.callbacks import StepTimer
 from helpers.training.cards import GraphicsCard, this_device
 from helpers.training.engine import equal_results_less_work
-from helpers.training.fine_tuning import as_batch, chosen_precision, training_arguments
+from helpers.training.fine_tuning import as_batch
 from helpers.training.memory import GPT2Shape, parameters, predict, read_shape
 
 _STEPS = 4  # of which the first one sets up, and is not counted

@@ -17,7 +17,7 @@ from helpers.troubleshooting.reading import clean
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel
 
-_SECONDS_PER_CELL = 30
+_SECONDS_PER_CELL, _CHILD_SECONDS = 30, 300
 _LONGEST_VALUE = 160
 # A kernel listens on this machine only; its warning about that would be printed between the results.
 _KERNEL_ARGUMENTS = ["--IPKernelApp.log_level=50"]
@@ -151,15 +151,13 @@ def run_in_child(
     *,
     setup: str = "",
     extra_bytes: int | None = None,
-    timeout_seconds: float = 300,
 ) -> ChildResult:
     """Run Python source in a child process, with torch imported, under a limit on its memory.
 
     Args:
         source: Python code; it can use `torch`.
         setup: Python code that runs before the limit is set.
-        extra_bytes: address space that the child may take beyond what it has after `setup`. Windows has no such limit.
-        timeout_seconds: after this time the child is ended.
+        extra_bytes: address space that the child may take beyond what it has after `setup`; Windows has no such limit.
 
     Raises:
         subprocess.TimeoutExpired: the child took too long.
@@ -174,7 +172,7 @@ def run_in_child(
         [sys.executable, "-c", "\n".join([*lines, source])],
         capture_output=True,
         text=True,
-        timeout=timeout_seconds,
+        timeout=_CHILD_SECONDS,
         check=False,
     )
     return ChildResult(child.returncode, child.stdout + child.stderr)
