@@ -97,10 +97,11 @@ class Source:
                 refuse_other_kinds(file)  # now, and not after hours of reading
             return [(part, self._file_streams(files)) for part, files in self._files_by_part]
         tables = open_saved(self._path, self.settings) if self._path else open_from_hub(self.settings)
-        return [
-            (part, [_Stream(self.settings.source, True, partial(self._texts, table))])
-            for part, table in name_parts(tables, self.settings)
-        ]
+        parts = name_parts(tables, self.settings)
+        read = [id(table) for _, table in parts]
+        if unread := [name for name, table in tables.items() if id(table) not in read]:
+            self.note(f"Left out, as in no part of the split: {', '.join(unread)}.")
+        return [(part, [_Stream(self.settings.source, True, partial(self._texts, table))]) for part, table in parts]
 
     @property
     def choice(self) -> Choice:
