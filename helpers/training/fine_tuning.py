@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from helpers.data.preparation import prepare
+from helpers.data.streaming import open_training_blocks
 from helpers.environment.precision import has_bf16
 from helpers.files import atomic_folder
 from helpers.model import check_fit, load_model, load_tokenizer, quiet, set_attention_dropout
@@ -282,6 +283,7 @@ def _train_once(
 
     with processes.process_group().local_main_process_first():  # the others then find the data prepared
         data = prepare(settings)
+    train = open_training_blocks(data, settings)
     tokenizer = load_tokenizer(settings.model_name_or_path)
     model = load_model(settings.model_name_or_path, from_scratch=settings.from_scratch, seed=settings.seed)
     check_fit(model, tokenizer, settings.block_size)
@@ -296,19 +298,22 @@ def _train_once(
         trainer = _new_trainer(
             data.facts["splits"]["validation"],
             model=trained,
-            args=training_arguments(settings, folder, n_blocks=len(data.blocks["train"])),
-            train_dataset=data.blocks["train"],
+            args=training_arguments(settings, folder, n_blocks=len(train)),
+            train_dataset=train,
             eval_dataset=data.blocks["validation"],
             data_collator=as_batch,
             callbacks=[*callbacks, steps],
         )
         trainer.remove_callback(PrinterCallback)
-        _warn_of_long_warmup(settings, len(data.blocks["train"]), trainer.args.world_size)
+        _warn_of_long_warmup(settings, len(train), trainer.args.world_size)
         if trainer.is_world_process_zero() and not (folder / "settings.json").exists():
             run_files.write_json(folder / "settings.json", run_files.settings_record(settings, data.facts))
         checkpoint = run_files.last_complete_checkpoint(folder / "checkpoints")
-        tokens_per_process = data.facts["splits"]["train"]["tokens"] // trainer.args.world_size
+        tokens_per_process = len(train) * settings.block_size // trainer.args.world_size
         predicted = predict_on_this_machine(settings, model.config, train_tokens=tokens_per_process)
+        if checkpoint and "stream" in data.facts:
+            n_steps = run_files.step_of(checkpoint)
+            train.resume_after(_blocks_read(settings, len(train), n_steps, trainer.args.world_size))
         if checkpoint and run_files.has_ended(checkpoint, early_stopping_patience=settings.early_stopping_patience):
             _restore_finished(trainer, checkpoint)
         else:
@@ -321,9 +326,10 @@ def _train_once(
         if settings.lora_r:
             model = _save_adapter(trained, settings, folder / "adapter")
         save_model(model, tokenizer, settings, data.facts, folder / "model")
-        facts = _measurements(settings, trainer, n_blocks=len(data.blocks["train"])) | {"predicted": predicted}
-        if "labels" in (train := data.facts["splits"]["train"]):
-            facts["trained_tokens"] = round(facts["tokens"] * train["labels"] / (train["blocks"] * settings.block_size))
+        facts = _measurements(settings, trainer, n_blocks=len(train)) | {"predicted": predicted}
+        if "labels" in (counts := data.facts["splits"]["train"]):
+            share = counts["labels"] / (counts["blocks"] * settings.block_size)
+            facts["trained_tokens"] = round(facts["tokens"] * share)
         if steps.seconds[1:]:  # the first one sets up
             facts["step_seconds"] = statistics.median(steps.seconds[1:])
             _learn(settings, trainer, facts, predicted)
