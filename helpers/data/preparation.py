@@ -25,7 +25,7 @@ from helpers.data.splitting import SPLITS, UNDECIDED, split_by_document, split_b
 from helpers.data.tokens import TokenStream
 from helpers.data.writing import IGNORED, Staging, check_enough, cut_blocks, keep_labelled, write_parts
 from helpers.files import atomic_folder
-from helpers.model import check_model_name, load_tokenizer, quiet
+from helpers.model import check_model_name, load_tokenizer, model_hash, quiet
 from helpers.settings import DataSettings, SettingsError, is_same_place, run_folder
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def is_same_text(settings: DataSettings) -> bool:
     facts = json.loads(path.read_text(encoding="utf-8"))
     before, now = DataSettings(**facts["settings"]), settings.part(DataSettings)
     alike = {"run": now.run, "source": now.source}
-    if is_same_place(before.model_name_or_path, now.model_name_or_path):
+    if is_same_model(now.run, before.model_name_or_path, now.model_name_or_path):
         alike["model_name_or_path"] = now.model_name_or_path
     if before.model_copy(update=alike) != now:
         return False
@@ -155,6 +155,14 @@ def is_same_text(settings: DataSettings) -> bool:
             return True
         raise
     return sha256 == facts["source_sha256"] and (is_same_name or sha256 is not None)
+
+
+def is_same_model(run: str, before: str, now: str) -> bool:
+    """Return whether the model of a run that has its data, and another name for one, are the same by their files."""
+    if is_same_place(before, now):
+        return True
+    facts = json.loads((run_folder(run) / "data" / "data.json").read_text(encoding="utf-8"))
+    return facts.get("model_sha256") is not None and facts["model_sha256"] == model_hash(now)
 
 
 @contextmanager
@@ -194,6 +202,7 @@ def _write(settings: DataSettings, key: dict[str, Any], folder: Path, *, progres
         else:
             split = split_by_document(fingerprints, staging.parts, settings)
         facts = key | count_documents(staging, split) | {"encodings": dict(source.encodings)}
+        facts["model_sha256"] = model_hash(settings.model_name_or_path)
         facts["documents"] = source.choice._asdict() | {
             "is_continuous": staging.is_continuous,
             "median_tokens": int(np.median(staging.n_tokens)) if len(staging.n_tokens) else 0,

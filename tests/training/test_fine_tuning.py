@@ -366,6 +366,16 @@ def test_a_streamed_run_that_is_killed_ends_with_the_same_weights_to_the_bit(tin
     assert one.history == other.history
 
 
+def test_a_model_that_was_moved_is_the_same_by_its_files(tiny_run, tiny_settings, tiny_model, tmp_path):
+    moved = shutil.copytree(tiny_model, tmp_path / "moved")
+    settings = tiny_settings.model_copy(update={"model_name_or_path": str(moved)})
+    assert fine_tune(settings).history == tiny_run.history
+    with (moved / "config.json").open("a") as file:
+        file.write(" ")
+    with pytest.raises(SettingsError, match="was started with model_name_or_path"):
+        fine_tune(settings)
+
+
 def test_early_stopping_keeps_the_best_model(tiny_settings):
     rising = {"learning_rate": 0.1, "num_train_epochs": 30.0, "early_stopping_patience": 2, "eval_steps": 2}
     stopped = fine_tune(tiny_settings.model_copy(update=rising))
