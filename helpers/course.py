@@ -5,6 +5,7 @@ import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from helpers.display import did_you_mean, duration_text, size_text
 from helpers.files import environment_variables
 from helpers.settings import ASSETS, NOTEBOOKS, SettingsError, known_settings, run_folder, runs_folder
 
+_SAVE_SECONDS = 120.0  # for the step and the checkpoint of a training that is interrupted
 _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 _CODE = re.compile(r"(```.*?```|`[^`]*`)", re.DOTALL)
 _EQUATION = re.compile(r"(\$\$?)([^$]+)\1")
@@ -149,9 +151,22 @@ def kernel_of_this_python() -> type:
             super().__init__(kernel_spec_manager=KernelSpecManager(kernel_dirs=[]), **traits)
 
         async def shutdown_kernel(self, now: bool = False, restart: bool = False) -> None:
-            # A kernel that is shut down in the middle of a cell prints a traceback: after Ctrl-C, kill it at once.
-            interrupted = isinstance(sys.exc_info()[1], KeyboardInterrupt)
+            interrupted = isinstance(sys.exc_info()[1], KeyboardInterrupt)  # Ctrl-C or SIGTERM, which the kernel missed
+            if interrupted:
+                await self.let_cell_end()
+            # A kernel that is asked to end prints a traceback when a cell is not done: after Ctrl-C, kill it.
             await super().shutdown_kernel(now=now or interrupted, restart=restart)
+
+        async def let_cell_end(self) -> None:
+            """Interrupt the cell and wait for its end: a training finishes its step and writes a checkpoint."""
+            await self.interrupt_kernel()
+            client = self.client()
+            client.start_channels()
+            try:
+                with suppress(RuntimeError):  # no answer in time
+                    await client.wait_for_ready(timeout=_SAVE_SECONDS)  # which is answered after the cell
+            finally:
+                client.stop_channels()
 
     return KernelOfThisPython
 

@@ -4,6 +4,7 @@ Every loader checks what would otherwise break a training silently: a vocabulary
 float32 weights.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -44,6 +45,19 @@ def check_model_name(name: str) -> Path | None:
         f"model_name_or_path = {name!r} is not there: looked for a folder in {Path.cwd()}. Name a folder, 'pocket', "
         "which is shipped, or a model of the Hub with its owner, as in 'openai-community/gpt2'."
     )
+
+
+def model_hash(name: str) -> str | None:
+    """Return the SHA-256 of the files in a model's folder, but for its card; None for one that is not in a folder."""
+    folder = check_model_name(name)
+    if folder in (None, POCKET):
+        return None
+    digest = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if file.is_file() and file.name != "README.md":
+            with file.open("rb") as opened:
+                digest.update(file.name.encode() + b"\0" + hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()
 
 
 def load_tokenizer(model_name_or_path: str) -> "PreTrainedTokenizerBase":

@@ -243,13 +243,15 @@ class DataSettings(RunSettings):
     encoding: Annotated[str, AfterValidator(_known_encoding)] = Field(
         "auto", description="encoding of text files, such as cp1252; auto: detected and reported"
     )
-    streaming: bool = Field(False, description="read a Hub data set while it downloads, for one larger than the disk")
+    streaming: bool = Field(
+        False, description="train on the text while it is read, without a copy of it: for more text than fits the disk"
+    )
     max_tokens: int = Field(
         0,
         ge=0,
         le=10**12,
         json_schema_extra={"unit": "tokens"},
-        description="stop reading after this many tokens; 0: read everything",
+        description="stop reading after this many tokens; 0: read everything. With streaming: tokens of an epoch",
     )
     near_duplicates: Literal["report", "remove", "keep"] = Field(
         "report",

@@ -100,8 +100,12 @@ def test_a_kernel_that_dies_is_one_sentence(notebook):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends an interrupt as Linux does")
-def test_an_interrupt_leaves_what_was_done(notebook, runs):
-    slow = notebook("01_a.ipynb", 'run = "x"', "print('done before')", "import time; time.sleep(120)")
+def test_an_interrupt_leaves_what_was_done_and_lets_the_cell_save(notebook, runs, tmp_path):
+    saving = (
+        "import pathlib, time\ntry:\n    time.sleep(120)\nexcept KeyboardInterrupt:\n    time.sleep(2)\n"
+        f"    pathlib.Path({str(tmp_path / 'saved')!r}).touch()\n    raise"
+    )
+    slow = notebook("01_a.ipynb", 'run = "x"', "print('done before')", saving)
     command = [sys.executable, "-m", "helpers", "run", "--run", "mine", str(slow)]
     child = subprocess.Popen(
         command,
@@ -119,6 +123,7 @@ def test_an_interrupt_leaves_what_was_done(notebook, runs):
     assert child.returncode == 130
     assert "Traceback" not in errors
     assert "Interrupted" in errors
+    assert (tmp_path / "saved").exists()
     assert outputs("mine", "01_a.ipynb")[0].text == "done before\n"
     assert (runs / "mine/notebooks/report.html").exists()
 

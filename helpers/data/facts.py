@@ -37,6 +37,11 @@ def count_documents(staging: Staging, split: Split) -> dict[str, int]:
 def find_notes(facts: Mapping[str, Any], settings: DataSettings) -> list[str]:
     """Return a sentence for everything unusual about a text."""
     notes = []
+    if "stream" in facts:
+        notes.append(
+            f"Training reads {settings.max_tokens:,} tokens of the text as a stream. What is counted here is its "
+            f"beginning, from which validation and test were taken; copies of their documents are not trained on."
+        )
     rate = tokens_per_character(facts)
     if rate > POOR_FIT:
         is_own = settings.tokenizer == "train"

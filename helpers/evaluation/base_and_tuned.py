@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from helpers.data.preparation import dialogues, load_documents, load_run_tokenizer, open_prepared
 from helpers.data.sources import Source
+from helpers.data.sources.chat import Dialogue
 from helpers.display import cut, html_table
 from helpers.evaluation import record
 from helpers.evaluation.bootstrap import CONFIDENCE, RESAMPLES, compute_interval, resample_sums
@@ -285,26 +286,38 @@ def _compare_on(documents: "Dataset", settings: EvaluationSettings, *, source: s
 def measure_copying(settings: EvaluationSettings) -> CopyReport:
     """Let the tuned model continue held-out documents, and search the training text for what it generates.
 
-    The first tokens of each of `copy_samples` test documents are a prompt. What really follows them, cut to the length
-    of a sample, is the control. Where no test document is long enough, the report is empty and nothing is recorded.
+    The first tokens of each of `copy_samples` test documents are a prompt, or the question, where the model has learned
+    answers only. What really follows, cut to the length of a sample, is the control. Where no test document has a
+    prompt of a fitting length and something behind it, the report is empty and nothing is recorded.
 
     Raises:
         SettingsError: the run is not finished.
     """
     model, tokenizer = load_tuned(settings.run)
     documents = open_prepared(settings.run).documents
-    rows = [tokenizer.encode(text, verbose=False) for text in documents["test"]["text"][: settings.copy_samples]]
-    rows = [row for row in rows if len(row) > _PROMPT_TOKENS]
-    if not rows:
+    texts = dialogues(documents["test"].take(min(len(documents["test"]), settings.copy_samples)))
+    pairs = [_split_off_prompt(text, tokenizer) for text in texts]
+    longest = max(_PROMPT_TOKENS, model.config.n_positions - settings.max_new_tokens)  # of a question that can be asked
+    pairs = [(prompt, rest) for prompt, rest in pairs if 0 < len(prompt) <= longest and rest]
+    if not pairs:
         return CopyReport([], [], [], [], [], {})
-    prompts = [tokenizer.decode(row[:_PROMPT_TOKENS]) for row in rows]
+    prompts = [tokenizer.decode(prompt) for prompt, _ in pairs]
     samples = generate(model, tokenizer, prompts, settings, num_return_sequences=1)
-    control = [row[_PROMPT_TOKENS : _PROMPT_TOKENS + settings.max_new_tokens] for row in rows]
+    control = [rest[: settings.max_new_tokens] for _, rest in pairs]
     report = search_training_text(
         tokenizer, [sample.token_ids for (sample,) in samples], control, documents["train"]["text"]
     )  # fmt: skip
     record.write_section(settings.run, "copying", report.to_dict())
     return report
+
+
+def _split_off_prompt(document: str, tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[int]]:
+    """Return the ids of a document's prompt and of what follows: of a dialogue, the first question and its answer."""
+    if isinstance(document, Dialogue):
+        question, answer, *_ = *(text for text, _ in document.segments), "", ""
+        return tokenizer.encode(question, verbose=False), tokenizer.encode(answer, verbose=False)
+    ids = tokenizer.encode(document, verbose=False)
+    return ids[:_PROMPT_TOKENS], ids[_PROMPT_TOKENS:]
 
 
 def compare_decodings(

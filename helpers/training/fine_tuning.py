@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from helpers.data.preparation import load_run_tokenizer, prepare
+from helpers.data.streaming import open_training_blocks
 from helpers.files import atomic_folder
 from helpers.model import check_fit, load_model, load_start, quiet, set_attention_dropout
 from helpers.settings import TrainingSettings, read_run_settings, run_folder
@@ -20,7 +21,14 @@ from helpers.training.arguments import chosen_precision, training_arguments
 from helpers.training.callbacks import Watch, training_callbacks
 from helpers.training.checks import TrainingBrokenError
 from helpers.training.engine import equal_results_less_work
-from helpers.training.finished_run import FineTuned, collect_measurements, extend_calibration, find_clock, open_run
+from helpers.training.finished_run import (
+    FineTuned,
+    collect_measurements,
+    count_blocks_read,
+    extend_calibration,
+    find_clock,
+    open_run,
+)
 from helpers.training.lora import add_adapter, merge_adapter, restore_adapter
 from helpers.training.model_card import card_text
 from helpers.training.plan import describe_long_warmup, predict_on_this_machine
@@ -135,6 +143,7 @@ def _train_once(
 
     with processes.process_group().local_main_process_first():  # the others then find the data prepared
         data = prepare(settings)
+    train = open_training_blocks(data, settings)
     tokenizer = load_run_tokenizer(settings)
     model = load_start(settings, tokenizer)
     if settings.from_scratch:
@@ -151,8 +160,8 @@ def _train_once(
         trainer = _new_trainer(
             data.facts["splits"]["validation"],
             model=trained,
-            args=training_arguments(settings, folder, n_blocks=len(data.blocks["train"])),
-            train_dataset=data.blocks["train"],
+            args=training_arguments(settings, folder, n_blocks=len(train)),
+            train_dataset=train,
             eval_dataset=data.blocks["validation"],
             data_collator=as_batch,
             callbacks=[*callbacks, steps],
@@ -160,12 +169,15 @@ def _train_once(
         trainer.remove_callback(PrinterCallback)
         # Gradients are then kept in the buffers that processes exchange, not there and beside them.
         trainer.accelerator.ddp_handler.gradient_as_bucket_view = True
-        _warn_of_long_warmup(settings, len(data.blocks["train"]), trainer.args.world_size)
+        _warn_of_long_warmup(settings, len(train), trainer.args.world_size)
         if trainer.is_world_process_zero() and not (folder / "settings.json").exists():
             run_files.write_json(folder / "settings.json", run_files.settings_record(settings, data.facts))
         checkpoint = run_files.last_complete_checkpoint(folder / "checkpoints")
-        tokens_per_process = data.facts["splits"]["train"]["tokens"] // trainer.args.world_size
+        tokens_per_process = len(train) * settings.block_size // trainer.args.world_size
         predicted = predict_on_this_machine(settings, model.config, train_tokens=tokens_per_process)
+        if checkpoint and "stream" in data.facts:
+            n_steps = run_files.step_of(checkpoint)
+            train.resume_after(count_blocks_read(settings, len(train), n_steps, trainer.args.world_size))
         if checkpoint and run_files.has_ended(checkpoint, early_stopping_patience=settings.early_stopping_patience):
             _restore_finished(trainer, checkpoint)
         else:
@@ -178,9 +190,10 @@ def _train_once(
         if settings.lora_r:
             model = _save_adapter(trained, settings, folder / "adapter")
         save_model(model, tokenizer, settings, data.facts, folder / "model")
-        facts = collect_measurements(settings, trainer, n_blocks=len(data.blocks["train"])) | {"predicted": predicted}
-        if "labels" in (train := data.facts["splits"]["train"]):
-            facts["trained_tokens"] = round(facts["tokens"] * train["labels"] / (train["blocks"] * settings.block_size))
+        facts = collect_measurements(settings, trainer, n_blocks=len(train)) | {"predicted": predicted}
+        if "labels" in (counts := data.facts["splits"]["train"]):
+            share = counts["labels"] / (counts["blocks"] * settings.block_size)
+            facts["trained_tokens"] = round(facts["tokens"] * share)
         if steps.seconds[1:]:  # the first one sets up
             facts["step_seconds"] = statistics.median(steps.seconds[1:])
             extend_calibration(settings, trainer, facts, predicted)

@@ -364,6 +364,8 @@ def training_tokens(settings: TrainingSettings) -> tuple[int, str]:
     It is counted where the run's data is prepared already. Otherwise it is published (WikiText) or estimated from the
     size of the files, and at most what `max_tokens` allows. A million where nothing is known, so that there is a time.
     """
+    if settings.streaming and settings.max_tokens:
+        return settings.max_tokens, "as max_tokens says"
     counted = _counted_tokens(settings)
     if counted is not None:
         return counted, "counted"

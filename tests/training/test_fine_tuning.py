@@ -10,6 +10,7 @@ import time
 
 import pytest
 import torch
+from datasets import Dataset
 from filelock import FileLock
 from safetensors.torch import load_file
 from transformers import GPT2LMHeadModel, TrainerCallback, pipeline
@@ -302,6 +303,46 @@ def test_killed_at_any_moment_the_same_call_ends_with_the_same_weights_and_histo
     finished = fine_tune(settings)
     assert same_weights(weights(expected.model_folder), weights(finished.model_folder))
     assert finished.history == expected.history
+
+
+@pytest.mark.filterwarnings("ignore:.*is skipped")  # a checkpoint that the kill cut short
+@pytest.mark.skipif(sys.platform == "win32", reason="kills as Linux does")
+def test_a_streamed_run_that_is_killed_ends_with_the_same_weights_to_the_bit(tiny_settings, runs, tmp_path):
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    for shard in range(3):
+        texts = [f"On day {number} of year {shard} the fox went to well {number * number}." for number in range(140)]
+        Dataset.from_dict({"text": texts}).to_parquet(shards / f"{shard}.parquet")
+    stream = {"source": str(shards), "streaming": True, "max_tokens": 5000, "num_train_epochs": 2.5}
+    stream |= {"save_steps": 5, "eval_steps": 50, "sample_prompt": ""}
+    finished = []
+    for run in ("unbroken", "killed"):
+        settings = tiny_settings.model_copy(update=stream | {"run": run})
+        facts = prepare(settings).facts
+        facts["stream"]["buffer_blocks"] = 40  # four buffers of an epoch
+        (runs / run / "data/data.json").write_text(json.dumps(facts))
+        if run == "killed":
+            child, checkpoints = train_in_a_process(settings, runs), runs / "killed/checkpoints"
+            while child.poll() is None and not (checkpoints / "checkpoint-55/trainer_state.json").exists():
+                time.sleep(0.0005)
+            assert child.poll() is None, "the training ended before it could be killed"
+            child.kill()
+            child.communicate()
+        finished.append(fine_tune(settings))
+    one, other = finished
+    assert one.facts["steps"] == other.facts["steps"] == math.ceil(2.5 * math.ceil(5000 // 32 / 4))
+    assert same_weights(weights(one.model_folder), weights(other.model_folder))
+    assert one.history == other.history
+
+
+def test_a_model_that_was_moved_is_the_same_by_its_files(tiny_run, tiny_settings, tiny_model, tmp_path):
+    moved = shutil.copytree(tiny_model, tmp_path / "moved")
+    settings = tiny_settings.model_copy(update={"model_name_or_path": str(moved)})
+    assert fine_tune(settings).history == tiny_run.history
+    with (moved / "config.json").open("a") as file:
+        file.write(" ")
+    with pytest.raises(SettingsError, match="was started with model_name_or_path"):
+        fine_tune(settings)
 
 
 def test_early_stopping_keeps_the_best_model(tiny_settings):
