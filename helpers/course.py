@@ -24,8 +24,11 @@ class CourseError(RuntimeError):
     """A notebook that failed; the message names the notebook, the error and the executed file."""
 
 
+_NEXT = "06"  # the first notebook that is not in the course itself: it trains for minutes, and nothing needs it
+
+
 def all_notebooks() -> list[Path]:
-    """Return the course's notebooks in their order; raise `CourseError` where there are none."""
+    """Return every notebook in its order; raise `CourseError` where there are none."""
     notebooks = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
     if not notebooks:  # a wheel brings the package alone
         raise CourseError(
@@ -33,6 +36,11 @@ def all_notebooks() -> list[Path]:
             "or train without a notebook: `python -m helpers train`."
         )
     return notebooks
+
+
+def course_notebooks() -> list[Path]:
+    """Return the notebooks that a course run executes by default."""
+    return [path for path in all_notebooks() if path.stem < _NEXT]
 
 
 def find_notebook(name: str) -> Path:

@@ -294,9 +294,10 @@ class TrainingSettings(DataSettings):
         description="scale of the LoRA adapter: its output is multiplied by lora_alpha / lora_r",
     )  # fmt: skip
     lora_dropout: float = Field(0.0, ge=0, le=0.9, description="dropout on the input of the LoRA adapter")
-    optim: Literal["adamw_torch_fused", "adafactor"] = Field(
+    optim: Literal["adamw_torch_fused", "adafactor", "muon"] = Field(
         "adamw_torch_fused",
-        description="the optimizer; adafactor keeps a few bytes where AdamW keeps 8 for each trained weight",
+        description="the optimizer; adafactor keeps a few bytes where AdamW keeps 8 for each trained weight; muon, for "
+        "pretraining, keeps 4 for those of the blocks' matrices, and trains the rest with AdamW",
     )
     weight_decay: float = Field(0.01, ge=0, le=1, description="how strongly trained weights are pulled towards zero")
     adam_beta2: float = Field(
@@ -370,6 +371,15 @@ class TrainingSettings(DataSettings):
             raise ValueError(
                 f"lora_r = {self.lora_r} freezes a pretrained model, and from_scratch = True gives it "
                 "random weights: set lora_r = 0, or from_scratch = False"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_that_muon_trains_matrices(self) -> Self:
+        if self.lora_r and self.optim == "muon":
+            raise ValueError(
+                f"optim = 'muon' is for complete matrices, and lora_r = {self.lora_r} trains narrow ones beside them: "
+                "set lora_r = 0, or another optim"
             )
         return self
 

@@ -214,7 +214,8 @@ def test_an_unknown_notebook_is_answered_with_the_nearest():
 
 
 def test_the_course_has_five_notebooks_in_order():
-    assert [path.stem[:2] for path in course.all_notebooks()] == ["01", "02", "03", "04", "05"]
+    assert [path.stem[:2] for path in course.course_notebooks()] == ["01", "02", "03", "04", "05"]
+    assert find_notebook("06") == course.all_notebooks()[-1]
 
 
 def test_papermill_is_imported_without_the_grammar_that_takes_seconds():

@@ -102,6 +102,10 @@ WRONG = {
     "troubleshooting-3": ("never moves", "Which of the two losses"),
     "troubleshooting-4": ("memorises", "Compare the labels with the input_ids"),
     "troubleshooting-5": (lambda n, speed, peak: 2 * n * speed / (peak * 1e12), "forward pass alone"),
+    "scratch-1": (lambda layers, width, tokens, places: 163_037_184, "do not count it twice"),
+    "scratch-2": (lambda q, k, v: (q @ k.T / 2).softmax(-1) @ v, "Tokens read later ones"),
+    "scratch-3": (math.log2(50257), "natural logarithm"),
+    "scratch-4": (lambda n, tokens, peak, mfu: 2 * n * tokens / (peak * 1e12 * mfu) / 86_400, "forward pass alone"),
 }
 
 

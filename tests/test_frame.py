@@ -212,5 +212,5 @@ class TestNotebook:
         assert sum(after_prose) / len(code) >= 0.85
 
 
-def test_there_are_five_notebooks():
-    assert len(notebooks()) == 5
+def test_there_are_six_notebooks():
+    assert len(notebooks()) == 6

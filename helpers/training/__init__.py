@@ -6,6 +6,7 @@
 - `run_files`: settings.json, history.jsonl and checkpoints in a run's folder
 - `processes`: several processes in one training; device and peak memory
 - `engine`, `autograd_functions`: the same results with less memory and time
+- `muon`: an optimizer for pretraining
 - `lora`: train an adapter beside a frozen model, and merge it
 - `memory`, `cards`, `plan`: predict memory, time and disk of a run
 - `calibration`, `measuring`: short trainings that are measured here, and predictions fitted to them

@@ -27,7 +27,7 @@ def training_arguments(settings: TrainingSettings, folder: Path, *, n_blocks: in
     same_names = (
         "learning_rate", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps",
         "weight_decay", "adam_beta2", "warmup_steps", "lr_scheduler_type", "max_grad_norm", "logging_steps",
-        "eval_steps", "save_total_limit", "seed", "optim",
+        "eval_steps", "save_total_limit", "seed",
     )  # fmt: skip
     precision = chosen_precision(settings)
     is_renamed = "activation_checkpointing" in TrainingArguments.__dataclass_fields__  # since transformers 5.23
@@ -36,6 +36,7 @@ def training_arguments(settings: TrainingSettings, folder: Path, *, n_blocks: in
         output_dir=str(folder / "checkpoints"),
         **{name: getattr(settings, name) for name in same_names},
         **{checkpointing: settings.gradient_checkpointing},
+        optim="adamw_torch_fused" if settings.optim == "muon" else settings.optim,  # Muon is handed in
         per_device_eval_batch_size=settings.per_device_train_batch_size,
         bf16=precision == "bf16",
         fp16=precision == "fp16",

@@ -141,6 +141,8 @@ def _train_once(
     import torch
     from transformers import PrinterCallback, set_seed
 
+    from helpers.training.muon import MuonWithAdamW
+
     with processes.process_group().local_main_process_first():  # the others then find the data prepared
         data = prepare(settings)
     train = open_training_blocks(data, settings)
@@ -165,6 +167,7 @@ def _train_once(
             eval_dataset=data.blocks["validation"],
             data_collator=as_batch,
             callbacks=[*callbacks, steps],
+            optimizers=(MuonWithAdamW(model, settings) if settings.optim == "muon" else None, None),
         )
         trainer.remove_callback(PrinterCallback)
         # Gradients are then kept in the buffers that processes exchange, not there and beside them.

@@ -170,12 +170,14 @@ def operations_per_token(shape: Any, block_size: int, settings: TrainingSettings
 def optimizer_bytes(config: Any, settings: TrainingSettings) -> int:
     """Return the bytes that the optimizer keeps: two averages per trained weight for AdamW.
 
-    Adafactor keeps one value per row and per column of a matrix, and one per weight of a vector
-    (https://arxiv.org/abs/1804.04235).
+    Muon keeps one for the matrices of the blocks, and AdamW's two for the rest. Adafactor keeps one value per row and
+    per column of a matrix, and one per weight of a vector (https://arxiv.org/abs/1804.04235).
     """
     if settings.optim == "adamw_torch_fused":
         return 8 * trained_parameters(config, settings)
     width, inner, rank = config.n_embd, _inner(config), settings.lora_r
+    if settings.optim == "muon":
+        return 8 * parameters(config) - 4 * config.n_layer * width * (4 * width + 2 * inner)
     if rank:
         return 4 * (adapter_parameters(config, rank) // rank + 8 * rank * config.n_layer)
     block = (8 * width + 2 * inner) + (5 * width + inner) + 4 * width  # matrices, biases, norms

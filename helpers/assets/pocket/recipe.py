@@ -196,6 +196,7 @@ def pretrain(run: str, *, source: Path, max_steps: int, start: Path | None = Non
         PRESET,
         **{"near_duplicates": "keep", "document_separator": "row", "torch_compile": "always"}
         | {"logging_steps": 100, "eval_steps": 1000, "save_steps": 500}
+        | {"optim": "adamw_torch_fused", "learning_rate": 2e-3}  # as the shipped weights were trained
         | {"run": run, "source": str(source), "seed": SEED}
         | changes,
     )
