@@ -40,11 +40,11 @@ def traced_and_predicted(shape, values, *, engine="course", n_processes=1, sampl
 
 
 TRACED = [  # one of each kind; all of them are in `tests/benchmarks/test_memory_trace.py`
-    (GPT2, {"batch": 8, "block": 1024}, {}),
+    (GPT2, {"batch": 1}, {}),
     (SHALLOW, {"batch": 4}, {"engine": "stock"}),
     (SHALLOW, {"batch": 3, "block": 500, "precision": "no"}, {}),
-    (WIDE, {"batch": 16, "block": 1024, "checkpointing": True, "accumulation": 8}, {}),
-    (SHALLOW, {"batch": 8, "block": 1024, "lora_r": 8, "lora_dropout": 0.1}, {}),
+    (WIDE, {"batch": 4, "checkpointing": True, "accumulation": 8}, {}),
+    (SHALLOW, {"batch": 4, "lora_r": 8, "lora_dropout": 0.1}, {}),
     (WIDE, {"block": 128, "optim": "adafactor"}, {}),
     (SHALLOW, {"batch": 4, "accumulation": 2}, {"n_processes": 2}),
     (SHALLOW, {}, {"sample_tokens": 200}),

@@ -17,9 +17,10 @@ from helpers.environment.live import sample
 from helpers.model import load_model
 from helpers.settings import NOTEBOOKS, TrainingSettings
 from helpers.training import fine_tuning
-from helpers.training.callbacks import TrainingStoppedError
+from helpers.training.arguments import chosen_precision
 from helpers.training.engine import equal_results_less_work
 from helpers.training.fine_tuning import fine_tune
+from helpers.training.stopping import TrainingStoppedError
 from tests.benchmarks import card
 
 HAS_CARD = torch.cuda.is_available()
@@ -122,7 +123,7 @@ def test_the_doctor_knows_the_card():
         assert found["mode"] == "gpu"
         assert found["card"]["name"] == torch.cuda.get_device_name()
         assert found["card"]["capability"] == list(torch.cuda.get_device_capability())
-        assert found["card"]["precision"] == fine_tuning.chosen_precision(TrainingSettings())
+        assert found["card"]["precision"] == chosen_precision(TrainingSettings())
         assert found["card"]["peak_tflops"], "the table of compute capabilities has this one"
 
 
