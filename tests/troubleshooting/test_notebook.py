@@ -140,6 +140,7 @@ def test_a_kernel_dies_and_its_notebook_goes_on_when_it_is_run_again(notebook):
 
 def test_a_parameter_without_a_tagged_cell_has_no_effect_and_no_error(notebook):
     assert (notebook["untagged"].returncode, notebook["said"]) == (0, "2 epochs\n")
+    assert (notebook["tagged"].returncode, notebook["said_with_tag"]) == (0, "5 epochs\n")
     assert known(notebook["untagged"].stderr) == "T24"
 
 
