@@ -174,9 +174,10 @@ class BlockStream(IterableDataset):
                 n_before += len(batch)
 
     def _read_positions(self) -> list[Position]:
-        if not self._path.exists():
+        try:
+            return [Position(*row) for row in json.loads(self._path.read_text(encoding="utf-8"))]
+        except (OSError, ValueError):  # none yet, or spoilt by a power cut: the epoch is read from its beginning
             return []
-        return [Position(*row) for row in json.loads(self._path.read_text(encoding="utf-8"))]
 
 
 def _batches_of(documents: Iterator[str]) -> Iterator[list[str]]:

@@ -139,19 +139,25 @@ def streaming(folder, tiny_model, **more):
     return DataSettings(run="stream", source=str(folder), **given, **more)
 
 
-@pytest.mark.parametrize("third", ["train-2", "test-0", "validation-0"])
-def test_no_validation_or_test_document_is_trained_on(third, tiny_model, tmp_path, tokens, monkeypatch):
+@pytest.mark.parametrize(
+    ("third", "separator"), [("train-2", "row"), ("test-0", "row"), ("validation-0", "row"), ("train-2", "7 rows"),
+                             ("train-2", "file")],
+)  # fmt: skip
+def test_no_validation_or_test_document_is_trained_on(third, separator, tiny_model, tmp_path, tokens, monkeypatch):
     monkeypatch.setattr("helpers.data.preparation._BUFFER_BLOCKS", 1)  # so that documents can be read in the blocks
-    settings = streaming(write_shards(tmp_path / "shards", ["train-0", "train-1", third]), tiny_model)
+    names = [f"{name}-of-00003" for name in ("train-0", "train-1", third)]  # the shards of one table
+    settings = streaming(write_shards(tmp_path / "shards", names), tiny_model, document_separator=separator)
     data = prepare(settings)
     stream = open_training_blocks(data, settings)
     text = tokens._tokenizer.decode(list(itertools.chain.from_iterable(rows(stream))))
     assert len(stream) == 1500 // 16
+    stories = {story(shard, number) for shard in range(3) for number in range(40)}
     for part in ("validation", "test"):
-        held_out = data.documents[part]["text"][:]
-        assert held_out
-        assert not [document for document in held_out if document in text]
-    assert sum(document in text for document in data.documents["train"]["text"]) > 10
+        held_out = "\n".join(data.documents[part]["text"])
+        own = {line for line in stories if line in held_out}
+        assert own
+        assert not [line for line in own if line in text]
+    assert sum(line in text for line in stories) > 40
 
 
 def test_the_run_keeps_the_beginning_only_and_says_so(tiny_model, tmp_path, monkeypatch):

@@ -76,10 +76,12 @@ class Source:
         parts = self._streams_by_part()
         self._n_texts = max(sum(not stream.is_table for stream in streams) for _, streams in parts)
         is_alone = all(len(streams) == 1 for _, streams in parts)
+        if self.settings.streaming:  # shard by shard, as a training reads them: else other rows would be a document
+            parts = [(part, self._training_streams() if part in ("", "train") else own) for part, own in parts]
         for part, streams in parts:
+            documents = (self._documents(stream, is_alone=is_alone) for stream in streams)
             # The first one at once: what it is decides how the documents of this part are stored.
-            first = self._documents(streams[0], is_alone=is_alone)
-            yield part, chain(first, chain.from_iterable(self._documents(stream) for stream in streams[1:]))
+            yield part, chain(next(documents), chain.from_iterable(documents))
 
     def training_shards(self, *, is_continuous: bool) -> list[Callable[[], Iterator[str]]]:
         """Return for each shard of the training text what reads its documents from the first on: a file, or a Hub's.
