@@ -93,11 +93,13 @@ def test_a_sweep_that_is_killed_again_and_again_ends_its_workers_and_loses_and_r
     assert {json.loads(path.read_text())["state"] for path in folder.glob("trial-*/trial.json")} == {"done"}
 
 
-def test_an_interrupted_trial_goes_on_from_its_checkpoint(study_file, training_notebook, tiny_settings, runs):
+def test_a_trial_is_the_course_itself_and_goes_on_from_its_checkpoint_when_it_was_interrupted(
+    study_file, notebook_03_until_trained, tiny_settings, runs
+):
     tiny = tiny_settings.model_dump(include={"model_name_or_path", "source", "block_size", "mixed_precision"})
-    long = {"per_device_train_batch_size": 1, "num_train_epochs": 20, "save_steps": 5, "save_total_limit": 100}
+    long = {"per_device_train_batch_size": 1, "num_train_epochs": 8, "save_steps": 5, "save_total_limit": 100}
     settings = {**tiny, **long, "sample_prompt": "", "eval_steps": 50}
-    file = study_file(vary={"learning_rate": [0.001]}, settings=settings, notebooks=[training_notebook])
+    file = study_file(vary={"learning_rate": [0.001]}, settings=settings, notebooks=[str(notebook_03_until_trained)])
     checkpoints = runs / "grid/trial-000/checkpoints"
     process = sweep(file)
     wait_until(lambda: (checkpoints / "checkpoint-10/trainer_state.json").exists())
@@ -110,6 +112,9 @@ def test_an_interrupted_trial_goes_on_from_its_checkpoint(study_file, training_n
     trials = open_study(read_study(file)).get_trials()
     assert [trial.state.name for trial in trials] == ["FAIL", "COMPLETE"]
     assert {trial.user_attrs["point"] for trial in trials} == {0}
+    saved = TrainingSettings(**json.loads((runs / "grid/trial-000/settings.json").read_text())["settings"])
+    assert saved == TrainingSettings(run="trial-000", learning_rate=0.001, **settings)
+    assert (runs / "grid/trial-000/notebooks/03_fine_tuning.ipynb").exists()
 
 
 def test_a_worker_that_dies_is_started_again(study_file, runs, monkeypatch):
@@ -248,16 +253,6 @@ def test_a_paused_study_says_why_and_is_exit_code_1(study_file):
     assert result.exit_code == 1
     assert result.output.count("The study is paused: the disk is full") == 1
     assert "Free some space and give the same command again" in result.output
-
-
-def test_a_trial_is_the_course_itself(study_file, notebook_03_until_trained, tiny_settings, runs):
-    settings = tiny_settings.model_dump(include={"model_name_or_path", "source", "block_size", "num_train_epochs"})
-    notebooks = [str(notebook_03_until_trained)]
-    result = call("sweep", study_file(vary={"learning_rate": [0.003]}, settings=settings, notebooks=notebooks))
-    assert result.exit_code == 0, result.output
-    saved = TrainingSettings(**json.loads((runs / "grid/trial-000/settings.json").read_text())["settings"])
-    assert saved == TrainingSettings(run="trial-000", learning_rate=0.003, **settings)
-    assert (runs / "grid/trial-000/notebooks/03_fine_tuning.ipynb").exists()
 
 
 def test_compare_writes_the_table_and_promotes_the_best(runs, tmp_path):
