@@ -3,15 +3,17 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from helpers.__main__ import main
-from helpers.settings import NOTEBOOKS, read_run_settings
+from helpers.settings import NOTEBOOKS, TrainingSettings, check_values, read_run_settings
 from helpers.studies.study_file import read_study
 from helpers.widgets.training_panel import save_parameters
 
@@ -80,8 +82,12 @@ def test_every_link_between_the_notebooks_leads_to_one():
         assert [link for link in links if not (NOTEBOOKS / link).exists()] == [], notebook.name
 
 
-def test_the_new_gpt2_trains_on_the_fables(tmp_path, monkeypatch, runs):
-    monkeypatch.chdir(tmp_path)
-    (code,) = blocks("python")
-    exec(code.replace('run="from-scratch"', 'run="from-scratch", num_train_epochs=0.02'), {})
-    assert (runs / "from-scratch/model/model.safetensors").exists()
+def test_the_new_gpt2_can_be_planned_and_trained_as_shown():
+    lines = [line for text in blocks("bash") for line in text.splitlines() if "--preset pocket-pretraining" in line]
+    plan, train = (shlex.split(line.replace("my_texts/", "fables"), comments=True)[3:] for line in lines)
+    planned = CliRunner().invoke(main, [*plan, "--gpu", "4090"])
+    assert planned.exit_code == 0
+    assert "a new model of 2,615,424 weights" in planned.output
+    given = dict(zip(train[train.index("-p") + 1 :: 3], train[train.index("-p") + 2 :: 3], strict=True))
+    settings = TrainingSettings.from_preset("pocket-pretraining", **check_values(given))
+    assert (settings.vocab_size, settings.n_layer) == (8192, 6)
