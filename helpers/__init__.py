@@ -1,4 +1,4 @@
-"""The package behind the notebooks: a room (sub-package) for each of the five, and `widgets` and `studies`.
+"""The package behind the notebooks: a room (sub-package) for each of the five, and `widgets`, `studies` and `sharing`.
 
 Import from a room, never from its insides: `from helpers.training import fine_tune`. Importing `helpers` or a room
 imports nothing heavy; a name is loaded when it is first asked for.

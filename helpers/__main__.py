@@ -1,7 +1,7 @@
 """The command line, `python -m helpers ...`.
 
-Its commands are run, train, plan, calibrate, settings, sweep, compare, doctor, explain and monitor. The tasks `course`,
-`test`, `lab` and others work on a fresh clone; see `helpers.environment.tasks`.
+Its commands are run, train, plan, calibrate, settings, sweep, compare, export, demo, share, doctor, explain and
+monitor. The tasks `course`, `test`, `lab` and others work on a fresh clone; see `helpers.environment.tasks`.
 """
 
 import sys
@@ -29,6 +29,7 @@ from helpers.settings import (
     read_preset,
     unit,
 )
+from helpers.sharing.commands import demo, export, share
 from helpers.studies.commands import compare, sweep
 from helpers.troubleshooting.commands import explain
 
@@ -192,9 +193,12 @@ def settings() -> None:
 
 
 main.add_command(compare)
+main.add_command(demo)
 main.add_command(doctor)
 main.add_command(explain)
+main.add_command(export)
 main.add_command(monitor)
+main.add_command(share)
 main.add_command(sweep)
 
 if __name__ == "__main__":

@@ -1,22 +1,30 @@
 """A server on this machine that answers the real clients as the Hub does, and as it does on bad days."""
 
+import base64
 import functools
 import hashlib
 import json
 import shutil
+import socket
 import threading
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 COMMIT = "0" * 40
+LARGE = (".safetensors", ".gguf")  # what the Hub keeps outside of git
 Repositories = Mapping[str, Mapping[str, Path]]  # "models/owner/name" or "datasets/owner/name" -> file name -> file
 
 
 @contextmanager
 def loopback_hub(
-    repositories: Repositories, *, gated: Collection[str] = (), dropped: Collection[str] = ()
+    repositories: Repositories,
+    *,
+    gated: Collection[str] = (),
+    dropped: Collection[str] = (),
+    uploads: "Uploads | None" = None,
 ) -> Iterator[str]:
     """Serve the files of some repositories; give the address, which goes into HF_ENDPOINT.
 
@@ -24,8 +32,10 @@ def loopback_hub(
         repositories: their files.
         gated: repositories that ask for a login.
         dropped: repositories whose Parquet files break off in the middle.
+        uploads: takes what is uploaded; without it nothing can be.
     """
-    kind = type("Hub", (_Hub,), {"repositories": repositories, "gated": gated, "dropped": dropped})
+    state = {"repositories": repositories, "gated": gated, "dropped": dropped, "uploads": uploads}
+    kind = type("Hub", (_Hub,), state)
     server = ThreadingHTTPServer(("127.0.0.1", 0), kind)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -37,10 +47,42 @@ def loopback_hub(
         thread.join()
 
 
+@dataclass
+class Uploads:
+    """What one account has uploaded, and how the Hub treats it.
+
+    Attributes:
+        folder: where the files of new repositories are kept.
+        token: the only one that is accepted.
+        owner: the account; it may write nowhere else.
+        drops: connections that break while a large file is being sent.
+        received: hash of a large file -> its content, complete ones only.
+        commits: message of each commit -> the paths in it.
+    """
+
+    folder: Path
+    token: str = "hf_right"
+    owner: str = "me"
+    drops: int = 0
+    received: dict[str, bytes] = field(default_factory=dict)
+    commits: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def repositories(self) -> dict[str, dict[str, Path]]:
+        """The repositories and their files, as the server describes them."""
+        return {
+            f"models/{self.owner}/{repository.name}": {
+                path.relative_to(repository).as_posix(): path for path in repository.rglob("*") if path.is_file()
+            }
+            for repository in self.folder.iterdir()
+        }
+
+
 class _Hub(BaseHTTPRequestHandler):
     repositories: Repositories
     gated: Collection[str]
     dropped: Collection[str]
+    uploads: Uploads | None
 
     def do_HEAD(self):
         self.answer()
@@ -49,11 +91,83 @@ class _Hub(BaseHTTPRequestHandler):
         self.answer()
 
     def do_POST(self):
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])) or b"{}")
-        self.answer(paths=asked.get("paths", []))
+        body = self.rfile.read(int(self.headers["Content-Length"])) or b"{}"
+        if self.uploads is not None:
+            return self.take(self.path.partition("?")[0], [json.loads(line) for line in body.splitlines()])
+        return self.answer(paths=json.loads(body).get("paths", []))
+
+    def do_PUT(self):
+        """Take a large file, whose hash is the last part of the path; or break off in its middle."""
+        if self.uploads.drops:
+            self.uploads.drops -= 1
+            self.rfile.read(1)
+            return self.connection.shutdown(socket.SHUT_RDWR)
+        if "Content-Length" in self.headers:
+            content = self.rfile.read(int(self.headers["Content-Length"]))
+        else:  # in chunks: a line with the length of each, the last of length 0
+            content = b""
+            while n_bytes := int(self.rfile.readline(), 16):
+                content += self.rfile.read(n_bytes)
+                self.rfile.readline()
+        self.uploads.received[hashlib.sha256(content).hexdigest()] = content
+        return self.reply({})
+
+    def take(self, path, lines):
+        """Do a step of an upload: make a repository, sort its files, tell which large ones are missing, commit."""
+        if not self.is_known:
+            return self.reply({}, b'{"error": "Invalid username or password."}', status=401)
+        if path == "/api/validate-yaml":  # the head of a card
+            return self.reply_json({"warnings": [], "errors": []})
+        if path == "/api/repos/create":
+            owner, name = lines[0].get("organization", self.uploads.owner), lines[0]["name"]
+            if owner != self.uploads.owner:
+                return self.reply({}, b'{"error": "You have no rights here."}', status=403)
+            is_there = (self.uploads.folder / name).exists()
+            (self.uploads.folder / name).mkdir(exist_ok=True)
+            return self.reply_json({"url": f"{self.here}/{owner}/{name}"}, status=409 if is_there else 200)
+        if "/preupload/" in path:
+            kinds = {file["path"]: "lfs" if file["path"].endswith(LARGE) else "regular" for file in lines[0]["files"]}
+            files = [{"path": name, "uploadMode": kind, "shouldIgnore": False} for name, kind in kinds.items()]
+            return self.reply_json({"files": files})
+        if path.endswith("/info/lfs/objects/batch"):
+            objects = lines[0]["objects"]
+            for item in objects:
+                if item["oid"] not in self.uploads.received:
+                    item["actions"] = {"upload": {"href": f"{self.here}/{item['oid']}"}}
+            return self.reply_json({"transfer": "basic", "objects": objects})
+        return self.commit(self.uploads.folder / path.split("/")[4], lines)
+
+    def commit(self, repository, lines):
+        """Keep what a commit holds."""
+        for line in lines[1:]:
+            value = line["value"]
+            path = repository / value["path"]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            is_large = line["key"] == "lfsFile"
+            path.write_bytes(self.uploads.received[value["oid"]] if is_large else base64.b64decode(value["content"]))
+        self.uploads.commits[lines[0]["value"]["summary"]] = [line["value"]["path"] for line in lines[1:]]
+        address = f"{self.here}/{self.uploads.owner}/{repository.name}/commit/{COMMIT}"
+        self.reply_json({"commitUrl": address, "commitOid": COMMIT, "success": True})
+
+    @property
+    def here(self):
+        return f"http://{self.headers['Host']}"
+
+    @property
+    def is_known(self):
+        return self.headers.get("Authorization") == f"Bearer {self.uploads.token}"
+
+    def reply_json(self, value, *, status=200):
+        self.reply({"Content-Type": "application/json"}, json.dumps(value).encode(), status=status)
 
     def answer(self, *, paths=()):
         """Find the repository and what is wanted of it."""
+        if self.uploads is not None:
+            if not self.is_known:
+                return self.reply({}, b'{"error": "Invalid username or password."}', status=401)
+            if self.path == "/api/whoami-v2":
+                return self.reply_json({"type": "user", "name": self.uploads.owner, "orgs": []})
+            self.repositories = self.uploads.repositories
         path = self.path.partition("?")[0].removeprefix("/")
         is_api, path = path.startswith("api/"), path.removeprefix("api/")
         if not path.startswith(("datasets/", "models/")):

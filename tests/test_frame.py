@@ -53,8 +53,9 @@ ROOMS = {
     "studies": {
         "course", "data", "display", "evaluation", "files", "plots", "settings", "training", "troubleshooting",
     },
+    "sharing": {"data", "display", "evaluation", "files", "model", "settings", "training", "widgets"},
     "assets": {"data", "evaluation", "files", "model", "settings", "training"},
-    "__main__": {"course", "data", "environment", "settings", "studies", "training", "troubleshooting"},
+    "__main__": {"course", "data", "environment", "settings", "sharing", "studies", "training", "troubleshooting"},
 }  # fmt: skip
 
 
@@ -163,8 +164,10 @@ def test_no_modules_import_each_other_in_a_circle():
 
 
 def test_rooms_are_imported_from_the_outside_by_their_public_names():
-    inside = re.compile(r"(?:from|import) (helpers\.(?:data|training|evaluation|troubleshooting|widgets|studies)\.\w+)")
-    read = [*NOTEBOOKS.glob("*.ipynb"), ROOT / "README.md", ROOT / "GUIDE.md"]
+    inside = re.compile(
+        r"(?:from|import) (helpers\.(?:data|training|evaluation|troubleshooting|widgets|studies|sharing)\.\w+)"
+    )
+    read = [*NOTEBOOKS.glob("*.ipynb"), ROOT / "README.md", NOTEBOOKS / "GUIDE.md"]
     assert {path.name: inside.findall(path.read_text(encoding="utf-8")) for path in read} == {p.name: [] for p in read}
 
 

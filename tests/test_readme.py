@@ -17,7 +17,7 @@ from helpers.settings import NOTEBOOKS, TrainingSettings, check_values, read_run
 from helpers.studies.study_file import read_study
 from helpers.widgets.training_panel import save_parameters
 
-PAGES = [NOTEBOOKS.parent / "README.md", NOTEBOOKS.parent / "GUIDE.md", NOTEBOOKS / "README.md"]
+PAGES = [NOTEBOOKS.parent / "README.md", NOTEBOOKS / "GUIDE.md", NOTEBOOKS / "README.md"]
 TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 
 

@@ -11,7 +11,7 @@
 - `memory`, `cards`, `plan`: predict memory, time and disk of a run
 - `calibration`, `measuring`: short trainings that are measured here, and predictions fitted to them
 - `slowness`: say why steps have become slow
-- `model_card`: the card of the final model, and publishing it
+- `model_card`: the card of the final model
 - `pruning`: a training reports to its study, which may stop it
 """
 
@@ -34,7 +34,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "plan": "MemoryPlan plan_run planned_shape training_tokens",
         "calibration": "Calibration find_calibration",
         "measuring": "calibrate",
-        "model_card": "metric_text public_name push_to_hub write_model_card",
+        "model_card": "metric_text public_name write_model_card",
         "pruning": "TrialPrunedError",
     },
 )

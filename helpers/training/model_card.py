@@ -1,10 +1,7 @@
 """The model card, runs/<run>/model/README.md: what the model is, how it was measured, what its limits are.
 
-Its text is the template in `assets/templates/model_card.md`, its metadata are the Hub's own. To publish a run, log in
-once with `hf auth login`; then one call sends the folder with the card:
-
-    from helpers.training import push_to_hub
-    push_to_hub("my-run", "my-name/my-model")
+Its text is the template in `assets/templates/model_card.md`, its metadata are the Hub's own. `helpers.sharing`
+publishes it.
 """
 
 import re
@@ -12,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from helpers.data.sources import source_path
-from helpers.display import first_line, last_part
+from helpers.display import last_part
 from helpers.files import write_atomically
 from helpers.model import shown_name
 from helpers.settings import ASSETS, SettingsError, TrainingSettings, read_run_settings, run_folder
 from helpers.training.run_files import read_json
 
 if TYPE_CHECKING:
-    from huggingface_hub import EvalResult, HfApi, ModelCardData
+    from huggingface_hub import EvalResult, ModelCardData
 
 _ENGLISH = ("fables", "python-reference")
 
@@ -70,35 +67,6 @@ def write_model_card(run: str) -> Path | None:
     path = folder / "model" / "README.md"
     write_atomically(path, card_text(read_run_settings(run), read_json(folder / "data" / "data.json"), evaluation))
     return path
-
-
-def push_to_hub(run: str, repo_id: str, *, private: bool = True, api: "HfApi | None" = None) -> str:
-    """Send a run's model, tokenizer and card to the Hub in one commit; return the address.
-
-    Args:
-        run: a finished run.
-        repo_id: 'owner/name'; the repository is created where there is none.
-        private: whether a new repository is hidden from others.
-        api: the Hub's client; by default that of the account that is logged in.
-
-    Raises:
-        SettingsError: the run has no model, or the Hub refuses; the sentence says why.
-    """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
-
-    if write_model_card(run) is None:
-        raise SettingsError(f"Run {run!r} has no final model yet: train it in notebook 03 first.")
-    api = api or HfApi()
-    try:
-        address = api.create_repo(repo_id, private=private, exist_ok=True)
-        api.upload_folder(repo_id=repo_id, folder_path=run_folder(run) / "model", commit_message=f"Run {run}")
-    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        raise SettingsError(
-            f"The Hub did not take {repo_id!r} ({first_line(error)}): log in with `hf auth login` and "
-            "check the name, 'owner/name', and the network."
-        ) from None
-    return str(address)
 
 
 def public_name(source: str) -> str:

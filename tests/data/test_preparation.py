@@ -443,7 +443,7 @@ def test_a_missing_text_or_model_is_refused_before_anything_starts(values, words
         refuse_missing(values)
 
 
-@pytest.mark.parametrize("name", ["README.md", "GUIDE.md", "LICENSE", "."])
+@pytest.mark.parametrize("name", ["README.md", "LICENSE", "."])
 def test_the_courses_own_files_are_nobodys_text(monkeypatch, name):
     monkeypatch.chdir(NOTEBOOKS.parent)
     with pytest.raises(SettingsError, match="is part of this course and not your text"):

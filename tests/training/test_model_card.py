@@ -1,11 +1,9 @@
-from types import SimpleNamespace
-
 import pytest
 from huggingface_hub import ModelCard
 
 from helpers.evaluation import compare_with_base, record
-from helpers.settings import EvaluationSettings, SettingsError, TrainingSettings
-from helpers.training.model_card import card_text, public_name, push_to_hub, write_model_card
+from helpers.settings import EvaluationSettings, TrainingSettings
+from helpers.training.model_card import card_text, public_name, write_model_card
 
 FACTS = {
     "splits": {name: {"documents": 2, "bytes": 30, "sha256": name[0] * 64} for name in ("train", "validation", "test")}
@@ -113,46 +111,3 @@ def test_a_folder_with_the_form_of_a_hub_id_is_none(tmp_path, monkeypatch):
     settings = TrainingSettings(source="letters/mine", model_name_or_path="letters/mine")
     assert not {"datasets", "base_model"} & set(loaded(settings).data.to_dict())
     assert "letters" not in card_text(settings, FACTS)
-
-
-def test_a_refusal_without_a_message_is_shown_by_its_type(tiny_run):
-    with pytest.raises(SettingsError, match=r"did not take 'me/fables' \(OSError\): log in"):
-        push_to_hub("tiny", "me/fables", api=Hub(OSError()))
-
-
-class Hub:
-    """Takes what is sent, or refuses as the Hub would."""
-
-    def __init__(self, refusal=None):
-        self.sent, self.refusal = [], refusal
-
-    def create_repo(self, repo_id, *, private, exist_ok):
-        if self.refusal:
-            raise self.refusal
-        self.sent.append(("create", repo_id, private, exist_ok))
-        return f"https://huggingface.co/{repo_id}"
-
-    def upload_folder(self, *, repo_id, folder_path, commit_message):
-        self.sent.append(("upload", repo_id, sorted(path.name for path in folder_path.iterdir())))
-        return SimpleNamespace(commit_message=commit_message)
-
-
-def test_one_call_sends_model_tokenizer_and_card(tiny_run):
-    hub = Hub()
-    assert push_to_hub("tiny", "me/fables", api=hub) == "https://huggingface.co/me/fables"
-    assert hub.sent[0] == ("create", "me/fables", True, True)
-    assert {"README.md", "config.json", "model.safetensors", "tokenizer.json"} <= set(hub.sent[1][2])
-
-
-def test_a_refusal_of_the_hub_is_one_sentence_with_what_to_do(tiny_run):
-    from huggingface_hub.errors import LocalTokenNotFoundError
-
-    with pytest.raises(SettingsError, match=r"no token.*log in with `hf auth login`"):
-        push_to_hub("tiny", "me/fables", api=Hub(LocalTokenNotFoundError("no token")))
-    with pytest.raises(SettingsError, match="no final model yet"):
-        push_to_hub("mine", "me/fables", api=Hub())
-
-
-def test_the_real_client_offline_is_one_sentence(tiny_run):
-    with pytest.raises(SettingsError, match="The Hub did not take 'me/fables'"):
-        push_to_hub("tiny", "me/fables")

@@ -11,7 +11,7 @@ from helpers.settings import ASSETS, NOTEBOOKS, SettingsError, find_path
 FABLES = ASSETS / "fables"
 TEXTS = (".txt", ".text", ".md", ".markdown")
 TABLES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
-_COURSE_FILES = ("README.md", "GUIDE.md", "LICENSE", "Makefile", "constraints.txt", "environment.yml", "pyproject.toml")
+_COURSE_FILES = ("README.md", "LICENSE", "Makefile", "constraints.txt", "environment.yml", "pyproject.toml")
 _FULL_NAMES = {
     "wikitext": "Salesforce/wikitext",
     "openwebtext": "Skylion007/openwebtext",

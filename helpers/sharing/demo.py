@@ -1,0 +1,207 @@
+"""A page on this machine, on which base and tuned model continue a prompt token by token.
+
+A page of our own on Python's HTTP server, and not Gradio, which would bring about 60 packages for a prompt and six
+sliders. It listens on loopback only, and answers only who has the token in its address: other programs and other
+pages of the browser, which may send requests to this machine, get nothing.
+"""
+
+import json
+import secrets
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs, urlsplit
+
+from helpers.display import first_line
+from helpers.evaluation import load_base, load_tuned
+from helpers.model import check_sound
+from helpers.settings import EvaluationSettings, SettingsError, read_run_settings
+from helpers.sharing.demo_page import SAMPLING, served_page
+from helpers.sharing.export import sampling_of
+from helpers.widgets.playground import encode_prompt, sample_tokens
+
+if TYPE_CHECKING:
+    from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
+
+_MOST_REQUEST_BYTES = 1_000_000
+
+
+class DemoServer:
+    """The server of a run's demo page.
+
+    Attributes:
+        address: where the page is, with the token that opens it.
+        note: what is shown under its title.
+    """
+
+    def __init__(self, run: str, *, port: int = 0) -> None:
+        """Load the models and take a port; 0 takes a free one.
+
+        Raises:
+            SettingsError: the run has no model that can be sampled, or the port is in use.
+        """
+        read_run_settings(run)
+        self._run, self._token = run, secrets.token_urlsafe(16)
+        self._models, self.note = _load_models(run)
+        self._sampling = sampling_of(run)
+        # One token at a time for all visitors: two generations at once would share the same cores.
+        self._lock, self._closed = threading.Lock(), threading.Event()
+        try:
+            self._server = ThreadingHTTPServer(("127.0.0.1", port), partial(_Handler, self))
+        except (OSError, OverflowError) as error:
+            raise SettingsError(
+                f"Port {port} cannot be used ({first_line(error)}): end the program that uses it, or choose another "
+                "with --port; --port 0 takes a free one."
+            ) from None
+        self._server.daemon_threads = True
+        self.port = self._server.server_address[1]
+        self.address = f"http://127.0.0.1:{self.port}/?token={self._token}"
+
+    def serve(self) -> None:
+        """Answer until `close` is called or Ctrl-C is pressed."""
+        try:
+            self._server.serve_forever(poll_interval=0.1)
+        except KeyboardInterrupt:
+            pass
+        finally:
+            self._closed.set()
+            self._server.server_close()
+
+    def close(self) -> None:
+        """End `serve`, and what is being generated after its next token."""
+        self._closed.set()
+        self._server.shutdown()
+
+    def is_allowed(self, host: str, token: str) -> bool:
+        """Return whether a request comes through this server's own address and with its token.
+
+        The host is compared because a page of the web can point a name of its own to this machine.
+        """
+        hosts = (f"127.0.0.1:{self.port}", f"localhost:{self.port}")
+        return host in hosts and secrets.compare_digest(token.encode(), self._token.encode())
+
+    def page(self, nonce: str) -> str:
+        """Return the page."""
+        model, _ = self._models["tuned"]
+        return served_page(
+            self._run, list(self._models), prompt=self._sampling.prompt or "The", note=self.note,
+            n_positions=model.config.n_positions, nonce=nonce,
+        )  # fmt: skip
+
+    def start(self, values: dict[str, Any]) -> Iterator[dict[str, str]]:
+        """Check a request, then yield the growing continuations, one token of each model in turn.
+
+        Raises:
+            SettingsError: a value is not allowed, or prompt and answer exceed the model's positions.
+        """
+        names = ("prompt", *SAMPLING)
+        settings = EvaluationSettings(run=self._run, **{name: values[name] for name in names if name in values})
+        prompts = {name: encode_prompt(*pair, settings) for name, pair in self._models.items()}
+        return self._continue(prompts, settings)
+
+    def _continue(self, prompts: dict[str, list[int]], settings: EvaluationSettings) -> Iterator[dict[str, str]]:
+        streams = {name: sample_tokens(self._models[name][0], ids, settings) for name, ids in prompts.items()}
+        written: dict[str, list[int]] = {name: [] for name in streams}
+        while streams:
+            for name in list(streams):
+                if self._closed.is_set():
+                    return
+                with self._lock:
+                    step = next(streams[name], None)
+                if step is None:
+                    del streams[name]
+                    continue
+                written[name].append(step[0])
+                text = self._models[name][1].decode(written[name], skip_special_tokens=True)
+                yield {"model": name, "text": text.rstrip("\ufffd")}  # a character whose last bytes are to come
+
+
+def _load_models(run: str) -> tuple[dict[str, tuple["GPT2LMHeadModel", "PreTrainedTokenizerBase"]], str]:
+    """Return base and tuned model, and a sentence about them; without the base where it cannot be loaded."""
+    tuned = load_tuned(run)
+    check_sound(*tuned)
+    try:
+        base = load_base(run)
+        check_sound(*base)
+    except SettingsError as error:  # a Hub model without a network, a folder that has moved
+        return {"tuned": tuned}, f"Only the tuned model is shown, because the base model is missing: {error}"
+    return {"base": base, "tuned": tuned}, "Both models continue the same text, with the same settings and seed."
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """Answers GET / with the page and POST /continue with server-sent events."""
+
+    def __init__(self, demo: DemoServer, *arguments: Any) -> None:
+        self.demo = demo
+        super().__init__(*arguments)
+
+    def do_GET(self) -> None:
+        """Send the page."""
+        address = urlsplit(self.path)
+        token = parse_qs(address.query).get("token", [""])[0]
+        if not self._is_allowed(token):
+            return
+        if address.path != "/":
+            self._reply(404, "There is only one page here: /.")
+            return
+        self._reply(200, self.demo.page(secrets.token_urlsafe(16)), kind="text/html")
+
+    def do_POST(self) -> None:
+        """Generate; each event has a model's whole continuation so far."""
+        if not self._is_allowed(self.headers.get("X-Token", "")):
+            return
+        try:
+            length = int(self.headers.get("Content-Length", ""))
+            if not 0 <= length <= _MOST_REQUEST_BYTES:
+                raise ValueError("its length is not allowed")
+            events = self.demo.start(dict(json.loads(self.rfile.read(length))))
+        except SettingsError as error:
+            self._reply(400, str(error))
+            return
+        except (ValueError, TypeError) as error:
+            self._reply(400, f"The request is no JSON object with settings ({first_line(error)}).")
+            return
+        self._start(200, "text/event-stream")
+        try:
+            for event in events:
+                self._send(event)
+        except OSError:  # the visitor pressed Stop or left
+            return
+        except (RuntimeError, SettingsError) as error:  # such as logits that overflow, or memory
+            self._send({"error": f"The model could not go on: {first_line(error)}."})
+
+    def _send(self, event: dict[str, str]) -> None:
+        self.wfile.write(f"data: {json.dumps(event)}\n\n".encode())
+        self.wfile.flush()
+
+    def _is_allowed(self, token: str) -> bool:
+        allowed = self.demo.is_allowed(self.headers.get("Host", ""), token)
+        if not allowed:
+            self._reply(403, "The address of this page ends in a token: copy it as it was printed.")
+        return allowed
+
+    def _reply(self, status: int, text: str, *, kind: str = "text/plain") -> None:
+        body = text.encode()
+        self._start(status, kind, len(body))
+        self.wfile.write(body)
+
+    def _start(self, status: int, kind: str, n_bytes: int | None = None) -> None:
+        self.send_response(status)
+        headers = {
+            "Content-Type": f"{kind}; charset=utf-8",
+            "Cache-Control": "no-store",
+            "Referrer-Policy": "no-referrer",
+            "X-Content-Type-Options": "nosniff",
+            "X-Frame-Options": "DENY",
+        }
+        for name, value in headers.items():
+            self.send_header(name, value)
+        if n_bytes is not None:
+            self.send_header("Content-Length", str(n_bytes))
+        self.end_headers()
+        self.close_connection = True
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing: the terminal shows the address."""

@@ -1,0 +1,161 @@
+"""The demo page: a prompt, the sampling sliders, the answers and the model card, in one HTML file.
+
+The same page comes in two kinds. The server of `helpers.sharing.demo` sends one that asks it for each token, for models
+of any size. `write_static_page` writes one that holds a small model and llama.cpp in WebAssembly: it needs no server
+and no network, and can be mailed, opened by a double click, or put on any host of static files.
+"""
+
+import base64
+import json
+import secrets
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from helpers.display import first_line
+from helpers.files import free_bytes, write_atomically
+from helpers.settings import ASSETS, EvaluationSettings, SettingsError, run_folder
+from helpers.sharing.export import export_model, sampling_of
+
+SAMPLING = ("temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens", "seed")
+_MOST = {"temperature": 2, "top_k": 200, "repetition_penalty": 2}  # of a slider; the settings themselves allow more
+_LARGEST_MODEL_BYTES = 64 * 2**20  # a browser reads the page as a whole, and base64 adds a third
+_SERVED = "default-src 'none'; connect-src 'self'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'"
+_STATIC = (
+    "default-src 'none'; connect-src blob: data:; style-src 'nonce-{nonce}'; worker-src blob:; "
+    "script-src 'nonce-{nonce}' blob: 'wasm-unsafe-eval'"
+)
+
+
+def served_page(run: str, models: Sequence[str], *, prompt: str, note: str, n_positions: int, nonce: str) -> str:
+    """Return the page that asks the server it came from.
+
+    Args:
+        run: whose model card and sampling settings it shows.
+        models: names of the answers, side by side.
+        prompt: what the prompt begins with.
+        note: one sentence under the title.
+        n_positions: most tokens of prompt and answer.
+        nonce: random text, without which the browser runs no script of this page.
+    """
+    return _page(
+        run, models, prompt=prompt, note=note, n_positions=n_positions, nonce=nonce, names=SAMPLING, policy=_SERVED,
+        engine="server_engine.js", data={},
+    )  # fmt: skip
+
+
+def write_static_page(run: str, folder: Path, *, prompt: str = "The") -> Path:
+    """Write one HTML file that runs a small model in the visitor's browser; return its path.
+
+    The model is the run's `q8_0` export, made here. Other files in the folder are left alone.
+
+    Raises:
+        SettingsError: the run has no model, the model is too large for a page, or the page cannot be written.
+    """
+    export = export_model(run, to="gguf", gguf_type="q8_0")
+    model = export.weights_file.read_bytes()
+    if len(model) > _LARGEST_MODEL_BYTES:
+        raise SettingsError(
+            f"The model of run {run!r} has {len(model) / 2**20:.0f} MiB in q8_0, and a page holds at most "
+            f"{_LARGEST_MODEL_BYTES // 2**20}: use `demo` without --static, or the exported file with llama.cpp."
+        )
+    config = json.loads((run_folder(run) / "model" / "config.json").read_text(encoding="utf-8"))
+    facts = {"model": "tuned", "n_positions": config["n_positions"]}
+    wllama = ASSETS / "wllama"
+    page = _page(
+        run,
+        ["tuned"],
+        prompt=prompt,
+        note=f"This page holds the model ({len(model) / 1e6:.1f} MB) and runs it in your browser. "
+        "Nothing you type leaves it.",
+        n_positions=config["n_positions"],
+        nonce=secrets.token_urlsafe(),
+        names=[name for name in SAMPLING if name != "seed"],  # wllama draws with a seed of its own
+        policy=_STATIC,
+        engine="browser_engine.js",
+        data={
+            "facts": json.dumps(facts),
+            "library": _base64((wllama / "wllama.js.gz").read_bytes()),
+            "wasm": _base64((wllama / "wllama.wasm.gz").read_bytes()),
+            "model": _base64(model),
+        },
+    )
+    path = folder / "index.html"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if free_bytes(folder) < len(page):
+            raise OSError(f"{len(page) / 1e6:.0f} MB are needed and {free_bytes(folder) / 1e6:.0f} MB are free")
+        write_atomically(path, page)
+    except OSError as error:
+        raise SettingsError(
+            f"The page could not be written to {folder} ({first_line(error)}): name a folder on a disk with space "
+            "that you may write to."
+        ) from None
+    return path
+
+
+def controls(sampling: EvaluationSettings, names: Sequence[str], *, n_positions: int) -> list[dict[str, Any]]:
+    """Return what each control of the page needs: name, type, least, most, step, value and help."""
+    rows = []
+    for name in names:
+        field, value = EvaluationSettings.model_fields[name], getattr(sampling, name)
+        bounds = {key: getattr(bound, key) for bound in field.metadata for key in ("ge", "le") if hasattr(bound, key)}
+        step = (field.json_schema_extra or {}).get("step", 1 if isinstance(value, int) else 0.05)
+        most = n_positions - 1 if name == "max_new_tokens" else max(_MOST.get(name, bounds["le"]), value)
+        rows.append(
+            {
+                "name": name,
+                "type": "number" if name == "seed" else "range",
+                "min": bounds.get("ge", step),  # above 0: the first step
+                "max": most,
+                "step": step,
+                "value": min(value, n_positions // 2) if name == "max_new_tokens" else value,
+                "help": field.description,
+            }
+        )
+    return rows
+
+
+def card_html(text: str) -> str:
+    """Return a model card as HTML without its metadata; what is HTML in it is shown as text."""
+    import mistune
+
+    body = text.split("\n---\n", 1)[-1] if text.startswith("---\n") else text
+    return str(mistune.create_markdown(escape=True, plugins=["table"])(body))
+
+
+def _page(
+    run: str, models: Sequence[str], *, prompt: str, note: str, n_positions: int, nonce: str, names: Sequence[str],
+    policy: str, engine: str, data: Mapping[str, str],
+) -> str:  # fmt: skip
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    assets = ASSETS / "demo"
+    environment = Environment(
+        loader=FileSystemLoader(assets), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    card = run_folder(run) / "model" / "README.md"
+
+    def part(name: str) -> Markup:
+        return Markup((assets / name).read_text(encoding="utf-8"))  # noqa: S704 - shipped with this course
+
+    return environment.get_template("page.html").render(
+        title=run,
+        note=note,
+        prompt=prompt,
+        models=models,
+        controls=controls(sampling_of(run), names, n_positions=n_positions),
+        card=Markup(card_html(card.read_text(encoding="utf-8")) if card.exists() else ""),  # noqa: S704 - escaped
+        data={name: Markup(text.replace("<", "\\u003c")) for name, text in data.items()},  # noqa: S704 - base64, JSON
+        policy=Markup(policy.format(nonce=nonce)),  # noqa: S704 - quotes of our own
+        nonce=nonce,
+        style=part("page.css"),
+        engine=part(engine),
+        script=part("page.js"),
+    )
+
+
+def _base64(content: bytes) -> str:
+    return base64.b64encode(content).decode("ascii")

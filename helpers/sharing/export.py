@@ -1,0 +1,224 @@
+"""Export a run's model: a GGUF file with what Ollama and llama.cpp need beside it, or safetensors in halves.
+
+An export is a folder, runs/<run>/export/<format>/, with a README that says how to use it and what the smaller numbers
+cost, measured on the run's test documents. The model in runs/<run>/model/ is not changed.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
+
+from helpers.data import open_prepared
+from helpers.display import MIB, first_line, size_text
+from helpers.evaluation import load_tuned, score
+from helpers.evaluation.record import read as read_evaluation
+from helpers.files import atomic_folder, free_bytes, write_atomically
+from helpers.model import check_sound, load_model, quiet
+from helpers.settings import ASSETS, EvaluationSettings, SettingsError, read_run_settings, run_folder
+from helpers.sharing.gguf_file import GgufType, import_gguf, write_gguf
+
+if TYPE_CHECKING:
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
+
+Format = Literal["gguf", "safetensors-fp16"]
+FORMATS: tuple[str, ...] = get_args(Format)
+TYPES: tuple[str, ...] = get_args(GgufType)
+_BYTES_PER_WEIGHT = {"gguf-f16": 2, "gguf-q8_0": 34 / 32, "safetensors-fp16": 2}
+_MEASURED_CHARACTERS = 20_000  # of test documents: about 5,000 tokens, a few seconds on a CPU
+_REPEAT_LAST_N = -1  # llama.cpp's word for the whole context: in transformers the penalty looks at all of it
+
+
+@dataclass(frozen=True)
+class Export:
+    """An exported model.
+
+    Attributes:
+        folder: what was written.
+        format: 'gguf-f16', 'gguf-q8_0' or 'safetensors-fp16'.
+        perplexity: of the exported weights, read back from the file, on the measured test documents.
+        perplexity_before: of the run's float32 weights on the same documents.
+        protocol: how both were measured.
+    """
+
+    folder: Path
+    format: str
+    perplexity: float
+    perplexity_before: float
+    protocol: str
+
+    @property
+    def weights_file(self) -> Path:
+        """The file with the weights."""
+        return next(path for path in self.folder.iterdir() if path.suffix in (".gguf", ".safetensors"))
+
+    @property
+    def loss_in_quality(self) -> float:
+        """The share by which the perplexity is higher than that of the float32 weights; below 0: lower."""
+        return self.perplexity / self.perplexity_before - 1
+
+    def __str__(self) -> str:
+        measured = (
+            f"perplexity {self.perplexity:.4g}, float32 {self.perplexity_before:.4g} ({self.loss_in_quality:+.2%})"
+        )
+        return f"{self.weights_file}: {_size(self.weights_file)}; {measured} on {self.protocol}"
+
+    def _repr_html_(self) -> str:
+        return f"<p>{escape(str(self))}</p>"
+
+
+def export_model(run: str, *, to: Format = "gguf", gguf_type: GgufType = "f16") -> Export:
+    """Write a finished run's model in another format, and measure what that costs.
+
+    Args:
+        run: a finished run.
+        to: 'gguf' for llama.cpp and Ollama, 'safetensors-fp16' for transformers with half the bytes.
+        gguf_type: 'f16', or 'q8_0' for about half of that again.
+
+    Returns:
+        The folder runs/<run>/export/<format>/ and the measured perplexities. An export that is there is replaced.
+
+    Raises:
+        SettingsError: the run is not finished, its model is no GPT-2 that the format can hold, the disk is full, or
+            the `gguf` package is not installed; nothing is left behind.
+    """
+    for name, value, values in (("to", to, FORMATS), ("type", gguf_type, TYPES)):
+        if value not in values:
+            raise SettingsError(f"{name} = {value!r} is not a format: use {' or '.join(map(repr, values))}.")
+    read_run_settings(run)  # an unknown name is reported as one
+    if to == "gguf":
+        import_gguf()
+    model, tokenizer = load_tuned(run)
+    check_sound(model, tokenizer)
+    kind = f"gguf-{gguf_type}" if to == "gguf" else to
+    folder = run_folder(run) / "export" / kind
+    _check_space(folder, model, kind)
+    with _full_disk_explained(folder), atomic_folder(folder) as new:
+        if to == "gguf":
+            file = f"{run}-{gguf_type}.gguf"
+            write_gguf(new / file, model, tokenizer, name=run, gguf_type=gguf_type, sampling=sampling_of(run))
+            _write(new, "Modelfile", run, model, file=file)
+        else:
+            file = "model.safetensors"
+            _save_halves(new, model, tokenizer)
+        export = _measure(run, new, kind, file, (model, tokenizer))
+        _write(new, "README.md", run, model, file=file, export=export, size=_size(new / file))
+    return Export(folder, kind, export.perplexity, export.perplexity_before, export.protocol)
+
+
+def sampling_of(run: str) -> EvaluationSettings:
+    """Return the sampling settings that notebook 04 used for a run; the defaults before it has run."""
+    try:
+        speech = read_evaluation(run)["speech"]
+    except SettingsError:
+        speech = None
+    return EvaluationSettings(**(speech["settings"] if speech else {}) | {"run": run})
+
+
+def _check_space(folder: Path, model: "GPT2LMHeadModel", kind: str) -> None:
+    needed = model.num_parameters() * _BYTES_PER_WEIGHT[kind] + 8 * MIB  # vocabulary, merges, cards
+    if free_bytes(folder) < needed:
+        raise SettingsError(
+            f"The export needs {size_text(needed)} and the disk of {folder} has {size_text(free_bytes(folder))} free: "
+            "delete old checkpoints or runs, or set COURSE_RUNS to a folder on another disk."
+        )
+
+
+@contextmanager
+def _full_disk_explained(folder: Path) -> Iterator[None]:
+    from safetensors import SafetensorError
+
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except (OSError, SafetensorError) as error:  # full after all, read-only, a quota
+        raise SettingsError(
+            f"The export could not be written to {folder} ({first_line(error)}): nothing of it is kept. "
+            "Free some space on that disk, or set COURSE_RUNS to a folder on another one."
+        ) from None
+
+
+def _save_halves(folder: Path, model: "GPT2LMHeadModel", tokenizer: "PreTrainedTokenizerBase") -> None:
+    import copy
+
+    import torch
+
+    largest = max(weights.detach().abs().max().item() for weights in model.parameters())
+    if largest > torch.finfo(torch.float16).max:
+        raise SettingsError(
+            f"The model has a weight of {largest:.3g}, and float16 ends at {torch.finfo(torch.float16).max:.0f}: "
+            "keep the folder `model` as it is."
+        )
+    with quiet():
+        copy.deepcopy(model).half().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _measure(
+    run: str, folder: Path, kind: str, file: str, before: tuple["GPT2LMHeadModel", "PreTrainedTokenizerBase"]
+) -> Export:
+    """Score the run's weights and those that are read back from the exported file on the same test documents."""
+    model, tokenizer = before
+    context = min(read_run_settings(run).block_size, model.config.n_positions)
+    texts, characters = [], 0
+    for text in open_prepared(run).documents["test"]["text"]:
+        texts.append(text)
+        characters += len(text)
+        if characters >= _MEASURED_CHARACTERS:
+            break
+    exported = _read_gguf(folder, file, model.config) if kind.startswith("gguf") else load_model(str(folder))
+    first, second = (
+        score(weights, tokenizer, texts, stride=context, context=context, name=f"run {run}")
+        for weights in (model, exported)
+    )
+    protocol = f"{first.n_documents:,} test documents of {first.n_tokens:,} tokens, context {context}, stride {context}"
+    return Export(folder, kind, second.perplexity, first.perplexity, protocol)
+
+
+def _read_gguf(folder: Path, file: str, config: "GPT2Config") -> "GPT2LMHeadModel":
+    """Return the model in a GGUF file through the reader of transformers, in float32."""
+    import torch
+    from transformers import GPT2LMHeadModel
+
+    with quiet():
+        # With a configuration, because the reader of transformers 5 forgets the number of positions.
+        model = GPT2LMHeadModel.from_pretrained(folder, config=config, gguf_file=file, dtype=torch.float32)
+    model.loss_type = "ForCausalLM"
+    return model
+
+
+def _write(folder: Path, name: str, run: str, model: "GPT2LMHeadModel", **values: object) -> None:
+    """Fill in the template of a Modelfile or README."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(  # noqa: S701 - neither file is HTML
+        loader=FileSystemLoader(ASSETS / "templates"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )  # fmt: skip
+    template = environment.get_template("export_readme.md" if name == "README.md" else name)
+    text = template.render(
+        run=run,
+        ollama_name=ollama_name(run),
+        n_positions=model.config.n_positions,
+        sampling=sampling_of(run),
+        repeat_last_n=_REPEAT_LAST_N,
+        end_of_text="<|endoftext|>",
+        **values,
+    )
+    write_atomically(folder / name, text)
+
+
+def ollama_name(run: str) -> str:
+    """Return a run's name in the form that Ollama takes.
+
+    >>> ollama_name("My.run_2"), ollama_name("x--")
+    ('my.run_2', 'x')
+    """
+    return re.sub(r"[^a-z0-9._-]", "-", run.lower()).strip("-._") or "model"
+
+
+def _size(path: Path) -> str:
+    return f"{path.stat().st_size / 1e6:,.1f} MB"

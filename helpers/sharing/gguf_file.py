@@ -1,0 +1,214 @@
+"""A GPT-2 and its tokenizer as one GGUF file, the format of llama.cpp and of what is built on it, such as Ollama.
+
+The names, keys and types are those of https://github.com/ggml-org/ggml/blob/master/docs/gguf.md and of the `gguf`
+package. What goes wrong in other exporters, and is tested here in llama.cpp itself: weights of `Conv1D` that are not
+transposed, a head that is missing although it is tied, a pre-tokenizer that cuts text elsewhere, an end-of-text that
+is written out as text.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from helpers.model import check_sound
+from helpers.settings import EvaluationSettings, SettingsError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
+
+GgufType = Literal["f16", "q8_0"]
+_BLOCK = 32  # weights that share a scale in q8_0: a row that is no multiple of it stays in f16
+_NAMES = {
+    "transformer.wte": "token_embd",
+    "transformer.wpe": "position_embd",
+    "transformer.ln_f": "output_norm",
+    "lm_head": "output",
+    "ln_1": "attn_norm",
+    "attn.c_attn": "attn_qkv",
+    "attn.c_proj": "attn_output",
+    "ln_2": "ffn_norm",
+    "mlp.c_fc": "ffn_up",
+    "mlp.c_proj": "ffn_down",
+}
+_LAYER = re.compile(r"transformer\.h\.(\d+)\.(.+)")
+# What llama.cpp computes for a GPT-2; these values of `GPT2Config` would need other arithmetic.
+_ARITHMETIC = {
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "add_cross_attention": (False,),
+}
+
+
+def write_gguf(
+    path: Path,
+    model: "GPT2LMHeadModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    name: str,
+    gguf_type: GgufType = "f16",
+    sampling: EvaluationSettings | None = None,
+) -> None:
+    """Write a GPT-2 and its tokenizer into one GGUF file.
+
+    Args:
+        path: the file.
+        model: a GPT-2 in float32.
+        tokenizer: its byte-level tokenizer.
+        name: name of the model in the file.
+        gguf_type: number format of the matrices; vectors stay in float32, the positions and whatever q8_0 cannot
+            divide into blocks of 32 in float16.
+        sampling: settings that llama.cpp takes as its defaults for this file; None: its own.
+
+    Raises:
+        SettingsError: llama.cpp computes something else for such a model or tokenizer, the two do not fit together,
+            or the `gguf` package is not installed.
+    """
+    import_gguf()
+    from gguf import GGUFWriter, LlamaFileType
+
+    check_sound(model, tokenizer)
+    config = model.config
+    _check_arithmetic(config)
+    writer = GGUFWriter(path, "gpt2")
+    writer.add_name(name)
+    writer.add_context_length(config.n_positions)
+    writer.add_embedding_length(config.n_embd)
+    writer.add_feed_forward_length(config.n_inner or 4 * config.n_embd)
+    writer.add_block_count(config.n_layer)
+    writer.add_head_count(config.n_head)
+    writer.add_layer_norm_eps(config.layer_norm_epsilon)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_file_type(LlamaFileType.MOSTLY_F16 if gguf_type == "f16" else LlamaFileType.MOSTLY_Q8_0)
+    if gguf_type == "q8_0":
+        writer.add_quantization_version(2)
+    if sampling is not None:
+        writer.add_sampling_temp(sampling.temperature)
+        writer.add_sampling_top_k(sampling.top_k)
+        writer.add_sampling_top_p(sampling.top_p)
+        writer.add_sampling_penalty_repeat(sampling.repetition_penalty)
+    _add_tokenizer(writer, tokenizer, config.vocab_size)
+    for tensor_name, tensor in tensors(model):
+        array, kind = _in_type(tensor_name, tensor, gguf_type)
+        writer.add_tensor(tensor_name, array, raw_dtype=kind)
+    try:
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+    finally:
+        writer.close()
+
+
+def import_gguf() -> None:
+    """Raise `SettingsError` with the command that installs the `gguf` package, where it is missing."""
+    try:
+        import gguf  # noqa: F401
+    except ImportError:
+        raise SettingsError(
+            "Writing GGUF needs the package gguf, which is not installed: run `pip install '.[export]'` in the "
+            "project's folder, or `pip install gguf`."
+        ) from None
+
+
+def tensors(model: "GPT2LMHeadModel") -> Iterator[tuple[str, "np.ndarray"]]:
+    """Yield each weight of a model under its name in GGUF, float32, matrices as (outputs, inputs).
+
+    A tied head is left out: llama.cpp then takes the token embeddings.
+    """
+    for name, weights in model.state_dict().items():
+        if name == "lm_head.weight" and model.config.tie_word_embeddings:
+            continue
+        yield gguf_name(name), _turned(name, weights.detach().float().cpu().numpy())
+
+
+def _turned(name: str, array: "np.ndarray") -> "np.ndarray":
+    """Return the weight of a `Conv1D`, which GPT-2 stores as (inputs, outputs), the other way round."""
+    return array.T.copy() if _LAYER.match(name) and array.ndim == 2 else array
+
+
+def gguf_name(name: str) -> str:
+    """Return the name in GGUF of a weight of `GPT2LMHeadModel`.
+
+    >>> gguf_name("transformer.h.3.mlp.c_proj.bias"), gguf_name("transformer.wte.weight")
+    ('blk.3.ffn_down.bias', 'token_embd.weight')
+    """
+    module, _, kind = name.rpartition(".")
+    layer = _LAYER.fullmatch(module)
+    return f"blk.{layer[1]}.{_NAMES[layer[2]]}.{kind}" if layer else f"{_NAMES[module]}.{kind}"
+
+
+def _check_arithmetic(config: "GPT2Config") -> None:
+    for name, values in _ARITHMETIC.items():
+        if getattr(config, name) not in values:
+            raise SettingsError(
+                f"The model has {name} = {getattr(config, name)!r}, and llama.cpp computes a GPT-2 with "
+                f"{' or '.join(map(repr, values))} only: its answers would be others. Use the folder `model` with "
+                "transformers instead."
+            )
+
+
+def _in_type(name: str, array: "np.ndarray", gguf_type: GgufType) -> tuple["np.ndarray", int]:
+    """Return a tensor in the number format that it has in the file, and that format.
+
+    As in llama.cpp's own files, vectors stay in float32, and positions, of which one row is read for each token, in
+    float16: in q8_0 its addition has no kernel.
+    """
+    import numpy as np
+    from gguf import GGMLQuantizationType as Type
+    from gguf.quants import quantize
+
+    if array.ndim == 1:
+        return array, Type.F32
+    if gguf_type == "q8_0" and name != "position_embd.weight" and array.shape[-1] % _BLOCK == 0:
+        return quantize(array, Type.Q8_0), Type.Q8_0
+    return array.astype(np.float16), Type.F16
+
+
+def rounded(name: str, array: "np.ndarray", gguf_type: GgufType) -> "np.ndarray":
+    """Return a weight of `GPT2LMHeadModel` with the values that it has after the round trip through a GGUF file."""
+    from gguf.quants import dequantize
+
+    stored, kind = _in_type(gguf_name(name), _turned(name, array), gguf_type)
+    return _turned(name, dequantize(stored, kind).astype(array.dtype))
+
+
+def _add_tokenizer(writer: "object", tokenizer: "PreTrainedTokenizerBase", n_embeddings: int) -> None:
+    """Add vocabulary, merges and end-of-text; refuse a tokenizer that llama.cpp's GPT-2 would not repeat."""
+    import json
+
+    from gguf import TokenType
+
+    parts = json.loads(tokenizer.backend_tokenizer.to_str())
+    _check_byte_level(parts)
+    # A vocabulary that was rounded up has rows without a token; the file needs one for each row.
+    tokens = [f"[UNUSED{row}]" for row in range(n_embeddings)]
+    kinds = [TokenType.UNUSED] * n_embeddings
+    for token, row in tokenizer.get_vocab().items():
+        tokens[row], kinds[row] = token, TokenType.NORMAL
+    for added in parts["added_tokens"]:
+        kinds[added["id"]] = TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED
+    pairs = parts["model"]["merges"]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(tokens)
+    writer.add_token_types(kinds)
+    writer.add_token_merges([pair if isinstance(pair, str) else " ".join(pair) for pair in pairs])
+    # Left out, llama.cpp takes 11 for each of them, which is a comma or whatever else has that number.
+    for add in (writer.add_bos_token_id, writer.add_eos_token_id, writer.add_eot_token_id):
+        add(tokenizer.eos_token_id)
+    writer.add_add_bos_token(False)  # transformers puts none before a prompt, either
+    writer.add_add_eos_token(False)
+
+
+def _check_byte_level(parts: dict) -> None:
+    """Raise `SettingsError` unless a tokenizer is GPT-2's kind: byte-level BPE, no normalizer, no prefix space."""
+    before = parts["pre_tokenizer"] or {}
+    is_gpt2 = before.get("type") == "ByteLevel" and before.get("use_regex", True)
+    if parts["model"]["type"] != "BPE" or parts["normalizer"] or not is_gpt2 or before.get("add_prefix_space"):
+        raise SettingsError(
+            "The tokenizer is not of GPT-2's kind (byte-level BPE without a normalizer and without a space put before "
+            "the text), so llama.cpp would cut the same text into other tokens: use the folder `model` with "
+            "transformers instead."
+        )

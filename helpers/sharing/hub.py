@@ -1,0 +1,259 @@
+"""Publish a run on the Hugging Face Hub: first show everything that would be uploaded, then upload it.
+
+    from helpers.sharing import plan_upload, publish
+    upload = plan_upload("my-run", "my-name/my-model")
+    print(upload)
+    publish(upload)
+
+Log in once with `hf auth login`. What is uploaded is the folder `model` with its card, whose metadata hold the results
+of the evaluation in the Hub's own format (`model-index`), and the GGUF file with its Modelfile in a folder `gguf`.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from helpers.display import first_line
+from helpers.evaluation.record import read as read_evaluation
+from helpers.model import shown_name
+from helpers.settings import SettingsError, read_run_settings, run_folder
+from helpers.sharing.export import export_model
+from helpers.training import public_name, write_model_card
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+# Licences of what this course ships; `python-reference` and the pocket model are made of the text of many packages.
+_SHIPPED = {"fables": "cc0-1.0", "pocket": "mit", "python-reference": "those of Python and of the installed packages"}
+_UNKNOWN = "not known to this course: make sure that you may publish what was made from it"
+
+
+@dataclass(frozen=True)
+class Upload:
+    """What would be published.
+
+    Attributes:
+        run: the run.
+        repo_id: 'owner/name' on the Hub.
+        private: whether others will not see it; of a repository that exists, as it is there.
+        files: path in the repository -> the file, or its content.
+        notes: what to know before publishing: copying, text, base model, repository, GGUF.
+    """
+
+    run: str
+    repo_id: str
+    private: bool
+    files: Mapping[str, Path | bytes]
+    notes: tuple[str, ...]
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all files."""
+        return sum(map(_n_bytes, self.files.values()))
+
+    def __str__(self) -> str:
+        width = max(map(len, self.files))
+        rows = [f"  {name:{width}}  {_n_bytes(content):>13,} bytes" for name, content in self.files.items()]
+        seen_by = "private" if self.private else "public: everybody can read and copy it"
+        return "\n".join(
+            [
+                f"Run {self.run} to {self.repo_id} ({seen_by})",
+                *rows,
+                f"  {len(rows)} files, {self.n_bytes:,} bytes",
+                *self.notes,
+            ]
+        )
+
+
+def plan_upload(
+    run: str, repo_id: str, *, private: bool = False, licence: str | None = None, api: "HfApi | None" = None
+) -> Upload:
+    """Gather what would be published; nothing is sent, but the Hub is asked about the account and the repository.
+
+    Args:
+        run: a finished run.
+        repo_id: 'owner/name'.
+        private: whether a new repository is hidden from others.
+        licence: the licence you give your model, an identifier such as 'mit' or 'cc0-1.0', for its card.
+        api: the Hub's client; by default that of the account that is logged in.
+
+    Raises:
+        SettingsError: the run has no model, the name is not allowed, nobody is logged in, or the Hub does not answer.
+    """
+    from huggingface_hub import HfApi
+
+    check_repo_id(repo_id)
+    if licence is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", licence):
+        raise SettingsError(f"licence = {licence!r} is no identifier of the Hub: use such as 'mit' or 'cc-by-4.0'.")
+    settings = read_run_settings(run)
+    folder = run_folder(run) / "model"
+    if write_model_card(run) is None:
+        raise SettingsError(f"Run {run!r} has no final model yet: train it in notebook 03 first.")
+    api = api or HfApi()
+    with _refusals_explained(repo_id):
+        account = api.whoami()["name"]
+        there = _describe_repository(api, repo_id)
+    files: dict[str, Path | bytes] = {path.name: path for path in sorted(folder.iterdir()) if path.is_file()}
+    if licence is not None:
+        files["README.md"] = _with_licence(folder / "README.md", licence)
+    gguf_files, gguf_note = _gguf_files(run)
+    base, source = settings.model_name_or_path, settings.source
+    notes = (
+        f"Account: {account}. {there['note']}",
+        f"Copying: {copying_verdict(run)}",
+        f"Text: {public_name(source)}; licence: {_licence(api, 'dataset', source)}.",
+        f"Base model: {'random weights' if settings.from_scratch else shown_name(base)}; "
+        f"licence: {'your own' if settings.from_scratch else _licence(api, 'model', base)}.",
+        f"Licence of this model: {licence or 'none named; --license puts one into the card'}.",
+        *gguf_note,
+    )
+    return Upload(run, repo_id, there.get("private", private), files | gguf_files, notes)
+
+
+def publish(upload: Upload, *, api: "HfApi | None" = None) -> str:
+    """Send everything in one commit; return the address.
+
+    After a broken connection the same call goes on: what has arrived completely is not sent again.
+
+    Raises:
+        SettingsError: the Hub refuses, or the connection broke.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    api = api or HfApi()
+    operations = [
+        CommitOperationAdd(name, content if isinstance(content, bytes) else str(content))
+        for name, content in upload.files.items()
+    ]
+    with _refusals_explained(upload.repo_id):
+        address = api.create_repo(upload.repo_id, private=upload.private, exist_ok=True)
+        api.create_commit(upload.repo_id, operations, commit_message=f"Run {upload.run}")
+    return str(address)
+
+
+def check_repo_id(repo_id: str) -> None:
+    """Raise `SettingsError` for a name that the Hub does not allow.
+
+    >>> check_repo_id("fables")
+    Traceback (most recent call last):
+    helpers.settings.SettingsError: 'fables' is not a name of the Hub (the owner is missing): use 'owner/name' with \
+letters, digits, '-', '_' and '.', at most 96 characters, as in 'you/my-model'.
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    reason = "" if repo_id.count("/") == 1 else "the owner is missing" if "/" not in repo_id else "it has two slashes"
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        reason = reason or first_line(error)
+    if reason:
+        raise SettingsError(
+            f"{repo_id!r} is not a name of the Hub ({reason}): use 'owner/name' with letters, digits, '-', '_' and "
+            "'.', at most 96 characters, as in 'you/my-model'."
+        )
+
+
+def copying_verdict(run: str) -> str:
+    """Return what notebook 04 measured about copied text, in one or two sentences."""
+    try:
+        copying = read_evaluation(run)["copying"]
+    except SettingsError:
+        copying = None
+    if not copying:
+        return "not measured. Run notebook 04 for this run first, and read its report."
+    longest = {row["text"]: row["longest_words"] for row in copying["rows"]}
+    values = " and ".join(f"{words} words in {text}" for text, words in longest.items())
+    sentence = f"the longest run of words shared with the training text has {values}"
+    if "held-out text" not in longest:
+        return f"{sentence}."
+    longer = longest["samples"] > longest["held-out text"]
+    return f"{sentence}: {'longer than' if longer else 'no longer than'} what real text of this kind shares by chance."
+
+
+def _describe_repository(api: "HfApi", repo_id: str) -> dict[str, Any]:
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    try:
+        found = api.model_info(repo_id)
+    except RepositoryNotFoundError:
+        return {"note": f"The repository {repo_id} is new."}
+    names = {sibling.rfilename for sibling in found.siblings or []}
+    kept = "private" if found.private else "public"
+    return {
+        "private": bool(found.private),
+        "note": f"The repository {repo_id} exists and stays {kept}: a commit is added, files of the same name get a "
+        f"new version, and its other files ({len(names)} in all) stay.",
+    }
+
+
+def _gguf_files(run: str) -> tuple[dict[str, Path | bytes], tuple[str, ...]]:
+    """Return the files of the GGUF exports, and a note where there can be none. The first is made if none is there."""
+    folder = run_folder(run) / "export"
+    trained = (run_folder(run) / "model" / "model.safetensors").stat().st_mtime
+    exports = [path.parent for path in folder.glob("gguf-*/*.gguf") if path.stat().st_mtime >= trained]
+    try:
+        exports = exports or [export_model(run, to="gguf").folder]
+    except SettingsError as error:
+        return {}, (f"Without a GGUF file: {error}",)
+    # Several types share a folder on the Hub, as programs that look for GGUF files expect; the first describes itself.
+    files: dict[str, Path | bytes] = {}
+    for export in sorted(exports):
+        for path in sorted(export.iterdir()):
+            files.setdefault(f"gguf/{path.name}", path)
+    return files, ()
+
+
+def _licence(api: "HfApi", kind: str, name: str) -> str:
+    """Return the licence of a text or model that this course or the Hub knows."""
+    if name in _SHIPPED:
+        return _SHIPPED[name]
+    shown = public_name(name) if kind == "dataset" else shown_name(name)
+    if "/" not in shown:
+        return _UNKNOWN
+    try:
+        card = (api.dataset_info if kind == "dataset" else api.model_info)(name).card_data
+    except Exception:  # noqa: BLE001 (whatever the client raises: the Hub does not tell)
+        return _UNKNOWN
+    licence = card.get("license") if card else None
+    return str(licence) if licence else _UNKNOWN
+
+
+def _with_licence(card: Path, licence: str) -> bytes:
+    from huggingface_hub import ModelCard
+
+    described = ModelCard(card.read_text(encoding="utf-8"))
+    described.data.license = licence
+    return str(described).encode()
+
+
+@contextmanager
+def _refusals_explained(repo_id: str) -> Iterator[None]:
+    """Turn what the Hub's client raises into one sentence that says what to do."""
+    from huggingface_hub.errors import LocalTokenNotFoundError, OfflineModeIsEnabled
+
+    try:
+        yield
+    except SettingsError:
+        raise
+    except Exception as error:  # noqa: BLE001 (the client raises its own errors, those of its transport, and OSError)
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if isinstance(error, LocalTokenNotFoundError) or status == 401:
+            advice = "log in with `hf auth login`, with a token that may write"
+        elif status == 403:
+            advice = "take a name of your own account or organisation, and a token that may write"
+        elif isinstance(error, OfflineModeIsEnabled):
+            advice = "HF_HUB_OFFLINE is set; remove it to publish"
+        elif status is not None:
+            advice = "the Hub refused it; change what it names"
+        else:
+            advice = "check the network; the same command goes on, and what has arrived completely is not sent again"
+        reason = first_line(error.__cause__ or error)  # of what broke, where the client says only which file it was
+        raise SettingsError(f"The Hub did not take {repo_id!r} ({reason}): {advice}.") from None
+
+
+def _n_bytes(content: Path | bytes) -> int:
+    return len(content) if isinstance(content, bytes) else content.stat().st_size

@@ -1,0 +1,162 @@
+"""The demo page in a real browser: served by this machine, and opened from a file without any server."""
+
+import re
+import shutil
+import threading
+
+import pytest
+
+from helpers.files import environment_variables
+from helpers.settings import TrainingSettings
+from tests.browser.lab import PICTURES
+
+pytestmark = pytest.mark.browser
+EVIL = "<img src=x onerror='window.hacked = 1'><script>window.hacked = 1</script> **bold**"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, text_file):
+    """Return the folder of runs with a short training of the pocket model."""
+    from helpers.training import fine_tune
+
+    folder = tmp_path_factory.mktemp("demo")
+    with environment_variables({"COURSE_RUNS": str(folder)}):
+        settings = TrainingSettings(
+            run="shown", source=str(text_file), block_size=32, num_train_epochs=0.2, sample_prompt=""
+        )
+        fine_tune(settings)
+    return folder
+
+
+@pytest.fixture
+def run(trained, runs):
+    shutil.copytree(trained, runs)
+    return "shown"
+
+
+@pytest.fixture
+def open_page(browser):
+    """Return a function that opens an address in a page of its own; no page may report an error or ask elsewhere."""
+    contexts, errors = [], []
+
+    def opened(address, *, width=1280, height=1000, **options):
+        context = browser.new_context(viewport={"width": width, "height": height}, **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(60_000)
+        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("request", lambda asked: None if is_local(asked.url) else errors.append(asked.url))
+        page.goto(address)
+        page.wait_for_function("() => !document.querySelector('#start').disabled")
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert errors == []
+
+
+def is_local(address):
+    return address.startswith(("http://127.0.0.1:", "file:", "blob:", "data:"))
+
+
+def written(page, name="tuned"):
+    return page.locator(f".answer[data-model={name}] .text").inner_text()
+
+
+def wait_until_done(page):
+    page.wait_for_function("() => /Done|Stopped/.test(document.querySelector('#status').textContent)")
+
+
+def set_slider(page, name, value):
+    page.locator(f"#{name}").evaluate(
+        "(input, value) => { input.value = value; input.dispatchEvent(new Event('input')); }", str(value)
+    )
+
+
+def picture(page, name):
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=PICTURES / f"{name}.png", full_page=True)
+
+
+@pytest.fixture
+def server(run):
+    from helpers.sharing import DemoServer
+
+    server = DemoServer(run)
+    thread = threading.Thread(target=server.serve)
+    thread.start()
+    yield server
+    server.close()
+    thread.join()
+
+
+def test_two_models_write_side_by_side_what_the_sliders_say(open_page, server):
+    page = open_page(server.address, permissions=["clipboard-read", "clipboard-write"])
+    page.fill("#prompt", EVIL)
+    set_slider(page, "max_new_tokens", 24)
+    assert page.locator("#max_new_tokens + output").inner_text() == "24"
+    page.click("#start")
+    wait_until_done(page)
+    first = {name: written(page, name) for name in ("base", "tuned")}
+    assert all(text.startswith(EVIL) and len(text) > len(EVIL) for text in first.values())
+    assert first["base"] != first["tuned"]
+    assert page.evaluate("() => window.hacked") is None
+    page.click(".answer[data-model=tuned] .copy")
+    page.wait_for_function("() => document.querySelector('#status').textContent === 'Copied.'")
+    assert page.evaluate("() => navigator.clipboard.readText()") == page.locator(
+        ".answer[data-model=tuned] .text"
+    ).evaluate("node => node.textContent")
+    picture(page, "demo-light-1280")
+    page.focus("#prompt")
+    page.keyboard.press("Control+Enter")
+    wait_until_done(page)
+    assert written(page) == first["tuned"], "the same seed"
+    page.click(".card summary")
+    assert "Limits" in page.locator(".card").inner_text()
+    assert page.locator(".card table").count() > 1
+
+
+def test_stop_ends_the_text_and_a_mistake_is_shown_in_words(open_page, server):
+    page = open_page(server.address)
+    set_slider(page, "max_new_tokens", 200)
+    page.click("#start")
+    page.wait_for_function("() => document.querySelector('.answer[data-model=tuned] .text').textContent.length > 20")
+    page.click("#stop")
+    page.wait_for_function("() => document.querySelector('#status').textContent === 'Stopped.'")
+
+
+def test_a_phone_in_the_dark_needs_no_sideways_scrolling(open_page, server):
+    page = open_page(server.address, width=390, height=844, color_scheme="dark")
+    page.click(".card summary")
+    width = page.evaluate("() => document.documentElement.scrollWidth")
+    assert width <= 390
+    page.click(".card summary")
+    set_slider(page, "max_new_tokens", 30)
+    page.click("#start")
+    wait_until_done(page)
+    picture(page, "demo-dark-390")
+    background = page.evaluate("() => getComputedStyle(document.body).backgroundColor")
+    assert max(map(int, re.findall(r"\d+", background)[:3])) < 60
+
+
+def test_the_static_page_writes_without_any_server(open_page, run, tmp_path):
+    from helpers.model import load_tokenizer
+    from helpers.sharing import write_static_page
+
+    path = write_static_page(run, tmp_path)
+    page = open_page(path.as_uri(), offline=True)
+    page.fill("#prompt", EVIL)
+    set_slider(page, "max_new_tokens", 24)
+    page.click("#start")
+    wait_until_done(page)
+    text = written(page)
+    assert text.startswith(EVIL)
+    n_tokens = len(load_tokenizer("pocket").encode(text.removeprefix(EVIL)))
+    assert 10 < n_tokens <= 26
+    assert page.evaluate("() => window.hacked") is None
+    page.fill("#prompt", "fox " * 300)
+    page.click("#start")
+    page.wait_for_function("() => /together at most 256/.test(document.querySelector('#status.error').textContent)")
+    picture(page, "demo-static")

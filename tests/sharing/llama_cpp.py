@@ -1,0 +1,41 @@
+"""llama.cpp, for the tests of what is exported to it."""
+
+import numpy as np
+import pytest
+
+
+class LlamaCpp:
+    """A GGUF file, loaded in llama.cpp."""
+
+    def __init__(self, path):
+        pytest.importorskip("cyllama", reason="no llama.cpp: `pip install '.[test]'`, x86 Linux, Python below 3.14")
+        from cyllama.llama import llama_cpp as api
+
+        class Model(api.LlamaModel):
+            # cyllama 0.2.18 asks its own model for it and does not have it
+            n_vocab = property(lambda self: self.get_vocab().n_vocab)
+
+        api.disable_logging()
+        self.api, self.model = api, Model(str(path), verbose=False)
+        self.vocab = self.model.get_vocab()
+
+    def tokens(self, text):
+        return self.vocab.tokenize(text, False, True)
+
+    def logits(self, ids):
+        """Return the logits (T, V) of the tokens that follow each of `ids`."""
+        parameters = self.api.LlamaContextParams()
+        parameters.n_ctx = parameters.n_batch = parameters.n_ubatch = self.model.n_ctx_train
+        parameters.n_threads = parameters.n_threads_batch = 1
+        context = self.api.LlamaContext(self.model, parameters, verbose=False)
+        batch = self.api.LlamaBatch(n_tokens=len(ids), embd=0, n_seq_max=1)
+        batch.set_batch(list(ids), 0, True)
+        assert context.decode(batch) == 0
+        return np.array([context.get_logits_ith(i) for i in range(len(ids))])
+
+    def greedy(self, ids, n):
+        """Return the `n` most probable tokens after `ids`, one after the other."""
+        ids = list(ids)
+        for _ in range(n):
+            ids.append(int(self.logits(ids)[-1].argmax()))
+        return ids[-n:]

@@ -1,0 +1,67 @@
+import pytest
+from click.testing import CliRunner
+
+from helpers.__main__ import main
+from helpers.settings import SettingsError
+from helpers.sharing import export, hub
+
+
+def call(*arguments, **options):
+    return CliRunner().invoke(main, list(arguments), **options)
+
+
+def test_export_says_where_and_what_it_cost(run, runs):
+    result = call("export", run, "--to", "safetensors-fp16")
+    assert result.exit_code == 0, result.output
+    assert "perplexity" in result.output
+    assert str(runs / "tiny/export/safetensors-fp16/README.md") in result.output
+
+
+def test_demo_writes_a_static_page(run, tmp_path):
+    result = call("demo", run, "--static", str(tmp_path / "web"))
+    assert result.exit_code == 0, result.output
+    assert "MB. Open it in a browser" in result.output
+    assert (tmp_path / "web/index.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["export", "nothing"], "There is no run 'nothing'"),
+        (["demo", "nothing"], "There is no run 'nothing'"),
+        (["share", "nothing", "me/x"], "There is no run 'nothing'"),
+        (["share", "nothing", "x"], "the owner is missing"),
+        (["export", "../x"], "not a plain name"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_code_2(arguments, words):
+    result = call(*arguments)
+    assert result.exit_code == 2
+    assert result.output.count("\n") == 1
+    assert words in result.output
+
+
+@pytest.fixture
+def planned(monkeypatch):
+    """Record what is published."""
+    sent = []
+    monkeypatch.setattr(hub, "plan_upload", lambda *arguments, **options: (arguments, options))
+    monkeypatch.setattr(hub, "publish", lambda plan: sent.append(plan) or "https://hub/me/x")
+    return sent
+
+
+def test_share_asks_and_sends_only_after_yes(planned):
+    assert "Nothing was sent." in call("share", "tiny", "me/x", input="n\n").output
+    assert planned == []
+    assert "https://hub/me/x" in call("share", "tiny", "me/x", "--private", "--license", "mit", input="y\n").output
+    assert planned == [(("tiny", "me/x"), {"private": True, "licence": "mit"})]
+    assert call("share", "tiny", "me/x", "--yes").exit_code == 0
+    assert len(planned) == 2
+
+
+def test_an_export_that_fails_is_one_sentence(monkeypatch):
+    def fail(*_, **__):
+        raise SettingsError("The disk is full.")
+
+    monkeypatch.setattr(export, "export_model", fail)
+    assert call("export", "tiny").output == "Error: The disk is full.\n"

@@ -1,0 +1,130 @@
+import http.client
+import json
+import threading
+
+import pytest
+from click.testing import CliRunner
+
+from helpers.__main__ import main
+from helpers.evaluation import generate, load_tuned
+from helpers.settings import EvaluationSettings, SettingsError
+from helpers.sharing.demo import DemoServer
+
+ASKED = {"prompt": "The fox", "temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0, "seed": 3}
+EVIL = "<script>alert(1)</script>"
+
+
+@pytest.fixture
+def demo(run):
+    server = DemoServer(run)
+    thread = threading.Thread(target=server.serve)
+    thread.start()
+    yield server
+    server.close()
+    thread.join()
+
+
+def ask(demo, method, path, *, body=None, headers=()):
+    connection = http.client.HTTPConnection("127.0.0.1", demo.port, timeout=30)
+    connection.request(method, path, body=body, headers=dict(headers))
+    answer = connection.getresponse()
+    text = answer.read().decode()
+    connection.close()
+    return answer, text
+
+
+def post(demo, values, **headers):
+    body = values if isinstance(values, str) else json.dumps(values)
+    token = demo.address.partition("token=")[2]
+    return ask(demo, "POST", "/continue", body=body, headers={"X-Token": token} | headers)
+
+
+def test_each_event_has_the_text_so_far_and_the_last_is_what_generate_gives(demo, run):
+    answer, text = post(demo, ASKED | {"max_new_tokens": 12})
+    events = [json.loads(event.removeprefix("data: ")) for event in text.split("\n\n") if event]
+    assert answer.headers["Content-Type"].startswith("text/event-stream")
+    texts = {name: [event["text"] for event in events if event["model"] == name] for name in ("base", "tuned")}
+    settings = EvaluationSettings(run=run, num_return_sequences=1, max_new_tokens=12, **{
+        name: value for name, value in ASKED.items() if name != "prompt"
+    })  # fmt: skip
+    ((sample,),) = generate(*load_tuned(run), [ASKED["prompt"]], settings)
+    assert texts["tuned"][-1] == sample.continuation.rstrip("\ufffd")
+    assert len(texts["base"]) > 1
+    assert [event["model"] for event in events[:4]] == ["base", "tuned", "base", "tuned"], "side by side"
+
+
+def test_the_page_shows_the_card_and_forbids_everything_from_elsewhere(demo):
+    answer, page = ask(demo, "GET", demo.address.partition(str(demo.port))[2])
+    assert "Not evaluated yet." in page
+    assert "default-src 'none'" in page
+    assert answer.headers["X-Frame-Options"] == "DENY"
+
+
+@pytest.mark.parametrize("path", ["/", "/?token=wrong", "/?token=%F0%9F%A6%8A"])
+def test_without_its_token_nobody_gets_the_page(demo, path):
+    answer, text = ask(demo, "GET", path)
+    assert answer.status == 403
+    assert "ends in a token" in text
+
+
+def test_another_name_for_this_machine_gets_nothing(demo):
+    assert post(demo, ASKED, Host="evil.example")[0].status == 403
+    assert post(demo, ASKED, **{"X-Token": "wrong"})[0].status == 403
+    assert ask(demo, "GET", demo.address.partition(str(demo.port))[2].replace("/", "/x"))[0].status == 404
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"temperature": 0}, "temperature = 0 is not allowed: it must be a number, above 0"),
+        ({"prompt": "fox " * 90, "max_new_tokens": 5}, "together at most 64, the model's positions"),
+        ("[1]", "no JSON object with settings"),
+        ("{", "no JSON object with settings"),
+    ],
+)
+def test_a_bad_request_is_one_sentence_and_the_server_goes_on(demo, values, words):
+    answer, text = post(demo, values)
+    assert answer.status == 400
+    assert words in text
+    assert post(demo, ASKED | {"max_new_tokens": 1})[0].status == 200
+
+
+def test_a_visitor_who_leaves_does_not_stop_the_server(demo):
+    connection = http.client.HTTPConnection("127.0.0.1", demo.port)
+    token = demo.address.partition("token=")[2]
+    connection.request("POST", "/continue", json.dumps(ASKED | {"max_new_tokens": 50}), {"X-Token": token})
+    connection.sock.close()
+    assert post(demo, ASKED | {"max_new_tokens": 1})[0].status == 200
+
+
+def test_a_port_in_use_is_one_sentence(demo, run):
+    with pytest.raises(SettingsError, match=f"Port {demo.port} cannot be used .*: .*--port 0 takes a free one"):
+        DemoServer(run, port=demo.port)
+
+
+def test_without_its_base_model_a_run_is_shown_alone(run, runs):
+    path = runs / "tiny/settings.json"
+    content = json.loads(path.read_text())
+    content["settings"]["model_name_or_path"] = "nobody/nothing"
+    path.write_text(json.dumps(content))
+    server = DemoServer(run)
+    assert "Only the tuned model is shown, because the base model is missing" in server.note
+    assert 'data-model="base"' not in server.page("n")
+    server._server.server_close()
+
+
+def test_a_run_that_is_not_finished_is_one_sentence(run, runs):
+    (runs / "tiny/model").rename(runs / "tiny/gone")
+    with pytest.raises(SettingsError, match="no final model yet"):
+        DemoServer(run)
+
+
+def test_ctrl_c_closes_the_page(run, monkeypatch):
+    def interrupt(self, poll_interval):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("http.server.ThreadingHTTPServer.serve_forever", interrupt)
+    result = CliRunner().invoke(main, ["demo", run, "--port", "0"])
+    assert result.exit_code == 0
+    assert "http://127.0.0.1:" in result.output
+    assert result.output.endswith("\nClosed.\n")

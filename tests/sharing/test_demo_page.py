@@ -1,0 +1,78 @@
+import gzip
+import hashlib
+import re
+
+import pytest
+
+from helpers.settings import ASSETS, EvaluationSettings, SettingsError
+from helpers.sharing import demo_page
+from helpers.sharing.demo_page import SAMPLING, card_html, controls, served_page, write_static_page
+
+EVIL = "<script>alert(1)</script>"
+
+
+def test_every_control_stays_within_what_the_settings_allow():
+    for control in controls(EvaluationSettings(temperature=3, top_k=900), SAMPLING, n_positions=256):
+        for value in ("min", "max", "value"):
+            EvaluationSettings(**{control["name"]: control[value]})
+        assert control["min"] <= control["value"] <= control["max"]
+
+
+def test_an_answer_leaves_room_for_a_prompt():
+    (control,) = controls(EvaluationSettings(max_new_tokens=160), ["max_new_tokens"], n_positions=64)
+    assert (control["value"], control["max"]) == (32, 63)
+
+
+def test_html_in_a_card_is_shown_as_text():
+    html = card_html(
+        f"---\nlicense: mit\n---\n\n# A fox {EVIL}\n\n[x](javascript:alert(1))\n\n| a | b |\n| - | - |\n| 1 | 2 |"
+    )
+    assert "<h1>A fox &lt;script&gt;" in html
+    assert "<td>1</td>" in html
+    assert "license" not in html
+    assert 'href="javascript' not in html
+
+
+def test_a_prompt_and_a_note_are_escaped(run, runs):
+    page = served_page(run, ["base", "tuned"], prompt=EVIL, note=EVIL, n_positions=64, nonce="n")
+    assert EVIL not in page
+    assert page.count("&lt;script&gt;alert") == 2
+    assert set(re.findall(r"<(?:script|style)[^>]*>", page)) == {
+        '<style nonce="n">', '<script type="module" nonce="n">'
+    }  # fmt: skip
+
+
+def test_a_static_page_is_one_file_that_asks_nobody(run, tmp_path):
+    (tmp_path / "web").mkdir()
+    (tmp_path / "web/other.txt").write_text("kept")
+    path = write_static_page(run, tmp_path / "web")
+    page = path.read_text(encoding="utf-8")
+    assert sorted(file.name for file in path.parent.iterdir()) == ["index.html", "other.txt"]
+    without_data = re.sub(r'<script type="text/plain".*?</script>', "", page, flags=re.DOTALL)
+    assert re.findall(r"(?:src|href)=[\"'](?!#)", without_data.split("<details")[0]) == []
+    assert "connect-src blob: data:;" in page
+    assert 'id="seed"' not in page
+
+
+def test_a_model_too_large_for_a_page_is_one_sentence(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(demo_page, "_LARGEST_MODEL_BYTES", 1000)
+    with pytest.raises(SettingsError, match=r"a page holds at most .*: use `demo` without --static"):
+        write_static_page(run, tmp_path / "web")
+    assert not (tmp_path / "web").exists()
+
+
+def test_a_folder_that_cannot_be_written_to_is_one_sentence(run, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SettingsError, match="The page could not be written to"):
+        write_static_page(run, tmp_path / "file")
+    monkeypatch.setattr(demo_page, "free_bytes", lambda folder: 10)
+    with pytest.raises(SettingsError, match="MB are needed and 0 MB are free"):
+        write_static_page(run, tmp_path / "web")
+
+
+def test_the_library_is_the_one_that_its_page_names():
+    table = dict(re.findall(r"`(wllama\.\S+)\.gz` .*`([0-9a-f]{64})`", (ASSETS / "wllama/README.md").read_text()))
+    assert set(table) == {"wllama.js", "wllama.wasm"}
+    for name, digest in table.items():
+        content = gzip.decompress((ASSETS / "wllama" / f"{name}.gz").read_bytes())
+        assert hashlib.sha256(content).hexdigest() == digest

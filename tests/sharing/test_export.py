@@ -1,0 +1,137 @@
+import errno
+import json
+import re
+import sys
+
+import pytest
+from safetensors.torch import load_file
+
+from helpers.evaluation import record
+from helpers.model import load_model
+from helpers.settings import EvaluationSettings, SettingsError
+from helpers.sharing import export as exporting
+from helpers.sharing.export import FORMATS, TYPES, export_model, sampling_of
+
+
+@pytest.fixture
+def evaluated(run):
+    """Return a finished run whose samples were drawn with settings of their own."""
+    settings = EvaluationSettings(run=run, temperature=0.75, top_k=40, max_new_tokens=20)
+    record.write_section(run, "speech", {"settings": settings.model_dump(), "decodings": []})
+    return run
+
+
+def test_a_gguf_comes_with_what_ollama_and_llama_cpp_need(evaluated, runs):
+    export = export_model(evaluated)
+    assert export.folder == runs / "tiny/export/gguf-f16"
+    assert sorted(path.name for path in export.folder.iterdir()) == ["Modelfile", "README.md", "tiny-f16.gguf"]
+    modelfile = (export.folder / "Modelfile").read_text()
+    parameters = dict(re.findall(r"^PARAMETER (\S+) (.+)$", modelfile, re.MULTILINE))
+    assert "FROM ./tiny-f16.gguf\n" in modelfile
+    assert 'TEMPLATE """{{ .Prompt }}"""' in modelfile
+    assert parameters == {
+        "temperature": "0.75", "top_k": "40", "top_p": "0.9", "min_p": "0.0", "repeat_penalty": "1.1",
+        "repeat_last_n": "-1", "num_predict": "20", "num_ctx": "64", "stop": '"<|endoftext|>"',
+    }  # fmt: skip
+    (commands,) = re.findall(r"```bash\n(.*?)```", (export.folder / "README.md").read_text(), re.DOTALL)
+    assert len(commands.splitlines()) == 3
+    assert "-m tiny-f16.gguf" in commands
+    assert "--temp 0.75 --top-k 40" in commands
+
+
+def test_the_loss_is_measured_on_the_weights_in_the_file(run):
+    exports = {kind: export_model(run, gguf_type=kind) for kind in TYPES}
+    exports["fp16"] = export_model(run, to="safetensors-fp16")
+    assert len({export.perplexity_before for export in exports.values()}) == 1
+    assert exports["f16"].perplexity == pytest.approx(exports["f16"].perplexity_before, rel=1e-3)
+    assert exports["f16"].perplexity != exports["f16"].perplexity_before, "something was rounded"
+    assert exports["q8_0"].perplexity == pytest.approx(exports["q8_0"].perplexity_before, rel=1e-2)
+    for export in exports.values():
+        text = (export.folder / "README.md").read_text()
+        assert f"{export.perplexity:.4f} ({export.loss_in_quality:+.3%})" in text
+        assert export.protocol in text
+        assert export.protocol in export._repr_html_()
+
+
+def test_halves_take_half_the_bytes_and_load_like_the_run(run, runs):
+    export = export_model(run, to="safetensors-fp16")
+    before = runs / "tiny/model/model.safetensors"
+    assert export.weights_file.stat().st_size < 0.52 * before.stat().st_size
+    weights, exact = load_file(export.weights_file), load_file(before)
+    assert {str(tensor.dtype) for tensor in weights.values()} == {"torch.float16"}
+    assert all((weights[name].float() - exact[name]).abs().max() < 1e-3 for name in weights)
+    assert load_model(str(export.folder)).dtype.itemsize == 4
+
+
+def test_before_the_evaluation_the_sampling_settings_are_the_defaults(run):
+    assert sampling_of(run) == EvaluationSettings(run=run)
+
+
+def test_what_is_no_format_is_refused(run):
+    with pytest.raises(SettingsError, match="to = 'ggml' is not a format: use 'gguf' or 'safetensors-fp16'"):
+        export_model(run, to="ggml")
+    with pytest.raises(SettingsError, match="type = 'q4' is not a format: use 'f16' or 'q8_0'"):
+        export_model(run, gguf_type="q4")
+
+
+def test_the_command_line_names_the_same_formats():
+    from helpers.sharing import commands
+
+    assert (commands.FORMATS, commands.TYPES) == (FORMATS, TYPES)
+
+
+def test_a_run_that_is_not_there_or_not_finished_is_one_sentence(run, runs):
+    with pytest.raises(SettingsError, match=r"no run 'tin'.*did you mean 'tiny'"):
+        export_model("tin")
+    (runs / "tiny/model").rename(runs / "tiny/gone")
+    with pytest.raises(SettingsError, match="no final model yet: train it in notebook 03"):
+        export_model(run)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "words"),
+    [
+        ("config.json", {"model_type": "llama"}, "is a llama model: this course trains GPT-2"),
+        ("config.json", {"eos_token_id": 5}, "ends a text with token 5 and the tokenizer with 4095"),
+    ],
+)
+def test_a_model_that_does_not_fit_is_one_sentence_and_leaves_nothing(run, runs, file, change, words):
+    path = runs / "tiny/model" / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(SettingsError, match=words):
+        export_model(run)
+    assert not (runs / "tiny/export").exists()
+
+
+def test_too_little_space_is_noticed_before_anything_is_written(run, runs, monkeypatch):
+    monkeypatch.setattr(exporting, "free_bytes", lambda folder: 1000)
+    with pytest.raises(SettingsError, match=r"needs 8 MiB and the disk of .* has 0 MiB free: delete old checkpoints"):
+        export_model(run)
+    assert not (runs / "tiny/export").exists()
+
+
+def test_a_disk_that_fills_up_keeps_the_export_from_before(run, runs, monkeypatch):
+    before = export_model(run).weights_file.read_bytes()
+
+    def fill(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(exporting, "write_gguf", fill)
+    with pytest.raises(SettingsError, match=r"No space left on device.*Free some space"):
+        export_model(run)
+    assert (runs / "tiny/export/gguf-f16/tiny-f16.gguf").read_bytes() == before
+    assert [path.name for path in (runs / "tiny/export").iterdir()] == ["gguf-f16"]
+
+
+def test_without_the_package_the_sentence_names_the_command(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(SettingsError, match=r"pip install '\.\[export\]'"):
+        export_model(run)
+
+
+def test_a_weight_too_large_for_halves_is_refused(run, runs):
+    model = load_model(str(runs / "tiny/model"))
+    model.transformer.wpe.weight.data[0, 0] = 1e5
+    model.save_pretrained(runs / "tiny/model")
+    with pytest.raises(SettingsError, match=r"a weight of 1e\+05, and float16 ends at 65504"):
+        export_model(run, to="safetensors-fp16")

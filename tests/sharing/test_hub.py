@@ -1,0 +1,174 @@
+import logging
+import os
+import time
+from types import SimpleNamespace
+
+import pytest
+from huggingface_hub import HfApi, ModelCard, constants
+from huggingface_hub.utils import _http
+
+from helpers.evaluation import compare_with_base, record
+from helpers.model import load_model
+from helpers.settings import EvaluationSettings, SettingsError
+from helpers.sharing.hub import check_repo_id, copying_verdict, plan_upload, publish
+from tests.loopback_hub import Uploads, loopback_hub
+
+# The client hands a file to its transport in a way that the transport calls old.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+
+
+@pytest.fixture
+def uploads(tmp_path):
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    return Uploads(folder)
+
+
+@pytest.fixture
+def api(uploads, monkeypatch):
+    """Return the real client, in front of a Hub on this machine."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # its servers are not a part of the Hub's interface
+    monkeypatch.setattr(_http, "time", SimpleNamespace(time=time.time, sleep=lambda seconds: None))  # between two tries
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    with loopback_hub({}, uploads=uploads) as address:
+        yield HfApi(endpoint=address, token=uploads.token)
+
+
+@pytest.fixture
+def light(run, runs):
+    """Return a run with a GGUF file that is made of a few bytes."""
+    folder = runs / "tiny/export/gguf-f16"
+    folder.mkdir(parents=True)
+    for name, content in {"tiny-f16.gguf": b"GGUF", "Modelfile": b"FROM x", "README.md": b"# How to use it"}.items():
+        (folder / name).write_bytes(content)
+    return run
+
+
+def test_everything_is_shown_before_it_is_sent(light, uploads, api):
+    upload = plan_upload(light, "me/fables", api=api)
+    text = str(upload)
+    for name, content in upload.files.items():
+        assert f"{content.stat().st_size:,} bytes" in next(line for line in text.splitlines() if f" {name} " in line)
+    assert f"{len(upload.files)} files, {upload.n_bytes:,} bytes" in text
+    assert "public: everybody can read" in text
+    assert "Copying: not measured. Run notebook 04" in text
+    assert "Text: text.txt; licence: not known to this course" in text
+    assert "Account: me. The repository me/fables is new." in text
+    assert uploads.commits == {}
+
+
+def test_model_card_and_gguf_arrive_and_load(light, runs, uploads, api):
+    compare_with_base(EvaluationSettings(run=light, stride=16))
+    address = publish(plan_upload(light, "me/fables", licence="cc-by-4.0", api=api), api=api)
+    assert address.endswith("/me/fables")
+    folder = uploads.folder / "fables"
+    assert set(uploads.commits["Run tiny"]) == {path.relative_to(folder).as_posix() for path in folder.rglob("*.*")} | {
+        "gguf/Modelfile"
+    }
+    assert (folder / "gguf/tiny-f16.gguf").read_bytes() == b"GGUF"
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.license == "cc-by-4.0"
+    assert [result.metric_type for result in card.data.eval_results] == ["perplexity", "bits_per_byte"]
+    assert load_model(str(folder)).num_parameters() == load_model(str(runs / "tiny/model")).num_parameters()
+    for path in folder.rglob("*.*"):
+        assert str(runs).encode() not in path.read_bytes(), "where somebody keeps their files is their business"
+
+
+def test_the_gguf_is_made_if_there_is_none_or_an_old_one(light, runs, api):
+    gguf = runs / "tiny/export/gguf-f16/tiny-f16.gguf"
+    os.utime(gguf, (0, 0))
+    upload = plan_upload(light, "me/fables", api=api)
+    assert upload.files["gguf/tiny-f16.gguf"] == gguf
+    assert gguf.stat().st_size > 100_000
+
+
+def test_without_the_package_the_model_is_shared_without_a_gguf(run, api, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "gguf", None)
+    upload = plan_upload(run, "me/fables", api=api)
+    assert not any("gguf" in name for name in upload.files)
+    assert "Without a GGUF file: Writing GGUF needs the package gguf" in str(upload)
+
+
+def test_an_existing_repository_keeps_its_other_files_and_says_so(light, uploads, api):
+    publish(plan_upload(light, "me/fables", api=api), api=api)
+    (uploads.folder / "fables/notes.txt").write_text("mine")
+    upload = plan_upload(light, "me/fables", private=True, api=api)
+    assert "The repository me/fables exists and stays public" in str(upload)
+    assert not upload.private
+    publish(upload, api=api)
+    assert (uploads.folder / "fables/notes.txt").read_text() == "mine"
+
+
+def test_after_a_broken_connection_the_same_call_goes_on(light, uploads, api):
+    upload = plan_upload(light, "me/fables", api=api)
+    uploads.drops = 8  # more than the client tries: the first large file arrives or not, and nothing is committed
+    with pytest.raises(
+        SettingsError, match=r"did not take 'me/fables' .*: check the network; the same command goes on"
+    ):
+        publish(upload, api=api)
+    assert uploads.commits == {}
+    uploads.drops = 0
+    arrived = dict(uploads.received)
+    publish(upload, api=api)
+    assert set(arrived) <= set(uploads.received)
+    assert list(uploads.commits) == ["Run tiny"]
+    uploads.drops = 100  # everything is there: nothing large is sent again
+    publish(upload, api=api)
+
+
+def test_a_wrong_token_is_one_sentence(light, uploads, api):
+    with pytest.raises(SettingsError, match="log in with `hf auth login`, with a token that may write"):
+        plan_upload(light, "me/fables", api=HfApi(endpoint=api.endpoint, token="hf_wrong"))
+
+
+def test_nobody_logged_in_is_one_sentence(light, api, tmp_path, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
+    with pytest.raises(SettingsError, match="log in with `hf auth login`"):
+        plan_upload(light, "me/fables", api=HfApi(endpoint=api.endpoint))
+
+
+def test_somebody_elses_name_is_one_sentence(light, api):
+    with pytest.raises(SettingsError, match="take a name of your own account or organisation"):
+        publish(plan_upload(light, "others/fables", api=api), api=api)
+
+
+def test_no_network_is_one_sentence(light, api):
+    with pytest.raises(SettingsError, match="check the network"):
+        plan_upload(light, "me/fables", api=HfApi(endpoint="http://127.0.0.1:9", token="hf_right"))
+
+
+def test_offline_is_one_sentence(light):
+    with pytest.raises(SettingsError, match="HF_HUB_OFFLINE is set"):
+        plan_upload(light, "me/fables", api=HfApi(token="hf_right"))
+
+
+@pytest.mark.parametrize(
+    "name", ["fables", "me/my/fables", "me/a--b", "me/ä", "me/-x", "me/x.git", "me/" + 97 * "x", ""]
+)
+def test_a_name_that_the_hub_refuses_is_one_sentence(name):
+    with pytest.raises(SettingsError, match=r"is not a name of the Hub .*: use 'owner/name'"):
+        check_repo_id(name)
+
+
+def test_a_run_without_a_model_is_one_sentence(light, runs, api):
+    (runs / "tiny/model").rename(runs / "tiny/gone")
+    with pytest.raises(SettingsError, match="no final model yet"):
+        plan_upload(light, "me/fables", api=api)
+
+
+def test_a_licence_is_an_identifier(light, api):
+    with pytest.raises(SettingsError, match="'MIT License' is no identifier of the Hub"):
+        plan_upload(light, "me/fables", licence="MIT License", api=api)
+
+
+@pytest.mark.parametrize(
+    ("words", "verdict"), [((12, 9), "longer than what real text"), ((9, 9), "no longer than what real text")]
+)
+def test_the_copying_verdict_compares_with_the_control(run, words, verdict):
+    rows = [{"text": t, "longest_words": n} for t, n in zip(("samples", "held-out text"), words, strict=True)]
+    record.write_section(run, "copying", {"rows": rows})
+    text = copying_verdict(run)
+    assert f"has {words[0]} words in samples and {words[1]} words in held-out text" in text
+    assert verdict in text
