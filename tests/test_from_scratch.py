@@ -11,7 +11,7 @@ from helpers.evaluation.base_and_tuned import compare_with_base
 from helpers.model import load_model, load_tokenizer
 from helpers.settings import EvaluationSettings, SettingsError, TrainingSettings
 from helpers.training import fine_tune, plan_run, planned_shape
-from helpers.training.callbacks import TrainingStoppedError
+from helpers.training.stopping import TrainingStoppedError
 from helpers.troubleshooting import examine
 from helpers.widgets.data_panel import count_tokens
 
