@@ -92,15 +92,15 @@ def main() -> None:
 @_run_options
 @click.argument("notebooks", nargs=-1)
 def run(preset: str, run_name: str | None, parameters: tuple[tuple[str, str], ...], notebooks: tuple[str, ...]) -> None:
-    """Execute the NOTEBOOKS (all of them when none is named), then write one report page."""
-    from helpers.course import all_notebooks, find_notebook, run_course
+    """Execute the NOTEBOOKS (01 to 05 when none is named), then write one report page."""
+    from helpers.course import course_notebooks, find_notebook, run_course
     from helpers.data import refuse_missing
     from helpers.environment import unused_card
 
     defaults, asked = read_preset(preset), _chosen_settings(run_name, parameters)
     refuse_missing(defaults | asked)
     name = asked.pop("run", defaults["run"])
-    chosen = [find_notebook(notebook) for notebook in notebooks] or all_notebooks()
+    chosen = [find_notebook(notebook) for notebook in notebooks] or course_notebooks()
     report = run_course(chosen, run=name, parameters=asked, defaults=defaults, progress=True)
     click.echo(f"Report: {report}")
     unused = unused_card()

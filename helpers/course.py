@@ -5,6 +5,7 @@ import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,10 @@ from helpers.display import did_you_mean, duration_text, size_text
 from helpers.files import environment_variables
 from helpers.settings import ASSETS, NOTEBOOKS, SettingsError, known_settings, run_folder, runs_folder
 
+_SAVE_SECONDS = 120.0  # for the step and the checkpoint of a training that is interrupted
 _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
+_CODE = re.compile(r"(```.*?```|`[^`]*`)", re.DOTALL)
+_EQUATION = re.compile(r"(\$\$?)([^$]+)\1")
 _NOTEBOOK_LINK = re.compile(r"\[([^\]]+)\]\((\w+)\.ipynb\)")
 
 
@@ -20,8 +24,11 @@ class CourseError(RuntimeError):
     """A notebook that failed; the message names the notebook, the error and the executed file."""
 
 
+_NEXT = "06"  # the first notebook that is not in the course itself: it trains for minutes, and nothing needs it
+
+
 def all_notebooks() -> list[Path]:
-    """Return the course's notebooks in their order; raise `CourseError` where there are none."""
+    """Return every notebook in its order; raise `CourseError` where there are none."""
     notebooks = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
     if not notebooks:  # a wheel brings the package alone
         raise CourseError(
@@ -29,6 +36,11 @@ def all_notebooks() -> list[Path]:
             "or train without a notebook: `python -m helpers train`."
         )
     return notebooks
+
+
+def course_notebooks() -> list[Path]:
+    """Return the notebooks that a course run executes by default."""
+    return [path for path in all_notebooks() if path.stem < _NEXT]
 
 
 def find_notebook(name: str) -> Path:
@@ -44,9 +56,20 @@ def find_notebook(name: str) -> Path:
 
 def declared_parameters(notebook: Path) -> set[str]:
     """Return the names in a notebook's cell tagged `parameters`."""
+    return set(_papermill().inspect_notebook(str(notebook)))
+
+
+def _papermill() -> Any:
+    """Import papermill, without a check of web addresses that its imports bring along and nobody here asks for.
+
+    jsonschema uses rfc3987_syntax where it is installed, and building that one's grammar takes 2 s in each process.
+    """
+    is_missing = sys.modules.setdefault("rfc3987_syntax", None) is None  # as Python notes a module that cannot be had
     import papermill
 
-    return set(papermill.inspect_notebook(str(notebook)))
+    if is_missing:
+        del sys.modules["rfc3987_syntax"]
+    return papermill
 
 
 def run_course(
@@ -95,7 +118,7 @@ def _refuse(name: str, declared: set[str]) -> None:
 
 
 def _execute(notebook: Path, output: Path, parameters: dict[str, Any], *, progress: bool) -> None:
-    import papermill
+    papermill = _papermill()
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
@@ -136,9 +159,22 @@ def kernel_of_this_python() -> type:
             super().__init__(kernel_spec_manager=KernelSpecManager(kernel_dirs=[]), **traits)
 
         async def shutdown_kernel(self, now: bool = False, restart: bool = False) -> None:
-            # A kernel that is shut down in the middle of a cell prints a traceback: after Ctrl-C, kill it at once.
-            interrupted = isinstance(sys.exc_info()[1], KeyboardInterrupt)
+            interrupted = isinstance(sys.exc_info()[1], KeyboardInterrupt)  # Ctrl-C or SIGTERM, which the kernel missed
+            if interrupted:
+                await self.let_cell_end()
+            # A kernel that is asked to end prints a traceback when a cell is not done: after Ctrl-C, kill it.
             await super().shutdown_kernel(now=now or interrupted, restart=restart)
+
+        async def let_cell_end(self) -> None:
+            """Interrupt the cell and wait for its end: a training finishes its step and writes a checkpoint."""
+            await self.interrupt_kernel()
+            client = self.client()
+            client.start_channels()
+            try:
+                with suppress(RuntimeError):  # no answer in time
+                    await client.wait_for_ready(timeout=_SAVE_SECONDS)  # which is answered after the cell
+            finally:
+                client.stop_channels()
 
     return KernelOfThisPython
 
@@ -194,7 +230,8 @@ def _page_cells(notebook: Any, parts: Mapping[str, Any]) -> list[Any]:
     """Return a notebook's cells for the page.
 
     Without widgets and scripts, which would do nothing on a page without a kernel: each panel also shows a plain HTML
-    summary, which stays. Links to other notebooks lead to their sections, and each picture has an alternative text.
+    summary, which stays. Links to other notebooks lead to their sections, equations become pictures, and each picture
+    has an alternative text.
     """
     dead = {"application/vnd.jupyter.widget-view+json", "application/javascript"}
     heading = "the beginning"
@@ -205,12 +242,31 @@ def _page_cells(notebook: Any, parts: Mapping[str, Any]) -> list[Any]:
             cell.source = _NOTEBOOK_LINK.sub(
                 lambda link: f"[{link[1]}](#{link[2]})" if link[2] in parts else link[1], cell.source
             )
+            texts = _CODE.split(cell.source)  # every second one is code, whose dollars are no equations
+            texts[::2] = [_EQUATION.sub(_draw_equation, text) for text in texts[::2]]
+            cell.source = "".join(texts)
         if "outputs" in cell:
             cell.outputs = [output for output in cell.outputs if not dead & set(output.get("data", {}))]
             for output in cell.outputs:
                 for kind in {"image/png", "image/jpeg"} & set(output.get("data", {})):
                     output.metadata.setdefault(kind, {}).setdefault("alt", f"A picture of the section: {heading}")
     return notebook.cells
+
+
+def _draw_equation(tex: re.Match) -> str:
+    """Return an equation as a picture, with its TeX as alternative text; unchanged where matplotlib cannot draw it."""
+    import base64
+    import io
+
+    from matplotlib.mathtext import math_to_image
+
+    source, buffer = " ".join(tex[2].split()), io.BytesIO()
+    try:
+        math_to_image(f"${source}$", buffer, format="svg")
+    except ValueError:
+        return tex[0]
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return f'<img class="equation" alt="{html.escape(source)}" src="data:image/svg+xml;base64,{data}">'
 
 
 def _summarise(run: str) -> dict[str, Any]:

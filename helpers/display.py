@@ -101,7 +101,7 @@ def html_table(head: Sequence[str], rows: Iterable[Sequence[Any]], *, caption: s
         caption: shown above the table.
 
     >>> html_table([], [[1234, None]])
-    "<table><tbody><tr><td style='text-align:right'>1,234</td><td></td></tr></tbody></table>"
+    "<table><tbody><tr><td style='text-align:right;vertical-align:top'>1,234</td><td></td></tr></tbody></table>"
     """
     named = f"<caption>{escape(caption)}</caption>" if caption else ""
     head_row = "".join(f"<th style='text-align:left'>{escape(name)}</th>" for name in head)
@@ -113,6 +113,7 @@ def _cell(value: Any) -> str:
     if value is None:
         return "<td></td>"
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return f"<td style='text-align:right'>{f'{value:,}' if isinstance(value, int) else f'{value:.4g}'}</td>"
+        text = f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+        return f"<td style='text-align:right;vertical-align:top'>{text}</td>"
     style = "text-align:left;vertical-align:top;white-space:pre-wrap;overflow-wrap:anywhere;max-width:48em"
     return f"<td style='{style}'>{value if isinstance(value, Html) else escape(str(value))}</td>"

@@ -444,3 +444,67 @@ def _utilisation(answer: Any) -> None:
             raise _Hint(hint)
     _expect(share, 0.2, "A million parameters, 2,000 tokens per second and a peak of 0.06 TFLOP/s give 20 %.")
     _expect(answer(124_000_000, 40_000.0, 80.0), 0.372, "Another model and card give 37.2 %.")
+
+
+@_exercise("scratch-1", "count the weights of a GPT-2")
+def _weights(answer: Any) -> None:
+    count = _number(_call(answer, 12, 768, 50257, 1024))
+    for wrong, hint in (
+        (124_439_808 + 50257 * 768, "The head shares the token embedding: do not count it twice."),
+        (124_439_808 - 1024 * 768, "The position embedding is missing."),
+        (124_439_808 - 12 * 9 * 768, "The biases of the blocks' matrices are missing."),
+        (124_439_808 - 12 * 4 * 768, "Each block has two norms, with a weight and a bias for each dimension."),
+        (124_439_808 - 2 * 768, "The last norm, after the blocks, is missing."),
+    ):
+        if count == wrong:
+            raise _Hint(hint)
+    _expect(count, 124_439_808, "GPT-2 has 124,439,808 weights.", tolerance=1e-9)
+    _expect(answer(4, 192, 4096, 256), 2_615_424, "The pocket model has 2,615,424.", tolerance=1e-9)
+
+
+@_exercise("scratch-2", "write causal attention")
+def _attention(answer: Any) -> None:
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (3 * torch.randn(5, 4, generator=generator) for _ in range(3))
+    result, scores = _call(answer, q, k, v), q @ k.T
+    mask = torch.full((5, 5), -torch.inf).triu(diagonal=1)
+
+    def is_it(scores: Any, dim: int = -1) -> bool:
+        return tuple(result.shape) == (5, 4) and torch.allclose(result, scores.softmax(dim) @ v, atol=1e-4)
+
+    if is_it(scores / 2):
+        raise _Hint("Tokens read later ones: set those scores to -inf before the softmax.")
+    if is_it(scores + mask):
+        raise _Hint("The scores are too large: divide them by the root of the width, here 2.")
+    if is_it((scores / 2).tril()):
+        raise _Hint("A score of 0 is no mask: the softmax makes a probability of it. Use -inf.")
+    if not is_it(scores / 2 + mask):
+        raise _Hint("It should be softmax(q k^T / sqrt(D) + mask) v, with the softmax over the keys, and shape (T, D).")
+
+
+@_exercise("scratch-3", "the first loss of a new model")
+def _first_loss(answer: Any) -> None:
+    for wrong, hint in (
+        (math.log2(50257), "Those are bits: a loss in nats uses the natural logarithm."),
+        (50257, "That is the perplexity of a guess; the loss is its logarithm."),
+        (1 / 50257, "That is the probability of each token; the loss is minus its logarithm."),
+    ):
+        if math.isclose(_number(answer), wrong, rel_tol=1e-3):
+            raise _Hint(hint)
+    _expect(answer, math.log(50257), "An even guess among V tokens costs ln V nats.", tolerance=2e-3)
+
+
+@_exercise("scratch-4", "the days of a training")
+def _days(answer: Any) -> None:
+    days, right = _number(_call(answer, 124e6, 2.5e9, 80.0, 0.4)), 124e6 * 6 * 2.5e9 / 32e12 / 86_400
+    for wrong, hint in (
+        (right / 3, "That is the forward pass alone: the backward pass costs twice as much again."),
+        (right * 24, "Those are hours."),
+        (right * 86_400, "Those are seconds."),
+        (right * 0.4, "The card reaches only a share of its peak: divide by the MFU too."),
+    ):
+        if math.isclose(days, wrong, rel_tol=1e-3):
+            raise _Hint(hint)
+    _expect(days, right, "6 operations for each weight and token, over peak and share, in days of 86,400 s.")

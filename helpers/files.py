@@ -46,7 +46,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     try:
         yield new
         if folder.exists():
-            folder.rename(old)
+            _retry(lambda: folder.rename(old))
     except BaseException as error:
         shutil.rmtree(new, ignore_errors=True)
         if isinstance(error, PermissionError) and folder.exists():

@@ -4,6 +4,7 @@ Every loader checks what would otherwise break a training silently: a vocabulary
 float32 weights.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -12,13 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from helpers.display import first_line, last_part
-from helpers.settings import POCKET, SettingsError, find_path
+from helpers.settings import LEAST_VOCABULARY, POCKET, SettingsError, TrainingSettings, find_path
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
 _END_OF_TEXT = "<|endoftext|>"
-_N_BYTES = 256
 _WITHOUT_OWNER = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")  # the Hub still knows these names
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
@@ -47,6 +47,19 @@ def check_model_name(name: str) -> Path | None:
     )
 
 
+def model_hash(name: str) -> str | None:
+    """Return the SHA-256 of the files in a model's folder, but for its card; None for one that is not in a folder."""
+    folder = check_model_name(name)
+    if folder in (None, POCKET):
+        return None
+    digest = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if file.is_file() and file.name != "README.md":
+            with file.open("rb") as opened:
+                digest.update(file.name.encode() + b"\0" + hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()
+
+
 def load_tokenizer(model_name_or_path: str) -> "PreTrainedTokenizerBase":
     """Load a model's tokenizer and check that it works.
 
@@ -65,16 +78,19 @@ def load_tokenizer(model_name_or_path: str) -> "PreTrainedTokenizerBase":
     return tokenizer
 
 
-def load_model(model_name_or_path: str, *, from_scratch: bool = False, seed: int = 42) -> "GPT2LMHeadModel":
+def load_model(
+    model_name_or_path: str, *, from_scratch: bool = False, seed: int = 42, **new_values: Any
+) -> "GPT2LMHeadModel":
     """Load a GPT-2 in float32, whatever number format its file has.
 
     Args:
         model_name_or_path: 'pocket', a folder, or a Hub id.
         from_scratch: use only the configuration and draw random weights.
         seed: of the random weights.
+        new_values: values of `GPT2Config` that replace those of the configuration, from scratch only.
 
     Raises:
-        SettingsError: it cannot be found, is not a GPT-2 or is incomplete.
+        SettingsError: it cannot be found, is not a GPT-2 or is incomplete, or the shape is impossible.
     """
     import torch
     from transformers import AutoConfig, GPT2LMHeadModel
@@ -83,7 +99,8 @@ def load_model(model_name_or_path: str, *, from_scratch: bool = False, seed: int
     if config.model_type != "gpt2":
         raise SettingsError(f"{model_name_or_path!r} is a {config.model_type} model: this course trains GPT-2 models.")
     if from_scratch:
-        config.dtype = torch.float32
+        config.update({"dtype": torch.float32} | new_values)
+        check_heads(config)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             model = GPT2LMHeadModel(config)
@@ -92,6 +109,30 @@ def load_model(model_name_or_path: str, *, from_scratch: bool = False, seed: int
         _check_complete(model_name_or_path, report["missing_keys"])
     model.loss_type = "ForCausalLM"  # without it transformers guesses from the name of the class, and warns
     return model
+
+
+def load_start(settings: TrainingSettings, tokenizer: "PreTrainedTokenizerBase") -> "GPT2LMHeadModel":
+    """Load the model that a run starts from: a pretrained one, or from scratch a new one for this tokenizer.
+
+    Raises:
+        SettingsError: as `load_model` does.
+    """
+    if not settings.from_scratch:
+        return load_model(settings.model_name_or_path)
+    values = settings.new_shape | {"resid_pdrop": settings.resid_pdrop, "embd_pdrop": settings.resid_pdrop}
+    if settings.tokenizer == "train":
+        end = tokenizer.eos_token_id
+        values |= {"vocab_size": len(tokenizer), "bos_token_id": end, "eos_token_id": end}
+    return load_model(settings.model_name_or_path, from_scratch=True, seed=settings.seed, **values)
+
+
+def check_heads(shape: Any) -> None:
+    """Raise `SettingsError` where a width (`n_embd`) cannot be split into the heads (`n_head`)."""
+    if shape.n_embd % shape.n_head:
+        raise SettingsError(
+            f"n_embd = {shape.n_embd} cannot be split into n_head = {shape.n_head} heads: "
+            f"use a multiple of {shape.n_head}."
+        )
 
 
 def _check_complete(model_name_or_path: str, missing_keys: Iterable[str]) -> None:
@@ -104,70 +145,24 @@ def _check_complete(model_name_or_path: str, missing_keys: Iterable[str]) -> Non
         )
 
 
-def create_model(
-    folder: Path,
-    texts: Iterable[str],
-    *,
-    vocab_size: int = 4096,
-    n_positions: int = 256,
-    n_embd: int = 192,
-    n_layer: int = 4,
-    n_head: int = 6,
-    seed: int = 42,
-    **changes: Any,
-) -> Path:
-    """Write a new GPT-2 into a folder: random weights, and a tokenizer trained on your text.
-
-    The folder is a `model_name_or_path` like any other; training a run from it is pretraining.
+def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> "PreTrainedTokenizerBase":
+    """Train a byte-level BPE with the layout of GPT-2's: bytes first, then merges, the end-of-text token last.
 
     Args:
-        folder: where it goes; made when it does not exist.
-        texts: what the tokenizer is trained on, read once. Leave the text you want to measure with out of it.
+        texts: what it is trained on, read once. Leave the text you want to measure with out of it.
         vocab_size: tokens in all, at most: 256 bytes, the merges found in the texts, and the end-of-text token.
-        n_positions: tokens that the model can see at once.
-        n_embd: width of a token's vector; a multiple of `n_head`.
-        n_layer: number of blocks.
-        n_head: attention heads per block.
-        seed: of the random weights.
-        changes: more values of `GPT2Config`, such as `resid_pdrop`.
-
-    Returns:
-        The folder.
 
     Raises:
-        SettingsError: the shape is impossible, or the vocabulary too small for the 256 bytes.
+        SettingsError: the vocabulary is too small for the 256 bytes.
     """
-    import torch
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    if n_embd % n_head:
-        raise SettingsError(
-            f"n_embd = {n_embd} cannot be split into n_head = {n_head} heads: use a multiple of {n_head}."
-        )
-    if vocab_size < _N_BYTES + 1:
-        raise SettingsError(
-            f"vocab_size = {vocab_size} is too small: a byte-level vocabulary has {_N_BYTES} bytes and an end-of-text "
-            f"token, so use at least {_N_BYTES + 1}."
-        )
-    tokenizer = _train_tokenizer(texts, vocab_size=vocab_size, n_positions=n_positions)
-    config = GPT2Config(
-        vocab_size=len(tokenizer), n_positions=n_positions, n_embd=n_embd, n_layer=n_layer, n_head=n_head,
-        bos_token_id=tokenizer.eos_token_id, eos_token_id=tokenizer.eos_token_id, **changes,
-    )  # fmt: skip
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = GPT2LMHeadModel(config)
-    with quiet():
-        model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-def _train_tokenizer(texts: Iterable[str], *, vocab_size: int, n_positions: int) -> "PreTrainedTokenizerBase":
-    """Train a byte-level BPE with the layout of GPT-2's: bytes first, then merges, the end-of-text token last."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import GPT2Tokenizer
 
+    if vocab_size < LEAST_VOCABULARY:
+        raise SettingsError(
+            f"vocab_size = {vocab_size} is too small: a byte-level vocabulary has 256 bytes and an end-of-text "
+            f"token, so use at least {LEAST_VOCABULARY}."
+        )
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -181,7 +176,7 @@ def _train_tokenizer(texts: Iterable[str], *, vocab_size: int, n_positions: int)
     trained = json.loads(bpe.to_str())["model"]
     vocab = {**trained["vocab"], _END_OF_TEXT: len(trained["vocab"])}
     merges = [tuple(pair) for pair in trained["merges"]]
-    return GPT2Tokenizer(vocab=vocab, merges=merges, model_max_length=n_positions)
+    return GPT2Tokenizer(vocab=vocab, merges=merges)
 
 
 def check_fit(model: "GPT2LMHeadModel", tokenizer: "PreTrainedTokenizerBase", block_size: int) -> None:

@@ -8,6 +8,7 @@ is its name here.
 
 import ast
 import codecs
+import functools
 import json
 import os
 import re
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from helpers.display import did_you_mean, html_table
 
@@ -25,6 +26,8 @@ PRESETS = ASSETS / "presets"
 POCKET = ASSETS / "pocket"
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 PATH_SETTINGS = ("source", "general_source", "model_name_or_path")  # each may be the name of a file or folder
+
+LEAST_VOCABULARY = 257  # 256 bytes and the end of text
 
 _SEPARATORS = ("auto", "row", "line", "blank line", "heading", "file")
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -145,7 +148,9 @@ class Settings(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise SettingsError("\n".join(_sentence(fault, type(self)) for fault in error.errors())) from None
+            raise SettingsError(
+                "\n".join(_sentence(fault, type(self).model_fields) for fault in error.errors())
+            ) from None
 
     @classmethod
     def from_notebook(cls, namespace: Mapping[str, Any]) -> Self:
@@ -203,6 +208,14 @@ class DataSettings(RunSettings):
         examples=["pocket", "openai-community/gpt2", "distilbert/distilgpt2", "openai-community/gpt2-medium"],
         description="'pocket' (shipped), a folder, or a Hub id such as openai-community/gpt2",
     )
+    tokenizer: Literal["pretrained", "train"] = Field(
+        "pretrained",
+        description="pretrained: that of the model; train: a new one, trained on the training text, for from_scratch",
+    )
+    vocab_size: int = Field(
+        4096, ge=LEAST_VOCABULARY, le=100_000, json_schema_extra={"unit": "tokens", "scale": "log", "least": 512},
+        description="tokens of a trained tokenizer: 256 bytes, the merges, and the end of text",
+    )  # fmt: skip
     source: Annotated[str, AfterValidator(lambda name: stored_path(name))] = Field(
         "fables",
         min_length=1,
@@ -230,13 +243,15 @@ class DataSettings(RunSettings):
     encoding: Annotated[str, AfterValidator(_known_encoding)] = Field(
         "auto", description="encoding of text files, such as cp1252; auto: detected and reported"
     )
-    streaming: bool = Field(False, description="read a Hub data set while it downloads, for one larger than the disk")
+    streaming: bool = Field(
+        False, description="train on the text while it is read, without a copy of it: for more text than fits the disk"
+    )
     max_tokens: int = Field(
         0,
         ge=0,
         le=10**12,
         json_schema_extra={"unit": "tokens"},
-        description="stop reading after this many tokens; 0: read everything",
+        description="stop reading after this many tokens; 0: read everything. With streaming: tokens of an epoch",
     )
     near_duplicates: Literal["report", "remove", "keep"] = Field(
         "report",
@@ -279,9 +294,10 @@ class TrainingSettings(DataSettings):
         description="scale of the LoRA adapter: its output is multiplied by lora_alpha / lora_r",
     )  # fmt: skip
     lora_dropout: float = Field(0.0, ge=0, le=0.9, description="dropout on the input of the LoRA adapter")
-    optim: Literal["adamw_torch_fused", "adafactor"] = Field(
+    optim: Literal["adamw_torch_fused", "adafactor", "muon"] = Field(
         "adamw_torch_fused",
-        description="the optimizer; adafactor keeps a few bytes where AdamW keeps 8 for each trained weight",
+        description="the optimizer; adafactor keeps a few bytes where AdamW keeps 8 for each trained weight; muon, for "
+        "pretraining, keeps 4 for those of the blocks' matrices, and trains the rest with AdamW",
     )
     weight_decay: float = Field(0.01, ge=0, le=1, description="how strongly trained weights are pulled towards zero")
     adam_beta2: float = Field(
@@ -315,6 +331,20 @@ class TrainingSettings(DataSettings):
         "auto", description="compile the model; auto: on a GPU under Linux, if the run is long enough to be worth it"
     )
     from_scratch: bool = Field(False, description="start from random weights instead of the pretrained ones")
+    n_layer: int = Field(0, ge=0, le=96, description="from scratch: number of blocks; 0: as model_name_or_path")
+    n_embd: int = Field(
+        0, ge=0, le=4096, json_schema_extra={"step": 8},
+        description="from scratch: width of a token's vector, a multiple of n_head; 0: as model_name_or_path",
+    )  # fmt: skip
+    n_head: int = Field(0, ge=0, le=64, description="from scratch: attention heads per block; 0: as model_name_or_path")
+    n_positions: int = Field(
+        0, ge=0, le=1024, json_schema_extra={"unit": "tokens", "step": 8},
+        description="from scratch: tokens that the model can see at once; 0: as model_name_or_path",
+    )  # fmt: skip
+    resid_pdrop: float = Field(
+        0.1, ge=0, le=0.9,
+        description="from scratch: dropout on the embeddings and after each layer; 0 where no text is read twice",
+    )  # fmt: skip
     logging_steps: int = Field(
         10, ge=1, le=100_000, json_schema_extra={"unit": "steps", "scale": "log"},
         description="steps between two history rows",
@@ -343,6 +373,32 @@ class TrainingSettings(DataSettings):
                 "random weights: set lora_r = 0, or from_scratch = False"
             )
         return self
+
+    @model_validator(mode="after")
+    def _check_that_muon_trains_matrices(self) -> Self:
+        if self.lora_r and self.optim == "muon":
+            raise ValueError(
+                f"optim = 'muon' is for complete matrices, and lora_r = {self.lora_r} trains narrow ones beside them: "
+                "set lora_r = 0, or another optim"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_that_only_a_new_model_is_shaped(self) -> Self:
+        for name in ("tokenizer", "n_layer", "n_embd", "n_head", "n_positions", "resid_pdrop"):
+            value = getattr(self, name)
+            if value != type(self).model_fields[name].default and not self.from_scratch:
+                raise ValueError(
+                    f"{name} = {value!r} is for a new model, and from_scratch = False keeps the pretrained one: set "
+                    f"from_scratch = True, or leave {name} out"
+                )
+        return self
+
+    @property
+    def new_shape(self) -> dict[str, int]:
+        """The values of `GPT2Config` in which a new model differs from `model_name_or_path`."""
+        names = ("n_layer", "n_embd", "n_head", "n_positions")
+        return {name: value for name in names if (value := getattr(self, name))}
 
     @property
     def effective_batch_size(self) -> int:
@@ -417,12 +473,21 @@ def check_values(values: Mapping[str, Any]) -> dict[str, Any]:
     unknown = [name for name in values if name not in known_settings()]
     if unknown:
         raise SettingsError("\n".join(_unknown(name, known_settings()) for name in unknown))
-    checked = {}
-    for kind in (TrainingSettings, EvaluationSettings):
-        names = [name for name in values if name in kind.model_fields]
-        settings = kind(**{name: values[name] for name in names})
-        checked.update({name: getattr(settings, name) for name in names})
+    checked, faults = {}, []
+    for name, value in values.items():  # one by one: a rule between two of them is for the complete settings
+        try:
+            checked[name] = _checker(name).validate_python(value)
+        except ValidationError as error:
+            faults += [_sentence({**fault, "loc": (name,)}, known_settings()) for fault in error.errors()]
+    if faults:
+        raise SettingsError("\n".join(faults))
     return checked
+
+
+@functools.cache
+def _checker(name: str) -> TypeAdapter:
+    field = known_settings()[name]
+    return TypeAdapter(Annotated[field.annotation, field])
 
 
 def read_run_settings(run: str) -> TrainingSettings:
@@ -448,17 +513,17 @@ def _injected_names(cells: list[str]) -> set[str]:
     return {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
 
 
-def _sentence(fault: Any, kind: type[Settings]) -> str:
+def _sentence(fault: Any, fields: Mapping[str, Any]) -> str:
     """Return one of pydantic's faults as one sentence."""
     if not fault["loc"]:  # a rule between several settings, which names them itself
         return f"{fault['ctx']['error']}."
     name = str(fault["loc"][0])
     if fault["type"] == "extra_forbidden":
-        return _unknown(name, kind.model_fields)
+        return _unknown(name, fields)
     given = f"{name} = {fault['input']!r}"
     if fault["type"] == "value_error":
         return f"{given} {fault['ctx']['error']}."
-    return f"{given} is not allowed: it must be {allowed(kind.model_fields[name])}."
+    return f"{given} is not allowed: it must be {allowed(fields[name])}."
 
 
 def allowed(field: Any) -> str:

@@ -1,7 +1,9 @@
 """Every test is offline, draws to no screen, and keeps its runs in a temporary folder."""
 
+import gc
 import json
 import os
+import shutil
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any Hugging Face library is imported
 os.environ["MPLBACKEND"] = "Agg"
@@ -13,11 +15,29 @@ import pytest
 from helpers.settings import NOTEBOOKS, TrainingSettings
 
 
+def pytest_configure(config):
+    """On a card only report warnings: its drivers and its versions of the libraries have some of their own."""
+    if config.option.markexpr == "gpu":
+        config.addinivalue_line("filterwarnings", "default")
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with notebook 05, the longest: at the end one worker would run it alone."""
+    items.sort(key=lambda item: "test_notebook" not in item.nodeid)
+
+
 @pytest.fixture(autouse=True)
 def runs(tmp_path, monkeypatch):
     """Keep this test's runs apart; return their folder."""
     monkeypatch.setenv("COURSE_RUNS", str(tmp_path / "runs"))
     return tmp_path / "runs"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def frozen_libraries():
+    """Keep what is loaded out of garbage collection: each training collects, which takes 0.4 s with all of torch."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -55,7 +75,7 @@ def text_file(tmp_path_factory) -> Path:
     return path
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_settings(tiny_model, text_file) -> TrainingSettings:
     """Return settings of a training that takes a second."""
     return TrainingSettings(
@@ -70,23 +90,46 @@ def tiny_settings(tiny_model, text_file) -> TrainingSettings:
         eval_steps=4,
         save_steps=3,
         mixed_precision="no",
+        sample_prompt="",  # a sample takes longer than the steps before it
     )
 
 
 @pytest.fixture(scope="session")
-def notebook_03_until_trained(tmp_path_factory) -> Path:
-    """Return notebook 03 up to the cell that trains: what comes after would only take time."""
-    name = "03_fine_tuning.ipynb"
-    nb = json.loads((NOTEBOOKS / name).read_text(encoding="utf-8"))
-    trains = next(n for n, cell in enumerate(nb["cells"]) if "fine_tune(settings" in "".join(cell["source"]))
-    path = tmp_path_factory.mktemp("notebooks") / name
-    path.write_text(json.dumps(nb | {"cells": nb["cells"][: trains + 1]}), encoding="utf-8")
-    return path
+def notebook_until(tmp_path_factory):
+    """Return a function that writes a notebook up to the cell with some words: what comes after would take time."""
+
+    def cut(name, words) -> Path:
+        nb = json.loads((NOTEBOOKS / name).read_text(encoding="utf-8"))
+        last = next(n for n, cell in enumerate(nb["cells"]) if words in "".join(cell["source"]))
+        path = tmp_path_factory.mktemp("notebooks") / name
+        path.write_text(json.dumps(nb | {"cells": nb["cells"][: last + 1]}), encoding="utf-8")
+        return path
+
+    return cut
+
+
+@pytest.fixture(scope="session")
+def notebook_03_until_trained(notebook_until) -> Path:
+    """Return notebook 03 up to the cell that trains."""
+    return notebook_until("03_fine_tuning.ipynb", "fine_tune(settings")
+
+
+@pytest.fixture(scope="session")
+def trained_runs(tiny_settings, tmp_path_factory) -> Path:
+    """Return a folder of runs in which a run of the tiny model is finished; it is trained once."""
+    from helpers.training.fine_tuning import fine_tune
+
+    folder = tmp_path_factory.mktemp("trained") / "runs"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COURSE_RUNS", str(folder))
+        fine_tune(tiny_settings)
+    return folder
 
 
 @pytest.fixture
-def tiny_run(tiny_settings):
-    """Return a finished run of the tiny model."""
-    from helpers.training.fine_tuning import fine_tune
+def tiny_run(trained_runs, runs):
+    """Return a finished run of the tiny model, which a test may change: it is a copy."""
+    from helpers.training.finished_run import open_run
 
-    return fine_tune(tiny_settings)
+    shutil.copytree(trained_runs, runs, dirs_exist_ok=True)
+    return open_run("tiny")

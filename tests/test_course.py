@@ -8,10 +8,11 @@ import time
 import nbformat
 import psutil
 import pytest
+from click.testing import CliRunner
 
 from helpers import course
 from helpers.course import CourseError, find_notebook, run_course, write_report
-from helpers.settings import SettingsError, run_folder
+from helpers.settings import NOTEBOOKS, SettingsError, run_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 
@@ -99,8 +100,12 @@ def test_a_kernel_that_dies_is_one_sentence(notebook):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends an interrupt as Linux does")
-def test_an_interrupt_leaves_what_was_done(notebook, runs):
-    slow = notebook("01_a.ipynb", 'run = "x"', "print('done before')", "import time; time.sleep(120)")
+def test_an_interrupt_leaves_what_was_done_and_lets_the_cell_save(notebook, runs, tmp_path):
+    saving = (
+        "import pathlib, time\ntry:\n    time.sleep(120)\nexcept KeyboardInterrupt:\n    time.sleep(2)\n"
+        f"    pathlib.Path({str(tmp_path / 'saved')!r}).touch()\n    raise"
+    )
+    slow = notebook("01_a.ipynb", 'run = "x"', "print('done before')", saving)
     command = [sys.executable, "-m", "helpers", "run", "--run", "mine", str(slow)]
     child = subprocess.Popen(
         command,
@@ -118,6 +123,7 @@ def test_an_interrupt_leaves_what_was_done(notebook, runs):
     assert child.returncode == 130
     assert "Traceback" not in errors
     assert "Interrupted" in errors
+    assert (tmp_path / "saved").exists()
     assert outputs("mine", "01_a.ipynb")[0].text == "done before\n"
     assert (runs / "mine/notebooks/report.html").exists()
 
@@ -154,6 +160,18 @@ def test_links_between_notebooks_lead_to_sections_of_the_page_and_every_picture_
     assert "02_b" in links
     assert set(links) <= set(ids)
     assert re.findall(r'<img[^>]*alt="([^"]*)"', page) == ["Loss falls", "A picture of the section: 1. First"]
+
+
+def test_equations_become_pictures_and_dollars_in_code_stay(runs):
+    source = r"The loss $L$ is $$L = -\frac{1}{N}\sum_t \ln p_t$$ and $\nothing$; type `echo $HOME $PATH`."
+    folder = runs / "mine/notebooks"
+    folder.mkdir(parents=True)
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(source)]), folder / "01_a.ipynb")
+    page = write_report("mine").read_text(encoding="utf-8")
+    assert page.count('class="equation"') == 2
+    assert r'alt="L = -\frac{1}{N}\sum_t \ln p_t"' in page
+    assert "echo $HOME $PATH" in page
+    assert r"$\nothing$" in page, "what cannot be drawn stays as it was"
 
 
 def test_the_report_begins_with_what_the_run_reached(runs):
@@ -196,22 +214,36 @@ def test_an_unknown_notebook_is_answered_with_the_nearest():
 
 
 def test_the_course_has_five_notebooks_in_order():
-    assert [path.stem[:2] for path in course.all_notebooks()] == ["01", "02", "03", "04", "05"]
+    assert [path.stem[:2] for path in course.course_notebooks()] == ["01", "02", "03", "04", "05"]
+    assert find_notebook("06") == course.all_notebooks()[-1]
 
 
-def papermill(folder, *arguments):
-    command = [sys.executable, "-m", "papermill", "--no-progress-bar", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+def test_papermill_is_imported_without_the_grammar_that_takes_seconds():
+    source = (
+        "import sys; from helpers.course import declared_parameters, find_notebook\n"
+        "print('run' in declared_parameters(find_notebook('02')), 'rfc3987_syntax' in sys.modules)"
+    )
+    child = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, cwd=NOTEBOOKS.parent)
+    assert child.stdout == "True False\n", child.stderr
 
 
-def test_plain_papermill_runs_a_notebook_from_any_folder(tmp_path, runs, text_file):
-    arguments = ["-p", "run", "mine", "-p", "block_size", "64", "-p", "source", str(text_file)]
-    result = papermill(tmp_path, str(find_notebook("02")), "out.ipynb", *arguments)
-    assert result.returncode == 0, result.stderr
+def papermill(*arguments):
+    from papermill.cli import papermill
+
+    return CliRunner().invoke(papermill, ["--no-progress-bar", *map(str, arguments)])
+
+
+def test_plain_papermill_runs_a_notebook_from_any_folder(tmp_path, monkeypatch, runs, text_file, notebook_until):
+    monkeypatch.chdir(tmp_path)
+    notebook = notebook_until("02_data.ipynb", "prepare(settings)")
+    result = papermill(notebook, "out.ipynb", "-p", "run", "mine", "-p", "block_size", "64", "-p", "source", text_file)
+    assert result.exit_code == 0, result.exception
     assert '"block_size": 64' in (runs / "mine/data/data.json").read_text()
 
 
-def test_plain_papermill_stops_at_a_parameter_that_no_setting_has(tmp_path):
-    result = papermill(tmp_path, str(find_notebook("02")), "out.ipynb", "-p", "blok_size", "64")
-    assert result.returncode != 0
-    assert "did you mean 'block_size'?" in result.stderr
+def test_plain_papermill_stops_at_a_parameter_that_no_setting_has(tmp_path, monkeypatch, notebook_until):
+    monkeypatch.chdir(tmp_path)
+    notebook = notebook_until("02_data.ipynb", "from_notebook(globals())")
+    result = papermill(notebook, "out.ipynb", "-p", "blok_size", "64")
+    assert result.exit_code != 0
+    assert "did you mean 'block_size'?" in str(result.exception)

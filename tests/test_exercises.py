@@ -3,6 +3,7 @@ import math
 import re
 from collections import Counter
 from dataclasses import replace
+from functools import cache
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -22,6 +23,7 @@ def sources(kind):
                 yield "".join(cell["source"])
 
 
+@cache
 def solutions():
     """Return each exercise's solution as the notebooks show it: name -> code."""
     result = {}
@@ -31,12 +33,14 @@ def solutions():
     return result
 
 
+@cache
 def stubs():
     """Return each exercise's empty cell: name -> code."""
     named = {cell: re.search(r'^check\("([\w-]+)"', cell, flags=re.MULTILINE) for cell in sources("code")}
     return {result.group(1): cell for cell, result in named.items() if result}
 
 
+@cache
 def another_machine():
     """Return what notebook 1 has at hand for its last exercise."""
     card = GpuReading(0, "NVIDIA GeForce RTX 4070 Ti", total_bytes=12 * GIB, free_bytes=11 * GIB, capability=(8, 9))
@@ -98,6 +102,10 @@ WRONG = {
     "troubleshooting-3": ("never moves", "Which of the two losses"),
     "troubleshooting-4": ("memorises", "Compare the labels with the input_ids"),
     "troubleshooting-5": (lambda n, speed, peak: 2 * n * speed / (peak * 1e12), "forward pass alone"),
+    "scratch-1": (lambda layers, width, tokens, places: 163_037_184, "do not count it twice"),
+    "scratch-2": (lambda q, k, v: (q @ k.T / 2).softmax(-1) @ v, "Tokens read later ones"),
+    "scratch-3": (math.log2(50257), "natural logarithm"),
+    "scratch-4": (lambda n, tokens, peak, mfu: 2 * n * tokens / (peak * 1e12 * mfu) / 86_400, "forward pass alone"),
 }
 
 

@@ -51,9 +51,27 @@ def test_a_folder_in_use_is_a_sentence_and_stays(folder, monkeypatch):
         raise PermissionError(13, "used by another process")
 
     monkeypatch.setattr("pathlib.Path.rename", in_use)  # as Windows does where a file of it is open
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
     with pytest.raises(SettingsError, match="Close the notebooks and programs"), atomic_folder(folder):
         pass
     assert names(folder) == ["data", "data/before"]
+
+
+def test_a_folder_that_a_virus_scanner_looks_at_for_a_moment_is_replaced(folder, monkeypatch):
+    rename, refused = Path.rename, set()
+
+    def rename_later(self, target):
+        if self not in refused:
+            refused.add(self)
+            raise PermissionError(13, "The process cannot access the file because it is being used")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename_later)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    with atomic_folder(folder) as new:
+        (new / "after").write_text("y")
+    assert names(folder) == ["data", "data/after"]
+    assert refused == {folder, folder.with_name("data.new")}
 
 
 @pytest.mark.parametrize("refusals", [0, 2, 9])

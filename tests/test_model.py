@@ -1,9 +1,8 @@
 import json
 import math
-import os
 import shutil
-import subprocess
-import sys
+import socketserver
+import threading
 
 import pytest
 import torch
@@ -13,13 +12,14 @@ from transformers import GPT2Config, GPT2LMHeadModel, GPT2Tokenizer
 from helpers.model import (
     check_fit,
     check_sound,
-    create_model,
     load_model,
+    load_start,
     load_tokenizer,
     quiet,
     set_attention_dropout,
+    train_tokenizer,
 )
-from helpers.settings import POCKET, SettingsError
+from helpers.settings import POCKET, SettingsError, TrainingSettings
 
 
 def test_the_pocket_model_is_a_gpt2_in_all_but_its_numbers():
@@ -72,17 +72,29 @@ def test_a_model_that_cannot_be_had_is_one_sentence(load):
         load("nobody/nothing-at-all")
 
 
-def test_a_hub_that_does_not_answer_costs_seconds():
-    source = (
-        "import time; from helpers.model import load_model; from helpers.settings import SettingsError\n"
-        "import torch, transformers; start = time.monotonic()\n"
-        "try:\n    load_model('openai-community/gpt2')\n"
-        "except SettingsError as error:\n    print('one sentence' if len(str(error).splitlines()) == 1 else error)\n"
-        "print(time.monotonic() - start < 15)"
-    )
-    environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9"}  # nobody listens there
-    child = subprocess.run([sys.executable, "-c", source], env=environment, capture_output=True, text=True)
-    assert child.stdout == "one sentence\nTrue\n", child.stderr
+@pytest.fixture
+def silent_hub(monkeypatch):
+    """Let the Hub be a server that hangs up on everybody; return the list of those who called."""
+    callers = []
+
+    class Silent(socketserver.BaseRequestHandler):
+        def handle(self):
+            callers.append(self.client_address)
+
+    with socketserver.TCPServer(("127.0.0.1", 0), Silent) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,)).start()
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_address[1]}")
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        yield callers
+        server.shutdown()
+
+
+@pytest.mark.parametrize("load", [load_model, load_tokenizer])
+def test_a_hub_that_does_not_answer_is_asked_once(silent_hub, load):
+    with pytest.raises(SettingsError, match="could not be loaded") as error:
+        load("nobody/nothing-at-all")
+    assert len(str(error.value).splitlines()) == 1
+    assert len(silent_hub) == 1, "each further request could take minutes"
 
 
 @pytest.mark.parametrize(
@@ -179,59 +191,61 @@ def test_quiet_gives_the_progress_bars_back():
     assert logging.is_progress_bar_enabled()
 
 
-class TestCreateModel:
+class TestANewModel:
     TEXTS = tuple(f"the fox number {i} ran over the hill {i * 7}" for i in range(300))
+    SMALL = {"n_embd": 8, "n_head": 2, "n_layer": 1, "n_positions": 16}  # noqa: RUF012 (never changed)
+
+    def settings(self, **changes):
+        return TrainingSettings(from_scratch=True, **changes)
 
     def test_the_tokenizer_is_laid_out_as_gpt2s_and_loses_nothing(self, tmp_path):
-        tokenizer = load_tokenizer(str(create_model(tmp_path / "new", self.TEXTS, vocab_size=400)))
+        train_tokenizer(self.TEXTS, vocab_size=400).save_pretrained(tmp_path)
+        tokenizer = load_tokenizer(str(tmp_path))
         assert tokenizer.eos_token == "<|endoftext|>"
         assert tokenizer.eos_token_id == len(tokenizer) - 1
         assert tokenizer.decode(tokenizer.encode("caf\u00e9 over the hill")) == "caf\u00e9 over the hill"
         assert len(tokenizer.encode(" the fox ran over the hill")) < 10  # words of the text became tokens
 
-    def test_the_model_has_the_asked_shape_and_rows_for_all_tokens(self, tmp_path):
-        shape = {"n_positions": 32, "n_embd": 24, "n_layer": 2, "n_head": 3}
-        config = load_model(str(create_model(tmp_path / "new", self.TEXTS, vocab_size=400, **shape))).config
-        assert {name: getattr(config, name) for name in shape} == shape
-        assert config.vocab_size == 400
-        assert config.eos_token_id == config.bos_token_id == 399
+    def test_a_tokenizer_with_fewer_tokens_than_bytes_is_refused(self):
+        with pytest.raises(SettingsError, match=r"vocab_size = 256 is too small: .* use at least 257"):
+            train_tokenizer(self.TEXTS, vocab_size=256)
 
-    def test_a_text_with_few_merges_gives_a_smaller_vocabulary(self, tmp_path):
-        folder = create_model(tmp_path / "new", ["ab ab ab"], vocab_size=4096, n_embd=8, n_head=2, n_layer=1)
-        assert len(load_tokenizer(str(folder))) == load_model(str(folder)).config.vocab_size < 270
+    def test_it_has_the_asked_shape_and_rows_for_the_tokens_that_were_found(self):
+        tokenizer = train_tokenizer(["ab ab ab"], vocab_size=4096)
+        settings = self.settings(tokenizer="train", resid_pdrop=0.0, **self.SMALL)
+        config = load_start(settings, tokenizer).config
+        assert {name: getattr(config, name) for name in self.SMALL} == self.SMALL
+        assert config.vocab_size == len(tokenizer) < 270
+        assert config.eos_token_id == config.bos_token_id == len(tokenizer) - 1
+        assert (config.resid_pdrop, config.embd_pdrop) == (0.0, 0.0)
 
-    def test_the_seed_decides_the_weights_and_leaves_other_random_numbers_alone(self, tmp_path):
-        small = {"n_embd": 8, "n_head": 2, "n_layer": 1, "vocab_size": 300}
+    def test_what_is_not_set_is_as_in_the_model_that_it_is_shaped_after(self):
+        config = load_start(self.settings(n_layer=2), load_tokenizer("pocket")).config
+        assert (config.n_layer, config.n_embd, config.n_head, config.vocab_size) == (2, 192, 6, 4096)
+
+    def test_the_seed_decides_the_weights_and_leaves_other_random_numbers_alone(self):
         torch.manual_seed(1)
         expected = torch.rand(1)
         torch.manual_seed(1)
-        for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-            create_model(tmp_path / name, self.TEXTS, seed=seed, **small)
+        tokenizer = load_tokenizer("pocket")
+        models = (load_start(self.settings(seed=seed, **self.SMALL), tokenizer) for seed in (1, 1, 2))
+        a, b, c = (model.transformer.wte.weight for model in models)
         assert torch.rand(1) == expected
-        a, b, c = (load_file(tmp_path / name / "model.safetensors")["transformer.wte.weight"] for name in "abc")
         assert torch.equal(a, b)
         assert not torch.equal(a, c)
 
-    def test_a_run_is_trained_from_it_on_a_source_and_speaks_its_vocabulary(self, tmp_path, tiny_settings):
-        from helpers.data import load_documents
-        from helpers.training import fine_tune
+    @pytest.mark.parametrize("n_layer", [2, 8])
+    def test_it_is_initialised_as_gpt2_and_begins_with_a_guess(self, n_layer):
+        settings = self.settings(n_layer=n_layer, n_embd=64, n_head=2, n_positions=64)
+        model = load_start(settings, load_tokenizer("pocket")).eval()
+        for block in model.transformer.h:  # each of 2N additions to the residual stream is scaled by 1 / sqrt(2N)
+            assert block.attn.c_proj.weight.std().item() == pytest.approx(0.02 / math.sqrt(2 * n_layer), rel=0.05)
+            assert block.mlp.c_fc.weight.std().item() == pytest.approx(0.02, rel=0.05)
+        ids = torch.randint(4096, (4, 64), generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            assert model(input_ids=ids, labels=ids).loss.item() == pytest.approx(math.log(4096), rel=0.01)
 
-        texts = load_documents(tiny_settings)["train"]["text"]
-        small = {"n_embd": 8, "n_head": 2, "n_layer": 1, "vocab_size": 300, "n_positions": 64}
-        folder = create_model(tmp_path / "new", texts, **small)
-        run = fine_tune(tiny_settings.model_copy(update={"model_name_or_path": str(folder)}))
-        losses = [row["eval_loss"] for row in run.history if "eval_loss" in row]
-        assert losses[-1] < losses[0] < math.log(300) + 0.5
-        assert len(load_tokenizer(str(run.folder / "model"))) == 300
-
-    @pytest.mark.parametrize(
-        ("shape", "message"),
-        [
-            ({"n_embd": 100, "n_head": 6}, "n_embd = 100 cannot be split into n_head = 6 heads: use a multiple of 6"),
-            ({"vocab_size": 256}, "vocab_size = 256 is too small: .* use at least 257"),
-        ],
-    )
-    def test_an_impossible_shape_writes_nothing(self, tmp_path, shape, message):
+    def test_a_width_that_cannot_be_split_into_heads_is_refused(self):
+        message = "n_embd = 100 cannot be split into n_head = 6 heads: use a multiple of 6"
         with pytest.raises(SettingsError, match=message):
-            create_model(tmp_path / "new", self.TEXTS, **shape)
-        assert not (tmp_path / "new").exists()
+            load_start(self.settings(n_embd=100), load_tokenizer("pocket"))

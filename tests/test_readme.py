@@ -1,25 +1,28 @@
-"""The README's promises that a program can check: its loop runs, its study file is one, its commands are there."""
+"""What README and guide promise and a program can check: the loop runs, the study file is one, commands are there."""
 
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from helpers.__main__ import main
-from helpers.settings import NOTEBOOKS, read_run_settings
+from helpers.settings import NOTEBOOKS, TrainingSettings, check_values, read_run_settings
 from helpers.studies.study_file import read_study
 from helpers.widgets.training_panel import save_parameters
 
-README = (NOTEBOOKS.parent / "README.md").read_text(encoding="utf-8")
+PAGES = [NOTEBOOKS.parent / "README.md", NOTEBOOKS / "GUIDE.md", NOTEBOOKS / "README.md"]
+TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 
 
 def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+    return re.findall(rf"```{language}\n(.*?)```", TEXT, re.DOTALL)
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
@@ -50,18 +53,26 @@ def test_the_study_file_is_one(tmp_path):
 
 
 def test_every_command_and_option_it_names_is_there():
-    for line in re.findall(r"^python -m helpers (.*)$", README, re.MULTILINE):
+    for line in re.findall(r"^python -m helpers (.*)$", TEXT, re.MULTILINE):
         words = line.partition("#")[0].split()
         command = main.commands[words[0]]
         options = {option for parameter in command.params for option in parameter.opts}
         assert {word for word in words if word.startswith("-")} - options == set() or "[" in line, line
 
 
-@pytest.mark.parametrize("page", [NOTEBOOKS.parent / "README.md", NOTEBOOKS / "README.md"], ids=["README", "notebooks"])
+@pytest.mark.parametrize("page", PAGES, ids=["README", "GUIDE", "notebooks"])
 def test_every_file_it_links_to_is_there(page):
     links = re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text(encoding="utf-8"))
     assert links
     assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_every_section_of_the_guide_that_is_linked_is_there():
+    headings = re.findall(r"^## (.+)$", PAGES[1].read_text(encoding="utf-8"), re.MULTILINE)
+    sections = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    linked = re.findall(r"GUIDE\.md#([\w-]+)", TEXT)
+    assert linked
+    assert set(linked) <= sections
 
 
 def test_every_link_between_the_notebooks_leads_to_one():
@@ -71,8 +82,12 @@ def test_every_link_between_the_notebooks_leads_to_one():
         assert [link for link in links if not (NOTEBOOKS / link).exists()] == [], notebook.name
 
 
-def test_the_new_gpt2_trains_on_the_fables(tmp_path, monkeypatch, runs):
-    monkeypatch.chdir(tmp_path)
-    (code,) = blocks("python")
-    exec(code.replace('run="from-scratch"', 'run="from-scratch", num_train_epochs=0.02'), {})
-    assert (runs / "from-scratch/model/model.safetensors").exists()
+def test_the_new_gpt2_can_be_planned_and_trained_as_shown():
+    lines = [line for text in blocks("bash") for line in text.splitlines() if "--preset pocket-pretraining" in line]
+    plan, train = (shlex.split(line.replace("my_texts/", "fables"), comments=True)[3:] for line in lines)
+    planned = CliRunner().invoke(main, [*plan, "--gpu", "4090"])
+    assert planned.exit_code == 0
+    assert "a new model of 2,615,424 weights" in planned.output
+    given = dict(zip(train[train.index("-p") + 1 :: 3], train[train.index("-p") + 2 :: 3], strict=True))
+    settings = TrainingSettings.from_preset("pocket-pretraining", **check_values(given))
+    assert (settings.vocab_size, settings.n_layer) == (8192, 6)

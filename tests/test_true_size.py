@@ -1,4 +1,6 @@
-"""The flagship path at its true size: the five notebooks, with preset `rtx-4070-ti`, on GPT-2 and WikiText's rows.
+"""The flagship path at its true size: preset `rtx-4070-ti` on GPT-2 and WikiText's rows, from a Hub on this machine.
+
+What the notebooks call runs in each test run, all notebooks on request (`-m true_size`).
 
 True: the 124 million weights, the vocabulary of 50,257 tokens, the 1,024 positions, the preset but for the values in
 `CUT`, the shape of the data set's rows, the clients that download both. Cut: the length of the text, the steps and
@@ -7,10 +9,12 @@ trained before is better than one that was not.
 """
 
 import json
+import math
 import os
 import shutil
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -34,10 +38,7 @@ CUT = {
 }
 N_ARTICLES = {"train": 12, "validation": 2, "test": 2}
 
-pytestmark = [
-    pytest.mark.true_size,
-    pytest.mark.skipif(not SHARED.exists(), reason="needs GPT-2's tokenizer and a text next to the project"),
-]
+pytestmark = pytest.mark.skipif(not SHARED.exists(), reason="needs GPT-2's tokenizer and a text next to the project")
 
 
 def wikitext_rows(speeches, name):
@@ -103,21 +104,84 @@ def hub(tmp_path):
     shutil.rmtree(tmp_path)  # pytest keeps the folders of three sessions, and these files are gigabytes
 
 
-def test_the_notebooks_run_on_gpt2_and_wikitext_from_the_hub(hub, runs, tmp_path):
+def run_child(hub, tmp_path, *arguments):
+    """Run Python with the Hub at hand and an empty cache; return what it prints."""
     online = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub, "HF_HOME": str(tmp_path / "home")}
-    parameters = [part for name, value in CUT.items() for part in ("-p", name, str(value))]
     child = subprocess.run(
-        [sys.executable, "-m", "helpers", "run", "--preset", "rtx-4070-ti", *parameters],
-        env=os.environ | online,
-        cwd=NOTEBOOKS.parent,
-        capture_output=True,
-        text=True,
+        [sys.executable, *arguments], env=os.environ | online, cwd=NOTEBOOKS.parent, capture_output=True, text=True
     )
     assert child.returncode == 0, child.stderr
-    run = runs / "rtx-4070-ti"
-    facts = json.loads((run / "data/data.json").read_text())
-    assert {name: split["documents"] for name, split in facts["splits"].items()} == N_ARTICLES, "an article, not a row"
-    config = json.loads((run / "model/config.json").read_text())
+    return child.stdout
+
+
+def follow_main_path():
+    """Plan, train, stop, go on, evaluate and generate; print what came of it."""
+    from datasets import load_dataset
+
+    from helpers.data import open_prepared
+    from helpers.evaluation import fill_prompt, generate, load_base, load_tuned, measure_published_protocol
+    from helpers.settings import EvaluationSettings, TrainingSettings
+    from helpers.training import TrainingStoppedError, find_card, fine_tune, plan_run
+
+    names = TrainingSettings.model_fields
+    settings = TrainingSettings.from_preset("rtx-4070-ti", **{name: CUT[name] for name in CUT if name in names})
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(TrainingStoppedError, match="Stopped after step 1 of 2"):
+        fine_tune(settings, stop=stop)
+    trained = fine_tune(settings)
+    sampling = fill_prompt(EvaluationSettings(run=settings.run, max_new_tokens=4, num_return_sequences=1))
+    base, tokenizer = load_base(settings.run)
+    text = "\n\n".join(load_dataset(WIKITEXT, CONFIG)["test"]["text"])
+    result = {
+        "plan": plan_run(TrainingSettings.from_preset("rtx-4070-ti"), card=find_card("RTX 4070 Ti")).to_dict(),
+        "steps with a loss": [row["step"] for row in trained.history if "loss" in row],
+        "documents": {name: len(part) for name, part in open_prepared(settings.run).documents.items()},
+        "published_protocol": measure_published_protocol(sampling),
+        "plain loop": {stride: perplexity_of_a_plain_loop(base, tokenizer, text, stride) for stride in (1024, 512)},
+        "sample": generate(load_tuned(settings.run)[0], tokenizer, [sampling.prompt], sampling)[0][0].text,
+        "prompt": sampling.prompt,
+    }
+    print(json.dumps(result))
+
+
+def perplexity_of_a_plain_loop(model, tokenizer, text, stride):
+    """Return the perplexity by windows of 1,024 tokens in which those that were scored before are ignored."""
+    import torch
+
+    ids = torch.tensor([tokenizer.encode(text, verbose=False)])
+    nats = n_tokens = end_before = 0
+    for start in range(0, ids.shape[1], stride):
+        end = min(start + 1024, ids.shape[1])
+        window, labels = ids[:, start:end], ids[:, start:end].clone()
+        labels[:, : end_before - start] = -100
+        n_new = int((labels[:, 1:] != -100).sum())
+        with torch.no_grad():
+            nats += n_new * float(model(window, labels=labels).loss)
+        n_tokens, end_before = n_tokens + n_new, end
+        if end == ids.shape[1]:
+            return math.exp(nats / n_tokens)
+    raise AssertionError("the last window ends the text")
+
+
+def test_gpt2_is_planned_trained_resumed_evaluated_and_asked_for_text(hub, runs, tmp_path):
+    output = run_child(hub, tmp_path, "-c", "from tests.test_true_size import follow_main_path as f; f()")
+    result = json.loads(output.splitlines()[-1])
+    assert result["plan"]["fits"]
+    assert result["documents"] == N_ARTICLES, "an article, not a row"
+    assert result["steps with a loss"] == [1, 2], "it went on where it had stopped"
+    for row in result["published_protocol"]:
+        plain = result["plain loop"][str(row["stride"])]
+        assert math.log(row["base"]) == pytest.approx(math.log(plain), abs=1e-4)
+    assert [row["published"] for row in result["published_protocol"]] == [29.94, 25.19]
+    assert result["sample"].startswith(result["prompt"])
+    config = json.loads((runs / "rtx-4070-ti/model/config.json").read_text())
     assert (config["vocab_size"], config["n_positions"], config["n_embd"], config["n_layer"]) == (50257, 1024, 768, 12)
-    full, half = json.loads((run / "evaluation.json").read_text())["published_protocol"]
-    assert (full["stride"], full["published"], half["stride"], half["published"]) == (1024, 29.94, 512, 25.19)
+
+
+@pytest.mark.true_size
+def test_the_notebooks_run_on_gpt2_and_wikitext_from_the_hub(hub, runs, tmp_path):
+    parameters = [part for name, value in CUT.items() for part in ("-p", name, str(value))]
+    run_child(hub, tmp_path, "-m", "helpers", "run", "--preset", "rtx-4070-ti", *parameters)
+    full, half = json.loads((runs / "rtx-4070-ti/evaluation.json").read_text())["published_protocol"]
+    assert (full["stride"], half["stride"]) == (1024, 512)

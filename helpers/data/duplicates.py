@@ -35,6 +35,15 @@ def normalize(text: str) -> str:
     return " ".join(folded.split()) if len(folded) < 2**20 else re.sub(r"\s+", " ", folded).strip()
 
 
+def content_key(text: str) -> bytes:
+    """Return 8 bytes that are the same for texts that count as the same."""
+    return _key_of_normalized(normalize(text))
+
+
+def _key_of_normalized(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=8).digest()
+
+
 class Fingerprints:
     """What is kept of each document to find its duplicates, in the order in which documents are added.
 
@@ -51,8 +60,7 @@ class Fingerprints:
     def add(self, texts: Sequence[str]) -> None:
         """Add the next documents."""
         texts = [normalize(text) for text in texts]
-        keys = [hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts]
-        self._keys.append(np.frombuffer(b"".join(keys), np.uint64))
+        self._keys.append(np.frombuffer(b"".join(map(_key_of_normalized, texts)), np.uint64))
         if self._file and texts:
             signatures = np.stack([sketch(text) for text in texts])  # (documents, NUM_PERM)
             self._file.write(signatures.tobytes())

@@ -37,10 +37,17 @@ def count_documents(staging: Staging, split: Split) -> dict[str, int]:
 def find_notes(facts: Mapping[str, Any], settings: DataSettings) -> list[str]:
     """Return a sentence for everything unusual about a text."""
     notes = []
+    if "stream" in facts:
+        notes.append(
+            f"Training reads {settings.max_tokens:,} tokens of the text as a stream. What is counted here is its "
+            f"beginning, from which validation and test were taken; copies of their documents are not trained on."
+        )
     rate = tokens_per_character(facts)
     if rate > POOR_FIT:
+        is_own = settings.tokenizer == "train"
+        vocabulary = f"{settings.vocab_size} tokens" if is_own else repr(settings.model_name_or_path)
         notes.append(
-            f"The vocabulary of {settings.model_name_or_path!r} fits this text badly: it takes {rate:.2f} tokens for a "
+            f"The vocabulary of {vocabulary} fits this text badly: it takes {rate:.2f} tokens for a "
             f"character, where GPT-2 takes about {ENGLISH_TOKENS_PER_CHARACTER} on English. The same text costs "
             f"{rate / ENGLISH_TOKENS_PER_CHARACTER:.0f} times the time, and a block holds only "
             f"{settings.block_size / rate:.0f} characters."

@@ -12,27 +12,30 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
 from helpers.data.duplicates import Fingerprints
 from helpers.data.facts import count_documents, find_notes
-from helpers.data.sources import Source, check_source, source_hash
+from helpers.data.sources import Source, check_source, newest_commit, source_hash, source_path
 from helpers.data.sources.chat import Dialogue
 from helpers.data.splitting import SPLITS, UNDECIDED, split_by_document, split_by_position
 from helpers.data.tokens import TokenStream
 from helpers.data.writing import IGNORED, Staging, check_enough, cut_blocks, keep_labelled, write_parts
 from helpers.files import atomic_folder
-from helpers.model import check_model_name, load_tokenizer, quiet
+from helpers.model import check_model_name, load_tokenizer, model_hash, quiet, train_tokenizer
 from helpers.settings import DataSettings, SettingsError, is_same_place, run_folder
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
     from transformers import PreTrainedTokenizerBase
 
+Kind = TypeVar("Kind", bound=DataSettings)
 _DISK_FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
+_BUFFER_BLOCKS = 2048  # of a stream are shuffled together: 4 MB, read in about two seconds, which a resume reads again
+_SAMPLE_TOKENS = 2_000_000  # of a stream are kept: 2,000 blocks of 1,024, a tenth each for validation and test
 _QUIET_SECONDS = 2  # the progress bar appears when reading takes longer
 
 
@@ -44,6 +47,8 @@ class PreparedData:
         blocks: `train` and `validation`; each row holds `input_ids` of exactly `block_size` tokens.
         documents: `train`, `validation` and `test`; each row holds one document's `text` and its `n_tokens`.
         facts: counts, bytes and hashes, as in `data.json`.
+
+    With `streaming` all of these are of the text's first tokens; a training reads `open_training_blocks` instead.
     """
 
     blocks: "DatasetDict"
@@ -67,8 +72,10 @@ def prepare(settings: DataSettings, *, progress: bool = False) -> PreparedData:
     """
     from filelock import FileLock
 
+    if settings.streaming and settings.train_on == "completion":
+        raise SettingsError("streaming = True trains on all of the text: set train_on to 'all', or streaming to False.")
     if settings.streaming and not settings.max_tokens:
-        raise SettingsError("streaming = True needs an end: set max_tokens to the number of tokens to take.")
+        raise SettingsError("streaming = True needs an end: set max_tokens to the number of tokens of an epoch.")
     folder = run_folder(settings.run)
     folder.mkdir(parents=True, exist_ok=True)
     # Two notebooks, or the processes of one training, may ask for the same run at the same time: the first one works.
@@ -96,6 +103,12 @@ def open_prepared(run: str) -> PreparedData:
     return PreparedData(load_from_disk(folder / "blocks"), load_from_disk(folder / "documents"), facts)
 
 
+def load_run_tokenizer(settings: DataSettings) -> "PreTrainedTokenizerBase":
+    """Load the tokenizer of a prepared run: the one that was trained on its text, or that of its model."""
+    own = run_folder(settings.run) / "data" / "tokenizer"
+    return load_tokenizer(str(own) if settings.tokenizer == "train" else settings.model_name_or_path)
+
+
 def refuse_missing(values: Mapping[str, Any]) -> None:
     """Raise `SettingsError` for a text or a model that is not there, before anything starts; the Hub is not asked.
 
@@ -119,7 +132,7 @@ def refuse_missing(values: Mapping[str, Any]) -> None:
 def _key(settings: DataSettings) -> dict[str, Any]:
     """Return everything the data depend on: the settings without the run's name, and the source's content."""
     values = settings.part(DataSettings).model_dump(exclude={"run"})
-    return {"settings": values, "source_sha256": source_hash(settings.source)}
+    return {"settings": values, "source_sha256": source_hash(settings.source, streaming=settings.streaming)}
 
 
 def is_same_text(settings: DataSettings) -> bool:
@@ -134,19 +147,29 @@ def is_same_text(settings: DataSettings) -> bool:
     facts = json.loads(path.read_text(encoding="utf-8"))
     before, now = DataSettings(**facts["settings"]), settings.part(DataSettings)
     alike = {"run": now.run, "source": now.source}
-    if is_same_place(before.model_name_or_path, now.model_name_or_path):
+    if is_same_model(now.run, before.model_name_or_path, now.model_name_or_path):
         alike["model_name_or_path"] = now.model_name_or_path
     if before.model_copy(update=alike) != now:
         return False
     is_same_name = before.source == now.source
     try:
         # A single file is hashed with its name, which then must be the name it had.
-        sha256 = source_hash(now.source, name=PurePath(facts["settings"]["source"].replace("\\", "/")).name)
+        name = PurePath(facts["settings"]["source"].replace("\\", "/")).name
+        sha256 = source_hash(now.source, name=name, streaming="stream" in facts)
     except SettingsError:
         if is_same_name:
             return True
         raise
     return sha256 == facts["source_sha256"] and (is_same_name or sha256 is not None)
+
+
+def is_same_model(run: str, before: str, now: str) -> bool:
+    """Return whether the model of a run that has its data, and another name for one, are the same by their files."""
+    if is_same_place(before, now):
+        return True
+    path = run_folder(run) / "data" / "data.json"
+    facts = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return facts.get("model_sha256") is not None and facts["model_sha256"] == model_hash(now)
 
 
 @contextmanager
@@ -172,9 +195,12 @@ def _write(settings: DataSettings, key: dict[str, Any], folder: Path, *, progres
         closing(_new_fingerprints(settings, staged)) as fingerprints,
         Staging(staged, tokens, fingerprints, has_prompts=settings.train_on == "completion") as staging,
     ):
-        source = _read(settings, staging, progress=progress)
+        read = settings
+        if settings.streaming and source_path(settings.source) is None and settings.source != "python-reference":
+            read = settings.model_copy(update={"source_revision": newest_commit(settings)})
+        source = _read(read, staging, progress=progress)
         # Otherwise data.json would keep the hash of text that these blocks do not come from.
-        if source_hash(settings.source) != key["source_sha256"]:
+        if source_hash(settings.source, streaming=settings.streaming) != key["source_sha256"]:
             raise SettingsError(
                 f"{settings.source!r} changed while it was read: wait until nothing writes to it, and run this again."
             )
@@ -182,12 +208,20 @@ def _write(settings: DataSettings, key: dict[str, Any], folder: Path, *, progres
             split = split_by_position(staging.n_bytes, staging.parts, settings)
         else:
             split = split_by_document(fingerprints, staging.parts, settings)
+        if settings.tokenizer == "train":
+            trained = train_tokenizer(staging.training_texts(split.part), vocab_size=settings.vocab_size)
+            trained.save_pretrained(folder / "tokenizer")
+            staging.encode_again(TokenStream(load_tokenizer(str(folder / "tokenizer"))))
         facts = key | count_documents(staging, split) | {"encodings": dict(source.encodings)}
+        facts["model_sha256"] = model_hash(settings.model_name_or_path)
         facts["documents"] = source.choice._asdict() | {
             "is_continuous": staging.is_continuous,
             "median_tokens": int(np.median(staging.n_tokens)) if len(staging.n_tokens) else 0,
         }
         facts |= write_parts(staging, split.part, settings, folder)
+        if settings.streaming:
+            n_blocks = max(1, settings.max_tokens // settings.block_size)
+            facts["stream"] = {"blocks": n_blocks, "buffer_blocks": _BUFFER_BLOCKS, "revision": read.source_revision}
     shutil.rmtree(staged)  # after the files in it are closed: Windows deletes no open file
     facts["notes"] = [*source.notes, *find_notes(facts, settings)]
     (folder / "data.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False), encoding="utf-8")
@@ -214,7 +248,8 @@ def _read(settings: DataSettings, staging: Staging, *, progress: bool) -> Source
 
         for part, texts in source.parts(advance=bar.update):
             staging.is_continuous = source.is_continuous
-            if staging.add(texts, part, budget=(budget := _budget(settings, part)), on_batch=show):
+            is_ended = staging.add(texts, part, budget=(budget := _budget(settings, part)), on_batch=show)
+            if is_ended and not settings.streaming:
                 source.note(f"Reading {part or 'the text'} stopped at {budget:,} tokens, because of max_tokens.")
     staging.finish()
     return source
@@ -222,10 +257,22 @@ def _read(settings: DataSettings, staging: Staging, *, progress: bool) -> Source
 
 def _budget(settings: DataSettings, part: str) -> int:
     """Return how many tokens to take of a part, 0 for all; a source without parts gets the whole budget."""
-    if not settings.max_tokens or not part:
-        return settings.max_tokens
+    max_tokens = sample_settings(settings).max_tokens
+    if not max_tokens or not part:
+        return max_tokens
     shares = {"validation": settings.validation_share, "test": settings.test_share}
-    return max(1, round(settings.max_tokens * shares.get(part, 1 - sum(shares.values()))))
+    return max(1, round(max_tokens * shares.get(part, 1 - sum(shares.values()))))
+
+
+def sample_settings(settings: Kind) -> Kind:
+    """Return settings that train on what is kept of a stream, its first tokens, where `settings` stream.
+
+    >>> sample_settings(DataSettings(streaming=True, max_tokens=10**9)).max_tokens
+    2000000
+    """
+    if not settings.streaming:
+        return settings
+    return settings.model_copy(update={"streaming": False, "max_tokens": min(settings.max_tokens, _SAMPLE_TOKENS)})
 
 
 # The same steps one by one and in memory, for lessons and small texts.

@@ -19,11 +19,13 @@ import pyarrow.compute as pc
 
 from helpers.data.duplicates import Fingerprints
 from helpers.data.leakage import Leakage
+from helpers.data.sources.chat import Dialogue
 from helpers.data.splitting import SPLITS, TEST, TRAIN, UNDECIDED
 from helpers.data.tokens import TokenStream
 from helpers.settings import DataSettings, SettingsError
 
 _BATCH_CHARACTERS, _BATCH_DOCUMENTS = 2**20, 4096
+TOKENIZER_CHARACTERS = 10**8  # that a tokenizer is trained on: more text would hardly change the frequent pairs
 IGNORED = -100  # a label that is not learned, as everywhere in transformers
 BORDERS = pa.list_(pa.int32())
 _ROWS_FILE = "data-00000-of-00001.arrow"  # the name that `datasets` gives it
@@ -76,11 +78,7 @@ class Staging(ExitStack):
             on_batch: called for each batch with its bytes of text and its tokens.
         """
         for batch, n_empty in self._batches_of(texts):
-            if self.has_prompts:
-                ids, n_tokens, is_prompt = self._tokens.encode_dialogues(batch)
-            else:
-                ids, n_tokens = self._tokens.encode(batch, with_ends=not self.is_continuous)
-                is_prompt = np.empty(0, bool)
+            ids, n_tokens, is_prompt = self._encode(self._tokens, batch)
             # At least one document, so that a first one longer than the budget does not leave nothing at all.
             n_taken = max(1, int(np.searchsorted(n_tokens.cumsum(), budget, "right"))) if budget else len(batch)
             ids = ids[: n_tokens[:n_taken].sum()]
@@ -91,6 +89,11 @@ class Staging(ExitStack):
                 return True
             budget -= len(ids) if budget else 0
         return False
+
+    def _encode(self, tokens: TokenStream, batch: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        if self.has_prompts:
+            return tokens.encode_dialogues(batch)
+        return *tokens.encode(batch, with_ends=not self.is_continuous), np.empty(0, bool)
 
     def _add_batch(self, batch: list[str], ids: np.ndarray, n_tokens: np.ndarray, part: str) -> int:
         texts = pa.array(batch, pa.string())
@@ -129,6 +132,32 @@ class Staging(ExitStack):
         self.close()
         self.parts, self.n_tokens, self.n_bytes = map(np.concatenate, zip(*self._rows, strict=True))
         self._rows = []
+
+    def training_texts(self, part: np.ndarray) -> Iterator[str]:
+        """Yield the texts of the training part, up to `TOKENIZER_CHARACTERS`, to train a tokenizer on."""
+        n_characters = 0
+        for texts, _, _, documents in self.batches():
+            for text in texts.filter(pa.array(part[documents] == TRAIN)).column("text").to_pylist():
+                if n_characters >= TOKENIZER_CHARACTERS:
+                    return
+                n_characters += len(text)
+                yield text
+
+    def encode_again(self, tokens: TokenStream) -> None:
+        """Replace the staged tokens by those of another tokenizer, which was trained on the staged text."""
+        n_tokens = [np.empty(0, np.int32)]
+        with (self._folder / "new-tokens").open("wb") as ids_file, (self._folder / "new-prompts").open("wb") as prompts:
+            for texts, *_ in self.batches():
+                batch = texts.column("text").to_pylist()
+                if self.has_prompts:
+                    batch = [Dialogue(*pair) for pair in zip(batch, texts.column("borders").to_pylist(), strict=True)]
+                ids, numbers, is_prompt = self._encode(tokens, batch)
+                ids_file.write(memoryview(ids))
+                prompts.write(is_prompt.tobytes())
+                n_tokens.append(numbers.astype(np.int32))
+        for name in ("tokens", "prompts"):
+            (self._folder / f"new-{name}").replace(self._folder / name)
+        self._tokens, self.n_tokens = tokens, np.concatenate(n_tokens)
 
     def batches(self) -> Iterator[tuple[pa.RecordBatch, np.ndarray, np.ndarray, slice]]:
         """Yield documents, their tokens one after the other, which of these are a prompt's, and the documents' places.

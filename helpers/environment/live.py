@@ -228,7 +228,6 @@ def monitor(
     *,
     seconds: float | None = None,
     interval_seconds: float = 1.0,
-    length: int = 60,
     live: bool | None = None,
 ) -> Monitor:
     """Return a monitor for a notebook's last line; it moves while other cells run.
@@ -236,17 +235,14 @@ def monitor(
     Args:
         seconds: stop after this time; None: go on until `stop()` or the kernel's end.
         interval_seconds: between two readings.
-        length: how many readings are kept.
         live: True moves, False shows one reading; None: move if a person can watch, not under papermill and nbmake.
 
     Raises:
-        ValueError: an interval or a length that makes no sense.
+        ValueError: an interval that makes no sense.
     """
-    if not interval_seconds > 0 or length < 1:
-        raise ValueError(
-            f"interval_seconds = {interval_seconds} and length = {length} are not allowed: above 0, and at least 1."
-        )
-    watch = Monitor(sample, interval_seconds=interval_seconds, length=length)
+    if not interval_seconds > 0:
+        raise ValueError(f"interval_seconds = {interval_seconds} is not allowed: it must be above 0.")
+    watch = Monitor(sample, interval_seconds=interval_seconds, length=60)
     if has_front_end() if live is None else live:
         watch.start(seconds)
     return watch

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 from helpers.environment.facts import Machine, UnreadError
@@ -52,24 +53,8 @@ def rule(why: str) -> Callable[[Callable[[Machine], Finding]], Rule]:
     return lambda judge: Rule(judge.__name__, why, judge)
 
 
-def ok(reading: str) -> Finding:
-    """Return a finding: there is nothing to do."""
-    return Finding("ok", reading)
-
-
-def warn(reading: str, fix: str = "") -> Finding:
-    """Return a finding: training can go on, but there is something to know or to fix."""
-    return Finding("warn", reading, fix)
-
-
-def fail(reading: str, fix: str) -> Finding:
-    """Return a finding: training cannot go on, or cannot use the card that is there."""
-    return Finding("fail", reading, fix)
-
-
-def unknown(reading: str, fix: str = "") -> Finding:
-    """Return a finding: the answer is not known."""
-    return Finding("unknown", reading, fix)
-
+# ok: there is nothing to do. warn: training can go on, but there is something to know or to fix. fail: it cannot, or
+# cannot use the card that is there.
+ok, warn, fail, unknown = (partial(Finding, status) for status in ("ok", "warn", "fail", "unknown"))
 
 NO_GPU = ok("no NVIDIA GPU: nothing to check")

@@ -13,15 +13,16 @@ from functools import cached_property
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from helpers.data.preparation import dialogues, load_documents, open_prepared
+from helpers.data.preparation import dialogues, load_documents, load_run_tokenizer, open_prepared
 from helpers.data.sources import Source
+from helpers.data.sources.chat import Dialogue
 from helpers.display import cut, html_table
 from helpers.evaluation import record
 from helpers.evaluation.bootstrap import CONFIDENCE, RESAMPLES, compute_interval, resample_sums
 from helpers.evaluation.copying import CopyReport, search_training_text
 from helpers.evaluation.generation import DECODINGS, DecodingReport, generate
 from helpers.evaluation.scoring import Score, score
-from helpers.model import load_model, load_tokenizer
+from helpers.model import load_model, load_start, load_tokenizer, quiet
 from helpers.settings import DataSettings, EvaluationSettings, SettingsError, read_run_settings, run_folder
 from helpers.training.model_card import metric_text, public_name
 
@@ -199,7 +200,8 @@ def measure_forgetting(settings: EvaluationSettings) -> Comparison:
         )
     splits = load_documents(DataSettings(run=settings.run, source=settings.general_source))
     held_out = splits["test"] if "test" in splits else splits["train"]
-    held_out = held_out.filter(lambda text: bool(text and text.strip()), input_columns="text")
+    with quiet():  # the bar of a filter stays in a notebook
+        held_out = held_out.filter(lambda text: bool(text and text.strip()), input_columns="text")
     if "continues" not in held_out.column_names:
         held_out = held_out.shuffle(seed=settings.seed)
     documents = held_out.take(min(len(held_out), settings.general_documents))
@@ -239,7 +241,8 @@ def measure_published_protocol(settings: EvaluationSettings) -> list[dict[str, A
                 per_device_eval_batch_size=settings.per_device_eval_batch_size,
                 protocol="transformers",
             )
-    published = _PUBLISHED.get((trained.model_name_or_path, trained.source, trained.source_config), {})
+    base = "" if trained.from_scratch else trained.model_name_or_path
+    published = _PUBLISHED.get((base, trained.source, trained.source_config), {})
     table = [
         {
             "protocol": "transformers",
@@ -262,7 +265,8 @@ def fill_prompt(settings: EvaluationSettings) -> EvaluationSettings:
 
 
 def _compare_on(documents: "Dataset", settings: EvaluationSettings, *, source: str) -> Comparison:
-    context = read_run_settings(settings.run).block_size
+    trained = read_run_settings(settings.run)
+    context, start = trained.block_size, "random weights" if trained.from_scratch else None
     texts, protocol = dialogues(documents), "passages" if "continues" in documents.column_names else "documents"
     base, tuned = (
         score(
@@ -274,7 +278,7 @@ def _compare_on(documents: "Dataset", settings: EvaluationSettings, *, source: s
             protocol=protocol,
             name=name,
         )
-        for load, name in ((load_base, None), (load_tuned, f"run {settings.run}"))
+        for load, name in ((load_base, start), (load_tuned, f"run {settings.run}"))
     )
     return Comparison(source, texts, base, tuned, settings.seed)
 
@@ -282,26 +286,38 @@ def _compare_on(documents: "Dataset", settings: EvaluationSettings, *, source: s
 def measure_copying(settings: EvaluationSettings) -> CopyReport:
     """Let the tuned model continue held-out documents, and search the training text for what it generates.
 
-    The first tokens of each of `copy_samples` test documents are a prompt. What really follows them, cut to the length
-    of a sample, is the control. Where no test document is long enough, the report is empty and nothing is recorded.
+    The first tokens of each of `copy_samples` test documents are a prompt, or the question, where the model has learned
+    answers only. What really follows, cut to the length of a sample, is the control. Where no test document has a
+    prompt of a fitting length and something behind it, the report is empty and nothing is recorded.
 
     Raises:
         SettingsError: the run is not finished.
     """
     model, tokenizer = load_tuned(settings.run)
     documents = open_prepared(settings.run).documents
-    rows = [tokenizer.encode(text, verbose=False) for text in documents["test"]["text"][: settings.copy_samples]]
-    rows = [row for row in rows if len(row) > _PROMPT_TOKENS]
-    if not rows:
+    texts = dialogues(documents["test"].take(min(len(documents["test"]), settings.copy_samples)))
+    pairs = [_split_off_prompt(text, tokenizer) for text in texts]
+    longest = max(_PROMPT_TOKENS, model.config.n_positions - settings.max_new_tokens)  # of a question that can be asked
+    pairs = [(prompt, rest) for prompt, rest in pairs if 0 < len(prompt) <= longest and rest]
+    if not pairs:
         return CopyReport([], [], [], [], [], {})
-    prompts = [tokenizer.decode(row[:_PROMPT_TOKENS]) for row in rows]
+    prompts = [tokenizer.decode(prompt) for prompt, _ in pairs]
     samples = generate(model, tokenizer, prompts, settings, num_return_sequences=1)
-    control = [row[_PROMPT_TOKENS : _PROMPT_TOKENS + settings.max_new_tokens] for row in rows]
+    control = [rest[: settings.max_new_tokens] for _, rest in pairs]
     report = search_training_text(
         tokenizer, [sample.token_ids for (sample,) in samples], control, documents["train"]["text"]
     )  # fmt: skip
     record.write_section(settings.run, "copying", report.to_dict())
     return report
+
+
+def _split_off_prompt(document: str, tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[int]]:
+    """Return the ids of a document's prompt and of what follows: of a dialogue, the first question and its answer."""
+    if isinstance(document, Dialogue):
+        question, answer, *_ = *(text for text, _ in document.segments), "", ""
+        return tokenizer.encode(question, verbose=False), tokenizer.encode(answer, verbose=False)
+    ids = tokenizer.encode(document, verbose=False)
+    return ids[:_PROMPT_TOKENS], ids[_PROMPT_TOKENS:]
 
 
 def compare_decodings(
@@ -330,9 +346,10 @@ def compare_decodings(
 
 
 def load_base(run: str) -> tuple["GPT2LMHeadModel", "PreTrainedTokenizerBase"]:
-    """Load the pretrained model that a run started from, and its tokenizer."""
-    name = read_run_settings(run).model_name_or_path
-    return load_model(name), load_tokenizer(name)
+    """Load the model that a run started from, pretrained or with random weights, and its tokenizer."""
+    settings = read_run_settings(run)
+    tokenizer = load_run_tokenizer(settings)
+    return load_start(settings, tokenizer), tokenizer
 
 
 def load_tuned(run: str) -> tuple["GPT2LMHeadModel", "PreTrainedTokenizerBase"]:

@@ -12,7 +12,8 @@ from helpers.settings import NOTEBOOKS, DataSettings, SettingsError
 from helpers.training.memory import read_shape
 
 Fault = tuple[tuple, str]  # where in the file, and one sentence
-_TEXT_SETTINGS = DataSettings.model_fields.keys() - {"run", "model_name_or_path", "block_size"}
+_VOCABULARY_SETTINGS = {"model_name_or_path", "tokenizer", "vocab_size"}
+_TEXT_SETTINGS = DataSettings.model_fields.keys() - {"run", "block_size"} - _VOCABULARY_SETTINGS
 # metric -> the shipped notebooks that measure it
 _MEASURED_BY = {"eval_loss": ("03", "04"), "bits_per_byte": ("04",), "perplexity": ("04",)}
 
@@ -45,9 +46,10 @@ def _reason(name: str, over: Any, metrics: set[str]) -> str:
         )
     if name == "stride" and metrics & {"bits_per_byte", "perplexity"}:
         return "stride changes how the metric is measured, not the model."
-    if name == "model_name_or_path" and metrics != {"bits_per_byte"} and _n_vocabularies(over) > 1:
+    is_same = name == "model_name_or_path" and _n_vocabularies(over) < 2
+    if name in _VOCABULARY_SETTINGS and metrics != {"bits_per_byte"} and not is_same:
         return (
-            "model_name_or_path names models of different vocabularies, whose losses per token cannot be ranked; "
+            f"{name} gives models of different vocabularies, whose losses per token cannot be ranked; "
             "optimise: bits_per_byte, without prune, can."
         )
     return ""

@@ -5,7 +5,6 @@ import json
 import math
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from helpers.display import MIB, duration_text, html_table
 from helpers.evaluation.bootstrap import CONFIDENCE
+from helpers.files import atomic_folder
 from helpers.settings import SettingsError, run_folder, runs_folder
 from helpers.studies.compared_run import METRICS, ComparedRun, Metric, read_run
 from helpers.studies.queue import missing_trials
@@ -177,7 +177,8 @@ def _notes(table: RunTable) -> Iterator[str]:
         if len(windows) > 1:
             listed = ", ".join(f"{context} tokens by {stride}" for context, stride in windows)
             yield f"The windows{of_text} differ ({listed}): a longer context or a shorter stride makes a text easier."
-        models = {run.settings["model_name_or_path"] for run in group if "model_name_or_path" in run.settings}
+        known = [run.settings for run in group if "model_name_or_path" in run.settings]
+        models = {(s["model_name_or_path"], s.get("tokenizer") == "train" and s["vocab_size"]) for s in known}
         if len(models) > 1 and table.by != "bits_per_byte":
             yield f"The runs{of_text} start from different models: across tokenizers, compare bits per byte only."
         if any(run.state == "done" and run.bits_per_byte is None and run.eval_loss is not None for run in group):
@@ -269,19 +270,11 @@ def promote(best: ComparedRun, name: str) -> Path:
     if not (best.folder / "training.json").exists():
         raise SettingsError(f"{best.name} has no finished training: only a finished trial can be promoted.")
     target.parent.mkdir(parents=True, exist_ok=True)
-    # on the same disk, where the last move is atomic
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".promoting-") as beside:
-        copied = shutil.copytree(best.folder, Path(beside) / name, ignore=shutil.ignore_patterns(".*", "trial.*"))
-        _rename_within(copied, best.name, name)
-        copied.replace(target)
-    write_model_card(name)
-    return target
-
-
-def _rename_within(folder: Path, before: str, name: str) -> None:
-    """Write a run's new name, and which trial it was, into its settings and its evaluation."""
-    for path in (folder / "settings.json", folder / "evaluation.json"):
-        if path.exists():
-            record = json.loads(path.read_text(encoding="utf-8")) | {"promoted_from": before}
+    with atomic_folder(target) as new:
+        shutil.copytree(best.folder, new, ignore=shutil.ignore_patterns(".*", "trial.*"), dirs_exist_ok=True)
+        for path in filter(Path.exists, (new / "settings.json", new / "evaluation.json")):
+            record = json.loads(path.read_text(encoding="utf-8")) | {"promoted_from": best.name}
             record.get("settings", record)["run"] = name
             path.write_text(json.dumps(record, indent=2), encoding="utf-8")
+    write_model_card(name)
+    return target

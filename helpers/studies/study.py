@@ -35,11 +35,6 @@ def _check_study_name(name: str) -> str:
     return name
 
 
-def _check_preset(preset: str) -> str:
-    read_preset(preset)
-    return preset
-
-
 def notebook_name(name: Any) -> str:
     """Return the name of a notebook that exists; YAML reads an unquoted 03 as the number 3."""
     name = f"{name:02d}" if isinstance(name, int) else str(name)
@@ -77,7 +72,7 @@ class Study(_Declared):
     study: Annotated[str, AfterValidator(_check_study_name)] = Field(
         description="name of the study's folder; the file's own name when left out"
     )
-    preset: Annotated[str, AfterValidator(_check_preset)] = Field(
+    preset: Annotated[str, AfterValidator(lambda preset: read_preset(preset) and preset)] = Field(
         "pocket", description="the settings every trial starts from"
     )
     settings: dict[str, Any] = Field({}, description="changes to the preset, the same in every trial")
@@ -138,11 +133,11 @@ class Study(_Declared):
         points = (dict(zip(self.vary, point, strict=True)) for point in itertools.product(*values))
         return itertools.islice(points, most)
 
-    def training_settings(self, point: Mapping[str, Any], *, run: str = "trial") -> TrainingSettings:
+    def training_settings(self, point: Mapping[str, Any]) -> TrainingSettings:
         """Return the training settings of one trial."""
         known = TrainingSettings.model_fields
         changes = {name: value for name, value in {**self.settings, **point}.items() if name in known}
-        return TrainingSettings.from_preset(self.preset, **{**changes, "run": run})
+        return TrainingSettings.from_preset(self.preset, **{**changes, "run": "trial"})
 
     # Studies in old journals are compared with this dict: its keys and its form must not change.
     @property

@@ -219,7 +219,9 @@ def _start(study: Study, file: Path, number: int, ends: float, environment: dict
             stderr=log,
             text=True,
             env=environment,
-            start_new_session=True,  # Ctrl-C in the terminal reaches this process only, which then ends its workers
+            # Ctrl-C in the terminal reaches this process only, which then ends its workers; the second is of Windows
+            start_new_session=True,
+            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
         )
 
 

@@ -26,7 +26,8 @@ from helpers.troubleshooting import explain
 if TYPE_CHECKING:
     from optuna import Trial
 
-_FULL_DISK = ("No space left on device", "[Errno 28]", "The disk of ")  # the system's words, and our own
+# the words of the systems, and our own
+_FULL_DISK = ("No space left on device", "[Errno 28]", "[WinError 112]", "The disk of ")
 # More than kills and power cuts come to; a trial that always kills its worker gets there within hours.
 _MOST_INTERRUPTIONS = 100
 _log = logging.getLogger(__name__)

@@ -1,10 +1,12 @@
 """Notebook 03: plan a run, train it, stop and resume it, and leave a model that loads anywhere.
 
-- `fine_tuning`: train or open a run
-- `callbacks`: history, progress, checks and stops during the training
+- `fine_tuning`, `finished_run`: train a run; open it, with what it measured
+- `arguments`: what the settings mean on this machine, as `TrainingArguments`
+- `callbacks`, `checks`, `stopping`: history and progress; what ends a broken training; a stop that saves
 - `run_files`: settings.json, history.jsonl and checkpoints in a run's folder
 - `processes`: several processes in one training; device and peak memory
 - `engine`, `autograd_functions`: the same results with less memory and time
+- `muon`: an optimizer for pretraining
 - `lora`: train an adapter beside a frozen model, and merge it
 - `memory`, `cards`, `plan`: predict memory, time and disk of a run
 - `calibration`, `measuring`: short trainings that are measured here, and predictions fitted to them
@@ -18,14 +20,18 @@ from helpers import lazy_exports
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
-        "fine_tuning": "FineTuned as_batch chosen_precision fine_tune open_or_train open_run save_model",
-        "callbacks": "Progress TrainingBrokenError TrainingStoppedError",
+        "fine_tuning": "as_batch fine_tune open_or_train save_model",
+        "finished_run": "FineTuned open_run",
+        "arguments": "chosen_precision",
+        "callbacks": "Progress",
+        "checks": "TrainingBrokenError",
+        "stopping": "TrainingStoppedError",
         "run_files": "kept_eval_loss last_complete_checkpoint",
         "processes": "is_first_process leave_process_group",
         "engine": "CHUNK_TOKENS equal_results_less_work",
         "memory": "GPT2Shape read_shape",
-        "cards": "CARDS DEFAULT_CARD GraphicsCard card_of_this_machine find_card",
-        "plan": "MemoryPlan plan_run this_device this_processor training_tokens",
+        "cards": "CARDS DEFAULT_CARD GraphicsCard card_of_this_machine find_card this_device this_processor",
+        "plan": "MemoryPlan plan_run planned_shape training_tokens",
         "calibration": "Calibration find_calibration",
         "measuring": "calibrate",
         "model_card": "metric_text public_name write_model_card",

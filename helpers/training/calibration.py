@@ -177,14 +177,14 @@ def _fit_overhead(rows: list[Measurement], is_processor: bool) -> tuple[int, flo
     import numpy as np
     from scipy.optimize import nnls
 
-    how = {"on_processor": is_processor, "overhead": (0, 0.0)}
+    how = {"on_processor": is_processor, "overhead": (0, 1.0)}
     predicted = [predict(*row.training, precision=row.precision, **how) for row in rows]
     peaks = np.array([float(row.peak_bytes) for row in rows])
     besides = [
-        max(0, row.peak_bytes - row.process_bytes - memory.total_bytes)
+        max(0, row.peak_bytes - row.process_bytes - memory.tensor_bytes)
         for row, memory in zip(rows, predicted, strict=True)
     ]
-    parts = np.array([[1.0, memory.activations + memory.loss] for memory in predicted])
+    parts = np.array([[1.0, memory.overhead] for memory in predicted])
     constant, share = nnls(parts / peaks[:, None], besides / peaks)[0]
     return int(constant), float(share)
 

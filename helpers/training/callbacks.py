@@ -1,11 +1,7 @@
-"""Trainer callbacks: history, time, progress, checks that stop a broken training, and a stop that saves."""
+"""Trainer callbacks: history, time, progress; `checks` and `stopping` have those that end a training."""
 
-import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,22 +10,17 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from helpers.display import MIB
-from helpers.files import free_bytes
 from helpers.settings import SettingsError, TrainingSettings
+from helpers.training.checks import DiskSpaceGuard, Guard
 from helpers.training.processes import n_processes, peak_bytes
 from helpers.training.pruning import pruning_callback
 from helpers.training.run_files import history_rows, write_history
 
 if TYPE_CHECKING:
-    from transformers import GPT2LMHeadModel, Trainer
+    from transformers import GPT2LMHeadModel
 
 
-class TrainingBrokenError(RuntimeError):
-    """A training that cannot succeed: the message names what was seen and the usual cause."""
-
-
-class TrainingStoppedError(RuntimeError):
-    """A training that was asked to stop: it has written a checkpoint, and the same call continues from there."""
+_SAMPLE_TOKENS = 40
 
 
 @dataclass(frozen=True)
@@ -76,8 +67,8 @@ def training_callbacks(
     """
     from transformers import EarlyStoppingCallback
 
-    chosen = [_History(folder, tokenizer, settings.sample_prompt), _Guard(model.config.vocab_size)]
-    chosen += [_DiskSpaceGuard(model), Clock(), _Successor()]
+    chosen = [_History(folder, tokenizer, settings.sample_prompt), Guard(model.config.vocab_size)]
+    chosen += [DiskSpaceGuard(model), Clock(), _Successor()]
     if (pruning := pruning_callback(settings.run)) is not None:
         chosen.append(pruning)
     if settings.report_to == "tensorboard":
@@ -120,7 +111,7 @@ class _History(TrainerCallback):
             write_history(self.folder, history_rows(state.log_history))
 
 
-def _greedy_sample(model: "GPT2LMHeadModel", tokenizer: Any, prompt: str, *, max_new_tokens: int = 40) -> str:
+def _greedy_sample(model: "GPT2LMHeadModel", tokenizer: Any, prompt: str) -> str:
     """Return `prompt` with the most probable continuation; greedy, so that no random state changes.
 
     Of a prompt that is too long for the model's positions, only the end is continued.
@@ -128,7 +119,7 @@ def _greedy_sample(model: "GPT2LMHeadModel", tokenizer: Any, prompt: str, *, max
     import torch
 
     prompt_ids, n_positions = tokenizer.encode(prompt, verbose=False), model.config.n_positions
-    n_new = min(max_new_tokens, n_positions - 1)
+    n_new = min(_SAMPLE_TOKENS, n_positions - 1)
     ids = torch.tensor([prompt_ids[-(n_positions - n_new) :]], device=model.device)  # (1, T)
     was_training = model.training
     with torch.no_grad():
@@ -285,145 +276,3 @@ def _tensorboard(folder: Path) -> TrainerCallback:
             "report_to = 'tensorboard' needs a package that is not installed: pip install tensorboard, or use 'none'."
         ) from None
     return TensorBoardCallback(SummaryWriter(str(folder)))
-
-
-class _Guard(TrainerCallback):
-    """Stop a training whose loss, gradient or weights show that it is broken, before the weights are saved."""
-
-    def __init__(self, vocab_size: int) -> None:
-        self.vocab_size = vocab_size
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
-        loss, grad_norm = logs.get("loss", 1.0), logs.get("grad_norm", 1.0)
-        if loss == 0:
-            raise TrainingBrokenError(
-                f"The loss is exactly 0 at step {state.global_step}: no label is left to learn from. "
-                "Decode a training row and look at its labels; an empty tokenizer does this too."
-            )
-        # With fp16 a gradient may overflow while the GradScaler searches for its scale: that step is left out.
-        if not math.isfinite(loss) or (not math.isfinite(grad_norm) and not args.fp16):
-            self._stop(f"The loss is {loss} and the gradient's length {grad_norm}", args, state)
-        if not math.isfinite(val_loss := logs.get("eval_loss", 1.0)):
-            self._stop(f"The validation loss is {val_loss}", args, state)
-        if _learns_nothing(state.log_history, math.log(self.vocab_size)):
-            raise TrainingBrokenError(
-                f"The loss stays at {loss:.2f}, an even guess among {self.vocab_size:,} tokens, up to step "
-                f"{state.global_step}: nothing is learnt. Look at a training row, decoded; then raise "
-                f"learning_rate (it was {args.learning_rate})."
-            )
-
-    def on_step_end(self, args: Any, state: Any, control: Any, *, model: Any, **_: Any) -> None:
-        # Only before weights are saved, because reading all of them takes time.
-        is_kept = control.should_save or control.should_training_stop or state.global_step >= state.max_steps
-        trained = (parameter for parameter in model.parameters() if parameter.requires_grad)
-        if is_kept and not all(parameter.isfinite().all() for parameter in trained):
-            self._stop("A weight is not finite", args, state)
-
-    def _stop(self, observation: str, args: Any, state: Any) -> None:
-        raise TrainingBrokenError(
-            f"{observation} at step {state.global_step}: the weights are broken. Lower learning_rate (it was "
-            f"{args.learning_rate}), keep max_grad_norm near 1, and prefer bf16 to fp16."
-        )
-
-
-def _learns_nothing(log_history: list[dict[str, float]], even_guess: float, *, rows: int = 20) -> bool:
-    """Tell whether the last `rows` losses, after at least 200 steps, all lie within 1 % of an even guess."""
-    last = [row for row in log_history if "loss" in row][-rows:]
-    is_long = len(last) == rows and last[-1]["step"] >= 200
-    return is_long and all(abs(row["loss"] / even_guess - 1) < 0.01 for row in last)
-
-
-class _DiskSpaceGuard(TrainerCallback):
-    """Stop before a checkpoint or a final model that the disk cannot hold; the last complete checkpoint stays."""
-
-    def __init__(self, model: "GPT2LMHeadModel") -> None:
-        sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
-        self.n_parameters, self.n_trained = (sum(size for size, _ in sizes), sum(size * is_on for size, is_on in sizes))
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        is_last = control.should_training_stop or state.global_step >= state.max_steps
-        # A checkpoint is float32 weights and AdamW's two averages, 12 bytes per trained parameter, and a little more;
-        # after the last step the model is written too.
-        needed = 13 * self.n_trained * control.should_save + 5 * self.n_parameters * is_last
-        if needed and (free := free_bytes(Path(args.output_dir).parent)) < needed:
-            raise TrainingBrokenError(
-                f"The disk of {args.output_dir} has {free / 1e9:.1f} GB left and {needed / 1e9:.1f} GB are needed: "
-                "free some space or lower save_total_limit, and start the same run again. It continues from its last "
-                "checkpoint."
-            )
-
-
-class _Stopper(TrainerCallback):
-    """End the training, with a checkpoint, after the first step at which `is_asked()` is true."""
-
-    def __init__(self, is_asked: Callable[[], bool]) -> None:
-        self.is_asked, self.has_stopped = is_asked, False
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        # Log too, because a checkpoint does not carry the losses since the last row.
-        if state.global_step < state.max_steps and self.is_asked():
-            self.has_stopped = control.should_log = control.should_save = control.should_training_stop = True
-
-
-@contextmanager
-def stoppable(trainer: "Trainer", stop: threading.Event | None) -> Iterator[None]:
-    """Let `stop`, Ctrl-C or SIGTERM end the training inside the block with a checkpoint; raise when the block ends.
-
-    Signals count only where one process trains: several would have to stop at the same step.
-
-    Raises:
-        KeyboardInterrupt: Ctrl-C, or the interrupt of a kernel, ended the training. SIGTERM ends the process then.
-        TrainingStoppedError: `stop` ended it.
-    """
-    is_alone = trainer.args.world_size == 1
-    with interrupt_event() if is_alone else nullcontext(Interrupt()) as interrupt:
-        stopper = _Stopper(lambda: interrupt.is_set() or (stop is not None and stop.is_set()))
-        # First in the list: _DiskSpaceGuard has to see that a checkpoint is about to be written.
-        trainer.callback_handler.callbacks.insert(0, stopper)
-        yield
-    if interrupt.is_set():
-        if interrupt.number == signal.SIGTERM:
-            signal.raise_signal(signal.SIGTERM)  # now as usual: it ends the process
-        raise KeyboardInterrupt
-    if stopper.has_stopped:
-        state = trainer.state
-        raise TrainingStoppedError(
-            f"Stopped after step {state.global_step} of {state.max_steps}; a checkpoint is kept, and the same settings "
-            "continue from there."
-        )
-
-
-class Interrupt(threading.Event):
-    """Set by a signal; `number` is the signal's, 0 before it."""
-
-    number = 0
-
-
-@contextmanager
-def interrupt_event() -> Iterator[Interrupt]:
-    """Let Ctrl-C, the interrupt of a kernel, or SIGTERM set an event; a second one acts as usual.
-
-    Python calls signal handlers in the main thread only, and a process that ignores a signal goes on ignoring it: in
-    both cases the event is never set.
-    """
-    interrupt = Interrupt()
-    usual = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    taken = [number for number, handler in usual.items() if handler not in (signal.SIG_IGN, None)]
-
-    def handle(number: int, frame: Any) -> None:
-        if interrupt.is_set():
-            signal.signal(number, usual[number])
-            signal.raise_signal(number)
-        interrupt.number = number
-        interrupt.set()
-
-    if threading.current_thread() is not threading.main_thread():
-        yield interrupt
-        return
-    for number in taken:
-        signal.signal(number, handle)
-    try:
-        yield interrupt
-    finally:
-        for number in taken:
-            signal.signal(number, usual[number])

@@ -1,14 +1,21 @@
-"""Find a graphics card by its name, so that a run can be planned for a card that is not in this machine."""
+"""The cards to plan for: a published one by its name, this machine's, or its processor as if it were one."""
 
+import functools
 import re
+import timeit
+from typing import Any
 
 from helpers.display import did_you_mean
 from helpers.environment.card import CARDS, GraphicsCard, read_card
 from helpers.settings import SettingsError
 
-__all__ = ["CARDS", "DEFAULT_CARD", "GraphicsCard", "card_of_this_machine", "find_card", "same_card"]
+__all__ = [
+    "CARDS", "DEFAULT_CARD", "GraphicsCard", "card_of_this_machine", "find_card", "same_card", "this_device",
+    "this_processor",
+]  # fmt: skip
 
 DEFAULT_CARD = "RTX 4070 Ti"
+_MATRIX_SIZE = 768  # width of the square matrices multiplied: large enough for a processor's full speed
 
 
 def find_card(name: str) -> GraphicsCard:
@@ -33,6 +40,36 @@ def card_of_this_machine() -> GraphicsCard | None:
     """Return the card that training here would use, read from the driver; None without an NVIDIA card."""
     card = read_card()
     return card if card is not None and card.total_bytes else None
+
+
+def this_device() -> GraphicsCard:
+    """Return the card that trains here, or this machine's processor."""
+    import torch
+
+    return (card_of_this_machine() if torch.cuda.is_available() else None) or this_processor()
+
+
+@functools.cache
+def this_processor() -> GraphicsCard:
+    """Return this machine's processor as if it were a card: its memory, and its speed measured now."""
+    import psutil
+    import torch
+
+    from helpers.environment.precision import has_bf16
+
+    # Without bf16 instructions a product of halves takes seconds, and nobody trains so.
+    half = _product_tflops(torch.bfloat16) if has_bf16() else 0.0
+    float32, total = _product_tflops(torch.float32), psutil.virtual_memory().total
+    return GraphicsCard("this processor", total, half, float32, has_bf16=has_bf16(), is_processor=True)
+
+
+def _product_tflops(dtype: Any) -> float:
+    """Return 10**12 operations per second of a matrix product: the fastest of five, as the first ones warm up."""
+    import torch
+
+    matrix = torch.ones(_MATRIX_SIZE, _MATRIX_SIZE, dtype=dtype)
+    fastest = min(timeit.repeat(lambda: matrix @ matrix, number=1, repeat=5))
+    return 2 * _MATRIX_SIZE**3 / fastest / 1e12
 
 
 def same_card(one: str, other: str) -> bool:

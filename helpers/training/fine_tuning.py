@@ -5,86 +5,39 @@ many processes; nothing here schedules them.
 """
 
 import math
-import platform
 import statistics
 import threading
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from helpers.data.preparation import prepare
-from helpers.environment.precision import has_bf16
+from helpers.data.preparation import load_run_tokenizer, prepare
+from helpers.data.streaming import open_training_blocks
 from helpers.files import atomic_folder
-from helpers.model import check_fit, load_model, load_tokenizer, quiet, set_attention_dropout
-from helpers.settings import SettingsError, TrainingSettings, read_run_settings, run_folder, runs_folder
+from helpers.model import check_fit, load_model, load_start, quiet, set_attention_dropout
+from helpers.settings import TrainingSettings, read_run_settings, run_folder
 from helpers.training import processes, run_files
-from helpers.training.calibration import Measurement, add_measurements
-from helpers.training.callbacks import Clock, TrainingBrokenError, Watch, stoppable, training_callbacks
+from helpers.training.arguments import chosen_precision, training_arguments
+from helpers.training.callbacks import Watch, training_callbacks
+from helpers.training.checks import TrainingBrokenError
 from helpers.training.engine import equal_results_less_work
+from helpers.training.finished_run import (
+    FineTuned,
+    collect_measurements,
+    count_blocks_read,
+    extend_calibration,
+    find_clock,
+    open_run,
+)
 from helpers.training.lora import add_adapter, merge_adapter, restore_adapter
-from helpers.training.memory import GPT2Shape
 from helpers.training.model_card import card_text
-from helpers.training.plan import describe_long_warmup, predict_on_this_machine, this_device
+from helpers.training.plan import describe_long_warmup, predict_on_this_machine
 from helpers.training.slowness import SlownessWatch
+from helpers.training.stopping import stoppable
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from transformers import GPT2LMHeadModel, Trainer, TrainingArguments
-
-_PASSES_WORTH_COMPILING = 3000  # a guess, from published step times; not measured on a card of this course
-
-
-@dataclass(frozen=True)
-class FineTuned:
-    """A finished run.
-
-    Attributes:
-        run: its name.
-        folder: the folder with all of its files.
-        history: one row per logging or validation step: `step`, `epoch`, and `loss`, `learning_rate`, `grad_norm` or
-            `eval_loss`; losses are in nats per token.
-        facts: the measured steps, tokens, seconds and peak memory, precision and device, the batch that fitted into
-            memory, and in `predicted` what `predict_on_this_machine` returned before the training.
-    """
-
-    run: str
-    folder: Path
-    history: list[dict[str, Any]]
-    facts: dict[str, Any]
-
-    @property
-    def model_folder(self) -> Path:
-        """The folder of the final model, which any program for GPT-2 can load."""
-        return self.folder / "model"
-
-    @property
-    def eval_loss(self) -> float:
-        """The validation loss of the model that was kept, in nats per token."""
-        patience = read_run_settings(self.run).early_stopping_patience
-        return run_files.kept_eval_loss(self.history, early_stopping_patience=patience)
-
-    @property
-    def predicted_and_measured(self) -> list[dict[str, Any]]:
-        """One row for time and one for memory: `what`, `predicted` (None where nothing was predicted), `measured`."""
-        predicted = self.facts["predicted"]
-        return [
-            {"what": "seconds", "predicted": predicted["seconds"], "measured": self.facts["seconds"]},
-            {"what": "peak bytes", "predicted": predicted["peak_bytes"], "measured": self.facts["peak_bytes"]},
-        ]
-
-    def __str__(self) -> str:
-        """Return the run as one line."""
-        n_trained = self.facts.get("trained_tokens")
-        trained = f" ({n_trained:,} of them learned, the others prompts)" if n_trained is not None else ""
-        return (
-            f"run {self.run}: {self.facts['steps']} steps, {self.facts['tokens']:,} tokens{trained} in "
-            f"{self.facts['seconds']:.0f} s ({self.facts['precision']} on {self.facts['device']}), "
-            f"validation loss {self.eval_loss:.3f} nats per token (perplexity {math.exp(self.eval_loss):.1f})"
-        )
-
-    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        printer.text(str(self))
+    from transformers import GPT2LMHeadModel, Trainer
 
 
 def fine_tune(
@@ -123,18 +76,6 @@ def fine_tune(
     return open_run(settings.run)
 
 
-def open_run(run: str) -> FineTuned:
-    """Open a finished run.
-
-    Raises:
-        SettingsError: there is no finished run of that name.
-    """
-    folder = run_folder(run)
-    if not (folder / "training.json").exists():
-        raise SettingsError(f"There is no finished run {run!r} in {runs_folder()}: train it in notebook 03 first.")
-    return FineTuned(run, folder, run_files.read_history(folder), run_files.read_json(folder / "training.json"))
-
-
 def open_or_train(run: str) -> FineTuned:
     """Open a finished run, or train it first: with the settings it was started with, else with the defaults.
 
@@ -142,86 +83,6 @@ def open_or_train(run: str) -> FineTuned:
     """
     started = (run_folder(run) / "settings.json").exists()
     return fine_tune(read_run_settings(run) if started else TrainingSettings(run=run))
-
-
-def training_arguments(settings: TrainingSettings, folder: Path, *, n_blocks: int = 0) -> "TrainingArguments":
-    """Return the settings as `TrainingArguments`, with what this course always sets.
-
-    Args:
-        settings: the settings of the run.
-        folder: the folder of the run.
-        n_blocks: number of blocks to train on, which decides whether compiling is worth its time.
-    """
-    import torch
-    from transformers import TrainingArguments
-
-    same_names = (
-        "learning_rate", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps",
-        "weight_decay", "adam_beta2", "warmup_steps", "lr_scheduler_type", "max_grad_norm", "logging_steps",
-        "eval_steps", "save_total_limit", "seed", "optim",
-    )  # fmt: skip
-    precision = chosen_precision(settings)
-    is_renamed = "activation_checkpointing" in TrainingArguments.__dataclass_fields__  # since transformers 5.23
-    checkpointing = "activation_checkpointing" if is_renamed else "gradient_checkpointing"
-    return TrainingArguments(
-        output_dir=str(folder / "checkpoints"),
-        **{name: getattr(settings, name) for name in same_names},
-        **{checkpointing: settings.gradient_checkpointing},
-        per_device_eval_batch_size=settings.per_device_train_batch_size,
-        bf16=precision == "bf16",
-        fp16=precision == "fp16",
-        use_cpu=not torch.cuda.is_available(),
-        eval_strategy="steps",
-        # the best model can only be kept if there is a checkpoint for each validation
-        save_steps=settings.eval_steps if settings.early_stopping_patience else settings.save_steps,
-        restore_callback_states_from_checkpoint=True,  # of Clock, and of early stopping, whose patience is in it
-        load_best_model_at_end=bool(settings.early_stopping_patience),
-        metric_for_best_model="eval_loss" if settings.early_stopping_patience else None,
-        torch_compile=compiles(settings, n_blocks),
-        prediction_loss_only=True,  # otherwise every logit of the validation text is kept in memory
-        logging_nan_inf_filter=False,  # the default would log a loss that is not finite as 0.0
-        dataloader_pin_memory=torch.cuda.is_available(),
-        disable_tqdm=True,  # the bar is in `callbacks`
-        ddp_find_unused_parameters=False,  # every parameter is used, and searching for unused ones takes time
-        tf32=_has_tf32() or None,  # for the products that stay in float32
-    )
-
-
-def _has_tf32() -> bool:
-    """Tell whether the GPU can multiply float32 as TF32: NVIDIA's can from Ampere, compute capability 8.0, on."""
-    import torch
-
-    return torch.cuda.is_available() and torch.version.hip is None and torch.cuda.get_device_capability() >= (8, 0)
-
-
-def compiles(settings: TrainingSettings, n_blocks: int) -> bool:
-    """Tell whether the model is compiled: with `torch_compile='auto'` for a long run on a GPU under Linux.
-
-    Compiling takes a minute or more, and Triton, which it needs on a GPU, is made for Linux.
-    """
-    import torch
-
-    if settings.torch_compile != "auto":
-        return settings.torch_compile == "always"
-    passes = settings.num_train_epochs * n_blocks / settings.per_device_train_batch_size
-    return torch.cuda.is_available() and platform.system() == "Linux" and passes >= _PASSES_WORTH_COMPILING
-
-
-def chosen_precision(settings: TrainingSettings) -> str:
-    """Return what `mixed_precision` means on this machine: 'bf16', 'fp16' or 'no' (float32).
-
-    Raises:
-        SettingsError: fp16 without a GPU: its loss scaling needs one.
-    """
-    import torch
-
-    if settings.mixed_precision == "fp16" and not torch.cuda.is_available():
-        raise SettingsError("mixed_precision = 'fp16' needs an NVIDIA GPU: use 'auto', 'bf16' or 'no' on a CPU.")
-    if settings.mixed_precision != "auto":
-        return settings.mixed_precision
-    if has_bf16():
-        return "bf16"
-    return "fp16" if torch.cuda.is_available() else "no"
 
 
 def as_batch(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -280,10 +141,15 @@ def _train_once(
     import torch
     from transformers import PrinterCallback, set_seed
 
+    from helpers.training.muon import MuonWithAdamW
+
     with processes.process_group().local_main_process_first():  # the others then find the data prepared
         data = prepare(settings)
-    tokenizer = load_tokenizer(settings.model_name_or_path)
-    model = load_model(settings.model_name_or_path, from_scratch=settings.from_scratch, seed=settings.seed)
+    train = open_training_blocks(data, settings)
+    tokenizer = load_run_tokenizer(settings)
+    model = load_start(settings, tokenizer)
+    if settings.from_scratch:
+        tokenizer.model_max_length = model.config.n_positions
     check_fit(model, tokenizer, settings.block_size)
     set_attention_dropout(model, settings.attn_pdrop)
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(chosen_precision(settings))
@@ -296,19 +162,25 @@ def _train_once(
         trainer = _new_trainer(
             data.facts["splits"]["validation"],
             model=trained,
-            args=training_arguments(settings, folder, n_blocks=len(data.blocks["train"])),
-            train_dataset=data.blocks["train"],
+            args=training_arguments(settings, folder, n_blocks=len(train)),
+            train_dataset=train,
             eval_dataset=data.blocks["validation"],
             data_collator=as_batch,
             callbacks=[*callbacks, steps],
+            optimizers=(MuonWithAdamW(model, settings) if settings.optim == "muon" else None, None),
         )
         trainer.remove_callback(PrinterCallback)
-        _warn_of_long_warmup(settings, len(data.blocks["train"]), trainer.args.world_size)
+        # Gradients are then kept in the buffers that processes exchange, not there and beside them.
+        trainer.accelerator.ddp_handler.gradient_as_bucket_view = True
+        _warn_of_long_warmup(settings, len(train), trainer.args.world_size)
         if trainer.is_world_process_zero() and not (folder / "settings.json").exists():
             run_files.write_json(folder / "settings.json", run_files.settings_record(settings, data.facts))
         checkpoint = run_files.last_complete_checkpoint(folder / "checkpoints")
-        tokens_per_process = data.facts["splits"]["train"]["tokens"] // trainer.args.world_size
+        tokens_per_process = len(train) * settings.block_size // trainer.args.world_size
         predicted = predict_on_this_machine(settings, model.config, train_tokens=tokens_per_process)
+        if checkpoint and "stream" in data.facts:
+            n_steps = run_files.step_of(checkpoint)
+            train.resume_after(count_blocks_read(settings, len(train), n_steps, trainer.args.world_size))
         if checkpoint and run_files.has_ended(checkpoint, early_stopping_patience=settings.early_stopping_patience):
             _restore_finished(trainer, checkpoint)
         else:
@@ -321,12 +193,13 @@ def _train_once(
         if settings.lora_r:
             model = _save_adapter(trained, settings, folder / "adapter")
         save_model(model, tokenizer, settings, data.facts, folder / "model")
-        facts = _measurements(settings, trainer, n_blocks=len(data.blocks["train"])) | {"predicted": predicted}
-        if "labels" in (train := data.facts["splits"]["train"]):
-            facts["trained_tokens"] = round(facts["tokens"] * train["labels"] / (train["blocks"] * settings.block_size))
+        facts = collect_measurements(settings, trainer, n_blocks=len(train)) | {"predicted": predicted}
+        if "labels" in (counts := data.facts["splits"]["train"]):
+            share = counts["labels"] / (counts["blocks"] * settings.block_size)
+            facts["trained_tokens"] = round(facts["tokens"] * share)
         if steps.seconds[1:]:  # the first one sets up
             facts["step_seconds"] = statistics.median(steps.seconds[1:])
-            _learn(settings, trainer, facts, predicted)
+            extend_calibration(settings, trainer, facts, predicted)
         run_files.write_json(folder / "training.json", facts)
     trainer.accelerator.wait_for_everyone()  # the other processes open what the first one has written
 
@@ -360,23 +233,6 @@ def _warn_of_long_warmup(settings: TrainingSettings, n_blocks: int, processes: i
         warnings.warn(note, stacklevel=2)
 
 
-def _learn(settings: TrainingSettings, trainer: "Trainer", facts: dict[str, Any], predicted: dict[str, Any]) -> None:
-    """Add what one process has measured to what the plans of this machine are made from."""
-    if trainer.args.world_size > 1:
-        return
-    config = trainer.accelerator.unwrap_model(trainer.model).config
-    measurement = Measurement.of(
-        GPT2Shape(**{name: getattr(config, name) for name in GPT2Shape._fields}),
-        settings,
-        precision=chosen_precision(settings),
-        compiled=trainer.args.torch_compile,
-        step_seconds=facts["step_seconds"],
-        peak_bytes=facts["peak_bytes"],
-        process_bytes=predicted["process_bytes"],
-    )
-    add_measurements(this_device(), [measurement])
-
-
 def _restore_finished(trainer: "Trainer", checkpoint: Path) -> None:
     """Give a trainer the state and the weights of a training that was killed after its last step.
 
@@ -388,19 +244,13 @@ def _restore_finished(trainer: "Trainer", checkpoint: Path) -> None:
     state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
     state.is_world_process_zero = trainer.is_world_process_zero()
     trainer.state = state
-    _clock(trainer).before = state.stateful_callbacks["Clock"]["args"]["seconds"]
+    find_clock(trainer).before = state.stateful_callbacks["Clock"]["args"]["seconds"]
     keeps_best = trainer.args.load_best_model_at_end and state.best_model_checkpoint
     best_or_last = checkpoint.with_name(Path(state.best_model_checkpoint).name) if keeps_best else checkpoint
     if (best_or_last / "adapter_config.json").exists():
         restore_adapter(trainer.model, best_or_last)
     else:
         load_weights(trainer.model, best_or_last / "model.safetensors")
-
-
-def _clock(trainer: "Trainer") -> Clock:
-    """Return the clock in use: a resume puts a new one into the place of the one that was handed in."""
-    (clock,) = (c for c in trainer.callback_handler.callbacks if isinstance(c, Clock))
-    return clock
 
 
 def _save_adapter(adapted: "PeftModel", settings: TrainingSettings, folder: Path) -> "GPT2LMHeadModel":
@@ -420,30 +270,3 @@ def save_model(
             model.save_pretrained(new)
         tokenizer.save_pretrained(new)
         (new / "README.md").write_text(card_text(settings, data_facts), encoding="utf-8")
-
-
-def _measurements(settings: TrainingSettings, trainer: "Trainer", *, n_blocks: int) -> dict[str, Any]:
-    """Return the measurements of a run; the peak of memory is that of the process that finished it."""
-    steps, precision = trainer.state.global_step, chosen_precision(settings)
-    return {
-        "steps": steps,
-        "trained_parameters": trainer.get_num_trainable_parameters(),
-        "tokens": settings.block_size * _blocks_read(settings, n_blocks, steps, trainer.args.world_size),
-        "seconds": _clock(trainer).seconds,
-        "precision": "float32" if precision == "no" else precision,
-        "device": processes.device_name(),
-        "peak_bytes": processes.peak_bytes(),
-        "per_device_train_batch_size": settings.per_device_train_batch_size,
-        "gradient_accumulation_steps": settings.gradient_accumulation_steps,
-    }
-
-
-def _blocks_read(settings: TrainingSettings, n_blocks: int, steps: int, processes: int) -> int:
-    """Return how many blocks a number of steps reads; the last step of an epoch takes what is left.
-
-    >>> _blocks_read(TrainingSettings(per_device_train_batch_size=4), 10, 4, 1)  # 4 + 4 + 2, and 4 of the next epoch
-    14
-    """
-    blocks_per_step = settings.effective_batch_size * processes
-    epochs, further_steps = divmod(steps, math.ceil(n_blocks / blocks_per_step))
-    return epochs * n_blocks + further_steps * blocks_per_step

@@ -9,23 +9,23 @@ from pathlib import Path
 from helpers.model import quiet
 from helpers.settings import TrainingSettings
 from helpers.training import processes
+from helpers.training.arguments import chosen_precision, training_arguments
 from helpers.training.calibration import Calibration, Measurement, add_measurements
 from helpers.training.callbacks import StepTimer
-from helpers.training.cards import GraphicsCard
+from helpers.training.cards import GraphicsCard, this_device
 from helpers.training.engine import equal_results_less_work
-from helpers.training.fine_tuning import as_batch, chosen_precision, training_arguments
+from helpers.training.fine_tuning import as_batch
 from helpers.training.memory import GPT2Shape, parameters, predict, read_shape
-from helpers.training.plan import this_device
 
 _STEPS = 4  # of which the first one sets up, and is not counted
 _POCKET, _SHALLOW, _GPT2 = read_shape("pocket"), GPT2Shape(2, 768, 12), read_shape("gpt2")
-# Shape, block size, batch: small first, because not every system can forget the peak of the one before.
+# Shape, block size, batch: small first, because not every system can forget the peak of the one before. The first four,
+# where time runs out, predict GPT-2 within 15 % too; with the two-layer model at 256 in fifth place they were 39 % off.
 _TRAININGS = (
     (_POCKET, 64, 1),
     (_POCKET, 256, 1),
     (_POCKET, 256, 4),
     (_SHALLOW._replace(vocab_size=4096), 256, 1),
-    (_SHALLOW, 256, 1),
     (_SHALLOW._replace(n_layer=4), 256, 1),
     (_SHALLOW, 1024, 1),
 )
@@ -43,12 +43,16 @@ def calibrate(*, budget_seconds: float = 60.0) -> Calibration:
 
 
 def _measurements(device: GraphicsCard, end: float) -> Iterator[Measurement]:
+    process_bytes = 0
     for shape, block_size, batch in _TRAININGS if device.is_processor else (*_TRAININGS, *_ON_A_CARD):
         settings = TrainingSettings(block_size=block_size, per_device_train_batch_size=batch, torch_compile="never")
         precision = chosen_precision(settings)
         if predict(shape, settings, precision=precision).total_bytes > device.usable_bytes:
             return
-        yield measure(shape, settings)
+        measured = measure(shape, settings)
+        # What an earlier training leaves in the process is used again by the next one: it is no part of the process.
+        process_bytes = process_bytes or measured.process_bytes
+        yield measured.model_copy(update={"process_bytes": process_bytes})
         if time.perf_counter() > end:
             return
 

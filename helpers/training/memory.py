@@ -16,11 +16,11 @@ from helpers.training.engine import CHUNK_TOKENS, QUERIES
 
 Engine = Literal["course", "stock"]
 
-# What a trace cannot see, estimated 2026-11 and not fitted to a card: cuBLAS's workspaces, and the share of the
-# memory for activations that the allocator cannot reuse.
-_WORKSPACE_BYTES = 32 * MIB
-UNFILLED_SHARE = 0.03
-_PROCESS_BYTES = 450 * MIB  # Python with the libraries and a data set, on a processor
+# What a trace cannot see: constant bytes, and bytes per byte of activations. Of a card estimated in 2026-11: cuBLAS's
+# workspaces, and gaps that the allocator cannot fill. Of a processor measured with glibc, which keeps more gaps.
+_ON_A_CARD, _ON_A_PROCESSOR = (32 * MIB, 0.03), (25 * MIB, 1.0)
+_PROCESS_BYTES = 500 * MIB  # Python with the libraries and a data set, on a processor
+_SAMPLE_TOKENS = 40  # that a sample after a validation adds to its prompt
 
 
 class GPT2Shape(NamedTuple):
@@ -170,12 +170,14 @@ def operations_per_token(shape: Any, block_size: int, settings: TrainingSettings
 def optimizer_bytes(config: Any, settings: TrainingSettings) -> int:
     """Return the bytes that the optimizer keeps: two averages per trained weight for AdamW.
 
-    Adafactor keeps one value per row and per column of a matrix, and one per weight of a vector
-    (https://arxiv.org/abs/1804.04235).
+    Muon keeps one for the matrices of the blocks, and AdamW's two for the rest. Adafactor keeps one value per row and
+    per column of a matrix, and one per weight of a vector (https://arxiv.org/abs/1804.04235).
     """
     if settings.optim == "adamw_torch_fused":
         return 8 * trained_parameters(config, settings)
     width, inner, rank = config.n_embd, _inner(config), settings.lora_r
+    if settings.optim == "muon":
+        return 8 * parameters(config) - 4 * config.n_layer * width * (4 * width + 2 * inner)
     if rank:
         return 4 * (adapter_parameters(config, rank) // rank + 8 * rank * config.n_layer)
     block = (8 * width + 2 * inner) + (5 * width + inner) + 4 * width  # matrices, biases, norms
@@ -194,8 +196,11 @@ def predict(
     precision: str | None = None,
     on_processor: bool = False,
     overhead: tuple[int, float] | None = None,
+    n_processes: int = 1,
 ) -> Memory:
     """Predict the peak memory of a training, from the second step on, when the optimizer has its states.
+
+    A validation is not among the moments: it takes less than the loss of a training step, which is tested.
 
     Args:
         config: a `GPT2Shape` or a `GPT2Config`.
@@ -204,14 +209,30 @@ def predict(
         precision: 'bf16', 'fp16' or 'no'; by default that of the settings, and bf16 for 'auto'.
         on_processor: whether it trains on a processor instead of a GPU; `overhead` is then the whole process besides.
         overhead: constant bytes, and bytes per byte of activations, that the formula cannot see; estimated by default.
+        n_processes: how many processes train together, each with this batch and a copy of the model.
     """
     precision = precision or {"auto": "bf16"}.get(settings.mixed_precision, settings.mixed_precision)
-    overhead = overhead or (_PROCESS_BYTES if on_processor else _WORKSPACE_BYTES, UNFILLED_SHARE)
-    step = _Step(config, settings, engine, precision != "no", on_processor, overhead)
-    moments = [step.at_loss(), step.at_last_block(), step.at_first_block(), step.at_optimizer()]
+    constant, share = overhead or estimate_overhead(on_processor=on_processor)
+    step = _Step(config, settings, engine, precision != "no", on_processor, n_processes)
+    moments = [step.at_loss(), step.at_last_block(), step.at_first_block(), step.at_optimizer(), step.at_sample()]
     if not settings.lora_r:
         moments.append(step.at_embeddings())
-    return max(moments, key=lambda memory: memory.total_bytes)
+    most = max(memory.activations + memory.loss for memory in moments)  # gaps stay when what was between them is freed
+    peak = max(moments, key=lambda memory: memory.total_bytes)
+    return replace(peak, overhead=constant + int(share * most))
+
+
+def estimate_overhead(*, on_processor: bool, process_bytes: int = 0) -> tuple[int, float]:
+    """Return the constant bytes and those per byte of activations besides the tensors, where nothing was measured.
+
+    Args:
+        on_processor: whether it trains on a processor, where the process counts too.
+        process_bytes: what the process holds besides the training; estimated by default.
+    """
+    if not on_processor:
+        return _ON_A_CARD
+    constant, share = _ON_A_PROCESSOR
+    return constant + (process_bytes or _PROCESS_BYTES), share
 
 
 class _Step:
@@ -228,10 +249,10 @@ class _Step:
         engine: Engine,
         is_half: bool,
         on_processor: bool,
-        overhead: tuple[int, float],
+        n_processes: int,
     ) -> None:
         self.course, self.is_half = engine == "course", is_half
-        self.overhead, self.mask_bytes = overhead, 4 if on_processor else 1  # dropout on a processor keeps floats
+        self.mask_bytes = 4 if on_processor else 1  # dropout on a processor keeps floats
         self.checkpointing, self.rank = settings.gradient_checkpointing, settings.lora_r
         self.adapter_dropout = settings.lora_r > 0 and settings.lora_dropout > 0
         self.tokens = settings.per_device_train_batch_size * settings.block_size
@@ -256,8 +277,12 @@ class _Step:
             self.head_gradient = self.embedding
             not_yet = _block_parameters(config) + config.n_positions * config.n_embd
             self.late_gradients = 4 * (self.trained - not_yet)  # when only the first block is left
+        # Several processes keep a buffer for the gradients that they exchange; a step's last pass moves them there.
+        self.kept_gradients = 4 * self.trained * (n_processes > 1)
         is_added_to = settings.gradient_accumulation_steps > 1
-        self.old_gradients = 4 * self.trained * is_added_to  # from the earlier passes of the step
+        self.old_gradients = self.kept_gradients + 4 * self.trained * is_added_to  # from earlier passes of the step
+        # A prompt has no more tokens than characters.
+        self.sample_tokens = min(len(settings.sample_prompt) + _SAMPLE_TOKENS, config.n_positions)
         # Before an adapter's first block nothing needs a gradient, so its input is not kept. With checkpointing the
         # input does, to carry gradients into the blocks, and it is kept together with the embedding it was made from.
         self.input = self.stream * (self.checkpointing - (not self.checkpointing)) * (self.rank > 0)
@@ -295,9 +320,7 @@ class _Step:
         return self.stream + self.tokens * self.inner * (12 if self.is_half else 8) + matrix
 
     def _memory(self, moment: str, *, gradients: int, copies: int, activations: int, loss: int = 0) -> Memory:
-        constant, share = self.overhead
-        overhead = constant + int(share * (activations + loss))
-        return Memory(self.weights, gradients, self.states, copies, activations, loss, overhead, moment)
+        return Memory(self.weights, gradients, self.states, copies, activations, loss, 0, moment)
 
     def at_loss(self) -> Memory:
         """Return the memory at the loss: every block has run, and the logits exist."""
@@ -343,6 +366,18 @@ class _Step:
         waiting = self.embedding * (2 if self.old_gradients else 1)
         gradients = 4 * self.trained + waiting
         return self._memory("the embedding's gradient", gradients=gradients, copies=0, activations=self.stream)
+
+    def at_sample(self) -> Memory:
+        """Return the memory when a sample is generated after a validation: the keys and values of all its tokens."""
+        product = 2 if self.is_half else 4
+        cache = 2 * self.layers * self.sample_tokens * self.width * product
+        head_copy = (self.embedding // 2) * self.is_half  # made after the blocks
+        in_block = (
+            self.sample_tokens * (self.width + 2 * self.inner) * product
+        )  # a norm's output, GELU's input and output
+        in_hand = 8 * self.sample_tokens * self.width + max(0, in_block - head_copy)
+        copies = self.layers * self.block_copies + head_copy
+        return self._memory("a sample", gradients=self.kept_gradients, copies=copies, activations=cache + in_hand)
 
     def at_optimizer(self) -> Memory:
         """Return the memory at the optimizer's step: AdamW works in place, Adafactor needs two tensors."""

@@ -35,7 +35,9 @@ def card_text(settings: TrainingSettings, data_facts: dict[str, Any], evaluation
     base, source = shown_name(settings.model_name_or_path), public_name(settings.source)
     # Paths are left out of the table of settings too: they say where somebody keeps their files.
     values = settings.model_dump() | {"model_name_or_path": base, "source": source}
-    parts = data_facts["splits"].items()
+    parts = dict(data_facts["splits"])
+    if "stream" in data_facts:
+        parts = {"train (its beginning; it was read as a stream)": parts.pop("train"), **parts}
     copying = evaluation.get("copying") or {"rows": []}
     card = ModelCard.from_template(
         _metadata(settings, evaluation.get("test"), base=base, source=source),
@@ -44,7 +46,7 @@ def card_text(settings: TrainingSettings, data_facts: dict[str, Any], evaluation
         base=base,
         source=source,
         evaluation=evaluation,
-        part_rows=[(name, f"{p['documents']:,}", f"{p['bytes']:,}", f"`{p['sha256']}`") for name, p in parts],
+        part_rows=[(name, f"{p['documents']:,}", f"{p['bytes']:,}", f"`{p['sha256']}`") for name, p in parts.items()],
         copying_rows=[[f"{v:.3g}" if isinstance(v, float) else v for v in row.values()] for row in copying["rows"]],
         setting_rows=[(f"`{name}`", value) for name, value in values.items()],
         score_rows=_score_rows,

@@ -5,23 +5,23 @@ peak and the share of such a peak that trainings of GPT-2 reach. The speed of th
 """
 
 import bisect
-import functools
 import math
-import timeit
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from helpers.data.sources import Source
 from helpers.display import duration_text, html_table, size_text
+from helpers.model import check_heads
 from helpers.settings import DataSettings, SettingsError, TrainingSettings, run_folder
+from helpers.training import processes
 from helpers.training.calibration import find_calibration
-from helpers.training.cards import DEFAULT_CARD, GraphicsCard, card_of_this_machine, find_card
+from helpers.training.cards import DEFAULT_CARD, GraphicsCard, find_card, this_device
 from helpers.training.memory import (
-    UNFILLED_SHARE,
     Engine,
     GPT2Shape,
     Memory,
     adapter_parameters,
+    estimate_overhead,
     operations_per_token,
     optimizer_bytes,
     parameters,
@@ -42,7 +42,6 @@ _LAYER_SECONDS = (1e-3, 2.5e-3)  # to launch the kernels of a layer's forward an
 _LEANER = ({"optim": "adafactor"}, {"lora_r": 16})  # what else trains a model whose states do not fit the card
 _BYTES_PER_TOKEN = {"pocket": 2.7}  # of English text
 _GPT2_BYTES_PER_TOKEN = 4.3
-_MATRIX_SIZE = 768  # width of the square matrices multiplied: large enough for a processor's full speed
 _HUB_TOKENS = {  # tokens of GPT-2's tokenizer in the training part
     ("Salesforce/wikitext", "wikitext-2-raw-v1"): 2_400_000,
     ("Salesforce/wikitext", "wikitext-103-raw-v1"): 118_000_000,
@@ -61,7 +60,7 @@ class MemoryPlan:
         engine: 'course' or 'stock'.
         precision: what `mixed_precision` means on the card.
         memory: the peak memory, by part.
-        largest_batch: the largest `per_device_train_batch_size` that fits with all other settings unchanged; 0: none.
+        largest_batch: the largest `per_device_train_batch_size` that fits, also with accumulation; 0: none.
         suggested: the settings with the largest pass that fits at the same effective batch; empty when none fits.
         leaner: where none fits, settings of another optimizer or of an adapter that fit; empty when none does.
         train_tokens: tokens of the training text.
@@ -220,7 +219,9 @@ class MemoryPlan:
         """The model, its precision and the card, as a heading."""
         one = "" if self.card.is_processor else "one "
         precision = "float32" if self.precision == "no" else self.precision
-        return f"Predicted: {self.settings.model_name_or_path} in {precision} on {one}{self.card.name}"
+        name = self.settings.model_name_or_path
+        model = f"a new model of {parameters(self.shape):,} weights" if self.settings.new_shape else name
+        return f"Predicted: {model} in {precision} on {one}{self.card.name}"
 
     def __str__(self) -> str:
         """Return the plan as text for a terminal."""
@@ -254,6 +255,7 @@ def plan_run(
     train_tokens: int | None = None,
     engine: Engine = "course",
     process_bytes: int = 0,
+    n_processes: int = 1,
 ) -> MemoryPlan:
     """Predict memory, time and disk of a run on one card.
 
@@ -264,11 +266,12 @@ def plan_run(
         train_tokens: tokens of the training text; looked up or estimated by default.
         engine: 'course', or 'stock' to compare with what transformers needs by itself.
         process_bytes: on a processor, what the process holds besides the training; estimated or measured by default.
+        n_processes: how many processes train together, each on a card like this one and on its share of the text.
 
     Raises:
         SettingsError: the model's shape is not known, or it has fewer positions than a block has tokens.
     """
-    card, shape = card or find_card(DEFAULT_CARD), shape or read_shape(settings.model_name_or_path)
+    card, shape = card or find_card(DEFAULT_CARD), shape or planned_shape(settings)
     if settings.block_size > shape.n_positions:
         raise SettingsError(
             f"block_size = {settings.block_size} is longer than the {shape.n_positions} positions of "
@@ -277,9 +280,11 @@ def plan_run(
     precision = card.precision(settings.mixed_precision)
     calibration, is_here = find_calibration(card) or (None, False)
     overhead = calibration.overhead(precision, process_bytes=process_bytes) if calibration else None
-    if overhead is None and process_bytes:
-        overhead = (process_bytes, UNFILLED_SHARE)
-    how = {"engine": engine, "precision": precision, "on_processor": card.is_processor, "overhead": overhead}
+    overhead = overhead or estimate_overhead(on_processor=card.is_processor, process_bytes=process_bytes)
+    how = {
+        "engine": engine, "precision": precision, "on_processor": card.is_processor, "overhead": overhead,
+        "n_processes": n_processes,
+    }  # fmt: skip
 
     def memory(**changes: Any) -> Memory:
         return predict(shape, settings.model_copy(update=changes), **how)
@@ -287,9 +292,10 @@ def plan_run(
     def fits(**changes: Any) -> bool:
         return memory(**changes).total_bytes <= card.usable_bytes
 
-    largest_batch = bisect.bisect_left(
-        range(1, MAX_BATCH + 1), True, key=lambda batch: not fits(per_device_train_batch_size=batch)
-    )
+    def is_too_large(batch: int) -> bool:  # also beside the gradients of earlier passes: one answer, however many
+        return not fits(per_device_train_batch_size=batch, gradient_accumulation_steps=2)
+
+    largest_batch = bisect.bisect_left(range(1, MAX_BATCH + 1), True, key=is_too_large)
     ways = same_effective_batch(settings)
     suggested = next((changes for changes in ways if fits(**changes)), {})
     others = [] if suggested or settings.lora_r else [change | way for change in _LEANER for way in ways]
@@ -300,6 +306,21 @@ def plan_run(
         calibration and calibration.step_seconds(shape, settings, precision),
         ("this machine" if is_here else calibration.device) if calibration else "",
     )  # fmt: skip
+
+
+def planned_shape(settings: TrainingSettings) -> GPT2Shape:
+    """Return the shape of the model that a run trains; of a tokenizer still to be trained, the largest vocabulary.
+
+    Raises:
+        SettingsError: it is not known before a download, or impossible.
+    """
+    shape = read_shape(settings.model_name_or_path)
+    if settings.from_scratch:
+        dropouts = {"resid_pdrop": settings.resid_pdrop, "embd_pdrop": settings.resid_pdrop}
+        vocabulary = {"vocab_size": settings.vocab_size} if settings.tokenizer == "train" else {}
+        shape = shape._replace(**settings.new_shape, **dropouts, **vocabulary)
+        check_heads(shape)
+    return shape
 
 
 def describe_long_warmup(settings: TrainingSettings, steps: int) -> str:
@@ -343,6 +364,8 @@ def training_tokens(settings: TrainingSettings) -> tuple[int, str]:
     It is counted where the run's data is prepared already. Otherwise it is published (WikiText) or estimated from the
     size of the files, and at most what `max_tokens` allows. A million where nothing is known, so that there is a time.
     """
+    if settings.streaming and settings.max_tokens:
+        return settings.max_tokens, "as max_tokens says"
     counted = _counted_tokens(settings)
     if counted is not None:
         return counted, "counted"
@@ -365,7 +388,17 @@ def _tokens_by_size(settings: TrainingSettings) -> int:
     shares = {"validation": settings.validation_share, "test": settings.test_share}
     train_share = 1 - sum(share for part, share in shares.items() if part not in sizes)
     n_bytes = train_share * sizes.get("train", sizes.get("", 0))
+    if settings.tokenizer == "train":
+        return int(n_bytes / _trained_bytes_per_token(settings.vocab_size))
     return int(n_bytes / _BYTES_PER_TOKEN.get(settings.model_name_or_path, _GPT2_BYTES_PER_TOKEN))
+
+
+def _trained_bytes_per_token(vocab_size: int) -> float:
+    """Return about how many bytes of text a token has, of a tokenizer that was trained on such text.
+
+    Measured on the two shipped texts, of 0.4 and 0.5 MB: 2.2 at 512 tokens, 2.9 at 1,024, 4.0 at 4,096, 4.3 at 8,192.
+    """
+    return min(_GPT2_BYTES_PER_TOKEN, 2.2 + 0.6 * math.log2(vocab_size / 512))
 
 
 def _counted_tokens(settings: TrainingSettings) -> int | None:
@@ -396,7 +429,10 @@ def predict_on_this_machine(settings: TrainingSettings, config: "GPT2Config", *,
     card = this_device()
     shape = GPT2Shape(**{name: getattr(config, name) for name in GPT2Shape._fields})
     besides = max(0, psutil.Process().memory_info().rss - 4 * parameters(shape)) if card.is_processor else 0
-    plan = plan_run(settings, card=card, train_tokens=train_tokens, shape=shape, process_bytes=besides)
+    plan = plan_run(
+        settings, card=card, train_tokens=train_tokens, shape=shape, process_bytes=besides,
+        n_processes=processes.n_processes(),
+    )  # fmt: skip
     epoch = plan.epoch_seconds
     return {
         "on": plan.card.name,
@@ -404,33 +440,3 @@ def predict_on_this_machine(settings: TrainingSettings, config: "GPT2Config", *,
         "peak_bytes": plan.memory.total_bytes,
         "process_bytes": besides,
     }
-
-
-def this_device() -> GraphicsCard:
-    """Return the card that trains here, or this machine's processor."""
-    import torch
-
-    return (card_of_this_machine() if torch.cuda.is_available() else None) or this_processor()
-
-
-@functools.cache
-def this_processor() -> GraphicsCard:
-    """Return this machine's processor as if it were a card: its memory, and its speed measured now."""
-    import psutil
-    import torch
-
-    from helpers.environment.precision import has_bf16
-
-    # Without bf16 instructions a product of halves takes seconds, and nobody trains so.
-    half = _product_tflops(torch.bfloat16) if has_bf16() else 0.0
-    float32, total = _product_tflops(torch.float32), psutil.virtual_memory().total
-    return GraphicsCard("this processor", total, half, float32, has_bf16=has_bf16(), is_processor=True)
-
-
-def _product_tflops(dtype: Any) -> float:
-    """Return 10**12 operations per second of a matrix product: the fastest of five, as the first ones warm up."""
-    import torch
-
-    matrix = torch.ones(_MATRIX_SIZE, _MATRIX_SIZE, dtype=dtype)
-    fastest = min(timeit.repeat(lambda: matrix @ matrix, number=1, repeat=5))
-    return 2 * _MATRIX_SIZE**3 / fastest / 1e12

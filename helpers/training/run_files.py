@@ -11,9 +11,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from helpers.data.preparation import is_same_text
+from helpers.data.preparation import is_same_model, is_same_text
 from helpers.files import write_atomically
-from helpers.settings import SettingsError, TrainingSettings, is_same_place, read_run_settings, run_folder
+from helpers.settings import SettingsError, TrainingSettings, read_run_settings, run_folder
 from helpers.training.processes import device_name, n_processes
 
 _PACKAGES = ("torch", "transformers", "peft", "datasets", "accelerate", "tokenizers")
@@ -50,7 +50,8 @@ def check_same_settings(settings: TrainingSettings) -> None:
     before["processes"] = read_json(path).get("processes", 1)
     now["processes"] = n_processes()
     changed = [name for name in now if before[name] != now[name] and name not in CHANGEABLE]
-    if "model_name_or_path" in changed and is_same_place(before["model_name_or_path"], now["model_name_or_path"]):
+    models = [values["model_name_or_path"] for values in (before, now)]
+    if "model_name_or_path" in changed and is_same_model(settings.run, *models):
         changed.remove("model_name_or_path")
     if "source" in changed and is_same_text(settings):
         changed.remove("source")

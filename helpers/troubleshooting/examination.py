@@ -15,6 +15,8 @@ from helpers.troubleshooting.reading import clean
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
+    from helpers.settings import TrainingSettings
+
 _MAX_ROWS, _MAX_TOKENS = 4, 128  # a batch that even a large model processes in seconds
 _MEMORISED = 0.6  # of the first loss
 _MAX_ROWS_SEARCHED = 200
@@ -46,7 +48,7 @@ class Examination:
 
     def _repr_html_(self) -> str:
         rows = (
-            (f"{STATUS_MARKS[check.status][0]} {check.status}", check.id, clean(check.reading), _advice(check))
+            (f"{STATUS_MARKS[check.status][0]}\u00a0{check.status}", check.id, clean(check.reading), _advice(check))
             for check in self.checks
         )
         return f"<p><b>{escape(self.verdict)}</b></p>{html_table((), rows)}"
@@ -114,27 +116,28 @@ class _Bench:
 
     @cached_property
     def _tokenizer(self) -> "PreTrainedTokenizerBase":
-        from helpers.model import load_tokenizer
+        from helpers.data import load_run_tokenizer
 
-        return load_tokenizer(self._data.facts["settings"]["model_name_or_path"])
+        return load_run_tokenizer(self._settings)
 
     def _rows(self, n_rows: int) -> Any:
         blocks = self._data.blocks["train"]
         return blocks[: min(n_rows, len(blocks))]["input_ids"]  # (B, T)
 
     @cached_property
-    def _is_from_scratch(self) -> bool:
-        from helpers.settings import read_run_settings, run_folder
+    def _settings(self) -> "TrainingSettings":
+        from helpers.settings import TrainingSettings, read_run_settings, run_folder
 
-        has_begun = (run_folder(self.run) / "settings.json").exists()
-        return bool(has_begun and read_run_settings(self.run).from_scratch)
+        if (run_folder(self.run) / "settings.json").exists():
+            return read_run_settings(self.run)
+        data = self._data.facts["settings"] | {"run": self.run}
+        return TrainingSettings(**data, from_scratch=data.get("tokenizer") == "train")  # nothing else fits its tokens
 
     @cached_property
     def _model(self) -> "GPT2LMHeadModel":
-        from helpers.model import load_model
+        from helpers.model import load_start
 
-        name = self._data.facts["settings"]["model_name_or_path"]
-        return load_model(name, from_scratch=self._is_from_scratch).eval()  # without dropout a loss is repeatable
+        return load_start(self._settings, self._tokenizer).eval()  # without dropout a loss is repeatable
 
     @cached_property
     def _losses(self) -> list[float]:
@@ -187,7 +190,7 @@ class _Bench:
         reading = f"loss {loss:.2f} nats per token; an even guess has ln({vocabulary}) = {guess:.2f}"
         if not math.isfinite(loss):
             return "fail", reading, "The weights are broken: load the model again from its source."
-        if self._is_from_scratch:
+        if self._settings.from_scratch:
             is_guess = abs(loss - guess) < 0.1 * guess
             return "ok" if is_guess else "fail", reading, "From scratch it must be a guess."
         why = "A pretrained model beats a guess; if not, tokenizer and weights belong to two different models."

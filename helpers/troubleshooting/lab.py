@@ -17,7 +17,7 @@ from helpers.troubleshooting.reading import clean
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel
 
-_SECONDS_PER_CELL = 30
+_SECONDS_PER_CELL, _CHILD_SECONDS = 30, 300
 _LONGEST_VALUE = 160
 # A kernel listens on this machine only; its warning about that would be printed between the results.
 _KERNEL_ARGUMENTS = ["--IPKernelApp.log_level=50"]
@@ -151,38 +151,28 @@ def run_in_child(
     *,
     setup: str = "",
     extra_bytes: int | None = None,
-    file_bytes: int | None = None,
-    timeout_seconds: float = 300,
 ) -> ChildResult:
-    """Run Python source in a child process, with torch imported, under limits on its memory and its files.
+    """Run Python source in a child process, with torch imported, under a limit on its memory.
 
     Args:
         source: Python code; it can use `torch`.
-        setup: Python code that runs before the limits are set.
-        extra_bytes: address space that the child may take beyond what it has after `setup`.
-        file_bytes: the largest file that the child may write. Windows has neither limit: there they have no effect.
-        timeout_seconds: after this time the child is ended.
+        setup: Python code that runs before the limit is set.
+        extra_bytes: address space that the child may take beyond what it has after `setup`; Windows has no such limit.
 
     Raises:
         subprocess.TimeoutExpired: the child took too long.
     """
     # one thread: each further one reserves address space of its own, which would count towards the limit
     lines = ["import torch", "torch.set_num_threads(1)", setup]
-    if sys.platform != "win32":
-        lines += ["import psutil, resource, signal"]
-        if extra_bytes is not None:
-            lines += [f"cap = psutil.Process().memory_info().vms + {extra_bytes}"]
-            lines += ["resource.setrlimit(resource.RLIMIT_AS, (cap, cap))"]
-        if file_bytes is not None:
-            # otherwise the signal ends the child before Python can report the error of a full disk
-            lines += ["signal.signal(signal.SIGXFSZ, signal.SIG_IGN)"]
-            lines += [f"resource.setrlimit(resource.RLIMIT_FSIZE, ({file_bytes}, {file_bytes}))"]
+    if extra_bytes is not None and sys.platform != "win32":
+        lines += ["import psutil, resource", f"cap = psutil.Process().memory_info().vms + {extra_bytes}"]
+        lines += ["resource.setrlimit(resource.RLIMIT_AS, (cap, cap))"]
     # not helpers.environment's child, which passes facts: here the child's own words are what is looked at
     child = subprocess.run(  # noqa: S603 (the caller's own code, run on purpose)
         [sys.executable, "-c", "\n".join([*lines, source])],
         capture_output=True,
         text=True,
-        timeout=timeout_seconds,
+        timeout=_CHILD_SECONDS,
         check=False,
     )
     return ChildResult(child.returncode, child.stdout + child.stderr)

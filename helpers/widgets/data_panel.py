@@ -11,7 +11,7 @@ from helpers.data.quality_report import useful_share
 from helpers.data.sources import Source
 from helpers.data.splitting import SPLITS
 from helpers.display import cut
-from helpers.model import load_tokenizer
+from helpers.model import load_tokenizer, train_tokenizer
 from helpers.settings import DataSettings, SettingsError
 from helpers.widgets.drawing import Bar, bar_chart
 from helpers.widgets.panel import Panel
@@ -93,7 +93,11 @@ def count_tokens(settings: DataSettings) -> Lengths:
     if not (texts := parts["train"]):
         raise SettingsError(f"{settings.source!r} holds no text: name another source or another text_column.")
     # verbose=False: no warning about documents longer than the model's positions, which are cut into blocks anyway.
-    rows = load_tokenizer(settings.model_name_or_path)(texts, verbose=False)["input_ids"]
+    if settings.tokenizer == "train":
+        tokenizer = train_tokenizer(texts, vocab_size=settings.vocab_size)
+    else:
+        tokenizer = load_tokenizer(settings.model_name_or_path)
+    rows = tokenizer(texts, verbose=False)["input_ids"]
     return Lengths(
         [len(ids) + (not source.is_continuous) for ids in rows],
         {name: len(part) for name, part in parts.items()},

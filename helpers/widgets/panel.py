@@ -165,12 +165,14 @@ class Panel:
         return {control.description: control.tooltip for control in controls if not isinstance(control, w.Button)}
 
     def _ipython_display_(self) -> None:
-        from IPython.display import HTML, Javascript, display
+        from IPython.display import HTML, display
 
-        display(self.widget)
+        # A notebook opened later shows the plain text of what it does not run: none, rather than the names of classes.
+        display({**self.widget._repr_mimebundle_(), "text/plain": ""}, raw=True)
         display(HTML(self.static_html()))
         # An output of its own: a browser runs no script that is inside the HTML of a widget.
-        display(Javascript(f"const help = {json.dumps(self.help())};\n{_LABELS}"))
+        script = f"const help = {json.dumps(self.help())};\n{_LABELS}"
+        display({"application/javascript": script, "text/plain": ""}, raw=True)
 
 
 def _describe_moved(start: Settings | None, values: Mapping[str, Any], settings: Settings) -> str:

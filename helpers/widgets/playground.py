@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel, LogitsProcessorList, PreTrainedTokenizerBase
 
 _NAMES = ("prompt", "temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens", "seed")
-_COLOURS = (ORANGE, BLUE)
+_COLOURS = (BLUE, ORANGE)
+_N_CANDIDATES = 8
 
 
 class Playground(Panel):
@@ -247,24 +248,22 @@ def candidates(
     tokenizer: "PreTrainedTokenizerBase",
     settings: EvaluationSettings,
     *,
-    n: int = 8,
     include: int | None = None,
 ) -> list[Candidate]:
-    """Return the `n` most probable next tokens.
+    """Return the most probable next tokens.
 
     Args:
         logits: (1, V), as the model returns them.
         ids: the tokens before; those among them are penalised for repetition.
         tokenizer: gives the tokens' text.
         settings: temperature, top_k, top_p and repetition penalty.
-        n: number of candidates.
         include: a token that takes the last place if it is not among the most probable.
     """
     import torch
 
     plain = logits.softmax(-1)[0]
     drawn = _logits_processors(settings)(torch.tensor([list(ids)]), logits.clone()).softmax(-1)[0]
-    tokens = plain.topk(n).indices.tolist()
+    tokens = plain.topk(_N_CANDIDATES).indices.tolist()
     if include is not None and include not in tokens:
         tokens[-1] = include
     return [Candidate(token, tokenizer.decode([token]), plain[token].item(), drawn[token].item()) for token in tokens]

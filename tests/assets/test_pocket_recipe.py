@@ -7,7 +7,7 @@ import pytest
 from datasets import load_from_disk
 
 from helpers.assets.pocket import recipe
-from helpers.model import create_model, load_model
+from helpers.model import load_model
 from helpers.settings import POCKET, run_folder
 from helpers.training import fine_tuning
 from helpers.training.run_files import read_history
@@ -101,11 +101,11 @@ def test_docstrings_alone_are_held_out_by_their_own_hash():
 
 def test_the_recipe_trains_through_fine_tune_resumes_and_saves_a_stock_model(tmp_path, monkeypatch):
     documents = [f"the fox number {i} ran over the hill and came home again " * 30 for i in range(30)]
-    untrained = create_model(tmp_path / "untrained", documents, n_embd=32, n_layer=1, n_head=2, **recipe.DROPOUTS)
     corpus = recipe.write_corpus(
         tmp_path / "corpus", training=documents, held_out=[f"the owl {i} " * 200 for i in range(4)]
     )
-    quick = {"source": corpus, "model": untrained, "torch_compile": "never", "mixed_precision": "no"}
+    quick = {"source": corpus, "torch_compile": "never", "mixed_precision": "no"}
+    quick |= {"n_embd": 32, "n_layer": 1, "n_head": 2}
     schedule = {"max_steps": 4, "save_steps": 2, "logging_steps": 1}
 
     def killed_at_step_3(history, progress):
@@ -119,7 +119,9 @@ def test_the_recipe_trains_through_fine_tune_resumes_and_saves_a_stock_model(tmp
     trained = recipe.pretrain("all", **schedule, **quick)
     assert [row["step"] for row in read_history(run_folder("all")) if "loss" in row] == [1, 2, 3, 4]
     assert json.loads((run_folder("all") / "settings.json").read_text())["settings"]["adam_beta2"] == 0.95
-    recipe.save(trained, tmp_path / "out")
+    further = recipe.pretrain("last", source=corpus, start=trained, max_steps=1, torch_compile="never")
+    assert load_model(str(further)).config.n_layer == 1
+    recipe.save(further, tmp_path / "out")
     metrics = recipe.write_card(tmp_path / "out", held_out=["the fox ran home"], training=["the hill"], max_steps=4)
     config = load_model(str(tmp_path / "out")).config
     assert (config.activation_function, config.resid_pdrop, config.embd_pdrop) == ("gelu_new", 0.1, 0.1)

@@ -4,12 +4,11 @@
 
 Prints JSON: useful tokens a second (median over steps), tokens in a row, peak resident bytes, the loss of each step.
 Every row is the `Trainer`, the pocket model's shape from the same random weights with 512 positions and no dropout,
-and steps of 16 rows of 512.
+and steps of 16 rows of 512. On a card `card.py` calls `measure` for GPT-2's shape.
 """
 
 import json
 import re
-import resource
 import statistics
 import sys
 import tempfile
@@ -32,6 +31,7 @@ from helpers.model import load_tokenizer, quiet
 from helpers.settings import POCKET, DataSettings
 from helpers.training.engine import equal_results_less_work
 from helpers.training.fine_tuning import as_batch
+from helpers.training.processes import peak_bytes, reset_peak
 
 BLOCK, STEPS, WARM_UP = 512, 7, 2
 GUIDE = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4}
@@ -56,28 +56,26 @@ def texts(kind):
     return [sentence for sentence in sentences if 0 < len(sentence.split()) <= 16]
 
 
-def padded_rows(kind, tokenizer):
+def padded_rows(kind, tokenizer, block, steps):
     """Return a text a row, filled up to the block and cut there, as the guide does."""
     tokenizer.pad_token = tokenizer.eos_token
-    rows = (texts(kind) * STEPS * 16)[: STEPS * 16]
+    rows = (texts(kind) * steps * 16)[: steps * 16]
     return Dataset.from_dict(
-        dict(tokenizer(rows, truncation=True, padding="max_length", max_length=BLOCK))
+        dict(tokenizer(rows, truncation=True, padding="max_length", max_length=block))
     ).with_format("torch")
 
 
-def packed_rows(tokenizer):
+def packed_rows(tokenizer, block, steps):
     """Return rows without a gap."""
     stream = [token for text in texts("documents") for token in (*tokenizer.encode(text), tokenizer.eos_token_id)]
-    n_tokens = BLOCK * STEPS * 16
+    n_tokens = block * steps * 16
     stream = (stream * (n_tokens // len(stream) + 1))[:n_tokens]
-    return Dataset.from_dict({"input_ids": torch.tensor(stream).view(-1, BLOCK).tolist()}).with_format("torch")
+    return Dataset.from_dict({"input_ids": torch.tensor(stream).view(-1, block).tolist()}).with_format("torch")
 
 
-def fresh_model():
-    """Return the pocket model's shape with 512 positions and no dropout, from random weights."""
+def fresh_model(config):
+    """Return a model without dropout, from random weights."""
     torch.manual_seed(0)
-    config = AutoConfig.from_pretrained(POCKET)
-    config.n_positions = BLOCK
     config.attn_pdrop = config.resid_pdrop = config.embd_pdrop = 0.0  # equal on all sides
     model = GPT2LMHeadModel(config)
     model.loss_type = "ForCausalLM"
@@ -85,26 +83,38 @@ def fresh_model():
 
 
 class Clock(TrainerCallback):
-    """Takes the time at the end of each step."""
+    """Takes the time at the end of each step, when a card has finished it."""
 
     def __init__(self):
         self.times = []
 
     def on_step_end(self, args, state, control, **kwargs):
         """Note the time."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         self.times.append(time.perf_counter())
 
 
-def measure(text=None, engine=False, **arguments):
+def pocket():
+    """Return the pocket model's configuration with 512 positions."""
+    config = AutoConfig.from_pretrained(POCKET)
+    config.n_positions = BLOCK
+    return config
+
+
+def measure(text=None, engine=False, *, config=None, block=BLOCK, steps=STEPS, on_card=False, **arguments):
     """Return the figures of one row."""
-    tokenizer, model, clock = load_tokenizer("pocket"), fresh_model(), Clock()
-    rows = padded_rows(text, tokenizer) if text else packed_rows(tokenizer)
-    n_useful = sum(map(len, tokenizer(texts(text))["input_ids"])) / len(texts(text)) if text else BLOCK
+    tokenizer, model, clock = load_tokenizer("pocket"), fresh_model(config or pocket()), Clock()
+    rows = padded_rows(text, tokenizer, block, steps) if text else packed_rows(tokenizer, block, steps)
+    lengths = [min(len(ids), block) for ids in tokenizer(texts(text))["input_ids"]] if text else [block]
+    n_useful = statistics.mean(lengths)
     args = TrainingArguments(
-        output_dir=tempfile.gettempdir(), max_steps=STEPS, learning_rate=5e-5, weight_decay=0.01, save_strategy="no",
-        logging_steps=1, report_to="none", disable_tqdm=True, use_cpu=True, dataloader_pin_memory=False, **arguments,
+        output_dir=tempfile.gettempdir(), max_steps=steps, learning_rate=5e-5, weight_decay=0.01, save_strategy="no",
+        logging_steps=1, report_to="none", disable_tqdm=True, use_cpu=not on_card, dataloader_pin_memory=on_card,
+        **arguments,
     )  # fmt: skip
     collator = DataCollatorForLanguageModeling(tokenizer, mlm=False) if text else as_batch
+    reset_peak()
     with equal_results_less_work(model) if engine else nullcontext(), quiet():
         trainer = Trainer(model, args, data_collator=collator, train_dataset=rows, callbacks=[clock])
         trainer.train()
@@ -112,7 +122,7 @@ def measure(text=None, engine=False, **arguments):
     return {
         "tokens_per_second": 16 * n_useful / statistics.median(seconds),
         "tokens_per_row": n_useful,
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_bytes": peak_bytes(),
         "losses": [row["loss"] for row in trainer.state.log_history if "loss" in row],
     }
 

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from helpers.course import all_notebooks
+from helpers.course import course_notebooks
 from tests.browser.lab import JupyterLab, Notebook
 
 ARGUMENTS = (
@@ -48,7 +48,7 @@ def open_notebook(browser, lab):
 @pytest.fixture(scope="session")
 def notebooks(open_notebook):
     """Return the five notebooks, each running from top to bottom."""
-    longest_first = sorted(all_notebooks(), key=lambda path: path.stem[:2] not in ("03", "05"))
+    longest_first = sorted(course_notebooks(), key=lambda path: path.stem[:2] not in ("03", "05"))
     opened = {}
     for path in longest_first:
         opened[path.stem[:2]] = open_notebook(path.name)

@@ -45,6 +45,8 @@ class JupyterLab:
     def __init__(self, folder: Path):
         self.folder, self.runs, self.token = folder / "notebooks", folder / "runs", secrets.token_hex(16)
         shutil.copytree(NOTEBOOKS, self.folder)
+        if finished := os.environ.get("FINISHED_RUNS"):  # of the same notebooks, which then need not be trained again
+            shutil.copytree(finished, self.runs)
         home = folder / "jupyter"
         settings = home / "settings/@jupyterlab/apputils-extension"
         settings.mkdir(parents=True)

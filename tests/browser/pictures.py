@@ -5,12 +5,14 @@ from pathlib import Path
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
-PICTURES = {"panel-03-light-1280": "training-panel", "panel-04-light-1280": "playground"}
+# Each screenshot, its picture, and the pixels shown of it: the training panel is longer than a README's screen.
+PICTURES = {"panel-03-light-1280": ("training-panel", 560), "panel-04-light-1280": ("playground", 500)}
 
 
 def main():
-    for screenshot, name in PICTURES.items():
+    for screenshot, (name, height) in PICTURES.items():
         picture = Image.open(ROOT / "build" / "browser" / f"{screenshot}.png").convert("RGB")
+        picture = picture.crop((0, 0, picture.width, min(height, picture.height)))
         picture.quantize(64).save(ROOT / "notebooks" / "images" / f"{name}.png", optimize=True)
 
 

@@ -154,7 +154,7 @@ def test_the_static_page_writes_without_any_server(open_page, run, tmp_path):
     text = written(page)
     assert text.startswith(EVIL)
     n_tokens = len(load_tokenizer("pocket").encode(text.removeprefix(EVIL)))
-    assert 0 < n_tokens <= 26
+    assert 0 < n_tokens <= 26  # fewer than asked for where it draws the end of text
     assert page.evaluate("() => window.hacked") is None
     page.fill("#prompt", "fox " * 300)
     page.click("#start")

@@ -7,6 +7,7 @@ import sys
 import pytest
 import yaml
 
+from helpers.course import find_notebook
 from helpers.display import GIB
 from helpers.settings import EvaluationSettings, TrainingSettings
 from helpers.training import plan_run
@@ -206,19 +207,19 @@ def test_every_control_is_reached_with_the_tab_key(notebooks):
 
 
 @pytest.fixture(scope="module")
-def papermill_run(notebooks, lab):
-    """Save a short run in the panel, and run the command that it shows in the background."""
+def papermill_run(notebooks, lab, notebook_03_until_trained):
+    """Save a short run in the panel, and run the command that it shows in the background, up to the training."""
     shown = Shown(notebooks["03"])
     shown.choose("preset", "the parameters cell")
     shown.panel.get_by_text("Learning rate: cosine").wait_for()
     shown.type("run", "from-panel")
-    shown.move("num_train_epochs", "0.5")
-    shown.panel.get_by_text("in 0.5 epochs").wait_for()
+    shown.move("num_train_epochs", "0.1")
+    shown.panel.get_by_text("in 0.1 epochs").wait_for()
     shown.button("Save as parameters").click()
     command = shown.panel.locator("code", has_text="papermill").inner_text()
     path = lab.runs / "from-panel" / "parameters.yaml"
     child = subprocess.Popen(
-        [sys.executable, "-m", *command.split()],
+        [sys.executable, "-m", *command.replace(str(find_notebook("03")), str(notebook_03_until_trained)).split()],
         env=lab.environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -230,7 +231,7 @@ def papermill_run(notebooks, lab):
 
 def test_the_panel_is_saved_as_parameters(papermill_run):
     path, command, _ = papermill_run
-    expected = TrainingSettings(run="from-panel", num_train_epochs=0.5)
+    expected = TrainingSettings(run="from-panel", num_train_epochs=0.1)
     assert TrainingSettings(**yaml.safe_load(path.read_text())) == expected
     assert command.startswith("papermill ")
     assert command.endswith(f"-f {path}")
@@ -241,7 +242,7 @@ def test_a_training_is_started_stopped_and_resumed(notebooks, lab):
     shown.choose("preset", "the parameters cell")
     shown.panel.get_by_text(f"in {TrainingSettings().num_train_epochs:g} epochs").wait_for()
     shown.type("run", "by-button")
-    shown.move("num_train_epochs", "1.0")
+    shown.move("num_train_epochs", "0.3")
     shown.says("run by-button: not started")
     shown.button("Start").click()
     shown.says(r"step \d+ of \d+")

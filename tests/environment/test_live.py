@@ -298,12 +298,7 @@ class TestMonitor:
         monkeypatch.setattr("IPython.get_ipython", lambda: type("Shell", (), {"kernel": kernel})())
         assert has_front_end() is expected
 
-    @pytest.mark.parametrize(
-        "values",
-        [{"interval_seconds": 0}, {"interval_seconds": -1.0}, {"interval_seconds": float("nan")}, {"length": 0}],
-    )
-    def test_an_impossible_interval_or_length_is_refused(self, values):
-        ((name, value),) = values.items()
-        with pytest.raises(ValueError, match=f"{name} = {value}") as error:
-            monitor(**values)
-        assert "above 0, and at least 1" in str(error.value)
+    @pytest.mark.parametrize("value", [0, -1.0, float("nan")])
+    def test_an_impossible_interval_is_refused(self, value):
+        with pytest.raises(ValueError, match=f"interval_seconds = {value} is not allowed: it must be above 0"):
+            monitor(interval_seconds=value)

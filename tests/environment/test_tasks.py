@@ -20,7 +20,13 @@ def ran(monkeypatch):
         commands.append(" ".join(command[1:]))
         return types.SimpleNamespace(returncode=commands[-1].endswith("--format-fails"))
 
+    def start(command, **options):
+        child = run(command, **options)
+        child.wait = child.kill = lambda: None
+        return child
+
     monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(subprocess, "Popen", start)
     monkeypatch.setattr(tasks, "install", lambda **options: commands.append(f"install {options}") or Path("python"))
     return commands
 
@@ -46,8 +52,35 @@ def test_the_wheel_is_named_by_an_option_or_by_a_variable(ran, monkeypatch):
 
 def test_the_tests_are_lint_units_notebooks_and_browser(ran):
     assert code_of("test") == 0
-    parts = ("ruff check", "ruff format", "nbstripout", "-n 2", "--nbmake", "pytest tests/browser")
+    parts = ("ruff check", "ruff format", "nbstripout", "--nbmake", "--dist=worksteal", "pytest tests/browser")
     assert [next(i for i, line in enumerate(ran) if part in line) for part in parts] == [1, 2, 3, 4, 5, 6]
+
+
+def test_every_notebook_is_run_and_05_by_its_own_test(ran):
+    code_of("test")
+    (line,) = (line for line in ran if "--nbmake" in line)
+    left_out = {path.name for path in (tasks.ROOT / "notebooks").glob("*.ipynb") if str(path) not in line}
+    assert left_out == {"05_troubleshooting.ipynb"}
+    own = (tasks.ROOT / "tests/troubleshooting/test_notebook.py").read_text(encoding="utf-8")
+    assert all(name in own for name in left_out)
+
+
+@pytest.mark.parametrize("fails", ["--nbmake", "worksteal"])
+def test_notebooks_or_unit_tests_that_fail_fail_the_test_task_without_the_browser(ran, monkeypatch, fails):
+    works, starts = subprocess.run, subprocess.Popen
+
+    def failing(works):
+        def call(command, **options):
+            done = works(command, **options)
+            done.returncode = 4 * any(fails in word for word in command)
+            return done
+
+        return call
+
+    monkeypatch.setattr(subprocess, "run", failing(works))
+    monkeypatch.setattr(subprocess, "Popen", failing(starts))
+    assert code_of("test") == 4
+    assert not any("tests/browser" in line for line in ran if "--ignore" not in line)
 
 
 def test_a_command_that_fails_ends_its_task_with_its_code(ran, monkeypatch):

@@ -7,7 +7,8 @@ import pytest
 from datasets import Dataset
 
 from helpers.data.preparation import open_prepared
-from helpers.evaluation import record
+from helpers.data.sources.chat import render_chat
+from helpers.evaluation import base_and_tuned, record
 from helpers.evaluation.base_and_tuned import (
     Comparison,
     compare_decodings,
@@ -21,6 +22,7 @@ from helpers.evaluation.base_and_tuned import (
 )
 from helpers.evaluation.generation import DECODINGS, generate
 from helpers.evaluation.scoring import Score, score
+from helpers.model import load_tokenizer
 from helpers.plots import plot_novelty
 from helpers.settings import EvaluationSettings, SettingsError, run_folder
 from helpers.training.fine_tuning import fine_tune
@@ -193,6 +195,15 @@ def test_samples_and_control_come_from_the_same_prompts_and_have_the_same_length
     report = measure_copying(SETTINGS)
     assert len(report.samples) == len(report.control) == 3
     assert all(len(match.lengths) <= 8 for match in (*report.samples, *report.control))
+
+
+def test_in_a_dialogue_the_question_is_the_prompt_and_its_answer_the_control():
+    tokenizer = load_tokenizer("pocket")
+    messages = [("user", "Who?"), ("assistant", "A fox."), ("user", "Where?"), ("assistant", "At a well.")]
+    chat = render_chat([{"role": role, "content": content} for role, content in messages])
+    prompt, answer = base_and_tuned._split_off_prompt(chat, tokenizer)
+    assert tokenizer.decode(prompt) == "User: Who?\n\nAssistant:"
+    assert tokenizer.decode(answer) == " A fox."
 
 
 def test_documents_too_short_for_a_prompt_give_an_empty_report_that_says_so(tiny_run, monkeypatch):

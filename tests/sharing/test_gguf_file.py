@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2Tokenizer
 
-from helpers.model import create_model, load_model, load_tokenizer
+from helpers.model import load_model, load_tokenizer, train_tokenizer
 from helpers.settings import EvaluationSettings, SettingsError
 from helpers.sharing.gguf_file import gguf_name, write_gguf
 from tests.sharing.llama_cpp import LlamaCpp
@@ -114,8 +114,7 @@ def test_eight_bits_cost_little(tmp_path):
 
 
 def test_a_head_of_its_own_and_rows_without_a_token_are_kept(tmp_path):
-    folder = create_model(tmp_path / "new", ["a fox and a hen"] * 9, vocab_size=300, n_embd=24, n_layer=1, n_head=2)
-    tokenizer = load_tokenizer(str(folder))
+    tokenizer = train_tokenizer(["a fox and a hen"] * 9, vocab_size=300)
     torch.manual_seed(0)
     config = GPT2Config(
         vocab_size=320, n_positions=32, n_embd=24, n_layer=1, n_head=2, eos_token_id=tokenizer.eos_token_id,

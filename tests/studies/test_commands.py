@@ -6,6 +6,7 @@ import json
 import random
 import re
 import sys
+import threading
 import time
 
 import psutil
@@ -17,7 +18,8 @@ from helpers.settings import TrainingSettings
 from helpers.studies.comparison import compare
 from helpers.studies.queue import open_study
 from helpers.studies.study_file import read_study
-from tests.studies.conftest import CHEAP, ended, starts, sweep, wait_until
+from helpers.studies.worker import work
+from tests.studies.conftest import CHEAP, starts, sweep, wait_until
 from tests.studies.recorded_runs import OTHER_TEXT, write_run, write_trials
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="kills as Linux does")
@@ -46,78 +48,89 @@ def finished(folder):
 
 def test_two_commands_with_two_workers_share_a_study(study_file, runs, monkeypatch):
     monkeypatch.setenv("NAP", "0.3")
-    file = study_file(vary={"learning_rate": [0.001, 0.002, 0.003], "weight_decay": [0.0, 0.1]})
+    file = study_file()
     open_study(read_study(file))
-    first, second = sweep(file, "--workers", "2"), sweep(file)
-    (code, output), (other_code, _) = ended(first), ended(second)
-    assert (code, other_code) == (0, 0), output
-    assert starts(runs / "grid") == {f"trial-{n:03d}": 1 for n in range(6)}
-    assert "6 done, 0 running of 6" in output
-    assert "Best: grid/trial-000, eval loss 1 with learning_rate 0.001, weight_decay 0." in output
+    other = sweep(file)
+    result = call("sweep", file, "--workers", "2")
+    _, errors = other.communicate()
+    assert (result.exit_code, other.returncode) == (0, 0), result.output + errors
+    assert starts(runs / "grid") == {f"trial-{n:03d}": 1 for n in range(4)}
+    assert "4 done, 0 running of 4" in result.output
+    assert "Best: grid/trial-000, eval loss 1 with learning_rate 0.001, weight_decay 0." in result.output
     assert "<table>" in (runs / "grid/comparison.html").read_text()
 
 
-def test_a_sweep_that_is_killed_again_and_again_loses_and_repeats_nothing(study_file, runs, monkeypatch):
-    monkeypatch.setenv("NAP", "1")
+def test_a_sweep_that_is_killed_again_and_again_ends_its_workers_and_loses_and_repeats_nothing(
+    study_file, runs, monkeypatch
+):
     file, folder, random_state = study_file(), runs / "grid", random.Random(7)
+    monkeypatch.setenv("NAP", "60")
+    process = sweep(file, "--workers", "2")
+    wait_until(lambda: len(starts(folder)) == 2)
+    everyone = psutil.Process(process.pid).children(recursive=True)
+    assert len(everyone) >= 4, "two workers and their kernels"
+    killed(process)
+    assert psutil.wait_procs(everyone, timeout=60)[1] == []
+    monkeypatch.setenv("NAP", "1")
     kept = {}
-    for _ in range(3):
+    for kills_a_worker in (False, True):
         process = sweep(file, "--workers", "2")
         wait_until(lambda process=process: process.poll() is not None or workers_of(process))
         time.sleep(random_state.uniform(0.5, 3.5))
         workers = workers_of(process)
-        if workers and random_state.random() < 0.5:
+        if workers and kills_a_worker:
             random_state.choice(workers).kill()
         killed(process)
-        psutil.wait_procs(workers, timeout=10)
+        psutil.wait_procs(workers, timeout=60)
         now = finished(folder)
         assert {name: now.get(name) for name in kept} == kept
         kept = now
-    code, output = ended(sweep(file, "--workers", "2"))
-    assert code == 0, output
+    result = call("sweep", file, "--workers", "2")
+    assert result.exit_code == 0, result.output
     now = finished(folder)
     assert {name: now[name] for name in kept} == kept, "a finished trial was run again"
     assert len(now) == 4
     assert {json.loads(path.read_text())["state"] for path in folder.glob("trial-*/trial.json")} == {"done"}
 
 
-def test_workers_end_with_the_command_that_started_them(study_file, runs, monkeypatch):
-    monkeypatch.setenv("NAP", "60")
-    process = sweep(study_file(), "--workers", "2")
-    wait_until(lambda: len(starts(runs / "grid")) == 2)
-    everyone = psutil.Process(process.pid).children(recursive=True)
-    assert len(everyone) >= 4, "two workers and their kernels"
-    killed(process)
-    assert psutil.wait_procs(everyone, timeout=20)[1] == []
-
-
-def test_an_interrupted_trial_goes_on_from_its_checkpoint(study_file, training_notebook, tiny_settings, runs):
+def test_a_trial_is_the_course_itself_and_goes_on_from_its_checkpoint_when_it_was_interrupted(
+    study_file, notebook_03_until_trained, tiny_settings, runs
+):
     tiny = tiny_settings.model_dump(include={"model_name_or_path", "source", "block_size", "mixed_precision"})
-    long = {"per_device_train_batch_size": 1, "num_train_epochs": 20, "save_steps": 5, "save_total_limit": 100}
+    long = {"per_device_train_batch_size": 1, "num_train_epochs": 8, "save_steps": 5, "save_total_limit": 100}
     settings = {**tiny, **long, "sample_prompt": "", "eval_steps": 50}
-    file = study_file(vary={"learning_rate": [0.001]}, settings=settings, notebooks=[training_notebook])
+    file = study_file(vary={"learning_rate": [0.001]}, settings=settings, notebooks=[str(notebook_03_until_trained)])
     checkpoints = runs / "grid/trial-000/checkpoints"
     process = sweep(file)
     wait_until(lambda: (checkpoints / "checkpoint-10/trainer_state.json").exists())
     killed(process)
     assert not (runs / "grid/trial-000/training.json").exists(), "the training was over before it could be killed"
     written = {path: path.stat().st_mtime_ns for path in checkpoints.glob("checkpoint-5/*")}
-    code, output = ended(sweep(file))
-    assert code == 0, output
+    result = call("sweep", file)
+    assert result.exit_code == 0, result.output
     assert {path: path.stat().st_mtime_ns for path in written} == written, "the first steps were not repeated"
     trials = open_study(read_study(file)).get_trials()
     assert [trial.state.name for trial in trials] == ["FAIL", "COMPLETE"]
     assert {trial.user_attrs["point"] for trial in trials} == {0}
+    saved = TrainingSettings(**json.loads((runs / "grid/trial-000/settings.json").read_text())["settings"])
+    assert saved == TrainingSettings(run="trial-000", learning_rate=0.001, **settings)
+    assert (runs / "grid/trial-000/notebooks/03_fine_tuning.ipynb").exists()
 
 
 def test_a_worker_that_dies_is_started_again(study_file, runs, monkeypatch):
     monkeypatch.setenv("NAP", "1")
-    process = sweep(study_file(vary={"learning_rate": [0.001]}))
-    wait_until(lambda: starts(runs / "grid"))
-    workers_of(process)[0].kill()
-    code, output = ended(process)
-    assert code == 0, output
-    assert "1 done, 0 running of 1" in output
+
+    def kill_the_worker():
+        wait_until(lambda: starts(runs / "grid"))
+        workers_of(psutil.Process())[0].kill()
+
+    killer = threading.Thread(target=kill_the_worker)
+    killer.start()
+    result = call("sweep", study_file(vary={"learning_rate": [0.001]}))
+    killer.join()
+    assert result.exit_code == 0, result.output
+    assert "1 done, 0 running of 1" in result.output
+    assert starts(runs / "grid") == {"trial-000": 2}
 
 
 def test_a_dry_run_shows_the_plan_and_does_nothing(study_file, runs):
@@ -194,8 +207,11 @@ def test_trials_on_other_machines_are_reported_with_the_best_of_all(study_file, 
 
 
 def test_a_study_whose_trials_all_failed_is_exit_code_1_and_is_tried_again_when_asked(
-    study_file, write_notebook, runs, monkeypatch
+    study_file, write_notebook, without_kernels, runs, monkeypatch
 ):
+    monkeypatch.setattr(
+        "helpers.studies.supervision.supervise", lambda study, file, opened, **_: work(study, opened) or []
+    )
     code = CHEAP.replace("weight_decay == 0.5", "not os.environ.get('FIXED')")
     notebook = write_notebook("a.ipynb", 'run = "x"\nlearning_rate = 1e-3\nweight_decay = 0.01', code)
     file = study_file(vary={"learning_rate": [0.001, 0.002]}, notebooks=[notebook])
@@ -233,20 +249,10 @@ def test_a_fault_in_the_study_file_is_a_sentence_with_its_line(study_file):
 
 
 def test_a_paused_study_says_why_and_is_exit_code_1(study_file):
-    code, output = ended(sweep(study_file(vary={"weight_decay": [0.6, 0.1]})))
-    assert code == 1
-    assert output.count("The study is paused: the disk is full") == 1
-    assert "Free some space and give the same command again" in output
-
-
-def test_a_trial_is_the_course_itself(study_file, notebook_03_until_trained, tiny_settings, runs):
-    settings = tiny_settings.model_dump(include={"model_name_or_path", "source", "block_size", "num_train_epochs"})
-    notebooks = [str(notebook_03_until_trained)]
-    code, output = ended(sweep(study_file(vary={"learning_rate": [0.003]}, settings=settings, notebooks=notebooks)))
-    assert code == 0, output
-    saved = TrainingSettings(**json.loads((runs / "grid/trial-000/settings.json").read_text())["settings"])
-    assert saved == TrainingSettings(run="trial-000", learning_rate=0.003, **settings)
-    assert (runs / "grid/trial-000/notebooks/03_fine_tuning.ipynb").exists()
+    result = call("sweep", study_file(vary={"weight_decay": [0.6, 0.1]}))
+    assert result.exit_code == 1
+    assert result.output.count("The study is paused: the disk is full") == 1
+    assert "Free some space and give the same command again" in result.output
 
 
 def test_compare_writes_the_table_and_promotes_the_best(runs, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from helpers.settings import SettingsError
 from helpers.studies.comparison import compare, promote
 from helpers.studies.comparison_page import write_page
-from helpers.training.fine_tuning import open_run
+from helpers.training.finished_run import open_run
 from tests.studies.recorded_runs import OTHER_TEXT, TEXT, write_run, write_trials
 
 

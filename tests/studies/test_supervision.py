@@ -1,4 +1,5 @@
 import io
+import subprocess
 from datetime import datetime, timedelta
 
 import psutil
@@ -6,6 +7,7 @@ import pytest
 from optuna.trial import TrialState
 from rich.console import Console
 
+from helpers.studies import supervision
 from helpers.studies.queue import open_study
 from helpers.studies.study_file import read_study
 from helpers.studies.supervision import EndedTrials, draw, read_progress, supervise
@@ -144,6 +146,15 @@ def test_workers_that_die_and_settle_nothing_are_not_restarted_for_ever(supervis
     progress, reasons = supervised(settles=False)
     assert progress.n_left == 6
     assert "ended with code -9 again and again" in reasons[0]
+
+
+def test_ctrl_c_reaches_no_worker_on_windows_either(study, tmp_path, monkeypatch):
+    started = {}
+    monkeypatch.setattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 512, raising=False)
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **options: started.update(options))
+    study.folder.mkdir(parents=True)
+    supervision._start(study, tmp_path / "grid.yaml", 0, 0.0, {})
+    assert (started["start_new_session"], started["creationflags"]) == (True, 512)
 
 
 @pytest.mark.parametrize("threads", [None, "7"])

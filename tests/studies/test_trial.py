@@ -15,15 +15,17 @@ from helpers.studies.queue import open_study, requeue_interrupted, state_of, tri
 from helpers.studies.study_file import read_study
 from helpers.studies.trial import StudyPausedError
 from helpers.studies.worker import work
+from helpers.training.pruning import PLACE
 from tests.studies.conftest import CHEAP, run_worker, starts
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 
 
 def test_each_trial_is_a_run_with_its_notebook_its_record_and_its_log(study_file, runs):
-    before = dict(os.environ)
+    ours = ("COURSE_RUNS", PLACE)  # libraries set variables of their own
+    before = [os.environ.get(name) for name in ours]
     study, opened = run_worker(study_file(vary={"learning_rate": [0.001, 0.002]}, settings={"weight_decay": 0.2}))
-    assert dict(os.environ) == before
+    assert [os.environ.get(name) for name in ours] == before
     assert study.folder == runs / "grid"
     record = json.loads((study.folder / "trial-001/trial.json").read_text())
     assert record["parameters"] == {"weight_decay": 0.2, "learning_rate": 0.002}
@@ -49,21 +51,23 @@ def test_a_failing_trial_is_recorded_with_its_error_and_the_others_run(study_fil
     assert starts(study.folder) == {"trial-000": 1, "trial-001": 1}, "neither is run again"
 
 
-def test_the_explanation_of_an_error_is_added_to_it(study_file, write_notebook):
+def test_the_explanation_of_an_error_is_added_to_it(without_kernels, study_file, write_notebook):
     code = "raise RuntimeError('CUDA out of memory. Tried to allocate 2.00 GiB')"
     notebook = write_notebook("a.ipynb", 'run = "x"\nseed = 1', code)
     study, opened = run_worker(study_file(notebooks=[notebook], vary={"seed": [1]}))
     assert "(T1: " in trials_of(study, opened)[0].user_attrs["error"]
 
 
-def test_a_notebook_that_leaves_no_metric_is_a_failed_trial(study_file, write_notebook):
+def test_a_notebook_that_leaves_no_metric_is_a_failed_trial(without_kernels, study_file, write_notebook):
     notebook = write_notebook("a.ipynb", 'run = "x"\nseed = 1', "pass")
     study, opened = run_worker(study_file(notebooks=[notebook], vary={"seed": [1]}, optimise="bits_per_byte"))
     assert "no bits_per_byte that is a number" in trials_of(study, opened)[0].user_attrs["error"]
 
 
 @pytest.mark.parametrize("loss", ["NaN", "Infinity"])
-def test_a_metric_that_is_not_a_number_is_a_failed_trial_and_run_once(study_file, write_notebook, loss):
+def test_a_metric_that_is_not_a_number_is_a_failed_trial_and_run_once(
+    without_kernels, study_file, write_notebook, loss
+):
     code = (
         "from helpers.settings import run_folder\n"
         f"(run_folder(run) / 'history.jsonl').write_text('{{\"step\": 1, \"eval_loss\": {loss}}}')"
@@ -74,7 +78,7 @@ def test_a_metric_that_is_not_a_number_is_a_failed_trial_and_run_once(study_file
     assert "no eval_loss that is a number" in trials_of(study, opened)[0].user_attrs["error"]
 
 
-def test_a_trial_whose_files_cannot_be_read_is_failed_and_the_others_run(study_file, write_notebook):
+def test_a_trial_whose_files_cannot_be_read_is_failed_and_the_others_run(without_kernels, study_file, write_notebook):
     code = (
         "from helpers.settings import run_folder\n"
         'row = \'{"step": 1, "eval_loss": 1.0}\'\n'
@@ -108,7 +112,7 @@ def test_a_trial_that_is_interrupted_again_and_again_fails(study_file, monkeypat
     assert starts(study.folder) == {}
 
 
-def test_the_parameters_of_a_trial_are_recorded_before_it_runs(study_file, write_notebook):
+def test_the_parameters_of_a_trial_are_recorded_before_it_runs(without_kernels, study_file, write_notebook):
     code = CHEAP + '\n(folder / "during.json").write_text((folder / "trial.json").read_text())'
     notebook = write_notebook("a.ipynb", 'run = "x"\nlearning_rate = 1e-3\nweight_decay = 0.01', code)
     study, _ = run_worker(study_file(notebooks=[notebook], vary={"learning_rate": [0.002]}))
@@ -122,7 +126,7 @@ def test_the_parameters_of_a_trial_are_recorded_before_it_runs(study_file, write
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /dev/full")
-def test_a_full_disk_pauses_the_study_and_the_same_trial_goes_on(study_file, monkeypatch):
+def test_a_full_disk_pauses_the_study_and_the_same_trial_goes_on(without_kernels, study_file, monkeypatch):
     file = study_file(vary={"weight_decay": [0.6, 0.1]})
     with pytest.raises(StudyPausedError, match="the disk is full"):
         run_worker(file)
@@ -132,7 +136,17 @@ def test_a_full_disk_pauses_the_study_and_the_same_trial_goes_on(study_file, mon
     assert starts(study.folder) == {"trial-000": 2, "trial-001": 1}
 
 
-def test_checkpoints_are_kept_unless_the_study_says_otherwise(study_file, write_notebook):
+@pytest.mark.parametrize("words", ["[Errno 28] No space left on device", "[WinError 112] There is not enough space"])
+def test_a_full_disk_is_known_by_the_words_of_each_system(study_file, monkeypatch, words):
+    def full(*_, **__):
+        raise CourseError(f"a.ipynb failed: OSError: {words}")
+
+    monkeypatch.setattr("helpers.studies.trial.run_course", full)
+    with pytest.raises(StudyPausedError, match="the disk is full"):
+        run_worker(study_file())
+
+
+def test_checkpoints_are_kept_unless_the_study_says_otherwise(without_kernels, study_file, write_notebook):
     code = (
         "import json; from helpers.settings import run_folder; folder = run_folder(run)\n"
         "(folder / 'checkpoints/checkpoint-1').mkdir(parents=True)\n"
@@ -147,7 +161,9 @@ def test_checkpoints_are_kept_unless_the_study_says_otherwise(study_file, write_
         assert (study.folder / "trial-000-rate/checkpoints").exists() == keep
 
 
-def test_a_trial_worse_than_the_median_is_recorded_as_pruned(study_file, training_notebook, tiny_settings):
+def test_a_trial_worse_than_the_median_is_recorded_as_pruned(
+    without_kernels, study_file, training_notebook, tiny_settings
+):
     tiny = tiny_settings.model_dump(include={"model_name_or_path", "source", "block_size", "mixed_precision"})
     settings = {**tiny, "per_device_train_batch_size": 4, "eval_steps": 2, "sample_prompt": ""}
     file = study_file(vary={"learning_rate": [0.001]}, settings=settings, notebooks=[training_notebook], prune=True)

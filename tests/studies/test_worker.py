@@ -11,7 +11,7 @@ from tests.studies.conftest import run_worker, starts
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 
 
-def test_points_beyond_a_budget_that_was_lowered_wait_until_it_is_raised(study_file):
+def test_points_beyond_a_budget_that_was_lowered_wait_until_it_is_raised(without_kernels, study_file):
     open_study(read_study(study_file()))
     study, opened = run_worker(study_file(budgets={"trials": 1}))
     assert [trial.user_attrs["point"] for trial in trials_of(study, opened)] == [0]

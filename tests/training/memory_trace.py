@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 
 import torch
-from torch import nn
+from torch import distributed, nn
 from torch._subclasses import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 from torch.nn import functional
+from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import AttentionInterface, GPT2Config, GPT2LMHeadModel
 from transformers.activations import NewGELUActivation
 from transformers.optimization import Adafactor
@@ -27,8 +28,25 @@ CPU = torch.device("cpu")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def peak_bytes(config: GPT2Config, settings: TrainingSettings, *, engine: str) -> int:
-    """Return the peak bytes of all tensors from the second step of a training on, when the optimizer has its states."""
+def peak_bytes(
+    config: GPT2Config,
+    settings: TrainingSettings,
+    *,
+    engine: str = "course",
+    of: str = "step",
+    sample_tokens: int = 0,
+    n_processes: int = 1,
+) -> int:
+    """Return the peak bytes of all tensors from the second step of a training on, when the optimizer has its states.
+
+    Args:
+        config: the configuration of the model.
+        settings: the settings of the training.
+        engine: 'course' or 'stock'.
+        of: 'step', 'validation' for a pass after it, or 'sample' for a generation of `sample_tokens` tokens in all.
+        sample_tokens: see `of`.
+        n_processes: how many processes train together; the others are made up.
+    """
     batch, block, precision = settings.per_device_train_batch_size, settings.block_size, settings.mixed_precision
     with ExitStack() as stack:
         model = _on_meta(config)  # its initial weights are drawn outside, where meta tensors draw none
@@ -44,16 +62,55 @@ def peak_bytes(config: GPT2Config, settings: TrainingSettings, *, engine: str) -
         tracker = _Tracker()
         tracker.track_external(trained, optimizer, input_ids)
         stack.enter_context(tracker)
-        for _ in range(min(settings.gradient_accumulation_steps, 2)):  # from the second pass on all are alike
+        run = stack.enter_context(_in_processes(trained, n_processes)) if n_processes > 1 else trained
+        if of != "step":
+            trained.eval()
+            with torch.no_grad(), torch.autocast("cpu", DTYPES.get(precision), enabled=precision in DTYPES):
+                _validate(model, input_ids) if of == "validation" else _sample(trained, sample_tokens, tracker)
+            return tracker.get_tracker_snapshot("peak")[CPU]["Total"]
+        n_passes = min(settings.gradient_accumulation_steps, 2)  # from the second pass on all are alike
+        for n in range(n_passes):
             tracker.reset_mod_stats()
-            with torch.autocast("cpu", DTYPES[precision]) if precision in DTYPES else nullcontext():
-                loss = trained(input_ids=input_ids, labels=input_ids, use_cache=False).loss
-            loss.backward()
+            with run.no_sync() if n_processes > 1 and n + 1 < n_passes else nullcontext():
+                with torch.autocast("cpu", DTYPES.get(precision), enabled=precision in DTYPES):
+                    loss = run(input_ids=input_ids, labels=input_ids, use_cache=False).loss
+                loss.backward()
             del loss
         nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         return tracker.get_tracker_snapshot("peak")[CPU]["Total"]
+
+
+def _validate(model: GPT2LMHeadModel, input_ids: torch.Tensor) -> None:
+    model(input_ids=input_ids, labels=input_ids, use_cache=False)
+
+
+def _sample(model: nn.Module, n_tokens: int, tracker: "_Tracker") -> None:
+    """Read all tokens but two and generate these, as `generate` does: with the logits of the last position only."""
+    out = model(input_ids=torch.empty(1, n_tokens - 2, dtype=torch.int64), use_cache=True, logits_to_keep=1)
+    for _ in range(2):
+        tracker.reset_mod_stats()
+        token = torch.empty(1, 1, dtype=torch.int64)
+        out = model(input_ids=token, past_key_values=out.past_key_values, use_cache=True, logits_to_keep=1)
+
+
+@contextmanager
+def _in_processes(model: nn.Module, n_processes: int) -> Iterator[nn.Module]:
+    """Give the model as the first of several processes trains it, which exchange nothing."""
+    distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=n_processes)
+    try:
+        parallel = nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True, init_sync=False)
+        parallel.register_comm_hook(None, _exchange_nothing)
+        yield parallel
+    finally:
+        distributed.destroy_process_group()
+
+
+def _exchange_nothing(state: None, bucket: distributed.GradBucket) -> torch.futures.Future[torch.Tensor]:
+    done = torch.futures.Future()
+    done.set_result(bucket.buffer())
+    return done
 
 
 class _Tracker(MemTracker):

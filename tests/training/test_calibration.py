@@ -8,9 +8,9 @@ from helpers.__main__ import main
 from helpers.settings import TrainingSettings
 from helpers.training import calibration, measuring
 from helpers.training.calibration import SHIPPED, Calibration, add_measurements, find_calibration
-from helpers.training.cards import find_card
+from helpers.training.cards import find_card, this_processor
 from helpers.training.memory import GPT2Shape, read_shape
-from helpers.training.plan import plan_run, this_processor
+from helpers.training.plan import plan_run
 from tests.training import made_up_machine as made_up
 
 CARD = find_card("RTX 4070 Ti")
@@ -21,7 +21,7 @@ GPT2 = TrainingSettings(model_name_or_path="gpt2", block_size=1024, mixed_precis
 def processor(monkeypatch):
     """Return this processor without its speed being measured."""
     this_processor.cache_clear()
-    monkeypatch.setattr("helpers.training.plan._product_tflops", lambda _: 0.1)
+    monkeypatch.setattr("helpers.training.cards._product_tflops", lambda _: 0.1)
     yield this_processor()
     this_processor.cache_clear()
 
@@ -121,6 +121,14 @@ def test_calibrate_measures_prints_and_keeps_what_it_measured(processor, monkeyp
     found, is_here = find_calibration(processor)
     assert (found.measurements, is_here) == ([measured], True)
     assert "1 x 32" in str(found)
+
+
+def test_what_one_training_leaves_behind_is_no_part_of_the_process_before_the_next(processor, monkeypatch):
+    left = iter([100, 180, 250])
+    fake = lambda *training: made_up.measurement(*training, process_bytes=next(left))  # noqa: E731
+    monkeypatch.setattr(measuring, "measure", fake)
+    monkeypatch.setattr(measuring, "_TRAININGS", [(GPT2Shape(1, 32, 2), 16, batch) for batch in (1, 2, 3)])
+    assert [row.process_bytes for row in measuring.calibrate().measurements] == [100, 100, 100]
 
 
 def test_a_finished_run_adds_its_own(tiny_run, processor):

@@ -122,6 +122,30 @@ def test_under_bf16_autocast_the_loss_is_close_to_the_stock_one(model):
     assert torch.nn.functional.cosine_similarity(ours[1], stock[1], dim=0) > 0.999
 
 
+def test_in_half_precision_the_products_of_the_head_have_sizes_that_a_cards_fast_kernels_take():
+    sizes = []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function is torch.ops.aten.mm.default:
+                sizes.extend([*args[0].shape, *args[1].shape])
+            return function(*args, **(kwargs or {}))
+
+    generator = torch.Generator().manual_seed(1)
+    hidden = torch.randn(2, 20, 16, generator=generator).requires_grad_()
+    weight, labels = torch.randn(V, 16, generator=generator).requires_grad_(), torch.arange(40).view(2, 20)
+    with torch.autocast("cpu", torch.bfloat16):
+        with Watch():
+            loss = chunked_loss(hidden, weight, labels, chunk_tokens=8)
+        stock = torch.nn.functional.cross_entropy(hidden[:, :-1].flatten(0, 1) @ weight.T, labels[:, 1:].flatten())
+    assert len(sizes) == 3 * 5 * 4, "three products for each of five chunks"
+    assert all(size % 8 == 0 for size in sizes), f"of {V} words none is left over"
+    ours = torch.autograd.grad(loss, [hidden, weight])
+    assert loss.item() == pytest.approx(stock.item(), rel=1e-2)
+    for one, other in zip(ours, torch.autograd.grad(stock, [hidden, weight]), strict=True):
+        assert torch.nn.functional.cosine_similarity(one.flatten(), other.flatten(), dim=0) > 0.999
+
+
 def test_the_logits_of_all_tokens_never_exist_at_once():
     held = []
 

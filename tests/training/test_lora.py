@@ -9,11 +9,12 @@ from safetensors.torch import load_file
 
 from helpers.model import load_model
 from helpers.settings import SettingsError, TrainingSettings, run_folder
-from helpers.training.callbacks import TrainingStoppedError
 from helpers.training.engine import equal_results_less_work
-from helpers.training.fine_tuning import fine_tune, open_run
+from helpers.training.fine_tuning import fine_tune
+from helpers.training.finished_run import open_run
 from helpers.training.lora import TARGET_MODULES, add_adapter, restore_adapter
 from helpers.training.run_files import last_complete_checkpoint
+from helpers.training.stopping import TrainingStoppedError
 
 IDS = torch.arange(2 * 24).reshape(2, 24) * 7
 
@@ -140,7 +141,8 @@ def test_frozen_weights_in_half_precision_give_the_same_loss_and_gradients_to_th
 
 
 def test_in_half_precision_it_trains_samples_and_merges_into_float32(settings):
-    run = fine_tune(settings.model_copy(update={"mixed_precision": "bf16", "gradient_checkpointing": True}))
+    changes = {"mixed_precision": "bf16", "gradient_checkpointing": True, "sample_prompt": "The fox"}
+    run = fine_tune(settings.model_copy(update=changes))
     assert any("sample" in row for row in run.history)
     base = load_model(settings.model_name_or_path).state_dict()
     merged = weights(run.model_folder)

@@ -8,8 +8,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from helpers.settings import POCKET, SettingsError, TrainingSettings
-from helpers.training import engine
-from helpers.training.memory import GPT2Shape, Memory, optimizer_bytes, parameters, predict, read_shape
+from helpers.training.memory import GPT2Shape, Memory, _Step, optimizer_bytes, parameters, predict, read_shape
 from tests.training import memory_trace
 
 MIB = 2**20
@@ -28,91 +27,56 @@ def settings(batch=2, block=512, precision="bf16", checkpointing=False, accumula
     )
 
 
-TRACED = [  # shape, then the arguments of `settings`
-    (GPT2, (4, 512)),
-    (GPT2, (8, 1024)),
-    (SHALLOW, (1, 64)),
-    (SHALLOW, (3, 500, "no")),
-    (SHALLOW, (16, 1024, "fp16")),
-    (SHALLOW, (2, 768, "bf16", False, 4)),
-    (SHALLOW, (1, 128, "no", False, 2)),
-    (SHALLOW._replace(n_layer=4), (8, 512, "bf16", True)),
-    (SHALLOW._replace(n_layer=4), (16, 1024, "no", True)),
-    (SHALLOW._replace(n_inner=1000, resid_pdrop=0.0, embd_pdrop=0.0), (4, 256)),
-    (WIDE, (4, 1024)),
-    (WIDE, (16, 1024, "bf16", True, 8)),
-    (WIDE, (1, 32)),
-    (POCKET_SHAPE, (8, 256)),
-    (POCKET_SHAPE, (64, 256, "no")),
+def traced_and_predicted(shape, values, *, engine="course", n_processes=1, sample_tokens=0):
+    """Return the peak bytes of a step, or of a sample where it has tokens: traced, and by the formula."""
+    asked, how = settings(**values), {"engine": engine, "n_processes": n_processes}
+    if not sample_tokens:
+        traced = memory_trace.peak_bytes(config_of(shape), asked, **how)
+        return traced, predict(shape, asked, **how).tensor_bytes
+    asked = asked.model_copy(update={"sample_prompt": "x" * (sample_tokens - 40)})  # 40 are added to the prompt
+    traced = memory_trace.peak_bytes(config_of(shape), asked, of="sample", sample_tokens=sample_tokens, **how)
+    step = _Step(shape, asked, engine, asked.mixed_precision != "no", False, n_processes)
+    return traced, step.at_sample().tensor_bytes
+
+
+TRACED = [  # one of each kind; all of them are in `tests/benchmarks/test_memory_trace.py`
+    (GPT2, {"batch": 1}, {}),
+    (SHALLOW, {"batch": 4}, {"engine": "stock"}),
+    (SHALLOW, {"batch": 3, "block": 500, "precision": "no"}, {}),
+    (WIDE, {"batch": 4, "checkpointing": True, "accumulation": 8}, {}),
+    (SHALLOW, {"batch": 4, "lora_r": 8, "lora_dropout": 0.1}, {}),
+    (WIDE, {"block": 128, "optim": "adafactor"}, {}),
+    (SHALLOW, {"batch": 4, "accumulation": 2}, {"n_processes": 2}),
+    (SHALLOW, {}, {"sample_tokens": 200}),
 ]
 
 
-@pytest.mark.parametrize("engine_name", ["course", "stock"])
-@pytest.mark.parametrize(("shape", "values"), TRACED, ids=[f"{s.n_layer}x{s.n_embd}-{v}" for s, v in TRACED])
-def test_the_prediction_is_within_3_percent_of_a_traced_training_step(shape, values, engine_name):
-    asked = settings(*values)
-    traced = memory_trace.peak_bytes(config_of(shape), asked, engine=engine_name)
-    predicted = predict(shape, asked, engine=engine_name).tensor_bytes
+@pytest.mark.parametrize(
+    ("shape", "values", "how"), TRACED, ids=[f"{s.n_layer}x{s.n_embd}-{v}-{h}" for s, v, h in TRACED]
+)
+def test_the_prediction_is_within_3_percent_of_a_trace(shape, values, how):
+    traced, predicted = traced_and_predicted(shape, values, **how)
     assert predicted == pytest.approx(traced, rel=0.03), f"{predicted / MIB:.1f} MiB, traced {traced / MIB:.1f}"
 
 
-DEEPER = SHALLOW._replace(n_layer=4)
-TRACED_TOO = [  # shape, then what an adapter or another optimizer changes
-    (SHALLOW, {"batch": 8, "block": 1024, "lora_r": 8}),
-    (SHALLOW, {"batch": 1, "block": 64, "lora_r": 128}),
-    (SHALLOW, {"batch": 8, "block": 1024, "lora_r": 8, "lora_dropout": 0.1}),
-    (DEEPER, {"batch": 8, "lora_r": 8, "checkpointing": True}),
-    (DEEPER, {"batch": 16, "block": 1024, "lora_r": 64, "precision": "no", "checkpointing": True}),
-    (WIDE, {"batch": 4, "block": 1024, "lora_r": 16, "accumulation": 4}),
-    (SHALLOW, {"optim": "adafactor"}),
-    (SHALLOW, {"batch": 1, "block": 64, "precision": "no", "accumulation": 2, "optim": "adafactor"}),
-    (WIDE, {"block": 128, "checkpointing": True, "optim": "adafactor"}),
-    (POCKET_SHAPE, {"batch": 1, "block": 64, "lora_r": 128, "optim": "adafactor"}),
-]
-
-
-@pytest.mark.parametrize(("shape", "values"), TRACED_TOO, ids=[f"{s.n_layer}x{s.n_embd}-{v}" for s, v in TRACED_TOO])
-def test_with_an_adapter_or_adafactor_it_is_within_3_percent_too(shape, values):
-    asked = settings(**values)
-    traced = memory_trace.peak_bytes(config_of(shape), asked, engine="course")
-    predicted = predict(shape, asked).tensor_bytes
-    assert predicted == pytest.approx(traced, rel=0.03), f"{predicted / MIB:.1f} MiB, traced {traced / MIB:.1f}"
-
-
-ON_A_CARD = [  # trainings that fit a card of 12 GB, as arguments of `settings`
-    (1, 256), (4, 512), (8, 512), (4, 1024), (8, 1024), (16, 512), (2, 1024, "bf16", False, 4), (8, 512, "bf16", True),
-    (16, 1024, "bf16", True), (4, 512, "no"), (4, 1024, "no"), (4, 1024, "no", True), (4, 512, "fp16"),
-]  # fmt: skip
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU: `make test TORCH=auto` on one")
-@pytest.mark.parametrize("values", ON_A_CARD, ids=str)
-def test_the_prediction_is_within_5_percent_of_the_peak_on_a_card(values):
+@pytest.mark.parametrize(("shape", "values", "engine_name"), [(WIDE, (1, 32), "course"), (SHALLOW, (4,), "stock")])
+def test_a_validation_takes_less_than_the_training_step(shape, values, engine_name):
     asked = settings(*values)
-    measured = peak_bytes_on_the_card(config_of(GPT2), asked)
-    predicted = predict(GPT2, asked).total_bytes
-    assert predicted == pytest.approx(measured, rel=0.05), f"{predicted / MIB:.0f} MiB, measured {measured / MIB:.0f}"
+    traced = memory_trace.peak_bytes(config_of(shape), asked, engine=engine_name, of="validation")
+    assert traced < predict(shape, asked, engine=engine_name).tensor_bytes
 
 
-def peak_bytes_on_the_card(config, asked):
-    """Return the peak memory of two real steps with the course's engine, in bytes, AdamW's averages included."""
-    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(asked.mixed_precision)
-    model = GPT2LMHeadModel(config).cuda().train()
-    if asked.gradient_checkpointing:
-        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()  # its name since 5.23
-    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    ids = torch.zeros(asked.per_device_train_batch_size, asked.block_size, dtype=torch.int64, device="cuda")
-    with engine.equal_results_less_work(model):
-        for _ in range(2):
-            torch.cuda.reset_peak_memory_stats()
-            for _ in range(asked.gradient_accumulation_steps):
-                with torch.autocast("cuda", half, enabled=half is not None):
-                    loss = model(input_ids=ids, labels=ids, use_cache=False).loss
-                loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-    return torch.cuda.max_memory_allocated()
+def test_a_sample_after_a_long_prompt_takes_more_than_a_step_of_short_blocks():
+    asked = settings(batch=1, block=32, lora_r=8)
+    assert predict(GPT2, asked).moment == "the loss"
+    long = predict(GPT2, asked.model_copy(update={"sample_prompt": "x" * 984}))
+    assert long.moment == "a sample"
+    assert long.activations >= 2 * 12 * 1024 * 768 * 2, "keys and values of 1,024 tokens in all layers, as halves"
+
+
+def test_several_processes_keep_a_buffer_of_the_gradients():
+    one, two = (predict(SHALLOW, settings(8), n_processes=n).total_bytes for n in (1, 2))
+    assert two - one == 4 * parameters(SHALLOW)
 
 
 def config_of(shape):

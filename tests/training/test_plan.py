@@ -10,12 +10,11 @@ from helpers.__main__ import main
 from helpers.display import GIB, size_text
 from helpers.model import load_model
 from helpers.settings import SettingsError, TrainingSettings, run_folder
-from helpers.training.cards import CARDS, GraphicsCard, find_card
+from helpers.training.cards import CARDS, GraphicsCard, find_card, this_processor
 from helpers.training.plan import (
     operations_per_token,
     plan_run,
     predict_on_this_machine,
-    this_processor,
     training_tokens,
 )
 
@@ -61,6 +60,12 @@ def test_the_largest_batch_fits_and_one_more_does_not(card, model, engine):
     largest = plan_run(gpt2(model_name_or_path=model, gradient_accumulation_steps=2), card=card, engine=engine)
     assert largest.largest_batch == 0 or fits(largest.largest_batch)
     assert not fits(largest.largest_batch + 1)
+
+
+@pytest.mark.parametrize("passes", [1, 4])
+def test_the_largest_batch_is_the_same_whether_passes_are_accumulated_or_not(passes):
+    once = plan_run(gpt2(gradient_accumulation_steps=2)).largest_batch
+    assert plan_run(gpt2(gradient_accumulation_steps=passes)).largest_batch == once
 
 
 @pytest.mark.parametrize("batch", [28, 32, 48, 97])
@@ -286,7 +291,7 @@ def test_on_a_processor_time_is_predicted_from_its_measured_speed_and_memory_wit
 def test_on_a_card_the_prediction_is_the_plan(monkeypatch):
     card = find_card("RTX 4070 Ti")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr("helpers.training.plan.card_of_this_machine", lambda: card)
+    monkeypatch.setattr("helpers.training.cards.card_of_this_machine", lambda: card)
     settings = TrainingSettings(num_train_epochs=3)
     predicted = predict_on_this_machine(settings, load_model("pocket").config, train_tokens=100_000)
     plan = plan_run(settings, card=card, train_tokens=100_000)

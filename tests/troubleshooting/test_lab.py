@@ -34,22 +34,15 @@ def test_memory_really_runs_out_under_the_limit_and_not_without():
     assert run_in_child(source, extra_bytes=2**31).last_line == "passed"
 
 
-@needs_limits
-def test_a_file_really_stops_growing_at_the_limit(tmp_path):
-    source = f"open({str(tmp_path / 'file')!r}, 'w').write('a' * 10**5); print('written')"
-    assert "File too large" in run_in_child(source, file_bytes=4096).last_line
-    assert (tmp_path / "file").stat().st_size == 4096
-    assert run_in_child(source, file_bytes=2**20).last_line == "written"
-
-
 def test_setup_runs_before_the_limit():
     child = run_in_child("print(len(x))", setup="x = torch.zeros(2**27)", extra_bytes=2**26)
     assert child.last_line == str(2**27)
 
 
-def test_a_child_that_hangs_is_ended():
+def test_a_child_that_hangs_is_ended(monkeypatch):
+    monkeypatch.setattr("helpers.troubleshooting.lab._CHILD_SECONDS", 1)
     with pytest.raises(subprocess.TimeoutExpired):
-        run_in_child("import time; time.sleep(60)", timeout_seconds=5)
+        run_in_child("import time; time.sleep(60)")
 
 
 def test_cells_return_what_they_show_print_and_raise():

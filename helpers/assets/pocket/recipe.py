@@ -2,9 +2,9 @@
 
     python -m helpers.assets.pocket.recipe [--output FOLDER] [--steps N]
 
-It gathers the English prose in the docstrings and comments of the installed Python packages, makes a new GPT-2 of
-about 2.6 million parameters with a tokenizer trained on that text, pretrains it with the course's own `fine_tune` and
-writes it with a model card. Only docstrings are held out. After an interruption, the same command resumes the training.
+It gathers the English prose in the docstrings and comments of the installed Python packages, trains a new GPT-2 and its
+tokenizer on them with the preset `pocket-pretraining`, and writes both with a model card. Only docstrings are held out.
+After an interruption, the same command resumes the training.
 """
 
 import ast
@@ -25,14 +25,9 @@ import click
 from helpers.files import atomic_folder
 from helpers.settings import POCKET, runs_folder
 
-VOCAB_SIZE, N_POSITIONS = 4096, 256
-BATCH_SIZE = 16
+PRESET = "pocket-pretraining"
 SEED = 20261123
 HELD_OUT_SHARE = 50  # one document in this many is held out
-
-# A dozen passes over the text would be memorised without a little dropout between the layers. `fine_tune` leaves the
-# attention's at 0, because the fused attention kernel has none.
-DROPOUTS = {"resid_pdrop": 0.05, "embd_pdrop": 0.05}
 
 _ROLE = re.compile(r":[a-z]+(?::[a-z]+)*:`([^`]*)`")  # :class:`~torch.Tensor` -> ~torch.Tensor
 _LITERAL = re.compile(r"``([^`]*)``")
@@ -179,30 +174,34 @@ def write_corpus(folder: Path, *, training: list[str], held_out: list[str]) -> P
     return folder
 
 
-def pretrain(run: str, *, source: Path, model: Path, max_steps: int, **changes: Any) -> Path:
-    """Train a run with the recipe's settings, or resume it; return the folder of its model.
+def pretrain(run: str, *, source: Path, max_steps: int, start: Path | None = None, **changes: Any) -> Path:
+    """Train a run with the preset, or resume it; return the folder of its model.
 
     Args:
         run: its name.
         source: what `write_corpus` wrote.
-        model: the folder of the model to start from.
         max_steps: optimizer steps.
-        changes: settings that differ from the recipe's.
+        start: the folder of a model to train further; from scratch when left out.
+        changes: settings that differ from the preset's.
     """
     from helpers.data import prepare
     from helpers.settings import DataSettings, TrainingSettings
     from helpers.training import fine_tune
 
-    recipe: dict[str, Any] = {
-        "run": run, "model_name_or_path": str(model), "source": str(source), "near_duplicates": "keep",
-        "document_separator": "row",
-        "block_size": N_POSITIONS, "seed": SEED, "per_device_train_batch_size": BATCH_SIZE, "warmup_steps": 0.02,
-        "weight_decay": 0.1, "adam_beta2": 0.95, "torch_compile": "always", "logging_steps": 100, "eval_steps": 1000,
-        "save_steps": 500, "sample_prompt": "Return the",
-    }  # fmt: skip
-    settings = TrainingSettings(**recipe | changes)
+    if start:
+        of_new_models = ("from_scratch", "tokenizer", "n_layer", "n_embd", "n_head", "n_positions", "resid_pdrop")
+        defaults = {name: TrainingSettings.model_fields[name].default for name in of_new_models}
+        changes = defaults | {"model_name_or_path": str(start)} | changes
+    settings = TrainingSettings.from_preset(
+        PRESET,
+        **{"near_duplicates": "keep", "document_separator": "row", "torch_compile": "always"}
+        | {"logging_steps": 100, "eval_steps": 1000, "save_steps": 500}
+        | {"optim": "adamw_torch_fused", "learning_rate": 2e-3}  # as the shipped weights were trained
+        | {"run": run, "source": str(source), "seed": SEED}
+        | changes,
+    )
     n_blocks = len(prepare(settings.part(DataSettings)).blocks["train"])
-    epochs = max_steps / math.ceil(n_blocks / BATCH_SIZE)
+    epochs = max_steps / math.ceil(n_blocks / settings.effective_batch_size)
     return fine_tune(settings.model_copy(update={"num_train_epochs": epochs}), progress=True).folder / "model"
 
 
@@ -213,7 +212,7 @@ def save(trained: Path, output: Path) -> None:
     from helpers.model import load_model, load_tokenizer
 
     model, stock = load_model(str(trained)), GPT2Config()
-    for name in DROPOUTS:
+    for name in ("resid_pdrop", "embd_pdrop"):
         setattr(model.config, name, getattr(stock, name))
     model.save_pretrained(output)
     load_tokenizer(str(trained)).save_pretrained(output)
@@ -223,17 +222,18 @@ def write_card(output: Path, *, held_out: list[str], training: list[str], max_st
     """Score the model in `output` on the held-out documents, write README.md and recipe.json; return the numbers."""
     from helpers.evaluation import generate, score
     from helpers.model import load_model, load_tokenizer
-    from helpers.settings import EvaluationSettings
+    from helpers.settings import EvaluationSettings, TrainingSettings
 
+    preset = TrainingSettings.from_preset(PRESET)
     model, tokenizer = load_model(str(output)), load_tokenizer(str(output))
-    result = score(model, tokenizer, held_out, stride=N_POSITIONS // 2)
+    result = score(model, tokenizer, held_out, stride=model.config.n_positions // 2)
     digest = hashlib.sha256("\0".join(sorted(training)).encode()).hexdigest()
     metrics = {
         "parameters": sum(p.numel() for p in model.parameters()),
         "training_documents": len(training),
         "training_bytes": sum(len(text.encode()) for text in training),
         "training_sha256": digest,
-        "tokens_seen": max_steps * BATCH_SIZE * N_POSITIONS,
+        "tokens_seen": max_steps * preset.effective_batch_size * preset.block_size,
         "seed": SEED,
         "held_out": result.to_dict(),
     }
@@ -256,8 +256,8 @@ language: en
 
 # The pocket model
 
-A GPT-2 of {metrics["parameters"]:,} parameters (4 layers, width 192, 6 heads, {N_POSITIONS} positions, a byte-level BPE
-of {VOCAB_SIZE:,} tokens), small enough to fine-tune on any CPU. It differs from `openai-community/gpt2` in nothing but
+A GPT-2 of {metrics["parameters"]:,} parameters (4 layers, width 192, 6 heads, 256 positions, a byte-level BPE
+of 4,096 tokens), small enough to fine-tune on any CPU. It differs from `openai-community/gpt2` in nothing but
 its sizes.
 
 | what | value |
@@ -295,25 +295,18 @@ back sentences of its corpus. It is for learning how fine-tuning works, not for 
 @click.option("--steps", default=18_000, show_default=True, help="Steps of 4,096 tokens on all text; a sixth follows.")
 def main(output: Path, steps: int) -> None:
     """Gather the corpus, train tokenizer and model, write both with their card."""
-    from helpers.model import create_model
-
     docstring_prose, other_prose = gather()
     held_out, training = held_out_and_training(docstring_prose, other_prose)
     click.echo(f"{len(training):,} documents to train on, {len(held_out):,} held out")
     work = runs_folder() / "pocket-recipe"
-    untrained = work / "untrained"
-    if not untrained.exists():
-        create_model(untrained, training, vocab_size=VOCAB_SIZE, n_positions=N_POSITIONS, seed=SEED, **DROPOUTS)
     everything = write_corpus(work / "everything", training=training, held_out=held_out)
-    model = pretrain(
-        "pocket-recipe-everything", source=everything, model=untrained, max_steps=steps, learning_rate=2e-3
-    )
+    model = pretrain("pocket-recipe-everything", source=everything, max_steps=steps)
     # It finishes on the kind of text it is measured on: docstrings alone, a sixth of the steps, half the rate.
     is_docstring = set(docstring_prose)
     last = [document for document in training if document in is_docstring]
     docstrings = write_corpus(work / "docstrings", training=last, held_out=held_out)
     model = pretrain(
-        "pocket-recipe-docstrings", source=docstrings, model=model, max_steps=steps // 6, learning_rate=1e-3
+        "pocket-recipe-docstrings", source=docstrings, start=model, max_steps=steps // 6, learning_rate=1e-3
     )
     save(model, output)
     metrics = write_card(output, held_out=held_out, training=training, max_steps=steps + steps // 6)

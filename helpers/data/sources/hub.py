@@ -1,7 +1,8 @@
 """Data sets that the `datasets` library opens, from the Hub or saved on disk: their splits and rows."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,27 +39,58 @@ def saved_files(folder: Path) -> dict[str, list[Path]]:
 
 
 def open_from_hub(settings: DataSettings) -> dict[str, Table]:
-    """Open each split of a data set of the Hub, downloaded first, or read as it arrives with `streaming`.
+    """Open each split of a data set of the Hub, downloaded first; where not all of it is wanted, read as it arrives.
 
     The cache is used when the Hub cannot be reached.
 
     Raises:
         SettingsError: it does not exist, is gated, needs a configuration, or neither the Hub nor the cache has it.
     """
+    return {name: _open_split(split, settings) for name, split in _load_splits(settings).items()}
+
+
+def open_shards(settings: DataSettings) -> dict[str, list[Callable[[], Table]]]:
+    """Return for each split of a data set of the Hub what opens each of its shards, to be read as it arrives.
+
+    Raises:
+        SettingsError: as `open_from_hub`.
+    """
+    return {
+        name: [partial(_open_shard, split, place, settings) for place in range(split.num_shards)]
+        for name, split in _load_splits(settings).items()
+    }
+
+
+def _open_shard(split: Any, place: int, settings: DataSettings) -> Table:
+    return _open_split(split.shard(num_shards=split.num_shards, index=place), settings)
+
+
+def newest_commit(settings: DataSettings) -> str:
+    """Return the commit that a data set of the Hub is at, which a stream must go on from; raise as `open_from_hub`."""
+    from huggingface_hub import HfApi
+
+    is_online = hub_answers()
+    try:
+        return HfApi().dataset_info(settings.source, revision=settings.source_revision or None).sha
+    except Exception as error:  # noqa: BLE001 (as below)
+        raise SettingsError(_explain(settings, error, is_online=is_online)) from None
+
+
+def _load_splits(settings: DataSettings) -> Any:
+    """Return the splits of a data set of the Hub, by name."""
     from datasets import load_dataset
 
     is_online = hub_answers()
     try:
         with _offline(not is_online):
-            splits = load_dataset(
+            return load_dataset(
                 settings.source,
                 settings.source_config or None,
                 revision=settings.source_revision or None,
-                streaming=settings.streaming,
+                streaming=settings.streaming or (is_online and bool(settings.max_tokens)),
             )
     except Exception as error:  # noqa: BLE001 (the clients raise many kinds; each becomes one sentence)
         raise SettingsError(_explain(settings, error, is_online=is_online)) from None
-    return {name: _open_split(split, settings) for name, split in splits.items()}
 
 
 def _open_split(split: Any, settings: DataSettings) -> Table:

@@ -17,10 +17,11 @@ _BOOK = re.compile(
     r"\*\*\* ?START OF .*GUTENBERG.*|(chapter|act|scene|canto|book|letter|part) ([ivxlc]+|\d+)([.:].{0,60})?",
     re.IGNORECASE,
 )
-_SPEECH = ('"', "'", "“", "„", "«")
 _SENTENCE = re.compile(r"[^.!?。！？]*[.!?。！？]+[\s\"'”’»)\]`]*")  # noqa: RUF001 (sentence ends in Chinese too)
 # How the next sentence of a text begins, and the only sentence of a document rarely does.
 _GOING_ON = re.compile(r"[a-z\"“„«']|(He|She|It|They|We|I|You|His|Her|But|And|Then|So|That)\b")
+# How a paragraph of a story begins, and a document rarely does: not with "I", as many a letter or review does.
+_SPEECH_OR_STORY = re.compile(r"[\"'“„«]|(He|She|They|His|Her|But|And|Then|So|Yet|Now)\b")
 _ENOUGH_ROWS, _VERY_MANY_ROWS = 30, 300  # fewer sentences may be documents by accident
 _MOST, _SOME = 0.7, 0.15  # shares of the rows or blocks
 _SENTENCE_CHARACTERS = 300  # more is a paragraph
@@ -85,9 +86,9 @@ def _by_blocks(rows: Sequence[str], n_rows: str) -> Choice | None:
         return Choice("file", f"lines such as {chapters[0][:40]!r} are those of one book")
     if len(firsts) < 2 or (len(firsts) == 2 and sum(map(len, rows)) > 4 * PASSAGE_CHARACTERS):
         return None
-    n_speech = sum(row.startswith(_SPEECH) or row[0].islower() for row in firsts)
-    if len(firsts) >= _ENOUGH_ROWS and n_speech > _SOME * len(firsts):
-        return Choice("file", f"{n_speech:,} of {len(firsts):,} blocks begin with speech or in lower case: a story")
+    n_going_on = sum(bool(row[0].islower() or _SPEECH_OR_STORY.match(row)) for row in firsts)
+    if len(firsts) >= _ENOUGH_ROWS and n_going_on > _SOME * len(firsts):
+        return Choice("file", f"{n_going_on:,} of {len(firsts):,} blocks begin as a story goes on, as with 'She' or \"")
     return Choice("blank line", f"there are {len(firsts):,} blocks between the blank lines of {n_rows}")
 
 

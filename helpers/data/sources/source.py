@@ -15,7 +15,7 @@ from helpers.data.sources.chat import chat_columns, render_row
 from helpers.data.sources.compression import read_chunks
 from helpers.data.sources.documents import passages, row_documents, row_lines, text_documents
 from helpers.data.sources.encodings import decode, find_encoding
-from helpers.data.sources.hub import open_from_hub, open_saved, saved_files
+from helpers.data.sources.hub import open_from_hub, open_saved, open_shards, saved_files
 from helpers.data.sources.kinds import refuse_other_kinds
 from helpers.data.sources.paths import FABLES, TABLES, is_saved_dataset, kind_of, source_files, source_path
 from helpers.data.sources.recognition import SAMPLE_CHARACTERS, SAMPLE_ROWS, Choice, recognise
@@ -76,10 +76,42 @@ class Source:
         parts = self._streams_by_part()
         self._n_texts = max(sum(not stream.is_table for stream in streams) for _, streams in parts)
         is_alone = all(len(streams) == 1 for _, streams in parts)
+        if self.settings.streaming:  # shard by shard, as a training reads them: else other rows would be a document
+            parts = [(part, self._training_streams() if part in ("", "train") else own) for part, own in parts]
         for part, streams in parts:
+            documents = (self._documents(stream, is_alone=is_alone) for stream in streams)
             # The first one at once: what it is decides how the documents of this part are stored.
-            first = self._documents(streams[0], is_alone=is_alone)
-            yield part, chain(first, chain.from_iterable(self._documents(stream) for stream in streams[1:]))
+            yield part, chain(next(documents), chain.from_iterable(documents))
+
+    def training_shards(self, *, is_continuous: bool) -> list[Callable[[], Iterator[str]]]:
+        """Return for each shard of the training text what reads its documents from the first on: a file, or a Hub's.
+
+        Args:
+            is_continuous: whether the text is a continuous one, as `parts` found.
+
+        Raises:
+            SettingsError: the text is in texts and tables, which have no separator in common.
+        """
+        streams = self._training_streams()
+        if len({stream.is_table for stream in streams}) > 1:
+            raise SettingsError(
+                f"{self.settings.source!r} holds texts and tables, of which streaming reads one kind: set source to a "
+                "folder with one of them."
+            )
+        return [partial(self._documents, stream, is_alone=is_continuous) for stream in streams]
+
+    def _training_streams(self) -> list["_Stream"]:
+        if self._files:
+            parts = self._division.parts
+            return [self._file_streams([file])[0] for file in parts.get("train", parts.get("", []))]
+        if self._path is None and self.settings.source != "python-reference":
+            parts = dict(name_parts(open_shards(self.settings), self.settings))
+            return [
+                _Stream(self.settings.source, True, lambda opens=opens: self._texts(opens()))
+                for opens in parts.get("train", parts.get("", []))
+            ]
+        parts = dict(self._streams_by_part())
+        return parts.get("train", parts.get("", []))
 
     def rows_of(self, part: str) -> Iterator[str] | None:
         """Return the texts of a part's rows as they are, empty ones too; None where it is no part or no table."""
@@ -97,10 +129,11 @@ class Source:
                 refuse_other_kinds(file)  # now, and not after hours of reading
             return [(part, self._file_streams(files)) for part, files in self._files_by_part]
         tables = open_saved(self._path, self.settings) if self._path else open_from_hub(self.settings)
-        return [
-            (part, [_Stream(self.settings.source, True, partial(self._texts, table))])
-            for part, table in name_parts(tables, self.settings)
-        ]
+        parts = name_parts(tables, self.settings)
+        read = [id(table) for _, table in parts]
+        if unread := [name for name, table in tables.items() if id(table) not in read]:
+            self.note(f"Left out, as in no part of the split: {', '.join(unread)}.")
+        return [(part, [_Stream(self.settings.source, True, partial(self._texts, table))]) for part, table in parts]
 
     @property
     def choice(self) -> Choice:

@@ -35,7 +35,8 @@ def hub(tmp_path_factory):
 
     stories = {
         "README.md": card(),
-        "data/train-00000-of-00001.parquet": parquet("train", 40),
+        "data/train-00000-of-00002.parquet": parquet("train", 40),
+        "data/train-00001-of-00002.parquet": parquet("more", 20),
         "data/test-00000-of-00001.parquet": parquet("test", 9),
     }
     repositories = {
@@ -98,8 +99,8 @@ def test_a_name_the_hub_does_not_know_is_one_sentence(hub, tmp_path):
 
 
 def test_a_data_set_is_downloaded_once_with_its_splits_and_then_comes_from_the_cache(hub, tmp_path):
-    assert load_texts(hub, tmp_path, TEXTS) == "{'train': 40, 'test': 9}\n"
-    assert load_texts(NOBODY, tmp_path, TEXTS) == "{'train': 40, 'test': 9}\n", "nobody listens there"
+    assert load_texts(hub, tmp_path, TEXTS) == "{'train': 60, 'test': 9}\n"
+    assert load_texts(NOBODY, tmp_path, TEXTS) == "{'train': 60, 'test': 9}\n", "nobody listens there"
 
 
 def test_a_split_a_column_and_a_revision_can_be_named(hub, tmp_path):
@@ -107,9 +108,20 @@ def test_a_split_a_column_and_a_revision_can_be_named(hub, tmp_path):
     assert load_texts(hub, tmp_path, TEXTS, **wanted) == "{'train': 9}\n"
 
 
-def test_streaming_reads_a_data_set_as_it_arrives_and_keeps_nothing(hub, tmp_path):
-    assert load_texts(hub, tmp_path, TEXTS, streaming=True) == "{'train': 40, 'test': 9}\n"
-    assert not list(tmp_path.rglob("*.arrow")), "nothing of it is kept"
+STREAM = """
+from helpers.data import open_training_blocks, prepare
+settings = DataSettings(run='stream', source={!r}, streaming=True, max_tokens=800, block_size=16)
+data = prepare(settings)
+stream = open_training_blocks(data, settings)
+print(len(stream), sum(bool(block['input_ids'].any()) for block in stream), data.facts['stream']['revision'])
+"""
+
+
+def test_streaming_reads_a_data_set_as_it_arrives_and_keeps_nothing_of_it(hub, tmp_path):
+    lines = "\n    ".join(STREAM.format(TEXTS).strip().split("\n"))
+    assert in_a_child(hub, tmp_path, lines)[0] == f"50 50 {COMMIT}\n"
+    kept = [path for path in tmp_path.rglob("*") if path.suffix in (".arrow", ".parquet") and "runs" not in path.parts]
+    assert not kept
 
 
 def test_without_the_hub_and_the_cache_there_is_an_error_at_once(tmp_path):

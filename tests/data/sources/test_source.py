@@ -109,6 +109,9 @@ def test_a_saved_data_set_is_read_with_its_own_splits(tmp_path):
     DatasetDict(train=rows, test=rows, unsupervised=rows).save_to_disk(tmp_path / "many")
     assert texts(tmp_path / "one") == WORDS
     assert texts(tmp_path / "many") == {"train": WORDS, "test": WORDS}
+    source = Source(DataSettings(source=str(tmp_path / "many")))
+    assert dict(source.parts()).keys() == {"train", "test"}
+    assert "Left out, as in no part of the split: unsupervised." in source.notes
     assert texts(tmp_path / "many", source_split="unsupervised") == WORDS
 
 

@@ -1,0 +1,202 @@
+"""Training text as a stream: its blocks are made while a training reads them, and nothing of it is kept on the disk.
+
+The order is drawn from the seed alone: the shards (files) one after the other in a drawn order, then the blocks of
+each buffer in a drawn order. So a training that goes on reads what it would have read, to the token. `datasets`' own
+`IterableDataset.shuffle(buffer_size)` is not used, because its state leaves out what is in the buffer: a resumed
+stream skips those rows.
+"""
+
+import itertools
+import json
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import IterableDataset
+
+from helpers.data.duplicates import content_key
+from helpers.data.preparation import PreparedData, load_run_tokenizer
+from helpers.data.sources import Source
+from helpers.data.tokens import TokenStream
+from helpers.files import write_atomically
+from helpers.settings import DataSettings, SettingsError, run_folder
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+_BATCH_CHARACTERS = 2**20
+Shards = Sequence[Callable[[], Iterator[str]]]  # each gives its documents, from the first on
+
+
+def open_training_blocks(data: PreparedData, settings: DataSettings) -> "Dataset | BlockStream":
+    """Return the blocks that a run is trained on: those of `train`, or with `streaming` a stream of all the text's.
+
+    Raises:
+        SettingsError: the source of a stream is gone, or the Hub does not answer.
+    """
+    if "stream" not in data.facts:
+        return data.blocks["train"]
+    stream, made = data.facts["stream"], data.facts["documents"]
+    as_prepared = {"document_separator": made["separator"], "source_revision": stream["revision"]}
+    source = Source(settings.model_copy(update=as_prepared))
+    held_out = (text for part in ("validation", "test") for text in data.documents[part]["text"])
+    return BlockStream(
+        source.training_shards(is_continuous=made["is_continuous"]),
+        TokenStream(load_run_tokenizer(settings)),
+        n_blocks=stream["blocks"],
+        block_size=settings.block_size,
+        seed=settings.seed,
+        held_out=frozenset(map(content_key, held_out)),
+        positions=run_folder(settings.run) / "data" / "positions.json",
+        buffer_blocks=stream["buffer_blocks"],
+        with_ends=not made["is_continuous"],
+    )
+
+
+class Position(NamedTuple):
+    """Where a buffer begins.
+
+    Attributes:
+        block: blocks of the epoch before it.
+        shard: shards before the one it begins in, counted on when the source is read again.
+        document: documents of that shard before the batch that it begins in.
+        token: tokens of that batch before it.
+    """
+
+    block: int
+    shard: int
+    document: int
+    token: int
+
+
+class BlockStream(IterableDataset):
+    """The blocks of a training text, made as they are read; each epoch has the same ones in another order.
+
+    Args:
+        shards: the training text.
+        tokens: turns documents into ids.
+        n_blocks: blocks of an epoch. Where the text has fewer, it is read again from its first shard, with a warning.
+        block_size: tokens in a block.
+        seed: of both orders.
+        held_out: the `content_key` of each document that must not be trained on.
+        positions: the file that keeps where each buffer begins, so that a resume begins to read there.
+        buffer_blocks: blocks that are shuffled together, and held in memory twice.
+        with_ends: whether an end-of-text follows each document.
+    """
+
+    def __init__(
+        self,
+        shards: Shards,
+        tokens: TokenStream,
+        *,
+        n_blocks: int,
+        block_size: int,
+        seed: int,
+        held_out: frozenset[bytes],
+        positions: Path,
+        buffer_blocks: int,
+        with_ends: bool = True,
+    ) -> None:
+        self._shards, self._tokens, self._held_out, self._with_ends = shards, tokens, held_out, with_ends
+        self._n_blocks, self._block_size, self._buffer_blocks, self._seed = n_blocks, block_size, buffer_blocks, seed
+        self._path, self._epoch, self._resumed = positions, 0, (0, 0)
+
+    def __len__(self) -> int:
+        """Return the blocks of an epoch."""
+        return self._n_blocks
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of the next iteration; the Trainer calls this."""
+        self._epoch = epoch
+
+    def resume_after(self, n_blocks: int) -> None:
+        """Do not read the first blocks of a training, counted through all epochs.
+
+        The Trainer asks for those of the present epoch once more and throws them away: it gets zeros.
+        """
+        self._resumed = divmod(n_blocks, self._n_blocks)
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        """Yield the blocks of the epoch; `input_ids` of `block_size` tokens."""
+        epoch, n_read = self._resumed
+        n_read = n_read if epoch == self._epoch else 0
+        yield from itertools.repeat({"input_ids": torch.zeros(self._block_size, dtype=torch.int64)}, n_read)
+        for first, blocks in _one_ahead(self._buffers(n_read)):
+            order = np.random.default_rng([self._seed, self._epoch, first]).permutation(len(blocks))
+            for row in order[max(0, n_read - first) :]:
+                yield {"input_ids": torch.from_numpy(blocks[row].astype(np.int64))}
+
+    def _buffers(self, n_read: int) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield buffers from the one that holds block `n_read`: the number of the first block, and the blocks."""
+        positions = self._read_positions()
+        known = [position for position in positions if position.block <= n_read]
+        at = known[-1] if known else Position(0, 0, 0, 0)
+        batches, held = self._batches(at), np.empty(0, self._tokens.dtype)
+        n_of_batch, n_ahead = 0, at.token  # tokens of the first batch that an earlier buffer took
+        while at.block < self._n_blocks:
+            n_tokens = self._block_size * min(self._buffer_blocks, self._n_blocks - at.block)
+            pieces, n_held = [held], len(held)
+            while n_held < n_tokens:
+                shard, document, ids = next(batches)
+                n_of_batch = len(ids)
+                pieces.append(ids[n_ahead:])
+                n_held, n_ahead = n_held + len(pieces[-1]), 0
+                at = at._replace(shard=shard, document=document)
+            stream = np.concatenate(pieces)
+            blocks, held = stream[:n_tokens].reshape(-1, self._block_size), stream[n_tokens:].copy()
+            first, at = at.block, at._replace(block=at.block + len(blocks), token=n_of_batch - len(held))
+            if not positions or positions[-1].block < at.block:
+                positions.append(at)
+                write_atomically(self._path, json.dumps(positions))
+            yield first, blocks
+
+    def _batches(self, start: Position) -> Iterator[tuple[int, int, np.ndarray]]:
+        """Yield batches of documents from a position on, without end: shard, documents of it before, and ids."""
+        n_shards, n_tokens = len(self._shards), 0
+        for shard in itertools.count(start.shard):
+            times_read, place = divmod(shard, n_shards)
+            if shard - start.shard >= n_shards and not n_tokens:
+                raise SettingsError("Nothing is left to train on: all of the text is in validation and test.")
+            if times_read == 1 and place == 0 and shard > start.shard:
+                note = "The text has fewer tokens than max_tokens: it is read again from its beginning."
+                warnings.warn(note, stacklevel=2)
+            order = np.random.default_rng([self._seed, times_read]).permutation(n_shards)
+            n_before = start.document if shard == start.shard else 0
+            for batch in _batches_of(itertools.islice(self._shards[order[place]](), n_before, None)):
+                kept = [text for text in batch if text.strip() and content_key(text) not in self._held_out]
+                ids, _ = self._tokens.encode(kept, with_ends=self._with_ends)
+                n_tokens += len(ids)
+                yield shard, n_before, ids
+                n_before += len(batch)
+
+    def _read_positions(self) -> list[Position]:
+        try:
+            return [Position(*row) for row in json.loads(self._path.read_text(encoding="utf-8"))]
+        except (OSError, ValueError):  # none yet, or spoilt by a power cut: the epoch is read from its beginning
+            return []
+
+
+def _batches_of(documents: Iterator[str]) -> Iterator[list[str]]:
+    """Yield documents in lists of about a million characters."""
+    batch, n_characters = [], 0
+    for text in documents:
+        batch.append(text)
+        n_characters += len(text)
+        if n_characters >= _BATCH_CHARACTERS:
+            yield batch
+            batch, n_characters = [], 0
+    if batch:
+        yield batch
+
+
+def _one_ahead(buffers: Iterator[tuple[int, np.ndarray]]) -> Iterator[tuple[int, np.ndarray]]:
+    """Read the next buffer in a thread while the present one is trained on; the tokenizer leaves Python's lock."""
+    with ThreadPoolExecutor(1, thread_name_prefix="stream") as reader:
+        coming = reader.submit(next, buffers, None)
+        while (buffer := coming.result()) is not None:
+            coming = reader.submit(next, buffers, None)
+            yield buffer

@@ -1,0 +1,95 @@
+"""What the settings of a run mean on this machine: `TrainingArguments`, the number format, whether to compile."""
+
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from helpers.environment.precision import has_bf16
+from helpers.settings import SettingsError, TrainingSettings
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+_PASSES_WORTH_COMPILING = 3000  # a guess, from published step times; not measured on a card of this course
+
+
+def training_arguments(settings: TrainingSettings, folder: Path, *, n_blocks: int = 0) -> "TrainingArguments":
+    """Return the settings as `TrainingArguments`, with what this course always sets.
+
+    Args:
+        settings: the settings of the run.
+        folder: the folder of the run.
+        n_blocks: number of blocks to train on, which decides whether compiling is worth its time.
+    """
+    import torch
+    from transformers import TrainingArguments
+
+    same_names = (
+        "learning_rate", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps",
+        "weight_decay", "adam_beta2", "warmup_steps", "lr_scheduler_type", "max_grad_norm", "logging_steps",
+        "eval_steps", "save_total_limit", "seed",
+    )  # fmt: skip
+    precision = chosen_precision(settings)
+    is_renamed = "activation_checkpointing" in TrainingArguments.__dataclass_fields__  # since transformers 5.23
+    checkpointing = "activation_checkpointing" if is_renamed else "gradient_checkpointing"
+    return TrainingArguments(
+        output_dir=str(folder / "checkpoints"),
+        **{name: getattr(settings, name) for name in same_names},
+        **{checkpointing: settings.gradient_checkpointing},
+        optim="adamw_torch_fused" if settings.optim == "muon" else settings.optim,  # Muon is handed in
+        per_device_eval_batch_size=settings.per_device_train_batch_size,
+        bf16=precision == "bf16",
+        fp16=precision == "fp16",
+        use_cpu=not torch.cuda.is_available(),
+        eval_strategy="steps",
+        # the best model can only be kept if there is a checkpoint for each validation
+        save_steps=settings.eval_steps if settings.early_stopping_patience else settings.save_steps,
+        restore_callback_states_from_checkpoint=True,  # of Clock, and of early stopping, whose patience is in it
+        load_best_model_at_end=bool(settings.early_stopping_patience),
+        metric_for_best_model="eval_loss" if settings.early_stopping_patience else None,
+        torch_compile=compiles(settings, n_blocks),
+        prediction_loss_only=True,  # otherwise every logit of the validation text is kept in memory
+        logging_nan_inf_filter=False,  # the default would log a loss that is not finite as 0.0
+        dataloader_pin_memory=torch.cuda.is_available(),
+        accelerator_config={"non_blocking": torch.cuda.is_available()},  # copies a batch while the card still computes
+        disable_tqdm=True,  # the bar is in `callbacks`
+        ddp_find_unused_parameters=False,  # every parameter is used, and searching for unused ones takes time
+        tf32=_has_tf32() or None,  # for the products that stay in float32
+    )
+
+
+def _has_tf32() -> bool:
+    """Tell whether the GPU can multiply float32 as TF32: NVIDIA's can from Ampere, compute capability 8.0, on."""
+    import torch
+
+    return torch.cuda.is_available() and torch.version.hip is None and torch.cuda.get_device_capability() >= (8, 0)
+
+
+def compiles(settings: TrainingSettings, n_blocks: int) -> bool:
+    """Tell whether the model is compiled: with `torch_compile='auto'` for a long run on a GPU under Linux.
+
+    Compiling takes a minute or more, and Triton, which it needs on a GPU, is made for Linux.
+    """
+    import torch
+
+    if settings.torch_compile != "auto":
+        return settings.torch_compile == "always"
+    passes = settings.num_train_epochs * n_blocks / settings.per_device_train_batch_size
+    return torch.cuda.is_available() and platform.system() == "Linux" and passes >= _PASSES_WORTH_COMPILING
+
+
+def chosen_precision(settings: TrainingSettings) -> str:
+    """Return what `mixed_precision` means on this machine: 'bf16', 'fp16' or 'no' (float32).
+
+    Raises:
+        SettingsError: fp16 without a GPU: its loss scaling needs one.
+    """
+    import torch
+
+    if settings.mixed_precision == "fp16" and not torch.cuda.is_available():
+        raise SettingsError("mixed_precision = 'fp16' needs an NVIDIA GPU: use 'auto', 'bf16' or 'no' on a CPU.")
+    if settings.mixed_precision != "auto":
+        return settings.mixed_precision
+    if has_bf16():
+        return "bf16"
+    return "fp16" if torch.cuda.is_available() else "no"

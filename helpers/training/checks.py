@@ -1,0 +1,85 @@
+"""Checks that stop a training which cannot succeed: a loss or weights that are broken, a full disk."""
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerCallback
+
+from helpers.files import free_bytes
+
+if TYPE_CHECKING:
+    from transformers import GPT2LMHeadModel
+
+
+class TrainingBrokenError(RuntimeError):
+    """A training that cannot succeed: the message names what was seen and the usual cause."""
+
+
+class Guard(TrainerCallback):
+    """Stop a training whose loss, gradient or weights show that it is broken, before the weights are saved."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self.vocab_size = vocab_size
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
+        """Look at the losses and the length of the gradient."""
+        loss, grad_norm = logs.get("loss", 1.0), logs.get("grad_norm", 1.0)
+        if loss == 0:
+            raise TrainingBrokenError(
+                f"The loss is exactly 0 at step {state.global_step}: no label is left to learn from. "
+                "Decode a training row and look at its labels; an empty tokenizer does this too."
+            )
+        # With fp16 a gradient may overflow while the GradScaler searches for its scale: that step is left out.
+        if not math.isfinite(loss) or (not math.isfinite(grad_norm) and not args.fp16):
+            self._stop(f"The loss is {loss} and the gradient's length {grad_norm}", args, state)
+        if not math.isfinite(val_loss := logs.get("eval_loss", 1.0)):
+            self._stop(f"The validation loss is {val_loss}", args, state)
+        if _learns_nothing(state.log_history, math.log(self.vocab_size)):
+            raise TrainingBrokenError(
+                f"The loss stays at {loss:.2f}, an even guess among {self.vocab_size:,} tokens, up to step "
+                f"{state.global_step}: nothing is learned. Look at a training row, decoded; then raise "
+                f"learning_rate (it was {args.learning_rate})."
+            )
+
+    def on_step_end(self, args: Any, state: Any, control: Any, *, model: Any, **_: Any) -> None:
+        """Look at the weights."""
+        # Only before they are saved, because reading all of them takes time.
+        is_kept = control.should_save or control.should_training_stop or state.global_step >= state.max_steps
+        trained = (parameter for parameter in model.parameters() if parameter.requires_grad)
+        if is_kept and not all(parameter.isfinite().all() for parameter in trained):
+            self._stop("A weight is not finite", args, state)
+
+    def _stop(self, observation: str, args: Any, state: Any) -> None:
+        raise TrainingBrokenError(
+            f"{observation} at step {state.global_step}: the weights are broken. Lower learning_rate (it was "
+            f"{args.learning_rate}), keep max_grad_norm near 1, and prefer bf16 to fp16."
+        )
+
+
+def _learns_nothing(log_history: list[dict[str, float]], even_guess: float, *, rows: int = 20) -> bool:
+    """Tell whether the last `rows` losses, after at least 200 steps, all lie within 1 % of an even guess."""
+    last = [row for row in log_history if "loss" in row][-rows:]
+    is_long = len(last) == rows and last[-1]["step"] >= 200
+    return is_long and all(abs(row["loss"] / even_guess - 1) < 0.01 for row in last)
+
+
+class DiskSpaceGuard(TrainerCallback):
+    """Stop before a checkpoint or a final model that the disk cannot hold; the last complete checkpoint stays."""
+
+    def __init__(self, model: "GPT2LMHeadModel") -> None:
+        sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+        self.n_parameters, self.n_trained = (sum(size for size, _ in sizes), sum(size * is_on for size, is_on in sizes))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Compare the free space with what is written next."""
+        is_last = control.should_training_stop or state.global_step >= state.max_steps
+        # A checkpoint is float32 weights and AdamW's two averages, 12 bytes per trained parameter, and a little more;
+        # after the last step the model is written too.
+        needed = 13 * self.n_trained * control.should_save + 5 * self.n_parameters * is_last
+        if needed and (free := free_bytes(Path(args.output_dir).parent)) < needed:
+            raise TrainingBrokenError(
+                f"The disk of {args.output_dir} has {free / 1e9:.1f} GB left and {needed / 1e9:.1f} GB are needed: "
+                "free some space or lower save_total_limit, and start the same run again. It continues from its last "
+                "checkpoint."
+            )

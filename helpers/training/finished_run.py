@@ -1,0 +1,133 @@
+"""A finished run, and what its training measured: `training.json`."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from helpers.settings import SettingsError, TrainingSettings, read_run_settings, run_folder, runs_folder
+from helpers.training import processes, run_files
+from helpers.training.arguments import chosen_precision
+from helpers.training.calibration import Measurement, add_measurements
+from helpers.training.callbacks import Clock
+from helpers.training.cards import this_device
+from helpers.training.memory import GPT2Shape
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+
+@dataclass(frozen=True)
+class FineTuned:
+    """A finished run.
+
+    Attributes:
+        run: its name.
+        folder: the folder with all of its files.
+        history: one row per logging or validation step: `step`, `epoch`, and `loss`, `learning_rate`, `grad_norm` or
+            `eval_loss`; losses are in nats per token.
+        facts: the measured steps, tokens, seconds and peak memory, precision and device, the batch that fitted into
+            memory, and in `predicted` what `predict_on_this_machine` returned before the training.
+    """
+
+    run: str
+    folder: Path
+    history: list[dict[str, Any]]
+    facts: dict[str, Any]
+
+    @property
+    def model_folder(self) -> Path:
+        """The folder of the final model, which any program for GPT-2 can load."""
+        return self.folder / "model"
+
+    @property
+    def eval_loss(self) -> float:
+        """The validation loss of the model that was kept, in nats per token."""
+        patience = read_run_settings(self.run).early_stopping_patience
+        return run_files.kept_eval_loss(self.history, early_stopping_patience=patience)
+
+    @property
+    def predicted_and_measured(self) -> list[dict[str, Any]]:
+        """One row for time and one for memory: `what`, `predicted` (None where nothing was predicted), `measured`."""
+        predicted = self.facts["predicted"]
+        return [
+            {"what": "seconds", "predicted": predicted["seconds"], "measured": self.facts["seconds"]},
+            {"what": "peak bytes", "predicted": predicted["peak_bytes"], "measured": self.facts["peak_bytes"]},
+        ]
+
+    def __str__(self) -> str:
+        """Return the run as one line."""
+        n_trained = self.facts.get("trained_tokens")
+        trained = f" ({n_trained:,} of them learned, the others prompts)" if n_trained is not None else ""
+        return (
+            f"run {self.run}: {self.facts['steps']} steps, {self.facts['tokens']:,} tokens{trained} in "
+            f"{self.facts['seconds']:.0f} s ({self.facts['precision']} on {self.facts['device']}), "
+            f"validation loss {self.eval_loss:.3f} nats per token (perplexity {math.exp(self.eval_loss):.1f})"
+        )
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(str(self))
+
+
+def open_run(run: str) -> FineTuned:
+    """Open a finished run.
+
+    Raises:
+        SettingsError: there is no finished run of that name.
+    """
+    folder = run_folder(run)
+    if not (folder / "training.json").exists():
+        raise SettingsError(f"There is no finished run {run!r} in {runs_folder()}: train it in notebook 03 first.")
+    return FineTuned(run, folder, run_files.read_history(folder), run_files.read_json(folder / "training.json"))
+
+
+def collect_measurements(settings: TrainingSettings, trainer: "Trainer", *, n_blocks: int) -> dict[str, Any]:
+    """Return the measurements of a run; the peak of memory is that of the process that finished it."""
+    steps, precision = trainer.state.global_step, chosen_precision(settings)
+    return {
+        "steps": steps,
+        "trained_parameters": trainer.get_num_trainable_parameters(),
+        "tokens": settings.block_size * count_blocks_read(settings, n_blocks, steps, trainer.args.world_size),
+        "seconds": find_clock(trainer).seconds,
+        "precision": "float32" if precision == "no" else precision,
+        "device": processes.device_name(),
+        "peak_bytes": processes.peak_bytes(),
+        "per_device_train_batch_size": settings.per_device_train_batch_size,
+        "gradient_accumulation_steps": settings.gradient_accumulation_steps,
+    }
+
+
+def count_blocks_read(settings: TrainingSettings, n_blocks: int, steps: int, processes: int) -> int:
+    """Return how many blocks a number of steps reads; the last step of an epoch takes what is left.
+
+    >>> count_blocks_read(TrainingSettings(per_device_train_batch_size=4), 10, 4, 1)  # 4 + 4 + 2, then 4
+    14
+    """
+    blocks_per_step = settings.effective_batch_size * processes
+    epochs, further_steps = divmod(steps, math.ceil(n_blocks / blocks_per_step))
+    return epochs * n_blocks + further_steps * blocks_per_step
+
+
+def find_clock(trainer: "Trainer") -> Clock:
+    """Return the clock in use: a resume puts a new one into the place of the one that was handed in."""
+    (clock,) = (c for c in trainer.callback_handler.callbacks if isinstance(c, Clock))
+    return clock
+
+
+def extend_calibration(
+    settings: TrainingSettings, trainer: "Trainer", facts: dict[str, Any], predicted: dict[str, Any]
+) -> None:
+    """Add what one process has measured to what the plans of this machine are made from."""
+    if trainer.args.world_size > 1:
+        return
+    config = trainer.accelerator.unwrap_model(trainer.model).config
+    measurement = Measurement.of(
+        GPT2Shape(**{name: getattr(config, name) for name in GPT2Shape._fields}),
+        settings,
+        precision=chosen_precision(settings),
+        compiled=trainer.args.torch_compile,
+        step_seconds=facts["step_seconds"],
+        peak_bytes=facts["peak_bytes"],
+        process_bytes=predicted["process_bytes"],
+    )
+    add_measurements(this_device(), [measurement])

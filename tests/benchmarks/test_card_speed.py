@@ -1,0 +1,23 @@
+"""What a card says of the plan and of each change of the engine, in one JSON; `card.py` prints a README table of it."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.benchmarks import card
+
+RECORD = Path(os.environ.get("OUT", ".")) / "card.json"
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU: `make test TORCH=auto` on one"),
+]
+
+
+@pytest.mark.parametrize("part", card.PARTS)
+def test_measured_on_a_card(part):
+    rows = card.measure(part, card.CARD, RECORD)
+    if part == "memory":
+        shares = {row["what"]: row["predicted_share"] for row in rows}
+        assert shares == pytest.approx(dict.fromkeys(shares, 1), abs=0.05)

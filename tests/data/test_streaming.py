@@ -1,0 +1,193 @@
+import gc
+import itertools
+import tracemalloc
+
+import pytest
+import torch
+from datasets import Dataset
+
+from helpers.data.duplicates import content_key
+from helpers.data.preparation import prepare, sample_settings
+from helpers.data.streaming import BlockStream, open_training_blocks
+from helpers.data.tokens import TokenStream
+from helpers.model import load_tokenizer
+from helpers.settings import DataSettings, SettingsError
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    return TokenStream(load_tokenizer("pocket"))
+
+
+def story(shard, number):
+    return f"Story {number} of shard {shard}: the fox went to well {number * number} and came home at {shard + 5}."
+
+
+SHARDS = [[story(shard, number) for number in range(40)] for shard in range(5)]
+
+
+@pytest.fixture
+def new_stream(tokens, tmp_path):
+    """Return a function that makes a stream of small buffers."""
+
+    def make(shards=SHARDS, **how):
+        given = {"n_blocks": 200, "block_size": 16, "seed": 1, "held_out": frozenset(), "buffer_blocks": 32}
+        given |= {"positions": tmp_path / "positions.json", **how}
+        return BlockStream([lambda shard=shard: iter(shard) for shard in shards], tokens, **given)
+
+    return make
+
+
+def rows(stream):
+    return [tuple(row["input_ids"].tolist()) for row in stream]
+
+
+def test_without_shuffling_the_blocks_are_those_of_the_text_cut_by_hand(new_stream, tokens):
+    ids, _ = tokens.encode(SHARDS[0])
+    by_hand = ids[: 40 * 16].reshape(40, 16).tolist()
+    assert rows(new_stream(SHARDS[:1], n_blocks=40, buffer_blocks=1)) == [tuple(row) for row in by_hand]
+
+
+def test_each_epoch_has_the_same_blocks_in_another_order(new_stream):
+    stream = new_stream()
+    first = rows(stream)
+    stream.set_epoch(1)
+    second = rows(stream)
+    assert len(first) == len(stream) == 200
+    assert first != second
+    assert sorted(first) == sorted(second)
+    assert rows(new_stream()) == first, "the seed decides"
+    assert rows(new_stream(seed=2)) != first
+
+
+@pytest.mark.parametrize("has_positions", [True, False])
+def test_resumed_after_any_block_the_stream_goes_on_at_the_exact_token(new_stream, has_positions, tmp_path):
+    stream = new_stream()
+    orders = [rows(stream), (stream.set_epoch(1), rows(stream))[1]]
+    for n_blocks in (1, 31, 32, 33, 100, 199, 200, 250):
+        if not has_positions:
+            (tmp_path / "positions.json").unlink(missing_ok=True)
+        resumed, (epoch, n_read) = new_stream(), divmod(n_blocks, 200)
+        resumed.resume_after(n_blocks)
+        resumed.set_epoch(epoch)
+        assert rows(resumed)[n_read:] == orders[epoch][n_read:], f"after block {n_blocks}"
+
+
+def test_a_resume_opens_no_shard_that_was_read_to_its_end(new_stream, tokens, tmp_path):
+    rows(new_stream())
+    opened = []
+    shards = [lambda place=place: (opened.append(place), iter(SHARDS[place]))[1] for place in range(5)]
+    options = {"block_size": 16, "seed": 1, "held_out": frozenset(), "buffer_blocks": 32}
+    stream = BlockStream(shards, tokens, n_blocks=200, positions=tmp_path / "positions.json", **options)
+    stream.resume_after(190)
+    rows(stream)
+    assert len(opened) < 3
+
+
+def test_what_is_held_out_is_in_no_block_wherever_it_comes_again(new_stream, tokens):
+    copy = SHARDS[4][3].upper().replace(" ", "  ")
+    held_out = frozenset(map(content_key, [*SHARDS[2], SHARDS[4][3]]))
+    read = rows(new_stream([*SHARDS, [copy]], held_out=held_out, n_blocks=180))
+    text = tokens._tokenizer.decode(list(itertools.chain.from_iterable(read)))
+    assert "of shard 1:" in text
+    assert "of shard 2:" not in text
+    assert "Story 3 of shard 4:" not in text
+    assert "STORY" not in text
+
+
+def test_a_text_that_is_too_short_is_read_again_with_a_warning(new_stream):
+    with pytest.warns(UserWarning, match="fewer tokens than max_tokens: it is read again"):
+        read = rows(new_stream(SHARDS[:1], n_blocks=200))
+    assert len(read) == 200
+
+
+def test_where_everything_is_held_out_nothing_is_left_to_train_on(new_stream):
+    with pytest.raises(SettingsError, match="Nothing is left to train on"):
+        rows(new_stream(SHARDS[:1], held_out=frozenset(map(content_key, SHARDS[0]))))
+
+
+def test_memory_does_not_grow_with_the_text(new_stream):
+    def generated(shard):
+        return (story(shard, number) * 40 for number in range(50))
+
+    def peak(n_shards):
+        stream = new_stream([*range(n_shards)], n_blocks=n_shards * 3000, buffer_blocks=500)
+        stream._shards = [lambda shard=shard: generated(shard) for shard in range(n_shards)]
+        gc.collect()
+        tracemalloc.start()
+        n_blocks = sum(1 for _ in stream)
+        _, highest = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return n_blocks, highest
+
+    (n_few, few), (n_many, many) = peak(2), peak(6)
+    assert n_many == 3 * n_few
+    assert many < 1.2 * few
+
+
+def write_shards(folder, names, *, first=0):
+    folder.mkdir(exist_ok=True)
+    for shard, name in enumerate(names, first):
+        Dataset.from_dict({"text": [story(shard, number) for number in range(40)]}).to_parquet(
+            folder / f"{name}.parquet"
+        )
+    return folder
+
+
+def streaming(folder, tiny_model, **more):
+    given = {"block_size": 16, "streaming": True, "max_tokens": 1500, "model_name_or_path": str(tiny_model)}
+    return DataSettings(run="stream", source=str(folder), **given, **more)
+
+
+@pytest.mark.parametrize(
+    ("third", "separator"), [("train-2", "row"), ("test-0", "row"), ("validation-0", "row"), ("train-2", "7 rows"),
+                             ("train-2", "file")],
+)  # fmt: skip
+def test_no_validation_or_test_document_is_trained_on(third, separator, tiny_model, tmp_path, tokens, monkeypatch):
+    monkeypatch.setattr("helpers.data.preparation._BUFFER_BLOCKS", 1)  # so that documents can be read in the blocks
+    names = [f"{name}-of-00003" for name in ("train-0", "train-1", third)]  # the shards of one table
+    settings = streaming(write_shards(tmp_path / "shards", names), tiny_model, document_separator=separator)
+    data = prepare(settings)
+    stream = open_training_blocks(data, settings)
+    text = tokens._tokenizer.decode(list(itertools.chain.from_iterable(rows(stream))))
+    assert len(stream) == 1500 // 16
+    stories = {story(shard, number) for shard in range(3) for number in range(40)}
+    for part in ("validation", "test"):
+        held_out = "\n".join(data.documents[part]["text"])
+        own = {line for line in stories if line in held_out}
+        assert own
+        assert not [line for line in own if line in text]
+    assert sum(line in text for line in stories) > 40
+
+
+def test_the_run_keeps_the_beginning_only_and_says_so(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setattr("helpers.data.preparation._SAMPLE_TOKENS", 600)
+    settings = streaming(write_shards(tmp_path / "shards", "abc"), tiny_model)
+    data = prepare(settings)
+    assert data.facts["tokens"] < 600
+    assert "Training reads 1,500 tokens of the text as a stream" in data.facts["notes"][-1]
+    copied = sample_settings(settings).model_copy(update={"run": "copied"})
+    assert torch.equal(prepare(copied).blocks["train"]["input_ids"][:], data.blocks["train"]["input_ids"][:])
+
+
+def test_a_changed_folder_is_noticed_by_names_and_sizes(tiny_model, tmp_path):
+    settings = streaming(write_shards(tmp_path / "shards", "abc"), tiny_model)
+    prepare(settings)
+    (tmp_path / "runs/stream/settings.json").write_text("{}")
+    write_shards(tmp_path / "shards", "d", first=9)
+    with pytest.raises(SettingsError, match="was trained on other data"):
+        prepare(settings)
+
+
+def test_texts_and_tables_are_not_streamed_together(tiny_model, tmp_path):
+    folder = write_shards(tmp_path / "shards", "ab")
+    (folder / "c.txt").write_text("\n\n".join(SHARDS[3]))
+    settings = streaming(folder, tiny_model)
+    with pytest.raises(SettingsError, match="holds texts and tables, of which streaming reads one kind"):
+        open_training_blocks(prepare(settings), settings)
+
+
+def test_prompts_cannot_be_masked_in_a_stream(tiny_model, tmp_path):
+    settings = streaming(write_shards(tmp_path / "shards", "ab"), tiny_model, train_on="completion")
+    with pytest.raises(SettingsError, match="streaming = True trains on all of the text"):
+        prepare(settings)
