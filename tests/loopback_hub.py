@@ -37,7 +37,7 @@ def loopback_hub(
     state = {"repositories": repositories, "gated": gated, "dropped": dropped, "uploads": uploads}
     kind = type("Hub", (_Hub,), state)
     server = ThreadingHTTPServer(("127.0.0.1", 0), kind)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=[0.02])  # seconds until it notices its end
     thread.start()
     try:
         yield f"http://127.0.0.1:{server.server_port}"

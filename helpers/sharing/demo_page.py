@@ -109,7 +109,7 @@ def controls(sampling: EvaluationSettings, names: Sequence[str], *, n_positions:
                 "min": bounds.get("ge", step),  # above 0: the first step
                 "max": most,
                 "step": step,
-                "value": min(value, n_positions // 2) if name == "max_new_tokens" else value,
+                "value": min(value, 3 * n_positions // 4) if name == "max_new_tokens" else value,
                 "help": field.description,
             }
         )

@@ -101,6 +101,22 @@ def write_gguf(
         writer.close()
 
 
+def read_gguf(path: Path, model: "GPT2LMHeadModel") -> "GPT2LMHeadModel":
+    """Return a copy of a model with the weights of its GGUF file, in float32."""
+    import copy
+
+    import torch
+    from gguf import GGUFReader
+    from gguf.quants import dequantize
+
+    stored = {tensor.name: dequantize(tensor.data, tensor.tensor_type) for tensor in GGUFReader(path).tensors}
+    read = copy.deepcopy(model)
+    with torch.no_grad():
+        for name, weights in read.named_parameters():  # a tied head is none of its own
+            weights.copy_(torch.from_numpy(_turned(name, stored[gguf_name(name)]).copy()))
+    return read
+
+
 def import_gguf() -> None:
     """Raise `SettingsError` with the command that installs the `gguf` package, where it is missing."""
     try:
@@ -164,14 +180,6 @@ def _in_type(name: str, array: "np.ndarray", gguf_type: GgufType) -> tuple["np.n
     if gguf_type == "q8_0" and name != "position_embd.weight" and array.shape[-1] % _BLOCK == 0:
         return quantize(array, Type.Q8_0), Type.Q8_0
     return array.astype(np.float16), Type.F16
-
-
-def rounded(name: str, array: "np.ndarray", gguf_type: GgufType) -> "np.ndarray":
-    """Return a weight of `GPT2LMHeadModel` with the values that it has after the round trip through a GGUF file."""
-    from gguf.quants import dequantize
-
-    stored, kind = _in_type(gguf_name(name), _turned(name, array), gguf_type)
-    return _turned(name, dequantize(stored, kind).astype(array.dtype))
 
 
 def _add_tokenizer(writer: "object", tokenizer: "PreTrainedTokenizerBase", n_embeddings: int) -> None:

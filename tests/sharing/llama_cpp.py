@@ -24,18 +24,25 @@ class LlamaCpp:
 
     def logits(self, ids):
         """Return the logits (T, V) of the tokens that follow each of `ids`."""
-        parameters = self.api.LlamaContextParams()
-        parameters.n_ctx = parameters.n_batch = parameters.n_ubatch = self.model.n_ctx_train
-        parameters.n_threads = parameters.n_threads_batch = 1
-        context = self.api.LlamaContext(self.model, parameters, verbose=False)
-        batch = self.api.LlamaBatch(n_tokens=len(ids), embd=0, n_seq_max=1)
-        batch.set_batch(list(ids), 0, True)
-        assert context.decode(batch) == 0
-        return np.array([context.get_logits_ith(i) for i in range(len(ids))])
+        return self._decode(self._context(), ids, 0)
 
     def greedy(self, ids, n):
         """Return the `n` most probable tokens after `ids`, one after the other."""
-        ids = list(ids)
+        context, found = self._context(), []
+        logits = self._decode(context, ids, 0)
         for _ in range(n):
-            ids.append(int(self.logits(ids)[-1].argmax()))
-        return ids[-n:]
+            found.append(int(logits[-1].argmax()))
+            logits = self._decode(context, found[-1:], len(ids) + len(found) - 1)
+        return found
+
+    def _context(self):
+        parameters = self.api.LlamaContextParams()
+        parameters.n_ctx = parameters.n_batch = parameters.n_ubatch = self.model.n_ctx_train
+        parameters.n_threads = parameters.n_threads_batch = 1
+        return self.api.LlamaContext(self.model, parameters, verbose=False)
+
+    def _decode(self, context, ids, position):
+        batch = self.api.LlamaBatch(n_tokens=len(ids), embd=0, n_seq_max=1)
+        batch.set_batch(list(ids), position, True)
+        assert context.decode(batch) == 0
+        return np.array([context.get_logits_ith(i) for i in range(len(ids))])

@@ -1,6 +1,7 @@
 import gzip
 import hashlib
 import re
+from types import SimpleNamespace
 
 import pytest
 
@@ -20,7 +21,7 @@ def test_every_control_stays_within_what_the_settings_allow():
 
 def test_an_answer_leaves_room_for_a_prompt():
     (control,) = controls(EvaluationSettings(max_new_tokens=160), ["max_new_tokens"], n_positions=64)
-    assert (control["value"], control["max"]) == (32, 63)
+    assert (control["value"], control["max"]) == (48, 63)
 
 
 def test_html_in_a_card_is_shown_as_text():
@@ -54,14 +55,22 @@ def test_a_static_page_is_one_file_that_asks_nobody(run, tmp_path):
     assert 'id="seed"' not in page
 
 
-def test_a_model_too_large_for_a_page_is_one_sentence(run, tmp_path, monkeypatch):
+@pytest.fixture
+def exported(run, tmp_path, monkeypatch):
+    """Let the export be there already."""
+    (tmp_path / "model.gguf").write_bytes(bytes(2000))
+    export = SimpleNamespace(weights_file=tmp_path / "model.gguf")
+    monkeypatch.setattr(demo_page, "export_model", lambda run, **options: export)
+
+
+def test_a_model_too_large_for_a_page_is_one_sentence(run, exported, tmp_path, monkeypatch):
     monkeypatch.setattr(demo_page, "_LARGEST_MODEL_BYTES", 1000)
     with pytest.raises(SettingsError, match=r"a page holds at most .*: use `demo` without --static"):
         write_static_page(run, tmp_path / "web")
     assert not (tmp_path / "web").exists()
 
 
-def test_a_folder_that_cannot_be_written_to_is_one_sentence(run, tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_written_to_is_one_sentence(run, exported, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(SettingsError, match="The page could not be written to"):
         write_static_page(run, tmp_path / "file")

@@ -80,7 +80,11 @@ def test_two_hundred_texts_have_the_same_tokens(both):
 def test_logits_and_perplexity_are_the_same(both, ids):
     model, _, llama = both
     expected, found = logits(model, ids), llama.logits(ids)
-    assert np.abs(expected - found).max() < 1e-2 * max(1, expected.std())
+    # The pocket model's logits lie between -24 and 18. llama.cpp keeps keys and values in halves and looks GELU up in
+    # a table of halves: with weights in float32, too, single logits of it are 0.03 from ours.
+    difference = np.abs(expected - found)
+    assert difference.mean() < 1e-2 / 2
+    assert difference.max() < 2e-2 * expected.std()
     assert np.exp(nats(found, ids) - nats(expected, ids)) == pytest.approx(1, abs=5e-3)
 
 
