@@ -13,6 +13,7 @@ from helpers.display import did_you_mean, duration_text, size_text
 from helpers.files import environment_variables
 from helpers.settings import ASSETS, NOTEBOOKS, SettingsError, known_settings, run_folder, runs_folder
 
+_NEXT = "06"  # the first notebook that is not in the course itself: it trains for minutes, and nothing needs it
 _SAVE_SECONDS = 120.0  # for the step and the checkpoint of a training that is interrupted
 _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 _CODE = re.compile(r"(```.*?```|`[^`]*`)", re.DOTALL)
@@ -22,9 +23,6 @@ _NOTEBOOK_LINK = re.compile(r"\[([^\]]+)\]\((\w+)\.ipynb\)")
 
 class CourseError(RuntimeError):
     """A notebook that failed; the message names the notebook, the error and the executed file."""
-
-
-_NEXT = "06"  # the first notebook that is not in the course itself: it trains for minutes, and nothing needs it
 
 
 def all_notebooks() -> list[Path]:

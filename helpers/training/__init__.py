@@ -8,7 +8,7 @@
 - `engine`, `autograd_functions`: the same results with less memory and time
 - `muon`: an optimizer for pretraining
 - `lora`: train an adapter beside a frozen model, and merge it
-- `memory`, `cards`, `plan`: predict memory, time and disk of a run
+- `memory`, `text_size`, `cards`, `plan`: predict memory, time and disk of a run
 - `calibration`, `measuring`: short trainings that are measured here, and predictions fitted to them
 - `slowness`: say why steps have become slow
 - `model_card`: the card of the final model
@@ -31,7 +31,8 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "engine": "CHUNK_TOKENS equal_results_less_work",
         "memory": "GPT2Shape read_shape",
         "cards": "CARDS DEFAULT_CARD GraphicsCard card_of_this_machine find_card this_device this_processor",
-        "plan": "MemoryPlan plan_run planned_shape training_tokens",
+        "plan": "MemoryPlan plan_run planned_shape",
+        "text_size": "training_tokens",
         "calibration": "Calibration find_calibration",
         "measuring": "calibrate",
         "model_card": "metric_text public_name write_model_card",

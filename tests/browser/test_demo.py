@@ -2,7 +2,6 @@
 
 import re
 import shutil
-import threading
 import time
 
 import pytest
@@ -11,6 +10,7 @@ from helpers.files import environment_variables
 from helpers.settings import TrainingSettings
 from helpers.sharing import demo
 from tests.browser.lab import PICTURES
+from tests.sharing.serving import serving
 
 pytestmark = pytest.mark.browser
 EVIL = "<img src=x onerror='window.hacked = 1'><script>window.hacked = 1</script> **bold**"
@@ -88,14 +88,8 @@ def picture(page, name):
 
 @pytest.fixture
 def server(run):
-    from helpers.sharing import DemoServer
-
-    server = DemoServer(run)
-    thread = threading.Thread(target=server.serve)
-    thread.start()
-    yield server
-    server.close()
-    thread.join()
+    with serving(run) as server:
+        yield server
 
 
 def test_two_models_write_side_by_side_what_the_sliders_say(open_page, server):

@@ -1,6 +1,5 @@
 import http.client
 import json
-import threading
 
 import pytest
 from click.testing import CliRunner
@@ -9,6 +8,7 @@ from helpers.__main__ import main
 from helpers.evaluation import generate, load_tuned
 from helpers.settings import EvaluationSettings, SettingsError
 from helpers.sharing.demo import DemoServer
+from tests.sharing.serving import serving
 
 ASKED = {"prompt": "The fox", "temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0, "seed": 3}
 EVIL = "<script>alert(1)</script>"
@@ -16,12 +16,8 @@ EVIL = "<script>alert(1)</script>"
 
 @pytest.fixture
 def demo(run):
-    server = DemoServer(run)
-    thread = threading.Thread(target=server.serve)
-    thread.start()
-    yield server
-    server.close()
-    thread.join()
+    with serving(run) as server:
+        yield server
 
 
 def ask(demo, method, path, *, body=None, headers=()):

@@ -9,13 +9,12 @@ from click.testing import CliRunner
 from helpers.__main__ import main
 from helpers.display import GIB, size_text
 from helpers.model import load_model
-from helpers.settings import SettingsError, TrainingSettings, run_folder
+from helpers.settings import SettingsError, TrainingSettings
 from helpers.training.cards import CARDS, GraphicsCard, find_card, this_processor
 from helpers.training.plan import (
     operations_per_token,
     plan_run,
     predict_on_this_machine,
-    training_tokens,
 )
 
 SMALL = GraphicsCard("a small card", 5 * GIB, 20.0, 10.0)
@@ -179,98 +178,6 @@ class TestCounts:
         written = sum(file.stat().st_size for file in checkpoint.iterdir())
         weights = (tiny_run.model_folder / "model.safetensors").stat().st_size
         assert plan.disk_bytes == pytest.approx(3 * written + weights, rel=0.25)  # small files weigh most in a tiny run
-
-
-class TestTrainingTokens:
-    def test_are_counted_once_the_data_is_prepared(self, tiny_settings):
-        from helpers.data.preparation import prepare
-
-        prepared = prepare(tiny_settings)
-        assert training_tokens(tiny_settings) == (prepared.facts["splits"]["train"]["tokens"], "counted")
-
-    def test_of_other_data_in_the_runs_folder_do_not_count(self, tiny_settings):
-        from helpers.data.preparation import prepare
-
-        prepare(tiny_settings)
-        assert training_tokens(tiny_settings.model_copy(update={"test_share": 0.3}))[1] != "counted"
-
-    @pytest.mark.parametrize("model", ["pocket", "gpt2"])
-    def test_are_estimated_from_the_size_of_the_text(self, model, tmp_path):
-        (tmp_path / "a.txt").write_text("x" * 50_000)
-        (tmp_path / "picture.png").write_text("x" * 50_000)
-        tokens, source = training_tokens(gpt2(model_name_or_path=model, source=str(tmp_path)))
-        assert source.startswith("about")
-        assert 0.8 * 50_000 / 5 < tokens < 0.8 * 50_000 / 2
-
-    def test_of_the_fables_are_near_the_count(self):
-        from helpers.data.preparation import prepare
-
-        about, _ = training_tokens(TrainingSettings())
-        counted = prepare(TrainingSettings()).facts["splits"]["train"]["tokens"]
-        assert about == pytest.approx(counted, rel=0.1)
-
-    def test_of_wikitext_are_published_and_of_the_rest_a_million(self):
-        assert training_tokens(TrainingSettings.from_preset("guide")) == (2_400_000, "about, as published")
-        tokens, source = training_tokens(gpt2(source="somebody/texts"))
-        assert (tokens, "million" in source) == (1_000_000, True)
-
-    def test_published_for_a_configuration_do_not_count_for_another_source_or_split(self):
-        settings = TrainingSettings.from_preset("guide", source="fables")
-        assert training_tokens(settings) == training_tokens(settings.model_copy(update={"source_config": ""}))
-        one_part = TrainingSettings.from_preset("guide", source_split="test")
-        assert training_tokens(one_part)[1] != "about, as published"
-
-    @pytest.mark.parametrize(("name", "factor"), [("a.txt", 1), ("a.jsonl", 1), ("a.txt.gz", 3), ("a.csv.zst", 3)])
-    def test_are_estimated_for_every_kind_of_file(self, tmp_path, name, factor):
-        (tmp_path / name).write_bytes(b"x" * 50_000)
-        tokens, source = training_tokens(gpt2(source=str(tmp_path / name)))
-        assert tokens == pytest.approx(factor * 0.8 * 50_000 / 4.3, abs=1)
-        assert source.startswith("about")
-
-    def test_of_a_sources_own_training_part_are_all_kept(self, tmp_path):
-        for name in ("train.txt", "test.txt"):
-            (tmp_path / name).write_text("x" * 43_000)
-        assert training_tokens(gpt2(source=str(tmp_path)))[0] == 9000, "only the validation part is drawn from it"
-        (tmp_path / "valid.txt").write_text("x" * 43_000)
-        assert training_tokens(gpt2(source=str(tmp_path)))[0] == 10_000
-        assert training_tokens(gpt2(source=str(tmp_path), source_split="test"))[0] == 8000
-
-    def test_of_a_saved_data_set_are_estimated_from_its_parts(self, tmp_path):
-        from datasets import Dataset, DatasetDict
-
-        rows = Dataset.from_dict({"text": ["x" * 1000] * 430})
-        rows.save_to_disk(tmp_path / "one")
-        DatasetDict(train=rows, test=rows, validation=rows).save_to_disk(tmp_path / "many")
-        assert training_tokens(gpt2(source=str(tmp_path / "one")))[0] == pytest.approx(80_000, rel=0.02)
-        assert training_tokens(gpt2(source=str(tmp_path / "many")))[0] == pytest.approx(100_000, rel=0.02)
-
-    def test_of_a_file_are_those_in_the_callers_folder(self, tmp_path, monkeypatch):
-        (tmp_path / "README.md").write_text("x" * 43_000)
-        monkeypatch.chdir(tmp_path)
-        assert training_tokens(gpt2(source="README.md")) == (8000, "about, from the size of the text")
-
-    def test_of_the_python_reference_are_near_the_count(self):
-        from helpers.data.preparation import prepare
-
-        settings = TrainingSettings(source="python-reference", near_duplicates="keep")
-        about, _ = training_tokens(settings)
-        assert about == pytest.approx(prepare(settings).facts["splits"]["train"]["tokens"], rel=0.4)
-
-    def test_are_no_more_than_max_tokens_leaves(self, tmp_path):
-        wikitext = TrainingSettings.from_preset("guide", max_tokens=1_000_000)
-        assert training_tokens(wikitext) == (800_000, "as max_tokens leaves")
-        assert training_tokens(gpt2(source="somebody/texts", max_tokens=5_000_000))[0] == 4_000_000
-        (tmp_path / "a.txt").write_text("x" * 43_000)
-        assert training_tokens(gpt2(source=str(tmp_path), max_tokens=5_000_000))[0] == 8000
-
-    def test_of_a_missing_source_are_a_million_because_prepare_reports_it(self):
-        assert "million" in training_tokens(gpt2(source="missing.txt"))[1]
-
-    def test_a_damaged_count_is_not_an_error(self, tiny_settings):
-        folder = run_folder(tiny_settings.run) / "data"
-        folder.mkdir(parents=True)
-        (folder / "data.json").write_text("{")
-        assert training_tokens(tiny_settings)[1] != "counted"
 
 
 def test_on_a_processor_time_is_predicted_from_its_measured_speed_and_memory_with_the_process(monkeypatch):

@@ -1,0 +1,16 @@
+"""A demo page that is served while a test looks at it."""
+
+import threading
+from contextlib import contextmanager
+
+from helpers.sharing import DemoServer
+
+
+@contextmanager
+def serving(run):
+    server = DemoServer(run)
+    thread = threading.Thread(target=server.serve)
+    thread.start()
+    yield server
+    server.close()
+    thread.join()
