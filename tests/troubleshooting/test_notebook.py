@@ -31,8 +31,9 @@ def notebook(tmp_path_factory):
     """Run every code cell in this process and return the names that they define; nothing must stay behind."""
     import matplotlib.pyplot as plt
     from IPython.core.interactiveshell import InteractiveShell
+    from transformers.utils import logging
 
-    folder, before = tmp_path_factory.mktemp("notebook"), children()
+    folder, before, verbosity = tmp_path_factory.mktemp("notebook"), children(), logging.get_verbosity()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("COURSE_RUNS", str(folder / "runs"))
@@ -41,6 +42,7 @@ def notebook(tmp_path_factory):
             if cell["cell_type"] == "code":
                 shell.run_cell("".join(cell["source"]), store_history=False).raise_error()
     plt.close("all")
+    logging.set_verbosity(verbosity)  # which the notebook lowers for its kernel, and later tests need
     assert list(folder.iterdir()) == []
     assert children() == before
     return shell.user_ns
