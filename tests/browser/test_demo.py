@@ -171,5 +171,5 @@ def test_the_static_page_writes_without_any_server(open_page, run, tmp_path):
     assert page.evaluate("() => window.hacked") is None
     page.fill("#prompt", "fox " * 300)
     page.click("#start")
-    page.wait_for_function("() => /together at most 256/.test(document.querySelector('#status.error').textContent)")
+    page.wait_for_function("() => /together at most 256/.test(document.querySelector('#status.error')?.textContent)")
     picture(page, "demo-static")

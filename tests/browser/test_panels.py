@@ -1,6 +1,7 @@
 """The five notebooks and their panels as a person uses them: a real JupyterLab in a real browser."""
 
 import re
+import shlex
 import subprocess
 import sys
 
@@ -218,8 +219,11 @@ def papermill_run(notebooks, lab, notebook_03_until_trained):
     shown.button("Save as parameters").click()
     command = shown.panel.locator("code", has_text="papermill").inner_text()
     path = lab.runs / "from-panel" / "parameters.yaml"
+    words = [
+        str(notebook_03_until_trained) if word == str(find_notebook("03")) else word for word in shlex.split(command)
+    ]
     child = subprocess.Popen(
-        [sys.executable, "-m", *command.replace(str(find_notebook("03")), str(notebook_03_until_trained)).split()],
+        [sys.executable, "-m", *words],
         env=lab.environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
