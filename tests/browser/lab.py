@@ -100,8 +100,12 @@ class JupyterLab:
                 time.sleep(0.2)
 
     def close(self):
-        self.process.terminate()  # its kernels end with it
-        self.process.wait(30)
+        self.process.terminate()  # it ends its kernels first, which takes long where one of them is busy
+        try:
+            self.process.wait(60)
+        except subprocess.TimeoutExpired:
+            self.process.kill()  # a kernel whose server is gone ends by itself
+            self.process.wait()
         self.log.close()
 
 

@@ -117,7 +117,7 @@ def test_calibrate_measures_prints_and_keeps_what_it_measured(processor, monkeyp
     (measured,) = Calibration.model_validate_json(result.stdout).measurements
     assert measured.training[0] == tiny
     assert 0 < measured.step_seconds < 10
-    assert 0 < measured.process_bytes < measured.peak_bytes
+    assert 0 < measured.process_bytes <= measured.peak_bytes
     found, is_here = find_calibration(processor)
     assert (found.measurements, is_here) == ([measured], True)
     assert "1 x 32" in str(found)
