@@ -180,6 +180,8 @@ def _carry_out(name: str, arguments: list[str]) -> int:
     options, rest = parser.parse_known_args(arguments)
     if hasattr(sys.stdout, "reconfigure"):  # a console without a character shows "?" instead
         sys.stdout.reconfigure(errors="replace")
+    # Containers often set it. Each kernel and worker would then compile PyTorch and transformers anew: 11 s every time.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     try:
         TASKS[name](install(here=options.here, torch=tag_named(options.torch)), rest)
     except _FailedError as failed:

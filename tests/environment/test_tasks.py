@@ -1,5 +1,6 @@
 """The tasks of a clone: what each runs, and how a command finds the environment that it needs."""
 
+import os
 import subprocess
 import sys
 import types
@@ -35,6 +36,12 @@ def code_of(*arguments):
     with pytest.raises(SystemExit) as end:
         tasks.start(list(arguments))
     return end.value.code
+
+
+def test_what_is_imported_is_compiled_once_for_all_processes_of_a_task(ran, monkeypatch):
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    assert code_of("course") == 0
+    assert "PYTHONDONTWRITEBYTECODE" not in os.environ
 
 
 def test_the_course_is_installed_then_run_with_what_else_is_asked(ran, monkeypatch):
