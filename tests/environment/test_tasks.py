@@ -57,6 +57,16 @@ def test_the_wheel_is_named_by_an_option_or_by_a_variable(ran, monkeypatch):
     assert ran == ["install {'here': False, 'torch': 'cu126'}", "install {'here': False, 'torch': 'cpu'}"]
 
 
+def test_drift_tries_the_newest_libraries_although_the_lowest_fail(ran, monkeypatch):
+    failed = tasks._FailedError(1)
+    monkeypatch.setattr(tasks, "_unit_tests", lambda python, rest: (_ for _ in ()).throw(failed))
+    assert code_of("drift") == 1
+    assert [word for command in ran for word in ("lowest-direct", "highest") if f"--resolution {word}" in command] == [
+        "lowest-direct",
+        "highest",
+    ]
+
+
 def test_the_tests_are_lint_units_notebooks_and_browser(ran):
     assert code_of("test") == 0
     parts = ("ruff check", "ruff format", "nbstripout", "--nbmake", "--dist=worksteal", "pytest tests/browser")

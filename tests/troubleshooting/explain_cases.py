@@ -13,7 +13,11 @@ import sys
 import tempfile
 import warnings
 from functools import cache
+from importlib.metadata import version
 
+from packaging.version import Version
+
+from helpers.environment.torch_probe import read_torch_files
 from helpers.settings import NOTEBOOKS, POCKET
 
 HOME = "/opt/env/lib/python3.12/site-packages"
@@ -103,9 +107,7 @@ def e20(folder):
 
 
 def e22(folder):
-    import importlib
-
-    importlib.import_module("triton")
+    return child("import sys; sys.path[:] = [p for p in sys.path if 'site-packages' not in p]\nimport triton")
 
 
 def d1(folder):
@@ -400,9 +402,13 @@ def t56(folder):
     optuna.load_study(study_name="none", storage=f"sqlite:///{folder / 'study.db'}")
 
 
+d22 = printed(
+    "from transformers import TrainingArguments\nTrainingArguments(output_dir=folder, gradient_checkpointing=True)"
+)
+
 # (row of the reference, what makes it happen)
 REAL = [
-    ("E1", e1), ("E20", e20), ("E22", e22),
+    ("E27" if read_torch_files().cuda else "E1", e1), ("E20", e20), ("E22", e22),
     ("D1", d1), ("D1", d1_auto), ("D2", d2), ("D2", offline_set("bookcorpus")), ("D3", offline_set("wikitext")),
     ("D5", d5), ("D6", d6), ("D7", arguments(evaluation_strategy="steps")),
     *[("D8", arguments(**{name: 1})) for name in ("overwrite_output_dir", "no_cuda", "warmup_ratio", "logging_dir")],
@@ -413,8 +419,7 @@ REAL = [
     ("D21", printed("tok.pad_token = tok.eos_token\n"
                     "rows = tok(['The fox was', 'a'], padding=True, return_tensors='pt')\n"
                     "model.generate(**rows, max_new_tokens=2)")),
-    ("D22", printed("from transformers import TrainingArguments\n"
-                    "TrainingArguments(output_dir=folder, gradient_checkpointing=True)")),
+    *([("D22", d22)] if Version(version("transformers")) >= Version("5.22") else []),  # which renamed it
     ("D25", d25), ("D27", printed(
         "model.train(); model.gradient_checkpointing_enable(); model(input_ids=ids, use_cache=True)")),
     ("D28", d28), ("D28", d28_matmul),

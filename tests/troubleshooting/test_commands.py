@@ -40,8 +40,8 @@ class TestMagic:
         assert result.causes[0].id == "T12"
 
     def test_it_explains_a_name(self, shell):
-        shell.run_cell("try:\n    import torch; torch.zeros(1).cuda()\nexcept AssertionError as e:\n    kept = e")
-        assert shell.run_cell("%explain kept").result.causes[0].id == "E1"
+        shell.run_cell("try:\n    import torch; torch.zeros(1).cuda()\nexcept Exception as e:\n    kept = e")
+        assert shell.run_cell("%explain kept").result.causes[0].id in ("E1", "E27")  # a CPU or a CUDA wheel
 
     def test_a_cell_of_pasted_text_is_explained(self, shell):
         assert shell.run_cell("%%explain\niter 3010: loss nan, time 1019.95ms").result.causes[0].id == "T6"

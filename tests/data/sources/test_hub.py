@@ -40,7 +40,7 @@ def hub(tmp_path_factory):
         "data/test-00000-of-00001.parquet": parquet("test", 9),
     }
     repositories = {
-        f"models/{MODEL}": {path.name: path for path in POCKET.iterdir()},
+        f"models/{MODEL}": {path.name: path for path in POCKET.iterdir() if path.is_file()},
         f"datasets/{TEXTS}": stories,
         f"datasets/{DROPPED}": stories,
         f"datasets/{MANY}": {
