@@ -20,10 +20,10 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from helpers.environment.child import ROOT
 from helpers.environment.requirements import pins
 from helpers.environment.sources import Sources
 from helpers.environment.wheels import INDEX, build_of, requirement
+from helpers.paths import ROOT
 
 PYTHONS = ((3, 11), (3, 14))  # the oldest and the newest that the course is tested with
 RECORD = "gpt2-course.json"  # in an environment's folder: what was installed there, last of all

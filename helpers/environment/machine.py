@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from helpers.environment.model_files import read_model_files
 from helpers.environment.requirements import read_packages
 from helpers.environment.sources import Sources
 from helpers.environment.torch_probe import LIMIT_SECONDS
+from helpers.paths import runs_folder
 
 _WATCHED = ("CUDA_VISIBLE_DEVICES", "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 _ASKED_FOR = (*_WATCHED, "CUDA_DEVICE_ORDER", "ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_CPU")
@@ -199,15 +200,9 @@ def read_memory(sources: Sources | None = None) -> Memory:
     return Memory(total, available)
 
 
-def runs_folder(env: Mapping[str, str], project: Path) -> Path:
-    """Return the folder of all runs as `helpers.settings` does, which cannot be imported before pydantic is there."""
-    beside = project if (project / "notebooks").is_dir() else Path()
-    return Path(env.get("COURSE_RUNS") or beside / "runs").absolute()
-
-
 def _storage(sources: Sources) -> Storage:
     folders = {
-        "runs": runs_folder(sources.env, sources.project),
+        "runs": runs_folder(sources.env, project=sources.project),
         "cache": sources.hugging_face_home(),
         "temp": sources.temp(),
     }

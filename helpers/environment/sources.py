@@ -16,10 +16,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from helpers.environment.child import ROOT
 from helpers.environment.facts import Nvml, Torch
 from helpers.environment.nvml import read_nvml
 from helpers.environment.torch_probe import read_torch, read_torch_files
+from helpers.paths import ROOT
 
 
 def _version_of(name: str) -> str | None:

@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
-from helpers.environment.child import ROOT
 from helpers.environment.install import InstallError, environment_folder, install, python_of, tag_named
+from helpers.paths import ROOT
 
 _TELLING = ("click", "pydantic", "transformers")  # a Python that has these has the course's packages
 _NOTEBOOK_EXTRAS = "metadata.papermill cell.metadata.papermill"

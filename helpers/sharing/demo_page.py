@@ -14,7 +14,8 @@ from typing import Any
 
 from helpers.display import first_line
 from helpers.files import free_bytes, write_atomically
-from helpers.settings import ASSETS, EvaluationSettings, SettingsError, run_folder
+from helpers.paths import ASSETS
+from helpers.settings import EvaluationSettings, SettingsError, run_folder
 from helpers.sharing.export import export_model, sampling_of
 
 SAMPLING = ("temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens", "seed")

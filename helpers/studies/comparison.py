@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from helpers.display import MIB, duration_text, html_table
 from helpers.evaluation.bootstrap import CONFIDENCE
 from helpers.files import atomic_folder
-from helpers.settings import SettingsError, run_folder, runs_folder
+from helpers.paths import runs_folder
+from helpers.settings import SettingsError, run_folder
 from helpers.studies.compared_run import METRICS, ComparedRun, Metric, read_run
 from helpers.studies.queue import missing_trials
 from helpers.training.model_card import write_model_card

@@ -6,18 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from operator import attrgetter
-from pathlib import Path
 from typing import Any
 
 from helpers.environment import fixes, read_machine, wheels
 from helpers.environment.facts import Machine
+from helpers.paths import ASSETS
 from helpers.troubleshooting import log_numbers
 from helpers.troubleshooting.reading import Reading
 
 # The weight of evidence: the error itself; a line or a number of a log; suspicious code around the error.
 IN_ERROR, IN_LOG, IN_CODE = 3, 2, 1
-# Not from helpers.settings, which imports pydantic: `explain` must work in an environment that is broken.
-_FILE = Path(__file__).parents[1] / "assets" / "failures.yaml"
+_FILE = ASSETS / "failures.yaml"
 _TEMPLATE = re.compile(r"\{(fixes|wheels|machine)\.([\w.]+)((?: \w+)*)\}")
 _LONGEST_QUOTE = 200
 

@@ -6,7 +6,7 @@ from typing import Any, Literal, get_origin
 
 import ipywidgets as w
 
-from helpers.settings import allowed, unit
+from helpers.schema import allowed, unit
 
 _LAYOUT = {"width": "auto", "min_width": "0"}
 _STYLE = {"description_width": "15em"}

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from helpers.display import GIB
-from helpers.environment.child import ROOT
 from helpers.environment.facts import GpuReading, Holder, Nvml, Torch
 from helpers.environment.machine import read_machine
 from helpers.environment.report import diagnosis_of
 from helpers.environment.sources import Sources
+from helpers.paths import ROOT
 from tests.environment.baselines import EVIL
 
 

@@ -15,9 +15,9 @@ from click.testing import CliRunner
 from helpers.__main__ import main
 from helpers.display import GIB
 from helpers.environment import commands
-from helpers.environment.child import ROOT
 from helpers.environment.facts import GpuReading, Holder
 from helpers.environment.live import Sample
+from helpers.paths import ROOT
 from tests.environment.baselines import EVIL
 
 needs_terminal = pytest.mark.skipif(os.name != "posix", reason="a pseudo-terminal is of POSIX systems")

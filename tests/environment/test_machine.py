@@ -9,7 +9,7 @@ import pytest
 
 from helpers.display import GIB
 from helpers.environment.facts import GpuReading, Machine, Memory, Nvml, Torch, Unread
-from helpers.environment.machine import platform_kind, read_machine, read_memory, runs_folder
+from helpers.environment.machine import platform_kind, read_machine, read_memory
 from helpers.environment.report import diagnosis_of
 
 GROUPS = [field.name for field in dataclasses.fields(Machine) if field.name != "quick"]
@@ -288,14 +288,6 @@ class TestProcess:
 
 
 class TestStorage:
-    def test_the_runs_folder_is_that_of_the_settings(self, monkeypatch, tmp_path):
-        from helpers import settings
-
-        for value in ("", "elsewhere", str(tmp_path)):
-            env = {"COURSE_RUNS": value}
-            monkeypatch.setenv("COURSE_RUNS", value)
-            assert runs_folder(env, settings.NOTEBOOKS.parent) == settings.runs_folder()
-
     def test_the_places_are_read_with_the_disk_that_will_hold_them(self, make_sources, tmp_path):
         asked = []
         env = {"HOME": str(tmp_path / "me"), "TMPDIR": str(tmp_path), "COURSE_RUNS": str(tmp_path / "a/b/c")}

@@ -6,8 +6,8 @@ import struct
 
 import pytest
 
-from helpers.environment.child import ROOT
 from helpers.environment.model_files import GPT2_SIZES, hub_cache, inspect, read_model_files
+from helpers.paths import ROOT
 
 POCKET = ROOT / "helpers" / "assets" / "pocket"
 

@@ -5,8 +5,8 @@ import sys
 import pytest
 
 from helpers.environment import requirements
-from helpers.environment.child import ROOT
 from helpers.environment.requirements import pins, read_packages, version_number
+from helpers.paths import ROOT
 
 PYPROJECT = """
 [project]

@@ -14,7 +14,7 @@ import tempfile
 import warnings
 from functools import cache
 
-from helpers.settings import NOTEBOOKS, POCKET
+from helpers.paths import NOTEBOOKS, POCKET
 
 HOME = "/opt/env/lib/python3.12/site-packages"
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from helpers.data.sources.compression import CODECS
-from helpers.settings import ASSETS, NOTEBOOKS, SettingsError, find_path
+from helpers.paths import ASSETS, NOTEBOOKS, find_path
+from helpers.settings import SettingsError
 
 FABLES = ASSETS / "fables"
 TEXTS = (".txt", ".text", ".md", ".markdown")

@@ -8,7 +8,7 @@ import time
 import pytest
 from datasets import Dataset
 
-from helpers.settings import POCKET
+from helpers.paths import POCKET
 from tests.loopback_hub import COMMIT, loopback_hub
 
 MODEL, TEXTS, GATED, DROPPED, MANY = (
