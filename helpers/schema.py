@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from helpers.display import did_you_mean, html_table
 
+_PHRASES = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}  # bound -> how a message calls it
+
 
 class SettingsError(ValueError):
     """An invalid setting; the message has one sentence per fault: what was found and what is allowed."""
@@ -103,14 +105,14 @@ def allowed(field: Any) -> str:
     words = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
     if getattr(field.annotation, "__origin__", None) is Literal:
         return "one of " + ", ".join(repr(value) for value in field.annotation.__args__)
-    parts = [words[field.annotation]]
-    for bound in field.metadata:
-        for attribute, phrase in (("gt", "above"), ("ge", "at least"), ("lt", "below"), ("le", "at most")):
-            if hasattr(bound, attribute):
-                parts.append(f"{phrase} {getattr(bound, attribute)}")
-        if hasattr(bound, "min_length"):
-            parts.append("not empty")
-    return ", ".join(parts)
+    limits = [f"{_PHRASES[name]} {limit}" for name, limit in bounds(field).items()]
+    not_empty = ["not empty"] if any(hasattr(rule, "min_length") for rule in field.metadata) else []
+    return ", ".join([words[field.annotation], *limits, *not_empty])
+
+
+def bounds(field: Any) -> dict[str, float]:
+    """Return the bounds of a number, under pydantic's names: `gt`, `ge`, `lt`, `le`."""
+    return {name: getattr(rule, name) for rule in field.metadata for name in _PHRASES if hasattr(rule, name)}
 
 
 def unknown(name: str, names: Any) -> str:

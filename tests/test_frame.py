@@ -57,7 +57,9 @@ ROOMS = {
         "course", "data", "display", "evaluation", "files", "paths", "plots", "schema", "settings", "training",
         "troubleshooting",
     },
-    "sharing": {"data", "display", "evaluation", "files", "model", "paths", "settings", "training", "widgets"},
+    "sharing": {
+        "data", "display", "evaluation", "files", "model", "paths", "schema", "settings", "training", "widgets",
+    },
     "assets": {"data", "evaluation", "files", "model", "paths", "settings", "training"},
     "__main__": {
         "course", "data", "environment", "schema", "settings", "sharing", "studies", "training", "troubleshooting",
@@ -185,6 +187,15 @@ def test_every_public_name_of_a_room_can_be_imported_and_is_no_module(name):
         assert not inspect.ismodule(getattr(package, public)), f"{public} is also the name of a module"
     with pytest.raises(AttributeError, match="nothing_here"):
         package.nothing_here  # noqa: B018
+
+
+def test_the_guide_sends_readers_to_code_that_is_there():
+    guide = (NOTEBOOKS / "GUIDE.md").read_text(encoding="utf-8")
+    places = re.findall(r"`([\w/]+\.(?:py|yaml))`(?:: `(\w+)`)?", guide[guide.index("look at, in `helpers/`") :])
+    assert len(places) > 15
+    for path, name in places:
+        text = (ROOT / "helpers" / path).read_text(encoding="utf-8")
+        assert not name or re.search(rf"def {name}\(", text), (path, name)
 
 
 def notebooks():

@@ -26,7 +26,7 @@ _FULL_NAMES = {
 def source_path(source: str) -> Path | None:
     """Return the file or folder a source names; None for what is not on disk: a Hub id or the Python reference.
 
-    A relative path is looked for in the caller's folder, as `helpers.settings.find_path` does.
+    A relative path is looked for in the caller's folder, as `helpers.paths.find_path` does.
 
     Raises:
         SettingsError: the source looks like a path and does not exist, is a link that leads nowhere, is the name of a
