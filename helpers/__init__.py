@@ -1,5 +1,10 @@
 """The package behind the notebooks: a room (sub-package) for each of the five, and `widgets`, `studies` and `sharing`.
 
+At the top, `settings` declares every setting (`schema` says what a setting is), `paths` knows where things are, `model`
+loads a model and its tokenizer, `course` runs notebooks, `exercises` checks answers, `plots` and `display` draw and
+format, `files` writes completely or not at all, and `__main__` is the command line. "Finding your way in the code" in
+notebooks/GUIDE.md answers common questions.
+
 Import from a room, never from its insides: `from helpers.training import fine_tune`. Importing `helpers` or a room
 imports nothing heavy; a name is loaded when it is first asked for.
 """

@@ -19,16 +19,8 @@ from typing import Any
 import click
 
 from helpers.environment.commands import doctor, monitor
-from helpers.settings import (
-    SettingsError,
-    TrainingSettings,
-    allowed,
-    check_values,
-    known_settings,
-    preset_names,
-    read_preset,
-    unit,
-)
+from helpers.schema import allowed, unit
+from helpers.settings import SettingsError, TrainingSettings, check_values, known_settings, preset_names, read_preset
 from helpers.sharing.commands import demo, export, share
 from helpers.studies.commands import compare, sweep
 from helpers.troubleshooting.commands import explain

@@ -11,7 +11,8 @@ from typing import Any
 
 from helpers.display import did_you_mean, duration_text, size_text
 from helpers.files import environment_variables
-from helpers.settings import ASSETS, NOTEBOOKS, SettingsError, known_settings, run_folder, runs_folder
+from helpers.paths import ASSETS, NOTEBOOKS, runs_folder
+from helpers.settings import SettingsError, known_settings, run_folder
 
 _NEXT = "06"  # the first notebook that is not in the course itself: it trains for minutes, and nothing needs it
 _SAVE_SECONDS = 120.0  # for the step and the checkpoint of a training that is interrupted

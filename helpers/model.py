@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from helpers.display import first_line, last_part
-from helpers.settings import LEAST_VOCABULARY, POCKET, SettingsError, TrainingSettings, find_path
+from helpers.paths import POCKET, find_path
+from helpers.settings import LEAST_VOCABULARY, SettingsError, TrainingSettings
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from helpers.settings import NOTEBOOKS, TrainingSettings
+from helpers.paths import NOTEBOOKS
+from helpers.settings import TrainingSettings
 
 
 def pytest_configure(config):

@@ -12,7 +12,8 @@ from click.testing import CliRunner
 
 from helpers import course
 from helpers.course import CourseError, find_notebook, run_course, write_report
-from helpers.settings import NOTEBOOKS, SettingsError, run_folder
+from helpers.paths import NOTEBOOKS
+from helpers.settings import SettingsError, run_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 

@@ -13,7 +13,7 @@ import pytest
 from helpers.environment import GIB, GpuReading, Nvml, diagnosis_of, read_machine
 from helpers.environment.facts import Memory
 from helpers.exercises import check, exercise_names, progress
-from helpers.settings import NOTEBOOKS
+from helpers.paths import NOTEBOOKS
 
 
 def sources(kind):

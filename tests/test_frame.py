@@ -20,7 +20,8 @@ from packaging.specifiers import SpecifierSet
 from helpers.__main__ import main
 from helpers.environment.install import PYTHONS
 from helpers.environment.tasks import TASKS
-from helpers.settings import NOTEBOOKS, DataSettings, EvaluationSettings, RunSettings, TrainingSettings
+from helpers.paths import NOTEBOOKS
+from helpers.settings import DataSettings, EvaluationSettings, RunSettings, TrainingSettings
 
 ROOT = NOTEBOOKS.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -37,25 +38,32 @@ REQUIREMENTS = [
 # Every room and module at the top, lowest first: each row says what it imports, which is above it in this list.
 ROOMS = {
     "__init__": set(),
+    "paths": set(),
     "display": set(),
-    "environment": {"display"},
+    "environment": {"display", "paths"},
     "plots": {"display"},
-    "settings": {"display"},
+    "schema": {"display"},
+    "settings": {"display", "paths", "schema"},
     "files": {"settings"},
     "exercises": {"display", "files", "settings"},
-    "model": {"display", "settings"},
-    "course": {"display", "files", "plots", "settings"},
-    "data": {"display", "files", "model", "plots", "settings"},
-    "training": {"data", "display", "environment", "files", "model", "settings"},
+    "model": {"display", "paths", "settings"},
+    "course": {"display", "files", "paths", "plots", "settings"},
+    "data": {"display", "files", "model", "paths", "plots", "settings"},
+    "training": {"data", "display", "environment", "files", "model", "paths", "settings"},
     "evaluation": {"data", "display", "files", "model", "settings", "training"},
-    "troubleshooting": {"course", "data", "display", "environment", "model", "settings", "training"},
-    "widgets": {"data", "display", "files", "model", "settings", "training"},
+    "troubleshooting": {"course", "data", "display", "environment", "model", "paths", "settings", "training"},
+    "widgets": {"data", "display", "files", "model", "paths", "schema", "settings", "training"},
     "studies": {
-        "course", "data", "display", "evaluation", "files", "plots", "settings", "training", "troubleshooting",
+        "course", "data", "display", "evaluation", "files", "paths", "plots", "schema", "settings", "training",
+        "troubleshooting",
     },
-    "sharing": {"data", "display", "evaluation", "files", "model", "settings", "training", "widgets"},
-    "assets": {"data", "evaluation", "files", "model", "settings", "training"},
-    "__main__": {"course", "data", "environment", "settings", "sharing", "studies", "training", "troubleshooting"},
+    "sharing": {
+        "data", "display", "evaluation", "files", "model", "paths", "schema", "settings", "training", "widgets",
+    },
+    "assets": {"data", "evaluation", "files", "model", "paths", "settings", "training"},
+    "__main__": {
+        "course", "data", "environment", "schema", "settings", "sharing", "studies", "training", "troubleshooting",
+    },
 }  # fmt: skip
 
 
@@ -179,6 +187,15 @@ def test_every_public_name_of_a_room_can_be_imported_and_is_no_module(name):
         assert not inspect.ismodule(getattr(package, public)), f"{public} is also the name of a module"
     with pytest.raises(AttributeError, match="nothing_here"):
         package.nothing_here  # noqa: B018
+
+
+def test_the_guide_sends_readers_to_code_that_is_there():
+    guide = (NOTEBOOKS / "GUIDE.md").read_text(encoding="utf-8")
+    places = re.findall(r"`([\w/]+\.(?:py|yaml))`(?:: `(\w+)`)?", guide[guide.index("look at, in `helpers/`") :])
+    assert len(places) > 15
+    for path, name in places:
+        text = (ROOT / "helpers" / path).read_text(encoding="utf-8")
+        assert not name or re.search(rf"def {name}\(", text), (path, name)
 
 
 def notebooks():

@@ -19,7 +19,8 @@ from helpers.model import (
     set_attention_dropout,
     train_tokenizer,
 )
-from helpers.settings import POCKET, SettingsError, TrainingSettings
+from helpers.paths import POCKET
+from helpers.settings import SettingsError, TrainingSettings
 
 
 def test_the_pocket_model_is_a_gpt2_in_all_but_its_numbers():

@@ -13,7 +13,8 @@ import pytest
 from click.testing import CliRunner
 
 from helpers.__main__ import main
-from helpers.settings import NOTEBOOKS, TrainingSettings, check_values, read_run_settings
+from helpers.paths import NOTEBOOKS
+from helpers.settings import TrainingSettings, check_values, read_run_settings
 from helpers.studies.study_file import read_study
 from helpers.widgets.training_panel import save_parameters
 

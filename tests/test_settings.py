@@ -3,7 +3,8 @@ import os
 import pytest
 import yaml
 
-from helpers import settings
+from helpers import paths, settings
+from helpers.paths import runs_folder
 from helpers.settings import (
     DataSettings,
     EvaluationSettings,
@@ -15,7 +16,6 @@ from helpers.settings import (
     read_preset,
     read_run_settings,
     run_folder,
-    runs_folder,
 )
 
 
@@ -132,14 +132,13 @@ def test_a_run_that_is_not_there_is_said_so():
 
 def test_runs_stand_beside_the_notebooks_unless_moved(monkeypatch):
     monkeypatch.delenv("COURSE_RUNS")
-    assert runs_folder() == settings.NOTEBOOKS.parent / "runs"
+    assert runs_folder() == paths.ROOT / "runs"
 
 
 def test_a_wheel_without_notebooks_keeps_runs_in_the_current_folder(monkeypatch, tmp_path):
     monkeypatch.delenv("COURSE_RUNS")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(settings, "NOTEBOOKS", tmp_path / "site-packages" / "notebooks")
-    assert runs_folder() == tmp_path / "runs"
+    assert runs_folder(project=tmp_path / "site-packages") == tmp_path / "runs"
 
 
 @pytest.mark.parametrize("written", ["mine.txt", "./mine.txt", "more/../mine.txt", "~/mine.txt"])
@@ -166,13 +165,13 @@ def test_a_notebook_in_its_own_folder_also_finds_what_is_next_to_it(tmp_path, mo
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "mine.txt").write_text("words")
     monkeypatch.chdir(tmp_path / "notebooks")
-    assert settings.find_path("mine.txt") is None, "no other folder is searched"
-    monkeypatch.setattr(settings, "NOTEBOOKS", tmp_path / "notebooks")
-    assert settings.find_path("mine.txt") == tmp_path / "mine.txt"
+    assert paths.find_path("mine.txt") is None, "no other folder is searched"
+    monkeypatch.setattr(paths, "NOTEBOOKS", tmp_path / "notebooks")
+    assert paths.find_path("mine.txt") == tmp_path / "mine.txt"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="there a drive letter is a path like any other")
 @pytest.mark.parametrize("written", [r"C:\texts\a b.txt", "c:/texts/a b.txt"])
 def test_a_windows_path_is_looked_for_on_the_mounted_drive(monkeypatch, written):
-    monkeypatch.setattr(settings.os.path, "lexists", lambda path: path == "/mnt/c/texts/a b.txt")
-    assert str(settings.find_path(written)) == "/mnt/c/texts/a b.txt"
+    monkeypatch.setattr(paths.os.path, "lexists", lambda path: path == "/mnt/c/texts/a b.txt")
+    assert str(paths.find_path(written)) == "/mnt/c/texts/a b.txt"

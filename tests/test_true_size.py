@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from helpers.settings import NOTEBOOKS
+from helpers.paths import NOTEBOOKS
 from tests.loopback_hub import loopback_hub
 
 SHARED = NOTEBOOKS.parent.parent / "shared" / "data"

@@ -26,7 +26,8 @@ from helpers.data.tokens import TokenStream
 from helpers.data.writing import IGNORED, Staging, check_enough, cut_blocks, keep_labelled, write_parts
 from helpers.files import atomic_folder
 from helpers.model import check_model_name, load_tokenizer, model_hash, quiet, train_tokenizer
-from helpers.settings import DataSettings, SettingsError, is_same_place, run_folder
+from helpers.paths import is_same_place
+from helpers.settings import DataSettings, SettingsError, run_folder
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict

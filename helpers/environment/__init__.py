@@ -1,6 +1,6 @@
 """Notebook 01: what this machine is, what stops it from training, and the command that fixes it.
 
-`machine` reads this machine into the classes of `facts`, with `sources`, `requirements`, `model_files` and two child
+`machine` reads this machine into the classes of `facts`, with `access`, `requirements`, `model_files` and two child
 processes (`child`, `nvml`, `torch_probe`). The 25 rules (`rules`, `*_checks`) judge these facts, `fixes` and `wheels`
 write the commands that fix a problem, and `report` is the diagnosis. `card` says what a graphics card is, `live` is the
 monitor. `tasks` is what a fresh clone can be asked to do, and `install` what it does first; `host` is for

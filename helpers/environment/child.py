@@ -11,10 +11,10 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).absolute().parents[2]
+from helpers.paths import ROOT
+
 _MARK = "@@doctor "  # marks our lines among what libraries print on their own
 
 

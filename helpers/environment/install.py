@@ -20,10 +20,10 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from helpers.environment.child import ROOT
+from helpers.environment.access import Access
 from helpers.environment.requirements import pins
-from helpers.environment.sources import Sources
 from helpers.environment.wheels import INDEX, build_of, requirement
+from helpers.paths import ROOT
 
 PYTHONS = ((3, 11), (3, 14))  # the oldest and the newest that the course is tested with
 RECORD = "gpt2-course.json"  # in an environment's folder: what was installed there, last of all
@@ -117,7 +117,7 @@ def _refuse_place(folder: Path) -> None:
             f"it: `{'py -3.13' if os.name == 'nt' else 'python3.13'}` in place of `{Path(sys.executable).stem}`."
         )
     longest = len(str(folder)) + _LONGEST_INSTALLED
-    if _ON_WINDOWS and longest > _LONGEST_WINDOWS_PATH and not Sources().long_paths():
+    if _ON_WINDOWS and longest > _LONGEST_WINDOWS_PATH and not Access().long_paths():
         raise InstallError(
             f"The folder {ROOT} is too deep: installed files would have paths of {longest} characters, and Windows "
             f"allows {_LONGEST_WINDOWS_PATH}. Move it to a place such as C:\\course, or switch long paths on."
@@ -142,7 +142,7 @@ def _make_environment(folder: Path) -> None:
 def _install_torch(python: Path, folder: Path, torch: str) -> str:
     """Install PyTorch; return the tag of its wheel."""
     if torch != "auto":
-        wanted, index, reason = requirement(torch, pins(Sources())["torch"]), f"{INDEX}/{torch}", "As asked for."
+        wanted, index, reason = requirement(torch, pins(Access())["torch"]), f"{INDEX}/{torch}", "As asked for."
     else:
         answer = _ask(python, "-m", "helpers.environment", "--wheel", "--json")
         if not answer:

@@ -6,7 +6,6 @@ memory and load. Cards are read in a child process, so that a reading can neithe
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 import time
@@ -60,23 +59,12 @@ def sample(*, seconds: float = 0.0, use_gpu: bool = True) -> Sample:
     cards = read_nvml(_LIMIT_SECONDS).usable if use_gpu else ()
     if cards:
         return Sample(seconds, "gpu", max(cards, key=lambda card: card.total_bytes or 0))
+    import psutil
+
     memory, name = read_memory(), f"CPU, {os.cpu_count() or 1} threads"
-    computer = GpuReading(
-        0, name, "", memory.total_bytes, memory.available_bytes, utilisation_percent=_cpu_load_percent()
-    )
+    load = psutil.cpu_percent(interval=0.1)  # without an interval the first answer would always be 0
+    computer = GpuReading(0, name, "", memory.total_bytes, memory.available_bytes, utilisation_percent=load)
     return Sample(seconds, "cpu", computer)
-
-
-def _cpu_load_percent() -> float | None:
-    try:
-        import psutil
-
-        # without an interval the first answer would always be 0
-        return float(psutil.cpu_percent(interval=0.1))
-    except ImportError:
-        with contextlib.suppress(OSError, AttributeError):  # Windows has no load average
-            return min(100.0, 100 * os.getloadavg()[0] / (os.cpu_count() or 1))
-    return None
 
 
 class History:

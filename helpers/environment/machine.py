@@ -8,15 +8,16 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from helpers.environment.access import Access
 from helpers.environment.facts import Machine, Memory, Place, Platform, Power, Process, Python, Storage, Unread, Wsl
 from helpers.environment.model_files import read_model_files
 from helpers.environment.requirements import read_packages
-from helpers.environment.sources import Sources
 from helpers.environment.torch_probe import LIMIT_SECONDS
+from helpers.paths import runs_folder
 
 _WATCHED = ("CUDA_VISIBLE_DEVICES", "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 _ASKED_FOR = (*_WATCHED, "CUDA_DEVICE_ORDER", "ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_CPU")
@@ -30,26 +31,26 @@ _LIMITS = (  # of control groups 2 and 1
 )
 
 
-def read_machine(sources: Sources | None = None, *, quick: bool = False) -> Machine:
+def read_machine(access: Access | None = None, *, quick: bool = False) -> Machine:
     """Read everything; `quick` does not import torch. The cards are read first: torch takes memory of one."""
-    sources = sources or Sources()
-    nvml = _guarded(sources.read_nvml)
+    access = access or Access()
+    nvml = _guarded(access.read_nvml)
     hung = not isinstance(nvml, Unread) and nvml.state == "hung"
     limit = _LIMIT_AFTER_HANG_SECONDS if hung else LIMIT_SECONDS  # torch would wait for the same driver
-    platform = _guarded(lambda: _platform(sources))
+    platform = _guarded(lambda: _platform(access))
     is_wsl = not isinstance(platform, Unread) and platform.kind == "WSL2"
     return Machine(
-        python=_guarded(lambda: _python(sources)),
+        python=_guarded(lambda: _python(access)),
         platform=platform,
-        packages=_guarded(lambda: read_packages(sources)),
-        torch=_guarded(sources.read_torch_files if quick else lambda: sources.read_torch(timeout_seconds=limit)),
+        packages=_guarded(lambda: read_packages(access)),
+        torch=_guarded(access.read_torch_files if quick else lambda: access.read_torch(timeout_seconds=limit)),
         nvml=nvml,
-        process=_guarded(lambda: _process(sources)),
-        memory=_guarded(lambda: read_memory(sources)),
-        storage=_guarded(lambda: _storage(sources)),
-        files=_guarded(lambda: read_model_files(sources)),
-        power=_guarded(lambda: _power(sources)),
-        wsl=_guarded(lambda: _wsl(sources)) if is_wsl else None,
+        process=_guarded(lambda: _process(access)),
+        memory=_guarded(lambda: read_memory(access)),
+        storage=_guarded(lambda: _storage(access)),
+        files=_guarded(lambda: read_model_files(access)),
+        power=_guarded(lambda: _power(access)),
+        wsl=_guarded(lambda: _wsl(access)) if is_wsl else None,
         quick=quick,
     )
 
@@ -61,26 +62,26 @@ def _guarded(read: Callable[[], Any]) -> Any:
         return Unread(f"{type(error).__name__}: {error}")
 
 
-def _python(sources: Sources) -> Python:
-    expected = [str(sources.project / ".venv")] if (sources.project / ".venv").is_dir() else []
-    expected += [sources.env[name] for name in ("VIRTUAL_ENV", "CONDA_PREFIX") if sources.env.get(name)]
-    kernel = _kernel(sources)
+def _python(access: Access) -> Python:
+    expected = [str(access.project / ".venv")] if (access.project / ".venv").is_dir() else []
+    expected += [access.env[name] for name in ("VIRTUAL_ENV", "CONDA_PREFIX") if access.env.get(name)]
+    kernel = _kernel(access)
     return Python(
-        version=sources.python_version,
-        bits=sources.bits,
-        executable=sources.executable,
-        prefix=sources.prefix,
-        is_conda=(Path(sources.prefix) / "conda-meta").is_dir(),
+        version=access.python_version,
+        bits=access.bits,
+        executable=access.executable,
+        prefix=access.prefix,
+        is_conda=(Path(access.prefix) / "conda-meta").is_dir(),
         expected=tuple(expected),
         kernel=kernel,
         kernel_exists=kernel is None or not Path(kernel).is_absolute() or Path(kernel).exists(),
-        start_method=sources.start_method(),
+        start_method=access.start_method(),
     )
 
 
-def _kernel(sources: Sources) -> str | None:
+def _kernel(access: Access) -> str | None:
     """Return the program of the python3 kernel that Jupyter finds first from this environment."""
-    for folder in sources.kernel_folders():
+    for folder in access.kernel_folders():
         spec = folder / "python3" / "kernel.json"
         if spec.is_file():
             try:
@@ -90,88 +91,88 @@ def _kernel(sources: Sources) -> str | None:
     return None
 
 
-def _platform(sources: Sources) -> Platform:
-    graphics = _graphics(sources)
-    names = re.findall(r'^(?:ID|ID_LIKE)="?([^"\n]*)"?', sources.text("/etc/os-release"), re.MULTILINE)
+def _platform(access: Access) -> Platform:
+    graphics = _graphics(access)
+    names = re.findall(r'^(?:ID|ID_LIKE)="?([^"\n]*)"?', access.text("/etc/os-release"), re.MULTILINE)
     return Platform(
-        kind=platform_kind(sources),
-        release=sources.release,
-        architecture=sources.architecture,
-        container=_container(sources),
+        kind=platform_kind(access),
+        release=access.release,
+        architecture=access.architecture,
+        container=_container(access),
         distribution=" ".join(names),
         nvidia_on_bus="NVIDIA" in graphics,
         other_graphics=tuple(maker for maker in graphics if maker != "NVIDIA"),
-        card_switched_off=sources.text("/etc/prime-discrete").strip() == "off",
-        nvcc=sources.nvcc(),
+        card_switched_off=access.text("/etc/prime-discrete").strip() == "off",
+        nvcc=access.nvcc(),
     )
 
 
-def platform_kind(sources: Sources | None = None) -> str:
+def platform_kind(access: Access | None = None) -> str:
     """Return 'Linux', 'Windows', 'WSL2', 'WSL1' or 'macOS'."""
-    sources = sources or Sources()
-    if sources.system != "Linux":
-        return {"Darwin": "macOS"}.get(sources.system, sources.system)
-    kernel = f"{sources.release} {sources.text('/proc/version')}".lower()
+    access = access or Access()
+    if access.system != "Linux":
+        return {"Darwin": "macOS"}.get(access.system, access.system)
+    kernel = f"{access.release} {access.text('/proc/version')}".lower()
     if "microsoft" not in kernel:
         return "Linux"
     # a kernel built by the user may not have "wsl2" in its name, but WSL1 has no /dev/dxg
-    return "WSL2" if "wsl2" in kernel or sources.exists("/dev/dxg") else "WSL1"
+    return "WSL2" if "wsl2" in kernel or access.exists("/dev/dxg") else "WSL1"
 
 
-def _container(sources: Sources) -> str:
+def _container(access: Access) -> str:
     for path in ("/.dockerenv", "/run/.containerenv"):
-        if sources.exists(path):
+        if access.exists(path):
             return path
-    if sources.env.get("KUBERNETES_SERVICE_HOST"):
+    if access.env.get("KUBERNETES_SERVICE_HOST"):
         return "KUBERNETES_SERVICE_HOST"
-    return "container=" + sources.env["container"] if sources.env.get("container") else ""
+    return "container=" + access.env["container"] if access.env.get("container") else ""
 
 
-def _graphics(sources: Sources) -> list[str]:
+def _graphics(access: Access) -> list[str]:
     """Return the makers of the graphics here; on Linux the PCI bus tells, without any driver."""
-    if sources.system == "Darwin" and sources.architecture == "arm64":
+    if access.system == "Darwin" and access.architecture == "arm64":
         return ["Apple"]
     makers = []
-    for name in sources.names("/sys/bus/pci/devices", "*"):
+    for name in access.names("/sys/bus/pci/devices", "*"):
         folder = f"/sys/bus/pci/devices/{name}"
-        maker = _MAKERS.get(sources.text(f"{folder}/vendor").strip())
-        if maker and sources.text(f"{folder}/class").startswith("0x03"):  # 0x04 is the card's audio
+        maker = _MAKERS.get(access.text(f"{folder}/vendor").strip())
+        if maker and access.text(f"{folder}/class").startswith("0x03"):  # 0x04 is the card's audio
             makers.append(maker)
     return list(dict.fromkeys(makers))
 
 
-def _wsl(sources: Sources) -> Wsl:
-    installed = [name for pattern in _SHADOWS for name in sources.names("/var/lib/dpkg/info", pattern)]
+def _wsl(access: Access) -> Wsl:
+    installed = [name for pattern in _SHADOWS for name in access.names("/var/lib/dpkg/info", pattern)]
     packages = [name.split(":")[0].removesuffix(".list") for name in installed]
     libraries = ["/usr/lib/x86_64-linux-gnu/libcuda.so.1", "/usr/lib64/libcuda.so.1"]
     return Wsl(
-        dxg=sources.exists("/dev/dxg"),
-        libcuda=sources.exists(f"{_WSL_LIB}/libcuda.so.1"),
-        nvidia=bool(sources.names(_WSL_LIB, "*nvidia*")),
-        shadowing=(*packages, *(path for path in libraries if sources.exists(path))),
+        dxg=access.exists("/dev/dxg"),
+        libcuda=access.exists(f"{_WSL_LIB}/libcuda.so.1"),
+        nvidia=bool(access.names(_WSL_LIB, "*nvidia*")),
+        shadowing=(*packages, *(path for path in libraries if access.exists(path))),
     )
 
 
-def _process(sources: Sources) -> Process:
+def _process(access: Access) -> Process:
     # /proc/self/environ keeps what the process started with; os.environ does not
-    started_with = dict(entry.split("=", 1) for entry in sources.text("/proc/self/environ").split("\0") if "=" in entry)
-    changed = [name for name in _WATCHED if started_with and started_with.get(name) != sources.env.get(name)]
-    cuda = getattr(sources.modules.get("torch"), "cuda", None)  # a half imported torch has none
+    started_with = dict(entry.split("=", 1) for entry in access.text("/proc/self/environ").split("\0") if "=" in entry)
+    changed = [name for name in _WATCHED if started_with and started_with.get(name) != access.env.get(name)]
+    cuda = getattr(access.modules.get("torch"), "cuda", None)  # a half imported torch has none
     return Process(
-        env={name: sources.env[name] for name in _ASKED_FOR if name in sources.env},
+        env={name: access.env[name] for name in _ASKED_FOR if name in access.env},
         changed=frozenset(changed),
         cuda_in_use=bool(cuda is not None and cuda.is_initialized()),
         pid=os.getpid(),
-        accelerate=_accelerate(sources),
+        accelerate=_accelerate(access),
     )
 
 
-def _accelerate(sources: Sources) -> dict[str, str]:
+def _accelerate(access: Access) -> dict[str, str]:
     """Return the plain values of accelerate's own configuration file, which people write once and forget.
 
     Not through accelerate itself: that imports torch.
     """
-    home = sources.hugging_face_home()
+    home = access.hugging_face_home()
     path = home / "accelerate" / "default_config.yaml" if home else None
     if path is None or not path.is_file():
         return {}
@@ -180,18 +181,18 @@ def _accelerate(sources: Sources) -> dict[str, str]:
     return {"path": str(path)} | {name: value.strip().strip("'\"").lower() for name, value in pairs}
 
 
-def read_memory(sources: Sources | None = None) -> Memory:
+def read_memory(access: Access | None = None) -> Memory:
     """Return main memory; in a container, what its own limit leaves.
 
     psutil alone does not do: it does not know the limit of a container.
     """
-    sources = sources or Sources()
-    sizes = {name: int(kib) * 1024 for name, kib in re.findall(r"(\w+):\s+(\d+) kB", sources.text("/proc/meminfo"))}
+    access = access or Access()
+    sizes = {name: int(kib) * 1024 for name, kib in re.findall(r"(\w+):\s+(\d+) kB", access.text("/proc/meminfo"))}
     if "MemTotal" not in sizes or "MemAvailable" not in sizes:
-        return Memory(*sources.memory())
+        return Memory(*access.memory())
     total, available = sizes["MemTotal"], sizes["MemAvailable"]
     for names in _LIMITS:
-        limit, used, details = (sources.text(f"/sys/fs/cgroup/{name}").strip() for name in names)
+        limit, used, details = (access.text(f"/sys/fs/cgroup/{name}").strip() for name in names)
         if limit.isdigit() and used.isdigit():  # the cache of files is counted as used, but makes room when needed
             cache = re.search(r"^(?:total_)?inactive_file (\d+)$", details, re.MULTILINE)
             left = int(limit) - int(used) + (int(cache[1]) if cache else 0)
@@ -199,34 +200,28 @@ def read_memory(sources: Sources | None = None) -> Memory:
     return Memory(total, available)
 
 
-def runs_folder(env: Mapping[str, str], project: Path) -> Path:
-    """Return the folder of all runs as `helpers.settings` does, which cannot be imported before pydantic is there."""
-    beside = project if (project / "notebooks").is_dir() else Path()
-    return Path(env.get("COURSE_RUNS") or beside / "runs").absolute()
-
-
-def _storage(sources: Sources) -> Storage:
+def _storage(access: Access) -> Storage:
     folders = {
-        "runs": runs_folder(sources.env, sources.project),
-        "cache": sources.hugging_face_home(),
-        "temp": sources.temp(),
+        "runs": runs_folder(access.env, project=access.project),
+        "cache": access.hugging_face_home(),
+        "temp": access.temp(),
     }
-    places = tuple(_place(role, folder, sources) for role, folder in folders.items() if folder)
-    return Storage(places, str(sources.project), sources.long_paths(), sources.home() is not None)
+    places = tuple(_place(role, folder, access) for role, folder in folders.items() if folder)
+    return Storage(places, str(access.project), access.long_paths(), access.home() is not None)
 
 
-def _place(role: str, folder: Path, sources: Sources) -> Place:
+def _place(role: str, folder: Path, access: Access) -> Place:
     """Look at the folder, or at the nearest one above it that exists; on a missing drive nothing can be written."""
     # os.path.exists: Path.exists raises where a folder above may not be read
     existing = next((path for path in (folder, *folder.parents) if os.path.exists(path)), None)  # noqa: PTH110
-    free, disk, writable = (0, "", False) if existing is None else sources.space(existing)
+    free, disk, writable = (0, "", False) if existing is None else access.space(existing)
     return Place(role, str(folder), free, disk, writable)
 
 
-def _power(sources: Sources) -> Power:
-    supplies = [f"/sys/class/power_supply/{name}" for name in sources.names("/sys/class/power_supply", "*")]
-    batteries = [path for path in supplies if sources.text(f"{path}/type").strip() == "Battery"]
-    own = [path for path in batteries if sources.text(f"{path}/scope").strip() != "Device"]  # not a mouse's battery
+def _power(access: Access) -> Power:
+    supplies = [f"/sys/class/power_supply/{name}" for name in access.names("/sys/class/power_supply", "*")]
+    batteries = [path for path in supplies if access.text(f"{path}/type").strip() == "Battery"]
+    own = [path for path in batteries if access.text(f"{path}/scope").strip() != "Device"]  # not a mouse's battery
     if own:
-        return Power(any(sources.text(f"{path}/status").strip() == "Discharging" for path in own))
-    return Power(sources.on_battery() if sources.system != "Linux" else None)
+        return Power(any(access.text(f"{path}/status").strip() == "Discharging" for path in own))
+    return Power(access.on_battery() if access.system != "Linux" else None)

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from helpers.environment.access import Access
 from helpers.environment.facts import ModelFiles, ModelFolder
-from helpers.environment.sources import Sources
 
 GPT2 = "openai-community/gpt2"
 GPT2_SIZES = {"tokens": 50257, "eos": 50256, "positions": 1024}
@@ -22,27 +22,27 @@ _SAMPLE = "A fox, 3 geese\nand a well."
 _TRUE = {"1", "true", "yes", "on"}
 
 
-def read_model_files(sources: Sources) -> ModelFiles:
+def read_model_files(access: Access) -> ModelFiles:
     """Inspect the shipped pocket model, and GPT-2 if it is in the Hub's cache."""
-    offline = any(sources.env.get(name, "").lower() in _TRUE for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
-    snapshot = _snapshot(sources)
+    offline = any(access.env.get(name, "").lower() in _TRUE for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
+    snapshot = _snapshot(access)
     return ModelFiles(
-        pocket=inspect(sources.project / "helpers" / "assets" / "pocket", {}),
+        pocket=inspect(access.project / "helpers" / "assets" / "pocket", {}),
         gpt2=None if snapshot is None else inspect(snapshot, GPT2_SIZES),
         offline=offline,
     )
 
 
-def hub_cache(sources: Sources) -> Path | None:
+def hub_cache(access: Access) -> Path | None:
     """Return the folder of the Hub's cache, or None without a home for it."""
-    if sources.env.get("HF_HUB_CACHE"):
-        return Path(os.path.expanduser(sources.env["HF_HUB_CACHE"]))  # noqa: PTH111 (never raises)
-    home = sources.hugging_face_home()
+    if access.env.get("HF_HUB_CACHE"):
+        return Path(os.path.expanduser(access.env["HF_HUB_CACHE"]))  # noqa: PTH111 (never raises)
+    home = access.hugging_face_home()
     return home / "hub" if home else None
 
 
-def _snapshot(sources: Sources) -> Path | None:
-    cache = hub_cache(sources)
+def _snapshot(access: Access) -> Path | None:
+    cache = hub_cache(access)
     folder = cache / f"models--{GPT2.replace('/', '--')}" if cache else None
     if folder is None or not (folder / "refs" / "main").is_file():
         return None

@@ -36,29 +36,26 @@ _CPU_MODE = "CPU course mode: everything runs, on the CPU with the pocket model.
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """All checks, worst first, and the conclusion.
+    """All checks of a machine, worst first, and the conclusion.
 
     Attributes:
+        machine: what was judged.
         checks: one `Check` for each of the 25 questions.
-        mode: 'gpu' if training would use a card, else 'cpu'.
-        platform: 'Linux', 'Windows', 'WSL2', 'WSL1' or 'macOS'.
-        quick: torch was not imported.
         card: the card, or None.
         wheel: which PyTorch wheel fits, or None if that is not known.
         summary: the verdict if nothing fails.
-        nvcc: the release of a CUDA toolkit on PATH; information only.
-        cuda: the release of the CUDA libraries inside the installed PyTorch wheel; empty if there are none.
     """
 
+    machine: Machine
     checks: list[Check]
-    mode: str = "cpu"
-    platform: str = ""
-    quick: bool = False
     card: GraphicsCard | None = None
     wheel: WheelAdvice | None = None
     summary: str = _CPU_MODE
-    nvcc: str = ""
-    cuda: str = ""
+
+    @property
+    def mode(self) -> str:
+        """'gpu' if training would use a card, else 'cpu'."""
+        return "gpu" if self.machine.has_gpu else "cpu"
 
     @property
     def exit_code(self) -> int:
@@ -89,8 +86,8 @@ class Diagnosis:
             "verdict": self.verdict,
             "exit_code": self.exit_code,
             "mode": self.mode,
-            "platform": self.platform,
-            "quick": self.quick,
+            "platform": "" if isinstance(self.machine.platform, Unread) else self.machine.platform.kind,
+            "quick": self.machine.quick,
             "card": None if self.card is None else self.card.to_dict(),
             "wheel": None if self.wheel is None else asdict(self.wheel),
             "checks": [asdict(check) for check in self.checks],
@@ -103,13 +100,14 @@ class Diagnosis:
         is not there, or cannot work because of a link above, has the status 'absent'.
         """
         rows, broken = [], ""
+        cuda = "" if isinstance(self.machine.torch, Unread) else self.machine.torch.cuda
         for link, identity, role in _CHAIN:
             status, reading = self.check(identity).status, self.check(identity).reading
             if broken and status != "fail":
                 status, reading = "absent", f"cannot work: {broken} fails"
             elif link == "runtime" and status != "fail":
-                status = status if self.cuda else "absent"
-                reading = f"CUDA {self.cuda}; {reading}" if self.cuda else "the wheel has no CUDA libraries"
+                status = status if cuda else "absent"
+                reading = f"CUDA {cuda}; {reading}" if cuda else "the wheel has no CUDA libraries"
             elif self.card is None and link != "product" and status == "ok":
                 status, reading = "absent", reading.removesuffix(": nothing to check")
             broken = broken or (link if status == "fail" else "")
@@ -119,7 +117,8 @@ class Diagnosis:
     def equivalents(self) -> list[dict[str, str]]:
         """Return the classic guide's three commands, each with its equivalent here, as rows of a table."""
         nvml, free = self.check("nvml_alive").reading, self.check("vram_free").reading
-        nvcc = f"nvcc {self.nvcc}" if self.nvcc else "no nvcc"
+        is_known = not isinstance(self.machine.platform, Unread) and self.machine.platform.nvcc
+        nvcc = f"nvcc {self.machine.platform.nvcc}" if is_known else "no nvcc"
         available = self.check("cuda_available").reading
         rows = (
             ("nvidia-smi", f"{nvml}; {free}", "the driver, the card, and which processes use its memory"),
@@ -195,21 +194,10 @@ def diagnosis_of(machine: Machine) -> Diagnosis:
     """Return the diagnosis of a machine that was read or made up."""
     # sorting is stable: checks with the same status keep the order of RULES
     checks = sorted((rule(machine) for rule in RULES), key=lambda check: STATUSES.index(check.status))
-    mode = "gpu" if machine.has_gpu else "cpu"
     if isinstance(machine.platform, Unread):  # the advice depends on it
-        return Diagnosis(checks, mode, quick=machine.quick)
+        return Diagnosis(machine, checks)
     card = read_card(machine)
-    return Diagnosis(
-        checks,
-        mode=mode,
-        platform=machine.platform.kind,
-        quick=machine.quick,
-        card=card,
-        wheel=wheel_advice(machine),
-        summary=_summary(machine, card),
-        nvcc=machine.platform.nvcc,
-        cuda="" if isinstance(machine.torch, Unread) else machine.torch.cuda or "",
-    )
+    return Diagnosis(machine, checks, card, wheel_advice(machine), _summary(machine, card))
 
 
 def unused_card() -> str:

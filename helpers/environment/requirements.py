@@ -5,37 +5,37 @@ from __future__ import annotations
 import re
 from importlib.metadata import PackageNotFoundError, requires
 
+from helpers.environment.access import Access
 from helpers.environment.facts import Packages
-from helpers.environment.sources import Sources
 
 _DISTRIBUTION = "gpt2-course"
 _LOADED = ("torch", "transformers", "datasets", "accelerate", "numpy", "tokenizers")  # what a stale kernel breaks
 _ALSO_LOOKED_FOR = ("jupyterlab-widgets", "nvidia-ml-py", "pynvml", "tokenizers", "helpers")
 
 
-def read_packages(sources: Sources) -> Packages:
+def read_packages(access: Access) -> Packages:
     """Return what is required, pinned, installed and loaded."""
-    required = _required(sources)
-    versions = {name: sources.version_of(name) for name in [*required, *_ALSO_LOOKED_FOR]}
+    required = _required(access)
+    versions = {name: access.version_of(name) for name in [*required, *_ALSO_LOOKED_FOR]}
     return Packages(
         installed={name: version for name, version in versions.items() if version},
         required=required,
-        pinned=pins(sources),
-        loaded={name: str(module.__version__) for name, module in _loaded(sources).items()},
+        pinned=pins(access),
+        loaded={name: str(module.__version__) for name, module in _loaded(access).items()},
     )
 
 
-def _loaded(sources: Sources) -> dict:
-    modules = {name: sources.modules.get(name) for name in _LOADED}
+def _loaded(access: Access) -> dict:
+    modules = {name: access.modules.get(name) for name in _LOADED}
     return {name: module for name, module in modules.items() if hasattr(module, "__version__")}
 
 
-def _required(sources: Sources) -> dict[str, tuple[str, str | None]]:
+def _required(access: Access) -> dict[str, tuple[str, str | None]]:
     """Return name -> (floor, first version that is too new) from pyproject.toml, else from the installed project.
 
     Regular expressions, because a bare Python 3.10 has neither `tomllib` nor `packaging`.
     """
-    path = sources.project / "pyproject.toml"
+    path = access.project / "pyproject.toml"
     if path.is_file():
         block = re.search(r"^dependencies = \[\n(.*?)^\]", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
         lines = re.findall(r'"([^"]+)"', block[1]) if block else []
@@ -53,9 +53,9 @@ def _required(sources: Sources) -> dict[str, tuple[str, str | None]]:
     return required
 
 
-def pins(sources: Sources) -> dict[str, str]:
+def pins(access: Access) -> dict[str, str]:
     """Return the versions that the project is tested with, from constraints.txt; empty without the file."""
-    path = sources.project / "constraints.txt"
+    path = access.project / "constraints.txt"
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     return dict(re.findall(r"^([\w.-]+)==(\S+)$", text, re.MULTILINE))
 

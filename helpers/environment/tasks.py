@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
-from helpers.environment.child import ROOT
 from helpers.environment.install import InstallError, environment_folder, install, python_of, tag_named
+from helpers.paths import ROOT
 
 _TELLING = ("click", "pydantic", "transformers")  # a Python that has these has the course's packages
 _NOTEBOOK_EXTRAS = "metadata.papermill cell.metadata.papermill"
@@ -34,17 +34,7 @@ def _run(python: Path, *arguments: str, **env: str) -> None:
         raise _FailedError(done.returncode)
 
 
-def _install(python: Path, rest: list[str]) -> None:
-    """Install the course, and do nothing else."""
-
-
-def _course(python: Path, rest: list[str]) -> None:
-    """Run the five notebooks, then write one report page; takes what `run` takes."""
-    _run(python, "helpers", "run", *rest)
-
-
 def _test(python: Path, rest: list[str]) -> None:
-    """Run lint, the unit tests, every notebook, and the browser tests where Chromium is."""
     _lint(python, [])
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as runs:
         # a process more than cores, so that none is idle when one of the three has nothing left
@@ -87,36 +77,13 @@ def _unit_tests(python: Path, rest: list[str]) -> None:
 
 
 def _lint(python: Path, rest: list[str]) -> None:
-    """Check the code with ruff, and that notebooks are stored without outputs."""
     notebooks = [str(path) for path in sorted((ROOT / "notebooks").glob("*.ipynb"))]
     _run(python, "ruff", "check")
     _run(python, "ruff", "format", "--check")
     _run(python, "nbstripout", "--verify", "--keep-id", "--extra-keys", _NOTEBOOK_EXTRAS, *notebooks)
 
 
-def _browser(python: Path, rest: list[str], **env: str) -> None:
-    """Run the notebooks and their panels in a real JupyterLab; needs Chromium."""
-    _run(python, "pytest", "tests/browser", *rest, **env)
-
-
-def _pictures(python: Path, rest: list[str]) -> None:
-    """Take the README's pictures with the browser tests."""
-    _browser(python, [])
-    _run(python, "tests.browser.pictures")
-
-
-def _lab(python: Path, rest: list[str]) -> None:
-    """Open the notebooks in JupyterLab."""
-    _run(python, "jupyterlab", "notebooks", *rest)
-
-
-def _bench(python: Path, rest: list[str]) -> None:
-    """Run the benchmarks."""
-    _run(python, "pytest", "-s", "tests/benchmarks", *rest)
-
-
 def _drift(python: Path, rest: list[str]) -> None:
-    """Run the unit tests with the lowest, then with the newest libraries that pyproject.toml allows."""
     failed = None
     for resolution in ("lowest-direct", "highest"):
         folder = ROOT / ".venv-drift" / resolution
@@ -131,16 +98,33 @@ def _drift(python: Path, rest: list[str]) -> None:
         raise failed
 
 
-TASKS: dict[str, Callable[[Path, list[str]], None]] = {
-    "install": _install,
-    "course": _course,
-    "lab": _lab,
-    "test": _test,
-    "lint": _lint,
-    "browser": _browser,
-    "pictures": _pictures,
-    "bench": _bench,
-    "drift": _drift,
+def _module(*words: str) -> Callable[..., None]:
+    """Return a task that runs a module with what else the command line has."""
+    return lambda python, rest, **env: _run(python, *words, *rest, **env)
+
+
+_browser = _module("pytest", "tests/browser")
+
+
+def _pictures(python: Path, rest: list[str]) -> None:
+    _browser(python, [])
+    _run(python, "tests.browser.pictures")
+
+
+# name -> what `--help` says of it, and what it does with the environment's Python and the rest of the command line
+TASKS: dict[str, tuple[str, Callable[..., None]]] = {
+    "install": ("Install the course, and do nothing else.", lambda python, rest: None),
+    "course": (
+        "Run the five notebooks, then write one report page; takes what `run` takes.",
+        _module("helpers", "run"),
+    ),
+    "lab": ("Open the notebooks in JupyterLab.", _module("jupyterlab", "notebooks")),
+    "test": ("Run lint, the unit tests, every notebook, and the browser tests where Chromium is.", _test),
+    "lint": ("Check the code with ruff, and that notebooks are stored without outputs.", _lint),
+    "browser": ("Run the notebooks and their panels in a real JupyterLab; needs Chromium.", _browser),
+    "pictures": ("Take the README's pictures with the browser tests.", _pictures),
+    "bench": ("Run the benchmarks.", _module("pytest", "-s", "tests/benchmarks")),
+    "drift": ("Run the unit tests with the lowest, then with the newest libraries that pyproject.toml allows.", _drift),
 }
 
 
@@ -168,14 +152,13 @@ def start(arguments: list[str]) -> None:
 
 def described() -> str:
     """Return the tasks with their descriptions, one per line."""
-    return "\n".join(f"  {name:10}{task.__doc__}" for name, task in TASKS.items())
+    return "\n".join(f"  {name:10}{help_text}" for name, (help_text, _) in TASKS.items())
 
 
 def _carry_out(name: str, arguments: list[str]) -> int:
     """Install what is missing, run a task, and return its exit code; errors are one sentence."""
-    parser = argparse.ArgumentParser(
-        prog=f"python3 -m helpers {name}", description=TASKS[name].__doc__, allow_abbrev=False
-    )
+    help_text, task = TASKS[name]
+    parser = argparse.ArgumentParser(prog=f"python3 -m helpers {name}", description=help_text, allow_abbrev=False)
     parser.add_argument("--here", action="store_true", help="install into this Python, not into .venv")
     parser.add_argument(
         "--torch",
@@ -189,7 +172,7 @@ def _carry_out(name: str, arguments: list[str]) -> int:
     # Containers often set it. Each kernel and worker would then compile PyTorch and transformers anew: 11 s every time.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     try:
-        TASKS[name](install(here=options.here, torch=tag_named(options.torch)), rest)
+        task(install(here=options.here, torch=tag_named(options.torch)), rest)
     except _FailedError as failed:
         return int(failed.args[0])
     except InstallError as error:

@@ -78,7 +78,7 @@ def probe(tell: Callable[..., None]) -> None:
     if available:
         _tell_card(torch, tell, messages)
     else:
-        tell(bf16=_cpu_has_bf16())
+        tell(bf16=has_bf16())
     device = "cuda" if available else "cpu"
     try:
         product = _product(torch, device)
@@ -97,12 +97,14 @@ def _tell_card(torch: Any, tell: Callable[..., None], messages: list[str]) -> No
         tell(warnings=[*messages, f"{type(error).__name__}: {error}"])
 
 
-def _cpu_has_bf16() -> bool | None:
-    try:
-        from helpers.environment.precision import has_bf16
-    except ImportError:
-        return None
-    return has_bf16()
+def has_bf16() -> bool:
+    """Say whether this machine multiplies bf16 matrices in hardware: CUDA 8.0 and newer, AVX-512 bf16 or AMX."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_capability() >= (8, 0)
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
 
 
 def _product(torch: Any, device: str) -> str:

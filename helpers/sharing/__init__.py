@@ -4,7 +4,7 @@
 - `gguf_file`: writes one GGUF file
 - `demo`: a page on this machine, on which base and tuned model continue a prompt
 - `demo_page`: the page itself, also as one file that runs the model in a browser
-- `hub`: shows what would be published on the Hugging Face Hub, and publishes it
+- `upload`: shows what would be published on the Hugging Face Hub, and publishes it
 - `commands`: `export`, `demo` and `share` of the command line
 """
 
@@ -17,6 +17,6 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "gguf_file": "write_gguf",
         "demo": "DemoServer",
         "demo_page": "write_static_page",
-        "hub": "Upload plan_upload publish",
+        "upload": "Upload plan_upload publish",
     },
 )

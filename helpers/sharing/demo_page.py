@@ -14,7 +14,9 @@ from typing import Any
 
 from helpers.display import first_line
 from helpers.files import free_bytes, write_atomically
-from helpers.settings import ASSETS, EvaluationSettings, SettingsError, run_folder
+from helpers.paths import ASSETS
+from helpers.schema import bounds
+from helpers.settings import EvaluationSettings, SettingsError, run_folder
 from helpers.sharing.export import export_model, sampling_of
 
 SAMPLING = ("temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens", "seed")
@@ -99,14 +101,14 @@ def controls(sampling: EvaluationSettings, names: Sequence[str], *, n_positions:
     rows = []
     for name in names:
         field, value = EvaluationSettings.model_fields[name], getattr(sampling, name)
-        bounds = {key: getattr(bound, key) for bound in field.metadata for key in ("ge", "le") if hasattr(bound, key)}
+        limits = bounds(field)
         step = (field.json_schema_extra or {}).get("step", 1 if isinstance(value, int) else 0.05)
-        most = n_positions - 1 if name == "max_new_tokens" else max(_MOST.get(name, bounds["le"]), value)
+        most = n_positions - 1 if name == "max_new_tokens" else max(_MOST.get(name, limits["le"]), value)
         rows.append(
             {
                 "name": name,
                 "type": "number" if name == "seed" else "range",
-                "min": bounds.get("ge", step),  # above 0: the first step
+                "min": limits.get("ge", step),  # above 0: the first step
                 "max": most,
                 "step": step,
                 "value": min(value, 3 * n_positions // 4) if name == "max_new_tokens" else value,

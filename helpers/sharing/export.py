@@ -18,7 +18,8 @@ from helpers.evaluation import load_tuned, score
 from helpers.evaluation.record import read as read_evaluation
 from helpers.files import atomic_folder, free_bytes, write_atomically
 from helpers.model import check_sound, load_model, quiet
-from helpers.settings import ASSETS, EvaluationSettings, SettingsError, read_run_settings, run_folder
+from helpers.paths import ASSETS
+from helpers.settings import EvaluationSettings, SettingsError, read_run_settings, run_folder
 from helpers.sharing.gguf_file import GgufType, import_gguf, read_gguf, write_gguf
 
 if TYPE_CHECKING:

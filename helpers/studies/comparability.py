@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from helpers.settings import NOTEBOOKS, DataSettings, SettingsError
+from helpers.paths import NOTEBOOKS
+from helpers.settings import DataSettings, SettingsError
 from helpers.training.memory import read_shape
 
 Fault = tuple[tuple, str]  # where in the file, and one sentence

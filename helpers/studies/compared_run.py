@@ -17,40 +17,25 @@ _FILES = ("settings.json", "trial.json", "training.json", "evaluation.json", "hi
 
 @dataclass(frozen=True)
 class ComparedRun:
-    """One run; what its folder does not record is None.
+    """One run; what its folder does not record is None."""
 
-    Attributes:
-        name: the run's, with its study's before it: 'pocket' or 'rates/trial-003'.
-        folder: its folder.
-        settings: all settings that are recorded.
-        eval_loss: validation loss of the final model, in nats per token.
-        perplexity, bits_per_byte: of the final model on the test text.
-        perplexity_interval, bits_per_byte_interval: (low, high) where they were measured.
-        tokens, seconds, peak_bytes: what the training took, measured.
-        text_sha256, validation_sha256: of the measured texts; runs of different texts are never ranked together.
-        windows: (context, stride) of the test metrics.
-        state: 'done', 'pruned', 'failed', 'not finished' or 'damaged'.
-        error: why it failed or what is damaged; else empty.
-        optimise: the metric that its study minimises; None outside a study.
-    """
-
-    name: str
+    name: str  # with its study's before it: 'pocket' or 'rates/trial-003'
     folder: Path
-    settings: dict[str, Any]
-    eval_loss: float | None
-    perplexity: float | None
+    settings: dict[str, Any]  # all that are recorded
+    eval_loss: float | None  # validation loss of the final model, in nats per token
+    perplexity: float | None  # this and what follows: of the final model on the test text
     bits_per_byte: float | None
-    perplexity_interval: tuple[float, float] | None
+    perplexity_interval: tuple[float, float] | None  # low, high
     bits_per_byte_interval: tuple[float, float] | None
-    tokens: int | None
+    tokens: int | None  # this and what follows: what the training took, measured
     seconds: float | None
     peak_bytes: int | None
-    text_sha256: str
+    text_sha256: str  # of the test text; runs of different texts are never ranked together
     validation_sha256: str
-    windows: tuple[int, int] | None
-    state: str
-    error: str
-    optimise: str | None
+    windows: tuple[int, int] | None  # context and stride of the test metrics
+    state: str  # 'done', 'pruned', 'failed', 'not finished' or 'damaged'
+    error: str  # why it failed or what is damaged; else empty
+    optimise: str | None  # the metric that its study minimises; None outside a study
 
     def ranked(self, by: Metric) -> float | None:
         """Return the metric to rank by; None where the run has none or did not finish."""

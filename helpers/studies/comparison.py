@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from helpers.display import MIB, duration_text, html_table
 from helpers.evaluation.bootstrap import CONFIDENCE
 from helpers.files import atomic_folder
-from helpers.settings import SettingsError, run_folder, runs_folder
+from helpers.paths import runs_folder
+from helpers.settings import SettingsError, run_folder
 from helpers.studies.compared_run import METRICS, ComparedRun, Metric, read_run
 from helpers.studies.queue import missing_trials
 from helpers.training.model_card import write_model_card
@@ -28,19 +29,12 @@ _INTERVAL = f"{CONFIDENCE:.0%} interval"
 
 @dataclass(frozen=True)
 class RunTable:
-    """Runs side by side: one group per measured text, the best run of a group first.
+    """Runs side by side: one group per measured text, the best run of a group first."""
 
-    Attributes:
-        by: the metric that ranks them.
-        groups: the runs of each measured text.
-        differing: the settings that are not the same in all runs.
-        missing: finished trials whose folders are gone, each with its metric.
-    """
-
-    by: Metric
+    by: Metric  # the metric that ranks them
     groups: tuple[tuple[ComparedRun, ...], ...]
-    differing: tuple[str, ...]
-    missing: tuple[str, ...] = ()
+    differing: tuple[str, ...]  # the settings that are not the same in all runs
+    missing: tuple[str, ...] = ()  # finished trials whose folders are gone, each with its metric
 
     @property
     def runs(self) -> list[ComparedRun]:
@@ -70,7 +64,40 @@ class RunTable:
     @property
     def notes(self) -> list[str]:
         """What a reader must know about the table, one sentence each."""
-        return [*_notes(self)]
+        return [*self._notes()]
+
+    def _notes(self) -> Iterator[str]:
+        if self.missing:
+            yield (
+                f"Finished, but not in this table because their folders are gone: {', '.join(self.missing)}. The best "
+                "run below is the best of the others."
+            )
+        if len(self.groups) > 1:
+            yield (
+                f"These runs were measured on {len(self.groups)} different texts: each has a table of its own, "
+                "and no run is ranked against one of another text."
+            )
+        for number, group in enumerate(self.groups, start=1):
+            of_text = f" of text {number}" if len(self.groups) > 1 else ""
+            blocks = {run.settings.get("block_size") for run in group if run.eval_loss is not None}
+            if self.by == "eval_loss" and len(blocks) > 1:
+                yield f"The block sizes{of_text} differ: a longer block gives more context, which makes a text easier."
+            windows = sorted({run.windows for run in group if run.windows})
+            if len(windows) > 1:
+                listed = ", ".join(f"{context} tokens by {stride}" for context, stride in windows)
+                easier = "a longer context or a shorter stride makes a text easier"
+                yield f"The windows{of_text} differ ({listed}): {easier}."
+            known = [run.settings for run in group if "model_name_or_path" in run.settings]
+            models = {(s["model_name_or_path"], s.get("tokenizer") == "train" and s["vocab_size"]) for s in known}
+            if len(models) > 1 and self.by != "bits_per_byte":
+                yield f"The runs{of_text} start from different models: across tokenizers, compare bits per byte only."
+            if any(run.state == "done" and run.bits_per_byte is None and run.eval_loss is not None for run in group):
+                made = "notebook 04 makes them. Their validation loss is shown"
+                yield f"Some runs{of_text} have no test metrics: {made}."
+            if any(run.seconds is None and run.state == "done" for run in group):
+                yield f"Some runs{of_text} have no training record: time, memory and tokens are not known."
+            wrong = [run for run in group if run.error]
+            yield from (f"{run.name}, {run.state}: {run.error}" for run in wrong[:_MOST_ERRORS])
 
     @property
     def verdicts(self) -> list[str]:
@@ -155,38 +182,6 @@ def _number(value: float | None, form: str) -> str | None:
 
 def _interval(interval: tuple[float, float] | None, form: str) -> str | None:
     return None if interval is None else f"{interval[0]:{form}} to {interval[1]:{form}}"
-
-
-def _notes(table: RunTable) -> Iterator[str]:
-    if table.missing:
-        yield (
-            f"Finished, but not in this table because their folders are gone: {', '.join(table.missing)}. The best run "
-            "below is the best of the others."
-        )
-    if len(table.groups) > 1:
-        yield (
-            f"These runs were measured on {len(table.groups)} different texts: each has a table of its own, "
-            "and no run is ranked against one of another text."
-        )
-    for number, group in enumerate(table.groups, start=1):
-        of_text = f" of text {number}" if len(table.groups) > 1 else ""
-        blocks = {run.settings.get("block_size") for run in group if run.eval_loss is not None}
-        if table.by == "eval_loss" and len(blocks) > 1:
-            yield f"The block sizes{of_text} differ: a longer block gives more context, which makes a text easier."
-        windows = sorted({run.windows for run in group if run.windows})
-        if len(windows) > 1:
-            listed = ", ".join(f"{context} tokens by {stride}" for context, stride in windows)
-            yield f"The windows{of_text} differ ({listed}): a longer context or a shorter stride makes a text easier."
-        known = [run.settings for run in group if "model_name_or_path" in run.settings]
-        models = {(s["model_name_or_path"], s.get("tokenizer") == "train" and s["vocab_size"]) for s in known}
-        if len(models) > 1 and table.by != "bits_per_byte":
-            yield f"The runs{of_text} start from different models: across tokenizers, compare bits per byte only."
-        if any(run.state == "done" and run.bits_per_byte is None and run.eval_loss is not None for run in group):
-            yield f"Some runs{of_text} have no test metrics: notebook 04 makes them. Their validation loss is shown."
-        if any(run.seconds is None and run.state == "done" for run in group):
-            yield f"Some runs{of_text} have no training record: time, memory and tokens are not known."
-        wrong = [run for run in group if run.error]
-        yield from (f"{run.name}, {run.state}: {run.error}" for run in wrong[:_MOST_ERRORS])
 
 
 def compare(*names: str, by: Metric | None = None) -> RunTable:

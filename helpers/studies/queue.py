@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from filelock import FileLock, Timeout
 
-from helpers.settings import SettingsError, is_same_place, known_settings
+from helpers.paths import is_same_place
+from helpers.settings import SettingsError, known_settings
 from helpers.studies.study import Range, Study, trial_name
 from helpers.training.pruning import JOURNAL, open_storage, pruner
 

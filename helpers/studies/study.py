@@ -13,15 +13,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from helpers.course import find_notebook
-from helpers.settings import (
-    SettingsError,
-    TrainingSettings,
-    allowed,
-    check_values,
-    known_settings,
-    read_preset,
-    run_folder,
-)
+from helpers.schema import allowed
+from helpers.settings import SettingsError, TrainingSettings, check_values, known_settings, read_preset, run_folder
 
 _SEARCH_TRIALS = 20  # of a search that sets no budgets.trials
 _MOST_CORNERS = 256  # that are planned, at up to 0.05 s each; nine ranges would have 512

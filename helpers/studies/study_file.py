@@ -10,7 +10,9 @@ from pydantic_core import ErrorDetails
 
 from helpers.course import declared_parameters, find_notebook
 from helpers.display import did_you_mean
-from helpers.settings import ASSETS, PATH_SETTINGS, SettingsError, allowed, known_settings, stored_path
+from helpers.paths import ASSETS, stored_path
+from helpers.schema import allowed
+from helpers.settings import PATH_SETTINGS, SettingsError, known_settings
 from helpers.studies.comparability import Fault, metric_faults, ranking_faults
 from helpers.studies.study import Budgets, Range, Study, notebook_name
 

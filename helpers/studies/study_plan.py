@@ -22,25 +22,15 @@ _MOST_REFUSALS = 5  # points named one by one
 
 @dataclass(frozen=True)
 class StudyPlan:
-    """A study, predicted.
-
-    Attributes:
-        study: what was planned.
-        card: the card that memory and time were planned for; None where this machine has none.
-        workers: trials that run at the same time.
-        n_left: trials that are not settled yet.
-        is_started: whether trials were run before.
-        plans: one per point of a grid or corner of a search; empty where the model's shape is not known here.
-        free_bytes: free space on the disk that will hold the study.
-    """
+    """A study, predicted."""
 
     study: Study
-    card: GraphicsCard | None
-    workers: int
-    n_left: int
-    is_started: bool
-    plans: tuple[MemoryPlan, ...]
-    free_bytes: int
+    card: GraphicsCard | None  # that memory and time were planned for; None where this machine has none
+    workers: int  # trials that run at the same time
+    n_left: int  # trials that are not settled yet
+    is_started: bool  # whether trials were run before
+    plans: tuple[MemoryPlan, ...]  # of a grid's points or a search's corners; empty: the model's shape is not known
+    free_bytes: int  # on the disk that will hold the study
 
     @property
     def hours(self) -> tuple[float, float] | None:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -32,11 +33,10 @@ _REFRESH_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Progress:
-    """The state of a study: the newest trial of each point, and the estimated time for the rest."""
+    """The state of a study when it was read: the newest trial of each point."""
 
     study: Study
     trials: "tuple[FrozenTrial, ...]"
-    seconds_left: float | None
 
     def of_state(self, state: State) -> "list[FrozenTrial]":
         """Return the trials in a state; interrupted ones are waiting."""
@@ -60,6 +60,17 @@ class Progress:
         counts = {state: len(self.of_state(state)) for state in get_args(State)}
         shown = [f"{n} {state}" for state, n in counts.items() if n or state in _ALWAYS_COUNTED]
         return f"{', '.join(shown)} of {len(self.trials)}"
+
+    @cached_property
+    def seconds_left(self) -> float | None:
+        """Estimated time until the last trial ends, from the mean of those that are done; None before the first."""
+        done = [trial.duration.total_seconds() for trial in self.of_state("done")]
+        if not done:
+            return None
+        each, running, now = sum(done) / len(done), self.of_state("running"), datetime.now()  # no time zone, as Optuna
+        begun = sum(max(0.0, each - (now - trial.datetime_start).total_seconds()) for trial in running)
+        # as many trials run at a time as do now
+        return (each * len(self.of_state("waiting")) + begun) / max(1, len(running))
 
     @property
     def headline(self) -> str:
@@ -95,21 +106,7 @@ def _is_done(folder: Path) -> bool:
 
 def read_progress(study: Study, opened: "OptunaStudy") -> Progress:
     """Return the state of a study now."""
-    trials = tuple(trials_of(study, opened))
-    return Progress(study, trials, _seconds_left(trials))
-
-
-def _seconds_left(trials: "tuple[FrozenTrial, ...]") -> float | None:
-    """Estimate the time until the last trial ends, from the mean of those that are done; None before the first."""
-    done = [trial.duration.total_seconds() for trial in trials if state_of(trial) == "done"]
-    if not done:
-        return None
-    each = sum(done) / len(done)
-    running = [trial for trial in trials if state_of(trial) == "running"]
-    now = datetime.now()  # without a time zone, as Optuna's
-    begun = sum(max(0.0, each - (now - trial.datetime_start).total_seconds()) for trial in running)
-    waiting = sum(state_of(trial) == "waiting" for trial in trials)
-    return (each * waiting + begun) / max(1, len(running))  # as many trials run at a time as do now
+    return Progress(study, tuple(trials_of(study, opened)))
 
 
 def describe(trial: "FrozenTrial", study: Study) -> str:

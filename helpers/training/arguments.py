@@ -4,7 +4,7 @@ import platform
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from helpers.environment.precision import has_bf16
+from helpers.environment.torch_probe import has_bf16
 from helpers.settings import SettingsError, TrainingSettings
 
 if TYPE_CHECKING:

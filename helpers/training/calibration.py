@@ -18,7 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from helpers.display import MIB
 from helpers.files import write_atomically
-from helpers.settings import ASSETS, TrainingSettings, runs_folder
+from helpers.paths import ASSETS, runs_folder
+from helpers.settings import TrainingSettings
 from helpers.training.cards import GraphicsCard, same_card
 from helpers.training.memory import (
     GPT2Shape,

@@ -55,7 +55,7 @@ def this_processor() -> GraphicsCard:
     import psutil
     import torch
 
-    from helpers.environment.precision import has_bf16
+    from helpers.environment.torch_probe import has_bf16
 
     # Without bf16 instructions a product of halves takes seconds, and nobody trains so.
     half = _product_tflops(torch.bfloat16) if has_bf16() else 0.0

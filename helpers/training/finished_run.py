@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from helpers.settings import SettingsError, TrainingSettings, read_run_settings, run_folder, runs_folder
+from helpers.paths import runs_folder
+from helpers.settings import SettingsError, TrainingSettings, read_run_settings, run_folder
 from helpers.training import processes, run_files
 from helpers.training.arguments import chosen_precision
 from helpers.training.calibration import Measurement, add_measurements

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from helpers.display import MIB
-from helpers.settings import POCKET, SettingsError, TrainingSettings
+from helpers.paths import POCKET
+from helpers.settings import SettingsError, TrainingSettings
 from helpers.training.engine import CHUNK_TOKENS, QUERIES
 
 Engine = Literal["course", "stock"]

@@ -12,7 +12,8 @@ from helpers.data.sources import source_path
 from helpers.display import last_part
 from helpers.files import write_atomically
 from helpers.model import shown_name
-from helpers.settings import ASSETS, SettingsError, TrainingSettings, read_run_settings, run_folder
+from helpers.paths import ASSETS
+from helpers.settings import SettingsError, TrainingSettings, read_run_settings, run_folder
 from helpers.training.run_files import read_json
 
 if TYPE_CHECKING:

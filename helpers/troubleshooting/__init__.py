@@ -1,7 +1,7 @@
 """Notebook 05: known failures, recognised in an error or a log, explained, and made to happen on purpose.
 
 `explanation` holds `explain` and its magic (`%load_ext helpers.troubleshooting`), `known_failures` reads what it
-knows from a YAML file; `reading`, `log_rows` and `log_numbers` read what it is given, `issue_report` writes what to
+knows from a YAML file; `reading`, `log_rows` and `log_checks` read what it is given, `issue_report` writes what to
 paste into an issue, `commands` has the command. `examination` checks a run that does not learn. `lab` makes failures
 happen safely, `broken_runs` are exercises.
 Importing the room loads neither torch nor transformers, so that `explain` works where they are broken.
@@ -17,7 +17,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "known_failures": "KnownFailure",
         "examination": "Examination examine",
         "lab": "Table error_of run_cells run_in_child show_fix tiny_model train_briefly",
-        "log_numbers": "repeated_share",
+        "log_checks": "repeated_share",
         "broken_runs": "BrokenRun broken_run",
     },
 )

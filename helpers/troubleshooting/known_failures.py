@@ -6,18 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from operator import attrgetter
-from pathlib import Path
 from typing import Any
 
 from helpers.environment import fixes, read_machine, wheels
 from helpers.environment.facts import Machine
-from helpers.troubleshooting import log_numbers
+from helpers.paths import ASSETS
+from helpers.troubleshooting import log_checks
 from helpers.troubleshooting.reading import Reading
 
 # The weight of evidence: the error itself; a line or a number of a log; suspicious code around the error.
 IN_ERROR, IN_LOG, IN_CODE = 3, 2, 1
-# Not from helpers.settings, which imports pydantic: `explain` must work in an environment that is broken.
-_FILE = Path(__file__).parents[1] / "assets" / "failures.yaml"
+_FILE = ASSETS / "failures.yaml"
 _TEMPLATE = re.compile(r"\{(fixes|wheels|machine)\.([\w.]+)((?: \w+)*)\}")
 _LONGEST_QUOTE = 200
 
@@ -108,7 +107,7 @@ def ruled_out(reading: Reading, ids: set[str]) -> list[str]:
     return [
         group["name"]
         for group in _content()["looked_for"]
-        if len(log_numbers.series(reading, group["column"])) >= group["rows"] and not ids & set(group["ids"])
+        if len(log_checks.series(reading, group["column"])) >= group["rows"] and not ids & set(group["ids"])
     ]
 
 
@@ -140,7 +139,7 @@ def _failure(
         error=[*_as_list(error), *keywords, *_as_list(anywhere)],
         log=[*_as_list(log), *_as_list(anywhere)],
         code=_as_list(code),
-        numbers=getattr(log_numbers, numbers) if numbers else None,
+        numbers=getattr(log_checks, numbers) if numbers else None,
         **fields,
     )
 

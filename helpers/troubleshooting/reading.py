@@ -57,21 +57,13 @@ _SENTENCE = re.compile(r"^[^\w`]{0,4}(?:\w+[.)] )?[A-Z`][^:\[\]{}=|]{0,30} [a-z]
 
 @dataclass(frozen=True)
 class Reading:
-    """What `explain` judges.
+    """What `explain` judges."""
 
-    Attributes:
-        text: all of it (of a long text the parts that matter), without control characters.
-        lines: its lines, as the program printed them.
-        errors: each error as `Type: message`, in the order they were raised or printed.
-        rows: the numbers that a training logged, one dictionary per step, whatever program wrote them.
-        is_prose: a person wrote it; only what is quoted in it is in `lines`.
-    """
-
-    text: str
-    lines: tuple[str, ...] = ()
-    errors: tuple[str, ...] = ()
-    rows: "tuple[dict[str, float], ...]" = ()
-    is_prose: bool = False
+    text: str  # all of it (of a long text the parts that matter), without control characters
+    lines: tuple[str, ...] = ()  # as the program printed them
+    errors: tuple[str, ...] = ()  # each as `Type: message`, in the order they were raised or printed
+    rows: "tuple[dict[str, float], ...]" = ()  # what a training logged, one dictionary per step
+    is_prose: bool = False  # a person wrote it; only what is quoted in it is in `lines`
 
     @cached_property
     def lower_text(self) -> str:

@@ -22,21 +22,13 @@ _SPLIT_FIELDS = {"run", "seed", "validation_share", "test_share", "block_size"} 
 
 
 class Lengths(NamedTuple):
-    """What was read of a source.
+    """What was read of a source."""
 
-    Attributes:
-        tokens: of each training document, end-of-text included.
-        parts: the number of documents of each part.
-        choice: in one line, what separates documents, and why.
-        documents: the first three.
-        is_continuous: whether they are the passages of one text.
-    """
-
-    tokens: list[int]
-    parts: dict[str, int]
-    choice: str = ""
-    documents: tuple[str, ...] = ()
-    is_continuous: bool = False
+    tokens: list[int]  # of each training document, end-of-text included
+    parts: dict[str, int]  # the number of documents of each
+    choice: str = ""  # in one line, what separates documents, and why
+    documents: tuple[str, ...] = ()  # the first three
+    is_continuous: bool = False  # whether they are the passages of one text
 
 
 class DataPanel(Panel):

@@ -6,7 +6,7 @@ from typing import Any, Literal, get_origin
 
 import ipywidgets as w
 
-from helpers.settings import allowed, unit
+from helpers.schema import allowed, bounds, unit
 
 _LAYOUT = {"width": "auto", "min_width": "0"}
 _STYLE = {"description_width": "15em"}
@@ -87,12 +87,7 @@ def get_value(control: w.DOMWidget) -> Any:
 
 def number_bounds(field: Any) -> tuple[float, float, bool]:
     """Return the lower and the upper bound of a number, and whether the lower bound itself is allowed."""
-    limits = {
-        name: getattr(bound, name)
-        for bound in field.metadata
-        for name in ("gt", "ge", "lt", "le")
-        if hasattr(bound, name)
-    }
+    limits = bounds(field)
     low = limits.get("ge", limits.get("gt", -math.inf))
     return low, limits.get("le", limits.get("lt", math.inf)), "ge" in limits
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import ipywidgets as w
 
-from helpers.settings import ASSETS, Settings, SettingsError
+from helpers.paths import ASSETS
+from helpers.settings import Settings, SettingsError
 from helpers.widgets.fields import get_value, has_value, make_control, set_value
 
 _RULE = (

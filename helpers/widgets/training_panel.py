@@ -13,7 +13,8 @@ import ipywidgets as w
 import yaml
 
 from helpers.files import write_atomically
-from helpers.settings import NOTEBOOKS, DataSettings, SettingsError, TrainingSettings, preset_names, run_folder
+from helpers.paths import NOTEBOOKS
+from helpers.settings import DataSettings, SettingsError, TrainingSettings, preset_names, run_folder
 from helpers.training import (
     CARDS,
     DEFAULT_CARD,

@@ -8,7 +8,8 @@ from datasets import load_from_disk
 
 from helpers.assets.pocket import recipe
 from helpers.model import load_model
-from helpers.settings import POCKET, run_folder
+from helpers.paths import POCKET
+from helpers.settings import run_folder
 from helpers.training import fine_tuning
 from helpers.training.run_files import read_history
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.environment.precision import has_bf16
+from helpers.environment.torch_probe import has_bf16
 
 # useful tokens a second, at least so many times the row's: two thirds of what an idle machine gives, as many are noisy
 FLOORS = {"guide, documents": 6, "guide, sentences": 45, "packed, float32": 1.6}

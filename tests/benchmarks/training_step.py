@@ -28,7 +28,8 @@ from transformers import (
 
 from helpers.data.preparation import load_documents
 from helpers.model import load_tokenizer, quiet
-from helpers.settings import POCKET, DataSettings
+from helpers.paths import POCKET
+from helpers.settings import DataSettings
 from helpers.training.engine import equal_results_less_work
 from helpers.training.fine_tuning import as_batch
 from helpers.training.processes import peak_bytes, reset_peak

@@ -13,7 +13,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from helpers.settings import NOTEBOOKS
+from helpers.paths import NOTEBOOKS
 
 ROOT = NOTEBOOKS.parent
 PICTURES = ROOT / "build" / "browser"  # screenshots; ignored by git

@@ -22,7 +22,8 @@ from helpers.data.preparation import (
 )
 from helpers.data.sources import source_path
 from helpers.model import load_tokenizer
-from helpers.settings import NOTEBOOKS, DataSettings, SettingsError
+from helpers.paths import NOTEBOOKS
+from helpers.settings import DataSettings, SettingsError
 
 GPT2 = Path(__file__).parents[3] / "shared" / "data" / "gpt2-tokenizer"
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from helpers.display import GIB
-from helpers.environment.child import ROOT
+from helpers.environment.access import Access
 from helpers.environment.facts import GpuReading, Holder, Nvml, Torch
 from helpers.environment.machine import read_machine
 from helpers.environment.report import diagnosis_of
-from helpers.environment.sources import Sources
+from helpers.paths import ROOT
 from tests.environment.baselines import EVIL
 
 
@@ -32,8 +32,8 @@ def stub(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def make_sources(tmp_path):
-    """Return a function that makes the sources of a plain Linux machine without a GPU; files are below its root."""
+def make_access(tmp_path):
+    """Return a function that makes the access to a plain Linux machine without a GPU; files are below its root."""
 
     def make(files=None, **changes):
         root = tmp_path / "root"
@@ -68,13 +68,13 @@ def make_sources(tmp_path):
             "kernel_folders": lambda: [],
             "home_of_user": lambda: Path("/nowhere"),
         }
-        return Sources(**{**plain, **changes})
+        return Access(**{**plain, **changes})
 
     return make
 
 
 @pytest.fixture
-def diagnoses(make_sources, tmp_path):
+def diagnoses(make_access, tmp_path):
     """Return diagnoses: of a plain machine, of ones with a card, of one that is not ready."""
     pocket = tmp_path / "project" / "helpers" / "assets" / "pocket"
     pocket.parent.mkdir(parents=True)
@@ -84,12 +84,12 @@ def diagnoses(make_sources, tmp_path):
     gpu = GpuReading(0, "NVIDIA GeForce RTX 4070 Ti", "GPU-0", 12 * GIB, GIB, (8, 9), 7680, 2610, holders=holders)
     nvml = Nvml("ok", driver="580.65.06", cuda=13000, cards=(gpu,))
     torch = Torch("ok", version="2.13.0+cu130", cuda="13.0", available=True, codes=("sm_86",), product="ok")
-    sources = {
-        "plain": make_sources(version_of={"click": "8.2"}.get),
-        "card": make_sources(read_nvml=lambda: nvml, read_torch=lambda **_: torch),
-        "strange card": make_sources(
+    access = {
+        "plain": make_access(version_of={"click": "8.2"}.get),
+        "card": make_access(read_nvml=lambda: nvml, read_torch=lambda **_: torch),
+        "strange card": make_access(
             read_nvml=lambda: Nvml("ok", driver="580.1", cards=(GpuReading(0, total_bytes=8 * GIB),))
         ),
-        "broken": make_sources(read_torch=lambda **_: Torch("broken", "OSError: c10.dll"), python_version=(3, 10, 1)),
+        "broken": make_access(read_torch=lambda **_: Torch("broken", "OSError: c10.dll"), python_version=(3, 10, 1)),
     }
-    return {name: diagnosis_of(read_machine(each)) for name, each in sources.items()}
+    return {name: diagnosis_of(read_machine(each)) for name, each in access.items()}

@@ -13,9 +13,10 @@ import pytest
 
 from helpers.environment import child
 from helpers.environment.child import Answer, ask, ask_source
+from helpers.paths import ROOT
 
 PATIENT = 20.0  # seconds; a machine under load starts a Python slowly
-TELL = f"import sys; sys.path.append({str(child.ROOT)!r})\nfrom helpers.environment.child import tell\n"
+TELL = f"import sys; sys.path.append({str(ROOT)!r})\nfrom helpers.environment.child import tell\n"
 posix = pytest.mark.skipif(os.name != "posix", reason="signals and process groups are of POSIX systems")
 
 

@@ -15,9 +15,10 @@ from click.testing import CliRunner
 from helpers.__main__ import main
 from helpers.display import GIB
 from helpers.environment import commands
-from helpers.environment.child import ROOT
+from helpers.environment.__main__ import main as doctor
 from helpers.environment.facts import GpuReading, Holder
 from helpers.environment.live import Sample
+from helpers.paths import ROOT
 from tests.environment.baselines import EVIL
 
 needs_terminal = pytest.mark.skipif(os.name != "posix", reason="a pseudo-terminal is of POSIX systems")
@@ -111,11 +112,11 @@ class TestDoctor:
         assert len(re.findall(r"^[✓!✗?] (?:ok|warn|fail|unknown) ", result.stdout, re.MULTILINE)) == 25
 
     def test_this_machine_is_shown_as_json(self):
-        result = run("doctor", "--json", "--quick")
-        document = json.loads(result.stdout)
+        result = call("doctor", "--json", "--quick")
+        document = json.loads(result.output)
         assert document["quick"] is True
         assert len(document["checks"]) == 25
-        assert result.returncode == document["exit_code"]
+        assert result.exit_code == document["exit_code"]
 
     def test_an_output_without_a_character_shows_another(self):
         result = run("doctor", "--quick", PYTHONIOENCODING="cp1252")  # a file, under Windows
@@ -127,7 +128,16 @@ class TestDoctor:
         exit_code, shown = in_terminal("doctor", "--quick", NO_COLOR="")  # empty counts as not set
         assert exit_code in (0, 1)
         assert "\x1b[34m✓ ok" in shown
-        assert "\x1b" not in in_terminal("doctor", "--quick", NO_COLOR="1")[1]
+
+    @pytest.mark.parametrize(("value", "has_colours"), [(None, True), ("", True), ("1", False)])
+    def test_a_terminal_whose_owner_wants_no_colours_gets_none(
+        self, diagnoses, monkeypatch, capsys, value, has_colours
+    ):
+        monkeypatch.setattr("helpers.environment.__main__.diagnose", lambda **_: diagnoses["broken"])
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+        monkeypatch.setenv("NO_COLOR", value) if value is not None else monkeypatch.delenv("NO_COLOR", raising=False)
+        doctor([])
+        assert ("\x1b" in capsys.readouterr().out) is has_colours
 
 
 class TestMonitor:
@@ -154,12 +164,7 @@ class TestMonitor:
         assert result.exit_code == 2
         assert arguments[0] in result.output
 
-    def test_this_machine_is_read_once(self):
-        result = run("monitor", "--once")
-        assert (result.returncode, result.stderr) == (0, "")
-        assert "GiB" in result.stdout
-
-    def test_an_output_without_a_character_shows_another(self):
+    def test_this_machine_is_read_once_and_an_output_without_a_character_shows_another(self):
         result = run("monitor", "--once", PYTHONIOENCODING="cp1252")
         assert (result.returncode, result.stderr) == (0, "")
         assert "GiB" in result.stdout
@@ -167,9 +172,9 @@ class TestMonitor:
     @needs_terminal
     def test_in_a_terminal_it_reads_on_for_so_many_seconds(self):
         start = time.monotonic()
-        exit_code, shown = in_terminal("monitor", "--seconds", "1", "--interval", "0.3")
+        exit_code, shown = in_terminal("monitor", "--seconds", "0.5", "--interval", "0.1")
         assert exit_code == 0
-        assert time.monotonic() - start >= 1
+        assert time.monotonic() - start >= 0.5
         assert len(re.findall("memory", shown)) > 1
 
     @needs_terminal

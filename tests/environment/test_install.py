@@ -71,7 +71,7 @@ def shell(tmp_path, monkeypatch):
         (clone / name).write_bytes((module.ROOT / name).read_bytes())
     shell = Shell(clone / ".venv")
     monkeypatch.setattr(module, "ROOT", clone)
-    monkeypatch.setattr(module, "Sources", lambda: types.SimpleNamespace(project=clone, long_paths=lambda: False))
+    monkeypatch.setattr(module, "Access", lambda: types.SimpleNamespace(project=clone, long_paths=lambda: False))
     monkeypatch.setattr(subprocess, "run", shell.run)
     monkeypatch.setattr(module, "_answers", lambda url: True)
     monkeypatch.setattr(sys, "prefix", str(tmp_path / "system"))

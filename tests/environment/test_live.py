@@ -1,7 +1,6 @@
 """The live monitor: readings of a card and of a plain computer, their history, and the thread that goes on reading."""
 
 import re
-import sys
 import threading
 import time
 import xml.etree.ElementTree
@@ -70,11 +69,6 @@ class TestSample:
         assert 0 <= new.reading.utilisation_percent <= 100
         assert new.reading.power_watts is new.reading.temperature_celsius is None
         assert new.reading.holders == ()
-
-    def test_without_psutil_the_load_is_the_systems_own(self, nvml, monkeypatch):
-        monkeypatch.setitem(sys.modules, "psutil", None)
-        load = sample().reading.utilisation_percent
-        assert load is None or 0 <= load <= 100
 
     def test_a_card_shows_what_it_reports(self, nvml):
         nvml[:] = [Nvml("ok", driver="580.1", cards=(CARD,))]

@@ -1,4 +1,4 @@
-"""How a machine is read: from files below a root that takes the place of `/`, and from simulated sources."""
+"""How a machine is read: from files below a root that takes the place of `/`, and from simulated access."""
 
 import dataclasses
 import json
@@ -9,7 +9,7 @@ import pytest
 
 from helpers.display import GIB
 from helpers.environment.facts import GpuReading, Machine, Memory, Nvml, Torch, Unread
-from helpers.environment.machine import platform_kind, read_machine, read_memory, runs_folder
+from helpers.environment.machine import platform_kind, read_machine, read_memory
 from helpers.environment.report import diagnosis_of
 
 GROUPS = [field.name for field in dataclasses.fields(Machine) if field.name != "quick"]
@@ -36,9 +36,9 @@ class TestPlatform:
             ({"/proc/version": "Linux version 6.8.0 (buildd@lcy02)"}, {}, "Linux"),
         ],
     )
-    def test_the_kind_of_platform_is_read_from_the_kernel(self, make_sources, files, changes, kind):
-        sources = make_sources(files, **changes)
-        assert platform_kind(sources) == read_machine(sources).platform.kind == kind
+    def test_the_kind_of_platform_is_read_from_the_kernel(self, make_access, files, changes, kind):
+        access = make_access(files, **changes)
+        assert platform_kind(access) == read_machine(access).platform.kind == kind
 
     def test_this_machine_has_a_kind(self):
         assert platform_kind() in ("Linux", "Windows", "WSL2", "WSL1", "macOS")
@@ -53,8 +53,8 @@ class TestPlatform:
             ({}, {"container": "lxc"}, "container=lxc"),
         ],
     )
-    def test_a_container_is_recognised_and_the_reason_is_kept(self, make_sources, files, env, container):
-        assert read_machine(make_sources(files, env=env)).platform.container == container
+    def test_a_container_is_recognised_and_the_reason_is_kept(self, make_access, files, env, container):
+        assert read_machine(make_access(files, env=env)).platform.container == container
 
     @pytest.mark.parametrize(
         ("vendor", "kind", "is_there"),
@@ -66,10 +66,10 @@ class TestPlatform:
             ("", "", False),
         ],
     )
-    def test_a_card_is_seen_on_the_bus_without_a_driver(self, make_sources, vendor, kind, is_there):
+    def test_a_card_is_seen_on_the_bus_without_a_driver(self, make_access, vendor, kind, is_there):
         folder = "/sys/bus/pci/devices/0000:01:00.0"
-        sources = make_sources({f"{folder}/vendor": vendor, f"{folder}/class": kind})
-        assert read_machine(sources).platform.nvidia_on_bus is is_there
+        access = make_access({f"{folder}/vendor": vendor, f"{folder}/class": kind})
+        assert read_machine(access).platform.nvidia_on_bus is is_there
 
     @pytest.mark.parametrize(
         ("vendors", "others"),
@@ -80,51 +80,51 @@ class TestPlatform:
             (["0x1a03"], ()),  # the display of a server's own controller
         ],
     )
-    def test_graphics_of_other_makers_are_named(self, make_sources, vendors, others):
+    def test_graphics_of_other_makers_are_named(self, make_access, vendors, others):
         folder = "/sys/bus/pci/devices/0000:0{}:00.0"
         files = {f"{folder.format(n)}/vendor": vendor for n, vendor in enumerate(vendors)}
         files |= {f"{folder.format(n)}/class": "0x030000\n" for n in range(len(vendors))}
-        assert read_machine(make_sources(files)).platform.other_graphics == others
+        assert read_machine(make_access(files)).platform.other_graphics == others
 
     @pytest.mark.parametrize(("architecture", "others"), [("arm64", ("Apple",)), ("x86_64", ())])
-    def test_a_mac_is_known_by_its_processor(self, make_sources, architecture, others):
-        machine = read_machine(make_sources(system="Darwin", architecture=architecture))
+    def test_a_mac_is_known_by_its_processor(self, make_access, architecture, others):
+        machine = read_machine(make_access(system="Darwin", architecture=architecture))
         assert machine.platform.other_graphics == others
 
     @pytest.mark.parametrize(("mode", "is_off"), [("off\n", True), ("on-demand\n", False), ("on\n", False)])
-    def test_a_card_that_was_switched_off_is_noticed(self, make_sources, mode, is_off):
-        assert read_machine(make_sources({"/etc/prime-discrete": mode})).platform.card_switched_off is is_off
+    def test_a_card_that_was_switched_off_is_noticed(self, make_access, mode, is_off):
+        assert read_machine(make_access({"/etc/prime-discrete": mode})).platform.card_switched_off is is_off
 
-    def test_the_distribution_is_read_with_those_it_is_based_on(self, make_sources):
-        sources = make_sources(
+    def test_the_distribution_is_read_with_those_it_is_based_on(self, make_access):
+        access = make_access(
             {"/etc/os-release": 'NAME="Mint"\nID=linuxmint\nID_LIKE="ubuntu debian"\nVERSION_ID="22"\n'}
         )
-        assert read_machine(sources).platform.distribution == "linuxmint ubuntu debian"
+        assert read_machine(access).platform.distribution == "linuxmint ubuntu debian"
 
-    def test_a_compiler_on_the_path_is_information(self, make_sources):
-        assert read_machine(make_sources(nvcc=lambda: "12.4")).platform.nvcc == "12.4"
+    def test_a_compiler_on_the_path_is_information(self, make_access):
+        assert read_machine(make_access(nvcc=lambda: "12.4")).platform.nvcc == "12.4"
 
 
 class TestWsl:
-    def read(self, make_sources, files):
-        return read_machine(make_sources({"/proc/version": WSL_VERSION, **files})).wsl
+    def read(self, make_access, files):
+        return read_machine(make_access({"/proc/version": WSL_VERSION, **files})).wsl
 
-    def test_elsewhere_it_is_not_looked_at(self, make_sources):
-        assert read_machine(make_sources({"/dev/dxg": ""})).wsl is None
+    def test_elsewhere_it_is_not_looked_at(self, make_access):
+        assert read_machine(make_access({"/dev/dxg": ""})).wsl is None
 
-    def test_all_is_there(self, make_sources):
+    def test_all_is_there(self, make_access):
         result = self.read(
-            make_sources, {"/dev/dxg": "", "/usr/lib/wsl/lib/libcuda.so.1": "", "/usr/lib/wsl/lib/nvidia-smi": ""}
+            make_access, {"/dev/dxg": "", "/usr/lib/wsl/lib/libcuda.so.1": "", "/usr/lib/wsl/lib/nvidia-smi": ""}
         )
         assert (result.dxg, result.libcuda, result.nvidia, result.shadowing) == (True, True, True, ())
 
-    def test_nothing_is_there(self, make_sources):
-        result = self.read(make_sources, {})
+    def test_nothing_is_there(self, make_access):
+        result = self.read(make_access, {})
         assert (result.dxg, result.libcuda, result.nvidia, result.shadowing) == (False, False, False, ())
 
-    def test_a_linux_driver_is_named(self, make_sources):
+    def test_a_linux_driver_is_named(self, make_access):
         result = self.read(
-            make_sources,
+            make_access,
             {
                 "/var/lib/dpkg/info/nvidia-driver-550.list": "",
                 "/var/lib/dpkg/info/libnvidia-compute-550:amd64.list": "",
@@ -142,51 +142,51 @@ class TestWsl:
 class TestMemory:
     MEMINFO = "MemTotal:       16777216 kB\nMemFree:  1 kB\nMemAvailable:    8388608 kB\nHugePages_Total:       0\n"
 
-    def read(self, make_sources, limits=None):
-        return read_memory(make_sources({"/proc/meminfo": self.MEMINFO, **(limits or {})}))
+    def read(self, make_access, limits=None):
+        return read_memory(make_access({"/proc/meminfo": self.MEMINFO, **(limits or {})}))
 
-    def test_it_is_what_the_system_says(self, make_sources):
-        assert self.read(make_sources) == Memory(16 * GIB, 8 * GIB)
+    def test_it_is_what_the_system_says(self, make_access):
+        assert self.read(make_access) == Memory(16 * GIB, 8 * GIB)
 
-    def test_no_limit_is_no_limit(self, make_sources):
+    def test_no_limit_is_no_limit(self, make_access):
         limits = {"/sys/fs/cgroup/memory.max": "max\n", "/sys/fs/cgroup/memory.current": str(GIB)}
-        assert self.read(make_sources, limits) == Memory(16 * GIB, 8 * GIB)
+        assert self.read(make_access, limits) == Memory(16 * GIB, 8 * GIB)
 
-    def test_a_containers_limit_counts(self, make_sources):
+    def test_a_containers_limit_counts(self, make_access):
         limits = {"/sys/fs/cgroup/memory.max": f"{4 * GIB}\n", "/sys/fs/cgroup/memory.current": f"{GIB}\n"}
-        assert self.read(make_sources, limits) == Memory(4 * GIB, 3 * GIB)
+        assert self.read(make_access, limits) == Memory(4 * GIB, 3 * GIB)
 
-    def test_the_cache_of_read_files_makes_room_when_asked(self, make_sources):
+    def test_the_cache_of_read_files_makes_room_when_asked(self, make_access):
         limits = {
             "/sys/fs/cgroup/memory.max": str(4 * GIB),
             "/sys/fs/cgroup/memory.current": str(4 * GIB),
             "/sys/fs/cgroup/memory.stat": f"anon 5\ninactive_file {3 * GIB}\nactive_file 7\n",
         }
-        assert self.read(make_sources, limits) == Memory(4 * GIB, 3 * GIB)
+        assert self.read(make_access, limits) == Memory(4 * GIB, 3 * GIB)
 
-    def test_the_older_control_groups_count_too(self, make_sources):
+    def test_the_older_control_groups_count_too(self, make_access):
         limits = {
             "/sys/fs/cgroup/memory/memory.limit_in_bytes": str(6 * GIB),
             "/sys/fs/cgroup/memory/memory.usage_in_bytes": str(5 * GIB),
             "/sys/fs/cgroup/memory/memory.stat": f"inactive_file 1\ntotal_inactive_file {GIB}\n",
         }
-        result = self.read(make_sources, limits)
+        result = self.read(make_access, limits)
         assert result.total_bytes == 6 * GIB
         assert GIB < result.available_bytes <= 2 * GIB
 
-    def test_the_older_control_groups_write_no_limit_as_a_huge_one(self, make_sources):
+    def test_the_older_control_groups_write_no_limit_as_a_huge_one(self, make_access):
         limits = {
             "/sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712",
             "/sys/fs/cgroup/memory/memory.usage_in_bytes": str(5 * GIB),
         }
-        assert self.read(make_sources, limits) == Memory(16 * GIB, 8 * GIB)
+        assert self.read(make_access, limits) == Memory(16 * GIB, 8 * GIB)
 
-    def test_a_limit_that_is_exceeded_leaves_nothing(self, make_sources):
+    def test_a_limit_that_is_exceeded_leaves_nothing(self, make_access):
         limits = {"/sys/fs/cgroup/memory.max": str(GIB), "/sys/fs/cgroup/memory.current": str(2 * GIB)}
-        assert self.read(make_sources, limits) == Memory(GIB, 0)
+        assert self.read(make_access, limits) == Memory(GIB, 0)
 
-    def test_without_the_file_the_system_is_asked_in_its_own_way(self, make_sources):
-        assert read_memory(make_sources({"/proc/meminfo": "banana"})) == Memory(16 * GIB, 12 * GIB)
+    def test_without_the_file_the_system_is_asked_in_its_own_way(self, make_access):
+        assert read_memory(make_access({"/proc/meminfo": "banana"})) == Memory(16 * GIB, 12 * GIB)
 
     def test_this_machine_has_memory(self):
         result = read_memory()
@@ -200,35 +200,35 @@ class TestPython:
         spec.write_text(argv if isinstance(argv, str) else json.dumps({"argv": argv}))
         return spec
 
-    def test_the_expected_environments_are_listed_the_projects_own_first(self, make_sources, tmp_path):
+    def test_the_expected_environments_are_listed_the_projects_own_first(self, make_access, tmp_path):
         (tmp_path / "project" / ".venv").mkdir(parents=True)
         env = {"VIRTUAL_ENV": "/v", "CONDA_PREFIX": "/c"}
-        result = read_machine(make_sources(env=env)).python
+        result = read_machine(make_access(env=env)).python
         assert result.expected == (str(tmp_path / "project" / ".venv"), "/v", "/c")
         assert (result.version, result.bits, result.start_method) == ((3, 12, 4), 64, "fork")
 
-    def test_conda_is_known_by_its_folder(self, make_sources, tmp_path):
-        assert not read_machine(make_sources()).python.is_conda
+    def test_conda_is_known_by_its_folder(self, make_access, tmp_path):
+        assert not read_machine(make_access()).python.is_conda
         (tmp_path / "venv" / "conda-meta").mkdir(parents=True)
-        assert read_machine(make_sources()).python.is_conda
+        assert read_machine(make_access()).python.is_conda
 
-    def test_no_kernel_is_none(self, make_sources):
-        result = read_machine(make_sources()).python
+    def test_no_kernel_is_none(self, make_access):
+        result = read_machine(make_access()).python
         assert (result.kernel, result.kernel_exists) == (None, True)
 
-    def test_the_first_folder_that_has_a_python3_kernel_counts(self, make_sources, tmp_path):
-        sources = make_sources(kernel_folders=lambda: [tmp_path / "empty", tmp_path / "venv", tmp_path / "user"])
+    def test_the_first_folder_that_has_a_python3_kernel_counts(self, make_access, tmp_path):
+        access = make_access(kernel_folders=lambda: [tmp_path / "empty", tmp_path / "venv", tmp_path / "user"])
         self.kernel(tmp_path / "user", [str(tmp_path / "gone/python"), "-m"])
-        python = read_machine(sources).python
+        python = read_machine(access).python
         assert (python.kernel, python.kernel_exists) == (str(tmp_path / "gone/python"), False)
         self.kernel(tmp_path / "venv", ["python", "-m"])
-        python = read_machine(sources).python
+        python = read_machine(access).python
         assert (python.kernel, python.kernel_exists) == ("python", True)
 
     @pytest.mark.parametrize("content", ["{", "[]", '{"argv": []}', "{}", '{"argv": null}', "\x00"])
-    def test_a_damaged_kernel_is_reported_and_the_rest_of_python_is_read(self, make_sources, tmp_path, content):
+    def test_a_damaged_kernel_is_reported_and_the_rest_of_python_is_read(self, make_access, tmp_path, content):
         spec = self.kernel(tmp_path, content)
-        machine = read_machine(make_sources(kernel_folders=lambda: [tmp_path]))
+        machine = read_machine(make_access(kernel_folders=lambda: [tmp_path]))
         assert machine.python.kernel == f"described by {spec}, which cannot be read"
         checks = diagnosis_of(machine)
         assert checks.check("python_version").status == "ok"
@@ -252,55 +252,47 @@ class TestProcess:
             ("1,99", "warn", "only the first 1"),
         ],
     )
-    def test_the_variable_that_hides_cards_is_read(self, make_sources, value, status, words):
+    def test_the_variable_that_hides_cards_is_read(self, make_access, value, status, words):
         env = {} if value is None else {"CUDA_VISIBLE_DEVICES": value}
         torch = Torch("ok", version="2.13.0+cu130", cuda="13.0", available=status != "fail", product="ok")
         nvml = Nvml("ok", driver="580.65.06", cuda=13000, cards=self.CARDS)
-        machine = read_machine(make_sources(env=env, read_nvml=lambda: nvml, read_torch=lambda **_: torch))
+        machine = read_machine(make_access(env=env, read_nvml=lambda: nvml, read_torch=lambda **_: torch))
         assert machine.process.env == env
         check = diagnosis_of(machine).check("visible_devices")
         assert check.status == status
         assert words in check.reading
 
-    def test_a_variable_set_after_the_start_is_reported(self, make_sources):
+    def test_a_variable_set_after_the_start_is_reported(self, make_access):
         files = {"/proc/self/environ": "HOME=x\0PYTORCH_ALLOC_CONF=a=b\0"}
         env = {"CUDA_VISIBLE_DEVICES": "0", "PYTORCH_ALLOC_CONF": "a=b"}
-        assert read_machine(make_sources(files, env=env)).process.changed == {"CUDA_VISIBLE_DEVICES"}
-        assert read_machine(make_sources({"/proc/self/environ": ""}, env=env)).process.changed == frozenset()
+        assert read_machine(make_access(files, env=env)).process.changed == {"CUDA_VISIBLE_DEVICES"}
+        assert read_machine(make_access({"/proc/self/environ": ""}, env=env)).process.changed == frozenset()
 
     @pytest.mark.parametrize(("initialised", "expected"), [(lambda: True, True), (lambda: False, False)])
-    def test_a_torch_that_is_loaded_is_asked_whether_it_uses_cuda(self, make_sources, initialised, expected):
+    def test_a_torch_that_is_loaded_is_asked_whether_it_uses_cuda(self, make_access, initialised, expected):
         torch = types.SimpleNamespace(cuda=types.SimpleNamespace(is_initialized=initialised))
-        assert read_machine(make_sources(modules={"torch": torch})).process.cuda_in_use is expected
+        assert read_machine(make_access(modules={"torch": torch})).process.cuda_in_use is expected
 
-    def test_a_torch_that_is_half_loaded_uses_nothing(self, make_sources):
-        assert read_machine(make_sources(modules={"torch": types.SimpleNamespace()})).process.cuda_in_use is False
+    def test_a_torch_that_is_half_loaded_uses_nothing(self, make_access):
+        assert read_machine(make_access(modules={"torch": types.SimpleNamespace()})).process.cuda_in_use is False
 
-    def test_the_settings_file_of_accelerate_is_read(self, make_sources, tmp_path):
+    def test_the_settings_file_of_accelerate_is_read(self, make_access, tmp_path):
         path = tmp_path / "me/.cache/huggingface/accelerate/default_config.yaml"
         path.parent.mkdir(parents=True)
         path.write_text("mixed_precision: 'FP16'\nuse_cpu: false\ndeepspeed:\n  inner: 1\n# comment: 1\n")
-        result = read_machine(make_sources()).process.accelerate
+        result = read_machine(make_access()).process.accelerate
         assert result == {"path": str(path), "mixed_precision": "fp16", "use_cpu": "false", "deepspeed": ""}
 
-    def test_without_a_file_accelerate_has_no_settings(self, make_sources):
-        assert read_machine(make_sources()).process.accelerate == {}
+    def test_without_a_file_accelerate_has_no_settings(self, make_access):
+        assert read_machine(make_access()).process.accelerate == {}
 
 
 class TestStorage:
-    def test_the_runs_folder_is_that_of_the_settings(self, monkeypatch, tmp_path):
-        from helpers import settings
-
-        for value in ("", "elsewhere", str(tmp_path)):
-            env = {"COURSE_RUNS": value}
-            monkeypatch.setenv("COURSE_RUNS", value)
-            assert runs_folder(env, settings.NOTEBOOKS.parent) == settings.runs_folder()
-
-    def test_the_places_are_read_with_the_disk_that_will_hold_them(self, make_sources, tmp_path):
+    def test_the_places_are_read_with_the_disk_that_will_hold_them(self, make_access, tmp_path):
         asked = []
         env = {"HOME": str(tmp_path / "me"), "TMPDIR": str(tmp_path), "COURSE_RUNS": str(tmp_path / "a/b/c")}
         storage = read_machine(
-            make_sources(env=env, space=lambda folder: asked.append(folder) or (7, "d", True))
+            make_access(env=env, space=lambda folder: asked.append(folder) or (7, "d", True))
         ).storage
         assert [(place.role, place.path) for place in storage.places] == [
             ("runs", str(tmp_path / "a/b/c")),
@@ -314,29 +306,29 @@ class TestStorage:
         ("env", "cache"),
         [({"HF_HOME": "/hf"}, "/hf"), ({"XDG_CACHE_HOME": "/x"}, "/x/huggingface"), ({"HF_HOME": "~/hf"}, "hf")],
     )
-    def test_the_cache_can_be_moved(self, make_sources, monkeypatch, tmp_path, env, cache):
+    def test_the_cache_can_be_moved(self, make_access, monkeypatch, tmp_path, env, cache):
         monkeypatch.setenv("HOME", str(tmp_path))
         monkeypatch.setenv("USERPROFILE", str(tmp_path))
-        places = {place.role: place.path for place in read_machine(make_sources(env=env)).storage.places}
+        places = {place.role: place.path for place in read_machine(make_access(env=env)).storage.places}
         assert Path(places["cache"]) == tmp_path / cache
 
-    def test_without_a_home_there_is_no_cache_and_the_diagnosis_comes_out(self, make_sources):
+    def test_without_a_home_there_is_no_cache_and_the_diagnosis_comes_out(self, make_access):
         def unknown_user():
             raise RuntimeError("Could not determine home directory.")
 
-        machine = read_machine(make_sources(env={}, home_of_user=unknown_user))
+        machine = read_machine(make_access(env={}, home_of_user=unknown_user))
         assert [place.role for place in machine.storage.places] == ["runs", "temp"]
         assert not machine.storage.has_home
         check = diagnosis_of(machine).check("paths")
         assert (check.status, "no home folder" in check.reading) == ("warn", True)
 
-    def test_a_read_only_disk_is_reported(self, make_sources):
-        machine = read_machine(make_sources(space=lambda folder: (100 * GIB, "disk", False)))
+    def test_a_read_only_disk_is_reported(self, make_access):
+        machine = read_machine(make_access(space=lambda folder: (100 * GIB, "disk", False)))
         assert [place.writable for place in machine.storage.places] == [False] * 3
         check = diagnosis_of(machine).check("disk_free")
         assert (check.status, "cannot be written" in check.reading) == ("fail", True)
 
-    def test_a_folder_inside_a_locked_folder_is_judged_by_the_locked_one(self, make_sources, tmp_path, monkeypatch):
+    def test_a_folder_inside_a_locked_folder_is_judged_by_the_locked_one(self, make_access, tmp_path, monkeypatch):
         locked = tmp_path / "locked"
         locked.mkdir()
         real = Path.exists
@@ -348,12 +340,12 @@ class TestStorage:
 
         monkeypatch.setattr(Path, "exists", exists)
         env = {"COURSE_RUNS": str(locked / "inner/runs")}
-        sources = make_sources(env=env, space=lambda folder: (GIB, "disk", folder != locked))
-        assert [place.writable for place in read_machine(sources).storage.places] == [False, True, True]
+        access = make_access(env=env, space=lambda folder: (GIB, "disk", folder != locked))
+        assert [place.writable for place in read_machine(access).storage.places] == [False, True, True]
 
-    def test_a_drive_that_is_not_there_cannot_be_written(self, make_sources, monkeypatch):
+    def test_a_drive_that_is_not_there_cannot_be_written(self, make_access, monkeypatch):
         monkeypatch.setattr("helpers.environment.machine.os.path.exists", lambda path: False)
-        places = read_machine(make_sources()).storage.places
+        places = read_machine(make_access()).storage.places
         assert {(place.free_bytes, place.writable) for place in places} == {(0, False)}
 
 
@@ -377,17 +369,17 @@ class TestPower:
             ({"/sys/class/power_supply/AC/type": "Mains\n", "/sys/class/power_supply/AC/online": "1\n"}, None),
         ],
     )
-    def test_a_battery_in_use_is_reported_and_a_mouses_battery_is_not(self, make_sources, files, expected):
-        assert read_machine(make_sources(files)).power.on_battery is expected
+    def test_a_battery_in_use_is_reported_and_a_mouses_battery_is_not(self, make_access, files, expected):
+        assert read_machine(make_access(files)).power.on_battery is expected
 
     @pytest.mark.parametrize("expected", [True, False, None])
-    def test_elsewhere_the_system_is_asked(self, make_sources, expected):
-        assert read_machine(make_sources(system="Windows", on_battery=lambda: expected)).power.on_battery is expected
+    def test_elsewhere_the_system_is_asked(self, make_access, expected):
+        assert read_machine(make_access(system="Windows", on_battery=lambda: expected)).power.on_battery is expected
 
 
 class TestWhatCannotBeRead:
-    def stuck(self, make_sources, monkeypatch, group):
-        """Return the sources of a WSL2 machine one of whose groups cannot be read."""
+    def stuck(self, make_access, monkeypatch, group):
+        """Return the access to a WSL2 machine one of whose groups cannot be read."""
         door = {
             "python": {"start_method": broken},
             "platform": {"nvcc": broken},
@@ -398,30 +390,30 @@ class TestWhatCannotBeRead:
             "memory": {"memory": broken},
             "storage": {"space": broken},
         }.get(group, {})
-        sources = make_sources({"/proc/version": WSL_VERSION}, **door)
+        access = make_access({"/proc/version": WSL_VERSION}, **door)
         if group == "files":
             monkeypatch.setattr("helpers.environment.machine.read_model_files", broken)
         if group in ("power", "wsl"):
             folder = {"power": "/sys/class/power_supply", "wsl": "/var/lib/dpkg/info"}[group]
-            real = type(sources).names
+            real = type(access).names
             monkeypatch.setattr(
-                type(sources),
+                type(access),
                 "names",
                 lambda self, where, what: broken() if where == folder else real(self, where, what),
             )
-        return sources
+        return access
 
     @pytest.mark.parametrize("group", GROUPS)
-    def test_a_reader_that_raises_affects_only_its_own_group(self, make_sources, monkeypatch, group):
-        machine = read_machine(self.stuck(make_sources, monkeypatch, group))
+    def test_a_reader_that_raises_affects_only_its_own_group(self, make_access, monkeypatch, group):
+        machine = read_machine(self.stuck(make_access, monkeypatch, group))
         unread = {name for name in GROUPS if isinstance(getattr(machine, name), Unread)}
         assert unread == {group}
         with pytest.raises(RuntimeError, match="ZeroDivisionError: this door is stuck"):
             _ = getattr(machine, group).anything
 
     @pytest.mark.parametrize("group", GROUPS)
-    def test_the_diagnosis_is_still_made(self, make_sources, monkeypatch, group):
-        result = diagnosis_of(read_machine(self.stuck(make_sources, monkeypatch, group)))
+    def test_the_diagnosis_is_still_made(self, make_access, monkeypatch, group):
+        result = diagnosis_of(read_machine(self.stuck(make_access, monkeypatch, group)))
         assert len({check.id for check in result.checks}) == 25
         assert not [check for check in result.checks if "check itself broke" in check.reading]
         assert any(check.status == "unknown" and "this door is stuck" in check.reading for check in result.checks)
@@ -441,22 +433,22 @@ class TestWhatCannotBeRead:
         json.dumps(result.to_dict())
 
 
-def test_after_an_nvml_that_hung_torch_is_waited_for_less_long(make_sources):
+def test_after_an_nvml_that_hung_torch_is_waited_for_less_long(make_access):
     limits = []
 
     def read_torch(timeout_seconds):
         limits.append(timeout_seconds)
         return Torch("absent")
 
-    read_machine(make_sources(read_torch=read_torch))
-    read_machine(make_sources(read_torch=read_torch, read_nvml=lambda: Nvml("hung", "no answer within 10 s")))
+    read_machine(make_access(read_torch=read_torch))
+    read_machine(make_access(read_torch=read_torch, read_nvml=lambda: Nvml("hung", "no answer within 10 s")))
     assert limits[1] < limits[0]
 
 
-def test_the_cards_are_asked_before_torch_takes_memory_of_one(make_sources):
+def test_the_cards_are_asked_before_torch_takes_memory_of_one(make_access):
     order = []
     read_machine(
-        make_sources(
+        make_access(
             read_torch=lambda **_: order.append("torch") or Torch("absent"),
             read_nvml=lambda: order.append("nvml") or Nvml("absent"),
         )
@@ -464,6 +456,6 @@ def test_the_cards_are_asked_before_torch_takes_memory_of_one(make_sources):
     assert order == ["nvml", "torch"]
 
 
-def test_a_quick_look_leaves_torch_alone(make_sources):
-    machine = read_machine(make_sources(read_torch=broken), quick=True)
+def test_a_quick_look_leaves_torch_alone(make_access):
+    machine = read_machine(make_access(read_torch=broken), quick=True)
     assert (machine.torch.state, machine.quick) == ("quick", True)

@@ -6,8 +6,8 @@ import struct
 
 import pytest
 
-from helpers.environment.child import ROOT
 from helpers.environment.model_files import GPT2_SIZES, hub_cache, inspect, read_model_files
+from helpers.paths import ROOT
 
 POCKET = ROOT / "helpers" / "assets" / "pocket"
 
@@ -45,8 +45,8 @@ def test_a_complete_model_has_no_problems(model):
     assert result.bytes == (model / "model.safetensors").stat().st_size
 
 
-def test_the_shipped_model_is_complete(make_sources):
-    result = read_model_files(make_sources(project=ROOT)).pocket
+def test_the_shipped_model_is_complete(make_access):
+    result = read_model_files(make_access(project=ROOT)).pocket
     assert (result.problems, result.tokens, result.positions) == ((), 4096, 256)
 
 
@@ -154,32 +154,32 @@ class TestHubCache:
             ({"HOME": "/h", "HF_HOME": "/hf", "HF_HUB_CACHE": "/cache"}, "/cache"),
         ],
     )
-    def test_it_is_where_the_hubs_own_client_keeps_it(self, make_sources, env, cache):
-        assert hub_cache(make_sources(env=env)).as_posix() == cache
+    def test_it_is_where_the_hubs_own_client_keeps_it(self, make_access, env, cache):
+        assert hub_cache(make_access(env=env)).as_posix() == cache
 
-    def test_without_a_home_there_is_none(self, make_sources):
+    def test_without_a_home_there_is_none(self, make_access):
         def unknown_user():
             raise RuntimeError("Could not determine home directory.")
 
-        sources = make_sources(env={}, home_of_user=unknown_user)
-        assert hub_cache(sources) is None
-        assert read_model_files(sources).gpt2 is None
+        access = make_access(env={}, home_of_user=unknown_user)
+        assert hub_cache(access) is None
+        assert read_model_files(access).gpt2 is None
 
-    def download(self, make_sources, small, tmp_path, revision="abc"):
+    def download(self, make_access, small, tmp_path, revision="abc"):
         folder = tmp_path / "hub" / "models--openai-community--gpt2"
         shutil.copytree(small, folder / "snapshots" / "abc")
         (folder / "refs").mkdir()
         (folder / "refs" / "main").write_text(revision)
-        return make_sources(env={"HF_HUB_CACHE": str(tmp_path / "hub")})
+        return make_access(env={"HF_HUB_CACHE": str(tmp_path / "hub")})
 
-    def test_a_gpt2_that_was_downloaded_is_inspected_as_gpt2(self, make_sources, small, tmp_path):
-        result = read_model_files(self.download(make_sources, small, tmp_path)).gpt2
+    def test_a_gpt2_that_was_downloaded_is_inspected_as_gpt2(self, make_access, small, tmp_path):
+        result = read_model_files(self.download(make_access, small, tmp_path)).gpt2
         assert result.path.endswith("abc")
         assert "the tokenizer has 4096 tokens, not 50257" in result.problems
 
     @pytest.mark.parametrize("revision", ["", "gone"])
-    def test_a_download_that_never_began_is_none(self, make_sources, small, tmp_path, revision):
-        assert read_model_files(self.download(make_sources, small, tmp_path, revision)).gpt2 is None
+    def test_a_download_that_never_began_is_none(self, make_access, small, tmp_path, revision):
+        assert read_model_files(self.download(make_access, small, tmp_path, revision)).gpt2 is None
 
     @pytest.mark.parametrize(
         ("env", "offline"),
@@ -190,5 +190,5 @@ class TestHubCache:
             ({"HF_HUB_OFFLINE": "0"}, False),
         ],
     )
-    def test_whether_downloads_are_off_is_read(self, make_sources, env, offline):
-        assert read_model_files(make_sources(env=env)).offline is offline
+    def test_whether_downloads_are_off_is_read(self, make_access, env, offline):
+        assert read_model_files(make_access(env=env)).offline is offline

@@ -5,8 +5,8 @@ import sys
 import pytest
 
 from helpers.environment import requirements
-from helpers.environment.child import ROOT
 from helpers.environment.requirements import pins, read_packages, version_number
+from helpers.paths import ROOT
 
 PYPROJECT = """
 [project]
@@ -24,13 +24,13 @@ gpu = ["nvidia-ml-py>=12.560"]
 
 
 @pytest.fixture
-def project(make_sources, tmp_path):
-    sources = make_sources(
+def project(make_access, tmp_path):
+    access = make_access(
         version_of={"click": "8.2.0", "torch": "2.13.0", "nvidia-ml-py": "13.1"}.get,
         modules={"torch": type(sys)("torch"), "numpy": type("numpy", (), {"__version__": "2.1"})},
     )
     (tmp_path / "project" / "pyproject.toml").write_text(PYPROJECT)
-    return sources
+    return access
 
 
 def test_floors_and_ceilings_are_read(project):
@@ -54,11 +54,11 @@ def test_pins_are_those_of_the_constraints_file(project, tmp_path):
     assert pins(project) == {"click": "8.1.7", "nvidia-ml-py": "13.615.71"}
 
 
-def test_the_reading_agrees_with_a_reader_of_toml(make_sources):
+def test_the_reading_agrees_with_a_reader_of_toml(make_access):
     tomllib = pytest.importorskip("tomllib")
     from packaging.requirements import Requirement
 
-    required = read_packages(make_sources(project=ROOT)).required
+    required = read_packages(make_access(project=ROOT)).required
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
     assert list(required) == [Requirement(line).name for line in declared]
     for requirement in map(Requirement, declared):
@@ -73,18 +73,18 @@ def test_no_reader_of_toml_is_needed(project, monkeypatch):
     assert read_packages(project).required["torch"] == ("2.11", None)
 
 
-def test_without_its_file_the_installed_project_is_asked(make_sources, monkeypatch):
+def test_without_its_file_the_installed_project_is_asked(make_access, monkeypatch):
     lines = ["click>=8.1", "transformers<6,>=5.17", 'nbmake>=1.5; extra == "test"']
     monkeypatch.setattr(requirements, "requires", lambda name: lines)
-    assert read_packages(make_sources()).required == {"click": ("8.1", None), "transformers": ("5.17", "6")}
+    assert read_packages(make_access()).required == {"click": ("8.1", None), "transformers": ("5.17", "6")}
 
 
-def test_neither_asks_for_nothing(make_sources, monkeypatch):
+def test_neither_asks_for_nothing(make_access, monkeypatch):
     def not_installed(name):
         raise requirements.PackageNotFoundError(name)
 
     monkeypatch.setattr(requirements, "requires", not_installed)
-    assert read_packages(make_sources()).required == {}
+    assert read_packages(make_access()).required == {}
 
 
 @pytest.mark.parametrize(

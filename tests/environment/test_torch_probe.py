@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from helpers.environment.child import Answer
-from helpers.environment.torch_probe import facts_from, read_torch, read_torch_files
+from helpers.environment.torch_probe import facts_from, has_bf16, read_torch, read_torch_files
 
 PATIENT = 20.0  # seconds; a machine under load starts a Python slowly
 BUILD = """
@@ -181,3 +181,21 @@ class TestFilesOnly:
         monkeypatch.setitem(sys.modules, "torch", type(sys)("torch"))
         result = read_torch_files()
         assert (result.state, result.cause) == ("broken", "torch.__spec__ is None")
+
+
+def test_bf16_depends_on_the_gpu_if_there_is_one(monkeypatch):
+    import torch as real
+
+    monkeypatch.setattr(real.cuda, "is_available", lambda: True)
+    for capability, expected in (((7, 5), False), ((8, 0), True), ((8, 9), True)):
+        monkeypatch.setattr(real.cuda, "get_device_capability", lambda capability=capability: capability)
+        assert has_bf16() is expected
+
+
+@pytest.mark.parametrize(("name", "expected"), [("avx512_bf16", True), ("amx_bf16", True), ("avx2", False)])
+def test_bf16_depends_on_the_processor_without_a_gpu(monkeypatch, name, expected):
+    import torch as real
+
+    monkeypatch.setattr(real.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(real.cpu, "get_capabilities", lambda: {name: True}, raising=False)
+    assert has_bf16() is expected

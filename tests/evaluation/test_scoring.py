@@ -24,7 +24,8 @@ from helpers.evaluation.scoring import (
     stream_tokens,
 )
 from helpers.model import load_model, load_tokenizer, quiet
-from helpers.settings import NOTEBOOKS, SettingsError
+from helpers.paths import NOTEBOOKS
+from helpers.settings import SettingsError
 from helpers.training.fine_tuning import as_batch
 
 SHARED = NOTEBOOKS.parent.parent / "shared" / "data"

@@ -3,7 +3,7 @@ from click.testing import CliRunner
 
 from helpers.__main__ import main
 from helpers.settings import SettingsError
-from helpers.sharing import export, hub
+from helpers.sharing import export, upload
 
 
 def call(*arguments, **options):
@@ -45,8 +45,8 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(arguments, words):
 def planned(monkeypatch):
     """Record what is published."""
     sent = []
-    monkeypatch.setattr(hub, "plan_upload", lambda *arguments, **options: (arguments, options))
-    monkeypatch.setattr(hub, "publish", lambda plan: sent.append(plan) or "https://hub/me/x")
+    monkeypatch.setattr(upload, "plan_upload", lambda *arguments, **options: (arguments, options))
+    monkeypatch.setattr(upload, "publish", lambda plan: sent.append(plan) or "https://hub/me/x")
     return sent
 
 

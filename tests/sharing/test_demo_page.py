@@ -5,7 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from helpers.settings import ASSETS, EvaluationSettings, SettingsError
+from helpers.paths import ASSETS
+from helpers.settings import EvaluationSettings, SettingsError
 from helpers.sharing import demo_page
 from helpers.sharing.demo_page import SAMPLING, card_html, controls, served_page, write_static_page
 

@@ -60,9 +60,7 @@ def test_two_commands_with_two_workers_share_a_study(study_file, runs, monkeypat
     assert "<table>" in (runs / "grid/comparison.html").read_text()
 
 
-def test_a_sweep_that_is_killed_again_and_again_ends_its_workers_and_loses_and_repeats_nothing(
-    study_file, runs, monkeypatch
-):
+def test_a_sweep_that_is_killed_twice_ends_its_workers_and_loses_and_repeats_nothing(study_file, runs, monkeypatch):
     file, folder, random_state = study_file(), runs / "grid", random.Random(7)
     monkeypatch.setenv("NAP", "60")
     process = sweep(file, "--workers", "2")
@@ -72,19 +70,15 @@ def test_a_sweep_that_is_killed_again_and_again_ends_its_workers_and_loses_and_r
     killed(process)
     assert psutil.wait_procs(everyone, timeout=60)[1] == []
     monkeypatch.setenv("NAP", "1")
-    kept = {}
-    for kills_a_worker in (False, True):
-        process = sweep(file, "--workers", "2")
-        wait_until(lambda process=process: process.poll() is not None or workers_of(process))
-        time.sleep(random_state.uniform(0.5, 3.5))
-        workers = workers_of(process)
-        if workers and kills_a_worker:
-            random_state.choice(workers).kill()
-        killed(process)
-        psutil.wait_procs(workers, timeout=60)
-        now = finished(folder)
-        assert {name: now.get(name) for name in kept} == kept
-        kept = now
+    process = sweep(file, "--workers", "2")
+    wait_until(lambda: process.poll() is not None or workers_of(process))
+    time.sleep(random_state.uniform(0.5, 3.5))
+    workers = workers_of(process)
+    if workers:
+        random_state.choice(workers).kill()
+    killed(process)
+    psutil.wait_procs(workers, timeout=60)
+    kept = finished(folder)
     result = call("sweep", file, "--workers", "2")
     assert result.exit_code == 0, result.output
     now = finished(folder)

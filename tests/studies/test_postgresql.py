@@ -60,18 +60,17 @@ def opened_study():
 
 def test_two_commands_share_a_study_and_one_is_killed(study_file, server, runs, monkeypatch):
     monkeypatch.setenv("NAP", "1")
-    vary = {"learning_rate": [0.001, 0.002, 0.003], "weight_decay": [0.0, 0.1]}
-    file = study_file(study="shared", storage=server, vary=vary)
+    file = study_file(study="shared", storage=server)
     first, second = sweep(file), sweep(file)
-    wait_until(lambda: len(starts(runs / "shared")) >= 3)
+    wait_until(lambda: len(starts(runs / "shared")) >= 2)
     second.kill()
     second.communicate()
     code, output = ended(first)
     assert code == 0, output
-    assert "6 done, 0 running of 6" in output
+    assert "4 done, 0 running of 4" in output
     counts = starts(runs / "shared")
-    assert sorted(counts) == [f"trial-{n:03d}" for n in range(6)]
-    assert sum(counts.values()) <= 7, "only what was interrupted starts again"
+    assert sorted(counts) == [f"trial-{n:03d}" for n in range(4)]
+    assert sum(counts.values()) <= 5, "only what was interrupted starts again"
     assert not (runs / "shared/study.log").exists()
 
 

@@ -17,7 +17,8 @@ from transformers import GPT2LMHeadModel, TrainerCallback, pipeline
 
 from helpers.data.preparation import prepare
 from helpers.model import load_model, load_tokenizer
-from helpers.settings import NOTEBOOKS, SettingsError, TrainingSettings, read_run_settings, run_folder
+from helpers.paths import NOTEBOOKS
+from helpers.settings import SettingsError, TrainingSettings, read_run_settings, run_folder
 from helpers.training import callbacks, engine
 from helpers.training import fine_tuning as training
 from helpers.training.checks import TrainingBrokenError

@@ -7,7 +7,8 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from helpers.settings import POCKET, SettingsError, TrainingSettings
+from helpers.paths import POCKET
+from helpers.settings import SettingsError, TrainingSettings
 from helpers.training.memory import GPT2Shape, Memory, _Step, optimizer_bytes, parameters, predict, read_shape
 from tests.training import memory_trace
 

@@ -15,7 +15,8 @@ from transformers import GPT2LMHeadModel
 
 from helpers.environment.live import sample
 from helpers.model import load_model
-from helpers.settings import NOTEBOOKS, TrainingSettings
+from helpers.paths import NOTEBOOKS
+from helpers.settings import TrainingSettings
 from helpers.training import fine_tuning
 from helpers.training.arguments import chosen_precision
 from helpers.training.engine import equal_results_less_work

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from helpers.settings import NOTEBOOKS
+from helpers.paths import NOTEBOOKS
 from helpers.training.fine_tuning import fine_tune
 from helpers.training.finished_run import open_run
 from helpers.training.run_files import last_complete_checkpoint, read_history, step_of

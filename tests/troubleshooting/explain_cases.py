@@ -18,7 +18,7 @@ from importlib.metadata import version
 from packaging.version import Version
 
 from helpers.environment.torch_probe import read_torch_files
-from helpers.settings import NOTEBOOKS, POCKET
+from helpers.paths import NOTEBOOKS, POCKET
 
 HOME = "/opt/env/lib/python3.12/site-packages"
 

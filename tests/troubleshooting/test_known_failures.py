@@ -14,7 +14,7 @@ from helpers.troubleshooting import (
     explanation,
     issue_report,
     known_failures,
-    log_numbers,
+    log_checks,
     log_rows,
     reading,
 )
@@ -72,7 +72,7 @@ def test_ids_that_are_referred_to_exist():
 
 
 def test_every_number_check_is_used_by_an_entry():
-    annotations = {name: getattr(value, "__annotations__", {}) for name, value in vars(log_numbers).items()}
+    annotations = {name: getattr(value, "__annotations__", {}) for name, value in vars(log_checks).items()}
     checks = {name for name, types in annotations.items() if types.get("return") == str | None}
     assert checks == {failure.numbers.__name__ for failure in FAILURES if failure.numbers}
 
@@ -123,7 +123,7 @@ def patterns():
     """Return every pattern of the file, and of what reads a text, once."""
     texts = {text for one in FAILURES for text in (*one.error, *one.log, *one.code, one.unless, one.only_with) if text}
     compiled = [re.compile(text, re.IGNORECASE) for text in sorted(texts)]
-    modules = (reading, log_rows, log_numbers, explanation)
+    modules = (reading, log_rows, log_checks, explanation)
     compiled += [value for module in modules for value in vars(module).values() if isinstance(value, re.Pattern)]
     return compiled + [pattern for pattern, _ in issue_report._PERSONAL]
 

@@ -11,13 +11,9 @@ from helpers.troubleshooting.lab import ChildResult, Table
 needs_limits = pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot limit a process's memory or files")
 
 
-def test_a_child_returns_what_it_printed():
-    child = run_in_child("print(torch.ones(2).sum().item())")
-    assert (child.returncode, child.last_line) == (0, "2.0")
-
-
-def test_a_childs_error_is_its_last_line():
-    child = run_in_child("raise ValueError('broken')")
+def test_a_child_returns_what_it_printed_and_its_error_last():
+    child = run_in_child("print(torch.ones(2).sum().item())\nraise ValueError('broken')")
+    assert child.output.startswith("2.0\n")
     assert (child.returncode, child.last_line) == (1, "ValueError: broken")
 
 
@@ -28,15 +24,13 @@ def test_the_last_line_is_whatever_ended_the_child(ending):
 
 
 @needs_limits
-def test_memory_really_runs_out_under_the_limit_and_not_without():
-    source = "x = torch.zeros(2**28)\nprint('passed')"  # 1 GiB
-    assert "can't allocate memory" in run_in_child(source, extra_bytes=2**28).last_line
-    assert run_in_child(source, extra_bytes=2**31).last_line == "passed"
-
-
-def test_setup_runs_before_the_limit():
-    child = run_in_child("print(len(x))", setup="x = torch.zeros(2**27)", extra_bytes=2**26)
-    assert child.last_line == str(2**27)
+def test_memory_really_runs_out_under_the_limit_which_counts_from_the_setup_on():
+    source = "print(len(x))\ny = torch.zeros(2**28)\nprint('passed')"  # 1 GiB
+    setup = "x = torch.zeros(2**27)"  # half of one, which the first limit alone would not allow
+    limited, free = (run_in_child(source, setup=setup, extra_bytes=extra) for extra in (2**28, 2**31))
+    assert limited.output.startswith(f"{2**27}\n")
+    assert "can't allocate memory" in limited.last_line
+    assert (free.returncode, free.last_line) == (0, "passed")
 
 
 def test_a_child_that_hangs_is_ended(monkeypatch):

@@ -7,7 +7,7 @@ import sys
 import psutil
 import pytest
 
-from helpers.settings import NOTEBOOKS
+from helpers.paths import NOTEBOOKS
 from helpers.troubleshooting import explain
 
 needs_limits = pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot limit a process's memory or files")

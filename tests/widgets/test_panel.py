@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from helpers.settings import NOTEBOOKS, SettingsError, TrainingSettings
+from helpers.paths import NOTEBOOKS
+from helpers.settings import SettingsError, TrainingSettings
 from helpers.widgets import TrainingPanel
 
 

@@ -23,7 +23,7 @@ from typing import Any
 import click
 
 from helpers.files import atomic_folder
-from helpers.settings import POCKET, runs_folder
+from helpers.paths import POCKET, runs_folder
 
 PRESET = "pocket-pretraining"
 SEED = 20261123

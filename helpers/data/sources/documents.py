@@ -16,12 +16,14 @@ Whatever the value, an end-of-text marker ends a document: inside one, the model
 import re
 from collections.abc import Callable, Iterable, Iterator
 
-from helpers.data.sources.texts import check_length, split_lines, split_text
+from helpers.settings import SettingsError
 
 END_OF_TEXT = "<|endoftext|>"
 HEADING = re.compile(r" ?= (?!=).*(?<!=) = ?")
 PASSAGE_CHARACTERS = 1000  # about 250 tokens: enough passages to split a short text, and to draw them in a bootstrap
 _MARKERS = re.compile(r"<\|(?:startoftext|endoftext)\|>")  # the pair is a convention of fine-tuning tools for GPT-2
+MAX_DOCUMENT_CHARACTERS = 2**26  # a novel has a million; anything longer is not one document and may not fit in memory
+_PATTERNS = {"row": r"\n", "line": r"\n", "blank line": r"\n[^\S\n]*\n"}
 _COUNT = re.compile(r"(\d+) rows?")
 # Cut before white space: there GPT-2's tokenizer starts a new token anyway, so passages have the text's own tokens.
 _LINE_END, _WORD_END = re.compile(r"(?<=\S)(?=\n)"), re.compile(r"(?<=\S)(?=\s)")
@@ -31,13 +33,7 @@ _LONGEST = 4  # a passage without a line end is cut between words by then, and w
 def text_documents(chunks: Iterable[str], separator: str, *, name: str) -> Iterator[str]:
     """Yield the documents of a text file, without the white space around them; empty ones are left out.
 
-    Args:
-        chunks: the text, piece by piece.
-        separator: as in `document_separator`, but not 'auto'.
-        name: how an error calls the text.
-
-    Raises:
-        SettingsError: one document has more than 64 million characters.
+    `separator` is as in `document_separator`, but not 'auto'; `name` is how an error calls the text.
     """
     begins = _beginning(separator)
     texts = _group(split_lines(chunks, name=name), begins, name) if begins else split_text(chunks, separator, name=name)
@@ -131,3 +127,55 @@ def without_markers(text: str) -> str:
 
 def _without_line_end(row: str) -> str:
     return row.removesuffix("\n")
+
+
+def split_text(chunks: Iterable[str], separator: str, *, name: str) -> Iterator[str]:
+    r"""Yield the pieces of a text, without the white space around them; empty ones are left out.
+
+    The separator is 'file', 'blank line', 'row' or 'line', or the text between two pieces.
+
+    >>> list(split_text(["a\n", "\nb", "\n \n\nc"], "blank line", name="x"))
+    ['a', 'b', 'c']
+    """
+    pattern = None if separator == "file" else re.compile(_PATTERNS.get(separator, re.escape(separator)))
+    for pieces in _pieces(chunks, pattern, name):
+        yield from filter(None, map(str.strip, pieces))
+
+
+def _pieces(chunks: Iterable[str], pattern: re.Pattern[str] | None, name: str) -> Iterator[list[str]]:
+    """Yield the text between the matches of a pattern, as soon as each piece is complete."""
+    rest, new, n_new = "", [], 0
+    for chunk in chunks:
+        new.append(chunk)
+        n_new += len(chunk)
+        if n_new >= len(rest):  # search again only when the text has doubled: else a long piece takes quadratic time
+            text = "".join([rest, *new])
+            *complete, rest = pattern.split(text) if pattern else [text]
+            new, n_new = [], 0
+            yield complete
+        check_length(len(rest) + n_new, f"{name} has a document")
+    yield pattern.split("".join([rest, *new])) if pattern else ["".join([rest, *new])]
+
+
+def split_lines(chunks: Iterable[str], *, name: str) -> Iterator[str]:
+    r"""Yield the lines of a text without their ends; what follows the last end counts when it is not empty.
+
+    Unlike `str.splitlines`, only `\n` ends a line: JSON and CSV may hold other line separators inside a value.
+    """
+    last = None
+    for pieces in _pieces(chunks, re.compile("\n"), name):
+        for piece in pieces:
+            if last is not None:
+                yield last
+            last = piece
+    if last:
+        yield last
+
+
+def check_length(n_characters: int, subject: str) -> None:
+    """Raise `SettingsError` when a text is too long to be one document; `subject` begins the sentence."""
+    if n_characters > MAX_DOCUMENT_CHARACTERS:
+        raise SettingsError(
+            f"{subject} of more than {MAX_DOCUMENT_CHARACTERS // 2**20} million characters: split it into documents; "
+            "for text files set document_separator to 'line', 'blank line' or the text between two documents."
+        )

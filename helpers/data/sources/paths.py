@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from helpers.data.sources.compression import CODECS
-from helpers.settings import ASSETS, NOTEBOOKS, SettingsError, find_path
+from helpers.paths import ASSETS, NOTEBOOKS, find_path
+from helpers.settings import SettingsError
 
 FABLES = ASSETS / "fables"
 TEXTS = (".txt", ".text", ".md", ".markdown")
@@ -25,7 +26,7 @@ _FULL_NAMES = {
 def source_path(source: str) -> Path | None:
     """Return the file or folder a source names; None for what is not on disk: a Hub id or the Python reference.
 
-    A relative path is looked for in the caller's folder, as `helpers.settings.find_path` does.
+    A relative path is looked for in the caller's folder, as `helpers.paths.find_path` does.
 
     Raises:
         SettingsError: the source looks like a path and does not exist, is a link that leads nowhere, is the name of a

@@ -1,11 +1,25 @@
-"""What a row of any table is: its place and its values; and the checks that all kinds of tables share."""
+"""The rows of a file of separated values or JSON: a row is its place, for error messages, and its values.
 
-from collections.abc import Mapping, Sequence
+The delimiter and the header of a CSV file are found, whatever its name; JSON is read in the forms in which tables are
+written there.
+"""
+
+import csv
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from typing import Any
 
+from helpers.data.sources.documents import MAX_DOCUMENT_CHARACTERS, check_length, split_lines
 from helpers.settings import SettingsError
 
-Row = tuple[str, Mapping[str, Any]]  # its place, for error messages, and its values
+Row = tuple[str, Mapping[str, Any]]
+
+_DELIMITERS = ",\t;|"  # Excel writes semicolons in much of Europe, and tabs as "Unicode text"
+_QUOTED = re.compile(r'"(?:[^"]|"")*"')
+_HEAD_LINES = 4  # a `sep=` line or a title, an empty line, the header and a row
+_MERGED_LINES = 3
 
 
 def check_names(columns: Sequence[str], name: str) -> None:
@@ -15,3 +29,205 @@ def check_names(columns: Sequence[str], name: str) -> None:
             raise SettingsError(f"{name} has {columns.count(column)} columns called {column!r}: rename all but one.")
     if columns and not any(columns):
         raise SettingsError(f"{name} has no names of columns in its first line: write them there, such as 'text'.")
+
+
+def csv_rows(name: str, chunks: Iterable[str], *, delimiter: str, notes: list[str]) -> Iterator[Row]:
+    """Yield the rows of a table with a header line; what may have been misread is added to `notes`.
+
+    `delimiter` separates values if the header has none; `name` is how an error calls the table. `SettingsError`: a row
+    is broken or does not fit the header, or a name occurs twice in the header.
+    """
+    # csv.Sniffer is no help: it raises on a table of one column, and takes letters of the text for delimiters.
+    lines = split_lines(chunks, name=name)
+    head = list(islice(lines, _HEAD_LINES))
+    if head and (named := re.fullmatch(r"sep=(.)\s*", head[0])):  # a line for Excel alone
+        delimiter, n_skipped = named[1], 1
+    else:
+        n_skipped = 0
+    if len(head) > 2 and not _counts(head[0]) and head[0].strip() and not head[1].strip() and _counts(head[2]):
+        notes.append(f"{name}: line 1, {head[0].strip()[:40]!r}, was taken as a title and left out.")
+        n_skipped = 1
+    while n_skipped < len(head) and not head[n_skipped].strip():
+        n_skipped += 1
+    header = head[n_skipped] if n_skipped < len(head) else ""
+    counts = _counts(header)
+    delimiter = max(counts, key=lambda one: (counts[one], one == delimiter)) if counts else delimiter
+    lines = (f"{line}\n" for line in chain(head[n_skipped:], lines))
+    yield from _rows(name, lines, delimiter=delimiter, n_skipped=n_skipped, header=header, notes=notes)
+
+
+def _counts(line: str) -> dict[str, int]:
+    """Return how often each delimiter is in a line, outside quotation marks."""
+    bare = _QUOTED.sub("", line)
+    return {one: bare.count(one) for one in _DELIMITERS if one in bare}
+
+
+def _rows(
+    name: str, lines: Iterable[str], *, delimiter: str, n_skipped: int, header: str, notes: list[str]
+) -> Iterator[Row]:
+    csv.field_size_limit(MAX_DOCUMENT_CHARACTERS)  # the library's own limit is 131,072 characters
+    has_spaces = f"{delimiter} " in header
+    reader = csv.reader(lines, delimiter=delimiter, strict=True, skipinitialspace=has_spaces)
+    begin = n_skipped + 1  # the line in which the present row begins
+    try:
+        columns = [column.strip() for column in next(reader, [])]
+        check_names(columns, name)
+        _note_text_in_header(columns, name, line=begin, notes=notes)
+        begin = n_skipped + reader.line_num + 1
+        for values in reader:
+            end = n_skipped + reader.line_num
+            if len(values) > len(columns):
+                raise SettingsError(
+                    f"{name}, line {end}: {len(values)} values under {len(columns)} columns, the names in line "
+                    f"{n_skipped + 1}: put text that holds the delimiter {delimiter!r} into double quotes, or delete "
+                    "the lines above the header."
+                )
+            if end - begin >= _MERGED_LINES:
+                _note_merged(values, len(columns), delimiter, f"{name}, line {begin}", notes)
+            if values:
+                yield f"line {end}", dict(zip(columns, values, strict=False))
+            begin = end + 1
+    except csv.Error as error:
+        end = n_skipped + reader.line_num
+        start = f"; its row begins in line {begin}" if begin < end else ""
+        raise SettingsError(f"{name}, line {end} is broken ({error}{start}): fix the line.") from None
+
+
+def _note_text_in_header(columns: list[str], name: str, *, line: int, notes: list[str]) -> None:
+    for column in columns:
+        if len(column.split()) > 6 or column.endswith((".", "!", "?")) or column.isdecimal():
+            notes.append(
+                f"{name}, line {line}: {column[:40]!r} looks like a value and not like the name of a column, but the "
+                "first line of a table is its header and is left out. Add a line with the names, such as 'text'."
+            )
+            return
+
+
+def _note_merged(values: list[str], n_columns: int, delimiter: str, place: str, notes: list[str]) -> None:
+    """Note a row over many lines that look like rows themselves: a quotation mark swallowed them."""
+    within = [line for value in values for line in value.split("\n")[1:-1]]
+    n_like_rows = sum(line.count(delimiter) == n_columns - 1 for line in within)
+    if n_columns > 1 and n_like_rows > len(within) / 2 and len(notes) < 10:
+        notes.append(
+            f"{place}: a quotation mark opens here and makes one row of {len(within) + 2:,} lines, which look like "
+            "rows of their own. If it is a part of the text, write it twice and put the value into quotation marks."
+        )
+
+
+def json_lines(name: str, chunks: Iterable[str]) -> Iterator[Row]:
+    """Yield the objects of a JSON Lines file; empty lines are skipped.
+
+    A file of that name with one list, or with objects over several lines, is read as JSON.
+    """
+    chunks = iter(chunks)
+    head = ""
+    for chunk in chunks:
+        head += chunk
+        if "\n" in head.lstrip():
+            break
+    chunks = chain([head], chunks)
+    first_line = head.lstrip().partition("\n")[0].rstrip()
+    if first_line == "{" or re.match(r"\[\s*(\{|$)", first_line):
+        yield from json_rows(name, chunks)
+        return
+    for number, line in enumerate(split_lines(chunks, name=name), start=1):
+        if line and not line.isspace():
+            yield f"line {number}", _check_object(_loads(json.loads, line, name, number), f"{name}, line {number}")
+
+
+def json_rows(name: str, chunks: Iterable[str]) -> Iterator[Row]:
+    """Yield the rows of a JSON file.
+
+    It may be a list of objects or of texts, objects one after the other, or one object: a list of rows in one of its
+    fields, a list for each column, or an object for each row or column, as pandas writes them.
+    """
+    for number, (line, value, is_in_list) in enumerate(_json_values(name, chunks)):
+        values = [{"text": value}] if is_in_list and isinstance(value, str) else [value]
+        if not is_in_list and isinstance(value, dict) and number == 0:
+            values = _rows_of_object(value)
+        for each in values:
+            yield f"line {line}", _check_object(each, f"{name}, line {line}")
+
+
+def _rows_of_object(value: Mapping[str, Any]) -> Iterable[Any]:
+    """Return the rows that one object holds; itself where it is a row."""
+    fields = list(value.values())
+    inside = [field for field in fields if isinstance(field, list) and field and isinstance(field[0], dict)]
+    if len(inside) == 1 and not is_message(inside[0][0]):
+        return inside[0]
+    if fields and all(isinstance(field, list) and len(field) == len(fields[0]) for field in fields) and not inside:
+        return (dict(zip(value, row, strict=True)) for row in zip(*fields, strict=True))
+    if fields and all(isinstance(field, dict) for field in fields):
+        if all(key.isdecimal() for field in fields for key in field):  # pandas: column -> row number -> value
+            return ({column: field.get(key) for column, field in value.items()} for key in fields[0])
+        if len(fields) > 1:
+            return fields
+    return [value]
+
+
+def is_message(item: Any) -> bool:
+    """Return whether a value is a message of a conversation."""
+    return isinstance(item, dict) and ({"role", "content"} <= set(item) or {"from", "value"} <= set(item))
+
+
+def _check_object(value: Any, place: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise SettingsError(
+            f'{place}: a row must be an object such as {{"text": "..."}}, not {json.dumps(value)[:40]}.'
+        )
+    return value
+
+
+def _loads(load: Callable[..., Any], text: str, name: str, line: int, *place: int) -> Any:
+    """Decode JSON; raise `SettingsError` for what is no error of its grammar but cannot be decoded either."""
+    try:
+        return load(text, *place)
+    except json.JSONDecodeError as error:
+        if place:
+            raise
+        raise SettingsError(f"{name}, line {line} is broken JSON ({error.msg}): fix the line.") from None
+    except RecursionError:
+        reason = "is nested too deeply"
+    except ValueError:  # Python refuses to read such a number, because that takes quadratic time
+        reason = "holds a number of more than 4,300 digits"
+    raise SettingsError(f"{name}, line {line} {reason}: it is not a row of text, so delete or fix it.")
+
+
+def _json_values(name: str, chunks: Iterable[str]) -> Iterator[tuple[int, Any, bool]]:
+    """Yield the line each value begins at, the value, and whether a list is around the values.
+
+    Not `json.load`, and not the JSON reader of `datasets`: both need the whole file in memory.
+    """
+    decode, buffer, line, is_list = json.JSONDecoder().raw_decode, "", 1, None
+    for chunk in chain(chunks, [None]):  # None: the end of the file
+        buffer += chunk or ""
+        position = 0  # everything before it has been decoded
+        while True:
+            begin = re.compile(r"[\s,\]]*" if is_list else r"\s*").match(buffer, position).end()
+            line += buffer.count("\n", position, begin)
+            position = begin
+            if begin == len(buffer):
+                break
+            if is_list is None:
+                is_list = buffer[begin] == "["
+                position += is_list
+                continue
+            try:
+                value, end = _loads(decode, buffer, name, line, begin)
+            except json.JSONDecodeError as error:
+                if chunk is None or _is_broken(error, buffer):
+                    error_line = line + buffer.count("\n", begin, error.pos)
+                    raise SettingsError(
+                        f"{name}, line {error_line} is broken JSON ({error.msg}): fix the line."
+                    ) from None
+                check_length(len(buffer) - begin, f"{name}, line {line} has a value")
+                break
+            yield line, value, is_list
+            line, position = line + buffer.count("\n", begin, end), end
+        buffer = buffer[position:]
+
+
+def _is_broken(error: json.JSONDecodeError, buffer: str) -> bool:
+    """Return whether an error is inside the buffer, and not at its end where the next chunk may complete the value."""
+    # Near the end, the cause may be a word such as `false`, or an escape, that the end of the chunk cut in two.
+    return error.pos < len(buffer) - 64 and not error.msg.startswith("Unterminated")

@@ -43,6 +43,7 @@ class Source:
         n_bytes: size of its files on disk; None where that is not known.
         encodings: how many text files were read in which encoding; counted while they are read.
         is_continuous: whether it is one text in passages, and not documents; known when `parts` yields the first part.
+        notes: a sentence for each thing that may have been misread; more come while it is read.
     """
 
     def __init__(self, settings: DataSettings) -> None:
@@ -52,7 +53,7 @@ class Source:
         self._choices: dict[bool, Choice] = {}  # whether it is a table's -> what separates documents
         self._n_columns = self._n_texts = 1
         self._is_chat = False
-        self._notes: list[str] = []
+        self.notes: list[str] = []
         self._advance: Callable[[int], None] | None = None
         self._path = source_path(settings.source)
         is_files = self._path is not None and not is_saved_dataset(self._path)
@@ -125,9 +126,9 @@ class Source:
         if self._files:
             for sentence in self._division.notes:
                 self.note(sentence)
-            for file in chain.from_iterable(files for _, files in self._files_by_part):
+            for file in chain.from_iterable(self._division.parts.values()):
                 refuse_other_kinds(file)  # now, and not after hours of reading
-            return [(part, self._file_streams(files)) for part, files in self._files_by_part]
+            return [(part, self._file_streams(files)) for part, files in self._division.parts.items()]
         tables = open_saved(self._path, self.settings) if self._path else open_from_hub(self.settings)
         parts = name_parts(tables, self.settings)
         read = [id(table) for _, table in parts]
@@ -141,15 +142,10 @@ class Source:
         separators, reasons = zip(*sorted(set(self._choices.values())), strict=True)
         return Choice(" and ".join(separators), "; ".join(filter(None, reasons)))
 
-    @property
-    def notes(self) -> list[str]:
-        """A sentence for each thing that may have been misread; more come while it is read."""
-        return self._notes
-
     def note(self, sentence: str) -> None:
         """Add a sentence to the notes, once."""
-        if sentence not in self._notes:
-            self._notes.append(sentence)
+        if sentence not in self.notes:
+            self.notes.append(sentence)
 
     def size_by_part(self) -> dict[str, int]:
         """Estimate the bytes of text in each part, '' for what is not split yet; {} when the source is not on disk.
@@ -161,7 +157,7 @@ class Source:
         """
         if self.settings.source == "python-reference":
             return {"": sum(map(len, _python_reference()))}
-        parts = self._files_by_part if self._files else []
+        parts = [*self._division.parts.items()]
         if self._path and not self._files:
             parts = name_parts(saved_files(self._path), self.settings)
         return {
@@ -175,10 +171,6 @@ class Source:
         if not self._files or self._path in (FABLES, *self._files):
             return Division({"": self._files}, [])
         return divide_files(self._path, self._files, self.settings)
-
-    @property
-    def _files_by_part(self) -> list[tuple[str, list[Path]]]:
-        return list(self._division.parts.items())
 
     def _file_streams(self, files: Iterable[Path]) -> list["_Stream"]:
         """Return the texts and tables of a part; the shards of a table, such as `a-00000-of-00002`, are one table."""
@@ -196,7 +188,7 @@ class Source:
     def _open_table(self, file: Path) -> Table:
         if (kind := kind_of(file)) == ".parquet":
             return parquet_table(file, advance=self._advance)
-        return text_table(kind, str(file), self._decode(file), notes=self._notes)
+        return text_table(kind, str(file), self._decode(file), notes=self.notes)
 
     def _texts(self, table: Table) -> Iterator[str]:
         """Return the texts of a table's rows."""

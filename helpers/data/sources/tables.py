@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from helpers.data.sources.compression import read_chunks
-from helpers.data.sources.csv_rows import csv_rows
-from helpers.data.sources.json_rows import is_message, json_lines, json_rows
-from helpers.data.sources.rows import Row, check_names
-from helpers.data.sources.texts import check_length
+from helpers.data.sources.documents import check_length
+from helpers.data.sources.rows import Row, check_names, csv_rows, is_message, json_lines, json_rows
 from helpers.display import first_line
 from helpers.settings import SettingsError
 
@@ -102,14 +100,7 @@ def text_of(row: Row, column: str, *, name: str) -> str:
 
 
 def text_table(kind: str, name: str, chunks: Iterable[str], *, notes: list[str]) -> Table:
-    """Open a table that is stored as text.
-
-    Args:
-        kind: its suffix, such as `.csv`.
-        name: how an error calls it.
-        chunks: its text, piece by piece.
-        notes: gets a sentence for each thing that may have been misread.
-    """
+    """Open a table that is stored as text, by the suffix of its file, such as `.csv`; `notes` as in `csv_rows`."""
     if kind == ".json":
         return peek_columns(name, json_rows(name, chunks))
     if kind in (".csv", ".tsv"):

@@ -8,7 +8,7 @@ import time
 import pytest
 from datasets import Dataset
 
-from helpers.settings import POCKET
+from helpers.paths import POCKET
 from tests.loopback_hub import COMMIT, loopback_hub
 
 MODEL, TEXTS, GATED, DROPPED, MANY = (
@@ -59,53 +59,69 @@ SOURCE = """
 from helpers.data.preparation import load_documents
 from helpers.model import load_model, load_tokenizer
 from helpers.settings import DataSettings, SettingsError
-try:
-    {}
-except SettingsError as error:
-    print(error)
+for line in {!r}:
+    try:
+        exec(line)
+    except SettingsError as error:
+        print(error)
+    print({!r})
 """
+NEXT = "--- next"
 
 
-def in_a_child(address, home, line):
-    """Run a line in a fresh process whose cache is in `home`; return what it prints, and its seconds."""
+def in_a_child(address, home, *lines):
+    """Run lines in a fresh process whose cache is in `home`; return what each prints, and the seconds of all."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": address, "HF_HOME": str(home)}
     start = time.monotonic()
     child = subprocess.run(
-        [sys.executable, "-c", SOURCE.format(line)], env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", SOURCE.format(lines, NEXT)], env=environment, capture_output=True, text=True, timeout=300
     )
     seconds = time.monotonic() - start
     assert child.returncode == 0, child.stderr
-    return child.stdout, seconds
+    return child.stdout.split(f"{NEXT}\n")[:-1], seconds
 
 
-def load_model(address, home, name):
-    return in_a_child(address, home, LOAD_MODEL.format(name))[0]
+def load_texts(source, **settings):
+    return LOAD_TEXTS.format(", ".join(f"{name}={value!r}" for name, value in {"source": source, **settings}.items()))
 
 
-def load_texts(address, home, source, **settings):
-    arguments = ", ".join(f"{name}={value!r}" for name, value in {"source": source, **settings}.items())
-    return in_a_child(address, home, LOAD_TEXTS.format(arguments))[0]
+def test_what_is_downloaded_once_then_comes_from_the_cache_without_the_hub(hub, tmp_path):
+    lines = LOAD_MODEL.format(MODEL), load_texts(TEXTS)
+    first, _ = in_a_child(hub, tmp_path, *lines)
+    assert first == ["4096 4096\n", "{'train': 60, 'test': 9}\n"]
+    assert in_a_child(NOBODY, tmp_path, *lines)[0] == first, "nobody listens there"
 
 
-def test_a_model_is_downloaded_once_and_then_comes_from_the_cache_without_the_hub(hub, tmp_path):
-    assert load_model(hub, tmp_path, MODEL) == "4096 4096\n"
-    assert load_model(NOBODY, tmp_path, MODEL) == "4096 4096\n", "nobody listens there"
+REASONS = {
+    "nobody/nothing": "is not on the Hub, or is private: check the name and its owner",
+    GATED: "is gated: accept its terms on its page, log in with `hf auth login`",
+    DROPPED: "broke off while it was downloaded",
+    MANY: "needs another configuration: set source_config",
+}
 
 
-def test_a_name_the_hub_does_not_know_is_one_sentence(hub, tmp_path):
-    message = load_model(hub, tmp_path, "nobody/nothing")
-    assert "'nobody/nothing' could not be loaded" in message
-    assert message.count("\n") == 1
+@pytest.fixture(scope="module")
+def answers(hub, tmp_path_factory):
+    """Return what one process answers: the reasons, a model's, then two data sets; each process imports for seconds."""
+    named = {"source_split": "test", "text_column": "story", "source_revision": COMMIT}
+    lines = [load_texts(TEXTS, **named), load_texts(MANY, source_config="small"), LOAD_MODEL.format("nobody/nothing")]
+    said, _ = in_a_child(hub, tmp_path_factory.mktemp("home"), *map(load_texts, REASONS), *lines)
+    return dict(zip([*REASONS, "named", "small", "model"], said, strict=True))
 
 
-def test_a_data_set_is_downloaded_once_with_its_splits_and_then_comes_from_the_cache(hub, tmp_path):
-    assert load_texts(hub, tmp_path, TEXTS) == "{'train': 60, 'test': 9}\n"
-    assert load_texts(NOBODY, tmp_path, TEXTS) == "{'train': 60, 'test': 9}\n", "nobody listens there"
+def test_a_split_a_column_a_revision_and_a_configuration_can_be_named(answers):
+    assert answers["named"] == answers["small"] == "{'train': 9}\n"
 
 
-def test_a_split_a_column_and_a_revision_can_be_named(hub, tmp_path):
-    wanted = {"source_split": "test", "text_column": "story", "source_revision": COMMIT}
-    assert load_texts(hub, tmp_path, TEXTS, **wanted) == "{'train': 9}\n"
+def test_a_model_the_hub_does_not_know_is_one_sentence(answers):
+    assert "'nobody/nothing' could not be loaded" in answers["model"]
+    assert answers["model"].count("\n") == 1
+
+
+@pytest.mark.parametrize(("source", "words"), REASONS.items())
+def test_the_reason_why_a_data_set_cannot_be_loaded_is_one_sentence(answers, source, words):
+    assert words in answers[source]
+    assert answers[source].count("\n") == 1
 
 
 STREAM = """
@@ -118,37 +134,17 @@ print(len(stream), sum(bool(block['input_ids'].any()) for block in stream), data
 
 
 def test_streaming_reads_a_data_set_as_it_arrives_and_keeps_nothing_of_it(hub, tmp_path):
-    lines = "\n    ".join(STREAM.format(TEXTS).strip().split("\n"))
-    assert in_a_child(hub, tmp_path, lines)[0] == f"50 50 {COMMIT}\n"
+    assert in_a_child(hub, tmp_path, STREAM.format(TEXTS))[0] == [f"50 50 {COMMIT}\n"]
     kept = [path for path in tmp_path.rglob("*") if path.suffix in (".arrow", ".parquet") and "runs" not in path.parts]
     assert not kept
 
 
 def test_without_the_hub_and_the_cache_there_is_an_error_at_once(tmp_path):
-    message, seconds = in_a_child(NOBODY, tmp_path, LOAD_TEXTS.format(f"source={TEXTS!r}"))
+    (message,), seconds = in_a_child(NOBODY, tmp_path, load_texts(TEXTS))
     assert message == (
         f"The Hub's data set {TEXTS!r} is not in the cache, and the Hub does not answer: connect to the network once, "
         "or use source='fables', which is shipped.\n"
     )
     nothing, seconds_of_nothing = in_a_child(NOBODY, tmp_path, "print('ready')")
-    assert nothing == "ready\n"
+    assert nothing == ["ready\n"]
     assert seconds < 10 * seconds_of_nothing, "the libraries alone would try for minutes"
-
-
-@pytest.mark.parametrize(
-    ("source", "words"),
-    [
-        ("nobody/nothing", "is not on the Hub, or is private: check the name and its owner"),
-        (GATED, "is gated: accept its terms on its page, log in with `hf auth login`"),
-        (DROPPED, "broke off while it was downloaded"),
-        (MANY, "needs another configuration: set source_config"),
-    ],
-)
-def test_the_reason_why_a_data_set_cannot_be_loaded_is_one_sentence(hub, tmp_path, source, words):
-    message = load_texts(hub, tmp_path, source)
-    assert words in message
-    assert message.count("\n") == 1
-
-
-def test_a_configuration_can_be_named(hub, tmp_path):
-    assert load_texts(hub, tmp_path, MANY, source_config="small") == "{'train': 9}\n"

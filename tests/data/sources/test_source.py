@@ -9,8 +9,8 @@ import zstandard
 from datasets import Dataset, DatasetDict
 
 from helpers.data.sources import Source, source_hash, source_path
+from helpers.data.sources.documents import split_text
 from helpers.data.sources.encodings import find_encoding
-from helpers.data.sources.texts import split_text
 from helpers.settings import DataSettings, SettingsError
 
 WORDS = ["one fox", "two owls", "three hens"]

@@ -9,47 +9,47 @@ from pathlib import Path
 import psutil
 import pytest
 
-from helpers.environment.sources import Sources, _kernel_folders, _memory, _nvcc, _on_battery, _space, _version_of
+from helpers.environment.access import Access
 
 
 def test_the_defaults_lead_to_this_machine():
-    sources = Sources()
-    assert (sources.system, sources.release) == (platform.system(), platform.release())
-    assert sources.python_version == sys.version_info[:3]
-    assert (sources.executable, sources.prefix) == (sys.executable, sys.prefix)
-    assert (sources.project / "helpers" / "environment" / "sources.py").is_file()
+    access = Access()
+    assert (access.system, access.release) == (platform.system(), platform.release())
+    assert access.python_version == sys.version_info[:3]
+    assert (access.executable, access.prefix) == (sys.executable, sys.prefix)
+    assert (access.project / "helpers" / "environment" / "access.py").is_file()
 
 
 def test_the_variables_are_those_of_now(monkeypatch):
     monkeypatch.setenv("DOCTOR_TEST", "now")
-    assert Sources().env["DOCTOR_TEST"] == "now"
+    assert Access().env["DOCTOR_TEST"] == "now"
 
 
-def test_a_system_file_is_read_below_the_root(make_sources):
-    sources = make_sources({"/proc/version": "Linux 6"})
-    assert sources.text("/proc/version") == "Linux 6"
-    assert sources.text("/proc/version", limit=3) == "Lin"
-    assert sources.text("/proc/none") == sources.text("/proc") == ""
-    assert sources.exists("/proc/version")
-    assert not sources.exists("/proc/none")
+def test_a_system_file_is_read_below_the_root(make_access):
+    access = make_access({"/proc/version": "Linux 6"})
+    assert access.text("/proc/version") == "Linux 6"
+    assert access.text("/proc/version", limit=3) == "Lin"
+    assert access.text("/proc/none") == access.text("/proc") == ""
+    assert access.exists("/proc/version")
+    assert not access.exists("/proc/none")
 
 
-def test_invalid_bytes_are_still_read(make_sources, tmp_path):
-    sources = make_sources({"/etc/os-release": ""})
+def test_invalid_bytes_are_still_read(make_access, tmp_path):
+    access = make_access({"/etc/os-release": ""})
     (tmp_path / "root/etc/os-release").write_bytes(b"ID=\xff\n")
-    assert sources.text("/etc/os-release") == "ID=�\n"
+    assert access.text("/etc/os-release") == "ID=�\n"
 
 
-def test_names_are_sorted_and_a_missing_folder_has_none(make_sources):
-    sources = make_sources({"/sys/b1": "", "/sys/b2": "", "/sys/a": ""})
-    assert sources.names("/sys", "b*") == ["b1", "b2"]
-    assert sources.names("/nowhere", "*") == []
+def test_names_are_sorted_and_a_missing_folder_has_none(make_access):
+    access = make_access({"/sys/b1": "", "/sys/b2": "", "/sys/a": ""})
+    assert access.names("/sys", "b*") == ["b1", "b2"]
+    assert access.names("/nowhere", "*") == []
 
 
-def test_a_link_that_leads_nowhere_is_there(make_sources, tmp_path):
-    sources = make_sources()
+def test_a_link_that_leads_nowhere_is_there(make_access, tmp_path):
+    access = make_access()
     (tmp_path / "root" / "link").symlink_to("nowhere")
-    assert sources.exists("/link")
+    assert access.exists("/link")
 
 
 @pytest.mark.parametrize(
@@ -61,67 +61,67 @@ def test_a_link_that_leads_nowhere_is_there(make_sources, tmp_path):
         ("Linux", {"HOME": ""}, Path("/of/user")),
     ],
 )
-def test_home_is_what_the_platform_calls_so(make_sources, system, env, home):
-    assert make_sources(system=system, env=env, home_of_user=lambda: Path("/of/user")).home() == home
+def test_home_is_what_the_platform_calls_so(make_access, system, env, home):
+    assert make_access(system=system, env=env, home_of_user=lambda: Path("/of/user")).home() == home
 
 
 @pytest.mark.parametrize("error", [RuntimeError("Could not determine home directory."), KeyError("uid not found: 7")])
-def test_a_user_without_a_home_has_none(make_sources, error):
+def test_a_user_without_a_home_has_none(make_access, error):
     def unknown_user():
         raise error
 
-    assert make_sources(env={}, home_of_user=unknown_user).home() is None
+    assert make_access(env={}, home_of_user=unknown_user).home() is None
 
 
 @pytest.mark.parametrize(
     ("env", "temp"),
     [({}, "/tmp"), ({"TMPDIR": "/a", "TEMP": "/b"}, "/a"), ({"TMPDIR": "", "TEMP": "/b"}, "/b"), ({"TMP": "/c"}, "/c")],
 )
-def test_the_temporary_folder_is_found_without_writing_to_it(make_sources, env, temp):
-    assert make_sources(env=env).temp() == Path(temp)
+def test_the_temporary_folder_is_found_without_writing_to_it(make_access, env, temp):
+    assert make_access(env=env).temp() == Path(temp)
 
 
 def test_versions_are_those_installed():
     import pydantic
 
-    assert _version_of("pydantic") == pydantic.VERSION
-    assert _version_of("no-such-distribution-anywhere") is None
+    assert Access().version_of("pydantic") == pydantic.VERSION
+    assert Access().version_of("no-such-distribution-anywhere") is None
 
 
 def test_folders_on_one_disk_have_the_same_disk(tmp_path):
     (tmp_path / "inside").mkdir()
-    free, disk, writable = _space(tmp_path)
+    free, disk, writable = Access().space(tmp_path)
     assert free > 0
     assert writable
-    assert _space(tmp_path / "inside")[1] == disk
+    assert Access().space(tmp_path / "inside")[1] == disk
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="for root every folder can be written")
 def test_a_folder_that_may_not_be_written_is_reported(tmp_path):
     tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
     try:
-        assert _space(tmp_path)[2] is False
+        assert Access().space(tmp_path)[2] is False
     finally:
         tmp_path.chmod(stat.S_IRWXU)
 
 
 def test_memory_is_that_of_this_machine():
-    total, available = _memory()
+    total, available = Access().memory()
     assert 0 < available <= total
 
 
 def test_without_psutil_memory_is_known_too_but_not_the_battery(monkeypatch):
     expected = psutil.virtual_memory().total
     monkeypatch.setitem(sys.modules, "psutil", None)
-    total, available = _memory()
+    total, available = Access().memory()
     assert total == pytest.approx(expected, rel=0.01)
     assert 0 < available <= total
-    assert _on_battery() is None
+    assert Access().on_battery() is None
 
 
 def test_kernels_are_in_the_folders_where_jupyter_looks(monkeypatch, tmp_path):
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "shared"))
-    folders = _kernel_folders()
+    folders = Access().kernel_folders()
     assert folders[0] == tmp_path / "shared" / "kernels"
     assert Path(sys.prefix, "share", "jupyter", "kernels") in folders
 
@@ -145,7 +145,7 @@ def test_before_the_installation_kernels_are_looked_for_in_jupyters_default_fold
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(sys, "platform", platform)
-    assert _kernel_folders()[-1] == Path(folder, "kernels")
+    assert Access().kernel_folders()[-1] == Path(folder, "kernels")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="the fake is a shell script")
@@ -163,11 +163,11 @@ def test_nvcc_is_asked_for_its_release(tmp_path, monkeypatch, script, release):
         (tmp_path / "nvcc").write_text(script)
         (tmp_path / "nvcc").chmod(stat.S_IRWXU)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert _nvcc() == release
+    assert Access().nvcc() == release
 
 
 @pytest.mark.parametrize("name", ["start_method", "on_battery", "long_paths", "memory", "nvcc"])
 def test_each_access_works_on_this_machine(name):
     kinds = {"start_method": str, "on_battery": bool, "long_paths": bool, "memory": tuple, "nvcc": str}
-    result = getattr(Sources(), name)()
+    result = getattr(Access(), name)()
     assert isinstance(result, kinds[name]) or (result is None and kinds[name] is bool)

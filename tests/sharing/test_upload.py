@@ -10,7 +10,7 @@ from huggingface_hub.utils import _http
 from helpers.evaluation import compare_with_base, record
 from helpers.model import load_model
 from helpers.settings import EvaluationSettings, SettingsError
-from helpers.sharing.hub import check_repo_id, copying_verdict, plan_upload, publish
+from helpers.sharing.upload import check_repo_id, copying_verdict, plan_upload, publish
 from tests.loopback_hub import Uploads, loopback_hub
 
 # The client hands a file to its transport in a way that the transport calls old.

@@ -139,7 +139,7 @@ def check_repo_id(repo_id: str) -> None:
 
     >>> check_repo_id("fables")
     Traceback (most recent call last):
-    helpers.settings.SettingsError: 'fables' is not a name of the Hub (the owner is missing): use 'owner/name' with \
+    helpers.schema.SettingsError: 'fables' is not a name of the Hub (the owner is missing): use 'owner/name' with \
 letters, digits, '-', '_' and '.', at most 96 characters, as in 'you/my-model'.
     """
     from huggingface_hub.errors import HFValidationError

@@ -1,0 +1,171 @@
+"""Where the facts come from: every access to the machine in one object, so that a test can simulate another machine."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import platform
+import shutil
+import struct
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from helpers.environment.nvml import read_nvml
+from helpers.environment.torch_probe import read_torch, read_torch_files
+from helpers.paths import ROOT
+
+
+def _posix_memory() -> tuple[int, int]:
+    page = os.sysconf("SC_PAGE_SIZE")
+    total = page * os.sysconf("SC_PHYS_PAGES")
+    # macOS does not say how much is available
+    return total, page * os.sysconf("SC_AVPHYS_PAGES") if "SC_AVPHYS_PAGES" in os.sysconf_names else total
+
+
+def _windows_memory() -> tuple[int, int]:
+    status = (ctypes.c_uint64 * 8)(64)  # MEMORYSTATUSEX: its own length, load; total and available physical memory, ...
+    ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status))  # type: ignore[attr-defined]
+    return status[1], status[2]
+
+
+def _default_jupyter_folders() -> list[Path]:
+    env, home = os.environ, Path(os.path.expanduser("~"))  # noqa: PTH111 (never raises, unlike Path.home)
+    if sys.platform == "win32":
+        own = Path(env.get("APPDATA") or home) / "jupyter"
+    elif sys.platform == "darwin":
+        own = home / "Library" / "Jupyter"
+    else:
+        own = Path(env.get("XDG_DATA_HOME") or home / ".local" / "share") / "jupyter"
+    named = [Path(path) for path in env.get("JUPYTER_PATH", "").split(os.pathsep) if path]
+    return [*named, Path(sys.prefix) / "share" / "jupyter", Path(env.get("JUPYTER_DATA_DIR") or own)]
+
+
+class Access:
+    """Every access to a machine: to this one, with other values in the place of some for a test.
+
+    System files are read below `root`, which is then no `/`; `project` is the course's own folder.
+    """
+
+    read_nvml = staticmethod(read_nvml)
+    read_torch = staticmethod(read_torch)
+    read_torch_files = staticmethod(read_torch_files)
+    home_of_user = staticmethod(Path.home)
+
+    def __init__(self, **changes: Any) -> None:
+        self.system, self.release, self.architecture = platform.system(), platform.release(), platform.machine()
+        self.python_version, self.bits = sys.version_info[:3], struct.calcsize("P") * 8
+        self.executable, self.prefix = sys.executable, sys.prefix
+        self.env, self.modules = dict(os.environ), sys.modules
+        self.root, self.project = Path("/"), ROOT
+        vars(self).update(changes)
+
+    def text(self, path: str, limit: int = 1_000_000) -> str:
+        """Return a system file's text; empty if it does not exist or cannot be read."""
+        try:
+            with (self.root / path.lstrip("/")).open(encoding="utf-8", errors="replace") as file:
+                return file.read(limit)
+        except OSError:
+            return ""
+
+    def exists(self, path: str) -> bool:
+        """Say whether a system file exists; a dangling link counts."""
+        return os.path.lexists(self.root / path.lstrip("/"))
+
+    def names(self, folder: str, pattern: str) -> list[str]:
+        """Return the names in a system folder that match a pattern, sorted."""
+        return sorted(path.name for path in (self.root / folder.lstrip("/")).glob(pattern))
+
+    def home(self) -> Path | None:
+        """Return the home folder, or None on a machine that gives this user none."""
+        named = self.env.get("USERPROFILE" if self.system == "Windows" else "HOME")
+        if named:
+            return Path(named)
+        with contextlib.suppress(RuntimeError, KeyError):  # a user the system does not know
+            return self.home_of_user()
+        return None
+
+    def hugging_face_home(self) -> Path | None:
+        """Return the folder of Hugging Face's libraries, or None without a home for it.
+
+        Not from `huggingface_hub.constants`: that reads the variables of this process, once, and is not there yet
+        before the installation.
+        """
+        if self.env.get("HF_HOME"):
+            return Path(os.path.expanduser(self.env["HF_HOME"]))  # noqa: PTH111 (never raises, unlike Path.expanduser)
+        home = self.home()
+        cache = self.env.get("XDG_CACHE_HOME") or (home / ".cache" if home else None)
+        return Path(cache) / "huggingface" if cache else None
+
+    def temp(self) -> Path:
+        """Return the folder for temporary files; `tempfile.gettempdir` would write to it to find out."""
+        named = [self.env[name] for name in ("TMPDIR", "TEMP", "TMP") if self.env.get(name)]
+        return Path(named[0] if named else "/tmp")  # noqa: S108 (looked at, not written to)
+
+    def version_of(self, name: str) -> str | None:
+        """Return the installed version of a distribution, or None."""
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            return None
+
+    def space(self, folder: Path) -> tuple[int, str, bool]:
+        """Return (free bytes, name of the disk, writable) of an existing folder."""
+        return shutil.disk_usage(folder).free, str(folder.stat().st_dev), os.access(folder, os.W_OK)
+
+    def memory(self) -> tuple[int, int]:
+        """Return (total, available) bytes, where there is no /proc/meminfo."""
+        try:
+            import psutil
+        except ImportError:  # the doctor also runs before anything is installed
+            return _windows_memory() if sys.platform == "win32" else _posix_memory()
+        memory = psutil.virtual_memory()
+        return memory.total, memory.available
+
+    def on_battery(self) -> bool | None:
+        """Say whether the machine runs on its battery, where /sys does not say; None: not known."""
+        try:
+            import psutil
+        except ImportError:
+            return None
+        battery = psutil.sensors_battery() if hasattr(psutil, "sensors_battery") else None
+        return None if battery is None else not battery.power_plugged
+
+    def long_paths(self) -> bool | None:
+        """Say whether Windows allows paths of more than 260 characters; None: not Windows."""
+        try:
+            import winreg
+        except ImportError:
+            return None
+        folder = r"SYSTEM\CurrentControlSet\Control\FileSystem"
+        with contextlib.suppress(OSError), winreg.OpenKey(winreg.HKEY_LOCAL_MACHINE, folder) as key:  # type: ignore[attr-defined]
+            return bool(winreg.QueryValueEx(key, "LongPathsEnabled")[0])  # type: ignore[attr-defined]
+        return False
+
+    def nvcc(self) -> str:
+        """Return the CUDA compiler's release; '' without one."""
+        program = shutil.which("nvcc")
+        if program is None:
+            return ""
+        try:
+            done = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=5, check=False)  # noqa: S603
+        except (OSError, subprocess.TimeoutExpired):
+            return "unknown"
+        return done.stdout.partition("release ")[2].partition(",")[0].strip()[:10] or "unknown"
+
+    def start_method(self) -> str:
+        """Return how multiprocessing starts workers."""
+        import multiprocessing
+
+        return multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
+
+    def kernel_folders(self) -> list[Path]:
+        """Return the folders in which Jupyter looks for kernels; the first that has one counts."""
+        try:
+            from jupyter_core.paths import jupyter_path
+        except ImportError:  # before the installation: the default places, where a leftover kernel would come first
+            return [folder / "kernels" for folder in _default_jupyter_folders()]
+        return [Path(folder) for folder in jupyter_path("kernels")]

@@ -1,0 +1,68 @@
+"""Where things are: the course's own folders, the folder of all runs, and files as a user names them.
+
+Standard library only: the doctor uses this before anything is installed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+ROOT = Path(__file__).absolute().parents[1]
+NOTEBOOKS = ROOT / "notebooks"
+ASSETS = ROOT / "helpers" / "assets"
+POCKET = ASSETS / "pocket"
+
+_SHIPPED = ("fables", "python-reference", "pocket")  # names that no file can take
+_WINDOWS_PATH = re.compile(r"([A-Za-z]):[\\/](.*)")
+
+
+def runs_folder(env: Mapping[str, str] = os.environ, *, project: Path = ROOT) -> Path:
+    """Return the folder of all runs: `COURSE_RUNS` if it is set, else `runs` next to the notebooks.
+
+    A package that was installed from a wheel has no notebooks beside it: then `runs` is in the current folder.
+    """
+    beside = project if (project / NOTEBOOKS.name).is_dir() else Path()
+    return Path(env.get("COURSE_RUNS") or beside / "runs").absolute()
+
+
+def find_path(name: str, *, folder: Path | None = None) -> Path | None:
+    """Return the absolute path of a file or folder in the caller's folder; None where there is none of that name.
+
+    `~` is the home folder, and in WSL a path with a Windows drive letter is looked for where the drive is mounted.
+    Notebooks that run in their own folder also find what is next to it.
+
+    Args:
+        name: a path as a user writes it.
+        folder: where a relative path begins; the current folder when left out.
+    """
+    path = os.path.expanduser(name)  # noqa: PTH111 - Path.expanduser raises for a name such as ~draft
+    if os.name != "nt" and (drive := _WINDOWS_PATH.fullmatch(path)):
+        path = f"/mnt/{drive[1].lower()}/{drive[2]}".replace("\\", "/")
+    start = folder or Path.cwd()
+    for beside in [start, *([start.parent] if start == NOTEBOOKS else [])]:
+        if os.path.lexists(found := os.path.abspath(beside / path)):  # noqa: PTH100 - resolve() would follow links
+            return Path(found)
+    return None
+
+
+def stored_path(name: str, *, folder: Path | None = None) -> str:
+    """Return a path, or the name where nothing is there, so that it means the same everywhere from now on.
+
+    Arguments as in `find_path`.
+    """
+    found = None if name in ("", *_SHIPPED) else find_path(name, folder=folder)
+    return name if found is None else str(found)
+
+
+def is_same_place(before: str, now: str) -> bool:
+    """Return whether two paths or names can be the same, where an old run or study stored a path as it was written.
+
+    >>> is_same_place("models/mine", "/data/models/mine"), is_same_place("models/mine", "/data/mine")
+    (True, False)
+    """
+    return before == now or (
+        Path(now).is_absolute() and Path(now).parts[-len(Path(before).parts) :] == Path(before).parts
+    )

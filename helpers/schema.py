@@ -1,0 +1,127 @@
+"""What a setting is: a field, from which its check, its messages, its slider and its row in a table are made.
+
+The settings themselves are declared in `helpers.settings`.
+"""
+
+import ast
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from helpers.display import did_you_mean, html_table
+
+_PHRASES = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}  # bound -> how a message calls it
+
+
+class SettingsError(ValueError):
+    """An invalid setting; the message has one sentence per fault: what was found and what is allowed."""
+
+
+def setting(default: Any, help_text: str, **options: Any) -> Any:
+    """Return a field: `unit`, `step` and `log_from` (a slider that grows by factors, from there) are for panels.
+
+    All other options are pydantic's own: bounds, and examples.
+    """
+    extra = {name: options.pop(name) for name in ("unit", "step") if name in options}
+    if (least := options.pop("log_from", None)) is not None:
+        extra |= {"scale": "log", "least": least}
+    return Field(default, description=help_text, json_schema_extra=extra or None, **options)
+
+
+class Settings(BaseModel):
+    """Base class of all settings: frozen, no unknown names, errors in plain sentences, shown as a table."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise SettingsError(
+                "\n".join(sentence(fault, type(self).model_fields) for fault in error.errors())
+            ) from None
+
+    @classmethod
+    def from_notebook(cls, namespace: Mapping[str, Any]) -> Self:
+        """Build the settings from a notebook's variables: pass `globals()`.
+
+        Variables named like a setting are taken. A parameter that papermill injected and that no setting has is an
+        error: papermill itself only logs it and goes on.
+        """
+        unknown = _injected_names(namespace.get("In", [])) - set(cls.model_fields)
+        values = {name: namespace[name] for name in cls.model_fields if name in namespace}
+        return cls(**values, **{name: namespace[name] for name in unknown})
+
+    def part(self, kind: type["Settings"]) -> Any:
+        """Return the subset of these settings that `kind` declares: `training.part(DataSettings)`."""
+        return kind(**{name: getattr(self, name) for name in kind.model_fields if hasattr(self, name)})
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return one row per setting: name, value, unit, help."""
+        return [
+            {"name": name, "value": getattr(self, name), "unit": unit(field), "help": field.description}
+            for name, field in type(self).model_fields.items()
+        ]
+
+    def _repr_html_(self) -> str:
+        fields = type(self).model_fields
+        changed = [row for row in self.rows() if row["value"] != fields[row["name"]].default]
+        head = _html_rows(changed) if changed else "<p>Every setting has its default value.</p>"
+        return f"{head}<details><summary>all {len(fields)} settings</summary>{_html_rows(self.rows())}</details>"
+
+
+def _html_rows(rows: list[dict[str, Any]]) -> str:
+    cells = ("name", "value", "unit", "help")
+    return html_table(cells, ([str(row[cell]) for cell in cells] for row in rows))  # every digit of a value
+
+
+def unit(field: Any) -> str:
+    """Return the unit of a setting's field, or an empty string."""
+    return (field.json_schema_extra or {}).get("unit", "")
+
+
+def sentence(fault: Any, fields: Mapping[str, Any]) -> str:
+    """Return one of pydantic's faults as one sentence, about one of these fields."""
+    if not fault["loc"]:  # a rule between several settings, which names them itself
+        return f"{fault['ctx']['error']}."
+    name = str(fault["loc"][0])
+    if fault["type"] == "extra_forbidden":
+        return unknown(name, fields)
+    given = f"{name} = {fault['input']!r}"
+    if fault["type"] == "value_error":
+        return f"{given} {fault['ctx']['error']}."
+    return f"{given} is not allowed: it must be {allowed(fields[name])}."
+
+
+def allowed(field: Any) -> str:
+    """Return in words what a setting's field allows.
+
+    >>> class Walk(Settings):
+    ...     steps: int = setting(1, "how many", ge=1, le=1024)
+    >>> allowed(Walk.model_fields["steps"])
+    'a whole number, at least 1, at most 1024'
+    """
+    words = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    if getattr(field.annotation, "__origin__", None) is Literal:
+        return "one of " + ", ".join(repr(value) for value in field.annotation.__args__)
+    limits = [f"{_PHRASES[name]} {limit}" for name, limit in bounds(field).items()]
+    not_empty = ["not empty"] if any(hasattr(rule, "min_length") for rule in field.metadata) else []
+    return ", ".join([words[field.annotation], *limits, *not_empty])
+
+
+def bounds(field: Any) -> dict[str, float]:
+    """Return the bounds of a number, under pydantic's names: `gt`, `ge`, `lt`, `le`."""
+    return {name: getattr(rule, name) for rule in field.metadata for name in _PHRASES if hasattr(rule, name)}
+
+
+def unknown(name: str, names: Any) -> str:
+    """Return the sentence about a name that no setting has."""
+    return f"There is no setting {name!r}{did_you_mean(name, names)}"
+
+
+def _injected_names(cells: list[str]) -> set[str]:
+    """Return the names assigned in the cells that papermill injected, which begin with a comment line of its own."""
+    sources = [cell for cell in cells if cell.startswith("# Parameters\n")]
+    nodes = [node for source in sources for node in ast.walk(ast.parse(source))]
+    return {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
