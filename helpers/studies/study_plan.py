@@ -122,7 +122,7 @@ class StudyPlan:
         rows = {
             "study": f"{self.study.study} in {self.study.folder}",
             "trials": f"{total}, {kind}{settled}",
-            "each runs": f"{', '.join(self.study.notebooks)} from preset {self.study.preset}",
+            "each runs": f"{', '.join(self.study.notebooks) or 'the training alone'} from preset {self.study.preset}",
             "varies": "; ".join(f"{name}: {_variation(over)}" for name, over in self.study.vary.items()),
             "optimises": self.study.optimise + (", pruned by the median rule" if self.study.prune else ""),
             "hours": self._hours(),

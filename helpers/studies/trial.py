@@ -94,8 +94,12 @@ def _run_notebooks(study: Study, trial: "Trial", folder: Path, parameters: dict[
     environment = {"COURSE_RUNS": str(study.folder), PLACE: place_of(study, trial) if study.prune else ""}
     try:
         with environment_variables(environment):  # which the notebooks' kernels inherit
-            notebooks = [find_notebook(name) for name in study.notebooks]
-            run_course(notebooks, run=run, parameters=parameters, defaults=read_preset(study.preset))
+            if notebooks := [find_notebook(name) for name in study.notebooks]:
+                run_course(notebooks, run=run, parameters=parameters, defaults=read_preset(study.preset))
+            else:  # in this process: a kernel for each trial would import everything again
+                from helpers.training import fine_tune  # which loads transformers' Trainer
+
+                fine_tune(study.training_settings(parameters).model_copy(update={"run": run}))
         metric = getattr(read_run(folder), study.optimise)
     except Exception as error:  # noqa: BLE001 - whatever ends a trial, the others go on
         _log.error("%s", "".join(traceback.format_exception(error)))

@@ -74,7 +74,7 @@ def test_the_solution_shown_passes(name):
 def test_the_empty_stub_is_not_done_yet_and_gets_no_hint(name):
     verdict = verdict_of(stubs()[name])
     assert verdict.status == "not done yet"
-    assert verdict.message == "Write your answer into the cell above; a function has to return it."
+    assert verdict.message == "Write your answer in the cell above. A function must return its result."
 
 
 WRONG = {
@@ -318,7 +318,7 @@ def test_progress_is_one_page_that_needs_nothing_else():
 
 def test_an_answer_that_raises_does_not_stop_the_notebook():
     verdict = check("data-2", lambda lengths, width: 1 / 0)
-    assert verdict.message == "It raises ZeroDivisionError: division by zero"
+    assert verdict.message == "Your answer raises ZeroDivisionError: division by zero"
 
 
 def test_a_verdict_is_shown_escaped():
