@@ -113,7 +113,7 @@ def _merges(answer: Any) -> None:
     if second != ("a", "ab"):
         raise Hint(f"After ('a', 'b') the most frequent pair is ('a', 'ab'), not {second}.")
     if _pairs(answer, ["ab"] * 6 + ["bc"] * 3)[1] != ("b", "c"):
-        raise Hint("A pair lies inside one word: the end of a word and the beginning of the next are no neighbours.")
+        raise Hint("A pair lies inside one word: the end of one word and the beginning of the next are not neighbours.")
     first, second = _pairs(answer, ["low"] * 5 + ["lower"] * 2 + ["newest"] * 6 + ["widest"] * 3)
     if (first, second) not in ((("e", "s"), ("es", "t")), (("s", "t"), ("e", "st"))):
         raise Hint(f"'newest' six times and 'widest' three times make 'est' first, not {first} and {second}.")
@@ -186,7 +186,9 @@ def _clip(answer: Any) -> None:
     norm = _call(answer, gradients, 1.0)
     after = [gradient.flatten().tolist() for gradient in gradients]
     if after == [[1.0, 0.0], [0.0, 1.0]]:
-        raise Hint("Each gradient was scaled to the norm by itself: that changes their direction as a whole.")
+        raise Hint(
+            "Each gradient was scaled separately, which changes the direction of the step: use one factor for all."
+        )
     _expect(norm, 5.0, "The norm before clipping is the root of 3**2 + 4**2.")
     if after == [[3.0, 0.0], [0.0, 4.0]]:
         raise Hint("The gradients are as large as before: change the tensors themselves, in place.")

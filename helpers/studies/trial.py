@@ -130,7 +130,7 @@ def _outcome(trial: "Trial", error: Exception) -> Exception:
     if any(words in str(error) for words in _FULL_DISK):
         return StudyPausedError(
             f"The study is paused: the disk is full ({error}) Free some space and give the same command again: the "
-            "trial goes on from its last checkpoint."
+            "trial continues from its last checkpoint."
         )
     is_sentence = isinstance(error, (CourseError, SettingsError))
     message = str(error) if is_sentence else f"{type(error).__name__}: {error}"
