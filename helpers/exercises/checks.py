@@ -187,7 +187,7 @@ def _clip(answer: Any) -> None:
     after = [gradient.flatten().tolist() for gradient in gradients]
     if after == [[1.0, 0.0], [0.0, 1.0]]:
         raise Hint(
-            "Each gradient was scaled separately, which changes the direction of the step: use one factor for all."
+            "Each gradient was clipped separately, which changes the direction of the step: scale all by one factor."
         )
     _expect(norm, 5.0, "The norm before clipping is the root of 3**2 + 4**2.")
     if after == [[3.0, 0.0], [0.0, 4.0]]:
