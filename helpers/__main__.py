@@ -64,7 +64,7 @@ class _OneSentence(click.Group):
             click.secho(f"Error: {error}", fg="red", err=True)
             ctx.exit(2 if isinstance(error, SettingsError) else 1)
         except KeyboardInterrupt as interrupt:
-            click.secho("\nInterrupted: what was done is kept, and the same command goes on.", fg="red", err=True)
+            click.secho("\nInterrupted: what was done is kept, and the same command continues.", fg="red", err=True)
             # as a shell counts a program that Ctrl-C or SIGTERM ended
             ctx.exit(143 if isinstance(interrupt, _TerminatedError) else 130)
         finally:

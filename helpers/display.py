@@ -10,6 +10,7 @@ from pathlib import PureWindowsPath
 from typing import Any
 
 GIB, MIB = 2**30, 2**20
+QUIET_SECONDS = 10  # before a progress bar appears: in an executed notebook it would stay in the output
 
 # The colours of Okabe and Ito (https://jfly.uni-koeln.de/color/), which colour-blind readers can tell apart; a grey.
 BLUE, ORANGE, GREEN, GREY, RED = "#0072B2", "#E69F00", "#009E73", "#777777", "#D55E00"

@@ -24,6 +24,7 @@ from helpers.data.sources.chat import Dialogue
 from helpers.data.splitting import SPLITS, UNDECIDED, split_by_document, split_by_position
 from helpers.data.tokens import TokenStream
 from helpers.data.writing import IGNORED, Staging, check_enough, cut_blocks, keep_labelled, write_parts
+from helpers.display import QUIET_SECONDS
 from helpers.files import atomic_folder
 from helpers.model import check_model_name, load_tokenizer, model_hash, quiet, train_tokenizer
 from helpers.paths import is_same_place
@@ -37,7 +38,6 @@ Kind = TypeVar("Kind", bound=DataSettings)
 _DISK_FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 _BUFFER_BLOCKS = 2048  # of a stream are shuffled together: 4 MB, read in about two seconds, which a resume reads again
 _SAMPLE_TOKENS = 2_000_000  # of a stream are kept: 2,000 blocks of 1,024, a tenth each for validation and test
-_QUIET_SECONDS = 2  # the progress bar appears when reading takes longer
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def prepare(settings: DataSettings, *, progress: bool = False) -> PreparedData:
 
     Args:
         settings: the run, the source, the split.
-        progress: show the progress bar at once, and not only when it takes more than two seconds.
+        progress: show the progress bar at once, and not only when it takes more than ten seconds.
 
     Raises:
         SettingsError: the source cannot be read, is too small or changed meanwhile, the disk is full, or the run was
@@ -237,7 +237,7 @@ def _read(settings: DataSettings, staging: Staging, *, progress: bool) -> Source
     from tqdm.auto import tqdm
 
     source, n_tokens = Source(settings), 0
-    delay = 0 if progress else _QUIET_SECONDS
+    delay = 0 if progress else QUIET_SECONDS
     with tqdm(total=source.n_bytes, unit="B", unit_scale=True, desc="reading", delay=delay) as bar:
 
         def show(n_bytes: int, n_new_tokens: int) -> None:

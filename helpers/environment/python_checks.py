@@ -61,7 +61,7 @@ def _inside(path: str, folder: str) -> bool:
     return _normal(path).startswith(_normal(folder) + "/")
 
 
-@rule("A module that was imported stays as it was until Python restarts, whatever pip has installed since.")
+@rule("Python keeps using a module that it has already imported, whatever pip has installed since.")
 def stale_imports(machine: Machine) -> Finding:
     """Fail if a loaded module has another version than the installed one."""
     packages = machine.packages
@@ -81,7 +81,7 @@ def _same_version(one: str, other: str) -> bool:
     return version == other_version and (build == other_build or not build or not other_build)
 
 
-@rule("Older libraries lack what the course calls, and newer majors may have changed it.")
+@rule("Older libraries lack functions that the course uses; newer major versions may have changed them.")
 def package_floor(machine: Machine) -> Finding:
     """Fail for a missing or too old package; warn about one newer than tested, and about the old `pynvml`."""
     packages = machine.packages

@@ -19,7 +19,7 @@ _LONGEST_ENDING = {  # what libraries append to a place, in characters
 _LONGEST_PATH = 200  # Windows stops at 260
 
 
-@rule("If main memory runs out, the kernel dies without a message, most often while text becomes tokens.")
+@rule("If main memory runs out, the kernel dies without a message, most often while text is turned into tokens.")
 def ram_available(machine: Machine) -> Finding:
     """Judge what is available: GPT-2 needs more of it than the pocket model, which is what a CPU trains."""
     low, lowest = (8 * GIB, 4 * GIB) if machine.has_gpu else (4 * GIB, 2 * GIB)

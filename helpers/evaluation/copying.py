@@ -12,7 +12,7 @@ from html import escape
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from helpers.display import cut, html_table
+from helpers.display import QUIET_SECONDS, cut, html_table
 from helpers.settings import SettingsError
 
 if TYPE_CHECKING:
@@ -286,7 +286,7 @@ def search_training_text(
     control: Sequence[Sequence[int]],
     training: Sequence[str],
 ) -> CopyReport:
-    """Search the training documents for runs of the samples and of held-out text; show a bar after two seconds.
+    """Search the training documents for runs of the samples and of held-out text; show a bar after ten seconds.
 
     Args:
         tokenizer: the model's tokenizer.
@@ -303,7 +303,7 @@ def search_training_text(
         if not len(given):
             raise SettingsError(f"There is no {name}: the search for copies needs at least one of each.")
     texts = [tokenizer.decode(list(ids)) for ids in (*samples, *control)]
-    with tqdm(total=2 * len(training), unit="documents", delay=2, leave=False) as bar:
+    with tqdm(total=2 * len(training), unit="documents", delay=QUIET_SECONDS, leave=False) as bar:
         matches = find_copies([*samples, *control], _count(_tokenize(training, tokenizer), bar))
         in_words = find_longest_in_words(texts, _count(training, bar))
     n = len(samples)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from helpers.display import html_table
+from helpers.display import QUIET_SECONDS, html_table
 from helpers.model import check_sound, describe_prompt, device
 from helpers.settings import EvaluationSettings, SettingsError
 
@@ -58,7 +58,7 @@ def generate(
 ) -> list[list[Sample]]:
     """Continue each prompt with the model: a list of `num_return_sequences` samples for each prompt.
 
-    The same seed gives the same samples. A progress bar is shown after two seconds.
+    The same seed gives the same samples. A progress bar is shown after ten seconds.
 
     Args:
         model: any GPT-2.
@@ -90,7 +90,7 @@ def generate(
     with (
         torch.random.fork_rng(),  # the seed must not change the random numbers of the reader's own code
         torch.inference_mode(),
-        tqdm(total=n_steps, unit="token", delay=2, leave=False) as bar,
+        tqdm(total=n_steps, unit="token", delay=QUIET_SECONDS, leave=False) as bar,
     ):
         torch.manual_seed(settings.seed)
         for batch in batches:

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from helpers.display import QUIET_SECONDS
 from helpers.model import check_sound, device, shown_name
 from helpers.settings import SettingsError
 from helpers.training.engine import CHUNK_TOKENS, equal_results_less_work
@@ -137,7 +138,7 @@ def score(
     protocol: Protocol = "documents",
     name: str | None = None,
 ) -> Score:
-    """Score documents with a sliding window; show a progress bar after two seconds.
+    """Score documents with a sliding window; show a progress bar after ten seconds.
 
     To reproduce GPT-2's published perplexity on WikiText-2, 29.94, where the Hub can be reached: score the rows of
     `load_dataset("Salesforce/wikitext", "wikitext-2-raw-v1")["test"]["text"]` with `stride=1024` and
@@ -172,7 +173,7 @@ def score(
     n_bytes, n_words, text_sha256 = _measure_text(documents)
     nats, tokens = np.zeros(len(n_bytes)), np.zeros(len(n_bytes), np.int64)
     with (
-        tqdm(total=int(n_bytes.sum()), unit="B", unit_scale=True, delay=2, leave=False) as bar,
+        tqdm(total=int(n_bytes.sum()), unit="B", unit_scale=True, delay=QUIET_SECONDS, leave=False) as bar,
         equal_results_less_work(model.to(device()).eval()),
     ):
         stream = stream_tokens(

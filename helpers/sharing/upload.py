@@ -250,7 +250,7 @@ def _refusals_explained(repo_id: str) -> Iterator[None]:
         elif status is not None:
             advice = "the Hub refused it; change what it names"
         else:
-            advice = "check the network; the same command goes on, and what has arrived completely is not sent again"
+            advice = "check the network; the same command continues, and what has arrived completely is not sent again"
         reason = first_line(error.__cause__ or error)  # of what broke, where the client says only which file it was
         raise SettingsError(f"The Hub did not take {repo_id!r} ({reason}): {advice}.") from None
 

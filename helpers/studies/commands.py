@@ -23,8 +23,8 @@ from helpers.settings import SettingsError
 def sweep(ctx: click.Context, study: str, workers: int, gpu: str | None, dry_run: bool, retry_failed: bool) -> None:
     """Run the STUDY of a file, or a shipped one such as `rates`: every trial is a run, and one table at the end.
 
-    The same command goes on after an interruption, and joins the study from a second machine or card. Exit code 1 when
-    trials are left, or none has a metric.
+    The same command continues after an interruption, and joins the study from a second machine or card. Exit code 1
+    when trials are left, or none has a metric.
     """
     from helpers.studies.study_file import find_study, read_study
     from helpers.studies.study_plan import plan_study

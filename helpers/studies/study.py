@@ -71,7 +71,7 @@ class Study(_Declared):
     settings: dict[str, Any] = Field({}, description="changes to the preset, the same in every trial")
     vary: dict[str, list[Any] | Range] = Field(description="setting: a list of values to try, or a range to search")
     notebooks: list[Annotated[str, BeforeValidator(notebook_name)]] = Field(
-        ["03", "04"], min_length=1, description="what a trial runs, in this order"
+        ["03", "04"], description="what a trial runs, in this order; []: only the training, without a kernel to start"
     )
     optimise: Literal["eval_loss", "bits_per_byte", "perplexity"] = Field(
         "eval_loss", description="metric to minimise; eval_loss is of the validation text, so the test text is not used"

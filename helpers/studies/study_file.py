@@ -12,7 +12,7 @@ from helpers.course import declared_parameters, find_notebook
 from helpers.display import did_you_mean
 from helpers.paths import ASSETS, stored_path
 from helpers.schema import allowed
-from helpers.settings import PATH_SETTINGS, SettingsError, known_settings
+from helpers.settings import PATH_SETTINGS, SettingsError, TrainingSettings, known_settings
 from helpers.studies.comparability import Fault, metric_faults, ranking_faults
 from helpers.studies.study import Budgets, Range, Study, notebook_name
 
@@ -143,13 +143,11 @@ def _faults_between_entries(values: dict[str, Any]) -> Iterator[Fault]:
     yield from ranking_faults(values)
     try:
         names = [notebook_name(name) for name in values.get("notebooks", Study.model_fields["notebooks"].default)]
-    except (SettingsError, TypeError):
-        names = []
-    if not names:  # a fault that pydantic reports
+    except (SettingsError, TypeError):  # a fault that pydantic reports
         return
     notebooks = [find_notebook(name) for name in names]
     yield from metric_faults(values, notebooks)
-    declared = set().union(*map(declared_parameters, notebooks))
+    declared = set().union(*map(declared_parameters, notebooks)) if names else TrainingSettings.model_fields.keys()
     for section, entries in (("settings", settings), ("vary", vary)):
         for name in (entries & known_settings().keys()) - declared:
-            yield (section, name), f"None of the notebooks {', '.join(names)} takes {name!r}."
+            yield (section, name), f"None of the notebooks {', '.join(names) or '[]'} takes {name!r}."

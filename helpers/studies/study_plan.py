@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers.data import refuse_missing
-from helpers.display import GIB, size_text
+from helpers.display import GIB, duration_text, size_text
 from helpers.files import free_bytes
 from helpers.settings import PATH_SETTINGS, SettingsError
 from helpers.studies.study import Study, trial_name
@@ -112,16 +112,16 @@ class StudyPlan:
         rows = {
             "study": f"{self.study.study} in {self.study.folder}",
             "trials": f"{total}, {kind}{settled}",
-            "each runs": f"{', '.join(self.study.notebooks)} from preset {self.study.preset}",
+            "each runs": f"{', '.join(self.study.notebooks) or 'the training alone'} from preset {self.study.preset}",
             "varies": "; ".join(f"{name}: {_variation(over)}" for name, over in self.study.vary.items()),
             "optimises": self.study.optimise + (", pruned by the median rule" if self.study.prune else ""),
-            "hours": self._hours(),
+            "time": self._time(),
             "disk": self._disk(),
             "storage": "a server" if self.study.storage else "a journal in the study's folder",
         }
         return "\n".join(f"{name:<10} {value}" for name, value in rows.items())
 
-    def _hours(self) -> str:
+    def _time(self) -> str:
         limit = f"; none starts after {self.study.budgets.hours:g} h" if self.study.budgets.hours else ""
         if not self.plans:
             return f"not predicted: the model's shape is not known before its download{limit}"
@@ -129,11 +129,9 @@ class StudyPlan:
         device = plan.card.name if self.card is None else f"one {self.card.name}"
         if self.hours is None:
             return f"not predicted: the peak of {device} is not known{limit}"
-        shortest, longest = self.hours
+        shortest, longest = (duration_text(3600 * hours) for hours in self.hours)
         source = f"measured on {plan.measured_on}, predicted" if plan.step_seconds else "predicted"
-        return (
-            f"{shortest:.2g} to {longest:.2g}, {source} for {device}, one trial after the other, training alone{limit}"
-        )
+        return f"{shortest} to {longest}, {source} for {device}, one trial after the other, training alone{limit}"
 
     def _disk(self) -> str:
         budget = f", budget {self.study.budgets.disk_gib:g} GiB" if self.study.budgets.disk_gib else ""

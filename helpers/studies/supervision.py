@@ -189,7 +189,7 @@ def supervise(
                 elif worker.returncode:
                     reasons.append(
                         f"A worker ended with code {worker.returncode} again and again: read "
-                        f"{study.folder / 'worker-*.log'}. Finished trials are kept, and the same command goes on."
+                        f"{study.folder / 'worker-*.log'}. Finished trials are kept, and the same command continues."
                     )
                 _close(worker)
     finally:

@@ -94,8 +94,12 @@ def _run_notebooks(study: Study, trial: "Trial", folder: Path, parameters: dict[
     environment = {"COURSE_RUNS": str(study.folder), PLACE: place_of(study, trial) if study.prune else ""}
     try:
         with environment_variables(environment):  # which the notebooks' kernels inherit
-            notebooks = [find_notebook(name) for name in study.notebooks]
-            run_course(notebooks, run=run, parameters=parameters, defaults=read_preset(study.preset))
+            if notebooks := [find_notebook(name) for name in study.notebooks]:
+                run_course(notebooks, run=run, parameters=parameters, defaults=read_preset(study.preset))
+            else:  # in this process: a kernel for each trial would import everything again
+                from helpers.training import fine_tune  # which loads transformers' Trainer
+
+                fine_tune(study.training_settings(parameters).model_copy(update={"run": run}))
         metric = getattr(read_run(folder), study.optimise)
     except Exception as error:  # noqa: BLE001 - whatever ends a trial, the others go on
         _log.error("%s", "".join(traceback.format_exception(error)))
@@ -126,7 +130,7 @@ def _outcome(trial: "Trial", error: Exception) -> Exception:
     if any(words in str(error) for words in _FULL_DISK):
         return StudyPausedError(
             f"The study is paused: the disk is full ({error}) Free some space and give the same command again: the "
-            "trial goes on from its last checkpoint."
+            "trial continues from its last checkpoint."
         )
     is_sentence = isinstance(error, (CourseError, SettingsError))
     message = str(error) if is_sentence else f"{type(error).__name__}: {error}"

@@ -78,10 +78,10 @@ def _stop_for_budgets(study: Study, ends: float) -> None:
     """Raise `StudyPausedError` when the hours are over or the next trial would not fit onto the disk."""
     if time.time() > ends:
         raise StudyPausedError(
-            f"budgets.hours = {study.budgets.hours:g} are over: no further trial starts. The same command goes on."
+            f"budgets.hours = {study.budgets.hours:g} are over: no further trial starts. The same command continues."
         )
     for shortage in disk_shortages(study, trial_bytes(study)):
-        raise StudyPausedError(f"The study is paused. {shortage} The same command goes on.")
+        raise StudyPausedError(f"The study is paused. {shortage} The same command continues the study.")
 
 
 def _own_and_run(study: Study, trial: "Trial", taking: FileLock, held: ExitStack) -> float:
@@ -105,7 +105,7 @@ def full_disk_message(error: OSError) -> str:
     """Return what to print when the disk is full; raise any other error again."""
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
         raise error
-    return f"The study is paused: {error}. Free some space; the same command goes on."
+    return f"The study is paused: {error}. Free some space; the same command continues the study."
 
 
 def _end_with_parent() -> None:

@@ -198,7 +198,7 @@ class MemoryPlan:
         if not self.epoch_seconds:
             return "not known: the card's peak is not in the table"
         low, high = (f"{100 * share:.0f}" for share in UTILISATION)
-        reason = f"from {high} to {low} % of {self.card.tflops(self.precision):.0f} TFLOP/s"
+        reason = f"from {high} to {low} % of {self.card.tflops(self.precision):,.3g} TFLOP/s"
         if self.step_seconds:
             reason = f"measured on {self.measured_on}"
         elif self._launch_seconds() > self._compute_seconds():
@@ -231,10 +231,11 @@ class MemoryPlan:
 
     def _bars(self) -> list[tuple[str, str, int, str]]:
         """Return the bars: name, size, length in characters, remark."""
+        where, rest = ("memory", "the system") if self.card.is_processor else ("the card", "the driver and a desktop")
         sizes = [
             *((name.replace("_", " "), size, "") for name, size in self.memory.parts.items()),
             ("peak", self.memory.total_bytes, f"at {self.memory.moment}"),
-            ("the card", self.card.usable_bytes, "usable; 1 GiB is left to the driver and a desktop"),
+            (where, self.card.usable_bytes, f"usable; 1 GiB is left to {rest}"),
         ]
         most = max(self.memory.total_bytes, self.card.usable_bytes)
         return [(name, size_text(size), round(_BAR * size / most), remark) for name, size, remark in sizes]

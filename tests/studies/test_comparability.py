@@ -51,6 +51,8 @@ def test_settings_whose_trials_can_be_ranked_may_be_varied(tmp_path, text):
             "vary: {seed: [1]}\nnotebooks: [3]\noptimise: perplexity\n",
             'measures perplexity, so every trial would fail: add "04"',
         ),
+        ("vary: {seed: [1]}\nnotebooks: []\noptimise: perplexity\n", "the notebooks [] measures perplexity"),
+        ("vary: {seed: [1]}\nnotebooks: []\nsettings: {stride: 8}\n", "None of the notebooks [] takes 'stride'"),
         ("vary: {seed: [1]}\nnotebooks: [2]\n", "line 2: None of the notebooks 02 measures eval_loss"),
     ],
 )

@@ -161,12 +161,14 @@ def test_checkpoints_are_kept_unless_the_study_says_otherwise(without_kernels, s
         assert (study.folder / "trial-000-rate/checkpoints").exists() == keep
 
 
+@pytest.mark.parametrize("with_notebook", [True, False])
 def test_a_trial_worse_than_the_median_is_recorded_as_pruned(
-    without_kernels, study_file, training_notebook, tiny_settings
+    with_notebook, without_kernels, study_file, training_notebook, tiny_settings
 ):
+    notebooks = [training_notebook] if with_notebook else []
     tiny = tiny_settings.model_dump(include={"model_name_or_path", "source", "block_size", "mixed_precision"})
     settings = {**tiny, "per_device_train_batch_size": 4, "eval_steps": 2, "sample_prompt": ""}
-    file = study_file(vary={"learning_rate": [0.001]}, settings=settings, notebooks=[training_notebook], prune=True)
+    file = study_file(vary={"learning_rate": [0.001]}, settings=settings, notebooks=notebooks, prune=True)
     study = read_study(file)
     opened = open_study(study)
     for _ in range(4):  # the pruner waits for as many finished trials
@@ -176,6 +178,15 @@ def test_a_trial_worse_than_the_median_is_recorded_as_pruned(
     assert [trial.state for trial in trials_of(study, opened)] == [TrialState.PRUNED]
     assert compare("grid").runs[0].state == "pruned"
     assert not (study.folder / "trial-000/training.json").exists()
+
+
+def test_without_notebooks_the_training_itself_is_the_trial(study_file, tiny_settings, capsys):
+    tiny = tiny_settings.model_dump(include={"model_name_or_path", "source", "block_size", "mixed_precision"})
+    file = study_file(vary={"learning_rate": [0.001]}, settings=tiny, notebooks=[])
+    study, opened = run_worker(file)
+    assert [trial.state for trial in trials_of(study, opened)] == [TrialState.COMPLETE]
+    assert compare("grid").runs[0].settings["learning_rate"] == 0.001
+    assert capsys.readouterr().out == "", "a worker prints only why it paused"
 
 
 @pytest.fixture

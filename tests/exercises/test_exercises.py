@@ -74,7 +74,7 @@ def test_the_solution_shown_passes(name):
 def test_the_empty_stub_is_not_done_yet_and_gets_no_hint(name):
     verdict = verdict_of(stubs()[name])
     assert verdict.status == "not done yet"
-    assert verdict.message == "Write your answer into the cell above; a function has to return it."
+    assert verdict.message == "Write your answer in the cell above. A function must return its result."
 
 
 WRONG = {
@@ -89,7 +89,7 @@ WRONG = {
     "training-1": (250, "not after each"),
     "training-2": (lambda step, peak, warmup, total: peak * min(1, step / warmup), "Half-way between the peak"),
     "training-3": (lambda logits, ids: math.log(7), "against ids"),
-    "training-4": (lambda gradients, norm: [g.mul_(norm / g.norm()) for g in gradients] and 5.0, "by itself"),
+    "training-4": (lambda gradients, norm: [g.mul_(norm / g.norm()) for g in gradients] and 5.0, "clipped separately"),
     "evaluation-1": (math.log(512) / 4, "the loss in nats"),
     "evaluation-2": (lambda perplexity, n_tokens, n_bytes: math.log(perplexity) * n_tokens / n_bytes, "take log2"),
     "evaluation-3": (
@@ -270,7 +270,7 @@ OTHER_WRONG = [
     ("training-3", lambda logits, ids: logits.flatten(0, 1).logsumexp(-1).mean(), "against ids"),
     ("training-4", lambda gradients, norm: 5.0, "in place"),
     ("training-4", lambda gradients, norm: [g.mul_(0.2) for g in gradients] and 5.0, "must stay as it is"),
-    ("training-4", lambda gradients, norm: [g.clamp_(-norm, norm) for g in gradients] and 5.0, "by itself"),
+    ("training-4", lambda gradients, norm: [g.clamp_(-norm, norm) for g in gradients] and 5.0, "clipped separately"),
     ("troubleshooting-2", "T7", "is none of"),
     ("troubleshooting-5", lambda n, speed, peak: 600 * n * speed / (peak * 1e12), "in per cent"),
     ("troubleshooting-5", lambda n, speed, peak: 6 * n * speed / peak, "10**12"),
@@ -318,7 +318,7 @@ def test_progress_is_one_page_that_needs_nothing_else():
 
 def test_an_answer_that_raises_does_not_stop_the_notebook():
     verdict = check("data-2", lambda lengths, width: 1 / 0)
-    assert verdict.message == "It raises ZeroDivisionError: division by zero"
+    assert verdict.message == "Your answer raises ZeroDivisionError: division by zero"
 
 
 def test_a_verdict_is_shown_escaped():

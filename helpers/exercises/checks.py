@@ -1,139 +1,24 @@
-"""The checks of the exercises: `check("data-1", answer)` says right, not yet (with a hint), or not done yet.
+"""What the exercises ask for: each check tries an answer on cases of its own and raises a hint for what is wrong."""
 
-A check tries an answer on cases of its own and never stops the notebook: what the answer raises becomes a hint. What is
-solved is kept in the run's folder, where `progress` reads it.
-"""
-
-import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from html import escape
-from pathlib import Path
 from typing import Any
 
-from helpers.display import html_table
-from helpers.files import write_atomically
-from helpers.settings import run_folder
-
-_MARKS = {"right": "\u2713", "not yet": "\u2717", "not done yet": "\u2026"}
-_CHECKS: dict[str, tuple[Callable[[Any], None], str]] = {}
-_PAGE_STYLE = (
-    ":root { color-scheme: light dark } body { font: 16px/1.5 system-ui, sans-serif; max-width: 45rem; "
-    "margin: 2rem auto; padding: 0 1rem } td, th { padding: .2rem .7rem } @media print { body { margin: 0 } }"
-)
+Check = Callable[[Any], None]
+CHECKS: dict[str, tuple[Check, str]] = {}  # name -> the check, and the task in a few words
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """The result of a check: `status` is 'right', 'not yet' or 'not done yet'."""
-
-    status: str
-    message: str
-
-    def _repr_html_(self) -> str:
-        return f"<p><b>{_MARKS[self.status]} {self.status}.</b> {escape(self.message)}</p>"
+class Hint(Exception):  # noqa: N818 (a hint is no error)
+    """The answer is not right; the message helps."""
 
 
-@dataclass(frozen=True)
-class Progress:
-    """What is solved: `statuses` has the status of each exercise, in the order of the course."""
-
-    run: str
-    statuses: dict[str, str]
-
-    def __str__(self) -> str:
-        """Return the number of solved exercises as a sentence."""
-        n_right = list(self.statuses.values()).count("right")
-        return f"{n_right} of {len(self.statuses)} exercises are solved."
-
-    def _repr_html_(self) -> str:
-        rows = [(_MARKS[status], name, _CHECKS[name][1], status) for name, status in self.statuses.items()]
-        return f"{html_table(['', 'exercise', 'task', 'status'], rows)}<p>{self}</p>"
-
-    def write_page(self) -> Path:
-        """Write the table as one page for a printer, `exercises.html` in the run's folder; return its path."""
-        path = run_folder(self.run) / "exercises.html"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        title = f"Exercises: {self.run}"
-        write_atomically(
-            path,
-            f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
-            f"<style>{_PAGE_STYLE}</style><h1>{title}</h1>{self._repr_html_()}</html>",
-        )
-        return path
-
-
-class _Hint(Exception):  # noqa: N818 (a hint is no error)
-    pass
-
-
-def check(name: str, answer: Any, *, run: str = "pocket") -> Verdict:
-    """Check the answer to one exercise; an answer of None, or a function that returns None, is 'not done yet'.
-
-    Args:
-        name: of the exercise, such as 'data-1'.
-        answer: a value or a function.
-        run: where the verdict is kept for `progress`; an exercise that was solved once stays solved.
-
-    Raises:
-        KeyError: there is no exercise of that name.
-    """
-    verdict = _verdict(_CHECKS[name][0], answer)
-    before = _statuses(run)
-    if verdict.status != "not done yet" and before.get(name) not in ("right", verdict.status):
-        path = _record(run)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(before | {name: verdict.status}, indent=2))
-    return verdict
-
-
-def _verdict(examine: Callable[[Any], None], answer: Any) -> Verdict:
-    not_done = Verdict("not done yet", "Write your answer into the cell above; a function has to return it.")
-    if answer is None:
-        return not_done
-    try:
-        examine(answer)
-    except _NotDoneError:
-        return not_done
-    except _Hint as hint:
-        return Verdict("not yet", str(hint))
-    except Exception as error:  # noqa: BLE001 (a learner's code may raise anything)
-        return Verdict("not yet", f"It raises {type(error).__name__}: {error}")
-    return Verdict("right", "On to the next one.")
-
-
-def progress(run: str = "pocket") -> Progress:
-    """Return what is solved so far, of all notebooks, as it is kept in a run's folder."""
-    kept = _statuses(run)
-    return Progress(run, {name: kept.get(name, "not done yet") for name in _CHECKS})
-
-
-def _record(run: str) -> Path:
-    return run_folder(run) / "exercises.json"
-
-
-def _statuses(run: str) -> dict[str, str]:
-    """Return the statuses that were kept; none where the file is missing, or was changed into something else."""
-    try:
-        kept = json.loads(_record(run).read_text(encoding="utf-8"))
-        return {name: status for name, status in kept.items() if status in ("right", "not yet")}
-    except (OSError, ValueError, AttributeError, TypeError):
-        return {}
-
-
-class _NotDoneError(Exception):
-    pass
-
-
-def exercise_names() -> list[str]:
-    """Return the names of all exercises."""
-    return list(_CHECKS)
+class NotDoneError(Exception):
+    """The function returns None, as in the notebook's empty cell."""
 
 
 def _exercise(name: str, task: str) -> Callable:
     def register(examine: Callable[[Any], None]) -> Callable:
-        _CHECKS[name] = (examine, task)
+        CHECKS[name] = (examine, task)
         return examine
 
     return register
@@ -144,20 +29,20 @@ def _number(answer: Any) -> float:
     try:
         return float(answer)
     except (TypeError, ValueError):
-        raise _Hint(f"{answer!r} is not a number.") from None
+        raise Hint(f"{answer!r} is not a number.") from None
 
 
 def _expect(given: Any, expected: float, hint: str, *, tolerance: float = 1e-3) -> None:
     if not math.isclose(_number(given), expected, rel_tol=tolerance, abs_tol=1e-9):
-        raise _Hint(f"{given!r} is not right. {hint}")
+        raise Hint(f"{given!r} is not right. {hint}")
 
 
 def _call(function: Callable, *arguments: Any) -> Any:
     if not callable(function):
-        raise _Hint(f"The answer must be a function, not {function!r}.")
+        raise Hint(f"The answer must be a function, not {function!r}.")
     result = function(*arguments)
     if result is None:
-        raise _NotDoneError
+        raise NotDoneError
     return result
 
 
@@ -171,7 +56,7 @@ def _kept(answer: Any) -> None:
         (12 * parameters / gib, "AdamW keeps two averages for each weight, not one."),
     ):
         if math.isclose(_number(answer), wrong, rel_tol=2e-3):
-            raise _Hint(hint)
+            raise Hint(hint)
     _expect(answer, 16 * parameters / gib, "Four numbers of 4 bytes for each parameter.", tolerance=2e-3)
 
 
@@ -179,41 +64,41 @@ def _kept(answer: Any) -> None:
 def _wheels(answer: Any) -> None:
     for driver, cuda, fits in ((525, 12, True), (520, 12, False), (580, 13, True), (575, 13, False), (595, 12, True)):
         if bool(_call(answer, driver, cuda)) is not fits:
-            raise _Hint(f"Driver {driver} with a CUDA {cuda} wheel should give {fits}: newer drivers run older wheels.")
+            raise Hint(f"Driver {driver} with a CUDA {cuda} wheel should give {fits}: newer drivers run older wheels.")
 
 
 @_exercise("environment-3", "TFLOP/s of a matrix product")
 def _tflops(answer: Any) -> None:
     if math.isclose(_call(answer, 1000, 1.0), 1e-3, rel_tol=1e-3):
-        raise _Hint("Each of the n**3 multiplications comes with an addition: count both.")
+        raise Hint("Each of the n**3 multiplications comes with an addition: count both.")
     _expect(answer(2000, 0.5), 0.032, "2 * n**3 operations, divided by the seconds and by 1e12.")
 
 
 @_exercise("environment-4", "a machine that the doctor passes")
 def _machine(answer: Any) -> None:
     if answer.card is None:
-        raise _Hint("It has no card: the driver's `cards` must hold one.")
+        raise Hint("It has no card: the driver's `cards` must hold one.")
     if answer.exit_code != 0:
-        raise _Hint(f"{answer.verdict} A CPU wheel cannot see the card: give `machine.torch` another version.")
+        raise Hint(f"{answer.verdict} A CPU wheel cannot see the card: give `machine.torch` another version.")
     if answer.card.preset != "16gb":
-        raise _Hint(f"Its card gets the preset {answer.card.preset}: the preset depends on the card's bytes.")
+        raise Hint(f"Its card gets the preset {answer.card.preset}: the preset depends on the card's bytes.")
 
 
 @_exercise("data-1", "blocks and tokens of three documents")
 def _blocks(answer: Any) -> None:
     if not isinstance(answer, tuple | list):
-        raise _Hint("Two numbers are asked for, in the order of the question, as a tuple.")
+        raise Hint("Two numbers are asked for, in the order of the question, as a tuple.")
     if tuple(answer) == (2, 12):
-        raise _Hint("Do not forget the end-of-text token that closes each document.")
+        raise Hint("Do not forget the end-of-text token that closes each document.")
     if tuple(answer) != (2, 15):
-        raise _Hint(f"{answer!r} is not right: 20 + 9 + 15 tokens and 3 end-of-texts, in blocks of 16.")
+        raise Hint(f"{answer!r} is not right: 20 + 9 + 15 tokens and 3 end-of-texts, in blocks of 16.")
 
 
 @_exercise("data-2", "the share of padding")
 def _padding(answer: Any) -> None:
     share = _call(answer, [50, 100], 100)
     if math.isclose(share, 0.75):
-        raise _Hint("That is the useful share; padding is the rest.")
+        raise Hint("That is the useful share; padding is the rest.")
     _expect(share, 0.25, "Half of the first row is padding, none of the second.")
     _expect(answer([300, 100], 100), 0.0, "A long document fills its row: the padding is 0, never negative.")
 
@@ -222,22 +107,22 @@ def _padding(answer: Any) -> None:
 def _merges(answer: Any) -> None:
     first, second = _pairs(answer, ["aab"] * 3 + ["ab"])
     if first != ("a", "b"):
-        raise _Hint(f"In 'aab' three times and 'ab' once, 'a' and 'b' are neighbours most often: not {first}.")
+        raise Hint(f"In 'aab' three times and 'ab' once, 'a' and 'b' are neighbours most often: not {first}.")
     if second == ("a", "a"):
-        raise _Hint("After the first merge 'ab' is one piece: count the pairs again, in the merged words.")
+        raise Hint("After the first merge 'ab' is one piece: count the pairs again, in the merged words.")
     if second != ("a", "ab"):
-        raise _Hint(f"After ('a', 'b') the most frequent pair is ('a', 'ab'), not {second}.")
+        raise Hint(f"After ('a', 'b') the most frequent pair is ('a', 'ab'), not {second}.")
     if _pairs(answer, ["ab"] * 6 + ["bc"] * 3)[1] != ("b", "c"):
-        raise _Hint("A pair lies inside one word: the end of a word and the beginning of the next are no neighbours.")
+        raise Hint("A pair lies inside one word: the end of one word and the beginning of the next are not neighbours.")
     first, second = _pairs(answer, ["low"] * 5 + ["lower"] * 2 + ["newest"] * 6 + ["widest"] * 3)
     if (first, second) not in ((("e", "s"), ("es", "t")), (("s", "t"), ("e", "st"))):
-        raise _Hint(f"'newest' six times and 'widest' three times make 'est' first, not {first} and {second}.")
+        raise Hint(f"'newest' six times and 'widest' three times make 'est' first, not {first} and {second}.")
 
 
 def _pairs(answer: Any, words: list[str]) -> list[tuple[str, str]]:
     merges = [tuple(pair) for pair in _call(answer, words, 2)]
     if len(merges) != 2:
-        raise _Hint(f"Two merges were asked for; yours are {merges}.")
+        raise Hint(f"Two merges were asked for; yours are {merges}.")
     return merges
 
 
@@ -251,19 +136,19 @@ def _leak(answer: Any) -> None:
     ]
     numbers = sorted(_call(answer, train, test, 5))
     if numbers == []:
-        raise _Hint("Test document 1 repeats a training document in other letters and punctuation: normalise both.")
+        raise Hint("Test document 1 repeats a training document in other letters and punctuation: normalise both.")
     if 0 in numbers:
-        raise _Hint("Test document 0 shares single words with the training text, which all English texts do.")
+        raise Hint("Test document 0 shares single words with the training text, which all English texts do.")
     if numbers != [1]:
-        raise _Hint(f"The numbers of the leaked test documents should be [1], not {numbers}.")
+        raise Hint(f"The numbers of the leaked test documents should be [1], not {numbers}.")
     if sorted(answer(train, ["say one two three four five now", "a six seven"], 5)) != [0]:
-        raise _Hint("A run of n words leaks wherever it is in the document, not only at its beginning.")
+        raise Hint("A run of n words leaks wherever it is in the document, not only at its beginning.")
 
 
 @_exercise("training-1", "optimizer steps in an epoch")
 def _steps(answer: Any) -> None:
     if answer == 250:
-        raise _Hint("One optimizer step comes after gradient_accumulation_steps passes, not after each.")
+        raise Hint("One optimizer step comes after gradient_accumulation_steps passes, not after each.")
     _expect(answer, 63, "1000 blocks in steps of 4 x 4 = 16: 62 full steps and a last, smaller one.", tolerance=1e-9)
 
 
@@ -274,7 +159,7 @@ def _schedule(answer: Any) -> None:
     _expect(answer(60, 1.0, 10, 110), 0.5, "Half-way between the peak and the end it is half the peak.")
     _expect(answer(110, 1.0, 10, 110), 0.0, "At the last step it is 0.", tolerance=1e-6)
     if math.isclose(answer(35, 1.0, 10, 110), 0.75):
-        raise _Hint("That is a straight line: a cosine falls slowly at first, then faster, then slowly again.")
+        raise Hint("That is a straight line: a cosine falls slowly at first, then faster, then slowly again.")
     _expect(answer(35, 1.0, 10, 110), (1 + math.cos(math.pi / 4)) / 2, "A quarter of the way down, cos(pi / 4) counts.")
     _expect(answer(0, 2.0, 0, 100), 2.0, "Without a warm-up it begins at the peak.")
 
@@ -288,7 +173,7 @@ def _next_token(answer: Any) -> None:
     logits, ids = torch.randn(2, 5, 7), torch.randint(7, (2, 5))
     loss = float(_call(answer, logits, ids))
     if math.isclose(loss, float(F.cross_entropy(logits.flatten(0, 1), ids.flatten())), rel_tol=1e-4):
-        raise _Hint("That scores each token against itself: shift the labels by one.")
+        raise Hint("That scores each token against itself: shift the labels by one.")
     expected = float(F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()))
     _expect(loss, expected, "Mean cross-entropy of logits[:, :-1] against ids[:, 1:].", tolerance=1e-4)
 
@@ -301,16 +186,18 @@ def _clip(answer: Any) -> None:
     norm = _call(answer, gradients, 1.0)
     after = [gradient.flatten().tolist() for gradient in gradients]
     if after == [[1.0, 0.0], [0.0, 1.0]]:
-        raise _Hint("Each gradient was scaled to the norm by itself: that changes their direction as a whole.")
+        raise Hint(
+            "Each gradient was clipped separately, which changes the direction of the step: scale all by one factor."
+        )
     _expect(norm, 5.0, "The norm before clipping is the root of 3**2 + 4**2.")
     if after == [[3.0, 0.0], [0.0, 4.0]]:
-        raise _Hint("The gradients are as large as before: change the tensors themselves, in place.")
+        raise Hint("The gradients are as large as before: change the tensors themselves, in place.")
     if not all(math.isclose(a, b, abs_tol=1e-3) for a, b in zip((*after[0], *after[1]), (0.6, 0, 0, 0.8), strict=True)):
-        raise _Hint(f"The gradients (3, 0) and (0, 4), clipped to norm 1, became {after}.")
+        raise Hint(f"The gradients (3, 0) and (0, 4), clipped to norm 1, became {after}.")
     small = [torch.tensor([0.3, 0.4])]
     answer(small, 1.0)
     if abs(small[0].norm().item() - 0.5) > 1e-3:
-        raise _Hint("A gradient whose norm is below max_norm must stay as it is.")
+        raise Hint("A gradient whose norm is below max_norm must stay as it is.")
 
 
 @_exercise("evaluation-1", "a perplexity by hand")
@@ -323,7 +210,7 @@ def _by_hand(answer: Any) -> None:
         (512, "That is the product: the exponential of the sum. Divide the sum by the number of tokens first."),
     ):
         if math.isclose(_number(answer), wrong, rel_tol=1e-3):
-            raise _Hint(hint)
+            raise Hint(hint)
     _expect(answer, 512**0.25, "exp of the mean of -ln p.", tolerance=2e-3)
 
 
@@ -331,11 +218,11 @@ def _by_hand(answer: Any) -> None:
 def _bits(answer: Any) -> None:
     bits_per_byte = _call(answer, 16.0, 100, 400)
     if math.isclose(bits_per_byte, math.log(16) / 4, rel_tol=1e-3):
-        raise _Hint("Those are nats per byte: divide by ln 2, or take log2.")
+        raise Hint("Those are nats per byte: divide by ln 2, or take log2.")
     if math.isclose(bits_per_byte, 16.0):
-        raise _Hint("Bytes divide, tokens multiply: each token costs log2(perplexity) bits.")
+        raise Hint("Bytes divide, tokens multiply: each token costs log2(perplexity) bits.")
     if math.isclose(bits_per_byte, 4.0):
-        raise _Hint("Those are bits per token: multiply by the tokens, divide by the bytes.")
+        raise Hint("Those are bits per token: multiply by the tokens, divide by the bytes.")
     _expect(bits_per_byte, 1.0, "Perplexity 16 costs 4 bits per token; 100 tokens in 400 bytes make 1 bit per byte.")
 
 
@@ -350,15 +237,15 @@ def _windows(answer: Any) -> None:
         windows = [tuple(map(int, window)) for window in _call(answer, n_tokens, context, stride)]
         case = f"{n_tokens} tokens, context {context}, stride {stride}"
         if sum(scored for *_, scored in windows) > n_tokens:
-            raise _Hint(f"{case}: tokens are scored twice. Score only what no earlier window contained.")
+            raise Hint(f"{case}: tokens are scored twice. Score only what no earlier window contained.")
         if sum(scored for *_, scored in windows) < n_tokens:
-            raise _Hint(f"{case}: some tokens are never scored. The first window scores all of its tokens.")
+            raise Hint(f"{case}: some tokens are never scored. The first window scores all of its tokens.")
         if any(end > n_tokens for _, end, _ in windows):
-            raise _Hint(f"{case}: a window ends behind the text.")
+            raise Hint(f"{case}: a window ends behind the text.")
         if any(scored == 0 for *_, scored in windows):
-            raise _Hint(f"{case}: the last window scores nothing. Stop when a window reaches the end of the text.")
+            raise Hint(f"{case}: the last window scores nothing. Stop when a window reaches the end of the text.")
         if windows != expected:
-            raise _Hint(f"{case}: {windows} should be {expected}.")
+            raise Hint(f"{case}: {windows} should be {expected}.")
 
 
 @_exercise("evaluation-4", "write the paired bootstrap")
@@ -370,16 +257,16 @@ def _bootstrap(answer: Any) -> None:
     base = n_bytes * random.uniform(0.5, 3.0, 40)
     share = float(_call(answer, base, base - 0.02 * n_bytes, n_bytes))
     if share > 0.99:
-        raise _Hint("Here the tuned model is better on every document: count the draws in which it is not.")
+        raise Hint("Here the tuned model is better on every document: count the draws in which it is not.")
     if share > 0.01:
-        raise _Hint("Here the tuned model is better on every document: use the same draw of documents for both models.")
+        raise Hint("Here the tuned model is better on every document: use the same draw of documents for both models.")
     if answer(base, base * 1.02, n_bytes) < 0.99:
-        raise _Hint("Here the tuned model is worse on every document, so there is no draw in which it is better.")
+        raise Hint("Here the tuned model is worse on every document, so there is no draw in which it is better.")
     one_long = np.array([10_000.0] + [100.0] * 9)
     gain = np.array([-1000.0] + [20.0] * 9)  # worse on the long document, which decides the sum
     share = float(answer(one_long, one_long - gain, one_long))
     if abs(share - (1 - 0.9**10)) > 0.05:
-        raise _Hint(
+        raise Hint(
             f"Nine short documents gain a little, a long one loses much: about {1 - 0.9**10:.0%} of the draws contain "
             f"the long one and are not better, not {share:.0%}. Sum the nats of a draw; a mean over documents hides it."
         )
@@ -392,11 +279,11 @@ def _labels(answer: Any) -> None:
     ids, mask = torch.tensor([[5, 6, 9, 9, 9]]), torch.tensor([[1, 1, 1, 0, 0]])
     labels = _call(answer, ids, mask).tolist()
     if labels == [[5, 6, -100, -100, -100]]:
-        raise _Hint("The real end-of-text lost its label too: this model never learns to stop.")
+        raise Hint("The real end-of-text lost its label too: this model never learns to stop.")
     if ids.tolist() != [[5, 6, 9, 9, 9]]:
-        raise _Hint("The ids themselves were changed: work on a copy.")
+        raise Hint("The ids themselves were changed: work on a copy.")
     if labels != [[5, 6, 9, -100, -100]]:
-        raise _Hint(f"ids {ids.tolist()} with mask {mask.tolist()} should give [[5, 6, 9, -100, -100]], not {labels}.")
+        raise Hint(f"ids {ids.tolist()} with mask {mask.tolist()} should give [[5, 6, 9, -100, -100]], not {labels}.")
 
 
 _SEEN_IN = {
@@ -412,8 +299,8 @@ def _diagnosis(answer: Any, right: str, where: str) -> None:
     if answer == right:
         return
     if answer not in _SEEN_IN:
-        raise _Hint(f"{answer!r} is none of {', '.join(map(repr, _SEEN_IN))}.")
-    raise _Hint(f"With {answer!r}, {_SEEN_IN[answer]}; that is not the case here. {where}")
+        raise Hint(f"{answer!r} is none of {', '.join(map(repr, _SEEN_IN))}.")
+    raise Hint(f"With {answer!r}, {_SEEN_IN[answer]}; that is not the case here. {where}")
 
 
 @_exercise("troubleshooting-2", "the first broken run")
@@ -441,7 +328,7 @@ def _utilisation(answer: Any) -> None:
         (5.0, "That is the peak divided by what was reached."),
     ):
         if math.isclose(share, wrong, rel_tol=1e-3):
-            raise _Hint(hint)
+            raise Hint(hint)
     _expect(share, 0.2, "A million parameters, 2,000 tokens per second and a peak of 0.06 TFLOP/s give 20 %.")
     _expect(answer(124_000_000, 40_000.0, 80.0), 0.372, "Another model and card give 37.2 %.")
 
@@ -457,7 +344,7 @@ def _weights(answer: Any) -> None:
         (124_439_808 - 2 * 768, "The last norm, after the blocks, is missing."),
     ):
         if count == wrong:
-            raise _Hint(hint)
+            raise Hint(hint)
     _expect(count, 124_439_808, "GPT-2 has 124,439,808 weights.", tolerance=1e-9)
     _expect(answer(4, 192, 4096, 256), 2_615_424, "The pocket model has 2,615,424.", tolerance=1e-9)
 
@@ -475,13 +362,13 @@ def _attention(answer: Any) -> None:
         return tuple(result.shape) == (5, 4) and torch.allclose(result, scores.softmax(dim) @ v, atol=1e-4)
 
     if is_it(scores / 2):
-        raise _Hint("Tokens read later ones: set those scores to -inf before the softmax.")
+        raise Hint("Tokens read later ones: set those scores to -inf before the softmax.")
     if is_it(scores + mask):
-        raise _Hint("The scores are too large: divide them by the root of the width, here 2.")
+        raise Hint("The scores are too large: divide them by the root of the width, here 2.")
     if is_it((scores / 2).tril()):
-        raise _Hint("A score of 0 is no mask: the softmax makes a probability of it. Use -inf.")
+        raise Hint("A score of 0 is no mask: the softmax makes a probability of it. Use -inf.")
     if not is_it(scores / 2 + mask):
-        raise _Hint("It should be softmax(q k^T / sqrt(D) + mask) v, with the softmax over the keys, and shape (T, D).")
+        raise Hint("It should be softmax(q k^T / sqrt(D) + mask) v, with the softmax over the keys, and shape (T, D).")
 
 
 @_exercise("scratch-3", "the first loss of a new model")
@@ -492,7 +379,7 @@ def _first_loss(answer: Any) -> None:
         (1 / 50257, "That is the probability of each token; the loss is minus its logarithm."),
     ):
         if math.isclose(_number(answer), wrong, rel_tol=1e-3):
-            raise _Hint(hint)
+            raise Hint(hint)
     _expect(answer, math.log(50257), "An even guess among V tokens costs ln V nats.", tolerance=2e-3)
 
 
@@ -506,5 +393,5 @@ def _days(answer: Any) -> None:
         (right * 0.4, "The card reaches only a share of its peak: divide by the MFU too."),
     ):
         if math.isclose(days, wrong, rel_tol=1e-3):
-            raise _Hint(hint)
+            raise Hint(hint)
     _expect(days, right, "6 operations for each weight and token, over peak and share, in days of 86,400 s.")

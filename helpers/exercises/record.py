@@ -1,0 +1,121 @@
+"""Check an answer and keep the verdict in the run's folder, where `progress` reads what is solved."""
+
+import json
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from helpers.display import html_table
+from helpers.exercises.checks import CHECKS, Check, Hint, NotDoneError
+from helpers.files import write_atomically
+from helpers.settings import run_folder
+
+_MARKS = {"right": "\u2713", "not yet": "\u2717", "not done yet": "\u2026"}
+_PAGE_STYLE = (
+    ":root { color-scheme: light dark } body { font: 16px/1.5 system-ui, sans-serif; max-width: 45rem; "
+    "margin: 2rem auto; padding: 0 1rem } td, th { padding: .2rem .7rem } @media print { body { margin: 0 } }"
+)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The result of a check: `status` is 'right', 'not yet' or 'not done yet'."""
+
+    status: str
+    message: str
+
+    def _repr_html_(self) -> str:
+        return f"<p><b>{_MARKS[self.status]} {self.status}.</b> {escape(self.message)}</p>"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What is solved: `statuses` has the status of each exercise, in the order of the course."""
+
+    run: str
+    statuses: dict[str, str]
+
+    def __str__(self) -> str:
+        """Return the number of solved exercises as a sentence."""
+        n_right = list(self.statuses.values()).count("right")
+        return f"{n_right} of {len(self.statuses)} exercises are solved."
+
+    @property
+    def _table(self) -> str:
+        rows = [(_MARKS[status], name, CHECKS[name][1], status) for name, status in self.statuses.items()]
+        return html_table(["", "exercise", "task", "status"], rows)
+
+    def _repr_html_(self) -> str:
+        return f"<details><summary>{self}</summary>{self._table}</details>"
+
+    def write_page(self) -> Path:
+        """Write the table as one page for a printer, `exercises.html` in the run's folder; return its path."""
+        path = run_folder(self.run) / "exercises.html"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        title = f"Exercises: {self.run}"
+        write_atomically(
+            path,
+            f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
+            f"<style>{_PAGE_STYLE}</style><h1>{title}</h1><p>{self}</p>{self._table}</html>",
+        )
+        return path
+
+
+def check(name: str, answer: Any, *, run: str = "pocket") -> Verdict:
+    """Check the answer to one exercise; an answer of None, or a function that returns None, is 'not done yet'.
+
+    Args:
+        name: of the exercise, such as 'data-1'.
+        answer: a value or a function.
+        run: where the verdict is kept for `progress`; an exercise that was solved once stays solved.
+
+    Raises:
+        KeyError: there is no exercise of that name.
+    """
+    verdict = _verdict(CHECKS[name][0], answer)
+    before = _statuses(run)
+    if verdict.status != "not done yet" and before.get(name) not in ("right", verdict.status):
+        path = _record(run)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(before | {name: verdict.status}, indent=2))
+    return verdict
+
+
+def _verdict(examine: Check, answer: Any) -> Verdict:
+    not_done = Verdict("not done yet", "Write your answer in the cell above. A function must return its result.")
+    if answer is None:
+        return not_done
+    try:
+        examine(answer)
+    except NotDoneError:
+        return not_done
+    except Hint as hint:
+        return Verdict("not yet", str(hint))
+    except Exception as error:  # noqa: BLE001 (a learner's code may raise anything)
+        return Verdict("not yet", f"Your answer raises {type(error).__name__}: {error}")
+    return Verdict("right", "On to the next one.")
+
+
+def progress(run: str = "pocket") -> Progress:
+    """Return what is solved so far, of all notebooks, as it is kept in a run's folder."""
+    kept = _statuses(run)
+    return Progress(run, {name: kept.get(name, "not done yet") for name in CHECKS})
+
+
+def _record(run: str) -> Path:
+    return run_folder(run) / "exercises.json"
+
+
+def _statuses(run: str) -> dict[str, str]:
+    """Return the statuses that were kept; none where the file is missing, or was changed into something else."""
+    try:
+        kept = json.loads(_record(run).read_text(encoding="utf-8"))
+        return {name: status for name, status in kept.items() if status in ("right", "not yet")}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}
+
+
+def exercise_names() -> list[str]:
+    """Return the names of all exercises."""
+    return list(CHECKS)
