@@ -246,7 +246,7 @@ def quiet(*, shows_downloads: bool = False) -> Iterator[None]:
     datasets.disable_progress_bars()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    if shows_downloads:  # transformers has hidden these too
+    if shows_downloads and shown[1]:  # transformers has hidden these too
         enable_progress_bars()
     try:
         yield

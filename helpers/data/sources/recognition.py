@@ -1,7 +1,8 @@
 r"""What `document_separator='auto'` means for a source: recognised from its first rows, and explained in one line.
 
 The forms, in the order in which they are looked for: end-of-text markers, WikiText's headings, one file for each
-document, a play or a book (one continuous text), blocks between blank lines, one sentence per row; else each row.
+document, a play or a book (one continuous text), lines such as '***' between texts, blocks between blank lines, one
+sentence per row, the turns of a conversation (one text again); else each row.
 """
 
 import re
