@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -236,9 +236,10 @@ def set_attention_dropout(model: "GPT2LMHeadModel", attn_pdrop: float) -> None:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def quiet(*, shows_downloads: bool = False) -> Iterator[None]:
     """Hide the progress bars of the libraries, and the log messages of transformers, for a block."""
     import datasets
+    from huggingface_hub.utils import enable_progress_bars
     from transformers.utils import logging
 
     shown = not datasets.are_progress_bars_disabled(), logging.is_progress_bar_enabled()
@@ -246,6 +247,8 @@ def quiet() -> Iterator[None]:
     datasets.disable_progress_bars()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+    if shows_downloads and shown[1]:  # transformers has hidden these too
+        enable_progress_bars()
     try:
         yield
     finally:
@@ -293,7 +296,7 @@ def _load(kind: Any, name: str, **options: Any) -> Any:
     folder = POCKET if name == "pocket" else find_path(name)
     path = folder or check_model_name(name) or name
     try:
-        with quiet() if folder else nullcontext():  # a download deserves its progress bar
+        with quiet(shows_downloads=not folder):  # which take minutes; reading the weights does not
             return kind.from_pretrained(str(path), **options, local_files_only=bool(folder) or not hub_answers())
     except (SafetensorError, RuntimeError) as error:  # cut short, or shapes that contradict the configuration
         raise SettingsError(

@@ -101,9 +101,10 @@ def test_a_kernel_that_dies_is_one_sentence(notebook):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends an interrupt as Linux does")
-def test_an_interrupt_leaves_what_was_done_and_lets_the_cell_save(notebook, runs, tmp_path):
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_leaves_what_was_done_and_lets_the_cell_save(notebook, runs, tmp_path, number, exit_code):
     saving = (
-        "import pathlib, time\ntry:\n    time.sleep(120)\nexcept KeyboardInterrupt:\n    time.sleep(2)\n"
+        "import pathlib, time\ntry:\n    time.sleep(120)\nexcept KeyboardInterrupt:\n    time.sleep(0.5)\n"
         f"    pathlib.Path({str(tmp_path / 'saved')!r}).touch()\n    raise"
     )
     slow = notebook("01_a.ipynb", 'run = "x"', "print('done before')", saving)
@@ -119,9 +120,9 @@ def test_an_interrupt_leaves_what_was_done_and_lets_the_cell_save(notebook, runs
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline and not (executed.exists() and '"output_type": "stream"' in executed.read_text()):
         time.sleep(0.3)
-    child.send_signal(signal.SIGINT)
+    child.send_signal(number)
     _, errors = child.communicate(timeout=60)
-    assert child.returncode == 130
+    assert child.returncode == exit_code
     assert "Traceback" not in errors
     assert "Interrupted" in errors
     assert (tmp_path / "saved").exists()

@@ -192,6 +192,15 @@ def test_quiet_gives_the_progress_bars_back():
     assert logging.is_progress_bar_enabled()
 
 
+def test_a_download_keeps_its_progress_bar():
+    from huggingface_hub.utils import are_progress_bars_disabled
+    from transformers.utils import logging
+
+    with quiet(shows_downloads=True):
+        assert not logging.is_progress_bar_enabled()
+        assert not are_progress_bars_disabled()
+
+
 class TestANewModel:
     TEXTS = tuple(f"the fox number {i} ran over the hill {i * 7}" for i in range(300))
     SMALL = {"n_embd": 8, "n_head": 2, "n_layer": 1, "n_positions": 16}  # noqa: RUF012 (never changed)

@@ -9,7 +9,7 @@ import functools
 import hashlib
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +33,6 @@ def normalize(text: str) -> str:
     folded = text.casefold()
     # The words of a very long text, as a list, would take several times its memory.
     return " ".join(folded.split()) if len(folded) < 2**20 else re.sub(r"\s+", " ", folded).strip()
-
-
-def content_key(text: str) -> bytes:
-    """Return 8 bytes that are the same for texts that count as the same."""
-    return _key_of_normalized(normalize(text))
 
 
 def _key_of_normalized(text: str) -> bytes:
@@ -64,9 +59,7 @@ class Fingerprints:
         if self._file and texts:
             signatures = np.stack([sketch(text) for text in texts])  # (documents, NUM_PERM)
             self._file.write(signatures.tobytes())
-            rows = signatures.reshape(len(texts), BANDS, -1).astype(np.uint64)
-            mixed = (rows * _FACTORS).sum(axis=-1, dtype=np.uint64)  # (documents, BANDS)
-            self._bands.append((mixed >> np.uint64(32)).astype(np.uint32))
+            self._bands.append(_bands_of(signatures))
 
     def find_first_copies(self, order: np.ndarray) -> np.ndarray:
         """Return which documents are the first of equal ones, by `order` and then as added; (documents,) bool."""
@@ -111,6 +104,41 @@ class Fingerprints:
         """Close the file of sketches."""
         if self._file:
             self._file.close()
+
+
+class HeldOut:
+    """The documents of validation and test: `text in held_out` tells whether a text repeats one of them.
+
+    Args:
+        texts: the documents.
+        finds_near: also tell near-duplicates, as `Fingerprints` does; it takes a third of the time of tokenizing.
+    """
+
+    def __init__(self, texts: Iterable[str], *, finds_near: bool) -> None:
+        normalized = [normalize(text) for text in texts]
+        self._keys = set(map(_key_of_normalized, normalized))
+        self._signatures = np.array([sketch(text) for text in normalized if finds_near])  # (documents, NUM_PERM)
+        self._places: dict[tuple[int, int], list[int]] = {}  # a band's number and value -> the documents that have it
+        for document, bands in enumerate(_bands_of(self._signatures).tolist()):
+            for band in enumerate(bands):
+                self._places.setdefault(band, []).append(document)
+
+    def __contains__(self, text: str) -> bool:
+        text = normalize(text)
+        if _key_of_normalized(text) in self._keys:
+            return True
+        if not self._places:
+            return False
+        signature = sketch(text)
+        (bands,) = _bands_of(signature[None]).tolist()
+        alike = {document for band in enumerate(bands) for document in self._places.get(band, ())}
+        return any((self._signatures[document] == signature).mean() >= NEAR for document in alike)
+
+
+def _bands_of(signatures: np.ndarray) -> np.ndarray:
+    """Return the bands of signatures (documents, NUM_PERM), each mixed into one number; (documents, BANDS) uint32."""
+    rows = signatures.reshape(len(signatures), BANDS, NUM_PERM // BANDS).astype(np.uint64)
+    return ((rows * _FACTORS).sum(axis=-1, dtype=np.uint64) >> np.uint64(32)).astype(np.uint32)
 
 
 def _candidate_pairs(band: np.ndarray, compared: np.ndarray) -> np.ndarray:

@@ -38,9 +38,11 @@ def find_notes(facts: Mapping[str, Any], settings: DataSettings) -> list[str]:
     """Return a sentence for everything unusual about a text."""
     notes = []
     if "stream" in facts:
+        is_near = settings.near_duplicates != "keep" and not facts["documents"]["is_continuous"]
+        copies = "copies and near-copies" if is_near else "copies"
         notes.append(
             f"Training reads {settings.max_tokens:,} tokens of the text as a stream. What is counted here is its "
-            f"beginning, from which validation and test were taken; copies of their documents are not trained on."
+            f"beginning, from which validation and test were taken; {copies} of their documents are not trained on."
         )
     rate = tokens_per_character(facts)
     if rate > POOR_FIT:

@@ -1,6 +1,7 @@
 """Notebook 03: plan a run, train it, stop and resume it, and leave a model that loads anywhere.
 
 - `fine_tuning`, `finished_run`: train a run; open it, with what it measured
+- `lesson`: which model the experiments of notebook 03 train
 - `arguments`: what the settings mean on this machine, as `TrainingArguments`
 - `callbacks`, `checks`, `stopping`: history and progress; what ends a broken training; a stop that saves
 - `run_files`: settings.json, history.jsonl and checkpoints in a run's folder
@@ -22,6 +23,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
     {
         "fine_tuning": "as_batch fine_tune open_or_train save_model",
         "finished_run": "FineTuned open_run",
+        "lesson": "choose_lesson",
         "arguments": "chosen_precision",
         "callbacks": "Progress",
         "checks": "TrainingBrokenError",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from helpers.settings import TrainingSettings
 
-_MAX_ROWS, _MAX_TOKENS = 4, 128  # a batch that even a large model processes in seconds
+_MAX_ROWS, _MAX_TOKENS = 4, 64  # a batch that GPT-2 processes in seconds on a processor
 _MEMORISED = 0.6  # of the first loss
 _MAX_ROWS_SEARCHED = 200
 _MAX_STEPS = 30  # GPT-2 takes a second for each on a processor, and needs fewer

@@ -6,7 +6,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from helpers.data.duplicates import content_key
+from helpers.data.duplicates import HeldOut
 from helpers.data.preparation import prepare, sample_settings
 from helpers.data.streaming import BlockStream, open_training_blocks
 from helpers.data.tokens import TokenStream
@@ -86,13 +86,25 @@ def test_a_resume_opens_no_shard_that_was_read_to_its_end(new_stream, tokens, tm
 
 def test_what_is_held_out_is_in_no_block_wherever_it_comes_again(new_stream, tokens):
     copy = SHARDS[4][3].upper().replace(" ", "  ")
-    held_out = frozenset(map(content_key, [*SHARDS[2], SHARDS[4][3]]))
+    held_out = HeldOut([*SHARDS[2], SHARDS[4][3]], finds_near=False)
     read = rows(new_stream([*SHARDS, [copy]], held_out=held_out, n_blocks=180))
     text = tokens._tokenizer.decode(list(itertools.chain.from_iterable(read)))
     assert "of shard 1:" in text
     assert "of shard 2:" not in text
     assert "Story 3 of shard 4:" not in text
     assert "STORY" not in text
+
+
+@pytest.mark.parametrize("finds_near", [True, False])
+def test_a_near_copy_of_what_is_held_out_is_left_out_unless_all_are_kept(new_stream, tokens, finds_near):
+    long = " ".join(SHARDS[0][:4])
+    copy = long.replace("came home", "came back", 1)
+    held_out = HeldOut([long], finds_near=finds_near)
+    shards, n_blocks = [SHARDS[1][:10], [copy]], 15 if finds_near else 20
+    read = rows(new_stream(shards, held_out=held_out, n_blocks=n_blocks, buffer_blocks=1))
+    text = tokens._tokenizer.decode(list(itertools.chain.from_iterable(read)))
+    assert SHARDS[1][3] in text
+    assert (SHARDS[0][1] in text) is not finds_near
 
 
 def test_a_text_that_is_too_short_is_read_again_with_a_warning(new_stream):
@@ -103,7 +115,7 @@ def test_a_text_that_is_too_short_is_read_again_with_a_warning(new_stream):
 
 def test_where_everything_is_held_out_nothing_is_left_to_train_on(new_stream):
     with pytest.raises(SettingsError, match="Nothing is left to train on"):
-        rows(new_stream(SHARDS[:1], held_out=frozenset(map(content_key, SHARDS[0]))))
+        rows(new_stream(SHARDS[:1], held_out=HeldOut(SHARDS[0], finds_near=False)))
 
 
 def test_memory_does_not_grow_with_the_text(new_stream):

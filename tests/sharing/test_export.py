@@ -37,6 +37,7 @@ def test_a_gguf_comes_with_what_ollama_and_llama_cpp_need(evaluated, runs):
     assert len(commands.splitlines()) == 3
     assert "-m tiny-f16.gguf" in commands
     assert "--temp 0.75 --top-k 40" in commands
+    assert "fox" not in commands, "a run on other text has no fables to go on with"
 
 
 def test_the_loss_is_measured_on_the_weights_in_the_file(run):

@@ -30,6 +30,11 @@ _KINDS: dict[bytes, tuple[str, str]] = {
         "a file of subtitles",
         "take the spoken lines out of it, without the numbers and times",
     ),
+    rb"From \S+@\S+ +\w{3} \w{3} |(Return-Path|Received|Delivered-To|MIME-Version|Message-ID): |"
+    rb"From: [^\n]*@[^\n]*\n([\w-]+: [^\n]*\n){2}": (
+        "e-mail with its headers",
+        "take the messages out of it, such as with Python's `mailbox`, and save them as .jsonl",
+    ),
     rb"%PDF-": ("a PDF", "take its text out, such as with `pdftotext`, and read what comes out"),
     rb"\xd0\xcf\x11\xe0": ("a file of an old Office program", _SAVE_AS_TEXT),
     rb"\x89PNG|\xff\xd8\xff|GIF8": ("a picture", "name a text file"),

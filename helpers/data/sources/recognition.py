@@ -1,10 +1,12 @@
 r"""What `document_separator='auto'` means for a source: recognised from its first rows, and explained in one line.
 
 The forms, in the order in which they are looked for: end-of-text markers, WikiText's headings, one file for each
-document, a play or a book (one continuous text), blocks between blank lines, one sentence per row; else each row.
+document, a play or a book (one continuous text), lines such as '***' between texts, blocks between blank lines, one
+sentence per row, the turns of a conversation (one text again); else each row.
 """
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -22,6 +24,11 @@ _SENTENCE = re.compile(r"[^.!?。！？]*[.!?。！？]+[\s\"'”’»)\]`]*")  
 _GOING_ON = re.compile(r"[a-z\"“„«']|(He|She|It|They|We|I|You|His|Her|But|And|Then|So|That)\b")
 # How a paragraph of a story begins, and a document rarely does: not with "I", as many a letter or review does.
 _SPEECH_OR_STORY = re.compile(r"[\"'“„«]|(He|She|They|His|Her|But|And|Then|So|Yet|Now)\b")
+# How a line of a conversation or of a log begins: a speaker, a date or a time, or ChatML's marker.
+_TURN = re.compile(r"[^\W\d_a-z][\w .'-]{0,30}: |\[?\d{1,4}[./:-]\d\d?([./:-]\d{1,4})?\b|<\|im_start\|>")
+_RULE = re.compile(r"\s*([*~#_-])(\s*\1){2,}\s*")  # a line between texts, such as '***'
+_FEW_RULES = 3
+_TAG = re.compile(r"</?(p|br|div|span|a|li|ul|b|i|em|strong|h[1-6])\b[^<>]*>|&(amp|quot|lt|gt|nbsp|#\d+);")
 _ENOUGH_ROWS, _VERY_MANY_ROWS = 30, 300  # fewer sentences may be documents by accident
 _MOST, _SOME = 0.7, 0.15  # shares of the rows or blocks
 _SENTENCE_CHARACTERS = 300  # more is a paragraph
@@ -68,6 +75,17 @@ def recognise(rows: Sequence[str], *, is_table: bool = False, n_columns: int = 1
     return Choice("row", "the source is a table") if is_table and not is_lines else _by_lines(filled, n_rows)
 
 
+def describe_markup(rows: Sequence[str]) -> str:
+    """Return what the first rows of a source hold besides words, which a model would learn with them; '' if nothing."""
+    filled = [row for row in rows if row.strip()]
+    tags = [tag.group() for tag in map(_TAG.search, filled) if tag]
+    if len(tags) > _SOME * len(filled):
+        return f"{len(tags):,} of the first {len(filled):,} rows hold HTML, such as {tags[0][:40]!r}"
+    if filled and filled[0] == "---" and "---" in filled[1:20]:
+        return "it begins with a block of properties between two lines of '---'"
+    return ""
+
+
 def _by_markers(rows: Sequence[str], n_rows: str, *, is_table: bool) -> Choice | None:
     n_marked = sum(END_OF_TEXT in row for row in rows)
     if n_marked < 2 or (is_table and n_marked > len(rows) / 2):  # in most rows of a table: it ends each row
@@ -86,16 +104,41 @@ def _by_blocks(rows: Sequence[str], n_rows: str) -> Choice | None:
         return Choice("file", f"lines such as {chapters[0][:40]!r} are those of one book")
     if len(firsts) < 2 or (len(firsts) == 2 and sum(map(len, rows)) > 4 * PASSAGE_CHARACTERS):
         return None
-    n_going_on = sum(bool(row[0].islower() or _SPEECH_OR_STORY.match(row)) for row in firsts)
+    if ruled := _by_rules(rows):
+        return ruled
+    n_going_on = sum(_goes_on(row) for row in firsts)
     if len(firsts) >= _ENOUGH_ROWS and n_going_on > _SOME * len(firsts):
         return Choice("file", f"{n_going_on:,} of {len(firsts):,} blocks begin as a story goes on, as with 'She' or \"")
     return Choice("blank line", f"there are {len(firsts):,} blocks between the blank lines of {n_rows}")
+
+
+def _by_rules(rows: Sequence[str]) -> Choice | None:
+    """Look at lines such as '***'; None where there are hardly any, or where a story goes on behind them."""
+    rules = Counter(row.strip() for row in rows if _RULE.fullmatch(row))
+    rule, n_rules = max(rules.items(), key=lambda item: item[1], default=("", 0))
+    filled = [row.strip() for row in rows if row.strip()]
+    n_going_on = sum(before == rule and _goes_on(row) for before, row in pairwise(filled))
+    if n_rules < _FEW_RULES or n_going_on > _SOME * n_rules:
+        return None
+    return Choice(f"\n{rule}\n", f"{n_rules:,} lines are {rule!r}, and a text begins behind each")
+
+
+def _goes_on(row: str) -> bool:
+    """Return whether a paragraph begins as inside a story."""
+    return bool(row[0].islower() or _SPEECH_OR_STORY.match(row))
 
 
 def _by_lines(filled: Sequence[str], n_rows: str) -> Choice:
     """Look at rows of which none is empty."""
     if not filled:
         return Choice("blank line", "there is no text")
+    if len(filled) == 1:
+        return Choice("file", "it is one line")
+    turns = [turn.group() for turn in map(_TURN.match, filled) if turn]
+    speakers = [turn for turn in turns if turn.endswith(": ")]
+    if len(turns) >= max(3, len(filled) / 2) and (not speakers or 1 < len(set(speakers)) <= len(speakers) / 3):
+        begin = f"{len(turns):,} of {n_rows} begin with a speaker, a time or a marker of chat"
+        return Choice("file", f"{begin}: they are turns of one conversation")
     n_going_on = sum(len(row) > _PROSE_LINE and after.lstrip()[:1].islower() for row, after in pairwise(filled))
     if len(filled) < 3 or n_going_on > 2 * _SOME * len(filled):
         return Choice("file", f"{n_rows} are lines of one text that goes on from line to line")

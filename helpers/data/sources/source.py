@@ -18,10 +18,17 @@ from helpers.data.sources.encodings import decode, find_encoding
 from helpers.data.sources.hub import open_from_hub, open_saved, open_shards, saved_files
 from helpers.data.sources.kinds import refuse_other_kinds
 from helpers.data.sources.paths import FABLES, TABLES, is_saved_dataset, kind_of, source_files, source_path
-from helpers.data.sources.recognition import SAMPLE_CHARACTERS, SAMPLE_ROWS, Choice, recognise
+from helpers.data.sources.recognition import SAMPLE_CHARACTERS, SAMPLE_ROWS, Choice, describe_markup, recognise
 from helpers.data.sources.rows import Row
 from helpers.data.sources.splits import Division, divide_files, name_parts
-from helpers.data.sources.tables import Table, find_text_column, parquet_table, text_of, text_table
+from helpers.data.sources.tables import (
+    Table,
+    find_text_column,
+    parquet_table,
+    rows_of_one_part,
+    text_of,
+    text_table,
+)
 from helpers.settings import DataSettings, SettingsError
 
 _SHARD = re.compile(r"-\d+-of-\d+")
@@ -196,11 +203,13 @@ class Source:
         if columns := chat_columns(table.columns, self.settings.text_column):
             self._is_chat = True
             self.note(f"{table.name}: each row is a conversation, of the columns {list(columns)}.")
-            return (self._conversation(row, columns, table.name) for row in table.rows(columns))
+            return (self._conversation(row, columns, table.name) for row in rows_of_one_part(table, columns))
         column = find_text_column(table, self.settings.text_column)
         if not self.settings.text_column and column != "text" and len(table.columns) > 1:
             self.note(f"{table.name}: the text is column {column!r} of {list(table.columns)[:20]}.")
-        return (_replace_half_characters(text_of(row, column, name=table.name)) for row in table.rows([column]))
+        return (
+            _replace_half_characters(text_of(row, column, name=table.name)) for row in rows_of_one_part(table, [column])
+        )
 
     def _conversation(self, row: Row, columns: Sequence[str], name: str) -> str:
         place, values = row
@@ -218,7 +227,10 @@ class Source:
         sample = list(_take(pieces, SAMPLE_CHARACTERS, SAMPLE_ROWS if stream.is_table else None))
         pieces = chain(sample, pieces)
         if stream.is_table not in self._choices:
-            self._choices[stream.is_table] = self._choose(sample, is_table=stream.is_table)
+            rows = sample if stream.is_table else "".join(sample).split("\n")
+            if markup := describe_markup(rows):
+                self.note(f"{stream.name}: {markup}. The model learns to write it: take it out first if it should not.")
+            self._choices[stream.is_table] = self._choose(rows, is_table=stream.is_table)
         separator = self._choices[stream.is_table].separator
         if separator == "file" and is_alone:
             self.is_continuous = True
@@ -226,7 +238,7 @@ class Source:
         form = row_documents if stream.is_table else text_documents
         return form(pieces, separator, name=stream.name)
 
-    def _choose(self, sample: Sequence[str], *, is_table: bool) -> Choice:
+    def _choose(self, rows: Sequence[str], *, is_table: bool) -> Choice:
         if is_table and self._is_chat:
             if self.settings.document_separator not in ("auto", "row", "line"):
                 raise SettingsError("Each row of chat data is a conversation: leave document_separator at 'auto'.")
@@ -242,9 +254,8 @@ class Source:
             return Choice("\n# ", "a heading starts a fable")
         if self.settings.source == "python-reference":
             return Choice("row", "it is a table of chapters")
-        rows = sample if is_table else "".join(sample).split("\n")
         if not is_table and len(rows) > 100:
-            rows.pop()  # the last line may be incomplete
+            rows = rows[:-1]  # the last line may be incomplete
         return recognise(rows, is_table=is_table, n_columns=self._n_columns, n_files=self._n_texts)
 
     def _decode(self, file: Path) -> Iterator[str]:

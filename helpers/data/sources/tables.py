@@ -12,12 +12,14 @@ from typing import Any, NamedTuple
 from helpers.data.sources.compression import read_chunks
 from helpers.data.sources.documents import check_length
 from helpers.data.sources.rows import Row, check_names, csv_rows, is_message, json_lines, json_rows
+from helpers.data.sources.splits import part_of
 from helpers.display import first_line
 from helpers.settings import SettingsError
 
 SAMPLE_ROWS, _SAMPLE_CHARACTERS = 1000, 2**22  # are looked at to find the column of the text
 _BATCH = 256  # rows of a Parquet file in memory at once
 _NUMBER = re.compile(r"[-+]?\d*[.,]?\d+([eE][-+]?\d+)?")
+_PART_COLUMNS = ("split", "set", "subset", "partition")
 _MUCH_LONGER = 4  # times the mean length of all other columns together: then a column is the text
 
 
@@ -63,6 +65,27 @@ def find_text_column(table: Table, wanted: str) -> str:
     missing = f"no column {wanted!r}" if wanted else "no column 'text', and not exactly one column of words"
     inside = f" Lists and objects, as in {nested}, are not read: write what they hold as text." if nested else ""
     raise SettingsError(f"{table.name} has {missing}: set text_column to one of {list(columns)[:20]}.{inside}")
+
+
+def rows_of_one_part(table: Table, columns: Sequence[str]) -> Iterator[Row]:
+    """Yield a table's rows with some columns.
+
+    Raises:
+        SettingsError: a column such as `split` says that some rows are for training and others for a test: a test
+            must not be trained on.
+    """
+    marks = [name for name in table.columns if name.lower() in _PART_COLUMNS]
+    parts: dict[str, str] = {}
+    for place, values in table.rows([*columns, *marks]):
+        for value in {str(values.get(mark)) for mark in marks} - parts.keys():
+            parts[value] = part_of(value)
+            if len(set(filter(None, parts.values()))) > 1:
+                raise SettingsError(
+                    f"{table.name}, {place}: column {marks[0]!r} divides the rows into parts, {list(parts)}. Write "
+                    "each part into a file of its own, such as train.csv and test.csv, and set source to their folder; "
+                    "or delete the column to use all rows."
+                )
+        yield place, values
 
 
 def _mean_lengths(table: Table, columns: Sequence[str]) -> dict[str, float]:

@@ -8,7 +8,7 @@ from datasets import Dataset
 
 from helpers.data.sources import Source
 from helpers.data.sources.documents import PASSAGE_CHARACTERS, passages, row_documents, text_documents
-from helpers.data.sources.recognition import recognise
+from helpers.data.sources.recognition import describe_markup, recognise
 from helpers.settings import DataSettings, SettingsError
 
 ROWS = [
@@ -94,7 +94,15 @@ FORMS = {  # what is read -> the separator, and a word of the reason
     "names": (["emma", "olivia", "ava", "isabella"] * 20, {}, "row", "no blank line"),
     "wrapped prose": (["A fox that lived at the foot of a mountain went", "every day to the well in the village, where",
                        "nobody knew it at all, because it came at night"] * 5, {}, "file", "goes on"),
-    "one line": (["A fox lived at a well."], {}, "file", "only row"),
+    "one line": (["A fox lived at a well."], {}, "file", "one line"),
+    "tales between stars": (["A fox.", "", "An owl.", "", "***", ""] * 4, {}, "\n***\n", "4 lines are '***'"),
+    "poems between dashes": (["A fox", "An owl", "---", "A hen", "", "A ram"] * 4, {}, "\n---\n", "'---'"),
+    "a novel with breaks": (["The fox.", "", "* * *", "", "She ran.", "", "He saw.", ""] * 9, {}, "file", "story"),
+    "a dialogue": (["Anna: Who is it?", "Ben: I.", "Anna: Come in."] * 4, {}, "file", "one conversation"),
+    "an exported chat": ([f"12/05/24, 10:{n} - Anna: Hi" for n in range(10, 20)], {}, "file", "one conversation"),
+    "ChatML": (["<|im_start|>user", "Hi<|im_end|>"] * 8, {}, "file", "marker of chat"),
+    "headlines": ([f"Fox number {n}: it ran" for n in range(40)], {}, "row", "no blank line"),
+    "a list with labels": (["Tale: A fox ran", "Tale: An owl flew"] * 9, {}, "row", "no blank line"),
     "BookCorpus": (SENTENCES, {"is_table": True}, "file", "one sentence"),
     "sentences in a file": (SENTENCES, {}, "file", "one sentence"),
     "sentences of one text": ([s.replace("he", "He", 1) for s in SENTENCES], {"is_table": True}, "file", "sentence"),
@@ -116,6 +124,20 @@ def test_the_usual_forms_are_recognised_and_the_reason_is_given(form):
     choice = recognise(rows, **about)
     assert choice.separator == separator
     assert reason in choice.reason
+
+
+@pytest.mark.parametrize(
+    ("rows", "shown"),
+    [
+        (["<p>A fox.</p>", "One &amp; two", "Three"], "2 of the first 3 rows hold HTML, such as '<p>'"),
+        (["---", "title: A", "---", "A fox."], "between two lines of '---'"),
+        (["a < b and b > c", "Tom & Jerry", "---", "a <3 b"], ""),
+        ([], ""),
+    ],
+)
+def test_markup_that_would_be_learned_is_told(rows, shown):
+    assert shown in describe_markup(rows)
+    assert bool(shown) == bool(describe_markup(rows))
 
 
 def test_passages_are_the_text_and_end_at_line_ends():

@@ -38,6 +38,8 @@ OTHERS = {
     "feed.txt": (b'<?xml version="1.0"?><rss></rss>', "an XML file"),
     "lesson.ipynb": (NOTEBOOK, "a Jupyter notebook.*nbconvert"),
     "film.srt": (b"1\r\n00:00:00,000 --> 00:00:00,900\r\nThe fox\r\n", "subtitles"),
+    "inbox.mbox": (b"From fox@well Mon Jan  1 00:00:00 2024\nSubject: Hi\n\nwords", "e-mail with its headers"),
+    "letter.eml": (b"From: Fox <fox@well>\r\nTo: owl@barn\r\nSubject: Hi\r\n\r\nwords", "e-mail.*mailbox"),
     "pointer.parquet": (POINTER, "only a pointer to the data.*git lfs pull"),
     "pointer.txt": (POINTER, "only a pointer"),
     "book.docx": (archive("[Content_Types].xml", "word/document.xml"), "a Word document.*plain text"),

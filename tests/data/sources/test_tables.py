@@ -163,3 +163,17 @@ def test_a_value_of_several_lines_is_no_reason_for_a_note(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text('n,text\n1,"A fox.\n\nIt ran.\nIt was red.\nIt came home."\n')
     assert read(path) == (["A fox.\n\nIt ran.\nIt was red.\nIt came home."], [])
+
+
+@pytest.mark.parametrize(("column", "values"), [("split", ("train", "test")), ("Set", ("TRAIN", "dev"))])
+def test_rows_of_several_parts_are_refused_because_a_test_must_not_be_trained_on(tmp_path, column, values):
+    rows = Dataset.from_dict({"text": STORIES, column: [values[n >= 9] for n in range(len(STORIES))]})
+    rows.to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(SettingsError, match=f"row 10: column '{column}' divides the rows into parts"):
+        read(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize("values", [["train"] * 12, ["news", "blog"] * 6, [None] * 12])
+def test_a_column_called_split_that_names_no_parts_is_no_obstacle(tmp_path, values):
+    Dataset.from_dict({"text": STORIES, "split": values}).to_parquet(tmp_path / "a.parquet")
+    assert read(tmp_path / "a.parquet")[0] == STORIES
