@@ -81,7 +81,7 @@ WRONG = {
     "environment-1": (354_823_168 * 4 / 1024**3, "weights alone"),
     "environment-2": (lambda driver, cuda: driver == {12: 525, 13: 580}[cuda], "newer drivers run older wheels"),
     "environment-3": (lambda n, seconds: n**3 / seconds / 1e12, "count both"),
-    "environment-4": (SimpleNamespace(exit_code=0, card=SimpleNamespace(preset="8gb")), "card's bytes"),
+    "environment-4": (SimpleNamespace(mode="gpu", card=SimpleNamespace(preset="8gb")), "card's bytes"),
     "data-1": ((2, 12), "end-of-text"),
     "data-2": (lambda lengths, width: sum(lengths) / (width * len(lengths)), "useful share"),
     "data-3": (lambda words, n: count_once(words).most_common(n), "count the pairs again"),
