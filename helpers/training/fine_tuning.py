@@ -205,9 +205,10 @@ def _train_once(
 
 
 def _new_trainer(validation: dict[str, Any], **how: Any) -> "Trainer":
-    """Return a Trainer; where blocks differ in their number of labels, its `eval_loss` is the mean over labels.
+    """Return a Trainer whose `eval_loss` is the mean over all labels of the validation part, each counted once.
 
-    The stock Trainer averages the means of batches, in which a label counts the more, the fewer there are beside it.
+    The stock Trainer averages the means of batches, in which a label counts the more, the fewer there are beside it;
+    and several processes count blocks twice that fill up their last batch.
 
     Args:
         validation: the counts of the validation part, as in `data.json`.
@@ -219,12 +220,19 @@ def _new_trainer(validation: dict[str, Any], **how: Any) -> "Trainer":
         def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **more: Any) -> Any:
             if model.training:
                 return super().compute_loss(model, inputs, return_outputs, **more)
+            batch, block_size = inputs["labels"].shape
+            loader = self.accelerator.gradient_state
+            if loader.end_of_dataloader and loader.remainder > 0:
+                # The processes split the last blocks in the order of their ranks. Of their losses, each repeated for a
+                # full batch, the Trainer keeps as many as there are blocks, which is one for each block of our own.
+                n_own = loader.remainder - batch * self.accelerator.process_index
+                inputs = {name: rows[: max(1, n_own)] for name, rows in inputs.items()}
             # The mean of "nats / (blocks x mean labels of a block)" over all blocks is all nats / all labels.
-            n_labels = len(inputs["labels"]) * validation["labels"] / validation["blocks"]
-            outputs = model(**inputs, num_items_in_batch=n_labels)
+            per_block = validation["labels"] / validation["blocks"] if "labels" in validation else block_size - 1
+            outputs = model(**inputs, num_items_in_batch=len(inputs["labels"]) * per_block)
             return (outputs.loss, outputs) if return_outputs else outputs.loss
 
-    return (LabelTrainer if "labels" in validation else Trainer)(**how)
+    return LabelTrainer(**how)
 
 
 def _warn_of_long_warmup(settings: TrainingSettings, n_blocks: int, processes: int) -> None:

@@ -343,7 +343,9 @@ class _Step:
         """Return the bytes of a chunk: its hidden states, and float32 logits and log-probabilities or gradients."""
         rows = min(self.tokens, CHUNK_TOKENS)
         held = 6 if self.is_half else 4  # log-probabilities, and their gradient in halves
-        with_gradient = held * rows * self.vocabulary + self.head_gradient // (2 if self.is_half else 1)
+        with_gradient = (
+            held * rows * self.vocabulary + (self.head_gradient // 2) * self.is_half
+        )  # a product's, in halves
         chunk = 2 * rows * self.width * self.is_half
         return max(8 * rows * self.vocabulary, with_gradient) + chunk + self.stream  # the gradient of the hidden states
 

@@ -39,6 +39,7 @@ MAX_BATCH = 1024  # the most that the settings allow for a batch and for accumul
 UTILISATION = (0.20, 0.50)
 _LAYER_SECONDS = (1e-3, 2.5e-3)  # to launch the kernels of a layer's forward and backward pass, at least; estimated
 _LEANER = ({"optim": "adafactor"}, {"lora_r": 16})  # what else trains a model whose states do not fit the card
+_COMPILED = "the peak is that of a model that is not compiled; compiling changes it, usually to less"
 _BAR = 30  # characters
 
 
@@ -192,6 +193,7 @@ class MemoryPlan:
             ("an epoch", self._time()),
             ("disk", f"{size_text(self.disk_bytes)}: {kept} + 1 checkpoints and the model"),
             *([("warm-up", self.warmup_note)] if self.warmup_note else []),
+            *([("compiled", _COMPILED)] if self.settings.torch_compile == "always" else []),
         ]
 
     def _time(self) -> str:

@@ -97,6 +97,7 @@ def test_the_loss_of_an_accumulated_step_is_divided_by_the_labels_of_all_its_pas
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_compiled_model_gives_the_stock_loss_and_gradients_in_one_graph(model, dtype):
+    del model.transformer.h[1:]  # compiling a block takes seconds, and all of them are alike
     ids, labels = batch((3, 17), padded=False)
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the compiler's own warnings
@@ -127,8 +128,8 @@ def test_in_half_precision_the_products_of_the_head_have_sizes_that_a_cards_fast
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            if function is torch.ops.aten.mm.default:
-                sizes.extend([*args[0].shape, *args[1].shape])
+            if function in (torch.ops.aten.mm.default, torch.ops.aten.addmm_.default):
+                sizes.extend([*args[-2].shape, *args[-1].shape])
             return function(*args, **(kwargs or {}))
 
     generator = torch.Generator().manual_seed(1)
@@ -158,7 +159,7 @@ def test_the_logits_of_all_tokens_never_exist_at_once():
     hidden, weight = torch.randn(4, 64, 8, requires_grad=True), torch.randn(V, 8, requires_grad=True)
     with Watch():
         chunked_loss(hidden, weight, torch.randint(V, (4, 64)), chunk_tokens=32).backward()
-    assert max(held) <= 32 * V
+    assert max(held) <= 32 * 256, "V filled up to a multiple of 64"
 
 
 def test_without_labels_the_model_returns_logits(model):

@@ -41,7 +41,7 @@ def traced_and_predicted(shape, values, *, engine="course", n_processes=1, sampl
 
 
 TRACED = [  # one of each kind; all of them are in `tests/benchmarks/test_memory_trace.py`
-    (GPT2, {"batch": 1}, {}),
+    (GPT2._replace(n_layer=4), {"batch": 1}, {}),
     (SHALLOW, {"batch": 4}, {"engine": "stock"}),
     (SHALLOW, {"batch": 3, "block": 500, "precision": "no"}, {}),
     (WIDE, {"batch": 4, "checkpointing": True, "accumulation": 8}, {}),

@@ -48,6 +48,12 @@ def test_there_is_a_preset_for_each_size_of_model_and_card_with_half_a_gib_to_sp
     assert plan_run(settings, card=find_card(card)).headroom_bytes > GIB / 2
 
 
+def test_a_plan_for_a_compiled_model_says_that_its_peak_is_not_of_one():
+    plans = [plan_run(gpt2(torch_compile=choice), train_tokens=0) for choice in ("never", "always")]
+    assert ["compiled" in dict(plan.rows()) for plan in plans] == [False, True]
+    assert plans[0].memory == plans[1].memory
+
+
 @pytest.mark.parametrize("card", [SMALL, *CARDS], ids=lambda card: card.name)
 @pytest.mark.parametrize("model", ["gpt2", "gpt2-medium", "gpt2-large"])
 @pytest.mark.parametrize("engine", ["course", "stock"])
