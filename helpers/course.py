@@ -1,5 +1,6 @@
 """Run the notebooks in order with papermill, into a run's folder, and join them in one report page."""
 
+import asyncio
 import html
 import json
 import re
@@ -160,6 +161,8 @@ def kernel_of_this_python() -> type:
         async def shutdown_kernel(self, now: bool = False, restart: bool = False) -> None:
             interrupted = isinstance(sys.exc_info()[1], KeyboardInterrupt)  # Ctrl-C or SIGTERM, which the kernel missed
             if interrupted:
+                # The cell's task may notice the end of its kernel when nobody asks for its result any more.
+                asyncio.get_running_loop().set_exception_handler(_report_unless_kernel_died)
                 await self.let_cell_end()
             # A kernel that is asked to end prints a traceback when a cell is not done: after Ctrl-C, kill it.
             await super().shutdown_kernel(now=now or interrupted, restart=restart)
@@ -176,6 +179,13 @@ def kernel_of_this_python() -> type:
                 client.stop_channels()
 
     return KernelOfThisPython
+
+
+def _report_unless_kernel_died(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    from nbclient.exceptions import DeadKernelError
+
+    if not isinstance(context.get("exception"), DeadKernelError):
+        loop.default_exception_handler(context)
 
 
 def _sentence(message: str) -> str:

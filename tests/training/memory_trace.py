@@ -9,6 +9,7 @@ import gc
 import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from inspect import signature
 
 import torch
 from torch import distributed, nn
@@ -16,7 +17,7 @@ from torch._subclasses import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 from torch.nn import functional
 from torch.testing._internal.distributed.fake_pg import FakeStore
-from transformers import AttentionInterface, GPT2Config, GPT2LMHeadModel
+from transformers import AttentionInterface, DynamicCache, GPT2Config, GPT2LMHeadModel
 from transformers.activations import NewGELUActivation
 from transformers.optimization import Adafactor
 
@@ -88,11 +89,12 @@ def _validate(model: GPT2LMHeadModel, input_ids: torch.Tensor) -> None:
 
 def _sample(model: nn.Module, n_tokens: int, tracker: "_Tracker") -> None:
     """Read all tokens but two and generate these, as `generate` does: with the logits of the last position only."""
-    out = model(input_ids=torch.empty(1, n_tokens - 2, dtype=torch.int64), use_cache=True, logits_to_keep=1)
+    name = "cache" if "cache" in signature(GPT2LMHeadModel.forward).parameters else "past_key_values"  # since 5.24
+    how = {name: DynamicCache(), "use_cache": True, "logits_to_keep": 1}
+    model(input_ids=torch.empty(1, n_tokens - 2, dtype=torch.int64), **how)
     for _ in range(2):
         tracker.reset_mod_stats()
-        token = torch.empty(1, 1, dtype=torch.int64)
-        out = model(input_ids=token, past_key_values=out.past_key_values, use_cache=True, logits_to_keep=1)
+        model(input_ids=torch.empty(1, 1, dtype=torch.int64), **how)
 
 
 @contextmanager
