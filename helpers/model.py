@@ -7,6 +7,8 @@ float32 weights.
 import hashlib
 import json
 import re
+import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
 _END_OF_TEXT = "<|endoftext|>"
 _WITHOUT_OWNER = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")  # the Hub still knows these names
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+# Models that `on_device` has brought to the card -> blocks that use them: a panel generates in a thread of its own.
+_visits: Counter["GPT2LMHeadModel"] = Counter()
+_visits_lock = threading.RLock()  # garbage collection may close a generator, and so end a block, inside another
 
 
 def check_model_name(name: str) -> Path | None:
@@ -264,6 +269,33 @@ def device() -> Any:
     import torch
 
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@contextmanager
+def on_device(model: "GPT2LMHeadModel") -> Iterator["GPT2LMHeadModel"]:
+    """Bring a model to the GPU for a block and back to main memory after it; one that is there already stays there.
+
+    Two models of GPT-2's largest sizes rarely fit a card together. Without a GPU nothing moves.
+    """
+    import torch
+
+    target = device()
+    with _visits_lock:
+        is_visitor = _visits[model] > 0 or model.device.type != target.type
+        _visits[model] += is_visitor
+    try:
+        if is_visitor:
+            with _visits_lock:
+                model.to(target)
+        yield model
+    finally:
+        with _visits_lock:
+            _visits[model] -= is_visitor
+            if not _visits[model]:
+                del _visits[model]
+                if is_visitor:
+                    model.to("cpu")
+                    torch.cuda.empty_cache()  # other kernels use the card too
 
 
 def hub_answers() -> bool:

@@ -65,6 +65,41 @@ def tiny(tiny_model):
     return load_model(str(tiny_model)).eval(), load_tokenizer(str(tiny_model))
 
 
+class FakeCard:
+    """A GPU that computes nothing: a model on it is in main memory all the same.
+
+    Attributes:
+        present: ids of the models that are on it now.
+        most: the most of them that were there at once.
+        n_visits: how often one came.
+    """
+
+    def __init__(self) -> None:
+        self.present, self.most, self.n_visits = set(), 0, 0
+
+    def move(self, model, target):
+        """Note that a model goes to a device."""
+        if str(target) == "cpu":
+            self.present.discard(id(model))
+        elif id(model) not in self.present:
+            self.n_visits += 1
+            self.present.add(id(model))
+            self.most = max(self.most, len(self.present))
+        return model
+
+
+@pytest.fixture
+def fake_card(monkeypatch) -> FakeCard:
+    """Let `helpers.model.device` find a GPU, and return it."""
+    import torch
+    from transformers import GPT2LMHeadModel
+
+    card = FakeCard()
+    monkeypatch.setattr(GPT2LMHeadModel, "to", lambda model, target: card.move(model, target))
+    monkeypatch.setattr("helpers.model.device", lambda: torch.device("cuda"))
+    return card
+
+
 @pytest.fixture(scope="session")
 def text_file(tmp_path_factory) -> Path:
     """Return a text file of 40 short documents, a block of lines each."""

@@ -15,6 +15,7 @@ from helpers.model import (
     load_model,
     load_start,
     load_tokenizer,
+    on_device,
     quiet,
     set_attention_dropout,
     train_tokenizer,
@@ -179,6 +180,28 @@ def test_attention_dropout_is_set_for_the_training_only():
     set_attention_dropout(model, 0.25)
     assert {block.attn.attn_dropout.p for block in model.transformer.h} == {0.25}
     assert model.config.attn_pdrop == GPT2Config().attn_pdrop
+
+
+def test_a_model_is_on_the_card_until_the_last_block_that_uses_it_ends(tiny, fake_card):
+    model, _ = tiny
+    first, second = on_device(model), on_device(model)  # as a panel's thread and a cell overlap
+    assert first.__enter__() is second.__enter__() is model
+    first.__exit__(None, None, None)
+    assert fake_card.present == {id(model)}
+    second.__exit__(None, None, None)
+    assert (fake_card.present, fake_card.n_visits) == (set(), 1)
+
+
+def test_a_model_leaves_the_card_after_an_error_too(tiny, fake_card):
+    with pytest.raises(ZeroDivisionError), on_device(tiny[0]):
+        _ = 1 / 0
+    assert fake_card.present == set()
+
+
+def test_a_model_that_is_where_models_run_is_not_moved(tiny, monkeypatch):
+    monkeypatch.setattr(GPT2LMHeadModel, "to", None)
+    with on_device(tiny[0]) as model, on_device(model):
+        assert model is tiny[0]
 
 
 def test_quiet_gives_the_progress_bars_back():

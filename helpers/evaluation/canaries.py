@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from helpers.data.preparation import open_prepared
 from helpers.evaluation.base_and_tuned import load_tuned
 from helpers.evaluation.scoring import compute_token_nats
-from helpers.model import device
+from helpers.model import on_device
 from helpers.settings import SettingsError, TrainingSettings, run_folder
 from helpers.training.fine_tuning import fine_tune
 
@@ -123,15 +123,16 @@ def measure_exposure(settings: TrainingSettings, *, repeats: Sequence[int] = REP
     changes |= {name: TrainingSettings.model_fields[name].default for name in _SOURCE_SETTINGS}
     fine_tune(TrainingSettings(**settings.model_dump() | changes))
     model, tokenizer = load_tuned(run)
-    model.to(device()).eval()
+    with on_device(model.eval()):
+        ranks = [rank_secret(model, tokenizer, canary) for canary in canaries]
     training = open_prepared(run).documents["train"]["text"][:]
     return [
         {
             "sentence": canary.sentence(),
             "repeats": sum(canary.sentence() in text for text in training),
-            "rank": (rank := rank_secret(model, tokenizer, canary)),
+            "rank": rank,
             "exposure_bits": math.log2(N_CANDIDATES) - math.log2(rank),
             "highest_bits": math.log2(N_CANDIDATES),
         }
-        for canary in canaries
+        for canary, rank in zip(canaries, ranks, strict=True)
     ]

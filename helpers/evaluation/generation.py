@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from helpers.display import QUIET_SECONDS, html_table
-from helpers.model import check_sound, describe_prompt, device
+from helpers.model import check_sound, describe_prompt, on_device
 from helpers.settings import EvaluationSettings, SettingsError
+from helpers.training.memory import sequences_at_once
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
-_SEQUENCES_AT_ONCE = 64
 _UNCHANGED = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}  # sample from the model as it is
 # transformers warns about a sampling argument that is set while `do_sample` is off: None unsets it.
 _NO_SAMPLING = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None, "num_return_sequences": 1}
@@ -81,20 +81,27 @@ def generate(
     arguments = _generation_arguments(tokenizer, settings, changes)
     rows = _encode_prompts(tokenizer, prompts)
     _check_length(rows, arguments["max_new_tokens"], model.config.n_positions)
-    n_each = max(arguments["num_return_sequences"], arguments.get("num_beams") or 1)
-    n_rows = max(1, _SEQUENCES_AT_ONCE // n_each)
+    n_samples, n_beams = arguments["num_return_sequences"], arguments.get("num_beams") or 1
+    n_at_once = sequences_at_once(model.config, max(map(len, rows)) + arguments["max_new_tokens"])
+    n_rows = max(1, n_at_once // max(n_samples, n_beams))
     batches = [rows[start : start + n_rows] for start in range(0, len(rows), n_rows)]
-    n_steps = len(batches) * arguments["max_new_tokens"]
-    model.to(device()).eval()
+    # The samples of one prompt may be too many at once too; the beams of a search belong together.
+    n_most = n_at_once if n_beams == 1 else n_samples
+    parts = [min(n_most, n_samples - done) for done in range(0, n_samples, n_most)]
+    n_steps = len(batches) * len(parts) * arguments["max_new_tokens"]
     continuations = []
     with (
+        on_device(model.eval()),
         torch.random.fork_rng(),  # the seed must not change the random numbers of the reader's own code
         torch.inference_mode(),
         tqdm(total=n_steps, unit="token", delay=QUIET_SECONDS, leave=False) as bar,
     ):
         torch.manual_seed(settings.seed)
         for batch in batches:
-            continuations += _continue_batch(model, tokenizer, batch, arguments, bar)
+            continued = [
+                _continue_batch(model, tokenizer, batch, arguments | {"num_return_sequences": n}, bar) for n in parts
+            ]
+            continuations += [[ids for part in one for ids in part] for one in zip(*continued, strict=True)]
     return [
         [_read_sample(tokenizer, prompt, ids) for ids in several]
         for prompt, several in zip(prompts, continuations, strict=True)

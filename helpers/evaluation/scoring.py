@@ -25,12 +25,13 @@ from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from helpers.display import QUIET_SECONDS
-from helpers.model import check_sound, device, shown_name
+from helpers.model import check_sound, on_device, shown_name
 from helpers.settings import SettingsError
 from helpers.training.engine import CHUNK_TOKENS, equal_results_less_work
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
 Protocol = Literal["documents", "passages", "transformers"]
@@ -174,7 +175,8 @@ def score(
     nats, tokens = np.zeros(len(n_bytes)), np.zeros(len(n_bytes), np.int64)
     with (
         tqdm(total=int(n_bytes.sum()), unit="B", unit_scale=True, delay=QUIET_SECONDS, leave=False) as bar,
-        equal_results_less_work(model.to(device()).eval()),
+        on_device(model.eval()),
+        equal_results_less_work(model),
     ):
         stream = stream_tokens(
             documents, tokenizer, with_start=with_start, with_ends=protocol == "documents", advance=bar.update
@@ -358,18 +360,24 @@ def compute_token_nats(model: "GPT2LMHeadModel", ids: "np.ndarray", n_scored: in
         SettingsError: the model's logits overflow.
     """
     import torch
-    from torch.nn import functional
 
-    rows = torch.from_numpy(ids).to(model.device)
     with torch.inference_mode():
-        hidden = model.transformer(rows[:, :-1], use_cache=False)[0][:, -n_scored:].flatten(0, 1)  # (B * scored, width)
-        targets = rows[:, -n_scored:].flatten()
-        # Logits of all tokens at once would be the largest tensor by far: 8 x 1024 tokens of GPT-2 take 1.6 GB.
-        nats = [
-            functional.cross_entropy(model.lm_head(some).float(), wanted, reduction="none")
-            for some, wanted in zip(hidden.split(CHUNK_TOKENS), targets.split(CHUNK_TOKENS), strict=True)
-        ]
-    nats = torch.cat(nats)
+        nats = _token_nats(model, torch.from_numpy(ids).to(model.device), n_scored)
     if not nats.isfinite().all():
         raise SettingsError("The model's logits overflow, so it has no finite score: train with a lower learning_rate.")
     return nats.view(len(ids), n_scored).double().cpu().numpy()
+
+
+def _token_nats(model: "GPT2LMHeadModel", rows: "torch.Tensor", n_scored: int) -> "torch.Tensor":
+    """Return the nats (B * n_scored,) of the last tokens of rows (B, T + 1); `scoring_bytes` predicts the peak."""
+    import torch
+    from torch.nn import functional
+
+    hidden = model.transformer(rows[:, :-1], use_cache=False)[0][:, -n_scored:].flatten(0, 1)  # (B * scored, width)
+    targets = rows[:, -n_scored:].flatten()
+    # Logits of all tokens at once would be the largest tensor by far: 8 x 1024 tokens of GPT-2 take 1.6 GB.
+    nats = [
+        functional.cross_entropy(model.lm_head(some).float(), wanted, reduction="none")
+        for some, wanted in zip(hidden.split(CHUNK_TOKENS), targets.split(CHUNK_TOKENS), strict=True)
+    ]
+    return torch.cat(nats)

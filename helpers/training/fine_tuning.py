@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from helpers.data.preparation import load_run_tokenizer, prepare
 from helpers.data.streaming import open_training_blocks
 from helpers.files import atomic_folder
-from helpers.model import check_fit, load_model, load_start, quiet, set_attention_dropout
+from helpers.model import check_fit, device, load_model, load_start, quiet, set_attention_dropout
 from helpers.settings import TrainingSettings, read_run_settings, run_folder
 from helpers.training import processes, run_files
 from helpers.training.arguments import chosen_precision, training_arguments
@@ -104,7 +104,10 @@ def _train(settings: TrainingSettings, folder: Path, **how: Any) -> None:
 
     while True:
         try:
-            return _train_once(settings, folder, **how)
+            _train_once(settings, folder, **how)
+            if device().type == "cuda":  # a Trainer refers to itself: without this it would stay on the card for now
+                clear_device_cache(garbage_collection=True)
+            return
         except RuntimeError as error:  # torch.OutOfMemoryError is one; on a CPU the message alone says so
             if not should_reduce_batch_size(error):
                 raise

@@ -21,6 +21,7 @@ from helpers.training.memory import (
     Memory,
     adapter_parameters,
     estimate_overhead,
+    evaluation_bytes,
     operations_per_token,
     optimizer_bytes,
     parameters,
@@ -78,6 +79,11 @@ class MemoryPlan:
     measured_on: str = ""
 
     @property
+    def evaluation_bytes(self) -> int:
+        """Peak memory on a card when notebook 04 measures the model: in float32, and one model at a time."""
+        return evaluation_bytes(self.shape)
+
+    @property
     def headroom_bytes(self) -> int:
         """Usable memory of the card that stays free; below 0: memory that is missing."""
         return self.card.usable_bytes - self.memory.total_bytes
@@ -103,6 +109,20 @@ class MemoryPlan:
     def warmup_note(self) -> str:
         """A sentence where the learning rate never reaches its peak; else empty."""
         return describe_long_warmup(self.settings, self.steps)
+
+    @property
+    def evaluation_note(self) -> str:
+        """A sentence where measuring the model takes much of the card, and more than training it; else empty.
+
+        Empty for a processor, for which it is not predicted.
+        """
+        size, usable = size_text(self.evaluation_bytes), self.card.usable_bytes
+        noted_from = min(usable, max(self.memory.total_bytes, usable // 2))
+        if self.card.is_processor or self.evaluation_bytes <= noted_from:
+            return ""
+        if self.evaluation_bytes > usable:
+            return f"does not fit: notebook 04 measures in float32, which takes {size}"
+        return f"{size} in notebook 04, which measures in float32: more than the training takes"
 
     @property
     def tokens_per_step(self) -> int:
@@ -172,13 +192,14 @@ class MemoryPlan:
         Keys: `card` (name, total_bytes, usable_bytes), `model`, `engine`, `precision`, `memory` (bytes of each part,
         total_bytes, moment), `fits`, `headroom_bytes`, `largest_batch`, `instead` (settings that fit), `train_tokens`,
         `tokens_are`, `tokens_per_step`, `steps`, `epoch_seconds` ([shortest, longest] or null), `measured_on` (where
-        times and overhead were measured, or empty), `disk_bytes`, `verdict`. All numbers are predictions.
+        times and overhead were measured, or empty), `disk_bytes`, `evaluation_bytes` (the peak on a card in notebook
+        04), `verdict`. All numbers are predictions.
         """
         card = {name: getattr(self.card, name) for name in ("name", "total_bytes", "usable_bytes")}
         memory = self.memory.parts | {"total_bytes": self.memory.total_bytes, "moment": self.memory.moment}
         names = (
             "engine", "precision", "fits", "headroom_bytes", "largest_batch", "instead", "train_tokens", "tokens_are",
-            "tokens_per_step", "steps", "epoch_seconds", "measured_on", "disk_bytes", "verdict",
+            "tokens_per_step", "steps", "epoch_seconds", "measured_on", "disk_bytes", "evaluation_bytes", "verdict",
         )  # fmt: skip
         values = {name: getattr(self, name) for name in names}
         return {"card": card, "model": self.settings.model_name_or_path, "memory": memory} | values
@@ -192,6 +213,7 @@ class MemoryPlan:
             ("steps", f"{self.steps:,} of {self.tokens_per_step:,} tokens"),
             ("an epoch", self._time()),
             ("disk", f"{size_text(self.disk_bytes)}: {kept} + 1 checkpoints and the model"),
+            *([("evaluation", self.evaluation_note)] if self.evaluation_note else []),
             *([("warm-up", self.warmup_note)] if self.warmup_note else []),
             *([("compiled", _COMPILED)] if self.settings.torch_compile == "always" else []),
         ]

@@ -3,13 +3,14 @@
 import html
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import ipywidgets as w
 
 from helpers.display import BLUE, ORANGE
-from helpers.model import describe_prompt, device
+from helpers.model import describe_prompt, on_device
 from helpers.settings import EvaluationSettings, SettingsError
 from helpers.widgets.drawing import Bar, bar_chart
 from helpers.widgets.panel import Panel, make_button
@@ -61,7 +62,7 @@ class Playground(Panel):
         self.refresh()
 
     def begin(self) -> None:
-        """Generate in the background, one token of each model in turn; if that is not possible, say why."""
+        """Generate in the background, token by token; if that is not possible, say why."""
         if self.is_locked:
             return
         with self.errors_shown():
@@ -78,16 +79,17 @@ class Playground(Panel):
         self.stop.disabled = not is_locked
 
     def _generate(self, settings: EvaluationSettings) -> str:
-        streams = {name: sample_tokens(column.model, column.prompt, settings) for name, column in self.columns.items()}
+        # One model after the other: not every card holds two.
         try:
-            while streams and not self._stop.is_set():
-                for name, column in self.columns.items():
-                    if name in streams and not column.append_next(streams[name], settings):
-                        del streams[name]
+            for column in self.columns.values():
+                with closing(sample_tokens(column.model, column.prompt, settings)) as stream:
+                    while column.append_next(stream, settings):
+                        if self._stop.is_set():
+                            return "Stopped."
         finally:
             self.look.max = max(1, *(len(column.tokens) for column in self.columns.values()))
             self.look.value = self.look.max
-        return "Stopped." if streams else ""
+        return ""
 
     def _on_moved_by_hand(self, name: str) -> None:
         """Discard the generated text when the prompt changes."""
@@ -121,9 +123,8 @@ class _Column:
         self.model, self.tokenizer, self.colour = model, tokenizer, colour
         self.prompt: list[int] = []
         self.tokens: list[int] = []
-        # The last tokens that logits were computed for, and these: a slider moves without another forward pass.
-        self._ids: tuple[int, ...] | None = None
-        self._logits: torch.Tensor | None = None
+        # Tokens -> the logits of the next one (1, V): sliders move without another forward pass.
+        self._logits: dict[tuple[int, ...], torch.Tensor] = {}
         self.text, self.bars = w.HTML(), w.HTML()
         heading = w.HTML(f"<h4>{html.escape(name)}</h4>")
         self.widget = w.VBox([heading, self.bars, self.text], layout={"overflow": "hidden"})
@@ -131,6 +132,8 @@ class _Column:
     def start(self, settings: EvaluationSettings) -> None:
         """Begin again after the prompt."""
         self.prompt, self.tokens = encode_prompt(self.model, self.tokenizer, settings), []
+        self._logits.clear()
+        self.text.value = self.text_html(0)  # without what was generated before
 
     def append_next(self, stream: "Iterator[tuple[int, torch.Tensor]]", settings: EvaluationSettings) -> bool:
         """Append the next token of a stream and show it; return False at its end."""
@@ -138,7 +141,7 @@ class _Column:
         if step is None:
             return False
         token, logits = step
-        self._ids, self._logits = (*self.prompt, *self.tokens), logits
+        self._logits[*self.prompt, *self.tokens] = logits
         self.tokens.append(token)
         self.show(settings, len(self.tokens) - 1)
         return True
@@ -165,11 +168,11 @@ class _Column:
         """Draw the candidates for the token at `position`, as long as their probability of being drawn."""
         ids = (*self.prompt, *self.tokens[:position])
         drawn = self.tokens[position] if position < len(self.tokens) else None
-        if self._ids != ids:
-            self._ids, self._logits = ids, next_logits(self.model, ids)
+        if ids not in self._logits:
+            self._logits[ids] = next_logits(self.model, ids)
         bars = [
             _bar(candidate, is_drawn=candidate.token == drawn)
-            for candidate in candidates(self._logits, ids, self.tokenizer, settings, include=drawn)
+            for candidate in candidates(self._logits[ids], ids, self.tokenizer, settings, include=drawn)
         ]
         title = f"candidates for token {position + 1}: probability of being drawn (bar), at temperature 1 (dashed)"
         return bar_chart(bars, title=title, colour=self.colour)
@@ -206,38 +209,39 @@ def sample_tokens(
 ) -> "Iterator[tuple[int, torch.Tensor]]":
     """Yield the tokens that follow `ids`, up to end-of-text or `max_new_tokens`, each with its logits (1, V).
 
-    The same seed gives the same tokens as `evaluation.generate` for one sequence.
+    The same seed gives the same tokens as `evaluation.generate` for one sequence. Until the end, or until it is closed,
+    the model stays on the card.
     """
     # Not the model's own `generate`: it returns logits only at the end, and draws with the notebook's random state.
     import torch
     from transformers import DynamicCache
 
     processors = _logits_processors(settings)
-    model = model.to(device()).eval()
-    generator = torch.Generator(model.device).manual_seed(settings.seed)
-    ids, step = torch.tensor([list(ids)], device=model.device), None  # ids: (1, T)
-    cache = DynamicCache()  # by position, and kept here: transformers 5.24 renames the argument and the result
-    for _ in range(settings.max_new_tokens):
-        with torch.inference_mode():
-            out = model(
-                ids if step is None else step, cache, attention_mask=torch.ones_like(ids),
-                use_cache=True, logits_to_keep=1,
-            )  # fmt: skip
-            logits = out.logits[:, -1].float()  # (1, V) in float32, in which `generate` draws too
-            # A clone: some processors write into the scores.
-            step = torch.multinomial(processors(ids, logits.clone()).softmax(-1), 1, generator=generator)
-            ids = torch.cat([ids, step], dim=1)
-        yield step.item(), logits.cpu()
-        if step.item() == model.config.eos_token_id:
-            return
+    with on_device(model.eval()):
+        generator = torch.Generator(model.device).manual_seed(settings.seed)
+        ids, step = torch.tensor([list(ids)], device=model.device), None  # ids: (1, T)
+        cache = DynamicCache()  # by position, and kept here: transformers 5.24 renames the argument and the result
+        for _ in range(settings.max_new_tokens):
+            with torch.inference_mode():
+                out = model(
+                    ids if step is None else step, cache, attention_mask=torch.ones_like(ids),
+                    use_cache=True, logits_to_keep=1,
+                )  # fmt: skip
+                logits = out.logits[:, -1].float()  # (1, V) in float32, in which `generate` draws too
+                # A clone: some processors write into the scores.
+                step = torch.multinomial(processors(ids, logits.clone()).softmax(-1), 1, generator=generator)
+                ids = torch.cat([ids, step], dim=1)
+            yield step.item(), logits.cpu()
+            if step.item() == model.config.eos_token_id:
+                return
 
 
 def next_logits(model: "GPT2LMHeadModel", ids: Sequence[int]) -> "torch.Tensor":
     """Return the logits (1, V) of the token that follows `ids`."""
     import torch
 
-    model = model.to(device()).eval()
-    with torch.inference_mode():  # not through sample_tokens: drawing from NaN raises, and on CUDA ends the kernel
+    # Not through sample_tokens: drawing from NaN raises, and on CUDA ends the kernel.
+    with on_device(model.eval()), torch.inference_mode():
         batch = torch.tensor([list(ids)], device=model.device)  # (1, T)
         return model(input_ids=batch, logits_to_keep=1, use_cache=False).logits[:, -1].float().cpu()
 

@@ -78,7 +78,7 @@ def test_evaluation_json_has_the_documented_shape(tiny_run):
     assert low < test["tuned"]["perplexity"] < high
 
 
-def test_every_section_is_written_and_is_in_the_model_card(tiny_run):
+def test_every_section_is_written_and_is_in_the_model_card(tiny_run, fake_card):
     measure = (compare_with_base, measure_forgetting, measure_copying, compare_decodings)
     test, forgetting, copying, speech = results = [function(SETTINGS) for function in measure]
     stored = record.read("tiny")
@@ -90,6 +90,7 @@ def test_every_section_is_written_and_is_in_the_model_card(tiny_run):
     assert "## Copying" in card
     assert f"{copying.rows[0]['novel_4']:.3g}" in card
     assert speech.rows[0]["sample"] in card
+    assert (fake_card.most, fake_card.present) == (1, set()), "not every card holds two models"
 
 
 def test_the_difference_and_its_interval_by_hand():

@@ -53,7 +53,7 @@ def test_a_memorized_secret_has_the_first_rank_and_an_unknown_one_does_not(tiny)
     assert rank_secret(model, tokenizer, unknown) >= 4, "an exposure below 8 bits"
 
 
-def test_the_experiment_is_a_run_of_its_own_and_counts_the_canaries_in_its_training_part(tiny_settings):
+def test_the_experiment_is_a_run_of_its_own_and_counts_the_canaries_in_its_training_part(tiny_settings, fake_card):
     before = prepare(tiny_settings).facts
     rows = measure_exposure(tiny_settings, repeats=(0, 8))
     assert open_prepared("tiny").facts == before
@@ -64,6 +64,7 @@ def test_the_experiment_is_a_run_of_its_own_and_counts_the_canaries_in_its_train
         assert row["exposure_bits"] == pytest.approx(math.log2(N_CANDIDATES / row["rank"]))
         assert 0 <= row["exposure_bits"] <= row["highest_bits"] == math.log2(N_CANDIDATES)
     assert measure_exposure(tiny_settings, repeats=(0, 8)) == rows, "a finished run is opened, not trained again"
+    assert (fake_card.n_visits, fake_card.most, fake_card.present) == (2, 1, set())
 
 
 def test_settings_of_the_runs_own_source_are_not_applied_to_the_copy(tiny_settings, tmp_path):

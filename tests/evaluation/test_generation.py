@@ -4,6 +4,7 @@ import math
 import pytest
 import torch
 
+from helpers.evaluation import generation
 from helpers.evaluation.generation import (
     DecodingReport,
     Sample,
@@ -50,9 +51,29 @@ def test_the_seed_decides_the_samples_and_the_global_random_state_is_unchanged(t
 def test_many_prompts_keep_their_order_however_they_are_batched(tiny, monkeypatch):
     settings = EvaluationSettings(max_new_tokens=4, num_return_sequences=2)
     prompts = [f"The {animal}" for animal in ("fox", "owl", "hen", "ram", "cat")]
-    monkeypatch.setattr("helpers.evaluation.generation._SEQUENCES_AT_ONCE", 4)
+    monkeypatch.setattr(generation, "sequences_at_once", lambda *_: 4)
     by_prompt = generate(*tiny, prompts, settings)
     assert [[sample.prompt for sample in samples] for samples in by_prompt] == [[prompt] * 2 for prompt in prompts]
+
+
+@pytest.mark.parametrize(
+    ("changes", "n_rows"), [({}, [2, 2, 1] * 2), ({"num_beams": 3, "num_return_sequences": 3}, [3, 3])]
+)
+def test_samples_of_one_prompt_that_are_too_many_at_once_are_drawn_in_parts(tiny, monkeypatch, changes, n_rows):
+    settings = EvaluationSettings(max_new_tokens=4, num_return_sequences=5)
+    monkeypatch.setattr(generation, "sequences_at_once", lambda *_: 2)
+    made, generate_with = [], tiny[0].generate
+
+    def counted(**how):
+        made.append(generate_with(**how))
+        return made[-1]
+
+    monkeypatch.setattr(tiny[0], "generate", counted)
+    by_prompt = generate(*tiny, ["The fox", "The owl"], settings, **changes)
+    assert [len(rows) for rows in made] == n_rows
+    flat = [tuple(row) for rows in made for row in rows[:, -4:].tolist()]
+    assert [sample.token_ids for samples in by_prompt for sample in samples] == flat
+    assert len(set(flat[:5])) > 2, "each part draws on, instead of repeating the first"
 
 
 def test_a_sample_says_whether_it_ended_by_itself_or_was_cut(tiny):

@@ -21,6 +21,7 @@ from transformers import AttentionInterface, DynamicCache, GPT2Config, GPT2LMHea
 from transformers.activations import NewGELUActivation
 from transformers.optimization import Adafactor
 
+from helpers.evaluation.scoring import _token_nats
 from helpers.settings import TrainingSettings
 from helpers.training.engine import use_chunked_loss, use_fused_gelu
 from helpers.training.lora import add_adapter
@@ -80,6 +81,26 @@ def peak_bytes(
         nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
+        return tracker.get_tracker_snapshot("peak")[CPU]["Total"]
+
+
+def scoring_peak_bytes(config: GPT2Config, *, batch: int, n_scored: int) -> int:
+    """Return the peak bytes of all tensors while the last tokens of windows of all positions are scored in float32."""
+    with ExitStack() as stack:
+        model = _on_meta(config).eval()
+        stack.enter_context(FakeTensorMode())
+        stack.enter_context(_as_on_cuda())
+        _give_storage(model)
+        _choose(model, engine="course", checkpointing=False)
+        rows = torch.empty(batch, config.n_positions + 1, dtype=torch.int64)
+        tracker = _Tracker()
+        tracker.track_external(model, rows)
+        head = model.lm_head.weight
+        del model.lm_head  # the tracker allows a module one call
+        model.lm_head = lambda hidden: hidden @ head.T
+        stack.enter_context(tracker)
+        with torch.no_grad():
+            _token_nats(model, rows, n_scored)
         return tracker.get_tracker_snapshot("peak")[CPU]["Total"]
 
 

@@ -9,18 +9,22 @@ import threading
 import warnings
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 import torch
 from transformers import GPT2LMHeadModel
 
+from helpers.display import MIB
 from helpers.environment.live import sample
-from helpers.model import load_model
+from helpers.evaluation.scoring import compute_token_nats
+from helpers.model import load_model, on_device
 from helpers.paths import NOTEBOOKS
-from helpers.settings import TrainingSettings
-from helpers.training import fine_tuning
+from helpers.settings import EvaluationSettings, TrainingSettings
+from helpers.training import fine_tuning, processes
 from helpers.training.arguments import chosen_precision
 from helpers.training.engine import equal_results_less_work
 from helpers.training.fine_tuning import fine_tune
+from helpers.training.memory import evaluation_bytes
 from helpers.training.stopping import TrainingStoppedError
 from tests.benchmarks import card
 
@@ -58,6 +62,23 @@ def test_the_engine_gives_the_stock_loss_and_gradients(precision, compiled):
     torch.compiler.reset()
     assert ours[0] == pytest.approx(stock[0], rel=2e-3 if half else 1e-5)  # bf16 keeps 8 bits
     assert torch.nn.functional.cosine_similarity(ours[1], stock[1], dim=0) > (0.999 if half else 0.99999)
+
+
+@pytest.mark.gpu
+@needs_a_card
+def test_a_model_is_on_the_card_only_while_it_scores_and_takes_what_is_predicted():
+    shape = (card.CARD if HAS_CARD else card.DRY).shape
+    model = GPT2LMHeadModel(card.config_of(shape)).eval()
+    ids = np.zeros((EvaluationSettings().per_device_eval_batch_size, shape.n_positions + 1), np.int64)
+    before = torch.cuda.memory_allocated()
+    processes.reset_peak()
+    with on_device(model), equal_results_less_work(model):
+        assert model.device.type == DEVICE
+        compute_token_nats(model, ids, shape.n_positions)
+    assert model.device.type == "cpu"
+    assert model.lm_head.weight is model.transformer.wte.weight
+    assert torch.cuda.memory_allocated() - before < 64 * MIB, "cuBLAS keeps its workspace"
+    assert torch.cuda.max_memory_allocated() - before <= evaluation_bytes(shape)
 
 
 @pytest.mark.gpu

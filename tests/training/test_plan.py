@@ -9,6 +9,7 @@ from click.testing import CliRunner
 from helpers.__main__ import main
 from helpers.display import GIB, size_text
 from helpers.model import load_model
+from helpers.paths import ASSETS
 from helpers.settings import SettingsError, TrainingSettings
 from helpers.training.cards import CARDS, GraphicsCard, find_card, this_processor
 from helpers.training.plan import (
@@ -17,6 +18,7 @@ from helpers.training.plan import (
     predict_on_this_machine,
 )
 
+CARD_OF = {8: "RTX 4070 Laptop", 12: "RTX 4070 Ti", 16: "RTX 4070 Ti SUPER"}  # GB -> the card to plan for
 SMALL = GraphicsCard("a small card", 5 * GIB, 20.0, 10.0)
 
 
@@ -39,13 +41,28 @@ def test_a_preset_fits_the_card_it_is_for(preset, card):
     assert plan.verdict.startswith("fits: ")
 
 
-@pytest.mark.parametrize(("gb", "card"), [(8, "RTX 4070 Laptop"), (12, "RTX 4070 Ti"), (16, "RTX 4070 Ti SUPER")])
+@pytest.mark.parametrize(("gb", "card"), CARD_OF.items())
 @pytest.mark.parametrize("size", ["medium", "large", "xl"])
 def test_there_is_a_preset_for_each_size_of_model_and_card_with_half_a_gib_to_spare(size, gb, card):
     settings = TrainingSettings.from_preset(f"{size}-{gb}gb")
     assert settings.model_name_or_path == f"openai-community/gpt2-{size}"
     assert settings.block_size * settings.effective_batch_size == 16 * 1024
     assert plan_run(settings, card=find_card(card)).headroom_bytes > GIB / 2
+
+
+@pytest.mark.parametrize("preset", sorted(path.stem for path in (ASSETS / "presets").glob("*.yaml")))
+def test_the_evaluation_of_a_preset_fits_its_card_with_half_a_gib_to_spare(preset):
+    gb = next((gb for gb in CARD_OF if preset.endswith(f"{gb}gb")), 12)
+    plan = plan_run(TrainingSettings.from_preset(preset), card=find_card(CARD_OF[gb]), train_tokens=0)
+    assert plan.card.usable_bytes - plan.evaluation_bytes > GIB / 2
+    assert ("evaluation" in dict(plan.rows())) == (preset == "xl-8gb"), "only there it takes more than the training"
+
+
+def test_an_evaluation_that_does_not_fit_is_a_row_of_the_plan():
+    settings = TrainingSettings.from_preset("xl-8gb")
+    tight = plan_run(settings, card=SMALL._replace(total_bytes=7 * GIB), train_tokens=0)
+    assert dict(tight.rows())["evaluation"].startswith("does not fit: notebook 04 measures in float32")
+    assert tight.to_dict()["evaluation_bytes"] > tight.card.usable_bytes
 
 
 def test_a_plan_for_a_compiled_model_says_that_its_peak_is_not_of_one():

@@ -105,8 +105,17 @@ def test_stop_ends_it_after_the_present_token(playground):
     stop_at_five.observe(lambda _: len(playground.columns["base"].tokens) == 5 and playground.stop.click(), "value")
     playground.begin()
     playground.thread.join()
-    assert [len(column.tokens) for column in playground.columns.values()] == [5, 5]
+    assert [len(column.tokens) for column in playground.columns.values()] == [5, 0]
     assert "Stopped" in playground._message.value
+
+
+def test_one_model_at_a_time_is_on_the_card_and_a_slider_computes_nothing_again(playground, fake_card):
+    playground.start.click()
+    playground.thread.join()
+    assert (fake_card.n_visits, fake_card.most, fake_card.present) == (2, 1, set())
+    playground.look.value = 3
+    playground.controls["temperature"].value = 0.9
+    assert fake_card.n_visits == 2
 
 
 def test_a_prompt_that_is_too_long_is_refused_in_one_sentence(playground, model, tokenizer, settings):
