@@ -1,6 +1,6 @@
 """The flagship path at its true size: preset `rtx-4070-ti` on GPT-2 and WikiText's rows, from a Hub on this machine.
 
-What the notebooks call runs in each test run, all notebooks on request (`-m true_size`): 15 to 20 minutes on two cores.
+What the notebooks call runs in each test run, all notebooks on request (`-m true_size`): seven minutes on two cores.
 
 True: the 124 million weights, the vocabulary of 50,257 tokens, the 1,024 positions, the preset but for the values in
 `CUT`, the shape of the data set's rows, the clients that download both. Cut: the length of the text, the steps and
