@@ -40,7 +40,7 @@ MAX_BATCH = 1024  # the most that the settings allow for a batch and for accumul
 UTILISATION = (0.20, 0.50)
 _LAYER_SECONDS = (1e-3, 2.5e-3)  # to launch the kernels of a layer's forward and backward pass, at least; estimated
 _LEANER = ({"optim": "adafactor"}, {"lora_r": 16})  # what else trains a model whose states do not fit the card
-_COMPILED = "the peak is that of a model that is not compiled; compiling changes it, usually to less"
+_COMPILED = "the peak is predicted for a model that is not compiled"
 _BAR = 30  # characters
 
 
