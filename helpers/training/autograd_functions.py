@@ -76,18 +76,19 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         with torch.autocast(device, enabled=False):
             for start in range(0, len(targets), chunk_tokens):
                 rows = slice(start, start + chunk_tokens)
-                chunk = hidden[rows].detach().to(dtype)  # (C, width)
+                is_kept = (targets[rows] != -100)[:, None].to(dtype)
+                chunk = hidden[rows].detach().to(dtype) * is_kept  # (C, width); what is left out has no gradient
                 logits = chunk.new_empty(len(chunk), n_columns)
                 logits[:, : len(head)].addmm_(chunk, head.t(), beta=0)
                 logits[:, vocab_size:] = -torch.inf  # a probability of 0
                 logits = logits.float()
                 log_probs = functional.log_softmax(logits, dim=-1)  # (C, V and padding)
                 del logits
-                total += functional.nll_loss(log_probs, targets[rows], reduction="sum")
+                total = total + functional.nll_loss(log_probs, targets[rows], reduction="sum")
                 if of_hidden or of_weight:
-                    slope = _logit_gradients(log_probs, targets[rows]).to(dtype)[:, : len(head)]
+                    slope = _logit_gradients(log_probs, targets[rows], dtype)[:, : len(head)]
                     if of_hidden:
-                        grad_hidden[rows] = slope @ head
+                        grad_hidden[rows] = (slope @ head) * is_kept
                     if of_weight and dtype == torch.float32:
                         grad_weight.addmm_(slope.t(), chunk)
                     elif of_weight:
@@ -112,9 +113,11 @@ def _padded(weight: torch.Tensor, n_rows: int, dtype: torch.dtype) -> torch.Tens
     return padded
 
 
-def _logit_gradients(log_probs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Return softmax minus one-hot, (C, V), in the memory of `log_probs`; 0 where the target is -100."""
-    is_kept = (targets != -100)[:, None]
-    slope = log_probs.exp_()
-    slope[torch.arange(len(targets), device=slope.device), targets.clamp(min=0)] -= 1
-    return slope.mul_(is_kept)
+def _logit_gradients(log_probs: torch.Tensor, targets: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return softmax minus one-hot, (C, V), in float32 in the memory of `log_probs`; in rows of -100 anything."""
+    of_targets = torch.arange(len(targets), device=targets.device), targets.clamp(min=0)
+    at_targets = log_probs[of_targets].exp() - 1
+    # on a card one operation reads floats and writes halves
+    slope = torch.exp(log_probs, out=log_probs if dtype == torch.float32 else torch.empty_like(log_probs, dtype=dtype))
+    slope[of_targets] = at_targets.to(dtype)
+    return slope
