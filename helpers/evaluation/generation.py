@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from helpers.display import QUIET_SECONDS, html_table
 from helpers.model import check_sound, describe_prompt, on_device
 from helpers.settings import EvaluationSettings, SettingsError
-from helpers.training.memory import sequences_at_once
+from helpers.training.evaluation_memory import sequences_at_once
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase

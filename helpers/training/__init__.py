@@ -10,6 +10,7 @@
 - `muon`: an optimizer for pretraining
 - `lora`: train an adapter beside a frozen model, and merge it
 - `memory`, `text_size`, `cards`, `plan`: predict memory, time and disk of a run
+- `evaluation_memory`: predict the memory that measuring a model takes
 - `calibration`, `measuring`: short trainings that are measured here, and predictions fitted to them
 - `slowness`: say why steps have become slow
 - `model_card`: the card of the final model

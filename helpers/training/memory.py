@@ -1,4 +1,4 @@
-"""Predict the peak memory of a training, by part, and of an evaluation, from the model's shape and the settings.
+"""Predict the peak memory of a training, by part, from the model's shape and the settings.
 
 This is arithmetic only, without torch, a GPU or a download, so that a slider can call it while it moves. The formula is
 tested against a trace of a real training step (`tests/training/test_memory.py`), not yet against a card: every value is
@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 from helpers.display import MIB
 from helpers.paths import POCKET
-from helpers.settings import EvaluationSettings, SettingsError, TrainingSettings
+from helpers.settings import SettingsError, TrainingSettings
 from helpers.training.engine import CHUNK_TOKENS, QUERIES
 
 Engine = Literal["course", "stock"]
@@ -22,7 +22,6 @@ Engine = Literal["course", "stock"]
 _ON_A_CARD, _ON_A_PROCESSOR = (32 * MIB, 0.03), (25 * MIB, 1.0)
 _PROCESS_BYTES = 500 * MIB  # Python with the libraries and a data set, on a processor
 _SAMPLE_TOKENS = 40  # that a sample after a validation adds to its prompt
-_SEQUENCES, _CACHE_BYTES = 64, 512 * MIB  # generated at once, at most; their keys and values, at most
 
 
 class GPT2Shape(NamedTuple):
@@ -184,37 +183,6 @@ def optimizer_bytes(config: Any, settings: TrainingSettings) -> int:
         return 4 * (adapter_parameters(config, rank) // rank + 8 * rank * config.n_layer)
     block = (8 * width + 2 * inner) + (5 * width + inner) + 4 * width  # matrices, biases, norms
     return 4 * (config.vocab_size + config.n_positions + 2 * width + config.n_layer * block + 2 * width)
-
-
-def sequences_at_once(config: Any, n_tokens: int) -> int:
-    """Return how many sequences of some tokens are generated at once, so that keys and values stay small.
-
-    >>> sequences_at_once(read_shape("gpt2"), 100), sequences_at_once(read_shape("gpt2-xl"), 100)
-    (64, 8)
-    """
-    return max(1, min(_SEQUENCES, _CACHE_BYTES // _cache_bytes(config, n_tokens)))
-
-
-def _cache_bytes(config: Any, n_tokens: int) -> int:
-    return 8 * config.n_layer * config.n_embd * n_tokens  # a key and a value in float32
-
-
-def scoring_bytes(config: Any, *, per_device_eval_batch_size: int) -> int:
-    """Return the bytes, besides the weights, while windows of all positions are scored in float32."""
-    width, tokens = config.n_embd, per_device_eval_batch_size * config.n_positions
-    # GELU's input and output, or q, k and v; what is beside them is the same; the position embeddings of one window
-    in_block = tokens * (20 * width + max(8 * _inner(config), 12 * width)) + 4 * config.n_positions * width
-    at_logits = 4 * tokens * width + 8 * min(tokens, CHUNK_TOKENS) * config.vocab_size
-    return max(in_block, at_logits)
-
-
-def evaluation_bytes(config: Any) -> int:
-    """Predict the peak memory on a card when one model is scored and sampled in float32, with the default batch."""
-    positions = config.n_positions
-    cache = sequences_at_once(config, positions) * _cache_bytes(config, positions)
-    batch = EvaluationSettings().per_device_eval_batch_size
-    most, (constant, share) = max(scoring_bytes(config, per_device_eval_batch_size=batch), cache), _ON_A_CARD
-    return 4 * parameters(config) + most + constant + int(share * most)
 
 
 def _inner(config: Any) -> int:

@@ -15,13 +15,13 @@ from helpers.settings import SettingsError, TrainingSettings
 from helpers.training import processes
 from helpers.training.calibration import find_calibration
 from helpers.training.cards import DEFAULT_CARD, GraphicsCard, find_card, this_device
+from helpers.training.evaluation_memory import describe_evaluation, evaluation_bytes
 from helpers.training.memory import (
     Engine,
     GPT2Shape,
     Memory,
     adapter_parameters,
     estimate_overhead,
-    evaluation_bytes,
     operations_per_token,
     optimizer_bytes,
     parameters,
@@ -111,20 +111,6 @@ class MemoryPlan:
         return describe_long_warmup(self.settings, self.steps)
 
     @property
-    def evaluation_note(self) -> str:
-        """A sentence where measuring the model takes much of the card, and more than training it; else empty.
-
-        Empty for a processor, for which it is not predicted.
-        """
-        size, usable = size_text(self.evaluation_bytes), self.card.usable_bytes
-        noted_from = min(usable, max(self.memory.total_bytes, usable // 2))
-        if self.card.is_processor or self.evaluation_bytes <= noted_from:
-            return ""
-        if self.evaluation_bytes > usable:
-            return f"does not fit: notebook 04 measures in float32, which takes {size}"
-        return f"{size} in notebook 04, which measures in float32: more than the training takes"
-
-    @property
     def tokens_per_step(self) -> int:
         """Tokens read for one optimizer step."""
         return self.settings.effective_batch_size * self.settings.block_size
@@ -207,13 +193,14 @@ class MemoryPlan:
     def rows(self) -> list[tuple[str, str]]:
         """Return what is shown besides the memory: name, value."""
         kept = self.settings.save_total_limit
+        evaluation = describe_evaluation(self.shape, self.card, training_bytes=self.memory.total_bytes)
         return [
             ("largest batch", f"{self.largest_batch} blocks of {self.settings.block_size} tokens per pass"),
             ("training text", f"{self.train_tokens:,} tokens ({self.tokens_are})"),
             ("steps", f"{self.steps:,} of {self.tokens_per_step:,} tokens"),
             ("an epoch", self._time()),
             ("disk", f"{size_text(self.disk_bytes)}: {kept} + 1 checkpoints and the model"),
-            *([("evaluation", self.evaluation_note)] if self.evaluation_note else []),
+            *([("evaluation", evaluation)] if evaluation else []),
             *([("warm-up", self.warmup_note)] if self.warmup_note else []),
             *([("compiled", _COMPILED)] if self.settings.torch_compile == "always" else []),
         ]

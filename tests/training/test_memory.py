@@ -13,12 +13,10 @@ from helpers.training.memory import (
     GPT2Shape,
     Memory,
     _Step,
-    evaluation_bytes,
     optimizer_bytes,
     parameters,
     predict,
     read_shape,
-    scoring_bytes,
 )
 from tests.training import memory_trace
 
@@ -83,20 +81,6 @@ def test_a_sample_after_a_long_prompt_takes_more_than_a_step_of_short_blocks():
     long = predict(GPT2, asked.model_copy(update={"sample_prompt": "x" * 984}))
     assert long.moment == "a sample"
     assert long.activations >= 2 * 12 * 1024 * 768 * 2, "keys and values of 1,024 tokens in all layers, as halves"
-
-
-@pytest.mark.parametrize(
-    ("shape", "batch", "n_scored"),
-    [(WIDE, 8, 1024), (SHALLOW, 1, 512), (WIDE._replace(n_inner=1600, n_positions=512, vocab_size=5000), 8, 100)],
-)
-def test_the_predicted_peak_of_scoring_is_within_1_percent_of_a_trace(shape, batch, n_scored):
-    traced = memory_trace.scoring_peak_bytes(config_of(shape), batch=batch, n_scored=n_scored) - 4 * parameters(shape)
-    assert scoring_bytes(shape, per_device_eval_batch_size=batch) == pytest.approx(traced, rel=0.01)
-
-
-def test_the_keys_and_values_of_samples_count_where_scoring_takes_less():
-    shape = GPT2Shape(48, 256, 4, vocab_size=1000)
-    assert evaluation_bytes(shape) - 4 * parameters(shape) == pytest.approx(1.03 * 480 * MIB + 32 * MIB, rel=0.001)
 
 
 def test_several_processes_keep_a_buffer_of_the_gradients():
