@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from helpers.training import fused_softmax
+
 # Words are filled up to a multiple of this, 50,257 to 50,304: the fast kernels of a card need rows of a multiple of 8
 # halves, and 64 are best (https://docs.nvidia.com/deeplearning/performance/dl-performance-matrix-multiplication/index.html).
 # On a processor a product in float32 writes aligned rows 1.4 times as fast.
@@ -61,7 +63,12 @@ class ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, chunk_tokens: int
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        targets: torch.Tensor,
+        chunk_tokens: int,
+        with_gradients: bool,
     ) -> torch.Tensor:
         """Return the sum for hidden (N, width), weight (V, width) and targets (N,), -100 where none counts."""
         device = hidden.device.type
@@ -69,40 +76,35 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         vocab_size, is_copied = len(weight), dtype != weight.dtype
         n_columns = -(-vocab_size // _ROWS) * _ROWS
         head = _padded(weight.detach(), n_columns, dtype) if is_copied else weight.detach()
-        of_hidden, of_weight = ctx.needs_input_grad[:2]  # of the weight: not beside an adapter, where it is frozen
+        # of the weight: not beside an adapter, where it is frozen; in a validation `ctx` would still ask for both
+        of_hidden, of_weight = (with_gradients and needed for needed in ctx.needs_input_grad[:2])
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if of_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if of_weight else None
+        grad_weight = weight.new_zeros(len(head), weight.shape[1], dtype=torch.float32) if of_weight else None
+        loss_of = fused_softmax.nats_and_gradients if fused_softmax.works_on(hidden.device) else _nats_and_gradients
         with torch.autocast(device, enabled=False):
+            is_kept = (targets != -100)[:, None]
+            inputs = hidden.detach().to(dtype) * is_kept  # (N, width); what is left out has no gradient
             for start in range(0, len(targets), chunk_tokens):
                 rows = slice(start, start + chunk_tokens)
-                is_kept = (targets[rows] != -100)[:, None].to(dtype)
-                chunk = hidden[rows].detach().to(dtype) * is_kept  # (C, width); what is left out has no gradient
-                logits = chunk.new_empty(len(chunk), n_columns)
-                logits[:, : len(head)].addmm_(chunk, head.t(), beta=0)
-                logits[:, vocab_size:] = -torch.inf  # a probability of 0
-                logits = logits.float()
-                log_probs = functional.log_softmax(logits, dim=-1)  # (C, V and padding)
-                del logits
-                total = total + functional.nll_loss(log_probs, targets[rows], reduction="sum")
-                if of_hidden or of_weight:
-                    slope = _logit_gradients(log_probs, targets[rows], dtype)[:, : len(head)]
-                    if of_hidden:
-                        grad_hidden[rows] = (slope @ head) * is_kept
-                    if of_weight and dtype == torch.float32:
-                        grad_weight.addmm_(slope.t(), chunk)
-                    elif of_weight:
-                        grad_weight += (slope.t() @ chunk)[:vocab_size]
-                    del slope
-                del log_probs  # otherwise the next chunk's logits are added to this one's in memory
-        ctx.save_for_backward(grad_hidden, grad_weight)
+                # the logits have no name here, so that they can be freed there
+                nats, slopes = loss_of(_logits(inputs[rows], head, n_columns), targets[rows], vocab_size)
+                total = total + nats  # in place, PyTorch 2.11 compiles it to a gradient of 0
+                if of_hidden:
+                    grad_hidden[rows] = slopes[:, : len(head)] @ head
+                if of_weight:
+                    _add_product(grad_weight, slopes[:, : len(head)].t(), inputs[rows])
+                del slopes  # otherwise the next chunk's logits are added to this one's in memory
+            if of_hidden:
+                grad_hidden *= is_kept
+        ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight[:vocab_size])
         return total
 
     @staticmethod
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Return the gradients of hidden and weight, scaled in place."""
         gradients = (grad if grad is None else grad.mul_(grad_output) for grad in ctx.saved_tensors)
-        return *gradients, None, None
+        return *gradients, None, None, None
 
 
 def _padded(weight: torch.Tensor, n_rows: int, dtype: torch.dtype) -> torch.Tensor:
@@ -113,11 +115,36 @@ def _padded(weight: torch.Tensor, n_rows: int, dtype: torch.dtype) -> torch.Tens
     return padded
 
 
-def _logit_gradients(log_probs: torch.Tensor, targets: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Return softmax minus one-hot, (C, V), in float32 in the memory of `log_probs`; in rows of -100 anything."""
+def _logits(inputs: torch.Tensor, head: torch.Tensor, n_columns: int) -> torch.Tensor:
+    """Return (C, n_columns) for inputs (C, width) and a head of (V, width) or (n_columns, width); V on mean nothing."""
+    logits = inputs.new_empty(len(inputs), n_columns)
+    logits[:, : len(head)].addmm_(inputs, head.t(), beta=0)
+    return logits
+
+
+def _nats_and_gradients(
+    logits: torch.Tensor, targets: torch.Tensor, vocab_size: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Do what `fused_softmax.nats_and_gradients` does with PyTorch's operations, not in the memory of `logits`."""
+    dtype = logits.dtype
+    logits[:, vocab_size:] = -torch.inf  # a probability of 0
+    logits = logits.float()
+    log_probs = functional.log_softmax(logits, dim=-1)
+    del logits
+    nats = functional.nll_loss(log_probs, targets, reduction="sum")
     of_targets = torch.arange(len(targets), device=targets.device), targets.clamp(min=0)
     at_targets = log_probs[of_targets].exp() - 1
     # on a card one operation reads floats and writes halves
-    slope = torch.exp(log_probs, out=log_probs if dtype == torch.float32 else torch.empty_like(log_probs, dtype=dtype))
-    slope[of_targets] = at_targets.to(dtype)
-    return slope
+    slopes = torch.exp(log_probs, out=log_probs if dtype == torch.float32 else torch.empty_like(log_probs, dtype=dtype))
+    slopes[of_targets] = at_targets.to(dtype)
+    return nats, slopes
+
+
+def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    """Add left @ right to a float32 matrix in place; a card adds products of halves without rounding them first."""
+    if left.dtype == total.dtype:
+        total.addmm_(left, right)
+    elif left.is_cuda:
+        torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
+    else:
+        total += left @ right

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import GPT2LMHeadModel
 
-CHUNK_TOKENS = 512  # rows of logits that exist at once
+CHUNK_TOKENS = 1024  # rows of logits that exist at once
 QUERIES = 128  # queries in a part where attention is computed in parts
 _ATTENTION = "course_causal"  # transformers makes no mask for a name without a mask function
 
@@ -146,16 +146,19 @@ def use_fused_gelu(model: "GPT2LMHeadModel") -> None:
 
 def use_chunked_loss(model: "GPT2LMHeadModel", *, chunk_tokens: int = CHUNK_TOKENS) -> None:
     """Let a model that gets labels compute its loss one chunk of tokens at a time, and return no logits."""
+    import torch
     from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
 
     stock = model.forward
+    # The compiler would unroll the chunks, keep a gradient of the head for each of them, and add these up at the end.
+    loss_of = torch.compiler.disable(chunked_loss)
 
     def forward(input_ids: Any = None, labels: Any = None, num_items_in_batch: Any = None, **kwargs: Any) -> Any:
         if labels is None:
             return stock(input_ids=input_ids, **kwargs)
         kwargs.pop("return_dict", None)
         hidden_states = model.transformer(input_ids, **kwargs)[0]  # (B, T, width)
-        loss = chunked_loss(
+        loss = loss_of(
             hidden_states,
             model.lm_head.weight,
             labels,
@@ -185,6 +188,7 @@ def chunked_loss(
             `labels`.
         chunk_tokens: rows of logits that exist at once.
     """
+    import torch
     from torch.nn import functional
 
     from helpers.training.autograd_functions import ChunkedCrossEntropy
@@ -192,5 +196,7 @@ def chunked_loss(
     targets = functional.pad(labels, (0, 1), value=-100)[:, 1:].reshape(-1).to(hidden_states.device)  # (B * T,)
     if num_items_in_batch is None:
         num_items_in_batch = (targets != -100).sum()
-    nats = ChunkedCrossEntropy.apply(hidden_states.flatten(0, 1), weight, targets, chunk_tokens)
+    nats = ChunkedCrossEntropy.apply(
+        hidden_states.flatten(0, 1), weight, targets, chunk_tokens, torch.is_grad_enabled()
+    )
     return nats / num_items_in_batch

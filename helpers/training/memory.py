@@ -14,6 +14,7 @@ from helpers.display import MIB
 from helpers.paths import POCKET
 from helpers.settings import SettingsError, TrainingSettings
 from helpers.training.engine import CHUNK_TOKENS, QUERIES
+from helpers.training.fused_softmax import has_triton
 
 Engine = Literal["course", "stock"]
 
@@ -198,6 +199,7 @@ def predict(
     on_processor: bool = False,
     overhead: tuple[int, float] | None = None,
     n_processes: int = 1,
+    fused_softmax: bool | None = None,
 ) -> Memory:
     """Predict the peak memory of a training, from the second step on, when the optimizer has its states.
 
@@ -211,10 +213,12 @@ def predict(
         on_processor: whether it trains on a processor instead of a GPU; `overhead` is then the whole process besides.
         overhead: constant bytes, and bytes per byte of activations, that the formula cannot see; estimated by default.
         n_processes: how many processes train together, each with this batch and a copy of the model.
+        fused_softmax: whether the card has the kernel for the loss; by default whether Triton is installed here.
     """
     precision = precision or {"auto": "bf16"}.get(settings.mixed_precision, settings.mixed_precision)
     constant, share = overhead or estimate_overhead(on_processor=on_processor)
-    step = _Step(config, settings, engine, precision != "no", on_processor, n_processes)
+    is_fused = not on_processor and (has_triton() if fused_softmax is None else fused_softmax)
+    step = _Step(config, settings, engine, precision != "no", on_processor, n_processes, is_fused)
     moments = [step.at_loss(), step.at_last_block(), step.at_first_block(), step.at_optimizer(), step.at_sample()]
     if not settings.lora_r:
         moments.append(step.at_embeddings())
@@ -251,8 +255,9 @@ class _Step:
         is_half: bool,
         on_processor: bool,
         n_processes: int,
+        has_fused_softmax: bool,
     ) -> None:
-        self.course, self.is_half = engine == "course", is_half
+        self.course, self.is_half, self.has_fused_softmax = engine == "course", is_half, has_fused_softmax
         self.mask_bytes = 4 if on_processor else 1  # dropout on a processor keeps floats
         self.checkpointing, self.rank = settings.gradient_checkpointing, settings.lora_r
         self.adapter_dropout = settings.lora_r > 0 and settings.lora_dropout > 0
@@ -278,6 +283,8 @@ class _Step:
             self.head_gradient = self.embedding
             not_yet = _block_parameters(config) + config.n_positions * config.n_embd
             self.late_gradients = 4 * (self.trained - not_yet)  # when only the first block is left
+        # A card adds the products of the head's gradient up in place; a processor makes each of them as halves first.
+        self.head_product = self.head_gradient // 2 * on_processor
         # Several processes keep a buffer for the gradients that they exchange; a step's last pass moves them there.
         self.kept_gradients = 4 * self.trained * (n_processes > 1)
         is_added_to = settings.gradient_accumulation_steps > 1
@@ -340,14 +347,14 @@ class _Step:
         )
 
     def _chunked_loss(self) -> int:
-        """Return the bytes of a chunk: its hidden states, and float32 logits and log-probabilities or gradients."""
-        rows = min(self.tokens, CHUNK_TOKENS)
-        held = 6 if self.is_half else 4  # log-probabilities, and their gradient in halves
-        with_gradient = (
-            held * rows * self.vocabulary + (self.head_gradient // 2) * self.is_half
-        )  # a product's, in halves
-        chunk = 2 * rows * self.width * self.is_half
-        return max(8 * rows * self.vocabulary, with_gradient) + chunk + self.stream  # the gradient of the hidden states
+        """Return the bytes of a chunk's logits and of their gradients, and of all hidden states and theirs."""
+        logits = min(self.tokens, CHUNK_TOKENS) * self.vocabulary
+        product = 2 if self.is_half else 4
+        if self.has_fused_softmax:
+            in_chunk = product * logits  # the gradients take the place of the logits
+        else:  # float32 logits and log-probabilities; then these and their gradients
+            in_chunk = max(8 * logits, 4 * logits + self.is_half * (2 * logits + self.head_product))
+        return in_chunk + self.tokens * self.width * product + self.stream
 
     def at_last_block(self) -> Memory:
         """Return the memory when the backward pass begins: the head has its gradient, no block has freed anything."""

@@ -60,7 +60,7 @@ LEVERS: dict[str, dict[str, Any]] = {
     "transformers' GELU": {"fused_gelu": False},
     "all logits at once": {"chunked_loss": False},
     "vocabulary not padded": {"rows": 1},
-    "chunks of 1024 tokens": {"chunk_tokens": 1024},
+    "chunks of 512 tokens": {"chunk_tokens": 512},
     "chunks of 2048 tokens": {"chunk_tokens": 2048},
     "chunks of 4096 tokens": {"chunk_tokens": 4096},
     "blocking copies": {"non_blocking": False},

@@ -1,8 +1,9 @@
 """Trace the memory of a real training step without using it: fake tensors on a CPU that behave as on a CUDA card.
 
 FakeTensorMode runs every operation on shapes only, and MemTracker adds up the live storages. A CPU differs from a GPU
-in four places, where the GPU's behaviour is restored: the flash kernel, dropout that keeps its mask, `pow` in float32
-under autocast, and autocast itself. Not traced: cuBLAS workspaces, fragmentation, what a kernel allocates for itself.
+in some places, where the GPU's behaviour is restored: the flash kernel, dropout that keeps its mask, `pow` in float32
+under autocast, autocast itself, products of halves that are added up in float32, and the softmax in one kernel. Not
+traced: cuBLAS workspaces, fragmentation, what a kernel allocates for itself.
 """
 
 import gc
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from inspect import signature
 
+import pytest
 import torch
 from torch import distributed, nn
 from torch._subclasses import FakeTensorMode
@@ -23,6 +25,7 @@ from transformers.optimization import Adafactor
 
 from helpers.evaluation.scoring import _token_nats
 from helpers.settings import TrainingSettings
+from helpers.training import autograd_functions
 from helpers.training.engine import use_chunked_loss, use_fused_gelu
 from helpers.training.lora import add_adapter
 
@@ -38,6 +41,7 @@ def peak_bytes(
     of: str = "step",
     sample_tokens: int = 0,
     n_processes: int = 1,
+    fused_softmax: bool = False,
 ) -> int:
     """Return the peak bytes of all tensors from the second step of a training on, when the optimizer has its states.
 
@@ -48,6 +52,7 @@ def peak_bytes(
         of: 'step', 'validation' for a pass after it, or 'sample' for a generation of `sample_tokens` tokens in all.
         sample_tokens: see `of`.
         n_processes: how many processes train together; the others are made up.
+        fused_softmax: whether the gradients of the logits take their place, as Triton's kernel does it.
     """
     batch, block, precision = settings.per_device_train_batch_size, settings.block_size, settings.mixed_precision
     with ExitStack() as stack:
@@ -56,7 +61,7 @@ def peak_bytes(
         if settings.lora_r:
             trained = add_adapter(model, settings, half=DTYPES.get(precision))
         stack.enter_context(FakeTensorMode())
-        stack.enter_context(_as_on_cuda())
+        stack.enter_context(_as_on_cuda(fused_softmax=fused_softmax))
         _give_storage(trained)
         _choose(model, engine=engine, checkpointing=settings.gradient_checkpointing)
         optimizer = _stepped_once(trained, settings.optim)
@@ -200,9 +205,8 @@ def _flash_attention(module, query, key, value, attention_mask, dropout=0.0, sca
 
 
 @contextmanager
-def _as_on_cuda() -> Iterator[None]:
-    """Let dropout keep a mask of one byte, and `gelu_new` take its power in float32, as CUDA does."""
-    dropout, gelu_new = functional.dropout, NewGELUActivation.forward
+def _as_on_cuda(*, fused_softmax: bool = False) -> Iterator[None]:
+    """Compute as CUDA does: dropout with a mask of one byte, the power of `gelu_new` in float32, sums of products."""
 
     def masked_dropout(input, p=0.5, training=True, inplace=False):
         return torch.ops.aten.native_dropout(input, p, training)[0] if p and training else input
@@ -211,9 +215,17 @@ def _as_on_cuda() -> Iterator[None]:
         cube = torch.pow(input.float(), 3.0)
         return 0.5 * input * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (input + 0.044715 * cube)))
 
-    functional.dropout, NewGELUActivation.forward = masked_dropout, gelu_new_on_cuda
-    try:
+    def add_product(total, left, right):
+        total += 0
+
+    def in_place(logits, targets, vocab_size):
+        return logits.new_zeros((), dtype=torch.float32), logits
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(functional, "dropout", masked_dropout)
+        patch.setattr(NewGELUActivation, "forward", gelu_new_on_cuda)
+        patch.setattr(autograd_functions, "_add_product", add_product)
+        if fused_softmax:
+            patch.setattr(autograd_functions, "_nats_and_gradients", in_place)
         yield
-    finally:
-        functional.dropout, NewGELUActivation.forward = dropout, gelu_new
-        gc.collect()  # the tracker's weak references go with what they refer to
+    gc.collect()  # the tracker's weak references go with what they refer to

@@ -36,21 +36,23 @@ def settings(batch=2, block=512, precision="bf16", checkpointing=False, accumula
     )
 
 
-def traced_and_predicted(shape, values, *, engine="course", n_processes=1, sample_tokens=0):
+def traced_and_predicted(shape, values, *, sample_tokens=0, **how):
     """Return the peak bytes of a step, or of a sample where it has tokens: traced, and by the formula."""
-    asked, how = settings(**values), {"engine": engine, "n_processes": n_processes}
+    asked, how = settings(**values), {"engine": "course", "n_processes": 1, "fused_softmax": False} | how
     if not sample_tokens:
         traced = memory_trace.peak_bytes(config_of(shape), asked, **how)
         return traced, predict(shape, asked, **how).tensor_bytes
     asked = asked.model_copy(update={"sample_prompt": "x" * (sample_tokens - 40)})  # 40 are added to the prompt
     traced = memory_trace.peak_bytes(config_of(shape), asked, of="sample", sample_tokens=sample_tokens, **how)
-    step = _Step(shape, asked, engine, asked.mixed_precision != "no", False, n_processes)
+    step = _Step(shape, asked, how["engine"], asked.mixed_precision != "no", False, how["n_processes"], False)
     return traced, step.at_sample().tensor_bytes
 
 
 TRACED = [  # one of each kind; all of them are in `tests/benchmarks/test_memory_trace.py`
     (GPT2._replace(n_layer=4), {"batch": 1}, {}),
     (SHALLOW, {"batch": 4}, {"engine": "stock"}),
+    (SHALLOW, {"batch": 4}, {"fused_softmax": True}),
+    (SHALLOW, {"batch": 4, "lora_r": 8}, {"fused_softmax": True}),
     (SHALLOW, {"batch": 3, "block": 500, "precision": "no"}, {}),
     (WIDE, {"batch": 4, "checkpointing": True, "accumulation": 8}, {}),
     (SHALLOW, {"batch": 4, "lora_r": 8, "lora_dropout": 0.1}, {}),
