@@ -146,16 +146,19 @@ def use_fused_gelu(model: "GPT2LMHeadModel") -> None:
 
 def use_chunked_loss(model: "GPT2LMHeadModel", *, chunk_tokens: int = CHUNK_TOKENS) -> None:
     """Let a model that gets labels compute its loss one chunk of tokens at a time, and return no logits."""
+    import torch
     from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
 
     stock = model.forward
+    # The compiler would unroll the chunks, keep a gradient of the head for each of them, and add these up at the end.
+    loss_of = torch.compiler.disable(chunked_loss)
 
     def forward(input_ids: Any = None, labels: Any = None, num_items_in_batch: Any = None, **kwargs: Any) -> Any:
         if labels is None:
             return stock(input_ids=input_ids, **kwargs)
         kwargs.pop("return_dict", None)
         hidden_states = model.transformer(input_ids, **kwargs)[0]  # (B, T, width)
-        loss = chunked_loss(
+        loss = loss_of(
             hidden_states,
             model.lm_head.weight,
             labels,
