@@ -8,7 +8,8 @@ pages of the browser, which may send requests to this machine, get nothing.
 import json
 import secrets
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
@@ -46,7 +47,7 @@ class DemoServer:
         self._run, self._token = run, secrets.token_urlsafe(16)
         self._models, self.note = _load_models(run)
         self._sampling = sampling_of(run)
-        # One token at a time for all visitors: two generations at once would share the same cores.
+        # One answer of one model at a time for all visitors: not every card holds two models.
         self._lock, self._closed = threading.Lock(), threading.Event()
         try:
             self._server = ThreadingHTTPServer(("127.0.0.1", port), partial(_Handler, self))
@@ -90,8 +91,8 @@ class DemoServer:
             n_positions=model.config.n_positions, nonce=nonce,
         )  # fmt: skip
 
-    def start(self, values: dict[str, Any]) -> Iterator[dict[str, str]]:
-        """Check a request, then yield the growing continuations, one token of each model in turn.
+    def start(self, values: dict[str, Any]) -> Generator[dict[str, str]]:
+        """Check a request, then yield the growing continuations, one model's after the other's.
 
         Raises:
             SettingsError: a value is not allowed, or prompt and answer exceed the model's positions.
@@ -101,21 +102,17 @@ class DemoServer:
         prompts = {name: encode_prompt(*pair, settings) for name, pair in self._models.items()}
         return self._continue(prompts, settings)
 
-    def _continue(self, prompts: dict[str, list[int]], settings: EvaluationSettings) -> Iterator[dict[str, str]]:
-        streams = {name: sample_tokens(self._models[name][0], ids, settings) for name, ids in prompts.items()}
-        written: dict[str, list[int]] = {name: [] for name in streams}
-        while streams:
-            for name in list(streams):
-                if self._closed.is_set():
-                    return
-                with self._lock:
-                    step = next(streams[name], None)
-                if step is None:
-                    del streams[name]
-                    continue
-                written[name].append(step[0])
-                text = self._models[name][1].decode(written[name], skip_special_tokens=True)
-                yield {"model": name, "text": text.rstrip("\ufffd")}  # a character whose last bytes are to come
+    def _continue(self, prompts: dict[str, list[int]], settings: EvaluationSettings) -> Generator[dict[str, str]]:
+        for name, ids in prompts.items():
+            model, tokenizer = self._models[name]
+            with self._lock, closing(sample_tokens(model, ids, settings)) as stream:
+                written = []
+                for token, _ in stream:
+                    if self._closed.is_set():
+                        return
+                    written.append(token)
+                    text = tokenizer.decode(written, skip_special_tokens=True)
+                    yield {"model": name, "text": text.rstrip("\ufffd")}  # a character whose last bytes are to come
 
 
 def _load_models(run: str) -> tuple[dict[str, tuple["GPT2LMHeadModel", "PreTrainedTokenizerBase"]], str]:
@@ -132,6 +129,8 @@ def _load_models(run: str) -> tuple[dict[str, tuple["GPT2LMHeadModel", "PreTrain
 
 class _Handler(BaseHTTPRequestHandler):
     """Answers GET / with the page and POST /continue with server-sent events."""
+
+    timeout = 60  # seconds: a visitor who reads nothing would keep the model from all others
 
     def __init__(self, demo: DemoServer, *arguments: Any) -> None:
         self.demo = demo
@@ -165,8 +164,9 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self._start(200, "text/event-stream")
         try:
-            for event in events:
-                self._send(event)
+            with closing(events):
+                for event in events:
+                    self._send(event)
         except OSError:  # the visitor pressed Stop or left
             return
         except (RuntimeError, SettingsError) as error:  # such as logits that overflow, or memory

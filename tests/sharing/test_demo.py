@@ -1,5 +1,6 @@
 import http.client
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from click.testing import CliRunner
@@ -46,7 +47,14 @@ def test_each_event_has_the_text_so_far_and_the_last_is_what_generate_gives(demo
     ((sample,),) = generate(*load_tuned(run), [ASKED["prompt"]], settings)
     assert texts["tuned"][-1] == sample.continuation.rstrip("\ufffd")
     assert len(texts["base"]) > 1
-    assert [event["model"] for event in events[:4]] == ["base", "tuned", "base", "tuned"], "side by side"
+
+
+def test_two_visitors_at_once_have_one_model_at_a_time_on_the_card(demo, fake_card):
+    values = ASKED | {"max_new_tokens": 12}
+    with ThreadPoolExecutor() as pool:
+        (_, first), (_, second) = pool.map(lambda _: post(demo, values), range(2))
+    assert first == second
+    assert (fake_card.n_visits, fake_card.most, fake_card.present) == (4, 1, set())
 
 
 def test_the_page_shows_the_card_and_forbids_everything_from_elsewhere(demo):

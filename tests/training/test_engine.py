@@ -5,6 +5,7 @@ from contextlib import contextmanager
 import psutil
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -96,18 +97,20 @@ def test_the_loss_of_an_accumulated_step_is_divided_by_the_labels_of_all_its_pas
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_compiled_model_gives_the_stock_loss_and_gradients_in_one_graph(model, dtype):
+def test_a_compiled_model_gives_the_stock_loss_and_gradients_with_all_blocks_in_one_graph(model, dtype):
+    graphs = CompileCounterWithBackend("aot_eager")
     del model.transformer.h[1:]  # compiling a block takes seconds, and all of them are alike
     ids, labels = batch((3, 17), padded=False)
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the compiler's own warnings
         with equal_results_less_work(model):
             eager = loss_and_gradients(model, input_ids=ids, labels=labels)
-            compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+            compiled = torch.compile(model, backend=graphs)
             model.zero_grad()
             loss = compiled(input_ids=ids, labels=labels).loss
             loss.backward()
     torch.compiler.reset()
+    assert graphs.frame_count == 1
     assert loss.item() == pytest.approx(eager[0], abs=1e-5)
     gradients = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
     assert (gradients - eager[1]).abs().max() < (1e-4 if dtype == torch.float32 else 2e-2)
