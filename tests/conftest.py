@@ -34,6 +34,12 @@ def runs(tmp_path, monkeypatch):
     return tmp_path / "runs"
 
 
+@pytest.fixture(autouse=True)
+def plans_without_triton(monkeypatch):
+    """Predict the same memory whether or not Triton is installed here."""
+    monkeypatch.setattr("helpers.training.memory.has_triton", lambda: False)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def frozen_libraries():
     """Keep what is loaded out of garbage collection: each training collects, which takes 0.4 s with all of torch."""

@@ -97,7 +97,9 @@ class ChunkedCrossEntropy(torch.autograd.Function):
                 del slopes  # otherwise the next chunk's logits are added to this one's in memory
             if of_hidden:
                 grad_hidden *= is_kept
-        ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight[:vocab_size])
+        if of_weight:
+            grad_weight.resize_(weight.shape)  # to a view of it autograd adds the embedding's gradient in a copy
+        ctx.save_for_backward(grad_hidden, grad_weight)
         return total
 
     @staticmethod

@@ -45,7 +45,8 @@ class _Record(BaseModel):
 class Measurement(_Record):
     """One training: its shape, the settings that matter, the median seconds of a step, and the peak.
 
-    On a processor the peak is that of the whole process, and `process_bytes` what it held before the training.
+    The peak is all that the process holds on the card, or in main memory where it trains on a processor, and
+    `process_bytes` what it held there before the training.
     """
 
     shape: dict[str, int | float | None]
@@ -118,7 +119,9 @@ class Calibration(_Record):
         if precision not in self._fits:
             return None
         *_, (constant, share) = self._fits[precision]
-        return constant + (process_bytes or min(row.process_bytes for row in self._rows(precision))), share
+        if self.is_processor:
+            constant += process_bytes or min(row.process_bytes for row in self._rows(precision))
+        return constant, share
 
     @functools.cached_property
     def _fits(self) -> dict[str, tuple[list[float], float, tuple[int, float]]]:

@@ -115,7 +115,7 @@ def _train(settings: TrainingSettings, folder: Path, **how: Any) -> None:
                 raise TrainingBrokenError(
                     f"Out of memory, and not even one block of {settings.block_size} tokens fits: lower block_size, "
                     "set gradient_checkpointing, or free memory that other programs hold."
-                ) from None
+                ) from error
             if processes.n_processes() > 1:
                 raise TrainingBrokenError(
                     f"A batch of {settings.per_device_train_batch_size} does not fit into the memory of every card: "
@@ -161,6 +161,7 @@ def _train_once(
     callbacks = training_callbacks(settings, folder, model=trained, tokenizer=tokenizer, progress=progress, watch=watch)
     steps = SlownessWatch(folder)
     processes.reset_peak()
+    held_on_card = torch.cuda.memory_allocated()  # by whatever else this process has there
     with equal_results_less_work(model):
         trainer = _new_trainer(
             data.facts["splits"]["validation"],
@@ -181,6 +182,7 @@ def _train_once(
         checkpoint = run_files.last_complete_checkpoint(folder / "checkpoints")
         tokens_per_process = len(train) * settings.block_size // trainer.args.world_size
         predicted = predict_on_this_machine(settings, model.config, train_tokens=tokens_per_process)
+        predicted["process_bytes"] += held_on_card
         if checkpoint and "stream" in data.facts:
             n_steps = run_files.step_of(checkpoint)
             train.resume_after(count_blocks_read(settings, len(train), n_steps, trainer.args.world_size))

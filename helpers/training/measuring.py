@@ -50,9 +50,10 @@ def _measurements(device: GraphicsCard, end: float) -> Iterator[Measurement]:
         if predict(shape, settings, precision=precision).total_bytes > device.usable_bytes:
             return
         measured = measure(shape, settings)
-        # What an earlier training leaves in the process is used again by the next one: it is no part of the process.
-        process_bytes = process_bytes or measured.process_bytes
-        yield measured.model_copy(update={"process_bytes": process_bytes})
+        if device.is_processor:  # what an earlier training leaves in the process is used again: it is no part of it
+            process_bytes = process_bytes or measured.process_bytes
+            measured = measured.model_copy(update={"process_bytes": process_bytes})
+        yield measured
         if time.perf_counter() > end:
             return
 
@@ -61,6 +62,7 @@ def measure(shape: GPT2Shape, settings: TrainingSettings) -> Measurement:
     """Train a model of random weights on random tokens for a few steps, and return the median time and the peak."""
     import psutil
     import torch
+    from accelerate.utils.memory import clear_device_cache
     from transformers import GPT2Config, GPT2LMHeadModel, PrinterCallback, Trainer
 
     with torch.random.fork_rng(), tempfile.TemporaryDirectory() as folder, quiet():
@@ -74,6 +76,9 @@ def measure(shape: GPT2Shape, settings: TrainingSettings) -> Measurement:
         arguments.eval_strategy = arguments.save_strategy = "no"
         timer = StepTimer(is_exact=True)
         besides = max(0, psutil.Process().memory_info().rss - 4 * parameters(shape))
+        if torch.cuda.is_available():
+            clear_device_cache(garbage_collection=True)  # a Trainer from before refers to itself
+            besides = torch.cuda.memory_allocated()
         processes.reset_peak()
         with equal_results_less_work(model):
             trainer = Trainer(
@@ -90,5 +95,5 @@ def measure(shape: GPT2Shape, settings: TrainingSettings) -> Measurement:
         precision=chosen_precision(settings),
         step_seconds=statistics.median(timer.seconds[1:]),
         peak_bytes=peak_bytes,
-        process_bytes=0 if torch.cuda.is_available() else besides,
+        process_bytes=besides,
     )

@@ -3,6 +3,7 @@
 The same functions run on a processor with a very small model, so that they are known to work before a card is at hand.
 """
 
+import gc
 import importlib.util
 import itertools
 import json
@@ -11,7 +12,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -59,6 +60,7 @@ LEVERS: dict[str, dict[str, Any]] = {
     "transformers' attention": {"causal_attention": False},
     "transformers' GELU": {"fused_gelu": False},
     "all logits at once": {"chunked_loss": False},
+    "loss without Triton": {"fused_softmax": False},
     "vocabulary not padded": {"rows": 1},
     "chunks of 512 tokens": {"chunk_tokens": 512},
     "chunks of 2048 tokens": {"chunk_tokens": 2048},
@@ -80,6 +82,7 @@ def train(
     chunked_loss: bool = True,
     chunk_tokens: int = engine.CHUNK_TOKENS,
     rows: int = 64,
+    fused_softmax: bool = True,
     non_blocking: bool = True,
     fused: bool = True,
     checkpointing: bool = False,
@@ -102,7 +105,10 @@ def train(
     backend = "inductor" if is_card else "aot_eager"
     run = torch.compile(model, backend=backend, mode=compile_mode if is_card else None) if compile_mode else model
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=fused)
-    with patch.object(autograd_functions, "_ROWS", rows):
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(autograd_functions, "_ROWS", rows))
+        if not fused_softmax:
+            stack.enter_context(patch.object(autograd_functions.fused_softmax, "works_on", lambda device: False))
         return _time_steps(
             scale, settings, lambda ids: run(input_ids=ids, labels=ids, use_cache=False).loss, optimizer,
             non_blocking=non_blocking,
@@ -186,6 +192,7 @@ def _mark(is_card: bool) -> Any:
 
 def _reset_peak(is_card: bool) -> None:
     if is_card:
+        gc.collect()  # a model whose `forward` was replaced refers to itself
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
 
@@ -239,9 +246,9 @@ def measure_against(scale: Scale) -> Iterator[dict[str, Any]]:
     how = {"config": config, "block": scale.block // 2, "steps": scale.steps, "on_card": scale.device == "cuda"}
     for name, values in training_step.ROWS.items():
         if scale.device == "cuda" or "torch_compile" not in values:
+            _reset_peak(scale.device == "cuda")
             yield {"what": name} | training_step.measure(**values, **how)
             torch.compiler.reset()
-            _reset_peak(scale.device == "cuda")
 
 
 def measure_against_nanogpt(scale: Scale) -> Iterator[dict[str, Any]]:

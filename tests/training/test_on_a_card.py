@@ -39,7 +39,7 @@ def loss_and_gradients(model, ids, half, run):
     model.zero_grad()
     with torch.autocast(DEVICE, half, enabled=half is not None):
         loss = run(input_ids=ids, labels=ids, use_cache=False).loss
-    loss.backward()
+    (loss * 2**16).backward()  # as the Trainer does it in fp16, where stock's gradients of the logits are 0 otherwise
     return loss.item(), torch.cat([weight.grad.flatten() for weight in model.parameters()])
 
 
@@ -100,11 +100,12 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(tiny_settings):
 
 @contextmanager
 def little_memory(monkeypatch):
-    """Leave 384 MiB of a card to this process; on a processor refuse batches of more than 16."""
+    """Leave 384 MiB of a card to a training; on a processor refuse batches of more than 16."""
     if HAS_CARD:
         gc.collect()
         torch.cuda.empty_cache()
-        torch.cuda.set_per_process_memory_fraction(384 * 2**20 / torch.cuda.get_device_properties(0).total_memory)
+        limit = torch.cuda.memory_reserved() + 384 * MIB  # cuBLAS keeps its workspaces, for one
+        torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.get_device_properties(0).total_memory)
         try:
             yield
         finally:
