@@ -48,7 +48,7 @@ def training_arguments(settings: TrainingSettings, folder: Path, *, n_blocks: in
         restore_callback_states_from_checkpoint=True,  # of Clock, and of early stopping, whose patience is in it
         load_best_model_at_end=bool(settings.early_stopping_patience),
         metric_for_best_model="eval_loss" if settings.early_stopping_patience else None,
-        torch_compile=compiles(settings, n_blocks),
+        torch_compile=compiles(settings, n_blocks, on_card=torch.cuda.is_available()),
         prediction_loss_only=True,  # otherwise every logit of the validation text is kept in memory
         logging_nan_inf_filter=False,  # the default would log a loss that is not finite as 0.0
         dataloader_pin_memory=torch.cuda.is_available(),
@@ -66,17 +66,15 @@ def _has_tf32() -> bool:
     return torch.cuda.is_available() and torch.version.hip is None and torch.cuda.get_device_capability() >= (8, 0)
 
 
-def compiles(settings: TrainingSettings, n_blocks: int) -> bool:
+def compiles(settings: TrainingSettings, n_blocks: int, *, on_card: bool) -> bool:
     """Tell whether the model is compiled: with `torch_compile='auto'` for a long run on a GPU under Linux.
 
     Compiling takes a minute or more, and Triton, which it needs on a GPU, is made for Linux.
     """
-    import torch
-
     if settings.torch_compile != "auto":
         return settings.torch_compile == "always"
     passes = settings.num_train_epochs * n_blocks / settings.per_device_train_batch_size
-    return torch.cuda.is_available() and platform.system() == "Linux" and passes >= _PASSES_WORTH_COMPILING
+    return on_card and platform.system() == "Linux" and passes >= _PASSES_WORTH_COMPILING
 
 
 def chosen_precision(settings: TrainingSettings) -> str:

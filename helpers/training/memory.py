@@ -200,6 +200,7 @@ def predict(
     overhead: tuple[int, float] | None = None,
     n_processes: int = 1,
     fused_softmax: bool | None = None,
+    compiled: bool = False,
 ) -> Memory:
     """Predict the peak memory of a training, from the second step on, when the optimizer has its states.
 
@@ -214,11 +215,12 @@ def predict(
         overhead: constant bytes, and bytes per byte of activations, that the formula cannot see; estimated by default.
         n_processes: how many processes train together, each with this batch and a copy of the model.
         fused_softmax: whether the card has the kernel for the loss; by default whether Triton is installed here.
+        compiled: whether the course's engine is compiled for a card.
     """
     precision = precision or {"auto": "bf16"}.get(settings.mixed_precision, settings.mixed_precision)
     constant, share = overhead or estimate_overhead(on_processor=on_processor)
     is_fused = not on_processor and (has_triton() if fused_softmax is None else fused_softmax)
-    step = _Step(config, settings, engine, precision != "no", on_processor, n_processes, is_fused)
+    step = _Step(config, settings, engine, precision != "no", on_processor, n_processes, is_fused, compiled)
     moments = [step.at_loss(), step.at_last_block(), step.at_first_block(), step.at_optimizer(), step.at_sample()]
     if not settings.lora_r:
         moments.append(step.at_embeddings())
@@ -245,6 +247,9 @@ class _Step:
 
     Memory grows up to the loss. In the backward pass blocks free what they kept while gradients grow. So the peak is
     at the loss, at either end of the backward pass, or where the embedding's gradient is computed.
+
+    Compiled, the same is kept for the backward pass, but gradients are handed over at its end only. With checkpointing
+    no copies of the weights are kept, and GELU's values are float32 while a block is computed again.
     """
 
     def __init__(
@@ -256,8 +261,10 @@ class _Step:
         on_processor: bool,
         n_processes: int,
         has_fused_softmax: bool,
+        compiled: bool,
     ) -> None:
-        self.course, self.is_half, self.has_fused_softmax = engine == "course", is_half, has_fused_softmax
+        self.course, self.is_half, self.compiled = engine == "course", is_half, compiled
+        self.has_fused_softmax = has_fused_softmax
         self.mask_bytes = 4 if on_processor else 1  # dropout on a processor keeps floats
         self.checkpointing, self.rank = settings.gradient_checkpointing, settings.lora_r
         self.adapter_dropout = settings.lora_r > 0 and settings.lora_dropout > 0
@@ -321,11 +328,12 @@ class _Step:
         """Return the bytes of temporary tensors in the backward pass through a block's second half."""
         product = 2 if self.is_half else 4
         matrix = self.inner * self.width * (4 - 2 * self.is_half) * (not self.rank)  # its gradient, without its copy
-        if self.course:  # the larger of before and after the last matrix's gradient
-            return self.stream + max(
-                self.tokens * (self.width + self.inner) * product, self.tokens * self.inner * product + matrix
-            )
-        return self.stream + self.tokens * self.inner * (12 if self.is_half else 8) + matrix
+        if not self.course:
+            return self.stream + self.tokens * self.inner * (12 if self.is_half else 8) + matrix
+        again = 4 * self.tokens * (self.width + self.inner) * (self.compiled and self.checkpointing)
+        # the larger of before and after the last matrix's gradient
+        in_hand = self.tokens * self.inner * product + max(self.tokens * self.width * product, matrix)
+        return self.stream + again + in_hand
 
     def _memory(self, moment: str, *, gradients: int, copies: int, activations: int, loss: int = 0) -> Memory:
         return Memory(self.weights, gradients, self.states, copies, activations, loss, 0, moment)
@@ -335,6 +343,8 @@ class _Step:
         kept = self.stream if self.checkpointing else self.stream + self.block
         after_blocks = 2 * self.stream + 8 * self.tokens  # the last norm's input, output, mean and deviation
         copied_layers = self.layers
+        if self.compiled and self.checkpointing:
+            after_blocks, copied_layers = self.stream, 0  # the last block's output is computed again
         if not self.course and self.is_half:  # the peak is in the backward pass of the loss already
             after_blocks -= self.stream // 2  # the head keeps the output as halves
             copied_layers = 0 if self.checkpointing else self.layers
@@ -364,7 +374,8 @@ class _Step:
 
     def at_first_block(self) -> Memory:
         """Return the memory when the backward pass ends: one block is left, nearly all gradients exist."""
-        gradients = self.old_gradients + (self.head_gradient if self.old_gradients else self.late_gradients)
+        adds_up = self.old_gradients and not self.compiled
+        gradients = self.old_gradients + (self.head_gradient if adds_up else self.late_gradients)
         return self._backward("the first block", gradients, self.block_copies, self.stream + self.block)
 
     def _backward(self, moment: str, gradients: int, copies: int, kept: int) -> Memory:
@@ -373,9 +384,10 @@ class _Step:
 
     def at_embeddings(self) -> Memory:
         """Return the memory when the tied weight's second gradient is computed; the first one came from the head."""
-        waiting = self.embedding * (2 if self.old_gradients else 1)
-        gradients = 4 * self.trained + waiting
-        return self._memory("the embedding's gradient", gradients=gradients, copies=0, activations=self.stream)
+        of_pass = self.old_gradients if self.compiled else self.embedding * (self.old_gradients > 0)
+        gradients = 4 * self.trained + self.embedding + of_pass
+        activations = self.stream * (3 if self.compiled else 1)
+        return self._memory("the embedding's gradient", gradients=gradients, copies=0, activations=activations)
 
     def at_sample(self) -> Memory:
         """Return the memory when a sample is generated after a validation: the keys and values of all its tokens."""

@@ -13,6 +13,7 @@ from helpers.display import duration_text, html_table, size_text
 from helpers.model import check_heads
 from helpers.settings import SettingsError, TrainingSettings
 from helpers.training import processes
+from helpers.training.arguments import compiles
 from helpers.training.calibration import find_calibration
 from helpers.training.cards import DEFAULT_CARD, GraphicsCard, find_card, this_device
 from helpers.training.evaluation_memory import describe_evaluation, evaluation_bytes
@@ -43,6 +44,7 @@ UTILISATION = (0.20, 0.50)
 # by the processor of a server (2026-11), less by a desktop's.
 _LAYER_SECONDS = (1e-3, 3.2e-3)
 _LEANER = ({"optim": "adafactor"}, {"lora_r": 16})  # what else trains a model whose states do not fit the card
+_COMPILED = "on a processor the peak is predicted for a model that is not compiled"
 _BAR = 30  # characters
 
 
@@ -204,6 +206,7 @@ class MemoryPlan:
             ("disk", f"{size_text(self.disk_bytes)}: {kept} + 1 checkpoints and the model"),
             *([("evaluation", evaluation)] if evaluation else []),
             *([("warm-up", self.warmup_note)] if self.warmup_note else []),
+            *([("compiled", _COMPILED)] if self.card.is_processor and self.settings.torch_compile == "always" else []),
         ]
 
     def _time(self) -> str:
@@ -287,9 +290,11 @@ def plan_run(
     calibration, is_here = find_calibration(card) or (None, False)
     overhead = calibration.overhead(precision, process_bytes=process_bytes) if calibration else None
     overhead = overhead or estimate_overhead(on_processor=card.is_processor, process_bytes=process_bytes)
+    tokens, tokens_are = (train_tokens, "as given") if train_tokens is not None else training_tokens(settings)
+    compiled = not card.is_processor and compiles(settings, tokens // settings.block_size, on_card=True)
     how = {
         "engine": engine, "precision": precision, "on_processor": card.is_processor, "overhead": overhead,
-        "n_processes": n_processes,
+        "n_processes": n_processes, "compiled": compiled and engine == "course",
     }  # fmt: skip
 
     def memory(**changes: Any) -> Memory:
@@ -306,7 +311,6 @@ def plan_run(
     suggested = next((changes for changes in ways if fits(**changes)), {})
     others = [] if suggested or settings.lora_r else [change | way for change in _LEANER for way in ways]
     leaner = next((changes for changes in others if fits(**changes)), {})
-    tokens, tokens_are = (train_tokens, "as given") if train_tokens is not None else training_tokens(settings)
     return MemoryPlan(
         settings, shape, card, engine, precision, memory(), largest_batch, suggested, leaner, tokens, tokens_are,
         calibration and calibration.step_seconds(shape, settings, precision),

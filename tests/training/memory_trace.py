@@ -56,14 +56,7 @@ def peak_bytes(
     """
     batch, block, precision = settings.per_device_train_batch_size, settings.block_size, settings.mixed_precision
     with ExitStack() as stack:
-        model = _on_meta(config)  # its initial weights are drawn outside, where meta tensors draw none
-        trained = model
-        if settings.lora_r:
-            trained = add_adapter(model, settings, half=DTYPES.get(precision))
-        stack.enter_context(FakeTensorMode())
-        stack.enter_context(_as_on_cuda(fused_softmax=fused_softmax))
-        _give_storage(trained)
-        _choose(model, engine=engine, checkpointing=settings.gradient_checkpointing)
+        model, trained = stack.enter_context(fake_models(config, settings, engine, fused_softmax=fused_softmax))
         optimizer = _stepped_once(trained, settings.optim)
         input_ids = torch.empty(batch, block, dtype=torch.int64)
         tracker = _Tracker()
@@ -107,6 +100,20 @@ def scoring_peak_bytes(config: GPT2Config, *, batch: int, n_scored: int) -> int:
         with torch.no_grad():
             _token_nats(model, rows, n_scored)
         return tracker.get_tracker_snapshot("peak")[CPU]["Total"]
+
+
+@contextmanager
+def fake_models(
+    config: GPT2Config, settings: TrainingSettings, engine: str, *, fused_softmax: bool = False
+) -> Iterator[tuple[GPT2LMHeadModel, nn.Module]]:
+    """Give a fake model that behaves as on CUDA, and what is trained of it: the model, or it with an adapter."""
+    model = _on_meta(config)  # its initial weights are drawn outside, where meta tensors draw none
+    half = DTYPES.get(settings.mixed_precision)
+    trained = add_adapter(model, settings, half=half) if settings.lora_r else model
+    with FakeTensorMode(), _as_on_cuda(fused_softmax=fused_softmax):
+        _give_storage(trained)
+        _choose(model, engine=engine, checkpointing=settings.gradient_checkpointing)
+        yield model, trained
 
 
 def _validate(model: GPT2LMHeadModel, input_ids: torch.Tensor) -> None:

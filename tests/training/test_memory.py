@@ -44,7 +44,7 @@ def traced_and_predicted(shape, values, *, sample_tokens=0, **how):
         return traced, predict(shape, asked, **how).tensor_bytes
     asked = asked.model_copy(update={"sample_prompt": "x" * (sample_tokens - 40)})  # 40 are added to the prompt
     traced = memory_trace.peak_bytes(config_of(shape), asked, of="sample", sample_tokens=sample_tokens, **how)
-    step = _Step(shape, asked, how["engine"], asked.mixed_precision != "no", False, how["n_processes"], False)
+    step = _Step(shape, asked, how["engine"], asked.mixed_precision != "no", False, how["n_processes"], False, False)
     return traced, step.at_sample().tensor_bytes
 
 
@@ -83,6 +83,14 @@ def test_a_sample_after_a_long_prompt_takes_more_than_a_step_of_short_blocks():
     long = predict(GPT2, asked.model_copy(update={"sample_prompt": "x" * 984}))
     assert long.moment == "a sample"
     assert long.activations >= 2 * 12 * 1024 * 768 * 2, "keys and values of 1,024 tokens in all layers, as halves"
+
+
+def test_a_compiled_model_hands_over_all_gradients_at_once_beside_those_of_earlier_passes():
+    short = settings(batch=1, block=32, accumulation=2)
+    eager, compiled = (predict(GPT2, short, compiled=compiled) for compiled in (False, True))
+    n, embedding = parameters(GPT2), 50257 * 768
+    assert (eager.gradients, eager.moment) == (4 * (n + embedding), "the loss")
+    assert (compiled.gradients, compiled.moment) == (4 * (2 * n + embedding), "the embedding's gradient")
 
 
 def test_several_processes_keep_a_buffer_of_the_gradients():

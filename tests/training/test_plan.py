@@ -20,6 +20,7 @@ from helpers.training.plan import (
 
 CARD_OF = {8: "RTX 4070 Laptop", 12: "RTX 4070 Ti", 16: "RTX 4070 Ti SUPER"}  # GB -> the card to plan for
 SMALL = GraphicsCard("a small card", 5 * GIB, 20.0, 10.0)
+PROCESSOR = SMALL._replace(name="a processor", is_processor=True)
 
 
 def gpt2(**changes):
@@ -63,6 +64,25 @@ def test_an_evaluation_that_does_not_fit_is_a_row_of_the_plan():
     tight = plan_run(settings, card=SMALL._replace(total_bytes=7 * GIB), train_tokens=0)
     assert dict(tight.rows())["evaluation"].startswith("does not fit: notebook 04 measures in float32")
     assert tight.to_dict()["evaluation_bytes"] > tight.card.usable_bytes
+
+
+# where compiling makes the most difference: all gradients of a pass beside those of the passes before
+TINY_PASSES = gpt2(block_size=32, per_device_train_batch_size=1, gradient_accumulation_steps=2)
+
+
+def test_a_compiled_model_is_planned_for_a_card_and_a_plan_for_a_processor_says_that_it_is_not():
+    always, never = (TINY_PASSES.model_copy(update={"torch_compile": choice}) for choice in ("always", "never"))
+    assert plan_run(always, train_tokens=0).memory.gradients > plan_run(never, train_tokens=0).memory.gradients
+    processor = plan_run(always, card=PROCESSOR, train_tokens=0)
+    assert processor.memory == plan_run(never, card=PROCESSOR, train_tokens=0).memory
+    assert "not compiled" in dict(processor.rows())["compiled"]
+
+
+def test_auto_is_planned_as_compiled_where_the_run_is_long_enough(monkeypatch):
+    monkeypatch.setattr("platform.system", lambda: "Linux")
+    always, auto = (TINY_PASSES.model_copy(update={"torch_compile": choice}) for choice in ("always", "auto"))
+    assert plan_run(auto, train_tokens=10**7).memory == plan_run(always, train_tokens=10**7).memory
+    assert plan_run(auto, train_tokens=10**4).memory != plan_run(always, train_tokens=10**4).memory
 
 
 @pytest.mark.parametrize("card", [SMALL, *CARDS], ids=lambda card: card.name)
