@@ -19,6 +19,7 @@ from typing import Any
 import click
 
 from helpers.environment.commands import doctor, monitor
+from helpers.files import explain_os_error
 from helpers.schema import allowed, unit
 from helpers.settings import SettingsError, TrainingSettings, check_values, known_settings, preset_names, read_preset
 from helpers.sharing.commands import demo, export, share
@@ -60,8 +61,11 @@ class _OneSentence(click.Group):
         usual = signal.signal(signal.SIGTERM, _raise_terminated)
         try:
             return super().invoke(ctx)
-        except (SettingsError, CourseError) as error:
-            click.secho(f"Error: {error}", fg="red", err=True)
+        except (SettingsError, CourseError, OSError) as error:
+            sentence = explain_os_error(error) if isinstance(error, OSError) else str(error)
+            if not sentence:
+                raise
+            click.secho(f"Error: {sentence}", fg="red", err=True)
             ctx.exit(2 if isinstance(error, SettingsError) else 1)
         except KeyboardInterrupt as interrupt:
             click.secho("\nInterrupted: what was done is kept, and the same command continues.", fg="red", err=True)
@@ -149,7 +153,9 @@ def plan(
 
 @main.command()
 @click.option("--json", "as_json", is_flag=True, help="Print all measurements as JSON, to keep or to post.")
-@click.option("--seconds", default=60.0, show_default=True, help="Begin no further training after so long.")
+@click.option(
+    "--seconds", default=60.0, show_default=True, type=click.FloatRange(0), help="Begin no training later than this."
+)
 def calibrate(as_json: bool, seconds: float) -> None:
     """Measure short trainings on this machine, from which plan, panel and sweep then predict."""
     from helpers.training import calibrate as measure

@@ -2,7 +2,6 @@
 
 import asyncio
 import html
-import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers.display import did_you_mean, duration_text, size_text
-from helpers.files import environment_variables
+from helpers.files import environment_variables, read_json, read_json_lines
 from helpers.paths import ASSETS, NOTEBOOKS, runs_folder
 from helpers.settings import SettingsError, known_settings, run_folder
 
@@ -281,9 +280,8 @@ def _draw_equation(tex: re.Match) -> str:
 def _summarise(run: str) -> dict[str, Any]:
     """Return what the page says first, as far as the run has got: empty parts are left out."""
     folder = run_folder(run)
-    training, evaluation = (_read_json(folder / name) for name in ("training.json", "evaluation.json"))
-    history = folder / "history.jsonl"
-    rows = [json.loads(line) for line in history.read_text(encoding="utf-8").splitlines()] if history.exists() else []
+    training, evaluation = (_read_if_there(folder / name) for name in ("training.json", "evaluation.json"))
+    rows = read_json_lines(folder / "history.jsonl")
     speech = evaluation.get("speech") or {"decodings": []}
     after = [row["sample"] for row in speech["decodings"] if row["decoding"] == "these settings"]
     return {
@@ -296,10 +294,10 @@ def _summarise(run: str) -> dict[str, Any]:
     }
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_if_there(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # not there yet; the page of an interrupted run shows what there is
+        return read_json(path)
+    except (OSError, SettingsError):  # not there yet; the page of an interrupted run shows what there is
         return {}
 
 

@@ -8,7 +8,6 @@ is its name here.
 
 import codecs
 import functools
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ import yaml
 from pydantic import AfterValidator, TypeAdapter, ValidationError, model_validator
 
 from helpers.display import did_you_mean
+from helpers.files import read_json
 from helpers.paths import ASSETS, runs_folder, stored_path
 from helpers.schema import Settings, SettingsError, sentence, setting, unknown
 
@@ -329,12 +329,12 @@ def read_run_settings(run: str) -> TrainingSettings:
     """Return the settings a run was trained with, under the name its folder has now.
 
     Raises:
-        SettingsError: there is no such run.
+        SettingsError: there is no such run, or its settings.json is damaged.
     """
     path = run_folder(run) / "settings.json"
     if not path.exists():
         raise SettingsError(f"There is no run {run!r} in {runs_folder()}{did_you_mean(run, _runs())}")
-    return TrainingSettings(**json.loads(path.read_text(encoding="utf-8"))["settings"] | {"run": run})
+    return TrainingSettings(**read_json(path)["settings"] | {"run": run})
 
 
 def _runs() -> list[str]:

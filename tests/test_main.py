@@ -74,6 +74,24 @@ def test_a_failing_notebook_is_exit_code_1(monkeypatch):
     assert (result.exit_code, result.output) == (1, "Error: 02_data.ipynb failed\n")
 
 
+@pytest.mark.parametrize("command", [["run", "01"], ["train"]])
+def test_a_folder_that_cannot_be_written_is_one_sentence_and_exit_code_1(command, tmp_path, monkeypatch):
+    (tmp_path / "a file").write_text("")
+    monkeypatch.setenv("COURSE_RUNS", str(tmp_path / "a file" / "runs"))
+    result = call(*command)
+    assert (result.exit_code, result.output.count("\n")) == (1, 1)
+    assert "cannot be used" in result.output
+
+
+def test_a_run_whose_settings_are_damaged_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setenv("COURSE_RUNS", str(tmp_path))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/settings.json").write_text('{"settings"')
+    result = call("train", "--run", "mine")
+    assert result.exit_code == 2
+    assert f"{tmp_path / 'mine' / 'settings.json'} is damaged" in result.output
+
+
 def test_an_interrupt_is_exit_code_130_and_says_what_is_kept(monkeypatch):
     def stop(*_, **__):
         raise KeyboardInterrupt

@@ -3,7 +3,6 @@
 A source is never changed. The result is kept in `runs/<run>/data/`, complete or not at all.
 """
 
-import errno
 import json
 import shutil
 import tempfile
@@ -25,7 +24,7 @@ from helpers.data.splitting import SPLITS, UNDECIDED, split_by_document, split_b
 from helpers.data.tokens import TokenStream
 from helpers.data.writing import IGNORED, Staging, check_enough, cut_blocks, keep_labelled, write_parts
 from helpers.display import QUIET_SECONDS
-from helpers.files import atomic_folder
+from helpers.files import atomic_folder, is_disk_full, read_json
 from helpers.model import check_model_name, load_tokenizer, model_hash, quiet, train_tokenizer
 from helpers.paths import is_same_place
 from helpers.settings import DataSettings, SettingsError, run_folder
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Kind = TypeVar("Kind", bound=DataSettings)
-_DISK_FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 _BUFFER_BLOCKS = 2048  # of a stream are shuffled together: 4 MB, read in about two seconds, which a resume reads again
 _SAMPLE_TOKENS = 2_000_000  # of a stream are kept: 2,000 blocks of 1,024, a tenth each for validation and test
 
@@ -100,7 +98,7 @@ def open_prepared(run: str) -> PreparedData:
     folder = run_folder(run) / "data"
     if not (folder / "data.json").exists():
         raise SettingsError(f"Run {run!r} holds no data yet: run notebook 02 or `prepare(settings)` first.")
-    facts = json.loads((folder / "data.json").read_text(encoding="utf-8"))
+    facts = read_json(folder / "data.json")
     return PreparedData(load_from_disk(folder / "blocks"), load_from_disk(folder / "documents"), facts)
 
 
@@ -145,7 +143,7 @@ def is_same_text(settings: DataSettings) -> bool:
     path = run_folder(settings.run) / "data" / "data.json"
     if not path.exists():
         return False
-    facts = json.loads(path.read_text(encoding="utf-8"))
+    facts = read_json(path)
     before, now = DataSettings(**facts["settings"]), settings.part(DataSettings)
     alike = {"run": now.run, "source": now.source}
     if is_same_model(now.run, before.model_name_or_path, now.model_name_or_path):
@@ -169,7 +167,7 @@ def is_same_model(run: str, before: str, now: str) -> bool:
     if is_same_place(before, now):
         return True
     path = run_folder(run) / "data" / "data.json"
-    facts = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    facts = read_json(path) if path.exists() else {}
     return facts.get("model_sha256") is not None and facts["model_sha256"] == model_hash(now)
 
 
@@ -178,7 +176,7 @@ def _explain_full_disk(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _DISK_FULL:
+        if is_disk_full(error):
             raise SettingsError(
                 f"The disk of {folder} is full: the text needs about three times its size there for a while. "
                 "Free some space, set COURSE_RUNS to a folder on another disk, or set max_tokens to take less."

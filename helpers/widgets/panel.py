@@ -11,6 +11,7 @@ from typing import Any
 
 import ipywidgets as w
 
+from helpers.files import explain_os_error
 from helpers.paths import ASSETS
 from helpers.settings import Settings, SettingsError
 from helpers.widgets.fields import get_value, has_value, make_control, set_value
@@ -85,8 +86,10 @@ class Panel:
         """Show an error that the user can correct in the panel, as one sentence without a traceback."""
         try:
             yield
-        except (SettingsError, OSError) as error:
+        except SettingsError as error:
             self.say(str(error), is_error=True)
+        except OSError as error:
+            self.say(explain_os_error(error) or str(error), is_error=True)
 
     def say(self, sentence: str, *, is_error: bool = False) -> None:
         """Show one sentence, escaped, in place of the last one; an empty one only removes that."""

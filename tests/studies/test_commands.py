@@ -172,7 +172,7 @@ def test_a_disk_that_fills_up_in_the_command_itself_pauses_the_study(study_file,
     monkeypatch.setattr("helpers.studies.queue.open_study", full)
     result = call("sweep", study_file())
     assert result.exit_code == 1
-    assert "The study is paused: [Errno 28] No space left on device. Free some space" in result.output
+    assert "The disk is full ([Errno 28] No space left on device): free some space" in result.output
 
 
 def test_a_table_that_cannot_be_made_is_reported_in_one_sentence(study_file, no_workers, monkeypatch):
