@@ -22,7 +22,7 @@ from helpers.data.sources import Source, check_source, newest_commit, source_has
 from helpers.data.sources.chat import Dialogue
 from helpers.data.splitting import SPLITS, UNDECIDED, split_by_document, split_by_position
 from helpers.data.tokens import TokenStream
-from helpers.data.writing import IGNORED, Staging, check_enough, cut_blocks, keep_labelled, write_parts
+from helpers.data.writing import Staging, block_batch, check_enough, cut_blocks, training_stream, write_parts
 from helpers.display import QUIET_SECONDS
 from helpers.files import atomic_folder, is_disk_full, read_json
 from helpers.model import check_model_name, load_tokenizer, model_hash, quiet, train_tokenizer
@@ -337,9 +337,7 @@ def split_documents(documents: "DatasetDict", settings: DataSettings) -> tuple["
     return DatasetDict(chosen), int((~split.is_first).sum())
 
 
-def token_blocks(
-    documents: "Dataset", tokenizer: "PreTrainedTokenizerBase", block_size: int, *, name: str = "train"
-) -> tuple["Dataset", int]:
+def token_blocks(documents: "Dataset", tokenizer: "PreTrainedTokenizerBase", block_size: int) -> tuple["Dataset", int]:
     """Tokenise documents, end each with the end-of-text token, join them and cut the result into blocks.
 
     Args:
@@ -347,7 +345,6 @@ def token_blocks(
             `borders`, the blocks get `labels`, in which the prompts are -100, and blocks without any are left out.
         tokenizer: a tokenizer with an end-of-text token.
         block_size: tokens in a block.
-        name: what an error calls the documents.
 
     Returns:
         The blocks, each an `input_ids` of `block_size` int32 tokens, and the number of tokens before the last,
@@ -358,29 +355,16 @@ def token_blocks(
     """
     from datasets import Dataset
 
-    tokens = TokenStream(tokenizer)
+    tokens, is_prompt = TokenStream(tokenizer), None
     if "borders" in documents.column_names:
-        return _label_blocks(documents, tokens, block_size, name=name)
-    with_ends = "continues" not in documents.column_names
-    pieces = [tokens.encode(batch["text"], with_ends=with_ends)[0] for batch in documents.iter(1000)]
-    stream = np.concatenate([np.empty(0, np.int32), *pieces])  # (n_tokens,)
-    check_enough(name, len(stream), block_size)
-    rows, _ = cut_blocks(stream, block_size)
-    return Dataset(pa.table({"input_ids": rows})).with_format("torch"), len(stream)
-
-
-def _label_blocks(documents: "Dataset", tokens: TokenStream, block_size: int, *, name: str) -> tuple["Dataset", int]:
-    from datasets import Dataset
-
-    ids, _, is_prompt = tokens.encode_dialogues(dialogues(documents))
-    check_enough(name, len(ids), block_size)
-    labels = np.where(is_prompt, IGNORED, ids.astype(np.int32))
-    end = len(ids) - len(ids) % block_size
-    rows = keep_labelled(np.stack([ids[:end].astype(np.int32), labels[:end]]).reshape(2, -1, block_size))
-    columns = {
-        name: cut_blocks(row.ravel(), block_size)[0] for name, row in zip(("input_ids", "labels"), rows, strict=True)
-    }
-    return Dataset(pa.table(columns)).with_format("torch"), len(ids)
+        ids, _, is_prompt = tokens.encode_dialogues(dialogues(documents))
+    else:
+        with_ends = "continues" not in documents.column_names
+        pieces = [tokens.encode(batch["text"], with_ends=with_ends)[0] for batch in documents.iter(1000)]
+        ids = np.concatenate([np.empty(0, np.int32), *pieces])  # (n_tokens,)
+    check_enough("train", len(ids), block_size)
+    blocks, _ = cut_blocks(training_stream(ids, is_prompt), block_size)
+    return Dataset(pa.table(block_batch(blocks))).with_format("torch"), len(ids)
 
 
 def dialogues(documents: "Dataset") -> Sequence[str]:

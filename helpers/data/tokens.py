@@ -6,7 +6,7 @@ tokenizer itself is used.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,20 @@ if TYPE_CHECKING:
     from helpers.data.sources.chat import Dialogue
 
 _THREADS = min(8, os.cpu_count() or 1)
+_BATCH_CHARACTERS, _BATCH_DOCUMENTS = 2**20, 4096
+
+
+def batches_of(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Yield documents in lists to be encoded at once: of about a million characters, and at most 4,096 documents."""
+    batch, n_characters = [], 0
+    for text in texts:
+        batch.append(text)
+        n_characters += len(text)
+        if n_characters >= _BATCH_CHARACTERS or len(batch) == _BATCH_DOCUMENTS:
+            yield batch
+            batch, n_characters = [], 0
+    if batch:
+        yield batch
 
 
 class TokenStream:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import ipywidgets as w
 
-from helpers.data.quality_report import useful_share
+from helpers.data.quality_report import cut_share, useful_share
 from helpers.data.sources import Source
 from helpers.data.splitting import SPLITS
 from helpers.display import cut
@@ -111,10 +111,11 @@ def documents_html(lengths: Lengths) -> str:
 
 def shares_html(lengths: Lengths, settings: DataSettings) -> str:
     """Draw how much of each row is text when documents are padded to a block, and when they are packed."""
-    padded, cut, packed = shares(lengths.tokens, settings.block_size)
     width = settings.block_size
+    padded, lost = useful_share(lengths.tokens, width), cut_share(lengths.tokens, width)
+    packed = float(sum(lengths.tokens) >= width)  # packed rows are full
     bars = [
-        Bar(f"padded to {width}", padded, f"{100 * padded:.1f} % useful, and {100 * cut:.1f} % of the text cut away"),
+        Bar(f"padded to {width}", padded, f"{100 * padded:.1f} % useful, and {100 * lost:.1f} % of the text cut away"),
         Bar("packed, as here", packed, f"{100 * packed:.1f} % useful, {sum(lengths.tokens) // width:,} blocks"),
     ]
     return bar_chart(bars, title="Share of positions that hold text") + f"<p>{_documents_text(lengths, settings)}</p>"
@@ -128,17 +129,6 @@ def _documents_text(lengths: Lengths, settings: DataSettings) -> str:
     split = ", ".join(f"{name} {n:,}" for name, n in split_sizes(lengths.parts, settings).items())
     how = "split by position, about" if lengths.is_continuous else "split before repeated ones are left out"
     return f"{sum(lengths.parts.values()):,} {what}; {how}: {split}."
-
-
-def shares(tokens: list[int], block_size: int) -> tuple[float, float, float]:
-    """Return the useful share of padded rows, the share of the text that they cut, and the useful share of packed rows.
-
-    >>> shares([4, 12], 8)
-    (0.75, 0.25, 1.0)
-    """
-    n_cut = sum(max(0, length - block_size) for length in tokens)
-    total = sum(tokens)
-    return useful_share(tokens, block_size), n_cut / total, 1.0 if total >= block_size else 0.0
 
 
 def split_sizes(parts: dict[str, int], settings: DataSettings) -> dict[str, int]:
