@@ -4,15 +4,18 @@ Its commands are run, train, plan, calibrate, settings, sweep, compare, export, 
 monitor. The tasks `course`, `test`, `lab` and others work on a fresh clone; see `helpers.environment.tasks`.
 """
 
+import signal
 import sys
 
 from helpers.environment import tasks
 
 if __name__ == "__main__":  # what follows imports packages that may have to be installed first
     tasks.start(sys.argv[1:])
+    on_interrupt = signal.getsignal(signal.SIGINT)
+    if on_interrupt is signal.default_int_handler:  # Ctrl-C then ends the imports without a traceback
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import json
-import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -200,4 +203,5 @@ main.add_command(share)
 main.add_command(sweep)
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, on_interrupt)
     main(prog_name="python -m helpers")

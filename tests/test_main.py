@@ -1,5 +1,8 @@
 import json
+import os
 import signal
+import subprocess
+import sys
 
 import pytest
 from click.testing import CliRunner
@@ -7,6 +10,7 @@ from click.testing import CliRunner
 from helpers import course
 from helpers.__main__ import main
 from helpers.environment import diagnose
+from helpers.paths import ROOT
 from helpers.training import fine_tuning as training
 
 
@@ -90,6 +94,18 @@ def test_a_run_whose_settings_are_damaged_is_one_sentence(tmp_path, monkeypatch)
     result = call("train", "--run", "mine")
     assert result.exit_code == 2
     assert f"{tmp_path / 'mine' / 'settings.json'} is damaged" in result.output
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no signal to one process")
+def test_an_interrupt_of_the_imports_prints_nothing(tmp_path):
+    (tmp_path / "click.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)")
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    child = subprocess.run(
+        [sys.executable, "-m", "helpers", "settings"],
+        env=env, cwd=ROOT, capture_output=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
+    )  # fmt: skip
+    assert (child.returncode, child.stdout, child.stderr) == (-signal.SIGINT, b"", b"")
 
 
 def test_an_interrupt_is_exit_code_130_and_says_what_is_kept(monkeypatch):
