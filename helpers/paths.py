@@ -43,8 +43,8 @@ def find_path(name: str, *, folder: Path | None = None) -> Path | None:
         path = f"/mnt/{drive[1].lower()}/{drive[2]}".replace("\\", "/")
     start = folder or Path.cwd()
     for beside in [start, *([start.parent] if start == NOTEBOOKS else [])]:
-        if os.path.lexists(found := os.path.abspath(beside / path)):  # noqa: PTH100 - resolve() would follow links
-            return Path(found)
+        if os.path.lexists(absolute := os.path.abspath(beside / path)):  # noqa: PTH100 - resolve() would follow links
+            return Path(absolute)
     return None
 
 
@@ -53,8 +53,8 @@ def stored_path(name: str, *, folder: Path | None = None) -> str:
 
     Arguments as in `find_path`.
     """
-    found = None if name in ("", *_SHIPPED) else find_path(name, folder=folder)
-    return name if found is None else str(found)
+    path = None if name in ("", *_SHIPPED) else find_path(name, folder=folder)
+    return name if path is None else str(path)
 
 
 def is_same_place(before: str, now: str) -> bool:

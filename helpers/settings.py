@@ -333,9 +333,6 @@ def read_run_settings(run: str) -> TrainingSettings:
     """
     path = run_folder(run) / "settings.json"
     if not path.exists():
-        raise SettingsError(f"There is no run {run!r} in {runs_folder()}{did_you_mean(run, _runs())}")
+        runs = [each.parent.name for each in runs_folder().glob("*/settings.json")]
+        raise SettingsError(f"There is no run {run!r} in {runs_folder()}{did_you_mean(run, runs)}")
     return TrainingSettings(**read_json(path)["settings"] | {"run": run})
-
-
-def _runs() -> list[str]:
-    return sorted(path.parent.name for path in runs_folder().glob("*/settings.json"))

@@ -17,7 +17,7 @@ from helpers.course import CourseError, find_notebook, run_course
 from helpers.files import environment_variables, write_json
 from helpers.settings import SettingsError, read_preset
 from helpers.studies.compared_run import read_run
-from helpers.studies.queue import choose, place_of
+from helpers.studies.queue import place_of, suggest_values
 from helpers.studies.study import Study, trial_name
 from helpers.training.pruning import PLACE
 from helpers.troubleshooting import explain
@@ -52,7 +52,7 @@ def run_trial(study: Study, trial: "Trial") -> float:
 
     folder = study.folder / trial_name(trial.user_attrs["point"])
     record: dict[str, Any] = {"point": trial.user_attrs["point"], "optimise": study.optimise, "state": "not finished"}
-    record["parameters"] = {**study.settings, **choose(study, trial)}
+    record["parameters"] = {**study.settings, **suggest_values(study, trial)}
     with _logged(folder / "trial.log"):
         # before it runs, so that the table shows what an interrupted trial varies
         write_json(folder / "trial.json", record)

@@ -55,6 +55,7 @@ class Panel:
         self.thread: threading.Thread | None = None
         self._is_filling = self.is_locked = False
         self._others: list[w.Widget] = []  # further widgets of a subclass that are locked with the controls
+        self._stop_button: w.Button | None = None  # the only one that can be pressed while the panel is locked
         for name, control in self.controls.items():
             control.observe(partial(self._take_change, name), "value")
 
@@ -98,10 +99,12 @@ class Panel:
         self._message.value = f"<div class='course-{'error' if is_error else 'note'}'>{text}</div>" if sentence else ""
 
     def lock(self, is_locked: bool) -> None:
-        """Disable all controls, or enable them again."""
+        """Disable everything except the button that stops, or enable it again."""
         self.is_locked = is_locked
         for control in (*self.controls.values(), *self._others):
             control.disabled = is_locked
+        if self._stop_button:
+            self._stop_button.disabled = not is_locked
 
     def run_in_background(self, work: Callable[[], str]) -> None:
         """Do some work in a thread while the panel is locked; then say the sentence it returns, or its error."""
