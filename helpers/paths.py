@@ -32,11 +32,8 @@ def find_path(name: str, *, folder: Path | None = None) -> Path | None:
     """Return the absolute path of a file or folder in the caller's folder; None where there is none of that name.
 
     `~` is the home folder, and in WSL a path with a Windows drive letter is looked for where the drive is mounted.
-    Notebooks that run in their own folder also find what is next to it.
-
-    Args:
-        name: a path as a user writes it.
-        folder: where a relative path begins; the current folder when left out.
+    Notebooks that run in their own folder also find what is next to it. A relative path begins in `folder`, the current
+    one when left out.
     """
     path = os.path.expanduser(name)  # noqa: PTH111 - Path.expanduser raises for a name such as ~draft
     if os.name != "nt" and (drive := _WINDOWS_PATH.fullmatch(path)):
@@ -49,10 +46,7 @@ def find_path(name: str, *, folder: Path | None = None) -> Path | None:
 
 
 def stored_path(name: str, *, folder: Path | None = None) -> str:
-    """Return a path, or the name where nothing is there, so that it means the same everywhere from now on.
-
-    Arguments as in `find_path`.
-    """
+    """Return a path, or the name where nothing is there, so that it means the same everywhere; as `find_path`."""
     path = None if name in ("", *_SHIPPED) else find_path(name, folder=folder)
     return name if path is None else str(path)
 

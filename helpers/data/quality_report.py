@@ -65,12 +65,7 @@ class DataReport:
 
 
 def report(data: PreparedData, tokenizer: "PreTrainedTokenizerBase") -> DataReport:
-    """Describe a prepared text.
-
-    Args:
-        data: the result of `prepare`.
-        tokenizer: the one it was prepared with.
-    """
+    """Describe a prepared text, with the tokenizer that it was prepared with."""
     lengths = data.documents["train"].with_format("numpy")["n_tokens"][:]
     n_bytes = np.array([len(text.encode()) for text in data.documents["train"]["text"]])
     frequent = _frequent_tokens(data.blocks["train"], tokenizer)
@@ -133,11 +128,8 @@ def _plot_waste(lengths: np.ndarray, *, ax: "Axes") -> None:
 def plot_packing(lengths: Sequence[int] | np.ndarray, *, block_size: int) -> "Axes":
     """Draw the first 16 documents to scale, each padded to a row of its own, and below them the same ones packed.
 
-    What a row of its own cuts off is hatched, to the right of the row.
-
-    Args:
-        lengths: tokens of each document, its end-of-text included.
-        block_size: positions in a row.
+    What a row of its own cuts off is hatched, to the right of the row. `lengths` are the tokens of each document, its
+    end-of-text included.
     """
     shown = np.asarray(lengths)[:_N_DRAWN]
     ends = shown.cumsum()

@@ -38,11 +38,8 @@ def batches_of(texts: Iterable[str]) -> Iterator[list[str]]:
 class TokenStream:
     """Turns documents into one stream of token ids.
 
-    Args:
-        tokenizer: a tokenizer with an end-of-text token.
-
     Attributes:
-        eos: the id of that token.
+        eos: the id of the tokenizer's end-of-text token.
         dtype: of the ids; 2 bytes where the vocabulary allows it, because all ids are kept on the disk.
     """
 
@@ -57,14 +54,9 @@ class TokenStream:
         return self._agrees and self._encoding is not None
 
     def encode(self, texts: Sequence[str], *, with_ends: bool = True) -> tuple[np.ndarray, np.ndarray]:
-        """Return the ids of documents, one document after the other, and the number of tokens of each.
+        """Return the ids of documents or passages, one after the other (tokens,), and how many each has (documents,).
 
-        Args:
-            texts: the documents, or the passages of one text.
-            with_ends: put an end-of-text after each.
-
-        Returns:
-            ids: (tokens,); numbers: (documents,), which include the end-of-text.
+        With ends, an end-of-text follows each document and is counted.
         """
         if not texts:
             return np.empty(0, self.dtype), np.empty(0, np.int64)

@@ -39,11 +39,8 @@ def document_schema(*, has_prompts: bool) -> pa.Schema:
 class Staging(ExitStack):
     """The documents of a source on their way to the parts of a split; as a context manager it closes its files.
 
-    Args:
-        folder: an empty folder for a file of texts and one of tokens.
-        tokens: turns texts into ids.
-        fingerprints: gets every document, to find duplicates afterwards.
-        has_prompts: whether the documents are dialogues whose prompts are not to be learned.
+    Their texts and tokens are kept in files of an empty folder. `fingerprints` gets every document, to find duplicates
+    afterwards; `has_prompts` says that they are dialogues whose prompts are not to be learned.
 
     Attributes (the arrays exist after `finish`):
         parts: the part that the source gives each document: a position in `SPLITS`, or `UNDECIDED`. (documents,)
@@ -72,9 +69,9 @@ class Staging(ExitStack):
         """Tokenise and store the documents of a part; return whether the budget ended it.
 
         Args:
-            texts: one for each document; empty ones are counted and left out.
+            texts: empty ones are counted and left out.
             part: 'train', 'validation' or 'test', or '' for what is to be split.
-            budget: tokens to take at most, in whole documents; 0: all.
+            budget: tokens to take at most, in complete documents; 0: all.
             on_batch: called for each batch with its bytes of text and its tokens.
         """
         for read in batches_of(texts):
@@ -176,14 +173,8 @@ class Staging(ExitStack):
 def write_parts(staging: Staging, part: np.ndarray, settings: DataSettings, folder: Path) -> dict[str, Any]:
     """Write the documents of each part, and the blocks of the training and validation parts.
 
-    Args:
-        staging: the staged documents.
-        part: the part of each document. (documents,)
-        settings: for the block size.
-        folder: where `blocks` and `documents` are made.
-
-    Returns:
-        The facts of `data.json` about each part (`splits`), and about leakage.
+    `part` has the part of each document. (documents,) Returns what `data.json` says of each part (`splits`), and of
+    leakage.
 
     Raises:
         SettingsError: a part has less than one block.
@@ -225,13 +216,9 @@ class PartWriter(ExitStack):
     def add(
         self, documents: pa.RecordBatch, ids: np.ndarray, n_tokens: np.ndarray, is_prompt: np.ndarray | None
     ) -> None:
-        """Add documents: their texts, their tokens one after the other, and the tokens of each.
+        """Add documents, their tokens one after the other (tokens,), how many each has (documents,).
 
-        Args:
-            documents: texts, with the borders of their prompts if they have any.
-            ids: (tokens,)
-            n_tokens: (documents,)
-            is_prompt: which tokens are not to be learned. (tokens,) bool; None: all are learned.
+        `is_prompt` says which tokens are not learned (tokens,); None: all are.
         """
         documents = documents.append_column("n_tokens", pa.array(n_tokens, pa.int32()))
         if self._is_continuous:
@@ -269,10 +256,7 @@ class PartWriter(ExitStack):
 class TableWriter(ExitStack):
     """Writes a folder that `datasets.load_from_disk` opens, batch by batch; as a context manager it closes its file.
 
-    Args:
-        folder: the folder to make.
-        schema: of the Arrow batches.
-        torch: whether the data set will return torch tensors.
+    With `torch`, the data set will return torch tensors.
     """
 
     def __init__(self, folder: Path, schema: pa.Schema, *, torch: bool = False) -> None:
@@ -308,10 +292,7 @@ class TableWriter(ExitStack):
 class BlockWriter(TableWriter):
     """Writes a stream of tokens as rows of `block_size`; an incomplete last row waits for the next call.
 
-    Args:
-        folder: the folder to make.
-        block_size: tokens in a row.
-        has_labels: write `labels` as well: the tokens, or IGNORED for those of a prompt.
+    With `has_labels` it writes `labels` as well: the tokens, or IGNORED for those of a prompt.
     """
 
     def __init__(self, folder: Path, block_size: int, *, has_labels: bool = False) -> None:

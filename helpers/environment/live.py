@@ -49,11 +49,9 @@ class Sample(NamedTuple):
 
 
 def sample(*, seconds: float = 0.0, use_gpu: bool = True) -> Sample:
-    """Read the largest card now, or the computer itself if no card answers.
+    """Read the largest card now, or the computer itself if no card answers; `seconds` is the time to note.
 
-    Args:
-        seconds: the time to note in the sample.
-        use_gpu: False skips the card, as after a reading to which it did not answer.
+    Without `use_gpu` no card is asked, as after a reading to which it did not answer.
     """
     cards = read_nvml(_LIMIT_SECONDS).usable if use_gpu else ()
     if cards:

@@ -81,13 +81,7 @@ def _with_paths(values: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _repeated_keys(node: yaml.Node, lines: dict[tuple, int], at: tuple = ()) -> Iterator[Fault]:
-    """Fill `lines` with the line of each part of a file; yield a fault for each key that a mapping has twice.
-
-    Args:
-        node: the part of the file to walk through.
-        lines: path of keys and indices -> line, from 1.
-        at: the path of `node`.
-    """
+    """Fill `lines` (path of keys and indices -> line); yield a fault for each key that a mapping has twice."""
     if isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
             lines[*at, index] = value.start_mark.line + 1

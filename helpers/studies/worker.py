@@ -45,10 +45,7 @@ class _SuperfluousError(RuntimeError):
 def work(study: Study, opened: "OptunaStudy", *, ends: float = float("inf")) -> None:
     """Run trials until the study is settled; wait for the trials of other workers, in case those die.
 
-    Args:
-        study: what to run.
-        opened: the same study in Optuna's storage.
-        ends: the `time.time()` after which no trial starts.
+    `opened` is the study in Optuna's storage; after `ends`, a `time.time()`, no trial starts.
 
     Raises:
         StudyPausedError: the time or the disk space is used up.
