@@ -207,7 +207,10 @@ def write_report(run: str) -> Path:
     from pygments.formatters import HtmlFormatter
 
     folder = run_folder(run) / "notebooks"
-    parts = {html.escape(path.stem): nbformat.read(path, as_version=4) for path in sorted(folder.glob("*.ipynb"))}
+    parts = {}
+    for path in sorted(folder.glob("*.ipynb")):
+        with suppress(nbformat.reader.NotJSONError):  # a full disk has cut this one short
+            parts[html.escape(path.stem)] = nbformat.read(path, as_version=4)
     page = nbformat.v4.new_notebook()
     for name, notebook in parts.items():
         if "language_info" in notebook.metadata:  # which the kernel writes, if it lives; it names the highlighter

@@ -164,6 +164,16 @@ def test_links_between_notebooks_lead_to_sections_of_the_page_and_every_picture_
     assert re.findall(r'<img[^>]*alt="([^"]*)"', page) == ["Loss falls", "A picture of the section: 1. First"]
 
 
+def test_a_notebook_that_a_full_disk_cut_short_is_left_out_of_the_report(runs):
+    folder = runs / "mine/notebooks"
+    folder.mkdir(parents=True)
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# 1. First")]), folder / "01_a.ipynb")
+    (folder / "02_b.ipynb").write_text("")
+    page = write_report("mine").read_text(encoding="utf-8")
+    assert "1. First" in page
+    assert "02_b" not in page
+
+
 def test_equations_become_pictures_and_dollars_in_code_stay(runs):
     source = r"The loss $L$ is $$L = -\frac{1}{N}\sum_t \ln p_t$$ and $\nothing$; type `echo $HOME $PATH`."
     folder = runs / "mine/notebooks"
