@@ -97,6 +97,8 @@ def run(preset: str, run_name: str | None, parameters: tuple[tuple[str, str], ..
     from helpers.environment import unused_card
 
     defaults, asked = read_preset(preset), _chosen_settings(run_name, parameters)
+    of_training = TrainingSettings.model_fields.keys() & asked.keys()
+    TrainingSettings.from_preset(preset, **{name: asked[name] for name in of_training})  # checks them together
     refuse_missing(defaults | asked)
     name = asked.pop("run", defaults["run"])
     chosen = [find_notebook(notebook) for notebook in notebooks] or course_notebooks()

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from helpers.display import did_you_mean, duration_text, size_text
+from helpers.display import did_you_mean, duration_text, first_line, size_text
 from helpers.files import environment_variables, read_json, read_json_lines
 from helpers.paths import ASSETS, NOTEBOOKS, runs_folder
 from helpers.settings import SettingsError, known_settings, run_folder
@@ -54,8 +54,11 @@ def find_notebook(name: str) -> Path:
 
 
 def declared_parameters(notebook: Path) -> set[str]:
-    """Return the names in a notebook's cell tagged `parameters`."""
-    return set(_papermill().inspect_notebook(str(notebook)))
+    """Return the names in a notebook's cell tagged `parameters`; raise `SettingsError` if it is no notebook."""
+    try:
+        return set(_papermill().inspect_notebook(str(notebook)))
+    except Exception as error:  # noqa: BLE001 (the libraries raise anything for a file that is none, or is cut short)
+        raise SettingsError(f"{notebook} cannot be read as a notebook ({first_line(error)}).") from None
 
 
 def _papermill() -> Any:

@@ -59,7 +59,7 @@ def read_study(path: Path) -> Study:
     except ValidationError as error:
         faults += [(fault["loc"], _sentence(fault, values)) for fault in error.errors()]
     if faults:
-        located = sorted((_line(lines, at), sentence) for at, sentence in faults)
+        located = sorted({(_line(lines, at), sentence) for at, sentence in faults})
         raise SettingsError("\n".join(f"{path.name}, line {line}: {sentence}" for line, sentence in located))
     return study
 
