@@ -44,6 +44,14 @@ def read(run: str) -> dict[str, Any]:
     return content
 
 
+def read_section(run: str, section: str) -> Any:
+    """Return one section of a run's metrics; None where it has not been measured, or cannot be read."""
+    try:
+        return read(run)[section]
+    except SettingsError:
+        return None
+
+
 def write_section(run: str, section: str, value: Any) -> None:
     """Write one section of a run's metrics, keep the others, and update the model card."""
     try:
