@@ -1,4 +1,4 @@
-"""Atomic writes of files and folders, JSON, free disk space, and environment variables for a block."""
+"""Atomic writes of files and folders, pages, JSON, free disk space, and environment variables for a block."""
 
 import errno
 import json
@@ -7,9 +7,12 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from html import escape
 from pathlib import Path
+from string import Template
 from typing import Any
 
+from helpers.paths import ASSETS
 from helpers.schema import SettingsError
 
 _DISK_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
@@ -20,6 +23,12 @@ def write_atomically(path: Path, text: str) -> None:
     new = path.with_name(f"{path.name}.new")
     new.write_text(text, encoding="utf-8")
     _retry(lambda: new.replace(path))
+
+
+def write_html_page(path: Path, *, title: str, body: str) -> None:
+    """Write a page that needs no network, atomically; `body` is HTML."""
+    page = Template((ASSETS / "templates" / "page.html").read_text(encoding="utf-8"))
+    write_atomically(path, page.substitute(title=escape(title), body=body))
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -43,7 +43,7 @@ ROOMS = {
     "environment": {"display", "paths"},
     "plots": {"display"},
     "schema": {"display"},
-    "files": {"schema"},
+    "files": {"paths", "schema"},
     "settings": {"display", "files", "paths", "schema"},
     "exercises": {"display", "files", "settings"},
     "model": {"display", "paths", "settings"},

@@ -7,14 +7,10 @@ from typing import Any
 
 from helpers.display import html_table
 from helpers.exercises.checks import CHECKS, Check, Hint, NotDoneError
-from helpers.files import read_json, write_atomically, write_json
+from helpers.files import read_json, write_html_page, write_json
 from helpers.settings import SettingsError, run_folder
 
 _MARKS = {"right": "\u2713", "not yet": "\u2717", "not done yet": "\u2026"}
-_PAGE_STYLE = (
-    ":root { color-scheme: light dark } body { font: 16px/1.5 system-ui, sans-serif; max-width: 45rem; "
-    "margin: 2rem auto; padding: 0 1rem } td, th { padding: .2rem .7rem } @media print { body { margin: 0 } }"
-)
 
 
 @dataclass(frozen=True)
@@ -52,12 +48,7 @@ class Progress:
         """Write the table as one page for a printer, `exercises.html` in the run's folder; return its path."""
         path = run_folder(self.run) / "exercises.html"
         path.parent.mkdir(parents=True, exist_ok=True)
-        title = f"Exercises: {self.run}"
-        write_atomically(
-            path,
-            f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
-            f"<style>{_PAGE_STYLE}</style><h1>{title}</h1><p>{self}</p>{self._table}</html>",
-        )
+        write_html_page(path, title=f"Exercises: {self.run}", body=f"<p>{self}</p>{self._table}")
         return path
 
 
