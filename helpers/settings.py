@@ -76,7 +76,7 @@ def _known_separator(separator: str) -> str:
         return separator
     plain = " ".join(re.split(r"[\s_-]+", separator.strip().lower())).removesuffix("s")
     if plain in _SEPARATORS or re.fullmatch(r"\d* ?(row|line)", plain):
-        raise ValueError(f"is not a value: use {', '.join(map(repr, _SEPARATORS))} or such as '100 rows'")
+        raise ValueError(f"is not a value: use {', '.join(map(repr, _SEPARATORS))}, or a number as in '100 rows'")
     return separator
 
 
