@@ -55,15 +55,13 @@ class PreparedData:
     facts: dict[str, Any]
 
 
-def prepare(settings: DataSettings, *, progress: bool = False) -> PreparedData:
+def prepare(settings: DataSettings) -> PreparedData:
     """Read, split and tokenise the text of a run, or open the result when the same was done before.
 
     The source is read once, as a stream. A file counts as the same when its bytes are, a folder when the names and
     bytes of its files are, a data set of the Hub when its name, configuration, split and revision are.
 
-    Args:
-        settings: the run, the source, the split.
-        progress: show the progress bar at once, and not only when it takes more than ten seconds.
+    A progress bar is shown where it takes more than ten seconds.
 
     Raises:
         SettingsError: the source cannot be read, is too small or changed meanwhile, the disk is full, or the run was
@@ -87,7 +85,7 @@ def prepare(settings: DataSettings, *, progress: bool = False) -> PreparedData:
                     f"or delete the folder {folder} to start afresh."
                 )
             with _explain_full_disk(folder), atomic_folder(folder / "data") as new:
-                _write(settings, key, new, progress=progress)
+                _write(settings, key, new)
     return open_prepared(settings.run)
 
 
@@ -184,7 +182,7 @@ def _explain_full_disk(folder: Path) -> Iterator[None]:
         raise
 
 
-def _write(settings: DataSettings, key: dict[str, Any], folder: Path, *, progress: bool) -> None:
+def _write(settings: DataSettings, key: dict[str, Any], folder: Path) -> None:
     """Write blocks, documents and data.json into a folder."""
     tokens = TokenStream(load_tokenizer(settings.model_name_or_path))
     staged = folder / "staged"
@@ -197,7 +195,7 @@ def _write(settings: DataSettings, key: dict[str, Any], folder: Path, *, progres
         read = settings
         if settings.streaming and source_path(settings.source) is None and settings.source != "python-reference":
             read = settings.model_copy(update={"source_revision": newest_commit(settings)})
-        source = _read(read, staging, progress=progress)
+        source = _read(read, staging)
         # Otherwise data.json would keep the hash of text that these blocks do not come from.
         if source_hash(settings.source, streaming=settings.streaming) != key["source_sha256"]:
             raise SettingsError(
@@ -230,13 +228,12 @@ def _new_fingerprints(settings: DataSettings, folder: Path) -> Fingerprints:
     return Fingerprints(folder / "sketches" if settings.near_duplicates != "keep" else None)
 
 
-def _read(settings: DataSettings, staging: Staging, *, progress: bool) -> Source:
+def _read(settings: DataSettings, staging: Staging) -> Source:
     """Stage the whole source, and return it with what was found out on the way."""
     from tqdm.auto import tqdm
 
     source, n_tokens = Source(settings), 0
-    delay = 0 if progress else QUIET_SECONDS
-    with tqdm(total=source.n_bytes, unit="B", unit_scale=True, desc="reading", delay=delay) as bar:
+    with tqdm(total=source.n_bytes, unit="B", unit_scale=True, desc="reading", delay=QUIET_SECONDS) as bar:
 
         def show(n_bytes: int, n_new_tokens: int) -> None:
             nonlocal n_tokens
