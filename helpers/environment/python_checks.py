@@ -34,9 +34,8 @@ def env_kernel_match(machine: Machine) -> Finding:
         )
     kernel = python.kernel
     # Jupyter replaces a kernel's plain `python` by the Python it runs itself, so only a path can be elsewhere
-    elsewhere = (
-        kernel and ("/" in kernel or "\\" in kernel) and not _normal(kernel).startswith(f"{_normal(python.prefix)}/")
-    )
+    is_path = kernel and ("/" in kernel or "\\" in kernel)
+    elsewhere = is_path and not _normal(kernel).startswith(f"{_normal(python.prefix)}/")
     if elsewhere or not python.kernel_exists:
         return fail(
             f"the python3 kernel is {kernel}" + ("" if python.kernel_exists else ", which does not exist"),
