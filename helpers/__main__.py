@@ -4,21 +4,25 @@ Its commands are run, train, plan, calibrate, settings, sweep, compare, export, 
 monitor. The tasks `course`, `test`, `lab` and others work on a fresh clone; see `helpers.environment.tasks`.
 """
 
+import signal
 import sys
 
 from helpers.environment import tasks
 
 if __name__ == "__main__":  # what follows imports packages that may have to be installed first
     tasks.start(sys.argv[1:])
+    on_interrupt = signal.getsignal(signal.SIGINT)
+    if on_interrupt is signal.default_int_handler:  # Ctrl-C then ends the imports without a traceback
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import json
-import signal
 from collections.abc import Callable
 from typing import Any
 
 import click
 
 from helpers.environment.commands import doctor, monitor
+from helpers.files import explain_os_error
 from helpers.schema import allowed, unit
 from helpers.settings import SettingsError, TrainingSettings, check_values, known_settings, preset_names, read_preset
 from helpers.sharing.commands import demo, export, share
@@ -60,8 +64,11 @@ class _OneSentence(click.Group):
         usual = signal.signal(signal.SIGTERM, _raise_terminated)
         try:
             return super().invoke(ctx)
-        except (SettingsError, CourseError) as error:
-            click.secho(f"Error: {error}", fg="red", err=True)
+        except (SettingsError, CourseError, OSError) as error:
+            sentence = explain_os_error(error) if isinstance(error, OSError) else str(error)
+            if not sentence:
+                raise
+            click.secho(f"Error: {sentence}", fg="red", err=True)
             ctx.exit(2 if isinstance(error, SettingsError) else 1)
         except KeyboardInterrupt as interrupt:
             click.secho("\nInterrupted: what was done is kept, and the same command continues.", fg="red", err=True)
@@ -90,6 +97,8 @@ def run(preset: str, run_name: str | None, parameters: tuple[tuple[str, str], ..
     from helpers.environment import unused_card
 
     defaults, asked = read_preset(preset), _chosen_settings(run_name, parameters)
+    of_training = TrainingSettings.model_fields.keys() & asked.keys()
+    TrainingSettings.from_preset(preset, **{name: asked[name] for name in of_training})  # checks them together
     refuse_missing(defaults | asked)
     name = asked.pop("run", defaults["run"])
     chosen = [find_notebook(notebook) for notebook in notebooks] or course_notebooks()
@@ -149,7 +158,9 @@ def plan(
 
 @main.command()
 @click.option("--json", "as_json", is_flag=True, help="Print all measurements as JSON, to keep or to post.")
-@click.option("--seconds", default=60.0, show_default=True, help="Begin no further training after so long.")
+@click.option(
+    "--seconds", default=60.0, show_default=True, type=click.FloatRange(0), help="Begin no training later than this."
+)
 def calibrate(as_json: bool, seconds: float) -> None:
     """Measure short trainings on this machine, from which plan, panel and sweep then predict."""
     from helpers.training import calibrate as measure
@@ -194,4 +205,5 @@ main.add_command(share)
 main.add_command(sweep)
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, on_interrupt)
     main(prog_name="python -m helpers")

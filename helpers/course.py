@@ -2,7 +2,6 @@
 
 import asyncio
 import html
-import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -10,8 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from helpers.display import did_you_mean, duration_text, size_text
-from helpers.files import environment_variables
+from helpers.display import did_you_mean, duration_text, first_line, size_text
+from helpers.files import environment_variables, read_json, read_json_lines
 from helpers.paths import ASSETS, NOTEBOOKS, runs_folder
 from helpers.settings import SettingsError, known_settings, run_folder
 
@@ -55,8 +54,11 @@ def find_notebook(name: str) -> Path:
 
 
 def declared_parameters(notebook: Path) -> set[str]:
-    """Return the names in a notebook's cell tagged `parameters`."""
-    return set(_papermill().inspect_notebook(str(notebook)))
+    """Return the names in a notebook's cell tagged `parameters`; raise `SettingsError` if it is no notebook."""
+    try:
+        return set(_papermill().inspect_notebook(str(notebook)))
+    except Exception as error:  # noqa: BLE001 (the libraries raise anything for a file that is none, or is cut short)
+        raise SettingsError(f"{notebook} cannot be read as a notebook ({first_line(error)}).") from None
 
 
 def _papermill() -> Any:
@@ -208,7 +210,10 @@ def write_report(run: str) -> Path:
     from pygments.formatters import HtmlFormatter
 
     folder = run_folder(run) / "notebooks"
-    parts = {html.escape(path.stem): nbformat.read(path, as_version=4) for path in sorted(folder.glob("*.ipynb"))}
+    parts = {}
+    for path in sorted(folder.glob("*.ipynb")):
+        with suppress(nbformat.reader.NotJSONError):  # a full disk has cut this one short
+            parts[html.escape(path.stem)] = nbformat.read(path, as_version=4)
     page = nbformat.v4.new_notebook()
     for name, notebook in parts.items():
         if "language_info" in notebook.metadata:  # which the kernel writes, if it lives; it names the highlighter
@@ -281,9 +286,8 @@ def _draw_equation(tex: re.Match) -> str:
 def _summarise(run: str) -> dict[str, Any]:
     """Return what the page says first, as far as the run has got: empty parts are left out."""
     folder = run_folder(run)
-    training, evaluation = (_read_json(folder / name) for name in ("training.json", "evaluation.json"))
-    history = folder / "history.jsonl"
-    rows = [json.loads(line) for line in history.read_text(encoding="utf-8").splitlines()] if history.exists() else []
+    training, evaluation = (_read_if_there(folder / name) for name in ("training.json", "evaluation.json"))
+    rows = read_json_lines(folder / "history.jsonl")
     speech = evaluation.get("speech") or {"decodings": []}
     after = [row["sample"] for row in speech["decodings"] if row["decoding"] == "these settings"]
     return {
@@ -296,10 +300,10 @@ def _summarise(run: str) -> dict[str, Any]:
     }
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_if_there(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # not there yet; the page of an interrupted run shows what there is
+        return read_json(path)
+    except (OSError, SettingsError):  # not there yet; the page of an interrupted run shows what there is
         return {}
 
 

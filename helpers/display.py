@@ -4,6 +4,7 @@ Standard library only: the doctor uses this before anything is installed.
 """
 
 import difflib
+import sys
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import PureWindowsPath
@@ -86,6 +87,21 @@ def last_part(path: str) -> str:
     ('mine.txt', 'mine.txt', 'mine.txt')
     """
     return PureWindowsPath(path).name  # Windows knows both slashes
+
+
+def printable(text: str, *, keep: str = "") -> str:
+    r"""Replace control characters by spaces: a process may have any name, and a terminal obeys some of them.
+
+    >>> printable("a\x07b\nc", keep="\n")
+    'a b\nc'
+    """
+    return "".join(char if char.isprintable() or char in keep else " " for char in text)
+
+
+def print_any_character() -> None:
+    """Let the standard output show "?" for a character that a console or a file's code page has not."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")
 
 
 class Html(str):

@@ -1,13 +1,21 @@
-"""Atomic writes of files and folders, free disk space, and environment variables for a block."""
+"""Atomic writes of files and folders, pages, JSON, free disk space, and environment variables for a block."""
 
+import errno
+import json
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from html import escape
 from pathlib import Path
+from string import Template
+from typing import Any
 
-from helpers.settings import SettingsError
+from helpers.paths import ASSETS
+from helpers.schema import SettingsError
+
+_DISK_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -15,6 +23,61 @@ def write_atomically(path: Path, text: str) -> None:
     new = path.with_name(f"{path.name}.new")
     new.write_text(text, encoding="utf-8")
     _retry(lambda: new.replace(path))
+
+
+def write_html_page(path: Path, *, title: str, body: str) -> None:
+    """Write a page that needs no network, atomically; `body` is HTML."""
+    page = Template((ASSETS / "templates" / "page.html").read_text(encoding="utf-8"))
+    write_atomically(path, page.substitute(title=escape(title), body=body))
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON file so that a reader sees either the old content or all of the new one."""
+    write_atomically(path, json.dumps(value, indent=2))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file.
+
+    Raises:
+        SettingsError: the file is damaged, or holds something else.
+    """
+    return _parse(path.read_bytes(), path)
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the objects in a JSON Lines file, none where it does not exist; errors as in `read_json`."""
+    return [_parse(line, path) for line in path.read_bytes().splitlines()] if path.exists() else []
+
+
+def _parse(text: bytes, path: Path) -> dict[str, Any]:
+    try:
+        content, reason = json.loads(text), "it holds no object"
+    except ValueError as error:
+        content, reason = None, str(error)
+    if not isinstance(content, dict):
+        raise SettingsError(f"{path} is damaged ({reason}): delete it, and run again what makes it.")
+    return content
+
+
+def is_disk_full(error: OSError) -> bool:
+    """Return whether a file could not be written because its disk, or the user's share of it, is full."""
+    return error.errno in _DISK_FULL
+
+
+def explain_os_error(error: OSError) -> str:
+    """Return in one sentence why a file or folder cannot be used; empty for an error that is of neither."""
+    if is_disk_full(error):
+        return (
+            f"The disk is full ({error}): free some space, or let COURSE_RUNS name a folder on a larger disk. What was "
+            "done is kept, and the same command continues."
+        )
+    if error.filename is None:
+        return ""
+    return (
+        f"{error.filename} cannot be used ({error.strerror}): name another path, or change the permissions of this "
+        "one. COURSE_RUNS names the folder of all runs."
+    )
 
 
 def _retry(move: Callable[[], object]) -> None:

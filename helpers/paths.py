@@ -32,29 +32,23 @@ def find_path(name: str, *, folder: Path | None = None) -> Path | None:
     """Return the absolute path of a file or folder in the caller's folder; None where there is none of that name.
 
     `~` is the home folder, and in WSL a path with a Windows drive letter is looked for where the drive is mounted.
-    Notebooks that run in their own folder also find what is next to it.
-
-    Args:
-        name: a path as a user writes it.
-        folder: where a relative path begins; the current folder when left out.
+    Notebooks that run in their own folder also find what is next to it. A relative path begins in `folder`, the current
+    one when left out.
     """
     path = os.path.expanduser(name)  # noqa: PTH111 - Path.expanduser raises for a name such as ~draft
     if os.name != "nt" and (drive := _WINDOWS_PATH.fullmatch(path)):
         path = f"/mnt/{drive[1].lower()}/{drive[2]}".replace("\\", "/")
     start = folder or Path.cwd()
     for beside in [start, *([start.parent] if start == NOTEBOOKS else [])]:
-        if os.path.lexists(found := os.path.abspath(beside / path)):  # noqa: PTH100 - resolve() would follow links
-            return Path(found)
+        if os.path.lexists(absolute := os.path.abspath(beside / path)):  # noqa: PTH100 - resolve() would follow links
+            return Path(absolute)
     return None
 
 
 def stored_path(name: str, *, folder: Path | None = None) -> str:
-    """Return a path, or the name where nothing is there, so that it means the same everywhere from now on.
-
-    Arguments as in `find_path`.
-    """
-    found = None if name in ("", *_SHIPPED) else find_path(name, folder=folder)
-    return name if found is None else str(found)
+    """Return a path, or the name where nothing is there, so that it means the same everywhere; as `find_path`."""
+    path = None if name in ("", *_SHIPPED) else find_path(name, folder=folder)
+    return name if path is None else str(path)
 
 
 def is_same_place(before: str, now: str) -> bool:

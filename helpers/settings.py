@@ -8,7 +8,6 @@ is its name here.
 
 import codecs
 import functools
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ import yaml
 from pydantic import AfterValidator, TypeAdapter, ValidationError, model_validator
 
 from helpers.display import did_you_mean
+from helpers.files import read_json
 from helpers.paths import ASSETS, runs_folder, stored_path
 from helpers.schema import Settings, SettingsError, sentence, setting, unknown
 
@@ -76,7 +76,7 @@ def _known_separator(separator: str) -> str:
         return separator
     plain = " ".join(re.split(r"[\s_-]+", separator.strip().lower())).removesuffix("s")
     if plain in _SEPARATORS or re.fullmatch(r"\d* ?(row|line)", plain):
-        raise ValueError(f"is not a value: use {', '.join(map(repr, _SEPARATORS))} or such as '100 rows'")
+        raise ValueError(f"is not a value: use {', '.join(map(repr, _SEPARATORS))}, or a number as in '100 rows'")
     return separator
 
 
@@ -329,13 +329,10 @@ def read_run_settings(run: str) -> TrainingSettings:
     """Return the settings a run was trained with, under the name its folder has now.
 
     Raises:
-        SettingsError: there is no such run.
+        SettingsError: there is no such run, or its settings.json is damaged.
     """
     path = run_folder(run) / "settings.json"
     if not path.exists():
-        raise SettingsError(f"There is no run {run!r} in {runs_folder()}{did_you_mean(run, _runs())}")
-    return TrainingSettings(**json.loads(path.read_text(encoding="utf-8"))["settings"] | {"run": run})
-
-
-def _runs() -> list[str]:
-    return sorted(path.parent.name for path in runs_folder().glob("*/settings.json"))
+        runs = [each.parent.name for each in runs_folder().glob("*/settings.json")]
+        raise SettingsError(f"There is no run {run!r} in {runs_folder()}{did_you_mean(run, runs)}")
+    return TrainingSettings(**read_json(path)["settings"] | {"run": run})

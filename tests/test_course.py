@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from helpers import course
-from helpers.course import CourseError, find_notebook, run_course, write_report
+from helpers.course import CourseError, declared_parameters, find_notebook, run_course, write_report
 from helpers.paths import NOTEBOOKS
 from helpers.settings import SettingsError, run_folder
 
@@ -162,6 +162,23 @@ def test_links_between_notebooks_lead_to_sections_of_the_page_and_every_picture_
     assert "02_b" in links
     assert set(links) <= set(ids)
     assert re.findall(r'<img[^>]*alt="([^"]*)"', page) == ["Loss falls", "A picture of the section: 1. First"]
+
+
+def test_a_notebook_that_a_full_disk_cut_short_is_left_out_of_the_report(runs):
+    folder = runs / "mine/notebooks"
+    folder.mkdir(parents=True)
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# 1. First")]), folder / "01_a.ipynb")
+    (folder / "02_b.ipynb").write_text("")
+    page = write_report("mine").read_text(encoding="utf-8")
+    assert "1. First" in page
+    assert "02_b" not in page
+
+
+@pytest.mark.parametrize("content", ["", '{"cells": [', '{"a": 1}', "[]"])
+def test_a_file_that_is_no_notebook_is_one_sentence(tmp_path, content):
+    (tmp_path / "mine.ipynb").write_text(content)
+    with pytest.raises(SettingsError, match=r"mine\.ipynb cannot be read as a notebook \("):
+        declared_parameters(tmp_path / "mine.ipynb")
 
 
 def test_equations_become_pictures_and_dollars_in_code_stay(runs):

@@ -1,8 +1,9 @@
+import errno
 from pathlib import Path
 
 import pytest
 
-from helpers.files import atomic_folder, write_atomically
+from helpers.files import atomic_folder, explain_os_error, read_json, read_json_lines, write_atomically, write_json
 from helpers.settings import SettingsError
 
 
@@ -22,6 +23,47 @@ def test_a_text_is_replaced_and_nothing_is_left_beside_it(tmp_path):
         write_atomically(tmp_path / "card.md", text)
     assert (tmp_path / "card.md").read_text() == "after"
     assert [path.name for path in tmp_path.iterdir()] == ["card.md"]
+
+
+def test_json_is_read_as_it_was_written(tmp_path):
+    write_json(tmp_path / "run.json", {"a": [1, None]})
+    assert read_json(tmp_path / "run.json") == {"a": [1, None]}
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(b'{"a": 1', "Expecting"), (b"", "Expecting"), (b"[]", "it holds no object"), (b'{"a": "\xff"}', "codec")],
+)
+def test_damaged_json_is_an_error_that_names_the_file(tmp_path, content, reason):
+    path = tmp_path / "run.json"
+    path.write_bytes(content)
+    with pytest.raises(SettingsError, match=rf"run.json is damaged \(.*{reason}"):
+        read_json(path)
+
+
+def test_json_lines_are_objects_and_a_line_that_was_cut_short_is_an_error(tmp_path):
+    path = tmp_path / "history.jsonl"
+    assert read_json_lines(path) == []
+    path.write_text('{"step": 1}\n{"step": 2}\n')
+    assert read_json_lines(path) == [{"step": 1}, {"step": 2}]
+    path.write_text('{"step": 1}\n{"st')
+    with pytest.raises(SettingsError, match="is damaged"):
+        read_json_lines(path)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "The disk is full"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded", "/x/y"), "The disk is full"),
+        (OSError(errno.EROFS, "Read-only file system", "/x/y"), "/x/y cannot be used (Read-only file system)"),
+        (FileExistsError(errno.EEXIST, "File exists", "/x/y"), "/x/y cannot be used (File exists)"),
+        (ConnectionError("the peer left"), ""),
+    ],
+)
+def test_an_error_of_the_system_is_explained_where_it_is_of_a_file(error, words):
+    assert explain_os_error(error).startswith(words)
+    assert bool(explain_os_error(error)) == bool(words)
 
 
 def test_a_folder_takes_the_place_of_the_old_one_when_it_is_whole(folder):

@@ -43,8 +43,8 @@ ROOMS = {
     "environment": {"display", "paths"},
     "plots": {"display"},
     "schema": {"display"},
-    "settings": {"display", "paths", "schema"},
-    "files": {"settings"},
+    "files": {"paths", "schema"},
+    "settings": {"display", "files", "paths", "schema"},
     "exercises": {"display", "files", "settings"},
     "model": {"display", "paths", "settings"},
     "course": {"display", "files", "paths", "plots", "settings"},
@@ -62,7 +62,8 @@ ROOMS = {
     },
     "assets": {"data", "evaluation", "files", "model", "paths", "settings", "training"},
     "__main__": {
-        "course", "data", "environment", "schema", "settings", "sharing", "studies", "training", "troubleshooting",
+        "course", "data", "environment", "files", "schema", "settings", "sharing", "studies", "training",
+        "troubleshooting",
     },
 }  # fmt: skip
 

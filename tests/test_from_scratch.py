@@ -13,7 +13,7 @@ from helpers.settings import EvaluationSettings, SettingsError, TrainingSettings
 from helpers.training import fine_tune, plan_run, planned_shape
 from helpers.training.stopping import TrainingStoppedError
 from helpers.troubleshooting import examine
-from helpers.widgets.data_panel import count_tokens
+from helpers.widgets.data_panel import read_beginning
 
 SHAPE = {"n_layer": 1, "n_embd": 16, "n_head": 2, "n_positions": 32}
 
@@ -92,7 +92,7 @@ def test_chat_is_tokenised_again_with_its_prompts(settings, tmp_path):
 
 
 def test_the_data_panel_counts_with_a_tokenizer_trained_on_what_it_shows(settings):
-    small, large = (count_tokens(settings.model_copy(update={"vocab_size": size})).tokens for size in (257, 400))
+    small, large = (read_beginning(settings.model_copy(update={"vocab_size": size})).tokens for size in (257, 400))
     assert sum(large) < sum(small) / 2
 
 

@@ -1,5 +1,8 @@
 import json
+import os
 import signal
+import subprocess
+import sys
 
 import pytest
 from click.testing import CliRunner
@@ -7,6 +10,7 @@ from click.testing import CliRunner
 from helpers import course
 from helpers.__main__ import main
 from helpers.environment import diagnose
+from helpers.paths import ROOT
 from helpers.training import fine_tuning as training
 
 
@@ -54,6 +58,7 @@ def test_a_runs_name_stays_text(asked):
         (["run", "--run", "../x"], "not a plain name"),
         (["run", "--run", ""], "not a plain name"),
         (["run", "3"], "There is no notebook '3'"),
+        (["run", "-p", "lora_r", "4", "-p", "from_scratch", "true"], "lora_r = 4 freezes a pretrained model"),
         (["train", "-p", "block_size", "7"], "at least 8"),
         (["train", "-p", "stride", "7"], "There is no setting 'stride'"),
     ],
@@ -72,6 +77,36 @@ def test_a_failing_notebook_is_exit_code_1(monkeypatch):
     monkeypatch.setattr(course, "run_course", fail)
     result = call("run")
     assert (result.exit_code, result.output) == (1, "Error: 02_data.ipynb failed\n")
+
+
+@pytest.mark.parametrize("command", [["run", "01"], ["train"]])
+def test_a_folder_that_cannot_be_written_is_one_sentence_and_exit_code_1(command, tmp_path, monkeypatch):
+    (tmp_path / "a file").write_text("")
+    monkeypatch.setenv("COURSE_RUNS", str(tmp_path / "a file" / "runs"))
+    result = call(*command)
+    assert (result.exit_code, result.output.count("\n")) == (1, 1)
+    assert "cannot be used" in result.output
+
+
+def test_a_run_whose_settings_are_damaged_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setenv("COURSE_RUNS", str(tmp_path))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/settings.json").write_text('{"settings"')
+    result = call("train", "--run", "mine")
+    assert result.exit_code == 2
+    assert f"{tmp_path / 'mine' / 'settings.json'} is damaged" in result.output
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no signal to one process")
+def test_an_interrupt_of_the_imports_prints_nothing(tmp_path):
+    (tmp_path / "click.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)")
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    child = subprocess.run(
+        [sys.executable, "-m", "helpers", "settings"],
+        env=env, cwd=ROOT, capture_output=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
+    )  # fmt: skip
+    assert (child.returncode, child.stdout, child.stderr) == (-signal.SIGINT, b"", b"")
 
 
 def test_an_interrupt_is_exit_code_130_and_says_what_is_kept(monkeypatch):

@@ -3,7 +3,6 @@
 A source is never changed. The result is kept in `runs/<run>/data/`, complete or not at all.
 """
 
-import errno
 import json
 import shutil
 import tempfile
@@ -23,9 +22,9 @@ from helpers.data.sources import Source, check_source, newest_commit, source_has
 from helpers.data.sources.chat import Dialogue
 from helpers.data.splitting import SPLITS, UNDECIDED, split_by_document, split_by_position
 from helpers.data.tokens import TokenStream
-from helpers.data.writing import IGNORED, Staging, check_enough, cut_blocks, keep_labelled, write_parts
+from helpers.data.writing import Staging, block_batch, check_enough, cut_blocks, training_stream, write_parts
 from helpers.display import QUIET_SECONDS
-from helpers.files import atomic_folder
+from helpers.files import atomic_folder, is_disk_full, read_json
 from helpers.model import check_model_name, load_tokenizer, model_hash, quiet, train_tokenizer
 from helpers.paths import is_same_place
 from helpers.settings import DataSettings, SettingsError, run_folder
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Kind = TypeVar("Kind", bound=DataSettings)
-_DISK_FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 _BUFFER_BLOCKS = 2048  # of a stream are shuffled together: 4 MB, read in about two seconds, which a resume reads again
 _SAMPLE_TOKENS = 2_000_000  # of a stream are kept: 2,000 blocks of 1,024, a tenth each for validation and test
 
@@ -57,15 +55,13 @@ class PreparedData:
     facts: dict[str, Any]
 
 
-def prepare(settings: DataSettings, *, progress: bool = False) -> PreparedData:
+def prepare(settings: DataSettings) -> PreparedData:
     """Read, split and tokenise the text of a run, or open the result when the same was done before.
 
     The source is read once, as a stream. A file counts as the same when its bytes are, a folder when the names and
     bytes of its files are, a data set of the Hub when its name, configuration, split and revision are.
 
-    Args:
-        settings: the run, the source, the split.
-        progress: show the progress bar at once, and not only when it takes more than ten seconds.
+    A progress bar is shown where it takes more than ten seconds.
 
     Raises:
         SettingsError: the source cannot be read, is too small or changed meanwhile, the disk is full, or the run was
@@ -89,7 +85,7 @@ def prepare(settings: DataSettings, *, progress: bool = False) -> PreparedData:
                     f"or delete the folder {folder} to start afresh."
                 )
             with _explain_full_disk(folder), atomic_folder(folder / "data") as new:
-                _write(settings, key, new, progress=progress)
+                _write(settings, key, new)
     return open_prepared(settings.run)
 
 
@@ -100,7 +96,7 @@ def open_prepared(run: str) -> PreparedData:
     folder = run_folder(run) / "data"
     if not (folder / "data.json").exists():
         raise SettingsError(f"Run {run!r} holds no data yet: run notebook 02 or `prepare(settings)` first.")
-    facts = json.loads((folder / "data.json").read_text(encoding="utf-8"))
+    facts = read_json(folder / "data.json")
     return PreparedData(load_from_disk(folder / "blocks"), load_from_disk(folder / "documents"), facts)
 
 
@@ -145,7 +141,7 @@ def is_same_text(settings: DataSettings) -> bool:
     path = run_folder(settings.run) / "data" / "data.json"
     if not path.exists():
         return False
-    facts = json.loads(path.read_text(encoding="utf-8"))
+    facts = read_json(path)
     before, now = DataSettings(**facts["settings"]), settings.part(DataSettings)
     alike = {"run": now.run, "source": now.source}
     if is_same_model(now.run, before.model_name_or_path, now.model_name_or_path):
@@ -169,7 +165,7 @@ def is_same_model(run: str, before: str, now: str) -> bool:
     if is_same_place(before, now):
         return True
     path = run_folder(run) / "data" / "data.json"
-    facts = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    facts = read_json(path) if path.exists() else {}
     return facts.get("model_sha256") is not None and facts["model_sha256"] == model_hash(now)
 
 
@@ -178,7 +174,7 @@ def _explain_full_disk(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _DISK_FULL:
+        if is_disk_full(error):
             raise SettingsError(
                 f"The disk of {folder} is full: the text needs about three times its size there for a while. "
                 "Free some space, set COURSE_RUNS to a folder on another disk, or set max_tokens to take less."
@@ -186,7 +182,7 @@ def _explain_full_disk(folder: Path) -> Iterator[None]:
         raise
 
 
-def _write(settings: DataSettings, key: dict[str, Any], folder: Path, *, progress: bool) -> None:
+def _write(settings: DataSettings, key: dict[str, Any], folder: Path) -> None:
     """Write blocks, documents and data.json into a folder."""
     tokens = TokenStream(load_tokenizer(settings.model_name_or_path))
     staged = folder / "staged"
@@ -199,7 +195,7 @@ def _write(settings: DataSettings, key: dict[str, Any], folder: Path, *, progres
         read = settings
         if settings.streaming and source_path(settings.source) is None and settings.source != "python-reference":
             read = settings.model_copy(update={"source_revision": newest_commit(settings)})
-        source = _read(read, staging, progress=progress)
+        source = _read(read, staging)
         # Otherwise data.json would keep the hash of text that these blocks do not come from.
         if source_hash(settings.source, streaming=settings.streaming) != key["source_sha256"]:
             raise SettingsError(
@@ -232,13 +228,12 @@ def _new_fingerprints(settings: DataSettings, folder: Path) -> Fingerprints:
     return Fingerprints(folder / "sketches" if settings.near_duplicates != "keep" else None)
 
 
-def _read(settings: DataSettings, staging: Staging, *, progress: bool) -> Source:
+def _read(settings: DataSettings, staging: Staging) -> Source:
     """Stage the whole source, and return it with what was found out on the way."""
     from tqdm.auto import tqdm
 
     source, n_tokens = Source(settings), 0
-    delay = 0 if progress else QUIET_SECONDS
-    with tqdm(total=source.n_bytes, unit="B", unit_scale=True, desc="reading", delay=delay) as bar:
+    with tqdm(total=source.n_bytes, unit="B", unit_scale=True, desc="reading", delay=QUIET_SECONDS) as bar:
 
         def show(n_bytes: int, n_new_tokens: int) -> None:
             nonlocal n_tokens
@@ -339,9 +334,7 @@ def split_documents(documents: "DatasetDict", settings: DataSettings) -> tuple["
     return DatasetDict(chosen), int((~split.is_first).sum())
 
 
-def token_blocks(
-    documents: "Dataset", tokenizer: "PreTrainedTokenizerBase", block_size: int, *, name: str = "train"
-) -> tuple["Dataset", int]:
+def token_blocks(documents: "Dataset", tokenizer: "PreTrainedTokenizerBase", block_size: int) -> tuple["Dataset", int]:
     """Tokenise documents, end each with the end-of-text token, join them and cut the result into blocks.
 
     Args:
@@ -349,7 +342,6 @@ def token_blocks(
             `borders`, the blocks get `labels`, in which the prompts are -100, and blocks without any are left out.
         tokenizer: a tokenizer with an end-of-text token.
         block_size: tokens in a block.
-        name: what an error calls the documents.
 
     Returns:
         The blocks, each an `input_ids` of `block_size` int32 tokens, and the number of tokens before the last,
@@ -360,29 +352,16 @@ def token_blocks(
     """
     from datasets import Dataset
 
-    tokens = TokenStream(tokenizer)
+    tokens, is_prompt = TokenStream(tokenizer), None
     if "borders" in documents.column_names:
-        return _label_blocks(documents, tokens, block_size, name=name)
-    with_ends = "continues" not in documents.column_names
-    pieces = [tokens.encode(batch["text"], with_ends=with_ends)[0] for batch in documents.iter(1000)]
-    stream = np.concatenate([np.empty(0, np.int32), *pieces])  # (n_tokens,)
-    check_enough(name, len(stream), block_size)
-    rows, _ = cut_blocks(stream, block_size)
-    return Dataset(pa.table({"input_ids": rows})).with_format("torch"), len(stream)
-
-
-def _label_blocks(documents: "Dataset", tokens: TokenStream, block_size: int, *, name: str) -> tuple["Dataset", int]:
-    from datasets import Dataset
-
-    ids, _, is_prompt = tokens.encode_dialogues(dialogues(documents))
-    check_enough(name, len(ids), block_size)
-    labels = np.where(is_prompt, IGNORED, ids.astype(np.int32))
-    end = len(ids) - len(ids) % block_size
-    rows = keep_labelled(np.stack([ids[:end].astype(np.int32), labels[:end]]).reshape(2, -1, block_size))
-    columns = {
-        name: cut_blocks(row.ravel(), block_size)[0] for name, row in zip(("input_ids", "labels"), rows, strict=True)
-    }
-    return Dataset(pa.table(columns)).with_format("torch"), len(ids)
+        ids, _, is_prompt = tokens.encode_dialogues(dialogues(documents))
+    else:
+        with_ends = "continues" not in documents.column_names
+        pieces = [tokens.encode(batch["text"], with_ends=with_ends)[0] for batch in documents.iter(1000)]
+        ids = np.concatenate([np.empty(0, np.int32), *pieces])  # (n_tokens,)
+    check_enough("train", len(ids), block_size)
+    blocks, _ = cut_blocks(training_stream(ids, is_prompt), block_size)
+    return Dataset(pa.table(block_batch(blocks))).with_format("torch"), len(ids)
 
 
 def dialogues(documents: "Dataset") -> Sequence[str]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _SAMPLE_TOKENS = 2**21
-_N_FREQUENT = 12
+_N_FREQUENT, _N_DRAWN = 12, 16
 _PADDING = "#dddddd"
 
 
@@ -65,12 +65,7 @@ class DataReport:
 
 
 def report(data: PreparedData, tokenizer: "PreTrainedTokenizerBase") -> DataReport:
-    """Describe a prepared text.
-
-    Args:
-        data: the result of `prepare`.
-        tokenizer: the one it was prepared with.
-    """
+    """Describe a prepared text, with the tokenizer that it was prepared with."""
     lengths = data.documents["train"].with_format("numpy")["n_tokens"][:]
     n_bytes = np.array([len(text.encode()) for text in data.documents["train"]["text"]])
     frequent = _frequent_tokens(data.blocks["train"], tokenizer)
@@ -84,6 +79,15 @@ def useful_share(lengths: Sequence[int] | np.ndarray, width: int) -> float:
     0.75
     """
     return float(np.minimum(lengths, width).sum() / (width * len(lengths)))
+
+
+def cut_share(lengths: Sequence[int] | np.ndarray, width: int) -> float:
+    """Return the share of the text that is cut off when each document gets a row of `width`.
+
+    >>> cut_share([50, 150], 100)
+    0.25
+    """
+    return float(1 - np.minimum(lengths, width).sum() / np.sum(lengths))
 
 
 def _frequent_tokens(blocks: "Dataset", tokenizer: "PreTrainedTokenizerBase") -> dict[str, float]:
@@ -112,7 +116,7 @@ def _plot_waste(lengths: np.ndarray, *, ax: "Axes") -> None:
     """Draw what rows of one document each would waste, for every usual width: no width avoids both."""
     widths = [2**power for power in range(6, 11)]
     padding = [100 * (1 - useful_share(lengths, width)) for width in widths]
-    cut_off = [100 * (1 - np.minimum(lengths, width).sum() / lengths.sum()) for width in widths]
+    cut_off = [100 * cut_share(lengths, width) for width in widths]
     ax.plot(widths, padding, "o-", color=BLUE, label="positions without text")
     ax.plot(widths, cut_off, "s--", color=RED, label="text that is cut off")
     ax.set_xscale("log", base=2)
@@ -121,23 +125,16 @@ def _plot_waste(lengths: np.ndarray, *, ax: "Axes") -> None:
     ax.legend(frameon=False)
 
 
-def plot_packing(
-    lengths: Sequence[int] | np.ndarray, *, block_size: int, n_documents: int = 16, ax: "Axes | None" = None
-) -> "Axes":
-    """Draw the first documents to scale, each padded to a row of its own, and below them the same ones packed.
+def plot_packing(lengths: Sequence[int] | np.ndarray, *, block_size: int) -> "Axes":
+    """Draw the first 16 documents to scale, each padded to a row of its own, and below them the same ones packed.
 
-    What a row of its own cuts off is hatched, to the right of the row.
-
-    Args:
-        lengths: tokens of each document, its end-of-text included.
-        block_size: positions in a row.
-        n_documents: how many are drawn.
-        ax: where to draw.
+    What a row of its own cuts off is hatched, to the right of the row. `lengths` are the tokens of each document, its
+    end-of-text included.
     """
-    shown = np.asarray(lengths)[:n_documents]
+    shown = np.asarray(lengths)[:_N_DRAWN]
     ends = shown.cumsum()
-    n_rows = min(2 * n_documents, -(-int(ends[-1]) // block_size))  # one document can be a whole book
-    ax = ax or new_axes(width=8.0, height=1.2 + 0.16 * (len(shown) + n_rows))
+    n_rows = min(2 * _N_DRAWN, -(-int(ends[-1]) // block_size))  # one document can be a whole book
+    ax = new_axes(width=8.0, height=1.2 + 0.16 * (len(shown) + n_rows))
     for row, length in enumerate(shown):
         ax.barh(row, block_size, color=_PADDING, height=0.8)
         ax.barh(row, min(length, block_size), color=(BLUE, ORANGE)[row % 2], height=0.8)
@@ -149,7 +146,7 @@ def plot_packing(
         for row in range(start // block_size, min(n_rows, -(-end // block_size))):
             left, right = max(start, row * block_size), min(end, (row + 1) * block_size)
             ax.barh(first_row + row, right - left, left=left % block_size, color=(BLUE, ORANGE)[place % 2], height=0.8)
-    padded, lost = useful_share(shown, block_size), 1 - np.minimum(shown, block_size).sum() / shown.sum()
+    padded, lost = useful_share(shown, block_size), cut_share(shown, block_size)
     ax.axvline(block_size, color=GREY, linewidth=1)
     ax.set_yticks([(len(shown) - 1) / 2, first_row + (n_rows - 1) / 2], ["padded", "packed"])
     ax.set(xlim=(0, min(3 * block_size, max(block_size, shown.max()))), ylim=(first_row + n_rows - 0.4, -0.6))

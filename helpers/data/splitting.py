@@ -108,9 +108,10 @@ def _draw_parts(group: np.ndarray, missing: list[int], settings: DataSettings) -
     wanted = {part: max(1, round(len(group) * shares[part])) for part in missing}
     groups, sizes = np.unique(group, return_counts=True)
     if len(group) <= sum(wanted.values()) or len(groups) <= len(missing):
+        larger = ", a larger max_tokens" if settings.max_tokens else ""
         raise SettingsError(
             f"{settings.source!r} has {len(groups)} different documents: three parts need at least 3. Give more "
-            "documents, or say in document_separator what separates them."
+            f"documents{larger}, or say in document_separator what separates them."
         )
     drawn = np.full(len(groups), TRAIN, np.int8)
     shuffled = np.random.default_rng(settings.seed).permutation(len(groups))

@@ -21,14 +21,13 @@ from torch.utils.data import IterableDataset
 from helpers.data.duplicates import HeldOut
 from helpers.data.preparation import PreparedData, load_run_tokenizer
 from helpers.data.sources import Source
-from helpers.data.tokens import TokenStream
+from helpers.data.tokens import TokenStream, batches_of
 from helpers.files import write_atomically
 from helpers.settings import DataSettings, SettingsError, run_folder
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-_BATCH_CHARACTERS = 2**20
 Shards = Sequence[Callable[[], Iterator[str]]]  # each gives its documents, from the first on
 
 
@@ -137,7 +136,7 @@ class BlockStream(IterableDataset):
         known = [position for position in positions if position.block <= n_read]
         at = known[-1] if known else Position(0, 0, 0, 0)
         batches, held = self._batches(at), np.empty(0, self._tokens.dtype)
-        n_of_batch, n_ahead = 0, at.token  # tokens of the first batch that an earlier buffer took
+        n_of_batch, n_ahead = 0, at.token  # tokens at the beginning that an earlier buffer took
         while at.block < self._n_blocks:
             n_tokens = self._block_size * min(self._buffer_blocks, self._n_blocks - at.block)
             pieces, n_held = [held], len(held)
@@ -145,7 +144,8 @@ class BlockStream(IterableDataset):
                 shard, document, ids = next(batches)
                 n_of_batch = len(ids)
                 pieces.append(ids[n_ahead:])
-                n_held, n_ahead = n_held + len(pieces[-1]), 0
+                # a run of an older version, whose batches were longer, may have taken more than the first one
+                n_held, n_ahead = n_held + len(pieces[-1]), max(0, n_ahead - len(ids))
                 at = at._replace(shard=shard, document=document)
             stream = np.concatenate(pieces)
             blocks, held = stream[:n_tokens].reshape(-1, self._block_size), stream[n_tokens:].copy()
@@ -167,7 +167,7 @@ class BlockStream(IterableDataset):
                 warnings.warn(note, stacklevel=2)
             order = np.random.default_rng([self._seed, times_read]).permutation(n_shards)
             n_before = start.document if shard == start.shard else 0
-            for batch in _batches_of(itertools.islice(self._shards[order[place]](), n_before, None)):
+            for batch in batches_of(itertools.islice(self._shards[order[place]](), n_before, None)):
                 kept = [text for text in batch if text.strip() and text not in self._held_out]
                 ids, _ = self._tokens.encode(kept, with_ends=self._with_ends)
                 n_tokens += len(ids)
@@ -179,19 +179,6 @@ class BlockStream(IterableDataset):
             return [Position(*row) for row in json.loads(self._path.read_text(encoding="utf-8"))]
         except (OSError, ValueError):  # none yet, or spoilt by a power cut: the epoch is read from its beginning
             return []
-
-
-def _batches_of(documents: Iterator[str]) -> Iterator[list[str]]:
-    """Yield documents in lists of about a million characters."""
-    batch, n_characters = [], 0
-    for text in documents:
-        batch.append(text)
-        n_characters += len(text)
-        if n_characters >= _BATCH_CHARACTERS:
-            yield batch
-            batch, n_characters = [], 0
-    if batch:
-        yield batch
 
 
 def _one_ahead(buffers: Iterator[tuple[int, np.ndarray]]) -> Iterator[tuple[int, np.ndarray]]:

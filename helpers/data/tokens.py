@@ -6,7 +6,7 @@ tokenizer itself is used.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -19,16 +19,27 @@ if TYPE_CHECKING:
     from helpers.data.sources.chat import Dialogue
 
 _THREADS = min(8, os.cpu_count() or 1)
+_BATCH_CHARACTERS, _BATCH_DOCUMENTS = 2**20, 4096
+
+
+def batches_of(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Yield documents in lists to be encoded at once: of about a million characters, and at most 4,096 documents."""
+    batch, n_characters = [], 0
+    for text in texts:
+        batch.append(text)
+        n_characters += len(text)
+        if n_characters >= _BATCH_CHARACTERS or len(batch) == _BATCH_DOCUMENTS:
+            yield batch
+            batch, n_characters = [], 0
+    if batch:
+        yield batch
 
 
 class TokenStream:
     """Turns documents into one stream of token ids.
 
-    Args:
-        tokenizer: a tokenizer with an end-of-text token.
-
     Attributes:
-        eos: the id of that token.
+        eos: the id of the tokenizer's end-of-text token.
         dtype: of the ids; 2 bytes where the vocabulary allows it, because all ids are kept on the disk.
     """
 
@@ -43,14 +54,9 @@ class TokenStream:
         return self._agrees and self._encoding is not None
 
     def encode(self, texts: Sequence[str], *, with_ends: bool = True) -> tuple[np.ndarray, np.ndarray]:
-        """Return the ids of documents, one document after the other, and the number of tokens of each.
+        """Return the ids of documents or passages, one after the other (tokens,), and how many each has (documents,).
 
-        Args:
-            texts: the documents, or the passages of one text.
-            with_ends: put an end-of-text after each.
-
-        Returns:
-            ids: (tokens,); numbers: (documents,), which include the end-of-text.
+        With ends, an end-of-text follows each document and is counted.
         """
         if not texts:
             return np.empty(0, self.dtype), np.empty(0, np.int64)

@@ -21,13 +21,13 @@ from helpers.data.duplicates import Fingerprints
 from helpers.data.leakage import Leakage
 from helpers.data.sources.chat import Dialogue
 from helpers.data.splitting import SPLITS, TEST, TRAIN, UNDECIDED
-from helpers.data.tokens import TokenStream
+from helpers.data.tokens import TokenStream, batches_of
 from helpers.settings import DataSettings, SettingsError
 
-_BATCH_CHARACTERS, _BATCH_DOCUMENTS = 2**20, 4096
 TOKENIZER_CHARACTERS = 10**8  # that a tokenizer is trained on: more text would hardly change the frequent pairs
 IGNORED = -100  # a label that is not learned, as everywhere in transformers
 BORDERS = pa.list_(pa.int32())
+BLOCK_COLUMNS = ["input_ids", "labels"]
 _ROWS_FILE = "data-00000-of-00001.arrow"  # the name that `datasets` gives it
 
 
@@ -39,11 +39,8 @@ def document_schema(*, has_prompts: bool) -> pa.Schema:
 class Staging(ExitStack):
     """The documents of a source on their way to the parts of a split; as a context manager it closes its files.
 
-    Args:
-        folder: an empty folder for a file of texts and one of tokens.
-        tokens: turns texts into ids.
-        fingerprints: gets every document, to find duplicates afterwards.
-        has_prompts: whether the documents are dialogues whose prompts are not to be learned.
+    Their texts and tokens are kept in files of an empty folder. `fingerprints` gets every document, to find duplicates
+    afterwards; `has_prompts` says that they are dialogues whose prompts are not to be learned.
 
     Attributes (the arrays exist after `finish`):
         parts: the part that the source gives each document: a position in `SPLITS`, or `UNDECIDED`. (documents,)
@@ -72,19 +69,24 @@ class Staging(ExitStack):
         """Tokenise and store the documents of a part; return whether the budget ended it.
 
         Args:
-            texts: one for each document; empty ones are counted and left out.
+            texts: empty ones are counted and left out.
             part: 'train', 'validation' or 'test', or '' for what is to be split.
-            budget: tokens to take at most, in whole documents; 0: all.
+            budget: tokens to take at most, in complete documents; 0: all.
             on_batch: called for each batch with its bytes of text and its tokens.
         """
-        for batch, n_empty in self._batches_of(texts):
+        for read in batches_of(texts):
+            places = [place for place, text in enumerate(read) if text and not text.isspace()]
+            batch = [read[place] for place in places]
+            if not batch:
+                self.n_empty += len(read)
+                continue
             ids, n_tokens, is_prompt = self._encode(self._tokens, batch)
             # At least one document, so that a first one longer than the budget does not leave nothing at all.
             n_taken = max(1, int(np.searchsorted(n_tokens.cumsum(), budget, "right"))) if budget else len(batch)
             ids = ids[: n_tokens[:n_taken].sum()]
             self._prompt_file.write(is_prompt[: len(ids)].tobytes())
             on_batch(self._add_batch(batch[:n_taken], ids, n_tokens[:n_taken], part), len(ids))
-            self.n_empty += n_empty[-1] if n_taken == len(batch) else n_empty[n_taken - 1]
+            self.n_empty += (len(read) if n_taken == len(batch) else places[n_taken - 1] + 1) - n_taken
             if budget and (n_taken < len(batch) or len(ids) >= budget):
                 return True
             budget -= len(ids) if budget else 0
@@ -107,25 +109,6 @@ class Staging(ExitStack):
         self._rows.append((parts, n_tokens.astype(np.int32), n_bytes))
         self.n_characters += sum(map(len, batch))
         return int(n_bytes.sum())
-
-    def _batches_of(self, texts: Iterable[str]) -> Iterator[tuple[list[str], list[int]]]:
-        """Yield documents in lists of about a million characters, and the empty ones before each and in all."""
-        batch: list[str] = []
-        counts, n_empty, n_characters = [], 0, 0
-        for text in texts:
-            if not text or text.isspace():
-                n_empty += 1
-                continue
-            batch.append(text)
-            counts.append(n_empty)
-            n_characters += len(text)
-            if n_characters >= _BATCH_CHARACTERS or len(batch) == _BATCH_DOCUMENTS:
-                yield batch, [*counts, n_empty]
-                batch, counts, n_empty, n_characters = [], [], 0, 0
-        if batch:
-            yield batch, [*counts, n_empty]
-        else:
-            self.n_empty += n_empty
 
     def finish(self) -> None:
         """End the first pass: close the files, so that they can be read."""
@@ -190,14 +173,8 @@ class Staging(ExitStack):
 def write_parts(staging: Staging, part: np.ndarray, settings: DataSettings, folder: Path) -> dict[str, Any]:
     """Write the documents of each part, and the blocks of the training and validation parts.
 
-    Args:
-        staging: the staged documents.
-        part: the part of each document. (documents,)
-        settings: for the block size.
-        folder: where `blocks` and `documents` are made.
-
-    Returns:
-        The facts of `data.json` about each part (`splits`), and about leakage.
+    `part` has the part of each document. (documents,) Returns what `data.json` says of each part (`splits`), and of
+    leakage.
 
     Raises:
         SettingsError: a part has less than one block.
@@ -239,13 +216,9 @@ class PartWriter(ExitStack):
     def add(
         self, documents: pa.RecordBatch, ids: np.ndarray, n_tokens: np.ndarray, is_prompt: np.ndarray | None
     ) -> None:
-        """Add documents: their texts, their tokens one after the other, and the tokens of each.
+        """Add documents, their tokens one after the other (tokens,), how many each has (documents,).
 
-        Args:
-            documents: texts, with the borders of their prompts if they have any.
-            ids: (tokens,)
-            n_tokens: (documents,)
-            is_prompt: which tokens are not to be learned. (tokens,) bool; None: all are learned.
+        `is_prompt` says which tokens are not learned (tokens,); None: all are.
         """
         documents = documents.append_column("n_tokens", pa.array(n_tokens, pa.int32()))
         if self._is_continuous:
@@ -283,10 +256,7 @@ class PartWriter(ExitStack):
 class TableWriter(ExitStack):
     """Writes a folder that `datasets.load_from_disk` opens, batch by batch; as a context manager it closes its file.
 
-    Args:
-        folder: the folder to make.
-        schema: of the Arrow batches.
-        torch: whether the data set will return torch tensors.
+    With `torch`, the data set will return torch tensors.
     """
 
     def __init__(self, folder: Path, schema: pa.Schema, *, torch: bool = False) -> None:
@@ -322,14 +292,11 @@ class TableWriter(ExitStack):
 class BlockWriter(TableWriter):
     """Writes a stream of tokens as rows of `block_size`; an incomplete last row waits for the next call.
 
-    Args:
-        folder: the folder to make.
-        block_size: tokens in a row.
-        has_labels: write `labels` as well: the tokens, or IGNORED for those of a prompt.
+    With `has_labels` it writes `labels` as well: the tokens, or IGNORED for those of a prompt.
     """
 
     def __init__(self, folder: Path, block_size: int, *, has_labels: bool = False) -> None:
-        names = ("input_ids", "labels") if has_labels else ("input_ids",)
+        names = BLOCK_COLUMNS if has_labels else BLOCK_COLUMNS[:1]
         schema = pa.schema([(name, pa.list_(pa.int32(), block_size)) for name in names])
         super().__init__(folder, schema, torch=True)
         self.block_size, self.has_labels, self.n_labels = block_size, has_labels, 0
@@ -337,33 +304,39 @@ class BlockWriter(TableWriter):
 
     def add(self, ids: np.ndarray, is_prompt: np.ndarray | None = None) -> None:
         """Continue the stream. ids: (tokens,); is_prompt: (tokens,) bool."""
-        streams = [ids.astype(np.int32)]
-        if self.has_labels:
-            streams.append(np.where(is_prompt, np.int32(IGNORED), streams[0]))
-        stream = np.concatenate([self._rest, np.stack(streams)], axis=1)
-        end = stream.shape[1] - stream.shape[1] % self.block_size
-        rows, self._rest = stream[:, :end].reshape(len(stream), -1, self.block_size), stream[:, end:]
-        if self.has_labels:
-            rows = keep_labelled(rows)
-            self.n_labels += int((rows[1] != IGNORED).sum())
-        columns = [cut_blocks(row.ravel(), self.block_size)[0] for row in rows]
-        self.write(pa.RecordBatch.from_arrays(columns, names=self._schema.names))
+        stream = np.concatenate([self._rest, training_stream(ids, is_prompt if self.has_labels else None)], axis=1)
+        blocks, self._rest = cut_blocks(stream, self.block_size)
+        self.n_labels += int((blocks[1:] != IGNORED).sum())
+        self.write(block_batch(blocks))
 
 
-def keep_labelled(rows: np.ndarray) -> np.ndarray:
-    """Return the blocks in which a token is learned; ids and labels are (2, blocks, block_size).
+def training_stream(ids: np.ndarray, is_prompt: np.ndarray | None) -> np.ndarray:
+    """Return tokens, and in a second row their labels where some are a prompt's; (1 or 2, tokens) int32."""
+    ids = ids.astype(np.int32)
+    return np.stack([ids] if is_prompt is None else [ids, np.where(is_prompt, np.int32(IGNORED), ids)])
 
-    The first label of a block is ignored, because nothing predicts it: it must not be counted either.
+
+def cut_blocks(stream: np.ndarray, block_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cut a stream as `training_stream` returns it; return its complete blocks and what is left over.
+
+    With labels, only the blocks in which a token is learned. The first label of a block is ignored, because nothing
+    predicts it: it must not be counted either.
+
+    Returns:
+        (1 or 2, blocks, block_size), and (1 or 2, tokens).
     """
-    rows = rows.copy()
-    rows[1, :, 0] = IGNORED
-    return rows[:, (rows[1] != IGNORED).any(axis=1)]
+    end = stream.shape[1] - stream.shape[1] % block_size
+    blocks = stream[:, :end].reshape(len(stream), -1, block_size).copy()
+    if len(blocks) == 2:
+        blocks[1, :, 0] = IGNORED
+        blocks = blocks[:, (blocks[1] != IGNORED).any(axis=1)]
+    return blocks, stream[:, end:]
 
 
-def cut_blocks(stream: np.ndarray, block_size: int) -> tuple[pa.FixedSizeListArray, np.ndarray]:
-    """Return the complete blocks of a stream of tokens, and the tokens that are left over."""
-    end = len(stream) - len(stream) % block_size
-    return pa.FixedSizeListArray.from_arrays(pa.array(stream[:end], pa.int32()), block_size), stream[end:]
+def block_batch(blocks: np.ndarray) -> pa.RecordBatch:
+    """Return blocks as the rows of a data set: `input_ids`, and `labels` where there are any."""
+    columns = [pa.FixedSizeListArray.from_arrays(each.ravel(), blocks.shape[2]) for each in blocks]
+    return pa.RecordBatch.from_arrays(columns, names=BLOCK_COLUMNS[: len(columns)])
 
 
 def check_enough(name: str, n_tokens: int, block_size: int) -> None:

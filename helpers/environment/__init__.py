@@ -20,7 +20,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "host": "prepare_host",
         "facts": "GpuReading Machine Nvml",
         "live": "Sample monitor sample",
-        "machine": "platform_kind read_machine",
+        "machine": "read_machine",
         "report": "Diagnosis diagnose diagnosis_of unused_card",
         "rules": "Check",
         "wheels": "WheelAdvice wheel_advice",

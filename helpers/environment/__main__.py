@@ -7,6 +7,7 @@ import json
 import os
 import sys
 
+from helpers.display import print_any_character
 from helpers.environment.facts import UnreadError
 from helpers.environment.report import diagnose
 from helpers.environment.wheels import wheel_advice
@@ -17,8 +18,7 @@ def main(arguments: list[str] | None = None, *, program: str = "python3 -m helpe
 
     argparse instead of click, because click is not installed yet when this is needed most.
     """
-    if hasattr(sys.stdout, "reconfigure"):  # a console without a character such as a check mark shows "?" instead
-        sys.stdout.reconfigure(errors="replace")
+    print_any_character()
     summary = "Say what this machine is and what stops it from training; exit 1 when training cannot go on."
     parser = argparse.ArgumentParser(prog=program, description=summary)
     parser.add_argument("--wheel", action="store_true", help="say which PyTorch wheel fits this machine, and why")

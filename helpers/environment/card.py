@@ -114,11 +114,7 @@ def preset_for(total_bytes: int) -> str:
 
 
 def read_card(machine: Machine | None = None) -> GraphicsCard | None:
-    """Return the card that training would use, or None without one; this process does not import torch.
-
-    Args:
-        machine: the machine to look at; None: this one.
-    """
+    """Return the card that training on a machine (None: this one) would use, or None; torch is not imported here."""
     if machine is None:
         machine = read_machine(quick=True)
         if not machine.has_gpu and machine.wsl is not None:  # NVML often fails under WSL2 where torch sees the card

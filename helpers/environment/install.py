@@ -215,22 +215,22 @@ def _install_rest(python: Path, folder: Path) -> None:
 
 def _uv_settings(python: Path) -> dict[str, str]:
     """Return the variables that tell uv what pip is configured for."""
-    found = {}
+    variables = {}
     for line in _ask(python, "-m", "pip", "config", "list").splitlines():
         name, _, value = line.partition("=")
         variable = _UV_NAMES.get(name.rpartition(".")[2])
         if variable and value[:1] in ("'", '"'):
             words = str(ast.literal_eval(value)).split()
-            found[variable] = (",".join if variable == "UV_FIND_LINKS" else " ".join)(words)
-    return {**found, **os.environ}
+            variables[variable] = (",".join if variable == "UV_FIND_LINKS" else " ".join)(words)
+    return {**variables, **os.environ}
 
 
 def _refuse_another_helpers(python: Path, folder: Path) -> None:
     """Raise `InstallError` if another package called `helpers` comes first when a notebook imports it."""
-    found = _ask(python, "-c", "import helpers; print(helpers.__file__)", cwd=folder).strip()
-    if Path(found).parent != ROOT / "helpers":
+    imported = _ask(python, "-c", "import helpers; print(helpers.__file__)", cwd=folder).strip()
+    if Path(imported).parent != ROOT / "helpers":
         raise InstallError(
-            f"Another package called `helpers` is in the way: {found}. Remove it: {python} -m pip uninstall -y "
+            f"Another package called `helpers` is in the way: {imported}. Remove it: {python} -m pip uninstall -y "
             "helpers ; then the same command again."
         )
 

@@ -14,11 +14,10 @@ from collections.abc import Callable
 from html import escape
 from typing import Any, NamedTuple
 
-from helpers.display import BLUE, GIB, size_text
+from helpers.display import BLUE, GIB, printable, size_text
 from helpers.environment.facts import GpuReading, Holder
 from helpers.environment.machine import read_memory
 from helpers.environment.nvml import read_nvml
-from helpers.environment.report import printable
 
 _LIMIT_SECONDS = 5.0
 _BARS = "▁▂▃▄▅▆▇█"
@@ -50,11 +49,9 @@ class Sample(NamedTuple):
 
 
 def sample(*, seconds: float = 0.0, use_gpu: bool = True) -> Sample:
-    """Read the largest card now, or the computer itself if no card answers.
+    """Read the largest card now, or the computer itself if no card answers; `seconds` is the time to note.
 
-    Args:
-        seconds: the time to note in the sample.
-        use_gpu: False skips the card, as after a reading to which it did not answer.
+    Without `use_gpu` no card is asked, as after a reading to which it did not answer.
     """
     cards = read_nvml(_LIMIT_SECONDS).usable if use_gpu else ()
     if cards:
@@ -70,7 +67,7 @@ def sample(*, seconds: float = 0.0, use_gpu: bool = True) -> Sample:
 class History:
     """The last samples, oldest first."""
 
-    def __init__(self, length: int = 60) -> None:
+    def __init__(self, length: int) -> None:
         self.samples: deque[Sample] = deque(maxlen=length)
 
     def rows(self) -> list[dict[str, float | None]]:
@@ -212,12 +209,7 @@ class Monitor:
         return text(self.history)
 
 
-def monitor(
-    *,
-    seconds: float | None = None,
-    interval_seconds: float = 1.0,
-    live: bool | None = None,
-) -> Monitor:
+def monitor(*, seconds: float | None = None, interval_seconds: float = 1.0, live: bool | None = None) -> Monitor:
     """Return a monitor for a notebook's last line; it moves while other cells run.
 
     Args:

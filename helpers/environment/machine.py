@@ -107,9 +107,8 @@ def _platform(access: Access) -> Platform:
     )
 
 
-def platform_kind(access: Access | None = None) -> str:
+def platform_kind(access: Access) -> str:
     """Return 'Linux', 'Windows', 'WSL2', 'WSL1' or 'macOS'."""
-    access = access or Access()
     if access.system != "Linux":
         return {"Darwin": "macOS"}.get(access.system, access.system)
     kernel = f"{access.release} {access.text('/proc/version')}".lower()

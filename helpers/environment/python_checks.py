@@ -34,7 +34,8 @@ def env_kernel_match(machine: Machine) -> Finding:
         )
     kernel = python.kernel
     # Jupyter replaces a kernel's plain `python` by the Python it runs itself, so only a path can be elsewhere
-    elsewhere = kernel and ("/" in kernel or "\\" in kernel) and not _inside(kernel, python.prefix)
+    is_path = kernel and ("/" in kernel or "\\" in kernel)
+    elsewhere = is_path and not _normal(kernel).startswith(f"{_normal(python.prefix)}/")
     if elsewhere or not python.kernel_exists:
         return fail(
             f"the python3 kernel is {kernel}" + ("" if python.kernel_exists else ", which does not exist"),
@@ -55,10 +56,6 @@ def _normal(path: str) -> str:
     """Return a path in one spelling; not with `os.path`, which knows only the rules of the system it runs on."""
     plain = path.replace("\\", "/").rstrip("/")
     return plain.lower() if re.match(r"[A-Za-z]:", plain) else plain
-
-
-def _inside(path: str, folder: str) -> bool:
-    return _normal(path).startswith(_normal(folder) + "/")
 
 
 @rule("Python keeps using a module that it has already imported, whatever pip has installed since.")

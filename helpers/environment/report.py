@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from html import escape
 from typing import Any
 
-from helpers.display import STATUS_MARKS, Html, html_table
+from helpers.display import STATUS_MARKS, Html, html_table, printable
 from helpers.environment import card_checks, driver_checks, python_checks, system_checks
 from helpers.environment.card import GraphicsCard, read_card
 from helpers.environment.facts import Machine, Unread
@@ -174,11 +174,6 @@ def _code(text: str) -> Html:
 
 def _text(text: str) -> Html:
     return Html(re.sub(r"`(.+?)`", r"<code>\1</code>", escape(text)))
-
-
-def printable(text: str) -> str:
-    """Replace control characters by spaces: a process may have any name, and a terminal obeys some of them."""
-    return "".join(char if char.isprintable() else " " for char in text)
 
 
 def diagnose(*, quick: bool = False) -> Diagnosis:

@@ -16,18 +16,14 @@ _ALSO_LOOKED_FOR = ("jupyterlab-widgets", "nvidia-ml-py", "pynvml", "tokenizers"
 def read_packages(access: Access) -> Packages:
     """Return what is required, pinned, installed and loaded."""
     required = _required(access)
+    modules = {name: access.modules.get(name) for name in _LOADED}
     versions = {name: access.version_of(name) for name in [*required, *_ALSO_LOOKED_FOR]}
     return Packages(
         installed={name: version for name, version in versions.items() if version},
         required=required,
         pinned=pins(access),
-        loaded={name: str(module.__version__) for name, module in _loaded(access).items()},
+        loaded={name: str(module.__version__) for name, module in modules.items() if hasattr(module, "__version__")},
     )
-
-
-def _loaded(access: Access) -> dict:
-    modules = {name: access.modules.get(name) for name in _LOADED}
-    return {name: module for name, module in modules.items() if hasattr(module, "__version__")}
 
 
 def _required(access: Access) -> dict[str, tuple[str, str | None]]:

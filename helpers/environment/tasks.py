@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
+from helpers.display import print_any_character
 from helpers.environment.install import InstallError, environment_folder, install, python_of, tag_named
 from helpers.paths import ROOT
 
@@ -167,8 +168,7 @@ def _carry_out(name: str, arguments: list[str]) -> int:
         help="which PyTorch wheel: cpu, cu126, cu130, ...; auto, the default, is the one that fits this machine",
     )
     options, rest = parser.parse_known_args(arguments)
-    if hasattr(sys.stdout, "reconfigure"):  # a console without a character shows "?" instead
-        sys.stdout.reconfigure(errors="replace")
+    print_any_character()
     # Containers often set it. Each kernel and worker would then compile PyTorch and transformers anew: 11 s every time.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     try:

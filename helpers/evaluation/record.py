@@ -18,7 +18,7 @@ it is too large for a float. Compare the metrics of two runs only if their `text
 import json
 from typing import Any
 
-from helpers.files import write_atomically
+from helpers.files import read_json, write_atomically
 from helpers.settings import SettingsError, run_folder
 from helpers.training.model_card import write_model_card
 
@@ -30,22 +30,26 @@ def read(run: str) -> dict[str, Any]:
     """Return the metrics of a run.
 
     Raises:
-        SettingsError: the run has not been evaluated, or another version of this course evaluated it.
+        SettingsError: the run has not been evaluated, or by another version of this course, or the file is damaged.
     """
     path = run_folder(run) / "evaluation.json"
     if not path.exists():
         raise SettingsError(f"Run {run!r} has not been evaluated: run notebook 04 for it first.")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        version = content["version"]
-    except (ValueError, TypeError, KeyError):
-        raise SettingsError(f"{path} cannot be read: run notebook 04 for run {run!r} again.") from None
-    if version != VERSION:
+    content = read_json(path)
+    if content.get("version") != VERSION:
         raise SettingsError(
-            f"{path} is of version {version}, and this course reads version {VERSION}: run notebook 04 for run {run!r} "
-            "again."
+            f"{path} is of version {content.get('version')}, and this course reads version {VERSION}: run notebook 04 "
+            f"for run {run!r} again."
         )
     return content
+
+
+def read_section(run: str, section: str) -> Any:
+    """Return one section of a run's metrics; None where it has not been measured, or cannot be read."""
+    try:
+        return read(run)[section]
+    except SettingsError:
+        return None
 
 
 def write_section(run: str, section: str, value: Any) -> None:

@@ -1,6 +1,5 @@
 """Check an answer and keep the verdict in the run's folder, where `progress` reads what is solved."""
 
-import json
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -8,14 +7,10 @@ from typing import Any
 
 from helpers.display import html_table
 from helpers.exercises.checks import CHECKS, Check, Hint, NotDoneError
-from helpers.files import write_atomically
-from helpers.settings import run_folder
+from helpers.files import read_json, write_html_page, write_json
+from helpers.settings import SettingsError, run_folder
 
 _MARKS = {"right": "\u2713", "not yet": "\u2717", "not done yet": "\u2026"}
-_PAGE_STYLE = (
-    ":root { color-scheme: light dark } body { font: 16px/1.5 system-ui, sans-serif; max-width: 45rem; "
-    "margin: 2rem auto; padding: 0 1rem } td, th { padding: .2rem .7rem } @media print { body { margin: 0 } }"
-)
 
 
 @dataclass(frozen=True)
@@ -53,12 +48,7 @@ class Progress:
         """Write the table as one page for a printer, `exercises.html` in the run's folder; return its path."""
         path = run_folder(self.run) / "exercises.html"
         path.parent.mkdir(parents=True, exist_ok=True)
-        title = f"Exercises: {self.run}"
-        write_atomically(
-            path,
-            f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
-            f"<style>{_PAGE_STYLE}</style><h1>{title}</h1><p>{self}</p>{self._table}</html>",
-        )
+        write_html_page(path, title=f"Exercises: {self.run}", body=f"<p>{self}</p>{self._table}")
         return path
 
 
@@ -78,7 +68,7 @@ def check(name: str, answer: Any, *, run: str = "pocket") -> Verdict:
     if verdict.status != "not done yet" and before.get(name) not in ("right", verdict.status):
         path = _record(run)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(before | {name: verdict.status}, indent=2))
+        write_json(path, before | {name: verdict.status})
     return verdict
 
 
@@ -110,10 +100,10 @@ def _record(run: str) -> Path:
 def _statuses(run: str) -> dict[str, str]:
     """Return the statuses that were kept; none where the file is missing, or was changed into something else."""
     try:
-        kept = json.loads(_record(run).read_text(encoding="utf-8"))
-        return {name: status for name, status in kept.items() if status in ("right", "not yet")}
-    except (OSError, ValueError, AttributeError, TypeError):
+        kept = read_json(_record(run))
+    except (OSError, SettingsError):
         return {}
+    return {name: status for name, status in kept.items() if status in ("right", "not yet")}
 
 
 def exercise_names() -> list[str]:

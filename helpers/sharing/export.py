@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 from helpers.data import open_prepared
 from helpers.display import MIB, first_line, size_text
 from helpers.evaluation import load_tuned, score
-from helpers.evaluation.record import read as read_evaluation
+from helpers.evaluation.record import read_section
 from helpers.files import atomic_folder, free_bytes, write_atomically
 from helpers.model import check_sound, load_model, quiet
 from helpers.paths import ASSETS
@@ -112,10 +112,7 @@ def export_model(run: str, *, to: Format = "gguf", gguf_type: GgufType = "f16") 
 
 def sampling_of(run: str) -> EvaluationSettings:
     """Return the sampling settings that notebook 04 used for a run; the defaults before it has run."""
-    try:
-        speech = read_evaluation(run)["speech"]
-    except SettingsError:
-        speech = None
+    speech = read_section(run, "speech")
     return EvaluationSettings(**(speech["settings"] if speech else {}) | {"run": run})
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from helpers.display import first_line
-from helpers.evaluation.record import read as read_evaluation
+from helpers.evaluation.record import read_section
 from helpers.model import shown_name
 from helpers.settings import SettingsError, read_run_settings, run_folder
 from helpers.sharing.export import export_model
@@ -58,14 +58,8 @@ class Upload:
         width = max(map(len, self.files))
         rows = [f"  {name:{width}}  {_n_bytes(content):>13,} bytes" for name, content in self.files.items()]
         seen_by = "private" if self.private else "public: everybody can read and copy it"
-        return "\n".join(
-            [
-                f"Run {self.run} to {self.repo_id} ({seen_by})",
-                *rows,
-                f"  {len(rows)} files, {self.n_bytes:,} bytes",
-                *self.notes,
-            ]
-        )
+        head, total = f"Run {self.run} to {self.repo_id} ({seen_by})", f"  {len(rows)} files, {self.n_bytes:,} bytes"
+        return "\n".join([head, *rows, total, *self.notes])
 
 
 def plan_upload(
@@ -159,10 +153,7 @@ letters, digits, '-', '_' and '.', at most 96 characters, as in 'you/my-model'.
 
 def copying_verdict(run: str) -> str:
     """Return what notebook 04 measured about copied text, in one or two sentences."""
-    try:
-        copying = read_evaluation(run)["copying"]
-    except SettingsError:
-        copying = None
+    copying = read_section(run, "copying")
     if not copying:
         return "not measured. Run notebook 04 for this run first, and read its report."
     longest = {row["text"]: row["longest_words"] for row in copying["rows"]}
@@ -178,13 +169,13 @@ def _describe_repository(api: "HfApi", repo_id: str) -> dict[str, Any]:
     from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
-        found = api.model_info(repo_id)
+        there = api.model_info(repo_id)
     except RepositoryNotFoundError:
         return {"note": f"The repository {repo_id} is new."}
-    names = {sibling.rfilename for sibling in found.siblings or []}
-    kept = "private" if found.private else "public"
+    names = {sibling.rfilename for sibling in there.siblings or []}
+    kept = "private" if there.private else "public"
     return {
-        "private": bool(found.private),
+        "private": bool(there.private),
         "note": f"The repository {repo_id} exists and stays {kept}: a commit is added, files of the same name get a "
         f"new version, and its other files ({len(names)} in all) stay.",
     }

@@ -28,28 +28,23 @@ def sweep(ctx: click.Context, study: str, workers: int, gpu: str | None, dry_run
     """
     from helpers.studies.study_file import find_study, read_study
     from helpers.studies.study_plan import plan_study
-    from helpers.studies.worker import full_disk_message
     from helpers.training.cards import card_of_this_machine, find_card
 
     file = find_study(study)
     declared = read_study(file)
-    try:
-        progress, refusals = _progress_so_far(declared)
-        n_left = None if progress is None else progress.n_left_of(len(declared.points), with_failed=retry_failed)
-        card = card_of_this_machine() if gpu is None else find_card(gpu)
-        plan = plan_study(declared, card, workers=workers, n_left=n_left)
-        click.echo(plan)
-        if progress is not None:
-            click.echo(f"{'started':<10} {progress.counts}; the file asks for the same study")
-        refusals = plan.refusals + refusals
-        if refusals:  # before anything is written
-            raise SettingsError("\n".join(refusals))
-        if dry_run:
-            return
-        is_settled = _run(declared, file, workers=workers, retry_failed=retry_failed)
-    except OSError as error:
-        click.secho(full_disk_message(error), fg="yellow", err=True)
-        is_settled = False
+    progress, refusals = _progress_so_far(declared)
+    n_left = None if progress is None else progress.n_left_of(len(declared.points), with_failed=retry_failed)
+    card = card_of_this_machine() if gpu is None else find_card(gpu)
+    plan = plan_study(declared, card, workers=workers, n_left=n_left)
+    click.echo(plan)
+    if progress is not None:
+        click.echo(f"{'started':<10} {progress.counts}; the file asks for the same study")
+    refusals = plan.refusals + refusals
+    if refusals:  # before anything is written
+        raise SettingsError("\n".join(refusals))
+    if dry_run:
+        return
+    is_settled = _run(declared, file, workers=workers, retry_failed=retry_failed)
     ctx.exit(0 if is_settled else 1)
 
 

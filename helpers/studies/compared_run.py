@@ -1,13 +1,12 @@
 """One run as its folder records it, so that runs of a study, of a shell loop and of notebooks compare alike."""
 
-import contextlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from helpers.settings import TrainingSettings
+from helpers.files import read_json
+from helpers.settings import SettingsError, TrainingSettings
 from helpers.training.run_files import kept_eval_loss, read_history
 
 Metric = Literal["perplexity", "bits_per_byte", "eval_loss"]
@@ -89,12 +88,12 @@ def _read_files(folder: Path) -> tuple[dict[str, Any], str]:
     damage = ""
     for file in _FILES:
         contents[file] = {}
-        with contextlib.suppress(FileNotFoundError):
-            try:
-                text = (folder / file).read_text(encoding="utf-8")
-                contents[file] = read_history(folder) if file == "history.jsonl" else dict(json.loads(text))
-            except (ValueError, TypeError) as error:
-                damage = f"{file} is damaged ({error}): delete it, and run again what makes it."
+        try:
+            contents[file] = read_history(folder) if file == "history.jsonl" else read_json(folder / file)
+        except FileNotFoundError:
+            continue
+        except SettingsError as error:
+            damage = str(error)
     return contents, damage
 
 

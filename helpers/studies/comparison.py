@@ -1,7 +1,6 @@
 """Many runs in one table, ranked only where they were measured on the same text; and the best one promoted."""
 
 import html
-import json
 import math
 import re
 import shutil
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from helpers.display import MIB, duration_text, html_table
 from helpers.evaluation.bootstrap import CONFIDENCE
-from helpers.files import atomic_folder
+from helpers.files import atomic_folder, read_json, write_json
 from helpers.paths import runs_folder
 from helpers.settings import SettingsError, run_folder
 from helpers.studies.compared_run import METRICS, ComparedRun, Metric, read_run
@@ -268,8 +267,8 @@ def promote(best: ComparedRun, name: str) -> Path:
     with atomic_folder(target) as new:
         shutil.copytree(best.folder, new, ignore=shutil.ignore_patterns(".*", "trial.*"), dirs_exist_ok=True)
         for path in filter(Path.exists, (new / "settings.json", new / "evaluation.json")):
-            record = json.loads(path.read_text(encoding="utf-8")) | {"promoted_from": best.name}
+            record = read_json(path) | {"promoted_from": best.name}
             record.get("settings", record)["run"] = name
-            path.write_text(json.dumps(record, indent=2), encoding="utf-8")
+            write_json(path, record)
     write_model_card(name)
     return target

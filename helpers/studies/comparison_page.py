@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from helpers.files import write_atomically
+from helpers.files import write_html_page
 from helpers.plots import GREY, ORANGE, new_axes, plot_bars
 from helpers.studies.compared_run import ComparedRun, Metric
 from helpers.studies.comparison import RunTable
@@ -21,22 +21,12 @@ if TYPE_CHECKING:
 _MOST_NAMED = 8  # lines with a legend entry; more cannot be distinguished
 _FEWEST = 4  # runs; the importance of a setting means nothing with fewer
 _LOG_FACTOR = 8  # between the largest and the smallest value of a setting that is drawn on a log scale
-_STYLE = (
-    ":root { color-scheme: light dark } body { font: 16px/1.5 system-ui, sans-serif; max-width: 75rem; "
-    "margin: 2rem auto; padding: 0 1rem } table { border-collapse: collapse } td, th { padding: .2rem .7rem } "
-    "img { max-width: 100%; background: white }"
-)
 
 
 def write_page(table: RunTable, path: Path) -> None:
     """Write a table and its pictures as one page that needs no network."""
-    title = "Runs compared"
     pictures = "".join(f"<p><img alt='{html.escape(alt)}' src='{_embedded(ax)}'></p>" for alt, ax in plot_all(table))
-    page = (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
-        f"<h1>{title}</h1>{table._repr_html_()}{pictures}</html>"
-    )
-    write_atomically(path, page)
+    write_html_page(path, title="Runs compared", body=f"{table._repr_html_()}{pictures}")
 
 
 def _embedded(ax: "Axes") -> str:

@@ -48,7 +48,7 @@ def open_study(study: Study) -> "OptunaStudy":
         study_name=study.study,
         storage=open_storage(study.storage, study.folder),
         pruner=pruner(study.prune),
-        sampler=optuna.samplers.RandomSampler(),  # never used: each trial of a search gets its own, see `choose`
+        sampler=optuna.samplers.RandomSampler(),  # never used: see `suggest_values`
         load_if_exists=True,
     )
     if not _is_started(study, opened):
@@ -111,7 +111,7 @@ def _is_alike(before: Any, now: Any) -> bool:
     return before == now or (isinstance(before, str) and isinstance(now, str) and is_same_place(before, now))
 
 
-def choose(study: Study, trial: "Trial") -> dict[str, Any]:
+def suggest_values(study: Study, trial: "Trial") -> dict[str, Any]:
     """Return the values of a taken trial: those it was queued with, or new ones that TPE learns from the others."""
     trial.study.sampler = _sampler(study, trial.user_attrs["point"])
     point = {}

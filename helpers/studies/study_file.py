@@ -59,7 +59,7 @@ def read_study(path: Path) -> Study:
     except ValidationError as error:
         faults += [(fault["loc"], _sentence(fault, values)) for fault in error.errors()]
     if faults:
-        located = sorted((_line(lines, at), sentence) for at, sentence in faults)
+        located = sorted({(_line(lines, at), sentence) for at, sentence in faults})
         raise SettingsError("\n".join(f"{path.name}, line {line}: {sentence}" for line, sentence in located))
     return study
 
@@ -81,13 +81,7 @@ def _with_paths(values: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _repeated_keys(node: yaml.Node, lines: dict[tuple, int], at: tuple = ()) -> Iterator[Fault]:
-    """Fill `lines` with the line of each part of a file; yield a fault for each key that a mapping has twice.
-
-    Args:
-        node: the part of the file to walk through.
-        lines: path of keys and indices -> line, from 1.
-        at: the path of `node`.
-    """
+    """Fill `lines` (path of keys and indices -> line); yield a fault for each key that a mapping has twice."""
     if isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
             lines[*at, index] = value.start_mark.line + 1

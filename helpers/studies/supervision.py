@@ -1,7 +1,6 @@
 """The workers of one command, started and restarted; the study's progress, on a live screen or line by line."""
 
 import contextlib
-import json
 import os
 import subprocess
 import sys
@@ -16,6 +15,8 @@ from typing import TYPE_CHECKING, Any, get_args
 import psutil
 
 from helpers.display import duration_text
+from helpers.files import read_json
+from helpers.settings import SettingsError
 from helpers.studies.queue import State, state_of, this_worker, trials_of, was_interrupted
 from helpers.studies.study import Study, trial_name
 from helpers.studies.worker import PAUSED
@@ -99,8 +100,8 @@ class Progress:
 def _is_done(folder: Path) -> bool:
     """Return whether a trial's folder holds a finished one, as when the other machine shares this disk."""
     try:
-        return json.loads((folder / "trial.json").read_text(encoding="utf-8"))["state"] == "done"
-    except (OSError, ValueError, KeyError):
+        return read_json(folder / "trial.json")["state"] == "done"
+    except (OSError, SettingsError, KeyError):
         return False
 
 

@@ -4,7 +4,6 @@ While the notebooks run, COURSE_RUNS points to the study's folder: so a trial is
 number.
 """
 
-import json
 import logging
 import math
 import shutil
@@ -15,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from helpers.course import CourseError, find_notebook, run_course
-from helpers.files import environment_variables, write_atomically
+from helpers.files import environment_variables, write_json
 from helpers.settings import SettingsError, read_preset
 from helpers.studies.compared_run import read_run
-from helpers.studies.queue import choose, place_of
+from helpers.studies.queue import place_of, suggest_values
 from helpers.studies.study import Study, trial_name
 from helpers.training.pruning import PLACE
 from helpers.troubleshooting import explain
@@ -53,10 +52,10 @@ def run_trial(study: Study, trial: "Trial") -> float:
 
     folder = study.folder / trial_name(trial.user_attrs["point"])
     record: dict[str, Any] = {"point": trial.user_attrs["point"], "optimise": study.optimise, "state": "not finished"}
-    record["parameters"] = {**study.settings, **choose(study, trial)}
+    record["parameters"] = {**study.settings, **suggest_values(study, trial)}
     with _logged(folder / "trial.log"):
         # before it runs, so that the table shows what an interrupted trial varies
-        write_atomically(folder / "trial.json", json.dumps(record, indent=2))
+        write_json(folder / "trial.json", record)
         try:
             _refuse_after_many_interruptions(trial, folder)
             metric = _run_notebooks(study, trial, folder, record["parameters"])
@@ -70,7 +69,7 @@ def run_trial(study: Study, trial: "Trial") -> float:
             raise
         finally:
             _log.info("%s: %s", folder.name, record["state"])
-            write_atomically(folder / "trial.json", json.dumps(record, indent=2))
+            write_json(folder / "trial.json", record)
     if not study.keep_checkpoints:
         for run in (folder, *study.folder.glob(f"{folder.name}-*")):  # and the experiments of its notebooks
             shutil.rmtree(run / "checkpoints", ignore_errors=True)

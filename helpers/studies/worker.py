@@ -3,7 +3,6 @@
 `python -m helpers.studies.worker FILE ENDS` is what the command `sweep` starts, once for each worker.
 """
 
-import errno
 import logging
 import os
 import sys
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
+from helpers.files import explain_os_error, is_disk_full
 from helpers.studies.queue import (
     is_superfluous,
     open_study,
@@ -45,10 +45,7 @@ class _SuperfluousError(RuntimeError):
 def work(study: Study, opened: "OptunaStudy", *, ends: float = float("inf")) -> None:
     """Run trials until the study is settled; wait for the trials of other workers, in case those die.
 
-    Args:
-        study: what to run.
-        opened: the same study in Optuna's storage.
-        ends: the `time.time()` after which no trial starts.
+    `opened` is the study in Optuna's storage; after `ends`, a `time.time()`, no trial starts.
 
     Raises:
         StudyPausedError: the time or the disk space is used up.
@@ -101,13 +98,6 @@ def _own_and_run(study: Study, trial: "Trial", taking: FileLock, held: ExitStack
     return run_trial(study, trial)
 
 
-def full_disk_message(error: OSError) -> str:
-    """Return what to print when the disk is full; raise any other error again."""
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-        raise error
-    return f"The study is paused: {error}. Free some space; the same command continues the study."
-
-
 def _end_with_parent() -> None:
     """End this process when the command that started it is gone: its end of the pipe then closes."""
 
@@ -130,7 +120,9 @@ def main(file: str, ends: str) -> int:
         print(pause, flush=True)
         return PAUSED
     except OSError as error:
-        print(full_disk_message(error), flush=True)
+        if not is_disk_full(error):
+            raise
+        print(f"The study is paused. {explain_os_error(error)}", flush=True)
         return PAUSED
     return 0
 

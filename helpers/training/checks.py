@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
+from helpers.display import size_text
 from helpers.files import free_bytes
 
 if TYPE_CHECKING:
@@ -71,15 +72,22 @@ class DiskSpaceGuard(TrainerCallback):
         sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
         self.n_parameters, self.n_trained = (sum(size for size, _ in sizes), sum(size * is_on for size, is_on in sizes))
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Look before the first step, so that none is done in vain."""
+        self._check(args, is_saved=state.global_step + args.save_steps < state.max_steps, is_last=False)
+
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Compare the free space with what is written next."""
         is_last = control.should_training_stop or state.global_step >= state.max_steps
+        self._check(args, is_saved=control.should_save, is_last=is_last)
+
+    def _check(self, args: Any, *, is_saved: bool, is_last: bool) -> None:
         # A checkpoint is float32 weights and AdamW's two averages, 12 bytes per trained parameter, and a little more;
         # after the last step the model is written too.
-        needed = 13 * self.n_trained * control.should_save + 5 * self.n_parameters * is_last
+        needed = 13 * self.n_trained * is_saved + 5 * self.n_parameters * is_last
         if needed and (free := free_bytes(Path(args.output_dir).parent)) < needed:
             raise TrainingBrokenError(
-                f"The disk of {args.output_dir} has {free / 1e9:.1f} GB left and {needed / 1e9:.1f} GB are needed: "
-                "free some space or lower save_total_limit, and start the same run again. It continues from its last "
+                f"The disk of {args.output_dir} has {size_text(free)} left and {size_text(needed)} are needed: free "
+                "some space or lower save_total_limit, and start the same run again. It continues from its last "
                 "checkpoint."
             )

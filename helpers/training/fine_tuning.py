@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from helpers.data.preparation import load_run_tokenizer, prepare
 from helpers.data.streaming import open_training_blocks
-from helpers.files import atomic_folder
+from helpers.files import atomic_folder, write_json
 from helpers.model import check_fit, device, load_model, load_start, quiet, set_attention_dropout
 from helpers.settings import TrainingSettings, read_run_settings, run_folder
 from helpers.training import processes, run_files
@@ -178,7 +178,7 @@ def _train_once(
         trainer.accelerator.ddp_handler.gradient_as_bucket_view = True
         _warn_of_long_warmup(settings, len(train), trainer.args.world_size)
         if trainer.is_world_process_zero() and not (folder / "settings.json").exists():
-            run_files.write_json(folder / "settings.json", run_files.settings_record(settings, data.facts))
+            write_json(folder / "settings.json", run_files.settings_record(settings, data.facts))
         checkpoint = run_files.last_complete_checkpoint(folder / "checkpoints")
         tokens_per_process = len(train) * settings.block_size // trainer.args.world_size
         predicted = predict_on_this_machine(settings, model.config, train_tokens=tokens_per_process)
@@ -205,7 +205,7 @@ def _train_once(
         if steps.seconds[1:]:  # the first one sets up
             facts["step_seconds"] = statistics.median(steps.seconds[1:])
             extend_calibration(settings, trainer, facts, predicted)
-        run_files.write_json(folder / "training.json", facts)
+        write_json(folder / "training.json", facts)
     trainer.accelerator.wait_for_everyone()  # the other processes open what the first one has written
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from helpers.files import read_json
 from helpers.paths import runs_folder
 from helpers.settings import SettingsError, TrainingSettings, read_run_settings, run_folder
 from helpers.training import processes, run_files
@@ -79,7 +80,7 @@ def open_run(run: str) -> FineTuned:
     folder = run_folder(run)
     if not (folder / "training.json").exists():
         raise SettingsError(f"There is no finished run {run!r} in {runs_folder()}: train it in notebook 03 first.")
-    return FineTuned(run, folder, run_files.read_history(folder), run_files.read_json(folder / "training.json"))
+    return FineTuned(run, folder, run_files.read_history(folder), read_json(folder / "training.json"))
 
 
 def collect_measurements(settings: TrainingSettings, trainer: "Trainer", *, n_blocks: int) -> dict[str, Any]:

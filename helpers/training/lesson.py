@@ -18,8 +18,8 @@ _NOT_THE_TEXT = {"run", "model_name_or_path", "tokenizer", "vocab_size", "block_
 def choose_lesson(settings: TrainingSettings, trained: FineTuned) -> tuple[TrainingSettings, str]:
     """Return the settings of the run that the experiments train, and a sentence that says why.
 
-    The pocket model stands in, with its own defaults and on the beginning of the reader's text, where the experiments
-    would take more than five minutes, and for an adapter or another optimizer, which need another loop.
+    The pocket model takes its place, with its own defaults and on the beginning of the reader's text, where they would
+    take more than five minutes, and for an adapter or another optimizer, which need another loop.
 
     Args:
         settings: those of the reader's run.
@@ -43,4 +43,4 @@ def choose_lesson(settings: TrainingSettings, trained: FineTuned) -> tuple[Train
         max_tokens=min(settings.max_tokens or _TOKENS, _TOKENS),
         **text,
     )
-    return lesson, f"{why}: up to the exercises the pocket model stands in, on the beginning of your text."
+    return lesson, f"{why}: up to the exercises the pocket model is trained instead, on the beginning of your text."

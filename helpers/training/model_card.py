@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from helpers.data.sources import source_path
 from helpers.display import last_part
-from helpers.files import write_atomically
+from helpers.files import read_json, write_atomically
 from helpers.model import shown_name
 from helpers.paths import ASSETS
 from helpers.settings import SettingsError, TrainingSettings, read_run_settings, run_folder
-from helpers.training.run_files import read_json
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData

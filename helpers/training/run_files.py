@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers.data.preparation import is_same_model, is_same_text
-from helpers.files import write_atomically
+from helpers.files import read_json, read_json_lines, write_atomically, write_json
 from helpers.settings import SettingsError, TrainingSettings, read_run_settings, run_folder
 from helpers.training.processes import device_name, n_processes
 
@@ -23,16 +23,6 @@ _HISTORY_NAMES = ("loss", "eval_loss", "learning_rate", "grad_norm", "epoch", "s
 CHANGEABLE = ("logging_steps", "save_steps", "save_total_limit", "sample_prompt", "report_to")
 _WEIGHTS_FILES, _ADAPTER_FILES = ("model.safetensors",), ("adapter_model.safetensors", "adapter_config.json")
 _CHECKPOINT_FILES = ("optimizer.pt", "scheduler.pt", "trainer_state.json")
-
-
-def read_json(path: Path) -> Any:
-    """Return the content of a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write a JSON file; a reader sees either the old content or all of the new one."""
-    write_atomically(path, json.dumps(value, indent=2))
 
 
 def check_same_settings(settings: TrainingSettings) -> None:
@@ -102,8 +92,7 @@ def write_history(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 def read_history(folder: Path) -> list[dict[str, Any]]:
     """Return the history of the run in a folder, oldest row first; empty when the training has not begun."""
-    path = folder / "history.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    return read_json_lines(folder / "history.jsonl")
 
 
 def kept_eval_loss(rows: Sequence[dict[str, Any]], *, early_stopping_patience: int) -> float | None:
@@ -148,7 +137,7 @@ def _damaged_file(checkpoint: Path) -> str | None:
                 with safe_open(path, "pt"):  # compares the length of the file with its header; reads no weights
                     pass
             elif path.suffix == ".json":
-                dict(read_json(path))
+                read_json(path)
             else:
                 with zipfile.ZipFile(path) as file:  # the format of torch.save
                     if file.testzip() is not None:  # a part whose checksum is wrong, as after a power cut

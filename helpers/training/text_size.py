@@ -3,8 +3,8 @@
 import math
 
 from helpers.data.sources import Source
+from helpers.files import read_json
 from helpers.settings import DataSettings, SettingsError, TrainingSettings, run_folder
-from helpers.training.run_files import read_json
 
 _BYTES_PER_TOKEN = {"pocket": 2.7}  # of English text
 _GPT2_BYTES_PER_TOKEN = 4.3

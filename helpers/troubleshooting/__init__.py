@@ -17,7 +17,6 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "known_failures": "KnownFailure",
         "examination": "Examination examine",
         "lab": "Table error_of run_cells run_in_child show_fix tiny_model train_briefly",
-        "log_checks": "repeated_share",
         "broken_runs": "BrokenRun broken_run",
     },
 )

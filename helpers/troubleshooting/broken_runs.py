@@ -30,14 +30,7 @@ class BrokenRun:
 
 
 def broken_run(name: str) -> BrokenRun:
-    """Train for a few seconds with a fault and return what the training leaves.
-
-    Args:
-        name: 'a', 'b' or 'c'.
-
-    Raises:
-        KeyError: there is no such run.
-    """
+    """Train for a few seconds with the fault 'a', 'b' or 'c' and return what the training leaves."""
     return _RUNS[name]()
 
 

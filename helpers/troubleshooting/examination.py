@@ -63,9 +63,6 @@ def examine(run: str) -> Examination:
 
     The run need not be finished, and need not have begun to train. Nothing in its folder is changed.
 
-    Args:
-        run: its name.
-
     Raises:
         SettingsError: there is no run of that name.
     """

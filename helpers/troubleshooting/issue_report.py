@@ -82,8 +82,8 @@ def _versions(machine: Machine) -> "list[str]":
         installed = machine.packages.installed
     except UnreadError as error:
         return [*lines, f"packages: {error}"]
-    found = [f"{name} {installed[name]}" for name in _PACKAGES if installed.get(name)]
-    return [*lines, ", ".join(found) or "none of the course's packages"]
+    packages = [f"{name} {installed[name]}" for name in _PACKAGES if installed.get(name)]
+    return [*lines, ", ".join(packages) or "none of the course's packages"]
 
 
 def _machine(machine: Machine) -> "list[str]":

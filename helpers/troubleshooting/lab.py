@@ -33,9 +33,6 @@ class Table(list):
 def show_fix(measurements: Mapping[str, tuple[Any, Any]]) -> Table:
     """Return a table of what was measured while something was broken, and after the fix.
 
-    Args:
-        measurements: what was measured -> its value while broken, its value after the fix.
-
     >>> show_fix({"loss": (0.0, 8.25)})
     [{'measured': 'loss', 'broken': 0.0, 'fixed': 8.25}]
     """
@@ -102,8 +99,8 @@ def train_briefly(
         rows: each with `input_ids` and whatever else `collate` needs.
         collate: makes a batch of rows; left out, labels are the tokens.
         resume_from: a checkpoint's folder.
-        folder: where checkpoints are written; left out, nothing stays on the disk.
-        optimizer: used instead of the Trainer's own.
+        folder: for checkpoints; left out, nothing stays on the disk.
+        optimizer: instead of the Trainer's own.
         arguments: of `TrainingArguments`.
     """
     from transformers import PrinterCallback, Trainer, TrainingArguments
@@ -146,12 +143,7 @@ class ChildResult:
         return lines[-1] if lines else ""
 
 
-def run_in_child(
-    source: str,
-    *,
-    setup: str = "",
-    extra_bytes: int | None = None,
-) -> ChildResult:
+def run_in_child(source: str, *, setup: str = "", extra_bytes: int | None = None) -> ChildResult:
     """Run Python source in a child process, with torch imported, under a limit on its memory.
 
     Args:
@@ -181,16 +173,14 @@ def run_in_child(
 def run_cells(cells: Sequence[str], **options: Any) -> list[str]:
     """Run cells in a new kernel, which ends with them; return what each of them printed, showed or raised.
 
-    Args:
-        cells: their source.
-        options: of `nbclient.NotebookClient`, such as `timeout` in seconds per cell, or `kernel_name`.
-
-    Raises:
-        Exception: whatever nbclient raises when a kernel does not exist, dies or takes too long.
+    `options` are those of `nbclient.NotebookClient`, such as `timeout` in seconds per cell, or `kernel_name`; a kernel
+    that does not exist, dies or takes too long is an error of nbclient's.
     """
+    import nbformat
     from nbclient import NotebookClient
 
-    notebook = _notebook(cells)
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     defaults = {"kernel_name": "python3", "timeout": _SECONDS_PER_CELL, "allow_errors": True}
     client = NotebookClient(
         notebook,
@@ -201,14 +191,6 @@ def run_cells(cells: Sequence[str], **options: Any) -> list[str]:
     )
     client.execute()
     return ["\n".join(map(_text, cell.outputs)) for cell in notebook.cells]
-
-
-def _notebook(cells: Sequence[str]) -> Any:
-    import nbformat
-
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
-    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    return notebook
 
 
 def _quiet_kernel() -> type:

@@ -5,7 +5,7 @@ The checks are named in `helpers/assets/failures.yaml`.
 
 import math
 import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from statistics import median
 
 from helpers.display import GIB, MIB
@@ -158,19 +158,10 @@ def repeats(reading: Reading) -> str | None:
     if reading.errors or reading.rows or re.search(r"[=%{}\[\]|]|\d:\d", reading.text):
         return None  # a log repeats itself by nature: only plain prose is judged
     words = reading.text.split()
-    if len(words) < 30 or (share := repeated_share(words)) < 0.5:
+    runs = list(zip(words, words[1:], words[2:], strict=False))
+    if len(words) < 30 or (share := 1 - len(set(runs)) / len(runs)) < 0.5:
         return None
     return f"{100 * share:.0f}% of its runs of three words repeat an earlier one"
-
-
-def repeated_share(tokens: Sequence[Hashable]) -> float:
-    """Return the share of runs of three tokens (or words) that occurred before; needs three at least.
-
-    >>> repeated_share([1, 2, 3, 1, 2, 3])
-    0.25
-    """
-    runs = list(zip(tokens, tokens[1:], tokens[2:], strict=False))
-    return 1 - len(set(runs)) / len(runs)
 
 
 def memory_sizes(reading: Reading) -> "dict[str, float]":

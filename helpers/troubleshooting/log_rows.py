@@ -41,15 +41,15 @@ def read_rows(content: Any, lines: Sequence[str]) -> "tuple[dict[str, float], ..
     """Return the rows in `content`, the whole text if that is one JSON value, else in the lines of a log."""
     if content is not None:
         rows = content.get("log_history", [content]) if isinstance(content, dict) else content
-        return tuple(numbers(row) for row in rows if isinstance(row, dict)) if isinstance(rows, list) else ()
+        return tuple(keep_numbers(row) for row in rows if isinstance(row, dict)) if isinstance(rows, list) else ()
     rows = (_row(match.group()) for line in lines if "loss" in line for match in _ROW.finditer(line))
     return tuple(row for row in rows if _is_of_training(row)) or _other_rows(lines)
 
 
-def numbers(row: Mapping[str, Any]) -> "dict[str, float]":
+def keep_numbers(row: Mapping[str, Any]) -> "dict[str, float]":
     """Keep the values that are numbers, or numbers written as text: transformers 5 prints its log in this way.
 
-    >>> numbers({"train/loss": "3.2", "eval/loss": 3.4, "note": "warm-up"})
+    >>> keep_numbers({"train/loss": "3.2", "eval/loss": 3.4, "note": "warm-up"})
     {'loss': 3.2, 'eval_loss': 3.4}
     """
     result = {}
@@ -79,12 +79,12 @@ def _is_of_training(row: "Mapping[str, float]") -> bool:
 def _other_rows(lines: Sequence[str]) -> "tuple[dict[str, float], ...]":
     rows, columns, separator = [], [], ""
     for line in lines:
-        if "loss" in line.lower() and (found := _header(line)):
-            separator, columns = found
+        if "loss" in line.lower() and (header := _header(line)):
+            separator, columns = header
             continue
         cells = _cells(line, separator) if columns else []
         if columns and len(cells) == len(columns):
-            rows.append(numbers(dict(zip(columns, cells, strict=True))))
+            rows.append(keep_numbers(dict(zip(columns, cells, strict=True))))
         elif ("loss" in line or "norm" in line) and _STEP.search(line):
             rows.append({_name(name): float(value) for name, value in _PAIR.findall(line) if _is_number(value)})
     return tuple(row for row in rows if _is_of_training(row))
@@ -122,7 +122,7 @@ def _row(text: str) -> "dict[str, float]":
             row = ast.literal_eval(_SPECIAL.sub(r"'\1'", text.replace("'nan'", "nan").replace("'inf'", "inf")))
         except (ValueError, SyntaxError):
             return {}
-    return numbers(row) if isinstance(row, dict) else {}
+    return keep_numbers(row) if isinstance(row, dict) else {}
 
 
 def _as_json(match: "re.Match[str]") -> str:

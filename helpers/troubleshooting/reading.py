@@ -14,7 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from helpers.troubleshooting.log_rows import numbers, read_rows
+from helpers.display import printable
+from helpers.troubleshooting.log_rows import keep_numbers, read_rows
 
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07]*\x07")
 # Of a longer text the two ends are read, and between them the lines with one of these words and those after them: logs
@@ -98,7 +99,7 @@ def read(thing: Any) -> Reading:
         rows = list(thing)
         if all(isinstance(row, Mapping) for row in rows):
             warnings = tuple(clean(str(row["warning"])) for row in rows if "warning" in row)
-            return Reading("\n".join(warnings), warnings, rows=tuple(numbers(row) for row in rows))
+            return Reading("\n".join(warnings), warnings, rows=tuple(map(keep_numbers, rows)))
     raise TypeError(
         f"explain() was given {type(thing).__name__}: give it an exception, a text, a Path to a log, or rows of a log."
     )
@@ -142,7 +143,7 @@ def clean(text: str) -> str:
     text = _ESCAPES.sub("", text).replace("\r\n", "\n").replace("\r", "\n")
     if text.replace("\n", " ").replace("\t", " ").isprintable():
         return text
-    return "".join(char if char.isprintable() or char in "\n\t" else " " for char in text)
+    return printable(text, keep="\n\t")
 
 
 def _shortened(text: str) -> str:

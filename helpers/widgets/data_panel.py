@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import ipywidgets as w
 
-from helpers.data.quality_report import useful_share
+from helpers.data.quality_report import cut_share, useful_share
 from helpers.data.sources import Source
 from helpers.data.splitting import SPLITS
 from helpers.display import cut
@@ -21,8 +21,8 @@ _SHOWN_DOCUMENTS, _SHOWN_CHARACTERS = 3, 240
 _SPLIT_FIELDS = {"run", "seed", "validation_share", "test_share", "block_size"}  # they change no document's length
 
 
-class Lengths(NamedTuple):
-    """What was read of a source."""
+class Beginning(NamedTuple):
+    """The first documents of each part of a source."""
 
     tokens: list[int]  # of each training document, end-of-text included
     parts: dict[str, int]  # the number of documents of each
@@ -39,34 +39,34 @@ class DataPanel(Panel):
 
     def __init__(self, settings: DataSettings) -> None:
         super().__init__(settings)
-        # What was read: a source's lengths, or the sentence that says why it cannot be read; None while it is read.
-        self._lengths: dict[str, Lengths | str | None] = {}
+        # What was read: a source's beginning, or the sentence that says why it cannot be read; None while it is read.
+        self._beginnings: dict[str, Beginning | str | None] = {}
         self.gauge = w.HTML().add_class("course-status")
         self.widget = self.framed(self.gauge, self._message, *self.groups())
         self.refresh()
 
     def _show(self, settings: DataSettings) -> None:
         key = _key(settings)
-        if self._lengths.get(key) is None:
+        if self._beginnings.get(key) is None:
             self.gauge.value = "<p>Reading the source and counting its tokens…</p>"
-        if key not in self._lengths:
-            self._lengths[key] = None
+        if key not in self._beginnings:
+            self._beginnings[key] = None
             self.thread = threading.Thread(target=self._read, args=(key, settings), daemon=True)
             self.thread.start()
-        lengths = self._lengths[key]  # looked up again: the thread may have finished before "Reading" was shown
-        if isinstance(lengths, str):
+        beginning = self._beginnings[key]  # looked up again: the thread may have finished before "Reading" was shown
+        if isinstance(beginning, str):
             self.gauge.value = ""
-            raise SettingsError(lengths)
-        if lengths:
-            self.gauge.value = documents_html(lengths) + shares_html(lengths, settings)
+            raise SettingsError(beginning)
+        if beginning:
+            self.gauge.value = documents_html(beginning) + shares_html(beginning, settings)
 
     def _read(self, key: str, settings: DataSettings) -> None:
         try:
-            self._lengths[key] = count_tokens(settings)
+            self._beginnings[key] = read_beginning(settings)
         except SettingsError as error:
-            self._lengths[key] = str(error)
+            self._beginnings[key] = str(error)
         except Exception as error:  # noqa: BLE001 (nobody sees an exception that ends a thread)
-            self._lengths[key] = f"{type(error).__name__}: {error}"
+            self._beginnings[key] = f"{type(error).__name__}: {error}"
         self.refresh()
 
     def _summary(self) -> str:
@@ -78,8 +78,8 @@ def _key(settings: DataSettings) -> str:
     return settings.model_dump_json(exclude=_SPLIT_FIELDS)
 
 
-def count_tokens(settings: DataSettings) -> Lengths:
-    """Count the tokens of a source's first documents; raise `SettingsError` when it cannot be read."""
+def read_beginning(settings: DataSettings) -> Beginning:
+    """Read the first documents of a source and count their tokens; raise `SettingsError` when it cannot be read."""
     source = Source(settings)
     parts = {part or "train": list(islice(filter(str.strip, texts), _MOST_DOCUMENTS)) for part, texts in source.parts()}
     if not (texts := parts["train"]):
@@ -90,7 +90,7 @@ def count_tokens(settings: DataSettings) -> Lengths:
     else:
         tokenizer = load_tokenizer(settings.model_name_or_path)
     rows = tokenizer(texts, verbose=False)["input_ids"]
-    return Lengths(
+    return Beginning(
         [len(ids) + (not source.is_continuous) for ids in rows],
         {name: len(part) for name, part in parts.items()},
         str(source.choice),
@@ -99,46 +99,36 @@ def count_tokens(settings: DataSettings) -> Lengths:
     )
 
 
-def documents_html(lengths: Lengths) -> str:
+def documents_html(beginning: Beginning) -> str:
     """Show what separates the documents, and the first of them as they will be."""
-    what = "passages of one continuous text" if lengths.is_continuous else "documents"
+    what = "passages of one continuous text" if beginning.is_continuous else "documents"
     shown = "".join(
         f"<li><span style='white-space:pre-wrap'>{html.escape(cut(text.strip(), _SHOWN_CHARACTERS))}</span></li>"
-        for text in lengths.documents
+        for text in beginning.documents
     )
-    return f"<p>Documents end at {html.escape(lengths.choice)}. The first {what}:</p><ol>{shown}</ol>"
+    return f"<p>Documents end at {html.escape(beginning.choice)}. The first {what}:</p><ol>{shown}</ol>"
 
 
-def shares_html(lengths: Lengths, settings: DataSettings) -> str:
+def shares_html(beginning: Beginning, settings: DataSettings) -> str:
     """Draw how much of each row is text when documents are padded to a block, and when they are packed."""
-    padded, cut, packed = shares(lengths.tokens, settings.block_size)
     width = settings.block_size
+    padded, lost = useful_share(beginning.tokens, width), cut_share(beginning.tokens, width)
+    packed = float(sum(beginning.tokens) >= width)  # packed rows are full
     bars = [
-        Bar(f"padded to {width}", padded, f"{100 * padded:.1f} % useful, and {100 * cut:.1f} % of the text cut away"),
-        Bar("packed, as here", packed, f"{100 * packed:.1f} % useful, {sum(lengths.tokens) // width:,} blocks"),
+        Bar(f"padded to {width}", padded, f"{100 * padded:.1f} % useful, and {100 * lost:.1f} % of the text cut away"),
+        Bar("packed, as here", packed, f"{100 * packed:.1f} % useful, {sum(beginning.tokens) // width:,} blocks"),
     ]
-    return bar_chart(bars, title="Share of positions that hold text") + f"<p>{_documents_text(lengths, settings)}</p>"
+    return bar_chart(bars, title="Share of positions that hold text") + f"<p>{_documents_text(beginning, settings)}</p>"
 
 
-def _documents_text(lengths: Lengths, settings: DataSettings) -> str:
+def _documents_text(beginning: Beginning, settings: DataSettings) -> str:
     """Return a sentence with the number of documents in each part, or one that says that only the first were read."""
-    what = "passages" if lengths.is_continuous else "documents"
-    if max(lengths.parts.values()) >= _MOST_DOCUMENTS:
+    what = "passages" if beginning.is_continuous else "documents"
+    if max(beginning.parts.values()) >= _MOST_DOCUMENTS:
         return f"From the first {_MOST_DOCUMENTS:,} {what} of a larger source."
-    split = ", ".join(f"{name} {n:,}" for name, n in split_sizes(lengths.parts, settings).items())
-    how = "split by position, about" if lengths.is_continuous else "split before repeated ones are left out"
-    return f"{sum(lengths.parts.values()):,} {what}; {how}: {split}."
-
-
-def shares(tokens: list[int], block_size: int) -> tuple[float, float, float]:
-    """Return the useful share of padded rows, the share of the text that they cut, and the useful share of packed rows.
-
-    >>> shares([4, 12], 8)
-    (0.75, 0.25, 1.0)
-    """
-    n_cut = sum(max(0, length - block_size) for length in tokens)
-    total = sum(tokens)
-    return useful_share(tokens, block_size), n_cut / total, 1.0 if total >= block_size else 0.0
+    split = ", ".join(f"{name} {n:,}" for name, n in split_sizes(beginning.parts, settings).items())
+    how = "split by position, about" if beginning.is_continuous else "split before repeated ones are left out"
+    return f"{sum(beginning.parts.values()):,} {what}; {how}: {split}."
 
 
 def split_sizes(parts: dict[str, int], settings: DataSettings) -> dict[str, int]:

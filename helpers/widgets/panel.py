@@ -11,6 +11,7 @@ from typing import Any
 
 import ipywidgets as w
 
+from helpers.files import explain_os_error
 from helpers.paths import ASSETS
 from helpers.settings import Settings, SettingsError
 from helpers.widgets.fields import get_value, has_value, make_control, set_value
@@ -54,6 +55,7 @@ class Panel:
         self.thread: threading.Thread | None = None
         self._is_filling = self.is_locked = False
         self._others: list[w.Widget] = []  # further widgets of a subclass that are locked with the controls
+        self._stop_button: w.Button | None = None  # the only one that can be pressed while the panel is locked
         for name, control in self.controls.items():
             control.observe(partial(self._take_change, name), "value")
 
@@ -85,8 +87,10 @@ class Panel:
         """Show an error that the user can correct in the panel, as one sentence without a traceback."""
         try:
             yield
-        except (SettingsError, OSError) as error:
+        except SettingsError as error:
             self.say(str(error), is_error=True)
+        except OSError as error:
+            self.say(explain_os_error(error) or str(error), is_error=True)
 
     def say(self, sentence: str, *, is_error: bool = False) -> None:
         """Show one sentence, escaped, in place of the last one; an empty one only removes that."""
@@ -95,10 +99,12 @@ class Panel:
         self._message.value = f"<div class='course-{'error' if is_error else 'note'}'>{text}</div>" if sentence else ""
 
     def lock(self, is_locked: bool) -> None:
-        """Disable all controls, or enable them again."""
+        """Disable everything except the button that stops, or enable it again."""
         self.is_locked = is_locked
         for control in (*self.controls.values(), *self._others):
             control.disabled = is_locked
+        if self._stop_button:
+            self._stop_button.disabled = not is_locked
 
     def run_in_background(self, work: Callable[[], str]) -> None:
         """Do some work in a thread while the panel is locked; then say the sentence it returns, or its error."""

@@ -54,7 +54,7 @@ class Playground(Panel):
             style={"description_width": "auto"}, layout={"width": "26em"},
         )  # fmt: skip
         self.look.observe(lambda _: self.refresh(), "value")
-        self._others = [self.start, self.look]
+        self._others, self._stop_button = [self.start, self.look], self.stop
         row = w.Box([self.start, self.stop, self.look]).add_class("course-row")
         pair = w.Box([column.widget for column in self.columns.values()]).add_class("course-pair")
         controls = w.Box([*self.controls.values()]).add_class("course-grid")
@@ -72,11 +72,6 @@ class Playground(Panel):
             self._stop.clear()
             self.say("")
             self.run_in_background(partial(self._generate, settings))
-
-    def lock(self, is_locked: bool) -> None:
-        """Disable everything except the button that stops, or enable it again."""
-        super().lock(is_locked)
-        self.stop.disabled = not is_locked
 
     def _generate(self, settings: EvaluationSettings) -> str:
         # One model after the other: not every card holds two.

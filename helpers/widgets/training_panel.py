@@ -79,7 +79,7 @@ class TrainingPanel(Panel):
             tooltip="measure short trainings here for a minute, and predict from them",
         )
         head = [self.preset, self.card, suggest, measure, save]
-        self._others = [*head, self.run.start]
+        self._others, self._stop_button = [*head, self.run.start], self.run.stop
         row = w.Box(head).add_class("course-row")
         self.widget = self.framed(row, self.gauge, self._message, self._commands, *self.groups(), self.run.widget)
         self.refresh()
@@ -131,11 +131,6 @@ class TrainingPanel(Panel):
             commands = (papermill_command(path), run_command(settings))
             lines = "".join(f"<div><code>{html.escape(command)}</code></div>" for command in commands)
             self._commands.value = f"<div class='course-note'>Written: {html.escape(str(path))}{lines}</div>"
-
-    def lock(self, is_locked: bool) -> None:
-        """Disable everything except the button that stops, or enable it again."""
-        super().lock(is_locked)
-        self.run.stop.disabled = not is_locked
 
     def _choose_preset(self, change: Any) -> None:
         if change.new == _FROM_CELL:

@@ -398,11 +398,12 @@ def test_a_read_only_source_is_read(tmp_path, tiny_settings):
         folder.chmod(0o755)
 
 
-def test_progress_is_shown_when_asked_for_and_not_for_short_work(tiny_settings, capsys):
+def test_progress_is_shown_for_long_work_only(tiny_settings, capsys, monkeypatch):
     prepare(tiny_settings)
     assert "reading" not in capsys.readouterr().err
     shutil.rmtree(Path(os.environ["COURSE_RUNS"]) / "tiny")
-    prepare(tiny_settings, progress=True)
+    monkeypatch.setattr("helpers.data.preparation.QUIET_SECONDS", 0)
+    prepare(tiny_settings)
     shown = capsys.readouterr().err
     assert "reading" in shown
     assert "tokens" in shown

@@ -30,14 +30,14 @@ def test_batches_are_written_to_one_data_set_that_the_library_opens(tmp_path):
 
 
 def test_a_stream_of_tokens_is_cut_into_the_same_blocks_however_it_arrives(tmp_path):
-    stream = np.arange(1000, dtype=np.uint16)
+    stream = np.arange(1000)
     with quiet(), BlockWriter(tmp_path / "b", 16) as blocks:
         for piece in np.split(stream, [3, 3, 50, 51, 700]):
             blocks.add(piece)
         blocks.finish("some-content")
-    rows, rest = cut_blocks(stream, 16)
+    ((rows,), (rest,)) = cut_blocks(stream[None], 16)
     written = load_from_disk(tmp_path / "b")["input_ids"][:]
-    assert written.tolist() == rows.to_pylist()
+    assert written.tolist() == rows.tolist()
     assert written.flatten().tolist() == stream[: len(stream) - len(rest)].tolist()
     assert (blocks.n_rows, len(rest)) == (62, 8)
 
@@ -70,7 +70,7 @@ def staging(tmp_path):
 
 
 def test_staged_documents_come_back_batch_by_batch_with_their_tokens(staging, monkeypatch):
-    monkeypatch.setattr("helpers.data.writing._BATCH_DOCUMENTS", 2)
+    monkeypatch.setattr("helpers.data.tokens._BATCH_DOCUMENTS", 3)
     texts, reports = ["one fox", "two owls", "three hens", "vier Füchse"], []
     staging.add(["", *texts[:3], " \n"], "train", on_batch=lambda *counts: reports.append(counts))
     staging.add(texts[3:], "", on_batch=lambda *counts: reports.append(counts))
@@ -94,6 +94,13 @@ def test_a_budget_takes_whole_documents_and_at_least_one(staging):
     staging.finish()
     assert len(staging.n_tokens) == 1
     assert staging.n_empty == 1, "what is beyond the budget is not counted"
+
+
+def test_a_batch_of_empty_documents_alone_is_counted(staging, monkeypatch):
+    monkeypatch.setattr("helpers.data.tokens._BATCH_DOCUMENTS", 2)
+    assert not staging.add(["", " ", "\n", "", "", "one fox", ""], "", budget=99, on_batch=lambda *_: None)
+    staging.finish()
+    assert (staging.n_empty, len(staging.n_tokens)) == (6, 1)
 
 
 def test_passages_are_staged_without_ends(staging):

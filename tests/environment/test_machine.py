@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from helpers.display import GIB
+from helpers.environment.access import Access
 from helpers.environment.facts import GpuReading, Machine, Memory, Nvml, Torch, Unread
 from helpers.environment.machine import platform_kind, read_machine, read_memory
 from helpers.environment.report import diagnosis_of
@@ -41,7 +42,7 @@ class TestPlatform:
         assert platform_kind(access) == read_machine(access).platform.kind == kind
 
     def test_this_machine_has_a_kind(self):
-        assert platform_kind() in ("Linux", "Windows", "WSL2", "WSL1", "macOS")
+        assert platform_kind(Access()) in ("Linux", "Windows", "WSL2", "WSL1", "macOS")
 
     @pytest.mark.parametrize(
         ("files", "env", "container"),

@@ -172,7 +172,7 @@ def test_a_disk_that_fills_up_in_the_command_itself_pauses_the_study(study_file,
     monkeypatch.setattr("helpers.studies.queue.open_study", full)
     result = call("sweep", study_file())
     assert result.exit_code == 1
-    assert "The study is paused: [Errno 28] No space left on device. Free some space" in result.output
+    assert "The disk is full ([Errno 28] No space left on device): free some space" in result.output
 
 
 def test_a_table_that_cannot_be_made_is_reported_in_one_sentence(study_file, no_workers, monkeypatch):
@@ -251,17 +251,7 @@ def test_a_paused_study_says_why_and_is_exit_code_1(study_file):
 
 def test_compare_writes_the_table_and_promotes_the_best(runs, tmp_path):
     write_trials(runs)
-    arguments = [
-        "compare",
-        "rates",
-        "--csv",
-        str(tmp_path / "a.csv"),
-        "--html",
-        str(tmp_path / "a.html"),
-        "--promote",
-        "best",
-    ]
-    result = CliRunner().invoke(main, arguments)
+    result = call("compare", "rates", "--csv", tmp_path / "a.csv", "--html", tmp_path / "a.html", "--promote", "best")
     assert result.exit_code == 0, result.output
     assert "Best: rates/trial-001, eval loss 2" in result.output
     assert f"rates/trial-001 is now the run best: {runs / 'best'}" in result.output
@@ -273,6 +263,6 @@ def test_compare_writes_the_table_and_promotes_the_best(runs, tmp_path):
 def test_compare_does_not_choose_between_texts(runs):
     write_run(runs / "a")
     write_run(runs / "b", text=OTHER_TEXT)
-    result = CliRunner().invoke(main, ["compare", "--promote", "best"])
+    result = call("compare", "--promote", "best")
     assert result.exit_code == 2
     assert "There is not one best run but 2: name the one to promote" in result.output

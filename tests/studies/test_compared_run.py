@@ -17,7 +17,7 @@ def test_a_damaged_file_is_reported_and_the_other_runs_are_compared(runs, name):
     write_run(runs / "b")
     table = compare()
     assert [(run.name, run.state) for run in table.runs] == [("b", "done"), ("a", "damaged")]
-    assert any(note.startswith(f"a, damaged: {name} is damaged (") for note in table.notes)
+    assert any(note.startswith(f"a, damaged: {runs / 'a' / name} is damaged (") for note in table.notes)
 
 
 def test_a_setting_that_is_newer_than_a_run_does_not_differ_from_its_default(runs):

@@ -4,10 +4,10 @@ from optuna.trial import TrialState
 
 from helpers.settings import SettingsError
 from helpers.studies.queue import (
-    choose,
     is_superfluous,
     open_study,
     requeue_interrupted,
+    suggest_values,
     trial_lock,
     trials_of,
 )
@@ -56,7 +56,7 @@ def test_a_search_chooses_within_its_ranges_and_repeats_itself(study_file, runs)
         study = read_study(study_file(study=name, vary=over, budgets={"trials": 6}, notebooks=["03"]))
         opened = open_study(study)
         taken = [opened.ask() for _ in range(6)]
-        chosen.append([choose(study, trial) for trial in taken])
+        chosen.append([suggest_values(study, trial) for trial in taken])
     assert chosen[0] == chosen[1]
     assert all(1e-5 <= point["learning_rate"] <= 1e-2 for point in chosen[0])
     assert {type(point["per_device_train_batch_size"]) for point in chosen[0]} == {int}
@@ -66,11 +66,11 @@ def test_a_search_chooses_within_its_ranges_and_repeats_itself(study_file, runs)
 def test_a_trial_whose_worker_died_is_queued_again_with_its_values(study_file):
     study = read_study(study_file(vary={"learning_rate": RATES}, budgets={"trials": 1}))
     opened = open_study(study)
-    before = choose(study, opened.ask())
+    before = suggest_values(study, opened.ask())
     requeue_interrupted(study, opened)  # nobody holds the trial's lock
     again = opened.ask()
     assert again.user_attrs["point"] == 0
-    assert choose(study, again) == before
+    assert suggest_values(study, again) == before
     assert not is_superfluous(opened, again)
 
 

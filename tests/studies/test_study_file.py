@@ -100,6 +100,7 @@ def test_each_fault_is_reported_with_its_line(tmp_path):
         ("vary: {seed: [1]}\nbudgets: 3\n", "budgets = 3 is not allowed"),
         ("vary: {seed: [1]}\nsettings: [1]\n", "settings = [1] is not allowed"),
         ("vary: {1: [1]}\n", "There is no setting '1'"),
+        ("vary: {run: [a, b]}\n", "`run` is not for a study to set"),
     ],
 )
 def test_a_file_that_is_not_a_study_is_refused_in_one_sentence(tmp_path, text, words):
@@ -108,6 +109,7 @@ def test_a_file_that_is_not_a_study_is_refused_in_one_sentence(tmp_path, text, w
     with pytest.raises(SettingsError) as error:
         read_study(path)
     assert words in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_a_file_that_is_not_text_is_refused_in_one_sentence(tmp_path):

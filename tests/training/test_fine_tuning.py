@@ -258,15 +258,22 @@ def test_a_model_that_does_not_fit_at_all_says_so(tiny_settings, monkeypatch):
 
 
 def test_a_full_disk_stops_before_the_checkpoint_and_keeps_the_last_one(tiny_settings, monkeypatch):
-    real, left = shutil.disk_usage, [10**12, 1000]  # room for the first checkpoint, none for the second
+    real, left = shutil.disk_usage, [10**12, 10**12, 1000]  # room to begin and for one checkpoint, none for the second
 
     def disk_usage(path):
         return real(path)._replace(free=left.pop(0)) if path == run_folder("tiny") else real(path)
 
     monkeypatch.setattr(shutil, "disk_usage", disk_usage)
-    with pytest.raises(TrainingBrokenError, match=r"0\.0 GB left .* It continues from its last checkpoint"):
+    with pytest.raises(TrainingBrokenError, match=r"0 MiB left .* It continues from its last checkpoint"):
         fine_tune(tiny_settings)
     assert last_complete_checkpoint(run_folder("tiny") / "checkpoints").name == "checkpoint-3"
+
+
+def test_a_full_disk_is_refused_before_the_first_step(tiny_settings, monkeypatch):
+    monkeypatch.setattr("helpers.training.checks.free_bytes", lambda folder: 1000)
+    with pytest.raises(TrainingBrokenError, match="are needed: free some space"):
+        fine_tune(tiny_settings)
+    assert not (run_folder("tiny") / "history.jsonl").exists()
 
 
 def train_in_a_process(settings, runs, launch=(sys.executable, "-W", "ignore")):

@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 from helpers.settings import run_folder
-from helpers.studies.queue import choose, open_study, place_of
+from helpers.studies.queue import open_study, place_of, suggest_values
 from helpers.studies.study_file import read_study
 from helpers.training.fine_tuning import fine_tune
 from helpers.training.pruning import PLACE, TrialPrunedError, pruning_callback
@@ -30,7 +30,7 @@ def test_without_a_study_there_is_no_callback(monkeypatch):
 
 def taken(study, opened, monkeypatch):
     trial = opened.ask()
-    choose(study, trial)
+    suggest_values(study, trial)
     monkeypatch.setenv(PLACE, place_of(study, trial))
     return trial
 

@@ -2,13 +2,13 @@
 
 import math
 
-from helpers.troubleshooting import explain, repeated_share
+from helpers.troubleshooting import explain
 from tests.troubleshooting import explain_cases
 
 
-def test_repeated_share_by_hand():
-    assert repeated_share([1, 2, 3, 4]) == 0
-    assert repeated_share([1] * 6) == 0.75
+def test_repeated_words_are_counted_in_runs_of_three():
+    (evidence,) = explain("one two three " * 12).causes[0].evidence
+    assert evidence == "91% of its runs of three words repeat an earlier one"  # of 34 runs 3 are new
 
 
 def test_numbers_are_evidence():

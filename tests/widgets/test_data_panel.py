@@ -32,9 +32,9 @@ def test_is_shown_before_its_source_is_read_which_happens_once(monkeypatch):
     def count(settings):
         calls.append(settings)
         is_allowed.wait()
-        return data_panel.Lengths([10], {"train": 1})
+        return data_panel.Beginning([10], {"train": 1})
 
-    monkeypatch.setattr(data_panel, "count_tokens", count)
+    monkeypatch.setattr(data_panel, "read_beginning", count)
     panel = DataPanel(DataSettings())
     assert "Reading the source" in panel.gauge.value
     panel.controls["block_size"].value = 512
@@ -70,7 +70,7 @@ def test_an_unexpected_error_is_shown_too(monkeypatch):
     def fail(settings):
         raise RuntimeError("no tokenizer & no text")
 
-    monkeypatch.setattr(data_panel, "count_tokens", fail)
+    monkeypatch.setattr(data_panel, "read_beginning", fail)
     panel = read_panel(DataSettings())
     assert "RuntimeError: no tokenizer &amp; no text" in panel._message.value
     assert "RuntimeError: no tokenizer &amp; no text" in panel.static_html()

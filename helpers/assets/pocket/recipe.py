@@ -23,7 +23,7 @@ from typing import Any
 import click
 
 from helpers.files import atomic_folder
-from helpers.paths import POCKET, runs_folder
+from helpers.paths import ASSETS, POCKET, runs_folder
 
 PRESET = "pocket-pretraining"
 SEED = 20261123
@@ -246,48 +246,9 @@ def write_card(output: Path, *, held_out: list[str], training: list[str], max_st
 
 
 def _card(metrics: dict[str, Any]) -> str:
-    held_out = metrics["held_out"]
-    samples = "\n".join(f"> {' '.join(sample.split())}\n" for sample in metrics["samples"])
-    return f"""---
-library_name: transformers
-pipeline_tag: text-generation
-language: en
----
-
-# The pocket model
-
-A GPT-2 of {metrics["parameters"]:,} parameters (4 layers, width 192, 6 heads, 256 positions, a byte-level BPE
-of 4,096 tokens), small enough to fine-tune on any CPU. It differs from `openai-community/gpt2` in nothing but
-its sizes.
-
-| what | value |
-| --- | --- |
-| corpus | English prose in docstrings and comments of Python and of the packages this course installs |
-| order | six sevenths of the steps on all of it, the last seventh on docstrings only |
-| documents, bytes | {metrics["training_documents"]:,}, {metrics["training_bytes"]:,} |
-| SHA-256 of the corpus | {metrics["training_sha256"]} |
-| tokens seen | {metrics["tokens_seen"]:,} |
-| seed | {metrics["seed"]} |
-| held out | docstring prose only, chosen by hash |
-| held-out bits per byte | {held_out["bits_per_byte"]:.4f} |
-| held-out perplexity | {held_out["perplexity"]:.2f} |
-| protocol | {held_out["protocol"]} |
-
-No paragraph is in two documents; near-duplicates between training and held-out text were not searched for.
-
-## Samples
-
-{samples}
-## Recipe
-
-`python -m helpers.assets.pocket.recipe --output FOLDER` gathers the text, trains and writes it all again. With other
-package versions the corpus, and so the model, will differ a little.
-
-## Limits
-
-It knows the language of software documentation and nothing else. It states falsehoods, repeats itself, and may give
-back sentences of its corpus. It is for learning how fine-tuning works, not for use.
-"""
+    quoted = "\n".join(f"> {' '.join(sample.split())}\n" for sample in metrics["samples"])
+    template = (ASSETS / "templates" / "pocket_card.md").read_text(encoding="utf-8")
+    return template.format(**metrics, quoted_samples=quoted)
 
 
 @click.command()

@@ -15,9 +15,7 @@ _HARMLESS_BYTES = 2**24  # so little fits in memory, whatever the ratio
 def read_chunks(file: Path, *, advance: Callable[[int], None] | None = None) -> Iterator[bytes]:
     """Yield a file's bytes, decompressed when its name ends in `.gz` or `.zst`.
 
-    Args:
-        file: what to read.
-        advance: called for each chunk with the bytes that were read of the file on disk.
+    For each chunk, `advance` is called with the bytes that were read of the file on disk.
 
     Raises:
         SettingsError: the file cannot be read, is truncated, or expands to more than 200 times its size.

@@ -77,12 +77,12 @@ def passages(chunks: Iterable[str]) -> Iterator[str]:
 def _passage_end(text: str, start: int) -> int | None:
     """Return where the passage ends that begins at `start`; None: more text is needed to know."""
     earliest, latest = start + PASSAGE_CHARACTERS, start + _LONGEST * PASSAGE_CHARACTERS
-    if found := _LINE_END.search(text, earliest, latest):
-        return found.start()
+    if line_end := _LINE_END.search(text, earliest, latest):
+        return line_end.start()
     if len(text) < latest:
         return None
-    found = _WORD_END.search(text, earliest, latest)
-    return found.start() if found else latest
+    word_end = _WORD_END.search(text, earliest, latest)
+    return word_end.start() if word_end else latest
 
 
 def _beginning(separator: str) -> Callable[[int, str, str], bool] | None:

@@ -70,12 +70,8 @@ class Source:
     def parts(self, *, advance: Callable[[int], None] | None = None) -> Iterator[tuple[str, Iterator[str]]]:
         """Yield each part of the source with its texts: `train`, `validation`, `test`, or '' for what is not split yet.
 
-        Args:
-            advance: called with the bytes of the files that were read since the last call.
-
-        Yields:
-            The part's name and its documents, or the passages of its one continuous text; a table's row without text
-            gives an empty one.
+        The texts are its documents, or the passages of its one continuous text; a table's row without text gives an
+        empty one. `advance` is called with the bytes of the files that were read since the last call.
 
         Raises:
             SettingsError: something cannot be read, or there is no such split or column.
@@ -93,9 +89,6 @@ class Source:
 
     def training_shards(self, *, is_continuous: bool) -> list[Callable[[], Iterator[str]]]:
         """Return for each shard of the training text what reads its documents from the first on: a file, or a Hub's.
-
-        Args:
-            is_continuous: whether the text is a continuous one, as `parts` found.
 
         Raises:
             SettingsError: the text is in texts and tables, which have no separator in common.

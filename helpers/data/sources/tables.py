@@ -38,11 +38,8 @@ class Table(NamedTuple):
 def find_text_column(table: Table, wanted: str) -> str:
     """Return the column that holds the text: the one asked for, one called `text`, or the only one that can.
 
-    Of several columns of words, one whose texts are much longer than all others is the text.
-
-    Args:
-        table: where to look.
-        wanted: the `text_column` of the settings; empty: find it.
+    Of several columns of words, one whose texts are much longer than all others is the text. `wanted` is the
+    `text_column` of the settings.
 
     Raises:
         SettingsError: there is no such column, or there are several candidates; the columns are listed.

@@ -113,6 +113,20 @@ def test_a_saved_data_set_is_read_with_its_own_splits(tmp_path):
     assert dict(source.parts()).keys() == {"train", "test"}
     assert "Left out, as in no part of the split: unsupervised." in source.notes
     assert texts(tmp_path / "many", source_split="unsupervised") == WORDS
+    assert texts(tmp_path / "many", source_split="eval") == WORDS, "another word for test"
+
+
+def test_a_saved_data_set_that_lies_deeper_or_was_copied_in_part_is_refused(tmp_path):
+    rows = Dataset.from_dict({"text": WORDS})
+    DatasetDict(train=rows, test=rows).save_to_disk(tmp_path / "saved")
+    with pytest.raises(SettingsError, match=r"saved with `save_to_disk`: set source to .*saved\."):
+        texts(tmp_path)
+    (tmp_path / "saved" / "dataset_dict.json").unlink()
+    with pytest.raises(SettingsError, match=r"parts of a saved data set \(test, train\) without its"):
+        texts(tmp_path / "saved")
+    (tmp_path / "saved" / "train" / "state.json").unlink()
+    with pytest.raises(SettingsError, match=r"is a damaged saved data set: its state\.json is missing"):
+        texts(tmp_path / "saved" / "train")
 
 
 @pytest.mark.parametrize(
