@@ -1,10 +1,13 @@
 """Run the notebooks in order with papermill, into a run's folder, and join them in one report page."""
 
 import asyncio
+import atexit
 import html
 import json
+import os
 import re
 import sys
+import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +20,7 @@ from helpers.settings import SettingsError, known_settings, run_folder
 
 _NEXT = "06"  # the first notebook that is not in the course itself: it trains for minutes, and nothing needs it
 _SAVE_SECONDS = 120.0  # for the step and the checkpoint of a training that is interrupted
+_BEFORE_THE_CELLS = "__import__('helpers.course').course.end_at_once()"  # leaves no name that a notebook could use
 _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 _CODE = re.compile(r"(```.*?```|`[^`]*`)", re.DOTALL)
 _EQUATION = re.compile(r"(\$\$?)([^$]+)\1")
@@ -134,7 +138,7 @@ def _execute(notebook: Path, output: Path, parameters: dict[str, Any], *, progre
                 cwd=str(notebook.parent),
                 progress_bar={"desc": notebook.stem} if progress else False,
                 # The kernel listens on this machine only. It warns about that, in the middle of the progress bars.
-                extra_arguments=["--IPKernelApp.log_level=ERROR"],
+                extra_arguments=["--IPKernelApp.log_level=ERROR", f"--IPKernelApp.exec_lines={_BEFORE_THE_CELLS}"],
             )
     except PapermillExecutionError as error:
         raise CourseError(
@@ -143,6 +147,19 @@ def _execute(notebook: Path, output: Path, parameters: dict[str, Any], *, progre
         ) from None
     except (DeadKernelError, CellTimeoutError) as error:
         raise CourseError(f"{notebook.name} lost its kernel: {error}. What ran is in {output}.") from None
+
+
+def end_at_once() -> None:
+    """Let this process end after the exit functions that are registered from now on.
+
+    Python would then take PyTorch and transformers apart, object by object: 2 s for each kernel.
+    """
+
+    def end() -> None:
+        weakref.finalize._exitfunc()  # removes temporary folders; it may have been registered before this
+        os._exit(0)
+
+    atexit.register(end)
 
 
 def kernel_of_this_python() -> type:
