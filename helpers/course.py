@@ -8,8 +8,8 @@ import os
 import re
 import sys
 import weakref
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -63,16 +63,23 @@ def declared_parameters(notebook: Path) -> set[str]:
     return set(_papermill().inspect_notebook(str(notebook)))
 
 
-def _papermill() -> Any:
-    """Import papermill, without a check of web addresses that its imports bring along and nobody here asks for.
+@contextmanager
+def without_address_grammar() -> Iterator[None]:
+    """Import papermill, nbformat or nbclient in this block, without a check of web addresses that nobody here asks for.
 
     jsonschema uses rfc3987_syntax where it is installed, and building that one's grammar takes 2 s in each process.
     """
     is_missing = sys.modules.setdefault("rfc3987_syntax", None) is None  # as Python notes a module that cannot be had
-    import papermill
+    try:
+        yield
+    finally:
+        if is_missing:
+            del sys.modules["rfc3987_syntax"]
 
-    if is_missing:
-        del sys.modules["rfc3987_syntax"]
+
+def _papermill() -> Any:
+    with without_address_grammar():
+        import papermill
     return papermill
 
 
@@ -220,8 +227,9 @@ def write_report(run: str) -> Path:
 
     The page begins with a summary: verdict, before and after, samples, curve, predicted and measured time and memory.
     """
-    import nbformat
-    from nbconvert import HTMLExporter
+    with without_address_grammar():
+        import nbformat
+        from nbconvert import HTMLExporter
     from pygments.formatters import HtmlFormatter
 
     folder = run_folder(run) / "notebooks"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from helpers.course import kernel_of_this_python
+from helpers.course import kernel_of_this_python, without_address_grammar
 from helpers.display import cut, html_table
 from helpers.troubleshooting.reading import clean
 
@@ -188,7 +188,8 @@ def run_cells(cells: Sequence[str], **options: Any) -> list[str]:
     Raises:
         Exception: whatever nbclient raises when a kernel does not exist, dies or takes too long.
     """
-    from nbclient import NotebookClient
+    with without_address_grammar():
+        from nbclient import NotebookClient
 
     notebook = _notebook(cells)
     defaults = {"kernel_name": "python3", "timeout": _SECONDS_PER_CELL, "allow_errors": True}
