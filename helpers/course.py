@@ -1,11 +1,14 @@
 """Run the notebooks in order with papermill, into a run's folder, and join them in one report page."""
 
 import asyncio
+import atexit
 import html
+import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from helpers.settings import SettingsError, known_settings, run_folder
 
 _NEXT = "06"  # the first notebook that is not in the course itself: it trains for minutes, and nothing needs it
 _SAVE_SECONDS = 120.0  # for the step and the checkpoint of a training that is interrupted
+_BEFORE_THE_CELLS = "__import__('helpers.course').course.end_at_once()"  # leaves no name that a notebook could use
 _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 _CODE = re.compile(r"(```.*?```|`[^`]*`)", re.DOTALL)
 _EQUATION = re.compile(r"(\$\$?)([^$]+)\1")
@@ -61,16 +65,23 @@ def declared_parameters(notebook: Path) -> set[str]:
         raise SettingsError(f"{notebook} cannot be read as a notebook ({first_line(error)}).") from None
 
 
-def _papermill() -> Any:
-    """Import papermill, without a check of web addresses that its imports bring along and nobody here asks for.
+@contextmanager
+def without_address_grammar() -> Iterator[None]:
+    """Import papermill, nbformat or nbclient in this block, without a check of web addresses that nobody here asks for.
 
     jsonschema uses rfc3987_syntax where it is installed, and building that one's grammar takes 2 s in each process.
     """
     is_missing = sys.modules.setdefault("rfc3987_syntax", None) is None  # as Python notes a module that cannot be had
-    import papermill
+    try:
+        yield
+    finally:
+        if is_missing:
+            del sys.modules["rfc3987_syntax"]
 
-    if is_missing:
-        del sys.modules["rfc3987_syntax"]
+
+def _papermill() -> Any:
+    with without_address_grammar():
+        import papermill
     return papermill
 
 
@@ -136,7 +147,7 @@ def _execute(notebook: Path, output: Path, parameters: dict[str, Any], *, progre
                 cwd=str(notebook.parent),
                 progress_bar={"desc": notebook.stem} if progress else False,
                 # The kernel listens on this machine only. It warns about that, in the middle of the progress bars.
-                extra_arguments=["--IPKernelApp.log_level=ERROR"],
+                extra_arguments=["--IPKernelApp.log_level=ERROR", f"--IPKernelApp.exec_lines={_BEFORE_THE_CELLS}"],
             )
     except PapermillExecutionError as error:
         raise CourseError(
@@ -145,6 +156,19 @@ def _execute(notebook: Path, output: Path, parameters: dict[str, Any], *, progre
         ) from None
     except (DeadKernelError, CellTimeoutError) as error:
         raise CourseError(f"{notebook.name} lost its kernel: {error}. What ran is in {output}.") from None
+
+
+def end_at_once() -> None:
+    """Let this process end after the exit functions that are registered from now on.
+
+    Python would then take PyTorch and transformers apart, object by object: 2 s for each kernel.
+    """
+
+    def end() -> None:
+        weakref.finalize._exitfunc()  # removes temporary folders; it may have been registered before this
+        os._exit(0)
+
+    atexit.register(end)
 
 
 def kernel_of_this_python() -> type:
@@ -205,8 +229,9 @@ def write_report(run: str) -> Path:
 
     The page begins with a summary: verdict, before and after, samples, curve, predicted and measured time and memory.
     """
-    import nbformat
-    from nbconvert import HTMLExporter
+    with without_address_grammar():
+        import nbformat
+        from nbconvert import HTMLExporter
     from pygments.formatters import HtmlFormatter
 
     folder = run_folder(run) / "notebooks"

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import nbformat
 import psutil
@@ -87,11 +88,17 @@ def test_the_kernel_is_this_python_and_ends_with_its_notebook(notebook, tmp_path
     spec = {"argv": ["no-such-python"], "display_name": "Python 3", "language": "python"}
     (foreign / "kernel.json").write_text(json.dumps(spec))
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
-    first = notebook("01_a.ipynb", 'run = "x"', "import os, sys; print(sys.prefix, os.getpid())")
+    leaving = (
+        "import atexit, os, pathlib, sys, tempfile\nfolder = tempfile.TemporaryDirectory()\n"
+        f"atexit.register(pathlib.Path({str(tmp_path / 'ended')!r}).touch);"
+    )
+    first = notebook("01_a.ipynb", 'run = "x"', leaving, "print(folder.name, sys.prefix, os.getpid(), sep='\\n')")
     run_course([first], run="mine", parameters={})
-    prefix, pid = outputs("mine", "01_a.ipynb")[0].text.rsplit(maxsplit=1)
+    folder, prefix, pid = outputs("mine", "01_a.ipynb")[0].text.splitlines()
     assert prefix == sys.prefix
     assert not psutil.pid_exists(int(pid))
+    assert (tmp_path / "ended").exists()
+    assert not Path(folder).exists()
 
 
 def test_a_kernel_that_dies_is_one_sentence(notebook):

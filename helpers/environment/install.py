@@ -32,6 +32,10 @@ _LONGEST_WINDOWS_PATH = 260
 _LONGEST_INSTALLED = 200  # characters below the environment's folder; the longest are JupyterLab's
 _ANSWER_SECONDS = 10
 _ON_WINDOWS = os.name == "nt"
+_NEEDED_BY_NOTEBOOKS = (  # imported once, so that their bytecode is there; the exit skips PyTorch's slow end
+    "import os, datasets, ipykernel.kernelapp, ipywidgets, matplotlib.pyplot, nbconvert, optuna, papermill, peft; "
+    "from transformers import Trainer, pipeline; os._exit(0)"
+)
 _UV_NAMES = {  # option of pip -> uv's variable; uv does not read pip's configuration
     "index-url": "UV_DEFAULT_INDEX",
     "find-links": "UV_FIND_LINKS",
@@ -79,6 +83,8 @@ def install(*, here: bool = False, torch: str = "auto") -> Path:
     tag = _install_torch(python, folder, torch)
     _install_rest(python, folder)
     _refuse_another_helpers(python, folder)
+    _say("Python compiles what the notebooks import ...")
+    _run(python, "-c", _NEEDED_BY_NOTEBOOKS, quiet=True)
     record = {"project": str(ROOT), "files": _fingerprint(), "torch": tag}
     (folder / RECORD).write_text(json.dumps(record), encoding="utf-8")
     _say(f"Installed into {folder} in {time.monotonic() - began:.0f} s.")
@@ -243,7 +249,7 @@ def _stopped(what: str) -> str:
 
 
 def _pip(python: Path, *arguments: str) -> int:
-    # what is imported is compiled then; compiling all of torch at once would take longer than the rest
+    # what the notebooks import is compiled at the end; compiling all of torch would take longer than the rest
     return _run(python, "-m", "pip", "install", "--disable-pip-version-check", "--no-compile", *arguments)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from helpers.course import kernel_of_this_python
+from helpers.course import kernel_of_this_python, without_address_grammar
 from helpers.display import cut, html_table
 from helpers.troubleshooting.reading import clean
 
@@ -177,7 +177,9 @@ def run_cells(cells: Sequence[str], **options: Any) -> list[str]:
     that does not exist, dies or takes too long is an error of nbclient's.
     """
     import nbformat
-    from nbclient import NotebookClient
+
+    with without_address_grammar():
+        from nbclient import NotebookClient
 
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}

@@ -82,7 +82,10 @@ def shell(tmp_path, monkeypatch):
 
 def test_a_fresh_clone_gets_an_environment_the_advised_wheel_then_the_rest(shell, capsys):
     assert install() == python_of(shell.folder)
-    steps = [next(i for i, line in enumerate(shell.ran) if word in line) for word in ("-m venv", "+cu126", "-m uv")]
+    steps = [
+        next(i for i, line in enumerate(shell.ran) if word in line)
+        for word in ("-m venv", "+cu126", "-m uv", "import Trainer")
+    ]
     assert steps == sorted(steps)
     (torch,) = [line for line in shell.commands("pip install") if "torch==2.13.0+cu126" in line]
     assert torch.endswith("--index-url https://download.pytorch.org/whl/cu126")
