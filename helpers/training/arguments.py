@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from helpers.environment.torch_probe import has_bf16
 from helpers.settings import SettingsError, TrainingSettings
+from helpers.training.fused_softmax import works_on
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -48,7 +49,7 @@ def training_arguments(settings: TrainingSettings, folder: Path, *, n_blocks: in
         restore_callback_states_from_checkpoint=True,  # of Clock, and of early stopping, whose patience is in it
         load_best_model_at_end=bool(settings.early_stopping_patience),
         metric_for_best_model="eval_loss" if settings.early_stopping_patience else None,
-        torch_compile=compiles(settings, n_blocks, on_card=torch.cuda.is_available()),
+        torch_compile=compiles(settings, n_blocks, on_card=works_on(torch.device("cuda"))),
         prediction_loss_only=True,  # otherwise every logit of the validation text is kept in memory
         logging_nan_inf_filter=False,  # the default would log a loss that is not finite as 0.0
         dataloader_pin_memory=torch.cuda.is_available(),

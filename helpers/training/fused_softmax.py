@@ -24,14 +24,14 @@ def works_on(device: "torch.device") -> bool:
     """Tell whether the kernel runs on a device; warn where Triton is installed but fails, as it does without gcc."""
     import torch
 
-    if device.type != "cuda" or not has_triton():
+    if device.type != "cuda" or not has_triton() or not torch.cuda.is_available():
         return False
     try:
         nats_and_gradients(torch.zeros(1, 2, device=device), torch.zeros(1, dtype=torch.int64, device=device), 2)
     except Exception as error:  # noqa: BLE001  # Triton's, those of the C compiler that it calls, or the driver's
         warnings.warn(
-            f"Triton is installed but cannot compile here ({type(error).__name__}: {error}): PyTorch's operations "
-            "compute the loss instead, which takes longer and more memory. Most often gcc is missing: install it.",
+            f"Triton is installed but cannot compile here ({type(error).__name__}: {error}): training works without "
+            "it, but takes longer and more memory. Most often gcc is missing: install it.",
             stacklevel=2,
         )
         return False
