@@ -9,11 +9,6 @@ from helpers.display import did_you_mean
 from helpers.environment.card import CARDS, GraphicsCard, read_card
 from helpers.settings import SettingsError
 
-__all__ = [
-    "CARDS", "DEFAULT_CARD", "GraphicsCard", "card_of_this_machine", "find_card", "same_card", "this_device",
-    "this_processor",
-]  # fmt: skip
-
 DEFAULT_CARD = "RTX 4070 Ti"
 _MATRIX_SIZE = 768  # width of the square matrices multiplied: large enough for a processor's full speed
 
