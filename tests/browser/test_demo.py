@@ -128,12 +128,13 @@ def test_stop_ends_the_text_and_a_mistake_is_shown_in_words(open_page, server, m
     page = open_page(server.address)
     page.fill("#prompt", "fox")
     page.click("#start")
-    page.wait_for_function("() => document.querySelector('.answer[data-model=tuned] .text').textContent.length > 20")
+    page.wait_for_function("() => document.querySelector('.answer[data-model=base] .text').textContent.length > 20")
     page.click("#stop")
     page.wait_for_function("() => document.querySelector('#status').textContent === 'Stopped.'")
-    stopped = written(page)
+    stopped = written(page, "base")
     page.wait_for_timeout(200)
-    assert written(page) == stopped
+    assert written(page, "base") == stopped
+    assert written(page, "tuned") == "fox", "it has not begun: one model writes after the other"
     page.evaluate("() => { document.querySelector('#temperature').type = 'text'; }")
     page.fill("#temperature", "0")
     page.click("#start")
