@@ -70,7 +70,7 @@ def _has_tf32() -> bool:
 def compiles(settings: TrainingSettings, n_blocks: int, *, on_card: bool) -> bool:
     """Tell whether the model is compiled: with `torch_compile='auto'` for a long run on a GPU under Linux.
 
-    Compiling takes a minute or more, and Triton, which it needs on a GPU, is made for Linux.
+    Compiling takes half a minute or more, and Triton, which it needs on a GPU, is made for Linux.
     """
     if settings.torch_compile != "auto":
         return settings.torch_compile == "always"
