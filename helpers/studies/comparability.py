@@ -10,7 +10,7 @@ from typing import Any
 
 from helpers.paths import NOTEBOOKS
 from helpers.settings import DataSettings, SettingsError
-from helpers.training.memory import read_shape
+from helpers.training.shape import read_shape
 
 Fault = tuple[tuple, str]  # where in the file, and one sentence
 _VOCABULARY_SETTINGS = {"model_name_or_path", "tokenizer", "vocab_size"}

@@ -11,8 +11,8 @@ from helpers.files import free_bytes
 from helpers.settings import PATH_SETTINGS, SettingsError
 from helpers.studies.study import Study, trial_name
 from helpers.training.cards import GraphicsCard, this_processor
-from helpers.training.memory import read_shape
 from helpers.training.plan import MemoryPlan, plan_run
+from helpers.training.shape import read_shape
 
 _LEAST_BYTES = 2**28  # disk for a trial of a model whose shape is not known: at least its notebooks
 _CONTEXT_BYTES = GIB // 2  # a CUDA context for each worker after the first, whose own context `plan_run` counts

@@ -9,6 +9,7 @@
 - `engine`, `autograd_functions`: the same results with less memory and time
 - `muon`: an optimizer for pretraining
 - `lora`: train an adapter beside a frozen model, and merge it
+- `shape`: the sizes of a GPT-2, its parameters and operations
 - `memory`, `text_size`, `cards`, `plan`: predict memory, time and disk of a run
 - `evaluation_memory`: predict the memory that measuring a model takes
 - `calibration`, `measuring`: short trainings that are measured here, and predictions fitted to them
@@ -32,7 +33,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "run_files": "kept_eval_loss last_complete_checkpoint",
         "processes": "is_first_process leave_process_group",
         "engine": "CHUNK_TOKENS equal_results_less_work",
-        "memory": "GPT2Shape read_shape",
+        "shape": "GPT2Shape read_shape",
         "cards": "CARDS DEFAULT_CARD GraphicsCard card_of_this_machine find_card this_device this_processor",
         "plan": "MemoryPlan plan_run planned_shape",
         "text_size": "training_tokens",

@@ -21,12 +21,8 @@ from helpers.files import write_atomically
 from helpers.paths import ASSETS, runs_folder
 from helpers.settings import TrainingSettings
 from helpers.training.cards import GraphicsCard, same_card
-from helpers.training.memory import (
-    GPT2Shape,
-    operations_per_token,
-    predict,
-    trained_parameters,
-)
+from helpers.training.memory import predict
+from helpers.training.shape import GPT2Shape, operations_per_token, trained_parameters
 
 SHIPPED = ASSETS / "calibrations"
 _SETTINGS = (  # those that change a step's time or peak; the precision is kept apart: 'auto' depends on the machine

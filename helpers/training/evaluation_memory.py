@@ -9,7 +9,8 @@ from helpers.display import MIB, size_text
 from helpers.settings import EvaluationSettings
 from helpers.training.cards import GraphicsCard
 from helpers.training.engine import CHUNK_TOKENS
-from helpers.training.memory import estimate_overhead, parameters
+from helpers.training.memory import estimate_overhead
+from helpers.training.shape import parameters
 
 _SEQUENCES, _CACHE_BYTES = 64, 512 * MIB  # generated at once, at most; their keys and values, at most
 
@@ -17,7 +18,7 @@ _SEQUENCES, _CACHE_BYTES = 64, 512 * MIB  # generated at once, at most; their ke
 def sequences_at_once(config: Any, n_tokens: int) -> int:
     """Return how many sequences of some tokens are generated at once, so that keys and values stay small.
 
-    >>> from helpers.training.memory import read_shape
+    >>> from helpers.training.shape import read_shape
     >>> sequences_at_once(read_shape("gpt2"), 100), sequences_at_once(read_shape("gpt2-xl"), 100)
     (64, 8)
     """

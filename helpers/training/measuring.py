@@ -15,7 +15,8 @@ from helpers.training.callbacks import StepTimer
 from helpers.training.cards import GraphicsCard, this_device
 from helpers.training.engine import equal_results_less_work
 from helpers.training.fine_tuning import as_batch
-from helpers.training.memory import GPT2Shape, parameters, predict, read_shape
+from helpers.training.memory import predict
+from helpers.training.shape import GPT2Shape, parameters, read_shape
 
 _STEPS = 4  # of which the first one sets up, and is not counted
 _POCKET, _SHALLOW, _GPT2 = read_shape("pocket"), GPT2Shape(2, 768, 12), read_shape("gpt2")

@@ -5,16 +5,14 @@ tested against a trace of a real training step (`tests/training/test_memory.py`)
 in 2026-11, compiled or not. A half is a number of 2 bytes, bf16 or fp16.
 """
 
-import json
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from helpers.display import MIB
-from helpers.paths import POCKET
-from helpers.settings import SettingsError, TrainingSettings
+from helpers.settings import TrainingSettings
 from helpers.training.engine import CHUNK_TOKENS, QUERIES
 from helpers.training.fused_softmax import has_triton
+from helpers.training.shape import adapter_parameters, block_parameters, inner_width, parameters, trained_parameters
 
 Engine = Literal["course", "stock"]
 
@@ -23,29 +21,6 @@ Engine = Literal["course", "stock"]
 _ON_A_CARD, _ON_A_PROCESSOR = (80 * MIB, 0.01), (25 * MIB, 1.0)
 _PROCESS_BYTES = 500 * MIB  # Python with the libraries and a data set, on a processor
 _SAMPLE_TOKENS = 40  # that a sample after a validation adds to its prompt
-
-
-class GPT2Shape(NamedTuple):
-    """The values that decide a GPT-2's memory; names as in `GPT2Config`, which can be used instead."""
-
-    n_layer: int
-    n_embd: int
-    n_head: int
-    vocab_size: int = 50257
-    n_positions: int = 1024
-    n_inner: int | None = None
-    resid_pdrop: float = 0.1
-    embd_pdrop: float = 0.1
-
-
-_SHAPES = {
-    "distilgpt2": GPT2Shape(6, 768, 12),
-    "gpt2": GPT2Shape(12, 768, 12),
-    "gpt2-medium": GPT2Shape(24, 1024, 16),
-    "gpt2-large": GPT2Shape(36, 1280, 20),
-    "gpt2-xl": GPT2Shape(48, 1600, 25),
-}
-_OWNERS = ("openai-community/", "distilbert/")
 
 
 @dataclass(frozen=True)
@@ -89,86 +64,6 @@ class Memory:
         return sum(self.parts.values())
 
 
-def read_shape(model_name_or_path: str) -> GPT2Shape:
-    """Return a model's shape without a download: of the shipped model, OpenAI's four, distilgpt2, or a folder.
-
-    Raises:
-        SettingsError: the model is not known here, or is not a GPT-2.
-
-    >>> read_shape("openai-community/gpt2-xl").n_embd
-    1600
-    """
-    bare = model_name_or_path
-    for owner in _OWNERS:
-        bare = bare.removeprefix(owner)
-    if bare in _SHAPES and not Path(model_name_or_path).is_dir():
-        return _SHAPES[bare]
-    path = (POCKET if model_name_or_path == "pocket" else Path(model_name_or_path)) / "config.json"
-    if not path.is_file():
-        raise SettingsError(
-            f"The shape of the model {model_name_or_path!r} is not known here: give one of pocket, "
-            f"{', '.join(_SHAPES)}, or the folder it was downloaded to."
-        )
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        kind = config.get("model_type")
-        values = {"n_layer": 12, "n_embd": 768, "n_head": 12}  # GPT2Config's defaults, for what the file leaves out
-        values |= {name: config[name] for name in GPT2Shape._fields if name in config}
-        is_whole = all(value is None or value >= 0 for value in values.values())
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise SettingsError(f"{path} cannot be read ({error}): download the model again.") from None
-    if kind != "gpt2":
-        raise SettingsError(f"{model_name_or_path!r} is a {kind} model: this course trains GPT-2 models.")
-    if not is_whole:
-        raise SettingsError(f"{path} has a size below 0: download the model again.")
-    return GPT2Shape(**values)
-
-
-def parameters(config: Any) -> int:
-    """Return the number of parameters; the head has none of its own, it shares those of the token embedding.
-
-    >>> parameters(read_shape("gpt2"))
-    124439808
-    """
-    embeddings = (config.vocab_size + config.n_positions) * config.n_embd
-    return embeddings + config.n_layer * _block_parameters(config) + 2 * config.n_embd
-
-
-def _block_parameters(config: Any) -> int:
-    width, inner = config.n_embd, _inner(config)
-    return 4 * width * width + 2 * width * inner + 9 * width + inner  # matrices, then biases and the two norms
-
-
-def adapter_parameters(config: Any, lora_r: int) -> int:
-    """Return the parameters of a LoRA adapter: a matrix from the inputs to the rank, and one from it to the outputs.
-
-    >>> adapter_parameters(read_shape("gpt2"), 8)
-    1179648
-    """
-    width, inner = config.n_embd, _inner(config)
-    return config.n_layer * lora_r * ((width + 3 * width) + (width + width) + 2 * (width + inner))
-
-
-def trained_parameters(config: Any, settings: TrainingSettings) -> int:
-    """Return the number of parameters that a training changes: all, or those of the adapter."""
-    return adapter_parameters(config, settings.lora_r) or parameters(config)
-
-
-def operations_per_token(shape: Any, block_size: int, settings: TrainingSettings | None = None) -> int:
-    """Return the floating-point operations to train on one token, forward and backward pass.
-
-    Six per parameter, position embeddings excepted, and those of attention, as counted in appendix B of PaLM
-    (https://arxiv.org/abs/2204.02311): a third forward, a third for gradients of values, a third for those of weights.
-    With settings, frozen weights beside an adapter have no gradient, and checkpointing runs the forward pass twice.
-    """
-    weights = parameters(shape) - shape.n_positions * shape.n_embd
-    attention = 12 * shape.n_layer * shape.n_embd * block_size
-    adapter = adapter_parameters(shape, settings.lora_r) if settings else 0
-    operations = (4 if adapter else 6) * weights + 6 * adapter + attention
-    again = 2 * (weights + adapter) + attention // 3 if settings and settings.gradient_checkpointing else 0
-    return operations + again
-
-
 def optimizer_bytes(config: Any, settings: TrainingSettings) -> int:
     """Return the bytes that the optimizer keeps: two averages per trained weight for AdamW.
 
@@ -177,17 +72,13 @@ def optimizer_bytes(config: Any, settings: TrainingSettings) -> int:
     """
     if settings.optim == "adamw_torch_fused":
         return 8 * trained_parameters(config, settings)
-    width, inner, rank = config.n_embd, _inner(config), settings.lora_r
+    width, inner, rank = config.n_embd, inner_width(config), settings.lora_r
     if settings.optim == "muon":
         return 8 * parameters(config) - 4 * config.n_layer * width * (4 * width + 2 * inner)
     if rank:
         return 4 * (adapter_parameters(config, rank) // rank + 8 * rank * config.n_layer)
     block = (8 * width + 2 * inner) + (5 * width + inner) + 4 * width  # matrices, biases, norms
     return 4 * (config.vocab_size + config.n_positions + 2 * width + config.n_layer * block + 2 * width)
-
-
-def _inner(config: Any) -> int:
-    return config.n_inner or 4 * config.n_embd
 
 
 def predict(
@@ -269,7 +160,7 @@ class _Step:
         self.checkpointing, self.rank = settings.gradient_checkpointing, settings.lora_r
         self.adapter_dropout = settings.lora_r > 0 and settings.lora_dropout > 0
         self.tokens = settings.per_device_train_batch_size * settings.block_size
-        self.layers, self.width, self.inner = config.n_layer, config.n_embd, _inner(config)
+        self.layers, self.width, self.inner = config.n_layer, config.n_embd, inner_width(config)
         self.vocabulary, self.trained = config.vocab_size, trained_parameters(config, settings)
         self.states, self.is_factored = optimizer_bytes(config, settings), settings.optim == "adafactor"
         self.embedding = 4 * self.vocabulary * self.width  # bytes of the token embedding in float32
@@ -281,14 +172,14 @@ class _Step:
         matrices = self.width * (4 * self.width + 2 * self.inner)  # of a block
         self.weights = 4 * parameters(config)
         if self.rank:
-            self.weights += 4 * self.trained - 2 * is_half * self.layers * (_block_parameters(config) - 4 * self.width)
+            self.weights += 4 * self.trained - 2 * is_half * self.layers * (block_parameters(config) - 4 * self.width)
             self.block_copies = 2 * is_half * self.trained // self.layers
             self.head_gradient = 0
             self.late_gradients = 4 * self.trained
         else:
             self.block_copies = 2 * is_half * matrices
             self.head_gradient = self.embedding
-            not_yet = _block_parameters(config) + config.n_positions * config.n_embd
+            not_yet = block_parameters(config) + config.n_positions * config.n_embd
             self.late_gradients = 4 * (self.trained - not_yet)  # when only the first block is left
         # A card adds the products of the head's gradient up in place; a processor makes each of them as halves first.
         self.head_product = self.head_gradient // 2 * on_processor

@@ -17,16 +17,12 @@ from helpers.training.arguments import compiles
 from helpers.training.calibration import find_calibration
 from helpers.training.cards import DEFAULT_CARD, GraphicsCard, find_card, this_device
 from helpers.training.evaluation_memory import describe_evaluation, evaluation_bytes
-from helpers.training.memory import (
-    Engine,
+from helpers.training.memory import Engine, Memory, estimate_overhead, optimizer_bytes, predict
+from helpers.training.shape import (
     GPT2Shape,
-    Memory,
     adapter_parameters,
-    estimate_overhead,
     operations_per_token,
-    optimizer_bytes,
     parameters,
-    predict,
     read_shape,
     trained_parameters,
 )

@@ -27,7 +27,8 @@ from helpers.settings import TrainingSettings
 from helpers.training import autograd_functions, engine
 from helpers.training.cards import this_device
 from helpers.training.measuring import calibrate
-from helpers.training.memory import GPT2Shape, operations_per_token, predict
+from helpers.training.memory import predict
+from helpers.training.shape import GPT2Shape, operations_per_token
 from tests.benchmarks import training_step
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}

@@ -2,7 +2,8 @@
 
 from helpers.settings import TrainingSettings
 from helpers.training.calibration import Measurement
-from helpers.training.memory import GPT2Shape, operations_per_token, predict, read_shape
+from helpers.training.memory import predict
+from helpers.training.shape import GPT2Shape, operations_per_token, read_shape
 
 TRAININGS = [
     (shape, TrainingSettings(block_size=block, per_device_train_batch_size=batch, gradient_checkpointing=checkpointing))

@@ -9,8 +9,8 @@ from helpers.settings import TrainingSettings
 from helpers.training import calibration, measuring
 from helpers.training.calibration import SHIPPED, Calibration, add_measurements, find_calibration
 from helpers.training.cards import find_card, this_processor
-from helpers.training.memory import GPT2Shape, read_shape
 from helpers.training.plan import plan_run
+from helpers.training.shape import GPT2Shape, read_shape
 from tests.training import made_up_machine as made_up
 
 CARD = find_card("RTX 4070 Ti")

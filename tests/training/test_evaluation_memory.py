@@ -2,7 +2,7 @@ import pytest
 
 from helpers.display import MIB
 from helpers.training.evaluation_memory import evaluation_bytes, scoring_bytes
-from helpers.training.memory import GPT2Shape, parameters
+from helpers.training.shape import GPT2Shape, parameters
 from tests.training import memory_trace
 from tests.training.test_memory import SHALLOW, WIDE, config_of
 

@@ -1,4 +1,3 @@
-import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -7,17 +6,9 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from helpers.paths import POCKET
-from helpers.settings import SettingsError, TrainingSettings
-from helpers.training.memory import (
-    GPT2Shape,
-    Memory,
-    _Step,
-    optimizer_bytes,
-    parameters,
-    predict,
-    read_shape,
-)
+from helpers.settings import TrainingSettings
+from helpers.training.memory import Memory, _Step, optimizer_bytes, predict
+from helpers.training.shape import GPT2Shape, parameters, read_shape
 from tests.training import memory_trace
 
 MIB = 2**20
@@ -122,14 +113,6 @@ def test_a_config_of_transformers_can_be_used_instead_of_the_shape():
     assert predict(config_of(WIDE), settings()) == predict(WIDE, settings())
 
 
-@pytest.mark.parametrize("name", ["distilgpt2", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "pocket"])
-def test_parameters_are_those_of_the_model(name):
-    shape = read_shape(name)
-    with torch.device("meta"):
-        model = GPT2LMHeadModel(config_of(shape))
-    assert parameters(shape) == model.num_parameters()
-
-
 @pytest.mark.parametrize("engine_name", ["course", "stock"])
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("precision", ["bf16", "no"])
@@ -176,41 +159,6 @@ def test_auto_is_bf16_unless_the_precision_is_given():
     auto = settings(precision="auto")
     assert predict(GPT2, auto) == predict(GPT2, settings(precision="bf16"))
     assert predict(GPT2, auto, precision="no") == predict(GPT2, settings(precision="no"))
-
-
-class TestReadShape:
-    @pytest.mark.parametrize("name", ["gpt2", "openai-community/gpt2"])
-    def test_of_openais_models(self, name):
-        assert read_shape(name) == GPT2
-
-    def test_of_the_shipped_model_and_of_a_folder(self):
-        assert read_shape("pocket") == read_shape(str(POCKET))
-        assert (read_shape("pocket").n_layer, read_shape("pocket").vocab_size) == (4, 4096)
-
-    def test_what_a_folder_leaves_out_is_gpt2s_own(self, tmp_path):
-        (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2", "n_layer": 3}))
-        assert read_shape(str(tmp_path)) == GPT2._replace(n_layer=3)
-
-    @pytest.mark.parametrize(
-        ("written", "words"),
-        [
-            ("{", "cannot be read"),
-            ("[]", "cannot be read"),
-            ('{"model_type": "gpt2", "n_embd": "768"}', "cannot be read"),
-            ('{"model_type": "gpt2", "n_embd": -1}', "below 0"),
-            ('{"model_type": "llama"}', "is a llama model"),
-        ],
-    )
-    def test_a_broken_folder_is_one_sentence(self, tmp_path, written, words):
-        (tmp_path / "config.json").write_text(written)
-        with pytest.raises(SettingsError, match=words) as error:
-            read_shape(str(tmp_path))
-        assert "\n" not in str(error.value)
-
-    def test_an_unknown_model_is_one_sentence_with_what_to_do(self):
-        with pytest.raises(SettingsError, match=r"somebody/model.*gpt2-xl.*folder") as error:
-            read_shape("somebody/model")
-        assert str(error.value).count(". ") == 0
 
 
 def test_a_prediction_needs_no_torch():

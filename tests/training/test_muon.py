@@ -5,8 +5,9 @@ from safetensors.torch import load_file
 from helpers.model import load_model
 from helpers.settings import SettingsError, TrainingSettings
 from helpers.training.fine_tuning import fine_tune
-from helpers.training.memory import GPT2Shape, optimizer_bytes
+from helpers.training.memory import optimizer_bytes
 from helpers.training.muon import MuonWithAdamW
+from helpers.training.shape import GPT2Shape
 
 
 @pytest.fixture

@@ -1,0 +1,117 @@
+"""The shape of a GPT-2, and what follows from it: how many parameters it has, and how many operations a token takes."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from helpers.paths import POCKET
+from helpers.settings import SettingsError, TrainingSettings
+
+
+class GPT2Shape(NamedTuple):
+    """The values that decide a GPT-2's size; names as in `GPT2Config`, which can be used instead."""
+
+    n_layer: int
+    n_embd: int
+    n_head: int
+    vocab_size: int = 50257
+    n_positions: int = 1024
+    n_inner: int | None = None
+    resid_pdrop: float = 0.1
+    embd_pdrop: float = 0.1
+
+
+_SHAPES = {
+    "distilgpt2": GPT2Shape(6, 768, 12),
+    "gpt2": GPT2Shape(12, 768, 12),
+    "gpt2-medium": GPT2Shape(24, 1024, 16),
+    "gpt2-large": GPT2Shape(36, 1280, 20),
+    "gpt2-xl": GPT2Shape(48, 1600, 25),
+}
+_OWNERS = ("openai-community/", "distilbert/")
+
+
+def read_shape(model_name_or_path: str) -> GPT2Shape:
+    """Return a model's shape without a download: of the shipped model, OpenAI's four, distilgpt2, or a folder.
+
+    Raises:
+        SettingsError: the model is not known here, or is not a GPT-2.
+
+    >>> read_shape("openai-community/gpt2-xl").n_embd
+    1600
+    """
+    bare = model_name_or_path
+    for owner in _OWNERS:
+        bare = bare.removeprefix(owner)
+    if bare in _SHAPES and not Path(model_name_or_path).is_dir():
+        return _SHAPES[bare]
+    path = (POCKET if model_name_or_path == "pocket" else Path(model_name_or_path)) / "config.json"
+    if not path.is_file():
+        raise SettingsError(
+            f"The shape of the model {model_name_or_path!r} is not known here: give one of pocket, "
+            f"{', '.join(_SHAPES)}, or the folder it was downloaded to."
+        )
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        kind = config.get("model_type")
+        values = {"n_layer": 12, "n_embd": 768, "n_head": 12}  # GPT2Config's defaults, for what the file leaves out
+        values |= {name: config[name] for name in GPT2Shape._fields if name in config}
+        is_possible = all(value is None or value >= 0 for value in values.values())
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise SettingsError(f"{path} cannot be read ({error}): download the model again.") from None
+    if kind != "gpt2":
+        raise SettingsError(f"{model_name_or_path!r} is a {kind} model: this course trains GPT-2 models.")
+    if not is_possible:
+        raise SettingsError(f"{path} has a size below 0: download the model again.")
+    return GPT2Shape(**values)
+
+
+def parameters(config: Any) -> int:
+    """Return the number of parameters; the head has none of its own, it shares those of the token embedding.
+
+    >>> parameters(read_shape("gpt2"))
+    124439808
+    """
+    embeddings = (config.vocab_size + config.n_positions) * config.n_embd
+    return embeddings + config.n_layer * block_parameters(config) + 2 * config.n_embd
+
+
+def block_parameters(config: Any) -> int:
+    """Return the parameters of one block."""
+    width, inner = config.n_embd, inner_width(config)
+    return 4 * width * width + 2 * width * inner + 9 * width + inner  # matrices, then biases and the two norms
+
+
+def adapter_parameters(config: Any, lora_r: int) -> int:
+    """Return the parameters of a LoRA adapter: a matrix from the inputs to the rank, and one from it to the outputs.
+
+    >>> adapter_parameters(read_shape("gpt2"), 8)
+    1179648
+    """
+    width, inner = config.n_embd, inner_width(config)
+    return config.n_layer * lora_r * ((width + 3 * width) + (width + width) + 2 * (width + inner))
+
+
+def trained_parameters(config: Any, settings: TrainingSettings) -> int:
+    """Return the number of parameters that a training changes: all, or those of the adapter."""
+    return adapter_parameters(config, settings.lora_r) or parameters(config)
+
+
+def operations_per_token(shape: Any, block_size: int, settings: TrainingSettings | None = None) -> int:
+    """Return the floating-point operations to train on one token, forward and backward pass.
+
+    Six per parameter, position embeddings excepted, and those of attention, as counted in appendix B of PaLM
+    (https://arxiv.org/abs/2204.02311): a third forward, a third for gradients of values, a third for those of weights.
+    With settings, frozen weights beside an adapter have no gradient, and checkpointing runs the forward pass twice.
+    """
+    weights = parameters(shape) - shape.n_positions * shape.n_embd
+    attention = 12 * shape.n_layer * shape.n_embd * block_size
+    adapter = adapter_parameters(shape, settings.lora_r) if settings else 0
+    operations = (4 if adapter else 6) * weights + 6 * adapter + attention
+    again = 2 * (weights + adapter) + attention // 3 if settings and settings.gradient_checkpointing else 0
+    return operations + again
+
+
+def inner_width(config: Any) -> int:
+    """Return the width between the two matrices of an MLP; None in a configuration means four times `n_embd`."""
+    return config.n_inner or 4 * config.n_embd
