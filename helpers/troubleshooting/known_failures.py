@@ -152,7 +152,9 @@ def _filled(match: "re.Match[str]", machine: Machine) -> str:
     """Return the text for one `{fixes.name ARGUMENTS}` of a fix."""
     owner, name, arguments = match.groups()
     value = attrgetter(name)({"fixes": fixes, "wheels": wheels, "machine": machine}[owner])
-    return value(machine, *arguments.split()) if callable(value) else str(value)
+    text = value(machine, *arguments.split()) if callable(value) else str(value)
+    starts_a_sentence = re.match(" [A-Z]", match.string[match.end() :])
+    return f"{text}." if starts_a_sentence and not text.endswith(".") else text  # a command has no full stop of its own
 
 
 @cache
