@@ -10,7 +10,7 @@ from helpers.settings import EvaluationSettings
 from helpers.training.cards import GraphicsCard
 from helpers.training.engine import CHUNK_TOKENS
 from helpers.training.memory import estimate_overhead
-from helpers.training.shape import parameters
+from helpers.training.shape import inner_width, parameters
 
 _SEQUENCES, _CACHE_BYTES = 64, 512 * MIB  # generated at once, at most; their keys and values, at most
 
@@ -32,9 +32,8 @@ def _cache_bytes(config: Any, n_tokens: int) -> int:
 def scoring_bytes(config: Any, *, per_device_eval_batch_size: int) -> int:
     """Return the bytes, besides the weights, while windows of all positions are scored in float32."""
     width, tokens = config.n_embd, per_device_eval_batch_size * config.n_positions
-    inner = config.n_inner or 4 * width
     # GELU's input and output, or q, k and v; what is beside them is the same; the position embeddings of one window
-    in_block = tokens * (20 * width + max(8 * inner, 12 * width)) + 4 * config.n_positions * width
+    in_block = tokens * (20 * width + max(8 * inner_width(config), 12 * width)) + 4 * config.n_positions * width
     at_logits = 4 * tokens * width + 8 * min(tokens, CHUNK_TOKENS) * config.vocab_size
     return max(in_block, at_logits)
 
