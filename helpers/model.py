@@ -323,6 +323,7 @@ def shown_name(model_name_or_path: str) -> str:
 
 def _load(kind: Any, name: str, **options: Any) -> Any:
     """Call `kind.from_pretrained`; when that fails, say in one sentence what to do."""
+    from huggingface_hub.errors import HTTPError  # its client's own, when a connection breaks during a download
     from safetensors import SafetensorError
 
     folder = POCKET if name == "pocket" else find_path(name)
@@ -335,7 +336,7 @@ def _load(kind: Any, name: str, **options: Any) -> Any:
             f"The model {name!r} is broken ({first_line(error)}): its weights file is cut short, "
             "or does not fit its config.json. Train or download it again."
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPError) as error:
         raise SettingsError(
             f"The model {name!r} could not be loaded ({first_line(error)}): check the name and the network, "
             "or use model_name_or_path='pocket', which is shipped."

@@ -6,6 +6,7 @@ import threading
 
 import pytest
 import torch
+from huggingface_hub.errors import HTTPError
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2Tokenizer
 
@@ -101,7 +102,11 @@ def test_a_hub_that_does_not_answer_is_asked_once(silent_hub, load):
 
 @pytest.mark.parametrize(
     ("error", "words"),
-    [(OSError(), r"could not be loaded \(OSError\)"), (RuntimeError(), r"is broken \(RuntimeError\)")],
+    [
+        (OSError(), r"could not be loaded \(OSError\)"),
+        (RuntimeError(), r"is broken \(RuntimeError\)"),
+        (HTTPError("the connection broke"), r"could not be loaded \(the connection broke\)"),
+    ],
 )
 def test_an_error_without_words_is_told_by_its_kind(tiny_model, monkeypatch, error, words):
     def refuse(*arguments, **options):

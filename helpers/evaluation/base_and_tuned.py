@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
 _PROMPT_TOKENS = 8  # first tokens of a held-out document, which the samples that are searched for copies continue
-_OPENING = re.compile(r"\s*\S+(?:\s+\S+){0,4}")  # five words, such as the title of a fable or of an article
+_LONGEST_WORD = 40  # characters: scripts without spaces have words as long as a paragraph
+_OPENING = re.compile(rf"\s*\S{{1,{_LONGEST_WORD}}}(?:\s+\S{{1,{_LONGEST_WORD}}}){{0,4}}")  # five words: a title
 # Model, source, configuration -> stride -> perplexity by the protocol of the transformers documentation. At 1024 from
 # https://github.com/karpathy/llm.c/pull/276, at 512 from the card of smpanaro/gpt2-AutoGPTQ-4bit-128g on the Hub.
 _PUBLISHED = {("openai-community/gpt2", "Salesforce/wikitext", "wikitext-2-raw-v1"): {1024: 29.94, 512: 25.19}}
@@ -334,7 +335,8 @@ def compare_decodings(
     """
     settings = fill_prompt(settings)
     model, tokenizer = load_tuned(settings.run)
-    openings = [" ".join(text.split()[:3]) for text in open_prepared(settings.run).documents["test"]["text"][:3]]
+    documents = open_prepared(settings.run).documents["test"]["text"][:3]
+    openings = [" ".join(word[:_LONGEST_WORD] for word in text.split()[:3]) for text in documents]
     samples = {}
     for name, changes in decodings.items():
         by_prompt = generate(model, tokenizer, [settings.prompt, *openings], settings, **changes)

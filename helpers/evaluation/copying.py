@@ -181,8 +181,10 @@ def split_words(text: str) -> list[str]:
     return re.findall(r"\w+", text.casefold())
 
 
-def measure_novelty(matches: Sequence[Match], n: int) -> float:
+def measure_novelty(matches: Sequence[Match], n: int) -> float | None:
     """Return the share of the texts' n-grams that are not in the training text (https://arxiv.org/abs/2111.09509).
+
+    None where no text has n tokens.
 
     >>> import numpy as np
     >>> measure_novelty([Match(np.array([3, 2, 1, 1]), np.zeros(4, int))], 2)
@@ -192,7 +194,7 @@ def measure_novelty(matches: Sequence[Match], n: int) -> float:
 
     # An n-gram is in the training text when the run that starts at its first token has at least n tokens.
     lengths = np.concatenate([match.lengths[: max(0, len(match.lengths) - n + 1)] for match in matches])
-    return float((lengths < n).mean()) if len(lengths) else 0.0
+    return float((lengths < n).mean()) if len(lengths) else None
 
 
 @dataclass(frozen=True)
@@ -236,7 +238,7 @@ class CopyReport:
             if matches
         ]
 
-    def novelty_curves(self, max_n: int = 12) -> dict[str, list[float]]:
+    def novelty_curves(self, max_n: int = 12) -> dict[str, list[float | None]]:
         """Return the novelty of n-grams for n = 1 to `max_n`, of the samples and of the control."""
         return {
             name: [measure_novelty(matches, n) for n in range(1, max_n + 1)]

@@ -18,6 +18,8 @@ it is too large for a float. Compare the metrics of two runs only if their `text
 import json
 from typing import Any
 
+from filelock import FileLock
+
 from helpers.files import read_json, write_atomically
 from helpers.settings import SettingsError, run_folder
 from helpers.training.model_card import write_model_card
@@ -54,11 +56,12 @@ def read_section(run: str, section: str) -> Any:
 
 def write_section(run: str, section: str, value: Any) -> None:
     """Write one section of a run's metrics, keep the others, and update the model card."""
-    try:
-        before = read(run)
-    except SettingsError:  # not evaluated yet, or the file is unreadable: nothing to keep
-        before = {}
-    content = {"version": VERSION, "run": run} | {name: before.get(name) for name in SECTIONS} | {section: value}
-    # NaN is not JSON: better an error here, with the old file still in place, than a file that others cannot read.
-    write_atomically(run_folder(run) / "evaluation.json", json.dumps(content, indent=2, allow_nan=False))
-    write_model_card(run)
+    with FileLock(run_folder(run) / ".evaluation.lock"):  # a second notebook may measure another section
+        try:
+            before = read(run)
+        except SettingsError:  # not evaluated yet, or the file is unreadable: nothing to keep
+            before = {}
+        content = {"version": VERSION, "run": run} | {name: before.get(name) for name in SECTIONS} | {section: value}
+        # NaN is not JSON: better an error here, with the old file still in place, than a file others cannot read.
+        write_atomically(run_folder(run) / "evaluation.json", json.dumps(content, indent=2, allow_nan=False))
+        write_model_card(run)

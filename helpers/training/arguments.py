@@ -1,6 +1,7 @@
 """What the settings of a run mean on this machine: `TrainingArguments`, the number format, whether to compile."""
 
 import platform
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,12 +30,12 @@ def training_arguments(settings: TrainingSettings, folder: Path, *, n_blocks: in
     same_names = (
         "learning_rate", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps",
         "weight_decay", "adam_beta2", "warmup_steps", "lr_scheduler_type", "max_grad_norm", "logging_steps",
-        "eval_steps", "save_total_limit", "seed",
+        "eval_steps", "seed",
     )  # fmt: skip
     precision = chosen_precision(settings)
     is_renamed = "activation_checkpointing" in TrainingArguments.__dataclass_fields__  # since transformers 5.23
     checkpointing = "activation_checkpointing" if is_renamed else "gradient_checkpointing"
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder / "checkpoints"),
         **{name: getattr(settings, name) for name in same_names},
         **{checkpointing: settings.gradient_checkpointing},
@@ -46,6 +47,7 @@ def training_arguments(settings: TrainingSettings, folder: Path, *, n_blocks: in
         eval_strategy="steps",
         # the best model can only be kept if there is a checkpoint for each validation
         save_steps=settings.eval_steps if settings.early_stopping_patience else settings.save_steps,
+        save_total_limit=checkpoints_kept(settings),
         restore_callback_states_from_checkpoint=True,  # of Clock, and of early stopping, whose patience is in it
         load_best_model_at_end=bool(settings.early_stopping_patience),
         metric_for_best_model="eval_loss" if settings.early_stopping_patience else None,
@@ -56,15 +58,31 @@ def training_arguments(settings: TrainingSettings, folder: Path, *, n_blocks: in
         accelerator_config={"non_blocking": torch.cuda.is_available()},  # copies a batch while the card still computes
         disable_tqdm=True,  # the bar is in `callbacks`
         ddp_find_unused_parameters=False,  # every parameter is used, and searching for unused ones takes time
-        tf32=_has_tf32() or None,  # for the products that stay in float32
     )
+    # In one process the Trainer would give each card a part of a batch (nn.DataParallel), and the engine's forward
+    # pass, which belongs to one model, would meet tensors of another card. Several cards take several processes.
+    arguments._n_gpu = min(1, arguments.n_gpu)
+    arguments.mixed_precision = precision  # `accelerate config` may have chosen another one
+    return arguments
 
 
-def _has_tf32() -> bool:
-    """Tell whether the GPU can multiply float32 as TF32: NVIDIA's can from Ampere, compute capability 8.0, on."""
+def checkpoints_kept(settings: TrainingSettings) -> int:
+    """Return how many checkpoints a run keeps: with early stopping at least two, the best one and the newest.
+
+    With a limit of 1 the Trainer ends by deleting all but the best one, also when it was stopped and is to continue.
+    """
+    return max(settings.save_total_limit, 2 if settings.early_stopping_patience else 1)
+
+
+def float32_products() -> AbstractContextManager[None]:
+    """Return a context in which float32 products are TF32, where the GPU can: NVIDIA's from capability 8.0 on.
+
+    `TrainingArguments(tf32=True)` would leave it on, and every score in this process afterwards would be less exact.
+    """
     import torch
 
-    return torch.cuda.is_available() and torch.version.hip is None and torch.cuda.get_device_capability() >= (8, 0)
+    can = torch.cuda.is_available() and torch.version.hip is None and torch.cuda.get_device_capability() >= (8, 0)
+    return torch.backends.flags(fp32_precision="tf32" if can else None)
 
 
 def compiles(settings: TrainingSettings, n_blocks: int, *, on_card: bool) -> bool:

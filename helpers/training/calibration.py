@@ -66,7 +66,8 @@ class Measurement(_Record):
     @property
     def training(self) -> tuple[GPT2Shape, TrainingSettings]:
         """The shape and the settings of the training."""
-        return GPT2Shape(**self.shape), TrainingSettings(**self.settings)
+        # a batch that did not fit was halved, perhaps to more accumulation than a setting allows
+        return GPT2Shape(**self.shape), TrainingSettings().model_copy(update=self.settings)
 
 
 class Calibration(_Record):

@@ -176,7 +176,8 @@ class _Successor(TrainerCallback):
 class StepTimer(TrainerCallback):
     """Measure the seconds of each optimizer step, without what happens between two steps.
 
-    A card works behind the processor. Over many steps the times even out; `is_exact` waits for the card in each.
+    A card works behind the processor. Over many steps the times even out, unless the card is waited for after each of
+    them, as for a row of the log; `is_exact` waits for it in every step.
     """
 
     def __init__(self, *, is_exact: bool = False) -> None:
@@ -188,7 +189,7 @@ class StepTimer(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Note the duration."""
-        if self.is_exact and args.device.type == "cuda":
+        if (self.is_exact or control.should_log) and args.device.type == "cuda":
             import torch
 
             torch.cuda.synchronize()

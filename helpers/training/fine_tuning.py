@@ -17,7 +17,7 @@ from helpers.files import atomic_folder, write_json
 from helpers.model import check_fit, device, load_model, load_start, quiet, set_attention_dropout
 from helpers.settings import TrainingSettings, read_run_settings, run_folder
 from helpers.training import processes, run_files
-from helpers.training.arguments import chosen_precision, training_arguments
+from helpers.training.arguments import chosen_precision, float32_products, training_arguments
 from helpers.training.callbacks import Watch, training_callbacks
 from helpers.training.checks import TrainingBrokenError
 from helpers.training.engine import equal_results_less_work
@@ -38,6 +38,10 @@ from helpers.training.stopping import stoppable
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import GPT2LMHeadModel, Trainer
+
+# Messages that accelerate does not take for a shortage of memory: of Windows, of a driver that is out of memory, and of
+# cuBLAS and cuDNN.
+_OUT_OF_MEMORY = ("DefaultCPUAllocator: not enough memory", "CUDA error: out of memory", "_ALLOC_FAILED")
 
 
 def fine_tune(
@@ -109,7 +113,7 @@ def _train(settings: TrainingSettings, folder: Path, **how: Any) -> None:
                 clear_device_cache(garbage_collection=True)
             return
         except RuntimeError as error:  # torch.OutOfMemoryError is one; on a CPU the message alone says so
-            if not should_reduce_batch_size(error):
+            if not (should_reduce_batch_size(error) or any(words in str(error) for words in _OUT_OF_MEMORY)):
                 raise
             if settings.per_device_train_batch_size == 1:
                 raise TrainingBrokenError(
@@ -162,11 +166,11 @@ def _train_once(
     steps = SlownessWatch(folder)
     processes.reset_peak()
     held_on_card = torch.cuda.memory_allocated()  # by whatever else this process has there
-    with equal_results_less_work(model):
+    with equal_results_less_work(model), float32_products():
         trainer = _new_trainer(
             data.facts["splits"]["validation"],
             model=trained,
-            args=training_arguments(settings, folder, n_blocks=len(train)),
+            args=training_arguments(settings, folder, n_blocks=len(train) // processes.n_processes()),
             train_dataset=train,
             eval_dataset=data.blocks["validation"],
             data_collator=as_batch,
@@ -183,6 +187,7 @@ def _train_once(
         tokens_per_process = len(train) * settings.block_size // trainer.args.world_size
         predicted = predict_on_this_machine(settings, model.config, train_tokens=tokens_per_process)
         predicted["process_bytes"] += held_on_card
+        predicted["peak_bytes"] += held_on_card
         if checkpoint and "stream" in data.facts:
             n_steps = run_files.step_of(checkpoint)
             train.resume_after(count_blocks_read(settings, len(train), n_steps, trainer.args.world_size))

@@ -9,7 +9,7 @@ from pathlib import Path
 from helpers.model import quiet
 from helpers.settings import TrainingSettings
 from helpers.training import processes
-from helpers.training.arguments import chosen_precision, training_arguments
+from helpers.training.arguments import chosen_precision, float32_products, training_arguments
 from helpers.training.calibration import Calibration, Measurement, add_measurements
 from helpers.training.callbacks import StepTimer
 from helpers.training.cards import GraphicsCard, this_device
@@ -81,7 +81,7 @@ def measure(shape: GPT2Shape, settings: TrainingSettings) -> Measurement:
             clear_device_cache(garbage_collection=True)  # a Trainer from before refers to itself
             besides = torch.cuda.memory_allocated()
         processes.reset_peak()
-        with equal_results_less_work(model):
+        with equal_results_less_work(model), float32_products():
             trainer = Trainer(
                 model=model, args=arguments, train_dataset=rows, data_collator=as_batch, callbacks=[timer]
             )

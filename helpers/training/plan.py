@@ -13,7 +13,7 @@ from helpers.display import duration_text, html_table, size_text
 from helpers.model import check_heads
 from helpers.settings import SettingsError, TrainingSettings
 from helpers.training import processes
-from helpers.training.arguments import compiles
+from helpers.training.arguments import checkpoints_kept, compiles
 from helpers.training.calibration import find_calibration
 from helpers.training.cards import DEFAULT_CARD, GraphicsCard, find_card, this_device
 from helpers.training.evaluation_memory import describe_evaluation, evaluation_bytes
@@ -151,7 +151,7 @@ class MemoryPlan:
     @property
     def disk_bytes(self) -> int:
         """Disk space for the run; while a checkpoint is written, one more exists than is kept."""
-        return (self.settings.save_total_limit + 1) * self.checkpoint_bytes + self.model_bytes
+        return (checkpoints_kept(self.settings) + 1) * self.checkpoint_bytes + self.model_bytes
 
     @property
     def instead(self) -> dict[str, Any]:
@@ -192,7 +192,7 @@ class MemoryPlan:
 
     def rows(self) -> list[tuple[str, str]]:
         """Return what is shown besides the memory: name, value."""
-        kept = self.settings.save_total_limit
+        kept = checkpoints_kept(self.settings)
         evaluation = describe_evaluation(self.shape, self.card, training_bytes=self.memory.total_bytes)
         return [
             ("largest batch", f"{self.largest_batch} blocks of {self.settings.block_size} tokens per pass"),

@@ -38,7 +38,8 @@ def check_same_settings(settings: TrainingSettings) -> None:
         return
     before, now = read_run_settings(settings.run).model_dump(), settings.model_dump()
     before["processes"] = read_json(path).get("processes", 1)
-    now["processes"] = n_processes()
+    is_finished = (path.parent / "training.json").exists()  # then it is only opened
+    now["processes"] = before["processes"] if is_finished else n_processes()
     changed = [name for name in now if before[name] != now[name] and name not in CHANGEABLE]
     models = [values["model_name_or_path"] for values in (before, now)]
     if "model_name_or_path" in changed and is_same_model(settings.run, *models):

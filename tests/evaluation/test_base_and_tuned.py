@@ -1,6 +1,7 @@
 import json
 import math
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -190,6 +191,12 @@ def test_a_prompt_that_is_not_set_opens_a_test_document(tiny_run):
     first = open_prepared("tiny").documents["test"][0]["text"]
     assert filled.prompt == " ".join(first.split()[:5])
     assert fill_prompt(SETTINGS) is SETTINGS
+
+
+def test_the_prompt_of_a_text_without_spaces_is_a_part_of_its_first_line(monkeypatch):
+    prepared = SimpleNamespace(documents={"test": [{"text": "\u72d0\u72f8" * 500}]})
+    monkeypatch.setattr(base_and_tuned, "open_prepared", lambda run: prepared)
+    assert len(fill_prompt(SETTINGS.model_copy(update={"prompt": ""})).prompt) == 40
 
 
 def test_samples_and_control_come_from_the_same_prompts_and_have_the_same_length(tiny_run):

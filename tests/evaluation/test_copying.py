@@ -97,6 +97,10 @@ def test_novelty_is_that_of_the_sets_of_n_grams(n):
     assert measure_novelty(find_copies(queries, corpus), n) == pytest.approx(expected)
 
 
+def test_novelty_of_n_grams_that_are_longer_than_every_text_is_not_a_copy():
+    assert measure_novelty(find_copies([[7, 8, 9]], [[1, 2, 3]]), 4) is None
+
+
 def test_case_punctuation_and_line_breaks_hide_no_copy_in_words():
     texts = ["'THE FOX went\nto the old -- well'!", "a day in the barn", "nothing of it"]
     assert find_longest_in_words(texts, TRAINING) == [7, 4, 0]

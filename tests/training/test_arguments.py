@@ -1,9 +1,11 @@
 import pytest
 import torch
+from transformers import TrainingArguments
 
 from helpers.settings import SettingsError, TrainingSettings
 from helpers.training import arguments
-from helpers.training.arguments import chosen_precision, compiles, training_arguments
+from helpers.training.arguments import chosen_precision, compiles, float32_products, training_arguments
+from helpers.training.plan import plan_run
 
 
 @pytest.mark.parametrize(
@@ -25,6 +27,37 @@ def test_settings_reach_the_trainer_under_their_own_names(tmp_path):
     made = training_arguments(TrainingSettings(learning_rate=3e-4, weight_decay=0.2, seed=7), tmp_path)
     assert (made.learning_rate, made.weight_decay, made.seed) == (3e-4, 0.2, 7)
     assert made.logging_nan_inf_filter is False
+
+
+def test_one_process_uses_one_card_however_many_there_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda self: getattr(self, "_n_gpu", 2)))
+    monkeypatch.setattr(TrainingArguments, "_setup_devices", torch.device("cpu"))
+    assert training_arguments(TrainingSettings(), tmp_path).n_gpu == 1
+
+
+def test_the_precision_is_that_of_the_settings_whatever_accelerate_was_configured_for(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    assert training_arguments(TrainingSettings(mixed_precision="no"), tmp_path).mixed_precision == "no"
+
+
+@pytest.mark.parametrize(("limit", "patience", "kept"), [(1, 0, 1), (1, 3, 2), (4, 3, 4)])
+def test_early_stopping_keeps_the_newest_checkpoint_beside_the_best(tmp_path, limit, patience, kept):
+    settings = TrainingSettings(save_total_limit=limit, early_stopping_patience=patience)
+    assert training_arguments(settings, tmp_path).save_total_limit == kept
+    assert (
+        plan_run(settings).disk_bytes
+        == (kept + 1) * plan_run(settings).checkpoint_bytes + plan_run(settings).model_bytes
+    )
+
+
+def test_tf32_ends_with_the_training(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 9))
+    before = torch.backends.fp32_precision
+    with pytest.raises(ZeroDivisionError), float32_products():
+        assert torch.backends.fp32_precision == "tf32"
+        _ = 1 / 0
+    assert torch.backends.fp32_precision == before != "tf32"
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,12 @@ class TestFit:
         assert fitted.overhead("bf16") is None
 
 
+def test_a_halved_batch_may_have_more_accumulation_than_a_setting():
+    halved = GPT2.model_copy(update={"gradient_accumulation_steps": 2048})
+    measured = calibration.Measurement.of(read_shape("gpt2"), halved, precision="no", step_seconds=1, peak_bytes=1)
+    assert measured.training[1].gradient_accumulation_steps == 2048
+
+
 class TestPlan:
     def test_it_says_that_this_machine_was_measured_and_gives_a_narrow_range(self, processor):
         before = plan_run(GPT2, card=processor)

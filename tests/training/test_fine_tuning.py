@@ -224,13 +224,13 @@ def test_the_progress_bar_shows_loss_speed_and_memory(tiny_settings, capsys):
     assert re.search(r"12/12 .*loss \d\.\d{3}, [\d,]+ tokens/s, [\d,]+ MiB", capsys.readouterr().err)
 
 
-def too_small_for(largest, monkeypatch):
-    """Let a training step run out of memory with more rows than `largest`; the message is that of a CUDA card."""
+def too_small_for(largest, monkeypatch, *, message="CUDA out of memory. Tried to allocate 2.00 GiB."):
+    """Let a training step run out of memory with more rows than `largest`; the default message is a CUDA card's."""
     original = engine.chunked_loss
 
     def chunked_loss(hidden_states, *args, **kwargs):
         if hidden_states.requires_grad and len(hidden_states) > largest:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            raise RuntimeError(message)
         return original(hidden_states, *args, **kwargs)
 
     monkeypatch.setattr(engine, "chunked_loss", chunked_loss)
@@ -248,8 +248,17 @@ def test_a_batch_that_does_not_fit_into_memory_is_halved_and_trains_the_same_mod
     assert read_run_settings("tiny").per_device_train_batch_size == 4, "what was asked for is what is kept"
 
 
-def test_a_model_that_does_not_fit_at_all_says_so(tiny_settings, monkeypatch):
-    too_small_for(0, monkeypatch)
+@pytest.mark.parametrize(
+    "message",
+    [
+        "[enforce fail at alloc_cpu.cpp:120] DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes",
+        "CUDA error: out of memory\nSearch for `cudaErrorMemoryAllocation'",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    ],
+    ids=["a processor under Windows", "the driver", "cuBLAS"],
+)
+def test_a_model_that_does_not_fit_at_all_says_so(tiny_settings, monkeypatch, message):
+    too_small_for(0, monkeypatch, message=message)
     with (
         pytest.warns(UserWarning, match="Out of memory"),
         pytest.raises(TrainingBrokenError, match="not even one block of 32 tokens fits"),
@@ -453,6 +462,8 @@ def test_two_processes_give_the_loss_of_one_at_the_same_effective_batch(tiny_mod
         for name, value in weights(one.model_folder).items():
             torch.testing.assert_close(weights(two.model_folder)[name], value, atol=1e-4, rtol=1e-3)
     assert (open_run("lora-2").folder / "adapter/adapter_model.safetensors").exists()
+    assert fine_tune(read_run_settings("full-2")).run == "full-2", "a finished run is only opened"
+    (runs / "full-2" / "training.json").unlink()
     with pytest.raises(SettingsError, match="was started with processes = 2, not 1"):
         fine_tune(read_run_settings("full-2"))
 
