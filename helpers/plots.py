@@ -236,7 +236,7 @@ def plot_chain(chain: Sequence[Mapping[str, str]], *, ax: "Axes | None" = None) 
             ax.plot([0, 0], [y - 0.7, y - 0.3], ":" if is_broken else "-", color=RED if is_broken else GREY)
     ax.set(xlim=(-0.8, 6), ylim=(len(chain) - 0.4, -0.6))
     on_card = chain[0]["status"] != "absent"
-    whole = "Nothing in the chain is broken" if on_card else "No card answers: the CPU does the work"
+    whole = "Nothing in the chain is broken" if on_card else "No card responds: the CPU does the work"
     ax.set_title(f"The chain breaks at: {broken}" if broken else whole)
     ax.axis("off")
     return ax

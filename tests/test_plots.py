@@ -122,7 +122,7 @@ def test_the_chain_shows_every_link_and_names_the_one_that_breaks():
     ax.figure.canvas.draw()  # a dollar sign must not be read as mathematics
     assert plots.plot_chain(CHAIN[:1]).get_title() == "Nothing in the chain is broken"
     no_card = [{**CHAIN[0], "status": "absent"}]
-    assert plots.plot_chain(no_card).get_title() == "No card answers: the CPU does the work"
+    assert plots.plot_chain(no_card).get_title() == "No card responds: the CPU does the work"
 
 
 def test_the_live_plot_is_one_figure_that_changes_and_ends_with_the_last_state(monkeypatch):

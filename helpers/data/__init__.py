@@ -16,7 +16,6 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "split_documents token_blocks"
         ),
         "streaming": "BlockStream open_training_blocks",
-        "facts": "documents_text",
         "quality_report": "plot_packing plot_report report",
         "sources.chat": "render_chat",
         "token_view": "view_tokens",

@@ -123,7 +123,7 @@ class Diagnosis:
         rows = (
             ("nvidia-smi", f"{nvml}; {free}", "the driver, the card, and which processes use its memory"),
             ("nvcc --version", nvcc, "information only: a wheel brings its own CUDA runtime, no toolkit is needed"),
-            ("torch.cuda.is_available()", available, "what training gets, and why if nothing"),
+            ("torch.cuda.is_available()", available, "whether training gets the card, and if not, why"),
         )
         return [{"command": command, "here": here, "means": means} for command, here, means in rows]
 

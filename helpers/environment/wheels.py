@@ -205,7 +205,7 @@ def requirement(tag: str, pinned: str) -> str:
 def _tag(machine: Machine) -> tuple[str, str]:
     """Return the wheel's tag and the reason."""
     if not expects_gpu(machine):
-        return "cpu", "No NVIDIA card that PyTorch can use answers here, so the small CPU wheel is enough."
+        return "cpu", "No NVIDIA card that PyTorch can use was found, so the small CPU wheel is enough."
     gpu, newest = machine.gpu, cuda_of_driver(machine)
     # a card that does not say its capability is taken for the course's own, an RTX 4070 Ti
     capability = gpu.capability if gpu and gpu.capability else (8, 9)
