@@ -241,7 +241,7 @@ def _windows(answer: Any) -> None:
         if sum(scored for *_, scored in windows) < n_tokens:
             raise Hint(f"{case}: some tokens are never scored. The first window scores all of its tokens.")
         if any(end > n_tokens for _, end, _ in windows):
-            raise Hint(f"{case}: a window ends behind the text.")
+            raise Hint(f"{case}: a window ends past the end of the text.")
         if any(scored == 0 for *_, scored in windows):
             raise Hint(f"{case}: the last window scores nothing. Stop when a window reaches the end of the text.")
         if windows != expected:

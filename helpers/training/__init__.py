@@ -31,7 +31,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "checks": "TrainingBrokenError",
         "stopping": "TrainingStoppedError",
         "run_files": "kept_eval_loss last_complete_checkpoint",
-        "processes": "is_first_process leave_process_group",
+        "processes": "is_first_process leave_process_group peak_bytes reset_peak",
         "engine": "CHUNK_TOKENS equal_results_less_work",
         "shape": "GPT2Shape read_shape",
         "cards": "CARDS DEFAULT_CARD GraphicsCard card_of_this_machine find_card this_device this_processor",

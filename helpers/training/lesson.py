@@ -9,7 +9,7 @@ from helpers.display import duration_text
 from helpers.settings import DataSettings, TrainingSettings
 from helpers.training.finished_run import FineTuned
 
-_STEPS = 44  # of all experiments together, each with its validation
+_STEPS = 64  # of all experiments together, each with its validation
 _PATIENCE_SECONDS = 300
 _TOKENS = 200_000  # of the reader's text are enough for a few steps
 _NOT_THE_TEXT = {"run", "model_name_or_path", "tokenizer", "vocab_size", "block_size", "streaming", "max_tokens"}

@@ -34,7 +34,7 @@ def test_a_model_that_is_fast_is_the_one_that_is_trained(values):
 )
 def test_where_experiments_would_take_long_the_pocket_model_stands_in_on_the_readers_text(values):
     settings, lesson, why = choose(seconds_per_step=60, seed=7, text_column="body", **values)
-    assert why.startswith("At the speed of your run the experiments below would take 44 min: ")
+    assert why.startswith("At the speed of your run the experiments below would take 1 h 04 min: ")
     assert why.endswith("the pocket model is trained instead, on the beginning of your text.")
     assert (lesson.source, lesson.text_column, lesson.seed) == (settings.source, "body", 7)
     assert (lesson.run, lesson.max_tokens) == ("mine-lesson", 200_000)

@@ -1,3 +1,4 @@
+import json
 import math
 import shutil
 import threading
@@ -8,6 +9,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from helpers.model import load_model
+from helpers.paths import NOTEBOOKS
 from helpers.settings import SettingsError, TrainingSettings, run_folder
 from helpers.training.engine import equal_results_less_work
 from helpers.training.fine_tuning import fine_tune
@@ -166,3 +168,18 @@ def test_an_adapter_is_restored_from_its_folder(settings):
 def test_lora_without_a_base_is_one_sentence():
     with pytest.raises(SettingsError, match=r"^lora_r = 8 freezes a pretrained model, .*: set lora_r = 0, or [^.]*\.$"):
         TrainingSettings(lora_r=8, from_scratch=True)
+
+
+def test_the_adapter_that_notebook_03_writes_by_hand_is_the_one_of_peft(settings):
+    cells = json.loads((NOTEBOOKS / "03_fine_tuning.ipynb").read_text(encoding="utf-8"))["cells"]
+    names = {"math": math, "torch": torch}
+    exec(next("".join(cell["source"]) for cell in cells if cell["id"] == "03-lora-01"), names)
+    by_hand, peft = (load_model(settings.model_name_or_path).eval() for _ in range(2))
+    names["add_adapter"](by_hand)
+    add_adapter(peft, settings.model_copy(update={"lora_r": 8, "lora_alpha": 32, "lora_dropout": 0.0}))
+    ours, theirs = ([p for p in model.parameters() if p.requires_grad] for model in (by_hand, peft))
+    with torch.no_grad():
+        assert torch.equal(by_hand(IDS).logits, load_model(settings.model_name_or_path).eval()(IDS).logits)
+        for one, other in zip(ours, theirs, strict=True):
+            other.copy_(one.normal_(std=0.1).T)
+        assert torch.allclose(by_hand(IDS).logits, peft(IDS).logits, atol=1e-5)
