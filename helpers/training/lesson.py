@@ -26,19 +26,20 @@ def choose_lesson(settings: TrainingSettings, trained: FineTuned) -> tuple[Train
         trained: that run.
     """
     seconds = trained.facts["seconds"] / trained.facts["steps"] * _STEPS
+    name = f"{settings.run[:57]}-lesson"  # a name has at most 64 characters
     is_pocket = settings.model_name_or_path == "pocket" and not settings.from_scratch
     if settings.lora_r or settings.optim != "adamw_torch_fused":
         why = "Adapters and other optimizers need another loop"
     elif seconds > _PATIENCE_SECONDS and not is_pocket:
         why = f"At the speed of your run the experiments below would take {duration_text(seconds)}"
     elif settings.streaming:  # a stream has no end, and a loop goes through all of its rows
-        lesson = sample_settings(settings).model_copy(update={"run": f"{settings.run}-lesson"})
+        lesson = sample_settings(settings).model_copy(update={"run": name})
         return lesson, "The experiments below train your model on the beginning of your text."
     else:
         return settings, "The experiments below train your model on your text."
     text = {name: getattr(settings, name) for name in DataSettings.model_fields.keys() - _NOT_THE_TEXT}
     lesson = TrainingSettings(
-        run=f"{settings.run}-lesson",
+        run=name,
         block_size=min(settings.block_size, TrainingSettings().block_size),
         max_tokens=min(settings.max_tokens or _TOKENS, _TOKENS),
         **text,

@@ -38,6 +38,12 @@ def test_where_experiments_would_take_long_the_pocket_model_stands_in_on_the_rea
     assert why.endswith("the pocket model is trained instead, on the beginning of your text.")
     assert (lesson.source, lesson.text_column, lesson.seed) == (settings.source, "body", 7)
     assert (lesson.run, lesson.max_tokens) == ("mine-lesson", 200_000)
+
+
+def test_the_lesson_of_a_run_with_the_longest_name_has_a_name_too():
+    settings = TrainingSettings(run="r" * 64, lora_r=8)
+    lesson, _ = choose_lesson(settings, FineTuned(settings.run, Path("r"), [], {"seconds": 1, "steps": 1}))
+    assert lesson.run == "r" * 57 + "-lesson"
     defaults = TrainingSettings()
     for name in ("model_name_or_path", "learning_rate", "block_size", "from_scratch", "streaming"):
         assert getattr(lesson, name) == getattr(defaults, name)
