@@ -209,6 +209,16 @@ def test_a_model_that_is_where_models_run_is_not_moved(tiny, monkeypatch):
         assert model is tiny[0]
 
 
+@pytest.fixture
+def shown_bars():
+    import datasets
+    from transformers.utils import logging
+
+    datasets.enable_progress_bars()
+    logging.enable_progress_bar()
+
+
+@pytest.mark.usefixtures("shown_bars")
 def test_quiet_gives_the_progress_bars_back():
     import datasets
     from transformers.utils import logging
@@ -220,6 +230,7 @@ def test_quiet_gives_the_progress_bars_back():
     assert logging.is_progress_bar_enabled()
 
 
+@pytest.mark.usefixtures("shown_bars")
 def test_a_download_keeps_its_progress_bar():
     from huggingface_hub.utils import are_progress_bars_disabled
     from transformers.utils import logging
