@@ -31,8 +31,16 @@ if TYPE_CHECKING:
 Shards = Sequence[Callable[[], Iterator[str]]]  # each gives its documents, from the first on
 
 
-def open_training_blocks(data: PreparedData, settings: DataSettings) -> "Dataset | BlockStream":
+def open_training_blocks(
+    data: PreparedData, settings: DataSettings, *, n_processes: int = 1
+) -> "Dataset | BlockStream":
     """Return the blocks that a run is trained on: those of `train`, or with `streaming` a stream of all the text's.
+
+    Args:
+        data: the run's data.
+        settings: its settings.
+        n_processes: how many processes share a stream. Each epoch has as many blocks for each of them: accelerate would
+            fill the last batch with the epoch's first blocks, which a resumed training has skipped.
 
     Raises:
         SettingsError: the source of a stream is gone, or the Hub does not answer.
@@ -46,7 +54,7 @@ def open_training_blocks(data: PreparedData, settings: DataSettings) -> "Dataset
     return BlockStream(
         source.training_shards(is_continuous=made["is_continuous"]),
         TokenStream(load_run_tokenizer(settings)),
-        n_blocks=stream["blocks"],
+        n_blocks=max(1, stream["blocks"] // n_processes) * n_processes,
         block_size=settings.block_size,
         seed=settings.seed,
         held_out=HeldOut(held_out, finds_near=settings.near_duplicates != "keep" and not made["is_continuous"]),

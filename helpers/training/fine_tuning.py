@@ -152,7 +152,7 @@ def _train_once(
 
     with processes.process_group().local_main_process_first():  # the others then find the data prepared
         data = prepare(settings)
-    train = open_training_blocks(data, settings)
+    train = open_training_blocks(data, settings, n_processes=processes.n_processes())
     tokenizer = load_run_tokenizer(settings)
     model = load_start(settings, tokenizer)
     if settings.from_scratch:

@@ -177,6 +177,8 @@ def test_the_run_keeps_the_beginning_only_and_says_so(tiny_model, tmp_path, monk
     settings = streaming(write_shards(tmp_path / "shards", "abc"), tiny_model)
     data = prepare(settings)
     assert data.facts["tokens"] < 600
+    blocks = [len(open_training_blocks(data, settings, n_processes=n)) for n in (1, 2, 4)]
+    assert blocks == [93, 92, 92], "as many for each process"
     assert "Training reads 1,500 tokens of the text as a stream" in data.facts["notes"][-1]
     copied = sample_settings(settings).model_copy(update={"run": "copied"})
     assert torch.equal(prepare(copied).blocks["train"]["input_ids"][:], data.blocks["train"]["input_ids"][:])
