@@ -41,7 +41,19 @@ def this_device() -> GraphicsCard:
     """Return the card that trains here, or this machine's processor."""
     import torch
 
-    return (card_of_this_machine() if torch.cuda.is_available() else None) or this_processor()
+    if not torch.cuda.is_available():
+        return this_processor()
+    return card_of_this_machine() or _card_as_torch_sees_it()
+
+
+def _card_as_torch_sees_it() -> GraphicsCard:
+    """Return a card that NVIDIA's driver does not describe, such as AMD's, or one that shares the main memory."""
+    import torch
+
+    from helpers.environment.torch_probe import has_bf16
+
+    seen = torch.cuda.get_device_properties(0)
+    return GraphicsCard(seen.name, seen.total_memory, half_tflops=0.0, float32_tflops=0.0, has_bf16=has_bf16())
 
 
 @functools.cache

@@ -120,9 +120,8 @@ def extend_calibration(
     settings: TrainingSettings, trainer: "Trainer", facts: dict[str, Any], predicted: dict[str, Any]
 ) -> None:
     """Add what one process has measured to what the plans of this machine are made from."""
-    device = this_device()
-    if trainer.args.world_size > 1 or device.is_processor != (trainer.args.device.type == "cpu"):
-        return  # a card that nothing here can read, such as AMD's, is no processor
+    if trainer.args.world_size > 1:
+        return
     config = trainer.accelerator.unwrap_model(trainer.model).config
     measurement = Measurement.of(
         GPT2Shape(**{name: getattr(config, name) for name in GPT2Shape._fields}),
@@ -133,4 +132,4 @@ def extend_calibration(
         peak_bytes=facts["peak_bytes"],
         process_bytes=predicted["process_bytes"],
     )
-    add_measurements(device, [measurement])
+    add_measurements(this_device(), [measurement])

@@ -1,10 +1,14 @@
 import re
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from helpers.display import GIB
-from helpers.settings import SettingsError
-from helpers.training.cards import CARDS, find_card
+from helpers.settings import SettingsError, TrainingSettings
+from helpers.training import cards
+from helpers.training.cards import CARDS, find_card, this_device
+from helpers.training.plan import plan_run
 
 
 @pytest.mark.parametrize("card", CARDS, ids=lambda card: card.name)
@@ -36,3 +40,13 @@ def test_a_card_without_bf16_takes_fp16_and_only_imitates_bf16():
     t4 = find_card("Tesla T4")
     assert (t4.precision("auto"), t4.precision("no")) == ("fp16", "no")
     assert t4.tflops("bf16") == t4.tflops("no") < t4.tflops("fp16")
+
+
+def test_a_card_that_the_driver_does_not_describe_is_as_torch_sees_it(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(cards, "card_of_this_machine", lambda: None)
+    seen = SimpleNamespace(name="AMD Radeon RX 7900 XTX", total_memory=24 * GIB, major=11, minor=0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: seen)
+    card = this_device()
+    assert (card.name, card.usable_bytes, card.is_processor) == (seen.name, 23 * GIB, False)
+    assert "not known: the card's peak is not in the table" in str(plan_run(TrainingSettings(), card=card))
