@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from accelerate import PartialState
 
+_LOCK = ".train.lock"
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
@@ -60,7 +61,7 @@ def run_lock(folder: Path) -> Iterator[None]:
     if not is_first_process():
         yield
         return
-    lock = FileLock(folder / ".train.lock")  # held by the operating system, which releases it when a process is killed
+    lock = FileLock(folder / _LOCK)  # held by the operating system, which releases it when a process is killed
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -70,6 +71,18 @@ def run_lock(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def is_in_training(folder: Path) -> bool:
+    """Return whether a training, of this process or another, holds the lock of a run's folder."""
+    from filelock import FileLock, Timeout
+
+    path = folder / _LOCK
+    try:
+        with FileLock(path).acquire(timeout=0) if path.exists() else contextlib.nullcontext():
+            return False
+    except Timeout:
+        return True
 
 
 def device_name() -> str:
