@@ -4,7 +4,7 @@ The settings themselves are declared in `helpers.settings`.
 """
 
 import ast
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -116,8 +116,16 @@ def bounds(field: Any) -> dict[str, float]:
 
 
 def unknown(name: str, names: Any) -> str:
-    """Return the sentence about a name that no setting has."""
+    """Return the sentence about a name that no setting has, or a setting of other notebooks."""
+    if any(name in kind.model_fields for kind in _kinds(Settings)):
+        return f"{name} is a setting of other notebooks and has no effect here: leave it out."
     return f"There is no setting {name!r}{did_you_mean(name, names)}"
+
+
+def _kinds(kind: type[Settings]) -> Iterator[type[Settings]]:
+    yield kind
+    for narrower in kind.__subclasses__():
+        yield from _kinds(narrower)
 
 
 def _injected_names(cells: list[str]) -> set[str]:

@@ -113,6 +113,12 @@ def test_a_name_that_papermill_injected_and_nobody_knows_is_an_error():
         DataSettings.from_notebook(namespace)
 
 
+def test_a_setting_of_another_notebook_is_named_as_one():
+    namespace = {"learning_rate": 1e-3, "In": ["", "# Parameters\nlearning_rate = 1e-3\n"]}
+    with pytest.raises(SettingsError, match="learning_rate is a setting of other notebooks"):
+        DataSettings.from_notebook(namespace)
+
+
 def test_a_part_takes_only_what_it_declares():
     part = TrainingSettings(run="mine", block_size=64).part(DataSettings)
     assert type(part) is DataSettings
