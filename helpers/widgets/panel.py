@@ -124,7 +124,8 @@ class Panel:
         finally:
             self.lock(False)
             self.refresh()
-            self.say(sentence, is_error=is_error)
+            if sentence:  # else what the refresh says stays
+                self.say(sentence, is_error=is_error)
 
     def _take_change(self, name: str, change: Any) -> None:
         # A browser also reports a value that it only rounded to a slider's steps: nobody moved that control.

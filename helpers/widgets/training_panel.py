@@ -12,6 +12,7 @@ from typing import Any
 import ipywidgets as w
 import yaml
 
+from helpers.data import refuse_missing
 from helpers.files import write_atomically
 from helpers.paths import NOTEBOOKS
 from helpers.settings import DataSettings, SettingsError, TrainingSettings, preset_names, run_folder
@@ -96,6 +97,7 @@ class TrainingPanel(Panel):
         # Counting a text reads files, which is too slow for each step of a slider; most settings do not change it.
         key = settings.part(DataSettings).model_dump_json(exclude={"block_size"})
         if key not in self._tokens:
+            refuse_missing(settings.model_dump())
             self._tokens[key] = training_tokens(settings)
         tokens, tokens_are = self._tokens[key]
         return replace(plan_run(settings, card=self.chosen_card, train_tokens=tokens), tokens_are=tokens_are)
