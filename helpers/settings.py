@@ -329,10 +329,16 @@ def read_run_settings(run: str) -> TrainingSettings:
     """Return the settings a run was trained with, under the name its folder has now.
 
     Raises:
-        SettingsError: there is no such run, or its settings.json is damaged.
+        SettingsError: there is no such run, or its settings.json is damaged or of another version.
     """
     path = run_folder(run) / "settings.json"
     if not path.exists():
         runs = [each.parent.name for each in runs_folder().glob("*/settings.json")]
         raise SettingsError(f"There is no run {run!r} in {runs_folder()}{did_you_mean(run, runs)}")
-    return TrainingSettings(**read_json(path)["settings"] | {"run": run})
+    values = read_json(path)["settings"] | {"run": run}
+    if strange := values.keys() - TrainingSettings.model_fields.keys():
+        raise SettingsError(
+            f"Run {run!r} is of another version of this course, which has the settings {', '.join(sorted(strange))}: "
+            "open it with that version, or train it again under another name."
+        )
+    return TrainingSettings(**values)

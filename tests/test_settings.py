@@ -136,6 +136,13 @@ def test_a_run_that_is_not_there_is_said_so():
         read_run_settings("mine")
 
 
+def test_a_run_of_another_version_is_named_as_one(runs):
+    (runs / "mine").mkdir(parents=True)
+    (runs / "mine/settings.json").write_text('{"settings": {"run": "mine", "future": 3}}')
+    with pytest.raises(SettingsError, match="of another version of this course, which has the settings future"):
+        read_run_settings("mine")
+
+
 def test_runs_stand_beside_the_notebooks_unless_moved(monkeypatch):
     monkeypatch.delenv("COURSE_RUNS")
     assert runs_folder() == paths.ROOT / "runs"

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from helpers.data.preparation import load_run_tokenizer, prepare
 from helpers.data.streaming import open_training_blocks
+from helpers.display import did_you_mean
 from helpers.files import atomic_folder, write_json
 from helpers.model import check_sound, device, load_model, load_start, quiet, set_attention_dropout
+from helpers.paths import runs_folder
 from helpers.settings import TrainingSettings, read_run_settings, run_folder
 from helpers.training import processes, run_files
 from helpers.training.arguments import chosen_precision, training_arguments
@@ -83,8 +85,17 @@ def open_or_train(run: str) -> FineTuned:
 
     This is why any notebook can be the first one that is run.
     """
-    started = (run_folder(run) / "settings.json").exists()
-    return fine_tune(read_run_settings(run) if started else TrainingSettings(run=run))
+    if (run_folder(run) / "settings.json").exists():
+        return fine_tune(read_run_settings(run))
+    settings = TrainingSettings(run=run)
+    if run != TrainingSettings().run:  # the name was typed, and may be mistyped
+        others = [path.parent.name for path in runs_folder().glob("*/settings.json")]
+        warnings.warn(
+            f"There is no run {run!r} in {runs_folder()}{did_you_mean(run, others)} It is trained now, with the "
+            "default settings.",
+            stacklevel=2,
+        )
+    return fine_tune(settings)
 
 
 def as_batch(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -165,6 +165,13 @@ def test_a_notebook_can_open_a_run_that_exists(tiny_run):
     assert open_or_train("tiny") == tiny_run
 
 
+def test_a_run_that_is_not_there_is_trained_with_the_defaults_and_another_name_is_suggested(tiny_run, monkeypatch):
+    monkeypatch.setattr(training, "fine_tune", lambda settings: settings)
+    with pytest.warns(UserWarning, match=r"no run 'tny' in .*; did you mean 'tiny'\? It is trained now"):
+        assert open_or_train("tny") == TrainingSettings(run="tny")
+    assert open_or_train("pocket") == TrainingSettings()
+
+
 def test_opening_a_run_that_is_not_finished_is_an_error():
     with pytest.raises(SettingsError, match="There is no finished run 'mine'"):
         open_run("mine")

@@ -153,7 +153,11 @@ def _walk(folder: Path, seen: set[Path]) -> Iterator[Path]:
     if real in seen:
         return
     seen.add(real)
-    for entry in folder.iterdir():
+    try:
+        entries = list(folder.iterdir())
+    except OSError as error:
+        raise SettingsError(f"{folder} cannot be read ({error.strerror}): change its permissions.") from None
+    for entry in entries:
         if entry.name.startswith("."):
             continue
         if _NOT_UTF8.search(entry.name):
