@@ -26,6 +26,7 @@ _WITHOUT_OWNER = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2") 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 # Models that `on_device` has brought to the card -> blocks that use them: a panel generates in a thread of its own.
 _visits: Counter["GPT2LMHeadModel"] = Counter()
+_loading = threading.Lock()  # transformers changes its classes while it loads: two threads would spoil them for good
 _visits_lock = threading.RLock()  # garbage collection may close a generator, and so end a block, inside another
 
 
@@ -330,7 +331,7 @@ def _load(kind: Any, name: str, **options: Any) -> Any:
     folder = POCKET if name == "pocket" else find_path(name)
     path = folder or check_model_name(name) or name
     try:
-        with quiet(shows_downloads=not folder):  # which take minutes; reading the weights does not
+        with _loading, quiet(shows_downloads=not folder):  # which take minutes; reading the weights does not
             return kind.from_pretrained(str(path), **options, local_files_only=bool(folder) or not hub_answers())
     except (SafetensorError, RuntimeError) as error:  # cut short, or shapes that contradict the configuration
         raise SettingsError(

@@ -3,6 +3,7 @@ import math
 import shutil
 import socketserver
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -182,6 +183,12 @@ def test_a_tokenizer_of_another_model_is_refused_though_it_has_fewer_tokens(tiny
     tokenizer = train_tokenizer(["the fox and the hen"], vocab_size=260)
     with pytest.raises(SettingsError, match="ends a text with token 4095 and the tokenizer with 259"):
         check_fit(load_model(str(tiny_model)), tokenizer, 64)
+
+
+def test_threads_that_load_at_the_same_time_spoil_nothing(tiny_model):
+    with ThreadPoolExecutor(4) as pool:
+        models = list(pool.map(load_model, [str(tiny_model)] * 12))
+    assert all(model.lm_head.weight is model.transformer.wte.weight for model in [*models, load_model("pocket")])
 
 
 def test_an_adapter_is_no_model(tmp_path):

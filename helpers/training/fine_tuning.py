@@ -76,7 +76,8 @@ def fine_tune(
                 if (folder / "training.json").exists():
                     warnings.warn(f"The model of run {settings.run!r} is missing or damaged: made again.", stacklevel=2)
                 run_files.store_changes(settings)
-            _train(settings, folder, progress=progress, watch=watch, stop=stop)
+            with processes.only_training():
+                _train(settings, folder, progress=progress, watch=watch, stop=stop)
     return open_run(settings.run)
 
 

@@ -6,6 +6,7 @@
 import contextlib
 import os
 import platform
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from accelerate import PartialState
 
 _LOCK = ".train.lock"
+TRAINING = threading.Lock()  # held by the training of this process: a second one would draw from its random state
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
@@ -83,6 +85,18 @@ def is_in_training(folder: Path) -> bool:
             return False
     except Timeout:
         return True
+
+
+@contextlib.contextmanager
+def only_training() -> Iterator[None]:
+    """Wait until no other thread of this process trains, as a panel's does, and keep others waiting meanwhile."""
+    if not TRAINING.acquire(blocking=False):
+        warnings.warn("Another run is in training in this kernel: waiting until it ends.", stacklevel=4)
+        TRAINING.acquire()
+    try:
+        yield
+    finally:
+        TRAINING.release()
 
 
 def device_name() -> str:

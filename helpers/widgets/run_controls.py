@@ -15,6 +15,7 @@ import ipywidgets as w
 from helpers.display import BLUE, ORANGE
 from helpers.settings import SettingsError, TrainingSettings, run_folder
 from helpers.training import is_finished, is_in_training
+from helpers.training.processes import TRAINING
 from helpers.widgets.drawing import Series, line_chart
 from helpers.widgets.panel import Panel, make_button
 
@@ -51,10 +52,13 @@ class RunControls:
         self._panel.say("")  # what the last training ended with
         with self._panel.errors_shown():
             settings = self._panel.settings
-            if state_of(settings.run) == "in training":  # whose end a thread would wait for, deaf to Stop
+            # A thread would wait for the end of another training, deaf to Stop.
+            if state_of(settings.run) == "in training":
                 raise SettingsError(
                     f"Run {settings.run!r} is {_ELSEWHERE}: wait for its end, or choose another run name."
                 )
+            if TRAINING.locked():
+                raise SettingsError("Another run is in training in this kernel: wait for its end, or stop it.")
             self._stop.clear()
             self._show(f"run {settings.run}: getting ready")
             self._panel.run_in_background(partial(self._train, settings))

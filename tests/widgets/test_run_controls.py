@@ -1,6 +1,6 @@
 """A training that is started, stopped and resumed from the panel, and what the panel says meanwhile."""
 
-from helpers.training.processes import run_lock
+from helpers.training.processes import only_training, run_lock
 from helpers.widgets import TrainingPanel
 from helpers.widgets.run_controls import state_of
 
@@ -37,6 +37,9 @@ def test_a_run_that_is_trained_elsewhere_is_not_started_a_second_time(tiny_setti
     (runs / "tiny").mkdir(parents=True)
     panel = TrainingPanel(tiny_settings)
     panel.say("what was said before")
+    with only_training():
+        panel.run.start.click()
+        assert "Another run is in training in this kernel" in panel._message.value
     with run_lock(runs / "tiny"):
         panel.run.start.click()
         assert "Run &#x27;tiny&#x27; is in training by another panel" in panel._message.value
