@@ -42,7 +42,6 @@ class TrainingPanel(Panel):
     Attributes:
         preset: drop-down that sets all controls.
         card: drop-down of the cards to plan for.
-        gauge: what a run will need on that card.
         run: start, stop and resume.
     """
 
@@ -64,7 +63,7 @@ class TrainingPanel(Panel):
             tooltip="the card that memory and time are predicted for",
             **wide,
         )
-        self.gauge, self._commands = w.HTML().add_class("course-status"), w.HTML()
+        self._commands = w.HTML()
         self.run = RunControls(self)
         self.preset.observe(self._choose_preset, "value")
         self.card.observe(lambda _: self.refresh(), "value")
@@ -145,7 +144,6 @@ class TrainingPanel(Panel):
 
     def _show(self, settings: TrainingSettings) -> None:
         self._commands.value = ""  # they would run the values from before
-        self.gauge.value = ""  # if the plan raises, a verdict on the values from before would contradict the error
         self.run.show_state(settings)
         self.gauge.value = gauge_html(self.plan(settings))
 
