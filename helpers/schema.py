@@ -35,12 +35,13 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
     def __init__(self, **values: Any) -> None:
+        fields = type(self).model_fields
+        for name in fields.keys() & values.keys():
+            refuse_truth_value(name, values[name], fields[name])
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise SettingsError(
-                "\n".join(sentence(fault, type(self).model_fields) for fault in error.errors())
-            ) from None
+            raise SettingsError("\n".join(sentence(fault, fields) for fault in error.errors())) from None
 
     @classmethod
     def from_notebook(cls, namespace: Mapping[str, Any]) -> Self:
@@ -92,6 +93,12 @@ def sentence(fault: Any, fields: Mapping[str, Any]) -> str:
     if fault["type"] == "value_error":
         return f"{given} {fault['ctx']['error']}."
     return f"{given} is not allowed: it must be {allowed(fields[name])}."
+
+
+def refuse_truth_value(name: str, value: Any, field: Any) -> None:
+    """Raise `SettingsError` for `lora_r: yes` and the like, which pydantic would take for 1."""
+    if isinstance(value, bool) and field.annotation in (int, float):
+        raise SettingsError(f"{name} = {value} is not allowed: it must be {allowed(field)}.")
 
 
 def allowed(field: Any) -> str:

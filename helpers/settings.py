@@ -19,7 +19,7 @@ from pydantic import AfterValidator, TypeAdapter, ValidationError, model_validat
 from helpers.display import did_you_mean
 from helpers.files import read_json
 from helpers.paths import ASSETS, runs_folder, stored_path
-from helpers.schema import Settings, SettingsError, sentence, setting, unknown
+from helpers.schema import Settings, SettingsError, refuse_truth_value, sentence, setting, unknown
 
 PRESETS = ASSETS / "presets"
 PATH_SETTINGS = ("source", "general_source", "model_name_or_path")  # each may be the name of a file or folder
@@ -310,6 +310,7 @@ def check_values(values: Mapping[str, Any]) -> dict[str, Any]:
         raise SettingsError("\n".join(unknown(name, known_settings()) for name in strange))
     checked, faults = {}, []
     for name, value in values.items():  # one by one: a rule between two of them is for the complete settings
+        refuse_truth_value(name, value, known_settings()[name])
         try:
             checked[name] = _checker(name).validate_python(value)
         except ValidationError as error:

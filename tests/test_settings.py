@@ -101,6 +101,14 @@ def test_an_unknown_name_on_the_command_line_is_refused():
         check_values({"strid": 3})
 
 
+@pytest.mark.parametrize("name", ["lora_r", "num_train_epochs"])
+def test_a_truth_value_is_no_number(name):
+    with pytest.raises(SettingsError, match=f"{name} = True is not allowed: it must be a .*number"):
+        TrainingSettings(**{name: True})
+    with pytest.raises(SettingsError, match=f"{name} = True is not allowed"):
+        check_values({name: True})  # as in a study file
+
+
 def test_a_notebook_gives_its_variables_and_nothing_else():
     namespace = {"run": "mine", "block_size": 64, "math": object(), "In": ["", "x = 1"]}
     result = DataSettings.from_notebook(namespace)
