@@ -336,10 +336,14 @@ def read_run_settings(run: str) -> TrainingSettings:
     if not path.exists():
         runs = [each.parent.name for each in runs_folder().glob("*/settings.json")]
         raise SettingsError(f"There is no run {run!r} in {runs_folder()}{did_you_mean(run, runs)}")
-    values = read_json(path)["settings"] | {"run": run}
+    values = read_json(path).get("settings")
+    if not isinstance(values, dict):
+        raise SettingsError(
+            f"{path} is damaged (it holds no settings): delete the folder of the run, or copy it again."
+        )
     if strange := values.keys() - TrainingSettings.model_fields.keys():
         raise SettingsError(
             f"Run {run!r} is of another version of this course, which has the settings {', '.join(sorted(strange))}: "
             "open it with that version, or train it again under another name."
         )
-    return TrainingSettings(**values)
+    return TrainingSettings(**values | {"run": run})

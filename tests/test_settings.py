@@ -149,6 +149,9 @@ def test_a_run_of_another_version_is_named_as_one(runs):
     (runs / "mine/settings.json").write_text('{"settings": {"run": "mine", "future": 3}}')
     with pytest.raises(SettingsError, match="of another version of this course, which has the settings future"):
         read_run_settings("mine")
+    (runs / "mine/settings.json").write_text("{}")
+    with pytest.raises(SettingsError, match=r"settings.json is damaged \(it holds no settings\)"):
+        read_run_settings("mine")
 
 
 def test_runs_stand_beside_the_notebooks_unless_moved(monkeypatch):

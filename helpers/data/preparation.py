@@ -93,9 +93,8 @@ def _refuse_other_data(settings: DataSettings, splits: Mapping[str, Any]) -> Non
     if not path.exists():
         return
     names = DataSettings.model_fields.keys() - {"source", "model_name_or_path"}  # whose places may have changed
-    trained = read_run_settings(settings.run).model_dump(include=names)
     before, now = read_json(path).get("data_sha256"), {name: part["sha256"] for name, part in splits.items()}
-    if before != now or trained != settings.model_dump(include=names):
+    if before != now or read_run_settings(settings.run).model_dump(include=names) != settings.model_dump(include=names):
         raise SettingsError(
             f"Run {settings.run!r} was trained on other data or other data settings: choose another run name, "
             f"or delete the folder {path.parent} to start afresh."
