@@ -123,9 +123,9 @@ def bounds(field: Any) -> dict[str, float]:
 
 
 def unknown(name: str, names: Any) -> str:
-    """Return the sentence about a name that no setting has, or a setting of other notebooks."""
+    """Return the sentence about a name that no setting has, or that another notebook has."""
     if any(name in kind.model_fields for kind in _kinds(Settings)):
-        return f"{name} is a setting of other notebooks and has no effect here: leave it out."
+        return f"{name} is a setting of another notebook or command, with no effect here: leave it out."
     return f"There is no setting {name!r}{did_you_mean(name, names)}"
 
 

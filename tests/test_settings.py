@@ -123,7 +123,7 @@ def test_a_name_that_papermill_injected_and_nobody_knows_is_an_error():
 
 def test_a_setting_of_another_notebook_is_named_as_one():
     namespace = {"learning_rate": 1e-3, "In": ["", "# Parameters\nlearning_rate = 1e-3\n"]}
-    with pytest.raises(SettingsError, match="learning_rate is a setting of other notebooks"):
+    with pytest.raises(SettingsError, match="learning_rate is a setting of another notebook"):
         DataSettings.from_notebook(namespace)
 
 
