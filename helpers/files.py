@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,9 +21,14 @@ _DISK_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a UTF-8 text file so that a reader sees either the old content or all of the new one."""
-    new = path.with_name(f"{path.name}.new")
-    new.write_text(text, encoding="utf-8")
-    _retry(lambda: new.replace(path))
+    # A name of its own for each writer: two notebooks of one run may write the same file at the same time.
+    new = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.new")
+    try:
+        new.write_text(text, encoding="utf-8")
+        _retry(lambda: new.replace(path))
+    except BaseException:  # such as a full disk
+        new.unlink(missing_ok=True)
+        raise
 
 
 def write_html_page(path: Path, *, title: str, body: str) -> None:
@@ -95,31 +101,35 @@ def _retry(move: Callable[[], object]) -> None:
 def atomic_folder(folder: Path) -> Iterator[Path]:
     """Give an empty folder to write into, which replaces `folder` when the block ends without an error.
 
-    The old content of `folder` is deleted only after that. What a killed process left behind is cleaned up first.
+    The old content of `folder` is deleted only after that. What a killed process left behind is cleaned up first. A
+    second process that wants to write the same folder waits for the first.
 
     Raises:
         SettingsError: another program holds a file of `folder` open, on Windows.
     """
+    from filelock import FileLock
+
     new, old = folder.with_name(f"{folder.name}.new"), folder.with_name(f"{folder.name}.old")
-    if old.exists() and not folder.exists():
-        old.rename(folder)  # a process died between the two moves below
-    for left in (new, old):
-        shutil.rmtree(left, ignore_errors=True)
-    new.mkdir()
-    try:
-        yield new
-        if folder.exists():
-            _retry(lambda: folder.rename(old))
-    except BaseException as error:
-        shutil.rmtree(new, ignore_errors=True)
-        if isinstance(error, PermissionError) and folder.exists():
-            raise SettingsError(
-                f"{folder} cannot be replaced ({error}): its old content is still there. Close the notebooks and "
-                "programs that have it open, then run this again."
-            ) from None
-        raise
-    _retry(lambda: new.rename(folder))
-    shutil.rmtree(old, ignore_errors=True)
+    with FileLock(folder.with_name(f".{folder.name}.new.lock")):
+        if old.exists() and not folder.exists():
+            old.rename(folder)  # a process died between the two moves below
+        for left in (new, old):
+            shutil.rmtree(left, ignore_errors=True)
+        new.mkdir()
+        try:
+            yield new
+            if folder.exists():
+                _retry(lambda: folder.rename(old))
+        except BaseException as error:
+            shutil.rmtree(new, ignore_errors=True)
+            if isinstance(error, PermissionError) and folder.exists():
+                raise SettingsError(
+                    f"{folder} cannot be replaced ({error}): its old content is still there. Close the notebooks and "
+                    "programs that have it open, then run this again."
+                ) from None
+            raise
+        _retry(lambda: new.rename(folder))
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def free_bytes(folder: Path) -> int:

@@ -26,6 +26,7 @@ _WITHOUT_OWNER = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2") 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 # Models that `on_device` has brought to the card -> blocks that use them: a panel generates in a thread of its own.
 _visits: Counter["GPT2LMHeadModel"] = Counter()
+_loading = threading.Lock()  # transformers changes its classes while it loads: two threads would spoil them for good
 _visits_lock = threading.RLock()  # garbage collection may close a generator, and so end a block, inside another
 
 
@@ -41,9 +42,10 @@ def check_model_name(name: str) -> Path | None:
     if folder is not None:
         if (folder / "config.json").is_file():
             return folder
+        what = "a LoRA adapter and no model" if (folder / "adapter_config.json").is_file() else "no folder of a model"
         raise SettingsError(
-            f"model_name_or_path = {name!r}: {folder} is no folder of a model, because it holds no config.json. In a "
-            "run's folder the model is in `model`."
+            f"model_name_or_path = {name!r}: {folder} is {what}, because it holds no config.json. In a run's folder "
+            "the complete model is in `model`."
         )
     if _HUB_ID.fullmatch(name) or name in _WITHOUT_OWNER:
         return None
@@ -79,7 +81,8 @@ def load_tokenizer(model_name_or_path: str) -> "PreTrainedTokenizerBase":
     if tokenizer.eos_token_id is None or tokenizer.decode(tokenizer.encode(probe)) != probe:
         raise SettingsError(
             f"The tokenizer of {model_name_or_path!r} is broken: it has {len(tokenizer)} tokens and does not return "
-            "the text it was given. Its vocabulary files are missing or empty; download the model again."
+            "the text it was given. Its vocabulary files are missing or empty: name a complete folder (of a run, its "
+            "`model`), or download the model again."
         )
     return tokenizer
 
@@ -186,11 +189,17 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> "PreTrainedToke
 
 
 def check_fit(model: "GPT2LMHeadModel", tokenizer: "PreTrainedTokenizerBase", block_size: int) -> None:
-    """Raise `SettingsError` when the model has too few token embeddings or too few positions for a block."""
+    """Raise `SettingsError` when the tokenizer belongs to another model, or a block has too many positions."""
     if len(tokenizer) > model.config.vocab_size:
         raise SettingsError(
             f"The tokenizer has {len(tokenizer)} tokens and the model {model.config.vocab_size} embeddings for them: "
             "take both from the same model."
+        )
+    ends = model.config.eos_token_id
+    if isinstance(ends, int) and ends != tokenizer.eos_token_id:
+        raise SettingsError(
+            f"The model ends a text with token {ends} and the tokenizer with {tokenizer.eos_token_id}: they have "
+            "different vocabularies; take both from the same model."
         )
     if block_size > model.config.n_positions:
         raise SettingsError(
@@ -199,18 +208,12 @@ def check_fit(model: "GPT2LMHeadModel", tokenizer: "PreTrainedTokenizerBase", bl
         )
 
 
-def check_sound(model: "GPT2LMHeadModel", tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Raise `SettingsError` when a model cannot be measured or sampled in a meaningful way.
+def check_sound(model: "GPT2LMHeadModel", tokenizer: "PreTrainedTokenizerBase", *, block_size: int = 1) -> None:
+    """Raise `SettingsError` when a model cannot be trained, measured or sampled in a meaningful way.
 
-    That is when the tokenizer belongs to another model, or weights are not finite or not in float32.
+    That is when `check_fit` says so, or weights are not finite or not in float32.
     """
-    check_fit(model, tokenizer, 1)
-    ends = model.config.eos_token_id
-    if isinstance(ends, int) and ends != tokenizer.eos_token_id:
-        raise SettingsError(
-            f"The model ends a text with token {ends} and the tokenizer with {tokenizer.eos_token_id}: they have "
-            "different vocabularies; take both from the same model."
-        )
+    check_fit(model, tokenizer, block_size)
     for name, weights in model.named_parameters():
         if not weights.detach().float().sum().isfinite():
             raise SettingsError(
@@ -323,20 +326,19 @@ def shown_name(model_name_or_path: str) -> str:
 
 def _load(kind: Any, name: str, **options: Any) -> Any:
     """Call `kind.from_pretrained`; when that fails, say in one sentence what to do."""
-    from huggingface_hub.errors import HTTPError  # its client's own, when a connection breaks during a download
     from safetensors import SafetensorError
 
     folder = POCKET if name == "pocket" else find_path(name)
     path = folder or check_model_name(name) or name
     try:
-        with quiet(shows_downloads=not folder):  # which take minutes; reading the weights does not
+        with _loading, quiet(shows_downloads=not folder):  # which take minutes; reading the weights does not
             return kind.from_pretrained(str(path), **options, local_files_only=bool(folder) or not hub_answers())
     except (SafetensorError, RuntimeError) as error:  # cut short, or shapes that contradict the configuration
         raise SettingsError(
             f"The model {name!r} is broken ({first_line(error)}): its weights file is cut short, "
             "or does not fit its config.json. Train or download it again."
         ) from None
-    except (OSError, ValueError, HTTPError) as error:
+    except Exception as error:  # noqa: BLE001 (a damaged config.json or a connection that breaks raises anything)
         raise SettingsError(
             f"The model {name!r} could not be loaded ({first_line(error)}): check the name and the network, "
             "or use model_name_or_path='pocket', which is shipped."

@@ -4,7 +4,7 @@ The settings themselves are declared in `helpers.settings`.
 """
 
 import ast
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -35,12 +35,13 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
     def __init__(self, **values: Any) -> None:
+        fields = type(self).model_fields
+        for name in fields.keys() & values.keys():
+            refuse_truth_value(name, values[name], fields[name])
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise SettingsError(
-                "\n".join(sentence(fault, type(self).model_fields) for fault in error.errors())
-            ) from None
+            raise SettingsError("\n".join(sentence(fault, fields) for fault in error.errors())) from None
 
     @classmethod
     def from_notebook(cls, namespace: Mapping[str, Any]) -> Self:
@@ -94,6 +95,12 @@ def sentence(fault: Any, fields: Mapping[str, Any]) -> str:
     return f"{given} is not allowed: it must be {allowed(fields[name])}."
 
 
+def refuse_truth_value(name: str, value: Any, field: Any) -> None:
+    """Raise `SettingsError` for `lora_r: yes` and the like, which pydantic would take for 1."""
+    if isinstance(value, bool) and field.annotation in (int, float):
+        raise SettingsError(f"{name} = {value} is not allowed: it must be {allowed(field)}.")
+
+
 def allowed(field: Any) -> str:
     """Return in words what a setting's field allows.
 
@@ -116,8 +123,16 @@ def bounds(field: Any) -> dict[str, float]:
 
 
 def unknown(name: str, names: Any) -> str:
-    """Return the sentence about a name that no setting has."""
+    """Return the sentence about a name that no setting has, or that another notebook has."""
+    if any(name in kind.model_fields for kind in _kinds(Settings)):
+        return f"{name} is a setting of another notebook or command, with no effect here: leave it out."
     return f"There is no setting {name!r}{did_you_mean(name, names)}"
+
+
+def _kinds(kind: type[Settings]) -> Iterator[type[Settings]]:
+    yield kind
+    for narrower in kind.__subclasses__():
+        yield from _kinds(narrower)
 
 
 def _injected_names(cells: list[str]) -> set[str]:

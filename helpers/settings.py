@@ -19,7 +19,7 @@ from pydantic import AfterValidator, TypeAdapter, ValidationError, model_validat
 from helpers.display import did_you_mean
 from helpers.files import read_json
 from helpers.paths import ASSETS, runs_folder, stored_path
-from helpers.schema import Settings, SettingsError, sentence, setting, unknown
+from helpers.schema import Settings, SettingsError, refuse_truth_value, sentence, setting, unknown
 
 PRESETS = ASSETS / "presets"
 PATH_SETTINGS = ("source", "general_source", "model_name_or_path")  # each may be the name of a file or folder
@@ -310,6 +310,7 @@ def check_values(values: Mapping[str, Any]) -> dict[str, Any]:
         raise SettingsError("\n".join(unknown(name, known_settings()) for name in strange))
     checked, faults = {}, []
     for name, value in values.items():  # one by one: a rule between two of them is for the complete settings
+        refuse_truth_value(name, value, known_settings()[name])
         try:
             checked[name] = _checker(name).validate_python(value)
         except ValidationError as error:
@@ -329,10 +330,20 @@ def read_run_settings(run: str) -> TrainingSettings:
     """Return the settings a run was trained with, under the name its folder has now.
 
     Raises:
-        SettingsError: there is no such run, or its settings.json is damaged.
+        SettingsError: there is no such run, or its settings.json is damaged or of another version.
     """
     path = run_folder(run) / "settings.json"
     if not path.exists():
         runs = [each.parent.name for each in runs_folder().glob("*/settings.json")]
         raise SettingsError(f"There is no run {run!r} in {runs_folder()}{did_you_mean(run, runs)}")
-    return TrainingSettings(**read_json(path)["settings"] | {"run": run})
+    values = read_json(path).get("settings")
+    if not isinstance(values, dict):
+        raise SettingsError(
+            f"{path} is damaged (it holds no settings): delete the folder of the run, or copy it again."
+        )
+    if strange := values.keys() - TrainingSettings.model_fields.keys():
+        raise SettingsError(
+            f"Run {run!r} is of another version of this course, which has the settings {', '.join(sorted(strange))}: "
+            "open it with that version, or train it again under another name."
+        )
+    return TrainingSettings(**values | {"run": run})

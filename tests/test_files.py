@@ -1,4 +1,5 @@
 import errno
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ def folder(tmp_path):
 
 
 def names(folder):
-    return sorted(path.relative_to(folder.parent).as_posix() for path in folder.parent.rglob("*"))
+    return sorted(path.relative_to(folder.parent).as_posix() for path in folder.parent.rglob("[!.]*"))
 
 
 def test_a_text_is_replaced_and_nothing_is_left_beside_it(tmp_path):
@@ -23,6 +24,32 @@ def test_a_text_is_replaced_and_nothing_is_left_beside_it(tmp_path):
         write_atomically(tmp_path / "card.md", text)
     assert (tmp_path / "card.md").read_text() == "after"
     assert [path.name for path in tmp_path.iterdir()] == ["card.md"]
+
+
+def test_writers_at_the_same_time_do_not_meet(folder):
+    def write(letter):
+        for _ in range(30):
+            write_atomically(folder.with_name("a.json"), letter * 9000)
+            with atomic_folder(folder) as new:
+                for name in "ab":
+                    (new / name).write_text(letter)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(write, "xy"))
+    assert set(folder.with_name("a.json").read_text()) in ({"x"}, {"y"})
+    assert (folder / "a").read_text() == (folder / "b").read_text()
+    assert names(folder) == ["a.json", "data", "data/a", "data/b"]
+
+
+def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
+    def fill_the_disk(path, text, **options):
+        path.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", fill_the_disk)
+    with pytest.raises(OSError, match="No space"):
+        write_atomically(tmp_path / "a.json", "x")
+    assert not list(tmp_path.iterdir())
 
 
 def test_json_is_read_as_it_was_written(tmp_path):

@@ -60,7 +60,7 @@ def test_a_runs_name_stays_text(asked):
         (["run", "3"], "There is no notebook '3'"),
         (["run", "-p", "lora_r", "4", "-p", "from_scratch", "true"], "lora_r = 4 freezes a pretrained model"),
         (["train", "-p", "block_size", "7"], "at least 8"),
-        (["train", "-p", "stride", "7"], "There is no setting 'stride'"),
+        (["train", "-p", "stride", "7"], "stride is a setting of another notebook or command"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_code_2(arguments, words):

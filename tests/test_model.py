@@ -3,6 +3,7 @@ import math
 import shutil
 import socketserver
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, GPT2Tokenizer
 
 from helpers.model import (
     check_fit,
+    check_model_name,
     check_sound,
     load_model,
     load_start,
@@ -152,6 +154,8 @@ def cut_short(name, n_bytes):
         (cut_short("model.safetensors", 5000), "is broken .*cut short"),
         (cut_short("model.safetensors", 0), "is broken .*cut short"),
         (cut_short("config.json", 20), "could not be loaded"),
+        (lambda folder: (folder / "config.json").write_text("null"), "could not be loaded"),
+        (lambda folder: (folder / "config.json").write_text('{"model_type": "gpt2", "n_embd": "8"}'), "could not be"),
         (without_a_weight, r"1 of its weights are missing, such as transformer.h.0.attn.c_proj.weight"),
         (of_another_shape, "does not fit its config.json"),
         (lambda folder: (folder / "model.safetensors").unlink(), "could not be loaded"),
@@ -178,6 +182,24 @@ def test_a_token_without_an_embedding_is_refused(tiny_model):
     tokenizer.add_tokens(["<new>"])
     with pytest.raises(SettingsError, match="4097 tokens and the model 4096 embeddings"):
         check_fit(load_model(str(tiny_model)), tokenizer, 64)
+
+
+def test_a_tokenizer_of_another_model_is_refused_though_it_has_fewer_tokens(tiny_model):
+    tokenizer = train_tokenizer(["the fox and the hen"], vocab_size=260)
+    with pytest.raises(SettingsError, match="ends a text with token 4095 and the tokenizer with 259"):
+        check_fit(load_model(str(tiny_model)), tokenizer, 64)
+
+
+def test_threads_that_load_at_the_same_time_spoil_nothing(tiny_model):
+    with ThreadPoolExecutor(4) as pool:
+        models = list(pool.map(load_model, [str(tiny_model)] * 12))
+    assert all(model.lm_head.weight is model.transformer.wte.weight for model in [*models, load_model("pocket")])
+
+
+def test_an_adapter_is_no_model(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(SettingsError, match="is a LoRA adapter and no model"):
+        check_model_name(str(tmp_path))
 
 
 def test_attention_dropout_is_set_for_the_training_only():

@@ -101,6 +101,14 @@ def test_an_unknown_name_on_the_command_line_is_refused():
         check_values({"strid": 3})
 
 
+@pytest.mark.parametrize("name", ["lora_r", "num_train_epochs"])
+def test_a_truth_value_is_no_number(name):
+    with pytest.raises(SettingsError, match=f"{name} = True is not allowed: it must be a .*number"):
+        TrainingSettings(**{name: True})
+    with pytest.raises(SettingsError, match=f"{name} = True is not allowed"):
+        check_values({name: True})  # as in a study file
+
+
 def test_a_notebook_gives_its_variables_and_nothing_else():
     namespace = {"run": "mine", "block_size": 64, "math": object(), "In": ["", "x = 1"]}
     result = DataSettings.from_notebook(namespace)
@@ -110,6 +118,12 @@ def test_a_notebook_gives_its_variables_and_nothing_else():
 def test_a_name_that_papermill_injected_and_nobody_knows_is_an_error():
     namespace = {"blok_size": 64, "In": ["", "# Parameters\nblok_size = 64\n"]}
     with pytest.raises(SettingsError, match="did you mean 'block_size'"):
+        DataSettings.from_notebook(namespace)
+
+
+def test_a_setting_of_another_notebook_is_named_as_one():
+    namespace = {"learning_rate": 1e-3, "In": ["", "# Parameters\nlearning_rate = 1e-3\n"]}
+    with pytest.raises(SettingsError, match="learning_rate is a setting of another notebook"):
         DataSettings.from_notebook(namespace)
 
 
@@ -127,6 +141,16 @@ def test_every_setting_has_help_and_is_shown_escaped():
 
 def test_a_run_that_is_not_there_is_said_so():
     with pytest.raises(SettingsError, match="There is no run 'mine'"):
+        read_run_settings("mine")
+
+
+def test_a_run_of_another_version_is_named_as_one(runs):
+    (runs / "mine").mkdir(parents=True)
+    (runs / "mine/settings.json").write_text('{"settings": {"run": "mine", "future": 3}}')
+    with pytest.raises(SettingsError, match="of another version of this course, which has the settings future"):
+        read_run_settings("mine")
+    (runs / "mine/settings.json").write_text("{}")
+    with pytest.raises(SettingsError, match=r"settings.json is damaged \(it holds no settings\)"):
         read_run_settings("mine")
 
 

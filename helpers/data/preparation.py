@@ -23,11 +23,11 @@ from helpers.data.sources.chat import Dialogue
 from helpers.data.splitting import SPLITS, UNDECIDED, split_by_document, split_by_position
 from helpers.data.tokens import TokenStream
 from helpers.data.writing import Staging, block_batch, check_enough, cut_blocks, training_stream, write_parts
-from helpers.display import QUIET_SECONDS
+from helpers.display import QUIET_SECONDS, first_line
 from helpers.files import atomic_folder, is_disk_full, read_json
 from helpers.model import check_model_name, load_tokenizer, model_hash, quiet, train_tokenizer
 from helpers.paths import is_same_place
-from helpers.settings import DataSettings, SettingsError, run_folder
+from helpers.settings import DataSettings, SettingsError, read_run_settings, run_folder
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -79,25 +79,47 @@ def prepare(settings: DataSettings) -> PreparedData:
     with FileLock(folder / ".data.lock"):
         if not is_same_text(settings):
             key = _key(settings)
-            if (folder / "settings.json").exists():
-                raise SettingsError(
-                    f"Run {settings.run!r} was trained on other data or other data settings: choose another run name, "
-                    f"or delete the folder {folder} to start afresh."
-                )
+            if (folder / "data" / "data.json").exists():
+                _refuse_other_data(settings, {})
             with _explain_full_disk(folder), atomic_folder(folder / "data") as new:
                 _write(settings, key, new)
+                _refuse_other_data(settings, read_json(new / "data.json")["splits"])
     return open_prepared(settings.run)
 
 
+def _refuse_other_data(settings: DataSettings, splits: Mapping[str, Any]) -> None:
+    """Raise `SettingsError` where a run was trained, and not on these data, as when its folder `data` is made again."""
+    path = run_folder(settings.run) / "settings.json"
+    if not path.exists():
+        return
+    names = DataSettings.model_fields.keys() - {"source", "model_name_or_path"}  # whose places may have changed
+    before, now = read_json(path).get("data_sha256"), {name: part["sha256"] for name, part in splits.items()}
+    if before != now or read_run_settings(settings.run).model_dump(include=names) != settings.model_dump(include=names):
+        raise SettingsError(
+            f"Run {settings.run!r} was trained on other data or other data settings: choose another run name, "
+            f"or delete the folder {path.parent} to start afresh."
+        )
+
+
 def open_prepared(run: str) -> PreparedData:
-    """Open the data that `prepare` wrote for a run, memory-mapped; raise `SettingsError` when there are none."""
+    """Open the data that `prepare` wrote for a run, memory-mapped.
+
+    Raises:
+        SettingsError: there are none, or they are damaged.
+    """
     from datasets import load_from_disk
 
     folder = run_folder(run) / "data"
     if not (folder / "data.json").exists():
         raise SettingsError(f"Run {run!r} holds no data yet: run notebook 02 or `prepare(settings)` first.")
     facts = read_json(folder / "data.json")
-    return PreparedData(load_from_disk(folder / "blocks"), load_from_disk(folder / "documents"), facts)
+    try:
+        return PreparedData(load_from_disk(folder / "blocks"), load_from_disk(folder / "documents"), facts)
+    except (OSError, ValueError, KeyError) as error:  # of which pyarrow's errors are some
+        raise SettingsError(
+            f"The data of run {run!r} are damaged ({first_line(error)}): delete the folder {folder}, and run notebook "
+            "02 for this run; the same text and settings give the same data."
+        ) from None
 
 
 def load_run_tokenizer(settings: DataSettings) -> "PreTrainedTokenizerBase":

@@ -210,10 +210,14 @@ def _storage(access: Access) -> Storage:
 
 
 def _place(role: str, folder: Path, access: Access) -> Place:
-    """Look at the folder, or at the nearest one above it that exists; on a missing drive nothing can be written."""
+    """Look at the folder, or at the nearest one above it that exists.
+
+    On a missing drive nothing can be written, and nothing where a file has the folder's name.
+    """
     # os.path.exists: Path.exists raises where a folder above may not be read
     existing = next((path for path in (folder, *folder.parents) if os.path.exists(path)), None)  # noqa: PTH110
-    free, disk, writable = (0, "", False) if existing is None else access.space(existing)
+    is_folder = existing is not None and os.path.isdir(existing)  # noqa: PTH112
+    free, disk, writable = access.space(existing) if is_folder else (0, "", False)
     return Place(role, str(folder), free, disk, writable)
 
 

@@ -49,7 +49,7 @@ def read(run: str) -> dict[str, Any]:
 def read_section(run: str, section: str) -> Any:
     """Return one section of a run's metrics; None where it has not been measured, or cannot be read."""
     try:
-        return read(run)[section]
+        return read(run).get(section)
     except SettingsError:
         return None
 

@@ -159,7 +159,7 @@ class _Handler(BaseHTTPRequestHandler):
         except SettingsError as error:
             self._reply(400, str(error))
             return
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             self._reply(400, f"The request is no JSON object with settings ({first_line(error)}).")
             return
         self._start(200, "text/event-stream")

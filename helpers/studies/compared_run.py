@@ -53,6 +53,14 @@ class ComparedRun:
 def read_run(folder: Path, *, name: str = "") -> ComparedRun:
     """Read a run's folder, finished or not, measured or not; `name` defaults to the folder's."""
     files, damage = _read_files(folder)
+    try:
+        return _describe(folder, files, damage, name=name)
+    except (AttributeError, KeyError, TypeError, ValueError):  # JSON, but not as this course writes it
+        damage = f"{folder} holds files that are not as this course writes them: delete the folder, or copy it again."
+        return _describe(folder, {file: {} for file in _FILES}, damage, name=name)
+
+
+def _describe(folder: Path, files: dict[str, Any], damage: str, *, name: str) -> ComparedRun:
     record, trial, facts, evaluation, rows = (files[file] for file in _FILES)
     test = evaluation.get("test") or {}
     tuned = test.get("tuned") or {}
@@ -92,7 +100,7 @@ def _read_files(folder: Path) -> tuple[dict[str, Any], str]:
             contents[file] = read_history(folder) if file == "history.jsonl" else read_json(folder / file)
         except FileNotFoundError:
             continue
-        except SettingsError as error:
+        except (SettingsError, OSError) as error:
             damage = str(error)
     return contents, damage
 

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from helpers.data.preparation import load_run_tokenizer, prepare
 from helpers.data.streaming import open_training_blocks
+from helpers.display import did_you_mean
 from helpers.files import atomic_folder, write_json
-from helpers.model import check_fit, device, load_model, load_start, quiet, set_attention_dropout
+from helpers.model import check_sound, device, load_model, load_start, quiet, set_attention_dropout
+from helpers.paths import runs_folder
 from helpers.settings import TrainingSettings, read_run_settings, run_folder
 from helpers.training import processes, run_files
 from helpers.training.arguments import chosen_precision, float32_products, training_arguments
@@ -73,10 +75,13 @@ def fine_tune(
     folder.mkdir(parents=True, exist_ok=True)
     with processes.run_lock(folder):
         run_files.check_same_settings(settings)
-        if not processes.broadcast_from_first((folder / "training.json").exists()):
+        if not processes.broadcast_from_first(run_files.is_finished(folder)):
             if processes.is_first_process():
+                if (folder / "training.json").exists():
+                    warnings.warn(f"The model of run {settings.run!r} is missing or damaged: made again.", stacklevel=2)
                 run_files.store_changes(settings)
-            _train(settings, folder, progress=progress, watch=watch, stop=stop)
+            with processes.only_training():
+                _train(settings, folder, progress=progress, watch=watch, stop=stop)
     return open_run(settings.run)
 
 
@@ -85,8 +90,17 @@ def open_or_train(run: str) -> FineTuned:
 
     This is why any notebook can be the first one that is run.
     """
-    started = (run_folder(run) / "settings.json").exists()
-    return fine_tune(read_run_settings(run) if started else TrainingSettings(run=run))
+    if (run_folder(run) / "settings.json").exists():
+        return fine_tune(read_run_settings(run))
+    settings = TrainingSettings(run=run)
+    if run != TrainingSettings().run:  # the name was typed, and may be mistyped
+        others = [path.parent.name for path in runs_folder().glob("*/settings.json")]
+        warnings.warn(
+            f"There is no run {run!r} in {runs_folder()}{did_you_mean(run, others)} It is trained now, with the "
+            "default settings.",
+            stacklevel=2,
+        )
+    return fine_tune(settings)
 
 
 def as_batch(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -112,6 +126,13 @@ def _train(settings: TrainingSettings, folder: Path, **how: Any) -> None:
             if device().type == "cuda":  # a Trainer refers to itself: without this it would stay on the card for now
                 clear_device_cache(garbage_collection=True)
             return
+        except FileNotFoundError as error:
+            if folder.exists():
+                raise
+            raise TrainingBrokenError(
+                f"The folder {folder} was deleted or renamed while the training wrote to it. Under its new name the "
+                "run continues from its last checkpoint."
+            ) from error
         except RuntimeError as error:  # torch.OutOfMemoryError is one; on a CPU the message alone says so
             if not (should_reduce_batch_size(error) or any(words in str(error) for words in _OUT_OF_MEMORY)):
                 raise
@@ -157,7 +178,7 @@ def _train_once(
     model = load_start(settings, tokenizer)
     if settings.from_scratch:
         tokenizer.model_max_length = model.config.n_positions
-    check_fit(model, tokenizer, settings.block_size)
+    check_sound(model, tokenizer, block_size=settings.block_size)
     set_attention_dropout(model, settings.attn_pdrop)
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(chosen_precision(settings))
     trained = add_adapter(model, settings, half=half) if settings.lora_r else model
@@ -191,7 +212,8 @@ def _train_once(
         if checkpoint and "stream" in data.facts:
             n_steps = run_files.step_of(checkpoint)
             train.resume_after(count_blocks_read(settings, len(train), n_steps, trainer.args.world_size))
-        if checkpoint and run_files.has_ended(checkpoint, early_stopping_patience=settings.early_stopping_patience):
+        patience = settings.early_stopping_patience
+        if is_ended := bool(checkpoint and run_files.has_ended(checkpoint, early_stopping_patience=patience)):
             _restore_finished(trainer, checkpoint)
         else:
             with quiet(), stoppable(trainer, stop):
@@ -210,7 +232,8 @@ def _train_once(
         if steps.seconds[1:]:  # the first one sets up
             facts["step_seconds"] = statistics.median(steps.seconds[1:])
             extend_calibration(settings, trainer, facts, predicted)
-        write_json(folder / "training.json", facts)
+        if not (is_ended and (folder / "training.json").exists()):  # else only the model was made again
+            write_json(folder / "training.json", facts)
     trainer.accelerator.wait_for_everyone()  # the other processes open what the first one has written
 
 

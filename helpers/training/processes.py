@@ -6,6 +6,7 @@
 import contextlib
 import os
 import platform
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from accelerate import PartialState
 
+_LOCK = ".train.lock"
+TRAINING = threading.Lock()  # held by the training of this process: a second one would draw from its random state
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
@@ -60,7 +63,7 @@ def run_lock(folder: Path) -> Iterator[None]:
     if not is_first_process():
         yield
         return
-    lock = FileLock(folder / ".train.lock")  # held by the operating system, which releases it when a process is killed
+    lock = FileLock(folder / _LOCK)  # held by the operating system, which releases it when a process is killed
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -70,6 +73,30 @@ def run_lock(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def is_in_training(folder: Path) -> bool:
+    """Return whether a training, of this process or another, holds the lock of a run's folder."""
+    from filelock import FileLock, Timeout
+
+    path = folder / _LOCK
+    try:
+        with FileLock(path).acquire(timeout=0) if path.exists() else contextlib.nullcontext():
+            return False
+    except Timeout:
+        return True
+
+
+@contextlib.contextmanager
+def only_training() -> Iterator[None]:
+    """Wait until no other thread of this process trains, as a panel's does, and keep others waiting meanwhile."""
+    if not TRAINING.acquire(blocking=False):
+        warnings.warn("Another run is in training in this kernel: waiting until it ends.", stacklevel=4)
+        TRAINING.acquire()
+    try:
+        yield
+    finally:
+        TRAINING.release()
 
 
 def device_name() -> str:

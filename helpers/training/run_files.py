@@ -6,7 +6,7 @@ import platform
 import re
 import warnings
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,12 @@ _HISTORY_NAMES = ("loss", "eval_loss", "learning_rate", "grad_norm", "epoch", "s
 CHANGEABLE = ("logging_steps", "save_steps", "save_total_limit", "sample_prompt", "report_to")
 _WEIGHTS_FILES, _ADAPTER_FILES = ("model.safetensors",), ("adapter_model.safetensors", "adapter_config.json")
 _CHECKPOINT_FILES = ("optimizer.pt", "scheduler.pt", "trainer_state.json")
+_MODEL_FILES = ("model.safetensors", "config.json")
+
+
+def is_finished(folder: Path) -> bool:
+    """Return whether the training of the run in a folder has ended, and its model is there and complete."""
+    return (folder / "training.json").exists() and _first_damaged(folder / "model", _MODEL_FILES) is None
 
 
 def check_same_settings(settings: TrainingSettings) -> None:
@@ -38,8 +44,8 @@ def check_same_settings(settings: TrainingSettings) -> None:
         return
     before, now = read_run_settings(settings.run).model_dump(), settings.model_dump()
     before["processes"] = read_json(path).get("processes", 1)
-    is_finished = (path.parent / "training.json").exists()  # then it is only opened
-    now["processes"] = before["processes"] if is_finished else n_processes()
+    # a finished run is only opened
+    now["processes"] = before["processes"] if is_finished(path.parent) else n_processes()
     changed = [name for name in now if before[name] != now[name] and name not in CHANGEABLE]
     models = [values["model_name_or_path"] for values in (before, now)]
     if "model_name_or_path" in changed and is_same_model(settings.run, *models):
@@ -126,16 +132,20 @@ def last_complete_checkpoint(folder: Path) -> Path | None:
 
 def _damaged_file(checkpoint: Path) -> str | None:
     """Return the name of the first file of a checkpoint that is missing or cannot be read to its end."""
-    from safetensors import SafetensorError, safe_open
-
     weights = _ADAPTER_FILES if any(checkpoint.glob("adapter_*")) else _WEIGHTS_FILES
     random_states = {path.name for path in checkpoint.glob("rng_state*.pth")} or {"rng_state.pth"}
     scaler = {path.name for path in checkpoint.glob("scaler.pt")}  # only a training in fp16 has one
-    for name in (*weights, *_CHECKPOINT_FILES, *sorted(random_states | scaler)):
-        path = checkpoint / name
+    return _first_damaged(checkpoint, (*weights, *_CHECKPOINT_FILES, *sorted(random_states | scaler)))
+
+
+def _first_damaged(folder: Path, names: Iterable[str]) -> str | None:
+    from safetensors import SafetensorError, safe_open
+
+    for name in names:
+        path = folder / name
         try:
             if path.suffix == ".safetensors":
-                with safe_open(path, "pt"):  # compares the length of the file with its header; reads no weights
+                with safe_open(path, "np"):  # compares the length of the file with its header; reads no weights
                     pass
             elif path.suffix == ".json":
                 read_json(path)

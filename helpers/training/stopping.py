@@ -44,13 +44,11 @@ def stoppable(trainer: "Trainer", stop: threading.Event | None) -> Iterator[None
         # First in the list: `DiskSpaceGuard` has to see that a checkpoint is about to be written.
         trainer.callback_handler.callbacks.insert(0, stopper)
         yield
-    if interrupt.is_set():
-        if interrupt.number == signal.SIGTERM:
-            signal.raise_signal(signal.SIGTERM)  # now as usual: it ends the process
-        raise KeyboardInterrupt
-    if stopper.has_stopped:
+    if interrupt.number == signal.SIGTERM:
+        signal.raise_signal(signal.SIGTERM)  # now as usual: it ends the process
+    if interrupt.is_set() or stopper.has_stopped:
         state = trainer.state
-        raise TrainingStoppedError(
+        raise (KeyboardInterrupt if interrupt.is_set() else TrainingStoppedError)(
             f"Stopped after step {state.global_step} of {state.max_steps}; a checkpoint is kept, and the same settings "
             "continue from there."
         )

@@ -5,8 +5,6 @@ import threading
 from itertools import islice
 from typing import NamedTuple
 
-import ipywidgets as w
-
 from helpers.data.quality_report import cut_share, useful_share
 from helpers.data.sources import Source
 from helpers.data.splitting import SPLITS
@@ -41,7 +39,6 @@ class DataPanel(Panel):
         super().__init__(settings)
         # What was read: a source's beginning, or the sentence that says why it cannot be read; None while it is read.
         self._beginnings: dict[str, Beginning | str | None] = {}
-        self.gauge = w.HTML().add_class("course-status")
         self.widget = self.framed(self.gauge, self._message, *self.groups())
         self.refresh()
 
@@ -55,7 +52,6 @@ class DataPanel(Panel):
             self.thread.start()
         beginning = self._beginnings[key]  # looked up again: the thread may have finished before "Reading" was shown
         if isinstance(beginning, str):
-            self.gauge.value = ""
             raise SettingsError(beginning)
         if beginning:
             self.gauge.value = documents_html(beginning) + shares_html(beginning, settings)

@@ -97,7 +97,8 @@ def _number_control(field: Any, common: dict[str, Any]) -> w.DOMWidget:
     hints, kind = field.json_schema_extra or {}, field.annotation
     if hints.get("scale") == "log":
         values = _log_values(low if has_low else None, high, hints.get("least", 1), kind)
-        return w.SelectionSlider(options=values, **common)
+        # Its readout can be edited in a browser, where ipywidgets ignores what is typed: the class stops that.
+        return w.SelectionSlider(options=values, **common).add_class("course-steps")
     if not math.isfinite(high - low) or (kind is int and high - low > _WIDEST_SLIDER):
         text = w.IntText if kind is int else w.FloatText
         return text(**common)

@@ -40,6 +40,7 @@ class Panel:
     Attributes:
         controls: name of a setting -> its widget.
         widget: the complete panel.
+        gauge: where a subclass shows what follows from the values; empty while they are not possible.
         thread: the last one that worked in the background, or None.
         is_locked: whether the controls are disabled.
     """
@@ -51,7 +52,7 @@ class Panel:
         fields = type(settings).model_fields
         names = list(fields) if names is None else list(names)
         self.controls = {name: make_control(name, fields[name], self._values[name]) for name in names}
-        self._message = w.HTML().add_class("course-status")
+        self.gauge, self._message = (w.HTML().add_class("course-status") for _ in range(2))
         self.thread: threading.Thread | None = None
         self._is_filling = self.is_locked = False
         self._others: list[w.Widget] = []  # further widgets of a subclass that are locked with the controls
@@ -80,7 +81,11 @@ class Panel:
         """Show what follows from the values, or one sentence that says what is wrong with them."""
         self.say("")  # before `_show`: it may start a thread that says something itself
         with self.errors_shown():
-            self._show(self.settings)
+            try:
+                self._show(self.settings)
+            except (SettingsError, OSError):
+                self.gauge.value = ""  # what followed from the values before would contradict the error
+                raise
 
     @contextmanager
     def errors_shown(self) -> Iterator[None]:
@@ -124,7 +129,8 @@ class Panel:
         finally:
             self.lock(False)
             self.refresh()
-            self.say(sentence, is_error=is_error)
+            if sentence:  # else what the refresh says stays
+                self.say(sentence, is_error=is_error)
 
     def _take_change(self, name: str, change: Any) -> None:
         # A browser also reports a value that it only rounded to a slider's steps: nobody moved that control.

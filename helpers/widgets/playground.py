@@ -91,6 +91,7 @@ class Playground(Panel):
         if name == "prompt":
             for column in self.columns.values():
                 column.prompt, column.tokens = [], []
+                column.text.value = column.bars.value = ""  # a prompt that is too long shows nothing in their place
             self.look.max = 1
 
     def _show(self, settings: EvaluationSettings) -> None:

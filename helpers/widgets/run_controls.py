@@ -14,11 +14,16 @@ import ipywidgets as w
 
 from helpers.display import BLUE, ORANGE
 from helpers.settings import SettingsError, TrainingSettings, run_folder
+from helpers.training import is_finished, is_in_training
+from helpers.training.processes import TRAINING
 from helpers.widgets.drawing import Series, line_chart
 from helpers.widgets.panel import Panel, make_button
 
 if TYPE_CHECKING:
     from helpers.training import FineTuned
+
+
+_ELSEWHERE = "in training by another panel, notebook or command"
 
 
 class RunControls:
@@ -44,8 +49,16 @@ class RunControls:
         """Train the panel's run in the background; if that is not possible, say why."""
         if self._panel.is_locked:
             return
+        self._panel.say("")  # what the last training ended with
         with self._panel.errors_shown():
             settings = self._panel.settings
+            # A thread would wait for the end of another training, deaf to Stop.
+            if state_of(settings.run) == "in training":
+                raise SettingsError(
+                    f"Run {settings.run!r} is {_ELSEWHERE}: wait for its end, or choose another run name."
+                )
+            if TRAINING.locked():
+                raise SettingsError("Another run is in training in this kernel: wait for its end, or stop it.")
             self._stop.clear()
             self._show(f"run {settings.run}: getting ready")
             self._panel.run_in_background(partial(self._train, settings))
@@ -65,6 +78,7 @@ class RunControls:
         texts = {
             "new": "not started",
             "stopped": "stopped with a checkpoint; Resume continues from it",
+            "in training": _ELSEWHERE,
             "finished": "finished; choose another run name to train again",
         }
         self._show(f"run {settings.run}: {texts[state]}")
@@ -92,10 +106,12 @@ class RunControls:
 
 
 def state_of(run: str) -> str:
-    """Return 'finished', 'stopped' (there is a checkpoint) or 'new'."""
+    """Return 'finished', 'in training', 'stopped' (there is a checkpoint) or 'new'."""
     folder = run_folder(run)
-    if (folder / "training.json").exists():
+    if is_finished(folder):
         return "finished"
+    if is_in_training(folder):
+        return "in training"
     return "stopped" if any(folder.glob("checkpoints/checkpoint-*")) else "new"
 
 

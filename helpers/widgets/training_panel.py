@@ -12,6 +12,7 @@ from typing import Any
 import ipywidgets as w
 import yaml
 
+from helpers.data import refuse_missing
 from helpers.files import write_atomically
 from helpers.paths import NOTEBOOKS
 from helpers.settings import DataSettings, SettingsError, TrainingSettings, preset_names, run_folder
@@ -41,7 +42,6 @@ class TrainingPanel(Panel):
     Attributes:
         preset: drop-down that sets all controls.
         card: drop-down of the cards to plan for.
-        gauge: what a run will need on that card.
         run: start, stop and resume.
     """
 
@@ -63,7 +63,7 @@ class TrainingPanel(Panel):
             tooltip="the card that memory and time are predicted for",
             **wide,
         )
-        self.gauge, self._commands = w.HTML().add_class("course-status"), w.HTML()
+        self._commands = w.HTML()
         self.run = RunControls(self)
         self.preset.observe(self._choose_preset, "value")
         self.card.observe(lambda _: self.refresh(), "value")
@@ -96,6 +96,7 @@ class TrainingPanel(Panel):
         # Counting a text reads files, which is too slow for each step of a slider; most settings do not change it.
         key = settings.part(DataSettings).model_dump_json(exclude={"block_size"})
         if key not in self._tokens:
+            refuse_missing(settings.model_dump())
             self._tokens[key] = training_tokens(settings)
         tokens, tokens_are = self._tokens[key]
         return replace(plan_run(settings, card=self.chosen_card, train_tokens=tokens), tokens_are=tokens_are)
@@ -143,7 +144,6 @@ class TrainingPanel(Panel):
 
     def _show(self, settings: TrainingSettings) -> None:
         self._commands.value = ""  # they would run the values from before
-        self.gauge.value = ""  # if the plan raises, a verdict on the values from before would contradict the error
         self.run.show_state(settings)
         self.gauge.value = gauge_html(self.plan(settings))
 

@@ -21,6 +21,7 @@ from helpers.data.preparation import (
     token_blocks,
 )
 from helpers.data.sources import source_path
+from helpers.files import read_json
 from helpers.model import load_tokenizer
 from helpers.paths import NOTEBOOKS
 from helpers.settings import DataSettings, SettingsError
@@ -132,6 +133,19 @@ def test_prepare_starts_again_when_the_file_changed(tmp_path, text_file, tiny_se
 def test_a_trained_runs_data_are_not_replaced(tiny_run, tiny_settings):
     with pytest.raises(SettingsError, match="was trained on other data"):
         prepare(tiny_settings.model_copy(update={"block_size": 16}))
+
+
+def test_the_data_of_a_trained_run_are_made_again_from_the_same_text_only(tiny_run, tiny_settings):
+    (next((tiny_run.folder / "data/blocks/train").glob("*.arrow"))).write_bytes(b"")
+    with pytest.raises(SettingsError, match=r"are damaged .*delete the folder .*data, and run notebook 02"):
+        prepare(tiny_settings)
+    before = read_json(tiny_run.folder / "data/data.json")
+    shutil.rmtree(tiny_run.folder / "data")
+    for other in ({"seed": 7}, {"block_size": 16}, {"source": "fables"}):
+        with pytest.raises(SettingsError, match="was trained on other data"):
+            prepare(tiny_settings.model_copy(update=other))
+        assert not (tiny_run.folder / "data").exists()
+    assert prepare(tiny_settings).facts == before
 
 
 def test_the_fables_are_documents_that_begin_with_their_title():

@@ -344,6 +344,11 @@ class TestStorage:
         access = make_access(env=env, space=lambda folder: (GIB, "disk", folder != locked))
         assert [place.writable for place in read_machine(access).storage.places] == [False, True, True]
 
+    def test_where_a_file_has_the_folders_name_nothing_can_be_written(self, make_access, tmp_path):
+        (tmp_path / "runs").touch()
+        access = make_access(env={"COURSE_RUNS": str(tmp_path / "runs")}, space=lambda folder: (GIB, "disk", True))
+        assert [place.writable for place in read_machine(access).storage.places] == [False, True, True]
+
     def test_a_drive_that_is_not_there_cannot_be_written(self, make_access, monkeypatch):
         monkeypatch.setattr("helpers.environment.machine.os.path.exists", lambda path: False)
         places = read_machine(make_access()).storage.places

@@ -23,6 +23,11 @@ def test_writing_a_section_keeps_the_others(folder):
     }  # fmt: skip
 
 
+def test_a_section_that_an_older_file_has_not_is_none(folder):
+    (folder / "evaluation.json").write_text('{"version": 1}')
+    assert record.read_section("some-run", "speech") is None
+
+
 def test_a_metric_that_is_not_a_number_leaves_the_file_unchanged(folder):
     record.write_section("some-run", "test", {"a": 1})
     with pytest.raises(ValueError, match="JSON"):

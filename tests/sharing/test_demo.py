@@ -84,6 +84,7 @@ def test_another_name_for_this_machine_gets_nothing(demo):
         ({"prompt": "fox " * 90, "max_new_tokens": 5}, "together at most 64, the model's positions"),
         ("[1]", "no JSON object with settings"),
         ("{", "no JSON object with settings"),
+        ("[" * 50_000, "no JSON object with settings"),
     ],
 )
 def test_a_bad_request_is_one_sentence_and_the_server_goes_on(demo, values, words):

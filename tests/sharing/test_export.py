@@ -121,7 +121,7 @@ def test_a_disk_that_fills_up_keeps_the_export_from_before(run, runs, monkeypatc
     with pytest.raises(SettingsError, match=r"No space left on device.*Free some space"):
         export_model(run)
     assert (runs / "tiny/export/gguf-f16/tiny-f16.gguf").read_bytes() == before
-    assert [path.name for path in (runs / "tiny/export").iterdir()] == ["gguf-f16"]
+    assert [path.name for path in (runs / "tiny/export").glob("[!.]*")] == ["gguf-f16"]
 
 
 def test_without_the_package_the_sentence_names_the_command(run, monkeypatch):

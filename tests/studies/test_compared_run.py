@@ -11,6 +11,12 @@ def test_the_loss_of_an_early_stopped_run_is_that_of_the_kept_model(runs):
     assert read_run(folder).eval_loss == 2.0
 
 
+def test_a_file_of_another_form_is_a_damaged_run(runs):
+    folder = write_run(runs / "a")
+    (folder / "settings.json").write_text('{"settings": null}')
+    assert (read_run(folder).state, read_run(folder).error.partition(" holds ")[0]) == ("damaged", str(folder))
+
+
 @pytest.mark.parametrize("name", ["settings.json", "training.json", "evaluation.json", "history.jsonl"])
 def test_a_damaged_file_is_reported_and_the_other_runs_are_compared(runs, name):
     (write_run(runs / "a") / name).write_text('{"tokens"')

@@ -89,6 +89,28 @@ def test_a_finished_run_is_opened_and_not_trained_again(tiny_run, tiny_settings)
     assert (tiny_run.model_folder / "model.safetensors").stat().st_mtime_ns == before
 
 
+def test_a_model_that_is_gone_or_cut_short_is_made_again_from_the_last_checkpoint(tiny_run, tiny_settings):
+    before = weights(tiny_run.model_folder)
+    (tiny_run.model_folder / "model.safetensors").unlink()  # `before` still reads the old file
+    (tiny_run.model_folder / "model.safetensors").write_bytes(b"cut short")
+    with pytest.warns(UserWarning, match="The model of run 'tiny' is missing or damaged: made again"):
+        again = fine_tune(tiny_settings)
+    assert same_weights(before, weights(again.model_folder))
+    assert (again.facts, again.history) == (tiny_run.facts, tiny_run.history), "what was measured stays"
+
+
+def test_a_run_that_is_renamed_while_it_trains_says_so_and_goes_on_under_its_new_name(tiny_settings, tiny_run, runs):
+    def rename(history, progress):
+        if (runs / "moving").exists() and last_complete_checkpoint(runs / "moving/checkpoints"):
+            (runs / "moving").rename(runs / "moved")
+
+    settings = tiny_settings.model_copy(update={"run": "moving", "save_steps": 2})
+    with pytest.raises(TrainingBrokenError, match=r"was deleted or renamed (.|\n)*continues from its last checkpoint"):
+        fine_tune(settings, watch=rename)
+    moved = fine_tune(settings.model_copy(update={"run": "moved"}))
+    assert same_weights(weights(moved.model_folder), weights(tiny_run.model_folder))
+
+
 def test_a_run_is_never_overwritten_with_other_settings(tiny_run, tiny_settings):
     before = weights(tiny_run.model_folder)
     with pytest.raises(SettingsError, match=r"learning_rate = 0\.001, not 0\.002.*another run name"):
@@ -143,6 +165,13 @@ def test_a_notebook_can_open_a_run_that_exists(tiny_run):
     assert open_or_train("tiny") == tiny_run
 
 
+def test_a_run_that_is_not_there_is_trained_with_the_defaults_and_another_name_is_suggested(tiny_run, monkeypatch):
+    monkeypatch.setattr(training, "fine_tune", lambda settings: settings)
+    with pytest.warns(UserWarning, match=r"no run 'tny' in .*; did you mean 'tiny'\? It is trained now"):
+        assert open_or_train("tny") == TrainingSettings(run="tny")
+    assert open_or_train("pocket") == TrainingSettings()
+
+
 def test_opening_a_run_that_is_not_finished_is_an_error():
     with pytest.raises(SettingsError, match="There is no finished run 'mine'"):
         open_run("mine")
@@ -157,14 +186,23 @@ def test_labels_are_the_tokens_themselves_with_the_end_of_text(tiny_settings):
     assert 4095 in batch["labels"]
 
 
-def test_a_loss_that_is_not_a_number_stops_the_run(tiny_model, tiny_settings, tmp_path):
+@pytest.mark.parametrize(
+    ("weight", "error", "words"),
+    [
+        (1e30, TrainingBrokenError, r"The loss is (nan|inf) .* at step 1"),
+        (math.nan, SettingsError, "The model is broken: its weights transformer.wte.weight hold values"),
+    ],
+)
+def test_a_model_that_gives_no_loss_is_refused_or_stops_the_run(
+    tiny_model, tiny_settings, tmp_path, weight, error, words
+):
     spoilt = load_model(str(tiny_model))
     with torch.no_grad():
-        spoilt.transformer.wte.weight[:] = math.nan
+        spoilt.transformer.wte.weight[:] = weight
     folder = tmp_path / "spoilt"
     spoilt.save_pretrained(folder)
     load_tokenizer("pocket").save_pretrained(folder)
-    with pytest.raises(TrainingBrokenError, match=r"The loss is nan .* at step 1"):
+    with pytest.raises(error, match=words):
         fine_tune(tiny_settings.model_copy(update={"model_name_or_path": str(folder), "run": "spoilt"}))
 
 

@@ -32,7 +32,10 @@ def test_a_control_is_made_from_the_field_and_has_its_default(name):
     ],
 )
 def test_a_control_is_of_the_kind_that_the_field_needs(name, kind):
-    assert type(make_control(name, FIELDS[name], FIELDS[name].default)) is kind
+    control = make_control(name, FIELDS[name], FIELDS[name].default)
+    assert type(control) is kind
+    # panel.css and labels.js let nobody type where ipywidgets ignores it
+    assert ("course-steps" in control._dom_classes) == (kind is w.SelectionSlider)
 
 
 def test_a_slider_reaches_the_bounds_of_the_schema():

@@ -122,10 +122,18 @@ def test_a_prompt_that_is_too_long_is_refused_in_one_sentence(playground, model,
     playground.controls["prompt"].value = "well " * 300
     assert "together at most 256" in playground._message.value
     assert "together at most 256" in playground.static_html()
+    assert {part.value for column in playground.columns.values() for part in (column.text, column.bars)} == {""}
     playground.begin()
     assert playground.thread is None
     with pytest.raises(SettingsError, match="together at most 256"):
         encode_prompt(model, tokenizer, settings.model_copy(update={"max_new_tokens": 1000}))
+
+
+def test_what_is_wrong_with_a_prompt_is_still_said_after_it_was_continued(playground):
+    playground.fill({"prompt": "The Fox ", "max_new_tokens": 2})
+    playground.begin()
+    playground.thread.join()
+    assert "ends in a space" in playground._message.value
 
 
 def test_markup_in_a_prompt_is_escaped(playground, markup):

@@ -1,5 +1,6 @@
 """A training that is started, stopped and resumed from the panel, and what the panel says meanwhile."""
 
+from helpers.training.processes import only_training, run_lock
 from helpers.widgets import TrainingPanel
 from helpers.widgets.run_controls import state_of
 
@@ -30,6 +31,21 @@ def test_a_run_is_trained_stopped_and_resumed_with_the_panel_locked_meanwhile(ti
     assert str(panel.run.finished) in panel._message.value
     assert panel.run.start.disabled
     assert not panel.is_locked
+
+
+def test_a_run_that_is_trained_elsewhere_is_not_started_a_second_time(tiny_settings, runs):
+    (runs / "tiny").mkdir(parents=True)
+    panel = TrainingPanel(tiny_settings)
+    panel.say("what was said before")
+    with only_training():
+        panel.run.start.click()
+        assert "Another run is in training in this kernel" in panel._message.value
+    with run_lock(runs / "tiny"):
+        panel.run.start.click()
+        assert "Run &#x27;tiny&#x27; is in training by another panel" in panel._message.value
+        panel.refresh()
+        assert "in training by another panel" in panel.run._state.value
+    assert (panel.thread, panel.is_locked, state_of("tiny")) == (None, False, "new")
 
 
 def test_an_error_of_the_training_is_one_sentence_in_the_panel(tiny_run, tiny_settings):

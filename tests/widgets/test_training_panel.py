@@ -72,6 +72,21 @@ def test_a_block_longer_than_the_models_positions_is_refused(panel):
     assert "use at most 256" in TrainingPanel(TrainingSettings(block_size=1024)).static_html()
 
 
+def test_no_verdict_on_other_values_stays_beside_an_error(panel):
+    for name, value in (("seed", -5), ("n_layer", 12)):
+        assert panel.gauge.value
+        panel.controls[name].value = value
+        assert "Not possible" in panel._message.value
+        assert panel.gauge.value == ""
+        panel.fill({name: getattr(TrainingSettings(), name)})
+
+
+def test_a_text_that_is_not_there_is_said_and_not_planned_for(panel):
+    panel.controls["source"].value = "<b>my</b>.txt"
+    assert "source = &#x27;&lt;b&gt;my&lt;/b&gt;.txt&#x27; is not there" in panel._message.value
+    assert panel.gauge.value == ""
+
+
 @pytest.mark.parametrize("card", ["RTX 4070 Laptop", "RTX 4090"])
 def test_suggest_takes_the_largest_batch_that_fits_at_the_same_effective_batch(panel, card):
     panel.preset.value, panel.card.value = "rtx-4070-ti", card

@@ -14,7 +14,9 @@
           if (readout) part.setAttribute("aria-valuetext", readout.textContent);
         }
       }
-      if (readout) {
+      if (readout && row.matches(".course-steps")) {
+        readout.contentEditable = "false";  // ipywidgets would show what is typed there, and keep the old value
+      } else if (readout) {
         readout.setAttribute("role", "textbox");
         readout.setAttribute("aria-label", words + ", as a number");
       }

@@ -12,6 +12,7 @@ from helpers.settings import SettingsError
 FABLES = ASSETS / "fables"
 TEXTS = (".txt", ".text", ".md", ".markdown")
 TABLES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+_NOT_UTF8 = re.compile(r"[\ud800-\udfff]")  # what Python makes of such bytes in a name
 _COURSE_FILES = ("README.md", "LICENSE", "Makefile", "constraints.txt", "environment.yml", "pyproject.toml")
 _FULL_NAMES = {
     "wikitext": "Salesforce/wikitext",
@@ -109,6 +110,8 @@ def source_files(path: Path) -> list[Path]:
     """
     if path.is_file():
         return [path]
+    if not path.is_dir():
+        raise SettingsError(f"{path} is neither a file nor a folder: write what it gives into a file.")
     files = list(_walk(path, set()))
     _refuse_parts_of_saved(path, files)
     read = sorted(_check_link(file) for file in files if kind_of(file) in (*TEXTS, *TABLES))
@@ -150,12 +153,18 @@ def _walk(folder: Path, seen: set[Path]) -> Iterator[Path]:
     if real in seen:
         return
     seen.add(real)
-    for entry in folder.iterdir():
+    try:
+        entries = list(folder.iterdir())
+    except OSError as error:
+        raise SettingsError(f"{folder} cannot be read ({error.strerror}): change its permissions.") from None
+    for entry in entries:
         if entry.name.startswith("."):
             continue
+        if _NOT_UTF8.search(entry.name):
+            raise SettingsError(f"{str(entry)!a} has a name that is not UTF-8: rename it.")
         if entry.is_dir():
             yield from _walk(entry, seen)
-        else:
+        elif entry.is_file() or entry.is_symlink():  # not a pipe or a socket, which may never end
             yield entry
 
 

@@ -45,6 +45,8 @@ def find_text_column(table: Table, wanted: str) -> str:
         SettingsError: there is no such column, or there are several candidates; the columns are listed.
     """
     columns = table.columns
+    if not columns:
+        raise SettingsError(f"{table.name} holds no row: delete it, or name another source.")
     if wanted and wanted in columns:
         return wanted
     # A single column is the text even when its first value is missing or a number.

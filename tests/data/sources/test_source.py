@@ -272,6 +272,18 @@ def test_a_row_of_200_mb_is_refused_before_it_is_read_completely(tmp_path, name,
         texts(path, document_separator=separator)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no named pipes in folders, and names in UTF-16")
+def test_a_pipe_and_a_name_in_another_encoding_end_in_a_sentence(tmp_path):
+    os.mkfifo(tmp_path / "pipe.txt")
+    with pytest.raises(SettingsError, match="is neither a file nor a folder"):
+        texts(tmp_path / "pipe.txt")
+    (tmp_path / "a.txt").write_text("one fox\n\ntwo owls")
+    assert source_hash(str(tmp_path)) and texts(tmp_path) == WORDS[:2], "the pipe is left out"
+    (tmp_path / os.fsdecode(b"f\xfcchse.txt")).write_text("three hens")
+    with pytest.raises(SettingsError, match=r"f\\udcfcchse.txt' has a name that is not UTF-8: rename it"):
+        source_hash(str(tmp_path))
+
+
 def test_a_link_in_a_circle_is_an_error_and_a_link_to_its_own_folder_is_not(tmp_path):
     (tmp_path / "a.txt").symlink_to(tmp_path / "b.txt")
     (tmp_path / "b.txt").symlink_to(tmp_path / "a.txt")
