@@ -32,7 +32,8 @@ def unset(machine: Machine, *names: str) -> str:
 def install_wheel(machine: Machine) -> str:
     """Return the command that installs the wheel this machine needs.
 
-    The old torch is removed first, because pip would keep a broken one of the same version.
+    The old torch is removed first, because pip would keep a broken one of the same version; so is what was built for
+    it, which transformers would import, and fail.
     """
     advice, python = wheel_advice(machine), python_command(machine)
     if not advice.pip:
@@ -43,7 +44,7 @@ def install_wheel(machine: Machine) -> str:
         )
     if advice.tag == "cpu" and expects_gpu(machine):  # no CUDA wheel runs on such an old driver
         return f"{update_driver(machine)} Then ask for the wheel: {python} -m helpers.environment --wheel"
-    remove = "" if machine.torch.state == "absent" else f"{python} -m pip uninstall -y torch ; "
+    remove = "" if machine.torch.state == "absent" else f"{python} -m pip uninstall -y torch torchvision torchaudio ; "
     line = f"{remove}{advice.pip} ; then {RESTART}."
     return f"{update_driver(machine)} Then: {line}" if "update driver" in advice.reason else line
 

@@ -89,7 +89,7 @@ WINDOWS_PROJECT = rf"C:\\course\\\.venv\\Scripts\\python\.exe -m helpers install
 
 def wheel_line(tag: str, pip: str = PIP, *, new: bool = False, version: str = r"2\.13\.0") -> str:
     """Return the pattern of a wheel's line; an installed torch is removed first, or pip would keep it."""
-    remove = "" if new else pip.removesuffix(" install") + r" uninstall -y torch ; "
+    remove = "" if new else pip.removesuffix(" install") + r" uninstall -y torch torchvision torchaudio ; "
     return remove + pip + rf" torch=={version}\+{tag} --index-url https://download\.pytorch\.org/whl/{tag} ; {RESTART}"
 
 

@@ -137,6 +137,23 @@ class TestAnotherCommand:
     def test_it_goes_on_where_the_course_is_installed(self):
         assert tasks.start(["plan"]) is None
 
+    @pytest.mark.parametrize("active", [None, "VIRTUAL_ENV", "CONDA_PREFIX"])
+    def test_another_python_that_has_the_packages_goes_on_only_where_a_person_has_activated_it(
+        self, monkeypatch, tmp_path, ran, active
+    ):
+        (tmp_path / "gpt2-course.json").write_text("{}")
+        tasks.python_of(tmp_path).parent.mkdir()
+        tasks.python_of(tmp_path).touch()
+        monkeypatch.setattr(tasks, "environment_folder", lambda: tmp_path)
+        monkeypatch.setattr(tasks, "find_spec", lambda name: True)
+        for name in ("VIRTUAL_ENV", "CONDA_PREFIX"):
+            monkeypatch.setenv(name, sys.prefix if name == active else "/another")
+        if active:
+            assert tasks.start(["plan"]) is None
+        else:
+            assert code_of("plan") == 0
+        assert ran == ([] if active else ["-m helpers plan"])
+
     def test_it_is_handed_over_to_the_environment(self, bare, ran):
         bare.write_text("")
         assert code_of("plan", "--gpu", "RTX 4090") == 0
