@@ -4,6 +4,7 @@ from helpers.environment.facts import Machine
 from helpers.environment.wheels import DRIVERS, NO_WHEEL, expects_gpu, python_command, wheel_advice
 
 RESTART = "restart the kernel (or Python)"
+RESTART_SHELL = "start JupyterLab (or Python) again from the same shell"  # a new kernel inherits JupyterLab's variables
 RESTART_FIRST = "Restart the kernel (or Python)"  # at the beginning of a sentence
 
 # distribution -> the command for today's driver; for Maxwell, Pascal and Volta, whose last driver is 580 and which the
@@ -24,9 +25,9 @@ def set_variable(machine: Machine, name: str, value: str) -> str:
 def unset(machine: Machine, *names: str) -> str:
     """Return the command that removes variables from the environment, and what must restart."""
     if machine.platform.kind == "Windows":
-        return "; ".join(f"Remove-Item Env:{name}" for name in names) + f"; then {RESTART}."
+        return "; ".join(f"Remove-Item Env:{name}" for name in names) + f"; then {RESTART_SHELL}."
     place = ", and drop it from the container's -e options" if machine.platform.container else ""
-    return f"unset {' '.join(names)}{place}; then {RESTART}."
+    return f"unset {' '.join(names)}{place}; then {RESTART_SHELL}."
 
 
 def install_wheel(machine: Machine) -> str:

@@ -224,7 +224,7 @@ def _ask_smi(program: str, fields: str) -> subprocess.CompletedProcess[str]:
 def _smi_card(row: list[str]) -> dict[str, Any]:
     index, uuid, name, _, total, free, *capability = row
     if not total.isdigit():
-        return {"index": int(index), "name": name, "error": f"nvidia-smi says {total!r}"}
+        return {"index": int(index), "name": name, "error": f"NotSupported: nvidia-smi says {total!r}"}
     return {
         "index": int(index),
         "uuid": uuid,

@@ -366,7 +366,7 @@ class TestWithoutTheLibrary:
         assert result.state == "ok"
         (card,) = result.usable
         assert (card.index, card.free_bytes, card.capability) == (1, None, (12, 0))
-        assert result.cards[0].error == "nvidia-smi says '[N/A]'"
+        assert result.cards[0].error == "NotSupported: nvidia-smi says '[N/A]'"
 
     def test_a_version_mismatch_is_recognised(self, smi):
         result = smi("echo 'Failed to initialize NVML: Driver/library version mismatch'; exit 18")
