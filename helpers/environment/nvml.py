@@ -4,6 +4,8 @@ The child asks NVML through nvidia-ml-py, or `nvidia-smi` where that package is 
 answer into facts and drops every value that is not plausible.
 """
 
+from __future__ import annotations
+
 import contextlib
 import re
 import shutil
@@ -202,7 +204,7 @@ def _probe_smi(tell: Callable[..., None]) -> None:
     try:
         done = _ask_smi(program, _SMI_FIELDS)
         if "not a valid field" in done.stdout + done.stderr:  # drivers before 510 do not know the last one
-            done = _ask_smi(program, _SMI_FIELDS.removesuffix(",compute_cap"))
+            done = _ask_smi(program, _SMI_FIELDS.rpartition(",")[0])
     except OSError as error:
         tell(absent=f"nvidia-smi cannot be run ({error})")
         return

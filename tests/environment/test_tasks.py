@@ -169,8 +169,14 @@ class TestAnotherCommand:
         assert "python_version" in capsys.readouterr().out
 
 
-def test_a_bare_python_can_ask_for_help():
-    command = [sys.executable, "-S", "-E", "-m", "helpers", "course", "--help"]
+def test_a_bare_python_can_ask_for_help_and_an_old_one_gets_as_far_as_the_sentence_about_it():
+    command = [sys.executable, "-S", "-E", "-X", "importtime", "-m", "helpers", "course", "--help"]
     done = subprocess.run(command, cwd=tasks.ROOT, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
+    imports = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
+    assert (done.returncode, done.stderr.splitlines()) == (0, imports)
     assert "which PyTorch wheel" in done.stdout
+    names = {name for line in imports if (name := line.rpartition("|")[2].strip()).startswith("helpers")}
+    assert "helpers.environment.install" in names
+    for path in (tasks.ROOT / name.replace(".", "/") for name in names):
+        source = (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text(encoding="utf-8")
+        assert "from __future__ import annotations" in source, path  # Python 3.8 does not know dict[str, int]
