@@ -9,6 +9,8 @@ Import from a room, never from its insides: `from helpers.training import fine_t
 imports nothing heavy; a name is loaded when it is first asked for.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any

@@ -3,6 +3,8 @@
 Standard library only: the doctor uses this before anything is installed.
 """
 
+from __future__ import annotations
+
 import difflib
 import sys
 from collections.abc import Iterable, Sequence

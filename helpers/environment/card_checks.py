@@ -10,6 +10,7 @@ from helpers.environment.requirements import version_number
 from helpers.environment.rules import NO_GPU, Finding, fail, ok, rule, unknown, warn
 
 _SPILLS_SINCE, _SWITCH_SINCE = (536, 40), (546, 1)  # Windows drivers: memory spills; it can be switched off
+_MOST_OF_A_DESKTOP_BYTES = 2 * GIB  # what is in use where no program computes
 
 
 @rule("Memory, not the name, decides what a card can train: two cards called 4070 may have 8 or 12 GB.")
@@ -78,6 +79,10 @@ def other_processes(machine: Machine) -> Finding:
     # processes are asked last, so a child that hung or crashed may have reported cards without them
     if not machine.cards or machine.nvml.state in ("hung", "crashed"):
         return unknown("NVML does not say which processes use its memory")
+    taken = (gpu.total_bytes or 0) - (gpu.free_bytes or 0)
+    if not gpu.holders and gpu.free_bytes is not None and taken > _MOST_OF_A_DESKTOP_BYTES:
+        reading = f"{size_text(taken)} are in use, and the driver does not say by which processes"
+        return unknown(reading, _close(machine, gpu))
     return ok(", ".join(map(_named, others)) or "no other process uses its memory")
 
 

@@ -4,6 +4,8 @@ The child reports line by line, each line a JSON object that is merged into thos
 half way, what it reported until then is kept.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import signal

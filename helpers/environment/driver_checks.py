@@ -22,7 +22,7 @@ from helpers.environment.wheels import (
 
 _WINDOWS_LIBRARY = re.compile(r"WinError (126|127|1114)|c10\.dll|fbgemm\.dll", re.IGNORECASE)
 _REDISTRIBUTABLE = "https://aka.ms/vs/17/release/vc_redist.x64.exe"
-_LOADER_PATH = f"export LD_LIBRARY_PATH=/usr/lib/wsl/lib:$LD_LIBRARY_PATH ; then {fixes.RESTART}."
+_LOADER_PATH = f"export LD_LIBRARY_PATH=/usr/lib/wsl/lib:$LD_LIBRARY_PATH ; then {fixes.RESTART_SHELL}."
 _MAY_WORK = "Training may still work: see cuda_available."
 _NO_CARD = "Nothing to do without an NVIDIA card."
 
@@ -159,7 +159,8 @@ def _cards(machine: Machine) -> Finding:
         names = ", ".join(f"card {card.index}: {card.error or 'reports no memory'}" for card in broken)
         good = ",".join(card.uuid for card in machine.cards)  # by number, CUDA would count in another order
         setting = fixes.set_variable(machine, "CUDA_VISIBLE_DEVICES", good)
-        return warn(names, f"{setting} ; works without it until: {fixes.reboot(machine)}")
+        line = f"{setting} ; then {fixes.RESTART_SHELL}. The card is left out until: {fixes.reboot(machine)}"
+        return warn(names, line)
     return ok(f"driver {driver}, {len(cards)} card{'s' * (len(cards) > 1)}")
 
 
@@ -305,7 +306,8 @@ def arch_covered(machine: Machine) -> Finding:
         names = ", ".join(_with_capability(card) for card in seen if card not in served)
         setting = fixes.set_variable(machine, "CUDA_VISIBLE_DEVICES", ",".join(card.uuid for card in served))
         return warn(
-            f"the wheel has no code for {names}, which training would use too", f"{setting} ; then {fixes.RESTART}."
+            f"the wheel has no code for {names}, which training would use too",
+            f"{setting} ; then {fixes.RESTART_SHELL}.",
         )
     return ok(reading)
 

@@ -4,6 +4,7 @@ from helpers.environment.facts import Machine
 from helpers.environment.wheels import DRIVERS, NO_WHEEL, expects_gpu, python_command, wheel_advice
 
 RESTART = "restart the kernel (or Python)"
+RESTART_SHELL = "start JupyterLab (or Python) again from the same shell"  # a new kernel inherits JupyterLab's variables
 RESTART_FIRST = "Restart the kernel (or Python)"  # at the beginning of a sentence
 
 # distribution -> the command for today's driver; for Maxwell, Pascal and Volta, whose last driver is 580 and which the
@@ -24,15 +25,16 @@ def set_variable(machine: Machine, name: str, value: str) -> str:
 def unset(machine: Machine, *names: str) -> str:
     """Return the command that removes variables from the environment, and what must restart."""
     if machine.platform.kind == "Windows":
-        return "; ".join(f"Remove-Item Env:{name}" for name in names) + f"; then {RESTART}."
+        return "; ".join(f"Remove-Item Env:{name}" for name in names) + f"; then {RESTART_SHELL}."
     place = ", and drop it from the container's -e options" if machine.platform.container else ""
-    return f"unset {' '.join(names)}{place}; then {RESTART}."
+    return f"unset {' '.join(names)}{place}; then {RESTART_SHELL}."
 
 
 def install_wheel(machine: Machine) -> str:
     """Return the command that installs the wheel this machine needs.
 
-    The old torch is removed first, because pip would keep a broken one of the same version.
+    The old torch is removed first, because pip would keep a broken one of the same version; so is what was built for
+    it, which transformers would import, and fail.
     """
     advice, python = wheel_advice(machine), python_command(machine)
     if not advice.pip:
@@ -43,7 +45,7 @@ def install_wheel(machine: Machine) -> str:
         )
     if advice.tag == "cpu" and expects_gpu(machine):  # no CUDA wheel runs on such an old driver
         return f"{update_driver(machine)} Then ask for the wheel: {python} -m helpers.environment --wheel"
-    remove = "" if machine.torch.state == "absent" else f"{python} -m pip uninstall -y torch ; "
+    remove = "" if machine.torch.state == "absent" else f"{python} -m pip uninstall -y torch torchvision torchaudio ; "
     line = f"{remove}{advice.pip} ; then {RESTART}."
     return f"{update_driver(machine)} Then: {line}" if "update driver" in advice.reason else line
 

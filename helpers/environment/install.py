@@ -84,7 +84,11 @@ def install(*, here: bool = False, torch: str = "auto") -> Path:
     _install_rest(python, folder)
     _refuse_another_helpers(python, folder)
     _say("Python compiles what the notebooks import ...")
-    _run(python, "-c", _NEEDED_BY_NOTEBOOKS, quiet=True)
+    if _run(python, "-c", _NEEDED_BY_NOTEBOOKS, quiet=True) and _run(python, "-c", _NEEDED_BY_NOTEBOOKS):
+        raise InstallError(
+            "What was installed cannot be imported (see above): `python3 -m helpers doctor` says more. After a fix the "
+            "same command goes on from there."
+        )
     record = {"project": str(ROOT), "files": _fingerprint(), "torch": tag}
     (folder / RECORD).write_text(json.dumps(record), encoding="utf-8")
     _say(f"Installed into {folder} in {time.monotonic() - began:.0f} s.")
@@ -102,13 +106,15 @@ def _fingerprint() -> str:
 
 
 def _is_done(folder: Path, torch: str) -> bool:
-    """Say whether everything is there. Without a wish for a wheel, the one that is there is right."""
+    """Say whether everything is there, and still found. Without a wish for a wheel, the one that is there is right."""
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         wishes = (str(ROOT), _fingerprint()) == (record["project"], record["files"])
-        return wishes and torch in ("auto", record["torch"]) and python_of(folder).exists()
+        is_recorded = wishes and torch in ("auto", record["torch"])
     except (OSError, ValueError, KeyError, TypeError):
         return False
+    # an update of the system may have replaced the Python by another version, which looks elsewhere for packages
+    return is_recorded and _run(python_of(folder), "-c", "import click", quiet=True) == 0
 
 
 def _refuse_place(folder: Path) -> None:
@@ -131,9 +137,10 @@ def _refuse_place(folder: Path) -> None:
 
 
 def _make_environment(folder: Path) -> None:
-    """Make a virtual environment; one that does not work (interrupted, moved, its Python gone) is made again."""
+    """Make a virtual environment; one that does not work (interrupted, moved, another Python) is made again."""
     python = python_of(folder)
-    if python.exists() and _run(python, "-c", "import pip", quiet=True) == 0:
+    probe = f"import pip, sys; sys.exit(not {PYTHONS[0]} <= sys.version_info[:2] <= {PYTHONS[1]})"
+    if python.exists() and _run(python, "-c", probe, quiet=True) == 0:
         return
     if folder.exists():
         _say(f"{folder} does not work; it is made again.")
@@ -162,13 +169,23 @@ def _install_torch(python: Path, folder: Path, torch: str) -> str:
     if _installed_torch(python) == wanted.partition("==")[2]:
         return build_of(wanted)
     _refuse_full_disk(folder, "cuda" if "+cu" in wanted else "cpu")
+    tag = _download_torch(python, wanted, index, is_advised=torch == "auto")
+    _remove_companions(python)
+    return tag
+
+
+def _download_torch(python: Path, wanted: str, index: str, *, is_advised: bool) -> str:
+    """Install a torch and return its tag; where one for the CPU was only advised, any index's build will do."""
     plain = wanted.partition("+")[0]  # the part after + is known to PyTorch's own index alone
-    if torch == "auto" and index and not _answers(index):
+    # the usual index has no CUDA for Windows, and for Linux one that not every driver runs
+    may_differ = is_advised and index and "+cu" not in wanted
+    if may_differ and not _answers(index):
         _say(f"{INDEX} does not answer, so {plain} comes from pip's usual index, which may be another build.")
     elif _pip(python, wanted, *(["--index-url", index] if index else [])) == 0:
         return build_of(wanted)
-    elif torch != "auto" or not index:
-        raise InstallError(_stopped(f"{wanted} could not be installed"))
+    elif not may_differ:
+        blocked = f" Where {INDEX} is blocked: `{python} -m pip install {plain}`, which is kept if it uses your card."
+        raise InstallError(_stopped(f"{wanted} could not be installed") + (blocked if "+cu" in wanted else ""))
     else:
         _say(f"{wanted} could not be installed from {INDEX}, so {plain} comes from pip's usual index.")
     if _pip(python, plain) != 0:
@@ -176,9 +193,24 @@ def _install_torch(python: Path, folder: Path, torch: str) -> str:
     return build_of(_installed_torch(python))
 
 
+def _remove_companions(python: Path) -> None:
+    """Remove what was built for the torch that was replaced: transformers would import it, and fail."""
+    names = "*{each.name for each in distributions()} & {'torchvision', 'torchaudio'}"
+    found = _ask(python, "-c", f"from importlib.metadata import distributions; print({names})").split()
+    if found and _run(python, "-m", "pip", "uninstall", "-y", *found) == 0:
+        _say(f"Removed, because they were built for another torch and the course needs neither: {', '.join(found)}.")
+
+
 def _installed_torch(python: Path) -> str:
-    """Return the version of the installed torch with its build, which its files tell; '' without one."""
-    read = "from helpers.environment.torch_probe import read_torch_files as read; print(read().version)"
+    """Return the version of the installed torch with its build, which its files tell; '' for none or an incomplete one.
+
+    pip writes a package's metadata after its files, so an interrupted installation has files alone.
+    """
+    read = (
+        "from contextlib import suppress\nfrom importlib.metadata import version\n"
+        "from helpers.environment.torch_probe import read_torch_files as read\n"
+        "with suppress(ImportError): version('torch') and print(read().version)"
+    )
     return _ask(python, "-c", read).strip()
 
 

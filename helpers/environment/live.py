@@ -15,7 +15,7 @@ from html import escape
 from typing import Any, NamedTuple
 
 from helpers.display import BLUE, GIB, printable, size_text
-from helpers.environment.facts import GpuReading, Holder
+from helpers.environment.facts import GpuReading, Holder, in_cuda_order, visible
 from helpers.environment.machine import read_memory
 from helpers.environment.nvml import read_nvml
 
@@ -49,13 +49,13 @@ class Sample(NamedTuple):
 
 
 def sample(*, seconds: float = 0.0, use_gpu: bool = True) -> Sample:
-    """Read the largest card now, or the computer itself if no card answers; `seconds` is the time to note.
+    """Read the card that training would use, or the computer itself if no card answers; `seconds` is the time to note.
 
     Without `use_gpu` no card is asked, as after a reading to which it did not answer.
     """
     cards = read_nvml(_LIMIT_SECONDS).usable if use_gpu else ()
     if cards:
-        return Sample(seconds, "gpu", max(cards, key=lambda card: card.total_bytes or 0))
+        return Sample(seconds, "gpu", (visible(cards, os.environ) or in_cuda_order(cards, os.environ))[0])
     import psutil
 
     memory, name = read_memory(), f"CPU, {os.cpu_count() or 1} threads"
@@ -72,7 +72,7 @@ class History:
 
     def rows(self) -> list[dict[str, float | None]]:
         """Return one row per sample: `seconds`, `memory_gib`, `utilisation_percent` and more; see `Sample.row`."""
-        return [each.row() for each in self.samples]
+        return [each.row() for each in list(self.samples)]  # a copy: the monitor's thread goes on appending
 
     def values(self, name: str) -> list[float]:
         """Return one column of the rows without what is not known."""

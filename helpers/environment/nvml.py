@@ -4,6 +4,8 @@ The child asks NVML through nvidia-ml-py, or `nvidia-smi` where that package is 
 answer into facts and drops every value that is not plausible.
 """
 
+from __future__ import annotations
+
 import contextlib
 import re
 import shutil
@@ -199,14 +201,15 @@ def _probe_smi(tell: Callable[..., None]) -> None:
     if program is None:
         tell(absent="no nvidia-smi")
         return
-    command = [program, f"--query-gpu={_SMI_FIELDS}", "--format=csv,noheader,nounits"]
     try:
-        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)  # noqa: S603
+        done = _ask_smi(program, _SMI_FIELDS)
+        if "not a valid field" in done.stdout + done.stderr:  # drivers before 510 do not know the last one
+            done = _ask_smi(program, _SMI_FIELDS.rpartition(",")[0])
     except OSError as error:
         tell(absent=f"nvidia-smi cannot be run ({error})")
         return
     rows = [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines()]
-    rows = [row for row in rows if len(row) == len(_SMI_FIELDS.split(",")) and row[0].isdigit()]
+    rows = [row for row in rows if len(row) >= _SMI_FIELDS.count(",") and row[0].isdigit()]
     if done.returncode != 0 and not rows:
         message = (done.stdout + done.stderr).strip()
         cause = "LibRmVersionMismatch" if "version mismatch" in message else "DriverNotLoaded"
@@ -215,15 +218,20 @@ def _probe_smi(tell: Callable[..., None]) -> None:
     tell(driver=rows[0][3] if rows else "", cards=[_smi_card(row) for row in rows])
 
 
+def _ask_smi(program: str, fields: str) -> subprocess.CompletedProcess[str]:
+    command = [program, f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
+    return subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)  # noqa: S603
+
+
 def _smi_card(row: list[str]) -> dict[str, Any]:
-    index, uuid, name, _, total, free, capability = row
+    index, uuid, name, _, total, free, *capability = row
     if not total.isdigit():
-        return {"index": int(index), "name": name, "error": f"nvidia-smi says {total!r}"}
+        return {"index": int(index), "name": name, "error": f"NotSupported: nvidia-smi says {total!r}"}
     return {
         "index": int(index),
         "uuid": uuid,
         "name": name,
         "total_bytes": int(total) * MIB,
         "free_bytes": int(free) * MIB if free.isdigit() else None,
-        "capability": [int(part) for part in capability.split(".") if part.isdigit()],
+        "capability": [int(part) for part in "".join(capability).split(".") if part.isdigit()],
     }

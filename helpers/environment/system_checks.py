@@ -72,12 +72,12 @@ def _named(places: list[Place]) -> str:
 def _move(machine: Machine, place: Place) -> str:
     temp = "TEMP" if machine.platform.kind == "Windows" else "TMPDIR"
     name = {"runs": "COURSE_RUNS", "cache": "HF_HOME", "temp": temp}[place.role]
-    return f"{fixes.set_variable(machine, name, '<a folder you may write to>')} ; then {fixes.RESTART}."
+    return f"{fixes.set_variable(machine, name, '<a folder you may write to>')} ; then {fixes.RESTART_SHELL}."
 
 
 def _free_space(machine: Machine) -> str:
     elsewhere = fixes.set_variable(machine, "COURSE_RUNS", "<a folder on a larger disk>")
-    return f"Free some space, or write elsewhere: {elsewhere}"
+    return f"Free some space, or write elsewhere: {elsewhere} ; then {fixes.RESTART_SHELL}."
 
 
 @rule("Long paths, synchronised folders and Windows disks under WSL2 make files fail or slow them down.")
@@ -85,6 +85,7 @@ def paths(machine: Machine) -> Finding:
     """Warn about a missing home, paths too long for Windows, OneDrive, and /mnt/c under WSL2."""
     storage, kind = machine.storage, machine.platform.kind
     short = fixes.set_variable(machine, "HF_HOME", "C:\\hf" if kind == "Windows" else "<a folder of yours>")
+    short += f" ; then {fixes.RESTART_SHELL}."
     if not storage.has_home and not any(place.role == "cache" for place in storage.places):
         return warn("there is no home folder for the Hub's cache", short)
     # Linux reaches the disks of Windows through a network file system, at a small part of their speed
@@ -101,7 +102,7 @@ def paths(machine: Machine) -> Finding:
     longest = max((len(place.path) + _LONGEST_ENDING[place.role] for place in storage.places), default=0)
     if kind == "Windows" and longest > _LONGEST_PATH and not storage.long_paths:
         reading = f"paths of {longest} characters, and Windows' long paths are off"
-        return warn(reading, f"{short} ; or switch long paths on.")
+        return warn(reading, f"{short} Or switch long paths on.")
     return ok(f"longest planned path: {longest} characters")
 
 

@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from helpers.display import print_any_character
-from helpers.environment.install import InstallError, environment_folder, install, python_of, tag_named
+from helpers.environment.install import RECORD, InstallError, environment_folder, install, python_of, tag_named
 from helpers.paths import ROOT
 
 _TELLING = ("click", "pydantic", "transformers")  # a Python that has these has the course's packages
@@ -132,15 +132,18 @@ TASKS: dict[str, tuple[str, Callable[..., None]]] = {
 def start(arguments: list[str]) -> None:
     """Do what must be done before the command line of the installed course can be used; return if that is nothing.
 
-    A task is carried out. Any other command is handed over to the environment, if this Python is not the one that
-    the course is installed in. Both end the program.
+    A task is carried out. Any other command is handed over to the environment that the course is installed in, unless
+    this Python is there, or has the packages too and is of an environment that a person has activated. Both end the
+    program.
     """
     name = arguments[0] if arguments else ""
     if name in TASKS:
         sys.exit(_carry_out(name, arguments[1:]))
-    if all(find_spec(package) for package in _TELLING):
+    folder = environment_folder()
+    python, is_here = python_of(folder), Path(sys.prefix).resolve() == folder.resolve()
+    is_active = sys.prefix in (os.environ.get("VIRTUAL_ENV"), os.environ.get("CONDA_PREFIX"))
+    if all(map(find_spec, _TELLING)) and (is_here or is_active or not (folder / RECORD).is_file()):
         return
-    python = python_of(environment_folder())
     if python.exists() and python != Path(sys.executable):
         sys.exit(subprocess.run([str(python), "-m", "helpers", *arguments], cwd=os.getcwd(), check=False).returncode)  # noqa: S603, PTH109
     if name == "doctor":

@@ -9,6 +9,7 @@ Minimum drivers: tables 2 and 3 of NVIDIA's CUDA toolkit release notes. Wheels: 
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import dataclass
 
 from helpers.environment.facts import OLDEST_CAPABILITY, GpuReading, Machine, Unread
@@ -36,7 +37,7 @@ LAST_TORCH = {"cu126": "2.14.1", "cu128": "2.11.0"}
 # CUDA release of a wheel -> the oldest and the newest compute capability (major, minor) that it has code for
 _CAPABILITIES = {
     (12, 6): ((5, 0), (9, 9)),
-    (12, 8): ((7, 0), (12, 9)),
+    (12, 8): ((7, 5), (12, 9)),  # of torch 2.11, the oldest that the course uses; until 2.10 also Volta's 7.0
     (13, 0): ((7, 5), (12, 9)),
     (13, 2): ((7, 5), (12, 9)),
 }
@@ -123,9 +124,11 @@ def python_command(machine: Machine) -> str:
 
 def typed(machine: Machine, program: str) -> str:
     """Return a program's path, quoted as this platform's shell needs it."""
-    if " " not in program:
+    if re.fullmatch(r"[\w.:\\/~-]+", program):
         return program
-    return f'& "{program}"' if machine.platform.kind == "Windows" else f'"{program}"'
+    if machine.platform.kind != "Windows":
+        return shlex.quote(program)
+    return "& '" + program.replace("'", "''") + "'"
 
 
 def _kept(machine: Machine) -> tuple[str, str, str] | None:

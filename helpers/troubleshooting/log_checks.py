@@ -126,7 +126,8 @@ def waits_for_data(reading: Reading) -> str | None:
         shares = series(reading, name)
         if shares and median(shares) > 0.4:
             return f"{100 * median(shares):.0f}% of a step waits for data"
-    load = re.search(r"MiB / +\d+MiB \| +(\d+)% ", reading.text)
+    # an idle desktop's card is in a lower state, and its few per cent are the load of a clock that is far down
+    load = re.search(r"\bP[0-4]\b.*MiB / +\d+MiB \| +(\d+)% ", reading.text)
     if load and 0 < int(load[1]) < 50 and re.search(r"\bC\b.*python", reading.text):
         return f"nvidia-smi: a Python process holds the card, which is busy {load[1]}% of the time"
     return None

@@ -80,6 +80,7 @@ def ticket(
 # ---- the words of fixes, as patterns
 
 RESTART = r"then restart the kernel \(or Python\)\."
+RESTART_SHELL = r"then start JupyterLab \(or Python\) again from the same shell\."
 PIP = r"/course/\.venv/bin/python -m pip install"
 WINDOWS_PIP = r"C:\\course\\\.venv\\Scripts\\python\.exe -m pip install"
 
@@ -89,7 +90,7 @@ WINDOWS_PROJECT = rf"C:\\course\\\.venv\\Scripts\\python\.exe -m helpers install
 
 def wheel_line(tag: str, pip: str = PIP, *, new: bool = False, version: str = r"2\.13\.0") -> str:
     """Return the pattern of a wheel's line; an installed torch is removed first, or pip would keep it."""
-    remove = "" if new else pip.removesuffix(" install") + r" uninstall -y torch ; "
+    remove = "" if new else pip.removesuffix(" install") + r" uninstall -y torch torchvision torchaudio ; "
     return remove + pip + rf" torch=={version}\+{tag} --index-url https://download\.pytorch\.org/whl/{tag} ; {RESTART}"
 
 
@@ -305,6 +306,10 @@ ticket("Windows' usual wheel is a CPU wheel (E1), driver 572", with_driver(WINDO
 MISSING = {"torch_build": FAIL, "smoke_matmul": UNKNOWN}
 TORCHLESS = MISSING | {"cuda_available": UNKNOWN, "arch_covered": UNKNOWN}
 ticket("no torch yet", on(LINUX, torch=NO_TORCH), 1, "gpu", "cu130", TORCHLESS, wheel_line("cu130", new=True))
+ticket("no torch yet, a card that shares the computer's memory and reports no size of its own",
+       on(LINUX, torch=NO_TORCH, nvml=silent("error", "NotSupported: nvidia-smi says '[N/A]'", driver="580.95.05")),
+       1, "cpu", "cu130", MISSING | {"nvml_alive": UNKNOWN, "cuda_available": UNKNOWN},
+       wheel_line("cu130", new=True))
 ticket("no torch yet, no card", on(LAPTOP, torch=NO_TORCH), 1, "cpu", "cpu", MISSING, wheel_line("cpu", new=True))
 ticket("no torch yet, conda: the same wheel by its own pip", on(CONDA, torch=NO_TORCH),
        1, "gpu", "cu130", TORCHLESS,
@@ -314,10 +319,10 @@ ticket("no torch yet, Windows, a folder with a space",
           python={"executable": "C:\\my course\\.venv\\Scripts\\python.exe", "prefix": "C:\\my course\\.venv",
                   "expected": ("c:/my course/.venv/",)}),
        1, "gpu", "cu130", TORCHLESS | SPILLS,
-       wheel_line("cu130", r'& "C:\\my course\\\.venv\\Scripts\\python\.exe" -m pip install', new=True))
+       wheel_line("cu130", r"& 'C:\\my course\\\.venv\\Scripts\\python\.exe' -m pip install", new=True))
 ticket("no torch yet, Linux, a folder with a space",
        on(LINUX, torch=NO_TORCH, python={"executable": "/my course/.venv/bin/python"}),
-       1, "gpu", "cu130", TORCHLESS, wheel_line("cu130", r'"/my course/\.venv/bin/python" -m pip install', new=True))
+       1, "gpu", "cu130", TORCHLESS, wheel_line("cu130", r"'/my course/\.venv/bin/python' -m pip install", new=True))
 ticket("torch cannot be imported: a library is gone",
        on(LINUX, torch=Torch("broken", "ImportError: libcudnn.so.9: cannot open shared object file")),
        1, "gpu", "cu130", TORCHLESS, wheel_line("cu130"))
@@ -382,6 +387,7 @@ def with_card(
 
 
 SMALL = r"Use the default preset: --preset pocket \(the tiny model\)\."
+UNNAMED = {"other_processes": UNKNOWN}  # much memory is taken, and the driver does not say by which processes
 ticket("a 3050 with 4 GB: the pocket model", with_card(LINUX, "RTX 3050", 3.8, (8, 6), free_gib=3.4, torch=seeing()),
        0, "gpu", "cu130", {"gpu_identity": WARN}, SMALL, preset="pocket")
 ticket("a 3050 with 4 GB, 2 GiB of it free", with_card(LINUX, "RTX 3050", 3.8, (8, 6), free_gib=2, torch=seeing()),
@@ -389,7 +395,8 @@ ticket("a 3050 with 4 GB, 2 GiB of it free", with_card(LINUX, "RTX 3050", 3.8, (
 ticket("a 3050 with 4 GB, half of it taken", with_card(LINUX, "RTX 3050", 3.8, (8, 6), free_gib=1.9, torch=seeing()),
        0, "gpu", "cu130", {"gpu_identity": WARN, "vram_free": WARN}, SMALL, preset="pocket")
 ticket("a 3050 with 4 GB, all of it taken", with_card(LINUX, "RTX 3050", 3.8, (8, 6), free_gib=0.4, torch=seeing()),
-       1, "gpu", "cu130", {"gpu_identity": WARN, "vram_free": FAIL}, r"Close browsers and games, .*", preset="pocket")
+       1, "gpu", "cu130", UNNAMED | {"gpu_identity": WARN, "vram_free": FAIL}, r"Close browsers and games, .*",
+       preset="pocket")
 ticket("a 4070 Laptop has 8 GB (E15)",
        with_card(LINUX, "RTX 4070 Laptop GPU", 7.99, (8, 9), free_gib=7.4, torch=seeing()),
        0, "gpu", "cu130", {}, preset="8gb")
@@ -413,7 +420,8 @@ ticket("an RTX 2080 Ti (7.5): CUDA 13, and fp16 asked for is right",
        0, "gpu", "cu130", {}, precision="fp16")
 ticket("an RTX 2080 Ti (7.5): bf16 asked for is imitated",
        on(TURING, env={"ACCELERATE_MIXED_PRECISION": "bf16"}),
-       0, "gpu", "cu130", {"precision_choice": WARN}, rf"unset ACCELERATE_MIXED_PRECISION; {RESTART}", precision="fp16")
+       0, "gpu", "cu130", {"precision_choice": WARN}, rf"unset ACCELERATE_MIXED_PRECISION; {RESTART_SHELL}",
+       precision="fp16")
 BLACKWELL = with_card(LINUX, "RTX 5070 Ti", 15.9, (12, 0), free_gib=15, torch=seeing())
 CU128 = wheel_line("cu128", version=r"2\.11\.0")
 ticket("a 5070 Ti (12.0), driver 570 and the CUDA 12.6 wheel: the last one with CUDA 12.8 serves both",
@@ -450,24 +458,26 @@ ticket("a forgotten kernel on Linux holds most of the card",
        also={"other_processes": r"Shut that kernel in JupyterLab's Running tab, or: kill 4242"})
 ticket("this very kernel, and the desktop, hold a little",
        on(LINUX, card={"holders": (Holder(100, "python", GIB), Holder(7, "Xorg", mib(300)))}), 0, "gpu", "cu130", {})
-ticket("6 GiB free are enough", on(LINUX, card={"free_bytes": 6 * GIB}), 0, "gpu", "cu130", {})
+ticket("6 GiB free are enough", on(LINUX, card={"free_bytes": 6 * GIB}), 0, "gpu", "cu130", UNNAMED,
+       r"Close browsers and games, .*")
 ticket("3 GiB free are just not too little", on(LINUX, card={"free_bytes": 3 * GIB}),
-       0, "gpu", "cu130", {"vram_free": WARN}, r"Close browsers and games, .*")
+       0, "gpu", "cu130", UNNAMED | {"vram_free": WARN}, r"Close browsers and games, .*")
 
 FOUR = tuple(replace(CARD, index=index, uuid=f"GPU-{index}000") for index in range(4))
 LOST = replace(FOUR[2], total_bytes=None, free_bytes=None, error="NVMLError_GpuIsLost: GPU is lost")
 FOUR_CARDS = on(LINUX, nvml={"cards": FOUR}, torch=seeing(uuid="0000"))
 ticket("four cards", FOUR_CARDS, 0, "gpu", "cu130", {})
+LEFT_OUT = rf"{RESTART_SHELL} The card is left out until:"
 ticket("four cards, one of them lost", on(FOUR_CARDS, nvml={"cards": (*FOUR[:2], LOST, FOUR[3])}),
        0, "gpu", "cu130", {"nvml_alive": WARN},
-       r"export CUDA_VISIBLE_DEVICES=GPU-0000,GPU-1000,GPU-3000 ; works without it until: sudo reboot")
+       rf"export CUDA_VISIBLE_DEVICES=GPU-0000,GPU-1000,GPU-3000 ; {LEFT_OUT} sudo reboot")
 ticket("four cards on Windows, one of them lost", on(WINDOWS, nvml={"cards": (*FOUR[:2], LOST, FOUR[3])}),
        0, "gpu", "cu130", SPILLS | {"nvml_alive": WARN},
-       r"\$env:CUDA_VISIBLE_DEVICES = 'GPU-0000,GPU-1000,GPU-3000' ; works without it until: Restart Windows\.")
+       rf"\$env:CUDA_VISIBLE_DEVICES = 'GPU-0000,GPU-1000,GPU-3000' ; {LEFT_OUT} Restart Windows\.")
 MUTE = replace(FOUR[1], total_bytes=None, free_bytes=None)
 ticket("two cards, one of them reports no memory", on(FOUR_CARDS, nvml={"cards": (FOUR[0], MUTE)}),
        0, "gpu", "cu130", {"nvml_alive": WARN},
-       r"export CUDA_VISIBLE_DEVICES=GPU-0000 ; works without it until: sudo reboot")
+       rf"export CUDA_VISIBLE_DEVICES=GPU-0000 ; {LEFT_OUT} sudo reboot")
 ticket("the only card is lost",
        on(LINUX, torch=blind(), nvml={"state": "error", "cause": LOST.error, "cards": (LOST,)}),
        1, "cpu", "cu130", {"nvml_alive": FAIL, "cuda_available": FAIL}, r"sudo reboot")
@@ -544,7 +554,7 @@ ticket("by the order of slots 0 is the GT 1030",
 SECOND = replace(CARD, index=1, name="GTX 1080 Ti", uuid="GPU-1080", capability=(6, 1), cuda_cores=3584)
 TWO_KINDS = on(BLACKWELL, nvml={"cards": (*BLACKWELL.nvml.cards, SECOND)})
 ticket("a 5070 Ti, and a second card that the wheel has no code for", TWO_KINDS,
-       0, "gpu", "cu130", {"arch_covered": WARN}, rf"export CUDA_VISIBLE_DEVICES={CARD.uuid} ; {RESTART}",
+       0, "gpu", "cu130", {"arch_covered": WARN}, rf"export CUDA_VISIBLE_DEVICES={CARD.uuid} ; {RESTART_SHELL}",
        preset="16gb")
 ticket("the same, and the second card is hidden", on(TWO_KINDS, env={"CUDA_VISIBLE_DEVICES": "0"}),
        0, "gpu", "cu130", {}, preset="16gb")
@@ -578,7 +588,7 @@ ticket("a Mac with an Intel chip: there is no wheel",
 # ---- CUDA_VISIBLE_DEVICES
 
 HIDDEN = UNSEEN | {"visible_devices": FAIL}
-UNSET = rf"unset CUDA_VISIBLE_DEVICES; {RESTART}"
+UNSET = rf"unset CUDA_VISIBLE_DEVICES; {RESTART_SHELL}"
 for _value in ("", "-1", "99", "0,0", "GPU-9999", "none"):
     ticket(f"CUDA_VISIBLE_DEVICES={_value!r} hides the card (E6)",
            on(LINUX, env={"CUDA_VISIBLE_DEVICES": _value}, torch=blind()),
@@ -591,10 +601,10 @@ ticket("CUDA_VISIBLE_DEVICES='0,99' is read up to what it does not know",
 ticket("CUDA_VISIBLE_DEVICES='3,1' of four cards", on(FOUR_CARDS, env={"CUDA_VISIBLE_DEVICES": "3,1"}),
        0, "gpu", "cu130", {})
 ticket("CUDA_VISIBLE_DEVICES='-1' on Windows", on(WINDOWS, env={"CUDA_VISIBLE_DEVICES": "-1"}, torch=blind()),
-       1, "gpu", "cu130", HIDDEN | SPILLS, rf"Remove-Item Env:CUDA_VISIBLE_DEVICES; {RESTART}")
+       1, "gpu", "cu130", HIDDEN | SPILLS, rf"Remove-Item Env:CUDA_VISIBLE_DEVICES; {RESTART_SHELL}")
 ticket("CUDA_VISIBLE_DEVICES='-1' in a container", on(CONTAINER, env={"CUDA_VISIBLE_DEVICES": "-1"}, torch=blind()),
        1, "gpu", "cu130", HIDDEN,
-       rf"unset CUDA_VISIBLE_DEVICES, and drop it from the container's -e options; {RESTART}")
+       rf"unset CUDA_VISIBLE_DEVICES, and drop it from the container's -e options; {RESTART_SHELL}")
 ticket("CUDA_VISIBLE_DEVICES='-1' under a WSL2 whose NVML crashed",
        on(WSL2, env={"CUDA_VISIBLE_DEVICES": "-1"}, torch=blind(), nvml=CRASHED),
        1, "cpu", "cu126",
@@ -623,17 +633,17 @@ ticket("/dev/dxg is gone: an old WSL", on(WSL2, torch=blind(), nvml=STRANGE, wsl
 ticket("the loader does not look into /usr/lib/wsl/lib",
        on(WSL2, torch=blind(), nvml=silent("absent", "no NVML library")),
        1, "cpu", "cu126", {"driver_floor": UNKNOWN, "nvml_alive": UNKNOWN, "cuda_available": FAIL},
-       rf"export LD_LIBRARY_PATH=/usr/lib/wsl/lib:\$LD_LIBRARY_PATH ; {RESTART}")
+       rf"export LD_LIBRARY_PATH=/usr/lib/wsl/lib:\$LD_LIBRARY_PATH ; {RESTART_SHELL}")
 
 # ---- disk and paths
 
-ELSEWHERE = r"Free some space, or write elsewhere: export COURSE_RUNS=<a folder on a larger disk>"
+ELSEWHERE = rf"Free some space, or write elsewhere: export COURSE_RUNS=<a folder on a larger disk> ; {RESTART_SHELL}"
 ticket("a full disk", on(LINUX, storage=disk(0, LINUX)), 1, "gpu", "cu130", {"disk_free": FAIL}, ELSEWHERE)
 ticket("4.9 GB free are what three checkpoints and passing files take", on(LINUX, storage=disk(4.9, LINUX)),
        0, "gpu", "cu130", {})
 ticket("a full disk on Windows", on(WINDOWS, storage=disk(0, WINDOWS)),
        1, "gpu", "cu130", SPILLS | {"disk_free": FAIL},
-       r"Free some space, or write elsewhere: \$env:COURSE_RUNS = '<a folder on a larger disk>'")
+       rf"Free some space, or write elsewhere: \$env:COURSE_RUNS = '<a folder on a larger disk>' ; {RESTART_SHELL}")
 ticket("5 GB free take three checkpoints of a GPT-2 that is downloaded", on(LINUX, storage=disk(5, LINUX)),
        0, "gpu", "cu130", {})
 ticket("5 GB free do not take its download as well", on(LINUX, storage=disk(5, LINUX), files=ModelFiles(POCKET, None)),
@@ -649,26 +659,28 @@ ticket("0.1 GB free on a laptop", on(LAPTOP, storage=disk(0.1, LAPTOP)),
 READ_ONLY = (place("runs", "/course/runs", writable=False), *LINUX.storage.places[1:])
 ticket("a read-only disk", on(LAPTOP, storage={"places": READ_ONLY}),
        1, "cpu", "cpu", {"torch_build": WARN, "disk_free": FAIL},
-       rf"export COURSE_RUNS=<a folder you may write to> ; {RESTART}")
+       rf"export COURSE_RUNS=<a folder you may write to> ; {RESTART_SHELL}")
 LOCKED_CACHE = (LINUX.storage.places[0], place("cache", "/cache", writable=False), LINUX.storage.places[2])
 ticket("a read-only cache: GPT-2 cannot come", on(LINUX, storage={"places": LOCKED_CACHE}),
-       1, "gpu", "cu130", {"disk_free": FAIL}, rf"export HF_HOME=<a folder you may write to> ; {RESTART}")
+       1, "gpu", "cu130", {"disk_free": FAIL}, rf"export HF_HOME=<a folder you may write to> ; {RESTART_SHELL}")
 ticket("a read-only cache: the pocket model needs none", on(LAPTOP, storage={"places": LOCKED_CACHE}),
        0, "cpu", "cpu", {"torch_build": WARN, "disk_free": WARN}, NOTHING)
 LOCKED_TEMP = (*WINDOWS.storage.places[:2], place("temp", "C:\\Temp", writable=False))
 ticket("a temporary folder that may not be written, Windows", on(WINDOWS, storage={"places": LOCKED_TEMP}),
-       1, "gpu", "cu130", SPILLS | {"disk_free": FAIL}, rf"\$env:TEMP = '<a folder you may write to>' ; {RESTART}")
+       1, "gpu", "cu130", SPILLS | {"disk_free": FAIL},
+       rf"\$env:TEMP = '<a folder you may write to>' ; {RESTART_SHELL}")
+OWN_CACHE = rf"export HF_HOME=<a folder of yours> ; {RESTART_SHELL}"
 NO_CACHE = (LINUX.storage.places[0], LINUX.storage.places[2])
 ticket("no home folder", on(CONTAINER, storage={"places": NO_CACHE, "has_home": False}),
-       0, "gpu", "cu130", {"paths": WARN}, r"export HF_HOME=<a folder of yours>")
+       0, "gpu", "cu130", {"paths": WARN}, OWN_CACHE)
 ticket("no home folder, but HF_HOME is set", on(CONTAINER, storage={"has_home": False}), 0, "gpu", "cu130", {})
 ticket("the project is in OneDrive", on(WINDOWS, storage={"project": "C:\\Ada\\OneDrive\\course"}),
        0, "gpu", "cu130", SPILLS | {"paths": WARN}, CONTROL_PANEL,
-       also={"paths": r"\$env:COURSE_RUNS = 'C:\\runs' ; \$env:HF_HOME = 'C:\\hf'"})
+       also={"paths": rf"\$env:COURSE_RUNS = 'C:\\runs' ; \$env:HF_HOME = 'C:\\hf' ; {RESTART_SHELL}"})
 ticket("runs are in a folder that Linux synchronises with OneDrive",
        on(LINUX, storage={"places": (place("runs", "/ada/OneDrive/runs"), *LINUX.storage.places[1:])}),
        0, "gpu", "cu130", {"paths": WARN},
-       r"export COURSE_RUNS=<a folder that is not synchronised> ; export HF_HOME=<a folder of yours>")
+       rf"export COURSE_RUNS=<a folder that is not synchronised> ; {OWN_CACHE}")
 MOVE = r"Move the project below your Linux home: cp -r \. ~/course"
 ticket("WSL2 works on a disk of Windows", on(WSL2, storage={"project": "/mnt/c/course"}),
        0, "gpu", "cu130", {"paths": WARN}, MOVE)
@@ -679,7 +691,7 @@ ticket("/mnt/c on plain Linux is a disk like others", on(LINUX, storage={"projec
 LONG = (place("runs", "C:\\" + "long-folder\\" * 14), *WINDOWS.storage.places[1:])
 ticket("long paths on Windows (E24)", on(WINDOWS, storage={"places": LONG}),
        0, "gpu", "cu130", SPILLS | {"paths": WARN}, CONTROL_PANEL,
-       also={"paths": r"\$env:HF_HOME = 'C:\\hf' ; or switch long paths on\."})
+       also={"paths": rf"\$env:HF_HOME = 'C:\\hf' ; {RESTART_SHELL} Or switch long paths on\."})
 ticket("long paths on Windows, switched on", on(WINDOWS, storage={"places": LONG, "long_paths": True}),
        0, "gpu", "cu130", SPILLS, CONTROL_PANEL)
 
@@ -732,7 +744,7 @@ ticket("the kernel runs another Python than the project's (E20)",
 ticket("the kernel runs another Python than the project's, Windows, a folder with a space",
        on(WINDOWS, python={"expected": ("C:\\my course\\.venv",)}),
        1, "gpu", "cu130", SPILLS | {"env_kernel_match": FAIL},
-       r'& "C:\\my course\\\.venv\\Scripts\\python\.exe" -m ipykernel install --sys-prefix ; .*')
+       r"& 'C:\\my course\\\.venv\\Scripts\\python\.exe' -m ipykernel install --sys-prefix ; .*")
 ticket("a conda environment is active on Windows, and another Python runs",
        on(WINDOWS, python={"expected": ("C:\\miniforge3\\envs\\gpt2-course",)}),
        1, "gpu", "cu130", SPILLS | {"env_kernel_match": FAIL},
@@ -790,23 +802,23 @@ EXPANDABLE = "expandable_segments:True"
 ticket("expandable segments on Linux", on(LINUX, env={NEW: EXPANDABLE}), 0, "gpu", "cu130", {})
 ticket("expandable segments on Windows (E23)", on(WINDOWS, env={OLD: EXPANDABLE}),
        0, "gpu", "cu130", SPILLS | {"alloc_conf": WARN}, CONTROL_PANEL,
-       also={"alloc_conf": rf"Remove-Item Env:{OLD}; {RESTART}"})
+       also={"alloc_conf": rf"Remove-Item Env:{OLD}; {RESTART_SHELL}"})
 ticket("expandable segments under WSL2 by both names (E23)", on(WSL2, env={NEW: EXPANDABLE, OLD: EXPANDABLE}),
-       0, "gpu", "cu130", {"alloc_conf": WARN}, rf"unset {NEW} {OLD}; {RESTART}")
+       0, "gpu", "cu130", {"alloc_conf": WARN}, rf"unset {NEW} {OLD}; {RESTART_SHELL}")
 ticket("expandable segments switched off under WSL2", on(WSL2, env={NEW: "expandable_segments:False"}),
        0, "gpu", "cu130", {})
 ticket("both names", on(LINUX, env={NEW: EXPANDABLE, OLD: EXPANDABLE}),
-       0, "gpu", "cu130", {"alloc_conf": WARN}, rf"unset {OLD}; {RESTART}")
+       0, "gpu", "cu130", {"alloc_conf": WARN}, rf"unset {OLD}; {RESTART_SHELL}")
 OLD_TORCH = on(LINUX, torch=seeing(version="2.9.1+cu130"), packages=packages({"torch": "2.9.1"}))
 ticket("torch 2.9 does not know the new name", on(OLD_TORCH, env={NEW: EXPANDABLE}),
        1, "gpu", "cu130", {"package_floor": FAIL, "alloc_conf": WARN}, PROJECT,
-       also={"alloc_conf": rf"unset {NEW}; {RESTART} Set {OLD} instead\."})
+       also={"alloc_conf": rf"unset {NEW}; {RESTART_SHELL} Set {OLD} instead\."})
 ticket("torch 2.11 is the first that knows the new name, and the oldest of the course",
        on(LINUX, torch=seeing(version="2.11.0+cu130"), packages=packages({"torch": "2.11.0"}), env={NEW: EXPANDABLE}),
        0, "gpu", "cu130", {})
 ticket("torch 2.9 keeps the old of both names", on(OLD_TORCH, env={NEW: EXPANDABLE, OLD: EXPANDABLE}),
        1, "gpu", "cu130", {"package_floor": FAIL, "alloc_conf": WARN}, PROJECT,
-       also={"alloc_conf": rf"unset {NEW}; {RESTART}"})
+       also={"alloc_conf": rf"unset {NEW}; {RESTART_SHELL}"})
 ticket("the allocator's option was set in a cell, after CUDA had begun",
        on(LINUX, process=Process({NEW: EXPANDABLE}, frozenset({NEW}), True)),
        0, "gpu", "cu130", {"alloc_conf": WARN}, r"Restart the kernel \(or Python\)\.")
@@ -815,12 +827,12 @@ ticket("accelerate's file says fp16", on(LINUX, process={"accelerate": FILE}),
        0, "gpu", "cu130", {"precision_choice": WARN}, r"rm '/cache/accelerate/default_config\.yaml'")
 ticket("accelerate's variable says fp16, Windows", on(WINDOWS, env={"ACCELERATE_MIXED_PRECISION": "fp16"}),
        0, "gpu", "cu130", SPILLS | {"precision_choice": WARN}, CONTROL_PANEL,
-       also={"precision_choice": rf"Remove-Item Env:ACCELERATE_MIXED_PRECISION; {RESTART}"})
+       also={"precision_choice": rf"Remove-Item Env:ACCELERATE_MIXED_PRECISION; {RESTART_SHELL}"})
 ticket("accelerate's file says the CPU, its variable bf16: the file must go",
        on(LINUX, process=Process({"ACCELERATE_MIXED_PRECISION": "bf16"}, accelerate=FILE | {"use_cpu": "true"})),
        0, "gpu", "cu130", {"precision_choice": WARN}, r"rm '/cache/accelerate/default_config\.yaml'")
 ticket("accelerate's variable says the CPU", on(LINUX, env={"ACCELERATE_USE_CPU": "true"}),
-       0, "gpu", "cu130", {"precision_choice": WARN}, rf"unset ACCELERATE_USE_CPU; {RESTART}")
+       0, "gpu", "cu130", {"precision_choice": WARN}, rf"unset ACCELERATE_USE_CPU; {RESTART_SHELL}")
 ticket("accelerate's file says fp16, and there is no card", on(LAPTOP, process={"accelerate": FILE}),
        0, "cpu", "cpu", {"torch_build": WARN, "precision_choice": WARN}, NOTHING)
 

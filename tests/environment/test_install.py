@@ -7,6 +7,7 @@ import subprocess
 import sys
 import types
 import urllib.error
+import venv
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,12 @@ ADVICE = {
 }
 
 
+CPU_ADVICE = {
+    "pip_args": "torch==2.13.0+cpu --index-url https://download.pytorch.org/whl/cpu",
+    "reason": "No card.",
+}
+
+
 class Shell:
     """Takes the place of `subprocess.run`: remembers what was run, and answers as pip, uv and Python would."""
 
@@ -30,6 +37,7 @@ class Shell:
         self.torch = ""  # the installed one
         self.failing = ()  # what a failing command has in its line
         self.imported = str(module.ROOT / "helpers" / "__init__.py")
+        self.companions = ""  # the installed packages that were built for another torch
         self.pip_config = ""
         self.uv_env = None
 
@@ -50,6 +58,8 @@ class Shell:
     def answer(self, line):
         if "--wheel --json" in line:
             return json.dumps(self.advice) if self.advice else ""
+        if "torchvision" in line:
+            return f"{self.companions}\n"
         if "read_torch_files" in line:
             return f"{self.torch}\n"
         if "version('torch')" in line:
@@ -107,7 +117,7 @@ def test_a_second_call_runs_nothing_whatever_wheel_is_there(shell):
     shell.ran.clear()
     install()
     install(torch="cpu")
-    assert shell.ran == []
+    assert shell.ran == ["-c import click"] * 2
 
 
 @pytest.mark.parametrize("change", ["pins", "wheel", "clone", "record"])
@@ -126,6 +136,15 @@ def test_what_has_changed_is_installed_again(shell, change):
     assert not shell.commands("-m venv")
 
 
+def test_an_environment_whose_python_was_replaced_is_made_again_although_it_was_finished(shell):
+    install()
+    shell.ran.clear()
+    shell.failing = ("import click", "import pip")  # a newer Python looks into another folder for packages
+    install()
+    assert shell.commands("-m venv --clear")
+    assert shell.commands("-m uv")
+
+
 def test_an_environment_that_does_not_work_is_made_again(shell, capsys):
     python_of(shell.folder).parent.mkdir(parents=True)
     python_of(shell.folder).write_text("interrupted")
@@ -137,6 +156,7 @@ def test_an_environment_that_does_not_work_is_made_again(shell, capsys):
 
 def test_an_index_that_does_not_answer_gives_one_line_and_the_usual_wheel(shell, monkeypatch, capsys):
     monkeypatch.setattr(module, "_answers", lambda url: False)
+    shell.advice = CPU_ADVICE
     install()
     assert not shell.commands("--index-url")
     assert len([line for line in shell.commands("pip install") if line.endswith(" torch==2.13.0")]) == 1
@@ -145,9 +165,55 @@ def test_an_index_that_does_not_answer_gives_one_line_and_the_usual_wheel(shell,
 
 def test_an_index_that_fails_half_way_gives_the_usual_wheel_too(shell, capsys):
     shell.failing = ("--index-url",)
+    shell.advice = CPU_ADVICE
     install()
     assert shell.torch == "2.13.0"
     assert "could not be installed from https://download.pytorch.org/whl" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_wheel_for_the_card_is_never_replaced_by_the_usual_one_and_the_next_call_goes_on(shell, monkeypatch, answers):
+    monkeypatch.setattr(module, "_answers", lambda url: answers)
+    shell.failing = ("--index-url",)
+    with pytest.raises(InstallError, match=r"\+cu126 could not be installed: .* -m pip install torch==2\.13\.0`"):
+        install()
+    assert shell.torch == ""
+    shell.failing = ()
+    install()
+    assert shell.torch == "2.13.0+cu126"
+
+
+def test_what_was_built_for_the_replaced_torch_is_removed(shell, capsys):
+    shell.torch, shell.companions = "2.8.0+cu126", "torchaudio torchvision"
+    install()
+    assert shell.commands("-m pip uninstall -y torchaudio torchvision")
+    assert "needs neither: torchaudio, torchvision." in capsys.readouterr().out
+
+
+def test_what_was_built_for_a_torch_that_is_kept_stays(shell):
+    shell.torch, shell.companions = "2.13.0+cu126", "torchvision"
+    install()
+    assert not shell.commands("uninstall")
+
+
+def test_what_cannot_be_imported_is_not_recorded_as_installed(shell):
+    shell.failing = ("import Trainer",)
+    with pytest.raises(InstallError, match=r"cannot be imported .*`python3 -m helpers doctor`"):
+        install()
+    assert not (shell.folder / RECORD).exists()
+
+
+@pytest.mark.parametrize("has_metadata", [True, False], ids=["complete", "interrupted"])
+def test_a_torch_without_its_metadata_does_not_count_as_installed(tmp_path, has_metadata):
+    venv.create(tmp_path / "env", with_pip=False)
+    (site,) = (tmp_path / "env").rglob("site-packages")
+    (site / "torch").mkdir()
+    (site / "torch" / "__init__.py").touch()
+    (site / "torch" / "version.py").write_text("__version__ = '9.9.9+cpu'\n")
+    if has_metadata:
+        (site / "torch-9.9.9.dist-info").mkdir()
+        (site / "torch-9.9.9.dist-info" / "METADATA").write_text("Name: torch\nVersion: 9.9.9\n")
+    assert module._installed_torch(python_of(tmp_path / "env")) == ("9.9.9+cpu" if has_metadata else "")
 
 
 def test_a_wheel_that_a_person_named_is_taken_or_refused_and_never_replaced(shell):

@@ -85,14 +85,19 @@ class TestSample:
             "  process 18                  <script>alert(1)</script> ]0;owned  [2J ",
         ]
 
-    def test_of_many_cards_the_largest_that_works_is_shown(self, nvml):
+    @pytest.mark.parametrize(("visible", "name"), [(None, "fast"), ("1", "large"), ("GPU-aa", "large"), ("", "fast")])
+    def test_of_many_cards_the_one_that_training_would_use_is_shown(self, nvml, monkeypatch, visible, name):
         cards = (
-            GpuReading(0, "small", total_bytes=8 * GIB, free_bytes=GIB),
+            GpuReading(0, "large", "GPU-aa", total_bytes=24 * GIB, capability=(8, 6)),
             GpuReading(1, "lost", error="GPU is lost"),
-            GpuReading(2, "large", total_bytes=24 * GIB, free_bytes=GIB),
+            GpuReading(2, "fast", "GPU-bb", total_bytes=12 * GIB, capability=(8, 9)),
         )
         nvml[:] = [Nvml("ok", driver="580.1", cards=cards)]
-        assert sample().reading.name == "large"
+        monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if visible is not None:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert sample().reading.name == name
 
     def test_a_card_that_does_not_report_what_is_free_is_not_shown_as_full(self, nvml):
         nvml[:] = [Nvml("ok", driver="580.1", cards=(GpuReading(0, "card", total_bytes=12 * GIB),))]

@@ -350,6 +350,12 @@ class TestWithoutTheLibrary:
         assert (card.total_bytes, card.free_bytes) == (12282 * 1024**2, 11000 * 1024**2)
         assert (card.uuid, card.name, card.capability) == ("GPU-aa", "NVIDIA GeForce RTX 4070 Ti", (8, 9))
 
+    def test_a_driver_too_old_to_know_the_capability_is_asked_without_it(self, smi):
+        unknown = 'case "$*" in *compute_cap*) echo Field "compute_cap" is not a valid field to query.; exit 2;; esac\n'
+        result = smi(unknown + "echo 0, GPU-aa, NVIDIA GeForce GTX 970, 470.256.02, 4040, 3900")
+        assert (result.state, result.driver) == ("ok", "470.256.02")
+        assert (result.usable[0].total_bytes, result.usable[0].capability) == (4040 * 1024**2, None)
+
     def test_it_is_asked_for_what_is_read(self, smi, tmp_path):
         smi(f'echo "$@" > {tmp_path}/asked')
         fields = "index,uuid,name,driver_version,memory.total,memory.free,compute_cap"
@@ -360,7 +366,7 @@ class TestWithoutTheLibrary:
         assert result.state == "ok"
         (card,) = result.usable
         assert (card.index, card.free_bytes, card.capability) == (1, None, (12, 0))
-        assert result.cards[0].error == "nvidia-smi says '[N/A]'"
+        assert result.cards[0].error == "NotSupported: nvidia-smi says '[N/A]'"
 
     def test_a_version_mismatch_is_recognised(self, smi):
         result = smi("echo 'Failed to initialize NVML: Driver/library version mismatch'; exit 18")

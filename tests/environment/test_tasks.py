@@ -137,6 +137,23 @@ class TestAnotherCommand:
     def test_it_goes_on_where_the_course_is_installed(self):
         assert tasks.start(["plan"]) is None
 
+    @pytest.mark.parametrize("active", [None, "VIRTUAL_ENV", "CONDA_PREFIX"])
+    def test_another_python_that_has_the_packages_goes_on_only_where_a_person_has_activated_it(
+        self, monkeypatch, tmp_path, ran, active
+    ):
+        (tmp_path / "gpt2-course.json").write_text("{}")
+        tasks.python_of(tmp_path).parent.mkdir()
+        tasks.python_of(tmp_path).touch()
+        monkeypatch.setattr(tasks, "environment_folder", lambda: tmp_path)
+        monkeypatch.setattr(tasks, "find_spec", lambda name: True)
+        for name in ("VIRTUAL_ENV", "CONDA_PREFIX"):
+            monkeypatch.setenv(name, sys.prefix if name == active else "/another")
+        if active:
+            assert tasks.start(["plan"]) is None
+        else:
+            assert code_of("plan") == 0
+        assert ran == ([] if active else ["-m helpers plan"])
+
     def test_it_is_handed_over_to_the_environment(self, bare, ran):
         bare.write_text("")
         assert code_of("plan", "--gpu", "RTX 4090") == 0
@@ -152,8 +169,14 @@ class TestAnotherCommand:
         assert "python_version" in capsys.readouterr().out
 
 
-def test_a_bare_python_can_ask_for_help():
-    command = [sys.executable, "-S", "-E", "-m", "helpers", "course", "--help"]
+def test_a_bare_python_can_ask_for_help_and_an_old_one_gets_as_far_as_the_sentence_about_it():
+    command = [sys.executable, "-S", "-E", "-X", "importtime", "-m", "helpers", "course", "--help"]
     done = subprocess.run(command, cwd=tasks.ROOT, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
+    imports = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
+    assert (done.returncode, done.stderr.splitlines()) == (0, imports)
     assert "which PyTorch wheel" in done.stdout
+    names = {name for line in imports if (name := line.rpartition("|")[2].strip()).startswith("helpers")}
+    assert "helpers.environment.install" in names
+    for path in (tasks.ROOT / name.replace(".", "/") for name in names):
+        source = (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text(encoding="utf-8")
+        assert "from __future__ import annotations" in source, path  # Python 3.8 does not know dict[str, int]

@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from helpers.environment.facts import Torch
 from helpers.environment.report import diagnosis_of
-from helpers.environment.wheels import wheel_advice
+from helpers.environment.wheels import typed, wheel_advice
 from tests.environment.baselines import (
     CONDA,
     CPU_WHEEL,
@@ -105,6 +106,28 @@ def test_a_wheel_that_works_is_never_replaced(torch):
 )
 def test_a_wheel_that_does_not_work_is_replaced(torch):
     assert wheel_advice(on(LINUX, torch=torch)).pip_args.startswith("torch==2.13.0+cu130 ")
+
+
+def test_a_volta_card_keeps_no_cuda_128_wheel_that_was_not_tried():
+    quick = Torch("quick", version="2.11.0+cu128", cuda="12.8")
+    volta = on(LINUX, card={"capability": (7, 0)}, torch=quick, quick=True)
+    assert wheel_advice(volta).tag == "cu126"
+    assert wheel_advice(on(volta, card={"capability": (7, 5)})).tag == "cu128"
+
+
+@pytest.mark.parametrize(
+    ("machine", "program", "command"),
+    [
+        (LINUX, "/course/.venv/bin/python", "/course/.venv/bin/python"),
+        (LINUX, "/my $course(1)/python", "'/my $course(1)/python'"),
+        (WSL2, "/it's/python", """'/it'"'"'s/python'"""),
+        (WINDOWS, "C:\\Kürs_1~\\python.exe", "C:\\Kürs_1~\\python.exe"),
+        (WINDOWS, "C:\\Tom&Ann(1)\\python.exe", "& 'C:\\Tom&Ann(1)\\python.exe'"),
+        (WINDOWS, "C:\\it's $x\\python.exe", "& 'C:\\it''s $x\\python.exe'"),
+    ],
+)
+def test_a_program_is_written_as_the_shell_of_its_system_needs_it(machine, program, command):
+    assert typed(machine, program) == command
 
 
 def test_the_wheel_of_a_venv_and_of_conda_is_the_same_by_the_right_pip():

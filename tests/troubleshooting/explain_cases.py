@@ -581,6 +581,10 @@ WORDINGS = [
     ("E47", "AttributeError: 'NoneType' object has no attribute 'cquantize_blockwise_fp32'"),
     ("E48", "ImportError: FlashAttention2 has been toggled on, but it cannot be used due to the following error"),
     ("E49", "AttributeError: partially initialized module 'torchvision' has no attribute 'extension'"),
+    ("E49", traceback_of("RuntimeError: operator torchvision::nms does not exist", package="torchvision/ops.py") + "\n"
+            + traceback_of("ModuleNotFoundError: Could not import module 'GPT2Model'. Are this object's requirements "
+                           "defined correctly?")),
+    ("E2", "torch.AcceleratorError: CUDA error: the provided PTX was compiled with an unsupported toolchain."),
     ("E50", "AttributeError: module 'numpy' has no attribute 'bool'."),
     ("D31", "ssl.SSLCertVerificationError: [SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: unable to "
             "get local "
@@ -595,6 +599,8 @@ WORDINGS = [
     ("D39", "OSError: Error no file named model.safetensors, or pytorch_model.bin, found in directory ./gpt2."),
     ("D40", "ImportError: tokenizers>=0.22,<0.23 is required for a normal functioning of this module, but found "
             "tokenizers==0.20.3."),
+    ("D40", "ModuleNotFoundError: Could not import module 'GPT2Model'. Are this object's requirements defined "
+            "correctly?"),
     ("T29", "torch.distributed.DistBackendError: NCCL error in: NCCLUtils.hpp:275, unhandled system error"),
     ("T29", "NotImplementedError: Using RTX 4000 series doesn't support faster communication broadband via P2P or IB."),
     ("T32", "RuntimeError: Input type (torch.cuda.FloatTensor) and weight type (torch.FloatTensor) should be the same"),
@@ -788,6 +794,7 @@ HEALTHY = [
     "\n".join(f"{n}/9 [00:0{n}<00:09,  {1.0 + n / 10:.2f}s/it]" for n in range(10)),
     BUSY.format(used=11020, load=98),
     BUSY.format(used=700, load=0).replace("python", "Xorg  "),
+    BUSY.format(used=400, load=3).replace("P2", "P8"),  # a kernel that holds the card and does nothing
     "run pocket: 100 steps, 204,800 tokens in 34 s (bf16 on cpu), validation loss 3.412 nats a token (perplexity 30.3)",
     "CPU course mode: everything runs, on the CPU with the pocket model.",
     "Successfully installed torch-2.13.0 transformers-5.23.0 numpy-2.4.6",

@@ -155,6 +155,7 @@ KINDS = [
 
 def test_each_kind_of_text_is_told_apart():
     assert [(word, kind) for word, text in KINDS if word not in (kind := explain(text).kind)] == []
+    assert "package manager" not in explain("E       assert 1 == 2\nE        +  where 1 = f()").kind
 
 
 def test_the_line_that_decides_is_quoted_where_there_is_no_error():
