@@ -114,7 +114,8 @@ def load_model(
             torch.manual_seed(seed)
             model = GPT2LMHeadModel(config)
     else:
-        model, report = _load(GPT2LMHeadModel, model_name_or_path, dtype=torch.float32, output_loading_info=True)
+        how = {"dtype": torch.float32, "output_loading_info": True, "use_safetensors": True}  # a pickle can run code
+        model, report = _load(GPT2LMHeadModel, model_name_or_path, **how)
         _check_complete(model_name_or_path, report["missing_keys"])
     model.loss_type = "ForCausalLM"  # without it transformers guesses from the name of the class, and warns
     return model
@@ -339,7 +340,7 @@ def _load(kind: Any, name: str, **options: Any) -> Any:
             "or does not fit its config.json. Train or download it again."
         ) from None
     except Exception as error:  # noqa: BLE001 (a damaged config.json or a connection that breaks raises anything)
-        raise SettingsError(
-            f"The model {name!r} could not be loaded ({first_line(error)}): check the name and the network, "
-            "or use model_name_or_path='pocket', which is shipped."
-        ) from None
+        advice = "check the name and the network, or use model_name_or_path='pocket', which is shipped"
+        if "model.safetensors" in str(error):
+            advice = "take one that has its weights in this file; a .bin file is a pickle, which can run code"
+        raise SettingsError(f"The model {name!r} could not be loaded ({first_line(error)}): {advice}.") from None

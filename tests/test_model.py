@@ -144,6 +144,11 @@ def of_another_shape(folder):
     (folder / "config.json").write_text(json.dumps(config | {"n_embd": 16}))
 
 
+def as_a_pickle(folder):
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
 def cut_short(name, n_bytes):
     return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:n_bytes])
 
@@ -159,6 +164,7 @@ def cut_short(name, n_bytes):
         (without_a_weight, r"1 of its weights are missing, such as transformer.h.0.attn.c_proj.weight"),
         (of_another_shape, "does not fit its config.json"),
         (lambda folder: (folder / "model.safetensors").unlink(), "could not be loaded"),
+        (as_a_pickle, "could not be loaded .*a .bin file is a pickle"),
         (lambda folder: [file.unlink() for file in folder.iterdir()], "could not be loaded"),
     ],
 )
