@@ -138,7 +138,7 @@ class RunTable:
 
         part = "validation" if self.by == "eval_loss" else "test"
         for group in self.groups:
-            text = group[0].text(self.by)[:12]
+            text = group[0].text(self.by)
             measured = f"{part} text {text}" if text else f"no {part} text"
             ranks = [str(place) if run.ranked(self.by) is not None else "-" for place, run in enumerate(group, start=1)]
             cells = [self._cells(run) for run in group]
