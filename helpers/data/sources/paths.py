@@ -183,7 +183,7 @@ def source_hash(source: str, *, name: str = "", streaming: bool = False) -> str 
     files = sorted(file for file in path.rglob("*") if file.is_file()) if is_saved_dataset(path) else source_files(path)
     for file in files:
         hashed_name = (name or file.name) if file == path else file.relative_to(path).as_posix()
-        digest.update(hashed_name.encode() + b"\0")
+        digest.update(hashed_name.encode(errors="surrogateescape") + b"\0")
         if streaming:
             digest.update(b"%d" % file.stat().st_size)
             continue

@@ -103,6 +103,16 @@ def test_a_part_in_one_text_file_is_split_at_blank_lines_as_a_file_is(tmp_path):
     assert texts(tmp_path) == {"test": ["three", "four"], "train": ["one", "two"]}
 
 
+@pytest.mark.parametrize(("book", "rows"), [("train", "test"), ("test", "train")])
+def test_a_continuous_text_and_documents_are_no_parts_of_one_source(tmp_path, book, rows):
+    (tmp_path / f"{book}.txt").write_text("CHAPTER 1\n\nShe ran.\n\nCHAPTER 2\n\nHe slept over the hill.\n" * 9)
+    (tmp_path / f"{rows}.csv").write_text("text,label\n" + "one fox runs,1\n" * 9)
+    with pytest.raises(SettingsError, match=r"a continuous text and the other .* Set document_separator"):
+        list(Source(DataSettings(source=str(tmp_path))).parts())
+    parts = Source(DataSettings(source=str(tmp_path), document_separator="row")).parts()
+    assert [part for part, _ in parts] == ["train", "test"]
+
+
 def test_a_saved_data_set_is_read_with_its_own_splits(tmp_path):
     rows = Dataset.from_dict({"body": WORDS, "n": [1, 2, 3]})
     rows.save_to_disk(tmp_path / "one")
