@@ -127,17 +127,21 @@ def chat_columns(columns: Mapping[str, str], wanted: str) -> tuple[str, ...]:
 
 
 def render_row(values: Mapping[str, Any], columns: Sequence[str], template: str) -> Dialogue | str:
-    """Return the document of a row of chat data; empty where it has no text. Errors as in `render_chat`."""
+    """Return the document of a row of chat data; empty where it has no messages, or no completion for its prompt.
+
+    Errors as in `render_chat`.
+    """
     if len(columns) == 1:
         messages = values.get(columns[0]) or []
     else:
         prompt, completion, *more = (values.get(column) or "" for column in columns)
         prompt = "\n\n".join([prompt, *filter(None, more)]) if isinstance(prompt, str) else prompt
-        messages = [*_as_messages(prompt, "user"), *_as_messages(completion, "assistant")]
+        answer = _as_messages(completion, "assistant")
+        messages = [*_as_messages(prompt, "user"), *answer] if answer else []
     return render_chat(messages, template) if messages else ""
 
 
 def _as_messages(value: Any, role: str) -> list[Any]:
     if isinstance(value, list):
         return value
-    return [{"role": role, "content": value}]
+    return [] if isinstance(value, str) and not value.strip() else [{"role": role, "content": value}]

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import yaml
 
-from helpers.data.sources.paths import other_files
+from helpers.data.sources.paths import in_order, other_files
 from helpers.settings import DataSettings, SettingsError
 
 Content = TypeVar("Content")
@@ -73,14 +73,14 @@ def divide_files(folder: Path, files: Sequence[Path], settings: DataSettings) ->
     about = [file for file in files if _ABOUT.fullmatch(names[file])]
     if len(about) == len(files):
         about = []
-    read = sorted({*files}.difference(about))  # sorted, because the order decides the draws of a split
+    read = in_order({*files}.difference(about))  # because the order decides the draws of a split
     by_card = _files_by_card(folder, read, settings) if len(read) > 1 else {}
     named: dict[str, list[Path]] = {}
     for part, listed in (by_card or {"": read}).items():
         for file in listed:
             named.setdefault(part or part_of(names[file]), []).append(file)
     parts = _choose(named, names, settings)
-    unread = sorted({*read}.difference(*parts.values()))
+    unread = in_order({*read}.difference(*parts.values()))
     return Division(parts, [*_note_parts(parts, names), *_note_others(folder, about, unread, names)])
 
 
@@ -102,7 +102,7 @@ def _choose(
             return {"train": unnamed, **parts}
         if len(parts) > 1:
             return dict([*name_parts(parts, settings)])
-    return {"": sorted(file for files in named.values() for file in files)}
+    return {"": in_order(file for files in named.values() for file in files)}
 
 
 def name_parts(splits: Mapping[str, Content], settings: DataSettings) -> list[tuple[str, Content]]:
@@ -161,7 +161,7 @@ def _files_by_card(folder: Path, read: Sequence[Path], settings: DataSettings) -
         split, patterns = (item.get("split", ""), item.get("path", [])) if isinstance(item, dict) else ("", item)
         for pattern in patterns if isinstance(patterns, list) else [patterns]:
             if files := {*_matching(folder, str(pattern))}.intersection(read):
-                parts.setdefault(part_of(str(split)), []).extend(sorted(files))
+                parts.setdefault(part_of(str(split)), []).extend(in_order(files))
     if not parts and len(configurations) > 1:
         raise SettingsError(
             f"{settings.source!r} has no file of the configuration {wanted!r}, which README.md describes as {listed}: "

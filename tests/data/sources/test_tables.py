@@ -2,11 +2,14 @@
 
 import json
 import re
+import tracemalloc
 
+import pyarrow as pa
 import pytest
 from datasets import Dataset
 
 from helpers.data.sources import Source
+from helpers.data.sources.tables import python_rows
 from helpers.settings import DataSettings, SettingsError
 
 STORIES = [f"Story {number}. The fox, who was hungry; it went | to the well." for number in range(12)]
@@ -33,6 +36,16 @@ DELIMITED = {
     "a quoted header": table(";", header=('"id, number"', '"text"')), "spaces": table(",").replace(",", ", "),
     "a name with spaces around it": table(",", header=("n", " text ")), "an index": table(",", header=("", "text")),
 }  # fmt: skip
+
+
+def test_long_rows_of_a_batch_are_few_at_a_time_in_memory():
+    batch = pa.table({"text": ["a" * 2**20] * 16 + ["b"]})
+    tracemalloc.start()
+    rows = [row["text"][:1] for row in python_rows(batch)]
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert "".join(rows) == "a" * 16 + "b"
+    assert peak < 10 * 2**20
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
