@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from helpers.data.sources.rows import Row
-from helpers.data.sources.tables import Table, kind_of_type, peek_columns, python_rows
+from helpers.data.sources.tables import Table, kind_of_type, peek_columns
 from helpers.display import first_line
 from helpers.model import hub_answers
 from helpers.settings import DataSettings, SettingsError
 
-_BATCH = 1000  # rows asked of the library at once
+_BATCH = 64  # rows asked of the library at once: each may be a book
 _CONNECTION_ERRORS = (
     "peer closed", "RemoteProtocolError", "ReadError", "ReadTimeout", "ConnectError", "ConnectionError",
 )  # fmt: skip
@@ -106,10 +106,10 @@ def _rows(split: Any, settings: DataSettings) -> Iterator[Row]:
     """Yield rows; an error on the way, such as a lost connection while streaming, becomes a `SettingsError`."""
     number = 0
     try:
-        for batch in split.with_format("arrow").iter(_BATCH):
-            for values in python_rows(batch):
+        for batch in split.iter(_BATCH):
+            for values in zip(*batch.values(), strict=True):
                 number += 1
-                yield f"row {number}", values
+                yield f"row {number}", dict(zip(batch, values, strict=True))
     except Exception as error:  # noqa: BLE001 (as above)
         raise SettingsError(_explain(settings, error, is_online=True)) from None
 
