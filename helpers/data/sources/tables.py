@@ -17,8 +17,7 @@ from helpers.display import first_line
 from helpers.settings import SettingsError
 
 SAMPLE_ROWS, _SAMPLE_CHARACTERS = 1000, 2**22  # are looked at to find the column of the text
-_BATCH = 64  # rows of a Parquet file in memory at once: each may be a book
-_PIECE_BYTES = 2**22  # of a batch are Python's objects at once
+_BATCH = 32  # rows of a Parquet file in memory at once: each may be a book
 _NUMBER = re.compile(r"[-+]?\d*[.,]?\d+([eE][-+]?\d+)?")
 _PART_COLUMNS = ("split", "set", "subset", "partition")
 _MUCH_LONGER = 4  # times the mean length of all other columns together: then a column is the text
@@ -185,20 +184,13 @@ def parquet_table(file: Path, *, advance: Callable[[int], None] | None = None) -
         n_bytes, n_rows = file.stat().st_size, 0
         with _open_parquet(file) as table:
             for batch in table.iter_batches(_BATCH, columns=list(wanted)):
-                for values in python_rows(batch):
+                for values in batch.to_pylist():
                     n_rows += 1
                     yield f"row {n_rows}", values
                 if advance:
                     advance(n_bytes * batch.num_rows // table.metadata.num_rows)
 
     return Table(str(file), columns, rows)
-
-
-def python_rows(batch: Any) -> Iterator[dict[str, Any]]:
-    """Yield the rows of an Arrow batch or table, long ones a few at a time: or all texts would be in memory twice."""
-    n_rows = max(1, batch.num_rows * _PIECE_BYTES // max(1, batch.nbytes))
-    for start in range(0, batch.num_rows, n_rows):
-        yield from batch.slice(start, n_rows).to_pylist()
 
 
 @contextmanager
