@@ -77,7 +77,7 @@ def divide_files(folder: Path, files: Sequence[Path], settings: DataSettings) ->
     by_card = _files_by_card(folder, read, settings) if len(read) > 1 else {}
     named: dict[str, list[Path]] = {}
     for part, listed in (by_card or {"": read}).items():
-        for file in listed:
+        for file in in_order({*listed}):
             named.setdefault(part or part_of(names[file]), []).append(file)
     parts = _choose(named, names, settings)
     unread = in_order({*read}.difference(*parts.values()))
@@ -161,7 +161,7 @@ def _files_by_card(folder: Path, read: Sequence[Path], settings: DataSettings) -
         split, patterns = (item.get("split", ""), item.get("path", [])) if isinstance(item, dict) else ("", item)
         for pattern in patterns if isinstance(patterns, list) else [patterns]:
             if files := {*_matching(folder, str(pattern))}.intersection(read):
-                parts.setdefault(part_of(str(split)), []).extend(in_order(files))
+                parts.setdefault(part_of(str(split)), []).extend(files)
     if not parts and len(configurations) > 1:
         raise SettingsError(
             f"{settings.source!r} has no file of the configuration {wanted!r}, which README.md describes as {listed}: "

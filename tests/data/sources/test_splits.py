@@ -142,14 +142,14 @@ def test_a_configuration_whose_files_are_not_there_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "entry", ["data_files: {path: '*.txt'}", "data_files: [{path: '*.txt'}]", "data_files: '*'", ""]
+    "entry", ["data_files: {path: '*.txt'}", "data_files: [{path: '*.txt'}]", "data_files: ['*.txt', t*]", ""]
 )
 def test_a_configuration_without_a_split_has_its_files_in_any_folder(tmp_path, entry):
     folder = tmp_path / "data [1]"
     make(folder, "train.txt=train test.txt=test")
     (folder / "README.md").write_text(CARD.format(f"- config_name: en\n  {entry}\n- config_name: de\n  data_dir: de"))
     settings = DataSettings(source=str(folder), source_config="en")
-    assert {part for part, _ in Source(settings).parts()} == {"train", "test"}
+    assert {part: list(texts) for part, texts in Source(settings).parts()} == {"train": ["train"], "test": ["test"]}
 
 
 def test_the_splits_of_a_data_set_go_by_its_own_names():
