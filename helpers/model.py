@@ -61,7 +61,7 @@ def model_hash(name: str) -> str | None:
     if folder in (None, POCKET):
         return None
     digest = hashlib.sha256()
-    for file in sorted(folder.iterdir()):
+    for file in sorted(folder.iterdir(), key=lambda file: file.name):  # Windows compares paths without upper case
         if file.is_file() and file.name != "README.md":
             with file.open("rb") as opened:
                 digest.update(file.name.encode() + b"\0" + hashlib.file_digest(opened, "sha256").digest())

@@ -176,9 +176,10 @@ def test_a_notebook_that_a_full_disk_cut_short_is_left_out_of_the_report(runs):
     folder.mkdir(parents=True)
     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# 1. First")]), folder / "01_a.ipynb")
     (folder / "02_b.ipynb").write_text("")
+    (folder / "02_c.ipynb").write_bytes('{"cells": [{"source": "ä'.encode()[:-1])
     page = write_report("mine").read_text(encoding="utf-8")
     assert "1. First" in page
-    assert "02_b" not in page
+    assert "02_b" not in page and "02_c" not in page
 
 
 @pytest.mark.parametrize("content", ["", '{"cells": [', '{"a": 1}', "[]"])

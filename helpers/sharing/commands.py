@@ -47,7 +47,7 @@ def demo(run: str, port: int, static: Path | None) -> None:
 @click.command()
 @click.argument("run")
 @click.argument("repo_id", metavar="OWNER/NAME")
-@click.option("--private", is_flag=True, help="Hide a new repository from others.")
+@click.option("--private", is_flag=True, help="Publish only where others cannot see it.")
 @click.option("--license", "licence", metavar="ID", help="Licence of your model, such as mit or cc0-1.0.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def share(run: str, repo_id: str, private: bool, licence: str | None, yes: bool) -> None:

@@ -6,6 +6,7 @@ pages of the browser, which may send requests to this machine, get nothing.
 """
 
 import json
+import os
 import secrets
 import threading
 from collections.abc import Generator
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
 _MOST_REQUEST_BYTES = 1_000_000
 
 
+class _Server(ThreadingHTTPServer):
+    allow_reuse_address = os.name != "nt"  # Windows would let two demos listen at one port
+
+
 class DemoServer:
     """The server of a run's demo page.
 
@@ -50,7 +55,7 @@ class DemoServer:
         # One answer of one model at a time for all visitors: not every card holds two models.
         self._lock, self._closed = threading.Lock(), threading.Event()
         try:
-            self._server = ThreadingHTTPServer(("127.0.0.1", port), partial(_Handler, self))
+            self._server = _Server(("127.0.0.1", port), partial(_Handler, self))
         except (OSError, OverflowError) as error:
             raise SettingsError(
                 f"Port {port} cannot be used ({first_line(error)}): end the program that uses it, or choose another "
@@ -81,6 +86,8 @@ class DemoServer:
         The host is compared because a page of the web can point a name of its own to this machine.
         """
         hosts = (f"127.0.0.1:{self.port}", f"localhost:{self.port}")
+        if ":" not in host:  # browsers leave out the port of http
+            host += ":80"
         return host in hosts and secrets.compare_digest(token.encode(), self._token.encode())
 
     def page(self, nonce: str) -> str:

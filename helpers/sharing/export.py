@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 from helpers.data import open_prepared
+from helpers.data.preparation import dialogues
+from helpers.data.sources.chat import Dialogue
 from helpers.display import MIB, first_line, size_text
 from helpers.evaluation import load_tuned, score
 from helpers.evaluation.record import read_section
@@ -161,18 +163,27 @@ def _measure(
     """Score the run's weights and those that are read back from the exported file on the same test documents."""
     model, tokenizer = before
     context = min(read_run_settings(run).block_size, model.config.n_positions)
-    texts, characters = [], 0
-    for text in open_prepared(run).documents["test"]["text"]:
-        texts.append(text)
-        characters += len(text)
-        if characters >= _MEASURED_CHARACTERS:
+    documents, texts, n_left = open_prepared(run).documents["test"], [], _MEASURED_CHARACTERS
+    for text in dialogues(documents):
+        texts.append(text if isinstance(text, Dialogue) else text[:n_left])
+        n_left -= len(text)
+        if n_left <= 0:
             break
     exported = read_gguf(folder / file, model) if kind.startswith("gguf") else load_model(str(folder))
     first, second = (
-        score(weights, tokenizer, texts, stride=context, context=context, name=f"run {run}")
+        score(
+            weights,
+            tokenizer,
+            texts,
+            stride=context,
+            context=context,
+            protocol="passages" if "continues" in documents.column_names else "documents",
+            name=f"run {run}",
+        )
         for weights in (model, exported)
     )
-    protocol = f"{first.n_documents:,} test documents of {first.n_tokens:,} tokens, context {context}, stride {context}"
+    measured = f"{first.n_documents:,} test {first.protocol_name} of {first.n_tokens:,} tokens"
+    protocol = f"{measured}, context {context}, stride {context}"
     return Export(folder, kind, second.perplexity, first.perplexity, protocol)
 
 

@@ -88,7 +88,9 @@ def write_gguf(
         writer.add_sampling_temp(sampling.temperature)
         writer.add_sampling_top_k(sampling.top_k)
         writer.add_sampling_top_p(sampling.top_p)
+        writer.add_sampling_min_p(0.0)  # llama.cpp's default leaves out tokens that transformers keeps
         writer.add_sampling_penalty_repeat(sampling.repetition_penalty)
+        writer.add_sampling_penalty_last_n(config.n_positions)  # all of the context, as in transformers
     _add_tokenizer(writer, tokenizer, config.vocab_size)
     for tensor_name, tensor in tensors(model):
         array, kind = _in_type(tensor_name, tensor, gguf_type)

@@ -70,12 +70,13 @@ def plan_upload(
     Args:
         run: a finished run.
         repo_id: 'owner/name'.
-        private: whether a new repository is hidden from others.
+        private: whether the repository must be hidden from others; one that exists stays as it is there.
         licence: the licence you give your model, an identifier such as 'mit' or 'cc0-1.0', for its card.
         api: the Hub's client; by default that of the account that is logged in.
 
     Raises:
-        SettingsError: the run has no model, the name is not allowed, nobody is logged in, or the Hub does not answer.
+        SettingsError: the run has no model, the name is not allowed, nobody is logged in, the Hub does not answer, or
+            the repository exists and is public although `private` is asked for.
     """
     from huggingface_hub import HfApi
 
@@ -90,7 +91,12 @@ def plan_upload(
     with _refusals_explained(repo_id):
         account = api.whoami()["name"]
         there = _describe_repository(api, repo_id)
-    files: dict[str, Path | bytes] = {path.name: path for path in sorted(folder.iterdir()) if path.is_file()}
+    if private and not there.get("private", True):
+        raise SettingsError(
+            f"{repo_id!r} exists and is public, so everybody could read what is sent there: choose another name, make "
+            "it private in its settings on the Hub, or leave --private out."
+        )
+    files: dict[str, Path | bytes] = {path.name: path for path in _visible_files(folder)}
     if licence is not None:
         files["README.md"] = _with_licence(folder / "README.md", licence)
     gguf_files, gguf_note = _gguf_files(run)
@@ -181,6 +187,11 @@ def _describe_repository(api: "HfApi", repo_id: str) -> dict[str, Any]:
     }
 
 
+def _visible_files(folder: Path) -> list[Path]:
+    """Return the files of a folder, without hidden ones: a .env with a token must not be published."""
+    return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+
+
 def _gguf_files(run: str) -> tuple[dict[str, Path | bytes], tuple[str, ...]]:
     """Return the files of the GGUF exports, and a note where there can be none. The first is made if none is there."""
     folder = run_folder(run) / "export"
@@ -193,7 +204,7 @@ def _gguf_files(run: str) -> tuple[dict[str, Path | bytes], tuple[str, ...]]:
     # Several types share a folder on the Hub, as programs that look for GGUF files expect; the first describes itself.
     files: dict[str, Path | bytes] = {}
     for export in sorted(exports):
-        for path in sorted(export.iterdir()):
+        for path in _visible_files(export):
             files.setdefault(f"gguf/{path.name}", path)
     return files, ()
 

@@ -41,8 +41,13 @@ class ComparedRun:
         return getattr(self, by) if self.state == "done" else None
 
     def text(self, by: Metric) -> str:
-        """Return the hash of the text that a metric was measured on; empty before there was one."""
-        return self.validation_sha256 if by == "eval_loss" else self.text_sha256
+        """Return which text a metric was measured on, by its hash; empty before there was one.
+
+        Of one text, a metric of its completions is not comparable with one of all its tokens.
+        """
+        sha256 = self.validation_sha256 if by == "eval_loss" else self.text_sha256
+        is_part = sha256 and self.settings.get("train_on") == "completion"
+        return f"{sha256[:12]}, completions" if is_part else sha256[:12]
 
     def losses(self) -> list[tuple[float, float]]:
         """Return (step, validation loss) for each validation of the training; empty where the run is damaged."""

@@ -34,6 +34,7 @@ class RunTable:
     groups: tuple[tuple[ComparedRun, ...], ...]
     differing: tuple[str, ...]  # the settings that are not the same in all runs
     missing: tuple[str, ...] = ()  # finished trials whose folders are gone, each with its metric
+    left_out: tuple[str, ...] = ()  # folders of runs whose names are no names of runs
 
     @property
     def runs(self) -> list[ComparedRun]:
@@ -71,6 +72,8 @@ class RunTable:
                 f"Finished, but not in this table because their folders are gone: {', '.join(self.missing)}. The best "
                 "run below is the best of the others."
             )
+        if self.left_out:
+            yield f"Not in this table, because of their names: {', '.join(self.left_out)}. Rename the folders."
         if len(self.groups) > 1:
             yield (
                 f"These runs were measured on {len(self.groups)} different texts: each has a table of its own, "
@@ -138,7 +141,7 @@ class RunTable:
 
         part = "validation" if self.by == "eval_loss" else "test"
         for group in self.groups:
-            text = group[0].text(self.by)[:12]
+            text = group[0].text(self.by)
             measured = f"{part} text {text}" if text else f"no {part} text"
             ranks = [str(place) if run.ranked(self.by) is not None else "-" for place, run in enumerate(group, start=1)]
             cells = [self._cells(run) for run in group]
@@ -215,7 +218,8 @@ def compare(*names: str, by: Metric | None = None) -> RunTable:
         for name in names or _all_names()
         for trial in missing_trials(runs_folder() / name.rstrip("/"))
     ]
-    return RunTable(by, ranked, _differing(runs), tuple(missing))
+    left_out = [] if names else sorted({*_folder_names()}.difference(_all_names()))
+    return RunTable(by, ranked, _differing(runs), tuple(missing), tuple(left_out))
 
 
 def _order(run: ComparedRun, by: Metric) -> tuple:
@@ -232,8 +236,19 @@ def _differing(runs: Sequence[ComparedRun]) -> tuple[str, ...]:
 
 
 def _all_names() -> list[str]:
-    """Return the names of all runs, then of all studies."""
-    runs, trials = runs_folder().glob("*/settings.json"), runs_folder().glob("*/trial-*/trial.json")
+    """Return the names of all runs, then of all studies, without those that no run can have, as `pocket (copy)`."""
+
+    def is_allowed(name: str) -> bool:
+        try:
+            return bool(run_folder(name))
+        except SettingsError:
+            return False
+
+    return [*filter(is_allowed, _folder_names())]
+
+
+def _folder_names() -> list[str]:
+    runs, trials = runs_folder().glob("[!.]*/settings.json"), runs_folder().glob("[!.]*/trial-*/trial.json")
     return [*sorted(path.parent.name for path in runs), *sorted({path.parent.parent.name for path in trials})]
 
 

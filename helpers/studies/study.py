@@ -81,7 +81,8 @@ class Study(_Declared):
     storage: Annotated[str, AfterValidator(os.path.expandvars)] = Field(
         "",
         description="address of a database, such as postgresql+psycopg://...; empty: a journal in the folder. "
-        "Environment variables are filled in, so that the file need not hold a password",
+        "Environment variables are filled in, so that the file need not hold a password; a relative path of an SQLite "
+        "file begins in the study file's folder",
     )
     budgets: Budgets = Field(Budgets(), description="limits for trials, hours and disk")
 

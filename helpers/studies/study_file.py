@@ -61,7 +61,18 @@ def read_study(path: Path) -> Study:
     if faults:
         located = sorted({(_line(lines, at), sentence) for at, sentence in faults})
         raise SettingsError("\n".join(f"{path.name}, line {line}: {sentence}" for line, sentence in located))
-    return study
+    return study.model_copy(update={"storage": _with_absolute_file(study.storage, path.absolute().parent)})
+
+
+def _with_absolute_file(address: str, folder: Path) -> str:
+    """Return the address of a database; the kernel of a trial, which works elsewhere, must open the same SQLite file.
+
+    >>> _with_absolute_file("sqlite:///study.db", Path("/mine"))
+    'sqlite:////mine/study.db'
+    """
+    scheme, _, file = address.partition(":///")
+    is_file = scheme.startswith("sqlite") and file and not file.startswith((":memory:", "file:"))
+    return f"{scheme}:///{(folder / file).as_posix()}" if is_file else address
 
 
 def _with_paths(values: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -106,18 +106,24 @@ def _journal(folder: Path) -> "BaseStorage":
     folder.mkdir(parents=True, exist_ok=True)
     # A lock of the operating system ends with its process, however that ends; Optuna's own is a file that stays.
     lock = FileLock(folder / f"{JOURNAL}.lock")
-    _remove_incomplete_line(folder / JOURNAL, lock)
-    return JournalStorage(JournalFileBackend(str(folder / JOURNAL), lock_obj=lock))
+
+    class Journal(JournalFileBackend):
+        def append_logs(self, logs: list[dict[str, Any]]) -> None:
+            with lock:  # the same process may take it again
+                _remove_incomplete_line(folder / JOURNAL)
+                super().append_logs(logs)
+
+    return JournalStorage(Journal(str(folder / JOURNAL), lock_obj=lock))
 
 
-def _remove_incomplete_line(journal: Path, lock: FileLock) -> None:
-    """Remove a last line that a full disk or a power cut has cut short: Optuna reads complete lines only."""
-    if not journal.exists():
-        return
-    with lock, journal.open("rb+") as file:
-        content = file.read()
-        if content and not content.endswith(b"\n"):
-            file.truncate(content.rfind(b"\n") + 1)
+def _remove_incomplete_line(journal: Path) -> None:
+    """Remove a last line that a full disk or a power cut has cut short: Optuna would write its next line behind it."""
+    with journal.open("rb+") as file:
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            if file.read() != b"\n":
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def _database(address: str) -> "BaseStorage":

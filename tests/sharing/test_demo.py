@@ -77,6 +77,14 @@ def test_another_name_for_this_machine_gets_nothing(demo):
     assert ask(demo, "GET", demo.address.partition(str(demo.port))[2].replace("/", "/x"))[0].status == 404
 
 
+def test_at_the_port_of_http_a_browser_names_the_host_alone(demo):
+    token = demo.address.partition("token=")[2]
+    assert not demo.is_allowed("127.0.0.1", token)
+    demo.port = 80
+    assert demo.is_allowed("127.0.0.1", token) and demo.is_allowed("localhost:80", token)
+    assert not demo.is_allowed("evil.example", token)
+
+
 @pytest.mark.parametrize(
     ("values", "words"),
     [

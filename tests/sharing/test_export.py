@@ -2,10 +2,13 @@ import errno
 import json
 import re
 import sys
+from types import SimpleNamespace
 
 import pytest
+from datasets import Dataset
 from safetensors.torch import load_file
 
+from helpers.data.sources.chat import Dialogue
 from helpers.evaluation import record
 from helpers.model import load_model
 from helpers.settings import EvaluationSettings, SettingsError
@@ -52,6 +55,36 @@ def test_the_loss_is_measured_on_the_weights_in_the_file(run):
         assert f"{export.perplexity:.4f} ({export.loss_in_quality:+.3%})" in text
         assert export.protocol in text
         assert export.protocol in export._repr_html_()
+
+
+@pytest.mark.parametrize(
+    ("columns", "protocol", "texts"),
+    [
+        ({"text": ["a" * 9000, "b"]}, "documents", ["a" * 8000]),
+        ({"text": ["a" * 5000, "b" * 5000], "continues": [True] * 2}, "passages", ["a" * 5000, "b" * 3000]),
+        ({"text": ["User: a", "b"], "borders": [[5], []]}, "documents", [Dialogue("User: a", [5]), Dialogue("b", [])]),
+    ],
+)
+def test_the_loss_is_measured_as_the_evaluation_measures_on_the_first_characters(
+    tmp_path, monkeypatch, columns, protocol, texts
+):
+    def record_score(model, tokenizer, texts, **options):
+        scored.append((texts, options["protocol"]))
+        return SimpleNamespace(perplexity=2.0, n_documents=1, n_tokens=1, protocol_name=options["protocol"])
+
+    scored = []
+    documents = SimpleNamespace(documents={"test": Dataset.from_dict(columns)})
+    monkeypatch.setattr(exporting, "score", record_score)
+    monkeypatch.setattr(exporting, "open_prepared", lambda run: documents)
+    monkeypatch.setattr(exporting, "read_run_settings", lambda run: SimpleNamespace(block_size=32))
+    monkeypatch.setattr(exporting, "load_model", lambda name: None)
+    model = SimpleNamespace(config=SimpleNamespace(n_positions=64))
+    export = exporting._measure("tiny", tmp_path, "safetensors-fp16", "model.safetensors", (model, None))
+    assert scored == [(texts, protocol)] * 2
+    assert [getattr(text, "borders", None) for text in scored[0][0]] == [
+        getattr(text, "borders", None) for text in texts
+    ]
+    assert f"test {protocol} of" in export.protocol
 
 
 def test_halves_take_half_the_bytes_and_load_like_the_run(run, runs):

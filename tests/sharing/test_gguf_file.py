@@ -180,4 +180,6 @@ def test_the_sampling_settings_are_in_the_file(tiny, tmp_path):
     fields = GGUFReader(tmp_path / "model.gguf").fields
     assert fields["general.sampling.temp"].contents() == pytest.approx(0.5)
     assert fields["general.sampling.top_k"].contents() == 7
+    assert fields["general.sampling.min_p"].contents() == 0
+    assert fields["general.sampling.penalty_last_n"].contents() == 64, "the penalty looks at all of the context"
     assert fields["gpt2.context_length"].contents() == 64

@@ -75,6 +75,13 @@ def test_model_card_and_gguf_arrive_and_load(light, runs, uploads, api):
         assert str(runs).encode() not in path.read_bytes(), "where somebody keeps their files is their business"
 
 
+def test_hidden_files_are_not_published(light, runs, api):
+    for folder in ("model", "export/gguf-f16"):
+        (runs / "tiny" / folder / ".env").write_text("TOKEN=secret")
+    upload = plan_upload(light, "me/fables", private=True, api=api)
+    assert upload.private and not any(".env" in name for name in upload.files)
+
+
 def test_the_gguf_is_made_if_there_is_none_or_an_old_one(light, runs, api):
     gguf = runs / "tiny/export/gguf-f16/tiny-f16.gguf"
     os.utime(gguf, (0, 0))
@@ -93,9 +100,10 @@ def test_without_the_package_the_model_is_shared_without_a_gguf(run, api, monkey
 def test_an_existing_repository_keeps_its_other_files_and_says_so(light, uploads, api):
     publish(plan_upload(light, "me/fables", api=api), api=api)
     (uploads.folder / "fables/notes.txt").write_text("mine")
-    upload = plan_upload(light, "me/fables", private=True, api=api)
+    upload = plan_upload(light, "me/fables", api=api)
     assert "The repository me/fables exists and stays public" in str(upload)
-    assert not upload.private
+    with pytest.raises(SettingsError, match=r"exists and is public.*choose another name"):
+        plan_upload(light, "me/fables", private=True, api=api)
     publish(upload, api=api)
     assert (uploads.folder / "fables/notes.txt").read_text() == "mine"
 

@@ -61,6 +61,23 @@ def test_the_validation_loss_is_ranked_on_one_validation_text_alone(runs):
     assert f"(validation text {'w' * 12})" in str(table)
 
 
+@pytest.mark.parametrize("by", ["eval_loss", "bits_per_byte"])
+def test_metrics_of_completions_are_not_ranked_against_metrics_of_all_tokens(runs, by):
+    for name, train_on in (("a", "all"), ("b", "completion")):
+        write_run(runs / name, settings={"train_on": train_on})
+    table = compare(by=by)
+    assert [[run.name for run in group] for group in table.groups] == [["a"], ["b"]]
+    assert ", completions)" in str(table)
+
+
+def test_a_copied_folder_is_left_out_with_a_note_and_the_others_are_compared(runs):
+    for name in ("a", "a (copy)", ".old"):
+        write_run(runs / name)
+    table = compare()
+    assert [run.name for run in table.runs] == ["a"]
+    assert "Not in this table, because of their names: a (copy). Rename the folders." in str(table)
+
+
 def test_different_block_sizes_are_noted_beside_validation_losses(runs):
     for name, block_size in (("a", 128), ("b", 256)):
         write_run(runs / name, settings={"block_size": block_size})

@@ -123,6 +123,15 @@ def test_a_journal_that_was_cut_short_goes_on(study_file, torn):
     assert open_study(study).get_trials()[0].state == TrialState.RUNNING
 
 
+def test_half_a_line_of_another_worker_does_not_stop_those_that_have_the_journal_open(study_file):
+    study = read_study(study_file())
+    opened = open_study(study)
+    with (study.folder / JOURNAL).open("ab") as file:
+        file.write(b'{"op_code": 4, "wor')
+    taken = opened.ask()
+    assert open_study(study).get_trials()[taken.number].state == TrialState.RUNNING
+
+
 def test_a_lock_file_left_by_a_killed_process_does_not_block(study_file):
     study = read_study(study_file())
     open_study(study)

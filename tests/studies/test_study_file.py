@@ -24,6 +24,14 @@ def test_an_address_may_contain_an_environment_variable(study_file, monkeypatch)
     assert read_study(study_file(storage="postgresql+psycopg://me:${PASSWORD}@h/d")).storage.endswith("secret@h/d")
 
 
+def test_a_relative_sqlite_file_begins_in_the_folder_of_the_study_file(study_file, tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    absolute = f"sqlite:///{tmp_path.as_posix()}/study.db?timeout=9"
+    for address in ("sqlite:///study.db?timeout=9", absolute):
+        assert read_study(study_file(storage=address)).storage == absolute
+
+
 BAD = """\
 study: "../x"
 preset: poket

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
-from helpers.data.sources.documents import without_markers
+from helpers.data.sources.documents import replace_half_characters, without_markers
 from helpers.settings import SettingsError
 
 MESSAGE_COLUMNS = ("messages", "conversations", "conversation")
@@ -100,12 +100,12 @@ def render_chat(messages: Sequence[Mapping[str, Any]], template: str = "roles") 
 def _read_message(message: Any) -> tuple[str, str]:
     values = message if isinstance(message, Mapping) else {}
     role, content = values.get("role", values.get("from")), values.get("content", values.get("value"))
-    role = _ROLES.get(role, role)
+    role = _ROLES.get(str(role), role)
     if role not in ("system", "user", "assistant") or not isinstance(content, str):
         raise SettingsError(
             f"a message needs a role (system, user or assistant) and a content that is text, not {str(message)[:60]}"
         )
-    return role, without_markers(content).strip()
+    return role, without_markers(replace_half_characters(content)).strip()
 
 
 def chat_columns(columns: Mapping[str, str], wanted: str) -> tuple[str, ...]:
@@ -127,17 +127,21 @@ def chat_columns(columns: Mapping[str, str], wanted: str) -> tuple[str, ...]:
 
 
 def render_row(values: Mapping[str, Any], columns: Sequence[str], template: str) -> Dialogue | str:
-    """Return the document of a row of chat data; empty where it has no text. Errors as in `render_chat`."""
+    """Return the document of a row of chat data; empty where it has no messages, or no completion for its prompt.
+
+    Errors as in `render_chat`.
+    """
     if len(columns) == 1:
         messages = values.get(columns[0]) or []
     else:
         prompt, completion, *more = (values.get(column) or "" for column in columns)
         prompt = "\n\n".join([prompt, *filter(None, more)]) if isinstance(prompt, str) else prompt
-        messages = [*_as_messages(prompt, "user"), *_as_messages(completion, "assistant")]
+        answer = _as_messages(completion, "assistant")
+        messages = [*_as_messages(prompt, "user"), *answer] if answer else []
     return render_chat(messages, template) if messages else ""
 
 
 def _as_messages(value: Any, role: str) -> list[Any]:
     if isinstance(value, list):
         return value
-    return [{"role": role, "content": value}]
+    return [] if isinstance(value, str) and not value.strip() else [{"role": role, "content": value}]

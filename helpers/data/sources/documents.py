@@ -125,6 +125,13 @@ def without_markers(text: str) -> str:
     return _MARKERS.sub(" ", text) if "<|" in text else text
 
 
+def replace_half_characters(text: str) -> str:
+    """Replace half of a surrogate pair with U+FFFD: JSON can hold one, but no encoding can write it."""
+    if text.isascii():
+        return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def _without_line_end(row: str) -> str:
     return row.removesuffix("\n")
 

@@ -116,7 +116,8 @@ def decode(file: Path, chunks: Iterable[bytes], encoding: str) -> Iterator[str]:
     n_before = 0
     try:
         for chunk in chunks:
-            yield decoder.decode(chunk)
+            text = decoder.decode(chunk)
+            yield text if n_before else text.removeprefix("\ufeff")  # which `utf-8` and `utf-16-le` keep
             n_before += len(chunk)
         yield decoder.decode(b"", final=True)
     except UnicodeDecodeError as error:

@@ -12,7 +12,7 @@ from helpers.display import first_line
 from helpers.model import hub_answers
 from helpers.settings import DataSettings, SettingsError
 
-_BATCH = 1000  # rows asked of the library at once
+_BATCH = 64  # rows asked of the library at once: each may be a book
 _CONNECTION_ERRORS = (
     "peer closed", "RemoteProtocolError", "ReadError", "ReadTimeout", "ConnectError", "ConnectionError",
 )  # fmt: skip

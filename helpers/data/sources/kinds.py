@@ -38,7 +38,7 @@ _KINDS: dict[bytes, tuple[str, str]] = {
     rb"%PDF-": ("a PDF", "take its text out, such as with `pdftotext`, and read what comes out"),
     rb"\xd0\xcf\x11\xe0": ("a file of an old Office program", _SAVE_AS_TEXT),
     rb"\x89PNG|\xff\xd8\xff|GIF8": ("a picture", "name a text file"),
-    rb"\x7fELF|MZ": ("a program", "name a text file"),
+    rb"\x7fELF|MZ[^\0]{0,60}\0": ("a program", "name a text file"),
     rb"\x1f\x8b": ("gzip-compressed", "let its name end in .gz; unpack it first if it is an archive"),
     rb"\x28\xb5\x2f\xfd": ("zstd-compressed", "let its name end in .zst, or unpack it"),
     rb"BZh\d|\xfd7zXZ": ("compressed with bzip2 or xz", "unpack it, or compress it with gzip or zstd instead"),
@@ -48,7 +48,7 @@ _KINDS: dict[bytes, tuple[str, str]] = {
         "an Arrow file",
         "name the folder that `save_to_disk` wrote, or save the data set with `to_parquet`",
     ),
-    rb"SQLite format 3": ("a database", "export its table as .csv or .jsonl"),
+    rb"SQLite format 3\0": ("a database", "export its table as .csv or .jsonl"),
     rb"\x80[\x02-\x05]": ("a Python pickle, which can run code when it is opened", "save the data as .jsonl"),
 }
 # A member of a ZIP archive -> what the archive is.

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from helpers.data.sources.compression import CODECS
@@ -114,13 +114,18 @@ def source_files(path: Path) -> list[Path]:
         raise SettingsError(f"{path} is neither a file nor a folder: write what it gives into a file.")
     files = list(_walk(path, set()))
     _refuse_parts_of_saved(path, files)
-    read = sorted(_check_link(file) for file in files if kind_of(file) in (*TEXTS, *TABLES))
+    read = in_order(_check_link(file) for file in files if kind_of(file) in (*TEXTS, *TABLES))
     if not read:
         raise SettingsError(
             f"The folder {path} holds no file of {', '.join((*TEXTS, *TABLES))}, compressed or not; it holds "
             f"{len(files):,} other files."
         )
     return read
+
+
+def in_order(files: Iterable[Path]) -> list[Path]:
+    """Return files in an order that is the same on each system: Windows compares its paths without upper case."""
+    return sorted(files, key=lambda file: file.parts)
 
 
 def other_files(folder: Path) -> list[Path]:
@@ -180,10 +185,10 @@ def source_hash(source: str, *, name: str = "", streaming: bool = False) -> str 
     if path is None:
         return None
     digest = hashlib.sha256()
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if is_saved_dataset(path) else source_files(path)
-    for file in files:
+    is_saved = is_saved_dataset(path)
+    for file in in_order(filter(Path.is_file, path.rglob("*"))) if is_saved else source_files(path):
         hashed_name = (name or file.name) if file == path else file.relative_to(path).as_posix()
-        digest.update(hashed_name.encode() + b"\0")
+        digest.update(hashed_name.encode(errors="surrogateescape") + b"\0")
         if streaming:
             digest.update(b"%d" % file.stat().st_size)
             continue

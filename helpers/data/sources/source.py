@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from helpers.data.sources.chat import chat_columns, render_row
 from helpers.data.sources.compression import read_chunks
-from helpers.data.sources.documents import passages, row_documents, row_lines, text_documents
+from helpers.data.sources.documents import passages, replace_half_characters, row_documents, row_lines, text_documents
 from helpers.data.sources.encodings import decode, find_encoding
 from helpers.data.sources.hub import open_from_hub, open_saved, open_shards, saved_files
 from helpers.data.sources.kinds import refuse_other_kinds
@@ -82,10 +82,18 @@ class Source:
         is_alone = all(len(streams) == 1 for _, streams in parts)
         if self.settings.streaming:  # shard by shard, as a training reads them: else other rows would be a document
             parts = [(part, self._training_streams() if part in ("", "train") else own) for part, own in parts]
-        for part, streams in parts:
+        for number, (part, streams) in enumerate(parts):
+            was_continuous, self.is_continuous = self.is_continuous, False
             documents = (self._documents(stream, is_alone=is_alone) for stream in streams)
             # The first one at once: what it is decides how the documents of this part are stored.
-            yield part, chain(next(documents), chain.from_iterable(documents))
+            first = next(documents)
+            if number and self.is_continuous != was_continuous:
+                raise SettingsError(
+                    f"{parts[0][0]} and {part} of {self.settings.source!r} differ: one is a continuous text and the "
+                    "other consists of documents, so a test would not measure what was trained. Set document_separator "
+                    "for both, such as 'blank line' or 'row'."
+                )
+            yield part, chain(first, chain.from_iterable(documents))
 
     def training_shards(self, *, is_continuous: bool) -> list[Callable[[], Iterator[str]]]:
         """Return for each shard of the training text what reads its documents from the first on: a file, or a Hub's.
@@ -201,7 +209,7 @@ class Source:
         if not self.settings.text_column and column != "text" and len(table.columns) > 1:
             self.note(f"{table.name}: the text is column {column!r} of {list(table.columns)[:20]}.")
         return (
-            _replace_half_characters(text_of(row, column, name=table.name)) for row in rows_of_one_part(table, [column])
+            replace_half_characters(text_of(row, column, name=table.name)) for row in rows_of_one_part(table, [column])
         )
 
     def _conversation(self, row: Row, columns: Sequence[str], name: str) -> str:
@@ -273,10 +281,3 @@ def _python_reference() -> Iterable[str]:
     from pydoc_data.topics import topics
 
     return topics.values()
-
-
-def _replace_half_characters(text: str) -> str:
-    """Replace half of a surrogate pair with U+FFFD: JSON can hold one, but no encoding can write it."""
-    if text.isascii():
-        return text
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -1,5 +1,6 @@
 """A source's own split: which part each file of a folder or split of a data set is, and which files are not read."""
 
+import glob
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -8,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import yaml
 
-from helpers.data.sources.paths import other_files
+from helpers.data.sources.paths import in_order, other_files
 from helpers.settings import DataSettings, SettingsError
 
 Content = TypeVar("Content")
@@ -72,14 +73,14 @@ def divide_files(folder: Path, files: Sequence[Path], settings: DataSettings) ->
     about = [file for file in files if _ABOUT.fullmatch(names[file])]
     if len(about) == len(files):
         about = []
-    read = sorted({*files}.difference(about))  # sorted, because the order decides the draws of a split
-    by_card = _files_by_card(folder, settings) if len(read) > 1 else {}
+    read = in_order({*files}.difference(about))  # because the order decides the draws of a split
+    by_card = _files_by_card(folder, read, settings) if len(read) > 1 else {}
     named: dict[str, list[Path]] = {}
     for part, listed in (by_card or {"": read}).items():
-        for file in sorted({*listed}.intersection(read)):
+        for file in in_order({*listed}):
             named.setdefault(part or part_of(names[file]), []).append(file)
     parts = _choose(named, names, settings)
-    unread = sorted({*read}.difference(*parts.values()))
+    unread = in_order({*read}.difference(*parts.values()))
     return Division(parts, [*_note_parts(parts, names), *_note_others(folder, about, unread, names)])
 
 
@@ -101,7 +102,7 @@ def _choose(
             return {"train": unnamed, **parts}
         if len(parts) > 1:
             return dict([*name_parts(parts, settings)])
-    return {"": sorted(file for files in named.values() for file in files)}
+    return {"": in_order(file for files in named.values() for file in files)}
 
 
 def name_parts(splits: Mapping[str, Content], settings: DataSettings) -> list[tuple[str, Content]]:
@@ -133,13 +134,14 @@ def name_parts(splits: Mapping[str, Content], settings: DataSettings) -> list[tu
     return list(parts.items())
 
 
-def _files_by_card(folder: Path, settings: DataSettings) -> dict[str, list[Path]]:
-    """Return the files of the chosen configuration by part, as the card of a repository of the Hub lists them.
+def _files_by_card(folder: Path, read: Sequence[Path], settings: DataSettings) -> dict[str, list[Path]]:
+    """Return those of the files that the chosen configuration has, by part, as a card of the Hub lists them.
 
     All of them are '' where the card does not say; {} where there is no card, or one configuration without a split.
 
     Raises:
-        SettingsError: the card has no such configuration, or several and none is chosen.
+        SettingsError: the card has no such configuration, or several and none is chosen, or no file of the chosen one
+            is there.
     """
     configurations = _configurations(folder / "README.md")
     if not configurations:
@@ -153,12 +155,18 @@ def _files_by_card(folder: Path, settings: DataSettings) -> dict[str, list[Path]
             "names them."
         )
     entry = configurations[wanted]
-    listed = entry.get("data_files") or [f"{entry.get('data_dir', '.')}/**"]
+    listed = entry.get("data_files") or (f"{entry['data_dir']}/**" if entry.get("data_dir") else "**")
     parts: dict[str, list[Path]] = {}
-    for item in [listed] if isinstance(listed, str) else listed:
-        split, patterns = (item["split"], item["path"]) if isinstance(item, dict) else ("", item)
-        for pattern in [patterns] if isinstance(patterns, str) else patterns:
-            parts.setdefault(part_of(split), []).extend(_matching(folder, pattern))
+    for item in listed if isinstance(listed, list) else [listed]:
+        split, patterns = (item.get("split", ""), item.get("path", [])) if isinstance(item, dict) else ("", item)
+        for pattern in patterns if isinstance(patterns, list) else [patterns]:
+            if files := {*_matching(folder, str(pattern))}.intersection(read):
+                parts.setdefault(part_of(str(split)), []).extend(files)
+    if not parts and len(configurations) > 1:
+        raise SettingsError(
+            f"{settings.source!r} has no file of the configuration {wanted!r}, which README.md describes as {listed}: "
+            "copy the repository with its folders, or move README.md away to read the files by their names."
+        )
     has_split = "train" in parts and len(parts) > 1
     return parts if has_split or len(configurations) > 1 else {}
 
@@ -177,7 +185,7 @@ def _matching(folder: Path, pattern: str) -> list[Path]:
     from datasets.data_files import resolve_pattern
 
     try:
-        return [Path(file) for file in resolve_pattern(pattern, str(folder.absolute()))]
+        return [Path(file) for file in resolve_pattern(pattern, glob.escape(str(folder.absolute())))]
     except FileNotFoundError:
         return []
 

@@ -17,7 +17,7 @@ from helpers.display import first_line
 from helpers.settings import SettingsError
 
 SAMPLE_ROWS, _SAMPLE_CHARACTERS = 1000, 2**22  # are looked at to find the column of the text
-_BATCH = 256  # rows of a Parquet file in memory at once
+_BATCH = 32  # rows of a Parquet file in memory at once: each may be a book
 _NUMBER = re.compile(r"[-+]?\d*[.,]?\d+([eE][-+]?\d+)?")
 _PART_COLUMNS = ("split", "set", "subset", "partition")
 _MUCH_LONGER = 4  # times the mean length of all other columns together: then a column is the text

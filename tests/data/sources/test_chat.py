@@ -86,9 +86,24 @@ def test_a_marker_of_the_end_inside_a_message_is_no_end():
     assert chat.segments[-1] == (" The fox.", False)
 
 
+def test_a_row_without_a_completion_is_empty_and_one_without_a_prompt_is_what_the_assistant_says(tmp_path):
+    rows = [(None, None), ("a", ""), ("a", "b"), (" ", "b")]
+    lines = [json.dumps({"prompt": prompt, "completion": completion}) for prompt, completion in rows]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    ((_, texts),) = Source(DataSettings(source=str(tmp_path / "a.jsonl"))).parts()
+    assert [str(text) for text in texts] == ["", "", "User: a\n\nAssistant: b", "Assistant: b"]
+
+
+def test_half_a_character_in_a_message_becomes_the_replacement_character(tmp_path):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"prompt": "a\ud83d b", "completion": "c\ude00"}))
+    ((_, texts),) = Source(DataSettings(source=str(tmp_path / "a.jsonl"))).parts()
+    assert [text.segments for text in texts] == [[("User: a\ufffd b\n\nAssistant:", True), (" c\ufffd", False)]]
+
+
 @pytest.mark.parametrize(
     ("row", "words"),
     [({"messages": [{"role": "wizard", "content": "a"}]}, "line 1: a message needs a role"),
+     ({"messages": [{"role": ["user"], "content": "a"}]}, "line 1: a message needs a role"),
      ({"messages": [{"role": "user", "content": None}]}, "line 1: a message needs a role")],
 )  # fmt: skip
 def test_a_message_that_cannot_be_read_is_named_with_its_line(tmp_path, row, words):

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+from pathlib import PurePosixPath, PureWindowsPath
 
 import pytest
 import zstandard
@@ -11,6 +12,7 @@ from datasets import Dataset, DatasetDict
 from helpers.data.sources import Source, source_hash, source_path
 from helpers.data.sources.documents import split_text
 from helpers.data.sources.encodings import find_encoding
+from helpers.data.sources.paths import in_order
 from helpers.settings import DataSettings, SettingsError
 
 WORDS = ["one fox", "two owls", "three hens"]
@@ -103,6 +105,16 @@ def test_a_part_in_one_text_file_is_split_at_blank_lines_as_a_file_is(tmp_path):
     assert texts(tmp_path) == {"test": ["three", "four"], "train": ["one", "two"]}
 
 
+@pytest.mark.parametrize(("book", "rows"), [("train", "test"), ("test", "train")])
+def test_a_continuous_text_and_documents_are_no_parts_of_one_source(tmp_path, book, rows):
+    (tmp_path / f"{book}.txt").write_text("CHAPTER 1\n\nShe ran.\n\nCHAPTER 2\n\nHe slept over the hill.\n" * 9)
+    (tmp_path / f"{rows}.csv").write_text("text,label\n" + "one fox runs,1\n" * 9)
+    with pytest.raises(SettingsError, match=r"a continuous text and the other .* Set document_separator"):
+        list(Source(DataSettings(source=str(tmp_path))).parts())
+    parts = Source(DataSettings(source=str(tmp_path), document_separator="row")).parts()
+    assert {part for part, _ in parts} == {"train", "test"}
+
+
 def test_a_saved_data_set_is_read_with_its_own_splits(tmp_path):
     rows = Dataset.from_dict({"body": WORDS, "n": [1, 2, 3]})
     rows.save_to_disk(tmp_path / "one")
@@ -167,6 +179,13 @@ def test_an_encoding_is_detected_and_reported_and_nothing_is_lost(tmp_path, case
     read = [document for _, documents in source.parts() for document in documents]
     assert read == [text.strip()]
     assert dict(source.encodings) == {encoding: 1}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16-le"])
+def test_a_byte_order_mark_is_no_character_of_the_text_when_the_encoding_is_named(tmp_path, encoding):
+    path = tmp_path / "a.csv"
+    path.write_bytes("\ufefftext,label\none fox,1\n".encode(encoding))
+    assert texts(path, encoding=encoding) == ["one fox"]
 
 
 def test_a_character_cut_in_two_by_a_chunk_does_not_change_the_encoding(tmp_path):
@@ -318,6 +337,13 @@ def test_names_with_spaces_and_non_latin_letters_are_read(tmp_path):
     folder.mkdir()
     (folder / "der Fuchs.txt").write_text("one fox", encoding="utf-8")
     assert texts(folder) == texts(folder / "der Fuchs.txt") == ["one fox"]
+
+
+@pytest.mark.parametrize("kind", [PureWindowsPath, PurePosixPath])
+def test_files_are_in_the_same_order_on_windows(kind):
+    names = ["c/a.txt", "B.txt", "a-b.txt", "a/b.txt", "Z/a.txt"]
+    ordered = ["B.txt", "Z/a.txt", "a/b.txt", "a-b.txt", "c/a.txt"]
+    assert [path.as_posix() for path in in_order(map(kind, names))] == ordered
 
 
 def test_the_hash_is_of_names_and_bytes(tmp_path):

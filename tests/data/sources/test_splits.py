@@ -124,6 +124,34 @@ def test_a_card_that_says_nothing_changes_nothing(tmp_path, card):
     assert {part for part, _ in Source(DataSettings(source=str(tmp_path))).parts()} == {"train", "test"}
 
 
+def test_a_flattened_copy_of_a_repository_is_divided_by_the_names_of_its_files(tmp_path):
+    make(tmp_path, "train-0.txt=train test-0.txt=test")
+    (tmp_path / "README.md").write_text(
+        CARD.format("- config_name: all\n  data_files: [{split: train, path: x/a-*}, {split: test, path: x/b-*}]")
+    )
+    assert {part: list(texts) for part, texts in Source(DataSettings(source=str(tmp_path))).parts()} == {
+        "train": ["train"], "test": ["test"]
+    }  # fmt: skip
+
+
+def test_a_configuration_whose_files_are_not_there_is_named(tmp_path):
+    make(tmp_path, "large/train.txt=big large/test.txt=big_test")
+    (tmp_path / "README.md").write_text(TWO)
+    with pytest.raises(SettingsError, match=r"no file of the configuration 'small', .*small/a-\*"):
+        list(Source(DataSettings(source=str(tmp_path), source_config="small")).parts())
+
+
+@pytest.mark.parametrize(
+    "entry", ["data_files: {path: '*.txt'}", "data_files: [{path: '*.txt'}]", "data_files: ['*.txt', t*]", ""]
+)
+def test_a_configuration_without_a_split_has_its_files_in_any_folder(tmp_path, entry):
+    folder = tmp_path / "data [1]"
+    make(folder, "train.txt=train test.txt=test")
+    (folder / "README.md").write_text(CARD.format(f"- config_name: en\n  {entry}\n- config_name: de\n  data_dir: de"))
+    settings = DataSettings(source=str(folder), source_config="en")
+    assert {part: list(texts) for part, texts in Source(settings).parts()} == {"train": ["train"], "test": ["test"]}
+
+
 def test_the_splits_of_a_data_set_go_by_its_own_names():
     splits = {"dev": 1, "validation": 2, "Train": 3, "test": 4, "unsupervised": 5}
     assert dict(name_parts(splits, DataSettings())) == {"validation": 2, "test": 4, "train": 3}

@@ -2,11 +2,14 @@
 
 import json
 import re
+import tracemalloc
 
 import pytest
 from datasets import Dataset
 
 from helpers.data.sources import Source
+from helpers.data.sources.hub import open_saved
+from helpers.data.sources.tables import parquet_table
 from helpers.settings import DataSettings, SettingsError
 
 STORIES = [f"Story {number}. The fox, who was hungry; it went | to the well." for number in range(12)]
@@ -33,6 +36,23 @@ DELIMITED = {
     "a quoted header": table(";", header=('"id, number"', '"text"')), "spaces": table(",").replace(",", ", "),
     "a name with spaces around it": table(",", header=("n", " text ")), "an index": table(",", header=("", "text")),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["saved", "Parquet"])
+def test_a_few_rows_are_in_memory_at_once_as_each_may_be_a_book(tmp_path, kind):
+    books = Dataset.from_dict({"text": [f"{number:04} " + "a" * 2**17 for number in range(256)]})
+    if kind == "saved":
+        books.save_to_disk(tmp_path / "saved")
+        table = open_saved(tmp_path / "saved", DataSettings())["train"]
+    else:
+        books.to_parquet(tmp_path / "a.parquet")
+        table = parquet_table(tmp_path / "a.parquet")
+    tracemalloc.start()
+    numbers = [int(values["text"][:4]) for _, values in table.rows(["text"])]
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert numbers == list(range(256))
+    assert peak_bytes < 20e6, "all of them are 34 MB"
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
