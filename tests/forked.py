@@ -5,7 +5,8 @@ import os
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
-_PRELOADED = ["helpers.training.fine_tuning", "helpers.data.preparation", "accelerate.hooks"]
+_GPT2 = "transformers.models.gpt2.modeling_gpt2"
+_PRELOADED = ["helpers.__main__", "helpers.training.fine_tuning", "transformers.trainer", _GPT2, "datasets"]
 
 
 def start_forked(function, *arguments, output, **env):
