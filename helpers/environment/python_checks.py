@@ -3,7 +3,7 @@
 import re
 from pathlib import PureWindowsPath
 
-from helpers.environment import fixes
+from helpers.environment import fixes, requirements
 from helpers.environment.facts import Machine
 from helpers.environment.requirements import version_number
 from helpers.environment.rules import Finding, fail, ok, rule, warn
@@ -61,21 +61,11 @@ def _normal(path: str) -> str:
 @rule("Python keeps using a module that it has already imported, whatever pip has installed since.")
 def stale_imports(machine: Machine) -> Finding:
     """Fail if a loaded module has another version than the installed one."""
-    packages = machine.packages
-    stale = [
-        f"{name} {loaded} is loaded, {packages.installed[name]} is installed"
-        for name, loaded in packages.loaded.items()
-        if name in packages.installed and not _same_version(loaded, packages.installed[name])
-    ]
+    loaded = machine.packages.loaded
+    stale = requirements.stale_imports(loaded, machine.packages.installed)
     if stale:
         return fail("; ".join(stale), f"{fixes.RESTART_FIRST}.")
-    return ok(", ".join(f"{name} {version}" for name, version in packages.loaded.items()) or "nothing is loaded yet")
-
-
-def _same_version(one: str, other: str) -> bool:
-    """Compare; the part after `+` counts only if both have it: torch says 2.13.0+cu130, its wheel only 2.13.0."""
-    (version, _, build), (other_version, _, other_build) = one.partition("+"), other.partition("+")
-    return version == other_version and (build == other_build or not build or not other_build)
+    return ok(", ".join(f"{name} {version}" for name, version in loaded.items()) or "nothing is loaded yet")
 
 
 @rule("Older libraries lack functions that the course uses; newer major versions may have changed them.")
