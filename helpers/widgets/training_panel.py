@@ -155,7 +155,8 @@ def _measure() -> str:
     """Run `calibrate` in a process of its own: this one holds memory and a random state that others need."""
     child = subprocess.run([sys.executable, "-m", "helpers", "calibrate"], capture_output=True, text=True, check=False)
     if child.returncode:
-        raise SettingsError(f"The measurement failed: {child.stderr.strip().splitlines()[-1:]}")
+        last_line = child.stderr.strip().rpartition("\n")[2]
+        raise SettingsError(f"The measurement failed: {last_line}")
     return f"Measured on this machine: {len(child.stdout.splitlines()) - 1} trainings."
 
 
