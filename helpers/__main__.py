@@ -195,14 +195,8 @@ def settings() -> None:
         click.echo(f"    {field.description} ({', '.join(filter(None, (allowed(field), unit(field))))})")
 
 
-main.add_command(compare)
-main.add_command(demo)
-main.add_command(doctor)
-main.add_command(explain)
-main.add_command(export)
-main.add_command(monitor)
-main.add_command(share)
-main.add_command(sweep)
+for command in (compare, demo, doctor, explain, export, monitor, share, sweep):
+    main.add_command(command)
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, on_interrupt)
