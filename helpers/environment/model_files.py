@@ -24,12 +24,12 @@ _TRUE = {"1", "true", "yes", "on"}
 
 def read_model_files(access: Access) -> ModelFiles:
     """Inspect the shipped pocket model, and GPT-2 if it is in the Hub's cache."""
-    offline = any(access.env.get(name, "").lower() in _TRUE for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
+    switches = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
     snapshot = _snapshot(access)
     return ModelFiles(
         pocket=inspect(access.project / "helpers" / "assets" / "pocket", {}),
         gpt2=None if snapshot is None else inspect(snapshot, GPT2_SIZES),
-        offline=offline,
+        offline=tuple(name for name in switches if access.env.get(name, "").lower() in _TRUE),
     )
 
 
