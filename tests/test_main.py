@@ -1,4 +1,3 @@
-import json
 import os
 import signal
 import subprocess
@@ -9,7 +8,6 @@ from click.testing import CliRunner
 
 from helpers import course
 from helpers.__main__ import main
-from helpers.environment import diagnose
 from helpers.paths import ROOT
 from helpers.training import fine_tuning as training
 
@@ -138,30 +136,6 @@ def test_of_many_training_processes_one_speaks(monkeypatch):
     monkeypatch.setattr(training, "fine_tune", lambda settings, progress: settings.run)
     monkeypatch.setenv("RANK", "1")
     assert call("train").output == ""
-
-
-@pytest.fixture(scope="module")
-def diagnosis():
-    """Return this machine's own, made once: torch is imported in a child for it."""
-    return diagnose()
-
-
-@pytest.fixture
-def diagnosed(diagnosis, monkeypatch):
-    monkeypatch.setattr("helpers.environment.__main__.diagnose", lambda **_: diagnosis)
-
-
-def test_doctor_speaks_json(diagnosed):
-    result = call("doctor", "--json")
-    results = json.loads(result.output)
-    assert len(results["checks"]) == 25
-    assert result.exit_code == results["exit_code"]
-
-
-def test_doctor_shows_every_check_and_the_verdict(diagnosed):
-    result = call("doctor")
-    assert "torch_build" in result.output
-    assert result.output.strip().endswith(".")
 
 
 def test_settings_lists_every_setting_with_its_help():

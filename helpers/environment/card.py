@@ -77,17 +77,9 @@ class GraphicsCard(NamedTuple):
 
     def to_dict(self) -> dict[str, Any]:
         """Return what the doctor says of a card, ready for JSON; see `Diagnosis.to_dict`."""
-        return {
-            "name": self.name,
-            "total_bytes": self.total_bytes,
-            "free_bytes": self.free_bytes,
-            "capability": self.capability,
-            "holders": [asdict(holder) for holder in self.holders],
-            "preset": self.preset,
-            "precision": self.precision(),
-            "driver": self.driver,
-            "peak_tflops": self.peak_tflops,
-        }
+        names = "name total_bytes free_bytes capability holders preset precision driver peak_tflops".split()
+        values = {name: getattr(self, name) for name in names}
+        return values | {"holders": [asdict(holder) for holder in self.holders], "precision": self.precision()}
 
 
 # NVIDIA's data sheets. For a GeForce RTX of these two generations, half is twice float32.
