@@ -176,9 +176,8 @@ def run_cells(cells: Sequence[str], **options: Any) -> list[str]:
     `options` are those of `nbclient.NotebookClient`, such as `timeout` in seconds per cell, or `kernel_name`; a kernel
     that does not exist, dies or takes too long is an error of nbclient's.
     """
-    import nbformat
-
     with without_address_grammar():
+        import nbformat
         from nbclient import NotebookClient
 
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
