@@ -12,12 +12,13 @@ from helpers.environment.wheels import typed
 
 @rule("The libraries of the course install on Python 3.11 to 3.14; it is tested with those.")
 def python_version(machine: Machine) -> Finding:
-    """Fail below 3.11, above 3.14 and on 32 bits."""
+    """Fail below the oldest and above the newest of them, and on 32 bits."""
     python = machine.python
     reading = f"Python {'.'.join(map(str, python.version))}, {python.bits} bits"
     if python.bits < 64:
         return fail(f"{reading}: torch has no wheels for it", fixes.make_venv(machine))
-    if not (3, 11) <= python.version[:2] <= (3, 14):
+    oldest, newest = requirements.PYTHONS
+    if not oldest <= python.version[:2] <= newest:
         return fail(reading, fixes.make_venv(machine))
     return ok(reading)
 
@@ -62,7 +63,7 @@ def _normal(path: str) -> str:
 def stale_imports(machine: Machine) -> Finding:
     """Fail if a loaded module has another version than the installed one."""
     loaded = machine.packages.loaded
-    stale = requirements.stale_imports(loaded, machine.packages.installed)
+    stale = requirements.find_stale_imports(loaded, machine.packages.installed)
     if stale:
         return fail("; ".join(stale), f"{fixes.RESTART_FIRST}.")
     return ok(", ".join(f"{name} {version}" for name, version in loaded.items()) or "nothing is loaded yet")

@@ -9,6 +9,8 @@ from importlib.metadata import PackageNotFoundError, requires
 from helpers.environment.access import Access
 from helpers.environment.facts import Packages
 
+PYTHONS = ((3, 11), (3, 14))  # the oldest and the newest that the course is tested with
+
 _DISTRIBUTION = "gpt2-course"
 _LOADED = ("torch", "transformers", "datasets", "accelerate", "numpy", "tokenizers")  # what a stale kernel breaks
 _ALSO_LOOKED_FOR = ("jupyterlab-widgets", "nvidia-ml-py", "pynvml", "tokenizers", "helpers")
@@ -62,7 +64,7 @@ def pins(access: Access) -> dict[str, str]:
     return dict(re.findall(r"^([\w.-]+)==(\S+)$", text, re.MULTILINE))
 
 
-def stale_imports(loaded: Mapping[str, str], installed: Mapping[str, str | None]) -> list[str]:
+def find_stale_imports(loaded: Mapping[str, str], installed: Mapping[str, str | None]) -> list[str]:
     """Return a phrase for each package that is loaded in another version than the installed one."""
     return [
         f"{name} {version} is loaded, {installed[name]} is installed"

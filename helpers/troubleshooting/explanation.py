@@ -9,7 +9,7 @@ from typing import Any
 from helpers.display import Html, html_table
 from helpers.environment import Machine
 from helpers.environment.access import Access
-from helpers.environment.requirements import read_loaded, stale_imports
+from helpers.environment.requirements import find_stale_imports, read_loaded
 from helpers.troubleshooting.known_failures import (
     IN_CODE,
     IN_ERROR,
@@ -240,7 +240,7 @@ def _session_lines() -> list[str]:
     """Return what this session itself shows: packages changed on the disk, models kept by the output history."""
     access = Access()
     loaded = read_loaded(access)
-    lines = stale_imports(loaded, {name: access.version_of(name) for name in loaded})
+    lines = find_stale_imports(loaded, {name: access.version_of(name) for name in loaded})
     outputs = getattr(sys.modules.get("__main__"), "Out", None)
     if isinstance(outputs, dict) and (torch := sys.modules.get("torch")):
         models = {number: value for number, value in outputs.items() if isinstance(value, torch.nn.Module)}
