@@ -124,7 +124,7 @@ def read_card(machine: Machine | None = None) -> GraphicsCard | None:
         free_bytes=gpu.free_bytes,
         capability=gpu.capability,
         holders=gpu.holders,
-        driver=getattr(machine.nvml, "driver", "") if machine.cards else "",
+        driver=machine.nvml.driver if machine.cards else "",
     )
 
 

@@ -86,6 +86,10 @@ def _card(card: Mapping[str, Any]) -> GpuReading:
     total = _number(card.get("total_bytes"), 256 * MIB, _MOST_BYTES)
     capability = [_number(part, 0, 99) for part in card.get("capability") or ()]
     reasons = _number(card.get("reasons"), 0, 2**16)
+    holders = (
+        Holder(holder["pid"], holder["name"] or "?", _number(holder["used_bytes"], 0, _MOST_BYTES))
+        for holder in card.get("holders") or ()
+    )
     return GpuReading(
         index=card["index"],
         name=card.get("name") or "",
@@ -94,14 +98,10 @@ def _card(card: Mapping[str, Any]) -> GpuReading:
         free_bytes=_number(card.get("free_bytes"), 0, total or 0),
         capability=(capability[0], capability[1]) if len(capability) == 2 and None not in capability else None,
         slowed_by=None if reasons is None else tuple(text for bit, text in _SLOWED_BY.items() if reasons & bit),
-        holders=tuple(map(_holder, card.get("holders") or ())),
+        holders=tuple(holders),
         error=card.get("error", ""),
         **{name: _number(card.get(name), *bounds) for name, bounds in _PLAUSIBLE.items()},
     )
-
-
-def _holder(holder: Mapping[str, Any]) -> Holder:
-    return Holder(holder["pid"], holder["name"] or "?", _number(holder["used_bytes"], 0, _MOST_BYTES))
 
 
 # Everything below runs in the child.

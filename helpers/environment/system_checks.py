@@ -128,14 +128,11 @@ def tokenizer_and_model_files(machine: Machine) -> Finding:
         return ok(f"{reading}; GPT-2 is not downloaded yet")
     if files.gpt2.problems:
         reading = f"{reading}; gpt2: {', '.join(files.gpt2.problems)}"
-        line = f"{_remove(machine, files.gpt2.path)} {fetch}"
+        folder = files.gpt2.path.split("snapshots")[0].rstrip("/\\")
+        remove = f'Remove-Item -Recurse "{folder}"' if machine.platform.kind == "Windows" else f"rm -r '{folder}'"
+        line = f"{remove} ; {fetch}"
         return fail(reading, line) if machine.has_gpu else warn(reading, line)
     return ok(f"{reading}; gpt2: {files.gpt2.tokens:,} tokens, {files.gpt2.positions} positions")
-
-
-def _remove(machine: Machine, snapshot: str) -> str:
-    path = snapshot.split("snapshots")[0].rstrip("/\\")
-    return f'Remove-Item -Recurse "{path}" ;' if machine.platform.kind == "Windows" else f"rm -r '{path}' ;"
 
 
 @rule("Sliders and the live monitor are widgets; without them the notebooks show text.")

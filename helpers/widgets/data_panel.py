@@ -43,7 +43,7 @@ class DataPanel(Panel):
         self.refresh()
 
     def _show(self, settings: DataSettings) -> None:
-        key = _key(settings)
+        key = settings.model_dump_json(exclude=_SPLIT_FIELDS)
         if self._beginnings.get(key) is None:
             self.gauge.value = "<p>Reading the source and counting its tokens…</p>"
         if key not in self._beginnings:
@@ -66,10 +66,6 @@ class DataPanel(Panel):
     def _summary(self) -> str:
         self.thread.join()  # a page without a kernel never sees what comes later
         return self.gauge.value
-
-
-def _key(settings: DataSettings) -> str:
-    return settings.model_dump_json(exclude=_SPLIT_FIELDS)
 
 
 def read_beginning(settings: DataSettings) -> Beginning:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,6 @@ from helpers.widgets.run_controls import RunControls
 
 THIS_MACHINE = "this machine"
 _FROM_CELL, _BY_HAND = "the parameters cell", "moved by hand"
-_MOST_FILES = 100  # parameter files of one run
 
 
 class TrainingPanel(Panel):
@@ -176,11 +176,9 @@ def save_parameters(settings: TrainingSettings) -> Path:
 
 def _free_path(folder: Path, text: str) -> Path:
     """Return the first of parameters.yaml, parameters-2.yaml, ... that does not exist or already holds this text."""
-    for number in range(1, _MOST_FILES + 1):
-        path = folder / ("parameters.yaml" if number == 1 else f"parameters-{number}.yaml")
-        if not path.exists() or path.read_text(encoding="utf-8") == text:
-            return path
-    raise SettingsError(f"{folder} already holds {_MOST_FILES} parameter files: delete some, or choose another run.")
+    names = ("parameters.yaml" if number == 1 else f"parameters-{number}.yaml" for number in count(1))
+    paths = (folder / name for name in names)
+    return next(path for path in paths if not path.exists() or path.read_text(encoding="utf-8") == text)
 
 
 def papermill_command(path: Path) -> str:
