@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from html import escape
 from typing import Any
 
-from helpers.display import STATUS_MARKS, Html, html_table, printable
+from helpers.display import STATUS_MARKS, Html, html_table, printable, status_badge
 from helpers.environment import card_checks, driver_checks, python_checks, system_checks
 from helpers.environment.card import GraphicsCard, read_card
 from helpers.environment.facts import Machine
@@ -155,16 +155,10 @@ class Diagnosis:
 
 def _table(checks: list[Check]) -> str:
     rows = [
-        (_badge(check.status), _code(check.id), _text(check.reading), _text(check.why), _code(check.fix))
+        (status_badge(check.status), _code(check.id), _text(check.reading), _text(check.why), _code(check.fix))
         for check in checks
     ]
     return html_table(("status", "check", "reading", "why it matters", "fix"), rows)
-
-
-def _badge(status: str) -> Html:
-    mark, background, text = STATUS_MARKS[status]
-    style = f"background:{background};color:{text};padding:1px 7px;border-radius:4px;white-space:nowrap"
-    return Html(f"<b style='{style}'>{mark} {status}</b>")
 
 
 def _code(text: str) -> Html:
