@@ -10,7 +10,7 @@ from typing import Any
 from helpers.display import STATUS_MARKS, Html, html_table, printable, status_badge
 from helpers.environment import card_checks, driver_checks, python_checks, system_checks
 from helpers.environment.card import GraphicsCard, read_card
-from helpers.environment.facts import Machine
+from helpers.environment.facts import GpuReading, Machine
 from helpers.environment.machine import read_machine
 from helpers.environment.rules import NO_GPU, STATUSES, Check, Rule
 from helpers.environment.wheels import WheelAdvice, expects_gpu, wheel_advice
@@ -88,7 +88,7 @@ class Diagnosis:
             "mode": self.mode,
             "platform": self.machine.platform.kind if self.machine.platform else "",
             "quick": self.machine.quick,
-            "card": None if self.card is None else self.card.to_dict(),
+            "card": None if self.card is None else _card_facts(self.card, self.machine.gpu),
             "wheel": None if self.wheel is None else asdict(self.wheel),
             "checks": [asdict(check) for check in self.checks],
         }
@@ -151,6 +151,20 @@ class Diagnosis:
     def __str__(self) -> str:
         """Return the table without colours."""
         return self.table()
+
+
+def _card_facts(card: GraphicsCard, reading: GpuReading) -> dict[str, Any]:
+    return {
+        "name": card.name,
+        "total_bytes": card.total_bytes,
+        "free_bytes": reading.free_bytes,
+        "capability": reading.capability,
+        "holders": [asdict(holder) for holder in reading.holders],
+        "preset": card.preset,
+        "precision": card.precision(),
+        "driver": card.driver,
+        "peak_tflops": card.peak_tflops,
+    }
 
 
 def _table(checks: list[Check]) -> str:
