@@ -63,7 +63,7 @@ ROOMS = {
     },
     "assets": {"data", "evaluation", "files", "model", "paths", "settings", "training"},
     "__main__": {
-        "course", "data", "environment", "files", "schema", "settings", "sharing", "studies", "training",
+        "course", "data", "display", "environment", "files", "schema", "settings", "sharing", "studies", "training",
         "troubleshooting",
     },
 }  # fmt: skip

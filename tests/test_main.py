@@ -138,6 +138,15 @@ def test_of_many_training_processes_one_speaks(monkeypatch):
     assert call("train").output == ""
 
 
+def test_a_log_with_a_progress_bar_is_explained_to_a_file_whose_code_page_has_no_blocks(tmp_path):
+    (tmp_path / "log.txt").write_text("RuntimeError: CUDA out of memory \u2588", encoding="utf-8")
+    command = [sys.executable, "-m", "helpers", "explain", str(tmp_path / "log.txt")]
+    env = {**os.environ, "PYTHONIOENCODING": "cp1252"}  # as under Windows
+    child = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, check=False)
+    assert (child.returncode, child.stderr) == (0, b"")
+    assert b"CUDA out of memory ?" in child.stdout
+
+
 def test_settings_lists_every_setting_with_its_help():
     from helpers.settings import known_settings
 
