@@ -194,7 +194,8 @@ def _json(text: str) -> Any:
 
 def _notebook_errors(notebook: "dict[str, Any]") -> str:
     """Return the tracebacks among the outputs of a notebook: its prose and its code are no log."""
-    outputs = (output for cell in notebook["cells"] for output in cell.get("outputs", ()))
+    cells = (cell for cell in notebook["cells"] if isinstance(cell, dict))  # other JSON may have cells of another kind
+    outputs = (output for cell in cells for output in cell.get("outputs") or ())
     errors = [output for output in outputs if output.get("output_type") == "error"]
     texts = ["\n".join(one.get("traceback") or [f"{one.get('ename')}: {one.get('evalue')}"]) for one in errors]
     return "\n\n".join(texts)
