@@ -18,7 +18,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from helpers.__main__ import main
-from helpers.environment.install import PYTHONS
+from helpers.environment.report import RULES
+from helpers.environment.requirements import PYTHONS
 from helpers.environment.tasks import TASKS
 from helpers.paths import NOTEBOOKS
 from helpers.settings import DataSettings, EvaluationSettings, RunSettings, TrainingSettings
@@ -62,7 +63,7 @@ ROOMS = {
     },
     "assets": {"data", "evaluation", "files", "model", "paths", "settings", "training"},
     "__main__": {
-        "course", "data", "environment", "files", "schema", "settings", "sharing", "studies", "training",
+        "course", "data", "display", "environment", "files", "schema", "settings", "sharing", "studies", "training",
         "troubleshooting",
     },
 }  # fmt: skip
@@ -82,6 +83,8 @@ def test_conda_brings_a_python_that_the_project_allows():
 def test_the_pythons_that_can_be_installed_with_are_those_of_the_project():
     oldest, newest = PYTHONS
     assert PROJECT["requires-python"] == f">={oldest[0]}.{oldest[1]},<{newest[0]}.{newest[1] + 1}"
+    (why,) = (rule.why for rule in RULES if rule.id == "python_version")
+    assert f"Python {oldest[0]}.{oldest[1]} to {newest[0]}.{newest[1]};" in why
 
 
 def test_the_makefile_has_every_task_and_nothing_else():

@@ -78,7 +78,8 @@ class Playground(Panel):
         try:
             for column in self.columns.values():
                 with closing(sample_tokens(column.model, column.prompt, settings)) as stream:
-                    while column.append_next(stream, settings):
+                    for token, logits in stream:
+                        column.append(token, logits, settings)
                         if self._stop.is_set():
                             return "Stopped."
         finally:
@@ -131,16 +132,11 @@ class _Column:
         self._logits.clear()
         self.text.value = self.text_html(0)  # without what was generated before
 
-    def append_next(self, stream: "Iterator[tuple[int, torch.Tensor]]", settings: EvaluationSettings) -> bool:
-        """Append the next token of a stream and show it; return False at its end."""
-        step = next(stream, None)
-        if step is None:
-            return False
-        token, logits = step
+    def append(self, token: int, logits: "torch.Tensor", settings: EvaluationSettings) -> None:
+        """Append a token that was drawn from these logits, and show it."""
         self._logits[*self.prompt, *self.tokens] = logits
         self.tokens.append(token)
         self.show(settings, len(self.tokens) - 1)
-        return True
 
     def show(self, settings: EvaluationSettings, position: int) -> None:
         """Show the text and the candidates for its token at `position`."""
@@ -166,9 +162,11 @@ class _Column:
         drawn = self.tokens[position] if position < len(self.tokens) else None
         if ids not in self._logits:
             self._logits[ids] = next_logits(self.model, ids)
+        shown = candidates(self._logits[ids], ids, self.tokenizer, settings, include=drawn)
         bars = [
-            _bar(candidate, is_drawn=candidate.token == drawn)
-            for candidate in candidates(self._logits[ids], ids, self.tokenizer, settings, include=drawn)
+            # repr: the spaces and line breaks of a token are visible.
+            Bar(repr(text), drawn_probability, f"{100 * drawn_probability:.1f} %", probability, token == drawn)
+            for token, text, probability, drawn_probability in shown
         ]
         title = f"candidates for token {position + 1}: probability of being drawn (bar), at temperature 1 (dashed)"
         return bar_chart(bars, title=title, colour=self.colour)
@@ -181,12 +179,6 @@ class Candidate(NamedTuple):
     text: str
     probability: float
     drawn_probability: float
-
-
-def _bar(candidate: Candidate, *, is_drawn: bool) -> Bar:
-    text = f"{100 * candidate.drawn_probability:.1f} %"
-    # repr: the spaces and line breaks of a token are visible.
-    return Bar(repr(candidate.text), candidate.drawn_probability, text, candidate.probability, is_drawn)
 
 
 def encode_prompt(model: "GPT2LMHeadModel", tokenizer: "PreTrainedTokenizerBase", settings: EvaluationSettings) -> list:
