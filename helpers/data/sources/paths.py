@@ -137,14 +137,12 @@ def _refuse_parts_of_saved(folder: Path, files: Sequence[Path]) -> None:
     """Raise `SettingsError` for a saved data set that lies deeper, or lacks the files that tell what it is."""
     saved = sorted({file.parent for file in files if is_saved_dataset(file.parent)})
     whole = [each for each in saved if not any(other != each and other in each.parents for other in saved)]
-    names = [each.relative_to(folder).as_posix() for each in whole]
-    if len(whole) > 1 and all((each / "state.json").is_file() for each in whole):
-        raise SettingsError(
-            f"{folder} holds parts of a saved data set ({', '.join(names)}) without its dataset_dict.json: copy the "
-            f"whole folder again, or set source to one of them."
-        )
     if whole:
-        raise SettingsError(f"{folder} holds a data set that was saved with `save_to_disk`: set source to {whole[0]}.")
+        names = ", ".join(each.relative_to(folder).as_posix() for each in whole)
+        raise SettingsError(
+            f"{folder} holds data saved with `save_to_disk` ({names}): set source to one of these folders, or, where "
+            "they are the parts of one data set, copy it again with its dataset_dict.json."
+        )
     if any(file.suffix == ".arrow" and (file.parent / "dataset_info.json").is_file() for file in files):
         raise SettingsError(
             f"{folder} is a damaged saved data set: its state.json is missing. Copy the whole folder again, or save "

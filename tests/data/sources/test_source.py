@@ -131,10 +131,10 @@ def test_a_saved_data_set_is_read_with_its_own_splits(tmp_path):
 def test_a_saved_data_set_that_lies_deeper_or_was_copied_in_part_is_refused(tmp_path):
     rows = Dataset.from_dict({"text": WORDS})
     DatasetDict(train=rows, test=rows).save_to_disk(tmp_path / "saved")
-    with pytest.raises(SettingsError, match=r"saved with `save_to_disk`: set source to .*saved\."):
+    with pytest.raises(SettingsError, match=r"saved with `save_to_disk` \(saved\): set source to"):
         texts(tmp_path)
     (tmp_path / "saved" / "dataset_dict.json").unlink()
-    with pytest.raises(SettingsError, match=r"parts of a saved data set \(test, train\) without its"):
+    with pytest.raises(SettingsError, match=r"\(test, train\): set source to one .*, copy it again with its"):
         texts(tmp_path / "saved")
     (tmp_path / "saved" / "train" / "state.json").unlink()
     with pytest.raises(SettingsError, match=r"is a damaged saved data set: its state\.json is missing"):
@@ -209,8 +209,11 @@ def test_an_encoding_can_be_named_and_must_be_known(tmp_path):
     path = tmp_path / "a.txt"
     path.write_bytes("łąka".encode("iso8859_2"))
     assert texts(path, encoding="latin2") == ["łąka"]
-    with pytest.raises(SettingsError, match="is not an encoding that Python knows"):
-        DataSettings(encoding="martian")
+    for name in ("martian", "base64"):
+        with pytest.raises(SettingsError, match="is not an encoding that Python knows"):
+            DataSettings(encoding=name)
+    with pytest.raises(SettingsError, match=r"a\.txt is not utf-16 throughout .*set another encoding"):
+        texts(path, encoding="utf-16")
 
 
 def bad_sources(folder):
