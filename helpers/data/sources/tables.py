@@ -97,11 +97,6 @@ def _mean_lengths(table: Table, columns: Sequence[str]) -> dict[str, float]:
     return {column: sum(each) / max(1, len(each)) for column, each in lengths.items()}
 
 
-def holds_words(value: Any) -> bool:
-    """Return whether a value is text and not a number written as text, as every number of a CSV file is."""
-    return isinstance(value, str) and not _NUMBER.fullmatch(value)
-
-
 def text_of(row: Row, column: str, *, name: str) -> str:
     """Return a row's text; empty where the column is missing or null.
 
@@ -144,14 +139,14 @@ def peek_columns(name: str, rows: Iterator[Row]) -> Table:
         for column, value in values.items():
             if columns.get(column, "other") == "other":
                 columns[column] = _kind_of_value(value)
-
     return Table(name, columns, lambda _: chain(sample, rows), sample)
 
 
 def _kind_of_value(value: Any) -> str:
-    if isinstance(value, (list, dict)):
-        return "messages" if isinstance(value, list) and value and is_message(value[0]) else "nested"
-    return "words" if holds_words(value) else "other"
+    if isinstance(value, (list, dict)) and value:  # an empty one does not say what it would hold
+        return "messages" if isinstance(value, list) and is_message(value[0]) else "nested"
+    # a number of a CSV file is text too
+    return "words" if isinstance(value, str) and not _NUMBER.fullmatch(value) else "other"
 
 
 def kind_of_type(kind: Any) -> str:
