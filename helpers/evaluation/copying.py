@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from helpers.data.tokens import TokenStream, batches_of
 from helpers.display import QUIET_SECONDS, cut, html_table
 from helpers.settings import SettingsError
 
@@ -288,9 +289,13 @@ def _count(documents: Iterable[Any], bar: Any) -> Iterator[Any]:
         bar.update()
 
 
-def _tokenize(documents: Sequence[str], tokenizer: "PreTrainedTokenizerBase") -> Iterator[list[int]]:
-    for start in range(0, len(documents), 1000):  # at once: the tokenizer works on a batch in parallel
-        yield from tokenizer(list(documents[start : start + 1000]), verbose=False)["input_ids"]
+def _tokenize(documents: Iterable[str], tokenizer: "PreTrainedTokenizerBase") -> Iterator["np.ndarray"]:
+    import numpy as np
+
+    tokens = TokenStream(tokenizer)  # several times as fast as the tokenizer
+    for batch in batches_of(documents):
+        ids, n_tokens = tokens.encode(batch, with_ends=False)
+        yield from np.split(ids, n_tokens.cumsum()[:-1])
 
 
 def _split_tokens(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> list[str]:
