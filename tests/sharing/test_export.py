@@ -13,7 +13,7 @@ from helpers.evaluation import record
 from helpers.model import load_model
 from helpers.settings import EvaluationSettings, SettingsError
 from helpers.sharing import export as exporting
-from helpers.sharing.export import FORMATS, TYPES, export_model, sampling_of
+from helpers.sharing.export import TYPES, export_model, sampling_of
 
 
 @pytest.fixture
@@ -106,12 +106,6 @@ def test_what_is_no_format_is_refused(run):
         export_model(run, to="ggml")
     with pytest.raises(SettingsError, match="type = 'q4' is not a format: use 'f16' or 'q8_0'"):
         export_model(run, gguf_type="q4")
-
-
-def test_the_command_line_names_the_same_formats():
-    from helpers.sharing import commands
-
-    assert (commands.FORMATS, commands.TYPES) == (FORMATS, TYPES)
 
 
 def test_a_run_that_is_not_there_or_not_finished_is_one_sentence(run, runs):
