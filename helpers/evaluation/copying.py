@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 NO_ID = -1  # matches nothing, not even another NO_ID: separates documents and marks words that nobody asks about
-_PART_TOKENS = 4_000_000  # of the training text searched at once; a part takes about 40 bytes per token
+_PART_TOKENS = 4_000_000  # of the training text searched at once; a part takes about 50 bytes per token
 
 
 def find_longest_matches(query: "np.ndarray", ids: "np.ndarray") -> tuple["np.ndarray", "np.ndarray"]:
