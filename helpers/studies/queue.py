@@ -190,7 +190,7 @@ def was_interrupted(trial: "FrozenTrial") -> bool:
     return trial.state.name == "FAIL" and "error" not in trial.user_attrs
 
 
-def _queue_again(opened: "OptunaStudy", trial: "FrozenTrial", **attributes: Any) -> None:
+def _queue_again(opened: "OptunaStudy", trial: "FrozenTrial", *, is_retry: bool) -> None:
     """Queue the point of a trial again, with its values and the losses it has reported."""
     import optuna
 
@@ -198,17 +198,11 @@ def _queue_again(opened: "OptunaStudy", trial: "FrozenTrial", **attributes: Any)
         state=optuna.trial.TrialState.WAITING,
         params=trial.params,
         distributions=trial.distributions,
-        user_attrs={"point": trial.user_attrs["point"], **attributes},
+        user_attrs={"point": trial.user_attrs["point"]} | ({"retry": True} if is_retry else {}),
         system_attrs=trial.system_attrs,
         intermediate_values=trial.intermediate_values,
     )
     opened.add_trial(again)  # not enqueue_trial, which would fix the values but lose the reported losses
-
-
-def put_back(opened: "OptunaStudy", trial: "Trial") -> None:
-    """Queue a taken trial again unchanged, behind all others; the caller marks the taken one as superfluous."""
-    taken = opened.get_trials(deepcopy=False)[trial.number]
-    _queue_again(opened, taken, **taken.user_attrs)
 
 
 def retry_failed(study: Study, opened: "OptunaStudy") -> None:
@@ -216,7 +210,7 @@ def retry_failed(study: Study, opened: "OptunaStudy") -> None:
     with FileLock(study.folder / ".queue.lock"):  # or a second command would queue them once more
         for trial in trials_of(study, opened):
             if state_of(trial) == "failed":
-                _queue_again(opened, trial, retry=True)
+                _queue_again(opened, trial, is_retry=True)
 
 
 def this_worker(study: Study) -> str:
@@ -248,7 +242,7 @@ def requeue_interrupted(study: Study, opened: "OptunaStudy") -> None:
             opened.tell(trial.number, state=TrialState.FAIL)
     for trial in trials_of(study, opened):
         if was_interrupted(trial):
-            _queue_again(opened, trial, **{"retry": True} if "retry" in trial.user_attrs else {})
+            _queue_again(opened, trial, is_retry="retry" in trial.user_attrs)
 
 
 def _is_dead(study: Study, trial: "FrozenTrial") -> bool:
