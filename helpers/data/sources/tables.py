@@ -2,14 +2,12 @@
 
 import json
 import re
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from helpers.data.sources.compression import read_chunks
 from helpers.data.sources.documents import check_length
 from helpers.data.sources.rows import Row, check_names, csv_rows, is_message, json_lines, json_rows
 from helpers.data.sources.splits import part_of
@@ -194,18 +192,8 @@ def _open_parquet(file: Path) -> Iterator[Any]:
     import pyarrow.parquet as pq
 
     try:
-        with tempfile.TemporaryFile() as unpacked:
-            # pre_buffer would hold a whole row group in memory, which can be most of the file.
-            yield pq.ParquetFile(_seekable(file, unpacked), buffer_size=2**20, pre_buffer=False)
+        # pre_buffer would hold a whole row group in memory, which can be most of the file.
+        with pq.ParquetFile(file, buffer_size=2**20, pre_buffer=False) as table:
+            yield table
     except (pa.ArrowException, OSError) as error:
         raise SettingsError(f"{file} cannot be read as Parquet ({first_line(error)}).") from None
-
-
-def _seekable(file: Path, unpacked: Any) -> Any:
-    """Return a file in which Parquet can seek: the file itself, or its decompressed content in `unpacked`."""
-    if file.suffix.lower() == ".parquet":
-        return file
-    for chunk in read_chunks(file):
-        unpacked.write(chunk)
-    unpacked.seek(0)
-    return unpacked
