@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from helpers.data.tokens import TokenStream, batches_of
 from helpers.display import QUIET_SECONDS, cut, html_table
-from helpers.settings import SettingsError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -263,15 +262,9 @@ def search_training_text(
         samples: token ids of each sample, without its prompt.
         control: token ids of each held-out text, about as long as a sample.
         training: the documents the model was trained on; the column of a data set is read bit by bit.
-
-    Raises:
-        SettingsError: there is no sample, no held-out text or no training document.
     """
     from tqdm.auto import tqdm
 
-    for name, given in (("sample", samples), ("held-out text", control), ("training document", training)):
-        if not len(given):
-            raise SettingsError(f"There is no {name}: the search for copies needs at least one of each.")
     texts = [tokenizer.decode(list(ids)) for ids in (*samples, *control)]
     with tqdm(total=2 * len(training), unit="documents", delay=QUIET_SECONDS, leave=False) as bar:
         matches = find_copies([*samples, *control], _count(_tokenize(training, tokenizer), bar))

@@ -14,7 +14,6 @@ from helpers.evaluation.copying import (
     measure_novelty,
     search_training_text,
 )
-from helpers.settings import SettingsError
 
 TRAINING = ["The fox went to the old well at noon.", "An owl, wise & <b>old</b>, slept all day in the barn."]
 
@@ -147,10 +146,3 @@ def test_a_character_of_several_tokens_is_not_broken(tiny):
     ids = tiny[1].encode(text)
     assert len(ids) > len(text) / 2
     assert "".join(copying._split_tokens(tiny[1], ids)) == text
-
-
-@pytest.mark.parametrize("missing", ["sample", "held-out text", "training document"])
-def test_an_error_names_what_is_missing(tiny, missing):
-    given = {"sample": [[1]], "held-out text": [[1]], "training document": ["x"]} | {missing: []}
-    with pytest.raises(SettingsError, match=f"There is no {missing}"):
-        search_training_text(tiny[1], *given.values())
