@@ -6,7 +6,6 @@ transposed, a head that is missing although it is tied, a pre-tokenizer that cut
 is written out as text.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -78,9 +77,12 @@ def write_gguf(
         writer.add_sampling_penalty_repeat(sampling.repetition_penalty)
         writer.add_sampling_penalty_last_n(config.n_positions)  # all of the context, as in transformers
     _add_tokenizer(writer, tokenizer, config.vocab_size)
-    for tensor_name, tensor in tensors(model):
-        array, kind = _in_type(tensor_name, tensor, gguf_type)
-        writer.add_tensor(tensor_name, array, raw_dtype=kind)
+    names = _names(model)
+    for weight, tensor in model.state_dict().items():
+        if weight == "lm_head.weight" and config.tie_word_embeddings:
+            continue  # llama.cpp takes the token embeddings where it is left out
+        array, kind = _in_type(names[weight], _turned(weight, tensor.detach().float().cpu().numpy()), gguf_type)
+        writer.add_tensor(names[weight], array, raw_dtype=kind)
     try:
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -114,18 +116,6 @@ def import_gguf() -> None:
             "Writing GGUF needs the package gguf, which is not installed: run `pip install '.[export]'` in the "
             "project's folder, or `pip install gguf`."
         ) from None
-
-
-def tensors(model: "GPT2LMHeadModel") -> Iterator[tuple[str, "np.ndarray"]]:
-    """Yield each weight of a model under its name in GGUF, float32, matrices as (outputs, inputs).
-
-    A tied head is left out: llama.cpp then takes the token embeddings.
-    """
-    names = _names(model)
-    for name, weights in model.state_dict().items():
-        if name == "lm_head.weight" and model.config.tie_word_embeddings:
-            continue
-        yield names[name], _turned(name, weights.detach().float().cpu().numpy())
 
 
 def _turned(name: str, array: "np.ndarray") -> "np.ndarray":

@@ -41,7 +41,7 @@ def source_path(source: str) -> Path | None:
         _check_link(path)
         _refuse_own_files(path)
         return path
-    if _looks_like_a_path(source):
+    if kind_of(Path(source)) in (*TEXTS, *TABLES) or not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", source):
         raise SettingsError(f"source = {source!r} is not there: looked in {Path.cwd()}.")
     if "/" not in source:
         full_name = _FULL_NAMES.get(source)
@@ -65,10 +65,6 @@ def _refuse_own_files(path: Path) -> None:
     real = path.resolve()
     if real == course or (real.parent == course and real.name in _COURSE_FILES):
         raise SettingsError(f"{path} is part of this course and not your text: name your own file or folder.")
-
-
-def _looks_like_a_path(source: str) -> bool:
-    return kind_of(Path(source)) in (*TEXTS, *TABLES) or not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", source)
 
 
 def _check_link(path: Path) -> Path:
