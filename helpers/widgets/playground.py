@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import ipywidgets as w
 
+from helpers.data.sources.documents import replace_half_characters
 from helpers.display import BLUE, ORANGE
 from helpers.model import describe_prompt, on_device
 from helpers.settings import EvaluationSettings, SettingsError
@@ -183,7 +184,7 @@ class Candidate(NamedTuple):
 
 def encode_prompt(model: "GPT2LMHeadModel", tokenizer: "PreTrainedTokenizerBase", settings: EvaluationSettings) -> list:
     """Return the prompt's tokens; raise `SettingsError` when they and `max_new_tokens` exceed the model's positions."""
-    ids = tokenizer.encode(settings.prompt, verbose=False) or [tokenizer.eos_token_id]
+    ids = tokenizer.encode(replace_half_characters(settings.prompt), verbose=False) or [tokenizer.eos_token_id]
     if len(ids) + settings.max_new_tokens > model.config.n_positions:
         raise SettingsError(
             f"The prompt has {len(ids)} tokens and max_new_tokens is {settings.max_new_tokens}: together at most "

@@ -56,13 +56,9 @@ def open_shards(settings: DataSettings) -> dict[str, list[Callable[[], Table]]]:
         SettingsError: as `open_from_hub`.
     """
     return {
-        name: [partial(_open_shard, split, place, settings) for place in range(split.num_shards)]
+        name: [partial(_open_split, split, settings, place) for place in range(split.num_shards)]
         for name, split in _load_splits(settings).items()
     }
-
-
-def _open_shard(split: Any, place: int, settings: DataSettings) -> Table:
-    return _open_split(split.shard(num_shards=split.num_shards, index=place), settings)
 
 
 def newest_commit(settings: DataSettings) -> str:
@@ -93,9 +89,11 @@ def _load_splits(settings: DataSettings) -> Any:
         raise SettingsError(_explain(settings, error, is_online=is_online)) from None
 
 
-def _open_split(split: Any, settings: DataSettings) -> Table:
-    """Return a split as a table, of which only the columns that are asked for are read."""
+def _open_split(split: Any, settings: DataSettings, shard: int | None = None) -> Table:
+    """Return a split or a shard of it as a table, of which only the columns that are asked for are read."""
     name = repr(settings.source)
+    if shard is not None:
+        split = split.shard(num_shards=split.num_shards, index=shard)
     if not split.features:  # not known in every stream
         return peek_columns(name, _rows(split, settings))
     columns = {field.name: kind_of_type(field.type) for field in split.features.arrow_schema}
