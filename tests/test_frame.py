@@ -10,6 +10,7 @@ import sys
 import tomllib
 from functools import cache
 from graphlib import TopologicalSorter
+from importlib.metadata import distributions
 from itertools import pairwise
 
 import pytest
@@ -73,6 +74,14 @@ ROOMS = {
 def test_every_dependency_is_pinned_within_its_range(requirement):
     pins = {name.lower().replace("_", "-"): version for name, version in PINS.items()}
     assert pins[requirement.name] in requirement.specifier
+
+
+def test_every_pinned_version_runs_on_the_oldest_python_allowed():
+    # such as Debian's 3.11.2: a release that asks for a later 3.11 is the newest one only for who has that
+    oldest = ".".join(map(str, (*PYTHONS[0], 0)))
+    asked = {d.name: d.metadata["Requires-Python"] or "" for d in distributions() if PINS.get(d.name) == d.version}
+    assert asked
+    assert [name for name, pythons in asked.items() if oldest not in SpecifierSet(pythons)] == []
 
 
 def test_conda_brings_a_python_that_the_project_allows():

@@ -1,7 +1,8 @@
 """Data sets that the `datasets` library opens, from the Hub or saved on disk: their splits and rows."""
 
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ _BATCH = 64  # rows asked of the library at once: each may be a book
 _CONNECTION_ERRORS = (
     "peer closed", "RemoteProtocolError", "ReadError", "ReadTimeout", "ConnectError", "ConnectionError",
 )  # fmt: skip
+_offline_lock = threading.Lock()  # panels read in threads: where blocks overlap, the last would leave it offline
 
 
 def open_saved(folder: Path, settings: DataSettings) -> dict[str, Table]:
@@ -78,7 +80,7 @@ def _load_splits(settings: DataSettings) -> Any:
 
     is_online = hub_answers()
     try:
-        with _offline(not is_online):
+        with nullcontext() if is_online else _offline():
             return load_dataset(
                 settings.source,
                 settings.source_config or None,
@@ -113,19 +115,20 @@ def _rows(split: Any, settings: DataSettings) -> Iterator[Row]:
 
 
 @contextmanager
-def _offline(is_offline: bool) -> Iterator[None]:
+def _offline() -> Iterator[None]:
     """Make `datasets` use its cache at once for a block: without this it retries the Hub for minutes.
 
     The environment variable HF_HUB_OFFLINE would be too late, because the library reads it when it is imported.
     """
     from datasets import config
 
-    before = config.HF_HUB_OFFLINE
-    config.HF_HUB_OFFLINE = before or is_offline
-    try:
-        yield
-    finally:
-        config.HF_HUB_OFFLINE = before
+    with _offline_lock:
+        before = config.HF_HUB_OFFLINE
+        config.HF_HUB_OFFLINE = True
+        try:
+            yield
+        finally:
+            config.HF_HUB_OFFLINE = before
 
 
 def _explain(settings: DataSettings, error: BaseException, *, is_online: bool) -> str:
