@@ -21,6 +21,7 @@ from typing import Any
 
 import click
 
+from helpers.display import print_any_character
 from helpers.environment.commands import doctor, monitor
 from helpers.files import explain_os_error
 from helpers.schema import allowed, unit
@@ -56,11 +57,12 @@ def _raise_terminated(number: int, frame: Any) -> None:
 
 
 class _OneSentence(click.Group):
-    """Print errors that are meant for people as one sentence, without a traceback."""
+    """Print what any console or file can show, and errors that are meant for people as one sentence."""
 
     def invoke(self, ctx: click.Context) -> Any:
         from helpers.course import CourseError
 
+        print_any_character()
         usual = signal.signal(signal.SIGTERM, _raise_terminated)
         try:
             return super().invoke(ctx)
@@ -195,14 +197,8 @@ def settings() -> None:
         click.echo(f"    {field.description} ({', '.join(filter(None, (allowed(field), unit(field))))})")
 
 
-main.add_command(compare)
-main.add_command(demo)
-main.add_command(doctor)
-main.add_command(explain)
-main.add_command(export)
-main.add_command(monitor)
-main.add_command(share)
-main.add_command(sweep)
+for command in (compare, demo, doctor, explain, export, monitor, share, sweep):
+    main.add_command(command)
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, on_interrupt)

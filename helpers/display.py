@@ -110,6 +110,13 @@ class Html(str):
     """Text that is HTML already: `html_table` does not escape it."""
 
 
+def status_badge(status: str) -> Html:
+    """Return a status with its mark, in its colours; `status` is a key of `STATUS_MARKS`."""
+    mark, background, text = STATUS_MARKS[status]
+    style = f"background:{background};color:{text};padding:1px 7px;border-radius:4px;white-space:nowrap"
+    return Html(f"<b style='{style}'>{mark} {status}</b>")
+
+
 def html_table(head: Sequence[str], rows: Iterable[Sequence[Any]], *, caption: str = "") -> str:
     """Return an HTML table: text on the left, numbers on the right, everything escaped.
 

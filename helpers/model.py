@@ -10,7 +10,7 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,10 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _visits: Counter["GPT2LMHeadModel"] = Counter()
 _loading = threading.Lock()  # transformers changes its classes while it loads: two threads would spoil them for good
 _visits_lock = threading.RLock()  # garbage collection may close a generator, and so end a block, inside another
+# Blocks of `quiet` overlap where a panel trains in a thread: the first one hides, the last one shows again.
+_n_quiet = 0
+_show_again = ExitStack()
+_quiet_lock = threading.Lock()
 
 
 def check_model_name(name: str) -> Path | None:
@@ -251,21 +255,27 @@ def quiet(*, shows_downloads: bool = False) -> Iterator[None]:
     from huggingface_hub.utils import enable_progress_bars
     from transformers.utils import logging
 
-    shown = not datasets.are_progress_bars_disabled(), logging.is_progress_bar_enabled()
-    verbosity = logging.get_verbosity()
-    datasets.disable_progress_bars()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    if shows_downloads and shown[1]:  # transformers has hidden these too
-        enable_progress_bars()
+    global _n_quiet
+    with _quiet_lock:
+        if not _n_quiet:
+            _show_again.callback(logging.set_verbosity, logging.get_verbosity())
+            logging.set_verbosity_error()
+            if not datasets.are_progress_bars_disabled():
+                _show_again.callback(datasets.enable_progress_bars)
+                datasets.disable_progress_bars()
+            if logging.is_progress_bar_enabled():
+                _show_again.callback(logging.enable_progress_bar)
+                logging.disable_progress_bar()
+                if shows_downloads:  # transformers has hidden these too
+                    enable_progress_bars()
+        _n_quiet += 1
     try:
         yield
     finally:
-        logging.set_verbosity(verbosity)
-        if shown[0]:
-            datasets.enable_progress_bars()
-        if shown[1]:
-            logging.enable_progress_bar()
+        with _quiet_lock:
+            _n_quiet -= 1
+            if not _n_quiet:
+                _show_again.close()
 
 
 def device() -> Any:

@@ -22,10 +22,12 @@ _WINDOWS_PATH = re.compile(r"([A-Za-z]):[\\/](.*)")
 def runs_folder(env: Mapping[str, str] = os.environ, *, project: Path = ROOT) -> Path:
     """Return the folder of all runs: `COURSE_RUNS` if it is set, else `runs` next to the notebooks.
 
-    A package that was installed from a wheel has no notebooks beside it: then `runs` is in the current folder.
+    `~` is the home folder, as in a notebook or a container's options, where no shell replaces it. A package that was
+    installed from a wheel has no notebooks beside it: then `runs` is in the current folder.
     """
     beside = project if (project / NOTEBOOKS.name).is_dir() else Path()
-    return Path(env.get("COURSE_RUNS") or beside / "runs").absolute()
+    named = os.path.expanduser(env.get("COURSE_RUNS", ""))  # noqa: PTH111 (never raises, unlike Path.expanduser)
+    return Path(named or beside / "runs").absolute()
 
 
 def find_path(name: str, *, folder: Path | None = None) -> Path | None:

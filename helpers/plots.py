@@ -7,7 +7,6 @@ Orange marks the tuned model or whatever a picture is about, blue everything els
 import math
 import time
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from helpers.display import BLUE, GREEN, GREY, ORANGE, RED, STATUS_MARKS, cut
@@ -33,12 +32,8 @@ def new_figure(n_rows: int = 1, n_columns: int = 1, *, width: float, height: flo
     for ax in figure.axes:
         ax.spines[["top", "right"]].set_visible(False)
     # Jupyter asks an object for its metadata; nbconvert makes this one the `alt` of the image.
-    figure._repr_mimebundle_ = partial(_alternative_text, figure)
+    figure._repr_mimebundle_ = lambda **_: ({}, {"image/png": {"alt": describe(figure)}})
     return figure, axes
-
-
-def _alternative_text(figure: "Figure", **_: Any) -> tuple[dict, dict]:
-    return {}, {"image/png": {"alt": describe(figure)}}
 
 
 def describe(figure: "Figure") -> str:

@@ -56,7 +56,10 @@ def _plain_name(name: str) -> str:
 
 def _known_encoding(name: str) -> str:
     try:
-        return name if name == "auto" else codecs.lookup(name).name
+        if name == "auto":
+            return name
+        "a".encode(name)  # raises for codecs that are not of text, such as base64
+        return codecs.lookup(name).name
     except LookupError:
         raise ValueError(
             "is not an encoding that Python knows: use 'auto', 'utf-8', 'cp1252', 'utf-16' or another"

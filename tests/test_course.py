@@ -182,6 +182,13 @@ def test_a_notebook_that_a_full_disk_cut_short_is_left_out_of_the_report(runs):
     assert "02_b" not in page and "02_c" not in page
 
 
+def test_blocks_without_the_address_grammar_may_overlap(monkeypatch):
+    monkeypatch.delitem(sys.modules, "rfc3987_syntax", raising=False)
+    with course.without_address_grammar(), course.without_address_grammar():
+        assert sys.modules["rfc3987_syntax"] is None
+    assert "rfc3987_syntax" not in sys.modules
+
+
 @pytest.mark.parametrize("content", ["", '{"cells": [', '{"a": 1}', "[]"])
 def test_a_file_that_is_no_notebook_is_one_sentence(tmp_path, content):
     (tmp_path / "mine.ipynb").write_text(content)

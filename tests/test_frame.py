@@ -10,6 +10,7 @@ import sys
 import tomllib
 from functools import cache
 from graphlib import TopologicalSorter
+from importlib.metadata import distributions
 from itertools import pairwise
 
 import pytest
@@ -18,7 +19,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from helpers.__main__ import main
-from helpers.environment.install import PYTHONS
+from helpers.environment.report import RULES
+from helpers.environment.requirements import PYTHONS
 from helpers.environment.tasks import TASKS
 from helpers.paths import NOTEBOOKS
 from helpers.settings import DataSettings, EvaluationSettings, RunSettings, TrainingSettings
@@ -62,7 +64,7 @@ ROOMS = {
     },
     "assets": {"data", "evaluation", "files", "model", "paths", "settings", "training"},
     "__main__": {
-        "course", "data", "environment", "files", "schema", "settings", "sharing", "studies", "training",
+        "course", "data", "display", "environment", "files", "schema", "settings", "sharing", "studies", "training",
         "troubleshooting",
     },
 }  # fmt: skip
@@ -74,6 +76,17 @@ def test_every_dependency_is_pinned_within_its_range(requirement):
     assert pins[requirement.name] in requirement.specifier
 
 
+def test_every_pinned_version_runs_on_every_python_allowed():
+    # not only on the newest of each: Debian has 3.11.2, and networkx 3.6.1 leaves 3.14.1 out
+    (major, oldest), (_, newest) = PYTHONS
+    pythons = [f"{major}.{minor}.{patch}" for minor in range(oldest, newest + 1) for patch in range(20)]
+    pinned = [d.metadata for d in distributions() if PINS.get(d.name) == d.version]
+    assert pinned
+    for package in pinned:
+        specifier = SpecifierSet(package["Requires-Python"] or "")
+        assert [*specifier.filter(pythons)] == pythons, f"{package['Name']} runs on {specifier} only"
+
+
 def test_conda_brings_a_python_that_the_project_allows():
     python = next(line for line in CONDA["dependencies"] if line.startswith("python="))
     assert python.split("=")[1] + ".0" in SpecifierSet(PROJECT["requires-python"])
@@ -82,6 +95,8 @@ def test_conda_brings_a_python_that_the_project_allows():
 def test_the_pythons_that_can_be_installed_with_are_those_of_the_project():
     oldest, newest = PYTHONS
     assert PROJECT["requires-python"] == f">={oldest[0]}.{oldest[1]},<{newest[0]}.{newest[1] + 1}"
+    (why,) = (rule.why for rule in RULES if rule.id == "python_version")
+    assert f"Python {oldest[0]}.{oldest[1]} to {newest[0]}.{newest[1]};" in why
 
 
 def test_the_makefile_has_every_task_and_nothing_else():

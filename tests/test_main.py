@@ -1,4 +1,3 @@
-import json
 import os
 import signal
 import subprocess
@@ -9,7 +8,6 @@ from click.testing import CliRunner
 
 from helpers import course
 from helpers.__main__ import main
-from helpers.environment import diagnose
 from helpers.paths import ROOT
 from helpers.training import fine_tuning as training
 
@@ -140,28 +138,13 @@ def test_of_many_training_processes_one_speaks(monkeypatch):
     assert call("train").output == ""
 
 
-@pytest.fixture(scope="module")
-def diagnosis():
-    """Return this machine's own, made once: torch is imported in a child for it."""
-    return diagnose()
-
-
-@pytest.fixture
-def diagnosed(diagnosis, monkeypatch):
-    monkeypatch.setattr("helpers.environment.__main__.diagnose", lambda **_: diagnosis)
-
-
-def test_doctor_speaks_json(diagnosed):
-    result = call("doctor", "--json")
-    results = json.loads(result.output)
-    assert len(results["checks"]) == 25
-    assert result.exit_code == results["exit_code"]
-
-
-def test_doctor_shows_every_check_and_the_verdict(diagnosed):
-    result = call("doctor")
-    assert "torch_build" in result.output
-    assert result.output.strip().endswith(".")
+def test_a_log_with_a_progress_bar_is_explained_to_a_file_whose_code_page_has_no_blocks(tmp_path):
+    (tmp_path / "log.txt").write_text("RuntimeError: CUDA out of memory \u2588", encoding="utf-8")
+    command = [sys.executable, "-m", "helpers", "explain", str(tmp_path / "log.txt")]
+    env = {**os.environ, "PYTHONIOENCODING": "cp1252"}  # as under Windows
+    child = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, check=False)
+    assert (child.returncode, child.stderr) == (0, b"")
+    assert b"CUDA out of memory ?" in child.stdout
 
 
 def test_settings_lists_every_setting_with_its_help():

@@ -4,6 +4,7 @@ import shutil
 import socketserver
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import pytest
 import torch
@@ -256,6 +257,23 @@ def test_quiet_gives_the_progress_bars_back():
         assert not logging.is_progress_bar_enabled()
     assert not datasets.are_progress_bars_disabled()
     assert logging.is_progress_bar_enabled()
+
+
+@pytest.mark.usefixtures("shown_bars")
+def test_quiet_blocks_of_two_threads_hide_until_the_last_one_ends():
+    import datasets
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    with ExitStack() as panel, ExitStack() as cell:
+        panel.enter_context(quiet())
+        cell.enter_context(quiet())
+        panel.close()
+        assert datasets.are_progress_bars_disabled()
+        assert logging.get_verbosity() == logging.ERROR != verbosity
+    assert not datasets.are_progress_bars_disabled()
+    assert logging.is_progress_bar_enabled()
+    assert logging.get_verbosity() == verbosity
 
 
 @pytest.mark.usefixtures("shown_bars")

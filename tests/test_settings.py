@@ -159,6 +159,13 @@ def test_runs_stand_beside_the_notebooks_unless_moved(monkeypatch):
     assert runs_folder() == paths.ROOT / "runs"
 
 
+def test_runs_can_be_moved_into_the_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    monkeypatch.setenv("COURSE_RUNS", "~/runs")
+    assert runs_folder() == tmp_path / "runs"
+
+
 def test_a_wheel_without_notebooks_keeps_runs_in_the_current_folder(monkeypatch, tmp_path):
     monkeypatch.delenv("COURSE_RUNS")
     monkeypatch.chdir(tmp_path)

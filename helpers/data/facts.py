@@ -64,10 +64,10 @@ def find_notes(facts: Mapping[str, Any], settings: DataSettings) -> list[str]:
             f"{facts['leakage']['share_in_train']:.1%} of the test's runs of {facts['leakage']['ngram']} tokens "
             "are in the training text too: the test is easier than new text would be."
         )
-    if facts["near_duplicates"] > MANY * facts["documents_read"]:
+    if settings.near_duplicates == "report" and facts["near_duplicates"] > MANY * facts["documents_read"]:
         notes.append(
-            f"{near_duplicates_text(facts)} documents are nearly the same as another: near_duplicates='remove' keeps "
-            "one of each."
+            f"{facts['near_duplicates']:,} of {facts['documents_read']:,} documents are nearly the same as another: "
+            "near_duplicates='remove' keeps one of each."
         )
     for count, what in ((facts["empty"], "hold nothing, and were left out"), (facts["tiny_documents"], "are tiny")):
         if count > MANY * facts["documents_read"]:
@@ -90,10 +90,3 @@ def documents_text(facts: Mapping[str, Any]) -> str:
 def tokens_per_character(facts: Mapping[str, Any]) -> float:
     """Return how many tokens the vocabulary needs for a character of the text."""
     return facts["tokens"] / max(1, facts["characters"])
-
-
-def near_duplicates_text(facts: Mapping[str, Any]) -> str:
-    """Return the number of near-duplicates in words."""
-    if facts["settings"]["near_duplicates"] == "keep":
-        return "not looked for"
-    return f"{facts['near_duplicates']:,}, of which {facts['near_duplicates_removed']:,} left out"

@@ -315,7 +315,7 @@ def load_documents(settings: DataSettings, *, n_documents: int | None = None) ->
 
     source, parts = Source(settings), {}
     for part, texts in source.parts():
-        columns: dict[str, list] = {"text": list(islice(filter(None, texts), n_documents))}
+        columns: dict[str, list] = {"text": list(islice(filter(str.strip, texts), n_documents))}
         if settings.train_on == "completion":
             columns["borders"] = [text.borders for text in columns["text"]]
         if source.is_continuous:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from helpers.data.facts import TINY_TOKENS, documents_text, near_duplicates_text, tokens_per_character
+from helpers.data.facts import TINY_TOKENS, documents_text, tokens_per_character
 from helpers.data.preparation import PreparedData
 from helpers.display import html_table
 from helpers.plots import BLUE, GREEN, GREY, ORANGE, RED, new_axes, new_figure, plot_bars, plot_lengths
@@ -41,13 +41,16 @@ class DataReport:
     def rows(self) -> list[tuple[str, str]]:
         """Return the rows of the table: a name and a value each."""
         facts, leakage = self.facts, self.facts["leakage"]
+        near = f"{facts['near_duplicates']:,}, of which {facts['near_duplicates_removed']:,} left out"
+        if facts["settings"]["near_duplicates"] == "keep":
+            near = "not looked for"
         encodings = ", ".join(f"{name}: {count}" for name, count in facts["encodings"].items()) or "no text files"
         return [
             ("what separates documents", documents_text(facts)),
             ("documents read", f"{facts['documents_read']:,}"),
             ("empty, left out", f"{facts['empty']:,}"),
             ("repeated, left out", f"{facts['duplicates_removed']:,}"),
-            ("nearly the same as another", near_duplicates_text(facts)),
+            ("nearly the same as another", near),
             (f"of at most {TINY_TOKENS} tokens", f"{facts['tiny_documents']:,}"),
             ("longest document", f"{facts['longest_document_tokens']:,} tokens"),
             ("text files by encoding", encodings),

@@ -39,19 +39,15 @@ class TokenStream:
     """Turns documents into one stream of token ids.
 
     Attributes:
+        is_fast: whether tiktoken does the work; None before something was encoded.
         eos: the id of the tokenizer's end-of-text token.
         dtype: of the ids; 2 bytes where the vocabulary allows it, because all ids are kept on the disk.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
-        self._tokenizer, self._agrees, self._is_checked = tokenizer, True, False
+        self._tokenizer, self.is_fast = tokenizer, None
         self.eos = tokenizer.eos_token_id
         self.dtype = np.uint16 if len(tokenizer) <= 2**16 else np.int32
-
-    @property
-    def is_fast(self) -> bool:
-        """Whether tiktoken does the work; final once something was encoded."""
-        return self._agrees and self._encoding is not None
 
     def encode(self, texts: Sequence[str], *, with_ends: bool = True) -> tuple[np.ndarray, np.ndarray]:
         """Return the ids of documents or passages, one after the other (tokens,), and how many each has (documents,).
@@ -77,8 +73,8 @@ class TokenStream:
         return np.insert(ids, ends, self.eos), n_by_dialogue + 1, np.insert(is_prompt, ends, is_prompt[ends - 1])
 
     def _encode_documents(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        if not self._is_checked:
-            self._check_fast(texts)
+        if self.is_fast is None:
+            self.is_fast = self._encoding is not None and self._agrees_on(texts)
         if self.is_fast:
             ids = self._encode_fast(texts)
             ends = np.flatnonzero(ids == self.eos)
@@ -86,12 +82,10 @@ class TokenStream:
                 return ids.astype(self.dtype), np.diff(ends, prepend=-1)
         return self._encode_slowly(texts)
 
-    def _check_fast(self, texts: Sequence[str]) -> None:
-        self._is_checked = True
-        if self.is_fast:
-            # A sample is enough to notice another rule or vocabulary, and takes milliseconds.
-            sample = [text[:2000] for text in texts[:20]]
-            self._agrees = np.array_equal(self._encode_fast(sample), self._encode_slowly(sample)[0])
+    def _agrees_on(self, texts: Sequence[str]) -> bool:
+        # A sample is enough to notice another rule or vocabulary, and takes milliseconds.
+        sample = [text[:2000] for text in texts[:20]]
+        return np.array_equal(self._encode_fast(sample), self._encode_slowly(sample)[0])
 
     def _encode_fast(self, texts: Sequence[str]) -> np.ndarray:
         """Encode a share of the documents in each thread, which works because tiktoken releases Python's lock.

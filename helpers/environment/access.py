@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import platform
 import shutil
@@ -17,31 +16,6 @@ from typing import Any
 from helpers.environment.nvml import read_nvml
 from helpers.environment.torch_probe import read_torch, read_torch_files
 from helpers.paths import ROOT
-
-
-def _posix_memory() -> tuple[int, int]:
-    page = os.sysconf("SC_PAGE_SIZE")
-    total = page * os.sysconf("SC_PHYS_PAGES")
-    # macOS does not say how much is available
-    return total, page * os.sysconf("SC_AVPHYS_PAGES") if "SC_AVPHYS_PAGES" in os.sysconf_names else total
-
-
-def _windows_memory() -> tuple[int, int]:
-    status = (ctypes.c_uint64 * 8)(64)  # MEMORYSTATUSEX: its own length, load; total and available physical memory, ...
-    ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status))  # type: ignore[attr-defined]
-    return status[1], status[2]
-
-
-def _default_jupyter_folders() -> list[Path]:
-    env, home = os.environ, Path(os.path.expanduser("~"))  # noqa: PTH111 (never raises, unlike Path.home)
-    if sys.platform == "win32":
-        own = Path(env.get("APPDATA") or home) / "jupyter"
-    elif sys.platform == "darwin":
-        own = home / "Library" / "Jupyter"
-    else:
-        own = Path(env.get("XDG_DATA_HOME") or home / ".local" / "share") / "jupyter"
-    named = [Path(path) for path in env.get("JUPYTER_PATH", "").split(os.pathsep) if path]
-    return [*named, Path(sys.prefix) / "share" / "jupyter", Path(env.get("JUPYTER_DATA_DIR") or own)]
 
 
 class Access:
@@ -63,11 +37,11 @@ class Access:
         self.root, self.project = Path("/"), ROOT
         vars(self).update(changes)
 
-    def text(self, path: str, limit: int = 1_000_000) -> str:
+    def text(self, path: str) -> str:
         """Return a system file's text; empty if it does not exist or cannot be read."""
         try:
             with (self.root / path.lstrip("/")).open(encoding="utf-8", errors="replace") as file:
-                return file.read(limit)
+                return file.read(1_000_000)
         except OSError:
             return ""
 
@@ -118,19 +92,15 @@ class Access:
 
     def memory(self) -> tuple[int, int]:
         """Return (total, available) bytes, where there is no /proc/meminfo."""
-        try:
-            import psutil
-        except ImportError:  # the doctor also runs before anything is installed
-            return _windows_memory() if sys.platform == "win32" else _posix_memory()
+        import psutil
+
         memory = psutil.virtual_memory()
         return memory.total, memory.available
 
     def on_battery(self) -> bool | None:
-        """Say whether the machine runs on its battery, where /sys does not say; None: not known."""
-        try:
-            import psutil
-        except ImportError:
-            return None
+        """Say whether the machine runs on its battery, where /sys does not say; None: it has none."""
+        import psutil
+
         battery = psutil.sensors_battery() if hasattr(psutil, "sensors_battery") else None
         return None if battery is None else not battery.power_plugged
 
@@ -166,6 +136,6 @@ class Access:
         """Return the folders in which Jupyter looks for kernels; the first that has one counts."""
         try:
             from jupyter_core.paths import jupyter_path
-        except ImportError:  # before the installation: the default places, where a leftover kernel would come first
-            return [folder / "kernels" for folder in _default_jupyter_folders()]
+        except ImportError:  # no Jupyter, no kernels
+            return []
         return [Path(folder) for folder in jupyter_path("kernels")]

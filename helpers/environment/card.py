@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from helpers.display import GIB
-from helpers.environment.facts import GpuReading, Holder, Machine
+from helpers.environment.facts import GpuReading, Machine
 from helpers.environment.machine import read_machine
 
 _DRIVER_BYTES = GIB  # a CUDA context takes 0.3 to 0.6 GiB, a desktop some of the rest
@@ -30,9 +29,6 @@ class GraphicsCard(NamedTuple):
         half_tflops: its peak in bf16 or fp16, in 10**12 operations per second, dense, with float32 sums; 0: not known.
         float32_tflops: the same in float32.
         has_bf16: whether it multiplies bf16 in hardware.
-        free_bytes: what was free before this program used the card; None: not known.
-        capability: its compute capability, (8, 9) for an RTX 4070 Ti.
-        holders: the processes that hold some of its memory.
         driver: the driver's version.
         is_processor: whether it is no card but a machine's processor, with the machine's main memory.
     """
@@ -42,9 +38,6 @@ class GraphicsCard(NamedTuple):
     half_tflops: float
     float32_tflops: float
     has_bf16: bool = True
-    free_bytes: int | None = None
-    capability: tuple[int, int] | None = None
-    holders: tuple[Holder, ...] = ()
     driver: str = ""
     is_processor: bool = False
 
@@ -74,20 +67,6 @@ class GraphicsCard(NamedTuple):
         """Return the peak for a precision; bf16 on a card without it is emulated, no faster than float32."""
         is_half = precision == "fp16" or (precision == "bf16" and self.has_bf16)
         return self.half_tflops if is_half else self.float32_tflops
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return what the doctor says of a card, ready for JSON; see `Diagnosis.to_dict`."""
-        return {
-            "name": self.name,
-            "total_bytes": self.total_bytes,
-            "free_bytes": self.free_bytes,
-            "capability": self.capability,
-            "holders": [asdict(holder) for holder in self.holders],
-            "preset": self.preset,
-            "precision": self.precision(),
-            "driver": self.driver,
-            "peak_tflops": self.peak_tflops,
-        }
 
 
 # NVIDIA's data sheets. For a GeForce RTX of these two generations, half is twice float32.
@@ -129,10 +108,7 @@ def read_card(machine: Machine | None = None) -> GraphicsCard | None:
         half_tflops=half,
         float32_tflops=float32,
         has_bf16=gpu.capability is None or gpu.capability >= (8, 0),
-        free_bytes=gpu.free_bytes,
-        capability=gpu.capability,
-        holders=gpu.holders,
-        driver=getattr(machine.nvml, "driver", "") if machine.cards else "",
+        driver=machine.nvml.driver if machine.cards else "",
     )
 
 

@@ -3,10 +3,8 @@
 from helpers.display import GIB, last_part, size_text
 from helpers.environment import fixes
 from helpers.environment.card import preset_for
-from helpers.environment.driver_checks import has_torch
 from helpers.environment.facts import GpuReading, Holder, Machine
 from helpers.environment.nvml import driver_number
-from helpers.environment.requirements import version_number
 from helpers.environment.rules import NO_GPU, Finding, fail, ok, rule, unknown, warn
 
 _SPILLS_SINCE, _SWITCH_SINCE = (536, 40), (546, 1)  # Windows drivers: memory spills; it can be switched off
@@ -123,23 +121,17 @@ def throttle_power(machine: Machine) -> Finding:
 
 @rule("The allocator's options have two names and do not work everywhere; a wrong one is ignored, or breaks CUDA.")
 def alloc_conf(machine: Machine) -> Finding:
-    """Warn about options that this platform or this torch does not accept."""
+    """Warn about options that this platform does not accept; every torch of the course knows both names."""
     process, names = machine.process, ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
     used = [name for name in names if name in process.env]
     if not used:
         return ok("no allocator option is set")
     reading = ", ".join(f"{name}={process.env[name]}" for name in used)
-    drop = fixes.unset(machine, *used)
     expandable = any("expandable_segments:true" in process.env[name].replace(" ", "").lower() for name in used)
     if expandable and machine.platform.kind in ("Windows", "WSL2"):
-        return warn(f"{reading}: expandable segments fail on {machine.platform.kind}", drop)
-    torch = machine.torch
-    # torch 2.11 is the first that knows the new name
-    is_old = has_torch(torch) and version_number(torch.version) < (2, 11)
+        return warn(f"{reading}: expandable segments fail on {machine.platform.kind}", fixes.unset(machine, *used))
     if len(used) == 2:
-        return warn(f"{reading}: both names", fixes.unset(machine, names[0 if is_old else 1]))
-    if used == [names[0]] and is_old:
-        return warn(f"{reading}: torch {torch.version} knows the old name only", f"{drop} Set {names[1]} instead.")
+        return warn(f"{reading}: both names", fixes.unset(machine, names[1]))
     if process.cuda_in_use and set(used) & process.changed:
         return warn(f"{reading}: set inside this Python, perhaps after its first use", f"{fixes.RESTART_FIRST}.")
     return ok(reading)

@@ -34,28 +34,13 @@ def tell(**facts: Any) -> None:
     print(_MARK + json.dumps(facts), flush=True)
 
 
-def ask(probe: str, *, timeout_seconds: float) -> Answer:
-    """Run a probe in a child Python and return what it reported.
-
-    Args:
-        probe: 'module:function', called in the child with the function `tell` as its only argument.
-        timeout_seconds: the child is killed after this time.
-    """
-    module, function = probe.split(":")
+def ask(source: str, *, timeout_seconds: float) -> Answer:
+    """Run Python source, which calls `tell`, in a child and return what it reported; kill it after so many seconds."""
     # appended: what is installed, and what PYTHONPATH names, comes first as in this process
-    source = (
-        f"import sys; sys.path.append({str(ROOT)!r})\n"
-        f"import importlib; from helpers.environment.child import tell\n"
-        f"importlib.import_module({module!r}).{function}(tell)"
-    )
-    return ask_source(source, timeout_seconds=timeout_seconds)
-
-
-def ask_source(source: str, *, timeout_seconds: float) -> Answer:
-    """Run Python source in a child and return what it reported; see `ask`."""
+    begin = f"import sys; sys.path.append({str(ROOT)!r})\nfrom helpers.environment.child import tell\n"
     try:
         child = subprocess.Popen(  # noqa: S603 (this Python, and our own source)
-            [sys.executable, "-c", source],
+            [sys.executable, "-c", begin + source],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -8,7 +8,6 @@ import time
 
 import click
 
-from helpers.display import print_any_character
 from helpers.environment.__main__ import main
 from helpers.environment.live import Monitor, sample, text
 
@@ -29,7 +28,6 @@ def doctor(arguments: tuple[str, ...]) -> None:
 @click.option("--once", is_flag=True, help="Read once; always so when the output is not a terminal.")
 def monitor(interval: float, seconds: float | None, once: bool) -> None:
     """Show memory, load, power, temperature and the processes that use memory, until Ctrl-C."""
-    print_any_character()
     watch = Monitor(sample, interval_seconds=interval, length=600)
     if once or not sys.stdout.isatty():
         click.echo(str(watch))

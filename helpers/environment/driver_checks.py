@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from helpers.environment import fixes
-from helpers.environment.facts import GpuReading, Machine, Torch, Unread, visible
+from helpers.environment.facts import GpuReading, Machine, visible
 from helpers.environment.nvml import driver_number
 from helpers.environment.rules import NO_GPU, Finding, fail, ok, rule, unknown, warn
 from helpers.environment.wheels import (
@@ -21,15 +21,7 @@ from helpers.environment.wheels import (
 )
 
 _WINDOWS_LIBRARY = re.compile(r"WinError (126|127|1114)|c10\.dll|fbgemm\.dll", re.IGNORECASE)
-_REDISTRIBUTABLE = "https://aka.ms/vs/17/release/vc_redist.x64.exe"
 _LOADER_PATH = f"export LD_LIBRARY_PATH=/usr/lib/wsl/lib:$LD_LIBRARY_PATH ; then {fixes.RESTART_SHELL}."
-_MAY_WORK = "Training may still work: see cuda_available."
-_NO_CARD = "Nothing to do without an NVIDIA card."
-
-
-def has_torch(torch: Torch) -> bool:
-    """Say whether torch's build is known."""
-    return torch.state not in ("absent", "broken") and bool(torch.version)
 
 
 @rule("A CPU wheel cannot see a GPU; on Windows the usual wheel is a CPU wheel.")
@@ -40,7 +32,8 @@ def torch_build(machine: Machine) -> Finding:
     if torch.state == "absent":
         return fail("torch is not installed", fixes.install_wheel(machine))
     if _WINDOWS_LIBRARY.search(torch.cause):  # these libraries need those of Visual C++
-        return fail(broken, f"Install {_REDISTRIBUTABLE} (Visual C++ libraries), then {fixes.RESTART}.")
+        libraries = "https://aka.ms/vs/17/release/vc_redist.x64.exe (Visual C++ libraries)"
+        return fail(broken, f"Install {libraries}, then {fixes.RESTART}.")
     if torch.state == "broken" or (torch.state == "crashed" and not torch.version):
         return fail(broken, fixes.install_wheel(machine))
     if torch.state == "hung" and not torch.version:
@@ -61,7 +54,7 @@ def _without_card(machine: Machine) -> str:
     """Say what a machine without a usable NVIDIA card can do; whoever owns another card wants to know about it."""
     others = machine.platform.other_graphics
     if not others:
-        return _NO_CARD
+        return "Nothing to do without an NVIDIA card."
     return f"The course runs on the CPU here; training on graphics of {' or '.join(others)} is not tested."
 
 
@@ -92,7 +85,7 @@ def driver_floor(machine: Machine) -> Finding:
     reading = f"driver {driver} supports CUDA {release}"
     if newest < 12:
         return fail(f"{reading}: too old for any wheel of the course", fixes.update_driver(machine))
-    wheel = None if isinstance(machine.torch, Unread) else release_of(machine.torch.cuda)
+    wheel = release_of(machine.torch.cuda) if machine.torch else None
     if wheel is None:
         return ok(reading)
     column, needed = windows_driver(machine), machine.torch.cuda
@@ -109,7 +102,7 @@ def driver_floor(machine: Machine) -> Finding:
 
 def _is_other_gpu(machine: Machine) -> bool:
     """Say whether torch trains on a card of another maker; AMD's wheels answer to the name `torch.cuda` too."""
-    return not isinstance(machine.torch, Unread) and bool(machine.torch.available and not machine.torch.cuda)
+    return bool(machine.torch and machine.torch.available and not machine.torch.cuda)
 
 
 @rule("NVML is how programs ask the driver; it is what `nvidia-smi` uses.")
@@ -125,7 +118,8 @@ def nvml_alive(machine: Machine) -> Finding:
     if nvml.state == "nonsense":
         return unknown(reading, fixes.reboot(machine))
     if nvml.state in ("hung", "crashed"):  # a known fault of NVML under WSL2, while CUDA itself works
-        return unknown(reading, _MAY_WORK) if on_wsl else fail(reading, fixes.reboot(machine))
+        may_work = "Training may still work: see cuda_available."
+        return unknown(reading, may_work) if on_wsl else fail(reading, fixes.reboot(machine))
     if "NotSupported" in nvml.cause:
         return unknown(reading)
     if "DriverNotLoaded" in nvml.cause or "NoPermission" in nvml.cause:
@@ -207,7 +201,7 @@ def cuda_available(machine: Machine) -> Finding:
     torch = machine.torch
     if not expects_gpu(machine):
         return NO_GPU
-    if not has_torch(torch) or (torch.cuda is None and not torch.available):
+    if torch.state in ("absent", "broken") or not torch.version or (torch.cuda is None and not torch.available):
         return unknown("not known before torch_build is fixed")
     if torch.state == "quick":
         return ok("not asked: a quick look does not import torch")

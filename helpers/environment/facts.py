@@ -17,10 +17,13 @@ class UnreadError(RuntimeError):
 
 
 class Unread:
-    """Takes the place of facts that could not be read; touching it raises `UnreadError` with the cause."""
+    """Takes the place of facts that could not be read: false, and touching it raises `UnreadError` with the cause."""
 
     def __init__(self, cause: str) -> None:
         self.__dict__["cause"] = cause
+
+    def __bool__(self) -> bool:
+        return False
 
     def __getattr__(self, name: str) -> Any:
         raise UnreadError(self.__dict__["cause"])
@@ -190,17 +193,16 @@ class ModelFiles:
 
     pocket: ModelFolder
     gpt2: ModelFolder | None = None
-    offline: bool = False
+    offline: tuple[str, ...] = ()  # the variables that switch downloads off
 
 
 @dataclass(frozen=True)
 class Storage:
-    """Where files are written, and what the system says about paths."""
+    """Where files are written (without a home folder there is no cache), and what the system says about paths."""
 
     places: tuple[Place, ...]
     project: str = ""
     long_paths: bool | None = None  # the switch in Windows; None: not asked
-    has_home: bool = True
 
 
 @dataclass(frozen=True)
@@ -230,21 +232,20 @@ class Machine:
     @property
     def cards(self) -> tuple[GpuReading, ...]:
         """The cards that NVML could read; none if NVML could not be asked."""
-        return () if isinstance(self.nvml, Unread) else self.nvml.usable
+        return self.nvml.usable if self.nvml else ()
 
     @property
     def has_gpu(self) -> bool:
         """True if a card answers: to NVML or, where that cannot be asked, to torch."""
-        return bool(self.cards) or (not isinstance(self.torch, Unread) and self.torch.available is True)
+        return bool(self.cards or (self.torch and self.torch.available))
 
     @property
     def gpu(self) -> GpuReading | None:
         """The card that training would use: the one torch names, else the first visible one in CUDA's order."""
-        torch = None if isinstance(self.torch, Unread) else self.torch
+        torch = self.torch
         if not self.cards:
-            if torch is None or not torch.available:
-                return None
-            return GpuReading(0, torch.name, torch.uuid, torch.total_bytes, None, torch.capability)
+            seen = torch and torch.available
+            return GpuReading(0, torch.name, torch.uuid, torch.total_bytes, None, torch.capability) if seen else None
         if torch and torch.uuid:
             for card in self.cards:
                 if card.uuid.endswith(torch.uuid):  # NVML puts GPU- before it
@@ -254,7 +255,7 @@ class Machine:
     @property
     def visible_cards(self) -> list[GpuReading]:
         """The cards that a program may use, in CUDA's order."""
-        return visible(self.cards, {} if isinstance(self.process, Unread) else self.process.env)
+        return visible(self.cards, self.process.env if self.process else {})
 
 
 def in_cuda_order(cards: Sequence[GpuReading], env: Mapping[str, str]) -> list[GpuReading]:
@@ -264,13 +265,12 @@ def in_cuda_order(cards: Sequence[GpuReading], env: Mapping[str, str]) -> list[G
     """
     if env.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID":
         return list(cards)
-    return sorted(cards, key=_speed, reverse=True)  # stable: cards of one kind stay as they are
 
+    def speed(card: GpuReading) -> tuple[Any, ...]:
+        operations = (card.cuda_cores or 0) * (card.max_clock_mhz or 0)  # which `nvidia-smi` does not know
+        return operations, card.capability or (0, 0), card.total_bytes or 0
 
-def _speed(card: GpuReading) -> tuple[Any, ...]:
-    """Return what a faster card has more of; `nvidia-smi` knows neither cores nor clock, only what follows."""
-    operations = (card.cuda_cores or 0) * (card.max_clock_mhz or 0)
-    return operations, card.capability or (0, 0), card.total_bytes or 0
+    return sorted(cards, key=speed, reverse=True)  # stable: cards of one kind stay as they are
 
 
 def visible(cards: Sequence[GpuReading], env: Mapping[str, str]) -> list[GpuReading]:

@@ -21,11 +21,10 @@ import urllib.request
 from pathlib import Path
 
 from helpers.environment.access import Access
-from helpers.environment.requirements import pins
+from helpers.environment.requirements import PYTHONS, pins
 from helpers.environment.wheels import INDEX, build_of, requirement
 from helpers.paths import ROOT
 
-PYTHONS = ((3, 11), (3, 14))  # the oldest and the newest that the course is tested with
 RECORD = "gpt2-course.json"  # in an environment's folder: what was installed there, last of all
 _GB_NEEDED = {"cpu": 3, "cuda": 8}  # measured: 2.2 and 5.9 GB, and what is unpacked on the way
 _LONGEST_WINDOWS_PATH = 260

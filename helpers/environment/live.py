@@ -15,7 +15,7 @@ from html import escape
 from typing import Any, NamedTuple
 
 from helpers.display import BLUE, GIB, printable, size_text
-from helpers.environment.facts import GpuReading, Holder, in_cuda_order, visible
+from helpers.environment.facts import GpuReading, in_cuda_order, visible
 from helpers.environment.machine import read_memory
 from helpers.environment.nvml import read_nvml
 
@@ -64,15 +64,12 @@ def sample(*, seconds: float = 0.0, use_gpu: bool = True) -> Sample:
     return Sample(seconds, "cpu", computer)
 
 
-class History:
+class History(deque):
     """The last samples, oldest first."""
-
-    def __init__(self, length: int) -> None:
-        self.samples: deque[Sample] = deque(maxlen=length)
 
     def rows(self) -> list[dict[str, float | None]]:
         """Return one row per sample: `seconds`, `memory_gib`, `utilisation_percent` and more; see `Sample.row`."""
-        return [each.row() for each in list(self.samples)]  # a copy: the monitor's thread goes on appending
+        return [each.row() for each in list(self)]  # a copy: the monitor's thread goes on appending
 
     def values(self, name: str) -> list[float]:
         """Return one column of the rows without what is not known."""
@@ -101,7 +98,7 @@ def _quantities(reading: GpuReading) -> tuple[tuple[str, str, str, float | None]
 
 def text(history: History, *, width: int = 30) -> str:
     """Return the last sample and the history as lines of text: no more than `width` bars."""
-    last = history.samples[-1].reading
+    last = history[-1].reading
     lines = [printable(last.name)]
     for name, title, unit, limit in _quantities(last):
         values = history.values(name)
@@ -118,19 +115,17 @@ def text(history: History, *, width: int = 30) -> str:
 
 def svg(history: History) -> str:
     """Return the history as a picture in the page's own colours, and the processes as a list; everything escaped."""
-    last, panels = history.samples[-1].reading, []
+    last, panels = history[-1].reading, []
     for name, title, unit, limit in _quantities(last):
         points = [(row["seconds"], row[name]) for row in history.rows() if row[name] is not None]
         if points:
             panels.append(_panel(points, f"{title}, {unit}", limit or max(y for _, y in points) or 1))
-    holders = "".join(f"<li>{escape(_holder_text(holder))}</li>" for holder in last.holders)
+    holders = ""
+    for holder in last.holders:
+        size = "size not known" if holder.used_bytes is None else size_text(holder.used_bytes)
+        holders += f"<li>process {holder.pid}, {escape(holder.name)}: {size}</li>"
     processes = f"<ul>{holders}</ul>" if holders else ""
     return f"<div style='color:inherit'><b>{escape(last.name)}</b><br>{''.join(panels)}{processes}</div>"
-
-
-def _holder_text(holder: Holder) -> str:
-    size = "size not known" if holder.used_bytes is None else size_text(holder.used_bytes)
-    return f"process {holder.pid}, {holder.name}: {size}"
 
 
 def _panel(points: list[tuple[float, float]], title: str, highest: float) -> str:
@@ -159,7 +154,7 @@ class Monitor:
     """
 
     def __init__(self, read: Callable[..., Sample], *, interval_seconds: float, length: int) -> None:
-        self.history = History(length)
+        self.history = History(maxlen=length)
         self._read, self._interval = read, interval_seconds
         self._began, self._use_gpu = time.monotonic(), True
         self._stop = threading.Event()
@@ -171,7 +166,7 @@ class Monitor:
         """Read once more and return the sample."""
         new = self._read(seconds=time.monotonic() - self._began, use_gpu=self._use_gpu)
         self._use_gpu = new.device == "gpu"  # a card that did not answer would cost the time limit at each reading
-        self.history.samples.append(new)
+        self.history.append(new)
         return new
 
     def start(self, seconds: float | None = None) -> None:
@@ -209,13 +204,12 @@ class Monitor:
         return text(self.history)
 
 
-def monitor(*, seconds: float | None = None, interval_seconds: float = 1.0, live: bool | None = None) -> Monitor:
-    """Return a monitor for a notebook's last line; it moves while other cells run.
+def monitor(*, seconds: float | None = None, interval_seconds: float = 1.0) -> Monitor:
+    """Return a monitor for a notebook's last line; it moves while other cells run, if a person can watch.
 
     Args:
         seconds: stop after this time; None: go on until `stop()` or the kernel's end.
         interval_seconds: between two readings.
-        live: True moves, False shows one reading; None: move if a person can watch, not under papermill and nbmake.
 
     Raises:
         ValueError: an interval that makes no sense.
@@ -223,7 +217,7 @@ def monitor(*, seconds: float | None = None, interval_seconds: float = 1.0, live
     if not interval_seconds > 0:
         raise ValueError(f"interval_seconds = {interval_seconds} is not allowed: it must be above 0.")
     watch = Monitor(sample, interval_seconds=interval_seconds, length=60)
-    if has_front_end() if live is None else live:
+    if has_front_end():  # not under papermill and nbmake
         watch.start(seconds)
     return watch
 

@@ -35,10 +35,9 @@ def read_machine(access: Access | None = None, *, quick: bool = False) -> Machin
     """Read everything; `quick` does not import torch. The cards are read first: torch takes memory of one."""
     access = access or Access()
     nvml = _guarded(access.read_nvml)
-    hung = not isinstance(nvml, Unread) and nvml.state == "hung"
-    limit = _LIMIT_AFTER_HANG_SECONDS if hung else LIMIT_SECONDS  # torch would wait for the same driver
+    has_hung = nvml and nvml.state == "hung"
+    limit = _LIMIT_AFTER_HANG_SECONDS if has_hung else LIMIT_SECONDS  # torch would wait for the same driver
     platform = _guarded(lambda: _platform(access))
-    is_wsl = not isinstance(platform, Unread) and platform.kind == "WSL2"
     return Machine(
         python=_guarded(lambda: _python(access)),
         platform=platform,
@@ -50,7 +49,7 @@ def read_machine(access: Access | None = None, *, quick: bool = False) -> Machin
         storage=_guarded(lambda: _storage(access)),
         files=_guarded(lambda: read_model_files(access)),
         power=_guarded(lambda: _power(access)),
-        wsl=_guarded(lambda: _wsl(access)) if is_wsl else None,
+        wsl=_guarded(lambda: _wsl(access)) if platform and platform.kind == "WSL2" else None,
         quick=quick,
     )
 
@@ -206,7 +205,7 @@ def _storage(access: Access) -> Storage:
         "temp": access.temp(),
     }
     places = tuple(_place(role, folder, access) for role, folder in folders.items() if folder)
-    return Storage(places, str(access.project), access.long_paths(), access.home() is not None)
+    return Storage(places, str(access.project), access.long_paths())
 
 
 def _place(role: str, folder: Path, access: Access) -> Place:

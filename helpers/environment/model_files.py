@@ -1,15 +1,14 @@
 """The models' files, checked without loading a model: is the vocabulary there, is the weights file complete?
 
-A GPT-2 without its vocabulary files still loads, with a vocabulary of one token, and then trains on nothing.
+A GPT-2 without its vocabulary files still loads, with a vocabulary of one token, and then trains on nothing. What
+belongs to another model, or loses text, is noticed when it is loaded: see `helpers.model`.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import struct
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +16,17 @@ from helpers.environment.access import Access
 from helpers.environment.facts import ModelFiles, ModelFolder
 
 GPT2 = "openai-community/gpt2"
-GPT2_SIZES = {"tokens": 50257, "eos": 50256, "positions": 1024}
-_SAMPLE = "A fox, 3 geese\nand a well."
 _TRUE = {"1", "true", "yes", "on"}
 
 
 def read_model_files(access: Access) -> ModelFiles:
     """Inspect the shipped pocket model, and GPT-2 if it is in the Hub's cache."""
-    offline = any(access.env.get(name, "").lower() in _TRUE for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
+    switches = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
     snapshot = _snapshot(access)
     return ModelFiles(
-        pocket=inspect(access.project / "helpers" / "assets" / "pocket", {}),
-        gpt2=None if snapshot is None else inspect(snapshot, GPT2_SIZES),
-        offline=offline,
+        pocket=inspect(access.project / "helpers" / "assets" / "pocket"),
+        gpt2=None if snapshot is None else inspect(snapshot),
+        offline=tuple(name for name in switches if access.env.get(name, "").lower() in _TRUE),
     )
 
 
@@ -50,32 +47,17 @@ def _snapshot(access: Access) -> Path | None:
     return snapshot if (snapshot / "config.json").exists() else None
 
 
-def inspect(folder: Path, sizes: Mapping[str, int]) -> ModelFolder:
-    """Check a model's folder; `sizes` are the sizes it must have, by default those its configuration names."""
+def inspect(folder: Path) -> ModelFolder:
+    """Check a model's folder: are its files there and complete, and has the tokenizer the tokens of the model?"""
     if not folder.is_dir():
         return ModelFolder(str(folder), ("the folder is missing",))
     problems: list[str] = []
     config = _json(folder / "config.json", problems)
-    vocabulary = _vocabulary(folder, problems)
-    wanted = {
-        "tokens": config.get("vocab_size", 0),
-        "eos": config.get("eos_token_id", -1),
-        "positions": config.get("n_positions", 0),
-    } | dict(sizes)
-    if not vocabulary and not problems:
-        problems.append("the tokenizer has no tokens")
-    if vocabulary and len(vocabulary) != wanted["tokens"]:
-        problems.append(f"the tokenizer has {len(vocabulary)} tokens, not {wanted['tokens']}")
-    if vocabulary and vocabulary.get("<|endoftext|>") != wanted["eos"]:
-        problems.append(f"<|endoftext|> is token {vocabulary.get('<|endoftext|>')}, not {wanted['eos']}")
-    if config and config.get("n_positions", 0) != wanted["positions"]:
-        problems.append(f"the model has {config.get('n_positions')} positions, not {wanted['positions']}")
-    rows, size = _weights(folder / "model.safetensors", problems)
-    if rows is not None and rows < len(vocabulary):
-        problems.append(f"the model has {rows} rows for {len(vocabulary)} tokens")
-    if vocabulary and not problems:
-        problems += _round_trip(folder / "tokenizer.json")
-    return ModelFolder(str(folder), tuple(problems), len(vocabulary), config.get("n_positions", 0), size)
+    n_tokens = len(_vocabulary(folder, problems))
+    if not problems and n_tokens != config.get("vocab_size"):
+        problems.append(f"the tokenizer has {n_tokens} tokens, not {config.get('vocab_size')}")
+    size = _weights(folder / "model.safetensors", problems)
+    return ModelFolder(str(folder), tuple(problems), n_tokens, config.get("n_positions", 0), size)
 
 
 def _json(path: Path, problems: list[str]) -> dict[str, Any]:
@@ -106,8 +88,8 @@ def _vocabulary(folder: Path, problems: list[str]) -> dict[str, int]:
         return {}
 
 
-def _weights(path: Path, problems: list[str]) -> tuple[int | None, int]:
-    """Return the embedding's rows and the file's bytes; the header says where the last weight ends.
+def _weights(path: Path, problems: list[str]) -> int:
+    """Return the file's bytes; its header says where the last weight ends.
 
     Not with `safetensors.safe_open`: it only says "incomplete metadata" where a download was cut short.
     """
@@ -117,33 +99,13 @@ def _weights(path: Path, problems: list[str]) -> tuple[int | None, int]:
             length = struct.unpack("<Q", file.read(8))[0]
             # a damaged length can be any number of 64 bits: reading that much would fill the memory
             header = json.loads(file.read(min(length, 10_000_000)))
-        tensors = {name: tensor for name, tensor in header.items() if name != "__metadata__"}
-        end = 8 + length + max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
-        rows = [tensor["shape"][0] for name, tensor in tensors.items() if re.search(r"(^|\.)wte\.weight$", name)]
+        end = 8 + length + max(tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__")
     except FileNotFoundError:
         problems.append(f"{path.name} is missing")
-        return None, 0
+        return 0
     except Exception as error:  # noqa: BLE001 (a damaged header can contain anything)
         problems.append(f"{path.name} cannot be read ({type(error).__name__})")
-        return None, 0
+        return 0
     if size < end:
         problems.append(f"{path.name} is cut short ({size:,} of {end:,} bytes)")
-    if not rows:
-        problems.append(f"{path.name} has no token embedding")
-    return (rows[0] if rows else None), size
-
-
-def _round_trip(path: Path) -> list[str]:
-    """Encode and decode one line if the tokenizers library is installed; it is small and imports no torch."""
-    try:
-        from tokenizers import Tokenizer
-    except ImportError:
-        return []
-    if not path.exists():
-        return []
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-        text = tokenizer.decode(tokenizer.encode(_SAMPLE).ids)
-    except Exception as error:  # noqa: BLE001 (the library raises plain Exception)
-        return [f"{path.name} cannot be loaded ({str(error)[:100]})"]
-    return [] if text == _SAMPLE else [f"the tokenizer returns {text!r} for {_SAMPLE!r}"]
+    return size

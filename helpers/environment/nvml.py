@@ -42,19 +42,15 @@ _SMI_FIELDS = "index,uuid,name,driver_version,memory.total,memory.free,compute_c
 
 def read_nvml(timeout_seconds: float = LIMIT_SECONDS) -> Nvml:
     """Ask NVML in a child process; never raises, whatever the driver does."""
-    return facts_from(ask("helpers.environment.nvml:probe", timeout_seconds=timeout_seconds))
+    return facts_from(ask("from helpers.environment.nvml import probe; probe(tell)", timeout_seconds=timeout_seconds))
 
 
 def facts_from(answer: Answer) -> Nvml:
     """Turn a child's answer into facts."""
     value = answer.value
-    cards = tuple(_card(card) for card in _list(value.get("cards")) if isinstance(card, Mapping))
-    driver, cuda = value.get("driver"), value.get("cuda")
-    known = {
-        "driver": driver[:40] if isinstance(driver, str) else "",
-        "cuda": cuda if isinstance(cuda, int) and 5000 <= cuda < 100_000 else None,
-        "cards": cards,
-    }
+    cards = tuple(map(_card, value.get("cards") or ()))
+    driver = str(value.get("driver") or "")[:40]
+    known = {"driver": driver, "cuda": _number(value.get("cuda"), 5000, 100_000), "cards": cards}
     if answer.state != "ok":
         return Nvml(answer.state, answer.cause, **known)
     if value.get("absent"):
@@ -63,7 +59,7 @@ def facts_from(answer: Answer) -> Nvml:
         return Nvml("error", f"{value['error']}: {value.get('message', '')}", **known)
     if cards and all(card.error for card in cards):
         return Nvml("error", cards[0].error, **known)
-    if not driver_number(known["driver"]) or (cards and not any(card.total_bytes for card in cards if not card.error)):
+    if not driver_number(driver) or (cards and not any(card.total_bytes for card in cards if not card.error)):
         return Nvml("nonsense", f"driver {driver!r}", **known)
     return Nvml("ok", "", **known)
 
@@ -79,10 +75,6 @@ def driver_number(driver: str) -> tuple[int, ...]:
     return numbers if numbers and 100 <= numbers[0] < 3000 else ()
 
 
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
-
-
 def _number(value: Any, low: float, high: float) -> Any:
     """Return a number within its bounds, else None; a NaN is within no bounds."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -92,25 +84,24 @@ def _number(value: Any, low: float, high: float) -> Any:
 def _card(card: Mapping[str, Any]) -> GpuReading:
     # a card that reports less than 256 MiB or more than 8 TiB is not believed
     total = _number(card.get("total_bytes"), 256 * MIB, _MOST_BYTES)
-    capability = [_number(part, 0, 99) for part in _list(card.get("capability"))]
+    capability = [_number(part, 0, 99) for part in card.get("capability") or ()]
     reasons = _number(card.get("reasons"), 0, 2**16)
+    holders = (
+        Holder(holder["pid"], holder["name"] or "?", _number(holder["used_bytes"], 0, _MOST_BYTES))
+        for holder in card.get("holders") or ()
+    )
     return GpuReading(
-        index=_number(card.get("index"), 0, 1000) or 0,
-        name=str(card.get("name") or ""),
-        uuid=str(card.get("uuid") or ""),
+        index=card["index"],
+        name=card.get("name") or "",
+        uuid=card.get("uuid") or "",
         total_bytes=total,
         free_bytes=_number(card.get("free_bytes"), 0, total or 0),
         capability=(capability[0], capability[1]) if len(capability) == 2 and None not in capability else None,
         slowed_by=None if reasons is None else tuple(text for bit, text in _SLOWED_BY.items() if reasons & bit),
-        holders=tuple(_holder(holder) for holder in _list(card.get("holders")) if isinstance(holder, Mapping)),
-        error=str(card.get("error") or ""),
+        holders=tuple(holders),
+        error=card.get("error", ""),
         **{name: _number(card.get(name), *bounds) for name, bounds in _PLAUSIBLE.items()},
     )
-
-
-def _holder(holder: Mapping[str, Any]) -> Holder:
-    used = _number(holder.get("used_bytes"), 0, _MOST_BYTES)
-    return Holder(_number(holder.get("pid"), 0, 2**32) or 0, str(holder.get("name") or "?"), used)
 
 
 # Everything below runs in the child.

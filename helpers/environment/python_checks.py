@@ -3,7 +3,7 @@
 import re
 from pathlib import PureWindowsPath
 
-from helpers.environment import fixes
+from helpers.environment import fixes, requirements
 from helpers.environment.facts import Machine
 from helpers.environment.requirements import version_number
 from helpers.environment.rules import Finding, fail, ok, rule, warn
@@ -12,12 +12,13 @@ from helpers.environment.wheels import typed
 
 @rule("The libraries of the course install on Python 3.11 to 3.14; it is tested with those.")
 def python_version(machine: Machine) -> Finding:
-    """Fail below 3.11, above 3.14 and on 32 bits."""
+    """Fail below the oldest and above the newest of them, and on 32 bits."""
     python = machine.python
     reading = f"Python {'.'.join(map(str, python.version))}, {python.bits} bits"
     if python.bits < 64:
         return fail(f"{reading}: torch has no wheels for it", fixes.make_venv(machine))
-    if not (3, 11) <= python.version[:2] <= (3, 14):
+    oldest, newest = requirements.PYTHONS
+    if not oldest <= python.version[:2] <= newest:
         return fail(reading, fixes.make_venv(machine))
     return ok(reading)
 
@@ -61,21 +62,11 @@ def _normal(path: str) -> str:
 @rule("Python keeps using a module that it has already imported, whatever pip has installed since.")
 def stale_imports(machine: Machine) -> Finding:
     """Fail if a loaded module has another version than the installed one."""
-    packages = machine.packages
-    stale = [
-        f"{name} {loaded} is loaded, {packages.installed[name]} is installed"
-        for name, loaded in packages.loaded.items()
-        if name in packages.installed and not _same_version(loaded, packages.installed[name])
-    ]
+    loaded = machine.packages.loaded
+    stale = requirements.find_stale_imports(loaded, machine.packages.installed)
     if stale:
         return fail("; ".join(stale), f"{fixes.RESTART_FIRST}.")
-    return ok(", ".join(f"{name} {version}" for name, version in packages.loaded.items()) or "nothing is loaded yet")
-
-
-def _same_version(one: str, other: str) -> bool:
-    """Compare; the part after `+` counts only if both have it: torch says 2.13.0+cu130, its wheel only 2.13.0."""
-    (version, _, build), (other_version, _, other_build) = one.partition("+"), other.partition("+")
-    return version == other_version and (build == other_build or not build or not other_build)
+    return ok(", ".join(f"{name} {version}" for name, version in loaded.items()) or "nothing is loaded yet")
 
 
 @rule("Older libraries lack functions that the course uses; newer major versions may have changed them.")

@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 from html import escape
 from typing import Any
 
-from helpers.display import STATUS_MARKS, Html, html_table, printable
+from helpers.display import STATUS_MARKS, Html, html_table, printable, status_badge
 from helpers.environment import card_checks, driver_checks, python_checks, system_checks
 from helpers.environment.card import GraphicsCard, read_card
-from helpers.environment.facts import Machine, Unread
+from helpers.environment.facts import GpuReading, Machine
 from helpers.environment.machine import read_machine
 from helpers.environment.rules import NO_GPU, STATUSES, Check, Rule
 from helpers.environment.wheels import WheelAdvice, expects_gpu, wheel_advice
@@ -86,9 +86,9 @@ class Diagnosis:
             "verdict": self.verdict,
             "exit_code": self.exit_code,
             "mode": self.mode,
-            "platform": "" if isinstance(self.machine.platform, Unread) else self.machine.platform.kind,
+            "platform": self.machine.platform.kind if self.machine.platform else "",
             "quick": self.machine.quick,
-            "card": None if self.card is None else self.card.to_dict(),
+            "card": None if self.card is None else _card_facts(self.card, self.machine.gpu),
             "wheel": None if self.wheel is None else asdict(self.wheel),
             "checks": [asdict(check) for check in self.checks],
         }
@@ -100,7 +100,7 @@ class Diagnosis:
         is not there, or cannot work because of a link above, has the status 'absent'.
         """
         rows, broken = [], ""
-        cuda = "" if isinstance(self.machine.torch, Unread) else self.machine.torch.cuda
+        cuda = self.machine.torch and self.machine.torch.cuda
         for link, identity, role in _CHAIN:
             status, reading = self.check(identity).status, self.check(identity).reading
             if broken and status != "fail":
@@ -117,9 +117,8 @@ class Diagnosis:
     def equivalents(self) -> list[dict[str, str]]:
         """Return the classic guide's three commands, each with its equivalent here, as rows of a table."""
         nvml, free = self.check("nvml_alive").reading, self.check("vram_free").reading
-        is_known = not isinstance(self.machine.platform, Unread) and self.machine.platform.nvcc
-        nvcc = f"nvcc {self.machine.platform.nvcc}" if is_known else "no nvcc"
-        available = self.check("cuda_available").reading
+        release = self.machine.platform and self.machine.platform.nvcc
+        nvcc, available = f"nvcc {release}" if release else "no nvcc", self.check("cuda_available").reading
         rows = (
             ("nvidia-smi", f"{nvml}; {free}", "the driver, the card, and which processes use its memory"),
             ("nvcc --version", nvcc, "information only: a wheel brings its own CUDA runtime, no toolkit is needed"),
@@ -154,18 +153,26 @@ class Diagnosis:
         return self.table()
 
 
+def _card_facts(card: GraphicsCard, reading: GpuReading) -> dict[str, Any]:
+    return {
+        "name": card.name,
+        "total_bytes": card.total_bytes,
+        "free_bytes": reading.free_bytes,
+        "capability": reading.capability,
+        "holders": [asdict(holder) for holder in reading.holders],
+        "preset": card.preset,
+        "precision": card.precision(),
+        "driver": card.driver,
+        "peak_tflops": card.peak_tflops,
+    }
+
+
 def _table(checks: list[Check]) -> str:
     rows = [
-        (_badge(check.status), _code(check.id), _text(check.reading), _text(check.why), _code(check.fix))
+        (status_badge(check.status), _code(check.id), _text(check.reading), _text(check.why), _code(check.fix))
         for check in checks
     ]
     return html_table(("status", "check", "reading", "why it matters", "fix"), rows)
-
-
-def _badge(status: str) -> Html:
-    mark, background, text = STATUS_MARKS[status]
-    style = f"background:{background};color:{text};padding:1px 7px;border-radius:4px;white-space:nowrap"
-    return Html(f"<b style='{style}'>{mark} {status}</b>")
 
 
 def _code(text: str) -> Html:
@@ -189,7 +196,7 @@ def diagnosis_of(machine: Machine) -> Diagnosis:
     """Return the diagnosis of a machine that was read or made up."""
     # sorting is stable: checks with the same status keep the order of RULES
     checks = sorted((rule(machine) for rule in RULES), key=lambda check: STATUSES.index(check.status))
-    if isinstance(machine.platform, Unread):  # the advice depends on it
+    if not machine.platform:  # the advice depends on it
         return Diagnosis(machine, checks)
     card = read_card(machine)
     return Diagnosis(machine, checks, card, wheel_advice(machine), _summary(machine, card))
@@ -200,7 +207,7 @@ def unused_card() -> str:
     if not expects_gpu(read_machine(quick=True)):  # a second; torch is asked only where there is something to ask
         return ""
     machine = read_machine()
-    if isinstance(machine.torch, Unread) or machine.torch.available:
+    if not machine.torch or machine.torch.available:
         return ""
     return (
         f"This ran on the CPU, though a card is here. {diagnosis_of(machine).verdict} See `python -m helpers doctor`."
@@ -212,7 +219,7 @@ def _summary(machine: Machine, card: GraphicsCard | None) -> str:
         name = f"{card.name}, preset {card.preset}"
         if machine.quick:
             return f"A quick look sees nothing that stops training: {name}."
-        if not isinstance(machine.torch, Unread) and machine.torch.available:
+        if machine.torch and machine.torch.available:
             return f"Ready to train on the GPU: {name}."
         return f"A card was found ({name}), but torch did not answer. On the CPU everything runs."
     if expects_gpu(machine):

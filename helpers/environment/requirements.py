@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, requires
 
 from helpers.environment.access import Access
 from helpers.environment.facts import Packages
+
+PYTHONS = ((3, 11), (3, 14))  # the oldest and the newest that the course is tested with
 
 _DISTRIBUTION = "gpt2-course"
 _LOADED = ("torch", "transformers", "datasets", "accelerate", "numpy", "tokenizers")  # what a stale kernel breaks
@@ -16,14 +19,19 @@ _ALSO_LOOKED_FOR = ("jupyterlab-widgets", "nvidia-ml-py", "pynvml", "tokenizers"
 def read_packages(access: Access) -> Packages:
     """Return what is required, pinned, installed and loaded."""
     required = _required(access)
-    modules = {name: access.modules.get(name) for name in _LOADED}
     versions = {name: access.version_of(name) for name in [*required, *_ALSO_LOOKED_FOR]}
     return Packages(
         installed={name: version for name, version in versions.items() if version},
         required=required,
         pinned=pins(access),
-        loaded={name: str(module.__version__) for name, module in modules.items() if hasattr(module, "__version__")},
+        loaded=read_loaded(access),
     )
+
+
+def read_loaded(access: Access) -> dict[str, str]:
+    """Return the versions of the packages that this Python has imported and would go on using."""
+    versions = {name: getattr(access.modules.get(name), "__version__", None) for name in _LOADED}
+    return {name: str(version) for name, version in versions.items() if version}
 
 
 def _required(access: Access) -> dict[str, tuple[str, str | None]]:
@@ -54,6 +62,21 @@ def pins(access: Access) -> dict[str, str]:
     path = access.project / "constraints.txt"
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     return dict(re.findall(r"^([\w.-]+)==(\S+)$", text, re.MULTILINE))
+
+
+def find_stale_imports(loaded: Mapping[str, str], installed: Mapping[str, str | None]) -> list[str]:
+    """Return a phrase for each package that is loaded in another version than the installed one."""
+    return [
+        f"{name} {version} is loaded, {installed[name]} is installed"
+        for name, version in loaded.items()
+        if installed.get(name) and not _same_version(version, installed[name])
+    ]
+
+
+def _same_version(one: str, other: str) -> bool:
+    """Compare; the part after `+` counts only if both have it: torch says 2.13.0+cu130, its wheel only 2.13.0."""
+    (version, _, build), (other_version, _, other_build) = one.partition("+"), other.partition("+")
+    return version == other_version and (build == other_build or not build or not other_build)
 
 
 def version_number(version: str) -> tuple[int, ...]:

@@ -86,7 +86,7 @@ def paths(machine: Machine) -> Finding:
     storage, kind = machine.storage, machine.platform.kind
     short = fixes.set_variable(machine, "HF_HOME", "C:\\hf" if kind == "Windows" else "<a folder of yours>")
     short += f" ; then {fixes.RESTART_SHELL}."
-    if not storage.has_home and not any(place.role == "cache" for place in storage.places):
+    if not any(place.role == "cache" for place in storage.places):
         return warn("there is no home folder for the Hub's cache", short)
     # Linux reaches the disks of Windows through a network file system, at a small part of their speed
     on_windows = [path for path in (storage.project, *(place.path for place in storage.places)) if _is_mounted(path)]
@@ -122,25 +122,17 @@ def tokenizer_and_model_files(machine: Machine) -> Finding:
     get = f"from huggingface_hub import snapshot_download; snapshot_download('{GPT2}', {parts})"
     fetch = f'{fixes.python_command(machine)} -c "{get}"'
     if files.gpt2 is None and files.offline and machine.has_gpu:
-        return warn(f"{reading}; GPT-2 is not downloaded, and downloads are off", f"{_online(machine)} {fetch}")
+        line = f"{fixes.unset(machine, *files.offline)} To download it now: {fetch}"
+        return warn(f"{reading}; GPT-2 is not downloaded, and downloads are off", line)
     if files.gpt2 is None:
         return ok(f"{reading}; GPT-2 is not downloaded yet")
     if files.gpt2.problems:
         reading = f"{reading}; gpt2: {', '.join(files.gpt2.problems)}"
-        line = f"{_remove(machine, files.gpt2.path)} {fetch}"
+        folder = files.gpt2.path.split("snapshots")[0].rstrip("/\\")
+        remove = f'Remove-Item -Recurse "{folder}"' if machine.platform.kind == "Windows" else f"rm -r '{folder}'"
+        line = f"{remove} ; {fetch}"
         return fail(reading, line) if machine.has_gpu else warn(reading, line)
     return ok(f"{reading}; gpt2: {files.gpt2.tokens:,} tokens, {files.gpt2.positions} positions")
-
-
-def _online(machine: Machine) -> str:
-    if machine.platform.kind == "Windows":
-        return "Remove-Item Env:HF_HUB_OFFLINE, Env:TRANSFORMERS_OFFLINE -ErrorAction Ignore ;"
-    return "unset HF_HUB_OFFLINE TRANSFORMERS_OFFLINE ;"
-
-
-def _remove(machine: Machine, snapshot: str) -> str:
-    path = snapshot.split("snapshots")[0].rstrip("/\\")
-    return f'Remove-Item -Recurse "{path}" ;' if machine.platform.kind == "Windows" else f"rm -r '{path}' ;"
 
 
 @rule("Sliders and the live monitor are widgets; without them the notebooks show text.")

@@ -21,7 +21,8 @@ LIMIT_SECONDS = 90.0  # a cold disk takes most of a minute to import torch
 
 def read_torch(timeout_seconds: float = LIMIT_SECONDS) -> Torch:
     """Import and try out torch in a child process; never raises, whatever torch does."""
-    return facts_from(ask("helpers.environment.torch_probe:probe", timeout_seconds=timeout_seconds))
+    answer = ask("from helpers.environment.torch_probe import probe; probe(tell)", timeout_seconds=timeout_seconds)
+    return facts_from(answer)
 
 
 def facts_from(answer: Answer) -> Torch:

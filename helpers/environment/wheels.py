@@ -12,7 +12,7 @@ import re
 import shlex
 from dataclasses import dataclass
 
-from helpers.environment.facts import OLDEST_CAPABILITY, GpuReading, Machine, Unread
+from helpers.environment.facts import OLDEST_CAPABILITY, GpuReading, Machine
 from helpers.environment.machine import read_machine
 from helpers.environment.nvml import driver_number
 from helpers.environment.requirements import version_number
@@ -24,9 +24,6 @@ DRIVERS = "https://www.nvidia.com/drivers"
 FLOORS = {11: ((450,), (452, 39)), 12: ((525, 60, 13), (528, 33)), 13: ((580,), (580,))}
 # CUDA release -> driver it came with (Linux, Windows); an older one runs it, but cannot compile its PTX code
 CAME_WITH = {
-    (11, 8): ((520, 61, 5), (520, 6)),
-    (12, 1): ((530, 30, 2), (531, 14)),
-    (12, 4): ((550, 54, 14), (551, 61)),
     (12, 6): ((560, 28, 3), (560, 76)),
     (12, 8): ((570, 26), (570, 65)),
     (13, 0): ((580, 65, 6), None),
@@ -72,7 +69,7 @@ def windows_driver(machine: Machine) -> bool:
 
 def cuda_of_driver(machine: Machine) -> int | None:
     """Return the highest CUDA major version that the driver supports, or None if its version is not known."""
-    if isinstance(machine.nvml, Unread):
+    if not machine.nvml:
         return None
     column, number = int(windows_driver(machine)), driver_number(machine.nvml.driver)
     if not machine.nvml.cuda:  # nvidia-smi does not report it: then the driver's number has to do
@@ -81,13 +78,10 @@ def cuda_of_driver(machine: Machine) -> int | None:
         )
     major = machine.nvml.cuda // 1000
     # A compatibility library of a container reports its own CUDA, which works with the cards of data centres alone.
-    while number and not _sees_card(machine) and major in FLOORS and number < FLOORS[major][column]:
+    sees_card = machine.torch and machine.torch.available
+    while number and not sees_card and major in FLOORS and number < FLOORS[major][column]:
         major -= 1
     return major
-
-
-def _sees_card(machine: Machine) -> bool:
-    return not isinstance(machine.torch, Unread) and machine.torch.available is True
 
 
 def wheel_advice(machine: Machine | None = None) -> WheelAdvice:
@@ -100,7 +94,7 @@ def wheel_advice(machine: Machine | None = None) -> WheelAdvice:
     """
     if machine is None:
         machine = read_machine(quick=True)
-        is_there = not isinstance(machine.torch, Unread) and machine.torch.state == "quick"
+        is_there = machine.torch and machine.torch.state == "quick"
         if is_there and expects_gpu(machine):  # what works is kept, and only torch itself knows whether it does
             machine = read_machine()
     tag, wanted, reason = _kept(machine) or _chosen(machine)
@@ -108,7 +102,7 @@ def wheel_advice(machine: Machine | None = None) -> WheelAdvice:
         return WheelAdvice("", "", "", "", reason)
     args = f"{wanted} --index-url {INDEX}/{tag}" if tag else wanted
     pip = f"{python_command(machine)} -m pip install {args}"
-    is_conda = not isinstance(machine.python, Unread) and machine.python.is_conda
+    is_conda = machine.python and machine.python.is_conda
     if is_conda:
         reason += " In a conda environment it is the same wheel: PyTorch's own conda channel ended with version 2.5."
     if machine.platform.nvcc:
@@ -119,7 +113,7 @@ def wheel_advice(machine: Machine | None = None) -> WheelAdvice:
 
 def python_command(machine: Machine) -> str:
     """Return the command that starts this very Python: `python` alone may start another one."""
-    return "python" if isinstance(machine.python, Unread) else typed(machine, machine.python.executable)
+    return typed(machine, machine.python.executable) if machine.python else "python"
 
 
 def typed(machine: Machine, program: str) -> str:
@@ -134,9 +128,9 @@ def typed(machine: Machine, program: str) -> str:
 def _kept(machine: Machine) -> tuple[str, str, str] | None:
     """Return tag, requirement and reason of the installed wheel, if it is new enough and serves this machine."""
     torch, packages = machine.torch, machine.packages
-    if isinstance(torch, Unread) or torch.state not in ("ok", "quick"):
+    if not torch or torch.state not in ("ok", "quick"):
         return None
-    floor = "0" if isinstance(packages, Unread) else packages.required.get("torch", ("0", None))[0]
+    floor = packages.required.get("torch", ("0", None))[0] if packages else "0"
     if version_number(torch.version) < version_number(floor):
         return None
     tag = build_of(torch.version)
@@ -182,7 +176,7 @@ def release_of(cuda: str | None) -> tuple[int, int] | None:
 
 def _chosen(machine: Machine) -> tuple[str, str, str]:
     """Return tag, requirement and reason of the wheel that a new installation gets."""
-    pinned = "" if isinstance(machine.packages, Unread) else machine.packages.pinned.get("torch", "")
+    pinned = machine.packages.pinned.get("torch", "") if machine.packages else ""
     if machine.platform.kind == "macOS":
         if machine.platform.architecture == "x86_64":
             return "", "", NO_WHEEL
@@ -212,7 +206,7 @@ def _tag(machine: Machine) -> tuple[str, str]:
     gpu, newest = machine.gpu, cuda_of_driver(machine)
     # a card that does not say its capability is taken for the course's own, an RTX 4070 Ti
     capability = gpu.capability if gpu and gpu.capability else (8, 9)
-    driver = machine.nvml.driver if not isinstance(machine.nvml, Unread) else ""
+    driver = machine.nvml.driver if machine.nvml else ""
     if newest is None:
         return "cu126", "The driver's version could not be read; CUDA 12.6 wheels run on every driver from 525 on."
     if newest < 12:
@@ -242,21 +236,21 @@ def expects_gpu(machine: Machine) -> bool:
     """Say whether training is meant to use a card here, even if NVML failed before it could report it."""
     if machine.has_gpu:
         return True
-    if isinstance(machine.nvml, Unread):
+    if not machine.nvml:
         return machine.platform.nvidia_on_bus
     if not_given(machine) or too_old(machine):
         return False
     if machine.platform.nvidia_on_bus:
         return True
     # under WSL2 and on Windows the bus cannot be looked at
-    if machine.wsl is not None and not isinstance(machine.wsl, Unread) and machine.wsl.nvidia:
+    if machine.wsl and machine.wsl.nvidia:
         return machine.nvml.state != "ok"
     return machine.nvml.state in ("hung", "crashed", "error", "nonsense") and machine.platform.kind == "Windows"
 
 
 def too_old(machine: Machine) -> list[GpuReading]:
     """Return the cards that answer and are too old for every wheel of the course, if there is no other card."""
-    cards = [] if machine.cards or isinstance(machine.nvml, Unread) else machine.nvml.cards
+    cards = machine.nvml.cards if machine.nvml and not machine.cards else ()
     return [card for card in cards if card.capability and card.capability < OLDEST_CAPABILITY]
 
 

@@ -22,7 +22,7 @@ from helpers.evaluation.bootstrap import CONFIDENCE, RESAMPLES, compute_interval
 from helpers.evaluation.copying import CopyReport, search_training_text
 from helpers.evaluation.generation import DECODINGS, DecodingReport, generate
 from helpers.evaluation.scoring import Score, score
-from helpers.model import load_model, load_start, load_tokenizer, quiet
+from helpers.model import load_model, load_start, load_tokenizer
 from helpers.settings import DataSettings, EvaluationSettings, SettingsError, read_run_settings, run_folder
 from helpers.training.model_card import metric_text, public_name
 
@@ -201,8 +201,6 @@ def measure_forgetting(settings: EvaluationSettings) -> Comparison:
         )
     splits = load_documents(DataSettings(run=settings.run, source=settings.general_source))
     held_out = splits["test"] if "test" in splits else splits["train"]
-    with quiet():  # the bar of a filter stays in a notebook
-        held_out = held_out.filter(lambda text: bool(text and text.strip()), input_columns="text")
     if "continues" not in held_out.column_names:
         held_out = held_out.shuffle(seed=settings.seed)
     documents = held_out.take(min(len(held_out), settings.general_documents))

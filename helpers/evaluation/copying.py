@@ -1,100 +1,67 @@
 """Measure copying: the longest runs of tokens that samples share with the training text.
 
-All suffixes of the training text are sorted once, in a suffix array; every run of a text is then found by bisection,
-for all its positions at once. A large corpus is searched part by part, so memory use stays flat. Held-out text of the
-same length is searched in the same way as a control, because any two texts share some common phrases.
+A large corpus is searched part by part, so memory use stays flat. Held-out text of the same length is searched in the
+same way as a control, because any two texts share some common phrases.
 """
 
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from helpers.data.tokens import TokenStream, batches_of
 from helpers.display import QUIET_SECONDS, cut, html_table
-from helpers.settings import SettingsError
 
 if TYPE_CHECKING:
     import numpy as np
     from transformers import PreTrainedTokenizerBase
 
-MAX_MATCH = 1024  # a longer run counts as this long; it bounds the rounds of sorting and of bisection
 NO_ID = -1  # matches nothing, not even another NO_ID: separates documents and marks words that nobody asks about
-_PART_TOKENS = 4_000_000  # of the training text searched at once; a part takes about 40 bytes per token
+_PART_TOKENS = 4_000_000  # of the training text searched at once; a part takes about 50 bytes per token
 
 
-class SuffixArray:
-    """The suffixes of a sequence of ids, sorted by their first `MAX_MATCH` ids.
+def find_longest_matches(query: "np.ndarray", ids: "np.ndarray") -> tuple["np.ndarray", "np.ndarray"]:
+    """Find, for each position of a query, the longest run starting there that is also in the ids.
 
-    Built by prefix doubling (https://doi.org/10.1137/0222058): at most 11 rounds of O(n log n).
+    All runs grow by one id in each round, and places of the ids where no run of the query goes on are dropped. Few are
+    left after some rounds, so that the time is about that of reading the ids once.
 
     Args:
-        ids: (n,) integers; negative ones match nothing.
+        query: (m,) integers, `NO_ID` or not negative.
+        ids: (n,) the same.
+
+    Returns:
+        (m,) lengths of the runs, and (m,) positions in the ids where such a run starts, meaningless at length 0.
+
+    >>> import numpy as np
+    >>> find_longest_matches(np.array([6, 7, 5, 9]), np.array([5, 6, 7, 5, 6, 9]))[0].tolist()
+    [3, 2, 1, 1]
     """
+    import numpy as np
 
-    def __init__(self, ids: "np.ndarray") -> None:
-        import numpy as np
-
-        n = len(ids)
-        _, rank = np.unique(ids, return_inverse=True)  # (n,) order by the first id alone
-        order, n_sorted = np.argsort(rank, kind="stable"), 1  # n_sorted: leading ids that the order takes into account
-        while n_sorted < MAX_MATCH and n and rank.max() < n - 1:
-            # The rank of the suffix that starts `n_sorted` later is known: as a second key it doubles `n_sorted`.
-            second = np.zeros(n, np.int64)
-            second[: n - n_sorted] = rank[n_sorted:] + 1  # 0: the sequence ends there
-            keys = rank * (n + 1) + second
-            order = np.argsort(keys, kind="stable")
-            rank[order] = np.concatenate([[0], np.cumsum(np.diff(keys[order]) != 0)])
-            n_sorted *= 2
-        self._order = order
-        self._ids = np.append(ids, NO_ID)
-
-    def find_longest_matches(self, query: "np.ndarray") -> tuple["np.ndarray", "np.ndarray"]:
-        """Find, for each position of a query, the longest run starting there that is also in the ids.
-
-        Args:
-            query: (m,) integers; negative ones match nothing.
-
-        Returns:
-            (m,) lengths of the runs, and (m,) positions in the ids where such a run starts, meaningless at length 0.
-
-        >>> import numpy as np
-        >>> SuffixArray(np.array([5, 6, 7, 5, 6, 9])).find_longest_matches(np.array([6, 7, 5, 9]))[0].tolist()
-        [3, 2, 1, 1]
-        """
-        import numpy as np
-
-        lengths, positions = np.zeros(len(query), np.int64), np.zeros(len(query), np.int64)
-        # The suffixes that match the first `depth` ids from `starts` on are `order[low:high]`; each round narrows it.
-        starts = np.flatnonzero(query >= 0)
-        low, high = np.zeros(len(starts), np.int64), np.full(len(starts), len(self._order))
-        for depth in range(MAX_MATCH):
-            has_next = starts + depth < len(query)
-            starts, low, high = starts[has_next], low[has_next], high[has_next]
-            wanted = query[starts + depth]
-            low = self._bisect(low, high, depth, wanted)
-            high = self._bisect(low, high, depth, wanted + 1)
-            is_match = (low < high) & (wanted >= 0)
-            starts, low, high = starts[is_match], low[is_match], high[is_match]
-            if not len(starts):
-                break
-            lengths[starts], positions[starts] = depth + 1, self._order[low]
-        return lengths, positions
-
-    def _bisect(self, low: "np.ndarray", high: "np.ndarray", depth: int, wanted: "np.ndarray") -> "np.ndarray":
-        """Return the first suffix in each [low, high) whose id at `depth` is at least `wanted`."""
-        import numpy as np
-
-        low, high = low.copy(), high.copy()
-        # np.searchsorted cannot do this: it searches one range, and here every position has a range of its own.
-        while (is_open := low < high).any():
-            middle = (low + high) // 2
-            place = self._order[np.minimum(middle, len(self._order) - 1)] + depth
-            is_less = self._ids[np.minimum(place, len(self._ids) - 1)] < wanted
-            low = np.where(is_open & is_less, middle + 1, low)
-            high = np.where(is_open & ~is_less, middle, high)
-        return low
+    lengths, positions = np.zeros(len(query), np.int64), np.zeros(len(query), np.int64)
+    n_kinds = 2 + max(query.max(initial=0), ids.max(initial=0))
+    query, ids = np.append(query, NO_ID), np.append(ids, NO_ID)  # at which every run ends
+    # `starts` in the query and `places` in the ids begin the same runs; a run's number is in `of_start` and `of_place`.
+    starts, places = np.arange(len(query)), np.arange(len(ids))
+    of_start, of_place = np.zeros(len(starts), np.int64), np.zeros(len(places), np.int64)
+    for depth in itertools.count():
+        has_next = query[starts + depth] != NO_ID
+        starts, of_start = starts[has_next], of_start[has_next]
+        if not len(starts):
+            return lengths, positions
+        runs, of_start = np.unique(of_start * n_kinds + query[starts + depth], return_inverse=True)
+        longer = of_place * n_kinds + ids[places + depth]  # NO_ID gives a number that no run has
+        of_place = np.searchsorted(runs, longer) % len(runs)
+        is_same = runs[of_place] == longer
+        places, of_place = places[is_same], of_place[is_same]
+        place_of = np.full(len(runs), -1)
+        place_of[of_place[::-1]] = places[::-1]  # the first place of each run
+        is_found = place_of[of_start] >= 0
+        starts, of_start = starts[is_found], of_start[is_found]
+        lengths[starts], positions[starts] = depth + 1, place_of[of_start]
 
 
 @dataclass(frozen=True)
@@ -137,7 +104,7 @@ def find_copies(queries: Sequence[Sequence[int]], corpus: Iterable[Sequence[int]
     joined = np.concatenate([*separated, np.empty(0, np.int64)])
     lengths, documents = np.zeros(len(joined), np.int64), np.full(len(joined), -1)
     for ids, starts, first in _split_corpus(corpus):
-        part_lengths, positions = SuffixArray(ids).find_longest_matches(joined)
+        part_lengths, positions = find_longest_matches(joined, ids)
         is_longer = part_lengths > lengths
         lengths[is_longer] = part_lengths[is_longer]
         documents[is_longer] = first + np.searchsorted(starts, positions[is_longer], side="right") - 1
@@ -295,15 +262,9 @@ def search_training_text(
         samples: token ids of each sample, without its prompt.
         control: token ids of each held-out text, about as long as a sample.
         training: the documents the model was trained on; the column of a data set is read bit by bit.
-
-    Raises:
-        SettingsError: there is no sample, no held-out text or no training document.
     """
     from tqdm.auto import tqdm
 
-    for name, given in (("sample", samples), ("held-out text", control), ("training document", training)):
-        if not len(given):
-            raise SettingsError(f"There is no {name}: the search for copies needs at least one of each.")
     texts = [tokenizer.decode(list(ids)) for ids in (*samples, *control)]
     with tqdm(total=2 * len(training), unit="documents", delay=QUIET_SECONDS, leave=False) as bar:
         matches = find_copies([*samples, *control], _count(_tokenize(training, tokenizer), bar))
@@ -321,9 +282,13 @@ def _count(documents: Iterable[Any], bar: Any) -> Iterator[Any]:
         bar.update()
 
 
-def _tokenize(documents: Sequence[str], tokenizer: "PreTrainedTokenizerBase") -> Iterator[list[int]]:
-    for start in range(0, len(documents), 1000):  # at once: the tokenizer works on a batch in parallel
-        yield from tokenizer(list(documents[start : start + 1000]), verbose=False)["input_ids"]
+def _tokenize(documents: Iterable[str], tokenizer: "PreTrainedTokenizerBase") -> Iterator["np.ndarray"]:
+    import numpy as np
+
+    tokens = TokenStream(tokenizer)  # several times as fast as the tokenizer
+    for batch in batches_of(documents):
+        ids, n_tokens = tokens.encode(batch, with_ends=False)
+        yield from np.split(ids, n_tokens.cumsum()[:-1])
 
 
 def _split_tokens(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> list[str]:
@@ -334,4 +299,4 @@ def _split_tokens(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> l
     """
     prefixes = [tokenizer.decode(list(ids[:n])).rstrip("\ufffd") for n in range(len(ids))]
     prefixes.append(tokenizer.decode(list(ids)))
-    return [after[len(before) :] for before, after in pairwise(prefixes)]
+    return [after[len(before) :] for before, after in itertools.pairwise(prefixes)]

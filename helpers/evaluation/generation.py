@@ -126,11 +126,6 @@ def _encode_prompts(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str]
 
 def _check_length(rows: list[list[int]], max_new_tokens: int, n_positions: int) -> None:
     n_prompt = max(map(len, rows))
-    if n_prompt >= n_positions:
-        raise SettingsError(
-            f"The longest prompt has {n_prompt} tokens and the model {n_positions} positions: shorten the prompt, so "
-            "that it and max_new_tokens fit together."
-        )
     if n_prompt + max_new_tokens > n_positions:
         raise SettingsError(
             f"The longest prompt has {n_prompt} tokens and max_new_tokens is {max_new_tokens}: together at "

@@ -6,4 +6,4 @@ what the answer raises becomes a hint.
 
 from helpers import lazy_exports
 
-__getattr__, __dir__, __all__ = lazy_exports(__name__, {"record": "check exercise_names progress"})
+__getattr__, __dir__, __all__ = lazy_exports(__name__, {"record": "check progress"})

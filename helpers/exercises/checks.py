@@ -32,6 +32,14 @@ def _number(answer: Any) -> float:
         raise Hint(f"{answer!r} is not a number.") from None
 
 
+def _known_mistakes(given: Any, hints: dict[float, str], *, tolerance: float = 1e-3) -> None:
+    """Raise the hint of the usual mistake that gives this number, if one does."""
+    number = _number(given)
+    for wrong, hint in hints.items():
+        if math.isclose(number, wrong, rel_tol=tolerance):
+            raise Hint(hint)
+
+
 def _expect(given: Any, expected: float, hint: str, *, tolerance: float = 1e-3) -> None:
     if not math.isclose(_number(given), expected, rel_tol=tolerance, abs_tol=1e-9):
         raise Hint(f"{given!r} is not right. {hint}")
@@ -49,14 +57,13 @@ def _call(function: Callable, *arguments: Any) -> Any:
 @_exercise("environment-1", "what training GPT-2 medium keeps, in GiB")
 def _kept(answer: Any) -> None:
     parameters, gib = 354_823_168, 1024**3
-    for wrong, hint in (
-        (16 * parameters / 1e9, "Those are GB of 1000**3 bytes; graphics cards are measured in GiB of 1024**3."),
-        (4 * parameters / gib, "Those are the weights alone: their gradients and AdamW's two averages are as large."),
-        (8 * parameters / gib, "Those are weights and gradients: AdamW's two averages are missing."),
-        (12 * parameters / gib, "AdamW keeps two averages for each weight, not one."),
-    ):
-        if math.isclose(_number(answer), wrong, rel_tol=2e-3):
-            raise Hint(hint)
+    mistakes = {
+        16 * parameters / 1e9: "Those are GB of 1000**3 bytes; graphics cards are measured in GiB of 1024**3.",
+        4 * parameters / gib: "Those are the weights alone: their gradients and AdamW's two averages are as large.",
+        8 * parameters / gib: "Those are weights and gradients: AdamW's two averages are missing.",
+        12 * parameters / gib: "AdamW keeps two averages for each weight, not one.",
+    }
+    _known_mistakes(answer, mistakes, tolerance=2e-3)
     _expect(answer, 16 * parameters / gib, "Four numbers of 4 bytes for each parameter.", tolerance=2e-3)
 
 
@@ -202,27 +209,26 @@ def _clip(answer: Any) -> None:
 
 @_exercise("evaluation-1", "a perplexity by hand")
 def _by_hand(answer: Any) -> None:
-    for wrong, hint in (
-        (math.log(512) / 4, "That is the loss in nats; perplexity is its exponential."),
-        (9 / 4, "That is the loss in bits; perplexity is 2 to that power."),
-        (5.5, "That is the mean of 1/p: take the mean of the logarithms, then the exponential."),
-        (4.0, "That is 1 over the mean probability: take the mean of the logarithms, then the exponential."),
-        (512, "That is the product: the exponential of the sum. Divide the sum by the number of tokens first."),
-    ):
-        if math.isclose(_number(answer), wrong, rel_tol=1e-3):
-            raise Hint(hint)
+    mistakes = {
+        math.log(512) / 4: "That is the loss in nats; perplexity is its exponential.",
+        9 / 4: "That is the loss in bits; perplexity is 2 to that power.",
+        5.5: "That is the mean of 1/p: take the mean of the logarithms, then the exponential.",
+        4.0: "That is 1 over the mean probability: take the mean of the logarithms, then the exponential.",
+        512: "That is the product: the exponential of the sum. Divide the sum by the number of tokens first.",
+    }
+    _known_mistakes(answer, mistakes)
     _expect(answer, 512**0.25, "exp of the mean of -ln p.", tolerance=2e-3)
 
 
 @_exercise("evaluation-2", "bits per byte from a perplexity")
 def _bits(answer: Any) -> None:
     bits_per_byte = _call(answer, 16.0, 100, 400)
-    if math.isclose(bits_per_byte, math.log(16) / 4, rel_tol=1e-3):
-        raise Hint("Those are nats per byte: divide by ln 2, or take log2.")
-    if math.isclose(bits_per_byte, 16.0):
-        raise Hint("Bytes divide, tokens multiply: each token costs log2(perplexity) bits.")
-    if math.isclose(bits_per_byte, 4.0):
-        raise Hint("Those are bits per token: multiply by the tokens, divide by the bytes.")
+    mistakes = {
+        math.log(16) / 4: "Those are nats per byte: divide by ln 2, or take log2.",
+        16.0: "Bytes divide, tokens multiply: each token costs log2(perplexity) bits.",
+        4.0: "Those are bits per token: multiply by the tokens, divide by the bytes.",
+    }
+    _known_mistakes(bits_per_byte, mistakes)
     _expect(bits_per_byte, 1.0, "Perplexity 16 costs 4 bits per token; 100 tokens in 400 bytes make 1 bit per byte.")
 
 
@@ -321,14 +327,13 @@ def _run_c(answer: Any) -> None:
 @_exercise("troubleshooting-5", "your model FLOPs utilisation")
 def _utilisation(answer: Any) -> None:
     share = _number(_call(answer, 1_000_000, 2_000.0, 0.06))
-    for wrong, hint in (
-        (0.2 / 3, "That counts the forward pass alone; the backward pass takes twice as many operations."),
-        (20.0, "That is in per cent; give the share, between 0 and 1."),
-        (2e11, "The peak is in TFLOP/s: 10**12 operations per second."),
-        (5.0, "That is the peak divided by what was reached."),
-    ):
-        if math.isclose(share, wrong, rel_tol=1e-3):
-            raise Hint(hint)
+    mistakes = {
+        0.2 / 3: "That counts the forward pass alone; the backward pass takes twice as many operations.",
+        20.0: "That is in per cent; give the share, between 0 and 1.",
+        2e11: "The peak is in TFLOP/s: 10**12 operations per second.",
+        5.0: "That is the peak divided by what was reached.",
+    }
+    _known_mistakes(share, mistakes)
     _expect(share, 0.2, "A million parameters, 2,000 tokens per second and a peak of 0.06 TFLOP/s give 20 %.")
     _expect(answer(124_000_000, 40_000.0, 80.0), 0.372, "Another model and card give 37.2 %.")
 
@@ -336,15 +341,14 @@ def _utilisation(answer: Any) -> None:
 @_exercise("scratch-1", "count the weights of a GPT-2")
 def _weights(answer: Any) -> None:
     count = _number(_call(answer, 12, 768, 50257, 1024))
-    for wrong, hint in (
-        (124_439_808 + 50257 * 768, "The head shares the token embedding: do not count it twice."),
-        (124_439_808 - 1024 * 768, "The position embedding is missing."),
-        (124_439_808 - 12 * 9 * 768, "The biases of the blocks' matrices are missing."),
-        (124_439_808 - 12 * 4 * 768, "Each block has two norms, with a weight and a bias for each dimension."),
-        (124_439_808 - 2 * 768, "The last norm, after the blocks, is missing."),
-    ):
-        if count == wrong:
-            raise Hint(hint)
+    mistakes = {
+        124_439_808 + 50257 * 768: "The head shares the token embedding: do not count it twice.",
+        124_439_808 - 1024 * 768: "The position embedding is missing.",
+        124_439_808 - 12 * 9 * 768: "The biases of the blocks' matrices are missing.",
+        124_439_808 - 12 * 4 * 768: "Each block has two norms, with a weight and a bias for each dimension.",
+        124_439_808 - 2 * 768: "The last norm, after the blocks, is missing.",
+    }
+    _known_mistakes(count, mistakes, tolerance=1e-9)
     _expect(count, 124_439_808, "GPT-2 has 124,439,808 weights.", tolerance=1e-9)
     _expect(answer(4, 192, 4096, 256), 2_615_424, "The pocket model has 2,615,424.", tolerance=1e-9)
 
@@ -373,25 +377,23 @@ def _attention(answer: Any) -> None:
 
 @_exercise("scratch-3", "the first loss of a new model")
 def _first_loss(answer: Any) -> None:
-    for wrong, hint in (
-        (math.log2(50257), "Those are bits: a loss in nats uses the natural logarithm."),
-        (50257, "That is the perplexity of a guess; the loss is its logarithm."),
-        (1 / 50257, "That is the probability of each token; the loss is minus its logarithm."),
-    ):
-        if math.isclose(_number(answer), wrong, rel_tol=1e-3):
-            raise Hint(hint)
+    mistakes = {
+        math.log2(50257): "Those are bits: a loss in nats uses the natural logarithm.",
+        50257: "That is the perplexity of a guess; the loss is its logarithm.",
+        1 / 50257: "That is the probability of each token; the loss is minus its logarithm.",
+    }
+    _known_mistakes(answer, mistakes)
     _expect(answer, math.log(50257), "An even guess among V tokens costs ln V nats.", tolerance=2e-3)
 
 
 @_exercise("scratch-4", "the days of a training")
 def _days(answer: Any) -> None:
     days, right = _number(_call(answer, 124e6, 2.5e9, 80.0, 0.4)), 124e6 * 6 * 2.5e9 / 32e12 / 86_400
-    for wrong, hint in (
-        (right / 3, "That is the forward pass alone: the backward pass costs twice as much again."),
-        (right * 24, "Those are hours."),
-        (right * 86_400, "Those are seconds."),
-        (right * 0.4, "The card reaches only a share of its peak: divide by the MFU too."),
-    ):
-        if math.isclose(days, wrong, rel_tol=1e-3):
-            raise Hint(hint)
+    mistakes = {
+        right / 3: "That is the forward pass alone: the backward pass costs twice as much again.",
+        right * 24: "Those are hours.",
+        right * 86_400: "Those are seconds.",
+        right * 0.4: "The card reaches only a share of its peak: divide by the MFU too.",
+    }
+    _known_mistakes(days, mistakes)
     _expect(days, right, "6 operations for each weight and token, over peak and share, in days of 86,400 s.")

@@ -104,8 +104,3 @@ def _statuses(run: str) -> dict[str, str]:
     except (OSError, SettingsError):
         return {}
     return {name: status for name, status in kept.items() if status in ("right", "not yet")}
-
-
-def exercise_names() -> list[str]:
-    """Return the names of all exercises."""
-    return list(CHECKS)

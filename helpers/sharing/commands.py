@@ -4,15 +4,11 @@ from pathlib import Path
 
 import click
 
-FORMATS, TYPES = ("gguf", "safetensors-fp16"), ("f16", "q8_0")  # written out: the modules that have them import torch
-
 
 @click.command()
 @click.argument("run")
-@click.option("--to", default="gguf", show_default=True, metavar="FORMAT", help=f"One of {', '.join(FORMATS)}.")
-@click.option(
-    "--type", "gguf_type", default="f16", show_default=True, metavar="TYPE", help=f"Of a GGUF: {' or '.join(TYPES)}."
-)
+@click.option("--to", default="gguf", show_default=True, metavar="FORMAT", help="gguf or safetensors-fp16.")
+@click.option("--type", "gguf_type", default="f16", show_default=True, metavar="TYPE", help="Of a GGUF: f16 or q8_0.")
 def export(run: str, to: str, gguf_type: str) -> None:
     """Write RUN's model as GGUF for llama.cpp and Ollama, or in halves; measure what that costs."""
     from helpers.sharing import export_model

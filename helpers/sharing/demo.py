@@ -21,7 +21,6 @@ from helpers.evaluation import load_base, load_tuned
 from helpers.model import check_sound
 from helpers.settings import EvaluationSettings, SettingsError, read_run_settings
 from helpers.sharing.demo_page import SAMPLING, served_page
-from helpers.sharing.export import sampling_of
 from helpers.widgets.playground import encode_prompt, sample_tokens
 
 if TYPE_CHECKING:
@@ -51,7 +50,6 @@ class DemoServer:
         read_run_settings(run)
         self._run, self._token = run, secrets.token_urlsafe(16)
         self._models, self.note = _load_models(run)
-        self._sampling = sampling_of(run)
         # One answer of one model at a time for all visitors: not every card holds two models.
         self._lock, self._closed = threading.Lock(), threading.Event()
         try:
@@ -90,13 +88,10 @@ class DemoServer:
             host += ":80"
         return host in hosts and secrets.compare_digest(token.encode(), self._token.encode())
 
-    def page(self, nonce: str) -> str:
+    def page(self) -> str:
         """Return the page."""
         model, _ = self._models["tuned"]
-        return served_page(
-            self._run, list(self._models), prompt=self._sampling.prompt or "The", note=self.note,
-            n_positions=model.config.n_positions, nonce=nonce,
-        )  # fmt: skip
+        return served_page(self._run, list(self._models), note=self.note, n_positions=model.config.n_positions)
 
     def start(self, values: dict[str, Any]) -> Generator[dict[str, str]]:
         """Check a request, then yield the growing continuations, one model's after the other's.
@@ -152,7 +147,7 @@ class _Handler(BaseHTTPRequestHandler):
         if address.path != "/":
             self._reply(404, "There is only one page here: /.")
             return
-        self._reply(200, self.demo.page(secrets.token_urlsafe(16)), kind="text/html")
+        self._reply(200, self.demo.page(), kind="text/html")
 
     def do_POST(self) -> None:
         """Generate; each event has a model's whole continuation so far."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers.display import first_line
-from helpers.files import free_bytes, write_atomically
+from helpers.files import write_atomically
 from helpers.paths import ASSETS
 from helpers.schema import bounds
 from helpers.settings import EvaluationSettings, SettingsError, run_folder
@@ -29,24 +29,22 @@ _STATIC = (
 )
 
 
-def served_page(run: str, models: Sequence[str], *, prompt: str, note: str, n_positions: int, nonce: str) -> str:
+def served_page(run: str, models: Sequence[str], *, note: str, n_positions: int) -> str:
     """Return the page that asks the server it came from.
 
     Args:
         run: whose model card and sampling settings it shows.
         models: names of the answers, side by side.
-        prompt: what the prompt begins with.
         note: one sentence under the title.
         n_positions: most tokens of prompt and answer.
-        nonce: random text, without which the browser runs no script of this page.
     """
     return _page(
-        run, models, prompt=prompt, note=note, n_positions=n_positions, nonce=nonce, names=SAMPLING, policy=_SERVED,
-        engine="server_engine.js", data={},
+        run, models, note=note, n_positions=n_positions, names=SAMPLING, policy=_SERVED, engine="server_engine.js",
+        data={},
     )  # fmt: skip
 
 
-def write_static_page(run: str, folder: Path, *, prompt: str = "The") -> Path:
+def write_static_page(run: str, folder: Path) -> Path:
     """Write one HTML file that runs a small model in the visitor's browser; return its path.
 
     The model is the run's `q8_0` export, made here. Other files in the folder are left alone.
@@ -67,11 +65,9 @@ def write_static_page(run: str, folder: Path, *, prompt: str = "The") -> Path:
     page = _page(
         run,
         ["tuned"],
-        prompt=prompt,
         note=f"This page holds the model ({len(model) / 1e6:.1f} MB) and runs it in your browser. "
         "Nothing you type leaves it.",
         n_positions=config["n_positions"],
-        nonce=secrets.token_urlsafe(),
         names=[name for name in SAMPLING if name != "seed"],  # wllama draws with a seed of its own
         policy=_STATIC,
         engine="browser_engine.js",
@@ -85,8 +81,6 @@ def write_static_page(run: str, folder: Path, *, prompt: str = "The") -> Path:
     path = folder / "index.html"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if free_bytes(folder) < len(page):
-            raise OSError(f"{len(page) / 1e6:.0f} MB are needed and {free_bytes(folder) / 1e6:.0f} MB are free")
         write_atomically(path, page)
     except OSError as error:
         raise SettingsError(
@@ -127,8 +121,8 @@ def card_html(text: str) -> str:
 
 
 def _page(
-    run: str, models: Sequence[str], *, prompt: str, note: str, n_positions: int, nonce: str, names: Sequence[str],
-    policy: str, engine: str, data: Mapping[str, str],
+    run: str, models: Sequence[str], *, note: str, n_positions: int, names: Sequence[str], policy: str, engine: str,
+    data: Mapping[str, str],
 ) -> str:  # fmt: skip
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
@@ -138,7 +132,8 @@ def _page(
         loader=FileSystemLoader(assets), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    card = run_folder(run) / "model" / "README.md"
+    card, sampling = run_folder(run) / "model" / "README.md", sampling_of(run)
+    nonce = secrets.token_urlsafe()  # without it the browser runs no script of the page
 
     def part(name: str) -> Markup:
         return Markup((assets / name).read_text(encoding="utf-8"))  # noqa: S704 - shipped with this course
@@ -146,9 +141,9 @@ def _page(
     return environment.get_template("page.html").render(
         title=run,
         note=note,
-        prompt=prompt,
+        prompt=sampling.prompt or "The",
         models=models,
-        controls=controls(sampling_of(run), names, n_positions=n_positions),
+        controls=controls(sampling, names, n_positions=n_positions),
         card=Markup(card_html(card.read_text(encoding="utf-8")) if card.exists() else ""),  # noqa: S704 - escaped
         data={name: Markup(text.replace("<", "\\u003c")) for name, text in data.items()},  # noqa: S704 - base64, JSON
         policy=Markup(policy.format(nonce=nonce)),  # noqa: S704 - quotes of our own

@@ -4,6 +4,7 @@ An export is a folder, runs/<run>/export/<format>/, with a README that says how 
 cost, measured on the run's test documents. The model in runs/<run>/model/ is not changed.
 """
 
+import copy
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -106,7 +107,9 @@ def export_model(run: str, *, to: Format = "gguf", gguf_type: GgufType = "f16") 
             _write(new, "Modelfile", run, model, file=file)
         else:
             file = "model.safetensors"
-            _save_halves(new, model, tokenizer)
+            with quiet():
+                copy.deepcopy(model).half().save_pretrained(new)
+            tokenizer.save_pretrained(new)
         export = _measure(run, new, kind, file, (model, tokenizer))
         _write(new, "README.md", run, model, file=file, export=export, size=_size(new / file))
     return Export(folder, kind, export.perplexity, export.perplexity_before, export.protocol)
@@ -139,22 +142,6 @@ def _full_disk_explained(folder: Path) -> Iterator[None]:
             f"The export could not be written to {folder} ({first_line(error)}): nothing of it is kept. "
             "Free some space on that disk, or set COURSE_RUNS to a folder on another one."
         ) from None
-
-
-def _save_halves(folder: Path, model: "GPT2LMHeadModel", tokenizer: "PreTrainedTokenizerBase") -> None:
-    import copy
-
-    import torch
-
-    largest = max(weights.detach().abs().max().item() for weights in model.parameters())
-    if largest > torch.finfo(torch.float16).max:
-        raise SettingsError(
-            f"The model has a weight of {largest:.3g}, and float16 ends at {torch.finfo(torch.float16).max:.0f}: "
-            "keep the folder `model` as it is."
-        )
-    with quiet():
-        copy.deepcopy(model).half().save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
 
 
 def _measure(

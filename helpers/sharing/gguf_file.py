@@ -6,8 +6,6 @@ transposed, a head that is missing although it is tied, a pre-tokenizer that cut
 is written out as text.
 """
 
-import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -20,19 +18,6 @@ if TYPE_CHECKING:
 
 GgufType = Literal["f16", "q8_0"]
 _BLOCK = 32  # weights that share a scale in q8_0: a row that is no multiple of it stays in f16
-_NAMES = {
-    "transformer.wte": "token_embd",
-    "transformer.wpe": "position_embd",
-    "transformer.ln_f": "output_norm",
-    "lm_head": "output",
-    "ln_1": "attn_norm",
-    "attn.c_attn": "attn_qkv",
-    "attn.c_proj": "attn_output",
-    "ln_2": "ffn_norm",
-    "mlp.c_fc": "ffn_up",
-    "mlp.c_proj": "ffn_down",
-}
-_LAYER = re.compile(r"transformer\.h\.(\d+)\.(.+)")
 # What llama.cpp computes for a GPT-2; these values of `GPT2Config` would need other arithmetic.
 _ARITHMETIC = {
     "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
@@ -92,9 +77,12 @@ def write_gguf(
         writer.add_sampling_penalty_repeat(sampling.repetition_penalty)
         writer.add_sampling_penalty_last_n(config.n_positions)  # all of the context, as in transformers
     _add_tokenizer(writer, tokenizer, config.vocab_size)
-    for tensor_name, tensor in tensors(model):
-        array, kind = _in_type(tensor_name, tensor, gguf_type)
-        writer.add_tensor(tensor_name, array, raw_dtype=kind)
+    names = _names(model)
+    for weight, tensor in model.state_dict().items():
+        if weight == "lm_head.weight" and config.tie_word_embeddings:
+            continue  # llama.cpp takes the token embeddings where it is left out
+        array, kind = _in_type(names[weight], _turned(weight, tensor.detach().float().cpu().numpy()), gguf_type)
+        writer.add_tensor(names[weight], array, raw_dtype=kind)
     try:
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -112,10 +100,10 @@ def read_gguf(path: Path, model: "GPT2LMHeadModel") -> "GPT2LMHeadModel":
     from gguf.quants import dequantize
 
     stored = {tensor.name: dequantize(tensor.data, tensor.tensor_type) for tensor in GGUFReader(path).tensors}
-    read = copy.deepcopy(model)
+    read, names = copy.deepcopy(model), _names(model)
     with torch.no_grad():
         for name, weights in read.named_parameters():  # a tied head is none of its own
-            weights.copy_(torch.from_numpy(_turned(name, stored[gguf_name(name)]).copy()))
+            weights.copy_(torch.from_numpy(_turned(name, stored[names[name]]).copy()))
     return read
 
 
@@ -130,31 +118,17 @@ def import_gguf() -> None:
         ) from None
 
 
-def tensors(model: "GPT2LMHeadModel") -> Iterator[tuple[str, "np.ndarray"]]:
-    """Yield each weight of a model under its name in GGUF, float32, matrices as (outputs, inputs).
-
-    A tied head is left out: llama.cpp then takes the token embeddings.
-    """
-    for name, weights in model.state_dict().items():
-        if name == "lm_head.weight" and model.config.tie_word_embeddings:
-            continue
-        yield gguf_name(name), _turned(name, weights.detach().float().cpu().numpy())
-
-
 def _turned(name: str, array: "np.ndarray") -> "np.ndarray":
     """Return the weight of a `Conv1D`, which GPT-2 stores as (inputs, outputs), the other way round."""
-    return array.T.copy() if _LAYER.match(name) and array.ndim == 2 else array
+    return array.T.copy() if name.startswith("transformer.h.") and array.ndim == 2 else array
 
 
-def gguf_name(name: str) -> str:
-    """Return the name in GGUF of a weight of `GPT2LMHeadModel`.
+def _names(model: "GPT2LMHeadModel") -> dict[str, str]:
+    """Return the name in GGUF of each weight of a model."""
+    from gguf import MODEL_ARCH, get_tensor_name_map
 
-    >>> gguf_name("transformer.h.3.mlp.c_proj.bias"), gguf_name("transformer.wte.weight")
-    ('blk.3.ffn_down.bias', 'token_embd.weight')
-    """
-    module, _, kind = name.rpartition(".")
-    layer = _LAYER.fullmatch(module)
-    return f"blk.{layer[1]}.{_NAMES[layer[2]]}.{kind}" if layer else f"{_NAMES[module]}.{kind}"
+    known = get_tensor_name_map(MODEL_ARCH.GPT2, model.config.n_layer)
+    return {name: known.get_name(name, try_suffixes=(".weight", ".bias")) for name in model.state_dict()}
 
 
 def _check_arithmetic(config: "GPT2Config") -> None:

@@ -26,38 +26,28 @@ def sweep(ctx: click.Context, study: str, workers: int, gpu: str | None, dry_run
     The same command continues after an interruption, and joins the study from a second machine or card. Exit code 1
     when trials are left, or none has a metric.
     """
+    from helpers.studies.queue import started_study
     from helpers.studies.study_file import find_study, read_study
     from helpers.studies.study_plan import plan_study
+    from helpers.studies.supervision import read_progress
     from helpers.training.cards import card_of_this_machine, find_card
 
     file = find_study(study)
     declared = read_study(file)
-    progress, refusals = _progress_so_far(declared)
+    started = started_study(declared)
+    progress = None if started is None else read_progress(declared, started)
     n_left = None if progress is None else progress.n_left_of(len(declared.points), with_failed=retry_failed)
     card = card_of_this_machine() if gpu is None else find_card(gpu)
     plan = plan_study(declared, card, workers=workers, n_left=n_left)
     click.echo(plan)
     if progress is not None:
         click.echo(f"{'started':<10} {progress.counts}; the file asks for the same study")
-    refusals = plan.refusals + refusals
-    if refusals:  # before anything is written
-        raise SettingsError("\n".join(refusals))
+    if plan.refusals:  # before anything is written
+        raise SettingsError("\n".join(plan.refusals))
     if dry_run:
         return
     is_settled = _run(declared, file, workers=workers, retry_failed=retry_failed)
     ctx.exit(0 if is_settled else 1)
-
-
-def _progress_so_far(study: Any) -> tuple[Any, list[str]]:
-    """Return the progress of a study that was started before, None where it was not, and why it cannot go on."""
-    from helpers.studies.queue import started_study
-    from helpers.studies.supervision import read_progress
-
-    try:
-        opened = started_study(study)
-    except SettingsError as error:
-        return None, [str(error)]
-    return (read_progress(study, opened) if opened is not None else None), []
 
 
 def _run(study: Any, file: Path, *, workers: int, retry_failed: bool) -> bool:

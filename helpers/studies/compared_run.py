@@ -1,9 +1,9 @@
 """One run as its folder records it, so that runs of a study, of a shell loop and of notebooks compare alike."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
+
+from pydantic.dataclasses import dataclass  # checks the types: a file may hold anything
 
 from helpers.files import read_json
 from helpers.settings import SettingsError, TrainingSettings
@@ -21,7 +21,8 @@ class ComparedRun:
     name: str  # with its study's before it: 'pocket' or 'rates/trial-003'
     folder: Path
     settings: dict[str, Any]  # all that are recorded
-    eval_loss: float | None  # validation loss of the final model, in nats per token
+    losses: tuple[tuple[float, float], ...]  # step and loss in nats per token of each validation
+    eval_loss: float | None  # validation loss of the final model
     perplexity: float | None  # this and what follows: of the final model on the test text
     bits_per_byte: float | None
     perplexity_interval: tuple[float, float] | None  # low, high
@@ -49,11 +50,6 @@ class ComparedRun:
         is_part = sha256 and self.settings.get("train_on") == "completion"
         return f"{sha256[:12]}, completions" if is_part else sha256[:12]
 
-    def losses(self) -> list[tuple[float, float]]:
-        """Return (step, validation loss) for each validation of the training; empty where the run is damaged."""
-        rows = read_history(self.folder) if self.state != "damaged" else []
-        return [(row["step"], row["eval_loss"]) for row in rows if "eval_loss" in row]
-
 
 def read_run(folder: Path, *, name: str = "") -> ComparedRun:
     """Read a run's folder, finished or not, measured or not; `name` defaults to the folder's."""
@@ -78,11 +74,12 @@ def _describe(folder: Path, files: dict[str, Any], damage: str, *, name: str) ->
         name=name or folder.name,
         folder=folder,
         settings={key: value for key, value in settings.items() if key != "run"},
+        losses=tuple((row["step"], row["eval_loss"]) for row in rows if "eval_loss" in row),
         eval_loss=kept_eval_loss(rows, early_stopping_patience=settings.get("early_stopping_patience", 0)),
         perplexity=tuned.get("perplexity"),
         bits_per_byte=tuned.get("bits_per_byte"),
-        perplexity_interval=_pair(tuned.get("perplexity_interval")),
-        bits_per_byte_interval=_pair(tuned.get("bits_per_byte_interval")),
+        perplexity_interval=tuned.get("perplexity_interval"),
+        bits_per_byte_interval=tuned.get("bits_per_byte_interval"),
         tokens=facts.get("tokens"),
         seconds=facts.get("seconds"),
         peak_bytes=facts.get("peak_bytes"),
@@ -108,7 +105,3 @@ def _read_files(folder: Path) -> tuple[dict[str, Any], str]:
         except (SettingsError, OSError) as error:
             damage = str(error)
     return contents, damage
-
-
-def _pair(interval: Sequence[float] | None) -> tuple[float, float] | None:
-    return tuple(interval) if interval else None

@@ -41,7 +41,7 @@ def _embedded(ax: "Axes") -> str:
 def plot_all(table: RunTable) -> "Iterator[tuple[str, Axes]]":
     """Yield each picture that the runs allow, with a text for readers who do not see it."""
     for group in table.groups:
-        if any(run.losses() for run in group):
+        if any(run.losses for run in group):
             yield "Validation loss of each run over the tokens read", plot_curves(group)
         ranked = [run for run in group if math.isfinite(run.ranked(table.by) or math.nan)]  # a perplexity may be inf
         varied = [name for name in table.differing if len({repr(run.settings.get(name)) for run in ranked}) > 1]
@@ -60,14 +60,11 @@ def plot_curves(runs: Sequence[ComparedRun]) -> "Axes":
     import matplotlib as mpl
 
     colours = mpl.colormaps["viridis"].resampled(_MOST_NAMED + 1)
-    losses = {run.name: run.losses() for run in runs}
-    in_tokens = all(
-        {"per_device_train_batch_size", "block_size"} <= set(run.settings) for run in runs if losses[run.name]
-    )
+    in_tokens = all({"per_device_train_batch_size", "block_size"} <= set(run.settings) for run in runs if run.losses)
     for number, run in reversed([*enumerate(runs)]):  # the best run last, above the others
-        if not losses[run.name]:
+        if not run.losses:
             continue
-        steps, values = zip(*losses[run.name], strict=True)
+        steps, values = zip(*run.losses, strict=True)
         per_step = _tokens_per_step(run) if in_tokens else 1
         is_named = number < _MOST_NAMED
         ax.plot(

@@ -6,8 +6,8 @@ documents that several workers may get the same point.) The number of a point na
 trial is queued again under a new number in Optuna and the same point, so that its run goes on from its checkpoint.
 
 User attributes of a trial, which old studies have too and which must keep their names: `point`; `worker`, who took
-it; `error`, why it failed; `pruned`, at which step; `broken_off`, how often its point was interrupted before; `retry`,
-where it follows one that failed; `superfluous`, to be ignored.
+it; `error`, why it failed; `pruned`, at which step; `retry`, where it follows one that failed; `superfluous`, to be
+ignored.
 """
 
 import json
@@ -68,19 +68,26 @@ def started_study(study: Study) -> "OptunaStudy | None":
     Raises:
         SettingsError: it was started with other settings, its storage does not answer, or a run has that name.
     """
+    _refuse_the_folder_of_a_run(study)
+    opened = _load(study.study, study.storage, study.folder)
+    if opened is not None:
+        _is_started(study, opened)
+    return opened
+
+
+def _load(name: str, address: str, folder: Path) -> "OptunaStudy | None":
+    """Return a study of a storage; None where it is not there."""
     import optuna
 
-    _refuse_the_folder_of_a_run(study)
-    if not study.storage and not (study.folder / JOURNAL).exists():
+    if not address and not (folder / JOURNAL).exists():
         return None
-    sampler = optuna.samplers.RandomSampler()
     try:
-        storage = open_storage(study.storage, study.folder)
-        opened = optuna.load_study(study_name=study.study, storage=storage, sampler=sampler)
-    except KeyError:  # the storage holds other studies only
+        # the sampler is never used: see `suggest_values`
+        return optuna.load_study(
+            study_name=name, storage=open_storage(address, folder), sampler=optuna.samplers.RandomSampler()
+        )
+    except KeyError:  # the storage holds other studies only, as that of a copied folder does
         return None
-    _is_started(study, opened)
-    return opened
 
 
 def _refuse_the_folder_of_a_run(study: Study) -> None:
@@ -171,14 +178,7 @@ def is_superfluous(opened: "OptunaStudy", trial: "Trial") -> bool:
 
 def missing_trials(folder: Path) -> list[str]:
     """Return the finished trials of a study's journal whose folders are gone, each with its metric."""
-    import optuna
-
-    if not (folder / JOURNAL).exists():
-        return []
-    sampler = optuna.samplers.RandomSampler()
-    try:
-        opened = optuna.load_study(study_name=folder.name, storage=open_storage("", folder), sampler=sampler)
-    except KeyError:  # the folder has another name than its study, as a copy has
+    if (opened := _load(folder.name, "", folder)) is None:
         return []
     done = {trial.user_attrs["point"]: trial for trial in _valid_trials(opened) if state_of(trial) == "done"}
     names = {trial_name(point): trial.value for point, trial in sorted(done.items())}
@@ -190,7 +190,7 @@ def was_interrupted(trial: "FrozenTrial") -> bool:
     return trial.state.name == "FAIL" and "error" not in trial.user_attrs
 
 
-def _queue_again(opened: "OptunaStudy", trial: "FrozenTrial", **attributes: Any) -> None:
+def _queue_again(opened: "OptunaStudy", trial: "FrozenTrial", *, is_retry: bool) -> None:
     """Queue the point of a trial again, with its values and the losses it has reported."""
     import optuna
 
@@ -198,17 +198,11 @@ def _queue_again(opened: "OptunaStudy", trial: "FrozenTrial", **attributes: Any)
         state=optuna.trial.TrialState.WAITING,
         params=trial.params,
         distributions=trial.distributions,
-        user_attrs={"point": trial.user_attrs["point"], **attributes},
+        user_attrs={"point": trial.user_attrs["point"]} | ({"retry": True} if is_retry else {}),
         system_attrs=trial.system_attrs,
         intermediate_values=trial.intermediate_values,
     )
     opened.add_trial(again)  # not enqueue_trial, which would fix the values but lose the reported losses
-
-
-def put_back(opened: "OptunaStudy", trial: "Trial") -> None:
-    """Queue a taken trial again unchanged, behind all others; the caller marks the taken one as superfluous."""
-    taken = opened.get_trials(deepcopy=False)[trial.number]
-    _queue_again(opened, taken, **taken.user_attrs)
 
 
 def retry_failed(study: Study, opened: "OptunaStudy") -> None:
@@ -216,7 +210,7 @@ def retry_failed(study: Study, opened: "OptunaStudy") -> None:
     with FileLock(study.folder / ".queue.lock"):  # or a second command would queue them once more
         for trial in trials_of(study, opened):
             if state_of(trial) == "failed":
-                _queue_again(opened, trial, retry=True)
+                _queue_again(opened, trial, is_retry=True)
 
 
 def this_worker(study: Study) -> str:
@@ -248,8 +242,7 @@ def requeue_interrupted(study: Study, opened: "OptunaStudy") -> None:
             opened.tell(trial.number, state=TrialState.FAIL)
     for trial in trials_of(study, opened):
         if was_interrupted(trial):
-            retry = {"retry": True} if "retry" in trial.user_attrs else {}
-            _queue_again(opened, trial, broken_off=trial.user_attrs.get("broken_off", 0) + 1, **retry)
+            _queue_again(opened, trial, is_retry="retry" in trial.user_attrs)
 
 
 def _is_dead(study: Study, trial: "FrozenTrial") -> bool:

@@ -96,7 +96,7 @@ class StudyPlan:
                 f"{size_text(self.free_bytes)} left: set keep_checkpoints: false, lower save_total_limit or "
                 "budgets.trials, or let COURSE_RUNS point to a larger disk."
             )
-        return reasons + disk_shortages(self.study, self.next_bytes, free=self.free_bytes)
+        return reasons + disk_shortages(self.study, self.next_bytes)
 
     def _point(self, plan: MemoryPlan) -> str:
         varied = ", ".join(
@@ -199,14 +199,10 @@ def trial_bytes(study: Study) -> int:
         return _LEAST_BYTES
 
 
-def disk_shortages(study: Study, needed_bytes: int, *, free: int | None = None) -> list[str]:
-    """Return why so many more bytes fit neither onto the disk nor into the study's disk budget, one sentence each.
-
-    `free` is the space on the disk; None: as it is now.
-    """
+def disk_shortages(study: Study, needed_bytes: int) -> list[str]:
+    """Return why so many more bytes fit neither onto the disk nor into the study's disk budget, one sentence each."""
     folder, budget = study.folder, study.budgets.disk_gib * GIB
-    free = free_bytes(folder) if free is None else free
-    reasons = []
+    free, reasons = free_bytes(folder), []
     if needed_bytes > free:
         reasons.append(
             f"The next trial takes {size_text(needed_bytes)} and the disk of {folder} has {size_text(free)} left: "

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 # the words of the systems, and our own
 _FULL_DISK = ("No space left on device", "[Errno 28]", "[WinError 112]", "The disk of ")
-# More than kills and power cuts come to; a trial that always kills its worker gets there within hours.
-_MOST_INTERRUPTIONS = 100
 _log = logging.getLogger(__name__)
 
 
@@ -57,7 +55,6 @@ def run_trial(study: Study, trial: "Trial") -> float:
         # before it runs, so that the table shows what an interrupted trial varies
         write_json(folder / "trial.json", record)
         try:
-            _refuse_after_many_interruptions(trial, folder)
             metric = _run_notebooks(study, trial, folder, record["parameters"])
             record["state"] = "done"
         except optuna.TrialPruned:
@@ -74,15 +71,6 @@ def run_trial(study: Study, trial: "Trial") -> float:
         for run in (folder, *study.folder.glob(f"{folder.name}-*")):  # and the experiments of its notebooks
             shutil.rmtree(run / "checkpoints", ignore_errors=True)
     return metric
-
-
-def _refuse_after_many_interruptions(trial: "Trial", folder: Path) -> None:
-    times = trial.user_attrs.get("broken_off", 0)
-    if times >= _MOST_INTERRUPTIONS:
-        raise TrialFailedError(
-            f"Its worker was stopped or died {times} times during this trial: read {folder / 'trial.log'} and the "
-            f"{folder.parent / 'worker-*.log'}. `sweep --retry-failed` tries again."
-        )
 
 
 def _run_notebooks(study: Study, trial: "Trial", folder: Path, parameters: dict[str, Any]) -> float:

@@ -18,7 +18,6 @@ from helpers.files import explain_os_error, is_disk_full
 from helpers.studies.queue import (
     is_superfluous,
     open_study,
-    put_back,
     requeue_interrupted,
     state_of,
     this_worker,
@@ -84,10 +83,8 @@ def _stop_for_budgets(study: Study, ends: float) -> None:
 def _own_and_run(study: Study, trial: "Trial", taking: FileLock, held: ExitStack) -> float:
     """Lock a taken trial for as long as `held` is, let other workers take theirs, and run it."""
     try:
-        if is_superfluous(trial.study, trial):
-            raise _SuperfluousError
-        if trial.user_attrs["point"] >= len(study.points):
-            put_back(trial.study, trial)
+        # one beyond a lowered budget is queued again by `open_study` when the budget is raised
+        if is_superfluous(trial.study, trial) or trial.user_attrs["point"] >= len(study.points):
             raise _SuperfluousError
         held.enter_context(trial_lock(study.folder, trial.user_attrs["point"]).acquire(timeout=0))
     except (Timeout, _SuperfluousError):  # Timeout: a worker that the database took for dead is still alive

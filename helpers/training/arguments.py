@@ -62,7 +62,9 @@ def training_arguments(settings: TrainingSettings, folder: Path, *, n_blocks: in
     # In one process the Trainer would give each card a part of a batch (nn.DataParallel), and the engine's forward
     # pass, which belongs to one model, would meet tensors of another card. Several cards take several processes.
     arguments._n_gpu = min(1, arguments.n_gpu)
-    arguments.mixed_precision = precision  # `accelerate config` may have chosen another one
+    # `accelerate config` may have chosen another precision, or to compile, which holds where these two are left open.
+    arguments.mixed_precision = precision
+    arguments.torch_compile_backend = arguments.torch_compile_backend or "no"  # as an argument it would switch it on
     return arguments
 
 

@@ -43,8 +43,8 @@ class FineTuned:
         return self.folder / "model"
 
     @property
-    def eval_loss(self) -> float:
-        """The validation loss of the model that was kept, in nats per token."""
+    def eval_loss(self) -> float | None:
+        """The validation loss of the model that was kept, in nats per token; None where none is recorded."""
         patience = read_run_settings(self.run).early_stopping_patience
         return run_files.kept_eval_loss(self.history, early_stopping_patience=patience)
 
@@ -61,10 +61,12 @@ class FineTuned:
         """Return the run as one line."""
         n_trained = self.facts.get("trained_tokens")
         trained = f" ({n_trained:,} of them learned, the others prompts)" if n_trained is not None else ""
+        validation = "no validation loss in history.jsonl"
+        if (loss := self.eval_loss) is not None:
+            validation = f"validation loss {loss:.3f} nats per token (perplexity {math.exp(loss):.1f})"
         return (
             f"run {self.run}: {self.facts['steps']} steps, {self.facts['tokens']:,} tokens{trained} in "
-            f"{self.facts['seconds']:.0f} s ({self.facts['precision']} on {self.facts['device']}), "
-            f"validation loss {self.eval_loss:.3f} nats per token (perplexity {math.exp(self.eval_loss):.1f})"
+            f"{self.facts['seconds']:.0f} s ({self.facts['precision']} on {self.facts['device']}), {validation}"
         )
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:

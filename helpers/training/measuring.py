@@ -66,7 +66,7 @@ def measure(shape: GPT2Shape, settings: TrainingSettings) -> Measurement:
     from accelerate.utils.memory import clear_device_cache
     from transformers import GPT2Config, GPT2LMHeadModel, PrinterCallback, Trainer
 
-    with torch.random.fork_rng(), tempfile.TemporaryDirectory() as folder, quiet():
+    with processes.only_training(), torch.random.fork_rng(), tempfile.TemporaryDirectory() as folder, quiet():
         torch.manual_seed(settings.seed)
         model = GPT2LMHeadModel(GPT2Config(**shape._asdict(), bos_token_id=None, eos_token_id=None))
         model.loss_type = "ForCausalLM"

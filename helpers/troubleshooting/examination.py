@@ -7,7 +7,7 @@ from functools import cached_property
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from helpers.display import STATUS_MARKS, html_table
+from helpers.display import STATUS_MARKS, html_table, status_badge
 from helpers.environment import Check
 from helpers.troubleshooting.explanation import explain
 from helpers.troubleshooting.reading import clean
@@ -47,10 +47,7 @@ class Examination:
         return clean("\n".join([*lines, "", self.verdict]))
 
     def _repr_html_(self) -> str:
-        rows = (
-            (f"{STATUS_MARKS[check.status][0]}\u00a0{check.status}", check.id, clean(check.reading), _advice(check))
-            for check in self.checks
-        )
+        rows = ((status_badge(c.status), c.id, clean(c.reading), _advice(c)) for c in self.checks)
         return f"<p><b>{escape(self.verdict)}</b></p>{html_table((), rows)}"
 
 

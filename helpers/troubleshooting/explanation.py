@@ -4,11 +4,12 @@ import re
 import sys
 from dataclasses import dataclass, replace
 from html import escape
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from helpers.display import Html, html_table
 from helpers.environment import Machine
+from helpers.environment.access import Access
+from helpers.environment.requirements import find_stale_imports, read_loaded
 from helpers.troubleshooting.known_failures import (
     IN_CODE,
     IN_ERROR,
@@ -23,8 +24,6 @@ from helpers.troubleshooting.reading import Reading, clean, read
 
 _MOST_CAUSES, _MOST_QUOTES = 4, 2
 _CERTAINTY = {IN_ERROR: "the error says so", IN_LOG: "seen in the log", IN_CODE: "possible"}
-_WATCHED = ("torch", "transformers", "datasets", "accelerate", "tokenizers", "numpy")
-
 _LONGEST_LINE = 300
 _COMPLAINT = re.compile(
     r"\b(?:error|fail(?:ed|ure|s)?|cannot|can't|could not|couldn't|unable|not (?:found|supported|permitted|allowed)|"
@@ -239,15 +238,9 @@ def _own_line(reading: Reading) -> str:
 
 def _session_lines() -> list[str]:
     """Return what this session itself shows: packages changed on the disk, models kept by the output history."""
-    lines = []
-    for name in _WATCHED:
-        loaded = getattr(sys.modules.get(name), "__version__", None)
-        try:
-            installed = version(name) if loaded else None
-        except PackageNotFoundError:
-            continue
-        if installed and str(loaded) != installed:
-            lines.append(f"loaded: {name} {loaded} installed: {installed}")
+    access = Access()
+    loaded = read_loaded(access)
+    lines = find_stale_imports(loaded, {name: access.version_of(name) for name in loaded})
     outputs = getattr(sys.modules.get("__main__"), "Out", None)
     if isinstance(outputs, dict) and (torch := sys.modules.get("torch")):
         models = {number: value for number, value in outputs.items() if isinstance(value, torch.nn.Module)}

@@ -1,9 +1,10 @@
 """A text to paste into an issue: the error, what `explain` says of it, versions and machine, nothing personal."""
 
 import getpass
+import os
 import platform
 import re
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 from helpers.display import size_text
@@ -44,8 +45,8 @@ def write_issue_report(thing: Any = None, *, machine: Machine | None = None) -> 
             [
                 "### Error", "", "```text", *cut, *(lines[-_MOST_LINES:] or [explanation.headline]), "```", "",
                 "### Explained as", "", *(f"- {cause}" for cause in causes), "",
-                "### Versions", "", *(f"- {line}" for line in _versions(machine)), "",
-                "### Machine", "", *(f"- {line}" for line in _machine(machine)),
+                "### Versions", "", *_bullets(_versions(machine)), "",
+                "### Machine", "", *_bullets(_machine(machine)),
             ]
         )
     )  # fmt: skip
@@ -57,7 +58,7 @@ def without_personal_data(text: str) -> str:
     >>> without_personal_data(r"C:\Users\ada\run.py, token=hf_abcdefghij, https://ada:secret@example.org")
     '~\\run.py, token=<token>, https://<user>:<password>@example.org'
     """
-    home = str(Path.home())
+    home = os.path.expanduser("~")  # noqa: PTH111 (Path.home raises where a container's user has none)
     if len(home) > 1:
         text = text.replace(home, "~")
     for pattern, replacement in _PERSONAL:
@@ -75,29 +76,26 @@ def _user() -> str:
         return ""
 
 
-def _versions(machine: Machine) -> "list[str]":
-    python = ".".join(map(str, machine.python.version))
-    lines = [f"Python {python}, {machine.python.bits} bits{', conda' if machine.python.is_conda else ''}"]
+def _bullets(facts: "Iterator[str]") -> "Iterator[str]":
     try:
-        installed = machine.packages.installed
+        for fact in facts:
+            yield f"- {fact}"
     except UnreadError as error:
-        return [*lines, f"packages: {error}"]
-    packages = [f"{name} {installed[name]}" for name in _PACKAGES if installed.get(name)]
-    return [*lines, ", ".join(packages) or "none of the course's packages"]
+        yield f"- not read: {error}"
 
 
-def _machine(machine: Machine) -> "list[str]":
-    system = machine.platform
-    lines = [
-        " ".join(filter(None, [system.kind, system.release, system.architecture]))
-        + ", container" * bool(system.container)
-    ]
-    try:
-        nvml = machine.nvml
-        lines.append(f"driver {nvml.driver or 'not found'}" + (f" ({nvml.cause})" if nvml.cause else ""))
-        cards = [f"{card.name}, {size_text(card.total_bytes)}, capability {card.capability}" for card in nvml.usable]
-        lines += cards or ["no card that NVIDIA's driver reports"]
-        lines.append(f"main memory {size_text(machine.memory.total_bytes)}")
-    except UnreadError as error:
-        lines.append(f"not read: {error}")
-    return lines
+def _versions(machine: Machine) -> "Iterator[str]":
+    python, installed = machine.python, machine.packages.installed
+    yield f"Python {'.'.join(map(str, python.version))}, {python.bits} bits{', conda' * python.is_conda}"
+    packages = [f"{name} {installed[name]}" for name in _PACKAGES if name in installed]
+    yield ", ".join(packages) or "none of the course's packages"
+
+
+def _machine(machine: Machine) -> "Iterator[str]":
+    system, nvml = machine.platform, machine.nvml
+    container = ", container" * bool(system.container)
+    yield " ".join(filter(None, [system.kind, system.release, system.architecture])) + container
+    yield f"driver {nvml.driver or 'not found'}" + (f" ({nvml.cause})" if nvml.cause else "")
+    cards = [f"{card.name}, {size_text(card.total_bytes)}, capability {card.capability}" for card in nvml.usable]
+    yield from cards or ["no card that NVIDIA's driver reports"]
+    yield f"main memory {size_text(machine.memory.total_bytes)}"

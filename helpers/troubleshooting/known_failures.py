@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from operator import attrgetter
@@ -30,6 +30,9 @@ class Evidence:
     is_last_error: bool = False
 
 
+_Patterns = str | Sequence[str]  # one, or several
+
+
 @dataclass(frozen=True)
 class KnownFailure:
     """One entry of the file, whose head describes the fields."""
@@ -38,10 +41,12 @@ class KnownFailure:
     title: str
     cause: str
     fix: str | Mapping[str, str]
-    error: Sequence[str] = ()
-    log: Sequence[str] = ()
-    code: Sequence[str] = ()
-    numbers: "Callable[[Reading], str | None] | None" = None
+    error: _Patterns = ()
+    keyword: _Patterns = ()
+    log: _Patterns = ()
+    anywhere: _Patterns = ()
+    code: _Patterns = ()
+    numbers: str = ""
     only_with: str = ""
     unless: str = ""
     refines: str = ""
@@ -50,9 +55,16 @@ class KnownFailure:
     example: str = ""
 
     @cached_property
-    def _patterns(self) -> "list[tuple[int, re.Pattern[str]]]":
-        weights = ((IN_ERROR, self.error), (IN_LOG, self.log), (IN_CODE, self.code))
-        return [(weight, re.compile(text, re.IGNORECASE)) for weight, texts in weights for text in texts]
+    def patterns(self) -> "list[tuple[int, re.Pattern[str]]]":
+        """The patterns of its evidence, each with the weight of that."""
+        keywords = [f"unexpected keyword argument '{name}'" for name in _as_list(self.keyword)]
+        anywhere = _as_list(self.anywhere)
+        texts = {
+            IN_ERROR: [*_as_list(self.error), *keywords, *anywhere],
+            IN_LOG: [*_as_list(self.log), *anywhere],
+            IN_CODE: _as_list(self.code),
+        }
+        return [(weight, re.compile(text, re.IGNORECASE)) for weight in texts for text in texts[weight]]
 
     def fix_on(self, machine: Machine | None = None) -> str:
         """Return what to do on a machine; None: on this one, which is examined only where the fix depends on it."""
@@ -69,9 +81,9 @@ class KnownFailure:
             return []
         if self.only_with and not re.search(self.only_with, reading.text, re.IGNORECASE):
             return []
-        matches = (_first_match(pattern, weight, reading) for weight, pattern in self._patterns)
+        matches = (_first_match(pattern, weight, reading) for weight, pattern in self.patterns)
         evidence = [match for match in matches if match]
-        if self.numbers and (sentence := self.numbers(reading)):
+        if self.numbers and (sentence := getattr(log_checks, self.numbers)(reading)):
             evidence.append(Evidence(sentence, IN_LOG))
         return sorted(evidence, key=lambda one: (one.is_last_error, one.weight), reverse=True)
 
@@ -79,7 +91,7 @@ class KnownFailure:
 @cache
 def read_failures() -> dict[str, KnownFailure]:
     """Return all known failures by their id, in the order of the file."""
-    failures = {entry["id"]: _failure(**entry) for entry in _content()["failures"]}
+    failures = {entry["id"]: KnownFailure(**entry) for entry in _content()["failures"]}
     if len(failures) < len(_content()["failures"]):
         raise ValueError(f"{_FILE}: an id occurs twice.")
     return failures
@@ -123,28 +135,7 @@ def _content() -> dict[str, Any]:
     return yaml.load(_FILE.read_text(encoding="utf-8"), Loader=loader)  # noqa: S506 (both are safe loaders)
 
 
-def _failure(
-    *,
-    error: str | list[str] = (),
-    keyword: str | list[str] = (),
-    log: str | list[str] = (),
-    anywhere: str | list[str] = (),
-    code: str | list[str] = (),
-    numbers: str = "",
-    **fields: Any,
-) -> KnownFailure:
-    names = "|".join(_as_list(keyword))
-    keywords = [f"unexpected keyword argument '(?:{names})'"] if names else []
-    return KnownFailure(
-        error=[*_as_list(error), *keywords, *_as_list(anywhere)],
-        log=[*_as_list(log), *_as_list(anywhere)],
-        code=_as_list(code),
-        numbers=getattr(log_checks, numbers) if numbers else None,
-        **fields,
-    )
-
-
-def _as_list(value: str | Sequence[str]) -> list[str]:
+def _as_list(value: _Patterns) -> list[str]:
     return [value] if isinstance(value, str) else list(value)
 
 

@@ -176,9 +176,8 @@ def run_cells(cells: Sequence[str], **options: Any) -> list[str]:
     `options` are those of `nbclient.NotebookClient`, such as `timeout` in seconds per cell, or `kernel_name`; a kernel
     that does not exist, dies or takes too long is an error of nbclient's.
     """
-    import nbformat
-
     with without_address_grammar():
+        import nbformat
         from nbclient import NotebookClient
 
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
@@ -187,28 +186,16 @@ def run_cells(cells: Sequence[str], **options: Any) -> list[str]:
     client = NotebookClient(
         notebook,
         **defaults | options,
-        kernel_manager_class=_quiet_kernel(),
+        kernel_manager_class=kernel_of_this_python(),
         extra_arguments=_KERNEL_ARGUMENTS,
-        log=_silent_log(),
     )
-    client.execute()
+    before = logging.root.manager.disable
+    logging.disable()  # a failure made on purpose is no news
+    try:
+        client.execute()
+    finally:
+        logging.disable(before)
     return ["\n".join(map(_text, cell.outputs)) for cell in notebook.cells]
-
-
-def _quiet_kernel() -> type:
-    """Return a manager for a kernel of this Python that logs nothing: a failure made on purpose is no news."""
-
-    class QuietKernel(kernel_of_this_python()):
-        def __init__(self, **traits: Any) -> None:
-            super().__init__(**{"log": _silent_log()} | traits)
-
-    return QuietKernel
-
-
-def _silent_log() -> logging.Logger:
-    log = logging.getLogger("helpers.troubleshooting.lab")
-    log.setLevel(logging.CRITICAL + 1)
-    return log
 
 
 def _text(output: Any) -> str:

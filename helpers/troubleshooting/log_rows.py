@@ -86,7 +86,7 @@ def _other_rows(lines: Sequence[str]) -> "tuple[dict[str, float], ...]":
         if columns and len(cells) == len(columns):
             rows.append(keep_numbers(dict(zip(columns, cells, strict=True))))
         elif ("loss" in line or "norm" in line) and _STEP.search(line):
-            rows.append({_name(name): float(value) for name, value in _PAIR.findall(line) if _is_number(value)})
+            rows.append(keep_numbers(dict(_PAIR.findall(line))))
     return tuple(row for row in rows if _is_of_training(row))
 
 
@@ -105,25 +105,14 @@ def _cells(line: str, separator: str) -> "list[str]":
     return [cell.strip() for cell in (re.split(" {2,}", text) if separator == "  " else text.split(separator))]
 
 
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
 def _row(text: str) -> "dict[str, float]":
-    """Read one printed dictionary; its bare `nan` and `inf` are no Python literals."""
+    """Read one printed dictionary; its bare `nan` and `inf` are no literals, so they are put in quotes."""
+    quoted = _SPECIAL.sub(r"'\1'", text)
     try:
-        row = json.loads(_SPECIAL.sub(_as_json, text.replace("'", '"')))
+        row = json.loads(quoted.replace("'", '"'))  # several times as fast as Python's own literals
     except ValueError:
         try:
-            row = ast.literal_eval(_SPECIAL.sub(r"'\1'", text.replace("'nan'", "nan").replace("'inf'", "inf")))
+            row = ast.literal_eval(quoted)
         except (ValueError, SyntaxError):
             return {}
     return keep_numbers(row) if isinstance(row, dict) else {}
-
-
-def _as_json(match: "re.Match[str]") -> str:
-    return {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}.get(match[1], match[1])

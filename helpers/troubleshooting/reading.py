@@ -8,6 +8,7 @@ import codecs
 import json
 import re
 import traceback
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,10 +20,10 @@ from helpers.troubleshooting.log_rows import keep_numbers, read_rows
 
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07]*\x07")
 # Of a longer text the two ends are read, and between them the lines with one of these words and those after them: logs
-# of 50 MB are mostly progress bars. Each word is found by `str.find`: a regular expression takes ten times as long.
+# of 50 MB are mostly progress bars.
 _MAX_CHARACTERS, _MAX_LINE, _MAX_MESSAGE_LINES = 2_000_000, 4_000, 40
 _TROUBLE = ("error: ", "exception: ", "traceback (", "fatal", "killed", "out of memory", "nvrm: ", " nan", "assert")
-_MOST_OF_A_WORD, _MOST_ALIKE, _LINES_AFTER_TROUBLE = 20_000, 20, 5
+_MOST_ALIKE, _LINES_AFTER_TROUBLE = 20, 5
 
 # What stands before the line that a program printed; several of these may follow each other.
 _TIME = r"\d\d:\d\d:\d\d(?:[.,]\d{1,9})?"
@@ -74,10 +75,10 @@ class Reading:
     @cached_property
     def distinct_lines(self) -> tuple[tuple[str, str], ...]:
         """The lines to look for words in, with their lower case: of those that differ in numbers only, twenty."""
-        seen, lines = dict[str, int](), []
+        seen, lines = Counter[str](), []
         for line in self.lines:
             alike = re.sub(r"\d+", "0", line)
-            seen[alike] = seen.get(alike, 0) + 1
+            seen[alike] += 1
             if seen[alike] <= _MOST_ALIKE:
                 lines.append((line, line.lower()))
         return tuple(lines)
@@ -151,21 +152,18 @@ def _shortened(text: str) -> str:
     if len(text) <= _MAX_CHARACTERS:
         return text
     end = _MAX_CHARACTERS // 4  # for each end, and for the middle
-    middle = text[end:-end].replace("\r", "\n")
-    lower, seen, kept = middle.lower(), dict[str, int](), dict[int, str]()  # kept: position -> line
-    for word in _TROUBLE if len(lower) == len(middle) else ():
-        at = lower.find(word)
-        for _ in range(_MOST_OF_A_WORD):
-            if at < 0:
-                break
-            begin = max(middle.rfind("\n", max(0, at - _MAX_LINE), at) + 1, at - _MAX_LINE)
-            alike = re.sub(r"\d+", "0", middle[begin : begin + 80])
-            seen[alike] = seen.get(alike, 0) + 1
+    kept, seen, n_following = list[str](), Counter[str](), 0
+    for line in text[end:-end].replace("\r", "\n").split("\n"):
+        line, lower = line[:_MAX_LINE], line[:_MAX_LINE].lower()
+        if any(word in lower for word in _TROUBLE):
+            alike = re.sub(r"\d+", "0", line[:80])
+            seen[alike] += 1
             if seen[alike] <= _MOST_ALIKE:
-                following = middle[begin : begin + _MAX_LINE].split("\n")[: 1 + _LINES_AFTER_TROUBLE]
-                kept[begin] = "\n".join(following)
-            at = lower.find(word, at + len(word))
-    return "\n".join([text[:end], "\n".join(kept[at] for at in sorted(kept))[:end], text[-end:]])
+                n_following = 1 + _LINES_AFTER_TROUBLE
+        if n_following:
+            kept.append(line)
+            n_following -= 1
+    return "\n".join([text[:end], "\n".join(kept)[:end], text[-end:]])
 
 
 def _printed(line: str) -> str:
@@ -196,7 +194,8 @@ def _json(text: str) -> Any:
 
 def _notebook_errors(notebook: "dict[str, Any]") -> str:
     """Return the tracebacks among the outputs of a notebook: its prose and its code are no log."""
-    outputs = (output for cell in notebook["cells"] for output in cell.get("outputs", ()))
+    cells = (cell for cell in notebook["cells"] if isinstance(cell, dict))  # other JSON may have cells of another kind
+    outputs = (output for cell in cells for output in cell.get("outputs") or ())
     errors = [output for output in outputs if output.get("output_type") == "error"]
     texts = ["\n".join(one.get("traceback") or [f"{one.get('ename')}: {one.get('evalue')}"]) for one in errors]
     return "\n\n".join(texts)

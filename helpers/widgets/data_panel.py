@@ -12,7 +12,7 @@ from helpers.display import cut
 from helpers.model import load_tokenizer, train_tokenizer
 from helpers.settings import DataSettings, SettingsError
 from helpers.widgets.drawing import Bar, bar_chart
-from helpers.widgets.panel import Panel
+from helpers.widgets.panel import Panel, sentence_about
 
 _MOST_DOCUMENTS = 2000  # to read from each part: a source may be larger than anybody wants to wait for
 _SHOWN_DOCUMENTS, _SHOWN_CHARACTERS = 3, 240
@@ -43,7 +43,7 @@ class DataPanel(Panel):
         self.refresh()
 
     def _show(self, settings: DataSettings) -> None:
-        key = _key(settings)
+        key = settings.model_dump_json(exclude=_SPLIT_FIELDS)
         if self._beginnings.get(key) is None:
             self.gauge.value = "<p>Reading the source and counting its tokens…</p>"
         if key not in self._beginnings:
@@ -59,19 +59,13 @@ class DataPanel(Panel):
     def _read(self, key: str, settings: DataSettings) -> None:
         try:
             self._beginnings[key] = read_beginning(settings)
-        except SettingsError as error:
-            self._beginnings[key] = str(error)
         except Exception as error:  # noqa: BLE001 (nobody sees an exception that ends a thread)
-            self._beginnings[key] = f"{type(error).__name__}: {error}"
+            self._beginnings[key] = sentence_about(error)
         self.refresh()
 
     def _summary(self) -> str:
         self.thread.join()  # a page without a kernel never sees what comes later
         return self.gauge.value
-
-
-def _key(settings: DataSettings) -> str:
-    return settings.model_dump_json(exclude=_SPLIT_FIELDS)
 
 
 def read_beginning(settings: DataSettings) -> Beginning:

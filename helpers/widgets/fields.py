@@ -85,16 +85,10 @@ def get_value(control: w.DOMWidget) -> Any:
     return round(control.value, 9) if isinstance(control, w.FloatSlider) else control.value
 
 
-def number_bounds(field: Any) -> tuple[float, float, bool]:
-    """Return the lower and the upper bound of a number, and whether the lower bound itself is allowed."""
-    limits = bounds(field)
-    low = limits.get("ge", limits.get("gt", -math.inf))
-    return low, limits.get("le", limits.get("lt", math.inf)), "ge" in limits
-
-
 def _number_control(field: Any, common: dict[str, Any]) -> w.DOMWidget:
-    low, high, has_low = number_bounds(field)
-    hints, kind = field.json_schema_extra or {}, field.annotation
+    limits, hints, kind = bounds(field), field.json_schema_extra or {}, field.annotation
+    low, high = limits.get("ge", limits.get("gt", -math.inf)), limits.get("le", limits.get("lt", math.inf))
+    has_low = "ge" in limits  # the lower bound itself is allowed
     if hints.get("scale") == "log":
         values = _log_values(low if has_low else None, high, hints.get("least", 1), kind)
         # Its readout can be edited in a browser, where ipywidgets ignores what is typed: the class stops that.

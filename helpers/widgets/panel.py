@@ -92,10 +92,8 @@ class Panel:
         """Show an error that the user can correct in the panel, as one sentence without a traceback."""
         try:
             yield
-        except SettingsError as error:
-            self.say(str(error), is_error=True)
-        except OSError as error:
-            self.say(explain_os_error(error) or str(error), is_error=True)
+        except (SettingsError, OSError) as error:
+            self.say(sentence_about(error), is_error=True)
 
     def say(self, sentence: str, *, is_error: bool = False) -> None:
         """Show one sentence, escaped, in place of the last one; an empty one only removes that."""
@@ -122,10 +120,8 @@ class Panel:
         sentence, is_error = "", True
         try:
             sentence, is_error = work(), False
-        except SettingsError as error:
-            sentence = str(error)
         except Exception as error:  # noqa: BLE001 (nobody sees an exception that ends a thread)
-            sentence = f"{type(error).__name__}: {error} (`python -m helpers explain` reads errors.)"
+            sentence = sentence_about(error)
         finally:
             self.lock(False)
             self.refresh()
@@ -186,6 +182,14 @@ class Panel:
         # An output of its own: a browser runs no script that is inside the HTML of a widget.
         script = f"const help = {json.dumps(self.help())};\n{_LABELS}"
         display({"application/javascript": script, "text/plain": ""}, raw=True)
+
+
+def sentence_about(error: Exception) -> str:
+    """Return what a panel says about an error: what to correct, or else who can explain it."""
+    if isinstance(error, SettingsError):
+        return str(error)
+    explained = explain_os_error(error) if isinstance(error, OSError) else ""
+    return explained or f"{type(error).__name__}: {error} (`python -m helpers explain` reads errors.)"
 
 
 def _describe_moved(start: Settings | None, values: Mapping[str, Any], settings: Settings) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import ipywidgets as w
 
+from helpers.data.sources.documents import replace_half_characters
 from helpers.display import BLUE, ORANGE
 from helpers.model import describe_prompt, on_device
 from helpers.settings import EvaluationSettings, SettingsError
@@ -78,7 +79,8 @@ class Playground(Panel):
         try:
             for column in self.columns.values():
                 with closing(sample_tokens(column.model, column.prompt, settings)) as stream:
-                    while column.append_next(stream, settings):
+                    for token, logits in stream:
+                        column.append(token, logits, settings)
                         if self._stop.is_set():
                             return "Stopped."
         finally:
@@ -131,16 +133,11 @@ class _Column:
         self._logits.clear()
         self.text.value = self.text_html(0)  # without what was generated before
 
-    def append_next(self, stream: "Iterator[tuple[int, torch.Tensor]]", settings: EvaluationSettings) -> bool:
-        """Append the next token of a stream and show it; return False at its end."""
-        step = next(stream, None)
-        if step is None:
-            return False
-        token, logits = step
+    def append(self, token: int, logits: "torch.Tensor", settings: EvaluationSettings) -> None:
+        """Append a token that was drawn from these logits, and show it."""
         self._logits[*self.prompt, *self.tokens] = logits
         self.tokens.append(token)
         self.show(settings, len(self.tokens) - 1)
-        return True
 
     def show(self, settings: EvaluationSettings, position: int) -> None:
         """Show the text and the candidates for its token at `position`."""
@@ -166,9 +163,11 @@ class _Column:
         drawn = self.tokens[position] if position < len(self.tokens) else None
         if ids not in self._logits:
             self._logits[ids] = next_logits(self.model, ids)
+        shown = candidates(self._logits[ids], ids, self.tokenizer, settings, include=drawn)
         bars = [
-            _bar(candidate, is_drawn=candidate.token == drawn)
-            for candidate in candidates(self._logits[ids], ids, self.tokenizer, settings, include=drawn)
+            # repr: the spaces and line breaks of a token are visible.
+            Bar(repr(text), drawn_probability, f"{100 * drawn_probability:.1f} %", probability, token == drawn)
+            for token, text, probability, drawn_probability in shown
         ]
         title = f"candidates for token {position + 1}: probability of being drawn (bar), at temperature 1 (dashed)"
         return bar_chart(bars, title=title, colour=self.colour)
@@ -183,15 +182,9 @@ class Candidate(NamedTuple):
     drawn_probability: float
 
 
-def _bar(candidate: Candidate, *, is_drawn: bool) -> Bar:
-    text = f"{100 * candidate.drawn_probability:.1f} %"
-    # repr: the spaces and line breaks of a token are visible.
-    return Bar(repr(candidate.text), candidate.drawn_probability, text, candidate.probability, is_drawn)
-
-
 def encode_prompt(model: "GPT2LMHeadModel", tokenizer: "PreTrainedTokenizerBase", settings: EvaluationSettings) -> list:
     """Return the prompt's tokens; raise `SettingsError` when they and `max_new_tokens` exceed the model's positions."""
-    ids = tokenizer.encode(settings.prompt, verbose=False) or [tokenizer.eos_token_id]
+    ids = tokenizer.encode(replace_half_characters(settings.prompt), verbose=False) or [tokenizer.eos_token_id]
     if len(ids) + settings.max_new_tokens > model.config.n_positions:
         raise SettingsError(
             f"The prompt has {len(ids)} tokens and max_new_tokens is {settings.max_new_tokens}: together at most "

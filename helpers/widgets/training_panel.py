@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,6 @@ from helpers.widgets.run_controls import RunControls
 
 THIS_MACHINE = "this machine"
 _FROM_CELL, _BY_HAND = "the parameters cell", "moved by hand"
-_MOST_FILES = 100  # parameter files of one run
 
 
 class TrainingPanel(Panel):
@@ -155,7 +155,8 @@ def _measure() -> str:
     """Run `calibrate` in a process of its own: this one holds memory and a random state that others need."""
     child = subprocess.run([sys.executable, "-m", "helpers", "calibrate"], capture_output=True, text=True, check=False)
     if child.returncode:
-        raise SettingsError(f"The measurement failed: {child.stderr.strip().splitlines()[-1:]}")
+        last_line = child.stderr.strip().rpartition("\n")[2]
+        raise SettingsError(f"The measurement failed: {last_line}")
     return f"Measured on this machine: {len(child.stdout.splitlines()) - 1} trainings."
 
 
@@ -175,11 +176,9 @@ def save_parameters(settings: TrainingSettings) -> Path:
 
 def _free_path(folder: Path, text: str) -> Path:
     """Return the first of parameters.yaml, parameters-2.yaml, ... that does not exist or already holds this text."""
-    for number in range(1, _MOST_FILES + 1):
-        path = folder / ("parameters.yaml" if number == 1 else f"parameters-{number}.yaml")
-        if not path.exists() or path.read_text(encoding="utf-8") == text:
-            return path
-    raise SettingsError(f"{folder} already holds {_MOST_FILES} parameter files: delete some, or choose another run.")
+    names = ("parameters.yaml" if number == 1 else f"parameters-{number}.yaml" for number in count(1))
+    paths = (folder / name for name in names)
+    return next(path for path in paths if not path.exists() or path.read_text(encoding="utf-8") == text)
 
 
 def papermill_command(path: Path) -> str:

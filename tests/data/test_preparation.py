@@ -148,6 +148,12 @@ def test_the_data_of_a_trained_run_are_made_again_from_the_same_text_only(tiny_r
     assert prepare(tiny_settings).facts == before
 
 
+def test_a_row_of_white_space_is_no_document(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "one fox"}\n{"text": " \\n"}\n{"text": ""}\n')
+    assert load_documents(DataSettings(source=str(path)))["train"]["text"][:] == ["one fox"]
+
+
 def test_the_fables_are_documents_that_begin_with_their_title():
     texts = load_documents(DataSettings(source="fables"))["train"]["text"][:]
     assert len(texts) >= 150

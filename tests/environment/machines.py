@@ -671,9 +671,7 @@ ticket("a temporary folder that may not be written, Windows", on(WINDOWS, storag
        rf"\$env:TEMP = '<a folder you may write to>' ; {RESTART_SHELL}")
 OWN_CACHE = rf"export HF_HOME=<a folder of yours> ; {RESTART_SHELL}"
 NO_CACHE = (LINUX.storage.places[0], LINUX.storage.places[2])
-ticket("no home folder", on(CONTAINER, storage={"places": NO_CACHE, "has_home": False}),
-       0, "gpu", "cu130", {"paths": WARN}, OWN_CACHE)
-ticket("no home folder, but HF_HOME is set", on(CONTAINER, storage={"has_home": False}), 0, "gpu", "cu130", {})
+ticket("no home folder", on(CONTAINER, storage={"places": NO_CACHE}), 0, "gpu", "cu130", {"paths": WARN}, OWN_CACHE)
 ticket("the project is in OneDrive", on(WINDOWS, storage={"project": "C:\\Ada\\OneDrive\\course"}),
        0, "gpu", "cu130", SPILLS | {"paths": WARN}, CONTROL_PANEL,
        also={"paths": rf"\$env:COURSE_RUNS = 'C:\\runs' ; \$env:HF_HOME = 'C:\\hf' ; {RESTART_SHELL}"})
@@ -809,16 +807,6 @@ ticket("expandable segments switched off under WSL2", on(WSL2, env={NEW: "expand
        0, "gpu", "cu130", {})
 ticket("both names", on(LINUX, env={NEW: EXPANDABLE, OLD: EXPANDABLE}),
        0, "gpu", "cu130", {"alloc_conf": WARN}, rf"unset {OLD}; {RESTART_SHELL}")
-OLD_TORCH = on(LINUX, torch=seeing(version="2.9.1+cu130"), packages=packages({"torch": "2.9.1"}))
-ticket("torch 2.9 does not know the new name", on(OLD_TORCH, env={NEW: EXPANDABLE}),
-       1, "gpu", "cu130", {"package_floor": FAIL, "alloc_conf": WARN}, PROJECT,
-       also={"alloc_conf": rf"unset {NEW}; {RESTART_SHELL} Set {OLD} instead\."})
-ticket("torch 2.11 is the first that knows the new name, and the oldest of the course",
-       on(LINUX, torch=seeing(version="2.11.0+cu130"), packages=packages({"torch": "2.11.0"}), env={NEW: EXPANDABLE}),
-       0, "gpu", "cu130", {})
-ticket("torch 2.9 keeps the old of both names", on(OLD_TORCH, env={NEW: EXPANDABLE, OLD: EXPANDABLE}),
-       1, "gpu", "cu130", {"package_floor": FAIL, "alloc_conf": WARN}, PROJECT,
-       also={"alloc_conf": rf"unset {NEW}; {RESTART_SHELL}"})
 ticket("the allocator's option was set in a cell, after CUDA had begun",
        on(LINUX, process=Process({NEW: EXPANDABLE}, frozenset({NEW}), True)),
        0, "gpu", "cu130", {"alloc_conf": WARN}, r"Restart the kernel \(or Python\)\.")
@@ -854,15 +842,17 @@ ticket("GPT-2 without its vocabulary, Windows",
 ticket("GPT-2 without its vocabulary, and no card to train it on",
        on(LAPTOP, files={"gpt2": replace(GPT2, problems=ONE_TOKEN)}),
        0, "cpu", "cpu", {"torch_build": WARN, "tokenizer_and_model_files": WARN}, NOTHING)
-ticket("downloads are off, and GPT-2 is not here", on(LINUX, files=ModelFiles(POCKET, None, offline=True)),
+OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+ticket("downloads are off, and GPT-2 is not here", on(LINUX, files=ModelFiles(POCKET, None, offline=OFFLINE)),
        0, "gpu", "cu130", {"tokenizer_and_model_files": WARN},
-       rf"unset HF_HUB_OFFLINE TRANSFORMERS_OFFLINE ; /course/\.venv/bin/python {GET}")
+       rf"unset HF_HUB_OFFLINE TRANSFORMERS_OFFLINE; {RESTART_SHELL} To download it now: "
+       rf"/course/\.venv/bin/python {GET}")
 ticket("downloads are off on Windows, and GPT-2 is not here",
-       on(WINDOWS, files=ModelFiles(POCKET, None, offline=True)),
+       on(WINDOWS, files=ModelFiles(POCKET, None, offline=OFFLINE[:1])),
        0, "gpu", "cu130", SPILLS | {"tokenizer_and_model_files": WARN}, CONTROL_PANEL,
        also={"tokenizer_and_model_files":
-             rf"Remove-Item Env:HF_HUB_OFFLINE, Env:TRANSFORMERS_OFFLINE -ErrorAction Ignore ; \S+python\.exe {GET}"})
-ticket("downloads are off, and GPT-2 is here", on(LINUX, files=ModelFiles(POCKET, GPT2, offline=True)),
+             rf"Remove-Item Env:HF_HUB_OFFLINE; {RESTART_SHELL} To download it now: \S+python\.exe {GET}"})
+ticket("downloads are off, and GPT-2 is here", on(LINUX, files=ModelFiles(POCKET, GPT2, offline=OFFLINE)),
        0, "gpu", "cu130", {})
 ticket("GPT-2 is not downloaded yet", on(LINUX, files=ModelFiles(POCKET, None)), 0, "gpu", "cu130", {})
 

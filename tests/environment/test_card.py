@@ -6,7 +6,7 @@ import pytest
 
 from helpers.display import GIB
 from helpers.environment.card import CARDS, GraphicsCard, preset_for, read_card
-from helpers.environment.facts import Holder, Unread
+from helpers.environment.facts import Unread
 from tests.environment.baselines import CARD, LAPTOP, LINUX, blind, on, seeing, silent
 
 
@@ -19,10 +19,8 @@ def test_the_preset_goes_by_memory(gib, preset):
 
 
 def test_the_card_of_a_machine_is_read_with_what_the_driver_says():
-    holder = Holder(17, "python", GIB)
-    card = read_card(on(LINUX, card={"holders": (holder,)}))
-    assert (card.name, card.total_bytes, card.free_bytes) == (CARD.name, CARD.total_bytes, 11 * GIB)
-    assert (card.capability, card.holders, card.driver) == ((8, 9), (holder,), "580.65.06")
+    card = read_card(LINUX)
+    assert (card.name, card.total_bytes, card.driver) == (CARD.name, CARD.total_bytes, "580.65.06")
     assert (card.preset, card.precision()) == ("rtx-4070-ti", "bf16")
 
 
@@ -59,7 +57,7 @@ def test_a_machine_without_a_card_has_none():
 
 def test_a_card_that_only_torch_sees_has_no_driver_version():
     card = read_card(on(LINUX, nvml=Unread("OSError"), torch=seeing()))
-    assert (card.name, card.driver, card.free_bytes) == (CARD.name, "", None)
+    assert (card.name, card.driver) == (CARD.name, "")
 
 
 def test_of_a_card_without_a_known_size_nothing_is_usable():

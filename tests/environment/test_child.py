@@ -12,16 +12,14 @@ from pathlib import Path
 import pytest
 
 from helpers.environment import child
-from helpers.environment.child import Answer, ask, ask_source
-from helpers.paths import ROOT
+from helpers.environment.child import Answer, ask
 
 PATIENT = 20.0  # seconds; a machine under load starts a Python slowly
-TELL = f"import sys; sys.path.append({str(ROOT)!r})\nfrom helpers.environment.child import tell\n"
 posix = pytest.mark.skipif(os.name != "posix", reason="signals and process groups are of POSIX systems")
 
 
 def run_child(source, timeout_seconds=PATIENT):
-    return ask_source(TELL + textwrap.dedent(source), timeout_seconds=timeout_seconds)
+    return ask(textwrap.dedent(source), timeout_seconds=timeout_seconds)
 
 
 def is_alive(pid):
@@ -42,11 +40,6 @@ def ends_soon(pid):
 
 def test_the_reports_of_a_child_are_merged():
     assert run_child("tell(a=1)\ntell(b=[2, None], a=3)") == Answer("ok", {"a": 3, "b": [2, None]}, "")
-
-
-def test_a_probe_is_named_by_module_and_function(stub):
-    stub("my_probe", "def look(tell):\n    tell(module=__name__)")
-    assert ask("my_probe:look", timeout_seconds=PATIENT) == Answer("ok", {"module": "my_probe"})
 
 
 def test_a_child_has_the_variables_of_now(monkeypatch):
@@ -147,7 +140,7 @@ def test_half_a_line_and_bytes_that_are_no_text_are_passed_over():
 
 def test_a_python_that_cannot_be_started_gives_an_answer_too(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))
-    answer = ask_source("pass", timeout_seconds=PATIENT)
+    answer = ask("pass", timeout_seconds=PATIENT)
     assert answer.state == "crashed"
     assert answer.cause.startswith("no child process could be started")
 
@@ -169,7 +162,7 @@ def test_ctrl_c_ends_the_child_as_well(tmp_path, request):
 
     threading.Thread(target=press, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
-        ask_source(source, timeout_seconds=PATIENT)
+        ask(source, timeout_seconds=PATIENT)
     assert ends_soon(int(pid.read_text()))
 
 

@@ -15,7 +15,6 @@ from click.testing import CliRunner
 from helpers.__main__ import main
 from helpers.display import GIB
 from helpers.environment import commands
-from helpers.environment.__main__ import main as doctor
 from helpers.environment.facts import GpuReading, Holder
 from helpers.environment.live import Sample
 from helpers.paths import ROOT
@@ -78,15 +77,6 @@ class TestDoctor:
             assert result.exit_code == diagnoses[name].exit_code == exit_code
             assert diagnoses[name].verdict in result.output
 
-    @pytest.mark.parametrize("arguments", [[], ["--quick"]])
-    def test_quick_is_passed_on(self, diagnoses, monkeypatch, arguments):
-        asked = []
-        monkeypatch.setattr(
-            "helpers.environment.__main__.diagnose", lambda **options: asked.append(options) or diagnoses["plain"]
-        )
-        call("doctor", *arguments)
-        assert asked == [{"quick": bool(arguments)}]
-
     def test_the_output_that_is_no_terminal_has_no_colours(self, diagnoses, monkeypatch):
         monkeypatch.setattr("helpers.environment.__main__.diagnose", lambda **_: diagnoses["broken"])
         assert "\x1b" not in call("doctor").output
@@ -118,26 +108,11 @@ class TestDoctor:
         assert len(document["checks"]) == 25
         assert result.exit_code == document["exit_code"]
 
-    def test_an_output_without_a_character_shows_another(self):
-        result = run("doctor", "--quick", PYTHONIOENCODING="cp1252")  # a file, under Windows
-        assert (result.stderr, "Traceback" in result.stdout) == ("", False)
-        assert "? ok" in result.stdout
-
     @needs_terminal
     def test_a_terminal_gets_colours(self):
         exit_code, shown = in_terminal("doctor", "--quick", NO_COLOR="")  # empty counts as not set
         assert exit_code in (0, 1)
         assert "\x1b[34m✓ ok" in shown
-
-    @pytest.mark.parametrize(("value", "has_colours"), [(None, True), ("", True), ("1", False)])
-    def test_a_terminal_whose_owner_wants_no_colours_gets_none(
-        self, diagnoses, monkeypatch, capsys, value, has_colours
-    ):
-        monkeypatch.setattr("helpers.environment.__main__.diagnose", lambda **_: diagnoses["broken"])
-        monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
-        monkeypatch.setenv("NO_COLOR", value) if value is not None else monkeypatch.delenv("NO_COLOR", raising=False)
-        doctor([])
-        assert ("\x1b" in capsys.readouterr().out) is has_colours
 
 
 class TestMonitor:

@@ -49,7 +49,6 @@ LATER = {
     "ipywidgets",
     "IPython",
     "pynvml",
-    "tokenizers",
     "jupyter_core",
     "click",
 }  # imported where a check needs it

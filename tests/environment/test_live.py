@@ -44,9 +44,7 @@ def evil_reading(name, *holders):
 
 
 def history(*samples, length=60):
-    made = History(length)
-    made.samples.extend(samples)
-    return made
+    return History(samples, maxlen=length)
 
 
 def threads():
@@ -213,7 +211,7 @@ class TestPictures:
 class TestMonitor:
     def test_it_has_read_once_when_it_is_made(self):
         shown = Monitor(lambda **options: reading(**{"seconds": options["seconds"]}), interval_seconds=1, length=5)
-        assert len(shown.history.samples) == 1
+        assert len(shown.history) == 1
         assert str(shown).startswith("CPU, 4 threads")
 
     def test_a_card_that_stops_answering_is_not_waited_for_again(self, monkeypatch):
@@ -222,12 +220,12 @@ class TestMonitor:
         monkeypatch.setattr(live, "read_nvml", lambda *_: asked.append(1) or answers.pop(0))
         shown = Monitor(sample, interval_seconds=1, length=9)
         assert [shown.update().device for _ in range(3)] == ["cpu", "cpu", "cpu"]
-        assert [each.device for each in shown.history.samples] == ["gpu", "cpu", "cpu", "cpu"]
+        assert [each.device for each in shown.history] == ["gpu", "cpu", "cpu", "cpu"]
         assert len(asked) == 2
         assert "CPU" in str(shown)
 
     def test_time_runs_from_when_it_was_made(self, nvml):
-        shown = monitor(live=False)
+        shown = monitor()
         time.sleep(0.02)
         shown.update()
         first, second = (row["seconds"] for row in shown.history.rows())
@@ -237,13 +235,13 @@ class TestMonitor:
         pytest.importorskip("ipywidgets")
         shown = Monitor(lambda *, seconds, use_gpu: reading(seconds), interval_seconds=0.01, length=100)
         shown.start()
-        assert wait_for(lambda: len(shown.history.samples) > 3)
+        assert wait_for(lambda: len(shown.history) > 3)
         assert len(threads()) == 1
         shown.stop()
         assert threads() == []
-        read = len(shown.history.samples)
+        read = len(shown.history)
         time.sleep(0.05)
-        assert len(shown.history.samples) == read
+        assert len(shown.history) == read
         assert shown._widget.value.startswith("<div")
 
     def test_it_stops_by_itself(self):
@@ -251,7 +249,7 @@ class TestMonitor:
         shown = Monitor(lambda *, seconds, use_gpu: reading(seconds), interval_seconds=0.01, length=100)
         shown.start(0.05)
         assert wait_for(lambda: not threads())
-        assert len(shown.history.samples) > 1
+        assert len(shown.history) > 1
 
     def test_started_twice_it_reads_once_and_stopped_it_can_start_again(self):
         pytest.importorskip("ipywidgets")
@@ -260,9 +258,9 @@ class TestMonitor:
         shown.start()
         assert len(threads()) == 1
         shown.stop()
-        read = len(shown.history.samples)
+        read = len(shown.history)
         shown.start()
-        assert wait_for(lambda: len(shown.history.samples) > read)
+        assert wait_for(lambda: len(shown.history) > read)
         shown.stop()
         assert threads() == []
 
@@ -279,9 +277,10 @@ class TestMonitor:
         assert set(bundle) == {"text/html", "text/plain"}
         assert "memory" in bundle["text/html"]
 
-    def test_with_a_front_end_it_is_a_widget_with_a_text_for_saved_notebooks(self, nvml):
+    def test_with_a_front_end_it_is_a_widget_with_a_text_for_saved_notebooks(self, nvml, monkeypatch):
         pytest.importorskip("ipywidgets")
-        shown = monitor(live=True, interval_seconds=0.01, seconds=5)
+        monkeypatch.setattr(live, "has_front_end", lambda: True)
+        shown = monitor(interval_seconds=0.01, seconds=5)
         try:
             data, _ = shown._repr_mimebundle_()
         finally:

@@ -301,7 +301,6 @@ class TestStorage:
             ("temp", str(tmp_path)),
         ]
         assert asked == [tmp_path, tmp_path / "me", tmp_path]
-        assert storage.has_home
 
     @pytest.mark.parametrize(
         ("env", "cache"),
@@ -319,7 +318,6 @@ class TestStorage:
 
         machine = read_machine(make_access(env={}, home_of_user=unknown_user))
         assert [place.role for place in machine.storage.places] == ["runs", "temp"]
-        assert not machine.storage.has_home
         check = diagnosis_of(machine).check("paths")
         assert (check.status, "no home folder" in check.reading) == ("warn", True)
 

@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from helpers.environment.model_files import GPT2_SIZES, hub_cache, inspect, read_model_files
+from helpers.environment.model_files import hub_cache, inspect, read_model_files
 from helpers.paths import ROOT
 
 POCKET = ROOT / "helpers" / "assets" / "pocket"
@@ -40,7 +40,7 @@ def change(path, **values):
 
 
 def test_a_complete_model_has_no_problems(model):
-    result = inspect(model, {})
+    result = inspect(model)
     assert (result.path, result.problems, result.tokens, result.positions) == (str(model), (), 4096, 64)
     assert result.bytes == (model / "model.safetensors").stat().st_size
 
@@ -51,57 +51,48 @@ def test_the_shipped_model_is_complete(make_access):
 
 
 def test_a_missing_folder_is_reported(tmp_path):
-    assert inspect(tmp_path / "none", {}).problems == ("the folder is missing",)
+    assert inspect(tmp_path / "none").problems == ("the folder is missing",)
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
 def test_a_missing_file_is_named(model, name):
     (model / name).unlink()
-    assert f"{name} is missing" in inspect(model, {}).problems
+    assert f"{name} is missing" in inspect(model).problems
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
 @pytest.mark.parametrize("content", [b"", b"version https://git-lfs", b"\xff\xfe", b"[]", b'"text"', b"null", b"{"])
 def test_a_file_that_holds_something_else_is_named(model, name, content):
     (model / name).write_bytes(content)
-    problems = inspect(model, {}).problems
+    problems = inspect(model).problems
     assert [problem for problem in problems if problem.startswith(name)]
 
 
 @pytest.mark.parametrize(
-    "header", [b"[]", b'{"wte.weight": 1}', b'{"wte.weight": {"shape": []}}', b'{"wte.weight": {"data_offsets": 7}}']
+    "header", [b"[]", b"{}", b'{"wte.weight": 1}', b'{"wte.weight": {}}', b'{"wte.weight": {"data_offsets": 7}}']
 )
 def test_a_damaged_header_of_weights_is_named(model, header):
     (model / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
-    assert [problem for problem in inspect(model, {}).problems if "model.safetensors cannot be read" in problem]
+    assert [problem for problem in inspect(model).problems if "model.safetensors cannot be read" in problem]
 
 
 def test_weights_that_were_cut_short_are_reported_with_both_sizes(model):
     path = model / "model.safetensors"
     whole = path.stat().st_size
     path.write_bytes(path.read_bytes()[:-100])
-    assert inspect(model, {}).problems == (f"model.safetensors is cut short ({whole - 100:,} of {whole:,} bytes)",)
-
-
-def test_weights_without_an_embedding_are_reported(model):
-    (model / "model.safetensors").write_bytes(struct.pack("<Q", 2) + b"{}")
-    assert inspect(model, {}).problems == ("model.safetensors has no token embedding",)
+    assert inspect(model).problems == (f"model.safetensors is cut short ({whole - 100:,} of {whole:,} bytes)",)
 
 
 @pytest.mark.parametrize("tokenizer", [{}, {"model": None}, {"model": {}}, {"model": {"vocab": 3}}])
 def test_a_tokenizer_without_a_vocabulary_is_no_tokenizer(model, tokenizer):
     (model / "tokenizer.json").write_text(json.dumps(tokenizer))
-    problems = inspect(model, {}).problems
-    assert len(problems) == 1
-    assert problems[0] in ("the tokenizer has no tokens", "tokenizer.json is not what it should be")
+    (problem,) = inspect(model).problems
+    assert problem in ("the tokenizer has 0 tokens, not 4096", "tokenizer.json is not what it should be")
 
 
 def test_a_vocabulary_of_one_token_is_reported(model):
     change(model / "tokenizer.json", model={"vocab": {}}, added_tokens=[{"content": "<|endoftext|>", "id": 0}])
-    assert inspect(model, {}).problems == (
-        "the tokenizer has 1 tokens, not 4096",
-        "<|endoftext|> is token 0, not 4095",
-    )
+    assert inspect(model).problems == ("the tokenizer has 1 tokens, not 4096",)
 
 
 def test_the_older_files_of_a_vocabulary_are_read_too(model):
@@ -109,39 +100,11 @@ def test_the_older_files_of_a_vocabulary_are_read_too(model):
     (model / "tokenizer.json").unlink()
     added = {token["content"]: token["id"] for token in vocabulary["added_tokens"]}
     (model / "vocab.json").write_text(json.dumps({**vocabulary["model"]["vocab"], **added}))
-    assert inspect(model, {}).problems == ("merges.txt is missing",)
+    assert inspect(model).problems == ("merges.txt is missing",)
     (model / "merges.txt").write_text("#version: 0.2\n")
-    assert inspect(model, {}).problems == ()
+    assert inspect(model).problems == ()
     (model / "vocab.json").write_text("{}")
-    assert inspect(model, {}).problems == ("the tokenizer has no tokens",)
-
-
-def test_a_model_with_the_wrong_sizes_is_reported(model):
-    assert inspect(model, GPT2_SIZES).problems == (
-        "the tokenizer has 4096 tokens, not 50257",
-        "<|endoftext|> is token 4095, not 50256",
-        "the model has 64 positions, not 1024",
-    )
-
-
-def test_a_model_smaller_than_its_vocabulary_is_reported(model):
-    path = model / "model.safetensors"
-    path.write_bytes(path.read_bytes().replace(b"[4096, 2]", b"[ 256, 2]"))
-    assert inspect(model, {}).problems == ("the model has 256 rows for 4096 tokens",)
-
-
-def test_a_tokenizer_that_does_not_return_its_text_is_reported(model):
-    pytest.importorskip("tokenizers")
-    change(model / "tokenizer.json", normalizer={"type": "Lowercase"})
-    (problem,) = inspect(model, {}).problems
-    assert "'a fox, 3 geese\\nand a well.' for 'A fox, 3 geese\\nand a well.'" in problem
-
-
-def test_a_tokenizer_that_its_library_refuses_is_reported(model):
-    pytest.importorskip("tokenizers")
-    change(model / "tokenizer.json", decoder={"type": "NoSuchDecoder"})
-    (problem,) = inspect(model, {}).problems
-    assert problem.startswith("tokenizer.json cannot be loaded (")
+    assert inspect(model).problems == ("the tokenizer has 0 tokens, not 4096",)
 
 
 class TestHubCache:
@@ -172,10 +135,10 @@ class TestHubCache:
         (folder / "refs" / "main").write_text(revision)
         return make_access(env={"HF_HUB_CACHE": str(tmp_path / "hub")})
 
-    def test_a_gpt2_that_was_downloaded_is_inspected_as_gpt2(self, make_access, small, tmp_path):
+    def test_a_gpt2_that_was_downloaded_is_inspected(self, make_access, small, tmp_path):
         result = read_model_files(self.download(make_access, small, tmp_path)).gpt2
         assert result.path.endswith("abc")
-        assert "the tokenizer has 4096 tokens, not 50257" in result.problems
+        assert (result.problems, result.tokens) == ((), 4096)
 
     @pytest.mark.parametrize("revision", ["", "gone"])
     def test_a_download_that_never_began_is_none(self, make_access, small, tmp_path, revision):
@@ -184,11 +147,11 @@ class TestHubCache:
     @pytest.mark.parametrize(
         ("env", "offline"),
         [
-            ({}, False),
-            ({"HF_HUB_OFFLINE": "1"}, True),
-            ({"TRANSFORMERS_OFFLINE": "YES"}, True),
-            ({"HF_HUB_OFFLINE": "0"}, False),
+            ({}, ()),
+            ({"HF_HUB_OFFLINE": "1"}, ("HF_HUB_OFFLINE",)),
+            ({"TRANSFORMERS_OFFLINE": "YES"}, ("TRANSFORMERS_OFFLINE",)),
+            ({"HF_HUB_OFFLINE": "0"}, ()),
         ],
     )
-    def test_whether_downloads_are_off_is_read(self, make_access, env, offline):
-        assert read_model_files(make_access(env=env)).offline is offline
+    def test_what_switches_downloads_off_is_read(self, make_access, env, offline):
+        assert read_model_files(make_access(env=env)).offline == offline

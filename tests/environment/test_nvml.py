@@ -299,9 +299,7 @@ def test_a_card_without_a_plausible_size_is_nonsense(total):
     assert (result.state, result.usable) == ("nonsense", ())
 
 
-@pytest.mark.parametrize(
-    "value", [{"driver": "banana"}, {"driver": None}, {"driver": 580}, {"cards": "two"}, {"driver": "", "cards": [1]}]
-)
+@pytest.mark.parametrize("value", [{"driver": "banana"}, {"driver": None}, {"driver": ""}, {}])
 def test_an_implausible_driver_version_is_nonsense(value):
     assert facts_from(Answer("ok", value)).state == "nonsense"
 

@@ -95,13 +95,10 @@ def test_an_empty_prompt_starts_a_document(tiny):
 
 
 class TestBadInput:
-    def test_a_prompt_and_a_length_beyond_the_positions(self, tiny):
+    @pytest.mark.parametrize(("prompt", "max_new_tokens"), [("The fox", 64), ("The fox went home. " * 40, 1)])
+    def test_a_prompt_and_a_length_beyond_the_positions(self, tiny, prompt, max_new_tokens):
         with pytest.raises(SettingsError, match="together at most 64"):
-            generate(*tiny, ["The fox"], EvaluationSettings(max_new_tokens=64))
-
-    def test_a_prompt_longer_than_the_context(self, tiny):
-        with pytest.raises(SettingsError, match=r"prompt has \d+ tokens and the model 64 positions: shorten"):
-            generate(*tiny, ["The fox went home. " * 40], EvaluationSettings(max_new_tokens=1))
+            generate(*tiny, [prompt], EvaluationSettings(max_new_tokens=max_new_tokens))
 
     @pytest.mark.parametrize("prompts", [[], "The fox"])
     def test_prompts_that_are_not_a_list_of_texts(self, tiny, prompts):

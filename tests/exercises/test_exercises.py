@@ -12,7 +12,8 @@ import pytest
 
 from helpers.environment import GIB, GpuReading, Nvml, diagnosis_of, read_machine
 from helpers.environment.facts import Memory
-from helpers.exercises import check, exercise_names, progress
+from helpers.exercises import check, progress
+from helpers.exercises.checks import CHECKS
 from helpers.paths import NOTEBOOKS
 
 
@@ -62,15 +63,15 @@ def verdict_of(code):
 
 
 def test_every_exercise_stands_in_a_notebook_with_its_solution():
-    assert set(solutions()) == set(stubs()) == set(exercise_names())
+    assert set(solutions()) == set(stubs()) == set(CHECKS)
 
 
-@pytest.mark.parametrize("name", exercise_names())
+@pytest.mark.parametrize("name", CHECKS)
 def test_the_solution_shown_passes(name):
     assert verdict_of(solutions()[name]).status == "right"
 
 
-@pytest.mark.parametrize("name", exercise_names())
+@pytest.mark.parametrize("name", CHECKS)
 def test_the_empty_stub_is_not_done_yet_and_gets_no_hint(name):
     verdict = verdict_of(stubs()[name])
     assert verdict.status == "not done yet"
@@ -109,7 +110,7 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("name", exercise_names())
+@pytest.mark.parametrize("name", CHECKS)
 def test_the_usual_wrong_answer_gets_its_own_hint(name):
     answer, words = WRONG[name]
     verdict = check(name, answer)
@@ -298,7 +299,7 @@ def test_what_is_solved_is_kept_in_the_folder_of_the_run_and_stays_solved(runs):
     check("training-1", 250, run="mine")
     assert progress("mine").statuses["training-1"] == "right"
     assert set(progress("other").statuses.values()) == {"not done yet"}
-    assert str(progress("mine")) == f"1 of {len(exercise_names())} exercises are solved."
+    assert str(progress("mine")) == f"1 of {len(CHECKS)} exercises are solved."
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"training-1": 3}', '{"training-9": "right"}'])

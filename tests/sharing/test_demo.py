@@ -102,6 +102,13 @@ def test_a_bad_request_is_one_sentence_and_the_server_goes_on(demo, values, word
     assert post(demo, ASKED | {"max_new_tokens": 1})[0].status == 200
 
 
+def test_half_a_character_in_a_prompt_is_continued_as_the_replacement_character(demo):
+    values = ASKED | {"max_new_tokens": 4}
+    halves = json.dumps(values | {"prompt": "fox \ud83d"})
+    answer, text = post(demo, halves)
+    assert (answer.status, text) == (200, post(demo, values | {"prompt": "fox \ufffd"})[1])
+
+
 def test_a_visitor_who_leaves_does_not_stop_the_server(demo):
     connection = http.client.HTTPConnection("127.0.0.1", demo.port)
     token = demo.address.partition("token=")[2]
@@ -122,7 +129,7 @@ def test_without_its_base_model_a_run_is_shown_alone(run, runs):
     path.write_text(json.dumps(content))
     server = DemoServer(run)
     assert "Only the tuned model is shown, because the base model is missing" in server.note
-    assert 'data-model="base"' not in server.page("n")
+    assert 'data-model="base"' not in server.page()
     server._server.server_close()
 
 

@@ -12,7 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, GPT2Tokenizer
 
 from helpers.model import load_model, load_tokenizer, train_tokenizer
 from helpers.settings import EvaluationSettings, SettingsError
-from helpers.sharing.gguf_file import gguf_name, write_gguf
+from helpers.sharing.gguf_file import write_gguf
 from tests.sharing.llama_cpp import LlamaCpp
 
 GPT2_FILES = Path(__file__).parents[3] / "shared" / "data" / "gpt2-tokenizer"
@@ -124,11 +124,6 @@ def test_a_head_of_its_own_and_rows_without_a_token_are_kept(tmp_path):
     write_gguf(tmp_path / "model.gguf", model, tokenizer, name="test", gguf_type="q8_0")
     ids = tokenizer.encode("a fox and a hen")
     assert np.abs(LlamaCpp(tmp_path / "model.gguf").logits(ids) - logits(model, ids)).max() < 1e-2
-
-
-def test_names():
-    assert gguf_name("transformer.h.11.attn.c_proj.weight") == "blk.11.attn_output.weight"
-    assert gguf_name("transformer.ln_f.bias") == "output_norm.bias"
 
 
 @pytest.mark.parametrize(

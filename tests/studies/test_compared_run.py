@@ -11,9 +11,17 @@ def test_the_loss_of_an_early_stopped_run_is_that_of_the_kept_model(runs):
     assert read_run(folder).eval_loss == 2.0
 
 
-def test_a_file_of_another_form_is_a_damaged_run(runs):
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("settings.json", '{"settings": null}'),
+        ("history.jsonl", '{"eval_loss": 2.0}\n'),
+        ("evaluation.json", '{"test": {"tuned": {"perplexity": "many"}}}'),
+    ],
+)
+def test_a_file_of_another_form_is_a_damaged_run(runs, name, content):
     folder = write_run(runs / "a")
-    (folder / "settings.json").write_text('{"settings": null}')
+    (folder / name).write_text(content)
     assert (read_run(folder).state, read_run(folder).error.partition(" holds ")[0]) == ("damaged", str(folder))
 
 

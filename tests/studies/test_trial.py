@@ -11,7 +11,7 @@ from optuna.trial import TrialState
 from helpers.course import CourseError
 from helpers.settings import run_folder
 from helpers.studies.comparison import compare
-from helpers.studies.queue import open_study, requeue_interrupted, state_of, trials_of
+from helpers.studies.queue import open_study, state_of, trials_of
 from helpers.studies.study_file import read_study
 from helpers.studies.trial import StudyPausedError
 from helpers.studies.worker import work
@@ -97,19 +97,6 @@ def test_an_error_of_the_notebook_runner_fails_the_trial_with_its_type(study_fil
     study, opened = run_worker(study_file(vary={"learning_rate": [0.001, 0.002]}))
     errors = [trial.user_attrs["error"] for trial in trials_of(study, opened)]
     assert all(error.startswith("RuntimeError: Kernel died before replying") for error in errors)
-
-
-def test_a_trial_that_is_interrupted_again_and_again_fails(study_file, monkeypatch):
-    monkeypatch.setattr("helpers.studies.trial._MOST_INTERRUPTIONS", 20)
-    study = read_study(study_file(vary={"learning_rate": [0.001]}))
-    opened = open_study(study)
-    for _ in range(20):
-        opened.ask()
-        requeue_interrupted(study, opened)  # nobody holds the trial's lock
-    work(study, opened)
-    (trial,) = trials_of(study, opened)
-    assert "stopped or died 20 times" in trial.user_attrs["error"]
-    assert starts(study.folder) == {}
 
 
 def test_the_parameters_of_a_trial_are_recorded_before_it_runs(without_kernels, study_file, write_notebook):

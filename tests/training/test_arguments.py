@@ -1,6 +1,6 @@
 import pytest
 import torch
-from transformers import TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 from helpers.settings import SettingsError, TrainingSettings
 from helpers.training import arguments
@@ -35,9 +35,15 @@ def test_one_process_uses_one_card_however_many_there_are(tmp_path, monkeypatch)
     assert training_arguments(TrainingSettings(), tmp_path).n_gpu == 1
 
 
-def test_the_precision_is_that_of_the_settings_whatever_accelerate_was_configured_for(tmp_path, monkeypatch):
+def test_precision_and_compiling_are_those_of_the_settings_whatever_accelerate_was_configured_for(
+    tiny, tmp_path, monkeypatch
+):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
-    assert training_arguments(TrainingSettings(mixed_precision="no"), tmp_path).mixed_precision == "no"
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "EAGER")
+    settings = TrainingSettings(mixed_precision="no", torch_compile="never")
+    trainer = Trainer(tiny[0], training_arguments(settings, tmp_path), eval_dataset=[{}])
+    assert trainer.accelerator.mixed_precision == "no"
+    assert trainer.accelerator.prepare_model(tiny[0]) is tiny[0]
 
 
 @pytest.mark.parametrize(("limit", "patience", "kept"), [(1, 0, 1), (1, 3, 2), (4, 3, 4)])

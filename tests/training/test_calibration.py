@@ -10,6 +10,7 @@ from helpers.training import calibration, measuring
 from helpers.training.calibration import SHIPPED, Calibration, add_measurements, find_calibration
 from helpers.training.cards import find_card, this_processor
 from helpers.training.plan import plan_run
+from helpers.training.processes import only_training
 from helpers.training.shape import GPT2Shape, read_shape
 from tests.training import made_up_machine as made_up
 
@@ -135,6 +136,11 @@ def test_what_one_training_leaves_behind_is_no_part_of_the_process_before_the_ne
     monkeypatch.setattr(measuring, "measure", fake)
     monkeypatch.setattr(measuring, "_TRAININGS", [(GPT2Shape(1, 32, 2), 16, batch) for batch in (1, 2, 3)])
     assert [row.process_bytes for row in measuring.calibrate().measurements] == [100, 100, 100]
+
+
+def test_nothing_is_measured_beside_a_training():
+    with only_training(), pytest.raises(UserWarning, match="Another run is in training in this kernel"):
+        measuring.measure(GPT2Shape(1, 32, 2), TrainingSettings())
 
 
 def test_a_finished_run_adds_its_own(tiny_run, processor):

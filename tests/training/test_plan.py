@@ -302,9 +302,9 @@ class TestCommand:
         assert json.loads(result.stdout)["card"]["name"] == "RTX 4070 Ti"
         assert "No NVIDIA card answers here" in result.stderr
 
-    @pytest.mark.parametrize(("capability", "precision"), [((8, 9), "bf16"), ((7, 5), "fp16")])
-    def test_the_plan_is_for_this_machines_card_where_there_is_one(self, monkeypatch, capability, precision):
-        card = GraphicsCard("RTX 9999", 10 * GIB, 60.0, 30.0, precision == "bf16", 9 * GIB, capability)
+    @pytest.mark.parametrize("precision", ["bf16", "fp16"])
+    def test_the_plan_is_for_this_machines_card_where_there_is_one(self, monkeypatch, precision):
+        card = GraphicsCard("RTX 9999", 10 * GIB, 60.0, 30.0, has_bf16=precision == "bf16")
         monkeypatch.setattr("helpers.training.cards.read_card", lambda: card)
         result = call("--json")
         plan = json.loads(result.stdout)

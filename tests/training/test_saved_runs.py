@@ -40,6 +40,12 @@ def test_a_finished_run_opens_without_training_again():
     assert (run_folder("finished") / "model/model.safetensors").read_bytes() == before
 
 
+def test_a_run_whose_history_was_deleted_is_shown_without_a_validation_loss():
+    assert "validation loss 5.565 nats per token (perplexity 261.2)" in str(open_or_train("finished"))
+    (run_folder("finished") / "history.jsonl").unlink()
+    assert str(open_or_train("finished")).endswith(", no validation loss in history.jsonl")
+
+
 def test_an_interrupted_run_resumes_to_the_weights_of_the_finished_one():
     resumed = fine_tune(read_run_settings("stopped"))
     assert [row["step"] for row in resumed.history if "loss" in row] == [1, 2, 3, 4]

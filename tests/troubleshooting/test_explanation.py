@@ -3,12 +3,13 @@
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 from helpers.environment import read_machine
 from helpers.environment.facts import Platform
-from helpers.troubleshooting import explain
+from helpers.troubleshooting import explain, explanation
 from helpers.troubleshooting.known_failures import read_failures
 from tests.troubleshooting import explain_cases
 
@@ -177,6 +178,15 @@ def test_the_fix_is_the_one_for_the_machine(machine):
     }
     assert "unset CUDA_VISIBLE_DEVICES" in on["Linux"].causes[0].fix
     assert "Remove-Item Env:CUDA_VISIBLE_DEVICES" in on["Windows"].causes[0].fix
+
+
+@pytest.mark.parametrize(("installed", "noticed"), [("2.13.0", []), ("2.14.0", ["E21"])])
+def test_a_torch_that_names_its_cuda_is_not_taken_for_an_upgraded_one(monkeypatch, installed, noticed):
+    access = SimpleNamespace(
+        version_of={"torch": installed}.get, modules={"torch": SimpleNamespace(__version__="2.13.0+cu130")}
+    )
+    monkeypatch.setattr(explanation, "Access", lambda: access)
+    assert [one.id for one in explain(KeyError(3)).noticed] == noticed
 
 
 def test_html_is_escaped():

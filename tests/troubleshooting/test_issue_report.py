@@ -1,6 +1,11 @@
 """The text to paste into an issue says what is needed and nothing personal."""
 
+from dataclasses import replace
+
+import pytest
+
 from helpers.environment import read_machine
+from helpers.environment.facts import Unread
 from helpers.troubleshooting import write_issue_report
 from helpers.troubleshooting.issue_report import without_personal_data
 
@@ -19,6 +24,24 @@ def test_it_has_the_error_the_answer_the_versions_and_the_machine():
 
 def test_an_error_that_is_not_known_is_reported_too():
     assert "- Not one of the known failures." in write_issue_report("KeyError: 3", machine=read_machine(quick=True))
+
+
+def test_what_could_not_be_read_of_the_machine_is_said():
+    machine = replace(read_machine(quick=True), packages=Unread("OSError: stuck"), memory=Unread("OSError: no /proc"))
+    report = write_issue_report("KeyError: 3", machine=machine)
+    assert "- not read: OSError: stuck" in report
+    assert report.endswith("- not read: OSError: no /proc")
+
+
+def test_a_user_whom_the_system_does_not_know_can_report_too(monkeypatch):
+    def unknown(number):
+        raise KeyError(f"uid not found: {number}")
+
+    pytest.importorskip("pwd")
+    for name in ("HOME", "LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    assert without_personal_data("no home ~ here") == "no home ~ here"
 
 
 def test_nothing_personal_is_left():

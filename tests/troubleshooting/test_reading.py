@@ -83,6 +83,7 @@ def test_of_a_notebook_only_its_errors_are_read():
     assert explain(notebook(error)).causes[0].id == "E25"
     printed = {"output_type": "stream", "name": "stdout", "text": ["loss nan\n", "Killed\n"]}
     assert explain(notebook(printed)).causes == ()
+    assert explain('{"cells": [1, {"outputs": null}]}').causes == ()
 
 
 def test_an_early_error_in_a_log_of_many_megabytes_is_not_lost():

@@ -59,6 +59,7 @@ def test_work_in_the_background_locks_the_panel_and_ends_with_its_sentence(panel
     ("error", "sentence"),
     [
         (SettingsError("No text."), "Not possible:</b> No text.</div>"),
+        (OSError(28, "No space left on device"), "Not possible:</b> The disk is full ("),
         (KeyError("labels"), "KeyError: &#x27;labels&#x27; (`python -m helpers explain` reads errors.)"),
     ],
 )

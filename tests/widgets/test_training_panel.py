@@ -64,6 +64,14 @@ def test_a_measurement_runs_in_a_process_of_its_own_and_is_predicted_from(panel,
     assert "measured on this machine" in panel.gauge.value
 
 
+def test_a_measurement_that_fails_shows_the_last_line_of_its_error(panel, monkeypatch):
+    failed = subprocess.CompletedProcess([], 1, stdout="", stderr="Traceback ...\nOSError: no <room>\n")
+    monkeypatch.setattr("helpers.widgets.training_panel.subprocess.run", lambda *_, **__: failed)
+    panel.measure()
+    panel.thread.join()
+    assert "The measurement failed: OSError: no &lt;room&gt;</div>" in panel._message.value
+
+
 def test_a_block_longer_than_the_models_positions_is_refused(panel):
     panel.controls["block_size"].value = 1024
     assert "use at most 256" in panel._message.value

@@ -27,7 +27,11 @@ def read_chunks(file: Path, *, advance: Callable[[int], None] | None = None) -> 
             while chunk := stream.read(CHUNK_BYTES):
                 n_new, n_read = raw.tell() - n_read, raw.tell()
                 n_decompressed += len(chunk)
-                _check_expansion(file, n_read, n_decompressed)
+                if n_decompressed > max(_HARMLESS_BYTES, MAX_EXPANSION * n_read):
+                    raise SettingsError(
+                        f"{file} expands to more than {MAX_EXPANSION} times its size, which no text does: it is not "
+                        "unpacked. If you trust it, unpack it yourself and use the unpacked file."
+                    )
                 if advance:
                     advance(n_new)
                 yield chunk
@@ -43,11 +47,3 @@ def _decompress(file: Path, raw: IO[bytes]) -> Any:
     import pyarrow as pa  # reads both formats as streams; Python 3.11 itself has no zstd
 
     return pa.CompressedInputStream(raw, CODECS[file.suffix.lower()])
-
-
-def _check_expansion(file: Path, n_read: int, n_decompressed: int) -> None:
-    if n_decompressed > max(_HARMLESS_BYTES, MAX_EXPANSION * n_read):
-        raise SettingsError(
-            f"{file} expands to more than {MAX_EXPANSION} times its size, which no text does: it is not unpacked. "
-            "If you trust it, unpack it yourself and use the unpacked file."
-        )

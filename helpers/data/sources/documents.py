@@ -49,13 +49,13 @@ def row_documents(rows: Iterable[str], separator: str, *, name: str) -> Iterator
         return _end_at_markers(rows)
     begins = _beginning(separator)
     if begins:
-        return filter(str.strip, _end_at_markers(_group(map(_without_line_end, rows), begins, name)))
+        return filter(str.strip, _end_at_markers(_group((row.removesuffix("\n") for row in rows), begins, name)))
     return text_documents(row_lines(rows), separator, name=name)
 
 
 def row_lines(rows: Iterable[str]) -> Iterator[str]:
     """Yield each row with one line end behind it: the text that the rows are when they are joined."""
-    return (f"{_without_line_end(row)}\n" for row in rows)
+    return (row.removesuffix("\n") + "\n" for row in rows)
 
 
 def passages(chunks: Iterable[str]) -> Iterator[str]:
@@ -130,10 +130,6 @@ def replace_half_characters(text: str) -> str:
     if text.isascii():
         return text
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def _without_line_end(row: str) -> str:
-    return row.removesuffix("\n")
 
 
 def split_text(chunks: Iterable[str], separator: str, *, name: str) -> Iterator[str]:

@@ -35,7 +35,11 @@ def find_encoding(file: Path, chunks: Iterable[bytes]) -> str:
     for chunk in chunks:
         if not n_before and (encoding := _by_first_bytes(chunk)):
             return encoding
-        _refuse_nul(file, chunk, n_before)
+        if (position := chunk.find(0)) >= 0:
+            raise SettingsError(
+                f"{file} holds a NUL byte (byte {n_before + position}): it is a binary file or damaged, not text. "
+                "Name a text file, or save this one as UTF-8."
+            )
         try:
             decoder.decode(chunk)
         except UnicodeDecodeError as error:
@@ -65,14 +69,6 @@ def _by_first_bytes(chunk: bytes) -> str | None:
     if len(head) >= 8 and max(zeros) > 0.6 * len(head) / 2 and min(zeros) < 0.1 * len(head) / 2:
         return "utf-16-be" if zeros[0] > zeros[1] else "utf-16-le"
     return None
-
-
-def _refuse_nul(file: Path, chunk: bytes, n_before: int) -> None:
-    if (position := chunk.find(0)) >= 0:
-        raise SettingsError(
-            f"{file} holds a NUL byte (byte {n_before + position}): it is a binary file or damaged, not text. "
-            "Name a text file, or save this one as UTF-8."
-        )
 
 
 def _by_statistics(file: Path, sample: bytes, position: int) -> str:
@@ -120,8 +116,10 @@ def decode(file: Path, chunks: Iterable[bytes], encoding: str) -> Iterator[str]:
             yield text if n_before else text.removeprefix("\ufeff")  # which `utf-8` and `utf-16-le` keep
             n_before += len(chunk)
         yield decoder.decode(b"", final=True)
-    except UnicodeDecodeError as error:
+    except UnicodeError as error:  # 'utf-16' without a byte order mark has no position
+        reason = str(error)
+        if isinstance(error, UnicodeDecodeError):
+            reason = f"near byte {n_before + error.start}: {error.reason}"
         raise SettingsError(
-            f"{file} is not {encoding} throughout (near byte {n_before + error.start}: {error.reason}): "
-            "save it as UTF-8, or set another encoding."
+            f"{file} is not {encoding} throughout ({reason}): save it as UTF-8, or set another encoding."
         ) from None

@@ -1,7 +1,8 @@
 """Data sets that the `datasets` library opens, from the Hub or saved on disk: their splits and rows."""
 
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ _BATCH = 64  # rows asked of the library at once: each may be a book
 _CONNECTION_ERRORS = (
     "peer closed", "RemoteProtocolError", "ReadError", "ReadTimeout", "ConnectError", "ConnectionError",
 )  # fmt: skip
+_offline_lock = threading.Lock()  # panels read in threads: where blocks overlap, the last would leave it offline
 
 
 def open_saved(folder: Path, settings: DataSettings) -> dict[str, Table]:
@@ -56,13 +58,9 @@ def open_shards(settings: DataSettings) -> dict[str, list[Callable[[], Table]]]:
         SettingsError: as `open_from_hub`.
     """
     return {
-        name: [partial(_open_shard, split, place, settings) for place in range(split.num_shards)]
+        name: [partial(_open_split, split, settings, place) for place in range(split.num_shards)]
         for name, split in _load_splits(settings).items()
     }
-
-
-def _open_shard(split: Any, place: int, settings: DataSettings) -> Table:
-    return _open_split(split.shard(num_shards=split.num_shards, index=place), settings)
 
 
 def newest_commit(settings: DataSettings) -> str:
@@ -82,7 +80,7 @@ def _load_splits(settings: DataSettings) -> Any:
 
     is_online = hub_answers()
     try:
-        with _offline(not is_online):
+        with nullcontext() if is_online else _offline():
             return load_dataset(
                 settings.source,
                 settings.source_config or None,
@@ -93,9 +91,11 @@ def _load_splits(settings: DataSettings) -> Any:
         raise SettingsError(_explain(settings, error, is_online=is_online)) from None
 
 
-def _open_split(split: Any, settings: DataSettings) -> Table:
-    """Return a split as a table, of which only the columns that are asked for are read."""
+def _open_split(split: Any, settings: DataSettings, shard: int | None = None) -> Table:
+    """Return a split or a shard of it as a table, of which only the columns that are asked for are read."""
     name = repr(settings.source)
+    if shard is not None:
+        split = split.shard(num_shards=split.num_shards, index=shard)
     if not split.features:  # not known in every stream
         return peek_columns(name, _rows(split, settings))
     columns = {field.name: kind_of_type(field.type) for field in split.features.arrow_schema}
@@ -115,19 +115,20 @@ def _rows(split: Any, settings: DataSettings) -> Iterator[Row]:
 
 
 @contextmanager
-def _offline(is_offline: bool) -> Iterator[None]:
+def _offline() -> Iterator[None]:
     """Make `datasets` use its cache at once for a block: without this it retries the Hub for minutes.
 
     The environment variable HF_HUB_OFFLINE would be too late, because the library reads it when it is imported.
     """
     from datasets import config
 
-    before = config.HF_HUB_OFFLINE
-    config.HF_HUB_OFFLINE = before or is_offline
-    try:
-        yield
-    finally:
-        config.HF_HUB_OFFLINE = before
+    with _offline_lock:
+        before = config.HF_HUB_OFFLINE
+        config.HF_HUB_OFFLINE = True
+        try:
+            yield
+        finally:
+            config.HF_HUB_OFFLINE = before
 
 
 def _explain(settings: DataSettings, error: BaseException, *, is_online: bool) -> str:

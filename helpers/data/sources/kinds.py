@@ -43,7 +43,7 @@ _KINDS: dict[bytes, tuple[str, str]] = {
     rb"\x28\xb5\x2f\xfd": ("zstd-compressed", "let its name end in .zst, or unpack it"),
     rb"BZh\d|\xfd7zXZ": ("compressed with bzip2 or xz", "unpack it, or compress it with gzip or zstd instead"),
     rb"7z\xbc\xaf|Rar!|[^\0]{1,100}\0.{156,}ustar": ("an archive", _UNPACK),
-    rb"PAR1": ("a Parquet table", "let its name end in .parquet"),
+    rb"PAR1": ("a Parquet table", "let its name end in .parquet; unpack it first if it is in a .gz or .zst"),
     rb"ARROW1|\xff\xff\xff\xff": (
         "an Arrow file",
         "name the folder that `save_to_disk` wrote, or save the data set with `to_parquet`",
@@ -70,7 +70,7 @@ def refuse_other_kinds(file: Path) -> None:
         if file.suffix.lower() == ".xml":  # one without its first line cannot be told from Markdown with a tag in it
             text = b"<?xml" + text
         kind = next((kind for start, kind in _KINDS.items() if re.match(start, text, re.DOTALL)), _binary(head))
-    is_named_so = head.startswith(b"PAR1") and ".parquet" in file.suffixes[-2:]
+    is_named_so = head.startswith(b"PAR1") and file.suffix.lower() == ".parquet"
     if kind and not is_named_so:
         raise SettingsError(f"{file} is {kind[0]}, not text: {kind[1]}.")
 

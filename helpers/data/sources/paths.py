@@ -41,7 +41,7 @@ def source_path(source: str) -> Path | None:
         _check_link(path)
         _refuse_own_files(path)
         return path
-    if _looks_like_a_path(source):
+    if kind_of(Path(source)) in (*TEXTS, *TABLES) or not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", source):
         raise SettingsError(f"source = {source!r} is not there: looked in {Path.cwd()}.")
     if "/" not in source:
         full_name = _FULL_NAMES.get(source)
@@ -65,10 +65,6 @@ def _refuse_own_files(path: Path) -> None:
     real = path.resolve()
     if real == course or (real.parent == course and real.name in _COURSE_FILES):
         raise SettingsError(f"{path} is part of this course and not your text: name your own file or folder.")
-
-
-def _looks_like_a_path(source: str) -> bool:
-    return kind_of(Path(source)) in (*TEXTS, *TABLES) or not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", source)
 
 
 def _check_link(path: Path) -> Path:
@@ -137,14 +133,12 @@ def _refuse_parts_of_saved(folder: Path, files: Sequence[Path]) -> None:
     """Raise `SettingsError` for a saved data set that lies deeper, or lacks the files that tell what it is."""
     saved = sorted({file.parent for file in files if is_saved_dataset(file.parent)})
     whole = [each for each in saved if not any(other != each and other in each.parents for other in saved)]
-    names = [each.relative_to(folder).as_posix() for each in whole]
-    if len(whole) > 1 and all((each / "state.json").is_file() for each in whole):
-        raise SettingsError(
-            f"{folder} holds parts of a saved data set ({', '.join(names)}) without its dataset_dict.json: copy the "
-            f"whole folder again, or set source to one of them."
-        )
     if whole:
-        raise SettingsError(f"{folder} holds a data set that was saved with `save_to_disk`: set source to {whole[0]}.")
+        names = ", ".join(each.relative_to(folder).as_posix() for each in whole)
+        raise SettingsError(
+            f"{folder} holds data saved with `save_to_disk` ({names}): set source to one of these folders, or, where "
+            "they are the parts of one data set, copy it again with its dataset_dict.json."
+        )
     if any(file.suffix == ".arrow" and (file.parent / "dataset_info.json").is_file() for file in files):
         raise SettingsError(
             f"{folder} is a damaged saved data set: its state.json is missing. Copy the whole folder again, or save "

@@ -57,8 +57,9 @@ def recognise(rows: Sequence[str], *, is_table: bool = False, n_columns: int = 1
     """
     rows = [row.removesuffix("\n") for row in rows]
     n_rows = f"the first {len(rows):,} rows" if len(rows) > 1 else "the only row"
-    if marked := _by_markers(rows, n_rows, is_table=is_table):
-        return marked
+    n_marked = sum(END_OF_TEXT in row for row in rows)
+    if n_marked >= 2 and not (is_table and n_marked > len(rows) / 2):  # in most rows of a table: it ends each row
+        return Choice(END_OF_TEXT, f"{n_marked:,} of {n_rows} hold this end-of-text marker")
     headings = sum(bool(HEADING.fullmatch(row)) and not before.strip() for before, row in pairwise(["", *rows]))
     if headings >= 2 or (headings and any(row.strip().startswith("= = ") for row in rows)):
         return Choice("heading", f"{headings} of {n_rows} are headings such as ' = Title ='")
@@ -84,13 +85,6 @@ def describe_markup(rows: Sequence[str]) -> str:
     if filled and filled[0] == "---" and "---" in filled[1:20]:
         return "it begins with a block of properties between two lines of '---'"
     return ""
-
-
-def _by_markers(rows: Sequence[str], n_rows: str, *, is_table: bool) -> Choice | None:
-    n_marked = sum(END_OF_TEXT in row for row in rows)
-    if n_marked < 2 or (is_table and n_marked > len(rows) / 2):  # in most rows of a table: it ends each row
-        return None
-    return Choice(END_OF_TEXT, f"{n_marked:,} of {n_rows} hold this end-of-text marker")
 
 
 def _by_blocks(rows: Sequence[str], n_rows: str) -> Choice | None:

@@ -8,7 +8,7 @@ import csv
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import chain, islice
+from itertools import chain
 from typing import Any
 
 from helpers.data.sources.documents import MAX_DOCUMENT_CHARACTERS, check_length, split_lines
@@ -18,7 +18,6 @@ Row = tuple[str, Mapping[str, Any]]
 
 _DELIMITERS = ",\t;|"  # Excel writes semicolons in much of Europe, and tabs as "Unicode text"
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
-_HEAD_LINES = 4  # a `sep=` line or a title, an empty line, the header and a row
 _MERGED_LINES = 3
 
 
@@ -38,28 +37,17 @@ def csv_rows(name: str, chunks: Iterable[str], *, delimiter: str, notes: list[st
     is broken or does not fit the header, or a name occurs twice in the header.
     """
     # csv.Sniffer is no help: it raises on a table of one column, and takes letters of the text for delimiters.
-    lines = split_lines(chunks, name=name)
-    head = list(islice(lines, _HEAD_LINES))
-    if head and (named := re.fullmatch(r"sep=(.)\s*", head[0])):  # a line for Excel alone
-        delimiter, n_skipped = named[1], 1
-    else:
-        n_skipped = 0
-    if len(head) > 2 and not _counts(head[0]) and head[0].strip() and not head[1].strip() and _counts(head[2]):
-        notes.append(f"{name}: line 1, {head[0].strip()[:40]!r}, was taken as a title and left out.")
-        n_skipped = 1
-    while n_skipped < len(head) and not head[n_skipped].strip():
-        n_skipped += 1
-    header = head[n_skipped] if n_skipped < len(head) else ""
-    counts = _counts(header)
+    numbered = enumerate(split_lines(chunks, name=name))
+    filled = (pair for pair in numbered if pair[1].strip())
+    n_skipped, header = next(filled, (0, ""))
+    if named := re.fullmatch(r"sep=(.)\s*", header):  # a line for Excel alone
+        delimiter = named[1]
+        n_skipped, header = next(filled, (1, ""))
+    bare = _QUOTED.sub("", header)
+    counts = {one: bare.count(one) for one in _DELIMITERS if one in bare}
     delimiter = max(counts, key=lambda one: (counts[one], one == delimiter)) if counts else delimiter
-    lines = (f"{line}\n" for line in chain(head[n_skipped:], lines))
+    lines = (f"{line}\n" for line in chain([header], (line for _, line in numbered)))
     yield from _rows(name, lines, delimiter=delimiter, n_skipped=n_skipped, header=header, notes=notes)
-
-
-def _counts(line: str) -> dict[str, int]:
-    """Return how often each delimiter is in a line, outside quotation marks."""
-    bare = _QUOTED.sub("", line)
-    return {one: bare.count(one) for one in _DELIMITERS if one in bare}
 
 
 def _rows(

@@ -2,14 +2,12 @@
 
 import json
 import re
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from helpers.data.sources.compression import read_chunks
 from helpers.data.sources.documents import check_length
 from helpers.data.sources.rows import Row, check_names, csv_rows, is_message, json_lines, json_rows
 from helpers.data.sources.splits import part_of
@@ -97,11 +95,6 @@ def _mean_lengths(table: Table, columns: Sequence[str]) -> dict[str, float]:
     return {column: sum(each) / max(1, len(each)) for column, each in lengths.items()}
 
 
-def holds_words(value: Any) -> bool:
-    """Return whether a value is text and not a number written as text, as every number of a CSV file is."""
-    return isinstance(value, str) and not _NUMBER.fullmatch(value)
-
-
 def text_of(row: Row, column: str, *, name: str) -> str:
     """Return a row's text; empty where the column is missing or null.
 
@@ -144,14 +137,14 @@ def peek_columns(name: str, rows: Iterator[Row]) -> Table:
         for column, value in values.items():
             if columns.get(column, "other") == "other":
                 columns[column] = _kind_of_value(value)
-
     return Table(name, columns, lambda _: chain(sample, rows), sample)
 
 
 def _kind_of_value(value: Any) -> str:
-    if isinstance(value, (list, dict)):
-        return "messages" if isinstance(value, list) and value and is_message(value[0]) else "nested"
-    return "words" if holds_words(value) else "other"
+    if isinstance(value, (list, dict)) and value:  # an empty one does not say what it would hold
+        return "messages" if isinstance(value, list) and is_message(value[0]) else "nested"
+    # a number of a CSV file is text too
+    return "words" if isinstance(value, str) and not _NUMBER.fullmatch(value) else "other"
 
 
 def kind_of_type(kind: Any) -> str:
@@ -199,18 +192,8 @@ def _open_parquet(file: Path) -> Iterator[Any]:
     import pyarrow.parquet as pq
 
     try:
-        with tempfile.TemporaryFile() as unpacked:
-            # pre_buffer would hold a whole row group in memory, which can be most of the file.
-            yield pq.ParquetFile(_seekable(file, unpacked), buffer_size=2**20, pre_buffer=False)
+        # pre_buffer would hold a whole row group in memory, which can be most of the file.
+        with pq.ParquetFile(file, buffer_size=2**20, pre_buffer=False) as table:
+            yield table
     except (pa.ArrowException, OSError) as error:
         raise SettingsError(f"{file} cannot be read as Parquet ({first_line(error)}).") from None
-
-
-def _seekable(file: Path, unpacked: Any) -> Any:
-    """Return a file in which Parquet can seek: the file itself, or its decompressed content in `unpacked`."""
-    if file.suffix.lower() == ".parquet":
-        return file
-    for chunk in read_chunks(file):
-        unpacked.write(chunk)
-    unpacked.seek(0)
-    return unpacked

@@ -50,6 +50,13 @@ def test_a_dialogue_without_an_answer_ends_in_a_prompt():
     assert tokens.encode_dialogues([render_chat(CHAT[:2])])[2].all()
 
 
+def test_a_first_row_with_no_messages_does_not_hide_that_a_table_is_chat_data(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"messages": each}) + "\n" for each in ([], CHAT[1:3])))
+    ((_, texts),) = Source(DataSettings(source=str(path))).parts()
+    assert list(texts) == ["", render_chat(CHAT[1:3])]
+
+
 PAIR = {"user": ASK, "assistant": ANSWER}
 FORMS = {
     "messages": {"messages": CHAT[1:3], "id": 7},

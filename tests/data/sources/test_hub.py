@@ -3,11 +3,13 @@
 import os
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, config
 
+from helpers.data.sources import hub as hub_module
 from helpers.paths import POCKET
 from tests.loopback_hub import COMMIT, loopback_hub
 
@@ -145,3 +147,21 @@ def test_without_the_hub_and_the_cache_there_is_an_error_at_once(tmp_path):
     nothing, seconds_of_nothing = in_a_child(NOBODY, tmp_path, "print('ready')")
     assert nothing == ["ready\n"]
     assert seconds < 10 * seconds_of_nothing, "the libraries alone would try for minutes"
+
+
+def test_threads_that_read_without_the_hub_leave_the_library_online(monkeypatch):
+    monkeypatch.setattr(config, "HF_HUB_OFFLINE", False)
+    has_entered, may_leave = threading.Event(), threading.Event()
+
+    def read():
+        with hub_module._offline():
+            has_entered.set()
+            may_leave.wait(10)
+
+    other = threading.Thread(target=read)
+    with hub_module._offline():
+        other.start()
+        has_entered.wait(0.1)  # without waiting for its turn, it would take this block's change for the usual state
+    may_leave.set()
+    other.join()
+    assert config.HF_HUB_OFFLINE is False

@@ -1,0 +1,15 @@
+from helpers.data.facts import find_notes
+from helpers.settings import DataSettings
+
+FACTS = {
+    "encodings": {}, "leakage": {"share_in_train": 0.0, "ngram": 13}, "documents_read": 1000, "empty": 0,
+    "tiny_documents": 0, "near_duplicates": 0, "tokens": 250, "characters": 1000,
+}  # fmt: skip
+
+
+def test_near_duplicates_are_noted_where_something_can_be_done_about_them():
+    many = FACTS | {"near_duplicates": 20}
+    (note,) = find_notes(many, DataSettings())
+    assert note.startswith("20 of 1,000 documents are nearly the same as another: near_duplicates='remove' keeps")
+    assert find_notes(many, DataSettings(near_duplicates="remove")) == []
+    assert find_notes(FACTS, DataSettings()) == []
