@@ -22,9 +22,12 @@ def pytest_configure(config):
         config.addinivalue_line("filterwarnings", "default")
 
 
+LONGEST = ("tests/troubleshooting/test_notebook.py", "tests/test_true_size.py", "tests/studies/test_commands.py")
+
+
 def pytest_collection_modifyitems(items):
-    """Begin with notebook 05, the longest: at the end one worker would run it alone."""
-    items.sort(key=lambda item: "test_notebook" not in item.nodeid)
+    """Begin with what takes longest: at the end one worker would run it alone."""
+    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
 
 
 @pytest.fixture(autouse=True)

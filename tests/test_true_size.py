@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from functools import cache
 
 import numpy as np
 import pytest
@@ -49,8 +50,11 @@ def wikitext_rows(speeches, name):
     return [row for line in lines for row in ("", f" {' '.join(line.split())} \n")]
 
 
-def write_wikitext(folder):
-    """Write the three splits as Parquet, with a card that names the configuration; return file names and files."""
+def write_wikitext(folder, *, n_speeches):
+    """Write the three splits as Parquet, with a card that names the configuration; return file names and files.
+
+    `n_speeches` are those of an article in each split, at most nine.
+    """
     text = (SHARED / "tinyshakespeare.txt").read_text(encoding="utf-8")
     speeches = [speech for speech in text.split("\n\n") if len(speech) > 150]
     files = {"README.md": folder / "README.md"}
@@ -62,8 +66,8 @@ def write_wikitext(folder):
     for split, n_articles in N_ARTICLES.items():
         rows = []
         for number in range(n_articles):
-            rows += wikitext_rows(speeches[:9], f"Play {split} {number}")
-            speeches = speeches[9:]
+            rows += wikitext_rows(speeches[: n_speeches[split]], f"Play {split} {number}")
+            speeches = speeches[n_speeches[split] :]
         name = f"{CONFIG}/{split}-00000-of-00001.parquet"
         files[name] = folder / f"{split}.parquet"
         Dataset.from_dict({"text": rows}).to_parquet(files[name])
@@ -93,12 +97,15 @@ def write_gpt2(folder):
 
 
 @pytest.fixture
-def hub(tmp_path):
+def hub(tmp_path, request):
     """Serve GPT-2 and WikiText; return the address."""
     folders = [tmp_path / name for name in ("gpt2", "wikitext")]
     for folder in folders:
         folder.mkdir()
-    repositories = {f"models/{MODEL}": write_gpt2(folders[0]), f"datasets/{WIKITEXT}": write_wikitext(folders[1])}
+    # each window of 1,024 tokens takes seconds: a test part just longer than one, unless the notebooks run on it
+    short = {} if request.node.get_closest_marker("true_size") else {"validation": 4, "test": 7}
+    wikitext = write_wikitext(folders[1], n_speeches=dict.fromkeys(N_ARTICLES, 9) | short)
+    repositories = {f"models/{MODEL}": write_gpt2(folders[0]), f"datasets/{WIKITEXT}": wikitext}
     with loopback_hub(repositories) as address:
         yield address
     shutil.rmtree(tmp_path)  # pytest keeps the folders of three sessions, and these files are gigabytes
@@ -138,30 +145,35 @@ def follow_main_path():
         "steps with a loss": [row["step"] for row in trained.history if "loss" in row],
         "documents": {name: len(part) for name, part in open_prepared(settings.run).documents.items()},
         "published_protocol": measure_published_protocol(sampling),
-        "plain loop": {stride: perplexity_of_a_plain_loop(base, tokenizer, text, stride) for stride in (1024, 512)},
+        "plain loop": perplexities_of_a_plain_loop(base, tokenizer, text),
         "sample": generate(load_tuned(settings.run)[0], tokenizer, [sampling.prompt], sampling)[0][0].text,
         "prompt": sampling.prompt,
     }
     print(json.dumps(result))
 
 
-def perplexity_of_a_plain_loop(model, tokenizer, text, stride):
-    """Return the perplexity by windows of 1,024 tokens in which those that were scored before are ignored."""
+def perplexities_of_a_plain_loop(model, tokenizer, text):
+    """Return for each stride the perplexity by windows of 1,024 tokens, whose tokens count where they come first."""
     import torch
 
-    ids = torch.tensor([tokenizer.encode(text, verbose=False)])
-    nats = n_tokens = end_before = 0
-    for start in range(0, ids.shape[1], stride):
-        end = min(start + 1024, ids.shape[1])
-        window, labels = ids[:, start:end], ids[:, start:end].clone()
-        labels[:, : end_before - start] = -100
-        n_new = int((labels[:, 1:] != -100).sum())
+    @cache
+    def nats_in(start, end):  # of each token but the first
         with torch.no_grad():
-            nats += n_new * float(model(window, labels=labels).loss)
-        n_tokens, end_before = n_tokens + n_new, end
-        if end == ids.shape[1]:
-            return math.exp(nats / n_tokens)
-    raise AssertionError("the last window ends the text")
+            logits = model(ids[None, start:end]).logits[0, :-1]
+        return torch.nn.functional.cross_entropy(logits, ids[start + 1 : end], reduction="none").tolist()
+
+    ids, perplexities = torch.tensor(tokenizer.encode(text, verbose=False)), {}
+    assert len(ids) > 1024, "windows overlap"
+    for stride in (1024, 512):
+        nats, end_before = [], 0
+        for start in range(0, len(ids), stride):
+            end = min(start + 1024, len(ids))
+            nats += nats_in(start, end)[max(0, end_before - start - 1) :]
+            end_before = end
+            if end == len(ids):
+                break
+        perplexities[stride] = math.exp(sum(nats) / len(nats))
+    return perplexities
 
 
 def test_gpt2_is_planned_trained_resumed_evaluated_and_asked_for_text(hub, runs, tmp_path):

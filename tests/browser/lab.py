@@ -13,6 +13,8 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import nbformat
+
 from helpers.paths import NOTEBOOKS
 
 ROOT = NOTEBOOKS.parent
@@ -27,6 +29,13 @@ _STATE = """() => {
         all_run: code.every(cell => cell.execution_count || !cell.source.length),
         errors: errors.map(out => out.ename + ': ' + out.evalue),
     };
+}"""
+_GO_TO_FIRST_EXECUTED = """() => {
+    const notebook = window.jupyterapp.shell.currentWidget.content;
+    const code = [...notebook.model.cells].filter(cell => cell.type === 'code');
+    const first = code.find(cell => cell.executionCount);
+    if (first) notebook.activeCellIndex = [...notebook.model.cells].indexOf(first);
+    return first ? code.indexOf(first) : -1;
 }"""
 _TEXT = """async () => {
     const notebook = window.jupyterapp.shell.currentWidget.content, texts = [];
@@ -45,8 +54,9 @@ class JupyterLab:
     def __init__(self, folder: Path):
         self.folder, self.runs, self.token = folder / "notebooks", folder / "runs", secrets.token_hex(16)
         shutil.copytree(NOTEBOOKS, self.folder)
-        if finished := os.environ.get("FINISHED_RUNS"):  # of the same notebooks, which then need not be trained again
-            shutil.copytree(finished, self.runs)
+        if finished := os.environ.get("FINISHED"):  # where these notebooks were executed a moment ago
+            shutil.copytree(Path(finished) / "runs", self.runs)
+            self._take_executed(Path(finished) / "notebooks")
         home = folder / "jupyter"
         settings = home / "settings/@jupyterlab/apputils-extension"
         settings.mkdir(parents=True)
@@ -83,6 +93,16 @@ class JupyterLab:
         self.log = (folder / "jupyterlab.txt").open("w")
         self.process = subprocess.Popen([*command, *options], env=self.environment, stdout=self.log, stderr=self.log)
         self._wait()
+
+    def _take_executed(self, notebooks):
+        """Take the two longest notebooks as they were executed, but for the cells down to a panel: these run again."""
+        for path in (*notebooks.glob("03*.ipynb"), *notebooks.glob("05*.ipynb")):
+            nb = nbformat.read(path, as_version=4)
+            code = [cell for cell in nb.cells if cell.cell_type == "code"]
+            panel = next((number for number, cell in enumerate(code, 1) if cell.source.endswith("\npanel")), 0)
+            for cell in code[:panel]:
+                cell.outputs, cell.execution_count = [], None
+            nbformat.write(nb, self.folder / path.name)
 
     @property
     def url(self):
@@ -131,8 +151,19 @@ class Notebook:
 
     def run_all(self):
         """Choose Run, Run All Cells in the menu, as a person does."""
+        self._choose_run("runmenu:run-all")
+
+    def run_what_has_not_run(self):
+        """Run all cells, or where further ones were executed before, those above them."""
+        first_executed = self.page.evaluate(_GO_TO_FIRST_EXECUTED)
+        if first_executed < 0:
+            self.run_all()
+        elif first_executed > 0:
+            self._choose_run("notebook:run-all-above")
+
+    def _choose_run(self, command):
         self.page.locator(".lm-MenuBar-itemLabel", has_text=re.compile("^Run$")).click()
-        self.page.locator(".lm-Menu-item[data-command='runmenu:run-all'] .lm-Menu-itemLabel").click()
+        self.page.locator(f".lm-Menu-item[data-command='{command}'] .lm-Menu-itemLabel").click()
 
     def wait(self, seconds=MOST_SECONDS):
         """Wait until every cell has run; return the errors of cells that failed."""

@@ -87,7 +87,22 @@ def scrolls_sideways(page):
     return page.evaluate(f"({wide})(document.documentElement)") or panel.evaluate(wide)
 
 
-def test_notebook_1_runs_from_top_to_bottom(notebooks):
+@pytest.fixture(scope="module")
+def hostile(lab, open_notebook):
+    """Return notebook 02, running on a corpus of markup."""
+    corpus = lab.folder / "evil.txt"
+    corpus.write_text("\n\n".join(f"{EVIL} {number}. A fox went to the well." for number in range(120)))
+    text = (lab.folder / "02_data.ipynb").read_text()
+    text = text.replace(r"source = \"fables\"", rf"source = \"{corpus.name}\"").replace(
+        r"run = \"pocket\"", r"run = \"evil\""
+    )
+    (lab.folder / "evil.ipynb").write_text(text)
+    notebook = open_notebook("evil.ipynb")
+    notebook.run_all()
+    return notebook
+
+
+def test_notebook_1_runs_from_top_to_bottom(notebooks, hostile):  # beside which it runs
     assert notebooks["01"].wait() == []
 
 
@@ -116,24 +131,16 @@ def test_markup_typed_into_the_data_panel_does_not_run(notebooks):
     shown.panel.get_by_text(re.compile(r"\d+ documents")).wait_for()
 
 
-def test_markup_in_a_corpus_does_not_run(lab, open_notebook):
-    corpus = lab.folder / "evil.txt"
-    corpus.write_text("\n\n".join(f"{EVIL} {number}. A fox went to the well." for number in range(120)))
-    text = (lab.folder / "02_data.ipynb").read_text()
-    text = text.replace(r"source = \"fables\"", rf"source = \"{corpus.name}\"").replace(
-        r"run = \"pocket\"", r"run = \"evil\""
-    )
-    (lab.folder / "evil.ipynb").write_text(text)
-    notebook = open_notebook("evil.ipynb")
-    notebook.run_all()
-    assert notebook.wait() == []
-    assert "window.hacked" in notebook.text()
-    assert not is_hacked(notebook.page)
-    notebook.page.close()
+def test_markup_in_a_corpus_does_not_run(hostile):
+    assert hostile.wait() == []
+    assert "window.hacked" in hostile.text()
+    assert not is_hacked(hostile.page)
+    hostile.page.close()
 
 
-def test_notebook_3_runs_from_top_to_bottom(notebooks):
+def test_notebook_3_runs_from_top_to_bottom_or_shows_what_was_executed(notebooks):
     assert notebooks["03"].wait() == []
+    assert "Traceback" not in notebooks["03"].text()
 
 
 def test_the_gauge_follows_the_mouse_and_the_keyboard(notebooks):
@@ -284,9 +291,9 @@ def test_the_bars_follow_the_temperature(notebooks):
     handle.focus()
     for _ in range(8):
         handle.press("ArrowRight")
-    shown.page.wait_for_timeout(500)
+    texts = "[...document.querySelectorAll('.course-panel table')].map(table => table.innerText).join()"
+    shown.page.wait_for_function(f"before => {texts} !== before.join()", arg=before)
     assert float(shown.value("temperature")) == pytest.approx(EvaluationSettings().temperature + 8 * 0.05)
-    assert shown.panel.locator("table").all_inner_texts() != before
 
 
 def test_markup_in_a_prompt_does_not_run(notebooks):
@@ -350,8 +357,9 @@ def test_a_panel_fits_in_both_themes(notebooks, name, theme, width):
     assert not scrolls_sideways(notebook.page)
 
 
-def test_notebook_5_runs_from_top_to_bottom(notebooks):
+def test_notebook_5_runs_from_top_to_bottom_or_shows_what_was_executed(notebooks):
     assert notebooks["05"].wait() == []
+    assert "Traceback" not in notebooks["05"].text()
 
 
 def test_papermill_runs_the_saved_parameters(papermill_run, lab):

@@ -1,8 +1,6 @@
 import json
 import os
 import shutil
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -21,10 +19,12 @@ from helpers.data.preparation import (
     token_blocks,
 )
 from helpers.data.sources import source_path
+from helpers.data.writing import Staging
 from helpers.files import read_json
 from helpers.model import load_tokenizer
 from helpers.paths import NOTEBOOKS
 from helpers.settings import DataSettings, SettingsError
+from tests.forked import start_forked
 
 GPT2 = Path(__file__).parents[3] / "shared" / "data" / "gpt2-tokenizer"
 
@@ -343,8 +343,6 @@ def test_too_little_text_is_refused_and_the_runs_old_data_stay(tmp_path, tiny_se
 
 def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, tiny_settings, monkeypatch):
     path = written(tmp_path, stories(50))
-    from helpers.data.writing import Staging
-
     finish = Staging.finish
 
     def append_and_finish(staging):
@@ -358,45 +356,42 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, tiny_settings
     assert not list((tmp_path / "runs" / "tiny").glob("data*"))
 
 
-CHILD = """
-import sys
-from helpers.data.preparation import prepare
-from helpers.settings import DataSettings, SettingsError
-{before}
-try:
-    prepare(DataSettings(run="tiny", source=sys.argv[1], model_name_or_path=sys.argv[2], block_size=32))
-except SettingsError as error:
-    print(error)
-"""
+def limit_files():
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
 
-def in_a_child(source, model, *, before=""):
-    command = [sys.executable, "-c", CHILD.format(before=before), str(source), str(model)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def hold_still_at_the_end():
+    Staging.finish = lambda staging: time.sleep(600)
+
+
+def prepare_after(change, source, model):
+    """Prepare a text after a change to this process, and print the error."""
+    change()
+    try:
+        prepare(DataSettings(run="tiny", source=str(source), model_name_or_path=str(model), block_size=32))
+    except SettingsError as error:
+        print(error)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits a process as POSIX can")
 def test_a_full_disk_is_explained_and_nothing_is_left(tmp_path, tiny_model):
-    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))"
-    source = written(tmp_path, stories(2000))
-    message, errors = in_a_child(source, tiny_model, before=limit).communicate()
-    assert "is full: the text needs about three times its size" in message, errors
+    source, printed = written(tmp_path, stories(2000)), tmp_path / "printed.txt"
+    start_forked(prepare_after, limit_files, source, tiny_model, output=printed).join()
+    assert "is full: the text needs about three times its size" in printed.read_text()
     assert not list((tmp_path / "runs" / "tiny").glob("data*"))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="kills a process as POSIX can")
 def test_a_killed_preparation_leaves_no_data_and_the_next_starts_clean(tmp_path, tiny_model):
     source, folder = written(tmp_path, stories(100)), tmp_path / "runs" / "tiny"
-    stop = (
-        "import time; from helpers.data.writing import Staging\n"
-        "Staging.finish = lambda staging: time.sleep(600)  # hold still where it is to be killed"
-    )
-    child = in_a_child(source, tiny_model, before=stop)
+    child = start_forked(prepare_after, hold_still_at_the_end, source, tiny_model, output=tmp_path / "printed.txt")
     deadline = time.monotonic() + 120
     while not (folder / "data.new" / "staged" / "texts").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
-    child.send_signal(signal.SIGKILL)
-    child.communicate()
+    child.kill()
+    child.join()
     assert (folder / "data.new").exists()
     assert not (folder / "data").exists()
     with pytest.raises(SettingsError, match="holds no data yet"):

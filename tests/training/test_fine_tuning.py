@@ -3,6 +3,7 @@ import math
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -26,6 +27,7 @@ from helpers.training.fine_tuning import as_batch, fine_tune, open_or_train
 from helpers.training.finished_run import open_run
 from helpers.training.run_files import last_complete_checkpoint, read_history
 from helpers.training.stopping import TrainingStoppedError
+from tests.forked import train_forked
 
 
 def weights(folder):
@@ -323,13 +325,6 @@ def test_a_full_disk_is_refused_before_the_first_step(tiny_settings, monkeypatch
     assert not (run_folder("tiny") / "history.jsonl").exists()
 
 
-def train_in_a_process(settings, runs, launch=(sys.executable, "-W", "ignore")):
-    values = [part for name, value in settings.model_dump().items() for part in ("-p", name, str(value))]
-    command = [*launch, "-m", "helpers", "train", *values]
-    env = {**os.environ, "COURSE_RUNS": str(runs), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, cwd=NOTEBOOKS.parent, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-
-
 def half_written(checkpoints):
     """Return whether a checkpoint has its weights and not yet its state, which the Trainer writes last."""
     return any(not (folder / "trainer_state.json").exists() for folder in checkpoints.glob("checkpoint-*"))
@@ -348,12 +343,12 @@ def test_killed_at_any_moment_the_same_call_ends_with_the_same_weights_and_histo
     ]
     kills = 0
     for has_come in moments:
-        child = train_in_a_process(settings, runs)
-        while child.poll() is None and not has_come():
+        child = train_forked(settings, runs)
+        while child.is_alive() and not has_come():
             time.sleep(0.0005)
-        kills += child.poll() is None
+        kills += child.is_alive()
         child.kill()
-        child.communicate()
+        child.join()
     assert kills >= 2, "the training ended before it could be killed"
     finished = fine_tune(settings)
     assert same_weights(weights(expected.model_folder), weights(finished.model_folder))
@@ -377,12 +372,12 @@ def test_a_streamed_run_that_is_killed_ends_with_the_same_weights_to_the_bit(tin
         facts["stream"]["buffer_blocks"] = 40  # four buffers of an epoch
         (runs / run / "data/data.json").write_text(json.dumps(facts))
         if run == "killed":
-            child, checkpoints = train_in_a_process(settings, runs), runs / "killed/checkpoints"
-            while child.poll() is None and not (checkpoints / "checkpoint-55/trainer_state.json").exists():
+            child, checkpoints = train_forked(settings, runs), runs / "killed/checkpoints"
+            while child.is_alive() and not (checkpoints / "checkpoint-55/trainer_state.json").exists():
                 time.sleep(0.0005)
-            assert child.poll() is None, "the training ended before it could be killed"
+            assert child.is_alive(), "the training ended before it could be killed"
             child.kill()
-            child.communicate()
+            child.join()
         finished.append(fine_tune(settings))
     one, other = finished
     assert one.facts["steps"] == other.facts["steps"] == math.ceil(2.5 * math.ceil(5000 // 32 / 4))
@@ -531,13 +526,26 @@ def test_two_processes_wait_while_another_trains_the_run_and_then_open_it(tiny_r
     settings_file = tiny_run.folder / "settings.json"
     settings_file.write_text(settings_file.read_text().replace('"processes": 1', '"processes": 2'))
     (tiny_run.folder / "training.json").rename(runs / "kept.json")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    with FileLock(tiny_run.folder / ".train.lock"):
-        child = train_in_a_process(read_run_settings("tiny"), runs, launch=launch)
-        assert any(b"Another process works at run 'tiny'" in line for line in child.stderr)  # until the first one waits
-        (runs / "kept.json").rename(tiny_run.folder / "training.json")
-    _, message = child.communicate(timeout=100)
-    assert child.returncode == 0, message.decode()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    printed = [runs.with_name(f"train-{rank}.txt") for rank in "01"]
+    children = []
+    try:
+        with FileLock(tiny_run.folder / ".train.lock"):
+            for rank in "01":
+                children += [train_forked(read_run_settings("tiny"), runs, RANK=rank, LOCAL_RANK=rank, **address)]
+            deadline = time.monotonic() + 100
+            while not (printed[0].exists() and "Another process works at run 'tiny'" in printed[0].read_text()):
+                assert children[0].is_alive() and time.monotonic() < deadline, "the first process did not wait"
+                time.sleep(0.05)
+            (runs / "kept.json").rename(tiny_run.folder / "training.json")
+        for child, path in zip(children, printed, strict=True):
+            child.join(100)
+            assert child.exitcode == 0, path.read_text()
+    finally:
+        for child in children:
+            child.kill()
 
 
 def test_what_is_logged_is_passed_on_to_tensorboard(tiny_settings):

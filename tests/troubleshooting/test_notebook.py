@@ -2,15 +2,31 @@
 
 import json
 import math
+import os
+import pickle
 import sys
+from pathlib import Path
 
+import nbformat
 import psutil
 import pytest
+from nbclient import NotebookClient
 
+from helpers.files import write_atomically
 from helpers.paths import NOTEBOOKS
 from helpers.training.shape import operations_per_token
 from helpers.troubleshooting import explain
 
+NOTEBOOK = NOTEBOOKS / "05_troubleshooting.ipynb"
+CELLS = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+# What the cells below look at; all but `codes` and `left` are names of the notebook.
+KEPT = """
+empty empty_log fixed_log wild sane half mixed n_broken n_fixed endless hidden shifted straight memory still_there
+new_token past_end too_long repaired_lines repaired original migrated uninterrupted resumed longer restarted cut_short
+fallback killed again printed codes logs study table between difference shape trained F mfu examination left
+""".split()
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 needs_limits = pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot limit a process's memory or files")
 
 
@@ -20,33 +36,41 @@ def children():
     return {one.pid for one in running if "resource_tracker" not in " ".join(one.cmdline())}
 
 
-CELLS = json.loads((NOTEBOOKS / "05_troubleshooting.ipynb").read_text(encoding="utf-8"))["cells"]
-
-
 def source_of(cell_id):
     return next("".join(cell["source"]) for cell in CELLS if cell["id"] == cell_id)
 
 
 @pytest.fixture(scope="module")
-def notebook(tmp_path_factory):
-    """Run every code cell in this process and return the names that they define; nothing must stay behind."""
-    import matplotlib.pyplot as plt
-    from IPython.core.interactiveshell import InteractiveShell
-    from transformers.utils import logging
-
-    folder, before, verbosity = tmp_path_factory.mktemp("notebook"), children(), logging.get_verbosity()
+def notebook(tmp_path_factory, trained_runs):
+    """Run every cell in a kernel, then the examination of a finished run; return what the cells made."""
+    folder, kept, before = tmp_path_factory.mktemp("notebook"), tmp_path_factory.mktemp("kept"), children()
+    keep = "import pickle; pickle.dump({{name: globals()[name] for name in {!r}}}, open({!r}, 'wb'))"
+    further = [
+        "codes = [process.returncode for process in started.values()]",
+        "import psutil; left = [one.cmdline() for one in psutil.Process().children() if one.status() != 'zombie']",
+        keep.format(KEPT, str(kept / "made")),
+        "run, has_run = 'tiny', True",
+        *map(source_of, ("05-mfu-1", "05-mfu-3", "05-49")),
+        keep.format(["examined", "trained", "examination"], str(kept / "finished")),
+    ]
+    runs = sorted(trained_runs.iterdir())
+    done = nbformat.read(NOTEBOOK, as_version=4)
+    n_cells = len(done.cells)
+    done.cells += map(nbformat.v4.new_code_cell, further)
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setenv("COURSE_RUNS", str(folder / "runs"))
-        shell = InteractiveShell()
-        for cell in CELLS:
-            if cell["cell_type"] == "code":
-                shell.run_cell("".join(cell["source"]), store_history=False).raise_error()
-    plt.close("all")
-    logging.set_verbosity(verbosity)  # which the notebook lowers for its kernel, and later tests need
+        patch.setenv("COURSE_RUNS", str(trained_runs))
+        NotebookClient(done, timeout=600, resources={"metadata": {"path": str(folder)}}).execute()
     assert list(folder.iterdir()) == []
+    assert sorted(trained_runs.iterdir()) == runs
     assert children() == before
-    return shell.user_ns
+    printed = [output for cell in done.cells for output in cell.get("outputs", []) if output.get("name") == "stderr"]
+    assert printed == [], "no warning is shown"
+    if finished := os.environ.get("FINISHED"):  # for the tests in a browser, which show it
+        del done.cells[n_cells:]
+        write_atomically(Path(finished) / "notebooks" / NOTEBOOK.name, nbformat.writes(done))
+    made, of_finished_run = (pickle.loads((kept / name).read_bytes()) for name in ("made", "finished"))
+    assert [command for command in made["left"] if "resource_tracker" not in " ".join(command)] == []
+    return made | {"of_finished_run": of_finished_run}
 
 
 def known(symptom):
@@ -143,7 +167,7 @@ def test_a_kernel_dies_and_its_notebook_goes_on_when_it_is_run_again(notebook):
 
 def test_a_parameter_without_a_tagged_cell_has_no_effect_and_no_error(notebook):
     assert notebook["printed"] == {"untagged": "2 epochs", "tagged": "5 epochs"}
-    assert {process.returncode for process in notebook["started"].values()} == {0}
+    assert notebook["codes"] == [0, 0]
     assert known(notebook["logs"]["untagged"]) == "T24"
 
 
@@ -169,3 +193,9 @@ def test_the_utilisation_counts_the_operations_that_a_plan_counts(notebook):
 
 def test_a_run_that_learns_has_nothing_wrong(notebook):
     assert {check.status for check in notebook["examination"].checks} == {"ok"}
+
+
+def test_a_finished_run_is_examined_instead_of_one_that_the_notebook_trained(notebook, tiny_settings):
+    finished = notebook["of_finished_run"]
+    assert (finished["examined"], finished["trained"]) == ("tiny", tiny_settings)
+    assert finished["examination"].run == "tiny"
