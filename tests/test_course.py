@@ -75,6 +75,22 @@ def test_a_failing_cell_leaves_the_executed_notebook_and_the_report(notebook):
     assert "broken" in page
 
 
+def test_a_notebook_is_saved_now_and_then_and_completely_at_its_end(notebook, monkeypatch):
+    from papermill import engines
+
+    saved = []
+    write = engines.write_ipynb
+    monkeypatch.setattr(engines, "write_ipynb", lambda nb, path: (saved.append(path), write(nb, path)))
+    # the last cell takes longer than the time between two saves: what is before it is safe by then
+    path = notebook("01_a.ipynb", 'run = "x"', *["print(run)"] * 20, "import time; time.sleep(1.5)", "1 / 0")
+    with pytest.raises(CourseError):
+        run_course([path], run="mine", parameters={})
+    assert 2 <= len(saved) < 20, "papermill's own way saves 47 times"
+    *printed, error = outputs("mine", "01_a.ipynb")[-21:]
+    assert [output.text for output in printed] == ["mine\n"] * 20
+    assert error.ename == "ZeroDivisionError"
+
+
 def test_an_error_of_many_lines_is_told_on_one(notebook):
     bad = notebook("01_a.ipynb", 'run = "x"', "raise ValueError('one\\n  two')")
     with pytest.raises(CourseError, match=r"ValueError: one two\. The executed notebook") as error:
