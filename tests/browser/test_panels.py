@@ -329,15 +329,19 @@ def test_both_models_are_streamed(notebooks):
         assert text.startswith("The Fox and the")
 
 
-def test_stop_ends_the_text_of_the_first_model(notebooks):
-    # Not of the second: it may end its text, and with it the stream, before the button is pressed.
+def test_stop_ends_the_texts(notebooks):
     shown = Shown(notebooks["04"])
-    texts = shown.panel.locator(".course-text")
+    shown.move("temperature", "2.00")  # at which end-of-text is hardly ever drawn
+    # The page itself presses as soon as it can: asked from here, the texts might end before it.
+    shown.button("Stop").evaluate(
+        """stop => new MutationObserver((_, observer) => {
+            if (stop.disabled) return;
+            observer.disconnect();
+            stop.click();
+        }).observe(stop, {attributes: true})"""
+    )
     shown.button("Generate").click()
-    texts.first.filter(has_text=re.compile("The Fox and the.")).wait_for()
-    shown.button("Stop").click()
     shown.says("Stopped")
-    assert texts.nth(1).inner_text() == "The Fox and the", "it has not begun"
     assert shown.row("temperature").locator(".noUi-target").get_attribute("disabled") is None
 
 
