@@ -15,6 +15,7 @@ from helpers.training import plan_run
 
 pytestmark = pytest.mark.browser
 GPT2_TAKES = f"{plan_run(TrainingSettings.from_preset('rtx-4070-ti')).memory.total_bytes / GIB:.1f} GiB predicted"
+ENDLESS = "2.00"  # temperature at which no text ends by itself after a few tokens, on any processor
 EVIL = (
     "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>"
     "</div><svg onload='window.hacked = 1'></svg> # head **bold** [link](javascript:window.hacked=1)"
@@ -310,6 +311,7 @@ def test_markup_in_a_prompt_does_not_run(notebooks):
 
 def test_both_models_are_streamed(notebooks):
     shown = Shown(notebooks["04"])
+    shown.move("temperature", ENDLESS)
     texts = shown.panel.locator(".course-text")
     # The page itself counts: asked from here, it might skip most of a short text.
     shown.panel.evaluate(
@@ -331,7 +333,7 @@ def test_both_models_are_streamed(notebooks):
 
 def test_stop_ends_the_texts(notebooks):
     shown = Shown(notebooks["04"])
-    shown.move("temperature", "2.00")  # at which end-of-text is hardly ever drawn
+    shown.move("temperature", ENDLESS)
     # The page itself presses as soon as it can: asked from here, the texts might end before it.
     shown.button("Stop").evaluate(
         """stop => new MutationObserver((_, observer) => {
