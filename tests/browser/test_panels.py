@@ -306,13 +306,14 @@ def test_markup_in_a_prompt_does_not_run(notebooks):
     assert EVIL in texts.nth(0).inner_text()
     assert texts.locator("img, script, svg, h1, strong, a").count() == 0
     assert not is_hacked(shown.page)
-    shown.type("prompt", "The Fox and the")
 
 
 def test_both_models_are_streamed(notebooks):
     shown = Shown(notebooks["04"])
-    shown.move("temperature", ENDLESS)
     texts = shown.panel.locator(".course-text")
+    shown.type("prompt", "The Fox and the")
+    texts.first.get_by_text("The Fox and the").wait_for()
+    shown.move("temperature", ENDLESS)
     # The page itself counts: asked from here, it might skip most of a short text.
     shown.panel.evaluate(
         """panel => {
