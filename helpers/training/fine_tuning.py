@@ -11,7 +11,8 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from helpers.data.preparation import load_run_tokenizer, prepare
+from helpers.data.preparation import prepare
+from helpers.data.run_data import load_run_tokenizer
 from helpers.data.streaming import open_training_blocks
 from helpers.display import did_you_mean
 from helpers.files import atomic_folder, write_json

@@ -26,7 +26,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from helpers.data.preparation import load_documents
+from helpers.data.in_memory import load_documents
 from helpers.model import load_tokenizer, quiet
 from helpers.paths import POCKET
 from helpers.settings import DataSettings
