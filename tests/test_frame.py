@@ -55,13 +55,13 @@ ROOMS = {
     "training": {"data", "display", "environment", "files", "model", "paths", "settings"},
     "evaluation": {"data", "display", "files", "model", "settings", "training"},
     "troubleshooting": {"course", "data", "display", "environment", "model", "paths", "settings", "training"},
-    "widgets": {"data", "display", "files", "model", "paths", "schema", "settings", "training"},
+    "widgets": {"data", "display", "evaluation", "files", "model", "paths", "schema", "settings", "training"},
     "studies": {
         "course", "data", "display", "evaluation", "files", "paths", "plots", "schema", "settings", "training",
         "troubleshooting",
     },
     "sharing": {
-        "data", "display", "evaluation", "files", "model", "paths", "schema", "settings", "training", "widgets",
+        "data", "display", "evaluation", "files", "model", "paths", "schema", "settings", "training",
     },
     "assets": {"data", "evaluation", "files", "model", "paths", "settings", "training"},
     "__main__": {

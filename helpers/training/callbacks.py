@@ -1,4 +1,4 @@
-"""Trainer callbacks: history, time, progress; `checks` and `stopping` have those that end a training."""
+"""Trainer callbacks: history, time, progress; `guards` and `stopping` have those that end a training."""
 
 import time
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from transformers.trainer_callback import ExportableState
 
 from helpers.display import MIB
 from helpers.settings import SettingsError, TrainingSettings
-from helpers.training.checks import DiskSpaceGuard, Guard
+from helpers.training.guards import DiskSpaceGuard, Guard
 from helpers.training.processes import n_processes, peak_bytes
 from helpers.training.pruning import pruning_callback
 from helpers.training.run_files import history_rows, write_history

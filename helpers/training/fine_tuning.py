@@ -22,7 +22,6 @@ from helpers.settings import TrainingSettings, read_run_settings, run_folder
 from helpers.training import processes, run_files
 from helpers.training.arguments import chosen_precision, float32_products, training_arguments
 from helpers.training.callbacks import Watch, training_callbacks
-from helpers.training.checks import TrainingBrokenError
 from helpers.training.engine import equal_results_less_work
 from helpers.training.finished_run import (
     FineTuned,
@@ -32,6 +31,7 @@ from helpers.training.finished_run import (
     find_clock,
     open_run,
 )
+from helpers.training.guards import TrainingBrokenError
 from helpers.training.lora import add_adapter, merge_adapter, restore_adapter
 from helpers.training.model_card import card_text
 from helpers.training.plan import describe_long_warmup, predict_on_this_machine

@@ -12,7 +12,7 @@ from helpers.training import processes, run_files
 from helpers.training.arguments import chosen_precision
 from helpers.training.calibration import Measurement, add_measurements
 from helpers.training.callbacks import Clock
-from helpers.training.cards import this_device
+from helpers.training.devices import this_device
 from helpers.training.shape import GPT2Shape
 
 if TYPE_CHECKING:

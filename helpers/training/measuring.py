@@ -12,7 +12,7 @@ from helpers.training import processes
 from helpers.training.arguments import chosen_precision, float32_products, training_arguments
 from helpers.training.calibration import Calibration, Measurement, add_measurements
 from helpers.training.callbacks import StepTimer
-from helpers.training.cards import GraphicsCard, this_device
+from helpers.training.devices import GraphicsCard, this_device
 from helpers.training.engine import equal_results_less_work
 from helpers.training.fine_tuning import as_batch
 from helpers.training.memory import predict

@@ -22,9 +22,9 @@ from helpers.paths import NOTEBOOKS
 from helpers.settings import SettingsError, TrainingSettings, read_run_settings, run_folder
 from helpers.training import callbacks, engine
 from helpers.training import fine_tuning as training
-from helpers.training.checks import TrainingBrokenError
 from helpers.training.fine_tuning import as_batch, fine_tune, open_or_train
 from helpers.training.finished_run import open_run
+from helpers.training.guards import TrainingBrokenError
 from helpers.training.run_files import last_complete_checkpoint, read_history
 from helpers.training.stopping import TrainingStoppedError
 from tests.forked import train_forked
@@ -319,7 +319,7 @@ def test_a_full_disk_stops_before_the_checkpoint_and_keeps_the_last_one(tiny_set
 
 
 def test_a_full_disk_is_refused_before_the_first_step(tiny_settings, monkeypatch):
-    monkeypatch.setattr("helpers.training.checks.free_bytes", lambda folder: 1000)
+    monkeypatch.setattr("helpers.training.guards.free_bytes", lambda folder: 1000)
     with pytest.raises(TrainingBrokenError, match="are needed: free some space"):
         fine_tune(tiny_settings)
     assert not (run_folder("tiny") / "history.jsonl").exists()

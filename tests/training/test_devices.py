@@ -6,8 +6,7 @@ import torch
 
 from helpers.display import GIB
 from helpers.settings import SettingsError, TrainingSettings
-from helpers.training import cards
-from helpers.training.cards import CARDS, find_card, this_device
+from helpers.training.devices import CARDS, find_card, this_device
 from helpers.training.plan import plan_run
 
 
@@ -44,7 +43,7 @@ def test_a_card_without_bf16_takes_fp16_and_only_imitates_bf16():
 
 def test_a_card_that_the_driver_does_not_describe_is_as_torch_sees_it(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(cards, "card_of_this_machine", lambda: None)
+    monkeypatch.setattr(devices, "card_of_this_machine", lambda: None)
     seen = SimpleNamespace(name="AMD Radeon RX 7900 XTX", total_memory=24 * GIB, major=11, minor=0)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: seen)
     card = this_device()

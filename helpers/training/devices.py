@@ -1,4 +1,7 @@
-"""The cards to plan for: a published one by its name, this machine's, or its processor as if it were one."""
+"""The device to train on or to plan for: a published card by its name, this machine's, or its processor as one.
+
+The table of published cards is in `helpers.environment.card`.
+"""
 
 import functools
 import re
