@@ -18,6 +18,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+import helpers
 from helpers.__main__ import main
 from helpers.environment.diagnosis import RULES
 from helpers.environment.requirements import PYTHONS
@@ -26,7 +27,8 @@ from helpers.paths import NOTEBOOKS
 from helpers.settings import DataSettings, EvaluationSettings, RunSettings, TrainingSettings
 
 ROOT = NOTEBOOKS.parent
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
 PINS = dict(
     line.split("==")
     for line in (ROOT / "constraints.txt").read_text().splitlines()
@@ -188,6 +190,18 @@ def test_every_room_imports_only_what_is_below_it():
         used[room(module)] |= {room(other) for other in imported} - {room(module)}
     assert {name: used[name] - ROOMS[name] for name in used if used[name] - ROOMS[name]} == {}
     assert {name: ROOMS[name] - used[name] for name in used if ROOMS[name] - used[name]} == {}, "nobody needs these"
+
+
+def test_the_package_shows_every_room_and_module_in_the_order_of_imports():
+    assert re.findall(r"^    (\w+)/? ", helpers.__doc__, re.MULTILINE) == list(ROOMS)[1:]
+
+
+@pytest.mark.parametrize("name", PYPROJECT["tool"]["setuptools"]["packages"][1:])
+def test_a_room_names_each_of_its_modules(name):
+    folder = ROOT.joinpath(*name.split("."))
+    modules = {path.stem for path in folder.glob("*.py")} - {"__init__", "__main__"}
+    told = set(re.findall(r"`(\w+)`", importlib.import_module(name).__doc__))
+    assert modules <= told
 
 
 def test_no_modules_import_each_other_in_a_circle():

@@ -1,12 +1,12 @@
 """Notebook 03: plan a run, train it, stop and resume it, and leave a model that loads anywhere.
 
-- `fine_tuning`, `finished_run`: train a run; open it, with what it measured
+- `fine_tuning`, `finished_run`: train a run, resume it, halve a batch that does not fit; open it, with its measurements
 - `lesson`: which model the experiments of notebook 03 train
 - `arguments`: what the settings mean on this machine, as `TrainingArguments`
 - `callbacks`, `guards`, `stopping`: history and progress; what ends a broken training; a stop that saves
 - `run_files`: settings.json, history.jsonl and checkpoints in a run's folder
 - `processes`: several processes in one training; device and peak memory
-- `engine`, `autograd_functions`: the same results with less memory and time
+- `engine`, `autograd_functions`, `fused_softmax`: the same results with less memory and time: loss, attention, a kernel
 - `muon`: an optimizer for pretraining
 - `lora`: train an adapter beside a frozen model, and merge it
 - `shape`: the sizes of a GPT-2, its parameters and operations
@@ -17,6 +17,7 @@
 - `slowness`: say why steps have become slow
 - `model_card`: the card of the final model
 - `pruning`: a training reports to its study, which may stop it
+- `commands`: `train`, `plan` and `calibrate` of the command line
 """
 
 from helpers import lazy_exports

@@ -1,5 +1,7 @@
 """Fine-tune GPT-2 on packed blocks with the Trainer: finished runs are reused, interrupted ones resume.
 
+A batch that does not fit into memory is halved, at the same effective batch.
+
 A run's folder holds all that is needed to repeat it. Under `accelerate launch` or `torchrun` the same call trains in
 many processes; nothing here schedules them.
 """

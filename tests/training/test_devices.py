@@ -6,6 +6,7 @@ import torch
 
 from helpers.display import GIB
 from helpers.settings import SettingsError, TrainingSettings
+from helpers.training import devices
 from helpers.training.devices import CARDS, find_card, this_device
 from helpers.training.plan import plan_run
 
