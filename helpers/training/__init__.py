@@ -5,12 +5,12 @@
 - `arguments`: what the settings mean on this machine, as `TrainingArguments`
 - `callbacks`, `guards`, `stopping`: history and progress; what ends a broken training; a stop that saves
 - `run_files`: settings.json, history.jsonl and checkpoints in a run's folder
-- `processes`: several processes in one training; device and peak memory
+- `processes`: several processes in one training
 - `engine`, `autograd_functions`, `fused_softmax`: the same results with less memory and time: loss, attention, a kernel
 - `muon`: an optimizer for pretraining
 - `lora`: train an adapter beside a frozen model, and merge it
 - `shape`: the sizes of a GPT-2, its parameters and operations
-- `devices`: the card or processor to plan for
+- `devices`: the card or processor to train on or to plan for, and the peak of its memory
 - `memory`, `plan`: predict memory, time and disk of a run
 - `evaluation_memory`: predict the memory that measuring a model takes
 - `calibration`, `measuring`: short trainings that are measured here, and predictions fitted to them
@@ -33,10 +33,13 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "guards": "TrainingBrokenError",
         "stopping": "TrainingStoppedError",
         "run_files": "is_finished kept_eval_loss last_complete_checkpoint",
-        "processes": "is_first_process is_in_training leave_process_group peak_bytes reset_peak",
+        "processes": "is_first_process is_in_training leave_process_group",
         "engine": "CHUNK_TOKENS equal_results_less_work",
         "shape": "GPT2Shape read_shape",
-        "devices": "CARDS DEFAULT_CARD GraphicsCard card_of_this_machine find_card this_device this_processor",
+        "devices": (
+            "CARDS DEFAULT_CARD GraphicsCard card_of_this_machine find_card peak_bytes reset_peak this_device "
+            "this_processor"
+        ),
         "plan": "MemoryPlan plan_run planned_shape",
         "calibration": "Calibration find_calibration",
         "measuring": "calibrate",

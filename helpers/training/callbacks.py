@@ -11,8 +11,9 @@ from transformers.trainer_callback import ExportableState
 
 from helpers.display import MIB
 from helpers.settings import SettingsError, TrainingSettings
+from helpers.training.devices import peak_bytes
 from helpers.training.guards import DiskSpaceGuard, Guard
-from helpers.training.processes import n_processes, peak_bytes
+from helpers.training.processes import n_processes
 from helpers.training.pruning import pruning_callback
 from helpers.training.run_files import history_rows, write_history
 

@@ -24,6 +24,7 @@ from helpers.settings import TrainingSettings, read_run_settings, run_folder
 from helpers.training import processes, run_files
 from helpers.training.arguments import chosen_precision, float32_products, training_arguments
 from helpers.training.callbacks import Watch, training_callbacks
+from helpers.training.devices import reset_peak
 from helpers.training.engine import equal_results_less_work
 from helpers.training.finished_run import (
     FineTuned,
@@ -188,7 +189,7 @@ def _train_once(
     set_seed(settings.seed)
     callbacks = training_callbacks(settings, folder, model=trained, tokenizer=tokenizer, progress=progress, watch=watch)
     steps = SlownessWatch(folder)
-    processes.reset_peak()
+    reset_peak()
     held_on_card = torch.cuda.memory_allocated()  # by whatever else this process has there
     with equal_results_less_work(model), float32_products():
         trainer = _new_trainer(

@@ -1,4 +1,5 @@
 import re
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from helpers.display import GIB
 from helpers.settings import SettingsError, TrainingSettings
 from helpers.training import devices
-from helpers.training.devices import CARDS, find_card, this_device
+from helpers.training.devices import CARDS, find_card, peak_bytes, reset_peak, this_device
 from helpers.training.plan import plan_run
 
 
@@ -50,3 +51,11 @@ def test_a_card_that_the_driver_does_not_describe_is_as_torch_sees_it(monkeypatc
     card = this_device()
     assert (card.name, card.usable_bytes, card.is_processor) == (seen.name, 23 * GIB, False)
     assert "not known: the card's peak is not in the table" in str(plan_run(TrainingSettings(), card=card))
+
+
+@pytest.mark.skipif(sys.platform != "linux" or torch.cuda.is_available(), reason="as Linux counts resident memory")
+def test_the_peak_counts_from_the_last_reset():
+    torch.ones(2**26)  # float32, 256 MiB, freed at once
+    large = peak_bytes()
+    reset_peak()
+    assert peak_bytes() < large - 2**26
