@@ -6,7 +6,8 @@
 - `compared_run`, `comparison`, `comparison_page`: runs read from their folders, one table, one page with pictures
 - `commands`: `sweep` and `compare` of the command line
 
-A trial runs notebooks like any run; `helpers.training.pruning` reports from the training in them to the study.
+A trial runs notebooks like any run; `helpers.training.pruning` reports from the training in them to the study, whose
+storage `helpers.training.study_storage` opens.
 """
 
 from helpers import lazy_exports

@@ -16,7 +16,7 @@
 - `calibration`, `measuring`: short trainings that are measured here, and predictions fitted to them
 - `slowness`: say why steps have become slow
 - `model_card`: the card of the final model
-- `pruning`: a training reports to its study, which may stop it
+- `pruning`, `study_storage`: a training reports to its study, which may stop it; where the study keeps its trials
 - `commands`: `train`, `plan` and `calibrate` of the command line
 """
 
