@@ -208,23 +208,11 @@ def _train_once(
         _warn_of_long_warmup(settings, len(train), trainer.args.world_size)
         if trainer.is_world_process_zero() and not (folder / "settings.json").exists():
             write_json(folder / "settings.json", run_files.settings_record(settings, data.facts))
-        checkpoint = run_files.last_complete_checkpoint(folder / "checkpoints")
         tokens_per_process = len(train) * settings.block_size // trainer.args.world_size
         predicted = predict_on_this_machine(settings, model.config, train_tokens=tokens_per_process)
         predicted["process_bytes"] += held_on_card
         predicted["peak_bytes"] += held_on_card
-        if checkpoint and "stream" in data.facts:
-            n_steps = run_files.step_of(checkpoint)
-            train.resume_after(count_blocks_read(settings, len(train), n_steps, trainer.args.world_size))
-        patience = settings.early_stopping_patience
-        if is_ended := bool(checkpoint and run_files.has_ended(checkpoint, early_stopping_patience=patience)):
-            _restore_finished(trainer, checkpoint)
-        else:
-            with quiet(), stoppable(trainer, stop):
-                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        log = trainer.state.log_history
-        if not any("eval_loss" in row and row["step"] == trainer.state.global_step for row in log):
-            trainer.evaluate()
+        was_trained = _train_or_resume(trainer, settings, folder, is_stream="stream" in data.facts, stop=stop)
     if trainer.is_world_process_zero():
         if settings.lora_r:
             model = _save_adapter(trained, settings, folder / "adapter")
@@ -236,7 +224,7 @@ def _train_once(
         if steps.seconds[1:]:  # the first one sets up
             facts["step_seconds"] = statistics.median(steps.seconds[1:])
             extend_calibration(settings, trainer, facts, predicted)
-        if not (is_ended and (folder / "training.json").exists()):  # else only the model was made again
+        if not (was_trained and (folder / "training.json").exists()):  # else only the model was made again
             write_json(folder / "training.json", facts)
     trainer.accelerator.wait_for_everyone()  # the other processes open what the first one has written
 
@@ -279,6 +267,27 @@ def _warn_of_long_warmup(settings: TrainingSettings, n_blocks: int, processes: i
     per_epoch = math.ceil(n_blocks / (settings.effective_batch_size * processes))
     if note := describe_long_warmup(settings, math.ceil(per_epoch * settings.num_train_epochs)):
         warnings.warn(note, stacklevel=2)
+
+
+def _train_or_resume(
+    trainer: "Trainer", settings: TrainingSettings, folder: Path, *, is_stream: bool, stop: threading.Event | None
+) -> bool:
+    """Train to the end, from the last complete checkpoint on; return whether that one was of the last step already."""
+    checkpoint, blocks = run_files.last_complete_checkpoint(folder / "checkpoints"), trainer.train_dataset
+    if checkpoint and is_stream:
+        n_steps = run_files.step_of(checkpoint)
+        blocks.resume_after(count_blocks_read(settings, len(blocks), n_steps, trainer.args.world_size))
+    patience = settings.early_stopping_patience
+    was_trained = checkpoint is not None and run_files.has_ended(checkpoint, early_stopping_patience=patience)
+    if was_trained:
+        _restore_finished(trainer, checkpoint)
+    else:
+        with quiet(), stoppable(trainer, stop):
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    log = trainer.state.log_history
+    if not any("eval_loss" in row and row["step"] == trainer.state.global_step for row in log):
+        trainer.evaluate()
+    return was_trained
 
 
 def _restore_finished(trainer: "Trainer", checkpoint: Path) -> None:
