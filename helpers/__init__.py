@@ -1,12 +1,28 @@
-"""The package behind the notebooks: a room (sub-package) for each of the five, and `widgets`, `studies` and `sharing`.
+"""The package behind the notebooks, on one screen. Each line imports only from lines above it; a folder is a room.
 
-At the top, `settings` declares every setting (`schema` says what a setting is), `paths` knows where things are, `model`
-loads a model and its tokenizer, `course` runs notebooks, `exercises` checks answers, `plots` and `display` draw and
-format, `files` writes completely or not at all, and `__main__` is the command line. "Finding your way in the code" in
-notebooks/GUIDE.md answers common questions.
+    paths             where the course's folders, a run and a user's files are
+    display           sizes, durations, tables, "did you mean", the palette
+    environment/      notebook 1: reading a machine, the doctor's checks and fixes, PyTorch's wheels, the monitor
+    plots             all plots: rows in, matplotlib Axes out
+    schema            what a setting is: a field with its bounds, messages, slider and help
+    files             files and folders written completely or not at all
+    settings          every setting, and the presets of assets/presets/
+    exercises/        the exercises of all notebooks, and what is solved
+    model             a model and its tokenizer: shipped, from a folder, from the Hub, or new
+    report            the report page of a run
+    course            runs notebooks
+    data/             notebook 2: any source as documents, split, tokens, blocks without padding, labels
+    training/         notebook 3: plan, Trainer, engine (loss, attention), LoRA, checkpoints, resume, model card
+    evaluation/       notebook 4: perplexity, bits per byte, samples, copied text, memorised secrets
+    troubleshooting/  notebook 5: `explain`, the examination of a run, the laboratory
+    widgets/          panels of notebooks 2 to 4
+    studies/          many runs: `sweep` and `compare`
+    sharing/          `export`, `demo` and `share`
+    assets/           the pocket model, texts, presets, studies, templates, known failures
+    __main__          the command line; a room's commands are in its `commands`
 
-Import from a room, never from its insides: `from helpers.training import fine_tune`. Importing `helpers` or a room
-imports nothing heavy; a name is loaded when it is first asked for.
+Each room's docstring lists its modules. Import from a room, never from its insides: `from helpers.training import
+fine_tune`. Importing `helpers` or a room imports nothing heavy; a name is loaded when it is first asked for.
 """
 
 from __future__ import annotations

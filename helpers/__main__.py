@@ -1,7 +1,7 @@
 """The command line, `python -m helpers ...`.
 
-Its commands are run, train, plan, calibrate, settings, sweep, compare, export, demo, share, doctor, explain and
-monitor. The tasks `course`, `test`, `lab` and others work on a fresh clone; see `helpers.environment.tasks`.
+`run` and `settings` are here; every other command is in the `commands` of its room. The tasks `course`, `test`, `lab`
+and others work on a fresh clone; see `helpers.environment.tasks`.
 """
 
 import signal
@@ -15,8 +15,6 @@ if __name__ == "__main__":  # what follows imports packages that may have to be 
     if on_interrupt is signal.default_int_handler:  # Ctrl-C then ends the imports without a traceback
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-import json
-from collections.abc import Callable
 from typing import Any
 
 import click
@@ -25,27 +23,11 @@ from helpers.display import print_any_character
 from helpers.environment.commands import doctor, monitor
 from helpers.files import explain_os_error
 from helpers.schema import allowed, unit
-from helpers.settings import SettingsError, TrainingSettings, check_values, known_settings, preset_names, read_preset
+from helpers.settings import SettingsError, TrainingSettings, known_settings, read_preset
 from helpers.sharing.commands import demo, export, share
 from helpers.studies.commands import compare, sweep
+from helpers.training.commands import calibrate, chosen_settings, plan, run_options, train
 from helpers.troubleshooting.commands import explain
-
-
-def _run_options(command: Callable) -> Callable:
-    """Add what `run` and `train` share: a preset, a run name, settings."""
-    for option in (
-        click.option(
-            "-p", "--parameter", "parameters", nargs=2, multiple=True, metavar="NAME VALUE", help="Set one setting."
-        ),
-        click.option("--run", "run_name", metavar="NAME", help="Name of the run's folder; the preset's when left out."),
-        click.option("--preset", default="pocket", show_default=True, help=f"One of {', '.join(preset_names())}."),
-    ):
-        command = option(command)
-    return command
-
-
-def _chosen_settings(run_name: str | None, parameters: tuple[tuple[str, str], ...]) -> dict[str, Any]:
-    return check_values(dict(parameters) | ({} if run_name is None else {"run": run_name}))
 
 
 class _TerminatedError(KeyboardInterrupt):
@@ -90,7 +72,7 @@ def main() -> None:
 
 
 @main.command()
-@_run_options
+@run_options
 @click.argument("notebooks", nargs=-1)
 def run(preset: str, run_name: str | None, parameters: tuple[tuple[str, str], ...], notebooks: tuple[str, ...]) -> None:
     """Execute the NOTEBOOKS (01 to 05 when none is named), then write one report page."""
@@ -98,7 +80,7 @@ def run(preset: str, run_name: str | None, parameters: tuple[tuple[str, str], ..
     from helpers.data import refuse_missing
     from helpers.environment import unused_card
 
-    defaults, asked = read_preset(preset), _chosen_settings(run_name, parameters)
+    defaults, asked = read_preset(preset), chosen_settings(run_name, parameters)
     of_training = TrainingSettings.model_fields.keys() & asked.keys()
     TrainingSettings.from_preset(preset, **{name: asked[name] for name in of_training})  # checks them together
     refuse_missing(defaults | asked)
@@ -112,84 +94,6 @@ def run(preset: str, run_name: str | None, parameters: tuple[tuple[str, str], ..
 
 
 @main.command()
-@_run_options
-def train(preset: str, run_name: str | None, parameters: tuple[tuple[str, str], ...]) -> None:
-    """Train one run without a notebook; also the entry for `accelerate launch -m helpers train`.
-
-    Under torchrun name the run with `-p run NAME`: torchrun takes `--run` for an option of its own.
-    """
-    from helpers.data import refuse_missing
-
-    settings = TrainingSettings.from_preset(preset, **_chosen_settings(run_name, parameters))
-    refuse_missing(settings.model_dump())
-    # Only now: this imports torch and transformers, and a mistyped setting should be reported at once.
-    from helpers.training import TrainingBrokenError, fine_tune, is_first_process, leave_process_group
-
-    try:
-        finished = fine_tune(settings, progress=True)
-    except TrainingBrokenError as error:
-        raise click.ClickException(str(error)) from None
-    if is_first_process():  # one of many processes prints
-        click.echo(finished)
-    leave_process_group()
-
-
-@main.command()
-@_run_options
-@click.option("--gpu", metavar="NAME", help="A card such as 'RTX 4070 Ti', or 'processor'; left out: the card here.")
-@click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
-@click.pass_context
-def plan(
-    ctx: click.Context,
-    preset: str,
-    run_name: str | None,
-    parameters: tuple[tuple[str, str], ...],
-    gpu: str | None,
-    as_json: bool,
-) -> None:
-    """Predict a run's peak memory, time and disk, without a GPU; exit 1 when it does not fit."""
-    from helpers.data import refuse_missing
-    from helpers.training import plan_run
-
-    settings = TrainingSettings.from_preset(preset, **_chosen_settings(run_name, parameters))
-    refuse_missing(settings.model_dump())
-    planned = plan_run(settings, card=_card_to_plan_for(gpu))
-    click.echo(json.dumps(planned.to_dict(), indent=2) if as_json else planned)
-    ctx.exit(0 if planned.fits else 1)
-
-
-@main.command()
-@click.option("--json", "as_json", is_flag=True, help="Print all measurements as JSON, to keep or to post.")
-@click.option(
-    "--seconds", default=60.0, show_default=True, type=click.FloatRange(0), help="Begin no training later than this."
-)
-def calibrate(as_json: bool, seconds: float) -> None:
-    """Measure short trainings on this machine, from which plan, panel and sweep then predict."""
-    from helpers.training import calibrate as measure
-
-    calibration = measure(budget_seconds=seconds)
-    click.echo(calibration.model_dump_json(indent=1) if as_json else calibration)
-
-
-def _card_to_plan_for(gpu: str | None) -> Any:
-    """Return the named card, else this machine's, else the card the course is named for; say which one was taken."""
-    from helpers.training import DEFAULT_CARD, card_of_this_machine, find_card, this_processor
-
-    if gpu is not None:
-        return this_processor() if gpu == "processor" else find_card(gpu)
-    here = card_of_this_machine()
-    if here is None:
-        click.echo(
-            f"No NVIDIA card answers here: this is what the run takes on an {DEFAULT_CARD}; --gpu names another, and "
-            "--gpu processor plans for this machine's processor.",
-            err=True,
-        )
-        return find_card(DEFAULT_CARD)
-    click.echo("Planned for this machine's card; --gpu names another.", err=True)
-    return here
-
-
-@main.command()
 def settings() -> None:
     """Print every setting: name, default, allowed values, unit and help."""
     for name, field in known_settings().items():
@@ -197,7 +101,7 @@ def settings() -> None:
         click.echo(f"    {field.description} ({', '.join(filter(None, (allowed(field), unit(field))))})")
 
 
-for command in (compare, demo, doctor, explain, export, monitor, share, sweep):
+for command in (calibrate, compare, demo, doctor, explain, export, monitor, plan, share, sweep, train):
     main.add_command(command)
 
 if __name__ == "__main__":

@@ -1,10 +1,8 @@
-"""Run the notebooks in order with papermill, into a run's folder, and join them in one report page."""
+"""Run the notebooks in order with papermill, into a run's folder."""
 
 import asyncio
 import atexit
-import html
 import os
-import re
 import sys
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,19 +10,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from helpers.display import did_you_mean, duration_text, first_line, size_text
-from helpers.files import environment_variables, read_json, read_json_lines
-from helpers.paths import ASSETS, NOTEBOOKS, runs_folder
+from helpers.display import did_you_mean, first_line
+from helpers.files import environment_variables
+from helpers.paths import NOTEBOOKS, runs_folder
+from helpers.report import write_report
 from helpers.settings import SettingsError, known_settings, run_folder
 
 _NEXT = "06"  # the first notebook that is not in the course itself: it trains for minutes, and nothing needs it
 _SECONDS_BETWEEN_SAVES = 1.0  # of a notebook that is executed: what a killed process may lose
 _SAVE_SECONDS = 120.0  # for the step and the checkpoint of a training that is interrupted
 _BEFORE_THE_CELLS = "__import__('helpers.course').course.end_at_once()"  # leaves no name that a notebook could use
-_HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
-_CODE = re.compile(r"(```.*?```|`[^`]*`)", re.DOTALL)
-_EQUATION = re.compile(r"(\$\$?)([^$]+)\1")
-_NOTEBOOK_LINK = re.compile(r"\[([^\]]+)\]\((\w+)\.ipynb\)")
 
 
 class CourseError(RuntimeError):
@@ -250,136 +245,3 @@ def _sentence(message: str) -> str:
     """
     line = " ".join(message.split())
     return line if line.endswith((".", "!", "?")) else f"{line}."
-
-
-def write_report(run: str) -> Path:
-    """Join a run's executed notebooks into one HTML page that needs no network; return its path.
-
-    The page begins with a summary: verdict, before and after, samples, curve, predicted and measured time and memory.
-    """
-    with without_address_grammar():
-        import nbformat
-        from nbconvert import HTMLExporter
-    from pygments.formatters import HtmlFormatter
-
-    folder = run_folder(run) / "notebooks"
-    parts = {}
-    for path in sorted(folder.glob("*.ipynb")):
-        with suppress(nbformat.reader.NotJSONError, UnicodeDecodeError):  # a full disk has cut this one short
-            parts[html.escape(path.stem)] = nbformat.read(path, as_version=4)
-    page = nbformat.v4.new_notebook()
-    for name, notebook in parts.items():
-        if "language_info" in notebook.metadata:  # which the kernel writes, if it lives; it names the highlighter
-            page.metadata.language_info = notebook.metadata.language_info
-        page.cells += [nbformat.v4.new_markdown_cell(f'<section id="{name}"></section>'), *_page_cells(notebook, parts)]
-    for number, cell in enumerate(page.cells):
-        cell.id = f"cell-{number}"  # notebooks of different formats have ids or not, and two may have the same
-    exporter = HTMLExporter(template_name="report", extra_template_basedirs=[str(ASSETS / "templates")])
-    resources = {
-        "metadata": {"name": f"Course report: {run}"},
-        "contents": {name: _title(notebook) or name for name, notebook in parts.items()},
-        "summary": _summarise(run),
-        "dark_css": HtmlFormatter(style="github-dark").get_style_defs(".highlight"),
-    }
-    body, _ = exporter.from_notebook_node(page, resources=resources)
-    report = folder / "report.html"
-    report.write_text(body, encoding="utf-8")
-    return report
-
-
-def _title(notebook: Any) -> str:
-    """Return a notebook's first heading."""
-    headings = (_HEADING.search(cell.source) for cell in notebook.cells if cell.cell_type == "markdown")
-    return next((heading.group(1) for heading in headings if heading), "")
-
-
-def _page_cells(notebook: Any, parts: Mapping[str, Any]) -> list[Any]:
-    """Return a notebook's cells for the page.
-
-    Without widgets and scripts, which would do nothing on a page without a kernel: each panel also shows a plain HTML
-    summary, which stays. Links to other notebooks lead to their sections, equations become pictures, and each picture
-    has an alternative text.
-    """
-    dead = {"application/vnd.jupyter.widget-view+json", "application/javascript"}
-    heading = "the beginning"
-    for cell in notebook.cells:
-        if cell.cell_type == "markdown":
-            headings = _HEADING.findall(cell.source)
-            heading = headings[-1] if headings else heading
-            cell.source = _NOTEBOOK_LINK.sub(
-                lambda link: f"[{link[1]}](#{link[2]})" if link[2] in parts else link[1], cell.source
-            )
-            texts = _CODE.split(cell.source)  # every second one is code, whose dollars are no equations
-            texts[::2] = [_EQUATION.sub(_draw_equation, text) for text in texts[::2]]
-            cell.source = "".join(texts)
-        if "outputs" in cell:
-            cell.outputs = [output for output in cell.outputs if not dead & set(output.get("data", {}))]
-            for output in cell.outputs:
-                for kind in {"image/png", "image/jpeg"} & set(output.get("data", {})):
-                    output.metadata.setdefault(kind, {}).setdefault("alt", f"A picture of the section: {heading}")
-    return notebook.cells
-
-
-def _draw_equation(tex: re.Match) -> str:
-    """Return an equation as a picture, with its TeX as alternative text; unchanged where matplotlib cannot draw it."""
-    import base64
-    import io
-
-    from matplotlib.mathtext import math_to_image
-
-    source, buffer = " ".join(tex[2].split()), io.BytesIO()
-    try:
-        math_to_image(f"${source}$", buffer, format="svg")
-    except ValueError:
-        return tex[0]
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img class="equation" alt="{html.escape(source)}" src="data:image/svg+xml;base64,{data}">'
-
-
-def _summarise(run: str) -> dict[str, Any]:
-    """Return what the page says first, as far as the run has got: empty parts are left out."""
-    folder = run_folder(run)
-    training, evaluation = (_read_if_there(folder / name) for name in ("training.json", "evaluation.json"))
-    rows = read_json_lines(folder / "history.jsonl")
-    speech = evaluation.get("speech") or {"decodings": []}
-    after = [row["sample"] for row in speech["decodings"] if row["decoding"] == "these settings"]
-    return {
-        "test": evaluation.get("test"),
-        "forgetting": evaluation.get("forgetting"),
-        "samples": {"before": speech.get("before"), "after": after[0]} if after else {},
-        "curve": _draw(rows) if rows else None,
-        "training": training,
-        "resources": _compare_resources(training) if training else [],
-    }
-
-
-def _read_if_there(path: Path) -> dict[str, Any]:
-    try:
-        return read_json(path)
-    except (OSError, SettingsError):  # not there yet; the page of an interrupted run shows what there is
-        return {}
-
-
-def _compare_resources(training: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Return rows of what was predicted and measured: time and peak memory."""
-    predicted = training.get("predicted") or {}
-    seconds, peak = predicted.get("seconds"), predicted.get("peak_bytes")
-    return [
-        ("time", " to ".join(map(duration_text, seconds)) if seconds else "", duration_text(training["seconds"])),
-        ("peak memory", size_text(peak) if peak else "", size_text(training["peak_bytes"])),
-    ]
-
-
-def _draw(history: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Return the loss curve as a PNG in base64, and its alternative text."""
-    import base64
-    import io
-
-    import matplotlib.pyplot as plt
-
-    from helpers.plots import describe, plot_history
-
-    figure, buffer = plot_history(history).figure, io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    plt.close(figure)
-    return {"png": base64.b64encode(buffer.getvalue()).decode(), "alt": describe(figure)}

@@ -1,5 +1,4 @@
 import json
-import re
 import signal
 import subprocess
 import sys
@@ -86,8 +85,8 @@ def test_a_notebook_is_saved_now_and_then_and_completely_at_its_end(notebook, mo
     with pytest.raises(CourseError):
         run_course([path], run="mine", parameters={})
     assert 2 <= len(saved) < 20, "papermill's own way saves 47 times"
-    *printed, error = outputs("mine", "01_a.ipynb")[-21:]
-    assert [output.text for output in printed] == ["mine\n"] * 20
+    *printed, error = outputs("mine", "01_a.ipynb")
+    assert "".join(output.text for output in printed) == "mine\n" * 20  # a kernel may send a line in two parts
     assert error.ename == "ZeroDivisionError"
 
 
@@ -165,39 +164,6 @@ def test_the_report_is_one_page_that_needs_no_network_and_escapes_text(notebook)
     assert write_report("mine").read_text(encoding="utf-8") == report
 
 
-def test_links_between_notebooks_lead_to_sections_of_the_page_and_every_picture_has_an_alternative_text(runs):
-    picture = nbformat.v4.new_output(
-        "display_data", data={"image/png": "iVBORw0KGgo="}, metadata={"image/png": {"alt": "Loss falls"}}
-    )
-    bare = nbformat.v4.new_output("display_data", data={"image/png": "iVBORw0KGgo="})
-    cells = [
-        nbformat.v4.new_markdown_cell("# 1. First\n\nNext: [2. Second](02_b.ipynb), then [3. Third](03_c.ipynb)."),
-        nbformat.v4.new_code_cell("draw()", outputs=[picture, bare]),
-    ]
-    folder = runs / "mine/notebooks"
-    folder.mkdir(parents=True)
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / "01_a.ipynb")
-    nbformat.write(nbformat.v4.new_notebook(), folder / "02_b.ipynb")
-    page = write_report("mine").read_text(encoding="utf-8")
-    assert '<a href="#01_a">1. First</a>' in page
-    assert ".ipynb" not in page
-    links, ids = re.findall(r'href="#([^"]+)"', page), re.findall(r'id="([^"]+)"', page)
-    assert "02_b" in links
-    assert set(links) <= set(ids)
-    assert re.findall(r'<img[^>]*alt="([^"]*)"', page) == ["Loss falls", "A picture of the section: 1. First"]
-
-
-def test_a_notebook_that_a_full_disk_cut_short_is_left_out_of_the_report(runs):
-    folder = runs / "mine/notebooks"
-    folder.mkdir(parents=True)
-    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# 1. First")]), folder / "01_a.ipynb")
-    (folder / "02_b.ipynb").write_text("")
-    (folder / "02_c.ipynb").write_bytes('{"cells": [{"source": "ä'.encode()[:-1])
-    page = write_report("mine").read_text(encoding="utf-8")
-    assert "1. First" in page
-    assert "02_b" not in page and "02_c" not in page
-
-
 def test_blocks_without_the_address_grammar_may_overlap(monkeypatch):
     monkeypatch.delitem(sys.modules, "rfc3987_syntax", raising=False)
     with course.without_address_grammar(), course.without_address_grammar():
@@ -210,47 +176,6 @@ def test_a_file_that_is_no_notebook_is_one_sentence(tmp_path, content):
     (tmp_path / "mine.ipynb").write_text(content)
     with pytest.raises(SettingsError, match=r"mine\.ipynb cannot be read as a notebook \("):
         declared_parameters(tmp_path / "mine.ipynb")
-
-
-def test_equations_become_pictures_and_dollars_in_code_stay(runs):
-    source = r"The loss $L$ is $$L = -\frac{1}{N}\sum_t \ln p_t$$ and $\nothing$; type `echo $HOME $PATH`."
-    folder = runs / "mine/notebooks"
-    folder.mkdir(parents=True)
-    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(source)]), folder / "01_a.ipynb")
-    page = write_report("mine").read_text(encoding="utf-8")
-    assert page.count('class="equation"') == 2
-    assert r'alt="L = -\frac{1}{N}\sum_t \ln p_t"' in page
-    assert "echo $HOME $PATH" in page
-    assert r"$\nothing$" in page, "what cannot be drawn stays as it was"
-
-
-def test_the_report_begins_with_what_the_run_reached(runs):
-    folder = runs / "mine"
-    (folder / "notebooks").mkdir(parents=True)
-    score = {"perplexity": 25.61, "bits_per_byte": 1.716}
-    test = {"source": "fables", "verdict": "Better <b>.", "base": score | {"perplexity": None}, "tuned": score}
-    decodings = [{"decoding": "greedy", "sample": "A"}, {"decoding": "these settings", "sample": "<i>The Fox"}]
-    speech = {"before": "Return the Fox", "decodings": decodings}
-    (folder / "evaluation.json").write_text(json.dumps({"test": test, "forgetting": None, "speech": speech}))
-    measured = {"steps": 177, "tokens": 180_480, "seconds": 140.0, "precision": "float32", "device": "cpu"}
-    predicted = {"seconds": [100.0, 200.0], "peak_bytes": None}
-    (folder / "training.json").write_text(json.dumps(measured | {"peak_bytes": 2**29, "predicted": predicted}))
-    (folder / "history.jsonl").write_text('{"step": 1, "loss": 5.0}\n{"step": 2, "loss": 4.0}\n')
-    page = write_report("mine").read_text(encoding="utf-8")
-    summary = page[page.index("<h1>") : page.index("<nav>")]
-    assert "Better &lt;b&gt;." in summary
-    assert "25.6" in summary
-    assert "too large" in summary
-    assert summary.index("Return the Fox") < summary.index("&lt;i&gt;The Fox")
-    assert "<td>100 s to 200 s</td><td>140 s</td>" in summary
-    assert "<td>not predicted</td><td>512 MiB</td>" in summary
-    assert re.search(r'<img alt="[^"]*optimizer step[^"]*" src="data:image/png', summary)
-
-
-def test_the_report_of_a_run_with_broken_records_shows_what_there_is(runs):
-    (runs / "mine/notebooks").mkdir(parents=True)
-    (runs / "mine/evaluation.json").write_text("{")
-    assert "<h1>Course report: mine</h1>" in write_report("mine").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", ["03", "03_fine_tuning", "03_fine_tuning.ipynb"])

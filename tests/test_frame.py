@@ -18,15 +18,17 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+import helpers
 from helpers.__main__ import main
-from helpers.environment.report import RULES
+from helpers.environment.diagnosis import RULES
 from helpers.environment.requirements import PYTHONS
 from helpers.environment.tasks import TASKS
 from helpers.paths import NOTEBOOKS
 from helpers.settings import DataSettings, EvaluationSettings, RunSettings, TrainingSettings
 
 ROOT = NOTEBOOKS.parent
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT = PYPROJECT["project"]
 PINS = dict(
     line.split("==")
     for line in (ROOT / "constraints.txt").read_text().splitlines()
@@ -49,18 +51,19 @@ ROOMS = {
     "settings": {"display", "files", "paths", "schema"},
     "exercises": {"display", "files", "settings"},
     "model": {"display", "paths", "settings"},
-    "course": {"display", "files", "paths", "plots", "settings"},
+    "report": {"display", "files", "paths", "plots", "settings"},
+    "course": {"display", "files", "paths", "report", "settings"},
     "data": {"display", "files", "model", "paths", "plots", "settings"},
     "training": {"data", "display", "environment", "files", "model", "paths", "settings"},
     "evaluation": {"data", "display", "files", "model", "settings", "training"},
     "troubleshooting": {"course", "data", "display", "environment", "model", "paths", "settings", "training"},
-    "widgets": {"data", "display", "files", "model", "paths", "schema", "settings", "training"},
+    "widgets": {"data", "display", "evaluation", "files", "model", "paths", "schema", "settings", "training"},
     "studies": {
         "course", "data", "display", "evaluation", "files", "paths", "plots", "schema", "settings", "training",
         "troubleshooting",
     },
     "sharing": {
-        "data", "display", "evaluation", "files", "model", "paths", "schema", "settings", "training", "widgets",
+        "data", "display", "evaluation", "files", "model", "paths", "schema", "settings", "training",
     },
     "assets": {"data", "evaluation", "files", "model", "paths", "settings", "training"},
     "__main__": {
@@ -97,6 +100,12 @@ def test_the_pythons_that_can_be_installed_with_are_those_of_the_project():
     assert PROJECT["requires-python"] == f">={oldest[0]}.{oldest[1]},<{newest[0]}.{newest[1] + 1}"
     (why,) = (rule.why for rule in RULES if rule.id == "python_version")
     assert f"Python {oldest[0]}.{oldest[1]} to {newest[0]}.{newest[1]};" in why
+
+
+def test_readers_are_told_how_many_checks_the_doctor_has():
+    pages = (ROOT / "README.md", NOTEBOOKS / "GUIDE.md", NOTEBOOKS / "01_environment.ipynb")
+    told = [number for page in pages for number in re.findall(r"(\d+) checks", page.read_text(encoding="utf-8"))]
+    assert set(told) == {str(len(RULES))}
 
 
 def test_the_makefile_has_every_task_and_nothing_else():
@@ -181,6 +190,18 @@ def test_every_room_imports_only_what_is_below_it():
         used[room(module)] |= {room(other) for other in imported} - {room(module)}
     assert {name: used[name] - ROOMS[name] for name in used if used[name] - ROOMS[name]} == {}
     assert {name: ROOMS[name] - used[name] for name in used if ROOMS[name] - used[name]} == {}, "nobody needs these"
+
+
+def test_the_package_shows_every_room_and_module_in_the_order_of_imports():
+    assert re.findall(r"^    (\w+)/? ", helpers.__doc__, re.MULTILINE) == list(ROOMS)[1:]
+
+
+@pytest.mark.parametrize("name", PYPROJECT["tool"]["setuptools"]["packages"][1:])
+def test_a_room_names_each_of_its_modules(name):
+    folder = ROOT.joinpath(*name.split("."))
+    modules = {path.stem for path in folder.glob("*.py")} - {"__init__", "__main__"}
+    told = set(re.findall(r"`(\w+)`", importlib.import_module(name).__doc__))
+    assert modules <= told
 
 
 def test_no_modules_import_each_other_in_a_circle():

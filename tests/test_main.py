@@ -117,27 +117,6 @@ def test_an_interrupt_is_exit_code_130_and_says_what_is_kept(monkeypatch):
     assert "what was done is kept" in result.output
 
 
-def test_a_training_that_broke_is_one_sentence_and_exit_code_1(monkeypatch):
-    def fail(*_, **__):
-        raise training.TrainingBrokenError("the loss is exactly 0")
-
-    monkeypatch.setattr(training, "fine_tune", fail)
-    result = call("train")
-    assert (result.exit_code, result.output) == (1, "Error: the loss is exactly 0\n")
-
-
-def test_train_prints_the_finished_run(monkeypatch):
-    monkeypatch.setattr(training, "fine_tune", lambda settings, progress: f"{settings.run} {settings.num_train_epochs}")
-    result = call("train", "--run", "mine", "-p", "num_train_epochs", "2")
-    assert (result.exit_code, result.output) == (0, "mine 2.0\n")
-
-
-def test_of_many_training_processes_one_speaks(monkeypatch):
-    monkeypatch.setattr(training, "fine_tune", lambda settings, progress: settings.run)
-    monkeypatch.setenv("RANK", "1")
-    assert call("train").output == ""
-
-
 def test_a_log_with_a_progress_bar_is_explained_to_a_file_whose_code_page_has_no_blocks(tmp_path):
     (tmp_path / "log.txt").write_text("RuntimeError: CUDA out of memory \u2588", encoding="utf-8")
     command = [sys.executable, "-m", "helpers", "explain", str(tmp_path / "log.txt")]

@@ -1,13 +1,9 @@
-import os
-
 import pytest
 import yaml
 
-from helpers import paths, settings
+from helpers import settings
 from helpers.paths import runs_folder
 from helpers.settings import (
-    DataSettings,
-    EvaluationSettings,
     RunSettings,
     SettingsError,
     TrainingSettings,
@@ -51,17 +47,6 @@ def test_a_plain_run_name_is_a_folder_in_runs(name):
     assert run_folder(RunSettings(run=name).run).parent == runs_folder()
 
 
-def test_two_faults_are_two_sentences():
-    with pytest.raises(SettingsError) as error:
-        TrainingSettings(learning_rate=-1, block_size=0)
-    assert len(str(error.value).splitlines()) == 2
-
-
-def test_a_setting_cannot_be_changed_afterwards():
-    with pytest.raises(ValueError, match="frozen"):
-        TrainingSettings().learning_rate = 1.0
-
-
 @pytest.mark.parametrize("preset", ["pocket", "pocket-pretraining", "guide", "rtx-4070-ti", "8gb", "16gb"])
 def test_a_preset_is_a_valid_papermill_parameter_file(preset):
     raw = yaml.safe_load((settings.PRESETS / f"{preset}.yaml").read_text(encoding="utf-8"))
@@ -101,44 +86,6 @@ def test_an_unknown_name_on_the_command_line_is_refused():
         check_values({"strid": 3})
 
 
-@pytest.mark.parametrize("name", ["lora_r", "num_train_epochs"])
-def test_a_truth_value_is_no_number(name):
-    with pytest.raises(SettingsError, match=f"{name} = True is not allowed: it must be a .*number"):
-        TrainingSettings(**{name: True})
-    with pytest.raises(SettingsError, match=f"{name} = True is not allowed"):
-        check_values({name: True})  # as in a study file
-
-
-def test_a_notebook_gives_its_variables_and_nothing_else():
-    namespace = {"run": "mine", "block_size": 64, "math": object(), "In": ["", "x = 1"]}
-    result = DataSettings.from_notebook(namespace)
-    assert (result.run, result.block_size, result.seed) == ("mine", 64, DataSettings().seed)
-
-
-def test_a_name_that_papermill_injected_and_nobody_knows_is_an_error():
-    namespace = {"blok_size": 64, "In": ["", "# Parameters\nblok_size = 64\n"]}
-    with pytest.raises(SettingsError, match="did you mean 'block_size'"):
-        DataSettings.from_notebook(namespace)
-
-
-def test_a_setting_of_another_notebook_is_named_as_one():
-    namespace = {"learning_rate": 1e-3, "In": ["", "# Parameters\nlearning_rate = 1e-3\n"]}
-    with pytest.raises(SettingsError, match="learning_rate is a setting of another notebook"):
-        DataSettings.from_notebook(namespace)
-
-
-def test_a_part_takes_only_what_it_declares():
-    part = TrainingSettings(run="mine", block_size=64).part(DataSettings)
-    assert type(part) is DataSettings
-    assert (part.run, part.block_size) == ("mine", 64)
-
-
-def test_every_setting_has_help_and_is_shown_escaped():
-    shown = EvaluationSettings(prompt="<script>alert(1)</script>")
-    assert all(row["help"] for row in shown.rows() + TrainingSettings().rows())
-    assert "<script>" not in shown._repr_html_()
-
-
 def test_a_run_that_is_not_there_is_said_so():
     with pytest.raises(SettingsError, match="There is no run 'mine'"):
         read_run_settings("mine")
@@ -152,57 +99,3 @@ def test_a_run_of_another_version_is_named_as_one(runs):
     (runs / "mine/settings.json").write_text("{}")
     with pytest.raises(SettingsError, match=r"settings.json is damaged \(it holds no settings\)"):
         read_run_settings("mine")
-
-
-def test_runs_stand_beside_the_notebooks_unless_moved(monkeypatch):
-    monkeypatch.delenv("COURSE_RUNS")
-    assert runs_folder() == paths.ROOT / "runs"
-
-
-def test_runs_can_be_moved_into_the_home_folder(monkeypatch, tmp_path):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("USERPROFILE", str(tmp_path))
-    monkeypatch.setenv("COURSE_RUNS", "~/runs")
-    assert runs_folder() == tmp_path / "runs"
-
-
-def test_a_wheel_without_notebooks_keeps_runs_in_the_current_folder(monkeypatch, tmp_path):
-    monkeypatch.delenv("COURSE_RUNS")
-    monkeypatch.chdir(tmp_path)
-    assert runs_folder(project=tmp_path / "site-packages") == tmp_path / "runs"
-
-
-@pytest.mark.parametrize("written", ["mine.txt", "./mine.txt", "more/../mine.txt", "~/mine.txt"])
-def test_a_path_means_the_callers_folder_and_stays_the_same_file_everywhere(tmp_path, monkeypatch, written):
-    (tmp_path / "mine.txt").write_text("words")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("USERPROFILE", str(tmp_path))
-    monkeypatch.chdir(tmp_path)
-    values = TrainingSettings(source=written, model_name_or_path=written).model_dump()
-    assert values["source"] == values["model_name_or_path"] == str(tmp_path / "mine.txt")
-    assert EvaluationSettings(general_source=written).general_source == str(tmp_path / "mine.txt")
-
-
-def test_what_is_not_there_and_what_is_shipped_keeps_its_name(tmp_path, monkeypatch):
-    for name in ("fables", "pocket"):
-        (tmp_path / name).mkdir()
-    monkeypatch.chdir(tmp_path)
-    names = TrainingSettings(source="Salesforce/wikitext"), TrainingSettings()
-    assert [chosen.source for chosen in names] == ["Salesforce/wikitext", "fables"]
-    assert names[1].model_name_or_path == "pocket"
-
-
-def test_a_notebook_in_its_own_folder_also_finds_what_is_next_to_it(tmp_path, monkeypatch):
-    (tmp_path / "notebooks").mkdir()
-    (tmp_path / "mine.txt").write_text("words")
-    monkeypatch.chdir(tmp_path / "notebooks")
-    assert paths.find_path("mine.txt") is None, "no other folder is searched"
-    monkeypatch.setattr(paths, "NOTEBOOKS", tmp_path / "notebooks")
-    assert paths.find_path("mine.txt") == tmp_path / "mine.txt"
-
-
-@pytest.mark.skipif(os.name == "nt", reason="there a drive letter is a path like any other")
-@pytest.mark.parametrize("written", [r"C:\texts\a b.txt", "c:/texts/a b.txt"])
-def test_a_windows_path_is_looked_for_on_the_mounted_drive(monkeypatch, written):
-    monkeypatch.setattr(paths.os.path, "lexists", lambda path: path == "/mnt/c/texts/a b.txt")
-    assert str(paths.find_path(written)) == "/mnt/c/texts/a b.txt"

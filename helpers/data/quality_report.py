@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from helpers.data.facts import TINY_TOKENS, documents_text, tokens_per_character
-from helpers.data.preparation import PreparedData
+from helpers.data.run_data import PreparedData
 from helpers.display import html_table
 from helpers.plots import BLUE, GREEN, GREY, ORANGE, RED, new_axes, new_figure, plot_bars, plot_lengths
 

@@ -19,7 +19,7 @@ import torch
 from torch.utils.data import IterableDataset
 
 from helpers.data.duplicates import HeldOut
-from helpers.data.preparation import PreparedData, load_run_tokenizer
+from helpers.data.run_data import PreparedData, load_run_tokenizer
 from helpers.data.sources import Source
 from helpers.data.tokens import TokenStream, batches_of
 from helpers.files import write_atomically

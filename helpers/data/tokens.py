@@ -117,7 +117,7 @@ class TokenStream:
 
         backend = getattr(self._tokenizer, "backend_tokenizer", None)
         parts = json.loads(backend.to_str()) if backend is not None else {}
-        if not _is_gpt2_like(parts):
+        if not _has_ranks(parts):
             return None
         import tiktoken
         from tiktoken_ext.openai_public import r50k_pat_str  # GPT-2's
@@ -131,16 +131,22 @@ class TokenStream:
         return tiktoken.Encoding("own", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens=special)
 
 
-def _is_gpt2_like(parts: dict[str, Any]) -> bool:
-    """Return whether a tokenizer is a byte-level BPE whose token ids follow the order of its merges.
-
-    tiktoken knows no list of merges: it takes a token's id as its rank, so the two orders must agree.
-    """
+def is_of_gpt2s_kind(parts: dict[str, Any]) -> bool:
+    """Return whether a tokenizer, as its JSON, is a byte-level BPE that cuts text into words where GPT-2's does."""
     rule, model = parts.get("pre_tokenizer") or {}, parts.get("model", {})
     if model.get("type") != "BPE" or parts.get("normalizer") or any(model.get(n) for n in ("dropout", "byte_fallback")):
         return False
-    if rule.get("type") != "ByteLevel" or rule.get("add_prefix_space") or not rule.get("use_regex", True):
+    return rule.get("type") == "ByteLevel" and not rule.get("add_prefix_space") and rule.get("use_regex", True)
+
+
+def _has_ranks(parts: dict[str, Any]) -> bool:
+    """Return whether a tokenizer is of GPT-2's kind and its token ids follow the order of its merges.
+
+    tiktoken knows no list of merges: it takes a token's id as its rank, so the two orders must agree.
+    """
+    if not is_of_gpt2s_kind(parts):
         return False
+    model = parts["model"]
     special = [token for token in parts["added_tokens"] if token["special"]]
     # tiktoken's special tokens never take the white space around them.
     if any(token["lstrip"] or token["rstrip"] or token["single_word"] for token in parts["added_tokens"]):

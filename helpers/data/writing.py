@@ -19,15 +19,14 @@ import pyarrow.compute as pc
 
 from helpers.data.duplicates import Fingerprints
 from helpers.data.leakage import Leakage
+from helpers.data.packing import BLOCK_COLUMNS, IGNORED, block_batch, check_enough, cut_blocks, training_stream
 from helpers.data.sources.chat import Dialogue
 from helpers.data.splitting import SPLITS, TEST, TRAIN, UNDECIDED
 from helpers.data.tokens import TokenStream, batches_of
 from helpers.settings import DataSettings, SettingsError
 
 TOKENIZER_CHARACTERS = 10**8  # that a tokenizer is trained on: more text would hardly change the frequent pairs
-IGNORED = -100  # a label that is not learned, as everywhere in transformers
 BORDERS = pa.list_(pa.int32())
-BLOCK_COLUMNS = ["input_ids", "labels"]
 _ROWS_FILE = "data-00000-of-00001.arrow"  # the name that `datasets` gives it
 
 
@@ -308,42 +307,3 @@ class BlockWriter(TableWriter):
         blocks, self._rest = cut_blocks(stream, self.block_size)
         self.n_labels += int((blocks[1:] != IGNORED).sum())
         self.write(block_batch(blocks))
-
-
-def training_stream(ids: np.ndarray, is_prompt: np.ndarray | None) -> np.ndarray:
-    """Return tokens, and in a second row their labels where some are a prompt's; (1 or 2, tokens) int32."""
-    ids = ids.astype(np.int32)
-    return np.stack([ids] if is_prompt is None else [ids, np.where(is_prompt, np.int32(IGNORED), ids)])
-
-
-def cut_blocks(stream: np.ndarray, block_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cut a stream as `training_stream` returns it; return its complete blocks and what is left over.
-
-    With labels, only the blocks in which a token is learned. The first label of a block is ignored, because nothing
-    predicts it: it must not be counted either.
-
-    Returns:
-        (1 or 2, blocks, block_size), and (1 or 2, tokens).
-    """
-    end = stream.shape[1] - stream.shape[1] % block_size
-    blocks = stream[:, :end].reshape(len(stream), -1, block_size).copy()
-    if len(blocks) == 2:
-        blocks[1, :, 0] = IGNORED
-        blocks = blocks[:, (blocks[1] != IGNORED).any(axis=1)]
-    return blocks, stream[:, end:]
-
-
-def block_batch(blocks: np.ndarray) -> pa.RecordBatch:
-    """Return blocks as the rows of a data set: `input_ids`, and `labels` where there are any."""
-    columns = [pa.FixedSizeListArray.from_arrays(each.ravel(), blocks.shape[2]) for each in blocks]
-    return pa.RecordBatch.from_arrays(columns, names=BLOCK_COLUMNS[: len(columns)])
-
-
-def check_enough(name: str, n_tokens: int, block_size: int) -> None:
-    """Raise `SettingsError` when a part of the split has less than one block of text."""
-    if n_tokens < block_size:
-        larger_share = "" if name == "train" else f"a larger {name}_share, "
-        raise SettingsError(
-            f"The {name} text has {n_tokens} tokens, less than one block of {block_size}: "
-            f"use {larger_share}more text or a smaller block_size."
-        )

@@ -1,10 +1,15 @@
 """Notebook 01: what this machine is, what stops it from training, and the command that fixes it.
 
-`machine` reads this machine into the classes of `facts`, with `access`, `requirements`, `model_files` and two child
-processes (`child`, `nvml`, `torch_probe`). The 25 rules (`rules`, `*_checks`) judge these facts, `fixes` and `wheels`
-write the commands that fix a problem, and `report` is the diagnosis. `card` says what a graphics card is, `live` is the
-monitor. `tasks` is what a fresh clone can be asked to do, and `install` what it does first; `host` is for
-Colab and Kaggle.
+- `machine`, `facts`: read this machine once, into plain values; with `access`, `requirements`, `model_files`, and two
+  child processes (`child`, `nvml`, `torch_probe`)
+- `python_checks`, `driver_checks`, `card_checks`, `system_checks`: the doctor's checks, made of what `rules` defines
+- `fixes`, `wheels`: the commands that fix a problem; the PyTorch wheel that fits a driver
+- `diagnosis`: all checks of a machine, and the verdict
+- `card`: what a graphics card is, and the published ones
+- `live`: the monitor
+- `tasks`, `install`: what a fresh clone can be asked to do, and what it does first
+- `host`: Colab and Kaggle
+- `commands`: `doctor` and `monitor` of the command line
 
 Only the standard library is imported until a check needs more, so that the doctor also runs before anything is
 installed, and on a Python that is too old: `python3 -m helpers.environment`. That is why annotations such as
@@ -21,7 +26,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "facts": "GpuReading Machine Nvml",
         "live": "Sample monitor sample",
         "machine": "read_machine",
-        "report": "Diagnosis diagnose diagnosis_of unused_card",
+        "diagnosis": "Diagnosis diagnose diagnosis_of unused_card",
         "rules": "Check",
         "wheels": "WheelAdvice wheel_advice",
     },

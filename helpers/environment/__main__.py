@@ -8,8 +8,8 @@ import os
 import sys
 
 from helpers.display import print_any_character
+from helpers.environment.diagnosis import diagnose
 from helpers.environment.facts import UnreadError
-from helpers.environment.report import diagnose
 from helpers.environment.wheels import wheel_advice
 
 

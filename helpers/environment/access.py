@@ -126,12 +126,6 @@ class Access:
             return "unknown"
         return done.stdout.partition("release ")[2].partition(",")[0].strip()[:10] or "unknown"
 
-    def start_method(self) -> str:
-        """Return how multiprocessing starts workers."""
-        import multiprocessing
-
-        return multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
-
     def kernel_folders(self) -> list[Path]:
         """Return the folders in which Jupyter looks for kernels; the first that has one counts."""
         try:

@@ -41,7 +41,6 @@ class Python:
     expected: tuple[str, ...] = ()  # prefixes of the environments that exist for this project or are active
     kernel: str | None = None  # the program of the python3 kernel that Jupyter finds; None: it uses its own Python
     kernel_exists: bool = True
-    start_method: str = "fork"
 
 
 @dataclass(frozen=True)

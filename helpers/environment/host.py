@@ -10,9 +10,9 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from helpers.environment.diagnosis import diagnosis_of
 from helpers.environment.install import install
 from helpers.environment.machine import read_machine
-from helpers.environment.report import diagnosis_of
 
 _DRIVE = Path("/content/drive")
 _KAGGLE_OUTPUT = "/kaggle/working"  # what Kaggle keeps of a session

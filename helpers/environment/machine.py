@@ -74,7 +74,6 @@ def _python(access: Access) -> Python:
         expected=tuple(expected),
         kernel=kernel,
         kernel_exists=kernel is None or not Path(kernel).is_absolute() or Path(kernel).exists(),
-        start_method=access.start_method(),
     )
 
 

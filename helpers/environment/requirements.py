@@ -13,7 +13,7 @@ PYTHONS = ((3, 11), (3, 14))  # the oldest and the newest that the course is tes
 
 _DISTRIBUTION = "gpt2-course"
 _LOADED = ("torch", "transformers", "datasets", "accelerate", "numpy", "tokenizers")  # what a stale kernel breaks
-_ALSO_LOOKED_FOR = ("jupyterlab-widgets", "nvidia-ml-py", "pynvml", "tokenizers", "helpers")
+_ALSO_LOOKED_FOR = ("nvidia-ml-py", "pynvml", "tokenizers", "helpers")
 
 
 def read_packages(access: Access) -> Packages:

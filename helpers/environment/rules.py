@@ -43,7 +43,7 @@ class Rule:
             finding = self.judge(machine)
         except UnreadError as error:
             finding = unknown(f"could not be read ({error})")
-        except Exception as error:  # noqa: BLE001 (one broken check must not hide the other 24)
+        except Exception as error:  # noqa: BLE001 (one broken check must not hide the others)
             finding = unknown(f"the check itself broke ({type(error).__name__}: {error})")
         return Check(self.id, finding.status, finding.reading, self.why, finding.fix)
 

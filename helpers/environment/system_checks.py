@@ -1,4 +1,4 @@
-"""Checks of main memory, disk, paths, model files, and the packages that show notebooks."""
+"""Checks of main memory, disk, paths and model files."""
 
 from helpers.display import GIB
 from helpers.environment import fixes
@@ -9,7 +9,6 @@ from helpers.environment.rules import Finding, fail, ok, rule, warn
 CHECKPOINT_BYTES = 1_600_000_000  # GPT-2's weights and AdamW's two averages, in float32, and a little more
 CHECKPOINTS_KEPT = 2  # the default of save_total_limit; one more is written before the oldest is deleted
 DOWNLOAD_BYTES = 600_000_000  # GPT-2's files, in the Hub's cache
-_NOTEBOOK_PACKAGES = ("ipywidgets", "jupyterlab-widgets", "ipykernel", "nbclient", "papermill")
 _TEMP_BYTES = 100_000_000
 _LONGEST_ENDING = {  # what libraries append to a place, in characters
     "runs": len("/some-run-of-mine/checkpoints/checkpoint-100000/model.safetensors"),
@@ -133,14 +132,3 @@ def tokenizer_and_model_files(machine: Machine) -> Finding:
         line = f"{remove} ; {fetch}"
         return fail(reading, line) if machine.has_gpu else warn(reading, line)
     return ok(f"{reading}; gpt2: {files.gpt2.tokens:,} tokens, {files.gpt2.positions} positions")
-
-
-@rule("Sliders and the live monitor are widgets; without them the notebooks show text.")
-def notebook_stack(machine: Machine) -> Finding:
-    """Warn if the widgets or a package that runs notebooks is missing."""
-    installed = machine.packages.installed
-    missing = [name for name in _NOTEBOOK_PACKAGES if name not in installed]
-    if missing:
-        line = f"{fixes.python_command(machine)} -m pip install {' '.join(missing)} ; then restart the Jupyter server."
-        return warn(f"missing: {', '.join(missing)}", line)
-    return ok(f"ipywidgets {installed['ipywidgets']}, workers start by {machine.python.start_method}")

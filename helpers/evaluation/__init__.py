@@ -1,12 +1,13 @@
 """Notebook 04: compare the base model and the tuned model on the same held-out text.
 
-- base_and_tuned: the comparisons of a run, each kept in its evaluation.json
-- scoring: perplexity and bits per byte with a sliding window
-- generation: samples in batches, and decoding methods compared
-- copying: runs of tokens that samples share with the training text
-- canaries: how well a model knows secrets planted in its training text
-- bootstrap: intervals over resampled documents
-- record: reads and writes evaluation.json
+- `base_and_tuned`: the comparisons of a run, each kept in its evaluation.json
+- `scoring`: perplexity and bits per byte with a sliding window
+- `generation`: samples in batches, and decoding methods compared
+- `sampling`: one token after the other, with its candidates, for the playground and the demo page
+- `copying`: runs of tokens that samples share with the training text
+- `canaries`: how well a model knows secrets planted in its training text
+- `bootstrap`: intervals over resampled documents
+- `record`: reads and writes evaluation.json
 """
 
 from helpers import lazy_exports

@@ -13,7 +13,8 @@ from functools import cached_property
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from helpers.data.preparation import dialogues, load_documents, load_run_tokenizer, open_prepared
+from helpers.data.in_memory import dialogues, load_documents
+from helpers.data.run_data import load_run_tokenizer, open_prepared
 from helpers.data.sources import Source
 from helpers.data.sources.chat import Dialogue
 from helpers.display import cut, html_table

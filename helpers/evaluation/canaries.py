@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from helpers.data.preparation import open_prepared
+from helpers.data.run_data import open_prepared
 from helpers.evaluation.base_and_tuned import load_tuned
 from helpers.evaluation.scoring import compute_token_nats
 from helpers.model import on_device

@@ -18,10 +18,10 @@ from urllib.parse import parse_qs, urlsplit
 
 from helpers.display import first_line
 from helpers.evaluation import load_base, load_tuned
+from helpers.evaluation.sampling import encode_prompt, sample_tokens
 from helpers.model import check_sound
 from helpers.settings import EvaluationSettings, SettingsError, read_run_settings
 from helpers.sharing.demo_page import SAMPLING, served_page
-from helpers.widgets.playground import encode_prompt, sample_tokens
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 from helpers.data import open_prepared
-from helpers.data.preparation import dialogues
+from helpers.data.in_memory import dialogues
 from helpers.data.sources.chat import Dialogue
 from helpers.display import MIB, first_line, size_text
 from helpers.evaluation import load_tuned, score

@@ -9,6 +9,7 @@ is written out as text.
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from helpers.data.tokens import is_of_gpt2s_kind
 from helpers.model import check_sound
 from helpers.settings import EvaluationSettings, SettingsError
 
@@ -165,7 +166,12 @@ def _add_tokenizer(writer: "object", tokenizer: "PreTrainedTokenizerBase", n_emb
     from gguf import TokenType
 
     parts = json.loads(tokenizer.backend_tokenizer.to_str())
-    _check_byte_level(parts)
+    if not is_of_gpt2s_kind(parts):
+        raise SettingsError(
+            "The tokenizer is not of GPT-2's kind (byte-level BPE without a normalizer and without a space put before "
+            "the text), so llama.cpp would cut the same text into other tokens: use the folder `model` with "
+            "transformers instead."
+        )
     # A vocabulary that was rounded up has rows without a token; the file needs one for each row.
     tokens = [f"[UNUSED{row}]" for row in range(n_embeddings)]
     kinds = [TokenType.UNUSED] * n_embeddings
@@ -184,15 +190,3 @@ def _add_tokenizer(writer: "object", tokenizer: "PreTrainedTokenizerBase", n_emb
         add(tokenizer.eos_token_id)
     writer.add_add_bos_token(False)  # transformers puts none before a prompt, either
     writer.add_add_eos_token(False)
-
-
-def _check_byte_level(parts: dict) -> None:
-    """Raise `SettingsError` unless a tokenizer is GPT-2's kind: byte-level BPE, no normalizer, no prefix space."""
-    before = parts["pre_tokenizer"] or {}
-    is_gpt2 = before.get("type") == "ByteLevel" and before.get("use_regex", True)
-    if parts["model"]["type"] != "BPE" or parts["normalizer"] or not is_gpt2 or before.get("add_prefix_space"):
-        raise SettingsError(
-            "The tokenizer is not of GPT-2's kind (byte-level BPE without a normalizer and without a space put before "
-            "the text), so llama.cpp would cut the same text into other tokens: use the folder `model` with "
-            "transformers instead."
-        )

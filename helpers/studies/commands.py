@@ -30,7 +30,7 @@ def sweep(ctx: click.Context, study: str, workers: int, gpu: str | None, dry_run
     from helpers.studies.study_file import find_study, read_study
     from helpers.studies.study_plan import plan_study
     from helpers.studies.supervision import read_progress
-    from helpers.training.cards import card_of_this_machine, find_card
+    from helpers.training.devices import card_of_this_machine, find_card
 
     file = find_study(study)
     declared = read_study(file)

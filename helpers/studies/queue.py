@@ -21,7 +21,8 @@ from filelock import FileLock, Timeout
 from helpers.paths import is_same_place
 from helpers.settings import SettingsError, known_settings
 from helpers.studies.study import Range, Study, trial_name
-from helpers.training.pruning import JOURNAL, open_storage, pruner
+from helpers.training.pruning import pruner
+from helpers.training.study_storage import JOURNAL, open_storage
 
 if TYPE_CHECKING:
     from optuna import Study as OptunaStudy

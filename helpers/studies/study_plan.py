@@ -10,7 +10,7 @@ from helpers.display import GIB, duration_text, size_text
 from helpers.files import free_bytes
 from helpers.settings import PATH_SETTINGS, SettingsError
 from helpers.studies.study import Study, trial_name
-from helpers.training.cards import GraphicsCard, this_processor
+from helpers.training.devices import GraphicsCard, this_processor
 from helpers.training.plan import MemoryPlan, plan_run
 from helpers.training.shape import read_shape
 

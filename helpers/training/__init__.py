@@ -1,21 +1,23 @@
 """Notebook 03: plan a run, train it, stop and resume it, and leave a model that loads anywhere.
 
-- `fine_tuning`, `finished_run`: train a run; open it, with what it measured
+- `fine_tuning`, `finished_run`: train a run, resume it, halve a batch that does not fit; open it, with its measurements
 - `lesson`: which model the experiments of notebook 03 train
 - `arguments`: what the settings mean on this machine, as `TrainingArguments`
-- `callbacks`, `checks`, `stopping`: history and progress; what ends a broken training; a stop that saves
+- `callbacks`, `guards`, `stopping`: history and progress; what ends a broken training; a stop that saves
 - `run_files`: settings.json, history.jsonl and checkpoints in a run's folder
-- `processes`: several processes in one training; device and peak memory
-- `engine`, `autograd_functions`: the same results with less memory and time
+- `processes`: several processes in one training
+- `engine`, `autograd_functions`, `fused_softmax`: the same results with less memory and time: loss, attention, a kernel
 - `muon`: an optimizer for pretraining
 - `lora`: train an adapter beside a frozen model, and merge it
 - `shape`: the sizes of a GPT-2, its parameters and operations
-- `memory`, `text_size`, `cards`, `plan`: predict memory, time and disk of a run
+- `devices`: the card or processor to train on or to plan for, and the peak of its memory
+- `memory`, `plan`: predict memory, time and disk of a run
 - `evaluation_memory`: predict the memory that measuring a model takes
 - `calibration`, `measuring`: short trainings that are measured here, and predictions fitted to them
 - `slowness`: say why steps have become slow
 - `model_card`: the card of the final model
-- `pruning`: a training reports to its study, which may stop it
+- `pruning`, `study_storage`: a training reports to its study, which may stop it; where the study keeps its trials
+- `commands`: `train`, `plan` and `calibrate` of the command line
 """
 
 from helpers import lazy_exports
@@ -28,15 +30,17 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "lesson": "choose_lesson",
         "arguments": "chosen_precision",
         "callbacks": "Progress",
-        "checks": "TrainingBrokenError",
+        "guards": "TrainingBrokenError",
         "stopping": "TrainingStoppedError",
         "run_files": "is_finished kept_eval_loss last_complete_checkpoint",
-        "processes": "is_first_process is_in_training leave_process_group peak_bytes reset_peak",
+        "processes": "is_first_process is_in_training leave_process_group",
         "engine": "CHUNK_TOKENS equal_results_less_work",
         "shape": "GPT2Shape read_shape",
-        "cards": "CARDS DEFAULT_CARD GraphicsCard card_of_this_machine find_card this_device this_processor",
+        "devices": (
+            "CARDS DEFAULT_CARD GraphicsCard card_of_this_machine find_card peak_bytes reset_peak this_device "
+            "this_processor"
+        ),
         "plan": "MemoryPlan plan_run planned_shape",
-        "text_size": "training_tokens",
         "calibration": "Calibration find_calibration",
         "measuring": "calibrate",
         "model_card": "metric_text public_name write_model_card",

@@ -20,7 +20,7 @@ from helpers.display import MIB
 from helpers.files import write_atomically
 from helpers.paths import ASSETS, runs_folder
 from helpers.settings import TrainingSettings
-from helpers.training.cards import GraphicsCard, same_card
+from helpers.training.devices import GraphicsCard, same_card
 from helpers.training.memory import predict
 from helpers.training.shape import GPT2Shape, operations_per_token, trained_parameters
 

@@ -1,4 +1,4 @@
-"""Trainer callbacks: history, time, progress; `checks` and `stopping` have those that end a training."""
+"""Trainer callbacks: history, time, progress; `guards` and `stopping` have those that end a training."""
 
 import time
 from collections.abc import Callable
@@ -11,16 +11,15 @@ from transformers.trainer_callback import ExportableState
 
 from helpers.display import MIB
 from helpers.settings import SettingsError, TrainingSettings
-from helpers.training.checks import DiskSpaceGuard, Guard
-from helpers.training.processes import n_processes, peak_bytes
+from helpers.training.devices import peak_bytes
+from helpers.training.guards import DiskSpaceGuard, Guard
+from helpers.training.memory import SAMPLE_TOKENS
+from helpers.training.processes import n_processes
 from helpers.training.pruning import pruning_callback
 from helpers.training.run_files import history_rows, write_history
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel
-
-
-_SAMPLE_TOKENS = 40
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,7 @@ def _greedy_sample(model: "GPT2LMHeadModel", tokenizer: Any, prompt: str) -> str
     import torch
 
     prompt_ids, n_positions = tokenizer.encode(prompt, verbose=False), model.config.n_positions
-    n_new = min(_SAMPLE_TOKENS, n_positions - 1)
+    n_new = min(SAMPLE_TOKENS, n_positions - 1)
     ids = torch.tensor([prompt_ids[-(n_positions - n_new) :]], device=model.device)  # (1, T)
     was_training = model.training
     with torch.no_grad():

@@ -7,7 +7,7 @@ from typing import Any
 
 from helpers.display import MIB, size_text
 from helpers.settings import EvaluationSettings
-from helpers.training.cards import GraphicsCard
+from helpers.training.devices import GraphicsCard
 from helpers.training.engine import CHUNK_TOKENS
 from helpers.training.memory import estimate_overhead
 from helpers.training.shape import inner_width, parameters

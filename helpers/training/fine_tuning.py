@@ -1,5 +1,7 @@
 """Fine-tune GPT-2 on packed blocks with the Trainer: finished runs are reused, interrupted ones resume.
 
+A batch that does not fit into memory is halved, at the same effective batch.
+
 A run's folder holds all that is needed to repeat it. Under `accelerate launch` or `torchrun` the same call trains in
 many processes; nothing here schedules them.
 """
@@ -11,7 +13,8 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from helpers.data.preparation import load_run_tokenizer, prepare
+from helpers.data.preparation import prepare
+from helpers.data.run_data import load_run_tokenizer
 from helpers.data.streaming import open_training_blocks
 from helpers.display import did_you_mean
 from helpers.files import atomic_folder, write_json
@@ -21,7 +24,7 @@ from helpers.settings import TrainingSettings, read_run_settings, run_folder
 from helpers.training import processes, run_files
 from helpers.training.arguments import chosen_precision, float32_products, training_arguments
 from helpers.training.callbacks import Watch, training_callbacks
-from helpers.training.checks import TrainingBrokenError
+from helpers.training.devices import reset_peak
 from helpers.training.engine import equal_results_less_work
 from helpers.training.finished_run import (
     FineTuned,
@@ -31,6 +34,7 @@ from helpers.training.finished_run import (
     find_clock,
     open_run,
 )
+from helpers.training.guards import TrainingBrokenError
 from helpers.training.lora import add_adapter, merge_adapter, restore_adapter
 from helpers.training.model_card import card_text
 from helpers.training.plan import describe_long_warmup, predict_on_this_machine
@@ -185,7 +189,7 @@ def _train_once(
     set_seed(settings.seed)
     callbacks = training_callbacks(settings, folder, model=trained, tokenizer=tokenizer, progress=progress, watch=watch)
     steps = SlownessWatch(folder)
-    processes.reset_peak()
+    reset_peak()
     held_on_card = torch.cuda.memory_allocated()  # by whatever else this process has there
     with equal_results_less_work(model), float32_products():
         trainer = _new_trainer(
@@ -204,23 +208,11 @@ def _train_once(
         _warn_of_long_warmup(settings, len(train), trainer.args.world_size)
         if trainer.is_world_process_zero() and not (folder / "settings.json").exists():
             write_json(folder / "settings.json", run_files.settings_record(settings, data.facts))
-        checkpoint = run_files.last_complete_checkpoint(folder / "checkpoints")
         tokens_per_process = len(train) * settings.block_size // trainer.args.world_size
         predicted = predict_on_this_machine(settings, model.config, train_tokens=tokens_per_process)
         predicted["process_bytes"] += held_on_card
         predicted["peak_bytes"] += held_on_card
-        if checkpoint and "stream" in data.facts:
-            n_steps = run_files.step_of(checkpoint)
-            train.resume_after(count_blocks_read(settings, len(train), n_steps, trainer.args.world_size))
-        patience = settings.early_stopping_patience
-        if is_ended := bool(checkpoint and run_files.has_ended(checkpoint, early_stopping_patience=patience)):
-            _restore_finished(trainer, checkpoint)
-        else:
-            with quiet(), stoppable(trainer, stop):
-                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        log = trainer.state.log_history
-        if not any("eval_loss" in row and row["step"] == trainer.state.global_step for row in log):
-            trainer.evaluate()
+        was_trained = _train_or_resume(trainer, settings, folder, is_stream="stream" in data.facts, stop=stop)
     if trainer.is_world_process_zero():
         if settings.lora_r:
             model = _save_adapter(trained, settings, folder / "adapter")
@@ -232,7 +224,7 @@ def _train_once(
         if steps.seconds[1:]:  # the first one sets up
             facts["step_seconds"] = statistics.median(steps.seconds[1:])
             extend_calibration(settings, trainer, facts, predicted)
-        if not (is_ended and (folder / "training.json").exists()):  # else only the model was made again
+        if not (was_trained and (folder / "training.json").exists()):  # else only the model was made again
             write_json(folder / "training.json", facts)
     trainer.accelerator.wait_for_everyone()  # the other processes open what the first one has written
 
@@ -275,6 +267,27 @@ def _warn_of_long_warmup(settings: TrainingSettings, n_blocks: int, processes: i
     per_epoch = math.ceil(n_blocks / (settings.effective_batch_size * processes))
     if note := describe_long_warmup(settings, math.ceil(per_epoch * settings.num_train_epochs)):
         warnings.warn(note, stacklevel=2)
+
+
+def _train_or_resume(
+    trainer: "Trainer", settings: TrainingSettings, folder: Path, *, is_stream: bool, stop: threading.Event | None
+) -> bool:
+    """Train to the end, from the last complete checkpoint on; return whether that one was of the last step already."""
+    checkpoint, blocks = run_files.last_complete_checkpoint(folder / "checkpoints"), trainer.train_dataset
+    if checkpoint and is_stream:
+        n_steps = run_files.step_of(checkpoint)
+        blocks.resume_after(count_blocks_read(settings, len(blocks), n_steps, trainer.args.world_size))
+    patience = settings.early_stopping_patience
+    was_trained = checkpoint is not None and run_files.has_ended(checkpoint, early_stopping_patience=patience)
+    if was_trained:
+        _restore_finished(trainer, checkpoint)
+    else:
+        with quiet(), stoppable(trainer, stop):
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    log = trainer.state.log_history
+    if not any("eval_loss" in row and row["step"] == trainer.state.global_step for row in log):
+        trainer.evaluate()
+    return was_trained
 
 
 def _restore_finished(trainer: "Trainer", checkpoint: Path) -> None:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 from helpers.files import read_json
 from helpers.paths import runs_folder
 from helpers.settings import SettingsError, TrainingSettings, read_run_settings, run_folder
-from helpers.training import processes, run_files
+from helpers.training import run_files
 from helpers.training.arguments import chosen_precision
 from helpers.training.calibration import Measurement, add_measurements
 from helpers.training.callbacks import Clock
-from helpers.training.cards import this_device
+from helpers.training.devices import device_name, peak_bytes, this_device
 from helpers.training.shape import GPT2Shape
 
 if TYPE_CHECKING:
@@ -94,8 +94,8 @@ def collect_measurements(settings: TrainingSettings, trainer: "Trainer", *, n_bl
         "tokens": settings.block_size * count_blocks_read(settings, n_blocks, steps, trainer.args.world_size),
         "seconds": find_clock(trainer).seconds,
         "precision": "float32" if precision == "no" else precision,
-        "device": processes.device_name(),
-        "peak_bytes": processes.peak_bytes(),
+        "device": device_name(),
+        "peak_bytes": peak_bytes(),
         "per_device_train_batch_size": settings.per_device_train_batch_size,
         "gradient_accumulation_steps": settings.gradient_accumulation_steps,
     }

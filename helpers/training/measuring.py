@@ -8,11 +8,11 @@ from pathlib import Path
 
 from helpers.model import quiet
 from helpers.settings import TrainingSettings
-from helpers.training import processes
+from helpers.training import devices, processes
 from helpers.training.arguments import chosen_precision, float32_products, training_arguments
 from helpers.training.calibration import Calibration, Measurement, add_measurements
 from helpers.training.callbacks import StepTimer
-from helpers.training.cards import GraphicsCard, this_device
+from helpers.training.devices import GraphicsCard, this_device
 from helpers.training.engine import equal_results_less_work
 from helpers.training.fine_tuning import as_batch
 from helpers.training.memory import predict
@@ -80,14 +80,14 @@ def measure(shape: GPT2Shape, settings: TrainingSettings) -> Measurement:
         if torch.cuda.is_available():
             clear_device_cache(garbage_collection=True)  # a Trainer from before refers to itself
             besides = torch.cuda.memory_allocated()
-        processes.reset_peak()
+        devices.reset_peak()
         with equal_results_less_work(model), float32_products():
             trainer = Trainer(
                 model=model, args=arguments, train_dataset=rows, data_collator=as_batch, callbacks=[timer]
             )
             trainer.remove_callback(PrinterCallback)
             trainer.train()
-    peak_bytes = processes.peak_bytes()
+    peak_bytes = devices.peak_bytes()
     if not torch.cuda.is_available():  # Linux counts both within some pages, so a tiny training may seem to need none
         peak_bytes = max(peak_bytes, besides)
     return Measurement.of(

@@ -20,7 +20,7 @@ Engine = Literal["course", "stock"]
 # an H100 in 2026-11: 72 to 127 MiB in all, for 0.3 to 2.9 GiB of activations. On a processor glibc keeps more gaps.
 _ON_A_CARD, _ON_A_PROCESSOR = (80 * MIB, 0.01), (25 * MIB, 1.0)
 _PROCESS_BYTES = 500 * MIB  # Python with the libraries and a data set, on a processor
-_SAMPLE_TOKENS = 40  # that a sample after a validation adds to its prompt
+SAMPLE_TOKENS = 40  # that a sample after a validation adds to its prompt
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ class _Step:
         is_added_to = settings.gradient_accumulation_steps > 1
         self.old_gradients = self.kept_gradients + 4 * self.trained * is_added_to  # from earlier passes of the step
         # A prompt has no more tokens than characters.
-        self.sample_tokens = min(len(settings.sample_prompt) + _SAMPLE_TOKENS, config.n_positions)
+        self.sample_tokens = min(len(settings.sample_prompt) + SAMPLE_TOKENS, config.n_positions)
         # Before an adapter's first block nothing needs a gradient, so its input is not kept. With checkpointing the
         # input does, to carry gradients into the blocks, and it is kept together with the embedding it was made from.
         self.input = self.stream * (self.checkpointing - (not self.checkpointing)) * (self.rank > 0)

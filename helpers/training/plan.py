@@ -9,13 +9,14 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from helpers.data.text_size import training_tokens
 from helpers.display import duration_text, html_table, size_text
 from helpers.model import check_heads
 from helpers.settings import SettingsError, TrainingSettings
 from helpers.training import processes
 from helpers.training.arguments import checkpoints_kept, compiles
 from helpers.training.calibration import find_calibration
-from helpers.training.cards import DEFAULT_CARD, GraphicsCard, find_card, this_device
+from helpers.training.devices import DEFAULT_CARD, GraphicsCard, find_card, this_device
 from helpers.training.evaluation_memory import describe_evaluation, evaluation_bytes
 from helpers.training.memory import Engine, Memory, estimate_overhead, optimizer_bytes, predict
 from helpers.training.shape import (
@@ -26,7 +27,6 @@ from helpers.training.shape import (
     read_shape,
     trained_parameters,
 )
-from helpers.training.text_size import training_tokens
 
 if TYPE_CHECKING:
     from transformers import GPT2Config

@@ -1,11 +1,10 @@
-"""The processes that train one run together, and the device and the memory of this one.
+"""The processes that train one run together.
 
 `accelerate launch` and torchrun start the processes, and give each its rank and their number in environment variables.
 """
 
 import contextlib
 import os
-import platform
 import threading
 import warnings
 from collections.abc import Iterator
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
 
 _LOCK = ".train.lock"
 TRAINING = threading.Lock()  # held by the training of this process: a second one would draw from its random state
-_CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
 def n_processes() -> int:
@@ -97,36 +95,3 @@ def only_training() -> Iterator[None]:
         yield
     finally:
         TRAINING.release()
-
-
-def device_name() -> str:
-    """Return the name of the GPU, or 'cpu'."""
-    import torch
-
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-
-
-def reset_peak() -> None:
-    """Let `peak_bytes` count from now on where the system can do that: on a GPU, and on Linux."""
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    with contextlib.suppress(OSError):
-        _CLEAR_REFS.write_text("5", encoding="ascii")  # proc(5): the peak becomes what is resident now
-
-
-def peak_bytes() -> int:
-    """Return the most memory this process has held since `reset_peak`: GPU memory if there is a GPU, else resident."""
-    import psutil
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    info = psutil.Process().memory_info()
-    if hasattr(info, "peak_wset"):  # Windows, which has no `resource` module
-        return info.peak_wset
-    import resource
-
-    unit = 1 if platform.system() == "Darwin" else 1024  # getrusage counts bytes on macOS and KiB on Linux
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

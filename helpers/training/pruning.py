@@ -1,4 +1,4 @@
-"""A training as one trial of a study: open the study's storage, and stop a trial that falls behind the others.
+"""A training as one trial of a study: report its losses, and stop a trial that falls behind the others.
 
 A study's worker names the trial in an environment variable of the notebook kernels that it starts. A training in such
 a kernel reports each validation loss to the study, which says whether to prune it.
@@ -6,25 +6,17 @@ a kernel reports each validation loss to the study, which says whether to prune 
 
 import json
 import os
-import time
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock
-
-from helpers.settings import SettingsError
+from helpers.training.study_storage import open_storage
 
 if TYPE_CHECKING:
     from optuna import Trial
     from optuna.pruners import BasePruner
-    from optuna.storages import BaseStorage
     from transformers import TrainerCallback
 
 PLACE = "COURSE_TRIAL"  # the environment variable that says, as JSON, where in which storage the trial is
-JOURNAL = "study.log"  # the file with the trials, in a study's folder
-HEARTBEAT_SECONDS, GRACE_SECONDS = 15, 60  # how often a trial reports to a database, and when a silent one is dead
-_DATABASE_ATTEMPTS = 4
 
 
 class TrialPrunedError(RuntimeError):
@@ -76,73 +68,3 @@ def pruner(prune: bool) -> "BasePruner":
     from optuna.pruners import MedianPruner, NopPruner
 
     return MedianPruner(n_startup_trials=4, n_min_trials=3) if prune else NopPruner()
-
-
-def open_storage(address: str, folder: Path) -> "BaseStorage":
-    """Return the database at an address, or the journal in a study's folder where the address is empty.
-
-    Raises:
-        SettingsError: the database does not answer, or its driver is not installed.
-    """
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    if not address:
-        return _journal(folder)
-    try:
-        return _database(address)
-    except Exception as error:  # noqa: BLE001 - each driver has errors of its own
-        cause = " ".join(str(error.__cause__ or error).split())[:300].rstrip(".")
-        raise SettingsError(
-            f"The study's storage {_without_password(address)} does not answer: {cause}. Start the server, fix the "
-            "address (for PostgreSQL install '.[postgres]'), or leave `storage` out for a journal in the folder."
-        ) from None
-
-
-def _journal(folder: Path) -> "BaseStorage":
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
-
-    folder.mkdir(parents=True, exist_ok=True)
-    # A lock of the operating system ends with its process, however that ends; Optuna's own is a file that stays.
-    lock = FileLock(folder / f"{JOURNAL}.lock")
-
-    class Journal(JournalFileBackend):
-        def append_logs(self, logs: list[dict[str, Any]]) -> None:
-            with lock:  # the same process may take it again
-                _remove_incomplete_line(folder / JOURNAL)
-                super().append_logs(logs)
-
-    return JournalStorage(Journal(str(folder / JOURNAL), lock_obj=lock))
-
-
-def _remove_incomplete_line(journal: Path) -> None:
-    """Remove a last line that a full disk or a power cut has cut short: Optuna would write its next line behind it."""
-    with journal.open("rb+") as file:
-        if file.seek(0, os.SEEK_END):
-            file.seek(-1, os.SEEK_END)
-            if file.read() != b"\n":
-                file.seek(0)
-                file.truncate(file.read().rfind(b"\n") + 1)
-
-
-def _database(address: str) -> "BaseStorage":
-    """Connect to a database; try again where another process makes Optuna's tables at the same moment."""
-    from optuna.storages import RDBStorage
-    from sqlalchemy.exc import IntegrityError, ProgrammingError
-
-    options = {"heartbeat_interval": HEARTBEAT_SECONDS, "grace_period": GRACE_SECONDS}
-    for attempt in range(1, _DATABASE_ATTEMPTS + 1):
-        try:
-            with warnings.catch_warnings(action="ignore"):  # heartbeats are called experimental
-                return RDBStorage(address, engine_kwargs={"pool_pre_ping": True}, **options)
-        except (IntegrityError, ProgrammingError):
-            if attempt == _DATABASE_ATTEMPTS:
-                raise
-        time.sleep(1)
-    raise AssertionError
-
-
-def _without_password(address: str) -> str:
-    scheme, _, rest = address.partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2]}" if rest else scheme

@@ -11,10 +11,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from helpers.data.preparation import is_same_model, is_same_text
+from helpers.data.run_data import is_same_model, is_same_text
 from helpers.files import read_json, read_json_lines, write_atomically, write_json
 from helpers.settings import SettingsError, TrainingSettings, read_run_settings, run_folder
-from helpers.training.processes import device_name, n_processes
+from helpers.training.devices import device_name
+from helpers.training.processes import n_processes
 
 _PACKAGES = ("torch", "transformers", "peft", "datasets", "accelerate", "tokenizers")
 _HISTORY_NAMES = ("loss", "eval_loss", "learning_rate", "grad_norm", "epoch", "sample", "warning")

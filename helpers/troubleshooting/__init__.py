@@ -1,9 +1,12 @@
 """Notebook 05: known failures, recognised in an error or a log, explained, and made to happen on purpose.
 
-`explanation` holds `explain` and its magic (`%load_ext helpers.troubleshooting`), `known_failures` reads what it
-knows from a YAML file; `reading`, `log_rows` and `log_checks` read what it is given, `issue_report` writes what to
-paste into an issue, `commands` has the command. `examination` checks a run that does not learn. `lab` makes failures
-happen safely, `broken_runs` are exercises.
+- `explanation`, `known_failures`: `explain` and its magic (`%load_ext helpers.troubleshooting`); what it knows
+- `reading`, `log_rows`, `log_checks`: read an error, a log or a notebook; find and judge the numbers in it
+- `examination`: check a run that does not learn
+- `issue_report`: write what to paste into an issue
+- `lab`, `broken_runs`: make failures happen safely; three for the exercises
+- `commands`: `explain` of the command line
+
 Importing the room loads neither torch nor transformers, so that `explain` works where they are broken.
 """
 

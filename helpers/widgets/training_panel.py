@@ -13,7 +13,7 @@ from typing import Any
 import ipywidgets as w
 import yaml
 
-from helpers.data import refuse_missing
+from helpers.data import refuse_missing, training_tokens
 from helpers.files import write_atomically
 from helpers.paths import NOTEBOOKS
 from helpers.settings import DataSettings, SettingsError, TrainingSettings, preset_names, run_folder
@@ -26,7 +26,6 @@ from helpers.training import (
     find_card,
     plan_run,
     this_processor,
-    training_tokens,
 )
 from helpers.widgets.gauge import gauge_html
 from helpers.widgets.panel import Panel, make_button

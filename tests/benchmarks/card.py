@@ -25,7 +25,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from helpers.display import MIB
 from helpers.settings import TrainingSettings
 from helpers.training import autograd_functions, engine
-from helpers.training.cards import this_device
+from helpers.training.devices import this_device
 from helpers.training.measuring import calibrate
 from helpers.training.memory import predict
 from helpers.training.shape import GPT2Shape, operations_per_token

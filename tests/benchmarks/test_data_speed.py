@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from transformers import GPT2Tokenizer
 
-from helpers.data.preparation import load_documents
+from helpers.data.in_memory import load_documents
 from helpers.data.quality_report import useful_share
 from helpers.data.tokens import TokenStream
 from helpers.settings import DataSettings

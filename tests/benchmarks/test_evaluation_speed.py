@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 from transformers import Trainer, TrainingArguments
 
-from helpers.data.preparation import load_documents
+from helpers.data.in_memory import load_documents
 from helpers.evaluation.generation import generate
 from helpers.evaluation.scoring import score
 from helpers.model import load_model, load_tokenizer, quiet

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from helpers.data.preparation import load_documents
+from helpers.data.in_memory import load_documents
 from helpers.settings import DataSettings
 
 SIZES = (10**6, 10**7)  # tokens

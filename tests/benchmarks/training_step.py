@@ -26,13 +26,13 @@ from transformers import (
     TrainingArguments,
 )
 
-from helpers.data.preparation import load_documents
+from helpers.data.in_memory import load_documents
 from helpers.model import load_tokenizer, quiet
 from helpers.paths import POCKET
 from helpers.settings import DataSettings
+from helpers.training.devices import peak_bytes, reset_peak
 from helpers.training.engine import equal_results_less_work
 from helpers.training.fine_tuning import as_batch
-from helpers.training.processes import peak_bytes, reset_peak
 
 BLOCK, STEPS, WARM_UP = 512, 7, 2
 GUIDE = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4}

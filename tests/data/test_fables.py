@@ -3,7 +3,7 @@ from collections import Counter
 
 import pytest
 
-from helpers.data.preparation import load_documents
+from helpers.data.in_memory import load_documents
 from helpers.data.sources import FABLES
 from helpers.settings import DataSettings
 

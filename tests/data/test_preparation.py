@@ -6,102 +6,22 @@ import time
 from pathlib import Path
 
 import pytest
-from datasets import Dataset, DatasetDict
 
 from helpers.data.facts import documents_text
-from helpers.data.preparation import (
-    is_same_text,
-    load_documents,
-    open_prepared,
-    prepare,
-    refuse_missing,
-    split_documents,
-    token_blocks,
-)
+from helpers.data.in_memory import load_documents, split_documents, token_blocks
+from helpers.data.preparation import prepare
+from helpers.data.run_data import open_prepared
 from helpers.data.sources import source_path
 from helpers.data.writing import Staging
 from helpers.files import read_json
 from helpers.model import load_tokenizer
-from helpers.paths import NOTEBOOKS
 from helpers.settings import DataSettings, SettingsError
 from tests.forked import start_forked
-
-GPT2 = Path(__file__).parents[3] / "shared" / "data" / "gpt2-tokenizer"
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
     return load_tokenizer("pocket")
-
-
-def documents(*texts):
-    return Dataset.from_dict({"text": list(texts)})
-
-
-def test_blocks_joined_again_are_the_documents_with_an_end_of_text_each(tokenizer):
-    texts = ["A fox ran home.", "The owl slept.", "No one came to the well that day."]
-    blocks, n_tokens = token_blocks(documents(*texts), tokenizer, 8)
-    stream = blocks["input_ids"][:].flatten().tolist()
-    expected = [token for text in texts for token in [*tokenizer.encode(text), tokenizer.eos_token_id]]
-    assert stream == expected[: len(stream)]
-    assert n_tokens == len(expected)
-
-
-def test_only_the_last_incomplete_block_is_dropped(tokenizer):
-    blocks, n_tokens = token_blocks(documents(*["A fox ran home."] * 2500), tokenizer, 16)
-    assert 0 <= n_tokens - 16 * len(blocks) < 16, "nothing is lost where a batch of documents ends"
-
-
-def test_less_than_one_block_is_an_error(tokenizer):
-    with pytest.raises(SettingsError, match=r"train text has \d+ tokens, less than one block of 64"):
-        token_blocks(documents("A fox."), tokenizer, 64)
-
-
-def test_gpt2s_own_tokens_are_cut_as_counted_by_hand():
-    if not GPT2.exists():
-        pytest.skip("GPT-2's tokenizer files are not next to this checkout")
-    from transformers import GPT2Tokenizer
-
-    gpt2 = GPT2Tokenizer(vocab=str(GPT2 / "vocab.json"), merges=str(GPT2 / "merges.txt"))
-    blocks, n_tokens = token_blocks(documents("Hello world", "Hello"), gpt2, 2)
-    assert n_tokens == 5
-    assert blocks["input_ids"][:].tolist() == [[15496, 995], [50256, 15496]]
-
-
-def test_a_split_keeps_every_document_once():
-    documents_read = DatasetDict(train=documents(*(f"story {i}" for i in range(50))))
-    parts, n_duplicates = split_documents(documents_read, DataSettings(validation_share=0.2, test_share=0.1))
-    assert {name: len(part) for name, part in parts.items()} == {"train": 35, "validation": 10, "test": 5}
-    assert sorted(text for part in parts.values() for text in part["text"]) == sorted(documents_read["train"]["text"])
-    assert n_duplicates == 0
-
-
-def test_the_same_seed_gives_the_same_split_and_another_seed_another():
-    documents_read = DatasetDict(train=documents(*(f"story {i}" for i in range(50))))
-    first, again, other = (
-        split_documents(documents_read, DataSettings(seed=seed))[0]["test"]["text"][:] for seed in (1, 1, 2)
-    )
-    assert first == again != other
-
-
-def test_a_repeated_document_is_kept_once_and_counted():
-    documents_read = DatasetDict(train=documents(*["One  Story", "one story\n", "two", "three", "", "four"]))
-    parts, n_duplicates = split_documents(documents_read, DataSettings())
-    assert n_duplicates == 1
-    assert sum(len(part) for part in parts.values()) == 4
-
-
-def test_a_sources_own_split_is_kept_and_a_repeated_document_stays_in_the_test():
-    documents_read = DatasetDict(train=documents("a", "b", "same"), validation=documents("c"), test=documents("same"))
-    parts, n_duplicates = split_documents(documents_read, DataSettings())
-    assert parts["test"]["text"][:] == ["same"]
-    assert parts["train"]["text"][:] == ["a", "b"]
-    assert n_duplicates == 1
-
-
-def test_two_documents_are_too_few():
-    with pytest.raises(SettingsError, match="has 2 different documents"):
-        split_documents(DatasetDict(train=documents("a", "b")), DataSettings())
 
 
 def test_prepare_writes_what_it_returns(runs, tiny_settings):
@@ -148,22 +68,6 @@ def test_the_data_of_a_trained_run_are_made_again_from_the_same_text_only(tiny_r
     assert prepare(tiny_settings).facts == before
 
 
-def test_a_row_of_white_space_is_no_document(tmp_path):
-    path = tmp_path / "a.jsonl"
-    path.write_text('{"text": "one fox"}\n{"text": " \\n"}\n{"text": ""}\n')
-    assert load_documents(DataSettings(source=str(path)))["train"]["text"][:] == ["one fox"]
-
-
-def test_the_fables_are_documents_that_begin_with_their_title():
-    texts = load_documents(DataSettings(source="fables"))["train"]["text"][:]
-    assert len(texts) >= 150
-    assert all("\n\nMoral: " in text and not text.startswith("#") for text in texts)
-
-
-def test_the_python_reference_is_a_source_on_every_machine():
-    assert len(load_documents(DataSettings(source="python-reference"))["train"]) > 50
-
-
 @pytest.mark.parametrize(
     ("source", "words"),
     [
@@ -180,11 +84,6 @@ def test_a_missing_file_and_a_bare_name_have_their_own_messages(source, words):
 
 def test_a_hub_id_is_not_a_path():
     assert source_path("Salesforce/wikitext") is None
-
-
-def test_a_hub_data_set_that_cannot_be_loaded_suggests_the_fables():
-    with pytest.raises(SettingsError, match="source='fables'"):
-        load_documents(DataSettings(source="nobody/nothing-at-all"))
 
 
 def test_a_source_is_read_and_never_changed(text_file, tiny_settings):
@@ -422,46 +321,3 @@ def test_progress_is_shown_for_long_work_only(tiny_settings, capsys, monkeypatch
     shown = capsys.readouterr().err
     assert "reading" in shown
     assert "tokens" in shown
-
-
-def test_a_file_that_was_moved_or_renamed_is_the_same_text_and_another_one_is_not(tmp_path, text_file, tiny_settings):
-    prepare(tiny_settings)
-    moved = shutil.copy(text_file, tmp_path / "moved.txt")
-    assert is_same_text(tiny_settings.model_copy(update={"source": str(moved)}))
-    moved.write_text("Something else.")
-    assert not is_same_text(tiny_settings.model_copy(update={"source": str(moved)}))
-    assert not is_same_text(tiny_settings.model_copy(update={"source": "Salesforce/wikitext"}))
-    assert not is_same_text(tiny_settings.model_copy(update={"test_share": 0.2}))
-
-
-def test_a_run_that_has_its_text_needs_its_file_no_more(tmp_path, text_file, tiny_settings):
-    copy = shutil.copy(text_file, tmp_path / "copy.txt")
-    settings = tiny_settings.model_copy(update={"source": str(copy)})
-    before = prepare(settings).facts
-    copy.unlink()
-    assert prepare(settings).facts == before
-    refuse_missing(settings.model_dump())
-    with pytest.raises(SettingsError, match=r"copy\.txt' is not there"):
-        refuse_missing(settings.model_dump() | {"run": "other"})
-
-
-@pytest.mark.parametrize(
-    ("values", "words"),
-    [
-        ({"source": "nowhere.txt"}, "is not there: looked in"),
-        ({"general_source": "./nowhere"}, "is not there: looked in"),
-        ({"model_name_or_path": "mymodel"}, "is not there: looked for a folder in"),
-        ({"model_name_or_path": "./my/model"}, "is not there: looked for a folder in"),
-        ({"model_name_or_path": str(Path(__file__).parent)}, "holds no config.json"),
-    ],
-)
-def test_a_missing_text_or_model_is_refused_before_anything_starts(values, words):
-    with pytest.raises(SettingsError, match=words):
-        refuse_missing(values)
-
-
-@pytest.mark.parametrize("name", ["README.md", "LICENSE", "."])
-def test_the_courses_own_files_are_nobodys_text(monkeypatch, name):
-    monkeypatch.chdir(NOTEBOOKS.parent)
-    with pytest.raises(SettingsError, match="is part of this course and not your text"):
-        refuse_missing({"source": name})

@@ -6,9 +6,10 @@ import pytest
 from datasets import load_from_disk
 
 from helpers.data.duplicates import Fingerprints
+from helpers.data.packing import cut_blocks
 from helpers.data.splitting import TRAIN, UNDECIDED
 from helpers.data.tokens import TokenStream
-from helpers.data.writing import BlockWriter, Staging, TableWriter, cut_blocks
+from helpers.data.writing import BlockWriter, Staging, TableWriter
 from helpers.model import load_tokenizer, quiet
 
 SCHEMA = pa.schema([("text", pa.string())])

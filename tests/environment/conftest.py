@@ -7,9 +7,9 @@ import pytest
 
 from helpers.display import GIB
 from helpers.environment.access import Access
+from helpers.environment.diagnosis import diagnosis_of
 from helpers.environment.facts import GpuReading, Holder, Nvml, Torch
 from helpers.environment.machine import read_machine
-from helpers.environment.report import diagnosis_of
 from helpers.paths import ROOT
 from tests.environment.baselines import EVIL
 
@@ -64,7 +64,6 @@ def make_access(tmp_path):
             "on_battery": lambda: None,
             "long_paths": lambda: None,
             "nvcc": lambda: "",
-            "start_method": lambda: "fork",
             "kernel_folders": lambda: [],
             "home_of_user": lambda: Path("/nowhere"),
         }

@@ -721,7 +721,7 @@ VENV = r"Install Python 3\.13, then: rm -rf \.venv ; python3\.13 -m helpers inst
 ticket("Python 3.10 with nothing installed (E17)",
        on(LAPTOP, python={"version": (3, 10, 14)}, torch=NO_TORCH,
           packages=packages(without=tuple(PACKAGES.installed))),
-       1, "cpu", "cpu", {"python_version": FAIL, "package_floor": FAIL, "notebook_stack": WARN} | MISSING, VENV)
+       1, "cpu", "cpu", {"python_version": FAIL, "package_floor": FAIL} | MISSING, VENV)
 ticket("Python 3.11 is enough", on(LINUX, python={"version": (3, 11, 0)}), 0, "gpu", "cu130", {})
 ticket("Python 3.14 is the newest", on(LINUX, python={"version": (3, 14, 1)}), 0, "gpu", "cu130", {})
 ticket("Python 3.15", on(LINUX, python={"version": (3, 15, 0)}), 1, "gpu", "cu130", {"python_version": FAIL}, VENV)
@@ -789,9 +789,8 @@ ticket("another package called helpers, which a notebook would import",
        1, "gpu", "cu130", {"package_floor": FAIL}, r"(\S+) -m pip uninstall -y helpers ; \1 -m helpers install --here")
 ticket("the doctor runs outside the course", on(LINUX, packages=packages(required={}, pinned={})),
        0, "gpu", "cu130", {"package_floor": WARN}, r"Run the doctor from the course's own folder\.")
-ticket("no widgets", on(LINUX, packages=packages(without=("jupyterlab-widgets", "nbclient"))),
-       0, "gpu", "cu130", {"notebook_stack": WARN},
-       rf"{PIP} jupyterlab-widgets nbclient ; then restart the Jupyter server\.")
+ticket("no widgets", on(LINUX, packages=packages(without=("ipywidgets",))),
+       1, "gpu", "cu130", {"package_floor": FAIL}, PROJECT)
 
 # ---- the allocator's and accelerate's own settings
 
@@ -864,8 +863,8 @@ def unreadable() -> Unread:
 
 
 for _group, _unknown in (
-    ("python", ("python_version", "env_kernel_match", "notebook_stack")),
-    ("packages", ("stale_imports", "package_floor", "notebook_stack")),
+    ("python", ("python_version", "env_kernel_match")),
+    ("packages", ("stale_imports", "package_floor")),
     ("torch", ("torch_build", "cuda_available", "arch_covered", "smoke_matmul")),
     ("process", ("visible_devices", "alloc_conf", "precision_choice")),
     ("memory", ("ram_available",)),

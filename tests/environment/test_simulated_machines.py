@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from helpers.environment.report import RULES, diagnosis_of
+from helpers.environment.diagnosis import RULES, diagnosis_of
 from tests.environment.machines import TABLE
 
 

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
+from helpers.environment.diagnosis import diagnosis_of
 from helpers.environment.facts import Torch
-from helpers.environment.report import diagnosis_of
 from helpers.environment.wheels import typed, wheel_advice
 from tests.environment.baselines import (
     CONDA,

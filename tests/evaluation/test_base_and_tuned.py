@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from helpers.data.preparation import open_prepared
+from helpers.data.run_data import open_prepared
 from helpers.data.sources.chat import render_chat
 from helpers.evaluation import base_and_tuned, record
 from helpers.evaluation.base_and_tuned import (

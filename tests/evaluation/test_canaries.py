@@ -4,7 +4,8 @@ import math
 import pytest
 import torch
 
-from helpers.data.preparation import open_prepared, prepare
+from helpers.data.preparation import prepare
+from helpers.data.run_data import open_prepared
 from helpers.evaluation.canaries import N_CANDIDATES, Canary, measure_exposure, plant_canaries, rank_secret
 from helpers.settings import SettingsError, TrainingSettings, read_run_settings
 

@@ -85,8 +85,8 @@ def test_what_another_machine_works_at_is_left_to_its_heartbeats(study_file, ser
 
 
 def test_what_a_silent_machine_worked_at_is_queued_again(study_file, server, opened_study, monkeypatch):
-    monkeypatch.setattr("helpers.training.pruning.HEARTBEAT_SECONDS", 1)
-    monkeypatch.setattr("helpers.training.pruning.GRACE_SECONDS", 2)
+    monkeypatch.setattr("helpers.training.study_storage.HEARTBEAT_SECONDS", 1)
+    monkeypatch.setattr("helpers.training.study_storage.GRACE_SECONDS", 2)
     study = read_study(study_file(study="silent", storage=server, vary={"learning_rate": [0.001]}))
     opened = opened_study(study)
     with pytest.warns(UserWarning, match="Heartbeat"):

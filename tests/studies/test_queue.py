@@ -12,7 +12,7 @@ from helpers.studies.queue import (
     trials_of,
 )
 from helpers.studies.study_file import read_study
-from helpers.training.pruning import JOURNAL, open_storage
+from helpers.training.study_storage import JOURNAL
 
 RATES = {"low": 1e-5, "high": 1e-2}
 
@@ -139,16 +139,6 @@ def test_a_lock_file_left_by_a_killed_process_does_not_block(study_file):
     assert len(open_study(study).get_trials()) == 4
     with FileLock(study.folder / f"{JOURNAL}.lock"):
         pass
-
-
-@pytest.mark.parametrize(
-    "address", ["postgresql+psycopg://me:secret@127.0.0.1:9/none", "postgresql+nodriver://me:secret@h/none", "nonsense"]
-)
-def test_the_error_for_a_storage_that_does_not_answer_is_one_sentence_without_the_password(address, tmp_path):
-    with pytest.raises(SettingsError, match="does not answer") as error:
-        open_storage(address, tmp_path)
-    assert "secret" not in str(error.value)
-    assert "\n" not in str(error.value)
 
 
 def test_a_study_that_was_started_with_a_relative_path_goes_on_with_the_same_file(study_file, tmp_path):

@@ -3,7 +3,7 @@ import pytest
 from helpers.settings import SettingsError
 from helpers.studies.study_file import find_study, read_study
 from helpers.studies.study_plan import folder_bytes, kept_bytes, plan_study
-from helpers.training.cards import GraphicsCard, find_card
+from helpers.training.devices import GraphicsCard, find_card
 
 
 @pytest.fixture(autouse=True)

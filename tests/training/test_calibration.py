@@ -8,7 +8,7 @@ from helpers.__main__ import main
 from helpers.settings import TrainingSettings
 from helpers.training import calibration, measuring
 from helpers.training.calibration import SHIPPED, Calibration, add_measurements, find_calibration
-from helpers.training.cards import find_card, this_processor
+from helpers.training.devices import find_card, this_processor
 from helpers.training.plan import plan_run
 from helpers.training.processes import only_training
 from helpers.training.shape import GPT2Shape, read_shape
@@ -22,7 +22,7 @@ GPT2 = TrainingSettings(model_name_or_path="gpt2", block_size=1024, mixed_precis
 def processor(monkeypatch):
     """Return this processor without its speed being measured."""
     this_processor.cache_clear()
-    monkeypatch.setattr("helpers.training.cards._product_tflops", lambda _: 0.1)
+    monkeypatch.setattr("helpers.training.devices._product_tflops", lambda _: 0.1)
     yield this_processor()
     this_processor.cache_clear()
 

@@ -22,10 +22,10 @@ from helpers.paths import NOTEBOOKS
 from helpers.settings import SettingsError, TrainingSettings, read_run_settings, run_folder
 from helpers.training import callbacks, engine
 from helpers.training import fine_tuning as training
-from helpers.training.checks import TrainingBrokenError
 from helpers.training.fine_tuning import as_batch, fine_tune, open_or_train
 from helpers.training.finished_run import open_run
-from helpers.training.run_files import last_complete_checkpoint, read_history
+from helpers.training.guards import TrainingBrokenError
+from helpers.training.run_files import last_complete_checkpoint
 from helpers.training.stopping import TrainingStoppedError
 from tests.forked import train_forked
 
@@ -144,25 +144,6 @@ def test_the_saved_configuration_is_as_it_came(tiny_run, tiny_model):
     assert after == before
 
 
-def test_a_run_is_shown_as_one_line_with_its_measurements(tiny_run):
-    assert f"{tiny_run.facts['steps']} steps" in str(tiny_run)
-    assert tiny_run.facts["peak_bytes"] > 10**7
-
-
-def test_the_tokens_of_a_run_are_counted_with_the_smaller_last_step_of_an_epoch(tiny_settings):
-    run = fine_tune(tiny_settings.model_copy(update={"per_device_train_batch_size": 5}))
-    n_blocks = len(prepare(tiny_settings).blocks["train"])
-    assert n_blocks % 5, "the last step of an epoch takes fewer blocks"
-    assert run.facts["tokens"] == 2 * n_blocks * 32
-
-
-def test_a_run_keeps_what_was_predicted_beside_what_was_measured(tiny_run):
-    time, memory = tiny_run.predicted_and_measured
-    assert time["predicted"][0] < time["predicted"][1]
-    assert time["measured"] == tiny_run.facts["seconds"] > 0
-    assert memory["measured"] == tiny_run.facts["peak_bytes"]
-
-
 def test_a_notebook_can_open_a_run_that_exists(tiny_run):
     assert open_or_train("tiny") == tiny_run
 
@@ -172,12 +153,6 @@ def test_a_run_that_is_not_there_is_trained_with_the_defaults_and_another_name_i
     with pytest.warns(UserWarning, match=r"no run 'tny' in .*; did you mean 'tiny'\? It is trained now"):
         assert open_or_train("tny") == TrainingSettings(run="tny")
     assert open_or_train("pocket") == TrainingSettings()
-
-
-def test_opening_a_run_that_is_not_finished_is_an_error():
-    with pytest.raises(SettingsError, match="There is no finished run 'mine'"):
-        open_run("mine")
-    assert read_history(run_folder("mine")) == []
 
 
 def test_labels_are_the_tokens_themselves_with_the_end_of_text(tiny_settings):
@@ -319,7 +294,7 @@ def test_a_full_disk_stops_before_the_checkpoint_and_keeps_the_last_one(tiny_set
 
 
 def test_a_full_disk_is_refused_before_the_first_step(tiny_settings, monkeypatch):
-    monkeypatch.setattr("helpers.training.checks.free_bytes", lambda folder: 1000)
+    monkeypatch.setattr("helpers.training.guards.free_bytes", lambda folder: 1000)
     with pytest.raises(TrainingBrokenError, match="are needed: free some space"):
         fine_tune(tiny_settings)
     assert not (run_folder("tiny") / "history.jsonl").exists()

@@ -20,7 +20,7 @@ from helpers.evaluation.scoring import compute_token_nats
 from helpers.model import load_model, on_device
 from helpers.paths import NOTEBOOKS
 from helpers.settings import EvaluationSettings, TrainingSettings
-from helpers.training import fine_tuning, processes
+from helpers.training import devices, fine_tuning
 from helpers.training.arguments import chosen_precision
 from helpers.training.engine import equal_results_less_work
 from helpers.training.evaluation_memory import evaluation_bytes
@@ -71,7 +71,7 @@ def test_a_model_is_on_the_card_only_while_it_scores_and_takes_what_is_predicted
     model = GPT2LMHeadModel(card.config_of(shape)).eval()
     ids = np.zeros((EvaluationSettings().per_device_eval_batch_size, shape.n_positions + 1), np.int64)
     before = torch.cuda.memory_allocated()
-    processes.reset_peak()
+    devices.reset_peak()
     with on_device(model), equal_results_less_work(model):
         assert model.device.type == DEVICE
         compute_token_nats(model, ids, shape.n_positions)

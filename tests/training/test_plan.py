@@ -11,7 +11,7 @@ from helpers.display import GIB, size_text
 from helpers.model import load_model
 from helpers.paths import ASSETS
 from helpers.settings import SettingsError, TrainingSettings
-from helpers.training.cards import CARDS, GraphicsCard, find_card, this_processor
+from helpers.training.devices import CARDS, GraphicsCard, find_card, this_processor
 from helpers.training.plan import plan_run, predict_on_this_machine
 from helpers.training.shape import operations_per_token
 
@@ -227,7 +227,7 @@ def test_on_a_processor_time_is_predicted_from_its_measured_speed_and_memory_wit
 def test_on_a_card_the_prediction_is_the_plan(monkeypatch):
     card = find_card("RTX 4070 Ti")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr("helpers.training.cards.card_of_this_machine", lambda: card)
+    monkeypatch.setattr("helpers.training.devices.card_of_this_machine", lambda: card)
     settings = TrainingSettings(num_train_epochs=3)
     predicted = predict_on_this_machine(settings, load_model("pocket").config, train_tokens=100_000)
     plan = plan_run(settings, card=card, train_tokens=100_000)
@@ -297,7 +297,7 @@ class TestCommand:
         assert words in result.output
 
     def test_without_a_card_the_plan_is_for_the_courses_own_card_and_says_so(self, monkeypatch):
-        monkeypatch.setattr("helpers.training.cards.read_card", lambda: None)
+        monkeypatch.setattr("helpers.training.devices.read_card", lambda: None)
         result = call("--json")
         assert json.loads(result.stdout)["card"]["name"] == "RTX 4070 Ti"
         assert "No NVIDIA card answers here" in result.stderr
@@ -305,7 +305,7 @@ class TestCommand:
     @pytest.mark.parametrize("precision", ["bf16", "fp16"])
     def test_the_plan_is_for_this_machines_card_where_there_is_one(self, monkeypatch, precision):
         card = GraphicsCard("RTX 9999", 10 * GIB, 60.0, 30.0, has_bf16=precision == "bf16")
-        monkeypatch.setattr("helpers.training.cards.read_card", lambda: card)
+        monkeypatch.setattr("helpers.training.devices.read_card", lambda: card)
         result = call("--json")
         plan = json.loads(result.stdout)
         assert (plan["card"]["name"], plan["card"]["usable_bytes"]) == ("RTX 9999", 9 * GIB)

@@ -1,9 +1,7 @@
-import sys
 import threading
 import time
 
 import pytest
-import torch
 from filelock import FileLock
 
 from helpers.training.processes import (
@@ -11,8 +9,6 @@ from helpers.training.processes import (
     is_first_process,
     leave_process_group,
     n_processes,
-    peak_bytes,
-    reset_peak,
     run_lock,
 )
 
@@ -42,11 +38,3 @@ def test_further_processes_share_the_lock_of_the_first(tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     with FileLock(tmp_path / ".train.lock"), run_lock(tmp_path):
         assert not is_first_process()
-
-
-@pytest.mark.skipif(sys.platform != "linux" or torch.cuda.is_available(), reason="as Linux counts resident memory")
-def test_the_peak_counts_from_the_last_reset():
-    torch.ones(2**26)  # float32, 256 MiB, freed at once
-    large = peak_bytes()
-    reset_peak()
-    assert peak_bytes() < large - 2**26

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from helpers.data.preparation import load_documents, split_documents
+from helpers.data.in_memory import load_documents, split_documents
 from helpers.settings import DataSettings
 from helpers.widgets import DataPanel, data_panel
 from helpers.widgets.data_panel import split_sizes

@@ -1,8 +1,12 @@
 """Any source as a stream of documents: text files, tables, folders, saved data sets, data sets of the Hub.
 
-`source` reads a source's parts: its files (`paths`, `splits`, `kinds`, `compression`, `encodings`), or what `datasets`
-opens (`hub`), as texts or as `tables` with `rows`. `documents` cuts them at what separates documents, which
-`recognition` finds out; `chat` writes conversations as documents.
+- `source`: opens all parts of a source, as texts or as tables
+- `paths`, `own_split`: which files a source has, and which part of its own split each of them is
+- `refused_files`, `compression`, `encodings`: what a file is by its bytes, and these as text
+- `tables`, `rows`: tables row by row, and the column that holds the text
+- `hub`: what the library `datasets` opens, from the Hub or saved on disk
+- `documents`, `recognition`: cut texts and rows into documents; find out what separates these
+- `chat`: write conversations as documents
 
 At most one document and a megabyte of its file are in memory at a time, and a source is never changed.
 """

@@ -16,11 +16,11 @@ from helpers.data.sources.compression import read_chunks
 from helpers.data.sources.documents import passages, replace_half_characters, row_documents, row_lines, text_documents
 from helpers.data.sources.encodings import decode, find_encoding
 from helpers.data.sources.hub import open_from_hub, open_saved, open_shards, saved_files
-from helpers.data.sources.kinds import refuse_other_kinds
+from helpers.data.sources.own_split import Division, divide_files, name_parts
 from helpers.data.sources.paths import FABLES, TABLES, is_saved_dataset, kind_of, source_files, source_path
 from helpers.data.sources.recognition import SAMPLE_CHARACTERS, SAMPLE_ROWS, Choice, describe_markup, recognise
+from helpers.data.sources.refused_files import refuse_other_kinds
 from helpers.data.sources.rows import Row
-from helpers.data.sources.splits import Division, divide_files, name_parts
 from helpers.data.sources.tables import (
     Table,
     find_text_column,

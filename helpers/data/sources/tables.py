@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from helpers.data.sources.documents import check_length
+from helpers.data.sources.own_split import part_of
 from helpers.data.sources.rows import Row, check_names, csv_rows, is_message, json_lines, json_rows
-from helpers.data.sources.splits import part_of
 from helpers.display import first_line
 from helpers.settings import SettingsError
 

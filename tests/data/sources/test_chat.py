@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from helpers.data.preparation import load_documents, prepare, token_blocks
+from helpers.data.in_memory import load_documents, token_blocks
+from helpers.data.preparation import prepare
 from helpers.data.sources import Source
 from helpers.data.sources.chat import TEMPLATES, Dialogue, render_chat
 from helpers.data.tokens import TokenStream

@@ -58,7 +58,7 @@ def hub(tmp_path_factory):
 LOAD_MODEL = "print(load_model({0!r}).config.vocab_size, len(load_tokenizer({0!r})))"
 LOAD_TEXTS = "print({{name: len(part) for name, part in load_documents(DataSettings({0})).items()}})"
 SOURCE = """
-from helpers.data.preparation import load_documents
+from helpers.data.in_memory import load_documents
 from helpers.model import load_model, load_tokenizer
 from helpers.settings import DataSettings, SettingsError
 for line in {!r}:

@@ -1,7 +1,7 @@
 import pytest
 
+from helpers.data.text_size import training_tokens
 from helpers.settings import TrainingSettings, run_folder
-from helpers.training.text_size import training_tokens
 
 
 def gpt2(**changes):

@@ -1,4 +1,4 @@
-"""The diagnosis: all 25 checks, the verdict, the table for a notebook and for a terminal, the JSON."""
+"""The diagnosis: all checks, the verdict, the table for a notebook and for a terminal, the JSON."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from helpers.environment.machine import read_machine
 from helpers.environment.rules import NO_GPU, STATUSES, Check, Rule
 from helpers.environment.wheels import WheelAdvice, expects_gpu, wheel_advice
 
-# All 25, in the order in which a support engineer would ask: the modules and the rules in them follow it.
+# In the order in which a support engineer would ask: the modules, and the rules in them, follow it.
 RULES = tuple(
     value
     for module in (python_checks, driver_checks, card_checks, system_checks)
@@ -40,7 +40,7 @@ class Diagnosis:
 
     Attributes:
         machine: what was judged.
-        checks: one `Check` for each of the 25 questions.
+        checks: one `Check` for each of `RULES`.
         card: the card, or None.
         wheel: which PyTorch wheel fits, or None if that is not known.
         summary: the verdict if nothing fails.
@@ -78,8 +78,8 @@ class Diagnosis:
         `verdict` (text), `exit_code` (0 or 1), `mode` ('gpu' or 'cpu'), `platform` (text), `quick` (true or false),
         `card` (null or `name`, `total_bytes`, `free_bytes`, `capability` [major, minor], `holders` [`pid`, `name`,
         `used_bytes`], `preset`, `precision`, `driver`, `peak_tflops` {format: number}), `wheel` (null or `tag`,
-        `pip_args`, `pip`, `conda`, `reason`), and `checks`: 25 of `id`, `status` ('ok', 'warn', 'fail' or 'unknown'),
-        `reading`, `why`, `fix` (empty if there is nothing to do), worst first. Sizes are in bytes; what the driver
+        `pip_args`, `pip`, `conda`, `reason`), and `checks`, worst first, each with `id`, `status` ('ok', 'warn', 'fail'
+        or 'unknown'), `reading`, `why`, `fix` (empty if there is nothing to do). Sizes are in bytes; what the driver
         does not report is null.
         """
         return {
@@ -184,7 +184,7 @@ def _text(text: str) -> Html:
 
 
 def diagnose(*, quick: bool = False) -> Diagnosis:
-    """Say what this machine is and what stops it from training: 25 checks that change nothing and never raise.
+    """Say what this machine is and what stops it from training: checks that change nothing and never raise.
 
     Args:
         quick: do not import torch: a second instead of a few, and three checks then say "not asked".

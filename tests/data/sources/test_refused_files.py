@@ -7,7 +7,7 @@ import zipfile
 import pytest
 
 from helpers.data.sources import Source
-from helpers.data.sources.kinds import refuse_other_kinds
+from helpers.data.sources.refused_files import refuse_other_kinds
 from helpers.settings import DataSettings, SettingsError
 
 

@@ -6,7 +6,7 @@ from transformers import TrainerControl, TrainerState
 
 from helpers.settings import TrainingSettings
 from helpers.training.arguments import training_arguments
-from helpers.training.checks import Guard, TrainingBrokenError
+from helpers.training.guards import Guard, TrainingBrokenError
 
 
 @pytest.mark.parametrize(("loss", "words"), [(0.0, "exactly 0"), (math.nan, "Lower learning_rate"), (math.inf, "inf")])

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from helpers.data.sources import Source
-from helpers.data.sources.splits import name_parts, part_of
+from helpers.data.sources.own_split import name_parts, part_of
 from helpers.settings import DataSettings, SettingsError
 
 CARD = "---\nconfigs:\n{}\n---\n# About the data\n"

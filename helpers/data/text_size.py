@@ -4,7 +4,7 @@ import math
 
 from helpers.data.sources import Source
 from helpers.files import read_json
-from helpers.settings import DataSettings, SettingsError, TrainingSettings, run_folder
+from helpers.settings import DataSettings, SettingsError, run_folder
 
 _BYTES_PER_TOKEN = {"pocket": 2.7}  # of English text
 _GPT2_BYTES_PER_TOKEN = 4.3
@@ -14,7 +14,7 @@ _HUB_TOKENS = {  # tokens of GPT-2's tokenizer in the training part
 }
 
 
-def training_tokens(settings: TrainingSettings) -> tuple[int, str]:
+def training_tokens(settings: DataSettings) -> tuple[int, str]:
     """Return the number of tokens in the training text, and where that number comes from.
 
     It is counted where the run's data is prepared already. Otherwise it is published (WikiText) or estimated from the
@@ -35,7 +35,7 @@ def training_tokens(settings: TrainingSettings) -> tuple[int, str]:
     return tokens, "about, as published" if published else "about, from the size of the text"
 
 
-def _tokens_by_size(settings: TrainingSettings) -> int:
+def _tokens_by_size(settings: DataSettings) -> int:
     """Return about how many tokens the training part of a source on disk has; 0 for one that is not on disk."""
     try:
         sizes = Source(settings).size_by_part()
@@ -57,7 +57,7 @@ def _trained_bytes_per_token(vocab_size: int) -> float:
     return min(_GPT2_BYTES_PER_TOKEN, 2.2 + 0.6 * math.log2(vocab_size / 512))
 
 
-def _counted_tokens(settings: TrainingSettings) -> int | None:
+def _counted_tokens(settings: DataSettings) -> int | None:
     """Return the count in the run's data.json where that is of the same text and tokenizer; None otherwise."""
     same = DataSettings.model_fields.keys() - {"run", "block_size"}
     try:

@@ -1,4 +1,5 @@
 import re
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -6,8 +7,8 @@ import torch
 
 from helpers.display import GIB
 from helpers.settings import SettingsError, TrainingSettings
-from helpers.training import cards
-from helpers.training.cards import CARDS, find_card, this_device
+from helpers.training import devices
+from helpers.training.devices import CARDS, find_card, peak_bytes, reset_peak, this_device
 from helpers.training.plan import plan_run
 
 
@@ -44,9 +45,17 @@ def test_a_card_without_bf16_takes_fp16_and_only_imitates_bf16():
 
 def test_a_card_that_the_driver_does_not_describe_is_as_torch_sees_it(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(cards, "card_of_this_machine", lambda: None)
+    monkeypatch.setattr(devices, "card_of_this_machine", lambda: None)
     seen = SimpleNamespace(name="AMD Radeon RX 7900 XTX", total_memory=24 * GIB, major=11, minor=0)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: seen)
     card = this_device()
     assert (card.name, card.usable_bytes, card.is_processor) == (seen.name, 23 * GIB, False)
     assert "not known: the card's peak is not in the table" in str(plan_run(TrainingSettings(), card=card))
+
+
+@pytest.mark.skipif(sys.platform != "linux" or torch.cuda.is_available(), reason="as Linux counts resident memory")
+def test_the_peak_counts_from_the_last_reset():
+    torch.ones(2**26)  # float32, 256 MiB, freed at once
+    large = peak_bytes()
+    reset_peak()
+    assert peak_bytes() < large - 2**26

@@ -1,8 +1,14 @@
-"""The cards to plan for: a published one by its name, this machine's, or its processor as if it were one."""
+"""The device to train on or to plan for, as a card; and of this one its name and the memory that is held there.
 
+The table of published cards is in `helpers.environment.card`.
+"""
+
+import contextlib
 import functools
+import platform
 import re
 import timeit
+from pathlib import Path
 from typing import Any
 
 from helpers.display import did_you_mean
@@ -10,6 +16,7 @@ from helpers.environment.card import CARDS, GraphicsCard, read_card
 from helpers.settings import SettingsError
 
 DEFAULT_CARD = "RTX 4070 Ti"
+_CLEAR_REFS = Path("/proc/self/clear_refs")
 _MATRIX_SIZE = 768  # width of the square matrices multiplied: large enough for a processor's full speed
 
 
@@ -90,3 +97,36 @@ def same_card(one: str, other: str) -> bool:
 
 def _bare(name: str) -> str:
     return re.sub(r"nvidia|geforce|rtx|tesla|gpu|gb|[^a-z0-9]", "", name.lower())
+
+
+def device_name() -> str:
+    """Return the name of the GPU, or 'cpu'."""
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+
+
+def reset_peak() -> None:
+    """Let `peak_bytes` count from now on where the system can do that: on a GPU, and on Linux."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(OSError):
+        _CLEAR_REFS.write_text("5", encoding="ascii")  # proc(5): the peak becomes what is resident now
+
+
+def peak_bytes() -> int:
+    """Return the most memory this process has held since `reset_peak`: GPU memory if there is a GPU, else resident."""
+    import psutil
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    info = psutil.Process().memory_info()
+    if hasattr(info, "peak_wset"):  # Windows, which has no `resource` module
+        return info.peak_wset
+    import resource
+
+    unit = 1 if platform.system() == "Darwin" else 1024  # getrusage counts bytes on macOS and KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,121 @@
+"""The steps of `prepare` one by one and in memory, for lessons and small texts."""
+
+import tempfile
+from collections.abc import Sequence
+from contextlib import closing
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from helpers.data.duplicates import Fingerprints
+from helpers.data.packing import block_batch, check_enough, cut_blocks, training_stream
+from helpers.data.sources import Source
+from helpers.data.sources.chat import Dialogue
+from helpers.data.splitting import SPLITS, UNDECIDED, split_by_document, split_by_position
+from helpers.data.tokens import TokenStream
+from helpers.settings import DataSettings
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+    from transformers import PreTrainedTokenizerBase
+
+
+def load_documents(settings: DataSettings, *, n_documents: int | None = None) -> "DatasetDict":
+    """Read the documents of a source into memory.
+
+    Args:
+        settings: the source.
+        n_documents: how many of each part to read at most, for a look at a large source.
+
+    Returns:
+        The parts that the source brings, or one part, `train`, with everything; each has a column `text`. The passages
+        of one continuous text have another, `continues`, and dialogues of which only the completions are learned
+        `borders`: the places in the text where prompt and completion take turns, beginning with a prompt.
+
+    Raises:
+        SettingsError: the source does not exist, has no such column, or cannot be read.
+    """
+    from datasets import Dataset, DatasetDict
+
+    source, parts = Source(settings), {}
+    for part, texts in source.parts():
+        columns: dict[str, list] = {"text": list(islice(filter(str.strip, texts), n_documents))}
+        if settings.train_on == "completion":
+            columns["borders"] = [text.borders for text in columns["text"]]
+        if source.is_continuous:
+            columns["continues"] = [True] * len(columns["text"])
+        parts[part or "train"] = Dataset.from_dict(columns)
+    return DatasetDict(parts)
+
+
+def split_documents(documents: "DatasetDict", settings: DataSettings) -> tuple["DatasetDict", int]:
+    """Drop repeated documents and split the rest by document; a source's own split is kept.
+
+    Two documents are the same when they differ in nothing but upper case and white space. Near-duplicates go to the
+    same part. The passages of one continuous text are split by position.
+
+    Returns:
+        `train`, `validation` and `test`, and the number of repeated documents that were left out.
+
+    Raises:
+        SettingsError: there are too few documents for three parts.
+    """
+    from datasets import DatasetDict, concatenate_datasets
+
+    merged = concatenate_datasets([documents[name] for name in documents])
+    own = [SPLITS.index(name) if len(documents) > 1 else UNDECIDED for name in documents]
+    parts = np.repeat(own, [len(documents[name]) for name in documents]).astype(np.int8)
+    texts = merged["text"][:]
+    rows = np.flatnonzero([bool(text and text.strip()) for text in texts])  # those that are not empty
+    if "continues" in merged.column_names:
+        split = split_by_position(np.array([len(texts[row].encode()) for row in rows]), parts[rows], settings)
+    else:
+        finds_near = settings.near_duplicates != "keep"
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            closing(Fingerprints(Path(folder) / "sketches" if finds_near else None)) as fingerprints,
+        ):
+            fingerprints.add([texts[row] for row in rows])
+            split = split_by_document(fingerprints, parts[rows], settings)
+    chosen = {name: merged.select(rows[split.part == place]) for place, name in enumerate(SPLITS)}
+    return DatasetDict(chosen), int((~split.is_first).sum())
+
+
+def token_blocks(documents: "Dataset", tokenizer: "PreTrainedTokenizerBase", block_size: int) -> tuple["Dataset", int]:
+    """Tokenise documents, end each with the end-of-text token, join them and cut the result into blocks.
+
+    Args:
+        documents: rows with a `text`; where they have a `continues`, no end-of-text follows them; where they have
+            `borders`, the blocks get `labels`, in which the prompts are -100, and blocks without any are left out.
+        tokenizer: a tokenizer with an end-of-text token.
+        block_size: tokens in a block.
+
+    Returns:
+        The blocks, each an `input_ids` of `block_size` int32 tokens, and the number of tokens before the last,
+        incomplete block was dropped.
+
+    Raises:
+        SettingsError: there is less than one block of text.
+    """
+    from datasets import Dataset
+
+    tokens, is_prompt = TokenStream(tokenizer), None
+    if "borders" in documents.column_names:
+        ids, _, is_prompt = tokens.encode_dialogues(dialogues(documents))
+    else:
+        with_ends = "continues" not in documents.column_names
+        pieces = [tokens.encode(batch["text"], with_ends=with_ends)[0] for batch in documents.iter(1000)]
+        ids = np.concatenate([np.empty(0, np.int32), *pieces])  # (n_tokens,)
+    check_enough("train", len(ids), block_size)
+    blocks, _ = cut_blocks(training_stream(ids, is_prompt), block_size)
+    return Dataset(pa.table(block_batch(blocks))).with_format("torch"), len(ids)
+
+
+def dialogues(documents: "Dataset") -> Sequence[str]:
+    """Return the texts of documents, with their borders where they have any: what `score` takes."""
+    if "borders" not in documents.column_names:
+        return documents["text"]
+    return [Dialogue(text, borders) for text, borders in zip(documents["text"], documents["borders"], strict=True)]

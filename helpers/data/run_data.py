@@ -1,0 +1,118 @@
+"""The data in a run's folder: opened, and compared with what settings ask for."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+
+from helpers.data.sources import check_source, source_hash
+from helpers.display import first_line
+from helpers.files import read_json
+from helpers.model import check_model_name, load_tokenizer, model_hash
+from helpers.paths import is_same_place
+from helpers.settings import DataSettings, SettingsError, run_folder
+
+if TYPE_CHECKING:
+    from datasets import DatasetDict
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """The data that a run is trained and evaluated on.
+
+    Attributes:
+        blocks: `train` and `validation`; each row holds `input_ids` of exactly `block_size` tokens.
+        documents: `train`, `validation` and `test`; each row holds one document's `text` and its `n_tokens`.
+        facts: counts, bytes and hashes, as in `data.json`.
+
+    With `streaming` all of these are of the text's first tokens; a training reads `open_training_blocks` instead.
+    """
+
+    blocks: "DatasetDict"
+    documents: "DatasetDict"
+    facts: dict[str, Any]
+
+
+def open_prepared(run: str) -> PreparedData:
+    """Open the data that `prepare` wrote for a run, memory-mapped.
+
+    Raises:
+        SettingsError: there are none, or they are damaged.
+    """
+    from datasets import load_from_disk
+
+    folder = run_folder(run) / "data"
+    if not (folder / "data.json").exists():
+        raise SettingsError(f"Run {run!r} holds no data yet: run notebook 02 or `prepare(settings)` first.")
+    facts = read_json(folder / "data.json")
+    try:
+        return PreparedData(load_from_disk(folder / "blocks"), load_from_disk(folder / "documents"), facts)
+    except (OSError, ValueError, KeyError) as error:  # of which pyarrow's errors are some
+        raise SettingsError(
+            f"The data of run {run!r} are damaged ({first_line(error)}): delete the folder {folder}, and run notebook "
+            "02 for this run; the same text and settings give the same data."
+        ) from None
+
+
+def load_run_tokenizer(settings: DataSettings) -> "PreTrainedTokenizerBase":
+    """Load the tokenizer of a prepared run: the one that was trained on its text, or that of its model."""
+    own = run_folder(settings.run) / "data" / "tokenizer"
+    return load_tokenizer(str(own) if settings.tokenizer == "train" else settings.model_name_or_path)
+
+
+def refuse_missing(values: Mapping[str, Any]) -> None:
+    """Raise `SettingsError` for a text or a model that is not there, before anything starts; the Hub is not asked.
+
+    Args:
+        values: settings of a run; only `source`, `general_source` and `model_name_or_path` are looked up. A run that
+            has its text needs its source no more.
+    """
+    if "model_name_or_path" in values:
+        check_model_name(values["model_name_or_path"])
+    if "general_source" in values:
+        check_source(values["general_source"])
+    if "source" in values:
+        try:
+            check_source(values["source"])
+        except SettingsError:
+            known = DataSettings.model_fields.keys() & values.keys()
+            if not is_same_text(DataSettings(**{name: values[name] for name in known})):
+                raise
+
+
+def is_same_text(settings: DataSettings) -> bool:
+    """Return whether a run holds the data of these settings, wherever its source lies now.
+
+    A file that was moved, renamed or written as another path is the same while its bytes are. One that is gone is not
+    needed any more: the run has its text.
+    """
+    path = run_folder(settings.run) / "data" / "data.json"
+    if not path.exists():
+        return False
+    facts = read_json(path)
+    before, now = DataSettings(**facts["settings"]), settings.part(DataSettings)
+    alike = {"run": now.run, "source": now.source}
+    if is_same_model(now.run, before.model_name_or_path, now.model_name_or_path):
+        alike["model_name_or_path"] = now.model_name_or_path
+    if before.model_copy(update=alike) != now:
+        return False
+    is_same_name = before.source == now.source
+    try:
+        # A single file is hashed with its name, which then must be the name it had.
+        name = PurePath(facts["settings"]["source"].replace("\\", "/")).name
+        sha256 = source_hash(now.source, name=name, streaming="stream" in facts)
+    except SettingsError:
+        if is_same_name:
+            return True
+        raise
+    return sha256 == facts["source_sha256"] and (is_same_name or sha256 is not None)
+
+
+def is_same_model(run: str, before: str, now: str) -> bool:
+    """Return whether the model of a run that has its data, and another name for one, are the same by their files."""
+    if is_same_place(before, now):
+        return True
+    path = run_folder(run) / "data" / "data.json"
+    facts = read_json(path) if path.exists() else {}
+    return facts.get("model_sha256") is not None and facts["model_sha256"] == model_hash(now)

@@ -1,0 +1,119 @@
+"""Draw one token after the other, with the candidates for each: for the playground and the demo page."""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from helpers.data.sources.documents import replace_half_characters
+from helpers.model import on_device
+from helpers.settings import EvaluationSettings, SettingsError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import GPT2LMHeadModel, LogitsProcessorList, PreTrainedTokenizerBase
+
+_N_CANDIDATES = 8
+
+
+class Candidate(NamedTuple):
+    """A possible next token: its id and text, its probability by the model, and its probability of being drawn."""
+
+    token: int
+    text: str
+    probability: float
+    drawn_probability: float
+
+
+def encode_prompt(model: "GPT2LMHeadModel", tokenizer: "PreTrainedTokenizerBase", settings: EvaluationSettings) -> list:
+    """Return the prompt's tokens; raise `SettingsError` when they and `max_new_tokens` exceed the model's positions."""
+    ids = tokenizer.encode(replace_half_characters(settings.prompt), verbose=False) or [tokenizer.eos_token_id]
+    if len(ids) + settings.max_new_tokens > model.config.n_positions:
+        raise SettingsError(
+            f"The prompt has {len(ids)} tokens and max_new_tokens is {settings.max_new_tokens}: together at most "
+            f"{model.config.n_positions}, the model's positions."
+        )
+    return ids
+
+
+def sample_tokens(
+    model: "GPT2LMHeadModel", ids: Sequence[int], settings: EvaluationSettings
+) -> "Iterator[tuple[int, torch.Tensor]]":
+    """Yield the tokens that follow `ids`, up to end-of-text or `max_new_tokens`, each with its logits (1, V).
+
+    The same seed gives the same tokens as `generation.generate` for one sequence. Until the end, or until it is closed,
+    the model stays on the card.
+    """
+    # Not the model's own `generate`: it returns logits only at the end, and draws with the notebook's random state.
+    import torch
+    from transformers import DynamicCache
+
+    processors = _logits_processors(settings)
+    with on_device(model.eval()):
+        generator = torch.Generator(model.device).manual_seed(settings.seed)
+        ids, step = torch.tensor([list(ids)], device=model.device), None  # ids: (1, T)
+        cache = DynamicCache()  # by position, and kept here: transformers 5.24 renames the argument and the result
+        for _ in range(settings.max_new_tokens):
+            with torch.inference_mode():
+                out = model(
+                    ids if step is None else step, cache, attention_mask=torch.ones_like(ids),
+                    use_cache=True, logits_to_keep=1,
+                )  # fmt: skip
+                logits = out.logits[:, -1].float()  # (1, V) in float32, in which `generate` draws too
+                # A clone: some processors write into the scores.
+                step = torch.multinomial(processors(ids, logits.clone()).softmax(-1), 1, generator=generator)
+                ids = torch.cat([ids, step], dim=1)
+            yield step.item(), logits.cpu()
+            if step.item() == model.config.eos_token_id:
+                return
+
+
+def next_logits(model: "GPT2LMHeadModel", ids: Sequence[int]) -> "torch.Tensor":
+    """Return the logits (1, V) of the token that follows `ids`."""
+    import torch
+
+    # Not through sample_tokens: drawing from NaN raises, and on CUDA ends the kernel.
+    with on_device(model.eval()), torch.inference_mode():
+        batch = torch.tensor([list(ids)], device=model.device)  # (1, T)
+        return model(input_ids=batch, logits_to_keep=1, use_cache=False).logits[:, -1].float().cpu()
+
+
+def candidates(
+    logits: "torch.Tensor",
+    ids: Sequence[int],
+    tokenizer: "PreTrainedTokenizerBase",
+    settings: EvaluationSettings,
+    *,
+    include: int | None = None,
+) -> list[Candidate]:
+    """Return the most probable next tokens.
+
+    Args:
+        logits: (1, V), as the model returns them.
+        ids: the tokens before; those among them are penalised for repetition.
+        tokenizer: gives the tokens' text.
+        settings: temperature, top_k, top_p and repetition penalty.
+        include: a token that takes the last place if it is not among the most probable.
+    """
+    import torch
+
+    plain = logits.softmax(-1)[0]
+    drawn = _logits_processors(settings)(torch.tensor([list(ids)]), logits.clone()).softmax(-1)[0]
+    tokens = plain.topk(_N_CANDIDATES).indices.tolist()
+    if include is not None and include not in tokens:
+        tokens[-1] = include
+    return [Candidate(token, tokenizer.decode([token]), plain[token].item(), drawn[token].item()) for token in tokens]
+
+
+def _logits_processors(settings: EvaluationSettings) -> "LogitsProcessorList":
+    """Return what turns logits into the scores to draw from, in the order of transformers' `generate`."""
+    import transformers as t
+
+    processors = t.LogitsProcessorList()
+    if settings.repetition_penalty != 1:
+        processors.append(t.RepetitionPenaltyLogitsProcessor(settings.repetition_penalty))
+    if settings.temperature != 1:
+        processors.append(t.TemperatureLogitsWarper(settings.temperature))
+    if settings.top_k:
+        processors.append(t.TopKLogitsWarper(settings.top_k))
+    if settings.top_p < 1:
+        processors.append(t.TopPLogitsWarper(settings.top_p))
+    return processors

@@ -1,0 +1,105 @@
+"""`train`, `plan` and `calibrate`, as commands of `python -m helpers`."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from helpers.settings import TrainingSettings, check_values, preset_names
+
+
+def run_options(command: Callable) -> Callable:
+    """Add what `run`, `train` and `plan` share: a preset, a run name, settings."""
+    for option in (
+        click.option(
+            "-p", "--parameter", "parameters", nargs=2, multiple=True, metavar="NAME VALUE", help="Set one setting."
+        ),
+        click.option("--run", "run_name", metavar="NAME", help="Name of the run's folder; the preset's when left out."),
+        click.option("--preset", default="pocket", show_default=True, help=f"One of {', '.join(preset_names())}."),
+    ):
+        command = option(command)
+    return command
+
+
+def chosen_settings(run_name: str | None, parameters: tuple[tuple[str, str], ...]) -> dict[str, Any]:
+    """Return the settings that these options name, checked."""
+    return check_values(dict(parameters) | ({} if run_name is None else {"run": run_name}))
+
+
+@click.command()
+@run_options
+def train(preset: str, run_name: str | None, parameters: tuple[tuple[str, str], ...]) -> None:
+    """Train one run without a notebook; also the entry for `accelerate launch -m helpers train`.
+
+    Under torchrun name the run with `-p run NAME`: torchrun takes `--run` for an option of its own.
+    """
+    from helpers.data import refuse_missing
+
+    settings = TrainingSettings.from_preset(preset, **chosen_settings(run_name, parameters))
+    refuse_missing(settings.model_dump())
+    # Only now: this imports torch and transformers, and a mistyped setting should be reported at once.
+    from helpers.training import TrainingBrokenError, fine_tune, is_first_process, leave_process_group
+
+    try:
+        finished = fine_tune(settings, progress=True)
+    except TrainingBrokenError as error:
+        raise click.ClickException(str(error)) from None
+    if is_first_process():  # one of many processes prints
+        click.echo(finished)
+    leave_process_group()
+
+
+@click.command()
+@run_options
+@click.option("--gpu", metavar="NAME", help="A card such as 'RTX 4070 Ti', or 'processor'; left out: the card here.")
+@click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
+@click.pass_context
+def plan(
+    ctx: click.Context,
+    preset: str,
+    run_name: str | None,
+    parameters: tuple[tuple[str, str], ...],
+    gpu: str | None,
+    as_json: bool,
+) -> None:
+    """Predict a run's peak memory, time and disk, without a GPU; exit 1 when it does not fit."""
+    from helpers.data import refuse_missing
+    from helpers.training import plan_run
+
+    settings = TrainingSettings.from_preset(preset, **chosen_settings(run_name, parameters))
+    refuse_missing(settings.model_dump())
+    planned = plan_run(settings, card=_card_to_plan_for(gpu))
+    click.echo(json.dumps(planned.to_dict(), indent=2) if as_json else planned)
+    ctx.exit(0 if planned.fits else 1)
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print all measurements as JSON, to keep or to post.")
+@click.option(
+    "--seconds", default=60.0, show_default=True, type=click.FloatRange(0), help="Begin no training later than this."
+)
+def calibrate(as_json: bool, seconds: float) -> None:
+    """Measure short trainings on this machine, from which plan, panel and sweep then predict."""
+    from helpers.training import calibrate as measure
+
+    calibration = measure(budget_seconds=seconds)
+    click.echo(calibration.model_dump_json(indent=1) if as_json else calibration)
+
+
+def _card_to_plan_for(gpu: str | None) -> Any:
+    """Return the named card, else this machine's, else the card the course is named for; say which one was taken."""
+    from helpers.training import DEFAULT_CARD, card_of_this_machine, find_card, this_processor
+
+    if gpu is not None:
+        return this_processor() if gpu == "processor" else find_card(gpu)
+    here = card_of_this_machine()
+    if here is None:
+        click.echo(
+            f"No NVIDIA card answers here: this is what the run takes on an {DEFAULT_CARD}; --gpu names another, and "
+            "--gpu processor plans for this machine's processor.",
+            err=True,
+        )
+        return find_card(DEFAULT_CARD)
+    click.echo("Planned for this machine's card; --gpu names another.", err=True)
+    return here

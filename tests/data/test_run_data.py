@@ -1,0 +1,52 @@
+import shutil
+from pathlib import Path
+
+import pytest
+
+from helpers.data.preparation import prepare
+from helpers.data.run_data import is_same_text, refuse_missing
+from helpers.paths import NOTEBOOKS
+from helpers.settings import SettingsError
+
+
+def test_a_file_that_was_moved_or_renamed_is_the_same_text_and_another_one_is_not(tmp_path, text_file, tiny_settings):
+    prepare(tiny_settings)
+    moved = shutil.copy(text_file, tmp_path / "moved.txt")
+    assert is_same_text(tiny_settings.model_copy(update={"source": str(moved)}))
+    moved.write_text("Something else.")
+    assert not is_same_text(tiny_settings.model_copy(update={"source": str(moved)}))
+    assert not is_same_text(tiny_settings.model_copy(update={"source": "Salesforce/wikitext"}))
+    assert not is_same_text(tiny_settings.model_copy(update={"test_share": 0.2}))
+
+
+def test_a_run_that_has_its_text_needs_its_file_no_more(tmp_path, text_file, tiny_settings):
+    copy = shutil.copy(text_file, tmp_path / "copy.txt")
+    settings = tiny_settings.model_copy(update={"source": str(copy)})
+    before = prepare(settings).facts
+    copy.unlink()
+    assert prepare(settings).facts == before
+    refuse_missing(settings.model_dump())
+    with pytest.raises(SettingsError, match=r"copy\.txt' is not there"):
+        refuse_missing(settings.model_dump() | {"run": "other"})
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"source": "nowhere.txt"}, "is not there: looked in"),
+        ({"general_source": "./nowhere"}, "is not there: looked in"),
+        ({"model_name_or_path": "mymodel"}, "is not there: looked for a folder in"),
+        ({"model_name_or_path": "./my/model"}, "is not there: looked for a folder in"),
+        ({"model_name_or_path": str(Path(__file__).parent)}, "holds no config.json"),
+    ],
+)
+def test_a_missing_text_or_model_is_refused_before_anything_starts(values, words):
+    with pytest.raises(SettingsError, match=words):
+        refuse_missing(values)
+
+
+@pytest.mark.parametrize("name", ["README.md", "LICENSE", "."])
+def test_the_courses_own_files_are_nobodys_text(monkeypatch, name):
+    monkeypatch.chdir(NOTEBOOKS.parent)
+    with pytest.raises(SettingsError, match="is part of this course and not your text"):
+        refuse_missing({"source": name})

@@ -1,0 +1,64 @@
+import os
+
+import pytest
+
+from helpers import paths
+from helpers.paths import runs_folder
+from helpers.settings import (
+    EvaluationSettings,
+    TrainingSettings,
+)
+
+
+def test_runs_stand_beside_the_notebooks_unless_moved(monkeypatch):
+    monkeypatch.delenv("COURSE_RUNS")
+    assert runs_folder() == paths.ROOT / "runs"
+
+
+def test_runs_can_be_moved_into_the_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    monkeypatch.setenv("COURSE_RUNS", "~/runs")
+    assert runs_folder() == tmp_path / "runs"
+
+
+def test_a_wheel_without_notebooks_keeps_runs_in_the_current_folder(monkeypatch, tmp_path):
+    monkeypatch.delenv("COURSE_RUNS")
+    monkeypatch.chdir(tmp_path)
+    assert runs_folder(project=tmp_path / "site-packages") == tmp_path / "runs"
+
+
+@pytest.mark.parametrize("written", ["mine.txt", "./mine.txt", "more/../mine.txt", "~/mine.txt"])
+def test_a_path_means_the_callers_folder_and_stays_the_same_file_everywhere(tmp_path, monkeypatch, written):
+    (tmp_path / "mine.txt").write_text("words")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    values = TrainingSettings(source=written, model_name_or_path=written).model_dump()
+    assert values["source"] == values["model_name_or_path"] == str(tmp_path / "mine.txt")
+    assert EvaluationSettings(general_source=written).general_source == str(tmp_path / "mine.txt")
+
+
+def test_what_is_not_there_and_what_is_shipped_keeps_its_name(tmp_path, monkeypatch):
+    for name in ("fables", "pocket"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    names = TrainingSettings(source="Salesforce/wikitext"), TrainingSettings()
+    assert [chosen.source for chosen in names] == ["Salesforce/wikitext", "fables"]
+    assert names[1].model_name_or_path == "pocket"
+
+
+def test_a_notebook_in_its_own_folder_also_finds_what_is_next_to_it(tmp_path, monkeypatch):
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "mine.txt").write_text("words")
+    monkeypatch.chdir(tmp_path / "notebooks")
+    assert paths.find_path("mine.txt") is None, "no other folder is searched"
+    monkeypatch.setattr(paths, "NOTEBOOKS", tmp_path / "notebooks")
+    assert paths.find_path("mine.txt") == tmp_path / "mine.txt"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there a drive letter is a path like any other")
+@pytest.mark.parametrize("written", [r"C:\texts\a b.txt", "c:/texts/a b.txt"])
+def test_a_windows_path_is_looked_for_on_the_mounted_drive(monkeypatch, written):
+    monkeypatch.setattr(paths.os.path, "lexists", lambda path: path == "/mnt/c/texts/a b.txt")
+    assert str(paths.find_path(written)) == "/mnt/c/texts/a b.txt"

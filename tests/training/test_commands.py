@@ -1,0 +1,29 @@
+from click.testing import CliRunner
+
+from helpers.__main__ import main
+from helpers.training import fine_tuning as training
+
+
+def call(*arguments):
+    return CliRunner().invoke(main, list(arguments))
+
+
+def test_a_training_that_broke_is_one_sentence_and_exit_code_1(monkeypatch):
+    def fail(*_, **__):
+        raise training.TrainingBrokenError("the loss is exactly 0")
+
+    monkeypatch.setattr(training, "fine_tune", fail)
+    result = call("train")
+    assert (result.exit_code, result.output) == (1, "Error: the loss is exactly 0\n")
+
+
+def test_train_prints_the_finished_run(monkeypatch):
+    monkeypatch.setattr(training, "fine_tune", lambda settings, progress: f"{settings.run} {settings.num_train_epochs}")
+    result = call("train", "--run", "mine", "-p", "num_train_epochs", "2")
+    assert (result.exit_code, result.output) == (0, "mine 2.0\n")
+
+
+def test_of_many_training_processes_one_speaks(monkeypatch):
+    monkeypatch.setattr(training, "fine_tune", lambda settings, progress: settings.run)
+    monkeypatch.setenv("RANK", "1")
+    assert call("train").output == ""
