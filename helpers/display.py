@@ -142,4 +142,7 @@ def _cell(value: Any) -> str:
         text = f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
         return f"<td style='text-align:right;vertical-align:top'>{text}</td>"
     style = "text-align:left;vertical-align:top;white-space:pre-wrap;overflow-wrap:anywhere;max-width:48em"
-    return f"<td style='{style}'>{value if isinstance(value, Html) else escape(str(value))}</td>"
+    if isinstance(value, Html):
+        return f"<td style='{style}'>{value}</td>"
+    # or a narrow page would break it between any two letters
+    return f"<td style='{style};min-width:{min(len(str(value)), 16)}ch'>{escape(str(value))}</td>"

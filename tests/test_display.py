@@ -14,6 +14,11 @@ def test_numbers_stand_on_the_right_and_text_on_the_left():
     assert ["right" in cell for cell in cells] == [True, True, False, False, False]
 
 
+def test_a_narrow_page_leaves_short_text_whole_and_long_text_some_letters():
+    shown = html_table([], [["samples", "a text of many words", Html("<b>bold</b>")]])
+    assert [cell.partition("ch")[0] for cell in shown.split("min-width:")[1:]] == ["7", "16"]
+
+
 def test_html_is_taken_as_it_is_and_everything_else_is_escaped():
     table = html_table([], [[Html("<b>bold</b>"), "<b>text</b>"]])
     assert "<b>bold</b>" in table

@@ -58,7 +58,8 @@ def sample(*, seconds: float = 0.0, use_gpu: bool = True) -> Sample:
         return Sample(seconds, "gpu", (visible(cards, os.environ) or in_cuda_order(cards, os.environ))[0])
     import psutil
 
-    memory, name = read_memory(), f"CPU, {os.cpu_count() or 1} threads"
+    memory, n_threads = read_memory(), os.cpu_count() or 1
+    name = f"CPU, {n_threads} thread{'s' * (n_threads != 1)}"
     load = psutil.cpu_percent(interval=0.1)  # without an interval the first answer would always be 0
     computer = GpuReading(0, name, "", memory.total_bytes, memory.available_bytes, utilisation_percent=load)
     return Sample(seconds, "cpu", computer)

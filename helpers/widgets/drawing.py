@@ -12,7 +12,7 @@ from typing import NamedTuple
 from helpers.display import BLUE
 
 # JupyterLab's own colours, which follow its theme; on a page without JupyterLab the colour after the comma is used.
-_INK, _LINE = "var(--jp-ui-font-color1,#333)", "var(--jp-border-color1,#999)"
+_INK, _LINE = "currentColor", "var(--jp-border-color1,#999)"
 _PATTERNS = (
     "none",
     "repeating-linear-gradient(45deg,#fff6 0 2px,#0000 2px 7px)",
@@ -126,7 +126,7 @@ def stacked_bar(parts: Sequence[tuple[str, float, str]], *, limit: float, limit_
     fills = [colour if pattern == "none" else f"{pattern},{colour}" for pattern in patterns]
     segments = "".join(
         f"<div title='{html.escape(f'{name}: {text}')}' style='width:{100 * size / full_width:.2f}%;"
-        f"box-sizing:border-box;border-right:1px solid var(--jp-layout-color1,#fff);background:{fill}'></div>"
+        f"box-sizing:border-box;border-right:1px solid var(--jp-layout-color1,Canvas);background:{fill}'></div>"
         for (name, size, text), fill in zip(parts, fills, strict=True)
     )
     legend = "".join(
@@ -141,7 +141,7 @@ def stacked_bar(parts: Sequence[tuple[str, float, str]], *, limit: float, limit_
         "<div style='position:relative;height:3.1em'>"
         f"<div style='position:absolute;{side};top:0'>{html.escape(limit_text)}</div>"
         "<div style='position:absolute;top:1.5em;height:1.5em;width:100%;display:flex;"
-        f"background:var(--jp-layout-color2,#eee)'>{segments}</div>"
+        f"background:var(--jp-layout-color2,rgba(128,128,128,.25))'>{segments}</div>"
         f"<div style='position:absolute;top:0;height:100%;left:{at:.2f}%;border-left:3px solid {_INK}'></div></div>"
         f"<div>{legend}</div>"
     )

@@ -24,6 +24,14 @@ def test_a_bar_is_as_long_as_its_share_of_the_longest():
     assert picture.count("drawn</b>") == 1
 
 
+def test_text_has_the_colour_of_its_page_where_jupyterlab_does_not_give_one():
+    chart = line_chart([Series("a", [(0, 1), (1, 2)])], title="t", xlabel="x", ylabel="y")
+    bar = stacked_bar([("weights", 1.0, "1 GiB")], limit=2.0, limit_text="2 GiB", colour="#000")
+    assert "fill:currentColor" in chart
+    assert "solid currentColor" in bar
+    assert not any(dark in chart + bar for dark in ("#333", "#fff", "#eee")), "a page may be dark"
+
+
 def test_the_colour_is_that_of_the_plots():
     assert plots.BLUE in line_chart([Series("a", [(0, 1), (1, 2)])], title="t", xlabel="x", ylabel="y")
     assert plots.BLUE in bar_chart([Bar("a", 0.5, "half")], title="t")
