@@ -1,6 +1,6 @@
 """Formatting: sizes, durations, "did you mean", tables, status marks and the palette.
 
-Standard library only: the doctor uses this before anything is installed.
+Only the standard library is imported: the doctor uses this before anything is installed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import PureWindowsPath
 from typing import Any
 
 GIB, MIB = 2**30, 2**20
-QUIET_SECONDS = 10  # before a progress bar appears: in an executed notebook it would stay in the output
+QUIET_SECONDS = 10  # before a progress bar appears
 
 # The colours of Okabe and Ito (https://jfly.uni-koeln.de/color/), which colour-blind readers can tell apart; a grey.
 BLUE, ORANGE, GREEN, GREY, RED = "#0072B2", "#E69F00", "#009E73", "#777777", "#D55E00"
@@ -108,6 +108,29 @@ def print_any_character() -> None:
 
 class Html(str):
     """Text that is HTML already: `html_table` does not escape it."""
+
+
+def progress_bar(total: int | None, *, unit: str, leave: bool = False, **how: Any) -> Any:
+    """Return a `tqdm` that appears after ten seconds, but not where a runner executes a notebook: it would stay."""
+    from tqdm.auto import tqdm
+
+    is_hidden = (kernel := notebook_kernel()) is not None and not allows_input(kernel)
+    return tqdm(total=total, unit=unit, delay=QUIET_SECONDS, leave=leave, disable=is_hidden, **how)
+
+
+def notebook_kernel() -> Any:
+    """Return the kernel that runs this code, or None outside of a notebook."""
+    try:
+        from IPython import get_ipython
+    except ImportError:
+        return None
+    return getattr(get_ipython(), "kernel", None)
+
+
+def allows_input(kernel: Any) -> bool:
+    """Say whether a person can watch: a front end allows input, the runners of notebooks do not."""
+    # ipykernel notes here what the latest request to run a cell said; nbclient, below both runners, says no
+    return bool(getattr(kernel, "_allow_stdin", False))
 
 
 def status_badge(status: str) -> Html:

@@ -50,7 +50,8 @@ def describe(figure: "Figure") -> str:
         if ax.get_xlabel():
             words.append(" against ".join(filter(None, (ax.get_ylabel(), ax.get_xlabel()))))
         heights = {line: _heights(line) for line in ax.lines if line.get_transform() == ax.transData}
-        named = [f"{name} {heights.get(handle, '')}".strip() for handle, name in zip(*ax.get_legend_handles_labels())]
+        legend = zip(*ax.get_legend_handles_labels(), strict=True)
+        named = [f"{name} {heights.get(handle, '')}".strip() for handle, name in legend]
         texts = [text.get_text().strip() for text in ax.texts]
         values = ax.get_label() or ", ".join(filter(None, named or texts or heights.values()))
         parts.append(": ".join(filter(None, [". ".join(filter(None, words)), values])))

@@ -1,4 +1,26 @@
-from helpers.display import Html, html_table
+from types import SimpleNamespace
+
+import pytest
+
+from helpers import display
+from helpers.display import Html, html_table, progress_bar
+
+
+@pytest.mark.parametrize(
+    ("shell", "is_shown"),
+    [
+        (None, True),  # a terminal
+        (SimpleNamespace(kernel=SimpleNamespace(_allow_stdin=True)), True),  # JupyterLab
+        (SimpleNamespace(kernel=SimpleNamespace(_allow_stdin=False)), False),  # papermill or nbmake
+    ],
+)
+def test_a_progress_bar_is_for_those_who_watch(monkeypatch, capsys, shell, is_shown):
+    monkeypatch.setattr("IPython.get_ipython", lambda: shell)
+    monkeypatch.setattr(display, "QUIET_SECONDS", 0)
+    with progress_bar(2, unit="token", leave=True) as bar:
+        bar.update(2)
+        bar.set_postfix_str("done", refresh=False)
+    assert ("2/2" in capsys.readouterr().err) is is_shown
 
 
 def test_all_text_is_escaped():

@@ -23,7 +23,7 @@ from helpers.data.sources.chat import Dialogue
 from helpers.data.splitting import SPLITS, UNDECIDED, split_by_document, split_by_position
 from helpers.data.tokens import TokenStream
 from helpers.data.writing import Staging, block_batch, check_enough, cut_blocks, training_stream, write_parts
-from helpers.display import QUIET_SECONDS, first_line
+from helpers.display import first_line, progress_bar
 from helpers.files import atomic_folder, is_disk_full, read_json
 from helpers.model import check_model_name, load_tokenizer, model_hash, quiet, train_tokenizer
 from helpers.paths import is_same_place
@@ -252,10 +252,8 @@ def _new_fingerprints(settings: DataSettings, folder: Path) -> Fingerprints:
 
 def _read(settings: DataSettings, staging: Staging) -> Source:
     """Stage the whole source, and return it with what was found out on the way."""
-    from tqdm.auto import tqdm
-
     source, n_tokens = Source(settings), 0
-    with tqdm(total=source.n_bytes, unit="B", unit_scale=True, desc="reading", delay=QUIET_SECONDS) as bar:
+    with progress_bar(source.n_bytes, unit="B", unit_scale=True, desc="reading", leave=True) as bar:
 
         def show(n_bytes: int, n_new_tokens: int) -> None:
             nonlocal n_tokens

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from html import escape
 from typing import Any, NamedTuple
 
-from helpers.display import BLUE, GIB, printable, size_text
+from helpers.display import BLUE, GIB, allows_input, notebook_kernel, printable, size_text
 from helpers.environment.facts import GpuReading, in_cuda_order, visible
 from helpers.environment.machine import read_memory
 from helpers.environment.nvml import read_nvml
@@ -224,12 +224,9 @@ def monitor(*, seconds: float | None = None, interval_seconds: float = 1.0) -> M
 
 
 def has_front_end() -> bool:
-    """Say whether a person can watch: a front end allows input, the runners of notebooks do not."""
+    """Say whether a person can watch a widget."""
     try:
         import ipywidgets  # noqa: F401 (only whether it is installed)
-        from IPython import get_ipython
     except ImportError:
         return False
-    # ipykernel notes here what the latest request to run a cell said; nbclient, below both runners, says no
-    kernel = getattr(get_ipython(), "kernel", None)
-    return bool(getattr(kernel, "_allow_stdin", False))
+    return allows_input(notebook_kernel())

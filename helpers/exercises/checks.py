@@ -88,7 +88,9 @@ def _machine(answer: Any) -> None:
     # Not the verdict: another fault of the reader's own machine is no part of the question.
     for link in answer.chain():
         if link["status"] == "fail":
-            raise Hint(f"The chain breaks at {link['link']}: {link['reading']}. Replace `machine.torch` or `driver` too.")
+            raise Hint(
+                f"The chain breaks at {link['link']}: {link['reading']}. Replace `machine.torch` or `driver` too."
+            )
     if answer.card.preset != "16gb":
         raise Hint(f"Its card gets the preset {answer.card.preset}: the preset depends on the card's bytes.")
 
