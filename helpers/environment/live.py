@@ -136,14 +136,14 @@ def _panel(points: list[tuple[float, float]], title: str, highest: float) -> str
     line = [f"{34 + 180 * (x - start) / span:.1f},{72 - 50 * min(1, y / highest):.1f}" for x, y in points]
     last_x, last_y = line[-1].split(",")
     label = f"{title}: {points[-1][1]:.1f} of {highest:.0f}"
-    return (
+    return (  # the spaces are for JupyterLab, which keeps only the text of a picture in a notebook it does not trust
         f"<svg width='230' height='92' role='img' aria-label='{escape(label)}' fill='currentColor' font-size='10'>"
-        f"<text x='34' y='12'>{escape(label)}</text>"
-        f"<text x='30' y='26' text-anchor='end'>{highest:.0f}</text><text x='30' y='74' text-anchor='end'>0</text>"
+        f"<text x='34' y='12'>{escape(label)}</text> "
+        f"<text x='30' y='26' text-anchor='end'>{highest:.0f}</text> <text x='30' y='74' text-anchor='end'>0</text> "
         "<rect x='34' y='22' width='180' height='50' fill='none' stroke='currentColor' stroke-opacity='0.4'/>"
         f"<polyline points='{' '.join(line)}' fill='none' stroke='{BLUE}' stroke-width='2'/>"
         f"<circle cx='{last_x}' cy='{last_y}' r='2.5' fill='{BLUE}'/>"
-        f"<text x='214' y='86' text-anchor='end'>last {end - start:.0f} seconds</text></svg>"
+        f"<text x='214' y='86' text-anchor='end'>last {end - start:.0f} seconds</text> </svg>"
     )
 
 
