@@ -103,10 +103,13 @@ class RunTable:
 
     @property
     def verdicts(self) -> list[str]:
-        """A sentence for each text: its best run."""
+        """A sentence for each text: its best run, and the settings in which the runs of this text differ."""
         sentences = []
-        for run in self.best:
-            chosen = {name: run.settings[name] for name in self.differing if name in run.settings}
+        for group in self.groups:
+            run = group[0]
+            if run.ranked(self.by) is None:
+                continue
+            chosen = {name: run.settings[name] for name in _differing(group) if name in run.settings}
             settings = ", ".join(f"{name} {_short(value)}" for name, value in chosen.items())
             metric = f"{self.by.replace('_', ' ')} {getattr(run, self.by):.4g}"
             sentences.append(f"Best: {run.name}, {metric}{' with ' if settings else ''}{settings}.")
