@@ -152,7 +152,7 @@ def html_table(head: Sequence[str], rows: Iterable[Sequence[Any]], *, caption: s
     >>> html_table([], [[1234, None]])
     "<table><tbody><tr><td style='text-align:right;vertical-align:top'>1,234</td><td></td></tr></tbody></table>"
     """
-    named = f"<caption>{escape(caption)}</caption>" if caption else ""
+    named = f"<caption style='text-align:left'>{escape(caption)}</caption>" if caption else ""
     head_row = "".join(f"<th style='text-align:left'>{escape(name)}</th>" for name in head)
     body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
     return f"<table>{named}{f'<thead><tr>{head_row}</tr></thead>' if head else ''}<tbody>{body}</tbody></table>"

@@ -29,6 +29,10 @@ def test_all_text_is_escaped():
     assert all(f"&lt;{name}&gt;" in shown for name in "abc")
 
 
+def test_the_caption_is_where_a_wide_table_begins():
+    assert "<caption style='text-align:left'>all runs</caption>" in html_table([], [], caption="all runs")
+
+
 def test_numbers_stand_on_the_right_and_text_on_the_left():
     shown = html_table([], [[1234, 0.123456, None, True, "0.5"]])
     cells = [cell.partition("</td>")[0] for cell in shown.split("<td")[1:]]

@@ -47,6 +47,10 @@ def test_runs_on_different_texts_are_never_ranked_together(runs):
     table = compare()
     assert table.verdicts[0].endswith("with learning_rate 0.01."), "in which the runs of this text differ"
     assert " with " not in table.verdicts[1], "nothing was compared with it"
+    first, second = (part.splitlines()[1] for part in str(table).split("\n\n")[:2])
+    assert "learning_rate" in first
+    assert "seed" not in first
+    assert not any(name in second for name in ("learning_rate", "seed"))
     assert [[run.name for run in group] for group in table.groups] == [["c", "a"], ["b"]]
     assert [run.name for run in table.best] == ["c", "b"]
     assert "measured on 2 different texts" in table.notes[0]
