@@ -86,8 +86,9 @@ def test_a_notebook_is_saved_now_and_then_and_completely_at_its_end(notebook, mo
     with pytest.raises(CourseError):
         run_course([path], run="mine", parameters={})
     assert 2 <= len(saved) < 20, "papermill's own way saves 47 times"
-    *printed, error = outputs("mine", "01_a.ipynb")[-21:]
-    assert [output.text for output in printed] == ["mine\n"] * 20
+    printed = [output.text for output in outputs("mine", "01_a.ipynb") if output.output_type == "stream"]
+    assert "".join(printed) == "mine\n" * 20  # a busy kernel may send a line and its end apart
+    error = outputs("mine", "01_a.ipynb")[-1]
     assert error.ename == "ZeroDivisionError"
 
 

@@ -46,6 +46,7 @@ NEW_IN_311 = {
 LATER = {
     "torch",
     "psutil",
+    "tqdm",
     "ipywidgets",
     "IPython",
     "pynvml",
