@@ -1,6 +1,6 @@
 """Formatting: sizes, durations, "did you mean", tables, status marks and the palette.
 
-Standard library only: the doctor uses this before anything is installed.
+Only the standard library is imported: the doctor uses this before anything is installed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import PureWindowsPath
 from typing import Any
 
 GIB, MIB = 2**30, 2**20
-QUIET_SECONDS = 10  # before a progress bar appears: in an executed notebook it would stay in the output
+QUIET_SECONDS = 10  # before a progress bar appears
 
 # The colours of Okabe and Ito (https://jfly.uni-koeln.de/color/), which colour-blind readers can tell apart; a grey.
 BLUE, ORANGE, GREEN, GREY, RED = "#0072B2", "#E69F00", "#009E73", "#777777", "#D55E00"
@@ -110,6 +110,29 @@ class Html(str):
     """Text that is HTML already: `html_table` does not escape it."""
 
 
+def progress_bar(total: int | None, *, unit: str, leave: bool = False, **how: Any) -> Any:
+    """Return a `tqdm` that appears after ten seconds, but not where a runner executes a notebook: it would stay."""
+    from tqdm.auto import tqdm
+
+    is_hidden = (kernel := notebook_kernel()) is not None and not allows_input(kernel)
+    return tqdm(total=total, unit=unit, delay=QUIET_SECONDS, leave=leave, disable=is_hidden, **how)
+
+
+def notebook_kernel() -> Any:
+    """Return the kernel that runs this code, or None outside of a notebook."""
+    try:
+        from IPython import get_ipython
+    except ImportError:
+        return None
+    return getattr(get_ipython(), "kernel", None)
+
+
+def allows_input(kernel: Any) -> bool:
+    """Say whether a person can watch: a front end allows input, the runners of notebooks do not."""
+    # ipykernel notes here what the latest request to run a cell said; nbclient, below both runners, says no
+    return bool(getattr(kernel, "_allow_stdin", False))
+
+
 def status_badge(status: str) -> Html:
     """Return a status with its mark, in its colours; `status` is a key of `STATUS_MARKS`."""
     mark, background, text = STATUS_MARKS[status]
@@ -129,7 +152,7 @@ def html_table(head: Sequence[str], rows: Iterable[Sequence[Any]], *, caption: s
     >>> html_table([], [[1234, None]])
     "<table><tbody><tr><td style='text-align:right;vertical-align:top'>1,234</td><td></td></tr></tbody></table>"
     """
-    named = f"<caption>{escape(caption)}</caption>" if caption else ""
+    named = f"<caption style='text-align:left'>{escape(caption)}</caption>" if caption else ""
     head_row = "".join(f"<th style='text-align:left'>{escape(name)}</th>" for name in head)
     body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
     return f"<table>{named}{f'<thead><tr>{head_row}</tr></thead>' if head else ''}<tbody>{body}</tbody></table>"
@@ -142,4 +165,7 @@ def _cell(value: Any) -> str:
         text = f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
         return f"<td style='text-align:right;vertical-align:top'>{text}</td>"
     style = "text-align:left;vertical-align:top;white-space:pre-wrap;overflow-wrap:anywhere;max-width:48em"
-    return f"<td style='{style}'>{value if isinstance(value, Html) else escape(str(value))}</td>"
+    if isinstance(value, Html):
+        return f"<td style='{style}'>{value}</td>"
+    # or a narrow page would break it between any two letters
+    return f"<td style='{style};min-width:{min(len(str(value)), 16)}ch'>{escape(str(value))}</td>"

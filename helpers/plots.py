@@ -14,6 +14,7 @@ from helpers.display import BLUE, GREEN, GREY, ORANGE, RED, STATUS_MARKS, cut
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 COMMON_TOKENS = 8  # runs of up to about this many tokens are in most texts of one kind, copied or not
 
@@ -31,22 +32,37 @@ def new_figure(n_rows: int = 1, n_columns: int = 1, *, width: float, height: flo
     figure, axes = plt.subplots(n_rows, n_columns, **size)
     for ax in figure.axes:
         ax.spines[["top", "right"]].set_visible(False)
+    show_description(figure)
+    return figure, axes
+
+
+def show_description(figure: "Figure") -> None:
+    """Let a notebook keep the description of a figure with its picture, as alternative text."""
     # Jupyter asks an object for its metadata; nbconvert makes this one the `alt` of the image.
     figure._repr_mimebundle_ = lambda **_: ({}, {"image/png": {"alt": describe(figure)}})
-    return figure, axes
 
 
 def describe(figure: "Figure") -> str:
     """Return in words what a figure shows: for each of its parts the title, the axes, and the legend or the values."""
-    parts = []
+    parts = [figure.get_suptitle()]
     for ax in figure.axes:
         words = [ax.get_title()]
         if ax.get_xlabel():
             words.append(" against ".join(filter(None, (ax.get_ylabel(), ax.get_xlabel()))))
-        names = [name for name in ax.get_legend_handles_labels()[1] if name]
-        values = ax.get_label() or ", ".join(names or [text.get_text().strip() for text in ax.texts])
+        heights = {line: _heights(line) for line in ax.lines if line.get_transform() == ax.transData}
+        legend = zip(*ax.get_legend_handles_labels(), strict=True)
+        named = [f"{name} {heights.get(handle, '')}".strip() for handle, name in legend]
+        texts = [text.get_text().strip() for text in ax.texts]
+        values = ax.get_label() or ", ".join(filter(None, named or texts or heights.values()))
         parts.append(": ".join(filter(None, [". ".join(filter(None, words)), values])))
-    return " | ".join(parts)
+    return " | ".join(filter(None, parts))
+
+
+def _heights(line: "Line2D") -> str:
+    """Return up to five values of a line, from its first to its last."""
+    ys = line.get_ydata(orig=False)
+    places = sorted({round(part * (len(ys) - 1) / 4) for part in range(5)}) if len(ys) else []
+    return " … ".join(_three_digits(ys[place]) for place in places)
 
 
 def plot_history(history: Sequence[Mapping[str, Any]], *, ax: "Axes | None" = None) -> "Axes":

@@ -248,6 +248,11 @@ class TestNotebook:
         code = [cell for cell in nb["cells"] if cell["cell_type"] == "code"]
         assert all(not cell["outputs"] and cell["execution_count"] is None for cell in code)
 
+    def test_shows_numbers_with_five_digits(self, path):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        first = next(cell for cell in cells if cell["cell_type"] == "code")
+        assert "%precision %.5g\n" in first["source"]
+
     def test_parameters_are_literals_with_the_settings_defaults(self, path):
         nb = json.loads(path.read_text(encoding="utf-8"))
         tagged = [cell for cell in nb["cells"] if "parameters" in cell["metadata"].get("tags", [])]

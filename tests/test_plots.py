@@ -85,6 +85,17 @@ def test_every_picture_has_an_alternative_text_that_jupyter_takes():
     assert "driver: fail" in plots.describe(plots.plot_chain(CHAIN).figure)
 
 
+def test_a_line_is_described_by_its_name_and_up_to_five_of_its_values():
+    rows = [{"step": step, "loss": 9 - step} for step in range(9)] + [{"step": 8, "eval_loss": 2.5}]
+    ax = plots.plot_history(rows)
+    ax.axhline(1.0)  # a mark across the picture, not a line of values
+    ax.figure.suptitle("step 8 of 8")
+    title = "While both fall, the model learns something general. loss (nats per token) against optimizer step"
+    lines = "training 9 … 7 … 5 … 3 … 1, validation 2.5"
+    assert plots.describe(ax.figure) == f"step 8 of 8 | {title}: {lines}"
+    assert plots.describe(plots.plot_learning_rate([], rates=[0.0, 0.5, 0.1]).figure).endswith(": 0 … 0.5 … 0.1")
+
+
 def test_the_surprise_at_each_token_is_a_bar_for_each_model_and_the_mean_gives_the_perplexity():
     ax = plots.plot_surprise(["The", " fox", "\n"], {"base": [6.0, 6.0, 6.0], "tuned": [3.0, 6.0, 0.0]})
     assert [bar.get_height() for bar in ax.patches] == [6.0, 6.0, 6.0, 3.0, 6.0, 0.0]

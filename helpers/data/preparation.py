@@ -19,7 +19,7 @@ from helpers.data.sources import Source, newest_commit, source_hash, source_path
 from helpers.data.splitting import split_by_document, split_by_position
 from helpers.data.tokens import TokenStream
 from helpers.data.writing import Staging, write_parts
-from helpers.display import QUIET_SECONDS
+from helpers.display import progress_bar
 from helpers.files import atomic_folder, is_disk_full, read_json
 from helpers.model import load_tokenizer, model_hash, quiet, train_tokenizer
 from helpers.settings import DataSettings, SettingsError, read_run_settings, run_folder
@@ -139,10 +139,8 @@ def _write(settings: DataSettings, key: dict[str, Any], folder: Path) -> None:
 
 def _read(settings: DataSettings, staging: Staging) -> Source:
     """Stage the whole source, and return it with what was found out on the way."""
-    from tqdm.auto import tqdm
-
     source, n_tokens = Source(settings), 0
-    with tqdm(total=source.n_bytes, unit="B", unit_scale=True, desc="reading", delay=QUIET_SECONDS) as bar:
+    with progress_bar(source.n_bytes, unit="B", unit_scale=True, desc="reading", leave=True) as bar:
 
         def show(n_bytes: int, n_new_tokens: int) -> None:
             nonlocal n_tokens

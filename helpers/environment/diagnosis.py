@@ -24,7 +24,7 @@ RULES = tuple(
 )
 _ANSI = {"ok": "34", "warn": "33", "fail": "31;1", "unknown": "35"}
 _CHAIN = (
-    ("card", "gpu_identity", "does the work"),
+    ("card", "gpu_identity", "the graphics card, which computes"),
     ("driver", "nvml_alive", "part of the system: talks to the card"),
     ("wheel", "torch_build", "PyTorch, built for one CUDA or for none"),
     ("runtime", "driver_floor", "CUDA's libraries: they come inside the wheel"),

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from html import escape
 from typing import Any, NamedTuple
 
-from helpers.display import BLUE, GIB, printable, size_text
+from helpers.display import BLUE, GIB, allows_input, notebook_kernel, printable, size_text
 from helpers.environment.facts import GpuReading, in_cuda_order, visible
 from helpers.environment.machine import read_memory
 from helpers.environment.nvml import read_nvml
@@ -58,7 +58,8 @@ def sample(*, seconds: float = 0.0, use_gpu: bool = True) -> Sample:
         return Sample(seconds, "gpu", (visible(cards, os.environ) or in_cuda_order(cards, os.environ))[0])
     import psutil
 
-    memory, name = read_memory(), f"CPU, {os.cpu_count() or 1} threads"
+    memory, n_threads = read_memory(), os.cpu_count() or 1
+    name = f"CPU, {n_threads} thread{'s' * (n_threads != 1)}"
     load = psutil.cpu_percent(interval=0.1)  # without an interval the first answer would always be 0
     computer = GpuReading(0, name, "", memory.total_bytes, memory.available_bytes, utilisation_percent=load)
     return Sample(seconds, "cpu", computer)
@@ -135,14 +136,14 @@ def _panel(points: list[tuple[float, float]], title: str, highest: float) -> str
     line = [f"{34 + 180 * (x - start) / span:.1f},{72 - 50 * min(1, y / highest):.1f}" for x, y in points]
     last_x, last_y = line[-1].split(",")
     label = f"{title}: {points[-1][1]:.1f} of {highest:.0f}"
-    return (
+    return (  # the spaces are for JupyterLab, which keeps only the text of a picture in a notebook it does not trust
         f"<svg width='230' height='92' role='img' aria-label='{escape(label)}' fill='currentColor' font-size='10'>"
-        f"<text x='34' y='12'>{escape(label)}</text>"
-        f"<text x='30' y='26' text-anchor='end'>{highest:.0f}</text><text x='30' y='74' text-anchor='end'>0</text>"
+        f"<text x='34' y='12'>{escape(label)}</text> "
+        f"<text x='30' y='26' text-anchor='end'>{highest:.0f}</text> <text x='30' y='74' text-anchor='end'>0</text> "
         "<rect x='34' y='22' width='180' height='50' fill='none' stroke='currentColor' stroke-opacity='0.4'/>"
         f"<polyline points='{' '.join(line)}' fill='none' stroke='{BLUE}' stroke-width='2'/>"
         f"<circle cx='{last_x}' cy='{last_y}' r='2.5' fill='{BLUE}'/>"
-        f"<text x='214' y='86' text-anchor='end'>last {end - start:.0f} seconds</text></svg>"
+        f"<text x='214' y='86' text-anchor='end'>last {end - start:.0f} seconds</text> </svg>"
     )
 
 
@@ -223,12 +224,9 @@ def monitor(*, seconds: float | None = None, interval_seconds: float = 1.0) -> M
 
 
 def has_front_end() -> bool:
-    """Say whether a person can watch: a front end allows input, the runners of notebooks do not."""
+    """Say whether a person can watch a widget."""
     try:
         import ipywidgets  # noqa: F401 (only whether it is installed)
-        from IPython import get_ipython
     except ImportError:
         return False
-    # ipykernel notes here what the latest request to run a cell said; nbclient, below both runners, says no
-    kernel = getattr(get_ipython(), "kernel", None)
-    return bool(getattr(kernel, "_allow_stdin", False))
+    return allows_input(notebook_kernel())

@@ -124,7 +124,7 @@ TASKS: dict[str, tuple[str, Callable[..., None]]] = {
         _module("helpers", "run"),
     ),
     "lab": ("Open the notebooks in JupyterLab.", _module("jupyterlab", "notebooks")),
-    "test": ("Run lint, the unit tests, every notebook, and the browser tests where Chromium is.", _test),
+    "test": ("Run lint, the unit tests, every notebook, and the browser tests where Chromium is installed.", _test),
     "lint": ("Check the code with ruff, and that notebooks are stored without outputs.", _lint),
     "browser": ("Run the notebooks and their panels in a real JupyterLab; needs Chromium.", _browser),
     "pictures": ("Take the README's pictures with the browser tests.", _pictures),

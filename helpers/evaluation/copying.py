@@ -12,7 +12,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from helpers.data.tokens import TokenStream, batches_of
-from helpers.display import QUIET_SECONDS, cut, html_table
+from helpers.display import cut, html_table, progress_bar
 
 if TYPE_CHECKING:
     import numpy as np
@@ -263,10 +263,8 @@ def search_training_text(
         control: token ids of each held-out text, about as long as a sample.
         training: the documents the model was trained on; the column of a data set is read bit by bit.
     """
-    from tqdm.auto import tqdm
-
     texts = [tokenizer.decode(list(ids)) for ids in (*samples, *control)]
-    with tqdm(total=2 * len(training), unit="documents", delay=QUIET_SECONDS, leave=False) as bar:
+    with progress_bar(2 * len(training), unit="documents") as bar:
         matches = find_copies([*samples, *control], _count(_tokenize(training, tokenizer), bar))
         in_words = find_longest_in_words(texts, _count(training, bar))
     n = len(samples)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from helpers.display import QUIET_SECONDS, html_table
+from helpers.display import html_table, progress_bar
 from helpers.model import check_sound, describe_prompt, on_device
 from helpers.settings import EvaluationSettings, SettingsError
 from helpers.training.evaluation_memory import sequences_at_once
@@ -73,7 +73,6 @@ def generate(
             model does not fit the tokenizer or has weights that are not finite.
     """
     import torch
-    from tqdm.auto import tqdm
 
     check_sound(model, tokenizer)
     if settings.prompt in prompts and (note := describe_prompt(settings.prompt)):
@@ -94,7 +93,7 @@ def generate(
         on_device(model.eval()),
         torch.random.fork_rng(),  # the seed must not change the random numbers of the reader's own code
         torch.inference_mode(),
-        tqdm(total=n_steps, unit="token", delay=QUIET_SECONDS, leave=False) as bar,
+        progress_bar(n_steps, unit="token") as bar,
     ):
         torch.manual_seed(settings.seed)
         for batch in batches:

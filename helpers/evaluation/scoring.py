@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from helpers.display import QUIET_SECONDS
+from helpers.display import progress_bar
 from helpers.model import check_sound, on_device, shown_name
 from helpers.settings import SettingsError
 from helpers.training.engine import CHUNK_TOKENS, equal_results_less_work
@@ -161,7 +161,6 @@ def score(
             model does not fit the tokenizer or has weights that are not finite.
     """
     import numpy as np
-    from tqdm.auto import tqdm
 
     context = model.config.n_positions if context is None else context
     _check_window(model, stride, context)
@@ -174,7 +173,7 @@ def score(
     n_bytes, n_words, text_sha256 = _measure_text(documents)
     nats, tokens = np.zeros(len(n_bytes)), np.zeros(len(n_bytes), np.int64)
     with (
-        tqdm(total=int(n_bytes.sum()), unit="B", unit_scale=True, delay=QUIET_SECONDS, leave=False) as bar,
+        progress_bar(int(n_bytes.sum()), unit="B", unit_scale=True) as bar,
         on_device(model.eval()),
         equal_results_less_work(model),
     ):

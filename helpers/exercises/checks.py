@@ -85,8 +85,12 @@ def _tflops(answer: Any) -> None:
 def _machine(answer: Any) -> None:
     if answer.card is None:
         raise Hint("It has no card: the driver's `cards` must hold one.")
-    if answer.mode != "gpu":  # another fault of the reader's own machine is no part of the question
-        raise Hint("Training would not use the card. A CPU wheel cannot see one: give `machine.torch` another version.")
+    # Not the verdict: another fault of the reader's own machine is no part of the question.
+    for link in answer.chain():
+        if link["status"] == "fail":
+            raise Hint(
+                f"The chain breaks at {link['link']}: {link['reading']}. Replace `machine.torch` or `driver` too."
+            )
     if answer.card.preset != "16gb":
         raise Hint(f"Its card gets the preset {answer.card.preset}: the preset depends on the card's bytes.")
 

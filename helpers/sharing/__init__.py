@@ -1,6 +1,6 @@
 """After notebook 04: use a trained model outside this course, show it, and give it away.
 
-- `export`: a run's model as a GGUF file, for llama.cpp and Ollama, or in halves, with the measured loss in quality
+- `export`: a run's model as a GGUF file, for llama.cpp and Ollama, or in float16, with the measured loss in quality
 - `gguf_file`: writes one GGUF file
 - `demo`: a page on this machine, on which base and tuned model continue a prompt
 - `demo_page`: the page itself, also as one file that runs the model in a browser

@@ -10,7 +10,7 @@ import click
 @click.option("--to", default="gguf", show_default=True, metavar="FORMAT", help="gguf or safetensors-fp16.")
 @click.option("--type", "gguf_type", default="f16", show_default=True, metavar="TYPE", help="Of a GGUF: f16 or q8_0.")
 def export(run: str, to: str, gguf_type: str) -> None:
-    """Write RUN's model as GGUF for llama.cpp and Ollama, or in halves; measure what that costs."""
+    """Write RUN's model as GGUF for llama.cpp and Ollama, or in float16; measure what that costs."""
     from helpers.sharing import export_model
 
     exported = export_model(run, to=to, gguf_type=gguf_type)

@@ -1,4 +1,4 @@
-"""Export a run's model: a GGUF file with what Ollama and llama.cpp need beside it, or safetensors in halves.
+"""Export a run's model: a GGUF file with what Ollama and llama.cpp need beside it, or safetensors in float16.
 
 An export is a folder, runs/<run>/export/<format>/, with a README that says how to use it and what the smaller numbers
 cost, measured on the run's test documents. The model in runs/<run>/model/ is not changed.

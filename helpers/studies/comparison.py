@@ -103,10 +103,13 @@ class RunTable:
 
     @property
     def verdicts(self) -> list[str]:
-        """A sentence for each text: its best run."""
+        """A sentence for each text: its best run, and the settings in which the runs of this text differ."""
         sentences = []
-        for run in self.best:
-            chosen = {name: run.settings[name] for name in self.differing if name in run.settings}
+        for group in self.groups:
+            run = group[0]
+            if run.ranked(self.by) is None:
+                continue
+            chosen = {name: run.settings[name] for name in _differing(group) if name in run.settings}
             settings = ", ".join(f"{name} {_short(value)}" for name, value in chosen.items())
             metric = f"{self.by.replace('_', ' ')} {getattr(run, self.by):.4g}"
             sentences.append(f"Best: {run.name}, {metric}{' with ' if settings else ''}{settings}.")
@@ -144,17 +147,18 @@ class RunTable:
             text = group[0].text(self.by)
             measured = f"{part} text {text}" if text else f"no {part} text"
             ranks = [str(place) if run.ranked(self.by) is not None else "-" for place, run in enumerate(group, start=1)]
-            cells = [self._cells(run) for run in group]
+            own = {*_differing(group), "source"}  # what only runs of other texts have says nothing here
+            cells = [self._cells(run, [name for name in self.differing if name in own]) for run in group]
             frame = pd.DataFrame([[text for _, text in row] for row in cells], index=ranks, dtype=object)
             frame.columns = [heading for heading, _ in cells[0]]  # two are the same: a dict would lose an interval
             known = frame.dropna(axis=1, how="all").fillna("-")
             yield f"By {self.by.replace('_', ' ')}, best first ({measured})", known
 
-    def _cells(self, run: ComparedRun) -> list[tuple[str, str | None]]:
-        """Return (heading, text) of each column; None where the run has no value."""
+    def _cells(self, run: ComparedRun, names: Sequence[str]) -> list[tuple[str, str | None]]:
+        """Return (heading, text) of each column, `names` are those of the settings; None where the run has no value."""
         return [
             ("run", run.name),
-            *((name, _short(run.settings[name]) if name in run.settings else None) for name in self.differing),
+            *((name, _short(run.settings[name]) if name in run.settings else None) for name in names),
             ("perplexity", _number(run.perplexity, ".2f")),
             (_INTERVAL, _interval(run.perplexity_interval, ".2f")),
             ("bits per byte", _number(run.bits_per_byte, ".4f")),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from helpers.files import write_html_page
-from helpers.plots import GREY, ORANGE, new_axes, plot_bars
+from helpers.plots import GREY, ORANGE, new_axes, plot_bars, show_description
 from helpers.studies.compared_run import ComparedRun, Metric
 from helpers.studies.comparison import RunTable
 
@@ -59,7 +59,7 @@ def plot_curves(runs: Sequence[ComparedRun]) -> "Axes":
     ax = new_axes(height=3.6)
     import matplotlib as mpl
 
-    colours = mpl.colormaps["viridis"].resampled(_MOST_NAMED + 1)
+    colours = mpl.colormaps["viridis"].resampled(min(len(runs), _MOST_NAMED) + 1)  # without its yellow end
     in_tokens = all({"per_device_train_batch_size", "block_size"} <= set(run.settings) for run in runs if run.losses)
     for number, run in reversed([*enumerate(runs)]):  # the best run last, above the others
         if not run.losses:
@@ -99,9 +99,12 @@ def plot_parallel(runs: Sequence[ComparedRun], names: Sequence[str], *, by: Metr
     lines = ax.collections[0]
     lines.colorbar.remove()  # it repeats the first axis, and covers the labels of the last one
     metrics = lines.get_array()
-    lines.set_clim(metrics.min(), metrics.max() + 0.4 * np.ptp(metrics))  # or the worst lines would be white on white
+    lines.set_clim(metrics.min(), metrics.max() + np.ptp(metrics))  # or the worst lines would be pale on white
     ax.plot(*lines.get_segments()[metrics.argmin()].T, color=ORANGE, linewidth=2.5)
     ax.set_title("Each line a run; the orange one is the best", y=1.06)
+    best = min(runs, key=lambda run: getattr(run, by))
+    ax.set_label(f"{best.name}, {by.replace('_', ' ')} {getattr(best, by):.4g}")
+    show_description(ax.figure)
     ax.figure.set(size_inches=(3.5 + 1.6 * len(names), 3.8), facecolor="white")
     return ax
 

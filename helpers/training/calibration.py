@@ -226,7 +226,8 @@ def processor_name() -> str:
     """Return this machine's processor and the threads that PyTorch uses, which decide its speed together."""
     import torch
 
-    return f"{_processor_model()}, {torch.get_num_threads()} threads"
+    n_threads = torch.get_num_threads()
+    return f"{_processor_model()}, {n_threads} thread{'s' * (n_threads != 1)}"
 
 
 @functools.cache

@@ -52,7 +52,7 @@ def card_text(settings: TrainingSettings, data_facts: dict[str, Any], evaluation
         ],
         setting_rows=[(f"`{name}`", value) for name, value in values.items()],
         score_rows=_score_rows,
-        metric_text=metric_text,
+        saved_text=_saved_text,
         cell=_cell,
         fence=_fence,
     )
@@ -93,6 +93,13 @@ def metric_text(value: float | None, form: str, interval: list[float] | None = N
     if value is None:
         return "too large"
     return f"{value:{form}}" + (f" [{interval[0]:{form}} to {interval[1]:{form}}]" if interval else "")
+
+
+def _saved_text(section: dict[str, Any]) -> str:
+    base, tuned = (section[model]["bits_per_byte"] for model in ("base", "tuned"))
+    # of the two values shown, as in the verdict: the exact difference may round to another last digit
+    saved = None if None in (base, tuned) else round(base, 3) - round(tuned, 3)
+    return metric_text(saved, ".3f", section["difference"]["interval"])
 
 
 def _metadata(settings: TrainingSettings, test: dict[str, Any] | None, *, base: str, source: str) -> "ModelCardData":

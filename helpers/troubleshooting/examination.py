@@ -39,7 +39,7 @@ class Examination:
         unknown = [check.id for check in self.checks if check.status == "unknown"]
         if unknown:
             return f"Nothing fails; not checked: {', '.join(unknown)}."
-        return "Everything between text and optimizer is connected: look at the settings next."
+        return "No fault was found between text and optimizer: look at the settings next."
 
     def __str__(self) -> str:
         """Return it for a terminal."""
@@ -160,7 +160,7 @@ class _Bench:
         n_different = len(set(row))
         # a row that repeats a few tokens is what a broken tokenizer or padding leaves
         status = "ok" if text.strip() and n_different > len(row) // 20 else "fail"
-        reading = f"{len(row)} tokens, {n_different} different, of {len(self._tokenizer)}: {text[:100]!r}"
+        reading = f"{len(row)} tokens, {n_different} different, of {len(self._tokenizer):,}: {text[:100]!r}"
         return status, reading, "It must read like your text."
 
     def end_among_labels(self) -> _Finding:
@@ -170,7 +170,7 @@ class _Bench:
         name = "labels" if "labels" in blocks.column_names else "input_ids"  # in packed rows each token is a label
         rows = blocks[: min(_MAX_ROWS_SEARCHED, len(blocks))][name]  # (B, T)
         n_ends, n_labels = int((rows == self._tokenizer.eos_token_id).sum()), int((rows >= 0).sum())
-        reading = f"{n_ends} of {n_labels} labels are an end of text"
+        reading = f"{n_ends:,} of {n_labels:,} labels are an end of text"
         return ("ok", reading, "") if n_ends else ("warn", reading, "Without an end among them the model never stops.")
 
     def first_loss(self) -> _Finding:

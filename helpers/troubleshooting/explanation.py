@@ -185,10 +185,12 @@ def _rank(id_: str, matches: _Matches, order: list[str]) -> tuple[float, ...]:
 
 
 def _cause(failure: KnownFailure, evidence: list[Evidence], machine: Machine | None) -> Cause:
-    quotes = tuple(dict.fromkeys(one.quote for one in evidence))[:_MOST_QUOTES]
+    quotes = dict.fromkeys(one.quote for one in evidence)
+    # two patterns can find the same line, one of them with its beginning cut off
+    whole = tuple(quote for quote in quotes if not any(quote.lstrip("…") in other for other in quotes.keys() - {quote}))
     certainty = _CERTAINTY[evidence[0].weight]
     fix = failure.fix_on(machine)
-    return Cause(failure.id, failure.title, failure.cause, fix, quotes, certainty, failure.source)
+    return Cause(failure.id, failure.title, failure.cause, fix, whole[:_MOST_QUOTES], certainty, failure.source)
 
 
 def _headline(reading: Reading) -> str:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from helpers.display import BLUE
 
 # JupyterLab's own colours, which follow its theme; on a page without JupyterLab the colour after the comma is used.
-_INK, _LINE = "var(--jp-ui-font-color1,#333)", "var(--jp-border-color1,#999)"
+_INK, _LINE = "currentColor", "var(--jp-border-color1,#999)"
 _PATTERNS = (
     "none",
     "repeating-linear-gradient(45deg,#fff6 0 2px,#0000 2px 7px)",
@@ -75,10 +75,11 @@ def line_chart(series: Sequence[Series], *, title: str, xlabel: str, ylabel: str
         (right, bottom + 15, "end", f"{x1:,.0f}"),
         ((left + right) / 2, bottom + 15, "middle", html.escape(xlabel)),
     ]
-    texts = "".join(f"<text x='{x}' y='{y}' text-anchor='{anchor}'>{text}</text>" for x, y, anchor, text in labels)
+    # the spaces are for JupyterLab, which keeps only the text of a picture in a notebook that it does not trust
+    texts = " ".join(f"<text x='{x}' y='{y}' text-anchor='{anchor}'>{text}</text>" for x, y, anchor, text in labels)
     middle = (top + bottom) / 2
     turned = f"x='12' y='{middle}' text-anchor='middle' transform='rotate(-90 12 {middle})'"
-    texts += f"<text {turned}>{html.escape(ylabel)}</text>"
+    texts += f" <text {turned}>{html.escape(ylabel)}</text> "
     return (
         f"<svg role='img' aria-label='{html.escape(title)}' viewBox='0 0 {width} 162' "
         f"style='width:100%;max-width:{width}px;font-size:11px;fill:{_INK}'>"
@@ -126,7 +127,7 @@ def stacked_bar(parts: Sequence[tuple[str, float, str]], *, limit: float, limit_
     fills = [colour if pattern == "none" else f"{pattern},{colour}" for pattern in patterns]
     segments = "".join(
         f"<div title='{html.escape(f'{name}: {text}')}' style='width:{100 * size / full_width:.2f}%;"
-        f"box-sizing:border-box;border-right:1px solid var(--jp-layout-color1,#fff);background:{fill}'></div>"
+        f"box-sizing:border-box;border-right:1px solid var(--jp-layout-color1,Canvas);background:{fill}'></div>"
         for (name, size, text), fill in zip(parts, fills, strict=True)
     )
     legend = "".join(
@@ -141,7 +142,7 @@ def stacked_bar(parts: Sequence[tuple[str, float, str]], *, limit: float, limit_
         "<div style='position:relative;height:3.1em'>"
         f"<div style='position:absolute;{side};top:0'>{html.escape(limit_text)}</div>"
         "<div style='position:absolute;top:1.5em;height:1.5em;width:100%;display:flex;"
-        f"background:var(--jp-layout-color2,#eee)'>{segments}</div>"
+        f"background:var(--jp-layout-color2,rgba(128,128,128,.25))'>{segments}</div>"
         f"<div style='position:absolute;top:0;height:100%;left:{at:.2f}%;border-left:3px solid {_INK}'></div></div>"
         f"<div>{legend}</div>"
     )

@@ -316,7 +316,7 @@ def test_progress_is_shown_for_long_work_only(tiny_settings, capsys, monkeypatch
     prepare(tiny_settings)
     assert "reading" not in capsys.readouterr().err
     shutil.rmtree(Path(os.environ["COURSE_RUNS"]) / "tiny")
-    monkeypatch.setattr("helpers.data.preparation.QUIET_SECONDS", 0)
+    monkeypatch.setattr("helpers.display.QUIET_SECONDS", 0)
     prepare(tiny_settings)
     shown = capsys.readouterr().err
     assert "reading" in shown

@@ -47,6 +47,7 @@ NEW_IN_311 = {
 LATER = {
     "torch",
     "psutil",
+    "tqdm",
     "ipywidgets",
     "IPython",
     "pynvml",

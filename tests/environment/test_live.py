@@ -1,5 +1,6 @@
 """The live monitor: readings of a card and of a plain computer, their history, and the thread that goes on reading."""
 
+import os
 import re
 import threading
 import time
@@ -59,10 +60,12 @@ def wait_for(what):
 
 
 class TestSample:
-    def test_a_computer_without_a_card_shows_its_memory_and_load(self, nvml):
+    def test_a_computer_without_a_card_shows_its_memory_and_load(self, nvml, monkeypatch):
         new = sample(seconds=2.5)
         assert (new.seconds, new.device) == (2.5, "cpu")
-        assert re.fullmatch(r"CPU, \d+ threads", new.reading.name)
+        assert re.fullmatch(r"CPU, (1 thread|\d+ threads)", new.reading.name)
+        monkeypatch.setattr(os, "cpu_count", lambda: 1)
+        assert sample().reading.name == "CPU, 1 thread"
         assert 0 < new.reading.free_bytes < new.reading.total_bytes
         assert 0 <= new.reading.utilisation_percent <= 100
         assert new.reading.power_watts is new.reading.temperature_celsius is None

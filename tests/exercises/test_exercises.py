@@ -82,7 +82,7 @@ WRONG = {
     "environment-1": (354_823_168 * 4 / 1024**3, "weights alone"),
     "environment-2": (lambda driver, cuda: driver == {12: 525, 13: 580}[cuda], "newer drivers run older wheels"),
     "environment-3": (lambda n, seconds: n**3 / seconds / 1e12, "count both"),
-    "environment-4": (SimpleNamespace(mode="gpu", card=SimpleNamespace(preset="8gb")), "card's bytes"),
+    "environment-4": (SimpleNamespace(chain=list, card=SimpleNamespace(preset="8gb")), "card's bytes"),
     "data-1": ((2, 12), "end-of-text"),
     "data-2": (lambda lengths, width: sum(lengths) / (width * len(lengths)), "useful share"),
     "data-3": (lambda words, n: count_once(words).most_common(n), "count the pairs again"),
@@ -116,6 +116,16 @@ def test_the_usual_wrong_answer_gets_its_own_hint(name):
     verdict = check(name, answer)
     assert verdict.status == "not yet"
     assert words in verdict.message
+
+
+def test_a_card_that_torch_cannot_see_is_no_answer():
+    given = another_machine()
+    big = replace(given["card"], total_bytes=16 * GIB, free_bytes=15 * GIB)
+    cpu_wheel = replace(read_machine(quick=True).torch, version="2.13.0+cpu", cuda=None, available=False)
+    machine = replace(given["machine"], nvml=replace(given["driver"], cards=(big,)), torch=cpu_wheel)
+    verdict = check("environment-4", diagnosis_of(machine))
+    assert verdict.status == "not yet"
+    assert "The chain breaks at wheel: torch 2.13.0+cpu is a CPU build" in verdict.message
 
 
 def count_once(words):

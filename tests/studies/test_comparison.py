@@ -42,9 +42,15 @@ def test_another_metric_can_rank(runs):
 
 def test_runs_on_different_texts_are_never_ranked_together(runs):
     write_run(runs / "a", perplexity=30.0)
-    write_run(runs / "b", perplexity=20.0, text=OTHER_TEXT)
-    write_run(runs / "c", perplexity=25.0)
+    write_run(runs / "b", perplexity=20.0, text=OTHER_TEXT, settings={"seed": 7})
+    write_run(runs / "c", perplexity=25.0, settings={"learning_rate": 1e-2})
     table = compare()
+    assert table.verdicts[0].endswith("with learning_rate 0.01."), "in which the runs of this text differ"
+    assert " with " not in table.verdicts[1], "nothing was compared with it"
+    first, second = (part.splitlines()[1] for part in str(table).split("\n\n")[:2])
+    assert "learning_rate" in first
+    assert "seed" not in first
+    assert not any(name in second for name in ("learning_rate", "seed"))
     assert [[run.name for run in group] for group in table.groups] == [["c", "a"], ["b"]]
     assert [run.name for run in table.best] == ["c", "b"]
     assert "measured on 2 different texts" in table.notes[0]

@@ -63,6 +63,13 @@ def test_parallel_lines_run_from_metric_to_settings_and_the_best_is_drawn_again(
     assert rate == ax.get_ylim()[0], "the lowest rate"
     assert lines.get_clim()[1] > lines.get_array().max(), "the worst line is not white"
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["eval loss", "learning_rate", "lr_scheduler_type"]
+    alt = ax.figure._repr_mimebundle_()[1]["image/png"]["alt"]
+    assert alt == f"Each line a run; the orange one is the best: study/trial-001, eval loss {metric:.4g}"
+
+
+def test_the_colours_of_a_few_curves_are_as_far_apart_as_those_of_many(table):
+    red, green, blue = zip(*(line.get_color()[:3] for line in plot_curves(table.groups[0][:2]).lines), strict=True)
+    assert max(abs(a - b) for a, b in (red, green, blue)) > 0.3
 
 
 def test_pictures_are_drawn_only_where_the_runs_allow_them(table, runs):

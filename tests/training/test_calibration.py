@@ -89,6 +89,12 @@ class TestPlan:
         assert json.loads(result.stdout)["measured_on"] == "this machine"
 
 
+@pytest.mark.parametrize(("n_threads", "end"), [(1, ", 1 thread"), (2, ", 2 threads")])
+def test_a_processor_is_named_with_its_threads(monkeypatch, n_threads, end):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: n_threads)
+    assert calibration.processor_name().endswith(end)
+
+
 class TestFile:
     def test_a_newer_measurement_of_the_same_training_replaces_the_older_one(self, processor):
         add_measurements(processor, made_up.measurements())

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 from huggingface_hub import ModelCard
 
@@ -61,6 +63,18 @@ def test_the_metrics_are_results_that_the_hub_can_read(tiny_run):
     assert results[0].metric_value == pytest.approx(comparison.tuned.perplexity, abs=1e-3)
     assert comparison.tuned.protocol in results[0].metric_name
     assert results[0].dataset_type == "text.txt"
+
+
+def test_the_bits_saved_are_the_difference_of_the_two_values_shown(tiny_run):
+    compare_with_base(EvaluationSettings(run="tiny", stride=16))
+    path = tiny_run.folder / "evaluation.json"
+    evaluation = json.loads(path.read_text())
+    evaluation["test"]["base"]["bits_per_byte"], evaluation["test"]["tuned"]["bits_per_byte"] = 2.0575, 3.2624
+    path.write_text(json.dumps(evaluation))
+    text = write_model_card("tiny").read_text()
+    assert "| 2.058" in text
+    assert "| 3.262" in text
+    assert "Bits per byte saved: -1.204" in text
 
 
 def test_writing_again_changes_nothing_and_leaves_nothing_beside(tiny_run):

@@ -36,7 +36,7 @@ def test_a_run_that_learns_passes_every_check(prepared):
     fine_tune(prepared)
     examination = examine("mine")
     assert set(statuses(examination).values()) == {"ok"}
-    assert examination.verdict.startswith("Everything between text and optimizer is connected")
+    assert examination.verdict.startswith("No fault was found between text and optimizer")
     assert "The fox went" in examination.checks[0].reading or "went to the" in examination.checks[0].reading
 
 

@@ -97,6 +97,12 @@ def test_the_evidence_is_quoted_from_what_was_given():
     assert cause.certainty == "the error says so"
 
 
+def test_a_line_that_two_patterns_find_is_quoted_once_and_whole():
+    refused = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to"
+    text = f"RuntimeError: {refused} allocate 67108864 bytes. Error code 12 (Cannot allocate memory)"
+    assert explain(text).causes[0].evidence == (text,)
+
+
 def test_the_cause_of_a_cause_is_read(tmp_path):
     with pytest.raises(ValueError, match="not read") as caught:
         try:

@@ -1,6 +1,7 @@
 """Small pictures as HTML and SVG: everything escaped, and the colours of the course."""
 
 import math
+import re
 
 from helpers import plots
 from helpers.widgets.drawing import Bar, Series, bar_chart, line_chart, stacked_bar
@@ -22,6 +23,15 @@ def test_a_bar_is_as_long_as_its_share_of_the_longest():
     assert "width:50.0%;background" in picture
     assert "width:20.0%;box-sizing:border-box;border:1.5px dashed" in picture
     assert picture.count("drawn</b>") == 1
+
+
+def test_text_has_the_colour_of_its_page_where_jupyterlab_does_not_give_one():
+    chart = line_chart([Series("a", [(0, 1), (1, 2)])], title="t", xlabel="x", ylabel="y")
+    bar = stacked_bar([("weights", 1.0, "1 GiB")], limit=2.0, limit_text="2 GiB", colour="#000")
+    assert "fill:currentColor" in chart
+    assert re.sub("<[^>]+>", "", chart) == "t  2 1 0 1 x y ", "its words, where JupyterLab removes the picture"
+    assert "solid currentColor" in bar
+    assert not any(dark in chart + bar for dark in ("#333", "#fff", "#eee")), "a page may be dark"
 
 
 def test_the_colour_is_that_of_the_plots():
