@@ -109,6 +109,7 @@ def _end_with_parent() -> None:
 def main(file: str, ends: str) -> int:
     """Run trials of the study in a file; print one sentence and return `PAUSED` where it cannot go on now."""
     _end_with_parent()
+    sys.stdout.reconfigure(encoding="utf-8")  # as it is read: a folder's name may not be in the code page of Windows
     logging.raiseExceptions = False  # a full disk must not end the worker through its log
     study = read_study(Path(file))
     try:

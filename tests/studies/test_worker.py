@@ -1,7 +1,10 @@
+import io
+import sys
 import time
 
 import pytest
 
+from helpers.studies import worker
 from helpers.studies.queue import open_study, trials_of
 from helpers.studies.study_file import read_study
 from helpers.studies.trial import StudyPausedError
@@ -40,3 +43,14 @@ def test_no_trial_starts_after_the_hours(study_file):
     with pytest.raises(StudyPausedError, match="are over: no further trial starts"):
         run_worker(file, ends=time.time() - 1)
     assert starts(read_study(file).folder) == {}
+
+
+def test_the_reason_of_a_pause_reaches_the_command_whatever_the_code_page(study_file, monkeypatch):
+    def pause(*_, **__):
+        raise StudyPausedError("The disk of 研究 is full.")
+
+    monkeypatch.setattr(worker, "work", pause)
+    monkeypatch.setattr(worker, "_end_with_parent", lambda: None)
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="cp1252"))  # as under Windows
+    assert worker.main(str(study_file()), "inf") == worker.PAUSED
+    assert sys.stdout.buffer.getvalue().decode("utf-8").strip() == "The disk of 研究 is full."
