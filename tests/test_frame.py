@@ -26,13 +26,13 @@ from helpers.paths import NOTEBOOKS
 from helpers.settings import DataSettings, EvaluationSettings, RunSettings, TrainingSettings
 
 ROOT = NOTEBOOKS.parent
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 PINS = dict(
     line.split("==")
-    for line in (ROOT / "constraints.txt").read_text().splitlines()
+    for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     if line and not line.startswith("#")
 )
-CONDA = yaml.safe_load((ROOT / "environment.yml").read_text())
+CONDA = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
 REQUIREMENTS = [
     Requirement(text) for text in sum(PROJECT["optional-dependencies"].values(), list(PROJECT["dependencies"]))
 ]
