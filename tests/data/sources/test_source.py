@@ -212,7 +212,7 @@ def bad_sources(folder):
     cut = gzip.compress(os.urandom(5000))[:-20]
     return {
         "a.pdf.txt": (b"%PDF-1.7 \xe2\xe3", "is a PDF, not text"),
-        "nul.txt": (b"a" * 5000 + b"\0" + b"b" * 5000, r"holds a NUL byte \(byte 5000\)"),
+        "null.txt": (b"a" * 5000 + b"\0" + b"b" * 5000, r"holds a NUL byte \(byte 5000\)"),
         "random.txt": (bytes(range(1, 256)) * 40, "is a binary file"),
         "mixed.txt": ("Le café. ".encode() * 30 + "Le café.".encode("cp1252"), "mixes encodings: .* byte 306 is not"),
         "cut.txt.gz": (cut, "cannot be read .*: download or compress it again"),
