@@ -31,10 +31,10 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT = PYPROJECT["project"]
 PINS = dict(
     line.split("==")
-    for line in (ROOT / "constraints.txt").read_text().splitlines()
+    for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     if line and not line.startswith("#")
 )
-CONDA = yaml.safe_load((ROOT / "environment.yml").read_text())
+CONDA = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
 REQUIREMENTS = [
     Requirement(text) for text in sum(PROJECT["optional-dependencies"].values(), list(PROJECT["dependencies"]))
 ]

@@ -8,13 +8,12 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Mapping
-from pathlib import Path
 
 from helpers.environment.diagnosis import diagnosis_of
 from helpers.environment.install import install
 from helpers.environment.machine import read_machine
 
-_DRIVE = Path("/content/drive")
+_DRIVE = "/content/drive"
 _KAGGLE_OUTPUT = "/kaggle/working"  # what Kaggle keeps of a session
 
 
@@ -53,9 +52,9 @@ def _lasting_folder(host: str) -> tuple[str, str]:
         folder = f"{_KAGGLE_OUTPUT}/runs"
         return folder, f"runs are kept in {folder}, which Kaggle keeps when you save a version."
     try:  # asks for permission in the browser
-        importlib.import_module("google.colab.drive").mount(str(_DRIVE))
+        importlib.import_module("google.colab.drive").mount(_DRIVE)
     except Exception as error:  # noqa: BLE001 (refused, timed out, no account: the course runs all the same)
         folder = "/content/runs"
         return folder, f"Drive is not there ({error}), so runs are in {folder} and lost when the session ends."
-    folder = str(_DRIVE / "MyDrive" / "gpt2-course" / "runs")
+    folder = f"{_DRIVE}/MyDrive/gpt2-course/runs"
     return folder, f"runs are kept on your Drive, in {folder}."

@@ -85,8 +85,8 @@ def install(*, here: bool = False, torch: str = "auto") -> Path:
     _say("Python compiles what the notebooks import ...")
     if _run(python, "-c", _NEEDED_BY_NOTEBOOKS, quiet=True) and _run(python, "-c", _NEEDED_BY_NOTEBOOKS):
         raise InstallError(
-            "What was installed cannot be imported (see above): `python3 -m helpers doctor` says more. After a fix the "
-            "same command goes on from there."
+            f"What was installed cannot be imported (see above): `{python} -m helpers doctor` says more. After a fix "
+            "the same command goes on from there."
         )
     record = {"project": str(ROOT), "files": _fingerprint(), "torch": tag}
     (folder / RECORD).write_text(json.dumps(record), encoding="utf-8")
@@ -125,7 +125,7 @@ def _refuse_place(folder: Path) -> None:
     if not PYTHONS[0] <= sys.version_info[:2] <= PYTHONS[1] or sys.maxsize <= 2**32:
         raise InstallError(
             f"{here}, and the course needs {oldest} to {newest} of 64 bits. Install one of them, and start this with "
-            f"it: `{'py -3.13' if os.name == 'nt' else 'python3.13'}` in place of `{Path(sys.executable).stem}`."
+            f"it: `{'py -3.13' if _ON_WINDOWS else 'python3.13'}` in place of `{Path(sys.executable).stem}`."
         )
     longest = len(str(folder)) + _LONGEST_INSTALLED
     if _ON_WINDOWS and longest > _LONGEST_WINDOWS_PATH and not Access().long_paths():

@@ -215,7 +215,7 @@ def _start(study: Study, file: Path, number: int, ends: float, environment: dict
             stdin=subprocess.PIPE,  # never written to: it closes when this process ends, see `_end_with_parent`
             stdout=subprocess.PIPE,  # one sentence, why it paused
             stderr=log,
-            text=True,
+            encoding="utf-8",
             env=environment,
             # Ctrl-C in the terminal reaches this process only, which then ends its workers; the second is of Windows
             start_new_session=True,

@@ -97,9 +97,14 @@ def _own_and_run(study: Study, trial: "Trial", taking: FileLock, held: ExitStack
 
 def _end_with_parent() -> None:
     """End this process when the command that started it is gone: its end of the pipe then closes."""
+    # Windows lets whoever asks anything about a pipe wait until a read of it ends. NumPy's libraries ask about the
+    # standard input when they are loaded, and so would hang for ever: https://github.com/numpy/numpy/issues/24290
+    pipe, nothing = os.dup(0), os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
 
     def wait() -> None:
-        while os.read(0, 1024):  # not sys.stdin: Python takes its lock when it ends, and would wait for this thread
+        while os.read(pipe, 1024):
             pass
         os._exit(1)
 
@@ -109,6 +114,7 @@ def _end_with_parent() -> None:
 def main(file: str, ends: str) -> int:
     """Run trials of the study in a file; print one sentence and return `PAUSED` where it cannot go on now."""
     _end_with_parent()
+    sys.stdout.reconfigure(encoding="utf-8")  # as it is read: a folder's name may not be in the code page of Windows
     logging.raiseExceptions = False  # a full disk must not end the worker through its log
     study = read_study(Path(file))
     try:

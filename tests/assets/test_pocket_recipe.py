@@ -127,7 +127,7 @@ def test_the_recipe_trains_through_fine_tune_resumes_and_saves_a_stock_model(tmp
     config = load_model(str(tmp_path / "out")).config
     assert (config.activation_function, config.resid_pdrop, config.embd_pdrop) == ("gelu_new", 0.1, 0.1)
     assert 0 < metrics["held_out"]["loss_nats"] < math.log(4096)
-    assert f"{metrics['held_out']['bits_per_byte']:.4f}" in (tmp_path / "out/README.md").read_text()
+    assert f"{metrics['held_out']['bits_per_byte']:.4f}" in (tmp_path / "out/README.md").read_text(encoding="utf-8")
 
 
 def test_a_corpus_that_is_there_is_not_written_again(tmp_path):
@@ -138,7 +138,7 @@ def test_a_corpus_that_is_there_is_not_written_again(tmp_path):
 
 def test_the_shipped_card_says_what_the_shipped_recipe_measured():
     metrics = json.loads((POCKET / "recipe.json").read_text())
-    card = (POCKET / "README.md").read_text()
+    card = (POCKET / "README.md").read_text(encoding="utf-8")
     assert card == recipe._card(metrics)
     assert metrics["parameters"] == sum(p.numel() for p in load_model("pocket").parameters())
     assert metrics["tokens_seen"] >= 20_000_000

@@ -115,7 +115,7 @@ class JupyterLab:
                 with urllib.request.urlopen(f"{self.url}/api?token={self.token}"):
                     return
             except urllib.error.URLError:
-                assert self.process.poll() is None, Path(self.log.name).read_text()
+                assert self.process.poll() is None, Path(self.log.name).read_text(encoding="utf-8")
                 assert time.monotonic() < deadline, "JupyterLab did not answer"
                 time.sleep(0.2)
 

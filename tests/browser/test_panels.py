@@ -93,7 +93,7 @@ def hostile(lab, open_notebook):
     """Return notebook 02, running on a corpus of markup."""
     corpus = lab.folder / "evil.txt"
     corpus.write_text("\n\n".join(f"{EVIL} {number}. A fox went to the well." for number in range(120)))
-    text = (lab.folder / "02_data.ipynb").read_text()
+    text = (lab.folder / "02_data.ipynb").read_text(encoding="utf-8")
     text = text.replace(r"source = \"fables\"", rf"source = \"{corpus.name}\"").replace(
         r"run = \"pocket\"", r"run = \"evil\""
     )
@@ -244,7 +244,7 @@ def papermill_run(notebooks, lab, notebook_03_until_trained):
 def test_the_panel_is_saved_as_parameters(papermill_run):
     path, command, _ = papermill_run
     expected = TrainingSettings(run="from-panel", num_train_epochs=0.1)
-    assert TrainingSettings(**yaml.safe_load(path.read_text())) == expected
+    assert TrainingSettings(**yaml.safe_load(path.read_text(encoding="utf-8"))) == expected
     assert command.startswith("papermill ")
     assert command.endswith(f"-f {path}")
 

@@ -54,4 +54,4 @@ def test_they_are_plain_ascii(fables):
 
 
 def test_they_are_in_the_public_domain():
-    assert "CC0 1.0" in (FABLES / "LICENSE").read_text()
+    assert "CC0 1.0" in (FABLES / "LICENSE").read_text(encoding="utf-8")

@@ -43,10 +43,10 @@ def test_prepare_does_nothing_when_the_settings_are_the_same(runs, tiny_settings
 
 def test_prepare_starts_again_when_the_file_changed(tmp_path, text_file, tiny_settings):
     copy = tmp_path / "copy.txt"
-    copy.write_text(text_file.read_text())
+    copy.write_text(text_file.read_text(encoding="utf-8"))
     settings = tiny_settings.model_copy(update={"source": str(copy)})
     first = prepare(settings).facts["splits"]["train"]["sha256"]
-    copy.write_text(text_file.read_text().replace("fox", "wolf"))
+    copy.write_text(text_file.read_text(encoding="utf-8").replace("fox", "wolf"))
     assert prepare(settings).facts["splits"]["train"]["sha256"] != first
 
 
@@ -136,7 +136,7 @@ def test_a_play_is_split_by_position_and_has_no_ends_inside(tmp_path, tiny_setti
     path = a_play(tmp_path)
     data = prepare(tiny_settings.model_copy(update={"source": str(path)}))
     parts = ["".join(data.documents[name]["text"]) for name in ("train", "validation", "test")]
-    assert "".join(parts) == path.read_text().strip()
+    assert "".join(parts) == path.read_text(encoding="utf-8").strip()
     assert len(parts[2]) == pytest.approx(len("".join(parts)) / 10, rel=0.3)
     assert data.facts["documents"]["is_continuous"]
     assert not (data.blocks["train"].with_format("numpy")["input_ids"][:] == tokenizer.eos_token_id).any()
@@ -278,7 +278,7 @@ def prepare_after(change, source, model):
 def test_a_full_disk_is_explained_and_nothing_is_left(tmp_path, tiny_model):
     source, printed = written(tmp_path, stories(2000)), tmp_path / "printed.txt"
     start_forked(prepare_after, limit_files, source, tiny_model, output=printed).join()
-    assert "is full: the text needs about three times its size" in printed.read_text()
+    assert "is full: the text needs about three times its size" in printed.read_text(encoding="utf-8")
     assert not list((tmp_path / "runs" / "tiny").glob("data*"))
 
 

@@ -37,7 +37,9 @@ def random_texts(n):
     return ["".join(draw.choices(characters, k=draw.randrange(1, 80))) for _ in range(n)]
 
 
-@pytest.mark.parametrize("texts", [ODD, random_texts(2000), [path.read_text() for path in sorted(FABLES.glob("*.md"))]])
+@pytest.mark.parametrize(
+    "texts", [ODD, random_texts(2000), [path.read_text(encoding="utf-8") for path in sorted(FABLES.glob("*.md"))]]
+)
 def test_the_fast_path_gives_the_tokenizers_own_ids(tokenizer, texts):
     stream = TokenStream(tokenizer)
     ids, n_tokens = stream.encode(texts)

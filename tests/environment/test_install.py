@@ -81,7 +81,7 @@ def shell(tmp_path, monkeypatch):
         (clone / name).write_bytes((module.ROOT / name).read_bytes())
     shell = Shell(clone / ".venv")
     monkeypatch.setattr(module, "ROOT", clone)
-    monkeypatch.setattr(module, "Access", lambda: types.SimpleNamespace(project=clone, long_paths=lambda: False))
+    monkeypatch.setattr(module, "Access", lambda: types.SimpleNamespace(project=clone, long_paths=lambda: True))
     monkeypatch.setattr(subprocess, "run", shell.run)
     monkeypatch.setattr(module, "_answers", lambda url: True)
     monkeypatch.setattr(sys, "prefix", str(tmp_path / "system"))
@@ -99,14 +99,14 @@ def test_a_fresh_clone_gets_an_environment_the_advised_wheel_then_the_rest(shell
     assert steps == sorted(steps)
     (torch,) = [line for line in shell.commands("pip install") if "torch==2.13.0+cu126" in line]
     assert torch.endswith("--index-url https://download.pytorch.org/whl/cu126")
-    assert json.loads((shell.folder / RECORD).read_text())["torch"] == "cu126"
+    assert json.loads((shell.folder / RECORD).read_text(encoding="utf-8"))["torch"] == "cu126"
     assert "Driver 535." in capsys.readouterr().out
 
 
 def test_the_rest_is_installed_at_the_pins_around_the_torch_that_is_there(shell):
     shell.advice["pip_args"] = "torch==2.11.0+cu128 --index-url https://download.pytorch.org/whl/cu128"
     install()
-    lines = (shell.folder / "constraints.txt").read_text().splitlines()
+    lines = (shell.folder / "constraints.txt").read_text(encoding="utf-8").splitlines()
     assert [line for line in lines if line.startswith("torch==")] == ["torch==2.11.0+cu128"]
     assert len(lines) > 100
     assert f"--editable {shell.folder.parent}[test,gpu]" in shell.commands("-m uv")[0]
@@ -128,7 +128,7 @@ def test_what_has_changed_is_installed_again(shell, change):
     if change == "pins":
         (shell.folder.parent / "constraints.txt").write_text("torch==2.14.1\n")
     elif change == "clone":  # an environment that was copied with its clone leads to the old one
-        record.write_text(record.read_text().replace("Kurs", "Old"))
+        record.write_text(record.read_text(encoding="utf-8").replace("Kurs", "Old"))
     elif change == "record":
         record.write_text("{")
     install(torch="cpu" if change == "wheel" else "auto")
@@ -198,7 +198,7 @@ def test_what_was_built_for_a_torch_that_is_kept_stays(shell):
 
 def test_what_cannot_be_imported_is_not_recorded_as_installed(shell):
     shell.failing = ("import Trainer",)
-    with pytest.raises(InstallError, match=r"cannot be imported .*`python3 -m helpers doctor`"):
+    with pytest.raises(InstallError, match=r"cannot be imported .*-m helpers doctor`"):
         install()
     assert not (shell.folder / RECORD).exists()
 
@@ -278,14 +278,17 @@ def test_a_machine_without_a_wheel_is_told_why(shell):
 
 
 @pytest.mark.parametrize("version", [(3, 10, 14), (3, 15, 0)])
-def test_a_python_that_is_too_old_or_too_new_is_refused_with_a_way_out(shell, monkeypatch, version):
+@pytest.mark.parametrize(("on_windows", "other"), [(False, r"python3\.13"), (True, r"py -3\.13")])
+def test_a_python_that_is_too_old_or_too_new_is_refused_with_a_way_out(shell, monkeypatch, version, on_windows, other):
+    monkeypatch.setattr(module, "_ON_WINDOWS", on_windows)
     monkeypatch.setattr(sys, "version_info", version)
-    with pytest.raises(InstallError, match=r"needs 3\.11 to 3\.14 of 64 bits.*`python3\.13` in place of"):
+    with pytest.raises(InstallError, match=rf"needs 3\.11 to 3\.14 of 64 bits.*`{other}` in place of"):
         install()
 
 
 def test_a_folder_too_deep_for_windows_is_refused(shell, monkeypatch):
     monkeypatch.setattr(module, "_ON_WINDOWS", True)
+    monkeypatch.setattr(module, "Access", lambda: types.SimpleNamespace(long_paths=lambda: False))
     deep = Path(str(shell.folder.parent) + "/long" * 20)
     with pytest.raises(InstallError, match="is too deep"):
         module._refuse_place(deep)

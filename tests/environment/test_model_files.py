@@ -36,7 +36,7 @@ def model(small, tmp_path):
 
 
 def change(path, **values):
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | values))
 
 
 def test_a_complete_model_has_no_problems(model):
@@ -96,7 +96,7 @@ def test_a_vocabulary_of_one_token_is_reported(model):
 
 
 def test_the_older_files_of_a_vocabulary_are_read_too(model):
-    vocabulary = json.loads((model / "tokenizer.json").read_text())
+    vocabulary = json.loads((model / "tokenizer.json").read_text(encoding="utf-8"))
     (model / "tokenizer.json").unlink()
     added = {token["content"]: token["id"] for token in vocabulary["added_tokens"]}
     (model / "vocab.json").write_text(json.dumps({**vocabulary["model"]["vocab"], **added}))

@@ -85,7 +85,7 @@ def test_every_section_is_written_and_is_in_the_model_card(tiny_run, fake_card):
     stored = record.read("tiny")
     for name, result in zip(("test", "forgetting", "copying", "speech"), results, strict=True):
         assert stored[name] == json.loads(json.dumps(result.to_dict()))
-    card = (tiny_run.model_folder / "README.md").read_text()
+    card = (tiny_run.model_folder / "README.md").read_text(encoding="utf-8")
     assert test.tuned.protocol in card
     assert forgetting.tuned.protocol in card
     assert "## Copying" in card

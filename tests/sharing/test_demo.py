@@ -124,7 +124,7 @@ def test_a_port_in_use_is_one_sentence(demo, run):
 
 def test_without_its_base_model_a_run_is_shown_alone(run, runs):
     path = runs / "tiny/settings.json"
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text(encoding="utf-8"))
     content["settings"]["model_name_or_path"] = "nobody/nothing"
     path.write_text(json.dumps(content))
     server = DemoServer(run)

@@ -82,7 +82,9 @@ def test_a_folder_that_cannot_be_written_to_is_one_sentence(run, exported, tmp_p
 
 
 def test_the_library_is_the_one_that_its_page_names():
-    table = dict(re.findall(r"`(wllama\.\S+)\.gz` .*`([0-9a-f]{64})`", (ASSETS / "wllama/README.md").read_text()))
+    table = dict(
+        re.findall(r"`(wllama\.\S+)\.gz` .*`([0-9a-f]{64})`", (ASSETS / "wllama/README.md").read_text(encoding="utf-8"))
+    )
     assert set(table) == {"wllama.js", "wllama.wasm"}
     for name, digest in table.items():
         content = gzip.decompress((ASSETS / "wllama" / f"{name}.gz").read_bytes())

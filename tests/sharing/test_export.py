@@ -28,7 +28,7 @@ def test_a_gguf_comes_with_what_ollama_and_llama_cpp_need(evaluated, runs):
     export = export_model(evaluated)
     assert export.folder == runs / "tiny/export/gguf-f16"
     assert sorted(path.name for path in export.folder.iterdir()) == ["Modelfile", "README.md", "tiny-f16.gguf"]
-    modelfile = (export.folder / "Modelfile").read_text()
+    modelfile = (export.folder / "Modelfile").read_text(encoding="utf-8")
     parameters = dict(re.findall(r"^PARAMETER (\S+) (.+)$", modelfile, re.MULTILINE))
     assert "FROM ./tiny-f16.gguf\n" in modelfile
     assert 'TEMPLATE """{{ .Prompt }}"""' in modelfile
@@ -36,7 +36,7 @@ def test_a_gguf_comes_with_what_ollama_and_llama_cpp_need(evaluated, runs):
         "temperature": "0.75", "top_k": "40", "top_p": "0.9", "min_p": "0.0", "repeat_penalty": "1.1",
         "repeat_last_n": "-1", "num_predict": "20", "num_ctx": "64", "stop": '"<|endoftext|>"',
     }  # fmt: skip
-    (commands,) = re.findall(r"```bash\n(.*?)```", (export.folder / "README.md").read_text(), re.DOTALL)
+    (commands,) = re.findall(r"```bash\n(.*?)```", (export.folder / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     assert len(commands.splitlines()) == 3
     assert "-m tiny-f16.gguf" in commands
     assert "--temp 0.75 --top-k 40" in commands
@@ -51,7 +51,7 @@ def test_the_loss_is_measured_on_the_weights_in_the_file(run):
     assert exports["f16"].perplexity != exports["f16"].perplexity_before, "something was rounded"
     assert exports["q8_0"].perplexity == pytest.approx(exports["q8_0"].perplexity_before, rel=1e-2)
     for export in exports.values():
-        text = (export.folder / "README.md").read_text()
+        text = (export.folder / "README.md").read_text(encoding="utf-8")
         assert f"{export.perplexity:.4f} ({export.loss_in_quality:+.3%})" in text
         assert export.protocol in text
         assert export.protocol in export._repr_html_()
@@ -125,7 +125,7 @@ def test_a_run_that_is_not_there_or_not_finished_is_one_sentence(run, runs):
 )
 def test_a_model_that_does_not_fit_is_one_sentence_and_leaves_nothing(run, runs, file, change, words):
     path = runs / "tiny/model" / file
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | change))
     with pytest.raises(SettingsError, match=words):
         export_model(run)
     assert not (runs / "tiny/export").exists()

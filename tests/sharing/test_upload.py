@@ -105,7 +105,7 @@ def test_an_existing_repository_keeps_its_other_files_and_says_so(light, uploads
     with pytest.raises(SettingsError, match=r"exists and is public.*choose another name"):
         plan_upload(light, "me/fables", private=True, api=api)
     publish(upload, api=api)
-    assert (uploads.folder / "fables/notes.txt").read_text() == "mine"
+    assert (uploads.folder / "fables/notes.txt").read_text(encoding="utf-8") == "mine"
 
 
 def test_after_a_broken_connection_the_same_call_goes_on(light, uploads, api):

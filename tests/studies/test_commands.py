@@ -57,7 +57,7 @@ def test_two_commands_with_two_workers_share_a_study(study_file, runs, monkeypat
     assert starts(runs / "grid") == {f"trial-{n:03d}": 1 for n in range(4)}
     assert "4 done, 0 running of 4" in result.output
     assert "Best: grid/trial-000, eval loss 1 with learning_rate 0.001, weight_decay 0." in result.output
-    assert "<table>" in (runs / "grid/comparison.html").read_text()
+    assert "<table>" in (runs / "grid/comparison.html").read_text(encoding="utf-8")
 
 
 def test_a_sweep_that_is_killed_twice_ends_its_workers_and_loses_and_repeats_nothing(study_file, runs, monkeypatch):
@@ -255,8 +255,8 @@ def test_compare_writes_the_table_and_promotes_the_best(runs, tmp_path):
     assert result.exit_code == 0, result.output
     assert "Best: rates/trial-001, eval loss 2" in result.output
     assert f"rates/trial-001 is now the run best: {runs / 'best'}" in result.output
-    assert (tmp_path / "a.csv").read_text() == compare("rates").to_csv()
-    assert "<table>" in (tmp_path / "a.html").read_text()
+    assert (tmp_path / "a.csv").read_text(encoding="utf-8") == compare("rates").to_csv()
+    assert "<table>" in (tmp_path / "a.html").read_text(encoding="utf-8")
     assert compare("best").runs[0].eval_loss == 2.0
 
 

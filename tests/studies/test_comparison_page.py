@@ -83,7 +83,7 @@ def test_pictures_are_drawn_only_where_the_runs_allow_them(table, runs):
 def test_the_page_contains_table_and_pictures_and_needs_no_network(runs, tmp_path):
     write_trials(runs)
     write_page(compare("rates"), tmp_path / "page.html")
-    page = (tmp_path / "page.html").read_text()
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert page.count("<img alt=") == 2
     assert 'src="http' not in page
     assert "<script" not in page

@@ -155,6 +155,7 @@ def test_ctrl_c_reaches_no_worker_on_windows_either(study, tmp_path, monkeypatch
     study.folder.mkdir(parents=True)
     supervision._start(study, tmp_path / "grid.yaml", 0, 0.0, {})
     assert (started["start_new_session"], started["creationflags"]) == (True, 512)
+    assert started["encoding"] == "utf-8", "as the worker writes"
 
 
 @pytest.mark.parametrize("threads", [None, "7"])

@@ -33,7 +33,7 @@ def test_each_trial_is_a_run_with_its_notebook_its_record_and_its_log(study_file
     assert [trial.value for trial in trials_of(study, opened)] == pytest.approx([1.2, 2.2])
     executed = nbformat.read(study.folder / "trial-001/notebooks/cheap.ipynb", as_version=4)
     assert 'run = "trial-001"' in "".join(cell.source for cell in executed.cells)
-    log = (study.folder / "trial-001/trial.log").read_text()
+    log = (study.folder / "trial-001/trial.log").read_text(encoding="utf-8")
     assert "Executing notebook with kernel: python3" in log
     assert "trial-001: done" in log
     assert (study.folder / "trial-001/notebooks/report.html").exists()
@@ -44,7 +44,7 @@ def test_a_failing_trial_is_recorded_with_its_error_and_the_others_run(study_fil
     failed, done = trials_of(study, opened)
     assert (failed.state, done.state) == (TrialState.FAIL, TrialState.COMPLETE)
     assert "ValueError: weight_decay 0.5 is broken on purpose" in failed.user_attrs["error"]
-    assert "weight_decay 0.5 is broken" in (study.folder / "trial-000/trial.log").read_text()
+    assert "weight_decay 0.5 is broken" in (study.folder / "trial-000/trial.log").read_text(encoding="utf-8")
     run = compare("grid").runs[-1]
     assert (run.state, run.error) == ("failed", failed.user_attrs["error"])
     work(study, open_study(study))
@@ -194,7 +194,7 @@ def test_a_trial_that_was_measured_before_a_notebook_failed_counts(study_file, m
     study, opened = run_worker(study_file(vary={"learning_rate": [0.1]}))
     assert [trial.value for trial in trials_of(study, opened)] == [2.5]
     assert json.loads((study.folder / "trial-000/trial.json").read_text())["state"] == "done"
-    assert "no test document is long enough" in (study.folder / "trial-000/trial.log").read_text()
+    assert "no test document is long enough" in (study.folder / "trial-000/trial.log").read_text(encoding="utf-8")
 
 
 def test_a_finished_trial_whose_folder_is_gone_is_noted(study_file, measured):

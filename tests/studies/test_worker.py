@@ -1,7 +1,12 @@
+import io
+import subprocess
+import sys
 import time
 
 import pytest
 
+from helpers.paths import ROOT
+from helpers.studies import worker
 from helpers.studies.queue import open_study, trials_of
 from helpers.studies.study_file import read_study
 from helpers.studies.trial import StudyPausedError
@@ -40,3 +45,27 @@ def test_no_trial_starts_after_the_hours(study_file):
     with pytest.raises(StudyPausedError, match="are over: no further trial starts"):
         run_worker(file, ends=time.time() - 1)
     assert starts(read_study(file).folder) == {}
+
+
+def test_the_reason_of_a_pause_reaches_the_command_whatever_the_code_page(study_file, monkeypatch):
+    def pause(*_, **__):
+        raise StudyPausedError("The disk of 研究 is full.")
+
+    monkeypatch.setattr(worker, "work", pause)
+    monkeypatch.setattr(worker, "_end_with_parent", lambda: None)
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="cp1252"))  # as under Windows
+    assert worker.main(str(study_file()), "inf") == worker.PAUSED
+    assert sys.stdout.buffer.getvalue().decode("utf-8").strip() == "The disk of 研究 is full."
+
+
+def test_the_pipe_that_tells_of_the_commands_end_is_not_the_standard_input():
+    source = "import os, stat, time; from helpers.studies import worker; worker._end_with_parent()"
+    source += "; print(stat.S_ISFIFO(os.fstat(0).st_mode), flush=True); time.sleep(600)"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", source], cwd=ROOT, text=True, **pipes) as child:
+        try:
+            assert child.stdout.readline() == "False\n", "Windows would hang at the import of NumPy"
+            child.stdin.close()
+            assert child.wait(60) == 1
+        finally:
+            child.kill()

@@ -17,7 +17,7 @@ def loaded(settings):
 
 
 def test_the_card_of_a_new_run_says_what_it_was_made_from(tiny_run, tiny_settings):
-    text = (tiny_run.model_folder / "README.md").read_text()
+    text = (tiny_run.model_folder / "README.md").read_text(encoding="utf-8")
     assert "| `learning_rate` | 0.001 |" in text
     assert "text.txt" in text
     assert tiny_settings.source not in text, "a path is its owner's business"
@@ -79,9 +79,9 @@ def test_the_bits_saved_are_the_difference_of_the_two_values_shown(tiny_run):
 
 def test_writing_again_changes_nothing_and_leaves_nothing_beside(tiny_run):
     path = tiny_run.model_folder / "README.md"
-    before = path.read_text()
+    before = path.read_text(encoding="utf-8")
     assert write_model_card("tiny") == path
-    assert path.read_text() == before
+    assert path.read_text(encoding="utf-8") == before
     assert not list(tiny_run.model_folder.glob("*.new"))
 
 
@@ -92,7 +92,7 @@ def test_a_run_without_a_model_has_no_card():
 def test_no_sample_breaks_out_of_its_block(tiny_run):
     sample = {"decoding": "greedy", "sample": "````\n# Not a heading\n---"}
     record.write_section("tiny", "speech", {"settings": {"seed": 1}, "decodings": [sample]})
-    text = (tiny_run.model_folder / "README.md").read_text()
+    text = (tiny_run.model_folder / "README.md").read_text(encoding="utf-8")
     assert "`````text\n````\n# Not a heading\n---\n`````" in text
 
 

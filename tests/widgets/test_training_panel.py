@@ -122,8 +122,8 @@ class TestParameters:
     def test_are_read_back_unchanged(self, runs):
         settings = TrainingSettings(run="kept", learning_rate=5e-5, sample_prompt='007: "yes"', weight_decay=1e-7)
         path = save_parameters(settings)
-        assert "5.0e-05" in path.read_text()
-        assert TrainingSettings(**yaml.safe_load(path.read_text())) == settings
+        assert "5.0e-05" in path.read_text(encoding="utf-8")
+        assert TrainingSettings(**yaml.safe_load(path.read_text(encoding="utf-8"))) == settings
         assert path == runs / "kept/parameters.yaml"
 
     def test_never_replace_others(self):
@@ -131,7 +131,7 @@ class TestParameters:
         assert save_parameters(TrainingSettings(run="kept")) == first
         second = save_parameters(TrainingSettings(run="kept", seed=1))
         assert second.name == "parameters-2.yaml"
-        assert "seed: 42" in first.read_text()
+        assert "seed: 42" in first.read_text(encoding="utf-8")
 
     def test_have_a_command_line_with_the_same_values(self):
         command = run_command(TrainingSettings(run="kept", sample_prompt="a b", from_scratch=True, learning_rate=5e-5))

@@ -2,6 +2,8 @@
 
 import json
 import random
+from functools import partial
+from pathlib import Path
 
 import pytest
 from datasets import Dataset
@@ -171,18 +173,19 @@ def as_wikitext(documents):
     return rows, [f" = No {number} = \n\n{text}" for number, text in enumerate(documents)]
 
 
+utf8 = partial(Path.write_text, encoding="utf-8")
 WRITERS = {
-    "blank line.txt": (lambda path, texts: path.write_text("\n\n".join(texts)), "blank line"),
-    "marker.txt": (lambda path, texts: path.write_text(END.join(texts)), "auto"),
-    "both markers.txt": (lambda path, texts: path.write_text("".join(f"{START}{t}{END}\n" for t in texts)), "auto"),
-    "stars.txt": (lambda path, texts: path.write_text("\n***\n".join(texts)), "***"),
-    "pattern.txt": (lambda path, texts: path.write_text("\n".join(texts)), "pattern:^Tale"),
+    "blank line.txt": (lambda path, texts: utf8(path, "\n\n".join(texts)), "blank line"),
+    "marker.txt": (lambda path, texts: utf8(path, END.join(texts)), "auto"),
+    "both markers.txt": (lambda path, texts: utf8(path, "".join(f"{START}{t}{END}\n" for t in texts)), "auto"),
+    "stars.txt": (lambda path, texts: utf8(path, "\n***\n".join(texts)), "***"),
+    "pattern.txt": (lambda path, texts: utf8(path, "\n".join(texts)), "pattern:^Tale"),
     "a.jsonl": (lambda path, texts: path.write_text("\n".join(json.dumps({"text": t}) for t in texts)), "auto"),
     "a.json": (lambda path, texts: path.write_text(json.dumps({"v": 1, "data": [{"text": t} for t in texts]})), "auto"),
     "columns.json": (lambda path, texts: path.write_text(json.dumps({"text": dict(enumerate(texts))})), "auto"),
-    "a.csv": (lambda path, texts: path.write_text("n,text\n" + "".join(f'1,"{t}"\n' for t in texts)), "auto"),
-    "tabs.csv": (lambda path, texts: path.write_text("n\ttext\n" + "".join(f'1\t"{t}"\n' for t in texts)), "auto"),
-    "pipes.tsv": (lambda path, texts: path.write_text("n|text\n" + "".join(f'1|"{t}"\n' for t in texts)), "auto"),
+    "a.csv": (lambda path, texts: utf8(path, "n,text\n" + "".join(f'1,"{t}"\n' for t in texts)), "auto"),
+    "tabs.csv": (lambda path, texts: utf8(path, "n\ttext\n" + "".join(f'1\t"{t}"\n' for t in texts)), "auto"),
+    "pipes.tsv": (lambda path, texts: utf8(path, "n|text\n" + "".join(f'1|"{t}"\n' for t in texts)), "auto"),
     "excel.csv": (
         lambda path, texts: path.write_text("sep=;\nn;text\n" + "".join(f'1;"{t}"\n' for t in texts), "utf-16"), "auto",
     ),
@@ -193,7 +196,7 @@ WRITERS = {
     "lines.parquet": (
         lambda path, texts: Dataset.from_dict({"text": "\n\n".join(texts).split("\n")}).to_parquet(path), "blank line",
     ),
-    "wiki.txt": (lambda path, texts: path.write_text("\n".join(as_wikitext(texts)[0])), "auto"),
+    "wiki.txt": (lambda path, texts: utf8(path, "\n".join(as_wikitext(texts)[0])), "auto"),
     "wiki.jsonl": (
         lambda path, texts: path.write_text("\n".join(json.dumps({"text": f"{r}\n"}) for r in as_wikitext(texts)[0])),
         "auto",
