@@ -377,8 +377,9 @@ def _draw(history: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
     import matplotlib.pyplot as plt
 
-    from helpers.plots import describe, plot_history
+    from helpers.plots import describe, open_no_windows, plot_history
 
+    open_no_windows()
     figure, buffer = plot_history(history).figure, io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     plt.close(figure)
