@@ -19,6 +19,17 @@ if TYPE_CHECKING:
 COMMON_TOKENS = 8  # runs of up to about this many tokens are in most texts of one kind, copied or not
 
 
+def open_no_windows() -> None:
+    """Let figures be drawn for files alone where no backend is chosen yet: call it before a page is drawn.
+
+    Outside of Jupyter pyplot would take the desktop's toolkit, which on Windows fails where Tcl is not complete.
+    """
+    import matplotlib as mpl
+
+    if mpl.get_backend(auto_select=False) is None:
+        mpl.use("agg")
+
+
 def new_axes(*, width: float = 7.0, height: float = 3.2) -> "Axes":
     """Return the Axes of a new figure, `width` by `height` inches."""
     return new_figure(width=width, height=height)[1]

@@ -138,8 +138,9 @@ def _draw(history: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Return the loss curve as a PNG in base64, and its alternative text."""
     import matplotlib.pyplot as plt
 
-    from helpers.plots import describe, plot_history
+    from helpers.plots import describe, open_no_windows, plot_history
 
+    open_no_windows()
     figure, buffer = plot_history(history).figure, io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     plt.close(figure)

@@ -1,5 +1,6 @@
 from types import SimpleNamespace
 
+import matplotlib as mpl
 import matplotlib.pyplot as plt
 import pytest
 
@@ -154,3 +155,12 @@ def test_the_live_plot_is_one_figure_that_changes_and_ends_with_the_last_state(m
     assert [kind for kind, _ in shown] == ["display", "update"], "the one in between comes too soon"
     assert "step=3" in shown[-1][1]._suptitle.get_text()
     assert plt.get_fignums() == []
+
+
+@pytest.mark.parametrize(("chosen", "backend"), [(None, "agg"), ("svg", "svg")])
+def test_a_page_opens_no_window_and_leaves_a_chosen_backend(monkeypatch, chosen, backend):
+    asked = []
+    monkeypatch.setattr(mpl, "get_backend", lambda *, auto_select: chosen)
+    monkeypatch.setattr(mpl, "use", asked.append)
+    plots.open_no_windows()
+    assert [*asked, chosen][0] == backend

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -29,9 +30,23 @@ class _FailedError(RuntimeError):
     """A command of a task failed, and has said why; the exit code is its own."""
 
 
+@contextmanager
+def _ctrl_c_left_to_the_child() -> Iterator[None]:
+    """Let a child, which Ctrl-C reaches too, save what is done: Python would kill it after a quarter of a second."""
+    usual = signal.getsignal(signal.SIGINT)
+    if usual is signal.default_int_handler:  # a shell's background job ignores it, and so shall its child
+        signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
+
+
 def _run(python: Path, *arguments: str, **env: str) -> None:
     """Run a module with the environment's Python, in the project's folder."""
-    done = subprocess.run([str(python), "-m", *arguments], cwd=ROOT, env={**os.environ, **env}, check=False)  # noqa: S603
+    command = [str(python), "-m", *arguments]
+    with _ctrl_c_left_to_the_child():
+        done = subprocess.run(command, cwd=ROOT, env={**os.environ, **env}, check=False)  # noqa: S603
     if done.returncode:
         raise _FailedError(done.returncode)
 
@@ -149,7 +164,9 @@ def start(arguments: list[str]) -> None:
     if all(map(find_spec, _TELLING)) and (is_here or is_active or not (folder / RECORD).is_file()):
         return
     if python.exists() and python != Path(sys.executable):
-        sys.exit(subprocess.run([str(python), "-m", "helpers", *arguments], cwd=os.getcwd(), check=False).returncode)  # noqa: S603, PTH109
+        command = [str(python), "-m", "helpers", *arguments]
+        with _ctrl_c_left_to_the_child():
+            sys.exit(subprocess.run(command, cwd=os.getcwd(), check=False).returncode)  # noqa: S603, PTH109
     if name == "doctor":
         from helpers.environment.__main__ import main
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from helpers.files import write_html_page
-from helpers.plots import GREY, ORANGE, new_axes, plot_bars, show_description
+from helpers.plots import GREY, ORANGE, new_axes, open_no_windows, plot_bars, show_description
 from helpers.studies.compared_run import ComparedRun, Metric
 from helpers.studies.comparison import RunTable
 
@@ -25,6 +25,7 @@ _LOG_FACTOR = 8  # between the largest and the smallest value of a setting that 
 
 def write_page(table: RunTable, path: Path) -> None:
     """Write a table and its pictures as one page that needs no network."""
+    open_no_windows()
     pictures = "".join(f"<p><img alt='{html.escape(alt)}' src='{_embedded(ax)}'></p>" for alt, ax in plot_all(table))
     write_html_page(path, title="Runs compared", body=f"{table._repr_html_()}{pictures}")
 

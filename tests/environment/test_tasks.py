@@ -1,6 +1,7 @@
 """The tasks of a clone: what each runs, and how a command finds the environment that it needs."""
 
 import os
+import signal
 import subprocess
 import sys
 import types
@@ -180,3 +181,15 @@ def test_a_bare_python_can_ask_for_help_and_an_old_one_gets_as_far_as_the_senten
     for path in (tasks.ROOT / name.replace(".", "/") for name in names):
         source = (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text(encoding="utf-8")
         assert "from __future__ import annotations" in source, path  # Python 3.8 does not know dict[str, int]
+
+
+def test_ctrl_c_is_left_to_the_child_which_saves_what_is_done(monkeypatch):
+    def interrupted(command, **_):
+        signal.raise_signal(signal.SIGINT)  # as the terminal sends it to both
+        return types.SimpleNamespace(returncode=7)
+
+    monkeypatch.setattr(subprocess, "run", interrupted)
+    monkeypatch.setattr(tasks, "install", lambda **_: Path("python"))
+    usual = signal.getsignal(signal.SIGINT)
+    assert code_of("course") == 7, "what the child says"
+    assert signal.getsignal(signal.SIGINT) is usual
