@@ -105,7 +105,7 @@ def by_prepare(file, folder, near_duplicates="report"):
 
 def best(way, file, folder):
     """Return the best time of some rounds of one way, and the ids it gives."""
-    texts = [text.strip() for text in Path(file).read_text().split("\n\n")]
+    texts = [text.strip() for text in Path(file).read_text(encoding="utf-8").split("\n\n")]
     documents = Dataset.from_dict({"text": [text for text in texts if text]}, Features({"text": Value("string")}))
     rounds = []
     for turn in range(ROUNDS + 1):
@@ -116,12 +116,14 @@ def best(way, file, folder):
 
 def resident():
     """Return the bytes this process holds now."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    return int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]) * resource.getpagesize()
 
 
 def peak():
     """Return the most bytes this process has held since the count began."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    line = next(
+        line for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM")
+    )
     return int(line.split()[1]) * 1024
 
 
@@ -132,7 +134,7 @@ def main(way, file, folder):
     if is_whole := way in ("prepare", "unlooked"):
         prepare(DataSettings(source="fables", run="warm-up"))  # what the libraries take once is not the text's
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak is counted from here
     before = resident()
     if is_whole:
         seconds, ids = by_prepare(file, folder, {"prepare": "report", "unlooked": "keep"}[way])

@@ -25,7 +25,7 @@ def run_child(source, timeout_seconds=PATIENT):
 def is_alive(pid):
     """Say whether a process still runs; one that ended and is not yet reaped does not."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
         return False
 
