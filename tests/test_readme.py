@@ -15,6 +15,7 @@ from click.testing import CliRunner
 
 from helpers.__main__ import main
 from helpers.course import find_notebook
+from helpers.environment.tasks import TASKS
 from helpers.paths import NOTEBOOKS
 from helpers.settings import TrainingSettings, check_values, read_run_settings
 from helpers.studies.study_file import read_study
@@ -69,8 +70,12 @@ def test_the_study_file_is_one(tmp_path):
 
 
 def test_every_command_and_option_it_names_is_there():
-    for line in re.findall(r"^python -m helpers (.*)$", TEXT, re.MULTILINE):
+    lines = re.findall(r"^python3 -m helpers (.*)$", TEXT, re.MULTILINE)
+    assert len(lines) > 10
+    for line in lines:
         words = line.partition("#")[0].split()
+        if words[0] in TASKS:
+            continue
         command = main.commands[words[0]]
         options = {option for parameter in command.params for option in parameter.opts}
         assert {word for word in words if word.startswith("-")} - options == set() or "[" in line, line
