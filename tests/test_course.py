@@ -74,17 +74,18 @@ def test_a_failing_cell_leaves_the_executed_notebook_and_the_report(notebook):
     assert "broken" in page
 
 
-def test_a_notebook_is_saved_now_and_then_and_completely_at_its_end(notebook, monkeypatch):
+@pytest.mark.parametrize(("seconds", "least", "most"), [(0, 40, 100), (3600, 1, 4)], ids=["at each change", "seldom"])
+def test_a_notebook_is_saved_now_and_then_and_completely_at_its_end(notebook, monkeypatch, seconds, least, most):
     from papermill import engines
 
     saved = []
     write = engines.write_ipynb
     monkeypatch.setattr(engines, "write_ipynb", lambda nb, path: (saved.append(path), write(nb, path)))
-    # the last cell takes longer than the time between two saves: what is before it is safe by then
-    path = notebook("01_a.ipynb", 'run = "x"', *["print(run)"] * 20, "import time; time.sleep(1.5)", "1 / 0")
+    monkeypatch.setattr(course, "_SECONDS_BETWEEN_SAVES", seconds)
+    path = notebook("01_a.ipynb", 'run = "x"', *["print(run)"] * 20, "1 / 0")
     with pytest.raises(CourseError):
         run_course([path], run="mine", parameters={})
-    assert 2 <= len(saved) < 20, "papermill's own way saves 47 times"
+    assert least <= len(saved) <= most
     *printed, error = outputs("mine", "01_a.ipynb")
     assert "".join(output.text for output in printed) == "mine\n" * 20  # a kernel may send a line in two parts
     assert error.ename == "ZeroDivisionError"
