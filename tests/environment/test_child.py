@@ -32,7 +32,7 @@ def is_alive(pid):
 
 def ends_soon(pid):
     """Wait for a process that was sent a signal."""
-    end = time.monotonic() + 5
+    end = time.monotonic() + 60
     while is_alive(pid) and time.monotonic() < end:
         time.sleep(0.01)
     return not is_alive(pid)

@@ -53,7 +53,7 @@ def threads():
 
 
 def wait_for(what):
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while not what() and time.monotonic() < end:
         time.sleep(0.005)
     return what()
