@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from helpers.display import MIB
 from helpers.settings import TrainingSettings
-from helpers.training.engine import CHUNK_TOKENS, QUERIES
+from helpers.training.engine import CHUNK_TOKENS, FUSED_CHUNK_TOKENS, QUERIES
 from helpers.training.fused_softmax import has_triton
 from helpers.training.shape import adapter_parameters, block_parameters, inner_width, parameters, trained_parameters
 
@@ -249,7 +249,8 @@ class _Step:
 
     def _chunked_loss(self) -> int:
         """Return the bytes of a chunk's logits and of their gradients, and of all hidden states and theirs."""
-        logits = min(self.tokens, CHUNK_TOKENS) * self.vocabulary
+        chunk_tokens = FUSED_CHUNK_TOKENS if self.has_fused_softmax else CHUNK_TOKENS
+        logits = min(self.tokens, chunk_tokens) * self.vocabulary
         product = 2 if self.is_half else 4
         if self.has_fused_softmax:
             in_chunk = product * logits  # the gradients take the place of the logits

@@ -5,7 +5,6 @@ The same functions run on a processor with a very small model, so that they are 
 
 import gc
 import importlib.util
-import itertools
 import json
 import os
 import platform
@@ -64,7 +63,7 @@ LEVERS: dict[str, dict[str, Any]] = {
     "loss without Triton": {"fused_softmax": False},
     "vocabulary not padded": {"rows": 1},
     "chunks of 512 tokens": {"chunk_tokens": 512},
-    "chunks of 2048 tokens": {"chunk_tokens": 2048},
+    "chunks of 1024 tokens": {"chunk_tokens": 1024},
     "chunks of 4096 tokens": {"chunk_tokens": 4096},
     "blocking copies": {"non_blocking": False},
     "optimizer not fused": {"fused": False},
@@ -81,7 +80,7 @@ def train(
     causal_attention: bool = True,
     fused_gelu: bool = True,
     chunked_loss: bool = True,
-    chunk_tokens: int = engine.CHUNK_TOKENS,
+    chunk_tokens: int | None = None,
     rows: int = 64,
     fused_softmax: bool = True,
     non_blocking: bool = True,
@@ -147,7 +146,7 @@ def _time_steps(
     ids = torch.randint(
         scale.shape.vocab_size, (settings.per_device_train_batch_size, settings.block_size), pin_memory=is_card
     )
-    marks, processor_seconds = [_mark(is_card)], []
+    marks, processor_seconds = [training_step.mark(is_card)], []
     with engine.keep_freed_memory() if not is_card else nullcontext():
         for step in range(scale.steps):
             if step == 1:  # the optimizer has its states
@@ -161,14 +160,9 @@ def _time_steps(
             torch.nn.utils.clip_grad_norm_(weights, 1.0)
             optimizer.step()
             optimizer.zero_grad()
-            marks.append(_mark(is_card))
+            marks.append(training_step.mark(is_card))
             processor_seconds.append(time.process_time() - begin)
-    if is_card:
-        torch.cuda.synchronize()
-    seconds = [
-        begin.elapsed_time(end) / 1000 if is_card else end - begin
-        for begin, end in itertools.pairwise(marks)  # a card's own clock, so that it works on while Python goes ahead
-    ]
+    seconds = training_step.seconds_between(marks)
     peak = torch.cuda.max_memory_allocated() if is_card else 0
     torch.compiler.reset()
     tokens = settings.effective_batch_size * settings.block_size
@@ -181,14 +175,6 @@ def _time_steps(
         "peak_bytes": peak,
         "loss": loss.item(),
     }
-
-
-def _mark(is_card: bool) -> Any:
-    if not is_card:
-        return time.perf_counter()
-    event = torch.cuda.Event(enable_timing=True)
-    event.record()
-    return event
 
 
 def _reset_peak(is_card: bool) -> None:

@@ -3,8 +3,8 @@
     python training_step.py ROW
 
 Prints JSON: useful tokens a second (median over steps), tokens in a row, peak resident bytes, the loss of each step.
-Every row is the `Trainer`, the pocket model's shape from the same random weights with 512 positions and no dropout,
-and steps of 16 rows of 512. On a card `card.py` calls `measure` for GPT-2's shape.
+Every row is the `Trainer`, ours the one of `fine_tune`, with the pocket model's shape from the same random weights with
+512 positions and no dropout, and steps of 16 rows of 512. On a card `card.py` calls `measure` for GPT-2's shape.
 """
 
 import json
@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from contextlib import nullcontext
+from itertools import pairwise
 
 import torch
 from datasets import Dataset
@@ -32,7 +33,7 @@ from helpers.paths import POCKET
 from helpers.settings import DataSettings
 from helpers.training.devices import peak_bytes, reset_peak
 from helpers.training.engine import equal_results_less_work
-from helpers.training.fine_tuning import as_batch
+from helpers.training.fine_tuning import _new_trainer, as_batch
 
 BLOCK, STEPS, WARM_UP = 512, 7, 2
 GUIDE = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4}
@@ -83,17 +84,32 @@ def fresh_model(config):
     return model
 
 
-class Clock(TrainerCallback):
-    """Takes the time at the end of each step, when a card has finished it."""
+def mark(on_card):
+    """Return a moment; a card notes it when it gets there, while Python goes ahead."""
+    if not on_card:
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
 
-    def __init__(self):
-        self.times = []
+
+def seconds_between(marks):
+    """Return the seconds from each moment to the next."""
+    if isinstance(marks[0], float):
+        return [end - begin for begin, end in pairwise(marks)]
+    torch.cuda.synchronize()
+    return [begin.elapsed_time(end) / 1000 for begin, end in pairwise(marks)]
+
+
+class Clock(TrainerCallback):
+    """Marks the end of each step."""
+
+    def __init__(self, on_card):
+        self.on_card, self.marks = on_card, []
 
     def on_step_end(self, args, state, control, **kwargs):
-        """Note the time."""
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self.times.append(time.perf_counter())
+        """Note the moment."""
+        self.marks.append(mark(self.on_card))
 
 
 def pocket():
@@ -105,21 +121,22 @@ def pocket():
 
 def measure(text=None, engine=False, *, config=None, block=BLOCK, steps=STEPS, on_card=False, **arguments):
     """Return the figures of one row."""
-    tokenizer, model, clock = load_tokenizer("pocket"), fresh_model(config or pocket()), Clock()
+    tokenizer, model, clock = load_tokenizer("pocket"), fresh_model(config or pocket()), Clock(on_card)
     rows = padded_rows(text, tokenizer, block, steps) if text else packed_rows(tokenizer, block, steps)
     lengths = [min(len(ids), block) for ids in tokenizer(texts(text))["input_ids"]] if text else [block]
     n_useful = statistics.mean(lengths)
     args = TrainingArguments(
         output_dir=tempfile.gettempdir(), max_steps=steps, learning_rate=5e-5, weight_decay=0.01, save_strategy="no",
-        logging_steps=1, report_to="none", disable_tqdm=True, use_cpu=not on_card, dataloader_pin_memory=on_card,
-        **arguments,
+        logging_steps=10 if on_card else 1,  # a card has to be waited for before its loss can be read
+        report_to="none", disable_tqdm=True, use_cpu=not on_card, dataloader_pin_memory=on_card, **arguments,
     )  # fmt: skip
     collator = DataCollatorForLanguageModeling(tokenizer, mlm=False) if text else as_batch
     reset_peak()
     with equal_results_less_work(model) if engine else nullcontext(), quiet():
-        trainer = Trainer(model, args, data_collator=collator, train_dataset=rows, callbacks=[clock])
+        how = {"args": args, "data_collator": collator, "train_dataset": rows, "callbacks": [clock]}
+        trainer = _new_trainer({}, model=model, **how) if engine else Trainer(model, **how)
         trainer.train()
-    seconds = [end - start for start, end in zip(clock.times[WARM_UP - 1 :], clock.times[WARM_UP:], strict=False)]
+    seconds = seconds_between(clock.marks[WARM_UP - 1 :])
     return {
         "tokens_per_second": 16 * n_useful / statistics.median(seconds),
         "tokens_per_row": n_useful,

@@ -233,6 +233,7 @@ def _as_on_cuda(*, fused_softmax: bool = False) -> Iterator[None]:
         patch.setattr(NewGELUActivation, "forward", gelu_new_on_cuda)
         patch.setattr(autograd_functions, "_add_product", add_product)
         if fused_softmax:
-            patch.setattr(autograd_functions, "_nats_and_gradients", in_place)
+            patch.setattr(autograd_functions.fused_softmax, "works_on", lambda device: True)
+            patch.setattr(autograd_functions.fused_softmax, "nats_and_gradients", in_place)
         yield
     gc.collect()  # the tracker's weak references go with what they refer to

@@ -42,7 +42,7 @@ def traced_and_predicted(shape, values, *, sample_tokens=0, **how):
 TRACED = [  # one of each kind; all of them are in `tests/benchmarks/test_memory_trace.py`
     (GPT2._replace(n_layer=4), {"batch": 1}, {}),
     (SHALLOW, {"batch": 4}, {"engine": "stock"}),
-    (SHALLOW, {"batch": 4}, {"fused_softmax": True}),
+    (SHALLOW, {"batch": 8}, {"fused_softmax": True}),
     (SHALLOW, {"batch": 4, "lora_r": 8}, {"fused_softmax": True}),
     (SHALLOW, {"batch": 3, "block": 500, "precision": "no"}, {}),
     (WIDE, {"batch": 4, "checkpointing": True, "accumulation": 8}, {}),
