@@ -16,7 +16,7 @@ from helpers.settings import SettingsError
 @click.command()
 @click.argument("study")
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 256), help="Processes on this machine.")
-@click.option("--gpu", metavar="NAME", help="Plan for a card such as 'RTX 4070 Ti'; this machine's when left out.")
+@click.option("--gpu", metavar="NAME", help="A card such as 'RTX 4070 Ti', or 'processor'; left out: the card here.")
 @click.option("--dry-run", is_flag=True, help="Show what the study will do, and do nothing.")
 @click.option("--retry-failed", is_flag=True, help="Run failed trials again, after their cause was fixed.")
 @click.pass_context

@@ -89,10 +89,10 @@ def calibrate(as_json: bool, seconds: float) -> None:
 
 def _card_to_plan_for(gpu: str | None) -> Any:
     """Return the named card, else this machine's, else the card the course is named for; say which one was taken."""
-    from helpers.training import DEFAULT_CARD, card_of_this_machine, find_card, this_processor
+    from helpers.training import DEFAULT_CARD, card_of_this_machine, find_card
 
     if gpu is not None:
-        return this_processor() if gpu == "processor" else find_card(gpu)
+        return find_card(gpu)
     here = card_of_this_machine()
     if here is None:
         click.echo(
