@@ -75,7 +75,7 @@ def main() -> None:
 @run_options
 @click.argument("notebooks", nargs=-1)
 def run(preset: str, run_name: str | None, parameters: tuple[tuple[str, str], ...], notebooks: tuple[str, ...]) -> None:
-    """Execute the NOTEBOOKS (01 to 05 when none is named), then write one report page."""
+    """Execute the NOTEBOOKS (else 01 to 05), then write one report."""
     from helpers.course import course_notebooks, find_notebook, run_course
     from helpers.data import refuse_missing
     from helpers.environment import unused_card
@@ -95,7 +95,7 @@ def run(preset: str, run_name: str | None, parameters: tuple[tuple[str, str], ..
 
 @main.command()
 def settings() -> None:
-    """Print every setting: name, default, allowed values, unit and help."""
+    """Print every setting: default, allowed values, unit and help."""
     for name, field in known_settings().items():
         click.secho(f"{name} = {field.default}", bold=True)
         click.echo(f"    {field.description} ({', '.join(filter(None, (allowed(field), unit(field))))})")

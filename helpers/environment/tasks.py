@@ -135,16 +135,16 @@ def _pictures(python: Path, rest: list[str]) -> None:
 TASKS: dict[str, tuple[str, Callable[..., None]]] = {
     "install": ("Install the course, and do nothing else.", lambda python, rest: None),
     "course": (
-        "Run the five notebooks, then write one report page; takes what `run` takes.",
+        "Run the five notebooks and write a report; takes `run`'s options.",
         _module("helpers", "run"),
     ),
     "lab": ("Open the notebooks in JupyterLab.", _module("jupyterlab", "notebooks")),
-    "test": ("Run lint, the unit tests, every notebook, and the browser tests where Chromium is installed.", _test),
-    "lint": ("Check the code with ruff, and that notebooks are stored without outputs.", _lint),
-    "browser": ("Run the notebooks and their panels in a real JupyterLab; needs Chromium.", _browser),
+    "test": ("Run lint, unit tests, all notebooks; with Chromium, browser tests.", _test),
+    "lint": ("Check the code with ruff, and that notebooks have no outputs.", _lint),
+    "browser": ("Run notebooks and panels in a real JupyterLab; needs Chromium.", _browser),
     "pictures": ("Take the README's pictures with the browser tests.", _pictures),
     "bench": ("Run the benchmarks.", _module("pytest", "-s", "tests/benchmarks")),
-    "drift": ("Run the unit tests with the lowest, then with the newest libraries that pyproject.toml allows.", _drift),
+    "drift": ("Run the unit tests with the lowest, then the newest libraries.", _drift),
 }
 
 

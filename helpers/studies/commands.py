@@ -21,7 +21,7 @@ from helpers.settings import SettingsError
 @click.option("--retry-failed", is_flag=True, help="Run failed trials again, after their cause was fixed.")
 @click.pass_context
 def sweep(ctx: click.Context, study: str, workers: int, gpu: str | None, dry_run: bool, retry_failed: bool) -> None:
-    """Run the STUDY of a file, or a shipped one such as `rates`: every trial is a run, and one table at the end.
+    """Run the STUDY of a file, or a shipped one such as `rates`. Every trial is a run, and one table at the end.
 
     The same command continues after an interruption, and joins the study from a second machine or card. Exit code 1
     when trials are left, or none has a metric.
@@ -141,7 +141,7 @@ def _write_table(table: Any, *, csv_file: Path | None, html_file: Path | None) -
 def compare(
     runs: tuple[str, ...], by: str | None, csv_file: Path | None, html_file: Path | None, promote: str | None
 ) -> None:
-    """Show RUNS side by side: runs, studies (all their trials) or single trials such as rates/trial-003; else all."""
+    """Show RUNS side by side. These are runs, studies (all their trials) or a trial like rates/trial-003; else all."""
     from helpers.studies.comparison import compare as compare_runs
     from helpers.studies.comparison import promote as promote_run
 
