@@ -22,6 +22,7 @@ import click
 from helpers.display import print_any_character
 from helpers.environment.commands import doctor, monitor
 from helpers.files import explain_os_error
+from helpers.paths import COMMAND
 from helpers.schema import allowed, unit
 from helpers.settings import SettingsError, TrainingSettings, known_settings, read_preset
 from helpers.sharing.commands import demo, export, share
@@ -106,4 +107,4 @@ for command in (calibrate, compare, demo, doctor, explain, export, monitor, plan
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, on_interrupt)
-    main(prog_name="python -m helpers")
+    main(prog_name=COMMAND)

@@ -11,9 +11,10 @@ from helpers.display import print_any_character
 from helpers.environment.diagnosis import diagnose
 from helpers.environment.facts import UnreadError
 from helpers.environment.wheels import wheel_advice
+from helpers.paths import COMMAND
 
 
-def main(arguments: list[str] | None = None, *, program: str = "python3 -m helpers.environment") -> int:
+def main(arguments: list[str] | None = None, *, program: str = f"{COMMAND}.environment") -> int:
     """Run the doctor and return its exit code: 0 when training can go on, else 1.
 
     argparse instead of click, because click is not installed yet when this is needed most.

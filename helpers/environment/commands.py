@@ -10,6 +10,7 @@ import click
 
 from helpers.environment.__main__ import main
 from helpers.environment.live import Monitor, sample, text
+from helpers.paths import COMMAND
 
 
 # click passes everything on: the parser of the bare doctor reads the options, so that there is only one
@@ -17,7 +18,7 @@ from helpers.environment.live import Monitor, sample, text
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def doctor(arguments: tuple[str, ...]) -> None:
     """Say what this machine is and what stops it from training. Exit code 1 when training cannot go on."""
-    sys.exit(main(list(arguments), program="python -m helpers doctor"))
+    sys.exit(main(list(arguments), program=f"{COMMAND} doctor"))
 
 
 @click.command()

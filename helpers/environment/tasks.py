@@ -19,7 +19,7 @@ from pathlib import Path
 
 from helpers.display import print_any_character
 from helpers.environment.install import RECORD, InstallError, environment_folder, install, python_of, tag_named
-from helpers.paths import ROOT
+from helpers.paths import COMMAND, ROOT
 
 _TELLING = ("click", "pydantic", "transformers")  # a Python that has these has the course's packages
 _NOTEBOOK_EXTRAS = "metadata.papermill cell.metadata.papermill"
@@ -170,7 +170,7 @@ def start(arguments: list[str]) -> None:
     if name == "doctor":
         from helpers.environment.__main__ import main
 
-        sys.exit(main(arguments[1:], program="python3 -m helpers doctor"))
+        sys.exit(main(arguments[1:], program=f"{COMMAND} doctor"))
     print(f"Nothing is installed yet. These install what they need:\n{described()}", file=sys.stderr)
     sys.exit(0 if name in ("-h", "--help") else 2)
 
@@ -183,7 +183,7 @@ def described() -> str:
 def _carry_out(name: str, arguments: list[str]) -> int:
     """Install what is missing, run a task, and return its exit code; errors are one sentence."""
     help_text, task = TASKS[name]
-    parser = argparse.ArgumentParser(prog=f"python3 -m helpers {name}", description=help_text, allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog=f"{COMMAND} {name}", description=help_text, allow_abbrev=False)
     parser.add_argument("--here", action="store_true", help="install into this Python, not into .venv")
     parser.add_argument(
         "--torch",

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from helpers.paths import COMMAND
 from helpers.settings import SettingsError
 
 # Modules are imported where they are used, so that `python -m helpers --help` loads neither Optuna nor PyTorch.
@@ -115,7 +116,7 @@ def _show_table(study: str, folder: Path) -> None:
     except Exception as error:  # noqa: BLE001 - a full disk or a damaged run must not end a night's study in a traceback
         click.secho(
             f"The trials are kept, but their table is incomplete ({type(error).__name__}: {error}): "
-            f"`python -m helpers compare {study}` makes it again.",
+            f"`{COMMAND} compare {study}` makes it again.",
             fg="yellow",
             err=True,
         )
