@@ -22,6 +22,7 @@ import click
 from helpers.display import print_any_character
 from helpers.environment.commands import doctor, monitor
 from helpers.files import explain_os_error
+from helpers.paths import COMMAND
 from helpers.schema import allowed, unit
 from helpers.settings import SettingsError, TrainingSettings, known_settings, read_preset
 from helpers.sharing.commands import demo, export, share
@@ -75,7 +76,7 @@ def main() -> None:
 @run_options
 @click.argument("notebooks", nargs=-1)
 def run(preset: str, run_name: str | None, parameters: tuple[tuple[str, str], ...], notebooks: tuple[str, ...]) -> None:
-    """Execute the NOTEBOOKS (01 to 05 when none is named), then write one report page."""
+    """Execute the NOTEBOOKS (else 01 to 05), then write one report."""
     from helpers.course import course_notebooks, find_notebook, run_course
     from helpers.data import refuse_missing
     from helpers.environment import unused_card
@@ -95,7 +96,7 @@ def run(preset: str, run_name: str | None, parameters: tuple[tuple[str, str], ..
 
 @main.command()
 def settings() -> None:
-    """Print every setting: name, default, allowed values, unit and help."""
+    """Print every setting: default, allowed values, unit and help."""
     for name, field in known_settings().items():
         click.secho(f"{name} = {field.default}", bold=True)
         click.echo(f"    {field.description} ({', '.join(filter(None, (allowed(field), unit(field))))})")
@@ -106,4 +107,4 @@ for command in (calibrate, compare, demo, doctor, explain, export, monitor, plan
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, on_interrupt)
-    main(prog_name="python -m helpers")
+    main(prog_name=COMMAND)

@@ -12,7 +12,7 @@ from typing import Any
 
 from helpers.display import did_you_mean, first_line
 from helpers.files import environment_variables
-from helpers.paths import NOTEBOOKS, runs_folder
+from helpers.paths import COMMAND, NOTEBOOKS, runs_folder
 from helpers.report import write_report
 from helpers.settings import SettingsError, known_settings, run_folder
 
@@ -32,7 +32,7 @@ def all_notebooks() -> list[Path]:
     if not notebooks:  # a wheel brings the package alone
         raise CourseError(
             f"There are no notebooks at {NOTEBOOKS}: an installed wheel has none. Run this in a clone of the project, "
-            "or train without a notebook: `python -m helpers train`."
+            f"or train without a notebook: `{COMMAND} train`."
         )
     return notebooks
 

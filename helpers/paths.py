@@ -1,4 +1,4 @@
-"""Where things are: the course's own folders, the folder of all runs, and files as a user names them.
+"""Where things are: the course's own folders and command, the folder of all runs, and files as a user names them.
 
 Standard library only: the doctor uses this before anything is installed.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +15,10 @@ ROOT = Path(__file__).absolute().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
 ASSETS = ROOT / "helpers" / "assets"
 POCKET = ASSETS / "pocket"
+# As a person types it, because what we print is copied: a bare Debian has no `python`, Windows has no `python3`, and
+# conda on Windows has no `py`.
+_PYTHON = "python3" if sys.platform != "win32" else "python" if "CONDA_PREFIX" in os.environ else "py"
+COMMAND = f"{_PYTHON} -m helpers"
 
 _SHIPPED = ("fables", "python-reference", "pocket")  # names that no file can take
 _WINDOWS_PATH = re.compile(r"([A-Za-z]):[\\/](.*)")

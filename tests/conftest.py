@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from helpers.paths import NOTEBOOKS
-from helpers.settings import TrainingSettings
+from helpers.settings import EvaluationSettings, TrainingSettings
 
 
 def pytest_configure(config):
@@ -72,6 +72,28 @@ def tiny(tiny_model):
     from helpers.model import load_model, load_tokenizer
 
     return load_model(str(tiny_model)).eval(), load_tokenizer(str(tiny_model))
+
+
+@pytest.fixture(scope="session")
+def model():
+    """Return the pocket model, ready to be asked; tests that change a model load their own."""
+    from helpers.model import load_model
+
+    return load_model("pocket").eval()
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """Return the pocket model's tokenizer."""
+    from helpers.model import load_tokenizer
+
+    return load_tokenizer("pocket")
+
+
+@pytest.fixture(scope="session")
+def sampling_settings() -> EvaluationSettings:
+    """Return settings with which the pocket model continues a fable by one short sample."""
+    return EvaluationSettings(prompt="The Fox and the", max_new_tokens=30, num_return_sequences=1)
 
 
 class FakeCard:

@@ -67,8 +67,8 @@ ROOMS = {
     },
     "assets": {"data", "evaluation", "files", "model", "paths", "settings", "training"},
     "__main__": {
-        "course", "data", "display", "environment", "files", "schema", "settings", "sharing", "studies", "training",
-        "troubleshooting",
+        "course", "data", "display", "environment", "files", "paths", "schema", "settings", "sharing", "studies",
+        "training", "troubleshooting",
     },
 }  # fmt: skip
 

@@ -26,6 +26,13 @@ def asked(monkeypatch):
     return calls
 
 
+def test_a_terminal_of_80_columns_shows_what_each_command_and_task_does(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    listed = call("--help").output.partition("Commands:")[2].splitlines()
+    assert len(listed) > 20
+    assert [line for line in listed if len(line) > 80 or "..." in line] == []
+
+
 def test_run_takes_all_five_notebooks_and_the_pocket_preset(asked):
     assert call("run").exit_code == 0
     notebooks, rest = asked[0]

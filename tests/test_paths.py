@@ -1,4 +1,8 @@
+import ast
 import os
+import re
+import runpy
+import sys
 
 import pytest
 
@@ -8,6 +12,34 @@ from helpers.settings import (
     EvaluationSettings,
     TrainingSettings,
 )
+
+
+@pytest.mark.parametrize(
+    ("platform", "conda", "python"),
+    [("linux", "", "python3"), ("linux", "/conda", "python3"), ("win32", "", "py"), ("win32", "C:/conda", "python")],
+)
+def test_a_printed_command_starts_with_a_python_that_the_system_has(monkeypatch, platform, conda, python):
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.delenv("CONDA_PREFIX", raising=False)
+    if conda:
+        monkeypatch.setenv("CONDA_PREFIX", conda)
+    assert runpy.run_path(paths.__file__)["COMMAND"] == f"{python} -m helpers"
+
+
+def test_no_message_has_a_start_of_its_own():
+    own = ("fixes.py", "known_failures.py")  # conda's; and the one that writes COMMAND into the file below
+    messages = [
+        node.value
+        for path in (paths.ROOT / "helpers").rglob("*.py")
+        if path.name not in own
+        for parent in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if not isinstance(parent, ast.Expr)  # a docstring
+        for node in ast.iter_child_nodes(parent)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    assert len(messages) > 1000
+    assert [text for text in messages if re.search(r"\bpython3? -m helpers\b", text)] == []
+    assert "python -m helpers" not in (paths.ASSETS / "failures.yaml").read_text(encoding="utf-8")
 
 
 def test_runs_stand_beside_the_notebooks_unless_moved(monkeypatch):

@@ -11,15 +11,16 @@ from helpers.display import print_any_character
 from helpers.environment.diagnosis import diagnose
 from helpers.environment.facts import UnreadError
 from helpers.environment.wheels import wheel_advice
+from helpers.paths import COMMAND
 
 
-def main(arguments: list[str] | None = None, *, program: str = "python3 -m helpers.environment") -> int:
+def main(arguments: list[str] | None = None, *, program: str = f"{COMMAND}.environment") -> int:
     """Run the doctor and return its exit code: 0 when training can go on, else 1.
 
     argparse instead of click, because click is not installed yet when this is needed most.
     """
     print_any_character()
-    summary = "Say what this machine is and what stops it from training; exit 1 when training cannot go on."
+    summary = "Say what this machine is and what stops it from training. Exit code 1 when training cannot go on."
     parser = argparse.ArgumentParser(prog=program, description=summary)
     parser.add_argument("--wheel", action="store_true", help="say which PyTorch wheel fits this machine, and why")
     parser.add_argument("--json", action="store_true", help="print JSON")

@@ -10,14 +10,15 @@ import click
 
 from helpers.environment.__main__ import main
 from helpers.environment.live import Monitor, sample, text
+from helpers.paths import COMMAND
 
 
 # click passes everything on: the parser of the bare doctor reads the options, so that there is only one
 @click.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def doctor(arguments: tuple[str, ...]) -> None:
-    """Say what this machine is and what stops it from training; exit 1 when training cannot go on."""
-    sys.exit(main(list(arguments), program="python -m helpers doctor"))
+    """Say what this machine is and what stops it from training. Exit code 1 when training cannot go on."""
+    sys.exit(main(list(arguments), program=f"{COMMAND} doctor"))
 
 
 @click.command()
@@ -27,7 +28,7 @@ def doctor(arguments: tuple[str, ...]) -> None:
 @click.option("--seconds", type=click.FloatRange(0), help="Stop after this time; without it: at Ctrl-C.")
 @click.option("--once", is_flag=True, help="Read once; always so when the output is not a terminal.")
 def monitor(interval: float, seconds: float | None, once: bool) -> None:
-    """Show memory, load, power, temperature and the processes that use memory, until Ctrl-C."""
+    """Show memory, load, power and temperature, until Ctrl-C. Also the processes that use memory."""
     watch = Monitor(sample, interval_seconds=interval, length=600)
     if once or not sys.stdout.isatty():
         click.echo(str(watch))

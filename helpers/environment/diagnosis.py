@@ -14,6 +14,7 @@ from helpers.environment.facts import GpuReading, Machine
 from helpers.environment.machine import read_machine
 from helpers.environment.rules import NO_GPU, STATUSES, Check, Rule
 from helpers.environment.wheels import WheelAdvice, expects_gpu, wheel_advice
+from helpers.paths import COMMAND
 
 # In the order in which a support engineer would ask: the modules, and the rules in them, follow it.
 RULES = tuple(
@@ -209,9 +210,7 @@ def unused_card() -> str:
     machine = read_machine()
     if not machine.torch or machine.torch.available:
         return ""
-    return (
-        f"This ran on the CPU, though a card is here. {diagnosis_of(machine).verdict} See `python -m helpers doctor`."
-    )
+    return f"This ran on the CPU, though a card is here. {diagnosis_of(machine).verdict} See `{COMMAND} doctor`."
 
 
 def _summary(machine: Machine, card: GraphicsCard | None) -> str:

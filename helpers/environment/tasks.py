@@ -19,7 +19,7 @@ from pathlib import Path
 
 from helpers.display import print_any_character
 from helpers.environment.install import RECORD, InstallError, environment_folder, install, python_of, tag_named
-from helpers.paths import ROOT
+from helpers.paths import COMMAND, ROOT
 
 _TELLING = ("click", "pydantic", "transformers")  # a Python that has these has the course's packages
 _NOTEBOOK_EXTRAS = "metadata.papermill cell.metadata.papermill"
@@ -135,16 +135,16 @@ def _pictures(python: Path, rest: list[str]) -> None:
 TASKS: dict[str, tuple[str, Callable[..., None]]] = {
     "install": ("Install the course, and do nothing else.", lambda python, rest: None),
     "course": (
-        "Run the five notebooks, then write one report page; takes what `run` takes.",
+        "Run the five notebooks and write a report; takes `run`'s options.",
         _module("helpers", "run"),
     ),
     "lab": ("Open the notebooks in JupyterLab.", _module("jupyterlab", "notebooks")),
-    "test": ("Run lint, the unit tests, every notebook, and the browser tests where Chromium is installed.", _test),
-    "lint": ("Check the code with ruff, and that notebooks are stored without outputs.", _lint),
-    "browser": ("Run the notebooks and their panels in a real JupyterLab; needs Chromium.", _browser),
+    "test": ("Run lint, unit tests, all notebooks; with Chromium, browser tests.", _test),
+    "lint": ("Check the code with ruff, and that notebooks have no outputs.", _lint),
+    "browser": ("Run notebooks and panels in a real JupyterLab; needs Chromium.", _browser),
     "pictures": ("Take the README's pictures with the browser tests.", _pictures),
     "bench": ("Run the benchmarks.", _module("pytest", "-s", "tests/benchmarks")),
-    "drift": ("Run the unit tests with the lowest, then with the newest libraries that pyproject.toml allows.", _drift),
+    "drift": ("Run the unit tests with the lowest, then the newest libraries.", _drift),
 }
 
 
@@ -170,7 +170,7 @@ def start(arguments: list[str]) -> None:
     if name == "doctor":
         from helpers.environment.__main__ import main
 
-        sys.exit(main(arguments[1:], program="python3 -m helpers doctor"))
+        sys.exit(main(arguments[1:], program=f"{COMMAND} doctor"))
     print(f"Nothing is installed yet. These install what they need:\n{described()}", file=sys.stderr)
     sys.exit(0 if name in ("-h", "--help") else 2)
 
@@ -183,7 +183,7 @@ def described() -> str:
 def _carry_out(name: str, arguments: list[str]) -> int:
     """Install what is missing, run a task, and return its exit code; errors are one sentence."""
     help_text, task = TASKS[name]
-    parser = argparse.ArgumentParser(prog=f"python3 -m helpers {name}", description=help_text, allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog=f"{COMMAND} {name}", description=help_text, allow_abbrev=False)
     parser.add_argument("--here", action="store_true", help="install into this Python, not into .venv")
     parser.add_argument(
         "--torch",

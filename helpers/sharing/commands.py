@@ -10,7 +10,7 @@ import click
 @click.option("--to", default="gguf", show_default=True, metavar="FORMAT", help="gguf or safetensors-fp16.")
 @click.option("--type", "gguf_type", default="f16", show_default=True, metavar="TYPE", help="Of a GGUF: f16 or q8_0.")
 def export(run: str, to: str, gguf_type: str) -> None:
-    """Write RUN's model as GGUF for llama.cpp and Ollama, or in float16; measure what that costs."""
+    """Write RUN's model as GGUF for llama.cpp, or in float16. Measure what that costs."""
     from helpers.sharing import export_model
 
     exported = export_model(run, to=to, gguf_type=gguf_type)
@@ -27,7 +27,7 @@ def export(run: str, to: str, gguf_type: str) -> None:
     help="Write a page that runs a small model in the browser, without a server.",
 )
 def demo(run: str, port: int, static: Path | None) -> None:
-    """Show a page on this machine where base and tuned model of RUN continue your text."""
+    """Show a page where base and tuned model of RUN continue text."""
     from helpers.sharing import DemoServer, write_static_page
 
     if static is not None:
@@ -47,7 +47,7 @@ def demo(run: str, port: int, static: Path | None) -> None:
 @click.option("--license", "licence", metavar="ID", help="Licence of your model, such as mit or cc0-1.0.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def share(run: str, repo_id: str, private: bool, licence: str | None, yes: bool) -> None:
-    """Show what of RUN would go to the Hugging Face Hub, ask, and publish it there."""
+    """Publish RUN on the Hugging Face Hub. Show what would go there, and ask, before anything does."""
     from helpers.sharing import plan_upload, publish
 
     upload = plan_upload(run, repo_id, private=private, licence=licence)

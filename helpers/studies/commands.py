@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from helpers.paths import COMMAND
 from helpers.settings import SettingsError
 
 # Modules are imported where they are used, so that `python -m helpers --help` loads neither Optuna nor PyTorch.
@@ -16,12 +17,12 @@ from helpers.settings import SettingsError
 @click.command()
 @click.argument("study")
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 256), help="Processes on this machine.")
-@click.option("--gpu", metavar="NAME", help="Plan for a card such as 'RTX 4070 Ti'; this machine's when left out.")
+@click.option("--gpu", metavar="NAME", help="A card such as 'RTX 4070 Ti', or 'processor'; left out: the card here.")
 @click.option("--dry-run", is_flag=True, help="Show what the study will do, and do nothing.")
 @click.option("--retry-failed", is_flag=True, help="Run failed trials again, after their cause was fixed.")
 @click.pass_context
 def sweep(ctx: click.Context, study: str, workers: int, gpu: str | None, dry_run: bool, retry_failed: bool) -> None:
-    """Run the STUDY of a file, or a shipped one such as `rates`: every trial is a run, and one table at the end.
+    """Run the STUDY of a file, or a shipped one such as `rates`. Every trial is a run, and one table at the end.
 
     The same command continues after an interruption, and joins the study from a second machine or card. Exit code 1
     when trials are left, or none has a metric.
@@ -115,7 +116,7 @@ def _show_table(study: str, folder: Path) -> None:
     except Exception as error:  # noqa: BLE001 - a full disk or a damaged run must not end a night's study in a traceback
         click.secho(
             f"The trials are kept, but their table is incomplete ({type(error).__name__}: {error}): "
-            f"`python -m helpers compare {study}` makes it again.",
+            f"`{COMMAND} compare {study}` makes it again.",
             fg="yellow",
             err=True,
         )
@@ -141,7 +142,7 @@ def _write_table(table: Any, *, csv_file: Path | None, html_file: Path | None) -
 def compare(
     runs: tuple[str, ...], by: str | None, csv_file: Path | None, html_file: Path | None, promote: str | None
 ) -> None:
-    """Show RUNS side by side: runs, studies (all their trials) or single trials such as rates/trial-003; else all."""
+    """Show RUNS side by side. These are runs, studies (all their trials) or a trial like rates/trial-003; else all."""
     from helpers.studies.comparison import compare as compare_runs
     from helpers.studies.comparison import promote as promote_run
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from helpers.paths import NOTEBOOKS
+from helpers.paths import COMMAND, NOTEBOOKS
 from helpers.settings import DataSettings, SettingsError
 from helpers.training.shape import read_shape
 
@@ -31,8 +31,8 @@ def ranking_faults(values: dict[str, Any]) -> Iterator[Fault]:
             if reason:
                 yield (
                     ("vary", name),
-                    f"{reason} Make one study per value, with {name} under `settings`; `python -m helpers compare "
-                    "STUDY STUDY` shows them side by side.",
+                    f"{reason} Make one study per value, with {name} under `settings`; `{COMMAND} compare STUDY STUDY` "
+                    "shows them side by side.",
                 )
 
 

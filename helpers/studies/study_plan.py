@@ -145,8 +145,8 @@ def plan_study(study: Study, card: GraphicsCard | None, *, workers: int = 1, n_l
 
     Args:
         study: what to plan.
-        card: this machine's or a named one; None: there is none, so memory is not predicted, and time is predicted
-            for this machine's processor.
+        card: this machine's or a named one; None or a processor: memory is not predicted, and time is predicted for
+            this machine's processor.
         workers: trials that run at the same time.
         n_left: trials that are not settled yet, of a study that was started; None: it was not.
 
@@ -154,6 +154,7 @@ def plan_study(study: Study, card: GraphicsCard | None, *, workers: int = 1, n_l
         SettingsError: a text or model is not there, or a point cannot be trained, such as a block longer than the
             model's positions.
     """
+    card = None if card and card.is_processor else card
     plans = []
     left = len(study.points) if n_left is None else n_left
     for inputs in _inputs(study) if left else []:

@@ -30,7 +30,7 @@ def chosen_settings(run_name: str | None, parameters: tuple[tuple[str, str], ...
 @click.command()
 @run_options
 def train(preset: str, run_name: str | None, parameters: tuple[tuple[str, str], ...]) -> None:
-    """Train one run without a notebook; also the entry for `accelerate launch -m helpers train`.
+    """Train one run without a notebook. Also the entry for `accelerate launch -m helpers train`.
 
     Under torchrun name the run with `-p run NAME`: torchrun takes `--run` for an option of its own.
     """
@@ -63,7 +63,7 @@ def plan(
     gpu: str | None,
     as_json: bool,
 ) -> None:
-    """Predict a run's peak memory, time and disk, without a GPU; exit 1 when it does not fit."""
+    """Predict a run's peak memory, time and disk, without a GPU. Exit code 1 when it does not fit."""
     from helpers.data import refuse_missing
     from helpers.training import plan_run
 
@@ -80,7 +80,7 @@ def plan(
     "--seconds", default=60.0, show_default=True, type=click.FloatRange(0), help="Begin no training later than this."
 )
 def calibrate(as_json: bool, seconds: float) -> None:
-    """Measure short trainings on this machine, from which plan, panel and sweep then predict."""
+    """Measure short trainings here; plan, panel and sweep use them."""
     from helpers.training import calibrate as measure
 
     calibration = measure(budget_seconds=seconds)
@@ -89,10 +89,10 @@ def calibrate(as_json: bool, seconds: float) -> None:
 
 def _card_to_plan_for(gpu: str | None) -> Any:
     """Return the named card, else this machine's, else the card the course is named for; say which one was taken."""
-    from helpers.training import DEFAULT_CARD, card_of_this_machine, find_card, this_processor
+    from helpers.training import DEFAULT_CARD, card_of_this_machine, find_card
 
     if gpu is not None:
-        return this_processor() if gpu == "processor" else find_card(gpu)
+        return find_card(gpu)
     here = card_of_this_machine()
     if here is None:
         click.echo(

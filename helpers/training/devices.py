@@ -16,12 +16,13 @@ from helpers.environment.card import CARDS, GraphicsCard, read_card
 from helpers.settings import SettingsError
 
 DEFAULT_CARD = "RTX 4070 Ti"
+PROCESSOR = "processor"  # in place of a card: plan for the processor of this machine
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _MATRIX_SIZE = 768  # width of the square matrices multiplied: large enough for a processor's full speed
 
 
 def find_card(name: str) -> GraphicsCard:
-    """Return a published card by its name, as people or the driver write it.
+    """Return a published card by its name, as people or the driver write it; 'processor' is this machine's.
 
     Raises:
         SettingsError: there is none of that name; the nearest is named.
@@ -29,12 +30,14 @@ def find_card(name: str) -> GraphicsCard:
     >>> find_card("NVIDIA GeForce RTX 4070 Ti").half_tflops
     80.2
     """
+    if name == PROCESSOR:
+        return this_processor()
     for card in CARDS:
         if same_card(card.name, name):
             return card
     number = "".join(re.findall(r"\d{4}", name))  # RTX 4060 is nearer to the 4060 Ti with 16 GB than to the 4070
     same_number = [card.name for card in CARDS if number and number in card.name]
-    names, cutoff = (same_number, 0.0) if same_number else ([card.name for card in CARDS], 0.5)
+    names, cutoff = (same_number, 0.0) if same_number else ([*(card.name for card in CARDS), PROCESSOR], 0.5)
     raise SettingsError(f"There is no card {name!r} in the table{did_you_mean(name, names, cutoff=cutoff)}")
 
 

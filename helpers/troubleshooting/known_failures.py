@@ -10,7 +10,7 @@ from typing import Any
 
 from helpers.environment import fixes, read_machine, wheels
 from helpers.environment.facts import Machine
-from helpers.paths import ASSETS
+from helpers.paths import ASSETS, COMMAND
 from helpers.troubleshooting import log_checks
 from helpers.troubleshooting.reading import Reading
 
@@ -132,7 +132,8 @@ def _content() -> dict[str, Any]:
         raise ImportError(f"explain needs PyYAML to read the known failures: {command}") from None
     # libyaml's loader, where PyYAML was built with it, reads the file in a tenth of the time
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    return yaml.load(_FILE.read_text(encoding="utf-8"), Loader=loader)  # noqa: S506 (both are safe loaders)
+    text = _FILE.read_text(encoding="utf-8").replace("python3 -m helpers", COMMAND)
+    return yaml.load(text, Loader=loader)  # noqa: S506 (both are safe loaders)
 
 
 def _as_list(value: _Patterns) -> list[str]:

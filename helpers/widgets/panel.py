@@ -12,7 +12,7 @@ from typing import Any
 import ipywidgets as w
 
 from helpers.files import explain_os_error
-from helpers.paths import ASSETS
+from helpers.paths import ASSETS, COMMAND
 from helpers.settings import Settings, SettingsError
 from helpers.widgets.fields import get_value, has_value, make_control, set_value
 
@@ -189,7 +189,7 @@ def sentence_about(error: Exception) -> str:
     if isinstance(error, SettingsError):
         return str(error)
     explained = explain_os_error(error) if isinstance(error, OSError) else ""
-    return explained or f"{type(error).__name__}: {error} (`python -m helpers explain` reads errors.)"
+    return explained or f"{type(error).__name__}: {error} (`{COMMAND} explain` reads errors.)"
 
 
 def _describe_moved(start: Settings | None, values: Mapping[str, Any], settings: Settings) -> str:

@@ -42,6 +42,7 @@ class RunControls:
         self.stop = make_button("Stop", self.end, tooltip="finish the step, save a checkpoint, and stop", icon="stop")
         self.stop.disabled = True
         self._state, self._curve = w.HTML().add_class("course-status"), w.HTML()
+        self._curves: dict[str, str] = {}  # run that was trained in this panel -> its curve
         row = w.Box([self.start, self.stop, self._state]).add_class("course-row")
         self.widget = w.VBox([w.HTML("<h4>train now</h4>"), row, self._curve])
 
@@ -69,7 +70,7 @@ class RunControls:
         self._show("stopping: the step is finished and a checkpoint saved")
 
     def show_state(self, settings: TrainingSettings) -> None:
-        """Show what the start button would do with the run of these settings."""
+        """Show what the start button would do with the run of these settings, and its curve if it has one."""
         if self._panel.is_locked:
             return
         state = state_of(settings.run)
@@ -82,22 +83,23 @@ class RunControls:
             "finished": "finished; choose another run name to train again",
         }
         self._show(f"run {settings.run}: {texts[state]}")
+        self._curve.value = self._curves.get(settings.run, "")  # by name: a broken run is "new", and keeps its curve
 
     def _train(self, settings: TrainingSettings) -> str:
         from helpers.training import TrainingBrokenError, TrainingStoppedError, fine_tune
 
         try:
-            self.finished = fine_tune(settings, watch=self._watch, stop=self._stop)
+            self.finished = fine_tune(settings, watch=partial(self._watch, settings.run), stop=self._stop)
         except TrainingStoppedError as stopped:
             return str(stopped)
         except TrainingBrokenError as error:
             raise SettingsError(str(error)) from error  # it explains itself: shown without the name of its type
         return str(self.finished)
 
-    def _watch(self, history: Sequence[Mapping[str, Any]], progress: Any) -> None:
+    def _watch(self, run: str, history: Sequence[Mapping[str, Any]], progress: Any) -> None:
         if not self._stop.is_set():  # else "stopping" would be overwritten
             self._show(str(progress))
-        self._curve.value = loss_curve(history)
+        self._curve.value = self._curves[run] = loss_curve(history)
         if warnings := [row["warning"] for row in history if "warning" in row]:
             self._panel.say(warnings[-1])
 

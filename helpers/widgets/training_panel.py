@@ -15,7 +15,7 @@ import yaml
 
 from helpers.data import refuse_missing, training_tokens
 from helpers.files import write_atomically
-from helpers.paths import NOTEBOOKS
+from helpers.paths import COMMAND, NOTEBOOKS
 from helpers.settings import DataSettings, SettingsError, TrainingSettings, preset_names, run_folder
 from helpers.training import (
     CARDS,
@@ -191,7 +191,7 @@ def run_command(settings: TrainingSettings) -> str:
     values = settings.model_dump()
     changed = [name for name, field in TrainingSettings.model_fields.items() if values[name] != field.default]
     options = [part for name in changed if name != "run" for part in ("-p", name, _argument(values[name]))]
-    return _command_line(["python", "-m", "helpers", "run", "--run", settings.run, *options])
+    return f"{COMMAND} {_command_line(['run', '--run', settings.run, *options])}"
 
 
 def _argument(value: object) -> str:

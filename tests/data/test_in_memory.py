@@ -4,15 +4,9 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from helpers.data.in_memory import load_documents, split_documents, token_blocks
-from helpers.model import load_tokenizer
 from helpers.settings import DataSettings, SettingsError
 
 GPT2 = Path(__file__).parents[3] / "shared" / "data" / "gpt2-tokenizer"
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return load_tokenizer("pocket")
 
 
 def documents(*texts):

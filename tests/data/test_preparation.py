@@ -14,14 +14,8 @@ from helpers.data.run_data import open_prepared
 from helpers.data.sources import source_path
 from helpers.data.writing import Staging
 from helpers.files import read_json
-from helpers.model import load_tokenizer
 from helpers.settings import DataSettings, SettingsError
 from tests.forked import start_forked
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return load_tokenizer("pocket")
 
 
 def test_prepare_writes_what_it_returns(runs, tiny_settings):

@@ -1,12 +1,4 @@
-import pytest
-
 from helpers.data.token_view import view_tokens
-from helpers.model import load_tokenizer
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return load_tokenizer("pocket")
 
 
 def test_the_pieces_are_the_text(tokenizer):

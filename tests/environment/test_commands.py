@@ -18,7 +18,7 @@ from helpers.environment import commands
 from helpers.environment.diagnosis import RULES
 from helpers.environment.facts import GpuReading, Holder
 from helpers.environment.live import Sample
-from helpers.paths import ROOT
+from helpers.paths import COMMAND, ROOT
 from tests.environment.baselines import EVIL
 
 needs_terminal = pytest.mark.skipif(os.name != "posix", reason="a pseudo-terminal is of POSIX systems")
@@ -85,7 +85,7 @@ class TestDoctor:
 
     def test_it_takes_the_options_of_the_bare_doctor(self):
         help_text = call("doctor", "--help").output
-        assert "python -m helpers doctor" in help_text
+        assert f"{COMMAND} doctor" in help_text
         assert "--wheel" in help_text
         assert json.loads(call("doctor", "--wheel", "--json").output)["pip_args"].startswith("torch")
         assert call("doctor", "--banana").exit_code == 2

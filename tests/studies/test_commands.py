@@ -236,6 +236,13 @@ def test_a_point_that_does_not_fit_is_refused_before_anything_is_written(study_f
     assert not runs.exists()
 
 
+def test_a_study_is_planned_for_the_processor_where_plan_is(study_file, runs):
+    result = call("sweep", study_file(), "--gpu", "processor", "--dry-run")
+    assert result.exit_code == 0
+    assert "predicted for this processor, one trial after the other" in result.output
+    assert " on this processor" in call("plan", "--gpu", "processor").output
+
+
 def test_a_fault_in_the_study_file_is_a_sentence_with_its_line(study_file):
     result = call("sweep", study_file(prune="maybe"))
     assert result.exit_code == 2

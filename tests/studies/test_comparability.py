@@ -1,5 +1,6 @@
 import pytest
 
+from helpers.paths import COMMAND
 from helpers.settings import SettingsError
 from helpers.studies.study_file import read_study
 
@@ -14,7 +15,7 @@ def refusal(path):
     ("varied", "changes", "words"),
     [
         ("seed: [1, 2]", "", "seed changes the text that is measured"),
-        ("source: [fables, python-reference]", "", "with source under `settings`; `python -m helpers compare"),
+        ("source: [fables, python-reference]", "", f"with source under `settings`; `{COMMAND} compare"),
         ("validation_share: {low: 0.1, high: 0.2}", "", "validation_share changes the text"),
         ("block_size: [64, 128]", "", "a longer block has the smaller loss"),
         ("block_size: [64, 128]", "optimise: perplexity\nprune: true\n", "a longer block has the smaller loss"),

@@ -115,6 +115,13 @@ def hostile_lines(pattern):
         yield f"{words[0] if words else ''}{line}"
 
 
+def test_the_courses_own_command_is_the_one_of_this_system(monkeypatch):
+    monkeypatch.setattr(known_failures, "COMMAND", "py -m helpers")
+    content = str(known_failures._content.__wrapped__())
+    assert content.count("py -m helpers") > 5
+    assert "python3 -m helpers" not in content
+
+
 def seconds_to_search(pattern, line):
     """Return the processor time of a search, the best of three if it takes long: other work is not the pattern's."""
     best = float("inf")

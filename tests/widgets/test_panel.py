@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from helpers.paths import NOTEBOOKS
+from helpers.paths import COMMAND, NOTEBOOKS
 from helpers.settings import SettingsError, TrainingSettings
 from helpers.widgets import TrainingPanel
 
@@ -60,7 +60,7 @@ def test_work_in_the_background_locks_the_panel_and_ends_with_its_sentence(panel
     [
         (SettingsError("No text."), "Not possible:</b> No text.</div>"),
         (OSError(28, "No space left on device"), "Not possible:</b> The disk is full ("),
-        (KeyError("labels"), "KeyError: &#x27;labels&#x27; (`python -m helpers explain` reads errors.)"),
+        (KeyError("labels"), f"KeyError: &#x27;labels&#x27; (`{COMMAND} explain` reads errors.)"),
     ],
 )
 def test_an_error_in_the_background_is_one_sentence_and_unlocks_the_panel(panel, error, sentence):

@@ -3,39 +3,22 @@
 import pytest
 
 from helpers.evaluation import generate
-from helpers.model import load_model, load_tokenizer
-from helpers.settings import EvaluationSettings
 from helpers.widgets import Playground
 
 
-@pytest.fixture(scope="module")
-def model():
-    return load_model("pocket").eval()
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return load_tokenizer("pocket")
-
-
 @pytest.fixture
-def settings():
-    return EvaluationSettings(prompt="The Fox and the", max_new_tokens=30, num_return_sequences=1)
+def playground(model, tokenizer, sampling_settings):
+    return Playground({"base": model, "tuned": model}, tokenizer, sampling_settings)
 
 
-@pytest.fixture
-def playground(model, tokenizer, settings):
-    return Playground({"base": model, "tuned": model}, tokenizer, settings)
-
-
-def test_both_models_are_streamed_token_by_token(playground, model, tokenizer, settings):
+def test_both_models_are_streamed_token_by_token(playground, model, tokenizer, sampling_settings):
     seen = []
     playground.columns["tuned"].bars.observe(lambda change: seen.append(change.new), "value")
     playground.start.click()
     playground.thread.join()
     lengths = [len(column.tokens) for column in playground.columns.values()]
     assert len(seen) >= lengths[1] > 3, "a token at a time"
-    text = generate(model, tokenizer, [settings.prompt], settings)[0][0].text
+    text = generate(model, tokenizer, [sampling_settings.prompt], sampling_settings)[0][0].text
     texts = [tokenizer.decode([*c.prompt, *c.tokens], skip_special_tokens=True) for c in playground.columns.values()]
     assert texts == [text, text]
     assert not playground.start.disabled

@@ -1,5 +1,6 @@
 """A training that is started, stopped and resumed from the panel, and what the panel says meanwhile."""
 
+from helpers.training import TrainingBrokenError
 from helpers.training.processes import only_training, run_lock
 from helpers.widgets import TrainingPanel
 from helpers.widgets.run_controls import state_of
@@ -10,9 +11,9 @@ def test_a_run_is_trained_stopped_and_resumed_with_the_panel_locked_meanwhile(ti
     locked = []
     watch = panel.run._watch
 
-    def look(history, progress):
+    def look(*seen):
         locked.append(panel.controls["seed"].disabled and panel.run.start.disabled and not panel.run.stop.disabled)
-        watch(history, progress)
+        watch(*seen)
         if len(locked) == 3:
             panel.run.stop.click()
 
@@ -31,6 +32,28 @@ def test_a_run_is_trained_stopped_and_resumed_with_the_panel_locked_meanwhile(ti
     assert str(panel.run.finished) in panel._message.value
     assert panel.run.start.disabled
     assert not panel.is_locked
+
+
+def test_a_curve_is_shown_with_the_name_of_its_run_alone_and_a_broken_run_keeps_its_own(tiny_settings, runs):
+    panel = TrainingPanel(tiny_settings)
+    watch = panel.run._watch
+
+    def break_early(*seen):
+        watch(*seen)
+        if "<polyline" in panel.run._curve.value:
+            raise TrainingBrokenError("broken")
+
+    panel.run._watch = break_early
+    panel.run.start.click()
+    panel.thread.join()
+    assert state_of("tiny") == "new", "it broke before its first checkpoint"
+    curve = panel.run._curve.value
+    assert "<polyline" in curve
+    panel.controls["run"].value = "tiny-2"
+    assert "run tiny-2: not started" in panel.run._state.value
+    assert not panel.run._curve.value
+    panel.controls["run"].value = "tiny"
+    assert panel.run._curve.value == curve
 
 
 def test_a_run_that_is_trained_elsewhere_is_not_started_a_second_time(tiny_settings, runs):

@@ -6,6 +6,7 @@ import sys
 import pytest
 import yaml
 
+from helpers.paths import COMMAND
 from helpers.settings import TrainingSettings, preset_names
 from helpers.training import CARDS, find_card, plan_run, this_processor
 from helpers.training.calibration import add_measurements
@@ -135,7 +136,7 @@ class TestParameters:
 
     def test_have_a_command_line_with_the_same_values(self):
         command = run_command(TrainingSettings(run="kept", sample_prompt="a b", from_scratch=True, learning_rate=5e-5))
-        expected = "python -m helpers run --run kept -p learning_rate 5e-05 -p from_scratch true -p sample_prompt 'a b'"
+        expected = f"{COMMAND} run --run kept -p learning_rate 5e-05 -p from_scratch true -p sample_prompt 'a b'"
         assert command == expected
 
     def test_have_a_command_line_quoted_for_the_systems_shell(self, monkeypatch):
@@ -149,7 +150,7 @@ class TestParameters:
         panel.save()
         assert "03_fine_tuning.ipynb" in panel._commands.value
         assert "-f " in panel._commands.value
-        assert "python -m helpers run --run kept" in panel._commands.value
+        assert f"{COMMAND} run --run kept" in panel._commands.value
 
     def test_that_cannot_be_written_are_explained(self, panel, runs):
         runs.mkdir(parents=True)
