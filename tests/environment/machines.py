@@ -329,7 +329,7 @@ ticket("torch cannot be imported: a library is gone",
 ticket("torch cannot be imported: Windows' own libraries are old (E18)",
        on(WINDOWS, torch=Torch("broken", 'OSError: [WinError 126] Error loading "C:\\torch\\lib\\c10.dll"')),
        1, "gpu", "cu130", TORCHLESS | SPILLS,
-       rf"Install https://aka\.ms/vs/17/release/vc_redist\.x64\.exe .*, {RESTART}")
+       rf"Install the libraries of Visual C\+\+: winget install Microsoft\.VCRedist\.2015\+\.x64 ; {RESTART}")
 ticket("importing torch crashes: an old processor", on(LAPTOP, torch=Torch("crashed", "ended by SIGILL")),
        1, "cpu", "cpu", MISSING, wheel_line("cpu"))
 ticket("importing torch takes too long", on(LAPTOP, torch=Torch("hung", "no answer within 90 s")),
@@ -689,7 +689,7 @@ ticket("/mnt/c on plain Linux is a disk like others", on(LINUX, storage={"projec
 LONG = (place("runs", "C:\\" + "long-folder\\" * 14), *WINDOWS.storage.places[1:])
 ticket("long paths on Windows (E24)", on(WINDOWS, storage={"places": LONG}),
        0, "gpu", "cu130", SPILLS | {"paths": WARN}, CONTROL_PANEL,
-       also={"paths": rf"\$env:HF_HOME = 'C:\\hf' ; {RESTART_SHELL} Or switch long paths on\."})
+       also={"paths": rf"\$env:HF_HOME = 'C:\\hf' ; {RESTART_SHELL} Or switch long paths on: Set-ItemProperty .*"})
 ticket("long paths on Windows, switched on", on(WINDOWS, storage={"places": LONG, "long_paths": True}),
        0, "gpu", "cu130", SPILLS, CONTROL_PANEL)
 
