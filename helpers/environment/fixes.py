@@ -20,8 +20,8 @@ WSL_MEMORY = (
 # open kernel modules have never served
 _DRIVER_COMMANDS = (
     ("ubuntu", "sudo ubuntu-drivers install", "sudo ubuntu-drivers install"),  # looks at the card itself
-    ("debian", "sudo apt install nvidia-driver", "sudo apt install nvidia-driver"),  # 550: serves both
-    ("fedora", "sudo dnf install akmod-nvidia", "sudo dnf install akmod-nvidia-580xx"),
+    ("debian", "sudo apt install nvidia-driver (550: too old for RTX 50)", "sudo apt install nvidia-driver"),
+    ("fedora", "sudo dnf install akmod-nvidia (RPM Fusion)", "sudo dnf install akmod-nvidia-580xx (RPM Fusion)"),
     ("arch", "sudo pacman -S nvidia-open", "yay -S nvidia-580xx-dkms (from the AUR)"),
 )
 

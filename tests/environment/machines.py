@@ -234,8 +234,8 @@ NO_DRIVER = {"driver_floor": UNKNOWN, "nvml_alive": FAIL, "cuda_available": FAIL
 DRIVERLESS = on(LINUX, torch=blind(), nvml=silent("absent", "no NVML library"))
 ticket("a card without a driver, Ubuntu", DRIVERLESS, 1, "cpu", "cu126", NO_DRIVER, UBUNTU)
 for _distribution, _line in (
-    ("debian", r"sudo apt install nvidia-driver ; .*"),
-    ("fedora", r"sudo dnf install akmod-nvidia ; .*"),
+    ("debian", r"sudo apt install nvidia-driver \(550: too old for RTX 50\) ; .*"),
+    ("fedora", r"sudo dnf install akmod-nvidia \(RPM Fusion\) ; .*"),
     ("endeavouros arch", r"sudo pacman -S nvidia-open ; .*"),
     ("gentoo", r"Install the newest driver for this card from \S+, then reboot\."),
 ):
@@ -495,7 +495,7 @@ ticket("a laptop with a card, plugged in", on(LINUX, power=Power(on_battery=Fals
 PASCAL = with_card(LINUX, "GTX 1080 Ti", 11, (6, 1), free_gib=10, torch=blind("cu126", too_old(11040)))
 for _distribution, _line in (
     ("arch", r"yay -S nvidia-580xx-dkms \(from the AUR\) ; .*"),
-    ("fedora", r"sudo dnf install akmod-nvidia-580xx ; .*"),
+    ("fedora", r"sudo dnf install akmod-nvidia-580xx \(RPM Fusion\) ; .*"),
     ("debian", r"sudo apt install nvidia-driver ; .*"),
 ):
     ticket(f"a GTX 1080 Ti (6.1) whose driver is too old, {_distribution}: 580 is the last for it",

@@ -637,6 +637,14 @@ WORDINGS = [
             "  - pytorch-cuda=13.0*"),
     ("E24", "ERROR: Could not install packages due to an OSError: [Errno 2] No such file or directory: 'C:\\\\a'\n"
             "HINT: This error might have occurred since this system does not have Windows Long Path support enabled."),
+    ("E25", "RuntimeError: nvrtc: error: invalid value for --gpu-architecture (-arch)"),
+    ("E27", "Failed to initialize NVML: GPU access blocked by the operating system"),
+    ("E43", "safetensors_rust.SafetensorError: Error while serializing: I/O error: The requested operation cannot be "
+            "performed on a file with a user-mapped section open. (os error 1224)"),
+    ("D45", "ValueError: Feature type 'List' not found. Available feature types: ['Value', 'ClassLabel', 'Sequence']"),
+    ("T20", "AsyncIOLoopKernelRestarter: restarting kernel (1/5), keep random ports"),
+    ("T57", "AsyncIOLoopKernelRestarter: restarting kernel (1/5), new random ports"),
+    ("T58", "ImportError: cannot import name 'contextfilter' from 'jinja2' (/opt/env/lib/python3.11/jinja2.py)"),
     ("E27", "NVIDIA-SMI couldn't find libnvidia-ml.so library in your system."),
     ("E34", "ImportError: /env/lib/python3.12/site-packages/torch/lib/libtorch_cpu.so: undefined symbol: "
             "iJIT_NotifyEvent"),
