@@ -817,6 +817,7 @@ HEALTHY = [
     "The port 8888 is already in use, trying another port.",
     "libcuda.so.1 (libc6,x86-64) => /usr/lib/wsl/lib/libcuda.so.1",
     "ii  libcudnn9-cuda-13 version 9.13.0",
+    "ERROR: No matching distribution found for torch-scatter",
     # what a person writes about failures is no log of one
     "# Notes\n\nIf the loss is nan, lower the rate. `CUDA out of memory` means that the batch is too large.",
     "I get CUDA out of memory sometimes.\nWe use docker, and my loss is nan after a while. Did anybody see this?",

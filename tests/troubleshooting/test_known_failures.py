@@ -84,8 +84,9 @@ def test_a_command_of_the_course_is_started_with_its_own_python():
 
 
 def test_no_fix_suggests_what_makes_a_machine_less_safe(machine):
-    unsafe = r"(?<!Never )--break-system-packages|(?<!never )sudo pip|(?<!Delete )trust_remote_code=|verify=False"
-    unsafe += r"|ExecutionPolicy|Secure Boot off|rm -rf (?!\.venv)|chmod 777|allow_pickle|DISABLE_SSL|trusted-host"
+    unsafe = r"(?<!Never )--break-system-packages|(?<!never )sudo pip|(?<!-m )pip (?:un)?install|ExecutionPolicy"
+    unsafe += r"|(?<!Delete )trust_remote_code=|verify=False|DISABLE_SSL|trusted-host|allow_pickle|Secure Boot off"
+    unsafe += r"|rm -rf (?!\.venv)|chmod 777"
     for kind in ("Linux", "Windows", "WSL2", "macOS"):
         there = replace(machine, platform=Platform(kind))
         assert [one.id for one in FAILURES if re.search(unsafe, one.fix_on(there))] == []
