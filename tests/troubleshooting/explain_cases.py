@@ -653,6 +653,16 @@ WORDINGS = [
     ("E67", "ERROR: Could not install packages due to an OSError: [WinError 5] Access is denied: "
             "'C:\\\\Program Files\\\\Python312\\\\Lib\\\\site-packages\\\\torch'"),
     ("E60", "Error code: Wsl/Service/E_UNEXPECTED"),
+    ("E68", "Python was not found; run without arguments to install from the Microsoft Store, or disable this"),
+    ("E68", "'C:\\Program' is not recognized as an internal or external command,\noperable program or batch file."),
+    ("E77", "error during connect: this error may indicate that the docker daemon is not running"),
+    ("D9", "ValueError: Your setup doesn't support bf16/gpu. You need to assign use_cpu if you want to train the model "
+           "on CPU."),
+    ("D36", traceback_of("httpx2.HTTPStatusError: Server error '503 Service Unavailable' for url "
+                         "'https://huggingface.co/api/models'", package="huggingface_hub/utils/_http.py")),
+    ("T34", "RuntimeError: You set `ignore_mismatched_sizes` to `False`, thus raising an error. For details look at "
+            "the above report!"),
+    ("E32", "Unable to determine the device handle for GPU0: 0000:01:00.0: Unknown Error\nNo devices were found"),
     ("E68", "CondaError: Run 'conda init' before 'conda activate'"),
     ("D14", "RuntimeError: TensorBoardCallback requires tensorboard to be installed."),
     ("D25", traceback_of("httpx2.ConnectError: [Errno -2] Name or service not known", package="huggingface_hub/a.py")),
