@@ -549,6 +549,8 @@ WORDINGS = [
     ("T27", "subprocess.CalledProcessError: Command died with <Signals.SIGKILL: 9>."),
     ("E14", "UserWarning: Found GPU0 NVIDIA GB10 which is of cuda capability 12.1."),
     ("E25", "RuntimeError: CUDA error: invalid device function"),
+    ("E25", "UserWarning: Found GPU0 NVIDIA GeForce GTX 1080 which is of compute capability (CC) 6.1.\nThe following "
+            "list shows the CCs this version of PyTorch was built for and the hardware CCs it supports:"),
     ("E25", "NVIDIA GeForce RTX 5070 with CUDA capability sm_120 is not compatible with the current PyTorch "
             "installation."),
     ("E25", "Found GPU0 GeForce GT 730 which is of cuda capability 3.5.\nPyTorch no longer supports this GPU "
@@ -635,6 +637,10 @@ WORDINGS = [
     ("E73", "Because there is no version of torch==2.13.0+cu128 and you require torch==2.13.0+cu128"),
     ("E73", "PackagesNotFoundError: The following packages are not available from current channels:\n\n"
             "  - pytorch-cuda=13.0*"),
+    ("E23", "RuntimeError: Unrecognized key 'expandable_segment' in Accelerator allocator config."),
+    ("E56", "ImportError: \nGPT2LMHeadModel requires the PyTorch library but it was not found in your environment."),
+    ("E78", "ImportError: \nT5Tokenizer requires the SentencePiece library but it was not found in your environment."
+            "\nPlease check. Please note that you may need to restart your runtime after installation."),
     ("E24", "ERROR: Could not install packages due to an OSError: [Errno 2] No such file or directory: 'C:\\\\a'\n"
             "HINT: This error might have occurred since this system does not have Windows Long Path support enabled."),
     ("E25", "RuntimeError: nvrtc: error: invalid value for --gpu-architecture (-arch)"),
@@ -674,6 +680,8 @@ WORDINGS = [
     ("D40", "google.protobuf.runtime_version.VersionError: Detected incompatible Protobuf Gencode/Runtime versions "
             "when loading tensorboard/compat/proto/tensor_shape.proto: gencode 6.31.1 runtime 5.29.5."),
     ("D45", "AttributeError: module 'pyarrow' has no attribute 'PyExtensionType'"),
+    ("D46", "pyarrow.lib.ArrowInvalid: Schema at index 1 was different: \ntext: large_string\nvs\nlabel: int64"),
+    ("E47", "ImportError: You need to install `bitsandbytes` in order to use bitsandbytes optimizers"),
     ("D50", "Exception: data did not match any variant of untagged enum ModelWrapper at line 250306 column 3"),
     ("D53", "RuntimeError: cuDNN Frontend error: [cudnn_frontend] Error: No execution plans support the graph."),
     ("T21", "Error: Module @jupyter-widgets/controls, version ^1.5.0 is not registered, however, 2.0.0 is"),
