@@ -599,6 +599,8 @@ WORDINGS = [
     ("D36", traceback_of("httpx.ReadTimeout: The read operation timed out", package="huggingface_hub/download.py")),
     ("D38", "_pickle.UnpicklingError: invalid load key, 'v'."),
     ("D39", "OSError: Error no file named model.safetensors, or pytorch_model.bin, found in directory ./gpt2."),
+    ("D39", "huggingface_hub.errors.RemoteEntryNotFoundError: 404 Client Error. (Request ID: Root=1-6)\n\n"
+            "Entry Not Found for url: https://huggingface.co/openai-community/gpt2/resolve/main/none.json."),
     ("D40", "ImportError: tokenizers>=0.22,<0.23 is required for a normal functioning of this module, but found "
             "tokenizers==0.20.3."),
     ("D40", "ModuleNotFoundError: Could not import module 'GPT2Model'. Are this object's requirements defined "
