@@ -32,8 +32,7 @@ def torch_build(machine: Machine) -> Finding:
     if torch.state == "absent":
         return fail("torch is not installed", fixes.install_wheel(machine))
     if _WINDOWS_LIBRARY.search(torch.cause):  # these libraries need those of Visual C++
-        libraries = "https://aka.ms/vs/17/release/vc_redist.x64.exe (Visual C++ libraries)"
-        return fail(broken, f"Install {libraries}, then {fixes.RESTART}.")
+        return fail(broken, f"Install the libraries of Visual C++: {fixes.VISUAL_CPP} ; then {fixes.RESTART}.")
     if torch.state == "broken" or (torch.state == "crashed" and not torch.version):
         return fail(broken, fixes.install_wheel(machine))
     if torch.state == "hung" and not torch.version:

@@ -6,13 +6,22 @@ from helpers.environment.wheels import DRIVERS, NO_WHEEL, expects_gpu, python_co
 RESTART = "restart the kernel (or Python)"
 RESTART_SHELL = "start JupyterLab (or Python) again from the same shell"  # a new kernel inherits JupyterLab's variables
 RESTART_FIRST = "Restart the kernel (or Python)"  # at the beginning of a sentence
+VISUAL_CPP = "winget install Microsoft.VCRedist.2015+.x64"  # the runtime of Visual C++, which Windows itself lacks
+LONG_PATHS = (
+    r"Set-ItemProperty HKLM:\SYSTEM\CurrentControlSet\Control\FileSystem LongPathsEnabled 1 "
+    "(in PowerShell as administrator)"
+)
+WSL_MEMORY = (
+    "In %UserProfile%\\.wslconfig (UTF-8) write two lines, [wsl2] and memory=12GB (or more); "
+    "then in PowerShell: wsl --shutdown"
+)
 
 # distribution -> the command for today's driver; for Maxwell, Pascal and Volta, whose last driver is 580 and which the
 # open kernel modules have never served
 _DRIVER_COMMANDS = (
     ("ubuntu", "sudo ubuntu-drivers install", "sudo ubuntu-drivers install"),  # looks at the card itself
-    ("debian", "sudo apt install nvidia-driver", "sudo apt install nvidia-driver"),  # 550: serves both
-    ("fedora", "sudo dnf install akmod-nvidia", "sudo dnf install akmod-nvidia-580xx"),
+    ("debian", "sudo apt install nvidia-driver (550: too old for RTX 50)", "sudo apt install nvidia-driver"),
+    ("fedora", "sudo dnf install akmod-nvidia (RPM Fusion)", "sudo dnf install akmod-nvidia-580xx (RPM Fusion)"),
     ("arch", "sudo pacman -S nvidia-open", "yay -S nvidia-580xx-dkms (from the AUR)"),
 )
 
@@ -130,10 +139,7 @@ def make_venv(machine: Machine) -> str:
 def more_memory(machine: Machine) -> str:
     """Return how to get more main memory on this system."""
     if machine.platform.kind in ("WSL2", "WSL1"):
-        return (
-            "In %UserProfile%\\.wslconfig (UTF-8) write two lines, [wsl2] and memory=12GB (or more); "
-            "then in PowerShell: wsl --shutdown"
-        )
+        return WSL_MEMORY
     if machine.platform.container:
         return "Give the container more memory (docker run --memory=12g), or close other programs on its machine."
     return "Close other programs, browsers first."

@@ -101,7 +101,7 @@ def paths(machine: Machine) -> Finding:
     longest = max((len(place.path) + _LONGEST_ENDING[place.role] for place in storage.places), default=0)
     if kind == "Windows" and longest > _LONGEST_PATH and not storage.long_paths:
         reading = f"paths of {longest} characters, and Windows' long paths are off"
-        return warn(reading, f"{short} Or switch long paths on.")
+        return warn(reading, f"{short} Or switch long paths on: {fixes.LONG_PATHS}")
     return ok(f"longest planned path: {longest} characters")
 
 

@@ -16,6 +16,7 @@ from helpers.troubleshooting.known_failures import (
     IN_LOG,
     Evidence,
     KnownFailure,
+    fill,
     kind_of,
     read_failures,
     ruled_out,
@@ -139,7 +140,7 @@ def explain(thing: Any = None, *, machine: Machine | None = None) -> Explanation
         tuple(_cause(*matches[id_], machine) for id_ in causes[:_MOST_CAUSES]),
         tuple(_cause(*matches[id_], machine) for id_ in noticed),
     )
-    return explanation if causes else _without_a_cause(explanation, reading, set(matches))
+    return explanation if causes else _without_a_cause(explanation, reading, set(matches), machine)
 
 
 def load_ipython_extension(shell: Any) -> None:
@@ -204,7 +205,7 @@ def _headline(reading: Reading) -> str:
     return f"A text of {len(reading.lines)} line{'s' * (len(reading.lines) != 1)}."
 
 
-def _without_a_cause(explanation: Explanation, reading: Reading, ids: set[str]) -> Explanation:
+def _without_a_cause(explanation: Explanation, reading: Reading, ids: set[str], machine: Machine | None) -> Explanation:
     """Add what helps where nothing is recognised: the kind of text, the line that decides, the next two steps."""
     excluded = tuple(ruled_out(reading, ids))
     if reading.rows and not reading.errors:
@@ -221,7 +222,7 @@ def _without_a_cause(explanation: Explanation, reading: Reading, ids: set[str]) 
         where=_own_line(reading),
         kind=name if reading.is_prose or decisive or kind.pattern else "",
         decisive=decisive if decisive != explanation.headline else "",
-        next_steps=(kind.run, kind.paste),
+        next_steps=(fill(kind.run, machine), fill(kind.paste, machine)),
     )
 
 

@@ -73,7 +73,7 @@ class KnownFailure:
         else:
             machine = machine or _this_machine()
             text = self.fix.get(machine.platform.kind, self.fix["else"])
-        return _TEMPLATE.sub(lambda match: _filled(match, machine or _this_machine()), text)
+        return fill(text, machine)
 
     def evidence(self, reading: Reading) -> list[Evidence]:
         """Return the evidence for this failure, strongest first; empty where there is none."""
@@ -134,6 +134,11 @@ def _content() -> dict[str, Any]:
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     text = _FILE.read_text(encoding="utf-8").replace("python3 -m helpers", COMMAND)
     return yaml.load(text, Loader=loader)  # noqa: S506 (both are safe loaders)
+
+
+def fill(text: str, machine: Machine | None = None) -> str:
+    """Return a text of the file with its `{fixes.name}` and the like written for a machine; None: for this one."""
+    return _TEMPLATE.sub(lambda match: _filled(match, machine or _this_machine()), text)
 
 
 def _as_list(value: _Patterns) -> list[str]:

@@ -236,6 +236,8 @@ def small_card(reading: Reading) -> str | None:
 
 
 def more_than_once(reading: Reading) -> str | None:
-    """Look for a second out-of-memory error after the first one."""
+    """Look for a second out-of-memory error after the first one; a runner stops at the first, and prints it twice."""
+    if re.search("PapermillExecutionError|CellExecutionError", reading.text):
+        return None
     count = sum(bool(_OOM.search(error)) for error in reading.errors)
     return f"out of memory {count} times in one session" if count > 1 else None

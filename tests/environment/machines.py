@@ -234,8 +234,8 @@ NO_DRIVER = {"driver_floor": UNKNOWN, "nvml_alive": FAIL, "cuda_available": FAIL
 DRIVERLESS = on(LINUX, torch=blind(), nvml=silent("absent", "no NVML library"))
 ticket("a card without a driver, Ubuntu", DRIVERLESS, 1, "cpu", "cu126", NO_DRIVER, UBUNTU)
 for _distribution, _line in (
-    ("debian", r"sudo apt install nvidia-driver ; .*"),
-    ("fedora", r"sudo dnf install akmod-nvidia ; .*"),
+    ("debian", r"sudo apt install nvidia-driver \(550: too old for RTX 50\) ; .*"),
+    ("fedora", r"sudo dnf install akmod-nvidia \(RPM Fusion\) ; .*"),
     ("endeavouros arch", r"sudo pacman -S nvidia-open ; .*"),
     ("gentoo", r"Install the newest driver for this card from \S+, then reboot\."),
 ):
@@ -329,7 +329,7 @@ ticket("torch cannot be imported: a library is gone",
 ticket("torch cannot be imported: Windows' own libraries are old (E18)",
        on(WINDOWS, torch=Torch("broken", 'OSError: [WinError 126] Error loading "C:\\torch\\lib\\c10.dll"')),
        1, "gpu", "cu130", TORCHLESS | SPILLS,
-       rf"Install https://aka\.ms/vs/17/release/vc_redist\.x64\.exe .*, {RESTART}")
+       rf"Install the libraries of Visual C\+\+: winget install Microsoft\.VCRedist\.2015\+\.x64 ; {RESTART}")
 ticket("importing torch crashes: an old processor", on(LAPTOP, torch=Torch("crashed", "ended by SIGILL")),
        1, "cpu", "cpu", MISSING, wheel_line("cpu"))
 ticket("importing torch takes too long", on(LAPTOP, torch=Torch("hung", "no answer within 90 s")),
@@ -495,7 +495,7 @@ ticket("a laptop with a card, plugged in", on(LINUX, power=Power(on_battery=Fals
 PASCAL = with_card(LINUX, "GTX 1080 Ti", 11, (6, 1), free_gib=10, torch=blind("cu126", too_old(11040)))
 for _distribution, _line in (
     ("arch", r"yay -S nvidia-580xx-dkms \(from the AUR\) ; .*"),
-    ("fedora", r"sudo dnf install akmod-nvidia-580xx ; .*"),
+    ("fedora", r"sudo dnf install akmod-nvidia-580xx \(RPM Fusion\) ; .*"),
     ("debian", r"sudo apt install nvidia-driver ; .*"),
 ):
     ticket(f"a GTX 1080 Ti (6.1) whose driver is too old, {_distribution}: 580 is the last for it",
@@ -689,7 +689,7 @@ ticket("/mnt/c on plain Linux is a disk like others", on(LINUX, storage={"projec
 LONG = (place("runs", "C:\\" + "long-folder\\" * 14), *WINDOWS.storage.places[1:])
 ticket("long paths on Windows (E24)", on(WINDOWS, storage={"places": LONG}),
        0, "gpu", "cu130", SPILLS | {"paths": WARN}, CONTROL_PANEL,
-       also={"paths": rf"\$env:HF_HOME = 'C:\\hf' ; {RESTART_SHELL} Or switch long paths on\."})
+       also={"paths": rf"\$env:HF_HOME = 'C:\\hf' ; {RESTART_SHELL} Or switch long paths on: Set-ItemProperty .*"})
 ticket("long paths on Windows, switched on", on(WINDOWS, storage={"places": LONG, "long_paths": True}),
        0, "gpu", "cu130", SPILLS, CONTROL_PANEL)
 

@@ -59,6 +59,44 @@ def test_the_fix_can_be_written_for_every_platform(kind, machine):
     assert [id_ for id_, text in fixes.items() if not text.strip() or re.search(odd, text)] == []
 
 
+# words that one of the shells does not know
+POWERSHELL = re.compile(r"\$env:|Remove-Item|Stop-Process|winget|Scripts\\\\|Set-ItemProperty")
+POSIX = re.compile(r"(?<!-)\b(?:export|unset|sudo|rm|kill|ulimit|source(?= \.)) |&&|LD_LIBRARY_PATH")
+
+
+@pytest.mark.parametrize(
+    ("kind", "foreign", "named"),
+    [
+        ("Windows", POSIX, "Linux|WSL2|container|the Mac"),
+        ("Linux", POWERSHELL, "Windows|PowerShell"),
+        ("WSL2", POWERSHELL, "Windows|PowerShell"),
+    ],
+)
+def test_a_command_of_another_shell_comes_with_the_name_of_its_system(kind, foreign, named, machine):
+    there = replace(machine, platform=Platform(kind))
+    fixes = {failure.id: failure.fix_on(there) for failure in FAILURES}
+    assert {id_: text for id_, text in fixes.items() if foreign.search(text) and not re.search(named, text)} == {}
+
+
+def test_a_command_of_the_course_is_started_with_its_own_python():
+    text = known_failures._FILE.read_text(encoding="utf-8")
+    assert "python -m helpers" not in text  # many systems have no `python`, or another one
+
+
+def test_no_fix_suggests_what_makes_a_machine_less_safe(machine):
+    unsafe = r"(?<!Never )--break-system-packages|(?<!never )sudo pip|(?<!-m )pip (?:un)?install|ExecutionPolicy"
+    unsafe += r"|(?<!Delete )trust_remote_code=|verify=False|DISABLE_SSL|trusted-host|allow_pickle|Secure Boot off"
+    unsafe += r"|rm -rf (?!\.venv)|chmod 777"
+    for kind in ("Linux", "Windows", "WSL2", "macOS"):
+        there = replace(machine, platform=Platform(kind))
+        assert [one.id for one in FAILURES if re.search(unsafe, one.fix_on(there))] == []
+
+
+def test_the_next_steps_name_commands_that_can_be_run(machine):
+    steps = [step for kind in known_failures._content()["kinds"] for step in (kind["run"], kind["paste"])]
+    assert [step for step in steps if "{" in known_failures.fill(step, machine)] == []
+
+
 def test_a_command_within_a_fix_ends_before_the_next_sentence_begins(machine):
     on_linux = replace(machine, platform=Platform("Linux"))
     fixes = known_failures.read_failures()
