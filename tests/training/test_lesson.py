@@ -1,11 +1,17 @@
-"""Which model the experiments of notebook 03 train."""
+"""Which model the experiments of notebook 03 train, and on which labels."""
 
+import json
+from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
+from torch.utils.data import DataLoader
 
+from helpers.paths import NOTEBOOKS
 from helpers.settings import TrainingSettings
-from helpers.training import FineTuned, choose_lesson
+from helpers.training import FineTuned, as_batch, choose_lesson
 
 GPT2 = {"model_name_or_path": "openai-community/gpt2", "source": "Salesforce/wikitext", "learning_rate": 1e-4}
 
@@ -67,3 +73,21 @@ def test_of_a_stream_the_beginning_is_read_from_the_disk():
     assert (lesson.run, lesson.streaming, lesson.max_tokens) == ("mine-lesson", False, 2_000_000)
     assert lesson.model_name_or_path == GPT2["model_name_or_path"]
     assert why.endswith("train your model on the beginning of your text.")
+
+
+def test_the_validation_of_notebook_03_counts_each_learned_label_once(tiny):
+    cells = json.loads((NOTEBOOKS / "03_fine_tuning.ipynb").read_text(encoding="utf-8"))["cells"]
+    ids = torch.randint(4096, (3, 16), generator=torch.Generator().manual_seed(0))
+    labels = ids.clone()
+    labels[0, :12] = -100  # a prompt: 4 of this row's tokens are learned, and 15 of each other row's
+    rows = [{"input_ids": row, "labels": target} for row, target in zip(ids, labels, strict=True)]
+    names = {
+        "torch": torch, "islice": islice, "DataLoader": DataLoader, "as_batch": as_batch, "precision": "no",
+        "data": SimpleNamespace(blocks={"validation": rows}), "lesson": TrainingSettings(per_device_train_batch_size=1),
+    }  # fmt: skip
+    exec(next("".join(cell["source"]) for cell in cells if cell["id"] == "03-loop-1b"), names)
+    assert [names["n_targets"](as_batch([row])) for row in rows] == [4, 15, 15]
+    with torch.no_grad():
+        log_p = tiny[0](ids).logits[:, :-1].log_softmax(-1)
+    nats = -log_p.gather(-1, ids[:, 1:, None])[labels[:, 1:, None] != -100]
+    assert names["validate"](tiny[0]) == pytest.approx(nats.mean().item(), rel=1e-5)

@@ -6,6 +6,7 @@ import os
 import pickle
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import psutil
@@ -14,16 +15,18 @@ from nbclient import NotebookClient
 
 from helpers.files import write_atomically
 from helpers.paths import NOTEBOOKS
-from helpers.training.shape import operations_per_token
+from helpers.settings import TrainingSettings
+from helpers.training.shape import operations_per_token, read_shape
 from helpers.troubleshooting import explain
 
 NOTEBOOK = NOTEBOOKS / "05_troubleshooting.ipynb"
 CELLS = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
-# What the cells below look at; all but `codes` and `left` are names of the notebook.
+# What the cells below look at; all but `codes`, `direct` and `left` are names of the notebook.
 KEPT = """
 empty empty_log fixed_log wild sane half mixed n_broken n_fixed endless hidden shifted straight memory still_there
 new_token past_end too_long repaired_lines repaired original migrated uninterrupted resumed longer restarted cut_short
-fallback killed again printed codes logs study table between difference shape trained F mfu examination left
+fallback killed again printed codes logs study table between difference shape trained F mfu examination perplexity
+direct left
 """.split()
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
@@ -47,6 +50,8 @@ def notebook(tmp_path_factory, trained_runs):
     keep = "import pickle; pickle.dump({{name: globals()[name] for name in {!r}}}, open({!r}, 'wb'))"
     further = [
         "codes = [process.returncode for process in started.values()]",
+        "ids = torch.tensor(parts['test']['input_ids']); trainer.model.eval()",
+        "with torch.no_grad(): direct = trainer.model(ids, labels=ids).loss.exp().item()",
         "import psutil; left = [one.cmdline() for one in psutil.Process().children() if one.status() != 'zombie']",
         keep.format(KEPT, str(kept / "made")),
         "run, has_run = 'tiny', True",
@@ -132,6 +137,10 @@ def test_every_old_line_of_the_script_fails_with_a_known_error_and_the_repaired_
     assert notebook["repaired"] == "accepted"
 
 
+def test_the_corrected_scripts_perplexity_counts_only_what_is_predicted(notebook):
+    assert notebook["perplexity"] == pytest.approx(notebook["direct"], rel=1e-3)
+
+
 def test_every_changed_line_of_the_corrected_script_is_marked(notebook):
     before = {line.partition("#")[0].strip() for line in notebook["original"].splitlines()}
     changed = [
@@ -189,6 +198,18 @@ def test_the_utilisation_counts_the_operations_that_a_plan_counts(notebook):
     planned = operations_per_token(notebook["shape"], notebook["trained"].block_size)
     assert notebook["F"] == pytest.approx(planned, rel=0.02), "biases and norms are left out"
     assert notebook["mfu"] > 0  # how much is a matter of time
+
+
+def test_beside_an_adapter_a_weight_needs_fewer_operations():
+    settings = TrainingSettings(lora_r=8)
+    run = SimpleNamespace(facts={"tokens": 1, "seconds": 1})
+    names = {
+        "os": SimpleNamespace(environ={"COURSE_RUNS": ""}), "has_run": True, "usual": None, "run": "mine",
+        "open_run": lambda name: run, "read_run_settings": lambda name: settings, "read_shape": read_shape,
+    }  # fmt: skip
+    exec(source_of("05-mfu-1"), names)
+    planned = operations_per_token(names["shape"], settings.block_size, settings)
+    assert names["F"] == pytest.approx(planned, rel=0.1), "those of the adapter itself are left out"
 
 
 def test_a_run_that_learns_has_nothing_wrong(notebook):
