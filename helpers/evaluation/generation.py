@@ -120,7 +120,7 @@ def _draw_from(generator: "torch.Generator") -> "LogitsProcessorList":
         def __torch_function__(cls, function: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
             if function is torch.multinomial:
                 probabilities, *rest = arguments
-                return function(probabilities.as_subclass(torch.Tensor), *rest, **named, generator=generator)
+                return function(probabilities.as_subclass(torch.Tensor), *rest, **(named or {}), generator=generator)
             return super().__torch_function__(function, types, arguments, named)
 
     return LogitsProcessorList([lambda ids, scores: scores.as_subclass(Scores)])
