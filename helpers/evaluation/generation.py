@@ -11,7 +11,8 @@ from helpers.settings import EvaluationSettings, SettingsError
 from helpers.training.evaluation_memory import sequences_at_once
 
 if TYPE_CHECKING:
-    from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
+    import torch
+    from transformers import GPT2LMHeadModel, LogitsProcessorList, PreTrainedTokenizerBase
 
 _UNCHANGED = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}  # sample from the model as it is
 # transformers warns about a sampling argument that is set while `do_sample` is off: None unsets it.
@@ -91,11 +92,10 @@ def generate(
     continuations = []
     with (
         on_device(model.eval()),
-        torch.random.fork_rng(),  # the seed must not change the random numbers of the reader's own code
         torch.inference_mode(),
         progress_bar(n_steps, unit="token") as bar,
     ):
-        torch.manual_seed(settings.seed)
+        arguments["logits_processor"] = _draw_from(torch.Generator(model.device).manual_seed(settings.seed))
         for batch in batches:
             continued = [
                 _continue_batch(model, tokenizer, batch, arguments | {"num_return_sequences": n}, bar) for n in parts
@@ -105,6 +105,25 @@ def generate(
         [_read_sample(tokenizer, prompt, ids) for ids in several]
         for prompt, several in zip(prompts, continuations, strict=True)
     ]
+
+
+def _draw_from(generator: "torch.Generator") -> "LogitsProcessorList":
+    """Return what lets a model's `generate` draw from a generator, for which transformers has no argument.
+
+    Not from the process's random state, even forked: a training in another thread, as of a panel, draws from it too.
+    """
+    import torch
+    from transformers import LogitsProcessorList
+
+    class Scores(torch.Tensor):  # a TorchFunctionMode would see every operation of the model: a third slower
+        @classmethod
+        def __torch_function__(cls, function: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
+            if function is torch.multinomial:
+                probabilities, *rest = arguments
+                return function(probabilities.as_subclass(torch.Tensor), *rest, **(named or {}), generator=generator)
+            return super().__torch_function__(function, types, arguments, named)
+
+    return LogitsProcessorList([lambda ids, scores: scores.as_subclass(Scores)])
 
 
 def _generation_arguments(

@@ -4,7 +4,7 @@ import html
 import math
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 _MOST_ERRORS = 5  # below a table
+_MOST_COLUMNS = (
+    4  # for settings; where more differ, as between runs of unlike kinds, each run has a list below the table
+)
 _LONGEST = 24  # characters of a setting's value
 _INTERVAL = f"{CONFIDENCE:.0%} interval"
 
@@ -110,7 +113,7 @@ class RunTable:
             if run.ranked(self.by) is None:
                 continue
             chosen = {name: run.settings[name] for name in _differing(group) if name in run.settings}
-            settings = ", ".join(f"{name} {_short(value)}" for name, value in chosen.items())
+            settings = _listed(chosen) if 0 < len(chosen) <= _MOST_COLUMNS else ""
             metric = f"{self.by.replace('_', ' ')} {getattr(run, self.by):.4g}"
             sentences.append(f"Best: {run.name}, {metric}{' with ' if settings else ''}{settings}.")
         return sentences
@@ -127,19 +130,26 @@ class RunTable:
 
     def __str__(self) -> str:
         """Return the tables, the notes and the best runs for a terminal."""
-        tables = [f"{title}\n{frame.to_string()}" for title, frame in self._frames()]
+        width = shutil.get_terminal_size((10_000, 0)).columns  # of a terminal; a file has lines of any length
+        tables = [
+            "\n".join([title, frame.to_string(line_width=width), *lists]) for title, frame, lists in self._frames()
+        ]
         return "\n\n".join([*tables, "\n".join([*self.notes, *self.verdicts])]).rstrip()
 
     def _repr_html_(self) -> str:
         # not DataFrame.to_html, which has no caption; all text is escaped
         tables = [
             html_table(["", *frame.columns], frame.itertuples(name=None), caption=title)
-            for title, frame in self._frames()
+            + "".join(f"<p>{html.escape(line)}</p>" for line in lists)
+            for title, frame, lists in self._frames()
         ]
         return "".join([*tables, *(f"<p>{html.escape(sentence)}</p>" for sentence in [*self.notes, *self.verdicts])])
 
-    def _frames(self) -> "Iterator[tuple[str, DataFrame]]":
-        """Yield the title and the table of each group, as text, without the columns that no run of it has."""
+    def _frames(self) -> "Iterator[tuple[str, DataFrame, list[str]]]":
+        """Yield the title and the table of each group, as text, without the columns that no run of it has.
+
+        Where too many settings differ for columns, lines for below the table list those of each run.
+        """
         import pandas as pd
 
         part = "validation" if self.by == "eval_loss" else "test"
@@ -148,11 +158,14 @@ class RunTable:
             measured = f"{part} text {text}" if text else f"no {part} text"
             ranks = [str(place) if run.ranked(self.by) is not None else "-" for place, run in enumerate(group, start=1)]
             own = {*_differing(group), "source"}  # what only runs of other texts have says nothing here
-            cells = [self._cells(run, [name for name in self.differing if name in own]) for run in group]
+            names = [name for name in self.differing if name in own]
+            listed = [name for name in names if name != "source"] if len(names) > _MOST_COLUMNS else []
+            lists = _settings_by_run(group, listed) if listed else []
+            cells = [self._cells(run, [name for name in names if name not in listed]) for run in group]
             frame = pd.DataFrame([[text for _, text in row] for row in cells], index=ranks, dtype=object)
             frame.columns = [heading for heading, _ in cells[0]]  # two are the same: a dict would lose an interval
             known = frame.dropna(axis=1, how="all").fillna("-")
-            yield f"By {self.by.replace('_', ' ')}, best first ({measured})", known
+            yield f"By {self.by.replace('_', ' ')}, best first ({measured})", known, lists
 
     def _cells(self, run: ComparedRun, names: Sequence[str]) -> list[tuple[str, str | None]]:
         """Return (heading, text) of each column, `names` are those of the settings; None where the run has no value."""
@@ -170,6 +183,26 @@ class RunTable:
             ("tokens", _number(run.tokens, ",")),
             ("state", run.state),
         ]
+
+
+def _settings_by_run(group: Sequence[ComparedRun], names: Sequence[str]) -> list[str]:
+    """Return a line with the settings that more than half of the runs share, and one with the others of each run."""
+    usual = {}
+    for name in names:
+        values = [run.settings[name] for run in group if name in run.settings]
+        most_common = max(values, key=values.count)
+        if values.count(most_common) > len(values) / 2:
+            usual[name] = most_common
+    lines = [f"Settings of most runs: {_listed(usual)}"]
+    for run in group:
+        own = {name: run.settings[name] for name in names if name in run.settings}
+        unusual = {name: value for name, value in own.items() if name not in usual or value != usual[name]}
+        lines.append(f"  {run.name}: {_listed(unusual)}")
+    return lines
+
+
+def _listed(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {_short(value) or repr('')}" for name, value in settings.items()) or "no others"
 
 
 def _ends(name: str, interval: tuple[float, float] | None) -> dict[str, float | None]:

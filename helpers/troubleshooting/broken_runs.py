@@ -13,11 +13,13 @@ class BrokenRun:
     """What a failed training leaves.
 
     Attributes:
+        name: 'a', 'b' or 'c'.
         history: rows of `step`, `loss`, `learning_rate`, `grad_norm`, and `eval_loss` where it was measured.
         input_ids: (T,) tokens of one training row.
         labels: (T,) its labels.
     """
 
+    name: str
     history: list[dict[str, float]]
     input_ids: list[int]
     labels: list[int]
@@ -25,7 +27,8 @@ class BrokenRun:
     def _repr_html_(self) -> str:
         names = list(dict.fromkeys(name for row in self.history for name in row))
         every = max(1, len(self.history) // 6)
-        table = html_table(names, ([row.get(name) for name in names] for row in self.history[::every]))
+        rows = ([row.get(name) for name in names] for row in self.history[::every])
+        table = html_table(names, rows, caption=f"run_{self.name}: its log, and a training row with its labels")
         return f"{table}<p>{self.input_ids[:8]} input_ids<br>{self.labels[:8]} labels</p>"
 
 
@@ -47,7 +50,7 @@ def _run_a() -> BrokenRun:
     optimizer_of_another_model = torch.optim.AdamW(tiny_model(seed=1).parameters(), lr=1e-3)
     rows = [{"input_ids": row} for row in ids]
     log = train_briefly(tiny_model(), rows, optimizer=optimizer_of_another_model, max_steps=10)
-    return BrokenRun(_plain(log), ids[0].tolist(), ids[0].tolist())
+    return BrokenRun("a", _plain(log), ids[0].tolist(), ids[0].tolist())
 
 
 def _run_b() -> BrokenRun:
@@ -67,7 +70,7 @@ def _run_b() -> BrokenRun:
                 held_out_loss = model(input_ids=held_out, labels=held_out).loss.item()
             row = {"step": step, "loss": loss.item(), "grad_norm": norm.item(), "learning_rate": 3e-3}
             history.append(row | {"eval_loss": held_out_loss})
-    return BrokenRun(history, ids[0].tolist(), ids[0].tolist())
+    return BrokenRun("b", history, ids[0].tolist(), ids[0].tolist())
 
 
 def _run_c() -> BrokenRun:
@@ -80,7 +83,7 @@ def _run_c() -> BrokenRun:
         return {name: torch.stack([row[name] for row in batch]) for name in ("input_ids", "labels")}
 
     log = train_briefly(tiny_model(), rows, collate=collate, max_steps=24, learning_rate=3e-3)
-    return BrokenRun(_plain(log), rows[0]["input_ids"].tolist(), rows[0]["labels"].tolist())
+    return BrokenRun("c", _plain(log), rows[0]["input_ids"].tolist(), rows[0]["labels"].tolist())
 
 
 def _plain(log: list[dict[str, Any]]) -> list[dict[str, float]]:

@@ -1,7 +1,7 @@
 """Buttons that start, stop and resume a training from a panel, and the curve of its losses.
 
 The training runs in a thread, so that the kernel can react to the Stop button. It shares the random state of the
-process with whatever else the notebook runs meanwhile.
+process with what else the notebook runs meanwhile; our own `generate` and playground do not draw from that.
 """
 
 import html

@@ -1,5 +1,6 @@
 import copy
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -46,6 +47,24 @@ def test_the_seed_decides_the_samples_and_the_global_random_state_is_unchanged(t
     other = generate(*tiny, ["The fox"], settings.model_copy(update={"seed": 1}))
     assert one == same != other
     assert len(one[0]) == 3
+
+
+@pytest.mark.parametrize("changes", [{}, {"num_beams": 3}])
+def test_samples_and_what_draws_random_numbers_meanwhile_leave_each_other_alone(tiny, monkeypatch, changes):
+    settings = EvaluationSettings(max_new_tokens=12, num_return_sequences=3)
+    expected = generate(*tiny, ["The fox"], settings, **changes)
+    drawn = []
+
+    class Training:  # in another thread, between two tokens
+        def update(self):
+            drawn.append(torch.rand(1))
+
+    monkeypatch.setattr(generation, "progress_bar", lambda *_, **__: nullcontext(Training()))
+    torch.manual_seed(1)
+    assert generate(*tiny, ["The fox"], settings, **changes) == expected
+    torch.manual_seed(1)
+    assert drawn == [torch.rand(1) for _ in drawn]
+    assert len(drawn) == 12
 
 
 def test_many_prompts_keep_their_order_however_they_are_batched(tiny, monkeypatch):

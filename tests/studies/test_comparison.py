@@ -32,6 +32,35 @@ def test_runs_are_sorted_and_only_what_differs_is_shown(runs):
     ]
 
 
+def test_where_many_settings_differ_each_run_has_a_list_and_the_table_no_columns_of_them(runs):
+    unlike = {"learning_rate": 1e-2, "block_size": 512, "seed": 7, "weight_decay": 0.2, "source_config": "<b>"}
+    usual = {"block_size": 256, "seed": 1, "weight_decay": 0.0, "source_config": ""}
+    write_run(runs / "a", perplexity=20.0, settings=unlike)
+    write_run(runs / "b", perplexity=30.0, settings=usual)
+    write_run(runs / "c", perplexity=40.0, settings=usual | {"seed": 2})
+    shown = str(compare())
+    assert not any(name in shown.splitlines()[1] for name in unlike)
+    assert shown.splitlines()[5:9] == [
+        "Settings of most runs: learning_rate 0.001, block_size 256, weight_decay 0, source_config ''",
+        "  a: learning_rate 0.01, block_size 512, seed 7, weight_decay 0.2, source_config <b>",
+        "  b: seed 1",
+        "  c: seed 2",
+    ]
+    assert shown.endswith("Best: a, bits per byte 2.")
+    assert "source_config &lt;b&gt;" in compare()._repr_html_()
+    assert "weight_decay" in compare().to_csv()
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_no_line_of_the_table_is_longer_than_a_terminals(runs, monkeypatch, columns):
+    for name in "ab":
+        write_run(runs / f"a-name-of-twenty-five-as-{name}")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    lines = str(compare()).splitlines()
+    assert len(lines) > 6, "in two parts"
+    assert max(map(len, lines)) <= columns
+
+
 def test_another_metric_can_rank(runs):
     write_run(runs / "a", perplexity=30.0, eval_loss=2.0)
     write_run(runs / "b", perplexity=20.0, eval_loss=3.0)

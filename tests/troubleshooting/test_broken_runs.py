@@ -26,3 +26,7 @@ def test_a_run_is_shown_as_a_table_with_the_first_tokens_of_a_row(broken):
     shown = broken["a"]._repr_html_()
     assert "<table>" in shown
     assert f"{broken['a'].input_ids[:8]} input_ids" in shown
+
+
+def test_each_is_shown_under_its_name(broken):
+    assert [f">run_{name}: its log" in run._repr_html_() for name, run in broken.items()] == [True] * 3
