@@ -40,10 +40,10 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         names = [key.value for key, _ in node.value]
-        for name in names:
-            if names.count(name) > 1:
-                problem = f"{name!r} is set twice, keep one of the two"
-                raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        for key, _ in node.value:
+            if names.count(key.value) > 1:
+                problem = f"{key.value!r} is set twice, keep one of the two"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -58,7 +58,8 @@ def read_study(path: Path) -> Study:
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
-        raise SettingsError(f"{path.name}{where} is not YAML: {getattr(error, 'problem', error)}.") from None
+        problem = getattr(error, "problem", error)
+        raise SettingsError(f"{path.name}{where}: this cannot be read as YAML: {problem}.") from None
     if not isinstance(values, dict):
         raise SettingsError(f"{path.name}: a study is a mapping with at least `vary`: see {STUDIES}.")
     values = {str(name): value for name, value in values.items()}

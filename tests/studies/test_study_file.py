@@ -95,8 +95,8 @@ def test_each_fault_is_reported_with_its_place(tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("vary: [1", "bad.yaml, line 1 is not YAML"),
-        ("a: 1\nb: {\n", "is not YAML"),
+        ("vary: [1", "bad.yaml, line 1: this cannot be read as YAML"),
+        ("a: 1\nb: {\n", "cannot be read as YAML"),
         ("- 1\n", "a study is a mapping"),
         ("", "a study is a mapping"),
         ("preset: pocket\n", "`vary` names no setting"),
@@ -121,7 +121,7 @@ def test_a_file_that_is_not_a_study_is_refused_in_one_sentence(tmp_path, text, w
 
 def test_a_file_that_is_not_text_is_refused_in_one_sentence(tmp_path):
     (tmp_path / "bad.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(SettingsError, match=r"bad\.yaml is not YAML"):
+    with pytest.raises(SettingsError, match=r"bad\.yaml: this cannot be read as YAML"):
         read_study(tmp_path / "bad.yaml")
 
 
