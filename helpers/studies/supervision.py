@@ -93,9 +93,12 @@ class Progress:
         """The finished trials whose folders are on other machines."""
         here, folder = this_worker(self.study), self.study.folder
         remote = [trial for trial in self.of_state("done") if trial.user_attrs.get("worker") != here]
-        files = {trial: folder / trial_name(trial.user_attrs["point"]) / "trial.json" for trial in remote}
         # a folder holds a finished trial where the other machine shares this disk
-        return [trial for trial, file in files.items() if read_json_if_there(file).get("state") != "done"]
+        return [
+            trial
+            for trial in remote
+            if read_json_if_there(folder / trial_name(trial.user_attrs["point"]) / "trial.json").get("state") != "done"
+        ]
 
 
 def read_progress(study: Study, opened: "OptunaStudy") -> Progress:
