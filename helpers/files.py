@@ -51,6 +51,14 @@ def read_json(path: Path) -> dict[str, Any]:
     return _parse(path.read_bytes(), path)
 
 
+def read_json_if_there(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file; an empty one where the file is missing or damaged."""
+    try:
+        return read_json(path)
+    except (OSError, SettingsError):
+        return {}
+
+
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """Return the objects in a JSON Lines file, none where it does not exist; errors as in `read_json`."""
     return [_parse(line, path) for line in path.read_bytes().splitlines()] if path.exists() else []

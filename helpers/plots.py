@@ -4,6 +4,8 @@ Each function draws into `ax`, or into a new figure, and returns the Axes. Lines
 Orange marks the tuned model or whatever a picture is about, blue everything else. Each picture has an alternative text.
 """
 
+import base64
+import io
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -51,6 +53,16 @@ def show_description(figure: "Figure") -> None:
     """Let a notebook keep the description of a figure with its picture, as alternative text."""
     # Jupyter asks an object for its metadata; nbconvert makes this one the `alt` of the image.
     figure._repr_mimebundle_ = lambda **_: ({}, {"image/png": {"alt": describe(figure)}})
+
+
+def png_of(figure: "Figure") -> str:
+    """Return a figure as a PNG in base64, for a page, and close it."""
+    import matplotlib.pyplot as plt
+
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=120, bbox_inches="tight")
+    plt.close(figure)
+    return base64.b64encode(image.getvalue()).decode()
 
 
 def describe(figure: "Figure") -> str:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from helpers.display import duration_text, size_text
-from helpers.files import read_json, read_json_lines
+from helpers.files import read_json_if_there, read_json_lines
 from helpers.paths import ASSETS
-from helpers.settings import SettingsError, run_folder
+from helpers.settings import run_folder
 
 _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 _CODE = re.compile(r"(```.*?```|`[^`]*`)", re.DOTALL)
@@ -103,7 +103,7 @@ def _draw_equation(tex: re.Match) -> str:
 def _summarise(run: str) -> dict[str, Any]:
     """Return what the page says first, as far as the run has got: empty parts are left out."""
     folder = run_folder(run)
-    training, evaluation = (_read_if_there(folder / name) for name in ("training.json", "evaluation.json"))
+    training, evaluation = (read_json_if_there(folder / name) for name in ("training.json", "evaluation.json"))
     rows = read_json_lines(folder / "history.jsonl")
     speech = evaluation.get("speech") or {"decodings": []}
     after = [row["sample"] for row in speech["decodings"] if row["decoding"] == "these settings"]
@@ -115,13 +115,6 @@ def _summarise(run: str) -> dict[str, Any]:
         "training": training,
         "resources": _compare_resources(training) if training else [],
     }
-
-
-def _read_if_there(path: Path) -> dict[str, Any]:
-    try:
-        return read_json(path)
-    except (OSError, SettingsError):  # not there yet; the page of an interrupted run shows what there is
-        return {}
 
 
 def _compare_resources(training: Mapping[str, Any]) -> list[tuple[str, str, str]]:
@@ -136,12 +129,8 @@ def _compare_resources(training: Mapping[str, Any]) -> list[tuple[str, str, str]
 
 def _draw(history: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Return the loss curve as a PNG in base64, and its alternative text."""
-    import matplotlib.pyplot as plt
-
-    from helpers.plots import describe, open_no_windows, plot_history
+    from helpers.plots import describe, open_no_windows, plot_history, png_of
 
     open_no_windows()
-    figure, buffer = plot_history(history).figure, io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    plt.close(figure)
-    return {"png": base64.b64encode(buffer.getvalue()).decode(), "alt": describe(figure)}
+    figure = plot_history(history).figure
+    return {"png": png_of(figure), "alt": describe(figure)}

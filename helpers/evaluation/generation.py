@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from helpers.display import html_table, progress_bar
+from helpers.evaluation.sampling import check_length
 from helpers.model import check_sound, describe_prompt, on_device
 from helpers.settings import EvaluationSettings, SettingsError
 from helpers.training.evaluation_memory import sequences_at_once
@@ -80,7 +81,7 @@ def generate(
         warnings.warn(note, stacklevel=2)
     arguments = _generation_arguments(tokenizer, settings, changes)
     rows = _encode_prompts(tokenizer, prompts)
-    _check_length(rows, arguments["max_new_tokens"], model.config.n_positions)
+    check_length(max(map(len, rows)), arguments["max_new_tokens"], model.config.n_positions)
     n_samples, n_beams = arguments["num_return_sequences"], arguments.get("num_beams") or 1
     n_at_once = sequences_at_once(model.config, max(map(len, rows)) + arguments["max_new_tokens"])
     n_rows = max(1, n_at_once // max(n_samples, n_beams))
@@ -140,15 +141,6 @@ def _encode_prompts(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str]
     if isinstance(prompts, str) or not prompts:
         raise SettingsError(f"prompts = {prompts!r} must be a list of at least one text.")
     return [tokenizer.encode(prompt, verbose=False) or [tokenizer.eos_token_id] for prompt in prompts]
-
-
-def _check_length(rows: list[list[int]], max_new_tokens: int, n_positions: int) -> None:
-    n_prompt = max(map(len, rows))
-    if n_prompt + max_new_tokens > n_positions:
-        raise SettingsError(
-            f"The longest prompt has {n_prompt} tokens and max_new_tokens is {max_new_tokens}: together at "
-            f"most {n_positions}, the model's positions."
-        )
 
 
 def _continue_batch(

@@ -26,12 +26,17 @@ class Candidate(NamedTuple):
 def encode_prompt(model: "GPT2LMHeadModel", tokenizer: "PreTrainedTokenizerBase", settings: EvaluationSettings) -> list:
     """Return the prompt's tokens; raise `SettingsError` when they and `max_new_tokens` exceed the model's positions."""
     ids = tokenizer.encode(replace_half_characters(settings.prompt), verbose=False) or [tokenizer.eos_token_id]
-    if len(ids) + settings.max_new_tokens > model.config.n_positions:
-        raise SettingsError(
-            f"The prompt has {len(ids)} tokens and max_new_tokens is {settings.max_new_tokens}: together at most "
-            f"{model.config.n_positions}, the model's positions."
-        )
+    check_length(len(ids), settings.max_new_tokens, model.config.n_positions)
     return ids
+
+
+def check_length(n_prompt: int, max_new_tokens: int, n_positions: int) -> None:
+    """Raise `SettingsError` when a prompt's tokens and the new ones exceed the model's positions."""
+    if n_prompt + max_new_tokens > n_positions:
+        raise SettingsError(
+            f"The prompt has {n_prompt} tokens and max_new_tokens is {max_new_tokens}: together at most {n_positions}, "
+            "the model's positions."
+        )
 
 
 def sample_tokens(

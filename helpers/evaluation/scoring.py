@@ -1,4 +1,4 @@
-"""Perplexity of text of any length with a sliding window; memory use does not grow with the text.
+"""Perplexity of text of any length with a sliding window; of each token six bytes are kept, and no logits.
 
 There are three protocols:
 
@@ -18,12 +18,13 @@ summed in float64 and divided once by the number of scored tokens. Bytes are cou
 
 import hashlib
 import math
-import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from helpers.data.sources.chat import Dialogue
+from helpers.data.tokens import TokenStream, batches_of
 from helpers.display import progress_bar
 from helpers.model import check_sound, on_device, shown_name
 from helpers.settings import SettingsError
@@ -36,9 +37,6 @@ if TYPE_CHECKING:
 
 Protocol = Literal["documents", "passages", "transformers"]
 PROMPT = -1  # the owner of a token that is not scored
-_PIECE_CHARACTERS = 100_000  # text that is tokenized in one go
-# GPT-2's pre-tokenizer never joins a character to the white space after it, so pieces cut here have the same tokens.
-_CUT = re.compile(r"(?<=\S)(?=[ \n])")
 
 
 @dataclass(frozen=True)
@@ -172,21 +170,16 @@ def score(
         documents = ["\n\n".join(_check_texts(documents))]
     n_bytes, n_words, text_sha256 = _measure_text(documents)
     nats, tokens = np.zeros(len(n_bytes)), np.zeros(len(n_bytes), np.int64)
-    with (
-        progress_bar(int(n_bytes.sum()), unit="B", unit_scale=True) as bar,
-        on_device(model.eval()),
-        equal_results_less_work(model),
-    ):
-        stream = stream_tokens(
-            documents, tokenizer, with_start=with_start, with_ends=protocol == "documents", advance=bar.update
-        )
+    ids, owners = encode(documents, tokenizer, with_start=with_start, with_ends=protocol == "documents")
+    with progress_bar(len(ids), unit="tokens") as bar, on_device(model.eval()), equal_results_less_work(model):
         # `context` tokens go into the model. In our protocols one more token follows: the target of the last one.
-        windows = slide_windows(stream, stride, context + with_start)
-        for ids, owners in batch_windows(windows, per_device_eval_batch_size):
-            token_nats, is_scored = compute_token_nats(model, ids, owners.shape[1]), owners != PROMPT
+        windows = slide_windows(ids, owners, stride=stride, width=context + with_start)
+        for rows, row_owners in batch_windows(windows, per_device_eval_batch_size):
+            token_nats, is_scored = compute_token_nats(model, rows, row_owners.shape[1]), row_owners != PROMPT
             # Not `nats[owners] += ...`, which would count a document once however many of its tokens are in a batch.
-            np.add.at(nats, owners[is_scored], token_nats[is_scored])
-            np.add.at(tokens, owners[is_scored], 1)
+            np.add.at(nats, row_owners[is_scored], token_nats[is_scored])
+            np.add.at(tokens, row_owners[is_scored], 1)
+            bar.update(token_nats.size)
     if not tokens.any():
         raise SettingsError("No token is scored: the text has one, and no context for it, or holds prompts only.")
     name = name or shown_name(model.config._name_or_path or "unnamed")
@@ -232,12 +225,11 @@ def _measure_text(documents: Sequence[str]) -> tuple["np.ndarray", int, str]:
 
     digest, n_bytes, n_words = hashlib.sha256(), [], 0
     for text in _check_texts(documents):
-        n_bytes.append(0)
-        for piece, is_prompt in _pieces(text):  # encoding a long text in one go would hold it in memory twice
-            encoded = piece.encode()
-            digest.update(encoded)
-            n_bytes[-1] += 0 if is_prompt else len(encoded)
-            n_words += 0 if is_prompt else len(piece.split())
+        segments = text.segments if isinstance(text, Dialogue) else [(text, False)]
+        scored = [segment for segment, is_prompt in segments if not is_prompt]
+        n_bytes.append(sum(len(segment.encode()) for segment in scored))
+        n_words += sum(len(segment.split()) for segment in scored)
+        digest.update(text.encode())
         digest.update(b"\0")  # so that where documents begin changes the hash; as in `data.json`
     if not n_bytes:
         raise SettingsError("There are no documents to score: give at least one.")
@@ -246,99 +238,51 @@ def _measure_text(documents: Sequence[str]) -> tuple["np.ndarray", int, str]:
     return np.array(n_bytes), n_words, digest.hexdigest()
 
 
-def _pieces(text: str) -> Iterator[tuple[str, bool]]:
-    """Yield a text in pieces, and whether each is a part of a prompt."""
-    for segment, is_prompt in getattr(text, "segments", [(text, False)]):
-        for piece in split_text(segment):
-            yield piece, is_prompt
-
-
-def split_text(text: str, size: int = _PIECE_CHARACTERS) -> Iterator[str]:
-    """Yield a text in pieces of about `size` characters, cut only where GPT-2's tokenizer starts a new token anyway.
-
-    >>> list(split_text("One fox, two  foxes.", 5))
-    ['One fox,', ' two  foxes.']
-    """
-    start = 0
-    while len(text) - start > size and (cut := _CUT.search(text, start + size)):
-        yield text[start : cut.start()]
-        start = cut.start()
-    yield text[start:]
-
-
-def stream_tokens(
-    documents: Iterable[str],
-    tokenizer: "PreTrainedTokenizerBase",
-    *,
-    with_ends: bool,
-    with_start: bool = True,
-    advance: Callable[[int], Any],
-) -> Iterator["np.ndarray"]:
-    """Yield the documents' tokens as (2, n) arrays: token ids, and the number of the document each belongs to.
+def encode(
+    documents: Sequence[str], tokenizer: "PreTrainedTokenizerBase", *, with_ends: bool, with_start: bool = True
+) -> tuple["np.ndarray", "np.ndarray"]:
+    """Return the tokens of all documents in one row, and the number of the document each belongs to; (tokens,) both.
 
     The number of a prompt's tokens is `PROMPT`; the end-of-text belongs to what is before it.
 
     Args:
         documents: the texts.
         tokenizer: tokenizes them.
-        with_ends: put an end-of-text token after each document.
+        with_ends: put an end-of-text token after each document; dialogues always get one.
         with_start: put one before the first document.
-        advance: called with the number of bytes read so far since the last call.
     """
     import numpy as np
 
-    end = tokenizer.eos_token_id
-    start, ends = [end] * with_start, [end] * with_ends
-    yield np.array([start, [0] * len(start)], np.int64)
-    for batch in _batch_text(documents):
-        rows = tokenizer([piece for _, piece, _ in batch], verbose=False)["input_ids"]
-        rows = [ids + ends if is_last else ids for ids, (_, _, is_last) in zip(rows, batch, strict=True)]
-        owners = np.repeat([number for number, _, _ in batch], [len(ids) for ids in rows])
-        yield np.stack([np.array([token for ids in rows for token in ids], np.int64), owners])
-        advance(sum(len(piece.encode()) for _, piece, _ in batch))
-
-
-def _batch_text(documents: Iterable[str]) -> Iterator[list[tuple[int, str, bool]]]:
-    """Yield lists of (number of a document, a piece of it, whether it is its last), some text at a time.
-
-    The number is `PROMPT` where the piece is one of a prompt.
-    """
-    batch, n_characters = [], 0
-    for number, text in enumerate(documents):
-        n_left = len(text)
-        for piece, is_prompt in _pieces(text):
-            n_left -= len(piece)
-            batch.append((PROMPT if is_prompt else number, piece, n_left == 0))
-            n_characters += len(piece)
-            if n_characters >= _PIECE_CHARACTERS:
-                yield batch
-                batch, n_characters = [], 0
-    if batch:
-        yield batch
+    tokens, n_read = TokenStream(tokenizer), 0
+    pieces, owners = [np.array([tokens.eos] * with_start, tokens.dtype)], [np.array([0] * with_start, np.int32)]
+    for batch in batches_of(documents):
+        if isinstance(batch[0], Dialogue):
+            ids, n_tokens, is_prompt = tokens.encode_dialogues(batch)
+        else:
+            (ids, n_tokens), is_prompt = tokens.encode(batch, with_ends=with_ends), False
+        numbers = np.repeat(np.arange(n_read, n_read + len(batch), dtype=np.int32), n_tokens)
+        pieces.append(ids)
+        owners.append(np.where(is_prompt, np.int32(PROMPT), numbers))
+        n_read += len(batch)
+    return np.concatenate(pieces), np.concatenate(owners)
 
 
 def slide_windows(
-    stream: Iterable["np.ndarray"], stride: int, width: int
+    ids: "np.ndarray", owners: "np.ndarray", *, stride: int, width: int
 ) -> Iterator[tuple["np.ndarray", "np.ndarray"]]:
-    """Yield windows over a stream of (token, document) columns: ids (T + 1,) and owners (scored,).
+    """Yield windows over tokens (tokens,): ids (T + 1,) and owners (scored,).
 
     `owners` are the documents of the window's last tokens, which are the ones it scores.
 
     >>> import numpy as np
-    >>> [(ids.tolist(), len(owners)) for ids, owners in slide_windows([np.stack([np.arange(8)] * 2)], 2, 5)]
+    >>> windows = slide_windows(np.arange(8), np.zeros(8, int), stride=2, width=5)
+    >>> [(ids.tolist(), len(owners)) for ids, owners in windows]
     [([0, 1, 2, 3, 4], 4), ([2, 3, 4, 5, 6], 2), ([4, 5, 6, 7], 1)]
     """
-    import numpy as np
-
-    buffer = np.empty((2, 0), np.int64)
-    n_context = 1  # tokens at the window's start that are not scored: its first, and those of the window before it
-    for columns in stream:
-        buffer = np.concatenate([buffer, columns], axis=1)
-        while buffer.shape[1] >= width:
-            yield buffer[0, :width], buffer[1, n_context:width]
-            buffer, n_context = buffer[:, stride:], max(1, width - stride)
-    if buffer.shape[1] > n_context:
-        yield buffer[0], buffer[1, n_context:]
+    start, n_context = 0, 1  # tokens at the window's start that are not scored: its first, and those scored before
+    while start + n_context < len(ids):
+        yield ids[start : start + width], owners[start + n_context : start + width]
+        start, n_context = start + stride, max(1, width - stride)
 
 
 def batch_windows(
@@ -349,7 +293,7 @@ def batch_windows(
 
     for _, same_shape in groupby(windows, key=lambda window: (len(window[0]), len(window[1]))):
         while rows := list(islice(same_shape, size)):
-            yield np.stack([ids for ids, _ in rows]), np.stack([owners for _, owners in rows])
+            yield np.stack([ids for ids, _ in rows]).astype(np.int64), np.stack([owners for _, owners in rows])
 
 
 def compute_token_nats(model: "GPT2LMHeadModel", ids: "np.ndarray", n_scored: int) -> "np.ndarray":

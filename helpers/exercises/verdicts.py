@@ -7,8 +7,8 @@ from typing import Any
 
 from helpers.display import html_table
 from helpers.exercises.checks import CHECKS, Check, Hint, NotDoneError
-from helpers.files import read_json, write_html_page, write_json
-from helpers.settings import SettingsError, run_folder
+from helpers.files import read_json_if_there, write_html_page, write_json
+from helpers.settings import run_folder
 
 _MARKS = {"right": "\u2713", "not yet": "\u2717", "not done yet": "\u2026"}
 
@@ -99,8 +99,5 @@ def _record(run: str) -> Path:
 
 def _statuses(run: str) -> dict[str, str]:
     """Return the statuses that were kept; none where the file is missing, or was changed into something else."""
-    try:
-        kept = read_json(_record(run))
-    except (OSError, SettingsError):
-        return {}
+    kept = read_json_if_there(_record(run))
     return {name: status for name, status in kept.items() if status in ("right", "not yet")}

@@ -37,7 +37,6 @@ class RunTable:
     groups: tuple[tuple[ComparedRun, ...], ...]
     differing: tuple[str, ...]  # the settings that are not the same in all runs
     missing: tuple[str, ...] = ()  # finished trials whose folders are gone, each with its metric
-    left_out: tuple[str, ...] = ()  # folders of runs whose names are no names of runs
 
     @property
     def runs(self) -> list[ComparedRun]:
@@ -75,8 +74,6 @@ class RunTable:
                 f"Finished, but not in this table because their folders are gone: {', '.join(self.missing)}. The best "
                 "run below is the best of the others."
             )
-        if self.left_out:
-            yield f"Not in this table, because of their names: {', '.join(self.left_out)}. Rename the folders."
         if len(self.groups) > 1:
             yield (
                 f"These runs were measured on {len(self.groups)} different texts: each has a table of its own, "
@@ -255,8 +252,7 @@ def compare(*names: str, by: Metric | None = None) -> RunTable:
         for name in names or _all_names()
         for trial in missing_trials(runs_folder() / name.rstrip("/"))
     ]
-    left_out = [] if names else sorted({*_folder_names()}.difference(_all_names()))
-    return RunTable(by, ranked, _differing(runs), tuple(missing), tuple(left_out))
+    return RunTable(by, ranked, _differing(runs), tuple(missing))
 
 
 def _order(run: ComparedRun, by: Metric) -> tuple:
@@ -273,31 +269,22 @@ def _differing(runs: Sequence[ComparedRun]) -> tuple[str, ...]:
 
 
 def _all_names() -> list[str]:
-    """Return the names of all runs, then of all studies, without those that no run can have, as `pocket (copy)`."""
-
-    def is_allowed(name: str) -> bool:
-        try:
-            return bool(run_folder(name))
-        except SettingsError:
-            return False
-
-    return [*filter(is_allowed, _folder_names())]
-
-
-def _folder_names() -> list[str]:
+    """Return the names of all runs, then of all studies; of a copied folder, such as `pocket (copy)`, too."""
     runs, trials = runs_folder().glob("[!.]*/settings.json"), runs_folder().glob("[!.]*/trial-*/trial.json")
     return [*sorted(path.parent.name for path in runs), *sorted({path.parent.parent.name for path in trials})]
 
 
 def _runs_of(name: str) -> list[ComparedRun]:
     """Return the run of a name, or the trials of a study of that name."""
-    study, _, trial = name.rpartition("/")
-    folder = run_folder(study) / run_folder(trial).name if study else run_folder(name)
+    if name not in _all_names():
+        for part in name.split("/"):
+            run_folder(part)  # refuses a name that is not plain
+    folder = runs_folder() / name
     if (folder / "settings.json").exists() or (folder / "trial.json").exists():
         return [read_run(folder, name=name)]
     # a trial's notebooks leave experiments beside it, such as trial-003-rate-1: they are not trials
     trials = sorted(path for path in folder.glob("trial-*/") if re.fullmatch(r"trial-\d+", path.name))
-    if trials and not study:
+    if trials:
         return [read_run(path, name=f"{name}/{path.name}") for path in trials]
     raise SettingsError(
         f"There is no run or study {name!r} in {runs_folder()}; there are {', '.join(_all_names()) or 'none yet'}."

@@ -1,8 +1,6 @@
 """A comparison as one page with pictures: validation losses, which setting decides, how settings and metric relate."""
 
-import base64
 import html
-import io
 import math
 import warnings
 from collections.abc import Iterator, Sequence
@@ -10,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from helpers.files import write_html_page
-from helpers.plots import GREY, ORANGE, new_axes, open_no_windows, plot_bars, show_description
+from helpers.plots import GREY, ORANGE, new_axes, open_no_windows, plot_bars, png_of, show_description
 from helpers.studies.compared_run import ComparedRun, Metric
 from helpers.studies.comparison import RunTable
 
@@ -26,17 +24,11 @@ _LOG_FACTOR = 8  # between the largest and the smallest value of a setting that 
 def write_page(table: RunTable, path: Path) -> None:
     """Write a table and its pictures as one page that needs no network."""
     open_no_windows()
-    pictures = "".join(f"<p><img alt='{html.escape(alt)}' src='{_embedded(ax)}'></p>" for alt, ax in plot_all(table))
+    pictures = "".join(
+        f"<p><img alt='{html.escape(alt)}' src='data:image/png;base64,{png_of(ax.figure)}'></p>"
+        for alt, ax in plot_all(table)
+    )
     write_html_page(path, title="Runs compared", body=f"{table._repr_html_()}{pictures}")
-
-
-def _embedded(ax: "Axes") -> str:
-    import matplotlib.pyplot as plt
-
-    image = io.BytesIO()
-    ax.figure.savefig(image, format="png", dpi=110, bbox_inches="tight")
-    plt.close(ax.figure)
-    return "data:image/png;base64," + base64.b64encode(image.getvalue()).decode()
 
 
 def plot_all(table: RunTable) -> "Iterator[tuple[str, Axes]]":

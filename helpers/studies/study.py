@@ -1,6 +1,6 @@
 """A study as its file declares it: what varies, which notebooks run, the metric to minimise, the budgets; its points.
 
-The models report faults as pydantic does, each with its `loc`, from which `study_file` finds the line in the file.
+The models report faults as pydantic does, each with its `loc`, which `study_file` shows as the place in the file.
 """
 
 import itertools

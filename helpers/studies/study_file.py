@@ -1,4 +1,4 @@
-"""Read a study file and check all of it; each fault is one sentence with its line."""
+"""Read a study file and check all of it; each fault is one sentence with its place in the file."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,32 +35,42 @@ def find_study(name: str) -> Path:
     raise SettingsError(f"There is no study file {name!r}; shipped with the course: {', '.join(shipped)}.")
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a mapping that has a key twice, of which YAML would take the last value without a warning."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        names = [key.value for key, _ in node.value]
+        for key, _ in node.value:
+            if names.count(key.value) > 1:
+                problem = f"{key.value!r} is set twice, keep one of the two"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def read_study(path: Path) -> Study:
     """Read a study file and check all of it.
 
     Raises:
-        SettingsError: one sentence per fault, each with the file and the line of the fault.
+        SettingsError: one sentence per fault, each with the file and the entry that has the fault.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        node, values = yaml.compose(text), yaml.safe_load(text)
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 (it is a safe one)
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
-        raise SettingsError(f"{path.name}{where}: this is not YAML: {getattr(error, 'problem', error)}.") from None
+        problem = getattr(error, "problem", error)
+        raise SettingsError(f"{path.name}{where}: this cannot be read as YAML: {problem}.") from None
     if not isinstance(values, dict):
-        raise SettingsError(f"{path.name}, line 1: a study is a mapping with at least `vary`: see {STUDIES}.")
+        raise SettingsError(f"{path.name}: a study is a mapping with at least `vary`: see {STUDIES}.")
     values = {str(name): value for name, value in values.items()}
-    # PyYAML's loader keeps no line numbers, so the same text is also composed into nodes, which have them.
-    lines: dict[tuple, int] = {}
-    faults = [*_repeated_keys(node, lines), *_faults_between_entries(values)]
+    faults = [*_faults_between_entries(values)]
     try:
         study = Study.model_validate({"study": path.stem, "vary": {}, **_with_paths(values, path.absolute().parent)})
     except ValidationError as error:
         faults += [(fault["loc"], _sentence(fault, values)) for fault in error.errors()]
     if faults:
-        located = sorted({(_line(lines, at), sentence) for at, sentence in faults})
-        raise SettingsError("\n".join(f"{path.name}, line {line}: {sentence}" for line, sentence in located))
+        located = {sentence: ".".join(map(str, at)) for at, sentence in faults}
+        raise SettingsError("\n".join(f"{path.name}, {place}: {sentence}" for sentence, place in located.items()))
     return study.model_copy(update={"storage": _with_absolute_file(study.storage, path.absolute().parent)})
 
 
@@ -89,31 +99,6 @@ def _with_paths(values: dict[str, Any], folder: Path) -> dict[str, Any]:
         else entries
         for section, entries in values.items()
     }
-
-
-def _repeated_keys(node: yaml.Node, lines: dict[tuple, int], at: tuple = ()) -> Iterator[Fault]:
-    """Fill `lines` (path of keys and indices -> line); yield a fault for each key that a mapping has twice."""
-    if isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            lines[*at, index] = value.start_mark.line + 1
-            yield from _repeated_keys(value, lines, (*at, index))
-    elif isinstance(node, yaml.MappingNode):
-        first: dict[str, int] = {}
-        for key, value in node.value:
-            name, line = key.value, key.start_mark.line + 1
-            lines[*at, name] = line  # the last one counts, as YAML takes its value without a warning
-            if name in first:
-                yield (*at, name), f"{name!r} is already set in line {first[name]}: keep one of the two."
-            first.setdefault(name, line)
-            yield from _repeated_keys(value, lines, (*at, name))
-
-
-def _line(lines: dict[tuple, int], at: tuple) -> int:
-    """Return the line of a part, or of the part that contains it."""
-    at = tuple(part if isinstance(part, int) else str(part) for part in at)
-    while at and at not in lines:
-        at = at[:-1]
-    return lines.get(at, 1)
 
 
 def _sentence(fault: ErrorDetails, values: dict[str, Any]) -> str:

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import psutil
 
 from helpers.display import duration_text
-from helpers.files import read_json
-from helpers.settings import SettingsError
+from helpers.files import read_json_if_there
 from helpers.studies.queue import State, state_of, this_worker, trials_of, was_interrupted
 from helpers.studies.study import Study, trial_name
 from helpers.studies.worker import PAUSED
@@ -94,15 +93,12 @@ class Progress:
         """The finished trials whose folders are on other machines."""
         here, folder = this_worker(self.study), self.study.folder
         remote = [trial for trial in self.of_state("done") if trial.user_attrs.get("worker") != here]
-        return [trial for trial in remote if not _is_done(folder / trial_name(trial.user_attrs["point"]))]
-
-
-def _is_done(folder: Path) -> bool:
-    """Return whether a trial's folder holds a finished one, as when the other machine shares this disk."""
-    try:
-        return read_json(folder / "trial.json")["state"] == "done"
-    except (OSError, SettingsError, KeyError):
-        return False
+        # a folder holds a finished trial where the other machine shares this disk
+        return [
+            trial
+            for trial in remote
+            if read_json_if_there(folder / trial_name(trial.user_attrs["point"]) / "trial.json").get("state") != "done"
+        ]
 
 
 def read_progress(study: Study, opened: "OptunaStudy") -> Progress:

@@ -3,7 +3,7 @@
 import html
 import math
 
-from helpers.display import GREEN, ORANGE, RED, size_text
+from helpers.display import GREEN, ORANGE, RED, html_table, size_text
 from helpers.settings import TrainingSettings
 from helpers.training import MemoryPlan
 from helpers.widgets.drawing import Series, line_chart, stacked_bar
@@ -39,16 +39,7 @@ def _facts_table(plan: MemoryPlan) -> str:
         ("steps", f"{plan.steps:,} in {settings.num_train_epochs:g} epochs"),
         *((name, texts[name]) for name in ("an epoch", "largest batch", "training text", "warm-up") if name in texts),
     ]
-    # Not `html_table`: in a widget its cells have no padding, and a name would touch its value.
-    cells = "".join(
-        "<tr><td style='text-align:left;padding-right:1em;vertical-align:top;white-space:nowrap'>"
-        f"{html.escape(name)}</td>"
-        f"<td style='text-align:left'>{html.escape(value)}</td></tr>"
-        for name, value in rows
-    )
-    return (
-        f"<table style='border-collapse:collapse'><caption style='text-align:left'>Predicted</caption>{cells}</table>"
-    )
+    return html_table([], rows, caption="Predicted")
 
 
 def learning_rate_at(settings: TrainingSettings, step: int, steps: int) -> float:

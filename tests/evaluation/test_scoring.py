@@ -2,11 +2,9 @@ import copy
 import dataclasses
 import math
 import os
-import random
 import re
 import subprocess
 import sys
-import tracemalloc
 
 import numpy as np
 import pytest
@@ -18,12 +16,11 @@ from helpers.evaluation.scoring import (
     Score,
     batch_windows,
     describe_revision,
+    encode,
     score,
     slide_windows,
-    split_text,
-    stream_tokens,
 )
-from helpers.model import load_model, load_tokenizer, quiet
+from helpers.model import load_model, quiet
 from helpers.paths import NOTEBOOKS
 from helpers.settings import SettingsError
 from helpers.training.fine_tuning import as_batch
@@ -192,90 +189,39 @@ def test_a_score_cannot_be_changed(tiny):
         result.stride = 4
 
 
-@pytest.mark.parametrize("size", [1, 3, 7])
-def test_a_split_text_has_the_tokens_of_the_complete_text(size):
-    tokenizer = load_tokenizer("pocket")
-    characters = random.Random(0).choices("ab 1.,'\n\t\u00a0\u2003\u00e9\u4e16", k=3000)
-    for text in (ODD_TEXT, "".join(characters)):
-        pieces = list(split_text(text, size))
-        assert "".join(pieces) == text
-        assert len(pieces) > 3
-        assert [token for piece in pieces for token in tokenizer.encode(piece)] == tokenizer.encode(text)
-
-
-@pytest.mark.skipif(
-    not (SHARED / "tinyshakespeare.txt").exists(), reason="needs tinyshakespeare.txt next to the project"
-)
-def test_a_real_text_in_pieces_has_the_tokens_of_gpt2s_own_tokenizer():
-    from tokenizers import ByteLevelBPETokenizer
-
-    folder = SHARED / "gpt2-tokenizer"
-    tokenizer = ByteLevelBPETokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"))
-    text = (SHARED / "tinyshakespeare.txt").read_text(encoding="utf-8")[:200_000]
-    tokens = [token for piece in split_text(text, 1000) for token in tokenizer.encode(piece).ids]
-    assert tokens == tokenizer.encode(text).ids
-
-
-def test_a_text_with_no_place_to_cut_is_one_piece():
-    assert list(split_text("x" * 50, 10)) == ["x" * 50]
-    assert list(split_text("", 10)) == [""]
-
-
-def test_the_stream_ends_each_document_and_names_the_document_of_each_token(tiny):
-    tokenizer, n_read = tiny[1], []
-    parts = stream_tokens(["A fox.", "", "An owl."], tokenizer, with_ends=True, advance=n_read.append)
-    ids, owners = np.concatenate(list(parts), axis=1)
+def test_each_document_ends_and_each_token_names_its_document(tiny):
+    tokenizer = tiny[1]
+    ids, owners = encode(["A fox.", "", "An owl."], tokenizer, with_ends=True)
     end = tokenizer.eos_token_id
     first, last = tokenizer.encode("A fox."), tokenizer.encode("An owl.")
     assert ids.tolist() == [end, *first, end, end, *last, end]
     assert owners.tolist() == [0, *[0] * len(first), 0, 1, *[2] * len(last), 2]
-    assert sum(n_read) == len("A fox.An owl.")
+
+
+def test_an_odd_text_has_the_tokens_of_the_tokenizer(tiny):
+    ids, _ = encode([ODD_TEXT], tiny[1], with_ends=False, with_start=False)
+    assert ids.tolist() == tiny[1].encode(ODD_TEXT)
 
 
 @pytest.mark.parametrize(
     ("n", "stride", "width"), [(50, 4, 9), (50, 8, 9), (7, 3, 9), (9, 1, 9), (10, 8, 9), (2, 1, 9)]
 )
-@pytest.mark.parametrize("arriving", [1, 5, 50])
-def test_overlapping_windows_score_every_token_but_the_first_once(n, stride, width, arriving):
-    stream = np.stack([np.arange(n)] * 2)
-    windows = list(slide_windows((stream[:, i : i + arriving] for i in range(0, n, arriving)), stride, width))
+def test_overlapping_windows_score_every_token_but_the_first_once(n, stride, width):
+    windows = list(slide_windows(np.arange(n), np.arange(n), stride=stride, width=width))
     assert [token for _, scored in windows for token in scored.tolist()] == list(range(1, n))
     assert all(ids[-len(scored) :].tolist() == scored.tolist() for ids, scored in windows)
     assert all(len(ids) == width for ids, _ in windows[:-1])
 
 
 def test_windows_that_do_not_overlap_leave_out_the_first_token_of_each():
-    windows = slide_windows([np.stack([np.arange(9)] * 2)], 4, 4)
+    windows = slide_windows(np.arange(9), np.arange(9), stride=4, width=4)
     assert [scored.tolist() for _, scored in windows] == [[1, 2, 3], [5, 6, 7]], "the ninth has nothing before it"
 
 
 def test_batches_hold_windows_of_one_shape():
-    windows = slide_windows([np.stack([np.arange(23)] * 2)], 4, 9)
+    windows = slide_windows(np.arange(23), np.arange(23), stride=4, width=9)
     shapes = [(ids.shape, owners.shape) for ids, owners in batch_windows(windows, 2)]
     assert shapes == [((1, 9), (1, 8)), ((2, 9), (2, 4)), ((1, 9), (1, 4)), ((1, 7), (1, 2))]
-
-
-class CharacterTokenizer:
-    """Makes a token of each character and caches nothing, so that the memory measured is that of the stream."""
-
-    eos_token_id = 0
-
-    def __call__(self, texts, verbose):
-        return {"input_ids": [list(map(ord, text)) for text in texts]}
-
-
-def test_memory_does_not_grow_with_the_text():
-    def peak(text):
-        tracemalloc.start()
-        stream = stream_tokens([text], CharacterTokenizer(), with_ends=True, advance=lambda n: None)
-        n_scored = sum(owners.size for _, owners in batch_windows(slide_windows(stream, 64, 65), 8))
-        _, peak_bytes = tracemalloc.get_traced_memory()
-        tracemalloc.stop()
-        return n_scored, peak_bytes
-
-    (n_short, short), (n_long, long) = (peak("The fox went home. " * n) for n in (10_000, 60_000))
-    assert n_long - 1 == 6 * (n_short - 1)
-    assert long < 1.1 * short
 
 
 class TestBadInput:

@@ -26,7 +26,7 @@ def refusal(path):
 def test_settings_whose_trials_cannot_be_ranked_are_not_varied(tmp_path, varied, changes, words):
     (tmp_path / "a.yaml").write_text(f"preset: pocket\nvary:\n  {varied}\n{changes}")
     sentence = refusal(tmp_path / "a.yaml")
-    assert sentence.startswith("a.yaml, line 3: ")
+    assert sentence.startswith(f"a.yaml, vary.{varied.partition(':')[0]}: ")
     assert words in sentence
     assert "\n" not in sentence
 
@@ -54,7 +54,7 @@ def test_settings_whose_trials_can_be_ranked_may_be_varied(tmp_path, text):
         ),
         ("vary: {seed: [1]}\nnotebooks: []\noptimise: perplexity\n", "the notebooks [] measures perplexity"),
         ("vary: {seed: [1]}\nnotebooks: []\nsettings: {stride: 8}\n", "None of the notebooks [] takes 'stride'"),
-        ("vary: {seed: [1]}\nnotebooks: [2]\n", "line 2: None of the notebooks 02 measures eval_loss"),
+        ("vary: {seed: [1]}\nnotebooks: [2]\n", "notebooks: None of the notebooks 02 measures eval_loss"),
     ],
 )
 def test_a_metric_that_none_of_the_notebooks_measures_is_refused(tmp_path, text, words):

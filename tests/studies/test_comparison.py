@@ -105,12 +105,11 @@ def test_metrics_of_completions_are_not_ranked_against_metrics_of_all_tokens(run
     assert ", completions)" in str(table)
 
 
-def test_a_copied_folder_is_left_out_with_a_note_and_the_others_are_compared(runs):
+def test_a_copied_folder_is_compared_like_any_other(runs):
     for name in ("a", "a (copy)", ".old"):
         write_run(runs / name)
     table = compare()
-    assert [run.name for run in table.runs] == ["a"]
-    assert "Not in this table, because of their names: a (copy). Rename the folders." in str(table)
+    assert [run.name for run in table.runs] == ["a", "a (copy)"]
 
 
 def test_different_block_sizes_are_noted_beside_validation_losses(runs):

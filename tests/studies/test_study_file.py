@@ -58,29 +58,29 @@ optimise: los
 storag: x
 """
 WORDS = {
-    1: "not a plain name",
-    2: "did you mean 'pocket'?",
-    4: "`run` is not for a study to set",
-    5: "did you mean 'block_size'?",
-    7: "learning_rate = 7 is not allowed: it must be a number, above 0, at most 0.1",
-    8: "low must be below high",
-    9: "on a log scale it must begin above 0",
-    10: "There is no setting 'optimiser'",
-    11: "source has no range: it must be text",
-    12: "The range of num_train_epochs lacks high",
-    13: "seed = 3 is not allowed: it must be a list of values, or a range with low and high",
-    14: "max_grad_norm has the same value twice",
-    15: "None of the notebooks 03 takes 'stride'",
-    16: "There is no 'hihg' here; did you mean 'high'?",
-    19: "There is no 'trial' here; did you mean 'trials'?",
-    20: "hours = -1 is not allowed: it must be a number, at least 0",
-    21: "prune = 'maybe' is not allowed: it must be true or false",
-    22: "optimise = 'los' is not allowed: it must be one of 'eval_loss', 'bits_per_byte', 'perplexity'",
-    23: "A study has no 'storag'; did you mean 'storage'?",
+    "study": "not a plain name",
+    "preset": "did you mean 'pocket'?",
+    "settings.run": "`run` is not for a study to set",
+    "settings.blok_size": "did you mean 'block_size'?",
+    "vary.learning_rate.1": "learning_rate = 7 is not allowed: it must be a number, above 0, at most 0.1",
+    "vary.weight_decay": "low must be below high",
+    "vary.warmup_steps": "on a log scale it must begin above 0",
+    "vary.optimiser": "There is no setting 'optimiser'",
+    "vary.source": "source has no range: it must be text",
+    "vary.num_train_epochs.high": "The range of num_train_epochs lacks high",
+    "vary.seed": "seed = 3 is not allowed: it must be a list of values, or a range with low and high",
+    "vary.max_grad_norm": "max_grad_norm has the same value twice",
+    "vary.stride": "None of the notebooks 03 takes 'stride'",
+    "vary.block_size.hihg": "There is no 'hihg' here; did you mean 'high'?",
+    "budgets.trial": "There is no 'trial' here; did you mean 'trials'?",
+    "budgets.hours": "hours = -1 is not allowed: it must be a number, at least 0",
+    "prune": "prune = 'maybe' is not allowed: it must be true or false",
+    "optimise": "optimise = 'los' is not allowed: it must be one of 'eval_loss', 'bits_per_byte', 'perplexity'",
+    "storag": "A study has no 'storag'; did you mean 'storage'?",
 }
 
 
-def test_each_fault_is_reported_with_its_line(tmp_path):
+def test_each_fault_is_reported_with_its_place(tmp_path):
     path = tmp_path / "bad.yaml"
     path.write_text(BAD, encoding="utf-8")
     with pytest.raises(SettingsError) as error:
@@ -88,16 +88,15 @@ def test_each_fault_is_reported_with_its_line(tmp_path):
     faults = {}
     for line in str(error.value).splitlines():
         where, _, sentence = line.partition(": ")
-        faults.setdefault(int(where.removeprefix("bad.yaml, line ")), []).append(sentence)
-    assert {line for line in WORDS if not any(WORDS[line] in fault for fault in faults.get(line, []))} == set()
-    assert set(faults) == set(WORDS)
+        faults.setdefault(where.removeprefix("bad.yaml, "), []).append(sentence)
+    assert {place for place in WORDS if not any(WORDS[place] in fault for fault in faults.get(place, []))} == set()
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("vary: [1", "line 1: this is not YAML"),
-        ("a: 1\nb: {\n", "this is not YAML"),
+        ("vary: [1", "bad.yaml, line 1: this cannot be read as YAML"),
+        ("a: 1\nb: {\n", "cannot be read as YAML"),
         ("- 1\n", "a study is a mapping"),
         ("", "a study is a mapping"),
         ("preset: pocket\n", "`vary` names no setting"),
@@ -122,7 +121,7 @@ def test_a_file_that_is_not_a_study_is_refused_in_one_sentence(tmp_path, text, w
 
 def test_a_file_that_is_not_text_is_refused_in_one_sentence(tmp_path):
     (tmp_path / "bad.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(SettingsError, match=r"bad\.yaml: this is not YAML"):
+    with pytest.raises(SettingsError, match=r"bad\.yaml: this cannot be read as YAML"):
         read_study(tmp_path / "bad.yaml")
 
 
@@ -135,13 +134,13 @@ def refusal(path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("vary: {seed: [1]}\nsettings:\n  seed: 1\n", "line 1: seed is under `settings` too"),
+        ("vary: {seed: [1]}\nsettings:\n  seed: 1\n", "vary.seed: seed is under `settings` too"),
         (
             "vary: {seed: [1]}\npreset: pocket\nvary: {seed: [2]}\n",
-            "line 3: 'vary' is already set in line 1: keep one of the two",
+            "'vary' is set twice, keep one of the two",
         ),
-        ("vary:\n  seed: [1]\n  seed: [2]\n", "line 3: 'seed' is already set in line 2: keep one of the two"),
-        ("vary: {learning_rate: [0.001, 1e-3]}\n", "line 1: learning_rate has the same value twice"),
+        ("vary:\n  seed: [1]\n  seed: [2]\n", "'seed' is set twice, keep one of the two"),
+        ("vary: {learning_rate: [0.001, 1e-3]}\n", "vary.learning_rate: learning_rate has the same value twice"),
     ],
 )
 def test_entries_that_would_fail_or_be_lost_are_refused_in_advance(tmp_path, text, words):

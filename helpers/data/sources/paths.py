@@ -131,18 +131,12 @@ def other_files(folder: Path) -> list[Path]:
 
 def _refuse_parts_of_saved(folder: Path, files: Sequence[Path]) -> None:
     """Raise `SettingsError` for a saved data set that lies deeper, or lacks the files that tell what it is."""
-    saved = sorted({file.parent for file in files if is_saved_dataset(file.parent)})
-    whole = [each for each in saved if not any(other != each and other in each.parents for other in saved)]
-    if whole:
-        names = ", ".join(each.relative_to(folder).as_posix() for each in whole)
+    saved = [file for file in files if file.suffix == ".arrow" and (file.parent / "dataset_info.json").is_file()]
+    if saved:
+        names = ", ".join(sorted({file.relative_to(folder).parts[0] for file in saved}))
         raise SettingsError(
-            f"{folder} holds data saved with `save_to_disk` ({names}): set source to one of these folders, or, where "
-            "they are the parts of one data set, copy it again with its dataset_dict.json."
-        )
-    if any(file.suffix == ".arrow" and (file.parent / "dataset_info.json").is_file() for file in files):
-        raise SettingsError(
-            f"{folder} is a damaged saved data set: its state.json is missing. Copy the whole folder again, or save "
-            "the data set once more with `save_to_disk`."
+            f"{folder} holds data saved with `save_to_disk` ({names}): set source to the folder that was saved, and "
+            "copy it again where its dataset_dict.json or state.json is missing."
         )
 
 

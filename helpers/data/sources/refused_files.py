@@ -1,10 +1,9 @@
 """Files that are no text and no table, recognised by their first bytes and refused with the way to their text."""
 
 import re
-import zipfile
 from pathlib import Path
 
-from helpers.data.sources.compression import CODECS, read_chunks
+from helpers.data.sources.compression import read_chunks
 from helpers.settings import SettingsError
 
 _HEAD_BYTES = 4096
@@ -35,6 +34,10 @@ _KINDS: dict[bytes, tuple[str, str]] = {
         "e-mail with its headers",
         "take the messages out of it, such as with Python's `mailbox`, and save them as .jsonl",
     ),
+    rb"PK\x03\x04": (
+        "a ZIP archive, or a file of Word, Excel or another program",
+        f"{_UNPACK}, or {_SAVE_AS_TEXT}, a table as .csv",
+    ),
     rb"%PDF-": ("a PDF", "take its text out, such as with `pdftotext`, and read what comes out"),
     rb"\xd0\xcf\x11\xe0": ("a file of an old Office program", _SAVE_AS_TEXT),
     rb"\x89PNG|\xff\xd8\xff|GIF8": ("a picture", "name a text file"),
@@ -51,25 +54,15 @@ _KINDS: dict[bytes, tuple[str, str]] = {
     rb"SQLite format 3\0": ("a database", "export its table as .csv or .jsonl"),
     rb"\x80[\x02-\x05]": ("a Python pickle, which can run code when it is opened", "save the data as .jsonl"),
 }
-# A member of a ZIP archive -> what the archive is.
-_ZIPPED = {
-    "word/": ("a Word document", _SAVE_AS_TEXT),
-    "xl/": ("an Excel table", "save it as .csv (UTF-8)"),
-    "ppt/": ("a PowerPoint presentation", _SAVE_AS_TEXT),
-    "mimetype": ("an e-book or an OpenDocument file", _SAVE_AS_TEXT),
-}
 
 
 def refuse_other_kinds(file: Path) -> None:
     """Raise `SettingsError` for a file that is neither a text nor a table, whatever its name says."""
     head = next(read_chunks(file), b"")[:_HEAD_BYTES]
-    if head.startswith(b"PK\x03\x04"):
-        kind = _kind_of_archive(file)
-    else:
-        text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
-        if file.suffix.lower() == ".xml":  # one without its first line cannot be told from Markdown with a tag in it
-            text = b"<?xml" + text
-        kind = next((kind for start, kind in _KINDS.items() if re.match(start, text, re.DOTALL)), _binary(head))
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if file.suffix.lower() == ".xml":  # one without its first line cannot be told from Markdown with a tag in it
+        text = b"<?xml" + text
+    kind = next((kind for start, kind in _KINDS.items() if re.match(start, text, re.DOTALL)), _binary(head))
     is_named_so = head.startswith(b"PAR1") and file.suffix.lower() == ".parquet"
     if kind and not is_named_so:
         raise SettingsError(f"{file} is {kind[0]}, not text: {kind[1]}.")
@@ -80,15 +73,3 @@ def _binary(head: bytes) -> tuple[str, str] | None:
     codes = list(map(ord, head.decode("utf-16-le", "ignore"))) if b"\0" in head else list(head)
     n_control = sum(0 < code < 9 or 13 < code < 32 for code in codes)
     return ("a binary file", "name a text file") if n_control > 0.1 * len(codes) else None
-
-
-def _kind_of_archive(file: Path) -> tuple[str, str]:
-    names: list[str] = []
-    if file.suffix.lower() not in CODECS:
-        try:
-            with zipfile.ZipFile(file) as archive:
-                names = archive.namelist()
-        except (zipfile.BadZipFile, OSError):
-            return "a damaged ZIP archive", "download it again"
-    starts = (kind for start, kind in _ZIPPED.items() if any(name.startswith(start) for name in names))
-    return next(starts, ("a ZIP archive", _UNPACK))
