@@ -282,7 +282,6 @@ def test_a_full_disk_is_explained_and_nothing_is_left(tmp_path, tiny_model):
     assert not list((tmp_path / "runs" / "tiny").glob("data*"))
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="kills a process as POSIX can")
 def test_a_killed_preparation_leaves_no_data_and_the_next_starts_clean(tmp_path, tiny_model):
     source, folder = written(tmp_path, stories(100)), tmp_path / "runs" / "tiny"
     child = start_forked(prepare_after, hold_still_at_the_end, source, tiny_model, output=tmp_path / "printed.txt")

@@ -305,7 +305,6 @@ def half_written(checkpoints):
     return any(not (folder / "trainer_state.json").exists() for folder in checkpoints.glob("checkpoint-*"))
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="kills as Linux does")
 def test_killed_at_any_moment_the_same_call_ends_with_the_same_weights_and_history(tiny_settings, runs):
     settings = tiny_settings.model_copy(update={"num_train_epochs": 12.0, "save_steps": 4})
     expected = fine_tune(settings.model_copy(update={"run": "unbroken"}))
@@ -331,7 +330,6 @@ def test_killed_at_any_moment_the_same_call_ends_with_the_same_weights_and_histo
 
 
 @pytest.mark.filterwarnings("ignore:.*is skipped")  # a checkpoint that the kill cut short
-@pytest.mark.skipif(sys.platform == "win32", reason="kills as Linux does")
 def test_a_streamed_run_that_is_killed_ends_with_the_same_weights_to_the_bit(tiny_settings, runs, tmp_path):
     shards = tmp_path / "shards"
     shards.mkdir()
