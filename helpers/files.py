@@ -80,9 +80,11 @@ def explain_os_error(error: OSError) -> str:
         )
     if error.filename is None:
         return ""
+    path = error.filename2 or error.filename  # of a file that cannot take another one's place, the one that was named
+    close = "close the program that has it open, " if os.name == "nt" and isinstance(error, PermissionError) else ""
     return (
-        f"{error.filename} cannot be used ({error.strerror}): name another path, or change the permissions of this "
-        "one. COURSE_RUNS names the folder of all runs."
+        f"{path} cannot be used ({error.strerror}): {close}name another path, or change the permissions of this one. "
+        "COURSE_RUNS names the folder of all runs."
     )
 
 

@@ -1,6 +1,7 @@
 import errno
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -91,6 +92,19 @@ def test_json_lines_are_objects_and_a_line_that_was_cut_short_is_an_error(tmp_pa
 def test_an_error_of_the_system_is_explained_where_it_is_of_a_file(error, words):
     assert explain_os_error(error).startswith(words)
     assert bool(explain_os_error(error)) == bool(words)
+
+
+def test_on_windows_an_open_file_that_cannot_be_replaced_is_named_and_to_be_closed(tmp_path, monkeypatch):
+    def replace(new, path):  # as Windows does while another program has the old file open
+        raise PermissionError(errno.EACCES, "Access is denied", str(new), 5, str(path))
+
+    monkeypatch.setattr("pathlib.Path.replace", replace)
+    monkeypatch.setattr("helpers.files.time.sleep", lambda seconds: None)
+    with pytest.raises(PermissionError) as error:
+        write_atomically(tmp_path / "history.jsonl", "")
+    words = f"{tmp_path / 'history.jsonl'} cannot be used (Access is denied): close the program that has it open"
+    monkeypatch.setattr("helpers.files.os", SimpleNamespace(name="nt"))
+    assert explain_os_error(error.value).startswith(words)
 
 
 def test_a_folder_takes_the_place_of_the_old_one_when_it_is_whole(folder):
