@@ -126,8 +126,8 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
             shutil.rmtree(new, ignore_errors=True)
             if isinstance(error, PermissionError) and folder.exists():
                 raise SettingsError(
-                    f"{folder} cannot be replaced ({error}): its old content is still there. Close the notebooks and "
-                    "programs that have it open, then run this again."
+                    f"{folder} cannot be replaced ({error}): its old content is still there. Restart the kernel of "
+                    "each notebook that has it open, and close other programs that do; then run this again."
                 ) from None
             raise
         _retry(lambda: new.rename(folder))

@@ -135,7 +135,7 @@ def test_a_folder_in_use_is_a_sentence_and_stays(folder, monkeypatch):
 
     monkeypatch.setattr("pathlib.Path.rename", in_use)  # as Windows does where a file of it is open
     monkeypatch.setattr("time.sleep", lambda seconds: None)
-    with pytest.raises(SettingsError, match="Close the notebooks and programs"), atomic_folder(folder):
+    with pytest.raises(SettingsError, match="Restart the kernel of each notebook"), atomic_folder(folder):
         pass
     assert names(folder) == ["data", "data/before"]
 

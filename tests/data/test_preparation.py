@@ -102,11 +102,10 @@ def stories(n):
     return [STORY.format(f"fox{i}", i * 37, " ".join(f"thing{i * 11 + k}" for k in range(12))) for i in range(n)]
 
 
-def test_the_stored_data_can_be_opened_by_the_library_alone(tiny_settings):
+def test_the_stored_data_can_be_opened_by_the_library_alone(runs, tiny_settings):
     from datasets import load_from_disk
 
-    prepared = prepare(tiny_settings)
-    folder = Path(prepared.blocks["train"].cache_files[0]["filename"]).parents[2]
+    prepared, folder = prepare(tiny_settings), runs / "tiny/data"
     again = load_from_disk(folder / "blocks")
     assert again["train"]["input_ids"][:].tolist() == prepared.blocks["train"]["input_ids"][:].tolist()
     assert again["train"]._fingerprint != again["validation"]._fingerprint
