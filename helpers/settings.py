@@ -85,11 +85,14 @@ def _known_separator(separator: str) -> str:
 
 
 def _path_or_name(name: str) -> str:
+    """Store a path as `stored_path` does; explain what Windows' paths become in quotes."""
     if _CONTROL_CHARACTER.search(name) and find_path(name) is None:
         raise ValueError(
             "is not there, and holds a control character: in quotes, a backslash and what follows it can mean one, as "
             "\\t means a tab. Write / in place of each \\"
         )
+    if '"' in name and find_path(name) is None:  # as Explorer copies it, or as a terminal's last \" is read
+        raise ValueError("is not there, and holds a quotation mark: leave it out, and write no \\ before one")
     return stored_path(name)
 
 

@@ -30,6 +30,7 @@ from helpers.settings import (
         ({"source": ""}, ["source = ''", "not empty"]),
         ({"source": "C:\texts\new"}, [r"source = 'C:\texts\new' is not there", "Write / in place of"]),
         ({"model_name_or_path": "D:\2024"}, ["is not there, and holds a control character"]),
+        ({"source": 'D:\\my texts" -p seed 7'}, ["is not there, and holds a quotation mark"]),
     ],
 )
 def test_a_bad_value_is_answered_with_what_was_found_and_what_is_allowed(values, words):
