@@ -3,6 +3,7 @@
 import asyncio
 import atexit
 import os
+import subprocess
 import sys
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -206,6 +207,13 @@ def kernel_of_this_python() -> type:
     class KernelOfThisPython(AsyncKernelManager):
         def __init__(self, **traits: Any) -> None:
             super().__init__(kernel_spec_manager=KernelSpecManager(kernel_dirs=[]), **traits)
+
+        async def start_kernel(self, **how: Any) -> None:
+            # Windows would send a kernel the terminal's Ctrl-C too: with that of `let_cell_end` it would be the second
+            # one, which does not let a training save. (Elsewhere jupyter_client gives a kernel a session of its own.)
+            if group := getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0):
+                how["creationflags"] = group
+            await super().start_kernel(**how)
 
         async def shutdown_kernel(self, now: bool = False, restart: bool = False) -> None:
             interrupted = isinstance(sys.exc_info()[1], KeyboardInterrupt)  # Ctrl-C or SIGTERM, which the kernel missed

@@ -88,9 +88,11 @@ def explain_os_error(error: OSError) -> str:
         )
     if error.filename is None:
         return ""
+    path = error.filename2 or error.filename  # of a file that cannot take another one's place, the one that was named
+    close = "close the program that has it open, " if os.name == "nt" and isinstance(error, PermissionError) else ""
     return (
-        f"{error.filename} cannot be used ({error.strerror}): name another path, or change the permissions of this "
-        "one. COURSE_RUNS names the folder of all runs."
+        f"{path} cannot be used ({error.strerror}): {close}name another path, or change the permissions of this one. "
+        "COURSE_RUNS names the folder of all runs."
     )
 
 
@@ -132,8 +134,8 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
             shutil.rmtree(new, ignore_errors=True)
             if isinstance(error, PermissionError) and folder.exists():
                 raise SettingsError(
-                    f"{folder} cannot be replaced ({error}): its old content is still there. Close the notebooks and "
-                    "programs that have it open, then run this again."
+                    f"{folder} cannot be replaced ({error}): its old content is still there. Restart the kernel of "
+                    "each notebook that has it open, and close other programs that do; then run this again."
                 ) from None
             raise
         _retry(lambda: new.rename(folder))

@@ -64,6 +64,5 @@ def is_same_place(before: str, now: str) -> bool:
     >>> is_same_place("models/mine", "/data/models/mine"), is_same_place("models/mine", "/data/mine")
     (True, False)
     """
-    return before == now or (
-        Path(now).is_absolute() and Path(now).parts[-len(Path(before).parts) :] == Path(before).parts
-    )
+    end = Path(*Path(now).parts[-len(Path(before).parts) :])
+    return before == now or (Path(now).is_absolute() and Path(before) == end)  # as paths: Windows sees no upper case

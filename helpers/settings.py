@@ -18,7 +18,7 @@ from pydantic import AfterValidator, TypeAdapter, ValidationError, model_validat
 
 from helpers.display import did_you_mean
 from helpers.files import read_json
-from helpers.paths import ASSETS, runs_folder, stored_path
+from helpers.paths import ASSETS, find_path, runs_folder, stored_path
 from helpers.schema import Settings, SettingsError, refuse_truth_value, sentence, setting, unknown
 
 PRESETS = ASSETS / "presets"
@@ -27,6 +27,7 @@ LEAST_VOCABULARY = 257  # 256 bytes and the end of text
 
 _SEPARATORS = ("auto", "row", "line", "blank line", "heading", "file")
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _WINDOWS_DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
 
@@ -83,7 +84,19 @@ def _known_separator(separator: str) -> str:
     return separator
 
 
-PathOrName = Annotated[str, AfterValidator(stored_path)]
+def _path_or_name(name: str) -> str:
+    """Store a path as `stored_path` does; explain what Windows' paths become in quotes."""
+    if _CONTROL_CHARACTER.search(name) and find_path(name) is None:
+        raise ValueError(
+            "is not there, and holds a control character: in quotes, a backslash and what follows it can mean one, as "
+            "\\t means a tab. Write / in place of each \\"
+        )
+    if '"' in name and find_path(name) is None:  # as Explorer copies it, or as a terminal's last \" is read
+        raise ValueError("is not there, and holds a quotation mark: leave it out, and write no \\ before one")
+    return stored_path(name)
+
+
+PathOrName = Annotated[str, AfterValidator(_path_or_name)]
 
 
 class RunSettings(Settings):

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
@@ -12,10 +13,12 @@ _PRELOADED = ["helpers.__main__", "helpers.training.fine_tuning", "transformers.
 def start_forked(function, *arguments, output, **env):
     """Start a function in a fork of a process that has done nothing but import; what it prints is in `output`.
 
-    It has this process's environment, with the changes in `env`.
+    It has this process's environment, with the changes in `env`. On Windows, which cannot fork, it imports anew.
     """
-    forks = multiprocessing.get_context("forkserver")
-    forks.set_forkserver_preload(_PRELOADED)
+    is_windows = sys.platform == "win32"
+    forks = multiprocessing.get_context("spawn" if is_windows else "forkserver")
+    if not is_windows:
+        forks.set_forkserver_preload(_PRELOADED)
     given = (function, arguments, str(output), {**os.environ, **env})
     process = forks.Process(target=_run, args=given, daemon=True)  # it ends with this one
     process.start()

@@ -1,3 +1,4 @@
+import asyncio
 import json
 import signal
 import subprocess
@@ -151,6 +152,18 @@ def test_an_interrupt_leaves_what_was_done_and_lets_the_cell_save(notebook, runs
     assert saved.exists()
     assert outputs("mine", "01_a.ipynb")[0].text == "done before\n"
     assert (runs / "mine/notebooks/report.html").exists()
+
+
+def test_on_windows_the_terminals_ctrl_c_does_not_reach_the_kernel_itself(monkeypatch):
+    given = {}
+
+    async def start_kernel(self, **how):
+        given.update(how)
+
+    monkeypatch.setattr("jupyter_client.AsyncKernelManager.start_kernel", start_kernel)
+    monkeypatch.setattr("subprocess.CREATE_NEW_PROCESS_GROUP", 512, raising=False)
+    asyncio.run(course.kernel_of_this_python()().start_kernel(cwd="here"))
+    assert given == {"cwd": "here", "creationflags": 512}
 
 
 def test_the_report_is_one_page_that_needs_no_network_and_escapes_text(notebook):

@@ -1,6 +1,7 @@
 import errno
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -93,6 +94,19 @@ def test_an_error_of_the_system_is_explained_where_it_is_of_a_file(error, words)
     assert bool(explain_os_error(error)) == bool(words)
 
 
+def test_on_windows_an_open_file_that_cannot_be_replaced_is_named_and_to_be_closed(tmp_path, monkeypatch):
+    def replace(new, path):  # as Windows does while another program has the old file open
+        raise PermissionError(errno.EACCES, "Access is denied", str(new), 5, str(path))
+
+    monkeypatch.setattr("pathlib.Path.replace", replace)
+    monkeypatch.setattr("helpers.files.time.sleep", lambda seconds: None)
+    with pytest.raises(PermissionError) as error:
+        write_atomically(tmp_path / "history.jsonl", "")
+    words = f"{tmp_path / 'history.jsonl'} cannot be used (Access is denied): close the program that has it open"
+    monkeypatch.setattr("helpers.files.os", SimpleNamespace(name="nt"))
+    assert explain_os_error(error.value).startswith(words)
+
+
 def test_a_folder_takes_the_place_of_the_old_one_when_it_is_whole(folder):
     with atomic_folder(folder) as new:
         (new / "after").write_text("y")
@@ -121,7 +135,7 @@ def test_a_folder_in_use_is_a_sentence_and_stays(folder, monkeypatch):
 
     monkeypatch.setattr("pathlib.Path.rename", in_use)  # as Windows does where a file of it is open
     monkeypatch.setattr("time.sleep", lambda seconds: None)
-    with pytest.raises(SettingsError, match="Close the notebooks and programs"), atomic_folder(folder):
+    with pytest.raises(SettingsError, match="Restart the kernel of each notebook"), atomic_folder(folder):
         pass
     assert names(folder) == ["data", "data/before"]
 

@@ -3,11 +3,12 @@ import os
 import re
 import runpy
 import sys
+from pathlib import PureWindowsPath
 
 import pytest
 
 from helpers import paths
-from helpers.paths import runs_folder
+from helpers.paths import is_same_place, runs_folder
 from helpers.settings import (
     EvaluationSettings,
     TrainingSettings,
@@ -94,3 +95,12 @@ def test_a_notebook_in_its_own_folder_also_finds_what_is_next_to_it(tmp_path, mo
 def test_a_windows_path_is_looked_for_on_the_mounted_drive(monkeypatch, written):
     monkeypatch.setattr(paths.os.path, "lexists", lambda path: path == "/mnt/c/texts/a b.txt")
     assert str(paths.find_path(written)) == "/mnt/c/texts/a b.txt"
+
+
+@pytest.mark.parametrize(
+    ("before", "is_same"),
+    [(r"c:\Texts\a.txt", True), (r"texts\A.txt", True), (r"D:\texts\a.txt", False), ("b.txt", False)],
+)
+def test_windows_writes_the_same_place_in_upper_or_lower_case(monkeypatch, before, is_same):
+    monkeypatch.setattr("helpers.paths.Path", PureWindowsPath)
+    assert is_same_place(before, r"C:\texts\a.txt") is is_same

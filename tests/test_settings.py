@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 import yaml
 
@@ -26,6 +28,9 @@ from helpers.settings import (
         ({"block_size": 8.5}, ["8.5", "a whole number"]),
         ({"from_scratch": "maybe"}, ["'maybe'", "true or false"]),
         ({"source": ""}, ["source = ''", "not empty"]),
+        ({"source": "C:\texts\new"}, [r"source = 'C:\texts\new' is not there", "Write / in place of"]),
+        ({"model_name_or_path": "D:\2024"}, ["is not there, and holds a control character"]),
+        ({"source": 'D:\\my texts" -p seed 7'}, ["is not there, and holds a quotation mark"]),
     ],
 )
 def test_a_bad_value_is_answered_with_what_was_found_and_what_is_allowed(values, words):
@@ -40,6 +45,12 @@ def test_a_bad_value_is_answered_with_what_was_found_and_what_is_allowed(values,
 def test_a_run_name_cannot_leave_the_runs_folder(name):
     with pytest.raises(SettingsError, match="run = "):
         RunSettings(run=name)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows allows no control characters in names")
+def test_a_file_whose_name_has_a_control_character_is_a_source(tmp_path):
+    (tmp_path / "a\tb.txt").touch()
+    assert TrainingSettings(source=str(tmp_path / "a\tb.txt")).source == str(tmp_path / "a\tb.txt")
 
 
 @pytest.mark.parametrize("name", ["pocket", "mine-2", "a.b_c", "007"])

@@ -6,7 +6,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from helpers.data.sources import check_source, source_hash
-from helpers.display import first_line
+from helpers.display import MIB, first_line
 from helpers.files import read_json
 from helpers.model import check_model_name, load_tokenizer, model_hash
 from helpers.paths import is_same_place
@@ -15,6 +15,8 @@ from helpers.settings import DataSettings, SettingsError, run_folder
 if TYPE_CHECKING:
     from datasets import DatasetDict
     from transformers import PreTrainedTokenizerBase
+
+_READ_BYTES = 64 * MIB  # of all files together: about 30 MB of text
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,9 @@ class PreparedData:
 
 
 def open_prepared(run: str) -> PreparedData:
-    """Open the data that `prepare` wrote for a run, memory-mapped.
+    """Open the data that `prepare` wrote for a run: small ones are read, large ones are memory-mapped.
+
+    Windows replaces no file that is mapped: a notebook could not prepare its own text with other settings any more.
 
     Raises:
         SettingsError: there are none, or they are damaged.
@@ -46,8 +50,10 @@ def open_prepared(run: str) -> PreparedData:
     if not (folder / "data.json").exists():
         raise SettingsError(f"Run {run!r} holds no data yet: run notebook 02 or `prepare(settings)` first.")
     facts = read_json(folder / "data.json")
+    is_small = sum(path.stat().st_size for path in folder.rglob("*.arrow")) <= _READ_BYTES
     try:
-        return PreparedData(load_from_disk(folder / "blocks"), load_from_disk(folder / "documents"), facts)
+        parts = (load_from_disk(folder / name, keep_in_memory=is_small) for name in ("blocks", "documents"))
+        return PreparedData(*parts, facts)
     except (OSError, ValueError, KeyError) as error:  # of which pyarrow's errors are some
         raise SettingsError(
             f"The data of run {run!r} are damaged ({first_line(error)}): delete the folder {folder}, and run notebook "

@@ -108,7 +108,8 @@ def _is_done(folder: Path, torch: str) -> bool:
     """Say whether everything is there, and still found. Without a wish for a wheel, the one that is there is right."""
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        wishes = (str(ROOT), _fingerprint()) == (record["project"], record["files"])
+        # as paths: in Windows' terminals the same folder is C:\course or c:\course
+        wishes = (ROOT, _fingerprint()) == (Path(record["project"]), record["files"])
         is_recorded = wishes and torch in ("auto", record["torch"])
     except (OSError, ValueError, KeyError, TypeError):
         return False

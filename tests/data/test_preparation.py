@@ -96,11 +96,10 @@ def stories(n):
     return [STORY.format(f"fox{i}", i * 37, " ".join(f"thing{i * 11 + k}" for k in range(12))) for i in range(n)]
 
 
-def test_the_stored_data_can_be_opened_by_the_library_alone(tiny_settings):
+def test_the_stored_data_can_be_opened_by_the_library_alone(runs, tiny_settings):
     from datasets import load_from_disk
 
-    prepared = prepare(tiny_settings)
-    folder = Path(prepared.blocks["train"].cache_files[0]["filename"]).parents[2]
+    prepared, folder = prepare(tiny_settings), runs / "tiny/data"
     again = load_from_disk(folder / "blocks")
     assert again["train"]["input_ids"][:].tolist() == prepared.blocks["train"]["input_ids"][:].tolist()
     assert again["train"]._fingerprint != again["validation"]._fingerprint
@@ -276,7 +275,6 @@ def test_a_full_disk_is_explained_and_nothing_is_left(tmp_path, tiny_model):
     assert not list((tmp_path / "runs" / "tiny").glob("data*"))
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="kills a process as POSIX can")
 def test_a_killed_preparation_leaves_no_data_and_the_next_starts_clean(tmp_path, tiny_model):
     source, folder = written(tmp_path, stories(100)), tmp_path / "runs" / "tiny"
     child = start_forked(prepare_after, hold_still_at_the_end, source, tiny_model, output=tmp_path / "printed.txt")

@@ -19,6 +19,20 @@ def test_a_file_that_was_moved_or_renamed_is_the_same_text_and_another_one_is_no
     assert not is_same_text(tiny_settings.model_copy(update={"test_share": 0.2}))
 
 
+def test_data_that_are_in_use_can_be_prepared_with_other_settings(tiny_settings):
+    wide = prepare(tiny_settings)
+    assert not wide.blocks["train"].cache_files, "Windows replaces no file that is mapped"
+    narrow = prepare(tiny_settings.model_copy(update={"block_size": 16}))
+    assert [data.blocks["train"]["input_ids"][:].shape[1] for data in (wide, narrow)] == [32, 16]
+    assert wide.documents["test"]["text"][:] == narrow.documents["test"]["text"][:]
+
+
+def test_a_large_text_is_not_read_into_memory(tiny_settings, monkeypatch):
+    monkeypatch.setattr("helpers.data.run_data._READ_BYTES", 1000)
+    prepared = prepare(tiny_settings)
+    assert all(part.cache_files for parts in (prepared.blocks, prepared.documents) for part in parts.values())
+
+
 def test_a_run_that_has_its_text_needs_its_file_no_more(tmp_path, text_file, tiny_settings):
     copy = shutil.copy(text_file, tmp_path / "copy.txt")
     settings = tiny_settings.model_copy(update={"source": str(copy)})

@@ -136,6 +136,18 @@ def test_what_has_changed_is_installed_again(shell, change):
     assert not shell.commands("-m venv")
 
 
+def test_what_was_installed_from_the_same_folder_spelled_in_another_way_is_there(shell):
+    install()
+    shell.ran.clear()
+    record, here = shell.folder / RECORD, str(shell.folder.parent)
+    content = json.loads(record.read_text(encoding="utf-8"))
+    assert content["project"] == here
+    other = here.swapcase() if sys.platform == "win32" else f"{here}/."
+    record.write_text(json.dumps(content | {"project": other}), encoding="utf-8")
+    install()
+    assert shell.ran == ["-c import click"]
+
+
 def test_an_environment_whose_python_was_replaced_is_made_again_although_it_was_finished(shell):
     install()
     shell.ran.clear()

@@ -115,7 +115,6 @@ def test_ctrl_c_saves_and_says_so_and_the_same_command_continues(settings, unbro
     assert ends_as_if_never_stopped(settings, unbroken_folder)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="interrupts a kernel as Linux does")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 def test_the_interrupt_of_a_kernel_saves_and_the_same_cell_continues(settings, unbroken_folder, runs):
     from jupyter_client.manager import start_new_kernel

@@ -312,6 +312,18 @@ def test_a_link_in_a_circle_is_an_error_and_a_link_to_its_own_folder_is_not(tmp_
     assert texts(folder) == ["one fox"]
 
 
+def test_a_file_on_a_drive_that_cannot_tell_the_true_path_is_read(tmp_path, monkeypatch):
+    def realpath(path, *, strict=False):  # as Windows does for a drive in memory
+        if strict:
+            raise OSError(None, "Incorrect function", str(path), 1)
+        return os.path.abspath(path)  # noqa: PTH100 - what realpath gives back is text
+
+    monkeypatch.setattr("os.path.realpath", realpath)
+    (tmp_path / "a.txt").write_text("one fox")
+    assert source_path(str(tmp_path / "a.txt")) == tmp_path / "a.txt"
+    assert texts(tmp_path) == ["one fox"]
+
+
 def test_a_folder_with_nothing_to_read_says_what_it_looked_for(tmp_path):
     with pytest.raises(SettingsError, match=r"holds no file of \.txt, .* it holds 0 other files"):
         texts(tmp_path)
