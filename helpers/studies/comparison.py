@@ -4,6 +4,7 @@ import html
 import math
 import re
 import shutil
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +23,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 _MOST_ERRORS = 5  # below a table
-_MOST_COLUMNS = (
-    4  # for settings; where more differ, as between runs of unlike kinds, each run has a list below the table
-)
+_MOST_COLUMNS = 4  # for settings; where more differ, each run has a list below the table
 _LONGEST = 24  # characters of a setting's value
 _INTERVAL = f"{CONFIDENCE:.0%} interval"
 
@@ -127,7 +126,7 @@ class RunTable:
 
     def __str__(self) -> str:
         """Return the tables, the notes and the best runs for a terminal."""
-        width = shutil.get_terminal_size((10_000, 0)).columns  # of a terminal; a file has lines of any length
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None  # a file has lines of any length
         tables = [
             "\n".join([title, frame.to_string(line_width=width), *lists]) for title, frame, lists in self._frames()
         ]

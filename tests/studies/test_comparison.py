@@ -56,6 +56,7 @@ def test_no_line_of_the_table_is_longer_than_a_terminals(runs, monkeypatch, colu
     for name in "ab":
         write_run(runs / f"a-name-of-twenty-five-as-{name}")
     monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     lines = str(compare()).splitlines()
     assert len(lines) > 6, "in two parts"
     assert max(map(len, lines)) <= columns
