@@ -1,6 +1,7 @@
 """Where Optuna keeps the trials of a study: a journal in the study's folder, or a database."""
 
 import os
+import time
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 JOURNAL = "study.log"  # the file with the trials, in a study's folder
 HEARTBEAT_SECONDS, GRACE_SECONDS = 15, 60  # how often a trial reports to a database, and when a silent one is dead
+_DATABASE_ATTEMPTS = 4
 
 
 def open_storage(address: str, folder: Path) -> "BaseStorage":
@@ -65,15 +67,20 @@ def _remove_incomplete_line(journal: Path) -> None:
 
 
 def _database(address: str) -> "BaseStorage":
+    """Connect to a database; try again where another process makes Optuna's tables at the same moment."""
     from optuna.storages import RDBStorage
+    from sqlalchemy.exc import IntegrityError, ProgrammingError
 
-    with warnings.catch_warnings(action="ignore"):  # heartbeats are called experimental
-        return RDBStorage(
-            address,
-            engine_kwargs={"pool_pre_ping": True},
-            heartbeat_interval=HEARTBEAT_SECONDS,
-            grace_period=GRACE_SECONDS,
-        )
+    options = {"heartbeat_interval": HEARTBEAT_SECONDS, "grace_period": GRACE_SECONDS}
+    for attempt in range(1, _DATABASE_ATTEMPTS + 1):
+        try:
+            with warnings.catch_warnings(action="ignore"):  # heartbeats are called experimental
+                return RDBStorage(address, engine_kwargs={"pool_pre_ping": True}, **options)
+        except (IntegrityError, ProgrammingError):
+            if attempt == _DATABASE_ATTEMPTS:
+                raise
+        time.sleep(1)
+    raise AssertionError
 
 
 def _without_password(address: str) -> str:
