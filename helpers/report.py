@@ -92,8 +92,10 @@ def _draw_equation(tex: re.Match) -> str:
     from matplotlib.mathtext import math_to_image
 
     source, buffer = " ".join(tex[2].split()), io.BytesIO()
+    # as TeX does it in an equation of its own, matplotlib draws a fraction as large only when it is asked to
+    drawn = source.replace(r"\frac", r"\dfrac") if tex[1] == "$$" else source
     try:
-        math_to_image(f"${source}$", buffer, format="svg")
+        math_to_image(f"${drawn}$", buffer, format="svg")
     except ValueError:
         return tex[0]
     data = base64.b64encode(buffer.getvalue()).decode()

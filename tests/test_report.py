@@ -1,3 +1,4 @@
+import base64
 import json
 import re
 
@@ -52,6 +53,16 @@ def test_equations_become_pictures_and_dollars_in_code_stay(runs):
     assert r'alt="L = -\frac{1}{N}\sum_t \ln p_t"' in page
     assert "echo $HOME $PATH" in page
     assert r"$\nothing$" in page, "what cannot be drawn stays as it was"
+
+
+def test_a_fraction_in_an_equation_of_its_own_is_larger_than_one_in_a_line(runs):
+    folder = runs / "mine/notebooks"
+    folder.mkdir(parents=True)
+    cells = [nbformat.v4.new_markdown_cell(source) for source in (r"$\frac{1}{N}$", r"$$\frac{1}{N}$$")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / "01_a.ipynb")
+    pictures = re.findall(r"svg\+xml;base64,([^\"]+)", write_report("mine").read_text(encoding="utf-8"))
+    in_line, alone = (re.search(r'height="([\d.]+)pt"', base64.b64decode(each).decode())[1] for each in pictures)
+    assert float(alone) > 1.2 * float(in_line)
 
 
 def test_the_report_begins_with_what_the_run_reached(runs):
