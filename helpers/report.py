@@ -89,17 +89,19 @@ def _page_cells(notebook: Any, parts: Mapping[str, Any]) -> list[Any]:
 
 def _draw_equation(tex: re.Match) -> str:
     """Return an equation as a picture, with its TeX as alternative text; unchanged where matplotlib cannot draw it."""
+    from matplotlib.font_manager import FontProperties
     from matplotlib.mathtext import math_to_image
 
     source, buffer = " ".join(tex[2].split()), io.BytesIO()
     # as TeX does it in an equation of its own, matplotlib draws a fraction as large only when it is asked to
     drawn = source.replace(r"\frac", r"\dfrac") if tex[1] == "$$" else source
     try:
-        math_to_image(f"${drawn}$", buffer, format="svg")
+        depth = math_to_image(f"${drawn}$", buffer, format="svg", prop=FontProperties(size=12))  # below the line, pt
     except ValueError:
         return tex[0]
     data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img class="equation" alt="{html.escape(source)}" src="data:image/svg+xml;base64,{data}">'
+    style = f"vertical-align:-{depth:g}pt"
+    return f'<img class="equation" style="{style}" alt="{html.escape(source)}" src="data:image/svg+xml;base64,{data}">'
 
 
 def _summarise(run: str) -> dict[str, Any]:
