@@ -92,7 +92,7 @@ def _path_or_name(name: str) -> str:
             "\\t means a tab. Write / in place of each \\"
         )
     if '"' in name and find_path(name) is None:  # as Explorer copies it, or as a terminal's last \" is read
-        raise ValueError("is not there, and holds a quotation mark: leave it out, and write no \\ before one")
+        raise ValueError("is not there, and holds a quotation mark: remove it, and do not end a quoted path with \\")
     return stored_path(name)
 
 

@@ -171,7 +171,7 @@ def score(
     n_bytes, n_words, text_sha256 = _measure_text(documents)
     nats, tokens = np.zeros(len(n_bytes)), np.zeros(len(n_bytes), np.int64)
     ids, owners = encode(documents, tokenizer, with_start=with_start, with_ends=protocol == "documents")
-    with progress_bar(len(ids), unit="tokens") as bar, on_device(model.eval()), equal_results_less_work(model):
+    with progress_bar(len(ids), unit="token") as bar, on_device(model.eval()), equal_results_less_work(model):
         # `context` tokens go into the model. In our protocols one more token follows: the target of the last one.
         windows = slide_windows(ids, owners, stride=stride, width=context + with_start)
         for rows, row_owners in batch_windows(windows, per_device_eval_batch_size):
