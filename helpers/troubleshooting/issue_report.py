@@ -20,9 +20,9 @@ _PERSONAL = (
     (re.compile(r"(?i)(?<![\w/])(?:[a-z]:|/mnt/[a-z])?[\\/]{1,2}(?:home|users)[\\/]{1,2}"
                 r"(?:[^\\/:*?\"<>|\n]{1,40}(?=[\\/])|[^\\/\s\"':]{1,40})"), "~"),
     (re.compile(r"/root(?=[/\s\"':]|$)"), "~"),
-    (re.compile(r"\b(?:hf|sk|ghp|glpat|wandb)[_-][A-Za-z0-9_-]{8,}"), "<token>"),
+    (re.compile(r"\b(?:hf|sk|gh[a-z]|github_pat|glpat|wandb)[_-][A-Za-z0-9_-]{8,}"), "<token>"),
     (re.compile(r"(?i)(?<=://)[^/\s:@]{1,80}:[^/\s@]{1,80}@"), "<user>:<password>@"),
-    (re.compile(r"(?i)\b((?:token|password|api_key|authorization|secret)\w{0,10}[\"']?\s{0,3}[=:]\s{0,3})[\"']?(?!<)[^\s\"',;]{4,}"),
+    (re.compile(r"(?i)\b((?:token|password|api_key|authorization|secret)\w{0,10}[\"']?\s{0,3}[=:]\s{0,3})[\"']?(?:(?:bearer|basic|token)\s{1,3})?(?!<)[^\s\"',;]{4,}"),
      r"\1<secret>"),
     (re.compile(r"\b[\w.+-]{1,64}@[\w-]{1,60}(?:\.[\w-]{1,60})+"), "<mail>"),
     (re.compile(r"\b(?!127\.|0\.0\.0\.0)(?:\d{1,3}\.){3}\d{1,3}(?=[:/\s)\"']|$)"), "<address>"),

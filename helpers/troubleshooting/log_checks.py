@@ -13,8 +13,9 @@ from helpers.troubleshooting.reading import Reading
 
 _VOCABULARIES = (50257, 4096)  # GPT-2 and the pocket model
 _UNITS = {"KiB": 1024, "MiB": MIB, "GiB": GIB, "bytes": 1}
-_SIZE = r"([\d.]{1,12}) (KiB|MiB|GiB|bytes)"
-_RATE = re.compile(r"([\d.]{1,12})(it/s|s/it)")
+_NUMBER = r"\d{1,12}(?:\.\d{1,12})?"  # people write "..." where one was, and addresses end in .it
+_SIZE = rf"({_NUMBER}) (KiB|MiB|GiB|bytes)"
+_RATE = re.compile(rf"({_NUMBER})(it/s|s/it)")
 _OOM = re.compile(r"(?:CUDA|HIP|XPU) out of memory", re.IGNORECASE)
 
 

@@ -56,7 +56,7 @@ def keep_numbers(row: Mapping[str, Any]) -> "dict[str, float]":
     for name, value in row.items():
         try:
             result[_name(str(name))] = math.nan if value is None else float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             continue
     return result
 
@@ -113,6 +113,6 @@ def _row(text: str) -> "dict[str, float]":
     except ValueError:
         try:
             row = ast.literal_eval(quoted)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, TypeError):
             return {}
     return keep_numbers(row) if isinstance(row, dict) else {}

@@ -18,7 +18,7 @@ from typing import Any
 from helpers.display import printable
 from helpers.troubleshooting.log_rows import keep_numbers, read_rows
 
-_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07]*\x07")
+_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)")
 # Of a longer text the two ends are read, and between them the lines with one of these words and those after them: logs
 # of 50 MB are mostly progress bars.
 _MAX_CHARACTERS, _MAX_LINE, _MAX_MESSAGE_LINES = 2_000_000, 4_000, 40
@@ -194,11 +194,15 @@ def _json(text: str) -> Any:
 
 def _notebook_errors(notebook: "dict[str, Any]") -> str:
     """Return the tracebacks among the outputs of a notebook: its prose and its code are no log."""
-    cells = (cell for cell in notebook["cells"] if isinstance(cell, dict))  # other JSON may have cells of another kind
-    outputs = (output for cell in cells for output in cell.get("outputs") or ())
+    outputs = (output for cell in _objects(notebook["cells"]) for output in _objects(cell.get("outputs")))
     errors = [output for output in outputs if output.get("output_type") == "error"]
     texts = ["\n".join(one.get("traceback") or [f"{one.get('ename')}: {one.get('evalue')}"]) for one in errors]
     return "\n\n".join(texts)
+
+
+def _objects(values: Any) -> "list[dict[str, Any]]":
+    """Return the objects in a list of JSON; none where something else was read: other JSON may have cells too."""
+    return [value for value in values if isinstance(value, dict)] if isinstance(values, list) else []
 
 
 def _read_exception(error: BaseException) -> Reading:

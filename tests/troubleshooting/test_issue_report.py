@@ -53,3 +53,16 @@ def test_nothing_personal_is_left():
     personal = ("/ada", "Lovelace", "hf_Ab", "geheim", "10.1.2.3", "abcdefgh", "example.org")
     assert [word for word in personal if word in clean] == []
     assert "127.0.0.1:8888 torch 2.13.0" in clean
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Authorization: Bearer eyJhbGciOi.x",
+        "{'Authorization': 'Basic eyJhbGciOi=='}",
+        '"authorization": "token eyJhbGciOi"',
+        "git clone with github_pat_eyJhbGciOi and gho_eyJhbGciOi",
+    ],
+)
+def test_a_secret_is_replaced_in_the_forms_of_web_requests(text):
+    assert "eyJ" not in without_personal_data(text)

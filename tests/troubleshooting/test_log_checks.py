@@ -2,6 +2,8 @@
 
 import math
 
+import pytest
+
 from helpers.troubleshooting import explain
 from tests.troubleshooting import explain_cases
 
@@ -38,3 +40,15 @@ def test_the_older_message_shows_fragmentation_as_well():
         "already allocated; 1.40 GiB free; 12.28 GiB reserved in total by PyTorch)"
     )
     assert [cause.id for cause in explain(text).causes] == ["T2", "T1"]
+
+
+@pytest.mark.parametrize(
+    ("text", "ids"),
+    [
+        ("the data are from https://news.example.it/stories", []),
+        ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate ... GiB", ["T1"]),
+        ("CUDA out of memory. Process 1 has ... GiB memory in use, this process has .. MiB memory in use", ["T1"]),
+    ],
+)
+def test_dots_where_a_number_could_be_are_none(text, ids):
+    assert [cause.id for cause in explain(text).causes] == ids

@@ -43,3 +43,8 @@ def test_held_out_losses_are_told_from_training_losses():
 
 def test_a_text_without_numbers_of_a_training_has_no_rows():
     assert read_text("the loss of time\nstep by step\nloss scale: 1.0").rows == ()
+
+
+@pytest.mark.parametrize("text", ['print(f"loss {[1.0]}")', "{{[]: 'loss'}}", "loss {'step': 1" + "0" * 400 + "}"])
+def test_braces_that_hold_no_row_are_none(text):
+    assert read_text(text).rows == ()

@@ -40,6 +40,7 @@ FORMS = {
     "carriage returns": ERROR.replace("\n", "\r\n"),
     "after a progress bar": " 1/9 [00:01]\r 2/9 [00:02]\r" + ERROR,
     "ANSI": f"\x1b[31mRuntimeError\x1b[0m: \x1b[1m{MESSAGE.split(': ', 1)[1]}\x1b[0m",
+    "a link of a terminal": "\x1b]8;;file:///x.py\x1b\\" + MESSAGE.replace("device", "device\x1b]8;;\x1b\\\x07"),
     "JSON lines": json.dumps({"level": "ERROR", "message": ERROR}) + "\n",
     "docker's JSON": "\n".join(json.dumps({"log": f"{line}\n", "stream": "stderr"}) for line in ERROR.split("\n")),
     "a logger": f"2026-11-25 23:59:59,123 - train - ERROR - {MESSAGE}",
@@ -83,7 +84,7 @@ def test_of_a_notebook_only_its_errors_are_read():
     assert explain(notebook(error)).causes[0].id == "E25"
     printed = {"output_type": "stream", "name": "stdout", "text": ["loss nan\n", "Killed\n"]}
     assert explain(notebook(printed)).causes == ()
-    assert explain('{"cells": [1, {"outputs": null}]}').causes == ()
+    assert explain('{"cells": [1, {"outputs": null}, {"outputs": [2]}, {"outputs": 3}]}').causes == ()
 
 
 def test_an_early_error_in_a_log_of_many_megabytes_is_not_lost():
