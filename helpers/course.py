@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from helpers.display import did_you_mean, first_line
+from helpers.display import did_you_mean, first_line, printable
 from helpers.files import environment_variables
 from helpers.paths import COMMAND, NOTEBOOKS, runs_folder
 from helpers.report import write_report
@@ -251,5 +251,5 @@ def _sentence(message: str) -> str:
     >>> _sentence("expected 3\n  but got 4")
     'expected 3 but got 4.'
     """
-    line = " ".join(message.split())
+    line = " ".join(printable(message).split())
     return line if line.endswith((".", "!", "?")) else f"{line}."

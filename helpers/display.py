@@ -6,6 +6,7 @@ Only the standard library is imported: the doctor uses this before anything is i
 from __future__ import annotations
 
 import difflib
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -13,6 +14,7 @@ from pathlib import PureWindowsPath
 from typing import Any
 
 GIB, MIB = 2**30, 2**20
+_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)")  # what a terminal would obey
 QUIET_SECONDS = 10  # before a progress bar appears
 
 # The colours of Okabe and Ito (https://jfly.uni-koeln.de/color/), which colour-blind readers can tell apart; a grey.
@@ -92,11 +94,14 @@ def last_part(path: str) -> str:
 
 
 def printable(text: str, *, keep: str = "") -> str:
-    r"""Replace control characters by spaces: a process may have any name, and a terminal obeys some of them.
+    r"""Remove colours and links, and replace control characters by spaces: a process or a file may have any name.
 
-    >>> printable("a\x07b\nc", keep="\n")
+    >>> printable("a\x07\x1b[31mb\nc", keep="\n")
     'a b\nc'
     """
+    text = _ESCAPES.sub("", text)
+    if text.translate(dict.fromkeys(map(ord, keep), " ")).isprintable():
+        return text
     return "".join(char if char.isprintable() or char in keep else " " for char in text)
 
 

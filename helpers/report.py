@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from helpers.display import duration_text, size_text
-from helpers.files import read_json_if_there, read_json_lines
+from helpers.files import read_json_if_there, read_json_lines, write_atomically
 from helpers.paths import ASSETS
-from helpers.settings import run_folder
+from helpers.settings import SettingsError, run_folder
 
 _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 _CODE = re.compile(r"(```.*?```|`[^`]*`)", re.DOTALL)
@@ -50,7 +50,7 @@ def write_report(run: str) -> Path:
     }
     body, _ = exporter.from_notebook_node(page, resources=resources)
     report = folder / "report.html"
-    report.write_text(body, encoding="utf-8")
+    write_atomically(report, body)
     return report
 
 
@@ -108,7 +108,9 @@ def _summarise(run: str) -> dict[str, Any]:
     """Return what the page says first, as far as the run has got: empty parts are left out."""
     folder = run_folder(run)
     training, evaluation = (read_json_if_there(folder / name) for name in ("training.json", "evaluation.json"))
-    rows = read_json_lines(folder / "history.jsonl")
+    rows = []
+    with suppress(SettingsError):  # a full disk has cut it short: a report shows what there is, and hides no error
+        rows = read_json_lines(folder / "history.jsonl")
     speech = evaluation.get("speech") or {"decodings": []}
     after = [row["sample"] for row in speech["decodings"] if row["decoding"] == "these settings"]
     return {

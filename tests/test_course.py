@@ -93,7 +93,7 @@ def test_a_notebook_is_saved_now_and_then_and_completely_at_its_end(notebook, mo
 
 
 def test_an_error_of_many_lines_is_told_on_one(notebook):
-    bad = notebook("01_a.ipynb", 'run = "x"', "raise ValueError('one\\n  two')")
+    bad = notebook("01_a.ipynb", 'run = "x"', "raise ValueError('one\\n  \\x1b[1mtwo\\x1b[0m')")
     with pytest.raises(CourseError, match=r"ValueError: one two\. The executed notebook") as error:
         run_course([bad], run="mine", parameters={})
     assert "\n" not in str(error.value)

@@ -92,3 +92,10 @@ def test_the_report_of_a_run_with_broken_records_shows_what_there_is(runs):
     (runs / "mine/notebooks").mkdir(parents=True)
     (runs / "mine/evaluation.json").write_text("{")
     assert "<h1>Course report: mine</h1>" in write_report("mine").read_text(encoding="utf-8")
+
+
+def test_a_history_whose_last_row_was_cut_short_leaves_the_curve_out(runs):
+    folder = runs / "mine/notebooks"
+    folder.mkdir(parents=True)
+    (runs / "mine/history.jsonl").write_text('{"step": 1, "loss": 3.5}\n{"step": 2, "lo')
+    assert "data:image/png" not in write_report("mine").read_text(encoding="utf-8")

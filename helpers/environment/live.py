@@ -205,8 +205,13 @@ class Monitor:
         return text(self.history)
 
 
+_moving: list[Monitor] = []  # the one that `monitor` made last
+
+
 def monitor(*, seconds: float | None = None, interval_seconds: float = 1.0) -> Monitor:
     """Return a monitor for a notebook's last line; it moves while other cells run, if a person can watch.
+
+    It replaces the one before it, which stops.
 
     Args:
         seconds: stop after this time; None: go on until `stop()` or the kernel's end.
@@ -219,6 +224,9 @@ def monitor(*, seconds: float | None = None, interval_seconds: float = 1.0) -> M
         raise ValueError(f"interval_seconds = {interval_seconds} is not allowed: it must be above 0.")
     watch = Monitor(sample, interval_seconds=interval_seconds, length=60)
     if has_front_end():  # not under papermill and nbmake
+        while _moving:  # its cell runs again
+            _moving.pop().stop()
+        _moving.append(watch)
         watch.start(seconds)
     return watch
 

@@ -8,13 +8,14 @@ pages of the browser, which may send requests to this machine, get nothing.
 import json
 import os
 import secrets
+import sys
 import threading
 from collections.abc import Generator
 from contextlib import closing
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 from helpers.display import first_line
 from helpers.evaluation import load_base, load_tuned
@@ -31,6 +32,11 @@ _MOST_REQUEST_BYTES = 1_000_000
 
 class _Server(ThreadingHTTPServer):
     allow_reuse_address = os.name != "nt"  # Windows would let two demos listen at one port
+
+    def handle_error(self, *request: Any) -> None:
+        """Print an error, unless it says that the visitor pressed Stop or left."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(*request)
 
 
 class DemoServer:
@@ -140,11 +146,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Send the page."""
-        address = urlsplit(self.path)
-        token = parse_qs(address.query).get("token", [""])[0]
-        if not self._is_allowed(token):
+        path, _, query = self.path.partition("?")
+        if not self._is_allowed(parse_qs(query).get("token", [""])[0]):
             return
-        if address.path != "/":
+        if path != "/":
             self._reply(404, "There is only one page here: /.")
             return
         self._reply(200, self.demo.page(), kind="text/html")
@@ -169,8 +174,6 @@ class _Handler(BaseHTTPRequestHandler):
             with closing(events):
                 for event in events:
                     self._send(event)
-        except OSError:  # the visitor pressed Stop or left
-            return
         except (RuntimeError, SettingsError) as error:  # such as logits that overflow, or memory
             self._send({"error": f"The model could not go on: {first_line(error)}."})
 

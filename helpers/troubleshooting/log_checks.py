@@ -71,7 +71,7 @@ def flat(reading: Reading) -> str | None:
         return None
     spread, mean = max(losses) - min(losses), sum(losses) / len(losses)
     gradients, rates = series(reading, "grad_norm"), series(reading, "learning_rate")
-    sizes = [int(size) for size in re.findall(r"vocab_size\W{1,4}(\d{3,6})", reading.text)]
+    sizes = [int(size) for size in re.findall(r"vocab_size\W{1,4}([1-9]\d{2,5})", reading.text)]
     if gradients and not any(gradients):
         return f"the gradient is 0 in all {len(gradients)} rows while the loss is {mean:.4g}"
     if len(rates) > 2 and not any(rates[1:]):

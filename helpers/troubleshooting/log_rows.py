@@ -8,6 +8,7 @@ import ast
 import json
 import math
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -112,7 +113,8 @@ def _row(text: str) -> "dict[str, float]":
         row = json.loads(quoted.replace("'", '"'))  # several times as fast as Python's own literals
     except ValueError:
         try:
-            row = ast.literal_eval(quoted)
+            with warnings.catch_warnings(action="ignore"):  # Python's, of the backslashes in a path of Windows
+                row = ast.literal_eval(quoted)
         except (ValueError, SyntaxError, TypeError):
             return {}
     return keep_numbers(row) if isinstance(row, dict) else {}

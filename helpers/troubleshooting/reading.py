@@ -18,7 +18,6 @@ from typing import Any
 from helpers.display import printable
 from helpers.troubleshooting.log_rows import keep_numbers, read_rows
 
-_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)")
 # Of a longer text the two ends are read, and between them the lines with one of these words and those after them: logs
 # of 50 MB are mostly progress bars.
 _MAX_CHARACTERS, _MAX_LINE, _MAX_MESSAGE_LINES = 2_000_000, 4_000, 40
@@ -141,10 +140,7 @@ def clean(text: str) -> str:
     >>> clean("a\x1b[31mb\x07\rc")
     'ab \nc'
     """
-    text = _ESCAPES.sub("", text).replace("\r\n", "\n").replace("\r", "\n")
-    if text.replace("\n", " ").replace("\t", " ").isprintable():
-        return text
-    return printable(text, keep="\n\t")
+    return printable(text, keep="\n\t\r").replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _shortened(text: str) -> str:

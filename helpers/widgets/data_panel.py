@@ -50,8 +50,9 @@ class DataPanel(Panel):
             self._beginnings[key] = None
             self.thread = threading.Thread(target=self._read, args=(key, settings), daemon=True)
             self.thread.start()
-        beginning = self._beginnings[key]  # looked up again: the thread may have finished before "Reading" was shown
+        beginning = self._beginnings.get(key)  # again: the thread may have finished before "Reading" was shown
         if isinstance(beginning, str):
+            self._beginnings.pop(key, None)  # the next change looks for it again: by then it may be there
             raise SettingsError(beginning)
         if beginning:
             self.gauge.value = documents_html(beginning) + shares_html(beginning, settings)

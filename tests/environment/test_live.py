@@ -83,7 +83,7 @@ class TestSample:
             "  power       120.5 of 285.0 W    ▄",
             "  temperature 45 °C               ▄",
             "  process 17        1.0 GiB   python",
-            "  process 18                  <script>alert(1)</script> ]0;owned  [2J ",
+            "  process 18                  <script>alert(1)</script> ",
         ]
 
     @pytest.mark.parametrize(("visible", "name"), [(None, "fast"), ("1", "large"), ("GPU-aa", "large"), ("", "fast")])
@@ -291,6 +291,17 @@ class TestMonitor:
         assert "application/vnd.jupyter.widget-view+json" in data
         assert "memory" in data["text/html"]
         assert data["text/plain"].startswith("CPU")
+
+    def test_a_cell_that_runs_again_replaces_its_monitor(self, nvml, monkeypatch):
+        pytest.importorskip("ipywidgets")
+        monkeypatch.setattr(live, "has_front_end", lambda: True)
+        monitor(interval_seconds=0.01)
+        newest = monitor(interval_seconds=0.01)
+        try:
+            assert len(threads()) == 1
+        finally:
+            newest.stop()
+        assert threads() == []
 
     @pytest.mark.parametrize(("allowed", "expected"), [(True, True), (False, False)])
     def test_a_front_end_is_known_by_its_allowing_input(self, monkeypatch, allowed, expected):

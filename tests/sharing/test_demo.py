@@ -1,5 +1,7 @@
 import http.client
 import json
+import socket
+import struct
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -109,12 +111,20 @@ def test_half_a_character_in_a_prompt_is_continued_as_the_replacement_character(
     assert (answer.status, text) == (200, post(demo, values | {"prompt": "fox \ufffd"})[1])
 
 
-def test_a_visitor_who_leaves_does_not_stop_the_server(demo):
+@pytest.mark.parametrize("is_early", [False, True])
+def test_a_visitor_who_leaves_does_not_stop_the_server_and_prints_nothing(demo, capsys, is_early):
     connection = http.client.HTTPConnection("127.0.0.1", demo.port)
-    token = demo.address.partition("token=")[2]
-    connection.request("POST", "/continue", json.dumps(ASKED | {"max_new_tokens": 50}), {"X-Token": token})
+    headers = {"X-Token": demo.address.partition("token=")[2]} | ({"Content-Length": "999"} if is_early else {})
+    connection.request("POST", "/continue", json.dumps(ASKED | {"max_new_tokens": 50}), headers)
+    connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset, not an end
     connection.sock.close()
     assert post(demo, ASKED | {"max_new_tokens": 1})[0].status == 200
+    assert capsys.readouterr().err == ""
+
+
+def test_an_address_that_is_none_prints_nothing(demo, capsys):
+    assert ask(demo, "GET", "HTTP://[/")[0].status == 403
+    assert capsys.readouterr().err == ""
 
 
 def test_a_port_in_use_is_one_sentence(demo, run):

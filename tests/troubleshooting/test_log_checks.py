@@ -46,6 +46,7 @@ def test_the_older_message_shows_fragmentation_as_well():
     ("text", "ids"),
     [
         ("the data are from https://news.example.it/stories", []),
+        ("vocab_size: 000\n" + "step 1: loss 9.0\n" * 3, []),
         ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate ... GiB", ["T1"]),
         ("CUDA out of memory. Process 1 has ... GiB memory in use, this process has .. MiB memory in use", ["T1"]),
     ],

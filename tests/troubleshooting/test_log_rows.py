@@ -13,6 +13,7 @@ TWO = ({"step": 1.0, "loss": 3.5}, {"step": 2.0, "loss": 3.25})
     "text",
     [
         "{'step': 1, 'loss': 3.5}\n{'step': 2, 'loss': '3.25'}",
+        "{'step': 1, 'loss': 3.5, 'saved': 'D:\\data'}\n{'step': 2, 'loss': 3.25}",
         '{"step": 1, "train/loss": 3.5}\n{"step": 2, "train/loss": 3.25}',
         "step 1: train loss 3.5\nstep 2: train loss 3.25",
         "iter 1: loss 3.5\niter 2: loss 3.25",
@@ -45,6 +46,9 @@ def test_a_text_without_numbers_of_a_training_has_no_rows():
     assert read_text("the loss of time\nstep by step\nloss scale: 1.0").rows == ()
 
 
-@pytest.mark.parametrize("text", ['print(f"loss {[1.0]}")', "{{[]: 'loss'}}", "loss {'step': 1" + "0" * 400 + "}"])
+@pytest.mark.parametrize(
+    "text",
+    ['print(f"loss {[1.0]}")', "{{[]: 'loss'}}", "loss {'step': 1" + "0" * 400 + "}"],
+)
 def test_braces_that_hold_no_row_are_none(text):
     assert read_text(text).rows == ()

@@ -112,3 +112,13 @@ def test_the_first_three_documents_are_shown_and_change_with_the_separator(tmp_p
     assert "&lt;b&gt;Tale&lt;/b&gt; 0.</span>" in panel.gauge.value
     panel.controls["document_separator"].value = "rows"
     assert "is not a value" in panel._message.value
+
+
+def test_a_source_that_was_missing_is_looked_for_again(text_file):
+    moved = text_file.rename(text_file.with_name("moved.txt"))
+    panel = read_panel(DataSettings(source=str(text_file)))
+    assert "is not there" in panel._message.value
+    moved.rename(text_file)
+    panel.controls["block_size"].value = 512
+    panel.thread.join()
+    assert "40 documents" in panel.gauge.value
