@@ -136,8 +136,8 @@ class Diagnosis:
             lines.append(f"{badge}{check.id:26}{printable(check.reading)}")
             if check.status != "ok":
                 lines += [f"{'':36}{check.why}"] + ([f"{'':36}-> {printable(check.fix)}"] if check.fix else [])
-        verdict = f"\x1b[1m{self.verdict}\x1b[0m" if color else self.verdict
-        return "\n".join([*lines, "", verdict])
+        verdict = printable(self.verdict)
+        return "\n".join([*lines, "", f"\x1b[1m{verdict}\x1b[0m" if color else verdict])
 
     def _repr_html_(self) -> str:
         """Return the table for a notebook, everything escaped; its text has the page's own colours."""

@@ -171,6 +171,13 @@ def test_the_name_of_a_process_puts_no_markup_into_a_page(diagnoses):
     assert "&lt;script&gt;" in page
 
 
+def test_a_terminal_gets_no_control_characters_from_the_name_of_a_card():
+    card = replace(LINUX.cards[0], name="RTX \x1b[31m4070")
+    shown = str(diagnosis_of(on(LINUX, nvml=replace(LINUX.nvml, cards=(card,)))))
+    assert "RTX 4070, preset" in shown
+    assert "\x1b" not in shown
+
+
 def chain(machine):
     rows = diagnosis_of(machine).chain()
     assert [row["link"] for row in rows] == ["card", "driver", "wheel", "runtime", "torch", "product"]

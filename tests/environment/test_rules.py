@@ -2,47 +2,16 @@
 
 import ast
 import inspect
-from dataclasses import replace
-from itertools import combinations
 
 import pytest
 
-from helpers.environment import card_checks, diagnosis, driver_checks, python_checks, system_checks
+from helpers.environment import card_checks, driver_checks, python_checks, system_checks
 from helpers.environment.diagnosis import diagnosis_of
-from helpers.environment.rules import STATUSES, Finding, Rule
+from helpers.environment.rules import Finding, Rule
 from tests.environment.baselines import LAPTOP, LINUX, WINDOWS, WSL2, blind, on
 from tests.environment.machines import TABLE
 
 CHANGED = {"ok": "warn", "warn": "fail", "fail": "warn", "unknown": "fail"}
-
-
-def expected(row, identity):
-    return row.bad.get(identity, "ok")
-
-
-def swapped(rule, one, other):
-    def judge(machine):
-        result = rule.judge(machine)
-        return result._replace(status={one: other, other: one}.get(result.status, result.status))
-
-    return replace(rule, judge=judge)
-
-
-PAIRS = [
-    pytest.param(rule, *pair, id=f"{rule.id}-{pair[0]}-{pair[1]}")
-    for rule in diagnosis.RULES
-    for pair in combinations(sorted({expected(row, rule.id) for row in TABLE}, key=STATUSES.index), 2)
-]
-
-
-@pytest.mark.parametrize(("rule", "one", "other"), PAIRS)
-def test_two_verdicts_that_are_swapped_are_noticed(rule, one, other):
-    mutant = swapped(rule, one, other)
-    concerned = [row for row in TABLE if expected(row, rule.id) in (one, other)]
-    assert rule(concerned[0].machine).status == expected(concerned[0], rule.id)
-    assert any(mutant(row.machine).status != expected(row, rule.id) for row in concerned)
-
-
 MODULES = (python_checks, driver_checks, card_checks, system_checks)
 
 
@@ -78,13 +47,7 @@ PLACES = [
 def test_a_verdict_that_is_changed_anywhere_in_the_source_is_noticed(module, index):
     mutated = rules_with_one_verdict_changed(module, index)
     assert mutated
-    assert any(rule(row.machine).status != expected(row, name) for row in TABLE for name, rule in mutated.items())
-
-
-def test_every_rule_has_an_id_of_its_own():
-    _, places = spoken(python_checks)
-    assert len(places) > 10
-    assert len({rule.id for rule in diagnosis.RULES}) == len(diagnosis.RULES)
+    assert any(rule(row.machine).status != row.bad.get(name, "ok") for row in TABLE for name, rule in mutated.items())
 
 
 # words that only one of the shells knows, as they would be written in a fix

@@ -11,6 +11,8 @@ def serving(run):
     server = DemoServer(run)
     thread = threading.Thread(target=server.serve)
     thread.start()
-    yield server
-    server.close()
-    thread.join()
+    try:
+        yield server
+    finally:  # or a test that fails would never end
+        server.close()
+        thread.join()

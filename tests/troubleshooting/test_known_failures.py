@@ -7,6 +7,7 @@ from importlib import import_module
 
 import pytest
 
+from helpers import display
 from helpers.environment import read_machine
 from helpers.environment.facts import Platform
 from helpers.troubleshooting import (
@@ -177,7 +178,7 @@ def patterns():
     compiled = list({pattern for one in FAILURES for _, pattern in one.patterns})
     texts = {text for one in FAILURES for text in (one.unless, one.only_with) if text}
     compiled += [re.compile(text, re.IGNORECASE) for text in texts]
-    modules = (reading, log_rows, log_checks, explanation)
+    modules = (display, reading, log_rows, log_checks, explanation)
     compiled += [value for module in modules for value in vars(module).values() if isinstance(value, re.Pattern)]
     return compiled + [pattern for pattern, _ in issue_report._PERSONAL]
 

@@ -3,7 +3,6 @@
 import math
 import re
 
-from helpers import plots
 from helpers.widgets.drawing import Bar, Series, bar_chart, line_chart, stacked_bar
 
 
@@ -32,8 +31,3 @@ def test_text_has_the_colour_of_its_page_where_jupyterlab_does_not_give_one():
     assert re.sub("<[^>]+>", "", chart) == "t  2 1 0 1 x y ", "its words, where JupyterLab removes the picture"
     assert "solid currentColor" in bar
     assert not any(dark in chart + bar for dark in ("#333", "#fff", "#eee")), "a page may be dark"
-
-
-def test_the_colour_is_that_of_the_plots():
-    assert plots.BLUE in line_chart([Series("a", [(0, 1), (1, 2)])], title="t", xlabel="x", ylabel="y")
-    assert plots.BLUE in bar_chart([Bar("a", 0.5, "half")], title="t")

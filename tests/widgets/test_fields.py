@@ -4,7 +4,7 @@ import ipywidgets as w
 import pytest
 
 from helpers.settings import EvaluationSettings, TrainingSettings
-from helpers.widgets.fields import get_value, has_value, help_text, make_control, set_value
+from helpers.widgets.fields import get_value, has_value, make_control, set_value
 
 FIELDS = {**TrainingSettings.model_fields, **EvaluationSettings.model_fields}
 
@@ -65,10 +65,6 @@ def test_a_value_is_read_without_the_rounding_error_of_a_slider():
     assert get_value(control) == 0.3
     assert has_value(control, 0.3)
     assert not has_value(control, 0.31)
-
-
-def test_the_help_has_the_unit_and_the_allowed_values():
-    assert help_text(FIELDS["block_size"]).endswith("in tokens; a whole number, at least 8, at most 1024")
 
 
 @pytest.mark.parametrize(
