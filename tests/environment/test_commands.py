@@ -78,11 +78,6 @@ class TestDoctor:
             assert result.exit_code == diagnoses[name].exit_code == exit_code
             assert diagnoses[name].verdict in result.output
 
-    def test_the_output_that_is_no_terminal_has_no_colours(self, diagnoses, monkeypatch):
-        monkeypatch.setattr("helpers.environment.__main__.diagnose", lambda **_: diagnoses["broken"])
-        assert "\x1b" not in call("doctor").output
-        assert "\x1b" not in call("doctor", "--json").output
-
     def test_it_takes_the_options_of_the_bare_doctor(self):
         help_text = call("doctor", "--help").output
         assert f"{COMMAND} doctor" in help_text

@@ -251,10 +251,6 @@ class TestMain:
         assert capsys.readouterr().out == f"table, color={color}\n"
         assert doctor == [{"quick": True}]
 
-    def test_json_is_json(self, doctor, capsys):
-        assert bare.main(["--json"]) == 1
-        assert json.loads(capsys.readouterr().out) == {"verdict": "x"}
-
     def test_a_machine_that_cannot_be_read_gives_one_sentence(self, monkeypatch, capsys):
         def unread():
             raise UnreadError("OSError: stuck")
