@@ -66,8 +66,8 @@ def platform_kind(machine: Machine) -> Finding:
         reading += f", in a container ({platform.container})"
     if platform.kind == "WSL1":
         return warn(f"{reading}: WSL1 reaches no GPU", "In PowerShell: wsl --set-version <your distribution> 2")
-    if platform.kind == "Windows":
-        reading += "; leave torch_compile off here (it needs triton, which is for Linux)"
+    if platform.kind == "Windows" and not (machine.storage and machine.storage.long_paths):
+        reading += "; leave torch_compile off here (its files need long paths, which are off)"
     return ok(reading)
 
 

@@ -1,7 +1,7 @@
 """The exact commands that fix something, for this platform: Linux, Windows, WSL2 or a container; pip or conda."""
 
 from helpers.environment.facts import Machine
-from helpers.environment.wheels import DRIVERS, NO_WHEEL, expects_gpu, python_command, wheel_advice
+from helpers.environment.wheels import DRIVERS, NO_WHEEL, expects_gpu, python_command, triton_for_windows, wheel_advice
 
 RESTART = "restart the kernel (or Python)"
 RESTART_SHELL = "start JupyterLab (or Python) again from the same shell"  # a new kernel inherits JupyterLab's variables
@@ -57,6 +57,12 @@ def install_wheel(machine: Machine) -> str:
     remove = "" if machine.torch.state == "absent" else f"{python} -m pip uninstall -y torch torchvision torchaudio ; "
     line = f"{remove}{advice.pip} ; then {RESTART}."
     return f"{update_driver(machine)} Then: {line}" if "update driver" in advice.reason else line
+
+
+def install_triton(machine: Machine) -> str:
+    """Return the command that installs the Triton of this torch on Windows, where it is a package of its own."""
+    wanted = triton_for_windows(machine.torch.version if machine.torch else "") or "triton-windows"
+    return f'{python_command(machine)} -m pip install "{wanted}"'
 
 
 def newer_driver_or_older_wheel(machine: Machine) -> str:

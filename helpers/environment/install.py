@@ -22,7 +22,7 @@ from pathlib import Path
 
 from helpers.environment.access import Access
 from helpers.environment.requirements import PYTHONS, pins
-from helpers.environment.wheels import INDEX, build_of, requirement
+from helpers.environment.wheels import INDEX, build_of, requirement, triton_for_windows
 from helpers.paths import ROOT
 
 RECORD = "gpt2-course.json"  # in an environment's folder: what was installed there, last of all
@@ -81,6 +81,8 @@ def install(*, here: bool = False, torch: str = "auto") -> Path:
         _make_environment(folder)
     tag = _install_torch(python, folder, torch)
     _install_rest(python, folder)
+    if _ON_WINDOWS:
+        _install_triton(python)
     _refuse_another_helpers(python, folder)
     _say("Python compiles what the notebooks import ...")
     if _run(python, "-c", _NEEDED_BY_NOTEBOOKS, quiet=True) and _run(python, "-c", _NEEDED_BY_NOTEBOOKS):
@@ -249,6 +251,13 @@ def _install_rest(python: Path, folder: Path) -> None:
     _say("uv could not install everything; pip tries, which takes longer.")
     if _pip(python, *asked) != 0:
         raise InstallError(_stopped("Not everything could be installed"))
+
+
+def _install_triton(python: Path) -> None:
+    """Install what the loss's kernel needs beside a CUDA wheel for Windows; the course works without it."""
+    wanted = triton_for_windows(_installed_torch(python))
+    if wanted and _pip(python, "--quiet", wanted) != 0:
+        _say(f"{wanted} could not be installed: training works without it, but takes longer and more memory.")
 
 
 def _uv_settings(python: Path) -> dict[str, str]:

@@ -38,6 +38,8 @@ _CAPABILITIES = {
     (13, 0): ((7, 5), (12, 9)),
     (13, 2): ((7, 5), (12, 9)),
 }
+# torch -> the Triton that it was built with: wheels for Linux bring it, for Windows it is a package of its own
+_TRITON = {(2, 11): "3.6", (2, 12): "3.7", (2, 13): "3.7", (2, 14): "3.8"}
 _BLACKWELL = (10, 0)  # the first that CUDA 12.6 has no code for
 _DRIVER_OF_BLACKWELL = 570  # runs CUDA 12.8
 NO_WHEEL = "PyTorch has had no wheel for macOS on x86_64 since version 2.3, and the course needs a newer one."
@@ -197,6 +199,16 @@ def requirement(tag: str, pinned: str) -> str:
         pinned = last
     # without the part after `+` pip is content with an installed wheel of another kind
     return f"torch=={pinned}+{tag}" if pinned else "torch"
+
+
+def triton_for_windows(torch: str) -> str:
+    """Return what to ask an index for on Windows: the Triton of an installed torch; '' where none is known to fit.
+
+    >>> triton_for_windows("2.13.0+cu126"), triton_for_windows("2.13.0+cpu")
+    ('triton-windows==3.7.*', '')
+    """
+    triton = _TRITON.get(version_number(torch)[:2]) if build_of(torch).startswith("cu") else None
+    return f"triton-windows=={triton}.*" if triton else ""
 
 
 def _tag(machine: Machine) -> tuple[str, str]:

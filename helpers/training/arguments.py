@@ -90,7 +90,7 @@ def float32_products() -> AbstractContextManager[None]:
 def compiles(settings: TrainingSettings, n_blocks: int, *, on_card: bool) -> bool:
     """Tell whether the model is compiled: with `torch_compile='auto'` for a long run on a GPU under Linux.
 
-    Compiling takes half a minute or more, and Triton, which it needs on a GPU, is made for Linux.
+    Compiling takes half a minute or more, and fails under Windows without long paths (pytorch#187283).
     """
     if settings.torch_compile != "auto":
         return settings.torch_compile == "always"

@@ -1,9 +1,11 @@
 """The loss of logits and its gradient in one kernel, where PyTorch's operations read and write them several times.
 
-It needs Triton, which comes with PyTorch's CUDA wheels for Linux; without it the operations compute the same values.
+It needs Triton, which comes with PyTorch's CUDA wheels for Linux and which `install` adds to those for Windows; without
+it the operations compute the same values.
 """
 
 import functools
+import platform
 import warnings
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -21,7 +23,7 @@ def has_triton() -> bool:
 
 @functools.cache
 def works_on(device: "torch.device") -> bool:
-    """Tell whether the kernel runs on a device; warn where Triton is installed but fails, as it does without gcc."""
+    """Tell whether the kernel runs on a device; warn where Triton is installed but fails, as without a C compiler."""
     import torch
 
     if device.type != "cuda" or not has_triton() or not torch.cuda.is_available():
@@ -29,9 +31,12 @@ def works_on(device: "torch.device") -> bool:
     try:
         nats_and_gradients(torch.zeros(1, 2, device=device), torch.zeros(1, dtype=torch.int64, device=device), 2)
     except Exception as error:  # noqa: BLE001  # Triton's, those of the C compiler that it calls, or the driver's
+        missing = "gcc is missing: install it"
+        if platform.system() == "Windows":  # where Triton brings its compiler
+            missing = "Python's headers are missing: install Python from python.org, without the Microsoft Store"
         warnings.warn(
             f"Triton is installed but cannot compile here ({type(error).__name__}: {error}): training works without "
-            "it, but takes longer and more memory. Most often gcc is missing: install it.",
+            f"it, but takes longer and more memory. Most often {missing}.",
             stacklevel=2,
         )
         return False

@@ -242,6 +242,21 @@ def test_a_torch_that_is_kept_is_not_downloaded_again(shell):
     assert not shell.commands("--index-url")
 
 
+def test_windows_gets_the_triton_of_its_cuda_wheel_or_is_told_what_it_costs(shell, monkeypatch, capsys):
+    monkeypatch.setattr(module, "_ON_WINDOWS", True)
+    shell.failing = ("triton-windows==3.7.*",)
+    install()
+    assert "works without it, but takes longer" in capsys.readouterr().out
+    assert (shell.folder / RECORD).exists()
+
+
+@pytest.mark.parametrize(("on_windows", "tag"), [(True, "cpu"), (False, "cu126")])
+def test_no_triton_is_added_where_it_is_useless_or_comes_with_the_wheel(shell, monkeypatch, on_windows, tag):
+    monkeypatch.setattr(module, "_ON_WINDOWS", on_windows)
+    install(torch=tag)
+    assert not shell.commands("triton-windows")
+
+
 def test_where_uv_fails_pip_installs(shell, capsys):
     shell.failing = ("-m uv",)
     install()

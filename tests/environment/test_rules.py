@@ -86,7 +86,8 @@ def test_a_driver_older_than_the_wheels_own_release_is_warned_of(base, tag, olde
     ("machine", "identity", "reading"),
     [
         (WINDOWS, "platform_kind",
-         "Windows, AMD64; leave torch_compile off here (it needs triton, which is for Linux)"),
+         "Windows, AMD64; leave torch_compile off here (its files need long paths, which are off)"),
+        (on(WINDOWS, storage={"long_paths": True}), "platform_kind", "Windows, AMD64"),
         (LINUX, "platform_kind", "Linux, x86_64"),
         (on(LINUX, platform={"container": "/.dockerenv"}), "platform_kind",
          "Linux, x86_64, in a container (/.dockerenv)"),

@@ -4,9 +4,11 @@ from dataclasses import replace
 
 import pytest
 
+from helpers.environment.access import Access
 from helpers.environment.diagnosis import diagnosis_of
 from helpers.environment.facts import Torch
-from helpers.environment.wheels import typed, wheel_advice
+from helpers.environment.requirements import pins
+from helpers.environment.wheels import LAST_TORCH, triton_for_windows, typed, wheel_advice
 from tests.environment.baselines import (
     CONDA,
     CPU_WHEEL,
@@ -155,3 +157,10 @@ def test_a_toolkit_changes_no_verdict_and_the_reason_says_why():
     assert diagnosis_of(with_nvcc).checks == diagnosis_of(LINUX).checks
     assert wheel_advice(with_nvcc).pip == wheel_advice(LINUX).pip
     assert "nvcc 11.5) does not matter" in wheel_advice(with_nvcc).reason
+
+
+def test_the_pinned_torch_and_the_last_ones_of_older_wheels_have_their_triton_for_windows():
+    wheels = [f"{pins(Access())['torch']}+cu130", *(f"{torch}+{tag}" for tag, torch in LAST_TORCH.items())]
+    assert [triton_for_windows(torch) for torch in wheels] == [
+        f"triton-windows=={triton}.*" for triton in ("3.7", "3.8", "3.6")
+    ]

@@ -17,15 +17,17 @@ def test_a_processor_computes_with_pytorch_even_where_triton_is_installed(monkey
     assert not fused_softmax.works_on(torch.device("cpu"))
 
 
-def test_a_triton_that_fails_is_a_warning_and_pytorch_computes(monkeypatch):
+@pytest.mark.parametrize(("system", "missing"), [("Linux", "gcc"), ("Windows", "Python's headers")])
+def test_a_triton_that_fails_is_a_warning_and_pytorch_computes(monkeypatch, system, missing):
     def without_gcc(*_):
         raise RuntimeError("Failed to find C compiler")
 
     monkeypatch.setattr(fused_softmax, "has_triton", lambda: True)
     monkeypatch.setattr(fused_softmax, "nats_and_gradients", without_gcc)
+    monkeypatch.setattr("platform.system", lambda: system)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch, "zeros", lambda *shape, device, **how: None)  # there may be no card
-    with pytest.warns(UserWarning, match="cannot compile here .*C compiler.*install it"):
+    with pytest.warns(UserWarning, match=f"cannot compile here .*C compiler.*{missing}.*install"):
         assert not fused_softmax.works_on(torch.device("cuda"))
 
 

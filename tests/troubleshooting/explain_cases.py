@@ -700,6 +700,8 @@ WORDINGS = [
     ("E59", "Program 'jupyter.exe' failed to run: An Application Control policy has blocked this file"),
     ("E60", "Error code: Wsl/Service/CreateInstance/CreateVm/HCS/HCS_E_HYPERV_NOT_INSTALLED"),
     ("E61", "torch._dynamo.exc.BackendCompilerFailed: backend='inductor' raised:"),
+    ("E24", r"torch._inductor.exc.InductorError: FileNotFoundError: [Errno 2] No such file or directory: 'C:\\Users\\"
+            r"x\\AppData\\Local\\Temp\\torchinductor_x\\triton\\1\\STSS3QSB\\tmp.pid_28392_95f9\\triton_red_fused_view_4.source'"),
     ("E62", "E: Sub-process /usr/bin/dpkg returned an error code (1)\nnvidia-dkms-570"),
     ("E6", "failed call to cuInit: CUDA_ERROR_NO_DEVICE: no CUDA-capable device is detected"),
     ("E5", "RuntimeError: cuda runtime error (30) : unknown error at THCGeneral.c:66"),
