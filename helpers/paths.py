@@ -5,6 +5,7 @@ Standard library only: the doctor uses this before anything is installed.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import sys
@@ -20,6 +21,7 @@ POCKET = ASSETS / "pocket"
 _PYTHON = "python3" if sys.platform != "win32" else "python" if "CONDA_PREFIX" in os.environ else "py"
 COMMAND = f"{_PYTHON} -m helpers"
 
+LONGEST_WINDOWS_PATH = 259  # characters; more where its long paths are switched on
 _SHIPPED = ("fables", "python-reference", "pocket")  # names that no file can take
 _WINDOWS_PATH = re.compile(r"([A-Za-z]):[\\/](.*)")
 
@@ -33,6 +35,18 @@ def runs_folder(env: Mapping[str, str] = os.environ, *, project: Path = ROOT) ->
     beside = project if (project / NOTEBOOKS.name).is_dir() else Path()
     named = os.path.expanduser(env.get("COURSE_RUNS", ""))  # noqa: PTH111 (never raises, unlike Path.expanduser)
     return Path(named or beside / "runs").absolute()
+
+
+def long_paths() -> bool | None:
+    """Say whether Windows allows paths of more than `LONGEST_WINDOWS_PATH`; None: not Windows."""
+    try:
+        import winreg
+    except ImportError:
+        return None
+    folder = r"SYSTEM\CurrentControlSet\Control\FileSystem"
+    with contextlib.suppress(OSError), winreg.OpenKey(winreg.HKEY_LOCAL_MACHINE, folder) as key:  # type: ignore[attr-defined]
+        return bool(winreg.QueryValueEx(key, "LongPathsEnabled")[0])  # type: ignore[attr-defined]
+    return False
 
 
 def find_path(name: str, *, folder: Path | None = None) -> Path | None:

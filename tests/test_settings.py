@@ -58,6 +58,25 @@ def test_a_plain_run_name_is_a_folder_in_runs(name):
     assert run_folder(RunSettings(run=name).run).parent == runs_folder()
 
 
+def test_two_runs_do_not_differ_in_upper_and_lower_case_only(runs):
+    (runs / "Mine").mkdir(parents=True)
+    with pytest.raises(SettingsError, match=r"run = 'mine' differs from 'Mine' .* only in upper and lower case"):
+        run_folder("mine")
+    assert run_folder("Mine") == runs / "Mine"
+    assert run_folder("mine-2") == runs / "mine-2"
+
+
+def test_a_run_too_deep_for_windows_is_refused_before_anything_is_written(runs, monkeypatch):
+    monkeypatch.setenv("COURSE_RUNS", str(runs / "long-folder" / ("x" * 250)))
+    monkeypatch.setattr(settings, "long_paths", lambda: None)
+    assert run_folder("mine").name == "mine"  # on a system without the limit
+    monkeypatch.setattr(settings, "long_paths", lambda: False)
+    with pytest.raises(SettingsError, match=r"mine is too deep: .* Windows allows 259. Let COURSE_RUNS name a folder"):
+        run_folder("mine")
+    monkeypatch.setattr(settings, "long_paths", lambda: True)
+    assert run_folder("mine").name == "mine"
+
+
 @pytest.mark.parametrize("preset", ["pocket", "pocket-pretraining", "guide", "rtx-4070-ti", "8gb", "16gb"])
 def test_a_preset_is_a_valid_papermill_parameter_file(preset):
     raw = yaml.safe_load((settings.PRESETS / f"{preset}.yaml").read_text(encoding="utf-8"))

@@ -15,7 +15,7 @@ from typing import Any
 
 from helpers.environment.nvml import read_nvml
 from helpers.environment.torch_probe import read_torch, read_torch_files
-from helpers.paths import ROOT
+from helpers.paths import ROOT, long_paths
 
 
 class Access:
@@ -28,6 +28,7 @@ class Access:
     read_torch = staticmethod(read_torch)
     read_torch_files = staticmethod(read_torch_files)
     home_of_user = staticmethod(Path.home)
+    long_paths = staticmethod(long_paths)
 
     def __init__(self, **changes: Any) -> None:
         self.system, self.release, self.architecture = platform.system(), platform.release(), platform.machine()
@@ -103,17 +104,6 @@ class Access:
 
         battery = psutil.sensors_battery() if hasattr(psutil, "sensors_battery") else None
         return None if battery is None else not battery.power_plugged
-
-    def long_paths(self) -> bool | None:
-        """Say whether Windows allows paths of more than 260 characters; None: not Windows."""
-        try:
-            import winreg
-        except ImportError:
-            return None
-        folder = r"SYSTEM\CurrentControlSet\Control\FileSystem"
-        with contextlib.suppress(OSError), winreg.OpenKey(winreg.HKEY_LOCAL_MACHINE, folder) as key:  # type: ignore[attr-defined]
-            return bool(winreg.QueryValueEx(key, "LongPathsEnabled")[0])  # type: ignore[attr-defined]
-        return False
 
     def nvcc(self) -> str:
         """Return the CUDA compiler's release; '' without one."""

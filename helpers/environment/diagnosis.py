@@ -11,6 +11,7 @@ from helpers.display import STATUS_MARKS, Html, html_table, printable, status_ba
 from helpers.environment import card_checks, driver_checks, python_checks, system_checks
 from helpers.environment.card import GraphicsCard, read_card
 from helpers.environment.facts import GpuReading, Machine
+from helpers.environment.fixes import with_shell
 from helpers.environment.machine import read_machine
 from helpers.environment.rules import NO_GPU, STATUSES, Check, Rule
 from helpers.environment.wheels import WheelAdvice, expects_gpu, wheel_advice
@@ -135,7 +136,8 @@ class Diagnosis:
             badge = f"\x1b[{_ANSI[check.status]}m{badge}\x1b[0m" if color else badge
             lines.append(f"{badge}{check.id:26}{printable(check.reading)}")
             if check.status != "ok":
-                lines += [f"{'':36}{check.why}"] + ([f"{'':36}-> {printable(check.fix)}"] if check.fix else [])
+                lines.append(f"{'':36}{check.why}")
+                lines += [f"{'':36}-> {printable(with_shell(check.fix))}"] if check.fix else []
         verdict = printable(self.verdict)
         return "\n".join([*lines, "", f"\x1b[1m{verdict}\x1b[0m" if color else verdict])
 
@@ -170,8 +172,8 @@ def _card_facts(card: GraphicsCard, reading: GpuReading) -> dict[str, Any]:
 
 def _table(checks: list[Check]) -> str:
     rows = [
-        (status_badge(check.status), _code(check.id), _text(check.reading), _text(check.why), _code(check.fix))
-        for check in checks
+        (status_badge(one.status), _code(one.id), _text(one.reading), _text(one.why), _code(with_shell(one.fix)))
+        for one in checks
     ]
     return html_table(("status", "check", "reading", "why it matters", "fix"), rows)
 

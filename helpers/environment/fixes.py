@@ -11,6 +11,7 @@ LONG_PATHS = (
     r"Set-ItemProperty HKLM:\SYSTEM\CurrentControlSet\Control\FileSystem LongPathsEnabled 1 "
     "(in PowerShell as administrator)"
 )
+_POWERSHELL = ("$env:", "Remove-Item", "Stop-Process", "& '")
 WSL_MEMORY = (
     "In %UserProfile%\\.wslconfig (UTF-8) write two lines, [wsl2] and memory=12GB (or more); "
     "then in PowerShell: wsl --shutdown"
@@ -24,6 +25,16 @@ _DRIVER_COMMANDS = (
     ("fedora", "sudo dnf install akmod-nvidia (RPM Fusion)", "sudo dnf install akmod-nvidia-580xx (RPM Fusion)"),
     ("arch", "sudo pacman -S nvidia-open", "yay -S nvidia-580xx-dkms (from the AUR)"),
 )
+
+
+def with_shell(fix: str) -> str:
+    """Return a fix that says for which of Windows' two shells it is, where the other one does not understand it.
+
+    >>> with_shell("$env:HF_HOME = 'C:/hf'"), with_shell("export HF_HOME=/hf")
+    ("$env:HF_HOME = 'C:/hf'. The commands are for PowerShell.", 'export HF_HOME=/hf')
+    """
+    is_for_one = any(words in fix for words in _POWERSHELL) and "PowerShell" not in fix
+    return f"{fix.removesuffix('.')}. The commands are for PowerShell." if is_for_one else fix
 
 
 def set_variable(machine: Machine, name: str, value: str) -> str:

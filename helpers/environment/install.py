@@ -23,11 +23,10 @@ from pathlib import Path
 from helpers.environment.access import Access
 from helpers.environment.requirements import PYTHONS, pins
 from helpers.environment.wheels import INDEX, build_of, requirement, triton_for_windows
-from helpers.paths import ROOT
+from helpers.paths import LONGEST_WINDOWS_PATH, ROOT
 
 RECORD = "gpt2-course.json"  # in an environment's folder: what was installed there, last of all
 _GB_NEEDED = {"cpu": 3, "cuda": 8}  # measured: 2.2 and 5.9 GB, and what is unpacked on the way
-_LONGEST_WINDOWS_PATH = 260
 _LONGEST_INSTALLED = 200  # characters below the environment's folder; the longest are JupyterLab's
 _ANSWER_SECONDS = 10
 _ON_WINDOWS = os.name == "nt"
@@ -131,10 +130,10 @@ def _refuse_place(folder: Path) -> None:
             f"it: `{'py -3.13' if _ON_WINDOWS else 'python3.13'}` in place of `{Path(sys.executable).stem}`."
         )
     longest = len(str(folder)) + _LONGEST_INSTALLED
-    if _ON_WINDOWS and longest > _LONGEST_WINDOWS_PATH and not Access().long_paths():
+    if _ON_WINDOWS and longest > LONGEST_WINDOWS_PATH and not Access().long_paths():
         raise InstallError(
             f"The folder {ROOT} is too deep: installed files would have paths of {longest} characters, and Windows "
-            f"allows {_LONGEST_WINDOWS_PATH}. Move it to a place such as C:\\course, or switch long paths on."
+            f"allows {LONGEST_WINDOWS_PATH}. Move it to a place such as C:\\course, or switch long paths on."
         )
 
 

@@ -16,6 +16,7 @@ _LONGEST_ENDING = {  # what libraries append to a place, in characters
     "temp": 40,
 }
 _LONGEST_PATH = 200  # Windows stops at 260
+_SHORT = {"runs": "C:\\runs", "cache": "C:\\hf", "temp": "C:\\temp"}
 
 
 @rule("If main memory runs out, the kernel dies without a message, most often while text is turned into tokens.")
@@ -69,9 +70,14 @@ def _named(places: list[Place]) -> str:
 
 
 def _move(machine: Machine, place: Place) -> str:
+    to = fixes.set_variable(machine, _variable(machine, place.role), "<a folder you may write to>")
+    return f"{to} ; then {fixes.RESTART_SHELL}."
+
+
+def _variable(machine: Machine, role: str) -> str:
+    """Return the name of the environment variable that moves a place."""
     temp = "TEMP" if machine.platform.kind == "Windows" else "TMPDIR"
-    name = {"runs": "COURSE_RUNS", "cache": "HF_HOME", "temp": temp}[place.role]
-    return f"{fixes.set_variable(machine, name, '<a folder you may write to>')} ; then {fixes.RESTART_SHELL}."
+    return {"runs": "COURSE_RUNS", "cache": "HF_HOME", "temp": temp}[role]
 
 
 def _free_space(machine: Machine) -> str:
@@ -98,10 +104,11 @@ def paths(machine: Machine) -> Finding:
         return warn(
             "OneDrive would upload every checkpoint", f"{fixes.set_variable(machine, 'COURSE_RUNS', runs)} ; {short}"
         )
-    longest = max((len(place.path) + _LONGEST_ENDING[place.role] for place in storage.places), default=0)
+    longest, deepest = max((len(place.path) + _LONGEST_ENDING[place.role], place.role) for place in storage.places)
     if kind == "Windows" and longest > _LONGEST_PATH and not storage.long_paths:
         reading = f"paths of {longest} characters, and Windows' long paths are off"
-        return warn(reading, f"{short} Or switch long paths on: {fixes.LONG_PATHS}")
+        line = fixes.set_variable(machine, _variable(machine, deepest), _SHORT[deepest])
+        return warn(reading, f"{line} ; then {fixes.RESTART_SHELL}. Or switch long paths on: {fixes.LONG_PATHS}")
     return ok(f"longest planned path: {longest} characters")
 
 

@@ -114,7 +114,7 @@ def import_gguf() -> None:
         import gguf  # noqa: F401
     except ImportError:
         raise SettingsError(
-            "Writing GGUF needs the package gguf, which is not installed: run `pip install '.[export]'` in the "
+            'Writing GGUF needs the package gguf, which is not installed: run `pip install ".[export]"` in the '
             "project's folder, or `pip install gguf`."
         ) from None
 

@@ -14,7 +14,15 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from helpers.course import find_notebook
 from helpers.schema import allowed
-from helpers.settings import SettingsError, TrainingSettings, check_values, known_settings, read_preset, run_folder
+from helpers.settings import (
+    SettingsError,
+    TrainingSettings,
+    check_values,
+    known_settings,
+    read_preset,
+    refuse_deep,
+    run_folder,
+)
 
 _SEARCH_TRIALS = 20  # of a search that sets no budgets.trials
 _MOST_CORNERS = 256  # that are planned, at up to 0.05 s each; nine ranges would have 512
@@ -22,7 +30,7 @@ _MOST_CORNERS = 256  # that are planned, at up to 0.05 s each; nine ranges would
 
 def _check_study_name(name: str) -> str:
     try:
-        run_folder(name)
+        refuse_deep(run_folder(name) / "trial-000-rate-1")  # the longest name, that of an experiment in a trial
     except SettingsError as error:
         raise SettingsError(str(error).replace("run =", "study =", 1)) from None
     return name

@@ -35,7 +35,7 @@ def open_storage(address: str, folder: Path) -> "BaseStorage":
         cause = " ".join(str(error.__cause__ or error).split())[:300].rstrip(".")
         raise SettingsError(
             f"The study's storage {_without_password(address)} does not answer: {cause}. Start the server, fix the "
-            "address (for PostgreSQL install '.[postgres]'), or leave `storage` out for a journal in the folder."
+            'address (for PostgreSQL install ".[postgres]"), or leave `storage` out for a journal in the folder.'
         ) from None
 
 

@@ -73,7 +73,7 @@ class KnownFailure:
         else:
             machine = machine or _this_machine()
             text = self.fix.get(machine.platform.kind, self.fix["else"])
-        return fill(text, machine)
+        return fixes.with_shell(fill(text, machine))
 
     def evidence(self, reading: Reading) -> list[Evidence]:
         """Return the evidence for this failure, strongest first; empty where there is none."""

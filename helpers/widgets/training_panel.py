@@ -1,6 +1,7 @@
 """The training panel of notebook 03: all settings, what they will need, buttons to train, and the values as a file."""
 
 import html
+import re
 import shlex
 import subprocess
 import sys
@@ -199,5 +200,9 @@ def _argument(value: object) -> str:
 
 
 def _command_line(parts: Iterable[str]) -> str:
-    """Return a command line quoted for this system's shell; the one of Windows has no single quotes."""
-    return subprocess.list2cmdline(parts) if sys.platform == "win32" else shlex.join(parts)
+    """Return a command line quoted for this system's shell; on Windows, for PowerShell and for cmd."""
+    if sys.platform != "win32":
+        return shlex.join(parts)
+    # cmd has no single quotes. list2cmdline quotes a space, but not what one of the two takes as its own: & ; , ( '
+    quoted = (subprocess.list2cmdline([part]) for part in parts)
+    return " ".join(part if re.fullmatch(r'".*"|[\w.:/\\=+-]+', part, re.DOTALL) else f'"{part}"' for part in quoted)

@@ -686,10 +686,15 @@ ticket("WSL2 works in Windows' OneDrive", on(WSL2, storage={"project": "/mnt/c/O
        0, "gpu", "cu130", {"paths": WARN}, MOVE)
 ticket("/mnt/c on plain Linux is a disk like others", on(LINUX, storage={"project": "/mnt/c/course"}),
        0, "gpu", "cu130", {})
+LONG_PATHS = rf"; {RESTART_SHELL} Or switch long paths on: Set-ItemProperty .*"
 LONG = (place("runs", "C:\\" + "long-folder\\" * 14), *WINDOWS.storage.places[1:])
 ticket("long paths on Windows (E24)", on(WINDOWS, storage={"places": LONG}),
        0, "gpu", "cu130", SPILLS | {"paths": WARN}, CONTROL_PANEL,
-       also={"paths": rf"\$env:HF_HOME = 'C:\\hf' ; {RESTART_SHELL} Or switch long paths on: Set-ItemProperty .*"})
+       also={"paths": rf"\$env:COURSE_RUNS = 'C:\\runs' {LONG_PATHS}"})
+LONG_CACHE = (WINDOWS.storage.places[0], place("cache", "C:\\" + "long-folder\\" * 14), WINDOWS.storage.places[2])
+ticket("long paths on Windows, in the Hub's cache (E24)", on(WINDOWS, storage={"places": LONG_CACHE}),
+       0, "gpu", "cu130", SPILLS | {"paths": WARN}, CONTROL_PANEL,
+       also={"paths": rf"\$env:HF_HOME = 'C:\\hf' {LONG_PATHS}"})
 ticket("long paths on Windows, switched on", on(WINDOWS, storage={"places": LONG, "long_paths": True}),
        0, "gpu", "cu130", SPILLS, CONTROL_PANEL)
 

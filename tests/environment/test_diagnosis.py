@@ -165,6 +165,13 @@ class TestJson:
             assert not has_shape(damaged, SHAPE)
 
 
+def test_on_windows_a_command_that_cmd_does_not_know_is_said_to_be_for_powershell():
+    synced = {"storage": {"project": "C:\\Ada\\OneDrive\\course"}}
+    for shown in (str(diagnosis_of(on(WINDOWS, **synced))), diagnosis_of(on(WINDOWS, **synced))._repr_html_()):
+        assert "The commands are for PowerShell." in shown
+    assert "PowerShell" not in str(diagnosis_of(on(LINUX, **synced)))
+
+
 def test_the_name_of_a_process_puts_no_markup_into_a_page(diagnoses):
     page = diagnoses["card"]._repr_html_()
     assert "<script" not in page

@@ -164,7 +164,7 @@ def test_a_tokenizer_that_llama_cpp_would_not_repeat_is_refused(tiny, tiny_model
 
 def test_without_the_package_the_sentence_names_the_command(tiny, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(SettingsError, match=r"pip install '\.\[export\]'"):
+    with pytest.raises(SettingsError, match=r'pip install "\.\[export\]"'):
         write_gguf(tmp_path / "model.gguf", *tiny, name="test")
 
 

@@ -1,3 +1,7 @@
+import pytest
+
+from helpers import settings
+from helpers.settings import SettingsError
 from helpers.studies.study import Range
 from helpers.studies.study_file import read_study
 
@@ -10,6 +14,20 @@ def test_a_grid_has_a_point_for_each_combination_in_the_order_of_the_file(study_
 
 def test_a_budget_of_trials_cuts_the_grid(study_file):
     assert len(read_study(study_file(budgets={"trials": 3})).points) == 3
+
+
+def test_a_study_whose_name_differs_from_anothers_in_upper_and_lower_case_only_is_refused(study_file, runs):
+    (runs / "Grid").mkdir(parents=True)
+    with pytest.raises(SettingsError, match=r"study = 'grid' differs from 'Grid' .* only in upper and lower case"):
+        read_study(study_file())
+
+
+def test_a_study_whose_trials_would_lie_too_deep_for_windows_is_refused(study_file, runs, monkeypatch):
+    monkeypatch.setattr(settings, "long_paths", lambda: False)
+    monkeypatch.setenv("COURSE_RUNS", "/r" + "x" * 155)
+    assert settings.run_folder("grid").name == "grid"  # as a run it would fit
+    with pytest.raises(SettingsError, match="trial-000-rate-1 is too deep"):
+        read_study(study_file())
 
 
 def test_a_range_makes_a_search_on_the_scale_of_its_setting(study_file):

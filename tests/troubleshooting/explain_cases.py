@@ -501,6 +501,7 @@ WRITTEN = [
     ("E18", traceback_of("OSError: [WinError 126] The specified module could not be found. Error loading "
                          "\"C:\\venv\\Lib\\site-packages\\torch\\lib\\c10.dll\" or one of its dependencies.")),
     ("E19", traceback_of("RuntimeError: Numpy is not available")),
+    ("E24", traceback_of(f"FileNotFoundError: [Errno 2] No such file or directory: 'C:\\\\{'long' * 63}\\\\file'")),
     ("E24", traceback_of("FileNotFoundError: [WinError 206] The filename or extension is too long: 'C:\\\\a'")),
     ("D1", log(rows_of([0.0] * 5, grad_norm=0.0))),
     ("D24", traceback_of("ImportError: Using the `Trainer` with `PyTorch` requires `accelerate>=1.1.0`: Please run")),

@@ -58,6 +58,7 @@ def test_the_fix_can_be_written_for_every_platform(kind, machine):
     fixes = {failure.id: failure.fix_on(there) for failure in FAILURES}
     odd = r"\{\w+\.|(?<!\.)\.\.(?!\.)|[^.]\. \("  # a name that was not filled in, or a full stop too many
     assert [id_ for id_, text in fixes.items() if not text.strip() or re.search(odd, text)] == []
+    assert [id_ for id_, text in fixes.items() if "$env:" in text and "PowerShell" not in text] == []
 
 
 # words that one of the shells does not know

@@ -136,14 +136,29 @@ class TestParameters:
 
     def test_have_a_command_line_with_the_same_values(self):
         command = run_command(TrainingSettings(run="kept", sample_prompt="a b", from_scratch=True, learning_rate=5e-5))
-        expected = f"{COMMAND} run --run kept -p learning_rate 5e-05 -p from_scratch true -p sample_prompt 'a b'"
+        prompt = '"a b"' if sys.platform == "win32" else "'a b'"
+        expected = f"{COMMAND} run --run kept -p learning_rate 5e-05 -p from_scratch true -p sample_prompt {prompt}"
         assert command == expected
 
-    def test_have_a_command_line_quoted_for_the_systems_shell(self, monkeypatch):
-        settings = TrainingSettings(run="kept", sample_prompt="a b")
-        assert run_command(settings).endswith("-p sample_prompt 'a b'")
-        monkeypatch.setattr(sys, "platform", "win32")
-        assert run_command(settings).endswith('-p sample_prompt "a b"')
+    @pytest.mark.parametrize(
+        ("platform", "prompt", "quoted"),
+        [
+            ("linux", "a b", "'a b'"),
+            ("linux", "R&D", "'R&D'"),
+            ("win32", "a b", '"a b"'),
+            ("win32", "plain", "plain"),
+            ("win32", "R&D", '"R&D"'),  # PowerShell refuses an &, and cmd ends the command there
+            ("win32", "a;b", '"a;b"'),  # PowerShell ends the command at a semicolon, and splits at a comma
+            ("win32", "a,b", '"a,b"'),
+            ("win32", "(a)", '"(a)"'),
+            ("win32", "it's", '"it\'s"'),
+            ("win32", "<|endoftext|>", '"<|endoftext|>"'),
+        ],
+    )
+    def test_have_a_command_line_quoted_for_the_systems_shell(self, monkeypatch, platform, prompt, quoted):
+        monkeypatch.setattr(sys, "platform", platform)
+        settings = TrainingSettings(run="kept", sample_prompt=prompt)
+        assert run_command(settings).endswith(f"-p sample_prompt {quoted}")
 
     def test_are_shown_with_their_commands(self, panel):
         panel.controls["run"].value = "kept"
