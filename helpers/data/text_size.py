@@ -17,14 +17,14 @@ _HUB_TOKENS = {  # tokens of GPT-2's tokenizer in the training part
 def training_tokens(settings: DataSettings) -> tuple[int, str]:
     """Return the number of tokens in the training text, and where that number comes from.
 
-    It is counted where the run's data is prepared already. Otherwise it is published (WikiText) or estimated from the
-    size of the files, and at most what `max_tokens` allows. A million where nothing is known, so that there is a time.
+    It is counted where the run's data is prepared already, without the blocks in which nothing is learned. Otherwise it
+    is published (WikiText) or estimated from the size of the files, and at most what `max_tokens` allows. A million
+    where nothing is known, so that there is a time.
     """
     if settings.streaming and settings.max_tokens:
         return settings.max_tokens, "as max_tokens says"
-    counted = _counted_tokens(settings)
-    if counted is not None:
-        return counted, "counted"
+    if counted := _counted_tokens(settings):
+        return counted
     published = None if settings.source_split else _HUB_TOKENS.get((settings.source, settings.source_config))
     tokens = published or _tokens_by_size(settings)
     allowed = round(settings.max_tokens * (1 - settings.validation_share - settings.test_share))
@@ -57,12 +57,18 @@ def _trained_bytes_per_token(vocab_size: int) -> float:
     return min(_GPT2_BYTES_PER_TOKEN, 2.2 + 0.6 * math.log2(vocab_size / 512))
 
 
-def _counted_tokens(settings: DataSettings) -> int | None:
-    """Return the count in the run's data.json where that is of the same text and tokenizer; None otherwise."""
+def _counted_tokens(settings: DataSettings) -> tuple[int, str] | None:
+    """Return what the run's data.json counts where that is of the same text and tokenizer; None otherwise."""
     same = DataSettings.model_fields.keys() - {"run", "block_size"}
     try:
         facts = read_json(run_folder(settings.run) / "data" / "data.json")
         is_same = all(facts["settings"][name] == getattr(settings, name) for name in same)
-        return int(facts["splits"]["train"]["tokens"]) if is_same else None
+        if not is_same:
+            return None
+        counts, block_size = facts["splits"]["train"], facts["settings"]["block_size"]
+        if "labels" not in counts:
+            return int(counts["tokens"]), "counted"
+        tokens = int(counts["blocks"] * block_size)
+        return tokens, "counted" if block_size == settings.block_size else f"about, from blocks of {block_size}"
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -101,20 +101,33 @@ class Comparison:
     def verdict(self) -> str:
         """What the metrics say, in one or two sentences."""
         saved, interval = self.difference["bits_per_byte"], self.difference["interval"]
+        base, tuned = self.base.bits_per_byte, self.tuned.bits_per_byte
         documents = f"{self.base.n_documents:,} document{'s' * (self.base.n_documents != 1)}"
-        values = (
-            f"On {documents} of {self.source} the tuned model needs "
-            f"{self.tuned.bits_per_byte:.3f} bits per byte and the base model {self.base.bits_per_byte:.3f}"
-        )
+
+        def values(digits: int = 3) -> str:
+            return (
+                f"On {documents} of {self.source} the tuned model needs {tuned:.{digits}f} bits per byte and the base "
+                f"model {base:.{digits}f}"
+            )
+
         if interval is None:
-            return f"{values}. One document gives no interval: the difference may be due to the choice of document."
+            return f"{values()}. One document gives no interval: the difference may be due to the choice of document."
+        nearest, farthest = sorted(map(abs, interval))
+        if farthest < 0.0005:  # it would be shown as 0.000
+            return f"{values()}: a difference of less than 0.001, which is too small to matter."
         low, high = interval
-        shown = abs(round(self.base.bits_per_byte, 3) - round(self.tuned.bits_per_byte, 3))  # of the two shown values
-        values += f": {shown:.3f} {'fewer' if saved > 0 else 'more'}"
-        range_text = f"{CONFIDENCE:.0%} interval of the gain {low:.3f} to {high:.3f}"
-        if low <= 0 <= high:
-            return f"{values} ({range_text}). The interval includes 0, so this may be due to the choice of documents."
-        return f"{values} ({range_text}), so it is {'better' if saved > 0 else 'worse'} on this text."
+        is_clear = low > 0 or high < 0
+        digits = 3
+        while is_clear and digits < 9 and 0 in (round(nearest, digits), round(base, digits) - round(tuned, digits)):
+            digits += 1  # a clear difference is not shown as 0
+        shown = abs(round(base, digits) - round(tuned, digits))  # of the two shown values
+        text = (
+            f"{values(digits)}: {shown:.{digits}f} {'fewer' if saved > 0 else 'more'} "
+            f"({CONFIDENCE:.0%} interval of the gain {low:.{digits}f} to {high:.{digits}f})"
+        )
+        if not is_clear:
+            return f"{text}. The interval includes 0, so this may be due to the choice of documents."
+        return f"{text}, so it is {'better' if saved > 0 else 'worse'} on this text."
 
     def to_dict(self) -> dict[str, Any]:
         """Return a section of evaluation.json: both scores, their difference, and a row per document in its order."""

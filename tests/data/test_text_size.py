@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from helpers.data.text_size import training_tokens
@@ -13,6 +15,20 @@ def test_tokens_are_counted_once_the_data_is_prepared(tiny_settings):
 
     prepared = prepare(tiny_settings)
     assert training_tokens(tiny_settings) == (prepared.facts["splits"]["train"]["tokens"], "counted")
+
+
+@pytest.mark.parametrize(("block_size", "source"), [(16, "counted"), (32, "about, from blocks of 16")])
+def test_tokens_of_blocks_in_which_nothing_is_learned_do_not_count(tmp_path, tiny_settings, block_size, source):
+    from helpers.data.preparation import prepare
+
+    rows = ({"prompt": f"{number} is a long question. " * 20, "completion": "Yes."} for number in range(40))
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    changes = {"source": str(tmp_path / "a.jsonl"), "train_on": "completion", "block_size": 16}
+    settings = tiny_settings.model_copy(update=changes)
+    prepared = prepare(settings)
+    kept = 16 * len(prepared.blocks["train"])
+    assert kept < prepared.facts["splits"]["train"]["tokens"] / 2
+    assert training_tokens(settings.model_copy(update={"block_size": block_size})) == (kept, source)
 
 
 def test_tokens_of_other_data_in_the_runs_folder_do_not_count(tiny_settings):

@@ -110,6 +110,8 @@ def test_the_difference_and_its_interval_by_hand():
     [
         ([8.0, 17.0, 25.0, 36.0], "so it is better on this text"),
         ([12.0, 23.0, 35.0, 44.0], "so it is worse on this text"),
+        ([9.98, 19.98, 29.98, 39.98], ": 0.0005 fewer (95% interval of the gain 0.0006 to 0.0006), so it is better"),
+        ([9.99, 19.99, 29.99, 39.99], "a difference of less than 0.001, which is too small to matter"),
         ([5.0, 27.0, 24.0, 45.0], "The interval includes 0, so this may be due to the choice of documents"),
     ],
 )
