@@ -94,7 +94,7 @@ def load_tokenizer(model_name_or_path: str) -> "PreTrainedTokenizerBase":
 def load_model(
     model_name_or_path: str, *, from_scratch: bool = False, seed: int = 42, **new_values: Any
 ) -> "GPT2LMHeadModel":
-    """Load a GPT-2 in float32, whatever number format its file has.
+    """Load a GPT-2 in float32, whatever number format its file has, and in evaluation mode.
 
     Args:
         model_name_or_path: 'pocket', a folder, or a Hub id.
@@ -116,7 +116,7 @@ def load_model(
         check_heads(config)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            model = GPT2LMHeadModel(config)
+            model = GPT2LMHeadModel(config).eval()  # as `from_pretrained` returns one, without dropout
     else:
         how = {"dtype": torch.float32, "output_loading_info": True, "use_safetensors": True}  # a pickle can run code
         model, report = _load(GPT2LMHeadModel, model_name_or_path, **how)

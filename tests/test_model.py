@@ -66,6 +66,11 @@ def test_random_weights_follow_the_seed_and_leave_the_global_state_alone(tiny_mo
     assert not torch.equal(one.transformer.wte.weight, load_model(str(tiny_model)).transformer.wte.weight)
 
 
+@pytest.mark.parametrize("from_scratch", [False, True])
+def test_a_loaded_model_computes_without_dropout(tiny_model, from_scratch):
+    assert not load_model(str(tiny_model), from_scratch=from_scratch).training
+
+
 def test_an_empty_tokenizer_is_refused(tmp_path):
     GPT2Tokenizer.from_pretrained(tmp_path).save_pretrained(tmp_path)
     with pytest.raises(SettingsError, match="is broken: it has 1 tokens"):
@@ -332,7 +337,7 @@ class TestANewModel:
     @pytest.mark.parametrize("n_layer", [2, 8])
     def test_it_is_initialised_as_gpt2_and_begins_with_a_guess(self, n_layer):
         settings = self.settings(n_layer=n_layer, n_embd=64, n_head=2, n_positions=64)
-        model = load_start(settings, load_tokenizer("pocket")).eval()
+        model = load_start(settings, load_tokenizer("pocket"))
         for block in model.transformer.h:  # each of 2N additions to the residual stream is scaled by 1 / sqrt(2N)
             assert block.attn.c_proj.weight.std().item() == pytest.approx(0.02 / math.sqrt(2 * n_layer), rel=0.05)
             assert block.mlp.c_fc.weight.std().item() == pytest.approx(0.02, rel=0.05)

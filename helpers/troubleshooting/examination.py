@@ -131,7 +131,7 @@ class _Bench:
     def _model(self) -> "GPT2LMHeadModel":
         from helpers.model import load_start
 
-        return load_start(self._settings, self._tokenizer).eval()  # without dropout a loss is repeatable
+        return load_start(self._settings, self._tokenizer)
 
     @cached_property
     def _losses(self) -> list[float]:

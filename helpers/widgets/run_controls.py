@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from helpers.training import FineTuned
 
 
-_ELSEWHERE = "in training by another panel, notebook or command"
+_ELSEWHERE = "in training by another notebook or command"
+_STOPS: dict[str, threading.Event] = {}  # run that is in training in this kernel -> what stops it, from any panel
 
 
 class RunControls:
@@ -54,19 +55,19 @@ class RunControls:
         with self._panel.errors_shown():
             settings = self._panel.settings
             # A thread would wait for the end of another training, deaf to Stop.
-            if state_of(settings.run) == "in training":
+            if state_of(settings.run) == "in training" and settings.run not in _STOPS:
                 raise SettingsError(
                     f"Run {settings.run!r} is {_ELSEWHERE}: wait for its end, or choose another run name."
                 )
             if TRAINING.locked():
-                raise SettingsError("Another run is in training in this kernel: wait for its end, or stop it.")
+                raise SettingsError("A run is in training in this kernel: wait for its end, or stop it.")
             self._stop.clear()
             self._show(f"run {settings.run}: getting ready")
             self._panel.run_in_background(partial(self._train, settings))
 
     def end(self) -> None:
         """Ask the training to stop at the end of its present step."""
-        self._stop.set()
+        _STOPS.get(self._panel.settings.run, self._stop).set()
         self._show("stopping: the step is finished and a checkpoint saved")
 
     def show_state(self, settings: TrainingSettings) -> None:
@@ -76,10 +77,12 @@ class RunControls:
         state = state_of(settings.run)
         self.start.description = "Resume" if state == "stopped" else "Start"
         self.start.disabled = state == "finished"
+        is_here = state == "in training" and settings.run in _STOPS  # started by this cell before it ran again
+        self.stop.disabled = not is_here
         texts = {
             "new": "not started",
             "stopped": "stopped with a checkpoint; Resume continues from it",
-            "in training": _ELSEWHERE,
+            "in training": "in training in this notebook" if is_here else _ELSEWHERE,
             "finished": "finished; choose another run name to train again",
         }
         self._show(f"run {settings.run}: {texts[state]}")
@@ -88,12 +91,15 @@ class RunControls:
     def _train(self, settings: TrainingSettings) -> str:
         from helpers.training import TrainingBrokenError, TrainingStoppedError, fine_tune
 
+        _STOPS[settings.run] = self._stop
         try:
             self.finished = fine_tune(settings, watch=partial(self._watch, settings.run), stop=self._stop)
         except TrainingStoppedError as stopped:
             return str(stopped)
         except TrainingBrokenError as error:
             raise SettingsError(str(error)) from error  # it explains itself: shown without the name of its type
+        finally:
+            del _STOPS[settings.run]
         return str(self.finished)
 
     def _watch(self, run: str, history: Sequence[Mapping[str, Any]], progress: Any) -> None:

@@ -34,6 +34,26 @@ def test_a_run_is_trained_stopped_and_resumed_with_the_panel_locked_meanwhile(ti
     assert not panel.is_locked
 
 
+def test_a_cell_that_runs_again_during_its_training_can_still_stop_it(tiny_settings, runs):
+    settings = tiny_settings.model_copy(update={"num_train_epochs": 3.0})
+    panel, states = TrainingPanel(settings), []
+    watch = panel.run._watch
+
+    def run_the_cell_again(*seen):
+        watch(*seen)
+        if not states:
+            again = TrainingPanel(settings)
+            states.append((again.run._state.value, again.run.stop.disabled))
+            again.run.stop.click()
+
+    panel.run._watch = run_the_cell_again
+    panel.run.start.click()
+    panel.thread.join()
+    assert states == [("<span>run tiny: in training in this notebook</span>", False)]
+    assert "Stopped after step" in panel._message.value
+    assert TrainingPanel(settings).run.stop.disabled
+
+
 def test_a_curve_is_shown_with_the_name_of_its_run_alone_and_a_broken_run_keeps_its_own(tiny_settings, runs):
     panel = TrainingPanel(tiny_settings)
     watch = panel.run._watch
@@ -62,12 +82,12 @@ def test_a_run_that_is_trained_elsewhere_is_not_started_a_second_time(tiny_setti
     panel.say("what was said before")
     with only_training():
         panel.run.start.click()
-        assert "Another run is in training in this kernel" in panel._message.value
+        assert "A run is in training in this kernel" in panel._message.value
     with run_lock(runs / "tiny"):
         panel.run.start.click()
-        assert "Run &#x27;tiny&#x27; is in training by another panel" in panel._message.value
+        assert "Run &#x27;tiny&#x27; is in training by another notebook" in panel._message.value
         panel.refresh()
-        assert "in training by another panel" in panel.run._state.value
+        assert "in training by another notebook" in panel.run._state.value
     assert (panel.thread, panel.is_locked, state_of("tiny")) == (None, False, "new")
 
 
