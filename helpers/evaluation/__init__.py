@@ -17,7 +17,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
     {
         "base_and_tuned": (
             "Comparison compare_decodings compare_with_base fill_prompt load_base load_tuned measure_copying "
-            "measure_forgetting measure_published_protocol"
+            "measure_forgetting measure_published_protocol opening"
         ),
         "scoring": "Score score",
         "generation": "generate",

@@ -32,8 +32,7 @@ if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
 _PROMPT_TOKENS = 8  # first tokens of a held-out document, which the samples that are searched for copies continue
-_LONGEST_WORD = 40  # characters: scripts without spaces have words as long as a paragraph
-_OPENING = re.compile(rf"\s*\S{{1,{_LONGEST_WORD}}}(?:\s+\S{{1,{_LONGEST_WORD}}}){{0,4}}")  # five words: a title
+_LONGEST_OPENING = 64  # tokens: scripts without spaces have words as long as a paragraph
 # Model, source, configuration -> stride -> perplexity by the protocol of the transformers documentation. At 1024 from
 # https://github.com/karpathy/llm.c/pull/276, at 512 from the card of smpanaro/gpt2-AutoGPTQ-4bit-128g on the Hub.
 _PUBLISHED = {("openai-community/gpt2", "Salesforce/wikitext", "wikitext-2-raw-v1"): {1024: 29.94, 512: 25.19}}
@@ -273,8 +272,19 @@ def fill_prompt(settings: EvaluationSettings) -> EvaluationSettings:
     """Return the settings with a prompt: where none is set, the first words of the run's first test document."""
     if settings.prompt:
         return settings
+    tokenizer = load_run_tokenizer(read_run_settings(settings.run))
     text = open_prepared(settings.run).documents["test"][0]["text"]
-    return settings.model_copy(update={"prompt": _OPENING.match(text)[0]})
+    return settings.model_copy(update={"prompt": opening(text, tokenizer, n_words=5)})  # about as long as a title
+
+
+def opening(text: str, tokenizer: "PreTrainedTokenizerBase", *, n_words: int) -> str:
+    """Return the first words of a text; at most 64 tokens, because in some scripts a word is as long as a paragraph."""
+    words = re.match(rf"\s*(?:\S+\s+){{0,{n_words - 1}}}\S*", text)[0].rstrip()
+    ids = tokenizer.encode(words[: 16 * _LONGEST_OPENING], verbose=False)  # few tokens have more than 16 characters
+    if len(ids) <= _LONGEST_OPENING:
+        return words
+    # a character may be cut in its middle
+    return tokenizer.decode(ids[:_LONGEST_OPENING]).rstrip("\N{REPLACEMENT CHARACTER}").rstrip()
 
 
 def _compare_on(documents: "Dataset", settings: EvaluationSettings, *, source: str) -> Comparison:
@@ -348,7 +358,7 @@ def compare_decodings(
     settings = fill_prompt(settings)
     model, tokenizer = load_tuned(settings.run)
     documents = open_prepared(settings.run).documents["test"]["text"][:3]
-    openings = [" ".join(word[:_LONGEST_WORD] for word in text.split()[:3]) for text in documents]
+    openings = [opening(text, tokenizer, n_words=3) for text in documents]
     samples = {}
     for name, changes in decodings.items():
         by_prompt = generate(model, tokenizer, [settings.prompt, *openings], settings, **changes)

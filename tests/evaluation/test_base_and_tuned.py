@@ -1,7 +1,6 @@
 import json
 import math
 import shutil
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +19,7 @@ from helpers.evaluation.base_and_tuned import (
     measure_copying,
     measure_forgetting,
     measure_published_protocol,
+    opening,
 )
 from helpers.evaluation.generation import DECODINGS, generate
 from helpers.evaluation.scoring import Score, score
@@ -195,10 +195,18 @@ def test_a_prompt_that_is_not_set_opens_a_test_document(tiny_run):
     assert fill_prompt(SETTINGS) is SETTINGS
 
 
-def test_the_prompt_of_a_text_without_spaces_is_a_part_of_its_first_line(monkeypatch):
-    prepared = SimpleNamespace(documents={"test": [{"text": "\u72d0\u72f8" * 500}]})
-    monkeypatch.setattr(base_and_tuned, "open_prepared", lambda run: prepared)
-    assert len(fill_prompt(SETTINGS.model_copy(update={"prompt": ""})).prompt) == 40
+@pytest.mark.parametrize(
+    ("text", "n_words", "expected"),
+    [
+        ("The Fox\n\nOnce a fox saw a crow.", 5, "The Fox\n\nOnce a fox"),
+        ("The Fox", 5, "The Fox"),
+        ("\u72d0\u72f8" * 500, 5, ("\u72d0\u72f8" * 11)[:21]),  # three bytes each, and 64 tokens
+        (f"{'x' * 4000} y", 3, "x" * 64),
+    ],
+)
+def test_an_opening_is_a_few_words_or_in_a_text_without_spaces_a_few_tokens(tiny_run, text, n_words, expected):
+    _, tokenizer = load_tuned("tiny")
+    assert opening(text, tokenizer, n_words=n_words) == expected
 
 
 def test_samples_and_control_come_from_the_same_prompts_and_have_the_same_length(tiny_run):
