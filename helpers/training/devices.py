@@ -75,9 +75,10 @@ def this_processor() -> GraphicsCard:
     from helpers.environment.torch_probe import has_bf16
 
     # Without bf16 instructions a product of halves takes seconds, and nobody trains so.
-    half = _product_tflops(torch.bfloat16) if has_bf16() else 0.0
+    is_bf16 = has_bf16(on_processor=True)
+    half = _product_tflops(torch.bfloat16) if is_bf16 else 0.0
     float32, total = _product_tflops(torch.float32), psutil.virtual_memory().total
-    return GraphicsCard("this processor", total, half, float32, has_bf16=has_bf16(), is_processor=True)
+    return GraphicsCard("this processor", total, half, float32, has_bf16=is_bf16, is_processor=True)
 
 
 def _product_tflops(dtype: Any) -> float:

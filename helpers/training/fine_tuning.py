@@ -214,18 +214,20 @@ def _train_once(
         predicted["peak_bytes"] += held_on_card
         was_trained = _train_or_resume(trainer, settings, folder, is_stream="stream" in data.facts, stop=stop)
     if trainer.is_world_process_zero():
+        # Now: to merge an adapter, the base model is loaded once more, and the peak would be of that.
+        facts = collect_measurements(settings, trainer, n_blocks=len(train)) | {"predicted": predicted}
         if settings.lora_r:
             model = _save_adapter(trained, settings, folder / "adapter")
         save_model(model, tokenizer, settings, data.facts, folder / "model")
-        facts = collect_measurements(settings, trainer, n_blocks=len(train)) | {"predicted": predicted}
         if "labels" in (counts := data.facts["splits"]["train"]):
             share = counts["labels"] / (counts["blocks"] * settings.block_size)
             facts["trained_tokens"] = round(facts["tokens"] * share)
-        if steps.seconds[1:]:  # the first one sets up
-            facts["step_seconds"] = statistics.median(steps.seconds[1:])
-            extend_calibration(settings, trainer, facts, predicted)
+        if seconds := steps.seconds[1:]:  # the first one sets up
+            facts["step_seconds"] = statistics.median(seconds)
         if not (was_trained and (folder / "training.json").exists()):  # else only the model was made again
             write_json(folder / "training.json", facts)
+        if seconds:  # last: a shared folder may refuse them, and the run is finished all the same
+            extend_calibration(settings, trainer, facts, predicted)
     trainer.accelerator.wait_for_everyone()  # the other processes open what the first one has written
 
 

@@ -58,10 +58,10 @@ class Guard(TrainerCallback):
         )
 
 
-def _learns_nothing(log_history: list[dict[str, float]], even_guess: float, *, rows: int = 20) -> bool:
-    """Tell whether the last `rows` losses, after at least 200 steps, all lie within 1 % of an even guess."""
-    last = [row for row in log_history if "loss" in row][-rows:]
-    is_long = len(last) == rows and last[-1]["step"] >= 200
+def _learns_nothing(log_history: list[dict[str, float]], even_guess: float) -> bool:
+    """Tell whether the last 20 losses, after at least 200 steps, all lie within 1 % of an even guess."""
+    last = [row for row in log_history if "loss" in row][-20:]
+    is_long = len(last) == 20 and last[-1]["step"] >= 200
     return is_long and all(abs(row["loss"] / even_guess - 1) < 0.01 for row in last)
 
 
