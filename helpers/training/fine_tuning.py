@@ -205,7 +205,9 @@ def _train_once(
         trainer.remove_callback(PrinterCallback)
         # Gradients are then kept in the buffers that processes exchange, not there and beside them.
         trainer.accelerator.ddp_handler.gradient_as_bucket_view = True
-        _warn_of_long_warmup(settings, len(train), trainer.args.world_size)
+        per_epoch = math.ceil(len(train) / (settings.effective_batch_size * trainer.args.world_size))
+        if note := describe_long_warmup(settings, math.ceil(per_epoch * settings.num_train_epochs)):
+            warnings.warn(note, stacklevel=2)
         if trainer.is_world_process_zero() and not (folder / "settings.json").exists():
             write_json(folder / "settings.json", run_files.settings_record(settings, data.facts))
         tokens_per_process = len(train) * settings.block_size // trainer.args.world_size
@@ -263,12 +265,6 @@ def _new_trainer(validation: dict[str, Any], **how: Any) -> "Trainer":
             return 0  # only for the Trainer's `total_flos`; to count, it goes through all parameters in every pass
 
     return LabelTrainer(**how)
-
-
-def _warn_of_long_warmup(settings: TrainingSettings, n_blocks: int, processes: int) -> None:
-    per_epoch = math.ceil(n_blocks / (settings.effective_batch_size * processes))
-    if note := describe_long_warmup(settings, math.ceil(per_epoch * settings.num_train_epochs)):
-        warnings.warn(note, stacklevel=2)
 
 
 def _train_or_resume(
