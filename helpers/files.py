@@ -107,6 +107,16 @@ def _retry(move: Callable[[], object]) -> None:
     move()
 
 
+def _set_aside(folder: Path, old: Path) -> None:
+    try:
+        _retry(lambda: folder.rename(old))
+    except PermissionError as error:
+        raise SettingsError(
+            f"{folder} cannot be replaced ({error}): its old content is still there. Restart the kernel of "
+            "each notebook that has it open, and close other programs that do; then run this again."
+        ) from None
+
+
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
     """Give an empty folder to write into, which replaces `folder` when the block ends without an error.
@@ -129,14 +139,9 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         try:
             yield new
             if folder.exists():
-                _retry(lambda: folder.rename(old))
-        except BaseException as error:
+                _set_aside(folder, old)
+        except BaseException:
             shutil.rmtree(new, ignore_errors=True)
-            if isinstance(error, PermissionError) and folder.exists():
-                raise SettingsError(
-                    f"{folder} cannot be replaced ({error}): its old content is still there. Restart the kernel of "
-                    "each notebook that has it open, and close other programs that do; then run this again."
-                ) from None
             raise
         _retry(lambda: new.rename(folder))
         shutil.rmtree(old, ignore_errors=True)

@@ -120,7 +120,11 @@ def load_model(
     else:
         how = {"dtype": torch.float32, "output_loading_info": True, "use_safetensors": True}  # a pickle can run code
         model, report = _load(GPT2LMHeadModel, model_name_or_path, **how)
-        _check_complete(model_name_or_path, report["missing_keys"])
+        if missing := sorted(report["missing_keys"]):  # transformers would draw them at random and go on
+            raise SettingsError(
+                f"The model {model_name_or_path!r} is incomplete: {len(missing)} of its weights are missing, such as "
+                f"{missing[0]}. Its files are cut short or belong to another model; train or download it again."
+            )
     model.loss_type = "ForCausalLM"  # without it transformers guesses from the name of the class, and warns
     return model
 
@@ -146,16 +150,6 @@ def check_heads(shape: Any) -> None:
         raise SettingsError(
             f"n_embd = {shape.n_embd} cannot be split into n_head = {shape.n_head} heads: "
             f"use a multiple of {shape.n_head}."
-        )
-
-
-def _check_complete(model_name_or_path: str, missing_keys: Iterable[str]) -> None:
-    """Raise `SettingsError` for weights that are not in the file: transformers would draw them at random and go on."""
-    missing = sorted(missing_keys)
-    if missing:
-        raise SettingsError(
-            f"The model {model_name_or_path!r} is incomplete: {len(missing)} of its weights are missing, such as "
-            f"{missing[0]}. Its files are cut short or belong to another model; train or download it again."
         )
 
 

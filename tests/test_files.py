@@ -115,9 +115,10 @@ def test_a_folder_takes_the_place_of_the_old_one_when_it_is_whole(folder):
 
 
 def test_what_goes_wrong_leaves_the_old_folder_as_it_was(folder):
-    with pytest.raises(ZeroDivisionError), atomic_folder(folder) as new:
+    error = PermissionError(13, "Permission denied", "the/text.txt")  # not of the folder: it says what it is
+    with pytest.raises(PermissionError, match="text"), atomic_folder(folder) as new:
         (new / "after").write_text("y")
-        raise ZeroDivisionError
+        raise error
     assert names(folder) == ["data", "data/before"]
 
 

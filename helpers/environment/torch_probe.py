@@ -98,11 +98,11 @@ def _tell_card(torch: Any, tell: Callable[..., None], messages: list[str]) -> No
         tell(warnings=[*messages, f"{type(error).__name__}: {error}"])
 
 
-def has_bf16() -> bool:
-    """Say whether this machine multiplies bf16 matrices in hardware: CUDA 8.0 and newer, AVX-512 bf16 or AMX."""
+def has_bf16(*, on_processor: bool = False) -> bool:
+    """Say whether the card here, else the processor, multiplies bf16 in hardware: CUDA 8.0, AVX-512 bf16 or AMX."""
     import torch
 
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and not on_processor:
         return torch.cuda.get_device_capability() >= (8, 0)
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))

@@ -106,7 +106,7 @@ class Calibration(_Record):
             seconds = sum(factor * part for factor, part in zip(factors, _work(shape, settings), strict=True))
         else:
             return None
-        return seconds * (1 - spread), seconds * (1 + spread)
+        return seconds * max(0.0, 1 - spread), seconds * (1 + spread)
 
     def overhead(self, precision: str, *, process_bytes: int = 0) -> tuple[int, float] | None:
         """Return the constant bytes, and the bytes per byte of activations, that no formula sees; None: not measured.

@@ -13,6 +13,7 @@ from typing import Any
 
 from helpers.display import did_you_mean
 from helpers.environment.card import CARDS, GraphicsCard, read_card
+from helpers.environment.torch_probe import has_bf16
 from helpers.settings import SettingsError
 
 DEFAULT_CARD = "RTX 4070 Ti"
@@ -53,16 +54,9 @@ def this_device() -> GraphicsCard:
 
     if not torch.cuda.is_available():
         return this_processor()
-    return card_of_this_machine() or _card_as_torch_sees_it()
-
-
-def _card_as_torch_sees_it() -> GraphicsCard:
-    """Return a card that NVIDIA's driver does not describe, such as AMD's, or one that shares the main memory."""
-    import torch
-
-    from helpers.environment.torch_probe import has_bf16
-
-    seen = torch.cuda.get_device_properties(0)
+    if (card := card_of_this_machine()) is not None:
+        return card
+    seen = torch.cuda.get_device_properties(0)  # not NVIDIA's, or one that shares the main memory
     return GraphicsCard(seen.name, seen.total_memory, half_tflops=0.0, float32_tflops=0.0, has_bf16=has_bf16())
 
 
@@ -72,12 +66,11 @@ def this_processor() -> GraphicsCard:
     import psutil
     import torch
 
-    from helpers.environment.torch_probe import has_bf16
-
     # Without bf16 instructions a product of halves takes seconds, and nobody trains so.
-    half = _product_tflops(torch.bfloat16) if has_bf16() else 0.0
+    is_bf16 = has_bf16(on_processor=True)
+    half = _product_tflops(torch.bfloat16) if is_bf16 else 0.0
     float32, total = _product_tflops(torch.float32), psutil.virtual_memory().total
-    return GraphicsCard("this processor", total, half, float32, has_bf16=has_bf16(), is_processor=True)
+    return GraphicsCard("this processor", total, half, float32, has_bf16=is_bf16, is_processor=True)
 
 
 def _product_tflops(dtype: Any) -> float:

@@ -205,7 +205,9 @@ def _train_once(
         trainer.remove_callback(PrinterCallback)
         # Gradients are then kept in the buffers that processes exchange, not there and beside them.
         trainer.accelerator.ddp_handler.gradient_as_bucket_view = True
-        _warn_of_long_warmup(settings, len(train), trainer.args.world_size)
+        per_epoch = math.ceil(len(train) / (settings.effective_batch_size * trainer.args.world_size))
+        if note := describe_long_warmup(settings, math.ceil(per_epoch * settings.num_train_epochs)):
+            warnings.warn(note, stacklevel=2)
         if trainer.is_world_process_zero() and not (folder / "settings.json").exists():
             write_json(folder / "settings.json", run_files.settings_record(settings, data.facts))
         tokens_per_process = len(train) * settings.block_size // trainer.args.world_size
@@ -214,18 +216,20 @@ def _train_once(
         predicted["peak_bytes"] += held_on_card
         was_trained = _train_or_resume(trainer, settings, folder, is_stream="stream" in data.facts, stop=stop)
     if trainer.is_world_process_zero():
+        # Now: to merge an adapter, the base model is loaded once more, and the peak would be of that.
+        facts = collect_measurements(settings, trainer, n_blocks=len(train)) | {"predicted": predicted}
         if settings.lora_r:
             model = _save_adapter(trained, settings, folder / "adapter")
         save_model(model, tokenizer, settings, data.facts, folder / "model")
-        facts = collect_measurements(settings, trainer, n_blocks=len(train)) | {"predicted": predicted}
         if "labels" in (counts := data.facts["splits"]["train"]):
             share = counts["labels"] / (counts["blocks"] * settings.block_size)
             facts["trained_tokens"] = round(facts["tokens"] * share)
-        if steps.seconds[1:]:  # the first one sets up
-            facts["step_seconds"] = statistics.median(steps.seconds[1:])
-            extend_calibration(settings, trainer, facts, predicted)
+        if seconds := steps.seconds[1:]:  # the first one sets up
+            facts["step_seconds"] = statistics.median(seconds)
         if not (was_trained and (folder / "training.json").exists()):  # else only the model was made again
             write_json(folder / "training.json", facts)
+        if seconds:  # last: a shared folder may refuse them, and the run is finished all the same
+            extend_calibration(settings, trainer, facts, predicted)
     trainer.accelerator.wait_for_everyone()  # the other processes open what the first one has written
 
 
@@ -261,12 +265,6 @@ def _new_trainer(validation: dict[str, Any], **how: Any) -> "Trainer":
             return 0  # only for the Trainer's `total_flos`; to count, it goes through all parameters in every pass
 
     return LabelTrainer(**how)
-
-
-def _warn_of_long_warmup(settings: TrainingSettings, n_blocks: int, processes: int) -> None:
-    per_epoch = math.ceil(n_blocks / (settings.effective_batch_size * processes))
-    if note := describe_long_warmup(settings, math.ceil(per_epoch * settings.num_train_epochs)):
-        warnings.warn(note, stacklevel=2)
 
 
 def _train_or_resume(

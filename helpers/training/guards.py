@@ -46,7 +46,7 @@ class Guard(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, *, model: Any, **_: Any) -> None:
         """Look at the weights."""
         # Only before they are saved, because reading all of them takes time.
-        is_kept = control.should_save or control.should_training_stop or state.global_step >= state.max_steps
+        is_kept = control.should_save or state.global_step >= state.max_steps
         trained = (parameter for parameter in model.parameters() if parameter.requires_grad)
         if is_kept and not all(parameter.isfinite().all() for parameter in trained):
             self._stop("A weight is not finite", args, state)
@@ -58,10 +58,10 @@ class Guard(TrainerCallback):
         )
 
 
-def _learns_nothing(log_history: list[dict[str, float]], even_guess: float, *, rows: int = 20) -> bool:
-    """Tell whether the last `rows` losses, after at least 200 steps, all lie within 1 % of an even guess."""
-    last = [row for row in log_history if "loss" in row][-rows:]
-    is_long = len(last) == rows and last[-1]["step"] >= 200
+def _learns_nothing(log_history: list[dict[str, float]], even_guess: float) -> bool:
+    """Tell whether the last 20 losses, after at least 200 steps, all lie within 1 % of an even guess."""
+    last = [row for row in log_history if "loss" in row][-20:]
+    is_long = len(last) == 20 and last[-1]["step"] >= 200
     return is_long and all(abs(row["loss"] / even_guess - 1) < 0.01 for row in last)
 
 
@@ -78,8 +78,7 @@ class DiskSpaceGuard(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Compare the free space with what is written next."""
-        is_last = control.should_training_stop or state.global_step >= state.max_steps
-        self._check(args, is_saved=control.should_save, is_last=is_last)
+        self._check(args, is_saved=control.should_save, is_last=state.global_step >= state.max_steps)
 
     def _check(self, args: Any, *, is_saved: bool, is_last: bool) -> None:
         # A checkpoint is float32 weights and AdamW's two averages, 12 bytes per trained parameter, and a little more;

@@ -48,7 +48,8 @@ def card_text(settings: TrainingSettings, data_facts: dict[str, Any], evaluation
         evaluation=evaluation,
         part_rows=[(name, f"{p['documents']:,}", f"{p['bytes']:,}", f"`{p['sha256']}`") for name, p in parts.items()],
         copying_rows=[
-            [f"{v:.3g}" if isinstance(v, float) else v or "" for v in row.values()] for row in copying["rows"]
+            [f"{v:.3g}" if isinstance(v, float) else "" if v is None else v for v in row.values()]
+            for row in copying["rows"]
         ],
         setting_rows=[(f"`{name}`", value) for name, value in values.items()],
         score_rows=_score_rows,

@@ -338,7 +338,7 @@ def describe_long_warmup(settings: TrainingSettings, steps: int) -> str:
     warmup = settings.warmup_steps
     if warmup < 1 or warmup < steps:
         return ""
-    reached = settings.learning_rate * steps / warmup
+    reached = settings.learning_rate * (steps - 1) / warmup  # the first step has a rate of 0
     return (
         f"warmup_steps = {warmup:g} and the training has {steps:,}: the learning rate only climbs to {reached:.2g} of "
         f"{settings.learning_rate:.2g}. Below 1, warmup_steps is a share of all steps."

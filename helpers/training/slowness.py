@@ -45,11 +45,9 @@ def slow_reason(seconds: Sequence[float], machine: Machine) -> str | None:
 _BATTERY = "this machine runs on its battery, which slows it down: plug in the power supply."
 
 
-def is_slow(seconds: Sequence[float], *, times: float = 1.5) -> bool:
-    """Tell whether the latest steps take `times` as long as the earlier ones, by the medians of both."""
-    if len(seconds) < _LEAST + _RECENT:
-        return False
-    return median(seconds[-_RECENT:]) > times * median(seconds[:-_RECENT])
+def is_slow(seconds: Sequence[float]) -> bool:
+    """Tell whether the latest steps take half as long again as the earlier ones, by the medians of both."""
+    return len(seconds) >= _LEAST + _RECENT and median(seconds[-_RECENT:]) > 1.5 * median(seconds[:-_RECENT])
 
 
 class SlownessWatch(StepTimer):

@@ -39,11 +39,16 @@ def stoppable(trainer: "Trainer", stop: threading.Event | None) -> Iterator[None
         TrainingStoppedError: `stop` ended it.
     """
     is_alone = trainer.args.world_size == 1
-    with interrupt_event() if is_alone else nullcontext(Interrupt()) as interrupt:
-        stopper = _Stopper(lambda: interrupt.is_set() or (stop is not None and stop.is_set()))
-        # First in the list: `DiskSpaceGuard` has to see that a checkpoint is about to be written.
-        trainer.callback_handler.callbacks.insert(0, stopper)
-        yield
+    try:
+        with interrupt_event() if is_alone else nullcontext(Interrupt()) as interrupt:
+            stopper = _Stopper(lambda: interrupt.is_set() or (stop is not None and stop.is_set()))
+            # First in the list: `DiskSpaceGuard` has to see that a checkpoint is about to be written.
+            trainer.callback_handler.callbacks.insert(0, stopper)
+            yield
+    except RuntimeError:
+        if interrupt.is_set():
+            signal.raise_signal(interrupt.number)  # or it would be forgotten where a smaller batch is tried next
+        raise
     if interrupt.number == signal.SIGTERM:
         signal.raise_signal(signal.SIGTERM)  # now as usual: it ends the process
     if interrupt.is_set() or stopper.has_stopped:

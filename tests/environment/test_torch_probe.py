@@ -193,9 +193,10 @@ def test_bf16_depends_on_the_gpu_if_there_is_one(monkeypatch):
 
 
 @pytest.mark.parametrize(("name", "expected"), [("avx512_bf16", True), ("amx_bf16", True), ("avx2", False)])
-def test_bf16_depends_on_the_processor_without_a_gpu(monkeypatch, name, expected):
+@pytest.mark.parametrize("has_gpu", [False, True])
+def test_bf16_depends_on_the_processor_without_a_gpu(monkeypatch, name, expected, has_gpu):
     import torch as real
 
-    monkeypatch.setattr(real.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(real.cuda, "is_available", lambda: has_gpu)
     monkeypatch.setattr(real.cpu, "get_capabilities", lambda: {name: True}, raising=False)
-    assert has_bf16() is expected
+    assert has_bf16(on_processor=has_gpu) is expected

@@ -42,6 +42,15 @@ class TestFit:
         low, high = add_measurements(processor, [slow]).step_seconds(shape, settings, "no")
         assert low < 77 < high
 
+    def test_no_time_is_below_0_however_little_the_measurements_agree(self, processor):
+        shape, settings = made_up.TRAININGS[0]
+        longer = [settings.model_copy(update={"block_size": size}) for size in range(64, 224, 8)]
+        slow = [made_up.measurement(shape, each, step_seconds=10.0 if each != longer[0] else 1.0) for each in longer]
+        low, high = add_measurements(processor, slow).step_seconds(
+            shape, GPT2.model_copy(update={"block_size": 224}), "no"
+        )
+        assert low == 0 < high
+
     def test_memory_is_the_formulas_and_what_it_cannot_see(self, processor):
         constant, share = add_measurements(processor, made_up.measurements()).overhead("no")
         assert constant == pytest.approx(made_up.PROCESS_BYTES + made_up.UNSEEN_BYTES, rel=0.01)

@@ -53,6 +53,14 @@ def test_a_card_that_the_driver_does_not_describe_is_as_torch_sees_it(monkeypatc
     assert "not known: the card's peak is not in the table" in str(plan_run(TrainingSettings(), card=card))
 
 
+def test_the_processor_beside_a_card_has_its_own_number_formats(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 9))
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
+    monkeypatch.setattr(devices, "_product_tflops", lambda dtype: 0.1)
+    assert devices.this_processor.__wrapped__().precision() == "no"
+
+
 @pytest.mark.skipif(sys.platform != "linux" or torch.cuda.is_available(), reason="as Linux counts resident memory")
 def test_the_peak_counts_from_the_last_reset():
     torch.ones(2**26)  # float32, 256 MiB, freed at once

@@ -85,6 +85,14 @@ def test_an_interrupted_run_ends_with_the_weights_and_history_of_an_uninterrupte
     assert resumed.history == tiny_run.history
 
 
+def test_a_run_whose_measurements_cannot_be_kept_is_finished_all_the_same(tiny_settings, runs):
+    runs.mkdir()
+    (runs / ".calibrations").touch()  # as a folder that belongs to somebody else
+    with pytest.raises(FileExistsError):
+        fine_tune(tiny_settings)
+    assert fine_tune(tiny_settings).facts["step_seconds"] > 0
+
+
 def test_a_finished_run_is_opened_and_not_trained_again(tiny_run, tiny_settings):
     before = (tiny_run.model_folder / "model.safetensors").stat().st_mtime_ns
     assert fine_tune(tiny_settings) == tiny_run

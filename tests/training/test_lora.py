@@ -11,6 +11,7 @@ from safetensors.torch import load, load_file
 from helpers.model import load_model
 from helpers.paths import NOTEBOOKS
 from helpers.settings import SettingsError, TrainingSettings, run_folder
+from helpers.training import fine_tuning, finished_run
 from helpers.training.engine import equal_results_less_work
 from helpers.training.fine_tuning import fine_tune
 from helpers.training.finished_run import open_run
@@ -151,6 +152,14 @@ def test_in_half_precision_it_trains_samples_and_merges_into_float32(settings):
     assert merged["transformer.wte.weight"].dtype == torch.float32
     assert torch.equal(merged["transformer.h.0.attn.c_attn.bias"], base["transformer.h.0.attn.c_attn.bias"])
     assert math.isfinite(run.eval_loss)
+
+
+def test_the_measured_peak_is_that_of_the_training_and_not_of_merging(settings, monkeypatch):
+    merges, merge = [], fine_tuning.merge_adapter
+    monkeypatch.setattr(fine_tuning, "merge_adapter", lambda *both: merges.append(both) or merge(*both))
+    monkeypatch.setattr(finished_run, "peak_bytes", lambda: 1 + len(merges))
+    assert fine_tune(settings).facts["peak_bytes"] == 1
+    assert len(merges) == 1
 
 
 def test_an_adapter_is_restored_from_its_folder(settings):

@@ -89,6 +89,11 @@ def test_a_run_without_a_model_has_no_card():
     assert write_model_card("mine") is None
 
 
+def test_no_copied_word_is_a_0_and_what_was_not_measured_is_empty():
+    copying = {"rows": [{"text": "samples", "longest_words": 0, "novel_8": None}]}
+    assert "| samples | 0 |  |" in card_text(TrainingSettings(), FACTS, {"copying": copying})
+
+
 def test_no_sample_breaks_out_of_its_block(tiny_run):
     sample = {"decoding": "greedy", "sample": "````\n# Not a heading\n---"}
     record.write_section("tiny", "speech", {"settings": {"seed": 1}, "decodings": [sample]})

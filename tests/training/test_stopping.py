@@ -13,7 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from helpers.model import load_model
 from helpers.paths import NOTEBOOKS
+from helpers.training import engine, guards
 from helpers.training.fine_tuning import fine_tune
 from helpers.training.finished_run import open_run
 from helpers.training.run_files import last_complete_checkpoint, read_history, step_of
@@ -80,6 +82,29 @@ def test_a_stop_at_the_last_step_changes_nothing(tiny_settings):
     last = fine_tune(tiny_settings.model_copy(update={"run": "unbroken"})).facts["steps"]
     watcher.step = last
     assert fine_tune(tiny_settings, watch=watcher, stop=watcher.stop).facts["steps"] == last
+
+
+def test_a_stop_needs_space_for_its_checkpoint_and_not_for_a_model(tiny_settings, tiny_model, monkeypatch):
+    n_bytes = 13 * load_model(str(tiny_model)).num_parameters()
+    monkeypatch.setattr(guards, "free_bytes", lambda folder: n_bytes)
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(TrainingStoppedError, match="Stopped after step 1 of"):
+        fine_tune(tiny_settings, stop=stop)
+
+
+def test_an_interrupt_is_not_forgotten_where_the_batch_does_not_fit(tiny_settings, monkeypatch):
+    def run_out(*_, **__):
+        signal.raise_signal(signal.SIGINT)
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(engine, "chunked_loss", run_out)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            fine_tune(tiny_settings)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def train_in_a_process(settings, runs):
