@@ -63,7 +63,9 @@ class FineTuned:
         trained = f" ({n_trained:,} of them learned, the others prompts)" if n_trained is not None else ""
         validation = "no validation loss in history.jsonl"
         if (loss := self.eval_loss) is not None:
-            validation = f"validation loss {loss:.3f} nats per token (perplexity {math.exp(min(loss, 700)):,.4g})"
+            perplexity = math.exp(min(loss, 700))  # of a run that diverged, a number of 300 digits
+            shown = f"{perplexity:,.1f}" if perplexity < 1e6 else f"{perplexity:.1e}"
+            validation = f"validation loss {loss:.3f} nats per token (perplexity {shown})"
         return (
             f"run {self.run}: {self.facts['steps']} steps, {self.facts['tokens']:,} tokens{trained} in "
             f"{self.facts['seconds']:.0f} s ({self.facts['precision']} on {self.facts['device']}), {validation}"
