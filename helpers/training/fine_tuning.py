@@ -218,6 +218,8 @@ def _train_once(
             model = _save_adapter(trained, settings, folder / "adapter")
         save_model(model, tokenizer, settings, data.facts, folder / "model")
         facts = collect_measurements(settings, trainer, n_blocks=len(train)) | {"predicted": predicted}
+        if seconds := predicted["seconds"]:  # of all epochs
+            predicted["seconds"] = [facts["steps"] / facts["planned_steps"] * each for each in seconds]
         if "labels" in (counts := data.facts["splits"]["train"]):
             share = counts["labels"] / (counts["blocks"] * settings.block_size)
             facts["trained_tokens"] = round(facts["tokens"] * share)
