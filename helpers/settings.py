@@ -325,6 +325,16 @@ class EvaluationSettings(RunSettings):
     general_documents: int = setting(6, "how many documents of it are read", ge=1, le=100_000, unit="documents")
 
 
+def refuse_training_text(general_source: str, *, source: str, run: str) -> None:
+    """Raise `SettingsError` where the text that is to measure forgetting is the one that a run learns from."""
+    if general_source == source:
+        other = "fables" if source == "python-reference" else "python-reference"
+        raise SettingsError(
+            f"general_source = {general_source!r} is the text that run {run!r} is trained on. Forgetting shows on "
+            f"other text: choose another general_source, such as {other!r}."
+        )
+
+
 def known_settings() -> dict[str, Any]:
     """Return every setting of the course: name -> its pydantic field."""
     return {**TrainingSettings.model_fields, **EvaluationSettings.model_fields}
