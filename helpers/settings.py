@@ -167,8 +167,8 @@ class DataSettings(RunSettings):
     document_separator: Annotated[str, AfterValidator(_known_separator)] = setting(
         "auto",
         "what ends a document, in texts and tables: 'row' (a line, a table's row), 'blank line', 'heading' "
-        "(as in WikiText), 'pattern:' and a regular expression that a first row matches, '100 rows', 'file' (a single "
-        "one is a continuous text), or the text between documents; auto: recognised and reported",
+        "(' = Title =' or '# Title'), 'pattern:' and a regular expression that a first row matches, '100 rows', 'file' "
+        "(a single one is a continuous text), or the text between documents; auto: recognised and reported",
         min_length=1,
         examples=["auto", "row", "blank line", "heading", "pattern:^CHAPTER", "100 rows", "file", "<|endoftext|>"],
     )
