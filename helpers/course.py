@@ -15,7 +15,7 @@ from helpers.display import did_you_mean, first_line, printable
 from helpers.files import environment_variables
 from helpers.paths import COMMAND, NOTEBOOKS, runs_folder
 from helpers.report import write_report
-from helpers.settings import SettingsError, known_settings, run_folder
+from helpers.settings import SettingsError, known_settings, refuse_training_text, run_folder
 
 _NEXT = "06"  # the first notebook that is not in the course itself: it trains for minutes, and nothing needs it
 _SECONDS_BETWEEN_SAVES = 1.0  # of a notebook that is executed: what a killed process may lose
@@ -103,7 +103,8 @@ def run_course(
         The path of `report.html`.
 
     Raises:
-        SettingsError: no chosen notebook has one of the parameters; nothing was run.
+        SettingsError: no chosen notebook has one of the parameters, or forgetting would be measured on the training
+            text; nothing was run.
         CourseError: a notebook failed; it was saved with its traceback, and the report shows what ran.
     """
     folder = run_folder(run) / "notebooks"
@@ -112,6 +113,9 @@ def run_course(
         if not any(name in names for names in declared.values()):
             _refuse(name, set().union(*declared.values()))
     values = {**(defaults or {}), **parameters, "run": run}
+    texts = {name: values.get(name, known_settings()[name].default) for name in ("source", "general_source")}
+    if texts.keys() <= set().union(*declared.values()):  # else notebook 04 would say so after the training
+        refuse_training_text(texts["general_source"], source=texts["source"], run=run)
     folder.mkdir(parents=True, exist_ok=True)
     try:
         for notebook in notebooks:

@@ -167,8 +167,8 @@ class DataSettings(RunSettings):
     document_separator: Annotated[str, AfterValidator(_known_separator)] = setting(
         "auto",
         "what ends a document, in texts and tables: 'row' (a line, a table's row), 'blank line', 'heading' "
-        "(as in WikiText), 'pattern:' and a regular expression that a first row matches, '100 rows', 'file' (a single "
-        "one is a continuous text), or the text between documents; auto: recognised and reported",
+        "(' = Title =' or '# Title'), 'pattern:' and a regular expression that a first row matches, '100 rows', 'file' "
+        "(a single one is a continuous text), or the text between documents; auto: recognised and reported",
         min_length=1,
         examples=["auto", "row", "blank line", "heading", "pattern:^CHAPTER", "100 rows", "file", "<|endoftext|>"],
     )
@@ -323,6 +323,16 @@ class EvaluationSettings(RunSettings):
         "python-reference", "text that measures forgetting; written like `source`", min_length=1
     )
     general_documents: int = setting(6, "how many documents of it are read", ge=1, le=100_000, unit="documents")
+
+
+def refuse_training_text(general_source: str, *, source: str, run: str) -> None:
+    """Raise `SettingsError` where the text that is to measure forgetting is the one that a run learns from."""
+    if general_source == source:
+        other = "fables" if source == "python-reference" else "python-reference"
+        raise SettingsError(
+            f"general_source = {general_source!r} is the text that run {run!r} is trained on. Forgetting shows on "
+            f"other text: choose another general_source, such as {other!r}."
+        )
 
 
 def known_settings() -> dict[str, Any]:

@@ -62,6 +62,17 @@ def test_a_parameter_that_no_notebook_has_stops_before_anything_runs(notebook):
     assert not run_folder("mine").exists()
 
 
+def test_a_training_text_that_would_measure_forgetting_too_stops_before_anything_runs(notebook):
+    training = notebook("03_a.ipynb", 'run = "x"\nsource = "fables"')
+    evaluation = notebook("04_b.ipynb", 'run = "x"\ngeneral_source = "python-reference"')
+    asked = {"source": "python-reference"}
+    with pytest.raises(SettingsError, match="choose another general_source, such as 'fables'"):
+        run_course([training, evaluation], run="mine", parameters=asked)
+    assert not run_folder("mine").exists()
+    run_course([training, evaluation], run="mine", parameters=asked | {"general_source": "fables"})
+    run_course([training], run="mine", parameters=asked)
+
+
 def test_a_failing_cell_leaves_the_executed_notebook_and_the_report(notebook):
     good = notebook("01_a.ipynb", 'run = "x"', "print('fine')")
     bad = notebook("02_b.ipynb", 'run = "x"', "print('before')", "raise ValueError('broken')", "print('never')")

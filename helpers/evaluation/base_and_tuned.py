@@ -24,7 +24,14 @@ from helpers.evaluation.copying import CopyReport, search_training_text
 from helpers.evaluation.generation import DECODINGS, DecodingReport, generate
 from helpers.evaluation.scoring import Score, score
 from helpers.model import load_model, load_start, load_tokenizer
-from helpers.settings import DataSettings, EvaluationSettings, SettingsError, read_run_settings, run_folder
+from helpers.settings import (
+    DataSettings,
+    EvaluationSettings,
+    SettingsError,
+    read_run_settings,
+    refuse_training_text,
+    run_folder,
+)
 from helpers.training.model_card import metric_text, public_name
 
 if TYPE_CHECKING:
@@ -207,11 +214,7 @@ def measure_forgetting(settings: EvaluationSettings) -> Comparison:
     Raises:
         SettingsError: the run is not finished or was trained on that source, or the source cannot be read.
     """
-    if settings.general_source == read_run_settings(settings.run).source:
-        raise SettingsError(
-            f"general_source = {settings.general_source!r} is the text that run {settings.run!r} was trained on. "
-            "Forgetting shows on other text: choose another source, such as 'python-reference'."
-        )
+    refuse_training_text(settings.general_source, source=read_run_settings(settings.run).source, run=settings.run)
     splits = load_documents(DataSettings(run=settings.run, source=settings.general_source))
     held_out = splits["test"] if "test" in splits else splits["train"]
     if "continues" not in held_out.column_names:

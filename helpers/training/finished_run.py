@@ -29,7 +29,8 @@ class FineTuned:
         history: one row per logging or validation step: `step`, `epoch`, and `loss`, `learning_rate`, `grad_norm` or
             `eval_loss`; losses are in nats per token.
         facts: the measured steps, tokens, seconds and peak memory, precision and device, the batch that fitted into
-            memory, and in `predicted` what `predict_on_this_machine` returned before the training.
+            memory, and in `predicted` what `predict_on_this_machine` returned before the training, its time cut to
+            the steps that early stopping left.
     """
 
     run: str
@@ -41,6 +42,11 @@ class FineTuned:
     def model_folder(self) -> Path:
         """The folder of the final model, which any program for GPT-2 can load."""
         return self.folder / "model"
+
+    @property
+    def planned_steps(self) -> int:
+        """The steps of all epochs, for which the schedule was made: more than those trained after an early stop."""
+        return self.facts.get("planned_steps", self.facts["steps"])  # runs of earlier versions have not recorded it
 
     @property
     def eval_loss(self) -> float | None:
@@ -61,13 +67,16 @@ class FineTuned:
         """Return the run as one line."""
         n_trained = self.facts.get("trained_tokens")
         trained = f" ({n_trained:,} of them learned, the others prompts)" if n_trained is not None else ""
+        steps = f"{self.facts['steps']}"
+        if self.planned_steps > self.facts["steps"]:
+            steps += f" of {self.planned_steps:,}"
         validation = "no validation loss in history.jsonl"
         if (loss := self.eval_loss) is not None:
             perplexity = math.exp(min(loss, 700))  # of a run that diverged, a number of 300 digits
             shown = f"{perplexity:,.1f}" if perplexity < 1e6 else f"{perplexity:.1e}"
             validation = f"validation loss {loss:.3f} nats per token (perplexity {shown})"
         return (
-            f"run {self.run}: {self.facts['steps']} steps, {self.facts['tokens']:,} tokens{trained} in "
+            f"run {self.run}: {steps} steps, {self.facts['tokens']:,} tokens{trained} in "
             f"{self.facts['seconds']:.0f} s ({self.facts['precision']} on {self.facts['device']}), {validation}"
         )
 
@@ -92,6 +101,7 @@ def collect_measurements(settings: TrainingSettings, trainer: "Trainer", *, n_bl
     steps, precision = trainer.state.global_step, chosen_precision(settings)
     return {
         "steps": steps,
+        "planned_steps": trainer.state.max_steps,
         "trained_parameters": trainer.get_num_trainable_parameters(),
         "tokens": settings.block_size * count_blocks_read(settings, n_blocks, steps, trainer.args.world_size),
         "seconds": find_clock(trainer).seconds,

@@ -158,7 +158,7 @@ def test_forgetting_is_measured_on_your_own_text(tiny_run, tmp_path):
 
 
 def test_forgetting_is_not_measured_on_the_text_of_the_training(tiny_run, tiny_settings):
-    with pytest.raises(SettingsError, match="is the text that run 'tiny' was trained on"):
+    with pytest.raises(SettingsError, match="is the text that run 'tiny' is trained on"):
         measure_forgetting(SETTINGS.model_copy(update={"general_source": tiny_settings.source}))
 
 

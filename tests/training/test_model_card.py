@@ -23,6 +23,7 @@ def test_the_card_of_a_new_run_says_what_it_was_made_from(tiny_run, tiny_setting
     assert tiny_settings.source not in text, "a path is its owner's business"
     assert tiny_settings.model_name_or_path not in text
     assert "Not evaluated yet." in text
+    assert "It was measured on nothing yet." in text
     assert "## Limits" in text
 
 
@@ -58,7 +59,9 @@ def test_what_the_hub_does_not_have_is_not_in_the_metadata():
 
 def test_the_metrics_are_results_that_the_hub_can_read(tiny_run):
     comparison = compare_with_base(EvaluationSettings(run="tiny", stride=16))
-    results = ModelCard.load(tiny_run.model_folder / "README.md").data.eval_results
+    card = ModelCard.load(tiny_run.model_folder / "README.md")
+    assert "It was measured on text like `text.txt`, and on nothing else." in card.text, "forgetting was not measured"
+    results = card.data.eval_results
     assert [result.metric_type for result in results] == ["perplexity", "bits_per_byte"]
     assert results[0].metric_value == pytest.approx(comparison.tuned.perplexity, abs=1e-3)
     assert comparison.tuned.protocol in results[0].metric_name

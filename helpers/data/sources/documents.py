@@ -4,7 +4,7 @@ A text's lines are its rows, so every value means the same for both:
 
 - `row` (or `line`): each is a document;
 - `blank line`: a run of rows up to an empty one;
-- `heading`: a row such as WikiText's ` = Title = `, with an empty row before it, starts one;
+- `heading`: a row such as WikiText's ` = Title = ` or Markdown's `# Title`, with an empty row before it, starts one;
 - `pattern:REGEX`: a row in which the regular expression is found starts one;
 - `100 rows`: so many;
 - `file`: all rows of a file, or of a table in several files; one alone is a continuous text, which is cut in passages;
@@ -20,6 +20,7 @@ from helpers.settings import SettingsError
 
 END_OF_TEXT = "<|endoftext|>"
 HEADING = re.compile(r" ?= (?!=).*(?<!=) = ?")
+_MARKDOWN_HEADING = re.compile(r"# .*\S.*")  # `auto` does not look for it: in other texts it is a comment
 PASSAGE_CHARACTERS = 1000  # about 250 tokens: enough passages to split a short text, and to draw them in a bootstrap
 _MARKERS = re.compile(r"<\|(?:startoftext|endoftext)\|>")  # the pair is a convention of fine-tuning tools for GPT-2
 MAX_DOCUMENT_CHARACTERS = 2**26  # a novel has a million; anything longer is not one document and may not fit in memory
@@ -88,7 +89,8 @@ def _passage_end(text: str, start: int) -> int | None:
 def _beginning(separator: str) -> Callable[[int, str, str], bool] | None:
     """Return whether a row starts a document, by its number, itself and the row before; None: not decided by rows."""
     if separator == "heading":
-        return lambda _, row, before: bool(HEADING.fullmatch(row)) and not before.strip()
+        headings = (HEADING, _MARKDOWN_HEADING)
+        return lambda _, row, before: not before.strip() and any(kind.fullmatch(row) for kind in headings)
     if count := _COUNT.fullmatch(separator):
         return lambda number, *_: number % int(count[1]) == 0
     if separator.startswith("pattern:"):

@@ -51,6 +51,11 @@ def test_the_rows_of_a_document_keep_their_order_and_their_own_white_space():
     assert next(iter(row_documents(ROWS, "heading", name="x"))) == "\n".join(ROWS[1:9]).strip("\n")
 
 
+def test_a_heading_of_markdown_starts_a_document_but_neither_its_sections_nor_a_line_in_a_paragraph():
+    first, second = "# One\n\nA fox.\n# no heading\n\n## Section\n\nA crow.", "# Two\n\n#no heading\n\nA hen."
+    assert list(text_documents([f"{first}\n\n{second}\n"], "heading", name="x")) == [first, second]
+
+
 @pytest.mark.parametrize("separator", ["row", "blank line", "file", END, "3 rows", "pattern:^b"])
 @pytest.mark.parametrize(
     "text",
