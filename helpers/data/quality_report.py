@@ -9,6 +9,7 @@ import numpy as np
 
 from helpers.data.facts import TINY_TOKENS, documents_text, tokens_per_character
 from helpers.data.run_data import PreparedData
+from helpers.data.token_view import piece_of
 from helpers.display import html_table
 from helpers.plots import BLUE, GREEN, GREY, ORANGE, RED, new_axes, new_figure, plot_bars, plot_lengths
 
@@ -99,7 +100,8 @@ def _frequent_tokens(blocks: "Dataset", tokenizer: "PreTrainedTokenizerBase") ->
     counts = np.bincount(blocks.with_format("numpy")[:n_rows]["input_ids"].ravel())
     top = counts.argsort()[::-1][:_N_FREQUENT]
     # repr shows line ends and spaces; its quotes are cut off
-    return {repr(tokenizer.decode([token]))[1:-1]: counts[token] / counts.sum() for token in top}
+    pieces = map(piece_of, tokenizer.convert_ids_to_tokens(top.tolist()))
+    return {repr(piece)[1:-1]: counts[token] / counts.sum() for piece, token in zip(pieces, top, strict=True)}
 
 
 def plot_report(report: DataReport) -> np.ndarray:

@@ -51,10 +51,10 @@ def view_tokens(tokenizer: "PreTrainedTokenizerBase", text: str) -> TokenView:
     else:
         ids = tokenizer.encode(text, verbose=False)
         is_learned = [True] * len(ids)
-    return TokenView([_piece(token) for token in tokenizer.convert_ids_to_tokens(ids)], ids, is_learned)
+    return TokenView([piece_of(token) for token in tokenizer.convert_ids_to_tokens(ids)], ids, is_learned)
 
 
-def _piece(token: str) -> str:
+def piece_of(token: str) -> str:
     """Return the text of a token, or its bytes when they are only a part of a character."""
     if not all(character in BYTES for character in token):
         return token  # not made of the alphabet, such as <|endoftext|> in some vocabularies

@@ -160,10 +160,11 @@ class Comparison:
         """The interval of each metric over resampled documents; None from a single document, which says nothing."""
         import numpy as np
 
-        base, tuned, tokens, n_bytes = resample_sums(
-            self.base.document_nats, self.tuned.document_nats, self.base.document_tokens, self.base.document_bytes,
-            seed=self.seed,
+        is_scored = self.base.document_tokens > 0  # not a dialogue without an answer: a draw of such alone has no mean
+        columns = (
+            self.base.document_nats, self.tuned.document_nats, self.base.document_tokens, self.base.document_bytes
         )  # fmt: skip
+        base, tuned, tokens, n_bytes = resample_sums(*(column[is_scored] for column in columns), seed=self.seed)
         bits = math.log(2) * n_bytes.clip(min=1)
         resampled = {  # cut at e^700, because JSON has no infinity
             "base_perplexity": np.exp((base / tokens).clip(max=700)),
@@ -173,7 +174,7 @@ class Comparison:
             "bits_per_byte": (base - tuned) / bits,
             "perplexity_ratio": np.exp((tuned / tokens - base / tokens).clip(max=700)),
         }
-        has_interval = self.base.n_documents > 1
+        has_interval = is_scored.sum() > 1
         return {name: compute_interval(values) if has_interval else None for name, values in resampled.items()}
 
     def _repr_html_(self) -> str:

@@ -1,6 +1,9 @@
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
+from datasets import Dataset
 
+from helpers.data import quality_report
 from helpers.data.preparation import prepare
 from helpers.data.quality_report import plot_packing, plot_report, report, useful_share
 from helpers.model import load_tokenizer
@@ -25,6 +28,18 @@ def test_a_report_counts_the_prepared_data(data, tiny_settings):
     assert sum(described.frequent.values()) <= 1
     assert list(described.frequent.values()) == sorted(described.frequent.values(), reverse=True)
     assert dict(described.rows())["documents read"] == "40"
+
+
+def test_parts_of_characters_are_frequent_tokens_of_their_own():
+    tokenizer = load_tokenizer("pocket")
+    ids = tokenizer.encode("猫龍")
+    assert len(set(ids)) > 2
+    rows = Dataset.from_dict({"input_ids": [ids]})
+    frequent = quality_report._frequent_tokens(rows, tokenizer)
+    assert [share for share in frequent.values() if share] == sorted(np.unique(ids, return_counts=True)[1] / len(ids))[
+        ::-1
+    ]
+    assert "<e7>" in frequent
 
 
 def test_a_report_escapes_everything_that_comes_from_the_text(data):

@@ -126,6 +126,15 @@ def test_the_rows_are_named_base_and_tuned():
     assert [row["model"] for row in make_comparison([10.0, 20.0], [8.0, 9.0]).rows] == ["base", "tuned"]
 
 
+def test_a_dialogue_without_an_answer_changes_no_interval():
+    scored = make_comparison([100.0, 80.0], [50.0, 40.0])
+    silent = make_comparison([100.0, 80.0, 0.0], [50.0, 40.0, 0.0])
+    for model in (silent.base, silent.tuned):
+        model.document_tokens[2] = model.document_bytes[2] = 0
+    assert silent.difference == scored.difference
+    assert silent.rows[1]["perplexity_interval"] == scored.rows[1]["perplexity_interval"]
+
+
 def test_one_document_has_no_interval():
     comparison = make_comparison([10.0], [5.0])
     assert comparison.difference["interval"] is None

@@ -135,7 +135,10 @@ def render_row(values: Mapping[str, Any], columns: Sequence[str], template: str)
         messages = values.get(columns[0]) or []
     else:
         prompt, completion, *more = (values.get(column) or "" for column in columns)
-        prompt = "\n\n".join([prompt, *filter(None, more)]) if isinstance(prompt, str) else prompt
+        if isinstance(prompt, str):
+            is_text = all(isinstance(part, str) for part in more)
+            # An `input` that is no text becomes the message, which is refused.
+            prompt = "\n\n".join([prompt, *filter(None, more)]) if is_text else [{"role": "user", "content": more[0]}]
         answer = _as_messages(completion, "assistant")
         messages = [*_as_messages(prompt, "user"), *answer] if answer else []
     return render_chat(messages, template) if messages else ""

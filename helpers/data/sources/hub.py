@@ -29,7 +29,8 @@ def open_saved(folder: Path, settings: DataSettings) -> dict[str, Table]:
     except Exception as error:  # noqa: BLE001 (a damaged folder makes the library raise anything)
         raise SettingsError(f"{folder} cannot be opened as a saved data set ({first_line(error)}).") from None
     splits = saved if isinstance(saved, DatasetDict) else {"train": saved}
-    return {name: _open_split(split, settings) for name, split in splits.items()}
+    # The format it was saved with may hide columns, or turn rows into arrays.
+    return {name: _open_split(split.with_format(None), settings) for name, split in splits.items()}
 
 
 def saved_files(folder: Path) -> dict[str, list[Path]]:

@@ -8,7 +8,7 @@ import csv
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 from helpers.data.sources.documents import MAX_DOCUMENT_CHARACTERS, check_length, split_lines
@@ -19,6 +19,7 @@ Row = tuple[str, Mapping[str, Any]]
 _DELIMITERS = ",\t;|"  # Excel writes semicolons in much of Europe, and tabs as "Unicode text"
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
 _MERGED_LINES = 3
+_FIRST_LINE = 100  # characters of a JSON file that show its form
 
 
 def check_names(columns: Sequence[str], name: str) -> None:
@@ -111,7 +112,7 @@ def json_lines(name: str, chunks: Iterable[str]) -> Iterator[Row]:
     head = ""
     for chunk in chunks:
         head += chunk
-        if "\n" in head.lstrip():
+        if "\n" in (start := head.lstrip()) or len(start) > _FIRST_LINE:  # a file may be one long line
             break
     chunks = chain([head], chunks)
     first_line = head.lstrip().partition("\n")[0].rstrip()
@@ -126,19 +127,23 @@ def json_lines(name: str, chunks: Iterable[str]) -> Iterator[Row]:
 def json_rows(name: str, chunks: Iterable[str]) -> Iterator[Row]:
     """Yield the rows of a JSON file.
 
-    It may be a list of objects or of texts, objects one after the other, or one object: a list of rows in one of its
-    fields, a list for each column, or an object for each row or column, as pandas writes them.
+    It may be a list of objects or of texts, objects one after the other, or one object: a row with a `text`, a list of
+    rows in one of its fields, a list for each column, or an object for each row or column, as pandas writes them.
     """
-    for number, (line, value, is_in_list) in enumerate(_json_values(name, chunks)):
-        values = [{"text": value}] if is_in_list and isinstance(value, str) else [value]
-        if not is_in_list and isinstance(value, dict) and number == 0:
-            values = _rows_of_object(value)
-        for each in values:
+    values = _json_values(name, chunks)
+    first = list(islice(values, 2))
+    for line, value, is_in_list in chain(first, values):
+        rows = [{"text": value}] if is_in_list and isinstance(value, str) else [value]
+        if not is_in_list and isinstance(value, dict) and len(first) == 1:
+            rows = _rows_of_object(value)
+        for each in rows:
             yield f"line {line}", _check_object(each, f"{name}, line {line}")
 
 
 def _rows_of_object(value: Mapping[str, Any]) -> Iterable[Any]:
     """Return the rows that one object holds; itself where it is a row."""
+    if isinstance(value.get("text"), str):  # what else it holds, such as a list of authors, is about that text
+        return [value]
     fields = list(value.values())
     inside = [field for field in fields if isinstance(field, list) and field and isinstance(field[0], dict)]
     if len(inside) == 1 and not is_message(inside[0][0]):

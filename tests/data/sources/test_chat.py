@@ -112,7 +112,9 @@ def test_half_a_character_in_a_message_becomes_the_replacement_character(tmp_pat
     ("row", "words"),
     [({"messages": [{"role": "wizard", "content": "a"}]}, "line 1: a message needs a role"),
      ({"messages": [{"role": ["user"], "content": "a"}]}, "line 1: a message needs a role"),
-     ({"messages": [{"role": "user", "content": None}]}, "line 1: a message needs a role")],
+     ({"messages": [{"role": "user", "content": None}]}, "line 1: a message needs a role"),
+     ({"instruction": "Add one.", "input": 5, "output": "six"}, "line 1: a message needs .* 'content': 5"),
+     ({"instruction": "Sum.", "input": [1, 2], "output": "3"}, r"line 1: a message needs .* 'content': \[1, 2\]")],
 )  # fmt: skip
 def test_a_message_that_cannot_be_read_is_named_with_its_line(tmp_path, row, words):
     (tmp_path / "a.jsonl").write_text(json.dumps(row))

@@ -108,7 +108,7 @@ def test_a_continuous_text_and_documents_are_no_parts_of_one_source(tmp_path, bo
 
 def test_a_saved_data_set_is_read_with_its_own_splits(tmp_path):
     rows = Dataset.from_dict({"body": WORDS, "n": [1, 2, 3]})
-    rows.save_to_disk(tmp_path / "one")
+    rows.with_format("torch", columns=["n"]).save_to_disk(tmp_path / "one")  # as for a training
     DatasetDict(train=rows, test=rows, unsupervised=rows).save_to_disk(tmp_path / "many")
     assert texts(tmp_path / "one") == WORDS
     assert texts(tmp_path / "many") == {"train": WORDS, "test": WORDS}

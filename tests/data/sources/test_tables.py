@@ -9,6 +9,7 @@ from datasets import Dataset
 
 from helpers.data.sources import Source
 from helpers.data.sources.hub import open_saved
+from helpers.data.sources.rows import json_lines
 from helpers.data.sources.tables import parquet_table
 from helpers.settings import DataSettings, SettingsError
 
@@ -133,6 +134,25 @@ def test_the_rows_are_found_in_every_usual_form_of_json(tmp_path, name, indent):
 def test_objects_over_several_lines_are_read_under_any_name(tmp_path):
     (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(row, indent=2) for row in ROWS))
     assert read(tmp_path / "a.jsonl")[0] == STORIES
+
+
+@pytest.mark.parametrize("n_rows", [1, 12])
+def test_a_list_of_objects_about_a_text_is_not_taken_for_the_rows(tmp_path, n_rows):
+    rows = [{"text": story, "authors": [{"name": "Ann"}]} for story in STORIES[:n_rows]]
+    (tmp_path / "a.json").write_text("\n".join(map(json.dumps, rows)))
+    assert read(tmp_path / "a.json")[0] == STORIES[:n_rows]
+
+
+def test_json_lines_in_a_file_named_json_are_all_rows_though_the_first_holds_a_list(tmp_path):
+    rows = [{"body": story, "authors": [{"name": "Ann"}]} for story in STORIES]
+    (tmp_path / "a.json").write_text("\n".join(map(json.dumps, rows)))
+    assert read(tmp_path / "a.json", text_column="body")[0] == STORIES
+
+
+def test_json_in_one_long_line_is_read_bit_by_bit():
+    chunks = iter(["[", *['{"text": "a fox"}, '] * 100, '{"text": "a crow"}]'])
+    assert next(json_lines("a.jsonl", chunks)) == ("line 1", {"text": "a fox"})
+    assert len(list(chunks)) > 80
 
 
 COLUMNS = {
