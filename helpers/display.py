@@ -6,6 +6,7 @@ Only the standard library is imported: the doctor uses this before anything is i
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -73,6 +74,17 @@ def cut(text: str, length: int) -> str:
     'a long…'
     """
     return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def perplexity_text(loss: float) -> str:
+    """Return the perplexity of a mean loss in nats per token.
+
+    >>> perplexity_text(3.26), perplexity_text(20.0), perplexity_text(800.0)
+    ('26.0', '4.9e+08', 'too large')
+    """
+    if loss > 700:  # of a run that diverged: more than a float can hold
+        return "too large"
+    return f"{math.exp(loss):,.1f}" if loss < 14 else f"{math.exp(loss):.1e}"
 
 
 def first_line(error: BaseException) -> str:

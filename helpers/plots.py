@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from helpers.display import BLUE, GREEN, GREY, ORANGE, RED, STATUS_MARKS, cut
+from helpers.display import BLUE, GREEN, GREY, ORANGE, RED, STATUS_MARKS, cut, perplexity_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -194,7 +194,7 @@ def plot_surprise(tokens: Sequence[str], nats: Mapping[str, Sequence[float]], *,
     width = 0.8 / len(nats)
     for number, (name, values) in enumerate(nats.items()):
         mean = sum(values) / len(values)
-        label = f"{name}: mean {mean:.2f} nats, perplexity {math.exp(mean):,.1f}"
+        label = f"{name}: mean {mean:.2f} nats, perplexity {perplexity_text(mean)}"
         places = [place + (number + 0.5) * width - 0.4 for place in range(len(tokens))]
         ax.bar(places, values, width=width, color=colours[name], label=label)
         ax.axhline(mean, color=colours[name], linestyle="--", linewidth=1)

@@ -6,7 +6,7 @@ from helpers.data.sources import Source
 from helpers.files import read_json
 from helpers.settings import DataSettings, SettingsError, run_folder
 
-_BYTES_PER_TOKEN = {"pocket": 2.7}  # of English text
+_BYTES_PER_TOKEN = {"pocket": 2.7}
 _GPT2_BYTES_PER_TOKEN = 4.3
 _HUB_TOKENS = {  # tokens of GPT-2's tokenizer in the training part
     ("Salesforce/wikitext", "wikitext-2-raw-v1"): 2_400_000,
@@ -26,7 +26,8 @@ def training_tokens(settings: DataSettings) -> tuple[int, str]:
     if counted := _counted_tokens(settings):
         return counted
     published = None if settings.source_split else _HUB_TOKENS.get((settings.source, settings.source_config))
-    tokens = published or _tokens_by_size(settings)
+    by_own_tokenizer = round((published or 0) * _GPT2_BYTES_PER_TOKEN / _bytes_per_token(settings))
+    tokens = by_own_tokenizer or _tokens_by_size(settings)
     allowed = round(settings.max_tokens * (1 - settings.validation_share - settings.test_share))
     if allowed and (not tokens or tokens > allowed):
         return allowed, "as max_tokens leaves"
@@ -44,17 +45,18 @@ def _tokens_by_size(settings: DataSettings) -> int:
     shares = {"validation": settings.validation_share, "test": settings.test_share}
     train_share = 1 - sum(share for part, share in shares.items() if part not in sizes)
     n_bytes = train_share * sizes.get("train", sizes.get("", 0))
-    if settings.tokenizer == "train":
-        return int(n_bytes / _trained_bytes_per_token(settings.vocab_size))
-    return int(n_bytes / _BYTES_PER_TOKEN.get(settings.model_name_or_path, _GPT2_BYTES_PER_TOKEN))
+    return int(n_bytes / _bytes_per_token(settings))
 
 
-def _trained_bytes_per_token(vocab_size: int) -> float:
-    """Return about how many bytes of text a token has, of a tokenizer that was trained on such text.
+def _bytes_per_token(settings: DataSettings) -> float:
+    """Return about how many bytes of English text a token has.
 
-    Measured on the two shipped texts, of 0.4 and 0.5 MB: 2.2 at 512 tokens, 2.9 at 1,024, 4.0 at 4,096, 4.3 at 8,192.
+    Those of trained tokenizers were measured on the two shipped texts, of 0.4 and 0.5 MB: 2.2 at 512 tokens, 2.9 at
+    1,024, 4.0 at 4,096, 4.3 at 8,192.
     """
-    return min(_GPT2_BYTES_PER_TOKEN, 2.2 + 0.6 * math.log2(vocab_size / 512))
+    if settings.tokenizer == "train":
+        return min(_GPT2_BYTES_PER_TOKEN, 2.2 + 0.6 * math.log2(settings.vocab_size / 512))
+    return _BYTES_PER_TOKEN.get(settings.model_name_or_path, _GPT2_BYTES_PER_TOKEN)
 
 
 def _counted_tokens(settings: DataSettings) -> tuple[int, str] | None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from helpers.display import perplexity_text
 from helpers.files import read_json
 from helpers.paths import runs_folder
 from helpers.settings import SettingsError, TrainingSettings, read_run_settings, run_folder
@@ -72,9 +73,7 @@ class FineTuned:
             steps += f" of {self.planned_steps:,}"
         validation = "no validation loss in history.jsonl"
         if (loss := self.eval_loss) is not None:
-            perplexity = math.exp(min(loss, 700))  # of a run that diverged, a number of 300 digits
-            shown = f"{perplexity:,.1f}" if perplexity < 1e6 else f"{perplexity:.1e}"
-            validation = f"validation loss {loss:.3f} nats per token (perplexity {shown})"
+            validation = f"validation loss {loss:.3f} nats per token (perplexity {perplexity_text(loss)})"
         return (
             f"run {self.run}: {steps} steps, {self.facts['tokens']:,} tokens{trained} in "
             f"{self.facts['seconds']:.0f} s ({self.facts['precision']} on {self.facts['device']}), {validation}"

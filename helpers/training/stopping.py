@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
+from helpers.training.guards import TrainingBrokenError
+
 if TYPE_CHECKING:
     from transformers import Trainer
 
@@ -45,8 +47,8 @@ def stoppable(trainer: "Trainer", stop: threading.Event | None) -> Iterator[None
             # First in the list: `DiskSpaceGuard` has to see that a checkpoint is about to be written.
             trainer.callback_handler.callbacks.insert(0, stopper)
             yield
-    except RuntimeError:
-        if interrupt.is_set():
+    except RuntimeError as error:
+        if interrupt.is_set() and not isinstance(error, TrainingBrokenError):
             signal.raise_signal(interrupt.number)  # or it would be forgotten where a smaller batch is tried next
         raise
     if interrupt.number == signal.SIGTERM:

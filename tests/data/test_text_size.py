@@ -57,6 +57,8 @@ def test_tokens_of_the_fables_are_near_the_count():
 
 def test_tokens_of_wikitext_are_published_and_of_the_rest_a_million():
     assert training_tokens(TrainingSettings.from_preset("guide")) == (2_400_000, "about, as published")
+    pocket = TrainingSettings.from_preset("guide", model_name_or_path="pocket", block_size=256)
+    assert training_tokens(pocket)[0] == pytest.approx(1.5 * 2_400_000, rel=0.1), "its tokens are shorter"
     tokens, source = training_tokens(gpt2(source="somebody/texts"))
     assert (tokens, "million" in source) == (1_000_000, True)
 

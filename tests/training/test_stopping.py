@@ -93,15 +93,23 @@ def test_a_stop_needs_space_for_its_checkpoint_and_not_for_a_model(tiny_settings
         fine_tune(tiny_settings, stop=stop)
 
 
-def test_an_interrupt_is_not_forgotten_where_the_batch_does_not_fit(tiny_settings, monkeypatch):
-    def run_out(*_, **__):
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB."), KeyboardInterrupt),
+        (guards.TrainingBrokenError("The loss is nan"), guards.TrainingBrokenError),
+    ],
+    ids=["out of memory", "broken"],
+)
+def test_an_interrupt_is_not_forgotten_and_hides_no_broken_training(tiny_settings, monkeypatch, error, raised):
+    def fail(*_, **__):
         signal.raise_signal(signal.SIGINT)
-        raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        raise error
 
-    monkeypatch.setattr(engine, "chunked_loss", run_out)
+    monkeypatch.setattr(engine, "chunked_loss", fail)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background ignore it
     try:
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(raised):
             fine_tune(tiny_settings)
     finally:
         signal.signal(signal.SIGINT, before)
