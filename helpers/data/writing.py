@@ -70,9 +70,10 @@ class Staging(ExitStack):
         Args:
             texts: empty ones are counted and left out.
             part: 'train', 'validation' or 'test', or '' for what is to be split.
-            budget: tokens to take at most, in complete documents; 0: all.
+            budget: tokens to take at most, in complete documents but at least one; 0: all.
             on_batch: called for each batch with its bytes of text and its tokens.
         """
+        n_left = budget
         for read in batches_of(texts):
             places = [place for place, text in enumerate(read) if text and not text.isspace()]
             batch = [read[place] for place in places]
@@ -80,15 +81,18 @@ class Staging(ExitStack):
                 self.n_empty += len(read)
                 continue
             ids, n_tokens, is_prompt = self._encode(self._tokens, batch)
-            # At least one document, so that a first one longer than the budget does not leave nothing at all.
-            n_taken = max(1, int(np.searchsorted(n_tokens.cumsum(), budget, "right"))) if budget else len(batch)
+            n_taken = int(np.searchsorted(n_tokens.cumsum(), n_left, "right")) if budget else len(batch)
+            if not n_taken:
+                if n_left < budget:
+                    return True
+                n_taken = 1  # so that a first document longer than the budget does not leave nothing at all
             ids = ids[: n_tokens[:n_taken].sum()]
             self._prompt_file.write(is_prompt[: len(ids)].tobytes())
             on_batch(self._add_batch(batch[:n_taken], ids, n_tokens[:n_taken], part), len(ids))
             self.n_empty += (len(read) if n_taken == len(batch) else places[n_taken - 1] + 1) - n_taken
-            if budget and (n_taken < len(batch) or len(ids) >= budget):
+            n_left -= len(ids)
+            if budget and (n_taken < len(batch) or n_left <= 0):
                 return True
-            budget -= len(ids) if budget else 0
         return False
 
     def _encode(self, tokens: TokenStream, batch: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
+from itertools import dropwhile
 from typing import TYPE_CHECKING, Any
 
 from helpers.data.in_memory import dialogues, load_documents
@@ -341,7 +342,8 @@ def measure_copying(settings: EvaluationSettings) -> CopyReport:
 def _split_off_prompt(document: str, tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[int]]:
     """Return the ids of a document's prompt and of what follows: of a dialogue, the first question and its answer."""
     if isinstance(document, Dialogue):
-        question, answer, *_ = *(text for text, _ in document.segments), "", ""
+        turns = dropwhile(lambda segment: not segment[1], document.segments)  # an answer may begin a dialogue
+        question, answer, *_ = *(text for text, _ in turns), "", ""
         return tokenizer.encode(question, verbose=False), tokenizer.encode(answer, verbose=False)
     ids = tokenizer.encode(document, verbose=False)
     return ids[:_PROMPT_TOKENS], ids[_PROMPT_TOKENS:]

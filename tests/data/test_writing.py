@@ -97,6 +97,15 @@ def test_a_budget_takes_whole_documents_and_at_least_one(staging):
     assert staging.n_empty == 1, "what is beyond the budget is not counted"
 
 
+def test_a_budget_is_not_exceeded_by_the_first_document_of_a_batch(staging, monkeypatch):
+    monkeypatch.setattr("helpers.data.tokens._BATCH_DOCUMENTS", 1)
+    texts = ["one fox"] * 3 + ["one fox and many more of them"]
+    each = len(load_tokenizer("pocket").encode("one fox")) + 1
+    assert staging.add(texts, "", budget=3 * each + 1, on_batch=lambda *_: None)
+    staging.finish()
+    assert staging.n_tokens.tolist() == [each] * 3
+
+
 def test_a_batch_of_empty_documents_alone_is_counted(staging, monkeypatch):
     monkeypatch.setattr("helpers.data.tokens._BATCH_DOCUMENTS", 2)
     assert not staging.add(["", " ", "\n", "", "", "one fox", ""], "", budget=99, on_batch=lambda *_: None)

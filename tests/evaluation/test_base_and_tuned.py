@@ -231,6 +231,11 @@ def test_in_a_dialogue_the_question_is_the_prompt_and_its_answer_the_control():
     prompt, answer = base_and_tuned._split_off_prompt(chat, tokenizer)
     assert tokenizer.decode(prompt) == "User: Who?\n\nAssistant:"
     assert tokenizer.decode(answer) == " A fox."
+    chat = render_chat([{"role": role, "content": content} for role, content in messages[1:]], "plain")
+    assert [tokenizer.decode(ids) for ids in base_and_tuned._split_off_prompt(chat, tokenizer)] == [
+        "\nWhere?\n",
+        "At a well.",
+    ]
 
 
 def test_documents_too_short_for_a_prompt_give_an_empty_report_that_says_so(tiny_run, monkeypatch):

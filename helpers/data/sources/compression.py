@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
 
 from helpers.settings import SettingsError
 
@@ -20,10 +19,12 @@ def read_chunks(file: Path, *, advance: Callable[[int], None] | None = None) -> 
     Raises:
         SettingsError: the file cannot be read, is truncated, or expands to more than 200 times its size.
     """
-    n_read = n_decompressed = 0
+    import pyarrow as pa  # reads both formats as streams; Python 3.11 itself has no zstd
+
+    codec, n_read, n_decompressed = CODECS.get(file.suffix.lower()), 0, 0
     try:
         with file.open("rb") as raw:
-            stream = _decompress(file, raw)
+            stream = pa.CompressedInputStream(raw, codec) if codec else raw
             while chunk := stream.read(CHUNK_BYTES):
                 n_new, n_read = raw.tell() - n_read, raw.tell()
                 n_decompressed += len(chunk)
@@ -37,13 +38,5 @@ def read_chunks(file: Path, *, advance: Callable[[int], None] | None = None) -> 
                 yield chunk
     except OSError as error:
         cause = error.strerror or str(error)
-        fix = ": download or compress it again" if file.suffix.lower() in CODECS else ""
+        fix = ": download or compress it again" if codec else ""
         raise SettingsError(f"{file} cannot be read ({cause}){fix}.") from None
-
-
-def _decompress(file: Path, raw: IO[bytes]) -> Any:
-    if file.suffix.lower() not in CODECS:
-        return raw
-    import pyarrow as pa  # reads both formats as streams; Python 3.11 itself has no zstd
-
-    return pa.CompressedInputStream(raw, CODECS[file.suffix.lower()])

@@ -32,7 +32,7 @@ _LONGEST = 4  # a passage without a line end is cut between words by then, and w
 
 
 def text_documents(chunks: Iterable[str], separator: str, *, name: str) -> Iterator[str]:
-    """Yield the documents of a text file, without the white space around them; empty ones are left out.
+    """Yield the documents of a text file, without the line ends around them; empty ones are left out.
 
     `separator` is as in `document_separator`, but not 'auto'; `name` is how an error calls the text.
     """

@@ -87,25 +87,22 @@ def divide_files(folder: Path, files: Sequence[Path], settings: DataSettings) ->
 def _choose(
     named: Mapping[str, list[Path]], names: Mapping[Path, str], settings: DataSettings
 ) -> dict[str, list[Path]]:
-    wanted = settings.source_split
-    if wanted:
+    parts = {part: files for part, files in named.items() if part}
+    if settings.source_split:
         by_first_word: dict[str, list[Path]] = {}
         for file in (file for files in named.values() for file in files):
             by_first_word.setdefault(re.split(r"[./-]", names[file], maxsplit=1)[0].lower(), []).append(file)
-        known = {part: files for part, files in named.items() if part}
-        choices = {**by_first_word, **known}
-        return dict([*name_parts(choices, settings)])
+        return name_parts(by_first_word | parts, settings)
     unnamed = named.get("", [])
-    parts = {part: files for part, files in named.items() if part}
     if set(parts) & {"test", "validation"}:
         if "train" not in parts and unnamed:
             return {"train": unnamed, **parts}
         if len(parts) > 1:
-            return dict([*name_parts(parts, settings)])
+            return name_parts(parts, settings)
     return {"": in_order(file for files in named.values() for file in files)}
 
 
-def name_parts(splits: Mapping[str, Content], settings: DataSettings) -> list[tuple[str, Content]]:
+def name_parts(splits: Mapping[str, Content], settings: DataSettings) -> dict[str, Content]:
     """Return a source's splits under our names, leaving out any other, such as `unsupervised`.
 
     A single split, whatever its name, is '': still to be split. So is the one that `source_split` names.
@@ -122,7 +119,7 @@ def name_parts(splits: Mapping[str, Content], settings: DataSettings) -> list[tu
             )
         wanted = alias
     if wanted or len(splits) == 1:
-        return [("", splits[wanted] if wanted else next(iter(splits.values())))]
+        return {"": splits[wanted] if wanted else next(iter(splits.values()))}
     parts: dict[str, Content] = {}
     for name in sorted(splits, key=lambda name: name not in _PARTS.values()):  # `validation` before `dev`
         if name.lower() in _PARTS:
@@ -131,7 +128,7 @@ def name_parts(splits: Mapping[str, Content], settings: DataSettings) -> list[tu
         raise SettingsError(
             f"{settings.source!r} has no split for training among {list(splits)}: set source_split to one of them."
         )
-    return list(parts.items())
+    return parts
 
 
 def _files_by_card(folder: Path, read: Sequence[Path], settings: DataSettings) -> dict[str, list[Path]]:

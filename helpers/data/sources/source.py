@@ -78,20 +78,20 @@ class Source:
         """
         self._advance = advance
         parts = self._streams_by_part()
-        self._n_texts = max(sum(not stream.is_table for stream in streams) for _, streams in parts)
-        is_alone = all(len(streams) == 1 for _, streams in parts)
+        self._n_texts = max(sum(not stream.is_table for stream in streams) for streams in parts.values())
+        is_alone = all(len(streams) == 1 for streams in parts.values())
         if self.settings.streaming:  # shard by shard, as a training reads them: else other rows would be a document
-            parts = [(part, self._training_streams() if part in ("", "train") else own) for part, own in parts]
-        for number, (part, streams) in enumerate(parts):
+            parts |= {part: self._training_streams() for part in ("", "train") if part in parts}
+        for number, (part, streams) in enumerate(parts.items()):
             was_continuous, self.is_continuous = self.is_continuous, False
             documents = (self._documents(stream, is_alone=is_alone) for stream in streams)
             # The first one at once: what it is decides how the documents of this part are stored.
             first = next(documents)
             if number and self.is_continuous != was_continuous:
                 raise SettingsError(
-                    f"{parts[0][0]} and {part} of {self.settings.source!r} differ: one is a continuous text and the "
-                    "other consists of documents, so a test would not measure what was trained. Set document_separator "
-                    "for both, such as 'blank line' or 'row'."
+                    f"{next(iter(parts))} and {part} of {self.settings.source!r} differ: one is a continuous text "
+                    "and the other consists of documents, so a test would not measure what was trained. Set "
+                    "document_separator for both, such as 'blank line' or 'row'."
                 )
             yield part, chain(first, chain.from_iterable(documents))
 
@@ -109,40 +109,42 @@ class Source:
             )
         return [partial(self._documents, stream, is_alone=is_continuous) for stream in streams]
 
-    def _training_streams(self) -> list["_Stream"]:
+    def _training_streams(self) -> list[_Stream]:
         if self._files:
             parts = self._division.parts
             return [self._file_streams([file])[0] for file in parts.get("train", parts.get("", []))]
         if self._path is None and self.settings.source != "python-reference":
-            parts = dict(name_parts(open_shards(self.settings), self.settings))
+            parts = name_parts(open_shards(self.settings), self.settings)
             return [
                 _Stream(self.settings.source, True, lambda opens=opens: self._texts(opens()))
                 for opens in parts.get("train", parts.get("", []))
             ]
-        parts = dict(self._streams_by_part())
+        parts = self._streams_by_part()
         return parts.get("train", parts.get("", []))
 
     def rows_of(self, part: str) -> Iterator[str] | None:
         """Return the texts of a part's rows as they are, empty ones too; None where it is no part or no table."""
-        streams = dict(self._streams_by_part()).get(part, [])
+        streams = self._streams_by_part().get(part, [])
         is_table = streams and all(stream.is_table for stream in streams)
         return chain.from_iterable(stream.read() for stream in streams) if is_table else None
 
-    def _streams_by_part(self) -> list[tuple[str, list["_Stream"]]]:
+    def _streams_by_part(self) -> dict[str, list[_Stream]]:
         if self.settings.source == "python-reference":
-            return [("", [_Stream("python-reference", True, lambda: iter(_python_reference()))])]
+            return {"": [_Stream("python-reference", True, lambda: iter(_python_reference()))]}
         if self._files:
             for sentence in self._division.notes:
                 self.note(sentence)
             for file in chain.from_iterable(self._division.parts.values()):
                 refuse_other_kinds(file)  # now, and not after hours of reading
-            return [(part, self._file_streams(files)) for part, files in self._division.parts.items()]
+            return {part: self._file_streams(files) for part, files in self._division.parts.items()}
         tables = open_saved(self._path, self.settings) if self._path else open_from_hub(self.settings)
         parts = name_parts(tables, self.settings)
-        read = [id(table) for _, table in parts]
+        read = [id(table) for table in parts.values()]
         if unread := [name for name, table in tables.items() if id(table) not in read]:
             self.note(f"Left out, as in no part of the split: {', '.join(unread)}.")
-        return [(part, [_Stream(self.settings.source, True, partial(self._texts, table))]) for part, table in parts]
+        return {
+            part: [_Stream(self.settings.source, True, partial(self._texts, table))] for part, table in parts.items()
+        }
 
     @property
     def choice(self) -> Choice:
@@ -165,12 +167,12 @@ class Source:
         """
         if self.settings.source == "python-reference":
             return {"": sum(map(len, _python_reference()))}
-        parts = [*self._division.parts.items()]
+        parts = self._division.parts
         if self._path and not self._files:
             parts = name_parts(saved_files(self._path), self.settings)
         return {
             part: sum(file.stat().st_size * _EXPANSION.get(file.suffix.lower(), 1) for file in files)
-            for part, files in parts
+            for part, files in parts.items()
         }
 
     @cached_property
@@ -180,7 +182,7 @@ class Source:
             return Division({"": self._files}, [])
         return divide_files(self._path, self._files, self.settings)
 
-    def _file_streams(self, files: Iterable[Path]) -> list["_Stream"]:
+    def _file_streams(self, files: Iterable[Path]) -> list[_Stream]:
         """Return the texts and tables of a part; the shards of a table, such as `a-00000-of-00002`, are one table."""
         streams = []
         for _, group in groupby(files, lambda file: (kind_of(file) in TABLES, _SHARD.sub("", str(file)))):
@@ -222,7 +224,7 @@ class Source:
     def _text_chunks(self, file: Path) -> Iterator[str]:
         return chain(["\n"], self._decode(file)) if self._path == FABLES else self._decode(file)
 
-    def _documents(self, stream: "_Stream", *, is_alone: bool = False) -> Iterator[str]:
+    def _documents(self, stream: _Stream, *, is_alone: bool = False) -> Iterator[str]:
         """Return the documents of one text or table, in the form that the first of its kind has."""
         pieces = stream.read()
         sample = list(_take(pieces, SAMPLE_CHARACTERS, SAMPLE_ROWS if stream.is_table else None))

@@ -72,13 +72,15 @@ def rows_of_one_part(table: Table, columns: Sequence[str]) -> Iterator[Row]:
             must not be trained on.
     """
     marks = [name for name in table.columns if name.lower() in _PART_COLUMNS]
-    parts: dict[str, str] = {}
+    parts: dict[str, dict[str, str]] = {mark: {} for mark in marks}
     for place, values in table.rows([*columns, *marks]):
-        for value in {str(values.get(mark)) for mark in marks} - parts.keys():
-            parts[value] = part_of(value)
-            if len(set(filter(None, parts.values()))) > 1:
+        for mark, part_by_value in parts.items():
+            if (value := str(values.get(mark))) in part_by_value:
+                continue
+            part_by_value[value] = part_of(value)
+            if len(set(filter(None, part_by_value.values()))) > 1:
                 raise SettingsError(
-                    f"{table.name}, {place}: column {marks[0]!r} divides the rows into parts, {list(parts)}. Write "
+                    f"{table.name}, {place}: column {mark!r} divides the rows into parts, {list(part_by_value)}. Write "
                     "each part into a file of its own, such as train.csv and test.csv, and set source to their folder; "
                     "or delete the column to use all rows."
                 )

@@ -154,7 +154,7 @@ def test_a_configuration_without_a_split_has_its_files_in_any_folder(tmp_path, e
 
 def test_the_splits_of_a_data_set_go_by_its_own_names():
     splits = {"dev": 1, "validation": 2, "Train": 3, "test": 4, "unsupervised": 5}
-    assert dict(name_parts(splits, DataSettings())) == {"validation": 2, "test": 4, "train": 3}
+    assert name_parts(splits, DataSettings()) == {"validation": 2, "test": 4, "train": 3}
 
 
 @pytest.mark.parametrize(("name", "part"), [("Ü-Test.txt", "test"), ("Létest.txt", ""), ("a/b/test/c/d.md", "test")])

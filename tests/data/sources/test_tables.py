@@ -212,6 +212,15 @@ def test_rows_of_several_parts_are_refused_because_a_test_must_not_be_trained_on
         read(tmp_path / "a.parquet")
 
 
+def test_each_column_that_may_name_parts_is_looked_at_alone(tmp_path):
+    rows = {"text": STORIES, "subset": ["dev-blog"] * 12, "split": ["train"] * 12}
+    Dataset.from_dict(rows).to_parquet(tmp_path / "a.parquet")
+    assert read(tmp_path / "a.parquet")[0] == STORIES
+    Dataset.from_dict(rows | {"split": ["train", "test"] * 6}).to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(SettingsError, match=r"row 2: column 'split' divides .* \['train', 'test'\]"):
+        read(tmp_path / "a.parquet")
+
+
 @pytest.mark.parametrize("values", [["train"] * 12, ["news", "blog"] * 6, [None] * 12])
 def test_a_column_called_split_that_names_no_parts_is_no_obstacle(tmp_path, values):
     Dataset.from_dict({"text": STORIES, "split": values}).to_parquet(tmp_path / "a.parquet")
