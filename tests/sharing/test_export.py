@@ -153,7 +153,7 @@ def test_a_disk_that_fills_up_keeps_the_export_from_before(run, runs, monkeypatc
 
 def test_without_the_package_the_sentence_names_the_command(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(SettingsError, match=r"pip install '\.\[export\]'"):
+    with pytest.raises(SettingsError, match=r'pip install "\.\[export\]"'):
         export_model(run)
 
 
