@@ -218,8 +218,9 @@ def _train_once(
     if trainer.is_world_process_zero():
         # Now: to merge an adapter, the base model is loaded once more, and the peak would be of that.
         facts = collect_measurements(settings, trainer, n_blocks=len(train)) | {"predicted": predicted}
-        if seconds := predicted["seconds"]:  # of all epochs
-            predicted["seconds"] = [facts["steps"] / facts["planned_steps"] * each for each in seconds]
+        if predicted["seconds"]:  # of all epochs
+            trained_share = facts["steps"] / facts["planned_steps"]
+            predicted["seconds"] = [trained_share * seconds for seconds in predicted["seconds"]]
         if settings.lora_r:
             model = _save_adapter(trained, settings, folder / "adapter")
         save_model(model, tokenizer, settings, data.facts, folder / "model")

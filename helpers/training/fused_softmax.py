@@ -33,7 +33,7 @@ def works_on(device: "torch.device") -> bool:
     except Exception as error:  # noqa: BLE001  # Triton's, those of the C compiler that it calls, or the driver's
         missing = "gcc is missing: install it"
         if platform.system() == "Windows":  # where Triton brings its compiler
-            missing = "Python's headers are missing: install Python from python.org, without the Microsoft Store"
+            missing = "Python's headers are missing: install Python from python.org, not from the Store"
         warnings.warn(
             f"Triton is installed but cannot compile here ({type(error).__name__}: {error}): training works without "
             f"it, but takes longer and more memory. Most often {missing}.",
