@@ -1,5 +1,7 @@
 """The diagnosis: order, verdict, what could not be read, the JSON."""
 
+import ast
+import builtins
 import json
 import re
 from dataclasses import replace
@@ -11,6 +13,7 @@ from helpers.environment import diagnosis
 from helpers.environment.diagnosis import diagnosis_of
 from helpers.environment.facts import Unread
 from helpers.environment.rules import STATUSES
+from helpers.paths import NOTEBOOKS
 from tests.environment.baselines import CPU_WHEEL, LAPTOP, LINUX, WINDOWS, blind, on, silent
 from tests.environment.machines import TABLE
 
@@ -205,6 +208,20 @@ def test_below_a_broken_link_nothing_is_ok():
     broken = chain(on(WINDOWS, torch=CPU_WHEEL))
     assert (broken["card"], broken["driver"], broken["wheel"]) == ("ok", "ok", "fail")
     assert {broken[link] for link in ("runtime", "torch", "product")} == {"absent"}
+
+
+@pytest.mark.parametrize("machine", [LINUX, LAPTOP], ids=["card", "no card"])
+def test_what_notebook_01_shows_of_a_diagnosis_can_be_shown_with_a_card_and_without(machine):
+    cells = json.loads((NOTEBOOKS / "01_environment.ipynb").read_text(encoding="utf-8"))["cells"]
+    code = "".join(f"{''.join(cell['source'])}\n" for cell in cells if cell["cell_type"] == "code")
+    n_shown = 0
+    for statement in ast.parse(re.sub(r"^%.*$", "", code, flags=re.MULTILINE)).body:
+        names = [node for node in ast.walk(statement) if isinstance(node, ast.Name)]
+        stored = {node.id for node in names if isinstance(node.ctx, ast.Store)}
+        if {node.id for node in names} - stored - set(dir(builtins)) == {"diagnosis"}:
+            exec(ast.unparse(statement), {"diagnosis": diagnosis_of(machine)})
+            n_shown += 1
+    assert n_shown >= 5
 
 
 @pytest.mark.parametrize(
