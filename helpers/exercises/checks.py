@@ -1,7 +1,7 @@
 """What the exercises ask for: each check tries an answer on cases of its own and raises a hint for what is wrong."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 Check = Callable[[Any], None]
@@ -32,16 +32,15 @@ def _number(answer: Any) -> float:
         raise Hint(f"{answer!r} is not a number.") from None
 
 
-def _known_mistakes(given: Any, hints: dict[float, str], *, tolerance: float = 1e-3) -> None:
-    """Raise the hint of the usual mistake that gives this number, if one does."""
+def _expect(
+    given: Any, expected: float, hint: str, mistakes: Mapping[float, str] | None = None, *, tolerance: float = 1e-3
+) -> None:
+    """Raise the hint of the usual mistake that gives this number, if one does, or else `hint` for a wrong number."""
     number = _number(given)
-    for wrong, hint in hints.items():
+    for wrong, its_hint in (mistakes or {}).items():
         if math.isclose(number, wrong, rel_tol=tolerance):
-            raise Hint(hint)
-
-
-def _expect(given: Any, expected: float, hint: str, *, tolerance: float = 1e-3) -> None:
-    if not math.isclose(_number(given), expected, rel_tol=tolerance, abs_tol=1e-9):
+            raise Hint(its_hint)
+    if not math.isclose(number, expected, rel_tol=tolerance, abs_tol=1e-9):
         raise Hint(f"{given!r} is not right. {hint}")
 
 
@@ -63,8 +62,7 @@ def _kept(answer: Any) -> None:
         8 * parameters / gib: "Those are weights and gradients: AdamW's two averages are missing.",
         12 * parameters / gib: "AdamW keeps two averages for each weight, not one.",
     }
-    _known_mistakes(answer, mistakes, tolerance=2e-3)
-    _expect(answer, 16 * parameters / gib, "Four numbers of 4 bytes for each parameter.", tolerance=2e-3)
+    _expect(answer, 16 * parameters / gib, "Four numbers of 4 bytes for each parameter.", mistakes, tolerance=2e-3)
 
 
 @_exercise("environment-2", "does a driver run a wheel?")
@@ -76,9 +74,8 @@ def _wheels(answer: Any) -> None:
 
 @_exercise("environment-3", "TFLOP/s of a matrix product")
 def _tflops(answer: Any) -> None:
-    if math.isclose(_call(answer, 1000, 1.0), 1e-3, rel_tol=1e-3):
-        raise Hint("Each of the n**3 multiplications comes with an addition: count both.")
-    _expect(answer(2000, 0.5), 0.032, "2 * n**3 operations, divided by the seconds and by 1e12.")
+    mistakes = {0.016: "Each of the n**3 multiplications comes with an addition: count both."}
+    _expect(_call(answer, 2000, 0.5), 0.032, "2 * n**3 operations, divided by the seconds and by 1e12.", mistakes)
 
 
 @_exercise("environment-4", "a machine that trains on its card")
@@ -107,10 +104,8 @@ def _blocks(answer: Any) -> None:
 
 @_exercise("data-2", "the share of padding")
 def _padding(answer: Any) -> None:
-    share = _call(answer, [50, 100], 100)
-    if math.isclose(share, 0.75):
-        raise Hint("That is the useful share; padding is the rest.")
-    _expect(share, 0.25, "Half of the first row is padding, none of the second.")
+    mistakes = {0.75: "That is the useful share; padding is the rest."}
+    _expect(_call(answer, [50, 100], 100), 0.25, "Half of the first row is padding, none of the second.", mistakes)
     _expect(answer([300, 100], 100), 0.0, "A long document fills its row: the padding is 0, never negative.")
 
 
@@ -158,9 +153,9 @@ def _leak(answer: Any) -> None:
 
 @_exercise("training-1", "optimizer steps in an epoch")
 def _steps(answer: Any) -> None:
-    if answer == 250:
-        raise Hint("One optimizer step comes after gradient_accumulation_steps passes, not after each.")
-    _expect(answer, 63, "1000 blocks in steps of 4 x 4 = 16: 62 full steps and a last, smaller one.", tolerance=1e-9)
+    hint = "1000 blocks in steps of 4 x 4 = 16: 62 full steps and a last, smaller one."
+    mistakes = {250: "One optimizer step comes after gradient_accumulation_steps passes, not after each."}
+    _expect(answer, 63, hint, mistakes, tolerance=1e-9)
 
 
 @_exercise("training-2", "the cosine schedule with warm-up")
@@ -169,9 +164,9 @@ def _schedule(answer: Any) -> None:
     _expect(answer(10, 1.0, 10, 110), 1.0, "At the end of the warm-up it is the peak.")
     _expect(answer(60, 1.0, 10, 110), 0.5, "Half-way between the peak and the end it is half the peak.")
     _expect(answer(110, 1.0, 10, 110), 0.0, "At the last step it is 0.", tolerance=1e-6)
-    if math.isclose(answer(35, 1.0, 10, 110), 0.75):
-        raise Hint("That is a straight line: a cosine falls slowly at first, then faster, then slowly again.")
-    _expect(answer(35, 1.0, 10, 110), (1 + math.cos(math.pi / 4)) / 2, "A quarter of the way down, cos(pi / 4) counts.")
+    line = {0.75: "That is a straight line: a cosine falls slowly at first, then faster, then slowly again."}
+    quarter = (1 + math.cos(math.pi / 4)) / 2
+    _expect(answer(35, 1.0, 10, 110), quarter, "A quarter of the way down, cos(pi / 4) counts.", line)
     _expect(answer(0, 2.0, 0, 100), 2.0, "Without a warm-up it begins at the peak.")
 
 
@@ -182,11 +177,11 @@ def _next_token(answer: Any) -> None:
 
     torch.manual_seed(0)
     logits, ids = torch.randn(2, 5, 7), torch.randint(7, (2, 5))
-    loss = float(_call(answer, logits, ids))
-    if math.isclose(loss, float(F.cross_entropy(logits.flatten(0, 1), ids.flatten())), rel_tol=1e-4):
-        raise Hint("That scores each token against itself: shift the labels by one.")
+    unshifted = float(F.cross_entropy(logits.flatten(0, 1), ids.flatten()))
     expected = float(F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()))
-    _expect(loss, expected, "Mean cross-entropy of logits[:, :-1] against ids[:, 1:].", tolerance=1e-4)
+    mistakes = {unshifted: "That scores each token against itself: shift the labels by one."}
+    hint = "Mean cross-entropy of logits[:, :-1] against ids[:, 1:]."
+    _expect(float(_call(answer, logits, ids)), expected, hint, mistakes, tolerance=1e-4)
 
 
 @_exercise("training-4", "gradient clipping")
@@ -220,20 +215,18 @@ def _by_hand(answer: Any) -> None:
         4.0: "That is 1 over the mean probability: take the mean of the logarithms, then the exponential.",
         512: "That is the product: the exponential of the sum. Divide the sum by the number of tokens first.",
     }
-    _known_mistakes(answer, mistakes)
-    _expect(answer, 512**0.25, "exp of the mean of -ln p.", tolerance=2e-3)
+    _expect(answer, 512**0.25, "exp of the mean of -ln p.", mistakes, tolerance=2e-3)
 
 
 @_exercise("evaluation-2", "bits per byte from a perplexity")
 def _bits(answer: Any) -> None:
-    bits_per_byte = _call(answer, 16.0, 100, 400)
     mistakes = {
         math.log(16) / 4: "Those are nats per byte: divide by ln 2, or take log2.",
         16.0: "Bytes divide, tokens multiply: each token costs log2(perplexity) bits.",
         4.0: "Those are bits per token: multiply by the tokens, divide by the bytes.",
     }
-    _known_mistakes(bits_per_byte, mistakes)
-    _expect(bits_per_byte, 1.0, "Perplexity 16 costs 4 bits per token; 100 tokens in 400 bytes make 1 bit per byte.")
+    hint = "Perplexity 16 costs 4 bits per token; 100 tokens in 400 bytes make 1 bit per byte."
+    _expect(_call(answer, 16.0, 100, 400), 1.0, hint, mistakes)
 
 
 @_exercise("evaluation-3", "write the sliding window")
@@ -305,46 +298,43 @@ _SEEN_IN = {
 }
 
 
-def _diagnosis(answer: Any, right: str, where: str) -> None:
-    if answer == right:
-        return
-    if answer not in _SEEN_IN:
-        raise Hint(f"{answer!r} is none of {', '.join(map(repr, _SEEN_IN))}.")
-    raise Hint(f"With {answer!r}, {_SEEN_IN[answer]}; that is not the case here. {where}")
+def _diagnosis(right: str, where: str) -> Check:
+    def examine(answer: Any) -> None:
+        if answer not in _SEEN_IN:
+            raise Hint(f"{answer!r} is none of {', '.join(map(repr, _SEEN_IN))}.")
+        if answer != right:
+            raise Hint(f"With {answer!r}, {_SEEN_IN[answer]}; that is not the case here. {where}")
+
+    return examine
 
 
-@_exercise("troubleshooting-2", "the first broken run")
-def _run_a(answer: Any) -> None:
-    _diagnosis(answer, "never moves", "Compare the first loss with the last.")
-
-
-@_exercise("troubleshooting-3", "the second broken run")
-def _run_b(answer: Any) -> None:
-    _diagnosis(answer, "memorises", "Which of the two losses falls to the end, and which does not?")
-
-
-@_exercise("troubleshooting-4", "the third broken run")
-def _run_c(answer: Any) -> None:
-    _diagnosis(answer, "labels shifted twice", "Compare the labels with the input_ids, position by position.")
+_exercise("troubleshooting-2", "the first broken run")(
+    _diagnosis("never moves", "Compare the first loss with the last.")
+)
+_exercise("troubleshooting-3", "the second broken run")(
+    _diagnosis("memorises", "Which of the two losses falls to the end, and which does not?")
+)
+_exercise("troubleshooting-4", "the third broken run")(
+    _diagnosis("labels shifted twice", "Compare the labels with the input_ids, position by position.")
+)
 
 
 @_exercise("troubleshooting-5", "your model FLOPs utilisation")
 def _utilisation(answer: Any) -> None:
-    share = _number(_call(answer, 1_000_000, 2_000.0, 0.06))
+    hint = "A million parameters, 2,000 tokens per second and a peak of 0.06 TFLOP/s give 20 %."
     mistakes = {
         0.2 / 3: "That counts the forward pass alone; the backward pass takes twice as many operations.",
         20.0: "That is in per cent; give the share, between 0 and 1.",
         2e11: "The peak is in TFLOP/s: 10**12 operations per second.",
         5.0: "That is the peak divided by what was reached.",
     }
-    _known_mistakes(share, mistakes)
-    _expect(share, 0.2, "A million parameters, 2,000 tokens per second and a peak of 0.06 TFLOP/s give 20 %.")
+    _expect(_call(answer, 1_000_000, 2_000.0, 0.06), 0.2, hint, mistakes)
     _expect(answer(124_000_000, 40_000.0, 80.0), 0.372, "Another model and card give 37.2 %.")
 
 
 @_exercise("scratch-1", "count the weights of a GPT-2")
 def _weights(answer: Any) -> None:
-    count = _number(_call(answer, 12, 768, 50257, 1024))
+    count = _call(answer, 12, 768, 50257, 1024)
     mistakes = {
         124_439_808 + 50257 * 768: "The head shares the token embedding: do not count it twice.",
         124_439_808 - 1024 * 768: "The position embedding is missing.",
@@ -352,8 +342,7 @@ def _weights(answer: Any) -> None:
         124_439_808 - 12 * 4 * 768: "Each block has two norms, with a weight and a bias for each dimension.",
         124_439_808 - 2 * 768: "The last norm, after the blocks, is missing.",
     }
-    _known_mistakes(count, mistakes, tolerance=1e-9)
-    _expect(count, 124_439_808, "GPT-2 has 124,439,808 weights.", tolerance=1e-9)
+    _expect(count, 124_439_808, "GPT-2 has 124,439,808 weights.", mistakes, tolerance=1e-9)
     _expect(answer(4, 192, 4096, 256), 2_615_424, "The pocket model has 2,615,424.", tolerance=1e-9)
 
 
@@ -386,18 +375,17 @@ def _first_loss(answer: Any) -> None:
         50257: "That is the perplexity of a guess; the loss is its logarithm.",
         1 / 50257: "That is the probability of each token; the loss is minus its logarithm.",
     }
-    _known_mistakes(answer, mistakes)
-    _expect(answer, math.log(50257), "An even guess among V tokens costs ln V nats.", tolerance=2e-3)
+    _expect(answer, math.log(50257), "An even guess among V tokens costs ln V nats.", mistakes, tolerance=2e-3)
 
 
 @_exercise("scratch-4", "the days of a training")
 def _days(answer: Any) -> None:
-    days, right = _number(_call(answer, 124e6, 2.5e9, 80.0, 0.4)), 124e6 * 6 * 2.5e9 / 32e12 / 86_400
+    days, right = _call(answer, 124e6, 2.5e9, 80.0, 0.4), 124e6 * 6 * 2.5e9 / 32e12 / 86_400
     mistakes = {
         right / 3: "That is the forward pass alone: the backward pass costs twice as much again.",
         right * 24: "Those are hours.",
         right * 86_400: "Those are seconds.",
         right * 0.4: "The card reaches only a share of its peak: divide by the MFU too.",
     }
-    _known_mistakes(days, mistakes)
-    _expect(days, right, "6 operations for each weight and token, over peak and share, in days of 86,400 s.")
+    hint = "6 operations for each weight and token, over peak and share, in days of 86,400 s."
+    _expect(days, right, hint, mistakes)
