@@ -21,25 +21,15 @@ _WORKSTATION_CARDS = ("RTX A", "Ada Generation", "A10", "A40", "L4", "T4", "Quad
 
 
 class GraphicsCard(NamedTuple):
-    """A graphics card, published or installed.
+    """A graphics card, published or installed; peaks are dense, in 10**12 operations per second, 0 if not known."""
 
-    Attributes:
-        name: as published, or as the driver says it.
-        total_bytes: its memory; None if the driver does not say.
-        half_tflops: its peak in bf16 or fp16, in 10**12 operations per second, dense, with float32 sums; 0: not known.
-        float32_tflops: the same in float32.
-        has_bf16: whether it multiplies bf16 in hardware.
-        driver: the driver's version.
-        is_processor: whether it is no card but a machine's processor, with the machine's main memory.
-    """
-
-    name: str
-    total_bytes: int | None
-    half_tflops: float
+    name: str  # as published, or as the driver says it
+    total_bytes: int | None  # None if the driver does not say
+    half_tflops: float  # in bf16 or fp16, with float32 sums
     float32_tflops: float
-    has_bf16: bool = True
-    driver: str = ""
-    is_processor: bool = False
+    has_bf16: bool = True  # in hardware
+    driver: str = ""  # its version
+    is_processor: bool = False  # no card but a machine's processor, with the machine's main memory
 
     @property
     def usable_bytes(self) -> int:
@@ -101,15 +91,9 @@ def read_card(machine: Machine | None = None) -> GraphicsCard | None:
     gpu = machine.gpu
     if gpu is None:
         return None
-    half, float32 = _peaks(gpu)
-    return GraphicsCard(
-        name=gpu.name,
-        total_bytes=gpu.total_bytes,
-        half_tflops=half,
-        float32_tflops=float32,
-        has_bf16=gpu.capability is None or gpu.capability >= (8, 0),
-        driver=machine.nvml.driver if machine.cards else "",
-    )
+    has_bf16 = gpu.capability is None or gpu.capability >= (8, 0)
+    driver = machine.nvml.driver if machine.cards else ""
+    return GraphicsCard(gpu.name, gpu.total_bytes, *_peaks(gpu), has_bf16=has_bf16, driver=driver)
 
 
 def _peaks(gpu: GpuReading) -> tuple[float, float]:

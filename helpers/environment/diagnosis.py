@@ -38,21 +38,13 @@ _CPU_MODE = "CPU course mode: everything runs, on the CPU with the pocket model.
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """All checks of a machine, worst first, and the conclusion.
-
-    Attributes:
-        machine: what was judged.
-        checks: one `Check` for each of `RULES`.
-        card: the card, or None.
-        wheel: which PyTorch wheel fits, or None if that is not known.
-        summary: the verdict if nothing fails.
-    """
+    """All checks of a machine, worst first, and the conclusion."""
 
     machine: Machine
     checks: list[Check]
     card: GraphicsCard | None = None
-    wheel: WheelAdvice | None = None
-    summary: str = _CPU_MODE
+    wheel: WheelAdvice | None = None  # None if it is not known which one fits
+    summary: str = _CPU_MODE  # the verdict if nothing fails
 
     @property
     def mode(self) -> str:

@@ -151,9 +151,8 @@ def _cards(machine: Machine) -> Finding:
     if broken:
         names = ", ".join(f"card {card.index}: {card.error or 'reports no memory'}" for card in broken)
         good = ",".join(card.uuid for card in machine.cards)  # by number, CUDA would count in another order
-        setting = fixes.set_variable(machine, "CUDA_VISIBLE_DEVICES", good)
-        line = f"{setting} ; then {fixes.RESTART_SHELL}. The card is left out until: {fixes.reboot(machine)}"
-        return warn(names, line)
+        without = fixes.set_variables(machine, CUDA_VISIBLE_DEVICES=good)
+        return warn(names, f"{without} The card is left out until: {fixes.reboot(machine)}")
     return ok(f"driver {driver}, {len(cards)} card{'s' * (len(cards) > 1)}")
 
 
@@ -297,11 +296,8 @@ def arch_covered(machine: Machine) -> Finding:
     served = [card for card in seen if not card.capability or _has_code(codes, card)]
     if len(served) < len(seen):
         names = ", ".join(_with_capability(card) for card in seen if card not in served)
-        setting = fixes.set_variable(machine, "CUDA_VISIBLE_DEVICES", ",".join(card.uuid for card in served))
-        return warn(
-            f"the wheel has no code for {names}, which training would use too",
-            f"{setting} ; then {fixes.RESTART_SHELL}.",
-        )
+        only_served = fixes.set_variables(machine, CUDA_VISIBLE_DEVICES=",".join(card.uuid for card in served))
+        return warn(f"the wheel has no code for {names}, which training would use too", only_served)
     return ok(reading)
 
 

@@ -37,9 +37,10 @@ def with_shell(fix: str) -> str:
     return f"{fix.removesuffix('.')}. The commands are for PowerShell." if is_for_one else fix
 
 
-def set_variable(machine: Machine, name: str, value: str) -> str:
-    """Return the command that sets an environment variable."""
-    return f"$env:{name} = '{value}'" if machine.platform.kind == "Windows" else f"export {name}={value}"
+def set_variables(machine: Machine, **values: str) -> str:
+    """Return the command that sets environment variables, and what must restart."""
+    command = "$env:{} = '{}'" if machine.platform.kind == "Windows" else "export {}={}"
+    return " ; ".join([*(command.format(*item) for item in values.items()), f"then {RESTART_SHELL}."])
 
 
 def unset(machine: Machine, *names: str) -> str:

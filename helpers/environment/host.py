@@ -27,14 +27,9 @@ def hosted_by(env: Mapping[str, str] = os.environ) -> str:
 def prepare_host() -> str:
     """On Colab and Kaggle install what is missing and keep runs where they survive; elsewhere do nothing.
 
-    For the first cell of a session. torch is replaced only if it is too old or has no code for the card, as many
-    wheels have none for Kaggle's P100.
-
-    Returns:
-        One paragraph: where runs are kept, and whether the session must be restarted.
-
-    Raises:
-        InstallError: a download failed.
+    For the first cell of a session; it returns where runs are kept, and whether the session must be restarted. torch
+    is replaced only if it is too old or has no code for the card, as many wheels have none for Kaggle's P100. A
+    download that fails raises `InstallError`.
     """
     host = hosted_by()
     if not host:

@@ -91,14 +91,13 @@ def package_floor(machine: Machine) -> Finding:
         return fail("; ".join(parts + old), fixes.install_project(machine))
     if new:
         return warn("; ".join(new), fixes.install_project(machine))
+    python = fixes.python_command(machine)
     if "helpers" in packages.installed:  # notebooks would import that one
-        python = fixes.python_command(machine)
         return fail(
             f"another package called helpers ({packages.installed['helpers']}) is installed",
             f"{python} -m pip uninstall -y helpers ; {python} -m helpers install --here",
         )
     if "pynvml" in packages.installed:
-        python = fixes.python_command(machine)
         return warn(
             f"pynvml {packages.installed['pynvml']} is deprecated",
             f"{python} -m pip uninstall -y pynvml ; {python} -m pip install --force-reinstall nvidia-ml-py",

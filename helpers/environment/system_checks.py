@@ -70,8 +70,7 @@ def _named(places: list[Place]) -> str:
 
 
 def _move(machine: Machine, place: Place) -> str:
-    to = fixes.set_variable(machine, _variable(machine, place.role), "<a folder you may write to>")
-    return f"{to} ; then {fixes.RESTART_SHELL}."
+    return fixes.set_variables(machine, **{_variable(machine, place.role): "<a folder you may write to>"})
 
 
 def _variable(machine: Machine, role: str) -> str:
@@ -81,18 +80,17 @@ def _variable(machine: Machine, role: str) -> str:
 
 
 def _free_space(machine: Machine) -> str:
-    elsewhere = fixes.set_variable(machine, "COURSE_RUNS", "<a folder on a larger disk>")
-    return f"Free some space, or write elsewhere: {elsewhere} ; then {fixes.RESTART_SHELL}."
+    elsewhere = fixes.set_variables(machine, COURSE_RUNS="<a folder on a larger disk>")
+    return f"Free some space, or write elsewhere: {elsewhere}"
 
 
 @rule("Long paths, synchronised folders and Windows disks under WSL2 make files fail or slow them down.")
 def paths(machine: Machine) -> Finding:
     """Warn about a missing home, paths too long for Windows, OneDrive, and /mnt/c under WSL2."""
     storage, kind = machine.storage, machine.platform.kind
-    short = fixes.set_variable(machine, "HF_HOME", "C:\\hf" if kind == "Windows" else "<a folder of yours>")
-    short += f" ; then {fixes.RESTART_SHELL}."
+    own_cache = _SHORT["cache"] if kind == "Windows" else "<a folder of yours>"
     if not any(place.role == "cache" for place in storage.places):
-        return warn("there is no home folder for the Hub's cache", short)
+        return warn("there is no home folder for the Hub's cache", fixes.set_variables(machine, HF_HOME=own_cache))
     # Linux reaches the disks of Windows through a network file system, at a small part of their speed
     on_windows = [path for path in (storage.project, *(place.path for place in storage.places)) if _is_mounted(path)]
     if kind in ("WSL2", "WSL1") and on_windows:
@@ -100,15 +98,14 @@ def paths(machine: Machine) -> Finding:
         return warn(f"{on_windows[0]} is a Windows disk: slow from here", line)
     synced = [place for place in storage.places if "onedrive" in place.path.lower()]
     if synced or "onedrive" in storage.project.lower():
-        runs = "C:\\runs" if kind == "Windows" else "<a folder that is not synchronised>"
-        return warn(
-            "OneDrive would upload every checkpoint", f"{fixes.set_variable(machine, 'COURSE_RUNS', runs)} ; {short}"
-        )
+        runs = _SHORT["runs"] if kind == "Windows" else "<a folder that is not synchronised>"
+        elsewhere = fixes.set_variables(machine, COURSE_RUNS=runs, HF_HOME=own_cache)
+        return warn("OneDrive would upload every checkpoint", elsewhere)
     longest, deepest = max((len(place.path) + _LONGEST_ENDING[place.role], place.role) for place in storage.places)
     if kind == "Windows" and longest > _LONGEST_PATH and not storage.long_paths:
         reading = f"paths of {longest} characters, and Windows' long paths are off"
-        line = fixes.set_variable(machine, _variable(machine, deepest), _SHORT[deepest])
-        return warn(reading, f"{line} ; then {fixes.RESTART_SHELL}. Or switch long paths on: {fixes.LONG_PATHS}")
+        shorter = fixes.set_variables(machine, **{_variable(machine, deepest): _SHORT[deepest]})
+        return warn(reading, f"{shorter} Or switch long paths on: {fixes.LONG_PATHS}")
     return ok(f"longest planned path: {longest} characters")
 
 

@@ -47,21 +47,13 @@ NO_WHEEL = "PyTorch has had no wheel for macOS on x86_64 since version 2.3, and 
 
 @dataclass(frozen=True)
 class WheelAdvice:
-    """Which wheel to install.
+    """Which wheel to install, or which installed one to keep; no commands where there is none (Intel Macs)."""
 
-    Attributes:
-        tag: 'cu126', 'cu128', 'cu130', 'cpu', or '' where a wheel has none (macOS); that of an installed wheel to keep.
-        pip_args: what follows `pip install`; '' where there is no wheel (Intel Macs).
-        pip: the complete command with pip.
-        conda: the complete command for a conda environment.
-        reason: why, in one or two sentences.
-    """
-
-    tag: str
-    pip_args: str
-    pip: str
-    conda: str
-    reason: str
+    tag: str  # 'cu126', 'cu128', 'cu130', 'cpu', or '' where a wheel has none (macOS)
+    pip_args: str  # what follows `pip install`
+    pip: str  # the complete command
+    conda: str  # the same for a conda environment
+    reason: str  # in one or two sentences
 
 
 def windows_driver(machine: Machine) -> bool:
