@@ -90,7 +90,7 @@ def run_course(
     defaults: Mapping[str, Any] | None = None,
     progress: bool = False,
 ) -> Path:
-    """Execute notebooks in order into `runs/<run>/notebooks/`, then write the report.
+    """Execute notebooks in order into `runs/<run>/notebooks/`, then write the report; return its path.
 
     Args:
         notebooks: their paths.
@@ -99,9 +99,6 @@ def run_course(
         defaults: a preset's values; each goes to the notebooks that declare it.
         progress: show papermill's progress bar, one step per cell.
 
-    Returns:
-        The path of `report.html`.
-
     Raises:
         SettingsError: no chosen notebook has one of the parameters, or forgetting would be measured on the training
             text; nothing was run.
@@ -109,12 +106,14 @@ def run_course(
     """
     folder = run_folder(run) / "notebooks"
     declared = {notebook: declared_parameters(notebook) for notebook in notebooks}
+    known = set().union(*declared.values())
     for name in parameters:
-        if not any(name in names for names in declared.values()):
-            _refuse(name, set().union(*declared.values()))
+        if name not in known:
+            hint = did_you_mean(name, known or known_settings())
+            raise SettingsError(f"None of the chosen notebooks has a parameter {name!r}{hint}")
     values = {**(defaults or {}), **parameters, "run": run}
     texts = {name: values.get(name, known_settings()[name].default) for name in ("source", "general_source")}
-    if texts.keys() <= set().union(*declared.values()):  # else notebook 04 would say so after the training
+    if texts.keys() <= known:  # else notebook 04 would say so after the training
         refuse_training_text(texts["general_source"], source=texts["source"], run=run)
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -124,11 +123,6 @@ def run_course(
     finally:
         report = write_report(run)
     return report
-
-
-def _refuse(name: str, declared: set[str]) -> None:
-    hint = did_you_mean(name, declared or known_settings())
-    raise SettingsError(f"None of the chosen notebooks has a parameter {name!r}{hint}")
 
 
 def _execute(notebook: Path, output: Path, parameters: dict[str, Any], *, progress: bool) -> None:

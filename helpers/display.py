@@ -158,13 +158,9 @@ def status_badge(status: str) -> Html:
 
 
 def html_table(head: Sequence[str], rows: Iterable[Sequence[Any]], *, caption: str = "") -> str:
-    """Return an HTML table: text on the left, numbers on the right, everything escaped.
+    """Return an HTML table with the names of its columns, if there are any, and everything escaped except `Html`.
 
-    Args:
-        head: the names of the columns; empty for a table without a head.
-        rows: cells. Numbers get thousands separators or four significant digits, None becomes an empty cell, `Html`
-            is taken as it is, anything else is shown as text.
-        caption: shown above the table.
+    Numbers are on the right, with thousands separators or four significant digits; None becomes an empty cell.
 
     >>> html_table([], [[1234, None]])
     "<table><tbody><tr><td style='text-align:right;vertical-align:top'>1,234</td><td></td></tr></tbody></table>"

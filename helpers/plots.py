@@ -106,12 +106,9 @@ def plot_history(history: Sequence[Mapping[str, Any]], *, ax: "Axes | None" = No
 def plot_learning_rate(
     history: Sequence[Mapping[str, Any]], *, rates: Sequence[float] = (), ax: "Axes | None" = None
 ) -> "Axes":
-    """Draw the learning rate over the steps of a run.
+    """Draw the logged learning rates over the steps of a run, as dots on the line of `rates` if those are given.
 
-    Args:
-        history: its logged rates are drawn as a line, or as dots on the line of `rates`.
-        rates: the schedule, one rate per step from step 1; a history that logs every tenth step hides the warm-up.
-        ax: where to draw.
+    `rates` is the schedule, one rate per step from step 1: a history that logs every tenth step hides the warm-up.
     """
     ax = ax or new_axes(height=2.4)
     rows = [row for row in history if "learning_rate" in row]
@@ -158,11 +155,7 @@ def plot_lengths(lengths: Sequence[int], *, block_size: int, ax: "Axes | None" =
     ax = ax or new_axes()
     ax.hist(lengths, bins=40, color=BLUE)
     ax.axvline(block_size, color=ORANGE, linestyle="--", label=f"block_size = {block_size}")
-    ax.set(
-        xlabel="tokens in a document",
-        ylabel="documents",
-        title="Documents left of the line would need padding",
-    )
+    ax.set(xlabel="tokens in a document", ylabel="documents", title="Documents left of the line would need padding")
     ax.legend(frameon=False)
     return ax
 
@@ -216,12 +209,7 @@ def plot_gain(
 ) -> "Axes":
     """Draw the bits per byte that fine-tuning saved on each document, the greatest gain first.
 
-    Args:
-        gains: bits per byte of each document; above 0 the tuned model is better.
-        mean: the gain over all bytes.
-        interval: (low, high) of that mean; None where there is none.
-        confidence: the probability that the interval was made for.
-        ax: where to draw.
+    `mean` is the gain over all bytes, and `interval` its (low, high) for a probability of `confidence`, or None.
     """
     ax = ax or new_axes()
     ordered = sorted(gains, reverse=True)
@@ -253,9 +241,7 @@ def plot_novelty(curves: Mapping[str, Sequence[float]], *, ax: "Axes | None" = N
 def plot_chain(chain: Sequence[Mapping[str, str]], *, ax: "Axes | None" = None) -> "Axes":
     """Draw a chain of requirements, each of which depends on the one above, and where it breaks.
 
-    Args:
-        chain: rows of `link`, `status` (a key of `STATUS_MARKS`), `reading` and `role`, in order.
-        ax: where to draw; it is shown without axis lines.
+    Each row has a `link`, a `status` (a key of `STATUS_MARKS`), a `reading` and a `role`.
     """
     ax = ax or new_axes(width=9.0, height=0.4 + 0.75 * len(chain))
     broken = next((row["link"] for row in chain if row["status"] == "fail"), None)

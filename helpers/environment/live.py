@@ -10,7 +10,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from html import escape
 from typing import Any, NamedTuple
 
@@ -24,17 +24,11 @@ _BARS = "▁▂▃▄▅▆▇█"
 
 
 class Sample(NamedTuple):
-    """One reading of the card or of the computer itself; None is what is not known.
+    """One reading of the card or of the computer itself; None is what is not known."""
 
-    Attributes:
-        seconds: when, counted from the monitor's start.
-        device: 'gpu' or 'cpu'.
-        reading: a computer fills in its name, memory and load only.
-    """
-
-    seconds: float
-    device: str
-    reading: GpuReading
+    seconds: float  # counted from the monitor's start
+    device: str  # 'gpu' or 'cpu'
+    reading: GpuReading  # a computer fills in its name, memory and load only
 
     def row(self) -> dict[str, float | None]:
         """Return the numbers, to plot or to keep in a table."""
@@ -72,9 +66,18 @@ class History(deque):
         """Return one row per sample: `seconds`, `memory_gib`, `utilisation_percent` and more; see `Sample.row`."""
         return [each.row() for each in list(self)]  # a copy: the monitor's thread goes on appending
 
-    def values(self, name: str) -> list[float]:
-        """Return one column of the rows without what is not known."""
-        return [row[name] for row in self.rows() if row[name] is not None]
+    def quantities(self) -> Iterator[tuple[str, str, float, list[tuple[float, float]]]]:
+        """Yield title, unit, top of the scale, and points (seconds, value), of each quantity that is known."""
+        rows, last = self.rows(), self[-1].reading
+        for name, title, unit, limit in (
+            ("memory_gib", "memory", "GiB", (last.total_bytes or 0) / GIB),
+            ("utilisation_percent", "load", "%", 100),
+            ("power_watts", "power", "W", last.power_limit_watts),
+            ("temperature_celsius", "temperature", "°C", 100),
+        ):
+            points = [(row["seconds"], row[name]) for row in rows if row[name] is not None]
+            if points:
+                yield title, unit, limit or max(value for _, value in points) or 1, points
 
 
 def sparkline(values: list[float], highest: float) -> str:
@@ -84,30 +87,18 @@ def sparkline(values: list[float], highest: float) -> str:
     '▁▅█'
     """
     top = len(_BARS) - 1
-    return "".join(_BARS[max(0, min(top, round(top * value / highest) if highest else 0))] for value in values)
-
-
-def _quantities(reading: GpuReading) -> tuple[tuple[str, str, str, float | None], ...]:
-    """Return what is shown: the name in a row, the title, the unit, and the top of its scale."""
-    return (
-        ("memory_gib", "memory", "GiB", (reading.total_bytes or 0) / GIB),
-        ("utilisation_percent", "load", "%", 100),
-        ("power_watts", "power", "W", reading.power_limit_watts),
-        ("temperature_celsius", "temperature", "°C", 100),
-    )
+    return "".join(_BARS[max(0, min(top, round(top * value / highest)))] for value in values)
 
 
 def text(history: History, *, width: int = 30) -> str:
     """Return the last sample and the history as lines of text: no more than `width` bars."""
     last = history[-1].reading
     lines = [printable(last.name)]
-    for name, title, unit, limit in _quantities(last):
-        values = history.values(name)
-        if values:
-            highest = limit or max(values) or 1
-            has_decimals = unit in ("GiB", "W")
-            number = f"{values[-1]:.1f} of {highest:.1f} {unit}" if has_decimals else f"{values[-1]:.0f} {unit}"
-            lines.append(f"  {title:12}{number:20}{sparkline(values[-width:], highest)}")
+    for title, unit, highest, points in history.quantities():
+        values = [value for _, value in points[-width:]]
+        has_decimals = unit in ("GiB", "W")
+        number = f"{values[-1]:.1f} of {highest:.1f} {unit}" if has_decimals else f"{values[-1]:.0f} {unit}"
+        lines.append(f"  {title:12}{number:20}{sparkline(values, highest)}")
     for holder in last.holders:
         size = "" if holder.used_bytes is None else size_text(holder.used_bytes)
         lines.append(f"  process {holder.pid:<10}{size:10}{printable(holder.name)}")
@@ -116,12 +107,8 @@ def text(history: History, *, width: int = 30) -> str:
 
 def svg(history: History) -> str:
     """Return the history as a picture in the page's own colours, and the processes as a list; everything escaped."""
-    last, panels = history[-1].reading, []
-    for name, title, unit, limit in _quantities(last):
-        points = [(row["seconds"], row[name]) for row in history.rows() if row[name] is not None]
-        if points:
-            panels.append(_panel(points, f"{title}, {unit}", limit or max(y for _, y in points) or 1))
-    holders = ""
+    last, holders = history[-1].reading, ""
+    panels = [_panel(points, f"{title}, {unit}", highest) for title, unit, highest, points in history.quantities()]
     for holder in last.holders:
         size = "size not known" if holder.used_bytes is None else size_text(holder.used_bytes)
         holders += f"<li>process {holder.pid}, {escape(holder.name)}: {size}</li>"
@@ -148,11 +135,7 @@ def _panel(points: list[tuple[float, float]], title: str, highest: float) -> str
 
 
 class Monitor:
-    """Shows the history and goes on reading until `stop()`; without a front end it shows one reading.
-
-    Attributes:
-        history: what was read, as rows: `monitor.history.rows()`.
-    """
+    """Shows the history and goes on reading until `stop()`; without a front end it shows one reading."""
 
     def __init__(self, read: Callable[..., Sample], *, interval_seconds: float, length: int) -> None:
         self.history = History(maxlen=length)
@@ -211,30 +194,14 @@ _moving: list[Monitor] = []  # the one that `monitor` made last
 def monitor(*, seconds: float | None = None, interval_seconds: float = 1.0) -> Monitor:
     """Return a monitor for a notebook's last line; it moves while other cells run, if a person can watch.
 
-    It replaces the one before it, which stops.
-
-    Args:
-        seconds: stop after this time; None: go on until `stop()` or the kernel's end.
-        interval_seconds: between two readings.
-
-    Raises:
-        ValueError: an interval that makes no sense.
+    It stops after `seconds`, at `stop()`, or when another replaces it. An interval of 0 or less is a `ValueError`.
     """
     if not interval_seconds > 0:
         raise ValueError(f"interval_seconds = {interval_seconds} is not allowed: it must be above 0.")
     watch = Monitor(sample, interval_seconds=interval_seconds, length=60)
-    if has_front_end():  # not under papermill and nbmake
+    if allows_input(notebook_kernel()):  # not under papermill and nbmake
         while _moving:  # its cell runs again
             _moving.pop().stop()
         _moving.append(watch)
         watch.start(seconds)
     return watch
-
-
-def has_front_end() -> bool:
-    """Say whether a person can watch a widget."""
-    try:
-        import ipywidgets  # noqa: F401 (only whether it is installed)
-    except ImportError:
-        return False
-    return allows_input(notebook_kernel())

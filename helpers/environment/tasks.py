@@ -134,10 +134,7 @@ def _pictures(python: Path, rest: list[str]) -> None:
 # name -> what `--help` says of it, and what it does with the environment's Python and the rest of the command line
 TASKS: dict[str, tuple[str, Callable[..., None]]] = {
     "install": ("Install the course, and do nothing else.", lambda python, rest: None),
-    "course": (
-        "Run the five notebooks and write a report; takes `run`'s options.",
-        _module("helpers", "run"),
-    ),
+    "course": ("Run the five notebooks and write a report; takes `run`'s options.", _module("helpers", "run")),
     "lab": ("Open the notebooks in JupyterLab.", _module("jupyterlab", "notebooks")),
     "test": ("Run lint, unit tests, all notebooks; with Chromium, browser tests.", _test),
     "lint": ("Check the code with ruff, and that notebooks have no outputs.", _lint),

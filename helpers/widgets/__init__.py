@@ -13,9 +13,5 @@ from helpers import lazy_exports
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
-    {
-        "data_panel": "DataPanel",
-        "training_panel": "TrainingPanel",
-        "playground": "Playground",
-    },
+    {"data_panel": "DataPanel", "training_panel": "TrainingPanel", "playground": "Playground"},
 )

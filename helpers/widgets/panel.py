@@ -35,14 +35,8 @@ _newest: dict[type, tuple[Settings, dict[str, Any]]] = {}
 class Panel:
     """Controls for some settings, whose values `settings` returns.
 
-    A subclass builds `widget` and writes `_show(settings)`, what follows from valid settings, and `_summary()`.
-
-    Attributes:
-        controls: name of a setting -> its widget.
-        widget: the complete panel.
-        gauge: where a subclass shows what follows from the values; empty while they are not possible.
-        thread: the last one that worked in the background, or None.
-        is_locked: whether the controls are disabled.
+    A subclass builds `widget`, the complete panel, and writes `_show(settings)`, what follows from valid settings, and
+    `_summary()`. What follows is shown in `gauge`, which is empty while the values are not possible.
     """
 
     def __init__(self, settings: Settings, names: Iterable[str] | None = None) -> None:
@@ -50,10 +44,9 @@ class Panel:
         self._forgotten = _describe_moved(*_newest.get(type(self), (None, {})), settings)
         _newest[type(self)] = (settings, self._values)
         fields = type(settings).model_fields
-        names = list(fields) if names is None else list(names)
-        self.controls = {name: make_control(name, fields[name], self._values[name]) for name in names}
+        self.controls = {name: make_control(name, fields[name], self._values[name]) for name in names or fields}
         self.gauge, self._message = (w.HTML().add_class("course-status") for _ in range(2))
-        self.thread: threading.Thread | None = None
+        self.thread: threading.Thread | None = None  # the last one that worked in the background
         self._is_filling = self.is_locked = False
         self._others: list[w.Widget] = []  # further widgets of a subclass that are locked with the controls
         self._stop_button: w.Button | None = None  # the only one that can be pressed while the panel is locked

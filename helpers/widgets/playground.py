@@ -25,13 +25,7 @@ _COLOURS = (BLUE, ORANGE)
 
 
 class Playground(Panel):
-    """Models that continue a prompt side by side, with the candidates for each next token as bars.
-
-    Attributes:
-        start: generates; `stop` ends it after the present token.
-        look: slider that chooses the token whose candidates are shown.
-        columns: name of a model -> its column.
-    """
+    """Models that continue a prompt side by side, with the candidates for each next token as bars."""
 
     def __init__(
         self,

@@ -28,17 +28,11 @@ _STOPS: dict[str, threading.Event] = {}  # run that is in training in this kerne
 
 
 class RunControls:
-    """The buttons of a panel's run.
-
-    Attributes:
-        start: starts the run, or resumes it if there is a checkpoint.
-        stop: finishes the step, saves, and stops.
-        finished: the last run that was completed here, or None.
-    """
+    """The buttons of a panel's run: start or resume, and stop after the step, with a checkpoint."""
 
     def __init__(self, panel: Panel) -> None:
         self._panel, self._stop = panel, threading.Event()
-        self.finished: FineTuned | None = None
+        self.finished: FineTuned | None = None  # the last run that was completed here
         self.start = make_button("Start", self.begin, tooltip="train this run now", icon="play")
         self.stop = make_button("Stop", self.end, tooltip="finish the step, save a checkpoint, and stop", icon="stop")
         self.stop.disabled = True
@@ -127,9 +121,6 @@ def loss_curve(history: Sequence[Mapping[str, Any]]) -> str:
     """Draw a run's training and validation losses over its steps."""
     series = [
         Series(name, [(row["step"], row[key]) for row in history if key in row], colour, dashes)
-        for name, key, colour, dashes in (
-            ("training", "loss", BLUE, ""),
-            ("validation", "eval_loss", ORANGE, "5 3"),
-        )
+        for name, key, colour, dashes in (("training", "loss", BLUE, ""), ("validation", "eval_loss", ORANGE, "5 3"))
     ]
     return line_chart(series, title="Loss:", xlabel="optimizer step", ylabel="nats per token", width=640)

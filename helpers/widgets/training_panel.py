@@ -37,13 +37,7 @@ _FROM_CELL, _BY_HAND = "the parameters cell", "moved by hand"
 
 
 class TrainingPanel(Panel):
-    """A control for each training setting, a gauge that follows them, and the buttons of a run.
-
-    Attributes:
-        preset: drop-down that sets all controls.
-        card: drop-down of the cards to plan for.
-        run: start, stop and resume.
-    """
+    """A control for each training setting, a gauge that follows them, and the buttons of a run."""
 
     def __init__(self, settings: TrainingSettings, *, card: str | None = None) -> None:
         super().__init__(settings)
@@ -74,9 +68,7 @@ class TrainingPanel(Panel):
             "Save as parameters", self.save, tooltip="write a papermill file and show the command that runs it"
         )
         measure = make_button(
-            "Measure",
-            self.measure,
-            tooltip="measure short trainings here for a minute, and predict from them",
+            "Measure", self.measure, tooltip="measure short trainings here for a minute, and predict from them"
         )
         head = [self.preset, self.card, suggest, measure, save]
         self._others, self._stop_button = [*head, self.run.start], self.run.stop
@@ -113,8 +105,7 @@ class TrainingPanel(Panel):
             chosen = self.settings
             self.say(
                 f"Batch {chosen.per_device_train_batch_size} with accumulation {chosen.gradient_accumulation_steps} is "
-                f"the largest pass that fits {name}, at the effective batch of "
-                f"{chosen.effective_batch_size}."
+                f"the largest pass that fits {name}, at the effective batch of {chosen.effective_batch_size}."
             )
 
     def measure(self) -> None:
