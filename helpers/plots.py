@@ -94,11 +94,8 @@ def plot_history(history: Sequence[Mapping[str, Any]], *, ax: "Axes | None" = No
     for key, name, colour, style in (("loss", "training", BLUE, "-"), ("eval_loss", "validation", ORANGE, "o--")):
         rows = [row for row in history if key in row]
         ax.plot([r["step"] for r in rows], [r[key] for r in rows], style, color=colour, label=name)
-    ax.set(
-        xlabel="optimizer step",
-        ylabel="loss (nats per token)",
-        title="While both fall, the model learns something general",
-    )
+    ax.set(xlabel="optimizer step", ylabel="loss (nats per token)")
+    ax.set_title("While both fall, the model learns something general")
     ax.legend(frameon=False)
     return ax
 

@@ -143,9 +143,7 @@ class Diagnosis:
         summary = f"<summary>{len(rest)} checks of a GPU, with nothing to check here</summary>"
         return f"{verdict}<details>{summary}{_table(rest)}</details>"
 
-    def __str__(self) -> str:
-        """Return the table without colours."""
-        return self.table()
+    __str__ = table
 
 
 def _card_facts(card: GraphicsCard, reading: GpuReading) -> dict[str, Any]:

@@ -271,8 +271,7 @@ def wsl_libcuda(machine: Machine) -> Finding:
     if machine.platform.container:
         return ok("in a container: the toolkit brings the driver's library to a place of its own")
     if wsl.shadowing:
-        reading = f"a Linux driver in the distribution: {', '.join(wsl.shadowing)}"
-        return fail(reading, fixes.purge_linux_driver(machine))
+        return fail(f"a Linux driver in the distribution: {', '.join(wsl.shadowing)}", fixes.PURGE_LINUX_DRIVER)
     if wsl.libcuda and wsl.dxg:
         return ok("/usr/lib/wsl/lib/libcuda.so.1 and /dev/dxg are there")
     missing = "/dev/dxg" if wsl.libcuda else "/usr/lib/wsl/lib/libcuda.so.1"

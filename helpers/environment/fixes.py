@@ -11,6 +11,10 @@ LONG_PATHS = (
     r"Set-ItemProperty HKLM:\SYSTEM\CurrentControlSet\Control\FileSystem LongPathsEnabled 1 "
     "(in PowerShell as administrator)"
 )
+PURGE_LINUX_DRIVER = (  # from a WSL2 distribution: the driver belongs on Windows alone
+    "sudo apt-get purge 'nvidia-driver-*' 'libnvidia-compute-*' 'cuda-drivers*' ; then update the driver on "
+    f"Windows ({DRIVERS}), and in PowerShell: wsl --update ; wsl --shutdown"
+)
 _POWERSHELL = ("$env:", "Remove-Item", "Stop-Process", "& '")
 WSL_MEMORY = (
     "In %UserProfile%\\.wslconfig (UTF-8) write two lines, [wsl2] and memory=12GB (or more); "
@@ -133,14 +137,6 @@ def reload_uvm(machine: Machine) -> str:
     if machine.platform.kind != "Linux" or machine.platform.container:
         return reboot(machine)
     return "sudo rmmod nvidia_uvm && sudo modprobe nvidia_uvm ; if that fails: sudo reboot"
-
-
-def purge_linux_driver(machine: Machine) -> str:
-    """Return how to remove a Linux driver from a WSL2 distribution: the driver belongs on Windows alone."""
-    return (
-        "sudo apt-get purge 'nvidia-driver-*' 'libnvidia-compute-*' 'cuda-drivers*' ; then update the driver on "
-        f"Windows ({DRIVERS}), and in PowerShell: wsl --update ; wsl --shutdown"
-    )
 
 
 def make_venv(machine: Machine) -> str:

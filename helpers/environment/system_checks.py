@@ -1,5 +1,7 @@
 """Checks of main memory, disk, paths and model files."""
 
+import re
+
 from helpers.display import GIB
 from helpers.environment import fixes
 from helpers.environment.facts import Machine, Place
@@ -92,12 +94,12 @@ def paths(machine: Machine) -> Finding:
     if not any(place.role == "cache" for place in storage.places):
         return warn("there is no home folder for the Hub's cache", fixes.set_variables(machine, HF_HOME=own_cache))
     # Linux reaches the disks of Windows through a network file system, at a small part of their speed
-    on_windows = [path for path in (storage.project, *(place.path for place in storage.places)) if _is_mounted(path)]
+    folders = [storage.project, *(place.path for place in storage.places)]
+    on_windows = [path for path in folders if re.match(r"/mnt/[^/](/|$)", path)]
     if kind in ("WSL2", "WSL1") and on_windows:
         line = "Move the project below your Linux home: cp -r . ~/course"
         return warn(f"{on_windows[0]} is a Windows disk: slow from here", line)
-    synced = [place for place in storage.places if "onedrive" in place.path.lower()]
-    if synced or "onedrive" in storage.project.lower():
+    if any("onedrive" in path.lower() for path in folders):
         runs = _SHORT["runs"] if kind == "Windows" else "<a folder that is not synchronised>"
         elsewhere = fixes.set_variables(machine, COURSE_RUNS=runs, HF_HOME=own_cache)
         return warn("OneDrive would upload every checkpoint", elsewhere)
@@ -107,11 +109,6 @@ def paths(machine: Machine) -> Finding:
         shorter = fixes.set_variables(machine, **{_variable(machine, deepest): _SHORT[deepest]})
         return warn(reading, f"{shorter} Or switch long paths on: {fixes.LONG_PATHS}")
     return ok(f"longest planned path: {longest} characters")
-
-
-def _is_mounted(path: str) -> bool:
-    parts = path.split("/")
-    return len(parts) > 2 and parts[1] == "mnt" and len(parts[2]) == 1
 
 
 @rule("A GPT-2 without its vocabulary still loads, with one token, and then trains on nothing.")

@@ -67,9 +67,8 @@ def cuda_of_driver(machine: Machine) -> int | None:
         return None
     column, number = int(windows_driver(machine)), driver_number(machine.nvml.driver)
     if not machine.nvml.cuda:  # nvidia-smi does not report it: then the driver's number has to do
-        return (
-            max((major for major, floors in FLOORS.items() if number >= floors[column]), default=0) if number else None
-        )
+        supported = (major for major, floors in FLOORS.items() if number >= floors[column])
+        return max(supported, default=0) if number else None
     major = machine.nvml.cuda // 1000
     # A compatibility library of a container reports its own CUDA, which works with the cards of data centres alone.
     sees_card = machine.torch and machine.torch.available
@@ -222,10 +221,8 @@ def _tag(machine: Machine) -> tuple[str, str]:
     if newest >= 13 and capability >= _CAPABILITIES[13, 0][0]:
         return "cu130", f"Driver {driver} runs CUDA 13 wheels, which need driver 580 or newer."
     if newest >= 13:
-        return (
-            "cu126",
-            f"A card of compute capability {capability[0]}.{capability[1]} needs the CUDA 12.6 wheel. {last}",
-        )
+        card = f"A card of compute capability {capability[0]}.{capability[1]}"
+        return "cu126", f"{card} needs the CUDA 12.6 wheel. {last}"
     if capability < _BLACKWELL:
         return "cu126", f"Driver {driver} runs CUDA 12 wheels (525 to 579); CUDA 13 wheels need driver 580. {last}"
     if driver_number(driver) >= (_DRIVER_OF_BLACKWELL,):
