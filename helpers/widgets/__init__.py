@@ -5,7 +5,7 @@ somebody moves something. All text from a corpus, a model or a person is escaped
 
 - `panel`, `fields`, `drawing`: what all panels share; one control for each setting; small charts as HTML and SVG
 - `data_panel`: notebook 02, how much of each row is text
-- `training_panel`, `gauge`, `run_controls`: notebook 03, all settings; memory, time, learning rate; start, stop, resume
+- `training_panel`, `run_controls`: notebook 03, all settings; memory, time, learning rate; start, stop, resume
 - `playground`: notebook 04, base and tuned model side by side, token by token
 """
 

@@ -6,12 +6,20 @@ import sys
 import pytest
 import yaml
 
+from helpers.display import GREEN, ORANGE, RED
 from helpers.paths import COMMAND
 from helpers.settings import TrainingSettings, preset_names
 from helpers.training import CARDS, find_card, plan_run, this_processor
 from helpers.training.calibration import add_measurements
 from helpers.widgets import TrainingPanel
-from helpers.widgets.training_panel import THIS_MACHINE, run_command, save_parameters
+from helpers.widgets.training_panel import (
+    THIS_MACHINE,
+    gauge_html,
+    learning_rate_at,
+    memory_bar,
+    run_command,
+    save_parameters,
+)
 from tests.training import made_up_machine
 
 
@@ -172,3 +180,34 @@ class TestParameters:
         (runs / "pocket").write_text("a file in the way")
         panel.save()
         assert "Not possible" in panel._message.value
+
+
+def test_the_bar_turns_from_green_to_red():
+    settings = TrainingSettings.from_preset("rtx-4070-ti")
+    colours = []
+    for batch in (4, 20, 64):
+        settings = settings.model_copy(update={"per_device_train_batch_size": batch})
+        picture = memory_bar(plan_run(settings, card=find_card("RTX 4070 Ti")))
+        colours.append(next(c for c in (GREEN, ORANGE, RED) if c in picture))
+    assert colours == [GREEN, ORANGE, RED]
+
+
+def test_time_and_largest_batch_are_shown():
+    shown = gauge_html(plan_run(TrainingSettings()))
+    assert all(name in shown for name in ("an epoch", "largest batch", "effective batch"))
+
+
+@pytest.mark.parametrize("kind", ["linear", "cosine", "constant_with_warmup"])
+@pytest.mark.parametrize("warmup", [0, 0.1, 7])
+def test_the_learning_rate_is_that_of_transformers(kind, warmup):
+    import torch
+    from transformers import TrainingArguments, get_scheduler
+
+    settings, steps = TrainingSettings(lr_scheduler_type=kind, warmup_steps=warmup, learning_rate=0.1), 40
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    arguments = TrainingArguments(output_dir="unused", warmup_steps=warmup, use_cpu=True)
+    scheduler = get_scheduler(kind, optimizer, arguments.get_warmup_steps(steps), steps)
+    for step in range(steps):
+        assert learning_rate_at(settings, step, steps) == pytest.approx(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
