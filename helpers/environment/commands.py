@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import sys
 import time
@@ -33,12 +34,12 @@ def monitor(interval: float, seconds: float | None, once: bool) -> None:
     if once or not sys.stdout.isatty():
         click.echo(str(watch))
         return
-    ends = None if seconds is None else time.monotonic() + seconds
+    ends = time.monotonic() + (math.inf if seconds is None else seconds)
     try:
-        while ends is None or time.monotonic() < ends:
+        while time.monotonic() < ends:
             click.clear()
             click.echo(text(watch.history, width=max(10, shutil.get_terminal_size().columns - 40)))
-            time.sleep(interval if ends is None else max(0, min(interval, ends - time.monotonic())))
+            time.sleep(max(0, min(interval, ends - time.monotonic())))
             watch.update()
     except KeyboardInterrupt:
         click.echo()

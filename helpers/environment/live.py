@@ -6,6 +6,7 @@ memory and load. Cards are read in a child process, so that a reading can neithe
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -153,7 +154,7 @@ class Monitor:
         self.history.append(new)
         return new
 
-    def start(self, seconds: float | None = None) -> None:
+    def start(self, seconds: float = math.inf) -> None:
         """Go on reading in the background until `stop()`, or for some seconds; a second start replaces the first."""
         import ipywidgets
 
@@ -163,9 +164,9 @@ class Monitor:
         self._thread = threading.Thread(target=self._run, args=(seconds,), name="monitor", daemon=True)
         self._thread.start()
 
-    def _run(self, seconds: float | None) -> None:
-        ends = None if seconds is None else time.monotonic() + seconds
-        while not self._stop.wait(self._interval) and (ends is None or time.monotonic() < ends):
+    def _run(self, seconds: float) -> None:
+        ends = time.monotonic() + seconds
+        while not self._stop.wait(self._interval) and time.monotonic() < ends:
             self.update()
             self._widget.value = svg(self.history)
 
@@ -191,7 +192,7 @@ class Monitor:
 _moving: list[Monitor] = []  # the one that `monitor` made last
 
 
-def monitor(*, seconds: float | None = None, interval_seconds: float = 1.0) -> Monitor:
+def monitor(*, seconds: float = math.inf, interval_seconds: float = 1.0) -> Monitor:
     """Return a monitor for a notebook's last line; it moves while other cells run, if a person can watch.
 
     It stops after `seconds`, at `stop()`, or when another replaces it. An interval of 0 or less is a `ValueError`.

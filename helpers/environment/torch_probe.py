@@ -61,11 +61,9 @@ def probe(tell: Callable[..., None]) -> None:
     """Report torch's build, whether it sees a card, and a small matrix product; each as soon as it is known."""
     try:
         import torch
-    except ModuleNotFoundError as error:
-        tell(**({"absent": True} if error.name == "torch" else {"broken": f"ModuleNotFoundError: {error}"}))
-        return
     except Exception as error:  # noqa: BLE001 (whatever a broken build raises is the finding)
-        tell(broken=f"{type(error).__name__}: {error}")
+        is_absent = isinstance(error, ModuleNotFoundError) and error.name == "torch"
+        tell(**({"absent": True} if is_absent else {"broken": f"{type(error).__name__}: {error}"}))
         return
     if not hasattr(torch, "version"):  # an empty folder with its name can be imported too
         tell(broken=f"what is imported as torch is not torch ({getattr(torch, '__file__', None) or torch.__path__})")

@@ -41,7 +41,7 @@ _FROM_CELL, _BY_HAND = "the parameters cell", "moved by hand"
 class TrainingPanel(Panel):
     """A control for each training setting, a gauge that follows them, and the buttons of a run."""
 
-    def __init__(self, settings: TrainingSettings, *, card: str | None = None) -> None:
+    def __init__(self, settings: TrainingSettings) -> None:
         super().__init__(settings)
         self._here = card_of_this_machine()
         self._tokens: dict[str, tuple[int, str]] = {}
@@ -54,7 +54,7 @@ class TrainingPanel(Panel):
         )
         self.card = w.Dropdown(
             options=[*(known.name for known in CARDS), THIS_MACHINE],
-            value=card or (THIS_MACHINE if self._here else DEFAULT_CARD),
+            value=THIS_MACHINE if self._here else DEFAULT_CARD,
             description="graphics card",
             tooltip="the card that memory and time are predicted for",
             **wide,
