@@ -5,7 +5,7 @@ import inspect
 import json
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -152,8 +152,10 @@ class Panel:
 
     def static_html(self) -> str:
         """Return the panel as a page without a kernel shows it."""
-        parts = (self._summary(), self._message.value, self.settings._repr_html_(), f"<p>{_RULE}</p>")
-        return f"<div class='course-static'>{''.join(parts)}</div>"
+        summary = table = ""
+        with suppress(SettingsError):  # which the message says: one of the values is not possible
+            summary, table = self._summary(), self.settings._repr_html_()
+        return f"<div class='course-static'>{summary}{self._message.value}{table}<p>{_RULE}</p></div>"
 
     def framed(self, *children: w.Widget) -> w.VBox:
         """Return widgets in a frame that brings the panel's style with it."""

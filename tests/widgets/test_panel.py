@@ -6,8 +6,8 @@ import sys
 import pytest
 
 from helpers.paths import COMMAND, NOTEBOOKS
-from helpers.settings import SettingsError, TrainingSettings
-from helpers.widgets import TrainingPanel
+from helpers.settings import DataSettings, SettingsError, TrainingSettings
+from helpers.widgets import DataPanel, TrainingPanel
 
 
 def test_an_untouched_panel_returns_exactly_the_settings_it_started_with():
@@ -83,6 +83,13 @@ def test_a_page_without_a_kernel_shows_values_gauge_and_rule_and_no_script(panel
 
 def test_values_are_escaped_on_a_page_without_a_kernel(markup):
     assert "<script" not in TrainingPanel(TrainingSettings(sample_prompt=markup)).static_html()
+
+
+@pytest.mark.parametrize("kind", [TrainingPanel, DataPanel])
+def test_a_panel_with_an_impossible_value_can_be_shown_again(kind):
+    panel = kind(DataSettings() if kind is DataPanel else TrainingSettings())
+    panel.controls["run"].value = "a/b"
+    assert "is not a plain name" in panel.static_html()
 
 
 def test_a_report_keeps_the_summary_of_a_panel_and_no_script(tmp_path, runs):
