@@ -179,8 +179,7 @@ def _text(text: str) -> Html:
 def diagnose(*, quick: bool = False) -> Diagnosis:
     """Say what this machine is and what stops it from training: checks that change nothing and never raise.
 
-    Args:
-        quick: do not import torch: a second instead of a few, and three checks then say "not asked".
+    `quick` does not import torch: a second instead of a few, and three checks then say "not asked".
     """
     return diagnosis_of(read_machine(quick=quick))
 

@@ -78,12 +78,9 @@ def cuda_of_driver(machine: Machine) -> int | None:
 
 
 def wheel_advice(machine: Machine | None = None) -> WheelAdvice:
-    """Return the wheel that fits a machine, as commands; None: this machine.
+    """Return the wheel that fits a machine (None: this one), as commands; `UnreadError` if a fact cannot be read.
 
     A wheel that is installed and works is kept, whatever would be chosen for a new installation.
-
-    Raises:
-        UnreadError: what the advice depends on could not be read.
     """
     if machine is None:
         machine = read_machine(quick=True)

@@ -53,15 +53,10 @@ class Progress:
 
 
 def check(name: str, answer: Any, *, run: str = "pocket") -> Verdict:
-    """Check the answer to one exercise; an answer of None, or a function that returns None, is 'not done yet'.
+    """Check the answer to an exercise, a value or a function; `KeyError` if there is no exercise of that name.
 
-    Args:
-        name: of the exercise, such as 'data-1'.
-        answer: a value or a function.
-        run: where the verdict is kept for `progress`; an exercise that was solved once stays solved.
-
-    Raises:
-        KeyError: there is no exercise of that name.
+    An answer of None, or a function that returns None, is 'not done yet'. The verdict is kept in the run's folder for
+    `progress`, where an exercise that was solved once stays solved.
     """
     verdict = _verdict(CHECKS[name][0], answer)
     before = _statuses(run)

@@ -112,13 +112,9 @@ def _bar_row(bar: Bar, longest: float, colour: str) -> str:
 
 
 def stacked_bar(parts: Sequence[tuple[str, float, str]], *, limit: float, limit_text: str, colour: str) -> str:
-    """Draw parts end to end in one bar, against a limit.
+    """Draw parts end to end in one bar, against a limit in the same unit.
 
-    Args:
-        parts: name, size and the size as text, of each; a pattern distinguishes each from its neighbours.
-        limit: position of the limit, in the unit of the parts.
-        limit_text: the label of the limit.
-        colour: of the complete bar.
+    Each part has a name, a size, and the size as text; a pattern distinguishes it from its neighbours.
     """
     parts = [part for part in parts if part[1] > 0]
     # A little more than needed: the line of the limit stays inside the picture.
