@@ -5,7 +5,7 @@ import math
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,17 @@ _MOST_ERRORS = 5  # below a table
 _MOST_COLUMNS = 4  # for settings; where more differ, each run has a list below the table
 _LONGEST = 24  # characters of a setting's value
 _INTERVAL = f"{CONFIDENCE:.0%} interval"
+_COLUMNS: list[tuple[str, str, Callable[[Any], str]]] = [  # heading, attribute of a run, its text
+    ("perplexity", "perplexity", "{:.2f}".format),
+    (_INTERVAL, "perplexity_interval", lambda ends: "{:.2f} to {:.2f}".format(*ends)),
+    ("bits per byte", "bits_per_byte", "{:.4f}".format),
+    (_INTERVAL, "bits_per_byte_interval", lambda ends: "{:.4f} to {:.4f}".format(*ends)),
+    ("validation loss", "eval_loss", "{:.4f}".format),
+    ("time", "seconds", duration_text),
+    ("peak memory", "peak_bytes", lambda size: f"{size / MIB:,.0f} MiB"),  # runs differ by less than 0.1 GiB
+    ("tokens", "tokens", "{:,}".format),
+    ("state", "state", str),
+]
 
 
 @dataclass(frozen=True)
@@ -157,28 +168,18 @@ class RunTable:
             names = [name for name in self.differing if name in own]
             listed = [name for name in names if name != "source"] if len(names) > _MOST_COLUMNS else []
             lists = _settings_by_run(group, listed) if listed else []
-            cells = [self._cells(run, [name for name in names if name not in listed]) for run in group]
-            frame = pd.DataFrame([[text for _, text in row] for row in cells], index=ranks, dtype=object)
-            frame.columns = [heading for heading, _ in cells[0]]  # two are the same: a dict would lose an interval
+            shown = [name for name in names if name not in listed]
+            cells = [
+                [run.name]
+                + [_short(run.settings[name]) if name in run.settings else None for name in shown]
+                + [None if (value := getattr(run, name)) is None else text(value) for _, name, text in _COLUMNS]
+                for run in group
+            ]
+            # two headings are the same: a dict for each run would lose an interval
+            headings = ["run", *shown, *(heading for heading, _, _ in _COLUMNS)]
+            frame = pd.DataFrame(cells, index=ranks, columns=headings, dtype=object)
             known = frame.dropna(axis=1, how="all").fillna("-")
             yield f"By {self.by.replace('_', ' ')}, best first ({measured})", known, lists
-
-    def _cells(self, run: ComparedRun, names: Sequence[str]) -> list[tuple[str, str | None]]:
-        """Return (heading, text) of each column, `names` are those of the settings; None where the run has no value."""
-        return [
-            ("run", run.name),
-            *((name, _short(run.settings[name]) if name in run.settings else None) for name in names),
-            ("perplexity", _number(run.perplexity, ".2f")),
-            (_INTERVAL, _interval(run.perplexity_interval, ".2f")),
-            ("bits per byte", _number(run.bits_per_byte, ".4f")),
-            (_INTERVAL, _interval(run.bits_per_byte_interval, ".4f")),
-            ("validation loss", _number(run.eval_loss, ".4f")),
-            ("time", None if run.seconds is None else duration_text(run.seconds)),
-            # in MiB, because runs differ by less than a tenth of a GiB
-            ("peak memory", None if run.peak_bytes is None else f"{run.peak_bytes / MIB:,.0f} MiB"),
-            ("tokens", _number(run.tokens, ",")),
-            ("state", run.state),
-        ]
 
 
 def _settings_by_run(group: Sequence[ComparedRun], names: Sequence[str]) -> list[str]:
@@ -209,14 +210,6 @@ def _ends(name: str, interval: tuple[float, float] | None) -> dict[str, float | 
 def _short(value: Any) -> str:
     text = f"{value:g}" if isinstance(value, float) else str(value)
     return text if len(text) <= _LONGEST else "…" + text[1 - _LONGEST :]  # the end of a path says more than its start
-
-
-def _number(value: float | None, form: str) -> str | None:
-    return None if value is None else f"{value:{form}}"
-
-
-def _interval(interval: tuple[float, float] | None, form: str) -> str | None:
-    return None if interval is None else f"{interval[0]:{form}} to {interval[1]:{form}}"
 
 
 def compare(*names: str, by: Metric | None = None) -> RunTable:

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -31,12 +30,12 @@ _ALWAYS_COUNTED = ("done", "running")
 _REFRESH_SECONDS = 0.5
 
 
-@dataclass(frozen=True)
 class Progress:
     """The state of a study when it was read: the newest trial of each point."""
 
-    study: Study
-    trials: "tuple[FrozenTrial, ...]"
+    def __init__(self, study: Study, opened: "OptunaStudy") -> None:
+        self.study = study
+        self.trials = trials_of(study, opened)
 
     def of_state(self, state: State) -> "list[FrozenTrial]":
         """Return the trials in a state; interrupted ones are waiting."""
@@ -99,11 +98,6 @@ class Progress:
             for trial in remote
             if read_json_if_there(folder / trial_name(trial.user_attrs["point"]) / "trial.json").get("state") != "done"
         ]
-
-
-def read_progress(study: Study, opened: "OptunaStudy") -> Progress:
-    """Return the state of a study now."""
-    return Progress(study, tuple(trials_of(study, opened)))
 
 
 def describe(trial: "FrozenTrial", study: Study) -> str:
@@ -170,7 +164,7 @@ def supervise(
     started, restarts, left = workers, 0, len(study.points)
     try:
         while team:
-            progress = read_progress(study, opened)
+            progress = Progress(study, opened)
             show(progress)
             if progress.n_left < left:  # a trial has been settled: deaths from now on have another cause
                 restarts, left = 0, progress.n_left
@@ -193,7 +187,7 @@ def supervise(
         for worker in team:
             _close(worker)  # its input ends, and with it the worker
             worker.wait()
-    show(read_progress(study, opened))
+    show(Progress(study, opened))
     return list(dict.fromkeys(reasons))
 
 
