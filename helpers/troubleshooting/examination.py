@@ -115,8 +115,7 @@ class _Bench:
         return load_run_tokenizer(self._settings)
 
     def _rows(self, n_rows: int) -> Any:
-        blocks = self._data.blocks["train"]
-        return blocks[: min(n_rows, len(blocks))]["input_ids"]  # (B, T)
+        return self._data.blocks["train"][:n_rows]["input_ids"]  # (B, T)
 
     @cached_property
     def _settings(self) -> "TrainingSettings":
@@ -168,7 +167,7 @@ class _Bench:
         if "continues" in self._data.documents["train"].column_names:
             return "ok", "one continuous text, which has no end inside", ""
         name = "labels" if "labels" in blocks.column_names else "input_ids"  # in packed rows each token is a label
-        rows = blocks[: min(_MAX_ROWS_SEARCHED, len(blocks))][name]  # (B, T)
+        rows = blocks[:_MAX_ROWS_SEARCHED][name]  # (B, T)
         n_ends, n_labels = int((rows == self._tokenizer.eos_token_id).sum()), int((rows >= 0).sum())
         reading = f"{n_ends:,} of {n_labels:,} labels are an end of text"
         return ("ok", reading, "") if n_ends else ("warn", reading, "Without an end among them the model never stops.")

@@ -13,7 +13,6 @@ from tests.command_line import call
 from tests.sharing.serving import serving
 
 ASKED = {"prompt": "The fox", "temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0, "seed": 3}
-EVIL = "<script>alert(1)</script>"
 
 
 @pytest.fixture

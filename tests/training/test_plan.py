@@ -4,7 +4,9 @@ import re
 
 import pytest
 import torch
+from click.testing import CliRunner
 
+from helpers.__main__ import main
 from helpers.display import GIB, size_text
 from helpers.model import load_model
 from helpers.paths import ASSETS
@@ -12,7 +14,6 @@ from helpers.settings import SettingsError, TrainingSettings
 from helpers.training.devices import CARDS, GraphicsCard, find_card, this_processor
 from helpers.training.plan import plan_run, predict_on_this_machine
 from helpers.training.shape import operations_per_token
-from tests.command_line import call
 
 CARD_OF = {8: "RTX 4070 Laptop", 12: "RTX 4070 Ti", 16: "RTX 4070 Ti SUPER"}  # GB -> the card to plan for
 SMALL = GraphicsCard("a small card", 5 * GIB, 20.0, 10.0)
@@ -260,19 +261,23 @@ class TestWhatIsShown:
         assert math.isclose(sum(plan.memory.parts.values()), plan.to_dict()["memory"]["total_bytes"])
 
 
+def call(*arguments):
+    return CliRunner().invoke(main, ["plan", *arguments])
+
+
 class TestCommand:
     def test_a_plan_that_fits_is_exit_code_0(self):
-        result = call("plan", "--preset", "rtx-4070-ti", "--gpu", "RTX 4070 Ti")
+        result = call("--preset", "rtx-4070-ti", "--gpu", "RTX 4070 Ti")
         assert result.exit_code == 0
         assert result.output.splitlines()[-1].startswith("fits: ")
 
     def test_a_plan_that_does_not_fit_is_exit_code_1_with_what_does(self):
-        result = call("plan", "--preset", "rtx-4070-ti", "--gpu", "4070", "-p", "per_device_train_batch_size", "64")
+        result = call("--preset", "rtx-4070-ti", "--gpu", "4070", "-p", "per_device_train_batch_size", "64")
         assert result.exit_code == 1
         assert "per_device_train_batch_size 16 with gradient_accumulation_steps 16 fits" in result.output
 
     def test_json_is_the_plan(self):
-        result = call("plan", "--preset", "8gb", "--gpu", "4070 laptop", "--json")
+        result = call("--preset", "8gb", "--gpu", "4070 laptop", "--json")
         expected = plan_run(TrainingSettings.from_preset("8gb"), card=find_card("4070 laptop")).to_dict()
         assert json.loads(result.stdout) == json.loads(json.dumps(expected))
 
@@ -287,13 +292,13 @@ class TestCommand:
         ],
     )
     def test_a_mistake_is_one_sentence_and_exit_code_2(self, arguments, words):
-        result = call("plan", *arguments)
+        result = call(*arguments)
         assert (result.exit_code, result.output.count("\n")) == (2, 1)
         assert words in result.output
 
     def test_without_a_card_the_plan_is_for_the_courses_own_card_and_says_so(self, monkeypatch):
         monkeypatch.setattr("helpers.training.devices.read_card", lambda: None)
-        result = call("plan", "--json")
+        result = call("--json")
         assert json.loads(result.stdout)["card"]["name"] == "RTX 4070 Ti"
         assert "No NVIDIA card answers here" in result.stderr
 
@@ -301,7 +306,7 @@ class TestCommand:
     def test_the_plan_is_for_this_machines_card_where_there_is_one(self, monkeypatch, precision):
         card = GraphicsCard("RTX 9999", 10 * GIB, 60.0, 30.0, has_bf16=precision == "bf16")
         monkeypatch.setattr("helpers.training.devices.read_card", lambda: card)
-        result = call("plan", "--json")
+        result = call("--json")
         plan = json.loads(result.stdout)
         assert (plan["card"]["name"], plan["card"]["usable_bytes"]) == ("RTX 9999", 9 * GIB)
         assert plan["precision"] == precision

@@ -24,19 +24,6 @@ def texts(source, **settings):
     return read[""] if list(read) == [""] else read
 
 
-FILES = {
-    "a.txt": "one fox\n\ntwo owls\n \n\nthree hens\n",
-    "a.md": "one fox\n\ntwo owls\n\nthree hens",
-    "a.jsonl": '{"text": "one fox"}\n\n{"text": "two owls", "n": 2}\n{"text": "three hens"}',
-    "a.json": '[{"text": "one fox"},\n {"text": "two owls"}, {"text": "three hens"}]',
-    "rows.json": '{"data": [{"text": "one fox"}, {"text": "two owls"}, {"text": "three hens"}]}',
-    "lines.json": '{"text": "one fox"}\n{"text": "two owls"}\n{"text": "three hens"}\n',
-    "a.csv": "text,n\none fox,1\ntwo owls,2\nthree hens,3\n",
-    "excel.csv": "n;text\n1;one fox\n2;two owls\n3;three hens\n",
-    "a.tsv": "text\tn\none fox\t1\ntwo owls\t2\nthree hens\t3\n",
-}
-
-
 def test_a_parquet_file_is_read_and_one_that_is_compressed_once_more_is_not(tmp_path):
     path = tmp_path / "a.parquet"
     Dataset.from_dict({"text": WORDS, "n": [1, 2, 3]}).to_parquet(path)
