@@ -24,6 +24,22 @@ def texts(source, **settings):
     return read[""] if list(read) == [""] else read
 
 
+PACKED = {
+    "a.txt": "one fox\n\ntwo owls\n \n\nthree hens\n",
+    "a.jsonl": '{"text": "one fox"}\n\n{"text": "two owls", "n": 2}\n{"text": "three hens"}',
+    "a.json": '[{"text": "one fox"},\n {"text": "two owls"}, {"text": "three hens"}]',
+    "a.csv": "text,n\none fox,1\ntwo owls,2\nthree hens,3\n",
+}
+
+
+@pytest.mark.parametrize("packing", [".gz", ".zst"])
+@pytest.mark.parametrize("name", PACKED)
+def test_a_compressed_file_is_read_as_its_name_says(tmp_path, name, packing):
+    pack = {".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}[packing]
+    (tmp_path / f"{name}{packing}").write_bytes(pack(PACKED[name].encode()))
+    assert texts(tmp_path / f"{name}{packing}") == WORDS
+
+
 def test_a_parquet_file_is_read_and_one_that_is_compressed_once_more_is_not(tmp_path):
     path = tmp_path / "a.parquet"
     Dataset.from_dict({"text": WORDS, "n": [1, 2, 3]}).to_parquet(path)
