@@ -222,8 +222,8 @@ def compare(*names: str, by: Metric | None = None) -> RunTable:
     Raises:
         SettingsError: there is no run or study of a name, or there are none at all.
     """
-    runs = [run for name in names or _all_names() for run in _runs_of(name.rstrip("/"))]
-    runs = list({run.folder: run for run in runs}.values())
+    chosen = [name.rstrip("/") for name in names] or _all_names()
+    runs = list({run.folder: run for name in chosen for run in _runs_of(name)}.values())
     if not runs:
         raise SettingsError(f"There are no runs in {runs_folder()} yet: train one, or start a sweep.")
     if by is None:
@@ -231,19 +231,13 @@ def compare(*names: str, by: Metric | None = None) -> RunTable:
         by = optimised.pop() if len(optimised) == 1 and None not in optimised else "bits_per_byte"
     if by not in METRICS:
         raise SettingsError(f"by = {by!r} is not allowed: it must be one of {', '.join(map(repr, METRICS))}.")
-    texts = dict.fromkeys(run.text(by) for run in runs if run.text(by))
-    without_text = [run for run in runs if not run.text(by)]  # ended before they had one
-    groups = [[run for run in runs if run.text(by) == text] for text in texts]
-    if without_text and len(groups) == 1:
-        groups[0] += without_text
-    elif without_text:
-        groups.append(without_text)
-    ranked = tuple(tuple(sorted(group, key=lambda run: _order(run, by))) for group in groups)
-    missing = [
-        f"{name}/{trial}"
-        for name in names or _all_names()
-        for trial in missing_trials(runs_folder() / name.rstrip("/"))
-    ]
+    groups: dict[str, list[ComparedRun]] = {run.text(by): [] for run in runs if run.text(by)}
+    # a run that ended before it had a text is listed with those of the only text, else in a table of its own
+    only_text = next(iter(groups)) if len(groups) == 1 else ""
+    for run in runs:
+        groups.setdefault(run.text(by) or only_text, []).append(run)
+    ranked = tuple(tuple(sorted(group, key=lambda run: _order(run, by))) for group in groups.values())
+    missing = (f"{name}/{trial}" for name in chosen for trial in missing_trials(runs_folder() / name))
     return RunTable(by, ranked, _differing(runs), tuple(missing))
 
 
