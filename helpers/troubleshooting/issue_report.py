@@ -38,7 +38,7 @@ def write_issue_report(thing: Any = None, *, machine: Machine | None = None) -> 
     thing = last_error() if thing is None else thing
     machine = machine or read_machine(quick=True)
     explanation = explain(thing, machine=machine)
-    lines = read(thing).text.rstrip().split("\n") if thing is not None else []
+    lines = read(thing).text.rstrip().splitlines() if thing is not None else []
     cut = [f"[... {len(lines) - _MOST_LINES} lines before]"] if len(lines) > _MOST_LINES else []
     causes = [f"{one.id} {one.title} ({one.certainty})" for one in explanation.causes] or [explanation.verdict]
     return without_personal_data(

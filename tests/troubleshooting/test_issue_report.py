@@ -30,6 +30,12 @@ def test_the_last_error_of_a_session_is_reported_with_its_traceback(monkeypatch)
     assert "KeyError: 'text'\n```" in report
 
 
+def test_of_rows_without_a_text_it_is_said_what_they_are():
+    rows = explain_cases.rows_of(explain_cases.FALLING)
+    report = write_issue_report(rows, machine=read_machine(quick=True))
+    assert "```text\nA log of 10 rows, without an error.\n```" in report
+
+
 def test_an_error_that_is_not_known_is_reported_too():
     assert "- Not one of the known failures." in write_issue_report("KeyError: 3", machine=read_machine(quick=True))
 
