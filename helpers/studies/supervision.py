@@ -15,7 +15,7 @@ import psutil
 
 from helpers.display import duration_text
 from helpers.files import read_json_if_there
-from helpers.studies.queue import State, state_of, this_worker, trials_of, was_interrupted
+from helpers.studies.queue import State, state_of, this_worker, trials_of
 from helpers.studies.study import Study, trial_name
 from helpers.studies.worker import PAUSED
 
@@ -140,8 +140,7 @@ class EndedTrials:
 
     def __call__(self, progress: Progress) -> None:
         """Write what is new."""
-        finished = [trial for trial in progress.trials if trial.state.is_finished()]
-        ended = {trial.number: trial for trial in finished if not was_interrupted(trial)}
+        ended = {trial.number: trial for trial in progress.trials if state_of(trial) not in ("waiting", "running")}
         if self._shown is None:  # at the first call: what ended before this command
             self._shown = set(ended)
         for number in sorted(set(ended) - self._shown):

@@ -1,4 +1,3 @@
-import json
 import shutil
 
 import optuna
@@ -68,11 +67,6 @@ def test_a_trial_that_falls_behind_is_stopped(study, monkeypatch, tiny_settings)
     frozen = opened.get_trials()[trial.number]
     assert frozen.user_attrs["pruned"] == 2
     assert frozen.state == optuna.trial.TrialState.RUNNING, "its worker records the end"
-
-
-def test_a_place_holds_only_what_is_needed(study, monkeypatch):
-    trial = open_study(study).ask()
-    assert set(json.loads(place_of(study, trial))) == {"address", "folder", "study", "run", "trial_id"}
 
 
 def test_a_trial_that_was_interrupted_after_its_last_checkpoint_reports_each_loss_once(
