@@ -1,3 +1,5 @@
+"""A finished run to share."""
+
 import pytest
 
 
