@@ -373,6 +373,7 @@ WRITTEN = [
             "same"),
     ("T32", "RuntimeError: Placeholder storage has not been allocated on MPS device!"),
     ("D28", "RuntimeError: expected scalar type Half but found Float"),
+    ("D30", "ValueError: Bfloat16 is only supported on GPUs with compute capability of at least 8.0."),
     ("D9", "RuntimeError: \"LayerNormKernelImpl\" not implemented for 'Half'"),
     ("T12", "RuntimeError: The size of tensor a (1025) must match the size of tensor b (1024) at non-singleton "
             "dimension 1"),
