@@ -10,6 +10,7 @@ os.environ["MPLBACKEND"] = "Agg"
 
 from pathlib import Path
 
+import nbformat
 import pytest
 
 from helpers.paths import NOTEBOOKS
@@ -159,6 +160,28 @@ def tiny_settings(tiny_model, text_file) -> TrainingSettings:
         mixed_precision="no",
         sample_prompt="",  # a sample takes longer than the steps before it
     )
+
+
+@pytest.fixture
+def write_notebook(tmp_path):
+    """Return a function that writes a notebook: its name, the tagged cell, the cells after it; it returns the path."""
+
+    def write(name, parameters, *cells) -> Path:
+        tagged = nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})
+        nb = nbformat.v4.new_notebook(cells=[tagged, *map(nbformat.v4.new_code_cell, cells)])
+        nb.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        nbformat.write(nb, tmp_path / name)
+        return tmp_path / name
+
+    return write
+
+
+@pytest.fixture
+def training_notebook(write_notebook):
+    """Return a notebook that trains and does nothing else."""
+    declared = "\n".join(f"{name} = {value!r}" for name, value in TrainingSettings().model_dump().items())
+    code = "from helpers.settings import TrainingSettings\nfrom helpers.training import fine_tune\n"
+    return write_notebook("training.ipynb", declared, f"{code}fine_tune(TrainingSettings.from_notebook(globals()))")
 
 
 @pytest.fixture(scope="session")

@@ -20,18 +20,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::R
 
 
 @pytest.fixture
-def notebook(tmp_path):
-    """Return a function that writes a notebook: its name, the tagged cell, the cells after it."""
-
-    def write(name, parameters, *cells):
-        tagged = nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})
-        nb = nbformat.v4.new_notebook(cells=[tagged, *map(nbformat.v4.new_code_cell, cells)])
-        nb.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-        path = tmp_path / name
-        nbformat.write(nb, path)
-        return path
-
-    return write
+def notebook(write_notebook):
+    return write_notebook
 
 
 def outputs(run, name):

@@ -3,8 +3,6 @@
 import math
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from helpers.data import load_run_tokenizer, open_prepared, prepare
 from helpers.evaluation.base_and_tuned import compare_with_base
@@ -14,6 +12,7 @@ from helpers.training import fine_tune, plan_run, planned_shape
 from helpers.training.stopping import TrainingStoppedError
 from helpers.troubleshooting import examine
 from helpers.widgets.data_panel import read_beginning
+from tests.training.saved_weights import same_weights, weights
 
 SHAPE = {"n_layer": 1, "n_embd": 16, "n_head": 2, "n_positions": 32}
 
@@ -54,8 +53,7 @@ def test_it_resumes_with_the_weights_of_an_uninterrupted_run(settings):
     cut = settings.model_copy(update={"run": "cut"})
     with pytest.raises((KeyboardInterrupt, TrainingStoppedError)):
         fine_tune(cut, watch=stop_at_4)
-    one, other = (load_file(run.model_folder / "model.safetensors") for run in (whole, fine_tune(cut)))
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert same_weights(weights(whole.model_folder), weights(fine_tune(cut).model_folder))
     with pytest.raises(SettingsError, match=r"started with .*n_layer"):
         fine_tune(settings.model_copy(update={"n_layer": 2}))
 

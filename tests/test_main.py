@@ -4,16 +4,11 @@ import subprocess
 import sys
 
 import pytest
-from click.testing import CliRunner
 
 from helpers import course
-from helpers.__main__ import main
 from helpers.paths import ROOT
 from helpers.training import fine_tuning as training
-
-
-def call(*arguments):
-    return CliRunner().invoke(main, list(arguments))
+from tests.command_line import call
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from click.testing import CliRunner
 
 from helpers.__main__ import main
 from helpers.course import find_notebook
@@ -20,6 +19,7 @@ from helpers.paths import NOTEBOOKS
 from helpers.settings import TrainingSettings, check_values, read_run_settings
 from helpers.studies.study_file import read_study
 from helpers.widgets.training_panel import save_parameters
+from tests.command_line import call
 
 PAGES = [NOTEBOOKS.parent / "README.md", NOTEBOOKS / "GUIDE.md", NOTEBOOKS / "README.md"]
 TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
@@ -106,7 +106,7 @@ def test_every_link_between_the_notebooks_leads_to_one():
 def test_the_new_gpt2_can_be_planned_and_trained_as_shown():
     lines = [line for text in blocks("bash") for line in text.splitlines() if "--preset pocket-pretraining" in line]
     plan, train = (shlex.split(line.replace("my_texts/", "fables"), comments=True)[3:] for line in lines)
-    planned = CliRunner().invoke(main, [*plan, "--gpu", "4090"])
+    planned = call(*plan, "--gpu", "4090")
     assert planned.exit_code == 0
     assert "a new model of 2,615,424 weights" in planned.output
     given = dict(zip(train[train.index("-p") + 1 :: 3], train[train.index("-p") + 2 :: 3], strict=True))

@@ -10,19 +10,27 @@ from helpers.report import write_report
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 
 
-def test_links_between_notebooks_lead_to_sections_of_the_page_and_every_picture_has_an_alternative_text(runs):
+@pytest.fixture
+def folder(runs):
+    """Return the folder of a run's executed notebooks."""
+    (runs / "mine/notebooks").mkdir(parents=True)
+    return runs / "mine/notebooks"
+
+
+def write(path, *cells):
+    """Write a notebook of such cells; a text is one of prose."""
+    cells = [nbformat.v4.new_markdown_cell(cell) if isinstance(cell, str) else cell for cell in cells]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+
+
+def test_links_between_notebooks_lead_to_sections_of_the_page_and_every_picture_has_an_alternative_text(folder):
     picture = nbformat.v4.new_output(
         "display_data", data={"image/png": "iVBORw0KGgo="}, metadata={"image/png": {"alt": "Loss falls"}}
     )
     bare = nbformat.v4.new_output("display_data", data={"image/png": "iVBORw0KGgo="})
-    cells = [
-        nbformat.v4.new_markdown_cell("# 1. First\n\nNext: [2. Second](02_b.ipynb), then [3. Third](03_c.ipynb)."),
-        nbformat.v4.new_code_cell("draw()", outputs=[picture, bare]),
-    ]
-    folder = runs / "mine/notebooks"
-    folder.mkdir(parents=True)
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / "01_a.ipynb")
-    nbformat.write(nbformat.v4.new_notebook(), folder / "02_b.ipynb")
+    prose = "# 1. First\n\nNext: [2. Second](02_b.ipynb), then [3. Third](03_c.ipynb)."
+    write(folder / "01_a.ipynb", prose, nbformat.v4.new_code_cell("draw()", outputs=[picture, bare]))
+    write(folder / "02_b.ipynb")
     page = write_report("mine").read_text(encoding="utf-8")
     assert '<a href="#01_a">1. First</a>' in page
     assert ".ipynb" not in page
@@ -32,10 +40,8 @@ def test_links_between_notebooks_lead_to_sections_of_the_page_and_every_picture_
     assert re.findall(r'<img[^>]*alt="([^"]*)"', page) == ["Loss falls", "A picture of the section: 1. First"]
 
 
-def test_a_notebook_that_a_full_disk_cut_short_is_left_out_of_the_report(runs):
-    folder = runs / "mine/notebooks"
-    folder.mkdir(parents=True)
-    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# 1. First")]), folder / "01_a.ipynb")
+def test_a_notebook_that_a_full_disk_cut_short_is_left_out_of_the_report(folder):
+    write(folder / "01_a.ipynb", "# 1. First")
     (folder / "02_b.ipynb").write_text("")
     (folder / "02_c.ipynb").write_bytes('{"cells": [{"source": "ä'.encode()[:-1])
     page = write_report("mine").read_text(encoding="utf-8")
@@ -43,11 +49,9 @@ def test_a_notebook_that_a_full_disk_cut_short_is_left_out_of_the_report(runs):
     assert "02_b" not in page and "02_c" not in page
 
 
-def test_equations_become_pictures_and_dollars_in_code_stay(runs):
+def test_equations_become_pictures_and_dollars_in_code_stay(folder):
     source = r"The loss $L$ is $$L = -\frac{1}{N}\sum_t \ln p_t$$ and $\nothing$; type `echo $HOME $PATH`."
-    folder = runs / "mine/notebooks"
-    folder.mkdir(parents=True)
-    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(source)]), folder / "01_a.ipynb")
+    write(folder / "01_a.ipynb", source)
     page = write_report("mine").read_text(encoding="utf-8")
     assert page.count('class="equation"') == 2
     assert r'alt="L = -\frac{1}{N}\sum_t \ln p_t"' in page
@@ -55,28 +59,24 @@ def test_equations_become_pictures_and_dollars_in_code_stay(runs):
     assert r"$\nothing$" in page, "what cannot be drawn stays as it was"
 
 
-def test_a_fraction_in_an_equation_of_its_own_is_larger_than_one_in_a_line(runs):
-    folder = runs / "mine/notebooks"
-    folder.mkdir(parents=True)
-    cells = [nbformat.v4.new_markdown_cell(source) for source in (r"$\frac{1}{N}$", r"$$\frac{1}{N}$$")]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / "01_a.ipynb")
+def test_a_fraction_in_an_equation_of_its_own_is_larger_than_one_in_a_line(folder):
+    write(folder / "01_a.ipynb", r"$\frac{1}{N}$", r"$$\frac{1}{N}$$")
     pictures = re.findall(r"svg\+xml;base64,([^\"]+)", write_report("mine").read_text(encoding="utf-8"))
     in_line, alone = (re.search(r'height="([\d.]+)pt"', base64.b64decode(each).decode())[1] for each in pictures)
     assert float(alone) > 1.2 * float(in_line)
 
 
-def test_the_report_begins_with_what_the_run_reached(runs):
-    folder = runs / "mine"
-    (folder / "notebooks").mkdir(parents=True)
+def test_the_report_begins_with_what_the_run_reached(folder):
+    run = folder.parent
     score = {"perplexity": 25.61, "bits_per_byte": 1.716}
     test = {"source": "fables", "verdict": "Better <b>.", "base": score | {"perplexity": None}, "tuned": score}
     decodings = [{"decoding": "greedy", "sample": "A"}, {"decoding": "these settings", "sample": "<i>The Fox"}]
     speech = {"before": "Return the Fox", "decodings": decodings}
-    (folder / "evaluation.json").write_text(json.dumps({"test": test, "forgetting": None, "speech": speech}))
+    (run / "evaluation.json").write_text(json.dumps({"test": test, "forgetting": None, "speech": speech}))
     measured = {"steps": 177, "tokens": 180_480, "seconds": 140.0, "precision": "float32", "device": "cpu"}
     predicted = {"seconds": [100.0, 200.0], "peak_bytes": None}
-    (folder / "training.json").write_text(json.dumps(measured | {"peak_bytes": 2**29, "predicted": predicted}))
-    (folder / "history.jsonl").write_text('{"step": 1, "loss": 5.0}\n{"step": 2, "loss": 4.0}\n')
+    (run / "training.json").write_text(json.dumps(measured | {"peak_bytes": 2**29, "predicted": predicted}))
+    (run / "history.jsonl").write_text('{"step": 1, "loss": 5.0}\n{"step": 2, "loss": 4.0}\n')
     page = write_report("mine").read_text(encoding="utf-8")
     summary = page[page.index("<h1>") : page.index("<nav>")]
     assert "Better &lt;b&gt;." in summary
@@ -88,14 +88,11 @@ def test_the_report_begins_with_what_the_run_reached(runs):
     assert re.search(r'<img alt="[^"]*optimizer step[^"]*" src="data:image/png', summary)
 
 
-def test_the_report_of_a_run_with_broken_records_shows_what_there_is(runs):
-    (runs / "mine/notebooks").mkdir(parents=True)
-    (runs / "mine/evaluation.json").write_text("{")
+def test_the_report_of_a_run_with_broken_records_shows_what_there_is(folder):
+    (folder.parent / "evaluation.json").write_text("{")
     assert "<h1>Course report: mine</h1>" in write_report("mine").read_text(encoding="utf-8")
 
 
-def test_a_history_whose_last_row_was_cut_short_leaves_the_curve_out(runs):
-    folder = runs / "mine/notebooks"
-    folder.mkdir(parents=True)
-    (runs / "mine/history.jsonl").write_text('{"step": 1, "loss": 3.5}\n{"step": 2, "lo')
+def test_a_history_whose_last_row_was_cut_short_leaves_the_curve_out(folder):
+    (folder.parent / "history.jsonl").write_text('{"step": 1, "loss": 3.5}\n{"step": 2, "lo')
     assert "data:image/png" not in write_report("mine").read_text(encoding="utf-8")

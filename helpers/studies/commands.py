@@ -30,13 +30,13 @@ def sweep(ctx: click.Context, study: str, workers: int, gpu: str | None, dry_run
     from helpers.studies.queue import started_study
     from helpers.studies.study_file import find_study, read_study
     from helpers.studies.study_plan import plan_study
-    from helpers.studies.supervision import read_progress
+    from helpers.studies.supervision import Progress
     from helpers.training.devices import card_of_this_machine, find_card
 
     file = find_study(study)
     declared = read_study(file)
     started = started_study(declared)
-    progress = None if started is None else read_progress(declared, started)
+    progress = None if started is None else Progress(declared, started)
     n_left = None if progress is None else progress.n_left_of(len(declared.points), with_failed=retry_failed)
     card = card_of_this_machine() if gpu is None else find_card(gpu)
     plan = plan_study(declared, card, workers=workers, n_left=n_left)
@@ -55,7 +55,7 @@ def _run(study: Any, file: Path, *, workers: int, retry_failed: bool) -> bool:
     """Run a study and show its result; return whether it is settled, with at least one metric."""
     from helpers.studies.queue import open_study
     from helpers.studies.queue import retry_failed as queue_failed
-    from helpers.studies.supervision import read_progress, supervise
+    from helpers.studies.supervision import Progress, supervise
 
     opened = open_study(study)
     if retry_failed:
@@ -65,7 +65,7 @@ def _run(study: Any, file: Path, *, workers: int, retry_failed: bool) -> bool:
     for reason in reasons:
         click.secho(reason, fg="yellow", err=True)
     _show_table(study.study, study.folder)
-    progress = read_progress(study, opened)
+    progress = Progress(study, opened)
     for sentence in _remarks(progress):
         click.secho(sentence, fg="yellow", err=True)
     return not progress.n_left and progress.best is not None

@@ -5,7 +5,7 @@ import math
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,17 @@ _MOST_ERRORS = 5  # below a table
 _MOST_COLUMNS = 4  # for settings; where more differ, each run has a list below the table
 _LONGEST = 24  # characters of a setting's value
 _INTERVAL = f"{CONFIDENCE:.0%} interval"
+_COLUMNS: list[tuple[str, str, Callable[[Any], str]]] = [  # heading, attribute of a run, its text
+    ("perplexity", "perplexity", "{:.2f}".format),
+    (_INTERVAL, "perplexity_interval", lambda ends: "{:.2f} to {:.2f}".format(*ends)),
+    ("bits per byte", "bits_per_byte", "{:.4f}".format),
+    (_INTERVAL, "bits_per_byte_interval", lambda ends: "{:.4f} to {:.4f}".format(*ends)),
+    ("validation loss", "eval_loss", "{:.4f}".format),
+    ("time", "seconds", duration_text),
+    ("peak memory", "peak_bytes", lambda size: f"{size / MIB:,.0f} MiB"),  # runs differ by less than 0.1 GiB
+    ("tokens", "tokens", "{:,}".format),
+    ("state", "state", str),
+]
 
 
 @dataclass(frozen=True)
@@ -157,28 +168,18 @@ class RunTable:
             names = [name for name in self.differing if name in own]
             listed = [name for name in names if name != "source"] if len(names) > _MOST_COLUMNS else []
             lists = _settings_by_run(group, listed) if listed else []
-            cells = [self._cells(run, [name for name in names if name not in listed]) for run in group]
-            frame = pd.DataFrame([[text for _, text in row] for row in cells], index=ranks, dtype=object)
-            frame.columns = [heading for heading, _ in cells[0]]  # two are the same: a dict would lose an interval
+            shown = [name for name in names if name not in listed]
+            cells = [
+                [run.name]
+                + [_short(run.settings[name]) if name in run.settings else None for name in shown]
+                + [None if (value := getattr(run, name)) is None else text(value) for _, name, text in _COLUMNS]
+                for run in group
+            ]
+            # two headings are the same: a dict for each run would lose an interval
+            headings = ["run", *shown, *(heading for heading, _, _ in _COLUMNS)]
+            frame = pd.DataFrame(cells, index=ranks, columns=headings, dtype=object)
             known = frame.dropna(axis=1, how="all").fillna("-")
             yield f"By {self.by.replace('_', ' ')}, best first ({measured})", known, lists
-
-    def _cells(self, run: ComparedRun, names: Sequence[str]) -> list[tuple[str, str | None]]:
-        """Return (heading, text) of each column, `names` are those of the settings; None where the run has no value."""
-        return [
-            ("run", run.name),
-            *((name, _short(run.settings[name]) if name in run.settings else None) for name in names),
-            ("perplexity", _number(run.perplexity, ".2f")),
-            (_INTERVAL, _interval(run.perplexity_interval, ".2f")),
-            ("bits per byte", _number(run.bits_per_byte, ".4f")),
-            (_INTERVAL, _interval(run.bits_per_byte_interval, ".4f")),
-            ("validation loss", _number(run.eval_loss, ".4f")),
-            ("time", None if run.seconds is None else duration_text(run.seconds)),
-            # in MiB, because runs differ by less than a tenth of a GiB
-            ("peak memory", None if run.peak_bytes is None else f"{run.peak_bytes / MIB:,.0f} MiB"),
-            ("tokens", _number(run.tokens, ",")),
-            ("state", run.state),
-        ]
 
 
 def _settings_by_run(group: Sequence[ComparedRun], names: Sequence[str]) -> list[str]:
@@ -211,14 +212,6 @@ def _short(value: Any) -> str:
     return text if len(text) <= _LONGEST else "…" + text[1 - _LONGEST :]  # the end of a path says more than its start
 
 
-def _number(value: float | None, form: str) -> str | None:
-    return None if value is None else f"{value:{form}}"
-
-
-def _interval(interval: tuple[float, float] | None, form: str) -> str | None:
-    return None if interval is None else f"{interval[0]:{form}} to {interval[1]:{form}}"
-
-
 def compare(*names: str, by: Metric | None = None) -> RunTable:
     """Show runs side by side, the best first.
 
@@ -229,8 +222,8 @@ def compare(*names: str, by: Metric | None = None) -> RunTable:
     Raises:
         SettingsError: there is no run or study of a name, or there are none at all.
     """
-    runs = [run for name in names or _all_names() for run in _runs_of(name.rstrip("/"))]
-    runs = list({run.folder: run for run in runs}.values())
+    chosen = [name.rstrip("/") for name in names] or _all_names()
+    runs = list({run.folder: run for name in chosen for run in _runs_of(name)}.values())
     if not runs:
         raise SettingsError(f"There are no runs in {runs_folder()} yet: train one, or start a sweep.")
     if by is None:
@@ -238,19 +231,13 @@ def compare(*names: str, by: Metric | None = None) -> RunTable:
         by = optimised.pop() if len(optimised) == 1 and None not in optimised else "bits_per_byte"
     if by not in METRICS:
         raise SettingsError(f"by = {by!r} is not allowed: it must be one of {', '.join(map(repr, METRICS))}.")
-    texts = dict.fromkeys(run.text(by) for run in runs if run.text(by))
-    without_text = [run for run in runs if not run.text(by)]  # ended before they had one
-    groups = [[run for run in runs if run.text(by) == text] for text in texts]
-    if without_text and len(groups) == 1:
-        groups[0] += without_text
-    elif without_text:
-        groups.append(without_text)
-    ranked = tuple(tuple(sorted(group, key=lambda run: _order(run, by))) for group in groups)
-    missing = [
-        f"{name}/{trial}"
-        for name in names or _all_names()
-        for trial in missing_trials(runs_folder() / name.rstrip("/"))
-    ]
+    groups: dict[str, list[ComparedRun]] = {run.text(by): [] for run in runs if run.text(by)}
+    # a run that ended before it had a text is listed with those of the only text, else in a table of its own
+    only_text = next(iter(groups)) if len(groups) == 1 else ""
+    for run in runs:
+        groups.setdefault(run.text(by) or only_text, []).append(run)
+    ranked = tuple(tuple(sorted(group, key=lambda run: _order(run, by))) for group in groups.values())
+    missing = (f"{name}/{trial}" for name in chosen for trial in missing_trials(runs_folder() / name))
     return RunTable(by, ranked, _differing(runs), tuple(missing))
 
 

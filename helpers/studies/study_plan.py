@@ -160,11 +160,11 @@ def plan_study(study: Study, card: GraphicsCard | None, *, workers: int = 1, n_l
     for inputs in _inputs(study) if left else []:
         refuse_missing(inputs)
     for number, point in enumerate(study.corners):
-        if not _is_known(study.training_settings(point).model_name_or_path):
-            plans = []
-            break
         run = trial_name(number) if study.is_grid else "A trial"
         settings = study.training_settings(point).model_copy(update={"run": run})
+        if not _is_known(settings.model_name_or_path):
+            plans = []
+            break
         try:
             plans.append(plan_run(settings, card=card or this_processor()))
         except SettingsError as error:

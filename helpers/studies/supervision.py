@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +15,7 @@ import psutil
 
 from helpers.display import duration_text
 from helpers.files import read_json_if_there
-from helpers.studies.queue import State, state_of, this_worker, trials_of, was_interrupted
+from helpers.studies.queue import State, state_of, this_worker, trials_of
 from helpers.studies.study import Study, trial_name
 from helpers.studies.worker import PAUSED
 
@@ -31,12 +30,12 @@ _ALWAYS_COUNTED = ("done", "running")
 _REFRESH_SECONDS = 0.5
 
 
-@dataclass(frozen=True)
 class Progress:
     """The state of a study when it was read: the newest trial of each point."""
 
-    study: Study
-    trials: "tuple[FrozenTrial, ...]"
+    def __init__(self, study: Study, opened: "OptunaStudy") -> None:
+        self.study = study
+        self.trials = trials_of(study, opened)
 
     def of_state(self, state: State) -> "list[FrozenTrial]":
         """Return the trials in a state; interrupted ones are waiting."""
@@ -101,11 +100,6 @@ class Progress:
         ]
 
 
-def read_progress(study: Study, opened: "OptunaStudy") -> Progress:
-    """Return the state of a study now."""
-    return Progress(study, tuple(trials_of(study, opened)))
-
-
 def describe(trial: "FrozenTrial", study: Study) -> str:
     """Return a trial in one line: its name, what varies, its metric or its error."""
     name = trial_name(trial.user_attrs["point"])
@@ -146,8 +140,7 @@ class EndedTrials:
 
     def __call__(self, progress: Progress) -> None:
         """Write what is new."""
-        finished = [trial for trial in progress.trials if trial.state.is_finished()]
-        ended = {trial.number: trial for trial in finished if not was_interrupted(trial)}
+        ended = {trial.number: trial for trial in progress.trials if state_of(trial) not in ("waiting", "running")}
         if self._shown is None:  # at the first call: what ended before this command
             self._shown = set(ended)
         for number in sorted(set(ended) - self._shown):
@@ -170,7 +163,7 @@ def supervise(
     started, restarts, left = workers, 0, len(study.points)
     try:
         while team:
-            progress = read_progress(study, opened)
+            progress = Progress(study, opened)
             show(progress)
             if progress.n_left < left:  # a trial has been settled: deaths from now on have another cause
                 restarts, left = 0, progress.n_left
@@ -193,7 +186,7 @@ def supervise(
         for worker in team:
             _close(worker)  # its input ends, and with it the worker
             worker.wait()
-    show(read_progress(study, opened))
+    show(Progress(study, opened))
     return list(dict.fromkeys(reasons))
 
 

@@ -6,6 +6,7 @@ a kernel reports each validation loss to the study, which says whether to prune 
 
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +43,10 @@ def pruning_callback(run: str) -> "TrainerCallback | None":
             if self.trial is None or state.global_step >= state.max_steps:
                 return
             thousandths_read = round(1000 * state.epoch)  # Optuna's steps are integers
-            self.trial.report(metrics["eval_loss"], thousandths_read)
+            # A trial that goes on from its checkpoint repeats what it had reported after that. Optuna keeps the first
+            # value of a step, which is the same, and warns.
+            with warnings.catch_warnings(action="ignore"):
+                self.trial.report(metrics["eval_loss"], thousandths_read)
             if self.trial.should_prune():
                 self.trial.set_user_attr("pruned", state.global_step)
                 raise TrialPrunedError(

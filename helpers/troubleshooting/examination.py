@@ -63,14 +63,8 @@ def examine(run: str) -> Examination:
     Raises:
         SettingsError: there is no run of that name.
     """
-    from helpers.data import open_prepared
-    from helpers.settings import read_run_settings, run_folder
-
-    if (run_folder(run) / "settings.json").exists():
-        read_run_settings(run)  # the error of either call says what to do
-    else:
-        open_prepared(run)
     bench = _Bench(run)
+    _ = bench.settings  # read first: where there is no such run, the error says what to do
     checks = {
         "a row, decoded back": bench.row_decoded,
         "an end among the labels": bench.end_among_labels,
@@ -112,14 +106,13 @@ class _Bench:
     def _tokenizer(self) -> "PreTrainedTokenizerBase":
         from helpers.data import load_run_tokenizer
 
-        return load_run_tokenizer(self._settings)
+        return load_run_tokenizer(self.settings)
 
     def _rows(self, n_rows: int) -> Any:
-        blocks = self._data.blocks["train"]
-        return blocks[: min(n_rows, len(blocks))]["input_ids"]  # (B, T)
+        return self._data.blocks["train"][:n_rows]["input_ids"]  # (B, T)
 
     @cached_property
-    def _settings(self) -> "TrainingSettings":
+    def settings(self) -> "TrainingSettings":
         from helpers.settings import TrainingSettings, read_run_settings, run_folder
 
         if (run_folder(self.run) / "settings.json").exists():
@@ -131,7 +124,7 @@ class _Bench:
     def _model(self) -> "GPT2LMHeadModel":
         from helpers.model import load_start
 
-        return load_start(self._settings, self._tokenizer)
+        return load_start(self.settings, self._tokenizer)
 
     @cached_property
     def _losses(self) -> list[float]:
@@ -168,7 +161,7 @@ class _Bench:
         if "continues" in self._data.documents["train"].column_names:
             return "ok", "one continuous text, which has no end inside", ""
         name = "labels" if "labels" in blocks.column_names else "input_ids"  # in packed rows each token is a label
-        rows = blocks[: min(_MAX_ROWS_SEARCHED, len(blocks))][name]  # (B, T)
+        rows = blocks[:_MAX_ROWS_SEARCHED][name]  # (B, T)
         n_ends, n_labels = int((rows == self._tokenizer.eos_token_id).sum()), int((rows >= 0).sum())
         reading = f"{n_ends:,} of {n_labels:,} labels are an end of text"
         return ("ok", reading, "") if n_ends else ("warn", reading, "Without an end among them the model never stops.")
@@ -184,7 +177,7 @@ class _Bench:
         reading = f"loss {loss:.2f} nats per token; an even guess has ln({vocabulary}) = {guess:.2f}"
         if not math.isfinite(loss):
             return "fail", reading, "The weights are broken: load the model again from its source."
-        if self._settings.from_scratch:
+        if self.settings.from_scratch:
             is_guess = abs(loss - guess) < 0.1 * guess
             return "ok" if is_guess else "fail", reading, "From scratch it must be a guess."
         why = "A pretrained model beats a guess; if not, tokenizer and weights belong to two different models."

@@ -126,9 +126,7 @@ def explain(thing: Any = None, *, machine: Machine | None = None) -> Explanation
     >>> explain("RuntimeError: CUDA out of memory. Tried to allocate 2.00 GiB").causes[0].id
     'T1'
     """
-    if thing is None:
-        thing = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
-    if thing is None:
+    if thing is None and (thing := last_error()) is None:
         return Explanation("No error has happened in this session yet.")
     reading = read(thing)
     if isinstance(thing, BaseException):
@@ -141,6 +139,11 @@ def explain(thing: Any = None, *, machine: Machine | None = None) -> Explanation
         tuple(_cause(*matches[id_], machine) for id_ in noticed),
     )
     return explanation if causes else _without_a_cause(explanation, reading, set(matches), machine)
+
+
+def last_error() -> BaseException | None:
+    """Return the last error of this session that was not caught; None before the first."""
+    return getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
 
 
 def load_ipython_extension(shell: Any) -> None:

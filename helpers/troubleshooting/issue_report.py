@@ -10,7 +10,7 @@ from typing import Any
 from helpers.display import size_text
 from helpers.environment import Machine, read_machine
 from helpers.environment.facts import UnreadError
-from helpers.troubleshooting.explanation import explain
+from helpers.troubleshooting.explanation import explain, last_error
 from helpers.troubleshooting.reading import read
 
 _PACKAGES = ("torch", "transformers", "datasets", "accelerate", "tokenizers", "safetensors", "huggingface_hub", "numpy")
@@ -35,9 +35,10 @@ def write_issue_report(thing: Any = None, *, machine: Machine | None = None) -> 
     Home folders, user and computer names, tokens, passwords and addresses are replaced. Read it before you publish it:
     nobody but you knows what else in a log is private.
     """
+    thing = last_error() if thing is None else thing
     machine = machine or read_machine(quick=True)
     explanation = explain(thing, machine=machine)
-    lines = read(thing).text.rstrip().split("\n") if thing is not None else []
+    lines = read(thing).text.rstrip().splitlines() if thing is not None else []
     cut = [f"[... {len(lines) - _MOST_LINES} lines before]"] if len(lines) > _MOST_LINES else []
     causes = [f"{one.id} {one.title} ({one.certainty})" for one in explanation.causes] or [explanation.verdict]
     return without_personal_data(

@@ -107,9 +107,8 @@ def read(thing: Any) -> Reading:
 
 def decode(data: bytes) -> str:
     """Return the text of a file in UTF-8 or UTF-16, with or without a mark; PowerShell's `>` writes UTF-16."""
-    for mark, encoding in ((codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16")):
-        if data.startswith(mark):
-            return data.decode(encoding, errors="replace")
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return data.decode("utf-16", errors="replace")
     beginning = data[:1000]
     for zeros, encoding in ((beginning[1::2], "utf-16-le"), (beginning[::2], "utf-16-be")):
         if len(zeros) > 1 and zeros.count(0) > 0.8 * len(zeros):

@@ -6,37 +6,24 @@ import subprocess
 import sys
 import time
 
-import nbformat
 import optuna
 import pytest
 import yaml
 
-from helpers.settings import TrainingSettings
 from helpers.studies.queue import open_study
 from helpers.studies.study_file import read_study
 
-TRAINING = """
-from helpers.settings import TrainingSettings
-from helpers.training.fine_tuning import fine_tune
-fine_tune(TrainingSettings.from_notebook(globals()))
-"""
-
 
 @pytest.fixture
-def write_study(tmp_path):
+def write_study(tmp_path, training_notebook):
     """Return a function that writes a grid of 12 short trainings, the pocket model's; it returns the path."""
 
     def write(name):
-        declared = "\n".join(f"{key} = {value!r}" for key, value in TrainingSettings().model_dump().items())
-        parameters = nbformat.v4.new_code_cell(declared, metadata={"tags": ["parameters"]})
-        nb = nbformat.v4.new_notebook(cells=[parameters, nbformat.v4.new_code_cell(TRAINING)])
-        nb.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-        nbformat.write(nb, tmp_path / "training.ipynb")
         study = {
             "study": name,
             "settings": {"num_train_epochs": 0.4, "eval_steps": 1000, "sample_prompt": ""},
             "vary": {"learning_rate": [0.0003, 0.001, 0.002, 0.004], "weight_decay": [0.0, 0.01, 0.1]},
-            "notebooks": [str(tmp_path / "training.ipynb")],
+            "notebooks": [str(training_notebook)],
         }
         path = tmp_path / f"{name}.yaml"
         path.write_text(yaml.safe_dump(study), encoding="utf-8")

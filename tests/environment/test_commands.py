@@ -10,22 +10,17 @@ import sys
 import time
 
 import pytest
-from click.testing import CliRunner
 
-from helpers.__main__ import main
 from helpers.display import GIB
 from helpers.environment import commands
 from helpers.environment.diagnosis import RULES
 from helpers.environment.facts import GpuReading, Holder
 from helpers.environment.live import Sample
 from helpers.paths import COMMAND, ROOT
+from tests.command_line import call
 from tests.environment.baselines import EVIL
 
 needs_terminal = pytest.mark.skipif(os.name != "posix", reason="a pseudo-terminal is of POSIX systems")
-
-
-def call(*arguments, **options):
-    return CliRunner().invoke(main, list(arguments), **options)
 
 
 def run(*arguments, **env):

@@ -25,7 +25,6 @@ from helpers.paths import NOTEBOOKS
 from helpers.settings import SettingsError
 from helpers.training.fine_tuning import as_batch
 
-SHARED = NOTEBOOKS.parent.parent / "shared" / "data"
 ODD_TEXT = "A\n\n  b \n c\u00a0d\u2003e  \tf'll  don't\u3000g 12 345\r\n\r\nh <|endoftext|> i\x1cj  \n"
 DOCUMENTS = ["A fox ran home over the hill.", "No.", "The owl slept " * 40, "", "caf\u00e9 at the well"]
 

@@ -62,8 +62,8 @@ def verdict_of(code):
     return eval(last, namespace)
 
 
-def test_every_exercise_stands_in_a_notebook_with_its_solution():
-    assert set(solutions()) == set(stubs()) == set(CHECKS)
+def test_every_exercise_is_in_a_notebook_with_its_solution_and_tried_with_a_wrong_answer():
+    assert set(solutions()) == set(stubs()) == set(CHECKS) == {name for name, *_ in WRONG}
 
 
 @pytest.mark.parametrize("name", CHECKS)
@@ -76,46 +76,6 @@ def test_the_empty_stub_is_not_done_yet_and_gets_no_hint(name):
     verdict = verdict_of(stubs()[name])
     assert verdict.status == "not done yet"
     assert verdict.message == "Write your answer in the cell above. A function must return its result."
-
-
-WRONG = {
-    "environment-1": (354_823_168 * 4 / 1024**3, "weights alone"),
-    "environment-2": (lambda driver, cuda: driver == {12: 525, 13: 580}[cuda], "newer drivers run older wheels"),
-    "environment-3": (lambda n, seconds: n**3 / seconds / 1e12, "count both"),
-    "environment-4": (SimpleNamespace(chain=list, card=SimpleNamespace(preset="8gb")), "card's bytes"),
-    "data-1": ((2, 12), "end-of-text"),
-    "data-2": (lambda lengths, width: sum(lengths) / (width * len(lengths)), "useful share"),
-    "data-3": (lambda words, n: count_once(words).most_common(n), "count the pairs again"),
-    "data-4": (lambda train, test, n: [i for i, text in enumerate(test) if text in train], "normalise both"),
-    "training-1": (250, "not after each"),
-    "training-2": (lambda step, peak, warmup, total: peak * min(1, step / warmup), "Half-way between the peak"),
-    "training-3": (lambda logits, ids: math.log(7), "against ids"),
-    "training-4": (lambda gradients, norm: [g.mul_(norm / g.norm()) for g in gradients] and 5.0, "clipped separately"),
-    "evaluation-1": (math.log(512) / 4, "the loss in nats"),
-    "evaluation-2": (lambda perplexity, n_tokens, n_bytes: math.log(perplexity) * n_tokens / n_bytes, "take log2"),
-    "evaluation-3": (
-        lambda n, context, stride: [(i, min(i + context, n), min(context, n - i)) for i in range(0, n, stride)],
-        "scored twice",
-    ),
-    "evaluation-4": (lambda base, tuned, n_bytes: resampled_share(base, tuned, paired=False), "the same draw"),
-    "troubleshooting-1": (lambda ids, mask: ids.masked_fill(ids == 9, -100), "never learns to stop"),
-    "troubleshooting-2": ("not a number", "the log would show"),
-    "troubleshooting-3": ("never moves", "Which of the two losses"),
-    "troubleshooting-4": ("memorises", "Compare the labels with the input_ids"),
-    "troubleshooting-5": (lambda n, speed, peak: 2 * n * speed / (peak * 1e12), "forward pass alone"),
-    "scratch-1": (lambda layers, width, tokens, places: 163_037_184, "do not count it twice"),
-    "scratch-2": (lambda q, k, v: (q @ k.T / 2).softmax(-1) @ v, "Tokens read later ones"),
-    "scratch-3": (math.log2(50257), "natural logarithm"),
-    "scratch-4": (lambda n, tokens, peak, mfu: 2 * n * tokens / (peak * 1e12 * mfu) / 86_400, "forward pass alone"),
-}
-
-
-@pytest.mark.parametrize("name", CHECKS)
-def test_the_usual_wrong_answer_gets_its_own_hint(name):
-    answer, words = WRONG[name]
-    verdict = check(name, answer)
-    assert verdict.status == "not yet"
-    assert words in verdict.message
 
 
 def test_a_card_that_torch_cannot_see_is_no_answer():
@@ -259,7 +219,36 @@ OTHER_RIGHT = [
     ("troubleshooting-1", labels_in_a_copy),
     ("troubleshooting-5", lambda n, speed, peak: n * speed * 6e-12 / peak),
 ]
-OTHER_WRONG = [
+WRONG = [  # at least one for each exercise
+    ("environment-1", 354_823_168 * 4 / 1024**3, "weights alone"),
+    ("environment-2", lambda driver, cuda: driver == {12: 525, 13: 580}[cuda], "newer drivers run older wheels"),
+    ("environment-3", lambda n, seconds: n**3 / seconds / 1e12, "count both"),
+    ("environment-4", SimpleNamespace(chain=list, card=SimpleNamespace(preset="8gb")), "card's bytes"),
+    ("data-1", (2, 12), "end-of-text"),
+    ("data-2", lambda lengths, width: sum(lengths) / (width * len(lengths)), "useful share"),
+    ("data-3", lambda words, n: count_once(words).most_common(n), "count the pairs again"),
+    ("data-4", lambda train, test, n: [i for i, text in enumerate(test) if text in train], "normalise both"),
+    ("training-1", 250, "not after each"),
+    ("training-2", lambda step, peak, warmup, total: peak * min(1, step / warmup), "Half-way between the peak"),
+    ("training-3", lambda logits, ids: math.log(7), "against ids"),
+    ("training-4", lambda gradients, norm: [g.mul_(norm / g.norm()) for g in gradients] and 5.0, "clipped separately"),
+    ("evaluation-1", math.log(512) / 4, "the loss in nats"),
+    ("evaluation-2", lambda perplexity, n_tokens, n_bytes: math.log(perplexity) * n_tokens / n_bytes, "take log2"),
+    (
+        "evaluation-3",
+        lambda n, context, stride: [(i, min(i + context, n), min(context, n - i)) for i in range(0, n, stride)],
+        "scored twice",
+    ),
+    ("evaluation-4", lambda base, tuned, n_bytes: resampled_share(base, tuned, paired=False), "the same draw"),
+    ("troubleshooting-1", lambda ids, mask: ids.masked_fill(ids == 9, -100), "never learns to stop"),
+    ("troubleshooting-2", "not a number", "the log would show"),
+    ("troubleshooting-3", "never moves", "Which of the two losses"),
+    ("troubleshooting-4", "memorises", "Compare the labels with the input_ids"),
+    ("troubleshooting-5", lambda n, speed, peak: 2 * n * speed / (peak * 1e12), "forward pass alone"),
+    ("scratch-1", lambda layers, width, tokens, places: 163_037_184, "do not count it twice"),
+    ("scratch-2", lambda q, k, v: (q @ k.T / 2).softmax(-1) @ v, "Tokens read later ones"),
+    ("scratch-3", math.log2(50257), "natural logarithm"),
+    ("scratch-4", lambda n, tokens, peak, mfu: 2 * n * tokens / (peak * 1e12 * mfu) / 86_400, "forward pass alone"),
     ("environment-1", 354_823_168 * 16 / 1e9, "GiB of 1024"),
     ("environment-1", 354_823_168 * 8 / 1024**3, "averages are missing"),
     ("data-2", lambda lengths, width: 1 - sum(lengths) / (width * len(lengths)), "never negative"),
@@ -293,8 +282,8 @@ def test_every_right_form_passes(name, answer):
     assert check(name, answer).status == "right"
 
 
-@pytest.mark.parametrize(("name", "answer", "words"), OTHER_WRONG)
-def test_every_usual_mistake_gets_its_own_hint(name, answer, words):
+@pytest.mark.parametrize(("name", "answer", "words"), WRONG)
+def test_every_usual_wrong_answer_gets_its_own_hint(name, answer, words):
     verdict = check(name, answer)
     assert verdict.status == "not yet"
     assert words in verdict.message

@@ -1,13 +1,8 @@
 import pytest
-from click.testing import CliRunner
 
-from helpers.__main__ import main
 from helpers.settings import SettingsError
 from helpers.sharing import export, upload
-
-
-def call(*arguments, **options):
-    return CliRunner().invoke(main, list(arguments), **options)
+from tests.command_line import call
 
 
 def test_export_says_where_and_what_it_cost(run, runs):

@@ -5,16 +5,14 @@ import struct
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from click.testing import CliRunner
 
-from helpers.__main__ import main
 from helpers.evaluation import generate, load_tuned
 from helpers.settings import EvaluationSettings, SettingsError
 from helpers.sharing.demo import DemoServer
+from tests.command_line import call
 from tests.sharing.serving import serving
 
 ASKED = {"prompt": "The fox", "temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0, "seed": 3}
-EVIL = "<script>alert(1)</script>"
 
 
 @pytest.fixture
@@ -154,7 +152,7 @@ def test_ctrl_c_closes_the_page(run, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("http.server.ThreadingHTTPServer.serve_forever", interrupt)
-    result = CliRunner().invoke(main, ["demo", run, "--port", "0"])
+    result = call("demo", run, "--port", "0")
     assert result.exit_code == 0
     assert "http://127.0.0.1:" in result.output
     assert result.output.endswith("\nClosed.\n")

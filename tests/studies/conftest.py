@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from helpers.course import CourseError
-from helpers.settings import TrainingSettings
+from helpers.settings import SettingsError
 from helpers.studies.queue import open_study
 from helpers.studies.study_file import read_study
 from helpers.studies.worker import work
@@ -30,38 +30,18 @@ if weight_decay == 0.6 and not os.environ.get("ROOM"):
 (folder / "history.jsonl").write_text(json.dumps({"step": 1, "eval_loss": 1000 * learning_rate + weight_decay}))
 (folder / "training.json").write_text(json.dumps({"tokens": 10, "seconds": 1.0, "peak_bytes": 2**20}))
 """
-TRAINING = """
-from helpers.settings import TrainingSettings
-from helpers.training.fine_tuning import fine_tune
-fine_tune(TrainingSettings.from_notebook(globals()))
-"""
 
 
 @pytest.fixture
-def write_notebook(tmp_path):
-    """Return a function that writes a notebook of a parameters cell and one more; it returns the path as text."""
-
-    def write(name, parameters, code):
-        cells = [nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})]
-        nb = nbformat.v4.new_notebook(cells=[*cells, nbformat.v4.new_code_cell(code)])
-        nb.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-        nbformat.write(nb, tmp_path / name)
-        return str(tmp_path / name)
-
-    return write
+def write_notebook(write_notebook):
+    """Return that function, with a path as a study file has it."""
+    return lambda *notebook: str(write_notebook(*notebook))
 
 
 @pytest.fixture
 def cheap_notebook(write_notebook):
     """Return a notebook that takes no time, records each start, and leaves the files of a training."""
     return write_notebook("cheap.ipynb", 'run = "x"\nlearning_rate = 1e-3\nweight_decay = 0.01', CHEAP)
-
-
-@pytest.fixture
-def training_notebook(write_notebook):
-    """Return a notebook that trains and does nothing else."""
-    declared = "\n".join(f"{name} = {value!r}" for name, value in TrainingSettings().model_dump().items())
-    return write_notebook("training.ipynb", declared, TRAINING)
 
 
 @pytest.fixture
@@ -111,6 +91,13 @@ def run_worker(file, **options):
     opened = open_study(study)
     work(study, opened, **options)
     return study, opened
+
+
+def refusal(file):
+    """Return the sentences with which a study file is refused."""
+    with pytest.raises(SettingsError) as error:
+        read_study(file)
+    return str(error.value)
 
 
 def ended(process, *, seconds=240):

@@ -11,20 +11,15 @@ import time
 
 import psutil
 import pytest
-from click.testing import CliRunner
 
-from helpers.__main__ import main
 from helpers.settings import TrainingSettings
 from helpers.studies.comparison import compare
 from helpers.studies.queue import open_study
 from helpers.studies.study_file import read_study
 from helpers.studies.worker import work
+from tests.command_line import call
 from tests.studies.conftest import CHEAP, starts, sweep, wait_until
 from tests.studies.recorded_runs import OTHER_TEXT, write_run, write_trials
-
-
-def call(*arguments):
-    return CliRunner().invoke(main, list(map(str, arguments)))
 
 
 def workers_of(process):
@@ -155,14 +150,6 @@ def test_a_dry_run_of_a_started_study_shows_its_progress_and_changes_nothing(stu
     assert (runs / "grid/study.log").read_bytes() == before
 
 
-def test_a_full_disk_is_refused_before_anything_is_written(study_file, runs, monkeypatch):
-    monkeypatch.setattr("helpers.studies.study_plan.free_bytes", lambda folder: 0)
-    result = call("sweep", study_file())
-    assert result.exit_code == 2
-    assert "The next trial takes" in result.output
-    assert not runs.exists()
-
-
 def test_a_disk_that_fills_up_in_the_command_itself_pauses_the_study(study_file, monkeypatch):
     def full(study):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -225,26 +212,11 @@ def test_workers_that_do_not_fit_the_card_are_refused_before_anything_is_written
     assert not runs.exists()
 
 
-def test_a_point_that_does_not_fit_is_refused_before_anything_is_written(study_file, runs):
-    vary = {"per_device_train_batch_size": [4, 512]}
-    file = study_file(preset="rtx-4070-ti", settings={"gradient_accumulation_steps": 1}, vary=vary, notebooks=["03"])
-    result = call("sweep", file, "--gpu", "RTX 4070 Ti")
-    assert result.exit_code == 2
-    assert "trial-001 (per_device_train_batch_size 512) does not fit: needs" in result.output
-    assert not runs.exists()
-
-
 def test_a_study_is_planned_for_the_processor_where_plan_is(study_file, runs):
     result = call("sweep", study_file(), "--gpu", "processor", "--dry-run")
     assert result.exit_code == 0
     assert "predicted for this processor, one trial after the other" in result.output
     assert " on this processor" in call("plan", "--gpu", "processor").output
-
-
-def test_a_fault_in_the_study_file_is_a_sentence_with_its_place(study_file):
-    result = call("sweep", study_file(prune="maybe"))
-    assert result.exit_code == 2
-    assert "grid.yaml, prune: prune = 'maybe' is not allowed" in result.output
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /dev/full")

@@ -1,14 +1,8 @@
 import pytest
 
 from helpers.paths import COMMAND
-from helpers.settings import SettingsError
 from helpers.studies.study_file import read_study
-
-
-def refusal(path):
-    with pytest.raises(SettingsError) as error:
-        read_study(path)
-    return str(error.value)
+from tests.studies.conftest import refusal
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from rich.console import Console
 from helpers.studies import supervision
 from helpers.studies.queue import open_study
 from helpers.studies.study_file import read_study
-from helpers.studies.supervision import EndedTrials, draw, read_progress, supervise
+from helpers.studies.supervision import EndedTrials, Progress, draw, supervise
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_the_screen_shows_done_running_failed_best_and_time_left(study):
     finish(opened, value=2.5)
     finish(opened, error="a cell is broken")
     opened.ask()
-    progress = read_progress(study, opened)
+    progress = Progress(study, opened)
     assert progress.headline.startswith("1 done, 1 running, 1 waiting, 1 failed of 4; time left: about 0 s")
     assert (progress.n_left, progress.best.value) == (2, 2.5)
     text = drawn(progress)
@@ -51,19 +51,19 @@ def test_the_screen_shows_done_running_failed_best_and_time_left(study):
 def test_an_interrupted_trial_waits(study):
     opened = open_study(study)
     opened.tell(opened.ask(), state=TrialState.FAIL)  # as when its worker is stopped
-    progress = read_progress(study, opened)
+    progress = Progress(study, opened)
     assert progress.headline.startswith("0 done, 0 running, 4 waiting of 4")
     assert progress.n_left == 4
     lines = []
     show = EndedTrials(lines.append)
-    show(read_progress(study, open_study(study)))
+    show(Progress(study, open_study(study)))
     opened.tell(opened.ask(), state=TrialState.FAIL)
-    show(read_progress(study, opened))
+    show(Progress(study, opened))
     assert lines == []
 
 
 def test_time_left_is_not_known_before_a_trial_is_done(study):
-    progress = read_progress(study, open_study(study))
+    progress = Progress(study, open_study(study))
     assert progress.seconds_left is None
     assert progress.best is None
     assert "0 done, 0 running, 4 waiting of 4; time left: known after the first trial" in drawn(progress)
@@ -76,20 +76,20 @@ def test_time_left_is_shared_by_the_workers(study):
     trials = opened.get_trials(deepcopy=False)
     trials[0].datetime_start = trials[0].datetime_complete - timedelta(hours=2)
     trials[1].datetime_start = datetime.now() - timedelta(hours=1)
-    assert read_progress(study, opened).seconds_left == pytest.approx(5 * 3600, abs=5)
+    assert Progress(study, opened).seconds_left == pytest.approx(5 * 3600, abs=5)
     opened.ask()
     trials = opened.get_trials(deepcopy=False)
     trials[0].datetime_start = trials[0].datetime_complete - timedelta(hours=2)
     trials[1].datetime_start = trials[2].datetime_start = datetime.now() - timedelta(hours=1)
-    assert read_progress(study, opened).seconds_left == pytest.approx(2 * 3600, abs=5)
-    assert "about 2 h 00 min" in read_progress(study, opened).headline
+    assert Progress(study, opened).seconds_left == pytest.approx(2 * 3600, abs=5)
+    assert "about 2 h 00 min" in Progress(study, opened).headline
 
 
 def test_a_settled_study_has_no_time_left(study_file):
     study = read_study(study_file(vary={"learning_rate": [0.001]}))
     opened = open_study(study)
     finish(opened, value=1.0)
-    assert read_progress(study, opened).headline == "1 done, 0 running of 1; time left: none"
+    assert Progress(study, opened).headline == "1 done, 0 running of 1; time left: none"
 
 
 def test_without_a_terminal_each_trial_that_ends_is_a_line(study):
@@ -97,11 +97,11 @@ def test_without_a_terminal_each_trial_that_ends_is_a_line(study):
     finish(opened, value=1.0)
     lines = []
     show = EndedTrials(lines.append)
-    show(read_progress(study, opened))
+    show(Progress(study, opened))
     assert lines == [], "what ended before this command"
     finish(opened, value=2.0)
-    show(read_progress(study, opened))
-    show(read_progress(study, opened))
+    show(Progress(study, opened))
+    show(Progress(study, opened))
     assert len(lines) == 1
     assert lines[0].startswith("trial-001: eval_loss 2.0000 (learning_rate 0.001); 2 done")
 
@@ -111,9 +111,9 @@ class DyingWorker:
 
     def __init__(self, study, opened, *, settles):
         self.stdin, self.stdout = io.StringIO(), io.StringIO()
-        if settles and read_progress(study, opened).n_left:
+        if settles and Progress(study, opened).n_left:
             opened.tell(opened.ask(), 1.0)
-        self.returncode = -9 if read_progress(study, opened).n_left else 0
+        self.returncode = -9 if Progress(study, opened).n_left else 0
 
     def poll(self):
         return self.returncode
@@ -132,7 +132,7 @@ def supervised(study_file, monkeypatch):
             "helpers.studies.supervision._start", lambda *_: DyingWorker(study, opened, settles=settles)
         )
         reasons = supervise(study, file, opened, workers=1, show=lambda _: None)
-        return read_progress(study, opened), reasons
+        return Progress(study, opened), reasons
 
     return run
 

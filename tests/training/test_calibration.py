@@ -2,9 +2,7 @@ import json
 
 import pytest
 import torch
-from click.testing import CliRunner
 
-from helpers.__main__ import main
 from helpers.settings import TrainingSettings
 from helpers.training import calibration, measuring
 from helpers.training.calibration import SHIPPED, Calibration, add_measurements, find_calibration
@@ -12,6 +10,7 @@ from helpers.training.devices import find_card, this_processor
 from helpers.training.plan import plan_run
 from helpers.training.processes import only_training
 from helpers.training.shape import GPT2Shape, read_shape
+from tests.command_line import call
 from tests.training import made_up_machine as made_up
 
 CARD = find_card("RTX 4070 Ti")
@@ -94,7 +93,7 @@ class TestPlan:
 
     def test_json_says_where_it_was_measured(self, processor):
         add_measurements(processor, made_up.measurements())
-        result = CliRunner().invoke(main, ["plan", "--gpu", "processor", "-p", "mixed_precision", "no", "--json"])
+        result = call("plan", "--gpu", "processor", "-p", "mixed_precision", "no", "--json")
         assert json.loads(result.stdout)["measured_on"] == "this machine"
 
 
@@ -135,7 +134,7 @@ class TestFile:
 def test_calibrate_measures_prints_and_keeps_what_it_measured(processor, monkeypatch):
     tiny = GPT2Shape(1, 32, 2, vocab_size=500, n_positions=64)
     monkeypatch.setattr(measuring, "_TRAININGS", [(tiny, 16, 2), (tiny, 32, 1)])
-    result = CliRunner().invoke(main, ["calibrate", "--json", "--seconds", "0"])
+    result = call("calibrate", "--json", "--seconds", "0")
     (measured,) = Calibration.model_validate_json(result.stdout).measurements
     assert measured.training[0] == tiny
     assert 0 < measured.step_seconds < 10

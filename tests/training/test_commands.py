@@ -1,11 +1,5 @@
-from click.testing import CliRunner
-
-from helpers.__main__ import main
 from helpers.training import fine_tuning as training
-
-
-def call(*arguments):
-    return CliRunner().invoke(main, list(arguments))
+from tests.command_line import call
 
 
 def test_a_training_that_broke_is_one_sentence_and_exit_code_1(monkeypatch):

@@ -13,7 +13,6 @@ import pytest
 import torch
 from datasets import Dataset
 from filelock import FileLock
-from safetensors.torch import load
 from transformers import GPT2LMHeadModel, TrainerCallback, pipeline
 
 from helpers.data.preparation import prepare
@@ -28,14 +27,7 @@ from helpers.training.guards import TrainingBrokenError
 from helpers.training.run_files import last_complete_checkpoint
 from helpers.training.stopping import TrainingStoppedError
 from tests.forked import train_forked
-
-
-def weights(folder):
-    return load((folder / "model.safetensors").read_bytes())  # not mapped: Windows deletes no mapped file
-
-
-def same_weights(one, other):
-    return all(torch.equal(one[name], other[name]) for name in one)
+from tests.training.saved_weights import same_weights, weights
 
 
 def test_training_lowers_the_loss_and_leaves_a_complete_run_folder(tiny_run, runs):

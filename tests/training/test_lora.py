@@ -6,7 +6,7 @@ import threading
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load, load_file
+from safetensors.torch import load_file
 
 from helpers.model import load_model
 from helpers.paths import NOTEBOOKS
@@ -18,6 +18,7 @@ from helpers.training.finished_run import open_run
 from helpers.training.lora import TARGET_MODULES, add_adapter, restore_adapter
 from helpers.training.run_files import last_complete_checkpoint
 from helpers.training.stopping import TrainingStoppedError
+from tests.training.saved_weights import same_weights, weights
 
 IDS = torch.arange(2 * 24).reshape(2, 24) * 7
 
@@ -42,14 +43,6 @@ def run(settings, kept, runs):
     finished = fine_tune(settings)
     shutil.copytree(runs, kept)
     return finished
-
-
-def weights(folder):
-    return load((folder / "model.safetensors").read_bytes())  # not mapped: Windows deletes no mapped file
-
-
-def same_weights(one, other):
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")

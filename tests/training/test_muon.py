@@ -1,6 +1,5 @@
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from helpers.model import load_model
 from helpers.settings import SettingsError, TrainingSettings
@@ -8,6 +7,7 @@ from helpers.training.fine_tuning import fine_tune
 from helpers.training.memory import optimizer_bytes
 from helpers.training.muon import MuonWithAdamW
 from helpers.training.shape import GPT2Shape
+from tests.training.saved_weights import same_weights, weights
 
 
 @pytest.fixture
@@ -62,8 +62,7 @@ def test_an_interrupted_training_goes_on_with_the_same_weights(tiny_settings):
     whole, cut = fine_tune(settings), settings.model_copy(update={"run": "cut"})
     with pytest.raises(KeyboardInterrupt):
         fine_tune(cut, watch=stop_at_4)
-    one, other = (load_file(run.model_folder / "model.safetensors") for run in (whole, fine_tune(cut)))
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert same_weights(weights(whole.model_folder), weights(fine_tune(cut).model_folder))
 
 
 def test_an_adapter_is_refused():

@@ -1,11 +1,11 @@
-import json
+import shutil
 
 import optuna
 import pytest
 import yaml
 
 from helpers.settings import run_folder
-from helpers.studies.queue import open_study, place_of, suggest_values
+from helpers.studies.queue import open_study, place_of, requeue_interrupted, suggest_values
 from helpers.studies.study_file import read_study
 from helpers.training.fine_tuning import fine_tune
 from helpers.training.pruning import PLACE, TrialPrunedError, pruning_callback
@@ -69,6 +69,16 @@ def test_a_trial_that_falls_behind_is_stopped(study, monkeypatch, tiny_settings)
     assert frozen.state == optuna.trial.TrialState.RUNNING, "its worker records the end"
 
 
-def test_a_place_holds_only_what_is_needed(study, monkeypatch):
-    trial = open_study(study).ask()
-    assert set(json.loads(place_of(study, trial))) == {"address", "folder", "study", "run", "trial_id"}
+def test_a_trial_that_was_interrupted_after_its_last_checkpoint_reports_each_loss_once(
+    study, monkeypatch, tiny_settings
+):
+    opened = open_study(study)
+    taken(study, opened, monkeypatch)
+    settings = settings_of(tiny_settings, 0)
+    fine_tune(settings)
+    before = opened.get_trials()[0].intermediate_values
+    requeue_interrupted(study, opened)
+    shutil.rmtree(run_folder(settings.run))  # as before the first checkpoint
+    *_, again = (taken(study, opened, monkeypatch) for _ in range(5))  # behind the other points
+    fine_tune(settings)
+    assert opened.get_trials()[again.number].intermediate_values == before

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from helpers.data import open_prepared
 from helpers.evaluation.base_and_tuned import load_tuned
 from helpers.evaluation.scoring import score
 from helpers.settings import SettingsError, read_run_settings, run_folder
 from helpers.training import fine_tune, open_or_train
+from tests.training.saved_weights import weights
 
 SAVED = Path(__file__).with_name("saved_by_0_1_0")
 
@@ -27,10 +27,6 @@ def saved_runs(tmp_path, monkeypatch):
     shutil.copytree(SAVED, tmp_path / "saved")
     monkeypatch.chdir(tmp_path / "saved")
     monkeypatch.setenv("COURSE_RUNS", str(tmp_path / "saved/all_runs"))
-
-
-def weights(run):
-    return load_file(run_folder(run) / "model/model.safetensors")
 
 
 def test_a_finished_run_opens_without_training_again():
@@ -49,8 +45,8 @@ def test_a_run_whose_history_was_deleted_is_shown_without_a_validation_loss():
 def test_an_interrupted_run_resumes_to_the_weights_of_the_finished_one():
     resumed = fine_tune(read_run_settings("stopped"))
     assert [row["step"] for row in resumed.history if "loss" in row] == [1, 2, 3, 4]
-    expected = weights("finished")
-    for name, tensor in weights("stopped").items():
+    expected = weights(run_folder("finished") / "model")
+    for name, tensor in weights(run_folder("stopped") / "model").items():
         torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=1e-7)
 
 
@@ -71,8 +67,8 @@ def test_an_interrupted_run_goes_on_renamed_with_its_text_elsewhere_and_other_ro
     assert [row["step"] for row in resumed.history if "loss" in row] == [1, 2, 4]
     assert len(list((resumed.folder / "checkpoints").iterdir())) == 1
     assert read_run_settings("renamed") == settings
-    expected = weights("finished")
-    for name, tensor in weights("renamed").items():
+    expected = weights(run_folder("finished") / "model")
+    for name, tensor in weights(run_folder("renamed") / "model").items():
         torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=1e-7)
 
 

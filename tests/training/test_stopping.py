@@ -10,8 +10,6 @@ import threading
 import time
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from helpers.model import load_model
 from helpers.paths import NOTEBOOKS
@@ -20,6 +18,7 @@ from helpers.training.fine_tuning import fine_tune
 from helpers.training.finished_run import open_run
 from helpers.training.run_files import last_complete_checkpoint, read_history, step_of
 from helpers.training.stopping import TrainingStoppedError, interrupt_event
+from tests.training.saved_weights import same_weights, weights
 
 
 @pytest.fixture(scope="module")
@@ -27,11 +26,6 @@ def settings(tiny_settings):
     """Return the settings of a training that saves by itself only at its end."""
     changes = {"num_train_epochs": 20.0, "save_steps": 1000, "logging_steps": 2, "eval_steps": 20, "sample_prompt": ""}
     return tiny_settings.model_copy(update=changes)
-
-
-def same_weights(one, other):
-    one, other = (load_file(run.model_folder / "model.safetensors") for run in (one, other))
-    return all(torch.equal(one[name], other[name]) for name in one)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +43,8 @@ def ends_as_if_never_stopped(settings, unbroken_folder):
     shutil.copytree(unbroken_folder, resumed.folder.with_name("unbroken"))
     unbroken = open_run("unbroken")
     validations = [[row for row in run.history if "eval_loss" in row] for run in (resumed, unbroken)]
-    return same_weights(resumed, unbroken) and validations[0] == validations[1]
+    one, other = (weights(run.model_folder) for run in (resumed, unbroken))
+    return same_weights(one, other) and validations[0] == validations[1]
 
 
 def stopped_at(settings, runs):

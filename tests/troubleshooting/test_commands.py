@@ -4,22 +4,21 @@ import io
 import sys
 
 import pytest
-from click.testing import CliRunner
 from IPython.core.interactiveshell import InteractiveShell
 
-from helpers.__main__ import main
 from helpers.troubleshooting import Explanation, explain
+from tests.command_line import call
 
 
 def test_the_command_reads_a_file_and_standard_input(tmp_path):
     log = tmp_path / "train.log"
     log.write_bytes(b"step 3: loss nan \xff\n")
-    known = CliRunner().invoke(main, ["explain", str(log)])
+    known = call("explain", str(log))
     assert (known.exit_code, "T6" in known.output) == (0, True)
-    piped = CliRunner().invoke(main, ["explain", "-"], input="all is well")
+    piped = call("explain", "-", input="all is well")
     assert (piped.exit_code, "nothing to judge" in piped.output) == (1, True)
-    assert CliRunner().invoke(main, ["explain", "none.log"]).exit_code == 2
-    report = CliRunner().invoke(main, ["explain", "--report", str(log)])
+    assert call("explain", "none.log").exit_code == 2
+    report = call("explain", "--report", str(log))
     assert (report.exit_code, "### Versions" in report.output) == (0, True)
 
 

@@ -62,31 +62,26 @@ def test_weights_and_tokenizer_of_two_models_are_found_at_the_first_pass(tiny_se
     assert examination.verdict.startswith("Begin here: one forward pass. A pretrained model beats a guess")
 
 
-def test_a_row_of_one_token_is_found_at_the_first_check(prepared, few_steps, runs):
+def replace_blocks(folder, row):
+    """Give each part of a run's data four times the same row of tokens."""
     from datasets import Dataset, DatasetDict, load_from_disk
 
-    folder = runs / "mine" / "data" / "blocks"
-    rows = {"input_ids": [[4095] * 32] * 4}
-    spoilt = DatasetDict({name: Dataset.from_dict(rows).with_format("torch") for name in load_from_disk(folder)})
-    spoilt.save_to_disk(runs / "spoilt")
-    folder.rename(runs / "old")
-    (runs / "spoilt").rename(folder)
+    rows = Dataset.from_dict({"input_ids": [row] * 4}).with_format("torch")
+    parts = list(load_from_disk(folder / "data/blocks"))
+    (folder / "data/blocks").rename(folder / "old")
+    DatasetDict(dict.fromkeys(parts, rows)).save_to_disk(folder / "data/blocks")
+
+
+def test_a_row_of_one_token_is_found_at_the_first_check(prepared, few_steps, runs):
+    replace_blocks(runs / "mine", [4095] * 32)
     examination = examine("mine")
     assert statuses(examination)["a row, decoded back"] == "fail"
     assert examination.verdict.startswith("Begin here: a row, decoded back")
 
 
 def test_rows_without_an_end_give_a_warning(prepared, few_steps, runs):
-    from datasets import Dataset, DatasetDict, load_from_disk
-
-    folder = runs / "mine" / "data" / "blocks"
     assert statuses(examine("mine"))["an end among the labels"] == "ok"
-    rows = {"input_ids": [[*range(100, 132)]] * 4}
-    DatasetDict({name: Dataset.from_dict(rows).with_format("torch") for name in load_from_disk(folder)}).save_to_disk(
-        runs / "endless"
-    )
-    folder.rename(runs / "old")
-    (runs / "endless").rename(folder)
+    replace_blocks(runs / "mine", [*range(100, 132)])
     check = examine("mine").checks[1]
     assert (check.status, check.reading) == ("warn", "0 of 128 labels are an end of text")
     assert "never stops" in check.why

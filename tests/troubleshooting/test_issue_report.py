@@ -8,6 +8,7 @@ from helpers.environment import read_machine
 from helpers.environment.facts import Unread
 from helpers.troubleshooting import write_issue_report
 from helpers.troubleshooting.issue_report import without_personal_data
+from tests.troubleshooting import explain_cases
 
 LINUX, MAC = (f"/{folder}/ada" for folder in ("home", "Users"))
 ERROR = f'Traceback (most recent call last):\n  File "{LINUX}/x.py", line 3\nRuntimeError: CUDA out of memory'
@@ -20,6 +21,19 @@ def test_it_has_the_error_the_answer_the_versions_and_the_machine():
     assert 'File "~/x.py", line 3' in report
     assert "- T1 out of memory (the error says so)" in report
     assert "torch 2." in report
+
+
+def test_the_last_error_of_a_session_is_reported_with_its_traceback(monkeypatch):
+    monkeypatch.setattr("sys.last_exc", explain_cases.raised("{}['text']", None), raising=False)
+    report = write_issue_report(machine=read_machine(quick=True))
+    assert "```text\nTraceback (most recent call last):\n" in report
+    assert "KeyError: 'text'\n```" in report
+
+
+def test_of_rows_without_a_text_it_is_said_what_they_are():
+    rows = explain_cases.rows_of(explain_cases.FALLING)
+    report = write_issue_report(rows, machine=read_machine(quick=True))
+    assert "```text\nA log of 10 rows, without an error.\n```" in report
 
 
 def test_an_error_that_is_not_known_is_reported_too():

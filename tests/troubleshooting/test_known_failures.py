@@ -80,11 +80,6 @@ def test_a_command_of_another_shell_comes_with_the_name_of_its_system(kind, fore
     assert {id_: text for id_, text in fixes.items() if foreign.search(text) and not re.search(named, text)} == {}
 
 
-def test_a_command_of_the_course_is_started_with_its_own_python():
-    text = known_failures._FILE.read_text(encoding="utf-8")
-    assert "python -m helpers" not in text  # many systems have no `python`, or another one
-
-
 def test_no_fix_suggests_what_makes_a_machine_less_safe(machine):
     unsafe = r"(?<!Never )--break-system-packages|(?<!never )sudo pip|(?<!-m )pip (?:un)?install|ExecutionPolicy"
     unsafe += r"|(?<!Delete )trust_remote_code=|verify=False|DISABLE_SSL|trusted-host|allow_pickle|Secure Boot off"
@@ -125,14 +120,8 @@ def test_every_number_check_is_used_by_an_entry():
     assert checks == {failure.numbers for failure in FAILURES if failure.numbers}
 
 
-def test_most_failures_are_made_to_happen_or_quoted_in_more_than_their_example():
-    tried = {row for row, _ in explain_cases.REAL} | {row for row, _ in explain_cases.WRITTEN}
-    assert tried <= {failure.id for failure in FAILURES}
-    assert len(tried) >= 60
-
-
 def test_the_words_looked_for_first_occur_wherever_a_pattern_matches():
-    texts = [text for _, text in (*explain_cases.WRITTEN, *explain_cases.WORDINGS)] + [one.example for one in FAILURES]
+    texts = [text for _, text in explain_cases.WRITTEN] + [one.example for one in FAILURES]
     for failure in FAILURES:
         for _, pattern in failure.patterns:
             words = known_failures._required_words(pattern.pattern)

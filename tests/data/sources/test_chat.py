@@ -58,7 +58,6 @@ def test_a_first_row_with_no_messages_does_not_hide_that_a_table_is_chat_data(tm
     assert list(texts) == ["", render_chat(CHAT[1:3])]
 
 
-PAIR = {"user": ASK, "assistant": ANSWER}
 FORMS = {
     "messages": {"messages": CHAT[1:3], "id": 7},
     "ShareGPT": {"id": "0", "conversations": [{"from": "human", "value": ASK}, {"from": "gpt", "value": ANSWER}]},

@@ -24,17 +24,20 @@ def texts(source, **settings):
     return read[""] if list(read) == [""] else read
 
 
-FILES = {
+PACKED = {
     "a.txt": "one fox\n\ntwo owls\n \n\nthree hens\n",
-    "a.md": "one fox\n\ntwo owls\n\nthree hens",
     "a.jsonl": '{"text": "one fox"}\n\n{"text": "two owls", "n": 2}\n{"text": "three hens"}',
     "a.json": '[{"text": "one fox"},\n {"text": "two owls"}, {"text": "three hens"}]',
-    "rows.json": '{"data": [{"text": "one fox"}, {"text": "two owls"}, {"text": "three hens"}]}',
-    "lines.json": '{"text": "one fox"}\n{"text": "two owls"}\n{"text": "three hens"}\n',
     "a.csv": "text,n\none fox,1\ntwo owls,2\nthree hens,3\n",
-    "excel.csv": "n;text\n1;one fox\n2;two owls\n3;three hens\n",
-    "a.tsv": "text\tn\none fox\t1\ntwo owls\t2\nthree hens\t3\n",
 }
+
+
+@pytest.mark.parametrize("packing", [".gz", ".zst"])
+@pytest.mark.parametrize("name", PACKED)
+def test_a_compressed_file_is_read_as_its_name_says(tmp_path, name, packing):
+    pack = {".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}[packing]
+    (tmp_path / f"{name}{packing}").write_bytes(pack(PACKED[name].encode()))
+    assert texts(tmp_path / f"{name}{packing}") == WORDS
 
 
 def test_a_parquet_file_is_read_and_one_that_is_compressed_once_more_is_not(tmp_path):
