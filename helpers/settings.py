@@ -316,7 +316,7 @@ class EvaluationSettings(RunSettings):
     top_k: int = setting(
         0, "sample from this many of the most probable tokens; 0: from all", ge=0, le=50257, unit="tokens", log_from=1
     )
-    top_p: float = setting(0.9, "sample from the most probable tokens, together this probable", gt=0, le=1)
+    top_p: float = setting(0.9, "sample from the most probable tokens, up to this total probability", gt=0, le=1)
     repetition_penalty: float = setting(1.1, "above 1 makes repeated tokens less likely", ge=1, le=5, step=0.05)
     copy_samples: int = setting(12, "samples searched for copied text", ge=1, le=1000, unit="samples")
     general_source: PathOrName = setting(

@@ -65,7 +65,7 @@ def platform_kind(machine: Machine) -> Finding:
     if platform.container:
         reading += f", in a container ({platform.container})"
     if platform.kind == "WSL1":
-        return warn(f"{reading}: WSL1 reaches no GPU", "In PowerShell: wsl --set-version <your distribution> 2")
+        return warn(f"{reading}: WSL1 cannot reach a GPU", "In PowerShell: wsl --set-version <your distribution> 2")
     if platform.kind == "Windows" and not (machine.storage and machine.storage.long_paths):
         reading += "; leave torch_compile off here (its files need long paths, which are off)"
     return ok(reading)
@@ -152,7 +152,7 @@ def _cards(machine: Machine) -> Finding:
         names = ", ".join(f"card {card.index}: {card.error or 'reports no memory'}" for card in broken)
         good = ",".join(card.uuid for card in machine.cards)  # by number, CUDA would count in another order
         setting = fixes.set_variable(machine, "CUDA_VISIBLE_DEVICES", good)
-        line = f"{setting} ; then {fixes.RESTART_SHELL}. The card is left out until: {fixes.reboot(machine)}"
+        line = f"{setting} ; then {fixes.RESTART_SHELL}. To get the card back: {fixes.reboot(machine)}"
         return warn(names, line)
     return ok(f"driver {driver}, {len(cards)} card{'s' * (len(cards) > 1)}")
 

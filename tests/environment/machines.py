@@ -467,7 +467,7 @@ FOUR = tuple(replace(CARD, index=index, uuid=f"GPU-{index}000") for index in ran
 LOST = replace(FOUR[2], total_bytes=None, free_bytes=None, error="NVMLError_GpuIsLost: GPU is lost")
 FOUR_CARDS = on(LINUX, nvml={"cards": FOUR}, torch=seeing(uuid="0000"))
 ticket("four cards", FOUR_CARDS, 0, "gpu", "cu130", {})
-LEFT_OUT = rf"{RESTART_SHELL} The card is left out until:"
+LEFT_OUT = rf"{RESTART_SHELL} To get the card back:"
 ticket("four cards, one of them lost", on(FOUR_CARDS, nvml={"cards": (*FOUR[:2], LOST, FOUR[3])}),
        0, "gpu", "cu130", {"nvml_alive": WARN},
        rf"export CUDA_VISIBLE_DEVICES=GPU-0000,GPU-1000,GPU-3000 ; {LEFT_OUT} sudo reboot")
