@@ -66,7 +66,7 @@ class _OneSentence(click.Group):
 @click.group(
     cls=_OneSentence,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog=f"\b\nTasks of a clone, which install what they need:\n{tasks.described()}",
+    epilog=f"\b\nTasks for a clone; they install what they need:\n{tasks.described()}",
 )
 def main() -> None:
     """Fine-tune GPT-2 on your own graphics card."""
@@ -76,7 +76,7 @@ def main() -> None:
 @run_options
 @click.argument("notebooks", nargs=-1)
 def run(preset: str, run_name: str | None, parameters: tuple[tuple[str, str], ...], notebooks: tuple[str, ...]) -> None:
-    """Execute the NOTEBOOKS (else 01 to 05), then write one report."""
+    """Execute NOTEBOOKS (default: 01 to 05), then write one report."""
     from helpers.course import course_notebooks, find_notebook, run_course
     from helpers.data import refuse_missing
     from helpers.environment import unused_card

@@ -148,7 +148,7 @@ class DataSettings(RunSettings):
         examples=["pocket", "openai-community/gpt2", "distilbert/distilgpt2", "openai-community/gpt2-medium"],
     )
     tokenizer: Literal["pretrained", "train"] = setting(
-        "pretrained", "pretrained: that of the model; train: a new one, trained on the training text, for from_scratch"
+        "pretrained", "pretrained: the model's own; train: a new one from the training text, for from_scratch"
     )
     vocab_size: int = setting(
         4096, "tokens of a trained tokenizer: 256 bytes, the merges, and the end of text",
@@ -168,7 +168,7 @@ class DataSettings(RunSettings):
         "auto",
         "what ends a document, in texts and tables: 'row' (a line, a table's row), 'blank line', 'heading' "
         "(' = Title =' or '# Title'), 'pattern:' and a regular expression that a first row matches, '100 rows', 'file' "
-        "(a single one is a continuous text), or the text between documents; auto: recognised and reported",
+        "(a single file is one continuous text), or the text between documents; auto: recognised and reported",
         min_length=1,
         examples=["auto", "row", "blank line", "heading", "pattern:^CHAPTER", "100 rows", "file", "<|endoftext|>"],
     )
@@ -176,16 +176,16 @@ class DataSettings(RunSettings):
         "roles", "how chat and instruction data are written; roles: 'User: ...' and 'Assistant: ...'"
     )
     train_on: Literal["all", "completion"] = setting(
-        "all", "completion: in chat data, learn and measure what the assistant says only"
+        "all", "completion: in chat data, learn and measure only what the assistant says"
     )
     encoding: Annotated[str, AfterValidator(_known_encoding)] = setting(
         "auto", "encoding of text files, such as cp1252; auto: detected and reported"
     )
     streaming: bool = setting(
-        False, "train on the text while it is read, without a copy of it: for more text than fits the disk"
+        False, "train on the text while it is read, without a copy: for more text than fits on the disk"
     )
     max_tokens: int = setting(
-        0, "stop reading after this many tokens; 0: read everything. With streaming: tokens of an epoch",
+        0, "stop reading after this many tokens; 0: read everything. With streaming: tokens per epoch",
         ge=0, le=10**12, unit="tokens",
     )  # fmt: skip
     near_duplicates: Literal["report", "remove", "keep"] = setting(
@@ -217,8 +217,8 @@ class TrainingSettings(DataSettings):
     lora_dropout: float = setting(0.0, "dropout on the input of the LoRA adapter", ge=0, le=0.9)
     optim: Literal["adamw_torch_fused", "adafactor", "muon"] = setting(
         "adamw_torch_fused",
-        "the optimizer; adafactor keeps a few bytes where AdamW keeps 8 for each trained weight; muon, for "
-        "pretraining, keeps 4 for those of the blocks' matrices, and trains the rest with AdamW",
+        "the optimizer: AdamW keeps 8 bytes for each trained weight, adafactor almost none; muon, for pretraining, "
+        "keeps 4 for each weight of the blocks' matrices, and trains the rest with AdamW",
     )
     weight_decay: float = setting(0.01, "how strongly trained weights are pulled towards zero", ge=0, le=1)
     adam_beta2: float = setting(
@@ -258,7 +258,7 @@ class TrainingSettings(DataSettings):
         ge=0, le=1024, unit="tokens", step=8,
     )  # fmt: skip
     resid_pdrop: float = setting(
-        0.1, "from scratch: dropout on the embeddings and after each layer; 0 where no text is read twice", ge=0, le=0.9
+        0.1, "from scratch: dropout on the embeddings and after each layer; 0 if no text is read twice", ge=0, le=0.9
     )
     logging_steps: int = setting(10, "steps between two history rows", ge=1, le=100_000, unit="steps", log_from=1)
     eval_steps: int = setting(50, "steps between two validations", ge=1, le=100_000, unit="steps", log_from=1)
@@ -269,7 +269,7 @@ class TrainingSettings(DataSettings):
         ge=0, le=1000, unit="validations", log_from=1,
     )  # fmt: skip
     sample_prompt: str = setting("The", "continued after each validation; empty: no sample", max_length=1000)
-    report_to: Literal["none", "tensorboard"] = setting("none", "where the history is logged as well")
+    report_to: Literal["none", "tensorboard"] = setting("none", "where else the history is logged")
 
     @model_validator(mode="after")
     def _check_what_excludes_each_other(self) -> Self:
@@ -316,13 +316,13 @@ class EvaluationSettings(RunSettings):
     top_k: int = setting(
         0, "sample from this many of the most probable tokens; 0: from all", ge=0, le=50257, unit="tokens", log_from=1
     )
-    top_p: float = setting(0.9, "sample from the most probable tokens that sum to this", gt=0, le=1)
+    top_p: float = setting(0.9, "sample from the most probable tokens, up to this total probability", gt=0, le=1)
     repetition_penalty: float = setting(1.1, "above 1 makes repeated tokens less likely", ge=1, le=5, step=0.05)
     copy_samples: int = setting(12, "samples searched for copied text", ge=1, le=1000, unit="samples")
     general_source: PathOrName = setting(
-        "python-reference", "text that measures forgetting; written like `source`", min_length=1
+        "python-reference", "text on which forgetting is measured; written like `source`", min_length=1
     )
-    general_documents: int = setting(6, "how many documents of it are read", ge=1, le=100_000, unit="documents")
+    general_documents: int = setting(6, "documents of general_source that are read", ge=1, le=100_000, unit="documents")
 
 
 def refuse_training_text(general_source: str, *, source: str, run: str) -> None:

@@ -110,7 +110,7 @@ def plot_report(report: DataReport) -> np.ndarray:
     plot_lengths(report.lengths, block_size=report.facts["settings"]["block_size"], ax=axes[0, 0])
     axes[0, 0].set_title("How long the documents are")
     axes[0, 1].hist(report.tokens_per_byte, bins=40, color=GREEN)
-    axes[0, 1].set(xlabel="tokens per byte", ylabel="documents", title="Far right: what the vocabulary fits badly")
+    axes[0, 1].set(xlabel="tokens per byte", ylabel="documents", title="Far right: poor fit of the vocabulary")
     _plot_waste(report.lengths, ax=axes[1, 0])
     frequent = {name.replace("$", r"\$"): 100 * share for name, share in report.frequent.items()}  # $ begins a formula
     plot_bars(frequent, xlabel="share of all tokens (%)", title="The most frequent tokens", ax=axes[1, 1])

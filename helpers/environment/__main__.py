@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None, *, program: str = f"{COMMAND}.envir
     argparse instead of click, because click is not installed yet when this is needed most.
     """
     print_any_character()
-    summary = "Say what this machine is and what stops it from training. Exit code 1 when training cannot go on."
+    summary = "Say what this machine is and what stops it from training. Exit code 1 if it cannot train."
     parser = argparse.ArgumentParser(prog=program, description=summary)
     parser.add_argument("--wheel", action="store_true", help="say which PyTorch wheel fits this machine, and why")
     parser.add_argument("--json", action="store_true", help="print JSON")

@@ -70,7 +70,7 @@ def other_processes(machine: Machine) -> Finding:
     others = _others(machine, gpu)  # without this process itself
     pythons = [holder for holder in others if "python" in holder.name.lower() or "jupyter" in holder.name.lower()]
     if pythons:
-        line = "Shut that kernel in JupyterLab's Running tab, or: "
+        line = "Shut that kernel down in JupyterLab's Running tab, or: "
         pids = [str(holder.pid) for holder in pythons]
         stop = f"Stop-Process -Id {','.join(pids)}" if machine.platform.kind == "Windows" else f"kill {' '.join(pids)}"
         return warn(", ".join(map(_named, pythons)), line + stop)
@@ -108,7 +108,7 @@ def throttle_power(machine: Machine) -> Finding:
     """Warn about a battery in use, heat and power limits."""
     gpu, on_battery = machine.gpu, machine.power.on_battery
     if on_battery:
-        return warn("runs on its battery", "Plug in the power supply, and choose the performance mode.")
+        return warn("runs on battery", "Plug in the power supply, and choose the performance mode.")
     if gpu is None:
         return ok("no battery in use")
     if gpu.slowed_by is None:
@@ -147,9 +147,9 @@ def precision_choice(machine: Machine) -> Finding:
     bf16 = gpu.capability >= (8, 0) if gpu and gpu.capability else torch.bf16
     best = "bf16" if bf16 else "fp16" if gpu else "float32"
     if use_cpu in ("1", "true", "yes") and gpu:
-        return _overridden(machine, "use the CPU, and there is a card", "ACCELERATE_USE_CPU")
+        return _overridden(machine, "use the CPU, although there is a card", "ACCELERATE_USE_CPU")
     if precision == "fp16" and best != "fp16":
-        return _overridden(machine, f"use fp16, and {best} is better here", "ACCELERATE_MIXED_PRECISION")
+        return _overridden(machine, f"use fp16, but {best} is better here", "ACCELERATE_MIXED_PRECISION")
     if precision == "bf16" and gpu and not bf16:
         return _overridden(machine, "use bf16, which this card only emulates", "ACCELERATE_MIXED_PRECISION")
     return ok(f"mixed_precision: auto takes {best}" if bf16 is not None or gpu else "mixed_precision: auto")

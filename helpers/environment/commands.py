@@ -18,7 +18,7 @@ from helpers.paths import COMMAND
 @click.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def doctor(arguments: tuple[str, ...]) -> None:
-    """Say what this machine is and what stops it from training. Exit code 1 when training cannot go on."""
+    """Say what this machine is and what stops it from training. Exit code 1 if it cannot train."""
     sys.exit(main(list(arguments), program=f"{COMMAND} doctor"))
 
 
@@ -26,10 +26,10 @@ def doctor(arguments: tuple[str, ...]) -> None:
 @click.option(
     "--interval", default=1.0, show_default=True, type=click.FloatRange(0.1, 3600), help="Seconds per reading."
 )
-@click.option("--seconds", type=click.FloatRange(0), help="Stop after this time; without it: at Ctrl-C.")
-@click.option("--once", is_flag=True, help="Read once; always so when the output is not a terminal.")
+@click.option("--seconds", type=click.FloatRange(0), help="Stop after this time; default: at Ctrl-C.")
+@click.option("--once", is_flag=True, help="Read once; the default if the output is no terminal.")
 def monitor(interval: float, seconds: float | None, once: bool) -> None:
-    """Show memory, load, power and temperature, until Ctrl-C. Also the processes that use memory."""
+    """Show memory, load, power and temperature, until Ctrl-C. It also shows which processes use memory."""
     watch = Monitor(sample, interval_seconds=interval, length=600)
     if once or not sys.stdout.isatty():
         click.echo(str(watch))

@@ -114,7 +114,7 @@ class Diagnosis:
         release = self.machine.platform and self.machine.platform.nvcc
         nvcc, available = f"nvcc {release}" if release else "no nvcc", self.check("cuda_available").reading
         rows = (
-            ("nvidia-smi", f"{nvml}; {free}", "the driver, the card, and which processes use its memory"),
+            ("nvidia-smi", f"{nvml}; {free}" if self.machine.gpu else nvml, "the driver, the card and its free memory"),
             ("nvcc --version", nvcc, "information only: a wheel brings its own CUDA runtime, no toolkit is needed"),
             ("torch.cuda.is_available()", available, "whether training gets the card, and if not, why"),
         )

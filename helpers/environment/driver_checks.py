@@ -44,7 +44,7 @@ def torch_build(machine: Machine) -> Finding:
         return ok(f"torch {torch.version} with CUDA {torch.cuda}")
     kind = "a build for another maker's cards" if is_of_another_maker(torch.version) else "a CPU build"
     if expects_gpu(machine):
-        return fail(f"torch {torch.version} is {kind}, and there is an NVIDIA card", fixes.install_wheel(machine))
+        return fail(f"torch {torch.version} is {kind}, but there is an NVIDIA card", fixes.install_wheel(machine))
     kind = f"with CUDA {torch.cuda}, which serves NVIDIA cards only" if torch.cuda else kind
     return warn(f"torch {torch.version}, {kind}: CPU course mode", _without_card(machine))
 
@@ -65,7 +65,7 @@ def platform_kind(machine: Machine) -> Finding:
     if platform.container:
         reading += f", in a container ({platform.container})"
     if platform.kind == "WSL1":
-        return warn(f"{reading}: WSL1 reaches no GPU", "In PowerShell: wsl --set-version <your distribution> 2")
+        return warn(f"{reading}: WSL1 cannot reach a GPU", "In PowerShell: wsl --set-version <your distribution> 2")
     if platform.kind == "Windows" and not (machine.storage and machine.storage.long_paths):
         reading += "; leave torch_compile off here (its files need long paths, which are off)"
     return ok(reading)
@@ -152,7 +152,7 @@ def _cards(machine: Machine) -> Finding:
         names = ", ".join(f"card {card.index}: {card.error or 'reports no memory'}" for card in broken)
         good = ",".join(card.uuid for card in machine.cards)  # by number, CUDA would count in another order
         without = fixes.set_variables(machine, CUDA_VISIBLE_DEVICES=good)
-        return warn(names, f"{without} The card is left out until: {fixes.reboot(machine)}")
+        return warn(names, f"{without} To get the card back: {fixes.reboot(machine)}")
     return ok(f"driver {driver}, {len(cards)} card{'s' * (len(cards) > 1)}")
 
 
@@ -166,7 +166,7 @@ def _no_driver(machine: Machine) -> Finding:
     if not machine.platform.nvidia_on_bus:
         return ok("no NVIDIA driver and no NVIDIA card: CPU course mode")
     if not_given(machine):
-        return warn("an NVIDIA card that this container was not given", fixes.give_card(machine))
+        return warn("there is an NVIDIA card, but this container has no access to it", fixes.give_card(machine))
     return fail("an NVIDIA card without a driver", _switch_on(machine) or fixes.update_driver(machine))
 
 
@@ -200,7 +200,7 @@ def cuda_available(machine: Machine) -> Finding:
     if not expects_gpu(machine):
         return NO_GPU
     if torch.state in ("absent", "broken") or not torch.version or (torch.cuda is None and not torch.available):
-        return unknown("not known before torch_build is fixed")
+        return unknown("unknown until torch_build is fixed")
     if torch.state == "quick":
         return ok("not asked: a quick look does not import torch")
     if torch.available is None:
@@ -248,7 +248,7 @@ def visible_devices(machine: Machine) -> Finding:
         return ok("CUDA_VISIBLE_DEVICES is not set: all cards are seen")
     reading = f"CUDA_VISIBLE_DEVICES={value!r}"
     if not expects_gpu(machine):
-        return ok(f"{reading}, and no card that it could hide")
+        return ok(f"{reading}, but there is no card to hide")
     seen, named = visible(machine.cards, machine.process.env), [part for part in value.split(",") if part.strip()]
     fix = fixes.unset(machine, "CUDA_VISIBLE_DEVICES")
     if value.startswith("MIG-"):  # not among the cards: NVML lists a card, not the parts that MIG makes of it
@@ -256,7 +256,7 @@ def visible_devices(machine: Machine) -> Finding:
     if _hides_all(machine):
         return fail(f"{reading} hides every card", fix)
     if machine.cards and len(seen) < len(named):
-        return warn(f"{reading}: only the first {len(seen)} of it is read", fix)
+        return warn(f"{reading}: CUDA uses only the first {len(seen)} of these {len(named)}", fix)
     if "CUDA_VISIBLE_DEVICES" in machine.process.changed and machine.process.cuda_in_use:
         return warn(f"{reading} was set inside this Python, perhaps too late", f"{fixes.RESTART_FIRST}.")
     return ok(reading)
@@ -323,7 +323,7 @@ def smoke_matmul(machine: Machine) -> Finding:
     if not torch.product:
         if torch.state in ("crashed", "hung") and torch.available:
             return fail(f"the product gave {torch.cause}", f"{fixes.RESTART_FIRST}; then see driver_floor.")
-        return unknown("not known before torch itself answers")
+        return unknown("unknown until torch itself answers")
     reading = f"256 x 256, float32 and bf16 on {torch.product_device}: {torch.product}"
     if torch.product == "ok":
         return ok(reading)

@@ -85,7 +85,7 @@ def package_floor(machine: Machine) -> Finding:
         elif (ceiling and version_number(version) >= version_number(ceiling)) or (
             tested and version_number(version)[:1] > version_number(tested)[:1]
         ):
-            new.append(f"{name} {version} is a newer major than the tested {tested or ceiling}")
+            new.append(f"{name} {version} is a newer major version than the tested {tested or ceiling}")
     if missing or old:
         parts = [f"missing: {', '.join(missing)}"] if missing else []
         return fail("; ".join(parts + old), fixes.install_project(machine))

@@ -378,7 +378,7 @@ def _first_loss(answer: Any) -> None:
     _expect(answer, math.log(50257), "An even guess among V tokens costs ln V nats.", mistakes, tolerance=2e-3)
 
 
-@_exercise("scratch-4", "the days of a training")
+@_exercise("scratch-4", "the days that training takes")
 def _days(answer: Any) -> None:
     days, right = _call(answer, 124e6, 2.5e9, 80.0, 0.4), 124e6 * 6 * 2.5e9 / 32e12 / 86_400
     mistakes = {

@@ -8,9 +8,9 @@ import click
 @click.command()
 @click.argument("run")
 @click.option("--to", default="gguf", show_default=True, metavar="FORMAT", help="gguf or safetensors-fp16.")
-@click.option("--type", "gguf_type", default="f16", show_default=True, metavar="TYPE", help="Of a GGUF: f16 or q8_0.")
+@click.option("--type", "gguf_type", default="f16", show_default=True, metavar="TYPE", help="For a GGUF: f16 or q8_0.")
 def export(run: str, to: str, gguf_type: str) -> None:
-    """Write RUN's model as GGUF for llama.cpp, or in float16. Measure what that costs."""
+    """Write RUN's model as GGUF for llama.cpp, or in float16. It also measures how much the perplexity rises."""
     from helpers.sharing import export_model
 
     exported = export_model(run, to=to, gguf_type=gguf_type)
@@ -19,7 +19,7 @@ def export(run: str, to: str, gguf_type: str) -> None:
 
 @click.command()
 @click.argument("run")
-@click.option("--port", default=8765, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
+@click.option("--port", default=8765, show_default=True, type=click.IntRange(0, 65535), help="0: any free port.")
 @click.option(
     "--static",
     type=click.Path(file_okay=False, path_type=Path),
@@ -27,7 +27,7 @@ def export(run: str, to: str, gguf_type: str) -> None:
     help="Write a page that runs a small model in the browser, without a server.",
 )
 def demo(run: str, port: int, static: Path | None) -> None:
-    """Show a page where base and tuned model of RUN continue text."""
+    """Show a page where RUN's base and tuned models continue text."""
     from helpers.sharing import DemoServer, write_static_page
 
     if static is not None:
@@ -43,11 +43,11 @@ def demo(run: str, port: int, static: Path | None) -> None:
 @click.command()
 @click.argument("run")
 @click.argument("repo_id", metavar="OWNER/NAME")
-@click.option("--private", is_flag=True, help="Publish only where others cannot see it.")
+@click.option("--private", is_flag=True, help="Publish it in a private repository.")
 @click.option("--license", "licence", metavar="ID", help="Licence of your model, such as mit or cc0-1.0.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def share(run: str, repo_id: str, private: bool, licence: str | None, yes: bool) -> None:
-    """Publish RUN on the Hugging Face Hub. Show what would go there, and ask, before anything does."""
+    """Publish RUN on the Hugging Face Hub. It first shows what would be published, and asks."""
     from helpers.sharing import plan_upload, publish
 
     upload = plan_upload(run, repo_id, private=private, licence=licence)

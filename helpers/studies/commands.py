@@ -17,15 +17,15 @@ from helpers.settings import SettingsError
 @click.command()
 @click.argument("study")
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 256), help="Processes on this machine.")
-@click.option("--gpu", metavar="NAME", help="A card such as 'RTX 4070 Ti', or 'processor'; left out: the card here.")
+@click.option("--gpu", metavar="NAME", help="A card such as 'RTX 4070 Ti', or 'processor'; default: this machine's.")
 @click.option("--dry-run", is_flag=True, help="Show what the study will do, and do nothing.")
 @click.option("--retry-failed", is_flag=True, help="Run failed trials again, after their cause was fixed.")
 @click.pass_context
 def sweep(ctx: click.Context, study: str, workers: int, gpu: str | None, dry_run: bool, retry_failed: bool) -> None:
-    """Run the STUDY of a file, or a shipped one such as `rates`. Every trial is a run, and one table at the end.
+    """Run a STUDY: a file, or a shipped one such as `rates`. Each trial is a run; a table at the end compares them.
 
-    The same command continues after an interruption, and joins the study from a second machine or card. Exit code 1
-    when trials are left, or none has a metric.
+    The same command resumes an interrupted study, and joins it from a second machine or card. Exit code 1 if trials
+    are left, or none has a metric.
     """
     from helpers.studies.queue import started_study
     from helpers.studies.study_file import find_study, read_study
@@ -135,14 +135,14 @@ def _write_table(table: Any, *, csv_file: Path | None, html_file: Path | None) -
 
 @click.command()
 @click.argument("runs", nargs=-1)
-@click.option("--by", type=click.Choice(["bits_per_byte", "perplexity", "eval_loss"]), help="Metric that ranks.")
+@click.option("--by", type=click.Choice(["bits_per_byte", "perplexity", "eval_loss"]), help="Metric to rank by.")
 @click.option("--csv", "csv_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the table as CSV.")
 @click.option("--html", "html_file", type=click.Path(dir_okay=False, path_type=Path), help="Write table and pictures.")
 @click.option("--promote", metavar="NAME", help="Make the best trial a run of its own, under this name.")
 def compare(
     runs: tuple[str, ...], by: str | None, csv_file: Path | None, html_file: Path | None, promote: str | None
 ) -> None:
-    """Show RUNS side by side. These are runs, studies (all their trials) or a trial like rates/trial-003; else all."""
+    """Show RUNS side by side. Name runs, studies (all their trials) or trials like rates/trial-003; default: all."""
     from helpers.studies.comparison import compare as compare_runs
     from helpers.studies.comparison import promote as promote_run
 

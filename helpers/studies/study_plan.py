@@ -112,7 +112,7 @@ class StudyPlan:
         rows = {
             "study": f"{self.study.study} in {self.study.folder}",
             "trials": f"{total}, {kind}{settled}",
-            "each runs": f"{', '.join(self.study.notebooks) or 'the training alone'} from preset {self.study.preset}",
+            "each runs": f"{', '.join(self.study.notebooks) or 'only the training'}, from preset {self.study.preset}",
             "varies": "; ".join(f"{name}: {_variation(over)}" for name, over in self.study.vary.items()),
             "optimises": self.study.optimise + (", pruned by the median rule" if self.study.prune else ""),
             "time": self._time(),
@@ -131,7 +131,7 @@ class StudyPlan:
             return f"not predicted: the peak of {device} is not known{limit}"
         shortest, longest = (duration_text(3600 * hours) for hours in self.hours)
         source = f"measured on {plan.measured_on}, predicted" if plan.step_seconds else "predicted"
-        return f"{shortest} to {longest}, {source} for {device}, one trial after the other, training alone{limit}"
+        return f"{shortest} to {longest}, {source} for {device}, one trial after the other, training only{limit}"
 
     def _disk(self) -> str:
         budget = f", budget {self.study.budgets.disk_gib:g} GiB" if self.study.budgets.disk_gib else ""

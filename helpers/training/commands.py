@@ -15,7 +15,7 @@ def run_options(command: Callable) -> Callable:
         click.option(
             "-p", "--parameter", "parameters", nargs=2, multiple=True, metavar="NAME VALUE", help="Set one setting."
         ),
-        click.option("--run", "run_name", metavar="NAME", help="Name of the run's folder; the preset's when left out."),
+        click.option("--run", "run_name", metavar="NAME", help="Name of the run's folder; default: the preset's."),
         click.option("--preset", default="pocket", show_default=True, help=f"One of {', '.join(preset_names())}."),
     ):
         command = option(command)
@@ -30,7 +30,7 @@ def chosen_settings(run_name: str | None, parameters: tuple[tuple[str, str], ...
 @click.command()
 @run_options
 def train(preset: str, run_name: str | None, parameters: tuple[tuple[str, str], ...]) -> None:
-    """Train one run without a notebook. Also the entry for `accelerate launch -m helpers train`.
+    """Train one run without a notebook. For several cards: `accelerate launch -m helpers train`.
 
     Under torchrun name the run with `-p run NAME`: torchrun takes `--run` for an option of its own.
     """
@@ -52,7 +52,7 @@ def train(preset: str, run_name: str | None, parameters: tuple[tuple[str, str], 
 
 @click.command()
 @run_options
-@click.option("--gpu", metavar="NAME", help="A card such as 'RTX 4070 Ti', or 'processor'; left out: the card here.")
+@click.option("--gpu", metavar="NAME", help="A card such as 'RTX 4070 Ti', or 'processor'; default: this machine's.")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
 @click.pass_context
 def plan(
@@ -63,7 +63,7 @@ def plan(
     gpu: str | None,
     as_json: bool,
 ) -> None:
-    """Predict a run's peak memory, time and disk, without a GPU. Exit code 1 when it does not fit."""
+    """Predict a run's peak memory, time and disk, without a GPU. Exit code 1 if it does not fit."""
     from helpers.data import refuse_missing
     from helpers.training import plan_run
 
@@ -77,10 +77,10 @@ def plan(
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print all measurements as JSON, to keep or to post.")
 @click.option(
-    "--seconds", default=60.0, show_default=True, type=click.FloatRange(0), help="Begin no training later than this."
+    "--seconds", default=60.0, show_default=True, type=click.FloatRange(0), help="Start no training after this time."
 )
 def calibrate(as_json: bool, seconds: float) -> None:
-    """Measure short trainings here; plan, panel and sweep use them."""
+    """Measure short training runs here, for plan, panel and sweep."""
     from helpers.training import calibrate as measure
 
     calibration = measure(budget_seconds=seconds)

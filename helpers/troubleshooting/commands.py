@@ -14,9 +14,9 @@ from helpers.troubleshooting.reading import decode
 @click.argument("log", default="-", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
 @click.option("--report", is_flag=True, help="Print a text to paste into an issue: error, versions, machine.")
 def explain(log: str, report: bool) -> None:
-    """Say what the error or the training in LOG comes from. Exit code 1 if unknown.
+    """Say what caused the error, or the failed training, in LOG. Exit code 1 if unknown.
 
-    LOG is a file (an executed notebook, too), or - for what is piped in.
+    LOG is a file, such as a log or an executed notebook, or - for piped input.
     """
     thing = decode(sys.stdin.buffer.read()) if log == "-" else Path(log)
     if report:

@@ -450,12 +450,12 @@ ticket("Windows: who holds memory, but not how much (E13)",
        on(WINDOWS, card={"free_bytes": 5 * GIB, "holders": (BROWSER, KERNEL, Holder(4343, "pythonw.exe"))}),
        0, "gpu", "cu130", SPILLS | {"vram_free": WARN, "other_processes": WARN},
        r"Close chrome\.exe \(process 4711\), python\.exe \(process 4242\), pythonw\.exe \(process 4343\)\.",
-       also={"other_processes": r"Shut that kernel in JupyterLab's Running tab, or: Stop-Process -Id 4242,4343"})
+       also={"other_processes": r"Shut that kernel down in JupyterLab's Running tab, or: Stop-Process -Id 4242,4343"})
 ticket("a forgotten kernel on Linux holds most of the card",
        on(LINUX, card={"free_bytes": 2 * GIB, "holders": (Holder(4242, "/usr/bin/python3.12", 9 * GIB),)}),
        1, "gpu", "cu130", {"vram_free": FAIL, "other_processes": WARN},
        r"Close python3\.12 \(process 4242, 9\.0 GiB\)\.",
-       also={"other_processes": r"Shut that kernel in JupyterLab's Running tab, or: kill 4242"})
+       also={"other_processes": r"Shut that kernel down in JupyterLab's Running tab, or: kill 4242"})
 ticket("this very kernel, and the desktop, hold a little",
        on(LINUX, card={"holders": (Holder(100, "python", GIB), Holder(7, "Xorg", mib(300)))}), 0, "gpu", "cu130", {})
 ticket("6 GiB free are enough", on(LINUX, card={"free_bytes": 6 * GIB}), 0, "gpu", "cu130", UNNAMED,
@@ -467,7 +467,7 @@ FOUR = tuple(replace(CARD, index=index, uuid=f"GPU-{index}000") for index in ran
 LOST = replace(FOUR[2], total_bytes=None, free_bytes=None, error="NVMLError_GpuIsLost: GPU is lost")
 FOUR_CARDS = on(LINUX, nvml={"cards": FOUR}, torch=seeing(uuid="0000"))
 ticket("four cards", FOUR_CARDS, 0, "gpu", "cu130", {})
-LEFT_OUT = rf"{RESTART_SHELL} The card is left out until:"
+LEFT_OUT = rf"{RESTART_SHELL} To get the card back:"
 ticket("four cards, one of them lost", on(FOUR_CARDS, nvml={"cards": (*FOUR[:2], LOST, FOUR[3])}),
        0, "gpu", "cu130", {"nvml_alive": WARN},
        rf"export CUDA_VISIBLE_DEVICES=GPU-0000,GPU-1000,GPU-3000 ; {LEFT_OUT} sudo reboot")

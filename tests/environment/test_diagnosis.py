@@ -194,6 +194,12 @@ def chain(machine):
     return {row["link"]: row["status"] for row in rows}
 
 
+def test_the_guides_first_command_speaks_of_free_memory_only_where_there_is_a_card():
+    without, with_card = diagnosis_of(LAPTOP), diagnosis_of(LINUX)
+    assert without.equivalents()[0]["here"] == without.check("nvml_alive").reading
+    assert with_card.check("vram_free").reading in with_card.equivalents()[0]["here"]
+
+
 def test_on_a_ready_machine_every_link_of_the_chain_holds():
     assert set(chain(LINUX).values()) == {"ok"}
 
