@@ -105,22 +105,22 @@ def _is_later_in_group(given: np.ndarray, group: np.ndarray) -> np.ndarray:
 def _draw_parts(group: np.ndarray, missing: list[int], settings: DataSettings) -> np.ndarray:
     """Draw the missing parts at random, a whole group at a time; all other documents are for training."""
     shares = {VALIDATION: settings.validation_share, TEST: settings.test_share}
-    wanted = {part: max(1, round(len(group) * shares[part])) for part in missing}
     groups, sizes = np.unique(group, return_counts=True)
-    if len(group) <= sum(wanted.values()) or len(groups) <= len(missing):
+    if len(groups) <= len(missing):
         larger = ", a larger max_tokens" if settings.max_tokens else ""
         raise SettingsError(
-            f"{settings.source!r} has {len(groups)} different documents: three parts need at least 3. Give more "
-            f"documents{larger}, or say in document_separator what separates them."
+            f"{settings.source!r} has {len(groups)} different document{'s' * (len(groups) != 1)} for "
+            f"{len(missing) + 1} parts: give more documents{larger}, or say in document_separator what separates them."
         )
     drawn = np.full(len(groups), TRAIN, np.int8)
     shuffled = np.random.default_rng(settings.seed).permutation(len(groups))
-    for part, n_documents in wanted.items():
-        room = n_documents
+    for number, part in enumerate(missing):
+        room = n_documents = max(1, round(len(group) * shares[part]))
+        n_spare = (drawn == TRAIN).sum() - len(missing) + number  # each later part needs a group, and so does training
         for place in shuffled:  # skips a group that is too large for the room that is left
-            if room and drawn[place] == TRAIN and sizes[place] <= room:
-                drawn[place], room = part, room - sizes[place]
-            if not room:
+            if drawn[place] == TRAIN and sizes[place] <= room:
+                drawn[place], room, n_spare = part, room - sizes[place], n_spare - 1
+            if not room or not n_spare:
                 break
         if room == n_documents:  # every group is larger than this part should be: take the smallest
             drawn[np.where(drawn == TRAIN, sizes, sizes.max() + 1).argmin()] = part

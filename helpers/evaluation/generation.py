@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from helpers.data.sources.documents import replace_half_characters
 from helpers.display import html_table, progress_bar
 from helpers.evaluation.sampling import check_length
 from helpers.model import check_sound, describe_prompt, on_device
@@ -77,10 +78,13 @@ def generate(
     import torch
 
     check_sound(model, tokenizer)
+    if isinstance(prompts, str) or not prompts or not all(isinstance(prompt, str) for prompt in prompts):
+        raise SettingsError(f"prompts = {prompts!r} must be a list of at least one text.")
     if settings.prompt in prompts and (note := describe_prompt(settings.prompt)):
         warnings.warn(note, stacklevel=2)
     arguments = _generation_arguments(tokenizer, settings, changes)
-    rows = _encode_prompts(tokenizer, prompts)
+    prompts = [replace_half_characters(prompt) for prompt in prompts]
+    rows = [tokenizer.encode(prompt, verbose=False) or [tokenizer.eos_token_id] for prompt in prompts]
     check_length(max(map(len, rows)), arguments["max_new_tokens"], model.config.n_positions)
     n_samples, n_beams = arguments["num_return_sequences"], arguments.get("num_beams") or 1
     n_at_once = sequences_at_once(model.config, max(map(len, rows)) + arguments["max_new_tokens"])
@@ -135,12 +139,6 @@ def _generation_arguments(
     values = {"do_sample": True, "pad_token_id": tokenizer.eos_token_id}
     values |= {name: getattr(settings, name) for name in names}
     return values | (_NO_SAMPLING if changes.get("do_sample") is False else {}) | changes
-
-
-def _encode_prompts(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str]) -> list[list[int]]:
-    if isinstance(prompts, str) or not prompts:
-        raise SettingsError(f"prompts = {prompts!r} must be a list of at least one text.")
-    return [tokenizer.encode(prompt, verbose=False) or [tokenizer.eos_token_id] for prompt in prompts]
 
 
 def _continue_batch(

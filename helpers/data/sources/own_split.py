@@ -115,7 +115,7 @@ def name_parts(splits: Mapping[str, Content], settings: DataSettings) -> dict[st
         alias = _PARTS.get(wanted.lower(), wanted)
         if alias not in splits:
             raise SettingsError(
-                f"{settings.source!r} has no split {wanted!r}: set source_split to one of {list(splits)}."
+                f"{settings.source!r} has no split {wanted!r}: set source_split to one of {list(splits)[:20]}."
             )
         wanted = alias
     if wanted or len(splits) == 1:
@@ -126,7 +126,7 @@ def name_parts(splits: Mapping[str, Content], settings: DataSettings) -> dict[st
             parts.setdefault(_PARTS[name.lower()], splits[name])
     if "train" not in parts:
         raise SettingsError(
-            f"{settings.source!r} has no split for training among {list(splits)}: set source_split to one of them."
+            f"{settings.source!r} has no split for training among {list(splits)[:20]}: set source_split to one of them."
         )
     return parts
 
@@ -148,8 +148,8 @@ def _files_by_card(folder: Path, read: Sequence[Path], settings: DataSettings) -
     if wanted not in configurations:
         missing = f"no configuration {wanted!r}" if wanted else f"{len(configurations)} configurations"
         raise SettingsError(
-            f"{settings.source!r} has {missing}: set source_config to one of {list(configurations)}, as its README.md "
-            "names them."
+            f"{settings.source!r} has {missing}: set source_config to one of {list(configurations)[:20]}, as its "
+            "README.md names them."
         )
     entry = configurations[wanted]
     listed = entry.get("data_files") or (f"{entry['data_dir']}/**" if entry.get("data_dir") else "**")
@@ -173,7 +173,7 @@ def _configurations(card: Path) -> dict[str, dict[str, Any]]:
     try:
         head = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8"), re.DOTALL)
         entries = (yaml.safe_load(head[1]) or {}).get("configs", []) if head else []
-        return {entry["config_name"]: entry for entry in entries}
+        return {str(entry["config_name"]): entry for entry in entries}  # YAML makes a number of 2024
     except (OSError, ValueError, yaml.YAMLError, AttributeError, TypeError, KeyError):
         return {}  # it is no card of the Hub, and nothing depends on it
 
@@ -202,8 +202,8 @@ def _note_others(folder: Path, about: Sequence[Path], unread: Sequence[Path], na
         notes.append(f"Left out, as in no part of the split: {_listed([names[file] for file in unread])}.")
     kinds = Counter(file.suffix.lower() or "no suffix" for file in other_files(folder))
     if kinds:
-        listed = ", ".join(f"{count:,} {suffix}" for suffix, count in kinds.most_common())
-        notes.append(f"{kinds.total():,} files of other kinds were left out: {listed}.")
+        counts = [f"{count:,} {suffix}" for suffix, count in kinds.most_common()]
+        notes.append(f"{kinds.total():,} files of other kinds were left out: {_listed(counts)}.")
     return notes
 
 
