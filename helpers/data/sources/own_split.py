@@ -81,7 +81,7 @@ def divide_files(folder: Path, files: Sequence[Path], settings: DataSettings) ->
             named.setdefault(part or part_of(names[file]), []).append(file)
     parts = _choose(named, names, settings)
     unread = in_order({*read}.difference(*parts.values()))
-    return Division(parts, [*_note_parts(parts, names), *_note_others(folder, about, unread, names)])
+    return Division(parts, _notes(folder, parts, about, unread))
 
 
 def _choose(
@@ -187,23 +187,23 @@ def _matching(folder: Path, pattern: str) -> list[Path]:
         return []
 
 
-def _note_parts(parts: Mapping[str, Sequence[Path]], names: Mapping[Path, str]) -> list[str]:
-    if "" in parts:
-        return []
-    listed = "; ".join(f"{part}: {_listed([names[file] for file in files])}" for part, files in parts.items())
-    return [f"The split is the source's own, by the names of its files ({listed})."]
+def _notes(
+    folder: Path, parts: Mapping[str, Sequence[Path]], about: Sequence[Path], unread: Sequence[Path]
+) -> list[str]:
+    def listed(files: Sequence[Path]) -> str:
+        return _listed([file.relative_to(folder).as_posix() for file in files])
 
-
-def _note_others(folder: Path, about: Sequence[Path], unread: Sequence[Path], names: Mapping[Path, str]) -> list[str]:
     notes = []
-    if about:
-        notes.append(f"Left out, as they describe the data: {_listed([names[file] for file in about])}.")
-    if unread:
-        notes.append(f"Left out, as in no part of the split: {_listed([names[file] for file in unread])}.")
+    if "" not in parts:
+        by_part = "; ".join(f"{part}: {listed(files)}" for part, files in parts.items())
+        notes.append(f"The split is the source's own, by the names of its files ({by_part}).")
+    for files, reason in ((about, "as they describe the data"), (unread, "as in no part of the split")):
+        if files:
+            notes.append(f"Left out, {reason}: {listed(files)}.")
     kinds = Counter(file.suffix.lower() or "no suffix" for file in other_files(folder))
     if kinds:
         counts = [f"{count:,} {suffix}" for suffix, count in kinds.most_common()]
-        notes.append(f"{kinds.total():,} files of other kinds were left out: {_listed(counts)}.")
+        notes.append(f"Left out, as of other kinds: {_listed(counts)}.")
     return notes
 
 

@@ -325,7 +325,7 @@ def test_a_file_on_a_drive_that_cannot_tell_the_true_path_is_read(tmp_path, monk
 
 
 def test_a_folder_with_nothing_to_read_says_what_it_looked_for(tmp_path):
-    with pytest.raises(SettingsError, match=r"holds no file of \.txt, .* it holds 0 other files"):
+    with pytest.raises(SettingsError, match=r"holds no file of \.txt, .* other files in it: 0"):
         texts(tmp_path)
 
 
