@@ -34,11 +34,8 @@ DECODINGS: dict[str, dict[str, Any]] = {
 class Sample:
     """What a model generated after a prompt.
 
-    Attributes:
-        prompt: the text it continued.
-        continuation: the text it generated.
-        token_ids: tokens of the continuation, without the end-of-text.
-        stopped: whether the model ended the text itself, before `max_new_tokens`.
+    `token_ids` are those of the continuation, without the end-of-text; `stopped` tells whether the model ended the text
+    itself, before `max_new_tokens`.
     """
 
     prompt: str
@@ -206,12 +203,9 @@ def measure_samples(samples: Sequence[Sample]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class DecodingReport:
-    """Samples of several decoding methods for the same prompts.
+    """Samples of several decoding methods for the same prompts: a method's name -> its samples for all prompts.
 
-    Attributes:
-        samples: name of a decoding method -> its samples for all prompts.
-        settings: length and seed of all samples, and the sampling of the method 'these settings'.
-        before: what the base model generated with these settings.
+    `before` is what the base model generated with the settings.
     """
 
     samples: dict[str, list[Sample]]
@@ -229,12 +223,8 @@ class DecodingReport:
     def to_dict(self) -> dict[str, Any]:
         """Return prompts, settings, the base model's sample and rows, ready for JSON."""
         prompts = list(dict.fromkeys(sample.prompt for sample in next(iter(self.samples.values()))))
-        return {
-            "prompts": prompts,
-            "settings": self.settings.model_dump(),
-            "before": self.before.text,
-            "decodings": self.rows,
-        }
+        settings = self.settings.model_dump()
+        return {"prompts": prompts, "settings": settings, "before": self.before.text, "decodings": self.rows}
 
     def _repr_html_(self) -> str:
         names = ["first sample" if name == "sample" else name for name in self.rows[0]]

@@ -9,12 +9,13 @@ is written out as text.
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+
 from helpers.data.tokens import is_of_gpt2s_kind
 from helpers.model import check_sound
 from helpers.settings import EvaluationSettings, SettingsError
 
 if TYPE_CHECKING:
-    import numpy as np
     from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 
 GgufType = Literal["f16", "q8_0"]
@@ -119,7 +120,7 @@ def import_gguf() -> None:
         ) from None
 
 
-def _turned(name: str, array: "np.ndarray") -> "np.ndarray":
+def _turned(name: str, array: np.ndarray) -> np.ndarray:
     """Return the weight of a `Conv1D`, which GPT-2 stores as (inputs, outputs), the other way round."""
     return array.T.copy() if name.startswith("transformer.h.") and array.ndim == 2 else array
 
@@ -142,13 +143,12 @@ def _check_arithmetic(config: "GPT2Config") -> None:
             )
 
 
-def _in_type(name: str, array: "np.ndarray", gguf_type: GgufType) -> tuple["np.ndarray", int]:
+def _in_type(name: str, array: np.ndarray, gguf_type: GgufType) -> tuple[np.ndarray, int]:
     """Return a tensor in the number format that it has in the file, and that format.
 
     As in llama.cpp's own files, vectors stay in float32, and positions, of which one row is read for each token, in
     float16: in q8_0 its addition has no kernel.
     """
-    import numpy as np
     from gguf import GGMLQuantizationType as Type
     from gguf.quants import quantize
 
