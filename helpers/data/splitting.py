@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from helpers.data.duplicates import Fingerprints
+from helpers.data.duplicates import Fingerprints, are_first
 from helpers.settings import DataSettings, SettingsError
 
 # The part of a document is a position in SPLITS, UNDECIDED or LEFT_OUT. Their order matters: of documents that are
@@ -33,15 +33,9 @@ class Split:
 
 
 def split_by_document(fingerprints: Fingerprints, given: np.ndarray, settings: DataSettings) -> Split:
-    """Find the duplicates among documents and assign each document to a part.
+    """Find the duplicates among documents and assign each document to a part; `SettingsError`: there are too few.
 
-    Args:
-        fingerprints: of all documents.
-        given: the part that the source itself gives each document, or `UNDECIDED`. (documents,)
-        settings: the shares, the seed, and what happens to near-duplicates.
-
-    Raises:
-        SettingsError: there are too few documents.
+    `given` is the part that the source itself gives each document, or `UNDECIDED`. (documents,)
     """
     is_first = fingerprints.find_first_copies(-given)
     group = fingerprints.group_near_duplicates(is_first)
@@ -54,13 +48,8 @@ def split_by_position(sizes: np.ndarray, given: np.ndarray, settings: DataSettin
     At random, each test passage would have its neighbours in the training text, which tell how it goes on. For the
     same reason repeated passages stay: they are a part of the text.
 
-    Args:
-        sizes: bytes of each passage. (passages,)
-        given: the part that the source itself gives each passage, or `UNDECIDED`. (passages,)
-        settings: the shares.
-
-    Raises:
-        SettingsError: there are too few passages.
+    `sizes` are the bytes of each passage, `given` is as in `split_by_document`. (passages,) `SettingsError`: there are
+    too few passages.
     """
     part, missing = given.copy(), [name for name in (TEST, VALIDATION) if name not in given]
     pool = np.flatnonzero(np.isin(given, (UNDECIDED, TRAIN)))
@@ -85,21 +74,13 @@ def assign_parts(given: np.ndarray, is_first: np.ndarray, group: np.ndarray, set
     """Return the part of each document; arguments, shapes and errors as in `split_by_document` and `Split`."""
     part = np.where(is_first, given, LEFT_OUT)
     if settings.near_duplicates == "remove":
-        part[is_first & _is_later_in_group(given, group)] = LEFT_OUT
+        part[~are_first(group, -given)] = LEFT_OUT  # one of each group stays: if it has some of the test, the test's
     missing = [name for name in (TEST, VALIDATION) if name not in given]
     if missing:
         # A source with a test of its own but no validation gives up some of its training text.
         pool = np.isin(part, (UNDECIDED, TRAIN))
         part[pool] = _draw_parts(group[pool], missing, settings)
     return _keep_groups_together(part, group)
-
-
-def _is_later_in_group(given: np.ndarray, group: np.ndarray) -> np.ndarray:
-    """Return which documents are not the one of their group that stays: the test's first, training's last."""
-    order = np.lexsort((np.arange(len(group)), -given, group))
-    is_later = np.zeros(len(group), bool)
-    is_later[order[1:]] = group[order[1:]] == group[order[:-1]]
-    return is_later
 
 
 def _draw_parts(group: np.ndarray, missing: list[int], settings: DataSettings) -> np.ndarray:
