@@ -129,7 +129,8 @@ class Source:
 
     def _streams_by_part(self) -> dict[str, list[_Stream]]:
         if self.settings.source == "python-reference":
-            return {"": [_Stream("python-reference", True, lambda: iter(_python_reference()))]}
+            chapters = _Stream("python-reference", True, lambda: iter(_python_reference()))
+            return name_parts({"all": [chapters]}, self.settings)
         if self._files:
             for sentence in self._division.notes:
                 self.note(sentence)
@@ -178,7 +179,7 @@ class Source:
     def _division(self) -> Division:
         """The files of each part, and notes on the others."""
         if not self._files or self._path in (FABLES, *self._files):
-            return Division({"": self._files}, [])
+            return Division(name_parts({"all": self._files}, self.settings), [])
         return divide_files(self._path, self._files, self.settings)
 
     def _file_streams(self, files: Iterable[Path]) -> list[_Stream]:

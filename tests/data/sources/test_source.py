@@ -324,6 +324,13 @@ def test_a_file_on_a_drive_that_cannot_tell_the_true_path_is_read(tmp_path, monk
     assert texts(tmp_path) == ["one fox"]
 
 
+def test_a_source_without_parts_has_none_that_can_be_chosen(tmp_path):
+    (tmp_path / "a.txt").write_text("one fox")
+    for source in ("fables", "python-reference", str(tmp_path / "a.txt")):
+        with pytest.raises(SettingsError, match=r"has no split 'test': set source_split to one of \['all'\]"):
+            next(Source(DataSettings(source=source, source_split="test")).parts())
+
+
 def test_a_folder_with_nothing_to_read_says_what_it_looked_for(tmp_path):
     with pytest.raises(SettingsError, match=r"holds no file of \.txt, .* other files in it: 0"):
         texts(tmp_path)
