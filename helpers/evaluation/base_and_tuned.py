@@ -15,6 +15,7 @@ from itertools import dropwhile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from datasets import Dataset
 
 from helpers.data.in_memory import dialogues, load_documents
 from helpers.data.run_data import load_run_tokenizer, open_prepared
@@ -24,6 +25,7 @@ from helpers.display import cut, html_table
 from helpers.evaluation import record
 from helpers.evaluation.copying import CopyReport, search_training_text
 from helpers.evaluation.generation import DECODINGS, DecodingReport, generate
+from helpers.evaluation.record import CONFIDENCE, RESAMPLES
 from helpers.evaluation.scoring import Score, score
 from helpers.model import load_model, load_start, load_tokenizer
 from helpers.settings import (
@@ -37,10 +39,8 @@ from helpers.settings import (
 from helpers.training.model_card import metric_text, public_name
 
 if TYPE_CHECKING:
-    from datasets import Dataset
     from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
-CONFIDENCE, RESAMPLES = 0.95, 2000  # of the bootstrap's intervals
 _RESAMPLED_AT_ONCE = 2**20  # documents in memory at once
 _PROMPT_TOKENS = 8  # first tokens of a held-out document, which the samples that are searched for copies continue
 _LONGEST_OPENING = 64  # tokens: scripts without spaces have words as long as a paragraph
@@ -297,7 +297,7 @@ def opening(text: str, tokenizer: "PreTrainedTokenizerBase", *, n_words: int) ->
     return tokenizer.decode(ids[:_LONGEST_OPENING]).rstrip("\N{REPLACEMENT CHARACTER}").rstrip()
 
 
-def _compare_on(documents: "Dataset", settings: EvaluationSettings, *, source: str) -> Comparison:
+def _compare_on(documents: Dataset, settings: EvaluationSettings, *, source: str) -> Comparison:
     trained = read_run_settings(settings.run)
     context, start = trained.block_size, "random weights" if trained.from_scratch else None
     texts, protocol = dialogues(documents), "passages" if "continues" in documents.column_names else "documents"
