@@ -11,9 +11,10 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from helpers.data.run_data import open_prepared
 from helpers.evaluation.base_and_tuned import load_tuned
@@ -21,9 +22,6 @@ from helpers.evaluation.scoring import compute_token_nats
 from helpers.model import on_device
 from helpers.settings import SettingsError, TrainingSettings, run_folder
 from helpers.training.fine_tuning import fine_tune
-
-if TYPE_CHECKING:
-    from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
 N_CANDIDATES = 1000  # numbers of three digits
 REPEATS = (0, 1, 4, 16)
@@ -73,7 +71,7 @@ def plant_canaries(
     return planted, canaries
 
 
-def rank_secret(model: "GPT2LMHeadModel", tokenizer: "PreTrainedTokenizerBase", canary: Canary) -> int:
+def rank_secret(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, canary: Canary) -> int:
     """Return the rank of a canary's secret among all candidates, 1 for the likeliest."""
     sentences = [f"\n\n{canary.sentence(number)}" for number in range(N_CANDIDATES)]
     rows = [[tokenizer.eos_token_id, *tokenizer.encode(sentence)] for sentence in sentences]

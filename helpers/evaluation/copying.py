@@ -162,11 +162,9 @@ class CopyReport:
     All of it is empty where no held-out document was long enough for a prompt.
 
     Attributes:
-        samples: a match for each sample.
-        control: a match for each held-out text.
+        samples, control: a match for each sample and each held-out text.
         sample_pieces: for each sample, the text of each of its tokens.
-        sample_words: longest run of each sample in words, ignoring case and punctuation.
-        control_words: the same for each held-out text.
+        sample_words, control_words: longest run of each in words, ignoring case and punctuation.
         titles: number of a training document -> its first line, for the documents that share runs with the samples.
     """
 

@@ -6,6 +6,8 @@ transposed, a head that is missing although it is tied, a pre-tokenizer that cut
 is written out as text.
 """
 
+import copy
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -95,8 +97,6 @@ def write_gguf(
 
 def read_gguf(path: Path, model: "GPT2LMHeadModel") -> "GPT2LMHeadModel":
     """Return a copy of a model with the weights of its GGUF file, in float32."""
-    import copy
-
     import torch
     from gguf import GGUFReader
     from gguf.quants import dequantize
@@ -161,8 +161,6 @@ def _in_type(name: str, array: np.ndarray, gguf_type: GgufType) -> tuple[np.ndar
 
 def _add_tokenizer(writer: "object", tokenizer: "PreTrainedTokenizerBase", n_embeddings: int) -> None:
     """Add vocabulary, merges and end-of-text; refuse a tokenizer that llama.cpp's GPT-2 would not repeat."""
-    import json
-
     from gguf import TokenType
 
     parts = json.loads(tokenizer.backend_tokenizer.to_str())

@@ -33,14 +33,9 @@ _UNKNOWN = "not known to this course: make sure that you may publish what was ma
 
 @dataclass(frozen=True)
 class Upload:
-    """What would be published.
+    """What would be published: path in the repository -> the file, or its content; and what to know before.
 
-    Attributes:
-        run: the run.
-        repo_id: 'owner/name' on the Hub.
-        private: whether others will not see it; of a repository that exists, as it is there.
-        files: path in the repository -> the file, or its content.
-        notes: what to know before publishing: copying, text, base model, repository, GGUF.
+    `private` says whether others will not see it: of a repository that exists, whether they do not see it now.
     """
 
     run: str
