@@ -231,7 +231,7 @@ def _measure_text(documents: Sequence[str]) -> tuple[np.ndarray, int, str]:
     if not n_bytes:
         raise SettingsError("There are no documents to score: give at least one.")
     if not n_words:
-        raise SettingsError(f"There is no text to score: {len(n_bytes)} documents contain only white space.")
+        raise SettingsError("There is no text to score: the documents contain only white space.")
     return np.array(n_bytes), n_words, digest.hexdigest()
 
 

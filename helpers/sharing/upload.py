@@ -158,8 +158,8 @@ def copying_verdict(run: str) -> str:
     if not copying:
         return "not measured. Run notebook 04 for this run first, and read its report."
     longest = {row["text"]: row["longest_words"] for row in copying["rows"]}
-    values = " and ".join(f"{words} words in {text}" for text, words in longest.items())
-    sentence = f"the longest run of words shared with the training text has {values}"
+    values = " and ".join(f"{words} in {text}" for text, words in longest.items())
+    sentence = f"the longest run shared with the training text, in words, is {values}"
     if "held-out text" not in longest:
         return f"{sentence}."
     longer = longest["samples"] > longest["held-out text"]

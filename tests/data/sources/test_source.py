@@ -228,7 +228,7 @@ def bad_sources(folder):
         "list.jsonl": (b'["one", "two"]\n', r'line 1: a row must be an object .*, not \["one", "two"\]'),
         "two.jsonl": (b'{"title": "a", "body": "b"}\n', r"set text_column to one of \['title', 'body'\]"),
         "none.csv": (b"n,m\n1,2\n", r"set text_column to one of \['n', 'm'\]"),
-        "many.csv": (b"text\none, two\n", "line 2: 2 values under 1 columns"),
+        "many.csv": (b"text\none, two\n", "line 2: 2 values, and the header in line 1 names 1:"),
         "open.csv": (b'text\n"one\ntwo\n', "line 3 is broken"),
         "no.parquet": (b"PAR1 and no more", "cannot be read as Parquet"),
     }
