@@ -47,22 +47,18 @@ _LONGEST_OPENING = 64  # tokens: scripts without spaces have words as long as a 
 # Model, source, configuration -> stride -> perplexity by the protocol of the transformers documentation. At 1024 from
 # https://github.com/karpathy/llm.c/pull/276, at 512 from the card of smpanaro/gpt2-AutoGPTQ-4bit-128g on the Hub.
 _PUBLISHED = {("openai-community/gpt2", "Salesforce/wikitext", "wikitext-2-raw-v1"): {1024: 29.94, 512: 25.19}}
-
-
 _METRICS = (
-    "base_perplexity", "tuned_perplexity", "base_bits_per_byte", "tuned_bits_per_byte", "bits_per_byte",
-    "perplexity_ratio",
+    "base_perplexity", "tuned_perplexity", "perplexity_ratio", "base_bits_per_byte", "tuned_bits_per_byte",
+    "bits_per_byte",
 )  # fmt: skip
 
 
-def _metrics_of_sums(
-    base: np.ndarray, tuned: np.ndarray, tokens: np.ndarray, n_bytes: np.ndarray, *, axis: int
-) -> np.ndarray:
+def _metrics_of_sums(*columns: np.ndarray, axis: int) -> np.ndarray:
     """Return the `_METRICS` of drawn documents: ratios of sums, as in a mean a short document would count too much."""
-    base, tuned, tokens, n_bytes = (column.sum(axis) for column in (base, tuned, tokens, n_bytes))
+    base, tuned, tokens, n_bytes = (column.sum(axis) for column in columns)
     before, after, bits = base / tokens, tuned / tokens, math.log(2) * n_bytes.clip(min=1)
     perplexities = np.exp(np.stack([before, after, after - before]).clip(max=700))  # because JSON has no infinity
-    return np.stack([*perplexities[:2], base / bits, tuned / bits, (base - tuned) / bits, perplexities[2]])
+    return np.stack([*perplexities, base / bits, tuned / bits, (base - tuned) / bits])
 
 
 @dataclass(frozen=True)
