@@ -167,9 +167,9 @@ class Source:
         """
         if self.settings.source == "python-reference":
             return {"": sum(map(len, _python_reference()))}
-        parts = self._division.parts
-        if self._path and not self._files:
-            parts = name_parts(saved_files(self._path), self.settings)
+        if self._path is None:
+            return {}
+        parts = self._division.parts if self._files else name_parts(saved_files(self._path), self.settings)
         return {
             part: sum(file.stat().st_size * _EXPANSION.get(file.suffix.lower(), 1) for file in files)
             for part, files in parts.items()
@@ -178,7 +178,7 @@ class Source:
     @cached_property
     def _division(self) -> Division:
         """The files of each part, and notes on the others."""
-        if not self._files or self._path in (FABLES, *self._files):
+        if self._path in (FABLES, *self._files):
             return Division(name_parts({"all": self._files}, self.settings), [])
         return divide_files(self._path, self._files, self.settings)
 
