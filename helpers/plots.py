@@ -222,12 +222,16 @@ def plot_gain(
     return ax
 
 
-def plot_novelty(curves: Mapping[str, Sequence[float]], *, ax: "Axes | None" = None) -> "Axes":
-    """Draw the share of n-grams that are not in the training text, for n = 1, 2, ...; `curves` is name -> shares."""
+def plot_novelty(curves: Mapping[str, Sequence[float | None]], *, ax: "Axes | None" = None) -> "Axes":
+    """Draw the share of n-grams that are not in the training text, for n = 1, 2, ...
+
+    `curves` is name -> shares, with None from the n on that no text is long enough for.
+    """
     ax = ax or new_axes()
     ax.axvspan(1, COMMON_TOKENS, color=GREY, alpha=0.15, label="phrases that any two texts share")
     for (name, shares), colour, style in zip(curves.items(), (ORANGE, BLUE, GREEN), ("o-", "s--", "^:"), strict=False):
-        ax.plot(range(1, len(shares) + 1), shares, style, color=colour, label=name)
+        measured = [share for share in shares if share is not None]
+        ax.plot(range(1, len(measured) + 1), measured, style, color=colour, label=name)
     ax.set(xlabel="n (tokens)", ylabel="share of new n-grams", ylim=(-0.02, 1.04))
     ax.set_title("Copying shows at the right: long n-grams that are not new" if curves else "Not measured")
     if curves:

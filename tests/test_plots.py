@@ -125,6 +125,12 @@ def test_novelty_is_a_line_for_each_text():
     assert [line.get_xydata().tolist() for line in lines] == [[[1, 0.0], [2, 0.5]], [[1, 0.1], [2, 0.7]]]
 
 
+def test_a_length_that_no_text_has_is_not_drawn_and_not_described():
+    ax = plots.plot_novelty({"samples": [0.0, 0.5, None], "held-out text": [None, None, None]})
+    assert [line.get_xydata().tolist() for line in ax.get_lines()] == [[[1, 0.0], [2, 0.5]], []]
+    assert plots.describe(ax.figure).endswith("share, samples 0 … 0.5, held-out text")
+
+
 def test_the_chain_shows_every_link_and_names_the_one_that_breaks():
     ax = plots.plot_chain(CHAIN)
     shown = [text.get_text() for text in ax.texts]

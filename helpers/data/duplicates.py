@@ -63,21 +63,12 @@ class Fingerprints:
 
     def find_first_copies(self, order: np.ndarray) -> np.ndarray:
         """Return which documents are the first of equal ones, by `order` and then as added; (documents,) bool."""
-        keys = np.concatenate([np.empty(0, np.uint64), *self._keys])
-        by_key = np.lexsort((np.arange(len(keys)), order, keys))
-        is_new = np.ones(len(keys), bool)
-        is_new[1:] = keys[by_key][1:] != keys[by_key][:-1]
-        first = np.zeros(len(keys), bool)
-        first[by_key[is_new]] = True
-        return first
+        return are_first(np.concatenate([np.empty(0, np.uint64), *self._keys]), order)
 
     def group_near_duplicates(self, compared: np.ndarray) -> np.ndarray:
         """Return for each document the index of the first near-duplicate in its group; (documents,) int.
 
-        A document without near-duplicates is a group of its own.
-
-        Args:
-            compared: which documents are compared; each of the others is a group of its own. (documents,) bool
+        A document without near-duplicates, or one that is not `compared`, is a group of its own. (documents,) bool
         """
         group = np.arange(len(compared))
         if not self._file:
@@ -133,6 +124,15 @@ class HeldOut:
         (bands,) = _bands_of(signature[None]).tolist()
         alike = {document for band in enumerate(bands) for document in self._places.get(band, ())}
         return any((self._signatures[document] == signature).mean() >= NEAR for document in alike)
+
+
+def are_first(values: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Return which is the first of equal values, by `order` and then by place; (n,) bool."""
+    by_order = np.argsort(order, kind="stable")
+    _, places = np.unique(values[by_order], return_index=True)  # of the first of each
+    is_first = np.zeros(len(values), bool)
+    is_first[by_order[places]] = True
+    return is_first
 
 
 def _bands_of(signatures: np.ndarray) -> np.ndarray:

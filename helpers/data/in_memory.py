@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+from datasets import Dataset, DatasetDict, concatenate_datasets
 
 from helpers.data.duplicates import Fingerprints
 from helpers.data.packing import block_batch, check_enough, cut_blocks, training_stream
@@ -19,16 +20,11 @@ from helpers.data.tokens import TokenStream
 from helpers.settings import DataSettings
 
 if TYPE_CHECKING:
-    from datasets import Dataset, DatasetDict
     from transformers import PreTrainedTokenizerBase
 
 
-def load_documents(settings: DataSettings, *, n_documents: int | None = None) -> "DatasetDict":
-    """Read the documents of a source into memory.
-
-    Args:
-        settings: the source.
-        n_documents: how many of each part to read at most, for a look at a large source.
+def load_documents(settings: DataSettings, *, n_documents: int | None = None) -> DatasetDict:
+    """Read the documents of a source into memory; of a large one, at most `n_documents` of each part.
 
     Returns:
         The parts that the source brings, or one part, `train`, with everything; each has a column `text`. The passages
@@ -38,8 +34,6 @@ def load_documents(settings: DataSettings, *, n_documents: int | None = None) ->
     Raises:
         SettingsError: the source does not exist, has no such column, or cannot be read.
     """
-    from datasets import Dataset, DatasetDict
-
     source, parts = Source(settings), {}
     for part, texts in source.parts():
         columns: dict[str, list] = {"text": list(islice(filter(str.strip, texts), n_documents))}
@@ -51,7 +45,7 @@ def load_documents(settings: DataSettings, *, n_documents: int | None = None) ->
     return DatasetDict(parts)
 
 
-def split_documents(documents: "DatasetDict", settings: DataSettings) -> tuple["DatasetDict", int]:
+def split_documents(documents: DatasetDict, settings: DataSettings) -> tuple[DatasetDict, int]:
     """Drop repeated documents and split the rest by document; a source's own split is kept.
 
     Two documents are the same when they differ in nothing but upper case and white space. Near-duplicates go to the
@@ -63,8 +57,6 @@ def split_documents(documents: "DatasetDict", settings: DataSettings) -> tuple["
     Raises:
         SettingsError: there are too few documents for three parts.
     """
-    from datasets import DatasetDict, concatenate_datasets
-
     merged = concatenate_datasets([documents[name] for name in documents])
     own = [SPLITS.index(name) if len(documents) > 1 else UNDECIDED for name in documents]
     parts = np.repeat(own, [len(documents[name]) for name in documents]).astype(np.int8)
@@ -84,24 +76,16 @@ def split_documents(documents: "DatasetDict", settings: DataSettings) -> tuple["
     return DatasetDict(chosen), int((~split.is_first).sum())
 
 
-def token_blocks(documents: "Dataset", tokenizer: "PreTrainedTokenizerBase", block_size: int) -> tuple["Dataset", int]:
+def token_blocks(documents: Dataset, tokenizer: "PreTrainedTokenizerBase", block_size: int) -> tuple[Dataset, int]:
     """Tokenise documents, end each with the end-of-text token, join them and cut the result into blocks.
 
-    Args:
-        documents: rows with a `text`; where they have a `continues`, no end-of-text follows them; where they have
-            `borders`, the blocks get `labels`, in which the prompts are -100, and blocks without any are left out.
-        tokenizer: a tokenizer with an end-of-text token.
-        block_size: tokens in a block.
+    No end-of-text follows documents with a `continues`. Where they have `borders`, the blocks get `labels`, in which
+    prompts are -100, and blocks without any are left out. `SettingsError`: there is less than one block of text.
 
     Returns:
         The blocks, each an `input_ids` of `block_size` int32 tokens, and the number of tokens before the last,
         incomplete block was dropped.
-
-    Raises:
-        SettingsError: there is less than one block of text.
     """
-    from datasets import Dataset
-
     tokens, is_prompt = TokenStream(tokenizer), None
     if "borders" in documents.column_names:
         ids, _, is_prompt = tokens.encode_dialogues(dialogues(documents))
@@ -114,7 +98,7 @@ def token_blocks(documents: "Dataset", tokenizer: "PreTrainedTokenizerBase", blo
     return Dataset(pa.table(block_batch(blocks))).with_format("torch"), len(ids)
 
 
-def dialogues(documents: "Dataset") -> Sequence[str]:
+def dialogues(documents: Dataset) -> Sequence[str]:
     """Return the texts of documents, with their borders where they have any: what `score` takes."""
     if "borders" not in documents.column_names:
         return documents["text"]

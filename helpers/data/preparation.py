@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from filelock import FileLock
 
 from helpers.data.duplicates import Fingerprints
 from helpers.data.facts import count_documents, find_notes
@@ -41,8 +42,6 @@ def prepare(settings: DataSettings) -> PreparedData:
         SettingsError: the source cannot be read, is too small or changed meanwhile, the disk is full, or the run was
             already trained on other data. The run's old data are still complete then.
     """
-    from filelock import FileLock
-
     if settings.streaming and settings.train_on == "completion":
         raise SettingsError("streaming = True trains on all of the text: set train_on to 'all', or streaming to False.")
     if settings.streaming and not settings.max_tokens:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from helpers.data.duplicates import Fingerprints
+from helpers.data.duplicates import Fingerprints, are_first
 from helpers.settings import DataSettings, SettingsError
 
 # The part of a document is a position in SPLITS, UNDECIDED or LEFT_OUT. Their order matters: of documents that are
@@ -33,15 +33,9 @@ class Split:
 
 
 def split_by_document(fingerprints: Fingerprints, given: np.ndarray, settings: DataSettings) -> Split:
-    """Find the duplicates among documents and assign each document to a part.
+    """Find the duplicates among documents and assign each document to a part; `SettingsError`: there are too few.
 
-    Args:
-        fingerprints: of all documents.
-        given: the part that the source itself gives each document, or `UNDECIDED`. (documents,)
-        settings: the shares, the seed, and what happens to near-duplicates.
-
-    Raises:
-        SettingsError: there are too few documents.
+    `given` is the part that the source itself gives each document, or `UNDECIDED`. (documents,)
     """
     is_first = fingerprints.find_first_copies(-given)
     group = fingerprints.group_near_duplicates(is_first)
@@ -54,13 +48,8 @@ def split_by_position(sizes: np.ndarray, given: np.ndarray, settings: DataSettin
     At random, each test passage would have its neighbours in the training text, which tell how it goes on. For the
     same reason repeated passages stay: they are a part of the text.
 
-    Args:
-        sizes: bytes of each passage. (passages,)
-        given: the part that the source itself gives each passage, or `UNDECIDED`. (passages,)
-        settings: the shares.
-
-    Raises:
-        SettingsError: there are too few passages.
+    `sizes` are the bytes of each passage, `given` is as in `split_by_document`. (passages,) `SettingsError`: there are
+    too few passages.
     """
     part, missing = given.copy(), [name for name in (TEST, VALIDATION) if name not in given]
     pool = np.flatnonzero(np.isin(given, (UNDECIDED, TRAIN)))
@@ -85,7 +74,7 @@ def assign_parts(given: np.ndarray, is_first: np.ndarray, group: np.ndarray, set
     """Return the part of each document; arguments, shapes and errors as in `split_by_document` and `Split`."""
     part = np.where(is_first, given, LEFT_OUT)
     if settings.near_duplicates == "remove":
-        part[is_first & _is_later_in_group(given, group)] = LEFT_OUT
+        part[~are_first(group, -given)] = LEFT_OUT  # one of each group stays: if it has some of the test, the test's
     missing = [name for name in (TEST, VALIDATION) if name not in given]
     if missing:
         # A source with a test of its own but no validation gives up some of its training text.
@@ -94,33 +83,25 @@ def assign_parts(given: np.ndarray, is_first: np.ndarray, group: np.ndarray, set
     return _keep_groups_together(part, group)
 
 
-def _is_later_in_group(given: np.ndarray, group: np.ndarray) -> np.ndarray:
-    """Return which documents are not the one of their group that stays: the test's first, training's last."""
-    order = np.lexsort((np.arange(len(group)), -given, group))
-    is_later = np.zeros(len(group), bool)
-    is_later[order[1:]] = group[order[1:]] == group[order[:-1]]
-    return is_later
-
-
 def _draw_parts(group: np.ndarray, missing: list[int], settings: DataSettings) -> np.ndarray:
     """Draw the missing parts at random, a whole group at a time; all other documents are for training."""
     shares = {VALIDATION: settings.validation_share, TEST: settings.test_share}
-    wanted = {part: max(1, round(len(group) * shares[part])) for part in missing}
     groups, sizes = np.unique(group, return_counts=True)
-    if len(group) <= sum(wanted.values()) or len(groups) <= len(missing):
+    if len(groups) <= len(missing):
         larger = ", a larger max_tokens" if settings.max_tokens else ""
         raise SettingsError(
-            f"{settings.source!r} has {len(groups)} different documents: three parts need at least 3. Give more "
-            f"documents{larger}, or say in document_separator what separates them."
+            f"{settings.source!r} has {len(groups)} different document{'s' * (len(groups) != 1)} for "
+            f"{len(missing) + 1} parts: give more documents{larger}, or say in document_separator what separates them."
         )
     drawn = np.full(len(groups), TRAIN, np.int8)
     shuffled = np.random.default_rng(settings.seed).permutation(len(groups))
-    for part, n_documents in wanted.items():
-        room = n_documents
+    for number, part in enumerate(missing):
+        room = n_documents = max(1, round(len(group) * shares[part]))
+        n_spare = (drawn == TRAIN).sum() - len(missing) + number  # each later part needs a group, and so does training
         for place in shuffled:  # skips a group that is too large for the room that is left
-            if room and drawn[place] == TRAIN and sizes[place] <= room:
-                drawn[place], room = part, room - sizes[place]
-            if not room:
+            if drawn[place] == TRAIN and sizes[place] <= room:
+                drawn[place], room, n_spare = part, room - sizes[place], n_spare - 1
+            if not room or not n_spare:
                 break
         if room == n_documents:  # every group is larger than this part should be: take the smallest
             drawn[np.where(drawn == TRAIN, sizes, sizes.max() + 1).argmin()] = part

@@ -36,14 +36,9 @@ def open_training_blocks(
 ) -> "Dataset | BlockStream":
     """Return the blocks that a run is trained on: those of `train`, or with `streaming` a stream of all the text's.
 
-    Args:
-        data: the run's data.
-        settings: its settings.
-        n_processes: how many processes share a stream. Each epoch has as many blocks for each of them: accelerate would
-            fill the last batch with the epoch's first blocks, which a resumed training has skipped.
-
-    Raises:
-        SettingsError: the source of a stream is gone, or the Hub does not answer.
+    Each epoch has as many blocks for each of the processes that share a stream: accelerate would fill the last batch
+    with the epoch's first blocks, which a resumed training has skipped. `SettingsError`: the source of a stream is
+    gone, or the Hub does not answer.
     """
     if "stream" not in data.facts:
         return data.blocks["train"]
@@ -152,7 +147,7 @@ class BlockStream(IterableDataset):
                 shard, document, ids = next(batches)
                 n_of_batch = len(ids)
                 pieces.append(ids[n_ahead:])
-                # a run of an older version, whose batches were longer, may have taken more than the first one
+                # A run of an older version, whose batches were longer, may have taken more than the first one.
                 n_held, n_ahead = n_held + len(pieces[-1]), max(0, n_ahead - len(ids))
                 at = at._replace(shard=shard, document=document)
             stream = np.concatenate(pieces)

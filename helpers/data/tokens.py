@@ -5,6 +5,7 @@ compared with the tokenizer's own on the first texts; when they differ, or for a
 tokenizer itself is used.
 """
 
+import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -113,8 +114,6 @@ class TokenStream:
     @cached_property
     def _encoding(self) -> Any:
         """The tokenizer in tiktoken's form; None when it is not a byte-level BPE that splits text as GPT-2's does."""
-        import json
-
         backend = getattr(self._tokenizer, "backend_tokenizer", None)
         parts = json.loads(backend.to_str()) if backend is not None else {}
         if not _has_ranks(parts):

@@ -6,7 +6,6 @@
 - `sampling`: one token after the other, with its candidates, for the playground and the demo page
 - `copying`: runs of tokens that samples share with the training text
 - `canaries`: how well a model knows secrets planted in its training text
-- `bootstrap`: intervals over resampled documents
 - `record`: reads and writes evaluation.json
 """
 

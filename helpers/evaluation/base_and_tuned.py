@@ -1,7 +1,7 @@
 """Compare a run's base model and tuned model: which is better, by how much, what was forgotten, what is copied.
 
-Each measuring function opens a finished run and writes its result to a section of `evaluation.json`
-(`helpers.evaluation.record`), which also updates the model card.
+Each measuring function opens a run, raises `SettingsError` where it is not finished, and writes its result to a section
+of `evaluation.json` (`helpers.evaluation.record`), which also updates the model card.
 """
 
 import hashlib
@@ -14,15 +14,18 @@ from html import escape
 from itertools import dropwhile
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from datasets import Dataset
+
 from helpers.data.in_memory import dialogues, load_documents
 from helpers.data.run_data import load_run_tokenizer, open_prepared
 from helpers.data.sources import Source
 from helpers.data.sources.chat import Dialogue
 from helpers.display import cut, html_table
 from helpers.evaluation import record
-from helpers.evaluation.bootstrap import CONFIDENCE, RESAMPLES, compute_interval, resample_sums
 from helpers.evaluation.copying import CopyReport, search_training_text
 from helpers.evaluation.generation import DECODINGS, DecodingReport, generate
+from helpers.evaluation.record import CONFIDENCE, RESAMPLES
 from helpers.evaluation.scoring import Score, score
 from helpers.model import load_model, load_start, load_tokenizer
 from helpers.settings import (
@@ -36,26 +39,33 @@ from helpers.settings import (
 from helpers.training.model_card import metric_text, public_name
 
 if TYPE_CHECKING:
-    from datasets import Dataset
     from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
+_RESAMPLED_AT_ONCE = 2**20  # documents in memory at once
 _PROMPT_TOKENS = 8  # first tokens of a held-out document, which the samples that are searched for copies continue
 _LONGEST_OPENING = 64  # tokens: scripts without spaces have words as long as a paragraph
 # Model, source, configuration -> stride -> perplexity by the protocol of the transformers documentation. At 1024 from
 # https://github.com/karpathy/llm.c/pull/276, at 512 from the card of smpanaro/gpt2-AutoGPTQ-4bit-128g on the Hub.
 _PUBLISHED = {("openai-community/gpt2", "Salesforce/wikitext", "wikitext-2-raw-v1"): {1024: 29.94, 512: 25.19}}
+_METRICS = (
+    "base_perplexity", "tuned_perplexity", "perplexity_ratio", "base_bits_per_byte", "tuned_bits_per_byte",
+    "bits_per_byte",
+)  # fmt: skip
+
+
+def _metrics_of_sums(*columns: np.ndarray, axis: int) -> np.ndarray:
+    """Return the `_METRICS` of drawn documents: ratios of sums, as in a mean a short document would count too much."""
+    base, tuned, tokens, n_bytes = (column.sum(axis) for column in columns)
+    before, after, bits = base / tokens, tuned / tokens, math.log(2) * n_bytes.clip(min=1)
+    perplexities = np.exp(np.stack([before, after, after - before]).clip(max=700))  # because JSON has no infinity
+    return np.stack([*perplexities, base / bits, tuned / bits, (base - tuned) / bits])
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The scores of the base model and the tuned model on the same documents.
+    """The scores of the base model and the tuned model on the same documents, which `source` names.
 
-    Attributes:
-        source: what the documents are.
-        documents: their texts.
-        base: score of the model the run started from.
-        tuned: score of the run's final model.
-        seed: seed of the resamples.
+    `seed` decides which documents the bootstrap draws.
     """
 
     source: str
@@ -159,24 +169,22 @@ class Comparison:
     @cached_property
     def _intervals(self) -> dict[str, list[float] | None]:
         """The interval of each metric over resampled documents; None from a single document, which says nothing."""
-        import numpy as np
+        from scipy.stats import bootstrap
 
         is_scored = self.base.document_tokens > 0  # not a dialogue without an answer: a draw of such alone has no mean
         columns = (
             self.base.document_nats, self.tuned.document_nats, self.base.document_tokens, self.base.document_bytes
         )  # fmt: skip
-        base, tuned, tokens, n_bytes = resample_sums(*(column[is_scored] for column in columns), seed=self.seed)
-        bits = math.log(2) * n_bytes.clip(min=1)
-        resampled = {  # cut at e^700, because JSON has no infinity
-            "base_perplexity": np.exp((base / tokens).clip(max=700)),
-            "tuned_perplexity": np.exp((tuned / tokens).clip(max=700)),
-            "base_bits_per_byte": base / bits,
-            "tuned_bits_per_byte": tuned / bits,
-            "bits_per_byte": (base - tuned) / bits,
-            "perplexity_ratio": np.exp((tuned / tokens - base / tokens).clip(max=700)),
-        }
-        has_interval = is_scored.sum() > 1
-        return {name: compute_interval(values) if has_interval else None for name, values in resampled.items()}
+        n_documents = int(is_scored.sum())
+        if n_documents < 2:
+            return dict.fromkeys(_METRICS)
+        # Paired: what the two models share on a document cancels in their difference.
+        low, high = bootstrap(
+            [column[is_scored] for column in columns], _metrics_of_sums, paired=True, method="percentile",
+            confidence_level=CONFIDENCE, n_resamples=RESAMPLES, batch=1 + _RESAMPLED_AT_ONCE // n_documents,
+            rng=self.seed,
+        ).confidence_interval  # fmt: skip
+        return {name: list(interval) for name, *interval in zip(_METRICS, low.tolist(), high.tolist(), strict=True)}
 
     def _repr_html_(self) -> str:
         rows = (
@@ -197,9 +205,6 @@ def compare_with_base(settings: EvaluationSettings) -> Comparison:
     """Score a finished run, and the model it started from, on the run's test documents.
 
     A window has `block_size` tokens, as in training; a longer stride is reduced to that, and the protocol says so.
-
-    Raises:
-        SettingsError: the run does not exist or is not finished, or its model is broken.
     """
     trained = read_run_settings(settings.run)
     documents = open_prepared(settings.run).documents["test"]
@@ -212,9 +217,7 @@ def measure_forgetting(settings: EvaluationSettings) -> Comparison:
     """Score both models on general text that the run was not trained on, to see what the gain cost.
 
     Reads `general_documents` documents of `general_source`, drawn with the seed, from its test part if it has one.
-
-    Raises:
-        SettingsError: the run is not finished or was trained on that source, or the source cannot be read.
+    `SettingsError`: the run was trained on that source, or it cannot be read.
     """
     refuse_training_text(settings.general_source, source=read_run_settings(settings.run).source, run=settings.run)
     splits = load_documents(DataSettings(run=settings.run, source=settings.general_source))
@@ -231,13 +234,11 @@ def measure_published_protocol(settings: EvaluationSettings) -> list[dict[str, A
     """Score both models by the protocol that published perplexities of GPT-2 follow: `scoring`'s 'transformers'.
 
     All rows of the source's own test part are joined, whatever this run takes as documents or left out as duplicates.
+    `SettingsError`: the source has no rows with a test part of its own.
 
     Returns:
         One row per stride, the complete window and half of it: `protocol`, `stride`, the perplexities `base` and
         `tuned`, and `published` for the base model, None where none is known for it and this text.
-
-    Raises:
-        SettingsError: the run is not finished, or its source has no rows with a test part of its own.
     """
     trained = read_run_settings(settings.run)
     rows = Source(trained.part(DataSettings)).rows_of("test")
@@ -292,7 +293,7 @@ def opening(text: str, tokenizer: "PreTrainedTokenizerBase", *, n_words: int) ->
     return tokenizer.decode(ids[:_LONGEST_OPENING]).rstrip("\N{REPLACEMENT CHARACTER}").rstrip()
 
 
-def _compare_on(documents: "Dataset", settings: EvaluationSettings, *, source: str) -> Comparison:
+def _compare_on(documents: Dataset, settings: EvaluationSettings, *, source: str) -> Comparison:
     trained = read_run_settings(settings.run)
     context, start = trained.block_size, "random weights" if trained.from_scratch else None
     texts, protocol = dialogues(documents), "passages" if "continues" in documents.column_names else "documents"
@@ -317,9 +318,6 @@ def measure_copying(settings: EvaluationSettings) -> CopyReport:
     The first tokens of each of `copy_samples` test documents are a prompt, or the question, where the model has learned
     answers only. What really follows, cut to the length of a sample, is the control. Where no test document has a
     prompt of a fitting length and something behind it, the report is empty and nothing is recorded.
-
-    Raises:
-        SettingsError: the run is not finished.
     """
     model, tokenizer = load_tuned(settings.run)
     documents = open_prepared(settings.run).documents
@@ -354,12 +352,8 @@ def compare_decodings(
 ) -> DecodingReport:
     """Let the tuned model continue the prompt and the openings of three test documents, with each decoding method.
 
-    The base model continues the prompt as well, with the settings as they are.
-
-    `decodings` has, for each method, the changes to the settings in the form that `generate` takes.
-
-    Raises:
-        SettingsError: the run is not finished, or the prompt and `max_new_tokens` exceed the model's positions.
+    The base model continues the prompt as well, with the settings as they are. `decodings` has for each method its
+    changes to the settings, as `generate` takes them, and raises.
     """
     settings = fill_prompt(settings)
     model, tokenizer = load_tuned(settings.run)

@@ -11,7 +11,10 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from helpers.data.run_data import open_prepared
 from helpers.evaluation.base_and_tuned import load_tuned
@@ -19,9 +22,6 @@ from helpers.evaluation.scoring import compute_token_nats
 from helpers.model import on_device
 from helpers.settings import SettingsError, TrainingSettings, run_folder
 from helpers.training.fine_tuning import fine_tune
-
-if TYPE_CHECKING:
-    from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
 N_CANDIDATES = 1000  # numbers of three digits
 REPEATS = (0, 1, 4, 16)
@@ -33,13 +33,7 @@ _SOURCE_SETTINGS = ("source_config", "source_split", "source_revision", "streami
 
 @dataclass(frozen=True)
 class Canary:
-    """A sentence with a secret of three digits.
-
-    Attributes:
-        owner: whose secret it is.
-        secret: the number, 0 to 999.
-        repeats: number of documents it is planted in; 0 for a control, which the model never sees.
-    """
+    """A sentence with a secret of three digits, planted in `repeats` documents; 0 for a control, never seen."""
 
     owner: str
     secret: int
@@ -57,15 +51,10 @@ class Canary:
 def plant_canaries(
     documents: Sequence[str], *, seed: int, repeats: Sequence[int] = REPEATS
 ) -> tuple[list[str], list[Canary]]:
-    """Return a copy of the documents with canaries at the end of some, and the canaries.
+    """Return a copy of the documents with canaries at the end of some, one at most, and the canaries.
 
-    Args:
-        documents: texts; each gets at most one canary.
-        seed: seed of the secrets and of the choice of documents.
-        repeats: for each canary the number of documents it is planted in; at most 8 canaries.
-
-    Raises:
-        SettingsError: there are too few documents, or more canaries than owners.
+    `repeats` has for each canary the number of documents it is planted in. `SettingsError`: there are too few
+    documents, or more canaries than owners.
     """
     if len(documents) < sum(repeats) or len(repeats) > len(_OWNERS):
         raise SettingsError(
@@ -82,10 +71,8 @@ def plant_canaries(
     return planted, canaries
 
 
-def rank_secret(model: "GPT2LMHeadModel", tokenizer: "PreTrainedTokenizerBase", canary: Canary) -> int:
+def rank_secret(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, canary: Canary) -> int:
     """Return the rank of a canary's secret among all candidates, 1 for the likeliest."""
-    import numpy as np
-
     sentences = [f"\n\n{canary.sentence(number)}" for number in range(N_CANDIDATES)]
     rows = [[tokenizer.eos_token_id, *tokenizer.encode(sentence)] for sentence in sentences]
     lengths, width = np.array([len(row) for row in rows]), max(map(len, rows))
@@ -100,17 +87,11 @@ def measure_exposure(settings: TrainingSettings, *, repeats: Sequence[int] = REP
     """Train a copy of a run on a copy of its text with canaries planted in it, and measure their exposure.
 
     The copy is the run `<run>-canaries`; the run itself and its source stay unchanged. It takes as long as the run.
-
-    Args:
-        settings: settings of a run whose data are prepared.
-        repeats: for each canary the number of documents it is planted in.
+    `SettingsError`: the run has no data yet, or too few documents for the `repeats`, as in `plant_canaries`.
 
     Returns:
         One row per canary: `sentence`, `repeats` (in the training part of the copy, which is split anew), `rank`,
         `exposure_bits` and `highest_bits`.
-
-    Raises:
-        SettingsError: the run has no data yet, or too few documents.
     """
     documents = open_prepared(settings.run).documents["train"]["text"][:]
     planted, canaries = plant_canaries(documents, seed=settings.seed, repeats=repeats)

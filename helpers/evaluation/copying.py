@@ -11,18 +11,19 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from helpers.data.tokens import TokenStream, batches_of
 from helpers.display import cut, html_table, progress_bar
 
 if TYPE_CHECKING:
-    import numpy as np
     from transformers import PreTrainedTokenizerBase
 
 NO_ID = -1  # matches nothing, not even another NO_ID: separates documents and marks words that nobody asks about
 _PART_TOKENS = 4_000_000  # of the training text searched at once; a part takes about 50 bytes per token
 
 
-def find_longest_matches(query: "np.ndarray", ids: "np.ndarray") -> tuple["np.ndarray", "np.ndarray"]:
+def find_longest_matches(query: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Find, for each position of a query, the longest run starting there that is also in the ids.
 
     All runs grow by one id in each round, and places of the ids where no run of the query goes on are dropped. Few are
@@ -39,8 +40,6 @@ def find_longest_matches(query: "np.ndarray", ids: "np.ndarray") -> tuple["np.nd
     >>> find_longest_matches(np.array([6, 7, 5, 9]), np.array([5, 6, 7, 5, 6, 9]))[0].tolist()
     [3, 2, 1, 1]
     """
-    import numpy as np
-
     lengths, positions = np.zeros(len(query), np.int64), np.zeros(len(query), np.int64)
     n_kinds = 2 + max(query.max(initial=0), ids.max(initial=0))
     query, ids = np.append(query, NO_ID), np.append(ids, NO_ID)  # at which every run ends
@@ -73,8 +72,8 @@ class Match:
         documents: (tokens,) number of a training document that contains it.
     """
 
-    lengths: "np.ndarray"
-    documents: "np.ndarray"
+    lengths: np.ndarray
+    documents: np.ndarray
 
     @property
     def longest(self) -> int:
@@ -94,12 +93,8 @@ class Match:
 def find_copies(queries: Sequence[Sequence[int]], corpus: Iterable[Sequence[int]]) -> list[Match]:
     """Find what each query shares with a corpus of documents; no run crosses the border of two documents.
 
-    Args:
-        queries: token ids of each text to look for.
-        corpus: token ids of each training document, read once, some million tokens at a time.
+    Both are token ids; the corpus is read once, some million tokens at a time.
     """
-    import numpy as np
-
     separated = [np.append(np.asarray(query, np.int64), NO_ID) for query in queries]
     joined = np.concatenate([*separated, np.empty(0, np.int64)])
     lengths, documents = np.zeros(len(joined), np.int64), np.full(len(joined), -1)
@@ -115,10 +110,8 @@ def find_copies(queries: Sequence[Sequence[int]], corpus: Iterable[Sequence[int]
     ]
 
 
-def _split_corpus(corpus: Iterable[Sequence[int]]) -> Iterator[tuple["np.ndarray", list[int], int]]:
+def _split_corpus(corpus: Iterable[Sequence[int]]) -> Iterator[tuple[np.ndarray, list[int], int]]:
     """Yield (ids, position where each document starts, number of the first document), some million tokens at a time."""
-    import numpy as np
-
     rows, starts, first, n = [], [], 0, 0
     for number, ids in enumerate(corpus):
         rows.append(np.append(np.asarray(ids, np.int64), NO_ID))
@@ -157,8 +150,6 @@ def measure_novelty(matches: Sequence[Match], n: int) -> float | None:
     >>> measure_novelty([Match(np.array([3, 2, 1, 1]), np.zeros(4, int))], 2)
     0.3333333333333333
     """
-    import numpy as np
-
     # An n-gram is in the training text when the run that starts at its first token has at least n tokens.
     lengths = np.concatenate([match.lengths[: max(0, len(match.lengths) - n + 1)] for match in matches])
     return float((lengths < n).mean()) if len(lengths) else None
@@ -171,11 +162,9 @@ class CopyReport:
     All of it is empty where no held-out document was long enough for a prompt.
 
     Attributes:
-        samples: a match for each sample.
-        control: a match for each held-out text.
+        samples, control: a match for each sample and each held-out text.
         sample_pieces: for each sample, the text of each of its tokens.
-        sample_words: longest run of each sample in words, ignoring case and punctuation.
-        control_words: the same for each held-out text.
+        sample_words, control_words: longest run of each in words, ignoring case and punctuation.
         titles: number of a training document -> its first line, for the documents that share runs with the samples.
     """
 
@@ -257,11 +246,8 @@ def search_training_text(
 ) -> CopyReport:
     """Search the training documents for runs of the samples and of held-out text; show a bar after ten seconds.
 
-    Args:
-        tokenizer: the model's tokenizer.
-        samples: token ids of each sample, without its prompt.
-        control: token ids of each held-out text, about as long as a sample.
-        training: the documents the model was trained on; the column of a data set is read bit by bit.
+    Samples, without their prompts, and control, about as long, are token ids; the documents may be the column of a data
+    set, which is read bit by bit.
     """
     texts = [tokenizer.decode(list(ids)) for ids in (*samples, *control)]
     with progress_bar(2 * len(training), unit="documents") as bar:
@@ -280,9 +266,7 @@ def _count(documents: Iterable[Any], bar: Any) -> Iterator[Any]:
         bar.update()
 
 
-def _tokenize(documents: Iterable[str], tokenizer: "PreTrainedTokenizerBase") -> Iterator["np.ndarray"]:
-    import numpy as np
-
+def _tokenize(documents: Iterable[str], tokenizer: "PreTrainedTokenizerBase") -> Iterator[np.ndarray]:
     tokens = TokenStream(tokenizer)  # several times as fast as the tokenizer
     for batch in batches_of(documents):
         ids, n_tokens = tokens.encode(batch, with_ends=False)

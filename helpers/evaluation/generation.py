@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from helpers.data.sources.documents import replace_half_characters
 from helpers.display import html_table, progress_bar
 from helpers.evaluation.sampling import check_length
 from helpers.model import check_sound, describe_prompt, on_device
@@ -33,11 +34,8 @@ DECODINGS: dict[str, dict[str, Any]] = {
 class Sample:
     """What a model generated after a prompt.
 
-    Attributes:
-        prompt: the text it continued.
-        continuation: the text it generated.
-        token_ids: tokens of the continuation, without the end-of-text.
-        stopped: whether the model ended the text itself, before `max_new_tokens`.
+    `token_ids` are those of the continuation, without the end-of-text; `stopped` tells whether the model ended the text
+    itself, before `max_new_tokens`.
     """
 
     prompt: str
@@ -77,10 +75,13 @@ def generate(
     import torch
 
     check_sound(model, tokenizer)
+    if isinstance(prompts, str) or not prompts or not all(isinstance(prompt, str) for prompt in prompts):
+        raise SettingsError(f"prompts = {prompts!r} must be a list of at least one text.")
     if settings.prompt in prompts and (note := describe_prompt(settings.prompt)):
         warnings.warn(note, stacklevel=2)
     arguments = _generation_arguments(tokenizer, settings, changes)
-    rows = _encode_prompts(tokenizer, prompts)
+    prompts = [replace_half_characters(prompt) for prompt in prompts]
+    rows = [tokenizer.encode(prompt, verbose=False) or [tokenizer.eos_token_id] for prompt in prompts]
     check_length(max(map(len, rows)), arguments["max_new_tokens"], model.config.n_positions)
     n_samples, n_beams = arguments["num_return_sequences"], arguments.get("num_beams") or 1
     n_at_once = sequences_at_once(model.config, max(map(len, rows)) + arguments["max_new_tokens"])
@@ -135,12 +136,6 @@ def _generation_arguments(
     values = {"do_sample": True, "pad_token_id": tokenizer.eos_token_id}
     values |= {name: getattr(settings, name) for name in names}
     return values | (_NO_SAMPLING if changes.get("do_sample") is False else {}) | changes
-
-
-def _encode_prompts(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str]) -> list[list[int]]:
-    if isinstance(prompts, str) or not prompts:
-        raise SettingsError(f"prompts = {prompts!r} must be a list of at least one text.")
-    return [tokenizer.encode(prompt, verbose=False) or [tokenizer.eos_token_id] for prompt in prompts]
 
 
 def _continue_batch(
@@ -208,12 +203,9 @@ def measure_samples(samples: Sequence[Sample]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class DecodingReport:
-    """Samples of several decoding methods for the same prompts.
+    """Samples of several decoding methods for the same prompts: a method's name -> its samples for all prompts.
 
-    Attributes:
-        samples: name of a decoding method -> its samples for all prompts.
-        settings: length and seed of all samples, and the sampling of the method 'these settings'.
-        before: what the base model generated with these settings.
+    `before` is what the base model generated with the settings.
     """
 
     samples: dict[str, list[Sample]]
@@ -231,12 +223,8 @@ class DecodingReport:
     def to_dict(self) -> dict[str, Any]:
         """Return prompts, settings, the base model's sample and rows, ready for JSON."""
         prompts = list(dict.fromkeys(sample.prompt for sample in next(iter(self.samples.values()))))
-        return {
-            "prompts": prompts,
-            "settings": self.settings.model_dump(),
-            "before": self.before.text,
-            "decodings": self.rows,
-        }
+        settings = self.settings.model_dump()
+        return {"prompts": prompts, "settings": settings, "before": self.before.text, "decodings": self.rows}
 
     def _repr_html_(self) -> str:
         names = ["first sample" if name == "sample" else name for name in self.rows[0]]

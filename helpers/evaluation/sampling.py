@@ -89,14 +89,9 @@ def candidates(
     *,
     include: int | None = None,
 ) -> list[Candidate]:
-    """Return the most probable next tokens.
+    """Return the most probable next tokens after `ids`, from the model's logits (1, V).
 
-    Args:
-        logits: (1, V), as the model returns them.
-        ids: the tokens before; those among them are penalised for repetition.
-        tokenizer: gives the tokens' text.
-        settings: temperature, top_k, top_p and repetition penalty.
-        include: a token that takes the last place if it is not among the most probable.
+    A token to `include` takes the last place if it is not among the most probable.
     """
     import torch
 

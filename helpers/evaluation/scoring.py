@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+import numpy as np
+
 from helpers.data.sources.chat import Dialogue
 from helpers.data.tokens import TokenStream, batches_of
 from helpers.display import progress_bar
@@ -31,7 +33,6 @@ from helpers.settings import SettingsError
 from helpers.training.engine import CHUNK_TOKENS, equal_results_less_work
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
     from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
@@ -56,9 +57,9 @@ class Score:
         protocol_name: one of those described at the top of this module.
     """
 
-    document_nats: "np.ndarray"
-    document_tokens: "np.ndarray"
-    document_bytes: "np.ndarray"
+    document_nats: np.ndarray
+    document_tokens: np.ndarray
+    document_bytes: np.ndarray
     n_words: int
     text_sha256: str
     model: str
@@ -158,8 +159,6 @@ def score(
         SettingsError: there is no text, the protocol is unknown, the stride or context does not fit the model, or the
             model does not fit the tokenizer or has weights that are not finite.
     """
-    import numpy as np
-
     context = model.config.n_positions if context is None else context
     _check_window(model, stride, context)
     if protocol not in get_args(Protocol):
@@ -219,10 +218,8 @@ def _check_texts(documents: Sequence[str]) -> Iterator[str]:
         yield text
 
 
-def _measure_text(documents: Sequence[str]) -> tuple["np.ndarray", int, str]:
+def _measure_text(documents: Sequence[str]) -> tuple[np.ndarray, int, str]:
     """Return bytes per document, the number of words and the hash of all; raise `SettingsError` for no text."""
-    import numpy as np
-
     digest, n_bytes, n_words = hashlib.sha256(), [], 0
     for text in _check_texts(documents):
         segments = text.segments if isinstance(text, Dialogue) else [(text, False)]
@@ -234,25 +231,18 @@ def _measure_text(documents: Sequence[str]) -> tuple["np.ndarray", int, str]:
     if not n_bytes:
         raise SettingsError("There are no documents to score: give at least one.")
     if not n_words:
-        raise SettingsError(f"There is no text to score: {len(n_bytes)} documents contain only white space.")
+        raise SettingsError("There is no text to score: the documents contain only white space.")
     return np.array(n_bytes), n_words, digest.hexdigest()
 
 
 def encode(
     documents: Sequence[str], tokenizer: "PreTrainedTokenizerBase", *, with_ends: bool, with_start: bool = True
-) -> tuple["np.ndarray", "np.ndarray"]:
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the tokens of all documents in one row, and the number of the document each belongs to; (tokens,) both.
 
-    The number of a prompt's tokens is `PROMPT`; the end-of-text belongs to what is before it.
-
-    Args:
-        documents: the texts.
-        tokenizer: tokenizes them.
-        with_ends: put an end-of-text token after each document; dialogues always get one.
-        with_start: put one before the first document.
+    The number of a prompt's tokens is `PROMPT`. An end-of-text, which belongs to what is before it, follows each
+    document `with_ends`, and a dialogue always; `with_start` puts one before the first document.
     """
-    import numpy as np
-
     tokens, n_read = TokenStream(tokenizer), 0
     pieces, owners = [np.array([tokens.eos] * with_start, tokens.dtype)], [np.array([0] * with_start, np.int32)]
     for batch in batches_of(documents):
@@ -268,8 +258,8 @@ def encode(
 
 
 def slide_windows(
-    ids: "np.ndarray", owners: "np.ndarray", *, stride: int, width: int
-) -> Iterator[tuple["np.ndarray", "np.ndarray"]]:
+    ids: np.ndarray, owners: np.ndarray, *, stride: int, width: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield windows over tokens (tokens,): ids (T + 1,) and owners (scored,).
 
     `owners` are the documents of the window's last tokens, which are the ones it scores.
@@ -286,17 +276,15 @@ def slide_windows(
 
 
 def batch_windows(
-    windows: Iterator[tuple["np.ndarray", "np.ndarray"]], size: int
-) -> Iterator[tuple["np.ndarray", "np.ndarray"]]:
+    windows: Iterator[tuple[np.ndarray, np.ndarray]], size: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield up to `size` windows of the same shape at a time: ids (B, T + 1) and owners (B, scored)."""
-    import numpy as np
-
     for _, same_shape in groupby(windows, key=lambda window: (len(window[0]), len(window[1]))):
         while rows := list(islice(same_shape, size)):
             yield np.stack([ids for ids, _ in rows]).astype(np.int64), np.stack([owners for _, owners in rows])
 
 
-def compute_token_nats(model: "GPT2LMHeadModel", ids: "np.ndarray", n_scored: int) -> "np.ndarray":
+def compute_token_nats(model: "GPT2LMHeadModel", ids: np.ndarray, n_scored: int) -> np.ndarray:
     """Return the nats (B, n_scored) of the last `n_scored` tokens of each row of ids (B, T + 1).
 
     Raises:

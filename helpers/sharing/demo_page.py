@@ -30,13 +30,9 @@ _STATIC = (
 
 
 def served_page(run: str, models: Sequence[str], *, note: str, n_positions: int) -> str:
-    """Return the page that asks the server it came from.
+    """Return the page that asks the server it came from, for the answers of some models, side by side.
 
-    Args:
-        run: whose model card and sampling settings it shows.
-        models: names of the answers, side by side.
-        note: one sentence under the title.
-        n_positions: most tokens of prompt and answer.
+    The note is under its title; `n_positions` is the most tokens of prompt and answer.
     """
     return _page(
         run, models, note=note, n_positions=n_positions, names=SAMPLING, policy=_SERVED, engine="server_engine.js",

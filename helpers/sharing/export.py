@@ -8,7 +8,7 @@ import copy
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
@@ -38,14 +38,10 @@ _REPEAT_LAST_N = -1  # llama.cpp's word for the whole context: in transformers t
 
 @dataclass(frozen=True)
 class Export:
-    """An exported model.
+    """An exported model, in the format 'gguf-f16', 'gguf-q8_0' or 'safetensors-fp16'.
 
-    Attributes:
-        folder: what was written.
-        format: 'gguf-f16', 'gguf-q8_0' or 'safetensors-fp16'.
-        perplexity: of the exported weights, read back from the file, on the measured test documents.
-        perplexity_before: of the run's float32 weights on the same documents.
-        protocol: how both were measured.
+    `perplexity` is that of the weights as they were read back from the file, `perplexity_before` that of the run's
+    float32 weights on the same test documents, and `protocol` how both were measured.
     """
 
     folder: Path
@@ -112,7 +108,7 @@ def export_model(run: str, *, to: Format = "gguf", gguf_type: GgufType = "f16") 
             tokenizer.save_pretrained(new)
         export = _measure(run, new, kind, file, (model, tokenizer))
         _write(new, "README.md", run, model, file=file, export=export, size=_size(new / file))
-    return Export(folder, kind, export.perplexity, export.perplexity_before, export.protocol)
+    return replace(export, folder=folder)
 
 
 def sampling_of(run: str) -> EvaluationSettings:

@@ -6,15 +6,18 @@ transposed, a head that is missing although it is tied, a pre-tokenizer that cut
 is written out as text.
 """
 
+import copy
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+
+import numpy as np
 
 from helpers.data.tokens import is_of_gpt2s_kind
 from helpers.model import check_sound
 from helpers.settings import EvaluationSettings, SettingsError
 
 if TYPE_CHECKING:
-    import numpy as np
     from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 
 GgufType = Literal["f16", "q8_0"]
@@ -94,8 +97,6 @@ def write_gguf(
 
 def read_gguf(path: Path, model: "GPT2LMHeadModel") -> "GPT2LMHeadModel":
     """Return a copy of a model with the weights of its GGUF file, in float32."""
-    import copy
-
     import torch
     from gguf import GGUFReader
     from gguf.quants import dequantize
@@ -119,7 +120,7 @@ def import_gguf() -> None:
         ) from None
 
 
-def _turned(name: str, array: "np.ndarray") -> "np.ndarray":
+def _turned(name: str, array: np.ndarray) -> np.ndarray:
     """Return the weight of a `Conv1D`, which GPT-2 stores as (inputs, outputs), the other way round."""
     return array.T.copy() if name.startswith("transformer.h.") and array.ndim == 2 else array
 
@@ -142,13 +143,12 @@ def _check_arithmetic(config: "GPT2Config") -> None:
             )
 
 
-def _in_type(name: str, array: "np.ndarray", gguf_type: GgufType) -> tuple["np.ndarray", int]:
+def _in_type(name: str, array: np.ndarray, gguf_type: GgufType) -> tuple[np.ndarray, int]:
     """Return a tensor in the number format that it has in the file, and that format.
 
     As in llama.cpp's own files, vectors stay in float32, and positions, of which one row is read for each token, in
     float16: in q8_0 its addition has no kernel.
     """
-    import numpy as np
     from gguf import GGMLQuantizationType as Type
     from gguf.quants import quantize
 
@@ -161,8 +161,6 @@ def _in_type(name: str, array: "np.ndarray", gguf_type: GgufType) -> tuple["np.n
 
 def _add_tokenizer(writer: "object", tokenizer: "PreTrainedTokenizerBase", n_embeddings: int) -> None:
     """Add vocabulary, merges and end-of-text; refuse a tokenizer that llama.cpp's GPT-2 would not repeat."""
-    import json
-
     from gguf import TokenType
 
     parts = json.loads(tokenizer.backend_tokenizer.to_str())

@@ -33,14 +33,9 @@ _UNKNOWN = "not known to this course: make sure that you may publish what was ma
 
 @dataclass(frozen=True)
 class Upload:
-    """What would be published.
+    """What would be published: path in the repository -> the file, or its content; and what to know before.
 
-    Attributes:
-        run: the run.
-        repo_id: 'owner/name' on the Hub.
-        private: whether others will not see it; of a repository that exists, as it is there.
-        files: path in the repository -> the file, or its content.
-        notes: what to know before publishing: copying, text, base model, repository, GGUF.
+    `private` says whether others will not see it: of a repository that exists, whether they do not see it now.
     """
 
     run: str
@@ -163,8 +158,8 @@ def copying_verdict(run: str) -> str:
     if not copying:
         return "not measured. Run notebook 04 for this run first, and read its report."
     longest = {row["text"]: row["longest_words"] for row in copying["rows"]}
-    values = " and ".join(f"{words} words in {text}" for text, words in longest.items())
-    sentence = f"the longest run of words shared with the training text has {values}"
+    values = " and ".join(f"{words} in {text}" for text, words in longest.items())
+    sentence = f"the longest run shared with the training text, in words, is {values}"
     if "held-out text" not in longest:
         return f"{sentence}."
     longer = longest["samples"] > longest["held-out text"]

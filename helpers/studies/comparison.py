@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from helpers.display import MIB, duration_text, html_table
-from helpers.evaluation.bootstrap import CONFIDENCE
+from helpers.evaluation.record import CONFIDENCE
 from helpers.files import atomic_folder, read_json, write_json
 from helpers.paths import runs_folder
 from helpers.settings import SettingsError, run_folder

@@ -26,8 +26,16 @@ def test_a_group_of_near_duplicates_is_never_separated():
     assert set(code) == {TRAIN, VALIDATION, TEST}
 
 
-def test_no_part_is_empty_when_groups_are_larger_than_the_part():
-    code = split([-1] * 12, group=np.repeat([0, 4, 8], 4))
+@pytest.mark.parametrize(
+    ("group", "shares"),
+    [
+        ([0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8], (0.1, 0.1)),
+        ([0] * 98 + [98, 99], (0.1, 0.1)),  # both single documents would fit into the test
+        ([0, 1, 2, 3], (0.4, 0.4)),  # two and two, after rounding
+    ],
+)
+def test_no_part_is_empty_whatever_the_groups_and_shares(group, shares):
+    code = split([-1] * len(group), group=group, validation_share=shares[0], test_share=shares[1])
     assert set(code) == {TRAIN, VALIDATION, TEST}
 
 
@@ -48,8 +56,10 @@ def test_a_part_that_the_source_lacks_is_drawn_from_its_training_text():
 
 
 def test_too_few_documents_are_refused():
-    with pytest.raises(SettingsError, match="has 2 different documents: three parts need at least 3"):
+    with pytest.raises(SettingsError, match="has 2 different documents for 3 parts: give more"):
         split([-1, -1, -1], is_first=[True, True, False])
+    with pytest.raises(SettingsError, match="has 1 different document for 2 parts: give more"):
+        split([TRAIN, TEST, TEST])
 
 
 @pytest.mark.parametrize("sizes", [[10] * 100, [1000, *[10] * 30, 700], [5, 5, 5]])

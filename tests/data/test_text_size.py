@@ -95,6 +95,8 @@ def test_tokens_of_a_saved_data_set_are_estimated_from_its_parts(tmp_path):
     DatasetDict(train=rows, test=rows, validation=rows).save_to_disk(tmp_path / "many")
     assert training_tokens(gpt2(source=str(tmp_path / "one")))[0] == pytest.approx(80_000, rel=0.02)
     assert training_tokens(gpt2(source=str(tmp_path / "many")))[0] == pytest.approx(100_000, rel=0.02)
+    one_part = gpt2(source=str(tmp_path / "many"), source_split="test")
+    assert training_tokens(one_part)[0] == pytest.approx(80_000, rel=0.02)
 
 
 def test_tokens_of_a_file_are_those_in_the_callers_folder(tmp_path, monkeypatch):

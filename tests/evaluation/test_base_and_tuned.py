@@ -126,6 +126,13 @@ def test_the_rows_are_named_base_and_tuned():
     assert [row["model"] for row in make_comparison([10.0, 20.0], [8.0, 9.0]).rows] == ["base", "tuned"]
 
 
+def test_an_interval_is_as_wide_as_theory_says_and_the_same_each_time():
+    saved = np.random.default_rng(0).normal(5.0, 1.0, 400)  # nats of documents of equal size
+    low, high = make_comparison([50.0] * 400, 50 - saved).difference["interval"]
+    assert (low, high) == tuple(make_comparison([50.0] * 400, 50 - saved).difference["interval"])
+    assert high - low == pytest.approx(2 * 1.96 * saved.std() / 20 / math.log(2) / 50, rel=0.1)
+
+
 def test_a_dialogue_without_an_answer_changes_no_interval():
     scored = make_comparison([100.0, 80.0], [50.0, 40.0])
     silent = make_comparison([100.0, 80.0, 0.0], [50.0, 40.0, 0.0])

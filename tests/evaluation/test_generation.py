@@ -113,13 +113,20 @@ def test_an_empty_prompt_starts_a_document(tiny):
     assert generate(*tiny, [""], settings, **GREEDY)[0][0].token_ids == from_end.token_ids
 
 
+def test_half_of_a_surrogate_pair_in_a_prompt_is_replaced(tiny):
+    # a command line in another encoding or JSON can hold one, which no tokenizer takes
+    settings = EvaluationSettings(max_new_tokens=4)
+    half, replaced = (generate(*tiny, [f"The fox {mark}"], settings, **GREEDY) for mark in ("\ud83d", "\ufffd"))
+    assert half == replaced
+
+
 class TestBadInput:
     @pytest.mark.parametrize(("prompt", "max_new_tokens"), [("The fox", 64), ("The fox went home. " * 40, 1)])
     def test_a_prompt_and_a_length_beyond_the_positions(self, tiny, prompt, max_new_tokens):
         with pytest.raises(SettingsError, match="together at most 64"):
             generate(*tiny, [prompt], EvaluationSettings(max_new_tokens=max_new_tokens))
 
-    @pytest.mark.parametrize("prompts", [[], "The fox"])
+    @pytest.mark.parametrize("prompts", [[], "The fox", ["The fox", None]])
     def test_prompts_that_are_not_a_list_of_texts(self, tiny, prompts):
         with pytest.raises(SettingsError, match="must be a list of at least one text"):
             generate(*tiny, prompts, EvaluationSettings(max_new_tokens=4))

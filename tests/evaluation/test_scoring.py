@@ -244,8 +244,8 @@ class TestBadInput:
         ("documents", "words"),
         [
             ([], "no documents to score"),
-            ([""], "1 documents contain only white space"),
-            (["", " \n"], "2 documents contain only white space"),
+            ([""], "the documents contain only white space"),
+            (["", " \n"], "the documents contain only white space"),
             ("A fox.", r"put it into a list, \[text\]"),
             (["A fox.", None], "Document 1 is not a text but NoneType"),
         ],

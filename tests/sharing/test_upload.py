@@ -178,5 +178,5 @@ def test_the_copying_verdict_compares_with_the_control(run, words, verdict):
     rows = [{"text": t, "longest_words": n} for t, n in zip(("samples", "held-out text"), words, strict=True)]
     record.write_section(run, "copying", {"rows": rows})
     text = copying_verdict(run)
-    assert f"has {words[0]} words in samples and {words[1]} words in held-out text" in text
+    assert f"in words, is {words[0]} in samples and {words[1]} in held-out text" in text
     assert verdict in text

@@ -175,14 +175,9 @@ def write_corpus(folder: Path, *, training: list[str], held_out: list[str]) -> P
 
 
 def pretrain(run: str, *, source: Path, max_steps: int, start: Path | None = None, **changes: Any) -> Path:
-    """Train a run with the preset, or resume it; return the folder of its model.
+    """Train a run on what `write_corpus` wrote, or resume it; return the folder of its model.
 
-    Args:
-        run: its name.
-        source: what `write_corpus` wrote.
-        max_steps: optimizer steps.
-        start: the folder of a model to train further; from scratch when left out.
-        changes: settings that differ from the preset's.
+    Its settings are the preset's with some changes. It trains the model in the folder `start` further, or a new one.
     """
     from helpers.data import prepare
     from helpers.settings import DataSettings, TrainingSettings

@@ -2,7 +2,7 @@
 
 - `source`: opens all parts of a source, as texts or as tables
 - `paths`, `own_split`: which files a source has, and which part of its own split each of them is
-- `refused_files`, `compression`, `encodings`: what a file is by its bytes, and these as text
+- `refused_files`, `encodings`: what a file is by its bytes, and these as text
 - `tables`, `rows`: tables row by row, and the column that holds the text
 - `hub`: what the library `datasets` opens, from the Hub or saved on disk
 - `documents`, `recognition`: cut texts and rows into documents; find out what separates these

@@ -111,9 +111,7 @@ def _read_message(message: Any) -> tuple[str, str]:
 def chat_columns(columns: Mapping[str, str], wanted: str) -> tuple[str, ...]:
     """Return the columns that hold conversations, or () when the table is not chat data.
 
-    Args:
-        columns: every column, and its kind: 'messages', 'words', 'nested' or 'other'.
-        wanted: the `text_column` of the settings: a column of messages, or empty.
+    The kinds of columns are those of a `Table`; `wanted` is the `text_column` of the settings.
     """
     if wanted:
         return (wanted,) if columns.get(wanted) == "messages" else ()

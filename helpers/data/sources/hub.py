@@ -53,11 +53,7 @@ def open_from_hub(settings: DataSettings) -> dict[str, Table]:
 
 
 def open_shards(settings: DataSettings) -> dict[str, list[Callable[[], Table]]]:
-    """Return for each split of a data set of the Hub what opens each of its shards, to be read as it arrives.
-
-    Raises:
-        SettingsError: as `open_from_hub`.
-    """
+    """Return for each split what opens each of its shards, to be read as it arrives; raise as `open_from_hub`."""
     return {
         name: [partial(_open_split, split, settings, place) for place in range(split.num_shards)]
         for name, split in _load_splits(settings).items()
@@ -68,11 +64,8 @@ def newest_commit(settings: DataSettings) -> str:
     """Return the commit that a data set of the Hub is at, which a stream must go on from; raise as `open_from_hub`."""
     from huggingface_hub import HfApi
 
-    is_online = hub_answers()
-    try:
+    with _explained(settings, is_online=hub_answers()):
         return HfApi().dataset_info(settings.source, revision=settings.source_revision or None).sha
-    except Exception as error:  # noqa: BLE001 (as below)
-        raise SettingsError(_explain(settings, error, is_online=is_online)) from None
 
 
 def _load_splits(settings: DataSettings) -> Any:
@@ -80,16 +73,13 @@ def _load_splits(settings: DataSettings) -> Any:
     from datasets import load_dataset
 
     is_online = hub_answers()
-    try:
-        with nullcontext() if is_online else _offline():
-            return load_dataset(
-                settings.source,
-                settings.source_config or None,
-                revision=settings.source_revision or None,
-                streaming=settings.streaming or (is_online and bool(settings.max_tokens)),
-            )
-    except Exception as error:  # noqa: BLE001 (the clients raise many kinds; each becomes one sentence)
-        raise SettingsError(_explain(settings, error, is_online=is_online)) from None
+    with _explained(settings, is_online=is_online), nullcontext() if is_online else _offline():
+        return load_dataset(
+            settings.source,
+            settings.source_config or None,
+            revision=settings.source_revision or None,
+            streaming=settings.streaming or (is_online and bool(settings.max_tokens)),
+        )
 
 
 def _open_split(split: Any, settings: DataSettings, shard: int | None = None) -> Table:
@@ -106,13 +96,11 @@ def _open_split(split: Any, settings: DataSettings, shard: int | None = None) ->
 def _rows(split: Any, settings: DataSettings) -> Iterator[Row]:
     """Yield rows; an error on the way, such as a lost connection while streaming, becomes a `SettingsError`."""
     number = 0
-    try:
+    with _explained(settings, is_online=True):
         for batch in split.iter(_BATCH):
             for values in zip(*batch.values(), strict=True):
                 number += 1
                 yield f"row {number}", dict(zip(batch, values, strict=True))
-    except Exception as error:  # noqa: BLE001 (as above)
-        raise SettingsError(_explain(settings, error, is_online=True)) from None
 
 
 @contextmanager
@@ -130,6 +118,14 @@ def _offline() -> Iterator[None]:
             yield
         finally:
             config.HF_HUB_OFFLINE = before
+
+
+@contextmanager
+def _explained(settings: DataSettings, *, is_online: bool) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 (the clients raise many kinds; each becomes one sentence)
+        raise SettingsError(_explain(settings, error, is_online=is_online)) from None
 
 
 def _explain(settings: DataSettings, error: BaseException, *, is_online: bool) -> str:

@@ -81,7 +81,7 @@ def divide_files(folder: Path, files: Sequence[Path], settings: DataSettings) ->
             named.setdefault(part or part_of(names[file]), []).append(file)
     parts = _choose(named, names, settings)
     unread = in_order({*read}.difference(*parts.values()))
-    return Division(parts, [*_note_parts(parts, names), *_note_others(folder, about, unread, names)])
+    return Division(parts, _notes(folder, parts, about, unread))
 
 
 def _choose(
@@ -115,7 +115,7 @@ def name_parts(splits: Mapping[str, Content], settings: DataSettings) -> dict[st
         alias = _PARTS.get(wanted.lower(), wanted)
         if alias not in splits:
             raise SettingsError(
-                f"{settings.source!r} has no split {wanted!r}: set source_split to one of {list(splits)}."
+                f"{settings.source!r} has no split {wanted!r}: set source_split to one of {list(splits)[:20]}."
             )
         wanted = alias
     if wanted or len(splits) == 1:
@@ -126,7 +126,7 @@ def name_parts(splits: Mapping[str, Content], settings: DataSettings) -> dict[st
             parts.setdefault(_PARTS[name.lower()], splits[name])
     if "train" not in parts:
         raise SettingsError(
-            f"{settings.source!r} has no split for training among {list(splits)}: set source_split to one of them."
+            f"{settings.source!r} has no split for training among {list(splits)[:20]}: set source_split to one of them."
         )
     return parts
 
@@ -148,8 +148,8 @@ def _files_by_card(folder: Path, read: Sequence[Path], settings: DataSettings) -
     if wanted not in configurations:
         missing = f"no configuration {wanted!r}" if wanted else f"{len(configurations)} configurations"
         raise SettingsError(
-            f"{settings.source!r} has {missing}: set source_config to one of {list(configurations)}, as its README.md "
-            "names them."
+            f"{settings.source!r} has {missing}: set source_config to one of {list(configurations)[:20]}, as its "
+            "README.md names them."
         )
     entry = configurations[wanted]
     listed = entry.get("data_files") or (f"{entry['data_dir']}/**" if entry.get("data_dir") else "**")
@@ -173,7 +173,7 @@ def _configurations(card: Path) -> dict[str, dict[str, Any]]:
     try:
         head = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8"), re.DOTALL)
         entries = (yaml.safe_load(head[1]) or {}).get("configs", []) if head else []
-        return {entry["config_name"]: entry for entry in entries}
+        return {str(entry["config_name"]): entry for entry in entries}  # YAML makes a number of 2024
     except (OSError, ValueError, yaml.YAMLError, AttributeError, TypeError, KeyError):
         return {}  # it is no card of the Hub, and nothing depends on it
 
@@ -187,23 +187,23 @@ def _matching(folder: Path, pattern: str) -> list[Path]:
         return []
 
 
-def _note_parts(parts: Mapping[str, Sequence[Path]], names: Mapping[Path, str]) -> list[str]:
-    if "" in parts:
-        return []
-    listed = "; ".join(f"{part}: {_listed([names[file] for file in files])}" for part, files in parts.items())
-    return [f"The split is the source's own, by the names of its files ({listed})."]
+def _notes(
+    folder: Path, parts: Mapping[str, Sequence[Path]], about: Sequence[Path], unread: Sequence[Path]
+) -> list[str]:
+    def listed(files: Sequence[Path]) -> str:
+        return _listed([file.relative_to(folder).as_posix() for file in files])
 
-
-def _note_others(folder: Path, about: Sequence[Path], unread: Sequence[Path], names: Mapping[Path, str]) -> list[str]:
     notes = []
-    if about:
-        notes.append(f"Left out, as they describe the data: {_listed([names[file] for file in about])}.")
-    if unread:
-        notes.append(f"Left out, as in no part of the split: {_listed([names[file] for file in unread])}.")
+    if "" not in parts:
+        by_part = "; ".join(f"{part}: {listed(files)}" for part, files in parts.items())
+        notes.append(f"The split is the source's own, by the names of its files ({by_part}).")
+    for files, reason in ((about, "as they describe the data"), (unread, "as in no part of the split")):
+        if files:
+            notes.append(f"Left out, {reason}: {listed(files)}.")
     kinds = Counter(file.suffix.lower() or "no suffix" for file in other_files(folder))
     if kinds:
-        listed = ", ".join(f"{count:,} {suffix}" for suffix, count in kinds.most_common())
-        notes.append(f"{kinds.total():,} files of other kinds were left out: {listed}.")
+        counts = [f"{count:,} {suffix}" for suffix, count in kinds.most_common()]
+        notes.append(f"Left out, as of other kinds: {_listed(counts)}.")
     return notes
 
 

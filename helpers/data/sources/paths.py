@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from helpers.data.sources.compression import CODECS
+from helpers.data.sources.encodings import CODECS
 from helpers.paths import ASSETS, NOTEBOOKS, find_path
 from helpers.settings import SettingsError
 
@@ -111,8 +111,8 @@ def source_files(path: Path) -> list[Path]:
     read = in_order(_check_link(file) for file in files if kind_of(file) in (*TEXTS, *TABLES))
     if not read:
         raise SettingsError(
-            f"The folder {path} holds no file of {', '.join((*TEXTS, *TABLES))}, compressed or not; it holds "
-            f"{len(files):,} other files."
+            f"The folder {path} holds no file of {', '.join((*TEXTS, *TABLES))}, compressed or not; other files in it: "
+            f"{len(files):,}."
         )
     return read
 

@@ -47,13 +47,9 @@ class Choice(NamedTuple):
 
 
 def recognise(rows: Sequence[str], *, is_table: bool = False, n_columns: int = 1, n_files: int = 1) -> Choice:
-    """Return what separates the documents of a source.
+    """Return what separates the documents of a source, by its first rows: the lines of a text, or a table's texts.
 
-    Args:
-        rows: its first rows: the lines of a text file, or the texts of a table.
-        is_table: whether they are a table's.
-        n_columns: how many columns that table has: texts next to labels are documents, not lines.
-        n_files: how many text files the source has.
+    In a table of several columns, as with texts next to labels, each row is a document and not a line.
     """
     rows = [row.removesuffix("\n") for row in rows]
     n_rows = f"the first {len(rows):,} rows" if len(rows) > 1 else "the only row"

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from helpers.data.sources.compression import read_chunks
+from helpers.data.sources.encodings import read_chunks
 from helpers.settings import SettingsError
 
 _HEAD_BYTES = 4096

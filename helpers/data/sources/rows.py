@@ -67,8 +67,8 @@ def _rows(
             end = n_skipped + reader.line_num
             if len(values) > len(columns):
                 raise SettingsError(
-                    f"{name}, line {end}: {len(values)} values under {len(columns)} columns, the names in line "
-                    f"{n_skipped + 1}: put text that holds the delimiter {delimiter!r} into double quotes, or delete "
+                    f"{name}, line {end}: {len(values)} values, and the header in line {n_skipped + 1} names "
+                    f"{len(columns)}: put text that holds the delimiter {delimiter!r} into double quotes, or delete "
                     "the lines above the header."
                 )
             if end - begin >= _MERGED_LINES:

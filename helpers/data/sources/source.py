@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from helpers.data.sources.chat import chat_columns, render_row
-from helpers.data.sources.compression import read_chunks
 from helpers.data.sources.documents import passages, replace_half_characters, row_documents, row_lines, text_documents
-from helpers.data.sources.encodings import decode, find_encoding
+from helpers.data.sources.encodings import decode, find_encoding, read_chunks
 from helpers.data.sources.hub import open_from_hub, open_saved, open_shards, saved_files
 from helpers.data.sources.own_split import Division, divide_files, name_parts
 from helpers.data.sources.paths import FABLES, TABLES, is_saved_dataset, kind_of, source_files, source_path
@@ -110,16 +109,16 @@ class Source:
         return [partial(self._documents, stream, is_alone=is_continuous) for stream in streams]
 
     def _training_streams(self) -> list[_Stream]:
+        source = self.settings.source
         if self._files:
-            parts = self._division.parts
-            return [self._file_streams([file])[0] for file in parts.get("train", parts.get("", []))]
-        if self._path is None and self.settings.source != "python-reference":
-            parts = name_parts(open_shards(self.settings), self.settings)
-            return [
-                _Stream(self.settings.source, True, lambda opens=opens: self._texts(opens()))
-                for opens in parts.get("train", parts.get("", []))
-            ]
-        parts = self._streams_by_part()
+            parts = {part: [*map(self._file_stream, files)] for part, files in self._division.parts.items()}
+        elif self._path is None and source != "python-reference":
+            parts = {
+                part: [_Stream(source, True, lambda opens=opens: self._texts(opens())) for opens in shards]
+                for part, shards in name_parts(open_shards(self.settings), self.settings).items()
+            }
+        else:
+            parts = self._streams_by_part()
         return parts.get("train", parts.get("", []))
 
     def rows_of(self, part: str) -> Iterator[str] | None:
@@ -130,7 +129,8 @@ class Source:
 
     def _streams_by_part(self) -> dict[str, list[_Stream]]:
         if self.settings.source == "python-reference":
-            return {"": [_Stream("python-reference", True, lambda: iter(_python_reference()))]}
+            chapters = _Stream("python-reference", True, lambda: iter(_python_reference()))
+            return name_parts({"all": [chapters]}, self.settings)
         if self._files:
             for sentence in self._division.notes:
                 self.note(sentence)
@@ -167,9 +167,9 @@ class Source:
         """
         if self.settings.source == "python-reference":
             return {"": sum(map(len, _python_reference()))}
-        parts = self._division.parts
-        if self._path and not self._files:
-            parts = name_parts(saved_files(self._path), self.settings)
+        if self._path is None:
+            return {}
+        parts = self._division.parts if self._files else name_parts(saved_files(self._path), self.settings)
         return {
             part: sum(file.stat().st_size * _EXPANSION.get(file.suffix.lower(), 1) for file in files)
             for part, files in parts.items()
@@ -178,21 +178,21 @@ class Source:
     @cached_property
     def _division(self) -> Division:
         """The files of each part, and notes on the others."""
-        if not self._files or self._path in (FABLES, *self._files):
-            return Division({"": self._files}, [])
+        if self._path in (FABLES, *self._files):
+            return Division(name_parts({"all": self._files}, self.settings), [])
         return divide_files(self._path, self._files, self.settings)
 
     def _file_streams(self, files: Iterable[Path]) -> list[_Stream]:
-        """Return the texts and tables of a part; the shards of a table, such as `a-00000-of-00002`, are one table."""
-        streams = []
-        for _, group in groupby(files, lambda file: (kind_of(file) in TABLES, _SHARD.sub("", str(file)))):
-            shards = list(group)
-            is_table = kind_of(shards[0]) in TABLES
-            read = partial(self._table_texts, shards) if is_table else partial(self._text_chunks, shards[0])
-            streams.append(_Stream(str(shards[0]), is_table, read))
-        return streams
+        """Return the texts and tables of a part; shards, such as `a-00000-of-00002`, are one text or table."""
+        groups = groupby(files, lambda file: _SHARD.sub("", str(file)))
+        return [self._file_stream(*group) for _, group in groups]
 
-    def _table_texts(self, files: Iterable[Path]) -> Iterator[str]:
+    def _file_stream(self, *files: Path) -> _Stream:
+        """Return the text or table that is in these files."""
+        is_table = kind_of(files[0]) in TABLES
+        return _Stream(str(files[0]), is_table, partial(self._table_texts if is_table else self._text_chunks, *files))
+
+    def _table_texts(self, *files: Path) -> Iterator[str]:
         return chain.from_iterable(self._texts(self._open_table(file)) for file in files)
 
     def _open_table(self, file: Path) -> Table:
@@ -221,8 +221,8 @@ class Source:
         except SettingsError as error:
             raise SettingsError(f"{name}, {place}: {error}. Fix the row, or set text_column.") from None
 
-    def _text_chunks(self, file: Path) -> Iterator[str]:
-        return chain(["\n"], self._decode(file)) if self._path == FABLES else self._decode(file)
+    def _text_chunks(self, *files: Path) -> Iterator[str]:
+        return chain(["\n"] if self._path == FABLES else [], chain.from_iterable(map(self._decode, files)))
 
     def _documents(self, stream: _Stream, *, is_alone: bool = False) -> Iterator[str]:
         """Return the documents of one text or table, in the form that the first of its kind has."""

@@ -79,8 +79,9 @@ def rows_of_one_part(table: Table, columns: Sequence[str]) -> Iterator[Row]:
                 continue
             part_by_value[value] = part_of(value)
             if len(set(filter(None, part_by_value.values()))) > 1:
+                names = [name for name, part in part_by_value.items() if part]
                 raise SettingsError(
-                    f"{table.name}, {place}: column {mark!r} divides the rows into parts, {list(part_by_value)}. Write "
+                    f"{table.name}, {place}: column {mark!r} divides the rows into parts, {names}. Write "
                     "each part into a file of its own, such as train.csv and test.csv, and set source to their folder; "
                     "or delete the column to use all rows."
                 )

@@ -231,6 +231,16 @@ def test_the_shards_of_a_table_are_one_table(tmp_path):
     assert source.choice.separator == "heading"
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_the_shards_of_a_text_are_one_text(tmp_path, streaming):
+    for number in range(3):
+        text = "".join(f"Document {number}.{n}\nand more.\n\n" for n in range(9))
+        (tmp_path / f"part-0000{number}-of-00003.txt").write_text(text)
+    settings = DataSettings(source=str(tmp_path), streaming=streaming, max_tokens=1000)
+    ((_, texts),) = Source(settings).parts()
+    assert list(texts) == [f"Document {number}.{n}\nand more." for number in range(3) for n in range(9)]
+
+
 def test_one_continuous_text_is_read_in_passages_and_a_folder_is_not(tmp_path):
     (tmp_path / "a.txt").write_text("Fox:\nWho?\n\nOwl:\nI.\n\n" * 500)
     source = Source(DataSettings(source=str(tmp_path / "a.txt")))

@@ -73,7 +73,26 @@ def test_what_is_left_out_is_listed_and_counted(tmp_path):
     assert "(test: test.txt; train: train.txt)" in split
     assert about.endswith("describe the data: README.md.")
     assert rest.endswith("no part of the split: novel.txt.")
-    assert kinds == "3 files of other kinds were left out: 2 .pdf, 1 .docx."
+    assert kinds == "Left out, as of other kinds: 2 .pdf, 1 .docx."
+
+
+def test_no_list_of_names_is_endless(tmp_path):
+    make(tmp_path, " ".join([*(f"{n}.txt=a" for n in range(100)), *(f"log.{n}=out" for n in range(100))]))
+    source = Source(DataSettings(source=str(tmp_path)))
+    list(source.parts())
+    assert source.notes[0].startswith("Left out, as of other kinds: 1 .")
+    assert source.notes[0].endswith(" and 96 more.")
+    with pytest.raises(SettingsError, match="no split 'test'") as error:
+        list(Source(DataSettings(source=str(tmp_path), source_split="test")).parts())
+    assert str(error.value).count(",") == 19
+
+
+def test_a_configuration_may_be_named_by_a_number(tmp_path):
+    make(tmp_path, "train.txt=train test.txt=test")
+    card = CARD.format("- config_name: 2024\n  data_files: train.txt\n- config_name: 2025\n  data_files: test.txt")
+    (tmp_path / "README.md").write_text(card)
+    parts = Source(DataSettings(source=str(tmp_path), source_config="2025")).parts()
+    assert {part: list(texts) for part, texts in parts} == {"": ["test"]}
 
 
 @pytest.mark.parametrize(

@@ -231,7 +231,7 @@ def bad_sources(folder):
         "list.jsonl": (b'["one", "two"]\n', r'line 1: a row must be an object .*, not \["one", "two"\]'),
         "two.jsonl": (b'{"title": "a", "body": "b"}\n', r"set text_column to one of \['title', 'body'\]"),
         "none.csv": (b"n,m\n1,2\n", r"set text_column to one of \['n', 'm'\]"),
-        "many.csv": (b"text\none, two\n", "line 2: 2 values under 1 columns"),
+        "many.csv": (b"text\none, two\n", "line 2: 2 values, and the header in line 1 names 1:"),
         "open.csv": (b'text\n"one\ntwo\n', "line 3 is broken"),
         "no.parquet": (b"PAR1 and no more", "cannot be read as Parquet"),
     }
@@ -327,8 +327,15 @@ def test_a_file_on_a_drive_that_cannot_tell_the_true_path_is_read(tmp_path, monk
     assert texts(tmp_path) == ["one fox"]
 
 
+def test_a_source_without_parts_has_none_that_can_be_chosen(tmp_path):
+    (tmp_path / "a.txt").write_text("one fox")
+    for source in ("fables", "python-reference", str(tmp_path / "a.txt")):
+        with pytest.raises(SettingsError, match=r"has no split 'test': set source_split to one of \['all'\]"):
+            next(Source(DataSettings(source=source, source_split="test")).parts())
+
+
 def test_a_folder_with_nothing_to_read_says_what_it_looked_for(tmp_path):
-    with pytest.raises(SettingsError, match=r"holds no file of \.txt, .* it holds 0 other files"):
+    with pytest.raises(SettingsError, match=r"holds no file of \.txt, .* other files in it: 0"):
         texts(tmp_path)
 
 

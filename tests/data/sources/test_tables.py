@@ -75,9 +75,9 @@ REFUSED = {
     "twice.csv": ("text,score,text\na,1,b\n", "2 columns called 'text': rename all but one"),
     "twice.tsv": ("n\ttext\ttext\n1\ta\tb\n", "2 columns called 'text'"),
     "unnamed.csv": (",,\nOne fox,0,b\n", "no names of columns in its first line"),
-    "more.csv": ("n,text\n1,a, b, c\n", "line 2: 4 values under 2 columns, the names in line 1"),
+    "more.csv": ("n,text\n1,a, b, c\n", "line 2: 4 values, and the header in line 1 names 2:"),
     "a title.csv": ("Export\n\nn,text\n1,a\n", "line 3: .* or delete the lines above the header"),
-    "title.csv": ("Export\nn,text\n1,a\n", "line 2: 2 values under 1 columns, the names in line 1"),
+    "title.csv": ("Export\nn,text\n1,a\n", "line 2: 2 values, and the header in line 1 names 1:"),
     "open.tsv": ('n\ttext\n1\ta\n2\t"b\n3\tc\n', r"line 4 is broken \(.*; its row begins in line 3\)"),
     "digits.jsonl": ('{"text": "a"}\n{"text": "b", "n": ' + "9" * 5000 + "}\n", "line 2 holds a number of more than"),
     "digits.json": ('[{"text": "a"},\n{"n": ' + "9" * 5000 + "}]", "line 2 holds a number of more than 4,300 digits"),
@@ -216,8 +216,8 @@ def test_each_column_that_may_name_parts_is_looked_at_alone(tmp_path):
     rows = {"text": STORIES, "subset": ["dev-blog"] * 12, "split": ["train"] * 12}
     Dataset.from_dict(rows).to_parquet(tmp_path / "a.parquet")
     assert read(tmp_path / "a.parquet")[0] == STORIES
-    Dataset.from_dict(rows | {"split": ["train", "test"] * 6}).to_parquet(tmp_path / "a.parquet")
-    with pytest.raises(SettingsError, match=r"row 2: column 'split' divides .* \['train', 'test'\]"):
+    Dataset.from_dict(rows | {"split": ["a", "train", "test", *"bcdefghij"]}).to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(SettingsError, match=r"row 3: column 'split' divides .* \['train', 'test'\]"):
         read(tmp_path / "a.parquet")
 
 
