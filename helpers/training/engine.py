@@ -38,7 +38,7 @@ def equal_results_less_work(model: "GPT2LMHeadModel") -> Iterator["GPT2LMHeadMod
     """
     import torch
 
-    attention = model.config._attn_implementation
+    attention, forward = model.config._attn_implementation, vars(model).get("forward")
     activations = [block.mlp.act for block in model.transformer.h]
     use_causal_attention(model)
     use_fused_gelu(model)
@@ -48,7 +48,9 @@ def equal_results_less_work(model: "GPT2LMHeadModel") -> Iterator["GPT2LMHeadMod
             yield model
     finally:
         model.set_attn_implementation(attention)
-        del model.forward  # the instance's, which hid the one of the class
+        del model.forward  # the instance's, which hid the one of the class, or that of a block around this one
+        if forward is not None:
+            model.forward = forward
         for block, activation in zip(model.transformer.h, activations, strict=True):
             block.mlp.act = activation
 

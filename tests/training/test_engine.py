@@ -1,6 +1,7 @@
 import platform
 import warnings
 from contextlib import contextmanager
+from functools import partial
 
 import psutil
 import pytest
@@ -259,6 +260,19 @@ def test_the_model_is_restored_after_the_block(model):
     assert model.config._attn_implementation == "sdpa"
     assert str(model) == modules
     assert "forward" not in vars(model)
+
+
+def test_a_model_that_was_changed_before_the_block_is_as_changed_after_it(model):
+    ids, _ = batch((2, 17), padded=False)
+    with equal_results_less_work(model):
+        with equal_results_less_work(model):
+            pass
+        assert model(input_ids=ids, labels=ids).logits is None, "the outer block still holds"
+    assert "forward" not in vars(model)
+    model.forward = prepared = partial(model.forward)
+    with equal_results_less_work(model):
+        pass
+    assert model.forward is prepared
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's way with memory")
