@@ -162,12 +162,13 @@ class _Step:
         self.tokens = settings.per_device_train_batch_size * settings.block_size
         self.layers, self.width, self.inner = config.n_layer, config.n_embd, inner_width(config)
         self.vocabulary, self.trained = config.vocab_size, trained_parameters(config, settings)
-        self.states, self.is_factored = optimizer_bytes(config, settings), settings.optim == "adafactor"
+        self.states, self.optim, self.positions = optimizer_bytes(config, settings), settings.optim, config.n_positions
         self.embedding = 4 * self.vocabulary * self.width  # bytes of the token embedding in float32
         self.stream = 4 * self.tokens * self.width  # the residual stream stays float32 under autocast
         self.block = self.tokens * self._block_bytes_per_token(config)
         if on_processor and (is_half or settings.attn_pdrop):  # attention in parts keeps its weights
-            scores = self.tokens * config.n_head * (settings.block_size + QUERIES) // 2
+            keys = min(settings.block_size, (settings.block_size + QUERIES) // 2)  # per query, on average
+            scores = self.tokens * config.n_head * keys
             self.block += scores * (2 if is_half else 4) * (2 if settings.attn_pdrop else 1)
         matrices = self.width * (4 * self.width + 2 * self.inner)  # of a block
         self.weights = 4 * parameters(config)
@@ -294,7 +295,12 @@ class _Step:
         return self._memory("a sample", gradients=self.kept_gradients, copies=copies, activations=cache + in_hand)
 
     def at_optimizer(self) -> Memory:
-        """Return the memory at the optimizer's step: AdamW works in place, Adafactor needs two tensors."""
-        largest = self.width * self.rank * 4 * max(4, self.inner // self.width) if self.rank else self.embedding
+        """Return the memory at the optimizer's step: AdamW works in place, the others need tensors beside a weight.
+
+        Adafactor needs two in its size. Muon needs one, the same as halves twice, and two small squares.
+        """
+        matrix = (self.rank or self.width) * max(3 * self.width, self.inner)  # the largest one of a block
+        table = 0 if self.rank else self.width * max(self.vocabulary, self.positions)
+        beside = {"adafactor": 8 * max(matrix, table), "muon": 8 * matrix + 4 * self.width**2}.get(self.optim, 0)
         memory = self._memory("the optimizer's step", gradients=4 * self.trained, copies=0, activations=0)
-        return replace(memory, optimizer=self.states + 2 * largest * self.is_factored)
+        return replace(memory, optimizer=self.states + beside)

@@ -28,6 +28,7 @@ from helpers.settings import TrainingSettings
 from helpers.training import autograd_functions
 from helpers.training.engine import use_chunked_loss, use_fused_gelu
 from helpers.training.lora import add_adapter
+from helpers.training.muon import MuonWithAdamW
 
 CPU = torch.device("cpu")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -60,7 +61,7 @@ def peak_bytes(
         optimizer = _stepped_once(trained, settings.optim)
         input_ids = torch.empty(batch, block, dtype=torch.int64)
         tracker = _Tracker()
-        tracker.track_external(trained, optimizer, input_ids)
+        tracker.track_external(trained, *getattr(optimizer, "_parts", [optimizer]), input_ids)
         stack.enter_context(tracker)
         run = stack.enter_context(_in_processes(trained, n_processes)) if n_processes > 1 else trained
         if of != "step":
@@ -196,6 +197,8 @@ def _stepped_once(model: nn.Module, optim: str) -> torch.optim.Optimizer:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if optim == "adafactor":
         optimizer = Adafactor(trained, lr=1e-3, scale_parameter=False, relative_step=False)
+    elif optim == "muon":
+        optimizer = MuonWithAdamW(model, TrainingSettings())
     else:
         optimizer = torch.optim.AdamW(trained, fused=True)
     for parameter in trained:

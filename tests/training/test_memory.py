@@ -13,6 +13,7 @@ from tests.training import memory_trace
 
 MIB = 2**20
 GPT2, WIDE, POCKET_SHAPE = GPT2Shape(12, 768, 12), GPT2Shape(2, 1600, 25), read_shape("pocket")
+FEW_WORDS = GPT2Shape(2, 1024, 16, vocab_size=512, n_positions=128)
 SHALLOW = GPT2._replace(n_layer=2)  # the formula is linear in layers: two test as much as twelve, in less time
 
 
@@ -48,6 +49,8 @@ TRACED = [  # one of each kind; all of them are in `tests/benchmarks/test_memory
     (WIDE, {"batch": 4, "checkpointing": True, "accumulation": 8}, {}),
     (SHALLOW, {"batch": 4, "lora_r": 8, "lora_dropout": 0.1}, {}),
     (WIDE, {"block": 128, "optim": "adafactor"}, {}),
+    (FEW_WORDS, {"batch": 1, "block": 8, "optim": "adafactor"}, {}),
+    (FEW_WORDS, {"batch": 1, "block": 8, "optim": "muon"}, {}),
     (SHALLOW, {"batch": 4, "accumulation": 2}, {"n_processes": 2}),
     (SHALLOW, {}, {"sample_tokens": 200}),
 ]
@@ -82,6 +85,16 @@ def test_a_compiled_model_hands_over_all_gradients_at_once_beside_those_of_earli
     n, embedding = parameters(GPT2), 50257 * 768
     assert (eager.gradients, eager.moment) == (4 * (n + embedding), "the loss")
     assert (compiled.gradients, compiled.moment) == (4 * (2 * n + embedding), "the embedding's gradient")
+
+
+@pytest.mark.parametrize("block", [8, 128, 384])
+def test_on_a_processor_attention_in_parts_keeps_the_weights_of_each_part(block):
+    plain, with_dropout = (
+        _Step(GPT2, settings(3, block, "no", attn_pdrop=share), "course", False, True, 1, False, False).block
+        for share in (0.0, 0.1)
+    )
+    n_weights = sum(128 * (end + 128) for end in range(0, block, 128)) if block >= 128 else block**2
+    assert with_dropout - plain == 3 * 12 * n_weights * (4 + 4), "and what dropout kept of them"
 
 
 def test_several_processes_keep_a_buffer_of_the_gradients():
