@@ -13,6 +13,7 @@ from typing import Any
 
 from helpers.display import did_you_mean
 from helpers.environment.card import CARDS, GraphicsCard, read_card
+from helpers.environment.machine import read_memory
 from helpers.environment.torch_probe import has_bf16
 from helpers.settings import SettingsError
 
@@ -63,14 +64,13 @@ def this_device() -> GraphicsCard:
 @functools.cache
 def this_processor() -> GraphicsCard:
     """Return this machine's processor as if it were a card: its memory, and its speed measured now."""
-    import psutil
     import torch
 
     # Without bf16 instructions a product of halves takes seconds, and nobody trains so.
     is_bf16 = has_bf16(on_processor=True)
     half = _product_tflops(torch.bfloat16) if is_bf16 else 0.0
-    float32, total = _product_tflops(torch.float32), psutil.virtual_memory().total
-    return GraphicsCard("this processor", total, half, float32, has_bf16=is_bf16, is_processor=True)
+    float32, total_bytes = _product_tflops(torch.float32), read_memory().total_bytes
+    return GraphicsCard("this processor", total_bytes, half, float32, has_bf16=is_bf16, is_processor=True)
 
 
 def _product_tflops(dtype: Any) -> float:

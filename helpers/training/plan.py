@@ -100,10 +100,14 @@ class MemoryPlan:
         return math.ceil(blocks / self.settings.per_device_train_batch_size)
 
     @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps to read the training text once."""
+        return math.ceil(self.passes_per_epoch / self.settings.gradient_accumulation_steps)
+
+    @property
     def steps(self) -> int:
         """Optimizer steps of the whole run."""
-        per_epoch = math.ceil(self.passes_per_epoch / self.settings.gradient_accumulation_steps)
-        return math.ceil(per_epoch * self.settings.num_train_epochs)
+        return math.ceil(self.steps_per_epoch * self.settings.num_train_epochs)
 
     @property
     def warmup_note(self) -> str:
@@ -119,12 +123,18 @@ class MemoryPlan:
     def epoch_seconds(self) -> tuple[float, float] | None:
         """Shortest and longest time of an epoch, without validations; None where the card's peak is not known."""
         if self.step_seconds:
-            return tuple(self.steps / self.settings.num_train_epochs * seconds for seconds in self.step_seconds)
+            return tuple(self.steps_per_epoch * seconds for seconds in self.step_seconds)
         if not self.card.tflops(self.precision):
             return None
         # The card computes while the processor launches the next kernels: the slower of the two decides.
         shortest, longest = map(max, self._compute_seconds(), self._launch_seconds())
         return self.passes_per_epoch * shortest, self.passes_per_epoch * longest
+
+    @property
+    def seconds(self) -> tuple[float, float] | None:
+        """Shortest and longest time of the whole run; None as for an epoch."""
+        epochs = self.steps / self.steps_per_epoch  # of which the last one may be a part
+        return self.epoch_seconds and tuple(epochs * seconds for seconds in self.epoch_seconds)
 
     def _compute_seconds(self) -> tuple[float, float]:
         """Return the shortest and the longest time that the card computes for one pass."""
@@ -336,12 +346,13 @@ def describe_long_warmup(settings: TrainingSettings, steps: int) -> str:
     ''
     """
     warmup = settings.warmup_steps
-    if warmup < 1 or warmup < steps:
+    n_warmup = int(warmup) if warmup >= 1 else math.ceil(warmup * steps)
+    if n_warmup < steps:
         return ""
-    reached = settings.learning_rate * (steps - 1) / warmup  # the first step has a rate of 0
+    reached = settings.learning_rate * (steps - 1) / n_warmup  # the first step has a rate of 0
     return (
         f"warmup_steps = {warmup:g} and the training has {steps:,}: the learning rate only climbs to {reached:.2g} of "
-        f"{settings.learning_rate:.2g}. Below 1, warmup_steps is a share of all steps."
+        f"{settings.learning_rate:.2g}. Below 1, warmup_steps is a share of all steps, rounded up; 0 is no warm-up."
     )
 
 
@@ -385,10 +396,9 @@ def predict_on_this_machine(settings: TrainingSettings, config: "GPT2Config", *,
         settings, card=card, train_tokens=train_tokens, shape=shape, process_bytes=besides,
         n_processes=processes.n_processes(),
     )  # fmt: skip
-    epoch = plan.epoch_seconds
     return {
         "on": plan.card.name,
-        "seconds": epoch and [settings.num_train_epochs * seconds for seconds in epoch],
+        "seconds": plan.seconds and list(plan.seconds),
         "peak_bytes": plan.memory.total_bytes,
         "process_bytes": besides,
     }

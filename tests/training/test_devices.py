@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from helpers.display import GIB
+from helpers.environment.facts import Memory
 from helpers.settings import SettingsError, TrainingSettings
 from helpers.training import devices
 from helpers.training.devices import CARDS, find_card, peak_bytes, reset_peak, this_device
@@ -59,6 +60,12 @@ def test_the_processor_beside_a_card_has_its_own_number_formats(monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
     monkeypatch.setattr(devices, "_product_tflops", lambda dtype: 0.1)
     assert devices.this_processor.__wrapped__().precision() == "no"
+
+
+def test_a_container_leaves_a_processor_the_memory_of_its_limit(monkeypatch):
+    monkeypatch.setattr(devices, "_product_tflops", lambda dtype: 0.1)
+    monkeypatch.setattr(devices, "read_memory", lambda: Memory(total_bytes=4 * GIB, available_bytes=GIB))
+    assert devices.this_processor.__wrapped__().usable_bytes == 3 * GIB
 
 
 @pytest.mark.skipif(sys.platform != "linux" or torch.cuda.is_available(), reason="as Linux counts resident memory")

@@ -1,10 +1,12 @@
 import json
 import math
 import re
+from dataclasses import replace
 
 import pytest
 import torch
 from click.testing import CliRunner
+from transformers import TrainingArguments
 
 from helpers.__main__ import main
 from helpers.display import GIB, size_text
@@ -200,6 +202,16 @@ class TestCounts:
         assert "not known" in str(plan)
         assert plan.to_dict()["epoch_seconds"] is None
 
+    def test_an_epoch_takes_as_long_however_little_of_it_is_trained(self):
+        settings, how = TrainingSettings(num_train_epochs=0.01), {"card": SMALL, "train_tokens": 10 * 4 * 256}
+        for measured in (None, (1.0, 2.0)):
+            part, complete = (
+                replace(plan_run(settings.model_copy(update=changes), **how), step_seconds=measured)
+                for changes in ({}, {"num_train_epochs": 1})
+            )
+            assert part.epoch_seconds == complete.epoch_seconds
+            assert part.seconds == pytest.approx([seconds / 10 for seconds in complete.seconds]), "one step of ten"
+
     def test_disk_is_what_a_run_writes(self, tiny_run):
         plan = plan_run(TrainingSettings.from_preset("pocket", run="x", model_name_or_path=str(tiny_run.model_folder),
                                                      block_size=32))  # fmt: skip
@@ -319,3 +331,9 @@ def test_a_warm_up_longer_than_the_training_is_noted():
     assert plan.steps == 8
     assert "warmup_steps = 2000 and the training has 8: the learning rate only climbs to 7e-06 of 0.002" in str(plan)
     assert "warm-up" not in str(plan_run(TrainingSettings(warmup_steps=7), train_tokens=8 * 4 * 256))
+
+
+def test_a_share_of_a_single_step_is_that_step_which_has_a_rate_of_0():
+    plan = plan_run(TrainingSettings(warmup_steps=0.05, num_train_epochs=1), train_tokens=4 * 256)
+    assert "warmup_steps = 0.05 and the training has 1: the learning rate only climbs to 0 of 0.002" in str(plan)
+    assert TrainingArguments("unused", warmup_steps=0.05, use_cpu=True).get_warmup_steps(1) == 1
