@@ -86,13 +86,12 @@ def test_auto_is_planned_as_compiled_where_the_run_is_long_enough(monkeypatch):
 
 @pytest.mark.parametrize("card", [SMALL, *CARDS], ids=lambda card: card.name)
 @pytest.mark.parametrize("model", ["gpt2", "gpt2-medium", "gpt2-large"])
-@pytest.mark.parametrize("engine", ["course", "stock"])
-def test_the_largest_batch_fits_and_one_more_does_not(card, model, engine):
+def test_the_largest_batch_fits_and_one_more_does_not(card, model):
     def fits(batch):
         settings = gpt2(model_name_or_path=model, per_device_train_batch_size=batch, gradient_accumulation_steps=2)
-        return plan_run(settings, card=card, engine=engine).fits
+        return plan_run(settings, card=card).fits
 
-    largest = plan_run(gpt2(model_name_or_path=model, gradient_accumulation_steps=2), card=card, engine=engine)
+    largest = plan_run(gpt2(model_name_or_path=model, gradient_accumulation_steps=2), card=card)
     assert largest.largest_batch == 0 or fits(largest.largest_batch)
     assert not fits(largest.largest_batch + 1)
 
