@@ -91,25 +91,15 @@ class Measurement(_Record):
 
 
 class Calibration(_Record):
-    """The measurements of one card or processor.
+    """The measurements of one card or processor."""
 
-    Attributes:
-        device: the card as its driver names it, or the processor with its number of threads.
-        is_processor: whether it is a processor.
-        driver: the version of the card's driver; empty for a processor.
-        torch: the version of PyTorch.
-        system: the operating system.
-        date: the day of the last measurement.
-        measurements: one per training, the newest last.
-    """
-
-    device: str = Field(min_length=1, max_length=200)
+    device: str = Field(min_length=1, max_length=200)  # as the driver names it; a processor with its threads
     is_processor: bool
-    driver: str = ""
-    torch: str
+    driver: str = ""  # its version; empty for a processor
+    torch: str  # its version
     system: str
-    date: datetime.date
-    measurements: list[Measurement]
+    date: datetime.date  # of the last measurement
+    measurements: list[Measurement]  # one per training, the newest last
 
     def step_seconds(self, shape: GPT2Shape, settings: TrainingSettings, precision: str) -> tuple[float, float] | None:
         """Return the shortest and the longest time of an optimizer step; None where too little was measured.

@@ -31,11 +31,7 @@ _ATTENTION = "course_causal"  # transformers makes no mask for a name without a 
 
 @contextmanager
 def equal_results_less_work(model: "GPT2LMHeadModel") -> Iterator["GPT2LMHeadModel"]:
-    """Make a model cheaper to train inside the block, on rows without left padding; restore it after the block.
-
-    Args:
-        model: a model with scaled-dot-product attention, the default of transformers.
-    """
+    """Make a model cheaper to train inside the block, on rows without left padding; restore it after the block."""
     import torch
 
     attention, forward = model.config._attn_implementation, vars(model).get("forward")
@@ -124,13 +120,7 @@ def attention_in_parts(
     """Compute causal attention for some queries at a time, with no key after the last of them.
 
     On a CPU the flash kernel's backward pass is slow in half precision, and with dropout no fused kernel runs at all.
-
-    Args:
-        query: (B, heads, T, head_dim), the same shape as key, value and the result.
-        key: see query.
-        value: see query.
-        dropout: share of the attention probabilities that is dropped.
-        scaling: factor for the products; 1 / sqrt(head_dim) by default.
+    All tensors are (B, heads, T, head_dim); products are multiplied by `scaling`, 1 / sqrt(head_dim) by default.
     """
     from helpers.training.autograd_functions import CausalAttention
 

@@ -9,6 +9,7 @@ from helpers.settings import TrainingSettings
 from helpers.training import calibration, measuring
 from helpers.training.calibration import SHIPPED, Calibration, add_measurements, find_calibration
 from helpers.training.devices import find_card, this_processor
+from helpers.training.fine_tuning import fine_tune
 from helpers.training.plan import plan_run
 from helpers.training.processes import only_training
 from helpers.training.shape import GPT2Shape, read_shape
@@ -175,6 +176,12 @@ def test_what_one_training_leaves_behind_is_no_part_of_the_process_before_the_ne
 def test_nothing_is_measured_beside_a_training():
     with only_training(), pytest.raises(UserWarning, match="Another run is in training in this kernel"):
         measuring.measure(GPT2Shape(1, 32, 2), TrainingSettings())
+
+
+def test_steps_with_fewer_blocks_than_a_batch_are_no_measurement_of_it(tiny_settings, processor):
+    run = fine_tune(tiny_settings.model_copy(update={"gradient_accumulation_steps": 64, "num_train_epochs": 3}))
+    assert run.facts["step_seconds"] > 0
+    assert find_calibration(processor) is None
 
 
 def test_a_finished_run_adds_its_own(tiny_run, processor):

@@ -284,9 +284,9 @@ def t12_generate(folder):
 
 
 def t12_ours(folder):
-    from helpers.model import check_fit
+    from helpers.model import check_sound
 
-    check_fit(*pocket(), 512)
+    check_sound(*pocket(), block_size=512)
 
 
 def t13(folder):
