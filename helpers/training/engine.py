@@ -98,13 +98,16 @@ def _causal_attention(
     **_: Any,
 ) -> "tuple[torch.Tensor, None]":
     from torch.nn import functional
+    from torch.nn.attention.bias import causal_lower_right
 
-    is_causal = query.shape[2] > 1  # in generation a single token attends to everything in the cache
-    if is_causal and query.device.type == "cpu" and (query.dtype.itemsize == 2 or dropout):
+    n_queries, n_keys = query.shape[2], key.shape[2]  # more keys are those of a cache, to which every token attends
+    is_block = n_queries == n_keys > 1
+    if is_block and query.device.type == "cpu" and (query.dtype.itemsize == 2 or dropout):
         out = attention_in_parts(query, key, value, dropout=dropout, scaling=scaling)
     else:
+        mask = causal_lower_right(n_queries, n_keys) if 1 < n_queries < n_keys else None
         out = functional.scaled_dot_product_attention(
-            query, key, value, dropout_p=dropout, scale=scaling, is_causal=is_causal
+            query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling, is_causal=is_block
         )
     return out.transpose(1, 2).contiguous(), None  # (B, T, heads, head_dim)
 

@@ -2,6 +2,7 @@ import platform
 import warnings
 from contextlib import contextmanager
 from functools import partial
+from inspect import signature
 
 import psutil
 import pytest
@@ -241,6 +242,17 @@ def test_attention_is_in_parts_on_a_cpu_with_half_precision_or_dropout(model, dr
         model(input_ids=ids, labels=labels)
     in_float32 = [(torch.float32, dropout)] * 2 if dropout else []
     assert calls == [*in_float32, *[(torch.bfloat16, dropout)] * 2]
+
+
+@torch.no_grad()
+def test_several_tokens_after_a_cache_attend_to_all_of_it(model):
+    ids, _ = batch((2, 17), padded=False)
+    name = "cache" if "cache" in signature(GPT2LMHeadModel.forward).parameters else "past_key_values"  # since 5.24
+    stock = model(input_ids=ids).logits
+    with equal_results_less_work(model):
+        begun = model(input_ids=ids[:, :10], use_cache=True)
+        continued = model(input_ids=ids[:, 10:], **{name: begun.past_key_values}).logits
+    torch.testing.assert_close(continued, stock[:, 10:], atol=1e-5, rtol=0)
 
 
 def test_gradient_checkpointing_gives_the_same_loss_and_gradients(model):
