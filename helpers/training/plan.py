@@ -304,7 +304,9 @@ def plan_run(
     largest_batch = bisect.bisect_left(range(1, MAX_BATCH + 1), True, key=is_too_large)
     ways = same_effective_batch(settings)
     suggested = next((changes for changes in ways if fits(**changes)), {})
-    others = [] if suggested or settings.lora_r else [change | way for change in _LEANER for way in ways]
+    # the settings refuse an adapter of a new model, and one that Muon trains
+    leaner_ways = _LEANER[:1] if settings.from_scratch or settings.optim == "muon" else _LEANER
+    others = [] if suggested or settings.lora_r else [change | way for change in leaner_ways for way in ways]
     leaner = next((changes for changes in others if fits(**changes)), {})
     return MemoryPlan(
         settings, shape, card, precision, memory(), largest_batch, suggested, leaner, tokens, tokens_are,

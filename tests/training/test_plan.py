@@ -146,6 +146,14 @@ def test_where_no_batch_fits_the_verdict_says_what_would(model, gib, words):
     assert not plan.leaner or plan_run(plan.settings.model_copy(update=plan.leaner), card=card).fits
 
 
+@pytest.mark.parametrize("changes", [{"from_scratch": True}, {"optim": "muon"}, {"optim": "adafactor"}])
+@pytest.mark.parametrize("gib", [4, 6, 8, 12])
+def test_what_fits_instead_is_allowed_together(changes, gib):
+    settings = gpt2(model_name_or_path="gpt2-xl", **changes)
+    leaner = plan_run(settings, card=SMALL._replace(total_bytes=gib * GIB)).leaner
+    assert TrainingSettings(**settings.model_dump() | leaner) == settings.model_copy(update=leaner)
+
+
 def test_a_shorter_block_is_named_where_it_would_help():
     settings = gpt2(lora_r=8, per_device_train_batch_size=1)
     card = SMALL._replace(total_bytes=int(1.6 * GIB))
