@@ -14,16 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from filelock import FileLock
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    ValidationError,
-    field_serializer,
-)
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, field_serializer
 
 from helpers.display import MIB
 from helpers.files import write_atomically
@@ -66,7 +57,7 @@ class Measurement(_Record):
     settings: _StepSettings
     precision: Literal["bf16", "fp16", "no"]
     compiled: bool = False
-    step_seconds: PositiveFloat
+    step_seconds: float = Field(gt=0)
     peak_bytes: PositiveInt
     process_bytes: NonNegativeInt = 0
 
@@ -259,8 +250,6 @@ def _read(path: Path, mtime_ns: int) -> Calibration | None:
     try:
         return Calibration.model_validate_json(path.read_bytes())
     except (OSError, ValidationError):
-        warnings.warn(
-            f"{path} is not a calibration of this version and is left out: measure again with `calibrate`.",
-            stacklevel=4,
-        )
+        reason = "is not a calibration of this version and is left out: measure again with `calibrate`."
+        warnings.warn(f"{path} {reason}", stacklevel=4)
         return None

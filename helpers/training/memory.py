@@ -202,8 +202,9 @@ class _Step:
         self.kept_gradients = 4 * self.trained * (n_processes > 1)
         is_added_to = settings.gradient_accumulation_steps > 1
         self.old_gradients = self.kept_gradients + 4 * self.trained * is_added_to  # from earlier passes of the step
-        # A prompt has no more tokens than characters.
-        self.sample_tokens = min(len(settings.sample_prompt) + SAMPLE_TOKENS, config.n_positions)
+        # A prompt has no more tokens than bytes: of a script that a vocabulary does not know, each byte is a token.
+        prompt_bytes = len(settings.sample_prompt.encode(errors="replace"))
+        self.sample_tokens = min(prompt_bytes + SAMPLE_TOKENS, config.n_positions)
         # Before an adapter's first block nothing needs a gradient, so its input is not kept. With checkpointing the
         # input does, to carry gradients into the blocks, and it is kept together with the embedding it was made from.
         self.input = self.stream * (self.checkpointing - (not self.checkpointing)) * (self.rank > 0)

@@ -77,6 +77,12 @@ def test_a_sample_after_a_long_prompt_takes_more_than_a_step_of_short_blocks():
     assert long.activations >= 2 * 12 * 1024 * 768 * 2, "keys and values of 1,024 tokens in all layers, as halves"
 
 
+def test_a_prompt_in_a_script_without_tokens_of_its_own_has_one_per_byte(tokenizer):
+    asked = settings(sample_prompt="\u8a9e" * 300)
+    step = _Step(GPT2, asked, True, False, 1, False, False)
+    assert step.sample_tokens >= len(tokenizer.encode(asked.sample_prompt)) + 40 > 340
+
+
 def test_a_compiled_model_hands_over_all_gradients_at_once_beside_those_of_earlier_passes():
     short = settings(batch=1, block=32, accumulation=2)
     eager, compiled = (predict(GPT2, short, compiled=compiled) for compiled in (False, True))
