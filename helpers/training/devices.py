@@ -19,7 +19,7 @@ from helpers.settings import SettingsError
 
 DEFAULT_CARD = "RTX 4070 Ti"
 PROCESSOR = "processor"  # in place of a card: plan for the processor of this machine
-_CLEAR_REFS = Path("/proc/self/clear_refs")
+_CLEAR_REFS, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 _MATRIX_SIZE = 768  # width of the square matrices multiplied: large enough for a processor's full speed
 
 
@@ -122,6 +122,9 @@ def peak_bytes() -> int:
     info = psutil.Process().memory_info()
     if hasattr(info, "peak_wset"):  # Windows, which has no `resource` module
         return info.peak_wset
+    status = _STATUS.read_text(encoding="utf-8", errors="replace") if _STATUS.exists() else ""
+    if found := re.search(r"VmHWM:\s+(\d+) kB", status):  # getrusage begins with the peak of the process above this one
+        return int(found[1]) * 1024
     import resource
 
     unit = 1 if platform.system() == "Darwin" else 1024  # getrusage counts bytes on macOS and KiB on Linux

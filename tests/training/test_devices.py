@@ -1,4 +1,5 @@
 import re
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -74,3 +75,11 @@ def test_the_peak_counts_from_the_last_reset():
     large = peak_bytes()
     reset_peak()
     assert peak_bytes() < large - 2**26
+
+
+@pytest.mark.skipif(sys.platform != "linux" or torch.cuda.is_available(), reason="as Linux counts resident memory")
+def test_the_peak_is_not_that_of_the_process_which_started_this_one():
+    held = torch.ones(2**28)  # float32, 1 GiB
+    source = "from helpers.training.devices import *; reset_peak(); print(peak_bytes())"
+    child = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True)
+    assert int(child.stdout) < held.nbytes
