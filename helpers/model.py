@@ -187,8 +187,12 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> "PreTrainedToke
     return GPT2Tokenizer(vocab=vocab, merges=merges)
 
 
-def check_fit(model: "GPT2LMHeadModel", tokenizer: "PreTrainedTokenizerBase", block_size: int) -> None:
-    """Raise `SettingsError` when the tokenizer belongs to another model, or a block has too many positions."""
+def check_sound(model: "GPT2LMHeadModel", tokenizer: "PreTrainedTokenizerBase", *, block_size: int = 1) -> None:
+    """Raise `SettingsError` when a model cannot be trained, measured or sampled in a meaningful way.
+
+    That is when the tokenizer belongs to another model, a block has too many positions, or weights are not finite or
+    not in float32.
+    """
     if len(tokenizer) > model.config.vocab_size:
         raise SettingsError(
             f"The tokenizer has {len(tokenizer)} tokens and the model {model.config.vocab_size} embeddings for them: "
@@ -206,13 +210,6 @@ def check_fit(model: "GPT2LMHeadModel", tokenizer: "PreTrainedTokenizerBase", bl
             f"use at most {model.config.n_positions}."
         )
 
-
-def check_sound(model: "GPT2LMHeadModel", tokenizer: "PreTrainedTokenizerBase", *, block_size: int = 1) -> None:
-    """Raise `SettingsError` when a model cannot be trained, measured or sampled in a meaningful way.
-
-    That is when `check_fit` says so, or weights are not finite or not in float32.
-    """
-    check_fit(model, tokenizer, block_size)
     for name, weights in model.named_parameters():
         if not weights.detach().float().sum().isfinite():
             raise SettingsError(

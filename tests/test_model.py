@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2Tokenizer
 
 from helpers.model import (
-    check_fit,
     check_model_name,
     check_sound,
     load_model,
@@ -37,7 +36,7 @@ def test_the_pocket_model_is_a_gpt2_in_all_but_its_numbers():
         assert getattr(model.config, name) == getattr(stock, name)
     assert tokenizer.eos_token == "<|endoftext|>"
     assert tokenizer.eos_token_id == len(tokenizer) - 1 == model.config.vocab_size - 1
-    check_fit(model, tokenizer, 256)
+    check_sound(model, tokenizer, block_size=256)
 
 
 def test_the_pocket_model_stays_small():
@@ -186,20 +185,20 @@ def test_a_sound_model_passes(tiny):
 
 def test_a_block_longer_than_the_positions_is_refused(tiny_model):
     with pytest.raises(SettingsError, match="use at most 64"):
-        check_fit(load_model(str(tiny_model)), load_tokenizer(str(tiny_model)), 65)
+        check_sound(load_model(str(tiny_model)), load_tokenizer(str(tiny_model)), block_size=65)
 
 
 def test_a_token_without_an_embedding_is_refused(tiny_model):
     tokenizer = load_tokenizer(str(tiny_model))
     tokenizer.add_tokens(["<new>"])
     with pytest.raises(SettingsError, match="4097 tokens and the model 4096 embeddings"):
-        check_fit(load_model(str(tiny_model)), tokenizer, 64)
+        check_sound(load_model(str(tiny_model)), tokenizer, block_size=64)
 
 
 def test_a_tokenizer_of_another_model_is_refused_though_it_has_fewer_tokens(tiny_model):
     tokenizer = train_tokenizer(["the fox and the hen"], vocab_size=260)
     with pytest.raises(SettingsError, match="ends a text with token 4095 and the tokenizer with 259"):
-        check_fit(load_model(str(tiny_model)), tokenizer, 64)
+        check_sound(load_model(str(tiny_model)), tokenizer, block_size=64)
 
 
 def test_threads_that_load_at_the_same_time_spoil_nothing(tiny_model):

@@ -10,7 +10,7 @@ from helpers.display import html_table, progress_bar
 from helpers.evaluation.sampling import check_length
 from helpers.model import check_sound, describe_prompt, on_device
 from helpers.settings import EvaluationSettings, SettingsError
-from helpers.training.evaluation_memory import sequences_at_once
+from helpers.training.memory import sequences_at_once
 
 if TYPE_CHECKING:
     import torch

@@ -35,12 +35,10 @@ class StudyPlan:
     @property
     def hours(self) -> tuple[float, float] | None:
         """Shortest and longest time of all that is left, one trial after the other; None where it is not known."""
-        times = [(plan.epoch_seconds, plan.settings.num_train_epochs) for plan in self.plans]
-        if not times or not all(seconds for seconds, _ in times):
+        times = [plan.seconds for plan in self.plans]
+        if not times or not all(times):
             return None
-        shortest, longest = (
-            sum(seconds[end] * epochs for seconds, epochs in times) / len(times) * self.n_left / 3600 for end in (0, 1)
-        )
+        shortest, longest = (sum(ends) / len(times) * self.n_left / 3600 for ends in zip(*times, strict=True))
         return shortest, longest
 
     @property

@@ -11,8 +11,7 @@
 - `lora`: train an adapter beside a frozen model, and merge it
 - `shape`: the sizes of a GPT-2, its parameters and operations
 - `devices`: the card or processor to train on or to plan for, and the peak of its memory
-- `memory`, `plan`: predict memory, time and disk of a run
-- `evaluation_memory`: predict the memory that measuring a model takes
+- `memory`, `plan`: predict memory, time and disk of a run; the memory that measuring a model takes
 - `calibration`, `measuring`: short trainings that are measured here, and predictions fitted to them
 - `slowness`: say why steps have become slow
 - `model_card`: the card of the final model

@@ -19,10 +19,7 @@ _PASSES_WORTH_COMPILING = 3000
 def training_arguments(settings: TrainingSettings, folder: Path, *, n_blocks: int = 0) -> "TrainingArguments":
     """Return the settings as `TrainingArguments`, with what this course always sets.
 
-    Args:
-        settings: the settings of the run.
-        folder: the folder of the run.
-        n_blocks: number of blocks to train on, which decides whether compiling is worth its time.
+    The number of blocks to train on decides whether compiling is worth its time.
     """
     import torch
     from transformers import TrainingArguments

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from filelock import FileLock
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, field_serializer
 
 from helpers.display import MIB
 from helpers.files import write_atomically
@@ -25,17 +25,25 @@ from helpers.training.memory import predict
 from helpers.training.shape import GPT2Shape, operations_per_token, trained_parameters
 
 SHIPPED = ASSETS / "calibrations"
-_SETTINGS = (  # those that change a step's time or peak; the precision is kept apart: 'auto' depends on the machine
-    "block_size", "per_device_train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing", "lora_r",
-    "optim", "attn_pdrop",
-)  # fmt: skip
 _LEAST = 4  # measurements that a fit needs
 _MOST = 200  # measurements that a file keeps, the newest
 _LEAST_SPREAD = 0.1  # two runs of the same training differ by some percent, whatever the fit says
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class _StepSettings(_Record):
+    """The settings that change a step's time or peak; the precision is kept apart: 'auto' depends on the machine."""
+
+    block_size: PositiveInt
+    per_device_train_batch_size: PositiveInt
+    gradient_accumulation_steps: PositiveInt  # after a batch was halved, perhaps more than a setting allows
+    gradient_checkpointing: bool
+    lora_r: NonNegativeInt
+    optim: str
+    attn_pdrop: float
 
 
 class Measurement(_Record):
@@ -45,18 +53,18 @@ class Measurement(_Record):
     `process_bytes` what it held there before the training.
     """
 
-    shape: dict[str, int | float | None]
-    settings: dict[str, Any]
+    shape: GPT2Shape
+    settings: _StepSettings
     precision: Literal["bf16", "fp16", "no"]
     compiled: bool = False
     step_seconds: float = Field(gt=0)
-    peak_bytes: int = Field(gt=0)
-    process_bytes: int = Field(0, ge=0)
+    peak_bytes: PositiveInt
+    process_bytes: NonNegativeInt = 0
 
     @classmethod
     def of(cls, shape: GPT2Shape, settings: TrainingSettings, **measured: Any) -> "Measurement":
         """Return a measurement of a training with these settings."""
-        return cls(shape=shape._asdict(), settings={name: getattr(settings, name) for name in _SETTINGS}, **measured)
+        return cls(shape=shape, settings=settings.model_dump(include=set(_StepSettings.model_fields)), **measured)
 
     def is_like(self, other: "Measurement") -> bool:
         """Tell whether two measurements are of the same training."""
@@ -66,30 +74,23 @@ class Measurement(_Record):
     @property
     def training(self) -> tuple[GPT2Shape, TrainingSettings]:
         """The shape and the settings of the training."""
-        # a batch that did not fit was halved, perhaps to more accumulation than a setting allows
-        return GPT2Shape(**self.shape), TrainingSettings().model_copy(update=self.settings)
+        return self.shape, TrainingSettings().model_copy(update=dict(self.settings))
+
+    @field_serializer("shape")
+    def _as_object(self, shape: GPT2Shape) -> dict[str, Any]:
+        return shape._asdict()
 
 
 class Calibration(_Record):
-    """The measurements of one card or processor.
+    """The measurements of one card or processor."""
 
-    Attributes:
-        device: the card as its driver names it, or the processor with its number of threads.
-        is_processor: whether it is a processor.
-        driver: the version of the card's driver; empty for a processor.
-        torch: the version of PyTorch.
-        system: the operating system.
-        date: the day of the last measurement.
-        measurements: one per training, the newest last.
-    """
-
-    device: str = Field(min_length=1, max_length=200)
+    device: str = Field(min_length=1, max_length=200)  # as the driver names it; a processor with its threads
     is_processor: bool
-    driver: str = ""
-    torch: str
+    driver: str = ""  # its version; empty for a processor
+    torch: str  # its version
     system: str
-    date: datetime.date
-    measurements: list[Measurement]
+    date: datetime.date  # of the last measurement
+    measurements: list[Measurement]  # one per training, the newest last
 
     def step_seconds(self, shape: GPT2Shape, settings: TrainingSettings, precision: str) -> tuple[float, float] | None:
         """Return the shortest and the longest time of an optimizer step; None where too little was measured.
@@ -245,9 +246,10 @@ def _local() -> Path:
 
 @functools.lru_cache(maxsize=64)
 def _read(path: Path, mtime_ns: int) -> Calibration | None:
-    """Return the content of a file; None, with a warning, for one that is damaged."""
+    """Return the content of a file; None, with a warning, for one that is damaged or of another version."""
     try:
-        return Calibration.model_validate_json(path.read_text(encoding="utf-8"))
+        return Calibration.model_validate_json(path.read_bytes())
     except (OSError, ValidationError):
-        warnings.warn(f"{path} is not a calibration and is left out: measure again with `calibrate`.", stacklevel=4)
+        reason = "is not a calibration of this version and is left out: measure again with `calibrate`."
+        warnings.warn(f"{path} {reason}", stacklevel=4)
         return None

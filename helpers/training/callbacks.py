@@ -51,15 +51,7 @@ def training_callbacks(
     progress: bool = False,
     watch: Watch | None = None,
 ) -> list[TrainerCallback]:
-    """Return the callbacks for a training.
-
-    Args:
-        settings: the settings of the run.
-        folder: the folder of the run.
-        model: the model that is trained.
-        tokenizer: its tokenizer.
-        progress: whether to show a progress bar.
-        watch: called with the history and the progress after each row.
+    """Return the callbacks for a training; `progress` shows a bar, `watch` is called after each row of the history.
 
     Raises:
         SettingsError: the package for `report_to` is not installed.
@@ -97,7 +89,7 @@ class _History(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.is_world_process_zero:
-            write_history(self.folder, history_rows(state.log_history))
+            write_history(self.folder, state.log_history)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, *, model: Any, **_: Any) -> None:
         import torch
@@ -107,7 +99,7 @@ class _History(TrainerCallback):
             with torch.autocast(model.device.type, half, enabled=args.bf16 or args.fp16):
                 text = _greedy_sample(model, self.tokenizer, self.sample_prompt)
             state.log_history.append({"step": state.global_step, "sample": text})
-            write_history(self.folder, history_rows(state.log_history))
+            write_history(self.folder, state.log_history)
 
 
 def _greedy_sample(model: "GPT2LMHeadModel", tokenizer: Any, prompt: str) -> str:

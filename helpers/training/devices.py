@@ -13,12 +13,13 @@ from typing import Any
 
 from helpers.display import did_you_mean
 from helpers.environment.card import CARDS, GraphicsCard, read_card
+from helpers.environment.machine import read_memory
 from helpers.environment.torch_probe import has_bf16
 from helpers.settings import SettingsError
 
 DEFAULT_CARD = "RTX 4070 Ti"
 PROCESSOR = "processor"  # in place of a card: plan for the processor of this machine
-_CLEAR_REFS = Path("/proc/self/clear_refs")
+_CLEAR_REFS, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 _MATRIX_SIZE = 768  # width of the square matrices multiplied: large enough for a processor's full speed
 
 
@@ -63,14 +64,13 @@ def this_device() -> GraphicsCard:
 @functools.cache
 def this_processor() -> GraphicsCard:
     """Return this machine's processor as if it were a card: its memory, and its speed measured now."""
-    import psutil
     import torch
 
     # Without bf16 instructions a product of halves takes seconds, and nobody trains so.
     is_bf16 = has_bf16(on_processor=True)
     half = _product_tflops(torch.bfloat16) if is_bf16 else 0.0
-    float32, total = _product_tflops(torch.float32), psutil.virtual_memory().total
-    return GraphicsCard("this processor", total, half, float32, has_bf16=is_bf16, is_processor=True)
+    float32, total_bytes = _product_tflops(torch.float32), read_memory().total_bytes
+    return GraphicsCard("this processor", total_bytes, half, float32, has_bf16=is_bf16, is_processor=True)
 
 
 def _product_tflops(dtype: Any) -> float:
@@ -122,6 +122,9 @@ def peak_bytes() -> int:
     info = psutil.Process().memory_info()
     if hasattr(info, "peak_wset"):  # Windows, which has no `resource` module
         return info.peak_wset
+    status = _STATUS.read_text(encoding="utf-8", errors="replace") if _STATUS.exists() else ""
+    if found := re.search(r"VmHWM:\s+(\d+) kB", status):  # getrusage begins with the peak of the process above this one
+        return int(found[1]) * 1024
     import resource
 
     unit = 1 if platform.system() == "Darwin" else 1024  # getrusage counts bytes on macOS and KiB on Linux

@@ -31,14 +31,10 @@ _ATTENTION = "course_causal"  # transformers makes no mask for a name without a 
 
 @contextmanager
 def equal_results_less_work(model: "GPT2LMHeadModel") -> Iterator["GPT2LMHeadModel"]:
-    """Make a model cheaper to train inside the block, on rows without left padding; restore it after the block.
-
-    Args:
-        model: a model with scaled-dot-product attention, the default of transformers.
-    """
+    """Make a model cheaper to train inside the block, on rows without left padding; restore it after the block."""
     import torch
 
-    attention = model.config._attn_implementation
+    attention, forward = model.config._attn_implementation, vars(model).get("forward")
     activations = [block.mlp.act for block in model.transformer.h]
     use_causal_attention(model)
     use_fused_gelu(model)
@@ -48,7 +44,9 @@ def equal_results_less_work(model: "GPT2LMHeadModel") -> Iterator["GPT2LMHeadMod
             yield model
     finally:
         model.set_attn_implementation(attention)
-        del model.forward  # the instance's, which hid the one of the class
+        del model.forward  # the instance's, which hid the one of the class, or that of a block around this one
+        if forward is not None:
+            model.forward = forward
         for block, activation in zip(model.transformer.h, activations, strict=True):
             block.mlp.act = activation
 
@@ -99,14 +97,19 @@ def _causal_attention(
     scaling: float | None = None,
     **_: Any,
 ) -> "tuple[torch.Tensor, None]":
+    import torch
     from torch.nn import functional
 
-    is_causal = query.shape[2] > 1  # in generation a single token attends to everything in the cache
-    if is_causal and query.device.type == "cpu" and (query.dtype.itemsize == 2 or dropout):
+    n_queries, n_keys = query.shape[2], key.shape[2]  # more keys are those of a cache, to which every token attends
+    is_block = n_queries == n_keys > 1
+    if is_block and query.device.type == "cpu" and (query.dtype.itemsize == 2 or dropout):
         out = attention_in_parts(query, key, value, dropout=dropout, scaling=scaling)
     else:
+        mask = None
+        if 1 < n_queries < n_keys:
+            mask = torch.ones(n_queries, n_keys, dtype=torch.bool, device=query.device).tril(n_keys - n_queries)
         out = functional.scaled_dot_product_attention(
-            query, key, value, dropout_p=dropout, scale=scaling, is_causal=is_causal
+            query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling, is_causal=is_block
         )
     return out.transpose(1, 2).contiguous(), None  # (B, T, heads, head_dim)
 
@@ -122,13 +125,7 @@ def attention_in_parts(
     """Compute causal attention for some queries at a time, with no key after the last of them.
 
     On a CPU the flash kernel's backward pass is slow in half precision, and with dropout no fused kernel runs at all.
-
-    Args:
-        query: (B, heads, T, head_dim), the same shape as key, value and the result.
-        key: see query.
-        value: see query.
-        dropout: share of the attention probabilities that is dropped.
-        scaling: factor for the products; 1 / sqrt(head_dim) by default.
+    All tensors are (B, heads, T, head_dim); products are multiplied by `scaling`, 1 / sqrt(head_dim) by default.
     """
     from helpers.training.autograd_functions import CausalAttention
 

@@ -35,7 +35,7 @@ from helpers.training.finished_run import (
     open_run,
 )
 from helpers.training.guards import TrainingBrokenError
-from helpers.training.lora import add_adapter, merge_adapter, restore_adapter
+from helpers.training.lora import add_adapter, merge_adapter
 from helpers.training.model_card import card_text
 from helpers.training.plan import describe_long_warmup, predict_on_this_machine
 from helpers.training.slowness import SlownessWatch
@@ -231,7 +231,8 @@ def _train_once(
             facts["step_seconds"] = statistics.median(seconds)
         if not (was_trained and (folder / "training.json").exists()):  # else only the model was made again
             write_json(folder / "training.json", facts)
-        if seconds:  # last: a shared folder may refuse them, and the run is finished all the same
+        # Else most steps have fewer blocks than a batch. Last: a shared folder may refuse it, and the run is finished.
+        if seconds and len(train) >= 2 * settings.effective_batch_size:
             extend_calibration(settings, trainer, facts, predicted)
     trainer.accelerator.wait_for_everyone()  # the other processes open what the first one has written
 
@@ -240,11 +241,8 @@ def _new_trainer(validation: dict[str, Any], **how: Any) -> "Trainer":
     """Return a Trainer whose `eval_loss` is the mean over all labels of the validation part, each counted once.
 
     The stock Trainer averages the means of batches, in which a label counts the more, the fewer there are beside it;
-    and several processes count blocks twice that fill up their last batch.
-
-    Args:
-        validation: the counts of the validation part, as in `data.json`.
-        **how: what a Trainer takes.
+    and several processes count blocks twice that fill up their last batch. `validation` has the counts of that part, as
+    in `data.json`; all else is what a Trainer takes.
     """
     from transformers import Trainer
 
@@ -306,7 +304,7 @@ def _restore_finished(trainer: "Trainer", checkpoint: Path) -> None:
     keeps_best = trainer.args.load_best_model_at_end and state.best_model_checkpoint
     best_or_last = checkpoint.with_name(Path(state.best_model_checkpoint).name) if keeps_best else checkpoint
     if (best_or_last / "adapter_config.json").exists():
-        restore_adapter(trainer.model, best_or_last)
+        trainer.model.load_adapter(str(best_or_last), trainer.model.active_adapter)
     else:
         load_weights(trainer.model, best_or_last / "model.safetensors")
 

@@ -29,9 +29,8 @@ class FineTuned:
         folder: the folder with all of its files.
         history: one row per logging or validation step: `step`, `epoch`, and `loss`, `learning_rate`, `grad_norm` or
             `eval_loss`; losses are in nats per token.
-        facts: the measured steps, tokens, seconds and peak memory, precision and device, the batch that fitted into
-            memory, and in `predicted` what `predict_on_this_machine` returned before the training, its time cut to
-            the steps that early stopping left.
+        facts: what `collect_measurements` returned, and in `predicted` what `predict_on_this_machine` did before the
+            training, its time cut to the steps that early stopping left.
     """
 
     run: str

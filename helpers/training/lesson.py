@@ -20,10 +20,6 @@ def choose_lesson(settings: TrainingSettings, trained: FineTuned) -> tuple[Train
 
     The pocket model takes its place, with its own defaults and on the beginning of the reader's text, where they would
     take more than five minutes, and for an adapter or another optimizer, which need another loop.
-
-    Args:
-        settings: those of the reader's run.
-        trained: that run.
     """
     seconds = trained.facts["seconds"] / trained.facts["steps"] * _STEPS
     name = f"{settings.run[:57]}-lesson"  # a name has at most 64 characters

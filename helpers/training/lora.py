@@ -26,10 +26,7 @@ def add_adapter(
 ) -> "PeftModel":
     """Freeze a model and put an adapter of rank `lora_r` into its blocks, in place; the adapter changes nothing yet.
 
-    Args:
-        model: a model in float32.
-        settings: rank, scale and dropout of the adapter, the seed of its weights, and checkpointing.
-        half: bf16 or fp16 where the training runs under autocast in it: the frozen matrices are then kept in it.
+    `half` is bf16 or fp16 where the training runs under autocast in it: the frozen matrices are then kept in it.
     """
     import torch
     from peft import LoraConfig, get_peft_model
@@ -61,11 +58,6 @@ def _freeze_in_half(model: "GPT2LMHeadModel", dtype: "torch.dtype") -> None:
         for module in (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj):
             frozen = module.get_base_layer()
             frozen.weight.data, frozen.bias.data = frozen.weight.to(dtype), frozen.bias.to(dtype)
-
-
-def restore_adapter(adapted: "PeftModel", folder: Path) -> None:
-    """Give a model's adapter the weights that a checkpoint holds."""
-    adapted.load_adapter(str(folder), adapted.active_adapter)
 
 
 def merge_adapter(model: "GPT2LMHeadModel", folder: Path) -> "GPT2LMHeadModel":

@@ -36,8 +36,7 @@ _ON_A_CARD = ((_GPT2, 256, 1), (_GPT2, 1024, 1), (_GPT2, 1024, 4), (_GPT2, 1024,
 def calibrate(*, budget_seconds: float = 60.0) -> Calibration:
     """Measure the step time and the peak of short trainings here, and keep them for the plans of this machine.
 
-    Args:
-        budget_seconds: no further training is begun after so long.
+    No further training is begun after `budget_seconds`.
     """
     device = this_device()
     return add_measurements(device, list(_measurements(device, time.perf_counter() + budget_seconds)))

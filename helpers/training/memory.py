@@ -1,51 +1,38 @@
-"""Predict the peak memory of a training, by part, from the model's shape and the settings.
+"""Predict the peak memory of a training, by part, and of measuring a model, from its shape and the settings.
 
-This is arithmetic only, without torch, a GPU or a download, so that a slider can call it while it moves. The formula is
-tested against a trace of a real training step (`tests/training/test_memory.py`), and agrees with what an H100 measured
-in 2026-11, compiled or not. A half is a number of 2 bytes, bf16 or fp16.
+This is arithmetic only, without torch, a GPU or a download, so that a slider can call it while it moves. The formulas
+are tested against traces of the real operations (`tests/training/test_memory.py`), and that of a training agrees with
+what an H100 measured in 2026-11, compiled or not. A half is a number of 2 bytes, bf16 or fp16.
 """
 
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any
 
 from helpers.display import MIB
-from helpers.settings import TrainingSettings
+from helpers.settings import EvaluationSettings, TrainingSettings
 from helpers.training.engine import CHUNK_TOKENS, FUSED_CHUNK_TOKENS, QUERIES
 from helpers.training.fused_softmax import has_triton
 from helpers.training.shape import adapter_parameters, block_parameters, inner_width, parameters, trained_parameters
-
-Engine = Literal["course", "stock"]
 
 # What a trace cannot see: constant bytes, and bytes per byte of activations. On a card cuBLAS's workspaces, measured on
 # an H100 in 2026-11: 72 to 127 MiB in all, for 0.3 to 2.9 GiB of activations. On a processor glibc keeps more gaps.
 _ON_A_CARD, _ON_A_PROCESSOR = (80 * MIB, 0.01), (25 * MIB, 1.0)
 _PROCESS_BYTES = 500 * MIB  # Python with the libraries and a data set, on a processor
 SAMPLE_TOKENS = 40  # that a sample after a validation adds to its prompt
+_SEQUENCES, _CACHE_BYTES = 64, 512 * MIB  # generated at once, at most; their keys and values, at most
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes by part, on the card or in the process, at the moment of a training step that takes the most.
+    """Bytes by part, on the card or in the process, at the moment of a training step that takes the most."""
 
-    Attributes:
-        weights: in float32; with an adapter, the frozen matrices of the blocks as halves.
-        gradients: of the trained weights, in float32; more than those while the tied weight has two gradients that are
-            not added yet.
-        optimizer: what the optimizer keeps for the trained weights, in float32, and its temporary tensors.
-        autocast_copies: copies of the weights as halves.
-        activations: what the layers keep for the backward pass, and the temporary tensors of the backward pass.
-        loss: logits and what is computed from them.
-        overhead: workspaces and memory that the allocator cannot reuse; on a processor, the rest of the process too.
-        moment: the moment of the step.
-    """
-
-    weights: int
-    gradients: int
-    optimizer: int
-    autocast_copies: int
-    activations: int
-    loss: int
-    overhead: int
+    weights: int  # in float32; with an adapter, the frozen matrices of the blocks as halves
+    gradients: int  # in float32; more than the trained weights' while the tied weight has two that are not added yet
+    optimizer: int  # what it keeps for the trained weights, in float32, and its temporary tensors
+    autocast_copies: int  # of the weights, as halves
+    activations: int  # what the layers keep for the backward pass, and the temporary tensors of that pass
+    loss: int  # logits and what is computed from them
+    overhead: int  # workspaces, and what the allocator cannot reuse; on a processor, the rest of the process too
     moment: str
 
     @property
@@ -85,7 +72,6 @@ def predict(
     config: Any,
     settings: TrainingSettings,
     *,
-    engine: Engine = "course",
     precision: str | None = None,
     on_processor: bool = False,
     overhead: tuple[int, float] | None = None,
@@ -100,18 +86,17 @@ def predict(
     Args:
         config: a `GPT2Shape` or a `GPT2Config`.
         settings: only block, batch, accumulation, precision, checkpointing, optimizer and the adapter's rank are used.
-        engine: 'course', or 'stock' for the model as transformers runs it under autocast, with all logits at once.
         precision: 'bf16', 'fp16' or 'no'; by default that of the settings, and bf16 for 'auto'.
         on_processor: whether it trains on a processor instead of a GPU; `overhead` is then the whole process besides.
         overhead: constant bytes, and bytes per byte of activations, that the formula cannot see; estimated by default.
         n_processes: how many processes train together, each with this batch and a copy of the model.
         fused_softmax: whether the card has the kernel for the loss; by default whether Triton is installed here.
-        compiled: whether the course's engine is compiled for a card.
+        compiled: whether the model is compiled for a card.
     """
     precision = precision or {"auto": "bf16"}.get(settings.mixed_precision, settings.mixed_precision)
     constant, share = overhead or estimate_overhead(on_processor=on_processor)
     is_fused = not on_processor and (has_triton() if fused_softmax is None else fused_softmax)
-    step = _Step(config, settings, engine, precision != "no", on_processor, n_processes, is_fused, compiled)
+    step = _Step(config, settings, precision != "no", on_processor, n_processes, is_fused, compiled)
     moments = [step.at_loss(), step.at_last_block(), step.at_first_block(), step.at_optimizer(), step.at_sample()]
     if not settings.lora_r:
         moments.append(step.at_embeddings())
@@ -123,14 +108,45 @@ def predict(
 def estimate_overhead(*, on_processor: bool, process_bytes: int = 0) -> tuple[int, float]:
     """Return the constant bytes and those per byte of activations besides the tensors, where nothing was measured.
 
-    Args:
-        on_processor: whether it trains on a processor, where the process counts too.
-        process_bytes: what the process holds besides the training; estimated by default.
+    On a processor the process counts too: `process_bytes` besides the training, estimated by default.
     """
     if not on_processor:
         return _ON_A_CARD
     constant, share = _ON_A_PROCESSOR
     return constant + (process_bytes or _PROCESS_BYTES), share
+
+
+def sequences_at_once(config: Any, n_tokens: int) -> int:
+    """Return how many sequences of some tokens are generated at once, so that keys and values stay small.
+
+    >>> from helpers.training.shape import read_shape
+    >>> sequences_at_once(read_shape("gpt2"), 100), sequences_at_once(read_shape("gpt2-xl"), 100)
+    (64, 8)
+    """
+    return max(1, min(_SEQUENCES, _CACHE_BYTES // _cache_bytes(config, n_tokens)))
+
+
+def _cache_bytes(config: Any, n_tokens: int) -> int:
+    return 8 * config.n_layer * config.n_embd * n_tokens  # a key and a value in float32
+
+
+def scoring_bytes(config: Any, *, per_device_eval_batch_size: int) -> int:
+    """Return the bytes, besides the weights, while windows of all positions are scored in float32."""
+    width, tokens = config.n_embd, per_device_eval_batch_size * config.n_positions
+    # GELU's input and output, or q, k and v; what is beside them is the same; the position embeddings of one window
+    in_block = tokens * (20 * width + max(8 * inner_width(config), 12 * width)) + 4 * config.n_positions * width
+    at_logits = 4 * tokens * width + 8 * min(tokens, CHUNK_TOKENS) * config.vocab_size
+    return max(in_block, at_logits)
+
+
+def evaluation_bytes(config: Any) -> int:
+    """Predict the peak memory on a card when one model is scored and sampled in float32, with the default batch."""
+    positions = config.n_positions
+    cache = sequences_at_once(config, positions) * _cache_bytes(config, positions)
+    batch = EvaluationSettings().per_device_eval_batch_size
+    most = max(scoring_bytes(config, per_device_eval_batch_size=batch), cache)
+    constant, share = _ON_A_CARD
+    return 4 * parameters(config) + most + constant + int(share * most)
 
 
 class _Step:
@@ -147,27 +163,26 @@ class _Step:
         self,
         config: Any,
         settings: TrainingSettings,
-        engine: Engine,
         is_half: bool,
         on_processor: bool,
         n_processes: int,
         has_fused_softmax: bool,
         compiled: bool,
     ) -> None:
-        self.course, self.is_half, self.compiled = engine == "course", is_half, compiled
-        self.has_fused_softmax = has_fused_softmax
+        self.is_half, self.compiled, self.has_fused_softmax = is_half, compiled, has_fused_softmax
         self.mask_bytes = 4 if on_processor else 1  # dropout on a processor keeps floats
         self.checkpointing, self.rank = settings.gradient_checkpointing, settings.lora_r
         self.adapter_dropout = settings.lora_r > 0 and settings.lora_dropout > 0
         self.tokens = settings.per_device_train_batch_size * settings.block_size
         self.layers, self.width, self.inner = config.n_layer, config.n_embd, inner_width(config)
         self.vocabulary, self.trained = config.vocab_size, trained_parameters(config, settings)
-        self.states, self.is_factored = optimizer_bytes(config, settings), settings.optim == "adafactor"
+        self.states, self.optim, self.positions = optimizer_bytes(config, settings), settings.optim, config.n_positions
         self.embedding = 4 * self.vocabulary * self.width  # bytes of the token embedding in float32
         self.stream = 4 * self.tokens * self.width  # the residual stream stays float32 under autocast
         self.block = self.tokens * self._block_bytes_per_token(config)
         if on_processor and (is_half or settings.attn_pdrop):  # attention in parts keeps its weights
-            scores = self.tokens * config.n_head * (settings.block_size + QUERIES) // 2
+            keys = min(settings.block_size, (settings.block_size + QUERIES) // 2)  # per query, on average
+            scores = self.tokens * config.n_head * keys
             self.block += scores * (2 if is_half else 4) * (2 if settings.attn_pdrop else 1)
         matrices = self.width * (4 * self.width + 2 * self.inner)  # of a block
         self.weights = 4 * parameters(config)
@@ -187,8 +202,9 @@ class _Step:
         self.kept_gradients = 4 * self.trained * (n_processes > 1)
         is_added_to = settings.gradient_accumulation_steps > 1
         self.old_gradients = self.kept_gradients + 4 * self.trained * is_added_to  # from earlier passes of the step
-        # A prompt has no more tokens than characters.
-        self.sample_tokens = min(len(settings.sample_prompt) + SAMPLE_TOKENS, config.n_positions)
+        # A prompt has no more tokens than bytes: of a script that a vocabulary does not know, each byte is a token.
+        prompt_bytes = len(settings.sample_prompt.encode(errors="replace"))
+        self.sample_tokens = min(prompt_bytes + SAMPLE_TOKENS, config.n_positions)
         # Before an adapter's first block nothing needs a gradient, so its input is not kept. With checkpointing the
         # input does, to carry gradients into the blocks, and it is kept together with the embedding it was made from.
         self.input = self.stream * (self.checkpointing - (not self.checkpointing)) * (self.rank > 0)
@@ -204,23 +220,13 @@ class _Step:
         copies_output = self.is_half or self.adapter_dropout
         adapters = self.rank and 4 * self.rank * product + self.width * product * copies_output
         adapters += (3 * self.width + self.inner) * self.mask_bytes * self.adapter_dropout
-        return masks + attention + norms + self.width * product + self.inner * self._gelu_bytes() + adapters
-
-    def _gelu_bytes(self) -> int:
-        """Return the bytes that GELU and the product after it keep per value.
-
-        transformers' `gelu_new` is eight operations, of which the power is computed in float32.
-        """
-        if self.course:
-            return 4 if self.is_half else 8
-        return 16 if self.is_half else 20
+        gelu = 2 * self.inner * product  # its input and its output
+        return masks + attention + norms + self.width * product + gelu + adapters
 
     def _in_hand(self) -> int:
         """Return the bytes of temporary tensors in the backward pass through a block's second half."""
         product = 2 if self.is_half else 4
         matrix = self.inner * self.width * (4 - 2 * self.is_half) * (not self.rank)  # its gradient, without its copy
-        if not self.course:
-            return self.stream + self.tokens * self.inner * (12 if self.is_half else 8) + matrix
         again = 4 * self.tokens * (self.width + self.inner) * (self.compiled and self.checkpointing)
         # the larger of before and after the last matrix's gradient
         in_hand = self.tokens * self.inner * product + max(self.tokens * self.width * product, matrix)
@@ -236,15 +242,12 @@ class _Step:
         copied_layers = self.layers
         if self.compiled and self.checkpointing:
             after_blocks, copied_layers = self.stream, 0  # the last block's output is computed again
-        if not self.course and self.is_half:  # the peak is in the backward pass of the loss already
-            after_blocks -= self.stream // 2  # the head keeps the output as halves
-            copied_layers = 0 if self.checkpointing else self.layers
         return self._memory(
             "the loss",
-            gradients=self.old_gradients + (self.head_gradient if self.course else 0),
+            gradients=self.old_gradients + self.head_gradient,
             copies=copied_layers * self.block_copies + (self.embedding // 2) * self.is_half,
             activations=self.embedding_mask + self.layers * kept + self.input + after_blocks,
-            loss=self._chunked_loss() if self.course else 12 * self.tokens * self.vocabulary,
+            loss=self._chunked_loss(),
         )
 
     def _chunked_loss(self) -> int:
@@ -294,7 +297,12 @@ class _Step:
         return self._memory("a sample", gradients=self.kept_gradients, copies=copies, activations=cache + in_hand)
 
     def at_optimizer(self) -> Memory:
-        """Return the memory at the optimizer's step: AdamW works in place, Adafactor needs two tensors."""
-        largest = self.width * self.rank * 4 * max(4, self.inner // self.width) if self.rank else self.embedding
+        """Return the memory at the optimizer's step: AdamW works in place, the others need tensors beside a weight.
+
+        Adafactor needs two in its size. Muon needs one, the same as halves twice, and two small squares.
+        """
+        matrix = (self.rank or self.width) * max(3 * self.width, self.inner)  # the largest one of a block
+        table = 0 if self.rank else self.width * max(self.vocabulary, self.positions)
+        beside = {"adafactor": 8 * max(matrix, table), "muon": 8 * matrix + 4 * self.width**2}.get(self.optim, 0)
         memory = self._memory("the optimizer's step", gradients=4 * self.trained, copies=0, activations=0)
-        return replace(memory, optimizer=self.states + 2 * largest * self.is_factored)
+        return replace(memory, optimizer=self.states + beside)

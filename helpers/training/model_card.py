@@ -22,13 +22,7 @@ _ENGLISH = ("fables", "python-reference")
 
 
 def card_text(settings: TrainingSettings, data_facts: dict[str, Any], evaluation: dict[str, Any] | None = None) -> str:
-    """Return the text of a run's model card.
-
-    Args:
-        settings: the settings of the run.
-        data_facts: counts and hashes, the content of `data.json`.
-        evaluation: the metrics, the content of `evaluation.json`; None before the run was evaluated.
-    """
+    """Return the text of a run's model card, from the content of `data.json`, and of `evaluation.json` if it exists."""
     from huggingface_hub import ModelCard
 
     evaluation = evaluation or {}

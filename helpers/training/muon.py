@@ -16,10 +16,6 @@ class MuonWithAdamW(torch.optim.Optimizer):
     Muon replaces the momentum of a matrix by the nearest matrix whose singular values are all about 1
     (https://kellerjordan.github.io/posts/muon/). Its steps are scaled to the size of AdamW's, so that one learning rate
     and one weight decay serve both (https://arxiv.org/abs/2502.16982).
-
-    Args:
-        model: the model to train.
-        settings: for `learning_rate`, `weight_decay` and `adam_beta2`.
     """
 
     def __init__(self, model: "GPT2LMHeadModel", settings: TrainingSettings) -> None:

@@ -17,8 +17,7 @@ from helpers.training import processes
 from helpers.training.arguments import checkpoints_kept, compiles
 from helpers.training.calibration import find_calibration
 from helpers.training.devices import DEFAULT_CARD, GraphicsCard, find_card, this_device
-from helpers.training.evaluation_memory import describe_evaluation, evaluation_bytes
-from helpers.training.memory import Engine, Memory, estimate_overhead, optimizer_bytes, predict
+from helpers.training.memory import Memory, estimate_overhead, evaluation_bytes, optimizer_bytes, predict
 from helpers.training.shape import (
     GPT2Shape,
     adapter_parameters,
@@ -40,43 +39,25 @@ UTILISATION = (0.20, 0.50)
 # 2.1 to 3.2 ms by the processor of a server (2026-11); the lower value is an estimate for a faster one.
 _LAYER_SECONDS = (1e-3, 3.2e-3)
 _LEANER = ({"optim": "adafactor"}, {"lora_r": 16})  # what else trains a model whose states do not fit the card
-_COMPILED = "on a processor the peak is predicted for a model that is not compiled"
 _BAR = 30  # characters
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """A predicted run. Sizes are in bytes.
-
-    Attributes:
-        settings: the settings of the run.
-        shape: the shape of the model.
-        card: the card that the run is planned for.
-        engine: 'course' or 'stock'.
-        precision: what `mixed_precision` means on the card.
-        memory: the peak memory, by part.
-        largest_batch: the largest `per_device_train_batch_size` that fits, also with accumulation; 0: none.
-        suggested: the settings with the largest pass that fits at the same effective batch; empty when none fits.
-        leaner: where none fits, settings of another optimizer or of an adapter that fit; empty when none does.
-        train_tokens: tokens of the training text.
-        tokens_are: where that number comes from.
-        step_seconds: shortest and longest time of an optimizer step, fitted to what was measured; None: not measured.
-        measured_on: where it was measured; empty: nowhere.
-    """
+    """A predicted run. Sizes are in bytes, times in seconds: the shortest and the longest."""
 
     settings: TrainingSettings
     shape: GPT2Shape
     card: GraphicsCard
-    engine: Engine
-    precision: str
+    precision: str  # what `mixed_precision` means on the card
     memory: Memory
-    largest_batch: int
-    suggested: dict[str, Any]
-    leaner: dict[str, Any]
+    largest_batch: int  # the largest `per_device_train_batch_size` that fits, also with accumulation; 0: none
+    suggested: dict[str, Any]  # the largest pass that fits at the same effective batch; empty when none fits
+    leaner: dict[str, Any]  # where none fits, another optimizer or an adapter that fits; empty when none does
     train_tokens: int
-    tokens_are: str
-    step_seconds: tuple[float, float] | None = None
-    measured_on: str = ""
+    tokens_are: str  # where that number comes from
+    step_seconds: tuple[float, float] | None = None  # of an optimizer step, as measured; None: it was not
+    measured_on: str = ""  # where; empty: nowhere
 
     @property
     def evaluation_bytes(self) -> int:
@@ -100,15 +81,29 @@ class MemoryPlan:
         return math.ceil(blocks / self.settings.per_device_train_batch_size)
 
     @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps to read the training text once."""
+        return math.ceil(self.passes_per_epoch / self.settings.gradient_accumulation_steps)
+
+    @property
     def steps(self) -> int:
-        """Optimizer steps of the whole run."""
-        per_epoch = math.ceil(self.passes_per_epoch / self.settings.gradient_accumulation_steps)
-        return math.ceil(per_epoch * self.settings.num_train_epochs)
+        """Optimizer steps of the run."""
+        return math.ceil(self.steps_per_epoch * self.settings.num_train_epochs)
 
     @property
     def warmup_note(self) -> str:
         """A sentence where the learning rate never reaches its peak; else empty."""
         return describe_long_warmup(self.settings, self.steps)
+
+    @property
+    def evaluation_note(self) -> str:
+        """A sentence where notebook 04 takes much of the card, and more than the training; else empty."""
+        needed, usable = self.evaluation_bytes, self.card.usable_bytes
+        if self.card.is_processor or needed <= min(usable, max(self.memory.total_bytes, usable // 2)):
+            return ""
+        if needed > usable:
+            return f"does not fit: notebook 04 measures in float32, which takes {size_text(needed)}"
+        return f"{size_text(needed)} in notebook 04, which measures in float32: more than the training takes"
 
     @property
     def tokens_per_step(self) -> int:
@@ -119,22 +114,28 @@ class MemoryPlan:
     def epoch_seconds(self) -> tuple[float, float] | None:
         """Shortest and longest time of an epoch, without validations; None where the card's peak is not known."""
         if self.step_seconds:
-            return tuple(self.steps / self.settings.num_train_epochs * seconds for seconds in self.step_seconds)
+            return tuple(self.steps_per_epoch * seconds for seconds in self.step_seconds)
         if not self.card.tflops(self.precision):
             return None
         # The card computes while the processor launches the next kernels: the slower of the two decides.
         shortest, longest = map(max, self._compute_seconds(), self._launch_seconds())
         return self.passes_per_epoch * shortest, self.passes_per_epoch * longest
 
+    @property
+    def seconds(self) -> tuple[float, float] | None:
+        """Shortest and longest time of the whole run; None as for an epoch."""
+        epochs = self.steps / self.steps_per_epoch  # of which the last one may be a part
+        return self.epoch_seconds and tuple(epochs * seconds for seconds in self.epoch_seconds)
+
     def _compute_seconds(self) -> tuple[float, float]:
-        """Return the shortest and the longest time that the card computes for one pass."""
+        """Return the time that the card computes for one pass."""
         tokens = self.settings.per_device_train_batch_size * self.settings.block_size
         operations = tokens * operations_per_token(self.shape, self.settings.block_size, self.settings)
         peak = 1e12 * self.card.tflops(self.precision)
         return operations / (peak * UTILISATION[1]), operations / (peak * UTILISATION[0])
 
     def _launch_seconds(self) -> tuple[float, float]:
-        """Return the shortest and the longest time to launch the kernels of one pass."""
+        """Return the time to launch the kernels of one pass."""
         layers = self.shape.n_layer * (4 / 3 if self.settings.gradient_checkpointing else 1)  # the forward pass again
         return layers * _LAYER_SECONDS[0], layers * _LAYER_SECONDS[1]
 
@@ -175,7 +176,7 @@ class MemoryPlan:
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as a dict for programs, as `--json` prints it.
 
-        Keys: `card` (name, total_bytes, usable_bytes), `model`, `engine`, `precision`, `memory` (bytes of each part,
+        Keys: `card` (name, total_bytes, usable_bytes), `model`, `precision`, `memory` (bytes of each part,
         total_bytes, moment), `fits`, `headroom_bytes`, `largest_batch`, `instead` (settings that fit), `train_tokens`,
         `tokens_are`, `tokens_per_step`, `steps`, `epoch_seconds` ([shortest, longest] or null), `measured_on` (where
         times and overhead were measured, or empty), `disk_bytes`, `evaluation_bytes` (the peak on a card in notebook
@@ -184,7 +185,7 @@ class MemoryPlan:
         card = {name: getattr(self.card, name) for name in ("name", "total_bytes", "usable_bytes")}
         memory = self.memory.parts | {"total_bytes": self.memory.total_bytes, "moment": self.memory.moment}
         names = (
-            "engine", "precision", "fits", "headroom_bytes", "largest_batch", "instead", "train_tokens", "tokens_are",
+            "precision", "fits", "headroom_bytes", "largest_batch", "instead", "train_tokens", "tokens_are",
             "tokens_per_step", "steps", "epoch_seconds", "measured_on", "disk_bytes", "evaluation_bytes", "verdict",
         )  # fmt: skip
         values = {name: getattr(self, name) for name in names}
@@ -193,16 +194,16 @@ class MemoryPlan:
     def rows(self) -> list[tuple[str, str]]:
         """Return what is shown besides the memory: name, value."""
         kept = checkpoints_kept(self.settings)
-        evaluation = describe_evaluation(self.shape, self.card, training_bytes=self.memory.total_bytes)
+        notes = {"evaluation": self.evaluation_note, "warm-up": self.warmup_note}
+        if self.card.is_processor and self.settings.torch_compile == "always":
+            notes["compiled"] = "on a processor the peak is predicted for a model that is not compiled"
         return [
             ("largest batch", f"{self.largest_batch} blocks of {self.settings.block_size} tokens per pass"),
             ("training text", f"{self.train_tokens:,} tokens ({self.tokens_are})"),
             ("steps", f"{self.steps:,} of {self.tokens_per_step:,} tokens"),
             ("an epoch", self._time()),
             ("disk", f"{size_text(self.disk_bytes)}: {kept} + 1 checkpoints and the model"),
-            *([("evaluation", evaluation)] if evaluation else []),
-            *([("warm-up", self.warmup_note)] if self.warmup_note else []),
-            *([("compiled", _COMPILED)] if self.card.is_processor and self.settings.torch_compile == "always" else []),
+            *((name, note) for name, note in notes.items() if note),
         ]
 
     def _time(self) -> str:
@@ -258,7 +259,6 @@ def plan_run(
     card: GraphicsCard | None = None,
     shape: GPT2Shape | None = None,
     train_tokens: int | None = None,
-    engine: Engine = "course",
     process_bytes: int = 0,
     n_processes: int = 1,
 ) -> MemoryPlan:
@@ -269,7 +269,6 @@ def plan_run(
         card: the RTX 4070 Ti of the table by default.
         shape: the shape of the model; read from its name by default.
         train_tokens: tokens of the training text; looked up or estimated by default.
-        engine: 'course', or 'stock' to compare with what transformers needs by itself.
         process_bytes: on a processor, what the process holds besides the training; estimated or measured by default.
         n_processes: how many processes train together, each on a card like this one and on its share of the text.
 
@@ -289,8 +288,8 @@ def plan_run(
     tokens, tokens_are = (train_tokens, "as given") if train_tokens is not None else training_tokens(settings)
     compiled = not card.is_processor and compiles(settings, tokens // settings.block_size, on_card=True)
     how = {
-        "engine": engine, "precision": precision, "on_processor": card.is_processor, "overhead": overhead,
-        "n_processes": n_processes, "compiled": compiled and engine == "course",
+        "precision": precision, "on_processor": card.is_processor, "overhead": overhead,
+        "n_processes": n_processes, "compiled": compiled,
     }  # fmt: skip
 
     def memory(**changes: Any) -> Memory:
@@ -305,10 +304,12 @@ def plan_run(
     largest_batch = bisect.bisect_left(range(1, MAX_BATCH + 1), True, key=is_too_large)
     ways = same_effective_batch(settings)
     suggested = next((changes for changes in ways if fits(**changes)), {})
-    others = [] if suggested or settings.lora_r else [change | way for change in _LEANER for way in ways]
+    # the settings refuse an adapter of a new model, and one that Muon trains
+    leaner_ways = _LEANER[:1] if settings.from_scratch or settings.optim == "muon" else _LEANER
+    others = [] if suggested or settings.lora_r else [change | way for change in leaner_ways for way in ways]
     leaner = next((changes for changes in others if fits(**changes)), {})
     return MemoryPlan(
-        settings, shape, card, engine, precision, memory(), largest_batch, suggested, leaner, tokens, tokens_are,
+        settings, shape, card, precision, memory(), largest_batch, suggested, leaner, tokens, tokens_are,
         calibration and calibration.step_seconds(shape, settings, precision),
         ("this machine" if is_here else calibration.device) if calibration else "",
     )  # fmt: skip
@@ -336,12 +337,13 @@ def describe_long_warmup(settings: TrainingSettings, steps: int) -> str:
     ''
     """
     warmup = settings.warmup_steps
-    if warmup < 1 or warmup < steps:
+    n_warmup = int(warmup) if warmup >= 1 else math.ceil(warmup * steps)
+    if n_warmup < steps:
         return ""
-    reached = settings.learning_rate * (steps - 1) / warmup  # the first step has a rate of 0
+    reached = settings.learning_rate * (steps - 1) / n_warmup  # the first step has a rate of 0
     return (
         f"warmup_steps = {warmup:g} and the training has {steps:,}: the learning rate only climbs to {reached:.2g} of "
-        f"{settings.learning_rate:.2g}. Below 1, warmup_steps is a share of all steps."
+        f"{settings.learning_rate:.2g}. Below 1, warmup_steps is a share of all steps, rounded up; 0 is no warm-up."
     )
 
 
@@ -367,11 +369,6 @@ def same_effective_batch(settings: TrainingSettings) -> list[dict[str, Any]]:
 def predict_on_this_machine(settings: TrainingSettings, config: "GPT2Config", *, train_tokens: int) -> dict[str, Any]:
     """Predict time and memory of a run on this machine's GPU, or on its processor, when its model is loaded.
 
-    Args:
-        settings: the settings of the run.
-        config: the configuration of the model.
-        train_tokens: tokens of the training text.
-
     Returns:
         `on`: the device; `seconds`: [shortest, longest] of the training, None where the card's peak is not known;
         `peak_bytes`; `process_bytes`: on a processor, what of it this process holds besides the training.
@@ -385,10 +382,9 @@ def predict_on_this_machine(settings: TrainingSettings, config: "GPT2Config", *,
         settings, card=card, train_tokens=train_tokens, shape=shape, process_bytes=besides,
         n_processes=processes.n_processes(),
     )  # fmt: skip
-    epoch = plan.epoch_seconds
     return {
         "on": plan.card.name,
-        "seconds": epoch and [settings.num_train_epochs * seconds for seconds in epoch],
+        "seconds": plan.seconds and list(plan.seconds),
         "peak_bytes": plan.memory.total_bytes,
         "process_bytes": besides,
     }

@@ -69,12 +69,7 @@ def store_changes(settings: TrainingSettings) -> None:
 
 
 def settings_record(settings: TrainingSettings, data_facts: dict[str, Any]) -> dict[str, Any]:
-    """Return the content of settings.json: all that is needed to repeat a run.
-
-    Args:
-        settings: those of the run.
-        data_facts: counts and hashes of its text, the content of data.json.
-    """
+    """Return the content of settings.json: all that is needed to repeat a run; `data_facts` is that of data.json."""
     return {
         "settings": settings.model_dump(),
         "processes": n_processes(),
@@ -93,9 +88,9 @@ def history_rows(log_history: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def write_history(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write history.jsonl into a run's folder, one row per line."""
-    write_atomically(folder / "history.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+def write_history(folder: Path, log_history: Sequence[dict[str, Any]]) -> None:
+    """Write the rows of the Trainer's log into a run's history.jsonl, one per line."""
+    write_atomically(folder / "history.jsonl", "".join(json.dumps(row) + "\n" for row in history_rows(log_history)))
 
 
 def read_history(folder: Path) -> list[dict[str, Any]]:

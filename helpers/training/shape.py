@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic import PositiveInt, TypeAdapter, ValidationError
+
 from helpers.paths import POCKET
 from helpers.settings import SettingsError, TrainingSettings
 
@@ -11,12 +13,12 @@ from helpers.settings import SettingsError, TrainingSettings
 class GPT2Shape(NamedTuple):
     """The values that decide a GPT-2's size; names as in `GPT2Config`, which can be used instead."""
 
-    n_layer: int
-    n_embd: int
-    n_head: int
-    vocab_size: int = 50257
-    n_positions: int = 1024
-    n_inner: int | None = None
+    n_layer: PositiveInt
+    n_embd: PositiveInt
+    n_head: PositiveInt
+    vocab_size: PositiveInt = 50257
+    n_positions: PositiveInt = 1024
+    n_inner: PositiveInt | None = None
     resid_pdrop: float = 0.1
     embd_pdrop: float = 0.1
 
@@ -56,14 +58,17 @@ def read_shape(model_name_or_path: str) -> GPT2Shape:
         kind = config.get("model_type")
         values = {"n_layer": 12, "n_embd": 768, "n_head": 12}  # GPT2Config's defaults, for what the file leaves out
         values |= {name: config[name] for name in GPT2Shape._fields if name in config}
-        is_possible = all(value is None or value >= 0 for value in values.values())
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, AttributeError) as error:
         raise SettingsError(f"{path} cannot be read ({error}): download the model again.") from None
     if kind != "gpt2":
         raise SettingsError(f"{model_name_or_path!r} is a {kind} model: this course trains GPT-2 models.")
-    if not is_possible:
-        raise SettingsError(f"{path} has a size below 0: download the model again.")
-    return GPT2Shape(**values)
+    try:
+        return TypeAdapter(GPT2Shape).validate_python(values, strict=True)
+    except ValidationError as error:
+        (name, *_), fault = error.errors()[0]["loc"], error.errors()[0]
+        raise SettingsError(
+            f"{path} has {name} = {fault['input']!r}, which no model can have: download the model again."
+        ) from None
 
 
 def parameters(config: Any) -> int:

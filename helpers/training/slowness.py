@@ -7,7 +7,7 @@ from typing import Any
 
 from helpers.environment import Machine, read_machine
 from helpers.training.callbacks import StepTimer
-from helpers.training.run_files import history_rows, write_history
+from helpers.training.run_files import write_history
 
 _RECENT, _LEAST = 5, 20  # steps that are judged, and steps before them that say what is usual
 _NEARLY_FULL = 0.97  # share of a card's memory; Windows moves what exceeds it into main memory, ten times slower
@@ -15,12 +15,7 @@ _MOST_LOOKS = 5  # at a machine, each of which may take a second
 
 
 def slow_reason(seconds: Sequence[float], machine: Machine) -> str | None:
-    """Return in one sentence why the latest steps are slow, with the fix; None where they are not, or nobody knows.
-
-    Args:
-        seconds: of each step so far.
-        machine: this machine as it is now.
-    """
+    """Return in one sentence why the latest steps are slow, with the fix; None where they are not, or nobody knows."""
     if not is_slow(seconds):
         return None
     times = median(seconds[-_RECENT:]) / median(seconds[:-_RECENT])
@@ -39,10 +34,9 @@ def slow_reason(seconds: Sequence[float], machine: Machine) -> str | None:
             f"{slow} and the card is slowed by {', '.join(gpu.slowed_by)}: give it air, clean its fans, and raise its "
             "power limit or the laptop's performance mode."
         )
-    return f"{slow} and {_BATTERY}" if machine.power.on_battery else None
-
-
-_BATTERY = "this machine runs on its battery, which slows it down: plug in the power supply."
+    if machine.power.on_battery:
+        return f"{slow} and this machine runs on its battery, which slows it down: plug in the power supply."
+    return None
 
 
 def is_slow(seconds: Sequence[float]) -> bool:
@@ -69,4 +63,4 @@ class SlownessWatch(StepTimer):
             self.looks = 0
             logging.getLogger(__name__).warning(reason)
             state.log_history.append({"step": state.global_step, "warning": reason})
-            write_history(self.folder, history_rows(state.log_history))
+            write_history(self.folder, state.log_history)

@@ -68,7 +68,7 @@ def scheduled_bytes(shape, asked, monkeypatch):
     # With checkpointing attention would keep the state of the random generator, some bytes that no fake tensor has.
     monkeypatch.setattr(partitioners, "functionalize_rng_ops", lambda joint, forward, backward, n: (forward, backward))
     stopped = pytest.raises(BackendCompilerFailed, match="nothing is run")
-    with fake_models(config_of(shape), asked, "course") as (_, model), stopped:
+    with fake_models(config_of(shape), asked) as (_, model), stopped:
         ids = torch.empty(asked.per_device_train_batch_size, asked.block_size, dtype=torch.int64)
         with torch.autocast("cpu", half, enabled=half is not None):
             torch.compile(model)(input_ids=ids, labels=ids, use_cache=False)

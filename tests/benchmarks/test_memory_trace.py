@@ -52,8 +52,7 @@ SAMPLES = [
     (POCKET_SHAPE, {"lora_r": 4, "precision": "no"}, 70),
 ]
 ALL = [
-    *((shape, values, {"engine": name}) for shape, values in STEPS for name in ("course", "stock")),
-    *((shape, values, {}) for shape, values in ADAPTERS_AND_ADAFACTOR),
+    *((shape, values, {}) for shape, values in STEPS + ADAPTERS_AND_ADAFACTOR),
     *((shape, values, {"n_processes": 2}) for shape, values in PROCESSES),
     *((shape, values, {"sample_tokens": tokens}) for shape, values, tokens in SAMPLES),
 ]

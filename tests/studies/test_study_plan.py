@@ -29,6 +29,14 @@ def test_hours_are_those_of_plan_run_for_all_points(study_file):
     assert "predicted for one RTX 4070 Ti" in str(planned)
 
 
+def test_the_least_part_of_an_epoch_takes_one_step(study_file):
+    study = study_on_gpt2(study_file, vary={"learning_rate": [1e-4, 1e-3]}, settings={"num_train_epochs": 1e-6})
+    planned = plan_study(study, find_card("RTX 4070 Ti"))
+    steps_per_epoch = planned.plans[0].steps_per_epoch
+    two_steps = [2 * seconds / steps_per_epoch / 3600 for seconds in planned.plans[0].epoch_seconds]
+    assert planned.hours == pytest.approx(two_steps)
+
+
 def test_points_that_do_not_fit_the_card_are_refused_by_name(study_file):
     refusals = plan_study(study_on_gpt2(study_file), find_card("RTX 4070 Ti")).refusals
     assert len(refusals) == 2

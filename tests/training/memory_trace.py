@@ -1,13 +1,12 @@
 """Trace the memory of a real training step without using it: fake tensors on a CPU that behave as on a CUDA card.
 
 FakeTensorMode runs every operation on shapes only, and MemTracker adds up the live storages. A CPU differs from a GPU
-in some places, where the GPU's behaviour is restored: the flash kernel, dropout that keeps its mask, `pow` in float32
-under autocast, autocast itself, products of halves that are added up in float32, and the softmax in one kernel. Not
-traced: cuBLAS workspaces, fragmentation, what a kernel allocates for itself.
+in some places, where the GPU's behaviour is restored: the flash kernel, dropout that keeps its mask, autocast, products
+of halves that are added up in float32, and the softmax in one kernel. Not traced: cuBLAS workspaces, fragmentation,
+what a kernel allocates for itself.
 """
 
 import gc
-import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from inspect import signature
@@ -20,7 +19,6 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from torch.nn import functional
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import AttentionInterface, DynamicCache, GPT2Config, GPT2LMHeadModel
-from transformers.activations import NewGELUActivation
 from transformers.optimization import Adafactor
 
 from helpers.evaluation.scoring import _token_nats
@@ -28,6 +26,7 @@ from helpers.settings import TrainingSettings
 from helpers.training import autograd_functions
 from helpers.training.engine import use_chunked_loss, use_fused_gelu
 from helpers.training.lora import add_adapter
+from helpers.training.muon import MuonWithAdamW
 
 CPU = torch.device("cpu")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -37,7 +36,6 @@ def peak_bytes(
     config: GPT2Config,
     settings: TrainingSettings,
     *,
-    engine: str = "course",
     of: str = "step",
     sample_tokens: int = 0,
     n_processes: int = 1,
@@ -48,7 +46,6 @@ def peak_bytes(
     Args:
         config: the configuration of the model.
         settings: the settings of the training.
-        engine: 'course' or 'stock'.
         of: 'step', 'validation' for a pass after it, or 'sample' for a generation of `sample_tokens` tokens in all.
         sample_tokens: see `of`.
         n_processes: how many processes train together; the others are made up.
@@ -56,11 +53,11 @@ def peak_bytes(
     """
     batch, block, precision = settings.per_device_train_batch_size, settings.block_size, settings.mixed_precision
     with ExitStack() as stack:
-        model, trained = stack.enter_context(fake_models(config, settings, engine, fused_softmax=fused_softmax))
+        model, trained = stack.enter_context(fake_models(config, settings, fused_softmax=fused_softmax))
         optimizer = _stepped_once(trained, settings.optim)
         input_ids = torch.empty(batch, block, dtype=torch.int64)
         tracker = _Tracker()
-        tracker.track_external(trained, optimizer, input_ids)
+        tracker.track_external(trained, *getattr(optimizer, "_parts", [optimizer]), input_ids)
         stack.enter_context(tracker)
         run = stack.enter_context(_in_processes(trained, n_processes)) if n_processes > 1 else trained
         if of != "step":
@@ -89,7 +86,7 @@ def scoring_peak_bytes(config: GPT2Config, *, batch: int, n_scored: int) -> int:
         stack.enter_context(FakeTensorMode())
         stack.enter_context(_as_on_cuda())
         _give_storage(model)
-        _choose(model, engine="course", checkpointing=False)
+        _choose(model, checkpointing=False)
         rows = torch.empty(batch, config.n_positions + 1, dtype=torch.int64)
         tracker = _Tracker()
         tracker.track_external(model, rows)
@@ -104,7 +101,7 @@ def scoring_peak_bytes(config: GPT2Config, *, batch: int, n_scored: int) -> int:
 
 @contextmanager
 def fake_models(
-    config: GPT2Config, settings: TrainingSettings, engine: str, *, fused_softmax: bool = False
+    config: GPT2Config, settings: TrainingSettings, *, fused_softmax: bool = False
 ) -> Iterator[tuple[GPT2LMHeadModel, nn.Module]]:
     """Give a fake model that behaves as on CUDA, and what is trained of it: the model, or it with an adapter."""
     model = _on_meta(config)  # its initial weights are drawn outside, where meta tensors draw none
@@ -112,7 +109,7 @@ def fake_models(
     trained = add_adapter(model, settings, half=half) if settings.lora_r else model
     with FakeTensorMode(), _as_on_cuda(fused_softmax=fused_softmax):
         _give_storage(trained)
-        _choose(model, engine=engine, checkpointing=settings.gradient_checkpointing)
+        _choose(model, checkpointing=settings.gradient_checkpointing)
         yield model, trained
 
 
@@ -180,12 +177,11 @@ def _give_storage(model: nn.Module) -> None:
                 module._parameters[name] = memo.setdefault(id(parameter), fake)
 
 
-def _choose(model: GPT2LMHeadModel, *, engine: str, checkpointing: bool) -> None:
+def _choose(model: GPT2LMHeadModel, *, checkpointing: bool) -> None:
     AttentionInterface.register("traced", _flash_attention)
     model.set_attn_implementation("traced")
-    if engine == "course":
-        use_fused_gelu(model)
-        use_chunked_loss(model)
+    use_fused_gelu(model)
+    use_chunked_loss(model)
     if checkpointing:
         enable = getattr(model, "activation_checkpointing_enable", None)  # its name from transformers 5.23 on
         (enable or model.gradient_checkpointing_enable)()
@@ -196,6 +192,8 @@ def _stepped_once(model: nn.Module, optim: str) -> torch.optim.Optimizer:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if optim == "adafactor":
         optimizer = Adafactor(trained, lr=1e-3, scale_parameter=False, relative_step=False)
+    elif optim == "muon":
+        optimizer = MuonWithAdamW(model, TrainingSettings())
     else:
         optimizer = torch.optim.AdamW(trained, fused=True)
     for parameter in trained:
@@ -213,14 +211,10 @@ def _flash_attention(module, query, key, value, attention_mask, dropout=0.0, sca
 
 @contextmanager
 def _as_on_cuda(*, fused_softmax: bool = False) -> Iterator[None]:
-    """Compute as CUDA does: dropout with a mask of one byte, the power of `gelu_new` in float32, sums of products."""
+    """Compute as CUDA does: dropout with a mask of one byte, sums of products in float32."""
 
     def masked_dropout(input, p=0.5, training=True, inplace=False):
         return torch.ops.aten.native_dropout(input, p, training)[0] if p and training else input
-
-    def gelu_new_on_cuda(self, input):
-        cube = torch.pow(input.float(), 3.0)
-        return 0.5 * input * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (input + 0.044715 * cube)))
 
     def add_product(total, left, right):
         total += 0
@@ -230,7 +224,6 @@ def _as_on_cuda(*, fused_softmax: bool = False) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(functional, "dropout", masked_dropout)
-        patch.setattr(NewGELUActivation, "forward", gelu_new_on_cuda)
         patch.setattr(autograd_functions, "_add_product", add_product)
         if fused_softmax:
             patch.setattr(autograd_functions.fused_softmax, "works_on", lambda device: True)

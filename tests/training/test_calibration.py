@@ -7,6 +7,7 @@ from helpers.settings import TrainingSettings
 from helpers.training import calibration, measuring
 from helpers.training.calibration import SHIPPED, Calibration, add_measurements, find_calibration
 from helpers.training.devices import find_card, this_processor
+from helpers.training.fine_tuning import fine_tune
 from helpers.training.plan import plan_run
 from helpers.training.processes import only_training
 from helpers.training.shape import GPT2Shape, read_shape
@@ -116,12 +117,31 @@ class TestFile:
         monkeypatch.setattr(torch, "__version__", "99.0")
         assert len(add_measurements(processor, made_up.measurements()[:1]).measurements) == 1
 
-    def test_a_damaged_file_is_left_out_with_a_warning(self, processor):
-        add_measurements(processor, made_up.measurements())
+    @pytest.mark.parametrize(
+        ("written", "instead"),
+        [
+            ('"device"', '"version": 2, "device"'),
+            ('"n_layer": 1', '"n_layer": 0'),
+            ('"n_layer": 1', '"n_layer": null'),
+            ('"n_layer": 1', '"n_kv_heads": 1'),
+            ('"block_size": 64', '"block_size": "x"'),
+            ('"block_size": 64', '"blocks": 64'),
+            ('"peak_bytes": 9', '"peak_bytes": 0'),
+            ('"step_seconds": 7.0', '"step_seconds": Infinity'),
+            ("{", "\udcff"),
+        ],
+    )
+    def test_a_damaged_file_and_one_of_another_version_are_left_out_with_a_warning(self, processor, written, instead):
+        settings = GPT2.model_copy(update={"block_size": 64})
+        measured = made_up.measurement(GPT2Shape(1, 32, 2), settings, step_seconds=7.0, peak_bytes=9, process_bytes=0)
+        add_measurements(processor, [measured] * calibration._LEAST)
         (path,) = calibration._local().glob("*.json")
-        path.write_text('{"device": ""}')
-        with pytest.warns(UserWarning, match="is not a calibration"):
-            assert find_calibration(processor) is None
+        content = path.read_text(encoding="utf-8")
+        assert written in content
+        path.write_bytes(content.replace(written, instead, 1).encode("utf-8", "surrogateescape"))
+        with pytest.warns(UserWarning, match="is not a calibration of this version"):
+            assert "measured" not in str(plan_run(GPT2, card=processor))
+        assert len(add_measurements(processor, [measured]).measurements) == 1, "it is made again"
 
     @pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.json")), ids=str)
     def test_each_shipped_file_gives_a_prediction(self, path):
@@ -155,6 +175,12 @@ def test_what_one_training_leaves_behind_is_no_part_of_the_process_before_the_ne
 def test_nothing_is_measured_beside_a_training():
     with only_training(), pytest.raises(UserWarning, match="Another run is in training in this kernel"):
         measuring.measure(GPT2Shape(1, 32, 2), TrainingSettings())
+
+
+def test_steps_with_fewer_blocks_than_a_batch_are_no_measurement_of_it(tiny_settings, processor):
+    run = fine_tune(tiny_settings.model_copy(update={"gradient_accumulation_steps": 64, "num_train_epochs": 3}))
+    assert run.facts["step_seconds"] > 0
+    assert find_calibration(processor) is None
 
 
 def test_a_finished_run_adds_its_own(tiny_run, processor):

@@ -1,4 +1,5 @@
 import re
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -6,6 +7,7 @@ import pytest
 import torch
 
 from helpers.display import GIB
+from helpers.environment.facts import Memory
 from helpers.settings import SettingsError, TrainingSettings
 from helpers.training import devices
 from helpers.training.devices import CARDS, find_card, peak_bytes, reset_peak, this_device
@@ -61,9 +63,23 @@ def test_the_processor_beside_a_card_has_its_own_number_formats(monkeypatch):
     assert devices.this_processor.__wrapped__().precision() == "no"
 
 
+def test_a_container_leaves_a_processor_the_memory_of_its_limit(monkeypatch):
+    monkeypatch.setattr(devices, "_product_tflops", lambda dtype: 0.1)
+    monkeypatch.setattr(devices, "read_memory", lambda: Memory(total_bytes=4 * GIB, available_bytes=GIB))
+    assert devices.this_processor.__wrapped__().usable_bytes == 3 * GIB
+
+
 @pytest.mark.skipif(sys.platform != "linux" or torch.cuda.is_available(), reason="as Linux counts resident memory")
 def test_the_peak_counts_from_the_last_reset():
     torch.ones(2**26)  # float32, 256 MiB, freed at once
     large = peak_bytes()
     reset_peak()
     assert peak_bytes() < large - 2**26
+
+
+@pytest.mark.skipif(sys.platform != "linux" or torch.cuda.is_available(), reason="as Linux counts resident memory")
+def test_the_peak_is_not_that_of_the_process_which_started_this_one():
+    held = torch.ones(2**28)  # float32, 1 GiB
+    source = "from helpers.training.devices import *; reset_peak(); print(peak_bytes())"
+    child = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True)
+    assert int(child.stdout) < held.nbytes

@@ -1,6 +1,8 @@
 import platform
 import warnings
 from contextlib import contextmanager
+from functools import partial
+from inspect import signature
 
 import psutil
 import pytest
@@ -242,6 +244,17 @@ def test_attention_is_in_parts_on_a_cpu_with_half_precision_or_dropout(model, dr
     assert calls == [*in_float32, *[(torch.bfloat16, dropout)] * 2]
 
 
+@torch.no_grad()
+def test_several_tokens_after_a_cache_attend_to_all_of_it(model):
+    ids, _ = batch((2, 17), padded=False)
+    name = "cache" if "cache" in signature(GPT2LMHeadModel.forward).parameters else "past_key_values"  # since 5.24
+    stock = model(input_ids=ids).logits
+    with equal_results_less_work(model):
+        begun = model(input_ids=ids[:, :10], use_cache=True)
+        continued = model(input_ids=ids[:, 10:], **{name: begun.past_key_values}).logits
+    torch.testing.assert_close(continued, stock[:, 10:], atol=1e-5, rtol=0)
+
+
 def test_gradient_checkpointing_gives_the_same_loss_and_gradients(model):
     ids, labels = batch((3, 17), padded=False)
     stock = loss_and_gradients(model, input_ids=ids, labels=labels)
@@ -259,6 +272,19 @@ def test_the_model_is_restored_after_the_block(model):
     assert model.config._attn_implementation == "sdpa"
     assert str(model) == modules
     assert "forward" not in vars(model)
+
+
+def test_a_model_that_was_changed_before_the_block_is_as_changed_after_it(model):
+    ids, _ = batch((2, 17), padded=False)
+    with equal_results_less_work(model):
+        with equal_results_less_work(model):
+            pass
+        assert model(input_ids=ids, labels=ids).logits is None, "the outer block still holds"
+    assert "forward" not in vars(model)
+    model.forward = prepared = partial(model.forward)
+    with equal_results_less_work(model):
+        pass
+    assert model.forward is prepared
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's way with memory")

@@ -217,7 +217,7 @@ def test_weights_that_are_not_finite_are_not_saved_even_where_no_row_is_due(tiny
     "changes",
     [
         {"num_train_epochs": 1.4},
-        {"num_train_epochs": 0.1},
+        {"num_train_epochs": 0.1, "warmup_steps": 0},
         {"num_train_epochs": 30.0, "learning_rate": 0.1, "early_stopping_patience": 2, "eval_steps": 2},
     ],
 )

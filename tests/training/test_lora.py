@@ -10,12 +10,12 @@ from safetensors.torch import load_file
 
 from helpers.model import load_model
 from helpers.paths import NOTEBOOKS
-from helpers.settings import SettingsError, TrainingSettings, run_folder
+from helpers.settings import SettingsError, TrainingSettings
 from helpers.training import fine_tuning, finished_run
 from helpers.training.engine import equal_results_less_work
 from helpers.training.fine_tuning import fine_tune
 from helpers.training.finished_run import open_run
-from helpers.training.lora import TARGET_MODULES, add_adapter, restore_adapter
+from helpers.training.lora import TARGET_MODULES, add_adapter
 from helpers.training.run_files import last_complete_checkpoint
 from helpers.training.stopping import TrainingStoppedError
 from tests.training.saved_weights import same_weights, weights
@@ -153,18 +153,6 @@ def test_the_measured_peak_is_that_of_the_training_and_not_of_merging(settings, 
     monkeypatch.setattr(finished_run, "peak_bytes", lambda: 1 + len(merges))
     assert fine_tune(settings).facts["peak_bytes"] == 1
     assert len(merges) == 1
-
-
-def test_an_adapter_is_restored_from_its_folder(settings):
-    adapted = add_adapter(load_model(settings.model_name_or_path), settings)
-    before = {name: value.clone() for name, value in adapted.state_dict().items()}
-    folder = run_folder("kept")
-    adapted.save_pretrained(folder)
-    for value in adapted.parameters():
-        if value.requires_grad:
-            value.data += 1
-    restore_adapter(adapted, folder)
-    assert same_weights(dict(adapted.state_dict()), before)
 
 
 def test_lora_without_a_base_is_one_sentence():

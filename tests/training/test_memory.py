@@ -7,12 +7,13 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from helpers.settings import TrainingSettings
-from helpers.training.memory import Memory, _Step, optimizer_bytes, predict
+from helpers.training.memory import Memory, _Step, evaluation_bytes, optimizer_bytes, predict, scoring_bytes
 from helpers.training.shape import GPT2Shape, parameters, read_shape
 from tests.training import memory_trace
 
 MIB = 2**20
 GPT2, WIDE, POCKET_SHAPE = GPT2Shape(12, 768, 12), GPT2Shape(2, 1600, 25), read_shape("pocket")
+FEW_WORDS = GPT2Shape(2, 1024, 16, vocab_size=512, n_positions=128)
 SHALLOW = GPT2._replace(n_layer=2)  # the formula is linear in layers: two test as much as twelve, in less time
 
 
@@ -29,25 +30,26 @@ def settings(batch=2, block=512, precision="bf16", checkpointing=False, accumula
 
 def traced_and_predicted(shape, values, *, sample_tokens=0, **how):
     """Return the peak bytes of a step, or of a sample where it has tokens: traced, and by the formula."""
-    asked, how = settings(**values), {"engine": "course", "n_processes": 1, "fused_softmax": False} | how
+    asked, how = settings(**values), {"n_processes": 1, "fused_softmax": False} | how
     if not sample_tokens:
         traced = memory_trace.peak_bytes(config_of(shape), asked, **how)
         return traced, predict(shape, asked, **how).tensor_bytes
     asked = asked.model_copy(update={"sample_prompt": "x" * (sample_tokens - 40)})  # 40 are added to the prompt
     traced = memory_trace.peak_bytes(config_of(shape), asked, of="sample", sample_tokens=sample_tokens, **how)
-    step = _Step(shape, asked, how["engine"], asked.mixed_precision != "no", False, how["n_processes"], False, False)
+    step = _Step(shape, asked, asked.mixed_precision != "no", False, how["n_processes"], False, False)
     return traced, step.at_sample().tensor_bytes
 
 
 TRACED = [  # one of each kind; all of them are in `tests/benchmarks/test_memory_trace.py`
     (GPT2._replace(n_layer=4), {"batch": 1}, {}),
-    (SHALLOW, {"batch": 4}, {"engine": "stock"}),
     (SHALLOW, {"batch": 8}, {"fused_softmax": True}),
     (SHALLOW, {"batch": 4, "lora_r": 8}, {"fused_softmax": True}),
     (SHALLOW, {"batch": 3, "block": 500, "precision": "no"}, {}),
     (WIDE, {"batch": 4, "checkpointing": True, "accumulation": 8}, {}),
     (SHALLOW, {"batch": 4, "lora_r": 8, "lora_dropout": 0.1}, {}),
     (WIDE, {"block": 128, "optim": "adafactor"}, {}),
+    (FEW_WORDS, {"batch": 1, "block": 8, "optim": "adafactor"}, {}),
+    (FEW_WORDS, {"batch": 1, "block": 8, "optim": "muon"}, {}),
     (SHALLOW, {"batch": 4, "accumulation": 2}, {"n_processes": 2}),
     (SHALLOW, {}, {"sample_tokens": 200}),
 ]
@@ -61,11 +63,10 @@ def test_the_prediction_is_within_3_percent_of_a_trace(shape, values, how):
     assert predicted == pytest.approx(traced, rel=0.03), f"{predicted / MIB:.1f} MiB, traced {traced / MIB:.1f}"
 
 
-@pytest.mark.parametrize(("shape", "values", "engine_name"), [(WIDE, (1, 32), "course"), (SHALLOW, (4,), "stock")])
-def test_a_validation_takes_less_than_the_training_step(shape, values, engine_name):
-    asked = settings(*values)
-    traced = memory_trace.peak_bytes(config_of(shape), asked, engine=engine_name, of="validation")
-    assert traced < predict(shape, asked, engine=engine_name).tensor_bytes
+def test_a_validation_takes_less_than_the_training_step():
+    asked = settings(1, 32)
+    traced = memory_trace.peak_bytes(config_of(WIDE), asked, of="validation")
+    assert traced < predict(WIDE, asked).tensor_bytes
 
 
 def test_a_sample_after_a_long_prompt_takes_more_than_a_step_of_short_blocks():
@@ -76,12 +77,28 @@ def test_a_sample_after_a_long_prompt_takes_more_than_a_step_of_short_blocks():
     assert long.activations >= 2 * 12 * 1024 * 768 * 2, "keys and values of 1,024 tokens in all layers, as halves"
 
 
+def test_a_prompt_in_a_script_without_tokens_of_its_own_has_one_per_byte(tokenizer):
+    asked = settings(sample_prompt="\u8a9e" * 300)
+    step = _Step(GPT2, asked, True, False, 1, False, False)
+    assert step.sample_tokens >= len(tokenizer.encode(asked.sample_prompt)) + 40 > 340
+
+
 def test_a_compiled_model_hands_over_all_gradients_at_once_beside_those_of_earlier_passes():
     short = settings(batch=1, block=32, accumulation=2)
     eager, compiled = (predict(GPT2, short, compiled=compiled) for compiled in (False, True))
     n, embedding = parameters(GPT2), 50257 * 768
     assert (eager.gradients, eager.moment) == (4 * (n + embedding), "the loss")
     assert (compiled.gradients, compiled.moment) == (4 * (2 * n + embedding), "the embedding's gradient")
+
+
+@pytest.mark.parametrize("block", [8, 128, 384])
+def test_on_a_processor_attention_in_parts_keeps_the_weights_of_each_part(block):
+    plain, with_dropout = (
+        _Step(GPT2, settings(3, block, "no", attn_pdrop=share), False, True, 1, False, False).block
+        for share in (0.0, 0.1)
+    )
+    n_weights = sum(128 * (end + 128) for end in range(0, block, 128)) if block >= 128 else block**2
+    assert with_dropout - plain == 3 * 12 * n_weights * (4 + 4), "and what dropout kept of them"
 
 
 def test_several_processes_keep_a_buffer_of_the_gradients():
@@ -105,7 +122,7 @@ def test_a_trace_takes_far_less_memory_than_the_step_it_traces():
     import psutil
 
     before = psutil.Process().memory_info().rss
-    assert memory_trace.peak_bytes(config_of(SHALLOW), settings(64, 1024), engine="stock") > 30_000 * MIB
+    assert memory_trace.peak_bytes(config_of(SHALLOW), settings(256, 1024)) > 15_000 * MIB
     assert psutil.Process().memory_info().rss - before < 1000 * MIB
 
 
@@ -113,13 +130,12 @@ def test_a_config_of_transformers_can_be_used_instead_of_the_shape():
     assert predict(config_of(WIDE), settings()) == predict(WIDE, settings())
 
 
-@pytest.mark.parametrize("engine_name", ["course", "stock"])
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("precision", ["bf16", "no"])
-def test_a_larger_model_or_batch_never_takes_less_memory(engine_name, checkpointing, precision):
+def test_a_larger_model_or_batch_never_takes_less_memory(checkpointing, precision):
     def total(shape=GPT2, **values):
         asked = settings(**{"precision": precision, "checkpointing": checkpointing} | values)
-        return predict(shape, asked, engine=engine_name).total_bytes
+        return predict(shape, asked).total_bytes
 
     for totals in (
         [total(batch=n) for n in range(1, 65)],
@@ -133,18 +149,18 @@ def test_a_larger_model_or_batch_never_takes_less_memory(engine_name, checkpoint
         assert totals[-1] > totals[0]
 
 
-def test_checkpointing_half_precision_and_the_engine_each_take_less_memory():
+def test_checkpointing_and_half_precision_each_take_less_memory():
     plain = predict(GPT2, settings(8, 1024)).total_bytes
     assert predict(GPT2, settings(8, 1024, checkpointing=True)).total_bytes < plain
     assert plain < predict(GPT2, settings(8, 1024, "no")).total_bytes
-    assert plain < predict(GPT2, settings(8, 1024), engine="stock").total_bytes / 2
 
 
 def test_the_parts_that_do_not_depend_on_the_batch_by_hand():
-    memory = predict(GPT2, settings(8, 1024, "no", accumulation=2), engine="stock")
+    memory = predict(GPT2, settings(8, 1024, "no", accumulation=2))
     n = 124_439_808
-    assert (memory.weights, memory.gradients, memory.optimizer, memory.autocast_copies) == (4 * n, 4 * n, 8 * n, 0)
-    assert memory.loss == 12 * 8 * 1024 * 50257
+    gradients = 4 * n + 4 * 50257 * 768  # of the first pass, and the head's of the second
+    assert (memory.weights, memory.gradients, memory.optimizer, memory.autocast_copies) == (4 * n, gradients, 8 * n, 0)
+    assert memory.loss == 8 * 1024 * 50257 + 2 * 4 * 8 * 1024 * 768, "a chunk's logits; hidden states and gradients"
 
 
 def test_the_parts_add_up():
@@ -165,3 +181,17 @@ def test_a_prediction_needs_no_torch():
     source = "import sys, helpers.training.plan; print({'torch', 'transformers'} & set(sys.modules))"
     child = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True)
     assert child.stdout == "set()\n"
+
+
+@pytest.mark.parametrize(
+    ("shape", "batch", "n_scored"),
+    [(WIDE, 8, 1024), (SHALLOW, 1, 1024), (WIDE._replace(n_inner=1600, n_positions=512, vocab_size=5000), 8, 100)],
+)
+def test_the_predicted_peak_of_scoring_is_within_1_percent_of_a_trace(shape, batch, n_scored):
+    traced = memory_trace.scoring_peak_bytes(config_of(shape), batch=batch, n_scored=n_scored) - 4 * parameters(shape)
+    assert scoring_bytes(shape, per_device_eval_batch_size=batch) == pytest.approx(traced, rel=0.01)
+
+
+def test_the_keys_and_values_of_samples_count_where_scoring_takes_less():
+    shape = GPT2Shape(48, 256, 4, vocab_size=1000)
+    assert evaluation_bytes(shape) - 4 * parameters(shape) == pytest.approx(1.01 * 480 * MIB + 80 * MIB, rel=0.001)

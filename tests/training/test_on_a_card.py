@@ -23,8 +23,8 @@ from helpers.settings import EvaluationSettings, TrainingSettings
 from helpers.training import devices, fine_tuning
 from helpers.training.arguments import chosen_precision
 from helpers.training.engine import equal_results_less_work
-from helpers.training.evaluation_memory import evaluation_bytes
 from helpers.training.fine_tuning import fine_tune
+from helpers.training.memory import evaluation_bytes
 from helpers.training.stopping import TrainingStoppedError
 from tests.benchmarks import card
 

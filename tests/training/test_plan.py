@@ -1,10 +1,12 @@
 import json
 import math
 import re
+from dataclasses import replace
 
 import pytest
 import torch
 from click.testing import CliRunner
+from transformers import TrainingArguments
 
 from helpers.__main__ import main
 from helpers.display import GIB, size_text
@@ -84,13 +86,12 @@ def test_auto_is_planned_as_compiled_where_the_run_is_long_enough(monkeypatch):
 
 @pytest.mark.parametrize("card", [SMALL, *CARDS], ids=lambda card: card.name)
 @pytest.mark.parametrize("model", ["gpt2", "gpt2-medium", "gpt2-large"])
-@pytest.mark.parametrize("engine", ["course", "stock"])
-def test_the_largest_batch_fits_and_one_more_does_not(card, model, engine):
+def test_the_largest_batch_fits_and_one_more_does_not(card, model):
     def fits(batch):
         settings = gpt2(model_name_or_path=model, per_device_train_batch_size=batch, gradient_accumulation_steps=2)
-        return plan_run(settings, card=card, engine=engine).fits
+        return plan_run(settings, card=card).fits
 
-    largest = plan_run(gpt2(model_name_or_path=model, gradient_accumulation_steps=2), card=card, engine=engine)
+    largest = plan_run(gpt2(model_name_or_path=model, gradient_accumulation_steps=2), card=card)
     assert largest.largest_batch == 0 or fits(largest.largest_batch)
     assert not fits(largest.largest_batch + 1)
 
@@ -143,6 +144,14 @@ def test_where_no_batch_fits_the_verdict_says_what_would(model, gib, words):
     assert (plan.fits, plan.instead, plan.largest_batch) == (False, {}, 0)
     assert words in plan.verdict
     assert not plan.leaner or plan_run(plan.settings.model_copy(update=plan.leaner), card=card).fits
+
+
+@pytest.mark.parametrize("changes", [{"from_scratch": True}, {"optim": "muon"}, {"optim": "adafactor"}])
+@pytest.mark.parametrize("gib", [4, 6, 8, 12])
+def test_what_fits_instead_is_allowed_together(changes, gib):
+    settings = gpt2(model_name_or_path="gpt2-xl", **changes)
+    leaner = plan_run(settings, card=SMALL._replace(total_bytes=gib * GIB)).leaner
+    assert TrainingSettings(**settings.model_dump() | leaner) == settings.model_copy(update=leaner)
 
 
 def test_a_shorter_block_is_named_where_it_would_help():
@@ -199,6 +208,16 @@ class TestCounts:
         assert plan.epoch_seconds is None
         assert "not known" in str(plan)
         assert plan.to_dict()["epoch_seconds"] is None
+
+    def test_an_epoch_takes_as_long_however_little_of_it_is_trained(self):
+        settings, how = TrainingSettings(num_train_epochs=0.01), {"card": SMALL, "train_tokens": 10 * 4 * 256}
+        for measured in (None, (1.0, 2.0)):
+            part, complete = (
+                replace(plan_run(settings.model_copy(update=changes), **how), step_seconds=measured)
+                for changes in ({}, {"num_train_epochs": 1})
+            )
+            assert part.epoch_seconds == complete.epoch_seconds
+            assert part.seconds == pytest.approx([seconds / 10 for seconds in complete.seconds]), "one step of ten"
 
     def test_disk_is_what_a_run_writes(self, tiny_run):
         plan = plan_run(TrainingSettings.from_preset("pocket", run="x", model_name_or_path=str(tiny_run.model_folder),
@@ -319,3 +338,9 @@ def test_a_warm_up_longer_than_the_training_is_noted():
     assert plan.steps == 8
     assert "warmup_steps = 2000 and the training has 8: the learning rate only climbs to 7e-06 of 0.002" in str(plan)
     assert "warm-up" not in str(plan_run(TrainingSettings(warmup_steps=7), train_tokens=8 * 4 * 256))
+
+
+def test_a_share_of_a_single_step_is_that_step_which_has_a_rate_of_0():
+    plan = plan_run(TrainingSettings(warmup_steps=0.05, num_train_epochs=1), train_tokens=4 * 256)
+    assert "warmup_steps = 0.05 and the training has 1: the learning rate only climbs to 0 of 0.002" in str(plan)
+    assert TrainingArguments("unused", warmup_steps=0.05, use_cpu=True).get_warmup_steps(1) == 1

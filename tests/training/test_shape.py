@@ -43,8 +43,11 @@ class TestReadShape:
         [
             ("{", "cannot be read"),
             ("[]", "cannot be read"),
-            ('{"model_type": "gpt2", "n_embd": "768"}', "cannot be read"),
-            ('{"model_type": "gpt2", "n_embd": -1}', "below 0"),
+            ('{"model_type": "gpt2", "n_embd": "768"}', "n_embd = '768', which no model can have"),
+            ('{"model_type": "gpt2", "n_embd": -1}', "n_embd = -1"),
+            ('{"model_type": "gpt2", "n_head": 0}', "n_head = 0"),
+            ('{"model_type": "gpt2", "n_layer": null}', "n_layer = None"),
+            ('{"model_type": "gpt2", "n_inner": 2.5}', "n_inner = 2.5"),
             ('{"model_type": "llama"}', "is a llama model"),
         ],
     )

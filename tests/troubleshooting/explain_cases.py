@@ -188,7 +188,8 @@ REAL = [
     ("T12", "call([1] * 257)"), ("T12", "call([4096])"),
     ("T12", "ids = torch.ones(1, 250, dtype=torch.long)\n"
             "pocket()[0].generate(ids, max_new_tokens=20, do_sample=False, pad_token_id=0)"),
-    ("T12", "from helpers.model import check_fit; check_fit(*pocket(), 512)"), ("T12", printed("tok('a ' * 4000)")),
+    ("T12", "from helpers.model import check_sound; check_sound(*pocket(), block_size=512)"),
+    ("T12", printed("tok('a ' * 4000)")),
     ("T13", "tok = pocket()[1]; tok.model_max_length = int(1e30)\n"
             "tok('a', truncation=True, max_length=tok.model_max_length)"),
     ("T14", "call([1, 2], labels=[1, 9999])"), ("T15", "trainer(folder, {'input_ids': [[1, 2, 3]] * 8}).train()"),
