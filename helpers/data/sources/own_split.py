@@ -203,7 +203,7 @@ def _note_others(folder: Path, about: Sequence[Path], unread: Sequence[Path], na
     kinds = Counter(file.suffix.lower() or "no suffix" for file in other_files(folder))
     if kinds:
         listed = ", ".join(f"{count:,} {suffix}" for suffix, count in kinds.most_common())
-        notes.append(f"{kinds.total():,} files of other kinds were left out: {listed}.")
+        notes.append(f"Left out, as files of other kinds: {listed}.")
     return notes
 
 

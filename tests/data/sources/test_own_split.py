@@ -73,7 +73,7 @@ def test_what_is_left_out_is_listed_and_counted(tmp_path):
     assert "(test: test.txt; train: train.txt)" in split
     assert about.endswith("describe the data: README.md.")
     assert rest.endswith("no part of the split: novel.txt.")
-    assert kinds == "3 files of other kinds were left out: 2 .pdf, 1 .docx."
+    assert kinds == "Left out, as files of other kinds: 2 .pdf, 1 .docx."
 
 
 @pytest.mark.parametrize(
