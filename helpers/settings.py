@@ -38,8 +38,8 @@ def run_folder(run: str) -> Path:
 
     >>> run_folder("../x")
     Traceback (most recent call last):
-    helpers.schema.SettingsError: run = '../x' is not a plain name: use 1 to 64 letters, digits, '.', '_' or '-', \
-starting with a letter or digit.
+    helpers.schema.SettingsError: run = '../x' is not a plain name: use 1 to 64 letters from a to z, digits, '.', '_' \
+or '-', starting with a letter or digit.
     """
     try:
         folder = runs_folder() / _plain_name(run)
@@ -74,7 +74,8 @@ def refuse_deep(folder: Path) -> None:
 def _plain_name(name: str) -> str:
     if not _RUN_NAME.fullmatch(name):
         raise ValueError(
-            "is not a plain name: use 1 to 64 letters, digits, '.', '_' or '-', starting with a letter or digit"
+            "is not a plain name: use 1 to 64 letters from a to z, digits, '.', '_' or '-', starting with a letter or "
+            "digit"
         )
     if _WINDOWS_DEVICE.fullmatch(name) or name.endswith("."):
         raise ValueError("is a name Windows cannot use for a folder: choose another")

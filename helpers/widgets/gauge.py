@@ -36,7 +36,7 @@ def _facts_table(plan: MemoryPlan) -> str:
     texts, settings = dict(plan.rows()), plan.settings
     rows = [
         ("effective batch", f"{settings.effective_batch_size:,} blocks, {plan.tokens_per_step:,} tokens per step"),
-        ("steps", f"{plan.steps:,} in {settings.num_train_epochs:g} epochs"),
+        ("steps", f"{plan.steps:,}, for num_train_epochs = {settings.num_train_epochs:g}"),
         *((name, texts[name]) for name in ("an epoch", "largest batch", "training text", "warm-up") if name in texts),
     ]
     return html_table([], rows, caption="Predicted")

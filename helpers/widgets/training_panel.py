@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Iterable
 from dataclasses import replace
 from itertools import count
@@ -16,7 +17,7 @@ import yaml
 
 from helpers.data import refuse_missing, training_tokens
 from helpers.files import write_atomically
-from helpers.paths import COMMAND, NOTEBOOKS
+from helpers.paths import COMMAND, NOTEBOOKS, ROOT
 from helpers.settings import DataSettings, SettingsError, TrainingSettings, preset_names, run_folder
 from helpers.training import (
     CARDS,
@@ -182,8 +183,11 @@ def _free_path(folder: Path, text: str) -> Path:
 
 
 def papermill_command(path: Path) -> str:
-    """Return the command that runs notebook 03 with a parameter file, from any folder."""
-    parts = ["papermill", NOTEBOOKS / "03_fine_tuning.ipynb", path.with_suffix(".ipynb"), "-f", path]
+    """Return the command that runs notebook 03 with a parameter file, as a person types it in the clone's folder."""
+    scripts = Path(sysconfig.get_path("scripts"))
+    # Relative, because PowerShell takes a quoted path for text. An environment elsewhere is one that is activated.
+    papermill = scripts.relative_to(ROOT) / "papermill" if scripts.is_relative_to(ROOT) else "papermill"
+    parts = [papermill, NOTEBOOKS / "03_fine_tuning.ipynb", path.with_suffix(".ipynb"), "-f", path]
     return _command_line(map(str, parts))
 
 

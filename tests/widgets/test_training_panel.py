@@ -2,16 +2,17 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
 
-from helpers.paths import COMMAND
+from helpers.paths import COMMAND, ROOT
 from helpers.settings import TrainingSettings, preset_names
 from helpers.training import CARDS, find_card, plan_run, this_processor
 from helpers.training.calibration import add_measurements
 from helpers.widgets import TrainingPanel
-from helpers.widgets.training_panel import THIS_MACHINE, run_command, save_parameters
+from helpers.widgets.training_panel import THIS_MACHINE, papermill_command, run_command, save_parameters
 from tests.training import made_up_machine
 
 
@@ -159,6 +160,11 @@ class TestParameters:
         monkeypatch.setattr(sys, "platform", platform)
         settings = TrainingSettings(run="kept", sample_prompt=prompt)
         assert run_command(settings).endswith(f"-p sample_prompt {quoted}")
+
+    def test_have_a_command_that_finds_papermill_in_the_clones_environment(self, monkeypatch):
+        for scripts, typed in ((ROOT / ".venv" / "bin", str(Path(".venv/bin/papermill"))), ("/conda/bin", "papermill")):
+            monkeypatch.setattr("sysconfig.get_path", lambda _, scripts=scripts: str(scripts))
+            assert papermill_command(Path("a.yaml")).startswith(f"{typed} ")
 
     def test_are_shown_with_their_commands(self, panel):
         panel.controls["run"].value = "kept"
