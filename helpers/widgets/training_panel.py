@@ -49,7 +49,7 @@ class TrainingPanel(Panel):
     def __init__(self, settings: TrainingSettings, *, card: str | None = None) -> None:
         super().__init__(settings)
         self._here = card_of_this_machine()
-        self._tokens: dict[str, tuple[int, str]] = {}
+        self._tokens: dict[tuple[str, tuple[int, ...]], tuple[int, str]] = {}
         wide = {"style": {"description_width": "auto"}, "layout": {"width": "auto"}}
         self.preset = w.Dropdown(
             options=[_FROM_CELL, *preset_names(), _BY_HAND],
@@ -94,8 +94,10 @@ class TrainingPanel(Panel):
 
     def plan(self, settings: TrainingSettings) -> MemoryPlan:
         """Return the plan for the chosen card."""
-        # Counting a text reads files, which is too slow for each step of a slider; most settings do not change it.
-        key = settings.part(DataSettings).model_dump_json(exclude={"block_size"})
+        # Counting a text reads files, which is too slow for each step of a slider; most settings do not change it, but
+        # a training that prepares the text does.
+        prepared = tuple(facts.stat().st_mtime_ns for facts in run_folder(settings.run).glob("data/data.json"))
+        key = settings.part(DataSettings).model_dump_json(exclude={"block_size"}), prepared
         if key not in self._tokens:
             refuse_missing(settings.model_dump())
             self._tokens[key] = training_tokens(settings)

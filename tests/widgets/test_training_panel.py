@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from helpers.data import prepare
 from helpers.paths import COMMAND, ROOT
 from helpers.settings import TrainingSettings, preset_names
 from helpers.training import CARDS, find_card, plan_run, this_processor
@@ -95,6 +96,14 @@ def test_a_text_that_is_not_there_is_said_and_not_planned_for(panel):
     panel.controls["source"].value = "<b>my</b>.txt"
     assert "source = &#x27;&lt;b&gt;my&lt;/b&gt;.txt&#x27; is not there" in panel._message.value
     assert panel.gauge.value == ""
+
+
+def test_the_text_is_counted_as_soon_as_it_is_prepared(tiny_settings):
+    panel = TrainingPanel(tiny_settings)
+    assert "(about, from the size" in panel.gauge.value
+    tokens = prepare(tiny_settings).facts["splits"]["train"]["tokens"]
+    panel.refresh()
+    assert f"{tokens:,} tokens (counted)" in panel.gauge.value
 
 
 @pytest.mark.parametrize("card", ["RTX 4070 Laptop", "RTX 4090"])
