@@ -188,7 +188,7 @@ def _three_digits(value: float) -> str:
 
 def plot_surprise(tokens: Sequence[str], nats: Mapping[str, Sequence[float]], *, ax: "Axes | None" = None) -> "Axes":
     """Draw the surprise of models at each token of a sentence, in nats; `nats` is name of a model -> (tokens,)."""
-    ax = ax or new_axes(width=max(6.0, 0.5 * len(tokens)), height=4.0)
+    ax = ax or new_axes(width=min(max(6.0, 0.5 * len(tokens)), 12.0), height=4.0)  # a page would shrink a wider one
     colours = dict(zip(nats, (BLUE, ORANGE, GREEN), strict=False))
     width = 0.8 / len(nats)
     for number, (name, values) in enumerate(nats.items()):
@@ -198,7 +198,8 @@ def plot_surprise(tokens: Sequence[str], nats: Mapping[str, Sequence[float]], *,
         ax.bar(places, values, width=width, color=colours[name], label=label)
         ax.axhline(mean, color=colours[name], linestyle="--", linewidth=1)
     labels = [_cut(token.replace("\n", "\u21b5").replace(" ", "\u00b7"), 14) for token in tokens]
-    ax.set_xticks(range(len(tokens)), labels, rotation=60, ha="right")
+    size = min(10.0, 650 / len(tokens))  # points; else the labels of many tokens would overlap
+    ax.set_xticks(range(len(tokens)), labels, rotation=60, ha="right", fontsize=size)
     ax.set(xlabel="token", ylabel="surprise (nats)")
     ax.set_title("The mean of the bars is the loss; its exponential is the perplexity")
     ax.figure.legend(loc="outside lower center", ncols=len(nats), frameon=False)  # inside it would cover bars
