@@ -102,7 +102,7 @@ def test_the_surprise_at_each_token_is_a_bar_for_each_model_and_the_mean_gives_t
     assert [bar.get_height() for bar in ax.patches] == [6.0, 6.0, 6.0, 3.0, 6.0, 0.0]
     assert ax.patches[0].get_facecolor() != ax.patches[3].get_facecolor()
     assert [label.get_text() for label in ax.get_xticklabels()] == ["The", "\u00b7fox", "\u21b5"]
-    assert "perplexity 20.1" in ax.get_legend_handles_labels()[1][1]
+    assert "perplexity 20.09" in ax.get_legend_handles_labels()[1][1]
     ax.figure.canvas.draw()
 
 
