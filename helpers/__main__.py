@@ -6,6 +6,8 @@ and others work on a fresh clone; see `helpers.environment.tasks`.
 
 import signal
 import sys
+import warnings
+from pathlib import Path
 
 from helpers.environment import tasks
 
@@ -39,6 +41,15 @@ def _raise_terminated(number: int, frame: Any) -> None:
     raise _TerminatedError
 
 
+def _format_warning(message: Warning | str, category: type[Warning], filename: str, *rest: Any) -> str:
+    """Return a warning of ours without the line of code that it comes from, which a terminal need not show."""
+    is_ours = category is UserWarning and Path(filename).is_relative_to(Path(__file__).parent)
+    return f"Warning: {message}\n" if is_ours else _usual_format(message, category, filename, *rest)
+
+
+_usual_format = warnings.formatwarning
+
+
 class _OneSentence(click.Group):
     """Print what any console or file can show, and errors that are meant for people as one sentence."""
 
@@ -47,6 +58,7 @@ class _OneSentence(click.Group):
 
         print_any_character()
         usual = signal.signal(signal.SIGTERM, _raise_terminated)
+        warnings.formatwarning = _format_warning
         try:
             return super().invoke(ctx)
         except (SettingsError, CourseError, OSError) as error:
@@ -61,6 +73,7 @@ class _OneSentence(click.Group):
             ctx.exit(143 if isinstance(interrupt, _TerminatedError) else 130)
         finally:
             signal.signal(signal.SIGTERM, usual)
+            warnings.formatwarning = _usual_format
 
 
 @click.group(

@@ -9,7 +9,8 @@ import difflib
 import math
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from html import escape
 from pathlib import PureWindowsPath
 from typing import Any
@@ -80,11 +81,11 @@ def perplexity_text(loss: float) -> str:
     """Return the perplexity of a mean loss in nats per token.
 
     >>> perplexity_text(3.26), perplexity_text(20.0), perplexity_text(800.0)
-    ('26.0', '4.9e+08', 'too large')
+    ('26.05', '4.9e+08', 'too large')
     """
     if loss > 700:  # of a run that diverged: more than a float can hold
         return "too large"
-    return f"{math.exp(loss):,.1f}" if loss < 14 else f"{math.exp(loss):.1e}"
+    return f"{math.exp(loss):,.2f}" if loss < 14 else f"{math.exp(loss):.1e}"
 
 
 def first_line(error: BaseException) -> str:
@@ -127,12 +128,15 @@ class Html(str):
     """Text that is HTML already: `html_table` does not escape it."""
 
 
-def progress_bar(total: int | None, *, unit: str, leave: bool = False, **how: Any) -> Any:
-    """Return a `tqdm` that appears after ten seconds, but not where a runner executes a notebook: it would stay."""
+@contextmanager
+def progress_bar(total: int | None, *, unit: str, leave: bool = False, **how: Any) -> Iterator[Any]:
+    """Show a `tqdm` after ten seconds, but not where a runner executes a notebook: it would stay."""
     from tqdm.auto import tqdm
 
     is_hidden = (kernel := notebook_kernel()) is not None and not allows_input(kernel)
-    return tqdm(total=total, unit=unit, delay=QUIET_SECONDS, leave=leave, disable=is_hidden, **how)
+    with tqdm(total=total, unit=unit, delay=QUIET_SECONDS, leave=leave, disable=is_hidden, **how) as bar:
+        yield bar
+        bar.total = bar.n  # a notebook's bar that ends below its total stays, in red, as after an error
 
 
 def notebook_kernel() -> Any:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from helpers.display import first_line, last_part
-from helpers.paths import POCKET, find_path
+from helpers.paths import POCKET, find_path, paths_of
 from helpers.settings import LEAST_VOCABULARY, SettingsError, TrainingSettings
 
 if TYPE_CHECKING:
@@ -54,8 +54,8 @@ def check_model_name(name: str) -> Path | None:
     if _HUB_ID.fullmatch(name) or name in _WITHOUT_OWNER:
         return None
     raise SettingsError(
-        f"model_name_or_path = {name!r} is not there: looked for a folder in {Path.cwd()}. Name a folder, 'pocket', "
-        "which is shipped, or a model of the Hub with its owner, as in 'openai-community/gpt2'."
+        f"model_name_or_path = {name!r} is not there: looked for {' and '.join(map(str, paths_of(name)))}. Name a "
+        "folder, 'pocket', which is shipped, or a model of the Hub with its owner, as in 'openai-community/gpt2'."
     )
 
 

@@ -52,18 +52,24 @@ def long_paths() -> bool | None:
 def find_path(name: str, *, folder: Path | None = None) -> Path | None:
     """Return the absolute path of a file or folder in the caller's folder; None where there is none of that name.
 
+    A relative path begins in `folder`, the current one when left out; see `paths_of`.
+    """
+    return next((path for path in paths_of(name, folder=folder) if os.path.lexists(path)), None)
+
+
+def paths_of(name: str, *, folder: Path | None = None) -> list[Path]:
+    """Return the absolute paths that a name can mean, in the order in which they are looked for.
+
     `~` is the home folder, and in WSL a path with a Windows drive letter is looked for where the drive is mounted.
-    Notebooks that run in their own folder also find what is next to it. A relative path begins in `folder`, the current
-    one when left out.
+    Notebooks that run in their own folder also find what is next to it.
     """
     path = os.path.expanduser(name)  # noqa: PTH111 - Path.expanduser raises for a name such as ~draft
     if os.name != "nt" and (drive := _WINDOWS_PATH.fullmatch(path)):
         path = f"/mnt/{drive[1].lower()}/{drive[2]}".replace("\\", "/")
     start = folder or Path.cwd()
-    for beside in [start, *([start.parent] if start == NOTEBOOKS else [])]:
-        if os.path.lexists(absolute := os.path.abspath(beside / path)):  # noqa: PTH100 - resolve() would follow links
-            return Path(absolute)
-    return None
+    beside = [start, *([start.parent] if start == NOTEBOOKS else [])]
+    paths = (Path(os.path.abspath(each / path)) for each in beside)  # noqa: PTH100 - resolve() would follow links
+    return list(dict.fromkeys(paths))  # an absolute path once
 
 
 def stored_path(name: str, *, folder: Path | None = None) -> str:

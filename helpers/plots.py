@@ -151,9 +151,12 @@ def plot_lengths(lengths: Sequence[int], *, block_size: int, ax: "Axes | None" =
     """Draw a histogram of document lengths in tokens, with a line at the length of a block."""
     ax = ax or new_axes()
     ax.hist(lengths, bins=40, color=BLUE)
-    ax.axvline(block_size, color=ORANGE, linestyle="--", label=f"block_size = {block_size}")
-    ax.set(xlabel="tokens in a document", ylabel="documents", title="Documents left of the line would need padding")
-    ax.legend(frameon=False)
+    ax.axvline(block_size, color=ORANGE, linestyle="--")
+    ax.set(
+        xlabel=f"tokens in a document (dashed: block_size = {block_size})",  # a legend would cover bars
+        ylabel="documents",
+        title="How long the documents are",
+    )
     return ax
 
 
@@ -179,7 +182,7 @@ def _three_digits(value: float) -> str:
 
 def plot_surprise(tokens: Sequence[str], nats: Mapping[str, Sequence[float]], *, ax: "Axes | None" = None) -> "Axes":
     """Draw the surprise of models at each token of a sentence, in nats; `nats` is name of a model -> (tokens,)."""
-    ax = ax or new_axes(width=max(6.0, 0.5 * len(tokens)), height=4.0)
+    ax = ax or new_axes(width=min(max(6.0, 0.5 * len(tokens)), 12.0), height=4.0)  # a page would shrink a wider one
     colours = dict(zip(nats, (BLUE, ORANGE, GREEN), strict=False))
     width = 0.8 / len(nats)
     for number, (name, values) in enumerate(nats.items()):
@@ -189,7 +192,8 @@ def plot_surprise(tokens: Sequence[str], nats: Mapping[str, Sequence[float]], *,
         ax.bar(places, values, width=width, color=colours[name], label=label)
         ax.axhline(mean, color=colours[name], linestyle="--", linewidth=1)
     labels = [_cut(token.replace("\n", "\u21b5").replace(" ", "\u00b7"), 14) for token in tokens]
-    ax.set_xticks(range(len(tokens)), labels, rotation=60, ha="right")
+    size = min(10.0, 650 / len(tokens))  # points; else the labels of many tokens would overlap
+    ax.set_xticks(range(len(tokens)), labels, rotation=60, ha="right", fontsize=size)
     ax.set(xlabel="token", ylabel="surprise (nats)")
     ax.set_title("The mean of the bars is the loss; its exponential is the perplexity")
     ax.figure.legend(loc="outside lower center", ncols=len(nats), frameon=False)  # inside it would cover bars

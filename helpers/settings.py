@@ -18,7 +18,7 @@ from pydantic import AfterValidator, TypeAdapter, ValidationError, model_validat
 
 from helpers.display import did_you_mean
 from helpers.files import read_json
-from helpers.paths import ASSETS, LONGEST_WINDOWS_PATH, find_path, long_paths, runs_folder, stored_path
+from helpers.paths import ASSETS, COMMAND, LONGEST_WINDOWS_PATH, find_path, long_paths, runs_folder, stored_path
 from helpers.schema import Settings, SettingsError, refuse_truth_value, sentence, setting, unknown
 
 PRESETS = ASSETS / "presets"
@@ -38,8 +38,8 @@ def run_folder(run: str) -> Path:
 
     >>> run_folder("../x")
     Traceback (most recent call last):
-    helpers.schema.SettingsError: run = '../x' is not a plain name: use 1 to 64 letters, digits, '.', '_' or '-', \
-starting with a letter or digit.
+    helpers.schema.SettingsError: run = '../x' is not a plain name: use 1 to 64 letters from a to z, digits, '.', '_' \
+or '-', starting with a letter or digit.
     """
     try:
         folder = runs_folder() / _plain_name(run)
@@ -72,9 +72,12 @@ def refuse_deep(folder: Path) -> None:
 
 
 def _plain_name(name: str) -> str:
+    if re.fullmatch(r"[\w.-]+/trial-\d+", name):
+        raise ValueError(f"is a trial of a study: `{COMMAND} compare {name} --promote NAME` makes a run of it")
     if not _RUN_NAME.fullmatch(name):
         raise ValueError(
-            "is not a plain name: use 1 to 64 letters, digits, '.', '_' or '-', starting with a letter or digit"
+            "is not a plain name: use 1 to 64 letters from a to z, digits, '.', '_' or '-', starting with a letter or "
+            "digit"
         )
     if _WINDOWS_DEVICE.fullmatch(name) or name.endswith("."):
         raise ValueError("is a name Windows cannot use for a folder: choose another")

@@ -1,6 +1,7 @@
 from types import SimpleNamespace
 
 import pytest
+from tqdm import tqdm
 
 from helpers import display
 from helpers.display import Html, html_table, progress_bar
@@ -21,6 +22,21 @@ def test_a_progress_bar_is_for_those_who_watch(monkeypatch, capsys, shell, is_sh
         bar.update(2)
         bar.set_postfix_str("done", refresh=False)
     assert ("2/2" in capsys.readouterr().err) is is_shown
+
+
+def test_a_bar_is_complete_at_its_end_unless_an_error_ended_it(monkeypatch):
+    ends = []
+    monkeypatch.setattr(
+        "tqdm.auto.tqdm",
+        type("Bar", (tqdm,), {"close": lambda bar: (tqdm.close(bar), ends.append((bar.n, bar.total)))}),
+    )
+    with progress_bar(5, unit="step") as bar:
+        bar.update(4)
+    with pytest.raises(ValueError, match="broken"), progress_bar(5, unit="step") as bar:
+        bar.update(2)
+        raise ValueError("broken")
+    assert ends[0] == (4, 4), "a notebook keeps a bar below its total, in red"
+    assert (2, 5) in ends
 
 
 def test_all_text_is_escaped():

@@ -2,6 +2,7 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 
 import pytest
 
@@ -43,6 +44,17 @@ def test_run_passes_the_preset_and_lets_the_command_line_win(asked):
     assert rest["run"] == "mine"
     assert rest["parameters"] == {"learning_rate": 3e-4}
     assert rest["defaults"]["block_size"] == 512
+
+
+def test_a_warning_of_ours_is_shown_without_a_line_of_code(monkeypatch):
+    formatted = []
+    warn = ("Waiting.", UserWarning, str(ROOT / "helpers/training/commands.py"), 45, "finished = fine_tune()")
+    monkeypatch.setattr(
+        course, "run_course", lambda *_, **__: formatted.append(warnings.formatwarning(*warn)) or "report.html"
+    )
+    call("run")
+    assert formatted == ["Warning: Waiting.\n"]
+    assert "commands.py:45: UserWarning: Waiting." in warnings.formatwarning(*warn), "only while a command runs"
 
 
 def test_a_runs_name_stays_text(asked):

@@ -93,7 +93,7 @@ def test_a_notebook_in_its_own_folder_also_finds_what_is_next_to_it(tmp_path, mo
 @pytest.mark.skipif(os.name == "nt", reason="there a drive letter is a path like any other")
 @pytest.mark.parametrize("written", [r"C:\texts\a b.txt", "c:/texts/a b.txt"])
 def test_a_windows_path_is_looked_for_on_the_mounted_drive(monkeypatch, written):
-    monkeypatch.setattr(paths.os.path, "lexists", lambda path: path == "/mnt/c/texts/a b.txt")
+    monkeypatch.setattr(paths.os.path, "lexists", lambda path: str(path) == "/mnt/c/texts/a b.txt")
     assert str(paths.find_path(written)) == "/mnt/c/texts/a b.txt"
 
 
@@ -104,3 +104,14 @@ def test_a_windows_path_is_looked_for_on_the_mounted_drive(monkeypatch, written)
 def test_windows_writes_the_same_place_in_upper_or_lower_case(monkeypatch, before, is_same):
     monkeypatch.setattr("helpers.paths.Path", PureWindowsPath)
     assert is_same_place(before, r"C:\texts\a.txt") is is_same
+
+
+def test_what_was_looked_for_is_named_once_if_it_does_not_depend_on_the_current_folder(tmp_path, monkeypatch):
+    notebooks = tmp_path / "notebooks"
+    notebooks.mkdir()
+    monkeypatch.setattr("helpers.paths.NOTEBOOKS", notebooks)
+    monkeypatch.chdir(notebooks)
+    monkeypatch.setenv("USERPROFILE" if os.name == "nt" else "HOME", str(tmp_path / "home"))
+    assert paths.paths_of("a.txt") == [notebooks / "a.txt", tmp_path / "a.txt"]
+    assert paths.paths_of("~/a.txt") == [tmp_path / "home" / "a.txt"]
+    assert paths.paths_of(str(tmp_path / "a.txt")) == [tmp_path / "a.txt"]

@@ -102,8 +102,18 @@ def test_the_surprise_at_each_token_is_a_bar_for_each_model_and_the_mean_gives_t
     assert [bar.get_height() for bar in ax.patches] == [6.0, 6.0, 6.0, 3.0, 6.0, 0.0]
     assert ax.patches[0].get_facecolor() != ax.patches[3].get_facecolor()
     assert [label.get_text() for label in ax.get_xticklabels()] == ["The", "\u00b7fox", "\u21b5"]
-    assert "perplexity 20.1" in ax.get_legend_handles_labels()[1][1]
+    assert "perplexity 20.09" in ax.get_legend_handles_labels()[1][1]
     ax.figure.canvas.draw()
+
+
+@pytest.mark.parametrize("n_tokens", [5, 50, 120])
+def test_the_labels_of_many_tokens_do_not_overlap_on_a_page(n_tokens):
+    ax = plots.plot_surprise(["<c3>"] * n_tokens, {"base": [1.0] * n_tokens})
+    ax.figure.canvas.draw()
+    labels = ax.get_xticklabels()
+    points_apart = 72 * ax.get_window_extent().width / ax.figure.dpi / (1.1 * n_tokens)  # 1.1: with the margins
+    assert labels[0].get_fontsize() < points_apart, "a label is as high as its font, and turned"
+    assert ax.figure.get_figwidth() <= 12, "a page shrinks a wider picture"
 
 
 def test_gains_stand_in_their_order_and_losses_have_another_colour():

@@ -80,7 +80,7 @@ def test_the_report_begins_with_what_the_run_reached(folder):
     page = write_report("mine").read_text(encoding="utf-8")
     summary = page[page.index("<h1>") : page.index("<nav>")]
     assert "Better &lt;b&gt;." in summary
-    assert "25.6" in summary
+    assert "25.61" in summary
     assert "too large" in summary
     assert summary.index("Return the Fox") < summary.index("&lt;i&gt;The Fox")
     assert "<td>100 s to 200 s</td><td>140 s</td>" in summary

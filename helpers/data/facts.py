@@ -57,7 +57,7 @@ def find_notes(facts: Mapping[str, Any], settings: DataSettings) -> list[str]:
     for encoding, count in facts["encodings"].items():
         if not encoding.startswith("utf-8") and settings.encoding == "auto":
             notes.append(
-                f"{count} text file(s) were read as {encoding}: look at a document, and set encoding if it is wrong."
+                f"Text files read as {encoding}: {count:,}. Look at a document, and set encoding if it is wrong."
             )
     if facts["leakage"]["share_in_train"] > LEAKED:
         notes.append(

@@ -108,9 +108,10 @@ def plot_report(report: DataReport) -> np.ndarray:
     """Draw a data report: lengths, tokens per byte, what padding would waste, frequent tokens; return the four Axes."""
     _, axes = new_figure(2, 2, width=10, height=6.4)
     plot_lengths(report.lengths, block_size=report.facts["settings"]["block_size"], ax=axes[0, 0])
-    axes[0, 0].set_title("How long the documents are")
     axes[0, 1].hist(report.tokens_per_byte, bins=40, color=GREEN)
     axes[0, 1].set(xlabel="tokens per byte", ylabel="documents", title="Far right: poor fit of the vocabulary")
+    for ax in axes[0]:
+        ax.yaxis.get_major_locator().set_params(integer=True)  # no half documents
     _plot_waste(report.lengths, ax=axes[1, 0])
     frequent = {name.replace("$", r"\$"): 100 * share for name, share in report.frequent.items()}  # $ begins a formula
     plot_bars(frequent, xlabel="share of all tokens (%)", title="The most frequent tokens", ax=axes[1, 1])

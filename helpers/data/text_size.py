@@ -33,7 +33,7 @@ def training_tokens(settings: DataSettings) -> tuple[int, str]:
         return allowed, "as max_tokens leaves"
     if not tokens:
         return 1_000_000, "not prepared yet: values for a million"
-    return tokens, "about, as published" if published else "about, from the size of the text"
+    return tokens, "about, as published" if published else "about, from the size of the text if it is English"
 
 
 def _tokens_by_size(settings: DataSettings) -> int:

@@ -190,9 +190,9 @@ class Comparison:
         rows = (
             (
                 row["model"],
-                metric_text(row["perplexity"], ",.1f", row["perplexity_interval"]),
+                metric_text(row["perplexity"], ",.2f", row["perplexity_interval"]),
                 metric_text(row["bits_per_byte"], ".3f", row["bits_per_byte_interval"]),
-                metric_text(row["word_perplexity"], ",.0f"),
+                metric_text(row["word_perplexity"], ",.4g"),
                 row["protocol"],
             )
             for row in self.rows

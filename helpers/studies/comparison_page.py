@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from optuna import Study as OptunaStudy
 
 _MOST_NAMED = 8  # lines with a legend entry; more cannot be distinguished
-_FEWEST = 4  # runs; the importance of a setting means nothing with fewer
+_FEWEST = 5  # runs; of fewer the best quarter is one run, which each setting tells from the others equally well
 _LOG_FACTOR = 8  # between the largest and the smallest value of a setting that is drawn on a log scale
 
 

@@ -1,7 +1,8 @@
 """Trainer callbacks: history, time, progress; `guards` and `stopping` have those that end a training."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -227,7 +228,7 @@ class _ProgressBar(_Speedometer):
     resumed run's bar at 0, which spoils its estimate of the time left.
     """
 
-    loss = ""
+    loss, bar = "", None  # no bar before the training begins
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         from tqdm.auto import tqdm
@@ -248,6 +249,17 @@ class _ProgressBar(_Speedometer):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.bar.close()
+
+
+@contextmanager
+def closing_bars(callbacks: Iterable[TrainerCallback]) -> Iterator[None]:
+    """Close the progress bar that an error left open: the message then begins on a line of its own."""
+    try:
+        yield
+    finally:
+        for callback in callbacks:
+            if isinstance(callback, _ProgressBar) and callback.bar is not None:
+                callback.bar.close()
 
 
 def _tensorboard(folder: Path) -> TrainerCallback:

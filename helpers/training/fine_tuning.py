@@ -23,7 +23,7 @@ from helpers.paths import runs_folder
 from helpers.settings import TrainingSettings, read_run_settings, run_folder
 from helpers.training import processes, run_files
 from helpers.training.arguments import chosen_precision, float32_products, training_arguments
-from helpers.training.callbacks import Watch, training_callbacks
+from helpers.training.callbacks import Watch, closing_bars, training_callbacks
 from helpers.training.devices import reset_peak
 from helpers.training.engine import equal_results_less_work
 from helpers.training.finished_run import (
@@ -191,7 +191,7 @@ def _train_once(
     steps = SlownessWatch(folder)
     reset_peak()
     held_on_card = torch.cuda.memory_allocated()  # by whatever else this process has there
-    with equal_results_less_work(model), float32_products():
+    with equal_results_less_work(model), float32_products(), closing_bars(callbacks):
         trainer = _new_trainer(
             data.facts["splits"]["validation"],
             model=trained,

@@ -74,7 +74,8 @@ class DiskSpaceGuard(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Look before the first step, so that none is done in vain."""
-        self._check(args, is_saved=state.global_step + args.save_steps < state.max_steps, is_last=False)
+        is_last = state.global_step + args.save_steps >= state.max_steps
+        self._check(args, is_saved=state.global_step < state.max_steps, is_last=is_last)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Compare the free space with what is written next."""
@@ -85,8 +86,9 @@ class DiskSpaceGuard(TrainerCallback):
         # after the last step the model is written too.
         needed = 13 * self.n_trained * is_saved + 5 * self.n_parameters * is_last
         if needed and (free := free_bytes(Path(args.output_dir).parent)) < needed:
+            is_kept = any(Path(args.output_dir).glob("checkpoint-*"))
+            then = " It continues from its last checkpoint." if is_kept else ""
             raise TrainingBrokenError(
                 f"The disk of {args.output_dir} has {size_text(free)} left and {size_text(needed)} are needed: free "
-                "some space or lower save_total_limit, and start the same run again. It continues from its last "
-                "checkpoint."
+                f"some space or lower save_total_limit, and start the same run again.{then}"
             )

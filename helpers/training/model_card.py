@@ -137,7 +137,7 @@ def _score_rows(section: dict[str, Any]) -> list[list[str]]:
             name,
             metric_text(score["perplexity"], ",.2f", score["perplexity_interval"]),
             metric_text(score["bits_per_byte"], ".3f", score["bits_per_byte_interval"]),
-            metric_text(score["word_perplexity"], ",.0f"),
+            metric_text(score["word_perplexity"], ",.4g"),
         ]
         for name, score in (("base", section["base"]), ("this model", section["tuned"]))
     ]

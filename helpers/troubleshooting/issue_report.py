@@ -22,7 +22,7 @@ _PERSONAL = (
     (re.compile(r"/root(?=[/\s\"':]|$)"), "~"),
     (re.compile(r"\b(?:hf|sk|gh[a-z]|github_pat|glpat|wandb)[_-][A-Za-z0-9_-]{8,}"), "<token>"),
     (re.compile(r"(?i)(?<=://)[^/\s:@]{1,80}:[^/\s@]{1,80}@"), "<user>:<password>@"),
-    (re.compile(r"(?i)\b((?:token|password|api_key|authorization|secret)\w{0,10}[\"']?\s{0,3}[=:]\s{0,3})[\"']?(?:(?:bearer|basic|token)\s{1,3})?(?!<)[^\s\"',;]{4,}"),
+    (re.compile(r"(?i)\b((?:token(?!izer|s\b)|password|api_key|authorization|secret)\w{0,10}[\"']?\s{0,3}[=:]\s{0,3})[\"']?(?:(?:bearer|basic|token)\s{1,3})?(?!<)[^\s\"',;]{4,}"),
      r"\1<secret>"),
     (re.compile(r"\b[\w.+-]{1,64}@[\w-]{1,60}(?:\.[\w-]{1,60})+"), "<mail>"),
     (re.compile(r"\b(?!127\.|0\.0\.0\.0)(?:\d{1,3}\.){3}\d{1,3}(?=[:/\s)\"']|$)"), "<address>"),

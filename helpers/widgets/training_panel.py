@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Iterable
 from dataclasses import replace
 from itertools import count
@@ -18,7 +19,7 @@ import yaml
 from helpers.data import refuse_missing, training_tokens
 from helpers.display import GREEN, ORANGE, RED, html_table, size_text
 from helpers.files import write_atomically
-from helpers.paths import COMMAND, NOTEBOOKS
+from helpers.paths import COMMAND, NOTEBOOKS, ROOT
 from helpers.settings import DataSettings, SettingsError, TrainingSettings, preset_names, run_folder
 from helpers.training import (
     CARDS,
@@ -44,7 +45,7 @@ class TrainingPanel(Panel):
     def __init__(self, settings: TrainingSettings) -> None:
         super().__init__(settings)
         self._here = card_of_this_machine()
-        self._tokens: dict[str, tuple[int, str]] = {}
+        self._tokens: dict[tuple[str, tuple[int, ...]], tuple[int, str]] = {}
         wide = {"style": {"description_width": "auto"}, "layout": {"width": "auto"}}
         self.preset = w.Dropdown(
             options=[_FROM_CELL, *preset_names(), _BY_HAND],
@@ -87,8 +88,10 @@ class TrainingPanel(Panel):
 
     def plan(self, settings: TrainingSettings) -> MemoryPlan:
         """Return the plan for the chosen card."""
-        # Counting a text reads files, which is too slow for each step of a slider; most settings do not change it.
-        key = settings.part(DataSettings).model_dump_json(exclude={"block_size"})
+        # Counting a text reads files, which is too slow for each step of a slider; most settings do not change it, but
+        # a training that prepares the text does.
+        prepared = tuple(facts.stat().st_mtime_ns for facts in run_folder(settings.run).glob("data/data.json"))
+        key = settings.part(DataSettings).model_dump_json(exclude={"block_size"}), prepared
         if key not in self._tokens:
             refuse_missing(settings.model_dump())
             self._tokens[key] = training_tokens(settings)
@@ -171,7 +174,7 @@ def _facts_table(plan: MemoryPlan) -> str:
     texts, settings = dict(plan.rows()), plan.settings
     rows = [
         ("effective batch", f"{settings.effective_batch_size:,} blocks, {plan.tokens_per_step:,} tokens per step"),
-        ("steps", f"{plan.steps:,} in {settings.num_train_epochs:g} epochs"),
+        ("steps", f"{plan.steps:,}, for num_train_epochs = {settings.num_train_epochs:g}"),
         *((name, texts[name]) for name in ("an epoch", "largest batch", "training text", "warm-up") if name in texts),
     ]
     return html_table([], rows, caption="Predicted")
@@ -234,8 +237,11 @@ def _free_path(folder: Path, text: str) -> Path:
 
 
 def papermill_command(path: Path) -> str:
-    """Return the command that runs notebook 03 with a parameter file, from any folder."""
-    parts = ["papermill", NOTEBOOKS / "03_fine_tuning.ipynb", path.with_suffix(".ipynb"), "-f", path]
+    """Return the command that runs notebook 03 with a parameter file, as a person types it in the clone's folder."""
+    scripts = Path(sysconfig.get_path("scripts"))
+    # Relative, because PowerShell takes a quoted path for text. An environment elsewhere is one that is activated.
+    papermill = scripts.relative_to(ROOT) / "papermill" if scripts.is_relative_to(ROOT) else "papermill"
+    parts = [papermill, NOTEBOOKS / "03_fine_tuning.ipynb", path.with_suffix(".ipynb"), "-f", path]
     return _command_line(map(str, parts))
 
 

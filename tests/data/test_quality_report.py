@@ -84,4 +84,6 @@ def test_the_report_draws_padding_and_cutting_for_each_width(data):
 def test_every_picture_of_the_report_names_its_axes(data):
     axes = plot_report(report(data, load_tokenizer("pocket"))).ravel()
     assert all(ax.get_title() and ax.get_xlabel() for ax in axes)
+    assert all(tick.is_integer() for ax in axes[:2] for tick in ax.get_yticks()), "there is no half document"
+    assert not axes[0].get_legend(), "it would cover bars"
     axes[0].figure.canvas.draw()

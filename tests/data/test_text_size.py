@@ -102,7 +102,7 @@ def test_tokens_of_a_saved_data_set_are_estimated_from_its_parts(tmp_path):
 def test_tokens_of_a_file_are_those_in_the_callers_folder(tmp_path, monkeypatch):
     (tmp_path / "README.md").write_text("x" * 43_000)
     monkeypatch.chdir(tmp_path)
-    assert training_tokens(gpt2(source="README.md")) == (8000, "about, from the size of the text")
+    assert training_tokens(gpt2(source="README.md")) == (8000, "about, from the size of the text if it is English")
 
 
 def test_tokens_of_the_python_reference_are_near_the_count():

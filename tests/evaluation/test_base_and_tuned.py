@@ -164,6 +164,12 @@ def test_a_perplexity_too_large_for_a_float_breaks_neither_table_nor_file():
     assert "too large" in comparison._repr_html_()
 
 
+def test_a_perplexity_near_one_has_three_digits_and_a_word_perplexity_no_more_than_four():
+    shown = make_comparison([400.0], [1.25])._repr_html_()
+    assert ">1.13</td>" in shown
+    assert ">2.354e+17</td>" in shown
+
+
 def test_forgetting_is_measured_on_your_own_text(tiny_run, tmp_path):
     path = tmp_path / "own.txt"
     path.write_text("Rain fell.\n\nSnow fell.\n\nHail fell.", encoding="utf-8")

@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -51,6 +52,12 @@ def test_the_setting_that_decides_is_the_most_important(table):
     assert next(iter(shares)) == "learning_rate"
     assert sum(shares.values()) == pytest.approx(1)
     assert "12 runs" in plot_importance(table.groups[0], NAMES, by="eval_loss").get_title()
+
+
+@pytest.mark.parametrize(("n_runs", "is_drawn"), [(4, False), (5, True)])
+def test_importance_is_drawn_only_where_the_best_quarter_is_more_than_one_run(table, n_runs, is_drawn):
+    few = SimpleNamespace(groups=[table.groups[0][:n_runs]], by="eval_loss", differing=NAMES)
+    assert ("How much each setting decides" in [alt for alt, _ in plot_all(few)]) is is_drawn
 
 
 def test_parallel_lines_run_from_metric_to_settings_and_the_best_is_drawn_again(table):

@@ -239,6 +239,14 @@ def test_the_progress_bar_shows_loss_speed_and_memory(tiny_settings, capsys):
     assert re.search(r"12/12 .*loss \d\.\d{3}, [\d,]+ tokens/s, [\d,]+ MiB", capsys.readouterr().err)
 
 
+def test_an_error_begins_on_a_line_of_its_own_below_the_progress_bar(tiny_settings, monkeypatch, capsys):
+    left = [10**12, 1000]  # room to begin, and none for a checkpoint
+    monkeypatch.setattr("helpers.training.guards.free_bytes", lambda folder: left.pop(0))
+    with pytest.raises(TrainingBrokenError) as kept:  # as long as it is kept, so is the bar
+        fine_tune(tiny_settings, progress=True)
+    assert re.search(r"\d/12 [^\n]*\n$", capsys.readouterr().err), kept
+
+
 def too_small_for(largest, monkeypatch, *, message="CUDA out of memory. Tried to allocate 2.00 GiB."):
     """Let a training step run out of memory with more rows than `largest`; the default message is a CUDA card's."""
     original = engine.chunked_loss
@@ -293,10 +301,11 @@ def test_a_full_disk_stops_before_the_checkpoint_and_keeps_the_last_one(tiny_set
     assert last_complete_checkpoint(run_folder("tiny") / "checkpoints").name == "checkpoint-3"
 
 
-def test_a_full_disk_is_refused_before_the_first_step(tiny_settings, monkeypatch):
+@pytest.mark.parametrize("save_steps", [3, 100])  # 100: the only checkpoint is that of the last step
+def test_a_full_disk_is_refused_before_the_first_step(tiny_settings, monkeypatch, save_steps):
     monkeypatch.setattr("helpers.training.guards.free_bytes", lambda folder: 1000)
-    with pytest.raises(TrainingBrokenError, match="are needed: free some space"):
-        fine_tune(tiny_settings)
+    with pytest.raises(TrainingBrokenError, match=r"are needed: free some space .* start the same run again\.$"):
+        fine_tune(tiny_settings.model_copy(update={"save_steps": save_steps}))
     assert not (run_folder("tiny") / "history.jsonl").exists()
 
 

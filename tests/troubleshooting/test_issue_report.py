@@ -80,3 +80,10 @@ def test_nothing_personal_is_left():
 )
 def test_a_secret_is_replaced_in_the_forms_of_web_requests(text):
     assert "eyJ" not in without_personal_data(text)
+
+
+@pytest.mark.parametrize(
+    "line", ["tokenizer = load_tokenizer(name)", "tokens = TokenStream(settings)", "tokens: 5_000"]
+)
+def test_a_tokenizer_and_a_number_of_tokens_are_no_secrets(line):
+    assert without_personal_data(line) == line

@@ -2,12 +2,14 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
 
+from helpers.data import prepare
 from helpers.display import GREEN, ORANGE, RED
-from helpers.paths import COMMAND
+from helpers.paths import COMMAND, ROOT
 from helpers.settings import TrainingSettings, preset_names
 from helpers.training import CARDS, find_card, plan_run, this_processor
 from helpers.training.calibration import add_measurements
@@ -17,6 +19,7 @@ from helpers.widgets.training_panel import (
     gauge_html,
     learning_rate_at,
     memory_bar,
+    papermill_command,
     run_command,
     save_parameters,
 )
@@ -104,6 +107,14 @@ def test_a_text_that_is_not_there_is_said_and_not_planned_for(panel):
     assert panel.gauge.value == ""
 
 
+def test_the_text_is_counted_as_soon_as_it_is_prepared(tiny_settings):
+    panel = TrainingPanel(tiny_settings)
+    assert "(about, from the size" in panel.gauge.value
+    tokens = prepare(tiny_settings).facts["splits"]["train"]["tokens"]
+    panel.refresh()
+    assert f"{tokens:,} tokens (counted)" in panel.gauge.value
+
+
 @pytest.mark.parametrize("card", ["RTX 4070 Laptop", "RTX 4090"])
 def test_suggest_takes_the_largest_batch_that_fits_at_the_same_effective_batch(panel, card):
     panel.preset.value, panel.card.value = "rtx-4070-ti", card
@@ -167,6 +178,11 @@ class TestParameters:
         monkeypatch.setattr(sys, "platform", platform)
         settings = TrainingSettings(run="kept", sample_prompt=prompt)
         assert run_command(settings).endswith(f"-p sample_prompt {quoted}")
+
+    def test_have_a_command_that_finds_papermill_in_the_clones_environment(self, monkeypatch):
+        for scripts, typed in ((ROOT / ".venv" / "bin", str(Path(".venv/bin/papermill"))), ("/conda/bin", "papermill")):
+            monkeypatch.setattr("sysconfig.get_path", lambda _, scripts=scripts: str(scripts))
+            assert papermill_command(Path("a.yaml")).startswith(f"{typed} ")
 
     def test_are_shown_with_their_commands(self, panel):
         panel.controls["run"].value = "kept"

@@ -9,6 +9,7 @@ from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 from helpers.data.sources.documents import replace_half_characters, without_markers
+from helpers.display import cut
 from helpers.settings import SettingsError
 
 MESSAGE_COLUMNS = ("messages", "conversations", "conversation")
@@ -103,7 +104,8 @@ def _read_message(message: Any) -> tuple[str, str]:
     role = _ROLES.get(str(role), role)
     if role not in ("system", "user", "assistant") or not isinstance(content, str):
         raise SettingsError(
-            f"a message needs a role (system, user or assistant) and a content that is text, not {str(message)[:60]}"
+            "a message needs a role (system, user or assistant) and content that is text, not "
+            f"{cut(str(message), 60)}; tool calls and images are not read"
         )
     return role, without_markers(replace_half_characters(content)).strip()
 

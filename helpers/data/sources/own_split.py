@@ -203,7 +203,7 @@ def _notes(
     kinds = Counter(file.suffix.lower() or "no suffix" for file in other_files(folder))
     if kinds:
         counts = [f"{count:,} {suffix}" for suffix, count in kinds.most_common()]
-        notes.append(f"Left out, as of other kinds: {_listed(counts)}.")
+        notes.append(f"Left out, as files of other kinds: {_listed(counts)}.")
     return notes
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from helpers.data.sources.encodings import CODECS
-from helpers.paths import ASSETS, NOTEBOOKS, find_path
+from helpers.paths import ASSETS, NOTEBOOKS, find_path, paths_of
 from helpers.settings import SettingsError
 
 FABLES = ASSETS / "fables"
@@ -42,7 +42,7 @@ def source_path(source: str) -> Path | None:
         _refuse_own_files(path)
         return path
     if kind_of(Path(source)) in (*TEXTS, *TABLES) or not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", source):
-        raise SettingsError(f"source = {source!r} is not there: looked in {Path.cwd()}.")
+        raise SettingsError(f"source = {source!r} is not there: looked for {' and '.join(map(str, paths_of(source)))}.")
     if "/" not in source:
         full_name = _FULL_NAMES.get(source)
         advice = f"; write {full_name}." if full_name else ", as in 'Salesforce/wikitext'."

@@ -61,7 +61,8 @@ def find_text_column(table: Table, wanted: str) -> str:
         return candidates[0]
     missing = f"no column {wanted!r}" if wanted else "no column 'text', and not exactly one column of words"
     inside = f" Lists and objects, as in {nested}, are not read: write what they hold as text." if nested else ""
-    raise SettingsError(f"{table.name} has {missing}: set text_column to one of {list(columns)[:20]}.{inside}")
+    pair = " To learn answers to questions, name two columns prompt and completion." if len(candidates) > 1 else ""
+    raise SettingsError(f"{table.name} has {missing}: set text_column to one of {list(columns)[:20]}.{pair}{inside}")
 
 
 def rows_of_one_part(table: Table, columns: Sequence[str]) -> Iterator[Row]:

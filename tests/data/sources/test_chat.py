@@ -112,6 +112,8 @@ def test_half_a_character_in_a_message_becomes_the_replacement_character(tmp_pat
     [({"messages": [{"role": "wizard", "content": "a"}]}, "line 1: a message needs a role"),
      ({"messages": [{"role": ["user"], "content": "a"}]}, "line 1: a message needs a role"),
      ({"messages": [{"role": "user", "content": None}]}, "line 1: a message needs a role"),
+     ({"messages": [{"role": "assistant", "content": None, "tool_calls": [{"id": "call_1"}]}]},
+      "…; tool calls and images are not read. Fix the row"),
      ({"instruction": "Add one.", "input": 5, "output": "six"}, "line 1: a message needs .* 'content': 5"),
      ({"instruction": "Sum.", "input": [1, 2], "output": "3"}, r"line 1: a message needs .* 'content': \[1, 2\]")],
 )  # fmt: skip

@@ -88,7 +88,10 @@ REFUSED = {
         r"Lists and objects, as in \['paragraphs'\], are not read",
     ),
     "meta.json": (json.dumps({"a": [{"x": 1}], "b": [{"y": 2}]}), r"set text_column to one of \['a', 'b'\]"),
-    "close.jsonl": ('{"title": "One fox", "body": "It ran."}\n', r"set text_column to one of \['title', 'body'\]"),
+    "close.jsonl": (
+        '{"title": "One fox", "body": "It ran."}\n',
+        r"set text_column to one of \['title', 'body'\]\. To learn answers to questions, name two columns",
+    ),
 }  # fmt: skip
 
 
