@@ -4,6 +4,7 @@ import gc
 import json
 import os
 import shutil
+import sys
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any Hugging Face library is imported
 os.environ["MPLBACKEND"] = "Agg"
@@ -42,6 +43,14 @@ def runs(tmp_path, monkeypatch):
 def plans_without_triton(monkeypatch):
     """Predict the same memory whether or not Triton is installed here."""
     monkeypatch.setattr("helpers.training.memory.has_triton", lambda: False)
+
+
+@pytest.fixture(autouse=True)
+def closed_pictures():
+    """Close what a test has drawn: matplotlib warns of the twenty-first open picture of a process."""
+    yield
+    if pyplot := sys.modules.get("matplotlib.pyplot"):
+        pyplot.close("all")
 
 
 @pytest.fixture(autouse=True, scope="module")

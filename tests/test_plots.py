@@ -18,12 +18,6 @@ HISTORY = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _close():
-    yield
-    plt.close("all")
-
-
 def drawings(ax=None):
     return [
         plots.plot_history(HISTORY, ax=ax),

@@ -123,7 +123,7 @@ def _module(*words: str) -> Callable[..., None]:
     return lambda python, rest, **env: _run(python, *words, *rest, **env)
 
 
-_browser = _module("pytest", "tests/browser")
+_browser = _module("pytest", "-n", "2", "--dist=loadfile", "tests/browser")
 
 
 def _pictures(python: Path, rest: list[str]) -> None:

@@ -120,7 +120,7 @@ def test_the_recipe_trains_through_fine_tune_resumes_and_saves_a_stock_model(tmp
     trained = recipe.pretrain("all", **schedule, **quick)
     assert [row["step"] for row in read_history(run_folder("all")) if "loss" in row] == [1, 2, 3, 4]
     assert json.loads((run_folder("all") / "settings.json").read_text())["settings"]["adam_beta2"] == 0.95
-    further = recipe.pretrain("last", source=corpus, start=trained, max_steps=1, torch_compile="never")
+    further = recipe.pretrain("last", source=corpus, start=trained, max_steps=2, torch_compile="never")
     assert load_model(str(further)).config.n_layer == 1
     recipe.save(further, tmp_path / "out")
     metrics = recipe.write_card(tmp_path / "out", held_out=["the fox ran home"], training=["the hill"], max_steps=4)

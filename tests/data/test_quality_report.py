@@ -1,4 +1,3 @@
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from datasets import Dataset
@@ -12,12 +11,6 @@ from helpers.model import load_tokenizer
 @pytest.fixture
 def data(tiny_settings):
     return prepare(tiny_settings)
-
-
-@pytest.fixture(autouse=True)
-def _close():
-    yield
-    plt.close("all")
 
 
 def test_a_report_counts_the_prepared_data(data, tiny_settings):

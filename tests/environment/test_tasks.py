@@ -70,7 +70,7 @@ def test_drift_tries_the_newest_libraries_although_the_lowest_fail(ran, monkeypa
 
 def test_the_tests_are_lint_units_notebooks_and_browser(ran):
     assert code_of("test") == 0
-    parts = ("ruff check", "ruff format", "nbstripout", "--nbmake", "--dist=worksteal", "pytest tests/browser")
+    parts = ("ruff check", "ruff format", "nbstripout", "--nbmake", "--dist=worksteal", "--dist=loadfile")
     assert [next(i for i, line in enumerate(ran) if part in line) for part in parts] == [1, 2, 3, 4, 5, 6]
 
 

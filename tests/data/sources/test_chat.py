@@ -186,7 +186,7 @@ def test_the_validation_loss_is_the_mean_over_labels_and_not_over_batches(chat_s
 
     settings = TrainingSettings(
         **chat_settings.model_dump(), per_device_train_batch_size=3, num_train_epochs=0.05, learning_rate=1e-9,
-        mixed_precision="no",
+        warmup_steps=0, mixed_precision="no",
     )  # fmt: skip
     run = fine_tune(settings)
     model, _ = tiny
