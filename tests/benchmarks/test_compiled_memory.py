@@ -5,8 +5,10 @@ would write for a processor differs from Triton's kernels, but buffers are chose
 part of the formula is tested in `test_memory_trace.py`.
 """
 
+import multiprocessing
 import warnings
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 import torch
@@ -32,13 +34,18 @@ TRACED = [
 ]
 
 
+@pytest.fixture(scope="module")
+def compiler():
+    """Return another process: after a compilation `test_memory_trace.py` would trace other temporary tensors."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        yield process
+
+
 @pytest.mark.parametrize(("shape", "values"), TRACED, ids=[f"{s.n_layer}x{s.n_embd}-{v}" for s, v in TRACED])
-def test_the_prediction_of_a_compiled_step_is_within_3_percent_of_its_schedule(shape, values, monkeypatch):
+def test_the_prediction_of_a_compiled_step_is_within_3_percent_of_its_schedule(shape, values, compiler):
     asked = settings(**values)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the compiler's own warnings
-        (_, kept), (in_backward, _) = scheduled_bytes(shape, asked, monkeypatch)
-    step = _Step(shape, asked, "course", asked.mixed_precision != "no", False, 1, False, True)
+    (_, kept), (in_backward, _) = compiler.submit(scheduled_bytes, shape, asked).result()
+    step = _Step(shape, asked, asked.mixed_precision != "no", False, 1, False, True)
     loss = step.at_loss()
     kept_by_formula = loss.activations + loss.autocast_copies - step.is_half * step.embedding // 2
     states = step.weights + step.states
@@ -52,7 +59,7 @@ def test_the_prediction_of_a_compiled_step_is_within_3_percent_of_its_schedule(s
         assert kept_by_formula == pytest.approx(kept, rel=0.01)
 
 
-def scheduled_bytes(shape, asked, monkeypatch):
+def scheduled_bytes(shape, asked):
     """Return for the forward and the backward graph: bytes at the peak, and bytes at the end; nothing is run."""
     from torch._inductor import compile_fx
 
@@ -64,11 +71,16 @@ def scheduled_bytes(shape, asked, monkeypatch):
         schedules.extend((_walk(forward, is_backward=False), _walk(backward, is_backward=True)))
         raise NotImplementedError("nothing is run")
 
-    monkeypatch.setattr(compile_fx, "min_cut_rematerialization_partition", lower_both)
-    # With checkpointing attention would keep the state of the random generator, some bytes that no fake tensor has.
-    monkeypatch.setattr(partitioners, "functionalize_rng_ops", lambda joint, forward, backward, n: (forward, backward))
     stopped = pytest.raises(BackendCompilerFailed, match="nothing is run")
-    with fake_models(config_of(shape), asked) as (_, model), stopped:
+    with (
+        warnings.catch_warnings(action="ignore"),  # the compiler's own warnings
+        pytest.MonkeyPatch.context() as patch,
+        fake_models(config_of(shape), asked) as (_, model),
+        stopped,
+    ):
+        patch.setattr(compile_fx, "min_cut_rematerialization_partition", lower_both)
+        # With checkpointing attention would keep the state of the random generator, some bytes that no fake tensor has.
+        patch.setattr(partitioners, "functionalize_rng_ops", lambda joint, forward, backward, n: (forward, backward))
         ids = torch.empty(asked.per_device_train_batch_size, asked.block_size, dtype=torch.int64)
         with torch.autocast("cpu", half, enabled=half is not None):
             torch.compile(model)(input_ids=ids, labels=ids, use_cache=False)
