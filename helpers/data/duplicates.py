@@ -68,7 +68,8 @@ class Fingerprints:
     def group_near_duplicates(self, compared: np.ndarray) -> np.ndarray:
         """Return for each document the index of the first near-duplicate in its group; (documents,) int.
 
-        A document without near-duplicates, or one that is not `compared`, is a group of its own. (documents,) bool
+        A document without near-duplicates is a group of its own, as is one that `compared`, (documents,) bool, leaves
+        out.
         """
         group = np.arange(len(compared))
         if not self._file:
