@@ -192,7 +192,7 @@ def _train_once(
     reset_peak()
     held_on_card = torch.cuda.memory_allocated()  # by whatever else this process has there
     with equal_results_less_work(model), float32_products(), closing_bars(callbacks):
-        trainer = _new_trainer(
+        trainer = new_trainer(
             data.facts["splits"]["validation"],
             model=trained,
             args=training_arguments(settings, folder, n_blocks=len(train) // processes.n_processes()),
@@ -237,7 +237,7 @@ def _train_once(
     trainer.accelerator.wait_for_everyone()  # the other processes open what the first one has written
 
 
-def _new_trainer(validation: dict[str, Any], **how: Any) -> "Trainer":
+def new_trainer(validation: dict[str, Any], **how: Any) -> "Trainer":
     """Return a Trainer whose `eval_loss` is the mean over all labels of the validation part, each counted once.
 
     The stock Trainer averages the means of batches, in which a label counts the more, the fewer there are beside it;

@@ -1,5 +1,6 @@
 """Measure this machine with short trainings of models of several shapes, for `python -m helpers calibrate`."""
 
+import math
 import statistics
 import tempfile
 import time
@@ -14,7 +15,7 @@ from helpers.training.calibration import Calibration, Measurement, add_measureme
 from helpers.training.callbacks import StepTimer
 from helpers.training.devices import GraphicsCard, this_device
 from helpers.training.engine import equal_results_less_work
-from helpers.training.fine_tuning import as_batch
+from helpers.training.fine_tuning import as_batch, new_trainer
 from helpers.training.memory import predict
 from helpers.training.shape import GPT2Shape, parameters, read_shape
 
@@ -36,14 +37,14 @@ _ON_A_CARD = ((_GPT2, 256, 1), (_GPT2, 1024, 1), (_GPT2, 1024, 4), (_GPT2, 1024,
 def calibrate(*, budget_seconds: float = 60.0) -> Calibration:
     """Measure the step time and the peak of short trainings here, and keep them for the plans of this machine.
 
-    No further training is begun after `budget_seconds`.
+    No further training is begun `budget_seconds` after the end of the first one, which sets up the libraries.
     """
     device = this_device()
-    return add_measurements(device, list(_measurements(device, time.perf_counter() + budget_seconds)))
+    return add_measurements(device, list(_measurements(device, budget_seconds)))
 
 
-def _measurements(device: GraphicsCard, end: float) -> Iterator[Measurement]:
-    process_bytes = 0
+def _measurements(device: GraphicsCard, budget_seconds: float) -> Iterator[Measurement]:
+    process_bytes, end = 0, math.inf
     for shape, block_size, batch in _TRAININGS if device.is_processor else (*_TRAININGS, *_ON_A_CARD):
         settings = TrainingSettings(block_size=block_size, per_device_train_batch_size=batch, torch_compile="never")
         precision = chosen_precision(settings)
@@ -54,6 +55,7 @@ def _measurements(device: GraphicsCard, end: float) -> Iterator[Measurement]:
             process_bytes = process_bytes or measured.process_bytes
             measured = measured.model_copy(update={"process_bytes": process_bytes})
         yield measured
+        end = min(end, time.perf_counter() + budget_seconds)
         if time.perf_counter() > end:
             return
 
@@ -63,7 +65,7 @@ def measure(shape: GPT2Shape, settings: TrainingSettings) -> Measurement:
     import psutil
     import torch
     from accelerate.utils.memory import clear_device_cache
-    from transformers import GPT2Config, GPT2LMHeadModel, PrinterCallback, Trainer
+    from transformers import GPT2Config, GPT2LMHeadModel, PrinterCallback
 
     with processes.only_training(), torch.random.fork_rng(), tempfile.TemporaryDirectory() as folder, quiet():
         torch.manual_seed(settings.seed)
@@ -81,8 +83,8 @@ def measure(shape: GPT2Shape, settings: TrainingSettings) -> Measurement:
             besides = torch.cuda.memory_allocated()
         devices.reset_peak()
         with equal_results_less_work(model), float32_products():
-            trainer = Trainer(
-                model=model, args=arguments, train_dataset=rows, data_collator=as_batch, callbacks=[timer]
+            trainer = new_trainer(
+                {}, model=model, args=arguments, train_dataset=rows, data_collator=as_batch, callbacks=[timer]
             )
             trainer.remove_callback(PrinterCallback)
             trainer.train()

@@ -3,8 +3,8 @@
     python training_step.py ROW
 
 Prints JSON: useful tokens a second (median over steps), tokens in a row, peak resident bytes, the loss of each step.
-Every row is the `Trainer`, ours the one of `fine_tune`, with the pocket model's shape from the same random weights with
-512 positions and no dropout, and steps of 16 rows of 512. On a card `card.py` calls `measure` for GPT-2's shape.
+Every row is the `Trainer`, ours with what `fine_tune` adds, on the pocket model's shape from the same random weights
+with 512 positions and no dropout, in steps of 16 rows of 512. On a card `card.py` calls `measure` for GPT-2's shape.
 """
 
 import json
@@ -13,8 +13,9 @@ import statistics
 import sys
 import tempfile
 import time
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from itertools import pairwise
+from pathlib import Path
 
 import torch
 from datasets import Dataset
@@ -30,10 +31,11 @@ from transformers import (
 from helpers.data.in_memory import load_documents
 from helpers.model import load_tokenizer, quiet
 from helpers.paths import POCKET
-from helpers.settings import DataSettings
+from helpers.settings import DataSettings, TrainingSettings
+from helpers.training.arguments import float32_products, training_arguments
 from helpers.training.devices import peak_bytes, reset_peak
 from helpers.training.engine import equal_results_less_work
-from helpers.training.fine_tuning import _new_trainer, as_batch
+from helpers.training.fine_tuning import as_batch, new_trainer
 
 BLOCK, STEPS, WARM_UP = 512, 7, 2
 GUIDE = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4}
@@ -43,9 +45,9 @@ ROWS = {
     "guide, sentences": {"text": "sentences", **GUIDE},
     "packed, float32": OURS,
     "packed, bf16": {"bf16": True, **OURS},
-    "ours": {"bf16": True, "engine": True, **OURS},
-    "ours, float32": {"engine": True, **OURS},
-    "ours, compiled": {"bf16": True, "engine": True, "torch_compile": True, **OURS},
+    "ours": {"mixed_precision": "bf16", "engine": True, **OURS},
+    "ours, float32": {"mixed_precision": "no", "engine": True, **OURS},
+    "ours, compiled": {"mixed_precision": "bf16", "torch_compile": "always", "engine": True, **OURS},
 }
 
 
@@ -101,6 +103,13 @@ def seconds_between(marks):
     return [begin.elapsed_time(end) / 1000 for begin, end in pairwise(marks)]
 
 
+@contextmanager
+def ours(model):
+    """Train as `fine_tune` does inside the block."""
+    with equal_results_less_work(model), float32_products():
+        yield
+
+
 class Clock(TrainerCallback):
     """Marks the end of each step."""
 
@@ -125,16 +134,21 @@ def measure(text=None, engine=False, *, config=None, block=BLOCK, steps=STEPS, o
     rows = padded_rows(text, tokenizer, block, steps) if text else packed_rows(tokenizer, block, steps)
     lengths = [min(len(ids), block) for ids in tokenizer(texts(text))["input_ids"]] if text else [block]
     n_useful = statistics.mean(lengths)
-    args = TrainingArguments(
-        output_dir=tempfile.gettempdir(), max_steps=steps, learning_rate=5e-5, weight_decay=0.01, save_strategy="no",
-        logging_steps=10 if on_card else 1,  # a card has to be waited for before its loss can be read
-        report_to="none", disable_tqdm=True, use_cpu=not on_card, dataloader_pin_memory=on_card, **arguments,
-    )  # fmt: skip
+    folder, both = Path(tempfile.gettempdir()), {"learning_rate": 5e-5, "weight_decay": 0.01, **arguments}
+    if engine:
+        stock = {"adam_beta2": 0.999, "warmup_steps": 0, "lr_scheduler_type": "linear"}
+        args = training_arguments(TrainingSettings(**stock, **both), folder)
+    else:
+        args = TrainingArguments(
+            folder, report_to="none", disable_tqdm=True, use_cpu=not on_card, dataloader_pin_memory=on_card, **both
+        )
+    args.max_steps, args.eval_strategy, args.save_strategy = steps, "no", "no"
+    args.logging_steps = 10 if on_card else 1  # a card has to be waited for before its loss can be read
     collator = DataCollatorForLanguageModeling(tokenizer, mlm=False) if text else as_batch
     reset_peak()
-    with equal_results_less_work(model) if engine else nullcontext(), quiet():
+    with ours(model) if engine else nullcontext(), quiet():
         how = {"args": args, "data_collator": collator, "train_dataset": rows, "callbacks": [clock]}
-        trainer = _new_trainer({}, model=model, **how) if engine else Trainer(model, **how)
+        trainer = new_trainer({}, model=model, **how) if engine else Trainer(model, **how)
         trainer.train()
     seconds = seconds_between(clock.marks[WARM_UP - 1 :])
     return {
