@@ -59,17 +59,41 @@ class GraphicsCard(NamedTuple):
         return self.half_tflops if is_half else self.float32_tflops
 
 
-# NVIDIA's data sheets. For a GeForce RTX of these two generations, half is twice float32.
+def _geforce(name: str, gib: int, cuda_cores: int, boost_mhz: int) -> GraphicsCard:
+    """Return a GeForce RTX 30, 40 or 50: products of halves with float32 sums are twice as fast as float32."""
+    float32_tflops = 2 * cuda_cores * boost_mhz / 1e6
+    return GraphicsCard(name, gib * GIB, round(2 * float32_tflops, 1), round(float32_tflops, 1))
+
+
+# NVIDIA's data sheets.
 CARDS = (
-    GraphicsCard("RTX 3060 12 GB", 12 * GIB, 25.5, 12.7),
-    GraphicsCard("RTX 3090", 24 * GIB, 71.2, 35.6),
-    GraphicsCard("RTX 4060 Ti 16 GB", 16 * GIB, 44.1, 22.1),
-    GraphicsCard("RTX 4070", 12 * GIB, 58.3, 29.1),
-    GraphicsCard("RTX 4070 Laptop", 8 * GIB, 40.1, 20.0),
-    GraphicsCard("RTX 4070 Ti", 12 * GIB, 80.2, 40.1),
-    GraphicsCard("RTX 4070 Ti SUPER", 16 * GIB, 88.2, 44.1),
-    GraphicsCard("RTX 4090", 24 * GIB, 165.2, 82.6),
+    _geforce("RTX 3060 12 GB", 12, 3584, 1777),
+    _geforce("RTX 3060 Ti", 8, 4864, 1665),
+    _geforce("RTX 3070", 8, 5888, 1725),
+    _geforce("RTX 3080", 10, 8704, 1710),
+    _geforce("RTX 3080 12 GB", 12, 8960, 1710),
+    _geforce("RTX 3080 Ti", 12, 10240, 1665),
+    _geforce("RTX 3090", 24, 10496, 1695),
+    _geforce("RTX 4060", 8, 3072, 2460),
+    _geforce("RTX 4060 Ti", 8, 4352, 2535),
+    _geforce("RTX 4060 Ti 16 GB", 16, 4352, 2535),
+    _geforce("RTX 4070", 12, 5888, 2475),
+    _geforce("RTX 4070 Laptop", 8, 4608, 2175),
+    _geforce("RTX 4070 SUPER", 12, 7168, 2475),
+    _geforce("RTX 4070 Ti", 12, 7680, 2610),
+    _geforce("RTX 4070 Ti SUPER", 16, 8448, 2610),
+    _geforce("RTX 4080", 16, 9728, 2505),
+    _geforce("RTX 4080 SUPER", 16, 10240, 2550),
+    _geforce("RTX 4090", 24, 16384, 2520),
+    _geforce("RTX 5060", 8, 3840, 2497),
+    _geforce("RTX 5060 Ti 16 GB", 16, 4608, 2572),
+    _geforce("RTX 5070", 12, 6144, 2512),
+    _geforce("RTX 5070 Ti", 16, 8960, 2452),
+    _geforce("RTX 5080", 16, 10752, 2617),
+    _geforce("RTX 5090", 32, 21760, 2407),
     GraphicsCard("T4", 15 * GIB, 65.1, 8.1, has_bf16=False),  # sold as 16 GB; error correction takes one
+    GraphicsCard("L4", 22 * GIB, 121.0, 30.3),  # sold as 24 GB, for the same reason
+    GraphicsCard("A100", 40 * GIB, 312.0, 19.5),
 )
 
 

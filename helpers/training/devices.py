@@ -27,7 +27,7 @@ def find_card(name: str) -> GraphicsCard:
     """Return a published card by its name, as people or the driver write it; 'processor' is this machine's.
 
     Raises:
-        SettingsError: there is none of that name; the nearest is named.
+        SettingsError: there is none of that name; those with its number are named, else the nearest one.
 
     >>> find_card("NVIDIA GeForce RTX 4070 Ti").half_tflops
     80.2
@@ -37,9 +37,9 @@ def find_card(name: str) -> GraphicsCard:
     for card in CARDS:
         if same_card(card.name, name):
             return card
-    number = "".join(re.findall(r"\d{4}", name))  # RTX 4060 is nearer to the 4060 Ti with 16 GB than to the 4070
+    number = "".join(re.findall(r"\d{4}", name))
     same_number = [card.name for card in CARDS if number and number in card.name]
-    names, cutoff = (same_number, 0.0) if same_number else ([*(card.name for card in CARDS), PROCESSOR], 0.5)
+    names, cutoff = (same_number, 1.0) if same_number else ([*(card.name for card in CARDS), PROCESSOR], 0.5)
     raise SettingsError(f"There is no card {name!r} in the table{did_you_mean(name, names, cutoff=cutoff)}")
 
 

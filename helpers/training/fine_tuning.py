@@ -22,7 +22,7 @@ from helpers.model import check_sound, device, load_model, load_start, quiet, se
 from helpers.paths import runs_folder
 from helpers.settings import TrainingSettings, read_run_settings, run_folder
 from helpers.training import processes, run_files
-from helpers.training.arguments import chosen_precision, float32_products, training_arguments
+from helpers.training.arguments import autocast_dtype, float32_products, training_arguments
 from helpers.training.callbacks import Watch, closing_bars, training_callbacks
 from helpers.training.devices import reset_peak
 from helpers.training.engine import equal_results_less_work
@@ -184,8 +184,7 @@ def _train_once(
         tokenizer.model_max_length = model.config.n_positions
     check_sound(model, tokenizer, block_size=settings.block_size)
     set_attention_dropout(model, settings.attn_pdrop)
-    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(chosen_precision(settings))
-    trained = add_adapter(model, settings, half=half) if settings.lora_r else model
+    trained = add_adapter(model, settings, half=autocast_dtype(settings)) if settings.lora_r else model
     set_seed(settings.seed)
     callbacks = training_callbacks(settings, folder, model=trained, tokenizer=tokenizer, progress=progress, watch=watch)
     steps = SlownessWatch(folder)

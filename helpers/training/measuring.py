@@ -10,12 +10,13 @@ from pathlib import Path
 from helpers.model import quiet
 from helpers.settings import TrainingSettings
 from helpers.training import devices, processes
-from helpers.training.arguments import chosen_precision, float32_products, training_arguments
+from helpers.training.arguments import autocast_dtype, chosen_precision, float32_products, training_arguments
 from helpers.training.calibration import Calibration, Measurement, add_measurements
 from helpers.training.callbacks import StepTimer
 from helpers.training.devices import GraphicsCard, this_device
 from helpers.training.engine import equal_results_less_work
 from helpers.training.fine_tuning import as_batch, new_trainer
+from helpers.training.lora import add_adapter
 from helpers.training.memory import predict
 from helpers.training.shape import GPT2Shape, parameters, read_shape
 
@@ -71,6 +72,7 @@ def measure(shape: GPT2Shape, settings: TrainingSettings) -> Measurement:
         torch.manual_seed(settings.seed)
         model = GPT2LMHeadModel(GPT2Config(**shape._asdict(), bos_token_id=None, eos_token_id=None))
         model.loss_type = "ForCausalLM"
+        trained = add_adapter(model, settings, half=autocast_dtype(settings)) if settings.lora_r else model
         n_rows = _STEPS * settings.effective_batch_size
         rows = [{"input_ids": ids} for ids in torch.randint(shape.vocab_size, (n_rows, settings.block_size))]
         once = settings.model_copy(update={"num_train_epochs": 1})
@@ -84,7 +86,7 @@ def measure(shape: GPT2Shape, settings: TrainingSettings) -> Measurement:
         devices.reset_peak()
         with equal_results_less_work(model), float32_products():
             trainer = new_trainer(
-                {}, model=model, args=arguments, train_dataset=rows, data_collator=as_batch, callbacks=[timer]
+                {}, model=trained, args=arguments, train_dataset=rows, data_collator=as_batch, callbacks=[timer]
             )
             trainer.remove_callback(PrinterCallback)
             trainer.train()

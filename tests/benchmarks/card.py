@@ -22,11 +22,12 @@ import transformers
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from helpers.display import MIB
-from helpers.settings import TrainingSettings
-from helpers.training import autograd_functions, engine
+from helpers.settings import TrainingSettings, preset_names
+from helpers.training import autograd_functions, engine, measuring
+from helpers.training.arguments import chosen_precision
 from helpers.training.devices import this_device
-from helpers.training.measuring import calibrate
 from helpers.training.memory import predict
+from helpers.training.plan import planned_shape
 from helpers.training.shape import GPT2Shape, operations_per_token
 from tests.benchmarks import training_step
 
@@ -227,6 +228,22 @@ def measure_memory(scale: Scale) -> Iterator[dict[str, Any]]:
         } | row
 
 
+def measure_presets(scale: Scale) -> Iterator[dict[str, Any]]:
+    """Yield a row for each preset that fits: the peak that was predicted, and the one that was measured."""
+    for name in preset_names():
+        settings = TrainingSettings.from_preset(name)
+        changes = {"gradient_accumulation_steps": min(2, settings.gradient_accumulation_steps)}  # more take no more
+        shape = planned_shape(settings) if scale.device == "cuda" else scale.shape
+        if scale.device == "cpu":
+            changes |= {"block_size": scale.block, "mixed_precision": "no", "per_device_train_batch_size": 1}
+        settings = settings.model_copy(update=changes)
+        predicted = predict(shape, settings, precision=chosen_precision(settings)).total_bytes
+        if predicted < this_device().usable_bytes:
+            row = measuring.measure(shape, settings)
+            share = predicted / row.peak_bytes
+            yield {"what": name, "predicted_bytes": predicted, "predicted_share": share, "peak_bytes": row.peak_bytes}
+
+
 def measure_against(scale: Scale) -> Iterator[dict[str, Any]]:
     """Yield a row for each other way to train on the same text, and for ours: useful tokens a second of the Trainer."""
     config = config_of(scale.shape._replace(resid_pdrop=0.0, embd_pdrop=0.0))
@@ -251,13 +268,14 @@ def measure_against_nanogpt(scale: Scale) -> Iterator[dict[str, Any]]:
 
 def measure_calibration(scale: Scale) -> Iterator[dict[str, Any]]:
     """Yield what `calibrate` measures, from which a plan for such a card is made."""
-    measured = calibrate(budget_seconds=60 if scale.device == "cuda" else 0)
+    measured = measuring.calibrate(budget_seconds=60 if scale.device == "cuda" else 0)
     for row in measured.measurements:
         yield {"what": "calibration"} | row.model_dump()
 
 
 PARTS = {  # the ones that matter most first
     "memory": measure_memory,
+    "presets": measure_presets,
     "against": measure_against,
     "calibration": measure_calibration,
     "levers": measure_levers,

@@ -196,7 +196,7 @@ class TestCounts:
 
     def test_a_small_model_takes_as_long_as_launching_its_kernels(self):
         plan = plan_run(TrainingSettings(per_device_train_batch_size=8), train_tokens=256 * 80)
-        assert plan.epoch_seconds == pytest.approx((10 * 4e-3, 10 * 12.8e-3))
+        assert plan.epoch_seconds == pytest.approx((10 * 4e-3, 10 * 17.2e-3))
         assert "launch kernels" in str(plan)
 
     def test_checkpointing_takes_a_third_more_time(self):
@@ -293,7 +293,7 @@ class TestCommand:
     def test_a_plan_that_does_not_fit_is_exit_code_1_with_what_does(self):
         result = call("--preset", "rtx-4070-ti", "--gpu", "4070", "-p", "per_device_train_batch_size", "64")
         assert result.exit_code == 1
-        assert "per_device_train_batch_size 16 with gradient_accumulation_steps 16 fits" in result.output
+        assert "per_device_train_batch_size 16 with gradient_accumulation_steps 8 fits" in result.output
 
     def test_json_is_the_plan(self):
         result = call("--preset", "8gb", "--gpu", "4070 laptop", "--json")
@@ -303,7 +303,7 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("arguments", "words"),
         [
-            (["--gpu", "4070 tie"], "did you mean 'RTX 4070 Ti'?"),
+            (["--gpu", "4070 tie"], "there are RTX 4070, RTX 4070 Laptop, "),
             (["--gpu", ""], "There is no card ''"),
             (["--preset", "guid"], "did you mean 'guide'?"),
             (["--gpu", "T4", "-p", "model_name_or_path", "x/y"], "The shape of the model 'x/y' is not known"),

@@ -35,12 +35,8 @@ def test_a_preset_sets_all_controls_and_the_cell_comes_back(panel, preset):
     assert panel.settings == TrainingSettings()
 
 
-def test_the_list_of_cards_is_the_one_promised(panel):
-    names = {
-        "RTX 4070 Laptop", "RTX 4060 Ti 16 GB", "RTX 4070", "RTX 4070 Ti", "RTX 4070 Ti SUPER", "RTX 3060 12 GB",
-        "RTX 3090", "RTX 4090", "T4", THIS_MACHINE,
-    }  # fmt: skip
-    assert set(panel.card.options) == names == {card.name for card in CARDS} | {THIS_MACHINE}
+def test_each_published_card_and_this_machine_can_be_chosen(panel):
+    assert set(panel.card.options) == {card.name for card in CARDS} | {THIS_MACHINE}
 
 
 def test_the_gauge_follows_the_plan(panel):
@@ -48,7 +44,7 @@ def test_the_gauge_follows_the_plan(panel):
     panel.controls["per_device_train_batch_size"].value = 64
     plan = plan_run(panel.settings, card=find_card("RTX 4070 Ti"))
     assert plan.verdict in panel.gauge.value
-    assert "per_device_train_batch_size 16 with gradient_accumulation_steps 16 fits" in panel.gauge.value
+    assert "per_device_train_batch_size 16 with gradient_accumulation_steps 8 fits" in panel.gauge.value
     for name, size in plan.memory.parts.items():
         assert f"{name.replace('_', ' ')} {size / 2**30:.1f} GiB" in panel.gauge.value or size < 2**30
 
@@ -121,7 +117,7 @@ def test_suggest_takes_the_largest_batch_that_fits_at_the_same_effective_batch(p
     panel.controls["per_device_train_batch_size"].value = 32
     before = panel.settings.effective_batch_size
     panel.suggest()
-    assert panel.settings.effective_batch_size == before == 128
+    assert panel.settings.effective_batch_size == before == 64
     assert plan_run(panel.settings, card=find_card(card)).fits
     larger = {
         "per_device_train_batch_size": 2 * panel.settings.per_device_train_batch_size,
