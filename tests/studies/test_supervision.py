@@ -66,7 +66,8 @@ def test_time_left_is_not_known_before_a_trial_is_done(study):
     progress = Progress(study, open_study(study))
     assert progress.seconds_left is None
     assert progress.best is None
-    assert "0 done, 0 running, 4 waiting of 4; time left: known after the first trial without a break" in drawn(progress)
+    shown = "0 done, 0 running, 4 waiting of 4; time left: known after the first trial without a break"
+    assert shown in drawn(progress)
 
 
 def test_time_left_is_shared_by_the_workers(study):

@@ -190,10 +190,8 @@ def test_a_block_longer_than_the_model_stops_before_training(tiny_settings):
 
 @pytest.mark.parametrize(
     "changes",
-    [
-        {"source": "nowhere.txt"}, {"model_name_or_path": "./nowhere"}, {"streaming": True}, {"mixed_precision": "fp16"},
-    ],
-)  # fmt: skip
+    [{"source": "nowhere.txt"}, {"model_name_or_path": "./no"}, {"streaming": True}, {"mixed_precision": "fp16"}],
+)
 def test_a_refused_run_leaves_no_folder(tiny_settings, runs, monkeypatch, changes):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SettingsError):
