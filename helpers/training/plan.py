@@ -349,14 +349,23 @@ def planned_shape(settings: TrainingSettings) -> GPT2Shape:
     return shape
 
 
+def count_warmup(settings: TrainingSettings, steps: int) -> int:
+    """Return the steps of the warm-up in a training of so many steps, as `TrainingArguments.get_warmup_steps` does.
+
+    >>> [count_warmup(TrainingSettings(warmup_steps=warmup), 40) for warmup in (0.01, 1.5)]
+    [1, 1]
+    """
+    warmup = settings.warmup_steps
+    return int(warmup) if warmup >= 1 else math.ceil(warmup * steps)
+
+
 def describe_long_warmup(settings: TrainingSettings, steps: int) -> str:
     """Return a sentence for a warm-up that is as long as the training or longer; empty for any other.
 
     >>> describe_long_warmup(TrainingSettings(warmup_steps=0.05), 8)
     ''
     """
-    warmup = settings.warmup_steps
-    n_warmup = int(warmup) if warmup >= 1 else math.ceil(warmup * steps)
+    warmup, n_warmup = settings.warmup_steps, count_warmup(settings, steps)
     if n_warmup < steps:
         return ""
     reached = settings.learning_rate * (steps - 1) / n_warmup  # the first step has a rate of 0
