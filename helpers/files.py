@@ -147,6 +147,19 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
+@contextmanager
+def folder_unless_refused(folder: Path) -> Iterator[None]:
+    """Make a folder for the block; remove it again where the block raises and only lock files are in it."""
+    is_new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        if is_new and folder.exists() and all(path.suffix == ".lock" for path in folder.iterdir()):
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
 def free_bytes(folder: Path) -> int:
     """Return the free space of the disk that holds a folder, which need not exist yet."""
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())

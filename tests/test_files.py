@@ -5,7 +5,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from helpers.files import atomic_folder, explain_os_error, read_json, read_json_lines, write_atomically, write_json
+from helpers.files import (
+    atomic_folder,
+    explain_os_error,
+    folder_unless_refused,
+    read_json,
+    read_json_lines,
+    write_atomically,
+    write_json,
+)
 from helpers.settings import SettingsError
 
 
@@ -51,6 +59,21 @@ def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         write_atomically(tmp_path / "a.json", "x")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("name", "is_left"), [(".train.lock", False), ("data.json", True)])
+def test_a_new_folder_of_a_block_that_raises_is_removed_unless_there_is_more_than_locks(tmp_path, name, is_left):
+    with pytest.raises(SettingsError), folder_unless_refused(tmp_path / "run"):
+        (tmp_path / "run" / name).touch()
+        raise SettingsError
+    assert (tmp_path / "run").exists() == is_left
+
+
+def test_a_folder_that_was_there_before_a_block_that_raises_stays(folder):
+    (folder / "before").rename(folder / ".data.lock")
+    with pytest.raises(SettingsError), folder_unless_refused(folder):
+        raise SettingsError
+    assert folder.exists()
 
 
 def test_json_is_read_as_it_was_written(tmp_path):

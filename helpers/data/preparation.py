@@ -21,7 +21,7 @@ from helpers.data.splitting import split_by_document, split_by_position
 from helpers.data.tokens import TokenStream
 from helpers.data.writing import Staging, write_parts
 from helpers.display import progress_bar
-from helpers.files import atomic_folder, is_disk_full, read_json
+from helpers.files import atomic_folder, folder_unless_refused, is_disk_full, read_json
 from helpers.model import load_tokenizer, model_hash, quiet, train_tokenizer
 from helpers.settings import DataSettings, SettingsError, read_run_settings, run_folder
 
@@ -47,9 +47,8 @@ def prepare(settings: DataSettings) -> PreparedData:
     if settings.streaming and not settings.max_tokens:
         raise SettingsError("streaming = True needs an end: set max_tokens to the number of tokens of an epoch.")
     folder = run_folder(settings.run)
-    folder.mkdir(parents=True, exist_ok=True)
     # Two notebooks, or the processes of one training, may ask for the same run at the same time: the first one works.
-    with FileLock(folder / ".data.lock"):
+    with folder_unless_refused(folder), FileLock(folder / ".data.lock"):
         if not is_same_text(settings):
             key = _key(settings)
             if (folder / "data" / "data.json").exists():

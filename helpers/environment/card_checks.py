@@ -119,30 +119,12 @@ def throttle_power(machine: Machine) -> Finding:
     return ok("nothing slows the card")
 
 
-@rule("The allocator's options have two names and do not work everywhere; a wrong one is ignored, or breaks CUDA.")
-def alloc_conf(machine: Machine) -> Finding:
-    """Warn about options that this platform does not accept; every torch of the course knows both names."""
-    process, names = machine.process, ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
-    used = [name for name in names if name in process.env]
-    if not used:
-        return ok("no allocator option is set")
-    reading = ", ".join(f"{name}={process.env[name]}" for name in used)
-    expandable = any("expandable_segments:true" in process.env[name].replace(" ", "").lower() for name in used)
-    if expandable and machine.platform.kind in ("Windows", "WSL2"):
-        return warn(f"{reading}: expandable segments fail on {machine.platform.kind}", fixes.unset(machine, *used))
-    if len(used) == 2:
-        return warn(f"{reading}: both names", fixes.unset(machine, names[1]))
-    if process.cuda_in_use and set(used) & process.changed:
-        return warn(f"{reading}: set inside this Python, perhaps after its first use", f"{fixes.RESTART_FIRST}.")
-    return ok(reading)
-
-
 @rule("bf16 has the range of float32 in half the bytes; fp16 overflows, and needs its loss scaled.")
 def precision_choice(machine: Machine) -> Finding:
-    """Say what `mixed_precision: auto` means here; warn if accelerate's own settings override it for the worse."""
+    """Say what `mixed_precision: auto` means here; warn if accelerate's variables override it for the worse."""
     process, torch, gpu = machine.process, machine.torch, machine.gpu
-    precision = process.env.get("ACCELERATE_MIXED_PRECISION", process.accelerate.get("mixed_precision", "auto")).lower()
-    use_cpu = process.env.get("ACCELERATE_USE_CPU", process.accelerate.get("use_cpu", "false")).lower()
+    precision = process.env.get("ACCELERATE_MIXED_PRECISION", "auto").lower()
+    use_cpu = process.env.get("ACCELERATE_USE_CPU", "false").lower()
     # compute capability 8.0 (Ampere) is the first with bf16; without a card, what torch says of the processor
     bf16 = gpu.capability >= (8, 0) if gpu and gpu.capability else torch.bf16
     best = "bf16" if bf16 else "fp16" if gpu else "float32"
@@ -156,7 +138,4 @@ def precision_choice(machine: Machine) -> Finding:
 
 
 def _overridden(machine: Machine, what: str, name: str) -> Finding:
-    """Warn about a setting of accelerate's own: its variable, which counts first, or else its file has to go."""
-    remove = "Remove-Item" if machine.platform.kind == "Windows" else "rm"
-    file = f"{remove} '{machine.process.accelerate.get('path', '')}'"
-    return warn(f"accelerate is set to {what}", fixes.unset(machine, name) if name in machine.process.env else file)
+    return warn(f"accelerate is set to {what}", fixes.unset(machine, name))

@@ -257,7 +257,7 @@ def visible_devices(machine: Machine) -> Finding:
         return fail(f"{reading} hides every card", fix)
     if machine.cards and len(seen) < len(named):
         return warn(f"{reading}: CUDA uses only the first {len(seen)} of these {len(named)}", fix)
-    if "CUDA_VISIBLE_DEVICES" in machine.process.changed and machine.process.cuda_in_use:
+    if machine.process.has_new_devices and machine.process.cuda_in_use:
         return warn(f"{reading} was set inside this Python, perhaps too late", f"{fixes.RESTART_FIRST}.")
     return ok(reading)
 

@@ -6,7 +6,7 @@ Sizes are in bytes. A group that could not be read is an `Unread`; a check that 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 OLDEST_CAPABILITY = (5, 0)  # no wheel of the course has code for a card before Maxwell
@@ -147,13 +147,12 @@ class Packages:
 
 @dataclass(frozen=True)
 class Process:
-    """This process: its variables, which of them were set after it started, and whether it has used CUDA."""
+    """This process: its variables, whether the one that hides cards was set after it started, and its use of CUDA."""
 
     env: Mapping[str, str]
-    changed: frozenset[str] = frozenset()
+    has_new_devices: bool = False  # CUDA_VISIBLE_DEVICES is not what it was at the start
     cuda_in_use: bool = False
     pid: int = 0
-    accelerate: Mapping[str, str] = field(default_factory=dict)  # accelerate's configuration file, if there is one
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,7 @@ from helpers.environment.requirements import read_packages
 from helpers.environment.torch_probe import LIMIT_SECONDS
 from helpers.paths import runs_folder
 
-_WATCHED = ("CUDA_VISIBLE_DEVICES", "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
-_ASKED_FOR = (*_WATCHED, "CUDA_DEVICE_ORDER", "ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_CPU")
+_ASKED_FOR = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_CPU")
 _SHADOWS = ("nvidia-driver-*.list", "libnvidia-compute-*.list", "cuda-drivers*.list")
 _MAKERS = {"0x10de": "NVIDIA", "0x1002": "AMD", "0x8086": "Intel"}  # of display devices on the PCI bus
 _LIMIT_AFTER_HANG_SECONDS = 20.0
@@ -153,29 +152,14 @@ def _wsl(access: Access) -> Wsl:
 def _process(access: Access) -> Process:
     # /proc/self/environ keeps what the process started with; os.environ does not
     started_with = dict(entry.split("=", 1) for entry in access.text("/proc/self/environ").split("\0") if "=" in entry)
-    changed = [name for name in _WATCHED if started_with and started_with.get(name) != access.env.get(name)]
+    devices_then, devices_now = (each.get("CUDA_VISIBLE_DEVICES") for each in (started_with, access.env))
     cuda = getattr(access.modules.get("torch"), "cuda", None)  # a half imported torch has none
     return Process(
         env={name: access.env[name] for name in _ASKED_FOR if name in access.env},
-        changed=frozenset(changed),
+        has_new_devices=bool(started_with) and devices_then != devices_now,
         cuda_in_use=bool(cuda is not None and cuda.is_initialized()),
         pid=os.getpid(),
-        accelerate=_accelerate(access),
     )
-
-
-def _accelerate(access: Access) -> dict[str, str]:
-    """Return the plain values of accelerate's own configuration file, which people write once and forget.
-
-    Not through accelerate itself: that imports torch.
-    """
-    home = access.hugging_face_home()
-    path = home / "accelerate" / "default_config.yaml" if home else None
-    if path is None or not path.is_file():
-        return {}
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    pairs = (line.split(":", 1) for line in lines if re.match(r"\w+:", line))
-    return {"path": str(path)} | {name: value.strip().strip("'\"").lower() for name, value in pairs}
 
 
 def read_memory(access: Access | None = None) -> Memory:

@@ -35,7 +35,7 @@ def check_length(n_prompt: int, max_new_tokens: int, n_positions: int) -> None:
     if n_prompt + max_new_tokens > n_positions:
         raise SettingsError(
             f"The prompt has {n_prompt} tokens and max_new_tokens is {max_new_tokens}: together at most {n_positions}, "
-            "the model's positions."
+            "the model's positions. Shorten the prompt, or lower max_new_tokens."
         )
 
 

@@ -18,7 +18,7 @@ summed in float64 and divided once by the number of scored tokens. Bytes are cou
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from helpers.data.sources.chat import Dialogue
+from helpers.data.sources.documents import replace_half_characters
 from helpers.data.tokens import TokenStream, batches_of
 from helpers.display import progress_bar
 from helpers.model import check_sound, on_device, shown_name
@@ -169,7 +170,7 @@ def score(
         documents = ["\n\n".join(_check_texts(documents))]
     n_bytes, n_words, text_sha256 = _measure_text(documents)
     nats, tokens = np.zeros(len(n_bytes)), np.zeros(len(n_bytes), np.int64)
-    ids, owners = encode(documents, tokenizer, with_start=with_start, with_ends=protocol == "documents")
+    ids, owners = encode(_check_texts(documents), tokenizer, with_start=with_start, with_ends=protocol == "documents")
     with progress_bar(len(ids), unit="token") as bar, on_device(model.eval()), equal_results_less_work(model):
         # `context` tokens go into the model. In our protocols one more token follows: the target of the last one.
         windows = slide_windows(ids, owners, stride=stride, width=context + with_start)
@@ -209,13 +210,13 @@ def _check_window(model: "GPT2LMHeadModel", stride: int, context: int) -> None:
 
 
 def _check_texts(documents: Sequence[str]) -> Iterator[str]:
-    """Yield the documents; raise `SettingsError` where one is not a text."""
+    """Yield the documents, without halves of surrogate pairs; raise `SettingsError` where one is not a text."""
     if isinstance(documents, str):
         raise SettingsError("documents is one text: put it into a list, [text].")
     for number, text in enumerate(documents):
         if not isinstance(text, str):
             raise SettingsError(f"Document {number} is not a text but {type(text).__name__}: give a list of texts.")
-        yield text
+        yield text if isinstance(text, Dialogue) else replace_half_characters(text)  # a dialogue has none
 
 
 def _measure_text(documents: Sequence[str]) -> tuple[np.ndarray, int, str]:
@@ -236,7 +237,7 @@ def _measure_text(documents: Sequence[str]) -> tuple[np.ndarray, int, str]:
 
 
 def encode(
-    documents: Sequence[str], tokenizer: "PreTrainedTokenizerBase", *, with_ends: bool, with_start: bool = True
+    documents: Iterable[str], tokenizer: "PreTrainedTokenizerBase", *, with_ends: bool, with_start: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the tokens of all documents in one row, and the number of the document each belongs to; (tokens,) both.
 

@@ -13,6 +13,7 @@ ignored.
 import json
 import socket
 import warnings
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -158,6 +159,12 @@ def trials_of(study: Study, opened: "OptunaStudy") -> "list[FrozenTrial]":
     newest = {trial.user_attrs["point"]: trial for trial in _valid_trials(opened)}
     most = len(study.points)
     return [newest[point] for point in sorted(newest) if point < most or state_of(newest[point]) != "waiting"]
+
+
+def resumed_points(opened: "OptunaStudy") -> set[int]:
+    """Return the points that were queued again: the duration of their newest trial leaves out what was done before."""
+    n_trials = Counter(trial.user_attrs["point"] for trial in _valid_trials(opened))
+    return {point for point, n in n_trials.items() if n > 1}
 
 
 def state_of(trial: "FrozenTrial") -> State:

@@ -15,7 +15,7 @@ import psutil
 
 from helpers.display import duration_text
 from helpers.files import read_json_if_there
-from helpers.studies.queue import State, state_of, this_worker, trials_of
+from helpers.studies.queue import State, resumed_points, state_of, this_worker, trials_of
 from helpers.studies.study import Study, trial_name
 from helpers.studies.worker import PAUSED
 
@@ -36,6 +36,7 @@ class Progress:
     def __init__(self, study: Study, opened: "OptunaStudy") -> None:
         self.study = study
         self.trials = trials_of(study, opened)
+        self._resumed = resumed_points(opened)
 
     def of_state(self, state: State) -> "list[FrozenTrial]":
         """Return the trials in a state; interrupted ones are waiting."""
@@ -62,8 +63,9 @@ class Progress:
 
     @cached_property
     def seconds_left(self) -> float | None:
-        """Estimated time until the last trial ends, from the mean of those that are done; None before the first."""
-        done = [trial.duration.total_seconds() for trial in self.of_state("done")]
+        """Estimated time until the last trial ends, from the mean of those done without a break; None before one is."""
+        complete = [trial for trial in self.of_state("done") if trial.user_attrs["point"] not in self._resumed]
+        done = [trial.duration.total_seconds() for trial in complete]
         if not done:
             return None
         each, running, now = sum(done) / len(done), self.of_state("running"), datetime.now()  # no time zone, as Optuna
@@ -77,7 +79,7 @@ class Progress:
         if not self.n_left:
             left = "none"
         elif self.seconds_left is None:
-            left = "known after the first trial"
+            left = "known after the first trial without a break"
         else:
             left = f"about {duration_text(self.seconds_left)}"
         return f"{self.counts}; time left: {left}"

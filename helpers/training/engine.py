@@ -26,6 +26,7 @@ CHUNK_TOKENS = 1024  # rows of logits that exist at once
 # With the kernel, which needs a quarter of the memory per row. Each chunk reads and writes the head's gradient once.
 FUSED_CHUNK_TOKENS = 2048
 QUERIES = 128  # queries in a part where attention is computed in parts
+_n_keeping = 0  # blocks of `keep_freed_memory` that have not ended
 _ATTENTION = "course_causal"  # transformers makes no mask for a name without a mask function
 
 
@@ -55,24 +56,30 @@ def equal_results_less_work(model: "GPT2LMHeadModel") -> Iterator["GPT2LMHeadMod
 def keep_freed_memory() -> Iterator[None]:
     """Let the process keep the memory that it frees until the block ends; only with glibc, elsewhere nothing changes.
 
+    Where such blocks overlap, until the last of them ends.
+
     By default glibc returns each large tensor to the system when it is freed, and the next one costs a page fault
     per 4 KiB: tens of thousands in a training step (https://man7.org/linux/man-pages/man3/mallopt.3.html).
     """
     if platform.libc_ver()[0] != "glibc":
         yield
         return
+    global _n_keeping
     libc = ctypes.CDLL(None)
     m_trim_threshold, m_mmap_threshold = -1, -3  # their numbers in malloc.h
     highest = 2**25  # up to here glibc raises the threshold itself; before 2.35 it refuses a higher one with 0
     if not libc.mallopt(m_mmap_threshold, 2**30):  # from how many bytes a block gets a mapping of its own
         libc.mallopt(m_mmap_threshold, highest)
     libc.mallopt(m_trim_threshold, 2**31 - 1)  # from how many free bytes the heap shrinks
+    _n_keeping += 1
     try:
         yield
     finally:
-        libc.mallopt(m_mmap_threshold, highest)
-        libc.mallopt(m_trim_threshold, 2 * highest)
-        libc.malloc_trim(0)
+        _n_keeping -= 1
+        if not _n_keeping:
+            libc.mallopt(m_mmap_threshold, highest)
+            libc.mallopt(m_trim_threshold, 2 * highest)
+            libc.malloc_trim(0)
 
 
 def use_causal_attention(model: "GPT2LMHeadModel") -> None:

@@ -17,7 +17,7 @@ from helpers.data.preparation import prepare
 from helpers.data.run_data import load_run_tokenizer
 from helpers.data.streaming import open_training_blocks
 from helpers.display import did_you_mean
-from helpers.files import atomic_folder, write_json
+from helpers.files import atomic_folder, folder_unless_refused, write_json
 from helpers.model import check_sound, device, load_model, load_start, quiet, set_attention_dropout
 from helpers.paths import runs_folder
 from helpers.settings import TrainingSettings, read_run_settings, run_folder
@@ -76,8 +76,7 @@ def fine_tune(
         TrainingStoppedError: `stop` was set before the last step.
     """
     folder = run_folder(settings.run)
-    folder.mkdir(parents=True, exist_ok=True)
-    with processes.run_lock(folder):
+    with folder_unless_refused(folder), processes.run_lock(folder):
         run_files.check_same_settings(settings)
         if not processes.broadcast_from_first(run_files.is_finished(folder)):
             if processes.is_first_process():
@@ -175,6 +174,7 @@ def _train_once(
 
     from helpers.training.muon import MuonWithAdamW
 
+    half = autocast_dtype(settings)  # refuses what this machine cannot, before the text is read
     with processes.process_group().local_main_process_first():  # the others then find the data prepared
         data = prepare(settings)
     train = open_training_blocks(data, settings, n_processes=processes.n_processes())
@@ -184,7 +184,7 @@ def _train_once(
         tokenizer.model_max_length = model.config.n_positions
     check_sound(model, tokenizer, block_size=settings.block_size)
     set_attention_dropout(model, settings.attn_pdrop)
-    trained = add_adapter(model, settings, half=autocast_dtype(settings)) if settings.lora_r else model
+    trained = add_adapter(model, settings, half=half) if settings.lora_r else model
     set_seed(settings.seed)
     callbacks = training_callbacks(settings, folder, model=trained, tokenizer=tokenizer, progress=progress, watch=watch)
     steps = SlownessWatch(folder)

@@ -51,7 +51,7 @@ class MemoryPlan:
     card: GraphicsCard
     precision: str  # what `mixed_precision` means on the card
     memory: Memory
-    largest_batch: int  # the largest `per_device_train_batch_size` that fits, also with accumulation; 0: none
+    largest_batch: int  # blocks of the largest pass that fits, also with accumulation; 0: none
     suggested: dict[str, Any]  # the largest pass that fits at the same effective batch; empty when none fits
     leaner: dict[str, Any]  # where none fits, another optimizer or an adapter that fits; empty when none does
     train_tokens: int
@@ -77,7 +77,7 @@ class MemoryPlan:
     @property
     def passes_per_epoch(self) -> int:
         """Forward and backward passes to read the training text once."""
-        blocks = max(1, self.train_tokens // self.settings.block_size)
+        blocks = _count_blocks(self.settings, self.train_tokens)
         return math.ceil(blocks / self.settings.per_device_train_batch_size)
 
     @property
@@ -129,7 +129,7 @@ class MemoryPlan:
 
     def _compute_seconds(self) -> tuple[float, float]:
         """Return the time that the card computes for one pass."""
-        tokens = self.settings.per_device_train_batch_size * self.settings.block_size
+        tokens = filled_by(self.train_tokens, self.settings).per_device_train_batch_size * self.settings.block_size
         operations = tokens * operations_per_token(self.shape, self.settings.block_size, self.settings)
         peak = 1e12 * self.card.tflops(self.precision)
         return operations / (peak * UTILISATION[1]), operations / (peak * UTILISATION[0])
@@ -292,27 +292,46 @@ def plan_run(
         "n_processes": n_processes, "compiled": compiled,
     }  # fmt: skip
 
-    def memory(**changes: Any) -> Memory:
-        return predict(shape, settings.model_copy(update=changes), **how)
+    def memory(changed: TrainingSettings) -> Memory:
+        return predict(shape, changed, **how)
 
     def fits(**changes: Any) -> bool:
-        return memory(**changes).total_bytes <= card.usable_bytes
+        changed = filled_by(tokens, settings.model_copy(update=changes))
+        return memory(changed).total_bytes <= card.usable_bytes
 
     def is_too_large(batch: int) -> bool:  # also beside the gradients of earlier passes: one answer, however many
-        return not fits(per_device_train_batch_size=batch, gradient_accumulation_steps=2)
+        changes = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": 2}
+        return memory(settings.model_copy(update=changes)).total_bytes > card.usable_bytes
 
-    largest_batch = bisect.bisect_left(range(1, MAX_BATCH + 1), True, key=is_too_large)
-    ways = same_effective_batch(settings)
+    most = min(MAX_BATCH, _count_blocks(settings, tokens))
+    largest_batch = bisect.bisect_left(range(1, most + 1), True, key=is_too_large)
+    filled, ways = filled_by(tokens, settings), same_effective_batch(settings)
     suggested = next((changes for changes in ways if fits(**changes)), {})
     # the settings refuse an adapter of a new model, and one that Muon trains
     leaner_ways = _LEANER[:1] if settings.from_scratch or settings.optim == "muon" else _LEANER
     others = [] if suggested or settings.lora_r else [change | way for change in leaner_ways for way in ways]
     leaner = next((changes for changes in others if fits(**changes)), {})
     return MemoryPlan(
-        settings, shape, card, precision, memory(), largest_batch, suggested, leaner, tokens, tokens_are,
-        calibration and calibration.step_seconds(shape, settings, precision),
+        settings, shape, card, precision, memory(filled), largest_batch, suggested, leaner, tokens, tokens_are,
+        calibration and calibration.step_seconds(shape, filled, precision),
         ("this machine" if is_here else calibration.device) if calibration else "",
     )  # fmt: skip
+
+
+def filled_by(train_tokens: int, settings: TrainingSettings) -> TrainingSettings:
+    """Return the settings with a pass no larger than the text, and no more passes in a step than it fills.
+
+    >>> filled_by(1000, TrainingSettings(block_size=100, per_device_train_batch_size=64)).per_device_train_batch_size
+    10
+    """
+    blocks = _count_blocks(settings, train_tokens)
+    batch = min(settings.per_device_train_batch_size, blocks)
+    passes = min(settings.gradient_accumulation_steps, math.ceil(blocks / batch))
+    return settings.model_copy(update={"per_device_train_batch_size": batch, "gradient_accumulation_steps": passes})
+
+
+def _count_blocks(settings: TrainingSettings, train_tokens: int) -> int:
+    return max(1, train_tokens // settings.block_size)
 
 
 def planned_shape(settings: TrainingSettings) -> GPT2Shape:
@@ -330,14 +349,23 @@ def planned_shape(settings: TrainingSettings) -> GPT2Shape:
     return shape
 
 
+def count_warmup(settings: TrainingSettings, steps: int) -> int:
+    """Return the steps of the warm-up in a training of so many steps, as `TrainingArguments.get_warmup_steps` does.
+
+    >>> [count_warmup(TrainingSettings(warmup_steps=warmup), 40) for warmup in (0.01, 1.5)]
+    [1, 1]
+    """
+    warmup = settings.warmup_steps
+    return int(warmup) if warmup >= 1 else math.ceil(warmup * steps)
+
+
 def describe_long_warmup(settings: TrainingSettings, steps: int) -> str:
     """Return a sentence for a warm-up that is as long as the training or longer; empty for any other.
 
     >>> describe_long_warmup(TrainingSettings(warmup_steps=0.05), 8)
     ''
     """
-    warmup = settings.warmup_steps
-    n_warmup = int(warmup) if warmup >= 1 else math.ceil(warmup * steps)
+    warmup, n_warmup = settings.warmup_steps, count_warmup(settings, steps)
     if n_warmup < steps:
         return ""
     reached = settings.learning_rate * (steps - 1) / n_warmup  # the first step has a rate of 0

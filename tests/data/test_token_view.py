@@ -8,6 +8,10 @@ def test_the_pieces_are_the_text(tokenizer):
     assert view.ids == tokenizer.encode(text)
 
 
+def test_half_of_a_surrogate_pair_is_replaced(tokenizer):
+    assert view_tokens(tokenizer, "A fox \ud83d.") == view_tokens(tokenizer, "A fox \ufffd.")
+
+
 def test_text_is_escaped_in_html(tokenizer):
     shown = view_tokens(tokenizer, "<script>alert('x')</script> & <b>")._repr_html_()
     assert "<script>" not in shown

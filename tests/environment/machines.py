@@ -612,10 +612,10 @@ ticket("CUDA_VISIBLE_DEVICES='-1' under a WSL2 whose NVML crashed",
 ticket("CUDA_VISIBLE_DEVICES='-1' and no card to hide", on(LAPTOP, env={"CUDA_VISIBLE_DEVICES": "-1"}),
        0, "cpu", "cpu", {"torch_build": WARN}, NOTHING)
 ticket("CUDA_VISIBLE_DEVICES was set in a cell, after CUDA had begun",
-       on(LINUX, process=Process({"CUDA_VISIBLE_DEVICES": "0"}, frozenset({"CUDA_VISIBLE_DEVICES"}), True)),
+       on(LINUX, process=Process({"CUDA_VISIBLE_DEVICES": "0"}, True, True)),
        0, "gpu", "cu130", {"visible_devices": WARN}, r"Restart the kernel \(or Python\)\.")
 ticket("CUDA_VISIBLE_DEVICES was set in a cell, before CUDA began",
-       on(LINUX, process=Process({"CUDA_VISIBLE_DEVICES": "0"}, frozenset({"CUDA_VISIBLE_DEVICES"}), False)),
+       on(LINUX, process=Process({"CUDA_VISIBLE_DEVICES": "0"}, True, False)),
        0, "gpu", "cu130", {})
 
 # ---- WSL2's own files
@@ -797,35 +797,14 @@ ticket("the doctor runs outside the course", on(LINUX, packages=packages(require
 ticket("no widgets", on(LINUX, packages=packages(without=("ipywidgets",))),
        1, "gpu", "cu130", {"package_floor": FAIL}, PROJECT)
 
-# ---- the allocator's and accelerate's own settings
+# ---- accelerate's own settings
 
-NEW, OLD = "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"
-EXPANDABLE = "expandable_segments:True"
-ticket("expandable segments on Linux", on(LINUX, env={NEW: EXPANDABLE}), 0, "gpu", "cu130", {})
-ticket("expandable segments on Windows (E23)", on(WINDOWS, env={OLD: EXPANDABLE}),
-       0, "gpu", "cu130", SPILLS | {"alloc_conf": WARN}, CONTROL_PANEL,
-       also={"alloc_conf": rf"Remove-Item Env:{OLD}; {RESTART_SHELL}"})
-ticket("expandable segments under WSL2 by both names (E23)", on(WSL2, env={NEW: EXPANDABLE, OLD: EXPANDABLE}),
-       0, "gpu", "cu130", {"alloc_conf": WARN}, rf"unset {NEW} {OLD}; {RESTART_SHELL}")
-ticket("expandable segments switched off under WSL2", on(WSL2, env={NEW: "expandable_segments:False"}),
-       0, "gpu", "cu130", {})
-ticket("both names", on(LINUX, env={NEW: EXPANDABLE, OLD: EXPANDABLE}),
-       0, "gpu", "cu130", {"alloc_conf": WARN}, rf"unset {OLD}; {RESTART_SHELL}")
-ticket("the allocator's option was set in a cell, after CUDA had begun",
-       on(LINUX, process=Process({NEW: EXPANDABLE}, frozenset({NEW}), True)),
-       0, "gpu", "cu130", {"alloc_conf": WARN}, r"Restart the kernel \(or Python\)\.")
-FILE = {"path": "/cache/accelerate/default_config.yaml", "mixed_precision": "fp16"}
-ticket("accelerate's file says fp16", on(LINUX, process={"accelerate": FILE}),
-       0, "gpu", "cu130", {"precision_choice": WARN}, r"rm '/cache/accelerate/default_config\.yaml'")
 ticket("accelerate's variable says fp16, Windows", on(WINDOWS, env={"ACCELERATE_MIXED_PRECISION": "fp16"}),
        0, "gpu", "cu130", SPILLS | {"precision_choice": WARN}, CONTROL_PANEL,
        also={"precision_choice": rf"Remove-Item Env:ACCELERATE_MIXED_PRECISION; {RESTART_SHELL}"})
-ticket("accelerate's file says the CPU, its variable bf16: the file must go",
-       on(LINUX, process=Process({"ACCELERATE_MIXED_PRECISION": "bf16"}, accelerate=FILE | {"use_cpu": "true"})),
-       0, "gpu", "cu130", {"precision_choice": WARN}, r"rm '/cache/accelerate/default_config\.yaml'")
 ticket("accelerate's variable says the CPU", on(LINUX, env={"ACCELERATE_USE_CPU": "true"}),
        0, "gpu", "cu130", {"precision_choice": WARN}, rf"unset ACCELERATE_USE_CPU; {RESTART_SHELL}")
-ticket("accelerate's file says fp16, and there is no card", on(LAPTOP, process={"accelerate": FILE}),
+ticket("accelerate's variable says fp16, and there is no card", on(LAPTOP, env={"ACCELERATE_MIXED_PRECISION": "fp16"}),
        0, "cpu", "cpu", {"torch_build": WARN, "precision_choice": WARN}, NOTHING)
 
 # ---- the models' files
@@ -871,7 +850,7 @@ for _group, _unknown in (
     ("python", ("python_version", "env_kernel_match")),
     ("packages", ("stale_imports", "package_floor")),
     ("torch", ("torch_build", "cuda_available", "arch_covered", "smoke_matmul")),
-    ("process", ("visible_devices", "alloc_conf", "precision_choice")),
+    ("process", ("visible_devices", "precision_choice")),
     ("memory", ("ram_available",)),
     ("storage", ("disk_free", "paths")),
     ("files", ("disk_free", "tokenizer_and_model_files")),

@@ -20,7 +20,7 @@ from tests.environment.machines import TABLE
 IDS = (
     "python_version env_kernel_match stale_imports package_floor torch_build platform_kind driver_floor nvml_alive "
     "cuda_available visible_devices wsl_libcuda arch_covered smoke_matmul gpu_identity vram_free other_processes "
-    "sysmem_fallback throttle_power alloc_conf precision_choice ram_available disk_free paths "
+    "sysmem_fallback throttle_power precision_choice ram_available disk_free paths "
     "tokenizer_and_model_files"
 ).split()
 OPTIONAL_SIZE = (int, NoneType)

@@ -264,10 +264,10 @@ class TestProcess:
         assert words in check.reading
 
     def test_a_variable_set_after_the_start_is_reported(self, make_access):
-        files = {"/proc/self/environ": "HOME=x\0PYTORCH_ALLOC_CONF=a=b\0"}
-        env = {"CUDA_VISIBLE_DEVICES": "0", "PYTORCH_ALLOC_CONF": "a=b"}
-        assert read_machine(make_access(files, env=env)).process.changed == {"CUDA_VISIBLE_DEVICES"}
-        assert read_machine(make_access({"/proc/self/environ": ""}, env=env)).process.changed == frozenset()
+        env = {"CUDA_VISIBLE_DEVICES": "0"}
+        for at_start, is_new in (("HOME=x\0", True), ("HOME=x\0CUDA_VISIBLE_DEVICES=0\0", False), ("", False)):
+            files = {"/proc/self/environ": at_start}
+            assert read_machine(make_access(files, env=env)).process.has_new_devices is is_new
 
     @pytest.mark.parametrize(("initialised", "expected"), [(lambda: True, True), (lambda: False, False)])
     def test_a_torch_that_is_loaded_is_asked_whether_it_uses_cuda(self, make_access, initialised, expected):
@@ -276,16 +276,6 @@ class TestProcess:
 
     def test_a_torch_that_is_half_loaded_uses_nothing(self, make_access):
         assert read_machine(make_access(modules={"torch": types.SimpleNamespace()})).process.cuda_in_use is False
-
-    def test_the_settings_file_of_accelerate_is_read(self, make_access, tmp_path):
-        path = tmp_path / "me/.cache/huggingface/accelerate/default_config.yaml"
-        path.parent.mkdir(parents=True)
-        path.write_text("mixed_precision: 'FP16'\nuse_cpu: false\ndeepspeed:\n  inner: 1\n# comment: 1\n")
-        result = read_machine(make_access()).process.accelerate
-        assert result == {"path": str(path), "mixed_precision": "fp16", "use_cpu": "false", "deepspeed": ""}
-
-    def test_without_a_file_accelerate_has_no_settings(self, make_access):
-        assert read_machine(make_access()).process.accelerate == {}
 
 
 class TestStorage:

@@ -123,7 +123,7 @@ def test_half_of_a_surrogate_pair_in_a_prompt_is_replaced(tiny):
 class TestBadInput:
     @pytest.mark.parametrize(("prompt", "max_new_tokens"), [("The fox", 64), ("The fox went home. " * 40, 1)])
     def test_a_prompt_and_a_length_beyond_the_positions(self, tiny, prompt, max_new_tokens):
-        with pytest.raises(SettingsError, match="together at most 64"):
+        with pytest.raises(SettingsError, match=r"together at most 64, the model's positions\. Shorten the prompt"):
             generate(*tiny, [prompt], EvaluationSettings(max_new_tokens=max_new_tokens))
 
     @pytest.mark.parametrize("prompts", [[], "The fox", ["The fox", None]])

@@ -265,6 +265,13 @@ class TestBadInput:
     def test_a_text_shorter_than_the_context_is_scored_completely(self, tiny):
         assert score(*tiny, ["A fox."], stride=64).n_tokens == len(tiny[1].encode("A fox.")) + 1
 
+    @pytest.mark.parametrize("protocol", ["documents", "transformers"])
+    def test_half_of_a_surrogate_pair_is_replaced(self, tiny, protocol):
+        half, replaced = (
+            score(*tiny, [f"A fox {mark} ran."], stride=8, protocol=protocol) for mark in ("\ud83d", "\ufffd")
+        )
+        assert half.to_dict() == replaced.to_dict()
+
     def test_another_models_tokenizer(self, tiny):
         from transformers import GPT2Config, GPT2LMHeadModel
 

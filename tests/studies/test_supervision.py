@@ -8,7 +8,7 @@ from optuna.trial import TrialState
 from rich.console import Console
 
 from helpers.studies import supervision
-from helpers.studies.queue import open_study
+from helpers.studies.queue import open_study, requeue_interrupted
 from helpers.studies.study_file import read_study
 from helpers.studies.supervision import EndedTrials, Progress, draw, supervise
 
@@ -66,7 +66,8 @@ def test_time_left_is_not_known_before_a_trial_is_done(study):
     progress = Progress(study, open_study(study))
     assert progress.seconds_left is None
     assert progress.best is None
-    assert "0 done, 0 running, 4 waiting of 4; time left: known after the first trial" in drawn(progress)
+    shown = "0 done, 0 running, 4 waiting of 4; time left: known after the first trial without a break"
+    assert shown in drawn(progress)
 
 
 def test_time_left_is_shared_by_the_workers(study):
@@ -83,6 +84,22 @@ def test_time_left_is_shared_by_the_workers(study):
     trials[1].datetime_start = trials[2].datetime_start = datetime.now() - timedelta(hours=1)
     assert Progress(study, opened).seconds_left == pytest.approx(2 * 3600, abs=5)
     assert "about 2 h 00 min" in Progress(study, opened).headline
+
+
+def test_time_left_is_not_that_of_the_rest_of_a_resumed_trial(study):
+    opened = open_study(study)
+    finish(opened, value=1.0)
+    opened.tell(opened.ask(), state=TrialState.FAIL)  # as when its worker is stopped
+    requeue_interrupted(study, opened)
+    again = next(trial for trial in opened.get_trials() if trial.number == 4)
+    while opened.ask().number != again.number:  # two trials run, and the resumed one
+        pass
+    opened.tell(again.number, 2.0)
+    trials = opened.get_trials(deepcopy=False)
+    trials[0].datetime_start = trials[0].datetime_complete - timedelta(hours=2)
+    progress = Progress(study, opened)
+    assert len(progress.of_state("done")) == len(progress.of_state("running")) == 2
+    assert progress.seconds_left == pytest.approx(2 * 3600, abs=5)
 
 
 def test_a_settled_study_has_no_time_left(study_file):

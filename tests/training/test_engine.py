@@ -3,6 +3,7 @@ import warnings
 from contextlib import contextmanager
 from functools import partial
 from inspect import signature
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -302,6 +303,18 @@ def test_freed_memory_is_kept_for_the_next_step_and_returned_at_the_end():
         assert faults() - before < n_pages / 100, "the second one was taken from the system again"
         held = psutil.Process().memory_info().rss
     assert psutil.Process().memory_info().rss < held - 2**26 / 2
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's way with memory")
+def test_freed_memory_is_kept_until_the_outer_block_ends(monkeypatch):
+    ends = []
+    libc = SimpleNamespace(mallopt=lambda *_: 1, malloc_trim=ends.append)
+    monkeypatch.setattr(engine.ctypes, "CDLL", lambda _: libc)
+    with keep_freed_memory():
+        with keep_freed_memory():
+            pass
+        assert ends == []
+    assert ends == [0]
 
 
 def test_the_engine_keeps_freed_memory_on_a_cpu(model, monkeypatch):

@@ -188,6 +188,17 @@ def test_a_block_longer_than_the_model_stops_before_training(tiny_settings):
         fine_tune(tiny_settings.model_copy(update={"block_size": 65}))
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"source": "nowhere.txt"}, {"model_name_or_path": "./no"}, {"streaming": True}, {"mixed_precision": "fp16"}],
+)
+def test_a_refused_run_leaves_no_folder(tiny_settings, runs, monkeypatch, changes):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SettingsError):
+        fine_tune(tiny_settings.model_copy(update=changes))
+    assert not list(runs.iterdir())
+
+
 def test_a_row_is_written_at_each_checkpoint_so_that_no_loss_is_lost_to_a_resume(tiny_settings):
     rare = {"logging_steps": 5, "save_steps": 3, "eval_steps": 100}
     unbroken = fine_tune(tiny_settings.model_copy(update=rare | {"run": "unbroken"}))

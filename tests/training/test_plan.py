@@ -71,9 +71,9 @@ TINY_PASSES = gpt2(block_size=32, per_device_train_batch_size=1, gradient_accumu
 
 def test_a_compiled_model_is_planned_for_a_card_and_a_plan_for_a_processor_says_that_it_is_not():
     always, never = (TINY_PASSES.model_copy(update={"torch_compile": choice}) for choice in ("always", "never"))
-    assert plan_run(always, train_tokens=0).memory.gradients > plan_run(never, train_tokens=0).memory.gradients
-    processor = plan_run(always, card=PROCESSOR, train_tokens=0)
-    assert processor.memory == plan_run(never, card=PROCESSOR, train_tokens=0).memory
+    assert plan_run(always, train_tokens=10**4).memory.gradients > plan_run(never, train_tokens=0).memory.gradients
+    processor = plan_run(always, card=PROCESSOR, train_tokens=10**4)
+    assert processor.memory == plan_run(never, card=PROCESSOR, train_tokens=10**4).memory
     assert "not compiled" in dict(processor.rows())["compiled"]
 
 
@@ -100,6 +100,16 @@ def test_the_largest_batch_fits_and_one_more_does_not(card, model):
 def test_the_largest_batch_is_the_same_whether_passes_are_accumulated_or_not(passes):
     once = plan_run(gpt2(gradient_accumulation_steps=2)).largest_batch
     assert plan_run(gpt2(gradient_accumulation_steps=passes)).largest_batch == once
+
+
+@pytest.mark.parametrize(("batch", "passes"), [(17, 1), (1024, 1), (16, 4), (1024, 1024)])
+def test_a_text_smaller_than_a_pass_or_a_step_is_planned_as_the_pass_it_fills(batch, passes):
+    complete = plan_run(gpt2(per_device_train_batch_size=16), train_tokens=16 * 1024)
+    settings = gpt2(per_device_train_batch_size=batch, gradient_accumulation_steps=passes)
+    plan = plan_run(settings, train_tokens=16 * 1024)
+    assert (plan.fits, plan.largest_batch, plan.steps) == (True, 16, complete.steps)
+    assert (plan.memory, plan.epoch_seconds) == (complete.memory, complete.epoch_seconds)
+    assert plan_run(settings).memory.total_bytes > plan.memory.total_bytes
 
 
 @pytest.mark.parametrize("batch", [28, 32, 48, 97])

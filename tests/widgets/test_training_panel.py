@@ -210,7 +210,7 @@ def test_time_and_largest_batch_are_shown():
 
 
 @pytest.mark.parametrize("kind", ["linear", "cosine", "constant_with_warmup"])
-@pytest.mark.parametrize("warmup", [0, 0.1, 7])
+@pytest.mark.parametrize("warmup", [0, 0.1, 1.5, 7])
 def test_the_learning_rate_is_that_of_transformers(kind, warmup):
     import torch
     from transformers import TrainingArguments, get_scheduler
