@@ -203,7 +203,7 @@ def _cell(value: Any) -> str:
 
 
 def html_text(page: str) -> str:
-    """Return the text of HTML made here: without what is folded away, and with the columns of tables aligned.
+    """Return the text of HTML made here: without drawings and what is folded away, and with aligned columns in tables.
 
     >>> print(html_text("<p>Two <b>runs</b>:</p>" + html_table(["run", "loss"], [["pocket", 3.5], ["a", None]])))
     Two runs:
@@ -211,22 +211,23 @@ def html_text(page: str) -> str:
     pocket  3.5
     a
     """
-    page = re.sub(r"<details>.*?</details>", "", page, flags=re.DOTALL)
-    parts = re.split(r"(<table>.*?</table>)", page, flags=re.DOTALL)
-    texts = (_table_text(part) if part.startswith("<table>") else _words(part) for part in parts)
+    page = re.sub(r"<(details|svg)\b.*?</\1>", "", page, flags=re.DOTALL)
+    parts = re.split(r"(<table.*?</table>)", page, flags=re.DOTALL)
+    texts = (_table_text(part) if part.startswith("<table") else _words(part) for part in parts)
     return printable("\n".join(text.rstrip() for text in texts if text.strip()), keep="\n")
 
 
 def _words(part: str) -> str:
-    part = re.sub(r"<br>|</(?:p|li|caption)>", "\n", part)
-    return unescape(re.sub(r"<[^>]*>", "", re.sub(r"<mark[^>]*>", "[", part).replace("</mark>", "]")))
+    part = re.sub(r"<br>|(?:</(?:p|li|ol|ul|div|h4|caption)>)+", "\n", part)
+    part = re.sub(r"<[^>]*>", "", re.sub(r"<mark[^>]*>", "[", part).replace("</mark>", "]"))
+    return unescape(re.sub(r"\n{3,}", "\n\n", part))
 
 
 def _table_text(table: str) -> str:
     caption = "".join(re.findall(r"<caption.*?</caption>", table, re.DOTALL))
     rows = [
         [" ".join(_words(cell).split()) for cell in re.findall(r"<t[hd][ >].*?</t[hd]>", row, re.DOTALL)]
-        for row in re.findall(r"<tr>.*?</tr>", table, re.DOTALL)
+        for row in re.findall(r"<tr[ >].*?</tr>", table, re.DOTALL)
     ]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     if sum(widths[:-1]) > _LONGEST_LINE and "<thead>" in table:  # a line for each cell, and an empty one between rows
