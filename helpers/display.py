@@ -214,13 +214,13 @@ def html_text(page: str) -> str:
     page = re.sub(r"<(details|svg)\b.*?</\1>", "", page, flags=re.DOTALL)
     parts = re.split(r"(<table.*?</table>)", page, flags=re.DOTALL)
     texts = (_table_text(part) if part.startswith("<table") else _words(part) for part in parts)
-    return printable("\n".join(text.rstrip() for text in texts if text.strip()), keep="\n")
+    text = "\n".join(text.rstrip() for text in texts if text.strip())
+    return printable(re.sub(r"\n{3,}", "\n\n", text), keep="\n")
 
 
 def _words(part: str) -> str:
     part = re.sub(r"<br>|(?:</(?:p|li|ol|ul|div|h4|caption)>)+", "\n", part)
-    part = re.sub(r"<[^>]*>", "", re.sub(r"<mark[^>]*>", "[", part).replace("</mark>", "]"))
-    return unescape(re.sub(r"\n{3,}", "\n\n", part))
+    return unescape(re.sub(r"<[^>]*>", "", re.sub(r"<mark[^>]*>", "[", part).replace("</mark>", "]")))
 
 
 def _table_text(table: str) -> str:
