@@ -11,13 +11,14 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from html import escape
+from html import escape, unescape
 from pathlib import PureWindowsPath
 from typing import Any
 
 GIB, MIB = 2**30, 2**20
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)")  # what a terminal would obey
 QUIET_SECONDS = 10  # before a progress bar appears
+_LONGEST_LINE = 120  # of a table as text, without its last column
 
 # The colours of Okabe and Ito (https://jfly.uni-koeln.de/color/), which colour-blind readers can tell apart; a grey.
 BLUE, ORANGE, GREEN, GREY, RED = "#0072B2", "#E69F00", "#009E73", "#777777", "#D55E00"
@@ -128,6 +129,19 @@ class Html(str):
     """Text that is HTML already: `html_table` does not escape it."""
 
 
+class Shown:
+    """Base of results: where a notebook shows no HTML, as in a terminal or a log, it shows `str` and not all fields."""
+
+    def __str__(self) -> str:
+        """Return the words of the HTML, unless a class has a text of its own."""
+        return html_text(self._repr_html_())
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        # each class's own: IPython prefers the `__repr__` that a dataclass gets to what it inherits
+        cls._repr_pretty_ = lambda self, printer, cycle: printer.text(str(self))
+
+
 @contextmanager
 def progress_bar(total: int | None, *, unit: str, leave: bool = False, **how: Any) -> Iterator[Any]:
     """Show a `tqdm` after ten seconds, but not where a runner executes a notebook: it would stay."""
@@ -186,3 +200,39 @@ def _cell(value: Any) -> str:
         return f"<td style='{style}'>{value}</td>"
     # or a narrow page would break it between any two letters
     return f"<td style='{style};min-width:{min(len(str(value)), 16)}ch'>{escape(str(value))}</td>"
+
+
+def html_text(page: str) -> str:
+    """Return the text of HTML made here: without drawings and what is folded away, and with aligned columns in tables.
+
+    >>> print(html_text("<p>Two <b>runs</b>:</p>" + html_table(["run", "loss"], [["pocket", 3.5], ["a", None]])))
+    Two runs:
+    run     loss
+    pocket  3.5
+    a
+    """
+    page = re.sub(r"<(details|svg)\b.*?</\1>", "", page, flags=re.DOTALL)
+    parts = re.split(r"(<table.*?</table>)", page, flags=re.DOTALL)
+    texts = (_table_text(part) if part.startswith("<table") else _words(part) for part in parts)
+    text = "\n".join(text.rstrip() for text in texts if text.strip())
+    return printable(re.sub(r"\n{3,}", "\n\n", text), keep="\n")
+
+
+def _words(part: str) -> str:
+    part = re.sub(r"<br>|(?:</(?:p|li|ol|ul|div|h4|caption)>)+", "\n", part)
+    return unescape(re.sub(r"<[^>]*>", "", re.sub(r"<mark[^>]*>", "[", part).replace("</mark>", "]")))
+
+
+def _table_text(table: str) -> str:
+    caption = "".join(re.findall(r"<caption.*?</caption>", table, re.DOTALL))
+    rows = [
+        [" ".join(_words(cell).split()) for cell in re.findall(r"<t[hd][ >].*?</t[hd]>", row, re.DOTALL)]
+        for row in re.findall(r"<tr[ >].*?</tr>", table, re.DOTALL)
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    if sum(widths[:-1]) > _LONGEST_LINE and "<thead>" in table:  # a line for each cell, and an empty one between rows
+        head, *rows = rows
+        records = ("\n".join(f"{name}: {cell}" for name, cell in zip(head, row, strict=True)) for row in rows)
+        return _words(caption) + "\n\n".join(records)
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return _words(caption) + "\n".join(lines)

@@ -50,9 +50,9 @@ def new_figure(n_rows: int = 1, n_columns: int = 1, *, width: float, height: flo
 
 
 def show_description(figure: "Figure") -> None:
-    """Let a notebook keep the description of a figure with its picture, as alternative text."""
+    """Let a notebook keep the description of a figure with its picture, as alternative text and as plain text."""
     # Jupyter asks an object for its metadata; nbconvert makes this one the `alt` of the image.
-    figure._repr_mimebundle_ = lambda **_: ({}, {"image/png": {"alt": describe(figure)}})
+    figure._repr_mimebundle_ = lambda **_: ({"text/plain": (text := describe(figure))}, {"image/png": {"alt": text}})
 
 
 def png_of(figure: "Figure") -> str:

@@ -1,10 +1,14 @@
+import ast
+from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from IPython.lib.pretty import pretty
 from tqdm import tqdm
 
 from helpers import display
-from helpers.display import Html, html_table, progress_bar
+from helpers.display import Html, Shown, html_table, html_text, progress_bar
 
 
 @pytest.mark.parametrize(
@@ -65,3 +69,42 @@ def test_html_is_taken_as_it_is_and_everything_else_is_escaped():
     table = html_table([], [[Html("<b>bold</b>"), "<b>text</b>"]])
     assert "<b>bold</b>" in table
     assert "&lt;b&gt;text&lt;/b&gt;" in table
+
+
+@dataclass
+class _Result(Shown):
+    values: range
+
+    def _repr_html_(self):
+        return "<p><b>3 &lt; 5</b></p><details><summary>all</summary>0, 1, 2</details><ul><li>a note</li></ul>"
+
+
+def test_a_result_without_html_is_its_words_and_not_its_fields():
+    assert pretty(_Result(range(3))) == str(_Result(range(3))) == "3 < 5\na note"
+    assert repr(_Result(range(3))) == "_Result(values=range(0, 3))"
+
+
+def test_everything_that_a_notebook_shows_as_html_has_a_text_too():
+    package = Path(display.__file__).parent
+    classes = [
+        node
+        for path in package.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ClassDef) and "_repr_html_" in {getattr(part, "name", "") for part in node.body}
+    ]
+    assert len(classes) > 10
+    assert [node.name for node in classes if "Shown" not in {getattr(base, "id", "") for base in node.bases}] == []
+
+
+def test_a_table_as_text_is_aligned_and_a_wide_one_has_a_line_for_each_cell():
+    long = "a" * 121
+    table = html_table(["error", "instead"], [["<b>", 1234], [None, "two\nlines"]], caption="Repairs")
+    assert html_text(table) == "Repairs\nerror  instead\n<b>    1,234\n       two lines"
+    assert html_text(html_table(["error", "instead"], [[long, 1], ["b", 2]])) == (
+        f"error: {long}\ninstead: 1\n\nerror: b\ninstead: 2"
+    )
+    assert html_text(html_table([], [["text", long]])) == f"text  {long}"
+
+
+def test_the_text_of_a_page_has_brackets_for_marks_and_no_control_characters():
+    assert html_text("<p>read <mark style='x'>and\ncopied</mark>, \x1b[31mred</p>") == "read [and\ncopied], red"

@@ -72,7 +72,9 @@ def test_every_picture_has_an_alternative_text_that_jupyter_takes():
     from IPython.core.formatters import DisplayFormatter
 
     for ax in drawings():
-        alt = DisplayFormatter().format(ax.figure)[1]["image/png"]["alt"]
+        data, metadata = DisplayFormatter().format(ax.figure)
+        alt = metadata["image/png"]["alt"]
+        assert data["text/plain"] == alt
         assert ax.get_title() in alt
         assert ax.get_xlabel() in alt
     bars = plots.plot_bars({"base": 261.04, "tuned": 25.637}, xlabel="perplexity", title="Lower is better")

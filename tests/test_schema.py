@@ -56,3 +56,9 @@ def test_every_setting_has_help_and_is_shown_escaped():
     shown = EvaluationSettings(prompt="<script>alert(1)</script>")
     assert all(row["help"] for row in shown.rows() + TrainingSettings().rows())
     assert "<script>" not in shown._repr_html_()
+
+
+def test_settings_as_text_are_those_that_differ():
+    rows = str(TrainingSettings(learning_rate=1e-3, seed=7)).splitlines()
+    assert [row.split()[:2] for row in rows] == [["name", "value"], ["seed", "7"], ["learning_rate", "0.001"]]
+    assert str(TrainingSettings()) == "Every setting has its default value."

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from helpers.data.sources.chat import Dialogue
 from helpers.data.sources.documents import replace_half_characters
 from helpers.data.tokens import BYTES, TokenStream
+from helpers.display import Shown, printable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -17,7 +18,7 @@ _NOT_LEARNED = ("#e6e6e6", "#d6d6d6")
 
 
 @dataclass(frozen=True)
-class TokenView:
+class TokenView(Shown):
     """A text in its tokens; a notebook shows each in a colour, and its id under the pointer.
 
     Attributes:
@@ -41,7 +42,7 @@ class TokenView:
 
     def __str__(self) -> str:
         """Return the pieces with bars between them."""
-        return "|".join(self.pieces)
+        return printable("|".join(self.pieces), keep="\n")
 
 
 def view_tokens(tokenizer: "PreTrainedTokenizerBase", text: str) -> TokenView:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from helpers.display import perplexity_text
+from helpers.display import Shown, perplexity_text
 from helpers.files import read_json
 from helpers.paths import runs_folder
 from helpers.settings import SettingsError, TrainingSettings, read_run_settings, run_folder
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class FineTuned:
+class FineTuned(Shown):
     """A finished run.
 
     Attributes:
@@ -77,9 +77,6 @@ class FineTuned:
             f"run {self.run}: {steps} steps, {self.facts['tokens']:,} tokens{trained} in "
             f"{self.facts['seconds']:.0f} s ({self.facts['precision']} on {self.facts['device']}), {validation}"
         )
-
-    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        printer.text(str(self))
 
 
 def open_run(run: str) -> FineTuned:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from helpers.data.text_size import training_tokens
-from helpers.display import duration_text, html_table, size_text
+from helpers.display import Shown, duration_text, html_table, size_text
 from helpers.model import check_heads
 from helpers.settings import SettingsError, TrainingSettings
 from helpers.training import processes
@@ -43,7 +43,7 @@ _BAR = 30  # characters
 
 
 @dataclass(frozen=True)
-class MemoryPlan:
+class MemoryPlan(Shown):
     """A predicted run. Sizes are in bytes, times in seconds: the shortest and the longest."""
 
     settings: TrainingSettings

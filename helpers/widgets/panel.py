@@ -11,6 +11,7 @@ from typing import Any
 
 import ipywidgets as w
 
+from helpers.display import html_text
 from helpers.files import explain_os_error
 from helpers.paths import ASSETS, COMMAND
 from helpers.settings import Settings, SettingsError
@@ -169,11 +170,12 @@ class Panel:
         return {control.description: control.tooltip for control in controls if not isinstance(control, w.Button)}
 
     def _ipython_display_(self) -> None:
-        from IPython.display import HTML, display
+        from IPython.display import display
 
         # A notebook opened later shows the plain text of what it does not run: none, rather than the names of classes.
         display({**self.widget._repr_mimebundle_(), "text/plain": ""}, raw=True)
-        display(HTML(self.static_html()))
+        page = self.static_html()
+        display({"text/html": page, "text/plain": html_text(page)}, raw=True)
         # An output of its own: a browser runs no script that is inside the HTML of a widget.
         script = f"const help = {json.dumps(self.help())};\n{_LABELS}"
         display({"application/javascript": script, "text/plain": ""}, raw=True)

@@ -43,6 +43,13 @@ def test_a_report_escapes_everything_that_comes_from_the_text(data):
     assert "&lt;b&gt;bold" in shown
 
 
+def test_a_report_as_text_is_its_table_and_its_notes(data):
+    data.facts["notes"].append("The text is short.")
+    lines = str(report(data, load_tokenizer("pocket"))).splitlines()
+    assert lines[1].split() == ["documents", "read", f"{data.facts['documents_read']:,}"]
+    assert lines[-1] == "The text is short."
+
+
 def test_useful_share_is_text_over_positions():
     assert useful_share([5, 5], 10) == 0.5
     assert useful_share([50, 50], 10) == 1

@@ -12,6 +12,11 @@ def test_half_of_a_surrogate_pair_is_replaced(tokenizer):
     assert view_tokens(tokenizer, "A fox \ud83d.") == view_tokens(tokenizer, "A fox \ufffd.")
 
 
+def test_as_text_the_pieces_have_bars_between_them_and_no_control_characters(tokenizer):
+    assert "\x1b" not in str(view_tokens(tokenizer, "the \x1b[31mfox"))
+    assert str(view_tokens(tokenizer, " the.\n")) == " the|.|\n"
+
+
 def test_text_is_escaped_in_html(tokenizer):
     shown = view_tokens(tokenizer, "<script>alert('x')</script> & <b>")._repr_html_()
     assert "<script>" not in shown

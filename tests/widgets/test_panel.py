@@ -81,6 +81,17 @@ def test_a_page_without_a_kernel_shows_values_gauge_and_rule_and_no_script(panel
     assert "<script" not in page
 
 
+def test_a_terminal_gets_the_page_as_text(panel, monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda bundle, raw: shown.append(bundle))
+    panel._ipython_display_()
+    (text,) = (bundle["text/plain"] for bundle in shown if "text/html" in bundle)
+    lines = text.splitlines()
+    assert "fits: " in lines[0]
+    assert any(line.split()[:3] == ["effective", "batch", "4"] for line in lines)
+    assert "panel.settings returns exactly these until somebody moves something" in lines[-1]
+
+
 def test_values_are_escaped_on_a_page_without_a_kernel(markup):
     assert "<script" not in TrainingPanel(TrainingSettings(sample_prompt=markup)).static_html()
 
