@@ -101,7 +101,7 @@ def _known_separator(separator: str) -> str:
     if separator.startswith("pattern:"):
         try:
             re.compile(separator.removeprefix("pattern:"))
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             raise ValueError(f"has a broken regular expression after 'pattern:' ({error})") from None
         if separator == "pattern:":
             raise ValueError("needs a regular expression after 'pattern:', as in 'pattern:^CHAPTER'")
