@@ -160,8 +160,8 @@ def refuse_deep(folder: Path) -> None:
 
 
 def free_bytes(folder: Path) -> int:
-    """Return the free space of the disk that holds a folder, which need not exist yet."""
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    """Return the free space of the disk that holds a folder, which need not exist yet; `OSError` without a disk."""
+    existing = next((path for path in (folder, *folder.absolute().parents) if path.exists()), folder)
     return shutil.disk_usage(existing).free
 
 

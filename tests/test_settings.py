@@ -29,6 +29,7 @@ from helpers.settings import (
         ({"block_size": 8.5}, ["8.5", "a whole number"]),
         ({"from_scratch": "maybe"}, ["'maybe'", "true or false"]),
         ({"source": ""}, ["source = ''", "not empty"]),
+        ({"encoding": "undefined"}, ["encoding = 'undefined'", "is not an encoding that Python knows"]),
         ({"sample_prompt": "x" * 1001}, ["sample_prompt = 'xxx", "x…", "at most 1000 characters"]),
         ({"document_separator": "pattern:a{9999999999}"}, ["broken regular expression", "repetition number"]),
         ({"document_separator": "pattern:" + "(" * 5000}, ["broken regular expression", "recursion"]),

@@ -18,7 +18,7 @@ import numpy as np
 from datasets import Dataset
 
 from helpers.data.in_memory import dialogues, load_documents
-from helpers.data.run_data import load_run_tokenizer, open_prepared
+from helpers.data.run_data import load_run_tokenizer, name_general_source, open_prepared
 from helpers.data.sources import Source
 from helpers.data.sources.chat import Dialogue
 from helpers.display import cut, html_table
@@ -227,10 +227,8 @@ def measure_forgetting(settings: EvaluationSettings) -> Comparison:
     `SettingsError`: the run was trained on that source, or it cannot be read.
     """
     refuse_training_text(settings.general_source, source=read_run_settings(settings.run).source, run=settings.run)
-    try:
+    with name_general_source(settings.general_source):
         splits = load_documents(DataSettings(run=settings.run, source=settings.general_source))
-    except SettingsError as error:  # which calls it `source`
-        raise SettingsError(f"general_source = {settings.general_source!r} cannot be read. {error}") from None
     held_out = splits["test"] if "test" in splits else splits["train"]
     if not held_out:
         raise SettingsError(f"general_source = {settings.general_source!r} holds no text: choose another.")
