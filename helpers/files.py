@@ -1,4 +1,4 @@
-"""Atomic writes of files and folders, pages, JSON, free disk space, and environment variables for a block."""
+"""Atomic writes of files and folders, pages, JSON, room for them, and environment variables for a block."""
 
 import errno
 import json
@@ -13,9 +13,11 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from helpers.paths import ASSETS
+from helpers.paths import ASSETS, LONGEST_WINDOWS_PATH, long_paths
 from helpers.schema import SettingsError
 
+# characters below a run's folder: a checkpoint's adapter has 56; measurements, in a folder beside it, up to 90
+_LONGEST_IN_RUN = 90
 _DISK_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
@@ -160,9 +162,19 @@ def folder_unless_refused(folder: Path) -> Iterator[None]:
         raise
 
 
+def refuse_deep(folder: Path) -> None:
+    """Raise `SettingsError` where Windows could not write all files of a run into a folder; elsewhere do nothing."""
+    longest = len(str(folder)) + _LONGEST_IN_RUN
+    if longest > LONGEST_WINDOWS_PATH and long_paths() is False:
+        raise SettingsError(
+            f"The folder {folder} is too deep: its files would have paths of {longest} characters, and Windows allows "
+            f"{LONGEST_WINDOWS_PATH}. Let COURSE_RUNS name a folder such as C:\\runs, or switch long paths on."
+        )
+
+
 def free_bytes(folder: Path) -> int:
-    """Return the free space of the disk that holds a folder, which need not exist yet."""
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    """Return the free space of the disk that holds a folder, which need not exist yet; `OSError` without a disk."""
+    existing = next((path for path in (folder, *folder.absolute().parents) if path.exists()), folder)
     return shutil.disk_usage(existing).free
 
 

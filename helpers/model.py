@@ -106,7 +106,7 @@ def load_model(
         SettingsError: it cannot be found, is not a GPT-2 or is incomplete, or the shape is impossible.
     """
     import torch
-    from transformers import AutoConfig, GPT2LMHeadModel
+    from transformers import AutoConfig, GenerationConfig, GPT2LMHeadModel
 
     config = _load(AutoConfig, model_name_or_path)
     if config.model_type != "gpt2":
@@ -125,6 +125,8 @@ def load_model(
                 f"The model {model_name_or_path!r} is incomplete: {len(missing)} of its weights are missing, such as "
                 f"{missing[0]}. Its files are cut short or belong to another model; train or download it again."
             )
+    # Not what it was published with, such as beams: that would apply wherever the settings of a sample leave it open.
+    model.generation_config = GenerationConfig(bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id)
     model.loss_type = "ForCausalLM"  # without it transformers guesses from the name of the class, and warns
     return model
 

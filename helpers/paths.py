@@ -29,12 +29,18 @@ _WINDOWS_PATH = re.compile(r"([A-Za-z]):[\\/](.*)")
 def runs_folder(env: Mapping[str, str] = os.environ, *, project: Path = ROOT) -> Path:
     """Return the folder of all runs: `COURSE_RUNS` if it is set, else `runs` next to the notebooks.
 
-    `~` is the home folder, as in a notebook or a container's options, where no shell replaces it. A package that was
-    installed from a wheel has no notebooks beside it: then `runs` is in the current folder.
+    A package that was installed from a wheel has no notebooks beside it: then `runs` is in the current folder.
     """
     beside = project if (project / NOTEBOOKS.name).is_dir() else Path()
-    named = os.path.expanduser(env.get("COURSE_RUNS", ""))  # noqa: PTH111 (never raises, unlike Path.expanduser)
-    return Path(named or beside / "runs").absolute()
+    return Path(_as_this_system_writes(env.get("COURSE_RUNS", "")) or beside / "runs").absolute()
+
+
+def _as_this_system_writes(path: str) -> str:
+    """Replace `~`, where no shell does it, as in a container's options, and in WSL a Windows drive letter."""
+    path = os.path.expanduser(path)  # noqa: PTH111 - Path.expanduser raises for a name such as ~draft
+    if os.name != "nt" and (drive := _WINDOWS_PATH.fullmatch(path)):
+        return f"/mnt/{drive[1].lower()}/{drive[2]}".replace("\\", "/")
+    return path
 
 
 def long_paths() -> bool | None:
@@ -63,9 +69,7 @@ def paths_of(name: str, *, folder: Path | None = None) -> list[Path]:
     `~` is the home folder, and in WSL a path with a Windows drive letter is looked for where the drive is mounted.
     Notebooks that run in their own folder also find what is next to it.
     """
-    path = os.path.expanduser(name)  # noqa: PTH111 - Path.expanduser raises for a name such as ~draft
-    if os.name != "nt" and (drive := _WINDOWS_PATH.fullmatch(path)):
-        path = f"/mnt/{drive[1].lower()}/{drive[2]}".replace("\\", "/")
+    path = _as_this_system_writes(name)
     start = folder or Path.cwd()
     beside = [start, *([start.parent] if start == NOTEBOOKS else [])]
     paths = (Path(os.path.abspath(each / path)) for each in beside)  # noqa: PTH100 - resolve() would follow links

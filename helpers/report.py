@@ -32,7 +32,7 @@ def write_report(run: str) -> Path:
     folder = run_folder(run) / "notebooks"
     parts = {}
     for path in sorted(folder.glob("*.ipynb")):
-        with suppress(nbformat.reader.NotJSONError, UnicodeDecodeError):  # a full disk has cut this one short
+        with suppress(Exception):  # a full disk has cut this one short, or it is no notebook: nbformat raises anything
             parts[html.escape(path.stem)] = nbformat.read(path, as_version=4)
     page = nbformat.v4.new_notebook()
     for name, notebook in parts.items():

@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from helpers.display import Shown, did_you_mean, html_table
+from helpers.display import Shown, cut, did_you_mean, html_table
 
 _PHRASES = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}  # bound -> how a message calls it
 
@@ -89,7 +89,7 @@ def sentence(fault: Any, fields: Mapping[str, Any]) -> str:
     name = str(fault["loc"][0])
     if fault["type"] == "extra_forbidden":
         return unknown(name, fields)
-    given = f"{name} = {fault['input']!r}"
+    given = f"{name} = {cut(repr(fault['input']), 300)}"
     if fault["type"] == "value_error":
         return f"{given} {fault['ctx']['error']}."
     return f"{given} is not allowed: it must be {allowed(fields[name])}."
@@ -106,15 +106,17 @@ def allowed(field: Any) -> str:
 
     >>> class Walk(Settings):
     ...     steps: int = setting(1, "how many", ge=1, le=1024)
-    >>> allowed(Walk.model_fields["steps"])
-    'a whole number, at least 1, at most 1024'
+    ...     song: str = setting("la", "what is sung", max_length=90)
+    >>> allowed(Walk.model_fields["steps"]), allowed(Walk.model_fields["song"])
+    ('a whole number, at least 1, at most 1024', 'text, at most 90 characters')
     """
     words = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
     if getattr(field.annotation, "__origin__", None) is Literal:
         return "one of " + ", ".join(repr(value) for value in field.annotation.__args__)
     limits = [f"{_PHRASES[name]} {limit}" for name, limit in bounds(field).items()]
-    not_empty = ["not empty"] if any(hasattr(rule, "min_length") for rule in field.metadata) else []
-    return ", ".join([words[field.annotation], *limits, *not_empty])
+    limits += ["not empty" for rule in field.metadata if hasattr(rule, "min_length")]
+    limits += [f"at most {rule.max_length} characters" for rule in field.metadata if hasattr(rule, "max_length")]
+    return ", ".join([words[field.annotation], *limits])
 
 
 def bounds(field: Any) -> dict[str, float]:

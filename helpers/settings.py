@@ -17,8 +17,8 @@ import yaml
 from pydantic import AfterValidator, TypeAdapter, ValidationError, model_validator
 
 from helpers.display import did_you_mean
-from helpers.files import read_json
-from helpers.paths import ASSETS, COMMAND, LONGEST_WINDOWS_PATH, find_path, long_paths, runs_folder, stored_path
+from helpers.files import read_json, refuse_deep
+from helpers.paths import ASSETS, COMMAND, find_path, runs_folder, stored_path
 from helpers.schema import Settings, SettingsError, refuse_truth_value, sentence, setting, unknown
 
 PRESETS = ASSETS / "presets"
@@ -28,8 +28,6 @@ LEAST_VOCABULARY = 257  # 256 bytes and the end of text
 _SEPARATORS = ("auto", "row", "line", "blank line", "heading", "file")
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-# characters below a run's folder: a checkpoint's adapter has 56; measurements, in a folder beside it, up to 90
-_LONGEST_IN_RUN = 90
 _WINDOWS_DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
 
@@ -61,16 +59,6 @@ def _refuse_other_case(folder: Path) -> None:
         )
 
 
-def refuse_deep(folder: Path) -> None:
-    """Raise `SettingsError` where Windows could not write all files of a run into a folder; elsewhere do nothing."""
-    longest = len(str(folder)) + _LONGEST_IN_RUN
-    if longest > LONGEST_WINDOWS_PATH and long_paths() is False:
-        raise SettingsError(
-            f"The folder {folder} is too deep: its files would have paths of {longest} characters, and Windows allows "
-            f"{LONGEST_WINDOWS_PATH}. Let COURSE_RUNS name a folder such as C:\\runs, or switch long paths on."
-        )
-
-
 def _plain_name(name: str) -> str:
     if re.fullmatch(r"[\w.-]+/trial-\d+", name):
         raise ValueError(f"is a trial of a study: `{COMMAND} compare {name} --promote NAME` makes a run of it")
@@ -90,7 +78,7 @@ def _known_encoding(name: str) -> str:
             return name
         "a".encode(name)  # raises for codecs that are not of text, such as base64
         return codecs.lookup(name).name
-    except LookupError:
+    except (LookupError, ValueError):  # the codec 'undefined' refuses any text
         raise ValueError(
             "is not an encoding that Python knows: use 'auto', 'utf-8', 'cp1252', 'utf-16' or another"
         ) from None
@@ -101,7 +89,7 @@ def _known_separator(separator: str) -> str:
     if separator.startswith("pattern:"):
         try:
             re.compile(separator.removeprefix("pattern:"))
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             raise ValueError(f"has a broken regular expression after 'pattern:' ({error})") from None
         if separator == "pattern:":
             raise ValueError("needs a regular expression after 'pattern:', as in 'pattern:^CHAPTER'")

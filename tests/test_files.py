@@ -9,6 +9,7 @@ from helpers.files import (
     atomic_folder,
     explain_os_error,
     folder_unless_refused,
+    free_bytes,
     read_json,
     read_json_lines,
     write_atomically,
@@ -200,3 +201,11 @@ def test_a_file_that_another_program_holds_open_for_a_moment_is_replaced(tmp_pat
     else:
         write_atomically(path, "new")
     assert path.read_text(encoding="utf-8") == ("old" if refusals == 9 else "new")
+
+
+def test_free_space_is_that_of_the_nearest_folder_that_exists(tmp_path, monkeypatch):
+    assert free_bytes(tmp_path / "not" / "yet") > 0
+    monkeypatch.setattr(Path, "exists", lambda path: False)  # as on Windows for a drive that was unplugged
+    with pytest.raises(FileNotFoundError) as error:
+        free_bytes(tmp_path / "not" / "yet")
+    assert "yet cannot be used (No such file or directory)" in explain_os_error(error.value)

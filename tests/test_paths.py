@@ -92,9 +92,10 @@ def test_a_notebook_in_its_own_folder_also_finds_what_is_next_to_it(tmp_path, mo
 
 @pytest.mark.skipif(os.name == "nt", reason="there a drive letter is a path like any other")
 @pytest.mark.parametrize("written", [r"C:\texts\a b.txt", "c:/texts/a b.txt"])
-def test_a_windows_path_is_looked_for_on_the_mounted_drive(monkeypatch, written):
+def test_a_windows_path_means_the_mounted_drive(monkeypatch, written):
     monkeypatch.setattr(paths.os.path, "lexists", lambda path: str(path) == "/mnt/c/texts/a b.txt")
     assert str(paths.find_path(written)) == "/mnt/c/texts/a b.txt"
+    assert str(runs_folder({"COURSE_RUNS": written})) == "/mnt/c/texts/a b.txt"
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,10 @@ import sys
 import pytest
 import yaml
 
-from helpers import settings
+from helpers import files
 from helpers.paths import runs_folder
 from helpers.settings import (
+    PRESETS,
     RunSettings,
     SettingsError,
     TrainingSettings,
@@ -28,6 +29,10 @@ from helpers.settings import (
         ({"block_size": 8.5}, ["8.5", "a whole number"]),
         ({"from_scratch": "maybe"}, ["'maybe'", "true or false"]),
         ({"source": ""}, ["source = ''", "not empty"]),
+        ({"encoding": "undefined"}, ["encoding = 'undefined'", "is not an encoding that Python knows"]),
+        ({"sample_prompt": "x" * 1001}, ["sample_prompt = 'xxx", "x…", "at most 1000 characters"]),
+        ({"document_separator": "pattern:a{9999999999}"}, ["broken regular expression", "repetition number"]),
+        ({"document_separator": "pattern:" + "(" * 5000}, ["broken regular expression", "recursion"]),
         ({"source": "C:\texts\new"}, [r"source = 'C:\texts\new' is not there", "Write / in place of"]),
         ({"model_name_or_path": "D:\2024"}, ["is not there, and holds a control character"]),
         ({"source": 'D:\\my texts" -p seed 7'}, ["is not there, and holds a quotation mark"]),
@@ -68,18 +73,18 @@ def test_two_runs_do_not_differ_in_upper_and_lower_case_only(runs):
 
 def test_a_run_too_deep_for_windows_is_refused_before_anything_is_written(runs, monkeypatch):
     monkeypatch.setenv("COURSE_RUNS", str(runs / "long-folder" / ("x" * 250)))
-    monkeypatch.setattr(settings, "long_paths", lambda: None)
+    monkeypatch.setattr(files, "long_paths", lambda: None)
     assert run_folder("mine").name == "mine"  # on a system without the limit
-    monkeypatch.setattr(settings, "long_paths", lambda: False)
+    monkeypatch.setattr(files, "long_paths", lambda: False)
     with pytest.raises(SettingsError, match=r"mine is too deep: .* Windows allows 259. Let COURSE_RUNS name a folder"):
         run_folder("mine")
-    monkeypatch.setattr(settings, "long_paths", lambda: True)
+    monkeypatch.setattr(files, "long_paths", lambda: True)
     assert run_folder("mine").name == "mine"
 
 
 @pytest.mark.parametrize("preset", ["pocket", "pocket-pretraining", "guide", "rtx-4070-ti", "8gb", "16gb"])
 def test_a_preset_is_a_valid_papermill_parameter_file(preset):
-    raw = yaml.safe_load((settings.PRESETS / f"{preset}.yaml").read_text(encoding="utf-8"))
+    raw = yaml.safe_load((PRESETS / f"{preset}.yaml").read_text(encoding="utf-8"))
     assert read_preset(preset) == raw, "a value changed its type: in YAML write 5.0e-5"
     assert TrainingSettings.from_preset(preset).run == preset
 

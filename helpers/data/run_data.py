@@ -1,6 +1,7 @@
 """The data in a run's folder: opened, and compared with what settings ask for."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
@@ -77,7 +78,8 @@ def refuse_missing(values: Mapping[str, Any]) -> None:
     if "model_name_or_path" in values:
         check_model_name(values["model_name_or_path"])
     if "general_source" in values:
-        check_source(values["general_source"])
+        with name_general_source(values["general_source"]):
+            check_source(values["general_source"])
     if "source" in values:
         try:
             check_source(values["source"])
@@ -85,6 +87,15 @@ def refuse_missing(values: Mapping[str, Any]) -> None:
             known = DataSettings.model_fields.keys() & values.keys()
             if not is_same_text(DataSettings(**{name: values[name] for name in known})):
                 raise
+
+
+@contextmanager
+def name_general_source(general_source: str) -> Iterator[None]:
+    """Say in this block's errors, which call every text `source`, which setting they are about."""
+    try:
+        yield
+    except SettingsError as error:
+        raise SettingsError(f"general_source = {general_source!r} cannot be read. {error}") from None
 
 
 def is_same_text(settings: DataSettings) -> bool:

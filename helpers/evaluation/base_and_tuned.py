@@ -18,7 +18,7 @@ import numpy as np
 from datasets import Dataset
 
 from helpers.data.in_memory import dialogues, load_documents
-from helpers.data.run_data import load_run_tokenizer, open_prepared
+from helpers.data.run_data import load_run_tokenizer, name_general_source, open_prepared
 from helpers.data.sources import Source
 from helpers.data.sources.chat import Dialogue
 from helpers.display import Shown, cut, html_table
@@ -47,6 +47,8 @@ _LONGEST_OPENING = 64  # tokens: scripts without spaces have words as long as a 
 # Model, source, configuration -> stride -> perplexity by the protocol of the transformers documentation. At 1024 from
 # https://github.com/karpathy/llm.c/pull/276, at 512 from the card of smpanaro/gpt2-AutoGPTQ-4bit-128g on the Hub.
 _PUBLISHED = {("openai-community/gpt2", "Salesforce/wikitext", "wikitext-2-raw-v1"): {1024: 29.94, 512: 25.19}}
+# Of two equal models one is better on all n documents with a probability of 2 / 2**n, which is below 5 % from 6 on.
+_FEWEST_DOCUMENTS = 6
 _METRICS = (
     "base_perplexity", "tuned_perplexity", "perplexity_ratio", "base_bits_per_byte", "tuned_bits_per_byte",
     "bits_per_byte",
@@ -144,6 +146,8 @@ class Comparison(Shown):
         )
         if not is_clear:
             return f"{text}. The interval includes 0, so this may be due to the choice of documents."
+        if self._is_scored.sum() < _FEWEST_DOCUMENTS:
+            return f"{text}. With fewer than {_FEWEST_DOCUMENTS} documents this may be due to their choice."
         return f"{text}, so it is {'better' if saved > 0 else 'worse'} on this text."
 
     def to_dict(self) -> dict[str, Any]:
@@ -166,23 +170,26 @@ class Comparison(Shown):
             ],
         }
 
+    @property
+    def _is_scored(self) -> np.ndarray:
+        """Whether each document has a scored token: a dialogue without an answer has none."""
+        return self.base.document_tokens > 0
+
     @cached_property
     def _intervals(self) -> dict[str, list[float] | None]:
         """The interval of each metric over resampled documents; None from a single document, which says nothing."""
         from scipy.stats import bootstrap
 
-        is_scored = self.base.document_tokens > 0  # not a dialogue without an answer: a draw of such alone has no mean
         columns = (
             self.base.document_nats, self.tuned.document_nats, self.base.document_tokens, self.base.document_bytes
         )  # fmt: skip
-        n_documents = int(is_scored.sum())
-        if n_documents < 2:
+        scored = [column[self._is_scored] for column in columns]  # a draw of documents without a token has no mean
+        if len(scored[0]) < 2:
             return dict.fromkeys(_METRICS)
         # Paired: what the two models share on a document cancels in their difference.
         low, high = bootstrap(
-            [column[is_scored] for column in columns], _metrics_of_sums, paired=True, method="percentile",
-            confidence_level=CONFIDENCE, n_resamples=RESAMPLES, batch=1 + _RESAMPLED_AT_ONCE // n_documents,
-            rng=self.seed,
+            scored, _metrics_of_sums, paired=True, method="percentile", confidence_level=CONFIDENCE,
+            n_resamples=RESAMPLES, batch=1 + _RESAMPLED_AT_ONCE // len(scored[0]), rng=self.seed,
         ).confidence_interval  # fmt: skip
         return {name: list(interval) for name, *interval in zip(_METRICS, low.tolist(), high.tolist(), strict=True)}
 
@@ -220,8 +227,11 @@ def measure_forgetting(settings: EvaluationSettings) -> Comparison:
     `SettingsError`: the run was trained on that source, or it cannot be read.
     """
     refuse_training_text(settings.general_source, source=read_run_settings(settings.run).source, run=settings.run)
-    splits = load_documents(DataSettings(run=settings.run, source=settings.general_source))
+    with name_general_source(settings.general_source):
+        splits = load_documents(DataSettings(run=settings.run, source=settings.general_source))
     held_out = splits["test"] if "test" in splits else splits["train"]
+    if not held_out:
+        raise SettingsError(f"general_source = {settings.general_source!r} holds no text: choose another.")
     if "continues" not in held_out.column_names:
         held_out = held_out.shuffle(seed=settings.seed)
     documents = held_out.take(min(len(held_out), settings.general_documents))
@@ -289,8 +299,12 @@ def opening(text: str, tokenizer: "PreTrainedTokenizerBase", *, n_words: int) ->
     ids = tokenizer.encode(words[: 16 * _LONGEST_OPENING], verbose=False)  # few tokens have more than 16 characters
     if len(ids) <= _LONGEST_OPENING:
         return words
-    # a character may be cut in its middle
-    return tokenizer.decode(ids[:_LONGEST_OPENING]).rstrip("\N{REPLACEMENT CHARACTER}").rstrip()
+    return _decode_beginning(ids[:_LONGEST_OPENING], tokenizer).rstrip()
+
+
+def _decode_beginning(ids: Sequence[int], tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Return the text of a document's first tokens, without a character that the last of them cut in its middle."""
+    return tokenizer.decode(ids).rstrip("\N{REPLACEMENT CHARACTER}")
 
 
 def _compare_on(documents: Dataset, settings: EvaluationSettings, *, source: str) -> Comparison:
@@ -327,7 +341,7 @@ def measure_copying(settings: EvaluationSettings) -> CopyReport:
     pairs = [(prompt, rest) for prompt, rest in pairs if 0 < len(prompt) <= longest and rest]
     if not pairs:
         return CopyReport([], [], [], [], [], {})
-    prompts = [tokenizer.decode(prompt) for prompt, _ in pairs]
+    prompts = [_decode_beginning(prompt, tokenizer) for prompt, _ in pairs]
     samples = generate(model, tokenizer, prompts, settings, num_return_sequences=1)
     control = [rest[: settings.max_new_tokens] for _, rest in pairs]
     report = search_training_text(

@@ -204,7 +204,9 @@ def _exp(nats: float) -> float:
 
 def _check_window(model: "GPT2LMHeadModel", stride: int, context: int) -> None:
     if not 1 < context <= model.config.n_positions:
-        raise SettingsError(f"context = {context} does not fit: the model has {model.config.n_positions} positions.")
+        raise SettingsError(
+            f"context = {context} does not fit: it must be 2 to {model.config.n_positions}, the model's positions."
+        )
     if not 1 <= stride <= context:
         raise SettingsError(f"stride = {stride} does not fit: it must be 1 to {context}, the tokens in a window.")
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from helpers.course import find_notebook
+from helpers.files import refuse_deep
 from helpers.schema import allowed
 from helpers.settings import (
     SettingsError,
@@ -20,7 +21,6 @@ from helpers.settings import (
     check_values,
     known_settings,
     read_preset,
-    refuse_deep,
     run_folder,
 )
 

@@ -48,7 +48,7 @@ def test_a_run_that_has_its_text_needs_its_file_no_more(tmp_path, text_file, tin
     ("values", "words"),
     [
         ({"source": "nowhere.txt"}, "is not there: looked for"),
-        ({"general_source": "./nowhere"}, "is not there: looked for"),
+        ({"general_source": "./nowhere"}, r"^general_source = './nowhere' cannot be read\. .*is not there: looked for"),
         ({"model_name_or_path": "mymodel"}, "is not there: looked for"),
         ({"model_name_or_path": "./my/model"}, "is not there: looked for"),
         ({"model_name_or_path": str(Path(__file__).parent)}, "holds no config.json"),

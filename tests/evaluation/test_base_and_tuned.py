@@ -1,6 +1,7 @@
 import json
 import math
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -116,10 +117,20 @@ def test_the_difference_and_its_interval_by_hand():
     ],
 )
 def test_the_verdict_follows_from_the_interval(tuned, words):
-    comparison = make_comparison([10.0, 20.0, 30.0, 40.0], tuned)
+    comparison = make_comparison([10.0, 20.0, 30.0, 40.0] * 2, tuned * 2)
     assert words in comparison.verdict
     assert "&lt;fables&gt;" in comparison._repr_html_()
     assert "protocol documents" in comparison._repr_html_()
+
+
+def test_too_few_documents_are_no_evidence_whatever_their_interval():
+    for n_documents, words in ((5, "With fewer than 6 documents this may be due to their choice"), (6, "it is better")):
+        comparison = make_comparison([10.0] * n_documents, [8.0] * n_documents)
+        assert comparison.difference["interval"][0] > 0
+        assert words in comparison.verdict
+    silent = make_comparison([10.0] * 5 + [0.0], [8.0] * 5 + [0.0])
+    silent.base.document_tokens[5] = 0
+    assert "fewer than 6" in silent.verdict, "a dialogue without an answer is not one of them"
 
 
 def test_the_rows_are_named_base_and_tuned():
@@ -179,6 +190,14 @@ def test_forgetting_is_measured_on_your_own_text(tiny_run, tmp_path):
     assert len(comparison.documents) == 2
 
 
+@pytest.mark.parametrize(("name", "words"), [("gone.txt", "cannot be read"), ("empty.txt", "holds no text")])
+def test_a_general_source_that_cannot_be_used_is_named_as_one(tiny_run, tmp_path, name, words):
+    (tmp_path / "empty.txt").write_text(" \n")
+    settings = SETTINGS.model_copy(update={"general_source": str(tmp_path / name)})
+    with pytest.raises(SettingsError, match=rf"general_source = '.*{name}' {words}"):
+        measure_forgetting(settings)
+
+
 def test_forgetting_is_not_measured_on_the_text_of_the_training(tiny_run, tiny_settings):
     with pytest.raises(SettingsError, match="is the text that run 'tiny' is trained on"):
         measure_forgetting(SETTINGS.model_copy(update={"general_source": tiny_settings.source}))
@@ -235,6 +254,14 @@ def test_samples_and_control_come_from_the_same_prompts_and_have_the_same_length
     report = measure_copying(SETTINGS)
     assert len(report.samples) == len(report.control) == 3
     assert all(len(match.lengths) <= 8 for match in (*report.samples, *report.control))
+
+
+def test_a_prompt_cut_inside_a_character_still_fits_the_model(tiny_run, monkeypatch):
+    texts = Dataset.from_dict({"text": ["\u72d0\u72f8" * 40]})  # a character has three tokens, and a prompt eight
+    prepared = SimpleNamespace(documents={"test": texts, "train": texts})
+    monkeypatch.setattr(base_and_tuned, "open_prepared", lambda run: prepared)
+    report = measure_copying(SETTINGS.model_copy(update={"max_new_tokens": 56}))  # 8 less than the positions
+    assert len(report.samples) == 1
 
 
 def test_in_a_dialogue_the_question_is_the_prompt_and_its_answer_the_control():

@@ -1,5 +1,7 @@
 import copy
+import json
 import math
+import shutil
 from contextlib import nullcontext
 
 import pytest
@@ -14,6 +16,7 @@ from helpers.evaluation.generation import (
     measure_samples,
     repeated_n,
 )
+from helpers.model import load_model
 from helpers.settings import EvaluationSettings, SettingsError
 
 GREEDY = {"do_sample": False}
@@ -93,6 +96,17 @@ def test_samples_of_one_prompt_that_are_too_many_at_once_are_drawn_in_parts(tiny
     flat = [tuple(row) for rows in made for row in rows[:, -4:].tolist()]
     assert [sample.token_ids for samples in by_prompt for sample in samples] == flat
     assert len(set(flat[:5])) > 2, "each part draws on, instead of repeating the first"
+
+
+@pytest.mark.parametrize("how", [{"num_beams": 3}, {"min_p": 0.9}, {"max_length": 9}, {"bad_words_ids": [[199]]}])
+@pytest.mark.parametrize("changes", [GREEDY, {}])
+def test_how_a_model_was_published_to_generate_changes_nothing(tiny, tiny_model, tmp_path, capfd, changes, how):
+    shutil.copytree(tiny_model, tmp_path / "model")
+    (tmp_path / "model" / "generation_config.json").write_text(json.dumps(how | {"no_repeat_ngram_size": 2}))
+    settings = EvaluationSettings(max_new_tokens=12)
+    expected = generate(*tiny, ["The fox"], settings, **changes)
+    assert generate(load_model(str(tmp_path / "model")), tiny[1], ["The fox"], settings, **changes) == expected
+    assert capfd.readouterr().err == "", "no warning of two lengths"
 
 
 def test_a_sample_says_whether_it_ended_by_itself_or_was_cut(tiny):

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from helpers.environment import GIB, GpuReading, Nvml, diagnosis_of, read_machine
 from helpers.environment.facts import Memory
@@ -261,7 +262,9 @@ WRONG = [  # at least one for each exercise
     ("evaluation-3", windows_without_stop, "scores nothing"),
     ("evaluation-3", lambda n, context, stride: [(0, context, context)], "never scored"),
     ("evaluation-4", share_of_mean_gains, "Sum the nats"),
+    ("evaluation-2", lambda perplexity, n_tokens, n_bytes: math.log(perplexity, 16), "300 tokens"),
     ("evaluation-4", lambda base, tuned, n_bytes: 1 - resampled_share(base, tuned, paired=True), "it is not"),
+    ("evaluation-4", lambda base, tuned, n_bytes: math.nan, "nan is not a number"),
     ("data-1", 3, "as a tuple"),
     ("training-1", "63 steps", "is not a number"),
     ("training-1", 62, "a last, smaller one"),
@@ -270,6 +273,11 @@ WRONG = [  # at least one for each exercise
     ("training-3", lambda logits, ids: logits.flatten(0, 1).logsumexp(-1).mean(), "against ids"),
     ("training-4", lambda gradients, norm: 5.0, "in place"),
     ("training-4", lambda gradients, norm: [g.mul_(0.2) for g in gradients] and 5.0, "must stay as it is"),
+    (
+        "training-4",
+        lambda gradients, norm: [g.mul_(0.2 if len(gradients) > 1 else math.nan) for g in gradients] and 5.0,
+        "is not a number",
+    ),
     ("training-4", lambda gradients, norm: [g.clamp_(-norm, norm) for g in gradients] and 5.0, "clipped separately"),
     ("troubleshooting-2", "T7", "is none of"),
     ("troubleshooting-5", lambda n, speed, peak: 600 * n * speed / (peak * 1e12), "in per cent"),
@@ -287,6 +295,13 @@ def test_every_usual_wrong_answer_gets_its_own_hint(name, answer, words):
     verdict = check(name, answer)
     assert verdict.status == "not yet"
     assert words in verdict.message
+
+
+def test_a_check_leaves_the_random_state_of_the_notebook():
+    before = torch.manual_seed(1).get_state()
+    for name, answer in OTHER_RIGHT:
+        check(name, answer)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_what_is_solved_is_kept_in_the_folder_of_the_run_and_stays_solved(runs):

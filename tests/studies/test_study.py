@@ -1,7 +1,7 @@
 import pytest
 
-from helpers import settings
-from helpers.settings import SettingsError
+from helpers import files
+from helpers.settings import SettingsError, run_folder
 from helpers.studies.study import Range
 from helpers.studies.study_file import read_study
 
@@ -23,9 +23,9 @@ def test_a_study_whose_name_differs_from_anothers_in_upper_and_lower_case_only_i
 
 
 def test_a_study_whose_trials_would_lie_too_deep_for_windows_is_refused(study_file, runs, monkeypatch):
-    monkeypatch.setattr(settings, "long_paths", lambda: False)
+    monkeypatch.setattr(files, "long_paths", lambda: False)
     monkeypatch.setenv("COURSE_RUNS", "/r" + "x" * 155)
-    assert settings.run_folder("grid").name == "grid"  # as a run it would fit
+    assert run_folder("grid").name == "grid"  # as a run it would fit
     with pytest.raises(SettingsError, match="trial-000-rate-1 is too deep"):
         read_study(study_file())
 
