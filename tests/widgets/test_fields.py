@@ -51,7 +51,10 @@ def test_a_slider_reaches_the_bounds_of_the_schema():
     assert (beta.min, beta.max) == (0.001, 0.999)
 
 
-@pytest.mark.parametrize(("name", "value"), [("block_size", 250), ("weight_decay", 0.0125), ("learning_rate", 3e-9), ("adam_beta2", 0.99995)])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("block_size", 250), ("weight_decay", 0.0125), ("learning_rate", 3e-9), ("adam_beta2", 0.99995)],
+)
 def test_a_slider_takes_a_value_between_its_steps(name, value):
     control = make_control(name, FIELDS[name], FIELDS[name].default)
     set_value(control, value)
