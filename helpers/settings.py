@@ -78,7 +78,7 @@ def _known_encoding(name: str) -> str:
             return name
         "a".encode(name)  # raises for codecs that are not of text, such as base64
         return codecs.lookup(name).name
-    except (LookupError, ValueError):  # the codec 'undefined' refuses any text
+    except (LookupError, ValueError):  # a null character, or a codec that refuses every text
         raise ValueError(
             "is not an encoding that Python knows: use 'auto', 'utf-8', 'cp1252', 'utf-16' or another"
         ) from None

@@ -38,6 +38,7 @@ _PREFIX = re.compile(
     r"|```\w*|\*\*)"
 )
 _QUOTED = re.compile(r"^\s*`([^`]{1,4000})`\s*$")
+_TRACEBACK = "Traceback (most recent call last)"
 _KINDS = r"Error|Exception|Interrupt|Timeout|NoSuchKernel|Exit|Iteration|CompilerFailed|OutOfResources"
 _ERROR = re.compile(
     rf"^(?:E  +)?(?P<kind>(?:[A-Za-z_][\w.]*\.)?_?[A-Z]\w*(?:{_KINDS})|Exception(?=: ))(?:: ?(?P<message>.*))?$"
@@ -188,11 +189,19 @@ def _json(text: str) -> Any:
 
 
 def _notebook_errors(notebook: "dict[str, Any]") -> str:
-    """Return the tracebacks among the outputs of a notebook: its prose and its code are no log."""
-    outputs = (output for cell in _objects(notebook["cells"]) for output in _objects(cell.get("outputs")))
-    errors = [output for output in outputs if output.get("output_type") == "error"]
-    texts = ["\n".join(one.get("traceback") or [f"{one.get('ename')}: {one.get('evalue')}"]) for one in errors]
+    """Return the tracebacks among the outputs of a notebook: its prose, its code, other text it prints are no log."""
+    texts = []
+    for output in (output for cell in _objects(notebook["cells"]) for output in _objects(cell.get("outputs"))):
+        if output.get("output_type") == "error":
+            texts.append(_joined(output.get("traceback"), "\n") or f"{output.get('ename')}: {output.get('evalue')}")
+        elif _TRACEBACK in (printed := _joined(output.get("text"))):  # of `!python train.py`
+            texts.append(printed)
     return "\n\n".join(texts)
+
+
+def _joined(text: Any, separator: str = "") -> str:
+    """Return a text that a notebook may hold as one string or as a list of lines."""
+    return separator.join(map(str, text)) if isinstance(text, list) else str(text or "")
 
 
 def _objects(values: Any) -> "list[dict[str, Any]]":
@@ -221,7 +230,7 @@ def _errors(lines: "list[str]") -> tuple[str, ...]:
     errors, indent = [], None  # the indentation of the traceback that is open
     for number, line in enumerate(lines):
         text = line.lstrip()
-        if text.startswith("Traceback (most recent call last)"):
+        if text.startswith(_TRACEBACK):
             indent = len(line) - len(text)
         elif text and (indent is None or len(line) - len(text) <= indent):
             match = (_AFTER_TRACEBACK.match(text) if indent is not None else None) or _ERROR.match(text)

@@ -37,31 +37,33 @@ class DataPanel(Panel):
 
     def __init__(self, settings: DataSettings) -> None:
         super().__init__(settings)
-        # What was read: a source's beginning, or the sentence that says why it cannot be read; None while it is read.
-        self._beginnings: dict[str, Beginning | str | None] = {}
+        # What was read: a source's beginning, or the sentence that says why it cannot be read.
+        self._beginnings: dict[str, Beginning | str] = {}
+        self._reading = threading.Lock()
         self.widget = self.framed(self.gauge, self._message, *self.groups())
         self.refresh()
 
     def _show(self, settings: DataSettings) -> None:
         key = settings.model_dump_json(exclude=_SPLIT_FIELDS)
-        if self._beginnings.get(key) is None:
-            self.gauge.value = "<p>Reading the source and counting its tokens…</p>"
-        if key not in self._beginnings:
-            self._beginnings[key] = None
-            self.thread = threading.Thread(target=self._read, args=(key, settings), daemon=True)
-            self.thread.start()
-        beginning = self._beginnings.get(key)  # again: the thread may have finished before "Reading" was shown
+        beginning = self._beginnings.get(key)
         if isinstance(beginning, str):
             self._beginnings.pop(key, None)  # the next change looks for it again: by then it may be there
             raise SettingsError(beginning)
         if beginning:
             self.gauge.value = documents_html(beginning) + shares_html(beginning, settings)
+            return
+        self.gauge.value = "<p>Reading the source and counting its tokens…</p>"
+        # One at a time, and then what the controls show by then: a slider passes many values on its way.
+        if self._reading.acquire(blocking=False):
+            self.thread = threading.Thread(target=self._read, args=(key, settings), daemon=True)
+            self.thread.start()
 
     def _read(self, key: str, settings: DataSettings) -> None:
         try:
             self._beginnings[key] = read_beginning(settings)
         except Exception as error:  # noqa: BLE001 (nobody sees an exception that ends a thread)
             self._beginnings[key] = sentence_about(error)
+        self._reading.release()
         self.refresh()
 
     def _summary(self) -> str:

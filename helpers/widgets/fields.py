@@ -48,20 +48,22 @@ def help_text(field: Any) -> str:
 
 def set_value(control: w.DOMWidget, value: Any) -> None:
     """Set a control to exactly this value, after giving a slider a step that can show it."""
-    # A slider in a browser stops at whole steps only: it rounds a value between two of them and sends that back. Steps
-    # and value go there in one message; else it would round the old value to the new steps.
+    # ipywidgets' selection slider keeps its old end where options and value arrive in one message: options go first.
+    if isinstance(control, w.SelectionSlider) and value not in control.options:
+        control.options = sorted({*control.options, value})
+    # Any other slider stops at whole steps only: it rounds a value between two of them and sends that back. Steps and
+    # value go there in one message; else it would round the old value to the new steps.
     with control.hold_sync():
         _fit_steps(control, value)
         control.value = value
 
 
 def _fit_steps(control: w.DOMWidget, value: Any) -> None:
-    if isinstance(control, w.SelectionSlider) and value not in control.options:
-        control.options = sorted({*control.options, value})
-    elif isinstance(control, w.IntSlider) and (value - control.min) % control.step:
+    if isinstance(control, w.IntSlider) and (value - control.min) % control.step:
         control.step = 1
     elif isinstance(control, w.FloatSlider):
-        control.min, control.step = min(control.min, value), min(control.step, 10.0 ** -_count_decimals(value))
+        control.min, control.max = min(control.min, value), max(control.max, value)
+        control.step = min(control.step, 10.0 ** -_count_decimals(value))
         control.readout_format = _readout_format(control.step)
 
 
@@ -88,7 +90,7 @@ def get_value(control: w.DOMWidget) -> Any:
 def _number_control(field: Any, common: dict[str, Any]) -> w.DOMWidget:
     limits, hints, kind = bounds(field), field.json_schema_extra or {}, field.annotation
     low, high = limits.get("ge", limits.get("gt", -math.inf)), limits.get("le", limits.get("lt", math.inf))
-    has_low = "ge" in limits  # the lower bound itself is allowed
+    has_low, has_high = "ge" in limits, "le" in limits  # the bound itself is allowed
     if hints.get("scale") == "log":
         values = _log_values(low if has_low else None, high, hints.get("least", 1), kind)
         # Its readout can be edited in a browser, where ipywidgets ignores what is typed: the class stops that.
@@ -97,10 +99,10 @@ def _number_control(field: Any, common: dict[str, Any]) -> w.DOMWidget:
         text = w.IntText if kind is int else w.FloatText
         return text(**common)
     step = hints.get("step", 1 if kind is int else 10.0 ** math.floor(math.log10((high - low) / 40)))
-    least = low if has_low else low + step
+    least, most = low if has_low else low + step, high if has_high else high - step
     if kind is int:
-        return w.IntSlider(min=least, max=high, step=step, **common)
-    return w.FloatSlider(min=least, max=high, step=step, readout_format=_readout_format(step), **common)
+        return w.IntSlider(min=least, max=most, step=step, **common)
+    return w.FloatSlider(min=least, max=most, step=step, readout_format=_readout_format(step), **common)
 
 
 def _log_values(low: float | None, high: float, least: float, kind: type) -> list[Any]:

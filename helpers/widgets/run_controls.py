@@ -7,8 +7,10 @@ process with what else the notebook runs meanwhile; our own `generate` and playg
 import html
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import ipywidgets as w
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 _ELSEWHERE = "in training by another notebook or command"
 _STOPS: dict[str, threading.Event] = {}  # run that is in training in this kernel -> what stops it, from any panel
+_CONTROLS = WeakSet["RunControls"]()  # of all panels of this kernel: they show the state of each other's trainings
 
 
 class RunControls:
@@ -32,6 +35,7 @@ class RunControls:
 
     def __init__(self, panel: Panel) -> None:
         self._panel, self._stop = panel, threading.Event()
+        _CONTROLS.add(self)
         self.finished: FineTuned | None = None  # the last run that was completed here
         self.start = make_button("Start", self.begin, tooltip="train this run now", icon="play")
         self.stop = make_button("Stop", self.end, tooltip="finish the step, save a checkpoint, and stop", icon="stop")
@@ -53,16 +57,19 @@ class RunControls:
                 raise SettingsError(
                     f"Run {settings.run!r} is {_ELSEWHERE}: wait for its end, or choose another run name."
                 )
-            if TRAINING.locked():
+            if _STOPS or TRAINING.locked():
                 raise SettingsError("A run is in training in this kernel: wait for its end, or stop it.")
             self._stop.clear()
+            _STOPS[settings.run] = self._stop
             self._show(f"run {settings.run}: getting ready")
             self._panel.run_in_background(partial(self._train, settings))
+            _show_states()
 
     def end(self) -> None:
         """Ask the training to stop at the end of its present step."""
-        _STOPS.get(self._panel.settings.run, self._stop).set()
-        self._show("stopping: the step is finished and a checkpoint saved")
+        for stop in _STOPS.values():  # of one training, the only one of a kernel, whatever this panel's values are now
+            stop.set()
+            self._show("stopping: the step is finished and a checkpoint saved")
 
     def show_state(self, settings: TrainingSettings) -> None:
         """Show what the start button would do with the run of these settings, and its curve if it has one."""
@@ -85,7 +92,6 @@ class RunControls:
     def _train(self, settings: TrainingSettings) -> str:
         from helpers.training import TrainingBrokenError, TrainingStoppedError, fine_tune
 
-        _STOPS[settings.run] = self._stop
         try:
             self.finished = fine_tune(settings, watch=partial(self._watch, settings.run), stop=self._stop)
         except TrainingStoppedError as stopped:
@@ -94,6 +100,7 @@ class RunControls:
             raise SettingsError(str(error)) from error  # it explains itself: shown without the name of its type
         finally:
             del _STOPS[settings.run]
+            _show_states()
         return str(self.finished)
 
     def _watch(self, run: str, history: Sequence[Mapping[str, Any]], progress: Any) -> None:
@@ -107,12 +114,19 @@ class RunControls:
         self._state.value = f"<span>{html.escape(text)}</span>"
 
 
+def _show_states() -> None:
+    """Show in every panel that is not locked what a training has changed."""
+    for controls in tuple(_CONTROLS):
+        with suppress(SettingsError):  # a panel whose values are not possible keeps saying so
+            controls.show_state(controls._panel.settings)
+
+
 def state_of(run: str) -> str:
     """Return 'finished', 'in training', 'stopped' (there is a checkpoint) or 'new'."""
     folder = run_folder(run)
     if is_finished(folder):
         return "finished"
-    if is_in_training(folder):
+    if run in _STOPS or is_in_training(folder):
         return "in training"
     return "stopped" if any(folder.glob("checkpoints/checkpoint-*")) else "new"
 

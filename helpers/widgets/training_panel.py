@@ -120,6 +120,7 @@ class TrainingPanel(Panel):
             self.card.value = THIS_MACHINE
             self.say("measuring: short trainings, for about a minute")
             self.run_in_background(_measure)
+            self.run.stop.disabled = True  # it stops a training, and no measurement
 
     def save(self) -> None:
         """Write the values for papermill and show the commands that run them; if that is not possible, say why."""

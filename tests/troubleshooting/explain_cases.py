@@ -303,6 +303,7 @@ WRITTEN = [
     ("T19", BUSY.format(used=4120, load=23)),
     ("T20", traceback_of("nbclient.exceptions.DeadKernelError: Kernel died", package="nbclient/client.py")),
     ("T24", "Input notebook does not contain a cell with tag 'parameters'\nPassed unknown parameter: epochs"),
+    ("T24", "Error: There is no setting 'learning_rat'; did you mean 'learning_rate'?"),
     ("T1", "RuntimeError: CUDA error: out of memory"),
     ("T1", "RuntimeError: cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
     ("T1", "torch.OutOfMemoryError: HIP out of memory. Tried to allocate 512.00 MiB."),

@@ -141,6 +141,7 @@ def test_an_unknown_error_rules_nothing_out():
 
 
 KINDS = [
+    ("sentence of this course", "Traceback (most recent call last):\nhelpers.schema.SettingsError: n_layer = 96 is"),
     ("launcher", "torch.distributed.elastic.multiprocessing.errors.ChildFailedError:\ntrain.py FAILED"),
     ("pip", "Collecting foo\n  Downloading foo.whl\nERROR: Package 'foo' requires a different Python"),
     ("package manager", "Reading package lists... Done\nE: Unable to locate package foo"),
@@ -155,6 +156,7 @@ KINDS = [
 
 def test_each_kind_of_text_is_told_apart():
     assert [(word, kind) for word, text in KINDS if word not in (kind := explain(text).kind)] == []
+    assert "without its traceback" in explain("Error: A run is in training in this kernel: wait for its end.").kind
     assert "package manager" not in explain("E       assert 1 == 2\nE        +  where 1 = f()").kind
 
 

@@ -79,11 +79,15 @@ def notebook(*outputs):
     return json.dumps({"cells": [prose, code], "nbformat": 4, "metadata": {}})
 
 
-def test_of_a_notebook_only_its_errors_are_read():
+def test_of_a_notebook_only_its_errors_are_read_and_the_tracebacks_of_programs_that_it_ran():
     error = {"output_type": "error", "ename": "RuntimeError", "evalue": "x", "traceback": ERROR.split("\n")}
     assert explain(notebook(error)).causes[0].id == "E25"
     printed = {"output_type": "stream", "name": "stdout", "text": ["loss nan\n", "Killed\n"]}
     assert explain(notebook(printed)).causes == ()
+    child = {"output_type": "stream", "name": "stdout", "text": f"starting\n{ERROR}\n"}  # of !python train.py
+    assert explain(notebook(child)).causes[0].id == "E25"
+    broken = {"output_type": "error", "ename": "KeyError", "evalue": "3", "traceback": ["KeyError: 3", 4]}
+    assert explain(notebook(broken, {"output_type": "stream", "text": 5})).headline == "KeyError: 3"
     assert explain('{"cells": [1, {"outputs": null}, {"outputs": [2]}, {"outputs": 3}]}').causes == ()
 
 

@@ -44,6 +44,26 @@ def test_is_shown_before_its_source_is_read_which_happens_once(monkeypatch):
     assert len(calls) == 1
 
 
+def test_a_slider_that_passes_many_values_has_the_source_read_for_the_last_one_only(monkeypatch):
+    is_allowed, calls = threading.Event(), []
+
+    def count(settings):
+        calls.append(settings.vocab_size)
+        is_allowed.wait()
+        return data_panel.Beginning([settings.vocab_size], {"train": 1})
+
+    monkeypatch.setattr(data_panel, "read_beginning", count)
+    panel = DataPanel(DataSettings())
+    for size in panel.controls["vocab_size"].options[:4]:
+        panel.controls["vocab_size"].value = size
+    first = panel.thread
+    is_allowed.set()
+    first.join()
+    panel.thread.join()
+    assert calls == [4096, size]
+    assert "packed, as here" in panel.gauge.value
+
+
 def test_reads_another_source_in_the_background_and_once(text_file):
     panel = read_panel(DataSettings())
     panel.controls["source"].value = str(text_file)

@@ -47,9 +47,14 @@ def test_a_slider_reaches_the_bounds_of_the_schema():
     assert (rate.options[0], rate.options[-1]) == (1e-6, 0.1)
     top_k = make_control("k", FIELDS["top_k"], 0)
     assert (top_k.options[0], top_k.options[-1]) == (0, 50257)
+    beta = make_control("adam_beta2", FIELDS["adam_beta2"], 0.999)  # above 0, below 1
+    assert (beta.min, beta.max) == (0.001, 0.999)
 
 
-@pytest.mark.parametrize(("name", "value"), [("block_size", 250), ("weight_decay", 0.0125), ("learning_rate", 3e-9)])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("block_size", 250), ("weight_decay", 0.0125), ("learning_rate", 3e-9), ("adam_beta2", 0.99995)],
+)
 def test_a_slider_takes_a_value_between_its_steps(name, value):
     control = make_control(name, FIELDS[name], FIELDS[name].default)
     set_value(control, value)

@@ -36,21 +36,25 @@ def test_a_run_is_trained_stopped_and_resumed_with_the_panel_locked_meanwhile(ti
 
 def test_a_cell_that_runs_again_during_its_training_can_still_stop_it(tiny_settings, runs):
     settings = tiny_settings.model_copy(update={"num_train_epochs": 3.0})
-    panel, states = TrainingPanel(settings), []
+    before, panel, states = TrainingPanel(settings), TrainingPanel(settings), []
     watch = panel.run._watch
 
     def run_the_cell_again(*seen):
         watch(*seen)
         if not states:
             again = TrainingPanel(settings)
-            states.append((again.run._state.value, again.run.stop.disabled))
+            for shown in (before, again):
+                states.append((shown.run._state.value, shown.run.stop.disabled))
+            again.controls["run"].value = "not a name!"  # what is shown of the training stays, and so does its button
             again.run.stop.click()
 
     panel.run._watch = run_the_cell_again
     panel.run.start.click()
     panel.thread.join()
-    assert states == [("<span>run tiny: in training in this notebook</span>", False)]
+    assert states == [("<span>run tiny: in training in this notebook</span>", False)] * 2
     assert "Stopped after step" in panel._message.value
+    assert "run tiny: stopped with a checkpoint" in before.run._state.value
+    assert before.run.stop.disabled
     assert TrainingPanel(settings).run.stop.disabled
 
 

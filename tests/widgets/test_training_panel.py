@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -58,8 +59,12 @@ def test_without_a_card_this_machine_is_its_processor(panel):
 
 
 def test_a_measurement_runs_in_a_process_of_its_own_and_is_predicted_from(panel, monkeypatch):
+    begun, seen = threading.Event(), threading.Event()
+
     def run(command, **_):
         assert command[1:] == ["-m", "helpers", "calibrate"]
+        begun.set()
+        assert seen.wait(10)
         add_measurements(this_processor(), made_up_machine.measurements())
         return subprocess.CompletedProcess(command, 0, stdout="device\none\ntwo\n", stderr="")
 
@@ -67,6 +72,10 @@ def test_a_measurement_runs_in_a_process_of_its_own_and_is_predicted_from(panel,
     panel._here = None
     panel.controls["mixed_precision"].value = "no"
     panel.measure()
+    assert begun.wait(10)
+    assert panel.is_locked
+    assert panel.run.stop.disabled, "it stops a training, and no measurement"
+    seen.set()
     panel.thread.join()
     assert "Measured on this machine: 2 trainings." in panel._message.value
     assert "measured on this machine" in panel.gauge.value

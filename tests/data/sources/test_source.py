@@ -203,7 +203,7 @@ def test_an_encoding_can_be_named_and_must_be_known(tmp_path):
     path = tmp_path / "a.txt"
     path.write_bytes("łąka".encode("iso8859_2"))
     assert texts(path, encoding="latin2") == ["łąka"]
-    for name in ("martian", "base64"):
+    for name in ("martian", "base64", "undefined", "utf-8\0"):
         with pytest.raises(SettingsError, match="is not an encoding that Python knows"):
             DataSettings(encoding=name)
     with pytest.raises(SettingsError, match=r"a\.txt is not utf-16 throughout .*set another encoding"):
