@@ -83,7 +83,7 @@ def stored_path(name: str, *, folder: Path | None = None) -> str:
 
 
 def is_same_place(before: str, now: str) -> bool:
-    """Return whether two paths or names can be the same, where an old run or study stored a path as it was written.
+    """Return whether two paths or names can be the same, where an old run stored a path as it was written.
 
     >>> is_same_place("models/mine", "/data/models/mine"), is_same_place("models/mine", "/data/mine")
     (True, False)

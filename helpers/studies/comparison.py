@@ -16,7 +16,6 @@ from helpers.files import atomic_folder, read_json, write_json
 from helpers.paths import runs_folder
 from helpers.settings import SettingsError, run_folder
 from helpers.studies.compared_run import METRICS, ComparedRun, Metric, read_run
-from helpers.studies.queue import missing_trials
 from helpers.training.model_card import write_model_card
 
 if TYPE_CHECKING:
@@ -46,7 +45,6 @@ class RunTable(Shown):
     by: Metric  # the metric that ranks them
     groups: tuple[tuple[ComparedRun, ...], ...]
     differing: tuple[str, ...]  # the settings that are not the same in all runs
-    missing: tuple[str, ...] = ()  # finished trials whose folders are gone, each with its metric
 
     @property
     def runs(self) -> list[ComparedRun]:
@@ -79,11 +77,6 @@ class RunTable(Shown):
         return [*self._notes()]
 
     def _notes(self) -> Iterator[str]:
-        if self.missing:
-            yield (
-                f"Finished, but not in this table because their folders are gone: {', '.join(self.missing)}. The best "
-                "run below is the best of the others."
-            )
         if len(self.groups) > 1:
             yield (
                 f"These runs were measured on {len(self.groups)} different texts: each has a table of its own, "
@@ -237,8 +230,7 @@ def compare(*names: str, by: Metric | None = None) -> RunTable:
     for run in runs:
         groups.setdefault(run.text(by) or only_text, []).append(run)
     ranked = tuple(tuple(sorted(group, key=lambda run: _order(run, by))) for group in groups.values())
-    missing = (f"{name}/{trial}" for name in chosen for trial in missing_trials(runs_folder() / name))
-    return RunTable(by, ranked, _differing(runs), tuple(missing))
+    return RunTable(by, ranked, _differing(runs))
 
 
 def _order(run: ComparedRun, by: Metric) -> tuple:

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from filelock import FileLock, Timeout
 
-from helpers.paths import is_same_place
 from helpers.settings import SettingsError, known_settings
 from helpers.studies.study import Range, Study, trial_name
 from helpers.training.pruning import pruner
@@ -70,26 +69,21 @@ def started_study(study: Study) -> "OptunaStudy | None":
     Raises:
         SettingsError: it was started with other settings, its storage does not answer, or a run has that name.
     """
-    _refuse_the_folder_of_a_run(study)
-    opened = _load(study.study, study.storage, study.folder)
-    if opened is not None:
-        _is_started(study, opened)
-    return opened
-
-
-def _load(name: str, address: str, folder: Path) -> "OptunaStudy | None":
-    """Return a study of a storage; None where it is not there."""
     import optuna
 
-    if not address and not (folder / JOURNAL).exists():
+    _refuse_the_folder_of_a_run(study)
+    if not study.storage and not (study.folder / JOURNAL).exists():
         return None
     try:
-        # the sampler is never used: see `suggest_values`
-        return optuna.load_study(
-            study_name=name, storage=open_storage(address, folder), sampler=optuna.samplers.RandomSampler()
+        opened = optuna.load_study(
+            study_name=study.study,
+            storage=open_storage(study.storage, study.folder),
+            sampler=optuna.samplers.RandomSampler(),  # never used: see `suggest_values`
         )
     except KeyError:  # the storage holds other studies only, as that of a copied folder does
         return None
+    _is_started(study, opened)
+    return opened
 
 
 def _refuse_the_folder_of_a_run(study: Study) -> None:
@@ -100,24 +94,13 @@ def _refuse_the_folder_of_a_run(study: Study) -> None:
 def _is_started(study: Study, opened: "OptunaStudy") -> bool:
     """Return whether a study was started before; raise `SettingsError` where it was with other settings."""
     before, now = opened.user_attrs.get("essence"), study.essence
-    if before is not None and not _is_alike(before, now):
-        changed = [
-            f"{name} = {before[name]}, not {now[name]}" for name in now if not _is_alike(before.get(name), now[name])
-        ]
+    if before is not None and before != now:
+        changed = [f"{name} = {before[name]}, not {now[name]}" for name in now if before[name] != now[name]]
         raise SettingsError(
             f"Study {study.study!r} was started with {'; '.join(changed)}: choose another `study` name to keep both. "
             "Only budgets, storage, prune and keep_checkpoints may change."
         )
     return before is not None
-
-
-def _is_alike(before: Any, now: Any) -> bool:
-    """Return whether two essences are equal, apart from paths that old journals hold as their files had them."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        return before.keys() == now.keys() and all(_is_alike(before[name], now[name]) for name in now)
-    if isinstance(before, list) and isinstance(now, list):
-        return len(before) == len(now) and all(map(_is_alike, before, now))
-    return before == now or (isinstance(before, str) and isinstance(now, str) and is_same_place(before, now))
 
 
 def suggest_values(study: Study, trial: "Trial") -> dict[str, Any]:
@@ -182,15 +165,6 @@ def is_superfluous(opened: "OptunaStudy", trial: "Trial") -> bool:
         and not (is_retry and state_of(other) == "failed")
         for other in _valid_trials(opened)
     )
-
-
-def missing_trials(folder: Path) -> list[str]:
-    """Return the finished trials of a study's journal whose folders are gone, each with its metric."""
-    if (opened := _load(folder.name, "", folder)) is None:
-        return []
-    done = {trial.user_attrs["point"]: trial for trial in _valid_trials(opened) if state_of(trial) == "done"}
-    names = {trial_name(point): trial.value for point, trial in sorted(done.items())}
-    return [f"{name} ({value:.4g})" for name, value in names.items() if not (folder / name / "trial.json").exists()]
 
 
 def was_interrupted(trial: "FrozenTrial") -> bool:

@@ -139,15 +139,3 @@ def test_a_lock_file_left_by_a_killed_process_does_not_block(study_file):
     assert len(open_study(study).get_trials()) == 4
     with FileLock(study.folder / f"{JOURNAL}.lock"):
         pass
-
-
-def test_a_study_that_was_started_with_a_relative_path_goes_on_with_the_same_file(study_file, tmp_path):
-    (tmp_path / "mine.txt").write_text("words")
-    study = read_study(study_file(notebooks=["03"], settings={"source": "mine.txt"}, vary={"seed": [1]}))
-    old = open_study(study).user_attrs["essence"]
-    opened = open_study(study)
-    opened.set_user_attr("essence", old | {"settings": {"source": "mine.txt"}})
-    open_study(study)
-    opened.set_user_attr("essence", old | {"settings": {"source": "other.txt"}})
-    with pytest.raises(SettingsError, match="was started with settings"):
-        open_study(study)

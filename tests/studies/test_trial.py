@@ -1,6 +1,5 @@
 import json
 import os
-import shutil
 import sys
 
 import nbformat
@@ -195,10 +194,3 @@ def test_a_trial_that_was_measured_before_a_notebook_failed_counts(study_file, m
     assert [trial.value for trial in trials_of(study, opened)] == [2.5]
     assert json.loads((study.folder / "trial-000/trial.json").read_text())["state"] == "done"
     assert "no test document is long enough" in (study.folder / "trial-000/trial.log").read_text(encoding="utf-8")
-
-
-def test_a_finished_trial_whose_folder_is_gone_is_noted(study_file, measured):
-    study, _ = run_worker(study_file(vary={"learning_rate": [0.001, 0.002]}))
-    assert "are gone" not in str(compare("grid"))
-    shutil.rmtree(study.folder / "trial-000")
-    assert "because their folders are gone: grid/trial-000 (2.5). The best run below" in str(compare("grid"))
