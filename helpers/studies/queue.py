@@ -95,7 +95,7 @@ def _is_started(study: Study, opened: "OptunaStudy") -> bool:
     """Return whether a study was started before; raise `SettingsError` where it was with other settings."""
     before, now = opened.user_attrs.get("essence"), study.essence
     if before is not None and before != now:
-        changed = [f"{name} = {before[name]}, not {now[name]}" for name in now if before[name] != now[name]]
+        changed = [f"{name} = {before.get(name)}, not {now[name]}" for name in now if before.get(name) != now[name]]
         raise SettingsError(
             f"Study {study.study!r} was started with {'; '.join(changed)}: choose another `study` name to keep both. "
             "Only budgets, storage, prune and keep_checkpoints may change."

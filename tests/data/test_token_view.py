@@ -12,11 +12,6 @@ def test_half_of_a_surrogate_pair_is_replaced(tokenizer):
     assert view_tokens(tokenizer, "A fox \ud83d.") == view_tokens(tokenizer, "A fox \ufffd.")
 
 
-def test_as_text_the_pieces_have_bars_between_them_and_no_control_characters(tokenizer):
-    assert "\x1b" not in str(view_tokens(tokenizer, "the \x1b[31mfox"))
-    assert str(view_tokens(tokenizer, " the.\n")) == " the|.|\n"
-
-
 def test_text_is_escaped_in_html(tokenizer):
     shown = view_tokens(tokenizer, "<script>alert('x')</script> & <b>")._repr_html_()
     assert "<script>" not in shown
@@ -27,3 +22,8 @@ def test_a_part_of_a_character_is_shown_as_bytes(tokenizer):
     pieces = view_tokens(tokenizer, "狐").pieces
     raw = bytes(int(byte, 16) for piece in pieces for byte in piece.strip("<>").split())
     assert raw.decode() == "狐"
+
+
+def test_as_text_the_pieces_have_bars_between_them_and_no_control_characters(tokenizer):
+    assert "\x1b" not in str(view_tokens(tokenizer, "the \x1b[31mfox"))
+    assert str(view_tokens(tokenizer, " the.\n")) == " the|.|\n"

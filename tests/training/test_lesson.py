@@ -82,7 +82,8 @@ def test_the_validation_of_notebook_03_counts_each_learned_label_once(tiny):
     labels[0, :12] = -100  # a prompt: 4 of this row's tokens are learned, and 15 of each other row's
     rows = [{"input_ids": row, "labels": target} for row, target in zip(ids, labels, strict=True)]
     names = {
-        "torch": torch, "islice": islice, "DataLoader": DataLoader, "as_batch": as_batch, "precision": "no",
+        "torch": torch, "islice": islice, "DataLoader": DataLoader, "as_batch": as_batch,
+        "chosen_precision": lambda settings: "no",
         "data": SimpleNamespace(blocks={"validation": rows}), "lesson": TrainingSettings(per_device_train_batch_size=1),
     }  # fmt: skip
     exec(next("".join(cell["source"]) for cell in cells if cell["id"] == "03-loop-1b"), names)

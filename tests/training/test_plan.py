@@ -89,9 +89,10 @@ def test_auto_is_planned_as_compiled_where_the_run_is_long_enough(monkeypatch):
 def test_the_largest_batch_fits_and_one_more_does_not(card, model):
     def fits(batch):
         settings = gpt2(model_name_or_path=model, per_device_train_batch_size=batch, gradient_accumulation_steps=2)
-        return plan_run(settings, card=card).fits
+        return plan_run(settings, card=card, train_tokens=10**6).fits
 
-    largest = plan_run(gpt2(model_name_or_path=model, gradient_accumulation_steps=2), card=card)
+    settings = gpt2(model_name_or_path=model, gradient_accumulation_steps=2)
+    largest = plan_run(settings, card=card, train_tokens=10**6)
     assert largest.largest_batch == 0 or fits(largest.largest_batch)
     assert not fits(largest.largest_batch + 1)
 
