@@ -15,6 +15,7 @@ from itertools import dropwhile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas
 from datasets import Dataset
 
 from helpers.data.in_memory import dialogues, load_documents
@@ -153,10 +154,13 @@ class Comparison(Shown):
     def to_dict(self) -> dict[str, Any]:
         """Return a section of evaluation.json: both scores, their difference, and a row per document in its order."""
         base, tuned = self.rows
-        columns = (
-            self.base.document_bytes, self.base.document_tokens, self.base.document_nats, self.tuned.document_nats
-        )  # fmt: skip
-        names = ("bytes", "tokens", "base_nats", "tuned_nats")
+        documents = {
+            "sha256": [hashlib.sha256(text.encode()).hexdigest() for text in self.documents],
+            "bytes": self.base.document_bytes,
+            "tokens": self.base.document_tokens,
+            "base_nats": self.base.document_nats,
+            "tuned_nats": self.tuned.document_nats,
+        }
         return {
             "source": self.source,
             "verdict": self.verdict,
@@ -164,10 +168,7 @@ class Comparison(Shown):
             "base": base | {"model": self.base.model},
             "tuned": tuned | {"model": self.tuned.model},
             "difference": self.difference,
-            "documents": [
-                {"sha256": hashlib.sha256(text.encode()).hexdigest(), **dict(zip(names, values, strict=True))}
-                for text, *values in zip(self.documents, *(column.tolist() for column in columns), strict=True)
-            ],
+            "documents": pandas.DataFrame(documents).to_dict("records"),
         }
 
     @property

@@ -92,11 +92,7 @@ def generate(
     parts = [min(n_most, n_samples - done) for done in range(0, n_samples, n_most)]
     n_steps = len(batches) * len(parts) * arguments["max_new_tokens"]
     continuations = []
-    with (
-        on_device(model.eval()),
-        torch.inference_mode(),
-        progress_bar(n_steps, unit="token") as bar,
-    ):
+    with on_device(model.eval()), torch.inference_mode(), progress_bar(n_steps, unit="token") as bar:
         arguments["logits_processor"] = _draw_from(torch.Generator(model.device).manual_seed(settings.seed))
         for batch in batches:
             continued = [
