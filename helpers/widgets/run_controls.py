@@ -31,7 +31,6 @@ class RunControls:
 
     def __init__(self, panel: Panel) -> None:
         self._panel, self._stop = panel, threading.Event()
-        _CONTROLS.add(self)
         self.start = make_button("Start", self.begin, tooltip="train this run now", icon="play")
         self.stop = make_button("Stop", self.end, tooltip="finish the step, save a checkpoint, and stop", icon="stop")
         self.stop.disabled = True
@@ -39,6 +38,7 @@ class RunControls:
         self._curves: dict[str, str] = {}  # run that was trained in this panel -> its curve
         row = w.Box([self.start, self.stop, self._state]).add_class("course-row")
         self.widget = w.VBox([w.HTML("<h4>train now</h4>"), row, self._curve])
+        _CONTROLS.add(self)
 
     def begin(self) -> None:
         """Train the panel's run in the background; if that is not possible, say why."""
@@ -111,7 +111,7 @@ class RunControls:
 def _show_states() -> None:
     """Show in every panel that is not locked what a training has changed."""
     for controls in tuple(_CONTROLS):
-        with suppress(SettingsError):  # a panel whose values are not possible keeps saying so
+        with suppress(SettingsError, OSError):  # a panel whose values are not possible keeps saying so
             controls.show_state(controls._panel.settings)
 
 
