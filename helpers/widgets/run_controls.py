@@ -9,7 +9,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakSet
 
 import ipywidgets as w
@@ -21,10 +21,6 @@ from helpers.training.processes import TRAINING
 from helpers.widgets.drawing import Series, line_chart
 from helpers.widgets.panel import Panel, make_button
 
-if TYPE_CHECKING:
-    from helpers.training import FineTuned
-
-
 _ELSEWHERE = "in training by another notebook or command"
 _STOPS: dict[str, threading.Event] = {}  # run that is in training in this kernel -> what stops it, from any panel
 _CONTROLS = WeakSet["RunControls"]()  # of all panels of this kernel: they show the state of each other's trainings
@@ -35,8 +31,6 @@ class RunControls:
 
     def __init__(self, panel: Panel) -> None:
         self._panel, self._stop = panel, threading.Event()
-        _CONTROLS.add(self)
-        self.finished: FineTuned | None = None  # the last run that was completed here
         self.start = make_button("Start", self.begin, tooltip="train this run now", icon="play")
         self.stop = make_button("Stop", self.end, tooltip="finish the step, save a checkpoint, and stop", icon="stop")
         self.stop.disabled = True
@@ -44,6 +38,7 @@ class RunControls:
         self._curves: dict[str, str] = {}  # run that was trained in this panel -> its curve
         row = w.Box([self.start, self.stop, self._state]).add_class("course-row")
         self.widget = w.VBox([w.HTML("<h4>train now</h4>"), row, self._curve])
+        _CONTROLS.add(self)
 
     def begin(self) -> None:
         """Train the panel's run in the background; if that is not possible, say why."""
@@ -53,12 +48,12 @@ class RunControls:
         with self._panel.errors_shown():
             settings = self._panel.settings
             # A thread would wait for the end of another training, deaf to Stop.
-            if state_of(settings.run) == "in training" and settings.run not in _STOPS:
+            if _STOPS or TRAINING.locked():
+                raise SettingsError("A run is in training in this kernel: wait for its end, or stop it.")
+            if state_of(settings.run) == "in training":
                 raise SettingsError(
                     f"Run {settings.run!r} is {_ELSEWHERE}: wait for its end, or choose another run name."
                 )
-            if _STOPS or TRAINING.locked():
-                raise SettingsError("A run is in training in this kernel: wait for its end, or stop it.")
             self._stop.clear()
             _STOPS[settings.run] = self._stop
             self._show(f"run {settings.run}: getting ready")
@@ -78,7 +73,7 @@ class RunControls:
         state = state_of(settings.run)
         self.start.description = "Resume" if state == "stopped" else "Start"
         self.start.disabled = state == "finished"
-        is_here = state == "in training" and settings.run in _STOPS  # started by this cell before it ran again
+        is_here = settings.run in _STOPS
         self.stop.disabled = not is_here
         texts = {
             "new": "not started",
@@ -93,7 +88,7 @@ class RunControls:
         from helpers.training import TrainingBrokenError, TrainingStoppedError, fine_tune
 
         try:
-            self.finished = fine_tune(settings, watch=partial(self._watch, settings.run), stop=self._stop)
+            return str(fine_tune(settings, watch=partial(self._watch, settings.run), stop=self._stop))
         except TrainingStoppedError as stopped:
             return str(stopped)
         except TrainingBrokenError as error:
@@ -101,7 +96,6 @@ class RunControls:
         finally:
             del _STOPS[settings.run]
             _show_states()
-        return str(self.finished)
 
     def _watch(self, run: str, history: Sequence[Mapping[str, Any]], progress: Any) -> None:
         if not self._stop.is_set():  # else "stopping" would be overwritten
@@ -117,7 +111,7 @@ class RunControls:
 def _show_states() -> None:
     """Show in every panel that is not locked what a training has changed."""
     for controls in tuple(_CONTROLS):
-        with suppress(SettingsError):  # a panel whose values are not possible keeps saying so
+        with suppress(SettingsError, OSError):  # a panel whose values are not possible keeps saying so
             controls.show_state(controls._panel.settings)
 
 

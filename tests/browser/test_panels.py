@@ -11,7 +11,7 @@ import yaml
 
 from helpers.course import find_notebook
 from helpers.display import GIB
-from helpers.paths import ROOT
+from helpers.paths import ASSETS, ROOT
 from helpers.settings import EvaluationSettings, TrainingSettings
 from helpers.training import plan_run
 
@@ -192,8 +192,8 @@ def test_a_preset_fills_every_control(notebooks):
             assert row.locator("input, select").input_value() == str(value), name
         elif row.locator(".widget-readout").count():
             assert float(shown.value(name)) == pytest.approx(value), name
-    shown.handle("eval_steps").press("End")
-    shown.row("eval_steps").locator(".widget-readout:text-is('100000')").wait_for()  # beyond a value the preset added
+    shown.drag("eval_steps", 600)  # to its end, which a value that the preset added has moved
+    shown.row("eval_steps").locator(".widget-readout:text-is('100000')").wait_for()
 
 
 def test_every_control_has_a_name_and_a_description_for_a_screen_reader(notebooks):
@@ -206,6 +206,19 @@ def test_every_control_has_a_name_and_a_description_for_a_screen_reader(notebook
     slider = Shown(notebooks["03"]).handle("learning_rate")
     assert slider.get_attribute("aria-valuetext") == "5e-05"
     assert "peak of the learning-rate schedule" in slider.get_attribute("aria-description")
+
+
+def test_a_screen_reader_follows_the_panels_of_two_notebooks_in_one_page(browser):
+    page, script = browser.new_page(), (ASSETS / "widgets" / "labels.js").read_text(encoding="utf-8")
+    row = "<div class='widget-inline-hbox'><label class='widget-label'>{}</label>"
+    row += "<div class='noUi-handle'></div><div class='widget-readout'>1</div></div>"
+    page.set_content("".join(f"<div class='course-panel'>{row.format(name)}</div>" for name in ("first", "second")))
+    for name in ("first", "second"):
+        page.evaluate(f"() => {{ const help = {{{name}: 'what it is'}};\n{script} }}")
+    page.evaluate("() => document.querySelectorAll('.widget-readout').forEach(node => { node.textContent = '2'; })")
+    values = "[...document.querySelectorAll('.noUi-handle')].map(handle => handle.ariaValueText).join()"
+    page.wait_for_function(f"() => {values} === '2,2'", timeout=5_000)
+    page.close()
 
 
 def test_every_control_is_reached_with_the_tab_key(notebooks):

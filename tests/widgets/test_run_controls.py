@@ -29,7 +29,8 @@ def test_a_run_is_trained_stopped_and_resumed_with_the_panel_locked_meanwhile(ti
     panel.run.start.click()
     panel.thread.join()
     assert state_of("tiny") == "finished"
-    assert str(panel.run.finished) in panel._message.value
+    assert "run tiny: " in panel._message.value
+    assert "validation loss" in panel._message.value
     assert panel.run.start.disabled
     assert not panel.is_locked
 

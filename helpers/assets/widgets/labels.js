@@ -1,14 +1,16 @@
 // What ipywidgets leaves out: help on every row, and for screen readers a slider's name, value and help and each new status.
 // `help` (a control's name -> its help) is put in front of this by `helpers.widgets.panel`.
 (() => {
+  // JupyterLab keeps several notebooks in one page, and the newest script serves the panels of all of them.
+  const all = window.courseHelp = { ...window.courseHelp, ...help };
   const describe = () => {
     for (const row of document.querySelectorAll(".course-panel .widget-inline-hbox")) {
       const words = (row.querySelector(".widget-label-basic") ?? row.querySelector(".widget-label"))?.textContent;
       const readout = row.querySelector(".widget-readout");
-      if (!(words in help)) continue;
-      row.title = help[words];
+      if (!(words in all)) continue;
+      row.title = all[words];
       for (const part of row.querySelectorAll(".noUi-handle, input, select, textarea")) {
-        part.setAttribute("aria-description", help[words]);
+        part.setAttribute("aria-description", all[words]);
         if (part.matches(".noUi-handle")) {
           part.setAttribute("aria-label", words);
           if (readout) part.setAttribute("aria-valuetext", readout.textContent);
