@@ -129,8 +129,8 @@ class Html(str):
     """Text that is HTML already: `html_table` does not escape it."""
 
 
-class Shown:
-    """Base of results: where a notebook shows no HTML, as in a terminal or a log, it shows `str` and not all fields."""
+class PlainTextMixin:
+    """For results: where a notebook shows no HTML, as in a terminal or a log, it shows `str` and not all fields."""
 
     def __str__(self) -> str:
         """Return the words of the HTML, unless a class has a text of its own."""

@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from helpers.display import Shown, cut, did_you_mean, html_table
+from helpers.display import PlainTextMixin, cut, did_you_mean, html_table
 
 _PHRASES = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}  # bound -> how a message calls it
 
@@ -29,7 +29,7 @@ def setting(default: Any, help_text: str, **options: Any) -> Any:
     return Field(default, description=help_text, json_schema_extra=extra or None, **options)
 
 
-class Settings(Shown, BaseModel):
+class Settings(PlainTextMixin, BaseModel):
     """Base class of all settings: frozen, no unknown names, errors in plain sentences, shown as a table."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)

@@ -8,7 +8,7 @@ from IPython.lib.pretty import pretty
 from tqdm import tqdm
 
 from helpers import display
-from helpers.display import Html, Shown, html_table, html_text, progress_bar
+from helpers.display import Html, PlainTextMixin, html_table, html_text, progress_bar
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_html_is_taken_as_it_is_and_everything_else_is_escaped():
 
 
 @dataclass
-class _Result(Shown):
+class _Result(PlainTextMixin):
     values: range
 
     def _repr_html_(self):
@@ -93,7 +93,8 @@ def test_everything_that_a_notebook_shows_as_html_has_a_text_too():
         if isinstance(node, ast.ClassDef) and "_repr_html_" in {getattr(part, "name", "") for part in node.body}
     ]
     assert len(classes) > 10
-    assert [node.name for node in classes if "Shown" not in {getattr(base, "id", "") for base in node.bases}] == []
+    bases = {node.name: {getattr(base, "id", "") for base in node.bases} for node in classes}
+    assert [name for name, of_class in bases.items() if "PlainTextMixin" not in of_class] == []
 
 
 def test_a_table_as_text_is_aligned_and_a_wide_one_has_a_line_for_each_cell():

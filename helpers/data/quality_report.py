@@ -10,7 +10,7 @@ import numpy as np
 from helpers.data.facts import TINY_TOKENS, documents_text, tokens_per_character
 from helpers.data.run_data import PreparedData
 from helpers.data.token_view import piece_of
-from helpers.display import Shown, html_table
+from helpers.display import PlainTextMixin, html_table
 from helpers.plots import BLUE, GREEN, GREY, ORANGE, RED, new_axes, new_figure, plot_bars, plot_lengths
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _PADDING = "#dddddd"
 
 
 @dataclass(frozen=True)
-class DataReport(Shown):
+class DataReport(PlainTextMixin):
     """What to know about a prepared text; a notebook shows it as a table.
 
     Attributes:

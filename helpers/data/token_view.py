@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from helpers.data.sources.chat import Dialogue
 from helpers.data.sources.documents import replace_half_characters
 from helpers.data.tokens import BYTES, TokenStream
-from helpers.display import Shown, printable
+from helpers.display import PlainTextMixin, printable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -18,7 +18,7 @@ _NOT_LEARNED = ("#e6e6e6", "#d6d6d6")
 
 
 @dataclass(frozen=True)
-class TokenView(Shown):
+class TokenView(PlainTextMixin):
     """A text in its tokens; a notebook shows each in a colour, and its id under the pointer.
 
     Attributes:

@@ -60,7 +60,7 @@ class GraphicsCard(NamedTuple):
 
 
 def _geforce(name: str, gib: int, cuda_cores: int, boost_mhz: int) -> GraphicsCard:
-    """Return a GeForce RTX 30, 40 or 50: products of halves with float32 sums are twice as fast as float32."""
+    """Return a GeForce RTX 30, 40 or 50, whose products of halves with float32 sums are twice as fast as float32."""
     float32_tflops = 2 * cuda_cores * boost_mhz / 1e6
     return GraphicsCard(name, gib * GIB, round(2 * float32_tflops, 1), round(float32_tflops, 1))
 

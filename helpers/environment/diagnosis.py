@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from html import escape
 from typing import Any
 
-from helpers.display import STATUS_MARKS, Html, Shown, html_table, printable, status_badge
+from helpers.display import STATUS_MARKS, Html, PlainTextMixin, html_table, printable, status_badge
 from helpers.environment import card_checks, driver_checks, python_checks, system_checks
 from helpers.environment.card import GraphicsCard, read_card
 from helpers.environment.facts import GpuReading, Machine
@@ -37,7 +37,7 @@ _CPU_MODE = "CPU course mode: everything runs, on the CPU with the pocket model.
 
 
 @dataclass(frozen=True)
-class Diagnosis(Shown):
+class Diagnosis(PlainTextMixin):
     """All checks of a machine, worst first, and the conclusion."""
 
     machine: Machine

@@ -22,7 +22,7 @@ from helpers.data.in_memory import dialogues, load_documents
 from helpers.data.run_data import load_run_tokenizer, name_general_source, open_prepared
 from helpers.data.sources import Source
 from helpers.data.sources.chat import Dialogue
-from helpers.display import Shown, cut, html_table
+from helpers.display import PlainTextMixin, cut, html_table
 from helpers.evaluation import record
 from helpers.evaluation.copying import CopyReport, search_training_text
 from helpers.evaluation.generation import DECODINGS, DecodingReport, generate
@@ -65,7 +65,7 @@ def _metrics_of_sums(*columns: np.ndarray, axis: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Comparison(Shown):
+class Comparison(PlainTextMixin):
     """The scores of the base model and the tuned model on the same documents, which `source` names.
 
     `seed` decides which documents the bootstrap draws.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from helpers.data.tokens import TokenStream, batches_of
-from helpers.display import Shown, cut, html_table, progress_bar
+from helpers.display import PlainTextMixin, cut, html_table, progress_bar
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -156,7 +156,7 @@ def measure_novelty(matches: Sequence[Match], n: int) -> float | None:
 
 
 @dataclass(frozen=True)
-class CopyReport(Shown):
+class CopyReport(PlainTextMixin):
     """What samples share with the training text, and what held-out text of the same length shares with it.
 
     All of it is empty where no held-out document was long enough for a prompt.

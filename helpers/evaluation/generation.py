@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from helpers.data.sources.documents import replace_half_characters
-from helpers.display import Shown, html_table, progress_bar
+from helpers.display import PlainTextMixin, html_table, progress_bar
 from helpers.evaluation.sampling import check_length
 from helpers.model import check_sound, describe_prompt, on_device
 from helpers.settings import EvaluationSettings, SettingsError
@@ -198,7 +198,7 @@ def measure_samples(samples: Sequence[Sample]) -> dict[str, float]:
 
 
 @dataclass(frozen=True)
-class DecodingReport(Shown):
+class DecodingReport(PlainTextMixin):
     """Samples of several decoding methods for the same prompts: a method's name -> its samples for all prompts.
 
     `before` is what the base model generated with the settings.

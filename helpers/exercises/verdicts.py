@@ -5,7 +5,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from helpers.display import Shown, html_table
+from helpers.display import PlainTextMixin, html_table
 from helpers.exercises.checks import CHECKS, Check, Hint, NotDoneError
 from helpers.files import read_json_if_there, write_html_page, write_json
 from helpers.settings import run_folder
@@ -14,7 +14,7 @@ _MARKS = {"right": "\u2713", "not yet": "\u2717", "not done yet": "\u2026"}
 
 
 @dataclass(frozen=True)
-class Verdict(Shown):
+class Verdict(PlainTextMixin):
     """The result of a check: `status` is 'right', 'not yet' or 'not done yet'."""
 
     status: str
@@ -25,7 +25,7 @@ class Verdict(Shown):
 
 
 @dataclass(frozen=True)
-class Progress(Shown):
+class Progress(PlainTextMixin):
     """What is solved: `statuses` has the status of each exercise, in the order of the course."""
 
     run: str

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 from helpers.data import open_prepared
 from helpers.data.in_memory import dialogues
 from helpers.data.sources.chat import Dialogue
-from helpers.display import MIB, Shown, first_line, size_text
+from helpers.display import MIB, PlainTextMixin, first_line, size_text
 from helpers.evaluation import load_tuned, score
 from helpers.evaluation.record import read_section
 from helpers.files import atomic_folder, free_bytes, write_atomically
@@ -37,7 +37,7 @@ _REPEAT_LAST_N = -1  # llama.cpp's word for the whole context: in transformers t
 
 
 @dataclass(frozen=True)
-class Export(Shown):
+class Export(PlainTextMixin):
     """An exported model, in the format 'gguf-f16', 'gguf-q8_0' or 'safetensors-fp16'.
 
     `perplexity` is that of the weights as they were read back from the file, `perplexity_before` that of the run's

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from helpers.display import Shown, first_line
+from helpers.display import PlainTextMixin, first_line
 from helpers.evaluation.record import read_section
 from helpers.model import shown_name
 from helpers.settings import SettingsError, read_run_settings, run_folder
@@ -32,7 +32,7 @@ _UNKNOWN = "not known to this course: make sure that you may publish what was ma
 
 
 @dataclass(frozen=True)
-class Upload(Shown):
+class Upload(PlainTextMixin):
     """What would be published: path in the repository -> the file, or its content; and what to know before.
 
     `private` says whether others will not see it: of a repository that exists, whether they do not see it now.

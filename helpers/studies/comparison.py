@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from helpers.display import MIB, Shown, duration_text, html_table
+from helpers.display import MIB, PlainTextMixin, duration_text, html_table
 from helpers.evaluation.record import CONFIDENCE
 from helpers.files import atomic_folder, read_json, write_json
 from helpers.paths import runs_folder
@@ -39,7 +39,7 @@ _COLUMNS: list[tuple[str, str, Callable[[Any], str]]] = [  # heading, attribute 
 
 
 @dataclass(frozen=True)
-class RunTable(Shown):
+class RunTable(PlainTextMixin):
     """Runs side by side: one group per measured text, the best run of a group first."""
 
     by: Metric  # the metric that ranks them

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers.data import refuse_missing
-from helpers.display import GIB, Shown, duration_text, size_text
+from helpers.display import GIB, PlainTextMixin, duration_text, size_text
 from helpers.files import free_bytes
 from helpers.settings import PATH_SETTINGS, SettingsError
 from helpers.studies.study import Study, trial_name
@@ -21,7 +21,7 @@ _MOST_REFUSALS = 5  # points named one by one
 
 
 @dataclass(frozen=True)
-class StudyPlan(Shown):
+class StudyPlan(PlainTextMixin):
     """A study, predicted."""
 
     study: Study

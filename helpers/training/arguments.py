@@ -1,5 +1,6 @@
 """What the settings of a run mean on this machine: `TrainingArguments`, the number format, whether to compile."""
 
+import math
 import platform
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -118,3 +119,29 @@ def chosen_precision(settings: TrainingSettings) -> str:
     if has_bf16():
         return "bf16"
     return "fp16" if torch.cuda.is_available() else "no"
+
+
+def count_warmup_steps(settings: TrainingSettings, steps: int) -> int:
+    """Return the steps of the warm-up in a training of so many steps, as `TrainingArguments.get_warmup_steps` does.
+
+    >>> [count_warmup_steps(TrainingSettings(warmup_steps=warmup), 40) for warmup in (0.01, 1.5)]
+    [1, 1]
+    """
+    warmup = settings.warmup_steps
+    return int(warmup) if warmup >= 1 else math.ceil(warmup * steps)
+
+
+def describe_long_warmup(settings: TrainingSettings, steps: int) -> str:
+    """Return a sentence for a warm-up that is as long as the training or longer; empty for any other.
+
+    >>> describe_long_warmup(TrainingSettings(warmup_steps=0.05), 8)
+    ''
+    """
+    warmup, n_warmup = settings.warmup_steps, count_warmup_steps(settings, steps)
+    if n_warmup < steps:
+        return ""
+    reached = settings.learning_rate * (steps - 1) / n_warmup  # the first step has a rate of 0
+    return (
+        f"warmup_steps = {warmup:g} and the training has {steps:,}: the learning rate only climbs to {reached:.2g} of "
+        f"{settings.learning_rate:.2g}. Below 1, warmup_steps is a share of all steps, rounded up; 0 is no warm-up."
+    )

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, field_serializer
 
-from helpers.display import MIB, Shown
+from helpers.display import MIB, PlainTextMixin
 from helpers.files import write_atomically
 from helpers.paths import ASSETS, runs_folder
 from helpers.settings import TrainingSettings
@@ -81,7 +81,7 @@ class Measurement(_Record):
         return shape._asdict()
 
 
-class Calibration(Shown, _Record):
+class Calibration(PlainTextMixin, _Record):
     """The measurements of one card or processor."""
 
     device: str = Field(min_length=1, max_length=200)  # as the driver names it; a processor with its threads

@@ -22,7 +22,7 @@ from helpers.model import check_sound, device, load_model, load_start, quiet, se
 from helpers.paths import runs_folder
 from helpers.settings import TrainingSettings, read_run_settings, run_folder
 from helpers.training import processes, run_files
-from helpers.training.arguments import autocast_dtype, float32_products, training_arguments
+from helpers.training.arguments import autocast_dtype, describe_long_warmup, float32_products, training_arguments
 from helpers.training.callbacks import Watch, closing_bars, training_callbacks
 from helpers.training.devices import reset_peak
 from helpers.training.engine import equal_results_less_work
@@ -37,7 +37,7 @@ from helpers.training.finished_run import (
 from helpers.training.guards import TrainingBrokenError
 from helpers.training.lora import add_adapter, merge_adapter
 from helpers.training.model_card import card_text
-from helpers.training.plan import describe_long_warmup, predict_on_this_machine
+from helpers.training.plan import predict_on_this_machine
 from helpers.training.slowness import SlownessWatch
 from helpers.training.stopping import stoppable
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from helpers.display import Shown, perplexity_text
+from helpers.display import PlainTextMixin, perplexity_text
 from helpers.files import read_json
 from helpers.paths import runs_folder
 from helpers.settings import SettingsError, TrainingSettings, read_run_settings, run_folder
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class FineTuned(Shown):
+class FineTuned(PlainTextMixin):
     """A finished run.
 
     Attributes:

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from helpers.data.text_size import training_tokens
-from helpers.display import Shown, duration_text, html_table, size_text
+from helpers.display import PlainTextMixin, duration_text, html_table, size_text
 from helpers.model import check_heads
 from helpers.settings import SettingsError, TrainingSettings
 from helpers.training import processes
-from helpers.training.arguments import checkpoints_kept, compiles
+from helpers.training.arguments import checkpoints_kept, compiles, describe_long_warmup
 from helpers.training.calibration import find_calibration
 from helpers.training.devices import DEFAULT_CARD, GraphicsCard, find_card, this_device
 from helpers.training.memory import Memory, estimate_overhead, evaluation_bytes, optimizer_bytes, predict
@@ -43,7 +43,7 @@ _BAR = 30  # characters
 
 
 @dataclass(frozen=True)
-class MemoryPlan(Shown):
+class MemoryPlan(PlainTextMixin):
     """A predicted run. Sizes are in bytes, times in seconds: the shortest and the longest."""
 
     settings: TrainingSettings
@@ -129,7 +129,8 @@ class MemoryPlan(Shown):
 
     def _compute_seconds(self) -> tuple[float, float]:
         """Return the time that the card computes for one pass."""
-        tokens = filled_by(self.train_tokens, self.settings).per_device_train_batch_size * self.settings.block_size
+        limited = limited_to_text(self.settings, self.train_tokens)
+        tokens = limited.per_device_train_batch_size * limited.block_size
         operations = tokens * operations_per_token(self.shape, self.settings.block_size, self.settings)
         peak = 1e12 * self.card.tflops(self.precision)
         return operations / (peak * UTILISATION[1]), operations / (peak * UTILISATION[0])
@@ -296,7 +297,7 @@ def plan_run(
         return predict(shape, changed, **how)
 
     def fits(**changes: Any) -> bool:
-        changed = filled_by(tokens, settings.model_copy(update=changes))
+        changed = limited_to_text(settings.model_copy(update=changes), tokens)
         return memory(changed).total_bytes <= card.usable_bytes
 
     def is_too_large(batch: int) -> bool:  # also beside the gradients of earlier passes: one answer, however many
@@ -305,23 +306,23 @@ def plan_run(
 
     most = min(MAX_BATCH, _count_blocks(settings, tokens))
     largest_batch = bisect.bisect_left(range(1, most + 1), True, key=is_too_large)
-    filled, ways = filled_by(tokens, settings), same_effective_batch(settings)
+    limited, ways = limited_to_text(settings, tokens), same_effective_batch(settings)
     suggested = next((changes for changes in ways if fits(**changes)), {})
     # the settings refuse an adapter of a new model, and one that Muon trains
     leaner_ways = _LEANER[:1] if settings.from_scratch or settings.optim == "muon" else _LEANER
     others = [] if suggested or settings.lora_r else [change | way for change in leaner_ways for way in ways]
     leaner = next((changes for changes in others if fits(**changes)), {})
     return MemoryPlan(
-        settings, shape, card, precision, memory(filled), largest_batch, suggested, leaner, tokens, tokens_are,
-        calibration and calibration.step_seconds(shape, filled, precision),
+        settings, shape, card, precision, memory(limited), largest_batch, suggested, leaner, tokens, tokens_are,
+        calibration and calibration.step_seconds(shape, limited, precision),
         ("this machine" if is_here else calibration.device) if calibration else "",
     )  # fmt: skip
 
 
-def filled_by(train_tokens: int, settings: TrainingSettings) -> TrainingSettings:
+def limited_to_text(settings: TrainingSettings, train_tokens: int) -> TrainingSettings:
     """Return the settings with a pass no larger than the text, and no more passes in a step than it fills.
 
-    >>> filled_by(1000, TrainingSettings(block_size=100, per_device_train_batch_size=64)).per_device_train_batch_size
+    >>> limited_to_text(TrainingSettings(block_size=100, per_device_train_batch_size=64), 1000).effective_batch_size
     10
     """
     blocks = _count_blocks(settings, train_tokens)
@@ -347,32 +348,6 @@ def planned_shape(settings: TrainingSettings) -> GPT2Shape:
         shape = shape._replace(**settings.new_shape, **dropouts, **vocabulary)
         check_heads(shape)
     return shape
-
-
-def count_warmup(settings: TrainingSettings, steps: int) -> int:
-    """Return the steps of the warm-up in a training of so many steps, as `TrainingArguments.get_warmup_steps` does.
-
-    >>> [count_warmup(TrainingSettings(warmup_steps=warmup), 40) for warmup in (0.01, 1.5)]
-    [1, 1]
-    """
-    warmup = settings.warmup_steps
-    return int(warmup) if warmup >= 1 else math.ceil(warmup * steps)
-
-
-def describe_long_warmup(settings: TrainingSettings, steps: int) -> str:
-    """Return a sentence for a warm-up that is as long as the training or longer; empty for any other.
-
-    >>> describe_long_warmup(TrainingSettings(warmup_steps=0.05), 8)
-    ''
-    """
-    warmup, n_warmup = settings.warmup_steps, count_warmup(settings, steps)
-    if n_warmup < steps:
-        return ""
-    reached = settings.learning_rate * (steps - 1) / n_warmup  # the first step has a rate of 0
-    return (
-        f"warmup_steps = {warmup:g} and the training has {steps:,}: the learning rate only climbs to {reached:.2g} of "
-        f"{settings.learning_rate:.2g}. Below 1, warmup_steps is a share of all steps, rounded up; 0 is no warm-up."
-    )
 
 
 def same_effective_batch(settings: TrainingSettings) -> list[dict[str, Any]]:

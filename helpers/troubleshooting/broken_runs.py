@@ -4,12 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from helpers.display import Shown, html_table
+from helpers.display import PlainTextMixin, html_table
 from helpers.troubleshooting.lab import tiny_model, train_briefly
 
 
 @dataclass(frozen=True)
-class BrokenRun(Shown):
+class BrokenRun(PlainTextMixin):
     """What a failed training leaves.
 
     Attributes:

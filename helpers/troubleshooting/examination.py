@@ -7,7 +7,7 @@ from functools import cached_property
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from helpers.display import STATUS_MARKS, Shown, html_table, status_badge
+from helpers.display import STATUS_MARKS, PlainTextMixin, html_table, status_badge
 from helpers.environment import Check
 from helpers.troubleshooting.explanation import explain
 from helpers.troubleshooting.reading import clean
@@ -24,7 +24,7 @@ _MAX_STEPS = 30  # GPT-2 takes a second for each on a processor, and needs fewer
 
 
 @dataclass(frozen=True)
-class Examination(Shown):
+class Examination(PlainTextMixin):
     """All checks of a run, in their order."""
 
     run: str

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from html import escape
 from typing import Any
 
-from helpers.display import Html, Shown, html_table
+from helpers.display import Html, PlainTextMixin, html_table
 from helpers.environment import Machine
 from helpers.environment.access import Access
 from helpers.environment.requirements import find_stale_imports, read_loaded
@@ -49,7 +49,7 @@ class Cause:
 
 
 @dataclass(frozen=True)
-class Explanation(Shown):
+class Explanation(PlainTextMixin):
     """What most likely causes an error, or what is wrong in a log.
 
     Attributes:

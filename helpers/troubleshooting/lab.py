@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from helpers.course import kernel_of_this_python, without_address_grammar
-from helpers.display import Shown, cut, html_table
+from helpers.display import PlainTextMixin, cut, html_table
 from helpers.troubleshooting.reading import clean
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ _LONGEST_VALUE = 160
 _KERNEL_ARGUMENTS = ["--IPKernelApp.log_level=50"]
 
 
-class Table(Shown, list):
+class Table(PlainTextMixin, list):
     """Rows with the same columns, which a notebook shows as a table."""
 
     def _repr_html_(self) -> str:

@@ -31,7 +31,7 @@ from helpers.training import (
     plan_run,
     this_processor,
 )
-from helpers.training.plan import count_warmup
+from helpers.training.arguments import count_warmup_steps
 from helpers.widgets.drawing import Series, line_chart, stacked_bar
 from helpers.widgets.panel import Panel, make_button
 from helpers.widgets.run_controls import RunControls
@@ -189,7 +189,7 @@ def learning_rate_at(settings: TrainingSettings, step: int, steps: int) -> float
     0.05
     """
     # By hand, since transformers computes a rate only for an optimizer, and a panel must not import torch to be shown.
-    warmup = count_warmup(settings, steps)
+    warmup = count_warmup_steps(settings, steps)
     if step < warmup:
         return settings.learning_rate * step / warmup
     if settings.lr_scheduler_type == "constant_with_warmup":
@@ -201,7 +201,7 @@ def learning_rate_at(settings: TrainingSettings, step: int, steps: int) -> float
 
 def schedule_chart(settings: TrainingSettings, steps: int) -> str:
     """Draw the learning rate over the steps of a run."""
-    shown = {round(steps * percent / 100) for percent in range(101)} | {min(steps, count_warmup(settings, steps))}
+    shown = {round(steps * percent / 100) for percent in range(101)} | {min(steps, count_warmup_steps(settings, steps))}
     points = [(step, learning_rate_at(settings, step, steps)) for step in sorted(shown)]
     title = f"Learning rate: {settings.lr_scheduler_type}, peak {settings.learning_rate:.2g}"
     return line_chart([Series("learning rate", points, GREEN)], title=title, xlabel="step", ylabel="learning rate")
