@@ -26,6 +26,8 @@ CHUNK_TOKENS = 1024  # rows of logits that exist at once
 # With the kernel, which needs a quarter of the memory per row. Each chunk reads and writes the head's gradient once.
 FUSED_CHUNK_TOKENS = 2048
 QUERIES = 128  # queries in a part where attention is computed in parts
+# From here on a CPU's kernel takes 256 queries at a time instead of 64, which is as fast in float32 and keeps less.
+LONG_BLOCK = 768
 _n_keeping = 0  # blocks of `keep_freed_memory` that have not ended
 _ATTENTION = "course_causal"  # transformers makes no mask for a name without a mask function
 
@@ -109,7 +111,8 @@ def _causal_attention(
 
     n_queries, n_keys = query.shape[2], key.shape[2]  # more keys are those of a cache, to which every token attends
     is_block = n_queries == n_keys > 1
-    if is_block and query.device.type == "cpu" and (query.dtype.itemsize == 2 or dropout):
+    is_slow_in_kernel = query.dtype.itemsize == 2 or dropout or (query.requires_grad and n_keys < LONG_BLOCK)
+    if is_block and query.device.type == "cpu" and is_slow_in_kernel:
         out = attention_in_parts(query, key, value, dropout=dropout, scaling=scaling)
     else:
         mask = None
@@ -131,7 +134,8 @@ def attention_in_parts(
 ) -> "torch.Tensor":
     """Compute causal attention for some queries at a time, with no key after the last of them.
 
-    On a CPU the flash kernel's backward pass is slow in half precision, and with dropout no fused kernel runs at all.
+    On a CPU the flash kernel's backward pass is slow in half precision and for short blocks, and with dropout no fused
+    kernel runs at all.
     All tensors are (B, heads, T, head_dim); products are multiplied by `scaling`, 1 / sqrt(head_dim) by default.
     """
     from helpers.training.autograd_functions import CausalAttention

@@ -10,7 +10,7 @@ from typing import Any
 
 from helpers.display import MIB
 from helpers.settings import EvaluationSettings, TrainingSettings
-from helpers.training.engine import CHUNK_TOKENS, FUSED_CHUNK_TOKENS, QUERIES
+from helpers.training.engine import CHUNK_TOKENS, FUSED_CHUNK_TOKENS, LONG_BLOCK, QUERIES
 from helpers.training.fused_softmax import has_triton
 from helpers.training.shape import adapter_parameters, block_parameters, inner_width, parameters, trained_parameters
 
@@ -180,7 +180,8 @@ class _Step:
         self.embedding = 4 * self.vocabulary * self.width  # bytes of the token embedding in float32
         self.stream = 4 * self.tokens * self.width  # the residual stream stays float32 under autocast
         self.block = self.tokens * self._block_bytes_per_token(config)
-        if on_processor and (is_half or settings.attn_pdrop):  # attention in parts keeps its weights
+        is_in_parts = is_half or settings.attn_pdrop or settings.block_size < LONG_BLOCK
+        if on_processor and is_in_parts:  # attention in parts keeps its weights
             keys = min(settings.block_size, (settings.block_size + QUERIES) // 2)  # per query, on average
             scores = self.tokens * config.n_head * keys
             self.block += scores * (2 if is_half else 4) * (2 if settings.attn_pdrop else 1)

@@ -231,18 +231,17 @@ def test_dropout_in_parts_drops_a_share_and_keeps_the_mean():
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
-def test_attention_is_in_parts_on_a_cpu_with_half_precision_or_dropout(model, dropout, monkeypatch):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("n_tokens", "is_trained"), [(33, True), (33, False), (768, True)])
+def test_on_a_cpu_the_kernel_has_float32_without_dropout_in_long_blocks_and_forward_passes(
+    dropout, dtype, n_tokens, is_trained, monkeypatch
+):
     calls = []
-    monkeypatch.setattr(engine, "attention_in_parts", lambda q, *_, **how: calls.append((q.dtype, how["dropout"])) or q)
-    for block in model.transformer.h:
-        block.attn.attn_dropout.p = dropout
-    ids, labels = batch((2, 33), padded=False)
-    use_causal_attention(model)
-    model(input_ids=ids, labels=labels)
-    with torch.autocast("cpu", torch.bfloat16):
-        model(input_ids=ids, labels=labels)
-    in_float32 = [(torch.float32, dropout)] * 2 if dropout else []
-    assert calls == [*in_float32, *[(torch.bfloat16, dropout)] * 2]
+    monkeypatch.setattr(engine, "attention_in_parts", lambda query, *_, **how: calls.append(how["dropout"]) or query)
+    query = torch.zeros(1, 1, n_tokens, 16, dtype=dtype, requires_grad=is_trained)
+    engine._causal_attention(None, query, query, query, None, dropout)
+    in_kernel = dtype == torch.float32 and not dropout and (n_tokens == 768 or not is_trained)
+    assert calls == [] if in_kernel else [dropout]
 
 
 @torch.no_grad()

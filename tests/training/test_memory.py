@@ -91,14 +91,17 @@ def test_a_compiled_model_hands_over_all_gradients_at_once_beside_those_of_earli
     assert (compiled.gradients, compiled.moment) == (4 * (2 * n + embedding), "the embedding's gradient")
 
 
-@pytest.mark.parametrize("block", [8, 128, 384])
+@pytest.mark.parametrize("block", [8, 128, 384, 768])
 def test_on_a_processor_attention_in_parts_keeps_the_weights_of_each_part(block):
-    plain, with_dropout = (
-        _Step(GPT2, settings(3, block, "no", attn_pdrop=share), False, True, 1, False, False).block
-        for share in (0.0, 0.1)
-    )
+    def kept(*, attn_pdrop, on_processor):
+        asked = settings(3, block, "no", attn_pdrop=attn_pdrop)
+        return _Step(GPT2._replace(resid_pdrop=0.0), asked, False, on_processor, 1, False, False).block
+
     n_weights = sum(128 * (end + 128) for end in range(0, block, 128)) if block >= 128 else block**2
-    assert with_dropout - plain == 3 * 12 * n_weights * (4 + 4), "and what dropout kept of them"
+    on_card = kept(attn_pdrop=0.0, on_processor=False)
+    without_dropout, with_dropout = (kept(attn_pdrop=share, on_processor=True) - on_card for share in (0.0, 0.1))
+    assert without_dropout == (3 * 12 * n_weights * 4 if block < 768 else 0), "the kernel computes long blocks"
+    assert with_dropout == 3 * 12 * n_weights * (4 + 4), "and what dropout kept of them"
 
 
 def test_several_processes_keep_a_buffer_of_the_gradients():
