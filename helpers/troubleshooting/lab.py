@@ -110,7 +110,7 @@ def train_briefly(
 
 @contextlib.contextmanager
 def script_folder(folder: Path) -> Iterator[None]:
-    """Work in a new folder that has what the script of 2023 loads, without the progress bars of the libraries.
+    """Work in a folder that has what the script of 2023 loads, without the progress bars of the libraries.
 
     `gpt2` and `openai-community/gpt2` are a tiny model with the pocket model's tokenizer, `bookcorpus` is a data set
     that is a Python script, and `fables.parquet` has eight texts.
@@ -121,7 +121,7 @@ def script_folder(folder: Path) -> Iterator[None]:
     from helpers.model import load_tokenizer, quiet
     from helpers.settings import DataSettings
 
-    (folder / "bookcorpus").mkdir(parents=True)
+    (folder / "bookcorpus").mkdir(parents=True, exist_ok=True)  # a learner may run the cell again
     (folder / "bookcorpus" / "bookcorpus.py").write_text("import datasets\n", encoding="utf-8")
     own_cache = patch.object(datasets.config, "HF_DATASETS_CACHE", folder / "cache")  # so that nothing stays
     with quiet(), contextlib.chdir(folder), own_cache:
