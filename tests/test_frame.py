@@ -269,8 +269,8 @@ class TestNotebook:
         sizes = sorted(sum(1 for line in "".join(cell["source"]).splitlines() if line.strip()) for cell in read)
         after_prose = [b["cell_type"] == "markdown" for b, c in pairwise(cells) if c in code]
         assert 20 <= len(code) <= 46
-        assert sizes[len(sizes) // 2] <= 9
-        assert sizes[-1] <= 51  # the longest is a whole training script
+        assert sizes[len(sizes) // 2] <= 6
+        assert sizes[-1] <= 45  # the longest is a whole training script
         assert sum(after_prose) / len(code) >= 0.85
 
 

@@ -19,7 +19,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "issue_report": "write_issue_report",
         "known_failures": "KnownFailure",
         "examination": "Examination examine",
-        "lab": "Table error_of run_cells run_in_child show_fix tiny_model train_briefly",
+        "lab": "error_of measure_product run_cells run_in_child script_folder tiny_model train_briefly write_notebook",
         "broken_runs": "BrokenRun broken_run",
     },
 )

@@ -1,67 +1,46 @@
-"""The laboratory of notebook 05: make a failure happen safely, and show what was measured before and after its fix."""
+"""The laboratory of notebook 05: make a failure happen safely, and measure what its lessons compare."""
 
+import contextlib
+import io
+import json
 import logging
 import subprocess
 import sys
 import tempfile
+import timeit
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 from helpers.course import kernel_of_this_python, without_address_grammar
-from helpers.display import PlainTextMixin, cut, html_table
 from helpers.troubleshooting.reading import clean
 
 if TYPE_CHECKING:
+    from nbformat import NotebookNode
     from transformers import GPT2LMHeadModel
 
 _SECONDS_PER_CELL, _CHILD_SECONDS = 30, 300
-_LONGEST_VALUE = 160
 # A kernel listens on this machine only; its warning about that would be printed between the results.
 _KERNEL_ARGUMENTS = ["--IPKernelApp.log_level=50"]
 
 
-class Table(PlainTextMixin, list):
-    """Rows with the same columns, which a notebook shows as a table."""
-
-    def _repr_html_(self) -> str:
-        return html_table(list(self[0]), ([_shown(value) for value in row.values()] for row in self))
-
-
-def show_fix(measurements: Mapping[str, tuple[Any, Any]]) -> Table:
-    """Return a table of what was measured while something was broken, and after the fix.
-
-    >>> show_fix({"loss": (0.0, 8.25)})
-    [{'measured': 'loss', 'broken': 0.0, 'fixed': 8.25}]
-    """
-    return Table({"measured": name, "broken": broken, "fixed": fixed} for name, (broken, fixed) in measurements.items())
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, list | tuple):
-        return ", ".join(map(_shown, value))
-    return "" if value is None else cut(clean(str(value)), _LONGEST_VALUE)
-
-
 def error_of(action: Callable[[], Any]) -> str:
-    """Call a function and return its error as `Type: first line`, or 'accepted' where there is none.
+    """Call a function, hide what it prints, and return its error as `Type: first line`; 'accepted' if there is none.
 
     >>> error_of(lambda: [][3])
     'IndexError: list index out of range'
     """
     from helpers.model import quiet
 
-    with warnings.catch_warnings(), quiet():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"), quiet(), contextlib.redirect_stdout(io.StringIO()):
         try:
             action()
         except Exception as error:  # noqa: BLE001 (which error it is, is the question)
             lines = str(error).strip().splitlines()
-            return f"{type(error).__name__}: {lines[0] if lines else ''}"
+            return f"{type(error).__name__}: {clean(lines[0]) if lines else ''}"
     return "accepted"
 
 
@@ -129,6 +108,46 @@ def train_briefly(
         return [row for row in trainer.state.log_history if "loss" in row]
 
 
+@contextlib.contextmanager
+def script_folder(folder: Path) -> Iterator[None]:
+    """Work in a folder that has what the script of 2023 loads, without the progress bars of the libraries.
+
+    `gpt2` and `openai-community/gpt2` are a tiny model with the pocket model's tokenizer, `bookcorpus` is a data set
+    that is a Python script, and `fables.parquet` has eight texts.
+    """
+    import datasets
+
+    from helpers.data import load_documents
+    from helpers.model import load_tokenizer, quiet
+    from helpers.settings import DataSettings
+
+    (folder / "bookcorpus").mkdir(parents=True, exist_ok=True)  # a learner may run the cell again
+    (folder / "bookcorpus" / "bookcorpus.py").write_text("import datasets\n", encoding="utf-8")
+    own_cache = patch.object(datasets.config, "HF_DATASETS_CACHE", folder / "cache")  # so that nothing stays
+    with quiet(), contextlib.chdir(folder), own_cache:
+        load_documents(DataSettings())["train"].select(range(8)).to_parquet("fables.parquet")
+        for name in ("gpt2", "openai-community/gpt2"):
+            tiny_model(positions=1024).save_pretrained(name)
+            load_tokenizer("pocket").save_pretrained(name)
+        yield
+
+
+def measure_product(precision: str) -> float:
+    """Return the operations per second of a matrix product on this machine; `precision` is that of a run's facts."""
+    import torch
+
+    from helpers.model import device
+
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "float32": torch.float32}[precision]
+    speeds = []  # large products fill the hardware, and small ones fit between the turns of other programs
+    for size, repeat in ((256, 500), (8192, 5) if torch.cuda.is_available() else (1024, 10)):
+        matrix = torch.randn(size, size, device=device()).to(dtype)
+        product = "(matrix @ matrix)[0, 0].item()"  # `item` waits for the GPU
+        seconds = timeit.repeat(product, globals={"matrix": matrix}, number=1, repeat=repeat)
+        speeds.append(2 * size**3 / min(seconds))
+    return max(speeds)
+
+
 @dataclass(frozen=True)
 class ChildResult:
     """How a child process ended: its return code and everything it printed."""
@@ -170,6 +189,22 @@ def run_in_child(source: str, *, setup: str = "", extra_bytes: int | None = None
     return ChildResult(child.returncode, child.stdout + child.stderr)
 
 
+def write_notebook(path: Path, cells: Sequence[str], *, tags: Sequence[str] = ()) -> None:
+    """Write code cells as a notebook; `tags` are those of its first cell."""
+    notebook = _notebook(cells)
+    notebook.cells[0].metadata["tags"] = list(tags)
+    path.write_text(json.dumps(notebook), encoding="utf-8")
+
+
+def _notebook(cells: Sequence[str]) -> "NotebookNode":
+    with without_address_grammar():
+        import nbformat
+
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    return notebook
+
+
 def run_cells(cells: Sequence[str], **options: Any) -> list[str]:
     """Run cells in a new kernel, which ends with them; return what each of them printed, showed or raised.
 
@@ -177,11 +212,9 @@ def run_cells(cells: Sequence[str], **options: Any) -> list[str]:
     that does not exist, dies or takes too long is an error of nbclient's.
     """
     with without_address_grammar():
-        import nbformat
         from nbclient import NotebookClient
 
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
-    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    notebook = _notebook(cells)
     defaults = {"kernel_name": "python3", "timeout": _SECONDS_PER_CELL, "allow_errors": True}
     client = NotebookClient(
         notebook,

@@ -1,12 +1,17 @@
-"""The laboratory: child processes with limits, kernels that end, tables that escape what they show."""
+"""The laboratory: child processes with limits, kernels that end, a script's folder, the speed of a product."""
 
 import subprocess
 import sys
+from pathlib import Path
 
+import datasets
+import nbformat
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from helpers.troubleshooting import run_in_child, show_fix
-from helpers.troubleshooting.lab import ChildResult, Table
+from helpers.troubleshooting import error_of, measure_product, run_in_child, script_folder, write_notebook
+from helpers.troubleshooting.lab import ChildResult
 
 needs_limits = pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot limit a process's memory or files")
 
@@ -49,16 +54,41 @@ def test_cells_return_what_they_show_print_and_raise_without_the_grammar_that_ta
     assert child.stdout == "['a\\n', '2', 'ZeroDivisionError: division by zero'] False\n", child.stderr
 
 
-def test_a_table_is_shown_escaped():
-    shown = Table([{"<b>": "<i>"}])._repr_html_()
-    assert "&lt;b&gt;" in shown
-    assert "<i>" not in shown
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "float32"])
+def test_the_speed_of_a_product_is_the_fastest_of_small_and_large_ones(monkeypatch, precision):
+    seconds = {256: [9.0, 0.5], (large := 8192 if torch.cuda.is_available() else 1024): [2.0, 1.0]}
+    dtypes = []
+
+    def repeat(product, *, globals, number, repeat):
+        dtypes.append(globals["matrix"].dtype)
+        return seconds[len(globals["matrix"])]
+
+    monkeypatch.setattr("timeit.repeat", repeat)
+    assert measure_product(precision) == 2 * large**3 / 1.0
+    assert set(dtypes) == {{"bf16": torch.bfloat16, "fp16": torch.float16, "float32": torch.float32}[precision]}
 
 
-def test_broken_and_fixed_values_are_shown_escaped_short_and_in_four_digits():
-    shown = show_fix({"<b>x</b>": ("<script>", [0.123456, None]), "long": ("a" * 500, "\x1b[31mred")})._repr_html_()
-    assert "<script>" not in shown
-    assert "&lt;script&gt;" in shown
-    assert "0.1235, " in shown
-    assert "a" * 161 not in shown
-    assert "\x1b" not in shown
+def test_the_script_of_2023_finds_what_it_loads_and_its_folder_is_left_again(tmp_path, capfd):
+    before, cache = Path.cwd(), datasets.config.HF_DATASETS_CACHE
+    with script_folder(tmp_path / "script"):
+        names = sorted(path.name for path in Path().iterdir())
+        assert names == ["bookcorpus", "fables.parquet", "gpt2", "openai-community"]
+        assert len(datasets.load_dataset("parquet", data_files="fables.parquet", split="train")) == 8
+        for name in ("gpt2", "openai-community/gpt2"):
+            n_tokens = AutoModelForCausalLM.from_pretrained(name).config.vocab_size
+            assert len(AutoTokenizer.from_pretrained(name)) == n_tokens
+        assert "no longer supported" in error_of(lambda: datasets.load_dataset("bookcorpus"))
+    assert (Path.cwd(), datasets.config.HF_DATASETS_CACHE) == (before, cache)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_a_failing_call_prints_is_hidden(capfd):
+    assert error_of(lambda: [print("a table of losses"), 1 / 0]) == "ZeroDivisionError: division by zero"
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_first_cell_of_a_written_notebook_has_the_tags(tmp_path):
+    write_notebook(tmp_path / "a.ipynb", ["epochs = 2", "print(epochs)"], tags=["parameters"])
+    notebook = nbformat.read(tmp_path / "a.ipynb", as_version=4)
+    assert [cell.source for cell in notebook.cells] == ["epochs = 2", "print(epochs)"]
+    assert [cell.metadata.get("tags") for cell in notebook.cells] == [["parameters"], None]
