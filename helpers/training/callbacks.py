@@ -60,7 +60,7 @@ def training_callbacks(
     from transformers import EarlyStoppingCallback
 
     chosen = [_History(folder, tokenizer, settings.sample_prompt), Guard(model.config.vocab_size)]
-    chosen += [DiskSpaceGuard(model), Clock(), _Successor()]
+    chosen += [DiskSpaceGuard(model.config, settings), Clock(), _Successor()]
     if (pruning := pruning_callback(settings.run)) is not None:
         chosen.append(pruning)
     if settings.report_to == "tensorboard":

@@ -142,13 +142,13 @@ class MemoryPlan(PlainTextMixin):
 
     @property
     def model_bytes(self) -> int:
-        """Disk space for the final model, in float32, and its adapter where it has one."""
-        return 4 * (parameters(self.shape) + adapter_parameters(self.shape, self.settings.lora_r))
+        """Disk space for the final model, and its adapter where it has one."""
+        return model_bytes(self.shape, self.settings)
 
     @property
     def checkpoint_bytes(self) -> int:
-        """Disk space for a checkpoint: the trained weights and what the optimizer keeps for them."""
-        return 4 * trained_parameters(self.shape, self.settings) + optimizer_bytes(self.shape, self.settings)
+        """Disk space for a checkpoint."""
+        return checkpoint_bytes(self.shape, self.settings)
 
     @property
     def disk_bytes(self) -> int:
@@ -317,6 +317,16 @@ def plan_run(
         calibration and calibration.step_seconds(shape, limited, precision),
         ("this machine" if is_here else calibration.device) if calibration else "",
     )  # fmt: skip
+
+
+def model_bytes(config: Any, settings: TrainingSettings) -> int:
+    """Return the disk space for a final model, in float32, and its adapter where it has one."""
+    return 4 * (parameters(config) + adapter_parameters(config, settings.lora_r))
+
+
+def checkpoint_bytes(config: Any, settings: TrainingSettings) -> int:
+    """Return the disk space for a checkpoint: the trained weights and what the optimizer keeps for them."""
+    return 4 * trained_parameters(config, settings) + optimizer_bytes(config, settings)
 
 
 def limited_to_text(settings: TrainingSettings, train_tokens: int) -> TrainingSettings:
