@@ -16,7 +16,7 @@ from helpers.settings import SettingsError, TrainingSettings
 from helpers.training import processes
 from helpers.training.arguments import checkpoints_kept, compiles, describe_long_warmup
 from helpers.training.calibration import find_calibration
-from helpers.training.devices import DEFAULT_CARD, GraphicsCard, find_card, this_device
+from helpers.training.devices import DEFAULT_CARD, GraphicsCard, find_card, held_bytes, this_device
 from helpers.training.memory import Memory, estimate_overhead, evaluation_bytes, optimizer_bytes, predict
 from helpers.training.shape import (
     GPT2Shape,
@@ -380,17 +380,16 @@ def same_effective_batch(settings: TrainingSettings) -> list[dict[str, Any]]:
 
 
 def predict_on_this_machine(settings: TrainingSettings, config: "GPT2Config", *, train_tokens: int) -> dict[str, Any]:
-    """Predict time and memory of a run on this machine's GPU, or on its processor, when its model is loaded.
+    """Predict time and memory of a run on this machine's GPU, or on its processor.
+
+    Call it when the model is loaded, and not yet on the GPU.
 
     Returns:
         `on`: the device; `seconds`: [shortest, longest] of the training, None where the card's peak is not known;
-        `peak_bytes`; `process_bytes`: on a processor, what of it this process holds besides the training.
+        `peak_bytes`; `process_bytes`: what of it this process holds besides the training.
     """
-    import psutil
-
-    card = this_device()
-    shape = GPT2Shape(**{name: getattr(config, name) for name in GPT2Shape._fields})
-    besides = max(0, psutil.Process().memory_info().rss - 4 * parameters(shape)) if card.is_processor else 0
+    card, shape = this_device(), GPT2Shape(**{name: getattr(config, name) for name in GPT2Shape._fields})
+    besides = held_bytes(parameters(shape))
     plan = plan_run(
         settings, card=card, train_tokens=train_tokens, shape=shape, process_bytes=besides,
         n_processes=processes.n_processes(),
@@ -398,6 +397,6 @@ def predict_on_this_machine(settings: TrainingSettings, config: "GPT2Config", *,
     return {
         "on": plan.card.name,
         "seconds": plan.seconds and list(plan.seconds),
-        "peak_bytes": plan.memory.total_bytes,
+        "peak_bytes": plan.memory.total_bytes + (0 if card.is_processor else besides),  # the plan is of an empty card
         "process_bytes": besides,
     }
