@@ -214,11 +214,13 @@ class _Watcher(_Speedometer):
 
     def __init__(self, tokens_per_step: int, watch: Watch) -> None:
         super().__init__(tokens_per_step)
-        self.watch = watch
+        self.watch, self.history, self.n_logs = watch, [], 0
 
     def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.is_world_process_zero:
-            self.watch(history_rows(state.log_history), self.progress(state))
+            self.history += history_rows(state.log_history[self.n_logs :])
+            self.n_logs = len(state.log_history)
+            self.watch(self.history, self.progress(state))
 
 
 class _ProgressBar(_Speedometer):
