@@ -73,16 +73,15 @@ def rows_of_one_part(table: Table, columns: Sequence[str]) -> Iterator[Row]:
             must not be trained on.
     """
     marks = [name for name in table.columns if name.lower() in _PART_COLUMNS]
-    parts: dict[str, dict[str, str]] = {mark: {} for mark in marks}
+    found: dict[str, dict[str, str]] = {mark: {} for mark in marks}  # of each column: part -> the value that names it
     for place, values in table.rows([*columns, *marks]):
-        for mark, part_by_value in parts.items():
-            if (value := str(values.get(mark))) in part_by_value:
-                continue
-            part_by_value[value] = part_of(value)
-            if len(set(filter(None, part_by_value.values()))) > 1:
-                names = [name for name, part in part_by_value.items() if part]
+        for mark, names in found.items():
+            value = str(values.get(mark))
+            if part := part_of(value):
+                names.setdefault(part, value)
+            if len(names) > 1:
                 raise SettingsError(
-                    f"{table.name}, {place}: column {mark!r} divides the rows into parts, {names}. Write "
+                    f"{table.name}, {place}: column {mark!r} divides the rows into parts, {[*names.values()]}. Write "
                     "each part into a file of its own, such as train.csv and test.csv, and set source to their folder; "
                     "or delete the column to use all rows."
                 )
