@@ -69,7 +69,7 @@ class DiskSpaceGuard(TrainerCallback):
 
     def __init__(self, config: Any, settings: TrainingSettings) -> None:
         # What is written beside weights and optimizer, such as the tokenizer, is small.
-        self.checkpoint_bytes = int(1.1 * checkpoint_bytes(config, settings))
+        self.checkpoint_bytes = int(1.08 * checkpoint_bytes(config, settings))
         self.model_bytes = int(1.25 * model_bytes(config, settings))
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
