@@ -226,6 +226,15 @@ def test_a_column_that_may_name_parts_is_not_kept_where_each_row_has_another_val
     assert peak_bytes < 2 * MIB, "of 10 MiB"
 
 
+def test_a_folder_of_many_tables_has_one_note_on_its_column_and_few_on_its_headers(tmp_path):
+    for number in range(20):
+        (tmp_path / f"{number:02}.csv").write_text("n,body\n1,The fox ran.\n")
+    assert read(tmp_path)[1] == [f"{tmp_path / '00.csv'} and 19 more: the text is column 'body' of ['n', 'body']."]
+    for number in range(20):
+        (tmp_path / f"{number:02}.csv").write_text(f"Story {number} of the fox.\nThe fox ran.\n")
+    assert len(read(tmp_path)[1]) == 10
+
+
 def test_each_column_that_may_name_parts_is_looked_at_alone(tmp_path):
     rows = {"text": STORIES, "subset": ["dev-blog"] * 12, "split": ["train"] * 12}
     Dataset.from_dict(rows).to_parquet(tmp_path / "a.parquet")
