@@ -66,7 +66,8 @@ def fine_tune(
     Args:
         settings: all settings of the run; `settings.run` is the name of its folder.
         progress: whether to show a progress bar.
-        watch: called with the history so far and a `Progress` after each row, such as `plots.LivePlot()`.
+        watch: called after each row with the history so far, a list that grows, and a `Progress`, such as
+            `plots.LivePlot()`.
         stop: set it in another thread to end the training after the present step, with a checkpoint.
 
     Raises:

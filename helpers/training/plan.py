@@ -91,11 +91,6 @@ class MemoryPlan(PlainTextMixin):
         return math.ceil(self.steps_per_epoch * self.settings.num_train_epochs)
 
     @property
-    def warmup_note(self) -> str:
-        """A sentence where the learning rate never reaches its peak; else empty."""
-        return describe_long_warmup(self.settings, self.steps)
-
-    @property
     def evaluation_note(self) -> str:
         """A sentence where notebook 04 takes much of the card, and more than the training; else empty."""
         needed, usable = self.evaluation_bytes, self.card.usable_bytes
@@ -195,7 +190,7 @@ class MemoryPlan(PlainTextMixin):
     def rows(self) -> list[tuple[str, str]]:
         """Return what is shown besides the memory: name, value."""
         kept = checkpoints_kept(self.settings)
-        notes = {"evaluation": self.evaluation_note, "warm-up": self.warmup_note}
+        notes = {"evaluation": self.evaluation_note, "warm-up": describe_long_warmup(self.settings, self.steps)}
         if self.card.is_processor and self.settings.torch_compile == "always":
             notes["compiled"] = "on a processor the peak is predicted for a model that is not compiled"
         return [
