@@ -19,14 +19,14 @@ from helpers.data.sources.own_split import Division, divide_files, name_parts
 from helpers.data.sources.paths import FABLES, TABLES, is_saved_dataset, kind_of, source_files, source_path
 from helpers.data.sources.recognition import SAMPLE_CHARACTERS, SAMPLE_ROWS, Choice, describe_markup, recognise
 from helpers.data.sources.refused_files import refuse_other_kinds
-from helpers.data.sources.rows import Row
+from helpers.data.sources.rows import Row, csv_rows, json_lines, json_rows
 from helpers.data.sources.tables import (
     Table,
     find_text_column,
     parquet_table,
+    peek_columns,
     rows_of_one_part,
     text_of,
-    text_table,
 )
 from helpers.settings import DataSettings, SettingsError
 
@@ -204,9 +204,14 @@ class Source:
         return chain.from_iterable(self._texts(self._open_table(file)) for file in files)
 
     def _open_table(self, file: Path) -> Table:
-        if (kind := kind_of(file)) == ".parquet":
+        kind, name = kind_of(file), str(file)
+        if kind == ".parquet":
             return parquet_table(file, advance=self._advance)
-        return text_table(kind, str(file), self._decode(file), notes=self._notes_on_rows)
+        text = self._decode(file)
+        if kind in (".csv", ".tsv"):
+            delimiter = "\t" if kind == ".tsv" else ","
+            return peek_columns(name, csv_rows(name, text, delimiter=delimiter, notes=self._notes_on_rows))
+        return peek_columns(name, (json_rows if kind == ".json" else json_lines)(name, text))
 
     def _texts(self, table: Table) -> Iterator[str]:
         """Return the texts of a table's rows."""
