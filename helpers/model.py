@@ -344,6 +344,8 @@ def _load(kind: Any, name: str, **options: Any) -> Any:
         ) from None
     except Exception as error:  # noqa: BLE001 (a damaged config.json or a connection that breaks raises anything)
         advice = "check the name and the network, or use model_name_or_path='pocket', which is shipped"
+        if folder:
+            advice = "a file in this folder is missing or damaged; copy or download the complete folder again"
         if "model.safetensors" in str(error):
             advice = "take one that has its weights in this file; a .bin file is a pickle, which can run code"
         raise SettingsError(f"The model {name!r} could not be loaded ({first_line(error)}): {advice}.") from None

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
+_DRAW_EVERY_SECONDS = 2  # while a training is watched, at the most often
 COMMON_TOKENS = 8  # runs of up to about this many tokens are in most texts of one kind, copied or not
 
 
@@ -120,22 +121,21 @@ def plot_learning_rate(
 class LivePlot:
     """Draws a run's history in place while it trains: `fine_tune(settings, watch=LivePlot())`.
 
-    In JupyterLab one figure is updated; an executed notebook keeps its last state.
+    In JupyterLab one figure is updated; an executed notebook keeps its last state. The training waits while it is
+    drawn, which takes 0.1 to 0.5 s: so the next drawing comes after ten times as long, and not within two seconds.
     """
 
-    def __init__(self, *, interval_seconds: float = 2.0) -> None:
-        self._interval, self._drawn_at = interval_seconds, -math.inf
-        self._handle: Any = None
+    def __init__(self) -> None:
+        self._due, self._handle = -math.inf, None
 
     def __call__(self, history: Sequence[Mapping[str, Any]], progress: Any) -> None:
-        """Draw, unless the last drawing is younger than the interval and this is not the last step."""
+        """Draw, unless the last drawing was too short a time ago and this is not the last step."""
         import matplotlib.pyplot as plt
         from IPython.display import display
 
-        is_last = progress.step >= progress.max_steps
-        if not is_last and time.monotonic() - self._drawn_at < self._interval:
+        begin = time.monotonic()
+        if begin < self._due and progress.step < progress.max_steps:
             return
-        self._drawn_at = time.monotonic()
         figure, (left, right) = new_figure(1, 2, width=10, height=3.2)
         plot_history(history, ax=left)
         plot_learning_rate(history, ax=right)
@@ -145,6 +145,7 @@ class LivePlot:
             self._handle = display(figure, display_id=True)
         else:
             self._handle.update(figure)
+        self._due = begin + max(_DRAW_EVERY_SECONDS, 10 * (time.monotonic() - begin))
 
 
 def plot_lengths(lengths: Sequence[int], *, block_size: int, ax: "Axes | None" = None) -> "Axes":

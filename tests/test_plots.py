@@ -161,12 +161,29 @@ def test_the_live_plot_is_one_figure_that_changes_and_ends_with_the_last_state(m
         return Handle()
 
     monkeypatch.setattr("IPython.display.display", display)
-    live = plots.LivePlot(interval_seconds=60)
+    monkeypatch.setattr(plots, "_DRAW_EVERY_SECONDS", 60)
+    live = plots.LivePlot()
     for step in (1, 2, 3):
         live(HISTORY, SimpleNamespace(step=step, max_steps=3))
     assert [kind for kind, _ in shown] == ["display", "update"], "the one in between comes too soon"
     assert "step=3" in shown[-1][1]._suptitle.get_text()
     assert plt.get_fignums() == []
+
+
+def test_a_drawing_that_takes_long_comes_less_often(monkeypatch):
+    now, shown = [0.0], []
+
+    def display(figure, *, display_id):
+        now[0] += 3.0
+        shown.append(now[0])
+        return SimpleNamespace(update=lambda figure: display(figure, display_id=True))
+
+    monkeypatch.setattr("IPython.display.display", display)
+    monkeypatch.setattr(plots.time, "monotonic", lambda: now[0])
+    live = plots.LivePlot()
+    for now[0] in (0.0, 29.0, 30.0):
+        live(HISTORY, SimpleNamespace(step=1, max_steps=3))
+    assert shown == [3.0, 33.0]
 
 
 @pytest.mark.parametrize(("chosen", "backend"), [(None, "agg"), ("svg", "svg")])

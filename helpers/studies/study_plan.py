@@ -218,8 +218,7 @@ def disk_shortages(study: Study, needed_bytes: int) -> list[str]:
 
 def kept_bytes(study: Study, plan: MemoryPlan) -> int:
     """Return what a finished trial leaves on the disk: its model, and its checkpoints where they are kept."""
-    checkpoints = plan.settings.save_total_limit * plan.checkpoint_bytes
-    return plan.model_bytes + checkpoints * study.keep_checkpoints
+    return plan.disk_bytes - plan.checkpoint_bytes if study.keep_checkpoints else plan.model_bytes
 
 
 def folder_bytes(folder: Path) -> int:

@@ -17,7 +17,7 @@ from helpers.training.guards import DiskSpaceGuard, Guard
 from helpers.training.memory import SAMPLE_TOKENS
 from helpers.training.processes import n_processes
 from helpers.training.pruning import pruning_callback
-from helpers.training.run_files import history_rows, write_history
+from helpers.training.run_files import HistoryFile, history_rows
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel
@@ -60,7 +60,7 @@ def training_callbacks(
     from transformers import EarlyStoppingCallback
 
     chosen = [_History(folder, tokenizer, settings.sample_prompt), Guard(model.config.vocab_size)]
-    chosen += [DiskSpaceGuard(model), Clock(), _Successor()]
+    chosen += [DiskSpaceGuard(model.config, settings), Clock(), _Successor()]
     if (pruning := pruning_callback(settings.run)) is not None:
         chosen.append(pruning)
     if settings.report_to == "tensorboard":
@@ -82,7 +82,7 @@ class _History(TrainerCallback):
     """
 
     def __init__(self, folder: Path, tokenizer: Any, sample_prompt: str) -> None:
-        self.folder, self.tokenizer, self.sample_prompt = folder, tokenizer, sample_prompt
+        self.file, self.tokenizer, self.sample_prompt = HistoryFile(folder), tokenizer, sample_prompt
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if control.should_save:  # the losses since the last row are not part of a checkpoint and would be lost
@@ -90,7 +90,7 @@ class _History(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.is_world_process_zero:
-            write_history(self.folder, state.log_history)
+            self.file.write(state.log_history)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, *, model: Any, **_: Any) -> None:
         import torch
@@ -100,7 +100,7 @@ class _History(TrainerCallback):
             with torch.autocast(model.device.type, half, enabled=args.bf16 or args.fp16):
                 text = _greedy_sample(model, self.tokenizer, self.sample_prompt)
             state.log_history.append({"step": state.global_step, "sample": text})
-            write_history(self.folder, state.log_history)
+            self.file.write(state.log_history)
 
 
 def _greedy_sample(model: "GPT2LMHeadModel", tokenizer: Any, prompt: str) -> str:
@@ -214,11 +214,13 @@ class _Watcher(_Speedometer):
 
     def __init__(self, tokens_per_step: int, watch: Watch) -> None:
         super().__init__(tokens_per_step)
-        self.watch = watch
+        self.watch, self.history, self.n_logs = watch, [], 0
 
     def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.is_world_process_zero:
-            self.watch(history_rows(state.log_history), self.progress(state))
+            self.history += history_rows(state.log_history[self.n_logs :])
+            self.n_logs = len(state.log_history)
+            self.watch(self.history, self.progress(state))
 
 
 class _ProgressBar(_Speedometer):

@@ -112,6 +112,16 @@ def reset_peak() -> None:
         _CLEAR_REFS.write_text("5", encoding="ascii")  # proc(5): the peak becomes what is resident now
 
 
+def held_bytes(n_weights: int) -> int:
+    """Return the memory that this process holds now, as in `peak_bytes`, besides a model that is not on a card."""
+    import psutil
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.memory_allocated()
+    return max(0, psutil.Process().memory_info().rss - 4 * n_weights)
+
+
 def peak_bytes() -> int:
     """Return the most memory this process has held since `reset_peak`: GPU memory if there is a GPU, else resident."""
     import psutil

@@ -66,7 +66,8 @@ def fine_tune(
     Args:
         settings: all settings of the run; `settings.run` is the name of its folder.
         progress: whether to show a progress bar.
-        watch: called with the history so far and a `Progress` after each row, such as `plots.LivePlot()`.
+        watch: called after each row with the history so far, a list that grows, and a `Progress`, such as
+            `plots.LivePlot()`.
         stop: set it in another thread to end the training after the present step, with a checkpoint.
 
     Raises:
@@ -169,8 +170,7 @@ def _halved(settings: TrainingSettings) -> TrainingSettings:
 def _train_once(
     settings: TrainingSettings, folder: Path, *, progress: bool, watch: Watch | None, stop: threading.Event | None
 ) -> None:
-    import torch
-    from transformers import PrinterCallback, set_seed
+    from transformers import set_seed
 
     from helpers.training.muon import MuonWithAdamW
 
@@ -188,8 +188,9 @@ def _train_once(
     set_seed(settings.seed)
     callbacks = training_callbacks(settings, folder, model=trained, tokenizer=tokenizer, progress=progress, watch=watch)
     steps = SlownessWatch(folder)
+    tokens_per_process = len(train) * settings.block_size // processes.n_processes()
+    predicted = predict_on_this_machine(settings, model.config, train_tokens=tokens_per_process)
     reset_peak()
-    held_on_card = torch.cuda.memory_allocated()  # by whatever else this process has there
     with equal_results_less_work(model), float32_products(), closing_bars(callbacks):
         trainer = new_trainer(
             data.facts["splits"]["validation"],
@@ -201,7 +202,6 @@ def _train_once(
             callbacks=[*callbacks, steps],
             optimizers=(MuonWithAdamW(model, settings) if settings.optim == "muon" else None, None),
         )
-        trainer.remove_callback(PrinterCallback)
         # Gradients are then kept in the buffers that processes exchange, not there and beside them.
         trainer.accelerator.ddp_handler.gradient_as_bucket_view = True
         per_epoch = math.ceil(len(train) / (settings.effective_batch_size * trainer.args.world_size))
@@ -209,10 +209,6 @@ def _train_once(
             warnings.warn(note, stacklevel=2)
         if trainer.is_world_process_zero() and not (folder / "settings.json").exists():
             write_json(folder / "settings.json", run_files.settings_record(settings, data.facts))
-        tokens_per_process = len(train) * settings.block_size // trainer.args.world_size
-        predicted = predict_on_this_machine(settings, model.config, train_tokens=tokens_per_process)
-        predicted["process_bytes"] += held_on_card
-        predicted["peak_bytes"] += held_on_card
         was_trained = _train_or_resume(trainer, settings, folder, is_stream="stream" in data.facts, stop=stop)
     if trainer.is_world_process_zero():
         # Now: to merge an adapter, the base model is loaded once more, and the peak would be of that.
@@ -237,13 +233,13 @@ def _train_once(
 
 
 def new_trainer(validation: dict[str, Any], **how: Any) -> "Trainer":
-    """Return a Trainer whose `eval_loss` is the mean over all labels of the validation part, each counted once.
+    """Return a Trainer that prints nothing, and whose `eval_loss` is the mean over all labels of the validation part.
 
     The stock Trainer averages the means of batches, in which a label counts the more, the fewer there are beside it;
     and several processes count blocks twice that fill up their last batch. `validation` has the counts of that part, as
     in `data.json`; all else is what a Trainer takes.
     """
-    from transformers import Trainer
+    from transformers import PrinterCallback, Trainer
 
     class LabelTrainer(Trainer):
         def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **more: Any) -> Any:
@@ -264,7 +260,9 @@ def new_trainer(validation: dict[str, Any], **how: Any) -> "Trainer":
         def floating_point_ops(self, inputs: Any) -> int:
             return 0  # only for the Trainer's `total_flos`; to count, it goes through all parameters in every pass
 
-    return LabelTrainer(**how)
+    trainer = LabelTrainer(**how)
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def _train_or_resume(

@@ -2,15 +2,14 @@
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers import TrainerCallback
 
 from helpers.display import size_text
 from helpers.files import free_bytes
-
-if TYPE_CHECKING:
-    from transformers import GPT2LMHeadModel
+from helpers.settings import TrainingSettings
+from helpers.training.plan import checkpoint_bytes, model_bytes
 
 
 class TrainingBrokenError(RuntimeError):
@@ -68,9 +67,10 @@ def _learns_nothing(log_history: list[dict[str, float]], even_guess: float) -> b
 class DiskSpaceGuard(TrainerCallback):
     """Stop before a checkpoint or a final model that the disk cannot hold; the last complete checkpoint stays."""
 
-    def __init__(self, model: "GPT2LMHeadModel") -> None:
-        sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
-        self.n_parameters, self.n_trained = (sum(size for size, _ in sizes), sum(size * is_on for size, is_on in sizes))
+    def __init__(self, config: Any, settings: TrainingSettings) -> None:
+        # What is written beside weights and optimizer, such as the tokenizer, is small.
+        self.checkpoint_bytes = int(1.08 * checkpoint_bytes(config, settings))
+        self.model_bytes = int(1.25 * model_bytes(config, settings))
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Look before the first step, so that none is done in vain."""
@@ -82,9 +82,7 @@ class DiskSpaceGuard(TrainerCallback):
         self._check(args, is_saved=control.should_save, is_last=state.global_step >= state.max_steps)
 
     def _check(self, args: Any, *, is_saved: bool, is_last: bool) -> None:
-        # A checkpoint is float32 weights and AdamW's two averages, 12 bytes per trained parameter, and a little more;
-        # after the last step the model is written too.
-        needed = 13 * self.n_trained * is_saved + 5 * self.n_parameters * is_last
+        needed = self.checkpoint_bytes * is_saved + self.model_bytes * is_last
         if needed and (free := free_bytes(Path(args.output_dir).parent)) < needed:
             is_kept = any(Path(args.output_dir).glob("checkpoint-*"))
             then = " It continues from its last checkpoint." if is_kept else ""

@@ -63,10 +63,9 @@ def _measurements(device: GraphicsCard, budget_seconds: float) -> Iterator[Measu
 
 def measure(shape: GPT2Shape, settings: TrainingSettings) -> Measurement:
     """Train a model of random weights on random tokens for a few steps, and return the median time and the peak."""
-    import psutil
     import torch
     from accelerate.utils.memory import clear_device_cache
-    from transformers import GPT2Config, GPT2LMHeadModel, PrinterCallback
+    from transformers import GPT2Config, GPT2LMHeadModel
 
     with processes.only_training(), torch.random.fork_rng(), tempfile.TemporaryDirectory() as folder, quiet():
         torch.manual_seed(settings.seed)
@@ -79,16 +78,14 @@ def measure(shape: GPT2Shape, settings: TrainingSettings) -> Measurement:
         arguments = training_arguments(once, Path(folder))
         arguments.eval_strategy = arguments.save_strategy = "no"
         timer = StepTimer(is_exact=True)
-        besides = max(0, psutil.Process().memory_info().rss - 4 * parameters(shape))
         if torch.cuda.is_available():
             clear_device_cache(garbage_collection=True)  # a Trainer from before refers to itself
-            besides = torch.cuda.memory_allocated()
+        besides = devices.held_bytes(parameters(shape))
         devices.reset_peak()
         with equal_results_less_work(model), float32_products():
             trainer = new_trainer(
                 {}, model=trained, args=arguments, train_dataset=rows, data_collator=as_batch, callbacks=[timer]
             )
-            trainer.remove_callback(PrinterCallback)
             trainer.train()
     peak_bytes = devices.peak_bytes()
     if not torch.cuda.is_available():  # Linux counts both within some pages, so a tiny training may seem to need none

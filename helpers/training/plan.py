@@ -16,7 +16,7 @@ from helpers.settings import SettingsError, TrainingSettings
 from helpers.training import processes
 from helpers.training.arguments import checkpoints_kept, compiles, describe_long_warmup
 from helpers.training.calibration import find_calibration
-from helpers.training.devices import DEFAULT_CARD, GraphicsCard, find_card, this_device
+from helpers.training.devices import DEFAULT_CARD, GraphicsCard, find_card, held_bytes, this_device
 from helpers.training.memory import Memory, estimate_overhead, evaluation_bytes, optimizer_bytes, predict
 from helpers.training.shape import (
     GPT2Shape,
@@ -91,11 +91,6 @@ class MemoryPlan(PlainTextMixin):
         return math.ceil(self.steps_per_epoch * self.settings.num_train_epochs)
 
     @property
-    def warmup_note(self) -> str:
-        """A sentence where the learning rate never reaches its peak; else empty."""
-        return describe_long_warmup(self.settings, self.steps)
-
-    @property
     def evaluation_note(self) -> str:
         """A sentence where notebook 04 takes much of the card, and more than the training; else empty."""
         needed, usable = self.evaluation_bytes, self.card.usable_bytes
@@ -142,13 +137,13 @@ class MemoryPlan(PlainTextMixin):
 
     @property
     def model_bytes(self) -> int:
-        """Disk space for the final model, in float32, and its adapter where it has one."""
-        return 4 * (parameters(self.shape) + adapter_parameters(self.shape, self.settings.lora_r))
+        """Disk space for the final model, and its adapter where it has one."""
+        return model_bytes(self.shape, self.settings)
 
     @property
     def checkpoint_bytes(self) -> int:
-        """Disk space for a checkpoint: the trained weights and what the optimizer keeps for them."""
-        return 4 * trained_parameters(self.shape, self.settings) + optimizer_bytes(self.shape, self.settings)
+        """Disk space for a checkpoint."""
+        return checkpoint_bytes(self.shape, self.settings)
 
     @property
     def disk_bytes(self) -> int:
@@ -195,7 +190,7 @@ class MemoryPlan(PlainTextMixin):
     def rows(self) -> list[tuple[str, str]]:
         """Return what is shown besides the memory: name, value."""
         kept = checkpoints_kept(self.settings)
-        notes = {"evaluation": self.evaluation_note, "warm-up": self.warmup_note}
+        notes = {"evaluation": self.evaluation_note, "warm-up": describe_long_warmup(self.settings, self.steps)}
         if self.card.is_processor and self.settings.torch_compile == "always":
             notes["compiled"] = "on a processor the peak is predicted for a model that is not compiled"
         return [
@@ -319,6 +314,16 @@ def plan_run(
     )  # fmt: skip
 
 
+def model_bytes(config: Any, settings: TrainingSettings) -> int:
+    """Return the disk space for a final model, in float32, and its adapter where it has one."""
+    return 4 * (parameters(config) + adapter_parameters(config, settings.lora_r))
+
+
+def checkpoint_bytes(config: Any, settings: TrainingSettings) -> int:
+    """Return the disk space for a checkpoint: the trained weights and what the optimizer keeps for them."""
+    return 4 * trained_parameters(config, settings) + optimizer_bytes(config, settings)
+
+
 def limited_to_text(settings: TrainingSettings, train_tokens: int) -> TrainingSettings:
     """Return the settings with a pass no larger than the text, and no more passes in a step than it fills.
 
@@ -370,17 +375,16 @@ def same_effective_batch(settings: TrainingSettings) -> list[dict[str, Any]]:
 
 
 def predict_on_this_machine(settings: TrainingSettings, config: "GPT2Config", *, train_tokens: int) -> dict[str, Any]:
-    """Predict time and memory of a run on this machine's GPU, or on its processor, when its model is loaded.
+    """Predict time and memory of a run on this machine's GPU, or on its processor.
+
+    Call it when the model is loaded, and not yet on the GPU.
 
     Returns:
         `on`: the device; `seconds`: [shortest, longest] of the training, None where the card's peak is not known;
-        `peak_bytes`; `process_bytes`: on a processor, what of it this process holds besides the training.
+        `peak_bytes`; `process_bytes`: what of it this process holds besides the training.
     """
-    import psutil
-
-    card = this_device()
-    shape = GPT2Shape(**{name: getattr(config, name) for name in GPT2Shape._fields})
-    besides = max(0, psutil.Process().memory_info().rss - 4 * parameters(shape)) if card.is_processor else 0
+    card, shape = this_device(), GPT2Shape(**{name: getattr(config, name) for name in GPT2Shape._fields})
+    besides = held_bytes(parameters(shape))
     plan = plan_run(
         settings, card=card, train_tokens=train_tokens, shape=shape, process_bytes=besides,
         n_processes=processes.n_processes(),
@@ -388,6 +392,6 @@ def predict_on_this_machine(settings: TrainingSettings, config: "GPT2Config", *,
     return {
         "on": plan.card.name,
         "seconds": plan.seconds and list(plan.seconds),
-        "peak_bytes": plan.memory.total_bytes,
+        "peak_bytes": plan.memory.total_bytes + (0 if card.is_processor else besides),  # the plan is of an empty card
         "process_bytes": besides,
     }

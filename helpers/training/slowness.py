@@ -7,18 +7,20 @@ from typing import Any
 
 from helpers.environment import Machine, read_machine
 from helpers.training.callbacks import StepTimer
-from helpers.training.run_files import write_history
+from helpers.training.run_files import HistoryFile
 
-_RECENT, _LEAST = 5, 20  # steps that are judged, and steps before them that say what is usual
+_RECENT = 5  # steps that are judged
+_LEAST, _MOST = 20, 1000  # steps before them that say what is usual; a median of all would take longer in each row
+_SLOW = 1.5  # times as long as usual
 _NEARLY_FULL = 0.97  # share of a card's memory; Windows moves what exceeds it into main memory, ten times slower
 _MOST_LOOKS = 5  # at a machine, each of which may take a second
 
 
 def slow_reason(seconds: Sequence[float], machine: Machine) -> str | None:
     """Return in one sentence why the latest steps are slow, with the fix; None where they are not, or nobody knows."""
-    if not is_slow(seconds):
+    times = slowdown(seconds)
+    if times <= _SLOW:
         return None
-    times = median(seconds[-_RECENT:]) / median(seconds[:-_RECENT])
     slow = f"Steps take {times:.1f} times as long as before"
     gpu = machine.gpu
     if gpu and gpu.total_bytes and gpu.free_bytes is not None and times >= 3:
@@ -39,9 +41,10 @@ def slow_reason(seconds: Sequence[float], machine: Machine) -> str | None:
     return None
 
 
-def is_slow(seconds: Sequence[float]) -> bool:
-    """Tell whether the latest steps take half as long again as the earlier ones, by the medians of both."""
-    return len(seconds) >= _LEAST + _RECENT and median(seconds[-_RECENT:]) > 1.5 * median(seconds[:-_RECENT])
+def slowdown(seconds: Sequence[float]) -> float:
+    """Return how many times as long the latest steps take as those before them, by medians; 1.0 where these are few."""
+    before = seconds[-_MOST - _RECENT : -_RECENT]
+    return median(seconds[-_RECENT:]) / median(before) if len(before) >= _LEAST else 1.0
 
 
 class SlownessWatch(StepTimer):
@@ -56,11 +59,11 @@ class SlownessWatch(StepTimer):
 
     def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Look for a reason if the latest steps were slow, and say it."""
-        if not (state.is_world_process_zero and self.looks and is_slow(self.seconds)):
+        if not (state.is_world_process_zero and self.looks and slowdown(self.seconds) > _SLOW):
             return
         self.looks -= 1
         if reason := slow_reason(self.seconds, self.read()):
             self.looks = 0
             logging.getLogger(__name__).warning(reason)
             state.log_history.append({"step": state.global_step, "warning": reason})
-            write_history(self.folder, state.log_history)
+            HistoryFile(self.folder).write(state.log_history)

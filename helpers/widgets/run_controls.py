@@ -22,6 +22,7 @@ from helpers.widgets.drawing import Series, line_chart
 from helpers.widgets.panel import Panel, make_button
 
 _ELSEWHERE = "in training by another notebook or command"
+_MOST_POINTS = 640  # of a line in a picture of as many pixels
 _STOPS: dict[str, threading.Event] = {}  # run that is in training in this kernel -> what stops it, from any panel
 _CONTROLS = WeakSet["RunControls"]()  # of all panels of this kernel: they show the state of each other's trainings
 
@@ -126,9 +127,10 @@ def state_of(run: str) -> str:
 
 
 def loss_curve(history: Sequence[Mapping[str, Any]]) -> str:
-    """Draw a run's training and validation losses over its steps."""
-    series = [
-        Series(name, [(row["step"], row[key]) for row in history if key in row], colour, dashes)
-        for name, key, colour, dashes in (("training", "loss", BLUE, ""), ("validation", "eval_loss", ORANGE, "5 3"))
-    ]
+    """Draw a run's training and validation losses over its steps; of many, those that the picture has room for."""
+    series = []
+    for name, key, colour, dashes in (("training", "loss", BLUE, ""), ("validation", "eval_loss", ORANGE, "5 3")):
+        points = [(row["step"], row[key]) for row in history if key in row]
+        every = 1 + len(points) // _MOST_POINTS
+        series.append(Series(name, points[::-every][::-1], colour, dashes))  # the last one is among them
     return line_chart(series, title="Loss:", xlabel="optimizer step", ylabel="nats per token", width=640)

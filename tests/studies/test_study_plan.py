@@ -89,6 +89,13 @@ def test_each_worker_needs_disk_for_the_trial_it_runs(study_file):
     assert two.disk_bytes - one.disk_bytes == one.next_bytes - kept_bytes(study, one.plans[0])
 
 
+def test_with_early_stopping_a_trial_keeps_two_checkpoints(study_file):
+    settings = {"save_total_limit": 1, "early_stopping_patience": 3}
+    study = study_on_gpt2(study_file, settings=settings, keep_checkpoints=True)
+    (plan, *_) = plan_study(study, None).plans
+    assert kept_bytes(study, plan) == 2 * plan.checkpoint_bytes + plan.model_bytes
+
+
 def test_a_study_that_was_started_goes_on_as_long_as_its_next_trial_fits(study_file, monkeypatch):
     study = study_on_gpt2(study_file)
     room = plan_study(study, None).next_bytes

@@ -6,7 +6,8 @@ from transformers import TrainerControl, TrainerState
 
 from helpers.settings import TrainingSettings
 from helpers.training.arguments import training_arguments
-from helpers.training.guards import Guard, TrainingBrokenError
+from helpers.training.guards import DiskSpaceGuard, Guard, TrainingBrokenError
+from helpers.training.shape import parameters, read_shape
 
 
 @pytest.mark.parametrize(("loss", "words"), [(0.0, "exactly 0"), (math.nan, "Lower learning_rate"), (math.inf, "inf")])
@@ -33,3 +34,15 @@ def test_a_loss_that_stays_at_an_even_guess_stops_the_run(tmp_path):
         guard.on_log(arguments, TrainerState(log_history=flat), TrainerControl(), logs=flat[-1])
     falling = [row | {"loss": row["loss"] - row["step"] / 1000} for row in flat]
     guard.on_log(arguments, TrainerState(log_history=falling), TrainerControl(), logs=falling[-1])
+
+
+@pytest.mark.parametrize(("optim", "n_bytes_per_weight"), [("adamw_torch_fused", 12), ("adafactor", 4)])
+def test_a_checkpoint_needs_the_disk_space_of_its_optimizer(tmp_path, monkeypatch, optim, n_bytes_per_weight):
+    settings, shape = TrainingSettings(optim=optim), read_shape("gpt2")
+    arguments, state = training_arguments(settings, tmp_path), TrainerState(global_step=1, max_steps=9)
+    guard, control, free = DiskSpaceGuard(shape, settings), TrainerControl(should_save=True), [0]
+    monkeypatch.setattr("helpers.training.guards.free_bytes", lambda folder: free[0])
+    written = n_bytes_per_weight * parameters(shape)
+    for free[0], stops in ((written, True), (1.2 * written, False)):
+        with pytest.raises(TrainingBrokenError, match="are needed") if stops else nullcontext():
+            guard.on_step_end(arguments, state, control)

@@ -3,12 +3,12 @@ import shutil
 import pytest
 
 from helpers.training.run_files import (
+    HistoryFile,
     history_rows,
     kept_eval_loss,
     last_complete_checkpoint,
     read_history,
     step_of,
-    write_history,
 )
 
 
@@ -19,8 +19,20 @@ def test_a_history_keeps_losses_and_samples_and_nothing_else():
 
 def test_a_history_is_read_as_it_was_written(tmp_path):
     rows = [{"step": 1, "loss": 2.0}, {"step": 2, "sample": "línea\nnueva\u2028"}]
-    write_history(tmp_path, rows)
+    HistoryFile(tmp_path).write(rows)
     assert read_history(tmp_path) == rows
+
+
+def test_a_row_of_a_history_becomes_text_once(tmp_path, monkeypatch):
+    log, file, made = [], HistoryFile(tmp_path), []
+    monkeypatch.setattr(
+        "helpers.training.run_files.json.dumps", lambda row: made.append(row) or f'{{"n": {len(made)}}}'
+    )
+    for step in range(5):
+        log.append({"step": step, "loss": 2.0})
+        file.write(log)
+    assert made == log
+    assert read_history(tmp_path) == [{"n": number} for number in range(1, 6)]
 
 
 def test_a_run_that_has_not_begun_has_no_rows_and_no_validation_loss(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from helpers.environment import GIB, GpuReading, Nvml, read_machine
 from helpers.environment.facts import Power
 from helpers.training.run_files import read_history
-from helpers.training.slowness import SlownessWatch, is_slow, slow_reason
+from helpers.training.slowness import SlownessWatch, slow_reason, slowdown
 from helpers.troubleshooting import explain
 
 STEADY, THREE_TIMES, TWICE = [1.0] * 30, [1.0] * 25 + [3.5] * 5, [1.0] * 25 + [2.0] * 5
@@ -41,8 +41,12 @@ def test_the_reason_is_one_sentence_with_a_fix_and_explain_knows_it(here, second
 
 @pytest.mark.parametrize("seconds", [STEADY, [1.0] * 8, [1.0] * 29 + [60.0]])
 def test_steady_steps_and_a_single_slow_one_need_no_reason(here, seconds):
-    assert not is_slow(seconds)
+    assert slowdown(seconds) == 1
     assert slow_reason(seconds, machine(here, free_gib=0.1, slowed_by=("its temperature",), on_battery=True)) is None
+
+
+def test_what_is_usual_are_the_thousand_steps_before():
+    assert slowdown([0.1] * 2000 + [1.0] * 1000 + [2.0] * 5) == 2
 
 
 def test_slow_steps_that_nothing_explains_are_left_alone(here):

@@ -2,7 +2,7 @@
 
 from helpers.training import TrainingBrokenError
 from helpers.training.processes import only_training, run_lock
-from helpers.widgets import TrainingPanel
+from helpers.widgets import TrainingPanel, run_controls
 from helpers.widgets.run_controls import state_of
 
 
@@ -102,3 +102,14 @@ def test_an_error_of_the_training_is_one_sentence_in_the_panel(tiny_run, tiny_se
     panel.thread.join()
     assert "was started with learning_rate = 0.001, not 0.002" in panel._message.value
     assert not panel.controls["seed"].disabled
+
+
+def test_the_curve_of_a_long_run_has_as_many_points_as_fit_into_the_picture_and_ends_at_the_last(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(run_controls, "line_chart", lambda series, **_: drawn.extend(series))
+    for n_rows in (1, 600, 12_345):
+        run_controls.loss_curve([{"step": step, "loss": 1.0} for step in range(n_rows)])
+    one, all_of_them, some, *_ = (line.points for line in drawn if line.points)
+    assert (len(one), len(all_of_them)) == (1, 600)
+    assert 320 <= len(some) <= 640
+    assert some[-1] == (12_344, 1.0)

@@ -1,5 +1,6 @@
 """A source's own split: which part each file of a folder or split of a data set is, and which files are not read."""
 
+import functools
 import glob
 import re
 from collections import Counter
@@ -35,6 +36,7 @@ class Division(NamedTuple):
     notes: list[str]
 
 
+@functools.lru_cache(maxsize=1024)
 def part_of(name: str) -> str:
     """Return the part that the name of a file or split, with its folders, says it is; '' where it says nothing.
 

@@ -19,14 +19,14 @@ from helpers.data.sources.own_split import Division, divide_files, name_parts
 from helpers.data.sources.paths import FABLES, TABLES, is_saved_dataset, kind_of, source_files, source_path
 from helpers.data.sources.recognition import SAMPLE_CHARACTERS, SAMPLE_ROWS, Choice, describe_markup, recognise
 from helpers.data.sources.refused_files import refuse_other_kinds
-from helpers.data.sources.rows import Row
+from helpers.data.sources.rows import Row, csv_rows, json_lines, json_rows
 from helpers.data.sources.tables import (
     Table,
     find_text_column,
     parquet_table,
+    peek_columns,
     rows_of_one_part,
     text_of,
-    text_table,
 )
 from helpers.settings import DataSettings, SettingsError
 
@@ -49,7 +49,6 @@ class Source:
         n_bytes: size of its files on disk; None where that is not known.
         encodings: how many text files were read in which encoding; counted while they are read.
         is_continuous: whether it is one text in passages, and not documents; known when `parts` yields the first part.
-        notes: a sentence for each thing that may have been misread; more come while it is read.
     """
 
     def __init__(self, settings: DataSettings) -> None:
@@ -59,7 +58,8 @@ class Source:
         self._choices: dict[bool, Choice] = {}  # whether it is a table's -> what separates documents
         self._n_columns = self._n_texts = 1
         self._is_chat = False
-        self.notes: list[str] = []
+        self._notes: dict[str, dict[str, None]] = {}  # a sentence -> the files that it is about, '' for none
+        self._notes_on_rows: list[str] = []
         self._advance: Callable[[int], None] | None = None
         self._path = source_path(settings.source)
         is_files = self._path is not None and not is_saved_dataset(self._path)
@@ -152,10 +152,18 @@ class Source:
         separators, reasons = zip(*sorted(set(self._choices.values())), strict=True)
         return Choice(" and ".join(separators), "; ".join(filter(None, reasons)))
 
-    def note(self, sentence: str) -> None:
-        """Add a sentence to the notes, once."""
-        if sentence not in self.notes:
-            self.notes.append(sentence)
+    @property
+    def notes(self) -> list[str]:
+        """A sentence for each thing that may have been misread; more come while the source is read."""
+        notes = []
+        for sentence, (file, *others) in self._notes.items():
+            more = f" and {len(others):,} more" if others else ""
+            notes.append(f"{file}{more}: {sentence}" if file else sentence)
+        return notes + self._notes_on_rows
+
+    def note(self, sentence: str, *, file: str = "") -> None:
+        """Add a sentence to the notes, once for all files that it is about."""
+        self._notes.setdefault(sentence, {})[file] = None
 
     def size_by_part(self) -> dict[str, int]:
         """Estimate the bytes of text in each part, '' for what is not split yet; {} when the source is not on disk.
@@ -196,20 +204,25 @@ class Source:
         return chain.from_iterable(self._texts(self._open_table(file)) for file in files)
 
     def _open_table(self, file: Path) -> Table:
-        if (kind := kind_of(file)) == ".parquet":
+        kind, name = kind_of(file), str(file)
+        if kind == ".parquet":
             return parquet_table(file, advance=self._advance)
-        return text_table(kind, str(file), self._decode(file), notes=self.notes)
+        text = self._decode(file)
+        if kind in (".csv", ".tsv"):
+            delimiter = "\t" if kind == ".tsv" else ","
+            return peek_columns(name, csv_rows(name, text, delimiter=delimiter, notes=self._notes_on_rows))
+        return peek_columns(name, (json_rows if kind == ".json" else json_lines)(name, text))
 
     def _texts(self, table: Table) -> Iterator[str]:
         """Return the texts of a table's rows."""
         self._n_columns = len(table.columns)
         if columns := chat_columns(table.columns, self.settings.text_column):
             self._is_chat = True
-            self.note(f"{table.name}: each row is a conversation, of the columns {list(columns)}.")
+            self.note(f"each row is a conversation, of the columns {list(columns)}.", file=table.name)
             return (self._conversation(row, columns, table.name) for row in rows_of_one_part(table, columns))
         column = find_text_column(table, self.settings.text_column)
         if not self.settings.text_column and column != "text" and len(table.columns) > 1:
-            self.note(f"{table.name}: the text is column {column!r} of {list(table.columns)[:20]}.")
+            self.note(f"the text is column {column!r} of {list(table.columns)[:20]}.", file=table.name)
         return (
             replace_half_characters(text_of(row, column, name=table.name)) for row in rows_of_one_part(table, [column])
         )
@@ -232,7 +245,8 @@ class Source:
         if stream.is_table not in self._choices:
             rows = sample if stream.is_table else "".join(sample).split("\n")
             if markup := describe_markup(rows):
-                self.note(f"{stream.name}: {markup}. The model learns to write it: take it out first if it should not.")
+                advice = "The model learns to write it: take it out first if it should not."
+                self.note(f"{markup}. {advice}", file=stream.name)
             self._choices[stream.is_table] = self._choose(rows, is_table=stream.is_table)
         separator = self._choices[stream.is_table].separator
         if separator == "file" and is_alone:

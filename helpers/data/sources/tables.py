@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from helpers.data.sources.documents import check_length
 from helpers.data.sources.own_split import part_of
-from helpers.data.sources.rows import Row, check_names, csv_rows, is_message, json_lines, json_rows
+from helpers.data.sources.rows import Row, check_names, is_message
 from helpers.display import first_line
 from helpers.settings import SettingsError
 
@@ -73,16 +73,15 @@ def rows_of_one_part(table: Table, columns: Sequence[str]) -> Iterator[Row]:
             must not be trained on.
     """
     marks = [name for name in table.columns if name.lower() in _PART_COLUMNS]
-    parts: dict[str, dict[str, str]] = {mark: {} for mark in marks}
+    found: dict[str, dict[str, str]] = {mark: {} for mark in marks}  # of each column: part -> the value that names it
     for place, values in table.rows([*columns, *marks]):
-        for mark, part_by_value in parts.items():
-            if (value := str(values.get(mark))) in part_by_value:
-                continue
-            part_by_value[value] = part_of(value)
-            if len(set(filter(None, part_by_value.values()))) > 1:
-                names = [name for name, part in part_by_value.items() if part]
+        for mark, names in found.items():
+            value = str(values.get(mark))
+            if part := part_of(value):
+                names.setdefault(part, value)
+            if len(names) > 1:
                 raise SettingsError(
-                    f"{table.name}, {place}: column {mark!r} divides the rows into parts, {names}. Write "
+                    f"{table.name}, {place}: column {mark!r} divides the rows into parts, {[*names.values()]}. Write "
                     "each part into a file of its own, such as train.csv and test.csv, and set source to their folder; "
                     "or delete the column to use all rows."
                 )
@@ -116,16 +115,6 @@ def text_of(row: Row, column: str, *, name: str) -> str:
         )
     check_length(len(value), f"{name}, {place} has a text")
     return value
-
-
-def text_table(kind: str, name: str, chunks: Iterable[str], *, notes: list[str]) -> Table:
-    """Open a table that is stored as text, by the suffix of its file, such as `.csv`; `notes` as in `csv_rows`."""
-    if kind == ".json":
-        return peek_columns(name, json_rows(name, chunks))
-    if kind in (".csv", ".tsv"):
-        delimiter = "\t" if kind == ".tsv" else ","
-        return peek_columns(name, csv_rows(name, chunks, delimiter=delimiter, notes=notes))
-    return peek_columns(name, json_lines(name, chunks))
 
 
 def peek_columns(name: str, rows: Iterator[Row]) -> Table:

@@ -10,7 +10,8 @@ from datasets import Dataset
 from helpers.data.sources import Source
 from helpers.data.sources.hub import open_saved
 from helpers.data.sources.rows import json_lines
-from helpers.data.sources.tables import parquet_table
+from helpers.data.sources.tables import Table, parquet_table, rows_of_one_part
+from helpers.display import MIB
 from helpers.settings import DataSettings, SettingsError
 
 STORIES = [f"Story {number}. The fox, who was hungry; it went | to the well." for number in range(12)]
@@ -213,6 +214,25 @@ def test_rows_of_several_parts_are_refused_because_a_test_must_not_be_trained_on
     rows.to_parquet(tmp_path / "a.parquet")
     with pytest.raises(SettingsError, match=f"row 10: column '{column}' divides the rows into parts"):
         read(tmp_path / "a.parquet")
+
+
+def test_a_column_that_may_name_parts_is_not_kept_where_each_row_has_another_value():
+    rows = ((f"row {number}", {"text": "", "set": f"{number} " + "x" * 500}) for number in range(20_000))
+    made = Table("made", {"text": "words", "set": "words"}, lambda _: rows)
+    tracemalloc.start()
+    assert sum(1 for _ in rows_of_one_part(made, ["text"])) == 20_000
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < 2 * MIB, "of 10 MiB"
+
+
+def test_a_folder_of_many_tables_has_one_note_on_its_column_and_few_on_its_headers(tmp_path):
+    for number in range(20):
+        (tmp_path / f"{number:02}.csv").write_text("n,body\n1,The fox ran.\n")
+    assert read(tmp_path)[1] == [f"{tmp_path / '00.csv'} and 19 more: the text is column 'body' of ['n', 'body']."]
+    for number in range(20):
+        (tmp_path / f"{number:02}.csv").write_text(f"Story {number} of the fox.\nThe fox ran.\n")
+    assert len(read(tmp_path)[1]) == 10
 
 
 def test_each_column_that_may_name_parts_is_looked_at_alone(tmp_path):
