@@ -5,6 +5,7 @@ import atexit
 import os
 import subprocess
 import sys
+import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -19,6 +20,7 @@ from helpers.settings import SettingsError, known_settings, refuse_training_text
 
 _NEXT = "06"  # the first notebook that is not in the course itself: it trains for minutes, and nothing needs it
 _SECONDS_BETWEEN_SAVES = 1.0  # of a notebook that is executed: what a killed process may lose
+_SECONDS_BETWEEN_DRAWINGS = 1.0  # of the progress bar, while a cell runs
 _SAVE_SECONDS = 120.0  # for the step and the checkpoint of a training that is interrupted
 _BEFORE_THE_CELLS = "__import__('helpers.course').course.end_at_once()"  # leaves no name that a notebook could use
 
@@ -137,7 +139,7 @@ def _execute(notebook: Path, output: Path, parameters: dict[str, Any], *, progre
                 str(notebook),
                 str(output),
                 parameters=parameters,
-                engine_name=_register_engine(),
+                engine_name=_register_engine(output.parent.parent),
                 kernel_name="python3",
                 kernel_manager_class=kernel_of_this_python(),  # a class, not `km`: papermill shuts down what it made
                 cwd=str(notebook.parent),
@@ -154,8 +156,10 @@ def _execute(notebook: Path, output: Path, parameters: dict[str, Any], *, progre
         raise CourseError(f"{notebook.name} lost its kernel: {error}. What ran is in {output}.") from None
 
 
-def _register_engine() -> str:
+def _register_engine(folder: Path) -> str:
     """Register an engine for papermill that saves a notebook at most once a second, and at its end; return its name.
+
+    Its bar also moves while a cell runs, and shows how far the training of the run in `folder` is.
 
     papermill's usual engine saves before and after each cell, text included: 2.5 s of the 19 s that notebook 02 takes.
     """
@@ -172,12 +176,38 @@ def _register_engine() -> str:
 
             nb_man.save = save_seldom
             try:
-                return super().execute_managed_notebook(nb_man, kernel_name, **how)
+                with _redrawn(nb_man.pbar, folder):
+                    return super().execute_managed_notebook(nb_man, kernel_name, **how)
             finally:
                 nb_man.save = save  # papermill then saves all of it, whatever has happened
 
     papermill_engines.register("course", SavesSeldom)
     return "course"
+
+
+@contextmanager
+def _redrawn(bar: Any, folder: Path) -> Iterator[None]:
+    """Redraw a bar in a terminal while a cell runs: it moves with cells only, and one that trains can take hours."""
+    from helpers.training import is_finished
+    from helpers.training.run_files import read_history
+
+    ended = threading.Event()
+
+    def redraw() -> None:
+        while not ended.wait(_SECONDS_BETWEEN_DRAWINGS):
+            with suppress(SettingsError, OSError):  # a damaged file: the cell that reads it says so
+                losses = [] if is_finished(folder) else [row for row in read_history(folder) if "loss" in row]
+                bar.set_postfix_str(f"step {losses[-1]['step']}, loss {losses[-1]['loss']:.3f}" if losses else "")
+
+    thread = threading.Thread(target=redraw, name="bar", daemon=True)
+    if bar is not None and bar.fp.isatty():  # in a file each drawing would be another line
+        thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        if thread.is_alive():
+            thread.join()
 
 
 def end_at_once() -> None:
