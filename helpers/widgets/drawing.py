@@ -81,13 +81,13 @@ def line_chart(series: Sequence[Series], *, title: str, xlabel: str, ylabel: str
     ]
     # the spaces are for JupyterLab, which keeps only the text of a picture in a notebook that it does not trust
     texts = " ".join(f"<text x='{x}' y='{y}' text-anchor='{anchor}'>{text}</text>" for x, y, anchor, text in labels)
-    middle = (top + bottom) / 2
+    drawn, middle = "".join(map(draw, lines)), (top + bottom) / 2
     turned = f"x='12' y='{middle}' text-anchor='middle' transform='rotate(-90 12 {middle})'"
     texts += f" <text {turned}>{html.escape(ylabel)}</text> "
     return (
         f"<svg role='img' aria-label='{html.escape(title)}' viewBox='0 0 {width} 162' "
         f"style='width:100%;max-width:{width}px;font-size:11px;fill:{_INK}'>"
-        f"<path d='M{left} {top}V{bottom}H{right}' fill='none' stroke='{_LINE}'/>{''.join(map(draw, lines))}{texts}</svg>"
+        f"<path d='M{left} {top}V{bottom}H{right}' fill='none' stroke='{_LINE}'/>{drawn}{texts}</svg>"
     )
 
 
