@@ -183,16 +183,16 @@ def _settings_by_run(group: Sequence[ComparedRun], names: Sequence[str]) -> list
         most_common = max(values, key=values.count)
         if values.count(most_common) > len(values) / 2:
             usual[name] = most_common
-    lines = [f"Settings of most runs: {_listed(usual)}"]
+    lines = [f"Settings of most runs: {_listed(usual) or 'none is the same in more than half'}"]
     for run in group:
         own = {name: run.settings[name] for name in names if name in run.settings}
         unusual = {name: value for name, value in own.items() if name not in usual or value != usual[name]}
-        lines.append(f"  {run.name}: {_listed(unusual)}")
+        lines.append(f"  {run.name}: {_listed(unusual) or 'no others'}")
     return lines
 
 
 def _listed(settings: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {_short(value) or repr('')}" for name, value in settings.items()) or "no others"
+    return ", ".join(f"{name} {_short(value) or repr('')}" for name, value in settings.items())
 
 
 def _ends(name: str, interval: tuple[float, float] | None) -> dict[str, float | None]:

@@ -49,6 +49,7 @@ def test_where_many_settings_differ_each_run_has_a_list_and_the_table_no_columns
     assert shown.endswith("Best: a, bits per byte 2.")
     assert "source_config &lt;b&gt;" in compare()._repr_html_()
     assert "weight_decay" in compare().to_csv()
+    assert "Settings of most runs: none is the same in more than half" in str(compare("a", "b"))
 
 
 @pytest.mark.parametrize("columns", [80, 120])
