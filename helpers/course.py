@@ -144,8 +144,9 @@ def _execute(notebook: Path, output: Path, parameters: dict[str, Any], *, progre
                 kernel_manager_class=kernel_of_this_python(),  # a class, not `km`: papermill shuts down what it made
                 cwd=str(notebook.parent),
                 progress_bar={"desc": notebook.stem} if progress else False,
-                # The kernel listens on this machine only. It warns about that, in the middle of the progress bars.
-                extra_arguments=["--IPKernelApp.log_level=ERROR", f"--IPKernelApp.exec_lines={_BEFORE_THE_CELLS}"],
+                # In the middle of the progress bars the kernel would warn that it listens on this machine only, and log
+                # an error where its last answer has not quite ended when jupyter_client interrupts it to shut it down.
+                extra_arguments=["--IPKernelApp.log_level=CRITICAL", f"--IPKernelApp.exec_lines={_BEFORE_THE_CELLS}"],
             )
     except PapermillExecutionError as error:
         raise CourseError(

@@ -220,6 +220,22 @@ def test_papermill_is_imported_without_the_grammar_that_takes_seconds():
     assert child.stdout == "True False\n", child.stderr
 
 
+def test_a_kernel_that_is_shut_down_while_it_answers_says_nothing(notebook, capfd):
+    slow = notebook(
+        "01_a.ipynb",
+        'run = "x"',
+        "import time\n"
+        "handlers = get_ipython().kernel.shell_handlers\n"
+        "answer = handlers['kernel_info_request']  # papermill asks once more after the last cell\n"
+        "async def answer_slowly(*message):\n"
+        "    await answer(*message)\n"
+        "    time.sleep(30)\n"
+        "handlers['kernel_info_request'] = answer_slowly",
+    )
+    run_course([slow], run="mine", parameters={})
+    assert "KeyboardInterrupt" not in capfd.readouterr().err
+
+
 class Bar:
     """A progress bar that remembers what was drawn behind it."""
 

@@ -82,8 +82,9 @@ class RunTable(PlainTextMixin):
                 f"These runs were measured on {len(self.groups)} different texts: each has a table of its own, "
                 "and no run is ranked against one of another text."
             )
-        for number, group in enumerate(self.groups, start=1):
-            of_text = f" of text {number}" if len(self.groups) > 1 else ""
+        for group in self.groups:
+            text = group[0].text(self.by)  # as above its table
+            of_text = f" on text {text}" if len(self.groups) > 1 and text else ""
             blocks = {run.settings.get("block_size") for run in group if run.eval_loss is not None}
             if self.by == "eval_loss" and len(blocks) > 1:
                 yield f"The block sizes{of_text} differ: a longer block gives more context, which makes a text easier."

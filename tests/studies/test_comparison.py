@@ -98,6 +98,14 @@ def test_the_validation_loss_is_ranked_on_one_validation_text_alone(runs):
     assert f"(validation text {'w' * 12})" in str(table)
 
 
+def test_a_note_names_its_text_as_the_table_does(runs):
+    write_run(runs / "a")
+    write_run(runs / "b", perplexity=None, text="w" * 64)
+    table = compare()
+    assert f"(test text {'w' * 12})" in str(table)
+    assert any(note.startswith(f"Some runs on text {'w' * 12} have no test metrics") for note in table.notes)
+
+
 @pytest.mark.parametrize("by", ["eval_loss", "bits_per_byte"])
 def test_metrics_of_completions_are_not_ranked_against_metrics_of_all_tokens(runs, by):
     for name, train_on in (("a", "all"), ("b", "completion")):
