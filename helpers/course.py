@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers.display import did_you_mean, first_line, printable
-from helpers.files import environment_variables
+from helpers.files import environment_variables, read_json_lines
 from helpers.paths import COMMAND, NOTEBOOKS, runs_folder
 from helpers.report import write_report
 from helpers.settings import SettingsError, known_settings, refuse_training_text, run_folder
@@ -189,15 +189,14 @@ def _register_engine(folder: Path) -> str:
 @contextmanager
 def _redrawn(bar: Any, folder: Path) -> Iterator[None]:
     """Redraw a bar in a terminal while a cell runs: it moves with cells only, and one that trains can take hours."""
-    from helpers.training import is_finished
-    from helpers.training.run_files import read_history
-
     ended = threading.Event()
 
     def redraw() -> None:
         while not ended.wait(_SECONDS_BETWEEN_DRAWINGS):
             with suppress(SettingsError, OSError):  # a damaged file: the cell that reads it says so
-                losses = [] if is_finished(folder) else [row for row in read_history(folder) if "loss" in row]
+                is_trained = (folder / "training.json").exists()
+                rows = [] if is_trained else read_json_lines(folder / "history.jsonl")
+                losses = [row for row in rows if "loss" in row]
                 bar.set_postfix_str(f"step {losses[-1]['step']}, loss {losses[-1]['loss']:.3f}" if losses else "")
 
     thread = threading.Thread(target=redraw, name="bar", daemon=True)
