@@ -5,6 +5,7 @@ import atexit
 import os
 import subprocess
 import sys
+import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -12,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from helpers.display import did_you_mean, first_line, printable
-from helpers.files import environment_variables
+from helpers.files import environment_variables, read_json_lines
 from helpers.paths import COMMAND, NOTEBOOKS, runs_folder
 from helpers.report import write_report
 from helpers.settings import SettingsError, known_settings, refuse_training_text, run_folder
 
 _NEXT = "06"  # the first notebook that is not in the course itself: it trains for minutes, and nothing needs it
 _SECONDS_BETWEEN_SAVES = 1.0  # of a notebook that is executed: what a killed process may lose
+_SECONDS_BETWEEN_DRAWINGS = 1.0  # of the progress bar, while a cell runs
 _SAVE_SECONDS = 120.0  # for the step and the checkpoint of a training that is interrupted
 _BEFORE_THE_CELLS = "__import__('helpers.course').course.end_at_once()"  # leaves no name that a notebook could use
 
@@ -137,13 +139,14 @@ def _execute(notebook: Path, output: Path, parameters: dict[str, Any], *, progre
                 str(notebook),
                 str(output),
                 parameters=parameters,
-                engine_name=_register_engine(),
+                engine_name=_register_engine(output.parent.parent),
                 kernel_name="python3",
                 kernel_manager_class=kernel_of_this_python(),  # a class, not `km`: papermill shuts down what it made
                 cwd=str(notebook.parent),
                 progress_bar={"desc": notebook.stem} if progress else False,
-                # The kernel listens on this machine only. It warns about that, in the middle of the progress bars.
-                extra_arguments=["--IPKernelApp.log_level=ERROR", f"--IPKernelApp.exec_lines={_BEFORE_THE_CELLS}"],
+                # In the middle of the progress bars the kernel would warn that it listens on this machine only, and log
+                # an error where its last answer has not quite ended when jupyter_client interrupts it to shut it down.
+                extra_arguments=["--IPKernelApp.log_level=CRITICAL", f"--IPKernelApp.exec_lines={_BEFORE_THE_CELLS}"],
             )
     except PapermillExecutionError as error:
         raise CourseError(
@@ -154,8 +157,10 @@ def _execute(notebook: Path, output: Path, parameters: dict[str, Any], *, progre
         raise CourseError(f"{notebook.name} lost its kernel: {error}. What ran is in {output}.") from None
 
 
-def _register_engine() -> str:
+def _register_engine(folder: Path) -> str:
     """Register an engine for papermill that saves a notebook at most once a second, and at its end; return its name.
+
+    Its bar also moves while a cell runs, and shows how far the training of the run in `folder` is.
 
     papermill's usual engine saves before and after each cell, text included: 2.5 s of the 19 s that notebook 02 takes.
     """
@@ -172,12 +177,37 @@ def _register_engine() -> str:
 
             nb_man.save = save_seldom
             try:
-                return super().execute_managed_notebook(nb_man, kernel_name, **how)
+                with _redrawn(nb_man.pbar, folder):
+                    return super().execute_managed_notebook(nb_man, kernel_name, **how)
             finally:
                 nb_man.save = save  # papermill then saves all of it, whatever has happened
 
     papermill_engines.register("course", SavesSeldom)
     return "course"
+
+
+@contextmanager
+def _redrawn(bar: Any, folder: Path) -> Iterator[None]:
+    """Redraw a bar in a terminal while a cell runs: it moves with cells only, and one that trains can take hours."""
+    ended = threading.Event()
+
+    def redraw() -> None:
+        while not ended.wait(_SECONDS_BETWEEN_DRAWINGS):
+            with suppress(SettingsError, OSError):  # a damaged file: the cell that reads it says so
+                is_trained = (folder / "training.json").exists()
+                rows = [] if is_trained else read_json_lines(folder / "history.jsonl")
+                losses = [row for row in rows if "loss" in row]
+                bar.set_postfix_str(f"step {losses[-1]['step']}, loss {losses[-1]['loss']:.3f}" if losses else "")
+
+    thread = threading.Thread(target=redraw, name="bar", daemon=True)
+    if bar is not None and bar.fp.isatty():  # in a file each drawing would be another line
+        thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        if thread.is_alive():
+            thread.join()
 
 
 def end_at_once() -> None:

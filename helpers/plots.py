@@ -94,6 +94,7 @@ def plot_history(history: Sequence[Mapping[str, Any]], *, ax: "Axes | None" = No
     ax = ax or new_axes()
     for key, name, colour, style in (("loss", "training", BLUE, "-"), ("eval_loss", "validation", ORANGE, "o--")):
         rows = [row for row in history if key in row]
+        style = "o" if len(rows) == 1 else style  # a line of one point is invisible
         ax.plot([r["step"] for r in rows], [r[key] for r in rows], style, color=colour, label=name)
     ax.set(xlabel="optimizer step", ylabel="loss (nats per token)")
     ax.set_title("While both fall, the model learns something general")
@@ -112,7 +113,7 @@ def plot_learning_rate(
     rows = [row for row in history if "learning_rate" in row]
     if rates:
         ax.plot(range(1, len(rates) + 1), rates, color=GREEN)
-    style = "o" if rates else "-"
+    style = "o" if rates or len(rows) == 1 else "-"
     ax.plot([row["step"] for row in rows], [row["learning_rate"] for row in rows], style, color=GREEN)
     ax.set(xlabel="optimizer step", ylabel="learning rate", title="The learning rate along the schedule")
     return ax

@@ -3,8 +3,10 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import psutil
@@ -15,6 +17,7 @@ from helpers import course
 from helpers.course import CourseError, declared_parameters, find_notebook, run_course, write_report
 from helpers.paths import NOTEBOOKS
 from helpers.settings import SettingsError, run_folder
+from helpers.training.run_files import write_history
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 
@@ -215,6 +218,53 @@ def test_papermill_is_imported_without_the_grammar_that_takes_seconds():
     )
     child = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, cwd=NOTEBOOKS.parent)
     assert child.stdout == "True False\n", child.stderr
+
+
+def test_a_kernel_that_is_shut_down_while_it_answers_says_nothing(notebook, capfd):
+    slow = notebook(
+        "01_a.ipynb",
+        'run = "x"',
+        "import time\n"
+        "handlers = get_ipython().kernel.shell_handlers\n"
+        "answer = handlers['kernel_info_request']  # papermill asks once more after the last cell\n"
+        "async def answer_slowly(*message):\n"
+        "    await answer(*message)\n"
+        "    time.sleep(30)\n"
+        "handlers['kernel_info_request'] = answer_slowly",
+    )
+    run_course([slow], run="mine", parameters={})
+    assert "KeyboardInterrupt" not in capfd.readouterr().err
+
+
+class Bar:
+    """A progress bar that remembers what was drawn behind it."""
+
+    def __init__(self, *, is_terminal):
+        self.fp, self.drawn, self.is_seen = SimpleNamespace(isatty=lambda: is_terminal), [], threading.Event()
+
+    def set_postfix_str(self, text):
+        self.drawn.append(text)
+        self.is_seen.set()
+
+
+def test_the_bar_of_a_cell_that_trains_shows_the_step(runs, monkeypatch):
+    monkeypatch.setattr(course, "_SECONDS_BETWEEN_DRAWINGS", 0.001)
+    (runs / "mine").mkdir(parents=True)
+    write_history(
+        runs / "mine", [{"step": 10, "loss": 3.5, "epoch": 0.1}, {"step": 10, "eval_loss": 3.4, "epoch": 0.1}]
+    )
+    bar = Bar(is_terminal=True)
+    with course._redrawn(bar, runs / "mine"):
+        assert bar.is_seen.wait(60)
+    assert bar.drawn[0] == "step 10, loss 3.500"
+    assert not any(thread.name == "bar" for thread in threading.enumerate())
+
+
+def test_a_bar_in_a_file_is_not_redrawn(runs, monkeypatch):
+    monkeypatch.setattr(course, "_SECONDS_BETWEEN_DRAWINGS", 0.001)
+    for bar in (Bar(is_terminal=False), None):
+        with course._redrawn(bar, runs / "mine"):
+            assert not any(thread.name == "bar" for thread in threading.enumerate())
 
 
 def papermill(*arguments):

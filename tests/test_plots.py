@@ -47,6 +47,11 @@ def test_the_history_shows_each_loss_at_its_step():
     assert validation.get_xydata().tolist() == [[2, 2.5]]
 
 
+def test_a_line_of_one_point_is_a_dot():
+    lines = plots.plot_history(HISTORY[:1]).get_lines() + plots.plot_learning_rate(HISTORY[:1]).get_lines()
+    assert {line.get_marker() for line in lines if len(line.get_xdata())} == {"o"}
+
+
 def test_the_warm_up_is_visible_in_the_schedule_of_every_step():
     line, dots = plots.plot_learning_rate(HISTORY, rates=[0.0, 0.1, 0.05]).get_lines()
     assert line.get_xydata().tolist() == [[1, 0.0], [2, 0.1], [3, 0.05]]

@@ -48,11 +48,16 @@ def find_notes(facts: Mapping[str, Any], settings: DataSettings) -> list[str]:
     if rate > POOR_FIT:
         is_own = settings.tokenizer == "train"
         vocabulary = f"{settings.vocab_size} tokens" if is_own else repr(settings.model_name_or_path)
+        advice = (
+            "A larger vocab_size needs fewer tokens."
+            if is_own
+            else "Choose a model whose vocabulary was made from such text, or, from scratch, set tokenizer='train'."
+        )
         notes.append(
             f"The vocabulary of {vocabulary} fits this text badly: it takes {rate:.2f} tokens for a "
             f"character, where GPT-2 takes about {ENGLISH_TOKENS_PER_CHARACTER} on English. The same text costs "
             f"{rate / ENGLISH_TOKENS_PER_CHARACTER:.0f} times the time, and a block holds only "
-            f"{settings.block_size / rate:.0f} characters."
+            f"{settings.block_size / rate:.0f} characters. {advice}"
         )
     for encoding, count in facts["encodings"].items():
         if not encoding.startswith("utf-8") and settings.encoding == "auto":

@@ -82,8 +82,9 @@ class RunTable(PlainTextMixin):
                 f"These runs were measured on {len(self.groups)} different texts: each has a table of its own, "
                 "and no run is ranked against one of another text."
             )
-        for number, group in enumerate(self.groups, start=1):
-            of_text = f" of text {number}" if len(self.groups) > 1 else ""
+        for group in self.groups:
+            text = group[0].text(self.by)  # as above its table
+            of_text = f" on text {text}" if len(self.groups) > 1 and text else ""
             blocks = {run.settings.get("block_size") for run in group if run.eval_loss is not None}
             if self.by == "eval_loss" and len(blocks) > 1:
                 yield f"The block sizes{of_text} differ: a longer block gives more context, which makes a text easier."
@@ -183,16 +184,16 @@ def _settings_by_run(group: Sequence[ComparedRun], names: Sequence[str]) -> list
         most_common = max(values, key=values.count)
         if values.count(most_common) > len(values) / 2:
             usual[name] = most_common
-    lines = [f"Settings of most runs: {_listed(usual)}"]
+    lines = [f"Settings of most runs: {_listed(usual) or 'none is the same in more than half'}"]
     for run in group:
         own = {name: run.settings[name] for name in names if name in run.settings}
         unusual = {name: value for name, value in own.items() if name not in usual or value != usual[name]}
-        lines.append(f"  {run.name}: {_listed(unusual)}")
+        lines.append(f"  {run.name}: {_listed(unusual) or 'no others'}")
     return lines
 
 
 def _listed(settings: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {_short(value) or repr('')}" for name, value in settings.items()) or "no others"
+    return ", ".join(f"{name} {_short(value) or repr('')}" for name, value in settings.items())
 
 
 def _ends(name: str, interval: tuple[float, float] | None) -> dict[str, float | None]:

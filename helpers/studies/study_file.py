@@ -111,6 +111,8 @@ def _sentence(fault: ErrorDetails, values: dict[str, Any]) -> str:
         return sentence
     kind = {"budgets": Budgets, "vary": Range}[above[0]] if above else Study
     if fault["type"] == "extra_forbidden":
+        if name in known_settings():
+            return f"{name} is a setting of the runs: write it under `settings`."
         here = f"There is no {name!r} here" if above else f"A study has no {name!r}"
         return f"{here}{did_you_mean(str(name), kind.model_fields)}"
     if fault["type"] == "missing":

@@ -11,13 +11,20 @@ from helpers.troubleshooting.reading import decode
 
 
 @click.command()
-@click.argument("log", default="-", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
+@click.argument("log", default="-", type=click.Path(dir_okay=False, allow_dash=True))
 @click.option("--report", is_flag=True, help="Print a text to paste into an issue: error, versions, machine.")
 def explain(log: str, report: bool) -> None:
     """Say what caused the error, or the failed training, in LOG. Exit code 1 if unknown.
 
-    LOG is a file, such as a log or an executed notebook, or - for piped input.
+    LOG is a file, such as a log or an executed notebook. Without it, the text is piped in or pasted.
     """
+    if log != "-" and not Path(log).exists():
+        raise click.BadParameter(
+            f"there is no file {log!r}. Name a log or a notebook; to paste an error instead, leave out LOG.",
+            param_hint="LOG",
+        )
+    if log == "-" and sys.stdin.isatty():
+        click.echo("Paste the error, then press Enter and Ctrl-D (in PowerShell Ctrl-Z and Enter):", err=True)
     thing = decode(sys.stdin.buffer.read()) if log == "-" else Path(log)
     if report:
         click.echo(write_issue_report(thing))

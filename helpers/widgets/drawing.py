@@ -53,22 +53,26 @@ def line_chart(series: Sequence[Series], *, title: str, xlabel: str, ylabel: str
     x0, x1 = min(xs), max(xs) if max(xs) > min(xs) else min(xs) + 1
     y0, y1 = (min(ys), max(ys)) if max(ys) > min(ys) else (min(ys) - 1, max(ys) + 1)
 
-    def pixel(x: float, y: float) -> str:
+    def pixel(x: float, y: float) -> tuple[str, str]:
         right_share, up_share = (x - x0) / (x1 - x0), (y - y0) / (y1 - y0)
-        return f"{left + right_share * (right - left):.1f},{bottom - up_share * (bottom - top):.1f}"
+        return f"{left + right_share * (right - left):.1f}", f"{bottom - up_share * (bottom - top):.1f}"
 
-    polylines = [
-        f"<polyline fill='none' stroke='{line.colour}' stroke-width='2' stroke-dasharray='{line.dashes}' "
-        f"points='{' '.join(pixel(x, y) for x, y in line.points if math.isfinite(y))}'/>"
-        for line in lines
-    ]
+    def draw(line: Series) -> str:
+        pixels = [pixel(x, y) for x, y in line.points if math.isfinite(y)]
+        if len(pixels) == 1:  # as a line it would be invisible: a short training is validated only once
+            return f"<circle cx='{pixels[0][0]}' cy='{pixels[0][1]}' r='3' fill='{line.colour}'/>"
+        return (
+            f"<polyline fill='none' stroke='{line.colour}' stroke-width='2' stroke-dasharray='{line.dashes}' "
+            f"points='{' '.join(map(','.join, pixels))}'/>"
+        )
+
     legend = " ".join(
         f"<tspan fill='{line.colour}' font-weight='bold'>{'- -' if line.dashes else '—'}</tspan> "
         f"{html.escape(line.name)}"
         for line in lines
     )
     labels = [
-        (left, 14, "start", f"{html.escape(title)} {legend if len(lines) > 1 else ''}"),
+        (left, 14, "start", f"{html.escape(title)} {legend if len(series) > 1 else ''}"),
         (left - 5, top + 4, "end", f"{y1:.3g}"),
         (left - 5, bottom, "end", f"{y0:.3g}"),
         (left, bottom + 15, "start", f"{x0:,.0f}"),
@@ -77,13 +81,13 @@ def line_chart(series: Sequence[Series], *, title: str, xlabel: str, ylabel: str
     ]
     # the spaces are for JupyterLab, which keeps only the text of a picture in a notebook that it does not trust
     texts = " ".join(f"<text x='{x}' y='{y}' text-anchor='{anchor}'>{text}</text>" for x, y, anchor, text in labels)
-    middle = (top + bottom) / 2
+    drawn, middle = "".join(map(draw, lines)), (top + bottom) / 2
     turned = f"x='12' y='{middle}' text-anchor='middle' transform='rotate(-90 12 {middle})'"
     texts += f" <text {turned}>{html.escape(ylabel)}</text> "
     return (
         f"<svg role='img' aria-label='{html.escape(title)}' viewBox='0 0 {width} 162' "
         f"style='width:100%;max-width:{width}px;font-size:11px;fill:{_INK}'>"
-        f"<path d='M{left} {top}V{bottom}H{right}' fill='none' stroke='{_LINE}'/>{''.join(polylines)}{texts}</svg>"
+        f"<path d='M{left} {top}V{bottom}H{right}' fill='none' stroke='{_LINE}'/>{drawn}{texts}</svg>"
     )
 
 

@@ -179,7 +179,7 @@ def _facts_table(plan: MemoryPlan) -> str:
         ("steps", f"{plan.steps:,}, for num_train_epochs = {settings.num_train_epochs:g}"),
         *((name, texts[name]) for name in ("an epoch", "largest batch", "training text", "warm-up") if name in texts),
     ]
-    return html_table([], rows, caption="Predicted")
+    return html_table([], rows, caption=f"Predicted for {plan.card.name}")
 
 
 def learning_rate_at(settings: TrainingSettings, step: int, steps: int) -> float:

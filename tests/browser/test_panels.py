@@ -221,6 +221,18 @@ def test_a_screen_reader_follows_the_panels_of_two_notebooks_in_one_page(browser
     page.close()
 
 
+def test_the_arrow_of_a_list_can_be_seen_in_a_dark_theme(browser):
+    page, css = browser.new_page(), (ASSETS / "widgets" / "panel.css").read_text(encoding="utf-8")
+    of_ipywidgets = ".widget-dropdown > select { appearance: none; background-image: url(black.svg) }"
+    page.set_content(
+        f"<style>{of_ipywidgets}{css}</style><body data-jp-theme-light='false'><div class='course-panel'>"
+        "<div class='widget-dropdown'><select><option>one</select></div></div>"
+    )
+    style = page.locator("select").evaluate("list => getComputedStyle(list)")
+    assert [style[name] for name in ("appearance", "backgroundImage", "colorScheme")] == ["auto", "none", "dark"]
+    page.close()
+
+
 def test_every_control_is_reached_with_the_tab_key(notebooks):
     shown = Shown(notebooks["03"])
     shown.row("preset").locator("select").focus()

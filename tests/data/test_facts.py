@@ -13,3 +13,13 @@ def test_near_duplicates_are_noted_where_something_can_be_done_about_them():
     assert note.startswith("20 of 1,000 documents are nearly the same as another: near_duplicates='remove' keeps")
     assert find_notes(many, DataSettings(near_duplicates="remove")) == []
     assert find_notes(FACTS, DataSettings()) == []
+
+
+def test_a_note_on_a_poor_fit_says_what_fits_better():
+    facts = FACTS | {"characters": 300}
+    (note,) = find_notes(facts, DataSettings())
+    assert note.endswith(
+        "Choose a model whose vocabulary was made from such text, or, from scratch, set tokenizer='train'."
+    )
+    (note,) = find_notes(facts, DataSettings(tokenizer="train"))
+    assert note.endswith("A larger vocab_size needs fewer tokens.")

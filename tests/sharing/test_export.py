@@ -36,11 +36,13 @@ def test_a_gguf_comes_with_what_ollama_and_llama_cpp_need(evaluated, runs):
         "temperature": "0.75", "top_k": "40", "top_p": "0.9", "min_p": "0.0", "repeat_penalty": "1.1",
         "repeat_last_n": "-1", "num_predict": "20", "num_ctx": "64", "stop": '"<|endoftext|>"',
     }  # fmt: skip
-    (commands,) = re.findall(r"```bash\n(.*?)```", (export.folder / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    readme = (export.folder / "README.md").read_text(encoding="utf-8")
+    (commands,) = re.findall(r"```bash\n(.*?)```", readme, re.DOTALL)
     assert len(commands.splitlines()) == 3
     assert "-m tiny-f16.gguf" in commands
     assert "--temp 0.75 --top-k 40" in commands
     assert "fox" not in commands, "a run on other text has no fables to go on with"
+    assert "answers only if it was trained on conversations" in readme, "it may have been"
 
 
 def test_the_loss_is_measured_on_the_weights_in_the_file(run):

@@ -49,6 +49,7 @@ def test_where_many_settings_differ_each_run_has_a_list_and_the_table_no_columns
     assert shown.endswith("Best: a, bits per byte 2.")
     assert "source_config &lt;b&gt;" in compare()._repr_html_()
     assert "weight_decay" in compare().to_csv()
+    assert "Settings of most runs: none is the same in more than half" in str(compare("a", "b"))
 
 
 @pytest.mark.parametrize("columns", [80, 120])
@@ -95,6 +96,14 @@ def test_the_validation_loss_is_ranked_on_one_validation_text_alone(runs):
     assert [row["rank"] for row in table.rows] == [1, 1]
     assert "measured on 2 different texts" in table.notes[0]
     assert f"(validation text {'w' * 12})" in str(table)
+
+
+def test_a_note_names_its_text_as_the_table_does(runs):
+    write_run(runs / "a")
+    write_run(runs / "b", perplexity=None, text="w" * 64)
+    table = compare()
+    assert f"(test text {'w' * 12})" in str(table)
+    assert any(note.startswith(f"Some runs on text {'w' * 12} have no test metrics") for note in table.notes)
 
 
 @pytest.mark.parametrize("by", ["eval_loss", "bits_per_byte"])

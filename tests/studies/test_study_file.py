@@ -57,6 +57,7 @@ budgets:
 prune: maybe
 optimise: los
 storag: x
+source: mine.txt
 """
 WORDS = {
     "study": "not a plain name",
@@ -77,6 +78,7 @@ WORDS = {
     "budgets.hours": "hours = -1 is not allowed: it must be a number, at least 0",
     "prune": "prune = 'maybe' is not allowed: it must be true or false",
     "optimise": "optimise = 'los' is not allowed: it must be one of 'eval_loss', 'bits_per_byte', 'perplexity'",
+    "source": "source is a setting of the runs: write it under `settings`",
     "storag": "A study has no 'storag'; did you mean 'storage'?",
 }
 

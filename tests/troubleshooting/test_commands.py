@@ -2,11 +2,12 @@
 
 import io
 import sys
+from types import SimpleNamespace
 
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
-from helpers.troubleshooting import Explanation, explain
+from helpers.troubleshooting import Explanation, commands, explain
 from tests.command_line import call
 
 
@@ -17,9 +18,25 @@ def test_the_command_reads_a_file_and_standard_input(tmp_path):
     assert (known.exit_code, "T6" in known.output) == (0, True)
     piped = call("explain", "-", input="all is well")
     assert (piped.exit_code, "nothing to judge" in piped.output) == (1, True)
-    assert call("explain", "none.log").exit_code == 2
+    missing = call("explain", "KeyError: 'text'")
+    assert (missing.exit_code, "to paste an error instead, leave out LOG" in missing.output) == (2, True)
     report = call("explain", "--report", str(log))
     assert (report.exit_code, "### Versions" in report.output) == (0, True)
+
+
+def test_at_a_terminal_it_says_that_it_waits(monkeypatch):
+    monkeypatch.setattr(commands, "sys", SimpleNamespace(stdin=Terminal(b"loss nan at step 3"), exit=sys.exit))
+    result = call("explain")
+    assert "Paste the error, then press Enter and Ctrl-D" in result.stderr
+    assert "T6" in result.stdout
+
+
+class Terminal:
+    def __init__(self, typed):
+        self.buffer = io.BytesIO(typed)
+
+    def isatty(self):
+        return True
 
 
 class TestMagic:

@@ -24,6 +24,16 @@ def test_a_bar_is_as_long_as_its_share_of_the_longest():
     assert picture.count("drawn</b>") == 1
 
 
+def test_a_line_of_one_point_is_drawn_as_a_dot_and_named():
+    points = [(10, 5.9), (20, math.nan)]
+    chart = line_chart(
+        [Series("training", points, "#111"), Series("validation", [])], title="Loss:", xlabel="x", ylabel="y"
+    )
+    assert chart.count("<circle") == 1
+    assert "<polyline" not in chart
+    assert "Loss: — training" in re.sub("<[^>]+>", "", chart)
+
+
 def test_text_has_the_colour_of_its_page_where_jupyterlab_does_not_give_one():
     chart = line_chart([Series("a", [(0, 1), (1, 2)])], title="t", xlabel="x", ylabel="y")
     bar = stacked_bar([("weights", 1.0, "1 GiB")], limit=2.0, limit_text="2 GiB", colour="#000")

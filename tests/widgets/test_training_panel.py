@@ -52,8 +52,9 @@ def test_the_gauge_follows_the_plan(panel):
 
 def test_without_a_card_this_machine_is_its_processor(panel):
     panel._here = None
+    assert "Predicted for RTX 4070 Ti" in panel.gauge.value
     panel.card.value = THIS_MACHINE
-    assert "this processor" in panel.gauge.value
+    assert "Predicted for this processor" in panel.gauge.value
     panel.suggest()
     assert "the largest pass that fits this processor" in panel._message.value
 
