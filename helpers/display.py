@@ -151,6 +151,9 @@ def progress_bar(total: int | None, *, unit: str, leave: bool = False, **how: An
     with tqdm(total=total, unit=unit, delay=QUIET_SECONDS, leave=leave, disable=is_hidden, **how) as bar:
         yield bar
         bar.total = bar.n  # a notebook's bar that ends below its total stays, in red, as after an error
+        if (widget := getattr(bar, "container", None)) and not leave:
+            # tqdm would close it: the cell's output would name a widget that a page loaded again does not find
+            widget.layout.display, bar.leave = "none", True
 
 
 def notebook_kernel() -> Any:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from helpers.display import print_any_character
 from helpers.environment.install import RECORD, InstallError, environment_folder, install, python_of, tag_named
@@ -30,25 +31,26 @@ class _FailedError(RuntimeError):
     """A command of a task failed, and has said why; the exit code is its own."""
 
 
-@contextmanager
-def _ctrl_c_left_to_the_child() -> Iterator[None]:
-    """Let a child, which Ctrl-C reaches too, save what is done: Python would kill it after a quarter of a second."""
-    usual = signal.getsignal(signal.SIGINT)
-    if usual is signal.default_int_handler:  # a shell's background job ignores it, and so shall its child
+def _code_of(command: list[str], **how: Any) -> int:
+    """Run a command and return its exit code; what would end this process ends it, once it has saved what is done."""
+    usual = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    # Ctrl-C reaches the child too, and Python would kill it after a quarter of a second. A shell's background job
+    # ignores Ctrl-C, and so shall its child.
+    if usual[signal.SIGINT] is signal.default_int_handler:
         signal.signal(signal.SIGINT, lambda *_: None)
+    child = subprocess.Popen(command, **how)  # noqa: S603
+    signal.signal(signal.SIGTERM, lambda *_: child.terminate())  # is sent to one process only
     try:
-        yield
+        return child.wait()
     finally:
-        signal.signal(signal.SIGINT, usual)
+        for number, handler in usual.items():
+            signal.signal(number, handler)
 
 
 def _run(python: Path, *arguments: str, **env: str) -> None:
     """Run a module with the environment's Python, in the project's folder."""
-    command = [str(python), "-m", *arguments]
-    with _ctrl_c_left_to_the_child():
-        done = subprocess.run(command, cwd=ROOT, env={**os.environ, **env}, check=False)  # noqa: S603
-    if done.returncode:
-        raise _FailedError(done.returncode)
+    if code := _code_of([str(python), "-m", *arguments], cwd=ROOT, env={**os.environ, **env}):
+        raise _FailedError(code)
 
 
 def _test(python: Path, rest: list[str]) -> None:
@@ -161,9 +163,7 @@ def start(arguments: list[str]) -> None:
     if all(map(find_spec, _TELLING)) and (is_here or is_active or not (folder / RECORD).is_file()):
         return
     if python.exists() and python != Path(sys.executable):
-        command = [str(python), "-m", "helpers", *arguments]
-        with _ctrl_c_left_to_the_child():
-            sys.exit(subprocess.run(command, cwd=os.getcwd(), check=False).returncode)  # noqa: S603, PTH109
+        sys.exit(_code_of([str(python), "-m", "helpers", *arguments]))
     if name == "doctor":
         from helpers.environment.__main__ import main
 
