@@ -42,7 +42,8 @@ _QUOTED = re.compile(r"^\s*`([^`]{1,4000})`\s*$")
 _TRACEBACK = "Traceback (most recent call last)"
 _KINDS = r"Error|Exception(?:Group)?|Interrupt|Timeout|NoSuchKernel|Exit|Iteration|CompilerFailed|OutOfResources"
 _ERROR = re.compile(
-    rf"^(?:E  +)?(?P<kind>(?:[A-Za-z_][\w.]*\.)?_?[A-Z]\w*(?:{_KINDS})|Exception(?=: ))(?:: ?(?P<message>.*))?$"
+    rf"^(?:E  +)?(?P<kind>(?:[A-Za-z_][\w.]*\.)?_?[A-Z]\w*(?:{_KINDS})|Exception(?:Group)?(?=: ))"
+    r"(?:: ?(?P<message>.*))?$"
 )
 # after a traceback any name is that of an error, also one that does not end in Error
 _AFTER_TRACEBACK = re.compile(r"^(?P<kind>[A-Za-z_][\w.]*)(?:: ?(?P<message>.*))?$")
