@@ -337,9 +337,11 @@ def _load(kind: Any, name: str, **options: Any) -> Any:
     """Call `kind.from_pretrained`; when that fails, say in one sentence what to do."""
     folder = _folder(name)
     path = folder or check_model_name(name) or name
+    # Left out, transformers asks on a terminal whether to run the code that some models bring along.
+    options |= {"trust_remote_code": False, "local_files_only": bool(folder) or not hub_answers()}
     # a download takes minutes; reading the weights does not
     with _explained(name), _loading, quiet(shows_downloads=not folder):
-        return kind.from_pretrained(str(path), **options, local_files_only=bool(folder) or not hub_answers())
+        return kind.from_pretrained(str(path), **options)
 
 
 def _folder(name: str) -> Path | None:
@@ -361,6 +363,8 @@ def _explained(name: str) -> Iterator[None]:
     except Exception as error:  # noqa: BLE001 (a damaged config.json or a connection that breaks raises anything)
         if "model.safetensors" in str(error):
             advice = "take one that has its weights in this file; a .bin file is a pickle, which can run code"
+        elif "custom code" in str(error):
+            advice = "this course runs no code of a model; take a GPT-2"
         elif folder := _folder(name):
             advice = f"its {_damaged_file(folder)} is damaged. Copy, download or train the model again"
         else:

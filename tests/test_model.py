@@ -189,6 +189,7 @@ IMPOSSIBLE = [
         (lambda folder: (folder / "model.safetensors").unlink(), "could not be loaded"),
         (as_a_pickle, "could not be loaded .*a .bin file is a pickle"),
         (lambda folder: [file.unlink() for file in folder.iterdir()], "its config.json, tokenizer.json or"),
+        (with_values(model_type="evil", auto_map={"AutoConfig": "evil.Config"}), "this course runs no code of a model"),
         *IMPOSSIBLE,
     ],
 )
