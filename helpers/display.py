@@ -99,6 +99,21 @@ def first_line(error: BaseException) -> str:
     return " ".join(line.strip() for line in lines[: 1 + lines[0].endswith(":")]).rstrip(".")
 
 
+def fenced(text: str) -> str:
+    """Return text as a Markdown block that nothing in the text can end."""
+    fence = backticks_around(text, least=3)
+    return f"{fence}text\n{text}\n{fence}"
+
+
+def backticks_around(text: str, *, least: int = 1) -> str:
+    """Return more backticks than follow each other in a text, at least so many.
+
+    >>> backticks_around("plain"), backticks_around("a `word`")
+    ('`', '``')
+    """
+    return "`" * max(least, 1 + max(map(len, re.findall("`+", text)), default=0))
+
+
 def last_part(path: str) -> str:
     r"""Return the last part of a path, whichever system wrote it.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from helpers.data.sources import source_path
-from helpers.display import last_part
+from helpers.display import backticks_around, fenced, last_part
 from helpers.files import read_json, write_atomically
 from helpers.model import shown_name
 from helpers.paths import ASSETS
@@ -50,7 +50,7 @@ def card_text(settings: TrainingSettings, data_facts: dict[str, Any], evaluation
         saved_text=_saved_text,
         plain=_plain,
         code=_code,
-        fence=_fence,
+        fence=fenced,
     )
     return f"{card}\n"
 
@@ -156,16 +156,5 @@ def _plain(value: Any) -> str:
 
 def _code(text: str) -> str:
     """Return text as code within a line of Markdown."""
-    ticks, space = _longer_than_in(text), " " * ("`" in text)
+    ticks, space = backticks_around(text), " " * ("`" in text)
     return f"{ticks}{space}{' '.join(text.splitlines())}{space}{ticks}"
-
-
-def _fence(text: str) -> str:
-    """Return text as a Markdown block that nothing in the text can end."""
-    fence = _longer_than_in(text, least=3)
-    return f"{fence}text\n{text}\n{fence}"
-
-
-def _longer_than_in(text: str, *, least: int = 1) -> str:
-    """Return more backticks than follow each other in a text, at least so many."""
-    return "`" * max(least, 1 + max(map(len, re.findall("`+", text)), default=0))

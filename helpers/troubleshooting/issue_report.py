@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from helpers.display import size_text
+from helpers.display import fenced, size_text
 from helpers.environment import Machine, read_machine
 from helpers.environment.facts import UnreadError
 from helpers.troubleshooting.explanation import explain, last_error
@@ -51,7 +51,7 @@ def write_issue_report(thing: Any = None, *, machine: Machine | None = None) -> 
     return without_personal_data(
         "\n".join(
             [
-                "### Error", "", "```text", *cut, *(lines[-_MOST_LINES:] or [explanation.headline]), "```", "",
+                "### Error", "", fenced("\n".join([*cut, *(lines[-_MOST_LINES:] or [explanation.headline])])), "",
                 "### Explained as", "", *(f"- {cause}" for cause in causes), "",
                 "### Versions", "", *_bullets(_versions(machine)), "",
                 "### Machine", "", *_bullets(_machine(machine)),

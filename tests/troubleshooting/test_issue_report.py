@@ -82,6 +82,11 @@ def test_a_secret_is_replaced_in_the_forms_of_web_requests(text):
     assert "eyJ" not in without_personal_data(text)
 
 
+def test_nothing_in_a_log_ends_its_block():
+    report = write_issue_report("RuntimeError: x\n```\n# A heading ![](http://x)", machine=read_machine(quick=True))
+    assert "````text\nRuntimeError: x\n```\n# A heading ![](http://x)\n````\n" in report
+
+
 @pytest.mark.parametrize(
     "text",
     [
