@@ -21,7 +21,7 @@ from typing import Any
 
 import click
 
-from helpers.display import print_any_character
+from helpers.display import print_any_character, printable
 from helpers.environment.commands import doctor, monitor
 from helpers.files import explain_os_error
 from helpers.paths import COMMAND
@@ -41,10 +41,15 @@ def _raise_terminated(number: int, frame: Any) -> None:
     raise _TerminatedError
 
 
+def _printable(message: Any) -> str:
+    """Return the lines of a message without what a terminal would obey: a file that it names may have any name."""
+    return printable(str(message), keep="\n")
+
+
 def _format_warning(message: Warning | str, category: type[Warning], filename: str, *rest: Any) -> str:
     """Return a warning of ours without the line of code that it comes from, which a terminal need not show."""
     is_ours = category is UserWarning and Path(filename).is_relative_to(Path(__file__).parent)
-    return f"Warning: {message}\n" if is_ours else _usual_format(message, category, filename, *rest)
+    return f"Warning: {_printable(message)}\n" if is_ours else _usual_format(message, category, filename, *rest)
 
 
 _usual_format = warnings.formatwarning
@@ -65,7 +70,7 @@ class _OneSentence(click.Group):
             sentence = explain_os_error(error) if isinstance(error, OSError) else str(error)
             if not sentence:
                 raise
-            click.secho(f"Error: {sentence}", fg="red", err=True)
+            click.secho(f"Error: {_printable(sentence)}", fg="red", err=True)
             ctx.exit(2 if isinstance(error, SettingsError) else 1)
         except KeyboardInterrupt as interrupt:
             click.secho("\nInterrupted: what was done is kept, and the same command continues.", fg="red", err=True)

@@ -92,10 +92,26 @@ def perplexity_text(loss: float) -> str:
 def first_line(error: BaseException) -> str:
     r"""Return the first line of an error's message, without a full stop; the error's type when it has no message.
 
-    >>> first_line(ValueError("Too short.\nTry another.")), first_line(OSError())
-    ('Too short', 'OSError')
+    >>> first_line(ValueError("Too short.\nTry another.")), first_line(ValueError("n:\n  not 6")), first_line(OSError())
+    ('Too short', 'n: not 6', 'OSError')
     """
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return " ".join(line.strip() for line in lines[: 1 + lines[0].endswith(":")]).rstrip(".")
+
+
+def fenced(text: str) -> str:
+    """Return text as a Markdown block that nothing in the text can end."""
+    fence = backticks_around(text, least=3)
+    return f"{fence}text\n{text}\n{fence}"
+
+
+def backticks_around(text: str, *, least: int = 1) -> str:
+    """Return more backticks than follow each other in a text, at least so many.
+
+    >>> backticks_around("plain"), backticks_around("a `word`")
+    ('`', '``')
+    """
+    return "`" * max(least, 1 + max(map(len, re.findall("`+", text)), default=0))
 
 
 def last_part(path: str) -> str:

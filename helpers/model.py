@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from helpers.display import first_line, last_part
+from helpers.files import read_json
 from helpers.paths import POCKET, find_path, paths_of
 from helpers.settings import LEAST_VOCABULARY, SettingsError, TrainingSettings
 
@@ -113,8 +114,9 @@ def load_model(
         raise SettingsError(f"{model_name_or_path!r} is a {config.model_type} model: this course trains GPT-2 models.")
     if from_scratch:
         config.update({"dtype": torch.float32} | new_values)
-        check_heads(config)
-        with torch.random.fork_rng():
+    check_shape(config)
+    if from_scratch:
+        with _explained(model_name_or_path), torch.random.fork_rng():
             torch.manual_seed(seed)
             model = GPT2LMHeadModel(config).eval()  # as `from_pretrained` returns one, without dropout
     else:
@@ -146,8 +148,11 @@ def load_start(settings: TrainingSettings, tokenizer: "PreTrainedTokenizerBase")
     return load_model(settings.model_name_or_path, from_scratch=True, seed=settings.seed, **values)
 
 
-def check_heads(shape: Any) -> None:
-    """Raise `SettingsError` where a width (`n_embd`) cannot be split into the heads (`n_head`)."""
+def check_shape(shape: Any) -> None:
+    """Raise `SettingsError` for a shape that no GPT-2 has, such as a width (`n_embd`) that its heads do not divide."""
+    for name in ("n_layer", "n_embd", "n_head", "vocab_size", "n_positions"):
+        if getattr(shape, name) < 1:
+            raise SettingsError(f"{name} = {getattr(shape, name)} in the model's config.json: it must be at least 1.")
     if shape.n_embd % shape.n_head:
         raise SettingsError(
             f"n_embd = {shape.n_embd} cannot be split into n_head = {shape.n_head} heads: "
@@ -330,22 +335,49 @@ def shown_name(model_name_or_path: str) -> str:
 
 def _load(kind: Any, name: str, **options: Any) -> Any:
     """Call `kind.from_pretrained`; when that fails, say in one sentence what to do."""
+    folder = _folder(name)
+    path = folder or check_model_name(name) or name
+    # Left out, transformers asks on a terminal whether to run the code that some models bring along.
+    options |= {"trust_remote_code": False, "local_files_only": bool(folder) or not hub_answers()}
+    # a download takes minutes; reading the weights does not
+    with _explained(name), _loading, quiet(shows_downloads=not folder):
+        return kind.from_pretrained(str(path), **options)
+
+
+def _folder(name: str) -> Path | None:
+    return POCKET if name == "pocket" else find_path(name)
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Turn what transformers raises while it makes a model or a tokenizer into one sentence."""
     from safetensors import SafetensorError
 
-    folder = POCKET if name == "pocket" else find_path(name)
-    path = folder or check_model_name(name) or name
     try:
-        with _loading, quiet(shows_downloads=not folder):  # which take minutes; reading the weights does not
-            return kind.from_pretrained(str(path), **options, local_files_only=bool(folder) or not hub_answers())
+        yield
     except (SafetensorError, RuntimeError) as error:  # cut short, or shapes that contradict the configuration
         raise SettingsError(
             f"The model {name!r} is broken ({first_line(error)}): its weights file is cut short, "
             "or does not fit its config.json. Train or download it again."
         ) from None
     except Exception as error:  # noqa: BLE001 (a damaged config.json or a connection that breaks raises anything)
-        advice = "check the name and the network, or use model_name_or_path='pocket', which is shipped"
-        if folder:
-            advice = "a file in this folder is missing or damaged; copy or download the complete folder again"
         if "model.safetensors" in str(error):
             advice = "take one that has its weights in this file; a .bin file is a pickle, which can run code"
+        elif "custom code" in str(error):
+            advice = "this course runs no code of a model; take a GPT-2"
+        elif folder := _folder(name):
+            advice = f"its {_damaged_file(folder)} is damaged. Copy, download or train the model again"
+        else:
+            advice = "check the name and the network, or use model_name_or_path='pocket', which is shipped"
         raise SettingsError(f"The model {name!r} could not be loaded ({first_line(error)}): {advice}.") from None
+
+
+def _damaged_file(folder: Path) -> str:
+    """Return the names of the files of a model's folder that hold no JSON; without one, of those that it may be."""
+    damaged = []
+    for file in sorted(folder.glob("*.json")):
+        try:
+            read_json(file)
+        except (OSError, SettingsError):
+            damaged.append(file.name)
+    return " or ".join(damaged) or "config.json, tokenizer.json or tokenizer_config.json"

@@ -25,6 +25,7 @@ PRESETS = ASSETS / "presets"
 PATH_SETTINGS = ("source", "general_source", "model_name_or_path")  # each may be the name of a file or folder
 LEAST_VOCABULARY = 257  # 256 bytes and the end of text
 
+_LEAST_TEMPERATURE = 1e-6
 _SEPARATORS = ("auto", "row", "line", "blank line", "heading", "file")
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -111,6 +112,12 @@ def _path_or_name(name: str) -> str:
     if '"' in name and find_path(name) is None:  # as Explorer copies it, or as a terminal's last \" is read
         raise ValueError("is not there, and holds a quotation mark: remove it, and do not end a quoted path with \\")
     return stored_path(name)
+
+
+def _not_almost_0(temperature: float) -> float:
+    if temperature < _LEAST_TEMPERATURE:  # a logit divided by it may be more than a float32 can hold
+        raise ValueError(f"is too small: use at least {_LEAST_TEMPERATURE:g}, which draws the most probable token")
+    return temperature
 
 
 PathOrName = Annotated[str, AfterValidator(_path_or_name)]
@@ -303,7 +310,9 @@ class EvaluationSettings(RunSettings):
     prompt: str = setting("", "text that both models continue; empty: the first words of a test document")
     max_new_tokens: int = setting(160, "maximum length of a sample", ge=1, le=1000, unit="tokens")
     num_return_sequences: int = setting(2, "samples for each prompt", ge=1, le=64)
-    temperature: float = setting(0.6, "below 1 favours probable tokens", gt=0, le=5, step=0.05)
+    temperature: Annotated[float, AfterValidator(_not_almost_0)] = setting(
+        0.6, "below 1 favours probable tokens", gt=0, le=5, step=0.05
+    )
     top_k: int = setting(
         0, "sample from this many of the most probable tokens; 0: from all", ge=0, le=50257, unit="tokens", log_from=1
     )
@@ -314,6 +323,15 @@ class EvaluationSettings(RunSettings):
         "python-reference", "text on which forgetting is measured; written like `source`", min_length=1
     )
     general_documents: int = setting(6, "documents of general_source that are read", ge=1, le=100_000, unit="documents")
+
+    @classmethod
+    def from_notebook(cls, namespace: Mapping[str, Any]) -> Self:
+        """As in `Settings`; and refuse the text that the run learns from, before a training or a measurement."""
+        settings = super().from_notebook(namespace)
+        is_there = (run_folder(settings.run) / "settings.json").exists()
+        trained = read_run_settings(settings.run) if is_there else TrainingSettings(run=settings.run)
+        refuse_training_text(settings.general_source, source=trained.source, run=settings.run)
+        return settings
 
 
 def refuse_training_text(general_source: str, *, source: str, run: str) -> None:

@@ -50,7 +50,7 @@ ROOMS = {
     "files": {"paths", "schema"},
     "settings": {"display", "files", "paths", "schema"},
     "exercises": {"display", "files", "settings"},
-    "model": {"display", "paths", "settings"},
+    "model": {"files", "display", "paths", "settings"},
     "report": {"display", "files", "paths", "plots", "settings"},
     "course": {"display", "files", "paths", "report", "settings"},
     "data": {"display", "files", "model", "paths", "plots", "settings"},

@@ -82,6 +82,15 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(arguments, words):
     assert words in result.output
 
 
+def test_a_file_whose_name_a_terminal_would_obey_is_shown_without_it(tmp_path):
+    (tmp_path / "a\x1b[2J\x07.csv").write_text("a,a\n1,2\n")
+    result = call("train", "--run", "x", "-p", "source", str(tmp_path))
+    assert result.exit_code == 2
+    assert "a .csv has 2 columns called 'a'" in result.output
+    assert "\x1b[2J" not in result.output
+    assert "\x07" not in result.output
+
+
 def test_a_failing_notebook_is_exit_code_1(monkeypatch):
     def fail(*_, **__):
         raise course.CourseError("02_data.ipynb failed")

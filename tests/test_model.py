@@ -144,9 +144,12 @@ def without_a_weight(folder):
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def of_another_shape(folder):
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"n_embd": 16}))
+def with_values(**values):
+    def change(folder):
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | values))
+
+    return change
 
 
 def as_a_pickle(folder):
@@ -158,25 +161,63 @@ def cut_short(name, n_bytes):
     return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:n_bytes])
 
 
+IMPOSSIBLE = [
+    (with_values(n_head=0), r"n_head = 0 in the model's config.json: it must be at least 1"),
+    (with_values(n_head=-1), "n_head = -1 "),
+    (with_values(n_layer=-1), "n_layer = -1 "),
+    (with_values(n_layer=0), "n_layer = 0 "),
+    (with_values(n_embd=0), "n_embd = 0 "),
+    (with_values(vocab_size=-5), "vocab_size = -5 "),
+    (with_values(n_positions=0), "n_positions = 0 "),
+    (with_values(n_head=5), "n_embd = 32 cannot be split into n_head = 5 heads"),
+    (with_values(resid_pdrop=7), "could not be loaded .dropout .* got 7.: its config.json, tokenizer.json or"),
+    (with_values(activation_function="none"), "could not be loaded"),
+    (with_values(n_inner=-3), "is broken .*negative dimension"),
+]
+
+
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
         (cut_short("model.safetensors", 5000), "is broken .*cut short"),
         (cut_short("model.safetensors", 0), "is broken .*cut short"),
-        (cut_short("config.json", 20), "could not be loaded .*: a file in this folder is missing or damaged"),
-        (lambda folder: (folder / "config.json").write_text("null"), "could not be loaded"),
-        (lambda folder: (folder / "config.json").write_text('{"model_type": "gpt2", "n_embd": "8"}'), "could not be"),
+        (cut_short("config.json", 20), "its config.json is damaged. Copy, download or train the model again"),
+        (lambda folder: (folder / "config.json").write_text("null"), "its config.json is damaged"),
+        (with_values(n_embd="8"), "'n_embd' expected int, got str .* its config.json, tokenizer.json or"),
         (without_a_weight, r"1 of its weights are missing, such as transformer.h.0.attn.c_proj.weight"),
-        (of_another_shape, "does not fit its config.json"),
+        (with_values(n_embd=16), "does not fit its config.json"),
         (lambda folder: (folder / "model.safetensors").unlink(), "could not be loaded"),
         (as_a_pickle, "could not be loaded .*a .bin file is a pickle"),
-        (lambda folder: [file.unlink() for file in folder.iterdir()], "could not be loaded .*: a file in this folder"),
+        (lambda folder: [file.unlink() for file in folder.iterdir()], "its config.json, tokenizer.json or"),
+        (with_values(model_type="evil", auto_map={"AutoConfig": "evil.Config"}), "this course runs no code of a model"),
+        *IMPOSSIBLE,
     ],
 )
 def test_an_incomplete_model_is_one_sentence(tmp_path, tiny_model, spoil, words):
     with pytest.raises(SettingsError, match=words) as caught:
         load_model(broken(tmp_path / "model", tiny_model, spoil))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("spoil", "words"), IMPOSSIBLE)
+def test_no_new_model_is_made_in_an_impossible_shape(tmp_path, tiny_model, spoil, words):
+    with pytest.raises(SettingsError, match=words):
+        load_model(broken(tmp_path / "model", tiny_model, spoil), from_scratch=True)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (cut_short("tokenizer.json", 1000), "its tokenizer.json is damaged. Copy, download or train"),
+        (cut_short("tokenizer_config.json", 10), "its tokenizer_config.json is damaged"),
+        (lambda folder: (folder / "tokenizer.json").write_text("{}"), "tokenizer.json or tokenizer_config.json is"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "it has 1 tokens"),
+    ],
+)
+def test_a_damaged_tokenizer_is_one_sentence(tmp_path, tiny_model, spoil, words):
+    with pytest.raises(SettingsError, match=words) as caught:
+        load_tokenizer(broken(tmp_path / "model", tiny_model, spoil))
+    assert "network" not in str(caught.value)
 
 
 def test_a_sound_model_passes(tiny):

@@ -7,6 +7,7 @@ from helpers import files
 from helpers.paths import runs_folder
 from helpers.settings import (
     PRESETS,
+    EvaluationSettings,
     RunSettings,
     SettingsError,
     TrainingSettings,
@@ -44,6 +45,25 @@ def test_a_bad_value_is_answered_with_what_was_found_and_what_is_allowed(values,
     message = str(error.value)
     assert "\n" not in message
     assert all(word in message for word in words)
+
+
+def test_a_temperature_that_logits_cannot_be_divided_by_is_refused():
+    with pytest.raises(SettingsError, match=r"temperature = 1e-40 is too small: use at least 1e-06"):
+        EvaluationSettings(temperature=1e-40)
+
+
+class TestForgettingOnTheTrainingText:
+    def test_it_is_refused_before_a_run_is_trained(self):
+        with pytest.raises(SettingsError, match="general_source = 'fables' is the text that run 'new' is trained on"):
+            EvaluationSettings.from_notebook({"run": "new", "general_source": "fables"})
+
+    def test_it_is_refused_before_a_run_is_measured(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("COURSE_RUNS", str(tmp_path))
+        (tmp_path / "old").mkdir()
+        files.write_json(tmp_path / "old" / "settings.json", {"settings": {"source": "python-reference"}})
+        with pytest.raises(SettingsError, match="choose another general_source, such as 'fables'"):
+            EvaluationSettings.from_notebook({"run": "old"})
+        assert EvaluationSettings.from_notebook({"run": "old", "general_source": "fables"}).run == "old"
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "a\\b", "", ".hidden", "x" * 65, "nul", "COM1.txt", "end.", "-p", 7])

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from helpers.display import first_line
+from helpers.evaluation import load_tuned
 from helpers.files import write_atomically
 from helpers.paths import ASSETS
 from helpers.schema import bounds
-from helpers.settings import EvaluationSettings, SettingsError, run_folder
-from helpers.sharing.export import export_model, sampling_of
+from helpers.settings import EvaluationSettings, SettingsError, read_run_settings, run_folder
+from helpers.sharing.export import BYTES_PER_WEIGHT, export_model, sampling_of
 
 SAMPLING = ("temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens", "seed")
 _MOST = {"temperature": 2, "top_k": 200, "repetition_penalty": 2}  # of a slider; the settings themselves allow more
@@ -48,13 +49,14 @@ def write_static_page(run: str, folder: Path) -> Path:
     Raises:
         SettingsError: the run has no model, the model is too large for a page, or the page cannot be written.
     """
-    export = export_model(run, to="gguf", gguf_type="q8_0")
-    model = export.weights_file.read_bytes()
-    if len(model) > _LARGEST_MODEL_BYTES:
+    read_run_settings(run)  # an unknown name is reported as one
+    n_bytes = load_tuned(run)[0].num_parameters() * BYTES_PER_WEIGHT["gguf-q8_0"]
+    if n_bytes > _LARGEST_MODEL_BYTES:
         raise SettingsError(
-            f"The model of run {run!r} has {len(model) / 2**20:.0f} MiB in q8_0, and a page holds at most "
-            f"{_LARGEST_MODEL_BYTES // 2**20}: use `demo` without --static, or the exported file with llama.cpp."
+            f"The model of run {run!r} has {n_bytes / 2**20:.0f} MiB in q8_0, and a page holds at most "
+            f"{_LARGEST_MODEL_BYTES // 2**20}: use `demo` without --static, or `export` it for llama.cpp."
         )
+    model = export_model(run, to="gguf", gguf_type="q8_0").weights_file.read_bytes()
     config = json.loads((run_folder(run) / "model" / "config.json").read_text(encoding="utf-8"))
     facts = {"model": "tuned", "n_positions": config["n_positions"]}
     wllama = ASSETS / "wllama"

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 Format = Literal["gguf", "safetensors-fp16"]
 FORMATS: tuple[str, ...] = get_args(Format)
 TYPES: tuple[str, ...] = get_args(GgufType)
-_BYTES_PER_WEIGHT = {"gguf-f16": 2, "gguf-q8_0": 34 / 32, "safetensors-fp16": 2}
+BYTES_PER_WEIGHT = {"gguf-f16": 2, "gguf-q8_0": 34 / 32, "safetensors-fp16": 2}
 _MEASURED_CHARACTERS = 8_000  # of test documents: about 3,000 tokens, a second or two on a CPU
 _REPEAT_LAST_N = -1  # llama.cpp's word for the whole context: in transformers the penalty looks at all of it
 
@@ -118,7 +118,7 @@ def sampling_of(run: str) -> EvaluationSettings:
 
 
 def _check_space(folder: Path, model: "GPT2LMHeadModel", kind: str) -> None:
-    needed = model.num_parameters() * _BYTES_PER_WEIGHT[kind] + 8 * MIB  # vocabulary, merges, cards
+    needed = model.num_parameters() * BYTES_PER_WEIGHT[kind] + 8 * MIB  # vocabulary, merges, cards
     if free_bytes(folder) < needed:
         raise SettingsError(
             f"The export needs {size_text(needed)} and the disk of {folder} has {size_text(free_bytes(folder))} free: "

@@ -70,8 +70,8 @@ def plan_upload(
         api: the Hub's client; by default that of the account that is logged in.
 
     Raises:
-        SettingsError: the run has no model, the name is not allowed, nobody is logged in, the Hub does not answer, or
-            the repository exists and is public although `private` is asked for.
+        SettingsError: the run has no model, the name is not allowed, nobody is logged in, the Hub does not answer, a
+            file is a link, or the repository exists and is public although `private` is asked for.
     """
     from huggingface_hub import HfApi
 
@@ -183,8 +183,19 @@ def _describe_repository(api: "HfApi", repo_id: str) -> dict[str, Any]:
 
 
 def _visible_files(folder: Path) -> list[Path]:
-    """Return the files of a folder, without hidden ones: a .env with a token must not be published."""
-    return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    """Return the files of a folder, without hidden ones: a .env with a token must not be published.
+
+    Raises:
+        SettingsError: one is a link, as a run that somebody else made may hold: what it leads to would be published.
+    """
+    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    for path in files:
+        if path.is_symlink():
+            raise SettingsError(
+                f"{path} is a link to {path.resolve()}, whose content would be published: put the file itself there, "
+                "or delete the link."
+            )
+    return files
 
 
 def _gguf_files(run: str) -> tuple[dict[str, Path | bytes], tuple[str, ...]]:

@@ -36,7 +36,16 @@ def find_study(name: str) -> Path:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a mapping that has a key twice, of which YAML would take the last value without a warning."""
+    """Refuses a key that is set twice, of which YAML takes the last value without a warning, and aliases.
+
+    Each alias can hold many others: a few lines of them would fill the memory.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            problem = "an alias (*name) is not allowed, write the value itself"
+            raise yaml.composer.ComposerError(None, None, problem, self.peek_event().start_mark)
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         names = [key.value for key, _ in node.value]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import psutil
 
-from helpers.display import duration_text
+from helpers.display import duration_text, printable
 from helpers.files import read_json_if_there
 from helpers.studies.queue import State, resumed_points, state_of, this_worker, trials_of
 from helpers.studies.study import Study, trial_name
@@ -109,7 +109,7 @@ def describe(trial: "FrozenTrial", study: Study) -> str:
     values = ", ".join(f"{key} {value}" for key, value in params.items())
     if state_of(trial) == "done":
         return f"{name}: {study.optimise} {trial.value:.4f} ({values})"
-    outcome = trial.user_attrs.get("error", state_of(trial))
+    outcome = printable(trial.user_attrs.get("error", state_of(trial)))
     return f"{name}: {outcome} ({values})" if values else f"{name}: {outcome}"
 
 

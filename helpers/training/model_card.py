@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from helpers.data.sources import source_path
-from helpers.display import last_part
+from helpers.display import backticks_around, fenced, last_part
 from helpers.files import read_json, write_atomically
 from helpers.model import shown_name
 from helpers.paths import ASSETS
@@ -48,8 +48,9 @@ def card_text(settings: TrainingSettings, data_facts: dict[str, Any], evaluation
         setting_rows=[(f"`{name}`", value) for name, value in values.items()],
         score_rows=_score_rows,
         saved_text=_saved_text,
-        cell=_cell,
-        fence=_fence,
+        plain=_plain,
+        code=_code,
+        fence=fenced,
     )
     return f"{card}\n"
 
@@ -143,13 +144,17 @@ def _score_rows(section: dict[str, Any]) -> list[list[str]]:
     ]
 
 
-def _cell(value: Any) -> str:
-    """Return a value so that no character in it ends its cell of a Markdown table."""
-    return str(value).replace("|", "\\|").replace("\n", " ")
+def _plain(value: Any) -> str:
+    r"""Return a value as Markdown in which nothing is HTML or a link, and nothing ends a cell of a table.
+
+    >>> print(_plain("<b>[x](y) | z"))
+    \<b>\[x](y) \| z
+    """
+    text = " ".join(str(value).splitlines())
+    return text if re.fullmatch(r"`\w+`", text) else re.sub(r"([\\`<\[|])", r"\\\1", text)  # code of our own, as it is
 
 
-def _fence(text: str) -> str:
-    """Return text as a Markdown block that nothing in the text can end: its fence is longer than any in the text."""
-    longest = max((len(ticks) for ticks in re.findall("`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}text\n{text}\n{fence}"
+def _code(text: str) -> str:
+    """Return text as code within a line of Markdown."""
+    ticks, space = backticks_around(text), " " * ("`" in text)
+    return f"{ticks}{space}{' '.join(text.splitlines())}{space}{ticks}"

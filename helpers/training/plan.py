@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from helpers.data.text_size import training_tokens
 from helpers.display import PlainTextMixin, duration_text, html_table, size_text
-from helpers.model import check_heads
+from helpers.model import check_shape
 from helpers.settings import SettingsError, TrainingSettings
 from helpers.training import processes
 from helpers.training.arguments import checkpoints_kept, compiles, describe_long_warmup
@@ -351,7 +351,7 @@ def planned_shape(settings: TrainingSettings) -> GPT2Shape:
         dropouts = {"resid_pdrop": settings.resid_pdrop, "embd_pdrop": settings.resid_pdrop}
         vocabulary = {"vocab_size": settings.vocab_size} if settings.tokenizer == "train" else {}
         shape = shape._replace(**settings.new_shape, **dropouts, **vocabulary)
-        check_heads(shape)
+        check_shape(shape)
     return shape
 
 

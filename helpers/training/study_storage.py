@@ -1,6 +1,7 @@
 """Where Optuna keeps the trials of a study: a journal in the study's folder, or a database."""
 
 import os
+import re
 import time
 import warnings
 from pathlib import Path
@@ -32,9 +33,9 @@ def open_storage(address: str, folder: Path) -> "BaseStorage":
     try:
         return _database(address)
     except Exception as error:  # noqa: BLE001 - each driver has errors of its own
-        cause = " ".join(str(error.__cause__ or error).split())[:300].rstrip(".")
+        cause = " ".join(_without_secrets(str(error.__cause__ or error), address).split())[:300].rstrip(".")
         raise SettingsError(
-            f"The study's storage {_without_password(address)} does not answer: {cause}. Start the server, fix the "
+            f"The study's storage {_shown(address)} does not answer: {cause}. Start the server, fix the "
             'address (for PostgreSQL install ".[postgres]"), or leave `storage` out for a journal in the folder.'
         ) from None
 
@@ -83,6 +84,15 @@ def _database(address: str) -> "BaseStorage":
     raise AssertionError
 
 
-def _without_password(address: str) -> str:
-    scheme, _, rest = address.partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2]}" if rest else scheme
+def _shown(address: str) -> str:
+    """Return an address without user, password and options, in which some drivers take a password too."""
+    scheme, separator, rest = address.partition("://")
+    # without the separator nobody knows where the password ends
+    return f"{scheme}://{rest.rpartition('@')[2].partition('?')[0]}" if separator else "(an address without ://)"
+
+
+def _without_secrets(message: str, address: str) -> str:
+    """Return a driver's message without the parts of the user and the password, where it quotes them."""
+    for part in re.split("[:@]", address.partition("://")[2].rpartition("@")[0]):
+        message = message.replace(part, "…") if len(part) > 1 else message
+    return message

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from helpers.display import size_text
+from helpers.display import fenced, size_text
 from helpers.environment import Machine, read_machine
 from helpers.environment.facts import UnreadError
 from helpers.troubleshooting.explanation import explain, last_error
@@ -15,15 +15,22 @@ from helpers.troubleshooting.reading import read
 
 _PACKAGES = ("torch", "transformers", "datasets", "accelerate", "tokenizers", "safetensors", "huggingface_hub", "numpy")
 _MOST_LINES = 40
+# What follows the name of a secret; a name of an option or <a placeholder> is none.
+_VALUE = r"""(?![<-])(?:"[^"\n]{4,200}"|'[^'\n]{4,200}'|["']?(?:(?i:bearer|basic|token) {1,3})?[^\s"',;]{4,})"""
+_NAMES_OF_SECRETS = (
+    r"(?i:\b(?:(?:hf_|hub_|access_|auth_)?token(?!izer|s\b)|passw(?:or)?d|pwd|(?:[\w-]{0,20}[_-])?api[_-]?key|"
+    r"authorization|(?:\w{0,20}_)?secret)\w{0,20})[\"']?\s{0,3}[=:]\s{0,3}",  # not eos_token_id: 50256
+    r"\b[A-Z][A-Z0-9_]{0,40}(?:TOKEN|KEY|SECRET|PASSWORD)[\"']?\s{0,3}[=:]\s{0,3}",  # HF_TOKEN=...
+    r"(?i:--[\w-]{0,20}(?:token|passw(?:or)?d|api[_-]?key|secret))\s{1,3}",  # --token ...
+)
 _PERSONAL = (
     # a home folder; on Windows its name may contain spaces
     (re.compile(r"(?i)(?<![\w/])(?:[a-z]:|/mnt/[a-z])?[\\/]{1,2}(?:home|users)[\\/]{1,2}"
                 r"(?:[^\\/:*?\"<>|\n]{1,40}(?=[\\/])|[^\\/\s\"':]{1,40})"), "~"),
     (re.compile(r"/root(?=[/\s\"':]|$)"), "~"),
     (re.compile(r"\b(?:hf|sk|gh[a-z]|github_pat|glpat|wandb)[_-][A-Za-z0-9_-]{8,}"), "<token>"),
-    (re.compile(r"(?i)(?<=://)[^/\s:@]{1,80}:[^/\s@]{1,80}@"), "<user>:<password>@"),
-    (re.compile(r"(?i)\b((?:token(?!izer|s\b)|password|api_key|authorization|secret)\w{0,10}[\"']?\s{0,3}[=:]\s{0,3})[\"']?(?:(?:bearer|basic|token)\s{1,3})?(?!<)[^\s\"',;]{4,}"),
-     r"\1<secret>"),
+    (re.compile(r"(?<=://)[^/\s:@]{0,80}:[^/\s]{1,200}@"), "<user>:<password>@"),
+    *((re.compile(f"({name}){_VALUE}"), r"\1<secret>") for name in _NAMES_OF_SECRETS),
     (re.compile(r"\b[\w.+-]{1,64}@[\w-]{1,60}(?:\.[\w-]{1,60})+"), "<mail>"),
     (re.compile(r"\b(?!127\.|0\.0\.0\.0)(?:\d{1,3}\.){3}\d{1,3}(?=[:/\s)\"']|$)"), "<address>"),
 )  # fmt: skip
@@ -44,7 +51,7 @@ def write_issue_report(thing: Any = None, *, machine: Machine | None = None) -> 
     return without_personal_data(
         "\n".join(
             [
-                "### Error", "", "```text", *cut, *(lines[-_MOST_LINES:] or [explanation.headline]), "```", "",
+                "### Error", "", fenced("\n".join([*cut, *(lines[-_MOST_LINES:] or [explanation.headline])])), "",
                 "### Explained as", "", *(f"- {cause}" for cause in causes), "",
                 "### Versions", "", *_bullets(_versions(machine)), "",
                 "### Machine", "", *_bullets(_machine(machine)),

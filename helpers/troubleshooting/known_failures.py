@@ -162,8 +162,8 @@ def _this_machine() -> Machine:
 def _first_match(pattern: "re.Pattern[str]", weight: int, reading: Reading) -> Evidence | None:
     words = _required_words(pattern.pattern)
     if weight == IN_ERROR and reading.errors:
-        for error in reversed(reading.errors):
-            if match := pattern.search(error):
+        for error, lower in reading.lower_errors:
+            if _has_one(words, lower) and (match := pattern.search(error)):
                 return Evidence(_quote(error, match), weight, error is reading.errors[-1])
         return None
     weight = min(weight, IN_LOG)  # a message may be pasted without the name of its exception

@@ -4,12 +4,11 @@ What people paste is rarely what the program printed: this module undoes quotes,
 of distributed runs, colours, other encodings. `log_rows` finds the numbers that a training logged.
 """
 
-import codecs
 import json
 import re
 import traceback
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,8 +20,9 @@ from helpers.troubleshooting.log_rows import keep_numbers, read_rows
 # Of a longer text the two ends are read, and between them the lines with one of these words and those after them: logs
 # of 50 MB are mostly progress bars.
 _MAX_CHARACTERS, _MAX_LINE, _MAX_MESSAGE_LINES = 2_000_000, 4_000, 40
-_TROUBLE = ("error: ", "exception: ", "traceback (", "fatal", "killed", "out of memory", "nvrm: ", " nan", "assert")
-_MOST_ALIKE, _LINES_AFTER_TROUBLE = 20, 5
+_TROUBLE = re.compile(r"error: |exception: |traceback \(|fatal|killed|out of memory|nvrm: | nan|assert")
+_MOST_ALIKE, _LINES_AFTER_TROUBLE, _MOST_ERRORS = 20, 5, 200
+_WITHOUT_DIGITS = str.maketrans("", "", "0123456789")
 
 # What stands before the line that a program printed; several of these may follow each other.
 _TIME = r"\d\d:\d\d:\d\d(?:[.,]\d{1,9})?"
@@ -35,13 +35,15 @@ _PREFIX = re.compile(
     rf"|\[?{_TIME}\]?[: ] ?"
     rf"|[IWEF]\d{{4}} {_TIME} +\d{{1,20}} [^\s\]]{{1,200}}\] ?"  # glog, torchrun's own log
     rf"|[A-Z][a-z]{{2}} {{1,2}}\d{{1,2}} {_TIME} "  # syslog
+    r"| {2,60}(?:\| |\+ Exception Group (?=Traceback))"  # Python, in an exception group
     r"|```\w*|\*\*)"
 )
 _QUOTED = re.compile(r"^\s*`([^`]{1,4000})`\s*$")
 _TRACEBACK = "Traceback (most recent call last)"
-_KINDS = r"Error|Exception|Interrupt|Timeout|NoSuchKernel|Exit|Iteration|CompilerFailed|OutOfResources"
+_KINDS = r"Error|Exception(?:Group)?|Interrupt|Timeout|NoSuchKernel|Exit|Iteration|CompilerFailed|OutOfResources"
 _ERROR = re.compile(
-    rf"^(?:E  +)?(?P<kind>(?:[A-Za-z_][\w.]*\.)?_?[A-Z]\w*(?:{_KINDS})|Exception(?=: ))(?:: ?(?P<message>.*))?$"
+    rf"^(?:E  +)?(?P<kind>(?:[A-Za-z_][\w.]*\.)?_?[A-Z]\w*(?:{_KINDS})|Exception(?:Group)?(?=: ))"
+    r"(?:: ?(?P<message>.*))?$"
 )
 # after a traceback any name is that of an error, also one that does not end in Error
 _AFTER_TRACEBACK = re.compile(r"^(?P<kind>[A-Za-z_][\w.]*)(?:: ?(?P<message>.*))?$")
@@ -51,7 +53,7 @@ _LOGGED = re.compile(
     r"|(?:^|(?<=: ))(?P<tool>error|fatal(?: error)?)(?=:))[\]):|/ -]{0,6}(?P<message>\S.*)"
 )
 _MAX_LOG_PREFIX = 160
-_END_OF_MESSAGE = re.compile(r"^(?:Traceback |During handling|The above exception|\s*$)")
+_END_OF_MESSAGE = re.compile(r"^(?:Traceback |During handling|The above exception| *\+-[+-]|\s*$)")
 # People write headings, lists and sentences about themselves; programs say at most "we couldn't connect".
 _HUMAN = re.compile(r"^#{1,6} +[A-Z]|\b(?:I|I'm|I've|[Mm]y) [a-z]+|^[-*] +[A-Z`]|\]\(https?://")
 _SENTENCE = re.compile(r"^[^\w`]{0,4}(?:\w+[.)] )?[A-Z`][^:\[\]{}=|]{0,30} [a-z]")
@@ -75,13 +77,25 @@ class Reading:
     @cached_property
     def distinct_lines(self) -> tuple[tuple[str, str], ...]:
         """The lines to look for words in, with their lower case: of those that differ in numbers only, twenty."""
-        seen, lines = Counter[str](), []
-        for line in self.lines:
-            alike = re.sub(r"\d+", "0", line)
-            seen[alike] += 1
-            if seen[alike] <= _MOST_ALIKE:
-                lines.append((line, line.lower()))
-        return tuple(lines)
+        is_rare = _rarity()
+        return tuple((line, line.lower()) for line in self.lines if is_rare(line))
+
+    @cached_property
+    def lower_errors(self) -> tuple[tuple[str, str], ...]:
+        """The errors, the last one first, with their lower case."""
+        return tuple((error, error.lower()) for error in reversed(self.errors))
+
+
+def _rarity() -> Callable[[str], bool]:
+    """Return a function that says whether fewer than twenty lines before were like a line, but for numbers."""
+    seen = Counter[str]()
+
+    def is_rare(line: str) -> bool:
+        alike = line.translate(_WITHOUT_DIGITS)
+        seen[alike] += 1
+        return seen[alike] <= _MOST_ALIKE
+
+    return is_rare
 
 
 def read(thing: Any) -> Reading:
@@ -107,14 +121,18 @@ def read(thing: Any) -> Reading:
 
 
 def decode(data: bytes) -> str:
-    """Return the text of a file in UTF-8 or UTF-16, with or without a mark; PowerShell's `>` writes UTF-16."""
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return data.decode("utf-16", errors="replace")
-    beginning = data[:1000]
-    for zeros, encoding in ((beginning[1::2], "utf-16-le"), (beginning[::2], "utf-16-be")):
-        if len(zeros) > 1 and zeros.count(0) > 0.8 * len(zeros):
-            return data.decode(encoding, errors="replace")
+    """Return the text of a file in UTF-8, 16 or 32, with or without a mark; PowerShell's `>` writes UTF-16."""
+    for encoding in ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be"):  # UTF-32's mark begins with UTF-16's
+        if data.startswith("\ufeff".encode(encoding)) or _has_zeros_of(encoding, data[:1000]):
+            return data.decode(encoding, errors="replace").removeprefix("\ufeff")
     return data.decode("utf-8-sig", errors="replace")
+
+
+def _has_zeros_of(encoding: str, beginning: bytes) -> bool:
+    """Return whether bytes are zero where the encoding has a zero in each Latin letter."""
+    letter = "A".encode(encoding)
+    columns = (beginning[place :: len(letter)] for place, byte in enumerate(letter) if not byte)
+    return all(len(column) > 1 and column.count(0) > 0.8 * len(column) for column in columns)
 
 
 def read_text(text: str) -> Reading:
@@ -148,17 +166,17 @@ def _shortened(text: str) -> str:
     if len(text) <= _MAX_CHARACTERS:
         return text
     end = _MAX_CHARACTERS // 4  # for each end, and for the middle
-    kept, seen, n_following = list[str](), Counter[str](), 0
-    for line in text[end:-end].replace("\r", "\n").split("\n"):
-        line, lower = line[:_MAX_LINE], line[:_MAX_LINE].lower()
-        if any(word in lower for word in _TROUBLE):
-            alike = re.sub(r"\d+", "0", line[:80])
-            seen[alike] += 1
-            if seen[alike] <= _MOST_ALIKE:
-                n_following = 1 + _LINES_AFTER_TROUBLE
+    kept, is_rare, n_following, n_left = list[str](), _rarity(), 0, end
+    middle = text[end:-end].replace("\r", "\n")
+    for line, lower in zip(middle.split("\n"), middle.lower().split("\n"), strict=True):
+        if _TROUBLE.search(lower, 0, _MAX_LINE) and is_rare(line[:80]):
+            n_following = 1 + _LINES_AFTER_TROUBLE
         if n_following:
-            kept.append(line)
+            kept.append(line[:_MAX_LINE])
             n_following -= 1
+            n_left -= len(kept[-1]) + 1
+        if n_left < 0:
+            break
     return "\n".join([text[:end], "\n".join(kept)[:end], text[-end:]])
 
 
@@ -212,12 +230,20 @@ def _objects(values: Any) -> "list[dict[str, Any]]":
 def _read_exception(error: BaseException) -> Reading:
     """Read an exception and those that caused it; only text is kept, so that the traceback holds no memory."""
     lines = tuple(clean("".join(traceback.format_exception(error))).split("\n"))
-    chain: list[BaseException] = []
-    while error is not None and error not in chain:
-        chain.append(error)
-        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-    errors = tuple(f"{_kind(one)}: {clean(str(one))}" for one in reversed(chain))
+    errors = tuple(f"{_kind(one)}: {clean(str(one))}" for one in _raised(error, []))
     return Reading("\n".join(lines), lines, errors)
+
+
+def _raised(error: BaseException | None, seen: list[BaseException]) -> Iterator[BaseException]:
+    """Yield an exception after those that caused it, and before those that it groups, as a traceback prints them."""
+    first = len(seen)
+    while error is not None and error not in seen:
+        seen.append(error)
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    for one in seen[first:][::-1]:
+        yield one
+        for part in one.exceptions if isinstance(one, BaseExceptionGroup) else ():
+            yield from _raised(part, seen)
 
 
 def _kind(error: BaseException) -> str:
@@ -227,7 +253,7 @@ def _kind(error: BaseException) -> str:
 
 def _errors(lines: "list[str]") -> tuple[str, ...]:
     """Return the errors that were raised or logged; a traceback may be indented as a whole."""
-    errors, indent = [], None  # the indentation of the traceback that is open
+    found, indent = [], None  # the indentation of the traceback that is open
     for number, line in enumerate(lines):
         text = line.lstrip()
         if text.startswith(_TRACEBACK):
@@ -235,13 +261,18 @@ def _errors(lines: "list[str]") -> tuple[str, ...]:
         elif text and (indent is None or len(line) - len(text) <= indent):
             match = (_AFTER_TRACEBACK.match(text) if indent is not None else None) or _ERROR.match(text)
             indent = None
-            following = lines[number + 1 : number + _MAX_MESSAGE_LINES]
             if match:
-                errors.append(f"{match['kind']}: {_message(match['message'], following)}"[:_MAX_LINE])
+                found.append((f"{match['kind']}: ", match["message"], number))
             elif (match := _LOGGED.search(text)) and match.start() < _MAX_LOG_PREFIX:
-                message = _message(match["message"], following)
-                errors.append((message if _ERROR.match(match["message"]) else f"error: {message}")[:_MAX_LINE])
-    return tuple(errors)
+                found.append(("" if _ERROR.match(match["message"]) else "error: ", match["message"], number))
+    is_rare = _rarity()
+    found = [one for one in reversed(found) if is_rare(f"{one[0]}{one[1]}")][::-1]
+    if len(found) > _MOST_ERRORS:  # the first ones may have caused the others, and the last one ended it
+        found = found[: _MOST_ERRORS // 2] + found[-_MOST_ERRORS // 2 :]
+    return tuple(
+        (kind + _message(message, lines[number + 1 : number + _MAX_MESSAGE_LINES]))[:_MAX_LINE]
+        for kind, message, number in found
+    )
 
 
 def _message(first: str | None, following: "list[str]") -> str:

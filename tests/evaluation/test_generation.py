@@ -17,7 +17,7 @@ from helpers.evaluation.generation import (
     repeated_n,
 )
 from helpers.model import load_model
-from helpers.settings import EvaluationSettings, SettingsError
+from helpers.settings import _LEAST_TEMPERATURE, EvaluationSettings, SettingsError
 
 GREEDY = {"do_sample": False}
 
@@ -180,3 +180,9 @@ def test_a_prompt_that_ends_in_a_space_is_noted(tiny):
     with pytest.warns(UserWarning, match="The prompt 'The fox ' ends in a space"):
         generate(*tiny, [settings.prompt], settings)
     generate(*tiny, ["a row of a text "], settings)
+
+
+def test_the_least_temperature_gives_the_most_probable_tokens(model, tokenizer, sampling_settings):
+    least = sampling_settings.model_copy(update={"temperature": _LEAST_TEMPERATURE})
+    greedy = generate(model, tokenizer, ["The"], least, do_sample=False)
+    assert generate(model, tokenizer, ["The"], least) == greedy

@@ -68,8 +68,9 @@ def exported(run, tmp_path, monkeypatch):
     monkeypatch.setattr(demo_page, "export_model", lambda run, **options: export)
 
 
-def test_a_model_too_large_for_a_page_is_one_sentence(run, exported, tmp_path, monkeypatch):
+def test_a_model_too_large_for_a_page_is_one_sentence_before_it_is_exported(run, tmp_path, monkeypatch):
     monkeypatch.setattr(demo_page, "_LARGEST_MODEL_BYTES", 1000)
+    monkeypatch.setattr(demo_page, "export_model", None)
     with pytest.raises(SettingsError, match=r"a page holds at most .*: use `demo` without --static"):
         write_static_page(run, tmp_path / "web")
     assert not (tmp_path / "web").exists()

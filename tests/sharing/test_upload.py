@@ -82,6 +82,17 @@ def test_hidden_files_are_not_published(light, runs, api):
     assert upload.private and not any(".env" in name for name in upload.files)
 
 
+@pytest.mark.parametrize("folder", ["model", "export/gguf-f16"])
+def test_what_a_link_leads_to_is_not_published(light, runs, api, tmp_path, folder):
+    (tmp_path / "id_rsa").write_text("secret")
+    try:
+        (runs / "tiny" / folder / "vocabulary.txt").symlink_to(tmp_path / "id_rsa")
+    except OSError as error:
+        pytest.skip(f"this system makes no links: {error}")
+    with pytest.raises(SettingsError, match=r"vocabulary\.txt is a link to .*id_rsa, whose content would be published"):
+        plan_upload(light, "me/fables", api=api)
+
+
 def test_the_gguf_is_made_if_there_is_none_or_an_old_one(light, runs, api):
     gguf = runs / "tiny/export/gguf-f16/tiny-f16.gguf"
     os.utime(gguf, (0, 0))

@@ -112,6 +112,10 @@ def test_each_fault_is_reported_with_its_place(tmp_path):
         ("vary: {seed: [1]}\nsettings:\n  seed: 1\n", "vary.seed: seed is under `settings` too"),
         ("vary: {seed: [1]}\npreset: pocket\nvary: {seed: [2]}\n", "'vary' is set twice, keep one of the two"),
         ("vary:\n  seed: [1]\n  seed: [2]\n", "'seed' is set twice, keep one of the two"),
+        (
+            "a: &a [x, x]\nb: &b [*a, *a]\nvary: {source: *b}\n",
+            "line 2: this cannot be read as YAML: an alias (*name) is not allowed",
+        ),
         ("vary: {learning_rate: [0.001, 1e-3]}\n", "vary.learning_rate: learning_rate has the same value twice"),
     ],
 )

@@ -36,7 +36,7 @@ def drawn(progress):
 def test_the_screen_shows_done_running_failed_best_and_time_left(study):
     opened = open_study(study)
     finish(opened, value=2.5)
-    finish(opened, error="a cell is broken")
+    finish(opened, error="a cell \x1b[2Jis broken")  # a terminal must not obey it
     opened.ask()
     progress = Progress(study, opened)
     assert progress.headline.startswith("1 done, 1 running, 1 waiting, 1 failed of 4; time left: about 0 s")

@@ -1,5 +1,6 @@
 import json
 
+import mistune
 import pytest
 from huggingface_hub import ModelCard
 
@@ -133,3 +134,23 @@ def test_a_folder_with_the_form_of_a_hub_id_is_none(tmp_path, monkeypatch):
     settings = TrainingSettings(source="letters/mine", model_name_or_path="letters/mine")
     assert not {"datasets", "base_model"} & set(loaded(settings).data.to_dict())
     assert "letters" not in card_text(settings, FACTS)
+
+
+def test_no_name_and_no_setting_becomes_html_or_a_link():
+    evil = "`<img src=x onerror=alert(1)> [x](javascript:alert(2))"
+    settings = TrainingSettings(source=f"/x/{evil}.txt", sample_prompt=evil, model_name_or_path=f"/y/{evil}")
+    values = {"perplexity": 3.0, "bits_per_byte": 1.0, "word_perplexity": 9.0, "protocol": evil}
+    score = values | {"text_sha256": "0" * 64, "perplexity_interval": None, "bits_per_byte_interval": None}
+    difference = {"confidence": 0.95, "resamples": 9, "interval": None}
+    section = {"source": evil, "difference": difference, "base": score, "tuned": score}
+    evaluation = {
+        "test": section,
+        "forgetting": section,
+        "copying": {"rows": [{"text": evil, evil: 3}]},
+        "speech": {"settings": {"seed": evil}, "decodings": [{"decoding": evil, "sample": evil}]},
+    }
+    body = card_text(settings, FACTS, evaluation).split("\n---\n", 1)[1]
+    html = mistune.create_markdown(escape=False, plugins=["table"])(body)
+    assert html.count("alert(1)") == body.count("alert(1)") > 8
+    assert "<img" not in html
+    assert "<a " not in html

@@ -5,7 +5,15 @@ from helpers.training.study_storage import open_storage
 
 
 @pytest.mark.parametrize(
-    "address", ["postgresql+psycopg://me:secret@127.0.0.1:9/none", "postgresql+nodriver://me:secret@h/none", "nonsense"]
+    "address",
+    [
+        "postgresql+psycopg://me:secret@127.0.0.1:9/none",
+        "postgresql+nodriver://me:secret@h/none",
+        "postgresql+psycopg://me:p@secret@127.0.0.1:9/none",
+        "postgresql+psycopg://127.0.0.1:9/none?user=me&password=secret",
+        "postgresql//me:secret@127.0.0.1/none",
+        "nonsense",
+    ],
 )
 def test_the_error_for_a_storage_that_does_not_answer_is_one_sentence_without_the_password(address, tmp_path):
     with pytest.raises(SettingsError, match="does not answer") as error:

@@ -82,8 +82,39 @@ def test_a_secret_is_replaced_in_the_forms_of_web_requests(text):
     assert "eyJ" not in without_personal_data(text)
 
 
+def test_nothing_in_a_log_ends_its_block():
+    report = write_issue_report("RuntimeError: x\n```\n# A heading ![](http://x)", machine=read_machine(quick=True))
+    assert "````text\nRuntimeError: x\n```\n# A heading ![](http://x)\n````\n" in report
+
+
 @pytest.mark.parametrize(
-    "line", ["tokenizer = load_tokenizer(name)", "tokens = TokenStream(settings)", "tokens: 5_000"]
+    "text",
+    [
+        "export WANDB_API_KEY=eyJhbGciOi",
+        "HF_TOKEN: eyJhbGciOi",
+        "aws_secret_access_key = eyJhbGciOi",
+        "x-api-key: eyJhbGciOi",
+        "password: 'my eyJhbGciOi'",
+        "{'token': 'eyJhbGciOi'}",
+        "tool --token eyJhbGciOi --password eyJhbGciOi",
+        "postgresql://me:p@eyJhbGciOi@h/db and redis://:eyJhbGciOi@h",
+        "postgresql://h/db?user=me&password=eyJhbGciOi",
+    ],
+)
+def test_a_secret_is_replaced_in_the_forms_of_variables_options_and_addresses(text):
+    assert "eyJ" not in without_personal_data(text)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "tokenizer = load_tokenizer(name)",
+        "tokens = TokenStream(settings)",
+        "tokens: 5_000",
+        "eos_token_id=50256, pad_token='<|endoftext|>'",
+        "max_new_tokens: 160, num_input_tokens_seen: 12345",
+        "KeyError: 'loss_function'",
+    ],
 )
 def test_a_tokenizer_and_a_number_of_tokens_are_no_secrets(line):
     assert without_personal_data(line) == line

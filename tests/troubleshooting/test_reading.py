@@ -2,11 +2,12 @@
 
 import codecs
 import json
+import traceback
 
 import pytest
 
 from helpers.troubleshooting import explain
-from helpers.troubleshooting.reading import decode, read_text
+from helpers.troubleshooting.reading import decode, read, read_text
 
 ERROR = (
     'Traceback (most recent call last):\n  File "train.py", line 31, in <module>\n    trainer.train()\n'
@@ -63,6 +64,10 @@ def test_an_error_is_recognised_in_every_form():
         codecs.BOM_UTF16_BE + MESSAGE.encode("utf-16-be"),
         MESSAGE.encode("utf-16-le"),
         MESSAGE.encode("utf-16-be"),
+        MESSAGE.encode("utf-32"),
+        codecs.BOM_UTF32_BE + MESSAGE.encode("utf-32-be"),
+        MESSAGE.encode("utf-32-le"),
+        MESSAGE.encode("utf-32-be"),
     ],
 )
 def test_a_file_is_read_in_the_encodings_that_shells_write(data):
@@ -97,6 +102,42 @@ def test_an_early_error_in_a_log_of_many_megabytes_is_not_lost():
     reading = read_text(f"{bars}\n{MESSAGE}\n{bars}")
     assert len(reading.text) < 3_000_000
     assert reading.errors[0].startswith(MESSAGE)
+
+
+def test_of_many_errors_that_are_alike_twenty_are_judged_and_of_many_others_the_first_and_last():
+    alike = "".join(f"ERROR: worker {n} has failed\n" for n in range(1000))
+    errors = read_text(f"{alike}{MESSAGE}\n{alike}ERROR: the end").errors
+    assert [error.split("\n")[0] for error in errors[-2:]] == ["error: worker 999 has failed", "error: the end"]
+    assert len(errors) == 20 + 2
+    assert errors[0].startswith(MESSAGE)
+    words = [f"{a}{b}{c}" for a in "abcdefgh" for b in "abcdefgh" for c in "abcdefgh"]
+    errors = read_text("\n".join(f"ERROR: {word}" for word in words)).errors
+    assert len(errors) == 200
+    assert (errors[0].split("\n")[0], errors[-1]) == ("error: aaa", "error: hhh")
+
+
+class TestExceptionGroup:
+    @pytest.fixture
+    def group(self):
+        parts = [ValueError("a bad row"), ExceptionGroup("inner", [RuntimeError(MESSAGE.split(": ", 1)[1])])]
+        try:
+            raise ExceptionGroup("two workers failed", parts) from OSError("the first cause")
+        except ExceptionGroup as error:
+            return error
+
+    def test_the_errors_in_it_are_judged(self, group):
+        assert explain(group).causes[0].id == "E25"
+        kinds = [error.split(":")[0] for error in read(group).errors]
+        assert kinds == ["OSError", "ExceptionGroup", "ValueError", "ExceptionGroup", "RuntimeError"]
+
+    def test_a_printed_one_is_read_like_it(self, group):
+        text = "".join(traceback.format_exception(group))
+        assert explain(text).causes[0].id == "E25"
+        assert read_text(text).errors == read(group).errors
+
+    def test_one_that_holds_itself_ends(self, group):
+        group.exceptions[0].__context__ = group
+        assert explain(group).causes[0].id == "E25"
 
 
 def test_a_line_that_a_logger_marks_is_an_error():

@@ -44,11 +44,7 @@ def read_chunks(file: Path, *, advance: Callable[[int], None] | None = None) -> 
             while chunk := stream.read(CHUNK_BYTES):
                 n_new, n_read = raw.tell() - n_read, raw.tell()
                 n_decompressed += len(chunk)
-                if n_decompressed > max(_HARMLESS_BYTES, MAX_EXPANSION * n_read):
-                    raise SettingsError(
-                        f"{file} expands to more than {MAX_EXPANSION} times its size, which no text does: it is not "
-                        "unpacked. If you trust it, unpack it yourself and use the unpacked file."
-                    )
+                check_expansion(file, n_decompressed, n_read)
                 if advance:
                     advance(n_new)
                 yield chunk
@@ -56,6 +52,15 @@ def read_chunks(file: Path, *, advance: Callable[[int], None] | None = None) -> 
         cause = error.strerror or str(error)
         fix = ": download or compress it again" if codec else ""
         raise SettingsError(f"{file} cannot be read ({cause}){fix}.") from None
+
+
+def check_expansion(file: Path, n_decompressed: int, n_read: int) -> None:
+    """Raise `SettingsError` where the bytes that were read of a file have become far more than text can."""
+    if n_decompressed > max(_HARMLESS_BYTES, MAX_EXPANSION * n_read):
+        raise SettingsError(
+            f"{file} expands to more than {MAX_EXPANSION} times its size, which no text does: it is not "
+            "unpacked. If you trust it, unpack it yourself and use the unpacked file."
+        )
 
 
 def find_encoding(file: Path, chunks: Iterable[bytes]) -> str:

@@ -177,6 +177,17 @@ def test_the_column_of_the_text_is_chosen_from_many_rows_and_named(tmp_path, cas
     assert read(path, text_column="title")[0][-1] == "B", "the setting decides"
 
 
+@pytest.mark.parametrize("is_categorical", [False, True])
+def test_a_parquet_file_that_expands_like_no_text_is_refused(tmp_path, is_categorical):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    texts = pa.array(["a story of a fox " * 60] * 20_000)  # 20 MB in 6 KB
+    pq.write_table(pa.table({"text": texts.dictionary_encode() if is_categorical else texts}), tmp_path / "a.parquet")
+    with pytest.raises(SettingsError, match=r"a\.parquet expands to more than 200 times its size"):
+        read(tmp_path / "a.parquet")
+
+
 def test_the_longest_column_of_a_parquet_file_is_the_text(tmp_path):
     Dataset.from_dict({"title": ["A fox"] * 12, "body": STORIES}).to_parquet(tmp_path / "a.parquet")
     texts, notes = read(tmp_path / "a.parquet")
