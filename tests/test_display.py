@@ -43,6 +43,20 @@ def test_a_bar_is_complete_at_its_end_unless_an_error_ended_it(monkeypatch):
     assert (2, 5) in ends
 
 
+@pytest.mark.parametrize("leave", [False, True])
+def test_the_widget_of_a_bar_is_hidden_and_not_closed_so_that_a_page_loaded_again_finds_it(monkeypatch, leave):
+    widget = SimpleNamespace(layout=SimpleNamespace(display="flex"))
+    closed = []
+    bar_type = type(
+        "Bar", (tqdm,), {"container": widget, "close": lambda bar: (closed.append(not bar.leave), tqdm.close(bar))}
+    )
+    monkeypatch.setattr("tqdm.auto.tqdm", bar_type)
+    with progress_bar(1, unit="token", leave=leave) as bar:
+        bar.update()
+    assert closed[0] is False, "tqdm closes the widget of a bar that it does not leave"
+    assert (widget.layout.display == "none") is not leave
+
+
 def test_all_text_is_escaped():
     shown = html_table(["<a>"], [["<b>"]], caption="<c>")
     assert not any(tag in shown for tag in ("<a>", "<b>", "<c>"))

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import types
 from pathlib import Path
 
@@ -13,21 +14,19 @@ from helpers.environment import tasks
 from helpers.environment.install import InstallError
 
 
+def ended(code):
+    return types.SimpleNamespace(returncode=code, wait=lambda: code, kill=lambda: None)
+
+
 @pytest.fixture
 def ran(monkeypatch):
     """Return the commands that are run, each without its Python; every one succeeds, and all is installed."""
     commands = []
 
-    def run(command, **options):
-        commands.append(" ".join(command[1:]))
-        return types.SimpleNamespace(returncode=commands[-1].endswith("--format-fails"))
-
     def start(command, **options):
-        child = run(command, **options)
-        child.wait = child.kill = lambda: None
-        return child
+        commands.append(" ".join(command[1:]))
+        return ended(commands[-1].endswith("--format-fails"))
 
-    monkeypatch.setattr(subprocess, "run", run)
     monkeypatch.setattr(subprocess, "Popen", start)
     monkeypatch.setattr(tasks, "install", lambda **options: commands.append(f"install {options}") or Path("python"))
     return commands
@@ -85,25 +84,19 @@ def test_every_notebook_is_run_and_05_by_its_own_test(ran):
 
 @pytest.mark.parametrize("fails", ["--nbmake", "worksteal"])
 def test_notebooks_or_unit_tests_that_fail_fail_the_test_task_without_the_browser(ran, monkeypatch, fails):
-    works, starts = subprocess.run, subprocess.Popen
+    starts = subprocess.Popen
 
-    def failing(works):
-        def call(command, **options):
-            done = works(command, **options)
-            done.returncode = 4 * any(fails in word for word in command)
-            return done
+    def failing(command, **options):
+        starts(command, **options)
+        return ended(4 * any(fails in word for word in command))
 
-        return call
-
-    monkeypatch.setattr(subprocess, "run", failing(works))
-    monkeypatch.setattr(subprocess, "Popen", failing(starts))
+    monkeypatch.setattr(subprocess, "Popen", failing)
     assert code_of("test") == 4
     assert not any("tests/browser" in line for line in ran if "--ignore" not in line)
 
 
 def test_a_command_that_fails_ends_its_task_with_its_code(ran, monkeypatch):
-    failed = types.SimpleNamespace(returncode=3)
-    monkeypatch.setattr(subprocess, "run", lambda command, **_: ran.append(command) or failed)
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **_: ran.append(command) or ended(3))
     assert code_of("test") == 3
     assert len(ran) == 2  # the installation, and the first command
 
@@ -183,13 +176,27 @@ def test_a_bare_python_can_ask_for_help_and_an_old_one_gets_as_far_as_the_senten
         assert "from __future__ import annotations" in source, path  # Python 3.8 does not know dict[str, int]
 
 
-def test_ctrl_c_is_left_to_the_child_which_saves_what_is_done(monkeypatch):
-    def interrupted(command, **_):
-        signal.raise_signal(signal.SIGINT)  # as the terminal sends it to both
-        return types.SimpleNamespace(returncode=7)
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
+@pytest.mark.parametrize(("sent", "reaches_both"), [(signal.SIGINT, True), (signal.SIGTERM, False)])
+def test_a_signal_is_left_to_the_child_which_saves_what_is_done(monkeypatch, sent, reaches_both, tmp_path):
+    """Ctrl-C reaches both, as the terminal sends it; what ends one process only is handed on."""
+    saving = (
+        "import signal, time; signal.signal({0}, lambda *_: exit(7)); open({1!r}, 'w')\nwhile True: time.sleep(0.05)"
+    )
+    ready = tmp_path / "ready"
+    start = subprocess.Popen
 
-    monkeypatch.setattr(subprocess, "run", interrupted)
+    def started(command, **_):
+        child = start([sys.executable, "-c", saving.format(int(sent), str(ready))])
+        while not ready.exists():
+            assert child.poll() is None
+        if reaches_both:
+            child.send_signal(sent)
+        threading.Timer(0.2, os.kill, [os.getpid(), sent]).start()
+        return child
+
+    monkeypatch.setattr(subprocess, "Popen", started)
     monkeypatch.setattr(tasks, "install", lambda **_: Path("python"))
-    usual = signal.getsignal(signal.SIGINT)
+    usual = signal.getsignal(sent)
     assert code_of("course") == 7, "what the child says"
-    assert signal.getsignal(signal.SIGINT) is usual
+    assert signal.getsignal(sent) is usual
