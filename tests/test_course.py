@@ -17,7 +17,7 @@ from helpers import course
 from helpers.course import CourseError, declared_parameters, find_notebook, run_course, write_report
 from helpers.paths import NOTEBOOKS
 from helpers.settings import SettingsError, run_folder
-from helpers.training.run_files import write_history
+from helpers.training.run_files import HistoryFile
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 
@@ -250,9 +250,8 @@ class Bar:
 def test_the_bar_of_a_cell_that_trains_shows_the_step(runs, monkeypatch):
     monkeypatch.setattr(course, "_SECONDS_BETWEEN_DRAWINGS", 0.001)
     (runs / "mine").mkdir(parents=True)
-    write_history(
-        runs / "mine", [{"step": 10, "loss": 3.5, "epoch": 0.1}, {"step": 10, "eval_loss": 3.4, "epoch": 0.1}]
-    )
+    rows = [{"step": 10, "loss": 3.5, "epoch": 0.1}, {"step": 10, "eval_loss": 3.4, "epoch": 0.1}]
+    HistoryFile(runs / "mine").write(rows)
     bar = Bar(is_terminal=True)
     with course._redrawn(bar, runs / "mine"):
         assert bar.is_seen.wait(60)

@@ -14,6 +14,7 @@ from helpers.display import GIB
 from helpers.paths import ASSETS, ROOT
 from helpers.settings import EvaluationSettings, TrainingSettings
 from helpers.training import plan_run
+from helpers.troubleshooting.lab import write_notebook
 
 pytestmark = pytest.mark.browser
 GPT2_TAKES = f"{plan_run(TrainingSettings.from_preset('rtx-4070-ti')).memory.total_bytes / GIB:.1f} GiB predicted"
@@ -405,6 +406,25 @@ def test_papermill_runs_the_saved_parameters(papermill_run, lab):
     _, stderr = child.communicate(timeout=480)
     assert child.returncode == 0, stderr.decode()
     assert (lab.runs / "from-panel/training.json").exists()
+
+
+def test_a_page_that_is_loaded_again_shows_no_bar_that_has_ended(lab, open_notebook):
+    source = (
+        "from helpers import display\ndisplay.QUIET_SECONDS = 0.01\n"
+        "with display.progress_bar(4, unit='token') as bar:\n"
+        "    for _ in range(4): __import__('time').sleep(0.2); bar.update()\n'done'"
+    )
+    write_notebook(lab.folder / "bar.ipynb", [source])
+    notebook = open_notebook("bar.ipynb")
+    notebook.run_all()
+    assert notebook.wait() == []
+    notebook.page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
+    notebook.page.reload()
+    notebook.page.locator(".jp-OutputArea-output", has_text="done").wait_for()
+    notebook.page.get_by_text("Loading widget").wait_for(state="detached")
+    shown = notebook.page.locator(".jp-OutputArea").inner_text()
+    assert "Error displaying widget" not in shown
+    assert "4/4" not in shown
 
 
 def test_the_console_of_the_browser_shows_no_error(notebooks):

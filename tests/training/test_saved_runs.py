@@ -42,12 +42,17 @@ def test_a_run_whose_history_was_deleted_is_shown_without_a_validation_loss():
     assert str(open_or_train("finished")).endswith(", no validation loss in history.jsonl")
 
 
+def assert_weights_of_the_finished_one(run):
+    expected = weights(run_folder("finished") / "model")
+    for name, tensor in weights(run_folder(run) / "model").items():
+        # A key's bias has a gradient of 0, so AdamW enlarges what rounding leaves of it.
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=1e-6)
+
+
 def test_an_interrupted_run_resumes_to_the_weights_of_the_finished_one():
     resumed = fine_tune(read_run_settings("stopped"))
     assert [row["step"] for row in resumed.history if "loss" in row] == [1, 2, 3, 4]
-    expected = weights(run_folder("finished") / "model")
-    for name, tensor in weights(run_folder("stopped") / "model").items():
-        torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=1e-7)
+    assert_weights_of_the_finished_one("stopped")
 
 
 def test_a_finished_run_is_measured_as_it_was():
@@ -67,9 +72,7 @@ def test_an_interrupted_run_goes_on_renamed_with_its_text_elsewhere_and_other_ro
     assert [row["step"] for row in resumed.history if "loss" in row] == [1, 2, 4]
     assert len(list((resumed.folder / "checkpoints").iterdir())) == 1
     assert read_run_settings("renamed") == settings
-    expected = weights(run_folder("finished") / "model")
-    for name, tensor in weights(run_folder("renamed") / "model").items():
-        torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=1e-7)
+    assert_weights_of_the_finished_one("renamed")
 
 
 def test_an_interrupted_run_whose_text_is_gone_goes_on():
