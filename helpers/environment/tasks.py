@@ -32,15 +32,15 @@ class _FailedError(RuntimeError):
 
 
 def _code_of(command: list[str], **how: Any) -> int:
-    """Run a command and return its exit code; what would end this process ends it, once it has saved what is done."""
+    """Run a command and return its exit code; a signal to end is left to the command, which saves what is done."""
     usual = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     # Ctrl-C reaches the child too, and Python would kill it after a quarter of a second. A shell's background job
     # ignores Ctrl-C, and so shall its child.
     if usual[signal.SIGINT] is signal.default_int_handler:
         signal.signal(signal.SIGINT, lambda *_: None)
-    child = subprocess.Popen(command, **how)  # noqa: S603
-    signal.signal(signal.SIGTERM, lambda *_: child.terminate())  # is sent to one process only
     try:
+        child = subprocess.Popen(command, **how)  # noqa: S603
+        signal.signal(signal.SIGTERM, lambda *_: child.terminate())  # is sent to one process only
         return child.wait()
     finally:
         for number, handler in usual.items():
