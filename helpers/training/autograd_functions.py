@@ -131,15 +131,15 @@ def _nats_and_gradients(
     dtype = logits.dtype
     logits[:, vocab_size:] = -torch.inf  # a probability of 0
     logits = logits.float()
-    log_probs = functional.log_softmax(logits, dim=-1)
+    at_targets = torch.arange(len(targets), device=targets.device), targets.clamp(min=0)
+    highest, of_targets = logits.amax(-1), logits[at_targets]  # (C,)
+    slopes = logits.softmax(-1)
     del logits
-    nats = functional.nll_loss(log_probs, targets, reduction="sum")
-    of_targets = torch.arange(len(targets), device=targets.device), targets.clamp(min=0)
-    at_targets = log_probs[of_targets].exp() - 1
-    # on a card one operation reads floats and writes halves
-    slopes = torch.exp(log_probs, out=log_probs if dtype == torch.float32 else torch.empty_like(log_probs, dtype=dtype))
-    slopes[of_targets] = at_targets.to(dtype)
-    return nats, slopes
+    # A target's own probability may be rounded to 0, the highest one of a row cannot. The logarithms of all
+    # probabilities, as `cross_entropy` takes them, would need a second exponential for the gradients.
+    nats = (highest - slopes.amax(-1).log() - of_targets) * (targets != -100)
+    slopes[at_targets] -= 1
+    return nats.sum(), slopes.to(dtype)
 
 
 def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
