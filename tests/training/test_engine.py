@@ -154,6 +154,17 @@ def test_in_half_precision_the_products_of_the_head_have_sizes_that_a_cards_fast
         assert torch.nn.functional.cosine_similarity(one.flatten(), other.flatten(), dim=0) > 0.999
 
 
+def test_a_target_whose_probability_is_rounded_to_0_has_its_exact_loss():
+    hidden = torch.full((1, 4, 1), 300.0, requires_grad=True)
+    weight, labels = torch.linspace(-1, 1, V)[:, None].requires_grad_(), torch.zeros(1, 4, dtype=torch.long)
+    loss = chunked_loss(hidden, weight, labels)
+    stock = torch.nn.functional.cross_entropy((hidden[:, :-1] @ weight.T).flatten(0, 1), labels[:, 1:].flatten())
+    assert loss.item() == pytest.approx(stock.item()) and loss > 500, "e^-500 is 0 in float32"
+    ours = torch.autograd.grad(loss, [hidden, weight])
+    for one, other in zip(ours, torch.autograd.grad(stock, [hidden, weight]), strict=True):
+        assert torch.allclose(one, other)
+
+
 def test_the_logits_of_all_tokens_never_exist_at_once():
     held = []
 
