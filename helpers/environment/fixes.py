@@ -66,7 +66,7 @@ def install_wheel(machine: Machine) -> str:
         return (
             f"{NO_WHEEL} On an Apple chip use a Python for arm64: this one runs under Rosetta. On an Intel chip use "
             "the container: docker build -t gpt2-course -f .devcontainer/Dockerfile . ; "
-            "docker run -p 8888:8888 gpt2-course"
+            "docker run -p 127.0.0.1:8888:8888 gpt2-course"
         )
     if advice.tag == "cpu" and expects_gpu(machine):  # no CUDA wheel runs on such an old driver
         return f"{update_driver(machine)} Then ask for the wheel: {python} -m helpers.environment --wheel"
