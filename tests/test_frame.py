@@ -47,7 +47,7 @@ ROOMS = {
     "environment": {"display", "paths"},
     "plots": {"display"},
     "schema": {"display"},
-    "files": {"paths", "schema"},
+    "files": {"display", "paths", "schema"},
     "settings": {"display", "files", "paths", "schema"},
     "exercises": {"display", "files", "settings"},
     "model": {"files", "display", "paths", "settings"},
