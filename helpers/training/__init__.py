@@ -42,7 +42,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "plan": "RunPlan plan_run planned_shape",
         "calibration": "Calibration find_calibration",
         "measuring": "calibrate",
-        "model_card": "metric_text public_name write_model_card",
+        "model_card": "write_model_card",
         "pruning": "TrialPrunedError",
     },
 )
