@@ -89,6 +89,17 @@ def perplexity_text(loss: float) -> str:
     return f"{math.exp(loss):,.2f}" if loss < 14 else f"{math.exp(loss):.1e}"
 
 
+def metric_text(value: float | None, form: str, interval: list[float] | None = None) -> str:
+    """Return a metric with its interval; None, as evaluation.json has it, is a value too large for a number.
+
+    >>> metric_text(3.14159, ".2f", [3.1, 3.2]), metric_text(None, ".2f")
+    ('3.14 [3.10 to 3.20]', 'too large')
+    """
+    if value is None:
+        return "too large"
+    return f"{value:{form}}" + (f" [{interval[0]:{form}} to {interval[1]:{form}}]" if interval else "")
+
+
 def first_line(error: BaseException) -> str:
     r"""Return the first line of an error's message, without a full stop; the error's type when it has no message.
 
@@ -142,7 +153,11 @@ def print_any_character() -> None:
 
 
 class Html(str):
-    """Text that is HTML already: `html_table` does not escape it."""
+    """Text that is HTML already: `html_table` does not escape it, and no template does."""
+
+    def __html__(self) -> str:
+        """Return itself, as Jinja asks for it."""
+        return self
 
 
 class PlainTextMixin:

@@ -8,11 +8,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from html import escape
 from pathlib import Path
-from string import Template
 from typing import Any
 
+from helpers.display import Html
 from helpers.paths import ASSETS, LONGEST_WINDOWS_PATH, long_paths
 from helpers.schema import SettingsError
 
@@ -35,8 +34,18 @@ def write_atomically(path: Path, text: str) -> None:
 
 def write_html_page(path: Path, *, title: str, body: str) -> None:
     """Write a page that needs no network, atomically; `body` is HTML."""
-    page = Template((ASSETS / "templates" / "page.html").read_text(encoding="utf-8"))
-    write_atomically(path, page.substitute(title=escape(title), body=body))
+    write_atomically(path, fill_template("templates/page.html", title=title, body=Html(body)))
+
+
+def fill_template(name: str, **values: Any) -> str:
+    """Return a Jinja template of `assets/` filled in; in one that is HTML every value is escaped, except `Html`."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+
+    environment = Environment(
+        loader=FileSystemLoader(ASSETS), autoescape=select_autoescape(["html"]), undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+    )  # fmt: skip
+    return environment.get_template(name).render(**values)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

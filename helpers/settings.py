@@ -121,6 +121,9 @@ def _not_almost_0(temperature: float) -> float:
 
 
 PathOrName = Annotated[str, AfterValidator(_path_or_name)]
+# settings of a new model only
+NEW_SHAPE = ("n_layer", "n_embd", "n_head", "n_positions")
+NEW_MODEL = ("tokenizer", *NEW_SHAPE, "resid_pdrop")
 
 
 class RunSettings(Settings):
@@ -281,7 +284,7 @@ class TrainingSettings(DataSettings):
                 f"optim = 'muon' is for complete matrices, and lora_r = {self.lora_r} trains narrow ones beside them: "
                 "set lora_r = 0, or another optim"
             )
-        for name in ("tokenizer", "n_layer", "n_embd", "n_head", "n_positions", "resid_pdrop"):
+        for name in NEW_MODEL:
             value = getattr(self, name)
             if value != type(self).model_fields[name].default and not self.from_scratch:
                 raise ValueError(
@@ -293,8 +296,7 @@ class TrainingSettings(DataSettings):
     @property
     def new_shape(self) -> dict[str, int]:
         """The values of `GPT2Config` in which a new model differs from `model_name_or_path`."""
-        names = ("n_layer", "n_embd", "n_head", "n_positions")
-        return {name: value for name in names if (value := getattr(self, name))}
+        return {name: value for name in NEW_SHAPE if (value := getattr(self, name))}
 
     @property
     def effective_batch_size(self) -> int:

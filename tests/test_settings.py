@@ -102,7 +102,7 @@ def test_a_run_too_deep_for_windows_is_refused_before_anything_is_written(runs, 
     assert run_folder("mine").name == "mine"
 
 
-@pytest.mark.parametrize("preset", ["pocket", "pocket-pretraining", "guide", "rtx-4070-ti", "8gb", "16gb"])
+@pytest.mark.parametrize("preset", preset_names())
 def test_a_preset_is_a_valid_papermill_parameter_file(preset):
     raw = yaml.safe_load((PRESETS / f"{preset}.yaml").read_text(encoding="utf-8"))
     assert read_preset(preset) == raw, "a value changed its type: in YAML write 5.0e-5"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 import sys
 import time
@@ -12,6 +11,8 @@ import click
 from helpers.environment.__main__ import main
 from helpers.environment.live import Monitor, sample, text
 from helpers.paths import COMMAND
+
+_INTERVAL_SECONDS = 1.0  # between two readings
 
 
 # click passes everything on: the parser of the bare doctor reads the options, so that there is only one
@@ -23,23 +24,18 @@ def doctor(arguments: tuple[str, ...]) -> None:
 
 
 @click.command()
-@click.option(
-    "--interval", default=1.0, show_default=True, type=click.FloatRange(0.1, 3600), help="Seconds per reading."
-)
-@click.option("--seconds", type=click.FloatRange(0), help="Stop after this time; default: at Ctrl-C.")
 @click.option("--once", is_flag=True, help="Read once; the default if the output is no terminal.")
-def monitor(interval: float, seconds: float | None, once: bool) -> None:
+def monitor(once: bool) -> None:
     """Show memory, load, power and temperature, until Ctrl-C. It also shows which processes use memory."""
-    watch = Monitor(sample, interval_seconds=interval, length=600)
+    watch = Monitor(sample, interval_seconds=_INTERVAL_SECONDS, length=600)
     if once or not sys.stdout.isatty():
         click.echo(str(watch))
         return
-    ends = time.monotonic() + (math.inf if seconds is None else seconds)
     try:
-        while time.monotonic() < ends:
+        while True:
             click.clear()
             click.echo(text(watch.history, width=max(10, shutil.get_terminal_size().columns - 40)))
-            time.sleep(max(0, min(interval, ends - time.monotonic())))
+            time.sleep(_INTERVAL_SECONDS)
             watch.update()
     except KeyboardInterrupt:
         click.echo()

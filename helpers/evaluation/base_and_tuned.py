@@ -20,9 +20,9 @@ from datasets import Dataset
 
 from helpers.data.in_memory import dialogues, load_documents
 from helpers.data.run_data import load_run_tokenizer, name_general_source, open_prepared
-from helpers.data.sources import Source
+from helpers.data.sources import Source, public_name
 from helpers.data.sources.chat import Dialogue
-from helpers.display import PlainTextMixin, cut, html_table
+from helpers.display import PlainTextMixin, cut, html_table, metric_text
 from helpers.evaluation import record
 from helpers.evaluation.copying import CopyReport, search_training_text
 from helpers.evaluation.generation import DECODINGS, DecodingReport, generate
@@ -37,7 +37,6 @@ from helpers.settings import (
     refuse_training_text,
     run_folder,
 )
-from helpers.training.model_card import metric_text, public_name
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase

@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from helpers.display import first_line
+from helpers.display import Html
 from helpers.evaluation import load_tuned
-from helpers.files import write_atomically
+from helpers.files import fill_template, write_atomically
 from helpers.paths import ASSETS
 from helpers.schema import bounds
 from helpers.settings import EvaluationSettings, SettingsError, read_run_settings, run_folder
@@ -47,7 +47,8 @@ def write_static_page(run: str, folder: Path) -> Path:
     The model is the run's `q8_0` export, made here. Other files in the folder are left alone.
 
     Raises:
-        SettingsError: the run has no model, the model is too large for a page, or the page cannot be written.
+        SettingsError: the run has no model, or the model is too large for a page.
+        OSError: the page cannot be written.
     """
     read_run_settings(run)  # an unknown name is reported as one
     n_bytes = load_tuned(run)[0].num_parameters() * BYTES_PER_WEIGHT["gguf-q8_0"]
@@ -77,14 +78,8 @@ def write_static_page(run: str, folder: Path) -> Path:
         },
     )
     path = folder / "index.html"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, page)
-    except OSError as error:
-        raise SettingsError(
-            f"The page could not be written to {folder} ({first_line(error)}): name a folder on a disk with space "
-            "that you may write to."
-        ) from None
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, page)
     return path
 
 
@@ -122,29 +117,22 @@ def _page(
     run: str, models: Sequence[str], *, note: str, n_positions: int, names: Sequence[str], policy: str, engine: str,
     data: Mapping[str, str],
 ) -> str:  # fmt: skip
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
-
-    assets = ASSETS / "demo"
-    environment = Environment(
-        loader=FileSystemLoader(assets), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
     card, sampling = run_folder(run) / "model" / "README.md", sampling_of(run)
     nonce = secrets.token_urlsafe()  # without it the browser runs no script of the page
 
-    def part(name: str) -> Markup:
-        return Markup((assets / name).read_text(encoding="utf-8"))  # noqa: S704 - shipped with this course
+    def part(name: str) -> Html:
+        return Html((ASSETS / "demo" / name).read_text(encoding="utf-8"))
 
-    return environment.get_template("page.html").render(
+    return fill_template(
+        "demo/page.html",
         title=run,
         note=note,
         prompt=sampling.prompt or "The",
         models=models,
         controls=controls(sampling, names, n_positions=n_positions),
-        card=Markup(card_html(card.read_text(encoding="utf-8")) if card.exists() else ""),  # noqa: S704 - escaped
-        data={name: Markup(text.replace("<", "\\u003c")) for name, text in data.items()},  # noqa: S704 - base64, JSON
-        policy=Markup(policy.format(nonce=nonce)),  # noqa: S704 - quotes of our own
+        card=Html(card_html(card.read_text(encoding="utf-8")) if card.exists() else ""),
+        data={name: Html(text.replace("<", "\\u003c")) for name, text in data.items()},  # base64, JSON
+        policy=Html(policy.format(nonce=nonce)),  # quotes of our own
         nonce=nonce,
         style=part("page.css"),
         engine=part(engine),

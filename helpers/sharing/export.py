@@ -19,9 +19,8 @@ from helpers.data.sources.chat import Dialogue
 from helpers.display import MIB, PlainTextMixin, first_line, size_text
 from helpers.evaluation import load_tuned, score
 from helpers.evaluation.record import read_section
-from helpers.files import atomic_folder, free_bytes, write_atomically
+from helpers.files import atomic_folder, fill_template, free_bytes, write_atomically
 from helpers.model import check_sound, load_model, quiet
-from helpers.paths import ASSETS
 from helpers.settings import EvaluationSettings, SettingsError, read_run_settings, run_folder
 from helpers.sharing.gguf_file import GgufType, import_gguf, read_gguf, write_gguf
 
@@ -172,14 +171,9 @@ def _measure(
 
 def _write(folder: Path, name: str, run: str, model: "GPT2LMHeadModel", **values: object) -> None:
     """Fill in the template of a Modelfile or README."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(  # noqa: S701 - neither file is HTML
-        loader=FileSystemLoader(ASSETS / "templates"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )  # fmt: skip
-    template = environment.get_template("export_readme.md" if name == "README.md" else name)
-    text = template.render(
+    template = "export_readme.md" if name == "README.md" else name
+    text = fill_template(
+        f"templates/{template}",
         run=run,
         ollama_name=ollama_name(run),
         n_positions=model.config.n_positions,

@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from helpers.data.sources import public_name
 from helpers.display import PlainTextMixin, first_line
 from helpers.evaluation.record import read_section
 from helpers.model import shown_name
 from helpers.settings import SettingsError, read_run_settings, run_folder
 from helpers.sharing.export import export_model
-from helpers.training import public_name, write_model_card
+from helpers.training import write_model_card
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

@@ -10,6 +10,7 @@ import click
 
 from helpers.paths import COMMAND
 from helpers.settings import SettingsError
+from helpers.studies.comparability import METRICS
 
 # Modules are imported where they are used, so that `python -m helpers --help` loads neither Optuna nor PyTorch.
 
@@ -135,7 +136,7 @@ def _write_table(table: Any, *, csv_file: Path | None, html_file: Path | None) -
 
 @click.command()
 @click.argument("runs", nargs=-1)
-@click.option("--by", type=click.Choice(["bits_per_byte", "perplexity", "eval_loss"]), help="Metric to rank by.")
+@click.option("--by", type=click.Choice(METRICS), help="Metric to rank by.")
 @click.option("--csv", "csv_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the table as CSV.")
 @click.option("--html", "html_file", type=click.Path(dir_okay=False, path_type=Path), help="Write table and pictures.")
 @click.option("--promote", metavar="NAME", help="Make the best trial a run of its own, under this name.")

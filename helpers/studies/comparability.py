@@ -6,12 +6,14 @@ stops.
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from helpers.paths import COMMAND, NOTEBOOKS
 from helpers.settings import DataSettings, SettingsError
 from helpers.training.shape import read_shape
 
+Metric = Literal["perplexity", "bits_per_byte", "eval_loss"]
+METRICS: tuple[Metric, ...] = get_args(Metric)
 Fault = tuple[tuple, str]  # where in the file, and one sentence
 _VOCABULARY_SETTINGS = {"model_name_or_path", "tokenizer", "vocab_size"}
 _TEXT_SETTINGS = DataSettings.model_fields.keys() - {"run", "block_size"} - _VOCABULARY_SETTINGS

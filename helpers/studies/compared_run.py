@@ -1,16 +1,15 @@
 """One run as its folder records it, so that runs of a study, of a shell loop and of notebooks compare alike."""
 
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from pydantic.dataclasses import dataclass  # checks the types: a file may hold anything
 
 from helpers.files import read_json
 from helpers.settings import SettingsError, TrainingSettings
+from helpers.studies.comparability import Metric
 from helpers.training.run_files import kept_eval_loss, read_history
 
-Metric = Literal["perplexity", "bits_per_byte", "eval_loss"]
-METRICS: tuple[Metric, ...] = get_args(Metric)
 _FILES = ("settings.json", "trial.json", "training.json", "evaluation.json", "history.jsonl")
 
 

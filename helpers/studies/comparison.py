@@ -15,7 +15,8 @@ from helpers.evaluation.record import CONFIDENCE
 from helpers.files import atomic_folder, read_json, write_json
 from helpers.paths import runs_folder
 from helpers.settings import SettingsError, run_folder
-from helpers.studies.compared_run import METRICS, ComparedRun, Metric, read_run
+from helpers.studies.comparability import METRICS, Metric
+from helpers.studies.compared_run import ComparedRun, read_run
 from helpers.training.model_card import write_model_card
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from helpers.files import write_html_page
 from helpers.plots import GREY, ORANGE, new_axes, open_no_windows, plot_bars, png_of, show_description
-from helpers.studies.compared_run import ComparedRun, Metric
+from helpers.studies.comparability import Metric
+from helpers.studies.compared_run import ComparedRun
 from helpers.studies.comparison import RunTable
 
 if TYPE_CHECKING:

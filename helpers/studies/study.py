@@ -23,6 +23,7 @@ from helpers.settings import (
     read_preset,
     run_folder,
 )
+from helpers.studies.comparability import Metric
 
 _SEARCH_TRIALS = 20  # of a search that sets no budgets.trials
 _MOST_CORNERS = 256  # that are planned, at up to 0.05 s each; nine ranges would have 512
@@ -81,7 +82,7 @@ class Study(_Declared):
     notebooks: list[Annotated[str, BeforeValidator(notebook_name)]] = Field(
         ["03", "04"], description="what a trial runs, in this order; []: only the training, without a kernel to start"
     )
-    optimise: Literal["eval_loss", "bits_per_byte", "perplexity"] = Field(
+    optimise: Metric = Field(
         "eval_loss", description="metric to minimise; eval_loss is of the validation text, so the test text is not used"
     )
     prune: bool = Field(False, description="stop a trial whose validation loss is worse than the median of the others")

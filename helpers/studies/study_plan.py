@@ -11,7 +11,7 @@ from helpers.files import free_bytes
 from helpers.settings import PATH_SETTINGS, SettingsError
 from helpers.studies.study import Study, trial_name
 from helpers.training.devices import GraphicsCard, this_processor
-from helpers.training.plan import MemoryPlan, plan_run
+from helpers.training.plan import RunPlan, plan_run
 from helpers.training.shape import read_shape
 
 _LEAST_BYTES = 2**28  # disk for a trial of a model whose shape is not known: at least its notebooks
@@ -29,7 +29,7 @@ class StudyPlan(PlainTextMixin):
     workers: int  # trials that run at the same time
     n_left: int  # trials that are not settled yet
     is_started: bool  # whether trials were run before
-    plans: tuple[MemoryPlan, ...]  # of a grid's points or a search's corners; empty: the model's shape is not known
+    plans: tuple[RunPlan, ...]  # of a grid's points or a search's corners; empty: the model's shape is not known
     free_bytes: int  # on the disk that will hold the study
 
     @property
@@ -70,7 +70,7 @@ class StudyPlan(PlainTextMixin):
         return sum(itertools.takewhile(bool, fit))
 
     @property
-    def too_large(self) -> list[MemoryPlan]:
+    def too_large(self) -> list[RunPlan]:
         """The plans that do not fit into the card's memory."""
         return [plan for plan in self.plans if self.card is not None and not plan.fits]
 
@@ -96,7 +96,7 @@ class StudyPlan(PlainTextMixin):
             )
         return reasons + disk_shortages(self.study, self.next_bytes)
 
-    def _point(self, plan: MemoryPlan) -> str:
+    def _point(self, plan: RunPlan) -> str:
         varied = ", ".join(
             f"{name} {getattr(plan.settings, name)}" for name in self.study.vary if hasattr(plan.settings, name)
         )
@@ -216,7 +216,7 @@ def disk_shortages(study: Study, needed_bytes: int) -> list[str]:
     return reasons
 
 
-def kept_bytes(study: Study, plan: MemoryPlan) -> int:
+def kept_bytes(study: Study, plan: RunPlan) -> int:
     """Return what a finished trial leaves on the disk: its model, and its checkpoints where they are kept."""
     return plan.disk_bytes - plan.checkpoint_bytes if study.keep_checkpoints else plan.model_bytes
 

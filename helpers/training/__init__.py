@@ -1,7 +1,7 @@
 """Notebook 03: plan a run, train it, stop and resume it, and leave a model that loads anywhere.
 
 - `fine_tuning`, `finished_run`: train a run, resume it, halve a batch that does not fit; open it, with its measurements
-- `lesson`: which model the experiments of notebook 03 train
+- `experiments`: which model the experiments of notebook 03 train
 - `arguments`: what the settings mean on this machine, as `TrainingArguments`
 - `callbacks`, `guards`, `stopping`: history and progress; what ends a broken training; a stop that saves
 - `run_files`: settings.json, history.jsonl and checkpoints in a run's folder
@@ -25,8 +25,8 @@ __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "fine_tuning": "as_batch fine_tune open_or_train save_model",
-        "finished_run": "FineTuned open_run",
-        "lesson": "choose_lesson",
+        "finished_run": "FinishedRun open_run",
+        "experiments": "choose_experiment",
         "arguments": "chosen_precision",
         "callbacks": "Progress",
         "guards": "TrainingBrokenError",
@@ -39,10 +39,10 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "CARDS DEFAULT_CARD GraphicsCard card_of_this_machine find_card peak_bytes reset_peak this_device "
             "this_processor"
         ),
-        "plan": "MemoryPlan plan_run planned_shape",
+        "plan": "RunPlan plan_run planned_shape",
         "calibration": "Calibration find_calibration",
         "measuring": "calibrate",
-        "model_card": "metric_text public_name write_model_card",
+        "model_card": "write_model_card",
         "pruning": "TrialPrunedError",
     },
 )

@@ -26,11 +26,8 @@ def training_arguments(settings: TrainingSettings, folder: Path, *, n_blocks: in
     import torch
     from transformers import TrainingArguments
 
-    same_names = (
-        "learning_rate", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps",
-        "weight_decay", "adam_beta2", "warmup_steps", "lr_scheduler_type", "max_grad_norm", "logging_steps",
-        "eval_steps", "seed",
-    )  # fmt: skip
+    of_our_own = {"gradient_checkpointing", "optim", "report_to", "save_steps", "save_total_limit", "torch_compile"}
+    same_names = (TrainingArguments.__dataclass_fields__.keys() & TrainingSettings.model_fields.keys()) - of_our_own
     precision = chosen_precision(settings)
     is_renamed = "activation_checkpointing" in TrainingArguments.__dataclass_fields__  # since transformers 5.23
     checkpointing = "activation_checkpointing" if is_renamed else "gradient_checkpointing"

@@ -27,7 +27,7 @@ from helpers.training.callbacks import Watch, closing_bars, training_callbacks
 from helpers.training.devices import reset_peak
 from helpers.training.engine import equal_results_less_work
 from helpers.training.finished_run import (
-    FineTuned,
+    FinishedRun,
     collect_measurements,
     count_blocks_read,
     extend_calibration,
@@ -56,7 +56,7 @@ def fine_tune(
     progress: bool = False,
     watch: Watch | None = None,
     stop: threading.Event | None = None,
-) -> FineTuned:
+) -> FinishedRun:
     """Train a run to its end and save its model; only open it when it is finished already.
 
     A run that was interrupted continues from its last complete checkpoint, on the same data in the same order, also
@@ -89,7 +89,7 @@ def fine_tune(
     return open_run(settings.run)
 
 
-def open_or_train(run: str) -> FineTuned:
+def open_or_train(run: str) -> FinishedRun:
     """Open a finished run, or train it first: with the settings it was started with, else with the defaults.
 
     This is why any notebook can be the first one that is run.

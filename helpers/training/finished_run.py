@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class FineTuned(PlainTextMixin):
+class FinishedRun(PlainTextMixin):
     """A finished run.
 
     Attributes:
@@ -79,7 +79,7 @@ class FineTuned(PlainTextMixin):
         )
 
 
-def open_run(run: str) -> FineTuned:
+def open_run(run: str) -> FinishedRun:
     """Open a finished run.
 
     Raises:
@@ -88,7 +88,7 @@ def open_run(run: str) -> FineTuned:
     folder = run_folder(run)
     if not (folder / "training.json").exists():
         raise SettingsError(f"There is no finished run {run!r} in {runs_folder()}: train it in notebook 03 first.")
-    return FineTuned(run, folder, run_files.read_history(folder), read_json(folder / "training.json"))
+    return FinishedRun(run, folder, run_files.read_history(folder), read_json(folder / "training.json"))
 
 
 def collect_measurements(settings: TrainingSettings, trainer: "Trainer", *, n_blocks: int) -> dict[str, Any]:

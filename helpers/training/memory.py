@@ -52,20 +52,32 @@ class Memory:
 
 
 def optimizer_bytes(config: Any, settings: TrainingSettings) -> int:
-    """Return the bytes that the optimizer keeps: two averages per trained weight for AdamW.
+    """Return the bytes that the optimizer keeps between two steps."""
+    return _kept_and_temporary_bytes(config, settings)[0]
 
-    Muon keeps one for the matrices of the blocks, and AdamW's two for the rest. Adafactor keeps one value per row and
-    per column of a matrix, and one per weight of a vector (https://arxiv.org/abs/1804.04235).
+
+def _kept_and_temporary_bytes(config: Any, settings: TrainingSettings) -> tuple[int, int]:
+    """Return the bytes that the optimizer keeps, and those of its temporary tensors in a step.
+
+    AdamW keeps two averages per trained weight, and works in place. Muon keeps one for the matrices of the blocks, and
+    AdamW's two for the rest; it needs a tensor in the size of a matrix, the same as halves twice, and two small
+    squares. Adafactor keeps one value per row and per column of a matrix, and one per weight of a vector
+    (https://arxiv.org/abs/1804.04235); it needs two tensors in the size of a matrix.
     """
-    if settings.optim == "adamw_torch_fused":
-        return 8 * trained_parameters(config, settings)
     width, inner, rank = config.n_embd, inner_width(config), settings.lora_r
+    largest = (rank or width) * max(3 * width, inner)  # matrix of a block
+    if settings.optim == "adamw_torch_fused":
+        return 8 * trained_parameters(config, settings), 0
     if settings.optim == "muon":
-        return 8 * parameters(config) - 4 * config.n_layer * width * (4 * width + 2 * inner)
+        kept = 8 * parameters(config) - 4 * config.n_layer * width * (4 * width + 2 * inner)
+        return kept, 8 * largest + 4 * width**2
+    if settings.optim != "adafactor":
+        raise NotImplementedError(f"The memory of optim = {settings.optim!r} is not known here.")
     if rank:
-        return 4 * (adapter_parameters(config, rank) // rank + 8 * rank * config.n_layer)
+        return 4 * (adapter_parameters(config, rank) // rank + 8 * rank * config.n_layer), 8 * largest
     block = (8 * width + 2 * inner) + (5 * width + inner) + 4 * width  # matrices, biases, norms
-    return 4 * (config.vocab_size + config.n_positions + 2 * width + config.n_layer * block + 2 * width)
+    kept = 4 * (config.vocab_size + config.n_positions + 2 * width + config.n_layer * block + 2 * width)
+    return kept, 8 * max(largest, width * max(config.vocab_size, config.n_positions))
 
 
 def predict(
@@ -176,7 +188,7 @@ class _Step:
         self.tokens = settings.per_device_train_batch_size * settings.block_size
         self.layers, self.width, self.inner = config.n_layer, config.n_embd, inner_width(config)
         self.vocabulary, self.trained = config.vocab_size, trained_parameters(config, settings)
-        self.states, self.optim, self.positions = optimizer_bytes(config, settings), settings.optim, config.n_positions
+        self.states, self.beside_states = _kept_and_temporary_bytes(config, settings)
         self.embedding = 4 * self.vocabulary * self.width  # bytes of the token embedding in float32
         self.stream = 4 * self.tokens * self.width  # the residual stream stays float32 under autocast
         self.block = self.tokens * self._block_bytes_per_token(config)
@@ -298,12 +310,6 @@ class _Step:
         return self._memory("a sample", gradients=self.kept_gradients, copies=copies, activations=cache + in_hand)
 
     def at_optimizer(self) -> Memory:
-        """Return the memory at the optimizer's step: AdamW works in place, the others need tensors beside a weight.
-
-        Adafactor needs two in its size. Muon needs one, the same as halves twice, and two small squares.
-        """
-        matrix = (self.rank or self.width) * max(3 * self.width, self.inner)  # the largest one of a block
-        table = 0 if self.rank else self.width * max(self.vocabulary, self.positions)
-        beside = {"adafactor": 8 * max(matrix, table), "muon": 8 * matrix + 4 * self.width**2}.get(self.optim, 0)
+        """Return the memory at the optimizer's step."""
         memory = self._memory("the optimizer's step", gradients=4 * self.trained, copies=0, activations=0)
-        return replace(memory, optimizer=self.states + beside)
+        return replace(memory, optimizer=self.states + self.beside_states)

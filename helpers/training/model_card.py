@@ -8,12 +8,12 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from helpers.data.sources import source_path
-from helpers.display import backticks_around, fenced, last_part
+from helpers.data.sources import public_name
+from helpers.display import backticks_around, fenced, metric_text
 from helpers.files import read_json, write_atomically
 from helpers.model import shown_name
 from helpers.paths import ASSETS
-from helpers.settings import SettingsError, TrainingSettings, read_run_settings, run_folder
+from helpers.settings import TrainingSettings, read_run_settings, run_folder
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
@@ -65,30 +65,6 @@ def write_model_card(run: str) -> Path | None:
     path = folder / "model" / "README.md"
     write_atomically(path, card_text(read_run_settings(run), read_json(folder / "data" / "data.json"), evaluation))
     return path
-
-
-def public_name(source: str) -> str:
-    """Return a source's name for others to read: of a path, which may not exist any more, the last part only.
-
-    >>> public_name("Salesforce/wikitext"), public_name("letters/mine.txt")
-    ('Salesforce/wikitext', 'mine.txt')
-    """
-    try:
-        is_of_hub = source_path(source) is None
-    except SettingsError:  # it looks like a path and does not exist
-        is_of_hub = False
-    return source if is_of_hub else last_part(source)
-
-
-def metric_text(value: float | None, form: str, interval: list[float] | None = None) -> str:
-    """Return a metric with its interval; None, as evaluation.json has it, is a value too large for a number.
-
-    >>> metric_text(3.14159, ".2f", [3.1, 3.2]), metric_text(None, ".2f")
-    ('3.14 [3.10 to 3.20]', 'too large')
-    """
-    if value is None:
-        return "too large"
-    return f"{value:{form}}" + (f" [{interval[0]:{form}} to {interval[1]:{form}}]" if interval else "")
 
 
 def _saved_text(section: dict[str, Any]) -> str:

@@ -43,7 +43,7 @@ _BAR = 30  # characters
 
 
 @dataclass(frozen=True)
-class MemoryPlan(PlainTextMixin):
+class RunPlan(PlainTextMixin):
     """A predicted run. Sizes are in bytes, times in seconds: the shortest and the longest."""
 
     settings: TrainingSettings
@@ -257,7 +257,7 @@ def plan_run(
     train_tokens: int | None = None,
     process_bytes: int = 0,
     n_processes: int = 1,
-) -> MemoryPlan:
+) -> RunPlan:
     """Predict memory, time and disk of a run on one card.
 
     Args:
@@ -307,7 +307,7 @@ def plan_run(
     leaner_ways = _LEANER[:1] if settings.from_scratch or settings.optim == "muon" else _LEANER
     others = [] if suggested or settings.lora_r else [change | way for change in leaner_ways for way in ways]
     leaner = next((changes for changes in others if fits(**changes)), {})
-    return MemoryPlan(
+    return RunPlan(
         settings, shape, card, precision, memory(limited), largest_batch, suggested, leaner, tokens, tokens_are,
         calibration and calibration.step_seconds(shape, limited, precision),
         ("this machine" if is_here else calibration.device) if calibration else "",

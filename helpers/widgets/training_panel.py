@@ -25,7 +25,7 @@ from helpers.training import (
     CARDS,
     DEFAULT_CARD,
     GraphicsCard,
-    MemoryPlan,
+    RunPlan,
     card_of_this_machine,
     find_card,
     plan_run,
@@ -87,7 +87,7 @@ class TrainingPanel(Panel):
             return find_card(self.card.value)
         return self._here or this_processor()  # only now, because its speed is measured, which imports torch
 
-    def plan(self, settings: TrainingSettings) -> MemoryPlan:
+    def plan(self, settings: TrainingSettings) -> RunPlan:
         """Return the plan for the chosen card."""
         # Counting a text reads files, which is too slow for each step of a slider; most settings do not change it, but
         # a training that prepares the text does.
@@ -149,7 +149,7 @@ class TrainingPanel(Panel):
         return self.gauge.value
 
 
-def gauge_html(plan: MemoryPlan) -> str:
+def gauge_html(plan: RunPlan) -> str:
     """Draw a plan."""
     return (
         f"{memory_bar(plan)}<div style='display:flex;flex-wrap:wrap;gap:0 2em;align-items:center'>"
@@ -158,7 +158,7 @@ def gauge_html(plan: MemoryPlan) -> str:
     )
 
 
-def memory_bar(plan: MemoryPlan) -> str:
+def memory_bar(plan: RunPlan) -> str:
     """Draw the parts of the predicted peak against the card's memory: green, orange or red, with a verdict in words."""
     used = plan.memory.total_bytes / max(1, plan.card.usable_bytes)
     colour = GREEN if used <= 0.8 else ORANGE if used <= 1 else RED
@@ -172,7 +172,7 @@ def memory_bar(plan: MemoryPlan) -> str:
     )
 
 
-def _facts_table(plan: MemoryPlan) -> str:
+def _facts_table(plan: RunPlan) -> str:
     texts, settings = dict(plan.rows()), plan.settings
     rows = [
         ("effective batch", f"{settings.effective_batch_size:,} blocks, {plan.tokens_per_step:,} tokens per step"),

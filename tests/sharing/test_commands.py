@@ -12,6 +12,11 @@ def test_export_says_where_and_what_it_cost(run, runs):
     assert str(runs / "tiny/export/safetensors-fp16/README.md") in result.output
 
 
+def test_the_help_of_export_names_each_format():
+    shown = call("export", "--help").output
+    assert [name for name in (*export.FORMATS, *export.TYPES) if name not in shown] == []
+
+
 def test_demo_writes_a_static_page(run, tmp_path):
     result = call("demo", run, "--static", str(tmp_path / "web"))
     assert result.exit_code == 0, result.output

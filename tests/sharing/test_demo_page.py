@@ -10,6 +10,7 @@ from helpers.paths import ASSETS
 from helpers.settings import EvaluationSettings, SettingsError
 from helpers.sharing import demo_page
 from helpers.sharing.demo_page import SAMPLING, card_html, controls, served_page, write_static_page
+from tests.command_line import call
 
 EVIL = "<script>alert(1)</script>"
 
@@ -78,8 +79,9 @@ def test_a_model_too_large_for_a_page_is_one_sentence_before_it_is_exported(run,
 
 def test_a_folder_that_cannot_be_written_to_is_one_sentence(run, exported, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(SettingsError, match="The page could not be written to"):
-        write_static_page(run, tmp_path / "file")
+    result = call("demo", run, "--static", str(tmp_path / "file" / "page"))
+    assert (result.exit_code, result.output.count("\n")) == (1, 1)
+    assert "cannot be used (Not a directory): name another path" in result.output
 
 
 def test_the_library_is_the_one_that_its_page_names():

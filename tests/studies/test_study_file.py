@@ -77,7 +77,7 @@ WORDS = {
     "budgets.trial": "There is no 'trial' here; did you mean 'trials'?",
     "budgets.hours": "hours = -1 is not allowed: it must be a number, at least 0",
     "prune": "prune = 'maybe' is not allowed: it must be true or false",
-    "optimise": "optimise = 'los' is not allowed: it must be one of 'eval_loss', 'bits_per_byte', 'perplexity'",
+    "optimise": "optimise = 'los' is not allowed: it must be one of 'perplexity', 'bits_per_byte', 'eval_loss'",
     "source": "source is a setting of the runs: write it under `settings`",
     "storag": "A study has no 'storag'; did you mean 'storage'?",
 }

@@ -121,6 +121,13 @@ def test_what_adafactor_keeps_is_what_it_has_after_a_step(shape):
     assert optimizer_bytes(shape, settings(optim="adafactor")) == 4 * by_hand
 
 
+@pytest.mark.parametrize("optim", TrainingSettings.model_fields["optim"].annotation.__args__)
+def test_the_memory_of_every_optimizer_is_known(optim):
+    assert optimizer_bytes(GPT2, settings(optim=optim)) > 0
+    with pytest.raises(NotImplementedError, match="optim = 'another'"):
+        optimizer_bytes(GPT2, settings().model_copy(update={"optim": "another"}))
+
+
 def test_a_trace_takes_far_less_memory_than_the_step_it_traces():
     import psutil
 

@@ -6,7 +6,7 @@ from huggingface_hub import ModelCard
 
 from helpers.evaluation import compare_with_base, record
 from helpers.settings import EvaluationSettings, TrainingSettings
-from helpers.training.model_card import card_text, public_name, write_model_card
+from helpers.training.model_card import card_text, write_model_card
 
 FACTS = {
     "splits": {name: {"documents": 2, "bytes": 30, "sha256": name[0] * 64} for name in ("train", "validation", "test")}
@@ -109,19 +109,12 @@ def test_a_value_with_bars_and_line_breaks_stays_in_its_cell():
     assert "| `sample_prompt` | a \\| b c |" in card_text(TrainingSettings(sample_prompt="a | b\nc"), FACTS)
 
 
-def test_only_a_path_is_cut(tmp_path):
-    for name in ("fables", "python-reference", "Salesforce/wikitext", "wikitext"):
-        assert public_name(name) == name
-    assert public_name(str(tmp_path)) == tmp_path.name
-
-
 @pytest.mark.parametrize(
     "source",
     ["letters/mine.txt", "letters\\mine.txt", "C:/letters/mine.txt", "C:\\letters\\mine.txt", "/gone/mine.txt"],
 )
 def test_a_path_is_cut_whether_it_is_there_or_not_and_whatever_system_wrote_it(source):
     settings = TrainingSettings(source=source, model_name_or_path=source.replace("mine.txt", "deep/model"))
-    assert public_name(source) == "mine.txt"
     text = card_text(settings, FACTS)
     assert "letters" not in text
     assert "gone" not in text

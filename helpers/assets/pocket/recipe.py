@@ -180,12 +180,11 @@ def pretrain(run: str, *, source: Path, max_steps: int, start: Path | None = Non
     Its settings are the preset's with some changes. It trains the model in the folder `start` further, or a new one.
     """
     from helpers.data import prepare
-    from helpers.settings import DataSettings, TrainingSettings
+    from helpers.settings import NEW_MODEL, DataSettings, TrainingSettings
     from helpers.training import fine_tune
 
     if start:
-        of_new_models = ("from_scratch", "tokenizer", "n_layer", "n_embd", "n_head", "n_positions", "resid_pdrop")
-        defaults = {name: TrainingSettings.model_fields[name].default for name in of_new_models}
+        defaults = {name: TrainingSettings.model_fields[name].default for name in ("from_scratch", *NEW_MODEL)}
         changes = defaults | {"model_name_or_path": str(start)} | changes
     settings = TrainingSettings.from_preset(
         PRESET,

@@ -12,7 +12,7 @@ At most one document and a megabyte of its file are in memory at a time, and a s
 """
 
 from helpers.data.sources.hub import newest_commit
-from helpers.data.sources.paths import FABLES, check_source, source_hash, source_path
+from helpers.data.sources.paths import FABLES, check_source, public_name, source_hash, source_path
 from helpers.data.sources.source import Source
 
-__all__ = ["FABLES", "Source", "check_source", "newest_commit", "source_hash", "source_path"]
+__all__ = ["FABLES", "Source", "check_source", "newest_commit", "public_name", "source_hash", "source_path"]

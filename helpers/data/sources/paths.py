@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from helpers.data.sources.encodings import CODECS
+from helpers.display import last_part
 from helpers.paths import ASSETS, NOTEBOOKS, find_path, paths_of
 from helpers.settings import SettingsError
 
@@ -51,6 +52,19 @@ def source_path(source: str) -> Path | None:
             f"needs its owner in front{advice}"
         )
     return None
+
+
+def public_name(source: str) -> str:
+    """Return a source's name for others to read: of a path, which may not exist any more, the last part only.
+
+    >>> public_name("Salesforce/wikitext"), public_name("letters/mine.txt")
+    ('Salesforce/wikitext', 'mine.txt')
+    """
+    try:
+        is_of_hub = source_path(source) is None
+    except SettingsError:  # it looks like a path and does not exist
+        is_of_hub = False
+    return source if is_of_hub else last_part(source)
 
 
 def check_source(source: str) -> None:

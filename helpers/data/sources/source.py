@@ -31,6 +31,7 @@ from helpers.data.sources.tables import (
 from helpers.settings import DataSettings, SettingsError
 
 _SHARD = re.compile(r"-\d+-of-\d+")
+_JSON = {".json": json_rows, ".jsonl": json_lines, ".ndjson": json_lines}
 _EXPANSION = {".gz": 3, ".zst": 3, ".parquet": 2}  # estimated bytes of text for a byte on disk
 
 
@@ -211,7 +212,7 @@ class Source:
         if kind in (".csv", ".tsv"):
             delimiter = "\t" if kind == ".tsv" else ","
             return peek_columns(name, csv_rows(name, text, delimiter=delimiter, notes=self._notes_on_rows))
-        return peek_columns(name, (json_rows if kind == ".json" else json_lines)(name, text))
+        return peek_columns(name, _JSON[kind](name, text))
 
     def _texts(self, table: Table) -> Iterator[str]:
         """Return the texts of a table's rows."""

@@ -11,15 +11,15 @@ from torch.utils.data import DataLoader
 
 from helpers.paths import NOTEBOOKS
 from helpers.settings import TrainingSettings
-from helpers.training import FineTuned, as_batch, choose_lesson
+from helpers.training import FinishedRun, as_batch, choose_experiment
 
 GPT2 = {"model_name_or_path": "openai-community/gpt2", "source": "Salesforce/wikitext", "learning_rate": 1e-4}
 
 
 def choose(*, seconds_per_step, **values):
     settings = TrainingSettings(run="mine", **values)
-    trained = FineTuned("mine", Path("mine"), [], {"seconds": 100 * seconds_per_step, "steps": 100})
-    return settings, *choose_lesson(settings, trained)
+    trained = FinishedRun("mine", Path("mine"), [], {"seconds": 100 * seconds_per_step, "steps": 100})
+    return settings, *choose_experiment(settings, trained)
 
 
 @pytest.mark.parametrize(
@@ -28,8 +28,8 @@ def choose(*, seconds_per_step, **values):
     ids=["the pocket model", "GPT-2 on a card", "a model from scratch"],
 )
 def test_a_model_that_is_fast_is_the_one_that_is_trained(values):
-    settings, lesson, why = choose(seconds_per_step=0.5, **values)
-    assert lesson == settings
+    settings, experiment, why = choose(seconds_per_step=0.5, **values)
+    assert experiment == settings
     assert why == "The experiments below train your model on your text."
 
 
@@ -39,39 +39,39 @@ def test_a_model_that_is_fast_is_the_one_that_is_trained(values):
     ids=["GPT-2 on a processor", "the same from a stream", "a model from scratch"],
 )
 def test_where_experiments_would_take_long_the_pocket_model_stands_in_on_the_readers_text(values):
-    settings, lesson, why = choose(seconds_per_step=60, seed=7, text_column="body", **values)
+    settings, experiment, why = choose(seconds_per_step=60, seed=7, text_column="body", **values)
     assert why.startswith("At the speed of your run the experiments below would take 1 h 04 min: ")
     assert why.endswith("the pocket model is trained instead, on the beginning of your text.")
-    assert (lesson.source, lesson.text_column, lesson.seed) == (settings.source, "body", 7)
-    assert (lesson.run, lesson.max_tokens) == ("mine-lesson", 200_000)
+    assert (experiment.source, experiment.text_column, experiment.seed) == (settings.source, "body", 7)
+    assert (experiment.run, experiment.max_tokens) == ("mine-experiment", 200_000)
 
 
-def test_the_lesson_of_a_run_with_the_longest_name_has_a_name_too():
+def test_the_experiment_of_a_run_with_the_longest_name_has_a_name_too():
     settings = TrainingSettings(run="r" * 64, lora_r=8)
-    lesson, _ = choose_lesson(settings, FineTuned(settings.run, Path("r"), [], {"seconds": 1, "steps": 1}))
-    assert lesson.run == "r" * 57 + "-lesson"
+    experiment, _ = choose_experiment(settings, FinishedRun(settings.run, Path("r"), [], {"seconds": 1, "steps": 1}))
+    assert experiment.run == "r" * 53 + "-experiment"
     defaults = TrainingSettings()
     for name in ("model_name_or_path", "learning_rate", "block_size", "from_scratch", "streaming"):
-        assert getattr(lesson, name) == getattr(defaults, name)
+        assert getattr(experiment, name) == getattr(defaults, name)
 
 
 @pytest.mark.parametrize("values", [{"lora_r": 8}, {"optim": "adafactor"}, {"lora_r": 8, "block_size": 64}])
 def test_what_needs_another_loop_is_not_taught_with_this_one(values):
-    settings, lesson, why = choose(seconds_per_step=0.1, **values)
+    settings, experiment, why = choose(seconds_per_step=0.1, **values)
     assert why.startswith("Adapters and other optimizers need another loop: ")
-    assert (lesson.lora_r, lesson.optim) == (0, "adamw_torch_fused")
-    assert lesson.block_size == settings.block_size
+    assert (experiment.lora_r, experiment.optim) == (0, "adamw_torch_fused")
+    assert experiment.block_size == settings.block_size
 
 
 def test_a_slow_machine_still_trains_the_pocket_model_itself():
-    settings, lesson, _ = choose(seconds_per_step=60)
-    assert lesson == settings
+    settings, experiment, _ = choose(seconds_per_step=60)
+    assert experiment == settings
 
 
 def test_of_a_stream_the_beginning_is_read_from_the_disk():
-    _, lesson, why = choose(seconds_per_step=0.1, **GPT2, streaming=True, max_tokens=10**9)
-    assert (lesson.run, lesson.streaming, lesson.max_tokens) == ("mine-lesson", False, 2_000_000)
-    assert lesson.model_name_or_path == GPT2["model_name_or_path"]
+    _, experiment, why = choose(seconds_per_step=0.1, **GPT2, streaming=True, max_tokens=10**9)
+    assert (experiment.run, experiment.streaming, experiment.max_tokens) == ("mine-experiment", False, 2_000_000)
+    assert experiment.model_name_or_path == GPT2["model_name_or_path"]
     assert why.endswith("train your model on the beginning of your text.")
 
 
@@ -84,7 +84,8 @@ def test_the_validation_of_notebook_03_counts_each_learned_label_once(tiny):
     names = {
         "torch": torch, "islice": islice, "DataLoader": DataLoader, "as_batch": as_batch,
         "chosen_precision": lambda settings: "no",
-        "data": SimpleNamespace(blocks={"validation": rows}), "lesson": TrainingSettings(per_device_train_batch_size=1),
+        "data": SimpleNamespace(blocks={"validation": rows}),
+        "experiment": TrainingSettings(per_device_train_batch_size=1),
     }  # fmt: skip
     exec(next("".join(cell["source"]) for cell in cells if cell["id"] == "03-loop-1b"), names)
     assert [names["n_targets"](as_batch([row])) for row in rows] == [4, 15, 15]

@@ -7,7 +7,7 @@ own run has measured says how long they would take.
 from helpers.data.preparation import sample_settings
 from helpers.display import duration_text
 from helpers.settings import DataSettings, TrainingSettings
-from helpers.training.finished_run import FineTuned
+from helpers.training.finished_run import FinishedRun
 
 _STEPS = 64  # of all experiments together, each with its validation
 _PATIENCE_SECONDS = 300
@@ -15,29 +15,29 @@ _TOKENS = 200_000  # of the reader's text are enough for a few steps
 _NOT_THE_TEXT = {"run", "model_name_or_path", "tokenizer", "vocab_size", "block_size", "streaming", "max_tokens"}
 
 
-def choose_lesson(settings: TrainingSettings, trained: FineTuned) -> tuple[TrainingSettings, str]:
+def choose_experiment(settings: TrainingSettings, trained: FinishedRun) -> tuple[TrainingSettings, str]:
     """Return the settings of the run that the experiments train, and a sentence that says why.
 
     The pocket model takes its place, with its own defaults and on the beginning of the reader's text, where they would
     take more than five minutes, and for an adapter or another optimizer, which need another loop.
     """
     seconds = trained.facts["seconds"] / trained.facts["steps"] * _STEPS
-    name = f"{settings.run[:57]}-lesson"  # a name has at most 64 characters
+    name = f"{settings.run[:53]}-experiment"  # a name has at most 64 characters
     is_pocket = settings.model_name_or_path == "pocket" and not settings.from_scratch
     if settings.lora_r or settings.optim != "adamw_torch_fused":
         why = "Adapters and other optimizers need another loop"
     elif seconds > _PATIENCE_SECONDS and not is_pocket:
         why = f"At the speed of your run the experiments below would take {duration_text(seconds)}"
     elif settings.streaming:  # a stream has no end, and a loop goes through all of its rows
-        lesson = sample_settings(settings).model_copy(update={"run": name})
-        return lesson, "The experiments below train your model on the beginning of your text."
+        experiment = sample_settings(settings).model_copy(update={"run": name})
+        return experiment, "The experiments below train your model on the beginning of your text."
     else:
         return settings, "The experiments below train your model on your text."
     text = {name: getattr(settings, name) for name in DataSettings.model_fields.keys() - _NOT_THE_TEXT}
-    lesson = TrainingSettings(
+    experiment = TrainingSettings(
         run=name,
         block_size=min(settings.block_size, TrainingSettings().block_size),
         max_tokens=min(settings.max_tokens or _TOKENS, _TOKENS),
         **text,
     )
-    return lesson, f"{why}: up to the exercises the pocket model is trained instead, on the beginning of your text."
+    return experiment, f"{why}: up to the exercises the pocket model is trained instead, on the beginning of your text."
