@@ -6,6 +6,7 @@ from statistics import median
 from typing import Any
 
 from helpers.environment import Machine, read_machine
+from helpers.environment.wheels import windows_driver
 from helpers.training.callbacks import StepTimer
 from helpers.training.run_files import HistoryFile
 
@@ -22,8 +23,8 @@ def slow_reason(seconds: Sequence[float], machine: Machine) -> str | None:
     if times <= _SLOW:
         return None
     slow = f"Steps take {times:.1f} times as long as before"
-    gpu = machine.gpu
-    if gpu and gpu.total_bytes and gpu.free_bytes is not None and times >= 3:
+    gpu, spills = machine.gpu, machine.platform and windows_driver(machine)  # elsewhere a full card is no sign
+    if gpu and gpu.total_bytes and gpu.free_bytes is not None and spills and times >= 3:
         used = 1 - gpu.free_bytes / gpu.total_bytes
         if used >= _NEARLY_FULL:
             return (
@@ -36,7 +37,7 @@ def slow_reason(seconds: Sequence[float], machine: Machine) -> str | None:
             f"{slow} and the card is slowed by {', '.join(gpu.slowed_by)}: give it air, clean its fans, and raise its "
             "power limit or the laptop's performance mode."
         )
-    if machine.power.on_battery:
+    if machine.power and machine.power.on_battery:
         return f"{slow} and this machine runs on its battery, which slows it down: plug in the power supply."
     return None
 
