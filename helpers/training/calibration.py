@@ -17,10 +17,10 @@ from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, field_serializer
 
 from helpers.display import MIB, PlainTextMixin
+from helpers.environment.card import GraphicsCard, same_card
 from helpers.files import write_atomically
 from helpers.paths import ASSETS, runs_folder
 from helpers.settings import TrainingSettings
-from helpers.training.devices import GraphicsCard, same_card
 from helpers.training.memory import predict
 from helpers.training.shape import GPT2Shape, operations_per_token, trained_parameters
 
