@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 from helpers.display import GIB
@@ -97,6 +98,25 @@ CARDS = (
 )
 
 
+def same_card(one: str, other: str) -> bool:
+    """Tell whether two names are of the same card: the driver's and the shop's differ.
+
+    >>> same_card("NVIDIA GeForce RTX 4070 Ti", "RTX 4070 Ti")
+    True
+    """
+    return _bare(one) == _bare(other)
+
+
+def _bare(name: str) -> str:
+    return re.sub(r"nvidia|geforce|rtx|tesla|gpu|gb|[^a-z0-9]", "", name.lower())
+
+
+def published_peaks(name: str) -> tuple[float, float]:
+    """Return a card's peaks in half precision and float32, as in the table; 0 for one that is not there."""
+    published = (card for card in CARDS if same_card(card.name, name))
+    return next(((card.half_tflops, card.float32_tflops) for card in published), (0.0, 0.0))
+
+
 def preset_for(total_bytes: int) -> str:
     """Return the preset that fits a card with this much memory.
 
@@ -123,13 +143,15 @@ def read_card(machine: Machine | None = None) -> GraphicsCard | None:
 def _peaks(gpu: GpuReading) -> tuple[float, float]:
     """Return the peaks in half precision and float32: multiprocessors x operations per clock x highest clock.
 
+    Where `nvidia-smi` or torch was asked, which do not know the clock, they are those of the data sheet.
+
     >>> gpu = GpuReading(0, "NVIDIA GeForce RTX 4070 Ti", capability=(8, 9), cuda_cores=7680, max_clock_mhz=2610)
     >>> [round(peak) for peak in _peaks(gpu)]
     [80, 40]
     """
     known = _PER_MULTIPROCESSOR.get(gpu.capability or (0, 0))
     if known is None or not gpu.cuda_cores or not gpu.max_clock_mhz:
-        return 0.0, 0.0
+        return published_peaks(gpu.name)
     cores, operations = known
     if operations == 512 and any(name in gpu.name for name in _WORKSTATION_CARDS):
         operations *= 2

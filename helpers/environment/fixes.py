@@ -1,5 +1,7 @@
 """The exact commands that fix something, for this platform: Linux, Windows, WSL2 or a container; pip or conda."""
 
+from collections.abc import Sequence
+
 from helpers.environment.facts import Machine
 from helpers.environment.wheels import DRIVERS, NO_WHEEL, expects_gpu, python_command, triton_for_windows, wheel_advice
 
@@ -137,6 +139,15 @@ def reload_uvm(machine: Machine) -> str:
     if machine.platform.kind != "Linux" or machine.platform.container:
         return reboot(machine)
     return "sudo rmmod nvidia_uvm && sudo modprobe nvidia_uvm ; if that fails: sudo reboot"
+
+
+def relieve_card(slowed_by: Sequence[str]) -> str:
+    """Return what helps a card against what slows it: more power would only heat one that is too hot."""
+    if any("temperature" in reason for reason in slowed_by):
+        return "Give the card air, and clean its fans and vents."
+    if "its power limit" in slowed_by:
+        return "Raise the card's power limit; in a laptop choose the performance mode."
+    return "Give the card air, and check its power supply and cables."
 
 
 def make_venv(machine: Machine) -> str:

@@ -17,10 +17,10 @@ from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, field_serializer
 
 from helpers.display import MIB, PlainTextMixin
+from helpers.environment.card import GraphicsCard, same_card
 from helpers.files import write_atomically
 from helpers.paths import ASSETS, runs_folder
 from helpers.settings import TrainingSettings
-from helpers.training.devices import GraphicsCard, same_card
 from helpers.training.memory import predict
 from helpers.training.shape import GPT2Shape, operations_per_token, trained_parameters
 
@@ -92,11 +92,14 @@ class Calibration(PlainTextMixin, _Record):
     date: datetime.date  # of the last measurement
     measurements: list[Measurement]  # one per training, the newest last
 
-    def step_seconds(self, shape: GPT2Shape, settings: TrainingSettings, precision: str) -> tuple[float, float] | None:
+    def step_seconds(
+        self, shape: GPT2Shape, settings: TrainingSettings, precision: str, *, fastest: float = 0.0
+    ) -> tuple[float, float] | None:
         """Return the shortest and the longest time of an optimizer step; None where too little was measured.
 
         A training that was measured itself gives its own time. For any other one, the time is a sum of parts that grow
-        with the layers, the operations, the values written and the trained weights, fitted to all measurements.
+        with the layers, the operations, the values written and the trained weights, fitted to all measurements. Less
+        than `fastest`, in which no card computes so much, is no time: what was measured is too small to fill the card.
         """
         asked = Measurement.of(shape, settings, precision=precision, step_seconds=1, peak_bytes=1)
         same = [row.step_seconds for row in self.measurements if row.is_like(asked)]
@@ -105,6 +108,8 @@ class Calibration(PlainTextMixin, _Record):
         elif precision in self._fits:
             factors, spread, _ = self._fits[precision]
             seconds = sum(factor * part for factor, part in zip(factors, _work(shape, settings), strict=True))
+            if seconds * (1 + spread) < fastest:
+                return None
         else:
             return None
         return seconds * max(0.0, 1 - spread), seconds * (1 + spread)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers.display import did_you_mean
-from helpers.environment.card import CARDS, GraphicsCard, read_card
+from helpers.environment.card import CARDS, GraphicsCard, published_peaks, read_card, same_card
 from helpers.environment.machine import read_memory
 from helpers.environment.torch_probe import has_bf16
 from helpers.settings import SettingsError
@@ -58,7 +58,7 @@ def this_device() -> GraphicsCard:
     if (card := card_of_this_machine()) is not None:
         return card
     seen = torch.cuda.get_device_properties(0)  # not NVIDIA's, or one that shares the main memory
-    return GraphicsCard(seen.name, seen.total_memory, half_tflops=0.0, float32_tflops=0.0, has_bf16=has_bf16())
+    return GraphicsCard(seen.name, seen.total_memory, *published_peaks(seen.name), has_bf16=has_bf16())
 
 
 @functools.cache
@@ -80,19 +80,6 @@ def _product_tflops(dtype: Any) -> float:
     matrix = torch.ones(_MATRIX_SIZE, _MATRIX_SIZE, dtype=dtype)
     fastest = min(timeit.repeat(lambda: matrix @ matrix, number=1, repeat=5))
     return 2 * _MATRIX_SIZE**3 / fastest / 1e12
-
-
-def same_card(one: str, other: str) -> bool:
-    """Tell whether two names are of the same card: the driver's and the shop's differ.
-
-    >>> same_card("NVIDIA GeForce RTX 4070 Ti", "RTX 4070 Ti")
-    True
-    """
-    return _bare(one) == _bare(other)
-
-
-def _bare(name: str) -> str:
-    return re.sub(r"nvidia|geforce|rtx|tesla|gpu|gb|[^a-z0-9]", "", name.lower())
 
 
 def device_name() -> str:

@@ -21,15 +21,19 @@ def has_triton() -> bool:
     return find_spec("triton") is not None
 
 
-@functools.cache
 def works_on(device: "torch.device") -> bool:
     """Tell whether the kernel runs on a device; warn where Triton is installed but fails, as without a C compiler."""
+    return device.type == "cuda" and _works_on_a_card()
+
+
+@functools.cache  # not for each device: `cuda` and `cuda:0`, which is the same card, would be warned of twice
+def _works_on_a_card() -> bool:
     import torch
 
-    if device.type != "cuda" or not has_triton() or not torch.cuda.is_available():
+    if not has_triton() or not torch.cuda.is_available():
         return False
     try:
-        nats_and_gradients(torch.zeros(1, 2, device=device), torch.zeros(1, dtype=torch.int64, device=device), 2)
+        nats_and_gradients(torch.zeros(1, 2, device="cuda"), torch.zeros(1, dtype=torch.int64, device="cuda"), 2)
     except Exception as error:  # noqa: BLE001  # Triton's, those of the C compiler that it calls, or the driver's
         missing = "gcc is missing: install it"
         if platform.system() == "Windows":  # where Triton brings its compiler
@@ -37,7 +41,7 @@ def works_on(device: "torch.device") -> bool:
         warnings.warn(
             f"Triton is installed but cannot compile here ({type(error).__name__}: {error}): training works without "
             f"it, but takes longer and more memory. Most often {missing}.",
-            stacklevel=2,
+            stacklevel=3,
         )
         return False
     return True

@@ -125,10 +125,8 @@ class RunPlan(PlainTextMixin):
     def _compute_seconds(self) -> tuple[float, float]:
         """Return the time that the card computes for one pass."""
         limited = limited_to_text(self.settings, self.train_tokens)
-        tokens = limited.per_device_train_batch_size * limited.block_size
-        operations = tokens * operations_per_token(self.shape, self.settings.block_size, self.settings)
-        peak = 1e12 * self.card.tflops(self.precision)
-        return operations / (peak * UTILISATION[1]), operations / (peak * UTILISATION[0])
+        at_peak = _seconds_at_peak(limited, self.shape, self.card.tflops(self.precision))
+        return at_peak / UTILISATION[1], at_peak / UTILISATION[0]
 
     def _launch_seconds(self) -> tuple[float, float]:
         """Return the time to launch the kernels of one pass."""
@@ -307,9 +305,13 @@ def plan_run(
     leaner_ways = _LEANER[:1] if settings.from_scratch or settings.optim == "muon" else _LEANER
     others = [] if suggested or settings.lora_r else [change | way for change in leaner_ways for way in ways]
     leaner = next((changes for changes in others if fits(**changes)), {})
+    fastest = 0.0
+    if not card.is_processor and precision != "no" and card.tflops(precision):  # TF32 exceeds the peak of float32
+        passes = limited.gradient_accumulation_steps
+        fastest = passes * _seconds_at_peak(limited, shape, card.tflops(precision)) / UTILISATION[1]
     return RunPlan(
         settings, shape, card, precision, memory(limited), largest_batch, suggested, leaner, tokens, tokens_are,
-        calibration and calibration.step_seconds(shape, limited, precision),
+        calibration and calibration.step_seconds(shape, limited, precision, fastest=fastest),
         ("this machine" if is_here else calibration.device) if calibration else "",
     )  # fmt: skip
 
@@ -334,6 +336,12 @@ def limited_to_text(settings: TrainingSettings, train_tokens: int) -> TrainingSe
     batch = min(settings.per_device_train_batch_size, blocks)
     passes = min(settings.gradient_accumulation_steps, math.ceil(blocks / batch))
     return settings.model_copy(update={"per_device_train_batch_size": batch, "gradient_accumulation_steps": passes})
+
+
+def _seconds_at_peak(settings: TrainingSettings, shape: GPT2Shape, tflops: float) -> float:
+    """Return the time of one pass at the peak of a card."""
+    tokens = settings.per_device_train_batch_size * settings.block_size
+    return tokens * operations_per_token(shape, settings.block_size, settings) / (1e12 * tflops)
 
 
 def _count_blocks(settings: TrainingSettings, train_tokens: int) -> int:

@@ -6,6 +6,8 @@ from statistics import median
 from typing import Any
 
 from helpers.environment import Machine, read_machine
+from helpers.environment.fixes import relieve_card
+from helpers.environment.wheels import windows_driver
 from helpers.training.callbacks import StepTimer
 from helpers.training.run_files import HistoryFile
 
@@ -17,13 +19,13 @@ _MOST_LOOKS = 5  # at a machine, each of which may take a second
 
 
 def slow_reason(seconds: Sequence[float], machine: Machine) -> str | None:
-    """Return in one sentence why the latest steps are slow, with the fix; None where they are not, or nobody knows."""
+    """Return why the latest steps are slow, with the fix; None where they are not, or nobody knows."""
     times = slowdown(seconds)
     if times <= _SLOW:
         return None
     slow = f"Steps take {times:.1f} times as long as before"
-    gpu = machine.gpu
-    if gpu and gpu.total_bytes and gpu.free_bytes is not None and times >= 3:
+    gpu, spills = machine.gpu, machine.platform and windows_driver(machine)  # elsewhere a full card is no sign
+    if gpu and gpu.total_bytes and gpu.free_bytes is not None and spills and times >= 3:
         used = 1 - gpu.free_bytes / gpu.total_bytes
         if used >= _NEARLY_FULL:
             return (
@@ -32,11 +34,8 @@ def slow_reason(seconds: Sequence[float], machine: Machine) -> str | None:
                 "set CUDA - Sysmem Fallback Policy to Prefer No Sysmem Fallback in the NVIDIA Control Panel."
             )
     if gpu and gpu.slowed_by:
-        return (
-            f"{slow} and the card is slowed by {', '.join(gpu.slowed_by)}: give it air, clean its fans, and raise its "
-            "power limit or the laptop's performance mode."
-        )
-    if machine.power.on_battery:
+        return f"{slow} and the card is slowed by {', '.join(gpu.slowed_by)}. {relieve_card(gpu.slowed_by)}"
+    if machine.power and machine.power.on_battery:
         return f"{slow} and this machine runs on its battery, which slows it down: plug in the power supply."
     return None
 

@@ -40,9 +40,11 @@ def test_a_workstation_card_does_twice_the_tensor_operations():
     assert workstation.float32_tflops == geforce.float32_tflops
 
 
-@pytest.mark.parametrize("missing", [{"cuda_cores": None}, {"max_clock_mhz": None}, {"capability": (3, 5)}])
-def test_a_card_whose_numbers_are_not_known_has_no_peaks(missing):
-    assert read_card(on(LINUX, card=missing)).peak_tflops == {}
+@pytest.mark.parametrize("missing", [{"cuda_cores": None}, {"max_clock_mhz": None}, {"capability": (13, 0)}])
+def test_a_card_whose_numbers_are_not_known_has_the_peaks_of_its_data_sheet_if_any(missing):
+    published = next(card for card in CARDS if card.name == "RTX 4070 Ti")
+    assert read_card(on(LINUX, card=missing)).peak_tflops == published.peak_tflops
+    assert read_card(on(LINUX, card=missing | {"name": "Quadro K2200"})).peak_tflops == {}
 
 
 def test_a_card_before_bf16_trains_in_fp16():

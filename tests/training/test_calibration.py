@@ -92,6 +92,17 @@ class TestPlan:
         add_measurements(CARD, made_up.measurements(on_processor=False))
         assert "measured on this machine" in str(plan_run(GPT2, card=CARD)), "this machine's own come first"
 
+    def test_what_is_too_small_to_fill_a_card_does_not_say_how_fast_it_computes(self):
+        gpt2, pocket = TrainingSettings.from_preset("rtx-4070-ti"), TrainingSettings()
+        before, half = plan_run(gpt2, card=CARD), {"precision": "bf16", "step_seconds": 0.01}  # to launch the kernels
+        small = [made_up.measurement(*each, on_processor=False, **half) for each in made_up.TRAININGS]
+        add_measurements(CARD, [*small, made_up.measurement(read_shape("pocket"), pocket, on_processor=False, **half)])
+        assert plan_run(gpt2, card=CARD).epoch_seconds == before.epoch_seconds, "no card is so fast"
+        assert plan_run(pocket, card=CARD).step_seconds == pytest.approx((0.009, 0.011)), "it was measured itself"
+        large = made_up.measurement(read_shape("gpt2"), gpt2, on_processor=False, precision="bf16", step_seconds=0.5)
+        add_measurements(CARD, [large])
+        assert "measured on this machine" in str(plan_run(gpt2, card=CARD))
+
     def test_json_says_where_it_was_measured(self, processor):
         add_measurements(processor, made_up.measurements())
         result = call("plan", "--gpu", "processor", "-p", "mixed_precision", "no", "--json")

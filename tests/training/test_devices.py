@@ -55,6 +55,8 @@ def test_a_card_that_the_driver_does_not_describe_is_as_torch_sees_it(monkeypatc
     card = this_device()
     assert (card.name, card.usable_bytes, card.is_processor) == (seen.name, 23 * GIB, False)
     assert "not known: the card's peak is not in the table" in str(plan_run(TrainingSettings(), card=card))
+    seen.name = "NVIDIA GeForce RTX 4070 Ti"  # in a container that was not given NVML
+    assert this_device().half_tflops == find_card("RTX 4070 Ti").half_tflops
 
 
 def test_the_processor_beside_a_card_has_its_own_number_formats(monkeypatch):

@@ -7,9 +7,9 @@ from helpers.training.engine import chunked_loss
 
 @pytest.fixture(autouse=True)
 def asked_afresh():
-    fused_softmax.works_on.cache_clear()
+    fused_softmax._works_on_a_card.cache_clear()
     yield
-    fused_softmax.works_on.cache_clear()
+    fused_softmax._works_on_a_card.cache_clear()
 
 
 def test_a_processor_computes_with_pytorch_even_where_triton_is_installed(monkeypatch):
@@ -27,8 +27,10 @@ def test_a_triton_that_fails_is_a_warning_and_pytorch_computes(monkeypatch, syst
     monkeypatch.setattr("platform.system", lambda: system)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch, "zeros", lambda *shape, device, **how: None)  # there may be no card
-    with pytest.warns(UserWarning, match=f"cannot compile here .*C compiler.*{missing}.*install"):
+    with pytest.warns(UserWarning, match=f"cannot compile here .*C compiler.*{missing}.*install") as warned:
         assert not fused_softmax.works_on(torch.device("cuda"))
+        assert not fused_softmax.works_on(torch.device("cuda", 0)), "as a tensor names the same card"
+    assert len(warned) == 1
 
 
 def test_the_gradient_of_the_head_is_no_view_to_which_autograd_adds_only_in_a_copy():

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from helpers.environment import GIB, GpuReading, Nvml, read_machine
-from helpers.environment.facts import Power
+from helpers.environment.facts import Power, Unread
 from helpers.training.run_files import read_history
 from helpers.training.slowness import SlownessWatch, slow_reason, slowdown
 from helpers.troubleshooting import explain
@@ -18,17 +18,18 @@ def here():
     return replace(read_machine(quick=True), power=Power(False))
 
 
-def machine(here, *, free_gib=6.0, slowed_by=(), on_battery=False):
+def machine(here, *, kind="Windows", free_gib=6.0, slowed_by=(), on_battery=False):
     card = GpuReading(0, "RTX 4070 Ti", total_bytes=12 * GIB, free_bytes=int(free_gib * GIB), slowed_by=slowed_by)
-    return replace(here, nvml=Nvml("ok", driver="580.65", cards=(card,)), power=Power(on_battery))
+    platform = replace(here.platform, kind=kind)
+    return replace(here, platform=platform, nvml=Nvml("ok", driver="580.65", cards=(card,)), power=Power(on_battery))
 
 
 @pytest.mark.parametrize(
     ("seconds", "state", "words"),
     [
         (THREE_TIMES, {"free_gib": 0.1}, r"3\.5 times as long .* 99 % of the card's memory .*Sysmem Fallback"),
-        (THREE_TIMES, {"slowed_by": ("its temperature",)}, r"slowed by its temperature: give it air"),
-        (TWICE, {"free_gib": 0.1, "slowed_by": ("its power limit",)}, r"2\.0 times .* slowed by its power limit"),
+        (THREE_TIMES, {"slowed_by": ("its temperature",)}, r"slowed by its temperature\. Give the card air"),
+        (TWICE, {"free_gib": 0.1, "slowed_by": ("its power limit",)}, r"2\.0 times .* its power limit\. Raise"),
         (TWICE, {"on_battery": True}, r"runs on its battery, .*: plug in the power supply\."),
     ],
 )
@@ -51,6 +52,18 @@ def test_what_is_usual_are_the_thousand_steps_before():
 
 def test_slow_steps_that_nothing_explains_are_left_alone(here):
     assert slow_reason(THREE_TIMES, machine(here)) is None
+
+
+def test_only_the_driver_of_windows_moves_what_does_not_fit_into_main_memory(here):
+    full = {"free_gib": 0.1, "slowed_by": ("its temperature",)}
+    for kind, words in (("Linux", "slowed by its temperature"), ("WSL2", "99 % of the card's memory")):
+        assert words in slow_reason(THREE_TIMES, machine(here, kind=kind, **full))
+    assert slow_reason(THREE_TIMES, machine(here, kind="Linux", free_gib=0.1)) is None
+
+
+def test_what_cannot_be_read_does_not_stop_the_training(here):
+    unread = replace(machine(here), platform=Unread("PermissionError"), power=Unread("OSError"))
+    assert slow_reason(THREE_TIMES, unread) is None
 
 
 def test_it_is_said_once_in_the_history_and_in_the_log(here, tmp_path, caplog):
