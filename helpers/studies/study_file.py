@@ -10,7 +10,7 @@ from pydantic_core import ErrorDetails
 
 from helpers.course import declared_parameters, find_notebook
 from helpers.display import did_you_mean
-from helpers.paths import ASSETS, stored_path
+from helpers.paths import ASSETS, similar_paths, stored_path
 from helpers.schema import allowed
 from helpers.settings import PATH_SETTINGS, SettingsError, TrainingSettings, known_settings
 from helpers.studies.comparability import Fault, metric_faults, ranking_faults
@@ -32,7 +32,8 @@ def find_study(name: str) -> Path:
         return Path(name)
     if name in shipped:
         return shipped[name]
-    raise SettingsError(f"There is no study file {name!r}; shipped with the course: {', '.join(shipped)}.")
+    meant = did_you_mean(name, similar_paths(name, shipped) or shipped)
+    raise SettingsError(f"There is no study file {name!r}{meant}")
 
 
 class _Loader(yaml.SafeLoader):

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import click
 
+from helpers.display import did_you_mean
+from helpers.paths import similar_paths
 from helpers.troubleshooting.explanation import explain as explain_thing
 from helpers.troubleshooting.issue_report import write_issue_report
 from helpers.troubleshooting.reading import decode
@@ -20,7 +22,8 @@ def explain(log: str, report: bool) -> None:
     """
     if log != "-" and not Path(log).exists():
         raise click.BadParameter(
-            f"there is no file {log!r}. Name a log or a notebook; to paste an error instead, leave out LOG.",
+            f"there is no file {log!r}{did_you_mean(log, similar_paths(log))} Name a log or a notebook; to paste an "
+            "error instead, leave out LOG.",
             param_hint="LOG",
         )
     if log == "-" and sys.stdin.isatty():

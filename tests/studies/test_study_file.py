@@ -148,9 +148,15 @@ def test_a_shipped_study_is_found_by_its_name_and_is_valid(path):
     assert read_study(path).points
 
 
-def test_the_error_for_an_unknown_study_lists_the_shipped_ones():
-    with pytest.raises(SettingsError, match="shipped with the course: rates"):
-        find_study("none")
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("raets", "did you mean 'rates'"), ("min.yaml", "did you mean 'mine.yaml'"), ("x", "there are rates, s")],
+)
+def test_the_error_for_an_unknown_study_names_what_may_be_meant(name, meant, tmp_path, monkeypatch):
+    (tmp_path / "mine.yaml").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SettingsError, match=f"There is no study file '{name}'; {meant}"):
+        find_study(name)
     assert find_study(str(STUDIES / "rates.yaml")) == Path(STUDIES / "rates.yaml")
 
 

@@ -6,10 +6,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from helpers.data.sources.encodings import CODECS
-from helpers.paths import ASSETS, NOTEBOOKS, find_path, paths_of
+from helpers.display import did_you_mean
+from helpers.paths import ASSETS, NOTEBOOKS, find_path, paths_of, similar_paths
 from helpers.settings import SettingsError
 
 FABLES = ASSETS / "fables"
+_SHIPPED = ("fables", "python-reference")
 TEXTS = (".txt", ".text", ".md", ".markdown")
 TABLES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 _NOT_UTF8 = re.compile(r"[\ud800-\udfff]")  # what Python makes of such bytes in a name
@@ -41,11 +43,13 @@ def source_path(source: str) -> Path | None:
         _check_link(path)
         _refuse_own_files(path)
         return path
+    meant = did_you_mean(source, similar_paths(source, _SHIPPED))
     if kind_of(Path(source)) in (*TEXTS, *TABLES) or not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", source):
-        raise SettingsError(f"source = {source!r} is not there: looked for {' and '.join(map(str, paths_of(source)))}.")
+        looked_for = " and ".join(map(str, paths_of(source)))
+        raise SettingsError(f"source = {source!r} is not there: looked for {looked_for}{meant}")
     if "/" not in source:
         full_name = _FULL_NAMES.get(source)
-        advice = f"; write {full_name}." if full_name else ", as in 'Salesforce/wikitext'."
+        advice = f"; write {full_name}." if full_name else f", as in 'Salesforce/wikitext'{meant}"
         raise SettingsError(
             f"source = {source!r} is neither shipped ('fables', 'python-reference') nor a file: a data set of the Hub "
             f"needs its owner in front{advice}"
