@@ -26,7 +26,7 @@ from helpers.environment.commands import doctor, monitor
 from helpers.files import explain_os_error
 from helpers.paths import COMMAND
 from helpers.schema import allowed, unit
-from helpers.settings import SettingsError, TrainingSettings, known_settings, read_preset
+from helpers.settings import SettingsError, TrainingSettings, describe_without_effect, known_settings, read_preset
 from helpers.sharing.commands import demo, export, share
 from helpers.studies.commands import compare, sweep
 from helpers.training.commands import calibrate, chosen_settings, plan, run_options, train
@@ -101,7 +101,9 @@ def run(preset: str, run_name: str | None, parameters: tuple[tuple[str, str], ..
 
     defaults, asked = read_preset(preset), chosen_settings(run_name, parameters)
     of_training = TrainingSettings.model_fields.keys() & asked.keys()
-    TrainingSettings.from_preset(preset, **{name: asked[name] for name in of_training})  # checks them together
+    settings = TrainingSettings.from_preset(preset, **{name: asked[name] for name in of_training})
+    if idle := describe_without_effect(settings):
+        click.secho(f"Warning: {idle}", fg="yellow", err=True)
     refuse_missing(defaults | asked)
     name = asked.pop("run", defaults["run"])
     chosen = [find_notebook(notebook) for notebook in notebooks] or course_notebooks()

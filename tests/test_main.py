@@ -173,6 +173,12 @@ def test_a_missing_text_or_model_is_refused_before_anything_starts(asked, comman
     assert "is not there" in result.output
 
 
+def test_run_says_at_once_that_a_setting_has_no_effect(asked):
+    result = call("run", "-p", "lora_alpha", "64", "03")
+    assert (result.exit_code, len(asked)) == (0, 1)
+    assert result.stderr == "Warning: lora_alpha = 64 has no effect with lora_r = 0.\n"
+
+
 def test_run_gives_the_notebooks_the_path_in_the_callers_folder(asked, tmp_path, monkeypatch):
     (tmp_path / "mine.txt").write_text("words")
     monkeypatch.chdir(tmp_path)

@@ -20,7 +20,7 @@ from helpers.display import did_you_mean
 from helpers.files import atomic_folder, folder_unless_refused, write_json
 from helpers.model import check_sound, device, load_model, load_start, quiet, set_attention_dropout
 from helpers.paths import runs_folder
-from helpers.settings import TrainingSettings, read_run_settings, run_folder
+from helpers.settings import TrainingSettings, describe_without_effect, read_run_settings, run_folder
 from helpers.training import processes, run_files
 from helpers.training.arguments import autocast_dtype, describe_long_warmup, float32_products, training_arguments
 from helpers.training.callbacks import Watch, closing_bars, training_callbacks
@@ -205,7 +205,8 @@ def _train_once(
         # Gradients are then kept in the buffers that processes exchange, not there and beside them.
         trainer.accelerator.ddp_handler.gradient_as_bucket_view = True
         per_epoch = math.ceil(len(train) / (settings.effective_batch_size * trainer.args.world_size))
-        if note := describe_long_warmup(settings, math.ceil(per_epoch * settings.num_train_epochs)):
+        n_steps = math.ceil(per_epoch * settings.num_train_epochs)
+        for note in filter(None, (describe_long_warmup(settings, n_steps), describe_without_effect(settings))):
             warnings.warn(note, stacklevel=2)
         if trainer.is_world_process_zero() and not (folder / "settings.json").exists():
             write_json(folder / "settings.json", run_files.settings_record(settings, data.facts))

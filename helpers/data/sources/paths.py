@@ -8,10 +8,9 @@ from pathlib import Path
 from helpers.data.sources.encodings import CODECS
 from helpers.display import did_you_mean
 from helpers.paths import ASSETS, NOTEBOOKS, find_path, paths_of, similar_paths
-from helpers.settings import SettingsError
+from helpers.settings import SHIPPED_TEXTS, SettingsError
 
 FABLES = ASSETS / "fables"
-_SHIPPED = ("fables", "python-reference")
 TEXTS = (".txt", ".text", ".md", ".markdown")
 TABLES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 _NOT_UTF8 = re.compile(r"[\ud800-\udfff]")  # what Python makes of such bytes in a name
@@ -43,7 +42,7 @@ def source_path(source: str) -> Path | None:
         _check_link(path)
         _refuse_own_files(path)
         return path
-    meant = did_you_mean(source, similar_paths(source, _SHIPPED))
+    meant = did_you_mean(source, similar_paths(source, SHIPPED_TEXTS))
     if kind_of(Path(source)) in (*TEXTS, *TABLES) or not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", source):
         looked_for = " and ".join(map(str, paths_of(source)))
         raise SettingsError(f"source = {source!r} is not there: looked for {looked_for}{meant}")
