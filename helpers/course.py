@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import warnings
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -16,7 +17,7 @@ from helpers.display import did_you_mean, first_line, printable
 from helpers.files import environment_variables, read_json_lines
 from helpers.paths import COMMAND, NOTEBOOKS, runs_folder
 from helpers.report import write_report
-from helpers.settings import SettingsError, known_settings, refuse_training_text, run_folder
+from helpers.settings import SettingsError, describe_new_run, known_settings, refuse_training_text, run_folder
 
 _NEXT = "06"  # the first notebook that is not in the course itself: it trains for minutes, and nothing needs it
 _SECONDS_BETWEEN_SAVES = 1.0  # of a notebook that is executed: what a killed process may lose
@@ -117,6 +118,8 @@ def run_course(
     texts = {name: values.get(name, known_settings()[name].default) for name in ("source", "general_source")}
     if texts.keys() <= known:  # else notebook 04 would say so after the training
         refuse_training_text(texts["general_source"], source=texts["source"], run=run)
+    elif "general_source" in known and (note := describe_new_run(run)):  # notebook 04 says it where nobody looks yet
+        warnings.warn(note, stacklevel=2)
     folder.mkdir(parents=True, exist_ok=True)
     try:
         for notebook in notebooks:

@@ -436,8 +436,7 @@ def read_run_settings(run: str) -> TrainingSettings:
     """
     path = run_folder(run) / "settings.json"
     if not path.exists():
-        runs = [each.parent.name for each in runs_folder().glob("*/settings.json")]
-        raise SettingsError(f"There is no run {run!r} in {runs_folder()}{did_you_mean(run, runs)}")
+        raise SettingsError(_no_run(run))
     values = read_json(path).get("settings")
     if not isinstance(values, dict):
         raise SettingsError(
@@ -449,3 +448,18 @@ def read_run_settings(run: str) -> TrainingSettings:
             "open it with that version, or train it again under another name."
         )
     return TrainingSettings(**values | {"run": run})
+
+
+def describe_new_run(run: str) -> str:
+    """Return a sentence for a run that is not there and would be trained; empty for one that is, and for the default.
+
+    Its name was typed, and may be mistyped.
+    """
+    if run == TrainingSettings().run or (run_folder(run) / "settings.json").exists():
+        return ""
+    return f"{_no_run(run)} It is trained now, with the default settings."
+
+
+def _no_run(run: str) -> str:
+    runs = [path.parent.name for path in runs_folder().glob("*/settings.json")]
+    return f"There is no run {run!r} in {runs_folder()}{did_you_mean(run, runs)}"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from helpers.display import MIB, PlainTextMixin, duration_text, html_table
+from helpers.display import MIB, PlainTextMixin, did_you_mean, duration_text, html_table
 from helpers.evaluation.record import CONFIDENCE
 from helpers.files import atomic_folder, read_json, write_json
 from helpers.paths import runs_folder
@@ -265,9 +265,7 @@ def _runs_of(name: str) -> list[ComparedRun]:
     trials = sorted(path for path in folder.glob("trial-*/") if re.fullmatch(r"trial-\d+", path.name))
     if trials:
         return [read_run(path, name=f"{name}/{path.name}") for path in trials]
-    raise SettingsError(
-        f"There is no run or study {name!r} in {runs_folder()}; there are {', '.join(_all_names()) or 'none yet'}."
-    )
+    raise SettingsError(f"There is no run or study {name!r} in {runs_folder()}{did_you_mean(name, _all_names())}")
 
 
 def promote(best: ComparedRun, name: str) -> Path:

@@ -210,6 +210,8 @@ def test_the_error_for_an_unknown_run_lists_those_that_exist(runs):
     write_run(runs / "a")
     with pytest.raises(SettingsError, match=r"There is no run or study 'b' in .*; there are a, rates"):
         compare("b")
+    with pytest.raises(SettingsError, match=r"There is no run or study 'raets' in .*; did you mean 'rates'\?"):
+        compare("raets")
     with pytest.raises(SettingsError, match="not a plain name"):
         compare("../x")
 
