@@ -5,19 +5,21 @@ and others work on a fresh clone; see `helpers.environment.tasks`.
 """
 
 import signal
+
+if __name__ == "__main__":
+    on_interrupt = signal.getsignal(signal.SIGINT)
+    if on_interrupt is signal.default_int_handler:  # Ctrl-C then ends the imports without a traceback
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 from helpers.environment import tasks
 
 if __name__ == "__main__":  # what follows imports packages that may have to be installed first
     tasks.start(sys.argv[1:])
-    on_interrupt = signal.getsignal(signal.SIGINT)
-    if on_interrupt is signal.default_int_handler:  # Ctrl-C then ends the imports without a traceback
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-from typing import Any
 
 import click
 

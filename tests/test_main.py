@@ -119,8 +119,9 @@ def test_a_run_whose_settings_are_damaged_is_one_sentence(tmp_path, monkeypatch)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no signal to one process")
-def test_an_interrupt_of_the_imports_prints_nothing(tmp_path):
-    (tmp_path / "click.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)")
+@pytest.mark.parametrize("module", ["shlex", "click"])  # imported before it is known what is installed, and after
+def test_an_interrupt_of_the_imports_prints_nothing(tmp_path, module):
+    (tmp_path / f"{module}.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)")
     env = {**os.environ, "PYTHONPATH": str(tmp_path)}
     child = subprocess.run(
         [sys.executable, "-m", "helpers", "settings"],
