@@ -141,6 +141,12 @@ def print_any_character() -> None:
         sys.stdout.reconfigure(errors="replace")
 
 
+def tell_terminal(sentence: str) -> None:
+    """Say on a terminal what a command does before it prints anything; a program or a file needs no such line."""
+    if sys.stderr.isatty():
+        print(printable(sentence), file=sys.stderr, flush=True)
+
+
 class Html(str):
     """Text that is HTML already: `html_table` does not escape it."""
 

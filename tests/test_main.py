@@ -1,4 +1,5 @@
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -172,6 +173,28 @@ def test_a_missing_text_or_model_is_refused_before_anything_starts(asked, comman
     result = call(command, "-p", name, value)
     assert (result.exit_code, asked) == (2, [])
     assert "is not there" in result.output
+
+
+@pytest.mark.parametrize(
+    ("room", "words"),
+    [
+        ("sharing", "export mine"),
+        ("sharing", "demo mine"),
+        ("sharing", "share mine me/mine"),
+        ("studies", "sweep rates"),
+        ("training", "train"),
+        ("training", "calibrate"),
+        ("troubleshooting", "explain LICENSE"),
+    ],
+)
+def test_a_command_that_takes_a_while_begins_with_what_it_does(monkeypatch, room, words):
+    monkeypatch.chdir(ROOT)
+
+    def tell(sentence):
+        raise course.CourseError(sentence)
+
+    monkeypatch.setattr(f"helpers.{room}.commands.tell_terminal", tell)
+    assert re.fullmatch(r"Error: [A-Z].* \.\.\.\n", call(*words.split(" ")).output)
 
 
 def test_run_says_at_once_that_a_setting_has_no_effect(asked):
