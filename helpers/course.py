@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from helpers.display import did_you_mean, first_line, printable
+from helpers.display import did_you_mean, first_line, printable, quoted
 from helpers.files import environment_variables, read_json_lines
 from helpers.paths import COMMAND, NOTEBOOKS, runs_folder
 from helpers.report import write_report
@@ -54,7 +54,7 @@ def find_notebook(name: str) -> Path:
     for stem, path in known.items():
         if name in (stem, stem[:2], path.name):
             return path
-    raise SettingsError(f"There is no notebook {name!r}{did_you_mean(name, known, cutoff=0.3)}")
+    raise SettingsError(f"There is no notebook {quoted(name)}{did_you_mean(name, known, cutoff=0.3)}")
 
 
 def declared_parameters(notebook: Path) -> set[str]:
