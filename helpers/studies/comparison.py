@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _MOST_ERRORS = 5  # below a table
 _MOST_COLUMNS = 4  # for settings; where more differ, each run has a list below the table
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for the beginning of one
 _LONGEST = 24  # characters of a setting's value
 _INTERVAL = f"{CONFIDENCE:.0%} interval"
 _COLUMNS: list[tuple[str, str, Callable[[Any], str]]] = [  # heading, attribute of a run, its text
@@ -125,9 +126,7 @@ class RunTable(PlainTextMixin):
 
         # objects: pandas would turn integers into floats where one of them is missing
         frame = pd.DataFrame(self.rows, dtype=object)
-        # a run that diverged is not one that was never measured: pandas would leave both cells empty
-        frame = frame.map(lambda value: "nan" if isinstance(value, float) and math.isnan(value) else value)
-        return frame.to_csv(index=False, lineterminator="\n")
+        return frame.map(_csv_cell).to_csv(index=False, lineterminator="\n")
 
     def __str__(self) -> str:
         """Return the tables, the notes and the best runs for a terminal."""
@@ -204,6 +203,14 @@ def _ends(name: str, interval: tuple[float, float] | None) -> dict[str, float | 
 def _short(value: Any) -> str:
     text = f"{value:g}" if isinstance(value, float) else str(value)
     return text if len(text) <= _LONGEST else "…" + text[1 - _LONGEST :]  # the end of a path says more than its start
+
+
+def _csv_cell(value: Any) -> Any:
+    if isinstance(value, float) and math.isnan(value):
+        return "nan"  # a run that diverged is not one that was never measured: pandas would leave both cells empty
+    if isinstance(value, str) and value.startswith(_FORMULA):
+        return f"'{value}"  # settings of other people's runs, such as a prompt: a spreadsheet would compute it
+    return value
 
 
 def compare(*names: str, by: Metric | None = None) -> RunTable:
