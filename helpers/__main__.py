@@ -74,7 +74,7 @@ class _OneSentence(click.Group):
                 raise
             click.secho(f"Error: {_printable(sentence)}", fg="red", err=True)
             ctx.exit(2 if isinstance(error, SettingsError) else 1)
-        except KeyboardInterrupt as interrupt:
+        except (KeyboardInterrupt, click.Abort) as interrupt:  # the second where a question was asked
             click.secho("\nInterrupted: what was done is kept, and the same command continues.", fg="red", err=True)
             # as a shell counts a program that Ctrl-C or SIGTERM ended
             ctx.exit(143 if isinstance(interrupt, _TerminatedError) else 130)
