@@ -5,19 +5,21 @@ and others work on a fresh clone; see `helpers.environment.tasks`.
 """
 
 import signal
+
+if __name__ == "__main__":
+    on_interrupt = signal.getsignal(signal.SIGINT)
+    if on_interrupt is signal.default_int_handler:  # Ctrl-C then ends the imports without a traceback
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 from helpers.environment import tasks
 
 if __name__ == "__main__":  # what follows imports packages that may have to be installed first
     tasks.start(sys.argv[1:])
-    on_interrupt = signal.getsignal(signal.SIGINT)
-    if on_interrupt is signal.default_int_handler:  # Ctrl-C then ends the imports without a traceback
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-from typing import Any
 
 import click
 
@@ -26,7 +28,7 @@ from helpers.environment.commands import doctor, monitor
 from helpers.files import explain_os_error
 from helpers.paths import COMMAND
 from helpers.schema import allowed, unit
-from helpers.settings import SettingsError, TrainingSettings, known_settings, read_preset
+from helpers.settings import SettingsError, TrainingSettings, describe_without_effect, known_settings, read_preset
 from helpers.sharing.commands import demo, export, share
 from helpers.studies.commands import compare, sweep
 from helpers.training.commands import calibrate, chosen_settings, plan, run_options, train
@@ -72,7 +74,7 @@ class _OneSentence(click.Group):
                 raise
             click.secho(f"Error: {_printable(sentence)}", fg="red", err=True)
             ctx.exit(2 if isinstance(error, SettingsError) else 1)
-        except KeyboardInterrupt as interrupt:
+        except (KeyboardInterrupt, click.Abort) as interrupt:  # the second where a question was asked
             click.secho("\nInterrupted: what was done is kept, and the same command continues.", fg="red", err=True)
             # as a shell counts a program that Ctrl-C or SIGTERM ended
             ctx.exit(143 if isinstance(interrupt, _TerminatedError) else 130)
@@ -101,7 +103,9 @@ def run(preset: str, run_name: str | None, parameters: tuple[tuple[str, str], ..
 
     defaults, asked = read_preset(preset), chosen_settings(run_name, parameters)
     of_training = TrainingSettings.model_fields.keys() & asked.keys()
-    TrainingSettings.from_preset(preset, **{name: asked[name] for name in of_training})  # checks them together
+    settings = TrainingSettings.from_preset(preset, **{name: asked[name] for name in of_training})
+    if idle := describe_without_effect(settings):
+        click.secho(f"Warning: {idle}", fg="yellow", err=True)
     refuse_missing(defaults | asked)
     name = asked.pop("run", defaults["run"])
     chosen = [find_notebook(notebook) for notebook in notebooks] or course_notebooks()

@@ -6,17 +6,18 @@ import os
 import subprocess
 import sys
 import threading
+import warnings
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from helpers.display import did_you_mean, first_line, printable
+from helpers.display import did_you_mean, first_line, printable, quoted
 from helpers.files import environment_variables, read_json_lines
 from helpers.paths import COMMAND, NOTEBOOKS, runs_folder
 from helpers.report import write_report
-from helpers.settings import SettingsError, known_settings, refuse_training_text, run_folder
+from helpers.settings import SettingsError, describe_new_run, known_settings, refuse_training_text, run_folder
 
 _NEXT = "06"  # the first notebook that is not in the course itself: it trains for minutes, and nothing needs it
 _SECONDS_BETWEEN_SAVES = 1.0  # of a notebook that is executed: what a killed process may lose
@@ -53,7 +54,7 @@ def find_notebook(name: str) -> Path:
     for stem, path in known.items():
         if name in (stem, stem[:2], path.name):
             return path
-    raise SettingsError(f"There is no notebook {name!r}{did_you_mean(name, known, cutoff=0.3)}")
+    raise SettingsError(f"There is no notebook {quoted(name)}{did_you_mean(name, known, cutoff=0.3)}")
 
 
 def declared_parameters(notebook: Path) -> set[str]:
@@ -117,6 +118,8 @@ def run_course(
     texts = {name: values.get(name, known_settings()[name].default) for name in ("source", "general_source")}
     if texts.keys() <= known:  # else notebook 04 would say so after the training
         refuse_training_text(texts["general_source"], source=texts["source"], run=run)
+    elif "general_source" in known and (note := describe_new_run(run)):  # notebook 04 says it where nobody looks yet
+        warnings.warn(note, stacklevel=2)
     folder.mkdir(parents=True, exist_ok=True)
     try:
         for notebook in notebooks:

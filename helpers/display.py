@@ -17,6 +17,7 @@ from typing import Any
 
 GIB, MIB = 2**30, 2**20
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)")  # what a terminal would obey
+_MOST_QUOTED = 300  # characters of a value, in a message
 QUIET_SECONDS = 10  # before a progress bar appears
 _LONGEST_LINE = 120  # of a table as text, without its last column
 
@@ -76,6 +77,11 @@ def cut(text: str, length: int) -> str:
     'a long…'
     """
     return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def quoted(value: Any) -> str:
+    """Return a value as a message quotes it: not whole if it is long."""
+    return cut(repr(value), _MOST_QUOTED)
 
 
 def perplexity_text(loss: float) -> str:
@@ -150,6 +156,12 @@ def print_any_character() -> None:
     """Let the standard output show "?" for a character that a console or a file's code page has not."""
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")
+
+
+def tell_terminal(sentence: str) -> None:
+    """Say on a terminal what a command does before it prints anything; a program or a file needs no such line."""
+    if sys.stderr.isatty():
+        print(printable(sentence), file=sys.stderr, flush=True)
 
 
 class Html(str):

@@ -14,9 +14,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from helpers.display import first_line, last_part
+from helpers.display import did_you_mean, first_line, last_part
 from helpers.files import read_json
-from helpers.paths import POCKET, find_path, paths_of
+from helpers.paths import POCKET, find_path, paths_of, similar_paths
 from helpers.settings import LEAST_VOCABULARY, SettingsError, TrainingSettings
 
 if TYPE_CHECKING:
@@ -56,7 +56,8 @@ def check_model_name(name: str) -> Path | None:
         return None
     raise SettingsError(
         f"model_name_or_path = {name!r} is not there: looked for {' and '.join(map(str, paths_of(name)))}. Name a "
-        "folder, 'pocket', which is shipped, or a model of the Hub with its owner, as in 'openai-community/gpt2'."
+        "folder, 'pocket', which is shipped, or a model of the Hub with its owner, as in 'openai-community/gpt2'"
+        f"{did_you_mean(name, similar_paths(name, ('pocket', *_WITHOUT_OWNER)))}"
     )
 
 
@@ -369,7 +370,8 @@ def _explained(name: str) -> Iterator[None]:
             advice = f"its {_damaged_file(folder)} is damaged. Copy, download or train the model again"
         else:
             advice = "check the name and the network, or use model_name_or_path='pocket', which is shipped"
-        raise SettingsError(f"The model {name!r} could not be loaded ({first_line(error)}): {advice}.") from None
+        meant = did_you_mean(name, similar_paths(name))
+        raise SettingsError(f"The model {name!r} could not be loaded ({first_line(error)}): {advice}{meant}") from None
 
 
 def _damaged_file(folder: Path) -> str:

@@ -6,10 +6,11 @@ Standard library only: the doctor uses this before anything is installed.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).absolute().parents[1]
@@ -74,6 +75,22 @@ def paths_of(name: str, *, folder: Path | None = None) -> list[Path]:
     beside = [start, *([start.parent] if start == NOTEBOOKS else [])]
     paths = (Path(os.path.abspath(each / path)) for each in beside)  # noqa: PTH100 - resolve() would follow links
     return list(dict.fromkeys(paths))  # an absolute path once
+
+
+def similar_paths(name: str, known: Iterable[str] = ()) -> list[str]:
+    """Return what may be meant by a path that is not there: neighbours of its first missing part, and known names."""
+    path = Path(name)
+    missing = next((part for part in (*reversed(path.parents), path) if find_path(str(part)) is None), None)
+    if missing is None:
+        return []
+    names = known = set(known) if missing == path else set()
+    with contextlib.suppress(OSError):  # a folder that may not be read
+        for folder in filter(Path.is_dir, paths_of(str(missing.parent))):
+            names = names | {entry.name for entry in folder.iterdir()}
+    rest = path.relative_to(missing)
+    near = difflib.get_close_matches(missing.name, names)
+    written = {each: each if each in known else (missing.with_name(each) / rest).as_posix() for each in near}
+    return [meant for each, meant in written.items() if each in known or find_path(meant) is not None]
 
 
 def stored_path(name: str, *, folder: Path | None = None) -> str:

@@ -4,18 +4,27 @@ The settings themselves are declared in `helpers.settings`.
 """
 
 import ast
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from helpers.display import PlainTextMixin, cut, did_you_mean, html_table
+from helpers.display import PlainTextMixin, cut, did_you_mean, html_table, quoted
 
+_LONGEST_WORD = 1000  # characters: a path has fewer
+_LONG_WORD = re.compile(rf"\S{{{_LONGEST_WORD},}}")
 _PHRASES = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}  # bound -> how a message calls it
 
 
 class SettingsError(ValueError):
-    """An invalid setting; the message has one sentence per fault: what was found and what is allowed."""
+    """An invalid setting; the message has one sentence per fault: what was found and what is allowed.
+
+    Of a name that was given, however long it is, the sentence has the beginning.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(_LONG_WORD.sub(lambda word: cut(word[0], _LONGEST_WORD), message))
 
 
 def setting(default: Any, help_text: str, **options: Any) -> Any:
@@ -89,7 +98,7 @@ def sentence(fault: Any, fields: Mapping[str, Any]) -> str:
     name = str(fault["loc"][0])
     if fault["type"] == "extra_forbidden":
         return unknown(name, fields)
-    given = f"{name} = {cut(repr(fault['input']), 300)}"
+    given = f"{name} = {quoted(fault['input'])}"
     if fault["type"] == "value_error":
         return f"{given} {fault['ctx']['error']}."
     return f"{given} is not allowed: it must be {allowed(fields[name])}."

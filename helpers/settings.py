@@ -9,7 +9,7 @@ is its name here.
 import codecs
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -22,10 +22,22 @@ from helpers.paths import ASSETS, COMMAND, find_path, runs_folder, stored_path
 from helpers.schema import Settings, SettingsError, refuse_truth_value, sentence, setting, unknown
 
 PRESETS = ASSETS / "presets"
+SHIPPED_TEXTS = ("fables", "python-reference")
 PATH_SETTINGS = ("source", "general_source", "model_name_or_path")  # each may be the name of a file or folder
 LEAST_VOCABULARY = 257  # 256 bytes and the end of text
 
 _LEAST_TEMPERATURE = 1e-6
+# A setting -> another one, and for which of its values the first has an effect.
+_NEEDED: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "vocab_size": ("tokenizer", lambda tokenizer: tokenizer == "train"),
+    "source_config": ("source", lambda source: source not in SHIPPED_TEXTS),
+    "source_revision": ("source", lambda source: source not in SHIPPED_TEXTS and find_path(source) is None),
+    "text_column": ("source", lambda source: source not in SHIPPED_TEXTS),
+    "chat_template": ("source", lambda source: source not in SHIPPED_TEXTS),
+    "lora_alpha": ("lora_r", bool),
+    "lora_dropout": ("lora_r", bool),
+    "adam_beta2": ("optim", lambda optim: optim != "adafactor"),
+}
 _SEPARATORS = ("auto", "row", "line", "blank line", "heading", "file")
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -263,7 +275,14 @@ class TrainingSettings(DataSettings):
     )
     logging_steps: int = setting(10, "steps between two history rows", ge=1, le=100_000, unit="steps", log_from=1)
     eval_steps: int = setting(50, "steps between two validations", ge=1, le=100_000, unit="steps", log_from=1)
-    save_steps: int = setting(100, "steps between two checkpoints", ge=1, le=100_000, unit="steps", log_from=1)
+    save_steps: int = setting(
+        100,
+        "steps between two checkpoints; with early stopping: eval_steps",
+        ge=1,
+        le=100_000,
+        unit="steps",
+        log_from=1,
+    )
     save_total_limit: int = setting(2, "checkpoints that are kept", ge=1, le=100)
     early_stopping_patience: int = setting(
         0, "stop after this many validations without a better loss and keep the best model; 0: never",
@@ -336,6 +355,28 @@ class EvaluationSettings(RunSettings):
         return settings
 
 
+def without_effect(settings: DataSettings) -> dict[str, str]:
+    """Return the settings that change nothing beside another's value: name -> that other setting."""
+    return {
+        name: other
+        for name, (other, has_effect) in _NEEDED.items()
+        if name in type(settings).model_fields and not has_effect(getattr(settings, other))
+    }
+
+
+def describe_without_effect(settings: DataSettings) -> str:
+    """Return a sentence for each setting that was changed and has no effect; empty where there is none.
+
+    >>> describe_without_effect(TrainingSettings(lora_alpha=64, lora_dropout=0.0))
+    'lora_alpha = 64 has no effect with lora_r = 0.'
+    """
+    return " ".join(
+        f"{name} = {getattr(settings, name)!r} has no effect with {other} = {getattr(settings, other)!r}."
+        for name, other in without_effect(settings).items()
+        if getattr(settings, name) != type(settings).model_fields[name].default
+    )
+
+
 def refuse_training_text(general_source: str, *, source: str, run: str) -> None:
     """Raise `SettingsError` where the text that is to measure forgetting is the one that a run learns from."""
     if general_source == source:
@@ -397,8 +438,7 @@ def read_run_settings(run: str) -> TrainingSettings:
     """
     path = run_folder(run) / "settings.json"
     if not path.exists():
-        runs = [each.parent.name for each in runs_folder().glob("*/settings.json")]
-        raise SettingsError(f"There is no run {run!r} in {runs_folder()}{did_you_mean(run, runs)}")
+        raise SettingsError(_no_run(run))
     values = read_json(path).get("settings")
     if not isinstance(values, dict):
         raise SettingsError(
@@ -410,3 +450,18 @@ def read_run_settings(run: str) -> TrainingSettings:
             "open it with that version, or train it again under another name."
         )
     return TrainingSettings(**values | {"run": run})
+
+
+def describe_new_run(run: str) -> str:
+    """Return a sentence for a run that is not there and would be trained; empty for one that is, and for the default.
+
+    Its name was typed, and may be mistyped.
+    """
+    if run == TrainingSettings().run or (run_folder(run) / "settings.json").exists():
+        return ""
+    return f"{_no_run(run)} It is trained now, with the default settings."
+
+
+def _no_run(run: str) -> str:
+    runs = [path.parent.name for path in runs_folder().glob("*/settings.json")]
+    return f"There is no run {run!r} in {runs_folder()}{did_you_mean(run, runs)}"

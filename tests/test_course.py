@@ -15,6 +15,7 @@ from click.testing import CliRunner
 
 from helpers import course
 from helpers.course import CourseError, declared_parameters, find_notebook, run_course, write_report
+from helpers.files import write_json
 from helpers.paths import NOTEBOOKS
 from helpers.settings import SettingsError, run_folder
 from helpers.training.run_files import HistoryFile
@@ -64,6 +65,16 @@ def test_a_training_text_that_would_measure_forgetting_too_stops_before_anything
     assert not run_folder("mine").exists()
     run_course([training, evaluation], run="mine", parameters=asked | {"general_source": "fables"})
     run_course([training], run="mine", parameters=asked)
+
+
+def test_a_run_that_the_evaluation_would_train_is_named_before_it_does(notebook):
+    evaluation = notebook("04_b.ipynb", 'run = "x"\ngeneral_source = "python-reference"')
+    run_folder("mine").mkdir(parents=True)
+    write_json(run_folder("mine") / "settings.json", {})
+    with pytest.warns(UserWarning, match=r"There is no run 'mien' in .*; did you mean 'mine'\? It is trained now"):
+        run_course([evaluation], run="mien", parameters={})
+    run_course([evaluation], run="mine", parameters={})
+    run_course([notebook("03_a.ipynb", 'run = "x"\nsource = "fables"'), evaluation], run="new", parameters={})
 
 
 def test_a_failing_cell_leaves_the_executed_notebook_and_the_report(notebook):

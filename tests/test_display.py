@@ -1,4 +1,5 @@
 import ast
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,7 +9,7 @@ from IPython.lib.pretty import pretty
 from tqdm import tqdm
 
 from helpers import display
-from helpers.display import Html, PlainTextMixin, html_table, html_text, progress_bar
+from helpers.display import Html, PlainTextMixin, html_table, html_text, progress_bar, tell_terminal
 
 
 @pytest.mark.parametrize(
@@ -26,6 +27,14 @@ def test_a_progress_bar_is_for_those_who_watch(monkeypatch, capsys, shell, is_sh
         bar.update(2)
         bar.set_postfix_str("done", refresh=False)
     assert ("2/2" in capsys.readouterr().err) is is_shown
+
+
+def test_what_is_told_to_a_terminal_is_in_no_file(capsys, monkeypatch):
+    tell_terminal("Reading ...")
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    tell_terminal("Reading \x1b[2Ja\x07 ...")
+    assert capsys.readouterr() == ("", "Reading a  ...\n")
 
 
 def test_a_bar_is_complete_at_its_end_unless_an_error_ended_it(monkeypatch):

@@ -1,4 +1,5 @@
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -119,8 +120,9 @@ def test_a_run_whose_settings_are_damaged_is_one_sentence(tmp_path, monkeypatch)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no signal to one process")
-def test_an_interrupt_of_the_imports_prints_nothing(tmp_path):
-    (tmp_path / "click.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)")
+@pytest.mark.parametrize("module", ["shlex", "click"])  # imported before it is known what is installed, and after
+def test_an_interrupt_of_the_imports_prints_nothing(tmp_path, module):
+    (tmp_path / f"{module}.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)")
     env = {**os.environ, "PYTHONPATH": str(tmp_path)}
     child = subprocess.run(
         [sys.executable, "-m", "helpers", "settings"],
@@ -171,6 +173,34 @@ def test_a_missing_text_or_model_is_refused_before_anything_starts(asked, comman
     result = call(command, "-p", name, value)
     assert (result.exit_code, asked) == (2, [])
     assert "is not there" in result.output
+
+
+@pytest.mark.parametrize(
+    ("room", "words"),
+    [
+        ("sharing", "export mine"),
+        ("sharing", "demo mine"),
+        ("sharing", "share mine me/mine"),
+        ("studies", "sweep rates"),
+        ("training", "train"),
+        ("training", "calibrate"),
+        ("troubleshooting", "explain LICENSE"),
+    ],
+)
+def test_a_command_that_takes_a_while_begins_with_what_it_does(monkeypatch, room, words):
+    monkeypatch.chdir(ROOT)
+
+    def tell(sentence):
+        raise course.CourseError(sentence)
+
+    monkeypatch.setattr(f"helpers.{room}.commands.tell_terminal", tell)
+    assert re.fullmatch(r"Error: [A-Z].* \.\.\.\n", call(*words.split(" ")).output)
+
+
+def test_run_says_at_once_that_a_setting_has_no_effect(asked):
+    result = call("run", "-p", "lora_alpha", "64", "03")
+    assert (result.exit_code, len(asked)) == (0, 1)
+    assert result.stderr == "Warning: lora_alpha = 64 has no effect with lora_r = 0.\n"
 
 
 def test_run_gives_the_notebooks_the_path_in_the_callers_folder(asked, tmp_path, monkeypatch):

@@ -82,6 +82,13 @@ def test_a_model_that_cannot_be_had_is_one_sentence(load):
         load("nobody/nothing-at-all")
 
 
+def test_a_misspelled_folder_that_looks_like_a_name_of_the_hub_is_named(tmp_path, monkeypatch):
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SettingsError, match=r"; did you mean 'models/mine'\?$"):
+        load_model("models/mien")
+
+
 @pytest.fixture
 def silent_hub(monkeypatch):
     """Let the Hub be a server that hangs up on everybody; return the list of those who called."""

@@ -90,6 +90,32 @@ def test_a_notebook_in_its_own_folder_also_finds_what_is_next_to_it(tmp_path, mo
     assert paths.find_path("mine.txt") == tmp_path / "mine.txt"
 
 
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("my_text", ["my_texts"]),
+        ("./my_text/", ["my_texts"]),
+        ("my_text/a.txt", ["my_texts/a.txt"]),
+        ("my_texts/b.txt", ["my_texts/a.txt"]),
+        ("~/my_texts/aa.txt", ["~/my_texts/a.txt"]),
+        ("my_text/none.txt", []),
+        ("nothing/alike", []),
+        ("my_texts", []),
+        ("pocet", ["pocket"]),
+        ("x" * 300, []),
+    ],
+)
+def test_what_may_be_meant_by_a_misspelled_path_is_next_to_it(tmp_path, monkeypatch, written, meant):
+    (tmp_path / "my_texts").mkdir()
+    (tmp_path / "my_texts" / "a.txt").touch()
+    monkeypatch.setenv("USERPROFILE" if os.name == "nt" else "HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert paths.similar_paths(written, ("pocket", "fables")) == meant
+    monkeypatch.chdir(tmp_path.parent)
+    absolute = (tmp_path / "my_text").as_posix()
+    assert paths.similar_paths(absolute) == [f"{absolute}s"]
+
+
 @pytest.mark.skipif(os.name == "nt", reason="there a drive letter is a path like any other")
 @pytest.mark.parametrize("written", [r"C:\texts\a b.txt", "c:/texts/a b.txt"])
 def test_a_windows_path_means_the_mounted_drive(monkeypatch, written):

@@ -62,3 +62,8 @@ def test_settings_as_text_are_those_that_differ():
     rows = str(TrainingSettings(learning_rate=1e-3, seed=7)).splitlines()
     assert [row.split()[:2] for row in rows] == [["name", "value"], ["seed", "7"], ["learning_rate", "0.001"]]
     assert str(TrainingSettings()) == "Every setting has its default value."
+
+
+def test_a_message_has_the_beginning_of_a_long_name_and_all_of_its_own_words():
+    error = SettingsError(f"There is no run {'x' * 5000!r} in {'/runs' * 10}: " + "word " * 200)
+    assert str(error) == f"There is no run '{'x' * 998}… in {'/runs' * 10}: " + "word " * 200

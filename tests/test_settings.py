@@ -1,3 +1,4 @@
+import re
 import sys
 
 import pytest
@@ -12,6 +13,7 @@ from helpers.settings import (
     SettingsError,
     TrainingSettings,
     check_values,
+    describe_without_effect,
     preset_names,
     read_preset,
     read_run_settings,
@@ -121,6 +123,30 @@ def test_the_presets_for_gpus_share_one_effective_batch():
         TrainingSettings.from_preset(name).effective_batch_size for name in preset_names() if "pocket" not in name
     }
     assert batches == {16}
+
+
+@pytest.mark.parametrize(
+    ("idle", "instead"),
+    [
+        ({"lora_alpha": 32}, {"lora_r": 8}),
+        ({"lora_dropout": 0.1}, {"lora_r": 8}),
+        ({"vocab_size": 512}, {"tokenizer": "train", "from_scratch": True}),
+        ({"adam_beta2": 0.95, "optim": "adafactor"}, {"optim": "muon"}),
+        ({"source_config": "wikitext-2-raw-v1"}, {"source": "Salesforce/wikitext"}),
+        ({"source_revision": "main", "source": str(PRESETS)}, {"source": "Salesforce/wikitext"}),
+        ({"text_column": "story"}, {"source": str(PRESETS)}),
+        ({"chat_template": "chatml", "source": "python-reference"}, {"source": "mine.jsonl"}),
+    ],
+)
+def test_a_setting_without_effect_is_described_with_the_one_that_decides(idle, instead):
+    (name, value), *_ = idle.items()
+    sentence = describe_without_effect(TrainingSettings(**idle))
+    assert re.fullmatch(rf"{name} = {value!r} has no effect with {next(iter(instead))} = [^=]+\.", sentence)
+    assert describe_without_effect(TrainingSettings(**idle | instead)) == ""
+
+
+def test_no_preset_has_a_setting_without_effect():
+    assert [*filter(describe_without_effect, map(TrainingSettings.from_preset, preset_names()))] == []
 
 
 def test_an_unknown_preset_is_answered_with_the_nearest():

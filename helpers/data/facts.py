@@ -8,7 +8,7 @@ import numpy as np
 from helpers.data.sources.recognition import Choice
 from helpers.data.splitting import LEFT_OUT, Split
 from helpers.data.writing import Staging
-from helpers.settings import DataSettings
+from helpers.settings import DataSettings, describe_without_effect
 
 ENGLISH_TOKENS_PER_CHARACTER = 0.25  # of GPT-2's vocabulary on English prose: about four letters for a token
 POOR_FIT = 0.5  # tokens per character from which a vocabulary does not fit a text
@@ -74,6 +74,8 @@ def find_notes(facts: Mapping[str, Any], settings: DataSettings) -> list[str]:
             f"{facts['near_duplicates']:,} of {facts['documents_read']:,} documents are nearly the same as another: "
             "near_duplicates='remove' keeps one of each."
         )
+    if note := describe_without_effect(settings.part(DataSettings)):
+        notes.append(note)
     for count, what in ((facts["empty"], "hold nothing, and were left out"), (facts["tiny_documents"], "are tiny")):
         if count > MANY * facts["documents_read"]:
             notes.append(f"{count:,} of {facts['documents_read']:,} documents {what}.")

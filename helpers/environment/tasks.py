@@ -36,7 +36,7 @@ def _code_of(command: list[str], **how: Any) -> int:
     usual = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     # Ctrl-C reaches the child too, and Python would kill it after a quarter of a second. A shell's background job
     # ignores Ctrl-C, and so shall its child.
-    if usual[signal.SIGINT] is signal.default_int_handler:
+    if usual[signal.SIGINT] is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, lambda *_: None)
     try:
         child = subprocess.Popen(command, **how)  # noqa: S603
@@ -189,6 +189,8 @@ def _carry_out(name: str, arguments: list[str]) -> int:
         help="which PyTorch wheel: cpu, cu126, cu130, ...; auto, the default, is the one that fits this machine",
     )
     options, rest = parser.parse_known_args(arguments)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # of the imports; an installation is told of Ctrl-C
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     print_any_character()
     # Containers often set it. Each kernel and worker would then compile PyTorch and transformers anew: 11 s every time.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)

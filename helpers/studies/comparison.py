@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from helpers.display import MIB, PlainTextMixin, duration_text, html_table
+from helpers.display import MIB, PlainTextMixin, did_you_mean, duration_text, html_table
 from helpers.evaluation.record import CONFIDENCE
 from helpers.files import atomic_folder, read_json, write_json
 from helpers.paths import runs_folder
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _MOST_ERRORS = 5  # below a table
 _MOST_COLUMNS = 4  # for settings; where more differ, each run has a list below the table
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for the beginning of one
 _LONGEST = 24  # characters of a setting's value
 _INTERVAL = f"{CONFIDENCE:.0%} interval"
 _COLUMNS: list[tuple[str, str, Callable[[Any], str]]] = [  # heading, attribute of a run, its text
@@ -126,9 +127,7 @@ class RunTable(PlainTextMixin):
 
         # objects: pandas would turn integers into floats where one of them is missing
         frame = pd.DataFrame(self.rows, dtype=object)
-        # a run that diverged is not one that was never measured: pandas would leave both cells empty
-        frame = frame.map(lambda value: "nan" if isinstance(value, float) and math.isnan(value) else value)
-        return frame.to_csv(index=False, lineterminator="\n")
+        return frame.map(_csv_cell).to_csv(index=False, lineterminator="\n")
 
     def __str__(self) -> str:
         """Return the tables, the notes and the best runs for a terminal."""
@@ -207,6 +206,14 @@ def _short(value: Any) -> str:
     return text if len(text) <= _LONGEST else "…" + text[1 - _LONGEST :]  # the end of a path says more than its start
 
 
+def _csv_cell(value: Any) -> Any:
+    if isinstance(value, float) and math.isnan(value):
+        return "nan"  # a run that diverged is not one that was never measured: pandas would leave both cells empty
+    if isinstance(value, str) and value.startswith(_FORMULA):
+        return f"'{value}"  # settings of other people's runs, such as a prompt: a spreadsheet would compute it
+    return value
+
+
 def compare(*names: str, by: Metric | None = None) -> RunTable:
     """Show runs side by side, the best first.
 
@@ -266,9 +273,7 @@ def _runs_of(name: str) -> list[ComparedRun]:
     trials = sorted(path for path in folder.glob("trial-*/") if re.fullmatch(r"trial-\d+", path.name))
     if trials:
         return [read_run(path, name=f"{name}/{path.name}") for path in trials]
-    raise SettingsError(
-        f"There is no run or study {name!r} in {runs_folder()}; there are {', '.join(_all_names()) or 'none yet'}."
-    )
+    raise SettingsError(f"There is no run or study {name!r} in {runs_folder()}{did_you_mean(name, _all_names())}")
 
 
 def promote(best: ComparedRun, name: str) -> Path:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from helpers.course import find_notebook
+from helpers.display import quoted
 from helpers.files import refuse_deep
 from helpers.schema import allowed
 from helpers.settings import (
@@ -193,7 +194,7 @@ def _typed_variation(name: Any, over: Any) -> list[Any] | Range:
         return _typed_range(name, over)
     if not isinstance(over, list) or not over:
         raise SettingsError(
-            f"{name} = {over!r} is not allowed: it must be a list of values, or a range with low and high."
+            f"{name} = {quoted(over)} is not allowed: it must be a list of values, or a range with low and high."
         )
     # one fault per value, with its index in `loc`, rather than only the first
     values = [*_check_each(dict(enumerate(over)), lambda _, value: _typed_value(name, value)).values()]

@@ -9,14 +9,15 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from helpers.course import declared_parameters, find_notebook
-from helpers.display import did_you_mean
-from helpers.paths import ASSETS, stored_path
+from helpers.display import did_you_mean, quoted
+from helpers.paths import ASSETS, similar_paths, stored_path
 from helpers.schema import allowed
 from helpers.settings import PATH_SETTINGS, SettingsError, TrainingSettings, known_settings
 from helpers.studies.comparability import Fault, metric_faults, ranking_faults
 from helpers.studies.study import Budgets, Range, Study, notebook_name
 
 STUDIES = ASSETS / "studies"
+_MOST_FAULTS = 50  # that are listed
 _EXPECTED = {  # of the entries that are no single value
     "settings": "write `name: value`, one per line",
     "vary": "write `setting: [value, value]` or a range, one per line",
@@ -32,7 +33,8 @@ def find_study(name: str) -> Path:
         return Path(name)
     if name in shipped:
         return shipped[name]
-    raise SettingsError(f"There is no study file {name!r}; shipped with the course: {', '.join(shipped)}.")
+    meant = did_you_mean(name, similar_paths(name, shipped) or shipped)
+    raise SettingsError(f"There is no study file {name!r}{meant}")
 
 
 class _Loader(yaml.SafeLoader):
@@ -79,7 +81,9 @@ def read_study(path: Path) -> Study:
         faults += [(fault["loc"], _sentence(fault, values)) for fault in error.errors()]
     if faults:
         located = {sentence: ".".join(map(str, at)) for at, sentence in faults}
-        raise SettingsError("\n".join(f"{path.name}, {place}: {sentence}" for sentence, place in located.items()))
+        lines = [f"{path.name}, {place}: {sentence}" for sentence, place in located.items()]
+        more = [f"{len(lines) - _MOST_FAULTS:,} more faults are not listed."] if len(lines) > _MOST_FAULTS else []
+        raise SettingsError("\n".join(lines[:_MOST_FAULTS] + more))
     return study.model_copy(update={"storage": _with_absolute_file(study.storage, path.absolute().parent)})
 
 
@@ -127,7 +131,7 @@ def _sentence(fault: ErrorDetails, values: dict[str, Any]) -> str:
     if fault["type"] == "missing":
         return f"The range of {above[-1]} lacks {name}."
     expected = _EXPECTED.get(name) or f"it must be {allowed(kind.model_fields[name])}"
-    return f"{name} = {fault['input']!r} is not allowed: {expected}."
+    return f"{name} = {quoted(fault['input'])} is not allowed: {expected}."
 
 
 def _faults_between_entries(values: dict[str, Any]) -> Iterator[Fault]:

@@ -1,6 +1,7 @@
 """Predict the trials, hours and disk of a study before it starts, and refuse what does not fit."""
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,8 @@ from typing import Any
 from helpers.data import refuse_missing
 from helpers.display import GIB, PlainTextMixin, duration_text, size_text
 from helpers.files import free_bytes
-from helpers.settings import PATH_SETTINGS, SettingsError
-from helpers.studies.study import Study, trial_name
+from helpers.settings import PATH_SETTINGS, SettingsError, without_effect
+from helpers.studies.study import Range, Study, trial_name
 from helpers.training.devices import GraphicsCard, this_processor
 from helpers.training.plan import RunPlan, plan_run
 from helpers.training.shape import read_shape
@@ -79,7 +80,8 @@ class StudyPlan(PlainTextMixin):
         """Why the study cannot begin, one sentence each; empty when it can, or has nothing left to do."""
         if not self.n_left:
             return []
-        reasons = [f"{self._point(plan)} {plan.verdict}." for plan in self.too_large[:_MOST_REFUSALS]]
+        reasons = [] if self.is_started else [*equal_trials(self.study)]
+        reasons += [f"{self._point(plan)} {plan.verdict}." for plan in self.too_large[:_MOST_REFUSALS]]
         if len(self.too_large) > _MOST_REFUSALS:
             reasons.append(f"{len(self.too_large) - _MOST_REFUSALS} more points do not fit either.")
         if not self.too_large and self.most_workers < self.workers:
@@ -170,6 +172,21 @@ def plan_study(study: Study, card: GraphicsCard | None, *, workers: int = 1, n_l
     return StudyPlan(
         study, card, min(workers, max(1, left)), left, n_left is not None, tuple(plans), free_bytes(study.folder)
     )
+
+
+def equal_trials(study: Study) -> Iterator[str]:
+    """Yield a sentence for each varied setting that has no effect, in a point of a grid or in all of a search."""
+    points = [study.training_settings(corner) for corner in study.corners]
+    idle = [without_effect(settings) for settings in points]
+    varied = [name for name, over in study.vary.items() if isinstance(over, Range) or len(over) > 1]
+    for name in varied:
+        where = [(settings, names[name]) for settings, names in zip(points, idle, strict=True) if name in names]
+        if where and (study.is_grid or len(where) == len(points)):
+            settings, other = where[0]
+            yield (
+                f"{name} has no effect with {other} = {getattr(settings, other)!r}, so trials that differ only in it "
+                f"would be the same: take {name} out of `vary`, or set another {other}."
+            )
 
 
 def _inputs(study: Study) -> list[dict[str, Any]]:

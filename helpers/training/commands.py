@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from helpers.display import tell_terminal
 from helpers.settings import TrainingSettings, check_values, preset_names
 
 
@@ -35,11 +36,14 @@ def train(preset: str, run_name: str | None, parameters: tuple[tuple[str, str], 
     Under torchrun name the run with `-p run NAME`: torchrun takes `--run` for an option of its own.
     """
     from helpers.data import refuse_missing
+    from helpers.training import is_first_process
 
     settings = TrainingSettings.from_preset(preset, **chosen_settings(run_name, parameters))
     refuse_missing(settings.model_dump())
+    if is_first_process():
+        tell_terminal(f"Preparing run {settings.run} ...")
     # Only now: this imports torch and transformers, and a mistyped setting should be reported at once.
-    from helpers.training import TrainingBrokenError, fine_tune, is_first_process, leave_process_group
+    from helpers.training import TrainingBrokenError, fine_tune, leave_process_group
 
     try:
         finished = fine_tune(settings, progress=True)
@@ -81,6 +85,7 @@ def plan(
 )
 def calibrate(as_json: bool, seconds: float) -> None:
     """Measure short training runs here, for plan, panel and sweep."""
+    tell_terminal(f"Measuring short trainings, for about {max(10, seconds):.0f} s ...")
     from helpers.training import calibrate as measure
 
     calibration = measure(budget_seconds=seconds)

@@ -16,11 +16,9 @@ from typing import TYPE_CHECKING, Any
 from helpers.data.preparation import prepare
 from helpers.data.run_data import load_run_tokenizer
 from helpers.data.streaming import open_training_blocks
-from helpers.display import did_you_mean
 from helpers.files import atomic_folder, folder_unless_refused, write_json
 from helpers.model import check_sound, device, load_model, load_start, quiet, set_attention_dropout
-from helpers.paths import runs_folder
-from helpers.settings import TrainingSettings, read_run_settings, run_folder
+from helpers.settings import TrainingSettings, describe_new_run, describe_without_effect, read_run_settings, run_folder
 from helpers.training import processes, run_files
 from helpers.training.arguments import autocast_dtype, describe_long_warmup, float32_products, training_arguments
 from helpers.training.callbacks import Watch, closing_bars, training_callbacks
@@ -96,15 +94,9 @@ def open_or_train(run: str) -> FinishedRun:
     """
     if (run_folder(run) / "settings.json").exists():
         return fine_tune(read_run_settings(run))
-    settings = TrainingSettings(run=run)
-    if run != TrainingSettings().run:  # the name was typed, and may be mistyped
-        others = [path.parent.name for path in runs_folder().glob("*/settings.json")]
-        warnings.warn(
-            f"There is no run {run!r} in {runs_folder()}{did_you_mean(run, others)} It is trained now, with the "
-            "default settings.",
-            stacklevel=2,
-        )
-    return fine_tune(settings)
+    if note := describe_new_run(run):
+        warnings.warn(note, stacklevel=2)
+    return fine_tune(TrainingSettings(run=run))
 
 
 def as_batch(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -205,7 +197,8 @@ def _train_once(
         # Gradients are then kept in the buffers that processes exchange, not there and beside them.
         trainer.accelerator.ddp_handler.gradient_as_bucket_view = True
         per_epoch = math.ceil(len(train) / (settings.effective_batch_size * trainer.args.world_size))
-        if note := describe_long_warmup(settings, math.ceil(per_epoch * settings.num_train_epochs)):
+        n_steps = math.ceil(per_epoch * settings.num_train_epochs)
+        for note in filter(None, (describe_long_warmup(settings, n_steps), describe_without_effect(settings))):
             warnings.warn(note, stacklevel=2)
         if trainer.is_world_process_zero() and not (folder / "settings.json").exists():
             write_json(folder / "settings.json", run_files.settings_record(settings, data.facts))

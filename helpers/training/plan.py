@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from helpers.data.text_size import training_tokens
 from helpers.display import PlainTextMixin, duration_text, html_table, size_text
 from helpers.model import check_shape
-from helpers.settings import SettingsError, TrainingSettings
+from helpers.settings import SettingsError, TrainingSettings, describe_without_effect
 from helpers.training import processes
 from helpers.training.arguments import checkpoints_kept, compiles, describe_long_warmup
 from helpers.training.calibration import find_calibration
@@ -188,7 +188,11 @@ class RunPlan(PlainTextMixin):
     def rows(self) -> list[tuple[str, str]]:
         """Return what is shown besides the memory: name, value."""
         kept = checkpoints_kept(self.settings)
-        notes = {"evaluation": self.evaluation_note, "warm-up": describe_long_warmup(self.settings, self.steps)}
+        notes = {
+            "evaluation": self.evaluation_note,
+            "warm-up": describe_long_warmup(self.settings, self.steps),
+            "without effect": describe_without_effect(self.settings),
+        }
         if self.card.is_processor and self.settings.torch_compile == "always":
             notes["compiled"] = "on a processor the peak is predicted for a model that is not compiled"
         return [

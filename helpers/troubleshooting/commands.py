@@ -5,6 +5,8 @@ from pathlib import Path
 
 import click
 
+from helpers.display import did_you_mean, tell_terminal
+from helpers.paths import similar_paths
 from helpers.troubleshooting.explanation import explain as explain_thing
 from helpers.troubleshooting.issue_report import write_issue_report
 from helpers.troubleshooting.reading import decode
@@ -20,11 +22,14 @@ def explain(log: str, report: bool) -> None:
     """
     if log != "-" and not Path(log).exists():
         raise click.BadParameter(
-            f"there is no file {log!r}. Name a log or a notebook; to paste an error instead, leave out LOG.",
+            f"there is no file {log!r}{did_you_mean(log, similar_paths(log))} Name a log or a notebook; to paste an "
+            "error instead, leave out LOG.",
             param_hint="LOG",
         )
     if log == "-" and sys.stdin.isatty():
         click.echo("Paste the error, then press Enter and Ctrl-D (in PowerShell Ctrl-Z and Enter):", err=True)
+    elif log != "-":
+        tell_terminal(f"Reading {log} ...")
     thing = decode(sys.stdin.buffer.read()) if log == "-" else Path(log)
     if report:
         click.echo(write_issue_report(thing))

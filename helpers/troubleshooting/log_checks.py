@@ -21,29 +21,19 @@ _OOM = re.compile(r"(?:CUDA|HIP|XPU) out of memory", re.IGNORECASE)
 
 def series(reading: Reading, name: str) -> list[float]:
     """Return one column of the last run in the log."""
-    return [row[name] for row in last_run(reading) if name in row]
-
-
-def last_run(reading: Reading) -> "list[dict[str, float]]":
-    """Return the rows of the last run: where the epoch falls back to its start, another run began."""
-    rows, begin = list(reading.rows), 0
-    for number in range(1, len(rows)):
-        before, now = rows[number - 1].get("epoch"), rows[number].get("epoch")
-        if before is not None and now is not None and now < 0.2 * before and "loss" in rows[number]:
-            begin = number
-    return rows[begin:]
+    return [row[name] for row in reading.last_run if name in row]
 
 
 def nothing_to_learn(reading: Reading) -> str | None:
     """Look for a loss of exactly 0 with a gradient of 0: no label is left."""
-    rows = [row for row in last_run(reading) if "loss" in row]
+    rows = [row for row in reading.last_run if "loss" in row]
     zero = [row for row in rows if row["loss"] == 0 and row.get("grad_norm", 0.0) == 0]
     return f"loss is exactly 0 and the gradient 0 in {len(zero)} of {len(rows)} rows" if zero else None
 
 
 def not_finite(reading: Reading) -> str | None:
     """Look for a loss or a gradient that is NaN or infinite, or a loss that ends above that of an even guess."""
-    rows = last_run(reading)
+    rows = reading.last_run
     for number, row in enumerate(rows, 1):
         for name in ("loss", "grad_norm", "eval_loss"):
             if name in row and not math.isfinite(row[name]):
@@ -86,7 +76,7 @@ def overfits(reading: Reading) -> str | None:
     """Look for a loss on held-out text that rises while the training loss still falls."""
     train: list[float] = []
     points = []  # (held-out loss, training loss so far)
-    for row in last_run(reading):
+    for row in reading.last_run:
         if "loss" in row:
             train.append(row["loss"])
         if "eval_loss" in row:

@@ -5,6 +5,7 @@ notebook shows them, and CSV. All end under the Trainer's names: `loss`, `eval_l
 """
 
 import ast
+import functools
 import json
 import math
 import re
@@ -62,6 +63,7 @@ def keep_numbers(row: Mapping[str, Any]) -> "dict[str, float]":
     return result
 
 
+@functools.lru_cache  # a log of 50 MB has millions of names, and few that differ
 def _name(name: str) -> str:
     """Return the Trainer's name for a column; trackers write train/loss and eval/loss."""
     group, slash, rest = name.partition("/")

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,15 @@ class Reading:
         """The lines to look for words in, with their lower case: of those that differ in numbers only, twenty."""
         is_rare = _rarity()
         return tuple((line, line.lower()) for line in self.lines if is_rare(line))
+
+    @cached_property
+    def last_run(self) -> "list[dict[str, float]]":
+        """The rows of the last run: where the epoch falls back to its start, another run began."""
+        begin = 0
+        for number, (before, now) in enumerate(pairwise(row.get("epoch") for row in self.rows), 1):
+            if before is not None and now is not None and now < 0.2 * before and "loss" in self.rows[number]:
+                begin = number
+        return list(self.rows[begin:])
 
     @cached_property
     def lower_errors(self) -> tuple[tuple[str, str], ...]:

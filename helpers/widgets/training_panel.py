@@ -37,6 +37,7 @@ from helpers.widgets.panel import Panel, make_button
 from helpers.widgets.run_controls import RunControls
 
 THIS_MACHINE = "this machine"
+_SHOWN = ("an epoch", "largest batch", "training text", "warm-up", "without effect")  # of a plan's rows
 _FROM_CELL, _BY_HAND = "the parameters cell", "moved by hand"
 
 
@@ -177,7 +178,7 @@ def _facts_table(plan: RunPlan) -> str:
     rows = [
         ("effective batch", f"{settings.effective_batch_size:,} blocks, {plan.tokens_per_step:,} tokens per step"),
         ("steps", f"{plan.steps:,}, for num_train_epochs = {settings.num_train_epochs:g}"),
-        *((name, texts[name]) for name in ("an epoch", "largest batch", "training text", "warm-up") if name in texts),
+        *((name, texts[name]) for name in _SHOWN if name in texts),
     ]
     return html_table([], rows, caption=f"Predicted for {plan.card.name}")
 

@@ -1,5 +1,5 @@
 from helpers.data.facts import find_notes
-from helpers.settings import DataSettings
+from helpers.settings import DataSettings, TrainingSettings
 
 FACTS = {
     "encodings": {}, "leakage": {"share_in_train": 0.0, "ngram": 13}, "documents_read": 1000, "empty": 0,
@@ -13,6 +13,12 @@ def test_near_duplicates_are_noted_where_something_can_be_done_about_them():
     assert note.startswith("20 of 1,000 documents are nearly the same as another: near_duplicates='remove' keeps")
     assert find_notes(many, DataSettings(near_duplicates="remove")) == []
     assert find_notes(FACTS, DataSettings()) == []
+
+
+def test_a_setting_without_effect_is_noted():
+    notes = find_notes(FACTS, TrainingSettings(vocab_size=8192, lora_alpha=64))
+    assert notes == ["vocab_size = 8192 has no effect with tokenizer = 'pretrained'."], "no text depends on an adapter"
+    assert find_notes(FACTS, DataSettings(vocab_size=8192, tokenizer="train")) == []
 
 
 def test_a_note_on_a_poor_fit_says_what_fits_better():

@@ -59,6 +59,26 @@ def test_a_missing_text_or_model_is_refused_before_anything_starts(values, words
         refuse_missing(values)
 
 
+@pytest.mark.parametrize(
+    ("name", "written", "meant"),
+    [
+        ("source", "my_text/", "my_texts"),
+        ("source", "my_text", "my_texts"),
+        ("source", "fabels", "fables"),
+        ("general_source", "python_reference", "python-reference"),
+        ("model_name_or_path", "./my_text/model", "my_texts/model"),
+        ("model_name_or_path", "pocet", "pocket"),
+    ],
+)
+def test_a_misspelled_text_or_model_is_refused_with_the_name_that_may_be_meant(
+    tmp_path, monkeypatch, name, written, meant
+):
+    (tmp_path / "my_texts" / "model").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SettingsError, match=rf"{name} = '{written}' .*; did you mean '{meant}'\?"):
+        refuse_missing({name: written})
+
+
 @pytest.mark.parametrize("name", ["README.md", "LICENSE", "."])
 def test_the_courses_own_files_are_nobodys_text(monkeypatch, name):
     monkeypatch.chdir(NOTEBOOKS.parent)

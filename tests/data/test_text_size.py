@@ -2,8 +2,15 @@ import json
 
 import pytest
 
+from helpers.data import text_size
 from helpers.data.text_size import training_tokens
 from helpers.settings import TrainingSettings, run_folder
+
+
+@pytest.fixture
+def english(monkeypatch):
+    """Take every text for English, by its size alone."""
+    monkeypatch.setattr(text_size, "_counted_bytes_per_token", lambda settings: None)
 
 
 def gpt2(**changes):
@@ -39,7 +46,7 @@ def test_tokens_of_other_data_in_the_runs_folder_do_not_count(tiny_settings):
 
 
 @pytest.mark.parametrize("model", ["pocket", "gpt2"])
-def test_tokens_are_estimated_from_the_size_of_the_text(model, tmp_path):
+def test_tokens_are_estimated_from_the_size_of_the_text(model, tmp_path, english):
     (tmp_path / "a.txt").write_text("x" * 50_000)
     (tmp_path / "picture.png").write_text("x" * 50_000)
     tokens, source = training_tokens(gpt2(model_name_or_path=model, source=str(tmp_path)))
@@ -53,6 +60,41 @@ def test_tokens_of_the_fables_are_near_the_count():
     about, _ = training_tokens(TrainingSettings())
     counted = prepare(TrainingSettings()).facts["splits"]["train"]["tokens"]
     assert about == pytest.approx(counted, rel=0.1)
+
+
+GERMAN = "Der alte Müller saß am Fluss und hörte dem Wasser zu, denn er hatte keine Säcke mehr zu füllen. "
+RUSSIAN = "Старый мельник сидел у реки и слушал воду, потому что у него не было больше мешков. "
+
+
+@pytest.mark.parametrize(("text", "encoding"), [(GERMAN, "auto"), (GERMAN, "cp1252"), (RUSSIAN, "auto")])
+@pytest.mark.parametrize("model", ["pocket", "tiny"])
+def test_tokens_of_other_languages_are_counted_in_the_beginning_of_the_text(
+    tmp_path, tiny_model, tokenizer, text, encoding, model
+):
+    written = (text + "\n\n") * 800
+    (tmp_path / "a.txt").write_bytes(written.encode("utf-8" if encoding == "auto" else encoding))
+    name = "pocket" if model == "pocket" else str(tiny_model)
+    settings = TrainingSettings(source=str(tmp_path / "a.txt"), encoding=encoding, model_name_or_path=name)
+    tokens, tokens_are = training_tokens(settings)
+    assert tokens == pytest.approx(0.8 * 800 * len(tokenizer(text)["input_ids"]), rel=0.1)
+    assert tokens_are == "about, from the size of the text and its beginning"
+    by_gpt2, _ = training_tokens(settings.model_copy(update={"model_name_or_path": "gpt2"}))
+    assert by_gpt2 == pytest.approx(tokens / 1.4, rel=0.01), "the pocket model's tokens are shorter"
+
+
+def test_tokens_of_a_damaged_tokenizer_are_those_of_english(tmp_path):
+    for name in ("config.json", "tokenizer.json"):
+        (tmp_path / name).write_text("{")
+    (tmp_path / "a.txt").write_text(GERMAN * 800)
+    settings = TrainingSettings(source=str(tmp_path / "a.txt"), model_name_or_path=str(tmp_path))
+    assert training_tokens(settings)[1] == "about, from the size of the text if it is English"
+
+
+def test_tokens_of_a_text_whose_beginning_cannot_be_read_are_those_of_english(tmp_path):
+    (tmp_path / "a.txt").write_bytes((GERMAN * 800).encode("cp1252"))
+    n_bytes = (tmp_path / "a.txt").stat().st_size
+    about = int(0.8 * n_bytes / 2.7), "about, from the size of the text if it is English"
+    assert training_tokens(TrainingSettings(source=str(tmp_path / "a.txt"))) == about
 
 
 def test_tokens_of_wikitext_are_published_and_of_the_rest_a_million():
@@ -71,14 +113,14 @@ def test_tokens_published_for_a_configuration_do_not_count_for_another_source_or
 
 
 @pytest.mark.parametrize(("name", "factor"), [("a.txt", 1), ("a.jsonl", 1), ("a.txt.gz", 3), ("a.csv.zst", 3)])
-def test_tokens_are_estimated_for_every_kind_of_file(tmp_path, name, factor):
+def test_tokens_are_estimated_for_every_kind_of_file(tmp_path, name, factor, english):
     (tmp_path / name).write_bytes(b"x" * 50_000)
     tokens, source = training_tokens(gpt2(source=str(tmp_path / name)))
     assert tokens == pytest.approx(factor * 0.8 * 50_000 / 4.3, abs=1)
     assert source.startswith("about")
 
 
-def test_tokens_of_a_sources_own_training_part_are_all_kept(tmp_path):
+def test_tokens_of_a_sources_own_training_part_are_all_kept(tmp_path, english):
     for name in ("train.txt", "test.txt"):
         (tmp_path / name).write_text("x" * 43_000)
     assert training_tokens(gpt2(source=str(tmp_path)))[0] == 9000, "only the validation part is drawn from it"
@@ -87,7 +129,7 @@ def test_tokens_of_a_sources_own_training_part_are_all_kept(tmp_path):
     assert training_tokens(gpt2(source=str(tmp_path), source_split="test"))[0] == 8000
 
 
-def test_tokens_of_a_saved_data_set_are_estimated_from_its_parts(tmp_path):
+def test_tokens_of_a_saved_data_set_are_estimated_from_its_parts(tmp_path, english):
     from datasets import Dataset, DatasetDict
 
     rows = Dataset.from_dict({"text": ["x" * 1000] * 430})
@@ -99,7 +141,7 @@ def test_tokens_of_a_saved_data_set_are_estimated_from_its_parts(tmp_path):
     assert training_tokens(one_part)[0] == pytest.approx(80_000, rel=0.02)
 
 
-def test_tokens_of_a_file_are_those_in_the_callers_folder(tmp_path, monkeypatch):
+def test_tokens_of_a_file_are_those_in_the_callers_folder(tmp_path, monkeypatch, english):
     (tmp_path / "README.md").write_text("x" * 43_000)
     monkeypatch.chdir(tmp_path)
     assert training_tokens(gpt2(source="README.md")) == (8000, "about, from the size of the text if it is English")
@@ -113,7 +155,7 @@ def test_tokens_of_the_python_reference_are_near_the_count():
     assert about == pytest.approx(prepare(settings).facts["splits"]["train"]["tokens"], rel=0.4)
 
 
-def test_tokens_are_no_more_than_max_tokens_leaves(tmp_path):
+def test_tokens_are_no_more_than_max_tokens_leaves(tmp_path, english):
     wikitext = TrainingSettings.from_preset("guide", max_tokens=1_000_000)
     assert training_tokens(wikitext) == (800_000, "as max_tokens leaves")
     assert training_tokens(gpt2(source="somebody/texts", max_tokens=5_000_000))[0] == 4_000_000

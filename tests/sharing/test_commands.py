@@ -60,6 +60,16 @@ def test_share_asks_and_sends_only_after_yes(planned):
     assert len(planned) == 2
 
 
+def test_an_interrupt_of_the_question_sends_nothing_and_is_exit_code_130(planned, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("click.termui.visible_prompt_func", interrupted)
+    result = call("share", "tiny", "me/x")
+    assert (result.exit_code, planned) == (130, [])
+    assert "Interrupted" in result.output
+
+
 def test_an_export_that_fails_is_one_sentence(monkeypatch):
     def fail(*_, **__):
         raise SettingsError("The disk is full.")

@@ -203,6 +203,14 @@ def test_the_csv_contains_every_row_and_reads_back(runs):
     assert rows[3]["perplexity"] == ""
 
 
+def test_a_spreadsheet_computes_no_text_of_the_csv(runs):
+    prompts = ['=HYPERLINK("http://x")', "+1", "-1+1", "@SUM(A1)", "The = sign"]
+    for number, prompt in enumerate(prompts):
+        write_run(runs / f"run-{number}", settings={"sample_prompt": prompt})
+    cells = {row["sample_prompt"] for row in csv.DictReader(io.StringIO(compare().to_csv()))}
+    assert cells == {*(f"'{prompt}" for prompt in prompts[:4]), "The = sign"}
+
+
 def test_the_error_for_an_unknown_run_lists_those_that_exist(runs):
     with pytest.raises(SettingsError, match="There are no runs"):
         compare()
@@ -210,6 +218,8 @@ def test_the_error_for_an_unknown_run_lists_those_that_exist(runs):
     write_run(runs / "a")
     with pytest.raises(SettingsError, match=r"There is no run or study 'b' in .*; there are a, rates"):
         compare("b")
+    with pytest.raises(SettingsError, match=r"There is no run or study 'raets' in .*; did you mean 'rates'\?"):
+        compare("raets")
     with pytest.raises(SettingsError, match="not a plain name"):
         compare("../x")
 

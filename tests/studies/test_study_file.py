@@ -142,15 +142,40 @@ def test_a_file_whose_name_is_not_a_plain_name_can_set_another(tmp_path, cheap_n
     assert read_study(path).study == "renamed"
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"storage": [*range(3000)]},
+        {"preset": "x" * 5000},
+        {"settings": {"x" * 5000: 1}},
+        {"settings": {"seed": "x" * 5000}},
+        {"vary": {"learning_rate": "x" * 5000}},
+        {"vary": {"learning_rate": {"low": "x" * 5000, "high": 1}}},
+        {"vary": {"learning_rate": [*range(3000)]}},
+        {"notebooks": [{"a": "x" * 5000}]},
+        {"study": "x" * 5000},
+        {"x" * 5000: 1},
+    ],
+)
+def test_an_error_quotes_the_beginning_of_a_long_value(study_file, changes):
+    assert 0 < len(refusal(study_file(**changes))) < 8000
+
+
 @pytest.mark.parametrize("path", sorted(STUDIES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_a_shipped_study_is_found_by_its_name_and_is_valid(path):
     assert find_study(path.stem) == path
     assert read_study(path).points
 
 
-def test_the_error_for_an_unknown_study_lists_the_shipped_ones():
-    with pytest.raises(SettingsError, match="shipped with the course: rates"):
-        find_study("none")
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("raets", "did you mean 'rates'"), ("min.yaml", "did you mean 'mine.yaml'"), ("x", "there are rates, s")],
+)
+def test_the_error_for_an_unknown_study_names_what_may_be_meant(name, meant, tmp_path, monkeypatch):
+    (tmp_path / "mine.yaml").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SettingsError, match=f"There is no study file '{name}'; {meant}"):
+        find_study(name)
     assert find_study(str(STUDIES / "rates.yaml")) == Path(STUDIES / "rates.yaml")
 
 

@@ -43,6 +43,24 @@ def test_points_that_do_not_fit_the_card_are_refused_by_name(study_file):
     assert refusals[0].startswith("trial-002 (per_device_train_batch_size 512, learning_rate 0.0001) does not fit")
 
 
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({"vary": {"lora_alpha": [8, 16], "weight_decay": [0, 0.1]}}, "lora_alpha has no effect with lora_r = 0"),
+        ({"vary": {"lora_r": [0, 8], "lora_alpha": [8, 16]}}, "lora_alpha has no effect with lora_r = 0"),
+        ({"vary": {"adam_beta2": {"low": 0.9, "high": 0.99}}, "settings": {"optim": "adafactor"}}, "adam_beta2 has no"),
+        ({"vary": {"lora_r": [0, 8], "lora_alpha": [8]}}, ""),
+        ({"vary": {"lora_alpha": [8, 16]}, "settings": {"lora_r": 8}}, ""),
+        ({"vary": {"optim": ["adafactor", "muon"], "adam_beta2": {"low": 0.9, "high": 0.99}}}, ""),
+    ],
+)
+def test_trials_that_would_be_the_same_are_refused(study_file, changes, found):
+    study = read_study(study_file(**{"notebooks": [], **changes}))
+    refusals = plan_study(study, None).refusals
+    assert [sentence.startswith(found) for sentence in refusals] == [True] * bool(found)
+    assert plan_study(study, None, n_left=1).refusals == [], "one that was started goes on"
+
+
 def test_a_search_is_refused_for_the_largest_point_it_may_choose(study_file):
     over = {"per_device_train_batch_size": {"low": 4, "high": 512}}
     planned = plan_study(study_on_gpt2(study_file, vary=over), find_card("RTX 4070 Ti"))

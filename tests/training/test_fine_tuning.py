@@ -144,6 +144,11 @@ def test_the_saved_configuration_is_as_it_came(tiny_run, tiny_model):
     assert after == before
 
 
+def test_a_setting_without_effect_is_said_when_a_training_starts(tiny_settings):
+    with pytest.warns(UserWarning, match="lora_alpha = 64 has no effect with lora_r = 0"):
+        fine_tune(tiny_settings.model_copy(update={"run": "idle", "lora_alpha": 64}))
+
+
 def test_a_notebook_can_open_a_run_that_exists(tiny_run):
     assert open_or_train("tiny") == tiny_run
 

@@ -351,6 +351,11 @@ def test_a_warm_up_longer_than_the_training_is_noted():
     assert "warm-up" not in str(plan_run(TrainingSettings(warmup_steps=7), train_tokens=8 * 4 * 256))
 
 
+def test_a_setting_without_effect_is_noted():
+    assert "lora_alpha = 64 has no effect with lora_r = 0." in str(plan_run(TrainingSettings(lora_alpha=64)))
+    assert "without effect" not in str(plan_run(TrainingSettings(lora_alpha=64, lora_r=8)))
+
+
 def test_a_share_of_a_single_step_is_that_step_which_has_a_rate_of_0():
     plan = plan_run(TrainingSettings(warmup_steps=0.05, num_train_epochs=1), train_tokens=4 * 256)
     assert "warmup_steps = 0.05 and the training has 1: the learning rate only climbs to 0 of 0.002" in str(plan)

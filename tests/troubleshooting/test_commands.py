@@ -20,6 +20,8 @@ def test_the_command_reads_a_file_and_standard_input(tmp_path):
     assert (piped.exit_code, "nothing to judge" in piped.output) == (1, True)
     missing = call("explain", "KeyError: 'text'")
     assert (missing.exit_code, "to paste an error instead, leave out LOG" in missing.output) == (2, True)
+    mistyped = call("explain", str(log).replace("train", "trian"))
+    assert (mistyped.exit_code, f"did you mean '{log.as_posix()}'?" in " ".join(mistyped.output.split())) == (2, True)
     report = call("explain", "--report", str(log))
     assert (report.exit_code, "### Versions" in report.output) == (0, True)
 

@@ -32,8 +32,9 @@ _LONGEST = 4  # a passage without a line end is cut between words by then, and w
 
 
 def text_documents(chunks: Iterable[str], separator: str, *, name: str) -> Iterator[str]:
-    """Yield the documents of a text file, without the line ends around them; empty ones are left out.
+    """Yield the documents of a text file, without white space around them; empty ones are left out.
 
+    Where rows begin documents, as with `heading`, only line ends are taken from around them.
     `separator` is as in `document_separator`, but not 'auto'; `name` is how an error calls the text.
     """
     begins = _beginning(separator)
@@ -42,9 +43,9 @@ def text_documents(chunks: Iterable[str], separator: str, *, name: str) -> Itera
 
 
 def row_documents(rows: Iterable[str], separator: str, *, name: str) -> Iterator[str]:
-    """Yield the documents of a table's texts: as `text_documents`, but a row with line ends in it is still one row.
+    """Yield the documents of a table's texts: as `text_documents`, but with `row` as they are, empty ones too.
 
-    With `row`, an empty row gives an empty document, which is counted later.
+    Empty ones are counted later. Where rows begin documents, a row with line ends in it is still one row.
     """
     if separator in ("row", "line"):
         return _end_at_markers(rows)
@@ -60,9 +61,10 @@ def row_lines(rows: Iterable[str]) -> Iterator[str]:
 
 
 def passages(chunks: Iterable[str]) -> Iterator[str]:
-    r"""Yield one continuous text in pieces of about 1,000 characters that end at line ends where there are any.
+    """Yield one continuous text in pieces of 1,000 to 4,000 characters that end at line ends where there are any.
 
-    Each begins with the white space before it, so that the pieces joined are the text.
+    Each begins with the white space before it. The pieces joined are the text, but for markers of its end, the white
+    space at its end, and white space that would fill a piece.
     """
     rest = ""
     for chunk in chunks:

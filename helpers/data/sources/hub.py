@@ -9,8 +9,9 @@ from typing import Any
 
 from helpers.data.sources.rows import Row
 from helpers.data.sources.tables import Table, kind_of_type, peek_columns
-from helpers.display import first_line
+from helpers.display import did_you_mean, first_line
 from helpers.model import hub_answers
+from helpers.paths import similar_paths
 from helpers.settings import DataSettings, SettingsError
 
 _BATCH = 64  # rows asked of the library at once: each may be a book
@@ -149,7 +150,7 @@ def _explain(settings: DataSettings, error: BaseException, *, is_online: bool) -
         reason = f"broke off while it was downloaded ({first_line(error)}): run this again to go on from there"
     else:
         reason = f"could not be loaded ({first_line(error)}): check source_config and the network, {shipped}"
-    return f"The Hub's data set {source!r} {reason}."
+    return f"The Hub's data set {source!r} {reason}{did_you_mean(source, similar_paths(source))}"
 
 
 def _messages(error: BaseException | None) -> Iterator[str]:

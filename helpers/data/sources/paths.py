@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from helpers.data.sources.encodings import CODECS
-from helpers.display import last_part
-from helpers.paths import ASSETS, NOTEBOOKS, find_path, paths_of
-from helpers.settings import SettingsError
+from helpers.display import did_you_mean, last_part
+from helpers.paths import ASSETS, NOTEBOOKS, find_path, paths_of, similar_paths
+from helpers.settings import SHIPPED_TEXTS, SettingsError
 
 FABLES = ASSETS / "fables"
 TEXTS = (".txt", ".text", ".md", ".markdown")
@@ -42,11 +42,13 @@ def source_path(source: str) -> Path | None:
         _check_link(path)
         _refuse_own_files(path)
         return path
+    meant = did_you_mean(source, similar_paths(source, SHIPPED_TEXTS))
     if kind_of(Path(source)) in (*TEXTS, *TABLES) or not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", source):
-        raise SettingsError(f"source = {source!r} is not there: looked for {' and '.join(map(str, paths_of(source)))}.")
+        looked_for = " and ".join(map(str, paths_of(source)))
+        raise SettingsError(f"source = {source!r} is not there: looked for {looked_for}{meant}")
     if "/" not in source:
         full_name = _FULL_NAMES.get(source)
-        advice = f"; write {full_name}." if full_name else ", as in 'Salesforce/wikitext'."
+        advice = f"; write {full_name}." if full_name else f", as in 'Salesforce/wikitext'{meant}"
         raise SettingsError(
             f"source = {source!r} is neither shipped ('fables', 'python-reference') nor a file: a data set of the Hub "
             f"needs its owner in front{advice}"

@@ -241,7 +241,7 @@ class Source:
     def _documents(self, stream: _Stream, *, is_alone: bool = False) -> Iterator[str]:
         """Return the documents of one text or table, in the form that the first of its kind has."""
         pieces = stream.read()
-        sample = list(_take(pieces, SAMPLE_CHARACTERS, SAMPLE_ROWS if stream.is_table else None))
+        sample = list(take_pieces(pieces, SAMPLE_CHARACTERS, SAMPLE_ROWS if stream.is_table else None))
         pieces = chain(sample, pieces)
         if stream.is_table not in self._choices:
             rows = sample if stream.is_table else "".join(sample).split("\n")
@@ -284,7 +284,7 @@ class Source:
         return decode(file, read_chunks(file, advance=self._advance), encoding)
 
 
-def _take(pieces: Iterator[str], n_characters: int, n_pieces: int | None) -> Iterator[str]:
+def take_pieces(pieces: Iterator[str], n_characters: int, n_pieces: int | None = None) -> Iterator[str]:
     """Yield the first pieces: so many of them, or until there are so many characters."""
     for piece in islice(pieces, n_pieces):
         yield piece

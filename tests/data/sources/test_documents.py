@@ -155,6 +155,11 @@ def test_passages_are_the_text_and_end_at_line_ends():
     assert all(piece.startswith("\n") for piece in pieces[1:])
 
 
+def test_what_passages_leave_out_is_white_space_and_markers():
+    text = "a" * 1200 + "\n" + " " * 9000 + "b\n<|endoftext|>\nc\n\n"
+    assert "".join(passages([text])) == "a" * 1200 + " " * 1001 + "b\nc"
+
+
 @pytest.mark.parametrize("text", ["word " * 5000, "字" * 20_000, "a" * 20_000])
 def test_passages_of_a_text_without_line_ends_stay_short(text):
     pieces = list(passages([text[:7000], text[7000:]]))

@@ -11,6 +11,7 @@ from datasets import Dataset, config
 
 from helpers.data.sources import hub as hub_module
 from helpers.paths import POCKET
+from helpers.settings import DataSettings, SettingsError
 from tests.loopback_hub import COMMIT, loopback_hub
 
 MODEL, TEXTS, GATED, DROPPED, MANY = (
@@ -147,6 +148,13 @@ def test_without_the_hub_and_the_cache_there_is_an_error_at_once(tmp_path):
     nothing, seconds_of_nothing = in_a_child(NOBODY, tmp_path, "print('ready')")
     assert nothing == ["ready\n"]
     assert seconds < 10 * seconds_of_nothing, "the libraries alone would try for minutes"
+
+
+def test_a_misspelled_folder_that_looks_like_a_name_of_the_hub_is_named(tmp_path, monkeypatch):
+    (tmp_path / "data" / "my_texts").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SettingsError, match=r"; did you mean 'data/my_texts'\?$"):
+        hub_module.open_from_hub(DataSettings(source="data/my_text"))
 
 
 def test_threads_that_read_without_the_hub_leave_the_library_online(monkeypatch):
