@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import stat
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -80,6 +81,15 @@ def stored_path(name: str, *, folder: Path | None = None) -> str:
     """Return a path, or the name where nothing is there, so that it means the same everywhere; as `find_path`."""
     path = None if name in ("", *_SHIPPED) else find_path(name, folder=folder)
     return name if path is None else str(path)
+
+
+def is_hidden(path: Path) -> bool:
+    """Say whether a file or folder is hidden: by the dot of its name or, on Windows, by an attribute.
+
+    There nobody may list some hidden folders, such as `My Music` in `Documents`, which leads to another place.
+    """
+    attributes = getattr(path.lstat(), "st_file_attributes", 0)
+    return path.name.startswith(".") or bool(attributes & stat.FILE_ATTRIBUTE_HIDDEN)
 
 
 def is_same_place(before: str, now: str) -> bool:

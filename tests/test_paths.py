@@ -2,13 +2,15 @@ import ast
 import os
 import re
 import runpy
+import stat
 import sys
-from pathlib import PureWindowsPath
+from pathlib import Path, PureWindowsPath
+from types import SimpleNamespace
 
 import pytest
 
 from helpers import paths
-from helpers.paths import is_same_place, runs_folder
+from helpers.paths import is_hidden, is_same_place, runs_folder
 from helpers.settings import (
     EvaluationSettings,
     TrainingSettings,
@@ -116,3 +118,17 @@ def test_what_was_looked_for_is_named_once_if_it_does_not_depend_on_the_current_
     assert paths.paths_of("a.txt") == [notebooks / "a.txt", tmp_path / "a.txt"]
     assert paths.paths_of("~/a.txt") == [tmp_path / "home" / "a.txt"]
     assert paths.paths_of(str(tmp_path / "a.txt")) == [tmp_path / "a.txt"]
+
+
+@pytest.mark.parametrize(
+    ("name", "attributes", "expected"),
+    [
+        ("a.txt", {}, False),
+        (".env", {}, True),
+        ("a.txt", {"st_file_attributes": stat.FILE_ATTRIBUTE_ARCHIVE}, False),
+        ("My Music", {"st_file_attributes": stat.FILE_ATTRIBUTE_HIDDEN | stat.FILE_ATTRIBUTE_REPARSE_POINT}, True),
+    ],
+)
+def test_a_dot_hides_a_file_and_on_windows_an_attribute_too(monkeypatch, name, attributes, expected):
+    monkeypatch.setattr(Path, "lstat", lambda path: SimpleNamespace(**attributes))
+    assert is_hidden(Path(name)) == expected
