@@ -33,7 +33,8 @@ def runs_folder(env: Mapping[str, str] = os.environ, *, project: Path = ROOT) ->
     A package that was installed from a wheel has no notebooks beside it: then `runs` is in the current folder.
     """
     beside = project if (project / NOTEBOOKS.name).is_dir() else Path()
-    return Path(_as_this_system_writes(env.get("COURSE_RUNS", "")) or beside / "runs").absolute()
+    runs = _as_this_system_writes(env.get("COURSE_RUNS", "")) or beside / "runs"
+    return Path(os.path.abspath(runs))  # noqa: PTH100 - Path.absolute leaves C:runs as it is before Python 3.12
 
 
 def _as_this_system_writes(path: str) -> str:

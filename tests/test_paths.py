@@ -57,6 +57,10 @@ def test_runs_can_be_moved_into_the_home_folder(monkeypatch, tmp_path):
     assert runs_folder() == tmp_path / "runs"
 
 
+def test_the_folder_of_runs_is_the_same_from_each_notebook_where_it_begins_in_a_drives_current_folder():
+    assert runs_folder({"COURSE_RUNS": "C:runs"}).is_absolute()
+
+
 def test_a_wheel_without_notebooks_keeps_runs_in_the_current_folder(monkeypatch, tmp_path):
     monkeypatch.delenv("COURSE_RUNS")
     monkeypatch.chdir(tmp_path)
