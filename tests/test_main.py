@@ -84,6 +84,7 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(arguments, words):
     assert words in result.output
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows allows no control characters in names")
 def test_a_file_whose_name_a_terminal_would_obey_is_shown_without_it(tmp_path):
     (tmp_path / "a\x1b[2J\x07.csv").write_text("a,a\n1,2\n")
     result = call("train", "--run", "x", "-p", "source", str(tmp_path))
