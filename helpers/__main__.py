@@ -4,6 +4,7 @@
 and others work on a fresh clone; see `helpers.environment.tasks`.
 """
 
+import os
 import signal
 
 if __name__ == "__main__":
@@ -124,9 +125,17 @@ def settings() -> None:
         click.echo(f"    {field.description} ({', '.join(filter(None, (allowed(field), unit(field))))})")
 
 
+def _arguments(given: list[str]) -> list[str]:
+    """Return the command line with the home folder in place of `~`, which no shell of Windows does.
+
+    Click would do that too, and would also replace * and $ there, in quotes or not: a prompt "*" became file names.
+    """
+    return [os.path.expanduser(each) for each in given] if os.name == "nt" else given  # noqa: PTH111 (never raises)
+
+
 for command in (calibrate, compare, demo, doctor, explain, export, monitor, plan, share, sweep, train):
     main.add_command(command)
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, on_interrupt)
-    main(prog_name=COMMAND)
+    main(_arguments(sys.argv[1:]), prog_name=COMMAND)

@@ -118,6 +118,18 @@ def _retry(move: Callable[[], object]) -> None:
     move()
 
 
+def _remove_left(folder: Path) -> None:
+    """Remove what a process left behind that was killed, or that could not remove it on Windows."""
+    try:
+        if folder.exists():
+            _retry(lambda: shutil.rmtree(folder))
+    except OSError as error:
+        raise SettingsError(
+            f"{folder}, which an earlier run left, cannot be removed ({error}): close the programs that have it open, "
+            "or delete it yourself; then run this again."
+        ) from None
+
+
 def _set_aside(folder: Path, old: Path) -> None:
     try:
         _retry(lambda: folder.rename(old))
@@ -136,7 +148,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     second process that wants to write the same folder waits for the first.
 
     Raises:
-        SettingsError: another program holds a file of `folder` open, on Windows.
+        SettingsError: another program holds a file of `folder` open, or of what was left of it, on Windows.
     """
     from filelock import FileLock
 
@@ -145,7 +157,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         if old.exists() and not folder.exists():
             old.rename(folder)  # a process died between the two moves below
         for left in (new, old):
-            shutil.rmtree(left, ignore_errors=True)
+            _remove_left(left)
         new.mkdir()
         try:
             yield new
@@ -184,7 +196,11 @@ def refuse_deep(folder: Path) -> None:
 def free_bytes(folder: Path) -> int:
     """Return the free space of the disk that holds a folder, which need not exist yet; `OSError` without a disk."""
     existing = next((path for path in (folder, *folder.absolute().parents) if path.exists()), folder)
-    return shutil.disk_usage(existing).free
+    try:
+        return shutil.disk_usage(existing).free
+    except OSError as error:  # of Windows it names no folder
+        error.filename = str(existing)
+        raise
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import contextlib
 import difflib
 import os
 import re
+import stat
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -33,7 +34,8 @@ def runs_folder(env: Mapping[str, str] = os.environ, *, project: Path = ROOT) ->
     A package that was installed from a wheel has no notebooks beside it: then `runs` is in the current folder.
     """
     beside = project if (project / NOTEBOOKS.name).is_dir() else Path()
-    return Path(_as_this_system_writes(env.get("COURSE_RUNS", "")) or beside / "runs").absolute()
+    runs = _as_this_system_writes(env.get("COURSE_RUNS", "")) or beside / "runs"
+    return Path(os.path.abspath(runs))  # noqa: PTH100 - Path.absolute leaves C:runs as it is before Python 3.12
 
 
 def _as_this_system_writes(path: str) -> str:
@@ -97,6 +99,15 @@ def stored_path(name: str, *, folder: Path | None = None) -> str:
     """Return a path, or the name where nothing is there, so that it means the same everywhere; as `find_path`."""
     path = None if name in ("", *_SHIPPED) else find_path(name, folder=folder)
     return name if path is None else str(path)
+
+
+def is_hidden(path: Path) -> bool:
+    """Say whether a file or folder is hidden: by the dot of its name or, on Windows, by an attribute.
+
+    There nobody may list some hidden folders, such as `My Music` in `Documents`, which leads to another place.
+    """
+    attributes = getattr(path.lstat(), "st_file_attributes", 0)
+    return path.name.startswith(".") or bool(attributes & stat.FILE_ATTRIBUTE_HIDDEN)
 
 
 def is_same_place(before: str, now: str) -> bool:

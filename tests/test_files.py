@@ -165,6 +165,20 @@ def test_a_folder_in_use_is_a_sentence_and_stays(folder, monkeypatch):
     assert names(folder) == ["data", "data/before"]
 
 
+@pytest.mark.parametrize("left", ["data.new", "data.old"])
+def test_what_was_left_of_a_folder_and_is_in_use_is_named_in_a_sentence(folder, monkeypatch, left):
+    def in_use(path):  # as Windows does where a file of it is open, or may only be read
+        raise PermissionError(13, "used by another process", str(path / "model.safetensors"))
+
+    folder.with_name(left).mkdir()
+    monkeypatch.setattr("helpers.files.shutil", SimpleNamespace(rmtree=in_use))
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    words = rf"{left}, which .* cannot be removed .*: close the programs"
+    with pytest.raises(SettingsError, match=words), atomic_folder(folder):
+        pass
+    assert names(folder) == ["data", left, "data/before"]
+
+
 def test_a_folder_that_a_virus_scanner_looks_at_for_a_moment_is_replaced(folder, monkeypatch):
     rename, refused = Path.rename, set()
 
@@ -203,9 +217,16 @@ def test_a_file_that_another_program_holds_open_for_a_moment_is_replaced(tmp_pat
     assert path.read_text(encoding="utf-8") == ("old" if refusals == 9 else "new")
 
 
-def test_free_space_is_that_of_the_nearest_folder_that_exists(tmp_path, monkeypatch):
+def test_free_space_is_that_of_the_nearest_folder_that_exists(tmp_path):
     assert free_bytes(tmp_path / "not" / "yet") > 0
-    monkeypatch.setattr(Path, "exists", lambda path: False)  # as on Windows for a drive that was unplugged
+
+
+def test_a_folder_without_a_disk_is_named(tmp_path, monkeypatch):
+    def disk_usage(path):  # as on Windows for a drive that was unplugged: the error has no path
+        raise FileNotFoundError(errno.ENOENT, "The system cannot find the path specified")
+
+    monkeypatch.setattr(Path, "exists", lambda path: False)
+    monkeypatch.setattr("helpers.files.shutil.disk_usage", disk_usage)
     with pytest.raises(FileNotFoundError) as error:
         free_bytes(tmp_path / "not" / "yet")
-    assert "yet cannot be used (No such file or directory)" in explain_os_error(error.value)
+    assert explain_os_error(error.value).startswith(f"{tmp_path / 'not' / 'yet'} cannot be used (The system")

@@ -4,9 +4,11 @@ import signal
 import subprocess
 import sys
 import warnings
+from types import SimpleNamespace
 
 import pytest
 
+from helpers import __main__ as command_line
 from helpers import course
 from helpers.paths import ROOT
 from helpers.training import fine_tuning as training
@@ -83,6 +85,7 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(arguments, words):
     assert words in result.output
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows allows no control characters in names")
 def test_a_file_whose_name_a_terminal_would_obey_is_shown_without_it(tmp_path):
     (tmp_path / "a\x1b[2J\x07.csv").write_text("a,a\n1,2\n")
     result = call("train", "--run", "x", "-p", "source", str(tmp_path))
@@ -140,6 +143,17 @@ def test_an_interrupt_is_exit_code_130_and_says_what_is_kept(monkeypatch):
     result = call("train")
     assert result.exit_code == 130
     assert "what was done is kept" in result.output
+
+
+def test_windows_arguments_are_taken_as_they_are_but_for_the_home_folder(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").touch()
+    command = [sys.executable, "-m", "helpers", "run", "--run", "*", "-p", "sample_prompt", "$PATH *"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    child = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "run = '*' is not a plain name" in child.stderr
+    monkeypatch.setattr(command_line, "os", SimpleNamespace(name="nt", path=os.path))
+    home = os.path.expanduser("~")  # noqa: PTH111
+    assert command_line._arguments(["~/a.txt", "*", "$PATH"]) == [f"{home}/a.txt", "*", "$PATH"]
 
 
 def test_a_log_with_a_progress_bar_is_explained_to_a_file_whose_code_page_has_no_blocks(tmp_path):

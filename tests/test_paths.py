@@ -2,13 +2,15 @@ import ast
 import os
 import re
 import runpy
+import stat
 import sys
-from pathlib import PureWindowsPath
+from pathlib import Path, PureWindowsPath
+from types import SimpleNamespace
 
 import pytest
 
 from helpers import paths
-from helpers.paths import is_same_place, runs_folder
+from helpers.paths import is_hidden, is_same_place, runs_folder
 from helpers.settings import (
     EvaluationSettings,
     TrainingSettings,
@@ -53,6 +55,10 @@ def test_runs_can_be_moved_into_the_home_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     monkeypatch.setenv("COURSE_RUNS", "~/runs")
     assert runs_folder() == tmp_path / "runs"
+
+
+def test_the_folder_of_runs_is_the_same_from_each_notebook_where_it_begins_in_a_drives_current_folder():
+    assert runs_folder({"COURSE_RUNS": "C:runs"}).is_absolute()
 
 
 def test_a_wheel_without_notebooks_keeps_runs_in_the_current_folder(monkeypatch, tmp_path):
@@ -142,3 +148,17 @@ def test_what_was_looked_for_is_named_once_if_it_does_not_depend_on_the_current_
     assert paths.paths_of("a.txt") == [notebooks / "a.txt", tmp_path / "a.txt"]
     assert paths.paths_of("~/a.txt") == [tmp_path / "home" / "a.txt"]
     assert paths.paths_of(str(tmp_path / "a.txt")) == [tmp_path / "a.txt"]
+
+
+@pytest.mark.parametrize(
+    ("name", "attributes", "expected"),
+    [
+        ("a.txt", {}, False),
+        (".env", {}, True),
+        ("a.txt", {"st_file_attributes": stat.FILE_ATTRIBUTE_ARCHIVE}, False),
+        ("My Music", {"st_file_attributes": stat.FILE_ATTRIBUTE_HIDDEN | stat.FILE_ATTRIBUTE_REPARSE_POINT}, True),
+    ],
+)
+def test_a_dot_hides_a_file_and_on_windows_an_attribute_too(monkeypatch, name, attributes, expected):
+    monkeypatch.setattr(Path, "lstat", lambda path: SimpleNamespace(**attributes))
+    assert is_hidden(Path(name)) == expected

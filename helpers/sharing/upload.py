@@ -20,6 +20,7 @@ from helpers.data.sources import public_name
 from helpers.display import PlainTextMixin, first_line
 from helpers.evaluation.record import read_section
 from helpers.model import shown_name
+from helpers.paths import is_hidden
 from helpers.settings import SettingsError, read_run_settings, run_folder
 from helpers.sharing.export import export_model
 from helpers.training import write_model_card
@@ -189,7 +190,7 @@ def _visible_files(folder: Path) -> list[Path]:
     Raises:
         SettingsError: one is a link, as a run that somebody else made may hold: what it leads to would be published.
     """
-    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    files = sorted(path for path in folder.iterdir() if path.is_file() and not is_hidden(path))
     for path in files:
         if path.is_symlink():
             raise SettingsError(

@@ -64,13 +64,12 @@ def read_study(path: Path) -> Study:
     Raises:
         SettingsError: one sentence per fault, each with the file and the entry that has the fault.
     """
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 (it is a safe one)
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+    try:  # as bytes: YAML is UTF-8, or UTF-16 with a mark, which PowerShell's `>` writes
+        values = yaml.load(path.read_bytes(), Loader=_Loader)  # noqa: S506 (it is a safe one)
+    except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", error)
-        raise SettingsError(f"{path.name}{where}: this cannot be read as YAML: {problem}.") from None
+        raise SettingsError(f"{path.name}{where}: this cannot be read as YAML: {_problem(error)}.") from None
     if not isinstance(values, dict):
         raise SettingsError(f"{path.name}: a study is a mapping with at least `vary`: see {STUDIES}.")
     values = {str(name): value for name, value in values.items()}
@@ -85,6 +84,15 @@ def read_study(path: Path) -> Study:
         more = [f"{len(lines) - _MOST_FAULTS:,} more faults are not listed."] if len(lines) > _MOST_FAULTS else []
         raise SettingsError("\n".join(lines[:_MOST_FAULTS] + more))
     return study.model_copy(update={"storage": _with_absolute_file(study.storage, path.absolute().parent)})
+
+
+def _problem(error: yaml.YAMLError) -> str:
+    """Return what is wrong with a text that is no YAML, and what to do about what Windows' paths and editors cause."""
+    if isinstance(error, yaml.reader.ReaderError):
+        return f"character {error.position} is not allowed ({error.reason}); save the file as UTF-8"
+    problem = str(getattr(error, "problem", error))
+    hint = "; in double quotes a backslash begins an escape, so write / in its place" if "escape" in problem else ""
+    return problem + hint
 
 
 def _with_absolute_file(address: str, folder: Path) -> str:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from optuna import Trial
 
 # the words of the systems, and our own
-_FULL_DISK = ("No space left on device", "[Errno 28]", "[WinError 112]", "The disk of ")
+_FULL_DISK = ("No space left on device", "[Errno 28]", "[WinError 112]", "(os error 112)", "The disk of ")
 _log = logging.getLogger(__name__)
 
 

@@ -225,7 +225,9 @@ def run_cells(cells: Sequence[str], **options: Any) -> list[str]:
     before = logging.root.manager.disable
     logging.disable()  # a failure made on purpose is no news
     try:
-        client.execute()
+        with warnings.catch_warnings():  # a kernel's event loop on Windows needs another thread, which pyzmq starts
+            warnings.filterwarnings("ignore", "Proactor event loop", RuntimeWarning)
+            client.execute()
     finally:
         logging.disable(before)
     return ["\n".join(map(_text, cell.outputs)) for cell in notebook.cells]

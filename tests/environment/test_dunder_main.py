@@ -72,7 +72,7 @@ print("@@", code, sorted({{name.partition(".")[0] for name in sys.modules}} - kn
 def run(*arguments, flags=("-S", "-E"), python=sys.executable, env=None):
     """Run the doctor as a program; return its exit code, what it printed, and what it imported of others."""
     source = AS_MAIN.format(root=str(ROOT), arguments=arguments)
-    command = [python, *flags, "-c", source]
+    command = [python, "-X", "utf8", *flags, "-c", source]  # or a code page of Windows would print ? for a mark
     done = subprocess.run(
         command, env=env, cwd=ROOT / "tests", capture_output=True, encoding="utf-8", timeout=100, check=False
     )

@@ -116,6 +116,8 @@ def test_each_fault_is_reported_with_its_place(tmp_path):
             "a: &a [x, x]\nb: &b [*a, *a]\nvary: {source: *b}\n",
             "line 2: this cannot be read as YAML: an alias (*name) is not allowed",
         ),
+        ('vary:\n  source: ["C:\\Users\\me"]\n', "line 2: this cannot be read as YAML: expected escape sequence"),
+        ('vary: {source: ["C:\\Daten"]}\n', "a backslash begins an escape, so write / in its place"),
         ("vary: {learning_rate: [0.001, 1e-3]}\n", "vary.learning_rate: learning_rate has the same value twice"),
     ],
 )
@@ -127,9 +129,20 @@ def test_a_file_that_is_not_a_study_is_refused_in_one_sentence(tmp_path, text, w
     assert "\n" not in sentence
 
 
-def test_a_file_that_is_not_text_is_refused_in_one_sentence(tmp_path):
-    (tmp_path / "bad.yaml").write_bytes(b"\xff\xfe\x00")
-    assert refusal(tmp_path / "bad.yaml").startswith("bad.yaml: this cannot be read as YAML")
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", "source: C:\\Müller".encode("cp1252"), b"a: \x00"])
+def test_a_file_that_is_not_text_is_refused_in_one_sentence(tmp_path, content):
+    (tmp_path / "bad.yaml").write_bytes(content)
+    sentence = refusal(tmp_path / "bad.yaml")
+    assert sentence.startswith("bad.yaml: this cannot be read as YAML")
+    assert sentence.endswith("save the file as UTF-8.")
+    assert "\n" not in sentence
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_file_may_begin_with_a_mark_or_be_what_powershell_writes(tmp_path, encoding):
+    text = "settings: {sample_prompt: Füchse}\r\nvary: {seed: [1]}\r\n"
+    (tmp_path / "mine.yaml").write_bytes(text.encode(encoding))
+    assert read_study(tmp_path / "mine.yaml").settings == {"sample_prompt": "Füchse"}
 
 
 def test_a_file_whose_name_is_not_a_plain_name_can_set_another(tmp_path, cheap_notebook):

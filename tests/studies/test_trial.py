@@ -122,10 +122,17 @@ def test_a_full_disk_pauses_the_study_and_the_same_trial_goes_on(without_kernels
     assert starts(study.folder) == {"trial-000": 2, "trial-001": 1}
 
 
-@pytest.mark.parametrize("words", ["[Errno 28] No space left on device", "[WinError 112] There is not enough space"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "OSError: [Errno 28] No space left on device",
+        "OSError: [WinError 112] There is not enough space",
+        "SafetensorError: I/O error: Es steht nicht genug Speicherplatz zur Verfügung. (os error 112)",
+    ],
+)
 def test_a_full_disk_is_known_by_the_words_of_each_system(study_file, monkeypatch, words):
     def full(*_, **__):
-        raise CourseError(f"a.ipynb failed: OSError: {words}")
+        raise CourseError(f"a.ipynb failed: {words}")
 
     monkeypatch.setattr("helpers.studies.trial.run_course", full)
     with pytest.raises(StudyPausedError, match="the disk is full"):

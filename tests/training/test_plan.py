@@ -267,13 +267,12 @@ def test_on_a_card_the_prediction_is_the_plan(monkeypatch):
 
 class TestWhatIsShown:
     def test_html_is_escaped(self, tmp_path):
-        folder = tmp_path / "<img src=x>"
+        folder = tmp_path / "a&copy;b"  # Windows allows no < in names
         folder.mkdir()
         (folder / "config.json").write_text('{"model_type": "gpt2"}')
         shown = plan_run(gpt2(model_name_or_path=str(folder)), card=SMALL._replace(name="<b>card</b>"))._repr_html_()
-        assert "&lt;img src=x&gt;" in shown
+        assert "a&amp;copy;b" in shown
         assert "&lt;b&gt;card" in shown
-        assert "<img" not in shown
         assert "<b>" not in shown
 
     def test_the_table_has_every_part_and_bars_in_proportion(self):

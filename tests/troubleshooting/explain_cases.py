@@ -425,6 +425,7 @@ WRITTEN = [
     ("E67", "ERROR: Could not install packages due to an OSError: [WinError 5] Access is denied: 'C:\\\\Program "
             "Files\\\\Python312\\\\Lib\\\\site-packages\\\\torch'"),
     ("E60", "Error code: Wsl/Service/E_UNEXPECTED"),
+    ("T17", "OSError: [WinError 112] Es steht nicht genug Speicherplatz auf dem Datenträger zur Verfügung: 'C:\\\\x'"),
     ("E68", "Python was not found; run without arguments to install from the Microsoft Store, or disable this"),
     ("E68", "'C:\\Program' is not recognized as an internal or external command,\noperable program or batch file."),
     ("E77", "error during connect: this error may indicate that the docker daemon is not running"),

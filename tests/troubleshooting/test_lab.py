@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import datasets
@@ -10,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from helpers.troubleshooting import error_of, measure_product, run_in_child, script_folder, write_notebook
+from helpers.troubleshooting import error_of, measure_product, run_cells, run_in_child, script_folder, write_notebook
 from helpers.troubleshooting.lab import ChildResult
 
 needs_limits = pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot limit a process's memory or files")
@@ -52,6 +53,14 @@ def test_cells_return_what_they_show_print_and_raise_without_the_grammar_that_ta
     )
     child = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=False)
     assert child.stdout == "['a\\n', '2', 'ZeroDivisionError: division by zero'] False\n", child.stderr
+
+
+def test_cells_in_another_kernel_show_no_warning_of_the_event_loop_of_windows(monkeypatch):
+    def execute(client):  # as in a kernel on Windows, where the loop is asyncio's usual one
+        warnings.warn("Proactor event loop does not implement add_reader family of methods", RuntimeWarning, 2)
+
+    monkeypatch.setattr("nbclient.NotebookClient.execute", execute)
+    assert run_cells(["1 + 1"]) == [""]
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16", "float32"])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from helpers.data.sources.encodings import CODECS
 from helpers.display import did_you_mean, last_part
-from helpers.paths import ASSETS, NOTEBOOKS, find_path, paths_of, similar_paths
+from helpers.paths import ASSETS, NOTEBOOKS, find_path, is_hidden, paths_of, similar_paths
 from helpers.settings import SHIPPED_TEXTS, SettingsError
 
 FABLES = ASSETS / "fables"
@@ -161,12 +161,10 @@ def _walk(folder: Path, seen: set[Path]) -> Iterator[Path]:
         return
     seen.add(real)
     try:
-        entries = list(folder.iterdir())
+        entries = [entry for entry in folder.iterdir() if not is_hidden(entry)]
     except OSError as error:
         raise SettingsError(f"{folder} cannot be read ({error.strerror}): change its permissions.") from None
     for entry in entries:
-        if entry.name.startswith("."):
-            continue
         if _NOT_UTF8.search(entry.name):
             raise SettingsError(f"{str(entry)!a} has a name that is not UTF-8: rename it.")
         if entry.is_dir():

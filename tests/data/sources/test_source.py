@@ -3,7 +3,7 @@
 import gzip
 import json
 import os
-from pathlib import PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import pytest
 import zstandard
@@ -347,6 +347,23 @@ def test_a_source_without_permission_to_read_is_an_error(tmp_path, monkeypatch):
         pytest.skip("this user may read everything")
     with pytest.raises(SettingsError, match="cannot be read"):
         source_hash(str(path))
+
+
+def test_a_hidden_folder_that_nobody_may_list_is_left_out(tmp_path, monkeypatch):
+    iterdir = Path.iterdir
+
+    def listed(path):  # as Windows does for `My Music` in `Documents`, a link to another place
+        if path.name == "My Music":
+            raise PermissionError(13, "Access is denied", str(path))
+        return iterdir(path)
+
+    monkeypatch.setattr(Path, "iterdir", listed)
+    (tmp_path / "a.txt").write_text("one fox")
+    (tmp_path / "My Music").mkdir()
+    with pytest.raises(SettingsError, match="My Music cannot be read"):
+        texts(tmp_path)
+    monkeypatch.setattr("helpers.data.sources.paths.is_hidden", lambda path: path.name == "My Music")
+    assert texts(tmp_path) == ["one fox"]
 
 
 def test_names_with_spaces_and_non_latin_letters_are_read(tmp_path):
