@@ -59,7 +59,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         SettingsError: the file is damaged, or holds something else.
     """
-    return _parse(path.read_bytes(), path)
+    return _parse(_retry(path.read_bytes), path)
 
 
 def read_json_if_there(path: Path) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def read_json_if_there(path: Path) -> dict[str, Any]:
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """Return the objects in a JSON Lines file, none where it does not exist; errors as in `read_json`."""
-    return [_parse(line, path) for line in path.read_bytes().splitlines()] if path.exists() else []
+    return [_parse(line, path) for line in _retry(path.read_bytes).splitlines()] if path.exists() else []
 
 
 def _parse(text: bytes, path: Path) -> dict[str, Any]:
@@ -107,15 +107,14 @@ def explain_os_error(error: OSError) -> str:
     )
 
 
-def _retry(move: Callable[[], object]) -> None:
-    """Move a file or folder; on Windows wait a moment for a virus scanner or a reader that holds it open."""
+def _retry(access: Callable[[], Any]) -> Any:
+    """Read, move or remove a file or folder; on Windows wait a moment for whoever holds it open or replaces it."""
     for wait_seconds in (0.05, 0.2, 0.8):
         try:
-            move()
-            return
+            return access()
         except PermissionError:
             time.sleep(wait_seconds)
-    move()
+    return access()
 
 
 def _remove_left(folder: Path) -> None:

@@ -217,6 +217,22 @@ def test_a_file_that_another_program_holds_open_for_a_moment_is_replaced(tmp_pat
     assert path.read_text(encoding="utf-8") == ("old" if refusals == 9 else "new")
 
 
+@pytest.mark.parametrize("read", [read_json, lambda path: read_json_lines(path)[0]])
+def test_a_file_that_is_replaced_at_this_moment_is_read(tmp_path, monkeypatch, read):
+    path, read_bytes, asked = tmp_path / "history.jsonl", Path.read_bytes, []
+
+    def read_later(self):
+        asked.append(self)
+        if len(asked) < 3:
+            raise PermissionError(13, "The process cannot access the file because it is being used")
+        return read_bytes(self)
+
+    path.write_text('{"step": 1}\n', encoding="utf-8")
+    monkeypatch.setattr(Path, "read_bytes", read_later)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    assert read(path) == {"step": 1}
+
+
 def test_free_space_is_that_of_the_nearest_folder_that_exists(tmp_path):
     assert free_bytes(tmp_path / "not" / "yet") > 0
 
