@@ -9,7 +9,7 @@ import difflib
 import math
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from html import escape, unescape
 from pathlib import PureWindowsPath
@@ -55,6 +55,21 @@ def duration_text(seconds: float) -> str:
         return f"{seconds:.0f} s"
     hours, minutes = divmod(round(seconds / 60), 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"
+
+
+def predicted_and_measured(facts: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Return rows of time and memory from a run's `training.json`: what, predicted, measured; empty where not known.
+
+    A plan predicts the steps only. A run also sets up the libraries, validates, and writes samples and checkpoints.
+    """
+    predicted = facts.get("predicted") or {}
+    time, peak = " to ".join(map(duration_text, predicted.get("seconds") or ())), predicted.get("peak_bytes")
+    in_steps = facts.get("steps", 0) * facts.get("step_seconds", 0.0)
+    return [
+        ("time of the steps", time, duration_text(in_steps) if in_steps else ""),
+        ("time of the run", "", duration_text(facts["seconds"])),
+        ("peak memory", size_text(peak) if peak else "", size_text(facts["peak_bytes"])),
+    ]
 
 
 def did_you_mean(name: str, names: Iterable[str], *, cutoff: float = 0.5) -> str:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from helpers.display import duration_text, size_text
+from helpers.display import predicted_and_measured
 from helpers.files import read_json_if_there, read_json_lines, write_atomically
 from helpers.paths import ASSETS
 from helpers.settings import SettingsError, run_folder
@@ -119,18 +119,8 @@ def _summarise(run: str) -> dict[str, Any]:
         "samples": {"before": speech.get("before"), "after": after[0]} if after else {},
         "curve": _draw(rows) if rows else None,
         "training": training,
-        "resources": _compare_resources(training) if training else [],
+        "resources": predicted_and_measured(training) if training else [],
     }
-
-
-def _compare_resources(training: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Return rows of what was predicted and measured: time and peak memory."""
-    predicted = training.get("predicted") or {}
-    seconds, peak = predicted.get("seconds"), predicted.get("peak_bytes")
-    return [
-        ("time", " to ".join(map(duration_text, seconds)) if seconds else "", duration_text(training["seconds"])),
-        ("peak memory", size_text(peak) if peak else "", size_text(training["peak_bytes"])),
-    ]
 
 
 def _draw(history: Sequence[Mapping[str, Any]]) -> dict[str, str]:

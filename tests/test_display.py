@@ -9,7 +9,15 @@ from IPython.lib.pretty import pretty
 from tqdm import tqdm
 
 from helpers import display
-from helpers.display import Html, PlainTextMixin, html_table, html_text, progress_bar, tell_terminal
+from helpers.display import (
+    Html,
+    PlainTextMixin,
+    html_table,
+    html_text,
+    predicted_and_measured,
+    progress_bar,
+    tell_terminal,
+)
 
 
 @pytest.mark.parametrize(
@@ -132,3 +140,12 @@ def test_a_table_as_text_is_aligned_and_a_wide_one_has_a_line_for_each_cell():
 
 def test_the_text_of_a_page_has_brackets_for_marks_and_no_control_characters():
     assert html_text("<p>read <mark style='x'>and\ncopied</mark>, \x1b[31mred</p>") == "read [and\ncopied], red"
+
+
+def test_the_time_that_was_predicted_stands_beside_that_of_the_steps():
+    facts = {"steps": 100, "step_seconds": 3.0, "seconds": 900.0, "peak_bytes": 2**30}
+    steps, run, memory = predicted_and_measured(facts | {"predicted": {"seconds": [240.0, 360.0], "peak_bytes": None}})
+    assert steps == ("time of the steps", "240 s to 360 s", "300 s")
+    assert run == ("time of the run", "", "15 min")
+    assert memory == ("peak memory", "", "1.0 GiB")
+    assert predicted_and_measured({"seconds": 900.0, "peak_bytes": 1})[0] == ("time of the steps", "", "")

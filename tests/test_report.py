@@ -76,8 +76,9 @@ def test_the_report_begins_with_what_the_run_reached(folder):
     speech = {"before": "Return the Fox", "decodings": decodings}
     (run / "evaluation.json").write_text(json.dumps({"test": test, "forgetting": None, "speech": speech}))
     measured = {"steps": 177, "tokens": 180_480, "seconds": 140.0, "precision": "float32", "device": "cpu"}
+    measured |= {"step_seconds": 0.75, "peak_bytes": 2**29}
     predicted = {"seconds": [100.0, 200.0], "peak_bytes": None}
-    (run / "training.json").write_text(json.dumps(measured | {"peak_bytes": 2**29, "predicted": predicted}))
+    (run / "training.json").write_text(json.dumps(measured | {"predicted": predicted}))
     (run / "history.jsonl").write_text('{"step": 1, "loss": 5.0}\n{"step": 2, "loss": 4.0}\n')
     page = write_report("mine").read_text(encoding="utf-8")
     summary = page[page.index("<h1>") : page.index("<nav>")]
@@ -85,7 +86,8 @@ def test_the_report_begins_with_what_the_run_reached(folder):
     assert "25.61" in summary
     assert "too large" in summary
     assert summary.index("Return the Fox") < summary.index("&lt;i&gt;The Fox")
-    assert "<td>100 s to 200 s</td><td>140 s</td>" in summary
+    assert "<td>100 s to 200 s</td><td>133 s</td>" in summary
+    assert "<td>not predicted</td><td>140 s</td>" in summary
     assert "<td>not predicted</td><td>512 MiB</td>" in summary
     assert re.search(r'<img alt="[^"]*optimizer step[^"]*" src="data:image/png', summary)
 

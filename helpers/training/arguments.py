@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import TrainingArguments
 
-# On an H100 and an H200 compiling GPT-2 takes 19 to 35 s and saves 9 to 16 ms per pass (2026-11).
+# On an H100 and an H200 compiling GPT-2 takes 19 to 35 s and saves 9 to 19 ms per pass (2026-11).
 _PASSES_WORTH_COMPILING = 3000
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from helpers.display import PlainTextMixin, perplexity_text
+from helpers.display import PlainTextMixin, perplexity_text, predicted_and_measured
 from helpers.files import read_json
 from helpers.paths import runs_folder
 from helpers.settings import SettingsError, TrainingSettings, read_run_settings, run_folder
@@ -55,13 +55,9 @@ class FinishedRun(PlainTextMixin):
         return run_files.kept_eval_loss(self.history, early_stopping_patience=patience)
 
     @property
-    def predicted_and_measured(self) -> list[dict[str, Any]]:
-        """One row for time and one for memory: `what`, `predicted` (None where nothing was predicted), `measured`."""
-        predicted = self.facts["predicted"]
-        return [
-            {"what": "seconds", "predicted": predicted["seconds"], "measured": self.facts["seconds"]},
-            {"what": "peak bytes", "predicted": predicted["peak_bytes"], "measured": self.facts["peak_bytes"]},
-        ]
+    def predicted_and_measured(self) -> list[tuple[str, str, str]]:
+        """Rows of time and memory for a table: what, predicted, measured."""
+        return predicted_and_measured(self.facts)
 
     def __str__(self) -> str:
         """Return the run as one line."""

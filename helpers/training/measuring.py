@@ -45,17 +45,16 @@ def calibrate(*, budget_seconds: float = 60.0) -> Calibration:
 
 
 def _measurements(device: GraphicsCard, budget_seconds: float) -> Iterator[Measurement]:
-    process_bytes, end = 0, math.inf
+    process_bytes, end = None, math.inf
     for shape, block_size, batch in _TRAININGS if device.is_processor else (*_TRAININGS, *_ON_A_CARD):
         settings = TrainingSettings(block_size=block_size, per_device_train_batch_size=batch, torch_compile="never")
         precision = chosen_precision(settings)
         if predict(shape, settings, precision=precision).total_bytes > device.usable_bytes:
             return
         measured = measure(shape, settings)
-        if device.is_processor:  # what an earlier training leaves in the process is used again: it is no part of it
-            process_bytes = process_bytes or measured.process_bytes
-            measured = measured.model_copy(update={"process_bytes": process_bytes})
-        yield measured
+        if process_bytes is None:  # what an earlier training leaves, as cuBLAS's workspaces on a card, is used again
+            process_bytes = measured.process_bytes
+        yield measured.model_copy(update={"process_bytes": process_bytes})
         end = min(end, time.perf_counter() + budget_seconds)
         if time.perf_counter() > end:
             return

@@ -175,12 +175,13 @@ def test_calibrate_measures_prints_and_keeps_what_it_measured(processor, monkeyp
     assert "1 x 32" in str(found)
 
 
-def test_what_one_training_leaves_behind_is_no_part_of_the_process_before_the_next(processor, monkeypatch):
-    left = iter([100, 180, 250])
+@pytest.mark.parametrize("before", [0, 100])  # nothing is on a card yet
+def test_what_one_training_leaves_behind_is_no_part_of_the_process_before_the_next(processor, monkeypatch, before):
+    left = iter([before, 180, 250])
     fake = lambda *training: made_up.measurement(*training, process_bytes=next(left))  # noqa: E731
     monkeypatch.setattr(measuring, "measure", fake)
     monkeypatch.setattr(measuring, "_TRAININGS", [(GPT2Shape(1, 32, 2), 16, batch) for batch in (1, 2, 3)])
-    assert [row.process_bytes for row in measuring.calibrate().measurements] == [100, 100, 100]
+    assert [row.process_bytes for row in measuring.calibrate().measurements] == [before] * 3
 
 
 def test_nothing_is_measured_beside_a_training():

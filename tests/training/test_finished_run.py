@@ -4,6 +4,7 @@ from dataclasses import replace
 import pytest
 
 from helpers.data.preparation import prepare
+from helpers.display import duration_text, size_text
 from helpers.settings import SettingsError, run_folder
 from helpers.training.fine_tuning import fine_tune
 from helpers.training.finished_run import open_run
@@ -26,10 +27,12 @@ def test_the_tokens_of_a_run_are_counted_with_the_smaller_last_step_of_an_epoch(
 
 
 def test_a_run_keeps_what_was_predicted_beside_what_was_measured(tiny_run):
-    time, memory = tiny_run.predicted_and_measured
-    assert time["predicted"][0] < time["predicted"][1]
-    assert time["measured"] == tiny_run.facts["seconds"] > 0
-    assert memory["measured"] == tiny_run.facts["peak_bytes"]
+    shortest, longest = tiny_run.facts["predicted"]["seconds"]
+    assert shortest < longest
+    steps, run, memory = tiny_run.predicted_and_measured
+    assert steps[1] == f"{duration_text(shortest)} to {duration_text(longest)}"
+    assert run[1:] == ("", duration_text(tiny_run.facts["seconds"]))
+    assert memory[2] == size_text(tiny_run.facts["peak_bytes"])
 
 
 def test_a_run_that_stops_early_keeps_the_steps_its_schedule_was_made_for(tiny_settings):
@@ -49,7 +52,7 @@ def test_the_predicted_time_is_that_of_the_steps_which_were_trained(tiny_setting
     stops = {"learning_rate": 0.1, "num_train_epochs": 30.0, "early_stopping_patience": 1, "eval_steps": 2}
     run = fine_tune(tiny_settings.model_copy(update=stops))
     share = run.facts["steps"] / run.planned_steps
-    assert run.predicted_and_measured[0]["predicted"] == pytest.approx([900 * share, 1800 * share])
+    assert run.facts["predicted"]["seconds"] == pytest.approx([900 * share, 1800 * share])
 
 
 def test_opening_a_run_that_is_not_finished_is_an_error():
