@@ -215,7 +215,7 @@ class RunPlan(PlainTextMixin):
             reason = "from the time to launch kernels; the model is too small to fill the card"
         shortest, longest = self.epoch_seconds
         time = "less than 1 s" if longest < 1 else f"{duration_text(shortest)} to {duration_text(longest)}"
-        return f"{time}, {reason}"
+        return f"{time} without validations, {reason}"
 
     @property
     def title(self) -> str:
