@@ -7,7 +7,6 @@ many processes; nothing here schedules them.
 """
 
 import math
-import statistics
 import threading
 import warnings
 from pathlib import Path
@@ -205,23 +204,18 @@ def _train_once(
         was_trained = _train_or_resume(trainer, settings, folder, is_stream="stream" in data.facts, stop=stop)
     if trainer.is_world_process_zero():
         # Now: to merge an adapter, the base model is loaded once more, and the peak would be of that.
-        facts = collect_measurements(settings, trainer, n_blocks=len(train)) | {"predicted": predicted}
-        if predicted["seconds"]:  # of all epochs
-            trained_share = facts["steps"] / facts["planned_steps"]
-            predicted["seconds"] = [trained_share * seconds for seconds in predicted["seconds"]]
+        facts = collect_measurements(
+            settings, trainer, n_blocks=len(train), counts=data.facts["splits"]["train"], predicted=predicted,
+            step_seconds=steps.seconds[1:],  # the first one sets up
+        )  # fmt: skip
         if settings.lora_r:
             model = _save_adapter(trained, settings, folder / "adapter")
         save_model(model, tokenizer, settings, data.facts, folder / "model")
-        if "labels" in (counts := data.facts["splits"]["train"]):
-            share = counts["labels"] / (counts["blocks"] * settings.block_size)
-            facts["trained_tokens"] = round(facts["tokens"] * share)
-        if seconds := steps.seconds[1:]:  # the first one sets up
-            facts["step_seconds"] = statistics.median(seconds)
         if not (was_trained and (folder / "training.json").exists()):  # else only the model was made again
             write_json(folder / "training.json", facts)
         # Else most steps have fewer blocks than a batch. Last: a shared folder may refuse it, and the run is finished.
-        if seconds and len(train) >= 2 * settings.effective_batch_size:
-            extend_calibration(settings, trainer, facts, predicted)
+        if "step_seconds" in facts and len(train) >= 2 * settings.effective_batch_size:
+            extend_calibration(settings, trainer, facts)
     trainer.accelerator.wait_for_everyone()  # the other processes open what the first one has written
 
 

@@ -1,6 +1,7 @@
 """A finished run, and what its training measured: `training.json`."""
 
 import math
+import statistics
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,8 +30,7 @@ class FinishedRun(PlainTextMixin):
         folder: the folder with all of its files.
         history: one row per logging or validation step: `step`, `epoch`, and `loss`, `learning_rate`, `grad_norm` or
             `eval_loss`; losses are in nats per token.
-        facts: what `collect_measurements` returned, and in `predicted` what `predict_on_this_machine` did before the
-            training, its time cut to the steps that early stopping left.
+        facts: what `collect_measurements` returned.
     """
 
     run: str
@@ -87,12 +87,30 @@ def open_run(run: str) -> FinishedRun:
     return FinishedRun(run, folder, run_files.read_history(folder), read_json(folder / "training.json"))
 
 
-def collect_measurements(settings: TrainingSettings, trainer: "Trainer", *, n_blocks: int) -> dict[str, Any]:
-    """Return the measurements of a run; the peak of memory is that of the process that finished it."""
-    steps, precision = trainer.state.global_step, chosen_precision(settings)
-    return {
+def collect_measurements(
+    settings: TrainingSettings,
+    trainer: "Trainer",
+    *,
+    n_blocks: int,
+    counts: dict[str, Any],
+    predicted: dict[str, Any],
+    step_seconds: list[float],
+) -> dict[str, Any]:
+    """Return the measurements of a run; the peak of memory is that of the process that finished it.
+
+    Args:
+        settings: those of the run; after a batch was halved, those it goes on with.
+        trainer: the one that has finished.
+        n_blocks: blocks of the training part.
+        counts: of the training part, as in `data.json`.
+        predicted: what `predict_on_this_machine` returned; its time is cut to the steps that early stopping left.
+        step_seconds: those of this process's steps.
+    """
+    steps, planned, precision = trainer.state.global_step, trainer.state.max_steps, chosen_precision(settings)
+    seconds = predicted["seconds"]
+    facts = {
         "steps": steps,
-        "planned_steps": trainer.state.max_steps,
+        "planned_steps": planned,
         "trained_parameters": trainer.get_num_trainable_parameters(),
         "tokens": settings.block_size * count_blocks_read(settings, n_blocks, steps, trainer.args.world_size),
         "seconds": find_clock(trainer).seconds,
@@ -101,7 +119,13 @@ def collect_measurements(settings: TrainingSettings, trainer: "Trainer", *, n_bl
         "peak_bytes": peak_bytes(),
         "per_device_train_batch_size": settings.per_device_train_batch_size,
         "gradient_accumulation_steps": settings.gradient_accumulation_steps,
+        "predicted": predicted | {"seconds": seconds and [each * steps / planned for each in seconds]},
     }
+    if "labels" in counts:
+        facts["trained_tokens"] = round(facts["tokens"] * counts["labels"] / (counts["blocks"] * settings.block_size))
+    if step_seconds:
+        facts["step_seconds"] = statistics.median(step_seconds)
+    return facts
 
 
 def count_blocks_read(settings: TrainingSettings, n_blocks: int, steps: int, processes: int) -> int:
@@ -121,9 +145,7 @@ def find_clock(trainer: "Trainer") -> Clock:
     return clock
 
 
-def extend_calibration(
-    settings: TrainingSettings, trainer: "Trainer", facts: dict[str, Any], predicted: dict[str, Any]
-) -> None:
+def extend_calibration(settings: TrainingSettings, trainer: "Trainer", facts: dict[str, Any]) -> None:
     """Add what one process has measured to what the plans of this machine are made from."""
     if trainer.args.world_size > 1:
         return
@@ -135,6 +157,6 @@ def extend_calibration(
         compiled=trainer.args.torch_compile,
         step_seconds=facts["step_seconds"],
         peak_bytes=facts["peak_bytes"],
-        process_bytes=predicted["process_bytes"],
+        process_bytes=facts["predicted"]["process_bytes"],
     )
     add_measurements(this_device(), [measurement])
