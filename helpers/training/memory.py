@@ -1,8 +1,8 @@
 """Predict the peak memory of a training, by part, and of measuring a model, from its shape and the settings.
 
 This is arithmetic only, without torch, a GPU or a download, so that a slider can call it while it moves. The formulas
-are tested against traces of the real operations (`tests/training/test_memory.py`), and that of a training agrees with
-what an H100 and an H200 measured in 2026-11, compiled or not. A half is a number of 2 bytes, bf16 or fp16.
+are tested against traces of the real operations, and that of a training against the peaks that an H100 and an H200
+measured, compiled or not (`tests/training/test_memory.py`). A half is a number of 2 bytes, bf16 or fp16.
 """
 
 from dataclasses import dataclass, fields, replace
