@@ -49,7 +49,7 @@ def open_prepared(run: str) -> PreparedData:
 
     folder = run_folder(run) / "data"
     if not (folder / "data.json").exists():
-        raise SettingsError(f"Run {run!r} holds no data yet: run notebook 02 or `prepare(settings)` first.")
+        raise SettingsError(f"Run {run!r} holds no data yet: run notebook 2 or `prepare(settings)` first.")
     facts = read_json(folder / "data.json")
     is_small = sum(path.stat().st_size for path in folder.rglob("*.arrow")) <= _READ_BYTES
     try:
