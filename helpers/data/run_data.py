@@ -58,7 +58,7 @@ def open_prepared(run: str) -> PreparedData:
     except (OSError, ValueError, KeyError) as error:  # of which pyarrow's errors are some
         raise SettingsError(
             f"The data of run {run!r} are damaged ({first_line(error)}): delete the folder {folder}, and run notebook "
-            "02 for this run; the same text and settings give the same data."
+            "2 for this run; the same text and settings give the same data."
         ) from None
 
 

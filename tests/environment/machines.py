@@ -489,7 +489,7 @@ ticket("a limit of power also slows the card that is too hot",
 ticket("the card is at its limit of power", on(LINUX, card={"slowed_by": ("its power limit",)}),
        0, "gpu", "cu130", {"throttle_power": WARN}, r"Raise the card's power limit; .*")
 ticket("the power supply slows the card", on(LINUX, card={"slowed_by": ("the power supply",)}),
-       0, "gpu", "cu130", {"throttle_power": WARN}, r".* check its power supply and cables\.")
+       0, "gpu", "cu130", {"throttle_power": WARN}, r".* check the card's power supply and cables\.")
 ticket("the driver does not report what slows the card", on(WSL2, card={"slowed_by": None}),
        0, "gpu", "cu130", {"throttle_power": UNKNOWN})
 ticket("a laptop with a card, on its battery", on(WINDOWS, power=Power(on_battery=True)),

@@ -149,7 +149,7 @@ def test_nobody_logged_in_is_one_sentence(light, api, tmp_path, monkeypatch):
 
 
 def test_somebody_elses_name_is_one_sentence(light, api):
-    with pytest.raises(SettingsError, match="take a name of your own account or organisation"):
+    with pytest.raises(SettingsError, match="use a name of your own account or organisation"):
         publish(plan_upload(light, "others/fables", api=api), api=api)
 
 
