@@ -94,7 +94,7 @@ def explain_os_error(error: OSError) -> str:
     """Return in one sentence why a file or folder cannot be used; empty for an error that is of neither."""
     if is_disk_full(error):
         return (
-            f"The disk is full ({error}): free some space, or let COURSE_RUNS name a folder on a larger disk. What was "
+            f"The disk is full ({error}): free some space, or set COURSE_RUNS to a folder on a larger disk. What was "
             "done is kept, and the same command continues."
         )
     if error.filename is None:

@@ -54,9 +54,9 @@ def find_notes(facts: Mapping[str, Any], settings: DataSettings) -> list[str]:
             else "Choose a model whose vocabulary was made from such text, or, from scratch, set tokenizer='train'."
         )
         notes.append(
-            f"The vocabulary of {vocabulary} fits this text badly: it takes {rate:.2f} tokens for a "
-            f"character, where GPT-2 takes about {ENGLISH_TOKENS_PER_CHARACTER} on English. The same text costs "
-            f"{rate / ENGLISH_TOKENS_PER_CHARACTER:.0f} times the time, and a block holds only "
+            f"The vocabulary of {vocabulary} fits this text badly: it takes {rate:.2f} tokens per "
+            f"character, where GPT-2 takes about {ENGLISH_TOKENS_PER_CHARACTER} on English. The same text takes "
+            f"{rate / ENGLISH_TOKENS_PER_CHARACTER:.0f} times as long, and a block holds only "
             f"{settings.block_size / rate:.0f} characters. {advice}"
         )
     for encoding, count in facts["encodings"].items():

@@ -52,7 +52,7 @@ class DataReport(PlainTextMixin):
             ("empty, left out", f"{facts['empty']:,}"),
             ("repeated, left out", f"{facts['duplicates_removed']:,}"),
             ("nearly the same as another", near),
-            (f"of at most {TINY_TOKENS} tokens", f"{facts['tiny_documents']:,}"),
+            (f"with at most {TINY_TOKENS} tokens", f"{facts['tiny_documents']:,}"),
             ("longest document", f"{facts['longest_document_tokens']:,} tokens"),
             ("text files by encoding", encodings),
             ("tokens per character", f"{tokens_per_character(facts):.3f}"),

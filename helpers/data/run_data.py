@@ -49,7 +49,7 @@ def open_prepared(run: str) -> PreparedData:
 
     folder = run_folder(run) / "data"
     if not (folder / "data.json").exists():
-        raise SettingsError(f"Run {run!r} holds no data yet: run notebook 02 or `prepare(settings)` first.")
+        raise SettingsError(f"Run {run!r} holds no data yet: run notebook 2 or `prepare(settings)` first.")
     facts = read_json(folder / "data.json")
     is_small = sum(path.stat().st_size for path in folder.rglob("*.arrow")) <= _READ_BYTES
     try:
@@ -58,7 +58,7 @@ def open_prepared(run: str) -> PreparedData:
     except (OSError, ValueError, KeyError) as error:  # of which pyarrow's errors are some
         raise SettingsError(
             f"The data of run {run!r} are damaged ({first_line(error)}): delete the folder {folder}, and run notebook "
-            "02 for this run; the same text and settings give the same data."
+            "2 for this run; the same text and settings give the same data."
         ) from None
 
 

@@ -24,7 +24,7 @@ def doctor(arguments: tuple[str, ...]) -> None:
 
 
 @click.command()
-@click.option("--once", is_flag=True, help="Read once; the default if the output is no terminal.")
+@click.option("--once", is_flag=True, help="Read once; the default if the output is not a terminal.")
 def monitor(once: bool) -> None:
     """Show memory, load, power and temperature, until Ctrl-C. It also shows which processes use memory."""
     watch = Monitor(sample, interval_seconds=_INTERVAL_SECONDS, length=600)

@@ -115,7 +115,7 @@ class Diagnosis(PlainTextMixin):
         nvcc, available = f"nvcc {release}" if release else "no nvcc", self.check("cuda_available").reading
         rows = (
             ("nvidia-smi", f"{nvml}; {free}" if self.machine.gpu else nvml, "the driver, the card and its free memory"),
-            ("nvcc --version", nvcc, "information only: a wheel brings its own CUDA runtime, no toolkit is needed"),
+            ("nvcc --version", nvcc, "information only: a wheel brings its own CUDA runtime and needs no toolkit"),
             ("torch.cuda.is_available()", available, "whether training gets the card, and if not, why"),
         )
         return [{"command": command, "here": here, "means": means} for command, here, means in rows]
@@ -201,14 +201,14 @@ def unused_card() -> str:
     machine = read_machine()
     if not machine.torch or machine.torch.available:
         return ""
-    return f"This ran on the CPU, though a card is here. {diagnosis_of(machine).verdict} See `{COMMAND} doctor`."
+    return f"This ran on the CPU, although there is a card. {diagnosis_of(machine).verdict} See `{COMMAND} doctor`."
 
 
 def _summary(machine: Machine, card: GraphicsCard | None) -> str:
     if card is not None:
         name = f"{card.name}, preset {card.preset}"
         if machine.quick:
-            return f"A quick look sees nothing that stops training: {name}."
+            return f"A quick look finds nothing that stops training: {name}."
         if machine.torch and machine.torch.available:
             return f"Ready to train on the GPU: {name}."
         return f"A card was found ({name}), but torch did not answer. On the CPU everything runs."

@@ -71,7 +71,7 @@ def platform_kind(machine: Machine) -> Finding:
     return ok(reading)
 
 
-@rule("The wheel's CUDA must not be newer than what the driver supports; no toolkit and no nvcc is needed.")
+@rule("The wheel's CUDA must not be newer than what the driver supports; neither a toolkit nor nvcc is needed.")
 def driver_floor(machine: Machine) -> Finding:
     """Compare the driver with the wheel: a newer major fails, a newer minor cannot compile PTX."""
     if not expects_gpu(machine) or _is_other_gpu(machine):

@@ -144,10 +144,10 @@ def reload_uvm(machine: Machine) -> str:
 def relieve_card(slowed_by: Sequence[str]) -> str:
     """Return what helps a card against what slows it: more power would only heat one that is too hot."""
     if any("temperature" in reason for reason in slowed_by):
-        return "Give the card air, and clean its fans and vents."
+        return "Improve the airflow, and clean the card's fans and vents."
     if "its power limit" in slowed_by:
         return "Raise the card's power limit; in a laptop choose the performance mode."
-    return "Give the card air, and check its power supply and cables."
+    return "Improve the airflow, and check the card's power supply and cables."
 
 
 def make_venv(machine: Machine) -> str:

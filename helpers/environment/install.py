@@ -220,7 +220,7 @@ def _refuse_full_disk(folder: Path, build: str) -> None:
     if free < needed:
         raise InstallError(
             f"{free:.1f} GB are free at {folder}, and the installation takes about {needed} GB. Free some space, or "
-            "move the project to a larger disk; then the same command again."
+            "move the project to a larger disk; then repeat the command."
         )
 
 
@@ -277,7 +277,7 @@ def _refuse_another_helpers(python: Path, folder: Path) -> None:
     if Path(imported).parent != ROOT / "helpers":
         raise InstallError(
             f"Another package called `helpers` is in the way: {imported}. Remove it: {python} -m pip uninstall -y "
-            "helpers ; then the same command again."
+            "helpers ; then repeat the command."
         )
 
 

@@ -96,7 +96,7 @@ def wheel_advice(machine: Machine | None = None) -> WheelAdvice:
     if is_conda:
         reason += " In a conda environment it is the same wheel: PyTorch's own conda channel ended with version 2.5."
     if machine.platform.nvcc:
-        reason += f" The CUDA toolkit here (nvcc {machine.platform.nvcc}) does not matter: the wheel has its own."
+        reason += f" The CUDA toolkit here (nvcc {machine.platform.nvcc}) does not matter: no wheel uses it."
     conda = pip if is_conda else f"conda run -n gpt2-course python -m pip install {args}"
     return WheelAdvice(tag, args, pip, conda, reason)
 
@@ -212,7 +212,7 @@ def _tag(machine: Machine) -> tuple[str, str]:
     if newest < 12:
         return "cpu", (
             f"Driver {driver} is too old for any CUDA wheel of this torch: update it ({DRIVERS}), "
-            "then ask again; until then the CPU wheel."
+            "then ask again; until then use the CPU wheel."
         )
     last = f"torch {LAST_TORCH['cu126']} is the last with a CUDA 12.6 wheel."
     if newest >= 13 and capability >= _CAPABILITIES[13, 0][0]:

@@ -394,5 +394,5 @@ def load_tuned(run: str) -> tuple["GPT2LMHeadModel", "PreTrainedTokenizerBase"]:
     """Load a run's final model and its tokenizer; raise `SettingsError` if there is none yet."""
     folder = run_folder(run) / "model"
     if not folder.exists():
-        raise SettingsError(f"Run {run!r} has no final model yet: train it in notebook 03 first.")
+        raise SettingsError(f"Run {run!r} has no final model yet: train it in notebook 3 first.")
     return load_model(str(folder)), load_tokenizer(str(folder))

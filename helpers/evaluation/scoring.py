@@ -181,7 +181,7 @@ def score(
             np.add.at(tokens, row_owners[is_scored], 1)
             bar.update(token_nats.size)
     if not tokens.any():
-        raise SettingsError("No token is scored: the text has one, and no context for it, or holds prompts only.")
+        raise SettingsError("No token is scored: the text has only one token, without context, or only prompts.")
     name = name or shown_name(model.config._name_or_path or "unnamed")
     return Score(
         nats, tokens, n_bytes, n_words, text_sha256, name, describe_revision(model), stride, context, protocol

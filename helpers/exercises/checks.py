@@ -149,7 +149,7 @@ def _leak(answer: Any) -> None:
     if 0 in numbers:
         raise Hint("Test document 0 shares single words with the training text, which all English texts do.")
     if numbers != [1]:
-        raise Hint(f"The numbers of the leaked test documents should be [1], not {numbers}.")
+        raise Hint(f"The positions of the leaked test documents should be [1], not {numbers}.")
     if sorted(answer(train, ["say one two three four five now", "a six seven"], 5)) != [0]:
         raise Hint("A run of n words leaks wherever it is in the document, not only at its beginning.")
 
@@ -161,19 +161,7 @@ def _steps(answer: Any) -> None:
     _expect(answer, 63, hint, mistakes, tolerance=1e-9)
 
 
-@_exercise("training-2", "the cosine schedule with warm-up")
-def _schedule(answer: Any) -> None:
-    _expect(_call(answer, 5, 1.0, 10, 110), 0.5, "Half-way through the warm-up it is half the peak.")
-    _expect(answer(10, 1.0, 10, 110), 1.0, "At the end of the warm-up it is the peak.")
-    _expect(answer(60, 1.0, 10, 110), 0.5, "Half-way between the peak and the end it is half the peak.")
-    _expect(answer(110, 1.0, 10, 110), 0.0, "At the last step it is 0.", tolerance=1e-6)
-    line = {0.75: "That is a straight line: a cosine falls slowly at first, then faster, then slowly again."}
-    quarter = (1 + math.cos(math.pi / 4)) / 2
-    _expect(answer(35, 1.0, 10, 110), quarter, "A quarter of the way down, cos(pi / 4) counts.", line)
-    _expect(answer(0, 2.0, 0, 100), 2.0, "Without a warm-up it begins at the peak.")
-
-
-@_exercise("training-3", "the next-token loss")
+@_exercise("training-2", "the next-token loss")
 def _next_token(answer: Any) -> None:
     import torch
     from torch.nn import functional as F
@@ -185,6 +173,18 @@ def _next_token(answer: Any) -> None:
     mistakes = {unshifted: "That scores each token against itself: shift the labels by one."}
     hint = "Mean cross-entropy of logits[:, :-1] against ids[:, 1:]."
     _expect(_call(answer, logits, ids), expected, hint, mistakes, tolerance=1e-4)
+
+
+@_exercise("training-3", "the cosine schedule with warm-up")
+def _schedule(answer: Any) -> None:
+    _expect(_call(answer, 5, 1.0, 10, 110), 0.5, "Half-way through the warm-up it is half the peak.")
+    _expect(answer(10, 1.0, 10, 110), 1.0, "At the end of the warm-up it is the peak.")
+    _expect(answer(60, 1.0, 10, 110), 0.5, "Half-way between the peak and the end it is half the peak.")
+    _expect(answer(110, 1.0, 10, 110), 0.0, "At the last step it is 0.", tolerance=1e-6)
+    line = {0.75: "That is a straight line: a cosine falls slowly at first, then faster, then slowly again."}
+    quarter = (1 + math.cos(math.pi / 4)) / 2
+    _expect(answer(35, 1.0, 10, 110), quarter, "A quarter of the way down, cos(pi / 4) counts.", line)
+    _expect(answer(0, 2.0, 0, 100), 2.0, "Without a warm-up it begins at the peak.")
 
 
 @_exercise("training-4", "gradient clipping")
@@ -292,6 +292,19 @@ def _labels(answer: Any) -> None:
         raise Hint(f"ids {ids.tolist()} with mask {mask.tolist()} should give [[5, 6, 9, -100, -100]], not {labels}.")
 
 
+@_exercise("troubleshooting-2", "your model FLOPs utilisation")
+def _utilisation(answer: Any) -> None:
+    hint = "A million parameters, 2,000 tokens per second and a peak of 0.06 TFLOP/s give 20 %."
+    mistakes = {
+        0.2 / 3: "That counts the forward pass alone; the backward pass takes twice as many operations.",
+        20.0: "That is in per cent; give the share, between 0 and 1.",
+        2e11: "The peak is in TFLOP/s: 10**12 operations per second.",
+        5.0: "That is the peak divided by what was reached.",
+    }
+    _expect(_call(answer, 1_000_000, 2_000.0, 0.06), 0.2, hint, mistakes)
+    _expect(answer(124_000_000, 40_000.0, 80.0), 0.372, "Another model and card give 37.2 %.")
+
+
 _SEEN_IN = {
     "not a number": "the log would show a loss or a gradient that is not a number",
     "never moves": "the loss would not move",
@@ -311,28 +324,15 @@ def _diagnosis(right: str, where: str) -> Check:
     return examine
 
 
-_exercise("troubleshooting-2", "the first broken run")(
+_exercise("troubleshooting-3", "the first broken run")(
     _diagnosis("never moves", "Compare the first loss with the last.")
 )
-_exercise("troubleshooting-3", "the second broken run")(
+_exercise("troubleshooting-4", "the second broken run")(
     _diagnosis("memorises", "Which of the two losses falls to the end, and which does not?")
 )
-_exercise("troubleshooting-4", "the third broken run")(
+_exercise("troubleshooting-5", "the third broken run")(
     _diagnosis("labels shifted twice", "Compare the labels with the input_ids, position by position.")
 )
-
-
-@_exercise("troubleshooting-5", "your model FLOPs utilisation")
-def _utilisation(answer: Any) -> None:
-    hint = "A million parameters, 2,000 tokens per second and a peak of 0.06 TFLOP/s give 20 %."
-    mistakes = {
-        0.2 / 3: "That counts the forward pass alone; the backward pass takes twice as many operations.",
-        20.0: "That is in per cent; give the share, between 0 and 1.",
-        2e11: "The peak is in TFLOP/s: 10**12 operations per second.",
-        5.0: "That is the peak divided by what was reached.",
-    }
-    _expect(_call(answer, 1_000_000, 2_000.0, 0.06), 0.2, hint, mistakes)
-    _expect(answer(124_000_000, 40_000.0, 80.0), 0.372, "Another model and card give 37.2 %.")
 
 
 @_exercise("scratch-1", "count the weights of a GPT-2")
@@ -378,7 +378,7 @@ def _first_loss(answer: Any) -> None:
         50257: "That is the perplexity of a guess; the loss is its logarithm.",
         1 / 50257: "That is the probability of each token; the loss is minus its logarithm.",
     }
-    _expect(answer, math.log(50257), "An even guess among V tokens costs ln V nats.", mistakes, tolerance=2e-3)
+    _expect(answer, math.log(50257), "A uniform guess among V tokens costs ln V nats.", mistakes, tolerance=2e-3)
 
 
 @_exercise("scratch-4", "the days that training takes")

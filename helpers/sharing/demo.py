@@ -175,7 +175,7 @@ class _Handler(BaseHTTPRequestHandler):
                 for event in events:
                     self._send(event)
         except (RuntimeError, SettingsError) as error:  # such as logits that overflow, or memory
-            self._send({"error": f"The model could not go on: {first_line(error)}."})
+            self._send({"error": f"The model could not continue the text: {first_line(error)}."})
 
     def _send(self, event: dict[str, str]) -> None:
         self.wfile.write(f"data: {json.dumps(event)}\n\n".encode())

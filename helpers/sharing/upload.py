@@ -79,11 +79,13 @@ def plan_upload(
 
     check_repo_id(repo_id)
     if licence is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", licence):
-        raise SettingsError(f"licence = {licence!r} is no identifier of the Hub: use such as 'mit' or 'cc-by-4.0'.")
+        raise SettingsError(
+            f"licence = {licence!r} is not a licence of the Hub's list: use its identifier, such as 'cc-by-4.0'."
+        )
     settings = read_run_settings(run)
     folder = run_folder(run) / "model"
     if write_model_card(run) is None:
-        raise SettingsError(f"Run {run!r} has no final model yet: train it in notebook 03 first.")
+        raise SettingsError(f"Run {run!r} has no final model yet: train it in notebook 3 first.")
     api = api or HfApi()
     with _refusals_explained(repo_id):
         account = api.whoami()["name"]
@@ -155,10 +157,10 @@ letters, digits, '-', '_' and '.', at most 96 characters, as in 'you/my-model'.
 
 
 def copying_verdict(run: str) -> str:
-    """Return what notebook 04 measured about copied text, in one or two sentences."""
+    """Return what notebook 4 measured about copied text, in one or two sentences."""
     copying = read_section(run, "copying")
     if not copying:
-        return "not measured. Run notebook 04 for this run first, and read its report."
+        return "not measured. Run notebook 4 for this run first, and read its report."
     longest = {row["text"]: row["longest_words"] for row in copying["rows"]}
     values = " and ".join(f"{words} in {text}" for text, words in longest.items())
     sentence = f"the longest run shared with the training text, in words, is {values}"
@@ -252,9 +254,9 @@ def _refusals_explained(repo_id: str) -> Iterator[None]:
     except Exception as error:  # noqa: BLE001 (the client raises its own errors, those of its transport, and OSError)
         status = getattr(getattr(error, "response", None), "status_code", None)
         if isinstance(error, LocalTokenNotFoundError) or status == 401:
-            advice = "log in with `hf auth login`, with a token that may write"
+            advice = "log in with `hf auth login`, with a token that has write access"
         elif status == 403:
-            advice = "take a name of your own account or organisation, and a token that may write"
+            advice = "use a name of your own account or organisation, and a token that has write access"
         elif isinstance(error, OfflineModeIsEnabled):
             advice = "HF_HUB_OFFLINE is set; remove it to publish"
         elif status is not None:
@@ -262,7 +264,7 @@ def _refusals_explained(repo_id: str) -> Iterator[None]:
         else:
             advice = "check the network; the same command continues, and what has arrived completely is not sent again"
         reason = first_line(error.__cause__ or error)  # of what broke, where the client says only which file it was
-        raise SettingsError(f"The Hub did not take {repo_id!r} ({reason}): {advice}.") from None
+        raise SettingsError(f"The Hub did not accept {repo_id!r} ({reason}): {advice}.") from None
 
 
 def _n_bytes(content: Path | bytes) -> int:

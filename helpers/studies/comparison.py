@@ -100,7 +100,7 @@ class RunTable(PlainTextMixin):
             if len(models) > 1 and self.by != "bits_per_byte":
                 yield f"The runs{of_text} start from different models: across tokenizers, compare bits per byte only."
             if any(run.state == "done" and run.bits_per_byte is None and run.eval_loss is not None for run in group):
-                made = "notebook 04 measures them. Their validation loss is shown"
+                made = "notebook 4 measures them. Their validation loss is shown"
                 yield f"Some runs{of_text} have no test metrics: {made}."
             if any(run.seconds is None and run.state == "done" for run in group):
                 yield f"Some runs{of_text} have no training record: time, memory and tokens are not known."

@@ -94,7 +94,7 @@ class StudyPlan(PlainTextMixin):
             reasons.append(
                 f"The trials will write {size_text(self.disk_bytes)} and the disk of {self.study.folder} has "
                 f"{size_text(self.free_bytes)} left: set keep_checkpoints: false, lower save_total_limit or "
-                "budgets.trials, or let COURSE_RUNS point to a larger disk."
+                "budgets.trials, or set COURSE_RUNS to a folder on a larger disk."
             )
         return reasons + disk_shortages(self.study, self.next_bytes)
 
@@ -222,7 +222,7 @@ def disk_shortages(study: Study, needed_bytes: int) -> list[str]:
     if needed_bytes > free:
         reasons.append(
             f"The next trial takes {size_text(needed_bytes)} and the disk of {folder} has {size_text(free)} left: "
-            "free some space, or let COURSE_RUNS point to a larger disk."
+            "free some space, or set COURSE_RUNS to a folder on a larger disk."
         )
     if budget and (used := folder_bytes(folder)) + needed_bytes > budget:
         reasons.append(

@@ -74,7 +74,7 @@ def _stop_for_budgets(study: Study, ends: float) -> None:
     """Raise `StudyPausedError` when the hours are over or the next trial would not fit onto the disk."""
     if time.time() > ends:
         raise StudyPausedError(
-            f"budgets.hours = {study.budgets.hours:g} are over: no further trial starts. The same command continues."
+            f"budgets.hours = {study.budgets.hours:g} is used up: no further trial starts. The same command continues."
         )
     for shortage in disk_shortages(study, trial_bytes(study)):
         raise StudyPausedError(f"The study is paused. {shortage} The same command continues the study.")

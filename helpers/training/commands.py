@@ -81,11 +81,11 @@ def plan(
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print all measurements as JSON, to keep or to post.")
 @click.option(
-    "--seconds", default=60.0, show_default=True, type=click.FloatRange(0), help="Start no training after this time."
+    "--seconds", default=60.0, show_default=True, type=click.FloatRange(0), help="Start no run after this time."
 )
 def calibrate(as_json: bool, seconds: float) -> None:
     """Measure short training runs here, for plan, panel and sweep."""
-    tell_terminal(f"Measuring short trainings, for about {max(10, seconds):.0f} s ...")
+    tell_terminal(f"Measuring short training runs, for about {max(10, seconds):.0f} s ...")
     from helpers.training import calibrate as measure
 
     calibration = measure(budget_seconds=seconds)

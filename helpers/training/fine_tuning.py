@@ -139,7 +139,7 @@ def _train(settings: TrainingSettings, folder: Path, **how: Any) -> None:
             if processes.n_processes() > 1:
                 raise TrainingBrokenError(
                     f"A batch of {settings.per_device_train_batch_size} does not fit into the memory of every card: "
-                    "lower per_device_train_batch_size and raise gradient_accumulation_steps as much."
+                    "lower per_device_train_batch_size and raise gradient_accumulation_steps by the same factor."
                 ) from None
         settings = _halved(settings)
         clear_device_cache(garbage_collection=True)

@@ -83,7 +83,7 @@ def open_run(run: str) -> FinishedRun:
     """
     folder = run_folder(run)
     if not (folder / "training.json").exists():
-        raise SettingsError(f"There is no finished run {run!r} in {runs_folder()}: train it in notebook 03 first.")
+        raise SettingsError(f"There is no finished run {run!r} in {runs_folder()}: train it in notebook 3 first.")
     return FinishedRun(run, folder, run_files.read_history(folder), read_json(folder / "training.json"))
 
 

@@ -32,12 +32,12 @@ class Guard(TrainerCallback):
             )
         # With fp16 a gradient may overflow while the GradScaler searches for its scale: that step is left out.
         if not math.isfinite(loss) or (not math.isfinite(grad_norm) and not args.fp16):
-            self._stop(f"The loss is {loss} and the gradient's length {grad_norm}", args, state)
+            self._stop(f"The loss is {loss} and the gradient norm {grad_norm}", args, state)
         if not math.isfinite(val_loss := logs.get("eval_loss", 1.0)):
             self._stop(f"The validation loss is {val_loss}", args, state)
         if _learns_nothing(state.log_history, math.log(self.vocab_size)):
             raise TrainingBrokenError(
-                f"The loss stays at {loss:.2f}, an even guess among {self.vocab_size:,} tokens, up to step "
+                f"The loss stays at {loss:.2f}, a uniform guess among {self.vocab_size:,} tokens, up to step "
                 f"{state.global_step}: nothing is learned. Look at a training row, decoded; then raise "
                 f"learning_rate (it was {args.learning_rate})."
             )
@@ -58,7 +58,7 @@ class Guard(TrainerCallback):
 
 
 def _learns_nothing(log_history: list[dict[str, float]], even_guess: float) -> bool:
-    """Tell whether the last 20 losses, after at least 200 steps, all lie within 1 % of an even guess."""
+    """Tell whether the last 20 losses, after at least 200 steps, all lie within 1 % of a uniform guess."""
     last = [row for row in log_history if "loss" in row][-20:]
     is_long = len(last) == 20 and last[-1]["step"] >= 200
     return is_long and all(abs(row["loss"] / even_guess - 1) < 0.01 for row in last)

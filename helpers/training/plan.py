@@ -61,7 +61,7 @@ class RunPlan(PlainTextMixin):
 
     @property
     def evaluation_bytes(self) -> int:
-        """Peak memory on a card when notebook 04 measures the model: in float32, and one model at a time."""
+        """Peak memory on a card when notebook 4 measures the model: in float32, and one model at a time."""
         return evaluation_bytes(self.shape)
 
     @property
@@ -92,13 +92,13 @@ class RunPlan(PlainTextMixin):
 
     @property
     def evaluation_note(self) -> str:
-        """A sentence where notebook 04 takes much of the card, and more than the training; else empty."""
+        """A sentence where notebook 4 takes much of the card, and more than the training; else empty."""
         needed, usable = self.evaluation_bytes, self.card.usable_bytes
         if self.card.is_processor or needed <= min(usable, max(self.memory.total_bytes, usable // 2)):
             return ""
         if needed > usable:
-            return f"does not fit: notebook 04 measures in float32, which takes {size_text(needed)}"
-        return f"{size_text(needed)} in notebook 04, which measures in float32: more than the training takes"
+            return f"does not fit: notebook 4 measures in float32, which takes {size_text(needed)}"
+        return f"{size_text(needed)} in notebook 4, which measures in float32: more than the training takes"
 
     @property
     def tokens_per_step(self) -> int:
@@ -245,7 +245,7 @@ class RunPlan(PlainTextMixin):
         sizes = [
             *((name.replace("_", " "), size, "") for name, size in self.memory.parts.items()),
             ("peak", self.memory.total_bytes, f"at {self.memory.moment}"),
-            (where, self.card.usable_bytes, f"usable; 1 GiB is left to {rest}"),
+            (where, self.card.usable_bytes, f"usable; 1 GiB is left for {rest}"),
         ]
         most = max(self.memory.total_bytes, self.card.usable_bytes)
         return [(name, size_text(size), round(_BAR * size / most), remark) for name, size, remark in sizes]

@@ -65,7 +65,7 @@ def run_lock(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        warnings.warn(f"Another process works at run {folder.name!r}: waiting until it ends.", stacklevel=4)
+        warnings.warn(f"Another process works on run {folder.name!r}: waiting until it ends.", stacklevel=4)
         lock.acquire()
     try:
         yield
@@ -89,7 +89,7 @@ def is_in_training(folder: Path) -> bool:
 def only_training() -> Iterator[None]:
     """Wait until no other thread of this process trains, as a panel's does, and keep others waiting meanwhile."""
     if not TRAINING.acquire(blocking=False):
-        warnings.warn("Another run is in training in this kernel: waiting until it ends.", stacklevel=4)
+        warnings.warn("Another run is being trained in this kernel: waiting until it ends.", stacklevel=4)
         TRAINING.acquire()
     try:
         yield

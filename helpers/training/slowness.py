@@ -30,8 +30,8 @@ def slow_reason(seconds: Sequence[float], machine: Machine) -> str | None:
         if used >= _NEARLY_FULL:
             return (
                 f"{slow} and {100 * used:.0f} % of the card's memory are in use: Windows then moves what does not fit "
-                "into main memory. Lower per_device_train_batch_size and raise gradient_accumulation_steps as much, or "
-                "set CUDA - Sysmem Fallback Policy to Prefer No Sysmem Fallback in the NVIDIA Control Panel."
+                "into main memory. Lower per_device_train_batch_size and raise gradient_accumulation_steps by the same "
+                "factor, or set CUDA - Sysmem Fallback Policy to Prefer No Sysmem Fallback in the NVIDIA Control Panel."
             )
     if gpu and gpu.slowed_by:
         return f"{slow} and the card is slowed by {', '.join(gpu.slowed_by)}. {relieve_card(gpu.slowed_by)}"

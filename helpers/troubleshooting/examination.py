@@ -174,12 +174,12 @@ class _Bench:
         with torch.no_grad():
             loss = self._model(input_ids=ids, labels=ids).loss.item()
         vocabulary = f"{self._model.config.vocab_size:,}"
-        reading = f"loss {loss:.2f} nats per token; an even guess has ln({vocabulary}) = {guess:.2f}"
+        reading = f"loss {loss:.2f} nats per token; a uniform guess has ln({vocabulary}) = {guess:.2f}"
         if not math.isfinite(loss):
             return "fail", reading, "The weights are broken: load the model again from its source."
         if self.settings.from_scratch:
             is_guess = abs(loss - guess) < 0.1 * guess
-            return "ok" if is_guess else "fail", reading, "From scratch it must be a guess."
+            return "ok" if is_guess else "fail", reading, "A new model must start near a uniform guess."
         why = "A pretrained model beats a guess; if not, tokenizer and weights belong to two different models."
         return "ok" if loss < 0.95 * guess else "fail", reading, why
 

@@ -79,13 +79,13 @@ class Explanation(PlainTextMixin):
             return f"{self.causes[0].id}: {self.causes[0].title}."
         if not self.kind:
             return "There is nothing to judge: no error, no log rows."
-        return f"Not one of the known failures. It reads as {self.kind}."
+        return f"None of the known failures. It looks like {self.kind}."
 
     def _notes(self) -> list[str]:
         notes = [f"Also noticed: {one.id} {one.title}. {one.fix}" for one in self.noticed]
         notes += [f"Looked for and not found: {'; '.join(self.ruled_out)}."] if self.ruled_out else []
         notes += [f"Your own line: {self.where}"] if self.where else []
-        notes += [f'The line that decides: "{self.decisive}"'] if self.decisive else []
+        notes += [f'The decisive line: "{self.decisive}"'] if self.decisive else []
         return notes + [f"Next, {verb}: {step}" for verb, step in zip(("run", "paste"), self.next_steps, strict=False)]
 
     def __str__(self) -> str:

@@ -32,7 +32,7 @@ def nothing_to_learn(reading: Reading) -> str | None:
 
 
 def not_finite(reading: Reading) -> str | None:
-    """Look for a loss or a gradient that is NaN or infinite, or a loss that ends above that of an even guess."""
+    """Look for a loss or a gradient that is NaN or infinite, or a loss that ends above that of a uniform guess."""
     rows = reading.last_run
     for number, row in enumerate(rows, 1):
         for name in ("loss", "grad_norm", "eval_loss"):
@@ -44,7 +44,7 @@ def not_finite(reading: Reading) -> str | None:
                 return f"{name} is {row[name]} in row {number}{beside}"
     losses = series(reading, "loss")
     if len(losses) >= 3 and losses[-1] > 2 * losses[0] and losses[-1] > math.log(max(_VOCABULARIES)):
-        return f"the loss rose from {losses[0]:.4g} to {losses[-1]:.4g}, beyond an even guess among all tokens"
+        return f"the loss rose from {losses[0]:.4g} to {losses[-1]:.4g}, beyond a uniform guess among all tokens"
     return None
 
 
@@ -55,7 +55,7 @@ def _recovers(rows: "Sequence[dict[str, float]]") -> bool:
 
 
 def flat(reading: Reading) -> str | None:
-    """Look for a loss that never moves: it stays at an even guess, or has no gradient or no learning rate."""
+    """Look for a loss that never moves: it stays at a uniform guess, or has no gradient or no learning rate."""
     losses = series(reading, "loss")
     if len(losses) < 3 or not all(math.isfinite(loss) and loss > 0 for loss in losses):
         return None

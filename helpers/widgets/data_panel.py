@@ -108,7 +108,7 @@ def shares_html(beginning: Beginning, settings: DataSettings) -> str:
     padded, lost = useful_share(beginning.tokens, width), cut_share(beginning.tokens, width)
     packed = float(sum(beginning.tokens) >= width)  # packed rows are full
     bars = [
-        Bar(f"padded to {width}", padded, f"{100 * padded:.1f} % useful, and {100 * lost:.1f} % of the text cut away"),
+        Bar(f"padded to {width}", padded, f"{100 * padded:.1f} % useful, and {100 * lost:.1f} % of the text cut off"),
         Bar("packed, as here", packed, f"{100 * packed:.1f} % useful, {sum(beginning.tokens) // width:,} blocks"),
     ]
     return bar_chart(bars, title="Share of positions that hold text") + f"<p>{_documents_text(beginning, settings)}</p>"
@@ -120,7 +120,7 @@ def _documents_text(beginning: Beginning, settings: DataSettings) -> str:
     if max(beginning.parts.values()) >= _MOST_DOCUMENTS:
         return f"From the first {_MOST_DOCUMENTS:,} {what} of a larger source."
     split = ", ".join(f"{name} {n:,}" for name, n in split_sizes(beginning.parts, settings).items())
-    how = "split by position, about" if beginning.is_continuous else "split before repeated ones are left out"
+    how = "split by position, about" if beginning.is_continuous else "repeated ones still included"
     return f"{sum(beginning.parts.values()):,} {what}; {how}: {split}."
 
 

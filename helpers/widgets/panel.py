@@ -20,7 +20,7 @@ from helpers.widgets.fields import get_value, has_value, make_control, set_value
 _RULE = (
     "This is what the panel showed when its cell ran. It starts with the values of the parameters cell, or with those "
     "that papermill passes (<code>-p</code>, <code>-f</code>); <code>panel.settings</code> returns exactly these "
-    "until somebody moves something in a live JupyterLab."
+    "until somebody moves a control in JupyterLab."
 )
 # The style of a live panel hides the static summary, which is for pages without one.
 _STYLE = (

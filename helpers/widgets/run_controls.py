@@ -21,7 +21,7 @@ from helpers.training.processes import TRAINING
 from helpers.widgets.drawing import Series, line_chart
 from helpers.widgets.panel import Panel, make_button
 
-_ELSEWHERE = "in training by another notebook or command"
+_ELSEWHERE = "being trained by another notebook or command"
 _MOST_POINTS = 640  # of a line in a picture of as many pixels
 _STOPS: dict[str, threading.Event] = {}  # run that is in training in this kernel -> what stops it, from any panel
 _CONTROLS = WeakSet["RunControls"]()  # of all panels of this kernel: they show the state of each other's trainings
@@ -50,7 +50,7 @@ class RunControls:
             settings = self._panel.settings
             # A thread would wait for the end of another training, deaf to Stop.
             if _STOPS or TRAINING.locked():
-                raise SettingsError("A run is in training in this kernel: wait for its end, or stop it.")
+                raise SettingsError("A run is being trained in this kernel: wait for its end, or stop it.")
             if state_of(settings.run) == "in training":
                 raise SettingsError(
                     f"Run {settings.run!r} is {_ELSEWHERE}: wait for its end, or choose another run name."
@@ -65,7 +65,7 @@ class RunControls:
         """Ask the training to stop at the end of its present step."""
         for stop in _STOPS.values():  # of one training, the only one of a kernel, whatever this panel's values are now
             stop.set()
-            self._show("stopping: the step is finished and a checkpoint saved")
+            self._show("stopping: finishing the step and saving a checkpoint")
 
     def show_state(self, settings: TrainingSettings) -> None:
         """Show what the start button would do with the run of these settings, and its curve if it has one."""
@@ -79,7 +79,7 @@ class RunControls:
         texts = {
             "new": "not started",
             "stopped": "stopped with a checkpoint; Resume continues from it",
-            "in training": "in training in this notebook" if is_here else _ELSEWHERE,
+            "in training": "being trained in this notebook" if is_here else _ELSEWHERE,
             "finished": "finished; choose another run name to train again",
         }
         self._show(f"run {settings.run}: {texts[state]}")

@@ -73,7 +73,7 @@ class TrainingPanel(Panel):
             "Save as parameters", self.save, tooltip="write a papermill file and show the command that runs it"
         )
         measure = make_button(
-            "Measure", self.measure, tooltip="measure short trainings here for a minute, and predict from them"
+            "Measure", self.measure, tooltip="measure short training runs here for a minute, and predict from them"
         )
         head = [self.preset, self.card, suggest, measure, save]
         self._others, self._stop_button = [*head, self.run.start], self.run.stop
@@ -119,7 +119,7 @@ class TrainingPanel(Panel):
         """Measure this machine in the background, and predict from what was measured."""
         if not self.is_locked:
             self.card.value = THIS_MACHINE
-            self.say("measuring: short trainings, for about a minute")
+            self.say("measuring short training runs, for about a minute")
             self.run_in_background(_measure)
             self.run.stop.disabled = True  # it stops a training, and no measurement
 
@@ -214,7 +214,7 @@ def _measure() -> str:
     if child.returncode:
         last_line = child.stderr.strip().rpartition("\n")[2]
         raise SettingsError(f"The measurement failed: {last_line}")
-    return f"Measured on this machine: {len(child.stdout.splitlines()) - 1} trainings."
+    return f"Measured on this machine: {len(child.stdout.splitlines()) - 1} training runs."
 
 
 def save_parameters(settings: TrainingSettings) -> Path:

@@ -51,7 +51,7 @@ def test_a_trained_runs_data_are_not_replaced(tiny_run, tiny_settings):
 
 def test_the_data_of_a_trained_run_are_made_again_from_the_same_text_only(tiny_run, tiny_settings):
     (next((tiny_run.folder / "data/blocks/train").glob("*.arrow"))).write_bytes(b"")
-    with pytest.raises(SettingsError, match=r"are damaged .*delete the folder .*data, and run notebook 02"):
+    with pytest.raises(SettingsError, match=r"are damaged .*delete the folder .*data, and run notebook 2"):
         prepare(tiny_settings)
     before = read_json(tiny_run.folder / "data/data.json")
     shutil.rmtree(tiny_run.folder / "data")
@@ -213,7 +213,7 @@ def test_a_note_says_that_chinese_costs_more(tmp_path, tiny_settings):
     texts = [f"第{i}只狐狸走到井边看见了自己的影子然后回家去了一共走了{i * 7}里路" for i in range(60)]
     settings = tiny_settings.model_copy(update={"source": str(written(tmp_path, texts))})
     (note,) = [note for note in prepare(settings).facts["notes"] if "fits this text badly" in note]
-    assert "times the time" in note
+    assert "times as long" in note
 
 
 @pytest.mark.parametrize(

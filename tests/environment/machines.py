@@ -482,14 +482,14 @@ ticket("the only card is lost",
        on(LINUX, torch=blind(), nvml={"state": "error", "cause": LOST.error, "cards": (LOST,)}),
        1, "cpu", "cu130", {"nvml_alive": FAIL, "cuda_available": FAIL}, r"sudo reboot")
 ticket("the card is too hot", on(LINUX, card={"slowed_by": ("its temperature",)}),
-       0, "gpu", "cu130", {"throttle_power": WARN}, r"Give the card air, .*")
+       0, "gpu", "cu130", {"throttle_power": WARN}, r"Improve the airflow, .*")
 ticket("a limit of power also slows the card that is too hot",
        on(LINUX, card={"slowed_by": ("its power limit", "its temperature (hardware)")}),
-       0, "gpu", "cu130", {"throttle_power": WARN}, r"Give the card air, and clean its fans and vents\.")
+       0, "gpu", "cu130", {"throttle_power": WARN}, r"Improve the airflow, and clean the card's fans and vents\.")
 ticket("the card is at its limit of power", on(LINUX, card={"slowed_by": ("its power limit",)}),
        0, "gpu", "cu130", {"throttle_power": WARN}, r"Raise the card's power limit; .*")
 ticket("the power supply slows the card", on(LINUX, card={"slowed_by": ("the power supply",)}),
-       0, "gpu", "cu130", {"throttle_power": WARN}, r".* check its power supply and cables\.")
+       0, "gpu", "cu130", {"throttle_power": WARN}, r".* check the card's power supply and cables\.")
 ticket("the driver does not report what slows the card", on(WSL2, card={"slowed_by": None}),
        0, "gpu", "cu130", {"throttle_power": UNKNOWN})
 ticket("a laptop with a card, on its battery", on(WINDOWS, power=Power(on_battery=True)),

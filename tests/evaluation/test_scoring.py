@@ -259,7 +259,7 @@ class TestBadInput:
         assert score(*tiny, ["A"], stride=8).n_tokens == 2
 
     def test_a_text_of_one_token_has_nothing_to_score_in_the_published_protocol(self, tiny):
-        with pytest.raises(SettingsError, match="the text has one, and no context"):
+        with pytest.raises(SettingsError, match="the text has only one token, without context"):
             score(*tiny, ["A"], stride=8, protocol="transformers")
 
     def test_a_text_shorter_than_the_context_is_scored_completely(self, tiny):

@@ -67,6 +67,13 @@ def test_every_exercise_is_in_a_notebook_with_its_solution_and_tried_with_a_wron
     assert set(solutions()) == set(stubs()) == set(CHECKS) == {name for name, *_ in WRONG}
 
 
+def test_the_exercises_are_numbered_as_the_notebooks_number_them():
+    numbers = re.findall(r"^\*\*(\d)\. ", "\n".join(sources("markdown")), flags=re.MULTILINE)
+    numbers.remove("5")  # of notebook 3, "Build it", which has no check
+    assert list(stubs()) == list(solutions()) == list(CHECKS)
+    assert [name[-1] for name in stubs()] == numbers
+
+
 @pytest.mark.parametrize("name", CHECKS)
 def test_the_solution_shown_passes(name):
     assert verdict_of(solutions()[name]).status == "right"
@@ -213,12 +220,12 @@ OTHER_RIGHT = [
     ("evaluation-3", windows_by_while),
     ("evaluation-4", lambda base, tuned, n_bytes: resampled_share(base, tuned, paired=True)),
     ("training-1", 63.0),
-    ("training-2", transformers_schedule),
-    ("training-3", loss_by_hand),
+    ("training-3", transformers_schedule),
+    ("training-2", loss_by_hand),
     ("training-4", clip_with_torch),
     ("troubleshooting-1", labels_by_where),
     ("troubleshooting-1", labels_in_a_copy),
-    ("troubleshooting-5", lambda n, speed, peak: n * speed * 6e-12 / peak),
+    ("troubleshooting-2", lambda n, speed, peak: n * speed * 6e-12 / peak),
 ]
 WRONG = [  # at least one for each exercise
     ("environment-1", 354_823_168 * 4 / 1024**3, "weights alone"),
@@ -230,8 +237,8 @@ WRONG = [  # at least one for each exercise
     ("data-3", lambda words, n: count_once(words).most_common(n), "count the pairs again"),
     ("data-4", lambda train, test, n: [i for i, text in enumerate(test) if text in train], "normalise both"),
     ("training-1", 250, "not after each"),
-    ("training-2", lambda step, peak, warmup, total: peak * min(1, step / warmup), "Half-way between the peak"),
-    ("training-3", lambda logits, ids: math.log(7), "against ids"),
+    ("training-3", lambda step, peak, warmup, total: peak * min(1, step / warmup), "Half-way between the peak"),
+    ("training-2", lambda logits, ids: math.log(7), "against ids"),
     ("training-4", lambda gradients, norm: [g.mul_(norm / g.norm()) for g in gradients] and 5.0, "clipped separately"),
     ("evaluation-1", math.log(512) / 4, "the loss in nats"),
     ("evaluation-2", lambda perplexity, n_tokens, n_bytes: math.log(perplexity) * n_tokens / n_bytes, "take log2"),
@@ -242,10 +249,10 @@ WRONG = [  # at least one for each exercise
     ),
     ("evaluation-4", lambda base, tuned, n_bytes: resampled_share(base, tuned, paired=False), "the same draw"),
     ("troubleshooting-1", lambda ids, mask: ids.masked_fill(ids == 9, -100), "never learns to stop"),
-    ("troubleshooting-2", "not a number", "the log would show"),
-    ("troubleshooting-3", "never moves", "Which of the two losses"),
-    ("troubleshooting-4", "memorises", "Compare the labels with the input_ids"),
-    ("troubleshooting-5", lambda n, speed, peak: 2 * n * speed / (peak * 1e12), "forward pass alone"),
+    ("troubleshooting-3", "not a number", "the log would show"),
+    ("troubleshooting-4", "never moves", "Which of the two losses"),
+    ("troubleshooting-5", "memorises", "Compare the labels with the input_ids"),
+    ("troubleshooting-2", lambda n, speed, peak: 2 * n * speed / (peak * 1e12), "forward pass alone"),
     ("scratch-1", lambda layers, width, tokens, places: 163_037_184, "do not count it twice"),
     ("scratch-2", lambda q, k, v: (q @ k.T / 2).softmax(-1) @ v, "Tokens read later ones"),
     ("scratch-3", math.log2(50257), "natural logarithm"),
@@ -268,9 +275,9 @@ WRONG = [  # at least one for each exercise
     ("data-1", 3, "as a tuple"),
     ("training-1", "63 steps", "is not a number"),
     ("training-1", 62, "a last, smaller one"),
-    ("training-2", linear, "straight line"),
-    ("training-2", 0.5, "must be a function"),
-    ("training-3", lambda logits, ids: logits.flatten(0, 1).logsumexp(-1).mean(), "against ids"),
+    ("training-3", linear, "straight line"),
+    ("training-3", 0.5, "must be a function"),
+    ("training-2", lambda logits, ids: logits.flatten(0, 1).logsumexp(-1).mean(), "against ids"),
     ("training-4", lambda gradients, norm: 5.0, "in place"),
     ("training-4", lambda gradients, norm: [g.mul_(0.2) for g in gradients] and 5.0, "must stay as it is"),
     (
@@ -279,9 +286,9 @@ WRONG = [  # at least one for each exercise
         "is not a number",
     ),
     ("training-4", lambda gradients, norm: [g.clamp_(-norm, norm) for g in gradients] and 5.0, "clipped separately"),
-    ("troubleshooting-2", "T7", "is none of"),
-    ("troubleshooting-5", lambda n, speed, peak: 600 * n * speed / (peak * 1e12), "in per cent"),
-    ("troubleshooting-5", lambda n, speed, peak: 6 * n * speed / peak, "10**12"),
+    ("troubleshooting-3", "T7", "is none of"),
+    ("troubleshooting-2", lambda n, speed, peak: 600 * n * speed / (peak * 1e12), "in per cent"),
+    ("troubleshooting-2", lambda n, speed, peak: 6 * n * speed / peak, "10**12"),
 ]
 
 

@@ -114,7 +114,7 @@ def test_a_run_that_is_not_there_or_not_finished_is_one_sentence(run, runs):
     with pytest.raises(SettingsError, match=r"no run 'tin'.*did you mean 'tiny'"):
         export_model("tin")
     (runs / "tiny/model").rename(runs / "tiny/gone")
-    with pytest.raises(SettingsError, match="no final model yet: train it in notebook 03"):
+    with pytest.raises(SettingsError, match="no final model yet: train it in notebook 3"):
         export_model(run)
 
 

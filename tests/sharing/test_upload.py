@@ -52,7 +52,7 @@ def test_everything_is_shown_before_it_is_sent(light, uploads, api):
         assert f"{content.stat().st_size:,} bytes" in next(line for line in text.splitlines() if f" {name} " in line)
     assert f"{len(upload.files)} files, {upload.n_bytes:,} bytes" in text
     assert "public: everybody can read" in text
-    assert "Copying: not measured. Run notebook 04" in text
+    assert "Copying: not measured. Run notebook 4" in text
     assert "Text: text.txt; licence: not known to this course" in text
     assert "Account: me. The repository me/fables is new." in text
     assert uploads.commits == {}
@@ -123,7 +123,7 @@ def test_after_a_broken_connection_the_same_call_goes_on(light, uploads, api):
     upload = plan_upload(light, "me/fables", api=api)
     uploads.drops = 100  # more than the client tries for both large files together: nothing is committed
     with pytest.raises(
-        SettingsError, match=r"did not take 'me/fables' .*: check the network; the same command continues"
+        SettingsError, match=r"did not accept 'me/fables' .*: check the network; the same command continues"
     ):
         publish(upload, api=api)
     assert uploads.commits == {}
@@ -137,7 +137,7 @@ def test_after_a_broken_connection_the_same_call_goes_on(light, uploads, api):
 
 
 def test_a_wrong_token_is_one_sentence(light, uploads, api):
-    with pytest.raises(SettingsError, match="log in with `hf auth login`, with a token that may write"):
+    with pytest.raises(SettingsError, match="log in with `hf auth login`, with a token that has write access"):
         plan_upload(light, "me/fables", api=HfApi(endpoint=api.endpoint, token="hf_wrong"))
 
 
@@ -149,7 +149,7 @@ def test_nobody_logged_in_is_one_sentence(light, api, tmp_path, monkeypatch):
 
 
 def test_somebody_elses_name_is_one_sentence(light, api):
-    with pytest.raises(SettingsError, match="take a name of your own account or organisation"):
+    with pytest.raises(SettingsError, match="use a name of your own account or organisation"):
         publish(plan_upload(light, "others/fables", api=api), api=api)
 
 
@@ -178,7 +178,7 @@ def test_a_run_without_a_model_is_one_sentence(light, runs, api):
 
 
 def test_a_licence_is_an_identifier(light, api):
-    with pytest.raises(SettingsError, match="'MIT License' is no identifier of the Hub"):
+    with pytest.raises(SettingsError, match="'MIT License' is not a licence of the Hub's list"):
         plan_upload(light, "me/fables", licence="MIT License", api=api)
 
 

@@ -42,7 +42,7 @@ def test_a_disk_budget_pauses_the_study(study_file):
 
 def test_no_trial_starts_after_the_hours(study_file):
     file = study_file()
-    with pytest.raises(StudyPausedError, match="are over: no further trial starts"):
+    with pytest.raises(StudyPausedError, match="is used up: no further trial starts"):
         run_worker(file, ends=time.time() - 1)
     assert starts(read_study(file).folder) == {}
 

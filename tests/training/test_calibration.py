@@ -185,7 +185,7 @@ def test_what_one_training_leaves_behind_is_no_part_of_the_process_before_the_ne
 
 
 def test_nothing_is_measured_beside_a_training():
-    with only_training(), pytest.raises(UserWarning, match="Another run is in training in this kernel"):
+    with only_training(), pytest.raises(UserWarning, match="Another run is being trained in this kernel"):
         measuring.measure(GPT2Shape(1, 32, 2), TrainingSettings())
 
 

@@ -534,7 +534,7 @@ def test_two_processes_wait_while_another_trains_the_run_and_then_open_it(tiny_r
             for rank in "01":
                 children += [train_forked(read_run_settings("tiny"), runs, RANK=rank, LOCAL_RANK=rank, **address)]
             deadline = time.monotonic() + 100
-            while not (printed[0].exists() and "Another process works at run 'tiny'" in printed[0].read_text()):
+            while not (printed[0].exists() and "Another process works on run 'tiny'" in printed[0].read_text()):
                 assert children[0].is_alive() and time.monotonic() < deadline, "the first process did not wait"
                 time.sleep(0.05)
             (runs / "kept.json").rename(tiny_run.folder / "training.json")

@@ -30,7 +30,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_except_during_loss_scaling(
 def test_a_loss_that_stays_at_an_even_guess_stops_the_run(tmp_path):
     guard, arguments = Guard(4096), training_arguments(TrainingSettings(), tmp_path)
     flat = [{"loss": math.log(4096) + 0.01, "step": step} for step in range(0, 400, 10)]
-    with pytest.raises(TrainingBrokenError, match="an even guess among 4,096 tokens"):
+    with pytest.raises(TrainingBrokenError, match="a uniform guess among 4,096 tokens"):
         guard.on_log(arguments, TrainerState(log_history=flat), TrainerControl(), logs=flat[-1])
     falling = [row | {"loss": row["loss"] - row["step"] / 1000} for row in flat]
     guard.on_log(arguments, TrainerState(log_history=falling), TrainerControl(), logs=falling[-1])

@@ -61,7 +61,7 @@ def test_the_evaluation_of_a_preset_fits_its_card(preset):
 def test_an_evaluation_that_does_not_fit_is_a_row_of_the_plan():
     settings = TrainingSettings.from_preset("xl-8gb")
     tight = plan_run(settings, card=SMALL._replace(total_bytes=7 * GIB), train_tokens=0)
-    assert dict(tight.rows())["evaluation"].startswith("does not fit: notebook 04 measures in float32")
+    assert dict(tight.rows())["evaluation"].startswith("does not fit: notebook 4 measures in float32")
     assert tight.to_dict()["evaluation_bytes"] > tight.card.usable_bytes
 
 

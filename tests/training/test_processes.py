@@ -30,7 +30,7 @@ def test_a_second_training_of_a_run_warns_and_waits(tmp_path):
 
     threading.Thread(target=work).start()
     taken.wait()
-    with pytest.warns(UserWarning, match=f"works at run '{tmp_path.name}': waiting"), run_lock(tmp_path):
+    with pytest.warns(UserWarning, match=f"works on run '{tmp_path.name}': waiting"), run_lock(tmp_path):
         assert is_over.is_set()
 
 

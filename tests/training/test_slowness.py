@@ -28,7 +28,7 @@ def machine(here, *, kind="Windows", free_gib=6.0, slowed_by=(), on_battery=Fals
     ("seconds", "state", "words"),
     [
         (THREE_TIMES, {"free_gib": 0.1}, r"3\.5 times as long .* 99 % of the card's memory .*Sysmem Fallback"),
-        (THREE_TIMES, {"slowed_by": ("its temperature",)}, r"slowed by its temperature\. Give the card air"),
+        (THREE_TIMES, {"slowed_by": ("its temperature",)}, r"slowed by its temperature\. Improve the airflow"),
         (TWICE, {"free_gib": 0.1, "slowed_by": ("its power limit",)}, r"2\.0 times .* its power limit\. Raise"),
         (TWICE, {"on_battery": True}, r"runs on its battery, .*: plug in the power supply\."),
     ],

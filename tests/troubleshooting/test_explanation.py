@@ -156,7 +156,7 @@ KINDS = [
 
 def test_each_kind_of_text_is_told_apart():
     assert [(word, kind) for word, text in KINDS if word not in (kind := explain(text).kind)] == []
-    assert "without its traceback" in explain("Error: A run is in training in this kernel: wait for its end.").kind
+    assert "without its traceback" in explain("Error: A run is being trained in this kernel: wait for its end.").kind
     assert "package manager" not in explain("E       assert 1 == 2\nE        +  where 1 = f()").kind
 
 

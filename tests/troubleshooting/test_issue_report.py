@@ -37,7 +37,7 @@ def test_of_rows_without_a_text_it_is_said_what_they_are():
 
 
 def test_an_error_that_is_not_known_is_reported_too():
-    assert "- Not one of the known failures." in write_issue_report("KeyError: 3", machine=read_machine(quick=True))
+    assert "- None of the known failures." in write_issue_report("KeyError: 3", machine=read_machine(quick=True))
 
 
 def test_what_could_not_be_read_of_the_machine_is_said():

@@ -89,7 +89,7 @@ def test_a_terminal_gets_the_page_as_text(panel, monkeypatch):
     lines = text.splitlines()
     assert "fits: " in lines[0]
     assert any(line.split()[:3] == ["effective", "batch", "4"] for line in lines)
-    assert "panel.settings returns exactly these until somebody moves something" in lines[-1]
+    assert "panel.settings returns exactly these until somebody moves a control" in lines[-1]
 
 
 def test_values_are_escaped_on_a_page_without_a_kernel(markup):

@@ -52,7 +52,7 @@ def test_a_cell_that_runs_again_during_its_training_can_still_stop_it(tiny_setti
     panel.run._watch = run_the_cell_again
     panel.run.start.click()
     panel.thread.join()
-    assert states == [("<span>run tiny: in training in this notebook</span>", False)] * 2
+    assert states == [("<span>run tiny: being trained in this notebook</span>", False)] * 2
     assert "Stopped after step" in panel._message.value
     assert "run tiny: stopped with a checkpoint" in before.run._state.value
     assert before.run.stop.disabled
@@ -87,12 +87,12 @@ def test_a_run_that_is_trained_elsewhere_is_not_started_a_second_time(tiny_setti
     panel.say("what was said before")
     with only_training():
         panel.run.start.click()
-        assert "A run is in training in this kernel" in panel._message.value
+        assert "A run is being trained in this kernel" in panel._message.value
     with run_lock(runs / "tiny"):
         panel.run.start.click()
-        assert "Run &#x27;tiny&#x27; is in training by another notebook" in panel._message.value
+        assert "Run &#x27;tiny&#x27; is being trained by another notebook" in panel._message.value
         panel.refresh()
-        assert "in training by another notebook" in panel.run._state.value
+        assert "being trained by another notebook" in panel.run._state.value
     assert (panel.thread, panel.is_locked, state_of("tiny")) == (None, False, "new")
 
 

@@ -78,7 +78,7 @@ def test_a_measurement_runs_in_a_process_of_its_own_and_is_predicted_from(panel,
     assert panel.run.stop.disabled, "it stops a training, and no measurement"
     seen.set()
     panel.thread.join()
-    assert "Measured on this machine: 2 trainings." in panel._message.value
+    assert "Measured on this machine: 2 training runs." in panel._message.value
     assert "measured on this machine" in panel.gauge.value
 
 

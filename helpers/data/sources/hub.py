@@ -147,7 +147,7 @@ def _explain(settings: DataSettings, error: BaseException, *, is_online: bool) -
     elif "onfig" in words and ("missing" in words or "not found" in words):
         reason = f"needs another configuration: set source_config ({first_line(error)}{_choices(words)})"
     elif any(name in words for name in _CONNECTION_ERRORS):
-        reason = f"broke off while it was downloaded ({first_line(error)}): run this again to go on from there"
+        reason = f"could not be downloaded completely ({first_line(error)}): run this again to continue"
     else:
         reason = f"could not be loaded ({first_line(error)}): check source_config and the network, {shipped}"
     return f"The Hub's data set {source!r} {reason}{did_you_mean(source, similar_paths(source))}"

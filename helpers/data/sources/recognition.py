@@ -98,7 +98,7 @@ def _by_blocks(rows: Sequence[str], n_rows: str) -> Choice | None:
         return ruled
     n_going_on = sum(_goes_on(row) for row in firsts)
     if len(firsts) >= _ENOUGH_ROWS and n_going_on > _SOME * len(firsts):
-        return Choice("file", f"{n_going_on:,} of {len(firsts):,} blocks begin as a story goes on, as with 'She' or \"")
+        return Choice("file", f"{n_going_on:,} of {len(firsts):,} blocks begin in mid-story, as with 'She' or \"")
     return Choice("blank line", f"there are {len(firsts):,} blocks between the blank lines of {n_rows}")
 
 

@@ -100,7 +100,7 @@ def test_what_is_downloaded_once_then_comes_from_the_cache_without_the_hub(hub, 
 REASONS = {
     "nobody/nothing": "is not on the Hub, or is private: check the name and its owner",
     GATED: "is gated: accept its terms on its page, log in with `hf auth login`",
-    DROPPED: "broke off while it was downloaded",
+    DROPPED: "could not be downloaded completely",
     MANY: "needs another configuration: set source_config",
 }
 

@@ -52,7 +52,7 @@ OTHERS = {
     "tool.exe": (b"MZ\x90\0\x03\0\0\0\x04\0", "a program"),
     "data.txt": (b"SQLite format 3\0\x10\0", "a database"),
     "old.doc": (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Office program"),
-    "table.txt": (b"PAR1 and more", "a Parquet table.*end in .parquet"),
+    "table.txt": (b"PAR1 and more", "a Parquet table.*ends in .parquet"),
     "part.arrow": (b"ARROW1\0\0", "an Arrow file.*save_to_disk"),
     "model.pkl": (pickle.dumps({"text": "words"}), "a Python pickle"),
     "train.bin": (b"\x01\0\x02\0\x03\0\x40\x9c" * 9, "a binary file"),
