@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 SHINGLE_WORDS = 5
-NUM_PERM, BANDS = 64, 16  # 16 bands of 4 find nearly all pairs that share 70 % of their shingles
+NUM_PERM, BANDS = 64, 16  # 16 bands of 4 find nearly all pairs that share 70% of their shingles
 NEAR = 0.7  # share of common shingles from which two documents are near-duplicates
 _SKETCHED_CHARACTERS = 2**18  # of a longer document only the beginning is compared
 _SHINGLES_AT_ONCE, _PAIRS_AT_ONCE = 2**12, 2**13

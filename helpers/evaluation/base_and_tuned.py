@@ -47,7 +47,7 @@ _LONGEST_OPENING = 64  # tokens: scripts without spaces have words as long as a 
 # Model, source, configuration -> stride -> perplexity by the protocol of the transformers documentation. At 1024 from
 # https://github.com/karpathy/llm.c/pull/276, at 512 from the card of smpanaro/gpt2-AutoGPTQ-4bit-128g on the Hub.
 _PUBLISHED = {("openai-community/gpt2", "Salesforce/wikitext", "wikitext-2-raw-v1"): {1024: 29.94, 512: 25.19}}
-# Of two equal models one is better on all n documents with a probability of 2 / 2**n, which is below 5 % from 6 on.
+# Of two equal models one is better on all n documents with a probability of 2 / 2**n, which is below 5% from 6 on.
 _FEWEST_DOCUMENTS = 6
 _METRICS = (
     "base_perplexity", "tuned_perplexity", "perplexity_ratio", "base_bits_per_byte", "tuned_bits_per_byte",

@@ -294,7 +294,7 @@ def _labels(answer: Any) -> None:
 
 @_exercise("troubleshooting-2", "your model FLOPs utilisation")
 def _utilisation(answer: Any) -> None:
-    hint = "A million parameters, 2,000 tokens per second and a peak of 0.06 TFLOP/s give 20 %."
+    hint = "A million parameters, 2,000 tokens per second and a peak of 0.06 TFLOP/s give 20%."
     mistakes = {
         0.2 / 3: "That counts the forward pass alone; the backward pass takes twice as many operations.",
         20.0: "That is in per cent; give the share, between 0 and 1.",
@@ -302,7 +302,7 @@ def _utilisation(answer: Any) -> None:
         5.0: "That is the peak divided by what was reached.",
     }
     _expect(_call(answer, 1_000_000, 2_000.0, 0.06), 0.2, hint, mistakes)
-    _expect(answer(124_000_000, 40_000.0, 80.0), 0.372, "Another model and card give 37.2 %.")
+    _expect(answer(124_000_000, 40_000.0, 80.0), 0.372, "Another model and card give 37.2%.")
 
 
 _SEEN_IN = {

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-_BLOCK, _WARPS = 4096, 8  # columns at a time; on an H100 blocks of 2,048 to 16,384 differ by 6 %
+_BLOCK, _WARPS = 4096, 8  # columns at a time; on an H100 blocks of 2,048 to 16,384 differ by 6%
 
 
 def has_triton() -> bool:

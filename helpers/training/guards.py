@@ -58,7 +58,7 @@ class Guard(TrainerCallback):
 
 
 def _learns_nothing(log_history: list[dict[str, float]], even_guess: float) -> bool:
-    """Tell whether the last 20 losses, after at least 200 steps, all lie within 1 % of a uniform guess."""
+    """Tell whether the last 20 losses, after at least 200 steps, all lie within 1% of a uniform guess."""
     last = [row for row in log_history if "loss" in row][-20:]
     is_long = len(last) == 20 and last[-1]["step"] >= 200
     return is_long and all(abs(row["loss"] / even_guess - 1) < 0.01 for row in last)

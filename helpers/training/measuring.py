@@ -23,7 +23,7 @@ from helpers.training.shape import GPT2Shape, parameters, read_shape
 _STEPS = 4  # of which the first one sets up, and is not counted
 _POCKET, _SHALLOW, _GPT2 = read_shape("pocket"), GPT2Shape(2, 768, 12), read_shape("gpt2")
 # Shape, block size, batch: small first, because not every system can forget the peak of the one before. The first four,
-# where time runs out, predict GPT-2 within 15 % too; with the two-layer model at 256 in fifth place they were 39 % off.
+# where time runs out, predict GPT-2 within 15% too; with the two-layer model at 256 in fifth place they were 39% off.
 _TRAININGS = (
     (_POCKET, 64, 1),
     (_POCKET, 256, 1),

@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from transformers import GPT2Config
 
 MAX_BATCH = 1024  # the most that the settings allow for a batch and for accumulation
-# Model FLOPs utilisation (MFU), the share of the card's peak that a training reaches: 18 % is published for a plain
-# trainer on an A100, 57 % for a tuned one on a card like the RTX 4070 Ti. Ours, compiled, reaches 34 % on an H100 with
-# 8 blocks of 1,024 tokens per pass and 42 % with 64, and 37 % on an H200 with 8; on a smaller card it is not measured.
+# Model FLOPs utilisation (MFU), the share of the card's peak that a training reaches: 18% is published for a plain
+# trainer on an A100, 57% for a tuned one on a card like the RTX 4070 Ti. Ours, compiled, reaches 34% on an H100 with
+# 8 blocks of 1,024 tokens per pass and 42% with 64, and 37% on an H200 with 8; on a smaller card it is not measured.
 UTILISATION = (0.20, 0.50)
 # To launch the kernels of a layer's forward and backward pass, with its share of the optimizer's step: measured were
 # 2.1 to 4.3 ms by the processors of servers (2026-11); the lower value is an estimate for a faster one.
@@ -208,7 +208,7 @@ class RunPlan(PlainTextMixin):
         if not self.epoch_seconds:
             return "not known: the card's peak is not in the table"
         low, high = (f"{100 * share:.0f}" for share in UTILISATION)
-        reason = f"from {high} to {low} % of {self.card.tflops(self.precision):,.3g} TFLOP/s"
+        reason = f"from {high} to {low}% of {self.card.tflops(self.precision):,.3g} TFLOP/s"
         if self.step_seconds:
             reason = f"measured on {self.measured_on}"
         elif self._launch_seconds() > self._compute_seconds():

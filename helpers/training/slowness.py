@@ -29,7 +29,7 @@ def slow_reason(seconds: Sequence[float], machine: Machine) -> str | None:
         used = 1 - gpu.free_bytes / gpu.total_bytes
         if used >= _NEARLY_FULL:
             return (
-                f"{slow} and {100 * used:.0f} % of the card's memory are in use: Windows then moves what does not fit "
+                f"{slow} and {100 * used:.0f}% of the card's memory are in use: Windows then moves what does not fit "
                 "into main memory. Lower per_device_train_batch_size and raise gradient_accumulation_steps by the same "
                 "factor, or set CUDA - Sysmem Fallback Policy to Prefer No Sysmem Fallback in the NVIDIA Control Panel."
             )

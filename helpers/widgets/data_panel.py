@@ -108,8 +108,8 @@ def shares_html(beginning: Beginning, settings: DataSettings) -> str:
     padded, lost = useful_share(beginning.tokens, width), cut_share(beginning.tokens, width)
     packed = float(sum(beginning.tokens) >= width)  # packed rows are full
     bars = [
-        Bar(f"padded to {width}", padded, f"{100 * padded:.1f} % useful, and {100 * lost:.1f} % of the text cut off"),
-        Bar("packed, as here", packed, f"{100 * packed:.1f} % useful, {sum(beginning.tokens) // width:,} blocks"),
+        Bar(f"padded to {width}", padded, f"{100 * padded:.1f}% useful, and {100 * lost:.1f}% of the text cut off"),
+        Bar("packed, as here", packed, f"{100 * packed:.1f}% useful, {sum(beginning.tokens) // width:,} blocks"),
     ]
     return bar_chart(bars, title="Share of positions that hold text") + f"<p>{_documents_text(beginning, settings)}</p>"
 

@@ -159,7 +159,7 @@ class _Column:
         shown = candidates(self._logits[ids], ids, self.tokenizer, settings, include=drawn)
         bars = [
             # repr: the spaces and line breaks of a token are visible.
-            Bar(repr(text), drawn_probability, f"{100 * drawn_probability:.1f} %", probability, token == drawn)
+            Bar(repr(text), drawn_probability, f"{100 * drawn_probability:.1f}%", probability, token == drawn)
             for token, text, probability, drawn_probability in shown
         ]
         title = f"candidates for token {position + 1}: probability of being drawn (bar), at temperature 1 (dashed)"

@@ -48,5 +48,5 @@ def test_a_slider_is_answered_in_a_small_part_of_the_time_that_the_panel_takes(n
         moves.append(time.perf_counter() - start)
     median, slow = statistics.median(moves), statistics.quantiles(moves, n=20)[-1]
     print(f"\n{name}: built in {1000 * built:.0f} ms; a move of {setting} takes {1000 * median:.2f} ms, ", end="")
-    print(f"95 % take less than {1000 * slow:.2f} ms")
+    print(f"95% take less than {1000 * slow:.2f} ms")
     assert slow < built / 2

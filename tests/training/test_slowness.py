@@ -27,7 +27,7 @@ def machine(here, *, kind="Windows", free_gib=6.0, slowed_by=(), on_battery=Fals
 @pytest.mark.parametrize(
     ("seconds", "state", "words"),
     [
-        (THREE_TIMES, {"free_gib": 0.1}, r"3\.5 times as long .* 99 % of the card's memory .*Sysmem Fallback"),
+        (THREE_TIMES, {"free_gib": 0.1}, r"3\.5 times as long .* 99% of the card's memory .*Sysmem Fallback"),
         (THREE_TIMES, {"slowed_by": ("its temperature",)}, r"slowed by its temperature\. Improve the airflow"),
         (TWICE, {"free_gib": 0.1, "slowed_by": ("its power limit",)}, r"2\.0 times .* its power limit\. Raise"),
         (TWICE, {"on_battery": True}, r"runs on its battery, .*: plug in the power supply\."),
@@ -56,7 +56,7 @@ def test_slow_steps_that_nothing_explains_are_left_alone(here):
 
 def test_only_the_driver_of_windows_moves_what_does_not_fit_into_main_memory(here):
     full = {"free_gib": 0.1, "slowed_by": ("its temperature",)}
-    for kind, words in (("Linux", "slowed by its temperature"), ("WSL2", "99 % of the card's memory")):
+    for kind, words in (("Linux", "slowed by its temperature"), ("WSL2", "99% of the card's memory")):
         assert words in slow_reason(THREE_TIMES, machine(here, kind=kind, **full))
     assert slow_reason(THREE_TIMES, machine(here, kind="Linux", free_gib=0.1)) is None
 

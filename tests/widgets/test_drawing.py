@@ -17,7 +17,7 @@ def test_text_is_escaped_and_values_that_are_not_finite_are_left_out(markup):
 
 
 def test_a_bar_is_as_long_as_its_share_of_the_longest():
-    picture = bar_chart([Bar("a", 0.5, "50 %"), Bar("b", 0.25, "25 %", outline=0.1, is_drawn=True)], title="shares")
+    picture = bar_chart([Bar("a", 0.5, "50%"), Bar("b", 0.25, "25%", outline=0.1, is_drawn=True)], title="shares")
     assert "width:100.0%;background" in picture
     assert "width:50.0%;background" in picture
     assert "width:20.0%;box-sizing:border-box;border:1.5px dashed" in picture
