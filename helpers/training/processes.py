@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from accelerate import PartialState
 
-_LOCK = ".train.lock"
+LOCK = ".train.lock"  # in a run's folder, held by the process that trains it
 TRAINING = threading.Lock()  # held by the training of this process: a second one would draw from its random state
 
 
@@ -61,7 +61,7 @@ def run_lock(folder: Path) -> Iterator[None]:
     if not is_first_process():
         yield
         return
-    lock = FileLock(folder / _LOCK)  # held by the operating system, which releases it when a process is killed
+    lock = FileLock(folder / LOCK)  # held by the operating system, which releases it when a process is killed
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -77,7 +77,7 @@ def is_in_training(folder: Path) -> bool:
     """Return whether a training, of this process or another, holds the lock of a run's folder."""
     from filelock import FileLock, Timeout
 
-    path = folder / _LOCK
+    path = folder / LOCK
     try:
         with FileLock(path).acquire(timeout=0) if path.exists() else contextlib.nullcontext():
             return False
