@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from accelerate import PartialState
 
 LOCK = ".train.lock"  # in a run's folder, held by the process that trains it
+_trained_here: set[Path] = set()  # folders of runs whose lock this process holds
 TRAINING = threading.Lock()  # held by the training of this process: a second one would draw from its random state
 
 
@@ -65,11 +66,16 @@ def run_lock(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        warnings.warn(f"Another process works at run {folder.name!r}: waiting until it ends.", stacklevel=4)
+        who, advice = "Another process", ""
+        if folder in _trained_here:  # while this cell waits, the kernel does not hear of a button
+            who, advice = "This kernel", " To stop the training, interrupt the kernel and press Stop in the panel."
+        warnings.warn(f"{who} works at run {folder.name!r}: waiting until it ends.{advice}", stacklevel=4)
         lock.acquire()
+    _trained_here.add(folder)
     try:
         yield
     finally:
+        _trained_here.discard(folder)
         lock.release()
 
 
