@@ -364,6 +364,8 @@ def _explained(name: str) -> Iterator[None]:
     except Exception as error:  # noqa: BLE001 (a damaged config.json or a connection that breaks raises anything)
         if "model.safetensors" in str(error):
             advice = "take one that has its weights in this file; a .bin file is a pickle, which can run code"
+        elif isinstance(error, FileNotFoundError) and ".safetensors" in str(error):  # weights in several files
+            advice = "this part of its weights is missing. Copy or download the model again"
         elif "custom code" in str(error):
             advice = "this course runs no code of a model; take a GPT-2"
         elif folder := _folder(name):

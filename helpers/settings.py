@@ -26,6 +26,10 @@ SHIPPED_TEXTS = ("fables", "python-reference")
 PATH_SETTINGS = ("source", "general_source", "model_name_or_path")  # each may be the name of a file or folder
 LEAST_VOCABULARY = 257  # 256 bytes and the end of text
 
+# settings of a new model only
+NEW_SHAPE = ("n_layer", "n_embd", "n_head", "n_positions")
+NEW_MODEL = ("tokenizer", *NEW_SHAPE, "resid_pdrop")
+
 _LEAST_TEMPERATURE = 1e-6
 # A setting -> another one, and for which of its values the first has an effect.
 _NEEDED: dict[str, tuple[str, Callable[[Any], bool]]] = {
@@ -37,6 +41,7 @@ _NEEDED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "lora_alpha": ("lora_r", bool),
     "lora_dropout": ("lora_r", bool),
     "adam_beta2": ("optim", lambda optim: optim != "adafactor"),
+    **dict.fromkeys((*NEW_SHAPE, "resid_pdrop"), ("from_scratch", bool)),
 }
 _SEPARATORS = ("auto", "row", "line", "blank line", "heading", "file")
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -133,9 +138,6 @@ def _not_almost_0(temperature: float) -> float:
 
 
 PathOrName = Annotated[str, AfterValidator(_path_or_name)]
-# settings of a new model only
-NEW_SHAPE = ("n_layer", "n_embd", "n_head", "n_positions")
-NEW_MODEL = ("tokenizer", *NEW_SHAPE, "resid_pdrop")
 
 
 class RunSettings(Settings):
@@ -355,7 +357,7 @@ class EvaluationSettings(RunSettings):
         return settings
 
 
-def without_effect(settings: DataSettings) -> dict[str, str]:
+def without_effect(settings: Settings) -> dict[str, str]:
     """Return the settings that change nothing beside another's value: name -> that other setting."""
     return {
         name: other

@@ -164,6 +164,12 @@ def as_a_pickle(folder):
     (folder / "model.safetensors").unlink()
 
 
+def without_a_shard(folder):
+    (folder / "model.safetensors").unlink()
+    load_model("pocket").save_pretrained(folder, max_shard_size="4MB")
+    (folder / "model-00001-of-00003.safetensors").unlink()
+
+
 def cut_short(name, n_bytes):
     return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:n_bytes])
 
@@ -194,6 +200,7 @@ IMPOSSIBLE = [
         (without_a_weight, r"1 of its weights are missing, such as transformer.h.0.attn.c_proj.weight"),
         (with_values(n_embd=16), "does not fit its config.json"),
         (lambda folder: (folder / "model.safetensors").unlink(), "could not be loaded"),
+        (without_a_shard, "model-00001-of-00003.safetensors.: this part of its weights is missing"),
         (as_a_pickle, "could not be loaded .*a .bin file is a pickle"),
         (lambda folder: [file.unlink() for file in folder.iterdir()], "its config.json, tokenizer.json or"),
         (with_values(model_type="evil", auto_map={"AutoConfig": "evil.Config"}), "this course runs no code of a model"),

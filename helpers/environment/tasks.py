@@ -24,6 +24,7 @@ from helpers.paths import COMMAND, ROOT
 
 _TELLING = ("click", "pydantic", "transformers")  # a Python that has these has the course's packages
 _NOTEBOOK_EXTRAS = "metadata.papermill cell.metadata.papermill"
+_TAKE_NOTHING_ELSE = ("install", "lint", "pictures")  # a mistyped --torch would install 6 GB that nobody wants
 _ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # two processes on two cores do more than two threads of one
 
 
@@ -189,6 +190,8 @@ def _carry_out(name: str, arguments: list[str]) -> int:
         help="which PyTorch wheel: cpu, cu126, cu130, ...; auto, the default, is the one that fits this machine",
     )
     options, rest = parser.parse_known_args(arguments)
+    if rest and name in _TAKE_NOTHING_ELSE:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # of the imports; an installation is told of Ctrl-C
         signal.signal(signal.SIGINT, signal.default_int_handler)
     print_any_character()

@@ -5,6 +5,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from helpers.display import PlainTextMixin, html_table
 from helpers.exercises.checks import CHECKS, Check, Hint, NotDoneError
 from helpers.files import read_json_if_there, write_html_page, write_json
@@ -59,11 +61,13 @@ def check(name: str, answer: Any, *, run: str = "pocket") -> Verdict:
     `progress`, where an exercise that was solved once stays solved.
     """
     verdict = _verdict(CHECKS[name][0], answer)
-    before = _statuses(run)
-    if verdict.status != "not done yet" and before.get(name) not in ("right", verdict.status):
+    if verdict.status != "not done yet":
         path = _record(run)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, before | {name: verdict.status})
+        with FileLock(path.with_name(".exercises.lock")):  # a second notebook may check at the same time
+            before = _statuses(run)
+            if before.get(name) not in ("right", verdict.status):
+                write_json(path, before | {name: verdict.status})
     return verdict
 
 

@@ -19,7 +19,7 @@ from helpers.data.sources.chat import Dialogue
 from helpers.display import MIB, PlainTextMixin, first_line, size_text
 from helpers.evaluation import load_tuned, score
 from helpers.evaluation.record import read_section
-from helpers.files import atomic_folder, fill_template, free_bytes, write_atomically
+from helpers.files import atomic_folder, fill_template, free_bytes, is_disk_full, write_atomically
 from helpers.model import check_sound, load_model, quiet
 from helpers.settings import EvaluationSettings, SettingsError, read_run_settings, run_folder
 from helpers.sharing.gguf_file import GgufType, import_gguf, read_gguf, write_gguf
@@ -132,7 +132,9 @@ def _full_disk_explained(folder: Path) -> Iterator[None]:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         yield
-    except (OSError, SafetensorError) as error:  # full after all, read-only, a quota
+    except (OSError, SafetensorError) as error:  # full after all, or a quota
+        if isinstance(error, OSError) and not is_disk_full(error):
+            raise  # no space would help, as where a folder may only be read
         raise SettingsError(
             f"The export could not be written to {folder} ({first_line(error)}): nothing of it is kept. "
             "Free some space on that disk, or set COURSE_RUNS to a folder on another one."

@@ -31,7 +31,7 @@ from helpers.training.finished_run import (
     find_clock,
     open_run,
 )
-from helpers.training.guards import TrainingBrokenError
+from helpers.training.guards import FolderGuard, TrainingBrokenError, folder_lost
 from helpers.training.lora import add_adapter, merge_adapter
 from helpers.training.model_card import card_text
 from helpers.training.plan import predict_on_this_machine
@@ -74,6 +74,7 @@ def fine_tune(
         TrainingStoppedError: `stop` was set before the last step.
     """
     folder = run_folder(settings.run)
+    run_files.check_same_settings(settings)  # already now: another process may train this run for hours
     with folder_unless_refused(folder), processes.run_lock(folder):
         run_files.check_same_settings(settings)
         if not processes.broadcast_from_first(run_files.is_finished(folder)):
@@ -124,10 +125,7 @@ def _train(settings: TrainingSettings, folder: Path, **how: Any) -> None:
         except FileNotFoundError as error:
             if folder.exists():
                 raise
-            raise TrainingBrokenError(
-                f"The folder {folder} was deleted or renamed while the training wrote to it. Under its new name the "
-                "run continues from its last checkpoint."
-            ) from error
+            raise folder_lost(folder) from error
         except RuntimeError as error:  # torch.OutOfMemoryError is one; on a CPU the message alone says so
             if not (should_reduce_batch_size(error) or any(words in str(error) for words in _OUT_OF_MEMORY)):
                 raise
@@ -190,7 +188,7 @@ def _train_once(
             train_dataset=train,
             eval_dataset=data.blocks["validation"],
             data_collator=as_batch,
-            callbacks=[*callbacks, steps],
+            callbacks=[FolderGuard(folder), *callbacks, steps],
             optimizers=(MuonWithAdamW(model, settings) if settings.optim == "muon" else None, None),
         )
         # Gradients are then kept in the buffers that processes exchange, not there and beside them.

@@ -1,6 +1,7 @@
 """Checks that stop a training which cannot succeed: a loss or weights that are broken, a full disk."""
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,39 @@ from helpers.display import size_text
 from helpers.files import free_bytes
 from helpers.settings import TrainingSettings
 from helpers.training.plan import checkpoint_bytes, model_bytes
+from helpers.training.processes import LOCK, is_first_process
 
 
 class TrainingBrokenError(RuntimeError):
     """A training that cannot succeed: the message names what was seen and the usual cause."""
+
+
+def folder_lost(folder: Path) -> TrainingBrokenError:
+    """Return the error of a training that has no folder any more."""
+    return TrainingBrokenError(
+        f"The folder {folder} was deleted or renamed while the training wrote to it. Under its new name the run "
+        "continues from its last checkpoint."
+    )
+
+
+class FolderGuard(TrainerCallback):
+    """Stop where the run's folder is gone, also if another run has begun in a new one of its name.
+
+    The new one has another lock. (Windows deletes no folder in which a lock is held.)
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.lock = folder / LOCK
+        self.held = self.lock.stat() if is_first_process() else None  # only that one writes
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Look for it before a checkpoint is written."""
+        if self.held and not os.path.samestat(self.held, self.lock.stat()):
+            raise folder_lost(self.lock.parent)
+
+    def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Look for it before a row is written, which after the last step is also before the model."""
+        self.on_step_end(args, state, control)
 
 
 class Guard(TrainerCallback):

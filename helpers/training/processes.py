@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from accelerate import PartialState
 
-_LOCK = ".train.lock"
+LOCK = ".train.lock"  # in a run's folder, held by the process that trains it
+_trained_here: set[Path] = set()  # folders of runs whose lock this process holds
 TRAINING = threading.Lock()  # held by the training of this process: a second one would draw from its random state
 
 
@@ -61,15 +62,20 @@ def run_lock(folder: Path) -> Iterator[None]:
     if not is_first_process():
         yield
         return
-    lock = FileLock(folder / _LOCK)  # held by the operating system, which releases it when a process is killed
+    lock = FileLock(folder / LOCK)  # held by the operating system, which releases it when a process is killed
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        warnings.warn(f"Another process works on run {folder.name!r}: waiting until it ends.", stacklevel=4)
+        who, advice = "Another process", ""
+        if folder in _trained_here:  # while this cell waits, the kernel does not hear of a button
+            who, advice = "This kernel", " To stop the training, interrupt the kernel and press Stop in the panel."
+        warnings.warn(f"{who} works on run {folder.name!r}: waiting until it ends.{advice}", stacklevel=4)
         lock.acquire()
+    _trained_here.add(folder)
     try:
         yield
     finally:
+        _trained_here.discard(folder)
         lock.release()
 
 
@@ -77,7 +83,7 @@ def is_in_training(folder: Path) -> bool:
     """Return whether a training, of this process or another, holds the lock of a run's folder."""
     from filelock import FileLock, Timeout
 
-    path = folder / _LOCK
+    path = folder / LOCK
     try:
         with FileLock(path).acquire(timeout=0) if path.exists() else contextlib.nullcontext():
             return False

@@ -60,6 +60,8 @@ def read_shape(model_name_or_path: str) -> GPT2Shape:
         values |= {name: config[name] for name in GPT2Shape._fields if name in config}
     except (OSError, ValueError, AttributeError) as error:
         raise SettingsError(f"{path} cannot be read ({error}): download the model again.") from None
+    if kind is None:
+        raise SettingsError(f"{path} names no model_type, so it is no complete config.json: download the model again.")
     if kind != "gpt2":
         raise SettingsError(f"{model_name_or_path!r} is a {kind} model: this course trains GPT-2 models.")
     try:

@@ -14,7 +14,7 @@ import ipywidgets as w
 from helpers.display import html_text
 from helpers.files import explain_os_error
 from helpers.paths import ASSETS, COMMAND
-from helpers.settings import Settings, SettingsError
+from helpers.settings import Settings, SettingsError, without_effect
 from helpers.widgets.fields import get_value, has_value, make_control, set_value
 
 _RULE = (
@@ -76,10 +76,17 @@ class Panel:
         self.say("")  # before `_show`: it may start a thread that says something itself
         with self.errors_shown():
             try:
-                self._show(self.settings)
+                settings = self.settings
+                self._dim(without_effect(settings))
+                self._show(settings)
             except (SettingsError, OSError):
                 self.gauge.value = ""  # what followed from the values before would contradict the error
                 raise
+
+    def _dim(self, names: Iterable[str]) -> None:
+        """Dim the controls of settings without effect; they can be moved, as before the one that gives them effect."""
+        for name, control in self.controls.items():
+            (control.add_class if name in names else control.remove_class)("course-idle")
 
     @contextmanager
     def errors_shown(self) -> Iterator[None]:

@@ -57,6 +57,13 @@ def test_the_wheel_is_named_by_an_option_or_by_a_variable(ran, monkeypatch):
     assert ran == ["install {'here': False, 'torch': 'cu126'}", "install {'here': False, 'torch': 'cpu'}"]
 
 
+@pytest.mark.parametrize("given", [("install", "--touch", "cpu"), ("lint", "--fix"), ("pictures", "panel")])
+def test_what_a_task_does_not_know_is_refused_before_anything_is_installed(ran, capsys, given):
+    assert code_of(*given) == 2
+    assert f"unrecognized arguments: {' '.join(given[1:])}\n" in capsys.readouterr().err
+    assert ran == []
+
+
 def test_drift_tries_the_newest_libraries_although_the_lowest_fail(ran, monkeypatch):
     failed = tasks._FailedError(1)
     monkeypatch.setattr(tasks, "_unit_tests", lambda python, rest: (_ for _ in ()).throw(failed))

@@ -1,6 +1,8 @@
 import json
 import math
 import re
+import threading
+import time
 from collections import Counter
 from dataclasses import replace
 from functools import cache
@@ -13,7 +15,7 @@ import torch
 
 from helpers.environment import GIB, GpuReading, Nvml, diagnosis_of, read_machine
 from helpers.environment.facts import Memory
-from helpers.exercises import check, progress
+from helpers.exercises import check, progress, verdicts
 from helpers.exercises.checks import CHECKS
 from helpers.paths import NOTEBOOKS
 
@@ -321,6 +323,22 @@ def test_what_is_solved_is_kept_in_the_folder_of_the_run_and_stays_solved(runs):
     assert progress("mine").statuses["training-1"] == "right"
     assert set(progress("other").statuses.values()) == {"not done yet"}
     assert str(progress("mine")) == f"1 of {len(CHECKS)} exercises are solved."
+
+
+def test_two_notebooks_that_check_at_the_same_time_keep_both_verdicts(monkeypatch):
+    def read_slowly(run):
+        statuses = original(run)
+        time.sleep(0.2)  # in which the other one may write
+        return statuses
+
+    original = verdicts._statuses
+    monkeypatch.setattr(verdicts, "_statuses", read_slowly)
+    checks = [threading.Thread(target=check, args=(name, 0)) for name in ("training-1", "environment-1")]
+    for thread in checks:
+        thread.start()
+    for thread in checks:
+        thread.join()
+    assert list(progress().statuses.values()).count("not yet") == 2
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"training-1": 3}', '{"training-9": "right"}'])

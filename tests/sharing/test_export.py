@@ -153,6 +153,15 @@ def test_a_disk_that_fills_up_keeps_the_export_from_before(run, runs, monkeypatc
     assert [path.name for path in (runs / "tiny/export").glob("[!.]*")] == ["gguf-f16"]
 
 
+def test_a_run_that_may_only_be_read_is_not_advised_to_free_space(run, runs, monkeypatch):
+    def refuse(folder):
+        raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+
+    monkeypatch.setattr(exporting, "atomic_folder", refuse)
+    with pytest.raises(PermissionError, match="gguf-f16"):  # of which the command line makes a sentence
+        export_model(run)
+
+
 def test_without_the_package_the_sentence_names_the_command(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(SettingsError, match=r'pip install "\.\[export\]"'):

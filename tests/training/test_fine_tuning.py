@@ -113,11 +113,31 @@ def test_a_run_that_is_renamed_while_it_trains_says_so_and_goes_on_under_its_new
     assert same_weights(weights(moved.model_folder), weights(tiny_run.model_folder))
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows deletes no folder in which a file is open")
+def test_a_run_whose_folder_is_deleted_writes_nothing_into_a_new_one_of_its_name(tiny_settings, runs):
+    def start_another(history, progress):
+        if (runs / "tiny/model").exists() or (runs / "tiny/another").exists():
+            return
+        shutil.rmtree(runs / "tiny")
+        (runs / "tiny/another").mkdir(parents=True)
+        (runs / "tiny/.train.lock").touch()
+
+    with pytest.raises(TrainingBrokenError, match="was deleted or renamed while the training wrote to it"):
+        fine_tune(tiny_settings, watch=start_another)
+    assert sorted(path.name for path in (runs / "tiny").iterdir()) == [".train.lock", "another"]
+
+
 def test_a_run_is_never_overwritten_with_other_settings(tiny_run, tiny_settings):
     before = weights(tiny_run.model_folder)
     with pytest.raises(SettingsError, match=r"learning_rate = 0\.001, not 0\.002.*another run name"):
         fine_tune(tiny_settings.model_copy(update={"learning_rate": 2e-3}))
     assert same_weights(before, weights(tiny_run.model_folder))
+
+
+def test_other_settings_are_refused_before_the_wait_for_who_trains_the_run(tiny_run, tiny_settings, monkeypatch):
+    monkeypatch.setattr(training.processes, "run_lock", lambda folder: pytest.fail("it waits"))
+    with pytest.raises(SettingsError, match="another run name"):
+        fine_tune(tiny_settings.model_copy(update={"learning_rate": 2e-3}))
 
 
 def test_accumulated_passes_train_like_one_batch(tiny_run, tiny_settings):

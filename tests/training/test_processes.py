@@ -34,6 +34,24 @@ def test_a_second_training_of_a_run_warns_and_waits(tmp_path):
         assert is_over.is_set()
 
 
+def test_a_cell_that_waits_for_the_panel_says_how_to_stop_it(tmp_path):
+    taken, is_over = threading.Event(), threading.Event()
+
+    def train_in_panel():
+        with run_lock(tmp_path):
+            taken.set()
+            time.sleep(0.3)
+            is_over.set()
+
+    threading.Thread(target=train_in_panel).start()
+    taken.wait()
+    with (
+        pytest.warns(UserWarning, match=f"This kernel works on run '{tmp_path.name}': .* press Stop"),
+        run_lock(tmp_path),
+    ):
+        assert is_over.is_set()
+
+
 def test_further_processes_share_the_lock_of_the_first(tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     with FileLock(tmp_path / ".train.lock"), run_lock(tmp_path):

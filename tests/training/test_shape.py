@@ -49,6 +49,7 @@ class TestReadShape:
             ('{"model_type": "gpt2", "n_layer": null}', "n_layer = None"),
             ('{"model_type": "gpt2", "n_inner": 2.5}', "n_inner = 2.5"),
             ('{"model_type": "llama"}', "is a llama model"),
+            ("{}", "names no model_type"),
         ],
     )
     def test_a_broken_folder_is_one_sentence(self, tmp_path, written, words):

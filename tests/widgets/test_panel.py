@@ -30,6 +30,20 @@ def test_a_control_that_is_moved_changes_the_settings(panel):
     assert panel.preset.value == "moved by hand"
 
 
+def test_a_control_without_effect_is_dimmed_until_another_one_gives_it_effect(panel):
+    def dimmed():
+        return {name for name, control in panel.controls.items() if "course-idle" in control._dom_classes}
+
+    assert {"lora_alpha", "lora_dropout", "n_layer", "resid_pdrop", "vocab_size"} <= dimmed()
+    assert not {"lora_r", "from_scratch", "tokenizer", "adam_beta2", "learning_rate"} & dimmed()
+    panel.controls["lora_r"].value = 8
+    assert not {"lora_alpha", "lora_dropout"} & dimmed()
+    panel.controls["lora_r"].value = 0
+    panel.controls["from_scratch"].value = True
+    assert "lora_alpha" in dimmed()
+    assert not {"n_layer", "resid_pdrop"} & dimmed()
+
+
 def test_an_impossible_value_is_explained_escaped_and_refused(panel, markup):
     panel.controls["run"].value = markup
     assert "is not a plain name" in panel._message.value
