@@ -56,7 +56,13 @@ def test_a_parameter_that_no_notebook_has_stops_before_anything_runs(notebook):
     assert not run_folder("mine").exists()
 
 
-def test_a_training_text_that_would_measure_forgetting_too_stops_before_anything_runs(notebook):
+@pytest.fixture
+def without_execution(monkeypatch):
+    """Let notebooks not be executed: each starts a kernel."""
+    monkeypatch.setattr(course, "_execute", lambda *_, **__: None)
+
+
+def test_a_training_text_that_would_measure_forgetting_too_stops_before_anything_runs(notebook, without_execution):
     training = notebook("03_a.ipynb", 'run = "x"\nsource = "fables"')
     evaluation = notebook("04_b.ipynb", 'run = "x"\ngeneral_source = "python-reference"')
     asked = {"source": "python-reference"}
@@ -67,7 +73,7 @@ def test_a_training_text_that_would_measure_forgetting_too_stops_before_anything
     run_course([training], run="mine", parameters=asked)
 
 
-def test_a_run_that_the_evaluation_would_train_is_named_before_it_does(notebook):
+def test_a_run_that_the_evaluation_would_train_is_named_before_it_does(notebook, without_execution):
     evaluation = notebook("04_b.ipynb", 'run = "x"\ngeneral_source = "python-reference"')
     run_folder("mine").mkdir(parents=True)
     write_json(run_folder("mine") / "settings.json", {})
@@ -291,9 +297,9 @@ def test_plain_papermill_runs_a_notebook_from_any_folder(tmp_path, monkeypatch, 
     assert '"block_size": 64' in (runs / "mine/data/data.json").read_text()
 
 
-def test_plain_papermill_stops_at_a_parameter_that_no_setting_has(tmp_path, monkeypatch, notebook_until):
+def test_plain_papermill_stops_at_a_parameter_that_no_setting_has(tmp_path, monkeypatch, notebook):
     monkeypatch.chdir(tmp_path)
-    notebook = notebook_until("02_data.ipynb", "from_notebook(globals())")
-    result = papermill(notebook, "out.ipynb", "-p", "blok_size", "64")
+    cell = "from helpers.settings import DataSettings\nDataSettings.from_notebook(globals())"
+    result = papermill(notebook("a.ipynb", 'run = "x"', cell), "out.ipynb", "-p", "blok_size", "64")
     assert result.exit_code != 0
     assert "did you mean 'block_size'?" in str(result.exception)

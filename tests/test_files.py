@@ -1,4 +1,5 @@
 import errno
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -51,9 +52,11 @@ def test_writers_at_the_same_time_do_not_meet(folder):
     assert names(folder) == ["a.json", "data", "data/a", "data/b"]
 
 
-def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
+@pytest.mark.parametrize("is_begun", [True, False])
+def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch, is_begun):
     def fill_the_disk(path, text, **options):
-        path.touch()
+        if is_begun:
+            path.touch()
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Path, "write_text", fill_the_disk)
@@ -62,12 +65,19 @@ def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("name", "is_left"), [(".train.lock", False), ("data.json", True)])
-def test_a_new_folder_of_a_block_that_raises_is_removed_unless_there_is_more_than_locks(tmp_path, name, is_left):
+@pytest.mark.parametrize(("names", "is_left"), [([".train.lock"], False), ([".train.lock", "data.json"], True)])
+def test_a_new_folder_of_a_block_that_raises_is_removed_unless_there_is_more_than_locks(tmp_path, names, is_left):
     with pytest.raises(SettingsError), folder_unless_refused(tmp_path / "run"):
-        (tmp_path / "run" / name).touch()
+        for name in names:
+            (tmp_path / "run" / name).touch()
         raise SettingsError
     assert (tmp_path / "run").exists() == is_left
+
+
+def test_a_block_that_raises_may_have_removed_its_new_folder(tmp_path):
+    with pytest.raises(SettingsError), folder_unless_refused(tmp_path / "run"):
+        (tmp_path / "run").rmdir()
+        raise SettingsError
 
 
 def test_a_folder_that_was_there_before_a_block_that_raises_stays(folder):
@@ -108,14 +118,20 @@ def test_json_lines_are_objects_and_a_line_that_was_cut_short_is_an_error(tmp_pa
     [
         (OSError(errno.ENOSPC, "No space left on device"), "The disk is full"),
         (OSError(errno.EDQUOT, "Disk quota exceeded", "/x/y"), "The disk is full"),
-        (OSError(errno.EROFS, "Read-only file system", "/x/y"), "/x/y cannot be used (Read-only file system)"),
-        (FileExistsError(errno.EEXIST, "File exists", "/x/y"), "/x/y cannot be used (File exists)"),
+        (OSError(errno.EROFS, "Read-only file system", "/x/y"), "/x/y cannot be used (Read-only file system): name"),
+        (FileExistsError(errno.EEXIST, "File exists", "/x/y"), "/x/y cannot be used (File exists): name another path"),
         (ConnectionError("the peer left"), ""),
     ],
 )
 def test_an_error_of_the_system_is_explained_where_it_is_of_a_file(error, words):
     assert explain_os_error(error).startswith(words)
     assert bool(explain_os_error(error)) == bool(words)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there it may be open")
+def test_elsewhere_a_file_that_may_not_be_used_is_not_said_to_be_open():
+    refused = PermissionError(errno.EACCES, "Permission denied", "/x/y")
+    assert explain_os_error(refused).startswith("/x/y cannot be used (Permission denied): name another path")
 
 
 def test_on_windows_an_open_file_that_cannot_be_replaced_is_named_and_to_be_closed(tmp_path, monkeypatch):
@@ -129,6 +145,7 @@ def test_on_windows_an_open_file_that_cannot_be_replaced_is_named_and_to_be_clos
     words = f"{tmp_path / 'history.jsonl'} cannot be used (Access is denied): close the program that has it open"
     monkeypatch.setattr("helpers.files.os", SimpleNamespace(name="nt"))
     assert explain_os_error(error.value).startswith(words)
+    assert "close" not in explain_os_error(FileExistsError(errno.EEXIST, "File exists", "/x/y"))
 
 
 def test_a_folder_takes_the_place_of_the_old_one_when_it_is_whole(folder):

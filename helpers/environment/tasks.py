@@ -26,6 +26,7 @@ _TELLING = ("click", "pydantic", "transformers")  # a Python that has these has 
 _NOTEBOOK_EXTRAS = "metadata.papermill cell.metadata.papermill"
 _TAKE_NOTHING_ELSE = ("install", "lint", "pictures")  # a mistyped --torch would install 6 GB that nobody wants
 _ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # two processes on two cores do more than two threads of one
+_PYTEST = ("pytest", "-n", "2", "-p", "no:nbmake")  # importing nbmake takes each of three processes 2 s
 
 
 class _FailedError(RuntimeError):
@@ -96,7 +97,7 @@ def _notebooks(folder: Path) -> list[str]:
 
 def _unit_tests(python: Path, rest: list[str], **env: str) -> None:
     not_here = ["--ignore=tests/benchmarks", "--ignore=tests/browser"]
-    _run(python, "pytest", "-n", "2", "--dist=worksteal", *not_here, "tests", "helpers", *rest, **_ONE_THREAD, **env)
+    _run(python, *_PYTEST, "--dist=worksteal", *not_here, "tests", "helpers", *rest, **_ONE_THREAD, **env)
 
 
 def _lint(python: Path, rest: list[str]) -> None:
@@ -126,7 +127,7 @@ def _module(*words: str) -> Callable[..., None]:
     return lambda python, rest, **env: _run(python, *words, *rest, **env)
 
 
-_browser = _module("pytest", "-n", "2", "--dist=loadfile", "tests/browser")
+_browser = _module(*_PYTEST, "--dist=loadfile", "tests/browser")
 
 
 def _pictures(python: Path, rest: list[str]) -> None:

@@ -74,10 +74,9 @@ class Guard(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, *, model: Any, **_: Any) -> None:
         """Look at the weights."""
-        # Only before they are saved, because reading all of them takes time.
-        is_kept = control.should_save or state.global_step >= state.max_steps
+        # Only before they are saved, as at the last step too, because reading all of them takes time.
         trained = (parameter for parameter in model.parameters() if parameter.requires_grad)
-        if is_kept and not all(parameter.isfinite().all() for parameter in trained):
+        if control.should_save and not all(parameter.isfinite().all() for parameter in trained):
             self._stop("A weight is not finite", args, state)
 
     def _stop(self, observation: str, args: Any, state: Any) -> None:

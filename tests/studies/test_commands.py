@@ -39,17 +39,17 @@ def finished(folder):
     return {path.parent.name: path.stat().st_mtime_ns for path in folder.glob("trial-*/training.json")}
 
 
-def test_two_commands_with_two_workers_share_a_study(study_file, runs, monkeypatch):
+def test_two_commands_share_a_study(study_file, runs, monkeypatch):
     monkeypatch.setenv("NAP", "0.3")
-    file = study_file()
+    file = study_file(vary={"learning_rate": [0.001, 0.002, 0.003]})
     open_study(read_study(file))
     other = sweep(file)
-    result = call("sweep", file, "--workers", "2")
+    result = call("sweep", file)
     _, errors = other.communicate()
     assert (result.exit_code, other.returncode) == (0, 0), result.output + errors
-    assert starts(runs / "grid") == {f"trial-{n:03d}": 1 for n in range(4)}
-    assert "4 done, 0 running of 4" in result.output
-    assert "Best: grid/trial-000, eval loss 1 with learning_rate 0.001, weight_decay 0." in result.output
+    assert starts(runs / "grid") == {f"trial-{n:03d}": 1 for n in range(3)}
+    assert "3 done, 0 running of 3" in result.output
+    assert "Best: grid/trial-000, eval loss 1.01 with learning_rate 0.001." in result.output
     assert "<table>" in (runs / "grid/comparison.html").read_text(encoding="utf-8")
 
 

@@ -1,13 +1,12 @@
 import json
 import math
-import os
 import re
 import shutil
 import socket
-import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -17,7 +16,6 @@ from transformers import GPT2LMHeadModel, TrainerCallback, pipeline
 
 from helpers.data.preparation import prepare
 from helpers.model import load_model, load_tokenizer
-from helpers.paths import NOTEBOOKS
 from helpers.settings import SettingsError, TrainingSettings, read_run_settings, run_folder
 from helpers.training import callbacks, engine
 from helpers.training import fine_tuning as training
@@ -238,13 +236,13 @@ def test_weights_that_are_not_finite_are_not_saved_even_where_no_row_is_due(tiny
     rare = tiny_settings.model_copy(update={"logging_steps": 1000, "save_steps": 4, "eval_steps": 1000})
 
     class Spoil(TrainerCallback):
-        def on_step_begin(self, args, state, control, model, **_):
-            if state.global_step == 6:
+        def on_step_end(self, args, state, control, model, **_):
+            if state.global_step == 8:  # after the losses of its row
                 model.transformer.wte.weight.data[5] = math.nan
 
     usual = training.training_callbacks
     monkeypatch.setattr(training, "training_callbacks", lambda *args, **how: [Spoil(), *usual(*args, **how)])
-    with pytest.raises(TrainingBrokenError, match=r"step 8: the weights are broken"):
+    with pytest.raises(TrainingBrokenError, match=r"A weight is not finite at step 8: the weights are broken"):
         fine_tune(rare)
     assert last_complete_checkpoint(run_folder("tiny") / "checkpoints").name == "checkpoint-4"
 
@@ -503,7 +501,9 @@ def test_two_processes_give_the_loss_of_one_at_the_same_effective_batch(tiny_mod
     alone = [fine_tune(settings) for settings in trainings]
     assert alone[1].facts["steps"] < 30 * 6, "it stops early"
     halved = [s.model_copy(update={"run": f"{s.run}-2", "per_device_train_batch_size": 2}) for s in trainings]
-    train_in_two_processes(halved, runs, tmp_path)
+    for settings in halved:
+        with two_processes(settings, runs):
+            pass
     for one, settings in zip(alone, halved, strict=True):
         two = open_run(settings.run)
         for name in ("loss", "eval_loss"):
@@ -519,51 +519,39 @@ def test_two_processes_give_the_loss_of_one_at_the_same_effective_batch(tiny_mod
         fine_tune(read_run_settings("full-2"))
 
 
-def train_in_two_processes(trainings, runs, tmp_path):
-    """Train runs one after the other in two processes that are started once, because importing takes the longest."""
-    script = tmp_path / "train.py"
-    script.write_text(
-        "import json, sys\n"
-        "from helpers.settings import TrainingSettings\n"
-        "from helpers.training import fine_tune, leave_process_group\n"
-        "for values in json.loads(sys.argv[1]):\n"
-        "    fine_tune(TrainingSettings(**values))\n"
-        "leave_process_group()\n"
-    )
-    env = {**os.environ, "COURSE_RUNS": str(runs), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(NOTEBOOKS.parent)}
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(script)]
-    child = subprocess.run(
-        [*launch, json.dumps([settings.model_dump() for settings in trainings])],
-        env=env, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert child.returncode == 0, child.stderr
+@contextmanager
+def two_processes(settings, runs):
+    """Train in two processes, with what torchrun and `accelerate launch` put into their environments, to their end."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    children = []
+    try:
+        for rank in "01":
+            children.append(train_forked(settings, runs, RANK=rank, LOCAL_RANK=rank, **address))
+        yield children
+        for child, rank in zip(children, "01", strict=True):
+            child.join(100)
+            assert child.exitcode == 0, runs.with_name(f"train-{rank}.txt").read_text()
+    finally:
+        for child in children:
+            child.kill()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="starts processes as Linux does")
 def test_two_processes_wait_while_another_trains_the_run_and_then_open_it(tiny_run, runs):
-    settings_file = tiny_run.folder / "settings.json"
+    settings_file, printed = tiny_run.folder / "settings.json", runs.with_name("train-0.txt")
     settings_file.write_text(settings_file.read_text().replace('"processes": 1', '"processes": 2'))
     (tiny_run.folder / "training.json").rename(runs / "kept.json")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    printed = [runs.with_name(f"train-{rank}.txt") for rank in "01"]
-    children = []
-    try:
-        with FileLock(tiny_run.folder / ".train.lock"):
-            for rank in "01":
-                children += [train_forked(read_run_settings("tiny"), runs, RANK=rank, LOCAL_RANK=rank, **address)]
-            deadline = time.monotonic() + 100
-            while not (printed[0].exists() and "Another process works on run 'tiny'" in printed[0].read_text()):
-                assert children[0].is_alive() and time.monotonic() < deadline, "the first process did not wait"
-                time.sleep(0.05)
-            (runs / "kept.json").rename(tiny_run.folder / "training.json")
-        for child, path in zip(children, printed, strict=True):
-            child.join(100)
-            assert child.exitcode == 0, path.read_text()
-    finally:
-        for child in children:
-            child.kill()
+    lock = FileLock(tiny_run.folder / ".train.lock")
+    lock.acquire()
+    with two_processes(read_run_settings("tiny"), runs) as children:
+        deadline = time.monotonic() + 100
+        while not (printed.exists() and "Another process works on run 'tiny'" in printed.read_text()):
+            assert children[0].is_alive() and time.monotonic() < deadline, "the first process did not wait"
+            time.sleep(0.05)
+        (runs / "kept.json").rename(tiny_run.folder / "training.json")
+        lock.release()
 
 
 def test_what_is_logged_is_passed_on_to_tensorboard(tiny_settings):

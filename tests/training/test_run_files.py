@@ -37,7 +37,8 @@ def test_a_row_of_a_history_becomes_text_once(tmp_path, monkeypatch):
 
 def test_a_run_that_has_not_begun_has_no_rows_and_no_validation_loss(tmp_path):
     assert read_history(tmp_path) == []
-    assert kept_eval_loss([{"step": 1, "loss": 2.0}], early_stopping_patience=0) is None
+    for patience in (0, 1):
+        assert kept_eval_loss([{"step": 1, "loss": 2.0}], early_stopping_patience=patience) is None
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "trainer_state.json", "rng_state.pth"])
@@ -49,9 +50,19 @@ def test_a_checkpoint_that_was_cut_short_is_skipped_and_its_damaged_file_named(t
         file.truncate(300)
     with pytest.warns(UserWarning, match=f"{newest.name} is skipped: its {name}"):
         assert last_complete_checkpoint(folder) == older
-    (older / "trainer_state.json").unlink()
+    (older / name).unlink()
     with pytest.warns(UserWarning, match="is missing or incomplete"):
         assert last_complete_checkpoint(folder) is None
+
+
+def test_a_checkpoint_of_two_processes_has_a_random_state_of_each(tiny_run):
+    newest, older = sorted((tiny_run.folder / "checkpoints").iterdir(), key=step_of, reverse=True)
+    shutil.copy(newest / "rng_state.pth", newest / "rng_state_0.pth")
+    (newest / "rng_state.pth").rename(newest / "rng_state_1.pth")
+    assert last_complete_checkpoint(newest.parent) == newest
+    (newest / "rng_state_1.pth").write_bytes(b"")
+    with pytest.warns(UserWarning, match=r"its rng_state_1\.pth is missing or incomplete"):
+        assert last_complete_checkpoint(newest.parent) == older
 
 
 @pytest.mark.parametrize(

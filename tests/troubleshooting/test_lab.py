@@ -17,13 +17,13 @@ from helpers.troubleshooting.lab import ChildResult
 needs_limits = pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot limit a process's memory or files")
 
 
-SETUP = "x = torch.zeros(2**27)"  # half of one GiB, which the lower limit alone would not allow
-SOURCE = "print(len(x))\ny = torch.zeros(2**28)\nprint('passed')\nraise ValueError('broken')"  # 1 GiB
+SETUP = "x = torch.zeros(2**25)"  # 128 MiB, which the lower limit alone would not allow
+SOURCE = "print(len(x))\ny = torch.zeros(2**26)\nprint('passed')\nraise ValueError('broken')"  # 256 MiB
 
 
 def test_a_child_returns_what_it_printed_and_its_error_last():
-    child = run_in_child(SOURCE, setup=SETUP, extra_bytes=2**31)
-    assert child.output.startswith(f"{2**27}\npassed\n")
+    child = run_in_child(SOURCE, setup=SETUP, extra_bytes=2**30)
+    assert child.output.startswith(f"{2**25}\npassed\n")
     assert (child.returncode, child.last_line) == (1, "ValueError: broken")
 
 
@@ -35,8 +35,8 @@ def test_the_last_line_is_whatever_ended_the_child(ending):
 
 @needs_limits
 def test_memory_really_runs_out_under_the_limit_which_counts_from_the_setup_on():
-    limited = run_in_child(SOURCE, setup=SETUP, extra_bytes=2**28)
-    assert limited.output.startswith(f"{2**27}\n")
+    limited = run_in_child(SOURCE, setup=SETUP, extra_bytes=2**26)
+    assert limited.output.startswith(f"{2**25}\n")
     assert "can't allocate memory" in limited.last_line
 
 

@@ -14,8 +14,8 @@ from helpers.paths import POCKET
 from helpers.settings import DataSettings, SettingsError
 from tests.loopback_hub import COMMIT, loopback_hub
 
-MODEL, TEXTS, GATED, DROPPED, MANY = (
-    "openai-community/gpt2", "course/stories", "course/gated", "course/dropped", "course/configurations",
+MODEL, TEXTS, STREAMED, GATED, DROPPED, MANY = (
+    "openai-community/gpt2", "course/stories", "course/streamed", "course/gated", "course/dropped", "course/many",
 )  # fmt: skip
 NOBODY = "http://127.0.0.1:9"
 
@@ -45,6 +45,7 @@ def hub(tmp_path_factory):
     repositories = {
         f"models/{MODEL}": {path.name: path for path in POCKET.iterdir() if path.is_file()},
         f"datasets/{TEXTS}": stories,
+        f"datasets/{STREAMED}": stories,
         f"datasets/{DROPPED}": stories,
         f"datasets/{MANY}": {
             "README.md": card("small", "large"),
@@ -74,7 +75,8 @@ NEXT = "--- next"
 
 def in_a_child(address, home, *lines):
     """Run lines in a fresh process whose cache is in `home`; return what each prints, and the seconds of all."""
-    environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": address, "HF_HOME": str(home)}
+    places = {"HF_HOME": str(home), "COURSE_RUNS": str(home / "runs")}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": address, **places}
     start = time.monotonic()
     child = subprocess.run(
         [sys.executable, "-c", SOURCE.format(lines, NEXT)], env=environment, capture_output=True, text=True, timeout=300
@@ -88,30 +90,51 @@ def load_texts(source, **settings):
     return LOAD_TEXTS.format(", ".join(f"{name}={value!r}" for name, value in {"source": source, **settings}.items()))
 
 
-def test_what_is_downloaded_once_then_comes_from_the_cache_without_the_hub(hub, tmp_path):
-    lines = LOAD_MODEL.format(MODEL), load_texts(TEXTS)
-    (*first, unknown), _ = in_a_child(hub, tmp_path, *lines, LOAD_MODEL.format("nobody/nothing"))
-    assert first == ["4096 4096\n", "{'train': 60, 'test': 9}\n"]
-    assert "'nobody/nothing' could not be loaded" in unknown  # here, where the libraries of models are loaded already
-    assert unknown.count("\n") == 1
-    assert in_a_child(NOBODY, tmp_path, *lines)[0] == first, "nobody listens there"
-
-
 REASONS = {
     "nobody/nothing": "is not on the Hub, or is private: check the name and its owner",
     GATED: "is gated: accept its terms on its page, log in with `hf auth login`",
     DROPPED: "could not be downloaded completely",
     MANY: "needs another configuration: set source_config",
 }
+STREAM = """
+from helpers.data import open_training_blocks, prepare
+settings = DataSettings(run='stream', source={!r}, streaming=True, max_tokens=800, block_size=16)
+data = prepare(settings)
+stream = open_training_blocks(data, settings)
+print(len(stream), sum(bool(block['input_ids'].any()) for block in stream), data.facts['stream']['revision'])
+"""
+LINES = {
+    "model": LOAD_MODEL.format(MODEL),
+    "texts": load_texts(TEXTS),
+    "no model": LOAD_MODEL.format("nobody/nothing"),
+    "named": load_texts(TEXTS, source_split="test", text_column="story", source_revision=COMMIT),
+    "small": load_texts(MANY, source_config="small"),
+    "stream": STREAM.format(STREAMED),
+    **{source: load_texts(source) for source in REASONS},
+}
 
 
 @pytest.fixture(scope="module")
-def answers(hub, tmp_path_factory):
-    """Return what one process answers: the reasons, then two data sets; each process imports for seconds."""
-    named = {"source_split": "test", "text_column": "story", "source_revision": COMMIT}
-    lines = [load_texts(TEXTS, **named), load_texts(MANY, source_config="small")]
-    said, _ = in_a_child(hub, tmp_path_factory.mktemp("home"), *map(load_texts, REASONS), *lines)
-    return dict(zip([*REASONS, "named", "small"], said, strict=True))
+def home(tmp_path_factory):
+    """Return the folder of a cache."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def answers(hub, home):
+    """Return what one process with the Hub at hand answers to each line: every new one imports for seconds."""
+    return dict(zip(LINES, in_a_child(hub, home, *LINES.values())[0], strict=True))
+
+
+def test_what_is_downloaded_once_then_comes_from_the_cache_without_the_hub(answers, home):
+    first = [answers["model"], answers["texts"]]
+    assert first == ["4096 4096\n", "{'train': 60, 'test': 9}\n"]
+    assert in_a_child(NOBODY, home, LINES["model"], LINES["texts"])[0] == first, "nobody listens there"
+
+
+def test_a_model_that_is_not_on_the_hub_is_one_sentence(answers):
+    assert "'nobody/nothing' could not be loaded" in answers["no model"]
+    assert answers["no model"].count("\n") == 1
 
 
 def test_a_split_a_column_a_revision_and_a_configuration_can_be_named(answers):
@@ -124,19 +147,14 @@ def test_the_reason_why_a_data_set_cannot_be_loaded_is_one_sentence(answers, sou
     assert answers[source].count("\n") == 1
 
 
-STREAM = """
-from helpers.data import open_training_blocks, prepare
-settings = DataSettings(run='stream', source={!r}, streaming=True, max_tokens=800, block_size=16)
-data = prepare(settings)
-stream = open_training_blocks(data, settings)
-print(len(stream), sum(bool(block['input_ids'].any()) for block in stream), data.facts['stream']['revision'])
-"""
+def test_streaming_reads_a_data_set_as_it_arrives_and_keeps_nothing_of_it(answers, home):
+    def kept_of(source):
+        name = source.partition("/")[2]
+        return [path for path in home.rglob("*") if path.suffix in (".arrow", ".parquet") and name in str(path)]
 
-
-def test_streaming_reads_a_data_set_as_it_arrives_and_keeps_nothing_of_it(hub, tmp_path):
-    assert in_a_child(hub, tmp_path, STREAM.format(TEXTS))[0] == [f"50 50 {COMMIT}\n"]
-    kept = [path for path in tmp_path.rglob("*") if path.suffix in (".arrow", ".parquet") and "runs" not in path.parts]
-    assert not kept
+    assert answers["stream"] == f"50 50 {COMMIT}\n"
+    assert kept_of(TEXTS)
+    assert not kept_of(STREAMED)
 
 
 def test_without_the_hub_and_the_cache_there_is_an_error_at_once(tmp_path):
