@@ -21,8 +21,8 @@ class TrainingBrokenError(RuntimeError):
 def folder_lost(folder: Path) -> TrainingBrokenError:
     """Return the error of a training that has no folder any more."""
     return TrainingBrokenError(
-        f"The folder {folder} was deleted or renamed while the training wrote to it. Under its new name the run "
-        "continues from its last checkpoint."
+        f"The folder {folder}, or {LOCK} in it, was deleted or renamed while the training wrote to it. Under its new "
+        "name the run continues from its last checkpoint."
     )
 
 
@@ -38,7 +38,7 @@ class FolderGuard(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Look for it before a checkpoint is written."""
-        if self.held and not os.path.samestat(self.held, self.lock.stat()):
+        if self.held and not (self.lock.exists() and os.path.samestat(self.held, self.lock.stat())):
             raise folder_lost(self.lock.parent)
 
     def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
