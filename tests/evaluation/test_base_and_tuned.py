@@ -160,6 +160,7 @@ def test_a_dialogue_without_an_answer_changes_no_interval():
     for model in (silent.base, silent.tuned):
         model.document_tokens[2] = model.document_bytes[2] = 0
     assert silent.difference == scored.difference
+    assert scored.difference["interval"], "two documents have one"
     assert silent.rows[1]["perplexity_interval"] == scored.rows[1]["perplexity_interval"]
 
 
@@ -204,6 +205,24 @@ def test_forgetting_is_measured_on_your_own_text(tiny_run, tmp_path):
     assert comparison.source == "own.txt", "the path is private"
     assert set(comparison.documents) < {"Rain fell.", "Snow fell.", "Hail fell."}
     assert len(comparison.documents) == 2
+
+
+def test_the_documents_that_measure_forgetting_are_drawn_with_the_seed_from_a_test_part(
+    tiny_run, tmp_path, monkeypatch
+):
+    def compare_on(documents, settings, *, source):
+        return SimpleNamespace(texts=documents["text"][:], to_dict=dict)
+
+    def drawn(source, seed):
+        return measure_forgetting(SETTINGS.model_copy(update={"general_source": str(source), "seed": seed})).texts
+
+    monkeypatch.setattr(base_and_tuned, "_compare_on", compare_on)
+    (tmp_path / "own.txt").write_text("\n\n".join(f"Day {n}." for n in range(30)), encoding="utf-8")
+    assert drawn(tmp_path / "own.txt", 1) == drawn(tmp_path / "own.txt", 1) != drawn(tmp_path / "own.txt", 2)
+    (tmp_path / "parts").mkdir()
+    for part in ("train", "test"):
+        (tmp_path / f"parts/{part}.txt").write_text(f"One of {part}.\n\nTwo of {part}.", encoding="utf-8")
+    assert set(drawn(tmp_path / "parts", 1)) == {"One of test.", "Two of test."}
 
 
 @pytest.mark.parametrize(("name", "words"), [("gone.txt", "cannot be read"), ("empty.txt", "holds no text")])
