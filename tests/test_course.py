@@ -289,17 +289,24 @@ def papermill(*arguments):
     return CliRunner().invoke(papermill, ["--no-progress-bar", *map(str, arguments)])
 
 
-def test_plain_papermill_runs_a_notebook_from_any_folder(tmp_path, monkeypatch, runs, text_file, notebook_until):
-    monkeypatch.chdir(tmp_path)
-    notebook = notebook_until("02_data.ipynb", "prepare(settings)")
-    result = papermill(notebook, "out.ipynb", "-p", "run", "mine", "-p", "block_size", "64", "-p", "source", text_file)
+PREPARE = """
+from helpers.data import prepare
+from helpers.settings import DataSettings
+prepare(DataSettings.from_notebook(globals()))
+"""
+
+
+def test_plain_papermill_runs_a_notebook_from_any_folder(tmp_path, monkeypatch, runs, text_file, notebook):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    path = notebook("a.ipynb", 'run = "x"\nblock_size = 256\nsource = "fables"', PREPARE)
+    result = papermill(path, "out.ipynb", "-p", "run", "mine", "-p", "block_size", "64", "-p", "source", text_file)
     assert result.exit_code == 0, result.exception
     assert '"block_size": 64' in (runs / "mine/data/data.json").read_text()
 
 
 def test_plain_papermill_stops_at_a_parameter_that_no_setting_has(tmp_path, monkeypatch, notebook):
     monkeypatch.chdir(tmp_path)
-    cell = "from helpers.settings import DataSettings\nDataSettings.from_notebook(globals())"
-    result = papermill(notebook("a.ipynb", 'run = "x"', cell), "out.ipynb", "-p", "blok_size", "64")
+    result = papermill(notebook("a.ipynb", 'run = "x"', PREPARE), "out.ipynb", "-p", "blok_size", "64")
     assert result.exit_code != 0
     assert "did you mean 'block_size'?" in str(result.exception)
