@@ -23,11 +23,6 @@ from helpers.training.run_files import HistoryFile
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 
 
-@pytest.fixture
-def notebook(write_notebook):
-    return write_notebook
-
-
 def outputs(run, name):
     nb = nbformat.read(run_folder(run) / "notebooks" / name, as_version=4)
     return [output for cell in nb.cells for output in cell.get("outputs", [])]
@@ -40,17 +35,17 @@ def test_a_wheel_without_notebooks_says_what_it_lacks(monkeypatch, tmp_path):
             ask()
 
 
-def test_each_notebook_gets_the_parameters_it_declares(notebook):
-    first = notebook("01_a.ipynb", 'run = "x"\nseed = 1', "print(run, seed)")
-    second = notebook("02_b.ipynb", 'run = "x"\nstride = 8', "print(run, stride)")
+def test_each_notebook_gets_the_parameters_it_declares(write_notebook):
+    first = write_notebook("01_a.ipynb", 'run = "x"\nseed = 1', "print(run, seed)")
+    second = write_notebook("02_b.ipynb", 'run = "x"\nstride = 8', "print(run, stride)")
     report = run_course([first, second], run="mine", parameters={"seed": 5}, defaults={"stride": 3, "top_k": 1})
     assert outputs("mine", "01_a.ipynb")[0].text == "mine 5\n"
     assert outputs("mine", "02_b.ipynb")[0].text == "mine 3\n"
     assert report == run_folder("mine") / "notebooks" / "report.html"
 
 
-def test_a_parameter_that_no_notebook_has_stops_before_anything_runs(notebook):
-    first = notebook("01_a.ipynb", 'run = "x"\nstride = 8')
+def test_a_parameter_that_no_notebook_has_stops_before_anything_runs(write_notebook):
+    first = write_notebook("01_a.ipynb", 'run = "x"\nstride = 8')
     with pytest.raises(SettingsError, match=r"parameter 'strid'; did you mean 'stride'\?"):
         run_course([first], run="mine", parameters={"strid": 1})
     assert not run_folder("mine").exists()
@@ -62,9 +57,11 @@ def without_execution(monkeypatch):
     monkeypatch.setattr(course, "_execute", lambda *_, **__: None)
 
 
-def test_a_training_text_that_would_measure_forgetting_too_stops_before_anything_runs(notebook, without_execution):
-    training = notebook("03_a.ipynb", 'run = "x"\nsource = "fables"')
-    evaluation = notebook("04_b.ipynb", 'run = "x"\ngeneral_source = "python-reference"')
+def test_a_training_text_that_would_measure_forgetting_too_stops_before_anything_runs(
+    write_notebook, without_execution
+):
+    training = write_notebook("03_a.ipynb", 'run = "x"\nsource = "fables"')
+    evaluation = write_notebook("04_b.ipynb", 'run = "x"\ngeneral_source = "python-reference"')
     asked = {"source": "python-reference"}
     with pytest.raises(SettingsError, match="choose another general_source, such as 'fables'"):
         run_course([training, evaluation], run="mine", parameters=asked)
@@ -73,19 +70,19 @@ def test_a_training_text_that_would_measure_forgetting_too_stops_before_anything
     run_course([training], run="mine", parameters=asked)
 
 
-def test_a_run_that_the_evaluation_would_train_is_named_before_it_does(notebook, without_execution):
-    evaluation = notebook("04_b.ipynb", 'run = "x"\ngeneral_source = "python-reference"')
+def test_a_run_that_the_evaluation_would_train_is_named_before_it_does(write_notebook, without_execution):
+    evaluation = write_notebook("04_b.ipynb", 'run = "x"\ngeneral_source = "python-reference"')
     run_folder("mine").mkdir(parents=True)
     write_json(run_folder("mine") / "settings.json", {})
     with pytest.warns(UserWarning, match=r"There is no run 'mien' in .*; did you mean 'mine'\? It is trained now"):
         run_course([evaluation], run="mien", parameters={})
     run_course([evaluation], run="mine", parameters={})
-    run_course([notebook("03_a.ipynb", 'run = "x"\nsource = "fables"'), evaluation], run="new", parameters={})
+    run_course([write_notebook("03_a.ipynb", 'run = "x"\nsource = "fables"'), evaluation], run="new", parameters={})
 
 
-def test_a_failing_cell_leaves_the_executed_notebook_and_the_report(notebook):
-    good = notebook("01_a.ipynb", 'run = "x"', "print('fine')")
-    bad = notebook("02_b.ipynb", 'run = "x"', "print('before')", "raise ValueError('broken')", "print('never')")
+def test_a_failing_cell_leaves_the_executed_notebook_and_the_report(write_notebook):
+    good = write_notebook("01_a.ipynb", 'run = "x"', "print('fine')")
+    bad = write_notebook("02_b.ipynb", 'run = "x"', "print('before')", "raise ValueError('broken')", "print('never')")
     with pytest.raises(CourseError, match=r"02_b\.ipynb failed in cell 4: ValueError: broken\. The executed") as error:
         run_course([good, bad], run="mine", parameters={})
     assert str(run_folder("mine") / "notebooks" / "02_b.ipynb") in str(error.value)
@@ -97,14 +94,14 @@ def test_a_failing_cell_leaves_the_executed_notebook_and_the_report(notebook):
 
 
 @pytest.mark.parametrize(("seconds", "least", "most"), [(0, 40, 100), (3600, 1, 4)], ids=["at each change", "seldom"])
-def test_a_notebook_is_saved_now_and_then_and_completely_at_its_end(notebook, monkeypatch, seconds, least, most):
+def test_a_notebook_is_saved_now_and_then_and_completely_at_its_end(write_notebook, monkeypatch, seconds, least, most):
     from papermill import engines
 
     saved = []
     write = engines.write_ipynb
     monkeypatch.setattr(engines, "write_ipynb", lambda nb, path: (saved.append(path), write(nb, path)))
     monkeypatch.setattr(course, "_SECONDS_BETWEEN_SAVES", seconds)
-    path = notebook("01_a.ipynb", 'run = "x"', *["print(run)"] * 20, "1 / 0")
+    path = write_notebook("01_a.ipynb", 'run = "x"', *["print(run)"] * 20, "1 / 0")
     with pytest.raises(CourseError):
         run_course([path], run="mine", parameters={})
     assert least <= len(saved) <= most
@@ -113,14 +110,14 @@ def test_a_notebook_is_saved_now_and_then_and_completely_at_its_end(notebook, mo
     assert error.ename == "ZeroDivisionError"
 
 
-def test_an_error_of_many_lines_is_told_on_one(notebook):
-    bad = notebook("01_a.ipynb", 'run = "x"', "raise ValueError('one\\n  \\x1b[1mtwo\\x1b[0m')")
+def test_an_error_of_many_lines_is_told_on_one(write_notebook):
+    bad = write_notebook("01_a.ipynb", 'run = "x"', "raise ValueError('one\\n  \\x1b[1mtwo\\x1b[0m')")
     with pytest.raises(CourseError, match=r"ValueError: one two\. The executed notebook") as error:
         run_course([bad], run="mine", parameters={})
     assert "\n" not in str(error.value)
 
 
-def test_the_kernel_is_this_python_and_ends_with_its_notebook(notebook, tmp_path, monkeypatch):
+def test_the_kernel_is_this_python_and_ends_with_its_notebook(write_notebook, tmp_path, monkeypatch):
     foreign = tmp_path / "jupyter/kernels/python3"
     foreign.mkdir(parents=True)
     spec = {"argv": ["no-such-python"], "display_name": "Python 3", "language": "python"}
@@ -130,7 +127,7 @@ def test_the_kernel_is_this_python_and_ends_with_its_notebook(notebook, tmp_path
         "import atexit, os, pathlib, sys, tempfile\nfolder = tempfile.TemporaryDirectory()\n"
         f"atexit.register(pathlib.Path({str(tmp_path / 'ended')!r}).touch);"
     )
-    first = notebook("01_a.ipynb", 'run = "x"', leaving, "print(folder.name, sys.prefix, os.getpid(), sep='\\n')")
+    first = write_notebook("01_a.ipynb", 'run = "x"', leaving, "print(folder.name, sys.prefix, os.getpid(), sep='\\n')")
     run_course([first], run="mine", parameters={})
     folder, prefix, pid = outputs("mine", "01_a.ipynb")[0].text.splitlines()
     assert prefix == sys.prefix
@@ -139,21 +136,21 @@ def test_the_kernel_is_this_python_and_ends_with_its_notebook(notebook, tmp_path
     assert not Path(folder).exists()
 
 
-def test_a_kernel_that_dies_is_one_sentence(notebook):
-    bad = notebook("01_a.ipynb", 'run = "x"', "import os; os._exit(1)")
+def test_a_kernel_that_dies_is_one_sentence(write_notebook):
+    bad = write_notebook("01_a.ipynb", 'run = "x"', "import os; os._exit(1)")
     with pytest.raises(CourseError, match="lost its kernel"):
         run_course([bad], run="mine", parameters={})
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends an interrupt as Linux does")
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupt_leaves_what_was_done_and_lets_the_cell_save(notebook, runs, tmp_path, number, exit_code):
+def test_an_interrupt_leaves_what_was_done_and_lets_the_cell_save(write_notebook, runs, tmp_path, number, exit_code):
     begun, saved = tmp_path / "begun", tmp_path / "saved"
     saving = (
         f"import pathlib, time\ntry:\n    pathlib.Path({str(begun)!r}).touch()\n    time.sleep(120)\n"
         f"except KeyboardInterrupt:\n    time.sleep(0.5)\n    pathlib.Path({str(saved)!r}).touch()\n    raise"
     )
-    slow = notebook("01_a.ipynb", 'run = "x"', "print('done before')", saving)
+    slow = write_notebook("01_a.ipynb", 'run = "x"', "print('done before')", saving)
     command = [sys.executable, "-m", "helpers", "run", "--run", "mine", str(slow)]
     child = subprocess.Popen(
         command,
@@ -187,9 +184,9 @@ def test_on_windows_the_terminals_ctrl_c_does_not_reach_the_kernel_itself(monkey
     assert given == {"cwd": "here", "creationflags": 512}
 
 
-def test_the_report_is_one_page_that_needs_no_network_and_escapes_text(notebook):
+def test_the_report_is_one_page_that_needs_no_network_and_escapes_text(write_notebook):
     widget = "from ipywidgets import IntSlider; IntSlider(description='slides')"
-    nasty = notebook("01_a.ipynb", 'run = "x"', "print('<script>alert(1)</script>')", widget)
+    nasty = write_notebook("01_a.ipynb", 'run = "x"', "print('<script>alert(1)</script>')", widget)
     report = run_course([nasty], run="mine", parameters={}).read_text(encoding="utf-8")
     assert "<script" not in report
     assert "&lt;script&gt;" in report
@@ -237,8 +234,8 @@ def test_papermill_is_imported_without_the_grammar_that_takes_seconds():
     assert child.stdout == "True False\n", child.stderr
 
 
-def test_a_kernel_that_is_shut_down_while_it_answers_says_nothing(notebook, capfd):
-    slow = notebook(
+def test_a_kernel_that_is_shut_down_while_it_answers_says_nothing(write_notebook, capfd):
+    slow = write_notebook(
         "01_a.ipynb",
         'run = "x"',
         "import time\n"
@@ -289,17 +286,24 @@ def papermill(*arguments):
     return CliRunner().invoke(papermill, ["--no-progress-bar", *map(str, arguments)])
 
 
-def test_plain_papermill_runs_a_notebook_from_any_folder(tmp_path, monkeypatch, runs, text_file, notebook_until):
-    monkeypatch.chdir(tmp_path)
-    notebook = notebook_until("02_data.ipynb", "prepare(settings)")
-    result = papermill(notebook, "out.ipynb", "-p", "run", "mine", "-p", "block_size", "64", "-p", "source", text_file)
+PREPARE = """
+from helpers.data import prepare
+from helpers.settings import DataSettings
+prepare(DataSettings.from_notebook(globals()))
+"""
+
+
+def test_plain_papermill_runs_a_notebook_from_any_folder(tmp_path, monkeypatch, runs, text_file, write_notebook):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    path = write_notebook("a.ipynb", 'run = "x"\nblock_size = 256\nsource = "fables"', PREPARE)
+    result = papermill(path, "out.ipynb", "-p", "run", "mine", "-p", "block_size", "64", "-p", "source", text_file)
     assert result.exit_code == 0, result.exception
     assert '"block_size": 64' in (runs / "mine/data/data.json").read_text()
 
 
-def test_plain_papermill_stops_at_a_parameter_that_no_setting_has(tmp_path, monkeypatch, notebook):
+def test_plain_papermill_stops_at_a_parameter_that_no_setting_has(tmp_path, monkeypatch, write_notebook):
     monkeypatch.chdir(tmp_path)
-    cell = "from helpers.settings import DataSettings\nDataSettings.from_notebook(globals())"
-    result = papermill(notebook("a.ipynb", 'run = "x"', cell), "out.ipynb", "-p", "blok_size", "64")
+    result = papermill(write_notebook("a.ipynb", 'run = "x"', PREPARE), "out.ipynb", "-p", "blok_size", "64")
     assert result.exit_code != 0
     assert "did you mean 'block_size'?" in str(result.exception)

@@ -4,7 +4,7 @@ from contextlib import closing
 import numpy as np
 import pytest
 
-from helpers.data.duplicates import NEAR, Fingerprints, normalize, sketch
+from helpers.data.duplicates import NEAR, Fingerprints, HeldOut, normalize, sketch
 
 WORDS = [f"word{i}" for i in range(3000)]
 
@@ -45,6 +45,26 @@ def test_of_equal_documents_the_first_by_the_given_order_stays(fingerprints):
     )
 
 
+def test_of_many_equal_documents_the_first_stays(fingerprints):
+    for texts in (["other"], [], ["same"] * 100):
+        fingerprints.add(texts)
+    assert np.flatnonzero(fingerprints.find_first_copies(np.zeros(101))).tolist() == [0, 1]
+
+
+def test_without_a_file_for_sketches_no_near_duplicates_are_looked_for():
+    assert groups(Fingerprints(None), [document(1), changed(document(1), 2)]) == [0, 1]
+
+
+def test_a_text_that_repeats_a_held_out_document_is_found_and_one_that_nearly_does_where_it_is_looked_for():
+    near, equal = (HeldOut([document(1), document(2)], finds_near=finds_near) for finds_near in (True, False))
+    for held_out in (near, equal):
+        assert document(2).upper() in held_out
+        assert changed(document(1), 100) not in held_out
+        assert document(3) not in held_out
+    assert changed(document(2), 2) in near
+    assert changed(document(2), 2) not in equal
+
+
 def test_two_changed_words_make_a_near_duplicate_and_a_hundred_another_document(fingerprints):
     text = document(1)
     assert groups(fingerprints, [text, changed(text, 2), document(2), changed(text, 100)]) == [0, 0, 2, 3]
@@ -79,6 +99,13 @@ def test_few_near_duplicates_are_missed(fingerprints):
     assert NEAR < 0.8
     assert sum(group[2 * i] == group[2 * i + 1] for i in range(100)) >= 95
     assert len(set(group)) >= 100, "different documents are never grouped"
+
+
+def test_a_sketch_depends_on_each_word():
+    words = "a b c d e f".split()
+    for place in range(6):
+        other = [*words[:place], "other", *words[place + 1 :]]
+        assert (sketch(" ".join(other)) != sketch(" ".join(words))).any()
 
 
 @pytest.mark.parametrize("text", ["", "one", "one two three", "x" * 10**6])

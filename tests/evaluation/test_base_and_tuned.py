@@ -102,15 +102,25 @@ def test_the_difference_and_its_interval_by_hand():
     assert difference["bits_per_byte"] == pytest.approx(saved)
     assert difference["interval"] == pytest.approx([saved, saved]), "what the models share on a document cancels"
     assert difference["perplexity_ratio"] == pytest.approx(math.exp(-0.2))
-    low, high = comparison.rows[1]["perplexity_interval"]
-    assert low < comparison.tuned.perplexity < high, "each model alone still depends on the documents"
+    assert difference["perplexity_ratio_interval"] == pytest.approx([math.exp(-0.2)] * 2)
+    for row in comparison.rows:
+        for name in ("perplexity", "bits_per_byte"):
+            low, high = row[f"{name}_interval"]
+            assert low < row[name] < high, "each model alone still depends on the documents"
 
 
 @pytest.mark.parametrize(
     ("tuned", "words"),
     [
-        ([8.0, 17.0, 25.0, 36.0], "so it is better on this text"),
-        ([12.0, 23.0, 35.0, 44.0], "so it is worse on this text"),
+        (
+            [8.0, 17.0, 25.0, 36.0],
+            "On 8 documents of <fables> the tuned model needs 0.620 bits per byte and the base model 0.721: 0.101 "
+            "fewer (95% interval of the gain 0.079 to 0.123), so it is better on this text.",
+        ),
+        (
+            [12.0, 23.0, 35.0, 44.0],
+            ": 0.101 more (95% interval of the gain -0.123 to -0.079), so it is worse on this text.",
+        ),
         ([9.98, 19.98, 29.98, 39.98], ": 0.0005 fewer (95% interval of the gain 0.0006 to 0.0006), so it is better"),
         ([9.99, 19.99, 29.99, 39.99], "a difference of less than 0.001, which is too small to matter"),
         ([5.0, 27.0, 24.0, 45.0], "The interval includes 0, so this may be due to the choice of documents"),
@@ -150,6 +160,7 @@ def test_a_dialogue_without_an_answer_changes_no_interval():
     for model in (silent.base, silent.tuned):
         model.document_tokens[2] = model.document_bytes[2] = 0
     assert silent.difference == scored.difference
+    assert scored.difference["interval"], "two documents have one"
     assert silent.rows[1]["perplexity_interval"] == scored.rows[1]["perplexity_interval"]
 
 
@@ -167,6 +178,12 @@ def test_documents_are_sorted_by_their_gain():
     assert rows[0]["gain"] == pytest.approx(8 / math.log(2) / 50)
     assert rows[0]["gain"] == pytest.approx(rows[0]["base"] - rows[0]["tuned"])
     assert rows[2]["gain"] < 0
+
+
+def test_an_empty_document_has_a_gain():
+    comparison = make_comparison([10.0, 20.0], [9.0, 12.0])
+    comparison.base.document_bytes[0] = 0  # it has an end-of-text
+    assert [row["gain"] for row in comparison.gains] == pytest.approx([8 / math.log(2) / 50, 1 / math.log(2)][::-1])
 
 
 def test_a_perplexity_too_large_for_a_float_breaks_neither_table_nor_file():
@@ -188,6 +205,24 @@ def test_forgetting_is_measured_on_your_own_text(tiny_run, tmp_path):
     assert comparison.source == "own.txt", "the path is private"
     assert set(comparison.documents) < {"Rain fell.", "Snow fell.", "Hail fell."}
     assert len(comparison.documents) == 2
+
+
+def test_the_documents_that_measure_forgetting_are_drawn_with_the_seed_from_a_test_part(
+    tiny_run, tmp_path, monkeypatch
+):
+    def compare_on(documents, settings, *, source):
+        return SimpleNamespace(texts=documents["text"][:], to_dict=dict)
+
+    def drawn(source, seed):
+        return measure_forgetting(SETTINGS.model_copy(update={"general_source": str(source), "seed": seed})).texts
+
+    monkeypatch.setattr(base_and_tuned, "_compare_on", compare_on)
+    (tmp_path / "own.txt").write_text("\n\n".join(f"Day {n}." for n in range(30)), encoding="utf-8")
+    assert drawn(tmp_path / "own.txt", 1) == drawn(tmp_path / "own.txt", 1) != drawn(tmp_path / "own.txt", 2)
+    (tmp_path / "parts").mkdir()
+    for part in ("train", "test"):
+        (tmp_path / f"parts/{part}.txt").write_text(f"One of {part}.\n\nTwo of {part}.", encoding="utf-8")
+    assert set(drawn(tmp_path / "parts", 1)) == {"One of test.", "Two of test."}
 
 
 @pytest.mark.parametrize(("name", "words"), [("gone.txt", "cannot be read"), ("empty.txt", "holds no text")])

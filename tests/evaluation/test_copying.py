@@ -119,6 +119,9 @@ def test_samples_and_control_are_measured_in_the_same_way(report, tiny):
     assert samples["longest_words"] == 8
     assert samples["longest_tokens"] == len(tiny[1].encode("wise & <b>old</b>, slept all day")) - 1, "'wise' differs"
     assert control["longest_words"] == 2
+    lengths = [match.longest for match in report.samples]
+    assert samples["mean_longest_tokens"] == sum(lengths) / 2
+    assert {n: samples[f"novel_{n}"] for n in (2, 4, 8)} == {n: measure_novelty(report.samples, n) for n in (2, 4, 8)}
     assert samples["novel_4"] < control["novel_4"]
     assert report.to_dict()["rows"] == report.rows
     assert report.to_dict()["longest_copy"] == {"text": " & <b>old</b>, slept all day", "training_document": 1}
@@ -134,6 +137,16 @@ def test_copied_runs_are_marked_and_all_text_is_escaped(report):
     assert "as in: An owl, wise &amp; &lt;b&gt;old" in shown
     assert report.show(1, min_tokens=100).count("<mark") == 0
     assert "The sample with the longest run" in report._repr_html_()
+
+
+def test_runs_that_overlap_are_marked_one_after_the_other_and_a_longer_one_darker():
+    lengths = [4, 0, 3, 0, 0, *[0] * 3, *range(20, 0, -1)]  # runs of 4, of 3 that begins in it, and of 20
+    match = Match(np.array(lengths), np.zeros(28, int))
+    text = "abcdefghijklmnopqrstuvwxyzAB"
+    shown = copying.CopyReport([match], [], [list(text)], [1], [], {}).show(0, min_tokens=2)
+    assert re.findall(r"<mark[^>]*>(\w+)</mark>", shown) == ["abcd", "e", text[8:]]
+    assert re.findall(r"230,159,0,([\d.]+)", shown) == ["0.37", "0.31", "0.90"]
+    assert unescape(re.sub("<[^>]*>", "", shown)) == text
 
 
 def test_the_marks_leave_the_text_unchanged(report):

@@ -12,11 +12,14 @@ import time
 import psutil
 import pytest
 
+from helpers.files import environment_variables
 from helpers.settings import TrainingSettings
 from helpers.studies.comparison import compare
 from helpers.studies.queue import open_study
 from helpers.studies.study_file import read_study
 from helpers.studies.worker import work
+from helpers.training.fine_tuning import fine_tune
+from helpers.training.stopping import TrainingStoppedError
 from tests.command_line import call
 from tests.studies.conftest import CHEAP, starts, sweep, wait_until
 from tests.studies.recorded_runs import OTHER_TEXT, write_run, write_trials
@@ -54,7 +57,8 @@ def test_two_commands_share_a_study(study_file, runs, monkeypatch):
 
 
 def test_a_sweep_that_is_killed_twice_ends_its_workers_and_loses_and_repeats_nothing(study_file, runs, monkeypatch):
-    file, folder, random_state = study_file(), runs / "grid", random.Random(7)
+    file, folder = study_file(vary={"learning_rate": [0.001, 0.002, 0.003]}), runs / "grid"
+    random_state = random.Random(7)
     monkeypatch.setenv("NAP", "60")
     process = sweep(file, "--workers", "2")
     wait_until(lambda: len(starts(folder)) == 2)
@@ -76,7 +80,7 @@ def test_a_sweep_that_is_killed_twice_ends_its_workers_and_loses_and_repeats_not
     assert result.exit_code == 0, result.output
     now = finished(folder)
     assert {name: now[name] for name in kept} == kept, "a finished trial was run again"
-    assert len(now) == 4
+    assert len(now) == 3
     assert {json.loads(path.read_text())["state"] for path in folder.glob("trial-*/trial.json")} == {"done"}
 
 
@@ -84,23 +88,22 @@ def test_a_trial_is_the_course_itself_and_goes_on_from_its_checkpoint_when_it_wa
     study_file, notebook_03_until_trained, tiny_settings, runs
 ):
     tiny = tiny_settings.model_dump(include={"model_name_or_path", "source", "block_size", "mixed_precision"})
-    long = {"per_device_train_batch_size": 1, "num_train_epochs": 8, "save_steps": 5, "save_total_limit": 100}
-    settings = {**tiny, **long, "sample_prompt": "", "eval_steps": 50}
+    settings = {**tiny, "num_train_epochs": 2, "save_total_limit": 100, "sample_prompt": "", "eval_steps": 50}
     file = study_file(vary={"learning_rate": [0.001]}, settings=settings, notebooks=[str(notebook_03_until_trained)])
-    checkpoints = runs / "grid/trial-000/checkpoints"
-    process = sweep(file)
-    wait_until(lambda: (checkpoints / "checkpoint-10/trainer_state.json").exists())
-    killed(process)
-    assert not (runs / "grid/trial-000/training.json").exists(), "the training was over before it could be killed"
-    written = {path: path.stat().st_mtime_ns for path in checkpoints.glob("checkpoint-5/*")}
+    trial, stop = TrainingSettings(run="trial-000", learning_rate=0.001, **settings), threading.Event()
+    open_study(read_study(file)).ask()  # by a worker that was killed, as its training was
+    stop.set()
+    with environment_variables({"COURSE_RUNS": str(runs / "grid")}), pytest.raises(TrainingStoppedError):
+        fine_tune(trial, stop=stop)
+    written = {path: path.stat().st_mtime_ns for path in (runs / "grid/trial-000/checkpoints").glob("checkpoint-1/*")}
     result = call("sweep", file)
     assert result.exit_code == 0, result.output
-    assert {path: path.stat().st_mtime_ns for path in written} == written, "the first steps were not repeated"
+    assert written and {path: path.stat().st_mtime_ns for path in written} == written, "the first step was not repeated"
     trials = open_study(read_study(file)).get_trials()
     assert [trial.state.name for trial in trials] == ["FAIL", "COMPLETE"]
     assert {trial.user_attrs["point"] for trial in trials} == {0}
-    saved = TrainingSettings(**json.loads((runs / "grid/trial-000/settings.json").read_text())["settings"])
-    assert saved == TrainingSettings(run="trial-000", learning_rate=0.001, **settings)
+    saved = json.loads((runs / "grid/trial-000/settings.json").read_text())["settings"]
+    assert TrainingSettings(**saved) == trial
     assert (runs / "grid/trial-000/notebooks/03_fine_tuning.ipynb").exists()
 
 

@@ -28,7 +28,34 @@ def test_settings_reach_the_trainer_under_their_own_names(tmp_path):
     made = vars(training_arguments(settings, tmp_path))
     names = made.keys() & TrainingSettings.model_fields.keys() - {"report_to", "torch_compile"}  # for this machine
     assert {name: made[name] for name in names} == settings.model_dump(include=names)
-    assert made["logging_nan_inf_filter"] is False
+
+
+ALWAYS = {
+    "use_cpu": True, "prediction_loss_only": True, "logging_nan_inf_filter": False, "disable_tqdm": True,
+    "restore_callback_states_from_checkpoint": True, "dataloader_pin_memory": False,
+    "ddp_find_unused_parameters": False, "bf16": False, "fp16": False, "torch_compile": False,
+    "torch_compile_backend": "no", "load_best_model_at_end": False, "metric_for_best_model": None,
+}  # fmt: skip
+CHANGES = [
+    ({}, {}),
+    ({"per_device_train_batch_size": 3}, {"per_device_eval_batch_size": 3}),
+    ({"mixed_precision": "bf16"}, {"bf16": True}),
+    ({"torch_compile": "always"}, {"torch_compile": True, "torch_compile_backend": "inductor"}),
+    ({"optim": "adafactor"}, {"optim": "adafactor"}),
+    ({"optim": "muon"}, {"optim": "adamw_torch_fused"}),
+    ({"save_steps": 9, "eval_steps": 7}, {"save_steps": 9}),
+    (
+        {"save_steps": 9, "eval_steps": 7, "early_stopping_patience": 2},
+        {"save_steps": 7, "load_best_model_at_end": True, "metric_for_best_model": "eval_loss"},
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "expected"), CHANGES)
+def test_what_the_course_sets_beside_the_settings(tmp_path, monkeypatch, changes, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    made = training_arguments(TrainingSettings(**{"mixed_precision": "no"} | changes), tmp_path)
+    assert {name: getattr(made, name) for name in ALWAYS | expected} == ALWAYS | expected
 
 
 def test_one_process_uses_one_card_however_many_there_are(tmp_path, monkeypatch):
@@ -58,12 +85,22 @@ def test_early_stopping_keeps_the_newest_checkpoint_beside_the_best(tmp_path, li
     )
 
 
-def test_tf32_ends_with_the_training(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 9))
+@pytest.mark.parametrize(
+    ("gpu", "hip", "capability", "has_tf32"),
+    [
+        (True, None, (8, 0), True),
+        (True, None, (7, 5), False),
+        (True, "6.4", (9, 0), False),
+        (False, None, (8, 9), False),
+    ],
+)
+def test_tf32_is_for_cards_that_have_it_and_ends_with_the_training(monkeypatch, gpu, hip, capability, has_tf32):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
     before = torch.backends.fp32_precision
     with pytest.raises(ZeroDivisionError), float32_products():
-        assert torch.backends.fp32_precision == "tf32"
+        assert (torch.backends.fp32_precision == "tf32") == has_tf32
         _ = 1 / 0
     assert torch.backends.fp32_precision == before != "tf32"
 
@@ -73,8 +110,8 @@ def test_tf32_ends_with_the_training(monkeypatch):
     [
         ("always", False, "Linux", 1, True),
         ("never", True, "Linux", 10**6, False),
-        ("auto", True, "Linux", 10**6, True),
-        ("auto", True, "Linux", 100, False),
+        ("auto", True, "Linux", 8000, True),  # 3,000 passes: 1.5 epochs, 4 blocks per pass
+        ("auto", True, "Linux", 7999, False),
         ("auto", True, "Windows", 10**6, False),
         ("auto", False, "Linux", 10**6, False),
     ],

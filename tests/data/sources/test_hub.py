@@ -123,13 +123,20 @@ def home(tmp_path_factory):
 @pytest.fixture(scope="module")
 def answers(hub, home):
     """Return what one process with the Hub at hand answers to each line: every new one imports for seconds."""
-    return dict(zip(LINES, in_a_child(hub, home, *LINES.values())[0], strict=True))
+    said, seconds = in_a_child(hub, home, *LINES.values())
+    return dict(zip(LINES, said, strict=True)) | {"seconds": seconds}
 
 
-def test_what_is_downloaded_once_then_comes_from_the_cache_without_the_hub(answers, home):
-    first = [answers["model"], answers["texts"]]
+def test_what_is_downloaded_once_comes_from_the_cache_without_the_hub_and_the_rest_is_an_error_at_once(answers, home):
+    first, missing = [answers["model"], answers["texts"]], "course/missing"
     assert first == ["4096 4096\n", "{'train': 60, 'test': 9}\n"]
-    assert in_a_child(NOBODY, home, LINES["model"], LINES["texts"])[0] == first, "nobody listens there"
+    said, seconds = in_a_child(NOBODY, home, LINES["model"], LINES["texts"], load_texts(missing))
+    assert said == [
+        *first,
+        f"The Hub's data set {missing!r} is not in the cache, and the Hub does not answer: connect to the network "
+        "once, or use source='fables', which is shipped.\n",
+    ]
+    assert seconds < 5 * answers["seconds"], "the libraries alone would try for minutes"
 
 
 def test_a_model_that_is_not_on_the_hub_is_one_sentence(answers):
@@ -155,17 +162,6 @@ def test_streaming_reads_a_data_set_as_it_arrives_and_keeps_nothing_of_it(answer
     assert answers["stream"] == f"50 50 {COMMIT}\n"
     assert kept_of(TEXTS)
     assert not kept_of(STREAMED)
-
-
-def test_without_the_hub_and_the_cache_there_is_an_error_at_once(tmp_path):
-    (message,), seconds = in_a_child(NOBODY, tmp_path, load_texts(TEXTS))
-    assert message == (
-        f"The Hub's data set {TEXTS!r} is not in the cache, and the Hub does not answer: connect to the network once, "
-        "or use source='fables', which is shipped.\n"
-    )
-    nothing, seconds_of_nothing = in_a_child(NOBODY, tmp_path, "print('ready')")
-    assert nothing == ["ready\n"]
-    assert seconds < 10 * seconds_of_nothing, "the libraries alone would try for minutes"
 
 
 def test_a_misspelled_folder_that_looks_like_a_name_of_the_hub_is_named(tmp_path, monkeypatch):
