@@ -123,7 +123,7 @@ def test_the_data_panel_follows_its_sliders(notebooks):
     shown.panel.get_by_text(f"padded to {shown.value('block_size')}").wait_for()
     shown.type("source", "python-reference")
     shown.says("0% useful|% useful")
-    shown.panel.get_by_text(re.compile(r"^\d+ documents; split")).wait_for()
+    shown.panel.get_by_text(re.compile(r"^\d+ documents; repeated")).wait_for()
 
 
 def test_markup_typed_into_the_data_panel_does_not_run(notebooks):
