@@ -68,7 +68,8 @@ def measure(shape: GPT2Shape, settings: TrainingSettings) -> Measurement:
 
     with processes.only_training(), torch.random.fork_rng(), tempfile.TemporaryDirectory() as folder, quiet():
         torch.manual_seed(settings.seed)
-        model = GPT2LMHeadModel(GPT2Config(**shape._asdict(), bos_token_id=None, eos_token_id=None))
+        config = GPT2Config(**shape._asdict(), attn_pdrop=settings.attn_pdrop, bos_token_id=None, eos_token_id=None)
+        model = GPT2LMHeadModel(config)
         model.loss_type = "ForCausalLM"
         trained = add_adapter(model, settings, half=autocast_dtype(settings)) if settings.lora_r else model
         n_rows = _STEPS * settings.effective_batch_size

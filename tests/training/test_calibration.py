@@ -184,6 +184,20 @@ def test_what_one_training_leaves_behind_is_no_part_of_the_process_before_the_ne
     assert [row.process_bytes for row in measuring.calibrate().measurements] == [before] * 3
 
 
+@pytest.mark.parametrize("attn_pdrop", [0.0, 0.2])
+def test_the_attention_dropout_that_is_measured_is_that_of_the_settings(monkeypatch, attn_pdrop):
+    new_trainer, trained = measuring.new_trainer, []
+    monkeypatch.setattr(
+        measuring,
+        "new_trainer",
+        lambda *parts, model, **how: trained.append(model) or new_trainer(*parts, model=model, **how),
+    )
+    tiny = GPT2Shape(1, 32, 2, vocab_size=500, n_positions=64)
+    measuring.measure(tiny, TrainingSettings(block_size=16, attn_pdrop=attn_pdrop))
+    (model,) = trained
+    assert model.transformer.h[0].attn.attn_dropout.p == attn_pdrop
+
+
 def test_nothing_is_measured_beside_a_training():
     with only_training(), pytest.raises(UserWarning, match="Another run is being trained in this kernel"):
         measuring.measure(GPT2Shape(1, 32, 2), TrainingSettings())
