@@ -74,7 +74,7 @@ def fine_tune(
         TrainingStoppedError: `stop` was set before the last step.
     """
     folder = run_folder(settings.run)
-    run_files.check_same_settings(settings)  # already now: another process may train this run for hours
+    run_files.check_same_settings(settings)  # before the wait: another process may train this run for hours
     with folder_unless_refused(folder), processes.run_lock(folder):
         run_files.check_same_settings(settings)
         if not processes.broadcast_from_first(run_files.is_finished(folder)):

@@ -74,7 +74,7 @@ class Guard(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, *, model: Any, **_: Any) -> None:
         """Look at the weights."""
-        # Only before they are saved, as at the last step too, because reading all of them takes time.
+        # Only before they are saved, as after the last step, because reading all of them takes time.
         trained = (parameter for parameter in model.parameters() if parameter.requires_grad)
         if control.should_save and not all(parameter.isfinite().all() for parameter in trained):
             self._stop("A weight is not finite", args, state)

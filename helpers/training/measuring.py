@@ -52,7 +52,7 @@ def _measurements(device: GraphicsCard, budget_seconds: float) -> Iterator[Measu
         if predict(shape, settings, precision=precision).total_bytes > device.usable_bytes:
             return
         measured = measure(shape, settings)
-        if process_bytes is None:  # what an earlier training leaves, as cuBLAS's workspaces on a card, is used again
+        if process_bytes is None:  # what an earlier training leaves is used again, such as cuBLAS's workspaces
             process_bytes = measured.process_bytes
         yield measured.model_copy(update={"process_bytes": process_bytes})
         end = min(end, time.perf_counter() + budget_seconds)
