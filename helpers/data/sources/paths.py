@@ -177,7 +177,7 @@ def source_hash(source: str, *, name: str = "", streaming: bool = False) -> str 
     """Return the SHA-256 of the names and bytes of a source's files; None if it is not on disk.
 
     Args:
-        source: the source.
+        source: a path, a Hub id or the name of a shipped text.
         name: hash a single file under this name instead of its own: the name it had before it was moved.
         streaming: hash only names and sizes: reading all of a large source would take hours.
     """
