@@ -1,4 +1,4 @@
-"""Streamed training text: blocks are made while training reads them, and nothing is stored on disk.
+"""Streamed training text: blocks are made while training reads them, and are not stored on disk.
 
 The order depends on the seed alone: the shards (files) are read one after the other in a random order, then the blocks
 of each buffer are shuffled. So a resumed run reads exactly the tokens it would have read. `datasets`' own

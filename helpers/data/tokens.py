@@ -106,7 +106,7 @@ class TokenStream:
         return ThreadPoolExecutor(_THREADS, thread_name_prefix="tokens")
 
     def _encode_slowly(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        # verbose=False: a document may exceed the model's context because it will be cut into blocks.
+        # verbose=False: no warning about documents longer than the context; they will be cut into blocks.
         encoded = self._tokenizer(list(texts), verbose=False)["input_ids"]
         rows = [np.array([*ids, self.eos], self.dtype) for ids in encoded]
         return np.concatenate(rows), np.array([len(row) for row in rows])
