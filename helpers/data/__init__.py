@@ -1,13 +1,13 @@
 """Notebook 02: any text becomes documents, a split, and blocks of tokens.
 
-- `sources`: any file, folder or data set of the Hub, as a stream of documents
-- `tokens`, `duplicates`, `splitting`, `leakage`: encode documents, assign them to parts, and measure what these share
-- `packing`: cut tokens into blocks, in whose labels prompts may be left out of the loss
-- `writing`, `preparation`: make the data in a run's folder, in two passes over any amount of text; all steps at once
-- `facts`: the counts and notes of `data.json`
-- `run_data`: open the data of a run, and tell whether they are those that settings ask for
-- `text_size`: how many tokens a text has, before it is read
-- `streaming`: make blocks while a training reads them
+- `sources`: read any file, folder or Hub data set as a stream of documents
+- `tokens`, `duplicates`, `splitting`, `leakage`: encode documents, assign them to parts, and measure the parts' overlap
+- `packing`: cut tokens into blocks, optionally with labels that leave prompts out of the loss
+- `writing`, `preparation`: write a run's data in two passes, for any amount of text; run all the steps at once
+- `facts`: the counts and notes in `data.json`
+- `run_data`: open a run's data, and check whether they match the settings
+- `text_size`: estimate the number of tokens before the text is read
+- `streaming`: make blocks while training reads them
 - `in_memory`: the same steps one by one, for lessons and small texts
 - `quality_report`, `token_view`: show text in the notebook
 """

@@ -1,8 +1,8 @@
-"""Documents that repeat another one, exactly or nearly, found without holding their texts in memory.
+"""Find exact and near-duplicate documents without holding their texts in memory.
 
-Each document keeps 8 bytes in memory for the search for exact duplicates, and for near-duplicates another 64 bytes in
-memory and a sketch of 256 bytes on the disk. Candidate pairs agree in a band of 32 bits of their sketches; some do by
-accident, so each pair's sketches are compared. (datasketch's own MinHashLSH does the same in more memory.)
+Each document takes 8 bytes of memory for exact duplicates; near-duplicates need another 64 bytes of memory and a
+256-byte sketch on disk. Candidate pairs share a 32-bit band of their sketches; some do so by accident, so the sketches
+of each pair are compared. (datasketch's own MinHashLSH does the same with more memory.)
 """
 
 import functools
@@ -17,21 +17,21 @@ import numpy as np
 
 SHINGLE_WORDS = 5
 NUM_PERM, BANDS = 64, 16  # 16 bands of 4 find nearly all pairs that share 70% of their shingles
-NEAR = 0.7  # share of common shingles from which two documents are near-duplicates
-_SKETCHED_CHARACTERS = 2**18  # of a longer document only the beginning is compared
+NEAR = 0.7  # documents that share at least this much of their shingles are near-duplicates
+_SKETCHED_CHARACTERS = 2**18  # only the beginning of a longer document is compared
 _SHINGLES_AT_ONCE, _PAIRS_AT_ONCE = 2**12, 2**13
-# Random odd factors, which mix the four numbers of a band into one.
+# Random odd factors that mix the four numbers of a band into one.
 _FACTORS = np.random.default_rng(0).integers(1, 2**63, NUM_PERM // BANDS, np.uint64) | np.uint64(1)
 
 
 def normalize(text: str) -> str:
-    r"""Return a text in lower case with single spaces: texts that differ in nothing else count as the same.
+    r"""Return a text in lower case with single spaces: texts that are then equal count as duplicates.
 
     >>> normalize("One  Fox\n")
     'one fox'
     """
     folded = text.casefold()
-    # The words of a very long text, as a list, would take several times its memory.
+    # A list of all the words of a very long text would take several times its memory.
     return " ".join(folded.split()) if len(folded) < 2**20 else re.sub(r"\s+", " ", folded).strip()
 
 
@@ -40,10 +40,10 @@ def _key_of_normalized(text: str) -> bytes:
 
 
 class Fingerprints:
-    """What is kept of each document to find its duplicates, in the order in which documents are added.
+    """Collects what is needed to find duplicates, in the order in which documents are added.
 
     Args:
-        sketches: the file for the sketches that near-duplicates are found with; None: look for exact ones only.
+        sketches: the file for the sketches that reveal near-duplicates; None finds exact duplicates only.
     """
 
     def __init__(self, sketches: Path | None) -> None:
@@ -62,14 +62,14 @@ class Fingerprints:
             self._bands.append(_bands_of(signatures))
 
     def find_first_copies(self, order: np.ndarray) -> np.ndarray:
-        """Return which documents are the first of equal ones, by `order` and then as added; (documents,) bool."""
+        """Return which documents are the first of their equals, by `order` and then as added; (documents,) bool."""
         return are_first(np.concatenate([np.empty(0, np.uint64), *self._keys]), order)
 
     def group_near_duplicates(self, compared: np.ndarray) -> np.ndarray:
         """Return for each document the index of the first near-duplicate in its group; (documents,) int.
 
-        A document without near-duplicates is a group of its own, as is one that `compared`, (documents,) bool, leaves
-        out.
+        A document without near-duplicates forms its own group, and so does one excluded by `compared`,
+        (documents,) bool.
         """
         group = np.arange(len(compared))
         if not self._file:
@@ -99,18 +99,18 @@ class Fingerprints:
 
 
 class HeldOut:
-    """The documents of validation and test: `text in held_out` tells whether a text repeats one of them.
+    """The documents of validation and test: `text in held_out` is true when a text repeats one of them.
 
     Args:
         texts: the documents.
-        finds_near: also tell near-duplicates, as `Fingerprints` does; it takes a third of the time of tokenizing.
+        finds_near: also find near-duplicates, as `Fingerprints` does; adds a third of the tokenizing time.
     """
 
     def __init__(self, texts: Iterable[str], *, finds_near: bool) -> None:
         normalized = [normalize(text) for text in texts]
         self._keys = set(map(_key_of_normalized, normalized))
         self._signatures = np.array([sketch(text) for text in normalized if finds_near])  # (documents, NUM_PERM)
-        self._places: dict[tuple[int, int], list[int]] = {}  # a band's number and value -> the documents that have it
+        self._places: dict[tuple[int, int], list[int]] = {}  # (band number, value) -> the documents with it
         for document, bands in enumerate(_bands_of(self._signatures).tolist()):
             for band in enumerate(bands):
                 self._places.setdefault(band, []).append(document)
@@ -128,9 +128,9 @@ class HeldOut:
 
 
 def are_first(values: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """Return which is the first of equal values, by `order` and then by place; (n,) bool."""
+    """Return which elements are the first of equal values, by `order` and then by position; (n,) bool."""
     by_order = np.argsort(order, kind="stable")
-    _, places = np.unique(values[by_order], return_index=True)  # of the first of each
+    _, places = np.unique(values[by_order], return_index=True)  # of each value's first occurrence
     is_first = np.zeros(len(values), bool)
     is_first[by_order[places]] = True
     return is_first
@@ -143,9 +143,9 @@ def _bands_of(signatures: np.ndarray) -> np.ndarray:
 
 
 def _candidate_pairs(band: np.ndarray, compared: np.ndarray) -> np.ndarray:
-    """Return the pairs of documents that agree in a band and are adjacent when sorted by it; (pairs, 2).
+    """Return the pairs of documents with an equal band that are adjacent when sorted by it; (pairs, 2).
 
-    Adjacent pairs are enough, because groups are merged; all pairs of a large group would be quadratically many.
+    Adjacent pairs are enough because groups are merged; the number of all pairs in a group grows quadratically.
     """
     places = np.flatnonzero(compared)
     by_band = places[np.argsort(band[places], kind="stable")]
@@ -168,9 +168,9 @@ def _merge_groups(group: np.ndarray, pairs: np.ndarray) -> np.ndarray:
 
 
 def sketch(text: str) -> np.ndarray:
-    """Return the MinHash signature of a normalized text's shingles of five words; (NUM_PERM,) uint32.
+    """Return the MinHash signature of a normalized text's five-word shingles; (NUM_PERM,) uint32.
 
-    A text with few spaces, such as Chinese, is cut into shingles of five characters.
+    A text with few spaces, such as Chinese, uses five-character shingles.
     """
     text = text[:_SKETCHED_CHARACTERS]
     words = text.encode().split()
@@ -178,20 +178,20 @@ def sketch(text: str) -> np.ndarray:
         hashes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
     else:
         hashes = np.fromiter(map(zlib.crc32, words), np.uint32, len(words))
-    # One hash for each five in a row, for all positions at once; the factor is that of the FNV hash.
+    # One hash per five consecutive words, computed for all positions at once; the factor is the FNV hash's.
     mixed = np.zeros(max(1, len(hashes) - SHINGLE_WORDS + 1), np.uint32)
     for shift in range(min(SHINGLE_WORDS, len(hashes))):
         mixed = mixed * np.uint32(0x01000193) + hashes[shift : shift + len(mixed)]
     signature = _minhash()
     signature.clear()
-    for start in range(0, len(mixed), _SHINGLES_AT_ONCE):  # datasketch makes a matrix of (shingles, NUM_PERM)
+    for start in range(0, len(mixed), _SHINGLES_AT_ONCE):  # datasketch allocates a (shingles, NUM_PERM) matrix
         signature.update_batch(mixed[start : start + _SHINGLES_AT_ONCE].tolist())
     return signature.hashvalues.copy()
 
 
 @functools.cache
 def _minhash() -> Any:
-    """Return the one MinHash that sketches every text: creating one takes longer than using it."""
+    """Return the MinHash object that sketches every text: creating one takes longer than using it."""
     from datasketch import MinHash
 
     return MinHash(num_perm=NUM_PERM, scheme="affine32", hashfunc=int)

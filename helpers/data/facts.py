@@ -1,4 +1,4 @@
-"""What `data.json` says about a source: counts, and a note on everything unusual."""
+"""The contents of `data.json`: counts, and a note on everything unusual."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,15 +10,15 @@ from helpers.data.splitting import LEFT_OUT, Split
 from helpers.data.writing import Staging
 from helpers.settings import DataSettings, describe_without_effect
 
-ENGLISH_TOKENS_PER_CHARACTER = 0.25  # of GPT-2's vocabulary on English prose: about four letters for a token
-POOR_FIT = 0.5  # tokens per character from which a vocabulary does not fit a text
-LEAKED = 0.01  # share of the test's n-grams in the training text that is worth a note
-MANY = 0.01  # share of the documents that is worth a note
+ENGLISH_TOKENS_PER_CHARACTER = 0.25  # GPT-2's vocabulary on English prose: about four letters per token
+POOR_FIT = 0.5  # tokens per character; above this, a vocabulary does not fit a text
+LEAKED = 0.01  # share of the test's n-grams found in the training text; above this, a note is added
+MANY = 0.01  # share of the documents; above this, a note is added
 TINY_TOKENS = 8
 
 
 def count_documents(staging: Staging, split: Split) -> dict[str, int]:
-    """Return the counts of the source as a whole: documents, duplicates, characters, bytes and tokens."""
+    """Count the documents, duplicates, characters, bytes and tokens of the whole source."""
     group_sizes = np.bincount(split.group[split.is_first], minlength=len(split.group))
     return {
         "documents_read": len(split.part) + staging.n_empty,
@@ -28,21 +28,21 @@ def count_documents(staging: Staging, split: Split) -> dict[str, int]:
         "near_duplicates_removed": int((split.is_first & (split.part == LEFT_OUT)).sum()),
         "characters": staging.n_characters,
         "bytes": int(staging.n_bytes.sum()),
-        "tokens": int(staging.n_tokens.sum()) - (0 if staging.is_continuous else len(split.part)),  # no end-of-text
+        "tokens": int(staging.n_tokens.sum()) - (0 if staging.is_continuous else len(split.part)),  # no end-of-texts
         "longest_document_tokens": int(staging.n_tokens.max(initial=0)),
         "tiny_documents": int((staging.n_tokens <= TINY_TOKENS).sum()),
     }
 
 
 def find_notes(facts: Mapping[str, Any], settings: DataSettings) -> list[str]:
-    """Return a sentence for everything unusual about a text."""
+    """Return one sentence for each unusual property of a text."""
     notes = []
     if "stream" in facts:
         is_near = settings.near_duplicates != "keep" and not facts["documents"]["is_continuous"]
         copies = "copies and near-copies" if is_near else "copies"
         notes.append(
-            f"Training reads {settings.max_tokens:,} tokens of the text as a stream. What is counted here is its "
-            f"beginning, from which validation and test were taken; {copies} of their documents are not trained on."
+            f"Training reads {settings.max_tokens:,} tokens of the text as a stream. The counts here cover only its "
+            f"beginning, from which validation and test were taken; training skips {copies} of their documents."
         )
     rate = tokens_per_character(facts)
     if rate > POOR_FIT:
@@ -55,7 +55,7 @@ def find_notes(facts: Mapping[str, Any], settings: DataSettings) -> list[str]:
         )
         notes.append(
             f"The vocabulary of {vocabulary} fits this text badly: it takes {rate:.2f} tokens per "
-            f"character, where GPT-2 takes about {ENGLISH_TOKENS_PER_CHARACTER} on English. The same text takes "
+            f"character, while GPT-2 takes about {ENGLISH_TOKENS_PER_CHARACTER} on English. The same text takes "
             f"{rate / ENGLISH_TOKENS_PER_CHARACTER:.0f} times as long, and a block holds only "
             f"{settings.block_size / rate:.0f} characters. {advice}"
         )
@@ -67,7 +67,7 @@ def find_notes(facts: Mapping[str, Any], settings: DataSettings) -> list[str]:
     if facts["leakage"]["share_in_train"] > LEAKED:
         notes.append(
             f"{facts['leakage']['share_in_train']:.1%} of the test's runs of {facts['leakage']['ngram']} tokens "
-            "are in the training text too: the test is easier than new text would be."
+            "also occur in the training text: the test is easier than new text would be."
         )
     if settings.near_duplicates == "report" and facts["near_duplicates"] > MANY * facts["documents_read"]:
         notes.append(
@@ -76,14 +76,14 @@ def find_notes(facts: Mapping[str, Any], settings: DataSettings) -> list[str]:
         )
     if note := describe_without_effect(settings.part(DataSettings)):
         notes.append(note)
-    for count, what in ((facts["empty"], "hold nothing, and were left out"), (facts["tiny_documents"], "are tiny")):
+    for count, what in ((facts["empty"], "are empty and were left out"), (facts["tiny_documents"], "are tiny")):
         if count > MANY * facts["documents_read"]:
             notes.append(f"{count:,} of {facts['documents_read']:,} documents {what}.")
     return notes
 
 
 def documents_text(facts: Mapping[str, Any]) -> str:
-    """Return in one line what a document is, why, how many there are and how long they are."""
+    """Describe in one line what a document is, why, how many there are and how long they are."""
     made = facts.get("documents")
     if not made:
         return "not recorded: these data were prepared by an older version"
@@ -95,5 +95,5 @@ def documents_text(facts: Mapping[str, Any]) -> str:
 
 
 def tokens_per_character(facts: Mapping[str, Any]) -> float:
-    """Return how many tokens the vocabulary needs for a character of the text."""
+    """Return how many tokens the vocabulary needs per character of the text."""
     return facts["tokens"] / max(1, facts["characters"])

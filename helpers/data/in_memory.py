@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 
 
 def load_documents(settings: DataSettings, *, n_documents: int | None = None) -> DatasetDict:
-    """Read the documents of a source into memory; of a large one, at most `n_documents` of each part.
+    """Read the documents of a source into memory, at most `n_documents` of each part.
 
     Returns:
-        The parts that the source brings, or one part, `train`, with everything; each has a column `text`. The passages
-        of one continuous text have another, `continues`, and dialogues of which only the completions are learned
-        `borders`: the places in the text where prompt and completion take turns, beginning with a prompt.
+        The source's own parts, or one part `train` with everything; each has a column `text`. Passages of one
+        continuous text also have a column `continues`. With train_on='completion', a column `borders` holds the
+        character positions where prompt and completion alternate, starting with a prompt.
 
     Raises:
-        SettingsError: the source does not exist, has no such column, or cannot be read.
+        SettingsError: the source does not exist, lacks the text column, or cannot be read.
     """
     source, parts = Source(settings), {}
     for part, texts in source.parts():
@@ -46,13 +46,13 @@ def load_documents(settings: DataSettings, *, n_documents: int | None = None) ->
 
 
 def split_documents(documents: DatasetDict, settings: DataSettings) -> tuple[DatasetDict, int]:
-    """Drop repeated documents and split the rest by document; a source's own split is kept.
+    """Drop repeated documents and split the rest by document, keeping the source's own split.
 
-    Two documents are the same when they differ in nothing but upper case and white space. Near-duplicates go to the
-    same part. The passages of one continuous text are split by position.
+    Two documents are equal when they differ only in letter case and white space. Near-duplicates go to the same
+    part. The passages of one continuous text are split by position.
 
     Returns:
-        `train`, `validation` and `test`, and the number of repeated documents that were left out.
+        `train`, `validation` and `test`, and the number of repeated documents left out.
 
     Raises:
         SettingsError: there are too few documents for three parts.
@@ -61,7 +61,7 @@ def split_documents(documents: DatasetDict, settings: DataSettings) -> tuple[Dat
     own = [SPLITS.index(name) if len(documents) > 1 else UNDECIDED for name in documents]
     parts = np.repeat(own, [len(documents[name]) for name in documents]).astype(np.int8)
     texts = merged["text"][:]
-    rows = np.flatnonzero([bool(text and text.strip()) for text in texts])  # those that are not empty
+    rows = np.flatnonzero([bool(text and text.strip()) for text in texts])  # the non-empty ones
     if "continues" in merged.column_names:
         split = split_by_position(np.array([len(texts[row].encode()) for row in rows]), parts[rows], settings)
     else:
@@ -79,12 +79,12 @@ def split_documents(documents: DatasetDict, settings: DataSettings) -> tuple[Dat
 def token_blocks(documents: Dataset, tokenizer: "PreTrainedTokenizerBase", block_size: int) -> tuple[Dataset, int]:
     """Tokenise documents, end each with the end-of-text token, join them and cut the result into blocks.
 
-    No end-of-text follows documents with a `continues`. Where they have `borders`, the blocks get `labels`, in which
-    prompts are -100, and blocks without any are left out. `SettingsError`: there is less than one block of text.
+    Documents with `continues` get no end-of-text token. For documents with `borders`, the blocks get `labels` that are
+    -100 in prompts, and blocks without a learned token are dropped. `SettingsError`: there is less than one block.
 
     Returns:
-        The blocks, each an `input_ids` of `block_size` int32 tokens, and the number of tokens before the last,
-        incomplete block was dropped.
+        The blocks, each with `input_ids` of `block_size` int32 tokens, and the number of tokens including the
+        incomplete last block that was dropped.
     """
     tokens, is_prompt = TokenStream(tokenizer), None
     if "borders" in documents.column_names:
@@ -99,7 +99,7 @@ def token_blocks(documents: Dataset, tokenizer: "PreTrainedTokenizerBase", block
 
 
 def dialogues(documents: Dataset) -> Sequence[str]:
-    """Return the texts of documents, with their borders where they have any: what `score` takes."""
+    """Return the texts of documents, with their borders if they have any, as `score` expects."""
     if "borders" not in documents.column_names:
         return documents["text"]
     return [Dialogue(text, borders) for text, borders in zip(documents["text"], documents["borders"], strict=True)]

@@ -1,19 +1,19 @@
-"""Data leakage: how much of the test text is also in the training text, measured by shared runs of 13 tokens."""
+"""Data leakage: how much of the test text is also in the training text, measured by shared 13-token n-grams."""
 
 import numpy as np
 
 NGRAM = 13  # tokens; GPT-3's authors looked for 13 common words (https://arxiv.org/abs/2005.14165, appendix C)
-_MAX_NGRAMS = 2**20  # n-grams of the test that are kept; of more, those with certain hashes are an even sample
+_MAX_NGRAMS = 2**20  # test n-grams to keep; with more, a uniform sample is chosen by hash
 # Odd factors whose products mix all bits; the first is 2**64 divided by the golden ratio.
 _FACTOR, _SPREAD = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD6E8FEB86659FD93)
 
 
 class Leakage:
-    """Counts the distinct n-grams of the test, and how many of them are also in the training text.
+    """Counts the test's distinct n-grams and how many of them are also in the training text.
 
     Args:
-        n_test_tokens: about how many tokens the test has; of a large test only a sample of n-grams is counted.
-        eos: the end-of-text token: an n-gram that contains it crosses documents and is not counted.
+        n_test_tokens: approximate size of the test; for a large test only a sample of n-grams is counted.
+        eos: the end-of-text token: an n-gram that contains it spans two documents and is not counted.
     """
 
     def __init__(self, n_test_tokens: int, eos: int) -> None:
@@ -23,11 +23,11 @@ class Leakage:
         self._is_in_train = np.empty(0, bool)
 
     def add_test(self, ids: np.ndarray) -> None:
-        """Add tokens of the test; all of them must be added before the first of the training text."""
+        """Add tokens of the test; add all of them before the first training tokens."""
         self._pieces.append(np.unique(self._ngrams(ids)))
 
     def add_train(self, ids: np.ndarray) -> None:
-        """Look for the test's n-grams in tokens of the training text."""
+        """Search tokens of the training text for the test's n-grams."""
         if self._pieces:
             self._sorted, self._pieces = np.unique(np.concatenate(self._pieces)), []
             self._is_in_train = np.zeros(len(self._sorted), bool)
@@ -50,7 +50,7 @@ class Leakage:
 
     @property
     def facts(self) -> dict[str, float]:
-        """Return the length of the n-grams, how many of the test were counted, and the share in the training text."""
+        """The n-gram length, how many test n-grams were counted, and the share found in the training text."""
         n_counted = len(self._sorted)
         share = float(self._is_in_train.mean()) if n_counted else 0.0
         return {"ngram": NGRAM, "test_ngrams": n_counted, "share_in_train": share}

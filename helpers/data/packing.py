@@ -1,25 +1,25 @@
-"""Packing: a stream of tokens is cut into blocks without padding, in which labels may be left out of the loss."""
+"""Packing: cut a stream of tokens into blocks without padding; labels can leave tokens out of the loss."""
 
 import numpy as np
 import pyarrow as pa
 
 from helpers.settings import SettingsError
 
-IGNORED = -100  # a label that is not learned, as everywhere in transformers
+IGNORED = -100  # a label that the loss ignores, as everywhere in transformers
 BLOCK_COLUMNS = ["input_ids", "labels"]
 
 
 def training_stream(ids: np.ndarray, is_prompt: np.ndarray | None) -> np.ndarray:
-    """Return tokens, and in a second row their labels where some are a prompt's; (1 or 2, tokens) int32."""
+    """Return tokens and, if prompts are given, a second row with labels; (1 or 2, tokens) int32."""
     ids = ids.astype(np.int32)
     return np.stack([ids] if is_prompt is None else [ids, np.where(is_prompt, np.int32(IGNORED), ids)])
 
 
 def cut_blocks(stream: np.ndarray, block_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cut a stream as `training_stream` returns it; return its complete blocks and what is left over.
+    """Cut a stream from `training_stream` into complete blocks, and return them and the rest.
 
-    With labels, only the blocks in which a token is learned. The first label of a block is ignored, because nothing
-    predicts it: it must not be counted either.
+    With labels, blocks in which no token is learned are dropped. The first label of a block is ignored because nothing
+    predicts it, so it must not be counted either.
 
     Returns:
         (1 or 2, blocks, block_size), and (1 or 2, tokens).
@@ -33,7 +33,7 @@ def cut_blocks(stream: np.ndarray, block_size: int) -> tuple[np.ndarray, np.ndar
 
 
 def block_batch(blocks: np.ndarray) -> pa.RecordBatch:
-    """Return blocks as the rows of a data set: `input_ids`, and `labels` where there are any."""
+    """Return blocks as rows of a data set: `input_ids`, and `labels` if there are any."""
     columns = [pa.FixedSizeListArray.from_arrays(each.ravel(), blocks.shape[2]) for each in blocks]
     return pa.RecordBatch.from_arrays(columns, names=BLOCK_COLUMNS[: len(columns)])
 

@@ -1,6 +1,6 @@
 """Prepare text for training: read documents, split them, and pack their tokens into blocks.
 
-A source is never changed. The result is kept in `runs/<run>/data/`, complete or not at all.
+A source is never changed. The result goes to `runs/<run>/data/`, either complete or not at all.
 """
 
 import json
@@ -26,28 +26,28 @@ from helpers.model import load_tokenizer, model_hash, quiet, train_tokenizer
 from helpers.settings import DataSettings, SettingsError, read_run_settings, run_folder
 
 Kind = TypeVar("Kind", bound=DataSettings)
-_BUFFER_BLOCKS = 2048  # of a stream are shuffled together: 4 MB, read in about two seconds, which a resume reads again
-_SAMPLE_TOKENS = 2_000_000  # of a stream are kept: 2,000 blocks of 1,024, a tenth each for validation and test
+_BUFFER_BLOCKS = 2048  # of a stream, shuffled together: 4 MB, about two seconds of reading, repeated on resume
+_SAMPLE_TOKENS = 2_000_000  # kept of a stream: 2,000 blocks of 1,024, a tenth each for validation and test
 
 
 def prepare(settings: DataSettings) -> PreparedData:
-    """Read, split and tokenise the text of a run, or open the result when the same was done before.
+    """Read, split and tokenise the text of a run, or open the data if this was already done.
 
-    The source is read once, as a stream. A file counts as the same when its bytes are, a folder when the names and
-    bytes of its files are, a data set of the Hub when its name, configuration, split and revision are.
+    The source is read once, as a stream. A file counts as unchanged when its bytes are, a folder when the names and
+    bytes of its files are, a Hub data set when its name, configuration, split and revision are.
 
-    A progress bar is shown where it takes more than ten seconds.
+    A progress bar appears after ten seconds.
 
     Raises:
-        SettingsError: the source cannot be read, is too small or changed meanwhile, the disk is full, or the run was
-            already trained on other data. The run's old data are still complete then.
+        SettingsError: the source cannot be read, is too small or changed while it was read, the disk is full, or the
+            run was already trained on other data. The run's old data then stay complete.
     """
     if settings.streaming and settings.train_on == "completion":
         raise SettingsError("streaming = True trains on all of the text: set train_on to 'all', or streaming to False.")
     if settings.streaming and not settings.max_tokens:
         raise SettingsError("streaming = True needs an end: set max_tokens to the number of tokens of an epoch.")
     folder = run_folder(settings.run)
-    # Two notebooks, or the processes of one training, may ask for the same run at the same time: the first one works.
+    # Two notebooks, or the processes of one training run, may prepare the same run at once: the first does the work.
     with folder_unless_refused(folder), FileLock(folder / ".data.lock"):
         if not is_same_text(settings):
             key = _key(settings)
@@ -60,11 +60,11 @@ def prepare(settings: DataSettings) -> PreparedData:
 
 
 def _refuse_other_data(settings: DataSettings, splits: Mapping[str, Any]) -> None:
-    """Raise `SettingsError` where a run was trained, and not on these data, as when its folder `data` is made again."""
+    """Raise `SettingsError` when a run was already trained, on other data than `splits` describes."""
     path = run_folder(settings.run) / "settings.json"
     if not path.exists():
         return
-    names = DataSettings.model_fields.keys() - {"source", "model_name_or_path"}  # whose places may have changed
+    names = DataSettings.model_fields.keys() - {"source", "model_name_or_path"}  # these may have moved
     before, now = read_json(path).get("data_sha256"), {name: part["sha256"] for name, part in splits.items()}
     if before != now or read_run_settings(settings.run).model_dump(include=names) != settings.model_dump(include=names):
         raise SettingsError(
@@ -74,7 +74,7 @@ def _refuse_other_data(settings: DataSettings, splits: Mapping[str, Any]) -> Non
 
 
 def _key(settings: DataSettings) -> dict[str, Any]:
-    """Return everything the data depend on: the settings without the run's name, and the source's content."""
+    """Return everything the data depend on: the settings without the run name, and the source's content."""
     values = settings.part(DataSettings).model_dump(exclude={"run"})
     return {"settings": values, "source_sha256": source_hash(settings.source, streaming=settings.streaming)}
 
@@ -86,8 +86,8 @@ def _explain_full_disk(folder: Path) -> Iterator[None]:
     except OSError as error:
         if is_disk_full(error):
             raise SettingsError(
-                f"The disk of {folder} is full: the text needs about three times its size there for a while. "
-                "Free some space, set COURSE_RUNS to a folder on another disk, or set max_tokens to take less."
+                f"The disk of {folder} is full: preparing the text temporarily needs about three times its size. "
+                "Free some space, set COURSE_RUNS to a folder on another disk, or set max_tokens to use less text."
             ) from None
         raise
 
@@ -107,10 +107,10 @@ def _write(settings: DataSettings, key: dict[str, Any], folder: Path) -> None:
         if settings.streaming and source_path(settings.source) is None and settings.source != "python-reference":
             read = settings.model_copy(update={"source_revision": newest_commit(settings)})
         source = _read(read, staging)
-        # Otherwise data.json would keep the hash of text that these blocks do not come from.
+        # Otherwise data.json would hold the hash of a text that these blocks do not come from.
         if source_hash(settings.source, streaming=settings.streaming) != key["source_sha256"]:
             raise SettingsError(
-                f"{settings.source!r} changed while it was read: wait until nothing writes to it, and run this again."
+                f"{settings.source!r} changed while it was read: wait until nothing writes to it, then run this again."
             )
         if staging.is_continuous:
             split = split_by_position(staging.n_bytes, staging.parts, settings)
@@ -130,13 +130,13 @@ def _write(settings: DataSettings, key: dict[str, Any], folder: Path) -> None:
         if settings.streaming:
             n_blocks = max(1, settings.max_tokens // settings.block_size)
             facts["stream"] = {"blocks": n_blocks, "buffer_blocks": _BUFFER_BLOCKS, "revision": read.source_revision}
-    shutil.rmtree(staged)  # after the files in it are closed: Windows deletes no open file
+    shutil.rmtree(staged)  # only now that its files are closed: Windows cannot delete an open file
     facts["notes"] = [*source.notes, *find_notes(facts, settings)]
     (folder / "data.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False), encoding="utf-8")
 
 
 def _read(settings: DataSettings, staging: Staging) -> Source:
-    """Stage the whole source, and return it with what was found out on the way."""
+    """Stage the whole source, and return it with its notes and counts."""
     source, n_tokens = Source(settings), 0
     with progress_bar(source.n_bytes, unit="B", unit_scale=True, desc="reading", leave=True) as bar:
 
@@ -157,7 +157,7 @@ def _read(settings: DataSettings, staging: Staging) -> Source:
 
 
 def _budget(settings: DataSettings, part: str) -> int:
-    """Return how many tokens to take of a part, 0 for all; a source without parts gets the whole budget."""
+    """Return how many tokens to take from a part, 0 for all; a source without parts gets the whole budget."""
     max_tokens = sample_settings(settings).max_tokens
     if not max_tokens or not part:
         return max_tokens
@@ -166,7 +166,7 @@ def _budget(settings: DataSettings, part: str) -> int:
 
 
 def sample_settings(settings: Kind) -> Kind:
-    """Return settings that train on what is kept of a stream, its first tokens, where `settings` stream.
+    """Return settings that train on the stored first tokens of a stream instead of streaming.
 
     >>> sample_settings(DataSettings(streaming=True, max_tokens=10**9)).max_tokens
     2000000

@@ -1,4 +1,4 @@
-"""The report of notebook 02: what a prepared text is like, as a table and as pictures."""
+"""Notebook 02's report on a prepared text, as a table and as pictures."""
 
 import html
 from collections.abc import Sequence
@@ -25,13 +25,13 @@ _PADDING = "#dddddd"
 
 @dataclass(frozen=True)
 class DataReport(PlainTextMixin):
-    """What to know about a prepared text; a notebook shows it as a table.
+    """Statistics of a prepared text; a notebook shows them as a table.
 
     Attributes:
-        lengths: tokens of each training document, its end-of-text included. (documents,)
-        tokens_per_byte: of each training document. (documents,)
-        frequent: the most frequent tokens of the training text, as text -> share of all tokens.
-        facts: as in `data.json`.
+        lengths: tokens of each training document, including its end-of-text token. (documents,)
+        tokens_per_byte: for each training document. (documents,)
+        frequent: the most frequent tokens of the training text: token as text -> share of all tokens.
+        facts: the contents of `data.json`.
     """
 
     lengths: np.ndarray
@@ -40,7 +40,7 @@ class DataReport(PlainTextMixin):
     facts: dict[str, Any]
 
     def rows(self) -> list[tuple[str, str]]:
-        """Return the rows of the table: a name and a value each."""
+        """Return the rows of the table, each a name and a value."""
         facts, leakage = self.facts, self.facts["leakage"]
         near = f"{facts['near_duplicates']:,}, of which {facts['near_duplicates_removed']:,} left out"
         if facts["settings"]["near_duplicates"] == "keep":
@@ -69,7 +69,7 @@ class DataReport(PlainTextMixin):
 
 
 def report(data: PreparedData, tokenizer: "PreTrainedTokenizerBase") -> DataReport:
-    """Describe a prepared text, with the tokenizer that it was prepared with."""
+    """Describe a prepared text; `tokenizer` must be the one that it was prepared with."""
     lengths = data.documents["train"].with_format("numpy")["n_tokens"][:]
     n_bytes = np.array([len(text.encode()) for text in data.documents["train"]["text"]])
     frequent = _frequent_tokens(data.blocks["train"], tokenizer)
@@ -77,7 +77,7 @@ def report(data: PreparedData, tokenizer: "PreTrainedTokenizerBase") -> DataRepo
 
 
 def useful_share(lengths: Sequence[int] | np.ndarray, width: int) -> float:
-    """Return the share of positions that hold text when each document gets a row, cut or padded to `width`.
+    """Return the share of positions that hold text when each document is cut or padded to one row of `width`.
 
     >>> useful_share([50, 300], 100)
     0.75
@@ -86,7 +86,7 @@ def useful_share(lengths: Sequence[int] | np.ndarray, width: int) -> float:
 
 
 def cut_share(lengths: Sequence[int] | np.ndarray, width: int) -> float:
-    """Return the share of the text that is cut off when each document gets a row of `width`.
+    """Return the share of the text that is cut off when each document gets one row of `width`.
 
     >>> cut_share([50, 150], 100)
     0.25
@@ -95,17 +95,17 @@ def cut_share(lengths: Sequence[int] | np.ndarray, width: int) -> float:
 
 
 def _frequent_tokens(blocks: "Dataset", tokenizer: "PreTrainedTokenizerBase") -> dict[str, float]:
-    """Return the most frequent of the first two million tokens, as text, with their share."""
+    """Return the most frequent tokens among the first two million, as text, with their shares."""
     n_rows = min(len(blocks), max(1, _SAMPLE_TOKENS // len(blocks[0]["input_ids"])))
     counts = np.bincount(blocks.with_format("numpy")[:n_rows]["input_ids"].ravel())
     top = counts.argsort()[::-1][:_N_FREQUENT]
-    # repr shows line ends and spaces; its quotes are cut off
+    # repr makes line ends and spaces visible; its quotes are removed
     pieces = map(piece_of, tokenizer.convert_ids_to_tokens(top.tolist()))
     return {repr(piece)[1:-1]: counts[token] / counts.sum() for piece, token in zip(pieces, top, strict=True)}
 
 
 def plot_report(report: DataReport) -> np.ndarray:
-    """Draw a data report: lengths, tokens per byte, what padding would waste, frequent tokens; return the four Axes."""
+    """Plot a data report: lengths, tokens per byte, waste through padding, frequent tokens; return the four Axes."""
     _, axes = new_figure(2, 2, width=10, height=6.4)
     plot_lengths(report.lengths, block_size=report.facts["settings"]["block_size"], ax=axes[0, 0])
     axes[0, 1].hist(report.tokens_per_byte, bins=40, color=GREEN)
@@ -113,13 +113,13 @@ def plot_report(report: DataReport) -> np.ndarray:
     for ax in axes[0]:
         ax.yaxis.get_major_locator().set_params(integer=True)  # no half documents
     _plot_waste(report.lengths, ax=axes[1, 0])
-    frequent = {name.replace("$", r"\$"): 100 * share for name, share in report.frequent.items()}  # $ begins a formula
+    frequent = {name.replace("$", r"\$"): 100 * share for name, share in report.frequent.items()}  # $ starts a formula
     plot_bars(frequent, xlabel="share of all tokens (%)", title="The most frequent tokens", ax=axes[1, 1])
     return axes
 
 
 def _plot_waste(lengths: np.ndarray, *, ax: "Axes") -> None:
-    """Draw what rows of one document each would waste, for every usual width: no width avoids both."""
+    """Plot what one document per row would waste, for the usual widths: no width avoids both kinds of waste."""
     widths = [2**power for power in range(6, 11)]
     padding = [100 * (1 - useful_share(lengths, width)) for width in widths]
     cut_off = [100 * cut_share(lengths, width) for width in widths]
@@ -132,14 +132,14 @@ def _plot_waste(lengths: np.ndarray, *, ax: "Axes") -> None:
 
 
 def plot_packing(lengths: Sequence[int] | np.ndarray, *, block_size: int) -> "Axes":
-    """Draw the first 16 documents to scale, each padded to a row of its own, and below them the same ones packed.
+    """Draw the first 16 documents to scale: each padded to its own row, and below, the same documents packed.
 
-    What a row of its own cuts off is hatched, to the right of the row. `lengths` are the tokens of each document, its
-    end-of-text included.
+    Text that is cut off is hatched, to the right of its row. `lengths` are the tokens of each document, including its
+    end-of-text token.
     """
     shown = np.asarray(lengths)[:_N_DRAWN]
     ends = shown.cumsum()
-    n_rows = min(2 * _N_DRAWN, -(-int(ends[-1]) // block_size))  # one document can be a whole book
+    n_rows = min(2 * _N_DRAWN, -(-int(ends[-1]) // block_size))  # one document can be an entire book
     ax = new_axes(width=8.0, height=1.2 + 0.16 * (len(shown) + n_rows))
     for row, length in enumerate(shown):
         ax.barh(row, block_size, color=_PADDING, height=0.8)

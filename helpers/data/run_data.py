@@ -1,4 +1,4 @@
-"""The data in a run's folder: opened, and compared with what settings ask for."""
+"""The data in a run's folder: open them, and compare them with the settings."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from datasets import DatasetDict
     from transformers import PreTrainedTokenizerBase
 
-_READ_BYTES = 64 * MIB  # of all files together: about 30 MB of text
+_READ_BYTES = 64 * MIB  # total size of all files: about 30 MB of text
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,11 @@ class PreparedData:
     """The data that a run is trained and evaluated on.
 
     Attributes:
-        blocks: `train` and `validation`; each row holds `input_ids` of exactly `block_size` tokens.
-        documents: `train`, `validation` and `test`; each row holds one document's `text` and its `n_tokens`.
+        blocks: `train` and `validation`; each row has `input_ids` of exactly `block_size` tokens.
+        documents: `train`, `validation` and `test`; each row has one document's `text` and its `n_tokens`.
         facts: counts, bytes and hashes, as in `data.json`.
 
-    With `streaming` all of these are of the text's first tokens; a training reads `open_training_blocks` instead.
+    With `streaming`, all of these cover only the text's first tokens; training reads `open_training_blocks` instead.
     """
 
     blocks: "DatasetDict"
@@ -38,12 +38,12 @@ class PreparedData:
 
 
 def open_prepared(run: str) -> PreparedData:
-    """Open the data that `prepare` wrote for a run: small ones are read, large ones are memory-mapped.
+    """Open the data that `prepare` wrote for a run: small data are loaded into memory, large data memory-mapped.
 
-    Windows replaces no file that is mapped: a notebook could not prepare its own text with other settings any more.
+    Windows cannot replace a mapped file: a notebook could no longer prepare its own text with other settings.
 
     Raises:
-        SettingsError: there are none, or they are damaged.
+        SettingsError: there are no data, or they are damaged.
     """
     from datasets import load_from_disk
 
@@ -55,7 +55,7 @@ def open_prepared(run: str) -> PreparedData:
     try:
         parts = (load_from_disk(folder / name, keep_in_memory=is_small) for name in ("blocks", "documents"))
         return PreparedData(*parts, facts)
-    except (OSError, ValueError, KeyError) as error:  # of which pyarrow's errors are some
+    except (OSError, ValueError, KeyError) as error:  # pyarrow's errors are among these
         raise SettingsError(
             f"The data of run {run!r} are damaged ({first_line(error)}): delete the folder {folder}, and run notebook "
             "2 for this run; the same text and settings give the same data."
@@ -63,17 +63,17 @@ def open_prepared(run: str) -> PreparedData:
 
 
 def load_run_tokenizer(settings: DataSettings) -> "PreTrainedTokenizerBase":
-    """Load the tokenizer of a prepared run: the one that was trained on its text, or that of its model."""
+    """Load the tokenizer of a prepared run: the one trained on its text, or its model's."""
     own = run_folder(settings.run) / "data" / "tokenizer"
     return load_tokenizer(str(own) if settings.tokenizer == "train" else settings.model_name_or_path)
 
 
 def refuse_missing(values: Mapping[str, Any]) -> None:
-    """Raise `SettingsError` for a text or a model that is not there, before anything starts; the Hub is not asked.
+    """Raise `SettingsError` for a missing text or model, before anything starts; does not contact the Hub.
 
     Args:
-        values: settings of a run; only `source`, `general_source` and `model_name_or_path` are looked up. A run that
-            has its text needs its source no more.
+        values: settings of a run; only `source`, `general_source` and `model_name_or_path` are checked. A run whose
+            data are prepared no longer needs its source.
     """
     if "model_name_or_path" in values:
         check_model_name(values["model_name_or_path"])
@@ -91,7 +91,7 @@ def refuse_missing(values: Mapping[str, Any]) -> None:
 
 @contextmanager
 def name_general_source(general_source: str) -> Iterator[None]:
-    """Say in this block's errors, which call every text `source`, which setting they are about."""
+    """Name `general_source` in this block's errors, which call every text `source`."""
     try:
         yield
     except SettingsError as error:
@@ -99,10 +99,10 @@ def name_general_source(general_source: str) -> Iterator[None]:
 
 
 def is_same_text(settings: DataSettings) -> bool:
-    """Return whether a run holds the data of these settings, wherever its source lies now.
+    """Return whether a run already has the data for these settings, even if its source has moved.
 
-    A file that was moved, renamed or written as another path is the same while its bytes are. One that is gone is not
-    needed any more: the run has its text.
+    A file that was moved or renamed, or whose path is written differently, still counts as the same while its bytes
+    are. A deleted source is fine too: the run has its text.
     """
     path = run_folder(settings.run) / "data" / "data.json"
     if not path.exists():
@@ -116,7 +116,7 @@ def is_same_text(settings: DataSettings) -> bool:
         return False
     is_same_name = before.source == now.source
     try:
-        # A single file is hashed with its name, which then must be the name it had.
+        # A single file's hash includes its name, so hash it under the name it had.
         name = PurePath(facts["settings"]["source"].replace("\\", "/")).name
         sha256 = source_hash(now.source, name=name, streaming="stream" in facts)
     except SettingsError:
@@ -127,7 +127,7 @@ def is_same_text(settings: DataSettings) -> bool:
 
 
 def is_same_model(run: str, before: str, now: str) -> bool:
-    """Return whether the model of a run that has its data, and another name for one, are the same by their files."""
+    """Return whether a run's model and the model named `now` are the same, by path or by the hash of their files."""
     if is_same_place(before, now):
         return True
     path = run_folder(run) / "data" / "data.json"

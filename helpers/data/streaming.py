@@ -1,8 +1,8 @@
-"""Training text as a stream: its blocks are made while a training reads them, and nothing of it is kept on the disk.
+"""Streamed training text: blocks are made while training reads them, and are not stored on disk.
 
-The order is drawn from the seed alone: the shards (files) one after the other in a drawn order, then the blocks of
-each buffer in a drawn order. So a training that goes on reads what it would have read, to the token. `datasets`' own
-`IterableDataset.shuffle(buffer_size)` is not used, because its state leaves out what is in the buffer: a resumed
+The order depends on the seed alone: the shards (files) are read one after the other in a random order, then the blocks
+of each buffer are shuffled. So a resumed run reads exactly the tokens it would have read. `datasets`' own
+`IterableDataset.shuffle(buffer_size)` is not used because its state omits the contents of the buffer: a resumed
 stream skips those rows.
 """
 
@@ -28,17 +28,17 @@ from helpers.settings import DataSettings, SettingsError, run_folder
 if TYPE_CHECKING:
     from datasets import Dataset
 
-Shards = Sequence[Callable[[], Iterator[str]]]  # each gives its documents, from the first on
+Shards = Sequence[Callable[[], Iterator[str]]]  # each call yields a shard's documents from the start
 
 
 def open_training_blocks(
     data: PreparedData, settings: DataSettings, *, n_processes: int = 1
 ) -> "Dataset | BlockStream":
-    """Return the blocks that a run is trained on: those of `train`, or with `streaming` a stream of all the text's.
+    """Return the blocks that a run trains on: those of `train`, or with `streaming` a stream of the whole text.
 
-    Each epoch has as many blocks for each of the processes that share a stream: accelerate would fill the last batch
-    with the epoch's first blocks, which a resumed training has skipped. `SettingsError`: the source of a stream is
-    gone, or the Hub does not answer.
+    The number of blocks per epoch is a multiple of `n_processes`: otherwise accelerate would fill the last batch with
+    the epoch's first blocks, which a resumed run has skipped. `SettingsError`: the source of a stream is gone, or the
+    Hub does not answer.
     """
     if "stream" not in data.facts:
         return data.blocks["train"]
@@ -63,10 +63,10 @@ class Position(NamedTuple):
     """Where a buffer begins.
 
     Attributes:
-        block: blocks of the epoch before it.
-        shard: shards before the one it begins in, counted on when the source is read again.
-        document: documents of that shard before the batch that it begins in.
-        token: tokens of that batch before it.
+        block: number of blocks in the epoch before it.
+        shard: number of shards before the one where it begins; keeps counting when the source is read again.
+        document: number of documents in that shard before the batch where it begins.
+        token: number of tokens in that batch before it.
     """
 
     block: int
@@ -76,19 +76,19 @@ class Position(NamedTuple):
 
 
 class BlockStream(IterableDataset):
-    """The blocks of a training text, made as they are read; each epoch has the same ones in another order.
+    """The blocks of a training text, made as they are read; each epoch has the same blocks in another order.
 
     Args:
         shards: the training text.
         tokens: turns documents into ids.
-        n_blocks: blocks of an epoch. Where the text has fewer, it is read again from its first shard, with a warning.
+        n_blocks: blocks per epoch. A text with fewer blocks is read again from its first shard, with a warning.
         block_size: tokens in a block.
-        seed: of both orders.
+        seed: determines the order of shards and of blocks.
         held_out: the documents that must not be trained on.
-        positions: the file that keeps where each buffer begins, so that a resume begins to read there: after the
-            shards before, and past the documents of its own, which took 8 s in a Parquet file of 500 MB.
-        buffer_blocks: blocks that are shuffled together, and held in memory twice.
-        with_ends: whether an end-of-text follows each document.
+        positions: the file that stores where each buffer begins, so that a resumed run can start reading there: it
+            skips earlier shards, and the earlier documents of its shard, which took 8 s in a 500 MB Parquet file.
+        buffer_blocks: blocks that are shuffled together; memory holds this many twice.
+        with_ends: whether an end-of-text token follows each document.
     """
 
     def __init__(
@@ -109,17 +109,17 @@ class BlockStream(IterableDataset):
         self._path, self._epoch, self._resumed = positions, 0, (0, 0)
 
     def __len__(self) -> int:
-        """Return the blocks of an epoch."""
+        """Return the number of blocks in an epoch."""
         return self._n_blocks
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order of the next iteration; the Trainer calls this."""
+        """Set the epoch, which determines the order of the next iteration; the Trainer calls this."""
         self._epoch = epoch
 
     def resume_after(self, n_blocks: int) -> None:
-        """Do not read the first blocks of a training, counted through all epochs.
+        """Skip the first blocks of a training run, counted over all epochs.
 
-        The Trainer asks for those of the present epoch once more and throws them away: it gets zeros.
+        The Trainer still requests the skipped blocks of the current epoch and discards them: it gets zeros.
         """
         self._resumed = divmod(n_blocks, self._n_blocks)
 
@@ -134,12 +134,12 @@ class BlockStream(IterableDataset):
                 yield {"input_ids": torch.from_numpy(blocks[row].astype(np.int64))}
 
     def _buffers(self, n_read: int) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield buffers from the one that holds block `n_read`: the number of the first block, and the blocks."""
+        """Yield each buffer's first block number and its blocks, starting with the buffer that holds block `n_read`."""
         positions = self._read_positions()
         known = [position for position in positions if position.block <= n_read]
         at = known[-1] if known else Position(0, 0, 0, 0)
         batches, held = self._batches(at), np.empty(0, self._tokens.dtype)
-        n_of_batch, n_ahead = 0, at.token  # tokens at the beginning that an earlier buffer took
+        n_of_batch, n_ahead = 0, at.token  # leading tokens that an earlier buffer used
         while at.block < self._n_blocks:
             n_tokens = self._block_size * min(self._buffer_blocks, self._n_blocks - at.block)
             pieces, n_held = [held], len(held)
@@ -147,7 +147,7 @@ class BlockStream(IterableDataset):
                 shard, document, ids = next(batches)
                 n_of_batch = len(ids)
                 pieces.append(ids[n_ahead:])
-                # A run of an older version, whose batches were longer, may have taken more than the first one.
+                # A run of an older version had longer batches, so a buffer may have used more than one of today's.
                 n_held, n_ahead = n_held + len(pieces[-1]), max(0, n_ahead - len(ids))
                 at = at._replace(shard=shard, document=document)
             stream = np.concatenate(pieces)
@@ -159,12 +159,12 @@ class BlockStream(IterableDataset):
             yield first, blocks
 
     def _batches(self, start: Position) -> Iterator[tuple[int, int, np.ndarray]]:
-        """Yield batches of documents from a position on, without end: shard, documents of it before, and ids."""
+        """Yield batches endlessly from a position: the shard, its number of earlier documents, and the ids."""
         n_shards, n_tokens = len(self._shards), 0
         for shard in itertools.count(start.shard):
             times_read, place = divmod(shard, n_shards)
             if shard - start.shard >= n_shards and not n_tokens:
-                raise SettingsError("Nothing is left to train on: all of the text is in validation and test.")
+                raise SettingsError("Nothing is left to train on: all text is in validation and test.")
             if times_read == 1 and place == 0 and shard > start.shard:
                 note = "The text has fewer tokens than max_tokens: it is read again from its beginning."
                 warnings.warn(note, stacklevel=2)
@@ -180,12 +180,12 @@ class BlockStream(IterableDataset):
     def _read_positions(self) -> list[Position]:
         try:
             return [Position(*row) for row in json.loads(self._path.read_text(encoding="utf-8"))]
-        except (OSError, ValueError):  # none yet, or spoilt by a power cut: the epoch is read from its beginning
+        except (OSError, ValueError):  # no file yet, or damaged by a power cut: read the epoch from its beginning
             return []
 
 
 def _one_ahead(buffers: Iterator[tuple[int, np.ndarray]]) -> Iterator[tuple[int, np.ndarray]]:
-    """Read the next buffer in a thread while the present one is trained on; the tokenizer leaves Python's lock."""
+    """Read the next buffer in a thread while training uses the current one; the tokenizer releases the GIL."""
     with ThreadPoolExecutor(1, thread_name_prefix="stream") as reader:
         coming = reader.submit(next, buffers, None)
         while (buffer := coming.result()) is not None:

@@ -1,4 +1,4 @@
-"""How many tokens a training text has: counted, published, or about, before anything is read."""
+"""How many tokens a training text has, before it is read: counted, published or estimated."""
 
 import functools
 import math
@@ -12,8 +12,8 @@ from helpers.settings import DataSettings, SettingsError, run_folder
 
 _BYTES_PER_TOKEN = {"pocket": 2.7}
 _GPT2_BYTES_PER_TOKEN = 4.3
-_GPT2_TOKEN_LENGTH = 1.4  # of a token, in those of the pocket model's
-_SAMPLE_CHARACTERS = 50_000  # that are counted, in 0.1 s
+_GPT2_TOKEN_LENGTH = 1.4  # average length of a GPT-2 token, in tokens of the pocket model
+_SAMPLE_CHARACTERS = 50_000  # tokenized for an estimate, in 0.1 s
 _HUB_TOKENS = {  # tokens of GPT-2's tokenizer in the training part
     ("Salesforce/wikitext", "wikitext-2-raw-v1"): 2_400_000,
     ("Salesforce/wikitext", "wikitext-103-raw-v1"): 118_000_000,
@@ -23,9 +23,9 @@ _HUB_TOKENS = {  # tokens of GPT-2's tokenizer in the training part
 def training_tokens(settings: DataSettings) -> tuple[int, str]:
     """Return the number of tokens in the training text, and where that number comes from.
 
-    It is counted where the run's data is prepared already, without the blocks in which nothing is learned. Otherwise it
-    is published (WikiText) or estimated from the size of the files, and at most what `max_tokens` allows. A million
-    where nothing is known, so that there is a time.
+    The number is exact if the run's data are already prepared (blocks in which nothing is learned are not counted).
+    Otherwise it is published (WikiText) or estimated from the file sizes, and limited by `max_tokens`. If nothing is
+    known it is a million, so that a training time can be shown.
     """
     if settings.streaming and settings.max_tokens:
         return settings.max_tokens, "as max_tokens says"
@@ -41,10 +41,10 @@ def training_tokens(settings: DataSettings) -> tuple[int, str]:
 
 
 def _tokens_by_size(settings: DataSettings) -> tuple[int, str]:
-    """Return about how many tokens the training part of a source on disk has, and why; 0 for one not on disk."""
+    """Estimate the tokens in the training part of a source, and say how; 0 if it is not on disk."""
     try:
         sizes = Source(settings).size_by_part()
-    except (SettingsError, OSError):  # `prepare` says what is wrong with it
+    except (SettingsError, OSError):  # `prepare` reports what is wrong
         return 0, ""
     of_text = settings.model_copy(update={"run": "any", "block_size": 8}).part(DataSettings)
     counted = _counted_bytes_per_token(of_text) if sizes else None
@@ -57,16 +57,16 @@ def _tokens_by_size(settings: DataSettings) -> tuple[int, str]:
 
 @functools.lru_cache  # a study plans many runs on one text
 def _counted_bytes_per_token(settings: DataSettings) -> float | None:
-    """Return how many bytes a token has in the beginning of a text on disk; None where that cannot be told.
+    """Return the average bytes per token at the beginning of a text on disk; None if it cannot be measured.
 
-    For the same bytes German takes 1.8 times the tokens of English, code 1.6 times, Chinese 3 times. Where the model's
-    tokenizer is not at hand, the pocket model's is asked: GPT-2's tokens are 1.05 to 1.6 times as long in such texts.
+    For the same bytes, German takes 1.8 times the tokens of English, code 1.6 times, Chinese 3 times. If the model's
+    tokenizer is not on disk, the pocket model's is used: GPT-2's tokens are 1.05 to 1.6 times as long in such texts.
     """
-    if settings.tokenizer == "train":  # it will be made for this text
+    if settings.tokenizer == "train":  # it does not exist yet
         return None
     from tokenizers import Tokenizer
 
-    # to find the encoding, all of the text would be read
+    # detecting the encoding would read the whole text
     encoding = "utf-8" if settings.encoding == "auto" else settings.encoding
     try:
         folder = check_model_name(settings.model_name_or_path)
@@ -77,17 +77,17 @@ def _counted_bytes_per_token(settings: DataSettings) -> float | None:
     is_own = folder is not None and (folder / "tokenizer.json").is_file()
     try:
         tokenizer = Tokenizer.from_file(str((folder if is_own else POCKET) / "tokenizer.json"))
-    except Exception:  # noqa: BLE001 (it raises no other; `prepare` says that the file is damaged)
+    except Exception:  # noqa: BLE001 (it raises nothing narrower; `prepare` reports the damage)
         return None
-    tokenizer.no_truncation()  # which a file may ask for
+    tokenizer.no_truncation()  # the file may have turned it on
     n_tokens = len(tokenizer.encode(sample))
     return (1 if is_own else _GPT2_TOKEN_LENGTH) * len(sample.encode()) / n_tokens if n_tokens else None
 
 
 def _bytes_per_token(settings: DataSettings) -> float:
-    """Return about how many bytes of English text a token has.
+    """Return the approximate bytes per token for English text.
 
-    Those of trained tokenizers were measured on the two shipped texts, of 0.4 and 0.5 MB: 2.2 at 512 tokens, 2.9 at
+    For trained tokenizers these were measured on the two shipped texts (0.4 and 0.5 MB): 2.2 at 512 tokens, 2.9 at
     1,024, 4.0 at 4,096, 4.3 at 8,192.
     """
     if settings.tokenizer == "train":
@@ -96,7 +96,7 @@ def _bytes_per_token(settings: DataSettings) -> float:
 
 
 def _counted_tokens(settings: DataSettings) -> tuple[int, str] | None:
-    """Return what the run's data.json counts where that is of the same text and tokenizer; None otherwise."""
+    """Return the count in the run's data.json if it is for the same text and tokenizer; otherwise None."""
     same = DataSettings.model_fields.keys() - {"run", "block_size"}
     try:
         facts = read_json(run_folder(settings.run) / "data" / "data.json")

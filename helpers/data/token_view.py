@@ -1,4 +1,4 @@
-"""Tokens made visible: a text in coloured pieces."""
+"""Show the tokens of a text as coloured pieces."""
 
 import html
 import itertools
@@ -13,18 +13,18 @@ from helpers.display import PlainTextMixin, printable
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_COLOURS = ("#cfe8f7", "#fbe5b6", "#c9ecdd", "#f7d5c4", "#e4daf0")  # light, for black letters
+_COLOURS = ("#cfe8f7", "#fbe5b6", "#c9ecdd", "#f7d5c4", "#e4daf0")  # light, for black text
 _NOT_LEARNED = ("#e6e6e6", "#d6d6d6")
 
 
 @dataclass(frozen=True)
 class TokenView(PlainTextMixin):
-    """A text in its tokens; a notebook shows each in a colour, and its id under the pointer.
+    """A text as tokens; a notebook shows each in a colour, with its id on hover.
 
     Attributes:
         pieces: each token as text; bytes that are not a complete character are written `<e7 8b>`.
         ids: each token's id.
-        is_learned: whether a training learns to predict it; those that are not are grey.
+        is_learned: whether training learns to predict the token; those that are not learned are grey.
     """
 
     pieces: list[str]
@@ -46,7 +46,7 @@ class TokenView(PlainTextMixin):
 
 
 def view_tokens(tokenizer: "PreTrainedTokenizerBase", text: str) -> TokenView:
-    """Split a text into its tokens, to look at; of a dialogue, as `render_chat` returns it, also the end-of-text."""
+    """Split a text into tokens for display; a dialogue from `render_chat` also gets its end-of-text token."""
     if isinstance(text, Dialogue):
         array, _, is_prompt = TokenStream(tokenizer).encode_dialogues([text])
         ids, is_learned = array.tolist(), (~is_prompt).tolist()
@@ -57,9 +57,9 @@ def view_tokens(tokenizer: "PreTrainedTokenizerBase", text: str) -> TokenView:
 
 
 def piece_of(token: str) -> str:
-    """Return the text of a token, or its bytes when they are only a part of a character."""
+    """Return the text of a token, or its bytes if they are only part of a character."""
     if not all(character in BYTES for character in token):
-        return token  # not made of the alphabet, such as <|endoftext|> in some vocabularies
+        return token  # not in the byte alphabet, such as <|endoftext|> in some vocabularies
     raw = bytes(BYTES[character] for character in token)
     try:
         return raw.decode()

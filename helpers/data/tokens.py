@@ -1,8 +1,8 @@
-"""Tokenise text quickly, with the same ids as the tokenizer of the model, and end every document.
+"""Tokenise text fast, with the same ids as the model's tokenizer, and end every document with end-of-text.
 
 tiktoken runs a byte-level BPE such as GPT-2's several times as fast as `tokenizers`, on several threads. Its ids are
-compared with the tokenizer's own on the first texts; when they differ, or for another kind of tokenizer, the
-tokenizer itself is used.
+compared with the tokenizer's own on the first texts; if they differ, or for another kind of tokenizer, the tokenizer
+itself is used.
 """
 
 import json
@@ -24,7 +24,7 @@ _BATCH_CHARACTERS, _BATCH_DOCUMENTS = 2**20, 4096
 
 
 def batches_of(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Yield documents in lists to be encoded at once: of about a million characters, and at most 4,096 documents."""
+    """Yield batches of documents to encode together: about a million characters, at most 4,096 documents."""
     batch, n_characters = [], 0
     for text in texts:
         batch.append(text)
@@ -40,9 +40,9 @@ class TokenStream:
     """Turns documents into one stream of token ids.
 
     Attributes:
-        is_fast: whether tiktoken does the work; None before something was encoded.
+        is_fast: whether tiktoken does the work; None until something is encoded.
         eos: the id of the tokenizer's end-of-text token.
-        dtype: of the ids; 2 bytes where the vocabulary allows it, because all ids are kept on the disk.
+        dtype: of the ids; 2 bytes if the vocabulary allows it, because all ids are stored on disk.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
@@ -51,9 +51,9 @@ class TokenStream:
         self.dtype = np.uint16 if len(tokenizer) <= 2**16 else np.int32
 
     def encode(self, texts: Sequence[str], *, with_ends: bool = True) -> tuple[np.ndarray, np.ndarray]:
-        """Return the ids of documents or passages, one after the other (tokens,), and how many each has (documents,).
+        """Return the concatenated ids of documents or passages (tokens,), and the number in each (documents,).
 
-        With ends, an end-of-text follows each document and is counted.
+        With ends, an end-of-text token follows each document and is counted.
         """
         if not texts:
             return np.empty(0, self.dtype), np.empty(0, np.int64)
@@ -61,9 +61,9 @@ class TokenStream:
         return (ids, n_tokens) if with_ends else (np.delete(ids, n_tokens.cumsum() - 1), n_tokens - 1)
 
     def encode_dialogues(self, dialogues: "Sequence[Dialogue]") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return ids and numbers of tokens as `encode`, and whether each token is one of a prompt; (tokens,) bool.
+        """Return ids and token counts as `encode` does, and whether each token belongs to a prompt; (tokens,) bool.
 
-        The end-of-text counts as what comes before it: after a completion it is learned.
+        An end-of-text token counts as part of what precedes it: after a completion it is learned.
         """
         segments = [segment for dialogue in dialogues for segment in dialogue.segments]
         ids, n_tokens = self.encode([text for text, _ in segments], with_ends=False)
@@ -79,20 +79,20 @@ class TokenStream:
         if self.is_fast:
             ids = self._encode_fast(texts)
             ends = np.flatnonzero(ids == self.eos)
-            if len(ends) == len(texts):  # otherwise a document holds the end-of-text token itself
+            if len(ends) == len(texts):  # otherwise a document itself contains the end-of-text token
                 return ids.astype(self.dtype), np.diff(ends, prepend=-1)
         return self._encode_slowly(texts)
 
     def _agrees_on(self, texts: Sequence[str]) -> bool:
-        # A sample is enough to notice another rule or vocabulary, and takes milliseconds.
+        # A sample is enough to notice a different rule or vocabulary, and takes milliseconds.
         sample = [text[:2000] for text in texts[:20]]
         return np.array_equal(self._encode_fast(sample), self._encode_slowly(sample)[0])
 
     def _encode_fast(self, texts: Sequence[str]) -> np.ndarray:
-        """Encode a share of the documents in each thread, which works because tiktoken releases Python's lock.
+        """Encode a share of the documents in each thread, which is faster because tiktoken releases the GIL.
 
-        The documents of a share are joined by the end-of-text token: no token reaches across it, so the ids are those
-        of each document alone.
+        The documents of a share are joined with the end-of-text token: no token spans it, so the ids are the same as
+        for each document alone.
         """
         end, size = self._tokenizer.eos_token, -(-len(texts) // _THREADS)
         shares = (end.join(texts[start : start + size]) + end for start in range(0, len(texts), size))
@@ -106,14 +106,14 @@ class TokenStream:
         return ThreadPoolExecutor(_THREADS, thread_name_prefix="tokens")
 
     def _encode_slowly(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        # verbose=False: no warning that a document is longer than the model's context, as it will be cut into blocks.
+        # verbose=False: no warning about documents longer than the context; they will be cut into blocks.
         encoded = self._tokenizer(list(texts), verbose=False)["input_ids"]
         rows = [np.array([*ids, self.eos], self.dtype) for ids in encoded]
         return np.concatenate(rows), np.array([len(row) for row in rows])
 
     @cached_property
     def _encoding(self) -> Any:
-        """The tokenizer in tiktoken's form; None when it is not a byte-level BPE that splits text as GPT-2's does."""
+        """The tokenizer as a tiktoken Encoding; None if it is not a byte-level BPE that splits text as GPT-2 does."""
         backend = getattr(self._tokenizer, "backend_tokenizer", None)
         parts = json.loads(backend.to_str()) if backend is not None else {}
         if not _has_ranks(parts):
@@ -131,7 +131,7 @@ class TokenStream:
 
 
 def is_of_gpt2s_kind(parts: dict[str, Any]) -> bool:
-    """Return whether a tokenizer, as its JSON, is a byte-level BPE that cuts text into words where GPT-2's does."""
+    """Return whether a tokenizer's JSON describes a byte-level BPE that splits text into words as GPT-2 does."""
     rule, model = parts.get("pre_tokenizer") or {}, parts.get("model", {})
     if model.get("type") != "BPE" or parts.get("normalizer") or any(model.get(n) for n in ("dropout", "byte_fallback")):
         return False
@@ -139,18 +139,18 @@ def is_of_gpt2s_kind(parts: dict[str, Any]) -> bool:
 
 
 def _has_ranks(parts: dict[str, Any]) -> bool:
-    """Return whether a tokenizer is of GPT-2's kind and its token ids follow the order of its merges.
+    """Return whether a tokenizer is like GPT-2's and its token ids follow the order of its merges.
 
-    tiktoken knows no list of merges: it takes a token's id as its rank, so the two orders must agree.
+    tiktoken has no list of merges: it uses a token's id as its rank, so the two orders must agree.
     """
     if not is_of_gpt2s_kind(parts):
         return False
     model = parts["model"]
     special = [token for token in parts["added_tokens"] if token["special"]]
-    # tiktoken's special tokens never take the white space around them.
+    # tiktoken's special tokens never absorb the white space around them.
     if any(token["lstrip"] or token["rstrip"] or token["single_word"] for token in parts["added_tokens"]):
         return False
-    # The vocabulary must be the 256 bytes, a token for each merge, and the special tokens.
+    # The vocabulary must be the 256 bytes, one token per merge, and the special tokens.
     merged = [model["vocab"].get("".join(pair)) for pair in model["merges"]]
     is_ordered = all(rank is not None for rank in merged) and merged == sorted(merged)
     is_complete = len(model["vocab"]) - len(merged) - len({t["content"] for t in special} & set(model["vocab"])) == 256

@@ -1,9 +1,9 @@
-"""From a source to the files of a run in two passes, with no more than a batch of text in memory.
+"""Write a source to the files of a run in two passes, with only one batch of text in memory.
 
-1. `Staging`: each document is read and tokenised once, and kept on the disk until all of them are known.
-2. `write_parts`: the staged documents are read again, in the same order, and each goes to its part of the split.
+1. `Staging`: each document is read and tokenised once, and stored on disk until all of them are known.
+2. `write_parts`: the staged documents are read again in the same order, and each goes to its part of the split.
 
-Why not `Dataset.from_generator` and `save_to_disk`: they write every row twice, into a cache and into the folder.
+Why not `Dataset.from_generator` and `save_to_disk`: they write every row twice, once to a cache and once to the folder.
 """
 
 import hashlib
@@ -25,29 +25,29 @@ from helpers.data.splitting import SPLITS, TEST, TRAIN, UNDECIDED
 from helpers.data.tokens import TokenStream, batches_of
 from helpers.settings import DataSettings, SettingsError
 
-TOKENIZER_CHARACTERS = 10**8  # that a tokenizer is trained on: more text would hardly change the frequent pairs
+TOKENIZER_CHARACTERS = 10**8  # to train a tokenizer on: more text would hardly change the frequent pairs
 BORDERS = pa.list_(pa.int32())
 _ROWS_FILE = "data-00000-of-00001.arrow"  # the name that `datasets` gives it
 
 
 def document_schema(*, has_prompts: bool) -> pa.Schema:
-    """Return the columns of documents: their text, and where in it prompt and completion take turns."""
+    """Return the columns of documents: their text and, with prompts, where prompt and completion alternate."""
     return pa.schema([("text", pa.string()), *([("borders", BORDERS)] if has_prompts else [])])
 
 
 class Staging(ExitStack):
-    """The documents of a source on their way to the parts of a split; as a context manager it closes its files.
+    """Stores the documents of a source until they are split; as a context manager it closes its files.
 
-    Their texts and tokens are kept in files of an empty folder. `fingerprints` gets every document, to find duplicates
-    afterwards; `has_prompts` says that they are dialogues whose prompts are not to be learned.
+    Texts and tokens are kept in files of an empty folder. `fingerprints` gets every document, to find duplicates
+    afterwards; with `has_prompts` the documents are dialogues whose prompts are not learned.
 
     Attributes (the arrays exist after `finish`):
-        parts: the part that the source gives each document: a position in `SPLITS`, or `UNDECIDED`. (documents,)
-        n_tokens: tokens of each document, with its end-of-text if it has one. (documents,)
+        parts: each document's part in the source's own split: an index into `SPLITS`, or `UNDECIDED`. (documents,)
+        n_tokens: tokens of each document, including its end-of-text token if it has one. (documents,)
         n_bytes: bytes of each document in UTF-8. (documents,)
         n_characters: characters of all documents.
         n_empty: documents without text, which were left out.
-        is_continuous: whether the documents are the passages of one text, with no end-of-text between them.
+        is_continuous: whether the documents are passages of one text, with no end-of-text token between them.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Staging(ExitStack):
         self.is_continuous = False
         self._rows = [(np.empty(0, np.int8), np.empty(0, np.int32), np.empty(0, np.int32))]
         self._token_file = self.enter_context((folder / "tokens").open("wb"))
-        self._prompt_file = self.enter_context((folder / "prompts").open("wb"))  # a byte for each token: is it one's?
+        self._prompt_file = self.enter_context((folder / "prompts").open("wb"))  # a byte per token: is it in a prompt?
         text_file = self.enter_context(pa.OSFile(str(folder / "texts"), "wb"))
         self._texts = self.enter_context(pa.ipc.new_stream(text_file, self._schema))
 
@@ -69,9 +69,9 @@ class Staging(ExitStack):
 
         Args:
             texts: empty ones are counted and left out.
-            part: 'train', 'validation' or 'test', or '' for what is to be split.
-            budget: tokens to take at most, in complete documents but at least one; 0: all.
-            on_batch: called for each batch with its bytes of text and its tokens.
+            part: 'train', 'validation' or 'test', or '' for text still to be split.
+            budget: maximum number of tokens, in complete documents but at least one document; 0: no limit.
+            on_batch: called for each batch with its bytes of text and its number of tokens.
         """
         n_left = budget
         for read in batches_of(texts):
@@ -85,7 +85,7 @@ class Staging(ExitStack):
             if not n_taken:
                 if n_left < budget:
                     return True
-                n_taken = 1  # so that a first document longer than the budget does not leave nothing at all
+                n_taken = 1  # if the first document exceeds the budget, keep it: otherwise nothing would be left
             ids = ids[: n_tokens[:n_taken].sum()]
             self._prompt_file.write(is_prompt[: len(ids)].tobytes())
             on_batch(self._add_batch(batch[:n_taken], ids, n_tokens[:n_taken], part), len(ids))
@@ -108,13 +108,13 @@ class Staging(ExitStack):
         self._token_file.write(memoryview(ids))
         self._fingerprints.add(batch)
         parts = np.full(len(batch), SPLITS.index(part) if part else UNDECIDED, np.int8)
-        # 9 bytes for each document are all that stays in memory here.
+        # Only these 9 bytes per document stay in memory.
         self._rows.append((parts, n_tokens.astype(np.int32), n_bytes))
         self.n_characters += sum(map(len, batch))
         return int(n_bytes.sum())
 
     def finish(self) -> None:
-        """End the first pass: close the files, so that they can be read."""
+        """End the first pass: close the files so that they can be read."""
         self.close()
         self.parts, self.n_tokens, self.n_bytes = map(np.concatenate, zip(*self._rows, strict=True))
         self._rows = []
@@ -130,7 +130,7 @@ class Staging(ExitStack):
                 yield text
 
     def encode_again(self, tokens: TokenStream) -> None:
-        """Replace the staged tokens by those of another tokenizer, which was trained on the staged text."""
+        """Replace the staged tokens with those of a tokenizer that was trained on the staged text."""
         n_tokens = [np.empty(0, np.int32)]
         with (self._folder / "new-tokens").open("wb") as ids_file, (self._folder / "new-prompts").open("wb") as prompts:
             for texts, *_ in self.batches():
@@ -146,12 +146,12 @@ class Staging(ExitStack):
         self._tokens, self.n_tokens = tokens, np.concatenate(n_tokens)
 
     def batches(self) -> Iterator[tuple[pa.RecordBatch, np.ndarray, np.ndarray, slice]]:
-        """Yield documents, their tokens one after the other, which of these are a prompt's, and the documents' places.
+        """Yield batches: documents, their concatenated tokens, which tokens are a prompt's, and the documents' slice.
 
-        Without prompts, that array is empty.
+        Without prompts, the third is an empty array.
         """
         start = 0
-        # The files are read, not memory-mapped, so that a batch leaves memory when it is done.
+        # Read the files instead of memory-mapping them, so that each batch is freed after use.
         with (
             (self._folder / "tokens").open("rb") as token_file,
             (self._folder / "prompts").open("rb") as prompt_file,
@@ -166,7 +166,7 @@ class Staging(ExitStack):
                 start = documents.stop
 
     def measure_leakage(self, part: np.ndarray) -> Leakage:
-        """Return a count of leakage that knows the test's n-grams and waits for the training text."""
+        """Return a `Leakage` that already has the test's n-grams and still needs the training text."""
         leakage = Leakage(int(self.n_tokens[part == TEST].sum()), self._tokens.eos)
         for _, ids, _, documents in self.batches():
             leakage.add_test(ids[np.repeat(part[documents] == TEST, self.n_tokens[documents])])
@@ -176,8 +176,8 @@ class Staging(ExitStack):
 def write_parts(staging: Staging, part: np.ndarray, settings: DataSettings, folder: Path) -> dict[str, Any]:
     """Write the documents of each part, and the blocks of the training and validation parts.
 
-    `part` has the part of each document. (documents,) Returns what `data.json` says of each part (`splits`), and of
-    leakage.
+    `part` is the part of each document. (documents,) Returns the `splits` (facts about each part) and the `leakage` of
+    `data.json`.
 
     Raises:
         SettingsError: a part has less than one block.
@@ -200,7 +200,7 @@ def write_parts(staging: Staging, part: np.ndarray, settings: DataSettings, fold
 
 
 class PartWriter(ExitStack):
-    """Writes one part of the split: its documents, and its blocks unless it is the test."""
+    """Writes one part of the split: its documents and, except for the test, its blocks."""
 
     def __init__(self, name: str, settings: DataSettings, folder: Path, *, staging: Staging) -> None:
         super().__init__()
@@ -208,7 +208,7 @@ class PartWriter(ExitStack):
         self._n_bytes = self._n_tokens = 0
         self._is_continuous = staging.is_continuous
         schema = document_schema(has_prompts=staging.has_prompts).append(pa.field("n_tokens", pa.int32()))
-        if staging.is_continuous:  # a row goes on in the next one
+        if staging.is_continuous:  # each row continues in the next
             schema = schema.append(pa.field("continues", pa.bool_()))
         self._documents = self.enter_context(TableWriter(folder / "documents" / name, schema))
         self._blocks: BlockWriter | None = None
@@ -219,9 +219,9 @@ class PartWriter(ExitStack):
     def add(
         self, documents: pa.RecordBatch, ids: np.ndarray, n_tokens: np.ndarray, is_prompt: np.ndarray | None
     ) -> None:
-        """Add documents, their tokens one after the other (tokens,), how many each has (documents,).
+        """Add documents, their concatenated tokens (tokens,), and the number of tokens in each (documents,).
 
-        `is_prompt` says which tokens are not learned (tokens,); None: all are.
+        `is_prompt` marks the tokens that are not learned (tokens,); None: all are learned.
         """
         documents = documents.append_column("n_tokens", pa.array(n_tokens, pa.int32()))
         if self._is_continuous:
@@ -230,14 +230,14 @@ class PartWriter(ExitStack):
         for text in documents.column("text"):
             encoded = text.as_buffer()
             self._digest.update(encoded)
-            self._digest.update(b"\0")  # so that moving a border between two documents changes the hash
+            self._digest.update(b"\0")  # so that moving the boundary between two documents changes the hash
             self._n_bytes += encoded.size
         self._n_tokens += len(ids)
         if self._blocks:
             self._blocks.add(ids, is_prompt)
 
     def finish(self) -> dict[str, Any]:
-        """Complete the folders and return the counts; raise `SettingsError` when there is less than one block."""
+        """Complete the folders and return the counts; raise `SettingsError` if there is less than one block."""
         sha256 = self._digest.hexdigest()
         counts: dict[str, Any] = {"documents": self._documents.n_rows, "bytes": self._n_bytes}
         counts |= {"sha256": sha256, "tokens": self._n_tokens}
@@ -248,18 +248,18 @@ class PartWriter(ExitStack):
             if self._blocks.has_labels:
                 if not n_blocks:
                     raise SettingsError(
-                        f"No block of the {self.name} text holds a completion: use more text, or train_on = 'all'."
+                        f"No block of the {self.name} text contains a completion: use more text, or train_on = 'all'."
                     )
                 counts["labels"] = self._blocks.n_labels
-            self._blocks.finish(f"{block_size}-{sha256}-{self._blocks.n_labels}")  # other blocks are other content
+            self._blocks.finish(f"{block_size}-{sha256}-{self._blocks.n_labels}")  # other blocks mean other content
         self._documents.finish(sha256)
         return counts
 
 
 class TableWriter(ExitStack):
-    """Writes a folder that `datasets.load_from_disk` opens, batch by batch; as a context manager it closes its file.
+    """Writes a folder for `datasets.load_from_disk`, batch by batch; as a context manager it closes its file.
 
-    With `torch`, the data set will return torch tensors.
+    With `torch`, the data set returns torch tensors.
     """
 
     def __init__(self, folder: Path, schema: pa.Schema, *, torch: bool = False) -> None:
@@ -269,7 +269,7 @@ class TableWriter(ExitStack):
         folder.mkdir(parents=True)
         self._folder, self.n_rows = folder, 0
         self._empty = Dataset(schema.empty_table()).with_format("torch" if torch else None)
-        self._schema = self._empty.features.arrow_schema  # with the library's own metadata
+        self._schema = self._empty.features.arrow_schema  # includes the library's metadata
         file = self.enter_context(pa.OSFile(str(folder / _ROWS_FILE), "wb"))
         self._rows = self.enter_context(pa.ipc.new_stream(file, self._schema))
 
@@ -280,12 +280,12 @@ class TableWriter(ExitStack):
             self.n_rows += batch.num_rows
 
     def finish(self, fingerprint: str) -> None:
-        """Complete the folder; `fingerprint` must differ for different content: the library's caches depend on it."""
+        """Complete the folder; different content needs a different `fingerprint`: the library's caches depend on it."""
         from datasets import Dataset
 
         self.close()
         named = Dataset(self._empty.data, fingerprint=fingerprint).with_format(self._empty.format["type"])
-        # It is an empty data set: the library writes its files but no rows, and names no file of rows.
+        # Saving an empty data set writes its metadata files, but no rows and no name of a file with rows.
         named.save_to_disk(self._folder)
         state = json.loads((self._folder / "state.json").read_text(encoding="utf-8"))
         state["_data_files"] = [{"filename": _ROWS_FILE}]
@@ -293,9 +293,9 @@ class TableWriter(ExitStack):
 
 
 class BlockWriter(TableWriter):
-    """Writes a stream of tokens as rows of `block_size`; an incomplete last row waits for the next call.
+    """Writes a stream of tokens as rows of `block_size`; an incomplete last row is kept for the next call.
 
-    With `has_labels` it writes `labels` as well: the tokens, or IGNORED for those of a prompt.
+    With `has_labels` it also writes `labels`: the tokens, or IGNORED in prompts.
     """
 
     def __init__(self, folder: Path, block_size: int, *, has_labels: bool = False) -> None:

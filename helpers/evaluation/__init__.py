@@ -1,12 +1,12 @@
 """Notebook 04: compare the base model and the tuned model on the same held-out text.
 
-- `base_and_tuned`: the comparisons of a run, each kept in its evaluation.json
+- `base_and_tuned`: the comparisons of a run, each stored in its evaluation.json
 - `scoring`: perplexity and bits per byte with a sliding window
-- `generation`: samples in batches, and decoding methods compared
-- `sampling`: one token after the other, with its candidates, for the playground and the demo page
-- `copying`: runs of tokens that samples share with the training text
-- `canaries`: how well a model knows secrets planted in its training text
-- `record`: reads and writes evaluation.json
+- `generation`: generate samples in batches, and compare decoding methods
+- `sampling`: generate token by token, with the candidates, for the playground and the demo page
+- `copying`: find runs of tokens that samples share with the training text
+- `canaries`: measure how well a model knows secrets planted in its training text
+- `record`: read and write evaluation.json
 """
 
 from helpers import lazy_exports

@@ -1,7 +1,7 @@
 """Compare a run's base model and tuned model: which is better, by how much, what was forgotten, what is copied.
 
-Each measuring function opens a run, raises `SettingsError` where it is not finished, and writes its result to a section
-of `evaluation.json` (`helpers.evaluation.record`), which also updates the model card.
+Each measuring function opens a run, raises `SettingsError` if it is not finished, and writes its result to a section of
+`evaluation.json` (`helpers.evaluation.record`), which also updates the model card.
 """
 
 import hashlib
@@ -42,12 +42,12 @@ if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
 _RESAMPLED_AT_ONCE = 2**20  # documents in memory at once
-_PROMPT_TOKENS = 8  # first tokens of a held-out document, which the samples that are searched for copies continue
-_LONGEST_OPENING = 64  # tokens: scripts without spaces have words as long as a paragraph
-# Model, source, configuration -> stride -> perplexity by the protocol of the transformers documentation. At 1024 from
+_PROMPT_TOKENS = 8  # of a held-out document, as the prompt of a sample that is searched for copies
+_LONGEST_OPENING = 64  # tokens; in scripts without spaces a "word" can be a whole paragraph
+# (model, source, configuration) -> stride -> perplexity by the transformers documentation's protocol. At 1024 from
 # https://github.com/karpathy/llm.c/pull/276, at 512 from the card of smpanaro/gpt2-AutoGPTQ-4bit-128g on the Hub.
 _PUBLISHED = {("openai-community/gpt2", "Salesforce/wikitext", "wikitext-2-raw-v1"): {1024: 29.94, 512: 25.19}}
-# Of two equal models one is better on all n documents with a probability of 2 / 2**n, which is below 5% from 6 on.
+# With two equal models, one is better on all n documents with probability 2 / 2**n, which is below 5% from n = 6.
 _FEWEST_DOCUMENTS = 6
 _METRICS = (
     "base_perplexity", "tuned_perplexity", "perplexity_ratio", "base_bits_per_byte", "tuned_bits_per_byte",
@@ -56,7 +56,7 @@ _METRICS = (
 
 
 def _metrics_of_sums(*columns: np.ndarray, axis: int) -> np.ndarray:
-    """Return the `_METRICS` of drawn documents: ratios of sums, as in a mean a short document would count too much."""
+    """Return the `_METRICS` of drawn documents: ratios of sums, because means would overweight short documents."""
     base, tuned, tokens, n_bytes = (column.sum(axis) for column in columns)
     before, after, bits = base / tokens, tuned / tokens, math.log(2) * n_bytes.clip(min=1)
     perplexities = np.exp(np.stack([before, after, after - before]).clip(max=700))  # because JSON has no infinity
@@ -65,9 +65,9 @@ def _metrics_of_sums(*columns: np.ndarray, axis: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Comparison(PlainTextMixin):
-    """The scores of the base model and the tuned model on the same documents, which `source` names.
+    """The scores of the base model and the tuned model on the same documents, named by `source`.
 
-    `seed` decides which documents the bootstrap draws.
+    `seed` determines which documents the bootstrap draws.
     """
 
     source: str
@@ -91,9 +91,9 @@ class Comparison(PlainTextMixin):
 
     @property
     def difference(self) -> dict[str, Any]:
-        """Bits per byte saved (above 0: tuned is better) and perplexity ratio tuned / base (below 1: tuned is better).
+        """Bits per byte saved (tuned is better if above 0), and perplexity ratio tuned / base (better if below 1).
 
-        The intervals come from a paired bootstrap: documents are drawn again with replacement, and both models are
+        The intervals come from a paired bootstrap: documents are resampled with replacement, and both models are
         compared on each draw (https://aclanthology.org/W04-3250).
         """
         return {
@@ -107,8 +107,8 @@ class Comparison(PlainTextMixin):
 
     @property
     def gains(self) -> list[dict[str, Any]]:
-        """One row per document, largest gain first: its first line, and bits per byte of base, tuned and saved."""
-        bits = math.log(2) * self.base.document_bytes.clip(min=1)  # an empty document has 0 bytes and an end-of-text
+        """One row per document, largest gain first: its first line, and the bits per byte of base, tuned and gain."""
+        bits = math.log(2) * self.base.document_bytes.clip(min=1)  # an empty document has 0 bytes, but an end-of-text
         before, after = (self.base.document_nats / bits).tolist(), (self.tuned.document_nats / bits).tolist()
         rows = [
             {"document": cut(text.strip().split("\n")[0], 60), "base": base, "tuned": tuned, "gain": base - tuned}
@@ -118,7 +118,7 @@ class Comparison(PlainTextMixin):
 
     @property
     def verdict(self) -> str:
-        """What the metrics say, in one or two sentences."""
+        """The conclusion from the metrics, in one or two sentences."""
         saved, interval = self.difference["bits_per_byte"], self.difference["interval"]
         base, tuned = self.base.bits_per_byte, self.tuned.bits_per_byte
         documents = f"{self.base.n_documents:,} document{'s' * (self.base.n_documents != 1)}"
@@ -138,8 +138,8 @@ class Comparison(PlainTextMixin):
         is_clear = low > 0 or high < 0
         digits = 3
         while is_clear and digits < 9 and 0 in (round(nearest, digits), round(base, digits) - round(tuned, digits)):
-            digits += 1  # a clear difference is not shown as 0
-        shown = abs(round(base, digits) - round(tuned, digits))  # of the two shown values
+            digits += 1  # so that a clear difference is not shown as 0
+        shown = abs(round(base, digits) - round(tuned, digits))  # the difference of the two shown values
         text = (
             f"{values(digits)}: {shown:.{digits}f} {'fewer' if saved > 0 else 'more'} "
             f"({CONFIDENCE:.0%} interval of the gain {low:.{digits}f} to {high:.{digits}f})"
@@ -147,11 +147,11 @@ class Comparison(PlainTextMixin):
         if not is_clear:
             return f"{text}. The interval includes 0, so this may be due to the choice of documents."
         if self._is_scored.sum() < _FEWEST_DOCUMENTS:
-            return f"{text}. With fewer than {_FEWEST_DOCUMENTS} documents this may be due to their choice."
+            return f"{text}. With fewer than {_FEWEST_DOCUMENTS} documents this may be due to chance."
         return f"{text}, so it is {'better' if saved > 0 else 'worse'} on this text."
 
     def to_dict(self) -> dict[str, Any]:
-        """Return a section of evaluation.json: both scores, their difference, and a row per document in its order."""
+        """Return a section of evaluation.json: both scores, their difference, and one row per document, in order."""
         base, tuned = self.rows
         documents = {
             "sha256": [hashlib.sha256(text.encode()).hexdigest() for text in self.documents],
@@ -172,18 +172,18 @@ class Comparison(PlainTextMixin):
 
     @property
     def _is_scored(self) -> np.ndarray:
-        """Whether each document has a scored token: a dialogue without an answer has none."""
+        """Whether each document has scored tokens; a dialogue without an answer has none."""
         return self.base.document_tokens > 0
 
     @cached_property
     def _intervals(self) -> dict[str, list[float] | None]:
-        """The interval of each metric over resampled documents; None from a single document, which says nothing."""
+        """The interval of each metric over resampled documents; None for a single document, which allows none."""
         from scipy.stats import bootstrap
 
         columns = (
             self.base.document_nats, self.tuned.document_nats, self.base.document_tokens, self.base.document_bytes
         )  # fmt: skip
-        scored = [column[self._is_scored] for column in columns]  # a draw of documents without a token has no mean
+        scored = [column[self._is_scored] for column in columns]  # a draw of documents without tokens has no mean
         if len(scored[0]) < 2:
             return dict.fromkeys(_METRICS)
         # Paired: what the two models share on a document cancels in their difference.
@@ -211,7 +211,7 @@ class Comparison(PlainTextMixin):
 def compare_with_base(settings: EvaluationSettings) -> Comparison:
     """Score a finished run, and the model it started from, on the run's test documents.
 
-    A window has `block_size` tokens, as in training; a longer stride is reduced to that, and the protocol says so.
+    A window has `block_size` tokens, as in training; a longer stride is reduced to that, as the protocol records.
     """
     trained = read_run_settings(settings.run)
     documents = open_prepared(settings.run).documents["test"]
@@ -221,10 +221,10 @@ def compare_with_base(settings: EvaluationSettings) -> Comparison:
 
 
 def measure_forgetting(settings: EvaluationSettings) -> Comparison:
-    """Score both models on general text that the run was not trained on, to see what the gain cost.
+    """Score both models on general text that the run was not trained on, to see what was lost for the gain.
 
-    Reads `general_documents` documents of `general_source`, drawn with the seed, from its test part if it has one.
-    `SettingsError`: the run was trained on that source, or it cannot be read.
+    Reads `general_documents` documents of `general_source`, drawn with the seed, from its test part if there is one.
+    `SettingsError`: the run was trained on that source, or the source cannot be read.
     """
     refuse_training_text(settings.general_source, source=read_run_settings(settings.run).source, run=settings.run)
     with name_general_source(settings.general_source):
@@ -241,14 +241,14 @@ def measure_forgetting(settings: EvaluationSettings) -> Comparison:
 
 
 def measure_published_protocol(settings: EvaluationSettings) -> list[dict[str, Any]]:
-    """Score both models by the protocol that published perplexities of GPT-2 follow: `scoring`'s 'transformers'.
+    """Score both models by the protocol behind GPT-2's published perplexities: 'transformers' in `scoring`.
 
-    All rows of the source's own test part are joined, whatever this run takes as documents or left out as duplicates.
-    `SettingsError`: the source has no rows with a test part of its own.
+    All rows of the source's own test part are joined, regardless of what this run treats as documents or duplicates.
+    `SettingsError`: the source has no rows with its own test part.
 
     Returns:
-        One row per stride, the complete window and half of it: `protocol`, `stride`, the perplexities `base` and
-        `tuned`, and `published` for the base model, None where none is known for it and this text.
+        One row per stride (the full window and half of it): `protocol`, `stride`, the perplexities `base` and `tuned`,
+        and `published`, the known value for this base model and text, or None.
     """
     trained = read_run_settings(settings.run)
     rows = Source(trained.part(DataSettings)).rows_of("test")
@@ -285,7 +285,7 @@ def measure_published_protocol(settings: EvaluationSettings) -> list[dict[str, A
 
 
 def fill_prompt(settings: EvaluationSettings) -> EvaluationSettings:
-    """Return the settings with a prompt: where none is set, the first words of the run's first test document."""
+    """Return the settings with a prompt; if none is set, it is the first words of the run's first test document."""
     if settings.prompt:
         return settings
     tokenizer = load_run_tokenizer(read_run_settings(settings.run))
@@ -294,7 +294,7 @@ def fill_prompt(settings: EvaluationSettings) -> EvaluationSettings:
 
 
 def opening(text: str, tokenizer: "PreTrainedTokenizerBase", *, n_words: int) -> str:
-    """Return the first words of a text; at most 64 tokens, because in some scripts a word is as long as a paragraph."""
+    """Return a text's first words, at most 64 tokens: in scripts without spaces a "word" can be a whole paragraph."""
     words = re.match(rf"\s*(?:\S+\s+){{0,{n_words - 1}}}\S*", text)[0].rstrip()
     ids = tokenizer.encode(words[: 16 * _LONGEST_OPENING], verbose=False)  # few tokens have more than 16 characters
     if len(ids) <= _LONGEST_OPENING:
@@ -303,7 +303,7 @@ def opening(text: str, tokenizer: "PreTrainedTokenizerBase", *, n_words: int) ->
 
 
 def _decode_beginning(ids: Sequence[int], tokenizer: "PreTrainedTokenizerBase") -> str:
-    """Return the text of a document's first tokens, without a character that the last of them cut in its middle."""
+    """Return the text of a document's first tokens, without a partial character at the end."""
     return tokenizer.decode(ids).rstrip("\N{REPLACEMENT CHARACTER}")
 
 
@@ -329,15 +329,15 @@ def _compare_on(documents: Dataset, settings: EvaluationSettings, *, source: str
 def measure_copying(settings: EvaluationSettings) -> CopyReport:
     """Let the tuned model continue held-out documents, and search the training text for what it generates.
 
-    The first tokens of each of `copy_samples` test documents are a prompt, or the question, where the model has learned
-    answers only. What really follows, cut to the length of a sample, is the control. Where no test document has a
-    prompt of a fitting length and something behind it, the report is empty and nothing is recorded.
+    The prompt is the beginning of each of `copy_samples` test documents, or its question if the model learned only
+    answers. The control is the real continuation, cut to the length of a sample. If no test document has a prompt of a
+    suitable length with text after it, the report is empty and nothing is recorded.
     """
     model, tokenizer = load_tuned(settings.run)
     documents = open_prepared(settings.run).documents
     texts = dialogues(documents["test"].take(min(len(documents["test"]), settings.copy_samples)))
     pairs = [_split_off_prompt(text, tokenizer) for text in texts]
-    longest = max(_PROMPT_TOKENS, model.config.n_positions - settings.max_new_tokens)  # of a question that can be asked
+    longest = max(_PROMPT_TOKENS, model.config.n_positions - settings.max_new_tokens)  # longest possible question
     pairs = [(prompt, rest) for prompt, rest in pairs if 0 < len(prompt) <= longest and rest]
     if not pairs:
         return CopyReport([], [], [], [], [], {})
@@ -352,9 +352,9 @@ def measure_copying(settings: EvaluationSettings) -> CopyReport:
 
 
 def _split_off_prompt(document: str, tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[int]]:
-    """Return the ids of a document's prompt and of what follows: of a dialogue, the first question and its answer."""
+    """Return the ids of a document's prompt and of the rest; for a dialogue, the first question and its answer."""
     if isinstance(document, Dialogue):
-        turns = dropwhile(lambda segment: not segment[1], document.segments)  # an answer may begin a dialogue
+        turns = dropwhile(lambda segment: not segment[1], document.segments)  # a dialogue may begin with an answer
         question, answer, *_ = *(text for text, _ in turns), "", ""
         return tokenizer.encode(question, verbose=False), tokenizer.encode(answer, verbose=False)
     ids = tokenizer.encode(document, verbose=False)
@@ -366,8 +366,8 @@ def compare_decodings(
 ) -> DecodingReport:
     """Let the tuned model continue the prompt and the openings of three test documents, with each decoding method.
 
-    The base model continues the prompt as well, with the settings as they are. `decodings` has for each method its
-    changes to the settings, as `generate` takes them, and raises.
+    The base model also continues the prompt, with the settings unchanged. `decodings` maps each method to its changes
+    of the settings, which are passed to `generate`; errors are those of `generate`.
     """
     settings = fill_prompt(settings)
     model, tokenizer = load_tuned(settings.run)
@@ -384,7 +384,7 @@ def compare_decodings(
 
 
 def load_base(run: str) -> tuple["GPT2LMHeadModel", "PreTrainedTokenizerBase"]:
-    """Load the model that a run started from, pretrained or with random weights, and its tokenizer."""
+    """Load the model that a run started from (pretrained, or with random weights) and its tokenizer."""
     settings = read_run_settings(run)
     tokenizer = load_run_tokenizer(settings)
     return load_start(settings, tokenizer), tokenizer

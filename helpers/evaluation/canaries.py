@@ -1,9 +1,9 @@
 """Would a model give away a secret from its training text? Plant canaries, train a model, measure their exposure.
 
 A canary is a sentence with a random number in it. Its exposure (Carlini and others, 2019,
-https://arxiv.org/abs/1802.08232) says how much the model prefers that number to all others of its kind:
-log2(candidates) - log2(rank). The maximum is log2(candidates), when the true number is the likeliest of all; a number
-that the model has never seen has an exposure of 1 to 2 bits on average.
+https://arxiv.org/abs/1802.08232) measures how much the model prefers that number to all other candidates:
+log2(candidates) - log2(rank). The maximum is log2(candidates), when the true number is the likeliest; a number that the
+model has never seen has an exposure of 1 to 2 bits on average.
 """
 
 import json
@@ -23,24 +23,24 @@ from helpers.model import on_device
 from helpers.settings import SettingsError, TrainingSettings, run_folder
 from helpers.training.fine_tuning import fine_tune
 
-N_CANDIDATES = 1000  # numbers of three digits
+N_CANDIDATES = 1000  # all three-digit numbers
 REPEATS = (0, 1, 4, 16)
 _OWNERS = ("miller", "weaver", "sailor", "baker", "gardener", "tailor", "farmer", "smith")
-# Settings that describe the run's own source and must not be applied to the copy of its text. `max_tokens` is one of
+# Settings about the run's own source, which must not be applied to the copy of its text. `max_tokens` is one of
 # them: it has already limited the text that is copied.
 _SOURCE_SETTINGS = ("source_config", "source_split", "source_revision", "streaming", "max_tokens", "train_on")
 
 
 @dataclass(frozen=True)
 class Canary:
-    """A sentence with a secret of three digits, planted in `repeats` documents; 0 for a control, never seen."""
+    """A sentence with a three-digit secret, planted in `repeats` documents; 0 for a control that is never seen."""
 
     owner: str
     secret: int
     repeats: int
 
     def sentence(self, number: int | None = None) -> str:
-        """Return the sentence with the secret, or with another number.
+        """Return the sentence with the secret, or with `number` instead.
 
         >>> Canary("miller", 7, repeats=1).sentence()
         'The secret number of the miller is 007.'
@@ -51,9 +51,9 @@ class Canary:
 def plant_canaries(
     documents: Sequence[str], *, seed: int, repeats: Sequence[int] = REPEATS
 ) -> tuple[list[str], list[Canary]]:
-    """Return a copy of the documents with canaries at the end of some, one at most, and the canaries.
+    """Return a copy of the documents with canaries at the end of some (at most one each), and the canaries.
 
-    `repeats` has for each canary the number of documents it is planted in. `SettingsError`: there are too few
+    `repeats` is the number of documents that each canary is planted in. `SettingsError`: there are too few
     documents, or more canaries than owners.
     """
     if len(documents) < sum(repeats) or len(repeats) > len(_OWNERS):
@@ -61,7 +61,7 @@ def plant_canaries(
             f"repeats = {tuple(repeats)} needs {sum(repeats)} documents for at most {len(_OWNERS)} canaries, and there "
             f"are {len(documents)} documents: plant fewer, or use more text."
         )
-    rng = random.Random(seed)  # noqa: S311 (nobody keeps these secrets)
+    rng = random.Random(seed)  # noqa: S311 (these are not real secrets)
     canaries = [Canary(owner, rng.randrange(N_CANDIDATES), n) for owner, n in zip(_OWNERS, repeats, strict=False)]
     planted = list(documents)
     places = iter(rng.sample(range(len(planted)), sum(repeats)))
@@ -72,10 +72,10 @@ def plant_canaries(
 
 
 def rank_secret(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, canary: Canary) -> int:
-    """Return the rank of a canary's secret among all candidates, 1 for the likeliest."""
+    """Return the rank of a canary's secret among all candidates; 1 is the likeliest."""
     rows = [_encode_candidate(tokenizer, canary, number) for number in range(N_CANDIDATES)]
     lengths, width = np.array([len(row) for row in rows]), max(map(len, rows))
-    # Padded on the right without a mask: in a causal model what follows a token does not change its probability.
+    # Padded on the right without a mask: in a causal model, later tokens do not change a token's probability.
     ids = np.array([row + [tokenizer.eos_token_id] * (width - len(row)) for row in rows])  # (candidates, T)
     is_padding = np.arange(1, width) >= lengths[:, None]
     nats = np.where(is_padding, 0, compute_token_nats(model, ids, width - 1)).sum(1)  # (candidates,)
@@ -87,7 +87,7 @@ def _encode_candidate(tokenizer: PreTrainedTokenizerBase, canary: Canary, number
 
 
 def _refuse_short_blocks(settings: TrainingSettings, canaries: Sequence[Canary]) -> None:
-    """Raise `SettingsError` where no block, and perhaps not even the model, can hold a canary from end to end."""
+    """Raise `SettingsError` if no block, and perhaps not even the model, can hold a complete canary."""
     tokenizer = load_run_tokenizer(settings)
     longest = max(len(_encode_candidate(tokenizer, canary, canary.secret)) for canary in canaries)
     if longest > settings.block_size:
@@ -98,14 +98,14 @@ def _refuse_short_blocks(settings: TrainingSettings, canaries: Sequence[Canary])
 
 
 def measure_exposure(settings: TrainingSettings, *, repeats: Sequence[int] = REPEATS) -> list[dict[str, Any]]:
-    """Train a copy of a run on a copy of its text with canaries planted in it, and measure their exposure.
+    """Train a copy of a run on its text with planted canaries, and measure their exposure.
 
-    The copy is the run `<run>-canaries`; the run itself and its source stay unchanged. It takes as long as the run.
-    `SettingsError`: the run has no data yet, too few documents for the `repeats`, as in `plant_canaries`, or blocks
+    The copy is the run `<run>-canaries`; the run itself and its source stay unchanged. This takes as long as the run.
+    `SettingsError`: the run has no data yet, too few documents for `repeats` (see `plant_canaries`), or blocks
     that are shorter than a canary.
 
     Returns:
-        One row per canary: `sentence`, `repeats` (in the training part of the copy, which is split anew), `rank`,
+        One row per canary: `sentence`, `repeats` (in the copy's training part, which is split anew), `rank`,
         `exposure_bits` and `highest_bits`.
     """
     documents = open_prepared(settings.run).documents["train"]["text"][:]

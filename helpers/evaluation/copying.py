@@ -1,7 +1,7 @@
 """Measure copying: the longest runs of tokens that samples share with the training text.
 
-A large corpus is searched part by part, so memory use stays flat. Held-out text of the same length is searched in the
-same way as a control, because any two texts share some common phrases.
+A large corpus is searched part by part, so memory use stays flat. Held-out text of the same length is searched too, as
+a control, because any two texts share some common phrases.
 """
 
 import itertools
@@ -19,22 +19,22 @@ from helpers.display import PlainTextMixin, cut, html_table, progress_bar
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-NO_ID = -1  # matches nothing, not even another NO_ID: separates documents and marks words that nobody asks about
+NO_ID = -1  # matches nothing, not even itself: separates documents and marks words that are not in the query
 _PART_TOKENS = 4_000_000  # of the training text searched at once; a part takes about 50 bytes per token
 
 
 def find_longest_matches(query: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Find, for each position of a query, the longest run starting there that is also in the ids.
+    """Find, for each position of a query, the longest run from there that also occurs in the ids.
 
-    All runs grow by one id in each round, and places of the ids where no run of the query goes on are dropped. Few are
-    left after some rounds, so that the time is about that of reading the ids once.
+    Each round extends all runs by one id and drops the places in the ids where no run of the query continues. Few are
+    left after some rounds, so the time is about that of reading the ids once.
 
     Args:
-        query: (m,) integers, `NO_ID` or not negative.
+        query: (m,) integers, each `NO_ID` or at least 0.
         ids: (n,) the same.
 
     Returns:
-        (m,) lengths of the runs, and (m,) positions in the ids where such a run starts, meaningless at length 0.
+        (m,) lengths of the runs, and (m,) positions in the ids where they start, meaningless for length 0.
 
     >>> import numpy as np
     >>> find_longest_matches(np.array([6, 7, 5, 9]), np.array([5, 6, 7, 5, 6, 9]))[0].tolist()
@@ -42,8 +42,8 @@ def find_longest_matches(query: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray
     """
     lengths, positions = np.zeros(len(query), np.int64), np.zeros(len(query), np.int64)
     n_kinds = 2 + max(query.max(initial=0), ids.max(initial=0))
-    query, ids = np.append(query, NO_ID), np.append(ids, NO_ID)  # at which every run ends
-    # `starts` in the query and `places` in the ids begin the same runs; a run's number is in `of_start` and `of_place`.
+    query, ids = np.append(query, NO_ID), np.append(ids, NO_ID)  # ends every run
+    # Runs start at `starts` in the query and `places` in the ids; `of_start` and `of_place` hold the runs' numbers.
     starts, places = np.arange(len(query)), np.arange(len(ids))
     of_start, of_place = np.zeros(len(starts), np.int64), np.zeros(len(places), np.int64)
     for depth in itertools.count():
@@ -52,7 +52,7 @@ def find_longest_matches(query: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray
         if not len(starts):
             return lengths, positions
         runs, of_start = np.unique(of_start * n_kinds + query[starts + depth], return_inverse=True)
-        longer = of_place * n_kinds + ids[places + depth]  # NO_ID gives a number that no run has
+        longer = of_place * n_kinds + ids[places + depth]  # with NO_ID, a number that no run has
         of_place = np.searchsorted(runs, longer) % len(runs)
         is_same = runs[of_place] == longer
         places, of_place = places[is_same], of_place[is_same]
@@ -68,8 +68,8 @@ class Match:
     """What one text shares with the training text.
 
     Attributes:
-        lengths: (tokens,) longest run from each token on that is in the training text.
-        documents: (tokens,) number of a training document that contains it.
+        lengths: (tokens,) the longest run starting at each token that is in the training text.
+        documents: (tokens,) the number of a training document that contains it.
     """
 
     lengths: np.ndarray
@@ -81,7 +81,7 @@ class Match:
         return int(self.lengths.max(initial=0))
 
     def spans(self, min_tokens: int) -> list[tuple[int, int, int]]:
-        """Return (begin, end, document) of the runs of at least `min_tokens` that are not inside a longer one."""
+        """Return (begin, end, document) of the runs of at least `min_tokens` that are not part of a longer one."""
         spans, reached = [], 0
         for begin, length in enumerate(self.lengths.tolist()):
             if length >= min_tokens and begin + length > reached:
@@ -91,9 +91,9 @@ class Match:
 
 
 def find_copies(queries: Sequence[Sequence[int]], corpus: Iterable[Sequence[int]]) -> list[Match]:
-    """Find what each query shares with a corpus of documents; no run crosses the border of two documents.
+    """Find what each query shares with a corpus of documents; no run spans two documents.
 
-    Both are token ids; the corpus is read once, some million tokens at a time.
+    Both consist of token ids; the corpus is read once, a few million tokens at a time.
     """
     separated = [np.append(np.asarray(query, np.int64), NO_ID) for query in queries]
     joined = np.concatenate([*separated, np.empty(0, np.int64)])
@@ -111,7 +111,7 @@ def find_copies(queries: Sequence[Sequence[int]], corpus: Iterable[Sequence[int]
 
 
 def _split_corpus(corpus: Iterable[Sequence[int]]) -> Iterator[tuple[np.ndarray, list[int], int]]:
-    """Yield (ids, position where each document starts, number of the first document), some million tokens at a time."""
+    """Yield parts of some million tokens: (ids, start position of each document, number of the first document)."""
     rows, starts, first, n = [], [], 0, 0
     for number, ids in enumerate(corpus):
         rows.append(np.append(np.asarray(ids, np.int64), NO_ID))
@@ -126,7 +126,7 @@ def _split_corpus(corpus: Iterable[Sequence[int]]) -> Iterator[tuple[np.ndarray,
 
 def find_longest_in_words(texts: Sequence[str], corpus: Iterable[str]) -> list[int]:
     """Return the longest run of words that each text shares with a corpus, ignoring case and punctuation."""
-    numbers: dict[str, int] = {}  # only the words of `texts`: a number for each word of the corpus would not be flat
+    numbers: dict[str, int] = {}  # only words of `texts`: numbering the corpus's words would take memory
     queries = [[numbers.setdefault(word, len(numbers)) for word in split_words(text)] for text in texts]
     documents = ([numbers.get(word, NO_ID) for word in split_words(text)] for text in corpus)
     return [match.longest for match in find_copies(queries, documents)]
@@ -144,28 +144,28 @@ def split_words(text: str) -> list[str]:
 def measure_novelty(matches: Sequence[Match], n: int) -> float | None:
     """Return the share of the texts' n-grams that are not in the training text (https://arxiv.org/abs/2111.09509).
 
-    None where no text has n tokens.
+    None if no text has n tokens.
 
     >>> import numpy as np
     >>> measure_novelty([Match(np.array([3, 2, 1, 1]), np.zeros(4, int))], 2)
     0.3333333333333333
     """
-    # An n-gram is in the training text when the run that starts at its first token has at least n tokens.
+    # An n-gram is in the training text if the run that starts at its first token has at least n tokens.
     lengths = np.concatenate([match.lengths[: max(0, len(match.lengths) - n + 1)] for match in matches])
     return float((lengths < n).mean()) if len(lengths) else None
 
 
 @dataclass(frozen=True)
 class CopyReport(PlainTextMixin):
-    """What samples share with the training text, and what held-out text of the same length shares with it.
+    """What samples, and held-out text of the same length as a control, share with the training text.
 
-    All of it is empty where no held-out document was long enough for a prompt.
+    Everything is empty if no held-out document was long enough for a prompt.
 
     Attributes:
-        samples, control: a match for each sample and each held-out text.
+        samples, control: one match per sample and per held-out text.
         sample_pieces: for each sample, the text of each of its tokens.
-        sample_words, control_words: longest run of each in words, ignoring case and punctuation.
-        titles: number of a training document -> its first line, for the documents that share runs with the samples.
+        sample_words, control_words: the longest run of each in words, ignoring case and punctuation.
+        titles: the first line of each training document, by number, that shares runs with the samples.
     """
 
     samples: list[Match]
@@ -177,7 +177,7 @@ class CopyReport(PlainTextMixin):
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """One row for the samples and one for the control: longest runs, and the share of n-grams that are new."""
+        """One row for the samples and one for the control: their longest runs and shares of new n-grams."""
         return [
             {
                 "text": name,
@@ -195,7 +195,7 @@ class CopyReport(PlainTextMixin):
         ]
 
     def novelty_curves(self, max_n: int = 12) -> dict[str, list[float | None]]:
-        """Return the novelty of n-grams for n = 1 to `max_n`, of the samples and of the control."""
+        """Return the novelty of n-grams for n = 1 to `max_n`, for the samples and for the control."""
         return {
             name: [measure_novelty(matches, n) for n in range(1, max_n + 1)]
             for name, matches in (("samples", self.samples), ("held-out text", self.control))
@@ -210,7 +210,7 @@ class CopyReport(PlainTextMixin):
         return {"rows": self.rows, "longest_copy": {"text": copied, "training_document": document}}
 
     def show(self, number: int, *, min_tokens: int = 6) -> str:
-        """Return a sample as HTML, with copied runs of at least `min_tokens` marked; the longer a run, the darker."""
+        """Return a sample as HTML with copied runs of at least `min_tokens` marked; longer runs are darker."""
         html, reached = "", 0
         tokens = self.sample_pieces[number]
         for begin, end, document in self.samples[number].spans(min_tokens):
@@ -232,9 +232,9 @@ class CopyReport(PlainTextMixin):
 
     def _repr_html_(self) -> str:
         if not self.samples:
-            return "<p>Not measured: no test document is longer than the prompt that a sample begins with.</p>"
+            return "<p>Not measured: no test document is longer than the prompt of a sample.</p>"
         table = html_table(list(self.rows[0]), (list(row.values()) for row in self.rows))
-        caption = "The sample with the longest run; what is also in the training text is marked:"
+        caption = "The sample with the longest run; text that is also in the training text is marked:"
         return f"{table}<p>{caption}</p>{self.show(self._number_of_longest)}"
 
 
@@ -246,8 +246,8 @@ def search_training_text(
 ) -> CopyReport:
     """Search the training documents for runs of the samples and of held-out text; show a bar after ten seconds.
 
-    Samples, without their prompts, and control, about as long, are token ids; the documents may be the column of a data
-    set, which is read bit by bit.
+    `samples`, without their prompts, and `control`, of about the same length, are token ids; the documents may be the
+    column of a data set, which is read bit by bit.
     """
     texts = [tokenizer.decode(list(ids)) for ids in (*samples, *control)]
     with progress_bar(2 * len(training), unit="documents") as bar:
@@ -274,10 +274,10 @@ def _tokenize(documents: Iterable[str], tokenizer: "PreTrainedTokenizerBase") ->
 
 
 def _split_tokens(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> list[str]:
-    """Return the text that each token adds; joined, the pieces are the text.
+    """Return the text that each token adds; joined, the pieces give the whole text.
 
-    Decoding token by token would not do: a character such as an emoji has several tokens, and a part of it alone
-    decodes to U+FFFD. Here its last token adds the complete character and the others add nothing.
+    Decoding each token alone does not work: a character such as an emoji has several tokens, and a part of it decodes
+    to U+FFFD. Here the last of these tokens adds the complete character and the others add nothing.
     """
     prefixes = [tokenizer.decode(list(ids[:n])).rstrip("\ufffd") for n in range(len(ids))]
     prefixes.append(tokenizer.decode(list(ids)))

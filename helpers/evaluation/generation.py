@@ -1,4 +1,4 @@
-"""Generate text in batches, with a seed, and measure the variety and repetition of the samples."""
+"""Generate text in batches, with a seed, and measure the samples' variety and repetition."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import GPT2LMHeadModel, LogitsProcessorList, PreTrainedTokenizerBase
 
-_UNCHANGED = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}  # sample from the model as it is
-# transformers warns about a sampling argument that is set while `do_sample` is off: None unsets it.
+_UNCHANGED = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}  # the model's own distribution
+# transformers warns about sampling arguments that are set while `do_sample` is off: None unsets them.
 _NO_SAMPLING = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None, "num_return_sequences": 1}
 
 DECODINGS: dict[str, dict[str, Any]] = {
@@ -34,7 +34,7 @@ DECODINGS: dict[str, dict[str, Any]] = {
 class Sample:
     """What a model generated after a prompt.
 
-    `token_ids` are those of the continuation, without the end-of-text; `stopped` tells whether the model ended the text
+    `token_ids` are those of the continuation, without end-of-text; `stopped` says whether the model ended the text
     itself, before `max_new_tokens`.
     """
 
@@ -56,21 +56,21 @@ def generate(
     settings: EvaluationSettings,
     **changes: Any,
 ) -> list[list[Sample]]:
-    """Continue each prompt with the model: a list of `num_return_sequences` samples for each prompt.
+    """Continue each prompt with the model; return a list of `num_return_sequences` samples for each prompt.
 
-    The same seed gives the same samples. A progress bar is shown after ten seconds.
+    The same seed gives the same samples. A progress bar appears after ten seconds.
 
     Args:
         model: any GPT-2.
         tokenizer: its tokenizer.
-        prompts: one text or more; an empty one starts a new document.
+        prompts: at least one text; an empty one starts a new document.
         settings: sampling, length and seed.
-        changes: arguments of `GenerationConfig` that replace those of the settings, such as `do_sample=False`. With
-            that there is one sample for each prompt, unless `num_return_sequences` and `num_beams` ask for more.
+        changes: arguments of `GenerationConfig` that replace those from the settings, such as `do_sample=False`, which
+            gives one sample per prompt unless `num_return_sequences` and `num_beams` ask for more.
 
     Raises:
         SettingsError: a prompt and `max_new_tokens` together exceed the model's positions, there is no prompt, or the
-            model does not fit the tokenizer or has weights that are not finite.
+            model does not match the tokenizer or has weights that are not finite.
     """
     import torch
 
@@ -87,7 +87,7 @@ def generate(
     n_at_once = sequences_at_once(model.config, max(map(len, rows)) + arguments["max_new_tokens"])
     n_rows = max(1, n_at_once // max(n_samples, n_beams))
     batches = [rows[start : start + n_rows] for start in range(0, len(rows), n_rows)]
-    # The samples of one prompt may be too many at once too; the beams of a search belong together.
+    # Even the samples of one prompt may be too many at once; the beams of a search must stay together.
     n_most = n_at_once if n_beams == 1 else n_samples
     parts = [min(n_most, n_samples - done) for done in range(0, n_samples, n_most)]
     n_steps = len(batches) * len(parts) * arguments["max_new_tokens"]
@@ -106,9 +106,9 @@ def generate(
 
 
 def _draw_from(generator: "torch.Generator") -> "LogitsProcessorList":
-    """Return what lets a model's `generate` draw from a generator, for which transformers has no argument.
+    """Return a processor that makes a model's `generate` draw from a generator; transformers has no argument for that.
 
-    Not from the process's random state, even forked: a training in another thread, as of a panel, draws from it too.
+    The process's random state, even forked, is also used by training in another thread, such as a panel's.
     """
     import torch
     from transformers import LogitsProcessorList
@@ -127,7 +127,7 @@ def _draw_from(generator: "torch.Generator") -> "LogitsProcessorList":
 def _generation_arguments(
     tokenizer: "PreTrainedTokenizerBase", settings: EvaluationSettings, changes: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the arguments for the model's own `generate`."""
+    """Return the arguments for the model's `generate`."""
     names = ("max_new_tokens", "num_return_sequences", "temperature", "top_k", "top_p", "repetition_penalty")
     values = {"do_sample": True, "pad_token_id": tokenizer.eos_token_id}
     values |= {name: getattr(settings, name) for name in names}
@@ -137,15 +137,15 @@ def _generation_arguments(
 def _continue_batch(
     model: "GPT2LMHeadModel", tokenizer: "PreTrainedTokenizerBase", rows: list[list[int]], arguments: Any, bar: Any
 ) -> list[list[list[int]]]:
-    """Return the new token ids of each sample of each row of prompt tokens."""
+    """Return, for each row of prompt tokens, the new token ids of each sample."""
     import torch
 
     def count(*_: Any) -> bool:  # transformers calls it after each token; True would stop the generation
         bar.update()
         return False
 
-    # Padded on the left, because new tokens must follow the prompt directly, and masked, so that a batch gives what
-    # single prompts give. GPT-2 has no padding token, without which the tokenizer refuses to pad: any token will do.
+    # Padded on the left, because new tokens must directly follow the prompt, and masked, so that a batch gives the same
+    # result as single prompts. GPT-2 has no padding token, which the tokenizer needs for padding; any token works.
     width, fill = max(map(len, rows)), tokenizer.eos_token_id
     ids = torch.tensor([[fill] * (width - len(row)) + row for row in rows], device=model.device)  # (B, T)
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=model.device)
@@ -157,12 +157,12 @@ def _continue_batch(
 
 def _read_sample(tokenizer: "PreTrainedTokenizerBase", prompt: str, row: list[int]) -> Sample:
     stopped = tokenizer.eos_token_id in row
-    ids = row[: row.index(tokenizer.eos_token_id)] if stopped else row  # after it there is only padding
+    ids = row[: row.index(tokenizer.eos_token_id)] if stopped else row  # only padding follows
     return Sample(prompt, tokenizer.decode(ids), tuple(ids), stopped)
 
 
 def distinct_n(rows: Sequence[Sequence[int]], n: int) -> float:
-    """Return the share of distinct n-grams among all n-grams of some samples (https://arxiv.org/abs/1510.03055).
+    """Return the share of distinct n-grams among all n-grams of the samples (https://arxiv.org/abs/1510.03055).
 
     >>> distinct_n([[1, 2, 1, 2], [1, 2]], 2)
     0.5
@@ -199,7 +199,7 @@ def measure_samples(samples: Sequence[Sample]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class DecodingReport(PlainTextMixin):
-    """Samples of several decoding methods for the same prompts: a method's name -> its samples for all prompts.
+    """Samples of several decoding methods for the same prompts: method name -> samples for all prompts.
 
     `before` is what the base model generated with the settings.
     """
@@ -210,14 +210,14 @@ class DecodingReport(PlainTextMixin):
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """One row per decoding method: the measures of its samples, and the first sample."""
+        """One row per decoding method: metrics of its samples, and the first sample."""
         return [
             {"decoding": decoding, **measure_samples(samples), "sample": samples[0].text}
             for decoding, samples in self.samples.items()
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return prompts, settings, the base model's sample and rows, ready for JSON."""
+        """Return the prompts, the settings, the base model's sample and the rows, ready for JSON."""
         prompts = list(dict.fromkeys(sample.prompt for sample in next(iter(self.samples.values()))))
         settings = self.settings.model_dump()
         return {"prompts": prompts, "settings": settings, "before": self.before.text, "decodings": self.rows}

@@ -1,4 +1,4 @@
-"""evaluation.json: the metrics of a run, in one section for each question.
+"""evaluation.json: the metrics of a run, with one section per question.
 
     {"version": 1, "run": ...,
      "test": {"source", "verdict", "text_sha256", "base": SCORE, "tuned": SCORE, "difference", "documents": [...]},
@@ -33,7 +33,7 @@ def read(run: str) -> dict[str, Any]:
     """Return the metrics of a run.
 
     Raises:
-        SettingsError: the run has not been evaluated, or by another version of this course, or the file is damaged.
+        SettingsError: the run was not evaluated, or by another version of this course, or the file is damaged.
     """
     path = run_folder(run) / "evaluation.json"
     if not path.exists():
@@ -48,7 +48,7 @@ def read(run: str) -> dict[str, Any]:
 
 
 def read_section(run: str, section: str) -> Any:
-    """Return one section of a run's metrics; None where it has not been measured, or cannot be read."""
+    """Return one section of a run's metrics; None if it was not measured or cannot be read."""
     try:
         return read(run).get(section)
     except SettingsError:
@@ -60,9 +60,9 @@ def write_section(run: str, section: str, value: Any) -> None:
     with FileLock(run_folder(run) / ".evaluation.lock"):  # a second notebook may measure another section
         try:
             before = read(run)
-        except SettingsError:  # not evaluated yet, or the file is unreadable: nothing to keep
+        except SettingsError:  # not evaluated yet, or unreadable: nothing to keep
             before = {}
         content = {"version": VERSION, "run": run} | {name: before.get(name) for name in SECTIONS} | {section: value}
-        # NaN is not JSON: better an error here, with the old file still in place, than a file others cannot read.
+        # NaN is not JSON: better an error here, with the old file intact, than a file that others cannot read.
         write_atomically(run_folder(run) / "evaluation.json", json.dumps(content, indent=2, allow_nan=False))
         write_model_card(run)

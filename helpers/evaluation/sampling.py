@@ -1,4 +1,4 @@
-"""Draw one token after the other, with the candidates for each: for the playground and the demo page."""
+"""Generate token by token, with the candidates for each, for the playground and the demo page."""
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -15,7 +15,7 @@ _N_CANDIDATES = 8
 
 
 class Candidate(NamedTuple):
-    """A possible next token: its id and text, its probability by the model, and its probability of being drawn."""
+    """A possible next token: its id and text, the model's probability, and the probability of being drawn."""
 
     token: int
     text: str
@@ -24,14 +24,14 @@ class Candidate(NamedTuple):
 
 
 def encode_prompt(model: "GPT2LMHeadModel", tokenizer: "PreTrainedTokenizerBase", settings: EvaluationSettings) -> list:
-    """Return the prompt's tokens; raise `SettingsError` when they and `max_new_tokens` exceed the model's positions."""
+    """Return the prompt's tokens; raise `SettingsError` if they and `max_new_tokens` exceed the model's positions."""
     ids = tokenizer.encode(replace_half_characters(settings.prompt), verbose=False) or [tokenizer.eos_token_id]
     check_length(len(ids), settings.max_new_tokens, model.config.n_positions)
     return ids
 
 
 def check_length(n_prompt: int, max_new_tokens: int, n_positions: int) -> None:
-    """Raise `SettingsError` when a prompt's tokens and the new ones exceed the model's positions."""
+    """Raise `SettingsError` if a prompt's tokens plus the new ones exceed the model's positions."""
     if n_prompt + max_new_tokens > n_positions:
         raise SettingsError(
             f"The prompt has {n_prompt} tokens and max_new_tokens is {max_new_tokens}: together at most {n_positions}, "
@@ -42,12 +42,12 @@ def check_length(n_prompt: int, max_new_tokens: int, n_positions: int) -> None:
 def sample_tokens(
     model: "GPT2LMHeadModel", ids: Sequence[int], settings: EvaluationSettings
 ) -> "Iterator[tuple[int, torch.Tensor]]":
-    """Yield the tokens that follow `ids`, up to end-of-text or `max_new_tokens`, each with its logits (1, V).
+    """Yield the tokens after `ids`, until end-of-text or `max_new_tokens`, each with its logits (1, V).
 
-    The same seed gives the same tokens as `generation.generate` for one sequence. Until the end, or until it is closed,
-    the model stays on the card.
+    The same seed gives the same tokens as `generation.generate` for one sequence. The model stays on the card until the
+    iterator ends or is closed.
     """
-    # Not the model's own `generate`: it returns logits only at the end, and draws with the notebook's random state.
+    # The model's own `generate` returns logits only at the end, and draws from the notebook's random state.
     import torch
     from transformers import DynamicCache
 
@@ -55,15 +55,15 @@ def sample_tokens(
     with on_device(model.eval()):
         generator = torch.Generator(model.device).manual_seed(settings.seed)
         ids, step = torch.tensor([list(ids)], device=model.device), None  # ids: (1, T)
-        cache = DynamicCache()  # by position, and kept here: transformers 5.24 renames the argument and the result
+        cache = DynamicCache()  # passed by position and kept here: transformers 5.24 renames argument and result
         for _ in range(settings.max_new_tokens):
             with torch.inference_mode():
                 out = model(
                     ids if step is None else step, cache, attention_mask=torch.ones_like(ids),
                     use_cache=True, logits_to_keep=1,
                 )  # fmt: skip
-                logits = out.logits[:, -1].float()  # (1, V) in float32, in which `generate` draws too
-                # A clone: some processors write into the scores.
+                logits = out.logits[:, -1].float()  # (1, V) in float32, as in `generate`
+                # A clone, because some processors modify the scores.
                 step = torch.multinomial(processors(ids, logits.clone()).softmax(-1), 1, generator=generator)
                 ids = torch.cat([ids, step], dim=1)
             yield step.item(), logits.cpu()
@@ -72,10 +72,10 @@ def sample_tokens(
 
 
 def next_logits(model: "GPT2LMHeadModel", ids: Sequence[int]) -> "torch.Tensor":
-    """Return the logits (1, V) of the token that follows `ids`."""
+    """Return the logits (1, V) of the token after `ids`."""
     import torch
 
-    # Not through sample_tokens: drawing from NaN raises, and on CUDA ends the kernel.
+    # Not with sample_tokens: drawing from NaN raises an error, and on CUDA it kills the kernel.
     with on_device(model.eval()), torch.inference_mode():
         batch = torch.tensor([list(ids)], device=model.device)  # (1, T)
         return model(input_ids=batch, logits_to_keep=1, use_cache=False).logits[:, -1].float().cpu()
@@ -91,7 +91,7 @@ def candidates(
 ) -> list[Candidate]:
     """Return the most probable next tokens after `ids`, from the model's logits (1, V).
 
-    A token to `include` takes the last place if it is not among the most probable.
+    If the token `include` is not among the most probable, it takes the last place.
     """
     import torch
 
@@ -104,7 +104,7 @@ def candidates(
 
 
 def _logits_processors(settings: EvaluationSettings) -> "LogitsProcessorList":
-    """Return what turns logits into the scores to draw from, in the order of transformers' `generate`."""
+    """Return the processors that turn logits into scores for drawing, in the order of transformers' `generate`."""
     import transformers as t
 
     processors = t.LogitsProcessorList()

@@ -1,18 +1,18 @@
-"""Perplexity of text of any length with a sliding window; of each token six bytes are kept, and no logits.
+"""Perplexity of text of any length with a sliding window; memory holds six bytes per token and no logits.
 
 There are three protocols:
 
 - `documents`, used in this course: one stream of tokens, with an end-of-text token before the first document and after
   each one. Windows of `context` tokens move by `stride`. Every token after the first is scored exactly once.
-- `passages`, used where the documents are the passages of one continuous text: the same with an end-of-text before the
-  first passage only.
+- `passages`, used if the documents are passages of one continuous text: the same, but with a single end-of-text token,
+  before the first passage.
 - `transformers`, from "Perplexity of fixed-length models" in the transformers documentation, which gave GPT-2's
-  published perplexity on WikiText-2: rows joined by a blank line and no end-of-text. The first token is not scored,
-  and at stride = context neither is the first token of each window, because nothing comes before it.
+  published perplexity on WikiText-2: rows joined by a blank line, without end-of-text tokens. The first token is not
+  scored, and at stride = context neither is the first token of each window, because nothing precedes it.
 
-Of a `Dialogue` only the completions are scored: the tokens and bytes of prompts are context and are not counted.
+For a `Dialogue`, only completions are scored: the tokens and bytes of prompts are context and are not counted.
 
-In each protocol, a window scores only the tokens that no earlier window contained. Nats come from float32 logits, are
+In each protocol, a window scores only tokens that no earlier window contained. Nats come from float32 logits, are
 summed in float64 and divided once by the number of scored tokens. Bytes are counted in UTF-8.
 """
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
 Protocol = Literal["documents", "passages", "transformers"]
-PROMPT = -1  # the owner of a token that is not scored
+PROMPT = -1  # owner of tokens that are not scored
 
 
 @dataclass(frozen=True)
@@ -46,16 +46,16 @@ class Score:
     """How well a model predicts some documents.
 
     Attributes:
-        document_nats: (documents,) sum of the nats of each document's tokens.
+        document_nats: (documents,) sum of the nats of each document's scored tokens.
         document_tokens: (documents,) number of scored tokens in each.
-        document_bytes: (documents,) bytes of each in UTF-8.
-        n_words: number of words, separated by white space, in all documents.
+        document_bytes: (documents,) scored bytes of each, in UTF-8.
+        n_words: number of scored words, separated by white space, in all documents.
         text_sha256: hash of the documents, computed as in `data.json`.
         model: name of the model.
         revision: its commit on the Hub, if it has one, and a hash of its weights.
         stride: tokens between the starts of two windows.
         context: tokens in a window.
-        protocol_name: one of those described at the top of this module.
+        protocol_name: one of the protocols at the top of this module.
     """
 
     document_nats: np.ndarray
@@ -81,7 +81,7 @@ class Score:
 
     @property
     def n_bytes(self) -> int:
-        """Bytes of the text in UTF-8."""
+        """Scored bytes of the text, in UTF-8."""
         return int(self.document_bytes.sum())
 
     @property
@@ -101,12 +101,12 @@ class Score:
 
     @property
     def word_perplexity(self) -> float:
-        """Exponential of the mean nats per word; comparable between any models, on text that has words."""
+        """Exponential of the mean nats per word; comparable between any models if the text has words."""
         return _exp(self.nats / self.n_words)
 
     @property
     def bits_per_byte(self) -> float:
-        """Bits the model needs for each byte of text; comparable between any models."""
+        """Bits that the model needs per byte of text; comparable between any models."""
         return self.nats / math.log(2) / self.n_bytes
 
     @property
@@ -141,14 +141,14 @@ def score(
 ) -> Score:
     """Score documents with a sliding window; show a progress bar after ten seconds.
 
-    To reproduce GPT-2's published perplexity on WikiText-2, 29.94, where the Hub can be reached: score the rows of
+    To reproduce GPT-2's published perplexity on WikiText-2, 29.94, with access to the Hub: score the rows of
     `load_dataset("Salesforce/wikitext", "wikitext-2-raw-v1")["test"]["text"]` with `stride=1024` and
     `protocol="transformers"`. With `stride=512` it is 25.19.
 
     Args:
         model: a GPT-2 in float32.
         tokenizer: its tokenizer.
-        documents: texts of any length; the column of a data set is read from disk bit by bit.
+        documents: texts of any length; a data set's column is read from disk bit by bit.
         stride: tokens that each window scores, 1 to `context`. A smaller stride gives each token more context and
             takes longer.
         context: tokens in a window; by default the model's number of positions.
@@ -158,7 +158,7 @@ def score(
 
     Raises:
         SettingsError: there is no text, the protocol is unknown, the stride or context does not fit the model, or the
-            model does not fit the tokenizer or has weights that are not finite.
+            model does not match the tokenizer or has weights that are not finite.
     """
     context = model.config.n_positions if context is None else context
     _check_window(model, stride, context)
@@ -172,11 +172,11 @@ def score(
     nats, tokens = np.zeros(len(n_bytes)), np.zeros(len(n_bytes), np.int64)
     ids, owners = encode(_check_texts(documents), tokenizer, with_start=with_start, with_ends=protocol == "documents")
     with progress_bar(len(ids), unit="token") as bar, on_device(model.eval()), equal_results_less_work(model):
-        # `context` tokens go into the model. In our protocols one more token follows: the target of the last one.
+        # `context` tokens go into the model. Our own protocols add one more: the target of the last one.
         windows = slide_windows(ids, owners, stride=stride, width=context + with_start)
         for rows, row_owners in batch_windows(windows, per_device_eval_batch_size):
             token_nats, is_scored = compute_token_nats(model, rows, row_owners.shape[1]), row_owners != PROMPT
-            # Not `nats[owners] += ...`, which would count a document once however many of its tokens are in a batch.
+            # Not `nats[owners] += ...`, which adds only one token per document and batch.
             np.add.at(nats, row_owners[is_scored], token_nats[is_scored])
             np.add.at(tokens, row_owners[is_scored], 1)
             bar.update(token_nats.size)
@@ -189,7 +189,7 @@ def score(
 
 
 def describe_revision(model: "GPT2LMHeadModel") -> str:
-    """Return what identifies the state of a model: its commit on the Hub, if any, and a hash of its weights."""
+    """Return an identification of a model's state: its commit on the Hub, if any, and a hash of its weights."""
     digest = hashlib.sha256()
     for name, weights in sorted(model.named_parameters()):
         digest.update(name.encode())
@@ -212,17 +212,17 @@ def _check_window(model: "GPT2LMHeadModel", stride: int, context: int) -> None:
 
 
 def _check_texts(documents: Sequence[str]) -> Iterator[str]:
-    """Yield the documents, without halves of surrogate pairs; raise `SettingsError` where one is not a text."""
+    """Yield the documents without unpaired surrogates; raise `SettingsError` if one is not text."""
     if isinstance(documents, str):
-        raise SettingsError("documents is one text: put it into a list, [text].")
+        raise SettingsError("documents is a single text: put it in a list, [text].")
     for number, text in enumerate(documents):
         if not isinstance(text, str):
             raise SettingsError(f"Document {number} is not a text but {type(text).__name__}: give a list of texts.")
-        yield text if isinstance(text, Dialogue) else replace_half_characters(text)  # a dialogue has none
+        yield text if isinstance(text, Dialogue) else replace_half_characters(text)  # a dialogue has no surrogates
 
 
 def _measure_text(documents: Sequence[str]) -> tuple[np.ndarray, int, str]:
-    """Return bytes per document, the number of words and the hash of all; raise `SettingsError` for no text."""
+    """Return the scored bytes per document, the scored words and the hash of all; raise `SettingsError` if none."""
     digest, n_bytes, n_words = hashlib.sha256(), [], 0
     for text in _check_texts(documents):
         segments = text.segments if isinstance(text, Dialogue) else [(text, False)]
@@ -230,7 +230,7 @@ def _measure_text(documents: Sequence[str]) -> tuple[np.ndarray, int, str]:
         n_bytes.append(sum(len(segment.encode()) for segment in scored))
         n_words += sum(len(segment.split()) for segment in scored)
         digest.update(text.encode())
-        digest.update(b"\0")  # so that where documents begin changes the hash; as in `data.json`
+        digest.update(b"\0")  # so that document boundaries change the hash, as in `data.json`
     if not n_bytes:
         raise SettingsError("There are no documents to score: give at least one.")
     if not n_words:
@@ -241,10 +241,10 @@ def _measure_text(documents: Sequence[str]) -> tuple[np.ndarray, int, str]:
 def encode(
     documents: Iterable[str], tokenizer: "PreTrainedTokenizerBase", *, with_ends: bool, with_start: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the tokens of all documents in one row, and the number of the document each belongs to; (tokens,) both.
+    """Return the tokens of all documents in one row, and the number of the document that each belongs to; (tokens,).
 
-    The number of a prompt's tokens is `PROMPT`. An end-of-text, which belongs to what is before it, follows each
-    document `with_ends`, and a dialogue always; `with_start` puts one before the first document.
+    Tokens of a prompt belong to `PROMPT`. `with_ends` adds an end-of-text token after each document, which belongs to
+    what precedes it; dialogues always have one. `with_start` adds one before the first document.
     """
     tokens, n_read = TokenStream(tokenizer), 0
     pieces, owners = [np.array([tokens.eos] * with_start, tokens.dtype)], [np.array([0] * with_start, np.int32)]
@@ -272,7 +272,7 @@ def slide_windows(
     >>> [(ids.tolist(), len(owners)) for ids, owners in windows]
     [([0, 1, 2, 3, 4], 4), ([2, 3, 4, 5, 6], 2), ([4, 5, 6, 7], 1)]
     """
-    start, n_context = 0, 1  # tokens at the window's start that are not scored: its first, and those scored before
+    start, n_context = 0, 1  # unscored tokens at the window's start: its first, and those scored before
     while start + n_context < len(ids):
         yield ids[start : start + width], owners[start + n_context : start + width]
         start, n_context = start + stride, max(1, width - stride)
@@ -303,13 +303,13 @@ def compute_token_nats(model: "GPT2LMHeadModel", ids: np.ndarray, n_scored: int)
 
 
 def _token_nats(model: "GPT2LMHeadModel", rows: "torch.Tensor", n_scored: int) -> "torch.Tensor":
-    """Return the nats (B * n_scored,) of the last tokens of rows (B, T + 1); `scoring_bytes` predicts the peak."""
+    """Return the nats (B * n_scored,) of the last tokens of rows (B, T + 1); `scoring_bytes` predicts its memory."""
     import torch
     from torch.nn import functional
 
     hidden = model.transformer(rows[:, :-1], use_cache=False)[0][:, -n_scored:].flatten(0, 1)  # (B * scored, width)
     targets = rows[:, -n_scored:].flatten()
-    # Logits of all tokens at once would be the largest tensor by far: 8 x 1024 tokens of GPT-2 take 1.6 GB.
+    # The logits of all tokens at once would be by far the largest tensor: 1.6 GB for 8 x 1024 tokens of GPT-2.
     nats = [
         functional.cross_entropy(model.lm_head(some).float(), wanted, reduction="none")
         for some, wanted in zip(hidden.split(CHUNK_TOKENS), targets.split(CHUNK_TOKENS), strict=True)

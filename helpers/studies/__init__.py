@@ -1,13 +1,13 @@
-"""Batch runs, from one study file to one table of all runs: the commands `sweep` and `compare`; not tied to a notebook.
+"""Batch runs: the commands `sweep` and `compare` turn one study file into one table of all runs; used by no notebook.
 
 - `study`, `study_file`, `comparability`: what a study file declares, how it is checked, which trials can be ranked
-- `study_plan`: hours, memory and disk, predicted before anything starts
-- `queue`, `worker`, `trial`, `supervision`: trials in Optuna's storage, who runs them, and the progress on the screen
-- `compared_run`, `comparison`, `comparison_page`: runs read from their folders, one table, one page with pictures
-- `commands`: `sweep` and `compare` of the command line
+- `study_plan`: predict hours, memory and disk before anything starts
+- `queue`, `worker`, `trial`, `supervision`: trials in Optuna's storage, the workers that run them, the live progress
+- `compared_run`, `comparison`, `comparison_page`: read runs from their folders; show them in a table and on a page
+- `commands`: `sweep` and `compare` on the command line
 
-A trial runs notebooks like any run; `helpers.training.pruning` reports from the training in them to the study, whose
-storage `helpers.training.study_storage` opens.
+A trial runs notebooks like any run. `helpers.training.pruning` reports their training to the study, whose storage is
+opened by `helpers.training.study_storage`.
 """
 
 from helpers import lazy_exports

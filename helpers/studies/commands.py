@@ -13,21 +13,21 @@ from helpers.paths import COMMAND
 from helpers.settings import SettingsError
 from helpers.studies.comparability import METRICS
 
-# Modules are imported where they are used, so that `python -m helpers --help` loads neither Optuna nor PyTorch.
+# Modules are imported where they are used so that `python -m helpers --help` loads neither Optuna nor PyTorch.
 
 
 @click.command()
 @click.argument("study")
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 256), help="Processes on this machine.")
 @click.option("--gpu", metavar="NAME", help="A card such as 'RTX 4070 Ti', or 'processor'; default: this machine's.")
-@click.option("--dry-run", is_flag=True, help="Show what the study will do, and do nothing.")
-@click.option("--retry-failed", is_flag=True, help="Run failed trials again, after their cause was fixed.")
+@click.option("--dry-run", is_flag=True, help="Show what the study will do, then stop.")
+@click.option("--retry-failed", is_flag=True, help="Run failed trials again after fixing their cause.")
 @click.pass_context
 def sweep(ctx: click.Context, study: str, workers: int, gpu: str | None, dry_run: bool, retry_failed: bool) -> None:
-    """Run a STUDY: a file, or a shipped one such as `rates`. Each trial is a run; a table at the end compares them.
+    """Run a STUDY: a file, or a shipped study such as `rates`. Each trial is a run; a final table compares them.
 
-    The same command resumes an interrupted study, and joins it from a second machine or card. Exit code 1 if trials
-    are left, or none has a metric.
+    The same command resumes an interrupted study, or joins it from a second machine or card. Exit code 1 if trials are
+    left or no trial has a metric.
     """
     tell_terminal(f"Planning study {study} ...")
     from helpers.studies.queue import started_study
@@ -75,7 +75,7 @@ def _run(study: Any, file: Path, *, workers: int, retry_failed: bool) -> bool:
 
 
 def _remarks(progress: Any) -> Iterator[str]:
-    """Yield what the table of a study does not show."""
+    """Yield remarks on what a study's table does not show."""
     from helpers.studies.supervision import describe
 
     if not progress.n_left and progress.best is None:
@@ -93,7 +93,7 @@ def _remarks(progress: Any) -> Iterator[str]:
 
 @contextlib.contextmanager
 def _progress_view() -> Iterator[Callable[[Any], None]]:
-    """Yield a function that shows progress: one live screen in a terminal, else a line for each trial that ends."""
+    """Yield a function that shows progress: a live screen in a terminal, otherwise one line per ended trial."""
     from helpers.studies.supervision import EndedTrials, draw
 
     if not sys.stdout.isatty():
@@ -106,7 +106,7 @@ def _progress_view() -> Iterator[Callable[[Any], None]]:
 
 
 def _show_table(study: str, folder: Path) -> None:
-    """Print the table of a study and write it as a page and as CSV into its folder."""
+    """Print the table of a study, and write it to the study's folder as a page and as CSV."""
     from helpers.studies.comparison import compare as compare_runs
 
     try:
@@ -115,11 +115,11 @@ def _show_table(study: str, folder: Path) -> None:
         _write_table(table, csv_file=folder / "comparison.csv", html_file=folder / "comparison.html")
         click.echo(f"Table and pictures: {folder / 'comparison.html'}")
     except SettingsError:
-        return  # nothing has begun
-    except Exception as error:  # noqa: BLE001 - a full disk or a damaged run must not end a night's study in a traceback
+        return  # nothing has started
+    except Exception as error:  # noqa: BLE001 - a full disk or a damaged run must not end a long study in a traceback
         click.secho(
-            f"The trials are kept, but their table is incomplete ({type(error).__name__}: {error}): "
-            f"`{COMMAND} compare {study}` makes it again.",
+            f"The trials are saved, but their table is incomplete ({type(error).__name__}: {error}): "
+            f"`{COMMAND} compare {study}` creates it again.",
             fg="yellow",
             err=True,
         )
@@ -141,11 +141,11 @@ def _write_table(table: Any, *, csv_file: Path | None, html_file: Path | None) -
 @click.option("--by", type=click.Choice(METRICS), help="Metric to rank by.")
 @click.option("--csv", "csv_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the table as CSV.")
 @click.option("--html", "html_file", type=click.Path(dir_okay=False, path_type=Path), help="Write table and pictures.")
-@click.option("--promote", metavar="NAME", help="Make the best trial a run of its own, under this name.")
+@click.option("--promote", metavar="NAME", help="Copy the best trial to a run with this name.")
 def compare(
     runs: tuple[str, ...], by: str | None, csv_file: Path | None, html_file: Path | None, promote: str | None
 ) -> None:
-    """Show RUNS side by side. Name runs, studies (all their trials) or trials like rates/trial-003; default: all."""
+    """Show RUNS side by side: runs, studies (all their trials) or trials such as rates/trial-003; default: all."""
     from helpers.studies.comparison import compare as compare_runs
     from helpers.studies.comparison import promote as promote_run
 
@@ -157,7 +157,7 @@ def compare(
             raise SettingsError(f"No finished run has a value of {table.by} to promote: try another --by.")
         if len(table.best) > 1:
             raise SettingsError(
-                f"There is not one best run but {len(table.best)}: name the one to promote, such as "
+                f"There are {len(table.best)} best runs, one per text: name the one to promote, such as "
                 f"`compare {table.runs[0].name} --promote {promote}`."
             )
         click.echo(f"{table.best[0].name} is now the run {promote}: {promote_run(table.best[0], promote)}")

@@ -1,7 +1,6 @@
-"""Whether the trials of a study can be ranked: same text, context and vocabulary, and a metric that all of them record.
+"""Check that a study's trials can be ranked: same text, context and vocabulary, and a metric that all of them record.
 
-What is refused here would be wrong in three places: in "best so far", in what a search learns, and in what pruning
-stops.
+Otherwise three things would be wrong: the "best so far", what a search learns, and which trials are pruned.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,7 +13,7 @@ from helpers.training.shape import read_shape
 
 Metric = Literal["perplexity", "bits_per_byte", "eval_loss"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
-Fault = tuple[tuple, str]  # where in the file, and one sentence
+Fault = tuple[tuple, str]  # its place in the file, and one sentence
 _VOCABULARY_SETTINGS = {"model_name_or_path", "tokenizer", "vocab_size"}
 _TEXT_SETTINGS = DataSettings.model_fields.keys() - {"run", "block_size"} - _VOCABULARY_SETTINGS
 # metric -> the shipped notebooks that measure it
@@ -22,7 +21,7 @@ _MEASURED_BY = {"eval_loss": ("03", "04"), "bits_per_byte": ("04",), "perplexity
 
 
 def ranking_faults(values: dict[str, Any]) -> Iterator[Fault]:
-    """Find the varied settings that change a study's metric for a reason other than a better model."""
+    """Find varied settings that change a study's metric for reasons other than a better model."""
     vary = values.get("vary") if isinstance(values.get("vary"), dict) else {}
     metric = values.get("optimise", "eval_loss")
     # the pruner compares validation losses, whatever metric the study optimises
@@ -39,13 +38,13 @@ def ranking_faults(values: dict[str, Any]) -> Iterator[Fault]:
 
 
 def _reason(name: str, over: Any, metrics: set[str]) -> str:
-    """Return why values of a setting cannot be ranked by these metrics; empty where they can."""
+    """Return why values of a setting cannot be ranked by these metrics; empty if they can."""
     if name in _TEXT_SETTINGS:
         return f"{name} changes the text that is measured, and metrics of different texts cannot be ranked."
     if name == "block_size" and "eval_loss" in metrics:
         return (
-            "block_size changes how much context each token of the validation text has, so a longer block has the "
-            "smaller loss without being better."
+            "block_size changes how much context each token of the validation text has, so longer blocks give a "
+            "smaller loss without a better model."
         )
     if name == "stride" and metrics & {"bits_per_byte", "perplexity"}:
         return "stride changes how the metric is measured, not the model."
@@ -59,23 +58,23 @@ def _reason(name: str, over: Any, metrics: set[str]) -> str:
 
 
 def _n_vocabularies(over: Any) -> int:
-    """Return how many vocabulary sizes the models have, as far as they are known before a download."""
+    """Return how many different vocabulary sizes the models have, as far as known without a download."""
     sizes = set()
     for name in over if isinstance(over, list) else ():
         try:
             sizes.add(read_shape(str(name)).vocab_size)
         except SettingsError:
-            continue  # not known before its download, or a fault that is reported elsewhere
+            continue  # not known without a download, or an error that is reported elsewhere
     return len(sizes)
 
 
 def metric_faults(values: dict[str, Any], notebooks: Sequence[Path]) -> Iterator[Fault]:
-    """Find a metric that none of the notebooks measures; what the user's own notebooks measure is not known."""
+    """Find a metric that none of the notebooks measures; what users' own notebooks measure is unknown."""
     metric = values.get("optimise", "eval_loss")
     makers = _MEASURED_BY.get(metric, ())
     shipped = [path.name[:2] for path in notebooks if path.parent.absolute() == NOTEBOOKS.absolute()]
     if not notebooks and metric == "eval_loss":
-        return  # the training alone measures it
+        return  # training alone measures it
     if makers and len(shipped) == len(notebooks) and not set(makers) & set(shipped):
         yield (
             ("optimise" if "optimise" in values else "notebooks",),

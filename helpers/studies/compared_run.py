@@ -1,9 +1,9 @@
-"""One run as its folder records it, so that runs of a study, of a shell loop and of notebooks compare alike."""
+"""One run as recorded in its folder, so that runs from studies, shell loops and notebooks compare alike."""
 
 from pathlib import Path
 from typing import Any
 
-from pydantic.dataclasses import dataclass  # checks the types: a file may hold anything
+from pydantic.dataclasses import dataclass  # checks types: a file may contain anything
 
 from helpers.files import read_json
 from helpers.settings import SettingsError, TrainingSettings
@@ -15,35 +15,35 @@ _FILES = ("settings.json", "trial.json", "training.json", "evaluation.json", "hi
 
 @dataclass(frozen=True)
 class ComparedRun:
-    """One run; what its folder does not record is None."""
+    """One run; values that its folder does not record are None."""
 
-    name: str  # with its study's before it: 'pocket' or 'rates/trial-003'
+    name: str  # prefixed with its study's: 'pocket' or 'rates/trial-003'
     folder: Path
-    settings: dict[str, Any]  # all that are recorded
-    losses: tuple[tuple[float, float], ...]  # step and loss in nats per token of each validation
+    settings: dict[str, Any]  # all recorded settings
+    losses: tuple[tuple[float, float], ...]  # (step, loss in nats per token) of each validation
     eval_loss: float | None  # validation loss of the final model
-    perplexity: float | None  # this and what follows: of the final model on the test text
+    perplexity: float | None  # this and the next three: of the final model on the test text
     bits_per_byte: float | None
     perplexity_interval: tuple[float, float] | None  # low, high
     bits_per_byte_interval: tuple[float, float] | None
-    tokens: int | None  # this and what follows: what the training took, measured
+    tokens: int | None  # this and the next two: measured in training
     seconds: float | None
     peak_bytes: int | None
     text_sha256: str  # of the test text; runs of different texts are never ranked together
     validation_sha256: str
     windows: tuple[int, int] | None  # context and stride of the test metrics
     state: str  # 'done', 'pruned', 'failed', 'not finished' or 'damaged'
-    error: str  # why it failed or what is damaged; else empty
-    optimise: str | None  # the metric that its study minimises; None outside a study
+    error: str  # why it failed or what is damaged; otherwise empty
+    optimise: str | None  # the metric that its study minimises; None if not in a study
 
     def ranked(self, by: Metric) -> float | None:
-        """Return the metric to rank by; None where the run has none or did not finish."""
+        """Return the metric to rank by; None if the run has none or did not finish."""
         return getattr(self, by) if self.state == "done" else None
 
     def text(self, by: Metric) -> str:
-        """Return which text a metric was measured on, by its hash; empty before there was one.
+        """Return the hash of the text that a metric was measured on; empty if there was none yet.
 
-        Of one text, a metric of its completions is not comparable with one of all its tokens.
+        On the same text, a metric of completions is not comparable with a metric of all tokens.
         """
         sha256 = self.validation_sha256 if by == "eval_loss" else self.text_sha256
         is_part = sha256 and self.settings.get("train_on") == "completion"
@@ -51,12 +51,12 @@ class ComparedRun:
 
 
 def read_run(folder: Path, *, name: str = "") -> ComparedRun:
-    """Read a run's folder, finished or not, measured or not; `name` defaults to the folder's."""
+    """Read a run's folder, even if it is not finished or evaluated; `name` defaults to the folder's name."""
     files, damage = _read_files(folder)
     try:
         return _describe(folder, files, damage, name=name)
-    except (AttributeError, KeyError, TypeError, ValueError):  # JSON, but not as this course writes it
-        damage = f"{folder} holds files that are not as this course writes them: delete the folder, or copy it again."
+    except (AttributeError, KeyError, TypeError, ValueError):  # valid JSON, but not in this course's format
+        damage = f"{folder} holds files that are not in this course's format: delete the folder, or copy it again."
         return _describe(folder, {file: {} for file in _FILES}, damage, name=name)
 
 
@@ -65,7 +65,7 @@ def _describe(folder: Path, files: dict[str, Any], damage: str, *, name: str) ->
     test = evaluation.get("test") or {}
     tuned = test.get("tuned") or {}
     settings = {**record.get("settings", {}), **trial.get("parameters", {})}
-    if record.get("settings"):  # a setting that is newer than the run had its default's effect then
+    if record.get("settings"):  # settings newer than the run had the effect of their defaults
         defaults = {name: field.default for name, field in TrainingSettings.model_fields.items()}
         settings |= {name: value for name, value in defaults.items() if name not in settings}
     texts = record.get("data_sha256", {})
@@ -92,7 +92,7 @@ def _describe(folder: Path, files: dict[str, Any], damage: str, *, name: str) ->
 
 
 def _read_files(folder: Path) -> tuple[dict[str, Any], str]:
-    """Return the content of each file of a run, {} where it is missing, and a sentence where one is damaged."""
+    """Return the content of each file of a run ({} if missing), and a sentence if one is damaged."""
     contents: dict[str, Any] = {}
     damage = ""
     for file in _FILES:

@@ -1,4 +1,4 @@
-"""Many runs in one table, ranked only where they were measured on the same text; and the best one promoted."""
+"""Many runs in one table, ranked only if measured on the same text; and promotion of the best one."""
 
 import html
 import math
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 _MOST_ERRORS = 5  # below a table
-_MOST_COLUMNS = 4  # for settings; where more differ, each run has a list below the table
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for the beginning of one
-_LONGEST = 24  # characters of a setting's value
+_MOST_COLUMNS = 4  # for settings; if more differ, each run has a list below the table
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet treats text that starts so as a formula
+_LONGEST = 24  # characters shown of a setting's value
 _INTERVAL = f"{CONFIDENCE:.0%} interval"
 _COLUMNS: list[tuple[str, str, Callable[[Any], str]]] = [  # heading, attribute of a run, its text
     ("perplexity", "perplexity", "{:.2f}".format),
@@ -42,11 +42,11 @@ _COLUMNS: list[tuple[str, str, Callable[[Any], str]]] = [  # heading, attribute 
 
 @dataclass(frozen=True)
 class RunTable(PlainTextMixin):
-    """Runs side by side: one group per measured text, the best run of a group first."""
+    """Runs side by side, in one group per measured text, with the best run of a group first."""
 
     by: Metric  # the metric that ranks them
     groups: tuple[tuple[ComparedRun, ...], ...]
-    differing: tuple[str, ...]  # the settings that are not the same in all runs
+    differing: tuple[str, ...]  # settings that differ between runs
 
     @property
     def runs(self) -> list[ComparedRun]:
@@ -55,13 +55,13 @@ class RunTable(PlainTextMixin):
 
     @property
     def best(self) -> list[ComparedRun]:
-        """The best run of each text, where one has the metric."""
+        """The best run of each text, if any run has the metric."""
         firsts = [group[0] for group in self.groups]
         return [run for run in firsts if run.ranked(self.by) is not None]
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """One flat row per run, for a CSV file or pandas; what is not known is None."""
+        """One flat row per run, for a CSV file or pandas; unknown values are None."""
         return [
             {"text": number, "rank": place if run.ranked(self.by) is not None else None, "run": run.name}
             | {name: run.settings.get(name) for name in self.differing}
@@ -75,17 +75,17 @@ class RunTable(PlainTextMixin):
 
     @property
     def notes(self) -> list[str]:
-        """What a reader must know about the table, one sentence each."""
+        """What readers must know about the table, one sentence each."""
         return [*self._notes()]
 
     def _notes(self) -> Iterator[str]:
         if len(self.groups) > 1:
             yield (
-                f"These runs were measured on {len(self.groups)} different texts: each has a table of its own, "
-                "and no run is ranked against one of another text."
+                f"These runs were measured on {len(self.groups)} different texts: each has its own table, "
+                "and runs are ranked only within a text."
             )
         for group in self.groups:
-            text = group[0].text(self.by)  # as above its table
+            text = group[0].text(self.by)  # as in its table's title
             of_text = f" on text {text}" if len(self.groups) > 1 and text else ""
             blocks = {run.settings.get("block_size") for run in group if run.eval_loss is not None}
             if self.by == "eval_loss" and len(blocks) > 1:
@@ -109,7 +109,7 @@ class RunTable(PlainTextMixin):
 
     @property
     def verdicts(self) -> list[str]:
-        """A sentence for each text: its best run, and the settings in which the runs of this text differ."""
+        """One sentence per text: its best run, and that run's values of the settings that differ."""
         sentences = []
         for group in self.groups:
             run = group[0]
@@ -122,23 +122,23 @@ class RunTable(PlainTextMixin):
         return sentences
 
     def to_csv(self) -> str:
-        """Return the rows as CSV text with a head line."""
+        """Return the rows as CSV text with a header line."""
         import pandas as pd
 
-        # objects: pandas would turn integers into floats where one of them is missing
+        # objects, because pandas would turn integers into floats if one is missing
         frame = pd.DataFrame(self.rows, dtype=object)
         return frame.map(_csv_cell).to_csv(index=False, lineterminator="\n")
 
     def __str__(self) -> str:
         """Return the tables, the notes and the best runs for a terminal."""
-        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None  # a file has lines of any length
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None  # lines in files may be long
         tables = [
             "\n".join([title, frame.to_string(line_width=width), *lists]) for title, frame, lists in self._frames()
         ]
         return "\n\n".join([*tables, "\n".join([*self.notes, *self.verdicts])]).rstrip()
 
     def _repr_html_(self) -> str:
-        # not DataFrame.to_html, which has no caption; all text is escaped
+        # DataFrame.to_html has no caption; html_table escapes all text
         tables = [
             html_table(["", *frame.columns], frame.itertuples(name=None), caption=title)
             + "".join(f"<p>{html.escape(line)}</p>" for line in lists)
@@ -147,9 +147,9 @@ class RunTable(PlainTextMixin):
         return "".join([*tables, *(f"<p>{html.escape(sentence)}</p>" for sentence in [*self.notes, *self.verdicts])])
 
     def _frames(self) -> "Iterator[tuple[str, DataFrame, list[str]]]":
-        """Yield the title and the table of each group, as text, without the columns that no run of it has.
+        """Yield the title and the table of each group, as text, without columns that are empty in the group.
 
-        Where too many settings differ for columns, lines for below the table list those of each run.
+        If too many settings differ for columns, also yield lines to list them per run below the table.
         """
         import pandas as pd
 
@@ -158,7 +158,7 @@ class RunTable(PlainTextMixin):
             text = group[0].text(self.by)
             measured = f"{part} text {text}" if text else f"no {part} text"
             ranks = [str(place) if run.ranked(self.by) is not None else "-" for place, run in enumerate(group, start=1)]
-            own = {*_differing(group), "source"}  # what only runs of other texts have says nothing here
+            own = {*_differing(group), "source"}  # settings that differ only in other groups say nothing here
             names = [name for name in self.differing if name in own]
             listed = [name for name in names if name != "source"] if len(names) > _MOST_COLUMNS else []
             lists = _settings_by_run(group, listed) if listed else []
@@ -169,7 +169,7 @@ class RunTable(PlainTextMixin):
                 + [None if (value := getattr(run, name)) is None else text(value) for _, name, text in _COLUMNS]
                 for run in group
             ]
-            # two headings are the same: a dict for each run would lose an interval
+            # two headings are equal, so a dict per run would lose an interval
             headings = ["run", *shown, *(heading for heading, _, _ in _COLUMNS)]
             frame = pd.DataFrame(cells, index=ranks, columns=headings, dtype=object)
             known = frame.dropna(axis=1, how="all").fillna("-")
@@ -177,7 +177,7 @@ class RunTable(PlainTextMixin):
 
 
 def _settings_by_run(group: Sequence[ComparedRun], names: Sequence[str]) -> list[str]:
-    """Return a line with the settings that more than half of the runs share, and one with the others of each run."""
+    """Return a line with the settings that more than half of the runs share, and a line per run with its others."""
     usual = {}
     for name in names:
         values = [run.settings[name] for run in group if name in run.settings]
@@ -208,9 +208,9 @@ def _short(value: Any) -> str:
 
 def _csv_cell(value: Any) -> Any:
     if isinstance(value, float) and math.isnan(value):
-        return "nan"  # a run that diverged is not one that was never measured: pandas would leave both cells empty
+        return "nan"  # tells a run that diverged from one never measured: pandas would leave both cells empty
     if isinstance(value, str) and value.startswith(_FORMULA):
-        return f"'{value}"  # settings of other people's runs, such as a prompt: a spreadsheet would compute it
+        return f"'{value}"  # in other people's settings, such as a prompt: a spreadsheet would run it
     return value
 
 
@@ -218,11 +218,11 @@ def compare(*names: str, by: Metric | None = None) -> RunTable:
     """Show runs side by side, the best first.
 
     Args:
-        names: runs ('pocket'), studies ('rates', all its trials) or trials ('rates/trial-003'); none: every run.
-        by: the metric that ranks; left out: that of the study where all runs are of one, else bits per byte.
+        names: runs ('pocket'), studies ('rates': all its trials) or trials ('rates/trial-003'); none: every run.
+        by: the metric to rank by; default: the study's if all runs are from one, else bits per byte.
 
     Raises:
-        SettingsError: there is no run or study of a name, or there are none at all.
+        SettingsError: a run or study does not exist, or there are no runs at all.
     """
     chosen = [name.rstrip("/") for name in names] or _all_names()
     runs = list({run.folder: run for name in chosen for run in _runs_of(name)}.values())
@@ -234,7 +234,7 @@ def compare(*names: str, by: Metric | None = None) -> RunTable:
     if by not in METRICS:
         raise SettingsError(f"by = {by!r} is not allowed: it must be one of {', '.join(map(repr, METRICS))}.")
     groups: dict[str, list[ComparedRun]] = {run.text(by): [] for run in runs if run.text(by)}
-    # a run that ended before it had a text is listed with those of the only text, else in a table of its own
+    # a run that ended before it had a text joins the group if there is only one, else gets its own table
     only_text = next(iter(groups)) if len(groups) == 1 else ""
     for run in runs:
         groups.setdefault(run.text(by) or only_text, []).append(run)
@@ -243,7 +243,7 @@ def compare(*names: str, by: Metric | None = None) -> RunTable:
 
 
 def _order(run: ComparedRun, by: Metric) -> tuple:
-    """Order by the metric; then runs without it, by validation loss; then those that did not finish."""
+    """Sort by the metric; then runs without it, by validation loss; then unfinished runs."""
     metric = getattr(run, by)
     loss = run.eval_loss if run.eval_loss is not None else float("inf")
     return (run.state != "done", metric is None, metric if metric is not None else loss, run.name)
@@ -256,20 +256,20 @@ def _differing(runs: Sequence[ComparedRun]) -> tuple[str, ...]:
 
 
 def _all_names() -> list[str]:
-    """Return the names of all runs, then of all studies; of a copied folder, such as `pocket (copy)`, too."""
+    """Return the names of all runs, then of all studies, including copied folders such as `pocket (copy)`."""
     runs, trials = runs_folder().glob("[!.]*/settings.json"), runs_folder().glob("[!.]*/trial-*/trial.json")
     return [*sorted(path.parent.name for path in runs), *sorted({path.parent.parent.name for path in trials})]
 
 
 def _runs_of(name: str) -> list[ComparedRun]:
-    """Return the run of a name, or the trials of a study of that name."""
+    """Return the run with this name, or the trials of the study with this name."""
     if name not in _all_names():
         for part in name.split("/"):
-            run_folder(part)  # refuses a name that is not plain
+            run_folder(part)  # rejects invalid names
     folder = runs_folder() / name
     if (folder / "settings.json").exists() or (folder / "trial.json").exists():
         return [read_run(folder, name=name)]
-    # a trial's notebooks leave experiments beside it, such as trial-003-rate-1: they are not trials
+    # a trial's notebooks leave experiments beside it, such as trial-003-rate-1, which are not trials
     trials = sorted(path for path in folder.glob("trial-*/") if re.fullmatch(r"trial-\d+", path.name))
     if trials:
         return [read_run(path, name=f"{name}/{path.name}") for path in trials]
@@ -277,14 +277,14 @@ def _runs_of(name: str) -> list[ComparedRun]:
 
 
 def promote(best: ComparedRun, name: str) -> Path:
-    """Make a trial a run of its own: copy its folder to `runs/<name>`, completely or not at all; return that folder.
+    """Copy a trial to a run `runs/<name>` of its own, completely or not at all; return the new folder.
 
     Raises:
-        SettingsError: the name is not a plain name or is taken, or the trial is not finished.
+        SettingsError: the name is invalid or taken, or the trial is not finished.
     """
     target = run_folder(name)
     if target.exists():
-        raise SettingsError(f"There is a folder {target} already: choose another name.")
+        raise SettingsError(f"The folder {target} already exists: choose another name.")
     if not (best.folder / "training.json").exists():
         raise SettingsError(f"{best.name} has no finished training: only a finished trial can be promoted.")
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""A comparison as one page with pictures: validation losses, which setting decides, how settings and metric relate."""
+"""A comparison as one page with pictures: validation losses, settings and metric, and each setting's importance."""
 
 import html
 import math
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from optuna import Study as OptunaStudy
 
-_MOST_NAMED = 8  # lines with a legend entry; more cannot be distinguished
-_FEWEST = 5  # runs; of fewer the best quarter is one run, which each setting tells from the others equally well
-_LOG_FACTOR = 8  # between the largest and the smallest value of a setting that is drawn on a log scale
+_MOST_NAMED = 8  # lines with a legend entry; more could not be told apart
+_FEWEST = 5  # runs; with fewer, the best quarter is one run, which every setting separates equally well
+_LOG_FACTOR = 8  # ratio of largest to smallest value from which a setting has a log scale
 
 
 def write_page(table: RunTable, path: Path) -> None:
-    """Write a table and its pictures as one page that needs no network."""
+    """Write a table and its pictures as a single page that needs no network."""
     open_no_windows()
     pictures = "".join(
         f"<p><img alt='{html.escape(alt)}' src='data:image/png;base64,{png_of(ax.figure)}'></p>"
@@ -33,7 +33,7 @@ def write_page(table: RunTable, path: Path) -> None:
 
 
 def plot_all(table: RunTable) -> "Iterator[tuple[str, Axes]]":
-    """Yield each picture that the runs allow, with a text for readers who do not see it."""
+    """Yield each picture that the runs allow, with alternative text for readers who cannot see it."""
     for group in table.groups:
         if any(run.losses for run in group):
             yield "Validation loss of each run over the tokens read", plot_curves(group)
@@ -46,16 +46,16 @@ def plot_all(table: RunTable) -> "Iterator[tuple[str, Axes]]":
 
 
 def plot_curves(runs: Sequence[ComparedRun]) -> "Axes":
-    """Draw the validation losses of runs in one picture, in nats per token; the first runs given are named.
+    """Plot the validation losses of runs, in nats per token; only the first eight runs are named in the legend.
 
-    The x axis is tokens read where every run records how many a step takes, so that batch sizes compare.
+    The x axis is tokens read if every run records its tokens per step, so that batch sizes are comparable.
     """
     ax = new_axes(height=3.6)
     import matplotlib as mpl
 
     colours = mpl.colormaps["viridis"].resampled(min(len(runs), _MOST_NAMED) + 1)  # without its yellow end
     in_tokens = all({"per_device_train_batch_size", "block_size"} <= set(run.settings) for run in runs if run.losses)
-    for number, run in reversed([*enumerate(runs)]):  # the best run last, above the others
+    for number, run in reversed([*enumerate(runs)]):  # the best run last, on top of the others
         if not run.losses:
             continue
         steps, values = zip(*run.losses, strict=True)
@@ -84,16 +84,16 @@ def _tokens_per_step(run: ComparedRun) -> int:
 
 
 def plot_parallel(runs: Sequence[ComparedRun], names: Sequence[str], *, by: Metric) -> "Axes":
-    """Draw each run as a line from its metric through the values of its settings; the best run is orange."""
+    """Plot each run as a line from its metric through its settings' values; the best run is orange."""
     import numpy as np
     from optuna.visualization.matplotlib import plot_parallel_coordinate
 
     with warnings.catch_warnings(action="ignore"):  # marked experimental
         ax = plot_parallel_coordinate(_as_study(runs, names, by=by), list(names), target_name=by.replace("_", " "))
     lines = ax.collections[0]
-    lines.colorbar.remove()  # it repeats the first axis, and covers the labels of the last one
+    lines.colorbar.remove()  # it repeats the first axis and covers the last one's labels
     metrics = lines.get_array()
-    lines.set_clim(metrics.min(), metrics.max() + np.ptp(metrics))  # or the worst lines would be pale on white
+    lines.set_clim(metrics.min(), metrics.max() + np.ptp(metrics))  # otherwise the worst lines would be pale on white
     ax.plot(*lines.get_segments()[metrics.argmin()].T, color=ORANGE, linewidth=2.5)
     ax.set_title("Each line a run; the orange one is the best", y=1.06)
     best = min(runs, key=lambda run: getattr(run, by))
@@ -104,28 +104,28 @@ def plot_parallel(runs: Sequence[ComparedRun], names: Sequence[str], *, by: Metr
 
 
 def plot_importance(runs: Sequence[ComparedRun], names: Sequence[str], *, by: Metric) -> "Axes":
-    """Draw how much each setting decides about the metric, the most important one on top."""
-    title = f"What decides who is in the best quarter, judged from {len(runs)} runs"
+    """Plot how much each setting affects the metric, with the most important one on top."""
+    title = f"What puts a run in the best quarter, judged from {len(runs)} runs"
     return plot_bars(
         importance(runs, names, by=by), xlabel=f"share of importance for {by.replace('_', ' ')}", title=title
     )
 
 
 def importance(runs: Sequence[ComparedRun], names: Sequence[str], *, by: Metric) -> dict[str, float]:
-    """Return how much each setting decides whether a run is among the best quarter; the shares sum to 1.
+    """Return how much each setting determines whether a run is in the best quarter; the shares sum to 1.
 
     The method is PED-ANOVA as Optuna computes it (Watanabe et al. 2023, https://arxiv.org/abs/2304.10255).
     """
     import optuna
 
-    with warnings.catch_warnings(action="ignore"):  # marked experimental; the title says how few the runs are
+    with warnings.catch_warnings(action="ignore"):  # marked experimental; the title gives the number of runs
         evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=0.25)
         shares = optuna.importance.get_param_importances(_as_study(runs, names, by=by), evaluator=evaluator)
     return {name: share for name, share in shares.items() if math.isfinite(share)}
 
 
 def _as_study(runs: Sequence[ComparedRun], names: Sequence[str], *, by: Metric) -> "OptunaStudy":
-    """Return a study in memory whose trials are the runs, chosen from the values that the runs have."""
+    """Return an in-memory study with the runs as trials, over the range of the values that the runs have."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -139,7 +139,7 @@ def _as_study(runs: Sequence[ComparedRun], names: Sequence[str], *, by: Metric) 
 
 
 def _distribution(values: list[Any]) -> Any:
-    """Return the distribution that the values of one setting were tried from."""
+    """Return a distribution that covers the values of one setting."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution
 
     are_numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)

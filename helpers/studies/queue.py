@@ -1,13 +1,13 @@
-"""A study in Optuna's storage: opened or joined, its points queued once, interrupted trials queued again.
+"""A study in Optuna's storage: create or join it, queue each point once, and queue interrupted trials again.
 
-Every point of a study is a waiting trial in Optuna's queue, which hands each one to one worker atomically: a grid's
-points with their values, a search's without, for the sampler to choose when a worker takes one. (Optuna's GridSampler
-documents that several workers may get the same point.) The number of a point names the trial's folder. An interrupted
-trial is queued again under a new number in Optuna and the same point, so that its run goes on from its checkpoint.
+Every point of a study is a waiting trial in Optuna's queue, which hands each to one worker atomically. A grid's points
+are queued with their values; a search's without, and the sampler chooses them when a worker takes the trial. (Optuna's
+GridSampler documents that several workers may get the same point.) The number of a point names the trial's folder. An
+interrupted trial is queued again with a new Optuna number but the same point, so its run resumes from its checkpoint.
 
-User attributes of a trial, which old studies have too and which must keep their names: `point`; `worker`, who took
-it; `error`, why it failed; `pruned`, at which step; `retry`, where it follows one that failed; `superfluous`, to be
-ignored.
+The user attributes of a trial must keep their names, because old studies have them too: `point`; `worker`, who took
+it; `error`, why it failed; `pruned`, at which step; `retry`, set if it follows a failed one; `superfluous`, set if it
+is to be ignored.
 """
 
 import json
@@ -37,10 +37,10 @@ _STATES: dict[str, State] = {
 
 
 def open_study(study: Study) -> "OptunaStudy":
-    """Create the study or join it, and queue the points that are not queued yet.
+    """Create or join the study, and queue the points that are not queued yet.
 
     Raises:
-        SettingsError: a study of that name was started with other settings, or a run has that name.
+        SettingsError: the study was started with other settings, or a run has its name.
     """
     import optuna
 
@@ -55,7 +55,7 @@ def open_study(study: Study) -> "OptunaStudy":
     if not _is_started(study, opened):
         opened.set_user_attr("essence", study.essence)
     study.folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(study.folder / ".queue.lock"):  # two commands that start at once would each queue all points
+    with FileLock(study.folder / ".queue.lock"):  # two commands that start together would both queue all points
         queued = {trial.user_attrs["point"] for trial in _valid_trials(opened)}
         for number, point in enumerate(study.points):
             if number not in queued:
@@ -64,10 +64,10 @@ def open_study(study: Study) -> "OptunaStudy":
 
 
 def started_study(study: Study) -> "OptunaStudy | None":
-    """Return the study if it was started before, else None; nothing is written.
+    """Return the study if it was started before, else None; writes nothing.
 
     Raises:
-        SettingsError: it was started with other settings, its storage does not answer, or a run has that name.
+        SettingsError: it was started with other settings, its storage does not answer, or a run has its name.
     """
     import optuna
 
@@ -80,7 +80,7 @@ def started_study(study: Study) -> "OptunaStudy | None":
             storage=open_storage(study.storage, study.folder),
             sampler=optuna.samplers.RandomSampler(),  # never used: see `suggest_values`
         )
-    except KeyError:  # the storage holds other studies only, as that of a copied folder does
+    except KeyError:  # the storage holds only other studies, e.g. in a copied folder
         return None
     _is_started(study, opened)
     return opened
@@ -92,7 +92,7 @@ def _refuse_the_folder_of_a_run(study: Study) -> None:
 
 
 def _is_started(study: Study, opened: "OptunaStudy") -> bool:
-    """Return whether a study was started before; raise `SettingsError` where it was with other settings."""
+    """Return whether a study was started before; raise `SettingsError` if it had other settings."""
     before, now = opened.user_attrs.get("essence"), study.essence
     if before is not None and before != now:
         changed = [f"{name} = {before.get(name)}, not {now[name]}" for name in now if before.get(name) != now[name]]
@@ -104,7 +104,7 @@ def _is_started(study: Study, opened: "OptunaStudy") -> bool:
 
 
 def suggest_values(study: Study, trial: "Trial") -> dict[str, Any]:
-    """Return the values of a taken trial: those it was queued with, or new ones that TPE learns from the others."""
+    """Return the values of a taken trial: those it was queued with, or new ones that TPE derives from other trials."""
     trial.study.sampler = _sampler(study, trial.user_attrs["point"])
     point = {}
     for name, over in study.vary.items():
@@ -118,11 +118,11 @@ def suggest_values(study: Study, trial: "Trial") -> dict[str, Any]:
 
 
 def _sampler(study: Study, point: int) -> "BaseSampler":
-    """Return TPE, seeded by the point: two workers must not choose the same, and a study can be repeated."""
+    """Return TPE seeded by the point, so that two workers choose differently and a study can be repeated."""
     import optuna
 
     # constant_liar counts running trials as bad ones, so that workers do not all search near the same point
-    with warnings.catch_warnings(action="ignore"):  # it is marked experimental
+    with warnings.catch_warnings(action="ignore"):  # marked experimental
         return optuna.samplers.TPESampler(
             seed=study.training_settings({}).seed + point, constant_liar=True, n_startup_trials=5
         )
@@ -134,9 +134,9 @@ def _valid_trials(opened: "OptunaStudy") -> "list[FrozenTrial]":
 
 
 def trials_of(study: Study, opened: "OptunaStudy") -> "list[FrozenTrial]":
-    """Return the newest trial of each point, in the points' order.
+    """Return the newest trial of each point, in the order of the points.
 
-    After the budget of trials was lowered, waiting trials beyond it are left out.
+    If the budget of trials was lowered, waiting trials beyond it are left out.
     """
     # trials are numbered as they are queued, so a later one of the same point replaces an earlier one
     newest = {trial.user_attrs["point"]: trial for trial in _valid_trials(opened)}
@@ -145,18 +145,18 @@ def trials_of(study: Study, opened: "OptunaStudy") -> "list[FrozenTrial]":
 
 
 def resumed_points(opened: "OptunaStudy") -> set[int]:
-    """Return the points that were queued again: the duration of their newest trial leaves out what was done before."""
+    """Return the points that were queued again: their newest trial's duration excludes earlier work."""
     n_trials = Counter(trial.user_attrs["point"] for trial in _valid_trials(opened))
     return {point for point, n in n_trials.items() if n > 1}
 
 
 def state_of(trial: "FrozenTrial") -> State:
-    """Return the state of a trial; an interrupted one waits to be queued again."""
+    """Return the state of a trial; an interrupted one counts as waiting, because it will be queued again."""
     return "waiting" if was_interrupted(trial) else _STATES[trial.state.name]
 
 
 def is_superfluous(opened: "OptunaStudy", trial: "Trial") -> bool:
-    """Return whether an earlier trial has settled or runs the same point, as when two machines queued it at once."""
+    """Return whether an earlier trial runs or has settled the point, e.g. after two machines queued it at once."""
     point, is_retry = trial.user_attrs.get("point"), "retry" in trial.user_attrs
     return point is None or any(
         other.user_attrs["point"] == point
@@ -168,12 +168,12 @@ def is_superfluous(opened: "OptunaStudy", trial: "Trial") -> bool:
 
 
 def was_interrupted(trial: "FrozenTrial") -> bool:
-    """Return whether a trial ended without a result and without an error: its worker died or was stopped."""
+    """Return whether a trial ended with neither result nor error: its worker died or was stopped."""
     return trial.state.name == "FAIL" and "error" not in trial.user_attrs
 
 
 def _queue_again(opened: "OptunaStudy", trial: "FrozenTrial", *, is_retry: bool) -> None:
-    """Queue the point of a trial again, with its values and the losses it has reported."""
+    """Queue a trial's point again, with its values and the losses reported so far."""
     import optuna
 
     again = optuna.create_trial(
@@ -189,30 +189,29 @@ def _queue_again(opened: "OptunaStudy", trial: "FrozenTrial", *, is_retry: bool)
 
 def retry_failed(study: Study, opened: "OptunaStudy") -> None:
     """Queue the failed trials again."""
-    with FileLock(study.folder / ".queue.lock"):  # or a second command would queue them once more
+    with FileLock(study.folder / ".queue.lock"):  # otherwise a second command would queue them again
         for trial in trials_of(study, opened):
             if state_of(trial) == "failed":
                 _queue_again(opened, trial, is_retry=True)
 
 
 def this_worker(study: Study) -> str:
-    """Return the machine and folder that this process works on: only there can it trust the file locks."""
+    """Return the machine and folder of this process: it can trust file locks only there."""
     return f"{socket.gethostname()}:{study.folder}"
 
 
 def trial_lock(folder: Path, point: int) -> FileLock:
-    """Return the lock that a worker holds while it runs a point; the system frees it when the worker dies."""
+    """Return the lock that a worker holds while it runs a point; the system releases it if the worker dies."""
     run = folder / trial_name(point)
     run.mkdir(parents=True, exist_ok=True)
     return FileLock(run / ".worker.lock")
 
 
 def requeue_interrupted(study: Study, opened: "OptunaStudy") -> None:
-    """Queue again what died with its worker; call it under the lock that workers take trials under.
+    """Queue again the trials whose worker died; call it while holding the lock for taking trials.
 
-    A worker of this machine is dead when the lock of its trial is free; one of another machine when its heartbeats
-    in the database have stopped. (Optuna's RetryHeartbeatStaleTrialCallback needs heartbeats, which a journal
-    does not have.)
+    A worker on this machine is dead if the lock of its trial is free; one on another machine if its heartbeats in the
+    database have stopped. (Optuna's RetryHeartbeatStaleTrialCallback needs heartbeats, which a journal does not have.)
     """
     from optuna.storages import fail_stale_trials
     from optuna.trial import TrialState
@@ -229,7 +228,7 @@ def requeue_interrupted(study: Study, opened: "OptunaStudy") -> None:
 
 def _is_dead(study: Study, trial: "FrozenTrial") -> bool:
     if study.storage and trial.user_attrs.get("worker") != this_worker(study):
-        return False  # it runs or died on another machine, whose locks cannot be seen from here
+        return False  # it is on another machine, whose locks are not visible here
     try:
         with trial_lock(study.folder, trial.user_attrs["point"]).acquire(timeout=0):
             return True
@@ -238,7 +237,7 @@ def _is_dead(study: Study, trial: "FrozenTrial") -> bool:
 
 
 def place_of(study: Study, trial: "Trial") -> str:
-    """Return where to find a trial in the storage, as JSON text: `trial_at` opens it in another process."""
+    """Return a trial's place in the storage as JSON text, with which `trial_at` opens it in another process."""
     run = trial_name(trial.user_attrs["point"])
     place = {"address": study.storage, "folder": str(study.folder), "study": study.study, "run": run}
-    return json.dumps(place | {"trial_id": trial._trial_id})  # private, but Optuna's Trial(study, id) wants it
+    return json.dumps(place | {"trial_id": trial._trial_id})  # private, but Optuna's Trial(study, id) needs it

@@ -1,6 +1,6 @@
-"""A study as its file declares it: what varies, which notebooks run, the metric to minimise, the budgets; its points.
+"""A study as its file declares it (what varies, notebooks, metric to minimise, budgets), and its points.
 
-The models report faults as pydantic does, each with its `loc`, which `study_file` shows as the place in the file.
+The models report errors as pydantic does, each with a `loc`, which `study_file` shows as its place in the file.
 """
 
 import itertools
@@ -26,20 +26,20 @@ from helpers.settings import (
 )
 from helpers.studies.comparability import Metric
 
-_SEARCH_TRIALS = 20  # of a search that sets no budgets.trials
-_MOST_CORNERS = 256  # that are planned, at up to 0.05 s each; nine ranges would have 512
+_SEARCH_TRIALS = 20  # for a search without budgets.trials
+_MOST_CORNERS = 256  # to plan, at up to 0.05 s each; nine ranges would have 512
 
 
 def _check_study_name(name: str) -> str:
     try:
-        refuse_deep(run_folder(name) / "trial-000-rate-1")  # the longest name, that of an experiment in a trial
+        refuse_deep(run_folder(name) / "trial-000-rate-1")  # the longest name: an experiment of a trial
     except SettingsError as error:
         raise SettingsError(str(error).replace("run =", "study =", 1)) from None
     return name
 
 
 def notebook_name(name: Any) -> str:
-    """Return the name of a notebook that exists; YAML reads an unquoted 03 as the number 3."""
+    """Return the name of an existing notebook; YAML reads an unquoted 03 as the number 3."""
     name = f"{name:02d}" if isinstance(name, int) else str(name)
     find_notebook(name)
     return name
@@ -50,7 +50,7 @@ class _Declared(BaseModel):
 
 
 class Range(_Declared):
-    """The range from which a search chooses a number."""
+    """A range from which a search chooses a number."""
 
     low: float = Field(description="smallest value")
     high: float = Field(description="largest value")
@@ -110,24 +110,24 @@ class Study(_Declared):
 
     @property
     def folder(self) -> Path:
-        """The folder with the trials' folders and the journal."""
+        """The folder that contains the trials' folders and the journal."""
         return run_folder(self.study)
 
     @property
     def is_grid(self) -> bool:
-        """Whether every point is known in advance, because nothing varies over a range."""
+        """Whether all points are known in advance, because nothing varies over a range."""
         return not any(isinstance(variation, Range) for variation in self.vary.values())
 
     @property
     def points(self) -> list[dict[str, Any]]:
-        """The points to try, in the order of the file; empty dicts for a search, which chooses its points later."""
+        """The points to try, in the file's order; empty dicts for a search, which chooses its points later."""
         if not self.is_grid:
             return [{} for _ in range(self.budgets.trials or _SEARCH_TRIALS)]
         return list(self._combinations(self.vary.values(), self.budgets.trials or None))
 
     @property
     def corners(self) -> list[dict[str, Any]]:
-        """The points to plan: all of a grid; of a search both ends of each range, combined with all list values."""
+        """The points to plan: all points of a grid; for a search, both ends of each range with all list values."""
         if self.is_grid:
             return self.points
         ends = [[over.low, over.high] if isinstance(over, Range) else over for over in self.vary.values()]
@@ -143,15 +143,15 @@ class Study(_Declared):
         changes = {name: value for name, value in {**self.settings, **point}.items() if name in known}
         return TrainingSettings.from_preset(self.preset, **{**changes, "run": "trial"})
 
-    # Studies in old journals are compared with this dict: its keys and its form must not change.
+    # Studies in old journals are compared with this dict: its keys and format must not change.
     @property
     def essence(self) -> dict[str, Any]:
-        """What must stay the same while a study goes on, as JSON; budgets may change."""
+        """The entries that must stay the same when a study continues, as JSON; budgets may change."""
         return self.model_dump(mode="json", include={"preset", "settings", "vary", "notebooks", "optimise"})
 
 
 def trial_name(point: int) -> str:
-    """Return the folder name of the trial of a point.
+    """Return the name of the trial folder for a point.
 
     >>> trial_name(7)
     'trial-007'
@@ -160,12 +160,12 @@ def trial_name(point: int) -> str:
 
 
 def _check_each(values: Any, check: Callable[[Any, Any], Any]) -> Any:
-    """Check each value by its key; raise one error with the faults of all of them, each with its key in `loc`.
+    """Check each value by its key; raise one error with all faults, each with its key in `loc`.
 
-    Pydantic's own dict[str, ...] checks a value without its key; here the key names the setting that has the type.
+    Pydantic's own dict[str, ...] checks a value without its key; here the key names the setting with the type.
     """
     if not isinstance(values, dict):
-        return values  # pydantic will refuse it
+        return values  # pydantic will reject it
     checked, faults = {}, []
     for key, value in values.items():
         try:
@@ -180,16 +180,16 @@ def _check_each(values: Any, check: Callable[[Any, Any], Any]) -> Any:
 
 
 def _typed_value(name: Any, value: Any) -> Any:
-    """Return a value in its setting's type."""
+    """Return a value converted to its setting's type."""
     if name == "run":
-        raise SettingsError("`run` is not for a study to set: each trial has its own folder, named by its number.")
+        raise SettingsError("A study cannot set `run`: each trial has its own folder, named by its number.")
     return check_values({str(name): value})[str(name)]
 
 
 def _typed_variation(name: Any, over: Any) -> list[Any] | Range:
-    """Return the values or the range of a varied setting, in the setting's type."""
+    """Return the values or the range of a varied setting, converted to the setting's type."""
     if name not in known_settings():
-        return _typed_value(name, over)  # which raises the sentence for an unknown name
+        return _typed_value(name, over)  # raises the error for an unknown name
     if isinstance(over, dict):
         return _typed_range(name, over)
     if not isinstance(over, list) or not over:
@@ -207,9 +207,9 @@ def _typed_range(name: str, over: dict[str, Any]) -> Range:
     field = known_settings()[name]
     if field.annotation not in (int, float):
         raise SettingsError(f"{name} has no range: it must be {allowed(field)}. List the values to try.")
-    scale = (field.json_schema_extra or {}).get("scale", "linear")  # of the setting, where the file has none
+    scale = (field.json_schema_extra or {}).get("scale", "linear")  # the setting's own, if the file has none
     checked = Range.model_validate({"scale": scale, **over})
-    # the values as they are in the file: an error sentence must show 1.5, or the text "7", as the user wrote it
+    # the values as in the file: an error message must show 1.5, or the text "7", as the user wrote it
     _check_each({end: over[end] for end in ("low", "high")}, lambda _, value: _typed_value(name, value))
     low, high = checked.low, checked.high
     if not low < high or not math.isfinite(high - low):

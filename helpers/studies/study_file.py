@@ -1,4 +1,4 @@
-"""Read a study file and check all of it; each fault is one sentence with its place in the file."""
+"""Read a study file and check all of it; each fault is reported in one sentence with its place in the file."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,8 +17,8 @@ from helpers.studies.comparability import Fault, metric_faults, ranking_faults
 from helpers.studies.study import Budgets, Range, Study, notebook_name
 
 STUDIES = ASSETS / "studies"
-_MOST_FAULTS = 50  # that are listed
-_EXPECTED = {  # of the entries that are no single value
+_MOST_FAULTS = 50  # to list
+_EXPECTED = {  # for entries that are not a single value
     "settings": "write `name: value`, one per line",
     "vary": "write `setting: [value, value]` or a range, one per line",
     "notebooks": 'it must be a list such as ["03", "04"]',
@@ -27,7 +27,7 @@ _EXPECTED = {  # of the entries that are no single value
 
 
 def find_study(name: str) -> Path:
-    """Return the study file at a path, or a shipped one by its name; raise `SettingsError` when there is none."""
+    """Return the study file at a path, or a shipped one by name; raise `SettingsError` if there is none."""
     shipped = {path.stem: path for path in sorted(STUDIES.glob("*.yaml"))}
     if Path(name).is_file():
         return Path(name)
@@ -38,9 +38,9 @@ def find_study(name: str) -> Path:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that is set twice, of which YAML takes the last value without a warning, and aliases.
+    """Rejects duplicate keys, of which YAML takes the last value without a warning, and aliases.
 
-    Each alias can hold many others: a few lines of them would fill the memory.
+    Each alias can contain many others: a few lines of them could fill the memory.
     """
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
@@ -62,10 +62,10 @@ def read_study(path: Path) -> Study:
     """Read a study file and check all of it.
 
     Raises:
-        SettingsError: one sentence per fault, each with the file and the entry that has the fault.
+        SettingsError: one sentence per fault, each with the file and the faulty entry.
     """
-    try:  # as bytes: YAML is UTF-8, or UTF-16 with a mark, which PowerShell's `>` writes
-        values = yaml.load(path.read_bytes(), Loader=_Loader)  # noqa: S506 (it is a safe one)
+    try:  # as bytes: YAML is UTF-8, or UTF-16 with a BOM, as written by PowerShell's `>`
+        values = yaml.load(path.read_bytes(), Loader=_Loader)  # noqa: S506 (a SafeLoader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
@@ -87,16 +87,16 @@ def read_study(path: Path) -> Study:
 
 
 def _problem(error: yaml.YAMLError) -> str:
-    """Return what is wrong with a text that is no YAML, and what to do about what Windows' paths and editors cause."""
+    """Return what is wrong with invalid YAML, and a fix for what Windows paths and editors cause."""
     if isinstance(error, yaml.reader.ReaderError):
         return f"character {error.position} is not allowed ({error.reason}); save the file as UTF-8"
     problem = str(getattr(error, "problem", error))
-    hint = "; in double quotes a backslash begins an escape, so write / in its place" if "escape" in problem else ""
+    hint = "; in double quotes a backslash starts an escape, so write / instead" if "escape" in problem else ""
     return problem + hint
 
 
 def _with_absolute_file(address: str, folder: Path) -> str:
-    """Return the address of a database; the kernel of a trial, which works elsewhere, must open the same SQLite file.
+    """Return a database address with an absolute SQLite path: a trial's kernel works in another folder.
 
     >>> _with_absolute_file("sqlite:///study.db", Path("/mine"))
     'sqlite:////mine/study.db'
@@ -107,7 +107,7 @@ def _with_absolute_file(address: str, folder: Path) -> str:
 
 
 def _with_paths(values: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Return the entries of a study with paths that begin in its file's folder, where they are there, as absolute."""
+    """Return a study's entries with paths made absolute if they exist relative to the study file's folder."""
 
     def placed(name: Any, value: Any) -> Any:
         if isinstance(value, list):
@@ -123,7 +123,7 @@ def _with_paths(values: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _sentence(fault: ErrorDetails, values: dict[str, Any]) -> str:
-    """Turn one fault that pydantic reports into one sentence."""
+    """Turn a fault reported by pydantic into one sentence."""
     *above, name = fault["loc"]
     if fault["type"] == "value_error":
         sentence = str(fault["ctx"]["error"])
@@ -143,20 +143,20 @@ def _sentence(fault: ErrorDetails, values: dict[str, Any]) -> str:
 
 
 def _faults_between_entries(values: dict[str, Any]) -> Iterator[Fault]:
-    """Find the faults that no entry has by itself.
+    """Find faults that involve more than one entry.
 
-    They are read from the raw values, not from a validated `Study`: so they are reported with all other faults, in
-    one go, and not only once those are fixed.
+    They are read from the raw values, not from a validated `Study`, so that they are reported together with all other
+    faults instead of only after those are fixed.
     """
     settings, vary = (
         set(values[name]) if isinstance(values.get(name), dict) else set() for name in ("settings", "vary")
     )
     for name in settings & vary:
-        yield ("vary", name), f"{name} is under `settings` too: keep it in one of the two."
+        yield ("vary", name), f"{name} is also under `settings`: keep it in one of the two."
     yield from ranking_faults(values)
     try:
         names = [notebook_name(name) for name in values.get("notebooks", Study.model_fields["notebooks"].default)]
-    except (SettingsError, TypeError):  # a fault that pydantic reports
+    except (SettingsError, TypeError):  # pydantic reports this fault
         return
     notebooks = [find_notebook(name) for name in names]
     yield from metric_faults(values, notebooks)

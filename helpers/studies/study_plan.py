@@ -1,4 +1,4 @@
-"""Predict the trials, hours and disk of a study before it starts, and refuse what does not fit."""
+"""Predict a study's trials, hours and disk space before it starts, and refuse what does not fit."""
 
 import itertools
 from collections.abc import Iterator
@@ -15,27 +15,27 @@ from helpers.training.devices import GraphicsCard, this_processor
 from helpers.training.plan import RunPlan, plan_run
 from helpers.training.shape import read_shape
 
-_LEAST_BYTES = 2**28  # disk for a trial of a model whose shape is not known: at least its notebooks
-_CONTEXT_BYTES = GIB // 2  # a CUDA context for each worker after the first, whose own context `plan_run` counts
-_MOST_PLANNED = 16  # corners that a worker plans before each trial, at up to 0.05 s each
-_MOST_REFUSALS = 5  # points named one by one
+_LEAST_BYTES = 2**28  # disk for a trial whose model's shape is unknown: at least its notebooks
+_CONTEXT_BYTES = GIB // 2  # a CUDA context per worker after the first; `plan_run` includes the first one's
+_MOST_PLANNED = 16  # corners to plan before each trial, at up to 0.05 s each
+_MOST_REFUSALS = 5  # points to name one by one
 
 
 @dataclass(frozen=True)
 class StudyPlan(PlainTextMixin):
-    """A study, predicted."""
+    """A predicted study."""
 
     study: Study
-    card: GraphicsCard | None  # that memory and time were planned for; None where this machine has none
-    workers: int  # trials that run at the same time
-    n_left: int  # trials that are not settled yet
+    card: GraphicsCard | None  # planned for; None on a machine without one
+    workers: int  # number of trials to run at the same time
+    n_left: int  # number of trials that are not settled yet
     is_started: bool  # whether trials were run before
-    plans: tuple[RunPlan, ...]  # of a grid's points or a search's corners; empty: the model's shape is not known
+    plans: tuple[RunPlan, ...]  # for a grid's points or a search's corners; empty if the shape is unknown
     free_bytes: int  # on the disk that will hold the study
 
     @property
     def hours(self) -> tuple[float, float] | None:
-        """Shortest and longest time of all that is left, one trial after the other; None where it is not known."""
+        """Shortest and longest time of all remaining trials, one after the other; None if unknown."""
         times = [plan.seconds for plan in self.plans]
         if not times or not all(times):
             return None
@@ -44,7 +44,7 @@ class StudyPlan(PlainTextMixin):
 
     @property
     def disk_bytes(self) -> int:
-        """What the remaining trials keep on the disk, and what the largest ones need while each worker runs one."""
+        """Disk space that the remaining trials keep, plus what the largest ones need while each worker runs one."""
         if not self.plans or not self.n_left:
             return 0
         kept = max(kept_bytes(self.study, plan) for plan in self.plans)
@@ -52,11 +52,11 @@ class StudyPlan(PlainTextMixin):
 
     @property
     def next_bytes(self) -> int:
-        """The most disk that the next trial needs while it runs."""
+        """The most disk space that the next trial can need while it runs."""
         return max((plan.disk_bytes for plan in self.plans), default=_LEAST_BYTES)
 
     def memory_bytes(self, workers: int) -> int:
-        """Return the most of the card's memory that so many workers hold at the same time."""
+        """Return the peak memory on the card with this many workers at the same time."""
         peaks = sorted((plan.memory.total_bytes for plan in self.plans), reverse=True)
         # a grid has each point once; a search may choose the largest one for every worker
         largest = peaks[:workers] if self.study.is_grid else peaks[:1] * workers
@@ -64,7 +64,7 @@ class StudyPlan(PlainTextMixin):
 
     @property
     def most_workers(self) -> int:
-        """How many of the workers fit into the card's memory; all of them without a card."""
+        """How many of the workers fit in the card's memory; all of them if there is no card."""
         if self.card is None:
             return self.workers
         fit = (self.memory_bytes(n) <= self.card.usable_bytes for n in range(1, self.workers + 1))
@@ -77,7 +77,7 @@ class StudyPlan(PlainTextMixin):
 
     @property
     def refusals(self) -> list[str]:
-        """Why the study cannot begin, one sentence each; empty when it can, or has nothing left to do."""
+        """Why the study cannot start, one sentence each; empty if it can, or if nothing is left to do."""
         if not self.n_left:
             return []
         reasons = [] if self.is_started else [*equal_trials(self.study)]
@@ -89,7 +89,7 @@ class StudyPlan(PlainTextMixin):
                 f"{self.workers} workers hold {size_text(self.memory_bytes(self.workers))} together, and one "
                 f"{self.card.name} has {size_text(self.card.usable_bytes)} usable: --workers {self.most_workers} fits."
             )
-        # a study that was started goes on as long as its next trial fits
+        # a study that was started continues as long as its next trial fits
         if self.next_bytes <= self.free_bytes < self.disk_bytes and not self.is_started:
             reasons.append(
                 f"The trials will write {size_text(self.disk_bytes)} and the disk of {self.study.folder} has "
@@ -105,7 +105,7 @@ class StudyPlan(PlainTextMixin):
         return f"{plan.settings.run} ({varied})" if varied else plan.settings.run
 
     def __str__(self) -> str:
-        """Return what the study will do, for a terminal."""
+        """Return a description of what the study will do, for a terminal."""
         total = len(self.study.points)
         settled = f", {total - self.n_left} of them settled already" if self.n_left < total else ""
         kind = "the points of a grid" if self.study.is_grid else "chosen by Optuna's TPE"
@@ -144,15 +144,15 @@ def plan_study(study: Study, card: GraphicsCard | None, *, workers: int = 1, n_l
     """Predict a study's hours, memory and disk on a card.
 
     Args:
-        study: what to plan.
-        card: this machine's or a named one; None or a processor: memory is not predicted, and time is predicted for
+        study: the study to plan.
+        card: this machine's or a named one; None or a processor: memory is not checked, and time is predicted for
             this machine's processor.
-        workers: trials that run at the same time.
-        n_left: trials that are not settled yet, of a study that was started; None: it was not.
+        workers: number of trials that run at the same time.
+        n_left: number of unsettled trials of a study that was started; None if it was not.
 
     Raises:
-        SettingsError: a text or model is not there, or a point cannot be trained, such as a block longer than the
-            model's positions.
+        SettingsError: a text or model is missing, or a point cannot be trained, for example because a block is longer
+            than the model's positions.
     """
     card = None if card and card.is_processor else card
     plans = []
@@ -168,14 +168,14 @@ def plan_study(study: Study, card: GraphicsCard | None, *, workers: int = 1, n_l
         try:
             plans.append(plan_run(settings, card=card or this_processor()))
         except SettingsError as error:
-            raise SettingsError(f"{run} of study {study.study!r} cannot be: {error}") from None
+            raise SettingsError(f"{run} of study {study.study!r} cannot run: {error}") from None
     return StudyPlan(
         study, card, min(workers, max(1, left)), left, n_left is not None, tuple(plans), free_bytes(study.folder)
     )
 
 
 def equal_trials(study: Study) -> Iterator[str]:
-    """Yield a sentence for each varied setting that has no effect, in a point of a grid or in all of a search."""
+    """Yield a sentence for each varied setting without effect in some point of a grid, or in an entire search."""
     points = [study.training_settings(corner) for corner in study.corners]
     idle = [without_effect(settings) for settings in points]
     varied = [name for name, over in study.vary.items() if isinstance(over, Range) or len(over) > 1]
@@ -190,16 +190,16 @@ def equal_trials(study: Study) -> Iterator[str]:
 
 
 def _inputs(study: Study) -> list[dict[str, Any]]:
-    """Return the texts and models of all points, each combination once."""
+    """Return the texts and models of all points, without repeated combinations."""
     general = {name: study.settings[name] for name in PATH_SETTINGS if name in study.settings}
     every = [general | study.training_settings(point).model_dump(include=set(PATH_SETTINGS)) for point in study.corners]
     return [dict(pairs) for pairs in dict.fromkeys(tuple(each.items()) for each in every)]
 
 
 def _is_known(model_name_or_path: str) -> bool:
-    """Return whether a model can be planned: not an unknown one of the Hub before its download."""
+    """Return whether a model can be planned; an unknown Hub model cannot be before its download."""
     if Path(model_name_or_path).exists() or "/" not in model_name_or_path:
-        return True  # a wrong name is planned too, so that its error is reported now
+        return True  # also for a wrong name, so that its error is reported now
     try:
         read_shape(model_name_or_path)
     except SettingsError:
@@ -208,7 +208,7 @@ def _is_known(model_name_or_path: str) -> bool:
 
 
 def trial_bytes(study: Study) -> int:
-    """Return the most disk that a trial needs while it runs."""
+    """Return the most disk space that a trial can need while it runs."""
     try:
         return max(plan_run(study.training_settings(point)).disk_bytes for point in study.corners[:_MOST_PLANNED])
     except SettingsError:
@@ -216,7 +216,7 @@ def trial_bytes(study: Study) -> int:
 
 
 def disk_shortages(study: Study, needed_bytes: int) -> list[str]:
-    """Return why so many more bytes fit neither onto the disk nor into the study's disk budget, one sentence each."""
+    """Return why `needed_bytes` do not fit on the disk or in the study's disk budget, one sentence each."""
     folder, budget = study.folder, study.budgets.disk_gib * GIB
     free, reasons = free_bytes(folder), []
     if needed_bytes > free:
@@ -234,12 +234,12 @@ def disk_shortages(study: Study, needed_bytes: int) -> list[str]:
 
 
 def kept_bytes(study: Study, plan: RunPlan) -> int:
-    """Return what a finished trial leaves on the disk: its model, and its checkpoints where they are kept."""
+    """Return the bytes that a finished trial leaves on disk: its model, and its checkpoints if they are kept."""
     return plan.disk_bytes - plan.checkpoint_bytes if study.keep_checkpoints else plan.model_bytes
 
 
 def folder_bytes(folder: Path) -> int:
-    """Return the size of all files in a folder; other workers may delete some while it is read."""
+    """Return the size of all files in a folder; other workers may delete some meanwhile."""
     total = 0
     for path in folder.rglob("*") if folder.exists() else ():
         try:

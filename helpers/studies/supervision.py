@@ -1,4 +1,4 @@
-"""The workers of one command, started and restarted; the study's progress, on a live screen or line by line."""
+"""Start and restart the workers of one command; show the study's progress, live or line by line."""
 
 import contextlib
 import os
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
     from rich.console import RenderableType
 
-_MOST_RESTARTS = 3  # of workers that die, from one settled trial to the next
+_MOST_RESTARTS = 3  # of dead workers, between one settled trial and the next
 _MOST_FAILED = 5  # failed trials on the screen
 _ALWAYS_COUNTED = ("done", "running")
 _REFRESH_SECONDS = 0.5
 
 
 class Progress:
-    """The state of a study when it was read: the newest trial of each point."""
+    """The state of a study at the time of reading: the newest trial of each point."""
 
     def __init__(self, study: Study, opened: "OptunaStudy") -> None:
         self.study = study
@@ -48,7 +48,7 @@ class Progress:
         return len(self.of_state("waiting")) + len(self.of_state("running"))
 
     def n_left_of(self, n_points: int, *, with_failed: bool) -> int:
-        """Return how many of the first `n_points` points are still to run, queued or not."""
+        """Return how many of the first `n_points` points still have to run, queued or not."""
         settled = {"done", "pruned"} | (set() if with_failed else {"failed"})
         return n_points - sum(
             state_of(trial) in settled and trial.user_attrs["point"] < n_points for trial in self.trials
@@ -56,21 +56,21 @@ class Progress:
 
     @property
     def counts(self) -> str:
-        """How many trials are in each state, in words."""
+        """The number of trials in each state, in words."""
         counts = {state: len(self.of_state(state)) for state in get_args(State)}
         shown = [f"{n} {state}" for state, n in counts.items() if n or state in _ALWAYS_COUNTED]
         return f"{', '.join(shown)} of {len(self.trials)}"
 
     @cached_property
     def seconds_left(self) -> float | None:
-        """Estimated time until the last trial ends, from the mean of those done without a break; None before one is."""
+        """Estimated time until the last trial ends, from the mean of uninterrupted trials; None before the first."""
         complete = [trial for trial in self.of_state("done") if trial.user_attrs["point"] not in self._resumed]
         done = [trial.duration.total_seconds() for trial in complete]
         if not done:
             return None
         each, running, now = sum(done) / len(done), self.of_state("running"), datetime.now()  # no time zone, as Optuna
         begun = sum(max(0.0, each - (now - trial.datetime_start).total_seconds()) for trial in running)
-        # as many trials run at a time as do now
+        # assumes that the number of running trials stays the same
         return (each * len(self.of_state("waiting")) + begun) / max(1, len(running))
 
     @property
@@ -79,7 +79,7 @@ class Progress:
         if not self.n_left:
             left = "none"
         elif self.seconds_left is None:
-            left = "known after the first trial without a break"
+            left = "known after the first uninterrupted trial"
         else:
             left = f"about {duration_text(self.seconds_left)}"
         return f"{self.counts}; time left: {left}"
@@ -94,7 +94,7 @@ class Progress:
         """The finished trials whose folders are on other machines."""
         here, folder = this_worker(self.study), self.study.folder
         remote = [trial for trial in self.of_state("done") if trial.user_attrs.get("worker") != here]
-        # a folder holds a finished trial where the other machine shares this disk
+        # if the other machine shares this disk, the trial's folder is here and finished
         return [
             trial
             for trial in remote
@@ -103,7 +103,7 @@ class Progress:
 
 
 def describe(trial: "FrozenTrial", study: Study) -> str:
-    """Return a trial in one line: its name, what varies, its metric or its error."""
+    """Describe a trial in one line: its name, varied settings, and metric or error."""
     name = trial_name(trial.user_attrs["point"])
     params = {key: f"{value:g}" if isinstance(value, float) else value for key, value in trial.params.items()}
     values = ", ".join(f"{key} {value}" for key, value in params.items())
@@ -114,7 +114,7 @@ def describe(trial: "FrozenTrial", study: Study) -> str:
 
 
 def draw(progress: Progress) -> "RenderableType":
-    """Return the live screen: trials done, running and failed, the best so far, the time left."""
+    """Return the live screen: trials done, running and failed, the best so far, and the time left."""
     from rich.console import Group
     from rich.progress_bar import ProgressBar
     from rich.text import Text
@@ -134,16 +134,16 @@ def draw(progress: Progress) -> "RenderableType":
 
 
 class EndedTrials:
-    """Write a line for each trial that has ended since the last call: the progress where there is no terminal."""
+    """Writes a line for each trial that ended since the last call: the progress display without a terminal."""
 
     def __init__(self, write: Callable[[str], Any]) -> None:
         self._write = write
         self._shown: set[int] | None = None
 
     def __call__(self, progress: Progress) -> None:
-        """Write what is new."""
+        """Write a line for each newly ended trial."""
         ended = {trial.number: trial for trial in progress.trials if state_of(trial) not in ("waiting", "running")}
-        if self._shown is None:  # at the first call: what ended before this command
+        if self._shown is None:  # first call: these ended before this command
             self._shown = set(ended)
         for number in sorted(set(ended) - self._shown):
             self._write(f"{describe(ended[number], progress.study)}; {progress.headline}")
@@ -153,10 +153,10 @@ class EndedTrials:
 def supervise(
     study: Study, file: Path, opened: "OptunaStudy", *, workers: int, show: Callable[[Progress], None]
 ) -> list[str]:
-    """Run workers until the study is settled or cannot go on; return why it could not, one sentence each.
+    """Run workers until the study is settled or cannot continue; return the reasons if not, one sentence each.
 
-    A worker that dies is started again, a few times until the next trial is settled. When this process ends, its
-    workers end too, even when it is killed.
+    A worker that dies is restarted, up to three times until the next trial is settled. When this process ends, its
+    workers end too, even if it is killed.
     """
     ends = time.time() + 3600 * study.budgets.hours if study.budgets.hours else float("inf")
     environment = _environment(workers)
@@ -167,7 +167,7 @@ def supervise(
         while team:
             progress = Progress(study, opened)
             show(progress)
-            if progress.n_left < left:  # a trial has been settled: deaths from now on have another cause
+            if progress.n_left < left:  # a trial was settled, so later deaths have another cause
                 restarts, left = 0, progress.n_left
             time.sleep(_REFRESH_SECONDS)
             for worker in [one for one in team if one.poll() is not None]:
@@ -180,20 +180,20 @@ def supervise(
                     started += 1
                 elif worker.returncode:
                     reasons.append(
-                        f"A worker ended with code {worker.returncode} again and again: read "
+                        f"Workers keep ending with code {worker.returncode}: read "
                         f"{study.folder / 'worker-*.log'}. Finished trials are kept, and the same command continues."
                     )
                 _close(worker)
     finally:
         for worker in team:
-            _close(worker)  # its input ends, and with it the worker
+            _close(worker)  # closes its input, which ends the worker
             worker.wait()
     show(Progress(study, opened))
     return list(dict.fromkeys(reasons))
 
 
 def _environment(workers: int) -> dict[str, str]:
-    """Return the environment of each worker: the cores are shared out, or each worker would compute on all of them."""
+    """Return the workers' environment, which divides the cores: otherwise each worker would compute on all of them."""
     cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
     return {"OMP_NUM_THREADS": str(max(1, cores // workers)), **os.environ}
 
@@ -201,14 +201,14 @@ def _environment(workers: int) -> dict[str, str]:
 def _start(study: Study, file: Path, number: int, ends: float, environment: dict[str, str]) -> subprocess.Popen:
     command = [sys.executable, "-m", "helpers.studies.worker", str(file), str(ends)]
     with (study.folder / f"worker-{os.getpid()}-{number}.log").open("ab") as log:
-        return subprocess.Popen(  # noqa: S603 - this very Python
+        return subprocess.Popen(  # noqa: S603 - runs this same Python
             command,
             stdin=subprocess.PIPE,  # never written to: it closes when this process ends, see `_end_with_parent`
-            stdout=subprocess.PIPE,  # one sentence, why it paused
+            stdout=subprocess.PIPE,  # one sentence: why it paused
             stderr=log,
             encoding="utf-8",
             env=environment,
-            # Ctrl-C in the terminal reaches this process only, which then ends its workers; the second is of Windows
+            # Ctrl-C in the terminal reaches only this process, which then ends its workers; the second is for Windows
             start_new_session=True,
             creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
         )

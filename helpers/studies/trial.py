@@ -1,6 +1,6 @@
-"""One trial: its notebooks run as those of a run, with a log, a record, and errors sorted into pruned, paused, failed.
+"""One trial: run its notebooks like those of a run, with a log and a record; sort errors into pruned, paused or failed.
 
-While the notebooks run, COURSE_RUNS points to the study's folder: so a trial is a run like any other, named by its
+While the notebooks run, COURSE_RUNS points to the study's folder, so a trial is a run like any other, named by its
 number.
 """
 
@@ -25,7 +25,7 @@ from helpers.troubleshooting import explain
 if TYPE_CHECKING:
     from optuna import Trial
 
-# the words of the systems, and our own
+# the messages of the operating systems, and our own
 _FULL_DISK = ("No space left on device", "[Errno 28]", "[WinError 112]", "(os error 112)", "The disk of ")
 _log = logging.getLogger(__name__)
 
@@ -35,14 +35,14 @@ class StudyPausedError(RuntimeError):
 
 
 class TrialFailedError(RuntimeError):
-    """A trial whose notebooks did not run to their end; the study goes on."""
+    """A trial's notebooks failed or left no metric; the study continues."""
 
 
 def run_trial(study: Study, trial: "Trial") -> float:
-    """Run the notebooks of a taken trial and return its metric; trial.log and trial.json record how it went.
+    """Run the notebooks of a taken trial and return its metric; trial.log and trial.json record the outcome.
 
     Raises:
-        TrialFailedError: a notebook failed, or left no metric; Optuna's record holds the error too.
+        TrialFailedError: a notebook failed, or left no metric; Optuna also records the error.
         optuna.TrialPruned: the trial was worse than the others.
         StudyPausedError: the disk is full; the trial is not settled.
     """
@@ -52,7 +52,7 @@ def run_trial(study: Study, trial: "Trial") -> float:
     record: dict[str, Any] = {"point": trial.user_attrs["point"], "optimise": study.optimise, "state": "not finished"}
     record["parameters"] = {**study.settings, **suggest_values(study, trial)}
     with _logged(folder / "trial.log"):
-        # before it runs, so that the table shows what an interrupted trial varies
+        # before running, so that the table shows the values of an interrupted trial
         write_json(folder / "trial.json", record)
         try:
             metric = _run_notebooks(study, trial, folder, record["parameters"])
@@ -68,48 +68,48 @@ def run_trial(study: Study, trial: "Trial") -> float:
             _log.info("%s: %s", folder.name, record["state"])
             write_json(folder / "trial.json", record)
     if not study.keep_checkpoints:
-        for run in (folder, *study.folder.glob(f"{folder.name}-*")):  # and the experiments of its notebooks
+        for run in (folder, *study.folder.glob(f"{folder.name}-*")):  # includes its notebooks' experiments
             shutil.rmtree(run / "checkpoints", ignore_errors=True)
     return metric
 
 
 def _run_notebooks(study: Study, trial: "Trial", folder: Path, parameters: dict[str, Any]) -> float:
-    """Run a trial's notebooks as those of a run in the study's folder; return the metric they measured."""
+    """Run a trial's notebooks as a run in the study's folder, and return the metric that they measured."""
     run = folder.name
     _log.info("%s begins: %s", run, parameters)
-    # without a place the training reports to no study, and is not pruned
+    # without a place, training reports to no study and is not pruned
     environment = {"COURSE_RUNS": str(study.folder), PLACE: place_of(study, trial) if study.prune else ""}
     try:
-        with environment_variables(environment):  # which the notebooks' kernels inherit
+        with environment_variables(environment):  # inherited by the notebooks' kernels
             if notebooks := [find_notebook(name) for name in study.notebooks]:
                 run_course(notebooks, run=run, parameters=parameters, defaults=read_preset(study.preset))
-            else:  # in this process: a kernel for each trial would import everything again
-                from helpers.training import fine_tune  # which loads transformers' Trainer
+            else:  # in this process: a kernel per trial would import everything again
+                from helpers.training import fine_tune  # loads transformers' Trainer
 
                 fine_tune(study.training_settings(parameters).model_copy(update={"run": run}))
         metric = getattr(read_run(folder), study.optimise)
-    except Exception as error:  # noqa: BLE001 - whatever ends a trial, the others go on
+    except Exception as error:  # noqa: BLE001 - whatever ends a trial, the others continue
         _log.error("%s", "".join(traceback.format_exception(error)))
         outcome = _outcome(trial, error)
         is_trained = (folder / "training.json").exists()
         metric = getattr(read_run(folder), study.optimise) if is_trained else None
         if metric is None or not isinstance(outcome, TrialFailedError):
             raise outcome from None
-        # the metric is of the complete training; what failed came after it, and says nothing about the settings
-        _log.warning("%s was measured before that, and counts: %s", study.optimise, metric)
+        # the metric is from the complete training; the later failure says nothing about the settings
+        _log.warning("%s was measured before the failure, and counts: %s", study.optimise, metric)
     if metric is None or not math.isfinite(metric):
         raise TrialFailedError(
-            f"The notebooks ran, and left no {study.optimise} that is a number in {run}: either its training diverged "
+            f"The notebooks ran but left no finite {study.optimise} in {run}: either training diverged "
             "(a lower learning_rate helps), or the notebook that measures it is not in `notebooks`."
         )
     return metric
 
 
 def _outcome(trial: "Trial", error: Exception) -> Exception:
-    """Turn an error of a trial's notebooks into the one that says pruned, paused or failed."""
+    """Turn an error of a trial's notebooks into an exception for pruned, paused or failed."""
     import optuna
 
-    attributes = trial.study.get_trials(deepcopy=False)[trial.number].user_attrs  # as the kernel's process left them
+    attributes = trial.study.get_trials(deepcopy=False)[trial.number].user_attrs  # as left by the kernel's process
     if "pruned" in attributes:
         return optuna.TrialPruned(f"pruned at step {attributes['pruned']}")
     explanation = explain(str(error))
@@ -126,7 +126,7 @@ def _outcome(trial: "Trial", error: Exception) -> Exception:
 
 @contextmanager
 def _logged(path: Path) -> Iterator[None]:
-    """Write what this worker and papermill log into a trial's file; a resumed trial appends to it."""
+    """Write the log messages of this worker and papermill to a trial's file; a resumed trial appends to it."""
     handler = logging.FileHandler(path, encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     loggers = (_log, logging.getLogger("papermill"))

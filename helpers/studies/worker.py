@@ -1,6 +1,6 @@
-"""A worker: takes one trial after the other from the study's queue and runs it, until nothing is left.
+"""A worker: takes trials one by one from the study's queue and runs them, until nothing is left.
 
-`python -m helpers.studies.worker FILE ENDS` is what the command `sweep` starts, once for each worker.
+The command `sweep` starts `python -m helpers.studies.worker FILE ENDS` once per worker.
 """
 
 import logging
@@ -34,25 +34,25 @@ if TYPE_CHECKING:
     from optuna import Trial
 
 PAUSED = 3  # exit code
-_POLL_SECONDS = 0.5  # while other workers run all that is left
+_POLL_SECONDS = 0.5  # while other workers run all remaining trials
 
 
 class _SuperfluousError(RuntimeError):
-    """A trial whose point another trial has settled or runs, or that is beyond the budget of trials."""
+    """Another trial runs or has settled this trial's point, or it is beyond the budget of trials."""
 
 
 def work(study: Study, opened: "OptunaStudy", *, ends: float = float("inf")) -> None:
-    """Run trials until the study is settled; wait for the trials of other workers, in case those die.
+    """Run trials until the study is settled; wait for other workers' trials, in case those workers die.
 
-    `opened` is the study in Optuna's storage; after `ends`, a `time.time()`, no trial starts.
+    `opened` is the study in Optuna's storage; no trial starts after `ends`, a `time.time()`.
 
     Raises:
         StudyPausedError: the time or the disk space is used up.
     """
     taking = FileLock(study.folder / ".take.lock")
     while True:
-        # `taking` is held from the look at the queue until the taken trial's own lock is held, and that one until
-        # Optuna has recorded the end: so a running trial whose lock is free has no worker any more
+        # `taking` is held from the look at the queue until the taken trial's own lock is held, and that lock until
+        # Optuna has recorded the end: so a running trial whose lock is free no longer has a worker
         with ExitStack() as held, taking:
             requeue_interrupted(study, opened)
             states = {state_of(trial) for trial in trials_of(study, opened)}
@@ -71,7 +71,7 @@ def work(study: Study, opened: "OptunaStudy", *, ends: float = float("inf")) -> 
 
 
 def _stop_for_budgets(study: Study, ends: float) -> None:
-    """Raise `StudyPausedError` when the hours are over or the next trial would not fit onto the disk."""
+    """Raise `StudyPausedError` if the hours are used up or the next trial would not fit on the disk."""
     if time.time() > ends:
         raise StudyPausedError(
             f"budgets.hours = {study.budgets.hours:g} is used up: no further trial starts. The same command continues."
@@ -81,13 +81,13 @@ def _stop_for_budgets(study: Study, ends: float) -> None:
 
 
 def _own_and_run(study: Study, trial: "Trial", taking: FileLock, held: ExitStack) -> float:
-    """Lock a taken trial for as long as `held` is, let other workers take theirs, and run it."""
+    """Lock a taken trial for as long as `held` is open, let other workers take trials, and run it."""
     try:
-        # one beyond a lowered budget is queued again by `open_study` when the budget is raised
+        # `open_study` queues a point beyond a lowered budget again when the budget is raised
         if is_superfluous(trial.study, trial) or trial.user_attrs["point"] >= len(study.points):
             raise _SuperfluousError
         held.enter_context(trial_lock(study.folder, trial.user_attrs["point"]).acquire(timeout=0))
-    except (Timeout, _SuperfluousError):  # Timeout: a worker that the database took for dead is still alive
+    except (Timeout, _SuperfluousError):  # Timeout: a worker presumed dead by the database is still alive
         trial.set_user_attr("superfluous", True)
         raise _SuperfluousError from None
     trial.set_user_attr("worker", this_worker(study))
@@ -96,9 +96,9 @@ def _own_and_run(study: Study, trial: "Trial", taking: FileLock, held: ExitStack
 
 
 def _end_with_parent() -> None:
-    """End this process when the command that started it is gone: its end of the pipe then closes."""
-    # Windows lets whoever asks anything about a pipe wait until a read of it ends. NumPy's libraries ask about the
-    # standard input when they are loaded, and so would hang for ever: https://github.com/numpy/numpy/issues/24290
+    """End this process when the command that started it is gone, which closes the other end of the pipe."""
+    # On Windows, any query about a pipe waits until a pending read of it ends. NumPy's libraries query the standard
+    # input when they are loaded, and so would hang forever: https://github.com/numpy/numpy/issues/24290
     pipe, nothing = os.dup(0), os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.close(nothing)
@@ -112,10 +112,10 @@ def _end_with_parent() -> None:
 
 
 def main(file: str, ends: str) -> int:
-    """Run trials of the study in a file; print one sentence and return `PAUSED` where it cannot go on now."""
+    """Run trials of the study in a file; if it cannot continue now, print one sentence and return `PAUSED`."""
     _end_with_parent()
-    sys.stdout.reconfigure(encoding="utf-8")  # as it is read: a folder's name may not be in the code page of Windows
-    logging.raiseExceptions = False  # a full disk must not end the worker through its log
+    sys.stdout.reconfigure(encoding="utf-8")  # as the parent reads it; a Windows code page may lack characters
+    logging.raiseExceptions = False  # a full disk must not end the worker through a log message
     study = read_study(Path(file))
     try:
         work(study, open_study(study), ends=float(ends))

@@ -1,22 +1,22 @@
-"""Notebook 03: plan a run, train it, stop and resume it, and leave a model that loads anywhere.
+"""Notebook 03: plan a run, train it, stop and resume it, and save a model that loads anywhere.
 
-- `fine_tuning`, `finished_run`: train a run, resume it, halve a batch that does not fit; open it, with its measurements
-- `experiments`: which model the experiments of notebook 03 train
-- `arguments`: what the settings mean on this machine, as `TrainingArguments`
-- `callbacks`, `guards`, `stopping`: history and progress; what ends a broken training; a stop that saves
+- `fine_tuning`, `finished_run`: train or resume a run, halving a batch that does not fit; open its model and results
+- `experiments`: choose the model that the experiments of notebook 03 train
+- `arguments`: turn the settings into `TrainingArguments` for this machine
+- `callbacks`, `guards`, `stopping`: history and progress; end a broken training run; stop with a checkpoint
 - `run_files`: settings.json, history.jsonl and checkpoints in a run's folder
-- `processes`: several processes in one training
-- `engine`, `autograd_functions`, `fused_softmax`: the same results with less memory and time: loss, attention, a kernel
+- `processes`: several processes that train one run
+- `engine`, `autograd_functions`, `fused_softmax`: the same results in less memory and time: loss, attention, a kernel
 - `muon`: an optimizer for pretraining
 - `lora`: train an adapter beside a frozen model, and merge it
 - `shape`: the sizes of a GPT-2, its parameters and operations
-- `devices`: the card or processor to train on or to plan for, and the peak of its memory
-- `memory`, `plan`: predict memory, time and disk of a run; the memory that measuring a model takes
-- `calibration`, `measuring`: short trainings that are measured here, and predictions fitted to them
-- `slowness`: say why steps have become slow
+- `devices`: the card or processor to train on or plan for, and its peak memory
+- `memory`, `plan`: predict the memory, time and disk of a run; the memory of evaluating a model
+- `calibration`, `measuring`: measure short training runs on this machine, and fit predictions to them
+- `slowness`: explain why steps have become slow
 - `model_card`: the card of the final model
-- `pruning`, `study_storage`: a training reports to its study, which may stop it; where the study keeps its trials
-- `commands`: `train`, `plan` and `calibrate` of the command line
+- `pruning`, `study_storage`: report a run to its study, which may stop it; where the study keeps its trials
+- `commands`: `train`, `plan` and `calibrate` on the command line
 """
 
 from helpers import lazy_exports

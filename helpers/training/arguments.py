@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     import torch
     from transformers import TrainingArguments
 
-# On an H100 and an H200 compiling GPT-2 takes 19 to 35 s and saves 9 to 19 ms per pass (2026-11).
+# On an H100 and an H200, compiling GPT-2 takes 19 to 35 s and saves 9 to 19 ms per pass (2026-11).
 _PASSES_WORTH_COMPILING = 3000
 
 
 def training_arguments(settings: TrainingSettings, folder: Path, *, n_blocks: int = 0) -> "TrainingArguments":
-    """Return the settings as `TrainingArguments`, with what this course always sets.
+    """Return the settings as `TrainingArguments`, plus the arguments that this course always sets.
 
-    The number of blocks to train on decides whether compiling is worth its time.
+    `n_blocks`, the number of blocks to train on, decides whether compiling is worth its time.
     """
     import torch
     from transformers import TrainingArguments
@@ -35,47 +35,47 @@ def training_arguments(settings: TrainingSettings, folder: Path, *, n_blocks: in
         output_dir=str(folder / "checkpoints"),
         **{name: getattr(settings, name) for name in same_names},
         **{checkpointing: settings.gradient_checkpointing},
-        optim="adamw_torch_fused" if settings.optim == "muon" else settings.optim,  # Muon is handed in
+        optim="adamw_torch_fused" if settings.optim == "muon" else settings.optim,  # Muon is passed in
         per_device_eval_batch_size=settings.per_device_train_batch_size,
         bf16=precision == "bf16",
         fp16=precision == "fp16",
         use_cpu=not torch.cuda.is_available(),
         eval_strategy="steps",
-        # the best model can only be kept if there is a checkpoint for each validation
+        # the best model can be kept only if every validation has a checkpoint
         save_steps=settings.eval_steps if settings.early_stopping_patience else settings.save_steps,
         save_total_limit=checkpoints_kept(settings),
-        restore_callback_states_from_checkpoint=True,  # of Clock, and of early stopping, whose patience is in it
+        restore_callback_states_from_checkpoint=True,  # of Clock and of early stopping, including its patience counter
         load_best_model_at_end=bool(settings.early_stopping_patience),
         metric_for_best_model="eval_loss" if settings.early_stopping_patience else None,
         torch_compile=compiles(settings, n_blocks, on_card=works_on(torch.device("cuda"))),
-        prediction_loss_only=True,  # otherwise every logit of the validation text is kept in memory
-        logging_nan_inf_filter=False,  # the default would log a loss that is not finite as 0.0
+        prediction_loss_only=True,  # otherwise all logits of the validation text stay in memory
+        logging_nan_inf_filter=False,  # the default would log a non-finite loss as 0.0
         dataloader_pin_memory=torch.cuda.is_available(),
-        accelerator_config={"non_blocking": torch.cuda.is_available()},  # copies a batch while the card still computes
+        accelerator_config={"non_blocking": torch.cuda.is_available()},  # copies a batch while the card computes
         disable_tqdm=True,  # the bar is in `callbacks`
-        ddp_find_unused_parameters=False,  # every parameter is used, and searching for unused ones takes time
+        ddp_find_unused_parameters=False,  # every parameter is used, and the search takes time
     )
-    # In one process the Trainer would give each card a part of a batch (nn.DataParallel), and the engine's forward
-    # pass, which belongs to one model, would meet tensors of another card. Several cards take several processes.
+    # In a single process the Trainer would split a batch over the cards (nn.DataParallel), and the engine's forward
+    # pass, which belongs to one model, would meet tensors on another card. Several cards need several processes.
     arguments._n_gpu = min(1, arguments.n_gpu)
-    # `accelerate config` may have chosen another precision, or to compile, which holds where these two are left open.
+    # Unless these two are set, a precision or a compiler chosen with `accelerate config` would apply.
     arguments.mixed_precision = precision
-    arguments.torch_compile_backend = arguments.torch_compile_backend or "no"  # as an argument it would switch it on
+    arguments.torch_compile_backend = arguments.torch_compile_backend or "no"  # as an argument it would turn it on
     return arguments
 
 
 def checkpoints_kept(settings: TrainingSettings) -> int:
-    """Return how many checkpoints a run keeps: with early stopping at least two, the best one and the newest.
+    """Return how many checkpoints a run keeps; with early stopping at least two, the best and the newest.
 
-    With a limit of 1 the Trainer ends by deleting all but the best one, also when it was stopped and is to continue.
+    With a limit of 1 the Trainer finally deletes all but the best one, even if it was stopped and should continue.
     """
     return max(settings.save_total_limit, 2 if settings.early_stopping_patience else 1)
 
 
 def float32_products() -> AbstractContextManager[None]:
-    """Return a context in which float32 products are TF32, where the GPU can: NVIDIA's from capability 8.0 on.
+    """Return a context in which float32 products use TF32 if the GPU can: NVIDIA, capability 8.0 or higher.
 
-    `TrainingArguments(tf32=True)` would leave it on, and every score in this process afterwards would be less exact.
+    `TrainingArguments(tf32=True)` would leave it on and make all later scores in this process less exact.
     """
     import torch
 
@@ -84,9 +84,9 @@ def float32_products() -> AbstractContextManager[None]:
 
 
 def compiles(settings: TrainingSettings, n_blocks: int, *, on_card: bool) -> bool:
-    """Tell whether the model is compiled: with `torch_compile='auto'` for a long run on a GPU under Linux.
+    """Return whether to compile the model; `torch_compile='auto'` compiles for a long run on a GPU under Linux.
 
-    Compiling takes half a minute or more, and fails under Windows without long paths (pytorch#187283).
+    Compiling takes half a minute or more, and fails on Windows without long paths (pytorch#187283).
     """
     if settings.torch_compile != "auto":
         return settings.torch_compile == "always"
@@ -95,7 +95,7 @@ def compiles(settings: TrainingSettings, n_blocks: int, *, on_card: bool) -> boo
 
 
 def autocast_dtype(settings: TrainingSettings) -> "torch.dtype | None":
-    """Return the half precision that matrix products are computed in on this machine; None for float32."""
+    """Return the half-precision dtype of matrix products on this machine; None for float32."""
     import torch
 
     return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(chosen_precision(settings))
@@ -105,7 +105,7 @@ def chosen_precision(settings: TrainingSettings) -> str:
     """Return what `mixed_precision` means on this machine: 'bf16', 'fp16' or 'no' (float32).
 
     Raises:
-        SettingsError: fp16 without a GPU: its loss scaling needs one.
+        SettingsError: fp16 is chosen without a GPU, which its loss scaling needs.
     """
     import torch
 
@@ -119,7 +119,7 @@ def chosen_precision(settings: TrainingSettings) -> str:
 
 
 def count_warmup_steps(settings: TrainingSettings, steps: int) -> int:
-    """Return the steps of the warm-up in a training of so many steps, as `TrainingArguments.get_warmup_steps` does.
+    """Return the number of warm-up steps out of `steps`, as `TrainingArguments.get_warmup_steps` does.
 
     >>> [count_warmup_steps(TrainingSettings(warmup_steps=warmup), 40) for warmup in (0.01, 1.5)]
     [1, 1]
@@ -129,7 +129,7 @@ def count_warmup_steps(settings: TrainingSettings, steps: int) -> int:
 
 
 def describe_long_warmup(settings: TrainingSettings, steps: int) -> str:
-    """Return a sentence for a warm-up that is as long as the training or longer; empty for any other.
+    """Return a note if the warm-up is at least as long as the training; otherwise ''.
 
     >>> describe_long_warmup(TrainingSettings(warmup_steps=0.05), 8)
     ''

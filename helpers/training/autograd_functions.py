@@ -1,4 +1,4 @@
-"""The two autograd functions of the engine: each computes its gradients by hand, which saves memory and time."""
+"""The engine's two autograd functions: each computes its gradients by hand, which saves memory and time."""
 
 from typing import Any
 
@@ -7,23 +7,23 @@ from torch.nn import functional
 
 from helpers.training import fused_softmax
 
-# Words are filled up to a multiple of this, 50,257 to 50,304: the fast kernels of a card need rows of a multiple of 8
+# The vocabulary is padded to a multiple of this, 50,257 to 50,304: a card's fast kernels need rows of a multiple of 8
 # halves, and 64 are best (https://docs.nvidia.com/deeplearning/performance/dl-performance-matrix-multiplication/index.html).
-# On a processor a product in float32 writes aligned rows 1.4 times as fast.
+# On a processor, a float32 product writes aligned rows 1.4 times as fast.
 _ROWS = 64
 
 
 class CausalAttention(torch.autograd.Function):
-    """Causal attention for some queries at a time, with no key after the last of them; all of (rows, T, head_dim).
+    """Causal attention computed for some queries at a time, without later keys; all tensors are (rows, T, head_dim).
 
-    By hand, the gradients of keys and values are summed in place; autograd would make a full-size tensor per part.
+    Done by hand, the gradients of keys and values are summed in place; autograd would allocate a full tensor per part.
     """
 
     @staticmethod
     def forward(
         ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout: float, n_queries: int
     ) -> torch.Tensor:
-        """Return the attended values, (rows, T, head_dim); `query` is scaled already."""
+        """Return the attended values, (rows, T, head_dim); `query` must already be scaled."""
         later = torch.full((n_queries, n_queries), -torch.inf, dtype=query.dtype, device=query.device).triu(1)
         out = torch.empty_like(query)
         saved = []
@@ -59,7 +59,7 @@ class CausalAttention(torch.autograd.Function):
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):
-    """Sum of nats over rows; its gradients are computed in the forward pass, while a chunk's logits exist."""
+    """Cross-entropy in nats, summed over rows; the forward pass computes the gradients while a chunk's logits exist."""
 
     @staticmethod
     def forward(
@@ -70,13 +70,13 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         chunk_tokens: int,
         with_gradients: bool,
     ) -> torch.Tensor:
-        """Return the sum for hidden (N, width), weight (V, width) and targets (N,), -100 where none counts."""
+        """Return the sum for hidden (N, width), weight (V, width) and targets (N,), where -100 is ignored."""
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
         vocab_size, is_copied = len(weight), dtype != weight.dtype
         n_columns = -(-vocab_size // _ROWS) * _ROWS
         head = _padded(weight.detach(), n_columns, dtype) if is_copied else weight.detach()
-        # of the weight: not beside an adapter, where it is frozen; in a validation `ctx` would still ask for both
+        # with an adapter the weight is frozen and needs no gradient; in validation `ctx` would still ask for both
         of_hidden, of_weight = (with_gradients and needed for needed in ctx.needs_input_grad[:2])
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if of_hidden else None
@@ -84,21 +84,21 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         loss_of = fused_softmax.nats_and_gradients if fused_softmax.works_on(hidden.device) else _nats_and_gradients
         with torch.autocast(device, enabled=False):
             is_kept = (targets != -100)[:, None]
-            inputs = hidden.detach().to(dtype) * is_kept  # (N, width); what is left out has no gradient
+            inputs = hidden.detach().to(dtype) * is_kept  # (N, width); ignored rows get no gradient
             for start in range(0, len(targets), chunk_tokens):
                 rows = slice(start, start + chunk_tokens)
-                # the logits have no name here, so that they can be freed there
+                # not assigned to a name here, so that `loss_of` can free the logits
                 nats, slopes = loss_of(_logits(inputs[rows], head, n_columns), targets[rows], vocab_size)
-                total = total + nats  # in place, PyTorch 2.11 compiles it to a gradient of 0
+                total = total + nats  # not in place: PyTorch 2.11 would compile that to a gradient of 0
                 if of_hidden:
                     grad_hidden[rows] = slopes[:, : len(head)] @ head
                 if of_weight:
                     _add_product(grad_weight, slopes[:, : len(head)].t(), inputs[rows])
-                del slopes  # otherwise the next chunk's logits are added to this one's in memory
+                del slopes  # otherwise the next chunk's logits come on top of these in memory
             if of_hidden:
                 grad_hidden *= is_kept
         if of_weight:
-            grad_weight.resize_(weight.shape)  # to a view of it autograd adds the embedding's gradient in a copy
+            grad_weight.resize_(weight.shape)  # not a view: autograd would copy it to add the embedding's gradient
         ctx.save_for_backward(grad_hidden, grad_weight)
         return total
 
@@ -110,7 +110,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
 
 
 def _padded(weight: torch.Tensor, n_rows: int, dtype: torch.dtype) -> torch.Tensor:
-    """Return a copy of a matrix in another number format, with rows of zeros up to a number."""
+    """Return a copy of a matrix in another number format, padded with zeros to `n_rows` rows."""
     padded = weight.new_empty(n_rows, weight.shape[1], dtype=dtype)
     padded[: len(weight)] = weight
     padded[len(weight) :] = 0
@@ -118,7 +118,7 @@ def _padded(weight: torch.Tensor, n_rows: int, dtype: torch.dtype) -> torch.Tens
 
 
 def _logits(inputs: torch.Tensor, head: torch.Tensor, n_columns: int) -> torch.Tensor:
-    """Return (C, n_columns) for inputs (C, width) and a head of (V, width) or (n_columns, width); V on mean nothing."""
+    """Return (C, n_columns) for inputs (C, width) and head (V or n_columns, width); columns from V on mean nothing."""
     logits = inputs.new_empty(len(inputs), n_columns)
     logits[:, : len(head)].addmm_(inputs, head.t(), beta=0)
     return logits
@@ -127,7 +127,7 @@ def _logits(inputs: torch.Tensor, head: torch.Tensor, n_columns: int) -> torch.T
 def _nats_and_gradients(
     logits: torch.Tensor, targets: torch.Tensor, vocab_size: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Do what `fused_softmax.nats_and_gradients` does with PyTorch's operations, not in the memory of `logits`."""
+    """Do the same as `fused_softmax.nats_and_gradients` with PyTorch's operations, but not in place."""
     dtype = logits.dtype
     logits[:, vocab_size:] = -torch.inf  # a probability of 0
     logits = logits.float()
@@ -135,15 +135,15 @@ def _nats_and_gradients(
     highest, of_targets = logits.amax(-1), logits[at_targets]  # (C,)
     slopes = logits.softmax(-1)
     del logits
-    # A target's own probability may be rounded to 0, the highest one of a row cannot. The logarithms of all
-    # probabilities, as `cross_entropy` takes them, would need a second exponential for the gradients.
+    # A target's own probability may be rounded to 0, but the highest one of a row cannot. Taking the logarithm of all
+    # probabilities, as `cross_entropy` does, would need a second exponential for the gradients.
     nats = (highest - slopes.amax(-1).log() - of_targets) * (targets != -100)
     slopes[at_targets] -= 1
     return nats.sum(), slopes.to(dtype)
 
 
 def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
-    """Add left @ right to a float32 matrix in place; a card adds products of halves without rounding them first."""
+    """Add left @ right to a float32 matrix in place; a card sums products of halves without rounding them."""
     if left.dtype == total.dtype:
         total.addmm_(left, right)
     elif left.is_cuda:

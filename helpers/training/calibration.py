@@ -1,7 +1,7 @@
-"""What was measured on a machine: step times and peaks of short trainings, and a plan's constants fitted to them.
+"""Measurements of a machine: step times and peaks of short training runs, and a plan's constants fitted to them.
 
 A calibration is one JSON file per card or processor. Those of this machine are in `runs/.calibrations/`; those that
-people have posted are in `helpers/assets/calibrations/`, and serve plans for cards that are not in this machine.
+people have contributed are in `helpers/assets/calibrations/`, for plans on cards that are not in this machine.
 """
 
 import datetime
@@ -25,9 +25,9 @@ from helpers.training.memory import predict
 from helpers.training.shape import GPT2Shape, operations_per_token, trained_parameters
 
 SHIPPED = ASSETS / "calibrations"
-_LEAST = 4  # measurements that a fit needs
-_MOST = 200  # measurements that a file keeps, the newest
-_LEAST_SPREAD = 0.1  # two runs of the same training differ by some percent, whatever the fit says
+_LEAST = 4  # minimum number of measurements for a fit
+_MOST = 200  # a file keeps this many of the newest measurements
+_LEAST_SPREAD = 0.1  # two identical runs differ by a few percent, whatever the fit says
 
 
 class _Record(BaseModel):
@@ -35,11 +35,11 @@ class _Record(BaseModel):
 
 
 class _StepSettings(_Record):
-    """The settings that change a step's time or peak; the precision is kept apart: 'auto' depends on the machine."""
+    """The settings that affect a step's time or peak, except precision, because 'auto' depends on the machine."""
 
     block_size: PositiveInt
     per_device_train_batch_size: PositiveInt
-    gradient_accumulation_steps: PositiveInt  # after a batch was halved, perhaps more than a setting allows
+    gradient_accumulation_steps: PositiveInt  # after halved batches it may exceed the settings' limit
     gradient_checkpointing: bool
     lora_r: NonNegativeInt
     optim: str
@@ -47,10 +47,10 @@ class _StepSettings(_Record):
 
 
 class Measurement(_Record):
-    """One training: its shape, the settings that matter, the median seconds of a step, and the peak.
+    """One training run: its shape, the settings that matter, the median time of a step, and the peak.
 
-    The peak is all that the process holds on the card, or in main memory where it trains on a processor, and
-    `process_bytes` what it held there before the training.
+    The peak is everything that the process holds on the card, or in main memory when training on a processor;
+    `process_bytes` is what it held there before training.
     """
 
     shape: GPT2Shape
@@ -63,17 +63,17 @@ class Measurement(_Record):
 
     @classmethod
     def of(cls, shape: GPT2Shape, settings: TrainingSettings, **measured: Any) -> "Measurement":
-        """Return a measurement of a training with these settings."""
+        """Return a measurement of a run with these settings."""
         return cls(shape=shape, settings=settings.model_dump(include=set(_StepSettings.model_fields)), **measured)
 
     def is_like(self, other: "Measurement") -> bool:
-        """Tell whether two measurements are of the same training."""
+        """Return whether two measurements have the same shape, settings, precision and compilation."""
         names = ("shape", "settings", "precision", "compiled")
         return all(getattr(self, name) == getattr(other, name) for name in names)
 
     @property
     def training(self) -> tuple[GPT2Shape, TrainingSettings]:
-        """The shape and the settings of the training."""
+        """The shape and the settings of the run."""
         return self.shape, TrainingSettings().model_copy(update=dict(self.settings))
 
     @field_serializer("shape")
@@ -84,22 +84,22 @@ class Measurement(_Record):
 class Calibration(PlainTextMixin, _Record):
     """The measurements of one card or processor."""
 
-    device: str = Field(min_length=1, max_length=200)  # as the driver names it; a processor with its threads
+    device: str = Field(min_length=1, max_length=200)  # as named by the driver; for a processor, with its threads
     is_processor: bool
     driver: str = ""  # its version; empty for a processor
     torch: str  # its version
     system: str
     date: datetime.date  # of the last measurement
-    measurements: list[Measurement]  # one per training, the newest last
+    measurements: list[Measurement]  # one per kind of run, the newest last
 
     def step_seconds(
         self, shape: GPT2Shape, settings: TrainingSettings, precision: str, *, fastest: float = 0.0
     ) -> tuple[float, float] | None:
-        """Return the shortest and the longest time of an optimizer step; None where too little was measured.
+        """Return the shortest and longest time of an optimizer step; None if too little was measured.
 
-        A training that was measured itself gives its own time. For any other one, the time is a sum of parts that grow
-        with the layers, the operations, the values written and the trained weights, fitted to all measurements. Less
-        than `fastest`, in which no card computes so much, is no time: what was measured is too small to fill the card.
+        A run that was measured itself keeps its own time. For any other, the time is a sum of parts that grow with the
+        layers, the operations, the values written and the trained weights, fitted to all measurements. A sum below
+        `fastest`, the least time the card could need, is rejected: the measured models were too small to fill the card.
         """
         asked = Measurement.of(shape, settings, precision=precision, step_seconds=1, peak_bytes=1)
         same = [row.step_seconds for row in self.measurements if row.is_like(asked)]
@@ -115,9 +115,9 @@ class Calibration(PlainTextMixin, _Record):
         return seconds * max(0.0, 1 - spread), seconds * (1 + spread)
 
     def overhead(self, precision: str, *, process_bytes: int = 0) -> tuple[int, float] | None:
-        """Return the constant bytes, and the bytes per byte of activations, that no formula sees; None: not measured.
+        """Return constant bytes, and bytes per byte of activations, that no formula sees; None if not measured.
 
-        On a processor the constant includes the process, as it is now or as it was in the smallest one measured.
+        On a processor the constant includes the process: `process_bytes`, or as it was in the smallest measured one.
         """
         if precision not in self._fits:
             return None
@@ -128,7 +128,7 @@ class Calibration(PlainTextMixin, _Record):
 
     @functools.cached_property
     def _fits(self) -> dict[str, tuple[list[float], float, tuple[int, float]]]:
-        """For each precision that enough was measured in: factors of the work, relative error, overhead."""
+        """For each precision with enough measurements: factors of the work, relative error, overhead."""
         rows = {precision: self._rows(precision) for precision in ("bf16", "fp16", "no")}
         return {
             precision: (*_fit_seconds(measured), _fit_overhead(measured, self.is_processor))
@@ -137,7 +137,7 @@ class Calibration(PlainTextMixin, _Record):
         }
 
     def __str__(self) -> str:
-        """Return what was measured, for a terminal."""
+        """Return the measurements as text for a terminal."""
         lines = [f"{self.device}, {self.driver and f'driver {self.driver}, '}PyTorch {self.torch}, {self.date}"]
         for row in self.measurements:
             shape, settings = row.training
@@ -154,7 +154,7 @@ class Calibration(PlainTextMixin, _Record):
 
 
 def _work(shape: GPT2Shape, settings: TrainingSettings) -> list[float]:
-    """Return what an optimizer step does: steps, layers launched, operations, values written, weights changed."""
+    """Return the work of an optimizer step: steps, layers launched, operations, values written, weights changed."""
     passes, repeats = settings.gradient_accumulation_steps, 4 / 3 if settings.gradient_checkpointing else 1
     tokens = passes * settings.per_device_train_batch_size * settings.block_size
     values = tokens * (shape.vocab_size / 8 + repeats * shape.n_layer * shape.n_embd)
@@ -168,11 +168,11 @@ def _work(shape: GPT2Shape, settings: TrainingSettings) -> list[float]:
 
 
 def _fit_seconds(rows: list[Measurement]) -> tuple[list[float], float]:
-    """Return the seconds per unit of each part of the work, none below 0, and the largest relative error."""
+    """Return the seconds per unit of each part of the work, all at least 0, and the largest relative error."""
     import numpy as np
     from scipy.optimize import nnls
 
-    # divided by the measured time, so that a relative error counts the same in a short step and in a long one
+    # divided by the measured time, so that relative errors count the same in short and long steps
     relative = np.array([[part / row.step_seconds for part in _work(*row.training)] for row in rows])
     scale = relative.max(axis=0)
     factors = nnls(relative / scale, np.ones(len(rows)))[0] / scale
@@ -180,7 +180,7 @@ def _fit_seconds(rows: list[Measurement]) -> tuple[list[float], float]:
 
 
 def _fit_overhead(rows: list[Measurement], is_processor: bool) -> tuple[int, float]:
-    """Return the constant bytes besides the tensors and the process, and those per byte of activations."""
+    """Return the constant bytes besides tensors and process, and the bytes per byte of activations."""
     import numpy as np
     from scipy.optimize import nnls
 
@@ -197,7 +197,7 @@ def _fit_overhead(rows: list[Measurement], is_processor: bool) -> tuple[int, flo
 
 
 def find_calibration(card: GraphicsCard) -> tuple[Calibration, bool] | None:
-    """Return the measurements of a card or of this processor, and whether they are of this machine; or None."""
+    """Return the calibration of a card or of this processor, and whether it is from this machine; or None."""
     name = processor_name() if card.is_processor else card.name
     for folder in (_local(), SHIPPED):
         for path in sorted(folder.glob("*.json")):
@@ -208,7 +208,7 @@ def find_calibration(card: GraphicsCard) -> tuple[Calibration, bool] | None:
 
 
 def add_measurements(card: GraphicsCard, measurements: Iterable[Measurement]) -> Calibration:
-    """Add measurements to this machine's file; one of the same training replaces the older one."""
+    """Add measurements to this machine's file; each replaces an older one of the same kind of run."""
     import torch
 
     device = processor_name() if card.is_processor else card.name
@@ -229,7 +229,7 @@ def add_measurements(card: GraphicsCard, measurements: Iterable[Measurement]) ->
 
 
 def processor_name() -> str:
-    """Return this machine's processor and the threads that PyTorch uses, which decide its speed together."""
+    """Return this machine's processor and PyTorch's number of threads, which together determine its speed."""
     import torch
 
     n_threads = torch.get_num_threads()
@@ -246,12 +246,12 @@ def _processor_model() -> str:
 
 
 def _local() -> Path:
-    return runs_folder() / ".calibrations"  # no run has a name that begins with a dot
+    return runs_folder() / ".calibrations"  # no run name begins with a dot
 
 
 @functools.lru_cache(maxsize=64)
 def _read(path: Path, mtime_ns: int) -> Calibration | None:
-    """Return the content of a file; None, with a warning, for one that is damaged or of another version."""
+    """Return the content of a file; None, with a warning, if it is damaged or from another version."""
     try:
         return Calibration.model_validate_json(path.read_bytes())
     except (OSError, ValidationError):

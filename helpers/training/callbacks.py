@@ -1,4 +1,4 @@
-"""Trainer callbacks: history, time, progress; `guards` and `stopping` have those that end a training."""
+"""Trainer callbacks for history, time and progress; those that end a training run are in `guards` and `stopping`."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a training is; `tokens_per_second` and `seconds_left` are None before this process's first step."""
+    """The progress of a run; `tokens_per_second` and `seconds_left` are None before this process's first step."""
 
     step: int
     max_steps: int
@@ -52,7 +52,7 @@ def training_callbacks(
     progress: bool = False,
     watch: Watch | None = None,
 ) -> list[TrainerCallback]:
-    """Return the callbacks for a training; `progress` shows a bar, `watch` is called after each row of the history.
+    """Return the callbacks for a run; `progress` shows a bar, `watch` is called after each row of the history.
 
     Raises:
         SettingsError: the package for `report_to` is not installed.
@@ -85,7 +85,7 @@ class _History(TrainerCallback):
         self.file, self.tokenizer, self.sample_prompt = HistoryFile(folder), tokenizer, sample_prompt
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if control.should_save:  # the losses since the last row are not part of a checkpoint and would be lost
+        if control.should_save:  # a checkpoint omits the losses since the last row, so they would be lost
             control.should_log = True
 
     def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -96,7 +96,7 @@ class _History(TrainerCallback):
         import torch
 
         if state.is_world_process_zero and self.sample_prompt:
-            half = torch.bfloat16 if args.bf16 else torch.float16  # beside an adapter the frozen weights may be halves
+            half = torch.bfloat16 if args.bf16 else torch.float16  # with an adapter, the frozen weights may be halves
             with torch.autocast(model.device.type, half, enabled=args.bf16 or args.fp16):
                 text = _greedy_sample(model, self.tokenizer, self.sample_prompt)
             state.log_history.append({"step": state.global_step, "sample": text})
@@ -104,9 +104,9 @@ class _History(TrainerCallback):
 
 
 def _greedy_sample(model: "GPT2LMHeadModel", tokenizer: Any, prompt: str) -> str:
-    """Return `prompt` with the most probable continuation; greedy, so that no random state changes.
+    """Return `prompt` with its most probable continuation; greedy, so it does not use the random state.
 
-    Of a prompt that is too long for the model's positions, only the end is continued.
+    If the prompt is too long for the model's positions, only its end is continued.
     """
     import torch
 
@@ -124,10 +124,10 @@ def _greedy_sample(model: "GPT2LMHeadModel", tokenizer: Any, prompt: str) -> str
 
 
 class Clock(TrainerCallback, ExportableState):
-    """Count the seconds of a run, those before a resume included, because a checkpoint keeps them.
+    """Count the seconds of a run, including those before a resume, because checkpoints store them.
 
-    What a killed process did after its last checkpoint is not counted, because it is done again. The name of the
-    class is the key in the checkpoints of every run so far: do not rename it.
+    Time that a killed process spent after its last checkpoint is not counted, because that work is done again. The
+    class name is the key in the checkpoints of all existing runs: do not rename it.
     """
 
     def __init__(self, seconds: float = 0.0) -> None:
@@ -147,15 +147,15 @@ class Clock(TrainerCallback, ExportableState):
         self.before, self.start = self.seconds, None
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps."""
+        """Return the state for a checkpoint."""
         return {"args": {"seconds": self.seconds}, "attributes": {}}
 
 
 class _Successor(TrainerCallback):
-    """Let a resumed training follow the settings and the folder of this call.
+    """Make a resumed run use the settings and the folder of this call.
 
-    The Trainer takes the steps between two rows from the checkpoint, and the path of the best one, which is wrong in a
-    run that was moved.
+    From a checkpoint the Trainer restores the number of steps between two rows, and the path of the best checkpoint,
+    which is wrong if the run was moved.
     """
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -166,21 +166,21 @@ class _Successor(TrainerCallback):
 
 
 class StepTimer(TrainerCallback):
-    """Measure the seconds of each optimizer step, without what happens between two steps.
+    """Measure the seconds of each optimizer step, without what happens between steps.
 
-    A card works behind the processor. Over many steps the times even out, unless the card is waited for after each of
-    them, as for a row of the log; `is_exact` waits for it in every step.
+    A card computes asynchronously. Over many steps the times average out, unless something waits for the card after
+    each step, as logging a row does; `is_exact` waits in every step.
     """
 
     def __init__(self, *, is_exact: bool = False) -> None:
         self.is_exact, self.seconds = is_exact, []
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Note the time."""
+        """Record the start time."""
         self.begin = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Note the duration."""
+        """Record the duration."""
         if (self.is_exact or control.should_log) and args.device.type == "cuda":
             import torch
 
@@ -189,7 +189,7 @@ class StepTimer(TrainerCallback):
 
 
 class _Speedometer(TrainerCallback):
-    """Measure the speed of this process; the base of the callbacks that show it."""
+    """Measure the speed of this process; base class of the callbacks that show it."""
 
     def __init__(self, tokens_per_step: int) -> None:
         self.tokens_per_step = tokens_per_step
@@ -210,7 +210,7 @@ class _Speedometer(TrainerCallback):
 
 
 class _Watcher(_Speedometer):
-    """Call `watch` with the history and the progress after each row."""
+    """Call `watch` with the history and the progress after each new row."""
 
     def __init__(self, tokens_per_step: int, watch: Watch) -> None:
         super().__init__(tokens_per_step)
@@ -224,10 +224,10 @@ class _Watcher(_Speedometer):
 
 
 class _ProgressBar(_Speedometer):
-    """Show a bar of the steps with the time left, loss, tokens per second and memory.
+    """Show a progress bar with the steps, time left, loss, tokens per second and memory.
 
     transformers' `ProgressCallback` prints a line for each row, draws a second bar for each validation, and starts a
-    resumed run's bar at 0, which spoils its estimate of the time left.
+    resumed run's bar at 0, which makes its estimate of the time left wrong.
     """
 
     loss, bar = "", None  # no bar before the training begins
@@ -255,7 +255,7 @@ class _ProgressBar(_Speedometer):
 
 @contextmanager
 def closing_bars(callbacks: Iterable[TrainerCallback]) -> Iterator[None]:
-    """Close the progress bar that an error left open: the message then begins on a line of its own."""
+    """Close the progress bar after an error, so that the message begins on its own line."""
     try:
         yield
     finally:
@@ -265,10 +265,10 @@ def closing_bars(callbacks: Iterable[TrainerCallback]) -> Iterator[None]:
 
 
 def _tensorboard(folder: Path) -> TrainerCallback:
-    """Return a callback that writes the Trainer's log for TensorBoard: `tensorboard --logdir runs` shows it.
+    """Return a callback that writes the Trainer's log for TensorBoard; view it with `tensorboard --logdir runs`.
 
-    `TrainingArguments(report_to="tensorboard")` would take the folder from an environment variable, and say of a
-    missing package only that it is missing.
+    `TrainingArguments(report_to="tensorboard")` would take the folder from an environment variable, and if the package
+    is missing would not say how to install it.
 
     Raises:
         SettingsError: the package is not installed.

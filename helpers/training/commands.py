@@ -1,4 +1,4 @@
-"""`train`, `plan` and `calibrate`, as commands of `python -m helpers`."""
+"""The commands `train`, `plan` and `calibrate` of `python -m helpers`."""
 
 import json
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from helpers.settings import TrainingSettings, check_values, preset_names
 
 
 def run_options(command: Callable) -> Callable:
-    """Add what `run`, `train` and `plan` share: a preset, a run name, settings."""
+    """Add the options that `run`, `train` and `plan` share: preset, run name, settings."""
     for option in (
         click.option(
             "-p", "--parameter", "parameters", nargs=2, multiple=True, metavar="NAME VALUE", help="Set one setting."
@@ -24,7 +24,7 @@ def run_options(command: Callable) -> Callable:
 
 
 def chosen_settings(run_name: str | None, parameters: tuple[tuple[str, str], ...]) -> dict[str, Any]:
-    """Return the settings that these options name, checked."""
+    """Return the checked settings from these options."""
     return check_values(dict(parameters) | ({} if run_name is None else {"run": run_name}))
 
 
@@ -33,7 +33,7 @@ def chosen_settings(run_name: str | None, parameters: tuple[tuple[str, str], ...
 def train(preset: str, run_name: str | None, parameters: tuple[tuple[str, str], ...]) -> None:
     """Train one run without a notebook. For several cards: `accelerate launch -m helpers train`.
 
-    Under torchrun name the run with `-p run NAME`: torchrun takes `--run` for an option of its own.
+    With torchrun, name the run with `-p run NAME`: torchrun interprets `--run` as its own option.
     """
     from helpers.data import refuse_missing
     from helpers.training import is_first_process
@@ -42,14 +42,14 @@ def train(preset: str, run_name: str | None, parameters: tuple[tuple[str, str], 
     refuse_missing(settings.model_dump())
     if is_first_process():
         tell_terminal(f"Preparing run {settings.run} ...")
-    # Only now: this imports torch and transformers, and a mistyped setting should be reported at once.
+    # Only now, because this imports torch and transformers: a mistyped setting should be reported at once.
     from helpers.training import TrainingBrokenError, fine_tune, leave_process_group
 
     try:
         finished = fine_tune(settings, progress=True)
     except TrainingBrokenError as error:
         raise click.ClickException(str(error)) from None
-    if is_first_process():  # one of many processes prints
+    if is_first_process():  # only one of many processes prints
         click.echo(finished)
     leave_process_group()
 
@@ -81,10 +81,10 @@ def plan(
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print all measurements as JSON, to keep or to post.")
 @click.option(
-    "--seconds", default=60.0, show_default=True, type=click.FloatRange(0), help="Start no run after this time."
+    "--seconds", default=60.0, show_default=True, type=click.FloatRange(0), help="Start no further run after this time."
 )
 def calibrate(as_json: bool, seconds: float) -> None:
-    """Measure short training runs here, for plan, panel and sweep."""
+    """Measure short training runs on this machine, to improve the predictions of plan, panel and sweep."""
     tell_terminal(f"Measuring short training runs, for about {max(10, seconds):.0f} s ...")
     from helpers.training import calibrate as measure
 
@@ -93,7 +93,7 @@ def calibrate(as_json: bool, seconds: float) -> None:
 
 
 def _card_to_plan_for(gpu: str | None) -> Any:
-    """Return the named card, else this machine's, else the card the course is named for; say which one was taken."""
+    """Return the named card, else this machine's, else the default card; report which one if none was named."""
     from helpers.training import DEFAULT_CARD, card_of_this_machine, find_card
 
     if gpu is not None:
@@ -101,7 +101,7 @@ def _card_to_plan_for(gpu: str | None) -> Any:
     here = card_of_this_machine()
     if here is None:
         click.echo(
-            f"No NVIDIA card answers here: this is what the run takes on an {DEFAULT_CARD}; --gpu names another, and "
+            f"No NVIDIA card was found: this plan is for an {DEFAULT_CARD}. --gpu names another card, and "
             "--gpu processor plans for this machine's processor.",
             err=True,
         )

@@ -1,4 +1,4 @@
-"""The device to train on or to plan for, as a card; and of this one its name and the memory that is held there.
+"""The device to train on or to plan for, as a card; and the name and memory use of this machine's device.
 
 The table of published cards is in `helpers.environment.card`.
 """
@@ -20,14 +20,14 @@ from helpers.settings import SettingsError
 DEFAULT_CARD = "RTX 4070 Ti"
 PROCESSOR = "processor"  # in place of a card: plan for the processor of this machine
 _CLEAR_REFS, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
-_MATRIX_SIZE = 768  # width of the square matrices multiplied: large enough for a processor's full speed
+_MATRIX_SIZE = 768  # width of the square matrices to multiply: enough for a processor's full speed
 
 
 def find_card(name: str) -> GraphicsCard:
-    """Return a published card by its name, as people or the driver write it; 'processor' is this machine's.
+    """Return a card from the table by its name, as people or the driver write it; 'processor' is this machine's.
 
     Raises:
-        SettingsError: there is none of that name; those with its number are named, else the nearest one.
+        SettingsError: there is no such card; the message suggests cards with the same number, else the nearest name.
 
     >>> find_card("NVIDIA GeForce RTX 4070 Ti").half_tflops
     80.2
@@ -44,7 +44,7 @@ def find_card(name: str) -> GraphicsCard:
 
 
 def card_of_this_machine() -> GraphicsCard | None:
-    """Return the card that training here would use, read from the driver; None without an NVIDIA card."""
+    """Return the card that training would use here, read from the driver; None without an NVIDIA card."""
     card = read_card()
     return card if card is not None and card.total_bytes else None
 
@@ -57,16 +57,16 @@ def this_device() -> GraphicsCard:
         return this_processor()
     if (card := card_of_this_machine()) is not None:
         return card
-    seen = torch.cuda.get_device_properties(0)  # not NVIDIA's, or one that shares the main memory
+    seen = torch.cuda.get_device_properties(0)  # not from NVIDIA, or it shares the main memory
     return GraphicsCard(seen.name, seen.total_memory, *published_peaks(seen.name), has_bf16=has_bf16())
 
 
 @functools.cache
 def this_processor() -> GraphicsCard:
-    """Return this machine's processor as if it were a card: its memory, and its speed measured now."""
+    """Return this machine's processor as if it were a card, with its memory and its measured speed."""
     import torch
 
-    # Without bf16 instructions a product of halves takes seconds, and nobody trains so.
+    # Without bf16 instructions a product of halves takes seconds, and nobody trains that way.
     is_bf16 = has_bf16(on_processor=True)
     half = _product_tflops(torch.bfloat16) if is_bf16 else 0.0
     float32, total_bytes = _product_tflops(torch.float32), read_memory().total_bytes
@@ -74,7 +74,7 @@ def this_processor() -> GraphicsCard:
 
 
 def _product_tflops(dtype: Any) -> float:
-    """Return 10**12 operations per second of a matrix product: the fastest of five, as the first ones warm up."""
+    """Return the TFLOP/s of a matrix product: the fastest of five, because the first ones are warm-up."""
     import torch
 
     matrix = torch.ones(_MATRIX_SIZE, _MATRIX_SIZE, dtype=dtype)
@@ -90,17 +90,17 @@ def device_name() -> str:
 
 
 def reset_peak() -> None:
-    """Let `peak_bytes` count from now on where the system can do that: on a GPU, and on Linux."""
+    """Make `peak_bytes` count from now on, where that is possible: on a GPU, and on Linux."""
     import torch
 
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     with contextlib.suppress(OSError):
-        _CLEAR_REFS.write_text("5", encoding="ascii")  # proc(5): the peak becomes what is resident now
+        _CLEAR_REFS.write_text("5", encoding="ascii")  # proc(5): resets the peak to the current resident size
 
 
 def held_bytes(n_weights: int) -> int:
-    """Return the memory that this process holds now, as in `peak_bytes`, besides a model that is not on a card."""
+    """Return the memory this process holds now, as in `peak_bytes`, not counting a model in main memory."""
     import psutil
     import torch
 
@@ -110,7 +110,7 @@ def held_bytes(n_weights: int) -> int:
 
 
 def peak_bytes() -> int:
-    """Return the most memory this process has held since `reset_peak`: GPU memory if there is a GPU, else resident."""
+    """Return this process's peak memory since `reset_peak`: GPU memory if there is a GPU, else resident memory."""
     import psutil
     import torch
 
@@ -120,9 +120,9 @@ def peak_bytes() -> int:
     if hasattr(info, "peak_wset"):  # Windows, which has no `resource` module
         return info.peak_wset
     status = _STATUS.read_text(encoding="utf-8", errors="replace") if _STATUS.exists() else ""
-    if found := re.search(r"VmHWM:\s+(\d+) kB", status):  # getrusage begins with the peak of the process above this one
+    if found := re.search(r"VmHWM:\s+(\d+) kB", status):  # getrusage starts with the parent's peak
         return int(found[1]) * 1024
     import resource
 
-    unit = 1 if platform.system() == "Darwin" else 1024  # getrusage counts bytes on macOS and KiB on Linux
+    unit = 1 if platform.system() == "Darwin" else 1024  # getrusage returns bytes on macOS and KiB on Linux
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

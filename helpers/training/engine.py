@@ -1,8 +1,8 @@
-"""Equal results with less work: leave out what a training step of GPT-2 on packed blocks does not need.
+"""Equal results with less work: skip what a training step of GPT-2 on packed blocks does not need.
 
-Three changes to a stock `GPT2LMHeadModel`. A test proves that each gives equal results; none is saved with the model:
+Three changes to a stock `GPT2LMHeadModel`. Tests check that each gives equal results; none is saved with the model:
 
-- attention without a mask: packed rows need none, and without one the flash kernel runs, compiled or not; on a CPU
+- attention without a mask: packed rows need none, and without one the flash kernel can run, compiled or not; on a CPU,
   attention is computed in parts where that is faster than the kernel;
 - the tanh GELU in one operation instead of eight;
 - a loss that never holds the logits of all tokens.
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel
 
 CHUNK_TOKENS = 1024  # rows of logits that exist at once
-# With the kernel, which needs a quarter of the memory per row. Each chunk reads and writes the head's gradient once.
+# With the kernel, at a quarter of the memory per row: fewer chunks read and write the head's gradient less often.
 FUSED_CHUNK_TOKENS = 2048
-QUERIES = 128  # queries in a part where attention is computed in parts
-# From here on a CPU's kernel takes 256 queries at a time instead of 64, which is as fast in float32 and keeps less.
+QUERIES = 128  # per part, when attention is computed in parts
+# From this length a CPU's kernel takes 256 queries at once, not 64, which is as fast in float32 and uses less memory.
 LONG_BLOCK = 768
-_n_keeping = 0  # blocks of `keep_freed_memory` that have not ended
-_ATTENTION = "course_causal"  # transformers makes no mask for a name without a mask function
+_n_keeping = 0  # active `keep_freed_memory` contexts
+_ATTENTION = "course_causal"  # transformers builds no mask for a name without a mask function
 
 
 @contextmanager
 def equal_results_less_work(model: "GPT2LMHeadModel") -> Iterator["GPT2LMHeadModel"]:
-    """Make a model cheaper to train inside the block, on rows without left padding; restore it after the block."""
+    """Make a model cheaper to train inside this context, on rows without left padding; restore it afterwards."""
     import torch
 
     attention, forward = model.config._attn_implementation, vars(model).get("forward")
@@ -47,7 +47,7 @@ def equal_results_less_work(model: "GPT2LMHeadModel") -> Iterator["GPT2LMHeadMod
             yield model
     finally:
         model.set_attn_implementation(attention)
-        del model.forward  # the instance's, which hid the one of the class, or that of a block around this one
+        del model.forward  # our forward on the instance, which hid the class's or an outer context's
         if forward is not None:
             model.forward = forward
         for block, activation in zip(model.transformer.h, activations, strict=True):
@@ -56,9 +56,9 @@ def equal_results_less_work(model: "GPT2LMHeadModel") -> Iterator["GPT2LMHeadMod
 
 @contextmanager
 def keep_freed_memory() -> Iterator[None]:
-    """Let the process keep the memory that it frees until the block ends; only with glibc, elsewhere nothing changes.
+    """Let the process keep the memory that it frees inside this context; this needs glibc, elsewhere nothing changes.
 
-    Where such blocks overlap, until the last of them ends.
+    When such contexts overlap, the effect lasts until the last one ends.
 
     By default glibc returns each large tensor to the system when it is freed, and the next one costs a page fault
     per 4 KiB: tens of thousands in a training step (https://man7.org/linux/man-pages/man3/mallopt.3.html).
@@ -69,10 +69,10 @@ def keep_freed_memory() -> Iterator[None]:
     global _n_keeping
     libc = ctypes.CDLL(None)
     m_trim_threshold, m_mmap_threshold = -1, -3  # their numbers in malloc.h
-    highest = 2**25  # up to here glibc raises the threshold itself; before 2.35 it refuses a higher one with 0
-    if not libc.mallopt(m_mmap_threshold, 2**30):  # from how many bytes a block gets a mapping of its own
+    highest = 2**25  # glibc's own maximum for this threshold; before 2.35 mallopt refuses more, returning 0
+    if not libc.mallopt(m_mmap_threshold, 2**30):  # blocks from this size get their own mapping
         libc.mallopt(m_mmap_threshold, highest)
-    libc.mallopt(m_trim_threshold, 2**31 - 1)  # from how many free bytes the heap shrinks
+    libc.mallopt(m_trim_threshold, 2**31 - 1)  # the heap shrinks from this many free bytes
     _n_keeping += 1
     try:
         yield
@@ -85,7 +85,7 @@ def keep_freed_memory() -> Iterator[None]:
 
 
 def use_causal_attention(model: "GPT2LMHeadModel") -> None:
-    """Let a model attend causally without a mask: for rows that are full, or padded on the right with labels of -100.
+    """Use causal attention without a mask: for full rows, or rows padded on the right with labels of -100.
 
     transformers builds a (B, 1, T, T) mask when it is compiled, and with a mask the flash kernel cannot run
     (https://github.com/huggingface/transformers/issues/48925).
@@ -109,7 +109,7 @@ def _causal_attention(
     import torch
     from torch.nn import functional
 
-    n_queries, n_keys = query.shape[2], key.shape[2]  # more keys are those of a cache, to which every token attends
+    n_queries, n_keys = query.shape[2], key.shape[2]  # additional keys are from a cache; every token attends to them
     is_block = n_queries == n_keys > 1
     is_slow_in_kernel = query.dtype.itemsize == 2 or dropout or (query.requires_grad and n_keys < LONG_BLOCK)
     if is_block and query.device.type == "cpu" and is_slow_in_kernel:
@@ -132,7 +132,7 @@ def attention_in_parts(
     dropout: float = 0.0,
     scaling: float | None = None,
 ) -> "torch.Tensor":
-    """Compute causal attention for some queries at a time, with no key after the last of them.
+    """Compute causal attention for some queries at a time, without the keys after the last of them.
 
     On a CPU the flash kernel's backward pass is slow in half precision and for short blocks, and with dropout no fused
     kernel runs at all.
@@ -146,7 +146,7 @@ def attention_in_parts(
 
 
 def use_fused_gelu(model: "GPT2LMHeadModel") -> None:
-    """Compute `gelu_new` with PyTorch's one fused operation instead of eight; the configuration does not change.
+    """Compute `gelu_new` with one fused PyTorch operation instead of eight; the configuration does not change.
 
     Both are the tanh approximation of https://arxiv.org/abs/1606.08415; they differ only by rounding.
     """
@@ -159,12 +159,12 @@ def use_fused_gelu(model: "GPT2LMHeadModel") -> None:
 
 
 def use_chunked_loss(model: "GPT2LMHeadModel", *, chunk_tokens: int | None = None) -> None:
-    """Let a model that gets labels compute its loss one chunk of tokens at a time, and return no logits."""
+    """Make a model compute its loss one chunk of tokens at a time when it gets labels, and return no logits."""
     import torch
     from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
 
     stock = model.forward
-    # The compiler would unroll the chunks, keep a gradient of the head for each of them, and add these up at the end.
+    # The compiler would unroll the chunks, keep a gradient of the head for each, and sum them at the end.
     loss_of = torch.compiler.disable(chunked_loss)
 
     def forward(input_ids: Any = None, labels: Any = None, num_items_in_batch: Any = None, **kwargs: Any) -> Any:
@@ -192,15 +192,15 @@ def chunked_loss(
     num_items_in_batch: "torch.Tensor | int | None" = None,
     chunk_tokens: int | None = None,
 ) -> "torch.Tensor":
-    """Return the loss in nats per token, as `GPT2LMHeadModel` computes it, with the logits of one chunk at a time.
+    """Return the same loss as `GPT2LMHeadModel`, in nats per token, with the logits of one chunk at a time.
 
     Args:
-        hidden_states: (B, T, width), the output of the last block after its norm.
+        hidden_states: (B, T, width), the output of the last block after the final norm.
         weight: (V, width), the weight of the head.
-        labels: (B, T), not shifted, as in transformers; -100 is left out.
-        num_items_in_batch: number of labels in the whole step, by which the sum is divided; by default those in
+        labels: (B, T), not shifted, as in transformers; -100 is ignored.
+        num_items_in_batch: the number of labels in the whole step, which divides the sum; by default those in
             `labels`.
-        chunk_tokens: rows of logits that exist at once; by default as many as suit the device.
+        chunk_tokens: rows of logits that exist at once; the default suits the device.
     """
     import torch
     from torch.nn import functional

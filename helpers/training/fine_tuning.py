@@ -1,8 +1,8 @@
 """Fine-tune GPT-2 on packed blocks with the Trainer: finished runs are reused, interrupted ones resume.
 
-A batch that does not fit into memory is halved, at the same effective batch.
+A batch that does not fit into memory is halved, keeping the effective batch.
 
-A run's folder holds all that is needed to repeat it. Under `accelerate launch` or `torchrun` the same call trains in
+A run's folder holds everything needed to repeat it. Under `accelerate launch` or `torchrun` the same call trains in
 many processes; nothing here schedules them.
 """
 
@@ -42,8 +42,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import GPT2LMHeadModel, Trainer
 
-# Messages that accelerate does not take for a shortage of memory: of Windows, of a driver that is out of memory, and of
-# cuBLAS and cuDNN.
+# Out-of-memory messages that accelerate does not recognise: those of Windows, the CUDA driver, cuBLAS and cuDNN.
 _OUT_OF_MEMORY = ("DefaultCPUAllocator: not enough memory", "CUDA error: out of memory", "_ALLOC_FAILED")
 
 
@@ -54,27 +53,27 @@ def fine_tune(
     watch: Watch | None = None,
     stop: threading.Event | None = None,
 ) -> FinishedRun:
-    """Train a run to its end and save its model; only open it when it is finished already.
+    """Train a run to its end and save its model; if it is already finished, only open it.
 
-    A run that was interrupted continues from its last complete checkpoint, on the same data in the same order, also
-    where its folder or its text was moved. In a single process, Ctrl-C and the interrupt of a kernel finish the step,
-    write a checkpoint and then raise `KeyboardInterrupt`; a second one raises at once. SIGTERM saves in the same way.
+    An interrupted run continues from its last complete checkpoint, on the same data in the same order, even if its
+    folder or its text was moved. In a single process, Ctrl-C and the interrupt of a kernel finish the step, write a
+    checkpoint and then raise `KeyboardInterrupt`; a second one raises at once. SIGTERM saves too.
 
     Args:
         settings: all settings of the run; `settings.run` is the name of its folder.
         progress: whether to show a progress bar.
-        watch: called after each row with the history so far, a list that grows, and a `Progress`, such as
+        watch: called after each row with the history so far, a growing list, and a `Progress`; for example
             `plots.LivePlot()`.
-        stop: set it in another thread to end the training after the present step, with a checkpoint.
+        stop: set it from another thread to end training after the current step, with a checkpoint.
 
     Raises:
         SettingsError: the settings do not fit the model or the data, or the run was started with other settings.
-        TrainingBrokenError: the training cannot succeed: the loss is exactly 0, not finite or never falls, not even
-            one block fits into memory, or the disk is full.
+        TrainingBrokenError: training cannot succeed: the loss is exactly 0, not finite or never falls, not even one
+            block fits into memory, or the disk is full.
         TrainingStoppedError: `stop` was set before the last step.
     """
     folder = run_folder(settings.run)
-    run_files.check_same_settings(settings)  # before the wait: another process may train this run for hours
+    run_files.check_same_settings(settings)  # before waiting: another process may train this run for hours
     with folder_unless_refused(folder), processes.run_lock(folder):
         run_files.check_same_settings(settings)
         if not processes.broadcast_from_first(run_files.is_finished(folder)):
@@ -88,9 +87,9 @@ def fine_tune(
 
 
 def open_or_train(run: str) -> FinishedRun:
-    """Open a finished run, or train it first: with the settings it was started with, else with the defaults.
+    """Open a finished run, or train it first, with the settings it was started with or else the defaults.
 
-    This is why any notebook can be the first one that is run.
+    This is why any notebook can be run first.
     """
     if (run_folder(run) / "settings.json").exists():
         return fine_tune(read_run_settings(run))
@@ -100,9 +99,9 @@ def open_or_train(run: str) -> FinishedRun:
 
 
 def as_batch(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Stack blocks into a batch: `input_ids` and `labels`, both (B, T); the model shifts the labels.
+    """Stack blocks into a batch of `input_ids` and `labels`, both (B, T); the model shifts the labels.
 
-    They are the same, unless the blocks have labels of their own, in which prompts are -100.
+    Both are the same unless the blocks have their own labels, in which prompts are -100.
     """
     import torch
 
@@ -113,20 +112,20 @@ def as_batch(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _train(settings: TrainingSettings, folder: Path, **how: Any) -> None:
-    """Train to the end; halve a batch that does not fit into memory, at the same effective batch and order."""
+    """Train to the end; halve a batch that does not fit into memory, keeping the effective batch and the order."""
     from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
     while True:
         try:
             _train_once(settings, folder, **how)
-            if device().type == "cuda":  # a Trainer refers to itself: without this it would stay on the card for now
+            if device().type == "cuda":  # a Trainer has reference cycles, so it would stay on the card
                 clear_device_cache(garbage_collection=True)
             return
         except FileNotFoundError as error:
             if folder.exists():
                 raise
             raise folder_lost(folder) from error
-        except RuntimeError as error:  # torch.OutOfMemoryError is one; on a CPU the message alone says so
+        except RuntimeError as error:  # includes torch.OutOfMemoryError; on a CPU only the message tells
             if not (should_reduce_batch_size(error) or any(words in str(error) for words in _OUT_OF_MEMORY)):
                 raise
             if settings.per_device_train_batch_size == 1:
@@ -144,7 +143,7 @@ def _train(settings: TrainingSettings, folder: Path, **how: Any) -> None:
 
 
 def _halved(settings: TrainingSettings) -> TrainingSettings:
-    """Return the settings with a smaller batch and as much more accumulation; warn about it."""
+    """Return the settings with a smaller batch and correspondingly more accumulation, with a warning."""
     batch = settings.per_device_train_batch_size
     smaller = max(size for size in range(1, batch) if batch % size == 0)
     passes = settings.gradient_accumulation_steps * batch // smaller
@@ -163,8 +162,8 @@ def _train_once(
 
     from helpers.training.muon import MuonWithAdamW
 
-    half = autocast_dtype(settings)  # refuses what this machine cannot, before the text is read
-    with processes.process_group().local_main_process_first():  # the others then find the data prepared
+    half = autocast_dtype(settings)  # rejects what this machine cannot do, before the text is read
+    with processes.process_group().local_main_process_first():  # the other processes then find the data prepared
         data = prepare(settings)
     train = open_training_blocks(data, settings, n_processes=processes.n_processes())
     tokenizer = load_run_tokenizer(settings)
@@ -191,7 +190,7 @@ def _train_once(
             callbacks=[FolderGuard(folder), *callbacks, steps],
             optimizers=(MuonWithAdamW(model, settings) if settings.optim == "muon" else None, None),
         )
-        # Gradients are then kept in the buffers that processes exchange, not there and beside them.
+        # Keeps gradients only in the buffers that processes exchange, instead of a second copy beside them.
         trainer.accelerator.ddp_handler.gradient_as_bucket_view = True
         per_epoch = math.ceil(len(train) / (settings.effective_batch_size * trainer.args.world_size))
         n_steps = math.ceil(per_epoch * settings.num_train_epochs)
@@ -201,28 +200,28 @@ def _train_once(
             write_json(folder / "settings.json", run_files.settings_record(settings, data.facts))
         was_trained = _train_or_resume(trainer, settings, folder, is_stream="stream" in data.facts, stop=stop)
     if trainer.is_world_process_zero():
-        # Now: to merge an adapter, the base model is loaded once more, and the peak would be of that.
+        # Measure now: merging an adapter loads the base model again, which would raise the peak.
         facts = collect_measurements(
             settings, trainer, n_blocks=len(train), counts=data.facts["splits"]["train"], predicted=predicted,
-            step_seconds=steps.seconds[1:],  # the first one sets up
+            step_seconds=steps.seconds[1:],  # the first one includes setup
         )  # fmt: skip
         if settings.lora_r:
             model = _save_adapter(trained, settings, folder / "adapter")
         save_model(model, tokenizer, settings, data.facts, folder / "model")
-        if not (was_trained and (folder / "training.json").exists()):  # else only the model was made again
+        if not (was_trained and (folder / "training.json").exists()):  # otherwise only the model was created again
             write_json(folder / "training.json", facts)
-        # Else most steps have fewer blocks than a batch. Last: a shared folder may refuse it, and the run is finished.
+        # With less text, most steps are incomplete. Last, because a shared folder may refuse it: the run is finished.
         if "step_seconds" in facts and len(train) >= 2 * settings.effective_batch_size:
             extend_calibration(settings, trainer, facts)
-    trainer.accelerator.wait_for_everyone()  # the other processes open what the first one has written
+    trainer.accelerator.wait_for_everyone()  # the other processes open what the first one wrote
 
 
 def new_trainer(validation: dict[str, Any], **how: Any) -> "Trainer":
-    """Return a Trainer that prints nothing, and whose `eval_loss` is the mean over all labels of the validation part.
+    """Return a silent Trainer whose `eval_loss` is the mean over all labels of the validation part.
 
-    The stock Trainer averages the means of batches, in which a label counts the more, the fewer there are beside it;
-    and several processes count blocks twice that fill up their last batch. `validation` has the counts of that part, as
-    in `data.json`; all else is what a Trainer takes.
+    The stock Trainer averages batch means, which gives labels in batches with few labels more weight, and with several
+    processes it double-counts the blocks that pad the last batch. `validation` has the counts of that part, as in
+    `data.json`; the other arguments go to the Trainer.
     """
     from transformers import PrinterCallback, Trainer
 
@@ -233,8 +232,8 @@ def new_trainer(validation: dict[str, Any], **how: Any) -> "Trainer":
             batch, block_size = inputs["labels"].shape
             loader = self.accelerator.gradient_state
             if loader.end_of_dataloader and loader.remainder > 0:
-                # The processes split the last blocks in the order of their ranks. Of their losses, each repeated for a
-                # full batch, the Trainer keeps as many as there are blocks, which is one for each block of our own.
+                # The processes split the last blocks in the order of their ranks. The Trainer repeats their losses for
+                # a full batch and keeps as many as there are blocks, which is one for each of our own blocks.
                 n_own = loader.remainder - batch * self.accelerator.process_index
                 inputs = {name: rows[: max(1, n_own)] for name, rows in inputs.items()}
             # The mean of "nats / (blocks x mean labels of a block)" over all blocks is all nats / all labels.
@@ -243,7 +242,7 @@ def new_trainer(validation: dict[str, Any], **how: Any) -> "Trainer":
             return (outputs.loss, outputs) if return_outputs else outputs.loss
 
         def floating_point_ops(self, inputs: Any) -> int:
-            return 0  # only for the Trainer's `total_flos`; to count, it goes through all parameters in every pass
+            return 0  # only for `total_flos`; the stock version counts all parameters in every pass
 
     trainer = LabelTrainer(**how)
     trainer.remove_callback(PrinterCallback)
@@ -253,7 +252,7 @@ def new_trainer(validation: dict[str, Any], **how: Any) -> "Trainer":
 def _train_or_resume(
     trainer: "Trainer", settings: TrainingSettings, folder: Path, *, is_stream: bool, stop: threading.Event | None
 ) -> bool:
-    """Train to the end, from the last complete checkpoint on; return whether that one was of the last step already."""
+    """Train to the end, from the last complete checkpoint if any; return whether that was already the last step."""
     checkpoint, blocks = run_files.last_complete_checkpoint(folder / "checkpoints"), trainer.train_dataset
     if checkpoint and is_stream:
         n_steps = run_files.step_of(checkpoint)
@@ -272,9 +271,9 @@ def _train_or_resume(
 
 
 def _restore_finished(trainer: "Trainer", checkpoint: Path) -> None:
-    """Give a trainer the state and the weights of a training that was killed after its last step.
+    """Restore the state and the weights of a run that was killed after its last step.
 
-    `Trainer.train` would train one step more when it resumes there.
+    `Trainer.train` would train one extra step if it resumed there.
     """
     from safetensors.torch import load_model as load_weights
     from transformers import TrainerState
@@ -292,7 +291,7 @@ def _restore_finished(trainer: "Trainer", checkpoint: Path) -> None:
 
 
 def _save_adapter(adapted: "PeftModel", settings: TrainingSettings, folder: Path) -> "GPT2LMHeadModel":
-    """Save a run's adapter as peft does, and return the base model with it merged in."""
+    """Save a run's adapter in peft's format, and return the base model with it merged in."""
     with atomic_folder(folder) as new:
         adapted.save_pretrained(new)
         return merge_adapter(load_model(settings.model_name_or_path), new)
@@ -301,7 +300,7 @@ def _save_adapter(adapted: "PeftModel", settings: TrainingSettings, folder: Path
 def save_model(
     model: "GPT2LMHeadModel", tokenizer: Any, settings: TrainingSettings, data_facts: dict[str, Any], folder: Path
 ) -> None:
-    """Save the model as any program for GPT-2 expects it, with its tokenizer and a card; completely or not at all."""
+    """Save the model in the standard GPT-2 format, with its tokenizer and a card; completely or not at all."""
     model.config.use_cache = True  # the Trainer switches the cache off; generation needs it
     with atomic_folder(folder) as new:
         with quiet():

@@ -1,4 +1,4 @@
-"""A finished run, and what its training measured: `training.json`."""
+"""A finished run, and the measurements of its training in `training.json`."""
 
 import math
 import statistics
@@ -28,9 +28,9 @@ class FinishedRun(PlainTextMixin):
     Attributes:
         run: its name.
         folder: the folder with all of its files.
-        history: one row per logging or validation step: `step`, `epoch`, and `loss`, `learning_rate`, `grad_norm` or
-            `eval_loss`; losses are in nats per token.
-        facts: what `collect_measurements` returned.
+        history: one row per logging or validation step, with `step`, `epoch`, and `loss`, `learning_rate`, `grad_norm`
+            or `eval_loss`; losses are in nats per token.
+        facts: the contents of `training.json`, from `collect_measurements`.
     """
 
     run: str
@@ -45,24 +45,24 @@ class FinishedRun(PlainTextMixin):
 
     @property
     def planned_steps(self) -> int:
-        """The steps of all epochs, for which the schedule was made: more than those trained after an early stop."""
-        return self.facts.get("planned_steps", self.facts["steps"])  # runs of earlier versions have not recorded it
+        """The steps of all epochs, as planned by the schedule; after early stopping, more than were trained."""
+        return self.facts.get("planned_steps", self.facts["steps"])  # earlier versions did not record it
 
     @property
     def eval_loss(self) -> float | None:
-        """The validation loss of the model that was kept, in nats per token; None where none is recorded."""
+        """The validation loss of the saved model, in nats per token; None if none was recorded."""
         patience = read_run_settings(self.run).early_stopping_patience
         return run_files.kept_eval_loss(self.history, early_stopping_patience=patience)
 
     @property
     def predicted_and_measured(self) -> list[tuple[str, str, str]]:
-        """Rows of time and memory for a table: what, predicted, measured."""
+        """Table rows for time and memory: (name, predicted, measured)."""
         return predicted_and_measured(self.facts)
 
     def __str__(self) -> str:
         """Return the run as one line."""
         n_trained = self.facts.get("trained_tokens")
-        trained = f" ({n_trained:,} of them learned, the others prompts)" if n_trained is not None else ""
+        trained = f" ({n_trained:,} of them learned, the rest prompts)" if n_trained is not None else ""
         steps = f"{self.facts['steps']}"
         if self.planned_steps > self.facts["steps"]:
             steps += f" of {self.planned_steps:,}"
@@ -79,7 +79,7 @@ def open_run(run: str) -> FinishedRun:
     """Open a finished run.
 
     Raises:
-        SettingsError: there is no finished run of that name.
+        SettingsError: there is no finished run with that name.
     """
     folder = run_folder(run)
     if not (folder / "training.json").exists():
@@ -96,15 +96,15 @@ def collect_measurements(
     predicted: dict[str, Any],
     step_seconds: list[float],
 ) -> dict[str, Any]:
-    """Return the measurements of a run; the peak of memory is that of the process that finished it.
+    """Return the measurements of a run; the peak memory is that of the process that finished it.
 
     Args:
-        settings: those of the run; after a batch was halved, those it goes on with.
-        trainer: the one that has finished.
-        n_blocks: blocks of the training part.
-        counts: of the training part, as in `data.json`.
-        predicted: what `predict_on_this_machine` returned; its time is cut to the steps that early stopping left.
-        step_seconds: those of this process's steps.
+        settings: the settings of the run; if a batch was halved, those in use at the end.
+        trainer: the finished Trainer.
+        n_blocks: number of blocks in the training part.
+        counts: the counts of the training part, as in `data.json`.
+        predicted: the result of `predict_on_this_machine`; its time is scaled to the steps before an early stop.
+        step_seconds: the seconds of each step in this process.
     """
     steps, planned, precision = trainer.state.global_step, trainer.state.max_steps, chosen_precision(settings)
     seconds = predicted["seconds"]
@@ -129,7 +129,7 @@ def collect_measurements(
 
 
 def count_blocks_read(settings: TrainingSettings, n_blocks: int, steps: int, processes: int) -> int:
-    """Return how many blocks a number of steps reads; the last step of an epoch takes what is left.
+    """Return how many blocks are read in `steps` steps; the last step of an epoch takes the rest.
 
     >>> count_blocks_read(TrainingSettings(per_device_train_batch_size=4), 10, 4, 1)  # 4 + 4 + 2, then 4
     14
@@ -140,13 +140,13 @@ def count_blocks_read(settings: TrainingSettings, n_blocks: int, steps: int, pro
 
 
 def find_clock(trainer: "Trainer") -> Clock:
-    """Return the clock in use: a resume puts a new one into the place of the one that was handed in."""
+    """Return the clock in use: resuming replaces the one that was passed in."""
     (clock,) = (c for c in trainer.callback_handler.callbacks if isinstance(c, Clock))
     return clock
 
 
 def extend_calibration(settings: TrainingSettings, trainer: "Trainer", facts: dict[str, Any]) -> None:
-    """Add what one process has measured to what the plans of this machine are made from."""
+    """Add a single-process run's measurement to the calibration that this machine's plans use."""
     if trainer.args.world_size > 1:
         return
     config = trainer.accelerator.unwrap_model(trainer.model).config

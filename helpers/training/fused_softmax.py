@@ -1,7 +1,7 @@
-"""The loss of logits and its gradient in one kernel, where PyTorch's operations read and write them several times.
+"""Compute a loss and its gradient from logits in one kernel; PyTorch's operations read and write them several times.
 
-It needs Triton, which comes with PyTorch's CUDA wheels for Linux and which `install` adds to those for Windows; without
-it the operations compute the same values.
+It needs Triton, which comes with PyTorch's CUDA wheels for Linux; for Windows, `install` adds it. Without Triton,
+PyTorch's operations compute the same values.
 """
 
 import functools
@@ -13,20 +13,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-_BLOCK, _WARPS = 4096, 8  # columns at a time; on an H100 blocks of 2,048 to 16,384 differ by 6%
+_BLOCK, _WARPS = 4096, 8  # columns at a time; on an H100, blocks of 2,048 to 16,384 differ by 6%
 
 
 def has_triton() -> bool:
-    """Tell whether Triton is installed."""
+    """Return whether Triton is installed."""
     return find_spec("triton") is not None
 
 
 def works_on(device: "torch.device") -> bool:
-    """Tell whether the kernel runs on a device; warn where Triton is installed but fails, as without a C compiler."""
+    """Return whether the kernel runs on a device; warn if Triton is installed but fails, e.g. without a C compiler."""
     return device.type == "cuda" and _works_on_a_card()
 
 
-@functools.cache  # not for each device: `cuda` and `cuda:0`, which is the same card, would be warned of twice
+@functools.cache  # not per device: `cuda` and `cuda:0` are the same card and would warn twice
 def _works_on_a_card() -> bool:
     import torch
 
@@ -34,13 +34,13 @@ def _works_on_a_card() -> bool:
         return False
     try:
         nats_and_gradients(torch.zeros(1, 2, device="cuda"), torch.zeros(1, dtype=torch.int64, device="cuda"), 2)
-    except Exception as error:  # noqa: BLE001  # Triton's, those of the C compiler that it calls, or the driver's
+    except Exception as error:  # noqa: BLE001  # Triton's, its C compiler's or the driver's
         missing = "gcc is missing: install it"
-        if platform.system() == "Windows":  # where Triton brings its compiler
+        if platform.system() == "Windows":  # where Triton includes a compiler
             missing = "Python's headers are missing: install Python from python.org, not from the Store"
         warnings.warn(
             f"Triton is installed but cannot compile here ({type(error).__name__}: {error}): training works without "
-            f"it, but takes longer and more memory. Most often {missing}.",
+            f"it, but takes more time and memory. Most often {missing}.",
             stacklevel=3,
         )
         return False
@@ -50,12 +50,12 @@ def _works_on_a_card() -> bool:
 def nats_and_gradients(
     logits: "torch.Tensor", targets: "torch.Tensor", vocab_size: int
 ) -> "tuple[torch.Tensor, torch.Tensor]":
-    """Return the sum of nats, and softmax minus one-hot, (C, V and padding), in the memory of `logits`.
+    """Return the sum of nats, and softmax minus one-hot, (C, V and padding), which overwrites `logits`.
 
     Args:
         logits: (C, V and padding), contiguous, in any float format; the kernel computes in float32.
-        targets: (C,), -100 where none counts; the gradient of such a row is softmax.
-        vocab_size: V; columns from there on have a gradient of 0.
+        targets: (C,), where -100 is ignored; the gradient of an ignored row is its softmax.
+        vocab_size: V; the padding columns after it get a gradient of 0.
     """
     import torch
 
@@ -77,7 +77,7 @@ def _kernel() -> Any:
         columns = tl.arange(0, BLOCK)
         highest = -float("inf")
         total = 0.0
-        for start in range(0, vocab_size, BLOCK):  # the sum, relative to the highest logit so far
+        for start in range(0, vocab_size, BLOCK):  # the sum of exponentials, relative to the highest logit so far
             here = start + columns
             x = tl.load(logits + here, mask=here < vocab_size, other=-float("inf")).to(tl.float32)
             higher = tl.maximum(highest, tl.max(x))

@@ -1,4 +1,4 @@
-"""Checks that stop a training which cannot succeed: a loss or weights that are broken, a full disk."""
+"""Checks that stop a training run which cannot succeed: broken loss or weights, a full disk."""
 
 import math
 import os
@@ -15,52 +15,52 @@ from helpers.training.processes import LOCK, is_first_process
 
 
 class TrainingBrokenError(RuntimeError):
-    """A training that cannot succeed: the message names what was seen and the usual cause."""
+    """Training cannot succeed; the message says what was seen and the usual cause."""
 
 
 def folder_lost(folder: Path) -> TrainingBrokenError:
-    """Return the error of a training that has no folder any more."""
+    """Return the error for a run whose folder is gone."""
     return TrainingBrokenError(
-        f"The folder {folder}, or {LOCK} in it, was deleted or renamed while the training wrote to it. Under its new "
+        f"The folder {folder}, or {LOCK} in it, was deleted or renamed during training. Under its new "
         "name the run continues from its last checkpoint."
     )
 
 
 class FolderGuard(TrainerCallback):
-    """Stop where the run's folder is gone, also if another run has begun in a new one of its name.
+    """Stop if the run's folder is gone, even if another run has started in a new folder of the same name.
 
-    The new one has another lock. (Windows deletes no folder in which a lock is held.)
+    A new folder has a different lock file. (Windows cannot delete a folder in which a lock is held.)
     """
 
     def __init__(self, folder: Path) -> None:
         self.lock = folder / LOCK
-        self.held = self.lock.stat() if is_first_process() else None  # only that one writes
+        self.held = self.lock.stat() if is_first_process() else None  # only the first process writes
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Look for it before a checkpoint is written."""
+        """Check the folder before a checkpoint is written."""
         if self.held and not (self.lock.exists() and os.path.samestat(self.held, self.lock.stat())):
             raise folder_lost(self.lock.parent)
 
     def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Look for it before a row is written, which after the last step is also before the model."""
+        """Check it before a row is written; after the last step, this is also before the model is saved."""
         self.on_step_end(args, state, control)
 
 
 class Guard(TrainerCallback):
-    """Stop a training whose loss, gradient or weights show that it is broken, before the weights are saved."""
+    """Stop when the loss, gradient or weights show that training is broken, before the weights are saved."""
 
     def __init__(self, vocab_size: int) -> None:
         self.vocab_size = vocab_size
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
-        """Look at the losses and the length of the gradient."""
+        """Check the losses and the gradient norm."""
         loss, grad_norm = logs.get("loss", 1.0), logs.get("grad_norm", 1.0)
         if loss == 0:
             raise TrainingBrokenError(
                 f"The loss is exactly 0 at step {state.global_step}: no label is left to learn from. "
                 "Decode a training row and look at its labels; an empty tokenizer does this too."
             )
-        # With fp16 a gradient may overflow while the GradScaler searches for its scale: that step is left out.
+        # With fp16 a gradient may overflow while the GradScaler searches for its scale: it skips that step.
         if not math.isfinite(loss) or (not math.isfinite(grad_norm) and not args.fp16):
             self._stop(f"The loss is {loss} and the gradient norm {grad_norm}", args, state)
         if not math.isfinite(val_loss := logs.get("eval_loss", 1.0)):
@@ -73,8 +73,8 @@ class Guard(TrainerCallback):
             )
 
     def on_step_end(self, args: Any, state: Any, control: Any, *, model: Any, **_: Any) -> None:
-        """Look at the weights."""
-        # Only before they are saved, as after the last step, because reading all of them takes time.
+        """Check the weights."""
+        # Only before they are saved (also after the last step), because reading all of them takes time.
         trained = (parameter for parameter in model.parameters() if parameter.requires_grad)
         if control.should_save and not all(parameter.isfinite().all() for parameter in trained):
             self._stop("A weight is not finite", args, state)
@@ -87,27 +87,27 @@ class Guard(TrainerCallback):
 
 
 def _learns_nothing(log_history: list[dict[str, float]], even_guess: float) -> bool:
-    """Tell whether the last 20 losses, after at least 200 steps, all lie within 1% of a uniform guess."""
+    """Return whether, after at least 200 steps, the last 20 losses are all within 1% of a uniform guess."""
     last = [row for row in log_history if "loss" in row][-20:]
     is_long = len(last) == 20 and last[-1]["step"] >= 200
     return is_long and all(abs(row["loss"] / even_guess - 1) < 0.01 for row in last)
 
 
 class DiskSpaceGuard(TrainerCallback):
-    """Stop before a checkpoint or a final model that the disk cannot hold; the last complete checkpoint stays."""
+    """Stop before writing a checkpoint or model that does not fit on the disk; the last complete checkpoint stays."""
 
     def __init__(self, config: Any, settings: TrainingSettings) -> None:
-        # What is written beside weights and optimizer, such as the tokenizer, is small.
+        # The other files, such as the tokenizer, are small.
         self.checkpoint_bytes = int(1.08 * checkpoint_bytes(config, settings))
         self.model_bytes = int(1.25 * model_bytes(config, settings))
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Look before the first step, so that none is done in vain."""
+        """Check before the first step, so that no work is wasted."""
         is_last = state.global_step + args.save_steps >= state.max_steps
         self._check(args, is_saved=state.global_step < state.max_steps, is_last=is_last)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Compare the free space with what is written next."""
+        """Compare the free space with the size of what is written next."""
         self._check(args, is_saved=control.should_save, is_last=state.global_step >= state.max_steps)
 
     def _check(self, args: Any, *, is_saved: bool, is_last: bool) -> None:

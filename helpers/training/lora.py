@@ -1,7 +1,7 @@
 """LoRA: train two small matrices beside each frozen matrix of a model's blocks, and merge them when the run is saved.
 
-The method is that of https://arxiv.org/abs/2106.09685, through `peft`. A run keeps its adapter in `adapter/`, and its
-`model/` is a plain GPT-2 in which adapter and base are added up.
+The method is from https://arxiv.org/abs/2106.09685, implemented by `peft`. A run keeps its adapter in `adapter/`; its
+`model/` is a plain GPT-2 with the adapter merged into the base model.
 """
 
 import warnings
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import GPT2LMHeadModel
 
-# Never the head: it is the token embedding too, and merging would change both.
+# Never the head: it is also the token embedding, and merging would change both.
 TARGET_MODULES = ("c_attn", "c_proj", "c_fc")
 
 
 def add_adapter(
     model: "GPT2LMHeadModel", settings: TrainingSettings, *, half: "torch.dtype | None" = None
 ) -> "PeftModel":
-    """Freeze a model and put an adapter of rank `lora_r` into its blocks, in place; the adapter changes nothing yet.
+    """Freeze a model and add an adapter of rank `lora_r` to its blocks, in place; at first the adapter has no effect.
 
-    `half` is bf16 or fp16 where the training runs under autocast in it: the frozen matrices are then kept in it.
+    `half` is the autocast dtype of training, bf16 or fp16, if any: the frozen matrices are then stored in it.
     """
     import torch
     from peft import LoraConfig, get_peft_model
@@ -43,16 +43,16 @@ def add_adapter(
         torch.manual_seed(settings.seed)
         adapted = get_peft_model(model, config)
     if settings.gradient_checkpointing:
-        model.enable_input_require_grads()  # else a checkpointed block gets nothing that needs a gradient
+        model.enable_input_require_grads()  # otherwise no input of a checkpointed block needs a gradient
     if half is not None:
         _freeze_in_half(model, half)
     return adapted
 
 
 def _freeze_in_half(model: "GPT2LMHeadModel", dtype: "torch.dtype") -> None:
-    """Keep the frozen matrices of the blocks as the halves that autocast would make of them in each pass.
+    """Store the blocks' frozen matrices in the half precision that autocast would convert them to in each pass.
 
-    The products are the same to the last bit, in a third of the memory: autocast's copies exist beside the weights.
+    The products are bit-identical, in a third of the memory: autocast's copies would exist beside the weights.
     """
     for block in model.transformer.h:
         for module in (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj):
@@ -61,9 +61,9 @@ def _freeze_in_half(model: "GPT2LMHeadModel", dtype: "torch.dtype") -> None:
 
 
 def merge_adapter(model: "GPT2LMHeadModel", folder: Path) -> "GPT2LMHeadModel":
-    """Add the adapter that is saved in a folder to its base model in float32; return the plain model.
+    """Merge the adapter saved in a folder into its base model, in float32, and return the plain model.
 
-    To the model as it came, not to the one in memory, whose frozen weights may be halves.
+    `model` must be freshly loaded, not the trained one in memory, whose frozen weights may be halves.
     """
     from peft import PeftModel
 
@@ -73,7 +73,7 @@ def merge_adapter(model: "GPT2LMHeadModel", folder: Path) -> "GPT2LMHeadModel":
 
 @contextmanager
 def _no_renaming_warnings() -> Iterator[None]:
-    """Hide that peft calls gradient checkpointing by its name from before transformers 5.23."""
+    """Hide the warning that peft uses the name of gradient checkpointing from before transformers 5.23."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         yield

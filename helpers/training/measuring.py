@@ -1,4 +1,4 @@
-"""Measure this machine with short trainings of models of several shapes, for `python -m helpers calibrate`."""
+"""Measure this machine with short training runs of models of several shapes, for `python -m helpers calibrate`."""
 
 import math
 import statistics
@@ -20,10 +20,10 @@ from helpers.training.lora import add_adapter
 from helpers.training.memory import predict
 from helpers.training.shape import GPT2Shape, parameters, read_shape
 
-_STEPS = 4  # of which the first one sets up, and is not counted
+_STEPS = 4  # the first one includes setup and is not counted
 _POCKET, _SHALLOW, _GPT2 = read_shape("pocket"), GPT2Shape(2, 768, 12), read_shape("gpt2")
-# Shape, block size, batch: small first, because not every system can forget the peak of the one before. The first four,
-# where time runs out, predict GPT-2 within 15% too; with the two-layer model at 256 in fifth place they were 39% off.
+# Shape, block size, batch: small ones first, because not every system can reset the peak memory in between. If time
+# runs out, the first four still predict GPT-2 within 15%; with the two-layer model at 256 as the fifth, 39% off.
 _TRAININGS = (
     (_POCKET, 64, 1),
     (_POCKET, 256, 1),
@@ -36,9 +36,9 @@ _ON_A_CARD = ((_GPT2, 256, 1), (_GPT2, 1024, 1), (_GPT2, 1024, 4), (_GPT2, 1024,
 
 
 def calibrate(*, budget_seconds: float = 60.0) -> Calibration:
-    """Measure the step time and the peak of short trainings here, and keep them for the plans of this machine.
+    """Measure the step time and peak memory of short training runs, and store them for this machine's plans.
 
-    No further training is begun `budget_seconds` after the end of the first one, which sets up the libraries.
+    No run is started later than `budget_seconds` after the end of the first one, which sets up the libraries.
     """
     device = this_device()
     return add_measurements(device, list(_measurements(device, budget_seconds)))
@@ -52,7 +52,7 @@ def _measurements(device: GraphicsCard, budget_seconds: float) -> Iterator[Measu
         if predict(shape, settings, precision=precision).total_bytes > device.usable_bytes:
             return
         measured = measure(shape, settings)
-        if process_bytes is None:  # what an earlier training leaves is used again, such as cuBLAS's workspaces
+        if process_bytes is None:  # later runs reuse what earlier ones leave, such as cuBLAS's workspaces
             process_bytes = measured.process_bytes
         yield measured.model_copy(update={"process_bytes": process_bytes})
         end = min(end, time.perf_counter() + budget_seconds)
@@ -61,7 +61,7 @@ def _measurements(device: GraphicsCard, budget_seconds: float) -> Iterator[Measu
 
 
 def measure(shape: GPT2Shape, settings: TrainingSettings) -> Measurement:
-    """Train a model of random weights on random tokens for a few steps, and return the median time and the peak."""
+    """Train a model with random weights on random tokens for a few steps; return the median step time and the peak."""
     import torch
     from accelerate.utils.memory import clear_device_cache
     from transformers import GPT2Config, GPT2LMHeadModel
@@ -79,7 +79,7 @@ def measure(shape: GPT2Shape, settings: TrainingSettings) -> Measurement:
         arguments.eval_strategy = arguments.save_strategy = "no"
         timer = StepTimer(is_exact=True)
         if torch.cuda.is_available():
-            clear_device_cache(garbage_collection=True)  # a Trainer from before refers to itself
+            clear_device_cache(garbage_collection=True)  # an earlier Trainer has reference cycles
         besides = devices.held_bytes(parameters(shape))
         devices.reset_peak()
         with equal_results_less_work(model), float32_products():
@@ -88,7 +88,7 @@ def measure(shape: GPT2Shape, settings: TrainingSettings) -> Measurement:
             )
             trainer.train()
     peak_bytes = devices.peak_bytes()
-    if not torch.cuda.is_available():  # Linux counts both within some pages, so a tiny training may seem to need none
+    if not torch.cuda.is_available():  # Linux is off by some pages, so a tiny run may seem to need none
         peak_bytes = max(peak_bytes, besides)
     return Measurement.of(
         shape,

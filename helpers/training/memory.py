@@ -1,8 +1,8 @@
-"""Predict the peak memory of a training, by part, and of measuring a model, from its shape and the settings.
+"""Predict the peak memory of training, by part, and of evaluating a model, from its shape and the settings.
 
 This is arithmetic only, without torch, a GPU or a download, so that a slider can call it while it moves. The formulas
-are tested against traces of the real operations, and that of a training against the peaks that an H100 and an H200
-measured, compiled or not (`tests/training/test_memory.py`). A half is a number of 2 bytes, bf16 or fp16.
+are tested against traces of the real operations, and the one for training also against peaks measured on an H100 and an
+H200, compiled or not (`tests/training/test_memory.py`). A half is a number of 2 bytes, bf16 or fp16.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -14,25 +14,25 @@ from helpers.training.engine import CHUNK_TOKENS, FUSED_CHUNK_TOKENS, LONG_BLOCK
 from helpers.training.fused_softmax import has_triton
 from helpers.training.shape import adapter_parameters, block_parameters, inner_width, parameters, trained_parameters
 
-# What a trace cannot see: constant bytes, and bytes per byte of activations. On a card cuBLAS's workspaces, measured on
-# an H100 in 2026-11: 72 to 127 MiB in all, for 0.3 to 2.9 GiB of activations. On a processor glibc keeps more gaps.
+# What a trace cannot see: constant bytes, and bytes per byte of activations. On a card, cuBLAS's workspaces: 72 to 127
+# MiB in all on an H100 (2026-11), for 0.3 to 2.9 GiB of activations. On a processor glibc leaves more gaps.
 _ON_A_CARD, _ON_A_PROCESSOR = (80 * MIB, 0.01), (25 * MIB, 1.0)
 _PROCESS_BYTES = 500 * MIB  # Python with the libraries and a data set, on a processor
-SAMPLE_TOKENS = 40  # that a sample after a validation adds to its prompt
-_SEQUENCES, _CACHE_BYTES = 64, 512 * MIB  # generated at once, at most; their keys and values, at most
+SAMPLE_TOKENS = 40  # generated for a sample after a validation
+_SEQUENCES, _CACHE_BYTES = 64, 512 * MIB  # upper limits: sequences generated at once; their keys and values
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes by part, on the card or in the process, at the moment of a training step that takes the most."""
+    """Bytes by part, on the card or in the process, at the moment of a training step that needs the most."""
 
-    weights: int  # in float32; with an adapter, the frozen matrices of the blocks as halves
-    gradients: int  # in float32; more than the trained weights' while the tied weight has two that are not added yet
-    optimizer: int  # what it keeps for the trained weights, in float32, and its temporary tensors
+    weights: int  # in float32; with an adapter, the blocks' frozen matrices as halves
+    gradients: int  # in float32; exceeds the trained weights while the tied weight has two gradients, not yet summed
+    optimizer: int  # its states for the trained weights, in float32, and its temporary tensors
     autocast_copies: int  # of the weights, as halves
     activations: int  # what the layers keep for the backward pass, and the temporary tensors of that pass
-    loss: int  # logits and what is computed from them
-    overhead: int  # workspaces, and what the allocator cannot reuse; on a processor, the rest of the process too
+    loss: int  # logits and tensors computed from them
+    overhead: int  # workspaces and unusable gaps in the allocator; on a processor also the rest of the process
     moment: str
 
     @property
@@ -42,7 +42,7 @@ class Memory:
 
     @property
     def tensor_bytes(self) -> int:
-        """Bytes of all tensors, which is what a trace sees."""
+        """Bytes of all tensors, as seen in a trace."""
         return self.total_bytes - self.overhead
 
     @property
@@ -52,20 +52,20 @@ class Memory:
 
 
 def optimizer_bytes(config: Any, settings: TrainingSettings) -> int:
-    """Return the bytes that the optimizer keeps between two steps."""
+    """Return the bytes that the optimizer keeps between steps."""
     return _kept_and_temporary_bytes(config, settings)[0]
 
 
 def _kept_and_temporary_bytes(config: Any, settings: TrainingSettings) -> tuple[int, int]:
-    """Return the bytes that the optimizer keeps, and those of its temporary tensors in a step.
+    """Return the bytes that the optimizer keeps, and the bytes of its temporary tensors in a step.
 
-    AdamW keeps two averages per trained weight, and works in place. Muon keeps one for the matrices of the blocks, and
-    AdamW's two for the rest; it needs a tensor in the size of a matrix, the same as halves twice, and two small
-    squares. Adafactor keeps one value per row and per column of a matrix, and one per weight of a vector
-    (https://arxiv.org/abs/1804.04235); it needs two tensors in the size of a matrix.
+    AdamW keeps two averages per trained weight, and works in place. Muon keeps one for the blocks' matrices and
+    AdamW's two for the rest; it needs a temporary tensor the size of a matrix, two of the same size as halves, and two
+    small squares. Adafactor keeps one value per row and per column of a matrix, and one per weight of a vector
+    (https://arxiv.org/abs/1804.04235); it needs two temporary tensors the size of a matrix.
     """
     width, inner, rank = config.n_embd, inner_width(config), settings.lora_r
-    largest = (rank or width) * max(3 * width, inner)  # matrix of a block
+    largest = (rank or width) * max(3 * width, inner)  # largest matrix of a block
     if settings.optim == "adamw_torch_fused":
         return 8 * trained_parameters(config, settings), 0
     if settings.optim == "muon":
@@ -91,15 +91,15 @@ def predict(
     fused_softmax: bool | None = None,
     compiled: bool = False,
 ) -> Memory:
-    """Predict the peak memory of a training, from the second step on, when the optimizer has its states.
+    """Predict the peak memory of training, from the second step on, when the optimizer has its states.
 
-    A validation is not among the moments: it takes less than the loss of a training step, which is tested.
+    Validation is not one of the moments: it takes less than the loss of a training step, which is tested.
 
     Args:
         config: a `GPT2Shape` or a `GPT2Config`.
-        settings: only block, batch, accumulation, precision, checkpointing, optimizer and the adapter's rank are used.
-        precision: 'bf16', 'fp16' or 'no'; by default that of the settings, and bf16 for 'auto'.
-        on_processor: whether it trains on a processor instead of a GPU; `overhead` is then the whole process besides.
+        settings: block, batch, accumulation, precision, checkpointing, optimizer, dropout, adapter and prompt are used.
+        precision: 'bf16', 'fp16' or 'no'; by default that of the settings, with bf16 for 'auto'.
+        on_processor: train on a processor instead of a GPU; `overhead` then includes the rest of the process.
         overhead: constant bytes, and bytes per byte of activations, that the formula cannot see; estimated by default.
         n_processes: how many processes train together, each with this batch and a copy of the model.
         fused_softmax: whether the card has the kernel for the loss; by default whether Triton is installed here.
@@ -112,15 +112,15 @@ def predict(
     moments = [step.at_loss(), step.at_last_block(), step.at_first_block(), step.at_optimizer(), step.at_sample()]
     if not settings.lora_r:
         moments.append(step.at_embeddings())
-    most = max(memory.activations + memory.loss for memory in moments)  # gaps stay when what was between them is freed
+    most = max(memory.activations + memory.loss for memory in moments)  # gaps outlive the tensors around them
     peak = max(moments, key=lambda memory: memory.total_bytes)
     return replace(peak, overhead=constant + int(share * most))
 
 
 def estimate_overhead(*, on_processor: bool, process_bytes: int = 0) -> tuple[int, float]:
-    """Return the constant bytes and those per byte of activations besides the tensors, where nothing was measured.
+    """Return the overhead besides the tensors if nothing was measured: constant bytes, and bytes per activation byte.
 
-    On a processor the process counts too: `process_bytes` besides the training, estimated by default.
+    On a processor it includes the process: `process_bytes` besides training, estimated by default.
     """
     if not on_processor:
         return _ON_A_CARD
@@ -129,7 +129,7 @@ def estimate_overhead(*, on_processor: bool, process_bytes: int = 0) -> tuple[in
 
 
 def sequences_at_once(config: Any, n_tokens: int) -> int:
-    """Return how many sequences of some tokens are generated at once, so that keys and values stay small.
+    """Return how many sequences of `n_tokens` to generate at once, so that keys and values stay small.
 
     >>> from helpers.training.shape import read_shape
     >>> sequences_at_once(read_shape("gpt2"), 100), sequences_at_once(read_shape("gpt2-xl"), 100)
@@ -143,9 +143,9 @@ def _cache_bytes(config: Any, n_tokens: int) -> int:
 
 
 def scoring_bytes(config: Any, *, per_device_eval_batch_size: int) -> int:
-    """Return the bytes, besides the weights, while windows of all positions are scored in float32."""
+    """Return the peak bytes, besides the weights, while full-length windows are scored in float32."""
     width, tokens = config.n_embd, per_device_eval_batch_size * config.n_positions
-    # GELU's input and output, or q, k and v; what is beside them is the same; the position embeddings of one window
+    # GELU's input and output, or q, k and v; the same other tensors in both cases; one window's position embeddings
     in_block = tokens * (20 * width + max(8 * inner_width(config), 12 * width)) + 4 * config.n_positions * width
     at_logits = 4 * tokens * width + 8 * min(tokens, CHUNK_TOKENS) * config.vocab_size
     return max(in_block, at_logits)
@@ -164,11 +164,11 @@ def evaluation_bytes(config: Any) -> int:
 class _Step:
     """One training step: the memory at each of its moments, in bytes.
 
-    Memory grows up to the loss. In the backward pass blocks free what they kept while gradients grow. So the peak is
-    at the loss, at either end of the backward pass, or where the embedding's gradient is computed.
+    Memory grows until the loss. In the backward pass, blocks free their activations while gradients accumulate. So the
+    peak is at the loss, at either end of the backward pass, or where the embedding's gradient is computed.
 
-    Compiled, the same is kept for the backward pass, but gradients are handed over at its end only. With checkpointing
-    no copies of the weights are kept, and GELU's values are float32 while a block is computed again.
+    A compiled model keeps the same for the backward pass, but returns gradients only at its end. With checkpointing it
+    keeps no copies of the weights, and GELU's values are float32 while a block is recomputed.
     """
 
     def __init__(
@@ -209,27 +209,27 @@ class _Step:
             self.head_gradient = self.embedding
             not_yet = block_parameters(config) + config.n_positions * config.n_embd
             self.late_gradients = 4 * (self.trained - not_yet)  # when only the first block is left
-        # A card adds the products of the head's gradient up in place; a processor makes each of them as halves first.
+        # A card sums the products of the head's gradient in place; a processor first computes each one as halves.
         self.head_product = self.head_gradient // 2 * on_processor
-        # Several processes keep a buffer for the gradients that they exchange; a step's last pass moves them there.
+        # Several processes keep a buffer for the gradients they exchange; the last pass of a step moves them there.
         self.kept_gradients = 4 * self.trained * (n_processes > 1)
         is_added_to = settings.gradient_accumulation_steps > 1
         self.old_gradients = self.kept_gradients + 4 * self.trained * is_added_to  # from earlier passes of the step
-        # A prompt has no more tokens than bytes: of a script that a vocabulary does not know, each byte is a token.
+        # A prompt has at most as many tokens as bytes: in a script unknown to the vocabulary, each byte is a token.
         prompt_bytes = len(settings.sample_prompt.encode(errors="replace"))
         self.sample_tokens = min(prompt_bytes + SAMPLE_TOKENS, config.n_positions)
         # Before an adapter's first block nothing needs a gradient, so its input is not kept. With checkpointing the
-        # input does, to carry gradients into the blocks, and it is kept together with the embedding it was made from.
+        # input does, to carry gradients into the blocks, and is kept together with the embedding it was made from.
         self.input = self.stream * (self.checkpointing - (not self.checkpointing)) * (self.rank > 0)
         self.embedding_mask = self.mask_bytes * self.tokens * self.width * (config.embd_pdrop > 0) * (self.input >= 0)
 
     def _block_bytes_per_token(self, config: Any) -> int:
-        """Return the bytes that a block keeps for a token, besides its input, the residual stream."""
+        """Return the bytes that a block keeps per token, besides its input, the residual stream."""
         product = 2 if self.is_half else 4
         masks = 2 * self.width * self.mask_bytes * (config.resid_pdrop > 0)  # one per value that dropout may drop
-        attention = 5 * self.width * product + 4 * config.n_head  # input, q, k, v and output; a log-sum per head
-        norms = 4 * self.width + 2 * 8  # the second one's input; mean and deviation of both
-        # each adapter's value between its two matrices; and a copy of attention's output, as peft casts or drops it
+        attention = 5 * self.width * product + 4 * config.n_head  # input, q, k, v and output; one log-sum per head
+        norms = 4 * self.width + 2 * 8  # the second norm's input; mean and deviation of both
+        # each adapter's value between its two matrices; a copy of attention's output, because peft casts or drops it
         copies_output = self.is_half or self.adapter_dropout
         adapters = self.rank and 4 * self.rank * product + self.width * product * copies_output
         adapters += (3 * self.width + self.inner) * self.mask_bytes * self.adapter_dropout
@@ -239,9 +239,9 @@ class _Step:
     def _in_hand(self) -> int:
         """Return the bytes of temporary tensors in the backward pass through a block's second half."""
         product = 2 if self.is_half else 4
-        matrix = self.inner * self.width * (4 - 2 * self.is_half) * (not self.rank)  # its gradient, without its copy
+        matrix = self.inner * self.width * (4 - 2 * self.is_half) * (not self.rank)  # its gradient, not its half copy
         again = 4 * self.tokens * (self.width + self.inner) * (self.compiled and self.checkpointing)
-        # the larger of before and after the last matrix's gradient
+        # the larger of the two moments: before and after the last matrix's gradient
         in_hand = self.tokens * self.inner * product + max(self.tokens * self.width * product, matrix)
         return self.stream + again + in_hand
 
@@ -251,10 +251,10 @@ class _Step:
     def at_loss(self) -> Memory:
         """Return the memory at the loss: every block has run, and the logits exist."""
         kept = self.stream if self.checkpointing else self.stream + self.block
-        after_blocks = 2 * self.stream + 8 * self.tokens  # the last norm's input, output, mean and deviation
+        after_blocks = 2 * self.stream + 8 * self.tokens  # the final norm's input, output, mean and deviation
         copied_layers = self.layers
         if self.compiled and self.checkpointing:
-            after_blocks, copied_layers = self.stream, 0  # the last block's output is computed again
+            after_blocks, copied_layers = self.stream, 0  # the last block's output is recomputed
         return self._memory(
             "the loss",
             gradients=self.old_gradients + self.head_gradient,
@@ -264,13 +264,13 @@ class _Step:
         )
 
     def _chunked_loss(self) -> int:
-        """Return the bytes of a chunk's logits and of their gradients, and of all hidden states and theirs."""
+        """Return the bytes of a chunk's logits with their gradients, and of all hidden states with theirs."""
         chunk_tokens = FUSED_CHUNK_TOKENS if self.has_fused_softmax else CHUNK_TOKENS
         logits = min(self.tokens, chunk_tokens) * self.vocabulary
         product = 2 if self.is_half else 4
         if self.has_fused_softmax:
-            in_chunk = product * logits  # the gradients take the place of the logits
-        else:  # float32 logits and log-probabilities; then these and their gradients
+            in_chunk = product * logits  # the gradients overwrite the logits
+        else:  # float32 logits and log-probabilities; then log-probabilities and gradients
             in_chunk = max(8 * logits, 4 * logits + self.is_half * (2 * logits + self.head_product))
         return in_chunk + self.tokens * self.width * product + self.stream
 
@@ -281,7 +281,7 @@ class _Step:
         return self._backward("the last block", self.old_gradients + self.head_gradient, copies, kept)
 
     def at_first_block(self) -> Memory:
-        """Return the memory when the backward pass ends: one block is left, nearly all gradients exist."""
+        """Return the memory when the backward pass ends: one block is left, and nearly all gradients exist."""
         adds_up = self.old_gradients and not self.compiled
         gradients = self.old_gradients + (self.head_gradient if adds_up else self.late_gradients)
         return self._backward("the first block", gradients, self.block_copies, self.stream + self.block)
@@ -291,17 +291,17 @@ class _Step:
         return self._memory(moment, gradients=gradients, copies=copies, activations=activations)
 
     def at_embeddings(self) -> Memory:
-        """Return the memory when the tied weight's second gradient is computed; the first one came from the head."""
+        """Return the memory when the tied weight's second gradient is computed, after the one from the head."""
         of_pass = self.old_gradients if self.compiled else self.embedding * (self.old_gradients > 0)
         gradients = 4 * self.trained + self.embedding + of_pass
         activations = self.stream * (3 if self.compiled else 1)
         return self._memory("the embedding's gradient", gradients=gradients, copies=0, activations=activations)
 
     def at_sample(self) -> Memory:
-        """Return the memory when a sample is generated after a validation: the keys and values of all its tokens."""
+        """Return the memory when a sample is generated after a validation: keys and values of all its tokens."""
         product = 2 if self.is_half else 4
         cache = 2 * self.layers * self.sample_tokens * self.width * product
-        head_copy = (self.embedding // 2) * self.is_half  # made after the blocks
+        head_copy = (self.embedding // 2) * self.is_half  # made after the blocks ran
         in_block = (
             self.sample_tokens * (self.width + 2 * self.inner) * product
         )  # a norm's output, GELU's input and output

@@ -1,7 +1,7 @@
 """The model card, runs/<run>/model/README.md: what the model is, how it was measured, what its limits are.
 
-Its text is the template in `assets/templates/model_card.md`, its metadata are the Hub's own. `helpers.sharing`
-publishes it.
+Its text comes from the template `assets/templates/model_card.md`, its metadata follow the Hub's format.
+`helpers.sharing` publishes it.
 """
 
 import re
@@ -22,16 +22,16 @@ _ENGLISH = ("fables", "python-reference")
 
 
 def card_text(settings: TrainingSettings, data_facts: dict[str, Any], evaluation: dict[str, Any] | None = None) -> str:
-    """Return the text of a run's model card, from the content of `data.json`, and of `evaluation.json` if it exists."""
+    """Return the text of a run's model card, from the contents of `data.json` and, if present, `evaluation.json`."""
     from huggingface_hub import ModelCard
 
     evaluation = evaluation or {}
     base, source = shown_name(settings.model_name_or_path), public_name(settings.source)
-    # Paths are left out of the table of settings too: they say where somebody keeps their files.
+    # Paths are also left out of the settings table: they reveal where people keep their files.
     values = settings.model_dump() | {"model_name_or_path": base, "source": source}
     parts = dict(data_facts["splits"])
     if "stream" in data_facts:
-        parts = {"train (its beginning; it was read as a stream)": parts.pop("train"), **parts}
+        parts = {"train (only its beginning; it was streamed)": parts.pop("train"), **parts}
     copying = evaluation.get("copying") or {"rows": []}
     card = ModelCard.from_template(
         _metadata(settings, evaluation.get("test"), base=base, source=source),
@@ -56,7 +56,7 @@ def card_text(settings: TrainingSettings, data_facts: dict[str, Any], evaluation
 
 
 def write_model_card(run: str) -> Path | None:
-    """Write the card of a finished run again, with its latest metrics; return its path, or None without a model."""
+    """Rewrite the card of a finished run with its latest metrics; return its path, or None without a model."""
     folder = run_folder(run)
     if not (folder / "model").is_dir():
         return None
@@ -69,13 +69,13 @@ def write_model_card(run: str) -> Path | None:
 
 def _saved_text(section: dict[str, Any]) -> str:
     base, tuned = (section[model]["bits_per_byte"] for model in ("base", "tuned"))
-    # of the two values shown, as in the verdict: the exact difference may round to another last digit
+    # the difference of the rounded values, as in the verdict: the exact one may round differently
     saved = None if None in (base, tuned) else round(base, 3) - round(tuned, 3)
     return metric_text(saved, ".3f", section["difference"]["interval"])
 
 
 def _metadata(settings: TrainingSettings, test: dict[str, Any] | None, *, base: str, source: str) -> "ModelCardData":
-    """Return the Hub's metadata: base model and data set only where the Hub has them."""
+    """Return the metadata for the Hub; base model and data set only if the Hub has them."""
     from huggingface_hub import ModelCardData
 
     return ModelCardData(
@@ -121,13 +121,13 @@ def _score_rows(section: dict[str, Any]) -> list[list[str]]:
 
 
 def _plain(value: Any) -> str:
-    r"""Return a value as Markdown in which nothing is HTML or a link, and nothing ends a cell of a table.
+    r"""Return a value as Markdown without HTML, links, or anything that ends a table cell.
 
     >>> print(_plain("<b>[x](y) | z"))
     \<b>\[x](y) \| z
     """
     text = " ".join(str(value).splitlines())
-    return text if re.fullmatch(r"`\w+`", text) else re.sub(r"([\\`<\[|])", r"\\\1", text)  # code of our own, as it is
+    return text if re.fullmatch(r"`\w+`", text) else re.sub(r"([\\`<\[|])", r"\\\1", text)  # our own code, unchanged
 
 
 def _code(text: str) -> str:

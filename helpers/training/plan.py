@@ -1,7 +1,7 @@
-"""Plan a run before it starts: does it fit the card, which batch does, how long does it take, how much disk is needed?
+"""Plan a run before it starts: does it fit the card, with which batch, how long does it take, how much disk is needed?
 
-For a card nothing is measured and nothing is downloaded: memory comes from `memory`, time from the card's published
-peak and the share of such a peak that trainings of GPT-2 reach. The speed of this machine's processor is measured.
+Planning for a card downloads and measures nothing: memory comes from `memory`; time comes from a calibration if there
+is one, otherwise from the card's published peak and typical utilisation. This machine's processor is measured.
 """
 
 import bisect
@@ -30,43 +30,43 @@ from helpers.training.shape import (
 if TYPE_CHECKING:
     from transformers import GPT2Config
 
-MAX_BATCH = 1024  # the most that the settings allow for a batch and for accumulation
-# Model FLOPs utilisation (MFU), the share of the card's peak that a training reaches: 18% is published for a plain
-# trainer on an A100, 57% for a tuned one on a card like the RTX 4070 Ti. Ours, compiled, reaches 34% on an H100 with
-# 8 blocks of 1,024 tokens per pass and 42% with 64, and 37% on an H200 with 8; on a smaller card it is not measured.
+MAX_BATCH = 1024  # the settings' upper limit for a batch and for accumulation
+# Model FLOPs utilisation (MFU), the share of the card's peak that training reaches: published are 18% for a plain
+# trainer on an A100 and 57% for a tuned one on a card like the RTX 4070 Ti. Ours, compiled, reaches 34% on an H100 with
+# 8 blocks of 1,024 tokens per pass and 42% with 64, and 37% on an H200 with 8; smaller cards are not measured yet.
 UTILISATION = (0.20, 0.50)
-# To launch the kernels of a layer's forward and backward pass, with its share of the optimizer's step: measured were
-# 2.1 to 4.3 ms by the processors of servers (2026-11); the lower value is an estimate for a faster one.
+# Time to launch the kernels of one layer's forward and backward pass, with its share of the optimizer step: 2.1 to
+# 4.3 ms measured on server processors (2026-11); the lower value is an estimate for a faster processor.
 _LAYER_SECONDS = (1e-3, 4.3e-3)
-_LEANER = ({"optim": "adafactor"}, {"lora_r": 16})  # what else trains a model whose states do not fit the card
+_LEANER = ({"optim": "adafactor"}, {"lora_r": 16})  # other ways to train a model whose optimizer states do not fit
 _BAR = 30  # characters
 
 
 @dataclass(frozen=True)
 class RunPlan(PlainTextMixin):
-    """A predicted run. Sizes are in bytes, times in seconds: the shortest and the longest."""
+    """A predicted run. Sizes are in bytes; times are in seconds, as (shortest, longest)."""
 
     settings: TrainingSettings
     shape: GPT2Shape
     card: GraphicsCard
     precision: str  # what `mixed_precision` means on the card
     memory: Memory
-    largest_batch: int  # blocks of the largest pass that fits, also with accumulation; 0: none
+    largest_batch: int  # blocks in the largest pass that fits even with accumulation; 0: none
     suggested: dict[str, Any]  # the largest pass that fits at the same effective batch; empty when none fits
-    leaner: dict[str, Any]  # where none fits, another optimizer or an adapter that fits; empty when none does
+    leaner: dict[str, Any]  # if none fits: another optimizer or an adapter that does; may be empty
     train_tokens: int
     tokens_are: str  # where that number comes from
-    step_seconds: tuple[float, float] | None = None  # of an optimizer step, as measured; None: it was not
-    measured_on: str = ""  # where; empty: nowhere
+    step_seconds: tuple[float, float] | None = None  # per optimizer step, from a calibration; None without one
+    measured_on: str = ""  # the machine of that calibration, if any
 
     @property
     def evaluation_bytes(self) -> int:
-        """Peak memory on a card when notebook 4 measures the model: in float32, and one model at a time."""
+        """Peak memory on a card when notebook 4 evaluates the model: in float32, one model at a time."""
         return evaluation_bytes(self.shape)
 
     @property
     def headroom_bytes(self) -> int:
-        """Usable memory of the card that stays free; below 0: memory that is missing."""
+        """Usable memory of the card that stays free; a negative value is missing memory."""
         return self.card.usable_bytes - self.memory.total_bytes
 
     @property
@@ -76,23 +76,23 @@ class RunPlan(PlainTextMixin):
 
     @property
     def passes_per_epoch(self) -> int:
-        """Forward and backward passes to read the training text once."""
+        """Number of forward and backward passes to read the training text once."""
         blocks = _count_blocks(self.settings, self.train_tokens)
         return math.ceil(blocks / self.settings.per_device_train_batch_size)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps to read the training text once."""
+        """Number of optimizer steps to read the training text once."""
         return math.ceil(self.passes_per_epoch / self.settings.gradient_accumulation_steps)
 
     @property
     def steps(self) -> int:
-        """Optimizer steps of the run."""
+        """Number of optimizer steps in the run."""
         return math.ceil(self.steps_per_epoch * self.settings.num_train_epochs)
 
     @property
     def evaluation_note(self) -> str:
-        """A sentence where notebook 4 takes much of the card, and more than the training; else empty."""
+        """A note if notebook 4 needs much of the card and more memory than training does; otherwise empty."""
         needed, usable = self.evaluation_bytes, self.card.usable_bytes
         if self.card.is_processor or needed <= min(usable, max(self.memory.total_bytes, usable // 2)):
             return ""
@@ -102,40 +102,40 @@ class RunPlan(PlainTextMixin):
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens read for one optimizer step."""
+        """Number of tokens per optimizer step."""
         return self.settings.effective_batch_size * self.settings.block_size
 
     @property
     def epoch_seconds(self) -> tuple[float, float] | None:
-        """Shortest and longest time of an epoch, without validations; None where the card's peak is not known."""
+        """Shortest and longest time of an epoch, without validations; None if the card's peak is unknown."""
         if self.step_seconds:
             return tuple(self.steps_per_epoch * seconds for seconds in self.step_seconds)
         if not self.card.tflops(self.precision):
             return None
-        # The card computes while the processor launches the next kernels: the slower of the two decides.
+        # The card computes while the processor launches the next kernels, so the slower of the two decides.
         shortest, longest = map(max, self._compute_seconds(), self._launch_seconds())
         return self.passes_per_epoch * shortest, self.passes_per_epoch * longest
 
     @property
     def seconds(self) -> tuple[float, float] | None:
         """Shortest and longest time of the whole run; None as for an epoch."""
-        epochs = self.steps / self.steps_per_epoch  # of which the last one may be a part
+        epochs = self.steps / self.steps_per_epoch  # the last one may be partial
         return self.epoch_seconds and tuple(epochs * seconds for seconds in self.epoch_seconds)
 
     def _compute_seconds(self) -> tuple[float, float]:
-        """Return the time that the card computes for one pass."""
+        """Return the shortest and longest compute time of one pass."""
         limited = limited_to_text(self.settings, self.train_tokens)
         at_peak = _seconds_at_peak(limited, self.shape, self.card.tflops(self.precision))
         return at_peak / UTILISATION[1], at_peak / UTILISATION[0]
 
     def _launch_seconds(self) -> tuple[float, float]:
-        """Return the time to launch the kernels of one pass."""
-        layers = self.shape.n_layer * (4 / 3 if self.settings.gradient_checkpointing else 1)  # the forward pass again
+        """Return the shortest and longest time to launch the kernels of one pass."""
+        layers = self.shape.n_layer * (4 / 3 if self.settings.gradient_checkpointing else 1)  # repeats the forward pass
         return layers * _LAYER_SECONDS[0], layers * _LAYER_SECONDS[1]
 
     @property
     def model_bytes(self) -> int:
-        """Disk space for the final model, and its adapter where it has one."""
+        """Disk space for the final model, and its adapter if it has one."""
         return model_bytes(self.shape, self.settings)
 
     @property
@@ -145,12 +145,12 @@ class RunPlan(PlainTextMixin):
 
     @property
     def disk_bytes(self) -> int:
-        """Disk space for the run; while a checkpoint is written, one more exists than is kept."""
+        """Disk space for the run; while a checkpoint is written, there is one more than is kept."""
         return (checkpoints_kept(self.settings) + 1) * self.checkpoint_bytes + self.model_bytes
 
     @property
     def instead(self) -> dict[str, Any]:
-        """The suggested settings where the plan does not fit; empty where it fits."""
+        """The suggested settings if the plan does not fit, otherwise empty."""
         return {} if self.fits else self.suggested
 
     @property
@@ -173,8 +173,8 @@ class RunPlan(PlainTextMixin):
         Keys: `card` (name, total_bytes, usable_bytes), `model`, `precision`, `memory` (bytes of each part,
         total_bytes, moment), `fits`, `headroom_bytes`, `largest_batch`, `instead` (settings that fit), `train_tokens`,
         `tokens_are`, `tokens_per_step`, `steps`, `epoch_seconds` ([shortest, longest] or null), `measured_on` (where
-        times and overhead were measured, or empty), `disk_bytes`, `evaluation_bytes` (the peak on a card in notebook
-        04), `verdict`. All numbers are predictions.
+        times and overhead were measured, or empty), `disk_bytes`, `evaluation_bytes` (peak on a card in notebook 04),
+        `verdict`. All numbers are predictions.
         """
         card = {name: getattr(self.card, name) for name in ("name", "total_bytes", "usable_bytes")}
         memory = self.memory.parts | {"total_bytes": self.memory.total_bytes, "moment": self.memory.moment}
@@ -186,7 +186,7 @@ class RunPlan(PlainTextMixin):
         return {"card": card, "model": self.settings.model_name_or_path, "memory": memory} | values
 
     def rows(self) -> list[tuple[str, str]]:
-        """Return what is shown besides the memory: name, value."""
+        """Return the rows shown besides the memory, as (name, value)."""
         kept = checkpoints_kept(self.settings)
         notes = {
             "evaluation": self.evaluation_note,
@@ -240,7 +240,7 @@ class RunPlan(PlainTextMixin):
         return html_table([], bars, caption=self.title) + html_table([], [*self.rows(), ("verdict", self.verdict)])
 
     def _bars(self) -> list[tuple[str, str, int, str]]:
-        """Return the bars: name, size, length in characters, remark."""
+        """Return the bars as (name, size, length in characters, remark)."""
         where, rest = ("memory", "the system") if self.card.is_processor else ("the card", "the driver and a desktop")
         sizes = [
             *((name.replace("_", " "), size, "") for name, size in self.memory.parts.items()),
@@ -264,11 +264,11 @@ def plan_run(
 
     Args:
         settings: the settings of the run.
-        card: the RTX 4070 Ti of the table by default.
-        shape: the shape of the model; read from its name by default.
-        train_tokens: tokens of the training text; looked up or estimated by default.
-        process_bytes: on a processor, what the process holds besides the training; estimated or measured by default.
-        n_processes: how many processes train together, each on a card like this one and on its share of the text.
+        card: by default the RTX 4070 Ti from the table.
+        shape: the shape of the model; by default looked up by the model's name.
+        train_tokens: tokens of the training text; by default looked up or estimated.
+        process_bytes: on a processor, the process's memory besides training; by default estimated or measured.
+        n_processes: how many processes train together, each on a card like this one with its share of the text.
 
     Raises:
         SettingsError: the model's shape is not known, or it has fewer positions than a block has tokens.
@@ -297,7 +297,7 @@ def plan_run(
         changed = limited_to_text(settings.model_copy(update=changes), tokens)
         return memory(changed).total_bytes <= card.usable_bytes
 
-    def is_too_large(batch: int) -> bool:  # also beside the gradients of earlier passes: one answer, however many
+    def is_too_large(batch: int) -> bool:  # with earlier passes' gradients in memory: holds for any accumulation
         changes = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": 2}
         return memory(settings.model_copy(update=changes)).total_bytes > card.usable_bytes
 
@@ -305,12 +305,12 @@ def plan_run(
     largest_batch = bisect.bisect_left(range(1, most + 1), True, key=is_too_large)
     limited, ways = limited_to_text(settings, tokens), same_effective_batch(settings)
     suggested = next((changes for changes in ways if fits(**changes)), {})
-    # the settings refuse an adapter of a new model, and one that Muon trains
+    # the settings allow no adapter with a new model or with Muon
     leaner_ways = _LEANER[:1] if settings.from_scratch or settings.optim == "muon" else _LEANER
     others = [] if suggested or settings.lora_r else [change | way for change in leaner_ways for way in ways]
     leaner = next((changes for changes in others if fits(**changes)), {})
     fastest = 0.0
-    if not card.is_processor and precision != "no" and card.tflops(precision):  # TF32 exceeds the peak of float32
+    if not card.is_processor and precision != "no" and card.tflops(precision):  # TF32 can exceed the float32 peak
         passes = limited.gradient_accumulation_steps
         fastest = passes * _seconds_at_peak(limited, shape, card.tflops(precision)) / UTILISATION[1]
     return RunPlan(
@@ -321,17 +321,17 @@ def plan_run(
 
 
 def model_bytes(config: Any, settings: TrainingSettings) -> int:
-    """Return the disk space for a final model, in float32, and its adapter where it has one."""
+    """Return the disk space for a final model in float32, and its adapter if it has one."""
     return 4 * (parameters(config) + adapter_parameters(config, settings.lora_r))
 
 
 def checkpoint_bytes(config: Any, settings: TrainingSettings) -> int:
-    """Return the disk space for a checkpoint: the trained weights and what the optimizer keeps for them."""
+    """Return the disk space for a checkpoint: the trained weights and their optimizer states."""
     return 4 * trained_parameters(config, settings) + optimizer_bytes(config, settings)
 
 
 def limited_to_text(settings: TrainingSettings, train_tokens: int) -> TrainingSettings:
-    """Return the settings with a pass no larger than the text, and no more passes in a step than it fills.
+    """Return the settings with the batch and the passes per step limited to what the text can fill.
 
     >>> limited_to_text(TrainingSettings(block_size=100, per_device_train_batch_size=64), 1000).effective_batch_size
     10
@@ -343,7 +343,7 @@ def limited_to_text(settings: TrainingSettings, train_tokens: int) -> TrainingSe
 
 
 def _seconds_at_peak(settings: TrainingSettings, shape: GPT2Shape, tflops: float) -> float:
-    """Return the time of one pass at the peak of a card."""
+    """Return the time of one pass at the card's peak, in seconds."""
     tokens = settings.per_device_train_batch_size * settings.block_size
     return tokens * operations_per_token(shape, settings.block_size, settings) / (1e12 * tflops)
 
@@ -353,10 +353,10 @@ def _count_blocks(settings: TrainingSettings, train_tokens: int) -> int:
 
 
 def planned_shape(settings: TrainingSettings) -> GPT2Shape:
-    """Return the shape of the model that a run trains; of a tokenizer still to be trained, the largest vocabulary.
+    """Return the shape of the model that a run trains, with the full vocab_size if the tokenizer is yet to be trained.
 
     Raises:
-        SettingsError: it is not known before a download, or impossible.
+        SettingsError: the shape is impossible, or not known without a download.
     """
     shape = read_shape(settings.model_name_or_path)
     if settings.from_scratch:
@@ -368,10 +368,10 @@ def planned_shape(settings: TrainingSettings) -> GPT2Shape:
 
 
 def same_effective_batch(settings: TrainingSettings) -> list[dict[str, Any]]:
-    """Return all changes of settings that keep the effective batch: the largest passes first, checkpointing last.
+    """Return all settings that keep the effective batch: the largest passes first, checkpointing last.
 
-    Passes larger than the present one are among them: they may fit too, with checkpointing where it was off, or
-    without accumulation, whose gradients stay in memory between the passes.
+    They include passes larger than the current one, which may fit too: with checkpointing if it was off, or without
+    accumulation, whose gradients stay in memory between the passes.
 
     >>> two = TrainingSettings(per_device_train_batch_size=2)
     >>> [(way["per_device_train_batch_size"], "gradient_checkpointing" in way) for way in same_effective_batch(two)]
@@ -389,11 +389,11 @@ def same_effective_batch(settings: TrainingSettings) -> list[dict[str, Any]]:
 def predict_on_this_machine(settings: TrainingSettings, config: "GPT2Config", *, train_tokens: int) -> dict[str, Any]:
     """Predict time and memory of a run on this machine's GPU, or on its processor.
 
-    Call it when the model is loaded, and not yet on the GPU.
+    Call it after the model is loaded but before it is moved to the GPU.
 
     Returns:
-        `on`: the device; `seconds`: [shortest, longest] of the training, None where the card's peak is not known;
-        `peak_bytes`; `process_bytes`: what of it this process holds besides the training.
+        `on`: the device; `seconds`: [shortest, longest] of training, None if the card's peak is unknown; `peak_bytes`;
+        `process_bytes`: what this process holds besides training.
     """
     card, shape = this_device(), GPT2Shape(**{name: getattr(config, name) for name in GPT2Shape._fields})
     besides = held_bytes(parameters(shape))
@@ -404,6 +404,6 @@ def predict_on_this_machine(settings: TrainingSettings, config: "GPT2Config", *,
     return {
         "on": plan.card.name,
         "seconds": plan.seconds and list(plan.seconds),
-        "peak_bytes": plan.memory.total_bytes + (0 if card.is_processor else besides),  # the plan is of an empty card
+        "peak_bytes": plan.memory.total_bytes + (0 if card.is_processor else besides),  # the plan assumes an empty card
         "process_bytes": besides,
     }

@@ -1,6 +1,6 @@
 """The processes that train one run together.
 
-`accelerate launch` and torchrun start the processes, and give each its rank and their number in environment variables.
+`accelerate launch` and torchrun start the processes; environment variables tell each its rank and their number.
 """
 
 import contextlib
@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from accelerate import PartialState
 
-LOCK = ".train.lock"  # in a run's folder, held by the process that trains it
-_trained_here: set[Path] = set()  # folders of runs whose lock this process holds
-TRAINING = threading.Lock()  # held by the training of this process: a second one would draw from its random state
+LOCK = ".train.lock"  # in a run's folder; held by the process that trains it
+_trained_here: set[Path] = set()  # folders whose lock this process holds
+TRAINING = threading.Lock()  # one training at a time per process: a second one would share its random state
 
 
 def n_processes() -> int:
@@ -25,12 +25,12 @@ def n_processes() -> int:
 
 
 def is_first_process() -> bool:
-    """Tell whether this is the process that prints and writes for all of them."""
+    """Return whether this is the process that prints and writes for all of them."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def process_group() -> "PartialState":
-    """Return accelerate's connection to the other processes; make it first where there is none."""
+    """Return accelerate's connection to the other processes, creating it if there is none."""
     import torch
     from accelerate import PartialState
 
@@ -49,27 +49,27 @@ def broadcast_from_first(answer: bool) -> bool:
 
 
 def leave_process_group() -> None:
-    """Disconnect from the other processes: one that is still connected may abort when another one ends."""
+    """Disconnect from the other processes: a process that is still connected may abort when another one ends."""
     if n_processes() > 1:
         process_group().destroy_process_group()
 
 
 @contextlib.contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
-    """Keep a second training out of a run's folder; the processes of one training share the first one's lock."""
+    """Allow one training at a time in a run's folder; the processes of one run share the first process's lock."""
     from filelock import FileLock, Timeout
 
     if not is_first_process():
         yield
         return
-    lock = FileLock(folder / LOCK)  # held by the operating system, which releases it when a process is killed
+    lock = FileLock(folder / LOCK)  # the operating system releases it when a process is killed
     try:
         lock.acquire(timeout=0)
     except Timeout:
         who, advice = "Another process", ""
-        if folder in _trained_here:  # while this cell waits, the kernel does not hear of a button
+        if folder in _trained_here:  # while this cell waits, the kernel does not react to buttons
             who, advice = "This kernel", " To stop the training, interrupt the kernel and press Stop in the panel."
-        warnings.warn(f"{who} works on run {folder.name!r}: waiting until it ends.{advice}", stacklevel=4)
+        warnings.warn(f"{who} is working on run {folder.name!r}: waiting until it ends.{advice}", stacklevel=4)
         lock.acquire()
     _trained_here.add(folder)
     try:
@@ -80,7 +80,7 @@ def run_lock(folder: Path) -> Iterator[None]:
 
 
 def is_in_training(folder: Path) -> bool:
-    """Return whether a training, of this process or another, holds the lock of a run's folder."""
+    """Return whether this process or another is training in a run's folder, that is, holds its lock."""
     from filelock import FileLock, Timeout
 
     path = folder / LOCK
@@ -93,7 +93,7 @@ def is_in_training(folder: Path) -> bool:
 
 @contextlib.contextmanager
 def only_training() -> Iterator[None]:
-    """Wait until no other thread of this process trains, as a panel's does, and keep others waiting meanwhile."""
+    """Wait until no other thread of this process (such as a panel's) is training; keep others waiting meanwhile."""
     if not TRAINING.acquire(blocking=False):
         warnings.warn("Another run is being trained in this kernel: waiting until it ends.", stacklevel=4)
         TRAINING.acquire()

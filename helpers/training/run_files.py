@@ -1,4 +1,4 @@
-"""The files in a run's folder: settings.json, training.json, history.jsonl and the complete checkpoints."""
+"""The files in a run's folder: settings.json, training.json, history.jsonl and checkpoints."""
 
 import json
 import math
@@ -19,8 +19,8 @@ from helpers.training.processes import n_processes
 
 _PACKAGES = ("torch", "transformers", "peft", "datasets", "accelerate", "tokenizers")
 _HISTORY_NAMES = ("loss", "eval_loss", "learning_rate", "grad_norm", "epoch", "sample", "warning")
-# Settings that may change when a run goes on: its weights become the same. `eval_steps` is none of them, because each
-# validation draws a number from the random state that the dropout uses.
+# Settings that may change when a run continues, because the result stays the same. `eval_steps` may not: each
+# validation draws a number from the random state that dropout uses.
 CHANGEABLE = ("logging_steps", "save_steps", "save_total_limit", "sample_prompt", "report_to")
 _WEIGHTS_FILES, _ADAPTER_FILES = ("model.safetensors",), ("adapter_model.safetensors", "adapter_config.json")
 _CHECKPOINT_FILES = ("optimizer.pt", "scheduler.pt", "trainer_state.json")
@@ -28,24 +28,24 @@ _MODEL_FILES = ("model.safetensors", "config.json")
 
 
 def is_finished(folder: Path) -> bool:
-    """Return whether the training of the run in a folder has ended, and its model is there and complete."""
+    """Return whether the run in a folder has finished training and its model is complete."""
     return (folder / "training.json").exists() and _first_damaged(folder / "model", _MODEL_FILES) is None
 
 
 def check_same_settings(settings: TrainingSettings) -> None:
-    """Check that a run that was started before has settings with the same result and the same number of processes.
+    """Check that settings give the same result, with the same number of processes, as those the run was started with.
 
-    The folder's name, the place of the same text, and what `CHANGEABLE` names may differ.
+    The folder's name, the path of the same text, and the settings in `CHANGEABLE` may differ.
 
     Raises:
-        SettingsError: something else differs; training on would mix two runs in one folder.
+        SettingsError: something else differs; continuing would mix two runs in one folder.
     """
     path = run_folder(settings.run) / "settings.json"
     if not path.exists():
         return
     before, now = read_run_settings(settings.run).model_dump(), settings.model_dump()
     before["processes"] = read_json(path).get("processes", 1)
-    # a finished run is only opened
+    # a finished run is only opened, by any number of processes
     now["processes"] = before["processes"] if is_finished(path.parent) else n_processes()
     changed = [name for name in now if before[name] != now[name] and name not in CHANGEABLE]
     models = [values["model_name_or_path"] for values in (before, now)]
@@ -62,14 +62,14 @@ def check_same_settings(settings: TrainingSettings) -> None:
 
 
 def store_changes(settings: TrainingSettings) -> None:
-    """Write the settings that changed since a run was started into its settings.json, where it has one."""
+    """Update a run's settings.json, if it exists, with settings that changed since the run was started."""
     path = run_folder(settings.run) / "settings.json"
     if path.exists() and (record := read_json(path))["settings"] != settings.model_dump():
         write_json(path, record | {"settings": settings.model_dump()})
 
 
 def settings_record(settings: TrainingSettings, data_facts: dict[str, Any]) -> dict[str, Any]:
-    """Return the content of settings.json: all that is needed to repeat a run; `data_facts` is that of data.json."""
+    """Return the content of settings.json, which is enough to repeat a run; `data_facts` is that of data.json."""
     return {
         "settings": settings.model_dump(),
         "processes": n_processes(),
@@ -80,7 +80,7 @@ def settings_record(settings: TrainingSettings, data_facts: dict[str, Any]) -> d
 
 
 def history_rows(log_history: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the rows of the Trainer's log that belong in a run's history: losses, samples and warnings."""
+    """Return the rows of the Trainer's log that belong in a run's history: losses, samples, warnings."""
     return [
         {"step": log["step"]} | {name: log[name] for name in _HISTORY_NAMES if name in log}
         for log in log_history
@@ -89,31 +89,31 @@ def history_rows(log_history: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 class HistoryFile:
-    """A run's history.jsonl, one row of the Trainer's log per line; a reader never sees a part of a row.
+    """A run's history.jsonl, one row of the Trainer's log per line; readers never see a partial row.
 
-    The file is written as a whole each time, and what is in it is kept as text: of 10,000 rows, making the text takes
-    80 ms and writing it 3.
+    The file is rewritten as a whole each time, and its content is cached as text: for 10,000 rows, formatting takes
+    80 ms and writing 3.
     """
 
     def __init__(self, folder: Path) -> None:
         self._path, self._text, self._n_logs = folder / "history.jsonl", "", 0
 
     def write(self, log_history: Sequence[dict[str, Any]]) -> None:
-        """Write the rows of a log that has only grown since the last call."""
+        """Write the rows of a log, which must only have grown since the last call."""
         self._text += "".join(json.dumps(row) + "\n" for row in history_rows(log_history[self._n_logs :]))
         self._n_logs = len(log_history)
         write_atomically(self._path, self._text)
 
 
 def read_history(folder: Path) -> list[dict[str, Any]]:
-    """Return the history of the run in a folder, oldest row first; empty when the training has not begun."""
+    """Return the history of the run in a folder, oldest row first; empty before training begins."""
     return read_json_lines(folder / "history.jsonl")
 
 
 def kept_eval_loss(rows: Sequence[dict[str, Any]], *, early_stopping_patience: int) -> float | None:
-    """Return the validation loss of the model that is kept, in nats per token; None where there is no finite one.
+    """Return the validation loss of the saved model, in nats per token; None if it is not finite or missing.
 
-    It is the last one; with early stopping the lowest, because then the best checkpoint is kept.
+    It is the last loss; with early stopping the lowest, because then the best checkpoint is kept.
 
     >>> rows = [{"step": 1, "eval_loss": 2.5}, {"step": 2, "eval_loss": 3.0}]
     >>> kept_eval_loss(rows, early_stopping_patience=0), kept_eval_loss(rows, early_stopping_patience=1)
@@ -127,7 +127,7 @@ def kept_eval_loss(rows: Sequence[dict[str, Any]], *, early_stopping_patience: i
 def last_complete_checkpoint(folder: Path) -> Path | None:
     """Return the newest complete checkpoint in a folder; warn about each incomplete one that is skipped.
 
-    A crash or a full disk may have cut the newest one short: the Trainer does not write checkpoints atomically.
+    A crash or a full disk may have truncated the newest one: the Trainer does not write checkpoints atomically.
     """
     checkpoints = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
     for checkpoint in sorted(checkpoints, key=step_of, reverse=True):
@@ -139,10 +139,10 @@ def last_complete_checkpoint(folder: Path) -> Path | None:
 
 
 def _damaged_file(checkpoint: Path) -> str | None:
-    """Return the name of the first file of a checkpoint that is missing or cannot be read to its end."""
+    """Return the name of a checkpoint's first file that is missing or cannot be read completely."""
     weights = _ADAPTER_FILES if any(checkpoint.glob("adapter_*")) else _WEIGHTS_FILES
     random_states = {path.name for path in checkpoint.glob("rng_state*.pth")} or {"rng_state.pth"}
-    scaler = {path.name for path in checkpoint.glob("scaler.pt")}  # only a training in fp16 has one
+    scaler = {path.name for path in checkpoint.glob("scaler.pt")}  # only an fp16 run has one
     return _first_damaged(checkpoint, (*weights, *_CHECKPOINT_FILES, *sorted(random_states | scaler)))
 
 
@@ -153,13 +153,13 @@ def _first_damaged(folder: Path, names: Iterable[str]) -> str | None:
         path = folder / name
         try:
             if path.suffix == ".safetensors":
-                with safe_open(path, "np"):  # compares the length of the file with its header; reads no weights
+                with safe_open(path, "np"):  # checks the file's length against its header; reads no weights
                     pass
             elif path.suffix == ".json":
                 read_json(path)
             else:
                 with zipfile.ZipFile(path) as file:  # the format of torch.save
-                    if file.testzip() is not None:  # a part whose checksum is wrong, as after a power cut
+                    if file.testzip() is not None:  # a part has a wrong checksum, e.g. after a power cut
                         return name
         except (OSError, ValueError, TypeError, zipfile.BadZipFile, SafetensorError):
             return name
@@ -167,7 +167,7 @@ def _first_damaged(folder: Path, names: Iterable[str]) -> str | None:
 
 
 def has_ended(checkpoint: Path, *, early_stopping_patience: int) -> bool:
-    """Tell whether a checkpoint is from the last step of a training: no step is left, or early stopping ended it."""
+    """Return whether a checkpoint is from the last step of a run: no step is left, or early stopping ended it."""
     state = read_json(checkpoint / "trainer_state.json")
     stopper = state.get("stateful_callbacks", {}).get("EarlyStoppingCallback", {}).get("attributes", {})
     is_out_of_patience = 0 < early_stopping_patience <= stopper.get("early_stopping_patience_counter", 0)
@@ -175,7 +175,7 @@ def has_ended(checkpoint: Path, *, early_stopping_patience: int) -> bool:
 
 
 def step_of(checkpoint: Path) -> int:
-    """Return the optimizer step that a checkpoint's folder is named after.
+    """Return the optimizer step in the name of a checkpoint's folder.
 
     >>> step_of(Path("checkpoints/checkpoint-300"))
     300

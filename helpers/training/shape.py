@@ -1,4 +1,4 @@
-"""The shape of a GPT-2, and what follows from it: how many parameters it has, and how many operations a token takes."""
+"""The shape of a GPT-2, and its number of parameters and of operations per token."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from helpers.settings import SettingsError, TrainingSettings
 
 
 class GPT2Shape(NamedTuple):
-    """The values that decide a GPT-2's size; names as in `GPT2Config`, which can be used instead."""
+    """The values that determine a GPT-2's size; names as in `GPT2Config`, which can be used instead."""
 
     n_layer: PositiveInt
     n_embd: PositiveInt
@@ -34,7 +34,7 @@ _OWNERS = ("openai-community/", "distilbert/")
 
 
 def read_shape(model_name_or_path: str) -> GPT2Shape:
-    """Return a model's shape without a download: of the shipped model, OpenAI's four, distilgpt2, or a folder.
+    """Return a model's shape without a download, for the shipped model, OpenAI's four, distilgpt2, or a folder.
 
     Raises:
         SettingsError: the model is not known here, or is not a GPT-2.
@@ -56,7 +56,7 @@ def read_shape(model_name_or_path: str) -> GPT2Shape:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         kind = config.get("model_type")
-        values = {"n_layer": 12, "n_embd": 768, "n_head": 12}  # GPT2Config's defaults, for what the file leaves out
+        values = {"n_layer": 12, "n_embd": 768, "n_head": 12}  # GPT2Config's defaults, for values missing in the file
         values |= {name: config[name] for name in GPT2Shape._fields if name in config}
     except (OSError, ValueError, AttributeError) as error:
         raise SettingsError(f"{path} cannot be read ({error}): download the model again.") from None
@@ -74,7 +74,7 @@ def read_shape(model_name_or_path: str) -> GPT2Shape:
 
 
 def parameters(config: Any) -> int:
-    """Return the number of parameters; the head has none of its own, it shares those of the token embedding.
+    """Return the number of parameters; the head has none of its own because it shares the token embedding.
 
     >>> parameters(read_shape("gpt2"))
     124439808
@@ -90,7 +90,7 @@ def block_parameters(config: Any) -> int:
 
 
 def adapter_parameters(config: Any, lora_r: int) -> int:
-    """Return the parameters of a LoRA adapter: a matrix from the inputs to the rank, and one from it to the outputs.
+    """Return the parameters of a LoRA adapter: per matrix, one from the inputs to the rank and one to the outputs.
 
     >>> adapter_parameters(read_shape("gpt2"), 8)
     1179648
@@ -100,16 +100,16 @@ def adapter_parameters(config: Any, lora_r: int) -> int:
 
 
 def trained_parameters(config: Any, settings: TrainingSettings) -> int:
-    """Return the number of parameters that a training changes: all, or those of the adapter."""
+    """Return the number of parameters that training changes: all, or those of the adapter."""
     return adapter_parameters(config, settings.lora_r) or parameters(config)
 
 
 def operations_per_token(shape: Any, block_size: int, settings: TrainingSettings | None = None) -> int:
     """Return the floating-point operations to train on one token, forward and backward pass.
 
-    Six per parameter, position embeddings excepted, and those of attention, as counted in appendix B of PaLM
-    (https://arxiv.org/abs/2204.02311): a third forward, a third for gradients of values, a third for those of weights.
-    With settings, frozen weights beside an adapter have no gradient, and checkpointing runs the forward pass twice.
+    Six per parameter, except position embeddings, plus those of attention, as counted in appendix B of PaLM
+    (https://arxiv.org/abs/2204.02311): a third each for the forward pass, activation gradients and weight gradients.
+    With settings, frozen weights beside an adapter have no gradient, and checkpointing repeats the forward pass.
     """
     weights = parameters(shape) - shape.n_positions * shape.n_embd
     attention = 12 * shape.n_layer * shape.n_embd * block_size
@@ -120,5 +120,5 @@ def operations_per_token(shape: Any, block_size: int, settings: TrainingSettings
 
 
 def inner_width(config: Any) -> int:
-    """Return the width between the two matrices of an MLP; None in a configuration means four times `n_embd`."""
+    """Return the width between an MLP's two matrices; `n_inner` None means four times `n_embd`."""
     return config.n_inner or 4 * config.n_embd

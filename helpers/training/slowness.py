@@ -1,4 +1,4 @@
-"""Notice that a training has become slow without an error, and say once why and what to do."""
+"""Notice that training has become slow without an error, and report once why and what to do."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -11,20 +11,20 @@ from helpers.environment.wheels import windows_driver
 from helpers.training.callbacks import StepTimer
 from helpers.training.run_files import HistoryFile
 
-_RECENT = 5  # steps that are judged
-_LEAST, _MOST = 20, 1000  # steps before them that say what is usual; a median of all would take longer in each row
-_SLOW = 1.5  # times as long as usual
+_RECENT = 5  # number of steps to judge
+_LEAST, _MOST = 20, 1000  # earlier steps that define what is normal; the limit keeps the median cheap
+_SLOW = 1.5  # times as long as normal
 _NEARLY_FULL = 0.97  # share of a card's memory; Windows moves what exceeds it into main memory, ten times slower
-_MOST_LOOKS = 5  # at a machine, each of which may take a second
+_MOST_LOOKS = 5  # at the machine; each may take a second
 
 
 def slow_reason(seconds: Sequence[float], machine: Machine) -> str | None:
-    """Return why the latest steps are slow, with the fix; None where they are not, or nobody knows."""
+    """Return why the latest steps are slow, with the fix; None if they are not slow or the reason is unknown."""
     times = slowdown(seconds)
     if times <= _SLOW:
         return None
     slow = f"Steps take {times:.1f} times as long as before"
-    gpu, spills = machine.gpu, machine.platform and windows_driver(machine)  # elsewhere a full card is no sign
+    gpu, spills = machine.gpu, machine.platform and windows_driver(machine)  # elsewhere a full card means nothing
     if gpu and gpu.total_bytes and gpu.free_bytes is not None and spills and times >= 3:
         used = 1 - gpu.free_bytes / gpu.total_bytes
         if used >= _NEARLY_FULL:
@@ -41,15 +41,15 @@ def slow_reason(seconds: Sequence[float], machine: Machine) -> str | None:
 
 
 def slowdown(seconds: Sequence[float]) -> float:
-    """Return how many times as long the latest steps take as those before them, by medians; 1.0 where these are few."""
+    """Return the median time of the latest steps relative to those before; 1.0 if there are too few of these."""
     before = seconds[-_MOST - _RECENT : -_RECENT]
     return median(seconds[-_RECENT:]) / median(before) if len(before) >= _LEAST else 1.0
 
 
 class SlownessWatch(StepTimer):
-    """Write one row with a `warning` into the history, and a line into the log, when steps become slow.
+    """When steps become slow, write one row with a `warning` to the history and a line to the log.
 
-    The machine is looked at only when they are: asking the driver takes up to a second.
+    The machine is examined only then: asking the driver takes up to a second.
     """
 
     def __init__(self, folder: Any, read: Callable[[], Machine] = lambda: read_machine(quick=True)) -> None:
@@ -57,7 +57,7 @@ class SlownessWatch(StepTimer):
         self.folder, self.read, self.looks = folder, read, _MOST_LOOKS
 
     def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Look for a reason if the latest steps were slow, and say it."""
+        """If the latest steps were slow, find the reason and report it."""
         if not (state.is_world_process_zero and self.looks and slowdown(self.seconds) > _SLOW):
             return
         self.looks -= 1

@@ -1,4 +1,4 @@
-"""A stop that saves: `stop`, Ctrl-C or SIGTERM end a training after its step, with a checkpoint."""
+"""Stop with a checkpoint: `stop`, Ctrl-C or SIGTERM end training after the current step."""
 
 import signal
 import threading
@@ -15,29 +15,29 @@ if TYPE_CHECKING:
 
 
 class TrainingStoppedError(RuntimeError):
-    """A training that was asked to stop: it has written a checkpoint, and the same call continues from there."""
+    """Training was asked to stop: it wrote a checkpoint, and the same call continues from there."""
 
 
 class _Stopper(TrainerCallback):
-    """End the training, with a checkpoint, after the first step at which `is_asked()` is true."""
+    """End training, with a checkpoint, after the first step at which `is_asked()` is true."""
 
     def __init__(self, is_asked: Callable[[], bool]) -> None:
         self.is_asked, self.has_stopped = is_asked, False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        # Log too, because a checkpoint does not carry the losses since the last row.
+        # Log too, because a checkpoint does not include the losses since the last row.
         if state.global_step < state.max_steps and self.is_asked():
             self.has_stopped = control.should_log = control.should_save = control.should_training_stop = True
 
 
 @contextmanager
 def stoppable(trainer: "Trainer", stop: threading.Event | None) -> Iterator[None]:
-    """Let `stop`, Ctrl-C or SIGTERM end the training inside the block with a checkpoint; raise when the block ends.
+    """Let `stop`, Ctrl-C or SIGTERM end the training inside this context with a checkpoint; raise on leaving it.
 
-    Signals count only where one process trains: several would have to stop at the same step.
+    Signals are handled only if a single process trains: several would have to stop at the same step.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C, or the interrupt of a kernel, ended the training. SIGTERM ends the process then.
+        KeyboardInterrupt: Ctrl-C, or the interrupt of a kernel, ended training. (SIGTERM instead ends the process.)
         TrainingStoppedError: `stop` ended it.
     """
     is_alone = trainer.args.world_size == 1
@@ -49,10 +49,10 @@ def stoppable(trainer: "Trainer", stop: threading.Event | None) -> Iterator[None
             yield
     except RuntimeError as error:
         if interrupt.is_set() and not isinstance(error, TrainingBrokenError):
-            signal.raise_signal(interrupt.number)  # or it would be forgotten where a smaller batch is tried next
+            signal.raise_signal(interrupt.number)  # otherwise a retry with a smaller batch would ignore it
         raise
     if interrupt.number == signal.SIGTERM:
-        signal.raise_signal(signal.SIGTERM)  # now as usual: it ends the process
+        signal.raise_signal(signal.SIGTERM)  # now with its usual effect: it ends the process
     if interrupt.is_set() or stopper.has_stopped:
         state = trainer.state
         raise (KeyboardInterrupt if interrupt.is_set() else TrainingStoppedError)(
@@ -62,17 +62,17 @@ def stoppable(trainer: "Trainer", stop: threading.Event | None) -> Iterator[None
 
 
 class Interrupt(threading.Event):
-    """Set by a signal; `number` is the signal's, 0 before it."""
+    """Set by a signal; `number` is that signal's number, or 0 before one arrives."""
 
     number = 0
 
 
 @contextmanager
 def interrupt_event() -> Iterator[Interrupt]:
-    """Let Ctrl-C, the interrupt of a kernel, or SIGTERM set an event; a second one acts as usual.
+    """Make Ctrl-C, the interrupt of a kernel, or SIGTERM set an event; a second one acts as usual.
 
-    Python calls signal handlers in the main thread only, and a process that ignores a signal goes on ignoring it: in
-    both cases the event is never set.
+    Python runs signal handlers only in the main thread, and a process that ignores a signal keeps ignoring it: in both
+    cases the event is never set.
     """
     interrupt = Interrupt()
     usual = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -20,7 +20,7 @@ _DATABASE_ATTEMPTS = 4
 
 
 def open_storage(address: str, folder: Path) -> "BaseStorage":
-    """Return the database at an address, or the journal in a study's folder where the address is empty.
+    """Return the database at an address, or the journal in the study's folder if the address is empty.
 
     Raises:
         SettingsError: the database does not answer, or its driver is not installed.
@@ -32,7 +32,7 @@ def open_storage(address: str, folder: Path) -> "BaseStorage":
         return _journal(folder)
     try:
         return _database(address)
-    except Exception as error:  # noqa: BLE001 - each driver has errors of its own
+    except Exception as error:  # noqa: BLE001 - each driver has its own errors
         cause = " ".join(_without_secrets(str(error.__cause__ or error), address).split())[:300].rstrip(".")
         raise SettingsError(
             f"The study's storage {_shown(address)} does not answer: {cause}. Start the server, fix the "
@@ -45,12 +45,12 @@ def _journal(folder: Path) -> "BaseStorage":
     from optuna.storages.journal import JournalFileBackend
 
     folder.mkdir(parents=True, exist_ok=True)
-    # A lock of the operating system ends with its process, however that ends; Optuna's own is a file that stays.
+    # An operating system's lock ends with its process, however that ends; Optuna's own lock is a file that stays.
     lock = FileLock(folder / f"{JOURNAL}.lock")
 
     class Journal(JournalFileBackend):
         def append_logs(self, logs: list[dict[str, Any]]) -> None:
-            with lock:  # the same process may take it again
+            with lock:  # reentrant in the same process
                 _remove_incomplete_line(folder / JOURNAL)
                 super().append_logs(logs)
 
@@ -58,7 +58,7 @@ def _journal(folder: Path) -> "BaseStorage":
 
 
 def _remove_incomplete_line(journal: Path) -> None:
-    """Remove a last line that a full disk or a power cut has cut short: Optuna would write its next line behind it."""
+    """Remove a last line truncated by a full disk or a power cut: Optuna would append its next line to it."""
     with journal.open("rb+") as file:
         if file.seek(0, os.SEEK_END):
             file.seek(-1, os.SEEK_END)
@@ -68,14 +68,14 @@ def _remove_incomplete_line(journal: Path) -> None:
 
 
 def _database(address: str) -> "BaseStorage":
-    """Connect to a database; try again where another process makes Optuna's tables at the same moment."""
+    """Connect to a database; retry if another process is creating Optuna's tables at the same moment."""
     from optuna.storages import RDBStorage
     from sqlalchemy.exc import IntegrityError, ProgrammingError
 
     options = {"heartbeat_interval": HEARTBEAT_SECONDS, "grace_period": GRACE_SECONDS}
     for attempt in range(1, _DATABASE_ATTEMPTS + 1):
         try:
-            with warnings.catch_warnings(action="ignore"):  # heartbeats are called experimental
+            with warnings.catch_warnings(action="ignore"):  # heartbeats warn that they are experimental
                 return RDBStorage(address, engine_kwargs={"pool_pre_ping": True}, **options)
         except (IntegrityError, ProgrammingError):
             if attempt == _DATABASE_ATTEMPTS:
@@ -85,14 +85,14 @@ def _database(address: str) -> "BaseStorage":
 
 
 def _shown(address: str) -> str:
-    """Return an address without user, password and options, in which some drivers take a password too."""
+    """Return an address without user, password and options (some drivers accept a password there)."""
     scheme, separator, rest = address.partition("://")
-    # without the separator nobody knows where the password ends
+    # without the separator it is unclear where the password ends
     return f"{scheme}://{rest.rpartition('@')[2].partition('?')[0]}" if separator else "(an address without ://)"
 
 
 def _without_secrets(message: str, address: str) -> str:
-    """Return a driver's message without the parts of the user and the password, where it quotes them."""
+    """Return a driver's message with any parts of the user name and password removed."""
     for part in re.split("[:@]", address.partition("://")[2].rpartition("@")[0]):
         message = message.replace(part, "…") if len(part) > 1 else message
     return message

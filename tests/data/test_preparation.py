@@ -271,7 +271,7 @@ def prepare_after(change, source, model):
 def test_a_full_disk_is_explained_and_nothing_is_left(tmp_path, tiny_model):
     source, printed = written(tmp_path, stories(2000)), tmp_path / "printed.txt"
     start_forked(prepare_after, limit_files, source, tiny_model, output=printed).join()
-    assert "is full: the text needs about three times its size" in printed.read_text(encoding="utf-8")
+    assert "temporarily needs about three times its size" in printed.read_text(encoding="utf-8")
     assert not list((tmp_path / "runs" / "tiny").glob("data*"))
 
 

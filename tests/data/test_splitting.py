@@ -57,9 +57,9 @@ def test_a_part_that_the_source_lacks_is_drawn_from_its_training_text():
 
 
 def test_too_few_documents_are_refused():
-    with pytest.raises(SettingsError, match="has 2 different documents for 3 parts: give more documents, or say"):
+    with pytest.raises(SettingsError, match="has 2 different documents for 3 parts: give more documents, or set"):
         split([-1, -1, -1], is_first=[True, True, False])
-    with pytest.raises(SettingsError, match="give more documents, a larger max_tokens, or say"):
+    with pytest.raises(SettingsError, match="give more documents, a larger max_tokens, or set"):
         split([-1, -1], max_tokens=100)
     with pytest.raises(SettingsError, match="has 1 different document for 2 parts: give more"):
         split([TRAIN, TEST, TEST])

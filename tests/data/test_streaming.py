@@ -197,7 +197,7 @@ def test_texts_and_tables_are_not_streamed_together(tiny_model, tmp_path):
     folder = write_shards(tmp_path / "shards", "ab")
     (folder / "c.txt").write_text("\n\n".join(SHARDS[3]))
     settings = streaming(folder, tiny_model)
-    with pytest.raises(SettingsError, match="holds texts and tables, of which streaming reads one kind"):
+    with pytest.raises(SettingsError, match="holds texts and tables, but streaming reads only one kind"):
         open_training_blocks(prepare(settings), settings)
 
 

@@ -134,7 +134,7 @@ def test_the_verdict_follows_from_the_interval(tuned, words):
 
 
 def test_too_few_documents_are_no_evidence_whatever_their_interval():
-    for n_documents, words in ((5, "With fewer than 6 documents this may be due to their choice"), (6, "it is better")):
+    for n_documents, words in ((5, "With fewer than 6 documents this may be due to chance"), (6, "it is better")):
         comparison = make_comparison([10.0] * n_documents, [8.0] * n_documents)
         assert comparison.difference["interval"][0] > 0
         assert words in comparison.verdict

@@ -246,7 +246,7 @@ class TestBadInput:
             ([], "no documents to score"),
             ([""], "the documents contain only white space"),
             (["", " \n"], "the documents contain only white space"),
-            ("A fox.", r"put it into a list, \[text\]"),
+            ("A fox.", r"put it in a list, \[text\]"),
             (["A fox.", None], "Document 1 is not a text but NoneType"),
         ],
     )

@@ -246,4 +246,4 @@ def test_compare_does_not_choose_between_texts(runs):
     write_run(runs / "b", text=OTHER_TEXT)
     result = call("compare", "--promote", "best")
     assert result.exit_code == 2
-    assert "There is not one best run but 2: name the one to promote" in result.output
+    assert "There are 2 best runs, one per text: name the one to promote" in result.output

@@ -244,7 +244,7 @@ def test_the_best_trial_becomes_a_run_of_its_own(runs, tiny_run):
     assert not (target / "trial.json").exists()
     assert sorted(path for path in trial.rglob("*")) == before, "the trial stays what it was"
     assert compare("promoted").runs[0].state == "done"
-    with pytest.raises(SettingsError, match=r"There is a folder .* already"):
+    with pytest.raises(SettingsError, match=r"The folder .* already exists"):
         promote(compare("study").best[0], "promoted")
 
 

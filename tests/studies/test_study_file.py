@@ -62,7 +62,7 @@ source: mine.txt
 WORDS = {
     "study": "not a plain name",
     "preset": "did you mean 'pocket'?",
-    "settings.run": "`run` is not for a study to set",
+    "settings.run": "A study cannot set `run`",
     "settings.blok_size": "did you mean 'block_size'?",
     "vary.learning_rate.1": "learning_rate = 7 is not allowed: it must be a number, above 0, at most 0.1",
     "vary.weight_decay": "low must be below high",
@@ -108,8 +108,8 @@ def test_each_fault_is_reported_with_its_place(tmp_path):
         ("vary: {seed: [1]}\nbudgets: 3\n", "budgets = 3 is not allowed"),
         ("vary: {seed: [1]}\nsettings: [1]\n", "settings = [1] is not allowed"),
         ("vary: {1: [1]}\n", "There is no setting '1'"),
-        ("vary: {run: [a, b]}\n", "`run` is not for a study to set"),
-        ("vary: {seed: [1]}\nsettings:\n  seed: 1\n", "vary.seed: seed is under `settings` too"),
+        ("vary: {run: [a, b]}\n", "A study cannot set `run`"),
+        ("vary: {seed: [1]}\nsettings:\n  seed: 1\n", "vary.seed: seed is also under `settings`"),
         ("vary: {seed: [1]}\npreset: pocket\nvary: {seed: [2]}\n", "'vary' is set twice, keep one of the two"),
         ("vary:\n  seed: [1]\n  seed: [2]\n", "'seed' is set twice, keep one of the two"),
         (
@@ -117,7 +117,7 @@ def test_each_fault_is_reported_with_its_place(tmp_path):
             "line 2: this cannot be read as YAML: an alias (*name) is not allowed",
         ),
         ('vary:\n  source: ["C:\\Users\\me"]\n', "line 2: this cannot be read as YAML: expected escape sequence"),
-        ('vary: {source: ["C:\\Daten"]}\n', "a backslash begins an escape, so write / in its place"),
+        ('vary: {source: ["C:\\Daten"]}\n', "a backslash starts an escape, so write / instead"),
         ("vary: {learning_rate: [0.001, 1e-3]}\n", "vary.learning_rate: learning_rate has the same value twice"),
     ],
 )

@@ -148,7 +148,7 @@ def test_a_disk_budget_below_one_trial_is_refused(study_file):
 def test_a_point_that_cannot_be_trained_is_refused(study_file):
     measured = {"notebooks": ["03", "04"], "optimise": "bits_per_byte"}
     study = study_on_gpt2(study_file, preset="pocket", vary={"block_size": [64, 512]}, **measured)
-    with pytest.raises(SettingsError, match="trial-001 of study 'grid' cannot be: block_size = 512 is longer than"):
+    with pytest.raises(SettingsError, match="trial-001 of study 'grid' cannot run: block_size = 512 is longer than"):
         plan_study(study, None)
 
 

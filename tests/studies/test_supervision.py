@@ -66,7 +66,7 @@ def test_time_left_is_not_known_before_a_trial_is_done(study):
     progress = Progress(study, open_study(study))
     assert progress.seconds_left is None
     assert progress.best is None
-    shown = "0 done, 0 running, 4 waiting of 4; time left: known after the first trial without a break"
+    shown = "0 done, 0 running, 4 waiting of 4; time left: known after the first uninterrupted trial"
     assert shown in drawn(progress)
 
 
@@ -162,7 +162,7 @@ def test_deaths_with_settled_trials_between_them_are_not_added_up(supervised):
 def test_workers_that_die_and_settle_nothing_are_not_restarted_for_ever(supervised):
     progress, reasons = supervised(settles=False)
     assert progress.n_left == 6
-    assert "ended with code -9 again and again" in reasons[0]
+    assert "Workers keep ending with code -9" in reasons[0]
 
 
 def test_ctrl_c_reaches_no_worker_on_windows_either(study, tmp_path, monkeypatch):

@@ -60,7 +60,7 @@ def test_the_explanation_of_an_error_is_added_to_it(without_kernels, study_file,
 def test_a_notebook_that_leaves_no_metric_is_a_failed_trial(without_kernels, study_file, write_notebook):
     notebook = write_notebook("a.ipynb", 'run = "x"\nseed = 1', "pass")
     study, opened = run_worker(study_file(notebooks=[notebook], vary={"seed": [1]}, optimise="bits_per_byte"))
-    assert "no bits_per_byte that is a number" in trials_of(study, opened)[0].user_attrs["error"]
+    assert "left no finite bits_per_byte" in trials_of(study, opened)[0].user_attrs["error"]
 
 
 @pytest.mark.parametrize("loss", ["NaN", "Infinity"])
@@ -74,7 +74,7 @@ def test_a_metric_that_is_not_a_number_is_a_failed_trial_and_run_once(
     notebook = write_notebook("a.ipynb", 'run = "x"\nlearning_rate = 1.0', code)
     study, opened = run_worker(study_file(notebooks=[notebook], vary={"learning_rate": [0.1]}))
     assert len(opened.get_trials()) == 1
-    assert "no eval_loss that is a number" in trials_of(study, opened)[0].user_attrs["error"]
+    assert "left no finite eval_loss" in trials_of(study, opened)[0].user_attrs["error"]
 
 
 def test_a_trial_whose_files_cannot_be_read_is_failed_and_the_others_run(without_kernels, study_file, write_notebook):

@@ -58,7 +58,7 @@ def test_the_experiment_of_a_run_with_the_longest_name_has_a_name_too():
 @pytest.mark.parametrize("values", [{"lora_r": 8}, {"optim": "adafactor"}, {"lora_r": 8, "block_size": 64}])
 def test_what_needs_another_loop_is_not_taught_with_this_one(values):
     settings, experiment, why = choose(seconds_per_step=0.1, **values)
-    assert why.startswith("Adapters and other optimizers need another loop: ")
+    assert why.startswith("Adapters and other optimizers need a different training loop: ")
     assert (experiment.lora_r, experiment.optim) == (0, "adamw_torch_fused")
     assert experiment.block_size == settings.block_size
 

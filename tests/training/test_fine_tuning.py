@@ -122,7 +122,7 @@ def test_a_run_whose_folder_is_deleted_writes_nothing_into_a_new_one_of_its_name
         if is_locked:
             (runs / "tiny/.train.lock").touch()
 
-    with pytest.raises(TrainingBrokenError, match="was deleted or renamed while the training wrote to it"):
+    with pytest.raises(TrainingBrokenError, match="was deleted or renamed during training"):
         fine_tune(tiny_settings, watch=start_another)
     assert [path.name for path in (runs / "tiny").glob("[!.]*")] == ["another"]
 
@@ -548,7 +548,7 @@ def test_two_processes_wait_while_another_trains_the_run_and_then_open_it(tiny_r
     lock.acquire()
     with two_processes(read_run_settings("tiny"), runs) as children:
         deadline = time.monotonic() + 100
-        while not (printed.exists() and "Another process works on run 'tiny'" in printed.read_text()):
+        while not (printed.exists() and "Another process is working on run 'tiny'" in printed.read_text()):
             assert children[0].is_alive() and time.monotonic() < deadline, "the first process did not wait"
             time.sleep(0.05)
         (runs / "kept.json").rename(tiny_run.folder / "training.json")

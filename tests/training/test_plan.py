@@ -329,7 +329,7 @@ class TestCommand:
         monkeypatch.setattr("helpers.training.devices.read_card", lambda: None)
         result = call("--json")
         assert json.loads(result.stdout)["card"]["name"] == "RTX 4070 Ti"
-        assert "No NVIDIA card answers here" in result.stderr
+        assert "No NVIDIA card was found" in result.stderr
 
     @pytest.mark.parametrize("precision", ["bf16", "fp16"])
     def test_the_plan_is_for_this_machines_card_where_there_is_one(self, monkeypatch, precision):

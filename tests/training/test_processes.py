@@ -30,7 +30,7 @@ def test_a_second_training_of_a_run_warns_and_waits(tmp_path):
 
     threading.Thread(target=work).start()
     taken.wait()
-    with pytest.warns(UserWarning, match=f"works on run '{tmp_path.name}': waiting"), run_lock(tmp_path):
+    with pytest.warns(UserWarning, match=f"is working on run '{tmp_path.name}': waiting"), run_lock(tmp_path):
         assert is_over.is_set()
 
 
@@ -46,7 +46,7 @@ def test_a_cell_that_waits_for_the_panel_says_how_to_stop_it(tmp_path):
     threading.Thread(target=train_in_panel).start()
     taken.wait()
     with (
-        pytest.warns(UserWarning, match=f"This kernel works on run '{tmp_path.name}': .* press Stop"),
+        pytest.warns(UserWarning, match=f"This kernel is working on run '{tmp_path.name}': .* press Stop"),
         run_lock(tmp_path),
     ):
         assert is_over.is_set()

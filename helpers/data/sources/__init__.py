@@ -1,14 +1,14 @@
-"""Any source as a stream of documents: text files, tables, folders, saved data sets, data sets of the Hub.
+"""Read any source as a stream of documents: text files, tables, folders, saved data sets, Hub data sets.
 
 - `source`: opens all parts of a source, as texts or as tables
-- `paths`, `own_split`: which files a source has, and which part of its own split each of them is
-- `refused_files`, `encodings`: what a file is by its bytes, and these as text
-- `tables`, `rows`: tables row by row, and the column that holds the text
-- `hub`: what the library `datasets` opens, from the Hub or saved on disk
-- `documents`, `recognition`: cut texts and rows into documents; find out what separates these
+- `paths`, `own_split`: which files a source has, and which part of its own split each belongs to
+- `refused_files`, `encodings`: recognise files by their first bytes, and decode bytes to text
+- `tables`, `rows`: read tables row by row, and find the column that holds the text
+- `hub`: what the `datasets` library opens, from the Hub or saved on disk
+- `documents`, `recognition`: cut texts and rows into documents; detect what separates them
 - `chat`: write conversations as documents
 
-At most one document and a megabyte of its file are in memory at a time, and a source is never changed.
+A source is read in small pieces, so it may be larger than memory, and it is never changed.
 """
 
 from helpers.data.sources.hub import newest_commit

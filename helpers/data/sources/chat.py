@@ -1,6 +1,6 @@
-"""Chat and instruction data: a conversation becomes one document, which knows what in it is a prompt.
+"""Chat and instruction data: a conversation becomes one document that records which parts are a prompt.
 
-Known forms: a column of messages with `role` and `content` (or `from` and `value`), and columns such as `prompt` and
+Supported: a column of messages with `role` and `content` (or `from` and `value`), and columns such as `prompt` and
 `completion`, or `instruction`, `input` and `output`.
 """
 
@@ -21,10 +21,10 @@ _ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "ass
 
 
 class Template(NamedTuple):
-    """How a message is written: its role's header, what is before and after its content, and between two messages.
+    """How a message is written: its role's header, what precedes and follows its content, and what separates messages.
 
-    A content begins, or its header ends, with white space. There GPT-2's tokenizer starts a new token anyway, so that a
-    prompt alone has the same tokens as at the beginning of a conversation.
+    The content begins, or its header ends, with white space. GPT-2's tokenizer starts a new token there anyway, so a
+    prompt on its own has the same tokens as at the beginning of a conversation.
     """
 
     headers: Mapping[str, str]
@@ -39,7 +39,7 @@ TEMPLATES = {
     "alpaca": Template(
         {"system": "### System:", "user": "### Instruction:", "assistant": "### Response:"}, "\n", "", "\n\n"
     ),
-    # OpenAI's ChatML; its markers are no special tokens of GPT-2, and take several tokens each.
+    # OpenAI's ChatML; its markers are not special tokens of GPT-2 and take several tokens each.
     "chatml": Template(
         {role: f"<|im_start|>{role}" for role in ("system", "user", "assistant")}, "\n", "<|im_end|>", "\n"
     ),
@@ -48,10 +48,10 @@ TEMPLATES = {
 
 
 class Dialogue(str):
-    """A document of which parts are a prompt.
+    """A document some parts of which are a prompt.
 
     Attributes:
-        borders: character positions at which prompt and completion take turns, beginning with a prompt.
+        borders: character positions where prompt and completion alternate, starting with a prompt.
     """
 
     borders: tuple[int, ...]
@@ -64,27 +64,27 @@ class Dialogue(str):
 
     @property
     def segments(self) -> list[tuple[str, bool]]:
-        """The text in order: each piece, and whether it is a prompt; no piece is empty."""
+        """The pieces of the text in order, each with whether it is a prompt; no piece is empty."""
         places = [0, *self.borders, len(self)]
         pieces = [self[start:stop] for start, stop in pairwise(places)]
         return [(piece, number % 2 == 0) for number, piece in enumerate(pieces) if piece]
 
 
 def render_chat(messages: Sequence[Mapping[str, Any]], template: str = "roles") -> Dialogue:
-    r"""Write messages as one document; what an assistant says is a completion, and everything else a prompt.
+    r"""Write messages as one document; the assistant's messages are completions, everything else is a prompt.
 
     Args:
         messages: each with `role` and `content`, or `from` and `value`.
-        template: a name in `TEMPLATES`.
+        template: a key of `TEMPLATES`.
 
     Raises:
-        SettingsError: a message has no text, or its role is not known.
+        SettingsError: a message has no text, or an unknown role.
 
     >>> chat = render_chat([{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "A fox."}])
     >>> chat.segments
     [('User: Who?\n\nAssistant:', True), (' A fox.', False)]
     """
-    form, pieces = TEMPLATES[template], [""]  # prompts and completions in turn
+    form, pieces = TEMPLATES[template], [""]  # prompts and completions alternate
     for number, message in enumerate(messages):
         role, content = _read_message(message)
         body = f"{form.before}{content}{form.after}"
@@ -111,9 +111,9 @@ def _read_message(message: Any) -> tuple[str, str]:
 
 
 def chat_columns(columns: Mapping[str, str], wanted: str) -> tuple[str, ...]:
-    """Return the columns that hold conversations, or () when the table is not chat data.
+    """Return the columns that hold conversations, or () if the table is not chat data.
 
-    The kinds of columns are those of a `Table`; `wanted` is the `text_column` of the settings.
+    `columns` maps each column to its kind, as in `Table`; `wanted` is the setting `text_column`.
     """
     if wanted:
         return (wanted,) if columns.get(wanted) == "messages" else ()
@@ -127,7 +127,7 @@ def chat_columns(columns: Mapping[str, str], wanted: str) -> tuple[str, ...]:
 
 
 def render_row(values: Mapping[str, Any], columns: Sequence[str], template: str) -> Dialogue | str:
-    """Return the document of a row of chat data; empty where it has no messages, or no completion for its prompt.
+    """Return a chat row as a document; empty if it has no messages or no completion for its prompt.
 
     Errors as in `render_chat`.
     """
@@ -137,7 +137,7 @@ def render_row(values: Mapping[str, Any], columns: Sequence[str], template: str)
         prompt, completion, *more = (values.get(column) or "" for column in columns)
         if isinstance(prompt, str):
             is_text = all(isinstance(part, str) for part in more)
-            # An `input` that is no text becomes the message, which is refused.
+            # An `input` that is not text becomes the message, so `render_chat` rejects it.
             prompt = "\n\n".join([prompt, *filter(None, more)]) if is_text else [{"role": "user", "content": more[0]}]
         answer = _as_messages(completion, "assistant")
         messages = [*_as_messages(prompt, "user"), *answer] if answer else []

@@ -1,16 +1,16 @@
-r"""What is a document? The rows of a table, or the lines of a text, become documents as `document_separator` says.
+r"""What is a document? `document_separator` says how the rows of a table, or the lines of a text, become documents.
 
 A text's lines are its rows, so every value means the same for both:
 
-- `row` (or `line`): each is a document;
-- `blank line`: a run of rows up to an empty one;
-- `heading`: a row such as WikiText's ` = Title = ` or Markdown's `# Title`, with an empty row before it, starts one;
-- `pattern:REGEX`: a row in which the regular expression is found starts one;
-- `100 rows`: so many;
-- `file`: all rows of a file, or of a table in several files; one alone is a continuous text, which is cut in passages;
+- `row` (or `line`): each row is a document;
+- `blank line`: an empty row ends a document;
+- `heading`: a row such as WikiText's ` = Title = ` or Markdown's `# Title`, after an empty row, starts one;
+- `pattern:REGEX`: a row that matches the regular expression anywhere starts one;
+- `100 rows`: every 100 rows are a document;
+- `file`: all rows of a file, or of a table in several files; a single one is a continuous text, cut into passages;
 - anything else: the text between two documents.
 
-Whatever the value, an end-of-text marker ends a document: inside one, the model would learn a false end.
+In every case, an end-of-text marker ends a document: inside a document, the model would learn a false end.
 """
 
 import re
@@ -20,22 +20,22 @@ from helpers.settings import SettingsError
 
 END_OF_TEXT = "<|endoftext|>"
 HEADING = re.compile(r" ?= (?!=).*(?<!=) = ?")
-_MARKDOWN_HEADING = re.compile(r"# .*\S.*")  # `auto` does not look for it: in other texts it is a comment
-PASSAGE_CHARACTERS = 1000  # about 250 tokens: enough passages to split a short text, and to draw them in a bootstrap
-_MARKERS = re.compile(r"<\|(?:startoftext|endoftext)\|>")  # the pair is a convention of fine-tuning tools for GPT-2
-MAX_DOCUMENT_CHARACTERS = 2**26  # a novel has a million; anything longer is not one document and may not fit in memory
+_MARKDOWN_HEADING = re.compile(r"# .*\S.*")  # `auto` does not look for it: elsewhere it is a comment
+PASSAGE_CHARACTERS = 1000  # about 250 tokens: a short text has enough passages to be split and bootstrapped
+_MARKERS = re.compile(r"<\|(?:startoftext|endoftext)\|>")  # fine-tuning tools for GPT-2 write this pair
+MAX_DOCUMENT_CHARACTERS = 2**26  # a novel has a million; more is not one document and may not fit in memory
 _PATTERNS = {"row": r"\n", "line": r"\n", "blank line": r"\n[^\S\n]*\n"}
 _COUNT = re.compile(r"(\d+) rows?")
-# Cut before white space: there GPT-2's tokenizer starts a new token anyway, so passages have the text's own tokens.
+# Cut before white space: GPT-2's tokenizer starts a new token there anyway, so passages keep the text's tokens.
 _LINE_END, _WORD_END = re.compile(r"(?<=\S)(?=\n)"), re.compile(r"(?<=\S)(?=\s)")
-_LONGEST = 4  # a passage without a line end is cut between words by then, and without white space anywhere
+_LONGEST = 4  # passages without a line end are cut between words by this length, or anywhere if there are no spaces
 
 
 def text_documents(chunks: Iterable[str], separator: str, *, name: str) -> Iterator[str]:
-    """Yield the documents of a text file, without white space around them; empty ones are left out.
+    """Yield the documents of a text file, stripped of white space; empty ones are left out.
 
-    Where rows begin documents, as with `heading`, only line ends are taken from around them.
-    `separator` is as in `document_separator`, but not 'auto'; `name` is how an error calls the text.
+    If rows start documents, as with `heading`, only line ends are stripped. `separator` is as in
+    `document_separator`, but not 'auto'; `name` identifies the text in errors.
     """
     begins = _beginning(separator)
     texts = _group(split_lines(chunks, name=name), begins, name) if begins else split_text(chunks, separator, name=name)
@@ -43,9 +43,9 @@ def text_documents(chunks: Iterable[str], separator: str, *, name: str) -> Itera
 
 
 def row_documents(rows: Iterable[str], separator: str, *, name: str) -> Iterator[str]:
-    """Yield the documents of a table's texts: as `text_documents`, but with `row` as they are, empty ones too.
+    """Yield the documents of a table's texts, as `text_documents`; with `row`, unchanged and including empty ones.
 
-    Empty ones are counted later. Where rows begin documents, a row with line ends in it is still one row.
+    Empty ones are counted later. If rows start documents, a row that contains line ends is still one row.
     """
     if separator in ("row", "line"):
         return _end_at_markers(rows)
@@ -56,15 +56,15 @@ def row_documents(rows: Iterable[str], separator: str, *, name: str) -> Iterator
 
 
 def row_lines(rows: Iterable[str]) -> Iterator[str]:
-    """Yield each row with one line end behind it: the text that the rows are when they are joined."""
+    """Yield each row with exactly one line end, so that joining the rows gives a text."""
     return (row.removesuffix("\n") + "\n" for row in rows)
 
 
 def passages(chunks: Iterable[str]) -> Iterator[str]:
-    """Yield one continuous text in pieces of 1,000 to 4,000 characters that end at line ends where there are any.
+    """Yield one continuous text in pieces of 1,000 to 4,000 characters, cut at line ends if possible.
 
-    Each begins with the white space before it. The pieces joined are the text, but for markers of its end, the white
-    space at its end, and white space that would fill a piece.
+    Each piece starts with the white space before it. Joined, the pieces are the text without its end-of-text markers,
+    the white space at its end, and pieces that would be only white space.
     """
     rest = ""
     for chunk in chunks:
@@ -78,7 +78,7 @@ def passages(chunks: Iterable[str]) -> Iterator[str]:
 
 
 def _passage_end(text: str, start: int) -> int | None:
-    """Return where the passage ends that begins at `start`; None: more text is needed to know."""
+    """Return where the passage that begins at `start` ends; None if more text is needed to decide."""
     earliest, latest = start + PASSAGE_CHARACTERS, start + _LONGEST * PASSAGE_CHARACTERS
     if line_end := _LINE_END.search(text, earliest, latest):
         return line_end.start()
@@ -89,7 +89,7 @@ def _passage_end(text: str, start: int) -> int | None:
 
 
 def _beginning(separator: str) -> Callable[[int, str, str], bool] | None:
-    """Return whether a row starts a document, by its number, itself and the row before; None: not decided by rows."""
+    """Return a test of (row number, row, previous row) for the start of a document; None if rows do not start one."""
     if separator == "heading":
         headings = (HEADING, _MARKDOWN_HEADING)
         return lambda _, row, before: not before.strip() and any(kind.fullmatch(row) for kind in headings)
@@ -102,7 +102,7 @@ def _beginning(separator: str) -> Callable[[int, str, str], bool] | None:
 
 
 def _group(rows: Iterable[str], begins: Callable[[int, str, str], bool], name: str) -> Iterator[str]:
-    """Yield runs of rows joined by line ends; `begins` says where one starts."""
+    """Yield groups of rows joined by line ends; `begins` decides where a group starts."""
     group: list[str] = []
     n_characters, before = 0, ""
     for number, row in enumerate(rows):
@@ -118,26 +118,26 @@ def _group(rows: Iterable[str], begins: Callable[[int, str, str], bool], name: s
 
 def _end_at_markers(texts: Iterable[str]) -> Iterator[str]:
     for text in texts:
-        if "<|" in text and _MARKERS.search(text):  # not in chat data, whose messages are freed of them before
+        if "<|" in text and _MARKERS.search(text):  # never in chat data: `render_chat` removes them
             yield from filter(None, map(str.strip, _MARKERS.split(text)))
         else:
             yield text
 
 
 def without_markers(text: str) -> str:
-    """Return a text with a space in place of each marker of its end or beginning."""
+    """Return a text with each start or end-of-text marker replaced by a space."""
     return _MARKERS.sub(" ", text) if "<|" in text else text
 
 
 def replace_half_characters(text: str) -> str:
-    """Replace half of a surrogate pair with U+FFFD: JSON can hold one, but no encoding can write it."""
+    """Replace unpaired surrogates with U+FFFD: JSON can contain them, but no encoding can write them."""
     if text.isascii():
         return text
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def split_text(chunks: Iterable[str], separator: str, *, name: str) -> Iterator[str]:
-    r"""Yield the pieces of a text, without the white space around them; empty ones are left out.
+    r"""Yield the pieces of a text, stripped of white space; empty ones are left out.
 
     The separator is 'file', 'blank line', 'row' or 'line', or the text between two pieces.
 
@@ -150,12 +150,12 @@ def split_text(chunks: Iterable[str], separator: str, *, name: str) -> Iterator[
 
 
 def _pieces(chunks: Iterable[str], pattern: re.Pattern[str] | None, name: str) -> Iterator[list[str]]:
-    """Yield the text between the matches of a pattern, as soon as each piece is complete."""
+    """Yield the text between matches of a pattern, each piece as soon as it is complete."""
     rest, new, n_new = "", [], 0
     for chunk in chunks:
         new.append(chunk)
         n_new += len(chunk)
-        if n_new >= len(rest):  # search again only when the text has doubled: else a long piece takes quadratic time
+        if n_new >= len(rest):  # search again only when the text has doubled, or a long piece would take quadratic time
             text = "".join([rest, *new])
             *complete, rest = pattern.split(text) if pattern else [text]
             new, n_new = [], 0
@@ -165,9 +165,9 @@ def _pieces(chunks: Iterable[str], pattern: re.Pattern[str] | None, name: str) -
 
 
 def split_lines(chunks: Iterable[str], *, name: str) -> Iterator[str]:
-    r"""Yield the lines of a text without their ends; what follows the last end counts when it is not empty.
+    r"""Yield the lines of a text without line ends; a non-empty last line without one counts too.
 
-    Unlike `str.splitlines`, only `\n` ends a line: JSON and CSV may hold other line separators inside a value.
+    Unlike `str.splitlines`, only `\n` ends a line: JSON and CSV values may contain other line separators.
     """
     last = None
     for pieces in _pieces(chunks, re.compile("\n"), name):
@@ -180,7 +180,7 @@ def split_lines(chunks: Iterable[str], *, name: str) -> Iterator[str]:
 
 
 def check_length(n_characters: int, subject: str) -> None:
-    """Raise `SettingsError` when a text is too long to be one document; `subject` begins the sentence."""
+    """Raise `SettingsError` if a text is too long to be one document; `subject` starts the sentence."""
     if n_characters > MAX_DOCUMENT_CHARACTERS:
         raise SettingsError(
             f"{subject} of more than {MAX_DOCUMENT_CHARACTERS // 2**20} million characters: split it into documents; "

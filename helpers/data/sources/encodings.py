@@ -1,4 +1,4 @@
-"""A file as text: unpacked a megabyte at a time, in an encoding that is detected; contradicting bytes are an error."""
+"""Read a file as text: decompress it a megabyte at a time, and detect its encoding; invalid bytes are an error."""
 
 import codecs
 import io
@@ -10,7 +10,7 @@ from helpers.settings import SettingsError
 CODECS = {".gz": "gzip", ".zst": "zstd"}  # suffix -> pyarrow's name
 CHUNK_BYTES = 2**20
 MAX_EXPANSION = 200  # text shrinks 3 to 30 times; a decompression bomb expands 1,000 times and more
-_HARMLESS_BYTES = 2**24  # so little fits in memory, whatever the ratio
+_HARMLESS_BYTES = 2**24  # this little fits in memory at any ratio
 _BYTE_ORDER_MARKS = (  # the longer ones first: UTF-32's begins with UTF-16's
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -18,24 +18,24 @@ _BYTE_ORDER_MARKS = (  # the longer ones first: UTF-32's begins with UTF-16's
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-# Many one-byte code pages differ in a few letters only, so several fit the same text: the first that fits is taken.
+# Many one-byte code pages differ only in a few letters, so several fit the same text: the first that fits is used.
 _CANDIDATES = [
     "cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "cp1257", "koi8_r", "iso8859_2", "iso8859_7",
     "gb18030", "big5", "cp932", "euc_jp", "cp949",
 ]  # fmt: skip
 _SAMPLE_BYTES = 2**18
-_CLOSE = 0.1  # a difference of charset-normalizer's scores that decides nothing
+_CLOSE = 0.1  # smaller differences between charset-normalizer's scores are ignored
 
 
 def read_chunks(file: Path, *, advance: Callable[[int], None] | None = None) -> Iterator[bytes]:
     """Yield a file's bytes, decompressed when its name ends in `.gz` or `.zst`.
 
-    For each chunk, `advance` is called with the bytes that were read of the file on disk.
+    For each chunk, `advance` is called with the number of bytes read from the file on disk.
 
     Raises:
         SettingsError: the file cannot be read, is truncated, or expands to more than 200 times its size.
     """
-    import pyarrow as pa  # reads both formats as streams; Python 3.11 itself has no zstd
+    import pyarrow as pa  # streams both formats; Python 3.11 has no zstd
 
     codec, n_read, n_decompressed = CODECS.get(file.suffix.lower()), 0, 0
     try:
@@ -55,21 +55,21 @@ def read_chunks(file: Path, *, advance: Callable[[int], None] | None = None) -> 
 
 
 def check_expansion(file: Path, n_decompressed: int, n_read: int) -> None:
-    """Raise `SettingsError` where the bytes that were read of a file have become far more than text can."""
+    """Raise `SettingsError` if the bytes read from a file expanded far more than text can."""
     if n_decompressed > max(_HARMLESS_BYTES, MAX_EXPANSION * n_read):
         raise SettingsError(
-            f"{file} expands to more than {MAX_EXPANSION} times its size, which no text does: it is not "
+            f"{file} expands to more than {MAX_EXPANSION} times its size, which no text does, so it was not "
             "unpacked. If you trust it, unpack it yourself and use the unpacked file."
         )
 
 
 def find_encoding(file: Path, chunks: Iterable[bytes]) -> str:
-    """Return the name of a text's encoding: UTF-8 when every byte fits, else what its statistics say.
+    """Return the name of a text's encoding: UTF-8 if every byte fits, otherwise a guess from its statistics.
 
-    A text in UTF-8 is read to the end, because one wrong byte may come late; any other only to the first such byte.
+    A UTF-8 text is read to the end because a wrong byte may come late; any other only to its first wrong byte.
 
     Raises:
-        SettingsError: it is not text, or mixes encodings.
+        SettingsError: the file is not text, or mixes encodings.
     """
     decoder, n_before, last = codecs.getincrementaldecoder("utf-8")(), 0, b""
     for chunk in chunks:
@@ -93,7 +93,7 @@ def find_encoding(file: Path, chunks: Iterable[bytes]) -> str:
 
 
 def _sample(text: bytes, position: int) -> bytes:
-    """Return the bytes around a position, beginning with a whole character where the text is UTF-8."""
+    """Return the bytes around a position, starting at a character boundary if the text is UTF-8."""
     start = max(0, position - _SAMPLE_BYTES // 2)
     while 0 < start < position and 0x80 <= text[start] < 0xC0:  # a continuation byte of UTF-8
         start += 1
@@ -118,7 +118,7 @@ def _by_statistics(file: Path, sample: bytes, position: int) -> str:
     n_bad = as_utf8.count("\ufffd")
     n_good = _count_non_ascii(as_utf8) - n_bad
     n_good_before = _count_non_ascii(as_utf8.partition("\ufffd")[0])
-    # Text in another encoding is rarely valid UTF-8 by accident, so several good characters mean a damaged UTF-8 file.
+    # Text in another encoding is rarely valid UTF-8 by accident, so several valid characters mean damaged UTF-8.
     if n_good_before > 2 or n_good > 5 * n_bad:
         raise SettingsError(
             f"{file} mixes encodings: most of it is UTF-8, but byte {position} is not. "
@@ -134,7 +134,7 @@ def _by_statistics(file: Path, sample: bytes, position: int) -> str:
     for match in matches:
         is_close = match.chaos - best.chaos < _CLOSE and best.coherence - match.coherence < _CLOSE
         if is_close and "cp1252" in (match.encoding, *match.could_be_from_charset):
-            return "cp1252"  # what Windows writes in Western countries, unless the text clearly fits another better
+            return "cp1252"  # the Windows default in Western countries, unless another clearly fits better
     return best.encoding
 
 
@@ -143,17 +143,17 @@ def _count_non_ascii(text: str) -> int:
 
 
 def decode(file: Path, chunks: Iterable[bytes], encoding: str) -> Iterator[str]:
-    r"""Yield a file's text with `\n` as the only line end, whichever system wrote it.
+    r"""Yield a file's text with `\n` as the only line end, whatever system wrote it.
 
     Raises:
-        SettingsError: there are bytes that the encoding does not know; the position of the first is named.
+        SettingsError: a byte is invalid in this encoding; the message names the position of the first one.
     """
     decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder(encoding)(), translate=True)
     n_before = 0
     try:
         for chunk in chunks:
             text = decoder.decode(chunk)
-            yield text if n_before else text.removeprefix("\ufeff")  # which `utf-8` and `utf-16-le` keep
+            yield text if n_before else text.removeprefix("\ufeff")  # BOM, which `utf-8` and `utf-16-le` keep
             n_before += len(chunk)
         yield decoder.decode(b"", final=True)
     except UnicodeError as error:  # 'utf-16' without a byte order mark has no position

@@ -14,11 +14,11 @@ from helpers.model import hub_answers
 from helpers.paths import similar_paths
 from helpers.settings import DataSettings, SettingsError
 
-_BATCH = 64  # rows asked of the library at once: each may be a book
+_BATCH = 64  # rows requested from the library at once: each may be a book
 _CONNECTION_ERRORS = (
     "peer closed", "RemoteProtocolError", "ReadError", "ReadTimeout", "ConnectError", "ConnectionError",
 )  # fmt: skip
-_offline_lock = threading.Lock()  # panels read in threads: where blocks overlap, the last would leave it offline
+_offline_lock = threading.Lock()  # panels read in threads: overlapping blocks would leave it offline
 
 
 def open_saved(folder: Path, settings: DataSettings) -> dict[str, Table]:
@@ -30,7 +30,7 @@ def open_saved(folder: Path, settings: DataSettings) -> dict[str, Table]:
     except Exception as error:  # noqa: BLE001 (a damaged folder makes the library raise anything)
         raise SettingsError(f"{folder} cannot be opened as a saved data set ({first_line(error)}).") from None
     splits = saved if isinstance(saved, DatasetDict) else {"train": saved}
-    # The format it was saved with may hide columns, or turn rows into arrays.
+    # The format it was saved with may hide columns or turn rows into arrays.
     return {name: _open_split(split.with_format(None), settings) for name, split in splits.items()}
 
 
@@ -43,18 +43,18 @@ def saved_files(folder: Path) -> dict[str, list[Path]]:
 
 
 def open_from_hub(settings: DataSettings) -> dict[str, Table]:
-    """Open each split of a data set of the Hub, downloaded first; where not all of it is wanted, read as it arrives.
+    """Open each split of a Hub data set, downloaded first, or streamed if only a part of it is needed.
 
-    The cache is used when the Hub cannot be reached.
+    If the Hub cannot be reached, the cache is used.
 
     Raises:
-        SettingsError: it does not exist, is gated, needs a configuration, or neither the Hub nor the cache has it.
+        SettingsError: it does not exist, is gated, needs a configuration, or is neither on the Hub nor in the cache.
     """
     return {name: _open_split(split, settings) for name, split in _load_splits(settings).items()}
 
 
 def open_shards(settings: DataSettings) -> dict[str, list[Callable[[], Table]]]:
-    """Return for each split what opens each of its shards, to be read as it arrives; raise as `open_from_hub`."""
+    """Return, for each split, functions that open its shards for streaming; raises as `open_from_hub`."""
     return {
         name: [partial(_open_split, split, settings, place) for place in range(split.num_shards)]
         for name, split in _load_splits(settings).items()
@@ -62,7 +62,7 @@ def open_shards(settings: DataSettings) -> dict[str, list[Callable[[], Table]]]:
 
 
 def newest_commit(settings: DataSettings) -> str:
-    """Return the commit that a data set of the Hub is at, which a stream must go on from; raise as `open_from_hub`."""
+    """Return the current commit of a Hub data set, so that a stream can stay on it; raises as `open_from_hub`."""
     from huggingface_hub import HfApi
 
     with _explained(settings, is_online=hub_answers()):
@@ -70,7 +70,7 @@ def newest_commit(settings: DataSettings) -> str:
 
 
 def _load_splits(settings: DataSettings) -> Any:
-    """Return the splits of a data set of the Hub, by name."""
+    """Return the splits of a Hub data set by name."""
     from datasets import load_dataset
 
     is_online = hub_answers()
@@ -84,18 +84,18 @@ def _load_splits(settings: DataSettings) -> Any:
 
 
 def _open_split(split: Any, settings: DataSettings, shard: int | None = None) -> Table:
-    """Return a split or a shard of it as a table, of which only the columns that are asked for are read."""
+    """Return a split, or one of its shards, as a table that reads only the requested columns."""
     name = repr(settings.source)
     if shard is not None:
         split = split.shard(num_shards=split.num_shards, index=shard)
-    if not split.features:  # not known in every stream
+    if not split.features:  # some streams do not know them
         return peek_columns(name, _rows(split, settings))
     columns = {field.name: kind_of_type(field.type) for field in split.features.arrow_schema}
     return Table(name, columns, lambda wanted: _rows(split.select_columns(list(wanted)), settings))
 
 
 def _rows(split: Any, settings: DataSettings) -> Iterator[Row]:
-    """Yield rows; an error on the way, such as a lost connection while streaming, becomes a `SettingsError`."""
+    """Yield rows; an error while reading, such as a lost connection, becomes a `SettingsError`."""
     number = 0
     with _explained(settings, is_online=True):
         for batch in split.iter(_BATCH):
@@ -106,9 +106,9 @@ def _rows(split: Any, settings: DataSettings) -> Iterator[Row]:
 
 @contextmanager
 def _offline() -> Iterator[None]:
-    """Make `datasets` use its cache at once for a block: without this it retries the Hub for minutes.
+    """Make `datasets` use its cache at once in this block: otherwise it retries the Hub for minutes.
 
-    The environment variable HF_HUB_OFFLINE would be too late, because the library reads it when it is imported.
+    Setting the environment variable HF_HUB_OFFLINE is too late: the library reads it at import.
     """
     from datasets import config
 
@@ -130,9 +130,9 @@ def _explained(settings: DataSettings, *, is_online: bool) -> Iterator[None]:
 
 
 def _explain(settings: DataSettings, error: BaseException, *, is_online: bool) -> str:
-    """Return one sentence: why the data set cannot be loaded, and what to do.
+    """Return one sentence that says why the data set cannot be loaded and what to do.
 
-    The words of the messages decide: the libraries raise the same exception for different causes.
+    Goes by the words of the messages: the libraries raise the same exception for different causes.
     """
     source, words = settings.source, " ".join(_messages(error))
     shipped = "or use source='fables', which is shipped"

@@ -1,4 +1,4 @@
-"""A source's own split: which part each file of a folder or split of a data set is, and which files are not read."""
+"""A source's own split: the part of each file in a folder or split of a data set, and the files not to read."""
 
 import functools
 import glob
@@ -14,7 +14,7 @@ from helpers.data.sources.paths import in_order, other_files
 from helpers.settings import DataSettings, SettingsError
 
 Content = TypeVar("Content")
-# The words of `datasets`, which reads a repository of the Hub by them, and some that people use for their own files.
+# The words that `datasets` recognises in a Hub repository, and some that people use for their own files.
 _PARTS = {
     **dict.fromkeys(("test", "testing", "eval", "evaluation", "heldout", "holdout"), "test"),
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
@@ -26,11 +26,11 @@ _ABOUT = re.compile(
     r"dataset_infos?|dataset_dict|metadata|requirements.*|constraints)(\.\w+)*",
     re.IGNORECASE,
 )
-_MOST_NAMES = 4  # in a note
+_MOST_NAMES = 4  # that a note lists
 
 
 class Division(NamedTuple):
-    """The files of each part ('' for what is still to be split), and a sentence on what is left out and why."""
+    """The files of each part ('' if still to be split), and notes on what is left out and why."""
 
     parts: dict[str, list[Path]]
     notes: list[str]
@@ -38,10 +38,10 @@ class Division(NamedTuple):
 
 @functools.lru_cache(maxsize=1024)
 def part_of(name: str) -> str:
-    """Return the part that the name of a file or split, with its folders, says it is; '' where it says nothing.
+    """Return the part that the name of a file or split, with its folders, indicates; '' if it indicates none.
 
-    A folder that is called exactly like a part decides for all files in it; else the file's own words do, then those
-    of its folders. Of two parts in one name the test counts first, then the validation: so no test is trained on.
+    A folder named exactly like a part decides for all files in it; otherwise the file's own words do, then those of its
+    folders. If a name indicates several parts, test wins, then validation, so that no test is trained on.
 
     >>> part_of("my_train (1).txt"), part_of("dev/part-0.csv"), part_of("data/TestSet.jsonl"), part_of("contest.txt")
     ('train', 'validation', 'test', '')
@@ -55,17 +55,17 @@ def part_of(name: str) -> str:
 
 
 def _parts_in(name: str) -> list[str]:
-    """Return the part of each word of a name, such as `trainData`, `my_train` or `testset`, that is one."""
+    """Return the parts that the words of a name, such as `trainData`, `my_train` or `testset`, indicate."""
     words = re.findall(r"[^\W\d_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
     stems = (re.sub(r"(?<=.)(data|set|split)$", "", word) for word in words)
     return [_PARTS[word] for word in stems if word in _PARTS]
 
 
 def divide_files(folder: Path, files: Sequence[Path], settings: DataSettings) -> Division:
-    """Return which files of a folder are read, as which part.
+    """Return which files of a folder are read, and as which part.
 
-    Where there is training text and a test or a validation by name, they are the split, and the rest is left out.
-    Where there is only a test or a validation, all other files are for training. A card of the Hub with several
+    If the names indicate training text and a test or a validation, these files are the split and the rest is left out.
+    If they indicate only a test or a validation, all other files are for training. A Hub card (README.md) with several
     configurations says which files belong to the chosen one.
 
     Raises:
@@ -75,7 +75,7 @@ def divide_files(folder: Path, files: Sequence[Path], settings: DataSettings) ->
     about = [file for file in files if _ABOUT.fullmatch(names[file])]
     if len(about) == len(files):
         about = []
-    read = in_order({*files}.difference(about))  # because the order decides the draws of a split
+    read = in_order({*files}.difference(about))  # the order determines the random draws of a split
     by_card = _files_by_card(folder, read, settings) if len(read) > 1 else {}
     named: dict[str, list[Path]] = {}
     for part, listed in (by_card or {"": read}).items():
@@ -105,12 +105,12 @@ def _choose(
 
 
 def name_parts(splits: Mapping[str, Content], settings: DataSettings) -> dict[str, Content]:
-    """Return a source's splits under our names, leaving out any other, such as `unsupervised`.
+    """Return a source's splits under our names, leaving out any others, such as `unsupervised`.
 
-    A single split, whatever its name, is '': still to be split. So is the one that `source_split` names.
+    A single split, whatever its name, becomes '' (still to be split). So does the one that `source_split` names.
 
     Raises:
-        SettingsError: there is no such split, or none for training; those that exist are listed.
+        SettingsError: there is no such split, or none for training; the message lists those that exist.
     """
     wanted = settings.source_split
     if wanted and wanted not in splits:
@@ -134,13 +134,13 @@ def name_parts(splits: Mapping[str, Content], settings: DataSettings) -> dict[st
 
 
 def _files_by_card(folder: Path, read: Sequence[Path], settings: DataSettings) -> dict[str, list[Path]]:
-    """Return those of the files that the chosen configuration has, by part, as a card of the Hub lists them.
+    """Return the files of the chosen configuration by part, as listed in the README.md card of a Hub data set.
 
-    All of them are '' where the card does not say; {} where there is no card, or one configuration without a split.
+    The part is '' if the card does not say; {} if there is no card, or only one configuration without a split.
 
     Raises:
-        SettingsError: the card has no such configuration, or several and none is chosen, or no file of the chosen one
-            is there.
+        SettingsError: the card lacks the configuration, has several and none is chosen, or no file of the chosen one
+            exists.
     """
     configurations = _configurations(folder / "README.md")
     if not configurations:
@@ -150,8 +150,8 @@ def _files_by_card(folder: Path, read: Sequence[Path], settings: DataSettings) -
     if wanted not in configurations:
         missing = f"no configuration {wanted!r}" if wanted else f"{len(configurations)} configurations"
         raise SettingsError(
-            f"{settings.source!r} has {missing}: set source_config to one of {list(configurations)[:20]}, as its "
-            "README.md names them."
+            f"{settings.source!r} has {missing}: set source_config to one of {list(configurations)[:20]}, as "
+            "listed in its README.md."
         )
     entry = configurations[wanted]
     listed = entry.get("data_files") or (f"{entry['data_dir']}/**" if entry.get("data_dir") else "**")
@@ -171,13 +171,13 @@ def _files_by_card(folder: Path, read: Sequence[Path], settings: DataSettings) -
 
 
 def _configurations(card: Path) -> dict[str, dict[str, Any]]:
-    """Return the configurations in the head of a card; {} where it has none that can be read."""
+    """Return the configurations in the metadata of a card; {} if it has none that can be read."""
     try:
         head = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8"), re.DOTALL)
         entries = (yaml.safe_load(head[1]) or {}).get("configs", []) if head else []
-        return {str(entry["config_name"]): entry for entry in entries}  # YAML makes a number of 2024
+        return {str(entry["config_name"]): entry for entry in entries}  # YAML reads 2024 as a number
     except (OSError, ValueError, yaml.YAMLError, AttributeError, TypeError, KeyError):
-        return {}  # it is no card of the Hub, and nothing depends on it
+        return {}  # not a Hub card, and nothing depends on it
 
 
 def _matching(folder: Path, pattern: str) -> list[Path]:
@@ -199,13 +199,13 @@ def _notes(
     if "" not in parts:
         by_part = "; ".join(f"{part}: {listed(files)}" for part, files in parts.items())
         notes.append(f"The split is the source's own, by the names of its files ({by_part}).")
-    for files, reason in ((about, "as they describe the data"), (unread, "as in no part of the split")):
+    for files, reason in ((about, "they describe the data"), (unread, "in no part of the split")):
         if files:
-            notes.append(f"Left out, {reason}: {listed(files)}.")
+            notes.append(f"Left out ({reason}): {listed(files)}.")
     kinds = Counter(file.suffix.lower() or "no suffix" for file in other_files(folder))
     if kinds:
         counts = [f"{count:,} {suffix}" for suffix, count in kinds.most_common()]
-        notes.append(f"Left out, as files of other kinds: {_listed(counts)}.")
+        notes.append(f"Left out (other kinds of files): {_listed(counts)}.")
     return notes
 
 

@@ -1,4 +1,4 @@
-"""The files a source names, and the hash that shows whether they are still the same."""
+"""The files of a source, and the hash that tells whether they have changed."""
 
 import hashlib
 import re
@@ -13,7 +13,7 @@ from helpers.settings import SHIPPED_TEXTS, SettingsError
 FABLES = ASSETS / "fables"
 TEXTS = (".txt", ".text", ".md", ".markdown")
 TABLES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
-_NOT_UTF8 = re.compile(r"[\ud800-\udfff]")  # what Python makes of such bytes in a name
+_NOT_UTF8 = re.compile(r"[\ud800-\udfff]")  # how Python represents such bytes in a name
 _COURSE_FILES = ("README.md", "LICENSE", "Makefile", "constraints.txt", "environment.yml", "pyproject.toml")
 _FULL_NAMES = {
     "wikitext": "Salesforce/wikitext",
@@ -26,13 +26,13 @@ _FULL_NAMES = {
 
 
 def source_path(source: str) -> Path | None:
-    """Return the file or folder a source names; None for what is not on disk: a Hub id or the Python reference.
+    """Return the file or folder that a source names; None if it is not on disk (a Hub id or the Python reference).
 
-    A relative path is looked for in the caller's folder, as `helpers.paths.find_path` does.
+    A relative path is searched for as `helpers.paths.find_path` does, starting in the caller's folder.
 
     Raises:
-        SettingsError: the source looks like a path and does not exist, is a link that leads nowhere, is the name of a
-            data set without its owner, or is a file of the course itself.
+        SettingsError: the source looks like a path but does not exist, is a broken link, is the name of a data set
+            without its owner, or is a file of the course itself.
     """
     if source == "fables":
         return FABLES
@@ -57,20 +57,20 @@ def source_path(source: str) -> Path | None:
 
 
 def public_name(source: str) -> str:
-    """Return a source's name for others to read: of a path, which may not exist any more, the last part only.
+    """Return a source's name for publication: only the last part of a path, which may no longer exist.
 
     >>> public_name("Salesforce/wikitext"), public_name("letters/mine.txt")
     ('Salesforce/wikitext', 'mine.txt')
     """
     try:
         is_of_hub = source_path(source) is None
-    except SettingsError:  # it looks like a path and does not exist
+    except SettingsError:  # it looks like a path but does not exist
         is_of_hub = False
     return source if is_of_hub else last_part(source)
 
 
 def check_source(source: str) -> None:
-    """Raise `SettingsError` for a source that cannot be read, before any work is done; the Hub is not asked."""
+    """Raise `SettingsError` for a source that cannot be read, before any work is done; does not contact the Hub."""
     path = source_path(source)
     if path is not None and not is_saved_dataset(path):
         source_files(path)
@@ -84,8 +84,8 @@ def _refuse_own_files(path: Path) -> None:
 
 
 def _check_link(path: Path) -> Path:
-    """Return the path as it was given; raise `SettingsError` when it is a link without a target."""
-    if not path.exists():  # not resolve(strict=True): it fails for all files of some drives of Windows
+    """Return the path unchanged; raise `SettingsError` if it is a link without a target."""
+    if not path.exists():  # not resolve(strict=True): on some Windows drives it fails for every file
         raise SettingsError(
             f"{path} is a symbolic link that leads nowhere or in a circle: point source at the text itself."
         )
@@ -93,7 +93,7 @@ def _check_link(path: Path) -> Path:
 
 
 def kind_of(file: Path) -> str:
-    """Return the suffix that decides how a file is read, in lower case and without the suffix of its compression.
+    """Return the lower-case suffix that decides how a file is read, ignoring a compression suffix.
 
     >>> kind_of(Path("News.JSONL.gz"))
     '.jsonl'
@@ -110,18 +110,18 @@ def is_saved_dataset(path: Path) -> bool:
 
 
 def source_files(path: Path) -> list[Path]:
-    """Return the files a path names, sorted: the file itself, or every text and table below a folder.
+    """Return the files that a path names, sorted: the file itself, or every text and table below a folder.
 
-    Links are followed, but each folder is entered once, so that a link to its own parent does no harm.
+    Links are followed, but each folder is visited only once, so a link to its own parent is harmless.
 
     Raises:
-        SettingsError: the folder holds nothing to read, a link in it leads nowhere or in a circle, or it is a damaged
-            or incomplete copy of what `save_to_disk` wrote.
+        SettingsError: the folder holds nothing to read, contains a broken or circular link, or is a damaged or
+            incomplete copy of what `save_to_disk` wrote.
     """
     if path.is_file():
         return [path]
     if not path.is_dir():
-        raise SettingsError(f"{path} is neither a file nor a folder: write what it gives into a file.")
+        raise SettingsError(f"{path} is neither a file nor a folder: write its content to a file.")
     files = list(_walk(path, set()))
     _refuse_parts_of_saved(path, files)
     read = in_order(_check_link(file) for file in files if kind_of(file) in (*TEXTS, *TABLES))
@@ -134,28 +134,28 @@ def source_files(path: Path) -> list[Path]:
 
 
 def in_order(files: Iterable[Path]) -> list[Path]:
-    """Return files in an order that is the same on each system: Windows compares its paths without upper case."""
+    """Return files in the same order on every system: Windows compares paths case-insensitively."""
     return sorted(files, key=lambda file: file.parts)
 
 
 def other_files(folder: Path) -> list[Path]:
-    """Return the files below a folder that are no texts and no tables by their names."""
+    """Return the files below a folder that are neither texts nor tables by their names."""
     return [file for file in _walk(folder, set()) if kind_of(file) not in (*TEXTS, *TABLES)]
 
 
 def _refuse_parts_of_saved(folder: Path, files: Sequence[Path]) -> None:
-    """Raise `SettingsError` for a saved data set that lies deeper, or lacks the files that tell what it is."""
+    """Raise `SettingsError` for a saved data set in a subfolder, or one without the files that identify it."""
     saved = [file for file in files if file.suffix == ".arrow" and (file.parent / "dataset_info.json").is_file()]
     if saved:
         names = ", ".join(sorted({file.relative_to(folder).parts[0] for file in saved}))
         raise SettingsError(
             f"{folder} holds data saved with `save_to_disk` ({names}): set source to the folder that was saved, and "
-            "copy it again where its dataset_dict.json or state.json is missing."
+            "copy it again if its dataset_dict.json or state.json is missing."
         )
 
 
 def _walk(folder: Path, seen: set[Path]) -> Iterator[Path]:
-    # Not Path.rglob: before Python 3.13 it does not follow links, and it does list hidden files.
+    # Not Path.rglob: it lists hidden files, and before Python 3.13 it does not follow links.
     real = folder.resolve()
     if real in seen:
         return
@@ -174,12 +174,12 @@ def _walk(folder: Path, seen: set[Path]) -> Iterator[Path]:
 
 
 def source_hash(source: str, *, name: str = "", streaming: bool = False) -> str | None:
-    """Return the SHA-256 of the names and bytes of a source's files; None for a source that is not on disk.
+    """Return the SHA-256 of the names and bytes of a source's files; None if it is not on disk.
 
     Args:
-        source: the source.
-        name: of a single file, in place of its own: that under which it was hashed before it was moved.
-        streaming: hash names and sizes only: to read all of a large source would take hours.
+        source: a path, a Hub id or the name of a shipped text.
+        name: hash a single file under this name instead of its own: the name it had before it was moved.
+        streaming: hash only names and sizes: reading all of a large source would take hours.
     """
     path = source_path(source)
     if path is None:

@@ -1,8 +1,8 @@
-r"""What `document_separator='auto'` means for a source: recognised from its first rows, and explained in one line.
+r"""What `document_separator='auto'` means for a source: detected from its first rows, and explained in one line.
 
-The forms, in the order in which they are looked for: end-of-text markers, WikiText's headings, one file for each
-document, a play or a book (one continuous text), lines such as '***' between texts, blocks between blank lines, one
-sentence per row, the turns of a conversation (one text again); else each row.
+The forms, in the order in which they are checked: end-of-text markers, WikiText's headings, one file per document,
+a play or a book (one continuous text), lines such as '***' between texts, blocks between blank lines (one text if most
+begin mid-story), one sentence per row, turns of a conversation, wrapped lines (one text again); otherwise each row.
 """
 
 import re
@@ -13,30 +13,30 @@ from typing import NamedTuple
 
 from helpers.data.sources.documents import END_OF_TEXT, HEADING, PASSAGE_CHARACTERS
 
-SAMPLE_ROWS, SAMPLE_CHARACTERS = 1000, 2**17  # of a source are looked at
-_SPEAKER = re.compile(r"[^\W\d_][\w .,'-]{0,40}:")  # a line of its own, as in tiny Shakespeare
+SAMPLE_ROWS, SAMPLE_CHARACTERS = 1000, 2**17  # of a source, examined
+_SPEAKER = re.compile(r"[^\W\d_][\w .,'-]{0,40}:")  # alone on a line, as in tiny Shakespeare
 _BOOK = re.compile(
     r"\*\*\* ?START OF .*GUTENBERG.*|(chapter|act|scene|canto|book|letter|part) ([ivxlc]+|\d+)([.:].{0,60})?",
     re.IGNORECASE,
 )
-_SENTENCE = re.compile(r"[^.!?。！？]*[.!?。！？]+[\s\"'”’»)\]`]*")  # noqa: RUF001 (sentence ends in Chinese too)
-# How the next sentence of a text begins, and the only sentence of a document rarely does.
+_SENTENCE = re.compile(r"[^.!?。！？]*[.!?。！？]+[\s\"'”’»)\]`]*")  # noqa: RUF001 (also Chinese sentence ends)
+# How a later sentence of a text often begins, and the only sentence of a document rarely does.
 _GOING_ON = re.compile(r"[a-z\"“„«']|(He|She|It|They|We|I|You|His|Her|But|And|Then|So|That)\b")
-# How a paragraph of a story begins, and a document rarely does: not with "I", as many a letter or review does.
+# How a paragraph of a story often begins and a document rarely does; without "I", as letters and reviews begin with it.
 _SPEECH_OR_STORY = re.compile(r"[\"'“„«]|(He|She|They|His|Her|But|And|Then|So|Yet|Now)\b")
 # How a line of a conversation or of a log begins: a speaker, a date or a time, or ChatML's marker.
 _TURN = re.compile(r"[^\W\d_a-z][\w .'-]{0,30}: |\[?\d{1,4}[./:-]\d\d?([./:-]\d{1,4})?\b|<\|im_start\|>")
 _RULE = re.compile(r"\s*([*~#_-])(\s*\1){2,}\s*")  # a line between texts, such as '***'
 _FEW_RULES = 3
 _TAG = re.compile(r"</?(p|br|div|span|a|li|ul|b|i|em|strong|h[1-6])\b[^<>]*>|&(amp|quot|lt|gt|nbsp|#\d+);")
-_ENOUGH_ROWS, _VERY_MANY_ROWS = 30, 300  # fewer sentences may be documents by accident
+_ENOUGH_ROWS, _VERY_MANY_ROWS = 30, 300  # fewer sentences may well be documents
 _MOST, _SOME = 0.7, 0.15  # shares of the rows or blocks
-_SENTENCE_CHARACTERS = 300  # more is a paragraph
-_PROSE_LINE = 40  # characters from which a line can be one of wrapped prose, and not a name or a verse
+_SENTENCE_CHARACTERS = 300  # anything longer is a paragraph
+_PROSE_LINE = 40  # characters; a longer line may be wrapped prose, a shorter one a name or a verse
 
 
 class Choice(NamedTuple):
-    """What separates the documents of a source, and why: the end of a sentence that begins with 'because'."""
+    """What separates the documents of a source, and the reason, worded to follow 'because'."""
 
     separator: str
     reason: str
@@ -47,14 +47,14 @@ class Choice(NamedTuple):
 
 
 def recognise(rows: Sequence[str], *, is_table: bool = False, n_columns: int = 1, n_files: int = 1) -> Choice:
-    """Return what separates the documents of a source, by its first rows: the lines of a text, or a table's texts.
+    """Return what separates the documents of a source, given its first rows: a text's lines, or a table's texts.
 
-    In a table of several columns, as with texts next to labels, each row is a document and not a line.
+    In a table with several columns, such as texts with labels, each row is a document and not a line.
     """
     rows = [row.removesuffix("\n") for row in rows]
     n_rows = f"the first {len(rows):,} rows" if len(rows) > 1 else "the only row"
     n_marked = sum(END_OF_TEXT in row for row in rows)
-    if n_marked >= 2 and not (is_table and n_marked > len(rows) / 2):  # in most rows of a table: it ends each row
+    if n_marked >= 2 and not (is_table and n_marked > len(rows) / 2):  # in most rows of a table: it just ends each row
         return Choice(END_OF_TEXT, f"{n_marked:,} of {n_rows} hold this end-of-text marker")
     headings = sum(bool(HEADING.fullmatch(row)) and not before.strip() for before, row in pairwise(["", *rows]))
     if headings >= 2 or (headings and any(row.strip().startswith("= = ") for row in rows)):
@@ -62,18 +62,18 @@ def recognise(rows: Sequence[str], *, is_table: bool = False, n_columns: int = 1
     if not is_table and n_files > 1:
         return Choice("file", f"the source has {n_files:,} text files")
     filled = [row for row in rows if row.strip()]
-    # Between the lines of a text there are many empty rows; a few of them are documents that are missing.
+    # The lines of a text include many empty rows; a few empty rows are just missing documents.
     n_empty = len(rows) - len(filled)
     is_lines = not is_table or (n_columns == 1 and n_empty > _SOME * len(rows) and not any("\n" in row for row in rows))
     if is_lines and (choice := _by_blocks(rows, n_rows)):
         return choice
     if n_columns == 1 and _are_sentences(filled):
-        return Choice("file", f"nearly every one of {n_rows} is one sentence: they are joined")
+        return Choice("file", f"nearly all of {n_rows} are single sentences, which are joined")
     return Choice("row", "the source is a table") if is_table and not is_lines else _by_lines(filled, n_rows)
 
 
 def describe_markup(rows: Sequence[str]) -> str:
-    """Return what the first rows of a source hold besides words, which a model would learn with them; '' if nothing."""
+    """Describe markup in the first rows of a source, which a model would learn too; '' if there is none."""
     filled = [row for row in rows if row.strip()]
     tags = [tag.group() for tag in map(_TAG.search, filled) if tag]
     if len(tags) > _SOME * len(filled):
@@ -84,7 +84,7 @@ def describe_markup(rows: Sequence[str]) -> str:
 
 
 def _by_blocks(rows: Sequence[str], n_rows: str) -> Choice | None:
-    """Look at the runs of rows between empty ones; None where there are hardly any."""
+    """Examine the blocks of rows between empty rows; None if there are hardly any."""
     firsts = [row.strip() for before, row in pairwise(["", *rows]) if row.strip() and not before.strip()]
     n_speakers = sum(bool(_SPEAKER.fullmatch(row)) for row in firsts)
     if n_speakers >= max(3, len(firsts) / 2):
@@ -103,23 +103,23 @@ def _by_blocks(rows: Sequence[str], n_rows: str) -> Choice | None:
 
 
 def _by_rules(rows: Sequence[str]) -> Choice | None:
-    """Look at lines such as '***'; None where there are hardly any, or where a story goes on behind them."""
+    """Examine lines such as '***'; None if there are hardly any, or a story continues after them."""
     rules = Counter(row.strip() for row in rows if _RULE.fullmatch(row))
     rule, n_rules = max(rules.items(), key=lambda item: item[1], default=("", 0))
     filled = [row.strip() for row in rows if row.strip()]
     n_going_on = sum(before == rule and _goes_on(row) for before, row in pairwise(filled))
     if n_rules < _FEW_RULES or n_going_on > _SOME * n_rules:
         return None
-    return Choice(f"\n{rule}\n", f"{n_rules:,} lines are {rule!r}, and a text begins behind each")
+    return Choice(f"\n{rule}\n", f"{n_rules:,} lines are {rule!r}, and a new text begins after each")
 
 
 def _goes_on(row: str) -> bool:
-    """Return whether a paragraph begins as inside a story."""
+    """Return whether a paragraph begins like one from the middle of a story."""
     return bool(row[0].islower() or _SPEECH_OR_STORY.match(row))
 
 
 def _by_lines(filled: Sequence[str], n_rows: str) -> Choice:
-    """Look at rows of which none is empty."""
+    """Choose for rows without empty rows between them."""
     if not filled:
         return Choice("blank line", "there is no text")
     if len(filled) == 1:
@@ -131,12 +131,12 @@ def _by_lines(filled: Sequence[str], n_rows: str) -> Choice:
         return Choice("file", f"{begin}: they are turns of one conversation")
     n_going_on = sum(len(row) > _PROSE_LINE and after.lstrip()[:1].islower() for row, after in pairwise(filled))
     if len(filled) < 3 or n_going_on > 2 * _SOME * len(filled):
-        return Choice("file", f"{n_rows} are lines of one text that goes on from line to line")
-    return Choice("row", f"{n_rows} have no blank line between them, and do not go on from line to line")
+        return Choice("file", f"{n_rows} are lines of one text that continues from line to line")
+    return Choice("row", f"{n_rows} have no blank line between them and do not continue from line to line")
 
 
 def _are_sentences(rows: Sequence[str]) -> bool:
-    """Return whether rows are the sentences of a text, one each, as in BookCorpus."""
+    """Return whether each row is one sentence of a continuous text, as in BookCorpus."""
     sentences = [row for row in rows if len(row) <= _SENTENCE_CHARACTERS and _SENTENCE.fullmatch(row.strip())]
     n_going_on = sum(bool(_GOING_ON.match(row)) for row in sentences)
     is_one_text = n_going_on > _SOME * len(rows) or len(rows) >= _VERY_MANY_ROWS

@@ -1,7 +1,7 @@
-"""The rows of a file of separated values or JSON: a row is its place, for error messages, and its values.
+"""Read CSV and JSON files row by row: a row is its place, for error messages, and its values.
 
-The delimiter and the header of a CSV file are found, whatever its name; JSON is read in the forms in which tables are
-written there.
+The delimiter and the header of a CSV file are detected, whatever its name; JSON is read in the usual forms of tables
+in JSON.
 """
 
 import csv
@@ -19,30 +19,30 @@ Row = tuple[str, Mapping[str, Any]]
 _DELIMITERS = ",\t;|"  # Excel writes semicolons in much of Europe, and tabs as "Unicode text"
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
 _MERGED_LINES = 3
-_MOST_NOTES = 10  # on headers and rows of a source, which may be thousands of files
+_MOST_NOTES = 10  # on headers and rows of a source, which may have thousands of files
 _FIRST_LINE = 100  # characters of a JSON file that show its form
 
 
 def check_names(columns: Sequence[str], name: str) -> None:
-    """Raise `SettingsError` when two columns have one name, or none has any: nobody can say which is the text."""
+    """Raise `SettingsError` if two columns share a name or none has one: the text column would be ambiguous."""
     for column in columns:
         if column and columns.count(column) > 1:
             raise SettingsError(f"{name} has {columns.count(column)} columns called {column!r}: rename all but one.")
     if columns and not any(columns):
-        raise SettingsError(f"{name} has no names of columns in its first line: write them there, such as 'text'.")
+        raise SettingsError(f"{name} has no column names in its first line: write them there, such as 'text'.")
 
 
 def csv_rows(name: str, chunks: Iterable[str], *, delimiter: str, notes: list[str]) -> Iterator[Row]:
-    """Yield the rows of a table with a header line; what may have been misread is added to `notes`.
+    """Yield the rows of a table with a header line; notes on possible misreadings are added to `notes`.
 
-    `delimiter` separates values if the header has none; `name` is how an error calls the table. `SettingsError`: a row
-    is broken or does not fit the header, or a name occurs twice in the header.
+    `delimiter` applies if the header contains none; `name` identifies the table in errors. `SettingsError`: a row is
+    malformed or does not fit the header, or the header repeats a name.
     """
-    # csv.Sniffer is no help: it raises on a table of one column, and takes letters of the text for delimiters.
+    # csv.Sniffer does not help: it raises on a one-column table, and mistakes letters of the text for delimiters.
     numbered = enumerate(split_lines(chunks, name=name))
     filled = (pair for pair in numbered if pair[1].strip())
     n_skipped, header = next(filled, (0, ""))
-    if named := re.fullmatch(r"sep=(.)\s*", header):  # a line for Excel alone
+    if named := re.fullmatch(r"sep=(.)\s*", header):  # a line only for Excel
         delimiter = named[1]
         n_skipped, header = next(filled, (1, ""))
     bare = _QUOTED.sub("", header)
@@ -58,7 +58,7 @@ def _rows(
     csv.field_size_limit(MAX_DOCUMENT_CHARACTERS)  # the library's own limit is 131,072 characters
     has_spaces = f"{delimiter} " in header
     reader = csv.reader(lines, delimiter=delimiter, strict=True, skipinitialspace=has_spaces)
-    begin = n_skipped + 1  # the line in which the present row begins
+    begin = n_skipped + 1  # the line where the current row begins
     try:
         columns = [column.strip() for column in next(reader, [])]
         check_names(columns, name)
@@ -69,7 +69,7 @@ def _rows(
             if len(values) > len(columns):
                 raise SettingsError(
                     f"{name}, line {end}: {len(values)} values, and the header in line {n_skipped + 1} names "
-                    f"{len(columns)}: put text that holds the delimiter {delimiter!r} into double quotes, or delete "
+                    f"{len(columns)}: put text that contains the delimiter {delimiter!r} in double quotes, or delete "
                     "the lines above the header."
                 )
             if end - begin >= _MERGED_LINES:
@@ -87,33 +87,33 @@ def _note_text_in_header(columns: list[str], name: str, *, line: int, notes: lis
     for column in columns if len(notes) < _MOST_NOTES else ():
         if len(column.split()) > 6 or column.endswith((".", "!", "?")) or column.isdecimal():
             notes.append(
-                f"{name}, line {line}: {column[:40]!r} looks like a value and not like the name of a column, but the "
+                f"{name}, line {line}: {column[:40]!r} looks like a value rather than a column name, but the "
                 "first line of a table is its header and is left out. Add a line with the names, such as 'text'."
             )
             return
 
 
 def _note_merged(values: list[str], n_columns: int, delimiter: str, place: str, notes: list[str]) -> None:
-    """Note a row over many lines that look like rows themselves: a quotation mark swallowed them."""
+    """Note a row that spans many lines that look like rows: a quotation mark swallowed them."""
     within = [line for value in values for line in value.split("\n")[1:-1]]
     n_like_rows = sum(line.count(delimiter) == n_columns - 1 for line in within)
     if n_columns > 1 and n_like_rows > len(within) / 2 and len(notes) < _MOST_NOTES:
         notes.append(
-            f"{place}: a quotation mark opens here and makes one row of {len(within) + 2:,} lines, which look like "
-            "rows of their own. If it is a part of the text, write it twice and put the value into quotation marks."
+            f"{place}: a quotation mark opens here and merges {len(within) + 2:,} lines into one row; they look like "
+            "separate rows. If it is part of the text, double it and put the value in quotation marks."
         )
 
 
 def json_lines(name: str, chunks: Iterable[str]) -> Iterator[Row]:
     """Yield the objects of a JSON Lines file; empty lines are skipped.
 
-    A file of that name with one list, or with objects over several lines, is read as JSON.
+    A file with this suffix that holds one list, or objects that span several lines, is read as JSON.
     """
     chunks = iter(chunks)
     head = ""
     for chunk in chunks:
         head += chunk
-        if "\n" in (start := head.lstrip()) or len(start) > _FIRST_LINE:  # a file may be one long line
+        if "\n" in (start := head.lstrip()) or len(start) > _FIRST_LINE:  # the file may be one long line
             break
     chunks = chain([head], chunks)
     first_line = head.lstrip().partition("\n")[0].rstrip()
@@ -128,8 +128,8 @@ def json_lines(name: str, chunks: Iterable[str]) -> Iterator[Row]:
 def json_rows(name: str, chunks: Iterable[str]) -> Iterator[Row]:
     """Yield the rows of a JSON file.
 
-    It may be a list of objects or of texts, objects one after the other, or one object: a row with a `text`, a list of
-    rows in one of its fields, a list for each column, or an object for each row or column, as pandas writes them.
+    It may be a list of objects or of texts, objects one after the other, or a single object: a row with a `text`, a
+    list of rows in one field, a list per column, or an object per row or column, as pandas writes them.
     """
     values = _json_values(name, chunks)
     first = list(islice(values, 2))
@@ -142,8 +142,8 @@ def json_rows(name: str, chunks: Iterable[str]) -> Iterator[Row]:
 
 
 def _rows_of_object(value: Mapping[str, Any]) -> Iterable[Any]:
-    """Return the rows that one object holds; itself where it is a row."""
-    if isinstance(value.get("text"), str):  # what else it holds, such as a list of authors, is about that text
+    """Return the rows that a single object contains, or the object itself if it is a row."""
+    if isinstance(value.get("text"), str):  # its other fields, such as a list of authors, are about that text
         return [value]
     fields = list(value.values())
     inside = [field for field in fields if isinstance(field, list) and field and isinstance(field[0], dict)]
@@ -160,7 +160,7 @@ def _rows_of_object(value: Mapping[str, Any]) -> Iterable[Any]:
 
 
 def is_message(item: Any) -> bool:
-    """Return whether a value is a message of a conversation."""
+    """Return whether a value is a chat message."""
     return isinstance(item, dict) and ({"role", "content"} <= set(item) or {"from", "value"} <= set(item))
 
 
@@ -173,7 +173,7 @@ def _check_object(value: Any, place: str) -> dict[str, Any]:
 
 
 def _loads(load: Callable[..., Any], text: str, name: str, line: int, *place: int) -> Any:
-    """Decode JSON; raise `SettingsError` for what is no error of its grammar but cannot be decoded either."""
+    """Decode JSON; raise `SettingsError` also for valid JSON that Python cannot decode."""
     try:
         return load(text, *place)
     except json.JSONDecodeError as error:
@@ -188,12 +188,12 @@ def _loads(load: Callable[..., Any], text: str, name: str, line: int, *place: in
 
 
 def _json_values(name: str, chunks: Iterable[str]) -> Iterator[tuple[int, Any, bool]]:
-    """Yield the line each value begins at, the value, and whether a list is around the values.
+    """Yield for each value its first line, the value, and whether the values are in a list.
 
-    Not `json.load`, and not the JSON reader of `datasets`: both need the whole file in memory.
+    `json.load` and the JSON reader of `datasets` both need the whole file in memory.
     """
     decode, buffer, line, is_list = json.JSONDecoder().raw_decode, "", 1, None
-    for chunk in chain(chunks, [None]):  # None: the end of the file
+    for chunk in chain(chunks, [None]):  # None marks the end of the file
         buffer += chunk or ""
         position = 0  # everything before it has been decoded
         while True:
@@ -222,6 +222,6 @@ def _json_values(name: str, chunks: Iterable[str]) -> Iterator[tuple[int, Any, b
 
 
 def _is_broken(error: json.JSONDecodeError, buffer: str) -> bool:
-    """Return whether an error is inside the buffer, and not at its end where the next chunk may complete the value."""
-    # Near the end, the cause may be a word such as `false`, or an escape, that the end of the chunk cut in two.
+    """Return whether an error is inside the buffer, not at its end, where the next chunk may complete the value."""
+    # Near the end, the cause may be a word such as `false`, or an escape, that was cut in two by the chunk's end.
     return error.pos < len(buffer) - 64 and not error.msg.startswith("Unterminated")

@@ -1,6 +1,6 @@
-"""The documents of a source, part by part: its files and tables are opened here.
+"""Open the files and tables of a source, and read its documents part by part.
 
-What a document is: `helpers.data.sources.documents`; what `document_separator='auto'` means: `recognition`.
+`helpers.data.sources.documents` defines what a document is, `recognition` what `document_separator='auto'` means.
 """
 
 import re
@@ -32,11 +32,11 @@ from helpers.settings import DataSettings, SettingsError
 
 _SHARD = re.compile(r"-\d+-of-\d+")
 _JSON = {".json": json_rows, ".jsonl": json_lines, ".ndjson": json_lines}
-_EXPANSION = {".gz": 3, ".zst": 3, ".parquet": 2}  # estimated bytes of text for a byte on disk
+_EXPANSION = {".gz": 3, ".zst": 3, ".parquet": 2}  # estimated bytes of text per byte on disk
 
 
 class _Stream(NamedTuple):
-    """One text or table: its name in errors, whether it is a table, and its chunks of text or the texts of its rows."""
+    """One text or table: its name in errors, whether it is a table, and its chunks or the texts of its rows."""
 
     name: str
     is_table: bool
@@ -44,22 +44,22 @@ class _Stream(NamedTuple):
 
 
 class Source:
-    """A source, to be read once, from its first document to its last.
+    """A source, read once from its first document to its last.
 
     Attributes:
-        n_bytes: size of its files on disk; None where that is not known.
-        encodings: how many text files were read in which encoding; counted while they are read.
-        is_continuous: whether it is one text in passages, and not documents; known when `parts` yields the first part.
+        n_bytes: size of its files on disk; None if unknown.
+        encodings: the number of text files per encoding, counted as they are read.
+        is_continuous: whether it is one text in passages rather than documents; known once `parts` yields a part.
     """
 
     def __init__(self, settings: DataSettings) -> None:
-        """Look for the source; raise `SettingsError` when it does not exist."""
+        """Find the source; raise `SettingsError` if it does not exist."""
         self.settings, self.encodings = settings, Counter[str]()
         self.is_continuous = False
-        self._choices: dict[bool, Choice] = {}  # whether it is a table's -> what separates documents
+        self._choices: dict[bool, Choice] = {}  # for tables (True) and texts (False): what separates documents
         self._n_columns = self._n_texts = 1
         self._is_chat = False
-        self._notes: dict[str, dict[str, None]] = {}  # a sentence -> the files that it is about, '' for none
+        self._notes: dict[str, dict[str, None]] = {}  # a sentence -> the files it is about ('' if none)
         self._notes_on_rows: list[str] = []
         self._advance: Callable[[int], None] | None = None
         self._path = source_path(settings.source)
@@ -68,10 +68,10 @@ class Source:
         self.n_bytes = sum(file.stat().st_size for file in self._files) or None
 
     def parts(self, *, advance: Callable[[int], None] | None = None) -> Iterator[tuple[str, Iterator[str]]]:
-        """Yield each part of the source with its texts: `train`, `validation`, `test`, or '' for what is not split yet.
+        """Yield each part of the source with its texts: `train`, `validation`, `test`, or '' if not split yet.
 
-        The texts are its documents, or the passages of its one continuous text; a table's row without text gives an
-        empty one. `advance` is called with the bytes of the files that were read since the last call.
+        The texts are documents, or the passages of one continuous text; a table row without text gives an empty
+        string. `advance` is called with the number of file bytes read since the last call.
 
         Raises:
             SettingsError: something cannot be read, or there is no such split or column.
@@ -80,12 +80,12 @@ class Source:
         parts = self._streams_by_part()
         self._n_texts = max(sum(not stream.is_table for stream in streams) for streams in parts.values())
         is_alone = all(len(streams) == 1 for streams in parts.values())
-        if self.settings.streaming:  # shard by shard, as a training reads them: else other rows would be a document
+        if self.settings.streaming:  # shard by shard, as in training: otherwise documents would have other rows
             parts |= {part: self._training_streams() for part in ("", "train") if part in parts}
         for number, (part, streams) in enumerate(parts.items()):
             was_continuous, self.is_continuous = self.is_continuous, False
             documents = (self._documents(stream, is_alone=is_alone) for stream in streams)
-            # The first one at once: what it is decides how the documents of this part are stored.
+            # Open the first one now: it decides how the documents of this part are stored.
             first = next(documents)
             if number and self.is_continuous != was_continuous:
                 raise SettingsError(
@@ -96,15 +96,15 @@ class Source:
             yield part, chain(first, chain.from_iterable(documents))
 
     def training_shards(self, *, is_continuous: bool) -> list[Callable[[], Iterator[str]]]:
-        """Return for each shard of the training text what reads its documents from the first on: a file, or a Hub's.
+        """Return a function per shard of the training text (a file or a Hub shard) that reads all its documents.
 
         Raises:
-            SettingsError: the text is in texts and tables, which have no separator in common.
+            SettingsError: the source mixes texts and tables, which cannot share one separator.
         """
         streams = self._training_streams()
         if len({stream.is_table for stream in streams}) > 1:
             raise SettingsError(
-                f"{self.settings.source!r} holds texts and tables, of which streaming reads one kind: set source to a "
+                f"{self.settings.source!r} holds texts and tables, but streaming reads only one kind: set source to a "
                 "folder with one of them."
             )
         return [partial(self._documents, stream, is_alone=is_continuous) for stream in streams]
@@ -123,7 +123,7 @@ class Source:
         return parts.get("train", parts.get("", []))
 
     def rows_of(self, part: str) -> Iterator[str] | None:
-        """Return the texts of a part's rows as they are, empty ones too; None where it is no part or no table."""
+        """Return the texts of a part's rows unchanged, including empty ones; None if it is no table or no part."""
         streams = self._streams_by_part().get(part, [])
         is_table = streams and all(stream.is_table for stream in streams)
         return chain.from_iterable(stream.read() for stream in streams) if is_table else None
@@ -136,26 +136,26 @@ class Source:
             for sentence in self._division.notes:
                 self.note(sentence)
             for file in chain.from_iterable(self._division.parts.values()):
-                refuse_other_kinds(file)  # now, and not after hours of reading
+                refuse_other_kinds(file)  # now rather than after hours of reading
             return {part: self._file_streams(files) for part, files in self._division.parts.items()}
         tables = open_saved(self._path, self.settings) if self._path else open_from_hub(self.settings)
         parts = name_parts(tables, self.settings)
         read = [id(table) for table in parts.values()]
         if unread := [name for name, table in tables.items() if id(table) not in read]:
-            self.note(f"Left out, as in no part of the split: {', '.join(unread)}.")
+            self.note(f"Left out (in no part of the split): {', '.join(unread)}.")
         return {
             part: [_Stream(self.settings.source, True, partial(self._texts, table))] for part, table in parts.items()
         }
 
     @property
     def choice(self) -> Choice:
-        """What separates the documents of its texts and of its tables, and why; known when `parts` yields a part."""
+        """What separates the documents of its texts and tables, and why; known once `parts` yields a part."""
         separators, reasons = zip(*sorted(set(self._choices.values())), strict=True)
         return Choice(" and ".join(separators), "; ".join(filter(None, reasons)))
 
     @property
     def notes(self) -> list[str]:
-        """A sentence for each thing that may have been misread; more come while the source is read."""
+        """Sentences about what may have been misread; reading the source adds more."""
         notes = []
         for sentence, (file, *others) in self._notes.items():
             more = f" and {len(others):,} more" if others else ""
@@ -163,13 +163,13 @@ class Source:
         return notes + self._notes_on_rows
 
     def note(self, sentence: str, *, file: str = "") -> None:
-        """Add a sentence to the notes, once for all files that it is about."""
+        """Add a sentence to the notes; if it is about several files, it appears once."""
         self._notes.setdefault(sentence, {})[file] = None
 
     def size_by_part(self) -> dict[str, int]:
-        """Estimate the bytes of text in each part, '' for what is not split yet; {} when the source is not on disk.
+        """Estimate the bytes of text in each part, '' if not split yet; {} if the source is not on disk.
 
-        The estimate is made from file sizes alone, so a table's other columns count too.
+        The estimate uses only file sizes, so the other columns of a table count too.
 
         Raises:
             SettingsError: there is no such split.
@@ -192,12 +192,12 @@ class Source:
         return divide_files(self._path, self._files, self.settings)
 
     def _file_streams(self, files: Iterable[Path]) -> list[_Stream]:
-        """Return the texts and tables of a part; shards, such as `a-00000-of-00002`, are one text or table."""
+        """Return the texts and tables of a part; shards such as `a-00000-of-00002` form one text or table."""
         groups = groupby(files, lambda file: _SHARD.sub("", str(file)))
         return [self._file_stream(*group) for _, group in groups]
 
     def _file_stream(self, *files: Path) -> _Stream:
-        """Return the text or table that is in these files."""
+        """Return the text or table in these files."""
         is_table = kind_of(files[0]) in TABLES
         return _Stream(str(files[0]), is_table, partial(self._table_texts if is_table else self._text_chunks, *files))
 
@@ -219,7 +219,7 @@ class Source:
         self._n_columns = len(table.columns)
         if columns := chat_columns(table.columns, self.settings.text_column):
             self._is_chat = True
-            self.note(f"each row is a conversation, of the columns {list(columns)}.", file=table.name)
+            self.note(f"each row is a conversation, from the columns {list(columns)}.", file=table.name)
             return (self._conversation(row, columns, table.name) for row in rows_of_one_part(table, columns))
         column = find_text_column(table, self.settings.text_column)
         if not self.settings.text_column and column != "text" and len(table.columns) > 1:
@@ -239,14 +239,14 @@ class Source:
         return chain(["\n"] if self._path == FABLES else [], chain.from_iterable(map(self._decode, files)))
 
     def _documents(self, stream: _Stream, *, is_alone: bool = False) -> Iterator[str]:
-        """Return the documents of one text or table, in the form that the first of its kind has."""
+        """Return the documents of one text or table; the first of its kind decides the separator."""
         pieces = stream.read()
         sample = list(take_pieces(pieces, SAMPLE_CHARACTERS, SAMPLE_ROWS if stream.is_table else None))
         pieces = chain(sample, pieces)
         if stream.is_table not in self._choices:
             rows = sample if stream.is_table else "".join(sample).split("\n")
             if markup := describe_markup(rows):
-                advice = "The model learns to write it: take it out first if it should not."
+                advice = "The model learns to write it: remove it first if it should not."
                 self.note(f"{markup}. {advice}", file=stream.name)
             self._choices[stream.is_table] = self._choose(rows, is_table=stream.is_table)
         separator = self._choices[stream.is_table].separator
@@ -285,7 +285,7 @@ class Source:
 
 
 def take_pieces(pieces: Iterator[str], n_characters: int, n_pieces: int | None = None) -> Iterator[str]:
-    """Yield the first pieces: so many of them, or until there are so many characters."""
+    """Yield the first `n_pieces` pieces, or fewer once they have `n_characters` characters."""
     for piece in islice(pieces, n_pieces):
         yield piece
         n_characters -= len(piece)
@@ -294,7 +294,7 @@ def take_pieces(pieces: Iterator[str], n_characters: int, n_pieces: int | None =
 
 
 def _python_reference() -> Iterable[str]:
-    """Return the chapters of Python's language reference, which every Python brings along."""
+    """Return the chapters of Python's language reference, which comes with every Python."""
     from pydoc_data.topics import topics
 
     return topics.values()

@@ -1,4 +1,4 @@
-"""Tables row by row, in any form; and which of their columns holds the text."""
+"""Read tables row by row, and find the column that holds the text."""
 
 import json
 import re
@@ -15,17 +15,17 @@ from helpers.data.sources.rows import Row, check_names, is_message
 from helpers.display import first_line
 from helpers.settings import SettingsError
 
-SAMPLE_ROWS, _SAMPLE_CHARACTERS = 1000, 2**22  # are looked at to find the column of the text
+SAMPLE_ROWS, _SAMPLE_CHARACTERS = 1000, 2**22  # examined to find the text column
 _BATCH = 32  # rows of a Parquet file in memory at once: each may be a book
 _NUMBER = re.compile(r"[-+]?\d*[.,]?\d+([eE][-+]?\d+)?")
 _PART_COLUMNS = ("split", "set", "subset", "partition")
-_MUCH_LONGER = 4  # times the mean length of all other columns together: then a column is the text
+_MUCH_LONGER = 4  # a column this many times as long as all others together is the text
 
 
 class Table(NamedTuple):
-    """A table: its name in errors, its columns, and its rows with some columns.
+    """A table: its name in errors, its columns with their kinds, and a function that reads rows with some columns.
 
-    The kind of a column is 'words', 'messages' (of a conversation), 'nested' (other lists and objects) or 'other'.
+    A column's kind is 'words', 'messages' (of a conversation), 'nested' (other lists and objects) or 'other'.
     """
 
     name: str
@@ -35,13 +35,13 @@ class Table(NamedTuple):
 
 
 def find_text_column(table: Table, wanted: str) -> str:
-    """Return the column that holds the text: the one asked for, one called `text`, or the only one that can.
+    """Return the column that holds the text: the requested one, one called `text`, or the only candidate.
 
-    Of several columns of words, one whose texts are much longer than all others is the text. `wanted` is the
-    `text_column` of the settings.
+    Among several columns of words, one whose texts are much longer than all others is the text. `wanted` is the
+    setting `text_column`.
 
     Raises:
-        SettingsError: there is no such column, or there are several candidates; the columns are listed.
+        SettingsError: there is no such column, or several candidates; the message lists the columns.
     """
     columns = table.columns
     if not columns:
@@ -61,20 +61,20 @@ def find_text_column(table: Table, wanted: str) -> str:
     if not wanted and len(candidates) == 1 and (not nested or candidates == ["text"]):
         return candidates[0]
     missing = f"no column {wanted!r}" if wanted else "no column 'text', and not exactly one column of words"
-    inside = f" Lists and objects, as in {nested}, are not read: write what they hold as text." if nested else ""
+    inside = f" Lists and objects, as in {nested}, are not read: convert them to text." if nested else ""
     pair = " To learn answers to questions, name two columns prompt and completion." if len(candidates) > 1 else ""
     raise SettingsError(f"{table.name} has {missing}: set text_column to one of {list(columns)[:20]}.{pair}{inside}")
 
 
 def rows_of_one_part(table: Table, columns: Sequence[str]) -> Iterator[Row]:
-    """Yield a table's rows with some columns.
+    """Yield a table's rows with the given columns.
 
     Raises:
-        SettingsError: a column such as `split` says that some rows are for training and others for a test: a test
-            must not be trained on.
+        SettingsError: a column such as `split` marks some rows for training and others for a test, which must not be
+            trained on.
     """
     marks = [name for name in table.columns if name.lower() in _PART_COLUMNS]
-    found: dict[str, dict[str, str]] = {mark: {} for mark in marks}  # of each column: part -> the value that names it
+    found: dict[str, dict[str, str]] = {mark: {} for mark in marks}  # for each column: part -> the value that names it
     for place, values in table.rows([*columns, *marks]):
         for mark, names in found.items():
             value = str(values.get(mark))
@@ -83,14 +83,14 @@ def rows_of_one_part(table: Table, columns: Sequence[str]) -> Iterator[Row]:
             if len(names) > 1:
                 raise SettingsError(
                     f"{table.name}, {place}: column {mark!r} divides the rows into parts, {[*names.values()]}. Write "
-                    "each part into a file of its own, such as train.csv and test.csv, and set source to their folder; "
+                    "each part to its own file, such as train.csv and test.csv, and set source to their folder, "
                     "or delete the column to use all rows."
                 )
         yield place, values
 
 
 def _mean_lengths(table: Table, columns: Sequence[str]) -> dict[str, float]:
-    """Return the mean number of characters of the texts of each column."""
+    """Return the mean text length of each column, in characters."""
     lengths: dict[str, list[int]] = {column: [] for column in columns}
     for _, values in table.sample or islice(table.rows(columns), SAMPLE_ROWS):
         for column in columns:
@@ -100,7 +100,7 @@ def _mean_lengths(table: Table, columns: Sequence[str]) -> dict[str, float]:
 
 
 def text_of(row: Row, column: str, *, name: str) -> str:
-    """Return a row's text; empty where the column is missing or null.
+    """Return a row's text; empty if the column is missing or null.
 
     Raises:
         SettingsError: the value is not text, or far too long.
@@ -119,7 +119,7 @@ def text_of(row: Row, column: str, *, name: str) -> str:
 
 
 def peek_columns(name: str, rows: Iterator[Row]) -> Table:
-    """Return a table whose columns are those of its first rows: one row may lack a value, or hold a number."""
+    """Return a table with the columns of its first rows: a single row may lack a value or hold a number."""
     sample, n_characters = [], 0
     for row in islice(rows, SAMPLE_ROWS):
         sample.append(row)
@@ -135,9 +135,9 @@ def peek_columns(name: str, rows: Iterator[Row]) -> Table:
 
 
 def _kind_of_value(value: Any) -> str:
-    if isinstance(value, (list, dict)) and value:  # an empty one does not say what it would hold
+    if isinstance(value, (list, dict)) and value:  # an empty one does not show what it would hold
         return "messages" if isinstance(value, list) and is_message(value[0]) else "nested"
-    # a number of a CSV file is text too
+    # CSV reads numbers as text too
     return "words" if isinstance(value, str) and not _NUMBER.fullmatch(value) else "other"
 
 
@@ -158,7 +158,7 @@ def kind_of_type(kind: Any) -> str:
 
 
 def parquet_table(file: Path, *, advance: Callable[[int], None] | None = None) -> Table:
-    """Open a Parquet file, of which only the columns that are asked for are read.
+    """Open a Parquet file as a table that reads only the requested columns.
 
     Raises:
         SettingsError: it is not a Parquet file.

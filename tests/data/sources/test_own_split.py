@@ -71,16 +71,16 @@ def test_what_is_left_out_is_listed_and_counted(tmp_path):
     list(source.parts())
     split, about, rest, kinds = source.notes
     assert "(test: test.txt; train: train.txt)" in split
-    assert about.endswith("describe the data: README.md.")
-    assert rest.endswith("no part of the split: novel.txt.")
-    assert kinds == "Left out, as files of other kinds: 2 .pdf, 1 .docx."
+    assert about.endswith("describe the data): README.md.")
+    assert rest.endswith("no part of the split): novel.txt.")
+    assert kinds == "Left out (other kinds of files): 2 .pdf, 1 .docx."
 
 
 def test_no_list_of_names_is_endless(tmp_path):
     make(tmp_path, " ".join([*(f"{n}.txt=a" for n in range(100)), *(f"log.{n}=out" for n in range(100))]))
     source = Source(DataSettings(source=str(tmp_path)))
     list(source.parts())
-    assert source.notes[0].startswith("Left out, as files of other kinds: 1 .")
+    assert source.notes[0].startswith("Left out (other kinds of files): 1 .")
     assert source.notes[0].endswith(" and 96 more.")
     with pytest.raises(SettingsError, match="no split 'test'") as error:
         list(Source(DataSettings(source=str(tmp_path), source_split="test")).parts())

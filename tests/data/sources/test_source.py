@@ -117,7 +117,7 @@ def test_a_saved_data_set_is_read_with_its_own_splits(tmp_path):
     assert texts(tmp_path / "many") == {"train": WORDS, "test": WORDS}
     source = Source(DataSettings(source=str(tmp_path / "many")))
     assert dict(source.parts()).keys() == {"train", "test"}
-    assert "Left out, as in no part of the split: unsupervised." in source.notes
+    assert "Left out (in no part of the split): unsupervised." in source.notes
     assert texts(tmp_path / "many", source_split="unsupervised") == WORDS
     assert texts(tmp_path / "many", source_split="eval") == WORDS, "another word for test"
 
