@@ -220,8 +220,9 @@ class _Step:
         self.sample_tokens = min(prompt_bytes + SAMPLE_TOKENS, config.n_positions)
         # Before an adapter's first block nothing needs a gradient, so its input is not kept. With checkpointing the
         # input does, to carry gradients into the blocks, and is kept together with the embedding it was made from.
-        self.input = self.stream * (self.checkpointing - (not self.checkpointing)) * (self.rank > 0)
-        self.embedding_mask = self.mask_bytes * self.tokens * self.width * (config.embd_pdrop > 0) * (self.input >= 0)
+        self.input = (self.stream if self.checkpointing else -self.stream) * (self.rank > 0)
+        has_mask = config.embd_pdrop > 0 and (self.checkpointing or not self.rank)
+        self.embedding_mask = self.mask_bytes * self.tokens * self.width * has_mask
 
     def _block_bytes_per_token(self, config: Any) -> int:
         """Return the bytes that a block keeps per token, besides its input, the residual stream."""
@@ -302,9 +303,7 @@ class _Step:
         product = 2 if self.is_half else 4
         cache = 2 * self.layers * self.sample_tokens * self.width * product
         head_copy = (self.embedding // 2) * self.is_half  # made after the blocks ran
-        in_block = (
-            self.sample_tokens * (self.width + 2 * self.inner) * product
-        )  # a norm's output, GELU's input and output
+        in_block = self.sample_tokens * (self.width + 2 * self.inner) * product  # outputs of a norm, c_fc and GELU
         in_hand = 8 * self.sample_tokens * self.width + max(0, in_block - head_copy)
         copies = self.layers * self.block_copies + head_copy
         return self._memory("a sample", gradients=self.kept_gradients, copies=copies, activations=cache + in_hand)

@@ -196,7 +196,7 @@ class RunPlan(PlainTextMixin):
         if self.card.is_processor and self.settings.torch_compile == "always":
             notes["compiled"] = "on a processor the peak is predicted for a model that is not compiled"
         return [
-            ("largest batch", f"{self.largest_batch} blocks of {self.settings.block_size} tokens per pass"),
+            ("largest batch", f"{self.largest_batch} blocks of {self.settings.block_size} tokens, also accumulated"),
             ("training text", f"{self.train_tokens:,} tokens ({self.tokens_are})"),
             ("steps", f"{self.steps:,} of {self.tokens_per_step:,} tokens"),
             ("an epoch", self._time()),
