@@ -206,6 +206,6 @@ def _carry_out(name: str, arguments: list[str]) -> int:
         print(f"Error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nInterrupted: what was done is kept, and the same command continues.", file=sys.stderr)
+        print("\nInterrupted: completed work is kept; repeat the command to continue.", file=sys.stderr)
         return 130
     return 0
