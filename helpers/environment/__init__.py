@@ -13,7 +13,7 @@
 
 Only the standard library is imported until a check needs more, so that the doctor also runs before anything is
 installed, and on a Python that is too old: `python3 -m helpers.environment`. This is why the modules use
-`from __future__ import annotations`: annotations such as `X | None` stay unevaluated. The doctor changes nothing here.
+`from __future__ import annotations`: annotations such as `X | None` stay unevaluated. The doctor changes nothing.
 """
 
 from helpers import lazy_exports
