@@ -37,7 +37,7 @@ from helpers.troubleshooting.commands import explain
 
 
 class _TerminatedError(KeyboardInterrupt):
-    """SIGTERM, the first signal that a batch system, a container runtime or a shutdown sends."""
+    """Raised on SIGTERM, the first signal that a batch system, a container runtime or a shutdown sends."""
 
 
 def _raise_terminated(number: int, frame: Any) -> None:

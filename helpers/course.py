@@ -61,7 +61,7 @@ def declared_parameters(notebook: Path) -> set[str]:
     """Return the names in a notebook's cell tagged `parameters`; raise `SettingsError` if it is not a notebook."""
     try:
         return set(_papermill().inspect_notebook(str(notebook)))
-    except Exception as error:  # noqa: BLE001 (the libraries raise anything for a file that is truncated or none)
+    except Exception as error:  # noqa: BLE001 (the libraries raise anything for a damaged or foreign file)
         raise SettingsError(f"{notebook} cannot be read as a notebook ({first_line(error)}).") from None
 
 
@@ -249,7 +249,7 @@ def kernel_of_this_python() -> type:
         async def shutdown_kernel(self, now: bool = False, restart: bool = False) -> None:
             interrupted = isinstance(sys.exc_info()[1], KeyboardInterrupt)  # Ctrl-C or SIGTERM, not sent to the kernel
             if interrupted:
-                # The cell's task may raise DeadKernelError when nobody waits for its result any more.
+                # The cell's task may raise DeadKernelError after everyone stopped waiting for its result.
                 asyncio.get_running_loop().set_exception_handler(_report_unless_kernel_died)
                 await self.let_cell_end()
             # A kernel that is asked to shut down during a cell prints a traceback: after Ctrl-C, kill it instead.

@@ -16,7 +16,7 @@ from pathlib import PureWindowsPath
 from typing import Any
 
 GIB, MIB = 2**30, 2**20
-_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)")  # of terminals
+_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)")  # escape sequences of terminals
 _MOST_QUOTED = 300  # characters of a value that a message quotes
 QUIET_SECONDS = 10  # before a progress bar appears
 _LONGEST_LINE = 120  # characters of a row in a text table, without its last column

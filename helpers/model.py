@@ -249,7 +249,7 @@ def set_attention_dropout(model: "GPT2LMHeadModel", attn_pdrop: float) -> None:
 
 @contextmanager
 def quiet(*, shows_downloads: bool = False) -> Iterator[None]:
-    """Hide transformers' log messages and the libraries' progress bars, by default also of downloads, for a block."""
+    """Hide transformers' log messages and all progress bars for a block; `shows_downloads` keeps those of downloads."""
     import datasets
     from huggingface_hub.utils import enable_progress_bars
     from transformers.utils import logging

@@ -104,7 +104,7 @@ def stored_path(name: str, *, folder: Path | None = None) -> str:
 def is_hidden(path: Path) -> bool:
     """Return whether a file or folder is hidden: by a leading dot or, on Windows, by an attribute.
 
-    Windows lets nobody list some hidden folders, such as `My Music` in `Documents`, a link to another folder.
+    Windows refuses to list some hidden folders, such as `My Music` in `Documents`, a link to another folder.
     """
     attributes = getattr(path.lstat(), "st_file_attributes", 0)
     return path.name.startswith(".") or bool(attributes & stat.FILE_ATTRIBUTE_HIDDEN)

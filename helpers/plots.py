@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-_DRAW_EVERY_SECONDS = 2  # the most often that a plot of a running training is redrawn
+_DRAW_EVERY_SECONDS = 2  # a plot of a run in training is redrawn at most this often
 COMMON_TOKENS = 8  # n-grams of up to about this many tokens occur in most texts of a kind, copied or not
 
 
@@ -183,7 +183,7 @@ def _three_digits(value: float) -> str:
 
 
 def plot_surprise(tokens: Sequence[str], nats: Mapping[str, Sequence[float]], *, ax: "Axes | None" = None) -> "Axes":
-    """Draw the surprise of models at each token of a sentence, in nats; `nats` is model name -> one per token."""
+    """Draw models' surprise at each token of a sentence; `nats` is a model's name -> its values in nats (tokens,)."""
     ax = ax or new_axes(width=min(max(6.0, 0.5 * len(tokens)), 12.0), height=4.0)  # a page would shrink a wider one
     colours = dict(zip(nats, (BLUE, ORANGE, GREEN), strict=False))
     width = 0.8 / len(nats)

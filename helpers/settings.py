@@ -72,14 +72,14 @@ def _refuse_other_case(folder: Path) -> None:
     alike = [name for name in names if name.lower() == folder.name.lower()]
     if alike and folder.name not in alike:
         raise ValueError(
-            f"differs from {alike[0]!r} in {folder.parent} only in upper and lower case, and both are one folder on "
-            f"Windows and macOS: write {alike[0]!r}, or choose another name"
+            f"differs from {alike[0]!r} in {folder.parent} only in upper and lower case, and both are the same folder "
+            f"on Windows and macOS: use {alike[0]!r}, or choose another name"
         )
 
 
 def _plain_name(name: str) -> str:
     if re.fullmatch(r"[\w.-]+/trial-\d+", name):
-        raise ValueError(f"is a trial of a study: `{COMMAND} compare {name} --promote NAME` makes a run of it")
+        raise ValueError(f"is a trial of a study: `{COMMAND} compare {name} --promote NAME` turns it into a run")
     if not _RUN_NAME.fullmatch(name):
         raise ValueError(
             "is not a plain name: use 1 to 64 letters from a to z, digits, '.', '_' or '-', starting with a letter or "
@@ -144,7 +144,7 @@ class RunSettings(Settings):
     """The run and its seed."""
 
     run: Annotated[str, AfterValidator(_plain_name)] = setting("pocket", "name of the run's folder")
-    seed: int = setting(42, "makes split, order and samples repeatable", ge=0, le=2**31 - 1)
+    seed: int = setting(42, "makes the split, the order and the samples reproducible", ge=0, le=2**31 - 1)
 
     @classmethod
     def from_preset(cls, preset: str, **changes: Any) -> Self:
@@ -182,8 +182,8 @@ class DataSettings(RunSettings):
     document_separator: Annotated[str, AfterValidator(_known_separator)] = setting(
         "auto",
         "what ends a document, in texts and tables: 'row' (a line, a table's row), 'blank line', 'heading' "
-        "(' = Title =' or '# Title'), 'pattern:' and a regular expression that a first row matches, '100 rows', 'file' "
-        "(a single file is one continuous text), or the text between documents; auto: recognised and reported",
+        "(' = Title =' or '# Title'), 'pattern:' and a regular expression for the first row of a document, '100 rows', "
+        "'file' (a single file is one continuous text), or the text between documents; auto: detected and reported",
         min_length=1,
         examples=["auto", "row", "blank line", "heading", "pattern:^CHAPTER", "100 rows", "file", "<|endoftext|>"],
     )
@@ -223,7 +223,7 @@ class TrainingSettings(DataSettings):
     )
     gradient_accumulation_steps: int = setting(1, "passes per optimizer step", ge=1, le=1024, unit="passes", log_from=1)
     lora_r: int = setting(
-        0, "rank of a LoRA adapter that is trained beside the frozen model; 0: all weights are trained",
+        0, "rank of a LoRA adapter; only the adapter is trained, the model is frozen; 0: all weights are trained",
         ge=0, le=256, log_from=1,
     )  # fmt: skip
     lora_alpha: int = setting(
@@ -302,8 +302,8 @@ class TrainingSettings(DataSettings):
             )
         if self.lora_r and self.optim == "muon":
             raise ValueError(
-                f"optim = 'muon' is for complete matrices, and lora_r = {self.lora_r} trains narrow ones beside them: "
-                "set lora_r = 0, or another optim"
+                f"optim = 'muon' is for full weight matrices, and lora_r = {self.lora_r} trains only narrow adapter "
+                "matrices: set lora_r = 0, or another optim"
             )
         for name in NEW_MODEL:
             value = getattr(self, name)

@@ -127,7 +127,7 @@ def preset_for(total_bytes: int) -> str:
 
 
 def read_card(machine: Machine | None = None) -> GraphicsCard | None:
-    """Return the card that training on a machine (None: this one) would use, or None. torch is not imported here."""
+    """Return the card that training on a machine (None: this one) would use; this process does not import torch."""
     if machine is None:
         machine = read_machine(quick=True)
         if not machine.has_gpu and machine.wsl is not None:  # NVML often fails under WSL2 where torch sees the card

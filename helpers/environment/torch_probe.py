@@ -97,7 +97,7 @@ def _tell_card(torch: Any, tell: Callable[..., None], messages: list[str]) -> No
 
 
 def has_bf16(*, on_processor: bool = False) -> bool:
-    """Return whether the card, or else the CPU, multiplies bf16 in hardware: compute capability 8.0, AVX-512 or AMX."""
+    """Return whether the card, or else the CPU, multiplies bf16 in hardware: capability 8.0, AVX-512 BF16 or AMX."""
     import torch
 
     if torch.cuda.is_available() and not on_processor:
@@ -111,7 +111,7 @@ def _product(torch: Any, device: str) -> str:
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(256, 256, generator=generator, dtype=torch.float64) for _ in range(2))
     exact = a @ b
-    for dtype, tolerance in ((torch.float32, 0.05), (torch.bfloat16, 0.6)):  # TF32 and bf16 keep 10 and 8 bits
+    for dtype, tolerance in ((torch.float32, 0.05), (torch.bfloat16, 0.6)):  # TF32 and bf16: 11 and 8 significant bits
         product = (a.to(device, dtype) @ b.to(device, dtype)).to("cpu", torch.float64)
         error = (product - exact).abs().max().item()
         if not error < tolerance:  # catches NaN too

@@ -149,7 +149,7 @@ def is_of_another_maker(version: str) -> bool:
 
 
 def _fits(machine: Machine) -> bool:
-    """Return whether the installed CUDA wheel is known to fit, by its version alone: torch was not imported."""
+    """Return whether the installed CUDA wheel is known to fit, by versions and capability: torch was not imported."""
     release, newest = release_of(machine.torch.cuda), cuda_of_driver(machine)
     capability = machine.gpu.capability if machine.gpu else None
     if newest is None or capability is None or release not in _CAPABILITIES:

@@ -317,7 +317,7 @@ _SEEN_IN = {
 def _diagnosis(right: str, where: str) -> Check:
     def examine(answer: Any) -> None:
         if answer not in _SEEN_IN:
-            raise Hint(f"{answer!r} is none of {', '.join(map(repr, _SEEN_IN))}.")
+            raise Hint(f"{answer!r} is not one of {', '.join(map(repr, _SEEN_IN))}.")
         if answer != right:
             raise Hint(f"With {answer!r}, {_SEEN_IN[answer]}; that is not the case here. {where}")
 

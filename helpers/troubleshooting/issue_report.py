@@ -40,7 +40,7 @@ def write_issue_report(thing: Any = None, *, machine: Machine | None = None) -> 
     """Return a text to paste into an issue about an error or a log; takes what `explain` takes.
 
     Home folders, user and computer names, tokens, passwords and addresses are replaced. Read it before you publish it:
-    nobody but you knows what else in a log is private.
+    only you know what else in a log is private.
     """
     thing = last_error() if thing is None else thing
     machine = machine or read_machine(quick=True)

@@ -50,10 +50,10 @@ class RunControls:
             settings = self._panel.settings
             # A thread that waits for another training to end would not react to Stop.
             if _STOPS or TRAINING.locked():
-                raise SettingsError("A run is being trained in this kernel: wait for its end, or stop it.")
+                raise SettingsError("A run is being trained in this kernel: wait until it ends, or stop it.")
             if state_of(settings.run) == "in training":
                 raise SettingsError(
-                    f"Run {settings.run!r} is {_ELSEWHERE}: wait for its end, or choose another run name."
+                    f"Run {settings.run!r} is {_ELSEWHERE}: wait until it ends, or choose another run name."
                 )
             self._stop.clear()
             _STOPS[settings.run] = self._stop
