@@ -115,7 +115,7 @@ class Diagnosis(PlainTextMixin):
         nvcc, available = f"nvcc {release}" if release else "no nvcc", self.check("cuda_available").reading
         rows = (
             ("nvidia-smi", f"{nvml}; {free}" if self.machine.gpu else nvml, "the driver, the card and its free memory"),
-            ("nvcc --version", nvcc, "information only: a wheel brings its own CUDA runtime and needs no toolkit"),
+            ("nvcc --version", nvcc, "information only: a wheel includes its own CUDA runtime and needs no toolkit"),
             ("torch.cuda.is_available()", available, "whether training gets the card, and if not, why"),
         )
         return [{"command": command, "here": here, "means": means} for command, here, means in rows]

@@ -143,8 +143,8 @@ def _cards(machine: Machine) -> Finding:
     if not cards and machine.platform.nvidia_on_bus:
         return fail(
             f"driver {driver} answers and sees no card, but one is on the bus",
-            "sudo dmesg | grep -i nvrm tells why: a card that this driver does not serve, one that another driver "
-            f"(vfio, nouveau) holds, or one that was lost. Most often: {fixes.update_driver(machine)}",
+            "sudo dmesg | grep -i nvrm says why: this driver does not support the card, another driver (vfio, nouveau) "
+            f"holds it, or the card was lost. Most often: {fixes.update_driver(machine)}",
         )
     if not cards:
         return warn(f"driver {driver} answers, but sees no card", _without_card(machine))

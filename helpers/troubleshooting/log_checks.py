@@ -49,7 +49,7 @@ def not_finite(reading: Reading) -> str | None:
 
 
 def _recovers(rows: "Sequence[dict[str, float]]") -> bool:
-    """Return whether later gradients are mostly finite: fp16's scaler skips such steps while it searches its scale."""
+    """Return whether later gradients are mostly finite: fp16's scaler skips steps while it looks for its scale."""
     norms = [row["grad_norm"] for row in rows if "grad_norm" in row]
     return math.isfinite(norms[-1]) and sum(map(math.isfinite, norms)) >= len(norms) / 2
 
