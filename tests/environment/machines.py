@@ -517,7 +517,7 @@ ticket("a Tesla K80 (3.7): 470 is its last driver, and no wheel has code for it"
 ticket("a Tesla K80 beside a 4070 Ti does not count",
        on(LINUX, nvml={"cards": (replace(K80.nvml.cards[0], index=0, uuid="GPU-80"), replace(CARD, index=1))}),
        0, "gpu", "cu130", {})
-ON_BUS = r"sudo dmesg \| grep -i nvrm tells why: .* Most often: " + UBUNTU
+ON_BUS = r"sudo dmesg \| grep -i nvrm says why: .* Most often: " + UBUNTU
 ticket("a driver that sees no card, though one is on the bus",
        on(LINUX, torch=blind(), nvml=silent("ok", driver="580.65.06", cuda=13000)),
        1, "cpu", "cu130", {"nvml_alive": FAIL, "cuda_available": FAIL}, ON_BUS)
