@@ -1,11 +1,11 @@
-"""The package behind the notebooks, on one screen. Each line imports only from lines above it; a folder is a room.
+"""The package behind the notebooks, on one screen. A module imports only from those above it; a folder is a "room".
 
-    paths             where the course's folders, a run and a user's files are
+    paths             where the course's folders, the runs and the user's files are
     display           sizes, durations, tables, "did you mean", the palette
     environment/      notebook 1: reading a machine, the doctor's checks and fixes, PyTorch's wheels, the monitor
     plots             all plots: rows in, matplotlib Axes out
     schema            what a setting is: a field with its bounds, messages, slider and help
-    files             files and folders written completely or not at all
+    files             files and folders written atomically: completely or not at all
     settings          every setting, and the presets of assets/presets/
     exercises/        the exercises of all notebooks, and what is solved
     model             a model and its tokenizer: shipped, from a folder, from the Hub, or new
@@ -21,8 +21,8 @@
     assets/           the pocket model, texts, presets, studies, templates, known failures
     __main__          the command line; a room's commands are in its `commands`
 
-Each room's docstring lists its modules. Import from a room, never from its insides: `from helpers.training import
-fine_tune`. Importing `helpers` or a room imports nothing heavy; a name is loaded when it is first asked for.
+Each room's docstring lists its modules. Import from a room, not from the modules inside it: `from helpers.training
+import fine_tune`. Importing `helpers` or a room imports nothing heavy; a module is loaded when it is first used.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from typing import Any
 def lazy_exports(
     room: str, modules: Mapping[str, str]
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
-    """Return a room's `__getattr__`, `__dir__` and `__all__`, which import a module when one of its names is needed.
+    """Return a room's `__getattr__`, `__dir__` and `__all__`, which import a module when one of its names is used.
 
     Args:
         room: the package, `__name__`.
-        modules: module name -> the public names that come from it, separated by spaces. A name must differ from
-            every module of the room: Python binds an imported module to the package under its own name.
+        modules: module name -> its public names, separated by spaces. No name may equal the name of a module in the
+            room: Python binds an imported module to the package under its own name.
     """
     home = {name: module for module, names in modules.items() for name in names.split()}
 

@@ -9,7 +9,7 @@ import signal
 
 if __name__ == "__main__":
     on_interrupt = signal.getsignal(signal.SIGINT)
-    if on_interrupt is signal.default_int_handler:  # Ctrl-C then ends the imports without a traceback
+    if on_interrupt is signal.default_int_handler:  # so that Ctrl-C during the imports prints no traceback
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import sys
@@ -19,7 +19,7 @@ from typing import Any
 
 from helpers.environment import tasks
 
-if __name__ == "__main__":  # what follows imports packages that may have to be installed first
+if __name__ == "__main__":  # the imports below need packages that may not be installed yet
     tasks.start(sys.argv[1:])
 
 import click
@@ -37,7 +37,7 @@ from helpers.troubleshooting.commands import explain
 
 
 class _TerminatedError(KeyboardInterrupt):
-    """SIGTERM: what a batch system, a container or a shutdown sends first."""
+    """Raised on SIGTERM, the first signal that a batch system, a container runtime or a shutdown sends."""
 
 
 def _raise_terminated(number: int, frame: Any) -> None:
@@ -45,12 +45,12 @@ def _raise_terminated(number: int, frame: Any) -> None:
 
 
 def _printable(message: Any) -> str:
-    """Return the lines of a message without what a terminal would obey: a file that it names may have any name."""
+    """Return a message without control characters except line breaks: a file name in it can contain anything."""
     return printable(str(message), keep="\n")
 
 
 def _format_warning(message: Warning | str, category: type[Warning], filename: str, *rest: Any) -> str:
-    """Return a warning of ours without the line of code that it comes from, which a terminal need not show."""
+    """Format our own warnings without the file name and source line that Python adds."""
     is_ours = category is UserWarning and Path(filename).is_relative_to(Path(__file__).parent)
     return f"Warning: {_printable(message)}\n" if is_ours else _usual_format(message, category, filename, *rest)
 
@@ -59,7 +59,7 @@ _usual_format = warnings.formatwarning
 
 
 class _OneSentence(click.Group):
-    """Print what any console or file can show, and errors that are meant for people as one sentence."""
+    """A command group that prints any character on any console, and expected errors as one sentence."""
 
     def invoke(self, ctx: click.Context) -> Any:
         from helpers.course import CourseError
@@ -75,9 +75,9 @@ class _OneSentence(click.Group):
                 raise
             click.secho(f"Error: {_printable(sentence)}", fg="red", err=True)
             ctx.exit(2 if isinstance(error, SettingsError) else 1)
-        except (KeyboardInterrupt, click.Abort) as interrupt:  # the second where a question was asked
-            click.secho("\nInterrupted: what was done is kept, and the same command continues.", fg="red", err=True)
-            # as a shell counts a program that Ctrl-C or SIGTERM ended
+        except (KeyboardInterrupt, click.Abort) as interrupt:  # Abort: Ctrl-C at a prompt
+            click.secho("\nInterrupted: completed work is kept; repeat the command to continue.", fg="red", err=True)
+            # the exit codes that a shell reports after SIGTERM and Ctrl-C
             ctx.exit(143 if isinstance(interrupt, _TerminatedError) else 130)
         finally:
             signal.signal(signal.SIGTERM, usual)
@@ -126,9 +126,9 @@ def settings() -> None:
 
 
 def _arguments(given: list[str]) -> list[str]:
-    """Return the command line with the home folder in place of `~`, which no shell of Windows does.
+    """Replace `~` by the home folder on Windows, where the shell does not.
 
-    Click would do that too, and would also replace * and $ there, in quotes or not: a prompt "*" became file names.
+    Click would do this too, but it would also expand * and $, even in quotes: a prompt "*" would become file names.
     """
     return [os.path.expanduser(each) for each in given] if os.name == "nt" else given  # noqa: PTH111 (never raises)
 

@@ -19,21 +19,21 @@ from helpers.paths import COMMAND, NOTEBOOKS, runs_folder
 from helpers.report import write_report
 from helpers.settings import SettingsError, describe_new_run, known_settings, refuse_training_text, run_folder
 
-_NEXT = "06"  # the first notebook that is not in the course itself: it trains for minutes, and nothing needs it
-_SECONDS_BETWEEN_SAVES = 1.0  # of a notebook that is executed: what a killed process may lose
+_NEXT = "06"  # the first notebook outside the default course: it trains for minutes, and no other notebook needs it
+_SECONDS_BETWEEN_SAVES = 1.0  # of a running notebook: a killed process loses at most this much
 _SECONDS_BETWEEN_DRAWINGS = 1.0  # of the progress bar, while a cell runs
-_SAVE_SECONDS = 120.0  # for the step and the checkpoint of a training that is interrupted
-_BEFORE_THE_CELLS = "__import__('helpers.course').course.end_at_once()"  # leaves no name that a notebook could use
+_SAVE_SECONDS = 120.0  # for an interrupted training run to finish its step and write a checkpoint
+_BEFORE_THE_CELLS = "__import__('helpers.course').course.end_at_once()"  # defines no name in the notebook
 
 
 class CourseError(RuntimeError):
-    """A notebook that failed; the message names the notebook, the error and the executed file."""
+    """A notebook failed, with the error and the executed file in the message, or there are no notebooks."""
 
 
 def all_notebooks() -> list[Path]:
-    """Return every notebook in its order; raise `CourseError` where there are none."""
+    """Return all notebooks in order; raise `CourseError` if there are none."""
     notebooks = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
-    if not notebooks:  # a wheel brings the package alone
+    if not notebooks:  # a wheel contains only the package
         raise CourseError(
             f"There are no notebooks at {NOTEBOOKS}: an installed wheel has none. Run this in a clone of the project, "
             f"or train without a notebook: `{COMMAND} train`."
@@ -58,25 +58,25 @@ def find_notebook(name: str) -> Path:
 
 
 def declared_parameters(notebook: Path) -> set[str]:
-    """Return the names in a notebook's cell tagged `parameters`; raise `SettingsError` if it is no notebook."""
+    """Return the names in a notebook's cell tagged `parameters`; raise `SettingsError` if it is not a notebook."""
     try:
         return set(_papermill().inspect_notebook(str(notebook)))
-    except Exception as error:  # noqa: BLE001 (the libraries raise anything for a file that is none, or is cut short)
+    except Exception as error:  # noqa: BLE001 (the libraries raise anything for a damaged or foreign file)
         raise SettingsError(f"{notebook} cannot be read as a notebook ({first_line(error)}).") from None
 
 
 @contextmanager
 def without_address_grammar() -> Iterator[None]:
-    """Import papermill, nbformat or nbclient in this block, without a check of web addresses that nobody here asks for.
+    """Hide rfc3987_syntax while papermill, nbformat or nbclient is imported, which saves 2 s in each process.
 
-    jsonschema uses rfc3987_syntax where it is installed, and building that one's grammar takes 2 s in each process.
+    jsonschema imports it where it is installed and builds a grammar to validate URIs, which nothing here needs.
     """
-    is_missing = sys.modules.setdefault("rfc3987_syntax", None) is None  # as Python notes a module that cannot be had
+    is_missing = sys.modules.setdefault("rfc3987_syntax", None) is None  # None makes the import fail
     try:
         yield
     finally:
         if is_missing:
-            sys.modules.pop("rfc3987_syntax", None)  # such a block in another thread may have done it
+            sys.modules.pop("rfc3987_syntax", None)  # another thread's block may have removed it
 
 
 def _papermill() -> Any:
@@ -98,13 +98,13 @@ def run_course(
     Args:
         notebooks: their paths.
         run: the run's name; every notebook gets it.
-        parameters: what the user asked for; each must be declared by one of the notebooks.
+        parameters: the user's values; at least one of the notebooks must declare each of them.
         defaults: a preset's values; each goes to the notebooks that declare it.
         progress: show papermill's progress bar, one step per cell.
 
     Raises:
-        SettingsError: no chosen notebook has one of the parameters, or forgetting would be measured on the training
-            text; nothing was run.
+        SettingsError: no chosen notebook declares one of the parameters, or forgetting would be measured on the
+            training text; nothing was run.
         CourseError: a notebook failed; it was saved with its traceback, and the report shows what ran.
     """
     folder = run_folder(run) / "notebooks"
@@ -116,9 +116,9 @@ def run_course(
             raise SettingsError(f"None of the chosen notebooks has a parameter {name!r}{hint}")
     values = {**(defaults or {}), **parameters, "run": run}
     texts = {name: values.get(name, known_settings()[name].default) for name in ("source", "general_source")}
-    if texts.keys() <= known:  # else notebook 04 would say so after the training
+    if texts.keys() <= known:  # otherwise notebook 04 would refuse it after training
         refuse_training_text(texts["general_source"], source=texts["source"], run=run)
-    elif "general_source" in known and (note := describe_new_run(run)):  # notebook 04 says it where nobody looks yet
+    elif "general_source" in known and (note := describe_new_run(run)):  # notebook 04 says it too late
         warnings.warn(note, stacklevel=2)
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -136,7 +136,7 @@ def _execute(notebook: Path, output: Path, parameters: dict[str, Any], *, progre
     from papermill.exceptions import PapermillExecutionError
 
     try:
-        # The kernel works in the notebook's folder, where a relative COURSE_RUNS would be another folder.
+        # The kernel runs in the notebook's folder, where a relative COURSE_RUNS would mean another folder.
         with environment_variables({"COURSE_RUNS": str(runs_folder())}):
             papermill.execute_notebook(
                 str(notebook),
@@ -144,11 +144,11 @@ def _execute(notebook: Path, output: Path, parameters: dict[str, Any], *, progre
                 parameters=parameters,
                 engine_name=_register_engine(output.parent.parent),
                 kernel_name="python3",
-                kernel_manager_class=kernel_of_this_python(),  # a class, not `km`: papermill shuts down what it made
+                kernel_manager_class=kernel_of_this_python(),  # not `km`: only a manager made here is shut down
                 cwd=str(notebook.parent),
                 progress_bar={"desc": notebook.stem} if progress else False,
-                # In the middle of the progress bars the kernel would warn that it listens on this machine only, and log
-                # an error where its last answer has not quite ended when jupyter_client interrupts it to shut it down.
+                # Otherwise the kernel logs between the progress bars: a warning that it listens on this machine only,
+                # and an error if jupyter_client interrupts it for shutdown before its last reply is complete.
                 extra_arguments=["--IPKernelApp.log_level=CRITICAL", f"--IPKernelApp.exec_lines={_BEFORE_THE_CELLS}"],
             )
     except PapermillExecutionError as error:
@@ -161,11 +161,11 @@ def _execute(notebook: Path, output: Path, parameters: dict[str, Any], *, progre
 
 
 def _register_engine(folder: Path) -> str:
-    """Register an engine for papermill that saves a notebook at most once a second, and at its end; return its name.
+    """Register a papermill engine that saves a notebook at most once per second and at its end; return its name.
 
-    Its bar also moves while a cell runs, and shows how far the training of the run in `folder` is.
+    Its progress bar is also redrawn while a cell runs, and shows the training progress of the run in `folder`.
 
-    papermill's usual engine saves before and after each cell, text included: 2.5 s of the 19 s that notebook 02 takes.
+    papermill's own engine saves before and after each cell, Markdown included: 2.5 s of the 19 s of notebook 02.
     """
     from papermill.engines import NBClientEngine, papermill_engines
 
@@ -183,7 +183,7 @@ def _register_engine(folder: Path) -> str:
                 with _redrawn(nb_man.pbar, folder):
                     return super().execute_managed_notebook(nb_man, kernel_name, **how)
             finally:
-                nb_man.save = save  # papermill then saves all of it, whatever has happened
+                nb_man.save = save  # papermill's final save must not be skipped
 
     papermill_engines.register("course", SavesSeldom)
     return "course"
@@ -191,19 +191,19 @@ def _register_engine(folder: Path) -> str:
 
 @contextmanager
 def _redrawn(bar: Any, folder: Path) -> Iterator[None]:
-    """Redraw a bar in a terminal while a cell runs: it moves with cells only, and one that trains can take hours."""
+    """Redraw a progress bar in a terminal while a cell runs: papermill only does so between cells."""
     ended = threading.Event()
 
     def redraw() -> None:
         while not ended.wait(_SECONDS_BETWEEN_DRAWINGS):
-            with suppress(SettingsError, OSError):  # a damaged file: the cell that reads it says so
+            with suppress(SettingsError, OSError):  # a damaged file: the cell that reads it reports it
                 is_trained = (folder / "training.json").exists()
                 rows = [] if is_trained else read_json_lines(folder / "history.jsonl")
                 losses = [row for row in rows if "loss" in row]
                 bar.set_postfix_str(f"step {losses[-1]['step']}, loss {losses[-1]['loss']:.3f}" if losses else "")
 
     thread = threading.Thread(target=redraw, name="bar", daemon=True)
-    if bar is not None and bar.fp.isatty():  # in a file each drawing would be another line
+    if bar is not None and bar.fp.isatty():  # in a file each redraw would add a line
         thread.start()
     try:
         yield
@@ -214,23 +214,23 @@ def _redrawn(bar: Any, folder: Path) -> Iterator[None]:
 
 
 def end_at_once() -> None:
-    """Let this process end after the exit functions that are registered from now on.
+    """Make this process skip Python's teardown at exit, after the exit functions registered from now on have run.
 
-    Python would then take PyTorch and transformers apart, object by object: 2 s for each kernel.
+    Tearing down PyTorch and transformers object by object would take 2 s per kernel.
     """
 
     def end() -> None:
-        weakref.finalize._exitfunc()  # removes temporary folders; it may have been registered before this
+        weakref.finalize._exitfunc()  # removes temporary folders; if registered earlier, it would not run
         os._exit(0)
 
     atexit.register(end)
 
 
 def kernel_of_this_python() -> type:
-    """Return a kernel manager class whose python3 kernel runs in the Python that calls this.
+    """Return a kernel manager class whose python3 kernel runs in the calling Python.
 
     Otherwise Jupyter may find a `python3` kernel that another installation left in the user's folders. With no
-    folders to search, it takes the kernel of the `ipykernel` that this Python imports.
+    folders to search, it uses the `ipykernel` that this Python imports.
     """
     from jupyter_client import AsyncKernelManager
     from jupyter_client.kernelspec import KernelSpecManager
@@ -240,29 +240,29 @@ def kernel_of_this_python() -> type:
             super().__init__(kernel_spec_manager=KernelSpecManager(kernel_dirs=[]), **traits)
 
         async def start_kernel(self, **how: Any) -> None:
-            # Windows would send a kernel the terminal's Ctrl-C too: with that of `let_cell_end` it would be the second
-            # one, which does not let a training save. (Elsewhere jupyter_client gives a kernel a session of its own.)
+            # Windows also sends the terminal's Ctrl-C to a kernel. With the interrupt of `let_cell_end` that makes two,
+            # and the second one stops training without saving. (Elsewhere a kernel gets its own session.)
             if group := getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0):
                 how["creationflags"] = group
             await super().start_kernel(**how)
 
         async def shutdown_kernel(self, now: bool = False, restart: bool = False) -> None:
-            interrupted = isinstance(sys.exc_info()[1], KeyboardInterrupt)  # Ctrl-C or SIGTERM, which the kernel missed
+            interrupted = isinstance(sys.exc_info()[1], KeyboardInterrupt)  # Ctrl-C or SIGTERM, not sent to the kernel
             if interrupted:
-                # The cell's task may notice the end of its kernel when nobody asks for its result any more.
+                # The cell's task may raise DeadKernelError after everyone stopped waiting for its result.
                 asyncio.get_running_loop().set_exception_handler(_report_unless_kernel_died)
                 await self.let_cell_end()
-            # A kernel that is asked to end prints a traceback when a cell is not done: after Ctrl-C, kill it.
+            # A kernel that is asked to shut down during a cell prints a traceback: after Ctrl-C, kill it instead.
             await super().shutdown_kernel(now=now or interrupted, restart=restart)
 
         async def let_cell_end(self) -> None:
-            """Interrupt the cell and wait for its end: a training finishes its step and writes a checkpoint."""
+            """Interrupt the cell and wait until it ends: training finishes its step and writes a checkpoint."""
             await self.interrupt_kernel()
             client = self.client()
             client.start_channels()
             try:
                 with suppress(RuntimeError):  # no answer in time
-                    await client.wait_for_ready(timeout=_SAVE_SECONDS)  # which is answered after the cell
+                    await client.wait_for_ready(timeout=_SAVE_SECONDS)  # answered once the cell has ended
             finally:
                 client.stop_channels()
 

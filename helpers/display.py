@@ -16,15 +16,15 @@ from pathlib import PureWindowsPath
 from typing import Any
 
 GIB, MIB = 2**30, 2**20
-_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)")  # what a terminal would obey
-_MOST_QUOTED = 300  # characters of a value, in a message
+_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)")  # escape sequences of terminals
+_MOST_QUOTED = 300  # characters of a value that a message quotes
 QUIET_SECONDS = 10  # before a progress bar appears
-_LONGEST_LINE = 120  # of a table as text, without its last column
+_LONGEST_LINE = 120  # characters of a row in a text table, without its last column
 
-# The colours of Okabe and Ito (https://jfly.uni-koeln.de/color/), which colour-blind readers can tell apart; a grey.
+# Okabe and Ito's colours (https://jfly.uni-koeln.de/color/), which colour-blind readers can tell apart, and a grey.
 BLUE, ORANGE, GREEN, GREY, RED = "#0072B2", "#E69F00", "#009E73", "#777777", "#D55E00"
 
-# status -> mark, background, text colour. Darker than the palette where white text has to be readable on it.
+# status -> mark, background, text colour; some are darker than the palette, so that white text is readable on them
 STATUS_MARKS = {
     "ok": ("✓", BLUE, "#ffffff"),
     "warn": ("!", ORANGE, "#000000"),
@@ -44,7 +44,7 @@ def size_text(n_bytes: float) -> str:
 
 
 def duration_text(seconds: float) -> str:
-    """Return a duration, the less precise the longer it is.
+    """Return a duration as text, with less precision the longer it is.
 
     >>> duration_text(0.784), duration_text(8), duration_text(130), duration_text(4000)
     ('0.78 s', '8 s', '130 s', '1 h 07 min')
@@ -58,7 +58,7 @@ def duration_text(seconds: float) -> str:
 
 
 def predicted_and_measured(facts: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Return rows of time and memory from a run's `training.json`: what, predicted, measured; empty where not known.
+    """Return (name, predicted, measured) rows of time and memory from a run's `training.json`; '' if not known.
 
     A plan predicts the steps only. A run also sets up the libraries, validates, and writes samples and checkpoints.
     """
@@ -73,7 +73,7 @@ def predicted_and_measured(facts: Mapping[str, Any]) -> list[tuple[str, str, str
 
 
 def did_you_mean(name: str, names: Iterable[str], *, cutoff: float = 0.5) -> str:
-    """Return the end of a sentence about an unknown name: the nearest known one, or all there are.
+    """Return the end of a sentence about an unknown name: the nearest known name, or a list of all.
 
     >>> did_you_mean("learning_rte", ["learning_rate", "seed"]), did_you_mean("xyz", ["b", "a"])
     ("; did you mean 'learning_rate'?", '; there are a, b.')
@@ -86,7 +86,7 @@ def did_you_mean(name: str, names: Iterable[str], *, cutoff: float = 0.5) -> str
 
 
 def cut(text: str, length: int) -> str:
-    """Return a text of at most `length` characters; an ellipsis says that more followed.
+    """Shorten a text to at most `length` characters; an ellipsis marks the cut.
 
     >>> cut("a long story", 7)
     'a long…'
@@ -95,7 +95,7 @@ def cut(text: str, length: int) -> str:
 
 
 def quoted(value: Any) -> str:
-    """Return a value as a message quotes it: not whole if it is long."""
+    """Return a value as a message quotes it, shortened if it is long."""
     return cut(repr(value), _MOST_QUOTED)
 
 
@@ -105,13 +105,13 @@ def perplexity_text(loss: float) -> str:
     >>> perplexity_text(3.26), perplexity_text(20.0), perplexity_text(800.0)
     ('26.05', '4.9e+08', 'too large')
     """
-    if loss > 700:  # of a run that diverged: more than a float can hold
+    if loss > 700:  # a run that diverged: its exponential would overflow a float
         return "too large"
     return f"{math.exp(loss):,.2f}" if loss < 14 else f"{math.exp(loss):.1e}"
 
 
 def metric_text(value: float | None, form: str, interval: list[float] | None = None) -> str:
-    """Return a metric with its interval; None, as evaluation.json has it, is a value too large for a number.
+    """Return a metric with its interval as text; None stands for a value that overflowed, as in evaluation.json.
 
     >>> metric_text(3.14159, ".2f", [3.1, 3.2]), metric_text(None, ".2f")
     ('3.14 [3.10 to 3.20]', 'too large')
@@ -122,7 +122,7 @@ def metric_text(value: float | None, form: str, interval: list[float] | None = N
 
 
 def first_line(error: BaseException) -> str:
-    r"""Return the first line of an error's message, without a full stop; the error's type when it has no message.
+    r"""Return the first line of an error's message (the second too after a colon), or its type; no full stop.
 
     >>> first_line(ValueError("Too short.\nTry another.")), first_line(ValueError("n:\n  not 6")), first_line(OSError())
     ('Too short', 'n: not 6', 'OSError')
@@ -132,13 +132,13 @@ def first_line(error: BaseException) -> str:
 
 
 def fenced(text: str) -> str:
-    """Return text as a Markdown block that nothing in the text can end."""
+    """Return text as a Markdown code block whose fence the text itself cannot close."""
     fence = backticks_around(text, least=3)
     return f"{fence}text\n{text}\n{fence}"
 
 
 def backticks_around(text: str, *, least: int = 1) -> str:
-    """Return more backticks than follow each other in a text, at least so many.
+    """Return a run of at least `least` backticks, longer than any in a text.
 
     >>> backticks_around("plain"), backticks_around("a `word`")
     ('`', '``')
@@ -152,11 +152,11 @@ def last_part(path: str) -> str:
     >>> last_part("/data/letters/mine.txt"), last_part(r"C:\letters\mine.txt"), last_part("C:/letters/mine.txt")
     ('mine.txt', 'mine.txt', 'mine.txt')
     """
-    return PureWindowsPath(path).name  # Windows knows both slashes
+    return PureWindowsPath(path).name  # Windows accepts both slashes
 
 
 def printable(text: str, *, keep: str = "") -> str:
-    r"""Remove colours and links, and replace control characters by spaces: a process or a file may have any name.
+    r"""Remove terminal escapes and replace control characters by spaces: a file or process name can contain anything.
 
     >>> printable("a\x07\x1b[31mb\nc", keep="\n")
     'a b\nc'
@@ -168,19 +168,19 @@ def printable(text: str, *, keep: str = "") -> str:
 
 
 def print_any_character() -> None:
-    """Let the standard output show "?" for a character that a console or a file's code page has not."""
+    """Make the standard output print "?" for a character that its encoding lacks, instead of raising."""
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")
 
 
 def tell_terminal(sentence: str) -> None:
-    """Say on a terminal what a command does before it prints anything; a program or a file needs no such line."""
+    """Print on a terminal what a command is about to do; a script or a log file needs no such line."""
     if sys.stderr.isatty():
         print(printable(sentence), file=sys.stderr, flush=True)
 
 
 class Html(str):
-    """Text that is HTML already: `html_table` does not escape it, and no template does."""
+    """Text that is already HTML: neither `html_table` nor a template escapes it."""
 
     def __html__(self) -> str:
         """Return itself, as Jinja asks for it."""
@@ -188,29 +188,29 @@ class Html(str):
 
 
 class PlainTextMixin:
-    """For results: where a notebook shows no HTML, as in a terminal or a log, it shows `str` and not all fields."""
+    """Mixin for results: without HTML, as in a terminal or a log, IPython shows `str` and not every field."""
 
     def __str__(self) -> str:
-        """Return the words of the HTML, unless a class has a text of its own."""
+        """Return the text of the HTML; a class may override this."""
         return html_text(self._repr_html_())
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        # each class's own: IPython prefers the `__repr__` that a dataclass gets to what it inherits
+        # set on each class: IPython prefers a dataclass's own `__repr__` to an inherited `_repr_pretty_`
         cls._repr_pretty_ = lambda self, printer, cycle: printer.text(str(self))
 
 
 @contextmanager
 def progress_bar(total: int | None, *, unit: str, leave: bool = False, **how: Any) -> Iterator[Any]:
-    """Show a `tqdm` after ten seconds, but not where a runner executes a notebook: it would stay."""
+    """Show a `tqdm` bar after ten seconds, but not in a notebook that a runner executes, where it would stay."""
     from tqdm.auto import tqdm
 
     is_hidden = (kernel := notebook_kernel()) is not None and not allows_input(kernel)
     with tqdm(total=total, unit=unit, delay=QUIET_SECONDS, leave=leave, disable=is_hidden, **how) as bar:
         yield bar
-        bar.total = bar.n  # a notebook's bar that ends below its total stays, in red, as after an error
+        bar.total = bar.n  # a notebook's bar that ends below its total turns red and stays, as after an error
         if (widget := getattr(bar, "container", None)) and not leave:
-            # tqdm would close it: the cell's output would name a widget that a page loaded again does not find
+            # tqdm would close the widget, and a reloaded page would not find what the cell's output refers to
             widget.layout.display, bar.leave = "none", True
 
 
@@ -224,8 +224,8 @@ def notebook_kernel() -> Any:
 
 
 def allows_input(kernel: Any) -> bool:
-    """Say whether a person can watch: a front end allows input, the runners of notebooks do not."""
-    # ipykernel notes here what the latest request to run a cell said; nbclient, below both runners, says no
+    """Return whether a person can watch: a front end allows input, notebook runners do not."""
+    # ipykernel stores `allow_stdin` of the latest execute request here; nbclient, used by both runners, sends False
     return bool(getattr(kernel, "_allow_stdin", False))
 
 
@@ -237,9 +237,9 @@ def status_badge(status: str) -> Html:
 
 
 def html_table(head: Sequence[str], rows: Iterable[Sequence[Any]], *, caption: str = "") -> str:
-    """Return an HTML table with the names of its columns, if there are any, and everything escaped except `Html`.
+    """Return an HTML table; `head` (may be empty) names the columns, and everything except `Html` is escaped.
 
-    Numbers are on the right, with thousands separators or four significant digits; None becomes an empty cell.
+    Numbers are right-aligned, with thousands separators or four significant digits; None becomes an empty cell.
 
     >>> html_table([], [[1234, None]])
     "<table><tbody><tr><td style='text-align:right;vertical-align:top'>1,234</td><td></td></tr></tbody></table>"
@@ -259,12 +259,12 @@ def _cell(value: Any) -> str:
     style = "text-align:left;vertical-align:top;white-space:pre-wrap;overflow-wrap:anywhere;max-width:48em"
     if isinstance(value, Html):
         return f"<td style='{style}'>{value}</td>"
-    # or a narrow page would break it between any two letters
+    # without a minimum width, a narrow page would break it between any two letters
     return f"<td style='{style};min-width:{min(len(str(value)), 16)}ch'>{escape(str(value))}</td>"
 
 
 def html_text(page: str) -> str:
-    """Return the text of HTML made here: without drawings and what is folded away, and with aligned columns in tables.
+    """Convert HTML made by the course to text, with aligned tables and without drawings and folded details.
 
     >>> print(html_text("<p>Two <b>runs</b>:</p>" + html_table(["run", "loss"], [["pocket", 3.5], ["a", None]])))
     Two runs:
@@ -291,7 +291,7 @@ def _table_text(table: str) -> str:
         for row in re.findall(r"<tr[ >].*?</tr>", table, re.DOTALL)
     ]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    if sum(widths[:-1]) > _LONGEST_LINE and "<thead>" in table:  # a line for each cell, and an empty one between rows
+    if sum(widths[:-1]) > _LONGEST_LINE and "<thead>" in table:  # one line per cell, an empty line between rows
         head, *rows = rows
         records = ("\n".join(f"{name}: {cell}" for name, cell in zip(head, row, strict=True)) for row in rows)
         return _words(caption) + "\n\n".join(records)

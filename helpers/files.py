@@ -1,4 +1,4 @@
-"""Atomic writes of files and folders, pages, JSON, room for them, and environment variables for a block."""
+"""Atomic writes of files and folders, HTML pages, JSON, disk space, and temporary environment variables."""
 
 import errno
 import json
@@ -15,14 +15,14 @@ from helpers.display import Html
 from helpers.paths import ASSETS, LONGEST_WINDOWS_PATH, long_paths
 from helpers.schema import SettingsError
 
-# characters below a run's folder: a checkpoint's adapter has 56; measurements, in a folder beside it, up to 90
+# characters of a path below a run's folder: a checkpoint's adapter has 56, measurements (next to the run) up to 90
 _LONGEST_IN_RUN = 90
 _DISK_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a UTF-8 text file so that a reader sees either the old content or all of the new one."""
-    # A name of its own for each writer: two notebooks of one run may write the same file at the same time.
+    """Write a UTF-8 text file so that a reader sees either the old or the complete new content."""
+    # Each writer has its own temporary name: two notebooks of a run may write the same file at the same time.
     new = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.new")
     try:
         new.write_text(text, encoding="utf-8")
@@ -38,7 +38,7 @@ def write_html_page(path: Path, *, title: str, body: str) -> None:
 
 
 def fill_template(name: str, **values: Any) -> str:
-    """Return a Jinja template of `assets/` filled in; in one that is HTML every value is escaped, except `Html`."""
+    """Render a Jinja template of `assets/`; in an HTML template every value is escaped, except `Html`."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
     environment = Environment(
@@ -49,7 +49,7 @@ def fill_template(name: str, **values: Any) -> str:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON file so that a reader sees either the old content or all of the new one."""
+    """Write a JSON file so that a reader sees either the old or the complete new content."""
     write_atomically(path, json.dumps(value, indent=2))
 
 
@@ -63,7 +63,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_json_if_there(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file; an empty one where the file is missing or damaged."""
+    """Return the object in a JSON file, or an empty one if the file is missing or damaged."""
     try:
         return read_json(path)
     except (OSError, SettingsError):
@@ -71,35 +71,35 @@ def read_json_if_there(path: Path) -> dict[str, Any]:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the objects in a JSON Lines file, none where it does not exist; errors as in `read_json`."""
+    """Return the objects in a JSON Lines file, none if it does not exist; errors as in `read_json`."""
     return [_parse(line, path) for line in _retry(path.read_bytes).splitlines()] if path.exists() else []
 
 
 def _parse(text: bytes, path: Path) -> dict[str, Any]:
     try:
-        content, reason = json.loads(text), "it holds no object"
+        content, reason = json.loads(text), "it is not a JSON object"
     except ValueError as error:
         content, reason = None, str(error)
     if not isinstance(content, dict):
-        raise SettingsError(f"{path} is damaged ({reason}): delete it, and run again what makes it.")
+        raise SettingsError(f"{path} is damaged ({reason}): delete it, and repeat the step that writes it.")
     return content
 
 
 def is_disk_full(error: OSError) -> bool:
-    """Return whether a file could not be written because its disk, or the user's share of it, is full."""
+    """Return whether a file could not be written because the disk, or the user's quota, is full."""
     return error.errno in _DISK_FULL
 
 
 def explain_os_error(error: OSError) -> str:
-    """Return in one sentence why a file or folder cannot be used; empty for an error that is of neither."""
+    """Return why a file or folder cannot be used and what to do; '' if the error is not about one."""
     if is_disk_full(error):
         return (
-            f"The disk is full ({error}): free some space, or set COURSE_RUNS to a folder on a larger disk. What was "
-            "done is kept, and the same command continues."
+            f"The disk is full ({error}): free some space, or set COURSE_RUNS to a folder on a larger disk. Completed "
+            "work is kept; repeat the command to continue."
         )
     if error.filename is None:
         return ""
-    path = error.filename2 or error.filename  # of a file that cannot take another one's place, the one that was named
+    path = error.filename2 or error.filename  # where a rename fails, its target: the user named that one
     close = "close the program that has it open, " if os.name == "nt" and isinstance(error, PermissionError) else ""
     return (
         f"{path} cannot be used ({error.strerror}): {close}name another path, or change the permissions of this one. "
@@ -108,7 +108,7 @@ def explain_os_error(error: OSError) -> str:
 
 
 def _retry(access: Callable[[], Any]) -> Any:
-    """Read, move or remove a file or folder; on Windows wait a moment for whoever holds it open or replaces it."""
+    """Call `access`, and retry for a second on a `PermissionError`: on Windows another program may use the file."""
     for wait_seconds in (0.05, 0.2, 0.8):
         try:
             return access()
@@ -118,7 +118,7 @@ def _retry(access: Callable[[], Any]) -> Any:
 
 
 def _remove_left(folder: Path) -> None:
-    """Remove what a process left behind that was killed, or that could not remove it on Windows."""
+    """Remove a folder left by a process that was killed, or that could not remove it on Windows."""
     try:
         if folder.exists():
             _retry(lambda: shutil.rmtree(folder))
@@ -141,13 +141,13 @@ def _set_aside(folder: Path, old: Path) -> None:
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """Give an empty folder to write into, which replaces `folder` when the block ends without an error.
+    """Yield an empty folder to write into; it replaces `folder` when the block ends without an error.
 
-    The old content of `folder` is deleted only after that. What a killed process left behind is cleaned up first. A
-    second process that wants to write the same folder waits for the first.
+    The old content of `folder` is deleted only after that. Leftovers of a killed process are removed first. A second
+    process that wants to write the same folder waits for the first.
 
     Raises:
-        SettingsError: another program holds a file of `folder` open, or of what was left of it, on Windows.
+        SettingsError: on Windows, another program has a file open in `folder` or in the leftovers.
     """
     from filelock import FileLock
 
@@ -171,7 +171,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def folder_unless_refused(folder: Path) -> Iterator[None]:
-    """Make a folder for the block; remove it again where the block raises and only lock files are in it."""
+    """Create a folder for the block; if the block raises and left only lock files in a new folder, remove it again."""
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -183,28 +183,28 @@ def folder_unless_refused(folder: Path) -> Iterator[None]:
 
 
 def refuse_deep(folder: Path) -> None:
-    """Raise `SettingsError` where Windows could not write all files of a run into a folder; elsewhere do nothing."""
+    """Raise `SettingsError` if a run's files would exceed Windows' path limit; do nothing on other systems."""
     longest = len(str(folder)) + _LONGEST_IN_RUN
     if longest > LONGEST_WINDOWS_PATH and long_paths() is False:
         raise SettingsError(
             f"The folder {folder} is too deep: its files would have paths of {longest} characters, and Windows allows "
-            f"{LONGEST_WINDOWS_PATH}. Let COURSE_RUNS name a folder such as C:\\runs, or switch long paths on."
+            f"{LONGEST_WINDOWS_PATH}. Set COURSE_RUNS to a folder such as C:\\runs, or enable long paths."
         )
 
 
 def free_bytes(folder: Path) -> int:
-    """Return the free space of the disk that holds a folder, which need not exist yet; `OSError` without a disk."""
+    """Return the free bytes on a folder's disk; the folder need not exist yet. Raise `OSError` if there is no disk."""
     existing = next((path for path in (folder, *folder.absolute().parents) if path.exists()), folder)
     try:
         return shutil.disk_usage(existing).free
-    except OSError as error:  # of Windows it names no folder
+    except OSError as error:  # on Windows it names no folder
         error.filename = str(existing)
         raise
 
 
 @contextmanager
 def environment_variables(values: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables for a block, for this process and the ones it starts; restore them after it."""
+    """Set environment variables during a block, for this process and those it starts; restore them afterwards."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:

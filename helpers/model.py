@@ -1,7 +1,7 @@
 """Tokenizer and model: the shipped pocket model, a folder, the Hub, or a new one, all through the same code.
 
-Every loader checks what would otherwise break a training silently: a vocabulary that exists, an end-of-text token, and
-float32 weights.
+The loaders rule out what would break training silently: an empty vocabulary, a missing end-of-text token, missing
+weights, and weights in less than float32.
 """
 
 import hashlib
@@ -25,21 +25,21 @@ if TYPE_CHECKING:
 _END_OF_TEXT = "<|endoftext|>"
 _WITHOUT_OWNER = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")  # the Hub still knows these names
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
-# Models that `on_device` has brought to the card -> blocks that use them: a panel generates in a thread of its own.
+# Model that `on_device` moved to the GPU -> number of blocks that use it: a panel generates text in its own thread.
 _visits: Counter["GPT2LMHeadModel"] = Counter()
-_loading = threading.Lock()  # transformers changes its classes while it loads: two threads would spoil them for good
-_visits_lock = threading.RLock()  # garbage collection may close a generator, and so end a block, inside another
-# Blocks of `quiet` overlap where a panel trains in a thread: the first one hides, the last one shows again.
+_loading = threading.Lock()  # transformers patches its classes while it loads: two threads would break them for good
+_visits_lock = threading.RLock()  # reentrant: garbage collection may close a generator, and so end a block, here
+# Blocks of `quiet` overlap when a panel trains in a thread: the first one hides, the last one restores.
 _n_quiet = 0
 _show_again = ExitStack()
 _quiet_lock = threading.Lock()
 
 
 def check_model_name(name: str) -> Path | None:
-    """Return the folder that a model's name means; None for one of the Hub.
+    """Return the folder that a model's name refers to; None for a model on the Hub.
 
     Raises:
-        SettingsError: it is a path and no model is there, or a name without its owner.
+        SettingsError: a path without a model, or a Hub name without its owner.
     """
     if name == "pocket":
         return POCKET
@@ -47,9 +47,9 @@ def check_model_name(name: str) -> Path | None:
     if folder is not None:
         if (folder / "config.json").is_file():
             return folder
-        what = "a LoRA adapter and no model" if (folder / "adapter_config.json").is_file() else "no folder of a model"
+        what = "a LoRA adapter, not a model" if (folder / "adapter_config.json").is_file() else "not a model's folder"
         raise SettingsError(
-            f"model_name_or_path = {name!r}: {folder} is {what}, because it holds no config.json. In a run's folder "
+            f"model_name_or_path = {name!r}: {folder} is {what}: it has no config.json. In a run's folder "
             "the complete model is in `model`."
         )
     if _HUB_ID.fullmatch(name) or name in _WITHOUT_OWNER:
@@ -62,12 +62,12 @@ def check_model_name(name: str) -> Path | None:
 
 
 def model_hash(name: str) -> str | None:
-    """Return the SHA-256 of the files in a model's folder, but for its card; None for one that is not in a folder."""
+    """Return the SHA-256 of the files in a model's folder except its card; None for 'pocket' and for Hub models."""
     folder = check_model_name(name)
     if folder in (None, POCKET):
         return None
     digest = hashlib.sha256()
-    for file in sorted(folder.iterdir(), key=lambda file: file.name):  # Windows compares paths without upper case
+    for file in sorted(folder.iterdir(), key=lambda file: file.name):  # by name: Windows compares paths without case
         if file.is_file() and file.name != "README.md":
             with file.open("rb") as opened:
                 digest.update(file.name.encode() + b"\0" + hashlib.file_digest(opened, "sha256").digest())
@@ -96,13 +96,13 @@ def load_tokenizer(model_name_or_path: str) -> "PreTrainedTokenizerBase":
 def load_model(
     model_name_or_path: str, *, from_scratch: bool = False, seed: int = 42, **new_values: Any
 ) -> "GPT2LMHeadModel":
-    """Load a GPT-2 in float32, whatever number format its file has, and in evaluation mode.
+    """Load a GPT-2 in evaluation mode and in float32, whatever number format its file has.
 
     Args:
         model_name_or_path: 'pocket', a folder, or a Hub id.
         from_scratch: use only the configuration and draw random weights.
-        seed: of the random weights.
-        new_values: values of `GPT2Config` that replace those of the configuration, from scratch only.
+        seed: for the random weights.
+        new_values: values of `GPT2Config` that replace those of the configuration; used only from scratch.
 
     Raises:
         SettingsError: it cannot be found, is not a GPT-2 or is incomplete, or the shape is impossible.
@@ -119,23 +119,23 @@ def load_model(
     if from_scratch:
         with _explained(model_name_or_path), torch.random.fork_rng():
             torch.manual_seed(seed)
-            model = GPT2LMHeadModel(config).eval()  # as `from_pretrained` returns one, without dropout
+            model = GPT2LMHeadModel(config).eval()  # as from `from_pretrained`: without dropout
     else:
         how = {"dtype": torch.float32, "output_loading_info": True, "use_safetensors": True}  # a pickle can run code
         model, report = _load(GPT2LMHeadModel, model_name_or_path, **how)
-        if missing := sorted(report["missing_keys"]):  # transformers would draw them at random and go on
+        if missing := sorted(report["missing_keys"]):  # transformers would initialise them at random and go on
             raise SettingsError(
                 f"The model {model_name_or_path!r} is incomplete: {len(missing)} of its weights are missing, such as "
                 f"{missing[0]}. Its files are cut short or belong to another model; train or download it again."
             )
-    # Not what it was published with, such as beams: that would apply wherever the settings of a sample leave it open.
+    # Drop the published generation settings, such as beam search: they would apply wherever ours set nothing.
     model.generation_config = GenerationConfig(bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id)
-    model.loss_type = "ForCausalLM"  # without it transformers guesses from the name of the class, and warns
+    model.loss_type = "ForCausalLM"  # without it transformers guesses it from the class name, and warns
     return model
 
 
 def load_start(settings: TrainingSettings, tokenizer: "PreTrainedTokenizerBase") -> "GPT2LMHeadModel":
-    """Load the model that a run starts from: a pretrained one, or from scratch a new one for this tokenizer.
+    """Load the model that a run starts from: the pretrained one, or a new one with a vocabulary for this tokenizer.
 
     Raises:
         SettingsError: as `load_model` does.
@@ -150,7 +150,7 @@ def load_start(settings: TrainingSettings, tokenizer: "PreTrainedTokenizerBase")
 
 
 def check_shape(shape: Any) -> None:
-    """Raise `SettingsError` for a shape that no GPT-2 has, such as a width (`n_embd`) that its heads do not divide."""
+    """Raise `SettingsError` for an impossible shape, such as a width (`n_embd`) that the heads do not divide."""
     for name in ("n_layer", "n_embd", "n_head", "vocab_size", "n_positions"):
         if getattr(shape, name) < 1:
             raise SettingsError(f"{name} = {getattr(shape, name)} in the model's config.json: it must be at least 1.")
@@ -162,11 +162,11 @@ def check_shape(shape: Any) -> None:
 
 
 def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> "PreTrainedTokenizerBase":
-    """Train a byte-level BPE with the layout of GPT-2's: bytes first, then merges, the end-of-text token last.
+    """Train a byte-level BPE with GPT-2's layout: bytes first, then merges, the end-of-text token last.
 
     Args:
-        texts: what it is trained on, read once. Leave the text you want to measure with out of it.
-        vocab_size: tokens in all, at most: 256 bytes, the merges found in the texts, and the end-of-text token.
+        texts: the training text, read once. Leave out the text that you want to measure on.
+        vocab_size: maximum number of tokens: 256 bytes, the merges found in the texts, and the end-of-text token.
 
     Raises:
         SettingsError: the vocabulary is too small for the 256 bytes.
@@ -184,7 +184,7 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> "PreTrainedToke
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - 1,
-        # sorted, because the alphabet comes as a set: its order, and so the ids, would differ from run to run
+        # sorted, because the alphabet comes in random order: the ids would differ from run to run
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
@@ -196,10 +196,10 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> "PreTrainedToke
 
 
 def check_sound(model: "GPT2LMHeadModel", tokenizer: "PreTrainedTokenizerBase", *, block_size: int = 1) -> None:
-    """Raise `SettingsError` when a model cannot be trained, measured or sampled in a meaningful way.
+    """Raise `SettingsError` if a model cannot be trained, measured or sampled in a meaningful way.
 
-    That is when the tokenizer belongs to another model, a block has too many positions, or weights are not finite or
-    not in float32.
+    That is the case if the tokenizer belongs to another model, a block is longer than the model's positions, or
+    weights are not finite or are in less than float32.
     """
     if len(tokenizer) > model.config.vocab_size:
         raise SettingsError(
@@ -232,9 +232,9 @@ def check_sound(model: "GPT2LMHeadModel", tokenizer: "PreTrainedTokenizerBase", 
 
 
 def describe_prompt(prompt: str) -> str:
-    """Return a sentence for a prompt whose end makes the next word improbable; empty for any other.
+    """Return a warning for a prompt that ends in a space, which makes the next word improbable; '' for any other.
 
-    GPT-2's tokens for words begin with their space: after a space of its own, only rare ones can follow.
+    GPT-2's tokens for words begin with the space: after a separate space, only rare tokens can follow.
     """
     if not prompt.endswith(" "):
         return ""
@@ -242,14 +242,14 @@ def describe_prompt(prompt: str) -> str:
 
 
 def set_attention_dropout(model: "GPT2LMHeadModel", attn_pdrop: float) -> None:
-    """Set the dropout of the attention weights for this training; the saved configuration does not change."""
+    """Set the dropout of the attention weights of a loaded model; its saved configuration does not change."""
     for block in model.transformer.h:
         block.attn.attn_dropout.p = attn_pdrop
 
 
 @contextmanager
 def quiet(*, shows_downloads: bool = False) -> Iterator[None]:
-    """Hide the progress bars of the libraries, and the log messages of transformers, for a block."""
+    """Hide transformers' log messages and all progress bars for a block; `shows_downloads` keeps those of downloads."""
     import datasets
     from huggingface_hub.utils import enable_progress_bars
     from transformers.utils import logging
@@ -265,7 +265,7 @@ def quiet(*, shows_downloads: bool = False) -> Iterator[None]:
             if logging.is_progress_bar_enabled():
                 _show_again.callback(logging.enable_progress_bar)
                 logging.disable_progress_bar()
-                if shows_downloads:  # transformers has hidden these too
+                if shows_downloads:  # transformers hid these too
                     enable_progress_bars()
         _n_quiet += 1
     try:
@@ -286,9 +286,9 @@ def device() -> Any:
 
 @contextmanager
 def on_device(model: "GPT2LMHeadModel") -> Iterator["GPT2LMHeadModel"]:
-    """Bring a model to the GPU for a block and back to main memory after it; one that is there already stays there.
+    """Move a model to the GPU for a block and back to main memory after it; a model already there stays there.
 
-    Two models of GPT-2's largest sizes rarely fit a card together. Without a GPU nothing moves.
+    Two models of GPT-2's largest sizes rarely fit on one card. Without a GPU nothing moves.
     """
     import torch
 
@@ -312,20 +312,20 @@ def on_device(model: "GPT2LMHeadModel") -> Iterator["GPT2LMHeadModel"]:
 
 
 def hub_answers() -> bool:
-    """Return whether the Hub can be reached; one request of at most 5 s, where the libraries would try for minutes."""
+    """Return whether the Hub can be reached, with one request of at most 5 s: the libraries would retry for minutes."""
     from huggingface_hub import constants, get_session, is_offline_mode
 
     if is_offline_mode():
         return False
     try:
         get_session().head(constants.ENDPOINT, timeout=5)
-    except Exception:  # noqa: BLE001 (whatever the client raises: the Hub did not answer)
+    except Exception:  # noqa: BLE001 (whatever the client raises, the Hub did not answer)
         return False
     return True
 
 
 def shown_name(model_name_or_path: str) -> str:
-    """Return a model's name; of a folder only the last part, because a path tells about its owner.
+    """Return a model's name; for a folder only the last part, because a path can reveal personal data.
 
     >>> shown_name("openai-community/gpt2"), shown_name("/data/letters/model")
     ('openai-community/gpt2', 'model')
@@ -335,12 +335,12 @@ def shown_name(model_name_or_path: str) -> str:
 
 
 def _load(kind: Any, name: str, **options: Any) -> Any:
-    """Call `kind.from_pretrained`; when that fails, say in one sentence what to do."""
+    """Call `kind.from_pretrained`; if that fails, raise an error that says what to do."""
     folder = _folder(name)
     path = folder or check_model_name(name) or name
-    # Left out, transformers asks on a terminal whether to run the code that some models bring along.
+    # Without trust_remote_code, transformers asks on a terminal whether to run code that comes with a model.
     options |= {"trust_remote_code": False, "local_files_only": bool(folder) or not hub_answers()}
-    # a download takes minutes; reading the weights does not
+    # a download takes minutes and needs a progress bar; reading the weights does not
     with _explained(name), _loading, quiet(shows_downloads=not folder):
         return kind.from_pretrained(str(path), **options)
 
@@ -351,17 +351,17 @@ def _folder(name: str) -> Path | None:
 
 @contextmanager
 def _explained(name: str) -> Iterator[None]:
-    """Turn what transformers raises while it makes a model or a tokenizer into one sentence."""
+    """Turn an error that transformers raises while it loads a model or a tokenizer into one that says what to do."""
     from safetensors import SafetensorError
 
     try:
         yield
-    except (SafetensorError, RuntimeError) as error:  # cut short, or shapes that contradict the configuration
+    except (SafetensorError, RuntimeError) as error:  # truncated, or shapes that contradict the configuration
         raise SettingsError(
             f"The model {name!r} is broken ({first_line(error)}): its weights file is cut short, "
             "or does not fit its config.json. Train or download it again."
         ) from None
-    except Exception as error:  # noqa: BLE001 (a damaged config.json or a connection that breaks raises anything)
+    except Exception as error:  # noqa: BLE001 (a damaged config.json or a lost connection raises anything)
         if "model.safetensors" in str(error):
             advice = "take one that has its weights in this file; a .bin file is a pickle, which can run code"
         elif isinstance(error, FileNotFoundError) and ".safetensors" in str(error):  # weights in several files
@@ -377,7 +377,7 @@ def _explained(name: str) -> Iterator[None]:
 
 
 def _damaged_file(folder: Path) -> str:
-    """Return the names of the files of a model's folder that hold no JSON; without one, of those that it may be."""
+    """Return the names of the unreadable JSON files in a model's folder; if all can be read, of the likely ones."""
     damaged = []
     for file in sorted(folder.glob("*.json")):
         try:

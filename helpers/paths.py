@@ -1,4 +1,4 @@
-"""Where things are: the course's own folders and command, the folder of all runs, and files as a user names them.
+"""Where things are: the course's own folders and command, the folder of all runs, and paths that a user types.
 
 Standard library only: the doctor uses this before anything is installed.
 """
@@ -18,20 +18,20 @@ ROOT = Path(__file__).absolute().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
 ASSETS = ROOT / "helpers" / "assets"
 POCKET = ASSETS / "pocket"
-# As a person types it, because what we print is copied: a bare Debian has no `python`, Windows has no `python3`, and
-# conda on Windows has no `py`.
+# What a person can type, because printed commands are copied: a bare Debian has no `python`, Windows has no `python3`,
+# and conda on Windows has no `py`.
 _PYTHON = "python3" if sys.platform != "win32" else "python" if "CONDA_PREFIX" in os.environ else "py"
 COMMAND = f"{_PYTHON} -m helpers"
 
-LONGEST_WINDOWS_PATH = 259  # characters; more where its long paths are switched on
-_SHIPPED = ("fables", "python-reference", "pocket")  # names that no file can take
+LONGEST_WINDOWS_PATH = 259  # characters, unless long paths are enabled
+_SHIPPED = ("fables", "python-reference", "pocket")  # reserved: a file with such a name is not found
 _WINDOWS_PATH = re.compile(r"([A-Za-z]):[\\/](.*)")
 
 
 def runs_folder(env: Mapping[str, str] = os.environ, *, project: Path = ROOT) -> Path:
     """Return the folder of all runs: `COURSE_RUNS` if it is set, else `runs` next to the notebooks.
 
-    A package that was installed from a wheel has no notebooks beside it: then `runs` is in the current folder.
+    A package installed from a wheel has no notebooks next to it: then `runs` is in the current folder.
     """
     beside = project if (project / NOTEBOOKS.name).is_dir() else Path()
     runs = _as_this_system_writes(env.get("COURSE_RUNS", "")) or beside / "runs"
@@ -39,7 +39,7 @@ def runs_folder(env: Mapping[str, str] = os.environ, *, project: Path = ROOT) ->
 
 
 def _as_this_system_writes(path: str) -> str:
-    """Replace `~`, where no shell does it, as in a container's options, and in WSL a Windows drive letter."""
+    """Expand `~`, which a container's options leave as it is; outside Windows map C:/x to /mnt/c/x, as in WSL."""
     path = os.path.expanduser(path)  # noqa: PTH111 - Path.expanduser raises for a name such as ~draft
     if os.name != "nt" and (drive := _WINDOWS_PATH.fullmatch(path)):
         return f"/mnt/{drive[1].lower()}/{drive[2]}".replace("\\", "/")
@@ -47,7 +47,7 @@ def _as_this_system_writes(path: str) -> str:
 
 
 def long_paths() -> bool | None:
-    """Say whether Windows allows paths of more than `LONGEST_WINDOWS_PATH`; None: not Windows."""
+    """Return whether Windows allows paths longer than `LONGEST_WINDOWS_PATH`; None on other systems."""
     try:
         import winreg
     except ImportError:
@@ -59,34 +59,34 @@ def long_paths() -> bool | None:
 
 
 def find_path(name: str, *, folder: Path | None = None) -> Path | None:
-    """Return the absolute path of a file or folder in the caller's folder; None where there is none of that name.
+    """Return the absolute path of an existing file or folder; None if there is none of that name.
 
-    A relative path begins in `folder`, the current one when left out; see `paths_of`.
+    A relative path starts from `folder`, by default the current one; see `paths_of`.
     """
     return next((path for path in paths_of(name, folder=folder) if os.path.lexists(path)), None)
 
 
 def paths_of(name: str, *, folder: Path | None = None) -> list[Path]:
-    """Return the absolute paths that a name can mean, in the order in which they are looked for.
+    """Return the absolute paths that a name can mean, in search order.
 
-    `~` is the home folder, and in WSL a path with a Windows drive letter is looked for where the drive is mounted.
-    Notebooks that run in their own folder also find what is next to it.
+    `~` is the home folder, and in WSL a path with a Windows drive letter is searched where the drive is mounted. A
+    notebook that runs in the `notebooks` folder also finds files next to that folder.
     """
     path = _as_this_system_writes(name)
     start = folder or Path.cwd()
     beside = [start, *([start.parent] if start == NOTEBOOKS else [])]
     paths = (Path(os.path.abspath(each / path)) for each in beside)  # noqa: PTH100 - resolve() would follow links
-    return list(dict.fromkeys(paths))  # an absolute path once
+    return list(dict.fromkeys(paths))  # an absolute path appears once
 
 
 def similar_paths(name: str, known: Iterable[str] = ()) -> list[str]:
-    """Return what may be meant by a path that is not there: neighbours of its first missing part, and known names."""
+    """Return suggestions for a path that does not exist: neighbours of its first missing part, and known names."""
     path = Path(name)
     missing = next((part for part in (*reversed(path.parents), path) if find_path(str(part)) is None), None)
     if missing is None:
         return []
     names = known = set(known) if missing == path else set()
-    with contextlib.suppress(OSError):  # a folder that may not be read
+    with contextlib.suppress(OSError):  # a folder without read permission
         for folder in filter(Path.is_dir, paths_of(str(missing.parent))):
             names = names | {entry.name for entry in folder.iterdir()}
     rest = path.relative_to(missing)
@@ -96,25 +96,25 @@ def similar_paths(name: str, known: Iterable[str] = ()) -> list[str]:
 
 
 def stored_path(name: str, *, folder: Path | None = None) -> str:
-    """Return a path, or the name where nothing is there, so that it means the same everywhere; as `find_path`."""
+    """Return the absolute path that `find_path` gives, so that it means the same from any folder; else the name."""
     path = None if name in ("", *_SHIPPED) else find_path(name, folder=folder)
     return name if path is None else str(path)
 
 
 def is_hidden(path: Path) -> bool:
-    """Say whether a file or folder is hidden: by the dot of its name or, on Windows, by an attribute.
+    """Return whether a file or folder is hidden: by a leading dot or, on Windows, by an attribute.
 
-    There nobody may list some hidden folders, such as `My Music` in `Documents`, which leads to another place.
+    Windows refuses to list some hidden folders, such as `My Music` in `Documents`, a link to another folder.
     """
     attributes = getattr(path.lstat(), "st_file_attributes", 0)
     return path.name.startswith(".") or bool(attributes & stat.FILE_ATTRIBUTE_HIDDEN)
 
 
 def is_same_place(before: str, now: str) -> bool:
-    """Return whether two paths or names can be the same, where an old run stored a path as it was written.
+    """Return whether two paths or names can mean the same; old runs stored a path as it was typed.
 
     >>> is_same_place("models/mine", "/data/models/mine"), is_same_place("models/mine", "/data/mine")
     (True, False)
     """
     end = Path(*Path(now).parts[-len(Path(before).parts) :])
-    return before == now or (Path(now).is_absolute() and Path(before) == end)  # as paths: Windows sees no upper case
+    return before == now or (Path(now).is_absolute() and Path(before) == end)  # as paths: Windows ignores case

@@ -1,7 +1,7 @@
 """All plots of the course: plain rows in, matplotlib Axes out, readable in a light and a dark JupyterLab.
 
 Each function draws into `ax`, or into a new figure, and returns the Axes. Lines differ in style as well as in colour.
-Orange marks the tuned model or whatever a picture is about, blue everything else. Each picture has an alternative text.
+Orange marks the tuned model or the subject of a plot, blue everything else. Each plot has alternative text.
 """
 
 import base64
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-_DRAW_EVERY_SECONDS = 2  # while a training is watched, at the most often
-COMMON_TOKENS = 8  # runs of up to about this many tokens are in most texts of one kind, copied or not
+_DRAW_EVERY_SECONDS = 2  # a plot of a run in training is redrawn at most this often
+COMMON_TOKENS = 8  # n-grams of up to about this many tokens occur in most texts of a kind, copied or not
 
 
 def open_no_windows() -> None:
-    """Let figures be drawn for files alone where no backend is chosen yet: call it before a page is drawn.
+    """Select matplotlib's backend without windows if none is chosen yet: call it before drawing for a page.
 
-    Outside of Jupyter pyplot would take the desktop's toolkit, which on Windows fails where Tcl is not complete.
+    Outside Jupyter, pyplot would use the desktop's toolkit, which fails on a Windows with an incomplete Tcl.
     """
     import matplotlib as mpl
 
@@ -39,7 +39,7 @@ def new_axes(*, width: float = 7.0, height: float = 3.2) -> "Axes":
 
 
 def new_figure(n_rows: int = 1, n_columns: int = 1, *, width: float, height: float) -> tuple["Figure", Any]:
-    """Return a new figure and its Axes, an array if there are several; white, so that it is readable in both themes."""
+    """Return a new white figure, readable in both themes, and its Axes (an array if there are several)."""
     import matplotlib.pyplot as plt
 
     size = {"figsize": (width, height), "layout": "constrained", "facecolor": "white"}
@@ -51,13 +51,13 @@ def new_figure(n_rows: int = 1, n_columns: int = 1, *, width: float, height: flo
 
 
 def show_description(figure: "Figure") -> None:
-    """Let a notebook keep the description of a figure with its picture, as alternative text and as plain text."""
-    # Jupyter asks an object for its metadata; nbconvert makes this one the `alt` of the image.
+    """Make a notebook store a figure's description with its picture, as alternative text and as plain text."""
+    # Jupyter gets an object's metadata from this method; nbconvert turns it into the image's `alt`.
     figure._repr_mimebundle_ = lambda **_: ({"text/plain": (text := describe(figure))}, {"image/png": {"alt": text}})
 
 
 def png_of(figure: "Figure") -> str:
-    """Return a figure as a PNG in base64, for a page, and close it."""
+    """Return a figure as a base64 PNG for a page, and close the figure."""
     import matplotlib.pyplot as plt
 
     image = io.BytesIO()
@@ -67,7 +67,7 @@ def png_of(figure: "Figure") -> str:
 
 
 def describe(figure: "Figure") -> str:
-    """Return in words what a figure shows: for each of its parts the title, the axes, and the legend or the values."""
+    """Describe a figure in words: for each Axes its title, its labels, and the legend or the values."""
     parts = [figure.get_suptitle()]
     for ax in figure.axes:
         words = [ax.get_title()]
@@ -83,7 +83,7 @@ def describe(figure: "Figure") -> str:
 
 
 def _heights(line: "Line2D") -> str:
-    """Return up to five values of a line, from its first to its last."""
+    """Return up to five evenly spaced values of a line as text, from the first to the last."""
     ys = line.get_ydata(orig=False)
     places = sorted({round(part * (len(ys) - 1) / 4) for part in range(5)}) if len(ys) else []
     return " … ".join(_three_digits(ys[place]) for place in places)
@@ -122,15 +122,15 @@ def plot_learning_rate(
 class LivePlot:
     """Draws a run's history in place while it trains: `fine_tune(settings, watch=LivePlot())`.
 
-    In JupyterLab one figure is updated; an executed notebook keeps its last state. The training waits while it is
-    drawn, which takes 0.1 to 0.5 s: so the next drawing comes after ten times as long, and not within two seconds.
+    In JupyterLab one figure is updated; an executed notebook keeps its last state. Training waits 0.1 to 0.5 s for
+    each drawing, so the next one starts only after ten times as long, and after two seconds at the earliest.
     """
 
     def __init__(self) -> None:
         self._due, self._handle = -math.inf, None
 
     def __call__(self, history: Sequence[Mapping[str, Any]], progress: Any) -> None:
-        """Draw, unless the last drawing was too short a time ago and this is not the last step."""
+        """Draw the history, unless the last drawing is too recent; the last step is always drawn."""
         import matplotlib.pyplot as plt
         from IPython.display import display
 
@@ -183,7 +183,7 @@ def _three_digits(value: float) -> str:
 
 
 def plot_surprise(tokens: Sequence[str], nats: Mapping[str, Sequence[float]], *, ax: "Axes | None" = None) -> "Axes":
-    """Draw the surprise of models at each token of a sentence, in nats; `nats` is name of a model -> (tokens,)."""
+    """Draw models' surprise at each token of a sentence; `nats` is a model's name -> its values in nats (tokens,)."""
     ax = ax or new_axes(width=min(max(6.0, 0.5 * len(tokens)), 12.0), height=4.0)  # a page would shrink a wider one
     colours = dict(zip(nats, (BLUE, ORANGE, GREEN), strict=False))
     width = 0.8 / len(nats)
@@ -194,7 +194,7 @@ def plot_surprise(tokens: Sequence[str], nats: Mapping[str, Sequence[float]], *,
         ax.bar(places, values, width=width, color=colours[name], label=label)
         ax.axhline(mean, color=colours[name], linestyle="--", linewidth=1)
     labels = [_cut(token.replace("\n", "\u21b5").replace(" ", "\u00b7"), 14) for token in tokens]
-    size = min(10.0, 650 / len(tokens))  # points; else the labels of many tokens would overlap
+    size = min(10.0, 650 / len(tokens))  # points; otherwise the labels of many tokens overlap
     ax.set_xticks(range(len(tokens)), labels, rotation=60, ha="right", fontsize=size)
     ax.set(xlabel="token", ylabel="surprise (nats)")
     ax.set_title("The mean of the bars is the loss; its exponential is the perplexity")
@@ -212,7 +212,7 @@ def plot_gain(
 ) -> "Axes":
     """Draw the bits per byte that fine-tuning saved on each document, the greatest gain first.
 
-    `mean` is the gain over all bytes, and `interval` its (low, high) for a probability of `confidence`, or None.
+    `mean` is the gain over all bytes, and `interval` its confidence interval (low, high) at `confidence`, or None.
     """
     ax = ax or new_axes()
     ordered = sorted(gains, reverse=True)
@@ -231,7 +231,7 @@ def plot_gain(
 def plot_novelty(curves: Mapping[str, Sequence[float | None]], *, ax: "Axes | None" = None) -> "Axes":
     """Draw the share of n-grams that are not in the training text, for n = 1, 2, ...
 
-    `curves` is name -> shares, with None from the n on that no text is long enough for.
+    `curves` is name -> share for each n; a share is None if no text has n tokens.
     """
     ax = ax or new_axes()
     ax.axvspan(1, COMMON_TOKENS, color=GREY, alpha=0.15, label="phrases that any two texts share")
@@ -246,7 +246,7 @@ def plot_novelty(curves: Mapping[str, Sequence[float | None]], *, ax: "Axes | No
 
 
 def plot_chain(chain: Sequence[Mapping[str, str]], *, ax: "Axes | None" = None) -> "Axes":
-    """Draw a chain of requirements, each of which depends on the one above, and where it breaks.
+    """Draw a chain of requirements, each of which depends on the one above it, and where the chain breaks.
 
     Each row has a `link`, a `status` (a key of `STATUS_MARKS`), a `reading` and a `role`.
     """
@@ -270,4 +270,4 @@ def plot_chain(chain: Sequence[Mapping[str, str]], *, ax: "Axes | None" = None) 
 
 
 def _cut(text: str, length: int) -> str:
-    return cut(text.replace("$", r"\$"), length)  # matplotlib would read mathematics between two of them
+    return cut(text.replace("$", r"\$"), length)  # matplotlib reads text between two $ as mathematics

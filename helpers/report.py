@@ -1,4 +1,4 @@
-"""The report page: a run's executed notebooks, joined in one HTML page that begins with what the run reached."""
+"""The report page: a run's executed notebooks, joined into one HTML page that begins with the run's results."""
 
 import base64
 import html
@@ -32,15 +32,15 @@ def write_report(run: str) -> Path:
     folder = run_folder(run) / "notebooks"
     parts = {}
     for path in sorted(folder.glob("*.ipynb")):
-        with suppress(Exception):  # a full disk has cut this one short, or it is no notebook: nbformat raises anything
+        with suppress(Exception):  # truncated by a full disk, or not a notebook: nbformat raises anything
             parts[html.escape(path.stem)] = nbformat.read(path, as_version=4)
     page = nbformat.v4.new_notebook()
     for name, notebook in parts.items():
-        if "language_info" in notebook.metadata:  # which the kernel writes, if it lives; it names the highlighter
+        if "language_info" in notebook.metadata:  # the kernel writes it, if it survives; it names the highlighter
             page.metadata.language_info = notebook.metadata.language_info
         page.cells += [nbformat.v4.new_markdown_cell(f'<section id="{name}"></section>'), *_page_cells(notebook, parts)]
     for number, cell in enumerate(page.cells):
-        cell.id = f"cell-{number}"  # notebooks of different formats have ids or not, and two may have the same
+        cell.id = f"cell-{number}"  # notebooks in an older format have no ids, and two notebooks may share one
     exporter = HTMLExporter(template_name="report", extra_template_basedirs=[str(ASSETS / "templates")])
     resources = {
         "metadata": {"name": f"Course report: {run}"},
@@ -61,11 +61,11 @@ def _title(notebook: Any) -> str:
 
 
 def _page_cells(notebook: Any, parts: Mapping[str, Any]) -> list[Any]:
-    """Return a notebook's cells for the page.
+    """Return a notebook's cells, adapted to the page.
 
-    Without widgets and scripts, which would do nothing on a page without a kernel: each panel also shows a plain HTML
-    summary, which stays. Links to other notebooks lead to their sections, equations become pictures, and each picture
-    has an alternative text.
+    Widgets and scripts are removed, because they do nothing without a kernel; the plain HTML summary that each panel
+    also shows stays. Links to other notebooks lead to their sections, equations become pictures, and each picture gets
+    an alternative text.
     """
     dead = {"application/vnd.jupyter.widget-view+json", "application/javascript"}
     heading = "the beginning"
@@ -76,7 +76,7 @@ def _page_cells(notebook: Any, parts: Mapping[str, Any]) -> list[Any]:
             cell.source = _NOTEBOOK_LINK.sub(
                 lambda link: f"[{link[1]}](#{link[2]})" if link[2] in parts else link[1], cell.source
             )
-            texts = _CODE.split(cell.source)  # every second one is code, whose dollars are no equations
+            texts = _CODE.split(cell.source)  # every second part is code, where $ marks no equation
             texts[::2] = [_EQUATION.sub(_draw_equation, text) for text in texts[::2]]
             cell.source = "".join(texts)
         if "outputs" in cell:
@@ -93,10 +93,10 @@ def _draw_equation(tex: re.Match) -> str:
     from matplotlib.mathtext import math_to_image
 
     source, buffer = " ".join(tex[2].split()), io.BytesIO()
-    # as TeX does it in an equation of its own, matplotlib draws a fraction as large only when it is asked to
+    # TeX makes the fractions of a displayed equation large; matplotlib does so only for \dfrac
     drawn = source.replace(r"\frac", r"\dfrac") if tex[1] == "$$" else source
     try:
-        depth = math_to_image(f"${drawn}$", buffer, format="svg", prop=FontProperties(size=12))  # below the line, pt
+        depth = math_to_image(f"${drawn}$", buffer, format="svg", prop=FontProperties(size=12))  # below baseline, pt
     except ValueError:
         return tex[0]
     data = base64.b64encode(buffer.getvalue()).decode()
@@ -105,11 +105,11 @@ def _draw_equation(tex: re.Match) -> str:
 
 
 def _summarise(run: str) -> dict[str, Any]:
-    """Return what the page says first, as far as the run has got: empty parts are left out."""
+    """Return the values of the page's summary; what the run has not reached is empty, and the page leaves it out."""
     folder = run_folder(run)
     training, evaluation = (read_json_if_there(folder / name) for name in ("training.json", "evaluation.json"))
     rows = []
-    with suppress(SettingsError):  # a full disk has cut it short: a report shows what there is, and hides no error
+    with suppress(SettingsError):  # truncated by a full disk: show the rest, and do not hide the original error
         rows = read_json_lines(folder / "history.jsonl")
     speech = evaluation.get("speech") or {"decodings": []}
     after = [row["sample"] for row in speech["decodings"] if row["decoding"] == "these settings"]
@@ -124,7 +124,7 @@ def _summarise(run: str) -> dict[str, Any]:
 
 
 def _draw(history: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Return the loss curve as a PNG in base64, and its alternative text."""
+    """Return the loss curve as a base64 PNG, and its alternative text."""
     from helpers.plots import describe, open_no_windows, plot_history, png_of
 
     open_no_windows()

@@ -1,4 +1,4 @@
-"""What a setting is: a field, from which its check, its messages, its slider and its row in a table are made.
+"""What a setting is: a field that defines its check, its messages, its slider and its row in a table.
 
 The settings themselves are declared in `helpers.settings`.
 """
@@ -12,15 +12,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from helpers.display import PlainTextMixin, cut, did_you_mean, html_table, quoted
 
-_LONGEST_WORD = 1000  # characters: a path has fewer
+_LONGEST_WORD = 1000  # characters; longer than the paths that people use
 _LONG_WORD = re.compile(rf"\S{{{_LONGEST_WORD},}}")
-_PHRASES = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}  # bound -> how a message calls it
+_PHRASES = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}  # bound -> its wording in a message
 
 
 class SettingsError(ValueError):
     """An invalid setting; the message has one sentence per fault: what was found and what is allowed.
 
-    Of a name that was given, however long it is, the sentence has the beginning.
+    Words of more than 1000 characters are cut.
     """
 
     def __init__(self, message: str = "") -> None:
@@ -28,9 +28,9 @@ class SettingsError(ValueError):
 
 
 def setting(default: Any, help_text: str, **options: Any) -> Any:
-    """Return a field: `unit`, `step` and `log_from` (a slider that grows by factors, from there) are for panels.
+    """Return a pydantic field; `unit`, `step` and `log_from` (where a logarithmic slider starts) are for display.
 
-    All other options are pydantic's own: bounds, and examples.
+    All other options are pydantic's own, such as bounds and examples.
     """
     extra = {name: options.pop(name) for name in ("unit", "step") if name in options}
     if (least := options.pop("log_from", None)) is not None:
@@ -56,8 +56,8 @@ class Settings(PlainTextMixin, BaseModel):
     def from_notebook(cls, namespace: Mapping[str, Any]) -> Self:
         """Build the settings from a notebook's variables: pass `globals()`.
 
-        Variables named like a setting are taken. A parameter that papermill injected and that no setting has is an
-        error: papermill itself only logs it and goes on.
+        Variables that have the name of a setting are used. A parameter that papermill injected and that is not a
+        setting is an error: papermill itself only logs it and goes on.
         """
         unknown = _injected_names(namespace.get("In", [])) - set(cls.model_fields)
         values = {name: namespace[name] for name in cls.model_fields if name in namespace}
@@ -83,7 +83,7 @@ class Settings(PlainTextMixin, BaseModel):
 
 def _html_rows(rows: list[dict[str, Any]]) -> str:
     cells = ("name", "value", "unit", "help")
-    return html_table(cells, ([str(row[cell]) for cell in cells] for row in rows))  # every digit of a value
+    return html_table(cells, ([str(row[cell]) for cell in cells] for row in rows))  # str keeps every digit of a value
 
 
 def unit(field: Any) -> str:
@@ -92,8 +92,8 @@ def unit(field: Any) -> str:
 
 
 def sentence(fault: Any, fields: Mapping[str, Any]) -> str:
-    """Return one of pydantic's faults as one sentence, about one of these fields."""
-    if not fault["loc"]:  # a rule between several settings, which names them itself
+    """Return one of pydantic's errors as a sentence about one of these fields."""
+    if not fault["loc"]:  # a rule between several settings, whose message names them
         return f"{fault['ctx']['error']}."
     name = str(fault["loc"][0])
     if fault["type"] == "extra_forbidden":
@@ -105,13 +105,13 @@ def sentence(fault: Any, fields: Mapping[str, Any]) -> str:
 
 
 def refuse_truth_value(name: str, value: Any, field: Any) -> None:
-    """Raise `SettingsError` for `lora_r: yes` and the like, which pydantic would take for 1."""
+    """Raise `SettingsError` for `lora_r: yes` and the like, which pydantic would read as 1."""
     if isinstance(value, bool) and field.annotation in (int, float):
         raise SettingsError(f"{name} = {value} is not allowed: it must be {allowed(field)}.")
 
 
 def allowed(field: Any) -> str:
-    """Return in words what a setting's field allows.
+    """Describe in words what a setting's field allows.
 
     >>> class Walk(Settings):
     ...     steps: int = setting(1, "how many", ge=1, le=1024)
@@ -134,7 +134,7 @@ def bounds(field: Any) -> dict[str, float]:
 
 
 def unknown(name: str, names: Any) -> str:
-    """Return the sentence about a name that no setting has, or that another notebook has."""
+    """Return a sentence about a name that is no setting, or a setting of another notebook or command."""
     if any(name in kind.model_fields for kind in _kinds(Settings)):
         return f"{name} is a setting of another notebook or command, with no effect here: leave it out."
     return f"There is no setting {name!r}{did_you_mean(name, names)}"
@@ -147,7 +147,7 @@ def _kinds(kind: type[Settings]) -> Iterator[type[Settings]]:
 
 
 def _injected_names(cells: list[str]) -> set[str]:
-    """Return the names assigned in the cells that papermill injected, which begin with a comment line of its own."""
+    """Return the names assigned in the cells that papermill injected, which begin with its comment line."""
     sources = [cell for cell in cells if cell.startswith("# Parameters\n")]
     nodes = [node for source in sources for node in ast.walk(ast.parse(source))]
     return {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}

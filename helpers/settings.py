@@ -1,9 +1,9 @@
 """Every setting of the course, declared once, and the presets.
 
 A setting's type, default, bounds, unit and help are in its field. Validation and its messages, papermill parameters,
-the command line, sliders and the tables in notebooks are all made from these fields. Where
-`transformers.TrainingArguments`, `GPT2Config`, `GenerationConfig` or peft's `LoraConfig` has a name for a setting, that
-is its name here.
+the command line, sliders and the tables in notebooks are all generated from these fields. A setting that also exists in
+`transformers.TrainingArguments`, `GPT2Config`, `GenerationConfig` or peft's `LoraConfig` has the same name here (but
+`lora_r` is peft's `r`).
 """
 
 import codecs
@@ -23,15 +23,15 @@ from helpers.schema import Settings, SettingsError, refuse_truth_value, sentence
 
 PRESETS = ASSETS / "presets"
 SHIPPED_TEXTS = ("fables", "python-reference")
-PATH_SETTINGS = ("source", "general_source", "model_name_or_path")  # each may be the name of a file or folder
+PATH_SETTINGS = ("source", "general_source", "model_name_or_path")  # each may be the path of a file or folder
 LEAST_VOCABULARY = 257  # 256 bytes and the end of text
 
-# settings of a new model only
+# settings that apply only to a new model
 NEW_SHAPE = ("n_layer", "n_embd", "n_head", "n_positions")
 NEW_MODEL = ("tokenizer", *NEW_SHAPE, "resid_pdrop")
 
 _LEAST_TEMPERATURE = 1e-6
-# A setting -> another one, and for which of its values the first has an effect.
+# A setting -> the setting that it depends on, and whether it has an effect with a value of that one.
 _NEEDED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "vocab_size": ("tokenizer", lambda tokenizer: tokenizer == "train"),
     "source_config": ("source", lambda source: source not in SHIPPED_TEXTS),
@@ -67,19 +67,19 @@ or '-', starting with a letter or digit.
 
 
 def _refuse_other_case(folder: Path) -> None:
-    # not Path.exists, which on Windows and macOS is true for both
+    # not Path.exists, which ignores case on Windows and macOS
     names = [path.name for path in folder.parent.iterdir()] if folder.parent.is_dir() else []
     alike = [name for name in names if name.lower() == folder.name.lower()]
     if alike and folder.name not in alike:
         raise ValueError(
-            f"differs from {alike[0]!r} in {folder.parent} only in upper and lower case, and both are one folder on "
-            f"Windows and macOS: write {alike[0]!r}, or choose another name"
+            f"differs from {alike[0]!r} in {folder.parent} only in upper and lower case, and both are the same folder "
+            f"on Windows and macOS: use {alike[0]!r}, or choose another name"
         )
 
 
 def _plain_name(name: str) -> str:
     if re.fullmatch(r"[\w.-]+/trial-\d+", name):
-        raise ValueError(f"is a trial of a study: `{COMMAND} compare {name} --promote NAME` makes a run of it")
+        raise ValueError(f"is a trial of a study: `{COMMAND} compare {name} --promote NAME` turns it into a run")
     if not _RUN_NAME.fullmatch(name):
         raise ValueError(
             "is not a plain name: use 1 to 64 letters from a to z, digits, '.', '_' or '-', starting with a letter or "
@@ -94,16 +94,16 @@ def _known_encoding(name: str) -> str:
     try:
         if name == "auto":
             return name
-        "a".encode(name)  # raises for codecs that are not of text, such as base64
+        "a".encode(name)  # raises for codecs that do not encode text, such as base64
         return codecs.lookup(name).name
-    except (LookupError, ValueError):  # a null character, or a codec that refuses every text
+    except (LookupError, ValueError):  # ValueError: a null character, or a codec that refuses every text
         raise ValueError(
             "is not an encoding that Python knows: use 'auto', 'utf-8', 'cp1252', 'utf-16' or another"
         ) from None
 
 
 def _known_separator(separator: str) -> str:
-    """Return the separator; refuse a broken pattern, and what is nearly a value but would be taken as text."""
+    """Return the separator; refuse a broken pattern, and a misspelt value that would be used as literal text."""
     if separator.startswith("pattern:"):
         try:
             re.compile(separator.removeprefix("pattern:"))
@@ -120,19 +120,19 @@ def _known_separator(separator: str) -> str:
 
 
 def _path_or_name(name: str) -> str:
-    """Store a path as `stored_path` does; explain what Windows' paths become in quotes."""
+    """Return the name as `stored_path` does; explain what goes wrong with Windows paths in quotes."""
     if _CONTROL_CHARACTER.search(name) and find_path(name) is None:
         raise ValueError(
-            "is not there, and holds a control character: in quotes, a backslash and what follows it can mean one, as "
-            "\\t means a tab. Write / in place of each \\"
+            "does not exist, and contains a control character: in quotes, a backslash can begin one, as \\t means a "
+            "tab. Write / instead of each \\"
         )
-    if '"' in name and find_path(name) is None:  # as Explorer copies it, or as a terminal's last \" is read
-        raise ValueError("is not there, and holds a quotation mark: remove it, and do not end a quoted path with \\")
+    if '"' in name and find_path(name) is None:  # copied from Explorer, or a final \" in a terminal
+        raise ValueError("does not exist, and contains a quotation mark: remove it; do not end a quoted path with \\")
     return stored_path(name)
 
 
 def _not_almost_0(temperature: float) -> float:
-    if temperature < _LEAST_TEMPERATURE:  # a logit divided by it may be more than a float32 can hold
+    if temperature < _LEAST_TEMPERATURE:  # a logit divided by it could overflow float32
         raise ValueError(f"is too small: use at least {_LEAST_TEMPERATURE:g}, which draws the most probable token")
     return temperature
 
@@ -144,17 +144,17 @@ class RunSettings(Settings):
     """The run and its seed."""
 
     run: Annotated[str, AfterValidator(_plain_name)] = setting("pocket", "name of the run's folder")
-    seed: int = setting(42, "makes split, order and samples repeatable", ge=0, le=2**31 - 1)
+    seed: int = setting(42, "makes the split, the order and the samples reproducible", ge=0, le=2**31 - 1)
 
     @classmethod
     def from_preset(cls, preset: str, **changes: Any) -> Self:
-        """Build the settings from a preset and changes to it; the preset's values for other settings are left out."""
+        """Build the settings from a preset and changes to it; the preset's values for other settings are ignored."""
         values = {name: value for name, value in read_preset(preset).items() if name in cls.model_fields}
         return cls(**{**values, **changes})
 
 
 class DataSettings(RunSettings):
-    """Which model's tokens, which text, how it is split by document, and how long a block is."""
+    """The model whose tokenizer is used, the text, how it is split by document, and the block length."""
 
     model_name_or_path: PathOrName = setting(
         "pocket",
@@ -182,8 +182,8 @@ class DataSettings(RunSettings):
     document_separator: Annotated[str, AfterValidator(_known_separator)] = setting(
         "auto",
         "what ends a document, in texts and tables: 'row' (a line, a table's row), 'blank line', 'heading' "
-        "(' = Title =' or '# Title'), 'pattern:' and a regular expression that a first row matches, '100 rows', 'file' "
-        "(a single file is one continuous text), or the text between documents; auto: recognised and reported",
+        "(' = Title =' or '# Title'), 'pattern:' and a regular expression for the first row of a document, '100 rows', "
+        "'file' (a single file is one continuous text), or the text between documents; auto: detected and reported",
         min_length=1,
         examples=["auto", "row", "blank line", "heading", "pattern:^CHAPTER", "100 rows", "file", "<|endoftext|>"],
     )
@@ -212,7 +212,7 @@ class DataSettings(RunSettings):
 
 
 class TrainingSettings(DataSettings):
-    """How the model is trained; the names are those of `TrainingArguments`, `GPT2Config` and `LoraConfig`."""
+    """How the model is trained; most names are those of `TrainingArguments`, `GPT2Config` and `LoraConfig`."""
 
     learning_rate: float = setting(2e-3, "peak of the learning-rate schedule", gt=0, le=0.1, log_from=1e-06)
     num_train_epochs: float = setting(
@@ -223,7 +223,7 @@ class TrainingSettings(DataSettings):
     )
     gradient_accumulation_steps: int = setting(1, "passes per optimizer step", ge=1, le=1024, unit="passes", log_from=1)
     lora_r: int = setting(
-        0, "rank of a LoRA adapter that is trained beside the frozen model; 0: all weights are trained",
+        0, "rank of a LoRA adapter; only the adapter is trained, the model is frozen; 0: all weights are trained",
         ge=0, le=256, log_from=1,
     )  # fmt: skip
     lora_alpha: int = setting(
@@ -302,8 +302,8 @@ class TrainingSettings(DataSettings):
             )
         if self.lora_r and self.optim == "muon":
             raise ValueError(
-                f"optim = 'muon' is for complete matrices, and lora_r = {self.lora_r} trains narrow ones beside them: "
-                "set lora_r = 0, or another optim"
+                f"optim = 'muon' is for full weight matrices, and lora_r = {self.lora_r} trains only narrow adapter "
+                "matrices: set lora_r = 0, or another optim"
             )
         for name in NEW_MODEL:
             value = getattr(self, name)
@@ -321,7 +321,7 @@ class TrainingSettings(DataSettings):
 
     @property
     def effective_batch_size(self) -> int:
-        """Blocks that one optimizer step learns from on one device."""
+        """Blocks per optimizer step on one device."""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps
 
 
@@ -349,7 +349,7 @@ class EvaluationSettings(RunSettings):
 
     @classmethod
     def from_notebook(cls, namespace: Mapping[str, Any]) -> Self:
-        """As in `Settings`; and refuse the text that the run learns from, before a training or a measurement."""
+        """Build the settings as `Settings` does, but refuse a `general_source` that the run is trained on."""
         settings = super().from_notebook(namespace)
         is_there = (run_folder(settings.run) / "settings.json").exists()
         trained = read_run_settings(settings.run) if is_there else TrainingSettings(run=settings.run)
@@ -358,7 +358,7 @@ class EvaluationSettings(RunSettings):
 
 
 def without_effect(settings: Settings) -> dict[str, str]:
-    """Return the settings that change nothing beside another's value: name -> that other setting."""
+    """Return the settings that have no effect because of another setting's value: name -> that other setting."""
     return {
         name: other
         for name, (other, has_effect) in _NEEDED.items()
@@ -367,7 +367,7 @@ def without_effect(settings: Settings) -> dict[str, str]:
 
 
 def describe_without_effect(settings: DataSettings) -> str:
-    """Return a sentence for each setting that was changed and has no effect; empty where there is none.
+    """Return a sentence for each setting that was changed and has no effect; '' if there is none.
 
     >>> describe_without_effect(TrainingSettings(lora_alpha=64, lora_dropout=0.0))
     'lora_alpha = 64 has no effect with lora_r = 0.'
@@ -380,7 +380,7 @@ def describe_without_effect(settings: DataSettings) -> str:
 
 
 def refuse_training_text(general_source: str, *, source: str, run: str) -> None:
-    """Raise `SettingsError` where the text that is to measure forgetting is the one that a run learns from."""
+    """Raise `SettingsError` if forgetting would be measured on the text that the run is trained on."""
     if general_source == source:
         other = "fables" if source == "python-reference" else "python-reference"
         raise SettingsError(
@@ -415,7 +415,7 @@ def check_values(values: Mapping[str, Any]) -> dict[str, Any]:
     if strange := [name for name in values if name not in known_settings()]:
         raise SettingsError("\n".join(unknown(name, known_settings()) for name in strange))
     checked, faults = {}, []
-    for name, value in values.items():  # one by one: a rule between two of them is for the complete settings
+    for name, value in values.items():  # one by one: rules between settings apply to the complete settings only
         refuse_truth_value(name, value, known_settings()[name])
         try:
             checked[name] = _checker(name).validate_python(value)
@@ -455,9 +455,9 @@ def read_run_settings(run: str) -> TrainingSettings:
 
 
 def describe_new_run(run: str) -> str:
-    """Return a sentence for a run that is not there and would be trained; empty for one that is, and for the default.
+    """Return a note that a run does not exist and would be trained; '' for one that exists, and for the default run.
 
-    Its name was typed, and may be mistyped.
+    The name may be a typo.
     """
     if run == TrainingSettings().run or (run_folder(run) / "settings.json").exists():
         return ""

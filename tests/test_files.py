@@ -94,7 +94,7 @@ def test_json_is_read_as_it_was_written(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(b'{"a": 1', "Expecting"), (b"", "Expecting"), (b"[]", "it holds no object"), (b'{"a": "\xff"}', "codec")],
+    [(b'{"a": 1', "Expecting"), (b"", "Expecting"), (b"[]", "it is not a JSON object"), (b'{"a": "\xff"}', "codec")],
 )
 def test_damaged_json_is_an_error_that_names_the_file(tmp_path, content, reason):
     path = tmp_path / "run.json"

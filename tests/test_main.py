@@ -142,7 +142,7 @@ def test_an_interrupt_is_exit_code_130_and_says_what_is_kept(monkeypatch):
     monkeypatch.setattr(training, "fine_tune", stop)
     result = call("train")
     assert result.exit_code == 130
-    assert "what was done is kept" in result.output
+    assert "completed work is kept" in result.output
 
 
 def test_windows_arguments_are_taken_as_they_are_but_for_the_home_folder(tmp_path, monkeypatch):
@@ -177,7 +177,7 @@ def test_sigterm_is_exit_code_143(monkeypatch):
     monkeypatch.setattr(training, "fine_tune", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
     result = call("train")
     assert result.exit_code == 143
-    assert "what was done is kept" in result.output
+    assert "completed work is kept" in result.output
     assert signal.getsignal(signal.SIGTERM) is usual
 
 

@@ -264,7 +264,7 @@ def test_threads_that_load_at_the_same_time_spoil_nothing(tiny_model):
 
 def test_an_adapter_is_no_model(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(SettingsError, match="is a LoRA adapter and no model"):
+    with pytest.raises(SettingsError, match="is a LoRA adapter, not a model"):
         check_model_name(str(tmp_path))
 
 

@@ -36,9 +36,9 @@ from helpers.settings import (
         ({"sample_prompt": "x" * 1001}, ["sample_prompt = 'xxx", "x…", "at most 1000 characters"]),
         ({"document_separator": "pattern:a{9999999999}"}, ["broken regular expression", "repetition number"]),
         ({"document_separator": "pattern:" + "(" * 5000}, ["broken regular expression", "recursion"]),
-        ({"source": "C:\texts\new"}, [r"source = 'C:\texts\new' is not there", "Write / in place of"]),
-        ({"model_name_or_path": "D:\2024"}, ["is not there, and holds a control character"]),
-        ({"source": 'D:\\my texts" -p seed 7'}, ["is not there, and holds a quotation mark"]),
+        ({"source": "C:\texts\new"}, [r"source = 'C:\texts\new' does not exist", "Write / instead of"]),
+        ({"model_name_or_path": "D:\2024"}, ["does not exist, and contains a control character"]),
+        ({"source": 'D:\\my texts" -p seed 7'}, ["does not exist, and contains a quotation mark"]),
     ],
 )
 def test_a_bad_value_is_answered_with_what_was_found_and_what_is_allowed(values, words):
@@ -98,7 +98,7 @@ def test_a_run_too_deep_for_windows_is_refused_before_anything_is_written(runs, 
     monkeypatch.setattr(files, "long_paths", lambda: None)
     assert run_folder("mine").name == "mine"  # on a system without the limit
     monkeypatch.setattr(files, "long_paths", lambda: False)
-    with pytest.raises(SettingsError, match=r"mine is too deep: .* Windows allows 259. Let COURSE_RUNS name a folder"):
+    with pytest.raises(SettingsError, match=r"mine is too deep: .* Windows allows 259. Set COURSE_RUNS to a folder"):
         run_folder("mine")
     monkeypatch.setattr(files, "long_paths", lambda: True)
     assert run_folder("mine").name == "mine"

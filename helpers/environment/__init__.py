@@ -2,18 +2,18 @@
 
 - `machine`, `facts`: read this machine once, into plain values; with `access`, `requirements`, `model_files`, and two
   child processes (`child`, `nvml`, `torch_probe`)
-- `python_checks`, `driver_checks`, `card_checks`, `system_checks`: the doctor's checks, made of what `rules` defines
+- `python_checks`, `driver_checks`, `card_checks`, `system_checks`: the doctor's checks, built from `rules`
 - `fixes`, `wheels`: the commands that fix a problem; the PyTorch wheel that fits a driver
 - `diagnosis`: all checks of a machine, and the verdict
-- `card`: what a graphics card is, and the published ones
+- `card`: what a graphics card is, and a table of published cards
 - `live`: the monitor
-- `tasks`, `install`: what a fresh clone can be asked to do, and what it does first
+- `tasks`, `install`: the tasks that work in a fresh clone, and the installation that comes first
 - `host`: Colab and Kaggle
-- `commands`: `doctor` and `monitor` of the command line
+- `commands`: the `doctor` and `monitor` commands
 
 Only the standard library is imported until a check needs more, so that the doctor also runs before anything is
-installed, and on a Python that is too old: `python3 -m helpers.environment`. That is why annotations such as
-`X | None` stay unevaluated here (`from __future__ import annotations`). The doctor changes nothing on the machine.
+installed, and on a Python that is too old: `python3 -m helpers.environment`. This is why the modules use
+`from __future__ import annotations`: annotations such as `X | None` stay unevaluated. The doctor changes nothing.
 """
 
 from helpers import lazy_exports

@@ -1,4 +1,4 @@
-"""The doctor before anything is installed: `python3 -m helpers.environment [--wheel] [--json] [--quick]`."""
+"""The doctor, without any installed package: `python3 -m helpers.environment [--wheel] [--json] [--quick]`."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from helpers.paths import COMMAND
 
 
 def main(arguments: list[str] | None = None, *, program: str = f"{COMMAND}.environment") -> int:
-    """Run the doctor and return its exit code: 0 when training can go on, else 1.
+    """Run the doctor and return its exit code: 0 if nothing prevents training, else 1.
 
-    argparse instead of click, because click is not installed yet when this is needed most.
+    It uses argparse instead of click, because click is not installed yet when the doctor is needed most.
     """
     print_any_character()
     summary = "Say what this machine is and what stops it from training. Exit code 1 if it cannot train."

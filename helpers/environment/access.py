@@ -1,4 +1,4 @@
-"""Where the facts come from: every access to the machine in one object, so that a test can simulate another machine."""
+"""All access to the machine in one object, so that a test can simulate another machine."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from helpers.paths import ROOT, long_paths
 
 
 class Access:
-    """Every access to a machine: to this one, with other values in the place of some for a test.
+    """Access to this machine; a test passes `changes`, attributes that are replaced.
 
-    System files are read below `root`, which is then no `/`; `project` is the course's own folder.
+    System files are read below `root`, by default `/`; `project` is the course's own folder.
     """
 
     read_nvml = staticmethod(read_nvml)
@@ -47,7 +47,7 @@ class Access:
             return ""
 
     def exists(self, path: str) -> bool:
-        """Say whether a system file exists; a dangling link counts."""
+        """Return whether a system file exists; a dangling link counts."""
         return os.path.lexists(self.root / path.lstrip("/"))
 
     def names(self, folder: str, pattern: str) -> list[str]:
@@ -55,7 +55,7 @@ class Access:
         return sorted(path.name for path in (self.root / folder.lstrip("/")).glob(pattern))
 
     def home(self) -> Path | None:
-        """Return the home folder, or None on a machine that gives this user none."""
+        """Return the home folder, or None if this user has none."""
         named = self.env.get("USERPROFILE" if self.system == "Windows" else "HOME")
         if named:
             return Path(named)
@@ -64,9 +64,9 @@ class Access:
         return None
 
     def hugging_face_home(self) -> Path | None:
-        """Return the folder of Hugging Face's libraries, or None without a home for it.
+        """Return the cache folder of Hugging Face's libraries, or None if there is no home folder for it.
 
-        Not from `huggingface_hub.constants`: that reads the variables of this process, once, and is not there yet
+        `huggingface_hub.constants` cannot be used: it reads this process's variables, only once, and is not available
         before the installation.
         """
         if self.env.get("HF_HOME"):
@@ -76,7 +76,7 @@ class Access:
         return Path(cache) / "huggingface" if cache else None
 
     def temp(self) -> Path:
-        """Return the folder for temporary files; `tempfile.gettempdir` would write to it to find out."""
+        """Return the folder for temporary files, without `tempfile.gettempdir`, which writes test files to find it."""
         named = [self.env[name] for name in ("TMPDIR", "TEMP", "TMP") if self.env.get(name)]
         return Path(named[0] if named else "/tmp")  # noqa: S108 (looked at, not written to)
 
@@ -92,21 +92,21 @@ class Access:
         return shutil.disk_usage(folder).free, str(folder.stat().st_dev), os.access(folder, os.W_OK)
 
     def memory(self) -> tuple[int, int]:
-        """Return (total, available) bytes, where there is no /proc/meminfo."""
+        """Return (total, available) bytes of main memory, for systems without /proc/meminfo."""
         import psutil
 
         memory = psutil.virtual_memory()
         return memory.total, memory.available
 
     def on_battery(self) -> bool | None:
-        """Say whether the machine runs on its battery, where /sys does not say; None: it has none."""
+        """Return whether the machine runs on battery, for systems without /sys; None if it has no battery."""
         import psutil
 
         battery = psutil.sensors_battery() if hasattr(psutil, "sensors_battery") else None
         return None if battery is None else not battery.power_plugged
 
     def nvcc(self) -> str:
-        """Return the CUDA compiler's release; '' without one."""
+        """Return the release of the CUDA compiler: '' if there is none, 'unknown' if it cannot be read."""
         program = shutil.which("nvcc")
         if program is None:
             return ""
@@ -117,7 +117,7 @@ class Access:
         return done.stdout.partition("release ")[2].partition(",")[0].strip()[:10] or "unknown"
 
     def kernel_folders(self) -> list[Path]:
-        """Return the folders in which Jupyter looks for kernels; the first that has one counts."""
+        """Return the folders in which Jupyter looks for kernels; the first match is used."""
         try:
             from jupyter_core.paths import jupyter_path
         except ImportError:  # no Jupyter, no kernels

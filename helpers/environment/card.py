@@ -1,4 +1,4 @@
-"""What a graphics card is: its memory, its speed, the preset that fits it; the published cards and this machine's."""
+"""What a graphics card is: its memory, speed and preset; a table of published cards, and this machine's card."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ from helpers.environment.machine import read_machine
 
 _DRIVER_BYTES = GIB  # a CUDA context takes 0.3 to 0.6 GiB, a desktop some of the rest
 _PRESETS = (("16gb", 15), ("rtx-4070-ti", 11), ("8gb", 7))  # GiB; cards report a little less than their name says
-# compute capability -> CUDA cores, and dense bf16/fp16 tensor operations per clock with float32 sums, of one
-# multiprocessor
+# compute capability -> CUDA cores per multiprocessor, and its dense bf16/fp16 tensor operations per clock, accumulated
+# in float32
 _PER_MULTIPROCESSOR = {
     (7, 0): (64, 1024), (7, 5): (64, 512), (8, 0): (64, 2048), (8, 6): (128, 512), (8, 9): (128, 512),
     (9, 0): (128, 4096), (12, 0): (128, 512),
 }  # fmt: skip
-# Workstation and server cards do twice the tensor operations of a GeForce of the same generation.
+# Workstation and server cards have twice the tensor throughput of a GeForce of the same generation.
 _WORKSTATION_CARDS = ("RTX A", "Ada Generation", "A10", "A40", "L4", "T4", "Quadro", "RTX PRO")
 
 
 class GraphicsCard(NamedTuple):
     """A graphics card, published or installed; peaks are dense, in 10**12 operations per second, 0 if not known."""
 
-    name: str  # as published, or as the driver says it
-    total_bytes: int | None  # None if the driver does not say
-    half_tflops: float  # in bf16 or fp16, with float32 sums
+    name: str  # as published, or as the driver reports it
+    total_bytes: int | None  # None if the driver does not report it
+    half_tflops: float  # in bf16 or fp16, accumulated in float32
     float32_tflops: float
     has_bf16: bool = True  # in hardware
     driver: str = ""  # its version
-    is_processor: bool = False  # no card but a machine's processor, with the machine's main memory
+    is_processor: bool = False  # not a card but a CPU, with the machine's main memory
 
     @property
     def usable_bytes(self) -> int:
-        """What is left for training after the driver, its context and a desktop, or the system, have taken 1 GiB."""
+        """The memory left for training: all but 1 GiB for the driver, its context and a desktop, or for the system."""
         return max(0, (self.total_bytes or 0) - _DRIVER_BYTES)
 
     @property
     def preset(self) -> str:
-        """The preset that fits its memory."""
+        """The preset that fits the card's memory."""
         return preset_for(self.total_bytes or 0)
 
     @property
@@ -50,23 +50,23 @@ class GraphicsCard(NamedTuple):
         return {name: peak for name, peak in peaks.items() if peak}
 
     def precision(self, mixed_precision: str = "auto") -> str:
-        """Return what a value of `mixed_precision` means on this card: 'bf16', 'fp16' or 'no'."""
+        """Return what `mixed_precision` means on this card: 'bf16', 'fp16' or 'no'."""
         best = "bf16" if self.has_bf16 else "no" if self.is_processor else "fp16"
         return best if mixed_precision == "auto" else mixed_precision
 
     def tflops(self, precision: str) -> float:
-        """Return the peak for a precision; bf16 on a card without it is emulated, no faster than float32."""
+        """Return the peak for a precision; a card without bf16 emulates it, no faster than float32."""
         is_half = precision == "fp16" or (precision == "bf16" and self.has_bf16)
         return self.half_tflops if is_half else self.float32_tflops
 
 
 def _geforce(name: str, gib: int, cuda_cores: int, boost_mhz: int) -> GraphicsCard:
-    """Return a GeForce RTX 30, 40 or 50, whose products of halves with float32 sums are twice as fast as float32."""
+    """Return a GeForce RTX 30, 40 or 50: bf16 and fp16, accumulated in float32, are twice as fast as float32."""
     float32_tflops = 2 * cuda_cores * boost_mhz / 1e6
     return GraphicsCard(name, gib * GIB, round(2 * float32_tflops, 1), round(float32_tflops, 1))
 
 
-# NVIDIA's data sheets.
+# From NVIDIA's data sheets.
 CARDS = (
     _geforce("RTX 3060 12 GB", 12, 3584, 1777),
     _geforce("RTX 3060 Ti", 8, 4864, 1665),
@@ -99,7 +99,7 @@ CARDS = (
 
 
 def same_card(one: str, other: str) -> bool:
-    """Tell whether two names are of the same card: the driver's and the shop's differ.
+    """Return whether two names mean the same card: the driver's name differs from the retail name.
 
     >>> same_card("NVIDIA GeForce RTX 4070 Ti", "RTX 4070 Ti")
     True
@@ -112,7 +112,7 @@ def _bare(name: str) -> str:
 
 
 def published_peaks(name: str) -> tuple[float, float]:
-    """Return a card's peaks in half precision and float32, as in the table; 0 for one that is not there."""
+    """Return a card's peaks in half precision and float32 from the table; zeros if it is not listed."""
     published = (card for card in CARDS if same_card(card.name, name))
     return next(((card.half_tflops, card.float32_tflops) for card in published), (0.0, 0.0))
 
@@ -127,7 +127,7 @@ def preset_for(total_bytes: int) -> str:
 
 
 def read_card(machine: Machine | None = None) -> GraphicsCard | None:
-    """Return the card that training on a machine (None: this one) would use, or None; torch is not imported here."""
+    """Return the card that training on a machine (None: this one) would use; this process does not import torch."""
     if machine is None:
         machine = read_machine(quick=True)
         if not machine.has_gpu and machine.wsl is not None:  # NVML often fails under WSL2 where torch sees the card
@@ -143,7 +143,7 @@ def read_card(machine: Machine | None = None) -> GraphicsCard | None:
 def _peaks(gpu: GpuReading) -> tuple[float, float]:
     """Return the peaks in half precision and float32: multiprocessors x operations per clock x highest clock.
 
-    Where `nvidia-smi` or torch was asked, which do not know the clock, they are those of the data sheet.
+    If the readings come from `nvidia-smi` or torch, which do not report the clock, use the data sheet's peaks.
 
     >>> gpu = GpuReading(0, "NVIDIA GeForce RTX 4070 Ti", capability=(8, 9), cuda_cores=7680, max_clock_mhz=2610)
     >>> [round(peak) for peak in _peaks(gpu)]

@@ -7,8 +7,8 @@ from helpers.environment.facts import GpuReading, Holder, Machine
 from helpers.environment.nvml import driver_number
 from helpers.environment.rules import NO_GPU, Finding, fail, ok, rule, unknown, warn
 
-_SPILLS_SINCE, _SWITCH_SINCE = (536, 40), (546, 1)  # Windows drivers: memory spills; it can be switched off
-_MOST_OF_A_DESKTOP_BYTES = 2 * GIB  # what is in use where no program computes
+_SPILLS_SINCE, _SWITCH_SINCE = (536, 40), (546, 1)  # Windows drivers that spill memory; that can switch it off
+_MOST_OF_A_DESKTOP_BYTES = 2 * GIB  # memory that may be in use without a compute program
 
 
 @rule("Memory, not the name, decides what a card can train: two cards called 4070 may have 8 or 12 GB.")
@@ -28,7 +28,7 @@ def gpu_identity(machine: Machine) -> Finding:
 
 @rule("Free memory counts, not the total: a browser or a second monitor takes part of it.")
 def vram_free(machine: Machine) -> Finding:
-    """Judge what was free before the doctor itself used the card; a small card need only hold the pocket model."""
+    """Judge the memory that was free before the doctor itself used the card; a small card needs less."""
     gpu = machine.gpu
     if gpu is None:
         return NO_GPU
@@ -63,7 +63,7 @@ def _named(holder: Holder) -> str:
 
 @rule("A forgotten kernel keeps its memory until it is shut down.")
 def other_processes(machine: Machine) -> Finding:
-    """Warn about other Pythons that use memory of the card; Windows does not say how much."""
+    """Warn about other Python processes that use the card's memory; Windows does not report how much."""
     gpu = machine.gpu
     if gpu is None:
         return NO_GPU
@@ -74,7 +74,7 @@ def other_processes(machine: Machine) -> Finding:
         pids = [str(holder.pid) for holder in pythons]
         stop = f"Stop-Process -Id {','.join(pids)}" if machine.platform.kind == "Windows" else f"kill {' '.join(pids)}"
         return warn(", ".join(map(_named, pythons)), line + stop)
-    # processes are asked last, so a child that hung or crashed may have reported cards without them
+    # processes are queried last, so a child that hung or crashed may have reported cards without them
     if not machine.cards or machine.nvml.state in ("hung", "crashed"):
         return unknown("NVML does not say which processes use its memory")
     taken = (gpu.total_bytes or 0) - (gpu.free_bytes or 0)
@@ -86,7 +86,7 @@ def other_processes(machine: Machine) -> Finding:
 
 @rule("When the card is full, newer Windows drivers move data to main memory: no error, but every step crawls.")
 def sysmem_fallback(machine: Machine) -> Finding:
-    """On Windows always warn from driver 536.40 on: no program can read the switch."""
+    """On Windows with driver 536.40 or newer, always warn: no program can read the switch."""
     if machine.platform.kind != "Windows" or not machine.has_gpu:
         return ok("only on Windows with an NVIDIA card: nothing to check")
     number = driver_number(machine.nvml.driver)
@@ -118,13 +118,13 @@ def throttle_power(machine: Machine) -> Finding:
     return ok("nothing slows the card")
 
 
-@rule("bf16 has the range of float32 in half the bytes; fp16 overflows, and needs its loss scaled.")
+@rule("bf16 has the range of float32 in half the bytes; fp16 can overflow, and needs loss scaling.")
 def precision_choice(machine: Machine) -> Finding:
-    """Say what `mixed_precision: auto` means here; warn if accelerate's variables override it for the worse."""
+    """Report what `mixed_precision: auto` means here; warn if accelerate's variables override it for the worse."""
     process, torch, gpu = machine.process, machine.torch, machine.gpu
     precision = process.env.get("ACCELERATE_MIXED_PRECISION", "auto").lower()
     use_cpu = process.env.get("ACCELERATE_USE_CPU", "false").lower()
-    # compute capability 8.0 (Ampere) is the first with bf16; without a card, what torch says of the processor
+    # compute capability 8.0 (Ampere) is the first with bf16; without a card, use what torch reports for the CPU
     bf16 = gpu.capability >= (8, 0) if gpu and gpu.capability else torch.bf16
     best = "bf16" if bf16 else "fp16" if gpu else "float32"
     if use_cpu in ("1", "true", "yes") and gpu:

@@ -1,7 +1,7 @@
-"""Run Python in a child process with a time limit: what may hang or crash does so there, not in the notebook's kernel.
+"""Run Python in a child process with a time limit: code that may hang or crash does so there, not in the kernel.
 
-The child reports line by line, each line a JSON object that is merged into those before it. When it hangs or crashes
-half way, what it reported until then is kept.
+The child reports line by line; each line is a JSON object that is merged into the previous ones. If it hangs or crashes
+halfway, what it has reported so far is kept.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 from helpers.paths import ROOT
 
-_MARK = "@@doctor "  # marks our lines among what libraries print on their own
+_MARK = "@@doctor "  # distinguishes our lines from what libraries print
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ def tell(**facts: Any) -> None:
 
 
 def ask(source: str, *, timeout_seconds: float) -> Answer:
-    """Run Python source, which calls `tell`, in a child and return what it reported; kill it after so many seconds."""
-    # appended: what is installed, and what PYTHONPATH names, comes first as in this process
+    """Run Python source that calls `tell` in a child and return what it reported; kill it after the time limit."""
+    # appended: installed packages and PYTHONPATH come first, as in this process
     begin = f"import sys; sys.path.append({str(ROOT)!r})\nfrom helpers.environment.child import tell\n"
     try:
         child = subprocess.Popen(  # noqa: S603 (this Python, and our own source)
@@ -52,7 +52,7 @@ def ask(source: str, *, timeout_seconds: float) -> Answer:
         out, err = child.communicate(timeout=timeout_seconds)
     except subprocess.TimeoutExpired as late:
         return Answer("hung", _merged(_kill(child) or late.stdout or b""), f"no answer within {timeout_seconds:g} s")
-    except BaseException:  # in a session of its own the child does not get our Ctrl-C
+    except BaseException:  # the child has its own session, so our Ctrl-C does not reach it
         _kill(child)
         raise
     facts = _merged(out)
@@ -64,7 +64,7 @@ def ask(source: str, *, timeout_seconds: float) -> Answer:
 
 
 def _kill(child: subprocess.Popen[bytes]) -> bytes:
-    """Kill the child and the processes it started; one that is stuck in the driver cannot be killed and stays."""
+    """Kill the child and the processes it started; a process stuck in the driver cannot be killed."""
     try:
         if os.name == "posix":
             os.killpg(child.pid, signal.SIGKILL)
@@ -76,7 +76,7 @@ def _kill(child: subprocess.Popen[bytes]) -> bytes:
 
 
 def _merged(out: bytes) -> dict[str, Any]:
-    """Merge the reported lines; skip one that was cut short or is not ours."""
+    """Merge the reported lines; skip lines that are cut short or not ours."""
     facts: dict[str, Any] = {}
     for line in out.decode("utf-8", "replace").split("\n"):
         _, mark, text = line.partition(_MARK)
@@ -90,11 +90,11 @@ def _merged(out: bytes) -> dict[str, Any]:
 
 
 def _cause(returncode: int, err: bytes) -> str:
-    """Say in a few words how a child ended."""
+    """Describe in a few words how a child ended."""
     if returncode < 0:
         name = signal.Signals(-returncode).name if -returncode in set(signal.Signals) else str(-returncode)
         return f"ended by {name}"
     if returncode > 255:
-        return f"exit code {returncode:#x}"  # how Windows names a crash
+        return f"exit code {returncode:#x}"  # Windows reports a crash as a large number
     last = err.decode("utf-8", "replace").strip().splitlines()[-1:]
     return f"exit code {returncode}" + "".join(f" ({line[:200]})" for line in last)

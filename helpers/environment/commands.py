@@ -12,10 +12,10 @@ from helpers.environment.__main__ import main
 from helpers.environment.live import Monitor, sample, text
 from helpers.paths import COMMAND
 
-_INTERVAL_SECONDS = 1.0  # between two readings
+_INTERVAL_SECONDS = 1.0  # between readings
 
 
-# click passes everything on: the parser of the bare doctor reads the options, so that there is only one
+# click passes all arguments to the argparse parser of `helpers.environment`, so that there is only one parser
 @click.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def doctor(arguments: tuple[str, ...]) -> None:

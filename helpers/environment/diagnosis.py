@@ -17,7 +17,7 @@ from helpers.environment.rules import NO_GPU, STATUSES, Check, Rule
 from helpers.environment.wheels import WheelAdvice, expects_gpu, wheel_advice
 from helpers.paths import COMMAND
 
-# In the order in which a support engineer would ask: the modules, and the rules in them, follow it.
+# In the order in which a support engineer would ask: the modules, and the rules in each of them, are in this order.
 RULES = tuple(
     value
     for module in (python_checks, driver_checks, card_checks, system_checks)
@@ -43,7 +43,7 @@ class Diagnosis(PlainTextMixin):
     machine: Machine
     checks: list[Check]
     card: GraphicsCard | None = None
-    wheel: WheelAdvice | None = None  # None if it is not known which one fits
+    wheel: WheelAdvice | None = None  # None if the platform is not known
     summary: str = _CPU_MODE  # the verdict if nothing fails
 
     @property
@@ -53,7 +53,7 @@ class Diagnosis(PlainTextMixin):
 
     @property
     def exit_code(self) -> int:
-        """0 if training can go on, else 1."""
+        """0 if nothing prevents training, else 1."""
         return int(any(check.status == "fail" for check in self.checks))
 
     @property
@@ -67,7 +67,7 @@ class Diagnosis(PlainTextMixin):
         return {check.id: check for check in self.checks}[identity]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the diagnosis ready for JSON; this is the shape of `doctor --json`.
+        """Return the diagnosis as values for JSON, the output of `doctor --json`.
 
         `verdict` (text), `exit_code` (0 or 1), `mode` ('gpu' or 'cpu'), `platform` (text), `quick` (true or false),
         `card` (null or `name`, `total_bytes`, `free_bytes`, `capability` [major, minor], `holders` [`pid`, `name`,
@@ -88,10 +88,10 @@ class Diagnosis(PlainTextMixin):
         }
 
     def chain(self) -> list[dict[str, str]]:
-        """Return this machine's own chain, from the card to a matrix product, as rows to draw.
+        """Return this machine's chain from the card to a matrix product, as rows for `plot_chain`.
 
-        Each row has `link`, `status`, `reading` and `role`. The chain breaks at the first row with status 'fail'; what
-        is not there, or cannot work because of a link above, has the status 'absent'.
+        Each row has `link`, `status`, `reading` and `role`. The chain breaks at the first row with status 'fail'; a
+        link that does not exist, or cannot work because of a link above it, has the status 'absent'.
         """
         rows, broken = [], ""
         cuda = self.machine.torch and self.machine.torch.cuda
@@ -109,13 +109,13 @@ class Diagnosis(PlainTextMixin):
         return rows
 
     def equivalents(self) -> list[dict[str, str]]:
-        """Return the classic guide's three commands, each with its equivalent here, as rows of a table."""
+        """Return the three commands of classic guides, each with its equivalent here, as rows of a table."""
         nvml, free = self.check("nvml_alive").reading, self.check("vram_free").reading
         release = self.machine.platform and self.machine.platform.nvcc
         nvcc, available = f"nvcc {release}" if release else "no nvcc", self.check("cuda_available").reading
         rows = (
             ("nvidia-smi", f"{nvml}; {free}" if self.machine.gpu else nvml, "the driver, the card and its free memory"),
-            ("nvcc --version", nvcc, "information only: a wheel brings its own CUDA runtime and needs no toolkit"),
+            ("nvcc --version", nvcc, "information only: a wheel includes its own CUDA runtime and needs no toolkit"),
             ("torch.cuda.is_available()", available, "whether training gets the card, and if not, why"),
         )
         return [{"command": command, "here": here, "means": means} for command, here, means in rows]
@@ -134,7 +134,7 @@ class Diagnosis(PlainTextMixin):
         return "\n".join([*lines, "", f"\x1b[1m{verdict}\x1b[0m" if color else verdict])
 
     def _repr_html_(self) -> str:
-        """Return the table for a notebook, everything escaped; its text has the page's own colours."""
+        """Return the table for a notebook, with everything escaped, in the page's own text colours."""
         asked = [check for check in self.checks if check.reading != NO_GPU.reading]
         rest = [check for check in self.checks if check.reading == NO_GPU.reading]
         verdict = f"<p style='font-size:1.15em'><b>{escape(self.verdict)}</b></p>{_table(asked)}"
@@ -177,26 +177,26 @@ def _text(text: str) -> Html:
 
 
 def diagnose(*, quick: bool = False) -> Diagnosis:
-    """Say what this machine is and what stops it from training: checks that change nothing and never raise.
+    """Check what this machine is and what stops it from training; the checks change nothing and never raise.
 
-    `quick` does not import torch: a second instead of a few, and three checks then say "not asked".
+    `quick` does not import torch: it takes a second instead of a few, and up to three checks then say "not asked".
     """
     return diagnosis_of(read_machine(quick=quick))
 
 
 def diagnosis_of(machine: Machine) -> Diagnosis:
-    """Return the diagnosis of a machine that was read or made up."""
+    """Return the diagnosis of a machine that was read or simulated."""
     # sorting is stable: checks with the same status keep the order of RULES
     checks = sorted((rule(machine) for rule in RULES), key=lambda check: STATUSES.index(check.status))
-    if not machine.platform:  # the advice depends on it
+    if not machine.platform:  # the card and the wheel depend on it
         return Diagnosis(machine, checks)
     card = read_card(machine)
     return Diagnosis(machine, checks, card, wheel_advice(machine), _summary(machine, card))
 
 
 def unused_card() -> str:
-    """Say it if a card is here and torch cannot use it: a run on the CPU looks like any other; '' if all is well."""
-    if not expects_gpu(read_machine(quick=True)):  # a second; torch is asked only where there is something to ask
+    """Return a warning if torch cannot use the card here, because a run on the CPU looks like any other; else ''."""
+    if not expects_gpu(read_machine(quick=True)):  # takes a second; torch is loaded only if a card is expected
         return ""
     machine = read_machine()
     if not machine.torch or machine.torch.available:
@@ -215,4 +215,4 @@ def _summary(machine: Machine, card: GraphicsCard | None) -> str:
     if expects_gpu(machine):
         return "The card did not answer; until it answers: CPU course mode, with the pocket model."
     others = " and ".join(machine.platform.other_graphics)
-    return f"{_CPU_MODE} Training on graphics of {others} is not tested." if others else _CPU_MODE
+    return f"{_CPU_MODE} Training on {others} graphics is not tested." if others else _CPU_MODE

@@ -26,12 +26,12 @@ _LOADER_PATH = f"export LD_LIBRARY_PATH=/usr/lib/wsl/lib:$LD_LIBRARY_PATH ; then
 
 @rule("A CPU wheel cannot see a GPU; on Windows the usual wheel is a CPU wheel.")
 def torch_build(machine: Machine) -> Finding:
-    """Fail for a missing or broken torch, and for a CPU build on a machine with a card; else it is CPU course mode."""
+    """Fail for a missing or broken torch, or a CPU build on a machine with a card; CPU course mode is a warning."""
     torch = machine.torch
     broken = f"torch cannot be imported: {torch.cause}"
     if torch.state == "absent":
         return fail("torch is not installed", fixes.install_wheel(machine))
-    if _WINDOWS_LIBRARY.search(torch.cause):  # these libraries need those of Visual C++
+    if _WINDOWS_LIBRARY.search(torch.cause):  # they need the libraries of Visual C++
         return fail(broken, f"Install the libraries of Visual C++: {fixes.VISUAL_CPP} ; then {fixes.RESTART}.")
     if torch.state == "broken" or (torch.state == "crashed" and not torch.version):
         return fail(broken, fixes.install_wheel(machine))
@@ -50,16 +50,16 @@ def torch_build(machine: Machine) -> Finding:
 
 
 def _without_card(machine: Machine) -> str:
-    """Say what a machine without a usable NVIDIA card can do; whoever owns another card wants to know about it."""
+    """Return what a machine without a usable NVIDIA card can do; owners of other cards are told about theirs."""
     others = machine.platform.other_graphics
     if not others:
         return "Nothing to do without an NVIDIA card."
-    return f"The course runs on the CPU here; training on graphics of {' or '.join(others)} is not tested."
+    return f"The course runs on the CPU here; training on {' or '.join(others)} graphics is not tested."
 
 
 @rule("The advice differs between Linux, Windows, WSL2 and a container.")
 def platform_kind(machine: Machine) -> Finding:
-    """Name the platform; warn about WSL1, which reaches no GPU at all."""
+    """Name the platform; warn about WSL1, which cannot use a GPU at all."""
     platform = machine.platform
     reading = f"{platform.kind}, {platform.architecture}"
     if platform.container:
@@ -73,7 +73,7 @@ def platform_kind(machine: Machine) -> Finding:
 
 @rule("The wheel's CUDA must not be newer than what the driver supports; neither a toolkit nor nvcc is needed.")
 def driver_floor(machine: Machine) -> Finding:
-    """Compare the driver with the wheel: a newer major fails, a newer minor cannot compile PTX."""
+    """Compare the wheel's CUDA with the driver's: a newer major version fails, a newer minor one cannot compile PTX."""
     if not expects_gpu(machine) or _is_other_gpu(machine):
         return NO_GPU
     driver, cuda = machine.nvml.driver, machine.nvml.cuda
@@ -100,13 +100,13 @@ def driver_floor(machine: Machine) -> Finding:
 
 
 def _is_other_gpu(machine: Machine) -> bool:
-    """Say whether torch trains on a card of another maker; AMD's wheels answer to the name `torch.cuda` too."""
+    """Return whether torch trains on a card of another maker; AMD's wheels use the name `torch.cuda` too."""
     return bool(machine.torch and machine.torch.available and not machine.torch.cuda)
 
 
 @rule("NVML is how programs ask the driver; it is what `nvidia-smi` uses.")
 def nvml_alive(machine: Machine) -> Finding:
-    """Judge how NVML answered in its child process; under WSL2 a crash of it says nothing about training."""
+    """Judge how NVML answered in its child process; under WSL2 its crash says nothing about training."""
     nvml = machine.nvml
     if nvml.state == "ok":
         return _cards(machine)
@@ -116,7 +116,7 @@ def nvml_alive(machine: Machine) -> Finding:
     reading = f"NVML {nvml.state}: {nvml.cause}"
     if nvml.state == "nonsense":
         return unknown(reading, fixes.reboot(machine))
-    if nvml.state in ("hung", "crashed"):  # a known fault of NVML under WSL2, while CUDA itself works
+    if nvml.state in ("hung", "crashed"):  # a known bug of NVML under WSL2, where CUDA itself works
         may_work = "Training may still work: see cuda_available."
         return unknown(reading, may_work) if on_wsl else fail(reading, fixes.reboot(machine))
     if "NotSupported" in nvml.cause:
@@ -131,7 +131,7 @@ def nvml_alive(machine: Machine) -> Finding:
 
 
 def _cards(machine: Machine) -> Finding:
-    """Judge cards that answered, one by one: of four, one may be broken."""
+    """Judge each card that NVML lists: one of four may be broken."""
     driver, cards = machine.nvml.driver, machine.nvml.cards
     broken = [card for card in cards if card.error or not card.total_bytes]
     old = too_old(machine)
@@ -143,14 +143,14 @@ def _cards(machine: Machine) -> Finding:
     if not cards and machine.platform.nvidia_on_bus:
         return fail(
             f"driver {driver} answers and sees no card, but one is on the bus",
-            "sudo dmesg | grep -i nvrm tells why: a card that this driver does not serve, one that another driver "
-            f"(vfio, nouveau) holds, or one that was lost. Most often: {fixes.update_driver(machine)}",
+            "sudo dmesg | grep -i nvrm says why: this driver does not support the card, another driver (vfio, nouveau) "
+            f"holds it, or the card was lost. Most often: {fixes.update_driver(machine)}",
         )
     if not cards:
         return warn(f"driver {driver} answers, but sees no card", _without_card(machine))
     if broken:
         names = ", ".join(f"card {card.index}: {card.error or 'reports no memory'}" for card in broken)
-        good = ",".join(card.uuid for card in machine.cards)  # by number, CUDA would count in another order
+        good = ",".join(card.uuid for card in machine.cards)  # not by number: CUDA counts in another order
         without = fixes.set_variables(machine, CUDA_VISIBLE_DEVICES=good)
         return warn(names, f"{without} To get the card back: {fixes.reboot(machine)}")
     return ok(f"driver {driver}, {len(cards)} card{'s' * (len(cards) > 1)}")
@@ -175,7 +175,7 @@ def _with_capability(card: GpuReading) -> str:
 
 
 def _switch_on(machine: Machine) -> str:
-    """Return how to switch on the card of a laptop with two, if it is off."""
+    """Return how to switch on the NVIDIA card of a laptop with two graphics cards; '' if it is not off."""
     return "sudo prime-select on-demand ; then reboot." if machine.platform.card_switched_off else ""
 
 
@@ -195,7 +195,7 @@ def _not_loaded(machine: Machine, reading: str) -> Finding:
 
 @rule("What torch sees is what training gets: the guide's `torch.cuda.is_available()`.")
 def cuda_available(machine: Machine) -> Finding:
-    """If there is a card, a driver and a wheel and torch still sees no card, look for the reason."""
+    """Check that torch sees the card; if card, driver and wheel are there and it does not, look for the reason."""
     torch = machine.torch
     if not expects_gpu(machine):
         return NO_GPU
@@ -223,7 +223,7 @@ def _why_unseen(machine: Machine) -> Finding:
         return fail(f"{reading}; see wsl_libcuda", wsl_libcuda.judge(machine).fix)
     if machine.wsl and machine.nvml.state == "absent":
         return fail(f"{reading}; the loader does not find the driver's library", _LOADER_PATH)
-    if "forward compatibility" in message:  # error 804: a compatibility library, on a card of no data centre
+    if "forward compatibility" in message:  # error 804: a compatibility library, but no data-centre card
         return fail(reading, fixes.update_driver(machine) if machine.platform.container else fixes.reboot(machine))
     if "unknown error" in message:
         return fail(f"{reading} (as after the computer slept)", fixes.reload_uvm(machine))
@@ -231,7 +231,7 @@ def _why_unseen(machine: Machine) -> Finding:
 
 
 def _hides_all(machine: Machine) -> bool:
-    """Say whether CUDA_VISIBLE_DEVICES hides every card; if none could be asked, judging by its value alone."""
+    """Return whether CUDA_VISIBLE_DEVICES hides every card, judged by its value alone if NVML read no cards."""
     value = machine.process.env.get("CUDA_VISIBLE_DEVICES")
     if value is None:
         return False
@@ -251,7 +251,7 @@ def visible_devices(machine: Machine) -> Finding:
         return ok(f"{reading}, but there is no card to hide")
     seen, named = visible(machine.cards, machine.process.env), [part for part in value.split(",") if part.strip()]
     fix = fixes.unset(machine, "CUDA_VISIBLE_DEVICES")
-    if value.startswith("MIG-"):  # not among the cards: NVML lists a card, not the parts that MIG makes of it
+    if value.startswith("MIG-"):  # NVML lists whole cards, not their MIG parts
         return ok(f"{reading}: a part of a card")
     if _hides_all(machine):
         return fail(f"{reading} hides every card", fix)
@@ -264,12 +264,12 @@ def visible_devices(machine: Machine) -> Finding:
 
 @rule("Under WSL2 the driver belongs on Windows; a Linux driver in the distribution hides it.")
 def wsl_libcuda(machine: Machine) -> Finding:
-    """Under WSL2 look for the driver's library, the device, and a Linux driver that shadows them."""
+    """Under WSL2, look for the driver's library, the device, and a Linux driver that shadows them."""
     wsl = machine.wsl
     if wsl is None:
         return ok("not WSL2: nothing to check")
     if machine.platform.container:
-        return ok("in a container: the toolkit brings the driver's library to a place of its own")
+        return ok("in a container: NVIDIA's container toolkit mounts the driver's library")
     if wsl.shadowing:
         return fail(f"a Linux driver in the distribution: {', '.join(wsl.shadowing)}", fixes.PURGE_LINUX_DRIVER)
     if wsl.libcuda and wsl.dxg:
@@ -282,7 +282,7 @@ def wsl_libcuda(machine: Machine) -> Finding:
 
 @rule("A wheel contains code for some generations of cards; sm_86 code runs on 8.9, so sm_89 is not needed.")
 def arch_covered(machine: Machine) -> Finding:
-    """Compare the card with the wheel's code: the same major and no higher minor, or PTX that is not newer."""
+    """Compare the card with the wheel's code: it needs the same major and no higher minor, or PTX that is not newer."""
     if not machine.has_gpu or _is_other_gpu(machine):
         return NO_GPU
     gpu, codes = machine.gpu, machine.torch.codes
@@ -309,14 +309,14 @@ def _covers(code: str, capability: tuple[int, int]) -> bool:
     if not match:
         return False
     major, minor = int(match[2]), int(match[3])
-    if match[4]:  # sm_90a runs on this very chip only
+    if match[4]:  # sm_90a runs only on exactly 9.0
         return (major, minor) == capability
     return (major == capability[0] and minor <= capability[1]) if match[1] == "sm" else (major, minor) <= capability
 
 
 @rule("A small matrix product with the right result is better proof than any version number.")
 def smoke_matmul(machine: Machine) -> Finding:
-    """Judge the product that torch's child process made, on the card or else on the CPU."""
+    """Judge the product that torch computed in its child process, on the card or else on the CPU."""
     torch = machine.torch
     if torch.state == "quick":
         return ok("not asked: a quick look does not import torch")

@@ -1,4 +1,4 @@
-"""What the doctor knows of a machine: plain values, read once by `machine` and judged by the rules.
+"""What the doctor knows about a machine: plain values, read once by `machine` and judged by the rules.
 
 Sizes are in bytes. A group that could not be read is an `Unread`; a check that needs it gets the status 'unknown'.
 """
@@ -17,7 +17,7 @@ class UnreadError(RuntimeError):
 
 
 class Unread:
-    """Takes the place of facts that could not be read: false, and touching it raises `UnreadError` with the cause."""
+    """A placeholder for facts that could not be read: false, and any attribute but `cause` raises `UnreadError`."""
 
     def __init__(self, cause: str) -> None:
         self.__dict__["cause"] = cause
@@ -31,7 +31,7 @@ class Unread:
 
 @dataclass(frozen=True)
 class Python:
-    """The Python that runs, and the one that was meant."""
+    """The Python that runs, and the environments that were meant."""
 
     version: tuple[int, int, int]
     bits: int
@@ -39,7 +39,7 @@ class Python:
     prefix: str
     is_conda: bool = False
     expected: tuple[str, ...] = ()  # prefixes of the environments that exist for this project or are active
-    kernel: str | None = None  # the program of the python3 kernel that Jupyter finds; None: it uses its own Python
+    kernel: str | None = None  # program of the python3 kernel that Jupyter finds; None: its own Python
     kernel_exists: bool = True
 
 
@@ -53,14 +53,14 @@ class Platform:
     container: str = ""  # what shows that this is a container, such as /.dockerenv
     distribution: str = ""  # ID and ID_LIKE of /etc/os-release
     nvidia_on_bus: bool = False
-    other_graphics: tuple[str, ...] = ()  # graphics of other makers: AMD, Intel, Apple
+    other_graphics: tuple[str, ...] = ()  # other makers: AMD, Intel, Apple
     card_switched_off: bool = False  # `prime-select intel` on a laptop
     nvcc: str = ""  # release of the CUDA toolkit on PATH; information only
 
 
 @dataclass(frozen=True)
 class Wsl:
-    """What WSL2 passes on from the driver that is installed on Windows."""
+    """What WSL2 provides of the driver that is installed on Windows."""
 
     dxg: bool
     libcuda: bool
@@ -70,7 +70,7 @@ class Wsl:
 
 @dataclass(frozen=True)
 class Holder:
-    """A process that holds memory of a card; `used_bytes` is None where the driver does not say, as on Windows."""
+    """A process that holds memory of a card; `used_bytes` is None if the driver does not report it, as on Windows."""
 
     pid: int
     name: str
@@ -79,7 +79,7 @@ class Holder:
 
 @dataclass(frozen=True)
 class GpuReading:
-    """One card as NVML reports it; None is what it does not report; `error` is set when the card is broken."""
+    """One card as NVML reports it; None means not reported; `error` is set if the card is broken."""
 
     index: int
     name: str = ""
@@ -110,7 +110,7 @@ class Nvml:
 
     @property
     def usable(self) -> tuple[GpuReading, ...]:
-        """The cards that answered with a plausible size, and that a wheel can have code for."""
+        """The cards that reported a plausible size and are new enough for a wheel."""
         answered = (card for card in self.cards if not card.error and card.total_bytes)
         return tuple(card for card in answered if (card.capability or OLDEST_CAPABILITY) >= OLDEST_CAPABILITY)
 
@@ -137,7 +137,7 @@ class Torch:
 
 @dataclass(frozen=True)
 class Packages:
-    """Versions by package: installed, required (floor, first major that is too new or None), pinned and loaded."""
+    """Versions by package: installed, required (floor, first version that is too new or None), pinned, and loaded."""
 
     installed: Mapping[str, str]
     required: Mapping[str, tuple[str, str | None]]
@@ -147,17 +147,17 @@ class Packages:
 
 @dataclass(frozen=True)
 class Process:
-    """This process: its variables, whether the one that hides cards was set after it started, and its use of CUDA."""
+    """This process: the variables that matter here, and its use of CUDA."""
 
     env: Mapping[str, str]
-    has_new_devices: bool = False  # CUDA_VISIBLE_DEVICES is not what it was at the start
+    has_new_devices: bool = False  # CUDA_VISIBLE_DEVICES changed after the process started
     cuda_in_use: bool = False
     pid: int = 0
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Main memory; in a container, what its limit leaves."""
+    """Main memory; in a container, up to its limit."""
 
     total_bytes: int
     available_bytes: int
@@ -170,7 +170,7 @@ class Place:
     role: str
     path: str
     free_bytes: int
-    disk: str  # places on one disk share its space
+    disk: str  # places on the same disk share its space
     writable: bool = True
 
 
@@ -191,28 +191,28 @@ class ModelFiles:
 
     pocket: ModelFolder
     gpt2: ModelFolder | None = None
-    offline: tuple[str, ...] = ()  # the variables that switch downloads off
+    offline: tuple[str, ...] = ()  # the variables that disable downloads
 
 
 @dataclass(frozen=True)
 class Storage:
-    """Where files are written (without a home folder there is no cache), and what the system says about paths."""
+    """Where files are written (without a home folder, no cache), and whether long paths are enabled."""
 
     places: tuple[Place, ...]
     project: str = ""
-    long_paths: bool | None = None  # the switch in Windows; None: not asked
+    long_paths: bool | None = None  # enabled in Windows; None: another system
 
 
 @dataclass(frozen=True)
 class Power:
-    """The power supply; `on_battery` is None without a battery, or where it cannot be read."""
+    """The power supply; `on_battery` is None if there is no battery or it cannot be read."""
 
     on_battery: bool | None = None
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Everything that is known of a machine. Any group may be an `Unread`."""
+    """Everything that is known about a machine. Any group may be an `Unread`."""
 
     python: Python
     platform: Platform
@@ -234,7 +234,7 @@ class Machine:
 
     @property
     def has_gpu(self) -> bool:
-        """True if a card answers: to NVML or, where that cannot be asked, to torch."""
+        """True if NVML lists a usable card or torch can use one."""
         return bool(self.cards or (self.torch and self.torch.available))
 
     @property
@@ -246,7 +246,7 @@ class Machine:
             return GpuReading(0, torch.name, torch.uuid, torch.total_bytes, None, torch.capability) if seen else None
         if torch and torch.uuid:
             for card in self.cards:
-                if card.uuid.endswith(torch.uuid):  # NVML puts GPU- before it
+                if card.uuid.endswith(torch.uuid):  # NVML adds the prefix GPU-
                     return card
         return (self.visible_cards or in_cuda_order(self.cards, {}))[0]
 
@@ -257,24 +257,24 @@ class Machine:
 
 
 def in_cuda_order(cards: Sequence[GpuReading], env: Mapping[str, str]) -> list[GpuReading]:
-    """Return cards in the order in which CUDA counts them: the fastest first, while NVML goes by their slots.
+    """Return cards in CUDA's order, the fastest first; NVML's order is that of the slots.
 
-    `CUDA_DEVICE_ORDER=PCI_BUS_ID` makes CUDA go by the slots too.
+    `CUDA_DEVICE_ORDER=PCI_BUS_ID` makes CUDA use the slots too.
     """
     if env.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID":
         return list(cards)
 
     def speed(card: GpuReading) -> tuple[Any, ...]:
-        operations = (card.cuda_cores or 0) * (card.max_clock_mhz or 0)  # which `nvidia-smi` does not know
+        operations = (card.cuda_cores or 0) * (card.max_clock_mhz or 0)  # 0 from `nvidia-smi`
         return operations, card.capability or (0, 0), card.total_bytes or 0
 
-    return sorted(cards, key=speed, reverse=True)  # stable: cards of one kind stay as they are
+    return sorted(cards, key=speed, reverse=True)  # stable: equal cards keep their order
 
 
 def visible(cards: Sequence[GpuReading], env: Mapping[str, str]) -> list[GpuReading]:
     """Return the cards that `CUDA_VISIBLE_DEVICES` lets a program see, in its order.
 
-    CUDA reads the list up to the first entry it does not know; an entry that appears twice hides everything.
+    CUDA reads the list up to the first invalid entry; a card that appears twice hides everything.
 
     >>> cards = [GpuReading(0, uuid="GPU-aa"), GpuReading(1, uuid="GPU-bb")]
     >>> [card.index for card in visible(cards, {"CUDA_VISIBLE_DEVICES": "1,99,0"})]

@@ -1,4 +1,4 @@
-"""The exact commands that fix something, for this platform: Linux, Windows, WSL2 or a container; pip or conda."""
+"""The exact commands that fix a problem on a platform: Linux, Windows, WSL2 or a container; pip or conda."""
 
 from collections.abc import Sequence
 
@@ -23,10 +23,10 @@ WSL_MEMORY = (
     "then in PowerShell: wsl --shutdown"
 )
 
-# distribution -> the command for today's driver; for Maxwell, Pascal and Volta, whose last driver is 580 and which the
-# open kernel modules have never served
+# distribution -> the command for the newest driver; the one for Maxwell, Pascal and Volta, whose last driver is 580 and
+# which the open kernel modules never supported
 _DRIVER_COMMANDS = (
-    ("ubuntu", "sudo ubuntu-drivers install", "sudo ubuntu-drivers install"),  # looks at the card itself
+    ("ubuntu", "sudo ubuntu-drivers install", "sudo ubuntu-drivers install"),  # detects the card itself
     ("debian", "sudo apt install nvidia-driver (550: too old for RTX 50)", "sudo apt install nvidia-driver"),
     ("fedora", "sudo dnf install akmod-nvidia (RPM Fusion)", "sudo dnf install akmod-nvidia-580xx (RPM Fusion)"),
     ("arch", "sudo pacman -S nvidia-open", "yay -S nvidia-580xx-dkms (from the AUR)"),
@@ -34,7 +34,7 @@ _DRIVER_COMMANDS = (
 
 
 def with_shell(fix: str) -> str:
-    """Return a fix that says for which of Windows' two shells it is, where the other one does not understand it.
+    """Add to a fix that it is for PowerShell, if Windows' other shell would not understand it.
 
     >>> with_shell("$env:HF_HOME = 'C:/hf'"), with_shell("export HF_HOME=/hf")
     ("$env:HF_HOME = 'C:/hf'. The commands are for PowerShell.", 'export HF_HOME=/hf')
@@ -50,7 +50,7 @@ def set_variables(machine: Machine, **values: str) -> str:
 
 
 def unset(machine: Machine, *names: str) -> str:
-    """Return the command that removes variables from the environment, and what must restart."""
+    """Return the command that removes environment variables, and what must restart."""
     if machine.platform.kind == "Windows":
         return "; ".join(f"Remove-Item Env:{name}" for name in names) + f"; then {RESTART_SHELL}."
     place = ", and drop it from the container's -e options" if machine.platform.container else ""
@@ -60,8 +60,8 @@ def unset(machine: Machine, *names: str) -> str:
 def install_wheel(machine: Machine) -> str:
     """Return the command that installs the wheel this machine needs.
 
-    The old torch is removed first, because pip would keep a broken one of the same version; so is what was built for
-    it, which transformers would import, and fail.
+    The old torch is removed first, because pip would keep a broken one of the same version. So are torchvision and
+    torchaudio, which were built for it: transformers would import them and fail.
     """
     advice, python = wheel_advice(machine), python_command(machine)
     if not advice.pip:
@@ -70,7 +70,7 @@ def install_wheel(machine: Machine) -> str:
             "the container: docker build -t gpt2-course -f .devcontainer/Dockerfile . ; "
             "docker run -p 127.0.0.1:8888:8888 gpt2-course"
         )
-    if advice.tag == "cpu" and expects_gpu(machine):  # no CUDA wheel runs on such an old driver
+    if advice.tag == "cpu" and expects_gpu(machine):  # the driver is too old for any CUDA wheel
         return f"{update_driver(machine)} Then ask for the wheel: {python} -m helpers.environment --wheel"
     remove = "" if machine.torch.state == "absent" else f"{python} -m pip uninstall -y torch torchvision torchaudio ; "
     line = f"{remove}{advice.pip} ; then {RESTART}."
@@ -78,20 +78,20 @@ def install_wheel(machine: Machine) -> str:
 
 
 def install_triton(machine: Machine) -> str:
-    """Return the command that installs the Triton of this torch on Windows, where it is a package of its own."""
+    """Return the command that installs the Triton for this torch on Windows, where it is a separate package."""
     wanted = triton_for_windows(machine.torch.version if machine.torch else "") or "triton-windows"
     return f'{python_command(machine)} -m pip install "{wanted}"'
 
 
 def newer_driver_or_older_wheel(machine: Machine) -> str:
-    """Return both solutions for a wheel that is too new for the driver; some cards have only the first."""
+    """Return both fixes for a wheel that is too new for the driver; for some cards there is only the first."""
     update = update_driver(machine)
     runs_here = wheel_advice(machine).tag in ("cu126", "cu128")
     return f"{update} Or keep the driver: {install_wheel(machine)}" if runs_here else update
 
 
 def install_project(machine: Machine) -> str:
-    """Return the command that brings every package to a tested version, and keeps a torch that works."""
+    """Return the command that installs the tested version of every package and keeps a torch that works."""
     return f"{python_command(machine)} -m helpers install --here ; then {RESTART}."
 
 
@@ -126,7 +126,7 @@ def update_driver(machine: Machine) -> str:
 
 
 def reboot(machine: Machine) -> str:
-    """Return how to load the driver again on this system."""
+    """Return how to reload the driver on this system."""
     if machine.platform.kind in ("WSL2", "WSL1"):
         return "In PowerShell: wsl --shutdown ; then open WSL again."
     if machine.platform.kind == "Windows":
@@ -135,14 +135,14 @@ def reboot(machine: Machine) -> str:
 
 
 def reload_uvm(machine: Machine) -> str:
-    """Return how to wake CUDA after the computer slept: Linux then loses CUDA's memory module."""
+    """Return how to repair CUDA after the computer slept: on Linux its memory module often stops working."""
     if machine.platform.kind != "Linux" or machine.platform.container:
         return reboot(machine)
     return "sudo rmmod nvidia_uvm && sudo modprobe nvidia_uvm ; if that fails: sudo reboot"
 
 
 def relieve_card(slowed_by: Sequence[str]) -> str:
-    """Return what helps a card against what slows it: more power would only heat one that is too hot."""
+    """Return what helps a card that is slowed down; heat comes first, because more power would make it hotter."""
     if any("temperature" in reason for reason in slowed_by):
         return "Improve the airflow, and clean the card's fans and vents."
     if "its power limit" in slowed_by:
@@ -151,9 +151,9 @@ def relieve_card(slowed_by: Sequence[str]) -> str:
 
 
 def make_venv(machine: Machine) -> str:
-    """Return how to make the environment again with a Python that is tested."""
+    """Return how to create the environment again with a tested Python."""
     if machine.python.is_conda:
-        also = ";" if machine.platform.kind == "Windows" else "&&"  # the PowerShell of Windows itself has no &&
+        also = ";" if machine.platform.kind == "Windows" else "&&"  # the PowerShell that comes with Windows has no &&
         activate = f"conda env create --yes -f environment.yml {also} conda activate gpt2-course"
         return f"{activate} {also} python -m helpers install --here"
     if machine.platform.kind == "Windows":

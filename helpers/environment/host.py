@@ -1,6 +1,6 @@
-"""Colab and Kaggle, where a notebook runs in the browser on a machine that forgets everything when it ends.
+"""Colab and Kaggle, which run a notebook on a machine that loses everything when the session ends.
 
-Written after their documentation and tried on simulated hosts only.
+Written from their documentation, and tested on simulated hosts only.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from helpers.environment.install import install
 from helpers.environment.machine import read_machine
 
 _DRIVE = "/content/drive"
-_KAGGLE_OUTPUT = "/kaggle/working"  # what Kaggle keeps of a session
+_KAGGLE_OUTPUT = "/kaggle/working"  # the folder that Kaggle keeps after a session
 
 
 def hosted_by(env: Mapping[str, str] = os.environ) -> str:
@@ -25,11 +25,11 @@ def hosted_by(env: Mapping[str, str] = os.environ) -> str:
 
 
 def prepare_host() -> str:
-    """On Colab and Kaggle install what is missing and keep runs where they survive; elsewhere do nothing.
+    """On Colab and Kaggle, install what is missing and keep runs where they survive; elsewhere do nothing.
 
-    For the first cell of a session; it returns where runs are kept, and whether the session must be restarted. torch
-    is replaced only if it is too old or has no code for the card, as many wheels have none for Kaggle's P100. A
-    download that fails raises `InstallError`.
+    Call it in the first cell of a session: it returns where runs are kept and whether to restart the session. torch is
+    replaced only if it is too old or has no code for the card: many wheels have none for Kaggle's P100. A failed
+    download raises `InstallError`.
     """
     host = hosted_by()
     if not host:
@@ -42,14 +42,14 @@ def prepare_host() -> str:
 
 
 def _lasting_folder(host: str) -> tuple[str, str]:
-    """Return the folder for runs that outlives the session, and what to know about it."""
+    """Return the folder in which runs outlive the session, and a note about it."""
     if host == "Kaggle":
         folder = f"{_KAGGLE_OUTPUT}/runs"
         return folder, f"runs are kept in {folder}, which Kaggle keeps when you save a version."
     try:  # asks for permission in the browser
         importlib.import_module("google.colab.drive").mount(_DRIVE)
-    except Exception as error:  # noqa: BLE001 (refused, timed out, no account: the course runs all the same)
+    except Exception as error:  # noqa: BLE001 (refused, timed out, no account: the course runs anyway)
         folder = "/content/runs"
-        return folder, f"Drive is not there ({error}), so runs are in {folder} and lost when the session ends."
+        return folder, f"Drive is not available ({error}), so runs are in {folder} and lost when the session ends."
     folder = f"{_DRIVE}/MyDrive/gpt2-course/runs"
     return folder, f"runs are kept on your Drive, in {folder}."

@@ -1,8 +1,8 @@
 """Installs the course: the PyTorch wheel that fits this machine, then everything else in the tested versions.
 
-Only the standard library is imported, because nothing is installed yet. PyTorch comes through pip, so that whatever pip
-is configured for (a mirror, a folder of wheels, a proxy) holds for the largest download. The rest comes through uv,
-which takes a fraction of pip's time, or through pip where uv cannot be had.
+Only the standard library is imported, because nothing is installed yet. pip installs PyTorch, so that pip's
+configuration (a mirror, a folder of wheels, a proxy) applies to the largest download. uv installs the rest, in a
+fraction of pip's time; if uv is not available, pip does.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from helpers.environment.requirements import PYTHONS, pins
 from helpers.environment.wheels import INDEX, build_of, requirement, triton_for_windows
 from helpers.paths import LONGEST_WINDOWS_PATH, ROOT
 
-RECORD = "gpt2-course.json"  # in an environment's folder: what was installed there, last of all
-_GB_NEEDED = {"cpu": 3, "cuda": 8}  # measured: 2.2 and 5.9 GB, and what is unpacked on the way
+RECORD = "gpt2-course.json"  # in an environment's folder; written last, when everything is installed
+_GB_NEEDED = {"cpu": 3, "cuda": 8}  # measured: 2.2 and 5.9 GB, plus temporary files
 _LONGEST_INSTALLED = 200  # characters below the environment's folder; the longest are JupyterLab's
 _ANSWER_SECONDS = 10
 _ON_WINDOWS = os.name == "nt"
-_NEEDED_BY_NOTEBOOKS = (  # imported once, so that their bytecode is there; the exit skips PyTorch's slow end
+_NEEDED_BY_NOTEBOOKS = (  # imported once to compile their bytecode; _exit skips PyTorch's slow teardown
     "import os, datasets, ipykernel.kernelapp, ipywidgets, matplotlib.pyplot, nbconvert, optuna, papermill, peft; "
     "from transformers import Trainer, pipeline; os._exit(0)"
 )
@@ -47,28 +47,28 @@ class InstallError(RuntimeError):
 
 
 def environment_folder(*, here: bool = False) -> Path:
-    """Return the folder of the environment: this Python's own if the course is or shall be there, else `.venv`."""
+    """Return the environment's folder: this Python's own if the course is or will be installed there, else `.venv`."""
     own = Path(sys.prefix)
     return own if here or (own / RECORD).is_file() else ROOT / ".venv"
 
 
 def python_of(folder: Path) -> Path:
-    """Return the Python of an environment; of this Python's own, the one that runs."""
+    """Return the Python of an environment: for this Python's own, the one that runs."""
     if folder == Path(sys.prefix):
         return Path(sys.executable)
     return folder / ("Scripts/python.exe" if _ON_WINDOWS else "bin/python")
 
 
 def install(*, here: bool = False, torch: str = "auto") -> Path:
-    """Install what is missing; return the environment's Python. A second call finds that nothing is to be done.
+    """Install what is missing; return the environment's Python. A second call does nothing.
 
     Args:
-        here: install into the Python that runs this, such as a conda environment or a container's; else into `.venv`.
-        torch: the tag of a wheel on PyTorch's own index, such as 'cu126' or 'cpu'; 'auto' is what the doctor advises,
-            and what is installed already, if it works.
+        here: install into the Python that runs this, as in a conda environment or a container; else into `.venv`.
+        torch: the tag of a wheel on PyTorch's index, such as 'cu126' or 'cpu'; 'auto' follows the doctor's advice,
+            which keeps an installed torch that works.
 
     Raises:
-        InstallError: this Python, this machine or this folder cannot be installed to, or a download failed.
+        InstallError: this Python, machine or folder is not supported, or a download failed.
     """
     folder = environment_folder(here=here)
     python = python_of(folder)
@@ -83,11 +83,11 @@ def install(*, here: bool = False, torch: str = "auto") -> Path:
     if _ON_WINDOWS:
         _install_triton(python)
     _refuse_another_helpers(python, folder)
-    _say("Python compiles what the notebooks import ...")
+    _say("Compiling what the notebooks import ...")
     if _run(python, "-c", _NEEDED_BY_NOTEBOOKS, quiet=True) and _run(python, "-c", _NEEDED_BY_NOTEBOOKS):
         raise InstallError(
-            f"What was installed cannot be imported (see above): `{python} -m helpers doctor` says more. After a fix "
-            "the same command goes on from there."
+            f"The installed packages cannot be imported (see above): `{python} -m helpers doctor` says more. After a "
+            "fix, repeat the command to continue."
         )
     record = {"project": str(ROOT), "files": _fingerprint(), "torch": tag}
     (folder / RECORD).write_text(json.dumps(record), encoding="utf-8")
@@ -96,67 +96,67 @@ def install(*, here: bool = False, torch: str = "auto") -> Path:
 
 
 def _say(line: str) -> None:
-    print(line, flush=True)  # in order with what pip and uv print
+    print(line, flush=True)  # flush: pip and uv print in between
 
 
 def _fingerprint() -> str:
-    """Return a hash of what decides the versions: a change of it is installed at the next command."""
+    """Return a hash of the files that determine the versions: after a change, the next command installs again."""
     content = b"".join((ROOT / name).read_bytes() for name in ("pyproject.toml", "constraints.txt"))
     return hashlib.sha256(content.replace(b"\r\n", b"\n")).hexdigest()
 
 
 def _is_done(folder: Path, torch: str) -> bool:
-    """Say whether everything is there, and still found. Without a wish for a wheel, the one that is there is right."""
+    """Return whether everything is installed and still works; with torch='auto', any installed wheel will do."""
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        # as paths: in Windows' terminals the same folder is C:\course or c:\course
+        # as paths: Windows' terminals write the same folder as C:\course or c:\course
         wishes = (ROOT, _fingerprint()) == (Path(record["project"]), record["files"])
         is_recorded = wishes and torch in ("auto", record["torch"])
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    # an update of the system may have replaced the Python by another version, which looks elsewhere for packages
+    # a system update may have replaced the Python by another version, which looks elsewhere for packages
     return is_recorded and _run(python_of(folder), "-c", "import click", quiet=True) == 0
 
 
 def _refuse_place(folder: Path) -> None:
-    """Raise `InstallError` for a Python or a folder that the course cannot be installed with."""
+    """Raise `InstallError` for a Python or a folder that the course cannot be installed into."""
     if not (ROOT / "pyproject.toml").is_file():
         raise InstallError(f"{ROOT} is not a clone of the course: there is no pyproject.toml to install from.")
     oldest, newest = (".".join(map(str, version)) for version in PYTHONS)
-    here = f"This is Python {sys.version.partition(' ')[0]}{'' if sys.maxsize > 2**32 else ' of 32 bits'}"
+    here = f"This is Python {sys.version.partition(' ')[0]}{'' if sys.maxsize > 2**32 else ' (32-bit)'}"
     if not PYTHONS[0] <= sys.version_info[:2] <= PYTHONS[1] or sys.maxsize <= 2**32:
         raise InstallError(
-            f"{here}, and the course needs {oldest} to {newest} of 64 bits. Install one of them, and start this with "
-            f"it: `{'py -3.13' if _ON_WINDOWS else 'python3.13'}` in place of `{Path(sys.executable).stem}`."
+            f"{here}, and the course needs 64-bit Python {oldest} to {newest}. Install one of them, then use it: "
+            f"`{'py -3.13' if _ON_WINDOWS else 'python3.13'}` instead of `{Path(sys.executable).stem}`."
         )
     longest = len(str(folder)) + _LONGEST_INSTALLED
     if _ON_WINDOWS and longest > LONGEST_WINDOWS_PATH and not Access().long_paths():
         raise InstallError(
             f"The folder {ROOT} is too deep: installed files would have paths of {longest} characters, and Windows "
-            f"allows {LONGEST_WINDOWS_PATH}. Move it to a place such as C:\\course, or switch long paths on."
+            f"allows {LONGEST_WINDOWS_PATH}. Move it to a place such as C:\\course, or enable long paths."
         )
 
 
 def _make_environment(folder: Path) -> None:
-    """Make a virtual environment; one that does not work (interrupted, moved, another Python) is made again."""
+    """Create a virtual environment; one that does not work (interrupted, moved, another Python) is created again."""
     python = python_of(folder)
     probe = f"import pip, sys; sys.exit(not {PYTHONS[0]} <= sys.version_info[:2] <= {PYTHONS[1]})"
     if python.exists() and _run(python, "-c", probe, quiet=True) == 0:
         return
     if folder.exists():
-        _say(f"{folder} does not work; it is made again.")
+        _say(f"{folder} does not work; it is created again.")
     if _run(sys.executable, "-m", "venv", "--clear", str(folder)) != 0:
         shutil.rmtree(folder, ignore_errors=True)
         raise InstallError(
-            f"{folder} could not be made (see above). On Debian and Ubuntu: sudo apt install python3-venv ; then the "
-            "same command again. If files are in use, close JupyterLab first."
+            f"{folder} could not be created (see above). On Debian and Ubuntu: sudo apt install python3-venv ; then "
+            "repeat the command. If files are in use, close JupyterLab first."
         )
 
 
 def _install_torch(python: Path, folder: Path, torch: str) -> str:
     """Install PyTorch; return the tag of its wheel."""
     if torch != "auto":
-        wanted, index, reason = requirement(torch, pins(Access())["torch"]), f"{INDEX}/{torch}", "As asked for."
+        wanted, index, reason = requirement(torch, pins(Access())["torch"]), f"{INDEX}/{torch}", "As requested."
     else:
         answer = _ask(python, "-m", "helpers.environment", "--wheel", "--json")
         if not answer:
@@ -176,9 +176,9 @@ def _install_torch(python: Path, folder: Path, torch: str) -> str:
 
 
 def _download_torch(python: Path, wanted: str, index: str, *, is_advised: bool) -> str:
-    """Install a torch and return its tag; where one for the CPU was only advised, any index's build will do."""
-    plain = wanted.partition("+")[0]  # the part after + is known to PyTorch's own index alone
-    # the usual index has no CUDA for Windows, and for Linux one that not every driver runs
+    """Install a torch and return its tag; if a CPU build was only advised, a build from any index will do."""
+    plain = wanted.partition("+")[0]  # only PyTorch's own index knows the part after +
+    # the usual index has no CUDA build for Windows, and for Linux one that not every driver runs
     may_differ = is_advised and index and "+cu" not in wanted
     if may_differ and not _answers(index):
         _say(f"{INDEX} does not answer, so {plain} comes from pip's usual index, which may be another build.")
@@ -195,7 +195,7 @@ def _download_torch(python: Path, wanted: str, index: str, *, is_advised: bool) 
 
 
 def _remove_companions(python: Path) -> None:
-    """Remove what was built for the torch that was replaced: transformers would import it, and fail."""
+    """Remove packages that were built for the replaced torch: transformers would import them and fail."""
     names = "*{each.name for each in distributions()} & {'torchvision', 'torchaudio'}"
     found = _ask(python, "-c", f"from importlib.metadata import distributions; print({names})").split()
     if found and _run(python, "-m", "pip", "uninstall", "-y", *found) == 0:
@@ -203,9 +203,9 @@ def _remove_companions(python: Path) -> None:
 
 
 def _installed_torch(python: Path) -> str:
-    """Return the version of the installed torch with its build, which its files tell; '' for none or an incomplete one.
+    """Return the installed torch's version and build, read from its files; '' if it is missing or incomplete.
 
-    pip writes a package's metadata after its files, so an interrupted installation has files alone.
+    pip writes a package's metadata after its files, so an interrupted installation leaves only files.
     """
     read = (
         "from contextlib import suppress\nfrom importlib.metadata import version\n"
@@ -225,18 +225,18 @@ def _refuse_full_disk(folder: Path, build: str) -> None:
 
 
 def _answers(url: str) -> bool:
-    """Say whether an index can be reached, within seconds: pip would try for minutes."""
+    """Return whether an index can be reached, within seconds: pip would try for minutes."""
     try:
         with urllib.request.urlopen(f"{url}/torch/", timeout=_ANSWER_SECONDS):  # noqa: S310 (https, our own constant)
             return True
-    except urllib.error.URLError as error:  # a Python without certificates of its own: pip brings some
+    except urllib.error.URLError as error:  # a Python without certificates: pip brings its own
         return isinstance(error.reason, ssl.SSLCertVerificationError)
     except OSError:
         return False
 
 
 def _install_rest(python: Path, folder: Path) -> None:
-    """Install the project and its dependencies at the pinned versions, beside the torch that is there."""
+    """Install the project and its dependencies at the pinned versions, and keep the installed torch."""
     constraints = folder / "constraints.txt"
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     torch = _ask(python, "-c", "from importlib.metadata import version; print(version('torch'))").strip()
@@ -253,14 +253,14 @@ def _install_rest(python: Path, folder: Path) -> None:
 
 
 def _install_triton(python: Path) -> None:
-    """Install what the loss's kernel needs beside a CUDA wheel for Windows; the course works without it."""
+    """Install Triton for a CUDA wheel on Windows: the fused loss kernel needs it, but the course works without it."""
     wanted = triton_for_windows(_installed_torch(python))
     if wanted and _pip(python, "--quiet", wanted) != 0:
         _say(f"{wanted} could not be installed: training works without it, but takes longer and more memory.")
 
 
 def _uv_settings(python: Path) -> dict[str, str]:
-    """Return the variables that tell uv what pip is configured for."""
+    """Return environment variables that give uv pip's configuration."""
     variables = {}
     for line in _ask(python, "-m", "pip", "config", "list").splitlines():
         name, _, value = line.partition("=")
@@ -283,13 +283,13 @@ def _refuse_another_helpers(python: Path, folder: Path) -> None:
 
 def _stopped(what: str) -> str:
     return (
-        f"{what}: pip's lines above say why. Behind a proxy set HTTPS_PROXY. What is installed stays, and the same "
-        "command goes on from there."
+        f"{what}: pip's lines above say why. Behind a proxy set HTTPS_PROXY. What is installed stays; repeat the "
+        "command to continue."
     )
 
 
 def _pip(python: Path, *arguments: str) -> int:
-    # what the notebooks import is compiled at the end; compiling all of torch would take longer than the rest
+    # `install` compiles what the notebooks import; compiling all of torch would take longer than everything else
     return _run(python, "-m", "pip", "install", "--disable-pip-version-check", "--no-compile", *arguments)
 
 
@@ -302,7 +302,7 @@ def _run(program: Path | str, *arguments: str, env: dict[str, str] | None = None
 
 
 def _ask(python: Path, *arguments: str, cwd: Path = ROOT) -> str:
-    """Return what a command of the environment prints; an error is printed, and gives what was printed until then."""
+    """Return what a command of the environment prints, even if it fails; its errors are shown."""
     env = {**os.environ, "PYTHONUTF8": "1"}
     done = subprocess.run(  # noqa: S603
         [str(python), *arguments], cwd=cwd, env=env, stdout=subprocess.PIPE, encoding="utf-8", check=False
@@ -311,7 +311,7 @@ def _ask(python: Path, *arguments: str, cwd: Path = ROOT) -> str:
 
 
 def tag_named(text: str) -> str:
-    """Return the tag of a wheel that a person named; raise `InstallError` for what cannot be one.
+    """Return the wheel tag that a person typed; raise `InstallError` if it cannot be one.
 
     >>> tag_named("cu126"), tag_named("")
     ('cu126', 'auto')

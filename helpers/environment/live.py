@@ -1,6 +1,6 @@
-"""The live monitor, in place of a second terminal with `nvidia-smi`: memory, load, power, temperature, processes.
+"""The live monitor, instead of a second terminal with `nvidia-smi`: memory, load, power, temperature, processes.
 
-`sample` reads once, `History` keeps the last samples, `Monitor` shows them. Without a card it shows the computer's own
+`sample` reads once, `History` keeps the last samples, `Monitor` shows them. Without a card it shows the computer's
 memory and load. Cards are read in a child process, so that a reading can neither hang nor crash the kernel.
 """
 
@@ -25,11 +25,11 @@ _BARS = "▁▂▃▄▅▆▇█"
 
 
 class Sample(NamedTuple):
-    """One reading of the card or of the computer itself; None is what is not known."""
+    """One reading of the card, or of the computer itself; None means not known."""
 
     seconds: float  # counted from the monitor's start
     device: str  # 'gpu' or 'cpu'
-    reading: GpuReading  # a computer fills in its name, memory and load only
+    reading: GpuReading  # of a computer only its name, memory and load
 
     def row(self) -> dict[str, float | None]:
         """Return the numbers, to plot or to keep in a table."""
@@ -44,9 +44,9 @@ class Sample(NamedTuple):
 
 
 def sample(*, seconds: float = 0.0, use_gpu: bool = True) -> Sample:
-    """Read the card that training would use, or the computer itself if no card answers; `seconds` is the time to note.
+    """Read the card that training would use, or the computer itself if no card answers; `seconds` is the sample's time.
 
-    Without `use_gpu` no card is asked, as after a reading to which it did not answer.
+    `use_gpu=False` skips the cards, as after a reading that got no answer.
     """
     cards = read_nvml(_LIMIT_SECONDS).usable if use_gpu else ()
     if cards:
@@ -55,7 +55,7 @@ def sample(*, seconds: float = 0.0, use_gpu: bool = True) -> Sample:
 
     memory, n_threads = read_memory(), os.cpu_count() or 1
     name = f"CPU, {n_threads} thread{'s' * (n_threads != 1)}"
-    load = psutil.cpu_percent(interval=0.1)  # without an interval the first answer would always be 0
+    load = psutil.cpu_percent(interval=0.1)  # without an interval the first result is always 0
     computer = GpuReading(0, name, "", memory.total_bytes, memory.available_bytes, utilisation_percent=load)
     return Sample(seconds, "cpu", computer)
 
@@ -65,7 +65,7 @@ class History(deque):
 
     def rows(self) -> list[dict[str, float | None]]:
         """Return one row per sample: `seconds`, `memory_gib`, `utilisation_percent` and more; see `Sample.row`."""
-        return [each.row() for each in list(self)]  # a copy: the monitor's thread goes on appending
+        return [each.row() for each in list(self)]  # a copy: the monitor's thread keeps appending
 
     def quantities(self) -> Iterator[tuple[str, str, float, list[tuple[float, float]]]]:
         """Yield title, unit, top of the scale, and points (seconds, value), of each quantity that is known."""
@@ -92,7 +92,7 @@ def sparkline(values: list[float], highest: float) -> str:
 
 
 def text(history: History, *, width: int = 30) -> str:
-    """Return the last sample and the history as lines of text: no more than `width` bars."""
+    """Return the last sample and the history as lines of text, with at most `width` bars per line."""
     last = history[-1].reading
     lines = [printable(last.name)]
     for title, unit, highest, points in history.quantities():
@@ -107,7 +107,7 @@ def text(history: History, *, width: int = 30) -> str:
 
 
 def svg(history: History) -> str:
-    """Return the history as a picture in the page's own colours, and the processes as a list; everything escaped."""
+    """Return the history as an SVG in the page's own colours, and the processes as a list; everything is escaped."""
     last, holders = history[-1].reading, ""
     panels = [_panel(points, f"{title}, {unit}", highest) for title, unit, highest, points in history.quantities()]
     for holder in last.holders:
@@ -124,7 +124,7 @@ def _panel(points: list[tuple[float, float]], title: str, highest: float) -> str
     line = [f"{34 + 180 * (x - start) / span:.1f},{72 - 50 * min(1, y / highest):.1f}" for x, y in points]
     last_x, last_y = line[-1].split(",")
     label = f"{title}: {points[-1][1]:.1f} of {highest:.0f}"
-    return (  # the spaces are for JupyterLab, which keeps only the text of a picture in a notebook it does not trust
+    return (  # the spaces separate the texts, which are all that JupyterLab keeps of a picture in an untrusted notebook
         f"<svg width='230' height='92' role='img' aria-label='{escape(label)}' fill='currentColor' font-size='10'>"
         f"<text x='34' y='12'>{escape(label)}</text> "
         f"<text x='30' y='26' text-anchor='end'>{highest:.0f}</text> <text x='30' y='74' text-anchor='end'>0</text> "
@@ -136,7 +136,7 @@ def _panel(points: list[tuple[float, float]], title: str, highest: float) -> str
 
 
 class Monitor:
-    """Shows the history and goes on reading until `stop()`; without a front end it shows one reading."""
+    """Shows the history; after `start()` it keeps reading until `stop()`, and before that it shows one reading."""
 
     def __init__(self, read: Callable[..., Sample], *, interval_seconds: float, length: int) -> None:
         self.history = History(maxlen=length)
@@ -150,12 +150,12 @@ class Monitor:
     def update(self) -> Sample:
         """Read once more and return the sample."""
         new = self._read(seconds=time.monotonic() - self._began, use_gpu=self._use_gpu)
-        self._use_gpu = new.device == "gpu"  # a card that did not answer would cost the time limit at each reading
+        self._use_gpu = new.device == "gpu"  # a card that does not answer would cost the time limit each time
         self.history.append(new)
         return new
 
     def start(self, seconds: float = math.inf) -> None:
-        """Go on reading in the background until `stop()`, or for some seconds; a second start replaces the first."""
+        """Keep reading in the background until `stop()`, or for some seconds; a second start replaces the first."""
         import ipywidgets
 
         self.stop()
@@ -189,11 +189,11 @@ class Monitor:
         return text(self.history)
 
 
-_moving: list[Monitor] = []  # the one that `monitor` made last
+_moving: list[Monitor] = []  # the last one that `monitor` started
 
 
 def monitor(*, seconds: float = math.inf, interval_seconds: float = 1.0) -> Monitor:
-    """Return a monitor for a notebook's last line; it moves while other cells run, if a person can watch.
+    """Return a monitor for the last line of a cell; if a person can watch, it updates while other cells run.
 
     It stops after `seconds`, at `stop()`, or when another replaces it. An interval of 0 or less is a `ValueError`.
     """

@@ -1,6 +1,6 @@
-"""Reads a machine once, into one `Machine`; a group of facts that cannot be read becomes an `Unread` with its cause.
+"""Read a machine once, into one `Machine`; a group of facts that cannot be read becomes an `Unread` with its cause.
 
-Nothing is changed and nothing needs root.
+Nothing is changed, and nothing needs root.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from helpers.paths import runs_folder
 
 _ASKED_FOR = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_CPU")
 _SHADOWS = ("nvidia-driver-*.list", "libnvidia-compute-*.list", "cuda-drivers*.list")
-_MAKERS = {"0x10de": "NVIDIA", "0x1002": "AMD", "0x8086": "Intel"}  # of display devices on the PCI bus
+_MAKERS = {"0x10de": "NVIDIA", "0x1002": "AMD", "0x8086": "Intel"}  # PCI vendor ids of display devices
 _LIMIT_AFTER_HANG_SECONDS = 20.0
 _WSL_LIB = "/usr/lib/wsl/lib"
-_LIMITS = (  # of control groups 2 and 1
+_LIMITS = (  # files of control groups, version 2 and version 1
     ("memory.max", "memory.current", "memory.stat"),
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
 )
 
 
 def read_machine(access: Access | None = None, *, quick: bool = False) -> Machine:
-    """Read everything; `quick` does not import torch. The cards are read first: torch takes memory of one."""
+    """Read everything; `quick` does not import torch. The cards are read first, because torch uses memory of one."""
     access = access or Access()
     nvml = _guarded(access.read_nvml)
     has_hung = nvml and nvml.state == "hung"
@@ -56,7 +56,7 @@ def read_machine(access: Access | None = None, *, quick: bool = False) -> Machin
 def _guarded(read: Callable[[], Any]) -> Any:
     try:
         return read()
-    except Exception as error:  # noqa: BLE001 (whatever a strange machine does is reported, not raised)
+    except Exception as error:  # noqa: BLE001 (whatever an unusual machine does is reported, not raised)
         return Unread(f"{type(error).__name__}: {error}")
 
 
@@ -125,7 +125,7 @@ def _container(access: Access) -> str:
 
 
 def _graphics(access: Access) -> list[str]:
-    """Return the makers of the graphics here; on Linux the PCI bus tells, without any driver."""
+    """Return the makers of the graphics cards; on Linux the PCI bus names them, without any driver."""
     if access.system == "Darwin" and access.architecture == "arm64":
         return ["Apple"]
     makers = []
@@ -153,7 +153,7 @@ def _process(access: Access) -> Process:
     # /proc/self/environ keeps what the process started with; os.environ does not
     started_with = dict(entry.split("=", 1) for entry in access.text("/proc/self/environ").split("\0") if "=" in entry)
     devices_then, devices_now = (each.get("CUDA_VISIBLE_DEVICES") for each in (started_with, access.env))
-    cuda = getattr(access.modules.get("torch"), "cuda", None)  # a half imported torch has none
+    cuda = getattr(access.modules.get("torch"), "cuda", None)  # a partly imported torch has none
     return Process(
         env={name: access.env[name] for name in _ASKED_FOR if name in access.env},
         has_new_devices=bool(started_with) and devices_then != devices_now,
@@ -163,9 +163,9 @@ def _process(access: Access) -> Process:
 
 
 def read_memory(access: Access | None = None) -> Memory:
-    """Return main memory; in a container, what its own limit leaves.
+    """Return main memory; in a container, up to its limit.
 
-    psutil alone does not do: it does not know the limit of a container.
+    psutil alone is not enough: it ignores a container's limit.
     """
     access = access or Access()
     sizes = {name: int(kib) * 1024 for name, kib in re.findall(r"(\w+):\s+(\d+) kB", access.text("/proc/meminfo"))}
@@ -174,7 +174,7 @@ def read_memory(access: Access | None = None) -> Memory:
     total, available = sizes["MemTotal"], sizes["MemAvailable"]
     for names in _LIMITS:
         limit, used, details = (access.text(f"/sys/fs/cgroup/{name}").strip() for name in names)
-        if limit.isdigit() and used.isdigit():  # the cache of files is counted as used, but makes room when needed
+        if limit.isdigit() and used.isdigit():  # the file cache counts as used, but is freed when needed
             cache = re.search(r"^(?:total_)?inactive_file (\d+)$", details, re.MULTILINE)
             left = int(limit) - int(used) + (int(cache[1]) if cache else 0)
             return Memory(min(total, int(limit)), min(available, max(0, left)))
@@ -192,11 +192,11 @@ def _storage(access: Access) -> Storage:
 
 
 def _place(role: str, folder: Path, access: Access) -> Place:
-    """Look at the folder, or at the nearest one above it that exists.
+    """Inspect the folder, or the nearest parent that exists.
 
-    On a missing drive nothing can be written, and nothing where a file has the folder's name.
+    It is not writable on a missing drive, or if a file has its name.
     """
-    # os.path.exists: Path.exists raises where a folder above may not be read
+    # os.path.exists: Path.exists raises if a parent folder cannot be read
     existing = next((path for path in (folder, *folder.parents) if os.path.exists(path)), None)  # noqa: PTH110
     is_folder = existing is not None and os.path.isdir(existing)  # noqa: PTH112
     free, disk, writable = access.space(existing) if is_folder else (0, "", False)

@@ -1,7 +1,7 @@
-"""The models' files, checked without loading a model: is the vocabulary there, is the weights file complete?
+"""Check a model's files without loading it: is the vocabulary there, is the weights file complete?
 
-A GPT-2 without its vocabulary files still loads, with a vocabulary of one token, and then trains on nothing. What
-belongs to another model, or loses text, is noticed when it is loaded: see `helpers.model`.
+A GPT-2 without its vocabulary files still loads, with a vocabulary of one token, and then trains on nothing. Files of
+another model, or a tokenizer that loses text, are noticed at loading: see `helpers.model`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def read_model_files(access: Access) -> ModelFiles:
 
 
 def hub_cache(access: Access) -> Path | None:
-    """Return the folder of the Hub's cache, or None without a home for it."""
+    """Return the Hub's cache folder, or None if there is no home folder for it."""
     if access.env.get("HF_HUB_CACHE"):
         return Path(os.path.expanduser(access.env["HF_HUB_CACHE"]))  # noqa: PTH111 (never raises)
     home = access.hugging_face_home()
@@ -48,7 +48,7 @@ def _snapshot(access: Access) -> Path | None:
 
 
 def inspect(folder: Path) -> ModelFolder:
-    """Check a model's folder: are its files there and complete, and has the tokenizer the tokens of the model?"""
+    """Check a model's folder: are its files complete, and does the tokenizer have as many tokens as the model?"""
     if not folder.is_dir():
         return ModelFolder(str(folder), ("the folder is missing",))
     problems: list[str] = []
@@ -74,7 +74,7 @@ def _json(path: Path, problems: list[str]) -> dict[str, Any]:
 
 
 def _vocabulary(folder: Path, problems: list[str]) -> dict[str, int]:
-    """Return token -> id from tokenizer.json, with the tokens that were added to it, or from vocab.json."""
+    """Return token -> id from tokenizer.json, added tokens included, or else from vocab.json."""
     if not (folder / "tokenizer.json").exists() and (folder / "vocab.json").exists():
         if not (folder / "merges.txt").exists():
             problems.append("merges.txt is missing")
@@ -89,15 +89,15 @@ def _vocabulary(folder: Path, problems: list[str]) -> dict[str, int]:
 
 
 def _weights(path: Path, problems: list[str]) -> int:
-    """Return the file's bytes; its header says where the last weight ends.
+    """Return the size of the weights file in bytes; its header says where the last weight ends.
 
-    Not with `safetensors.safe_open`: it only says "incomplete metadata" where a download was cut short.
+    `safetensors.safe_open` would only say "incomplete metadata" about an interrupted download.
     """
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
             length = struct.unpack("<Q", file.read(8))[0]
-            # a damaged length can be any number of 64 bits: reading that much would fill the memory
+            # a damaged length can be any 64-bit number: reading that much would fill the memory
             header = json.loads(file.read(min(length, 10_000_000)))
         end = 8 + length + max(tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__")
     except FileNotFoundError:

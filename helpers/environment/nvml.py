@@ -1,7 +1,7 @@
 """The graphics cards and their driver, read through NVML in a child process with a time limit.
 
-The child asks NVML through nvidia-ml-py, or `nvidia-smi` where that package is not installed. `read_nvml` turns the
-answer into facts and drops every value that is not plausible.
+The child queries NVML through nvidia-ml-py, or runs `nvidia-smi` if that package is not installed. `read_nvml` turns
+the answer into facts and drops implausible values.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _SMI_FIELDS = "index,uuid,name,driver_version,memory.total,memory.free,compute_c
 
 
 def read_nvml(timeout_seconds: float = LIMIT_SECONDS) -> Nvml:
-    """Ask NVML in a child process; never raises, whatever the driver does."""
+    """Query NVML in a child process; never raises, whatever the driver does."""
     return facts_from(ask("from helpers.environment.nvml import probe; probe(tell)", timeout_seconds=timeout_seconds))
 
 
@@ -65,7 +65,7 @@ def facts_from(answer: Answer) -> Nvml:
 
 
 def driver_number(driver: str) -> tuple[int, ...]:
-    """Return a driver's version as numbers, or an empty tuple for a text that cannot be one.
+    """Return a driver's version as numbers, or an empty tuple if the text cannot be one.
 
     >>> driver_number("580.65.06"), driver_number("r999-preview"), driver_number("banana")
     ((580, 65, 6), (999,), ())
@@ -76,13 +76,13 @@ def driver_number(driver: str) -> tuple[int, ...]:
 
 
 def _number(value: Any, low: float, high: float) -> Any:
-    """Return a number within its bounds, else None; a NaN is within no bounds."""
+    """Return a number if it is within the bounds, else None; NaN never is."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return value if is_number and low <= value <= high else None
 
 
 def _card(card: Mapping[str, Any]) -> GpuReading:
-    # a card that reports less than 256 MiB or more than 8 TiB is not believed
+    # less than 256 MiB or more than 8 TiB is implausible
     total = _number(card.get("total_bytes"), 256 * MIB, _MOST_BYTES)
     capability = [_number(part, 0, 99) for part in card.get("capability") or ()]
     reasons = _number(card.get("reasons"), 0, 2**16)
@@ -108,7 +108,7 @@ def _card(card: Mapping[str, Any]) -> GpuReading:
 
 
 def probe(tell: Callable[..., None]) -> None:
-    """Report the driver, then each card, then the processes: listing them is what has crashed under WSL2."""
+    """Report the driver, then the cards, then the processes, because listing processes has crashed under WSL2."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the old distribution `pynvml` warns about itself
@@ -147,9 +147,9 @@ def _ask_card(nvml: Any, index: int) -> dict[str, Any]:
     try:
         handle = nvml.nvmlDeviceGetHandleByIndex(index)
         memory = nvml.nvmlDeviceGetMemoryInfo(handle)
-    except Exception as error:  # noqa: BLE001 (whatever one card raises, the others are asked)
+    except Exception as error:  # noqa: BLE001 (whatever one card raises, the others are still queried)
         return {"index": index, "error": f"{type(error).__name__}: {error}"}
-    reasons = getattr(nvml, "nvmlDeviceGetCurrentClocksEventReasons", None)  # an older nvidia-ml-py has only the next
+    reasons = getattr(nvml, "nvmlDeviceGetCurrentClocksEventReasons", None)  # older nvidia-ml-py: only the next
     reasons = reasons or getattr(nvml, "nvmlDeviceGetCurrentClocksThrottleReasons", None)
     return {
         "index": index,
@@ -187,14 +187,14 @@ def _name_of(pid: int) -> str:
 
 
 def _probe_smi(tell: Callable[..., None]) -> None:
-    """Report what `nvidia-smi` knows: every driver brings it, while nvidia-ml-py has to be installed."""
+    """Report what `nvidia-smi` knows: it comes with every driver, while nvidia-ml-py has to be installed."""
     program = shutil.which("nvidia-smi") or shutil.which(WSL_SMI)
     if program is None:
         tell(absent="no nvidia-smi")
         return
     try:
         done = _ask_smi(program, _SMI_FIELDS)
-        if "not a valid field" in done.stdout + done.stderr:  # drivers before 510 do not know the last one
+        if "not a valid field" in done.stdout + done.stderr:  # drivers before 510 lack the last field
             done = _ask_smi(program, _SMI_FIELDS.rpartition(",")[0])
     except OSError as error:
         tell(absent=f"nvidia-smi cannot be run ({error})")

@@ -10,9 +10,9 @@ from helpers.environment.rules import Finding, fail, ok, rule, warn
 from helpers.environment.wheels import typed
 
 
-@rule("The libraries of the course install on Python 3.11 to 3.14; it is tested with those.")
+@rule("The course's libraries install on Python 3.11 to 3.14; it is tested with these.")
 def python_version(machine: Machine) -> Finding:
-    """Fail below the oldest and above the newest of them, and on 32 bits."""
+    """Fail for a Python that is older, newer or 32-bit."""
     python = machine.python
     reading = f"Python {'.'.join(map(str, python.version))}, {python.bits} bits"
     if python.bits < 64:
@@ -28,13 +28,13 @@ def env_kernel_match(machine: Machine) -> Finding:
     """Fail if this Python, or the kernel that Jupyter would start, is not the environment that was meant."""
     python = machine.python
     if python.expected and not any(_normal(python.prefix) == _normal(prefix) for prefix in python.expected):
-        meant = typed(machine, _python_of(machine, python.expected[0]))  # the project's own comes first
+        meant = typed(machine, _python_of(machine, python.expected[0]))  # the project's own is the first
         return fail(
             f"runs {python.prefix}, not {python.expected[0]}",
             f"{meant} -m ipykernel install --sys-prefix ; then choose that kernel, or start Python as {meant}",
         )
     kernel = python.kernel
-    # Jupyter replaces a kernel's plain `python` by the Python it runs itself, so only a path can be elsewhere
+    # Jupyter replaces a kernel's plain `python` by its own Python, so only a path can point elsewhere
     is_path = kernel and ("/" in kernel or "\\" in kernel)
     elsewhere = is_path and not _normal(kernel).startswith(f"{_normal(python.prefix)}/")
     if elsewhere or not python.kernel_exists:
@@ -46,7 +46,7 @@ def env_kernel_match(machine: Machine) -> Finding:
 
 
 def _python_of(machine: Machine, prefix: str) -> str:
-    """Return an environment's own Python; on Windows, conda keeps it in another place than venv."""
+    """Return an environment's Python; on Windows, conda and venv keep it in different folders."""
     if machine.platform.kind != "Windows":
         return f"{prefix}/bin/python"
     is_conda = PureWindowsPath(prefix).parent.name == "envs"
@@ -54,14 +54,14 @@ def _python_of(machine: Machine, prefix: str) -> str:
 
 
 def _normal(path: str) -> str:
-    """Return a path in one spelling; not with `os.path`, which knows only the rules of the system it runs on."""
+    """Return a path in one spelling, without `os.path`, which knows only the rules of the system it runs on."""
     plain = path.replace("\\", "/").rstrip("/")
     return plain.lower() if re.match(r"[A-Za-z]:", plain) else plain
 
 
 @rule("Python keeps using a module that it has already imported, whatever pip has installed since.")
 def stale_imports(machine: Machine) -> Finding:
-    """Fail if a loaded module has another version than the installed one."""
+    """Fail if the version of a loaded module differs from the installed one."""
     loaded = machine.packages.loaded
     stale = requirements.find_stale_imports(loaded, machine.packages.installed)
     if stale:
@@ -71,7 +71,7 @@ def stale_imports(machine: Machine) -> Finding:
 
 @rule("Older libraries lack functions that the course uses; newer major versions may have changed them.")
 def package_floor(machine: Machine) -> Finding:
-    """Fail for a missing or too old package; warn about one newer than tested, and about the old `pynvml`."""
+    """Fail for a missing or too old package or another `helpers`; warn about untested major versions and `pynvml`."""
     packages = machine.packages
     # a missing torch is reported by torch_build, with the right wheel
     missing = [name for name in packages.required if name not in packages.installed and name != "torch"]

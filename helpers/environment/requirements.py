@@ -1,4 +1,4 @@
-"""Which packages the project needs and which are installed; read from its own files, so that no version is repeated."""
+"""Which packages the project needs, read from its own files so that no version is repeated, and which are installed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def read_packages(access: Access) -> Packages:
 
 
 def read_loaded(access: Access) -> dict[str, str]:
-    """Return the versions of the packages that this Python has imported and would go on using."""
+    """Return the versions of the packages that this Python has imported and keeps using."""
     versions = {name: getattr(access.modules.get(name), "__version__", None) for name in _LOADED}
     return {name: str(version) for name, version in versions.items() if version}
 
@@ -37,7 +37,7 @@ def read_loaded(access: Access) -> dict[str, str]:
 def _required(access: Access) -> dict[str, tuple[str, str | None]]:
     """Return name -> (floor, first version that is too new) from pyproject.toml, else from the installed project.
 
-    Regular expressions, because a bare Python 3.10 has neither `tomllib` nor `packaging`.
+    It uses regular expressions, because a bare Python 3.10 has neither `tomllib` nor `packaging`.
     """
     path = access.project / "pyproject.toml"
     if path.is_file():
@@ -65,7 +65,7 @@ def pins(access: Access) -> dict[str, str]:
 
 
 def find_stale_imports(loaded: Mapping[str, str], installed: Mapping[str, str | None]) -> list[str]:
-    """Return a phrase for each package that is loaded in another version than the installed one."""
+    """Return a phrase for each package whose loaded version differs from the installed one."""
     return [
         f"{name} {version} is loaded, {installed[name]} is installed"
         for name, version in loaded.items()
@@ -74,13 +74,13 @@ def find_stale_imports(loaded: Mapping[str, str], installed: Mapping[str, str | 
 
 
 def _same_version(one: str, other: str) -> bool:
-    """Compare; the part after `+` counts only if both have it: torch says 2.13.0+cu130, its wheel only 2.13.0."""
+    """Compare versions; the part after `+` counts only if both have it: torch says 2.13.0+cu130, its wheel 2.13.0."""
     (version, _, build), (other_version, _, other_build) = one.partition("+"), other.partition("+")
     return version == other_version and (build == other_build or not build or not other_build)
 
 
 def version_number(version: str) -> tuple[int, ...]:
-    """Return a version's leading numbers for comparisons; trailing zeros do not count.
+    """Return a version's leading numbers for comparisons, without trailing zeros.
 
     >>> version_number("2.13.0+cu126"), version_number("5.17rc1")
     ((2, 13), (5, 17))

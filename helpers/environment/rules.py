@@ -1,4 +1,4 @@
-"""What a check is: a rule judges a `Machine` and returns a finding. A rule that raises gives 'unknown'."""
+"""What a check is: a rule that judges a `Machine` and returns a finding; a rule that raises counts as 'unknown'."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ STATUSES = ("fail", "unknown", "warn", "ok")  # worst first
 
 
 class Finding(NamedTuple):
-    """The result of a rule; `fix` is empty when there is nothing to do."""
+    """The result of a rule; `fix` is empty if there is nothing to do."""
 
     status: str
     reading: str
@@ -20,7 +20,7 @@ class Finding(NamedTuple):
 
 @dataclass(frozen=True)
 class Check:
-    """One row of the diagnosis: `status` is 'ok', 'warn', 'fail' or 'unknown'; `fix` is the exact command."""
+    """One row of the diagnosis: `status` is 'ok', 'warn', 'fail' or 'unknown'; `fix` says what to do or run."""
 
     id: str
     status: str
@@ -31,7 +31,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Rule:
-    """A check that has not seen a machine yet."""
+    """A check that has not been applied to a machine yet."""
 
     id: str
     why: str
@@ -49,12 +49,12 @@ class Rule:
 
 
 def rule(why: str) -> Callable[[Callable[[Machine], Finding]], Rule]:
-    """Make a function a rule of the same name; `why` says in one sentence why it matters."""
+    """Turn a function into a rule of the same name; `why` says in one sentence why it matters."""
     return lambda judge: Rule(judge.__name__, why, judge)
 
 
-# ok: there is nothing to do. warn: training can go on, but there is something to know or to fix. fail: it cannot, or
-# cannot use the card that is there.
+# ok: nothing to do. warn: training works, but there is something to know or to fix. fail: training does not work, or
+# cannot use the card.
 ok, warn, fail, unknown = (partial(Finding, status) for status in ("ok", "warn", "fail", "unknown"))
 
 NO_GPU = ok("no NVIDIA GPU: nothing to check")

@@ -8,11 +8,11 @@ from helpers.environment.facts import Machine, Place
 from helpers.environment.model_files import GPT2
 from helpers.environment.rules import Finding, fail, ok, rule, warn
 
-CHECKPOINT_BYTES = 1_600_000_000  # GPT-2's weights and AdamW's two averages, in float32, and a little more
+CHECKPOINT_BYTES = 1_600_000_000  # GPT-2's weights and AdamW's two averages in float32, and a little more
 CHECKPOINTS_KEPT = 2  # the default of save_total_limit; one more is written before the oldest is deleted
 DOWNLOAD_BYTES = 600_000_000  # GPT-2's files, in the Hub's cache
 _TEMP_BYTES = 100_000_000
-_LONGEST_ENDING = {  # what libraries append to a place, in characters
+_LONGEST_ENDING = {  # characters that libraries append to the path of a place
     "runs": len("/some-run-of-mine/checkpoints/checkpoint-100000/model.safetensors"),
     "cache": len(f"/hub/models--{GPT2.replace('/', '--')}/snapshots/") + 40 + len("/tokenizer_config.json.incomplete"),
     "temp": 40,
@@ -23,7 +23,7 @@ _SHORT = {"runs": "C:\\runs", "cache": "C:\\hf", "temp": "C:\\temp"}
 
 @rule("If main memory runs out, the kernel dies without a message, most often while text is turned into tokens.")
 def ram_available(machine: Machine) -> Finding:
-    """Judge what is available: GPT-2 needs more of it than the pocket model, which is what a CPU trains."""
+    """Judge the available memory: GPT-2, for a GPU, needs more than the pocket model, for a CPU."""
     low, lowest = (8 * GIB, 4 * GIB) if machine.has_gpu else (4 * GIB, 2 * GIB)
     memory = machine.memory
     reading = f"{memory.available_bytes / GIB:.1f} of {memory.total_bytes / GIB:.1f} GiB available"
@@ -34,7 +34,7 @@ def ram_available(machine: Machine) -> Finding:
 
 @rule("A full disk stops training at its next checkpoint: three of GPT-2's take 4.8 GB.")
 def disk_free(machine: Machine) -> Finding:
-    """Compare what a run writes with the space on each disk; without a card, what the pocket model writes."""
+    """Compare what a run writes with the space on each disk; without a card, a run of the pocket model."""
     locked = [place for place in machine.storage.places if not place.writable]
     if any(place.role != "cache" or machine.has_gpu for place in locked):
         return fail(f"cannot be written: {_named(locked)}", _move(machine, locked[0]))
@@ -52,7 +52,7 @@ def disk_free(machine: Machine) -> Finding:
 def _short(machine: Machine, *, gpt2: bool) -> list[str]:
     """Return a phrase for each disk that has too little space; places on one disk share it."""
     files = machine.files
-    # a checkpoint of the pocket model too is its weights, two averages as large, and a little more
+    # a checkpoint of the pocket model also has its weights, two averages as large, and a little more
     needs = {
         "runs": (CHECKPOINTS_KEPT + 1) * (CHECKPOINT_BYTES if gpt2 else 4 * files.pocket.bytes),
         "cache": DOWNLOAD_BYTES if gpt2 and files.gpt2 is None else 0,
@@ -76,7 +76,7 @@ def _move(machine: Machine, place: Place) -> str:
 
 
 def _variable(machine: Machine, role: str) -> str:
-    """Return the name of the environment variable that moves a place."""
+    """Return the environment variable that moves a place."""
     temp = "TEMP" if machine.platform.kind == "Windows" else "TMPDIR"
     return {"runs": "COURSE_RUNS", "cache": "HF_HOME", "temp": temp}[role]
 
@@ -88,12 +88,12 @@ def _free_space(machine: Machine) -> str:
 
 @rule("Long paths, synchronised folders and Windows disks under WSL2 make files fail or slow them down.")
 def paths(machine: Machine) -> Finding:
-    """Warn about a missing home, paths too long for Windows, OneDrive, and /mnt/c under WSL2."""
+    """Warn about a missing home folder, paths too long for Windows, OneDrive, and /mnt/c under WSL2."""
     storage, kind = machine.storage, machine.platform.kind
     own_cache = _SHORT["cache"] if kind == "Windows" else "<a folder of yours>"
     if not any(place.role == "cache" for place in storage.places):
         return warn("there is no home folder for the Hub's cache", fixes.set_variables(machine, HF_HOME=own_cache))
-    # Linux reaches the disks of Windows through a network file system, at a small part of their speed
+    # WSL reaches the disks of Windows through a network file system, at a fraction of their speed
     folders = [storage.project, *(place.path for place in storage.places)]
     on_windows = [path for path in folders if re.match(r"/mnt/[^/](/|$)", path)]
     if kind in ("WSL2", "WSL1") and on_windows:
@@ -107,18 +107,18 @@ def paths(machine: Machine) -> Finding:
     if kind == "Windows" and longest > _LONGEST_PATH and not storage.long_paths:
         reading = f"paths of {longest} characters, and Windows' long paths are off"
         shorter = fixes.set_variables(machine, **{_variable(machine, deepest): _SHORT[deepest]})
-        return warn(reading, f"{shorter} Or switch long paths on: {fixes.LONG_PATHS}")
+        return warn(reading, f"{shorter} Or enable long paths: {fixes.LONG_PATHS}")
     return ok(f"longest planned path: {longest} characters")
 
 
 @rule("A GPT-2 without its vocabulary still loads, with one token, and then trains on nothing.")
 def tokenizer_and_model_files(machine: Machine) -> Finding:
-    """Fail for an incomplete shipped model, and on a GPU for an incomplete GPT-2; a missing GPT-2 is no fault."""
+    """Fail for an incomplete shipped model, and on a GPU for an incomplete GPT-2; a missing GPT-2 is not a problem."""
     files = machine.files
     if files.pocket.problems:
         return fail(f"pocket: {', '.join(files.pocket.problems)}", "git checkout -- helpers/assets/pocket")
     reading = f"pocket: {files.pocket.tokens:,} tokens, {files.pocket.positions} positions"
-    parts = "allow_patterns=['*.json', '*.txt', '*.safetensors']"  # the rest is the same weights in other formats
+    parts = "allow_patterns=['*.json', '*.txt', '*.safetensors']"  # the other files repeat the weights in other formats
     get = f"from huggingface_hub import snapshot_download; snapshot_download('{GPT2}', {parts})"
     fetch = f'{fixes.python_command(machine)} -c "{get}"'
     if files.gpt2 is None and files.offline and machine.has_gpu:

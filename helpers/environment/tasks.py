@@ -1,4 +1,4 @@
-"""What a clone can be asked to do before anything is installed: `python3 -m helpers course`, `test`, `lab`, ...
+"""The tasks that work in a fresh clone, before anything is installed: `python3 -m helpers course`, `test`, `lab`, ...
 
 Each task installs what is missing, then runs its commands with the environment's Python. The Makefile and CI call them.
 """
@@ -24,25 +24,25 @@ from helpers.paths import COMMAND, ROOT
 
 _TELLING = ("click", "pydantic", "transformers")  # a Python that has these has the course's packages
 _NOTEBOOK_EXTRAS = "metadata.papermill cell.metadata.papermill"
-_TAKE_NOTHING_ELSE = ("install", "lint", "pictures")  # a mistyped --torch would install 6 GB that nobody wants
+_TAKE_NOTHING_ELSE = ("install", "lint", "pictures")  # a mistyped --torch must not install 6 GB
 _ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # two processes on two cores do more than two threads of one
-_PYTEST = ("pytest", "-n", "2", "-p", "no:nbmake")  # importing nbmake takes each of three processes 2 s
+_PYTEST = ("pytest", "-n", "2", "-p", "no:nbmake")  # importing nbmake would take 2 s in each process
 
 
 class _FailedError(RuntimeError):
-    """A command of a task failed, and has said why; the exit code is its own."""
+    """A command of a task failed and printed why; the argument is its exit code."""
 
 
 def _code_of(command: list[str], **how: Any) -> int:
-    """Run a command and return its exit code; a signal to end is left to the command, which saves what is done."""
+    """Run a command and return its exit code; signals to end are left to the command, which saves its work."""
     usual = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     # Ctrl-C reaches the child too, and Python would kill it after a quarter of a second. A shell's background job
-    # ignores Ctrl-C, and so shall its child.
+    # ignores Ctrl-C, and so must its child.
     if usual[signal.SIGINT] is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, lambda *_: None)
     try:
         child = subprocess.Popen(command, **how)  # noqa: S603
-        signal.signal(signal.SIGTERM, lambda *_: child.terminate())  # is sent to one process only
+        signal.signal(signal.SIGTERM, lambda *_: child.terminate())  # unlike Ctrl-C, sent to one process only
         return child.wait()
     finally:
         for number, handler in usual.items():
@@ -57,11 +57,11 @@ def _run(python: Path, *arguments: str, **env: str) -> None:
 
 def _test(python: Path, rest: list[str]) -> None:
     _lint(python, [])
-    # The notebooks are executed once: the browser's tests show the longest of them as they are then.
+    # The notebooks are executed once: the browser tests show the executed copies of the longest ones.
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as finished:
         copies, runs = shutil.copytree(ROOT / "notebooks", Path(finished, "notebooks")), str(Path(finished, "runs"))
         nbmake = ("pytest", "--nbmake", "--nbmake-timeout=1200", "--overwrite")
-        # a process more than cores, so that none is idle when one of the three has nothing left
+        # one process more than cores, so that no core is idle when one of the three has finished
         with _beside(python, *nbmake, *_notebooks(copies), COURSE_RUNS=runs):
             _unit_tests(python, rest, FINISHED=finished)
         _browser(python, [], FINISHED=finished)
@@ -69,7 +69,7 @@ def _test(python: Path, rest: list[str]) -> None:
 
 @contextmanager
 def _beside(python: Path, *arguments: str, **env: str) -> Iterator[None]:
-    """Run a module beside the block, on one thread; show what it printed, and its failure, when the block has ended."""
+    """Run a module in parallel with the block, on one thread; afterwards print its output and raise if it failed."""
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as printed:
         child = subprocess.Popen(  # noqa: S603
             [str(python), "-m", *arguments],
@@ -81,7 +81,7 @@ def _beside(python: Path, *arguments: str, **env: str) -> Iterator[None]:
         try:
             yield
             child.wait()
-        finally:  # of a block that failed, it has to be ended
+        finally:  # if the block failed, it is still running
             child.kill()
             child.wait()
             printed.seek(0)
@@ -91,7 +91,7 @@ def _beside(python: Path, *arguments: str, **env: str) -> Iterator[None]:
 
 
 def _notebooks(folder: Path) -> list[str]:
-    """Return the notebooks, but for 05, which a unit test of its own runs, and looks at what its failures leave."""
+    """Return the notebooks except 05: a unit test runs that one and checks the results of its failures."""
     return [str(path) for path in sorted(folder.glob("*.ipynb")) if not path.name.startswith("05")]
 
 
@@ -116,14 +116,14 @@ def _drift(python: Path, rest: list[str]) -> None:
             _run(python, "uv", "venv", "--clear", "--seed", "--python", str(python), str(folder))
             _run(python, "uv", "pip", "install", *there, "--editable", ".[test,gpu]")
             _unit_tests(python_of(folder), rest)
-        except _FailedError as error:  # what the other end gives is asked for too
+        except _FailedError as error:  # test the other end of the range too
             failed = error
     if failed:
         raise failed
 
 
 def _module(*words: str) -> Callable[..., None]:
-    """Return a task that runs a module with what else the command line has."""
+    """Return a task that runs a module with the rest of the command line."""
     return lambda python, rest, **env: _run(python, *words, *rest, **env)
 
 
@@ -135,7 +135,7 @@ def _pictures(python: Path, rest: list[str]) -> None:
     _run(python, "tests.browser.pictures")
 
 
-# name -> what `--help` says of it, and what it does with the environment's Python and the rest of the command line
+# name -> its help, and a function of the environment's Python and the rest of the command line
 TASKS: dict[str, tuple[str, Callable[..., None]]] = {
     "install": ("Install the course, and do nothing else.", lambda python, rest: None),
     "course": ("Run the five notebooks and write a report; takes `run`'s options.", _module("helpers", "run")),
@@ -150,11 +150,11 @@ TASKS: dict[str, tuple[str, Callable[..., None]]] = {
 
 
 def start(arguments: list[str]) -> None:
-    """Do what must be done before the command line of the installed course can be used; return if that is nothing.
+    """Run a task or hand a command over to the environment of the course, and exit; return if this Python can run it.
 
-    A task is carried out. Any other command is handed over to the environment that the course is installed in, unless
-    this Python is there, or has the packages too and is of an environment that a person has activated. Both end the
-    program.
+    This Python can run a command if it has the packages and belongs to that environment or to an activated one, or if
+    no installation into that environment was completed. If nothing is installed, `doctor` runs without packages, and
+    any other command prints the list of tasks.
     """
     name = arguments[0] if arguments else ""
     if name in TASKS:
@@ -170,7 +170,7 @@ def start(arguments: list[str]) -> None:
         from helpers.environment.__main__ import main
 
         sys.exit(main(arguments[1:], program=f"{COMMAND} doctor"))
-    print(f"Nothing is installed yet. These install what they need:\n{described()}", file=sys.stderr)
+    print(f"Nothing is installed yet. These tasks install what they need:\n{described()}", file=sys.stderr)
     sys.exit(0 if name in ("-h", "--help") else 2)
 
 
@@ -180,7 +180,7 @@ def described() -> str:
 
 
 def _carry_out(name: str, arguments: list[str]) -> int:
-    """Install what is missing, run a task, and return its exit code; errors are one sentence."""
+    """Install what is missing, run a task, and return its exit code; errors are printed as one sentence."""
     help_text, task = TASKS[name]
     parser = argparse.ArgumentParser(prog=f"{COMMAND} {name}", description=help_text, allow_abbrev=False)
     parser.add_argument("--here", action="store_true", help="install into this Python, not into .venv")
@@ -193,10 +193,10 @@ def _carry_out(name: str, arguments: list[str]) -> int:
     options, rest = parser.parse_known_args(arguments)
     if rest and name in _TAKE_NOTHING_ELSE:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # of the imports; an installation is told of Ctrl-C
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # set for the imports; an installation must get Ctrl-C
         signal.signal(signal.SIGINT, signal.default_int_handler)
     print_any_character()
-    # Containers often set it. Each kernel and worker would then compile PyTorch and transformers anew: 11 s every time.
+    # Containers often set it. Each kernel and worker would then recompile PyTorch and transformers: 11 s every time.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     try:
         task(install(here=options.here, torch=tag_named(options.torch)), rest)
@@ -206,6 +206,6 @@ def _carry_out(name: str, arguments: list[str]) -> int:
         print(f"Error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nInterrupted: what was done is kept, and the same command continues.", file=sys.stderr)
+        print("\nInterrupted: completed work is kept; repeat the command to continue.", file=sys.stderr)
         return 130
     return 0

@@ -16,11 +16,11 @@ from typing import Any
 from helpers.environment.child import Answer, ask
 from helpers.environment.facts import Torch
 
-LIMIT_SECONDS = 90.0  # a cold disk takes most of a minute to import torch
+LIMIT_SECONDS = 90.0  # importing torch from a cold disk takes most of a minute
 
 
 def read_torch(timeout_seconds: float = LIMIT_SECONDS) -> Torch:
-    """Import and try out torch in a child process; never raises, whatever torch does."""
+    """Import and test torch in a child process; never raises, whatever torch does."""
     answer = ask("from helpers.environment.torch_probe import probe; probe(tell)", timeout_seconds=timeout_seconds)
     return facts_from(answer)
 
@@ -41,7 +41,7 @@ def read_torch_files() -> Torch:
     """Read torch's version and CUDA from its files, without importing it."""
     try:
         spec = find_spec("torch")
-    except ValueError as error:  # a module without a spec is loaded under its name
+    except ValueError as error:  # a loaded module of that name has no spec
         return Torch("broken", str(error))
     if spec is None or not spec.origin:
         return Torch("absent", "torch is not installed")
@@ -58,14 +58,14 @@ def read_torch_files() -> Torch:
 
 
 def probe(tell: Callable[..., None]) -> None:
-    """Report torch's build, whether it sees a card, and a small matrix product; each as soon as it is known."""
+    """Report torch's build, whether it sees a card, and the result of a small matrix product, each once it is known."""
     try:
         import torch
     except Exception as error:  # noqa: BLE001 (whatever a broken build raises is the finding)
         is_absent = isinstance(error, ModuleNotFoundError) and error.name == "torch"
         tell(**({"absent": True} if is_absent else {"broken": f"{type(error).__name__}: {error}"}))
         return
-    if not hasattr(torch, "version"):  # an empty folder with its name can be imported too
+    if not hasattr(torch, "version"):  # an empty folder named torch can be imported too
         tell(broken=f"what is imported as torch is not torch ({getattr(torch, '__file__', None) or torch.__path__})")
         return
     tell(version=str(torch.__version__), cuda=torch.version.cuda)
@@ -97,7 +97,7 @@ def _tell_card(torch: Any, tell: Callable[..., None], messages: list[str]) -> No
 
 
 def has_bf16(*, on_processor: bool = False) -> bool:
-    """Say whether the card here, else the processor, multiplies bf16 in hardware: CUDA 8.0, AVX-512 bf16 or AMX."""
+    """Return whether the card, or else the CPU, multiplies bf16 in hardware: capability 8.0, AVX-512 BF16 or AMX."""
     import torch
 
     if torch.cuda.is_available() and not on_processor:
@@ -107,13 +107,13 @@ def has_bf16(*, on_processor: bool = False) -> bool:
 
 
 def _product(torch: Any, device: str) -> str:
-    """Multiply two (256, 256) matrices in float32 and bf16 on the device; compare with float64 on the CPU."""
+    """Multiply two (256, 256) matrices in float32 and bf16 on the device, and compare with float64 on the CPU."""
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(256, 256, generator=generator, dtype=torch.float64) for _ in range(2))
     exact = a @ b
-    for dtype, tolerance in ((torch.float32, 0.05), (torch.bfloat16, 0.6)):  # TF32 and bf16 keep 10 and 8 bits
+    for dtype, tolerance in ((torch.float32, 0.05), (torch.bfloat16, 0.6)):  # TF32 and bf16: 11 and 8 significant bits
         product = (a.to(device, dtype) @ b.to(device, dtype)).to("cpu", torch.float64)
         error = (product - exact).abs().max().item()
-        if not error < tolerance:  # so that a NaN is an error too
+        if not error < tolerance:  # catches NaN too
             return f"{dtype} is off by {error:.3g}"
     return "ok"

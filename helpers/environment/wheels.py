@@ -1,6 +1,6 @@
 """Which PyTorch wheel fits this driver, and which driver fits a wheel.
 
-The wheel brings its own CUDA runtime, so only two versions must agree: the driver's and the wheel's. A CUDA toolkit,
+The wheel includes its own CUDA runtime, so only two versions must match: the driver's and the wheel's. A CUDA toolkit,
 or its compiler `nvcc`, is for people who compile GPU code: which one is installed makes no difference here.
 
 Minimum drivers: tables 2 and 3 of NVIDIA's CUDA toolkit release notes. Wheels: PyTorch's list of previous versions.
@@ -20,36 +20,36 @@ from helpers.environment.requirements import version_number
 INDEX = "https://download.pytorch.org/whl"
 DRIVERS = "https://www.nvidia.com/drivers"
 
-# CUDA major -> first driver that runs any wheel of it (Linux, Windows)
+# CUDA major version -> first driver that runs its wheels (Linux, Windows)
 FLOORS = {11: ((450,), (452, 39)), 12: ((525, 60, 13), (528, 33)), 13: ((580,), (580,))}
-# CUDA release -> driver it came with (Linux, Windows); an older one runs it, but cannot compile its PTX code
+# CUDA release -> the driver it came with (Linux, Windows); an older driver runs it, but cannot compile its PTX code
 CAME_WITH = {
     (12, 6): ((560, 28, 3), (560, 76)),
     (12, 8): ((570, 26), (570, 65)),
     (13, 0): ((580, 65, 6), None),
     (13, 2): ((595, 45, 4), None),
 }
-# wheel of a CUDA 12 -> the last torch that has it; of CUDA 13, every torch that the course can use
+# CUDA 12 wheel -> the last torch that has it; every torch that the course can use has a CUDA 13 wheel
 LAST_TORCH = {"cu126": "2.14.1", "cu128": "2.11.0"}
-# CUDA release of a wheel -> the oldest and the newest compute capability (major, minor) that it has code for
+# CUDA release of a wheel -> the lowest and the highest compute capability (major, minor) that it has code for
 _CAPABILITIES = {
     (12, 6): ((5, 0), (9, 9)),
-    (12, 8): ((7, 5), (12, 9)),  # of torch 2.11, the oldest that the course uses; until 2.10 also Volta's 7.0
+    (12, 8): ((7, 5), (12, 9)),  # since torch 2.11, the oldest that the course uses; before, also Volta's 7.0
     (13, 0): ((7, 5), (12, 9)),
     (13, 2): ((7, 5), (12, 9)),
 }
-# torch -> the Triton that it was built with: wheels for Linux bring it, for Windows it is a package of its own
+# torch -> the Triton that it was built with: wheels for Linux include it, on Windows it is a separate package
 _TRITON = {(2, 11): "3.6", (2, 12): "3.7", (2, 13): "3.7", (2, 14): "3.8"}
-_BLACKWELL = (10, 0)  # the first that CUDA 12.6 has no code for
-_DRIVER_OF_BLACKWELL = 570  # runs CUDA 12.8
+_BLACKWELL = (10, 0)  # the first capability that CUDA 12.6 has no code for
+_DRIVER_OF_BLACKWELL = 570  # the first that runs CUDA 12.8
 NO_WHEEL = "PyTorch has had no wheel for macOS on x86_64 since version 2.3, and the course needs a newer one."
 
 
 @dataclass(frozen=True)
 class WheelAdvice:
-    """Which wheel to install, or which installed one to keep; no commands where there is none (Intel Macs)."""
+    """Which wheel to install, or which installed one to keep; no commands if there is none (Intel Macs)."""
 
-    tag: str  # 'cu126', 'cu128', 'cu130', 'cpu', or '' where a wheel has none (macOS)
+    tag: str  # such as 'cu126', 'cu128', 'cu130' or 'cpu'; '' if the wheel has none (macOS)
     pip_args: str  # what follows `pip install`
     pip: str  # the complete command
     conda: str  # the same for a conda environment
@@ -57,7 +57,7 @@ class WheelAdvice:
 
 
 def windows_driver(machine: Machine) -> bool:
-    """Say whether the driver has a Windows version number; WSL2 uses the driver of its Windows."""
+    """Return whether the driver has a Windows version number; WSL2 uses the driver of Windows."""
     return machine.platform.kind in ("Windows", "WSL2")
 
 
@@ -66,11 +66,11 @@ def cuda_of_driver(machine: Machine) -> int | None:
     if not machine.nvml:
         return None
     column, number = int(windows_driver(machine)), driver_number(machine.nvml.driver)
-    if not machine.nvml.cuda:  # nvidia-smi does not report it: then the driver's number has to do
+    if not machine.nvml.cuda:  # not reported by nvidia-smi: use the driver's number
         supported = (major for major, floors in FLOORS.items() if number >= floors[column])
         return max(supported, default=0) if number else None
     major = machine.nvml.cuda // 1000
-    # A compatibility library of a container reports its own CUDA, which works with the cards of data centres alone.
+    # A container's compatibility library reports its own CUDA, which works only with data-centre cards.
     sees_card = machine.torch and machine.torch.available
     while number and not sees_card and major in FLOORS and number < FLOORS[major][column]:
         major -= 1
@@ -80,12 +80,12 @@ def cuda_of_driver(machine: Machine) -> int | None:
 def wheel_advice(machine: Machine | None = None) -> WheelAdvice:
     """Return the wheel that fits a machine (None: this one), as commands; `UnreadError` if a fact cannot be read.
 
-    A wheel that is installed and works is kept, whatever would be chosen for a new installation.
+    An installed wheel that works is kept, whatever would be chosen for a new installation.
     """
     if machine is None:
         machine = read_machine(quick=True)
         is_there = machine.torch and machine.torch.state == "quick"
-        if is_there and expects_gpu(machine):  # what works is kept, and only torch itself knows whether it does
+        if is_there and expects_gpu(machine):  # a working torch is kept, and only torch itself knows
             machine = read_machine()
     tag, wanted, reason = _kept(machine) or _chosen(machine)
     if not wanted:
@@ -102,12 +102,12 @@ def wheel_advice(machine: Machine | None = None) -> WheelAdvice:
 
 
 def python_command(machine: Machine) -> str:
-    """Return the command that starts this very Python: `python` alone may start another one."""
+    """Return the command that starts this Python: plain `python` may start another one."""
     return typed(machine, machine.python.executable) if machine.python else "python"
 
 
 def typed(machine: Machine, program: str) -> str:
-    """Return a program's path, quoted as this platform's shell needs it."""
+    """Return a program's path, quoted for this platform's shell."""
     if re.fullmatch(r"[\w.:\\/~-]+", program):
         return program
     if machine.platform.kind != "Windows":
@@ -116,7 +116,7 @@ def typed(machine: Machine, program: str) -> str:
 
 
 def _kept(machine: Machine) -> tuple[str, str, str] | None:
-    """Return tag, requirement and reason of the installed wheel, if it is new enough and serves this machine."""
+    """Return tag, requirement and reason of the installed wheel if it is new enough and works here, else None."""
     torch, packages = machine.torch, machine.packages
     if not torch or torch.state not in ("ok", "quick"):
         return None
@@ -134,7 +134,7 @@ def _kept(machine: Machine) -> tuple[str, str, str] | None:
 
 
 def build_of(version: str) -> str:
-    """Return the tag of the index that has a wheel, from its version; '' for PyPI's and for what somebody built.
+    """Return the index tag in a wheel's version; '' for a wheel from PyPI and for one that somebody built.
 
     >>> build_of("2.13.0+rocm7.1"), build_of("2.13.0"), build_of("2.13.0a0+git1f2e3d")
     ('rocm7.1', '', '')
@@ -144,12 +144,12 @@ def build_of(version: str) -> str:
 
 
 def is_of_another_maker(version: str) -> bool:
-    """Say whether a wheel is built for AMD's or Intel's cards."""
+    """Return whether a wheel is built for AMD's or Intel's cards."""
     return build_of(version).startswith(("rocm", "xpu"))
 
 
 def _fits(machine: Machine) -> bool:
-    """Say whether the installed CUDA wheel is known to fit, by the numbers alone: torch was not asked."""
+    """Return whether the installed CUDA wheel is known to fit, by versions and capability: torch was not imported."""
     release, newest = release_of(machine.torch.cuda), cuda_of_driver(machine)
     capability = machine.gpu.capability if machine.gpu else None
     if newest is None or capability is None or release not in _CAPABILITIES:
@@ -177,7 +177,7 @@ def _chosen(machine: Machine) -> tuple[str, str, str]:
 
 
 def requirement(tag: str, pinned: str) -> str:
-    """Return what to ask an index for: the pinned torch, or the last one that has such a wheel.
+    """Return the requirement for pip: the pinned torch, or the last one that has such a wheel.
 
     >>> requirement("cu126", "2.15.0")
     'torch==2.14.1+cu126'
@@ -185,12 +185,12 @@ def requirement(tag: str, pinned: str) -> str:
     last = LAST_TORCH.get(tag)
     if last and version_number(pinned) > version_number(last):
         pinned = last
-    # without the part after `+` pip is content with an installed wheel of another kind
+    # without the part after `+`, pip would accept an installed wheel of another kind
     return f"torch=={pinned}+{tag}" if pinned else "torch"
 
 
 def triton_for_windows(torch: str) -> str:
-    """Return what to ask an index for on Windows: the Triton of an installed torch; '' where none is known to fit.
+    """Return the requirement for pip on Windows: the Triton for an installed torch; '' if none is known to fit.
 
     >>> triton_for_windows("2.13.0+cu126"), triton_for_windows("2.13.0+cpu")
     ('triton-windows==3.7.*', '')
@@ -204,7 +204,7 @@ def _tag(machine: Machine) -> tuple[str, str]:
     if not expects_gpu(machine):
         return "cpu", "No NVIDIA card that PyTorch can use was found, so the small CPU wheel is enough."
     gpu, newest = machine.gpu, cuda_of_driver(machine)
-    # a card that does not say its capability is taken for the course's own, an RTX 4070 Ti
+    # assume the capability of the course's own card, an RTX 4070 Ti, if it is not reported
     capability = gpu.capability if gpu and gpu.capability else (8, 9)
     driver = machine.nvml.driver if machine.nvml else ""
     if newest is None:
@@ -231,7 +231,7 @@ def _tag(machine: Machine) -> tuple[str, str]:
 
 
 def expects_gpu(machine: Machine) -> bool:
-    """Say whether training is meant to use a card here, even if NVML failed before it could report it."""
+    """Return whether training is meant to use a card here, even if NVML failed before it could report one."""
     if machine.has_gpu:
         return True
     if not machine.nvml:
@@ -240,19 +240,19 @@ def expects_gpu(machine: Machine) -> bool:
         return False
     if machine.platform.nvidia_on_bus:
         return True
-    # under WSL2 and on Windows the bus cannot be looked at
+    # under WSL2 and on Windows the bus cannot be read
     if machine.wsl and machine.wsl.nvidia:
         return machine.nvml.state != "ok"
     return machine.nvml.state in ("hung", "crashed", "error", "nonsense") and machine.platform.kind == "Windows"
 
 
 def too_old(machine: Machine) -> list[GpuReading]:
-    """Return the cards that answer and are too old for every wheel of the course, if there is no other card."""
+    """Return the cards that are too old for every wheel of the course, if there is no other card."""
     cards = machine.nvml.cards if machine.nvml and not machine.cards else ()
     return [card for card in cards if card.capability and card.capability < OLDEST_CAPABILITY]
 
 
 def not_given(machine: Machine) -> bool:
-    """Say whether this container was not given its machine's card: it may be visible, but has no driver."""
+    """Return whether this container has no access to its machine's card, which may be visible without a driver."""
     has_no_driver = machine.nvml.state == "absent" or "DriverNotLoaded" in machine.nvml.cause
     return bool(machine.platform.container) and has_no_driver and not machine.has_gpu

@@ -1,7 +1,7 @@
 """The exercises: `check("data-1", answer)` says right, not yet (with a hint) or not done yet; `progress` lists all.
 
-`checks` knows what each exercise asks for, `verdicts` gives the verdict and keeps it. A check never stops the notebook:
-what the answer raises becomes a hint.
+`checks` tests the answers, `verdicts` returns the verdict and stores it. A check never stops the notebook: an exception
+in the answer becomes a hint.
 """
 
 from helpers import lazy_exports

@@ -1,4 +1,4 @@
-"""What the exercises ask for: each check tries an answer on cases of its own and raises a hint for what is wrong."""
+"""The checks of the exercises: each tries an answer on its own cases and raises a hint if something is wrong."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -8,12 +8,12 @@ Check = Callable[[Any], None]
 CHECKS: dict[str, tuple[Check, str]] = {}  # name -> the check, and the task in a few words
 
 
-class Hint(Exception):  # noqa: N818 (a hint is no error)
-    """The answer is not right; the message helps."""
+class Hint(Exception):  # noqa: N818 (a hint is not an error)
+    """The answer is wrong; the message is a hint."""
 
 
 class NotDoneError(Exception):
-    """The function returns None, as in the notebook's empty cell."""
+    """The function returns None, like the unwritten one in the notebook's cell."""
 
 
 def _exercise(name: str, task: str) -> Callable:
@@ -25,7 +25,7 @@ def _exercise(name: str, task: str) -> Callable:
 
 
 def _number(answer: Any) -> float:
-    """Return an answer as a number; a hint for what is none, such as a string, a tuple or NaN."""
+    """Return an answer as a float; raise a hint if it is not a number, such as a word, a tuple or NaN."""
     try:
         number = float(answer)
     except (TypeError, ValueError):
@@ -38,7 +38,7 @@ def _number(answer: Any) -> float:
 def _expect(
     given: Any, expected: float, hint: str, mistakes: Mapping[float, str] | None = None, *, tolerance: float = 1e-3
 ) -> None:
-    """Raise the hint of the usual mistake that gives this number, if one does, or else `hint` for a wrong number."""
+    """Raise the hint of the usual mistake that gives this number, or else `hint` if the number is wrong."""
     number = _number(given)
     for wrong, its_hint in (mistakes or {}).items():
         if math.isclose(number, wrong, rel_tol=tolerance):
@@ -61,7 +61,7 @@ def _kept(answer: Any) -> None:
     parameters, gib = 354_823_168, 1024**3
     mistakes = {
         16 * parameters / 1e9: "Those are GB of 1000**3 bytes; graphics cards are measured in GiB of 1024**3.",
-        4 * parameters / gib: "Those are the weights alone: their gradients and AdamW's two averages are as large.",
+        4 * parameters / gib: "Those are the weights alone: gradients and each of AdamW's averages are as large.",
         8 * parameters / gib: "Those are weights and gradients: AdamW's two averages are missing.",
         12 * parameters / gib: "AdamW keeps two averages for each weight, not one.",
     }
@@ -85,7 +85,7 @@ def _tflops(answer: Any) -> None:
 def _machine(answer: Any) -> None:
     if answer.card is None:
         raise Hint("It has no card: the driver's `cards` must hold one.")
-    # Not the verdict: another fault of the reader's own machine is no part of the question.
+    # Not the verdict: other problems of the reader's own machine do not matter here.
     for link in answer.chain():
         if link["status"] == "fail":
             raise Hint(
@@ -145,13 +145,13 @@ def _leak(answer: Any) -> None:
     ]
     numbers = sorted(_call(answer, train, test, 5))
     if numbers == []:
-        raise Hint("Test document 1 repeats a training document in other letters and punctuation: normalise both.")
+        raise Hint("Test document 1 repeats a training document with other case and punctuation: normalise both.")
     if 0 in numbers:
         raise Hint("Test document 0 shares single words with the training text, which all English texts do.")
     if numbers != [1]:
         raise Hint(f"The positions of the leaked test documents should be [1], not {numbers}.")
     if sorted(answer(train, ["say one two three four five now", "a six seven"], 5)) != [0]:
-        raise Hint("A run of n words leaks wherever it is in the document, not only at its beginning.")
+        raise Hint("A sequence of n words leaks wherever it is in the document, not only at its beginning.")
 
 
 @_exercise("training-1", "optimizer steps in an epoch")
@@ -166,7 +166,7 @@ def _next_token(answer: Any) -> None:
     import torch
     from torch.nn import functional as F
 
-    generator = torch.Generator().manual_seed(0)  # of its own: what the notebook draws next does not change
+    generator = torch.Generator().manual_seed(0)  # a separate one: the notebook's random state does not change
     logits, ids = torch.randn(2, 5, 7, generator=generator), torch.randint(7, (2, 5), generator=generator)
     unshifted = float(F.cross_entropy(logits.flatten(0, 1), ids.flatten()))
     expected = float(F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()))
@@ -269,12 +269,12 @@ def _bootstrap(answer: Any) -> None:
     if _number(answer(base, base * 1.02, n_bytes)) < 0.99:
         raise Hint("Here the tuned model is worse on every document, so there is no draw in which it is better.")
     one_long = np.array([10_000.0] + [100.0] * 9)
-    gain = np.array([-1000.0] + [20.0] * 9)  # worse on the long document, which decides the sum
+    gain = np.array([-1000.0] + [20.0] * 9)  # worse on the long document, which dominates the sum
     share = _number(answer(one_long, one_long - gain, one_long))
     if abs(share - (1 - 0.9**10)) > 0.05:
         raise Hint(
-            f"Nine short documents gain a little, a long one loses much: about {1 - 0.9**10:.0%} of the draws contain "
-            f"the long one and are not better, not {share:.0%}. Sum the nats of a draw; a mean over documents hides it."
+            f"Nine short documents gain a little, a long one loses a lot: about {1 - 0.9**10:.0%} of the draws contain "
+            f"the long one and are not better, not {share:.0%}. Sum the nats of a draw; a mean per document hides this."
         )
 
 
@@ -297,7 +297,7 @@ def _utilisation(answer: Any) -> None:
     hint = "A million parameters, 2,000 tokens per second and a peak of 0.06 TFLOP/s give 20%."
     mistakes = {
         0.2 / 3: "That counts the forward pass alone; the backward pass takes twice as many operations.",
-        20.0: "That is in per cent; give the share, between 0 and 1.",
+        20.0: "That is a percentage; give the share, between 0 and 1.",
         2e11: "The peak is in TFLOP/s: 10**12 operations per second.",
         5.0: "That is the peak divided by what was reached.",
     }
@@ -317,7 +317,7 @@ _SEEN_IN = {
 def _diagnosis(right: str, where: str) -> Check:
     def examine(answer: Any) -> None:
         if answer not in _SEEN_IN:
-            raise Hint(f"{answer!r} is none of {', '.join(map(repr, _SEEN_IN))}.")
+            raise Hint(f"{answer!r} is not one of {', '.join(map(repr, _SEEN_IN))}.")
         if answer != right:
             raise Hint(f"With {answer!r}, {_SEEN_IN[answer]}; that is not the case here. {where}")
 
@@ -366,7 +366,7 @@ def _attention(answer: Any) -> None:
     if is_it(scores + mask):
         raise Hint("The scores are too large: divide them by the root of the width, here 2.")
     if is_it((scores / 2).tril()):
-        raise Hint("A score of 0 is no mask: the softmax makes a probability of it. Use -inf.")
+        raise Hint("A score of 0 does not mask: the softmax turns it into a probability. Use -inf.")
     if not is_it(scores / 2 + mask):
         raise Hint("It should be softmax(q k^T / sqrt(D) + mask) v, with the softmax over the keys, and shape (T, D).")
 
@@ -388,7 +388,7 @@ def _days(answer: Any) -> None:
         right / 3: "That is the forward pass alone: the backward pass costs twice as much again.",
         right * 24: "Those are hours.",
         right * 86_400: "Those are seconds.",
-        right * 0.4: "The card reaches only a share of its peak: divide by the MFU too.",
+        right * 0.4: "The card reaches only a share of its peak (the MFU): divide by it too.",
     }
     hint = "6 operations for each weight and token, over peak and share, in days of 86,400 s."
     _expect(days, right, hint, mistakes)

@@ -1,4 +1,4 @@
-"""Check an answer and keep the verdict in the run's folder, where `progress` reads what is solved."""
+"""Check an answer and store the verdict in the run's folder, from which `progress` reads it."""
 
 from dataclasses import dataclass
 from html import escape
@@ -28,7 +28,7 @@ class Verdict(PlainTextMixin):
 
 @dataclass(frozen=True)
 class Progress(PlainTextMixin):
-    """What is solved: `statuses` has the status of each exercise, in the order of the course."""
+    """The progress of a run: `statuses` has the status of each exercise, in the order of the course."""
 
     run: str
     statuses: dict[str, str]
@@ -47,7 +47,7 @@ class Progress(PlainTextMixin):
         return f"<details><summary>{self}</summary>{self._table}</details>"
 
     def write_page(self) -> Path:
-        """Write the table as one page for a printer, `exercises.html` in the run's folder; return its path."""
+        """Write the table as a printable page, `exercises.html` in the run's folder; return its path."""
         path = run_folder(self.run) / "exercises.html"
         path.parent.mkdir(parents=True, exist_ok=True)
         write_html_page(path, title=f"Exercises: {self.run}", body=f"<p>{self}</p>{self._table}")
@@ -55,10 +55,10 @@ class Progress(PlainTextMixin):
 
 
 def check(name: str, answer: Any, *, run: str = "pocket") -> Verdict:
-    """Check the answer to an exercise, a value or a function; `KeyError` if there is no exercise of that name.
+    """Check the answer to an exercise, a value or a function; raise `KeyError` if no exercise has that name.
 
-    An answer of None, or a function that returns None, is 'not done yet'. The verdict is kept in the run's folder for
-    `progress`, where an exercise that was solved once stays solved.
+    An answer of None, or a function that returns None, is 'not done yet'. The verdict is stored in the run's folder for
+    `progress`; an exercise that was solved once stays solved.
     """
     verdict = _verdict(CHECKS[name][0], answer)
     if verdict.status != "not done yet":
@@ -87,7 +87,7 @@ def _verdict(examine: Check, answer: Any) -> Verdict:
 
 
 def progress(run: str = "pocket") -> Progress:
-    """Return what is solved so far, of all notebooks, as it is kept in a run's folder."""
+    """Return the progress in the exercises of all notebooks, as stored in a run's folder."""
     kept = _statuses(run)
     return Progress(run, {name: kept.get(name, "not done yet") for name in CHECKS})
 
@@ -97,6 +97,6 @@ def _record(run: str) -> Path:
 
 
 def _statuses(run: str) -> dict[str, str]:
-    """Return the statuses that were kept; none where the file is missing, or was changed into something else."""
+    """Return the stored statuses; none if the file is missing or damaged."""
     kept = read_json_if_there(_record(run))
     return {name: status for name, status in kept.items() if status in ("right", "not yet")}

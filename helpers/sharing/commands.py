@@ -13,7 +13,7 @@ from helpers.display import tell_terminal
 @click.option("--type", "gguf_type", default="f16", show_default=True, metavar="TYPE", help="For a GGUF: f16 or q8_0.")
 def export(run: str, to: str, gguf_type: str) -> None:
     """Write RUN's model as GGUF for llama.cpp, or in float16. It also measures how much the perplexity rises."""
-    tell_terminal(f"Reading the model of run {run}, to write it as {to} and to measure its perplexity there ...")
+    tell_terminal(f"Writing the model of run {run} as {to}, and measuring its perplexity in this format ...")
     from helpers.sharing import export_model
 
     exported = export_model(run, to=to, gguf_type=gguf_type)

@@ -1,8 +1,8 @@
-"""A page on this machine, on which base and tuned model continue a prompt token by token.
+"""A server on this machine for a page on which the base and the tuned model continue a prompt token by token.
 
-A page of our own on Python's HTTP server, and not Gradio, which would bring about 60 packages for a prompt and six
-sliders. It listens on loopback only, and answers only who has the token in its address: other programs and other
-pages of the browser, which may send requests to this machine, get nothing.
+It uses Python's HTTP server instead of Gradio, which would install about 60 packages for a prompt and six sliders. It
+listens on loopback only, and answers only requests with the token from its address: other programs, and other pages
+in the browser, can send requests to this machine too.
 """
 
 import json
@@ -31,10 +31,10 @@ _MOST_REQUEST_BYTES = 1_000_000
 
 
 class _Server(ThreadingHTTPServer):
-    allow_reuse_address = os.name != "nt"  # Windows would let two demos listen at one port
+    allow_reuse_address = os.name != "nt"  # Windows would let two demos share a port
 
     def handle_error(self, *request: Any) -> None:
-        """Print an error, unless it says that the visitor pressed Stop or left."""
+        """Print an error, unless the visitor only pressed Stop or left the page."""
         if not isinstance(sys.exception(), OSError):
             super().handle_error(*request)
 
@@ -43,12 +43,12 @@ class DemoServer:
     """The server of a run's demo page.
 
     Attributes:
-        address: where the page is, with the token that opens it.
-        note: what is shown under its title.
+        address: the page's address, with the token that opens it.
+        note: the text under the page's title.
     """
 
     def __init__(self, run: str, *, port: int = 0) -> None:
-        """Load the models and take a port; 0 takes a free one.
+        """Load the models and bind a port; 0 means any free one.
 
         Raises:
             SettingsError: the run has no model that can be sampled, or the port is in use.
@@ -56,7 +56,7 @@ class DemoServer:
         read_run_settings(run)
         self._run, self._token = run, secrets.token_urlsafe(16)
         self._models, self.note = _load_models(run)
-        # One answer of one model at a time for all visitors: not every card holds two models.
+        # One model answers at a time, for all visitors: not every card holds two models.
         self._lock, self._closed = threading.Lock(), threading.Event()
         try:
             self._server = _Server(("127.0.0.1", port), partial(_Handler, self))
@@ -80,27 +80,27 @@ class DemoServer:
             self._server.server_close()
 
     def close(self) -> None:
-        """End `serve`, and what is being generated after its next token."""
+        """End `serve`, and any generation after its next token."""
         self._closed.set()
         self._server.shutdown()
 
     def is_allowed(self, host: str, token: str) -> bool:
-        """Return whether a request comes through this server's own address and with its token.
+        """Return whether a request uses this server's own address and token.
 
-        The host is compared because a page of the web can point a name of its own to this machine.
+        The host is checked because a website can point its own domain name to this machine (DNS rebinding).
         """
         hosts = (f"127.0.0.1:{self.port}", f"localhost:{self.port}")
-        if ":" not in host:  # browsers leave out the port of http
+        if ":" not in host:  # browsers leave out port 80
             host += ":80"
         return host in hosts and secrets.compare_digest(token.encode(), self._token.encode())
 
     def page(self) -> str:
-        """Return the page."""
+        """Return the page's HTML."""
         model, _ = self._models["tuned"]
         return served_page(self._run, list(self._models), note=self.note, n_positions=model.config.n_positions)
 
     def start(self, values: dict[str, Any]) -> Generator[dict[str, str]]:
-        """Check a request, then yield the growing continuations, one model's after the other's.
+        """Check a request; return a generator of growing continuations, one model after the other.
 
         Raises:
             SettingsError: a value is not allowed, or prompt and answer exceed the model's positions.
@@ -120,11 +120,11 @@ class DemoServer:
                         return
                     written.append(token)
                     text = tokenizer.decode(written, skip_special_tokens=True)
-                    yield {"model": name, "text": text.rstrip("\ufffd")}  # a character whose last bytes are to come
+                    yield {"model": name, "text": text.rstrip("\ufffd")}  # an incomplete character
 
 
 def _load_models(run: str) -> tuple[dict[str, tuple["GPT2LMHeadModel", "PreTrainedTokenizerBase"]], str]:
-    """Return base and tuned model, and a sentence about them; without the base where it cannot be loaded."""
+    """Return the base and tuned model, and a sentence about them; only the tuned one if the base cannot be loaded."""
     tuned = load_tuned(run)
     check_sound(*tuned)
     try:
@@ -138,7 +138,7 @@ def _load_models(run: str) -> tuple[dict[str, tuple["GPT2LMHeadModel", "PreTrain
 class _Handler(BaseHTTPRequestHandler):
     """Answers GET / with the page and POST /continue with server-sent events."""
 
-    timeout = 60  # seconds: a visitor who reads nothing would keep the model from all others
+    timeout = 60  # seconds; a visitor who stops reading would block the model for all others
 
     def __init__(self, demo: DemoServer, *arguments: Any) -> None:
         self.demo = demo
@@ -155,7 +155,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._reply(200, self.demo.page(), kind="text/html")
 
     def do_POST(self) -> None:
-        """Generate; each event has a model's whole continuation so far."""
+        """Generate; each event has the complete continuation of a model so far."""
         if not self._is_allowed(self.headers.get("X-Token", "")):
             return
         try:
@@ -167,14 +167,14 @@ class _Handler(BaseHTTPRequestHandler):
             self._reply(400, str(error))
             return
         except (ValueError, TypeError, RecursionError) as error:
-            self._reply(400, f"The request is no JSON object with settings ({first_line(error)}).")
+            self._reply(400, f"The request is not a JSON object with settings ({first_line(error)}).")
             return
         self._start(200, "text/event-stream")
         try:
             with closing(events):
                 for event in events:
                     self._send(event)
-        except (RuntimeError, SettingsError) as error:  # such as logits that overflow, or memory
+        except (RuntimeError, SettingsError) as error:  # such as overflowing logits, or out of memory
             self._send({"error": f"The model could not continue the text: {first_line(error)}."})
 
     def _send(self, event: dict[str, str]) -> None:
@@ -209,4 +209,4 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
 
     def log_message(self, *_: Any) -> None:
-        """Say nothing: the terminal shows the address."""
+        """Log nothing: the terminal shows the address."""

@@ -1,8 +1,8 @@
 """The demo page: a prompt, the sampling sliders, the answers and the model card, in one HTML file.
 
-The same page comes in two kinds. The server of `helpers.sharing.demo` sends one that asks it for each token, for models
-of any size. `write_static_page` writes one that holds a small model and llama.cpp in WebAssembly: it needs no server
-and no network, and can be mailed, opened by a double click, or put on any host of static files.
+The page comes in two kinds. The server of `helpers.sharing.demo` sends one that gets the answers from the server, for
+models of any size. `write_static_page` writes one that contains a small model and llama.cpp in WebAssembly: it needs no
+server and no network, and can be mailed, opened with a double click, or put on any static web host.
 """
 
 import base64
@@ -21,8 +21,8 @@ from helpers.settings import EvaluationSettings, SettingsError, read_run_setting
 from helpers.sharing.export import BYTES_PER_WEIGHT, export_model, sampling_of
 
 SAMPLING = ("temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens", "seed")
-_MOST = {"temperature": 2, "top_k": 200, "repetition_penalty": 2}  # of a slider; the settings themselves allow more
-_LARGEST_MODEL_BYTES = 64 * 2**20  # a browser reads the page as a whole, and base64 adds a third
+_MOST = {"temperature": 2, "top_k": 200, "repetition_penalty": 2}  # of a slider; the settings allow more
+_LARGEST_MODEL_BYTES = 64 * 2**20  # a browser loads the whole page, and base64 adds a third
 _SERVED = "default-src 'none'; connect-src 'self'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'"
 _STATIC = (
     "default-src 'none'; connect-src blob: data:; style-src 'nonce-{nonce}'; worker-src blob:; "
@@ -31,9 +31,9 @@ _STATIC = (
 
 
 def served_page(run: str, models: Sequence[str], *, note: str, n_positions: int) -> str:
-    """Return the page that asks the server it came from, for the answers of some models, side by side.
+    """Return the page that gets the answers of some models from its server and shows them side by side.
 
-    The note is under its title; `n_positions` is the most tokens of prompt and answer.
+    The note is shown under the title; `n_positions` is the maximum number of tokens of prompt and answer.
     """
     return _page(
         run, models, note=note, n_positions=n_positions, names=SAMPLING, policy=_SERVED, engine="server_engine.js",
@@ -50,7 +50,7 @@ def write_static_page(run: str, folder: Path) -> Path:
         SettingsError: the run has no model, or the model is too large for a page.
         OSError: the page cannot be written.
     """
-    read_run_settings(run)  # an unknown name is reported as one
+    read_run_settings(run)  # reports an unknown name as such
     n_bytes = load_tuned(run)[0].num_parameters() * BYTES_PER_WEIGHT["gguf-q8_0"]
     if n_bytes > _LARGEST_MODEL_BYTES:
         raise SettingsError(
@@ -67,7 +67,7 @@ def write_static_page(run: str, folder: Path) -> Path:
         note=f"This page holds the model ({len(model) / 1e6:.1f} MB) and runs it in your browser. "
         "Nothing you type leaves it.",
         n_positions=config["n_positions"],
-        names=[name for name in SAMPLING if name != "seed"],  # wllama draws with a seed of its own
+        names=[name for name in SAMPLING if name != "seed"],  # wllama uses its own seed
         policy=_STATIC,
         engine="browser_engine.js",
         data={
@@ -84,7 +84,7 @@ def write_static_page(run: str, folder: Path) -> Path:
 
 
 def controls(sampling: EvaluationSettings, names: Sequence[str], *, n_positions: int) -> list[dict[str, Any]]:
-    """Return what each control of the page needs: name, type, least, most, step, value and help."""
+    """Return what each control of the page needs: name, type, min, max, step, value and help."""
     rows = []
     for name in names:
         field, value = EvaluationSettings.model_fields[name], getattr(sampling, name)
@@ -95,7 +95,7 @@ def controls(sampling: EvaluationSettings, names: Sequence[str], *, n_positions:
             {
                 "name": name,
                 "type": "number" if name == "seed" else "range",
-                "min": limits.get("ge", step),  # above 0: the first step
+                "min": limits.get("ge", step),  # a bound "above 0" becomes the first step
                 "max": most,
                 "step": step,
                 "value": min(value, 3 * n_positions // 4) if name == "max_new_tokens" else value,
@@ -106,7 +106,7 @@ def controls(sampling: EvaluationSettings, names: Sequence[str], *, n_positions:
 
 
 def card_html(text: str) -> str:
-    """Return a model card as HTML without its metadata; what is HTML in it is shown as text."""
+    """Return a model card as HTML without its metadata; HTML in the card is escaped."""
     import mistune
 
     body = text.split("\n---\n", 1)[-1] if text.startswith("---\n") else text
@@ -118,7 +118,7 @@ def _page(
     data: Mapping[str, str],
 ) -> str:  # fmt: skip
     card, sampling = run_folder(run) / "model" / "README.md", sampling_of(run)
-    nonce = secrets.token_urlsafe()  # without it the browser runs no script of the page
+    nonce = secrets.token_urlsafe()  # the browser runs only scripts with this nonce
 
     def part(name: str) -> Html:
         return Html((ASSETS / "demo" / name).read_text(encoding="utf-8"))
@@ -132,7 +132,7 @@ def _page(
         controls=controls(sampling, names, n_positions=n_positions),
         card=Html(card_html(card.read_text(encoding="utf-8")) if card.exists() else ""),
         data={name: Html(text.replace("<", "\\u003c")) for name, text in data.items()},  # base64, JSON
-        policy=Html(policy.format(nonce=nonce)),  # quotes of our own
+        policy=Html(policy.format(nonce=nonce)),  # not escaped: the quotes are ours
         nonce=nonce,
         style=part("page.css"),
         engine=part(engine),

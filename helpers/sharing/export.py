@@ -1,7 +1,7 @@
-"""Export a run's model: a GGUF file with what Ollama and llama.cpp need beside it, or safetensors in float16.
+"""Export a run's model: as a GGUF file with what Ollama and llama.cpp need, or as safetensors in float16.
 
-An export is a folder, runs/<run>/export/<format>/, with a README that says how to use it and what the smaller numbers
-cost, measured on the run's test documents. The model in runs/<run>/model/ is not changed.
+An export is a folder, runs/<run>/export/<format>/, with a README that says how to use it and how much quality the lower
+precision costs, measured on the run's test documents. The model in runs/<run>/model/ does not change.
 """
 
 import copy
@@ -32,15 +32,15 @@ FORMATS: tuple[str, ...] = get_args(Format)
 TYPES: tuple[str, ...] = get_args(GgufType)
 BYTES_PER_WEIGHT = {"gguf-f16": 2, "gguf-q8_0": 34 / 32, "safetensors-fp16": 2}
 _MEASURED_CHARACTERS = 8_000  # of test documents: about 3,000 tokens, a second or two on a CPU
-_REPEAT_LAST_N = -1  # llama.cpp's word for the whole context: in transformers the penalty looks at all of it
+_REPEAT_LAST_N = -1  # llama.cpp's value for the whole context, to which transformers applies the penalty
 
 
 @dataclass(frozen=True)
 class Export(PlainTextMixin):
     """An exported model, in the format 'gguf-f16', 'gguf-q8_0' or 'safetensors-fp16'.
 
-    `perplexity` is that of the weights as they were read back from the file, `perplexity_before` that of the run's
-    float32 weights on the same test documents, and `protocol` how both were measured.
+    `perplexity` is that of the weights read back from the file, `perplexity_before` that of the run's float32 weights
+    on the same test documents, and `protocol` says how both were measured.
     """
 
     folder: Path
@@ -56,7 +56,7 @@ class Export(PlainTextMixin):
 
     @property
     def loss_in_quality(self) -> float:
-        """The share by which the perplexity is higher than that of the float32 weights; below 0: lower."""
+        """The relative increase of the perplexity over that of the float32 weights; negative if it is lower."""
         return self.perplexity / self.perplexity_before - 1
 
     def __str__(self) -> str:
@@ -75,19 +75,19 @@ def export_model(run: str, *, to: Format = "gguf", gguf_type: GgufType = "f16") 
     Args:
         run: a finished run.
         to: 'gguf' for llama.cpp and Ollama, 'safetensors-fp16' for transformers with half the bytes.
-        gguf_type: 'f16', or 'q8_0' for about half of that again.
+        gguf_type: 'f16', or 'q8_0' for about half the size of 'f16'.
 
     Returns:
-        The folder runs/<run>/export/<format>/ and the measured perplexities. An export that is there is replaced.
+        The folder runs/<run>/export/<format>/ and the measured perplexities. An existing export is replaced.
 
     Raises:
-        SettingsError: the run is not finished, its model is no GPT-2 that the format can hold, the disk is full, or
+        SettingsError: the run is not finished, its model is not a GPT-2 that the format supports, the disk is full, or
             the `gguf` package is not installed; nothing is left behind.
     """
     for name, value, values in (("to", to, FORMATS), ("type", gguf_type, TYPES)):
         if value not in values:
             raise SettingsError(f"{name} = {value!r} is not a format: use {' or '.join(map(repr, values))}.")
-    read_run_settings(run)  # an unknown name is reported as one
+    read_run_settings(run)  # reports an unknown name as such
     if to == "gguf":
         import_gguf()
     model, tokenizer = load_tuned(run)
@@ -132,9 +132,9 @@ def _full_disk_explained(folder: Path) -> Iterator[None]:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         yield
-    except (OSError, SafetensorError) as error:  # full after all, or a quota
+    except (OSError, SafetensorError) as error:  # the disk filled up meanwhile, or there is a quota
         if isinstance(error, OSError) and not is_disk_full(error):
-            raise  # no space would help, as where a folder may only be read
+            raise  # free space would not help, as with a read-only folder
         raise SettingsError(
             f"The export could not be written to {folder} ({first_line(error)}): nothing of it is kept. "
             "Free some space on that disk, or set COURSE_RUNS to a folder on another one."
@@ -144,7 +144,7 @@ def _full_disk_explained(folder: Path) -> Iterator[None]:
 def _measure(
     run: str, folder: Path, kind: str, file: str, before: tuple["GPT2LMHeadModel", "PreTrainedTokenizerBase"]
 ) -> Export:
-    """Score the run's weights and those that are read back from the exported file on the same test documents."""
+    """Score the run's weights and those read back from the exported file on the same test documents."""
     model, tokenizer = before
     context = min(read_run_settings(run).block_size, model.config.n_positions)
     documents, texts, n_left = open_prepared(run).documents["test"], [], _MEASURED_CHARACTERS
@@ -188,7 +188,7 @@ def _write(folder: Path, name: str, run: str, model: "GPT2LMHeadModel", **values
 
 
 def ollama_name(run: str) -> str:
-    """Return a run's name in the form that Ollama takes.
+    """Return a run's name in the form that Ollama accepts.
 
     >>> ollama_name("My.run_2"), ollama_name("x--")
     ('my.run_2', 'x')

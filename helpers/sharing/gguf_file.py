@@ -1,9 +1,9 @@
-"""A GPT-2 and its tokenizer as one GGUF file, the format of llama.cpp and of what is built on it, such as Ollama.
+"""A GPT-2 and its tokenizer as one GGUF file, the format of llama.cpp and of programs built on it, such as Ollama.
 
 The names, keys and types are those of https://github.com/ggml-org/ggml/blob/master/docs/gguf.md and of the `gguf`
-package. What goes wrong in other exporters, and is tested here in llama.cpp itself: weights of `Conv1D` that are not
-transposed, a head that is missing although it is tied, a pre-tokenizer that cuts text elsewhere, an end-of-text that
-is written out as text.
+package. The tests check in llama.cpp itself what goes wrong in other exporters: `Conv1D` weights that are not
+transposed, a tied head that is missing, a pre-tokenizer that splits text differently, an end-of-text token that is
+printed as text.
 """
 
 import copy
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 
 GgufType = Literal["f16", "q8_0"]
-_BLOCK = 32  # weights that share a scale in q8_0: a row that is no multiple of it stays in f16
-# What llama.cpp computes for a GPT-2; these values of `GPT2Config` would need other arithmetic.
+_BLOCK = 32  # weights that share a scale in q8_0; a matrix whose rows are no multiple of it stays in f16
+# What llama.cpp computes for a GPT-2; other values of these `GPT2Config` settings would need other arithmetic.
 _ARITHMETIC = {
     "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
     "scale_attn_weights": (True,),
@@ -47,13 +47,13 @@ def write_gguf(
         model: a GPT-2 in float32.
         tokenizer: its byte-level tokenizer.
         name: name of the model in the file.
-        gguf_type: number format of the matrices; vectors stay in float32, the positions and whatever q8_0 cannot
-            divide into blocks of 32 in float16.
-        sampling: settings that llama.cpp takes as its defaults for this file; None: its own.
+        gguf_type: number format of the matrices. Vectors stay in float32; position embeddings, and matrices whose rows
+            q8_0 cannot divide into blocks of 32, are in float16.
+        sampling: settings that llama.cpp uses as its defaults for this file; None: its own.
 
     Raises:
-        SettingsError: llama.cpp computes something else for such a model or tokenizer, the two do not fit together,
-            or the `gguf` package is not installed.
+        SettingsError: llama.cpp would compute something else for such a model or tokenizer, the two do not match, or
+            the `gguf` package is not installed.
     """
     import_gguf()
     from gguf import GGUFWriter, LlamaFileType
@@ -77,14 +77,14 @@ def write_gguf(
         writer.add_sampling_temp(sampling.temperature)
         writer.add_sampling_top_k(sampling.top_k)
         writer.add_sampling_top_p(sampling.top_p)
-        writer.add_sampling_min_p(0.0)  # llama.cpp's default leaves out tokens that transformers keeps
+        writer.add_sampling_min_p(0.0)  # llama.cpp's default drops tokens that transformers keeps
         writer.add_sampling_penalty_repeat(sampling.repetition_penalty)
-        writer.add_sampling_penalty_last_n(config.n_positions)  # all of the context, as in transformers
+        writer.add_sampling_penalty_last_n(config.n_positions)  # the whole context, as in transformers
     _add_tokenizer(writer, tokenizer, config.vocab_size)
     names = _names(model)
     for weight, tensor in model.state_dict().items():
         if weight == "lm_head.weight" and config.tie_word_embeddings:
-            continue  # llama.cpp takes the token embeddings where it is left out
+            continue  # llama.cpp then uses the token embeddings
         array, kind = _in_type(names[weight], _turned(weight, tensor.detach().float().cpu().numpy()), gguf_type)
         writer.add_tensor(names[weight], array, raw_dtype=kind)
     try:
@@ -104,13 +104,13 @@ def read_gguf(path: Path, model: "GPT2LMHeadModel") -> "GPT2LMHeadModel":
     stored = {tensor.name: dequantize(tensor.data, tensor.tensor_type) for tensor in GGUFReader(path).tensors}
     read, names = copy.deepcopy(model), _names(model)
     with torch.no_grad():
-        for name, weights in read.named_parameters():  # a tied head is none of its own
+        for name, weights in read.named_parameters():  # a tied head is not listed separately
             weights.copy_(torch.from_numpy(_turned(name, stored[names[name]]).copy()))
     return read
 
 
 def import_gguf() -> None:
-    """Raise `SettingsError` with the command that installs the `gguf` package, where it is missing."""
+    """Raise `SettingsError` with the command that installs the `gguf` package, if it is missing."""
     try:
         import gguf  # noqa: F401
     except ImportError:
@@ -121,12 +121,12 @@ def import_gguf() -> None:
 
 
 def _turned(name: str, array: np.ndarray) -> np.ndarray:
-    """Return the weight of a `Conv1D`, which GPT-2 stores as (inputs, outputs), the other way round."""
+    """Transpose the weight of a `Conv1D`, which GPT-2 stores as (inputs, outputs); return other weights unchanged."""
     return array.T.copy() if name.startswith("transformer.h.") and array.ndim == 2 else array
 
 
 def _names(model: "GPT2LMHeadModel") -> dict[str, str]:
-    """Return the name in GGUF of each weight of a model."""
+    """Return weight name -> its name in GGUF."""
     from gguf import MODEL_ARCH, get_tensor_name_map
 
     known = get_tensor_name_map(MODEL_ARCH.GPT2, model.config.n_layer)
@@ -137,17 +137,17 @@ def _check_arithmetic(config: "GPT2Config") -> None:
     for name, values in _ARITHMETIC.items():
         if getattr(config, name) not in values:
             raise SettingsError(
-                f"The model has {name} = {getattr(config, name)!r}, and llama.cpp computes a GPT-2 with "
-                f"{' or '.join(map(repr, values))} only: its answers would be others. Use the folder `model` with "
+                f"The model has {name} = {getattr(config, name)!r}, but llama.cpp computes a GPT-2 only with "
+                f"{' or '.join(map(repr, values))}: its answers would differ. Use the folder `model` with "
                 "transformers instead."
             )
 
 
 def _in_type(name: str, array: np.ndarray, gguf_type: GgufType) -> tuple[np.ndarray, int]:
-    """Return a tensor in the number format that it has in the file, and that format.
+    """Return a tensor in the number format of the file, and that format.
 
-    As in llama.cpp's own files, vectors stay in float32, and positions, of which one row is read for each token, in
-    float16: in q8_0 its addition has no kernel.
+    As in llama.cpp's own files, vectors stay in float32, and position embeddings in float16: llama.cpp has no kernel
+    that adds their rows in q8_0.
     """
     from gguf import GGMLQuantizationType as Type
     from gguf.quants import quantize
@@ -160,17 +160,17 @@ def _in_type(name: str, array: np.ndarray, gguf_type: GgufType) -> tuple[np.ndar
 
 
 def _add_tokenizer(writer: "object", tokenizer: "PreTrainedTokenizerBase", n_embeddings: int) -> None:
-    """Add vocabulary, merges and end-of-text; refuse a tokenizer that llama.cpp's GPT-2 would not repeat."""
+    """Add vocabulary, merges and end-of-text; refuse a tokenizer that llama.cpp's GPT-2 would not reproduce."""
     from gguf import TokenType
 
     parts = json.loads(tokenizer.backend_tokenizer.to_str())
     if not is_of_gpt2s_kind(parts):
         raise SettingsError(
             "The tokenizer is not of GPT-2's kind (byte-level BPE without a normalizer and without a space put before "
-            "the text), so llama.cpp would cut the same text into other tokens: use the folder `model` with "
+            "the text), so llama.cpp would split the same text into other tokens: use the folder `model` with "
             "transformers instead."
         )
-    # A vocabulary that was rounded up has rows without a token; the file needs one for each row.
+    # A vocabulary size that was rounded up has rows without a token; the file needs a token for each row.
     tokens = [f"[UNUSED{row}]" for row in range(n_embeddings)]
     kinds = [TokenType.UNUSED] * n_embeddings
     for token, row in tokenizer.get_vocab().items():
@@ -183,8 +183,8 @@ def _add_tokenizer(writer: "object", tokenizer: "PreTrainedTokenizerBase", n_emb
     writer.add_token_list(tokens)
     writer.add_token_types(kinds)
     writer.add_token_merges([pair if isinstance(pair, str) else " ".join(pair) for pair in pairs])
-    # Left out, llama.cpp takes 11 for each of them, which is a comma or whatever else has that number.
+    # Without these, llama.cpp uses id 11 for each of them, which is a comma or any other token.
     for add in (writer.add_bos_token_id, writer.add_eos_token_id, writer.add_eot_token_id):
         add(tokenizer.eos_token_id)
-    writer.add_add_bos_token(False)  # transformers puts none before a prompt, either
+    writer.add_add_bos_token(False)  # transformers adds none to a prompt, either
     writer.add_add_eos_token(False)

@@ -5,8 +5,8 @@
     print(upload)
     publish(upload)
 
-Log in once with `hf auth login`. What is uploaded is the folder `model` with its card, whose metadata hold the results
-of the evaluation in the Hub's own format (`model-index`), and the GGUF file with its Modelfile in a folder `gguf`.
+Log in once with `hf auth login`. The upload has the files of the folder `model` with the model card, whose metadata
+contain the evaluation results in the Hub's format (`model-index`), and the GGUF file with its Modelfile in `gguf`.
 """
 
 import re
@@ -28,16 +28,16 @@ from helpers.training import write_model_card
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-# Licences of what this course ships; `python-reference` and the pocket model are made of the text of many packages.
+# Licences of what this course ships; `python-reference` and the pocket model are made from the text of many packages.
 _SHIPPED = {"fables": "cc0-1.0", "pocket": "mit", "python-reference": "those of Python and of the installed packages"}
 _UNKNOWN = "not known to this course: make sure that you may publish what was made from it"
 
 
 @dataclass(frozen=True)
 class Upload(PlainTextMixin):
-    """What would be published: path in the repository -> the file, or its content; and what to know before.
+    """What would be published: path in the repository -> the file or its content, and notes to read before.
 
-    `private` says whether others will not see it: of a repository that exists, whether they do not see it now.
+    `private` says whether the repository will be hidden from others; an existing one stays as it is.
     """
 
     run: str
@@ -48,7 +48,7 @@ class Upload(PlainTextMixin):
 
     @property
     def n_bytes(self) -> int:
-        """Bytes of all files."""
+        """Size of all files in bytes."""
         return sum(map(_n_bytes, self.files.values()))
 
     def __str__(self) -> str:
@@ -67,13 +67,13 @@ def plan_upload(
     Args:
         run: a finished run.
         repo_id: 'owner/name'.
-        private: whether the repository must be hidden from others; one that exists stays as it is there.
-        licence: the licence you give your model, an identifier such as 'mit' or 'cc0-1.0', for its card.
-        api: the Hub's client; by default that of the account that is logged in.
+        private: whether the repository must be hidden from others; an existing one stays as it is.
+        licence: the licence of your model, an identifier such as 'mit' or 'cc0-1.0', for its card.
+        api: the Hub's client; by default with the account that is logged in.
 
     Raises:
-        SettingsError: the run has no model, the name is not allowed, nobody is logged in, the Hub does not answer, a
-            file is a link, or the repository exists and is public although `private` is asked for.
+        SettingsError: the run has no model, the name or licence is not allowed, nobody is logged in, the Hub does not
+            answer, a file is a link, or the repository exists and is public although `private` is set.
     """
     from huggingface_hub import HfApi
 
@@ -115,7 +115,7 @@ def plan_upload(
 def publish(upload: Upload, *, api: "HfApi | None" = None) -> str:
     """Send everything in one commit; return the address.
 
-    After a broken connection the same call goes on: what has arrived completely is not sent again.
+    After a lost connection, repeat the call: files that have arrived completely are not sent again.
 
     Raises:
         SettingsError: the Hub refuses, or the connection broke.
@@ -157,7 +157,7 @@ letters, digits, '-', '_' and '.', at most 96 characters, as in 'you/my-model'.
 
 
 def copying_verdict(run: str) -> str:
-    """Return what notebook 4 measured about copied text, in one or two sentences."""
+    """Return what notebook 04 measured about copied text, in one or two sentences."""
     copying = read_section(run, "copying")
     if not copying:
         return "not measured. Run notebook 4 for this run first, and read its report."
@@ -187,10 +187,10 @@ def _describe_repository(api: "HfApi", repo_id: str) -> dict[str, Any]:
 
 
 def _visible_files(folder: Path) -> list[Path]:
-    """Return the files of a folder, without hidden ones: a .env with a token must not be published.
+    """Return the files of a folder without hidden ones: a .env with a token must not be published.
 
     Raises:
-        SettingsError: one is a link, as a run that somebody else made may hold: what it leads to would be published.
+        SettingsError: one is a link, as a run made by somebody else may contain: its target would be published.
     """
     files = sorted(path for path in folder.iterdir() if path.is_file() and not is_hidden(path))
     for path in files:
@@ -203,7 +203,7 @@ def _visible_files(folder: Path) -> list[Path]:
 
 
 def _gguf_files(run: str) -> tuple[dict[str, Path | bytes], tuple[str, ...]]:
-    """Return the files of the GGUF exports, and a note where there can be none. The first is made if none is there."""
+    """Return the files of the GGUF exports, made now if there are none newer than the model; a note if that fails."""
     folder = run_folder(run) / "export"
     trained = (run_folder(run) / "model" / "model.safetensors").stat().st_mtime
     exports = [path.parent for path in folder.glob("gguf-*/*.gguf") if path.stat().st_mtime >= trained]
@@ -211,7 +211,7 @@ def _gguf_files(run: str) -> tuple[dict[str, Path | bytes], tuple[str, ...]]:
         exports = exports or [export_model(run, to="gguf").folder]
     except SettingsError as error:
         return {}, (f"Without a GGUF file: {error}",)
-    # Several types share a folder on the Hub, as programs that look for GGUF files expect; the first describes itself.
+    # Several types share a folder on the Hub, as programs that look for GGUF files expect; the README is the first's.
     files: dict[str, Path | bytes] = {}
     for export in sorted(exports):
         for path in _visible_files(export):
@@ -220,7 +220,7 @@ def _gguf_files(run: str) -> tuple[dict[str, Path | bytes], tuple[str, ...]]:
 
 
 def _licence(api: "HfApi", kind: str, name: str) -> str:
-    """Return the licence of a text or model that this course or the Hub knows."""
+    """Return the licence of a text or model, if this course or the Hub knows it."""
     if name in _SHIPPED:
         return _SHIPPED[name]
     shown = public_name(name) if kind == "dataset" else shown_name(name)
@@ -228,7 +228,7 @@ def _licence(api: "HfApi", kind: str, name: str) -> str:
         return _UNKNOWN
     try:
         card = (api.dataset_info if kind == "dataset" else api.model_info)(name).card_data
-    except Exception:  # noqa: BLE001 (whatever the client raises: the Hub does not tell)
+    except Exception:  # noqa: BLE001 (whatever the client raises, the licence is unknown)
         return _UNKNOWN
     licence = card.get("license") if card else None
     return str(licence) if licence else _UNKNOWN
@@ -244,14 +244,14 @@ def _with_licence(card: Path, licence: str) -> bytes:
 
 @contextmanager
 def _refusals_explained(repo_id: str) -> Iterator[None]:
-    """Turn what the Hub's client raises into one sentence that says what to do."""
+    """Turn an error of the Hub's client into one sentence that says what to do."""
     from huggingface_hub.errors import LocalTokenNotFoundError, OfflineModeIsEnabled
 
     try:
         yield
     except SettingsError:
         raise
-    except Exception as error:  # noqa: BLE001 (the client raises its own errors, those of its transport, and OSError)
+    except Exception as error:  # noqa: BLE001 (the client raises its own errors, its HTTP library's, and OSError)
         status = getattr(getattr(error, "response", None), "status_code", None)
         if isinstance(error, LocalTokenNotFoundError) or status == 401:
             advice = "log in with `hf auth login`, with a token that has write access"
@@ -262,8 +262,8 @@ def _refusals_explained(repo_id: str) -> Iterator[None]:
         elif status is not None:
             advice = "the Hub refused it; change what it names"
         else:
-            advice = "check the network; the same command continues, and what has arrived completely is not sent again"
-        reason = first_line(error.__cause__ or error)  # of what broke, where the client says only which file it was
+            advice = "check the network, and repeat the command; files that have arrived completely are not sent again"
+        reason = first_line(error.__cause__ or error)  # the cause, where the client's own error only names the file
         raise SettingsError(f"The Hub did not accept {repo_id!r} ({reason}): {advice}.") from None
 
 

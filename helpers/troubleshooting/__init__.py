@@ -1,11 +1,11 @@
-"""Notebook 05: known failures, recognised in an error or a log, explained, and made to happen on purpose.
+"""Notebook 05: known failures, recognised in an error or a log, explained, and reproduced on purpose.
 
 - `explanation`, `known_failures`: `explain` and its magic (`%load_ext helpers.troubleshooting`); what it knows
 - `reading`, `log_rows`, `log_checks`: read an error, a log or a notebook; find and judge the numbers in it
 - `examination`: check a run that does not learn
-- `issue_report`: write what to paste into an issue
-- `lab`, `broken_runs`: make failures happen safely; three for the exercises
-- `commands`: `explain` of the command line
+- `issue_report`: write a text to paste into an issue
+- `lab`, `broken_runs`: make failures happen safely; three broken runs for the exercises
+- `commands`: the `explain` command
 
 Importing the room loads neither torch nor transformers, so that `explain` works where they are broken.
 """

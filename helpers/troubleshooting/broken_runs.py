@@ -1,4 +1,4 @@
-"""Three broken trainings for the exercises: their logs and rows show what is wrong, the fault itself stays hidden."""
+"""Three broken training runs for the exercises: their logs and rows show the symptoms, the fault stays hidden."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,11 +10,11 @@ from helpers.troubleshooting.lab import tiny_model, train_briefly
 
 @dataclass(frozen=True)
 class BrokenRun(PlainTextMixin):
-    """What a failed training leaves.
+    """The log and one training row of a broken run.
 
     Attributes:
         name: 'a', 'b' or 'c'.
-        history: rows of `step`, `loss`, `learning_rate`, `grad_norm`, and `eval_loss` where it was measured.
+        history: rows of `step`, `loss`, `learning_rate`, `grad_norm`, and `eval_loss` if it was measured.
         input_ids: (T,) tokens of one training row.
         labels: (T,) its labels.
     """
@@ -33,7 +33,7 @@ class BrokenRun(PlainTextMixin):
 
 
 def broken_run(name: str) -> BrokenRun:
-    """Train for a few seconds with the fault 'a', 'b' or 'c' and return what the training leaves."""
+    """Train for a few seconds with the fault 'a', 'b' or 'c', and return the broken run."""
     return _RUNS[name]()
 
 

@@ -1,4 +1,4 @@
-"""`explain` on a terminal, as a command of `python -m helpers`."""
+"""`explain` as a command of `python -m helpers`."""
 
 import sys
 from pathlib import Path
@@ -16,9 +16,9 @@ from helpers.troubleshooting.reading import decode
 @click.argument("log", default="-", type=click.Path(dir_okay=False, allow_dash=True))
 @click.option("--report", is_flag=True, help="Print a text to paste into an issue: error, versions, machine.")
 def explain(log: str, report: bool) -> None:
-    """Say what caused the error, or the failed training, in LOG. Exit code 1 if unknown.
+    """Explain the error, or the failed training, in LOG. Exit code 1 if the cause is unknown.
 
-    LOG is a file, such as a log or an executed notebook. Without it, the text is piped in or pasted.
+    LOG is a file, such as a log or an executed notebook. Without it, pipe the text in or paste it.
     """
     if log != "-" and not Path(log).exists():
         raise click.BadParameter(

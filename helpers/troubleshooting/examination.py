@@ -1,4 +1,4 @@
-"""Examine a run that does not learn: six checks, in the order that saves most time."""
+"""Examine a run that does not learn: six checks, in the order that saves the most time."""
 
 import math
 from collections.abc import Callable
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
     from helpers.settings import TrainingSettings
 
-_MAX_ROWS, _MAX_TOKENS = 4, 64  # a batch that GPT-2 processes in seconds on a processor
-_MEMORISED = 0.6  # of the first loss
+_MAX_ROWS, _MAX_TOKENS = 4, 64  # a batch that GPT-2 processes in seconds on a CPU
+_MEMORISED = 0.6  # share of the first loss
 _MAX_ROWS_SEARCHED = 200
-_MAX_STEPS = 30  # GPT-2 takes a second for each on a processor, and needs fewer
+_MAX_STEPS = 30  # GPT-2 takes a second per step on a CPU, and needs fewer steps
 
 
 @dataclass(frozen=True)
 class Examination(PlainTextMixin):
-    """All checks of a run, in their order."""
+    """All checks of a run, in order."""
 
     run: str
     checks: tuple[Check, ...]
@@ -42,7 +42,7 @@ class Examination(PlainTextMixin):
         return "No fault was found between text and optimizer: look at the settings next."
 
     def __str__(self) -> str:
-        """Return it for a terminal."""
+        """Return the examination as text for a terminal."""
         lines = [f"{STATUS_MARKS[c.status][0]} {c.status:8}{c.id:32}{c.reading}" for c in self.checks]
         return clean("\n".join([*lines, "", self.verdict]))
 
@@ -58,13 +58,13 @@ def _advice(check: Check) -> str:
 def examine(run: str) -> Examination:
     """Examine a run that does not learn: its data, its labels, the model it starts from, and its history.
 
-    The run need not be finished, and need not have begun to train. Nothing in its folder is changed.
+    The run may be unfinished, or not even started. Nothing in its folder is changed.
 
     Raises:
         SettingsError: there is no run of that name.
     """
     bench = _Bench(run)
-    _ = bench.settings  # read first: where there is no such run, the error says what to do
+    _ = bench.settings  # read first: if there is no such run, this error says what to do
     checks = {
         "a row, decoded back": bench.row_decoded,
         "an end among the labels": bench.end_among_labels,
@@ -91,7 +91,7 @@ def _check(name: str, judge: Callable[[], _Finding]) -> Check:
 
 
 class _Bench:
-    """What the checks share: the run's rows, its tokenizer, the model it starts from. All of it is loaded once."""
+    """What the checks share: the run's rows, its tokenizer and the model it starts from, each loaded once."""
 
     def __init__(self, run: str) -> None:
         self.run = run
@@ -128,7 +128,7 @@ class _Bench:
 
     @cached_property
     def _losses(self) -> list[float]:
-        """The loss before each step on one batch, and after the last; it trains the model until it knows the batch."""
+        """The losses on one batch, before each step and after the last; trains until the model knows the batch."""
         import torch
 
         optimizer = torch.optim.AdamW(self._model.parameters(), lr=1e-3)
@@ -151,7 +151,7 @@ class _Bench:
         row = self._rows(1)[0].tolist()
         text = self._tokenizer.decode(row)
         n_different = len(set(row))
-        # a row that repeats a few tokens is what a broken tokenizer or padding leaves
+        # a broken tokenizer or padding gives a row that repeats a few tokens
         status = "ok" if text.strip() and n_different > len(row) // 20 else "fail"
         reading = f"{len(row)} tokens, {n_different} different, of {len(self._tokenizer):,}: {text[:100]!r}"
         return status, reading, "It must read like your text."
@@ -160,7 +160,7 @@ class _Bench:
         blocks = self._data.blocks["train"]
         if "continues" in self._data.documents["train"].column_names:
             return "ok", "one continuous text, which has no end inside", ""
-        name = "labels" if "labels" in blocks.column_names else "input_ids"  # in packed rows each token is a label
+        name = "labels" if "labels" in blocks.column_names else "input_ids"  # in packed rows every token is a label
         rows = blocks[:_MAX_ROWS_SEARCHED][name]  # (B, T)
         n_ends, n_labels = int((rows == self._tokenizer.eos_token_id).sum()), int((rows >= 0).sum())
         reading = f"{n_ends:,} of {n_labels:,} labels are an end of text"

@@ -54,12 +54,12 @@ class Explanation(PlainTextMixin):
 
     Attributes:
         headline: what was read, in one line.
-        causes: the likely causes, likeliest first; empty where nothing known was recognised.
-        noticed: harmless things that were seen beside it.
-        ruled_out: what the rows of a log are enough to exclude; an error excludes nothing.
-        where: the last line of the traceback that is not in a library; empty without one.
-        kind: without a cause, what kind of text it is; empty where there was nothing to read.
-        decisive: without a cause, the line that decides, as far as one stands out.
+        causes: the likely causes, likeliest first; empty if nothing known was recognised.
+        noticed: harmless failures that were also seen.
+        ruled_out: without a cause, the failures that a log is long enough to exclude.
+        where: without a cause, the last file and line of the traceback outside the libraries, if there is one.
+        kind: without a cause, the kind of text; empty if there was nothing to judge.
+        decisive: without a cause, the line that matters most, if one stands out.
         next_steps: without a cause, what to run and what to paste next.
     """
 
@@ -89,7 +89,7 @@ class Explanation(PlainTextMixin):
         return notes + [f"Next, {verb}: {step}" for verb, step in zip(("run", "paste"), self.next_steps, strict=False)]
 
     def __str__(self) -> str:
-        """Return it for a terminal: no colours, no control characters."""
+        """Return the explanation as text for a terminal, without colours and control characters."""
         lines = [self.headline, "", self.verdict]
         for number, one in enumerate(self.causes, 1):
             lines += ["", f"{number}. {one.id} {one.title} ({one.certainty})", f"   {one.cause}"]
@@ -97,7 +97,7 @@ class Explanation(PlainTextMixin):
         return clean("\n".join([*lines, "", *self._notes()]).rstrip())
 
     def _repr_html_(self) -> str:
-        """Return it for a notebook, every word of it escaped."""
+        """Return the explanation as HTML for a notebook, with everything escaped."""
         rows = [
             (
                 Html(f"<b>{escape(one.id)}</b> {escape(one.title)} ({escape(one.certainty)})"),
@@ -113,15 +113,15 @@ class Explanation(PlainTextMixin):
 
 
 def explain(thing: Any = None, *, machine: Machine | None = None) -> Explanation:
-    """Explain what an error or a log most likely comes from, with the evidence and what to do.
+    """Explain the likely causes of an error or a bad log, with the evidence and what to do.
 
     Args:
         thing: an exception; a traceback or a log as text; a `Path` to one; a run's history (rows with `loss`); None
             for the last error of this session.
-        machine: for which machine the fix is written; None: this one, examined without importing torch.
+        machine: the machine that the fix is for; None: this one, examined without importing torch.
 
     Raises:
-        TypeError: it is given something else.
+        TypeError: `thing` is something else.
 
     >>> explain("RuntimeError: CUDA out of memory. Tried to allocate 2.00 GiB").causes[0].id
     'T1'
@@ -142,15 +142,15 @@ def explain(thing: Any = None, *, machine: Machine | None = None) -> Explanation
 
 
 def last_error() -> BaseException | None:
-    """Return the last error of this session that was not caught; None before the first."""
+    """Return the last uncaught error of this session, or None."""
     return getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
 
 
 def load_ipython_extension(shell: Any) -> None:
     """Add `%explain` to IPython; `%load_ext helpers.troubleshooting` calls this.
 
-    `%explain` explains the last error, `%explain name` an exception or a text that you kept, and `%%explain` the
-    traceback or log that is pasted into the cell.
+    `%explain` explains the last error, `%explain name` an exception or a text in a variable, and `%%explain` a
+    traceback or a log that is pasted into the cell.
     """
 
     def magic(line: str, cell: str | None = None) -> Explanation:
@@ -162,14 +162,14 @@ def load_ipython_extension(shell: Any) -> None:
 
 
 def _sort(matches: _Matches, reading: Reading) -> tuple[list[str], list[str]]:
-    """Return the ids of the causes, likeliest first, and the ids of what is only noted."""
+    """Return the ids of the causes, likeliest first, and the ids of harmless failures."""
     causes, noticed = [], []
     for id_, (failure, seen) in matches.items():
         in_error = seen[0].weight == IN_ERROR
         if failure.harmless and not in_error and (reading.errors or reading.rows):
             noticed.append(id_)
         elif seen[0].weight == IN_CODE and reading.errors and failure.refines not in matches:
-            continue  # a traceback quotes code: suspicious code beside an error of another kind is not its cause
+            continue  # a traceback quotes code: suspicious code near another error is not its cause
         else:
             causes.append(id_)
     order = list(read_failures())
@@ -177,9 +177,9 @@ def _sort(matches: _Matches, reading: Reading) -> tuple[list[str], list[str]]:
 
 
 def _rank(id_: str, matches: _Matches, order: list[str]) -> tuple[float, ...]:
-    """Return a key to sort by: words of the last error count most, then weight, then the number of patterns.
+    """Return a sort key: a match in the last error counts most, then the weight, then the number of different quotes.
 
-    A failure that refines another one goes before it, unless suspicious code is its only evidence.
+    A failure that refines another one ranks above it, unless suspicious code is its only evidence.
     """
     failure, seen = matches[id_]
     if failure.refines in matches and seen[0].weight > IN_CODE:
@@ -190,7 +190,7 @@ def _rank(id_: str, matches: _Matches, order: list[str]) -> tuple[float, ...]:
 
 def _cause(failure: KnownFailure, evidence: list[Evidence], machine: Machine | None) -> Cause:
     quotes = dict.fromkeys(one.quote for one in evidence)
-    # two patterns can find the same line, one of them with its beginning cut off
+    # two patterns can match the same line, and one quote can lack its beginning
     whole = tuple(quote for quote in quotes if not any(quote.lstrip("…") in other for other in quotes.keys() - {quote}))
     certainty = _CERTAINTY[evidence[0].weight]
     fix = failure.fix_on(machine)
@@ -209,7 +209,7 @@ def _headline(reading: Reading) -> str:
 
 
 def _without_a_cause(explanation: Explanation, reading: Reading, ids: set[str], machine: Machine | None) -> Explanation:
-    """Add what helps where nothing is recognised: the kind of text, the line that decides, the next two steps."""
+    """Add what helps if nothing is recognised: the kind of text, the decisive line, and the next two steps."""
     excluded = tuple(ruled_out(reading, ids))
     if reading.rows and not reading.errors:
         kind = "a log in which nothing stands out" if excluded else "a log too short to judge"
@@ -230,20 +230,20 @@ def _without_a_cause(explanation: Explanation, reading: Reading, ids: set[str], 
 
 
 def _decisive_line(reading: Reading) -> str:
-    """Return the last error, else the last line that complains of something; empty if none does."""
+    """Return the last error, or else the last line with a word such as "failed"; '' if there is none."""
     candidates = reading.errors or [line for line in reading.lines if _COMPLAINT.search(line)]
     return " ".join(candidates[-1].split("\n")[0].split())[:_LONGEST_LINE] if candidates else ""
 
 
 def _own_line(reading: Reading) -> str:
-    """Return the last place of the traceback that is not in an installed package."""
+    """Return the last file and line of a traceback that is not in an installed package or Python; '' if none."""
     places = re.findall(r'File "([^"]+)", line (\d+)', reading.text)
     own = [place for place in places if not re.search(r"site-packages|dist-packages|[\\/]lib[\\/]python3", place[0])]
     return f"{own[-1][0]}, line {own[-1][1]}" if own else ""
 
 
 def _session_lines() -> list[str]:
-    """Return what this session itself shows: packages changed on the disk, models kept by the output history."""
+    """Return what this session shows: packages updated after import, and models kept alive by the output history."""
     access = Access()
     loaded = read_loaded(access)
     lines = find_stale_imports(loaded, {name: access.version_of(name) for name in loaded})

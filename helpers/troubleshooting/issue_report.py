@@ -1,4 +1,4 @@
-"""A text to paste into an issue: the error, what `explain` says of it, versions and machine, nothing personal."""
+"""A text to paste into an issue: the error, what `explain` says about it, versions, machine, and nothing personal."""
 
 import getpass
 import os
@@ -15,7 +15,7 @@ from helpers.troubleshooting.reading import read
 
 _PACKAGES = ("torch", "transformers", "datasets", "accelerate", "tokenizers", "safetensors", "huggingface_hub", "numpy")
 _MOST_LINES = 40
-# What follows the name of a secret; a name of an option or <a placeholder> is none.
+# The value after the name of a secret; the name of an option or <a placeholder> is not a value.
 _VALUE = r"""(?![<-])(?:"[^"\n]{4,200}"|'[^'\n]{4,200}'|["']?(?:(?i:bearer|basic|token) {1,3})?[^\s"',;]{4,})"""
 _NAMES_OF_SECRETS = (
     r"(?i:\b(?:(?:hf_|hub_|access_|auth_)?token(?!izer|s\b)|passw(?:or)?d|pwd|(?:[\w-]{0,20}[_-])?api[_-]?key|"
@@ -40,7 +40,7 @@ def write_issue_report(thing: Any = None, *, machine: Machine | None = None) -> 
     """Return a text to paste into an issue about an error or a log; takes what `explain` takes.
 
     Home folders, user and computer names, tokens, passwords and addresses are replaced. Read it before you publish it:
-    nobody but you knows what else in a log is private.
+    only you know what else in a log is private.
     """
     thing = last_error() if thing is None else thing
     machine = machine or read_machine(quick=True)
@@ -72,7 +72,7 @@ def without_personal_data(text: str) -> str:
     for pattern, replacement in _PERSONAL:
         text = pattern.sub(replacement, text)
     for name in (_user(), platform.node()):
-        if len(name) > 3:  # shorter ones are parts of words
+        if len(name) > 3:  # shorter names may be ordinary words
             text = re.sub(rf"\b{re.escape(name)}\b", "<name>", text)
     return text
 
@@ -80,7 +80,7 @@ def without_personal_data(text: str) -> str:
 def _user() -> str:
     try:
         return getpass.getuser()
-    except (OSError, KeyError, ImportError):  # Windows without the variables, a container's number without a name
+    except (OSError, KeyError, ImportError):  # Windows without the variables, or a container's user id without a name
         return ""
 
 

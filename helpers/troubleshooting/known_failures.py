@@ -14,7 +14,7 @@ from helpers.paths import ASSETS, COMMAND
 from helpers.troubleshooting import log_checks
 from helpers.troubleshooting.reading import Reading
 
-# The weight of evidence: the error itself; a line or a number of a log; suspicious code around the error.
+# The weight of evidence: the error itself; a line or a number in a log; suspicious code around the error.
 IN_ERROR, IN_LOG, IN_CODE = 3, 2, 1
 _FILE = ASSETS / "failures.yaml"
 _TEMPLATE = re.compile(r"\{(fixes|wheels|machine)\.([\w.]+)((?: \w+)*)\}")
@@ -23,7 +23,7 @@ _LONGEST_QUOTE = 200
 
 @dataclass(frozen=True)
 class Evidence:
-    """A quotation from the text, or a sentence about its numbers, and how much weight it has."""
+    """A quote from the text, or a sentence about its numbers, and its weight."""
 
     quote: str
     weight: int
@@ -35,7 +35,7 @@ _Patterns = str | Sequence[str]  # one, or several
 
 @dataclass(frozen=True)
 class KnownFailure:
-    """One entry of the file, whose head describes the fields."""
+    """One entry of `failures.yaml`; the head of that file describes the fields."""
 
     id: str
     title: str
@@ -56,7 +56,7 @@ class KnownFailure:
 
     @cached_property
     def patterns(self) -> "list[tuple[int, re.Pattern[str]]]":
-        """The patterns of its evidence, each with the weight of that."""
+        """The patterns of the evidence as (weight, pattern)."""
         keywords = [f"unexpected keyword argument '{name}'" for name in _as_list(self.keyword)]
         anywhere = _as_list(self.anywhere)
         texts = {
@@ -67,7 +67,7 @@ class KnownFailure:
         return [(weight, re.compile(text, re.IGNORECASE)) for weight in texts for text in texts[weight]]
 
     def fix_on(self, machine: Machine | None = None) -> str:
-        """Return what to do on a machine; None: on this one, which is examined only where the fix depends on it."""
+        """Return the fix for a machine; None: this one, which is examined only if the fix depends on it."""
         if isinstance(self.fix, str):
             text = self.fix
         else:
@@ -76,7 +76,7 @@ class KnownFailure:
         return fixes.with_shell(fill(text, machine))
 
     def evidence(self, reading: Reading) -> list[Evidence]:
-        """Return the evidence for this failure, strongest first; empty where there is none."""
+        """Return the evidence for this failure, strongest first; empty if there is none."""
         if self.unless and re.search(self.unless, reading.text, re.IGNORECASE):
             return []
         if self.only_with and not re.search(self.only_with, reading.text, re.IGNORECASE):
@@ -99,7 +99,7 @@ def read_failures() -> dict[str, KnownFailure]:
 
 @dataclass(frozen=True)
 class TextKind:
-    """A kind of text in which nothing is recognised, with the two most useful next steps."""
+    """A kind of text in which no failure is recognised, with the two most useful next steps."""
 
     name: str
     pattern: str
@@ -108,14 +108,14 @@ class TextKind:
 
 
 def kind_of(reading: Reading) -> TextKind:
-    """Return what kind of text it is, by the first pattern of the file that occurs."""
+    """Return the kind of a text: the first one in `failures.yaml` whose pattern matches."""
     text = "\n".join(reading.lines or reading.errors)
     kinds = (TextKind(**entry) for entry in _content()["kinds"])
     return next(kind for kind in kinds if re.search(kind.pattern, text, re.MULTILINE))
 
 
 def ruled_out(reading: Reading, ids: set[str]) -> list[str]:
-    """Name what the last run in a log is long enough to have shown, and did not."""
+    """Return the names of failures that the last run in a log is long enough to show, but does not."""
     return [
         group["name"]
         for group in _content()["looked_for"]
@@ -130,14 +130,14 @@ def _content() -> dict[str, Any]:
     except ImportError:
         command = f"{sys.executable} -m pip install pyyaml"
         raise ImportError(f"explain needs PyYAML to read the known failures: {command}") from None
-    # libyaml's loader, where PyYAML was built with it, reads the file in a tenth of the time
+    # libyaml's loader, if PyYAML was built with it, reads the file in a tenth of the time
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     text = _FILE.read_text(encoding="utf-8").replace("python3 -m helpers", COMMAND)
     return yaml.load(text, Loader=loader)  # noqa: S506 (both are safe loaders)
 
 
 def fill(text: str, machine: Machine | None = None) -> str:
-    """Return a text of the file with its `{fixes.name}` and the like written for a machine; None: for this one."""
+    """Replace `{fixes.name}` and the like in a text of the file by the text for a machine; None: this one."""
     return _TEMPLATE.sub(lambda match: _filled(match, machine or _this_machine()), text)
 
 
@@ -146,12 +146,12 @@ def _as_list(value: _Patterns) -> list[str]:
 
 
 def _filled(match: "re.Match[str]", machine: Machine) -> str:
-    """Return the text for one `{fixes.name ARGUMENTS}` of a fix."""
+    """Return the text for one `{fixes.name ARGUMENTS}`."""
     owner, name, arguments = match.groups()
     value = attrgetter(name)({"fixes": fixes, "wheels": wheels, "machine": machine}[owner])
     text = value(machine, *arguments.split()) if callable(value) else str(value)
     starts_a_sentence = re.match(" [A-Z]", match.string[match.end() :])
-    return f"{text}." if starts_a_sentence and not text.endswith(".") else text  # a command has no full stop of its own
+    return f"{text}." if starts_a_sentence and not text.endswith(".") else text  # a command has no full stop
 
 
 @cache
@@ -177,14 +177,14 @@ def _first_match(pattern: "re.Pattern[str]", weight: int, reading: Reading) -> E
 
 @cache
 def _required_words(pattern: str) -> tuple[str, ...]:
-    r"""Return texts of which one occurs wherever a pattern matches; empty if there is no such text.
+    r"""Return words, at least one of which occurs in every match of a pattern; empty if there are none.
 
-    Looking for these first makes `explain` ten times as fast: on 2 MB a second instead of ten.
+    Searching for these first makes `explain` ten times as fast: on 2 MB a second instead of ten.
 
     >>> _required_words(r"lib\w+ not found|no kernel image (?:is|was) available")
     (' not found', 'no kernel image ')
     """
-    # \0 is put where the text varies: classes, dots and anchors
+    # \0 replaces what varies: classes, dots and anchors
     text = re.sub(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\.|\^|\$", "\0", pattern)
     before = None
     while before != text:  # groups, innermost first

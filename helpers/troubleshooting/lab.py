@@ -1,4 +1,4 @@
-"""The laboratory of notebook 05: make a failure happen safely, and measure what its lessons compare."""
+"""The laboratory of notebook 05: make failures happen safely, and measure what its lessons compare."""
 
 import contextlib
 import io
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel
 
 _SECONDS_PER_CELL, _CHILD_SECONDS = 30, 300
-# A kernel listens on this machine only; its warning about that would be printed between the results.
+# A kernel warns that it listens on this machine only, which would be printed between the results.
 _KERNEL_ARGUMENTS = ["--IPKernelApp.log_level=50"]
 
 
@@ -38,14 +38,14 @@ def error_of(action: Callable[[], Any]) -> str:
     with warnings.catch_warnings(action="ignore"), quiet(), contextlib.redirect_stdout(io.StringIO()):
         try:
             action()
-        except Exception as error:  # noqa: BLE001 (which error it is, is the question)
+        except Exception as error:  # noqa: BLE001 (the question is which error it is)
             lines = str(error).strip().splitlines()
             return f"{type(error).__name__}: {clean(lines[0]) if lines else ''}"
     return "accepted"
 
 
 def tiny_model(*, positions: int = 64, seed: int = 0) -> "GPT2LMHeadModel":
-    """Return a GPT-2 with two layers, random weights and the pocket model's vocabulary, which trains in a second."""
+    """Return a GPT-2 that trains in a second: two layers, random weights, and the pocket model's vocabulary size."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -57,7 +57,7 @@ def tiny_model(*, positions: int = 64, seed: int = 0) -> "GPT2LMHeadModel":
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = GPT2LMHeadModel(config)
-    model.loss_type = "ForCausalLM"  # without it transformers warns that it guesses the type from the class's name
+    model.loss_type = "ForCausalLM"  # without it transformers guesses it from the class name, and warns
     return model
 
 
@@ -76,11 +76,11 @@ def train_briefly(
     Args:
         model: trained in place.
         rows: each with `input_ids` and whatever else `collate` needs.
-        collate: makes a batch of rows; left out, labels are the tokens.
+        collate: makes a batch of rows; by default the labels are the tokens.
         resume_from: a checkpoint's folder.
-        folder: for checkpoints; left out, nothing stays on the disk.
-        optimizer: instead of the Trainer's own.
-        arguments: of `TrainingArguments`.
+        folder: for checkpoints; by default nothing stays on the disk.
+        optimizer: used instead of the Trainer's own.
+        arguments: arguments of `TrainingArguments`.
     """
     from transformers import PrinterCallback, Trainer, TrainingArguments
 
@@ -110,10 +110,10 @@ def train_briefly(
 
 @contextlib.contextmanager
 def script_folder(folder: Path) -> Iterator[None]:
-    """Work in a folder that has what the script of 2023 loads, without the progress bars of the libraries.
+    """Work in a folder that has everything the 2023 script loads, with the libraries' progress bars hidden.
 
-    `gpt2` and `openai-community/gpt2` are a tiny model with the pocket model's tokenizer, `bookcorpus` is a data set
-    that is a Python script, and `fables.parquet` has eight texts.
+    `gpt2` and `openai-community/gpt2` are tiny models with the pocket model's tokenizer, `bookcorpus` is a data set in
+    the form of a Python script, and `fables.parquet` has eight texts.
     """
     import datasets
 
@@ -133,13 +133,13 @@ def script_folder(folder: Path) -> Iterator[None]:
 
 
 def measure_product(precision: str) -> float:
-    """Return the operations per second of a matrix product on this machine; `precision` is that of a run's facts."""
+    """Return the operations per second of a matrix product here; `precision` is 'bf16', 'fp16' or 'float32'."""
     import torch
 
     from helpers.model import device
 
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "float32": torch.float32}[precision]
-    speeds = []  # large products fill the hardware, and small ones fit between the turns of other programs
+    speeds = []  # large products fill the hardware; small ones fit in between other programs' time slices
     for size, repeat in ((256, 500), (8192, 5) if torch.cuda.is_available() else (1024, 10)):
         matrix = torch.randn(size, size, device=device()).to(dtype)
         product = "(matrix @ matrix)[0, 0].item()"  # `item` waits for the GPU
@@ -157,28 +157,28 @@ class ChildResult:
 
     @property
     def last_line(self) -> str:
-        """The last line printed; of a traceback, the error."""
+        """The last line of the output; in a traceback this is the error."""
         lines = self.output.strip().splitlines()
         return lines[-1] if lines else ""
 
 
 def run_in_child(source: str, *, setup: str = "", extra_bytes: int | None = None) -> ChildResult:
-    """Run Python source in a child process, with torch imported, under a limit on its memory.
+    """Run Python source in a child process with torch imported and, on request, limited memory.
 
     Args:
         source: Python code; it can use `torch`.
         setup: Python code that runs before the limit is set.
-        extra_bytes: address space that the child may take beyond what it has after `setup`; Windows has no such limit.
+        extra_bytes: address space that the child may use beyond what it has after `setup`; ignored on Windows.
 
     Raises:
         subprocess.TimeoutExpired: the child took too long.
     """
-    # one thread: each further one reserves address space of its own, which would count towards the limit
+    # one thread: each further thread reserves its own address space, which counts towards the limit
     lines = ["import torch", "torch.set_num_threads(1)", setup]
     if extra_bytes is not None and sys.platform != "win32":
         lines += ["import psutil, resource", f"cap = psutil.Process().memory_info().vms + {extra_bytes}"]
         lines += ["resource.setrlimit(resource.RLIMIT_AS, (cap, cap))"]
-    # not helpers.environment's child, which passes facts: here the child's own words are what is looked at
+    # not helpers.environment's child, which passes facts: here we need everything that the child prints
     child = subprocess.run(  # noqa: S603 (the caller's own code, run on purpose)
         [sys.executable, "-c", "\n".join([*lines, source])],
         capture_output=True,
@@ -206,10 +206,10 @@ def _notebook(cells: Sequence[str]) -> "NotebookNode":
 
 
 def run_cells(cells: Sequence[str], **options: Any) -> list[str]:
-    """Run cells in a new kernel, which ends with them; return what each of them printed, showed or raised.
+    """Run cells in a new kernel, which ends afterwards; return what each of them printed, displayed or raised.
 
-    `options` are those of `nbclient.NotebookClient`, such as `timeout` in seconds per cell, or `kernel_name`; a kernel
-    that does not exist, dies or takes too long is an error of nbclient's.
+    `options` are those of `nbclient.NotebookClient`, such as `timeout` in seconds per cell, or `kernel_name`. If a
+    kernel does not exist, dies or takes too long, nbclient raises its own error.
     """
     with without_address_grammar():
         from nbclient import NotebookClient
@@ -223,9 +223,9 @@ def run_cells(cells: Sequence[str], **options: Any) -> list[str]:
         extra_arguments=_KERNEL_ARGUMENTS,
     )
     before = logging.root.manager.disable
-    logging.disable()  # a failure made on purpose is no news
+    logging.disable()  # the failures are intended
     try:
-        with warnings.catch_warnings():  # a kernel's event loop on Windows needs another thread, which pyzmq starts
+        with warnings.catch_warnings():  # on Windows pyzmq starts another thread for the event loop, and warns
             warnings.filterwarnings("ignore", "Proactor event loop", RuntimeWarning)
             client.execute()
     finally:

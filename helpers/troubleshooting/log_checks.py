@@ -1,6 +1,6 @@
-"""What the numbers of a log show: each check returns a sentence with the numbers it saw, or None.
+"""What the numbers in a log show: each check returns a sentence with the numbers it saw, or None.
 
-The checks are named in `helpers/assets/failures.yaml`.
+`helpers/assets/failures.yaml` refers to the checks by name.
 """
 
 import math
@@ -13,7 +13,7 @@ from helpers.troubleshooting.reading import Reading
 
 _VOCABULARIES = (50257, 4096)  # GPT-2 and the pocket model
 _UNITS = {"KiB": 1024, "MiB": MIB, "GiB": GIB, "bytes": 1}
-_NUMBER = r"\d{1,12}(?:\.\d{1,12})?"  # people write "..." where one was, and addresses end in .it
+_NUMBER = r"\d{1,12}(?:\.\d{1,12})?"  # not [\d.]+: people write "..." for a number, and web addresses end in .it
 _SIZE = rf"({_NUMBER}) (KiB|MiB|GiB|bytes)"
 _RATE = re.compile(rf"({_NUMBER})(it/s|s/it)")
 _OOM = re.compile(r"(?:CUDA|HIP|XPU) out of memory", re.IGNORECASE)
@@ -25,7 +25,7 @@ def series(reading: Reading, name: str) -> list[float]:
 
 
 def nothing_to_learn(reading: Reading) -> str | None:
-    """Look for a loss of exactly 0 with a gradient of 0: no label is left."""
+    """Look for a loss of exactly 0 with a gradient of 0: all labels are masked."""
     rows = [row for row in reading.last_run if "loss" in row]
     zero = [row for row in rows if row["loss"] == 0 and row.get("grad_norm", 0.0) == 0]
     return f"loss is exactly 0 and the gradient 0 in {len(zero)} of {len(rows)} rows" if zero else None
@@ -39,8 +39,8 @@ def not_finite(reading: Reading) -> str | None:
             if name in row and not math.isfinite(row[name]):
                 if name == "grad_norm" and row.get("loss") != 0 and _recovers(rows[number - 1 :]):
                     continue
-                # the Trainer's default filter logs a NaN loss as 0; the gradient next to it is not filtered
-                beside = f", beside a logged loss of {row['loss']:g}" if name != "loss" and "loss" in row else ""
+                # by default the Trainer logs a NaN loss as 0, but does not filter the gradient next to it
+                beside = f", next to a logged loss of {row['loss']:g}" if name != "loss" and "loss" in row else ""
                 return f"{name} is {row[name]} in row {number}{beside}"
     losses = series(reading, "loss")
     if len(losses) >= 3 and losses[-1] > 2 * losses[0] and losses[-1] > math.log(max(_VOCABULARIES)):
@@ -49,7 +49,7 @@ def not_finite(reading: Reading) -> str | None:
 
 
 def _recovers(rows: "Sequence[dict[str, float]]") -> bool:
-    """Say whether later gradients are finite: fp16's scaler skips such steps while it looks for its scale."""
+    """Return whether later gradients are mostly finite: fp16's scaler skips steps while it looks for its scale."""
     norms = [row["grad_norm"] for row in rows if "grad_norm" in row]
     return math.isfinite(norms[-1]) and sum(map(math.isfinite, norms)) >= len(norms) / 2
 
@@ -92,7 +92,7 @@ def overfits(reading: Reading) -> str | None:
 
 def rate_jumps(reading: Reading) -> str | None:
     """Look for a learning rate that had begun to fall and jumps up again: another schedule took over."""
-    if re.search(r"restarts", reading.text):  # a schedule such as cosine_with_restarts jumps on purpose
+    if re.search(r"restarts", reading.text):  # cosine_with_restarts jumps on purpose
         return None
     rates = series(reading, "learning_rate")
     for before, last, now in zip(rates, rates[1:], rates[2:], strict=False):
@@ -112,12 +112,12 @@ def sees_no_next_token(reading: Reading) -> str | None:
 
 
 def waits_for_data(reading: Reading) -> str | None:
-    """Look for steps that mostly wait for data, or a GPU that a Python process holds and leaves idle."""
+    """Look for steps that often wait for data, or a GPU that a Python process holds but leaves mostly idle."""
     for name in ("data_wait_share", "wait_share"):
         shares = series(reading, name)
         if shares and median(shares) > 0.4:
             return f"{100 * median(shares):.0f}% of a step waits for data"
-    # an idle desktop's card is in a lower state, and its few per cent are the load of a clock that is far down
+    # P0 to P4: an idle desktop's card is in a lower state, where a few per cent refer to a much lower clock
     load = re.search(r"\bP[0-4]\b.*MiB / +\d+MiB \| +(\d+)% ", reading.text)
     if load and 0 < int(load[1]) < 50 and re.search(r"\bC\b.*python", reading.text):
         return f"nvidia-smi: a Python process holds the card, which is busy {load[1]}% of the time"
@@ -125,13 +125,13 @@ def waits_for_data(reading: Reading) -> str | None:
 
 
 def no_end_in_labels(reading: Reading) -> str | None:
-    """Look for labels without a single end-of-text."""
+    """Look for labels without a single end-of-text token."""
     shares = series(reading, "eos_share")
     return "no row has an end-of-text among its labels" if shares and not any(shares) else None
 
 
 def slows_down(reading: Reading) -> str | None:
-    """Look for steps that suddenly take more than five times as long, and stay slow."""
+    """Look for steps that take more than five times as long in the last third as in the first."""
     seconds = series(reading, "step_seconds")
     for line in () if seconds else reading.lines:
         rates = _RATE.findall(line)
@@ -146,20 +146,20 @@ def slows_down(reading: Reading) -> str | None:
 
 
 def repeats(reading: Reading) -> str | None:
-    """Look for generated text in which most runs of three words occurred before."""
+    """Look for generated text in which most trigrams occurred before."""
     if reading.errors or reading.rows or re.search(r"[=%{}\[\]|]|\d:\d", reading.text):
-        return None  # a log repeats itself by nature: only plain prose is judged
+        return None  # logs always repeat themselves: only plain prose is judged
     words = reading.text.split()
     runs = list(zip(words, words[1:], words[2:], strict=False))
     if len(words) < 30 or (share := 1 - len(set(runs)) / len(runs)) < 0.5:
         return None
-    return f"{100 * share:.0f}% of its runs of three words repeat an earlier one"
+    return f"{100 * share:.0f}% of its three-word sequences repeat an earlier one"
 
 
 def memory_sizes(reading: Reading) -> "dict[str, float]":
-    """Return the bytes that a CUDA out-of-memory message names; empty without one.
+    """Return the sizes in bytes that a CUDA out-of-memory message names; empty if there is no such message.
 
-    `requested`, `total`, `free`, `this_process`, `allocated` and `reserved` (by PyTorch, but unused).
+    The keys are `requested`, `total`, `free`, `this_process`, `allocated` and `reserved` (by PyTorch, but unused).
     """
     message = next((error for error in reversed(reading.errors) if _OOM.search(error)), "")
     message = message or next((line for line in reversed(reading.lines) if _OOM.search(line)), "")
@@ -183,7 +183,7 @@ def memory_sizes(reading: Reading) -> "dict[str, float]":
 
 
 def fragmented(reading: Reading) -> str | None:
-    """Look for memory that PyTorch holds and cannot use in one piece."""
+    """Look for memory that PyTorch holds but cannot use in one piece."""
     sizes = memory_sizes(reading)
     if not {"reserved", "requested"} <= set(sizes):
         return None
@@ -194,7 +194,7 @@ def fragmented(reading: Reading) -> str | None:
 
 
 def others_hold_memory(reading: Reading) -> str | None:
-    """Look for memory of the card that is neither free nor held by this process."""
+    """Look for memory on the card that is neither free nor held by this process."""
     sizes = memory_sizes(reading)
     if {"total", "free", "this_process"} <= set(sizes):
         others = sizes["total"] - sizes["free"] - sizes["this_process"]
@@ -204,10 +204,10 @@ def others_hold_memory(reading: Reading) -> str | None:
 
 
 def named_holder(reading: Reading) -> str | None:
-    """Look for another process that the message names by its number, and whose memory would have been enough.
+    """Look for another process that the message names by its id, and whose memory would have been enough.
 
-    In a container PyTorch names its own process in this way, and no other: then it does not say "this process". The
-    desktop's programs hold some hundred MiB on every card: a fifth of the card is more than they take.
+    In a container PyTorch names only its own process in this way, and then does not say "this process". Desktop
+    programs hold some hundred MiB on every card, so a process must hold at least a fifth of the card.
     """
     sizes = memory_sizes(reading)
     if not {"this_process", "total"} <= set(sizes):
@@ -221,13 +221,13 @@ def named_holder(reading: Reading) -> str | None:
 
 
 def small_card(reading: Reading) -> str | None:
-    """Look for a card with less memory than the course's main recipe was written for."""
+    """Look for a card with less memory than the course's main recipe needs."""
     total = memory_sizes(reading).get("total", 12 * GIB)
     return f"the card has {total / GIB:.1f} GiB; the course's main recipe is for 12" if total < 11 * GIB else None
 
 
 def more_than_once(reading: Reading) -> str | None:
-    """Look for a second out-of-memory error after the first one; a runner stops at the first, and prints it twice."""
+    """Look for a second out-of-memory error; runners are ignored, which stop at the first one and print it twice."""
     if re.search("PapermillExecutionError|CellExecutionError", reading.text):
         return None
     count = sum(bool(_OOM.search(error)) for error in reading.errors)

@@ -1,7 +1,7 @@
-"""Find the numbers that a training logged, whatever program wrote them: one dictionary per step.
+"""Find the numbers that a training run logged, whatever program wrote them: one dictionary per step.
 
-The Trainer's printed dictionaries, JSON lines and its state file; nanoGPT's, llm.c's and Megatron's lines; tables as a
-notebook shows them, and CSV. All end under the Trainer's names: `loss`, `eval_loss`, `grad_norm`, `learning_rate`.
+It reads the Trainer's printed dictionaries, JSON lines and state file; the lines of nanoGPT, llm.c and Megatron; CSV
+and notebook tables. All columns get the Trainer's names: `loss`, `eval_loss`, `grad_norm`, `learning_rate`.
 """
 
 import ast
@@ -40,7 +40,7 @@ _NAMES = {
 
 
 def read_rows(content: Any, lines: Sequence[str]) -> "tuple[dict[str, float], ...]":
-    """Return the rows in `content`, the whole text if that is one JSON value, else in the lines of a log."""
+    """Return the rows in `content`, the parsed text if all of it is one JSON value, or else in the lines of a log."""
     if content is not None:
         rows = content.get("log_history", [content]) if isinstance(content, dict) else content
         return tuple(keep_numbers(row) for row in rows if isinstance(row, dict)) if isinstance(rows, list) else ()
@@ -49,7 +49,7 @@ def read_rows(content: Any, lines: Sequence[str]) -> "tuple[dict[str, float], ..
 
 
 def keep_numbers(row: Mapping[str, Any]) -> "dict[str, float]":
-    """Keep the values that are numbers, or numbers written as text: transformers 5 prints its log in this way.
+    """Keep the values that are numbers, or numbers as text, which is how transformers 5 prints its log.
 
     >>> keep_numbers({"train/loss": "3.2", "eval/loss": 3.4, "note": "warm-up"})
     {'loss': 3.2, 'eval_loss': 3.4}
@@ -63,7 +63,7 @@ def keep_numbers(row: Mapping[str, Any]) -> "dict[str, float]":
     return result
 
 
-@functools.lru_cache  # a log of 50 MB has millions of names, and few that differ
+@functools.lru_cache  # a log of 50 MB has millions of names, but few different ones
 def _name(name: str) -> str:
     """Return the Trainer's name for a column; trackers write train/loss and eval/loss."""
     group, slash, rest = name.partition("/")
@@ -94,7 +94,7 @@ def _other_rows(lines: Sequence[str]) -> "tuple[dict[str, float], ...]":
 
 
 def _header(line: str) -> "tuple[str, list[str]] | None":
-    """Return the separator and the columns of a table's first line, or None if it is none."""
+    """Return the separator and the columns if a line is the header of a table, else None."""
     for separator in ("\t", "|", ",", "  "):
         cells = _cells(line, separator)
         words = [cell.lower().replace("_", " ") for cell in cells]
@@ -109,13 +109,13 @@ def _cells(line: str, separator: str) -> "list[str]":
 
 
 def _row(text: str) -> "dict[str, float]":
-    """Read one printed dictionary; its bare `nan` and `inf` are no literals, so they are put in quotes."""
+    """Read one printed dictionary; its bare `nan` and `inf` are not literals, so they are quoted first."""
     quoted = _SPECIAL.sub(r"'\1'", text)
     try:
-        row = json.loads(quoted.replace("'", '"'))  # several times as fast as Python's own literals
+        row = json.loads(quoted.replace("'", '"'))  # several times as fast as literal_eval
     except ValueError:
         try:
-            with warnings.catch_warnings(action="ignore"):  # Python's, of the backslashes in a path of Windows
+            with warnings.catch_warnings(action="ignore"):  # about the backslashes in a Windows path
                 row = ast.literal_eval(quoted)
         except (ValueError, SyntaxError, TypeError):
             return {}

@@ -1,7 +1,7 @@
 """Read an exception, a traceback, a log, a notebook or rows into a `Reading`: lines, errors, rows of numbers.
 
-What people paste is rarely what the program printed: this module undoes quotes, time stamps, prefixes of containers and
-of distributed runs, colours, other encodings. `log_rows` finds the numbers that a training logged.
+What people paste is rarely what the program printed: this module removes quotes, time stamps, prefixes of containers
+and distributed runs, and colours, and decodes other encodings. `log_rows` finds the numbers that training logged.
 """
 
 import json
@@ -18,14 +18,14 @@ from typing import Any
 from helpers.display import printable
 from helpers.troubleshooting.log_rows import keep_numbers, read_rows
 
-# Of a longer text the two ends are read, and between them the lines with one of these words and those after them: logs
+# Of a longer text, read the two ends and, from the middle, lines with one of these words and the lines after them: logs
 # of 50 MB are mostly progress bars.
 _MAX_CHARACTERS, _MAX_LINE, _MAX_MESSAGE_LINES = 2_000_000, 4_000, 40
 _TROUBLE = re.compile(r"error: |exception: |traceback \(|fatal|killed|out of memory|nvrm: | nan|assert")
 _MOST_ALIKE, _LINES_AFTER_TROUBLE, _MOST_ERRORS = 20, 5, 200
 _WITHOUT_DIGITS = str.maketrans("", "", "0123456789")
 
-# What stands before the line that a program printed; several of these may follow each other.
+# What other tools put before a line that a program printed; several of these may follow each other.
 _TIME = r"\d\d:\d\d:\d\d(?:[.,]\d{1,9})?"
 _PREFIX = re.compile(
     r"(?:> ?(?=[^>])|>$"  # a quotation; >>> is Python's prompt
@@ -46,7 +46,7 @@ _ERROR = re.compile(
     rf"^(?:E  +)?(?P<kind>(?:[A-Za-z_][\w.]*\.)?_?[A-Z]\w*(?:{_KINDS})|Exception(?:Group)?(?=: ))"
     r"(?:: ?(?P<message>.*))?$"
 )
-# after a traceback any name is that of an error, also one that does not end in Error
+# after a traceback any name is that of an error, even if it does not end in Error
 _AFTER_TRACEBACK = re.compile(r"^(?P<kind>[A-Za-z_][\w.]*)(?:: ?(?P<message>.*))?$")
 # a tool that reports an error in its log: "ERROR: ...", "train.py: error: ...", "E: ...", "x - ERROR - ..."
 _LOGGED = re.compile(
@@ -55,35 +55,35 @@ _LOGGED = re.compile(
 )
 _MAX_LOG_PREFIX = 160
 _END_OF_MESSAGE = re.compile(r"^(?:Traceback |During handling|The above exception| *\+-[+-]|\s*$)")
-# People write headings, lists and sentences about themselves; programs say at most "we couldn't connect".
+# People write headings, lists and sentences with "I"; programs at most write "we couldn't connect".
 _HUMAN = re.compile(r"^#{1,6} +[A-Z]|\b(?:I|I'm|I've|[Mm]y) [a-z]+|^[-*] +[A-Z`]|\]\(https?://")
 _SENTENCE = re.compile(r"^[^\w`]{0,4}(?:\w+[.)] )?[A-Z`][^:\[\]{}=|]{0,30} [a-z]")
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What `explain` judges."""
+    """A text that `explain` judges."""
 
     text: str  # all of it (of a long text the parts that matter), without control characters
     lines: tuple[str, ...] = ()  # as the program printed them
     errors: tuple[str, ...] = ()  # each as `Type: message`, in the order they were raised or printed
-    rows: "tuple[dict[str, float], ...]" = ()  # what a training logged, one dictionary per step
-    is_prose: bool = False  # a person wrote it; only what is quoted in it is in `lines`
+    rows: "tuple[dict[str, float], ...]" = ()  # the training log, one dictionary per step
+    is_prose: bool = False  # written by a person; `lines` then lacks the sentences
 
     @cached_property
     def lower_text(self) -> str:
-        """The text in lower case, for a first look before a pattern is tried."""
+        """The text in lower case, for a quick search before a pattern is tried."""
         return "\n".join([self.text, *self.lines]).lower()
 
     @cached_property
     def distinct_lines(self) -> tuple[tuple[str, str], ...]:
-        """The lines to look for words in, with their lower case: of those that differ in numbers only, twenty."""
+        """The lines to search, as (line, lower case); of lines that differ only in numbers, the first twenty."""
         is_rare = _rarity()
         return tuple((line, line.lower()) for line in self.lines if is_rare(line))
 
     @cached_property
     def last_run(self) -> "list[dict[str, float]]":
-        """The rows of the last run: where the epoch falls back to its start, another run began."""
+        """The rows of the last run; a new run begins where the epoch falls back towards 0."""
         begin = 0
         for number, (before, now) in enumerate(pairwise(row.get("epoch") for row in self.rows), 1):
             if before is not None and now is not None and now < 0.2 * before and "loss" in self.rows[number]:
@@ -92,12 +92,12 @@ class Reading:
 
     @cached_property
     def lower_errors(self) -> tuple[tuple[str, str], ...]:
-        """The errors, the last one first, with their lower case."""
+        """The errors as (error, lower case), the last one first."""
         return tuple((error, error.lower()) for error in reversed(self.errors))
 
 
 def _rarity() -> Callable[[str], bool]:
-    """Return a function that says whether fewer than twenty lines before were like a line, but for numbers."""
+    """Return a function that says whether fewer than twenty lines so far equal a line, apart from numbers."""
     seen = Counter[str]()
 
     def is_rare(line: str) -> bool:
@@ -109,7 +109,7 @@ def _rarity() -> Callable[[str], bool]:
 
 
 def read(thing: Any) -> Reading:
-    """Read an exception, a text, a file (as a `Path`, also an executed notebook) or the rows of a log.
+    """Read an exception, a text, a file (a `Path`, such as a log or an executed notebook) or the rows of a log.
 
     Raises:
         TypeError: it is none of these.
@@ -131,7 +131,7 @@ def read(thing: Any) -> Reading:
 
 
 def decode(data: bytes) -> str:
-    """Return the text of a file in UTF-8, 16 or 32, with or without a mark; PowerShell's `>` writes UTF-16."""
+    """Decode UTF-8, UTF-16 or UTF-32, with or without a byte order mark; PowerShell's `>` writes UTF-16."""
     for encoding in ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be"):  # UTF-32's mark begins with UTF-16's
         if data.startswith("\ufeff".encode(encoding)) or _has_zeros_of(encoding, data[:1000]):
             return data.decode(encoding, errors="replace").removeprefix("\ufeff")
@@ -139,14 +139,14 @@ def decode(data: bytes) -> str:
 
 
 def _has_zeros_of(encoding: str, beginning: bytes) -> bool:
-    """Return whether bytes are zero where the encoding has a zero in each Latin letter."""
+    """Return whether most bytes are zero in the positions where the encoding of a Latin letter has zeros."""
     letter = "A".encode(encoding)
     columns = (beginning[place :: len(letter)] for place, byte in enumerate(letter) if not byte)
     return all(len(column) > 1 and column.count(0) > 0.8 * len(column) for column in columns)
 
 
 def read_text(text: str) -> Reading:
-    """Read a traceback, a log or an executed notebook; each state of a progress bar becomes a separate line."""
+    """Read a traceback, a log or an executed notebook; each update of a progress bar becomes a separate line."""
     text = text.removeprefix("\ufeff")
     content = _json(text)
     if isinstance(content, dict) and isinstance(content.get("cells"), list):
@@ -163,7 +163,7 @@ def read_text(text: str) -> Reading:
 
 
 def clean(text: str) -> str:
-    r"""Remove what a terminal would act on: colours, bells, carriage returns.
+    r"""Remove what a terminal would interpret (colours, bells), and turn carriage returns into line breaks.
 
     >>> clean("a\x1b[31mb\x07\rc")
     'ab \nc'
@@ -172,10 +172,10 @@ def clean(text: str) -> str:
 
 
 def _shortened(text: str) -> str:
-    """Return a long text without its middle, except for what looks like trouble there."""
+    """Return a long text without its middle, except for lines there that look like trouble."""
     if len(text) <= _MAX_CHARACTERS:
         return text
-    end = _MAX_CHARACTERS // 4  # for each end, and for the middle
+    end = _MAX_CHARACTERS // 4  # characters for each end, and for the middle
     kept, is_rare, n_following, n_left = list[str](), _rarity(), 0, end
     middle = text[end:-end].replace("\r", "\n")
     for line, lower in zip(middle.split("\n"), middle.lower().split("\n"), strict=True):
@@ -191,7 +191,7 @@ def _shortened(text: str) -> str:
 
 
 def _printed(line: str) -> str:
-    """Return what the program printed, without what was put before it; of a line in JSON, its message."""
+    """Return what the program printed, without prefixes; for a line of JSON, its message."""
     stripped = line.lstrip()
     if stripped.startswith("{") and stripped.rstrip().endswith("}") and isinstance(record := _json(stripped), dict):
         message = next((record[key] for key in ("message", "msg", "log") if isinstance(record.get(key), str)), None)
@@ -217,35 +217,35 @@ def _json(text: str) -> Any:
 
 
 def _notebook_errors(notebook: "dict[str, Any]") -> str:
-    """Return the tracebacks among the outputs of a notebook: its prose, its code, other text it prints are no log."""
+    """Return the tracebacks in a notebook's outputs; its prose, its code and other output are not a log."""
     texts = []
     for output in (output for cell in _objects(notebook["cells"]) for output in _objects(cell.get("outputs"))):
         if output.get("output_type") == "error":
             texts.append(_joined(output.get("traceback"), "\n") or f"{output.get('ename')}: {output.get('evalue')}")
-        elif _TRACEBACK in (printed := _joined(output.get("text"))):  # of `!python train.py`
+        elif _TRACEBACK in (printed := _joined(output.get("text"))):  # as from `!python train.py`
             texts.append(printed)
     return "\n\n".join(texts)
 
 
 def _joined(text: Any, separator: str = "") -> str:
-    """Return a text that a notebook may hold as one string or as a list of lines."""
+    """Return a text that a notebook stores as one string or as a list of lines."""
     return separator.join(map(str, text)) if isinstance(text, list) else str(text or "")
 
 
 def _objects(values: Any) -> "list[dict[str, Any]]":
-    """Return the objects in a list of JSON; none where something else was read: other JSON may have cells too."""
+    """Return the objects in a JSON list; none for any other value, because other JSON may have cells too."""
     return [value for value in values if isinstance(value, dict)] if isinstance(values, list) else []
 
 
 def _read_exception(error: BaseException) -> Reading:
-    """Read an exception and those that caused it; only text is kept, so that the traceback holds no memory."""
+    """Read an exception and those that caused it, as text only: a kept traceback would keep memory alive."""
     lines = tuple(clean("".join(traceback.format_exception(error))).split("\n"))
     errors = tuple(f"{_kind(one)}: {clean(str(one))}" for one in _raised(error, []))
     return Reading("\n".join(lines), lines, errors)
 
 
 def _raised(error: BaseException | None, seen: list[BaseException]) -> Iterator[BaseException]:
-    """Yield an exception after those that caused it, and before those that it groups, as a traceback prints them."""
+    """Yield an exception after its causes and before the exceptions it groups, in the order of a traceback."""
     first = len(seen)
     while error is not None and error not in seen:
         seen.append(error)
@@ -262,8 +262,8 @@ def _kind(error: BaseException) -> str:
 
 
 def _errors(lines: "list[str]") -> tuple[str, ...]:
-    """Return the errors that were raised or logged; a traceback may be indented as a whole."""
-    found, indent = [], None  # the indentation of the traceback that is open
+    """Return the errors that were raised or logged; a whole traceback may be indented."""
+    found, indent = [], None  # the indentation of the traceback that has begun
     for number, line in enumerate(lines):
         text = line.lstrip()
         if text.startswith(_TRACEBACK):
@@ -277,7 +277,7 @@ def _errors(lines: "list[str]") -> tuple[str, ...]:
                 found.append(("" if _ERROR.match(match["message"]) else "error: ", match["message"], number))
     is_rare = _rarity()
     found = [one for one in reversed(found) if is_rare(f"{one[0]}{one[1]}")][::-1]
-    if len(found) > _MOST_ERRORS:  # the first ones may have caused the others, and the last one ended it
+    if len(found) > _MOST_ERRORS:  # the first may have caused the others, and the last ended the program
         found = found[: _MOST_ERRORS // 2] + found[-_MOST_ERRORS // 2 :]
     return tuple(
         (kind + _message(message, lines[number + 1 : number + _MAX_MESSAGE_LINES]))[:_MAX_LINE]
@@ -286,7 +286,7 @@ def _errors(lines: "list[str]") -> tuple[str, ...]:
 
 
 def _message(first: str | None, following: "list[str]") -> str:
-    """Return the message of an error, which may continue on the lines that follow."""
+    """Return the message of an error, which may continue on the next lines."""
     message = [first or ""]
     for line in following:
         if _END_OF_MESSAGE.match(line) or _ERROR.match(line):

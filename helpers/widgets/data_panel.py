@@ -1,4 +1,4 @@
-"""The data panel of notebook 02: what the documents are, their split, and how much of each row would be text."""
+"""The data panel of notebook 02: the documents, their split, and how much of each row would be text."""
 
 import html
 import threading
@@ -14,30 +14,30 @@ from helpers.settings import DataSettings, SettingsError
 from helpers.widgets.drawing import Bar, bar_chart
 from helpers.widgets.panel import Panel, sentence_about
 
-_MOST_DOCUMENTS = 2000  # to read from each part: a source may be larger than anybody wants to wait for
+_MOST_DOCUMENTS = 2000  # read from each part: a complete source may take too long
 _SHOWN_DOCUMENTS, _SHOWN_CHARACTERS = 3, 240
-_SPLIT_FIELDS = {"run", "seed", "validation_share", "test_share", "block_size"}  # they change no document's length
+_SPLIT_FIELDS = {"run", "seed", "validation_share", "test_share", "block_size"}  # these do not change the documents
 
 
 class Beginning(NamedTuple):
     """The first documents of each part of a source."""
 
     tokens: list[int]  # of each training document, end-of-text included
-    parts: dict[str, int]  # the number of documents of each
-    choice: str = ""  # in one line, what separates documents, and why
+    parts: dict[str, int]  # the number of documents in each part
+    choice: str = ""  # one line: what separates the documents, and why
     documents: tuple[str, ...] = ()  # the first three
     is_continuous: bool = False  # whether they are the passages of one text
 
 
 class DataPanel(Panel):
-    """A control for each data setting, and how much text rows of that length would hold.
+    """A control for each data setting, the first documents, and how much of each row would be text.
 
-    A source is read once, in the background: the panel is shown before that is done.
+    A source is read once, in the background, after the panel is shown.
     """
 
     def __init__(self, settings: DataSettings) -> None:
         super().__init__(settings)
-        # What was read: a source's beginning, or the sentence that says why it cannot be read.
+        # Settings that affect reading, as JSON -> the source's beginning, or the reason why it cannot be read.
         self._beginnings: dict[str, Beginning | str] = {}
         self._reading = threading.Lock()
         self.widget = self.framed(self.gauge, self._message, *self.groups())
@@ -47,13 +47,13 @@ class DataPanel(Panel):
         key = settings.model_dump_json(exclude=_SPLIT_FIELDS)
         beginning = self._beginnings.get(key)
         if isinstance(beginning, str):
-            self._beginnings.pop(key, None)  # the next change looks for it again: by then it may be there
+            self._beginnings.pop(key, None)  # the next change tries again
             raise SettingsError(beginning)
         if beginning:
             self.gauge.value = documents_html(beginning) + shares_html(beginning, settings)
             return
         self.gauge.value = "<p>Reading the source and counting its tokens…</p>"
-        # One at a time, and then what the controls show by then: a slider passes many values on its way.
+        # Read one source at a time; `refresh` then reads what the controls show by that time, and skips the rest.
         if self._reading.acquire(blocking=False):
             self.thread = threading.Thread(target=self._read, args=(key, settings), daemon=True)
             self.thread.start()
@@ -72,12 +72,12 @@ class DataPanel(Panel):
 
 
 def read_beginning(settings: DataSettings) -> Beginning:
-    """Read the first documents of a source and count their tokens; raise `SettingsError` when it cannot be read."""
+    """Read the first documents of a source and count their tokens; raise `SettingsError` if it cannot be read."""
     source = Source(settings)
     parts = {part or "train": list(islice(filter(str.strip, texts), _MOST_DOCUMENTS)) for part, texts in source.parts()}
     if not (texts := parts["train"]):
         raise SettingsError(f"{settings.source!r} holds no text: name another source or another text_column.")
-    # verbose=False: no warning about documents longer than the model's positions, which are cut into blocks anyway.
+    # verbose=False below: no warning about documents longer than the model's positions, which are cut into blocks.
     if settings.tokenizer == "train":
         tokenizer = train_tokenizer(texts, vocab_size=settings.vocab_size)
     else:
@@ -93,7 +93,7 @@ def read_beginning(settings: DataSettings) -> Beginning:
 
 
 def documents_html(beginning: Beginning) -> str:
-    """Show what separates the documents, and the first of them as they will be."""
+    """Return HTML with what separates the documents, and the first three of them."""
     what = "passages of one continuous text" if beginning.is_continuous else "documents"
     shown = "".join(
         f"<li><span style='white-space:pre-wrap'>{html.escape(cut(text.strip(), _SHOWN_CHARACTERS))}</span></li>"
@@ -115,7 +115,7 @@ def shares_html(beginning: Beginning, settings: DataSettings) -> str:
 
 
 def _documents_text(beginning: Beginning, settings: DataSettings) -> str:
-    """Return a sentence with the number of documents in each part, or one that says that only the first were read."""
+    """Return a sentence with the number of documents in each part, or a note that only the first ones were read."""
     what = "passages" if beginning.is_continuous else "documents"
     if max(beginning.parts.values()) >= _MOST_DOCUMENTS:
         return f"From the first {_MOST_DOCUMENTS:,} {what} of a larger source."
@@ -125,7 +125,7 @@ def _documents_text(beginning: Beginning, settings: DataSettings) -> str:
 
 
 def split_sizes(parts: dict[str, int], settings: DataSettings) -> dict[str, int]:
-    """Return the number of documents of each part: a source's own parts are kept, missing ones taken from `train`.
+    """Return the number of documents in each part: a source's own parts are kept, missing ones come from `train`.
 
     >>> split_sizes({"train": 40, "test": 9}, DataSettings(validation_share=0.1))
     {'train': 36, 'validation': 4, 'test': 9}

@@ -1,7 +1,7 @@
-"""Small pictures as HTML and SVG: made in a millisecond, sharp at any size, readable in a light and a dark theme.
+"""Small charts as HTML and SVG: made in a millisecond, sharp at any size, readable in a light and a dark theme.
 
-They are redrawn at each step of a slider, for which matplotlib is too slow. No meaning is carried by a colour alone:
-there is always a text or a pattern too. Every text passed to these functions is escaped here.
+They are redrawn at each step of a slider, for which matplotlib is too slow. Meaning is never carried by colour alone:
+there is always a text or a pattern too. These functions escape every text that they are given.
 """
 
 import html
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from helpers.display import BLUE
 
-# JupyterLab's own colours, which follow its theme; on a page without JupyterLab the colour after the comma is used.
+# JupyterLab's colours, which follow its theme; a page without JupyterLab uses the colour after the comma.
 _INK, _LINE = "currentColor", "var(--jp-border-color1,#999)"
 _PATTERNS = (
     "none",
@@ -34,7 +34,7 @@ class Series(NamedTuple):
 
 
 class Bar(NamedTuple):
-    """One bar: its name, the length of the filled bar, the text after it, and the length of its dashed outline."""
+    """One bar: its name, the length of the filled bar (0 to 1), the text after it, and the length of its outline."""
 
     name: str
     share: float
@@ -47,7 +47,7 @@ def line_chart(series: Sequence[Series], *, title: str, xlabel: str, ylabel: str
     """Draw lines over a common horizontal axis; series without points are left out."""
     lines = [line for line in series if line.points]
     xs = [x for line in lines for x, _ in line.points] or [0, 1]
-    # A training that diverges logs NaN and infinite losses: they are left out, and the rest is still drawn.
+    # A diverging run logs NaN and infinite losses: leave them out and draw the rest.
     ys = [y for line in lines for _, y in line.points if math.isfinite(y)] or [0, 1]
     left, top, right, bottom = 62, 24, width - 10, 142
     x0, x1 = min(xs), max(xs) if max(xs) > min(xs) else min(xs) + 1
@@ -59,7 +59,7 @@ def line_chart(series: Sequence[Series], *, title: str, xlabel: str, ylabel: str
 
     def draw(line: Series) -> str:
         pixels = [pixel(x, y) for x, y in line.points if math.isfinite(y)]
-        if len(pixels) == 1:  # as a line it would be invisible: a short training is validated only once
+        if len(pixels) == 1:  # a line would be invisible; a short run is validated only once
             return f"<circle cx='{pixels[0][0]}' cy='{pixels[0][1]}' r='3' fill='{line.colour}'/>"
         return (
             f"<polyline fill='none' stroke='{line.colour}' stroke-width='2' stroke-dasharray='{line.dashes}' "
@@ -79,7 +79,7 @@ def line_chart(series: Sequence[Series], *, title: str, xlabel: str, ylabel: str
         (right, bottom + 15, "end", f"{x1:,.0f}"),
         ((left + right) / 2, bottom + 15, "middle", html.escape(xlabel)),
     ]
-    # the spaces are for JupyterLab, which keeps only the text of a picture in a notebook that it does not trust
+    # the spaces separate the texts, which are all that JupyterLab keeps of a picture in an untrusted notebook
     texts = " ".join(f"<text x='{x}' y='{y}' text-anchor='{anchor}'>{text}</text>" for x, y, anchor, text in labels)
     drawn, middle = "".join(map(draw, lines)), (top + bottom) / 2
     turned = f"x='12' y='{middle}' text-anchor='middle' transform='rotate(-90 12 {middle})'"
@@ -92,7 +92,7 @@ def line_chart(series: Sequence[Series], *, title: str, xlabel: str, ylabel: str
 
 
 def bar_chart(bars: Sequence[Bar], *, title: str, colour: str = BLUE) -> str:
-    """Draw named shares, 0 to 1, as horizontal bars; an outline shows a second share in the same place."""
+    """Draw named shares, 0 to 1, as horizontal bars scaled to the longest; an outline shows a second share."""
     longest = max([1e-9, *(max(bar.share, bar.outline) for bar in bars)])
     rows = "".join(_bar_row(bar, longest, colour) for bar in bars)
     return (
@@ -121,7 +121,7 @@ def stacked_bar(parts: Sequence[tuple[str, float, str]], *, limit: float, limit_
     Each part has a name, a size, and the size as text; a pattern distinguishes it from its neighbours.
     """
     parts = [part for part in parts if part[1] > 0]
-    # A little more than needed: the line of the limit stays inside the picture.
+    # A little wider than needed, so that the line of the limit stays inside.
     full_width = max(sum(size for _, size, _ in parts), limit) * 1.04
     patterns = [_PATTERNS[i % len(_PATTERNS)] for i in range(len(parts))]
     fills = [colour if pattern == "none" else f"{pattern},{colour}" for pattern in patterns]
@@ -136,7 +136,7 @@ def stacked_bar(parts: Sequence[tuple[str, float, str]], *, limit: float, limit_
         for (name, _, text), fill in zip(parts, fills, strict=True)
     )
     at = 100 * limit / full_width
-    # The label is on the side of the limit that has more room.
+    # Put the label on the side of the limit with more space.
     side = f"right:{100 - at:.2f}%;padding-right:5px" if at > 50 else f"left:{at:.2f}%;padding-left:5px"
     return (
         "<div style='position:relative;height:3.1em'>"

@@ -1,4 +1,4 @@
-"""One control for each setting: its kind, range, step, scale and help are read from the setting's field."""
+"""One control per setting: its kind, range, step, scale and help come from the setting's field."""
 
 import math
 from decimal import Decimal
@@ -10,14 +10,14 @@ from helpers.schema import allowed, bounds, unit
 
 _LAYOUT = {"width": "auto", "min_width": "0"}
 _STYLE = {"description_width": "15em"}
-_WIDEST_SLIDER = 10_000  # whole numbers; with more, one pixel of a slider skips too many of them
+_WIDEST_SLIDER = 10_000  # whole numbers; with more, one pixel of a slider skips too many values
 
 
 def make_control(name: str, field: Any, value: Any) -> w.DOMWidget:
-    """Return the widget of one setting, set to `value`.
+    """Return the widget for one setting, set to `value`.
 
-    A choice becomes a drop-down, a switch a check box, a number a slider if a slider can reach its values, and text a
-    text box, with suggestions if the field has examples.
+    A choice becomes a drop-down, a bool a check box, a number a slider if its range allows, and text a text box, with
+    suggestions if the field has examples.
     """
     common = {"description": name, "tooltip": help_text(field), "layout": _LAYOUT, "style": _STYLE}
     if get_origin(field.annotation) is Literal:
@@ -27,7 +27,7 @@ def make_control(name: str, field: Any, value: Any) -> w.DOMWidget:
     elif field.annotation in (int, float):
         control = _number_control(field, common)
     elif field.examples:
-        # continuous_update=False: a path is read when it is complete, not after each letter.
+        # continuous_update=False: read a path when it is complete, not after each letter.
         control = w.Combobox(options=[str(example) for example in field.examples], continuous_update=False, **common)
     else:
         control = w.Text(continuous_update=False, **common)
@@ -48,11 +48,11 @@ def help_text(field: Any) -> str:
 
 def set_value(control: w.DOMWidget, value: Any) -> None:
     """Set a control to exactly this value, after giving a slider a step that can show it."""
-    # ipywidgets' selection slider keeps its old end where options and value arrive in one message: options go first.
+    # ipywidgets' selection slider keeps its old end if options and value arrive in one message: send the options first.
     if isinstance(control, w.SelectionSlider) and value not in control.options:
         control.options = sorted({*control.options, value})
-    # Any other slider stops at whole steps only: it rounds a value between two of them and sends that back. Steps and
-    # value go there in one message; else it would round the old value to the new steps.
+    # Any other slider rounds a value between two steps and sends that back. Send steps and value in one message:
+    # otherwise it would round the old value to the new steps.
     with control.hold_sync():
         _fit_steps(control, value)
         control.value = value
@@ -72,11 +72,11 @@ def _count_decimals(value: float) -> int:
 
 
 def _readout_format(step: float) -> str:
-    return f".{max(2, _count_decimals(step))}f"  # 0.999 in steps of 0.001 must not read 1.00
+    return f".{max(2, _count_decimals(step))}f"  # 0.999 must not be shown as 1.00
 
 
 def has_value(control: w.DOMWidget, value: Any) -> bool:
-    """Return whether a control has this value, apart from the browser's rounding to a slider's steps."""
+    """Return whether a control has this value, apart from floating-point rounding in the browser."""
     if isinstance(control.value, float):
         return math.isclose(control.value, value, rel_tol=1e-6, abs_tol=1e-9)
     return control.value == value
@@ -93,7 +93,7 @@ def _number_control(field: Any, common: dict[str, Any]) -> w.DOMWidget:
     has_low, has_high = "ge" in limits, "le" in limits  # the bound itself is allowed
     if hints.get("scale") == "log":
         values = _log_values(low if has_low else None, high, hints.get("least", 1), kind)
-        # Its readout can be edited in a browser, where ipywidgets ignores what is typed: the class stops that.
+        # A browser lets people edit its readout, which ipywidgets ignores: the class prevents that.
         return w.SelectionSlider(options=values, **common).add_class("course-steps")
     if not math.isfinite(high - low) or (kind is int and high - low > _WIDEST_SLIDER):
         text = w.IntText if kind is int else w.FloatText

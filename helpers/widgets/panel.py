@@ -1,4 +1,4 @@
-"""What all panels share: controls for settings, a line for errors, work in the background, and a static view."""
+"""What all panels share: controls for settings, a line for messages, background work, and a static view."""
 
 import html
 import inspect
@@ -22,22 +22,22 @@ _RULE = (
     "that papermill passes (<code>-p</code>, <code>-f</code>); <code>panel.settings</code> returns exactly these "
     "until somebody moves a control in JupyterLab."
 )
-# The style of a live panel hides the static summary, which is for pages without one.
+# The style of a live panel hides the static summary, which is for pages without a kernel.
 _STYLE = (
     f"<style>{(ASSETS / 'widgets' / 'panel.css').read_text(encoding='utf-8')}.course-static{{display:none}}</style>"
 )
 _LABELS = (ASSETS / "widgets" / "labels.js").read_text(encoding="utf-8")
 
 
-# kind of panel -> the settings that the newest one started with, and the values it has now
+# class of a panel -> the settings that the newest one started with, and its current values
 _newest: dict[type, tuple[Settings, dict[str, Any]]] = {}
 
 
 class Panel:
-    """Controls for some settings, whose values `settings` returns.
+    """Controls for some settings; `settings` returns their values.
 
-    A subclass builds `widget`, the complete panel, and writes `_show(settings)`, what follows from valid settings, and
-    `_summary()`. What follows is shown in `gauge`, which is empty while the values are not possible.
+    A subclass builds `widget`, the complete panel, and implements `_show(settings)`, which shows the consequences of
+    valid settings in `gauge`, and `_summary()`. `gauge` is empty while the values are invalid.
     """
 
     def __init__(self, settings: Settings, names: Iterable[str] | None = None) -> None:
@@ -47,21 +47,21 @@ class Panel:
         fields = type(settings).model_fields
         self.controls = {name: make_control(name, fields[name], self._values[name]) for name in names or fields}
         self.gauge, self._message = (w.HTML().add_class("course-status") for _ in range(2))
-        self.thread: threading.Thread | None = None  # the last one that worked in the background
+        self.thread: threading.Thread | None = None  # the latest background thread
         self._is_filling = self.is_locked = False
-        self._others: list[w.Widget] = []  # further widgets of a subclass that are locked with the controls
+        self._others: list[w.Widget] = []  # a subclass's further widgets that are locked with the controls
         self._stop_button: w.Button | None = None  # the only one that can be pressed while the panel is locked
         for name, control in self.controls.items():
             control.observe(partial(self._take_change, name), "value")
 
     @property
     def settings(self) -> Any:
-        """The settings as the controls show them; raise `SettingsError` while one of them is not possible."""
+        """The settings that the controls show; raises `SettingsError` while they are invalid."""
         return type(self._start)(**self._values)
 
     def fill(self, values: Mapping[str, Any]) -> None:
         """Set several controls to new values, and refresh once."""
-        self._is_filling = True  # each control reports its change, and one refresh at the end is enough
+        self._is_filling = True  # every control reports its change, but one refresh at the end is enough
         try:
             for name, value in values.items():
                 self._values[name] = value
@@ -72,7 +72,7 @@ class Panel:
         self.refresh()
 
     def refresh(self) -> None:
-        """Show what follows from the values, or one sentence that says what is wrong with them."""
+        """Show the consequences of the values, or a sentence that says what is wrong with them."""
         self.say("")  # before `_show`: it may start a thread that says something itself
         with self.errors_shown():
             try:
@@ -80,30 +80,30 @@ class Panel:
                 self._dim(without_effect(settings))
                 self._show(settings)
             except (SettingsError, OSError):
-                self.gauge.value = ""  # what followed from the values before would contradict the error
+                self.gauge.value = ""  # what it showed for the previous values would contradict the error
                 raise
 
     def _dim(self, names: Iterable[str]) -> None:
-        """Dim the controls of settings without effect; they can be moved, as before the one that gives them effect."""
+        """Dim the controls of settings without effect; they still work: settings may be changed in any order."""
         for name, control in self.controls.items():
             (control.add_class if name in names else control.remove_class)("course-idle")
 
     @contextmanager
     def errors_shown(self) -> Iterator[None]:
-        """Show an error that the user can correct in the panel, as one sentence without a traceback."""
+        """Show an error that the user can fix as one sentence in the panel, without a traceback."""
         try:
             yield
         except (SettingsError, OSError) as error:
             self.say(sentence_about(error), is_error=True)
 
     def say(self, sentence: str, *, is_error: bool = False) -> None:
-        """Show one sentence, escaped, in place of the last one; an empty one only removes that."""
+        """Show a sentence, escaped, instead of the previous one; an empty one only removes that."""
         prefix = "<b>Not possible:</b> " if is_error else ""
         text = prefix + html.escape(sentence).replace("\n", "<br>")
         self._message.value = f"<div class='course-{'error' if is_error else 'note'}'>{text}</div>" if sentence else ""
 
     def lock(self, is_locked: bool) -> None:
-        """Disable everything except the button that stops, or enable it again."""
+        """Disable everything except the stop button, or enable it again (and disable the stop button)."""
         self.is_locked = is_locked
         for control in (*self.controls.values(), *self._others):
             control.disabled = is_locked
@@ -111,9 +111,9 @@ class Panel:
             self._stop_button.disabled = not is_locked
 
     def run_in_background(self, work: Callable[[], str]) -> None:
-        """Do some work in a thread while the panel is locked; then say the sentence it returns, or its error."""
+        """Run some work in a thread while the panel is locked; then show the sentence it returns, or its error."""
         self.lock(True)
-        # A daemon: a kernel that is restarted does not wait for the end of a training.
+        # A daemon thread: restarting the kernel must not wait for the end of training.
         self.thread = threading.Thread(target=self._run, args=(work,), daemon=True)
         self.thread.start()
 
@@ -126,11 +126,11 @@ class Panel:
         finally:
             self.lock(False)
             self.refresh()
-            if sentence:  # else what the refresh says stays
+            if sentence:  # otherwise keep the message of the refresh
                 self.say(sentence, is_error=is_error)
 
     def _take_change(self, name: str, change: Any) -> None:
-        # A browser also reports a value that it only rounded to a slider's steps: nobody moved that control.
+        # A browser also reports a value that it only rounded: nobody moved that control.
         if self._is_filling or has_value(self.controls[name], self._values[name]):
             return
         self._values[name] = get_value(self.controls[name])
@@ -141,7 +141,7 @@ class Panel:
         """React to a control that a person moved, before the panel is refreshed."""
 
     def _show(self, settings: Any) -> None:
-        """Show what follows from valid settings."""
+        """Show the consequences of valid settings."""
         raise NotImplementedError
 
     def _summary(self) -> str:
@@ -149,7 +149,7 @@ class Panel:
         raise NotImplementedError
 
     def groups(self) -> list[w.Widget]:
-        """Return the controls under headings: one for each class that declares some of the settings, the last first."""
+        """Return the controls under headings: one per class that declares some of the settings, most derived first."""
         widgets = []
         for kind in type(self._start).__mro__:
             controls = [self.controls[name] for name in inspect.get_annotations(kind) if name in self.controls]
@@ -159,37 +159,37 @@ class Panel:
         return widgets
 
     def static_html(self) -> str:
-        """Return the panel as a page without a kernel shows it."""
+        """Return the panel as HTML for a page without a kernel."""
         summary = table = ""
-        with suppress(SettingsError):  # which the message says: one of the values is not possible
+        with suppress(SettingsError):  # invalid values: the message says so
             summary, table = self._summary(), self.settings._repr_html_()
         return f"<div class='course-static'>{summary}{self._message.value}{table}<p>{_RULE}</p></div>"
 
     def framed(self, *children: w.Widget) -> w.VBox:
-        """Return widgets in a frame that brings the panel's style with it."""
+        """Return widgets in a frame that includes the panel's style."""
         note = [w.HTML(f"<div class='course-note'>{html.escape(self._forgotten)}</div>")] if self._forgotten else []
         return w.VBox([w.HTML(_STYLE), *note, *children]).add_class("course-panel")
 
     def help(self) -> dict[str, str]:
-        """Return the help of each control, for the mouse pointer and for screen readers."""
+        """Return the help of each control, for tooltips and screen readers."""
         controls = (*self.controls.values(), *self._others)
-        # A button shows its tooltip by itself.
+        # Buttons are left out: they show their own tooltips.
         return {control.description: control.tooltip for control in controls if not isinstance(control, w.Button)}
 
     def _ipython_display_(self) -> None:
         from IPython.display import display
 
-        # A notebook opened later shows the plain text of what it does not run: none, rather than the names of classes.
+        # A notebook that is opened later shows the plain text of a widget: '' instead of the names of classes.
         display({**self.widget._repr_mimebundle_(), "text/plain": ""}, raw=True)
         page = self.static_html()
         display({"text/html": page, "text/plain": html_text(page)}, raw=True)
-        # An output of its own: a browser runs no script that is inside the HTML of a widget.
+        # A separate output, because a browser does not run a script inside a widget's HTML.
         script = f"const help = {json.dumps(self.help())};\n{_LABELS}"
         display({"application/javascript": script, "text/plain": ""}, raw=True)
 
 
 def sentence_about(error: Exception) -> str:
-    """Return what a panel says about an error: what to correct, or else who can explain it."""
+    """Return what a panel says about an error: what to correct, or else the error and the command that explains it."""
     if isinstance(error, SettingsError):
         return str(error)
     explained = explain_os_error(error) if isinstance(error, OSError) else ""
@@ -197,7 +197,7 @@ def sentence_about(error: Exception) -> str:
 
 
 def _describe_moved(start: Settings | None, values: Mapping[str, Any], settings: Settings) -> str:
-    """Return a sentence for values that were moved in the panel before, when its cell is run again unchanged."""
+    """Return a sentence about values that a person had moved before the panel's cell ran again unchanged."""
     moved = {name: value for name, value in values.items() if start == settings and value != getattr(settings, name)}
     if not moved:
         return ""

@@ -34,7 +34,7 @@ class Playground(Panel):
         settings: EvaluationSettings,
     ) -> None:
         super().__init__(settings, _NAMES)
-        # Two colours, two columns: further models are left out.
+        # Two colours, so at most two columns: further models are left out.
         self.columns = {
             name: _Column(name, model, tokenizer, colour)
             for (name, model), colour in zip(models.items(), _COLOURS, strict=False)
@@ -56,7 +56,7 @@ class Playground(Panel):
         self.refresh()
 
     def begin(self) -> None:
-        """Generate in the background, token by token; if that is not possible, say why."""
+        """Generate in the background, token by token, or show why that is not possible."""
         if self.is_locked:
             return
         with self.errors_shown():
@@ -86,7 +86,7 @@ class Playground(Panel):
         if name == "prompt":
             for column in self.columns.values():
                 column.prompt, column.tokens = [], []
-                column.text.value = column.bars.value = ""  # a prompt that is too long shows nothing in their place
+                column.text.value = column.bars.value = ""  # and stay empty if the prompt is too long
             self.look.max = 1
 
     def _show(self, settings: EvaluationSettings) -> None:
@@ -114,17 +114,17 @@ class _Column:
         self.model, self.tokenizer, self.colour = model, tokenizer, colour
         self.prompt: list[int] = []
         self.tokens: list[int] = []
-        # Tokens -> the logits of the next one (1, V): sliders move without another forward pass.
+        # Tokens -> the logits of the next one (1, V): moving a slider needs no other forward pass.
         self._logits: dict[tuple[int, ...], torch.Tensor] = {}
         self.text, self.bars = w.HTML(), w.HTML()
         heading = w.HTML(f"<h4>{html.escape(name)}</h4>")
         self.widget = w.VBox([heading, self.bars, self.text], layout={"overflow": "hidden"})
 
     def start(self, settings: EvaluationSettings) -> None:
-        """Begin again after the prompt."""
+        """Encode the prompt and discard the generated text."""
         self.prompt, self.tokens = encode_prompt(self.model, self.tokenizer, settings), []
         self._logits.clear()
-        self.text.value = self.text_html(0)  # without what was generated before
+        self.text.value = self.text_html(0)  # removes what was generated before
 
     def append(self, token: int, logits: "torch.Tensor", settings: EvaluationSettings) -> None:
         """Append a token that was drawn from these logits, and show it."""
@@ -151,14 +151,14 @@ class _Column:
         return html.escape(self.tokenizer.decode(tokens, skip_special_tokens=True))
 
     def bars_html(self, settings: EvaluationSettings, position: int) -> str:
-        """Draw the candidates for the token at `position`, as long as their probability of being drawn."""
+        """Draw the candidates for the token at `position` as bars; the length is the probability of being drawn."""
         ids = (*self.prompt, *self.tokens[:position])
         drawn = self.tokens[position] if position < len(self.tokens) else None
         if ids not in self._logits:
             self._logits[ids] = next_logits(self.model, ids)
         shown = candidates(self._logits[ids], ids, self.tokenizer, settings, include=drawn)
         bars = [
-            # repr: the spaces and line breaks of a token are visible.
+            # repr makes spaces and line breaks visible.
             Bar(repr(text), drawn_probability, f"{100 * drawn_probability:.1f}%", probability, token == drawn)
             for token, text, probability, drawn_probability in shown
         ]

@@ -1,7 +1,7 @@
-"""Buttons that start, stop and resume a training from a panel, and the curve of its losses.
+"""Buttons that start, stop and resume training from a panel, and the loss curve.
 
-The training runs in a thread, so that the kernel can react to the Stop button. It shares the random state of the
-process with what else the notebook runs meanwhile; our own `generate` and playground do not draw from that.
+Training runs in a thread, so that the kernel can react to the Stop button. It shares the process's random state with
+everything else that the notebook runs meanwhile; our own `generate` and the playground do not use that state.
 """
 
 import html
@@ -22,13 +22,13 @@ from helpers.widgets.drawing import Series, line_chart
 from helpers.widgets.panel import Panel, make_button
 
 _ELSEWHERE = "being trained by another notebook or command"
-_MOST_POINTS = 640  # of a line in a picture of as many pixels
-_STOPS: dict[str, threading.Event] = {}  # run that is in training in this kernel -> what stops it, from any panel
-_CONTROLS = WeakSet["RunControls"]()  # of all panels of this kernel: they show the state of each other's trainings
+_MOST_POINTS = 640  # per line: the chart is as many pixels wide
+_STOPS: dict[str, threading.Event] = {}  # run being trained in this kernel -> the event that stops it, from any panel
+_CONTROLS = WeakSet["RunControls"]()  # of all panels in this kernel: each shows what another one trains
 
 
 class RunControls:
-    """The buttons of a panel's run: start or resume, and stop after the step, with a checkpoint."""
+    """The buttons for a panel's run: start or resume, and stop after the current step with a checkpoint."""
 
     def __init__(self, panel: Panel) -> None:
         self._panel, self._stop = panel, threading.Event()
@@ -36,24 +36,24 @@ class RunControls:
         self.stop = make_button("Stop", self.end, tooltip="finish the step, save a checkpoint, and stop", icon="stop")
         self.stop.disabled = True
         self._state, self._curve = w.HTML().add_class("course-status"), w.HTML()
-        self._curves: dict[str, str] = {}  # run that was trained in this panel -> its curve
+        self._curves: dict[str, str] = {}  # run trained in this panel -> its curve
         row = w.Box([self.start, self.stop, self._state]).add_class("course-row")
         self.widget = w.VBox([w.HTML("<h4>train now</h4>"), row, self._curve])
         _CONTROLS.add(self)
 
     def begin(self) -> None:
-        """Train the panel's run in the background; if that is not possible, say why."""
+        """Train the panel's run in the background, or show why that is not possible."""
         if self._panel.is_locked:
             return
-        self._panel.say("")  # what the last training ended with
+        self._panel.say("")  # remove the message of the previous training
         with self._panel.errors_shown():
             settings = self._panel.settings
-            # A thread would wait for the end of another training, deaf to Stop.
+            # A thread that waits for another training to end would not react to Stop.
             if _STOPS or TRAINING.locked():
-                raise SettingsError("A run is being trained in this kernel: wait for its end, or stop it.")
+                raise SettingsError("A run is being trained in this kernel: wait until it ends, or stop it.")
             if state_of(settings.run) == "in training":
                 raise SettingsError(
-                    f"Run {settings.run!r} is {_ELSEWHERE}: wait for its end, or choose another run name."
+                    f"Run {settings.run!r} is {_ELSEWHERE}: wait until it ends, or choose another run name."
                 )
             self._stop.clear()
             _STOPS[settings.run] = self._stop
@@ -62,13 +62,13 @@ class RunControls:
             _show_states()
 
     def end(self) -> None:
-        """Ask the training to stop at the end of its present step."""
-        for stop in _STOPS.values():  # of one training, the only one of a kernel, whatever this panel's values are now
+        """Ask training to stop after the current step."""
+        for stop in _STOPS.values():  # at most one: a kernel trains one run at a time
             stop.set()
             self._show("stopping: finishing the step and saving a checkpoint")
 
     def show_state(self, settings: TrainingSettings) -> None:
-        """Show what the start button would do with the run of these settings, and its curve if it has one."""
+        """Show the state of these settings' run, what the start button would do, and the curve if there is one."""
         if self._panel.is_locked:
             return
         state = state_of(settings.run)
@@ -83,7 +83,7 @@ class RunControls:
             "finished": "finished; choose another run name to train again",
         }
         self._show(f"run {settings.run}: {texts[state]}")
-        self._curve.value = self._curves.get(settings.run, "")  # by name: a broken run is "new", and keeps its curve
+        self._curve.value = self._curves.get(settings.run, "")  # by name: a broken run is "new" but keeps its curve
 
     def _train(self, settings: TrainingSettings) -> str:
         from helpers.training import TrainingBrokenError, TrainingStoppedError, fine_tune
@@ -93,13 +93,13 @@ class RunControls:
         except TrainingStoppedError as stopped:
             return str(stopped)
         except TrainingBrokenError as error:
-            raise SettingsError(str(error)) from error  # it explains itself: shown without the name of its type
+            raise SettingsError(str(error)) from error  # the message is enough: show it without the error's type
         finally:
             del _STOPS[settings.run]
             _show_states()
 
     def _watch(self, run: str, history: Sequence[Mapping[str, Any]], progress: Any) -> None:
-        if not self._stop.is_set():  # else "stopping" would be overwritten
+        if not self._stop.is_set():  # otherwise "stopping" would be overwritten
             self._show(str(progress))
         self._curve.value = self._curves[run] = loss_curve(history)
         if warnings := [row["warning"] for row in history if "warning" in row]:
@@ -110,9 +110,9 @@ class RunControls:
 
 
 def _show_states() -> None:
-    """Show in every panel that is not locked what a training has changed."""
+    """Update the state that every unlocked panel shows, after training began or ended."""
     for controls in tuple(_CONTROLS):
-        with suppress(SettingsError, OSError):  # a panel whose values are not possible keeps saying so
+        with suppress(SettingsError, OSError):  # a panel with invalid values keeps its message
             controls.show_state(controls._panel.settings)
 
 
@@ -127,10 +127,10 @@ def state_of(run: str) -> str:
 
 
 def loss_curve(history: Sequence[Mapping[str, Any]]) -> str:
-    """Draw a run's training and validation losses over its steps; of many, those that the picture has room for."""
+    """Draw a run's training and validation losses over its steps, with at most as many points as pixels."""
     series = []
     for name, key, colour, dashes in (("training", "loss", BLUE, ""), ("validation", "eval_loss", ORANGE, "5 3")):
         points = [(row["step"], row[key]) for row in history if key in row]
         every = 1 + len(points) // _MOST_POINTS
-        series.append(Series(name, points[::-every][::-1], colour, dashes))  # the last one is among them
+        series.append(Series(name, points[::-every][::-1], colour, dashes))  # keeps the last point
     return line_chart(series, title="Loss:", xlabel="optimizer step", ylabel="nats per token", width=640)

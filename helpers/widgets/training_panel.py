@@ -1,4 +1,4 @@
-"""The training panel of notebook 03: all settings, what they will need, buttons to train, and the values as a file."""
+"""The training panel of notebook 03: all settings, what they need, buttons to train, and the values as a file."""
 
 import html
 import math
@@ -42,7 +42,7 @@ _FROM_CELL, _BY_HAND = "the parameters cell", "moved by hand"
 
 
 class TrainingPanel(Panel):
-    """A control for each training setting, a gauge that follows them, and the buttons of a run."""
+    """A control for each training setting, a gauge that follows the controls, and the buttons for a run."""
 
     def __init__(self, settings: TrainingSettings) -> None:
         super().__init__(settings)
@@ -83,15 +83,15 @@ class TrainingPanel(Panel):
 
     @property
     def chosen_card(self) -> GraphicsCard:
-        """The card to plan for; this machine's processor if that is this machine and it has none."""
+        """The card to plan for; the CPU if this machine is chosen and has no card."""
         if self.card.value != THIS_MACHINE:
             return find_card(self.card.value)
-        return self._here or this_processor()  # only now, because its speed is measured, which imports torch
+        return self._here or this_processor()  # not earlier: measuring its speed imports torch
 
     def plan(self, settings: TrainingSettings) -> RunPlan:
         """Return the plan for the chosen card."""
-        # Counting a text reads files, which is too slow for each step of a slider; most settings do not change it, but
-        # a training that prepares the text does.
+        # Counting tokens reads files, which is too slow for each step of a slider. Most settings do not change the
+        # count, but preparing the text does.
         prepared = tuple(facts.stat().st_mtime_ns for facts in run_folder(settings.run).glob("data/data.json"))
         key = settings.part(DataSettings).model_dump_json(exclude={"block_size"}), prepared
         if key not in self._tokens:
@@ -101,7 +101,7 @@ class TrainingPanel(Panel):
         return replace(plan_run(settings, card=self.chosen_card, train_tokens=tokens), tokens_are=tokens_are)
 
     def suggest(self) -> None:
-        """Set the largest batch that fits the card at the same effective batch, and say so."""
+        """Set the largest batch that fits the card at the same effective batch, and show a message."""
         with self.errors_shown():
             plan = self.plan(self.settings)
             name = plan.card.name if plan.card.is_processor else f"the {plan.card.name}"
@@ -116,15 +116,15 @@ class TrainingPanel(Panel):
             )
 
     def measure(self) -> None:
-        """Measure this machine in the background, and predict from what was measured."""
+        """Measure this machine in the background, and predict from the measurement."""
         if not self.is_locked:
             self.card.value = THIS_MACHINE
             self.say("measuring short training runs, for about a minute")
             self.run_in_background(_measure)
-            self.run.stop.disabled = True  # it stops a training, and no measurement
+            self.run.stop.disabled = True  # it cannot stop a measurement
 
     def save(self) -> None:
-        """Write the values for papermill and show the commands that run them; if that is not possible, say why."""
+        """Write the values for papermill and show the commands that run them, or show why that is not possible."""
         with self.errors_shown():
             settings = self.settings
             path = save_parameters(settings)
@@ -142,7 +142,7 @@ class TrainingPanel(Panel):
         self.preset.value = _BY_HAND
 
     def _show(self, settings: TrainingSettings) -> None:
-        self._commands.value = ""  # they would run the values from before
+        self._commands.value = ""  # they run the previous values
         self.run.show_state(settings)
         self.gauge.value = gauge_html(self.plan(settings))
 
@@ -151,7 +151,7 @@ class TrainingPanel(Panel):
 
 
 def gauge_html(plan: RunPlan) -> str:
-    """Draw a plan."""
+    """Return a plan as HTML: memory bar, table and learning-rate schedule."""
     return (
         f"{memory_bar(plan)}<div style='display:flex;flex-wrap:wrap;gap:0 2em;align-items:center'>"
         f"<div style='flex:1 1 20em'>{_facts_table(plan)}</div>"
@@ -160,7 +160,7 @@ def gauge_html(plan: RunPlan) -> str:
 
 
 def memory_bar(plan: RunPlan) -> str:
-    """Draw the parts of the predicted peak against the card's memory: green, orange or red, with a verdict in words."""
+    """Draw the parts of the predicted peak against the card's memory, in green, orange or red, with the verdict."""
     used = plan.memory.total_bytes / max(1, plan.card.usable_bytes)
     colour = GREEN if used <= 0.8 else ORANGE if used <= 1 else RED
     mark = "&#10004;" if plan.fits else "&#10008;"
@@ -184,12 +184,12 @@ def _facts_table(plan: RunPlan) -> str:
 
 
 def learning_rate_at(settings: TrainingSettings, step: int, steps: int) -> float:
-    """Return the learning rate of one step of a run, as the schedules of transformers set it.
+    """Return the learning rate of one step of a run, as transformers' schedules set it.
 
     >>> learning_rate_at(TrainingSettings(learning_rate=0.1, warmup_steps=4), 2, 40)
     0.05
     """
-    # By hand, since transformers computes a rate only for an optimizer, and a panel must not import torch to be shown.
+    # By hand: transformers computes rates only for an optimizer, and showing a panel must not import torch.
     warmup = count_warmup_steps(settings, steps)
     if step < warmup:
         return settings.learning_rate * step / warmup
@@ -209,7 +209,7 @@ def schedule_chart(settings: TrainingSettings, steps: int) -> str:
 
 
 def _measure() -> str:
-    """Run `calibrate` in a process of its own: this one holds memory and a random state that others need."""
+    """Run `calibrate` in a separate process: it must not use this one's memory or change its random state."""
     child = subprocess.run([sys.executable, "-m", "helpers", "calibrate"], capture_output=True, text=True, check=False)
     if child.returncode:
         last_line = child.stderr.strip().rpartition("\n")[2]
@@ -220,11 +220,11 @@ def _measure() -> str:
 def save_parameters(settings: TrainingSettings) -> Path:
     """Write settings to `runs/<run>/parameters.yaml` for `papermill -f`, and return its path.
 
-    A file with other values is kept, and `parameters-2.yaml` written instead.
+    If the file exists with other values, it is kept, and `parameters-2.yaml` is written instead.
     """
     folder = run_folder(settings.run)
     folder.mkdir(parents=True, exist_ok=True)
-    # Not by hand: YAML reads `5e-05` as text, and PyYAML writes `5.0e-05`.
+    # Not by hand: YAML reads `5e-05` as text, so PyYAML writes `5.0e-05`.
     text = yaml.safe_dump(settings.model_dump(), sort_keys=False, allow_unicode=True)
     path = _free_path(folder, text)
     write_atomically(path, text)
@@ -241,7 +241,7 @@ def _free_path(folder: Path, text: str) -> Path:
 def papermill_command(path: Path) -> str:
     """Return the command that runs notebook 03 with a parameter file, as a person types it in the clone's folder."""
     scripts = Path(sysconfig.get_path("scripts"))
-    # Relative, because PowerShell takes a quoted path for text. An environment elsewhere is one that is activated.
+    # Relative, because PowerShell reads a quoted path as text. An environment outside the clone has to be activated.
     papermill = scripts.relative_to(ROOT) / "papermill" if scripts.is_relative_to(ROOT) else "papermill"
     parts = [papermill, NOTEBOOKS / "03_fine_tuning.ipynb", path.with_suffix(".ipynb"), "-f", path]
     return _command_line(map(str, parts))
@@ -263,6 +263,6 @@ def _command_line(parts: Iterable[str]) -> str:
     """Return a command line quoted for this system's shell; on Windows, for PowerShell and for cmd."""
     if sys.platform != "win32":
         return shlex.join(parts)
-    # cmd has no single quotes. list2cmdline quotes a space, but not what one of the two takes as its own: & ; , ( '
+    # cmd has no single quotes. list2cmdline quotes spaces, but not what one of the shells interprets: & ; , ( '
     quoted = (subprocess.list2cmdline([part]) for part in parts)
     return " ".join(part if re.fullmatch(r'".*"|[\w.:/\\=+-]+', part, re.DOTALL) else f'"{part}"' for part in quoted)

@@ -517,7 +517,7 @@ ticket("a Tesla K80 (3.7): 470 is its last driver, and no wheel has code for it"
 ticket("a Tesla K80 beside a 4070 Ti does not count",
        on(LINUX, nvml={"cards": (replace(K80.nvml.cards[0], index=0, uuid="GPU-80"), replace(CARD, index=1))}),
        0, "gpu", "cu130", {})
-ON_BUS = r"sudo dmesg \| grep -i nvrm tells why: .* Most often: " + UBUNTU
+ON_BUS = r"sudo dmesg \| grep -i nvrm says why: .* Most often: " + UBUNTU
 ticket("a driver that sees no card, though one is on the bus",
        on(LINUX, torch=blind(), nvml=silent("ok", driver="580.65.06", cuda=13000)),
        1, "cpu", "cu130", {"nvml_alive": FAIL, "cuda_available": FAIL}, ON_BUS)
@@ -566,7 +566,7 @@ ticket("a 5070 Ti, and a second card that the wheel has no code for", TWO_KINDS,
 ticket("the same, and the second card is hidden", on(TWO_KINDS, env={"CUDA_VISIBLE_DEVICES": "0"}),
        0, "gpu", "cu130", {}, preset="16gb")
 
-UNTESTED = r"The course runs on the CPU here; training on graphics of {} is not tested\."
+UNTESTED = r"The course runs on the CPU here; training on {} graphics is not tested\."
 AMD = on(LAPTOP, platform={"other_graphics": ("AMD",)})
 ticket("an AMD card and the CPU wheel", AMD, 0, "cpu", "cpu", {"torch_build": WARN}, UNTESTED.format("AMD"))
 ticket("AMD and Intel graphics beside a wheel for NVIDIA's cards",
@@ -693,7 +693,7 @@ ticket("WSL2 works in Windows' OneDrive", on(WSL2, storage={"project": "/mnt/c/O
        0, "gpu", "cu130", {"paths": WARN}, MOVE)
 ticket("/mnt/c on plain Linux is a disk like others", on(LINUX, storage={"project": "/mnt/c/course"}),
        0, "gpu", "cu130", {})
-LONG_PATHS = rf"; {RESTART_SHELL} Or switch long paths on: Set-ItemProperty .*"
+LONG_PATHS = rf"; {RESTART_SHELL} Or enable long paths: Set-ItemProperty .*"
 LONG = (place("runs", "C:\\" + "long-folder\\" * 14), *WINDOWS.storage.places[1:])
 ticket("long paths on Windows (E24)", on(WINDOWS, storage={"places": LONG}),
        0, "gpu", "cu130", SPILLS | {"paths": WARN}, CONTROL_PANEL,

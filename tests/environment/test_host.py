@@ -60,7 +60,7 @@ def test_colab_keeps_runs_on_drive(colab, installed):
 
 def test_without_drive_runs_are_said_to_be_lost(colab, installed):
     colab.append("refuse")
-    assert "Drive is not there (mount failed)" in (said := prepare_host())
+    assert "Drive is not available (mount failed)" in (said := prepare_host())
     assert "lost when the session ends" in said
     assert os.environ["COURSE_RUNS"] == "/content/runs"
 

@@ -163,7 +163,7 @@ def test_an_environment_that_does_not_work_is_made_again(shell, capsys):
     shell.failing = ("import pip",)
     install()
     assert shell.commands("-m venv --clear")
-    assert "does not work; it is made again" in capsys.readouterr().out
+    assert "does not work; it is created again" in capsys.readouterr().out
 
 
 def test_an_index_that_does_not_answer_gives_one_line_and_the_usual_wheel(shell, monkeypatch, capsys):
@@ -309,7 +309,7 @@ def test_a_machine_without_a_wheel_is_told_why(shell):
 def test_a_python_that_is_too_old_or_too_new_is_refused_with_a_way_out(shell, monkeypatch, version, on_windows, other):
     monkeypatch.setattr(module, "_ON_WINDOWS", on_windows)
     monkeypatch.setattr(sys, "version_info", version)
-    with pytest.raises(InstallError, match=rf"needs 3\.11 to 3\.14 of 64 bits.*`{other}` in place of"):
+    with pytest.raises(InstallError, match=rf"needs 64-bit Python 3\.11 to 3\.14.*`{other}` instead of"):
         install()
 
 

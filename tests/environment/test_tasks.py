@@ -123,7 +123,7 @@ def test_an_interrupt_says_that_the_same_command_goes_on(monkeypatch, capsys):
 
     monkeypatch.setattr(tasks, "install", interrupt)
     assert code_of("course") == 130
-    assert "the same command continues" in capsys.readouterr().err
+    assert "repeat the command to continue" in capsys.readouterr().err
 
 
 class TestAnotherCommand:

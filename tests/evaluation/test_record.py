@@ -39,7 +39,7 @@ def test_a_metric_that_is_not_a_number_leaves_the_file_unchanged(folder):
     ("content", "words"),
     [
         ('{"version": 1, "run"', r"is damaged \(Expecting"),
-        ("[]", r"is damaged \(it holds no object"),
+        ("[]", r"is damaged \(it is not a JSON object"),
         ('{"test": []}', "is of version None"),
         ('{"version": 7}', "is of version 7, and this course reads version 1"),
     ],

@@ -288,8 +288,8 @@ WRONG = [  # at least one for each exercise
         "is not a number",
     ),
     ("training-4", lambda gradients, norm: [g.clamp_(-norm, norm) for g in gradients] and 5.0, "clipped separately"),
-    ("troubleshooting-3", "T7", "is none of"),
-    ("troubleshooting-2", lambda n, speed, peak: 600 * n * speed / (peak * 1e12), "in per cent"),
+    ("troubleshooting-3", "T7", "is not one of"),
+    ("troubleshooting-2", lambda n, speed, peak: 600 * n * speed / (peak * 1e12), "a percentage"),
     ("troubleshooting-2", lambda n, speed, peak: 6 * n * speed / peak, "10**12"),
 ]
 

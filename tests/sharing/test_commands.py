@@ -32,7 +32,7 @@ def test_demo_writes_a_static_page(run, tmp_path):
         (["share", "nothing", "me/x"], "There is no run 'nothing'"),
         (["share", "nothing", "x"], "the owner is missing"),
         (["export", "../x"], "not a plain name"),
-        (["export", "rates/trial-003"], "compare rates/trial-003 --promote NAME` makes a run of it"),
+        (["export", "rates/trial-003"], "compare rates/trial-003 --promote NAME` turns it into a run"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_code_2(arguments, words):

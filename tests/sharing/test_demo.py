@@ -90,9 +90,9 @@ def test_at_the_port_of_http_a_browser_names_the_host_alone(demo):
     [
         ({"temperature": 0}, "temperature = 0 is not allowed: it must be a number, above 0"),
         ({"prompt": "fox " * 90, "max_new_tokens": 5}, "together at most 64, the model's positions"),
-        ("[1]", "no JSON object with settings"),
-        ("{", "no JSON object with settings"),
-        ("[" * 50_000, "no JSON object with settings"),
+        ("[1]", "not a JSON object with settings"),
+        ("{", "not a JSON object with settings"),
+        ("[" * 50_000, "not a JSON object with settings"),
     ],
 )
 def test_a_bad_request_is_one_sentence_and_the_server_goes_on(demo, values, words):

@@ -129,7 +129,7 @@ def test_a_head_of_its_own_and_rows_without_a_token_are_kept(tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"activation_function": "relu"}, "activation_function = 'relu', and llama.cpp computes"),
+        ({"activation_function": "relu"}, "activation_function = 'relu', but llama.cpp computes"),
         ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx = True"),
         ({"eos_token_id": 7}, "different vocabularies"),
     ],

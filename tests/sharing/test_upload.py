@@ -123,7 +123,7 @@ def test_after_a_broken_connection_the_same_call_goes_on(light, uploads, api):
     upload = plan_upload(light, "me/fables", api=api)
     uploads.drops = 100  # more than the client tries for both large files together: nothing is committed
     with pytest.raises(
-        SettingsError, match=r"did not accept 'me/fables' .*: check the network; the same command continues"
+        SettingsError, match=r"did not accept 'me/fables' .*: check the network, and repeat the command"
     ):
         publish(upload, api=api)
     assert uploads.commits == {}

@@ -137,7 +137,7 @@ def test_ctrl_c_saves_and_says_so_and_the_same_command_continues(settings, unbro
     child.send_signal(signal.SIGINT)
     _, message = child.communicate(timeout=60)
     assert child.returncode == 130
-    assert "Interrupted: what was done is kept, and the same command continues." in message
+    assert "Interrupted: completed work is kept; repeat the command to continue." in message
     assert "Traceback" not in message
     assert 0 < stopped_at(settings, runs) < 20 * 6
     assert ends_as_if_never_stopped(settings, unbroken_folder)

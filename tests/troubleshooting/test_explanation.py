@@ -141,7 +141,7 @@ def test_an_unknown_error_rules_nothing_out():
 
 
 KINDS = [
-    ("sentence of this course", "Traceback (most recent call last):\nhelpers.schema.SettingsError: n_layer = 96 is"),
+    ("message of this course", "Traceback (most recent call last):\nhelpers.schema.SettingsError: n_layer = 96 is"),
     ("launcher", "torch.distributed.elastic.multiprocessing.errors.ChildFailedError:\ntrain.py FAILED"),
     ("pip", "Collecting foo\n  Downloading foo.whl\nERROR: Package 'foo' requires a different Python"),
     ("package manager", "Reading package lists... Done\nE: Unable to locate package foo"),

@@ -10,12 +10,12 @@ from tests.troubleshooting import explain_cases
 
 def test_repeated_words_are_counted_in_runs_of_three():
     (evidence,) = explain("one two three " * 12).causes[0].evidence
-    assert evidence == "91% of its runs of three words repeat an earlier one"  # of 34 runs 3 are new
+    assert evidence == "91% of its three-word sequences repeat an earlier one"  # of 34 sequences 3 are new
 
 
 def test_numbers_are_evidence():
     rows = [{"loss": 0.0, "grad_norm": math.nan, "step": n} for n in range(3)]
-    assert explain(rows).causes[0].evidence == ("grad_norm is nan in row 1, beside a logged loss of 0",)
+    assert explain(rows).causes[0].evidence == ("grad_norm is nan in row 1, next to a logged loss of 0",)
 
 
 def test_an_out_of_memory_error_is_read_to_the_byte():

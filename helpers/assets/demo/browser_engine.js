@@ -4,7 +4,7 @@ const unzipped = (id) => new Response(new Blob([bytes(id)]).stream().pipeThrough
 const facts = JSON.parse(document.getElementById("facts").textContent);
 let llama, WllamaAbortError;
 
-// A page that was opened from a file may not start workers that are modules. wllama asks for one and needs none.
+// A page opened from a file may not start module workers. wllama asks for one, but works with a classic worker.
 const NativeWorker = Worker;
 globalThis.Worker = class extends NativeWorker {
   constructor(address) { super(address); }
@@ -15,7 +15,7 @@ const engine = {
     const source = new Blob([await unzipped("library")], { type: "text/javascript" });
     const wllama = await import(URL.createObjectURL(source));
     WllamaAbortError = wllama.WllamaAbortError;
-    // An address with the data in it, because a worker may not fetch blobs of a page that was opened from a file.
+    // A data: URL, because a worker may not fetch blobs of a page that was opened from a file.
     const address = await new Promise((resolve) => {
       const reader = new FileReader();
       reader.onload = () => resolve(reader.result);

@@ -1,5 +1,5 @@
 // The page around an engine. An engine has `ready()`, and `run(values, show, signal)`, which calls `show(model, text)`
-// with the whole continuation after each token. Text goes into the page as textContent, never as HTML.
+// with the complete continuation after each token. Text is set as textContent, never as HTML.
 const $ = (selector) => document.querySelector(selector);
 const answers = Object.fromEntries([...document.querySelectorAll(".answer")].map((a) => [a.dataset.model, a]));
 let running = null;

@@ -39,7 +39,7 @@ _FUNCTION_WORDS = frozenset("the a an of to in is are and or for that this it be
 
 
 def prose_of(docstring: str) -> str:
-    r"""Return the English prose of one docstring, a paragraph a line; empty when there is none.
+    r"""Return the English prose of one docstring, one paragraph per line; '' if there is none.
 
     Code, tables, field lists and headings are left out; reStructuredText roles and literals keep their text.
 
@@ -58,13 +58,13 @@ def prose_of(docstring: str) -> str:
 
 
 def descriptions(docstring: str) -> list[str]:
-    r"""Return the prose that a docstring's field lists say of parameters, results and errors.
+    r"""Return the prose in a docstring's field lists, about parameters, results and errors.
 
     >>> descriptions("Args:\n    depth (int): How far we go down,\n        counted from the root of the tree.")
     ['How far we go down, counted from the root of the tree.']
     """
     entries: list[list[str]] = [[]]
-    depth = None  # of an entry's lines after its head
+    depth = None  # indentation of an entry's lines after the first
     for line in inspect.cleandoc(docstring).splitlines():
         text, here = line.strip(), len(line) - len(line.lstrip())
         head = _DESCRIPTION.match(text)
@@ -90,18 +90,18 @@ def package_folders() -> list[Path]:
 
 
 def sources() -> Iterator[tuple[str, ast.Module]]:
-    """Yield text and syntax tree of every Python file of the installed packages, in path order."""
+    """Yield text and syntax tree of every Python file in the standard library and installed packages, in path order."""
     for folder in package_folders():
         for path in sorted(folder.rglob("*.py")):
             if folder.name != "site-packages" and "site-packages" in path.parts:
-                continue  # the standard library's folder may hold the packages' folder
+                continue  # the standard library's folder may contain the packages' folder
             try:
                 source = path.read_text(encoding="utf-8")
                 with warnings.catch_warnings(action="ignore"):  # other people's invalid escapes
                     tree = ast.parse(source)
             except (SyntaxError, ValueError, RecursionError, OSError):
-                continue  # a template, a test of bad input, or not UTF-8: no docstring to be had
-            yield source, tree  # out here, where the caller's warnings are heard, and its errors are its own
+                continue  # a template, a test of bad input, or not UTF-8: nothing to read
+            yield source, tree  # outside the try: the caller's warnings and errors must not be hidden
 
 
 def docstrings(tree: ast.Module) -> Iterator[str]:
@@ -114,7 +114,7 @@ def docstrings(tree: ast.Module) -> Iterator[str]:
 
 
 def comments(source: str) -> Iterator[str]:
-    r"""Yield every block of comment lines, without its signs.
+    r"""Yield every block of comment lines, without the # characters.
 
     >>> list(comments("x = 1\n# Two lines\n# of one thought.\ny = 2\n"))
     ['Two lines\nof one thought.']
@@ -124,9 +124,9 @@ def comments(source: str) -> Iterator[str]:
 
 
 def gather() -> tuple[list[str], list[str]]:
-    """Return the prose of all installed packages as (docstrings, the rest); no paragraph is in two documents.
+    """Return the prose of all installed packages as (docstrings, other prose); no paragraph is in two documents.
 
-    The rest, comments and the descriptions of parameters, is there to learn from; it is not what is held out.
+    The other prose, comments and descriptions of parameters, is only trained on; held-out text is docstrings alone.
     """
     docstring_prose, other_prose = [], []
     for source, tree in sources():
@@ -139,7 +139,7 @@ def gather() -> tuple[list[str], list[str]]:
 
 
 def _without_repeats(documents: list[str], seen: set[str]) -> list[str]:
-    """Return the documents without the paragraphs in `seen`, which then holds theirs too."""
+    """Return the documents without the paragraphs in `seen`, and add theirs to it."""
     kept = []
     for document in documents:
         paragraphs = [p for p in document.split("\n") if p and p.lower() not in seen]
@@ -150,12 +150,12 @@ def _without_repeats(documents: list[str], seen: set[str]) -> list[str]:
 
 
 def is_held_out(document: str) -> bool:
-    """Tell whether a document is kept out of training: by its hash, so that order and neighbours do not matter."""
+    """Return whether a document is held out: decided by its hash, so that order and other documents do not matter."""
     return int.from_bytes(hashlib.sha256(document.encode()).digest()[:4]) % HELD_OUT_SHARE == 0
 
 
 def held_out_and_training(docstring_prose: list[str], other_prose: list[str]) -> tuple[list[str], list[str]]:
-    """Split into (held out, training), the training documents in a seeded random order."""
+    """Split into (held out, training), with the training documents in a seeded random order."""
     held_out = [document for document in docstring_prose if is_held_out(document)]
     training = [document for document in docstring_prose if not is_held_out(document)] + other_prose
     random.Random(SEED).shuffle(training)  # noqa: S311 (an order, not a secret)
@@ -163,10 +163,10 @@ def held_out_and_training(docstring_prose: list[str], other_prose: list[str]) ->
 
 
 def write_corpus(folder: Path, *, training: list[str], held_out: list[str]) -> Path:
-    """Save the documents as a `source` with splits of its own: half of the held-out ones validate, half test."""
+    """Save the documents as a `source` with its own splits: half of the held-out ones for validation, half for test."""
     from datasets import Dataset, DatasetDict
 
-    if not folder.exists():  # else an interrupted recipe goes on, whose run expects the very same files
+    if not folder.exists():  # otherwise an interrupted recipe continues, whose run expects the same files
         splits = {"train": training, "validation": held_out[::2], "test": held_out[1::2]}
         corpus = DatasetDict({name: Dataset.from_dict({"text": texts}) for name, texts in splits.items()})
         with atomic_folder(folder) as new:
@@ -177,7 +177,7 @@ def write_corpus(folder: Path, *, training: list[str], held_out: list[str]) -> P
 def pretrain(run: str, *, source: Path, max_steps: int, start: Path | None = None, **changes: Any) -> Path:
     """Train a run on what `write_corpus` wrote, or resume it; return the folder of its model.
 
-    Its settings are the preset's with some changes. It trains the model in the folder `start` further, or a new one.
+    The settings are the preset's with some changes. It trains the model in the folder `start`, or else a new one.
     """
     from helpers.data import prepare
     from helpers.settings import NEW_MODEL, DataSettings, TrainingSettings
@@ -256,7 +256,7 @@ def main(output: Path, steps: int) -> None:
     work = runs_folder() / "pocket-recipe"
     everything = write_corpus(work / "everything", training=training, held_out=held_out)
     model = pretrain("pocket-recipe-everything", source=everything, max_steps=steps)
-    # It finishes on the kind of text it is measured on: docstrings alone, a sixth of the steps, half the rate.
+    # Finish on the kind of text it is measured on: docstrings alone, for a sixth as many steps at half the rate.
     is_docstring = set(docstring_prose)
     last = [document for document in training if document in is_docstring]
     docstrings = write_corpus(work / "docstrings", training=last, held_out=held_out)

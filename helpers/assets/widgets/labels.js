@@ -1,7 +1,7 @@
-// What ipywidgets leaves out: help on every row, and for screen readers a slider's name, value and help and each new status.
-// `help` (a control's name -> its help) is put in front of this by `helpers.widgets.panel`.
+// What ipywidgets lacks: help on every row, and for screen readers a slider's name, value and help and each new status.
+// `helpers.widgets.panel` prepends `help` (a control's name -> its help).
 (() => {
-  // JupyterLab keeps several notebooks in one page, and the newest script serves the panels of all of them.
+  // JupyterLab keeps several notebooks in one page, and the newest script handles the panels of all of them.
   const all = window.courseHelp = { ...window.courseHelp, ...help };
   const describe = () => {
     for (const row of document.querySelectorAll(".course-panel .widget-inline-hbox")) {
