@@ -17,7 +17,7 @@ from helpers.course import without_address_grammar
 from helpers.paths import NOTEBOOKS
 from helpers.settings import EvaluationSettings, TrainingSettings
 
-with without_address_grammar():  # whatever else imports it later finds it imported
+with without_address_grammar():  # later imports reuse it
     import nbformat
 
 

@@ -25,7 +25,7 @@ def asked(monkeypatch):
     return calls
 
 
-def test_help_lists_every_command_and_task_without_cutting_in_80_columns(monkeypatch):
+def test_help_fits_every_command_and_task_into_80_columns(monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     listed = call("--help").output.partition("Commands:")[2].splitlines()
     assert len(listed) > 20

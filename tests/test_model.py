@@ -91,7 +91,7 @@ def test_a_misspelled_folder_that_looks_like_a_hub_name_gets_a_suggestion(tmp_pa
 
 @pytest.fixture
 def silent_hub(monkeypatch):
-    """Replace the Hub by a server that drops every connection; return the list of callers."""
+    """Replace the Hub with a server that drops every connection; return the list of callers."""
     callers = []
 
     class Silent(socketserver.BaseRequestHandler):
@@ -234,7 +234,7 @@ def test_a_damaged_tokenizer_is_not_blamed_on_the_network(tmp_path, tiny_model, 
     assert "network" not in str(caught.value)
 
 
-def test_a_sound_model_passes(tiny):
+def test_a_consistent_model_passes(tiny):
     check_sound(*tiny)
 
 

@@ -118,7 +118,7 @@ def test_the_guide_preset_has_the_guides_values():
     assert guide.mixed_precision == "fp16"
 
 
-def test_the_presets_for_gpus_share_one_effective_batch():
+def test_the_presets_for_gpus_have_the_same_effective_batch_size():
     batches = {
         TrainingSettings.from_preset(name).effective_batch_size for name in preset_names() if "pocket" not in name
     }

@@ -50,7 +50,7 @@ class Scale(NamedTuple):
     block: int
     batch: int
     steps: int
-    batches: tuple[int, ...]  # of which the fastest is searched
+    batches: tuple[int, ...]  # among these the fastest is chosen
 
 
 CARD = Scale("cuda", GPT2Shape(12, 768, 12), 1024, 8, 12, (4, 8, 16, 32, 64))
@@ -267,7 +267,7 @@ def measure_against(scale: Scale) -> Iterator[dict[str, Any]]:
 
 
 def measure_against_nanogpt(scale: Scale) -> Iterator[dict[str, Any]]:
-    """Yield rows at an equal batch without dropout: nanoGPT's and ours, as they come and compiled."""
+    """Yield rows at an equal batch without dropout: nanoGPT's and ours, uncompiled and compiled."""
     scale = scale._replace(shape=scale.shape._replace(resid_pdrop=0.0, embd_pdrop=0.0))
     for compiled in (False, True) if scale.device == "cuda" else (False,):
         name = ", compiled" * compiled

@@ -2,10 +2,10 @@
 
     python data_speed.py WAY FILE FOLDER
 
-WAY is `map` (datasets.map and group_texts, as run_clm.py has it), `loop` (a document at a time into a memmap, as in
-nanoGPT's prepare.py), `ours` (tokenise and pack alone) or `prepare` (all of it, near duplicates and all), `unlooked`
-(the same with near_duplicates='keep'). Prints JSON: seconds, bytes, the peak of memory above the start, and a hash of
-the token ids. The first three are timed in ROUNDS rounds, of which the best counts, after one to warm up.
+WAY is `map` (datasets.map and group_texts, as in run_clm.py), `loop` (one document at a time into a memmap, as in
+nanoGPT's prepare.py), `ours` (only tokenise and pack), `prepare` (everything, with near-duplicates) or `unlooked` (the
+same with near_duplicates='keep'). Prints JSON: seconds, bytes, peak memory above the start, and a hash of the token
+ids. The first three run for ROUNDS rounds after one warm-up round, and the best one counts.
 """
 
 import gc

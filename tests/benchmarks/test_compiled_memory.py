@@ -79,7 +79,7 @@ def scheduled_bytes(shape, asked):
         stopped,
     ):
         patch.setattr(compile_fx, "min_cut_rematerialization_partition", lower_both)
-        # With checkpointing attention would keep the state of the random generator, some bytes that no fake tensor has.
+        # With checkpointing, attention would keep the RNG state, some bytes that no fake tensor has.
         patch.setattr(partitioners, "functionalize_rng_ops", lambda joint, forward, backward, n: (forward, backward))
         ids = torch.empty(asked.per_device_train_batch_size, asked.block_size, dtype=torch.int64)
         with torch.autocast("cpu", half, enabled=half is not None):

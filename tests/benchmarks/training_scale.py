@@ -3,8 +3,8 @@
     python training_scale.py MODEL FILE MAX_TOKENS
 
 Prints JSON: tokens trained on; seconds per million tokens in the fastest tenth of the history's rows, because other
-work on the machine only slows it down; the peak memory above that at the start. The pages of the prepared
-text, a file that the system may drop from memory at any time, are not counted.
+work on the machine only slows it down; peak memory above the start. The pages of the prepared text, a file that the
+system can drop from memory at any time, are not counted.
 """
 
 import itertools
@@ -40,7 +40,7 @@ def main(model, file, max_tokens):
     seconds = [
         end - start
         for (step, start, _), (next_step, end, _) in itertools.pairwise(rows)
-        if next_step - step == settings.logging_steps  # the last rows are closer together, and count the validation
+        if next_step - step == settings.logging_steps  # the last rows are closer together and include the validation
     ]
     facts = {
         "tokens": run.facts["tokens"],

@@ -120,7 +120,7 @@ class JupyterLab:
                 time.sleep(0.2)
 
     def close(self):
-        self.process.terminate()  # it ends its kernels first, which takes long where one of them is busy
+        self.process.terminate()  # it ends its kernels first, which takes long if one of them is busy
         try:
             self.process.wait(60)
         except subprocess.TimeoutExpired:

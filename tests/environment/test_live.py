@@ -115,7 +115,7 @@ class TestSample:
         monkeypatch.setattr(live, "read_nvml", lambda *_: pytest.fail("NVML was asked"))
         assert sample(use_gpu=False).device == "cpu"
 
-    def test_without_a_card_memory_is_the_systems(self, nvml, monkeypatch):
+    def test_without_a_card_the_systems_memory_is_shown(self, nvml, monkeypatch):
         monkeypatch.setattr(live, "read_memory", lambda: Memory(16 * GIB, 12 * GIB))
         assert sample().row()["memory_gib"] == 4.0
         assert "4.0 of 16.0 GiB" in text(history(sample()))
@@ -227,7 +227,7 @@ class TestMonitor:
         assert len(asked) == 2
         assert "CPU" in str(shown)
 
-    def test_time_starts_at_its_creation(self, nvml):
+    def test_time_counts_from_its_creation(self, nvml):
         shown = monitor()
         time.sleep(0.02)
         shown.update()

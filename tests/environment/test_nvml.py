@@ -178,7 +178,7 @@ def test_a_driver_without_cards_is_read(nvml):
 
 
 @pytest.mark.parametrize("count", ["2**31", "'four'"])
-def test_an_implausible_number_of_cards_reads_none(nvml, count):
+def test_an_implausible_number_of_cards_counts_as_none(nvml, count):
     result = nvml(f"def nvmlDeviceGetCount(): return {count}")
     assert (result.state, result.cards) == ("ok", ())
 
@@ -207,7 +207,7 @@ def test_throttle_reasons_are_read_from_an_older_library_too(nvml):
     assert result.cards[0].slowed_by == ("its power limit",)
 
 
-def test_text_can_be_bytes(nvml):
+def test_bytes_are_decoded_as_text(nvml):
     result = nvml(
         """
 def nvmlSystemGetDriverVersion(): return b"470.82"

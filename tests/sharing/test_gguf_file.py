@@ -1,4 +1,4 @@
-"""The proof is llama.cpp itself: the same tokens, logits, perplexity and greedy text as transformers."""
+"""Checked against llama.cpp itself: the same tokens, logits, perplexity and greedy text as transformers."""
 
 import itertools
 import json
@@ -142,7 +142,7 @@ def test_a_model_that_llama_cpp_would_compute_differently_is_refused(tiny_model,
         write_gguf(tmp_path / "model.gguf", model, tokenizer, name="test")
 
 
-def test_a_vocabulary_that_does_not_fit_is_refused(tiny, tmp_path):
+def test_a_vocabulary_that_does_not_match_the_embeddings_is_refused(tiny, tmp_path):
     small = GPT2LMHeadModel(GPT2Config(vocab_size=100, n_positions=32, n_embd=32, n_layer=1, n_head=2))
     with pytest.raises(SettingsError, match="The tokenizer has 4096 tokens and the model 100 embeddings"):
         write_gguf(tmp_path / "model.gguf", small, tiny[1], name="test")

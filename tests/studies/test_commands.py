@@ -27,7 +27,7 @@ from tests.studies.recorded_runs import OTHER_TEXT, write_run, write_trials
 
 def workers_of(process):
     with contextlib.suppress(psutil.Error):  # one of them can end meanwhile
-        # recursive: on Windows a program of a virtual environment starts the true Python as its child
+        # recursive: on Windows a program of a virtual environment starts the real Python as its child
         children = psutil.Process(process.pid).children(recursive=True)
         return [child for child in children if "helpers.studies.worker" in child.cmdline()]
     return []

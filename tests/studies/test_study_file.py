@@ -9,7 +9,7 @@ from tests.studies.conftest import refusal
 
 def test_text_is_converted_to_the_type_of_its_setting(tmp_path, cheap_notebook):
     path = tmp_path / "a.yaml"
-    path.write_text(f"vary:\n  learning_rate: [3e-4, 1e-3]\nnotebooks: [{cheap_notebook}]\n")  # text, to YAML
+    path.write_text(f"vary:\n  learning_rate: [3e-4, 1e-3]\nnotebooks: [{cheap_notebook}]\n")  # YAML reads text here
     assert read_study(path).vary["learning_rate"] == [3e-4, 1e-3]
     assert read_study(path).study == "a"
 

@@ -1,6 +1,6 @@
 """Inputs for `explain`: errors that the real libraries raise here, messages printed elsewhere, and healthy text.
 
-Each entry of REAL and of ORDINARY makes one error happen; each text in WRITTEN is one that a CPU cannot make.
+Each entry of REAL and of ORDINARY causes one error; each text in WRITTEN is one that a CPU cannot cause.
 """
 
 import io
@@ -542,7 +542,7 @@ def _validated():
 
 
 HEALTHY = [
-    log(rows_of([3.9, 3.6, 3.4, 3.3])).replace("1.1", "nan", 1),  # fp16's scaler looks for its scale
+    log(rows_of([3.9, 3.6, 3.4, 3.3])).replace("1.1", "nan", 1),  # fp16's GradScaler searches its scale
     "Epoch\tTraining Loss\tValidation Loss\n1\t3.4\t3.3\n2\t3.1\t3.1\n3\t2.9\t3.0",
     "step 0: train loss 4.28, val loss 4.28\nstep 250: train loss 1.95, val loss 2.06\nstep 500: train loss 1.52, "
     "val loss "
@@ -573,7 +573,7 @@ HEALTHY = [
     json.dumps({"log_history": rows_of(FALLING), "vocab_size": 50257}),
     log(_schedule()),
     log(_validated()),
-    log(rows_of([10.83, 9.6, 8.4, 7.6, 7.1, 6.8])),  # from scratch: begins at the guess, and leaves it
+    log(rows_of([10.83, 9.6, 8.4, 7.6, 7.1, 6.8])),  # from scratch: starts at a guess and improves
     log(rows_of([8.31, 8.2, 7.7, 7.1])),
     log(rows_of([3.12, 3.1, 3.12, 3.11, 3.1, 3.11])),  # slow, not stuck: it has a gradient
     log(rows_of([0.02, 0.004, 0.0011])),  # memorised on purpose: small, and not 0

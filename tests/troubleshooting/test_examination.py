@@ -63,7 +63,7 @@ def test_a_model_no_better_than_a_guess_fails_the_forward_pass(tiny_settings, fe
 
 
 def replace_blocks(folder, row):
-    """Replace each split of a run's data by four copies of one row of tokens."""
+    """Replace each split of a run's data with four copies of one row of tokens."""
     from datasets import Dataset, DatasetDict, load_from_disk
 
     rows = Dataset.from_dict({"input_ids": [row] * 4}).with_format("torch")

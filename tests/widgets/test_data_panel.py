@@ -1,4 +1,4 @@
-"""The data panel: what padding wastes, the documents of each part, and a source that is read in the background."""
+"""The data panel: what padding wastes, the documents of each split, and a source that is read in the background."""
 
 import threading
 
@@ -26,7 +26,7 @@ def test_counts_what_padding_wastes():
     assert "padded to 512" in panel.static_html()
 
 
-def test_is_shown_before_its_source_is_read_once(monkeypatch):
+def test_is_shown_before_its_source_is_read_and_reads_it_only_once(monkeypatch):
     is_allowed, calls = threading.Event(), []
 
     def count(settings):

@@ -59,7 +59,7 @@ def test_without_a_card_this_machine_is_its_processor(panel):
     assert "the largest pass that fits this processor" in panel._message.value
 
 
-def test_a_measurement_runs_in_its_own_process_and_improves_the_prediction(panel, monkeypatch):
+def test_a_measurement_runs_in_its_own_process_and_is_used_in_the_prediction(panel, monkeypatch):
     begun, seen = threading.Event(), threading.Event()
 
     def run(command, **_):
