@@ -5,14 +5,14 @@ from helpers.data.packing import IGNORED, check_enough, cut_blocks, training_str
 from helpers.settings import SettingsError
 
 
-def test_prompts_are_left_out_of_the_labels_and_blocks_of_prompts_alone_are_not_kept():
+def test_prompts_have_no_labels_and_blocks_of_only_prompts_are_dropped():
     stream = training_stream(np.arange(10), np.arange(10) < 6)  # six tokens of a prompt, four of a completion
     blocks, rest = cut_blocks(stream, 4)
     assert blocks.tolist() == [[[4, 5, 6, 7]], [[IGNORED, IGNORED, 6, 7]]]
     assert rest.tolist() == [[8, 9], [8, 9]]
 
 
-def test_a_part_of_less_than_a_block_is_refused_with_what_would_help():
+def test_a_split_shorter_than_a_block_is_refused_with_advice():
     check_enough("train", 8, 8)
     with pytest.raises(SettingsError, match=r"The train text has 7 tokens, .* of 8: use more text or a smaller block"):
         check_enough("train", 7, 8)
