@@ -172,7 +172,7 @@ def test_a_missing_run_is_reported():
         read_run_settings("mine")
 
 
-def test_a_run_of_another_version_is_reported_as_such(runs):
+def test_a_run_of_another_version_is_named_as_one(runs):
     (runs / "mine").mkdir(parents=True)
     (runs / "mine/settings.json").write_text('{"settings": {"run": "mine", "future": 3}}')
     with pytest.raises(SettingsError, match="of another version of this course, which has the settings future"):

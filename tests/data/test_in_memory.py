@@ -79,7 +79,7 @@ def test_two_documents_are_too_few():
         split_documents(DatasetDict(train=documents("a", "b")), DataSettings())
 
 
-def test_a_row_of_white_space_is_not_a_document(tmp_path):
+def test_a_row_of_white_space_is_no_document(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "one fox"}\n{"text": " \\n"}\n{"text": ""}\n')
     assert load_documents(DataSettings(source=str(path)))["train"]["text"][:] == ["one fox"]

@@ -54,7 +54,7 @@ def test_tokens_are_estimated_from_the_size_of_the_text(model, tmp_path, english
     assert 0.8 * 50_000 / 5 < tokens < 0.8 * 50_000 / 2
 
 
-def test_the_estimate_for_the_fables_is_close_to_the_count():
+def test_tokens_of_the_fables_are_near_the_count():
     from helpers.data.preparation import prepare
 
     about, _ = training_tokens(TrainingSettings())
@@ -120,7 +120,7 @@ def test_tokens_are_estimated_for_every_kind_of_file(tmp_path, name, factor, eng
     assert source.startswith("about")
 
 
-def test_all_tokens_of_a_sources_own_training_split_count(tmp_path, english):
+def test_tokens_of_a_sources_own_training_part_are_all_kept(tmp_path, english):
     for name in ("train.txt", "test.txt"):
         (tmp_path / name).write_text("x" * 43_000)
     assert training_tokens(gpt2(source=str(tmp_path)))[0] == 9000, "only the validation part is drawn from it"

@@ -90,7 +90,7 @@ def test_staged_documents_come_back_batch_by_batch_with_their_tokens(staging, mo
     assert sum(n_tokens for _, n_tokens in reports) == staging.n_tokens.sum()
 
 
-def test_a_budget_takes_complete_documents_and_at_least_one(staging):
+def test_a_budget_takes_whole_documents_and_at_least_one(staging):
     assert staging.add(["", "one fox", "", *["one fox"] * 9, ""], "", budget=1, on_batch=lambda *_: None)
     staging.finish()
     assert len(staging.n_tokens) == 1

@@ -371,6 +371,6 @@ def test_a_wheel_tag_is_normalised(text):
 
 
 @pytest.mark.parametrize("text", ["12.6", "cuda", "cu126; rm", "latest"])
-def test_an_invalid_wheel_tag_is_refused(text):
+def test_what_is_no_tag_is_refused(text):
     with pytest.raises(InstallError, match="There is no PyTorch wheel"):
         tag_named(text)

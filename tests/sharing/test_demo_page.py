@@ -77,7 +77,7 @@ def test_a_model_too_large_for_a_page_is_refused_before_it_is_exported(run, tmp_
     assert not (tmp_path / "web").exists()
 
 
-def test_an_unusable_folder_gives_one_sentence(run, exported, tmp_path):
+def test_a_folder_that_cannot_be_written_to_is_one_sentence(run, exported, tmp_path):
     (tmp_path / "file").write_text("")
     result = call("demo", run, "--static", str(tmp_path / "file" / "page"))
     assert (result.exit_code, result.output.count("\n")) == (1, 1)

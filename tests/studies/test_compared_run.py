@@ -34,7 +34,7 @@ def test_a_damaged_file_is_reported_and_the_other_runs_are_still_compared(runs, 
     assert any(note.startswith(f"a, damaged: {runs / 'a' / name} is damaged (") for note in table.notes)
 
 
-def test_a_setting_missing_from_an_older_run_counts_as_its_default(runs):
+def test_a_setting_that_is_newer_than_a_run_does_not_differ_from_its_default(runs):
     write_run(runs / "old")
     write_run(runs / "new", settings={"adam_beta2": 0.999})
     write_run(runs / "other", settings={"weight_decay": 0.5})

@@ -41,7 +41,7 @@ def test_the_driver_and_a_desktop_have_their_part():
     assert find_card("4070 Ti").usable_bytes == 11 * GIB
 
 
-def test_a_card_without_bf16_uses_fp16_and_only_emulates_bf16():
+def test_a_card_without_bf16_takes_fp16_and_only_imitates_bf16():
     t4 = find_card("Tesla T4")
     assert (t4.precision("auto"), t4.precision("no")) == ("fp16", "no")
     assert t4.tflops("bf16") == t4.tflops("no") < t4.tflops("fp16")

@@ -89,7 +89,7 @@ def test_a_finished_run_is_opened_and_not_trained_again(tiny_run, tiny_settings)
     assert (tiny_run.model_folder / "model.safetensors").stat().st_mtime_ns == before
 
 
-def test_a_damaged_model_is_rebuilt_from_the_last_checkpoint(tiny_run, tiny_settings):
+def test_a_model_that_is_gone_or_cut_short_is_made_again_from_the_last_checkpoint(tiny_run, tiny_settings):
     before = weights(tiny_run.model_folder)
     (tiny_run.model_folder / "model.safetensors").write_bytes(b"cut short")
     with pytest.warns(UserWarning, match="The model of run 'tiny' is missing or damaged: made again"):
@@ -134,13 +134,13 @@ def test_a_run_is_never_overwritten_with_other_settings(tiny_run, tiny_settings)
     assert same_weights(before, weights(tiny_run.model_folder))
 
 
-def test_other_settings_are_refused_before_waiting_for_the_lock(tiny_run, tiny_settings, monkeypatch):
+def test_other_settings_are_refused_before_the_wait_for_who_trains_the_run(tiny_run, tiny_settings, monkeypatch):
     monkeypatch.setattr(training.processes, "run_lock", lambda folder: pytest.fail("it waits"))
     with pytest.raises(SettingsError, match="another run name"):
         fine_tune(tiny_settings.model_copy(update={"learning_rate": 2e-3}))
 
 
-def test_accumulated_passes_have_the_first_loss_of_one_batch(tiny_run, tiny_settings):
+def test_accumulated_passes_train_like_one_batch(tiny_run, tiny_settings):
     halves = {"run": "halves", "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
     first_loss = fine_tune(tiny_settings.model_copy(update=halves)).history[0]["loss"]
     assert first_loss == pytest.approx(tiny_run.history[0]["loss"], abs=0.05), "only the dropout differs"

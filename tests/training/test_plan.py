@@ -254,7 +254,7 @@ def test_on_a_cpu_time_uses_its_measured_speed_and_memory_includes_the_process(m
     assert longest > operations / peak, "no faster than the matrix products alone"
 
 
-def test_on_a_gpu_the_prediction_is_the_plan(monkeypatch):
+def test_on_a_card_the_prediction_is_the_plan(monkeypatch):
     card = find_card("RTX 4070 Ti")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr("helpers.training.devices.card_of_this_machine", lambda: card)

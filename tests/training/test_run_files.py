@@ -79,7 +79,7 @@ def test_a_checkpoint_that_is_damaged_in_the_middle_is_skipped(tiny_run, name, d
         assert last_complete_checkpoint(newest.parent) == older
 
 
-def test_a_folder_with_another_name_is_not_a_checkpoint(tiny_run):
+def test_a_folder_with_another_name_is_no_checkpoint(tiny_run):
     folder = tiny_run.folder / "checkpoints"
     newest = last_complete_checkpoint(folder)
     shutil.copytree(newest, folder / f"{newest.name} copy")

@@ -13,7 +13,7 @@ GPT2 = GPT2Shape(12, 768, 12)
 
 
 @pytest.mark.parametrize("name", ["distilgpt2", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "pocket"])
-def test_parameters_match_the_model(name):
+def test_parameters_are_those_of_the_model(name):
     shape = read_shape(name)
     with torch.device("meta"):
         model = GPT2LMHeadModel(config_of(shape))
@@ -34,7 +34,7 @@ class TestReadShape:
         assert read_shape("pocket") == read_shape(str(POCKET))
         assert (read_shape("pocket").n_layer, read_shape("pocket").vocab_size) == (4, 4096)
 
-    def test_values_missing_from_a_folder_are_gpt2s(self, tmp_path):
+    def test_what_a_folder_leaves_out_is_gpt2s_own(self, tmp_path):
         (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2", "n_layer": 3}))
         assert read_shape(str(tmp_path)) == GPT2._replace(n_layer=3)
 

@@ -88,7 +88,7 @@ def test_chat_data_in_every_common_form_become_documents(tmp_path, form, name):
         assert next(iter(texts)).strip() == ANSWER, "text_column takes that column alone"
 
 
-def test_an_end_of_text_marker_inside_a_message_is_removed():
+def test_a_marker_of_the_end_inside_a_message_is_no_end():
     chat = render_chat([CHAT[1], {"role": "assistant", "content": "The<|endoftext|>fox."}])
     assert chat.segments[-1] == (" The fox.", False)
 

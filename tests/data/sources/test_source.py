@@ -92,7 +92,7 @@ def test_files_named_as_parts_are_the_sources_own_split(tmp_path):
         texts(tmp_path, source_split="extra")
 
 
-def test_a_split_in_one_text_file_is_cut_at_blank_lines_like_a_file(tmp_path):
+def test_a_part_in_one_text_file_is_split_at_blank_lines_as_a_file_is(tmp_path):
     (tmp_path / "train.txt").write_text("one\n\ntwo")
     assert texts(tmp_path) == ["one", "two"], "a folder with one file is that file"
     (tmp_path / "test.txt").write_text("three\n\nfour")
