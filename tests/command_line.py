@@ -6,5 +6,5 @@ from helpers.__main__ import main
 
 
 def call(*arguments, **options):
-    """Call it and return what click's runner saw; `options` are those of the runner, such as its `input`."""
+    """Call it and return the result of click's runner; `options` are for the runner, such as `input`."""
     return CliRunner().invoke(main, list(map(str, arguments)), **options)

@@ -17,12 +17,12 @@ from helpers.course import without_address_grammar
 from helpers.paths import NOTEBOOKS
 from helpers.settings import EvaluationSettings, TrainingSettings
 
-with without_address_grammar():  # whatever else imports it later finds it imported
+with without_address_grammar():  # later imports reuse it
     import nbformat
 
 
 def pytest_configure(config):
-    """On a card only report warnings: its drivers and its versions of the libraries have some of their own."""
+    """On a GPU machine only report warnings: its drivers and library versions raise some of their own."""
     if config.option.markexpr == "gpu":
         config.addinivalue_line("filterwarnings", "default")
 
@@ -31,7 +31,7 @@ LONGEST = ("tests/troubleshooting/test_notebook.py", "tests/test_true_size.py", 
 
 
 def pytest_collection_modifyitems(items):
-    """Begin with what takes longest: at the end one worker would run it alone."""
+    """Run the longest tests first: at the end one worker would run them alone."""
     items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
 
 
@@ -44,14 +44,14 @@ def runs(tmp_path, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def plans_without_triton(request, monkeypatch):
-    """Predict the same memory whether or not Triton is installed here, but on a card what is true there."""
+    """Predict the same memory with or without Triton here; tests on a GPU keep the real answer."""
     if not request.node.get_closest_marker("gpu"):
         monkeypatch.setattr("helpers.training.memory.has_triton", lambda: False)
 
 
 @pytest.fixture(autouse=True)
 def closed_pictures():
-    """Close what a test has drawn: matplotlib warns of the twenty-first open picture of a process."""
+    """Close the pictures of a test: matplotlib warns about the twenty-first open one."""
     yield
     if pyplot := sys.modules.get("matplotlib.pyplot"):
         pyplot.close("all")
@@ -59,7 +59,7 @@ def closed_pictures():
 
 @pytest.fixture(autouse=True, scope="module")
 def frozen_libraries():
-    """Keep what is loaded out of garbage collection: each training collects, which takes 0.4 s with all of torch."""
+    """Exclude loaded modules from garbage collection: each training run collects, which takes 0.4 s with torch."""
     gc.collect()
     gc.freeze()
 
@@ -82,7 +82,7 @@ def tiny_model(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny(tiny_model):
-    """Return that model and its tokenizer, ready to be asked; tests that change a model load their own."""
+    """Return that model in evaluation mode and its tokenizer; tests that change a model load their own."""
     from helpers.model import load_model, load_tokenizer
 
     return load_model(str(tiny_model)).eval(), load_tokenizer(str(tiny_model))
@@ -90,7 +90,7 @@ def tiny(tiny_model):
 
 @pytest.fixture(scope="session")
 def model():
-    """Return the pocket model, ready to be asked; tests that change a model load their own."""
+    """Return the pocket model in evaluation mode; tests that change a model load their own."""
     from helpers.model import load_model
 
     return load_model("pocket").eval()
@@ -106,24 +106,24 @@ def tokenizer():
 
 @pytest.fixture(scope="session")
 def sampling_settings() -> EvaluationSettings:
-    """Return settings with which the pocket model continues a fable by one short sample."""
+    """Return settings for one short sample of a fable from the pocket model."""
     return EvaluationSettings(prompt="The Fox and the", max_new_tokens=30, num_return_sequences=1)
 
 
 class FakeCard:
-    """A GPU that computes nothing: a model on it is in main memory all the same.
+    """A GPU that computes nothing: models on it stay in main memory.
 
     Attributes:
         present: ids of the models that are on it now.
-        most: the most of them that were there at once.
-        n_visits: how often one came.
+        most: the highest number of models on it at once.
+        n_visits: how many times a model was moved to it.
     """
 
     def __init__(self) -> None:
         self.present, self.most, self.n_visits = set(), 0, 0
 
     def move(self, model, target):
-        """Note that a model goes to a device."""
+        """Record that a model moves to a device."""
         if str(target) == "cpu":
             self.present.discard(id(model))
         elif id(model) not in self.present:
@@ -135,7 +135,7 @@ class FakeCard:
 
 @pytest.fixture
 def fake_card(monkeypatch) -> FakeCard:
-    """Let `helpers.model.device` find a GPU, and return it."""
+    """Make `helpers.model.device` find a fake GPU, and return that GPU."""
     import torch
     from transformers import GPT2LMHeadModel
 
@@ -158,7 +158,7 @@ def text_file(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_settings(tiny_model, text_file) -> TrainingSettings:
-    """Return settings of a training that takes a second."""
+    """Return the settings of a training run that takes a second."""
     return TrainingSettings(
         run="tiny",
         model_name_or_path=str(tiny_model),
@@ -177,7 +177,7 @@ def tiny_settings(tiny_model, text_file) -> TrainingSettings:
 
 @pytest.fixture
 def write_notebook(tmp_path):
-    """Return a function that writes a notebook: its name, the tagged cell, the cells after it; it returns the path."""
+    """Return a function that writes a notebook from a name, a parameters cell and other cells; it returns the path."""
 
     def write(name, parameters, *cells) -> Path:
         tagged = nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})
@@ -199,7 +199,7 @@ def training_notebook(write_notebook):
 
 @pytest.fixture(scope="session")
 def notebook_until(tmp_path_factory):
-    """Return a function that writes a notebook up to the cell with some words: what comes after would take time."""
+    """Return a function that writes a notebook up to the cell that contains some words, to save time."""
 
     def cut(name, words) -> Path:
         nb = json.loads((NOTEBOOKS / name).read_text(encoding="utf-8"))
@@ -219,7 +219,7 @@ def notebook_03_until_trained(notebook_until) -> Path:
 
 @pytest.fixture(scope="session")
 def trained_runs(tiny_settings, tmp_path_factory) -> Path:
-    """Return a folder of runs in which a run of the tiny model is finished; it is trained once."""
+    """Return a folder with one finished run of the tiny model, which is trained once."""
     from helpers.training.fine_tuning import fine_tune
 
     folder = tmp_path_factory.mktemp("trained") / "runs"
@@ -231,7 +231,7 @@ def trained_runs(tiny_settings, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def tiny_run(trained_runs, runs):
-    """Return a finished run of the tiny model, which a test may change: it is a copy."""
+    """Return a copy of the finished run of the tiny model, which a test can change."""
     from helpers.training.finished_run import open_run
 
     shutil.copytree(trained_runs, runs, dirs_exist_ok=True)

@@ -1,4 +1,4 @@
-"""Processes that begin with the libraries of training imported: in a new Python that takes 8 s of processor time."""
+"""Processes that start with the training libraries imported: a new Python takes 8 s of processor time for that."""
 
 import multiprocessing
 import os
@@ -11,9 +11,9 @@ _PRELOADED = ["helpers.__main__", "helpers.training.fine_tuning", "transformers.
 
 
 def start_forked(function, *arguments, output, **env):
-    """Start a function in a fork of a process that has done nothing but import; what it prints is in `output`.
+    """Start a function in a fork of a process that has only imported; its output goes to the file `output`.
 
-    It has this process's environment, with the changes in `env`. On Windows, which cannot fork, it imports anew.
+    It has this process's environment, with the changes in `env`. On Windows, which cannot fork, it imports again.
     """
     is_windows = sys.platform == "win32"
     forks = multiprocessing.get_context("spawn" if is_windows else "forkserver")
@@ -36,7 +36,7 @@ def _run(function, arguments, output, env):
 
 
 def train_forked(settings, runs, **env):
-    """Start the command `train` with these settings; what it prints is beside the runs."""
+    """Start the command `train` with these settings; its output is next to the runs."""
     values = [part for name, value in settings.model_dump().items() for part in ("-p", name, str(value))]
     output = runs.with_name(f"train-{env.get('RANK', '')}.txt")
     return start_forked(call_command, "train", *values, output=output, COURSE_RUNS=str(runs), **env)

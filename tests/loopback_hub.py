@@ -1,4 +1,4 @@
-"""A server on this machine that answers the real clients as the Hub does, and as it does on bad days."""
+"""A server on this machine that answers the real clients as the Hub does, including its failures."""
 
 import base64
 import functools
@@ -26,18 +26,18 @@ def loopback_hub(
     dropped: Collection[str] = (),
     uploads: "Uploads | None" = None,
 ) -> Iterator[str]:
-    """Serve the files of some repositories; give the address, which goes into HF_ENDPOINT.
+    """Serve the files of some repositories; yield the address, which goes into HF_ENDPOINT.
 
     Args:
         repositories: their files.
         gated: repositories that ask for a login.
-        dropped: repositories whose Parquet files break off in the middle.
-        uploads: takes what is uploaded; without it nothing can be.
+        dropped: repositories whose Parquet downloads break off halfway.
+        uploads: receives uploads; without it nothing can be uploaded.
     """
     state = {"repositories": repositories, "gated": gated, "dropped": dropped, "uploads": uploads}
     kind = type("Hub", (_Hub,), state)
     server = ThreadingHTTPServer(("127.0.0.1", 0), kind)
-    thread = threading.Thread(target=server.serve_forever, args=[0.02])  # seconds until it notices its end
+    thread = threading.Thread(target=server.serve_forever, args=[0.02])  # seconds until it notices a shutdown
     thread.start()
     try:
         yield f"http://127.0.0.1:{server.server_port}"
@@ -54,8 +54,8 @@ class Uploads:
     Attributes:
         folder: where the files of new repositories are kept.
         token: the only one that is accepted.
-        owner: the account; it may write nowhere else.
-        drops: connections that break while a large file is being sent.
+        owner: the account; it can write nowhere else.
+        drops: how many connections break while a large file is being sent.
         received: hash of a large file -> its content, complete ones only.
         commits: message of each commit -> the paths in it.
     """
@@ -97,7 +97,7 @@ class _Hub(BaseHTTPRequestHandler):
         return self.answer(paths=json.loads(body).get("paths", []))
 
     def do_PUT(self):
-        """Take a large file, whose hash is the last part of the path; or break off in its middle."""
+        """Receive a large file, whose hash is the last part of the path, or break off halfway."""
         if self.uploads.drops:
             self.uploads.drops -= 1
             self.rfile.read(1)
@@ -113,10 +113,10 @@ class _Hub(BaseHTTPRequestHandler):
         return self.reply({})
 
     def take(self, path, lines):
-        """Do a step of an upload: make a repository, sort its files, tell which large ones are missing, commit."""
+        """Do a step of an upload: create a repository, classify files, list missing large ones, or commit."""
         if not self.is_known:
             return self.reply({}, b'{"error": "Invalid username or password."}', status=401)
-        if path == "/api/validate-yaml":  # the head of a card
+        if path == "/api/validate-yaml":  # the metadata of a model card
             return self.reply_json({"warnings": [], "errors": []})
         if path == "/api/repos/create":
             owner, name = lines[0].get("organization", self.uploads.owner), lines[0]["name"]
@@ -138,7 +138,7 @@ class _Hub(BaseHTTPRequestHandler):
         return self.commit(self.uploads.folder / path.split("/")[4], lines)
 
     def commit(self, repository, lines):
-        """Keep what a commit holds."""
+        """Store the files of a commit."""
         for line in lines[1:]:
             value = line["value"]
             path = repository / value["path"]
@@ -161,7 +161,7 @@ class _Hub(BaseHTTPRequestHandler):
         self.reply({"Content-Type": "application/json"}, json.dumps(value).encode(), status=status)
 
     def answer(self, *, paths=()):
-        """Find the repository and what is wanted of it."""
+        """Find the repository and answer the request."""
         if self.uploads is not None:
             if not self.is_known:
                 return self.reply({}, b'{"error": "Invalid username or password."}', status=401)
@@ -192,7 +192,7 @@ class _Hub(BaseHTTPRequestHandler):
         if self.command != "HEAD" and is_cut and file.suffix == ".parquet":
             self.wfile.write(file.read_bytes()[: file.stat().st_size // 2])
         elif self.command != "HEAD":
-            with file.open("rb") as opened:  # a model of 500 MB is not held in memory
+            with file.open("rb") as opened:  # not a model of 500 MB in memory
                 shutil.copyfileobj(opened, self.wfile)
 
     def reply(self, headers, body=b"", *, status=200):
@@ -208,11 +208,11 @@ class _Hub(BaseHTTPRequestHandler):
         self.close_connection = True
 
     def log_message(self, *_):
-        """Say nothing."""
+        """Log nothing."""
 
 
 def describe(repository, files, rest, paths):
-    """Return what the Hub's API says of a repository, of its tree, or of some of its files."""
+    """Return the answer of the Hub's API about a repository, its tree, or some of its files."""
     if rest[0] in ("tree", "paths-info"):
         below = "/".join(part for part in rest[2:] if part)
         entries = [

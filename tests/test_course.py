@@ -28,7 +28,7 @@ def outputs(run, name):
     return [output for cell in nb.cells for output in cell.get("outputs", [])]
 
 
-def test_a_wheel_without_notebooks_says_what_it_lacks(monkeypatch, tmp_path):
+def test_an_installed_wheel_says_that_it_has_no_notebooks(monkeypatch, tmp_path):
     monkeypatch.setattr(course, "NOTEBOOKS", tmp_path / "notebooks")
     for ask in (course.all_notebooks, lambda: find_notebook("03")):
         with pytest.raises(CourseError, match=r"an installed wheel has none\. Run this in a clone"):
@@ -44,7 +44,7 @@ def test_each_notebook_gets_the_parameters_it_declares(write_notebook):
     assert report == run_folder("mine") / "notebooks" / "report.html"
 
 
-def test_a_parameter_that_no_notebook_has_stops_before_anything_runs(write_notebook):
+def test_an_unknown_parameter_is_refused_before_anything_runs(write_notebook):
     first = write_notebook("01_a.ipynb", 'run = "x"\nstride = 8')
     with pytest.raises(SettingsError, match=r"parameter 'strid'; did you mean 'stride'\?"):
         run_course([first], run="mine", parameters={"strid": 1})
@@ -53,13 +53,11 @@ def test_a_parameter_that_no_notebook_has_stops_before_anything_runs(write_noteb
 
 @pytest.fixture
 def without_execution(monkeypatch):
-    """Let notebooks not be executed: each starts a kernel."""
+    """Do not execute notebooks, as each starts a kernel."""
     monkeypatch.setattr(course, "_execute", lambda *_, **__: None)
 
 
-def test_a_training_text_that_would_measure_forgetting_too_stops_before_anything_runs(
-    write_notebook, without_execution
-):
+def test_measuring_forgetting_on_the_training_text_is_refused_before_anything_runs(write_notebook, without_execution):
     training = write_notebook("03_a.ipynb", 'run = "x"\nsource = "fables"')
     evaluation = write_notebook("04_b.ipynb", 'run = "x"\ngeneral_source = "python-reference"')
     asked = {"source": "python-reference"}
@@ -70,7 +68,7 @@ def test_a_training_text_that_would_measure_forgetting_too_stops_before_anything
     run_course([training], run="mine", parameters=asked)
 
 
-def test_a_run_that_the_evaluation_would_train_is_named_before_it_does(write_notebook, without_execution):
+def test_evaluating_an_unknown_run_warns_before_it_is_trained(write_notebook, without_execution):
     evaluation = write_notebook("04_b.ipynb", 'run = "x"\ngeneral_source = "python-reference"')
     run_folder("mine").mkdir(parents=True)
     write_json(run_folder("mine") / "settings.json", {})
@@ -94,7 +92,7 @@ def test_a_failing_cell_leaves_the_executed_notebook_and_the_report(write_notebo
 
 
 @pytest.mark.parametrize(("seconds", "least", "most"), [(0, 40, 100), (3600, 1, 4)], ids=["at each change", "seldom"])
-def test_a_notebook_is_saved_now_and_then_and_completely_at_its_end(write_notebook, monkeypatch, seconds, least, most):
+def test_a_notebook_is_saved_at_intervals_and_completely_at_its_end(write_notebook, monkeypatch, seconds, least, most):
     from papermill import engines
 
     saved = []
@@ -110,7 +108,7 @@ def test_a_notebook_is_saved_now_and_then_and_completely_at_its_end(write_notebo
     assert error.ename == "ZeroDivisionError"
 
 
-def test_an_error_of_many_lines_is_told_on_one(write_notebook):
+def test_a_multi_line_error_is_shown_on_one_line(write_notebook):
     bad = write_notebook("01_a.ipynb", 'run = "x"', "raise ValueError('one\\n  \\x1b[1mtwo\\x1b[0m')")
     with pytest.raises(CourseError, match=r"ValueError: one two\. The executed notebook") as error:
         run_course([bad], run="mine", parameters={})
@@ -136,7 +134,7 @@ def test_the_kernel_is_this_python_and_ends_with_its_notebook(write_notebook, tm
     assert not Path(folder).exists()
 
 
-def test_a_kernel_that_dies_is_one_sentence(write_notebook):
+def test_a_kernel_that_dies_is_reported(write_notebook):
     bad = write_notebook("01_a.ipynb", 'run = "x"', "import os; os._exit(1)")
     with pytest.raises(CourseError, match="lost its kernel"):
         run_course([bad], run="mine", parameters={})
@@ -144,7 +142,7 @@ def test_a_kernel_that_dies_is_one_sentence(write_notebook):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends an interrupt as Linux does")
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupt_leaves_what_was_done_and_lets_the_cell_save(write_notebook, runs, tmp_path, number, exit_code):
+def test_an_interrupt_keeps_finished_work_and_lets_the_cell_save(write_notebook, runs, tmp_path, number, exit_code):
     begun, saved = tmp_path / "begun", tmp_path / "saved"
     saving = (
         f"import pathlib, time\ntry:\n    pathlib.Path({str(begun)!r}).touch()\n    time.sleep(120)\n"
@@ -157,7 +155,7 @@ def test_an_interrupt_leaves_what_was_done_and_lets_the_cell_save(write_notebook
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background ignore it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background test run ignores it
     )
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline and not begun.exists():
@@ -172,7 +170,7 @@ def test_an_interrupt_leaves_what_was_done_and_lets_the_cell_save(write_notebook
     assert (runs / "mine/notebooks/report.html").exists()
 
 
-def test_on_windows_the_terminals_ctrl_c_does_not_reach_the_kernel_itself(monkeypatch):
+def test_on_windows_ctrl_c_does_not_reach_the_kernel_directly(monkeypatch):
     given = {}
 
     async def start_kernel(self, **how):
@@ -196,7 +194,7 @@ def test_the_report_is_one_page_that_needs_no_network_and_escapes_text(write_not
     assert write_report("mine").read_text(encoding="utf-8") == report
 
 
-def test_blocks_without_the_address_grammar_may_overlap(monkeypatch):
+def test_blocks_without_the_address_grammar_can_be_nested(monkeypatch):
     monkeypatch.delitem(sys.modules, "rfc3987_syntax", raising=False)
     with course.without_address_grammar(), course.without_address_grammar():
         assert sys.modules["rfc3987_syntax"] is None
@@ -204,7 +202,7 @@ def test_blocks_without_the_address_grammar_may_overlap(monkeypatch):
 
 
 @pytest.mark.parametrize("content", ["", '{"cells": [', '{"a": 1}', "[]"])
-def test_a_file_that_is_no_notebook_is_one_sentence(tmp_path, content):
+def test_an_invalid_notebook_file_is_refused_by_name(tmp_path, content):
     (tmp_path / "mine.ipynb").write_text(content)
     with pytest.raises(SettingsError, match=r"mine\.ipynb cannot be read as a notebook \("):
         declared_parameters(tmp_path / "mine.ipynb")
@@ -215,7 +213,7 @@ def test_a_notebook_is_found_by_its_number_or_name(name):
     assert find_notebook(name).stem == "03_fine_tuning"
 
 
-def test_an_unknown_notebook_is_answered_with_the_nearest():
+def test_an_unknown_notebook_gets_a_suggestion():
     with pytest.raises(SettingsError, match="did you mean '03_fine_tuning'"):
         find_notebook("fine_tunning")
 
@@ -225,7 +223,7 @@ def test_the_course_has_five_notebooks_in_order():
     assert find_notebook("06") == course.all_notebooks()[-1]
 
 
-def test_papermill_is_imported_without_the_grammar_that_takes_seconds():
+def test_papermill_is_imported_without_the_slow_grammar():
     source = (
         "import sys; from helpers.course import declared_parameters, find_notebook\n"
         "print('run' in declared_parameters(find_notebook('02')), 'rfc3987_syntax' in sys.modules)"
@@ -234,7 +232,7 @@ def test_papermill_is_imported_without_the_grammar_that_takes_seconds():
     assert child.stdout == "True False\n", child.stderr
 
 
-def test_a_kernel_that_is_shut_down_while_it_answers_says_nothing(write_notebook, capfd):
+def test_shutting_down_a_busy_kernel_prints_no_traceback(write_notebook, capfd):
     slow = write_notebook(
         "01_a.ipynb",
         'run = "x"',
@@ -251,7 +249,7 @@ def test_a_kernel_that_is_shut_down_while_it_answers_says_nothing(write_notebook
 
 
 class Bar:
-    """A progress bar that remembers what was drawn behind it."""
+    """A progress bar that records the text drawn after it."""
 
     def __init__(self, *, is_terminal):
         self.fp, self.drawn, self.is_seen = SimpleNamespace(isatty=lambda: is_terminal), [], threading.Event()
@@ -261,7 +259,7 @@ class Bar:
         self.is_seen.set()
 
 
-def test_the_bar_of_a_cell_that_trains_shows_the_step(runs, monkeypatch):
+def test_the_progress_bar_of_a_training_cell_shows_the_step(runs, monkeypatch):
     monkeypatch.setattr(course, "_SECONDS_BETWEEN_DRAWINGS", 0.001)
     (runs / "mine").mkdir(parents=True)
     rows = [{"step": 10, "loss": 3.5, "epoch": 0.1}, {"step": 10, "eval_loss": 3.4, "epoch": 0.1}]
@@ -273,7 +271,7 @@ def test_the_bar_of_a_cell_that_trains_shows_the_step(runs, monkeypatch):
     assert not any(thread.name == "bar" for thread in threading.enumerate())
 
 
-def test_a_bar_in_a_file_is_not_redrawn(runs, monkeypatch):
+def test_a_progress_bar_outside_a_terminal_is_not_redrawn(runs, monkeypatch):
     monkeypatch.setattr(course, "_SECONDS_BETWEEN_DRAWINGS", 0.001)
     for bar in (Bar(is_terminal=False), None):
         with course._redrawn(bar, runs / "mine"):
@@ -302,7 +300,7 @@ def test_plain_papermill_runs_a_notebook_from_any_folder(tmp_path, monkeypatch, 
     assert '"block_size": 64' in (runs / "mine/data/data.json").read_text()
 
 
-def test_plain_papermill_stops_at_a_parameter_that_no_setting_has(tmp_path, monkeypatch, write_notebook):
+def test_plain_papermill_stops_at_an_unknown_parameter(tmp_path, monkeypatch, write_notebook):
     monkeypatch.chdir(tmp_path)
     result = papermill(write_notebook("a.ipynb", 'run = "x"', PREPARE), "out.ipynb", "-p", "blok_size", "64")
     assert result.exit_code != 0

@@ -28,7 +28,7 @@ from helpers.display import (
         (SimpleNamespace(kernel=SimpleNamespace(_allow_stdin=False)), False),  # papermill or nbmake
     ],
 )
-def test_a_progress_bar_is_for_those_who_watch(monkeypatch, capsys, shell, is_shown):
+def test_a_progress_bar_is_shown_only_in_interactive_sessions(monkeypatch, capsys, shell, is_shown):
     monkeypatch.setattr("IPython.get_ipython", lambda: shell)
     monkeypatch.setattr(display, "QUIET_SECONDS", 0)
     with progress_bar(2, unit="token", leave=True) as bar:
@@ -37,7 +37,7 @@ def test_a_progress_bar_is_for_those_who_watch(monkeypatch, capsys, shell, is_sh
     assert ("2/2" in capsys.readouterr().err) is is_shown
 
 
-def test_what_is_told_to_a_terminal_is_in_no_file(capsys, monkeypatch):
+def test_tell_terminal_prints_only_to_a_terminal(capsys, monkeypatch):
     tell_terminal("Reading ...")
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
@@ -45,7 +45,7 @@ def test_what_is_told_to_a_terminal_is_in_no_file(capsys, monkeypatch):
     assert capsys.readouterr() == ("", "Reading a  ...\n")
 
 
-def test_a_bar_is_complete_at_its_end_unless_an_error_ended_it(monkeypatch):
+def test_a_progress_bar_ends_complete_unless_an_error_ended_it(monkeypatch):
     ends = []
     monkeypatch.setattr(
         "tqdm.auto.tqdm",
@@ -56,12 +56,12 @@ def test_a_bar_is_complete_at_its_end_unless_an_error_ended_it(monkeypatch):
     with pytest.raises(ValueError, match="broken"), progress_bar(5, unit="step") as bar:
         bar.update(2)
         raise ValueError("broken")
-    assert ends[0] == (4, 4), "a notebook keeps a bar below its total, in red"
+    assert ends[0] == (4, 4), "a notebook shows a bar below its total in red"
     assert (2, 5) in ends
 
 
 @pytest.mark.parametrize("leave", [False, True])
-def test_the_widget_of_a_bar_is_hidden_and_not_closed_so_that_a_page_loaded_again_finds_it(monkeypatch, leave):
+def test_the_widget_of_a_bar_is_hidden_instead_of_closed_so_that_a_reloaded_page_finds_it(monkeypatch, leave):
     widget = SimpleNamespace(layout=SimpleNamespace(display="flex"))
     closed = []
     bar_type = type(
@@ -74,29 +74,29 @@ def test_the_widget_of_a_bar_is_hidden_and_not_closed_so_that_a_page_loaded_agai
     assert (widget.layout.display == "none") is not leave
 
 
-def test_all_text_is_escaped():
+def test_text_in_a_table_is_escaped():
     shown = html_table(["<a>"], [["<b>"]], caption="<c>")
     assert not any(tag in shown for tag in ("<a>", "<b>", "<c>"))
     assert all(f"&lt;{name}&gt;" in shown for name in "abc")
 
 
-def test_the_caption_is_where_a_wide_table_begins():
+def test_the_caption_is_left_aligned():
     assert "<caption style='text-align:left'>all runs</caption>" in html_table([], [], caption="all runs")
 
 
-def test_numbers_stand_on_the_right_and_text_on_the_left():
+def test_numbers_are_right_aligned_and_text_is_left_aligned():
     shown = html_table([], [[1234, 0.123456, None, True, "0.5"]])
     cells = [cell.partition("</td>")[0] for cell in shown.split("<td")[1:]]
     assert [cell.rpartition(">")[2] for cell in cells] == ["1,234", "0.1235", "", "True", "0.5"]
     assert ["right" in cell for cell in cells] == [True, True, False, False, False]
 
 
-def test_a_narrow_page_leaves_short_text_whole_and_long_text_some_letters():
+def test_short_text_keeps_its_width_and_long_text_a_minimum_width():
     shown = html_table([], [["samples", "a text of many words", Html("<b>bold</b>")]])
     assert [cell.partition("ch")[0] for cell in shown.split("min-width:")[1:]] == ["7", "16"]
 
 
-def test_html_is_taken_as_it_is_and_everything_else_is_escaped():
+def test_html_is_kept_and_everything_else_is_escaped():
     table = html_table([], [[Html("<b>bold</b>"), "<b>text</b>"]])
     assert "<b>bold</b>" in table
     assert "&lt;b&gt;text&lt;/b&gt;" in table
@@ -110,12 +110,12 @@ class _Result(PlainTextMixin):
         return "<p><b>3 &lt; 5</b></p><details><summary>all</summary>0, 1, 2</details><ul><li>a note</li></ul>"
 
 
-def test_a_result_without_html_is_its_words_and_not_its_fields():
+def test_a_result_as_text_shows_its_words_instead_of_its_fields():
     assert pretty(_Result(range(3))) == str(_Result(range(3))) == "3 < 5\na note"
     assert repr(_Result(range(3))) == "_Result(values=range(0, 3))"
 
 
-def test_everything_that_a_notebook_shows_as_html_has_a_text_too():
+def test_every_class_with_html_also_has_plain_text():
     package = Path(display.__file__).parent
     classes = [
         node
@@ -128,7 +128,7 @@ def test_everything_that_a_notebook_shows_as_html_has_a_text_too():
     assert [name for name, of_class in bases.items() if "PlainTextMixin" not in of_class] == []
 
 
-def test_a_table_as_text_is_aligned_and_a_wide_one_has_a_line_for_each_cell():
+def test_a_text_table_is_aligned_and_a_wide_one_has_a_line_per_cell():
     long = "a" * 121
     table = html_table(["error", "instead"], [["<b>", 1234], [None, "two\nlines"]], caption="Repairs")
     assert html_text(table) == "Repairs\nerror  instead\n<b>    1,234\n       two lines"
@@ -138,11 +138,11 @@ def test_a_table_as_text_is_aligned_and_a_wide_one_has_a_line_for_each_cell():
     assert html_text(html_table([], [["text", long]])) == f"text  {long}"
 
 
-def test_the_text_of_a_page_has_brackets_for_marks_and_no_control_characters():
+def test_plain_text_puts_marks_in_brackets_and_drops_control_characters():
     assert html_text("<p>read <mark style='x'>and\ncopied</mark>, \x1b[31mred</p>") == "read [and\ncopied], red"
 
 
-def test_the_time_that_was_predicted_stands_beside_that_of_the_steps():
+def test_the_predicted_time_is_next_to_the_time_of_the_steps():
     facts = {"steps": 100, "step_seconds": 3.0, "seconds": 900.0, "peak_bytes": 2**30}
     steps, run, memory = predicted_and_measured(facts | {"predicted": {"seconds": [240.0, 360.0], "peak_bytes": None}})
     assert steps == ("time of the steps", "240 s to 360 s", "300 s")

@@ -30,14 +30,14 @@ def names(folder):
     return sorted(path.relative_to(folder.parent).as_posix() for path in folder.parent.rglob("[!.]*"))
 
 
-def test_a_text_is_replaced_and_nothing_is_left_beside_it(tmp_path):
+def test_an_atomic_write_replaces_the_file_and_leaves_nothing_else(tmp_path):
     for text in ("before", "after"):
         write_atomically(tmp_path / "card.md", text)
     assert (tmp_path / "card.md").read_text() == "after"
     assert [path.name for path in tmp_path.iterdir()] == ["card.md"]
 
 
-def test_writers_at_the_same_time_do_not_meet(folder):
+def test_concurrent_writers_do_not_mix_their_files(folder):
     def write(letter):
         for _ in range(30):
             write_atomically(folder.with_name("a.json"), letter * 9000)
@@ -53,7 +53,7 @@ def test_writers_at_the_same_time_do_not_meet(folder):
 
 
 @pytest.mark.parametrize("is_begun", [True, False])
-def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch, is_begun):
+def test_a_failed_write_leaves_no_file(tmp_path, monkeypatch, is_begun):
     def fill_the_disk(path, text, **options):
         if is_begun:
             path.touch()
@@ -66,7 +66,7 @@ def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch, is_
 
 
 @pytest.mark.parametrize(("names", "is_left"), [([".train.lock"], False), ([".train.lock", "data.json"], True)])
-def test_a_new_folder_of_a_block_that_raises_is_removed_unless_there_is_more_than_locks(tmp_path, names, is_left):
+def test_a_new_folder_is_removed_after_an_error_unless_it_holds_more_than_locks(tmp_path, names, is_left):
     with pytest.raises(SettingsError), folder_unless_refused(tmp_path / "run"):
         for name in names:
             (tmp_path / "run" / name).touch()
@@ -74,20 +74,20 @@ def test_a_new_folder_of_a_block_that_raises_is_removed_unless_there_is_more_tha
     assert (tmp_path / "run").exists() == is_left
 
 
-def test_a_block_that_raises_may_have_removed_its_new_folder(tmp_path):
+def test_a_failing_block_can_remove_its_new_folder_itself(tmp_path):
     with pytest.raises(SettingsError), folder_unless_refused(tmp_path / "run"):
         (tmp_path / "run").rmdir()
         raise SettingsError
 
 
-def test_a_folder_that_was_there_before_a_block_that_raises_stays(folder):
+def test_a_folder_that_existed_before_a_failing_block_stays(folder):
     (folder / "before").rename(folder / ".data.lock")
     with pytest.raises(SettingsError), folder_unless_refused(folder):
         raise SettingsError
     assert folder.exists()
 
 
-def test_json_is_read_as_it_was_written(tmp_path):
+def test_json_round_trips(tmp_path):
     write_json(tmp_path / "run.json", {"a": [1, None]})
     assert read_json(tmp_path / "run.json") == {"a": [1, None]}
 
@@ -103,7 +103,7 @@ def test_damaged_json_is_an_error_that_names_the_file(tmp_path, content, reason)
         read_json(path)
 
 
-def test_json_lines_are_objects_and_a_line_that_was_cut_short_is_an_error(tmp_path):
+def test_json_lines_are_read_and_a_truncated_line_is_an_error(tmp_path):
     path = tmp_path / "history.jsonl"
     assert read_json_lines(path) == []
     path.write_text('{"step": 1}\n{"step": 2}\n')
@@ -123,18 +123,18 @@ def test_json_lines_are_objects_and_a_line_that_was_cut_short_is_an_error(tmp_pa
         (ConnectionError("the peer left"), ""),
     ],
 )
-def test_an_error_of_the_system_is_explained_where_it_is_of_a_file(error, words):
+def test_only_operating_system_errors_about_files_are_explained(error, words):
     assert explain_os_error(error).startswith(words)
     assert bool(explain_os_error(error)) == bool(words)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there it may be open")
-def test_elsewhere_a_file_that_may_not_be_used_is_not_said_to_be_open():
+def test_outside_windows_a_permission_error_does_not_blame_an_open_file():
     refused = PermissionError(errno.EACCES, "Permission denied", "/x/y")
     assert explain_os_error(refused).startswith("/x/y cannot be used (Permission denied): name another path")
 
 
-def test_on_windows_an_open_file_that_cannot_be_replaced_is_named_and_to_be_closed(tmp_path, monkeypatch):
+def test_on_windows_an_open_file_is_named_with_the_advice_to_close_it(tmp_path, monkeypatch):
     def replace(new, path):  # as Windows does while another program has the old file open
         raise PermissionError(errno.EACCES, "Access is denied", str(new), 5, str(path))
 
@@ -148,22 +148,22 @@ def test_on_windows_an_open_file_that_cannot_be_replaced_is_named_and_to_be_clos
     assert "close" not in explain_os_error(FileExistsError(errno.EEXIST, "File exists", "/x/y"))
 
 
-def test_a_folder_takes_the_place_of_the_old_one_when_it_is_whole(folder):
+def test_a_complete_folder_replaces_the_old_one(folder):
     with atomic_folder(folder) as new:
         (new / "after").write_text("y")
         assert (folder / "before").exists()
     assert names(folder) == ["data", "data/after"]
 
 
-def test_what_goes_wrong_leaves_the_old_folder_as_it_was(folder):
-    error = PermissionError(13, "Permission denied", "the/text.txt")  # not of the folder: it says what it is
+def test_an_error_leaves_the_old_folder_unchanged(folder):
+    error = PermissionError(13, "Permission denied", "the/text.txt")  # about another file, so it is passed on
     with pytest.raises(PermissionError, match="text"), atomic_folder(folder) as new:
         (new / "after").write_text("y")
         raise error
     assert names(folder) == ["data", "data/before"]
 
 
-def test_a_death_between_the_two_moves_loses_nothing(folder):
+def test_a_crash_between_the_two_renames_loses_nothing(folder):
     folder.rename(folder.with_name("data.old"))
     folder.with_name("data.new").mkdir()
     with pytest.raises(ZeroDivisionError), atomic_folder(folder):
@@ -171,7 +171,7 @@ def test_a_death_between_the_two_moves_loses_nothing(folder):
     assert names(folder) == ["data", "data/before"]
 
 
-def test_a_folder_in_use_is_a_sentence_and_stays(folder, monkeypatch):
+def test_a_folder_in_use_is_reported_and_stays(folder, monkeypatch):
     def in_use(self, target):
         raise PermissionError(13, "used by another process")
 
@@ -183,7 +183,7 @@ def test_a_folder_in_use_is_a_sentence_and_stays(folder, monkeypatch):
 
 
 @pytest.mark.parametrize("left", ["data.new", "data.old"])
-def test_what_was_left_of_a_folder_and_is_in_use_is_named_in_a_sentence(folder, monkeypatch, left):
+def test_a_leftover_folder_in_use_is_named(folder, monkeypatch, left):
     def in_use(path):  # as Windows does where a file of it is open, or may only be read
         raise PermissionError(13, "used by another process", str(path / "model.safetensors"))
 
@@ -196,7 +196,7 @@ def test_what_was_left_of_a_folder_and_is_in_use_is_named_in_a_sentence(folder, 
     assert names(folder) == ["data", left, "data/before"]
 
 
-def test_a_folder_that_a_virus_scanner_looks_at_for_a_moment_is_replaced(folder, monkeypatch):
+def test_a_folder_briefly_held_by_a_virus_scanner_is_replaced(folder, monkeypatch):
     rename, refused = Path.rename, set()
 
     def rename_later(self, target):
@@ -214,7 +214,7 @@ def test_a_folder_that_a_virus_scanner_looks_at_for_a_moment_is_replaced(folder,
 
 
 @pytest.mark.parametrize("refusals", [0, 2, 9])
-def test_a_file_that_another_program_holds_open_for_a_moment_is_replaced(tmp_path, monkeypatch, refusals):
+def test_replacing_a_file_held_open_is_retried_a_few_times(tmp_path, monkeypatch, refusals):
     path, replace, asked = tmp_path / "a.json", Path.replace, []
 
     def replace_later(new, target):
@@ -235,7 +235,7 @@ def test_a_file_that_another_program_holds_open_for_a_moment_is_replaced(tmp_pat
 
 
 @pytest.mark.parametrize("read", [read_json, lambda path: read_json_lines(path)[0]])
-def test_a_file_that_is_replaced_at_this_moment_is_read(tmp_path, monkeypatch, read):
+def test_reading_a_file_that_is_being_replaced_is_retried(tmp_path, monkeypatch, read):
     path, read_bytes, asked = tmp_path / "history.jsonl", Path.read_bytes, []
 
     def read_later(self):
@@ -250,11 +250,11 @@ def test_a_file_that_is_replaced_at_this_moment_is_read(tmp_path, monkeypatch, r
     assert read(path) == {"step": 1}
 
 
-def test_free_space_is_that_of_the_nearest_folder_that_exists(tmp_path):
+def test_free_space_is_read_at_the_nearest_existing_folder(tmp_path):
     assert free_bytes(tmp_path / "not" / "yet") > 0
 
 
-def test_a_folder_without_a_disk_is_named(tmp_path, monkeypatch):
+def test_a_folder_on_a_missing_drive_is_named(tmp_path, monkeypatch):
     def disk_usage(path):  # as on Windows for a drive that was unplugged: the error has no path
         raise FileNotFoundError(errno.ENOENT, "The system cannot find the path specified")
 

@@ -39,7 +39,7 @@ REQUIREMENTS = [
     Requirement(text) for text in sum(PROJECT["optional-dependencies"].values(), list(PROJECT["dependencies"]))
 ]
 
-# Every room and module at the top, lowest first: each row says what it imports, which is above it in this list.
+# Every top-level package and module, lowest first: each row lists its imports, all of them above it in this list.
 ROOMS = {
     "__init__": set(),
     "paths": set(),
@@ -90,12 +90,12 @@ def test_every_pinned_version_runs_on_every_python_allowed():
         assert [*specifier.filter(pythons)] == pythons, f"{package['Name']} runs on {specifier} only"
 
 
-def test_conda_brings_a_python_that_the_project_allows():
+def test_the_conda_python_is_within_the_projects_range():
     python = next(line for line in CONDA["dependencies"] if line.startswith("python="))
     assert python.split("=")[1] + ".0" in SpecifierSet(PROJECT["requires-python"])
 
 
-def test_the_pythons_that_can_be_installed_with_are_those_of_the_project():
+def test_supported_pythons_match_requires_python():
     oldest, newest = PYTHONS
     assert PROJECT["requires-python"] == f">={oldest[0]}.{oldest[1]},<{newest[0]}.{newest[1] + 1}"
     (why,) = (rule.why for rule in RULES if rule.id == "python_version")
@@ -107,7 +107,7 @@ def test_the_makefile_has_every_task_and_nothing_else():
     assert line.split() == list(TASKS)
 
 
-def test_what_starts_the_course_elsewhere_calls_tasks_and_commands_that_exist():
+def test_ci_and_container_files_call_existing_tasks_and_commands():
     files = (".ci/run", ".github/workflows/course.yml", ".devcontainer/Dockerfile", ".devcontainer/devcontainer.json")
     for name in (*files, "environment.yml"):
         called = re.findall(r"python3? -m helpers (\w+)", (ROOT / name).read_text(encoding="utf-8"))
@@ -121,7 +121,7 @@ def tracked_text():
     ).stdout.splitlines()
     for name in names:
         content = (ROOT / name).read_bytes() if (ROOT / name).exists() else b"\0"
-        if b"\0" not in content:  # weights, pictures and checkpoints are no text
+        if b"\0" not in content:  # weights, pictures and checkpoints are not text
             yield name, content.decode("utf-8")
 
 
@@ -130,7 +130,7 @@ def test_no_file_names_a_machines_path():
     assert [name for name, text in tracked_text() if home.search(text)] == []
 
 
-def test_no_notebook_stops_where_windows_keeps_a_file_that_is_in_use():
+def test_notebooks_tolerate_files_in_use_when_they_remove_a_folder():
     for path in NOTEBOOKS.glob("*.ipynb"):
         for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
             lines = [line for line in cell["source"] if "rmtree(" in line and cell["cell_type"] == "code"]
@@ -148,7 +148,7 @@ def test_importing_the_package_imports_nothing_heavy():
     assert child.stdout == "[]\n"
 
 
-def test_the_settings_come_without_torch():
+def test_importing_the_settings_does_not_import_torch():
     source = "import sys, helpers.settings, helpers.__main__; print('torch' in sys.modules)"
     child = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True, cwd=ROOT)
     assert child.stdout == "False\n"
@@ -156,7 +156,7 @@ def test_the_settings_come_without_torch():
 
 @cache
 def modules():
-    """Return every module of the package: dotted name -> the dotted names of ours that it imports, anywhere in it."""
+    """Return every module of the package: dotted name -> the dotted names of our modules that it imports."""
     paths = sorted((ROOT / "helpers").rglob("*.py"))
     names = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in paths}
     graph = {}
@@ -164,7 +164,7 @@ def modules():
         imported = set()
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom):
-                assert node.level == 0, f"{path}: imports are written in full"
+                assert node.level == 0, f"{path}: imports must be absolute"
                 imported |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
             elif isinstance(node, ast.Import):
                 imported |= {alias.name for alias in node.names}
@@ -176,33 +176,33 @@ def room(module):
     return module.split(".")[1] if "." in module else "__init__"
 
 
-def test_every_room_imports_only_what_is_below_it():
+def test_every_package_imports_only_those_below_it():
     rows = list(ROOMS)
     assert all(rows.index(below) < rows.index(name) for name, row in ROOMS.items() for below in row)
     used = {name: set() for name in ROOMS}
     for module, imported in modules().items():
         used[room(module)] |= {room(other) for other in imported} - {room(module)}
     assert {name: used[name] - ROOMS[name] for name in used if used[name] - ROOMS[name]} == {}
-    assert {name: ROOMS[name] - used[name] for name in used if ROOMS[name] - used[name]} == {}, "nobody needs these"
+    assert {name: ROOMS[name] - used[name] for name in used if ROOMS[name] - used[name]} == {}, "not imported"
 
 
-def test_the_package_shows_every_room_and_module_in_the_order_of_imports():
+def test_the_docstring_lists_every_package_and_module_in_import_order():
     assert re.findall(r"^    (\w+)/? ", helpers.__doc__, re.MULTILINE) == list(ROOMS)[1:]
 
 
 @pytest.mark.parametrize("name", PYPROJECT["tool"]["setuptools"]["packages"][1:])
-def test_a_room_names_each_of_its_modules(name):
+def test_a_packages_docstring_names_each_of_its_modules(name):
     folder = ROOT.joinpath(*name.split("."))
     modules = {path.stem for path in folder.glob("*.py")} - {"__init__", "__main__"}
     told = set(re.findall(r"`(\w+)`", importlib.import_module(name).__doc__))
     assert modules <= told
 
 
-def test_no_modules_import_each_other_in_a_circle():
+def test_there_are_no_circular_imports():
     TopologicalSorter(modules()).prepare()
 
 
-def test_rooms_are_imported_from_the_outside_by_their_public_names():
+def test_notebooks_and_guides_import_only_public_names_of_packages():
     inside = re.compile(
         r"(?:from|import) (helpers\.(?:data|training|evaluation|troubleshooting|widgets|studies|sharing)\.\w+)"
     )
@@ -211,16 +211,16 @@ def test_rooms_are_imported_from_the_outside_by_their_public_names():
 
 
 @pytest.mark.parametrize("name", [name for name in ROOMS if (ROOT / "helpers" / name / "__init__.py").exists()])
-def test_every_public_name_of_a_room_can_be_imported_and_is_no_module(name):
+def test_every_public_name_of_a_package_can_be_imported_and_is_not_a_module(name):
     package = importlib.import_module(f"helpers.{name}")
-    assert package.__all__, "a room says what is public in it"
+    assert package.__all__, "a package lists its public names"
     for public in package.__all__:
         assert not inspect.ismodule(getattr(package, public)), f"{public} is also the name of a module"
     with pytest.raises(AttributeError, match="nothing_here"):
         package.nothing_here  # noqa: B018
 
 
-def test_the_guide_sends_readers_to_code_that_is_there():
+def test_the_guide_refers_to_existing_code():
     guide = (NOTEBOOKS / "GUIDE.md").read_text(encoding="utf-8")
     places = re.findall(r"`([\w/]+\.(?:py|yaml))`(?:: `(\w+)`)?", guide[guide.index("look at, in `helpers/`") :])
     assert len(places) > 15
@@ -256,7 +256,7 @@ class TestNotebook:
         kinds = {"02": DataSettings, "03": TrainingSettings, "04": EvaluationSettings}
         assert values == kinds.get(path.stem[:2], RunSettings)().model_dump()
 
-    def test_keeps_to_the_budget_of_a_lesson(self, path):
+    def test_stays_within_the_size_of_a_lesson(self, path):
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         code = [cell for cell in cells if cell["cell_type"] == "code"]
         read = [cell for cell in code if "parameters" not in cell["metadata"].get("tags", [])]  # that one is a list
@@ -264,7 +264,7 @@ class TestNotebook:
         after_prose = [b["cell_type"] == "markdown" for b, c in pairwise(cells) if c in code]
         assert 20 <= len(code) <= 46
         assert sizes[len(sizes) // 2] <= 6
-        assert sizes[-1] <= 45  # the longest is a whole training script
+        assert sizes[-1] <= 45  # the longest is a complete training script
         assert sum(after_prose) / len(code) >= 0.85
 
 

@@ -1,4 +1,4 @@
-"""A new model with a tokenizer of its own: the same run folder, resume, plan, evaluation and examination."""
+"""A new model with its own tokenizer: the same run folder, resume, plan, evaluation and examination."""
 
 import math
 
@@ -58,7 +58,7 @@ def test_it_resumes_with_the_weights_of_an_uninterrupted_run(settings):
         fine_tune(settings.model_copy(update={"n_layer": 2}))
 
 
-def test_the_tokenizer_learns_from_the_training_part_only_and_another_size_is_another_text(settings, tmp_path):
+def test_the_tokenizer_is_trained_on_the_training_split_only_and_again_for_another_size(settings, tmp_path):
     path = tmp_path / "parts"
     path.mkdir()
     (path / "train.txt").write_text("The fox went home.\n\n" + "\n\n".join(f"Day {n} was long." for n in range(60)))
@@ -77,7 +77,7 @@ def test_the_tokenizer_learns_from_the_training_part_only_and_another_size_is_an
     assert open_prepared("new").facts["settings"]["vocab_size"] == 270
 
 
-def test_chat_is_tokenised_again_with_its_prompts(settings, tmp_path):
+def test_chat_keeps_its_completion_labels_with_a_new_tokenizer(settings, tmp_path):
     path = tmp_path / "chat.jsonl"
     row = '{{"prompt": "What is {0} and {0}?", "completion": "It is {1}, my friend."}}'
     path.write_text("\n".join(row.format(n, 2 * n) for n in range(60)))
@@ -89,24 +89,24 @@ def test_chat_is_tokenised_again_with_its_prompts(settings, tmp_path):
     assert "What" not in text
 
 
-def test_the_data_panel_counts_with_a_tokenizer_trained_on_what_it_shows(settings):
+def test_the_data_panel_counts_tokens_with_a_tokenizer_trained_on_its_text(settings):
     small, large = (read_beginning(settings.model_copy(update={"vocab_size": size})).tokens for size in (257, 400))
     assert sum(large) < sum(small) / 2
 
 
 @pytest.mark.parametrize("change", [{"tokenizer": "train"}, {"n_layer": 2}, {"n_positions": 64}, {"resid_pdrop": 0.0}])
-def test_what_is_for_a_new_model_is_refused_for_a_pretrained_one(change):
+def test_settings_for_a_new_model_are_refused_for_a_pretrained_one(change):
     with pytest.raises(SettingsError, match=f"{next(iter(change))} = .* set from_scratch = True, or leave"):
         TrainingSettings(**change)
 
 
-# The losses of nanoGPT's own `GPT` (karpathy/nanoGPT, commit 3adf61e) on the blocks of this very run in its order: the
+# The losses of nanoGPT's own `GPT` (karpathy/nanoGPT, commit 3adf61e) on the blocks of this run in the same order: the
 # same initial weights, its `configure_optimizers(0.1, 1e-2, (0.9, 0.95), "cpu")`, gradients clipped to 1, and `GPT`
 # called with block[:, :-1] and block[:, 1:]. Its GELU is the exact one; GPT-2's is an approximation with tanh.
 NANOGPT = (8.3459, 7.98406, 7.60353, 7.09472, 6.66277, 6.10768, 5.57229, 4.98318, 4.50885, 4.11378, 4.02022, 3.51699)
 
 
-def test_the_losses_of_a_training_are_those_of_nanogpt(text_file):
+def test_training_losses_match_nanogpt(text_file):
     settings = TrainingSettings(
         source=str(text_file), from_scratch=True, n_layer=2, n_embd=32, n_head=2, n_positions=32, resid_pdrop=0.0,
         block_size=32, learning_rate=1e-2, num_train_epochs=2, logging_steps=1, weight_decay=0.1, adam_beta2=0.95,

@@ -25,7 +25,7 @@ def asked(monkeypatch):
     return calls
 
 
-def test_a_terminal_of_80_columns_shows_what_each_command_and_task_does(monkeypatch):
+def test_help_fits_every_command_and_task_into_80_columns(monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     listed = call("--help").output.partition("Commands:")[2].splitlines()
     assert len(listed) > 20
@@ -40,7 +40,7 @@ def test_run_takes_all_five_notebooks_and_the_pocket_preset(asked):
     assert rest["parameters"] == {}
 
 
-def test_run_passes_the_preset_and_lets_the_command_line_win(asked):
+def test_run_uses_the_preset_and_the_command_line_overrides_it(asked):
     assert call("run", "--preset", "guide", "--run", "mine", "-p", "learning_rate", "3e-4", "03").exit_code == 0
     notebooks, rest = asked[0]
     assert [path.stem for path in notebooks] == ["03_fine_tuning"]
@@ -49,7 +49,7 @@ def test_run_passes_the_preset_and_lets_the_command_line_win(asked):
     assert rest["defaults"]["block_size"] == 512
 
 
-def test_a_warning_of_ours_is_shown_without_a_line_of_code(monkeypatch):
+def test_the_courses_own_warnings_are_shown_without_a_source_line(monkeypatch):
     formatted = []
     warn = ("Waiting.", UserWarning, str(ROOT / "helpers/training/commands.py"), 45, "finished = fine_tune()")
     monkeypatch.setattr(
@@ -60,7 +60,7 @@ def test_a_warning_of_ours_is_shown_without_a_line_of_code(monkeypatch):
     assert "commands.py:45: UserWarning: Waiting." in warnings.formatwarning(*warn), "only while a command runs"
 
 
-def test_a_runs_name_stays_text(asked):
+def test_a_run_name_stays_text(asked):
     call("run", "--run", "007")
     assert asked[0][1]["run"] == "007"
 
@@ -78,7 +78,7 @@ def test_a_runs_name_stays_text(asked):
         (["train", "-p", "stride", "7"], "stride is a setting of another notebook or command"),
     ],
 )
-def test_a_mistake_is_one_sentence_and_exit_code_2(arguments, words):
+def test_a_usage_error_gives_one_sentence_and_exit_code_2(arguments, words):
     result = call(*arguments)
     assert result.exit_code == 2
     assert result.output.count("\n") == 1
@@ -86,7 +86,7 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(arguments, words):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows allows no control characters in names")
-def test_a_file_whose_name_a_terminal_would_obey_is_shown_without_it(tmp_path):
+def test_control_characters_in_a_file_name_do_not_reach_the_terminal(tmp_path):
     (tmp_path / "a\x1b[2J\x07.csv").write_text("a,a\n1,2\n")
     result = call("train", "--run", "x", "-p", "source", str(tmp_path))
     assert result.exit_code == 2
@@ -95,7 +95,7 @@ def test_a_file_whose_name_a_terminal_would_obey_is_shown_without_it(tmp_path):
     assert "\x07" not in result.output
 
 
-def test_a_failing_notebook_is_exit_code_1(monkeypatch):
+def test_a_failing_notebook_gives_exit_code_1(monkeypatch):
     def fail(*_, **__):
         raise course.CourseError("02_data.ipynb failed")
 
@@ -105,7 +105,7 @@ def test_a_failing_notebook_is_exit_code_1(monkeypatch):
 
 
 @pytest.mark.parametrize("command", [["run", "01"], ["train"]])
-def test_a_folder_that_cannot_be_written_is_one_sentence_and_exit_code_1(command, tmp_path, monkeypatch):
+def test_an_unusable_runs_folder_gives_one_sentence_and_exit_code_1(command, tmp_path, monkeypatch):
     (tmp_path / "a file").write_text("")
     monkeypatch.setenv("COURSE_RUNS", str(tmp_path / "a file" / "runs"))
     result = call(*command)
@@ -113,7 +113,7 @@ def test_a_folder_that_cannot_be_written_is_one_sentence_and_exit_code_1(command
     assert "cannot be used" in result.output
 
 
-def test_a_run_whose_settings_are_damaged_is_one_sentence(tmp_path, monkeypatch):
+def test_damaged_settings_of_a_run_are_named(tmp_path, monkeypatch):
     monkeypatch.setenv("COURSE_RUNS", str(tmp_path))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/settings.json").write_text('{"settings"')
@@ -123,8 +123,8 @@ def test_a_run_whose_settings_are_damaged_is_one_sentence(tmp_path, monkeypatch)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no signal to one process")
-@pytest.mark.parametrize("module", ["shlex", "click"])  # imported before it is known what is installed, and after
-def test_an_interrupt_of_the_imports_prints_nothing(tmp_path, module):
+@pytest.mark.parametrize("module", ["shlex", "click"])  # imported before and after the check of what is installed
+def test_an_interrupt_during_the_imports_prints_nothing(tmp_path, module):
     (tmp_path / f"{module}.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)")
     env = {**os.environ, "PYTHONPATH": str(tmp_path)}
     child = subprocess.run(
@@ -135,7 +135,7 @@ def test_an_interrupt_of_the_imports_prints_nothing(tmp_path, module):
     assert (child.returncode, child.stdout, child.stderr) == (-signal.SIGINT, b"", b"")
 
 
-def test_an_interrupt_is_exit_code_130_and_says_what_is_kept(monkeypatch):
+def test_an_interrupt_gives_exit_code_130_and_says_that_finished_work_is_kept(monkeypatch):
     def stop(*_, **__):
         raise KeyboardInterrupt
 
@@ -145,7 +145,7 @@ def test_an_interrupt_is_exit_code_130_and_says_what_is_kept(monkeypatch):
     assert "completed work is kept" in result.output
 
 
-def test_windows_arguments_are_taken_as_they_are_but_for_the_home_folder(tmp_path, monkeypatch):
+def test_windows_arguments_expand_only_the_home_folder(tmp_path, monkeypatch):
     (tmp_path / "a.txt").touch()
     command = [sys.executable, "-m", "helpers", "run", "--run", "*", "-p", "sample_prompt", "$PATH *"]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -156,7 +156,7 @@ def test_windows_arguments_are_taken_as_they_are_but_for_the_home_folder(tmp_pat
     assert command_line._arguments(["~/a.txt", "*", "$PATH"]) == [f"{home}/a.txt", "*", "$PATH"]
 
 
-def test_a_log_with_a_progress_bar_is_explained_to_a_file_whose_code_page_has_no_blocks(tmp_path):
+def test_explain_prints_a_progress_bar_in_a_code_page_without_block_characters(tmp_path):
     (tmp_path / "log.txt").write_text("RuntimeError: CUDA out of memory \u2588", encoding="utf-8")
     command = [sys.executable, "-m", "helpers", "explain", str(tmp_path / "log.txt")]
     env = {**os.environ, "PYTHONIOENCODING": "cp1252"}  # as under Windows
@@ -172,7 +172,7 @@ def test_settings_lists_every_setting_with_its_help():
     assert all(f"{name} = " in output for name in known_settings())
 
 
-def test_sigterm_is_exit_code_143(monkeypatch):
+def test_sigterm_gives_exit_code_143_and_restores_the_signal_handler(monkeypatch):
     usual = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(training, "fine_tune", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
     result = call("train")
@@ -201,7 +201,7 @@ def test_a_missing_text_or_model_is_refused_before_anything_starts(asked, comman
         ("troubleshooting", "explain LICENSE"),
     ],
 )
-def test_a_command_that_takes_a_while_begins_with_what_it_does(monkeypatch, room, words):
+def test_a_slow_command_starts_by_saying_what_it_does(monkeypatch, room, words):
     monkeypatch.chdir(ROOT)
 
     def tell(sentence):
@@ -211,13 +211,13 @@ def test_a_command_that_takes_a_while_begins_with_what_it_does(monkeypatch, room
     assert re.fullmatch(r"Error: [A-Z].* \.\.\.\n", call(*words.split(" ")).output)
 
 
-def test_run_says_at_once_that_a_setting_has_no_effect(asked):
+def test_run_warns_at_once_about_a_setting_without_effect(asked):
     result = call("run", "-p", "lora_alpha", "64", "03")
     assert (result.exit_code, len(asked)) == (0, 1)
     assert result.stderr == "Warning: lora_alpha = 64 has no effect with lora_r = 0.\n"
 
 
-def test_run_gives_the_notebooks_the_path_in_the_callers_folder(asked, tmp_path, monkeypatch):
+def test_run_resolves_a_relative_path_in_the_callers_folder(asked, tmp_path, monkeypatch):
     (tmp_path / "mine.txt").write_text("words")
     monkeypatch.chdir(tmp_path)
     assert call("run", "-p", "source", "mine.txt", "02").exit_code == 0

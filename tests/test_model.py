@@ -27,7 +27,7 @@ from helpers.paths import POCKET
 from helpers.settings import SettingsError, TrainingSettings
 
 
-def test_the_pocket_model_is_a_gpt2_in_all_but_its_numbers():
+def test_the_pocket_model_differs_from_gpt2_only_in_size():
     model, tokenizer = load_model("pocket"), load_tokenizer("pocket")
     stock = GPT2Config()
     assert type(model) is GPT2LMHeadModel
@@ -43,7 +43,7 @@ def test_the_pocket_model_stays_small():
     assert sum(file.stat().st_size for file in POCKET.iterdir() if file.is_file()) <= 12 * 1024**2
 
 
-def test_the_pocket_tokenizer_gives_any_text_back():
+def test_the_pocket_tokenizer_round_trips_any_text():
     tokenizer = load_tokenizer("pocket")
     for text in ("plain", " two  spaces\n\ttab", "caf\u00e9 \u72d0\u72f8 \U0001f98a", "\x00\x7f"):
         assert tokenizer.decode(tokenizer.encode(text)) == text
@@ -54,7 +54,7 @@ def test_a_half_precision_file_is_loaded_in_float32(tmp_path, tiny_model):
     assert {p.dtype for p in load_model(str(tmp_path)).parameters()} == {torch.float32}
 
 
-def test_random_weights_follow_the_seed_and_leave_the_global_state_alone(tiny_model):
+def test_random_weights_follow_the_seed_without_changing_the_global_rng_state(tiny_model):
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
@@ -66,7 +66,7 @@ def test_random_weights_follow_the_seed_and_leave_the_global_state_alone(tiny_mo
 
 
 @pytest.mark.parametrize("from_scratch", [False, True])
-def test_a_loaded_model_computes_without_dropout(tiny_model, from_scratch):
+def test_a_loaded_model_is_in_evaluation_mode(tiny_model, from_scratch):
     assert not load_model(str(tiny_model), from_scratch=from_scratch).training
 
 
@@ -77,12 +77,12 @@ def test_an_empty_tokenizer_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("load", [load_model, load_tokenizer])
-def test_a_model_that_cannot_be_had_is_one_sentence(load):
+def test_an_unavailable_model_is_an_error_with_an_alternative(load):
     with pytest.raises(SettingsError, match="model_name_or_path='pocket'"):
         load("nobody/nothing-at-all")
 
 
-def test_a_misspelled_folder_that_looks_like_a_name_of_the_hub_is_named(tmp_path, monkeypatch):
+def test_a_misspelled_folder_that_looks_like_a_hub_name_gets_a_suggestion(tmp_path, monkeypatch):
     (tmp_path / "models" / "mine").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SettingsError, match=r"; did you mean 'models/mine'\?$"):
@@ -91,7 +91,7 @@ def test_a_misspelled_folder_that_looks_like_a_name_of_the_hub_is_named(tmp_path
 
 @pytest.fixture
 def silent_hub(monkeypatch):
-    """Let the Hub be a server that hangs up on everybody; return the list of those who called."""
+    """Replace the Hub with a server that drops every connection; return the list of callers."""
     callers = []
 
     class Silent(socketserver.BaseRequestHandler):
@@ -122,7 +122,7 @@ def test_a_hub_that_does_not_answer_is_asked_once(silent_hub, load):
         (HTTPError("the connection broke"), r"could not be loaded \(the connection broke\)"),
     ],
 )
-def test_an_error_without_words_is_told_by_its_kind(tiny_model, monkeypatch, error, words):
+def test_an_error_without_a_message_is_shown_by_its_type(tiny_model, monkeypatch, error, words):
     def refuse(*arguments, **options):
         raise error
 
@@ -207,14 +207,14 @@ IMPOSSIBLE = [
         *IMPOSSIBLE,
     ],
 )
-def test_an_incomplete_model_is_one_sentence(tmp_path, tiny_model, spoil, words):
+def test_an_incomplete_or_invalid_model_gives_one_sentence(tmp_path, tiny_model, spoil, words):
     with pytest.raises(SettingsError, match=words) as caught:
         load_model(broken(tmp_path / "model", tiny_model, spoil))
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("spoil", "words"), IMPOSSIBLE)
-def test_no_new_model_is_made_in_an_impossible_shape(tmp_path, tiny_model, spoil, words):
+def test_a_new_model_of_an_impossible_shape_is_refused(tmp_path, tiny_model, spoil, words):
     with pytest.raises(SettingsError, match=words):
         load_model(broken(tmp_path / "model", tiny_model, spoil), from_scratch=True)
 
@@ -228,13 +228,13 @@ def test_no_new_model_is_made_in_an_impossible_shape(tmp_path, tiny_model, spoil
         (lambda folder: (folder / "tokenizer.json").unlink(), "it has 1 tokens"),
     ],
 )
-def test_a_damaged_tokenizer_is_one_sentence(tmp_path, tiny_model, spoil, words):
+def test_a_damaged_tokenizer_is_not_blamed_on_the_network(tmp_path, tiny_model, spoil, words):
     with pytest.raises(SettingsError, match=words) as caught:
         load_tokenizer(broken(tmp_path / "model", tiny_model, spoil))
     assert "network" not in str(caught.value)
 
 
-def test_a_sound_model_passes(tiny):
+def test_a_consistent_model_passes(tiny):
     check_sound(*tiny)
 
 
@@ -250,32 +250,32 @@ def test_a_token_without_an_embedding_is_refused(tiny_model):
         check_sound(load_model(str(tiny_model)), tokenizer, block_size=64)
 
 
-def test_a_tokenizer_of_another_model_is_refused_though_it_has_fewer_tokens(tiny_model):
+def test_a_smaller_tokenizer_of_another_model_is_refused(tiny_model):
     tokenizer = train_tokenizer(["the fox and the hen"], vocab_size=260)
     with pytest.raises(SettingsError, match="ends a text with token 4095 and the tokenizer with 259"):
         check_sound(load_model(str(tiny_model)), tokenizer, block_size=64)
 
 
-def test_threads_that_load_at_the_same_time_spoil_nothing(tiny_model):
+def test_models_loaded_in_parallel_threads_keep_their_weights_tied(tiny_model):
     with ThreadPoolExecutor(4) as pool:
         models = list(pool.map(load_model, [str(tiny_model)] * 12))
     assert all(model.lm_head.weight is model.transformer.wte.weight for model in [*models, load_model("pocket")])
 
 
-def test_an_adapter_is_no_model(tmp_path):
+def test_a_lora_adapter_is_refused_as_a_model(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(SettingsError, match="is a LoRA adapter, not a model"):
         check_model_name(str(tmp_path))
 
 
-def test_attention_dropout_is_set_for_the_training_only():
+def test_attention_dropout_changes_the_layers_but_not_the_config():
     model = load_model("pocket")
     set_attention_dropout(model, 0.25)
     assert {block.attn.attn_dropout.p for block in model.transformer.h} == {0.25}
     assert model.config.attn_pdrop == GPT2Config().attn_pdrop
 
 
-def test_a_model_is_on_the_card_until_the_last_block_that_uses_it_ends(tiny, fake_card):
+def test_a_model_stays_on_the_gpu_until_the_last_block_that_uses_it_ends(tiny, fake_card):
     model, _ = tiny
     first, second = on_device(model), on_device(model)  # as a panel's thread and a cell overlap
     assert first.__enter__() is second.__enter__() is model
@@ -285,13 +285,13 @@ def test_a_model_is_on_the_card_until_the_last_block_that_uses_it_ends(tiny, fak
     assert (fake_card.present, fake_card.n_visits) == (set(), 1)
 
 
-def test_a_model_leaves_the_card_after_an_error_too(tiny, fake_card):
+def test_a_model_leaves_the_gpu_after_an_error(tiny, fake_card):
     with pytest.raises(ZeroDivisionError), on_device(tiny[0]):
         _ = 1 / 0
     assert fake_card.present == set()
 
 
-def test_a_model_that_is_where_models_run_is_not_moved(tiny, monkeypatch):
+def test_a_model_already_on_the_device_is_not_moved(tiny, monkeypatch):
     monkeypatch.setattr(GPT2LMHeadModel, "to", None)
     with on_device(tiny[0]) as model, on_device(model):
         assert model is tiny[0]
@@ -307,7 +307,7 @@ def shown_bars():
 
 
 @pytest.mark.usefixtures("shown_bars")
-def test_quiet_gives_the_progress_bars_back():
+def test_quiet_restores_the_progress_bars():
     import datasets
     from transformers.utils import logging
 
@@ -319,7 +319,7 @@ def test_quiet_gives_the_progress_bars_back():
 
 
 @pytest.mark.usefixtures("shown_bars")
-def test_quiet_blocks_of_two_threads_hide_until_the_last_one_ends():
+def test_overlapping_quiet_blocks_hide_progress_bars_until_the_last_one_ends():
     import datasets
     from transformers.utils import logging
 
@@ -352,7 +352,7 @@ class TestANewModel:
     def settings(self, **changes):
         return TrainingSettings(from_scratch=True, **changes)
 
-    def test_the_tokenizer_is_laid_out_as_gpt2s_and_loses_nothing(self, tmp_path):
+    def test_the_tokenizer_has_the_layout_of_gpt2s_and_round_trips_text(self, tmp_path):
         train_tokenizer(self.TEXTS, vocab_size=400).save_pretrained(tmp_path)
         tokenizer = load_tokenizer(str(tmp_path))
         assert tokenizer.eos_token == "<|endoftext|>"
@@ -364,7 +364,7 @@ class TestANewModel:
         with pytest.raises(SettingsError, match=r"vocab_size = 256 is too small: .* use at least 257"):
             train_tokenizer(self.TEXTS, vocab_size=256)
 
-    def test_it_has_the_asked_shape_and_rows_for_the_tokens_that_were_found(self):
+    def test_it_has_the_requested_shape_and_one_embedding_per_token(self):
         tokenizer = train_tokenizer(["ab ab ab"], vocab_size=4096)
         settings = self.settings(tokenizer="train", resid_pdrop=0.0, **self.SMALL)
         config = load_start(settings, tokenizer).config
@@ -373,11 +373,11 @@ class TestANewModel:
         assert config.eos_token_id == config.bos_token_id == len(tokenizer) - 1
         assert (config.resid_pdrop, config.embd_pdrop) == (0.0, 0.0)
 
-    def test_what_is_not_set_is_as_in_the_model_that_it_is_shaped_after(self):
+    def test_unset_dimensions_are_copied_from_the_named_model(self):
         config = load_start(self.settings(n_layer=2), load_tokenizer("pocket")).config
         assert (config.n_layer, config.n_embd, config.n_head, config.vocab_size) == (2, 192, 6, 4096)
 
-    def test_the_seed_decides_the_weights_and_leaves_other_random_numbers_alone(self):
+    def test_the_seed_determines_the_weights_without_changing_the_global_rng_state(self):
         torch.manual_seed(1)
         expected = torch.rand(1)
         torch.manual_seed(1)
@@ -389,7 +389,7 @@ class TestANewModel:
         assert not torch.equal(a, c)
 
     @pytest.mark.parametrize("n_layer", [2, 8])
-    def test_it_is_initialised_as_gpt2_and_begins_with_a_guess(self, n_layer):
+    def test_it_is_initialised_like_gpt2_and_starts_at_the_loss_of_a_uniform_guess(self, n_layer):
         settings = self.settings(n_layer=n_layer, n_embd=64, n_head=2, n_positions=64)
         model = load_start(settings, load_tokenizer("pocket"))
         for block in model.transformer.h:  # each of 2N additions to the residual stream is scaled by 1 / sqrt(2N)

@@ -21,7 +21,7 @@ from helpers.settings import (
     ("platform", "conda", "python"),
     [("linux", "", "python3"), ("linux", "/conda", "python3"), ("win32", "", "py"), ("win32", "C:/conda", "python")],
 )
-def test_a_printed_command_starts_with_a_python_that_the_system_has(monkeypatch, platform, conda, python):
+def test_printed_commands_start_with_the_platforms_python(monkeypatch, platform, conda, python):
     monkeypatch.setattr(sys, "platform", platform)
     monkeypatch.delenv("CONDA_PREFIX", raising=False)
     if conda:
@@ -29,8 +29,8 @@ def test_a_printed_command_starts_with_a_python_that_the_system_has(monkeypatch,
     assert runpy.run_path(paths.__file__)["COMMAND"] == f"{python} -m helpers"
 
 
-def test_no_message_has_a_start_of_its_own():
-    own = ("fixes.py", "known_failures.py")  # conda's; and the one that writes COMMAND into the file below
+def test_messages_use_command_instead_of_a_hard_coded_python():
+    own = ("fixes.py", "known_failures.py")  # conda's command; and the one that writes COMMAND into the file below
     messages = [
         node.value
         for path in (paths.ROOT / "helpers").rglob("*.py")
@@ -45,7 +45,7 @@ def test_no_message_has_a_start_of_its_own():
     assert "python -m helpers" not in (paths.ASSETS / "failures.yaml").read_text(encoding="utf-8")
 
 
-def test_runs_stand_beside_the_notebooks_unless_moved(monkeypatch):
+def test_runs_are_next_to_the_notebooks_by_default(monkeypatch):
     monkeypatch.delenv("COURSE_RUNS")
     assert runs_folder() == paths.ROOT / "runs"
 
@@ -57,7 +57,7 @@ def test_runs_can_be_moved_into_the_home_folder(monkeypatch, tmp_path):
     assert runs_folder() == tmp_path / "runs"
 
 
-def test_the_folder_of_runs_is_the_same_from_each_notebook_where_it_begins_in_a_drives_current_folder():
+def test_a_runs_folder_relative_to_a_drive_becomes_absolute():
     assert runs_folder({"COURSE_RUNS": "C:runs"}).is_absolute()
 
 
@@ -68,7 +68,7 @@ def test_a_wheel_without_notebooks_keeps_runs_in_the_current_folder(monkeypatch,
 
 
 @pytest.mark.parametrize("written", ["mine.txt", "./mine.txt", "more/../mine.txt", "~/mine.txt"])
-def test_a_path_means_the_callers_folder_and_stays_the_same_file_everywhere(tmp_path, monkeypatch, written):
+def test_a_relative_path_is_resolved_in_the_callers_folder(tmp_path, monkeypatch, written):
     (tmp_path / "mine.txt").write_text("words")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
@@ -78,7 +78,7 @@ def test_a_path_means_the_callers_folder_and_stays_the_same_file_everywhere(tmp_
     assert EvaluationSettings(general_source=written).general_source == str(tmp_path / "mine.txt")
 
 
-def test_what_is_not_there_and_what_is_shipped_keeps_its_name(tmp_path, monkeypatch):
+def test_hub_names_and_shipped_names_are_not_resolved_as_paths(tmp_path, monkeypatch):
     for name in ("fables", "pocket"):
         (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path)
@@ -87,7 +87,7 @@ def test_what_is_not_there_and_what_is_shipped_keeps_its_name(tmp_path, monkeypa
     assert names[1].model_name_or_path == "pocket"
 
 
-def test_a_notebook_in_its_own_folder_also_finds_what_is_next_to_it(tmp_path, monkeypatch):
+def test_a_notebook_in_its_own_folder_also_finds_files_in_the_parent_folder(tmp_path, monkeypatch):
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "mine.txt").write_text("words")
     monkeypatch.chdir(tmp_path / "notebooks")
@@ -111,7 +111,7 @@ def test_a_notebook_in_its_own_folder_also_finds_what_is_next_to_it(tmp_path, mo
         ("x" * 300, []),
     ],
 )
-def test_what_may_be_meant_by_a_misspelled_path_is_next_to_it(tmp_path, monkeypatch, written, meant):
+def test_similar_paths_are_suggested_for_a_misspelled_one(tmp_path, monkeypatch, written, meant):
     (tmp_path / "my_texts").mkdir()
     (tmp_path / "my_texts" / "a.txt").touch()
     monkeypatch.setenv("USERPROFILE" if os.name == "nt" else "HOME", str(tmp_path))
@@ -124,7 +124,7 @@ def test_what_may_be_meant_by_a_misspelled_path_is_next_to_it(tmp_path, monkeypa
 
 @pytest.mark.skipif(os.name == "nt", reason="there a drive letter is a path like any other")
 @pytest.mark.parametrize("written", [r"C:\texts\a b.txt", "c:/texts/a b.txt"])
-def test_a_windows_path_means_the_mounted_drive(monkeypatch, written):
+def test_a_windows_path_is_mapped_to_the_mounted_drive(monkeypatch, written):
     monkeypatch.setattr(paths.os.path, "lexists", lambda path: str(path) == "/mnt/c/texts/a b.txt")
     assert str(paths.find_path(written)) == "/mnt/c/texts/a b.txt"
     assert str(runs_folder({"COURSE_RUNS": written})) == "/mnt/c/texts/a b.txt"
@@ -134,12 +134,12 @@ def test_a_windows_path_means_the_mounted_drive(monkeypatch, written):
     ("before", "is_same"),
     [(r"c:\Texts\a.txt", True), (r"texts\A.txt", True), (r"D:\texts\a.txt", False), ("b.txt", False)],
 )
-def test_windows_writes_the_same_place_in_upper_or_lower_case(monkeypatch, before, is_same):
+def test_windows_paths_are_compared_without_case(monkeypatch, before, is_same):
     monkeypatch.setattr("helpers.paths.Path", PureWindowsPath)
     assert is_same_place(before, r"C:\texts\a.txt") is is_same
 
 
-def test_what_was_looked_for_is_named_once_if_it_does_not_depend_on_the_current_folder(tmp_path, monkeypatch):
+def test_paths_of_gives_two_places_for_a_relative_path_and_one_for_an_absolute_one(tmp_path, monkeypatch):
     notebooks = tmp_path / "notebooks"
     notebooks.mkdir()
     monkeypatch.setattr("helpers.paths.NOTEBOOKS", notebooks)
@@ -159,6 +159,6 @@ def test_what_was_looked_for_is_named_once_if_it_does_not_depend_on_the_current_
         ("My Music", {"st_file_attributes": stat.FILE_ATTRIBUTE_HIDDEN | stat.FILE_ATTRIBUTE_REPARSE_POINT}, True),
     ],
 )
-def test_a_dot_hides_a_file_and_on_windows_an_attribute_too(monkeypatch, name, attributes, expected):
+def test_a_leading_dot_or_the_windows_attribute_hides_a_file(monkeypatch, name, attributes, expected):
     monkeypatch.setattr(Path, "lstat", lambda path: SimpleNamespace(**attributes))
     assert is_hidden(Path(name)) == expected

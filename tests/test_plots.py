@@ -30,13 +30,13 @@ def drawings(ax=None):
     ]
 
 
-def test_every_plot_names_its_axes_and_says_what_to_see():
+def test_every_plot_has_a_title_and_an_x_label():
     for ax in drawings():
         assert ax.get_title()
         assert ax.get_xlabel()
 
 
-def test_every_plot_draws_where_it_is_told():
+def test_every_plot_draws_on_the_given_axes():
     ax = plots.new_axes()
     assert all(drawn is ax for drawn in drawings(ax))
 
@@ -52,19 +52,19 @@ def test_a_line_of_one_point_is_a_dot():
     assert {line.get_marker() for line in lines if len(line.get_xdata())} == {"o"}
 
 
-def test_the_warm_up_is_visible_in_the_schedule_of_every_step():
+def test_the_schedule_of_every_step_shows_the_warm_up():
     line, dots = plots.plot_learning_rate(HISTORY, rates=[0.0, 0.1, 0.05]).get_lines()
     assert line.get_xydata().tolist() == [[1, 0.0], [2, 0.1], [3, 0.05]]
     assert dots.get_linestyle() == "None"
 
 
-def test_bars_stand_in_the_order_given_with_their_figures():
+def test_bars_keep_the_given_order_and_show_their_values():
     ax = plots.plot_bars({"first": 1.0, "second": 2.0}, xlabel="x", title="t")
     assert [label.get_text() for label in ax.get_yticklabels()][::-1] == ["first", "second"]
     assert {text.get_text().strip() for text in ax.texts} == {"1", "2"}
 
 
-def test_one_bar_has_the_accent_and_values_have_three_digits():
+def test_the_tuned_bar_has_the_accent_colour_and_values_have_three_digits():
     ax = plots.plot_bars({"base": 261.04, "tuned": 25.637}, xlabel="x", title="t")
     tuned, base = (bar.get_facecolor() for bar in ax.patches)
     assert tuned != base
@@ -73,7 +73,7 @@ def test_one_bar_has_the_accent_and_values_have_three_digits():
     assert others[0].get_facecolor() == others[1].get_facecolor() == base
 
 
-def test_every_picture_has_an_alternative_text_that_jupyter_takes():
+def test_every_picture_has_alt_text_that_jupyter_uses():
     from IPython.core.formatters import DisplayFormatter
 
     for ax in drawings():
@@ -98,7 +98,7 @@ def test_a_line_is_described_by_its_name_and_up_to_five_of_its_values():
     assert plots.describe(plots.plot_learning_rate([], rates=[0.0, 0.5, 0.1]).figure).endswith(": 0 … 0.5 … 0.1")
 
 
-def test_the_surprise_at_each_token_is_a_bar_for_each_model_and_the_mean_gives_the_perplexity():
+def test_surprise_is_a_bar_per_token_and_model_and_the_legend_shows_the_perplexity():
     ax = plots.plot_surprise(["The", " fox", "\n"], {"base": [6.0, 6.0, 6.0], "tuned": [3.0, 6.0, 0.0]})
     assert [bar.get_height() for bar in ax.patches] == [6.0, 6.0, 6.0, 3.0, 6.0, 0.0]
     assert ax.patches[0].get_facecolor() != ax.patches[3].get_facecolor()
@@ -108,16 +108,16 @@ def test_the_surprise_at_each_token_is_a_bar_for_each_model_and_the_mean_gives_t
 
 
 @pytest.mark.parametrize("n_tokens", [5, 50, 120])
-def test_the_labels_of_many_tokens_do_not_overlap_on_a_page(n_tokens):
+def test_the_labels_of_many_tokens_do_not_overlap(n_tokens):
     ax = plots.plot_surprise(["<c3>"] * n_tokens, {"base": [1.0] * n_tokens})
     ax.figure.canvas.draw()
     labels = ax.get_xticklabels()
     points_apart = 72 * ax.get_window_extent().width / ax.figure.dpi / (1.1 * n_tokens)  # 1.1: with the margins
-    assert labels[0].get_fontsize() < points_apart, "a label is as high as its font, and turned"
+    assert labels[0].get_fontsize() < points_apart, "a rotated label is as wide as its font is high"
     assert ax.figure.get_figwidth() <= 12, "a page shrinks a wider picture"
 
 
-def test_gains_stand_in_their_order_and_losses_have_another_colour():
+def test_gains_are_sorted_and_losses_have_another_colour():
     ax = plots.plot_gain([0.2, -0.1, 0.4], mean=0.2, interval=(0.1, 0.3))
     bars = ax.patches[:3]
     assert [bar.get_height() for bar in bars] == [0.4, 0.2, -0.1]
@@ -126,23 +126,23 @@ def test_gains_stand_in_their_order_and_losses_have_another_colour():
     assert len(plots.plot_gain([0.2], mean=0.2, interval=None).get_legend_handles_labels()[1]) == 1
 
 
-def test_the_interval_is_named_by_the_confidence_it_was_made_with():
+def test_the_interval_label_shows_its_confidence():
     labels = plots.plot_gain([0.2], mean=0.2, interval=(0.1, 0.3), confidence=0.9).get_legend_handles_labels()[1]
     assert labels[1] == "90% interval: 0.10 to 0.30"
 
 
-def test_novelty_is_a_line_for_each_text():
+def test_novelty_is_one_line_per_text():
     lines = plots.plot_novelty({"samples": [0.0, 0.5], "held-out text": [0.1, 0.7]}).get_lines()
     assert [line.get_xydata().tolist() for line in lines] == [[[1, 0.0], [2, 0.5]], [[1, 0.1], [2, 0.7]]]
 
 
-def test_a_length_that_no_text_has_is_not_drawn_and_not_described():
+def test_missing_values_are_neither_drawn_nor_described():
     ax = plots.plot_novelty({"samples": [0.0, 0.5, None], "held-out text": [None, None, None]})
     assert [line.get_xydata().tolist() for line in ax.get_lines()] == [[[1, 0.0], [2, 0.5]], []]
     assert plots.describe(ax.figure).endswith("share, samples 0 … 0.5, held-out text")
 
 
-def test_the_chain_shows_every_link_and_names_the_one_that_breaks():
+def test_the_chain_shows_every_link_and_names_the_broken_one():
     ax = plots.plot_chain(CHAIN)
     shown = [text.get_text() for text in ax.texts]
     assert ax.get_title() == "The chain breaks at: driver"
@@ -154,7 +154,7 @@ def test_the_chain_shows_every_link_and_names_the_one_that_breaks():
     assert plots.plot_chain(no_card).get_title() == "No card responds: the CPU does the work"
 
 
-def test_the_live_plot_is_one_figure_that_changes_and_ends_with_the_last_state(monkeypatch):
+def test_the_live_plot_updates_one_figure_and_ends_with_the_last_state(monkeypatch):
     shown = []
 
     class Handle:
@@ -170,12 +170,12 @@ def test_the_live_plot_is_one_figure_that_changes_and_ends_with_the_last_state(m
     live = plots.LivePlot()
     for step in (1, 2, 3):
         live(HISTORY, SimpleNamespace(step=step, max_steps=3))
-    assert [kind for kind, _ in shown] == ["display", "update"], "the one in between comes too soon"
+    assert [kind for kind, _ in shown] == ["display", "update"], "the second call comes too soon"
     assert "step=3" in shown[-1][1]._suptitle.get_text()
     assert plt.get_fignums() == []
 
 
-def test_a_drawing_that_takes_long_comes_less_often(monkeypatch):
+def test_slow_drawings_are_updated_less_often(monkeypatch):
     now, shown = [0.0], []
 
     def display(figure, *, display_id):
@@ -192,7 +192,7 @@ def test_a_drawing_that_takes_long_comes_less_often(monkeypatch):
 
 
 @pytest.mark.parametrize(("chosen", "backend"), [(None, "agg"), ("svg", "svg")])
-def test_a_page_opens_no_window_and_leaves_a_chosen_backend(monkeypatch, chosen, backend):
+def test_open_no_windows_sets_agg_unless_a_backend_is_chosen(monkeypatch, chosen, backend):
     asked = []
     monkeypatch.setattr(mpl, "get_backend", lambda *, auto_select: chosen)
     monkeypatch.setattr(mpl, "use", asked.append)

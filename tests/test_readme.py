@@ -1,4 +1,4 @@
-"""What README and guide promise and a program can check: the loop runs, the study file is one, commands are there."""
+"""Claims of README and guide that can be checked: the loop runs, the study file is valid, commands exist."""
 
 import json
 import os
@@ -40,7 +40,7 @@ run_folder(run).mkdir(parents=True, exist_ok=True)
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 def test_the_shell_loop_runs_the_notebook_with_each_parameter_file(tmp_path, tiny_settings):
-    """Of notebook 03 only the parameters, because importing and training take long; `sweep`'s tests train with it."""
+    """Runs only the parameters of notebook 03, because training takes long; the tests of `sweep` train with it."""
     (loop,) = (block for block in blocks("bash") if block.startswith("for file in"))
     nb = nbformat.read(find_notebook("03"), as_version=4)
     nb.cells = [cell for cell in nb.cells if "parameters" in cell.metadata.get("tags", [])]
@@ -54,7 +54,7 @@ def test_the_shell_loop_runs_the_notebook_with_each_parameter_file(tmp_path, tin
     }
     for run, settings in asked.items():
         save_parameters(settings).rename(tmp_path / f"mine/{run}.yaml")
-    (tmp_path / "rfc3987_syntax.py").touch()  # in place of a grammar that takes each process 2 s
+    (tmp_path / "rfc3987_syntax.py").touch()  # replaces a grammar that takes each process 2 s to load
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = os.environ | {"PATH": path, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run(["bash", "-e", "-c", loop], cwd=tmp_path, env=environment, capture_output=True)
@@ -63,13 +63,13 @@ def test_the_shell_loop_runs_the_notebook_with_each_parameter_file(tmp_path, tin
     assert all((tmp_path / f"{run}.ipynb").exists() for run in asked)
 
 
-def test_the_study_file_is_one(tmp_path):
+def test_the_study_file_is_valid(tmp_path):
     (tmp_path / "study.yaml").write_text(blocks("yaml")[0], encoding="utf-8")
     study = read_study(tmp_path / "study.yaml")
     assert (len(study.points), study.is_grid) == (30, False)
 
 
-def test_every_command_and_option_it_names_is_there():
+def test_every_named_command_and_option_exists():
     lines = re.findall(r"^python3 -m helpers (.*)$", TEXT, re.MULTILINE)
     assert len(lines) > 10
     for line in lines:
@@ -82,13 +82,13 @@ def test_every_command_and_option_it_names_is_there():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=["README", "GUIDE", "notebooks"])
-def test_every_file_it_links_to_is_there(page):
+def test_every_linked_file_exists(page):
     links = re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text(encoding="utf-8"))
     assert links
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
-def test_every_section_of_the_guide_that_is_linked_is_there():
+def test_every_linked_section_of_the_guide_exists():
     headings = re.findall(r"^## (.+)$", PAGES[1].read_text(encoding="utf-8"), re.MULTILINE)
     sections = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
     linked = re.findall(r"GUIDE\.md#([\w-]+)", TEXT)
@@ -96,14 +96,14 @@ def test_every_section_of_the_guide_that_is_linked_is_there():
     assert set(linked) <= sections
 
 
-def test_every_link_between_the_notebooks_leads_to_one():
+def test_every_file_linked_in_a_notebook_exists():
     for notebook in NOTEBOOKS.glob("*.ipynb"):
         cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
         links = re.findall(r"\]\((?!https?:)([^)#]+)\)", "".join("".join(cell["source"]) for cell in cells))
         assert [link for link in links if not (NOTEBOOKS / link).exists()] == [], notebook.name
 
 
-def test_the_new_gpt2_can_be_planned_and_trained_as_shown():
+def test_the_new_gpt2_can_be_planned_as_shown_and_its_training_settings_are_valid():
     lines = [line for text in blocks("bash") for line in text.splitlines() if "--preset pocket-pretraining" in line]
     plan, train = (shlex.split(line.replace("my_texts/", "fables"), comments=True)[3:] for line in lines)
     planned = call(*plan, "--gpu", "4090")

@@ -18,12 +18,12 @@ def folder(runs):
 
 
 def write(path, *cells):
-    """Write a notebook of such cells; a text is one of prose."""
+    """Write a notebook with these cells; a string becomes a Markdown cell."""
     cells = [nbformat.v4.new_markdown_cell(cell) if isinstance(cell, str) else cell for cell in cells]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
 
 
-def test_links_between_notebooks_lead_to_sections_of_the_page_and_every_picture_has_an_alternative_text(folder):
+def test_notebook_links_lead_to_sections_of_the_page_and_every_picture_has_alt_text(folder):
     picture = nbformat.v4.new_output(
         "display_data", data={"image/png": "iVBORw0KGgo="}, metadata={"image/png": {"alt": "Loss falls"}}
     )
@@ -43,7 +43,7 @@ def test_links_between_notebooks_lead_to_sections_of_the_page_and_every_picture_
 @pytest.mark.parametrize(
     "content", [b"", b'{"cells": [{"source": "\xc3', b"{}", b"[]", b'{"nbformat": 4, "metadata": {}}']
 )
-def test_a_file_that_is_no_notebook_or_was_cut_short_is_left_out_of_the_report(folder, content):
+def test_an_invalid_or_truncated_notebook_is_left_out_of_the_report(folder, content):
     write(folder / "01_a.ipynb", "# 1. First")
     (folder / "02_b.ipynb").write_bytes(content)
     page = write_report("mine").read_text(encoding="utf-8")
@@ -58,17 +58,17 @@ def test_equations_become_pictures_and_dollars_in_code_stay(folder):
     assert page.count('class="equation"') == 2
     assert r'alt="L = -\frac{1}{N}\sum_t \ln p_t"' in page
     assert "echo $HOME $PATH" in page
-    assert r"$\nothing$" in page, "what cannot be drawn stays as it was"
+    assert r"$\nothing$" in page, "an equation that cannot be drawn stays as text"
 
 
-def test_a_fraction_in_an_equation_of_its_own_is_larger_than_one_in_a_line(folder):
+def test_a_fraction_is_larger_in_a_display_equation_than_inline(folder):
     write(folder / "01_a.ipynb", r"$\frac{1}{N}$", r"$$\frac{1}{N}$$")
     pictures = re.findall(r"svg\+xml;base64,([^\"]+)", write_report("mine").read_text(encoding="utf-8"))
     in_line, alone = (re.search(r'height="([\d.]+)pt"', base64.b64decode(each).decode())[1] for each in pictures)
     assert float(alone) > 1.2 * float(in_line)
 
 
-def test_the_report_begins_with_what_the_run_reached(folder):
+def test_the_report_starts_with_the_results_of_the_run(folder):
     run = folder.parent
     score = {"perplexity": 25.61, "bits_per_byte": 1.716}
     test = {"source": "fables", "verdict": "Better <b>.", "base": score | {"perplexity": None}, "tuned": score}
@@ -92,11 +92,11 @@ def test_the_report_begins_with_what_the_run_reached(folder):
     assert re.search(r'<img alt="[^"]*optimizer step[^"]*" src="data:image/png', summary)
 
 
-def test_the_report_of_a_run_with_broken_records_shows_what_there_is(folder):
+def test_damaged_records_do_not_stop_the_report(folder):
     (folder.parent / "evaluation.json").write_text("{")
     assert "<h1>Course report: mine</h1>" in write_report("mine").read_text(encoding="utf-8")
 
 
-def test_a_history_whose_last_row_was_cut_short_leaves_the_curve_out(folder):
+def test_a_truncated_history_leaves_the_curve_out(folder):
     (folder.parent / "history.jsonl").write_text('{"step": 1, "loss": 3.5}\n{"step": 2, "lo')
     assert "data:image/png" not in write_report("mine").read_text(encoding="utf-8")

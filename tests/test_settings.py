@@ -41,7 +41,7 @@ from helpers.settings import (
         ({"source": 'D:\\my texts" -p seed 7'}, ["does not exist, and contains a quotation mark"]),
     ],
 )
-def test_a_bad_value_is_answered_with_what_was_found_and_what_is_allowed(values, words):
+def test_an_invalid_value_is_reported_with_what_is_allowed(values, words):
     with pytest.raises(SettingsError) as error:
         TrainingSettings(**values)
     message = str(error.value)
@@ -49,7 +49,7 @@ def test_a_bad_value_is_answered_with_what_was_found_and_what_is_allowed(values,
     assert all(word in message for word in words)
 
 
-def test_a_temperature_that_logits_cannot_be_divided_by_is_refused():
+def test_a_temperature_too_small_to_divide_logits_by_is_refused():
     with pytest.raises(SettingsError, match=r"temperature = 1e-40 is too small: use at least 1e-06"):
         EvaluationSettings(temperature=1e-40)
 
@@ -75,7 +75,7 @@ def test_a_run_name_cannot_leave_the_runs_folder(name):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows allows no control characters in names")
-def test_a_file_whose_name_has_a_control_character_is_a_source(tmp_path):
+def test_a_file_with_a_control_character_in_its_name_can_be_a_source(tmp_path):
     (tmp_path / "a\tb.txt").touch()
     assert TrainingSettings(source=str(tmp_path / "a\tb.txt")).source == str(tmp_path / "a\tb.txt")
 
@@ -85,7 +85,7 @@ def test_a_plain_run_name_is_a_folder_in_runs(name):
     assert run_folder(RunSettings(run=name).run).parent == runs_folder()
 
 
-def test_two_runs_do_not_differ_in_upper_and_lower_case_only(runs):
+def test_a_run_name_that_differs_from_another_only_in_case_is_refused(runs):
     (runs / "Mine").mkdir(parents=True)
     with pytest.raises(SettingsError, match=r"run = 'mine' differs from 'Mine' .* only in upper and lower case"):
         run_folder("mine")
@@ -111,14 +111,14 @@ def test_a_preset_is_a_valid_papermill_parameter_file(preset):
     assert TrainingSettings.from_preset(preset).run == preset
 
 
-def test_the_guide_preset_holds_the_guides_values():
+def test_the_guide_preset_has_the_guides_values():
     guide = TrainingSettings.from_preset("guide")
     assert (guide.block_size, guide.per_device_train_batch_size, guide.gradient_accumulation_steps) == (512, 4, 4)
     assert (guide.num_train_epochs, guide.learning_rate, guide.weight_decay) == (3, 5e-5, 0.01)
     assert guide.mixed_precision == "fp16"
 
 
-def test_the_presets_for_gpus_share_one_effective_batch():
+def test_the_presets_for_gpus_have_the_same_effective_batch_size():
     batches = {
         TrainingSettings.from_preset(name).effective_batch_size for name in preset_names() if "pocket" not in name
     }
@@ -138,7 +138,7 @@ def test_the_presets_for_gpus_share_one_effective_batch():
         ({"chat_template": "chatml", "source": "python-reference"}, {"source": "mine.jsonl"}),
     ],
 )
-def test_a_setting_without_effect_is_described_with_the_one_that_decides(idle, instead):
+def test_a_setting_without_effect_is_described_with_the_setting_that_disables_it(idle, instead):
     (name, value), *_ = idle.items()
     sentence = describe_without_effect(TrainingSettings(**idle))
     assert re.fullmatch(rf"{name} = {value!r} has no effect with {next(iter(instead))} = [^=]+\.", sentence)
@@ -149,12 +149,12 @@ def test_no_preset_has_a_setting_without_effect():
     assert [*filter(describe_without_effect, map(TrainingSettings.from_preset, preset_names()))] == []
 
 
-def test_an_unknown_preset_is_answered_with_the_nearest():
+def test_an_unknown_preset_gets_a_suggestion():
     with pytest.raises(SettingsError, match="did you mean 'guide'"):
         read_preset("gide")
 
 
-def test_text_from_the_command_line_takes_the_settings_type():
+def test_text_from_the_command_line_is_converted_to_the_settings_type():
     assert check_values({"learning_rate": "3e-4", "run": "007", "top_k": "5"}) == {
         "learning_rate": 3e-4,
         "run": "007",
@@ -167,7 +167,7 @@ def test_an_unknown_name_on_the_command_line_is_refused():
         check_values({"strid": 3})
 
 
-def test_a_run_that_is_not_there_is_said_so():
+def test_a_missing_run_is_reported():
     with pytest.raises(SettingsError, match="There is no run 'mine'"):
         read_run_settings("mine")
 

@@ -1,11 +1,11 @@
 """The flagship path at its true size: preset `rtx-4070-ti` on GPT-2 and WikiText's rows, from a Hub on this machine.
 
-What the notebooks call runs in each test run, all notebooks on request (`-m true_size`): seven minutes on two cores.
+Every test run calls what the notebooks call; `-m true_size` runs the notebooks too: seven minutes on two cores.
 
-True: the 124 million weights, the vocabulary of 50,257 tokens, the 1,024 positions, the preset but for the values in
+Real: the 124 million weights, the vocabulary of 50,257 tokens, the 1,024 positions, the preset except the values in
 `CUT`, the shape of the data set's rows, the clients that download both. Cut: the length of the text, the steps and
-the samples. The weights are random, but for one column that knows how frequent a token is, so that a model that was
-trained before is better than one that was not.
+the samples. The weights are random except for one column of token frequencies, so that a pretrained model is better
+than an untrained one.
 """
 
 import json
@@ -43,7 +43,7 @@ pytestmark = pytest.mark.skipif(not SHARED.exists(), reason="needs GPT-2's token
 
 
 def wikitext_rows(speeches, name):
-    """Return an article as WikiText has it: one line a row, each followed by an empty row; a title, then sections."""
+    """Return an article in the form of WikiText: one line per row after an empty row; a title, then sections."""
     lines = [f"= {name} =", *speeches[:3]]
     for number, heading in enumerate(("History", "Reception")):  # headings that many articles share
         lines += [f"= = {heading} = =", *speeches[3 + 3 * number : 6 + 3 * number]]
@@ -53,7 +53,7 @@ def wikitext_rows(speeches, name):
 def write_wikitext(folder, *, n_speeches):
     """Write the three splits as Parquet, with a card that names the configuration; return file names and files.
 
-    `n_speeches` are those of an article in each split, at most nine.
+    `n_speeches` is the number of speeches per article in each split, at most nine.
     """
     text = (SHARED / "tinyshakespeare.txt").read_text(encoding="utf-8")
     speeches = [speech for speech in text.split("\n\n") if len(speech) > 150]
@@ -89,7 +89,7 @@ def write_gpt2(folder):
         model = GPT2LMHeadModel(GPT2Config())
     text = (SHARED / "tinyshakespeare.txt").read_text(encoding="utf-8")[-200_000:]
     counts = np.bincount(tokenizer.encode(text, verbose=False), minlength=len(tokenizer)) + 0.1
-    with torch.no_grad():  # the last norm puts out a constant here, and the head's products become log frequencies
+    with torch.no_grad():  # the last norm outputs a constant here, so the head computes log frequencies
         model.transformer.wte.weight[:, 0] = torch.from_numpy(np.log(counts / counts.sum())) / 10
         model.transformer.ln_f.weight[0], model.transformer.ln_f.bias[0] = 0, 10
     model.save_pretrained(folder)
@@ -102,7 +102,7 @@ def hub(tmp_path, request):
     folders = [tmp_path / name for name in ("gpt2", "wikitext")]
     for folder in folders:
         folder.mkdir()
-    # each window of 1,024 tokens takes seconds: a test part just longer than one, unless the notebooks run on it
+    # each window of 1,024 tokens takes seconds: make the test split just longer than one, except for the notebooks
     short = {} if request.node.get_closest_marker("true_size") else {"validation": 4, "test": 7}
     wikitext = write_wikitext(folders[1], n_speeches=dict.fromkeys(N_ARTICLES, 9) | short)
     repositories = {f"models/{MODEL}": write_gpt2(folders[0]), f"datasets/{WIKITEXT}": wikitext}
@@ -112,7 +112,7 @@ def hub(tmp_path, request):
 
 
 def run_child(hub, tmp_path, *arguments):
-    """Run Python with the Hub at hand and an empty cache; return what it prints."""
+    """Run Python with this Hub and an empty cache; return its output."""
     online = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub, "HF_HOME": str(tmp_path / "home")}
     child = subprocess.run(
         [sys.executable, *arguments], env=os.environ | online, cwd=NOTEBOOKS.parent, capture_output=True, text=True
@@ -122,7 +122,7 @@ def run_child(hub, tmp_path, *arguments):
 
 
 def follow_main_path():
-    """Plan, train, stop, go on, evaluate and generate; print what came of it."""
+    """Plan, train, stop, resume, evaluate and generate; print the results."""
     from datasets import load_dataset
 
     from helpers.data import open_prepared
@@ -153,7 +153,7 @@ def follow_main_path():
 
 
 def perplexities_of_a_plain_loop(model, tokenizer, text):
-    """Return for each stride the perplexity by windows of 1,024 tokens, whose tokens count where they come first."""
+    """Return the perplexity per stride over windows of 1,024 tokens; a token counts in its first window."""
     import torch
 
     @cache
@@ -163,7 +163,7 @@ def perplexities_of_a_plain_loop(model, tokenizer, text):
         return torch.nn.functional.cross_entropy(logits, ids[start + 1 : end], reduction="none").tolist()
 
     ids, perplexities = torch.tensor(tokenizer.encode(text, verbose=False)), {}
-    assert len(ids) > 1024, "windows overlap"
+    assert len(ids) > 1024, "one window is not enough"
     for stride in (1024, 512):
         nats, end_before = [], 0
         for start in range(0, len(ids), stride):
@@ -176,12 +176,12 @@ def perplexities_of_a_plain_loop(model, tokenizer, text):
     return perplexities
 
 
-def test_gpt2_is_planned_trained_resumed_evaluated_and_asked_for_text(hub, runs, tmp_path):
+def test_gpt2_is_planned_trained_resumed_evaluated_and_sampled(hub, runs, tmp_path):
     output = run_child(hub, tmp_path, "-c", "from tests.test_true_size import follow_main_path as f; f()")
     result = json.loads(output.splitlines()[-1])
     assert result["plan"]["fits"]
-    assert result["documents"] == N_ARTICLES, "an article, not a row"
-    assert result["steps with a loss"] == [1, 2], "it went on where it had stopped"
+    assert result["documents"] == N_ARTICLES, "a document is an article, not a row"
+    assert result["steps with a loss"] == [1, 2], "it resumed where it had stopped"
     for row in result["published_protocol"]:
         plain = result["plain loop"][str(row["stride"])]
         assert math.log(row["base"]) == pytest.approx(math.log(plain), abs=1e-4)

@@ -60,7 +60,7 @@ def test_the_descriptions_of_parameters_are_kept_without_names_and_types():
     ]
 
 
-def test_docstrings_and_comments_are_found_and_broken_files_passed_over(tmp_path, monkeypatch):
+def test_docstrings_and_comments_are_found_and_broken_files_are_skipped(tmp_path, monkeypatch):
     (tmp_path / "a.py").write_text(
         '#!x\n"""Module."""\nclass A:\n    """Class."""\n    # One\n    # block.\n    def f(self):\n        "Do."\n'
     )
@@ -72,7 +72,7 @@ def test_docstrings_and_comments_are_found_and_broken_files_passed_over(tmp_path
     assert list(recipe.comments(source)) == ["One\nblock."]
 
 
-def test_other_peoples_warnings_are_silent_and_the_callers_are_heard(tmp_path, monkeypatch):
+def test_warnings_of_parsed_files_are_silenced_and_the_callers_are_not(tmp_path, monkeypatch):
     (tmp_path / "a.py").write_text('"""A fox."""\nname = "\\d"\n')  # an invalid escape
     monkeypatch.setattr(recipe, "package_folders", lambda: [tmp_path])
     with pytest.warns(UserWarning, match="heard") as heard:
@@ -91,7 +91,7 @@ def test_a_paragraph_is_gathered_once(tmp_path, monkeypatch):
     assert recipe.gather() == ([sentence], [comment])
 
 
-def test_docstrings_alone_are_held_out_by_their_own_hash():
+def test_only_docstrings_are_held_out_by_their_own_hash():
     documents, others = [f"document {i}" for i in range(2000)], [f"comment {i}" for i in range(500)]
     held_out, training = recipe.held_out_and_training(documents, others)
     assert sorted(held_out + training) == sorted(documents + others)
@@ -130,13 +130,13 @@ def test_the_recipe_trains_through_fine_tune_resumes_and_saves_a_stock_model(tmp
     assert f"{metrics['held_out']['bits_per_byte']:.4f}" in (tmp_path / "out/README.md").read_text(encoding="utf-8")
 
 
-def test_a_corpus_that_is_there_is_not_written_again(tmp_path):
+def test_an_existing_corpus_is_not_written_again(tmp_path):
     folder = recipe.write_corpus(tmp_path / "corpus", training=["a fox", "a hen"], held_out=["an owl", "a ram"])
     recipe.write_corpus(folder, training=["other"], held_out=["texts", "here"])
     assert load_from_disk(str(folder))["train"]["text"] == ["a fox", "a hen"]
 
 
-def test_the_shipped_card_says_what_the_shipped_recipe_measured():
+def test_the_shipped_model_card_matches_the_shipped_metrics():
     metrics = json.loads((POCKET / "recipe.json").read_text())
     card = (POCKET / "README.md").read_text(encoding="utf-8")
     assert card == recipe._card(metrics)

@@ -1,6 +1,6 @@
-"""Train a GPT-2 of random weights for some steps on a card, with each change of the engine on or off.
+"""Train a GPT-2 of random weights for some steps on a GPU, with each change of the engine on or off.
 
-The same functions run on a processor with a very small model, so that they are known to work before a card is at hand.
+The same functions run on a CPU with a very small model, so that they can be tested without a GPU.
 """
 
 import gc
@@ -34,7 +34,7 @@ from tests.benchmarks import training_step
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _ROOM_FOR_STOCK = 40 * 2**30  # the stock Trainer takes 14.5 GiB for passes of 8 blocks of 1,024 tokens
 NANOGPT = Path(os.environ.get("NANOGPT", "../shared/nanoGPT"))  # a clone of karpathy/nanoGPT, left out without one
-MEMORY = (  # batch, block, precision, checkpointing, accumulation: trainings that fit a card of 12 GB
+MEMORY = (  # batch, block, precision, checkpointing, accumulation: runs that fit a GPU with 12 GB
     (1, 256, "bf16", False, 1), (4, 512, "bf16", False, 1), (8, 512, "bf16", False, 1), (4, 1024, "bf16", False, 1),
     (8, 1024, "bf16", False, 1), (16, 512, "bf16", False, 1), (2, 1024, "bf16", False, 4), (8, 512, "bf16", True, 1),
     (16, 1024, "bf16", True, 1), (4, 512, "no", False, 1), (4, 1024, "no", False, 1), (4, 1024, "no", True, 1),
@@ -50,13 +50,13 @@ class Scale(NamedTuple):
     block: int
     batch: int
     steps: int
-    batches: tuple[int, ...]  # among which the fastest is looked for
+    batches: tuple[int, ...]  # among these the fastest is chosen
 
 
 CARD = Scale("cuda", GPT2Shape(12, 768, 12), 1024, 8, 12, (4, 8, 16, 32, 64))
 DRY = Scale("cpu", GPT2Shape(1, 32, 2, vocab_size=4099, n_positions=64), 32, 2, 3, (1, 2))
 
-# What is changed of the engine with everything on.
+# What each row changes in the engine with everything on.
 LEVERS: dict[str, dict[str, Any]] = {
     "everything on": {},
     "transformers' attention": {"causal_attention": False},
@@ -93,7 +93,7 @@ def train(
     """Return median seconds of a step, tokens and model FLOPs per second, and the peak bytes after the first step."""
     is_card = scale.device == "cuda"
     torch.manual_seed(0)
-    with torch.device(scale.device):  # a card draws the weights faster
+    with torch.device(scale.device):  # a GPU draws the weights faster
         model = GPT2LMHeadModel(config_of(scale.shape)).train()
     model.loss_type = "ForCausalLM"
     if causal_attention:
@@ -118,7 +118,7 @@ def train(
 
 
 def train_nanogpt(scale: Scale, settings: TrainingSettings, folder: Path, *, compiled: bool) -> dict[str, float]:
-    """Return the same of nanoGPT's model and optimizer, from a clone of its repository."""
+    """Return the same metrics for nanoGPT's model and optimizer, from a clone of its repository."""
     spec = importlib.util.spec_from_file_location("nanogpt_model", folder / "model.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look there
@@ -213,7 +213,7 @@ def measure_batches(scale: Scale) -> Iterator[dict[str, Any]]:
 
 
 def measure_memory(scale: Scale) -> Iterator[dict[str, Any]]:
-    """Yield a row for each of 13 trainings: the peak that was predicted, and the one that was measured."""
+    """Yield a row for each of 13 training runs: the predicted peak and the measured one."""
     for batch, block, precision, checkpointing, accumulation in MEMORY:
         settings = settings_of(
             scale, per_device_train_batch_size=batch, block_size=min(block, scale.block), mixed_precision=precision,
@@ -230,10 +230,10 @@ def measure_memory(scale: Scale) -> Iterator[dict[str, Any]]:
 
 
 def measure_presets(scale: Scale) -> Iterator[dict[str, Any]]:
-    """Yield a row for each preset that fits: the peak that was predicted, and the one that was measured."""
+    """Yield a row for each preset that fits: the predicted peak and the measured one."""
     for name in preset_names():
         settings = TrainingSettings.from_preset(name)
-        changes = {"gradient_accumulation_steps": min(2, settings.gradient_accumulation_steps)}  # more take no more
+        changes = {"gradient_accumulation_steps": min(2, settings.gradient_accumulation_steps)}  # more need no more
         shape = planned_shape(settings) if scale.device == "cuda" else scale.shape
         if scale.device == "cpu":
             changes |= {"block_size": scale.block, "mixed_precision": "no", "per_device_train_batch_size": 1}
@@ -246,10 +246,10 @@ def measure_presets(scale: Scale) -> Iterator[dict[str, Any]]:
 
 
 def measure_against(scale: Scale) -> Iterator[dict[str, Any]]:
-    """Yield a row for each other way to train on the same text, and for ours: useful tokens a second of the Trainer.
+    """Yield a row for each other way to train on the same text, and for ours: useful tokens per second of the Trainer.
 
-    Packed rows are also measured in passes of 16 full blocks, where a card has room for the stock Trainer's: the
-    smaller passes leave a large card waiting for the processor, which then decides the speed.
+    Packed rows are also measured in passes of 16 full blocks, if the GPU has room for the stock Trainer's: the
+    smaller passes leave a large GPU waiting for the CPU, which then limits the speed.
     """
     is_card = scale.device == "cuda"
     config = config_of(scale.shape._replace(resid_pdrop=0.0, embd_pdrop=0.0))
@@ -267,7 +267,7 @@ def measure_against(scale: Scale) -> Iterator[dict[str, Any]]:
 
 
 def measure_against_nanogpt(scale: Scale) -> Iterator[dict[str, Any]]:
-    """Yield rows at an equal batch without dropout: nanoGPT's and ours, as they come and compiled."""
+    """Yield rows at an equal batch without dropout: nanoGPT's and ours, uncompiled and compiled."""
     scale = scale._replace(shape=scale.shape._replace(resid_pdrop=0.0, embd_pdrop=0.0))
     for compiled in (False, True) if scale.device == "cuda" else (False,):
         name = ", compiled" * compiled
@@ -278,7 +278,7 @@ def measure_against_nanogpt(scale: Scale) -> Iterator[dict[str, Any]]:
 
 
 def measure_calibration(scale: Scale) -> Iterator[dict[str, Any]]:
-    """Yield what `calibrate` measures, from which a plan for such a card is made."""
+    """Yield the measurements of `calibrate`, from which a plan for such a GPU is made."""
     measured = measuring.calibrate(budget_seconds=60 if scale.device == "cuda" else 0)
     for row in measured.measurements:
         yield {"what": "calibration"} | row.model_dump()
@@ -314,7 +314,7 @@ def _short(value: Any) -> str:
 
 
 def machine() -> dict[str, str]:
-    """Return the card and the versions, without which a measurement says nothing."""
+    """Return the GPU and the versions, without which a measurement means nothing."""
     card = this_device()
     return {
         "card": card.name, "driver": card.driver, "torch": torch.__version__, "cuda": str(torch.version.cuda),

@@ -1,3 +1,3 @@
 def pytest_ignore_collect(collection_path, config):
-    """Leave benchmarks out unless their folder is named: they take minutes, and print tables."""
+    """Skip benchmarks unless their folder is named: they take minutes and print tables."""
     return None if any("benchmarks" in str(argument) for argument in config.args) else True

@@ -1,11 +1,11 @@
-"""One way of turning text into token blocks, in a process of its own so that its peak memory is its own.
+"""One way of turning text into token blocks, in a separate process to measure its own peak memory.
 
     python data_speed.py WAY FILE FOLDER
 
-WAY is `map` (datasets.map and group_texts, as run_clm.py has it), `loop` (a document at a time into a memmap, as in
-nanoGPT's prepare.py), `ours` (tokenise and pack alone) or `prepare` (all of it, near duplicates and all), `unlooked`
-(the same with near_duplicates='keep'). Prints JSON: seconds, bytes, the peak of memory above the start, and a hash of
-the token ids. The first three are timed in ROUNDS rounds, of which the best counts, after one to warm up.
+WAY is `map` (datasets.map and group_texts, as in run_clm.py), `loop` (one document at a time into a memmap, as in
+nanoGPT's prepare.py), `ours` (only tokenise and pack), `prepare` (everything, with near-duplicates) or `unlooked` (the
+same with near_duplicates='keep'). Prints JSON: seconds, bytes, peak memory above the start, and a hash of the token
+ids. The first three run for ROUNDS rounds after one warm-up round, and the best one counts.
 """
 
 import gc
@@ -32,7 +32,7 @@ BLOCK, ROUNDS = 1024, 3
 
 
 def tokenizer():
-    """Return GPT-2's own."""
+    """Return GPT-2's tokenizer."""
     files = SHARED / "gpt2-tokenizer"
     return GPT2Tokenizer(vocab=str(files / "vocab.json"), merges=str(files / "merges.txt"), model_max_length=10**9)
 
@@ -80,7 +80,7 @@ def by_loop(documents, folder):
 def by_ours(documents, folder):
     """Tokenise and pack as `prepare` does."""
     tokens, n_tokens = TokenStream(tokenizer()), 0
-    tokens.encode(documents[:20]["text"])  # it is loaded then, as the other ways' tokenizer is
+    tokens.encode(documents[:20]["text"])  # loads it, as the other ways' tokenizer is loaded
     start = time.perf_counter()
     with BlockWriter(Path(folder) / "blocks", BLOCK) as blocks:
         for batch in documents.iter(4096):
@@ -120,7 +120,7 @@ def resident():
 
 
 def peak():
-    """Return the most bytes this process has held since the count began."""
+    """Return the most bytes this process has held since the peak was reset."""
     line = next(
         line for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM")
     )
@@ -128,11 +128,11 @@ def peak():
 
 
 def main(way, file, folder):
-    """Measure one way and print its figures."""
+    """Measure one way and print its metrics."""
     disable_progress_bars()
     os.environ["COURSE_RUNS"] = folder
     if is_whole := way in ("prepare", "unlooked"):
-        prepare(DataSettings(source="fables", run="warm-up"))  # what the libraries take once is not the text's
+        prepare(DataSettings(source="fables", run="warm-up"))  # memory that libraries take once does not count
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak is counted from here
     before = resident()

@@ -1,4 +1,4 @@
-"""What a card says of the plan and of each change of the engine, in one JSON; `card.py` prints a README table of it."""
+"""The plan and each change of the engine measured on a GPU, in one JSON; `card.py` prints a README table of it."""
 
 import os
 from pathlib import Path
@@ -16,7 +16,7 @@ pytestmark = [
 
 
 @pytest.mark.parametrize("part", card.PARTS)
-def test_measured_on_a_card(part):
+def test_measurements_on_a_gpu_match_the_memory_plan(part):
     rows = card.measure(part, card.CARD, RECORD)
     if part in ("memory", "presets"):
         shares = {row["what"]: row["predicted_share"] for row in rows}

@@ -1,6 +1,6 @@
 """The formula for the memory of a compiled model against the schedule that PyTorch's compiler makes for it.
 
-No card is needed: the compiler is asked for its kernels, in their order, and for what each allocates and frees. What it
+No GPU is needed: the compiler is asked for its kernels, in their order, and for what each allocates and frees. What it
 would write for a processor differs from Triton's kernels, but buffers are chosen before. The loss is not compiled; that
 part of the formula is tested in `test_memory_trace.py`.
 """
@@ -60,7 +60,7 @@ def test_the_prediction_of_a_compiled_step_is_within_3_percent_of_its_schedule(s
 
 
 def scheduled_bytes(shape, asked):
-    """Return for the forward and the backward graph: bytes at the peak, and bytes at the end; nothing is run."""
+    """Return for the forward and the backward graph: bytes at the peak and at the end; nothing is run."""
     from torch._inductor import compile_fx
 
     schedules, half = [], DTYPES.get(asked.mixed_precision)
@@ -79,7 +79,7 @@ def scheduled_bytes(shape, asked):
         stopped,
     ):
         patch.setattr(compile_fx, "min_cut_rematerialization_partition", lower_both)
-        # With checkpointing attention would keep the state of the random generator, some bytes that no fake tensor has.
+        # With checkpointing, attention would keep the RNG state, some bytes that no fake tensor has.
         patch.setattr(partitioners, "functionalize_rng_ops", lambda joint, forward, backward, n: (forward, backward))
         ids = torch.empty(asked.per_device_train_batch_size, asked.block_size, dtype=torch.int64)
         with torch.autocast("cpu", half, enabled=half is not None):

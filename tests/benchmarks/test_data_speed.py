@@ -1,4 +1,4 @@
-"""How fast text becomes blocks beside the usual ways, and how flat memory stays: ratios and bounds from one run."""
+"""How fast text becomes blocks compared with the usual ways, and its memory: ratios and bounds from one run."""
 
 import json
 import os
@@ -23,7 +23,7 @@ GIB_TEXT = os.environ.get("BENCH_GB")  # 1 measures the gigabyte too, which take
 
 
 def corpus(folder, n_bytes):
-    """Write about `n_bytes` of documents, no two alike: lines of Shakespeare drawn at random."""
+    """Write about `n_bytes` of documents, all different: lines of Shakespeare drawn at random."""
     lines = [line for line in (SHARED / "tinyshakespeare.txt").read_text().split("\n") if line]
     draw, path, written = random.Random(0), folder / f"{n_bytes}.txt", 0
     with path.open("w") as file:
@@ -33,7 +33,7 @@ def corpus(folder, n_bytes):
 
 
 def measure(way, file, folder):
-    """Return the figures of one way, measured in a process of its own."""
+    """Return the metrics of one way, measured in a separate process."""
     script = Path(__file__).with_name("data_speed.py")
     (folder / way).mkdir(exist_ok=True)
     environment = {**os.environ, "COURSE_RUNS": str(folder / way)}
@@ -45,7 +45,7 @@ def measure(way, file, folder):
 
 @NEEDS_GPT2
 @NEEDS_PROC
-def test_blocks_are_made_faster_than_in_the_usual_ways_with_the_same_ids(tmp_path):
+def test_making_blocks_is_faster_than_the_usual_ways_and_gives_the_same_ids(tmp_path):
     file = corpus(tmp_path, 4 * 10**6)
     result = {way: measure(way, file, tmp_path) for way in ("map", "loop", "ours", "prepare", "unlooked")}
     print(f"\n{'':10}{'MB/s':>10}{'ours is':>10}")

@@ -1,4 +1,4 @@
-"""The formula for memory against a trace of each kind of training, in all combinations that once were wrong."""
+"""The formula for memory against a trace of each kind of training run, in all combinations that were once wrong."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What a second worker gains on the same cores, and what a study adds to the notebooks it runs: figures of one run."""
+"""What a second worker gains on the same cores, and what a study adds to the notebooks it runs: numbers of one run."""
 
 import json
 import statistics
@@ -16,7 +16,7 @@ from helpers.studies.study_file import read_study
 
 @pytest.fixture
 def write_study(tmp_path, training_notebook):
-    """Return a function that writes a grid of 12 short trainings, the pocket model's; it returns the path."""
+    """Return a function that writes a grid of 12 short training runs of the pocket model and returns its path."""
 
     def write(name):
         study = {
@@ -46,13 +46,13 @@ def run(file, workers):
 
 
 def cell_seconds(folder, trial):
-    """Return how long the cells of a trial's notebook ran, as papermill wrote it down."""
+    """Return how long the cells of a trial's notebook ran, as papermill recorded it."""
     (notebook,) = (folder / f"trial-{trial.user_attrs['point']:03d}" / "notebooks").glob("*.ipynb")
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     return sum(cell["metadata"]["papermill"]["duration"] for cell in cells)
 
 
-def test_two_workers_end_sooner_than_one_and_a_trial_adds_little(write_study):
+def test_two_workers_are_faster_than_one_and_a_trial_adds_little_overhead(write_study):
     print(f"\n{'workers':>8}{'seconds':>10}{'overhead of a trial: median':>30}{'most':>8}")
     result = {}
     for workers in (1, 2):

@@ -1,4 +1,4 @@
-"""What more text costs a training: time by the token, and no memory."""
+"""What more text costs a training run: time per token, and no memory."""
 
 import json
 import os
@@ -18,13 +18,13 @@ def words_at_random(path, n_tokens):
     words = " ".join(load_documents(DataSettings())["train"]["text"]).split()
     draw = random.Random(0)
     with path.open("w", encoding="utf-8") as file:
-        for _ in range(n_tokens // 400):  # a word is a token at least
+        for _ in range(n_tokens // 400):  # a word is at least one token
             file.write(" ".join(draw.choices(words, k=400)) + "\n\n")
     return path
 
 
 def train(model, file, n_tokens, folder):
-    """Return the figures of one training, in a process of its own."""
+    """Return the metrics of one training run in a separate process."""
     command = [sys.executable, str(Path(__file__).with_name("training_scale.py")), str(model), str(file), str(n_tokens)]
     environment = {**os.environ, "COURSE_RUNS": str(folder)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)

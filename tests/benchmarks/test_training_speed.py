@@ -1,4 +1,4 @@
-"""How much faster and smaller training is here than by the guide's script and by stock: ratios of one run."""
+"""How much faster and smaller training is than with the guide's script or the stock Trainer: ratios from one run."""
 
 import json
 import subprocess
@@ -9,13 +9,13 @@ import pytest
 
 from helpers.environment.torch_probe import has_bf16
 
-# useful tokens a second, at least so many times the row's: two thirds of what an idle machine gives, as many are noisy
+# the least speed-up in useful tokens per second: two thirds of an idle machine's, as many machines are noisy
 FLOORS = {"guide, documents": 6, "guide, sentences": 45, "packed, float32": 1.6}
 FLOORS_WITHOUT_BF16 = {"guide, documents": 3, "guide, sentences": 25, "packed, float32": 1.0}
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="reads peak memory as Linux tells it")
-def test_training_against_the_guides_script_and_the_stock_trainer():
+def test_training_is_faster_and_smaller_than_the_guides_script_and_the_stock_trainer():
     ours = "ours" if has_bf16() else "ours, float32"
     rows = ["guide, documents", "guide, sentences", "packed, float32", "ours, float32"]
     if has_bf16():
@@ -40,7 +40,7 @@ def test_training_against_the_guides_script_and_the_stock_trainer():
 
 
 def figures_of(name):
-    """Return one row's figures, measured in a process of its own."""
+    """Return the metrics of one row, measured in a separate process."""
     script = Path(__file__).with_name("training_step.py")
     done = subprocess.run([sys.executable, str(script), name], capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])

@@ -1,10 +1,10 @@
-"""One training of a very small model, in a process of its own so that its memory is its own.
+"""One training run of a very small model, in a separate process to measure its own memory.
 
     python training_scale.py MODEL FILE MAX_TOKENS
 
-Prints JSON: tokens trained on; seconds a million tokens, as the fastest tenth of the history's rows had it, because
-other work on the machine only slows; the most memory held above the start of the training. The pages of the prepared
-text, a file that the system may drop from memory at any time, are not counted.
+Prints JSON: tokens trained on; seconds per million tokens in the fastest tenth of the history's rows, because other
+work on the machine only slows it down; peak memory above the start. The pages of the prepared text, a file that the
+system can drop from memory at any time, are not counted.
 """
 
 import itertools
@@ -27,7 +27,7 @@ def own_bytes():
 
 
 def main(model, file, max_tokens):
-    """Prepare the text, train on it once, print the figures."""
+    """Prepare the text, train on it once, print the metrics."""
     settings = TrainingSettings(
         run="scale", model_name_or_path=model, source=file, max_tokens=int(max_tokens), near_duplicates="keep",
         validation_share=0.001, test_share=0.001, block_size=64, per_device_train_batch_size=128, num_train_epochs=1,
@@ -40,7 +40,7 @@ def main(model, file, max_tokens):
     seconds = [
         end - start
         for (step, start, _), (next_step, end, _) in itertools.pairwise(rows)
-        if next_step - step == settings.logging_steps  # the last rows are closer together, and count the validation
+        if next_step - step == settings.logging_steps  # the last rows are closer together and include the validation
     ]
     facts = {
         "tokens": run.facts["tokens"],

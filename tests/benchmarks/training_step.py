@@ -1,10 +1,10 @@
-"""One row of the training benchmark, in a process of its own so that its peak memory is its own.
+"""One row of the training benchmark, in a separate process to measure its own peak memory.
 
     python training_step.py ROW
 
-Prints JSON: useful tokens a second (median over steps), tokens in a row, peak resident bytes, the loss of each step.
+Prints JSON: useful tokens per second (median over steps), tokens per row, peak resident bytes, the loss of each step.
 Every row is the `Trainer`, ours with what `fine_tune` adds, on the pocket model's shape from the same random weights
-with 512 positions and no dropout, in steps of 16 rows of 512. On a card `card.py` calls `measure` for GPT-2's shape.
+with 512 positions and no dropout, in steps of 16 rows of 512. On a GPU `card.py` calls `measure` for GPT-2's shape.
 """
 
 import json
@@ -52,7 +52,7 @@ ROWS = {
 
 
 def texts(kind):
-    """Return paragraphs of about 140 tokens, or short sentences: BookCorpus has one of about 16 tokens in a row."""
+    """Return paragraphs of about 140 tokens, or short sentences: BookCorpus has one of about 16 tokens per row."""
     fables = load_documents(DataSettings())["train"]["text"]
     if kind == "documents":
         return [paragraph for fable in fables for paragraph in fable.split("\n\n") if len(paragraph) > 360]
@@ -61,7 +61,7 @@ def texts(kind):
 
 
 def padded_rows(kind, tokenizer, block, steps):
-    """Return a text a row, filled up to the block and cut there, as the guide does."""
+    """Return one text per row, padded and truncated to the block, as in the guide."""
     tokenizer.pad_token = tokenizer.eos_token
     rows = (texts(kind) * steps * 16)[: steps * 16]
     return Dataset.from_dict(
@@ -70,7 +70,7 @@ def padded_rows(kind, tokenizer, block, steps):
 
 
 def packed_rows(tokenizer, block, steps):
-    """Return rows without a gap."""
+    """Return packed rows."""
     stream = [token for text in texts("documents") for token in (*tokenizer.encode(text), tokenizer.eos_token_id)]
     n_tokens = block * steps * 16
     stream = (stream * (n_tokens // len(stream) + 1))[:n_tokens]
@@ -87,7 +87,7 @@ def fresh_model(config):
 
 
 def mark(on_card):
-    """Return a moment; a card notes it when it gets there, while Python goes ahead."""
+    """Return a time stamp; a GPU records it when it gets there, while Python goes on."""
     if not on_card:
         return time.perf_counter()
     event = torch.cuda.Event(enable_timing=True)
@@ -96,7 +96,7 @@ def mark(on_card):
 
 
 def seconds_between(marks):
-    """Return the seconds from each moment to the next."""
+    """Return the seconds from each time stamp to the next."""
     if isinstance(marks[0], float):
         return [end - begin for begin, end in pairwise(marks)]
     torch.cuda.synchronize()
@@ -117,7 +117,7 @@ class Clock(TrainerCallback):
         self.on_card, self.marks = on_card, []
 
     def on_step_end(self, args, state, control, **kwargs):
-        """Note the moment."""
+        """Record a time stamp."""
         self.marks.append(mark(self.on_card))
 
 
@@ -129,7 +129,7 @@ def pocket():
 
 
 def measure(text=None, engine=False, *, config=None, block=BLOCK, steps=STEPS, on_card=False, **arguments):
-    """Return the figures of one row."""
+    """Return the metrics of one row."""
     tokenizer, model, clock = load_tokenizer("pocket"), fresh_model(config or pocket()), Clock(on_card)
     rows = padded_rows(text, tokenizer, block, steps) if text else packed_rows(tokenizer, block, steps)
     lengths = [min(len(ids), block) for ids in tokenizer(texts(text))["input_ids"]] if text else [block]
@@ -143,7 +143,7 @@ def measure(text=None, engine=False, *, config=None, block=BLOCK, steps=STEPS, o
             folder, report_to="none", disable_tqdm=True, use_cpu=not on_card, dataloader_pin_memory=on_card, **both
         )
     args.max_steps, args.eval_strategy, args.save_strategy = steps, "no", "no"
-    args.logging_steps = 10 if on_card else 1  # a card has to be waited for before its loss can be read
+    args.logging_steps = 10 if on_card else 1  # reading the loss waits for the GPU
     collator = DataCollatorForLanguageModeling(tokenizer, mlm=False) if text else as_batch
     reset_peak()
     with ours(model) if engine else nullcontext(), quiet():

@@ -47,7 +47,7 @@ def open_notebook(browser, lab):
 
 @pytest.fixture(scope="session")
 def notebooks(open_notebook):
-    """Return the five notebooks, each running from top to bottom, or shown as it was executed a moment ago."""
+    """Return the five notebooks, each running from top to bottom or shown as already executed."""
     longest_first = sorted(course_notebooks(), key=lambda path: path.stem[:2] not in ("03", "05"))
     opened = {}
     for path in longest_first:

@@ -54,7 +54,7 @@ class JupyterLab:
     def __init__(self, folder: Path):
         self.folder, self.runs, self.token = folder / "notebooks", folder / "runs", secrets.token_hex(16)
         shutil.copytree(NOTEBOOKS, self.folder)
-        if finished := os.environ.get("FINISHED"):  # where these notebooks were executed a moment ago
+        if finished := os.environ.get("FINISHED"):  # where these notebooks were already executed
             shutil.copytree(Path(finished) / "runs", self.runs)
             self._take_executed(Path(finished) / "notebooks")
         home = folder / "jupyter"
@@ -95,7 +95,7 @@ class JupyterLab:
         self._wait()
 
     def _take_executed(self, notebooks):
-        """Take the two longest notebooks as they were executed, but for the cells down to a panel: these run again."""
+        """Copy the two longest notebooks as executed, except for the cells down to a panel: these run again."""
         for path in (*notebooks.glob("03*.ipynb"), *notebooks.glob("05*.ipynb")):
             nb = nbformat.read(path, as_version=4)
             code = [cell for cell in nb.cells if cell.cell_type == "code"]
@@ -120,7 +120,7 @@ class JupyterLab:
                 time.sleep(0.2)
 
     def close(self):
-        self.process.terminate()  # it ends its kernels first, which takes long where one of them is busy
+        self.process.terminate()  # it ends its kernels first, which takes long if one of them is busy
         try:
             self.process.wait(60)
         except subprocess.TimeoutExpired:
@@ -154,7 +154,7 @@ class Notebook:
         self._choose_run("runmenu:run-all")
 
     def run_what_has_not_run(self):
-        """Run all cells, or where further ones were executed before, those above them."""
+        """Run all cells, or only those above the first executed one."""
         first_executed = self.page.evaluate(_GO_TO_FIRST_EXECUTED)
         if first_executed < 0:
             self.run_all()

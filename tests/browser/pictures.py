@@ -5,7 +5,7 @@ from pathlib import Path
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
-# Each screenshot, its picture, and the pixels shown of it: the training panel is longer than a README's screen.
+# Each screenshot, its picture, and the height kept in pixels: the training panel is longer than a README's screen.
 PICTURES = {"panel-03-light-1280": ("training-panel", 560), "panel-04-light-1280": ("playground", 500)}
 
 

@@ -18,7 +18,7 @@ EVIL = "<img src=x onerror='window.hacked = 1'><script>window.hacked = 1</script
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, text_file):
-    """Return the folder of runs with a short training of the pocket model."""
+    """Return a folder of runs with a short training run of the pocket model."""
     from helpers.training import fine_tune
 
     folder = tmp_path_factory.mktemp("demo")
@@ -38,7 +38,7 @@ def run(trained, runs):
 
 @pytest.fixture
 def open_page(browser):
-    """Return a function that opens an address in a page of its own; no page may report an error or ask elsewhere."""
+    """Return a function that opens an address in a new page; no page may report an error or ask another host."""
     contexts, errors = [], []
 
     def opened(address, *, width=1280, height=1000, **options):
@@ -92,7 +92,7 @@ def server(run):
         yield server
 
 
-def test_two_models_write_side_by_side_what_the_sliders_say(open_page, server):
+def test_two_models_generate_side_by_side_with_the_settings_of_the_sliders(open_page, server):
     page = open_page(server.address, permissions=["clipboard-read", "clipboard-write"])
     page.fill("#prompt", EVIL)
     set_slider(page, "max_new_tokens", 24)
@@ -112,13 +112,13 @@ def test_two_models_write_side_by_side_what_the_sliders_say(open_page, server):
     page.focus("#prompt")
     page.keyboard.press("Control+Enter")
     wait_until_done(page)
-    assert written(page) == first["tuned"], "the same seed"
+    assert written(page) == first["tuned"], "the same seed gives the same text"
     page.click(".card summary")
     assert "Limits" in page.locator(".card").inner_text()
     assert page.locator(".card table").count() > 1
 
 
-def test_stop_ends_the_text_and_a_mistake_is_shown_in_words(open_page, server, monkeypatch):
+def test_stop_ends_generation_and_an_invalid_setting_is_explained(open_page, server, monkeypatch):
     def write_without_end(model, ids, settings):
         while True:
             time.sleep(0.02)
@@ -134,14 +134,14 @@ def test_stop_ends_the_text_and_a_mistake_is_shown_in_words(open_page, server, m
     stopped = written(page, "base")
     page.wait_for_timeout(200)
     assert written(page, "base") == stopped
-    assert written(page, "tuned") == "fox", "it has not begun: one model writes after the other"
+    assert written(page, "tuned") == "fox", "not started yet: one model generates after the other"
     page.evaluate("() => { document.querySelector('#temperature').type = 'text'; }")
     page.fill("#temperature", "0")
     page.click("#start")
     page.wait_for_function("() => /temperature = 0 is not/.test(document.querySelector('#status.error')?.textContent)")
 
 
-def test_a_phone_in_the_dark_needs_no_sideways_scrolling(open_page, server):
+def test_the_page_fits_a_phone_in_dark_mode(open_page, server):
     page = open_page(server.address, width=390, height=844, color_scheme="dark")
     page.click(".card summary")
     width = page.evaluate("() => document.documentElement.scrollWidth")
@@ -155,7 +155,7 @@ def test_a_phone_in_the_dark_needs_no_sideways_scrolling(open_page, server):
     assert max(map(int, re.findall(r"\d+", background)[:3])) < 60
 
 
-def test_the_static_page_writes_without_any_server(open_page, run, tmp_path):
+def test_the_static_page_generates_without_a_server(open_page, run, tmp_path):
     from helpers.model import load_tokenizer
     from helpers.sharing import write_static_page
 
@@ -168,7 +168,7 @@ def test_the_static_page_writes_without_any_server(open_page, run, tmp_path):
     text = written(page)
     assert text.startswith(EVIL)
     n_tokens = len(load_tokenizer("pocket").encode(text.removeprefix(EVIL)))
-    assert 0 < n_tokens <= 26  # fewer than asked for where it draws the end of text
+    assert 0 < n_tokens <= 26  # fewer than requested if it draws the end of text
     assert page.evaluate("() => window.hacked") is None
     page.fill("#prompt", "fox " * 300)
     page.click("#start")

@@ -106,7 +106,7 @@ def hostile(lab, open_notebook):
     return notebook
 
 
-def test_notebook_1_runs_from_top_to_bottom(notebooks, hostile):  # beside which it runs
+def test_notebook_1_runs_from_top_to_bottom(notebooks, hostile):  # both run together
     assert notebooks["01"].wait() == []
 
 
@@ -142,14 +142,14 @@ def test_markup_in_a_corpus_does_not_run(hostile):
     hostile.page.close()
 
 
-def test_notebook_3_runs_from_top_to_bottom_or_shows_what_was_executed(notebooks):
+def test_notebook_3_runs_from_top_to_bottom_or_shows_its_executed_cells(notebooks):
     assert notebooks["03"].wait() == []
     assert "Traceback" not in notebooks["03"].text()
 
 
 def test_the_gauge_follows_the_mouse_and_the_keyboard(notebooks):
     shown = Shown(notebooks["03"])
-    assert shown.row("preset").locator("select").input_value() == "the parameters cell", "opening moves nothing"
+    assert shown.row("preset").locator("select").input_value() == "the parameters cell", "opening changes nothing"
     assert shown.verdict.inner_text().startswith("✔ fits")
     shown.choose("preset", "rtx-4070-ti")
     shown.panel.get_by_text(GPT2_TAKES).wait_for()
@@ -193,7 +193,7 @@ def test_a_preset_fills_every_control(notebooks):
             assert row.locator("input, select").input_value() == str(value), name
         elif row.locator(".widget-readout").count():
             assert float(shown.value(name)) == pytest.approx(value), name
-    shown.drag("eval_steps", 600)  # to its end, which a value that the preset added has moved
+    shown.drag("eval_steps", 600)  # to its end, which the preset's value has moved
     shown.row("eval_steps").locator(".widget-readout:text-is('100000')").wait_for()
 
 
@@ -209,7 +209,7 @@ def test_every_control_has_a_name_and_a_description_for_a_screen_reader(notebook
     assert "peak of the learning-rate schedule" in slider.get_attribute("aria-description")
 
 
-def test_a_screen_reader_follows_the_panels_of_two_notebooks_in_one_page(browser):
+def test_screen_reader_values_are_updated_in_two_panels_on_one_page(browser):
     page, script = browser.new_page(), (ASSETS / "widgets" / "labels.js").read_text(encoding="utf-8")
     row = "<div class='widget-inline-hbox'><label class='widget-label'>{}</label>"
     row += "<div class='noUi-handle'></div><div class='widget-readout'>1</div></div>"
@@ -222,7 +222,7 @@ def test_a_screen_reader_follows_the_panels_of_two_notebooks_in_one_page(browser
     page.close()
 
 
-def test_the_arrow_of_a_list_can_be_seen_in_a_dark_theme(browser):
+def test_the_arrow_of_a_dropdown_is_visible_in_a_dark_theme(browser):
     page, css = browser.new_page(), (ASSETS / "widgets" / "panel.css").read_text(encoding="utf-8")
     of_ipywidgets = ".widget-dropdown > select { appearance: none; background-image: url(black.svg) }"
     page.set_content(
@@ -234,7 +234,7 @@ def test_the_arrow_of_a_list_can_be_seen_in_a_dark_theme(browser):
     page.close()
 
 
-def test_every_control_is_reached_with_the_tab_key(notebooks):
+def test_every_control_can_be_reached_with_the_tab_key(notebooks):
     shown = Shown(notebooks["03"])
     shown.row("preset").locator("select").focus()
     inside = "() => document.activeElement.closest('.course-panel') !== null"
@@ -281,7 +281,7 @@ def test_the_panel_is_saved_as_parameters(papermill_run):
     assert command.endswith(f"-f {path}")
 
 
-def test_a_training_is_started_stopped_and_resumed(notebooks, lab):
+def test_a_run_can_be_started_stopped_and_resumed(notebooks, lab):
     shown = Shown(notebooks["03"])
     shown.choose("preset", "the parameters cell")
     shown.panel.get_by_text(f"for num_train_epochs = {TrainingSettings().num_train_epochs:g}").wait_for()
@@ -346,7 +346,7 @@ def test_both_models_are_streamed(notebooks):
     shown.type("prompt", "The Fox and the")
     texts.first.get_by_text("The Fox and the").wait_for()
     shown.move("temperature", ENDLESS)
-    # The page itself counts: asked from here, it might skip most of a short text.
+    # Counted in the page: polling from here could miss most of a short text.
     shown.panel.evaluate(
         """panel => {
             window.streamed = [new Set(), new Set()];
@@ -364,10 +364,10 @@ def test_both_models_are_streamed(notebooks):
         assert text.startswith("The Fox and the")
 
 
-def test_stop_ends_the_texts(notebooks):
+def test_stop_ends_generation(notebooks):
     shown = Shown(notebooks["04"])
     shown.move("temperature", ENDLESS)
-    # The page itself presses as soon as it can: asked from here, the texts might end before it.
+    # Clicked in the page as soon as possible: from here the texts might end first.
     shown.button("Stop").evaluate(
         """stop => new MutationObserver((_, observer) => {
             if (stop.disabled) return;
@@ -382,7 +382,7 @@ def test_stop_ends_the_texts(notebooks):
 
 @pytest.mark.parametrize("name", ["02", "03", "04"])
 @pytest.mark.parametrize(("theme", "width"), [("JupyterLab Light", 1280), ("JupyterLab Dark", 1920)])
-def test_a_panel_fits_in_both_themes(notebooks, name, theme, width):
+def test_a_panel_fits_the_page_in_both_themes(notebooks, name, theme, width):
     notebook = notebooks[name]
     notebook.page.set_viewport_size({"width": width, "height": 1500})
     notebook.set_theme(theme)
@@ -396,7 +396,7 @@ def test_a_panel_fits_in_both_themes(notebooks, name, theme, width):
     assert not scrolls_sideways(notebook.page)
 
 
-def test_notebook_5_runs_from_top_to_bottom_or_shows_what_was_executed(notebooks):
+def test_notebook_5_runs_from_top_to_bottom_or_shows_its_executed_cells(notebooks):
     assert notebooks["05"].wait() == []
     assert "Traceback" not in notebooks["05"].text()
 
@@ -408,7 +408,7 @@ def test_papermill_runs_the_saved_parameters(papermill_run, lab):
     assert (lab.runs / "from-panel/training.json").exists()
 
 
-def test_a_page_that_is_loaded_again_shows_no_bar_that_has_ended(lab, open_notebook):
+def test_a_reloaded_page_shows_no_finished_progress_bar(lab, open_notebook):
     source = (
         "from helpers import display\ndisplay.QUIET_SECONDS = 0.01\n"
         "with display.progress_bar(4, unit='token') as bar:\n"

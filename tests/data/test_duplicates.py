@@ -38,24 +38,24 @@ def test_documents_that_differ_only_in_case_and_spaces_are_the_same(fingerprints
     assert normalize("One \t Fox\u3000") == normalize(" one fox")
 
 
-def test_of_equal_documents_the_first_by_the_given_order_stays(fingerprints):
+def test_the_first_of_equal_documents_in_the_given_order_is_kept(fingerprints):
     fingerprints.add(["same", "same", "other"])
     assert fingerprints.find_first_copies(np.array([0, -2, 0])).tolist() == [False, True, True], (
         "the test's stays, not training's"
     )
 
 
-def test_of_many_equal_documents_the_first_stays(fingerprints):
+def test_the_first_of_many_equal_documents_is_kept(fingerprints):
     for texts in (["other"], [], ["same"] * 100):
         fingerprints.add(texts)
     assert np.flatnonzero(fingerprints.find_first_copies(np.zeros(101))).tolist() == [0, 1]
 
 
-def test_without_a_file_for_sketches_no_near_duplicates_are_looked_for():
+def test_without_a_file_for_sketches_near_duplicates_are_not_searched():
     assert groups(Fingerprints(None), [document(1), changed(document(1), 2)]) == [0, 1]
 
 
-def test_a_text_that_repeats_a_held_out_document_is_found_and_one_that_nearly_does_where_it_is_looked_for():
+def test_copies_of_held_out_documents_are_found_and_near_copies_on_request():
     near, equal = (HeldOut([document(1), document(2)], finds_near=finds_near) for finds_near in (True, False))
     for held_out in (near, equal):
         assert document(2).upper() in held_out

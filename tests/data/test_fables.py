@@ -13,7 +13,7 @@ def fables():
     return load_documents(DataSettings(source="fables"))["train"]["text"][:]
 
 
-def test_there_are_enough_of_them(fables):
+def test_there_are_enough_fables(fables):
     assert len(fables) >= 450
     assert sum(len(fable.encode()) for fable in fables) >= 400_000
 

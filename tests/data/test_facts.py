@@ -7,7 +7,7 @@ FACTS = {
 }  # fmt: skip
 
 
-def test_near_duplicates_are_noted_where_something_can_be_done_about_them():
+def test_near_duplicates_are_noted_unless_they_are_removed():
     many = FACTS | {"near_duplicates": 20}
     (note,) = find_notes(many, DataSettings())
     assert note.startswith("20 of 1,000 documents are nearly the same as another: near_duplicates='remove' keeps")

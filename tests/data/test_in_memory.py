@@ -13,7 +13,7 @@ def documents(*texts):
     return Dataset.from_dict({"text": list(texts)})
 
 
-def test_blocks_joined_again_are_the_documents_with_an_end_of_text_each(tokenizer):
+def test_joined_blocks_are_the_documents_with_an_end_of_text_each(tokenizer):
     texts = ["A fox ran home.", "The owl slept.", "No one came to the well that day."]
     blocks, n_tokens = token_blocks(documents(*texts), tokenizer, 8)
     stream = blocks["input_ids"][:].flatten().tolist()
@@ -32,7 +32,7 @@ def test_less_than_one_block_is_an_error(tokenizer):
         token_blocks(documents("A fox."), tokenizer, 64)
 
 
-def test_gpt2s_own_tokens_are_cut_as_counted_by_hand():
+def test_gpt2_tokens_are_cut_into_blocks_as_counted_by_hand():
     if not GPT2.exists():
         pytest.skip("GPT-2's tokenizer files are not next to this checkout")
     from transformers import GPT2Tokenizer

@@ -19,7 +19,7 @@ def share(test, train, n_test_tokens=100):
     return leakage.facts
 
 
-def test_the_share_is_that_of_the_sets_of_ngrams():
+def test_the_share_matches_sets_of_ngrams():
     draw = np.random.default_rng(0)
     train, test = draw.integers(1, 1000, 3000), draw.integers(1, 1000, 500)
     test[100:300] = train[100:300]
@@ -29,7 +29,7 @@ def test_the_share_is_that_of_the_sets_of_ngrams():
     assert facts["share_in_train"] == pytest.approx(len(common) / len(ngrams(test)))
 
 
-def test_a_run_across_two_documents_is_not_counted():
+def test_an_ngram_across_two_documents_is_not_counted():
     test = np.r_[np.arange(1, 10), END, np.arange(11, 20)]
     assert share(test, test)["test_ngrams"] == 0
 

@@ -12,7 +12,7 @@ def test_prompts_are_left_out_of_the_labels_and_blocks_of_prompts_alone_are_not_
     assert rest.tolist() == [[8, 9], [8, 9]]
 
 
-def test_a_part_of_less_than_a_block_is_refused_with_what_would_help():
+def test_a_split_shorter_than_a_block_is_refused_with_advice():
     check_enough("train", 8, 8)
     with pytest.raises(SettingsError, match=r"The train text has 7 tokens, .* of 8: use more text or a smaller block"):
         check_enough("train", 7, 8)

@@ -49,7 +49,7 @@ def test_a_trained_runs_data_are_not_replaced(tiny_run, tiny_settings):
         prepare(tiny_settings.model_copy(update={"block_size": 16}))
 
 
-def test_the_data_of_a_trained_run_are_made_again_from_the_same_text_only(tiny_run, tiny_settings):
+def test_the_data_of_a_trained_run_are_rebuilt_only_from_the_same_text(tiny_run, tiny_settings):
     (next((tiny_run.folder / "data/blocks/train").glob("*.arrow"))).write_bytes(b"")
     with pytest.raises(SettingsError, match=r"are damaged .*delete the folder .*data, and run notebook 2"):
         prepare(tiny_settings)
@@ -114,7 +114,7 @@ def a_play(folder):
 
 
 @pytest.mark.parametrize("is_play", [False, True])
-def test_prepare_gives_the_same_as_the_steps_one_by_one(tmp_path, tiny_settings, tokenizer, is_play):
+def test_prepare_gives_the_same_result_as_its_separate_steps(tmp_path, tiny_settings, tokenizer, is_play):
     if is_play:
         tiny_settings = tiny_settings.model_copy(update={"source": str(a_play(tmp_path))})
     prepared = prepare(tiny_settings)
@@ -125,7 +125,7 @@ def test_prepare_gives_the_same_as_the_steps_one_by_one(tmp_path, tiny_settings,
     assert n_tokens == prepared.facts["splits"]["train"]["tokens"] == sum(prepared.documents["train"]["n_tokens"])
 
 
-def test_a_play_is_split_by_position_and_has_no_ends_inside(tmp_path, tiny_settings, tokenizer):
+def test_a_play_is_split_by_position_and_has_no_end_of_text_inside(tmp_path, tiny_settings, tokenizer):
     path = a_play(tmp_path)
     data = prepare(tiny_settings.model_copy(update={"source": str(path)}))
     parts = ["".join(data.documents[name]["text"]) for name in ("train", "validation", "test")]
@@ -136,7 +136,7 @@ def test_a_play_is_split_by_position_and_has_no_ends_inside(tmp_path, tiny_setti
     assert "passages of one continuous text" in documents_text(data.facts)
 
 
-def test_articles_are_the_units_of_the_split_and_of_the_search_for_duplicates(tmp_path, tiny_settings):
+def test_articles_are_the_units_of_splitting_and_deduplication(tmp_path, tiny_settings):
     rows = []
     for number, story in enumerate(stories(30)):
         rows += ["", f" = Article {number} = \n", "", f" {story}\n", "", " = = References = = \n", "", " None . \n"]
@@ -176,7 +176,7 @@ def test_near_duplicates_can_be_removed_or_ignored(tmp_path, tiny_settings):
     assert sum(part["documents"] for part in kept["splits"].values()) == 60
 
 
-def test_near_duplicates_of_a_sources_own_test_leave_the_training_text(tmp_path, tiny_settings):
+def test_near_duplicates_of_a_sources_own_test_are_removed_from_the_training_text(tmp_path, tiny_settings):
     (folder := tmp_path / "own").mkdir()
     written(folder, stories(40), "train.jsonl")
     written(folder, [stories(40)[3] + " The end.", *stories(50)[40:]], "test.jsonl")
@@ -209,7 +209,7 @@ def test_streaming_without_a_budget_is_refused(tiny_settings):
         prepare(tiny_settings.model_copy(update={"streaming": True}))
 
 
-def test_a_note_says_that_chinese_costs_more(tmp_path, tiny_settings):
+def test_a_note_says_that_chinese_needs_more_tokens(tmp_path, tiny_settings):
     texts = [f"第{i}只狐狸走到井边看见了自己的影子然后回家去了一共走了{i * 7}里路" for i in range(60)]
     settings = tiny_settings.model_copy(update={"source": str(written(tmp_path, texts))})
     (note,) = [note for note in prepare(settings).facts["notes"] if "fits this text badly" in note]
@@ -268,7 +268,7 @@ def prepare_after(change, source, model):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits a process as POSIX can")
-def test_a_full_disk_is_explained_and_nothing_is_left(tmp_path, tiny_model):
+def test_a_full_disk_is_explained_and_leaves_nothing(tmp_path, tiny_model):
     source, printed = written(tmp_path, stories(2000)), tmp_path / "printed.txt"
     start_forked(prepare_after, limit_files, source, tiny_model, output=printed).join()
     assert "temporarily needs about three times its size" in printed.read_text(encoding="utf-8")
@@ -304,7 +304,7 @@ def test_a_read_only_source_is_read(tmp_path, tiny_settings):
         folder.chmod(0o755)
 
 
-def test_progress_is_shown_for_long_work_only(tiny_settings, capsys, monkeypatch):
+def test_progress_is_shown_only_for_long_work(tiny_settings, capsys, monkeypatch):
     prepare(tiny_settings)
     assert "reading" not in capsys.readouterr().err
     shutil.rmtree(Path(os.environ["COURSE_RUNS"]) / "tiny")

@@ -23,7 +23,7 @@ def test_a_report_counts_the_prepared_data(data, tiny_settings):
     assert dict(described.rows())["documents read"] == "40"
 
 
-def test_parts_of_characters_are_frequent_tokens_of_their_own():
+def test_parts_of_characters_count_as_separate_frequent_tokens():
     tokenizer = load_tokenizer("pocket")
     ids = tokenizer.encode("猫龍")
     assert len(set(ids)) > 2
@@ -55,7 +55,7 @@ def test_useful_share_is_text_over_positions():
     assert useful_share([50, 50], 10) == 1
 
 
-def test_the_picture_of_packing_is_to_scale_and_shows_padding_and_what_is_cut_off():
+def test_the_picture_of_packing_is_to_scale_and_shows_padding_and_truncation():
     lengths = [5, 12, 3, 30]
     ax = plot_packing(lengths, block_size=10)
     hatched = [bar for bar in ax.patches if bar.get_hatch()]
@@ -68,20 +68,20 @@ def test_the_picture_of_packing_is_to_scale_and_shows_padding_and_what_is_cut_of
     assert "70% of the positions hold text, and 44% of the text is cut off" in ax.get_title()
 
 
-def test_a_document_of_many_rows_makes_no_endless_picture():
+def test_the_picture_of_a_very_long_document_stays_small():
     ax = plot_packing([10_000_000], block_size=512)
     assert len(ax.patches) < 100
     assert ax.get_xlim()[1] == 3 * 512
 
 
-def test_the_report_draws_padding_and_cutting_for_each_width(data):
+def test_the_report_draws_padding_and_truncation_for_each_width(data):
     padding, cut_off = plot_report(report(data, load_tokenizer("pocket")))[1, 0].get_lines()
     assert padding.get_ydata().tolist() == sorted(padding.get_ydata())
     assert cut_off.get_ydata().tolist() == sorted(cut_off.get_ydata(), reverse=True)
     assert cut_off.get_ydata()[-1] == 0, "no document of this text is longer than the widest row"
 
 
-def test_every_picture_of_the_report_names_its_axes(data):
+def test_every_picture_of_the_report_has_a_title_and_an_x_label(data):
     axes = plot_report(report(data, load_tokenizer("pocket"))).ravel()
     assert all(ax.get_title() and ax.get_xlabel() for ax in axes)
     assert all(tick.is_integer() for ax in axes[:2] for tick in ax.get_yticks()), "there is no half document"

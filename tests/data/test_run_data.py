@@ -9,7 +9,7 @@ from helpers.paths import NOTEBOOKS
 from helpers.settings import SettingsError
 
 
-def test_a_file_that_was_moved_or_renamed_is_the_same_text_and_another_one_is_not(tmp_path, text_file, tiny_settings):
+def test_a_moved_file_is_the_same_text_and_a_changed_one_is_not(tmp_path, text_file, tiny_settings):
     prepare(tiny_settings)
     moved = shutil.copy(text_file, tmp_path / "moved.txt")
     assert is_same_text(tiny_settings.model_copy(update={"source": str(moved)}))
@@ -19,7 +19,7 @@ def test_a_file_that_was_moved_or_renamed_is_the_same_text_and_another_one_is_no
     assert not is_same_text(tiny_settings.model_copy(update={"test_share": 0.2}))
 
 
-def test_data_that_are_in_use_can_be_prepared_with_other_settings(tiny_settings):
+def test_data_in_use_can_be_prepared_with_other_settings(tiny_settings):
     wide = prepare(tiny_settings)
     assert not wide.blocks["train"].cache_files, "Windows replaces no file that is mapped"
     narrow = prepare(tiny_settings.model_copy(update={"block_size": 16}))
@@ -33,7 +33,7 @@ def test_a_large_text_is_not_read_into_memory(tiny_settings, monkeypatch):
     assert all(part.cache_files for parts in (prepared.blocks, prepared.documents) for part in parts.values())
 
 
-def test_a_run_that_has_its_text_needs_its_file_no_more(tmp_path, text_file, tiny_settings):
+def test_a_prepared_run_no_longer_needs_its_text_file(tmp_path, text_file, tiny_settings):
     copy = shutil.copy(text_file, tmp_path / "copy.txt")
     settings = tiny_settings.model_copy(update={"source": str(copy)})
     before = prepare(settings).facts
@@ -70,9 +70,7 @@ def test_a_missing_text_or_model_is_refused_before_anything_starts(values, words
         ("model_name_or_path", "pocet", "pocket"),
     ],
 )
-def test_a_misspelled_text_or_model_is_refused_with_the_name_that_may_be_meant(
-    tmp_path, monkeypatch, name, written, meant
-):
+def test_a_misspelled_text_or_model_is_refused_with_a_suggestion(tmp_path, monkeypatch, name, written, meant):
     (tmp_path / "my_texts" / "model").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SettingsError, match=rf"{name} = '{written}' .*; did you mean '{meant}'\?"):
@@ -80,7 +78,7 @@ def test_a_misspelled_text_or_model_is_refused_with_the_name_that_may_be_meant(
 
 
 @pytest.mark.parametrize("name", ["README.md", "LICENSE", "."])
-def test_the_courses_own_files_are_nobodys_text(monkeypatch, name):
+def test_the_courses_own_files_are_refused_as_a_source(monkeypatch, name):
     monkeypatch.chdir(NOTEBOOKS.parent)
     with pytest.raises(SettingsError, match="is part of this course and not your text"):
         refuse_missing({"source": name})

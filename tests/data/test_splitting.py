@@ -12,7 +12,7 @@ def split(given, *, is_first=None, group=None, **settings):
     return assign_parts(np.array(given, np.int8), is_first, group, DataSettings(**settings))
 
 
-def test_shares_are_exact_and_the_seed_decides():
+def test_shares_are_exact_and_the_seed_determines_the_split():
     assert np.bincount(split([-1] * 5)).tolist() == [3, 1, 1], "a tenth of five is rounded up to a document"
     code = split([-1] * 100, validation_share=0.2, test_share=0.1)
     assert [(code == part).sum() for part in (TRAIN, VALIDATION, TEST)] == [70, 20, 10]
@@ -35,12 +35,12 @@ def test_a_group_of_near_duplicates_is_never_separated():
         ([0, 1, 2, 3], (0.4, 0.4)),  # two and two, after rounding
     ],
 )
-def test_no_part_is_empty_whatever_the_groups_and_shares(group, shares):
+def test_no_split_is_empty_for_any_groups_and_shares(group, shares):
     code = split([-1] * len(group), group=group, validation_share=shares[0], test_share=shares[1])
     assert set(code) == {TRAIN, VALIDATION, TEST}
 
 
-def test_near_duplicates_of_the_test_are_left_out_of_the_other_parts():
+def test_near_duplicates_of_the_test_are_left_out_of_the_other_splits():
     code = split([TRAIN, TRAIN, VALIDATION, TEST], group=[0, 1, 1, 1])
     assert code.tolist() == [TRAIN, LEFT_OUT, LEFT_OUT, TEST]
 
@@ -50,7 +50,7 @@ def test_remove_keeps_one_near_duplicate_and_prefers_the_tests():
     assert code.tolist() == [TRAIN, LEFT_OUT, LEFT_OUT, TEST]
 
 
-def test_a_part_that_the_source_lacks_is_drawn_from_its_training_text():
+def test_a_split_missing_from_the_source_is_drawn_from_its_training_text():
     code = split([TRAIN] * 20 + [TEST] * 5)
     assert (code[:20] == VALIDATION).sum() == 2
     assert (code[20:] == TEST).all()
@@ -74,13 +74,13 @@ def test_too_few_documents_are_refused():
         ([5] * 4, [2, 1, 1]),
     ],
 )
-def test_one_text_is_split_by_position_in_the_order_of_the_parts(sizes, passages):
+def test_one_text_is_split_by_position_in_the_order_of_the_splits(sizes, passages):
     settings = DataSettings(validation_share=0.2, test_share=0.1)
     part = split_by_position(np.array(sizes), np.full(len(sizes), UNDECIDED, np.int8), settings).part
     assert part.tolist() == np.repeat([TRAIN, VALIDATION, TEST], passages).tolist()
 
 
-def test_one_text_that_brings_its_own_parts_keeps_them_and_gives_the_missing_one():
+def test_one_text_with_its_own_splits_keeps_them_and_gives_the_missing_one():
     given = np.array([TEST, TEST, *[TRAIN] * 8], np.int8)
     split = split_by_position(np.full(10, 10), given, DataSettings(validation_share=0.25))
     assert split.part.tolist() == [TEST, TEST, *[TRAIN] * 6, VALIDATION, VALIDATION]

@@ -42,7 +42,7 @@ def rows(stream):
     return [tuple(row["input_ids"].tolist()) for row in stream]
 
 
-def test_without_shuffling_the_blocks_are_those_of_the_text_cut_by_hand(new_stream, tokens):
+def test_unshuffled_blocks_match_the_text_cut_by_hand(new_stream, tokens):
     ids, _ = tokens.encode(SHARDS[0])
     by_hand = ids[: 40 * 16].reshape(40, 16).tolist()
     assert rows(new_stream(SHARDS[:1], n_blocks=40, buffer_blocks=1)) == [tuple(row) for row in by_hand]
@@ -61,7 +61,7 @@ def test_each_epoch_has_the_same_blocks_in_another_order(new_stream):
 
 
 @pytest.mark.parametrize("has_positions", [True, False])
-def test_resumed_after_any_block_the_stream_goes_on_at_the_exact_token(new_stream, has_positions, tmp_path):
+def test_a_stream_resumes_at_the_exact_token_after_any_block(new_stream, has_positions, tmp_path):
     stream = new_stream()
     orders = [rows(stream), (stream.set_epoch(1), rows(stream))[1]]
     for n_blocks in (1, 31, 32, 33, 100, 199, 200, 250):
@@ -73,7 +73,7 @@ def test_resumed_after_any_block_the_stream_goes_on_at_the_exact_token(new_strea
         assert rows(resumed)[n_read:] == orders[epoch][n_read:], f"after block {n_blocks}"
 
 
-def test_a_resume_opens_no_shard_that_was_read_to_its_end(new_stream, tokens, tmp_path):
+def test_a_resume_does_not_open_finished_shards(new_stream, tokens, tmp_path):
     rows(new_stream())
     opened = []
     shards = [lambda place=place: (opened.append(place), iter(SHARDS[place]))[1] for place in range(5)]
@@ -84,7 +84,7 @@ def test_a_resume_opens_no_shard_that_was_read_to_its_end(new_stream, tokens, tm
     assert len(opened) < 3
 
 
-def test_what_is_held_out_is_in_no_block_wherever_it_comes_again(new_stream, tokens):
+def test_held_out_documents_and_their_copies_are_in_no_block(new_stream, tokens):
     copy = SHARDS[4][3].upper().replace(" ", "  ")
     held_out = HeldOut([*SHARDS[2], SHARDS[4][3]], finds_near=False)
     read = rows(new_stream([*SHARDS, [copy]], held_out=held_out, n_blocks=180))
@@ -96,7 +96,7 @@ def test_what_is_held_out_is_in_no_block_wherever_it_comes_again(new_stream, tok
 
 
 @pytest.mark.parametrize("finds_near", [True, False])
-def test_a_near_copy_of_what_is_held_out_is_left_out_unless_all_are_kept(new_stream, tokens, finds_near):
+def test_near_copies_of_held_out_documents_are_left_out_unless_all_are_kept(new_stream, tokens, finds_near):
     long = " ".join(SHARDS[0][:4])
     copy = long.replace("came home", "came back", 1)
     held_out = HeldOut([long], finds_near=finds_near)
@@ -113,7 +113,7 @@ def test_a_text_that_is_too_short_is_read_again_with_a_warning(new_stream):
     assert len(read) == 200
 
 
-def test_where_everything_is_held_out_nothing_is_left_to_train_on(new_stream):
+def test_a_stream_of_only_held_out_documents_is_refused(new_stream):
     with pytest.raises(SettingsError, match="Nothing is left to train on"):
         rows(new_stream(SHARDS[:1], held_out=HeldOut(SHARDS[0], finds_near=False)))
 
@@ -172,7 +172,7 @@ def test_no_validation_or_test_document_is_trained_on(third, separator, tiny_mod
     assert sum(line in text for line in stories) > 40
 
 
-def test_the_run_keeps_the_beginning_only_and_says_so(tiny_model, tmp_path, monkeypatch):
+def test_the_run_stores_only_the_beginning_and_says_so(tiny_model, tmp_path, monkeypatch):
     monkeypatch.setattr("helpers.data.preparation._SAMPLE_TOKENS", 600)
     settings = streaming(write_shards(tmp_path / "shards", "abc"), tiny_model)
     data = prepare(settings)
@@ -184,7 +184,7 @@ def test_the_run_keeps_the_beginning_only_and_says_so(tiny_model, tmp_path, monk
     assert torch.equal(prepare(copied).blocks["train"]["input_ids"][:], data.blocks["train"]["input_ids"][:])
 
 
-def test_a_changed_folder_is_noticed_by_names_and_sizes(tiny_model, tmp_path):
+def test_a_changed_folder_is_detected_by_names_and_sizes(tiny_model, tmp_path):
     settings = streaming(write_shards(tmp_path / "shards", "abc"), tiny_model)
     prepare(settings)
     (tmp_path / "runs/stream/settings.json").write_text("{}")

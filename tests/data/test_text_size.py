@@ -25,7 +25,7 @@ def test_tokens_are_counted_once_the_data_is_prepared(tiny_settings):
 
 
 @pytest.mark.parametrize(("block_size", "source"), [(16, "counted"), (32, "about, from blocks of 16")])
-def test_tokens_of_blocks_in_which_nothing_is_learned_do_not_count(tmp_path, tiny_settings, block_size, source):
+def test_tokens_of_blocks_without_labels_do_not_count(tmp_path, tiny_settings, block_size, source):
     from helpers.data.preparation import prepare
 
     rows = ({"prompt": f"{number} is a long question. " * 20, "completion": "Yes."} for number in range(40))
@@ -68,7 +68,7 @@ RUSSIAN = "Старый мельник сидел у реки и слушал в
 
 @pytest.mark.parametrize(("text", "encoding"), [(GERMAN, "auto"), (GERMAN, "cp1252"), (RUSSIAN, "auto")])
 @pytest.mark.parametrize("model", ["pocket", "tiny"])
-def test_tokens_of_other_languages_are_counted_in_the_beginning_of_the_text(
+def test_tokens_of_other_languages_are_estimated_from_the_beginning_of_the_text(
     tmp_path, tiny_model, tokenizer, text, encoding, model
 ):
     written = (text + "\n\n") * 800
@@ -82,7 +82,7 @@ def test_tokens_of_other_languages_are_counted_in_the_beginning_of_the_text(
     assert by_gpt2 == pytest.approx(tokens / 1.4, rel=0.01), "the pocket model's tokens are shorter"
 
 
-def test_tokens_of_a_damaged_tokenizer_are_those_of_english(tmp_path):
+def test_a_damaged_tokenizer_falls_back_to_the_estimate_for_english(tmp_path):
     for name in ("config.json", "tokenizer.json"):
         (tmp_path / name).write_text("{")
     (tmp_path / "a.txt").write_text(GERMAN * 800)
@@ -90,14 +90,14 @@ def test_tokens_of_a_damaged_tokenizer_are_those_of_english(tmp_path):
     assert training_tokens(settings)[1] == "about, from the size of the text if it is English"
 
 
-def test_tokens_of_a_text_whose_beginning_cannot_be_read_are_those_of_english(tmp_path):
+def test_an_unreadable_beginning_falls_back_to_the_estimate_for_english(tmp_path):
     (tmp_path / "a.txt").write_bytes((GERMAN * 800).encode("cp1252"))
     n_bytes = (tmp_path / "a.txt").stat().st_size
     about = int(0.8 * n_bytes / 2.7), "about, from the size of the text if it is English"
     assert training_tokens(TrainingSettings(source=str(tmp_path / "a.txt"))) == about
 
 
-def test_tokens_of_wikitext_are_published_and_of_the_rest_a_million():
+def test_wikitext_has_its_published_tokens_and_other_hub_data_sets_a_million():
     assert training_tokens(TrainingSettings.from_preset("guide")) == (2_400_000, "about, as published")
     pocket = TrainingSettings.from_preset("guide", model_name_or_path="pocket", block_size=256)
     assert training_tokens(pocket)[0] == pytest.approx(1.5 * 2_400_000, rel=0.1), "its tokens are shorter"
@@ -105,7 +105,7 @@ def test_tokens_of_wikitext_are_published_and_of_the_rest_a_million():
     assert (tokens, "million" in source) == (1_000_000, True)
 
 
-def test_tokens_published_for_a_configuration_do_not_count_for_another_source_or_split():
+def test_published_tokens_are_not_used_for_another_source_or_split():
     settings = TrainingSettings.from_preset("guide", source="fables")
     assert training_tokens(settings) == training_tokens(settings.model_copy(update={"source_config": ""}))
     one_part = TrainingSettings.from_preset("guide", source_split="test")
@@ -129,7 +129,7 @@ def test_tokens_of_a_sources_own_training_part_are_all_kept(tmp_path, english):
     assert training_tokens(gpt2(source=str(tmp_path), source_split="test"))[0] == 8000
 
 
-def test_tokens_of_a_saved_data_set_are_estimated_from_its_parts(tmp_path, english):
+def test_tokens_of_a_saved_data_set_are_estimated_from_its_splits(tmp_path, english):
     from datasets import Dataset, DatasetDict
 
     rows = Dataset.from_dict({"text": ["x" * 1000] * 430})
@@ -141,13 +141,13 @@ def test_tokens_of_a_saved_data_set_are_estimated_from_its_parts(tmp_path, engli
     assert training_tokens(one_part)[0] == pytest.approx(80_000, rel=0.02)
 
 
-def test_tokens_of_a_file_are_those_in_the_callers_folder(tmp_path, monkeypatch, english):
+def test_a_relative_path_is_read_in_the_callers_folder(tmp_path, monkeypatch, english):
     (tmp_path / "README.md").write_text("x" * 43_000)
     monkeypatch.chdir(tmp_path)
     assert training_tokens(gpt2(source="README.md")) == (8000, "about, from the size of the text if it is English")
 
 
-def test_tokens_of_the_python_reference_are_near_the_count():
+def test_the_estimate_for_the_python_reference_is_close_to_the_count():
     from helpers.data.preparation import prepare
 
     settings = TrainingSettings(source="python-reference", near_duplicates="keep")
@@ -155,7 +155,7 @@ def test_tokens_of_the_python_reference_are_near_the_count():
     assert about == pytest.approx(prepare(settings).facts["splits"]["train"]["tokens"], rel=0.4)
 
 
-def test_tokens_are_no_more_than_max_tokens_leaves(tmp_path, english):
+def test_tokens_are_limited_by_max_tokens(tmp_path, english):
     wikitext = TrainingSettings.from_preset("guide", max_tokens=1_000_000)
     assert training_tokens(wikitext) == (800_000, "as max_tokens leaves")
     assert training_tokens(gpt2(source="somebody/texts", max_tokens=5_000_000))[0] == 4_000_000
@@ -163,11 +163,11 @@ def test_tokens_are_no_more_than_max_tokens_leaves(tmp_path, english):
     assert training_tokens(gpt2(source=str(tmp_path), max_tokens=5_000_000))[0] == 8000
 
 
-def test_tokens_of_a_missing_source_are_a_million_because_prepare_reports_it():
+def test_a_missing_source_counts_as_a_million_tokens():
     assert "million" in training_tokens(gpt2(source="missing.txt"))[1]
 
 
-def test_tokens_a_damaged_count_is_not_an_error(tiny_settings):
+def test_a_damaged_count_is_not_an_error(tiny_settings):
     folder = run_folder(tiny_settings.run) / "data"
     folder.mkdir(parents=True)
     (folder / "data.json").write_text("{")

@@ -1,14 +1,14 @@
 from helpers.data.token_view import view_tokens
 
 
-def test_the_pieces_are_the_text(tokenizer):
+def test_the_pieces_join_to_the_text(tokenizer):
     text = "The clever badger dug\na second door.<|endoftext|>"
     view = view_tokens(tokenizer, text)
     assert "".join(view.pieces) == text
     assert view.ids == tokenizer.encode(text)
 
 
-def test_half_of_a_surrogate_pair_is_replaced(tokenizer):
+def test_a_lone_surrogate_is_replaced(tokenizer):
     assert view_tokens(tokenizer, "A fox \ud83d.") == view_tokens(tokenizer, "A fox \ufffd.")
 
 
@@ -24,6 +24,6 @@ def test_a_part_of_a_character_is_shown_as_bytes(tokenizer):
     assert raw.decode() == "狐"
 
 
-def test_as_text_the_pieces_have_bars_between_them_and_no_control_characters(tokenizer):
+def test_plain_text_has_bars_between_the_pieces_and_no_control_characters(tokenizer):
     assert "\x1b" not in str(view_tokens(tokenizer, "the \x1b[31mfox"))
     assert str(view_tokens(tokenizer, " the.\n")) == " the|.|\n"

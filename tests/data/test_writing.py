@@ -30,7 +30,7 @@ def test_batches_are_written_to_one_data_set_that_the_library_opens(tmp_path):
     assert opened.cache_files[0]["filename"].startswith(str(tmp_path)), "memory-mapped, not read"
 
 
-def test_a_stream_of_tokens_is_cut_into_the_same_blocks_however_it_arrives(tmp_path):
+def test_a_stream_of_tokens_is_cut_into_the_same_blocks_for_any_batches(tmp_path):
     stream = np.arange(1000)
     with quiet(), BlockWriter(tmp_path / "b", 16) as blocks:
         for piece in np.split(stream, [3, 3, 50, 51, 700]):
@@ -53,7 +53,7 @@ def test_different_content_has_different_fingerprints_and_equal_content_the_same
     assert fingerprints[0] == fingerprints[2] != fingerprints[1]
 
 
-def test_an_error_closes_the_file_and_leaves_nothing_that_opens(tmp_path):
+def test_an_error_leaves_no_data_set_that_can_be_opened(tmp_path):
     with pytest.raises(RuntimeError, match="stopped"), TableWriter(tmp_path / "t", SCHEMA) as table:
         table.write(batch("one"))
         raise RuntimeError("stopped")
@@ -106,14 +106,14 @@ def test_a_budget_is_not_exceeded_by_the_first_document_of_a_batch(staging, monk
     assert staging.n_tokens.tolist() == [each] * 3
 
 
-def test_a_batch_of_empty_documents_alone_is_counted(staging, monkeypatch):
+def test_a_batch_of_only_empty_documents_is_counted(staging, monkeypatch):
     monkeypatch.setattr("helpers.data.tokens._BATCH_DOCUMENTS", 2)
     assert not staging.add(["", " ", "\n", "", "", "one fox", ""], "", budget=99, on_batch=lambda *_: None)
     staging.finish()
     assert (staging.n_empty, len(staging.n_tokens)) == (6, 1)
 
 
-def test_passages_are_staged_without_ends(staging):
+def test_passages_are_staged_without_an_end_of_text(staging):
     staging.is_continuous = True
     assert not staging.add(["one fox", "\nran home"], "", on_batch=lambda *_: None)
     staging.finish()
@@ -122,7 +122,7 @@ def test_passages_are_staged_without_ends(staging):
     assert ids.tolist() == tokenizer.encode("one fox\nran home")
 
 
-def test_nothing_staged_is_no_documents(staging):
+def test_an_empty_staging_has_no_documents(staging):
     staging.finish()
     assert list(staging.batches()) == []
     assert len(staging.parts) == len(staging.n_tokens) == len(staging.n_bytes) == 0

@@ -23,11 +23,11 @@ from helpers.environment.facts import (
 )
 
 GB = 10**9
-EVIL = "\x1b]0;owned\x07\x1b[2J\rgood\x9b31m"  # the name of a process that tries to command a terminal
+EVIL = "\x1b]0;owned\x07\x1b[2J\rgood\x9b31m"  # a process name that tries to control the terminal
 
 
 def on(base: Machine, *, card: Any = None, env: Any = None, **groups: Any) -> Machine:
-    """Return a machine that differs: a dict changes fields of a group, another value takes its place."""
+    """Return a changed machine: a dict changes fields of a group, any other value replaces the group."""
     if card is not None:
         groups["nvml"] = {"cards": (replace(base.nvml.cards[0], **card),)}
     if env is not None:
@@ -50,7 +50,7 @@ CARD = GpuReading(
     max_clock_mhz=2610,
     slowed_by=(),
 )
-CODES = {  # what PyTorch's wheels hold
+CODES = {  # the architectures in PyTorch's wheels
     "cu126": ("sm_50", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86", "sm_90"),
     "cu128": ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"),
     "cu130": ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120"),
@@ -96,7 +96,7 @@ def place(role: str, path: str, free_gb: float = 200, disk: str = "1", **more: A
 
 
 def disk(free_gb: float, machine: Machine) -> Storage:
-    """Return a machine's places with so much free on their one disk."""
+    """Return a machine's places on one disk with this much free space."""
     places = tuple(replace(each, free_bytes=int(free_gb * GB)) for each in machine.storage.places)
     return replace(machine.storage, places=places)
 

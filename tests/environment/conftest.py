@@ -17,7 +17,7 @@ from tests.environment.baselines import EVIL
 
 @pytest.fixture
 def stub(tmp_path, monkeypatch):
-    """Return a function that puts a module of that name and source before all others in every child process."""
+    """Return a function that writes a module which every child process imports before any other of its name."""
     folder = tmp_path / "stubs"
     folder.mkdir()
     monkeypatch.setenv("PYTHONPATH", str(folder))
@@ -34,7 +34,7 @@ def stub(tmp_path, monkeypatch):
 
 @pytest.fixture
 def make_access(tmp_path):
-    """Return a function that makes the access to a plain Linux machine without a GPU; files are below its root."""
+    """Return a function that simulates access to a Linux machine without a GPU, with files below a root."""
 
     def make(files=None, **changes):
         root = tmp_path / "root"
@@ -75,9 +75,9 @@ def make_access(tmp_path):
 
 @pytest.fixture
 def diagnoses(make_access, tmp_path):
-    """Return diagnoses: of a plain machine, of ones with a card, of one that is not ready."""
+    """Return diagnoses of a plain machine, of two with a card and of one that is not ready."""
     pocket = tmp_path / "project" / "helpers" / "assets" / "pocket"
-    shutil.copytree(POCKET, pocket)  # no link: Windows lets only some users make one
+    shutil.copytree(POCKET, pocket)  # a copy: Windows lets only some users create links
     (tmp_path / "project" / "pyproject.toml").write_text('dependencies = [\n    "click>=8.1",\n]\n')
     holders = (Holder(17, EVIL, 9 * GIB), Holder(18, "<script>", None))
     gpu = GpuReading(0, "NVIDIA GeForce RTX 4070 Ti", "GPU-0", 12 * GIB, GIB, (8, 9), 7680, 2610, holders=holders)

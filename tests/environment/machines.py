@@ -1,4 +1,4 @@
-"""Simulated machines, each with what a support engineer would say of it.
+"""Simulated machines, each with the diagnosis that a support engineer would give.
 
 A row reads as a ticket: what the machine is, how it differs from a healthy one, and then the answer: exit code, mode,
 every check that is not 'ok', the wheel, the preset, and the fix of the worst check (a pattern for the whole line).
@@ -39,7 +39,7 @@ FAIL, WARN, UNKNOWN = "fail", "warn", "unknown"
 
 @dataclass(frozen=True)
 class Row:
-    """A machine and what is expected of the doctor; `fix` and `also` are patterns of complete lines."""
+    """A machine and the diagnosis expected of the doctor; `fix` and `also` are patterns of complete lines."""
 
     name: str
     machine: Machine
@@ -77,7 +77,7 @@ def ticket(
 
 # fmt: off
 
-# ---- the words of fixes, as patterns
+# ---- the text of fixes, as patterns
 
 RESTART = r"then restart the kernel \(or Python\)\."
 RESTART_SHELL = r"then start JupyterLab \(or Python\) again from the same shell\."
@@ -497,7 +497,7 @@ ticket("a laptop with a card, on its battery", on(WINDOWS, power=Power(on_batter
        also={"throttle_power": r"Plug in the power supply, .*"})
 ticket("a laptop with a card, plugged in", on(LINUX, power=Power(on_battery=False)), 0, "gpu", "cu130", {})
 
-# ---- cards that are too old, switched off, of two kinds, or of another maker
+# ---- cards that are too old, switched off, of two kinds, or of another vendor
 
 PASCAL = with_card(LINUX, "GTX 1080 Ti", 11, (6, 1), free_gib=10, torch=blind("cu126", too_old(11040)))
 for _distribution, _line in (
@@ -846,7 +846,7 @@ ticket("downloads are off, and GPT-2 is here", on(LINUX, files=ModelFiles(POCKET
        0, "gpu", "cu130", {})
 ticket("GPT-2 is not downloaded yet", on(LINUX, files=ModelFiles(POCKET, None)), 0, "gpu", "cu130", {})
 
-# ---- what could not be read
+# ---- unreadable facts
 
 
 def unreadable() -> Unread:

@@ -1,4 +1,4 @@
-"""The real accesses to this machine; and what they do when something is missing."""
+"""Real access to this machine, and what it returns when something is missing."""
 
 import os
 import platform
@@ -11,7 +11,7 @@ import pytest
 from helpers.environment.access import Access
 
 
-def test_the_defaults_lead_to_this_machine():
+def test_the_defaults_describe_this_machine():
     access = Access()
     assert (access.system, access.release) == (platform.system(), platform.release())
     assert access.python_version == sys.version_info[:3]
@@ -19,12 +19,12 @@ def test_the_defaults_lead_to_this_machine():
     assert (access.project / "helpers" / "environment" / "access.py").is_file()
 
 
-def test_the_variables_are_those_of_now(monkeypatch):
+def test_environment_variables_are_current(monkeypatch):
     monkeypatch.setenv("DOCTOR_TEST", "now")
     assert Access().env["DOCTOR_TEST"] == "now"
 
 
-def test_a_system_file_is_read_below_the_root(make_access):
+def test_system_files_are_read_below_the_root(make_access):
     access = make_access({"/proc/version": "Linux 6"})
     assert access.text("/proc/version") == "Linux 6"
     assert access.text("/proc/none") == access.text("/proc") == ""
@@ -38,14 +38,14 @@ def test_invalid_bytes_are_still_read(make_access, tmp_path):
     assert access.text("/etc/os-release") == "ID=�\n"
 
 
-def test_names_are_sorted_and_a_missing_folder_has_none(make_access):
+def test_names_are_sorted_and_empty_for_a_missing_folder(make_access):
     access = make_access({"/sys/b1": "", "/sys/b2": "", "/sys/a": ""})
     assert access.names("/sys", "b*") == ["b1", "b2"]
     assert access.names("/nowhere", "*") == []
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows lets only some users make a link")
-def test_a_link_that_leads_nowhere_is_there(make_access, tmp_path):
+def test_a_dangling_symlink_exists(make_access, tmp_path):
     access = make_access()
     (tmp_path / "root" / "link").symlink_to("nowhere")
     assert access.exists("/link")
@@ -60,12 +60,12 @@ def test_a_link_that_leads_nowhere_is_there(make_access, tmp_path):
         ("Linux", {"HOME": ""}, Path("/of/user")),
     ],
 )
-def test_home_is_what_the_platform_calls_so(make_access, system, env, home):
+def test_home_is_read_from_the_platforms_own_variable(make_access, system, env, home):
     assert make_access(system=system, env=env, home_of_user=lambda: Path("/of/user")).home() == home
 
 
 @pytest.mark.parametrize("error", [RuntimeError("Could not determine home directory."), KeyError("uid not found: 7")])
-def test_a_user_without_a_home_has_none(make_access, error):
+def test_home_is_none_for_a_user_without_one(make_access, error):
     def unknown_user():
         raise error
 
@@ -76,18 +76,18 @@ def test_a_user_without_a_home_has_none(make_access, error):
     ("env", "temp"),
     [({}, "/tmp"), ({"TMPDIR": "/a", "TEMP": "/b"}, "/a"), ({"TMPDIR": "", "TEMP": "/b"}, "/b"), ({"TMP": "/c"}, "/c")],
 )
-def test_the_temporary_folder_is_found_without_writing_to_it(make_access, env, temp):
+def test_the_temporary_folder_is_read_from_the_environment(make_access, env, temp):
     assert make_access(env=env).temp() == Path(temp)
 
 
-def test_versions_are_those_installed():
+def test_version_of_returns_the_installed_version_or_none():
     import pydantic
 
     assert Access().version_of("pydantic") == pydantic.VERSION
     assert Access().version_of("no-such-distribution-anywhere") is None
 
 
-def test_folders_on_one_disk_have_the_same_disk(tmp_path):
+def test_folders_on_the_same_disk_share_its_identifier(tmp_path):
     (tmp_path / "inside").mkdir()
     free, disk, writable = Access().space(tmp_path)
     assert free > 0
@@ -96,7 +96,7 @@ def test_folders_on_one_disk_have_the_same_disk(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="for root every folder can be written")
-def test_a_folder_that_may_not_be_written_is_reported(tmp_path):
+def test_a_read_only_folder_is_reported(tmp_path):
     tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
     try:
         assert Access().space(tmp_path)[2] is False
@@ -104,19 +104,19 @@ def test_a_folder_that_may_not_be_written_is_reported(tmp_path):
         tmp_path.chmod(stat.S_IRWXU)
 
 
-def test_memory_is_that_of_this_machine():
+def test_memory_of_this_machine_is_plausible():
     total, available = Access().memory()
     assert 0 < available <= total
 
 
-def test_kernels_are_in_the_folders_where_jupyter_looks(monkeypatch, tmp_path):
+def test_kernel_folders_follow_jupyters_search_path(monkeypatch, tmp_path):
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "shared"))
     folders = Access().kernel_folders()
     assert folders[0] == tmp_path / "shared" / "kernels"
     assert Path(sys.prefix, "share", "jupyter", "kernels") in folders
 
 
-def test_without_jupyter_there_are_no_kernels(monkeypatch):
+def test_without_jupyter_there_are_no_kernel_folders(monkeypatch):
     monkeypatch.setitem(sys.modules, "jupyter_core.paths", None)
     assert Access().kernel_folders() == []
 
@@ -131,7 +131,7 @@ def test_without_jupyter_there_are_no_kernels(monkeypatch):
         (None, ""),
     ],
 )
-def test_nvcc_is_asked_for_its_release(tmp_path, monkeypatch, script, release):
+def test_nvcc_reports_its_release(tmp_path, monkeypatch, script, release):
     if script:
         (tmp_path / "nvcc").write_text(script)
         (tmp_path / "nvcc").chmod(stat.S_IRWXU)
@@ -140,7 +140,7 @@ def test_nvcc_is_asked_for_its_release(tmp_path, monkeypatch, script, release):
 
 
 @pytest.mark.parametrize("name", ["on_battery", "long_paths", "memory", "nvcc"])
-def test_each_access_works_on_this_machine(name):
+def test_each_reader_returns_its_type_on_this_machine(name):
     kinds = {"on_battery": bool, "long_paths": bool, "memory": tuple, "nvcc": str}
     result = getattr(Access(), name)()
     assert isinstance(result, kinds[name]) or (result is None and kinds[name] is bool)

@@ -1,4 +1,4 @@
-"""A child that misbehaves in every way; each is a real process."""
+"""Child processes that misbehave in every way; each is a real process."""
 
 import os
 import re
@@ -23,7 +23,7 @@ def run_child(source, timeout_seconds=PATIENT):
 
 
 def is_alive(pid):
-    """Say whether a process still runs; one that ended and is not yet reaped does not."""
+    """Return whether a process still runs; one that ended but is not yet reaped does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
@@ -31,7 +31,7 @@ def is_alive(pid):
 
 
 def ends_soon(pid):
-    """Wait for a process that was sent a signal."""
+    """Wait for a process to end after a signal; return whether it did."""
     end = time.monotonic() + 60
     while is_alive(pid) and time.monotonic() < end:
         time.sleep(0.01)
@@ -42,14 +42,14 @@ def test_the_reports_of_a_child_are_merged():
     assert run_child("tell(a=1)\ntell(b=[2, None], a=3)") == Answer("ok", {"a": 3, "b": [2, None]}, "")
 
 
-def test_a_child_has_the_variables_of_now(monkeypatch):
+def test_a_child_gets_the_current_environment_variables(monkeypatch):
     source = "import os\ntell(seen=os.environ.get('DOCTOR_TEST'))"
     assert run_child(source).value == {"seen": None}
     monkeypatch.setenv("DOCTOR_TEST", "given")
     assert run_child(source).value == {"seen": "given"}
 
 
-def test_warnings_and_chatter_do_not_disturb():
+def test_warnings_and_other_output_are_ignored():
     answer = run_child(
         """
         import sys, warnings
@@ -63,18 +63,18 @@ def test_warnings_and_chatter_do_not_disturb():
     assert answer == Answer("ok", {"a": 1})
 
 
-def test_ten_megabytes_of_chatter_do_not_block():
+def test_ten_megabytes_of_other_output_do_not_block():
     source = "import sys\nsys.stderr.write('x' * 10_000_000)\nsys.stdout.write('y' * 10_000_000 + '\\n')\ntell(a=1)"
     assert run_child(source) == Answer("ok", {"a": 1})
 
 
 @posix
-def test_a_child_that_hangs_is_killed_at_the_limit_and_its_report_is_kept():
+def test_a_hanging_child_is_killed_at_the_time_limit_and_its_report_is_kept():
     start = time.monotonic()
     answer = run_child("import os, time\ntell(pid=os.getpid(), driver='580.1')\ntime.sleep(600)", timeout_seconds=1.5)
     assert (answer.state, answer.value["driver"]) == ("hung", "580.1")
     assert answer.cause == "no answer within 1.5 s"
-    assert time.monotonic() - start < 60  # not the 600 that it sleeps
+    assert time.monotonic() - start < 60  # not the 600 s that it sleeps
     assert not is_alive(answer.value["pid"])
 
 
@@ -121,13 +121,13 @@ def test_a_signal_without_a_name_is_reported_by_its_number():
     "source",
     ["pass", "print('banana')", "print('@@doctor [1, 2]')", "print('@@doctor banana')", "print('@@doctor')"],
 )
-def test_nonsense_is_recognised(source):
+def test_invalid_output_is_nonsense(source):
     answer = run_child(source)
     assert (answer.state, answer.value) == ("nonsense", {})
     assert "cannot be read" in answer.cause
 
 
-def test_half_a_line_and_bytes_that_are_no_text_are_passed_over():
+def test_incomplete_lines_and_invalid_bytes_are_skipped():
     answer = run_child(
         r"""
         import sys
@@ -138,7 +138,7 @@ def test_half_a_line_and_bytes_that_are_no_text_are_passed_over():
     assert answer == Answer("ok", {"a": 1})
 
 
-def test_a_python_that_cannot_be_started_gives_an_answer_too(monkeypatch, tmp_path):
+def test_a_python_that_cannot_start_still_gives_an_answer(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))
     answer = ask("pass", timeout_seconds=PATIENT)
     assert answer.state == "crashed"
@@ -146,8 +146,8 @@ def test_a_python_that_cannot_be_started_gives_an_answer_too(monkeypatch, tmp_pa
 
 
 @posix
-def test_ctrl_c_ends_the_child_as_well(tmp_path, request):
-    usual = signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background ignore it
+def test_ctrl_c_ends_the_child_too(tmp_path, request):
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background test run ignores it
     request.addfinalizer(lambda: signal.signal(signal.SIGINT, usual))
     pid = tmp_path / "pid"
     source = (
@@ -166,7 +166,7 @@ def test_ctrl_c_ends_the_child_as_well(tmp_path, request):
     assert ends_soon(int(pid.read_text()))
 
 
-def test_the_limit_reads_as_seconds():
+def test_the_time_limit_is_shown_in_seconds():
     assert re.fullmatch(
         r"no answer within 0\.2 s", run_child("import time\ntime.sleep(600)", timeout_seconds=0.2).cause
     )

@@ -31,7 +31,7 @@ def run(*arguments, **env):
 
 
 def in_terminal(*arguments, readings=0, **env):
-    """Run in a pseudo-terminal, with Ctrl-C after so many readings, if any; return the exit code and what was shown."""
+    """Run in a pseudo-terminal, with Ctrl-C after so many readings, if any; return the exit code and the output."""
     import pty
 
     ours, theirs = pty.openpty()
@@ -42,7 +42,7 @@ def in_terminal(*arguments, readings=0, **env):
         stdin=subprocess.DEVNULL,
         stdout=theirs,
         stderr=theirs,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background ignore it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background test run ignores it
     )
     os.close(theirs)
     given, ends = b"", time.monotonic() + 120
@@ -55,7 +55,7 @@ def in_terminal(*arguments, readings=0, **env):
             if readings and given.count(b"memory") >= readings:
                 child.send_signal(signal.SIGINT)
                 readings = 0
-    except OSError:  # how Linux tells that the other end is closed
+    except OSError:  # how Linux reports that the other end is closed
         pass
     finally:
         os.close(ours)
@@ -66,33 +66,33 @@ def in_terminal(*arguments, readings=0, **env):
 
 class TestDoctor:
     @pytest.mark.parametrize(("name", "exit_code"), [("plain", 0), ("broken", 1)])
-    def test_the_exit_code_is_that_of_the_diagnosis(self, diagnoses, monkeypatch, name, exit_code):
+    def test_the_exit_code_comes_from_the_diagnosis(self, diagnoses, monkeypatch, name, exit_code):
         monkeypatch.setattr("helpers.environment.__main__.diagnose", lambda **_: diagnoses[name])
         for arguments in (["doctor"], ["doctor", "--json"], ["doctor", "--quick"]):
             result = call(*arguments)
             assert result.exit_code == diagnoses[name].exit_code == exit_code
             assert diagnoses[name].verdict in result.output
 
-    def test_it_takes_the_options_of_the_bare_doctor(self):
+    def test_it_accepts_the_options_of_the_bare_doctor(self):
         help_text = call("doctor", "--help").output
         assert f"{COMMAND} doctor" in help_text
         assert "--wheel" in help_text
         assert json.loads(call("doctor", "--wheel", "--json").output)["pip_args"].startswith("torch")
         assert call("doctor", "--banana").exit_code == 2
 
-    def test_the_name_of_a_process_sends_no_control_characters_to_the_terminal(self, diagnoses, monkeypatch):
+    def test_control_characters_in_a_process_name_do_not_reach_the_terminal(self, diagnoses, monkeypatch):
         monkeypatch.setattr("helpers.environment.__main__.diagnose", lambda **_: diagnoses["card"])
         shown = call("doctor").output
         assert "good" in shown
         assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", re.sub(r"\x1b\[[\d;]*m", "", shown))
 
-    def test_this_machine_is_shown_without_colours_in_a_pipe(self):
+    def test_output_to_a_pipe_has_no_colours(self):
         result = run("doctor", "--quick")
         assert (result.returncode, result.stderr) == (int("Not ready" in result.stdout), "")
         assert "\x1b" not in result.stdout
         assert len(re.findall(r"^[✓!✗?] (?:ok|warn|fail|unknown) ", result.stdout, re.MULTILINE)) == len(RULES)
 
-    def test_this_machine_is_shown_as_json(self):
+    def test_json_output_contains_every_check(self):
         result = call("doctor", "--json", "--quick")
         document = json.loads(result.output)
         assert document["quick"] is True
@@ -119,18 +119,18 @@ class TestMonitor:
         assert result.exit_code == 0
         assert result.output.count("memory") == 1
 
-    def test_the_name_of_a_process_sends_no_control_characters_to_the_terminal(self, evil):
+    def test_control_characters_in_a_process_name_do_not_reach_the_terminal(self, evil):
         shown = call("monitor", "--once", color=True).output
         assert "good" in shown
         assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", shown)
 
-    def test_this_machine_is_read_once_and_an_output_without_a_character_shows_another(self):
+    def test_once_works_in_an_encoding_without_the_bar_characters(self):
         result = run("monitor", "--once", PYTHONIOENCODING="cp1252")
         assert (result.returncode, result.stderr) == (0, "")
         assert "GiB" in result.stdout
 
     @needs_terminal
-    def test_in_a_terminal_it_reads_on_until_ctrl_c_which_is_no_traceback(self):
+    def test_in_a_terminal_it_runs_until_ctrl_c_without_a_traceback(self):
         exit_code, shown = in_terminal("monitor", readings=3)
         assert (exit_code, shown.count("memory") >= 3) == (0, True)
         assert "Traceback" not in shown

@@ -1,4 +1,4 @@
-"""The diagnosis: order, verdict, what could not be read, the JSON."""
+"""The diagnosis: order, verdict, unreadable facts, JSON."""
 
 import ast
 import builtins
@@ -47,7 +47,7 @@ def test_each_check_says_why_it_matters_in_a_sentence():
     assert all(rule.why.endswith(".") for rule in diagnosis.RULES)
 
 
-def test_the_worst_come_first_and_those_alike_keep_their_order():
+def test_checks_are_sorted_by_severity_and_otherwise_keep_their_order():
     for row in TABLE:
         places = [(STATUSES.index(check.status), IDS.index(check.id)) for check in diagnosis_of(row.machine).checks]
         assert places == sorted(places)
@@ -55,7 +55,7 @@ def test_the_worst_come_first_and_those_alike_keep_their_order():
 
 
 @pytest.mark.parametrize("error", [ValueError("boom"), KeyError("boom"), RecursionError("boom")], ids=repr)
-def test_a_rule_that_breaks_is_unknown_with_its_cause_and_the_others_go_on(monkeypatch, error):
+def test_a_rule_that_raises_is_unknown_with_its_cause_and_the_others_run(monkeypatch, error):
     def judge(machine):
         raise error
 
@@ -67,22 +67,22 @@ def test_a_rule_that_breaks_is_unknown_with_its_cause_and_the_others_go_on(monke
     assert (found.exit_code, len(found.checks)) == (0, len(IDS))
 
 
-def test_what_could_not_be_read_is_unknown_with_its_cause():
+def test_an_unreadable_fact_makes_its_check_unknown_with_the_cause():
     diagnosis = diagnosis_of(on(LINUX, memory=Unread("OSError: no /proc")))
     assert diagnosis.check("ram_available").reading == "could not be read (OSError: no /proc)"
 
 
-def test_a_machine_of_which_nothing_could_be_read_still_gets_every_answer():
+def test_an_entirely_unreadable_machine_still_gets_every_check():
     nothing = Unread("OSError: strange")
     groups = "python platform packages torch nvml process memory storage files power".split()
     diagnosis = diagnosis_of(replace(LINUX, **dict.fromkeys(groups, nothing)))
     result = {check.id: check.status for check in diagnosis.checks}
-    no_card = {"wsl_libcuda", "arch_covered", "gpu_identity", "vram_free", "other_processes"}  # none that is known of
+    no_card = {"wsl_libcuda", "arch_covered", "gpu_identity", "vram_free", "other_processes"}  # no card is known
     assert result == {name: "ok" if name in no_card else "unknown" for name in IDS}
     assert (diagnosis.exit_code, diagnosis.mode, diagnosis.card, diagnosis.wheel) == (0, "cpu", None, None)
 
 
-def test_an_unread_platform_leaves_what_does_not_depend_on_it():
+def test_an_unreadable_platform_affects_only_the_checks_that_depend_on_it():
     diagnosis = diagnosis_of(on(LINUX, platform=Unread("OSError: strange")))
     result = {check.id: check.status for check in diagnosis.checks if check.status != "ok"}
     assert result == dict.fromkeys(("platform_kind", "driver_floor", "sysmem_fallback", "paths"), "unknown")
@@ -104,7 +104,7 @@ def test_the_verdict_is_one_sentence(machine, verdict):
 
 
 def has_shape(value, shape):
-    """Say whether a value has exactly these keys and types, all the way down; a tuple lists what it may be."""
+    """Return whether a value has exactly these keys and types, recursively; a tuple lists the alternatives."""
     if isinstance(shape, tuple):
         return any(has_shape(value, each) for each in shape)
     if isinstance(shape, list):
@@ -120,7 +120,7 @@ def has_shape(value, shape):
 
 class TestJson:
     @pytest.mark.parametrize("name", ["plain", "card", "strange card", "broken"])
-    def test_it_has_the_shape_that_is_documented(self, diagnoses, name):
+    def test_it_has_the_documented_shape(self, diagnoses, name):
         document = json.loads(json.dumps(diagnoses[name].to_dict()))
         assert has_shape(document, SHAPE)
         assert (document["card"] is None) == (name in ("plain", "broken"))
@@ -148,7 +148,7 @@ class TestJson:
         documented = re.findall(r"`(\w+)`", type(diagnoses["card"]).to_dict.__doc__)
         assert names == set(documented)
 
-    def test_the_test_of_the_shape_sees_what_is_wrong(self, diagnoses):
+    def test_has_shape_detects_a_wrong_document(self, diagnoses):
         document = json.loads(json.dumps(diagnoses["card"].to_dict()))
         for damage in (
             lambda t: t.pop("mode"),
@@ -163,20 +163,20 @@ class TestJson:
             assert not has_shape(damaged, SHAPE)
 
 
-def test_on_windows_a_command_that_cmd_does_not_know_is_said_to_be_for_powershell():
+def test_on_windows_the_commands_are_labelled_for_powershell():
     synced = {"storage": {"project": "C:\\Ada\\OneDrive\\course"}}
     for shown in (str(diagnosis_of(on(WINDOWS, **synced))), diagnosis_of(on(WINDOWS, **synced))._repr_html_()):
         assert "The commands are for PowerShell." in shown
     assert "PowerShell" not in str(diagnosis_of(on(LINUX, **synced)))
 
 
-def test_the_name_of_a_process_puts_no_markup_into_a_page(diagnoses):
+def test_a_process_name_is_escaped_in_html(diagnoses):
     page = diagnoses["card"]._repr_html_()
     assert "<script" not in page
     assert "&lt;script&gt;" in page
 
 
-def test_a_terminal_gets_no_control_characters_from_the_name_of_a_card():
+def test_control_characters_in_a_card_name_do_not_reach_the_terminal():
     card = replace(LINUX.cards[0], name="RTX \x1b[31m4070")
     shown = str(diagnosis_of(on(LINUX, nvml=replace(LINUX.nvml, cards=(card,)))))
     assert "RTX 4070, preset" in shown
@@ -189,30 +189,30 @@ def chain(machine):
     return {row["link"]: row["status"] for row in rows}
 
 
-def test_the_guides_first_command_speaks_of_free_memory_only_where_there_is_a_card():
+def test_the_first_equivalent_command_shows_free_memory_only_with_a_card():
     without, with_card = diagnosis_of(LAPTOP), diagnosis_of(LINUX)
     assert without.equivalents()[0]["here"] == without.check("nvml_alive").reading
     assert with_card.check("vram_free").reading in with_card.equivalents()[0]["here"]
 
 
-def test_on_a_ready_machine_every_link_of_the_chain_holds():
+def test_every_link_of_the_chain_is_ok_on_a_ready_machine():
     assert set(chain(LINUX).values()) == {"ok"}
 
 
-def test_a_link_that_is_not_there_is_absent_and_not_ok():
+def test_a_missing_link_is_absent_rather_than_ok():
     laptop = chain(LAPTOP)
     assert {laptop[link] for link in ("card", "driver", "runtime", "torch")} == {"absent"}
-    assert laptop["product"] == "ok", "the CPU makes it"
+    assert laptop["product"] == "ok", "the CPU computes it"
 
 
-def test_below_a_broken_link_nothing_is_ok():
+def test_links_after_a_broken_one_are_absent():
     broken = chain(on(WINDOWS, torch=CPU_WHEEL))
     assert (broken["card"], broken["driver"], broken["wheel"]) == ("ok", "ok", "fail")
     assert {broken[link] for link in ("runtime", "torch", "product")} == {"absent"}
 
 
 @pytest.mark.parametrize("machine", [LINUX, LAPTOP], ids=["card", "no card"])
-def test_what_notebook_01_shows_of_a_diagnosis_can_be_shown_with_a_card_and_without(machine):
+def test_notebook_01_can_show_its_diagnosis_with_and_without_a_card(machine):
     cells = json.loads((NOTEBOOKS / "01_environment.ipynb").read_text(encoding="utf-8"))["cells"]
     code = "".join(f"{''.join(cell['source'])}\n" for cell in cells if cell["cell_type"] == "code")
     n_shown = 0
@@ -235,7 +235,7 @@ def test_what_notebook_01_shows_of_a_diagnosis_can_be_shown_with_a_card_and_with
     ],
     ids=["used", "none", "cpu wheel", "old driver"],
 )
-def test_a_run_that_did_not_use_the_card_is_mentioned(monkeypatch, machine, said):
+def test_unused_card_explains_why_a_run_did_not_use_the_card(monkeypatch, machine, said):
     monkeypatch.setattr(diagnosis, "read_machine", lambda quick=False: machine)
     assert said in diagnosis.unused_card()
     assert bool(said) == bool(diagnosis.unused_card())

@@ -20,7 +20,7 @@ FILES = [
     ROOT / "helpers" / "paths.py",
     *sorted((ROOT / "helpers" / "environment").glob("*.py")),
 ]
-# what Python 3.10 does not have yet; a module stands for itself
+# what Python 3.10 does not have yet; "" is the module itself
 NEW_IN_311 = {
     "tomllib": {""},
     "asyncio": {"TaskGroup", "Runner", "timeout", "Barrier"},
@@ -70,9 +70,9 @@ print("@@", code, sorted({{name.partition(".")[0] for name in sys.modules}} - kn
 
 
 def run(*arguments, flags=("-S", "-E"), python=sys.executable, env=None):
-    """Run the doctor as a program; return its exit code, what it printed, and what it imported of others."""
+    """Run the doctor as a program; return its exit code, output, third-party imports and error output."""
     source = AS_MAIN.format(root=str(ROOT), arguments=arguments)
-    command = [python, "-X", "utf8", *flags, "-c", source]  # or a code page of Windows would print ? for a mark
+    command = [python, "-X", "utf8", *flags, "-c", source]  # a Windows code page would print ? for a mark
     done = subprocess.run(
         command, env=env, cwd=ROOT / "tests", capture_output=True, encoding="utf-8", timeout=100, check=False
     )
@@ -94,7 +94,7 @@ def imports(tree):
 
 class TestOldPython:
     @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-    def test_the_grammar_is_that_of_3_10(self, path):
+    def test_the_source_parses_as_python_3_10(self, path):
         ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 10))
 
     @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -113,7 +113,7 @@ class TestOldPython:
             )
 
     @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-    def test_nothing_is_used_that_3_10_does_not_have(self, path):
+    def test_nothing_newer_than_3_10_is_used(self, path):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
                 assert node.attr not in NEW_IN_311.get(node.value.id, ()), f"{node.value.id}.{node.attr}"
@@ -137,13 +137,13 @@ class TestOldPython:
         ]
         assert not unions or "from __future__ import annotations" in source
 
-    def test_the_command_of_the_course_is_not_imported_by_the_bare_doctor(self):
+    def test_the_bare_doctor_does_not_import_the_course_commands(self):
         for path in FILES:
             imported = {module for module, _, _ in imports(ast.parse(path.read_text(encoding="utf-8")))}
             assert "helpers.environment.commands" not in imported
 
     @pytest.mark.parametrize("minor", [9, 10])
-    def test_an_old_python_says_that_it_is_too_old(self, minor):
+    def test_an_old_python_is_reported_as_too_old(self, minor):
         python = shutil.which(f"python3.{minor}")
         if python is None:
             pytest.skip(f"put a python3.{minor} on PATH to run this")
@@ -160,7 +160,7 @@ class TestOldPython:
 
 
 class TestBarePython:
-    """With -S -E nothing that was ever installed can be imported."""
+    """With -S -E no installed package can be imported."""
 
     def test_the_doctor_runs(self):
         code, shown, others, stderr = run("--quick")
@@ -169,19 +169,19 @@ class TestBarePython:
         assert sum("\n" + sign in "\n" + shown for sign in ("✓ ok", "✗ fail", "! warn")) >= 1
         assert "\x1b" not in shown  # a pipe
 
-    def test_it_speaks_json(self):
+    def test_it_prints_json(self):
         code, shown, others, stderr = run("--quick", "--json")
         document = json.loads(shown)
         assert (others, stderr, len(document["checks"]), document["exit_code"]) == ([], "", len(RULES), code)
         assert not [check for check in document["checks"] if "itself broke" in check["reading"]]
 
-    def test_it_advises_a_wheel(self):
+    def test_it_recommends_a_wheel(self):
         code, shown, others, stderr = run("--wheel")
         assert (code, others, stderr) == (0, [], "")
         assert "pip:    " in shown
         assert "conda:  " in shown
 
-    def test_the_advice_speaks_json(self):
+    def test_the_recommended_wheel_can_be_json(self):
         code, shown, others, _ = run("--wheel", "--json")
         assert (code, others) == (0, [])
         assert list(json.loads(shown)) == ["tag", "pip_args", "pip", "conda", "reason"]
@@ -200,16 +200,16 @@ class TestQuick:
         [["helpers", "doctor", "--quick"], ["helpers.environment", "--quick"], ["helpers.environment", "--wheel"]],
         ids=" ".join,
     )
-    def test_torch_is_imported_in_no_process(self, trap, arguments):
+    def test_no_process_imports_torch(self, trap, arguments):
         done = subprocess.run(
             [sys.executable, "-m", *arguments], cwd=ROOT, capture_output=True, encoding="utf-8", check=False
         )
         assert done.stderr == ""
         assert not trap.exists()
         if "--quick" in arguments:
-            assert "torch 2.13.0+cpu" in done.stdout  # its files were read all the same
+            assert "torch 2.13.0+cpu" in done.stdout  # read from its files
 
-    def test_without_it_torch_is_imported_in_the_child(self, trap):
+    def test_without_quick_the_child_imports_torch(self, trap):
         done = subprocess.run(
             [sys.executable, "-m", "helpers.environment"], cwd=ROOT, capture_output=True, encoding="utf-8", check=False
         )
@@ -221,7 +221,7 @@ class TestQuick:
 class TestMain:
     @pytest.fixture
     def doctor(self, monkeypatch):
-        """Answer without looking at this machine; return what was asked."""
+        """Replace the diagnosis of this machine; return the options it was called with."""
         asked = []
 
         class Found:
@@ -236,13 +236,13 @@ class TestMain:
         monkeypatch.setattr(bare, "diagnose", lambda **options: asked.append(options) or Found())
         return asked
 
-    def test_the_exit_code_is_the_diagnosis_own(self, doctor, capsys):
+    def test_the_exit_code_comes_from_the_diagnosis(self, doctor, capsys):
         assert bare.main([]) == 1
         assert capsys.readouterr().out == "table, color=False\n"
         assert doctor == [{"quick": False}]
 
     @pytest.mark.parametrize(("value", "color"), [(None, True), ("", True), ("1", False)])
-    def test_a_terminal_gets_colours_unless_it_wants_none(self, doctor, capsys, monkeypatch, value, color):
+    def test_a_terminal_gets_colours_unless_no_color_is_set(self, doctor, capsys, monkeypatch, value, color):
         monkeypatch.setattr("sys.stdout.isatty", lambda: True)
         monkeypatch.delenv("NO_COLOR", raising=False)
         if value is not None:
@@ -251,7 +251,7 @@ class TestMain:
         assert capsys.readouterr().out == f"table, color={color}\n"
         assert doctor == [{"quick": True}]
 
-    def test_a_machine_that_cannot_be_read_gives_one_sentence(self, monkeypatch, capsys):
+    def test_an_unreadable_machine_gives_one_sentence(self, monkeypatch, capsys):
         def unread():
             raise UnreadError("OSError: stuck")
 
@@ -259,7 +259,7 @@ class TestMain:
         assert bare.main(["--wheel"]) == 1
         assert capsys.readouterr().err == "Error: the wheel for this machine is not known: OSError: stuck\n"
 
-    def test_an_output_without_a_character_shows_another(self):
+    def test_characters_missing_from_the_output_encoding_are_replaced(self):
         env = {**os.environ, "PYTHONIOENCODING": "ascii"}
         done = subprocess.run(
             [sys.executable, "-m", "helpers.environment", "--quick"],

@@ -1,4 +1,4 @@
-"""Simulated sessions of Colab and Kaggle: neither was seen by these tests."""
+"""Simulated Colab and Kaggle sessions; these tests never ran on the real services."""
 
 import os
 import sys
@@ -14,7 +14,7 @@ from tests.environment.baselines import LINUX, packages
 
 @pytest.fixture
 def installed(monkeypatch):
-    """Let an installation succeed at once; return what was asked of it."""
+    """Make every installation succeed at once; return the options it was called with."""
     asked = []
     monkeypatch.setattr(host, "install", lambda **options: asked.append(options))
     monkeypatch.setattr(host, "read_machine", lambda quick: replace(LINUX, quick=quick))
@@ -25,7 +25,7 @@ def installed(monkeypatch):
 
 @pytest.fixture
 def colab(installed, monkeypatch):
-    """Make this Colab; return the folders that are mounted, or an error to raise instead."""
+    """Simulate Colab; return the list of mounted folders (with "refuse" in it, mounting fails)."""
     mounted = []
 
     def mount(folder):
@@ -41,11 +41,11 @@ def colab(installed, monkeypatch):
 @pytest.mark.parametrize(
     ("env", "name"), [({"COLAB_RELEASE_TAG": "x"}, "Colab"), ({"KAGGLE_KERNEL_RUN_TYPE": "Batch"}, "Kaggle"), ({}, "")]
 )
-def test_a_host_is_known_by_its_variables(env, name):
+def test_a_host_is_recognised_by_its_environment_variables(env, name):
     assert hosted_by(env) == name
 
 
-def test_any_other_machine_is_left_alone(installed):
+def test_other_machines_are_left_unchanged(installed):
     before = os.environ["COURSE_RUNS"]
     assert "nothing to do" in prepare_host()
     assert (installed, os.environ["COURSE_RUNS"]) == ([], before)
@@ -58,7 +58,7 @@ def test_colab_keeps_runs_on_drive(colab, installed):
     assert installed == [{"here": True}]
 
 
-def test_without_drive_runs_are_said_to_be_lost(colab, installed):
+def test_without_drive_a_warning_says_that_runs_will_be_lost(colab, installed):
     colab.append("refuse")
     assert "Drive is not available (mount failed)" in (said := prepare_host())
     assert "lost when the session ends" in said
@@ -71,7 +71,7 @@ def test_kaggle_keeps_runs_in_its_output(installed, monkeypatch):
     assert os.environ["COURSE_RUNS"] == "/kaggle/working/runs"
 
 
-def test_a_package_that_was_replaced_while_loaded_asks_for_a_restart(colab, monkeypatch):
+def test_replacing_a_loaded_package_asks_for_a_restart(colab, monkeypatch):
     machine = replace(LINUX, packages=packages(loaded={"numpy": "2.0.2"}))
     monkeypatch.setattr(host, "read_machine", lambda quick: machine)
     assert "Restart the session before you go on: numpy 2.0.2 is loaded, 2.4.6 is installed." in prepare_host()

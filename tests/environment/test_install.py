@@ -1,4 +1,4 @@
-"""What an installation runs, in which order, and what it says when something is in the way; nothing is downloaded."""
+"""What an installation runs, in which order, and its message when something fails; nothing is downloaded."""
 
 import json
 import shutil
@@ -28,14 +28,14 @@ CPU_ADVICE = {
 
 
 class Shell:
-    """Takes the place of `subprocess.run`: remembers what was run, and answers as pip, uv and Python would."""
+    """Replaces `subprocess.run`: records the commands, and answers as pip, uv and Python would."""
 
     def __init__(self, folder):
         self.folder = folder
         self.ran = []
         self.advice = dict(ADVICE)
         self.torch = ""  # the installed one
-        self.failing = ()  # what a failing command has in its line
+        self.failing = ()  # a command that contains one of these fails
         self.imported = str(module.ROOT / "helpers" / "__init__.py")
         self.companions = ""  # the installed packages that were built for another torch
         self.pip_config = ""
@@ -74,7 +74,7 @@ class Shell:
 
 @pytest.fixture
 def shell(tmp_path, monkeypatch):
-    """Return the shell of an empty clone whose index answers, with room on the disk."""
+    """Return the shell of an empty clone with an index that answers and room on the disk."""
     clone = tmp_path / "Kurs für GPT 2"
     clone.mkdir()
     for name in ("pyproject.toml", "constraints.txt"):
@@ -90,7 +90,7 @@ def shell(tmp_path, monkeypatch):
     return shell
 
 
-def test_a_fresh_clone_gets_an_environment_the_advised_wheel_then_the_rest(shell, capsys):
+def test_a_fresh_clone_gets_an_environment_then_the_advised_wheel_then_the_rest(shell, capsys):
     assert install() == python_of(shell.folder)
     steps = [
         next(i for i, line in enumerate(shell.ran) if word in line)
@@ -103,7 +103,7 @@ def test_a_fresh_clone_gets_an_environment_the_advised_wheel_then_the_rest(shell
     assert "Driver 535." in capsys.readouterr().out
 
 
-def test_the_rest_is_installed_at_the_pins_around_the_torch_that_is_there(shell):
+def test_the_rest_is_installed_at_the_pins_with_the_advised_torch(shell):
     shell.advice["pip_args"] = "torch==2.11.0+cu128 --index-url https://download.pytorch.org/whl/cu128"
     install()
     lines = (shell.folder / "constraints.txt").read_text(encoding="utf-8").splitlines()
@@ -112,7 +112,7 @@ def test_the_rest_is_installed_at_the_pins_around_the_torch_that_is_there(shell)
     assert f"--editable {shell.folder.parent}[test,gpu]" in shell.commands("-m uv")[0]
 
 
-def test_a_second_call_runs_nothing_whatever_wheel_is_there(shell):
+def test_a_second_call_installs_nothing(shell):
     install(torch="cpu")
     shell.ran.clear()
     install()
@@ -121,13 +121,13 @@ def test_a_second_call_runs_nothing_whatever_wheel_is_there(shell):
 
 
 @pytest.mark.parametrize("change", ["pins", "wheel", "clone", "record"])
-def test_what_has_changed_is_installed_again(shell, change):
+def test_a_change_of_pins_wheel_clone_or_record_installs_again(shell, change):
     install()
     shell.ran.clear()
     record = shell.folder / RECORD
     if change == "pins":
         (shell.folder.parent / "constraints.txt").write_text("torch==2.14.1\n")
-    elif change == "clone":  # an environment that was copied with its clone leads to the old one
+    elif change == "clone":  # an environment that was copied with its clone refers to the old one
         record.write_text(record.read_text(encoding="utf-8").replace("Kurs", "Old"))
     elif change == "record":
         record.write_text("{")
@@ -136,7 +136,7 @@ def test_what_has_changed_is_installed_again(shell, change):
     assert not shell.commands("-m venv")
 
 
-def test_what_was_installed_from_the_same_folder_spelled_in_another_way_is_there(shell):
+def test_another_spelling_of_the_same_folder_installs_nothing(shell):
     install()
     shell.ran.clear()
     record, here = shell.folder / RECORD, str(shell.folder.parent)
@@ -148,7 +148,7 @@ def test_what_was_installed_from_the_same_folder_spelled_in_another_way_is_there
     assert shell.ran == ["-c import click"]
 
 
-def test_an_environment_whose_python_was_replaced_is_made_again_although_it_was_finished(shell):
+def test_a_finished_environment_whose_python_was_replaced_is_rebuilt(shell):
     install()
     shell.ran.clear()
     shell.failing = ("import click", "import pip")  # a newer Python looks into another folder for packages
@@ -157,7 +157,7 @@ def test_an_environment_whose_python_was_replaced_is_made_again_although_it_was_
     assert shell.commands("-m uv")
 
 
-def test_an_environment_that_does_not_work_is_made_again(shell, capsys):
+def test_a_broken_environment_is_rebuilt(shell, capsys):
     python_of(shell.folder).parent.mkdir(parents=True)
     python_of(shell.folder).write_text("interrupted")
     shell.failing = ("import pip",)
@@ -166,7 +166,7 @@ def test_an_environment_that_does_not_work_is_made_again(shell, capsys):
     assert "does not work; it is created again" in capsys.readouterr().out
 
 
-def test_an_index_that_does_not_answer_gives_one_line_and_the_usual_wheel(shell, monkeypatch, capsys):
+def test_an_unreachable_index_gives_one_line_and_the_default_wheel(shell, monkeypatch, capsys):
     monkeypatch.setattr(module, "_answers", lambda url: False)
     shell.advice = CPU_ADVICE
     install()
@@ -175,7 +175,7 @@ def test_an_index_that_does_not_answer_gives_one_line_and_the_usual_wheel(shell,
     assert capsys.readouterr().out.count("does not answer, so torch==2.13.0 comes from pip's usual index") == 1
 
 
-def test_an_index_that_fails_half_way_gives_the_usual_wheel_too(shell, capsys):
+def test_an_index_that_fails_midway_also_gives_the_default_wheel(shell, capsys):
     shell.failing = ("--index-url",)
     shell.advice = CPU_ADVICE
     install()
@@ -184,7 +184,7 @@ def test_an_index_that_fails_half_way_gives_the_usual_wheel_too(shell, capsys):
 
 
 @pytest.mark.parametrize("answers", [True, False])
-def test_a_wheel_for_the_card_is_never_replaced_by_the_usual_one_and_the_next_call_goes_on(shell, monkeypatch, answers):
+def test_a_cuda_wheel_is_never_replaced_by_the_default_one_and_the_next_call_retries(shell, monkeypatch, answers):
     monkeypatch.setattr(module, "_answers", lambda url: answers)
     shell.failing = ("--index-url",)
     with pytest.raises(InstallError, match=r"\+cu126 could not be installed: .* -m pip install torch==2\.13\.0`"):
@@ -195,20 +195,20 @@ def test_a_wheel_for_the_card_is_never_replaced_by_the_usual_one_and_the_next_ca
     assert shell.torch == "2.13.0+cu126"
 
 
-def test_what_was_built_for_the_replaced_torch_is_removed(shell, capsys):
+def test_packages_built_for_the_replaced_torch_are_removed(shell, capsys):
     shell.torch, shell.companions = "2.8.0+cu126", "torchaudio torchvision"
     install()
     assert shell.commands("-m pip uninstall -y torchaudio torchvision")
     assert "needs neither: torchaudio, torchvision." in capsys.readouterr().out
 
 
-def test_what_was_built_for_a_torch_that_is_kept_stays(shell):
+def test_packages_built_for_a_kept_torch_stay(shell):
     shell.torch, shell.companions = "2.13.0+cu126", "torchvision"
     install()
     assert not shell.commands("uninstall")
 
 
-def test_what_cannot_be_imported_is_not_recorded_as_installed(shell):
+def test_a_failed_import_is_not_recorded_as_installed(shell):
     shell.failing = ("import Trainer",)
     with pytest.raises(InstallError, match=r"cannot be imported .*-m helpers doctor`"):
         install()
@@ -228,7 +228,7 @@ def test_a_torch_without_its_metadata_does_not_count_as_installed(tmp_path, has_
     assert module._installed_torch(python_of(tmp_path / "env")) == ("9.9.9+cpu" if has_metadata else "")
 
 
-def test_a_wheel_that_a_person_named_is_taken_or_refused_and_never_replaced(shell):
+def test_a_requested_wheel_is_installed_or_fails_but_is_never_replaced(shell):
     install(torch="cu130")
     assert shell.torch == "2.13.0+cu130"
     shell.failing = ("--index-url",)
@@ -236,13 +236,13 @@ def test_a_wheel_that_a_person_named_is_taken_or_refused_and_never_replaced(shel
         install(torch="cpu")
 
 
-def test_a_torch_that_is_kept_is_not_downloaded_again(shell):
+def test_a_kept_torch_is_not_downloaded_again(shell):
     shell.torch = "2.13.0+cu126"
     install()
     assert not shell.commands("--index-url")
 
 
-def test_windows_gets_the_triton_of_its_cuda_wheel_or_is_told_what_it_costs(shell, monkeypatch, capsys):
+def test_a_failed_triton_installation_on_windows_is_only_a_warning(shell, monkeypatch, capsys):
     monkeypatch.setattr(module, "_ON_WINDOWS", True)
     shell.failing = ("triton-windows==3.7.*",)
     install()
@@ -251,20 +251,20 @@ def test_windows_gets_the_triton_of_its_cuda_wheel_or_is_told_what_it_costs(shel
 
 
 @pytest.mark.parametrize(("on_windows", "tag"), [(True, "cpu"), (False, "cu126")])
-def test_no_triton_is_added_where_it_is_useless_or_comes_with_the_wheel(shell, monkeypatch, on_windows, tag):
+def test_triton_for_windows_is_not_installed_for_a_cpu_wheel_or_on_linux(shell, monkeypatch, on_windows, tag):
     monkeypatch.setattr(module, "_ON_WINDOWS", on_windows)
     install(torch=tag)
     assert not shell.commands("triton-windows")
 
 
-def test_where_uv_fails_pip_installs(shell, capsys):
+def test_pip_installs_the_rest_if_uv_fails(shell, capsys):
     shell.failing = ("-m uv",)
     install()
     assert [line for line in shell.commands("pip install") if "--editable" in line and "-m uv" not in line]
     assert "pip tries" in capsys.readouterr().out
 
 
-def test_uv_is_told_what_pip_is_configured_for(shell, monkeypatch):
+def test_uv_gets_pips_configuration(shell, monkeypatch):
     for name in ("UV_DEFAULT_INDEX", "UV_FIND_LINKS", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     shell.pip_config = (
@@ -275,7 +275,7 @@ def test_uv_is_told_what_pip_is_configured_for(shell, monkeypatch):
     assert shell.uv_env["UV_FIND_LINKS"] == "/wheels,/more"
 
 
-def test_another_environment_is_installed_into_on_demand_and_remembered(shell, monkeypatch, tmp_path):
+def test_install_here_uses_and_remembers_the_current_environment(shell, monkeypatch, tmp_path):
     (tmp_path / "system").mkdir()
     shell.failing = ()
     assert install(here=True) == Path(sys.executable)
@@ -292,13 +292,13 @@ def test_a_full_disk_is_refused_before_anything_is_downloaded(shell, monkeypatch
     install()
 
 
-def test_a_machine_that_cannot_be_read_asks_for_the_wheels_name(shell):
+def test_an_unreadable_machine_asks_for_the_wheel_by_name(shell):
     shell.advice = {}
     with pytest.raises(InstallError, match="name one, as in `--torch cpu`"):
         install()
 
 
-def test_a_machine_without_a_wheel_is_told_why(shell):
+def test_a_machine_without_a_wheel_gets_the_reason(shell):
     shell.advice = {"pip_args": "", "reason": "no wheel for macOS on x86_64"}
     with pytest.raises(InstallError, match="no wheel for macOS"):
         install()
@@ -306,7 +306,7 @@ def test_a_machine_without_a_wheel_is_told_why(shell):
 
 @pytest.mark.parametrize("version", [(3, 10, 14), (3, 15, 0)])
 @pytest.mark.parametrize(("on_windows", "other"), [(False, r"python3\.13"), (True, r"py -3\.13")])
-def test_a_python_that_is_too_old_or_too_new_is_refused_with_a_way_out(shell, monkeypatch, version, on_windows, other):
+def test_an_unsupported_python_is_refused_with_a_command_to_use_instead(shell, monkeypatch, version, on_windows, other):
     monkeypatch.setattr(module, "_ON_WINDOWS", on_windows)
     monkeypatch.setattr(sys, "version_info", version)
     with pytest.raises(InstallError, match=rf"needs 64-bit Python 3\.11 to 3\.14.*`{other}` instead of"):
@@ -321,25 +321,25 @@ def test_a_folder_too_deep_for_windows_is_refused(shell, monkeypatch):
         module._refuse_place(deep)
 
 
-def test_the_python_of_an_environment_is_where_windows_puts_it(monkeypatch, tmp_path):
+def test_python_of_follows_the_windows_layout(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "_ON_WINDOWS", True)
     assert python_of(tmp_path) == tmp_path / "Scripts" / "python.exe"
 
 
-def test_a_debian_without_venv_is_told_the_package(shell):
+def test_a_missing_venv_module_names_the_debian_package(shell):
     shell.failing = ("-m venv",)
     with pytest.raises(InstallError, match="sudo apt install python3-venv"):
         install()
 
 
-def test_another_package_called_helpers_is_noticed(shell):
+def test_another_package_called_helpers_is_refused(shell):
     shell.imported = "/site-packages/helpers/__init__.py"
     with pytest.raises(InstallError, match=r"Another package called `helpers` is in the way: /site-packages"):
         install()
     assert not (shell.folder / RECORD).exists()
 
 
-def test_an_installed_wheel_has_nothing_to_install_from(shell):
+def test_installing_outside_a_clone_is_refused(shell):
     (shell.folder.parent / "pyproject.toml").unlink()
     with pytest.raises(InstallError, match="is not a clone of the course"):
         install()
@@ -355,7 +355,7 @@ def test_an_installed_wheel_has_nothing_to_install_from(shell):
     ],
     ids=["unreachable", "forbidden", "silent", "certificates"],
 )
-def test_whether_an_index_answers_is_known_in_seconds(monkeypatch, error, answers):
+def test_the_index_check_has_a_short_timeout_and_handles_every_error(monkeypatch, error, answers):
     def urlopen(url, *, timeout):
         assert url == "https://download.pytorch.org/whl/cpu/torch/"
         assert timeout <= 15
@@ -366,7 +366,7 @@ def test_whether_an_index_answers_is_known_in_seconds(monkeypatch, error, answer
 
 
 @pytest.mark.parametrize("text", ["cpu", "CU126 ", "xpu", "rocm7.1", "auto", ""])
-def test_a_wheel_is_named_by_its_tag(text):
+def test_a_wheel_tag_is_normalised(text):
     assert tag_named(text) == (text.strip().lower() or "auto")
 
 

@@ -1,4 +1,4 @@
-"""The live monitor: readings of a card and of a plain computer, their history, and the thread that goes on reading."""
+"""The live monitor: readings of a card and of a plain computer, their history, and the thread that keeps reading."""
 
 import os
 import re
@@ -29,7 +29,7 @@ CARD = GpuReading(
 
 @pytest.fixture
 def nvml(monkeypatch):
-    """Return a list of answers that NVML gives one after the other; the last one stays."""
+    """Return the answers that NVML gives one after the other; the last one repeats."""
     answers = [Nvml("absent")]
     monkeypatch.setattr(live, "read_nvml", lambda *_: answers.pop(0) if len(answers) > 1 else answers[0])
     return answers
@@ -87,7 +87,7 @@ class TestSample:
         ]
 
     @pytest.mark.parametrize(("visible", "name"), [(None, "fast"), ("1", "large"), ("GPU-aa", "large"), ("", "fast")])
-    def test_of_many_cards_the_one_that_training_would_use_is_shown(self, nvml, monkeypatch, visible, name):
+    def test_the_card_that_training_would_use_is_shown(self, nvml, monkeypatch, visible, name):
         cards = (
             GpuReading(0, "large", "GPU-aa", total_bytes=24 * GIB, capability=(8, 6)),
             GpuReading(1, "lost", error="GPU is lost"),
@@ -100,7 +100,7 @@ class TestSample:
             monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
         assert sample().reading.name == name
 
-    def test_a_card_that_does_not_report_what_is_free_is_not_shown_as_full(self, nvml):
+    def test_a_card_that_does_not_report_free_memory_is_not_shown_as_full(self, nvml):
         nvml[:] = [Nvml("ok", driver="580.1", cards=(GpuReading(0, "card", total_bytes=12 * GIB),))]
         new = sample()
         assert new.row()["memory_gib"] is None
@@ -111,16 +111,16 @@ class TestSample:
         nvml[:] = [Nvml("crashed", "ended by SIGSEGV", "580.1", cards=(CARD,))]
         assert sample().device == "gpu"
 
-    def test_the_card_can_be_left_alone(self, monkeypatch):
+    def test_use_gpu_false_does_not_ask_nvml(self, monkeypatch):
         monkeypatch.setattr(live, "read_nvml", lambda *_: pytest.fail("NVML was asked"))
         assert sample(use_gpu=False).device == "cpu"
 
-    def test_used_and_total_memory_are_the_systems(self, nvml, monkeypatch):
+    def test_without_a_card_the_systems_memory_is_shown(self, nvml, monkeypatch):
         monkeypatch.setattr(live, "read_memory", lambda: Memory(16 * GIB, 12 * GIB))
         assert sample().row()["memory_gib"] == 4.0
         assert "4.0 of 16.0 GiB" in text(history(sample()))
 
-    def test_a_row_holds_the_numbers_only(self):
+    def test_a_row_contains_only_numbers(self):
         assert reading(1.0, utilisation_percent=5.0).row() == {
             "seconds": 1.0,
             "memory_gib": 2.0,
@@ -146,7 +146,7 @@ class TestHistory:
         [
             ([], 10, ""),
             ([0, 10], 10, "▁█"),
-            ([-5, 25], 10, "▁█"),  # beyond its bounds it stays a bar
+            ([-5, 25], 10, "▁█"),  # values out of bounds are clipped
             ([0.0] * 3, 100, "▁▁▁"),
         ],
     )
@@ -155,7 +155,7 @@ class TestHistory:
 
 
 class TestPictures:
-    def test_a_terminal_shows_what_is_known_and_nothing_else(self):
+    def test_text_shows_only_known_values(self):
         shown = text(history(reading(0.0), reading(1.0, utilisation_percent=50.0)))
         assert shown.splitlines() == [
             "CPU, 4 threads",
@@ -163,20 +163,20 @@ class TestPictures:
             "  load        50 %                ▅",
         ]
 
-    def test_the_bars_are_as_many_as_there_is_room(self):
+    def test_the_number_of_bars_is_the_width(self):
         assert len(re.findall("▃", text(history(*[reading(0.0)] * 9), width=4))) == 4
 
     def test_power_without_a_limit_is_compared_with_the_highest_value(self):
         shown = text(history(reading(0.0, power_watts=50.0), reading(1.0, power_watts=25.0)))
         assert shown.splitlines()[-1] == "  power       25.0 of 50.0 W      █▅"
 
-    def test_a_terminal_gets_no_control_characters(self):
+    def test_text_contains_no_control_characters(self):
         shown = text(history(evil_reading(f"card{EVIL}", Holder(18, EVIL), Holder(17, "python", GIB))))
         assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", shown)
         assert len(shown.splitlines()) == 4  # the name adds no line
         assert "  process 17        1.0 GiB   python" in shown
 
-    def test_a_page_gets_no_markup_from_a_name(self):
+    def test_names_are_escaped_in_html(self):
         shown = svg(history(evil_reading("<b>card</b>", Holder(18, "<script>'&\""))))
         assert "<script" not in shown
         assert "<b>card" not in shown
@@ -212,12 +212,12 @@ class TestPictures:
 
 
 class TestMonitor:
-    def test_it_has_read_once_when_it_is_made(self):
+    def test_a_new_monitor_has_one_reading(self):
         shown = Monitor(lambda **options: reading(**{"seconds": options["seconds"]}), interval_seconds=1, length=5)
         assert len(shown.history) == 1
         assert str(shown).startswith("CPU, 4 threads")
 
-    def test_a_card_that_stops_answering_is_not_waited_for_again(self, monkeypatch):
+    def test_a_card_that_stops_answering_is_not_asked_again(self, monkeypatch):
         answers = [Nvml("ok", driver="580.1", cards=(CARD,)), Nvml("hung", "no answer within 5 s")]
         asked = []
         monkeypatch.setattr(live, "read_nvml", lambda *_: asked.append(1) or answers.pop(0))
@@ -227,14 +227,14 @@ class TestMonitor:
         assert len(asked) == 2
         assert "CPU" in str(shown)
 
-    def test_time_runs_from_when_it_was_made(self, nvml):
+    def test_time_counts_from_its_creation(self, nvml):
         shown = monitor()
         time.sleep(0.02)
         shown.update()
         first, second = (row["seconds"] for row in shown.history.rows())
         assert 0 <= first < first + 0.02 <= second
 
-    def test_it_reads_on_until_it_is_stopped_and_leaves_no_thread(self):
+    def test_it_keeps_reading_until_stopped_and_leaves_no_thread(self):
         pytest.importorskip("ipywidgets")
         shown = Monitor(lambda *, seconds, use_gpu: reading(seconds), interval_seconds=0.01, length=100)
         shown.start()
@@ -247,14 +247,14 @@ class TestMonitor:
         assert len(shown.history) == read
         assert shown._widget.value.startswith("<div")
 
-    def test_it_stops_by_itself(self):
+    def test_it_stops_after_the_given_seconds(self):
         pytest.importorskip("ipywidgets")
         shown = Monitor(lambda *, seconds, use_gpu: reading(seconds), interval_seconds=0.01, length=100)
         shown.start(0.05)
         assert wait_for(lambda: not threads())
         assert len(shown.history) > 1
 
-    def test_started_twice_it_reads_once_and_stopped_it_can_start_again(self):
+    def test_starting_twice_uses_one_thread_and_it_can_be_restarted(self):
         pytest.importorskip("ipywidgets")
         shown = Monitor(lambda *, seconds, use_gpu: reading(seconds), interval_seconds=0.01, length=1000)
         shown.start()
@@ -267,7 +267,7 @@ class TestMonitor:
         shown.stop()
         assert threads() == []
 
-    def test_stopping_what_never_started_does_nothing(self):
+    def test_stopping_before_starting_does_nothing(self):
         shown = Monitor(lambda *, seconds, use_gpu: reading(seconds), interval_seconds=1, length=1)
         shown.stop()
         assert threads() == []
@@ -279,7 +279,7 @@ class TestMonitor:
         assert set(bundle) == {"text/html", "text/plain"}
         assert "memory" in bundle["text/html"]
 
-    def test_with_a_front_end_it_is_a_widget_with_a_text_for_saved_notebooks(self, nvml, monkeypatch):
+    def test_with_a_front_end_it_is_a_widget_with_text_for_saved_notebooks(self, nvml, monkeypatch):
         pytest.importorskip("ipywidgets")
         monkeypatch.setattr(live, "allows_input", lambda kernel: True)
         shown = monitor(interval_seconds=0.01, seconds=5)
@@ -291,7 +291,7 @@ class TestMonitor:
         assert "memory" in data["text/html"]
         assert data["text/plain"].startswith("CPU")
 
-    def test_a_cell_that_runs_again_replaces_its_monitor(self, nvml, monkeypatch):
+    def test_rerunning_a_cell_replaces_its_monitor(self, nvml, monkeypatch):
         pytest.importorskip("ipywidgets")
         monkeypatch.setattr(live, "allows_input", lambda kernel: True)
         monitor(interval_seconds=0.01)
@@ -303,7 +303,7 @@ class TestMonitor:
         assert threads() == []
 
     @pytest.mark.parametrize("allowed", [True, False])
-    def test_a_front_end_is_known_by_its_allowing_input(self, nvml, monkeypatch, allowed):
+    def test_a_front_end_is_recognised_by_allowing_input(self, nvml, monkeypatch, allowed):
         pytest.importorskip("ipywidgets")
         kernel = type("Kernel", (), {"_allow_stdin": allowed})()
         monkeypatch.setattr("IPython.get_ipython", lambda: type("Shell", (), {"kernel": kernel})())
@@ -312,6 +312,6 @@ class TestMonitor:
         assert ("application/vnd.jupyter.widget-view+json" in str(shown._repr_mimebundle_())) is allowed
 
     @pytest.mark.parametrize("value", [0, -1.0, float("nan")])
-    def test_an_impossible_interval_is_refused(self, value):
+    def test_an_invalid_interval_is_refused(self, value):
         with pytest.raises(ValueError, match=f"interval_seconds = {value} is not allowed: it must be above 0"):
             monitor(interval_seconds=value)

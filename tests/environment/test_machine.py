@@ -1,4 +1,4 @@
-"""How a machine is read: from files below a root that takes the place of `/`, and from simulated access."""
+"""Reading a machine, from files below a root that replaces `/` and from simulated access."""
 
 import dataclasses
 import json
@@ -31,7 +31,7 @@ class TestPlatform:
             ({}, {"system": "FreeBSD"}, "FreeBSD"),
             ({"/proc/version": WSL_VERSION}, {"release": "5.15.153.1-microsoft-standard-WSL2"}, "WSL2"),
             ({"/proc/version": WSL_VERSION}, {"release": "6.6.0-mine"}, "WSL2"),
-            ({"/dev/dxg": "", "/proc/version": "Linux 6.6 (Microsoft@x)"}, {}, "WSL2"),  # a kernel of one's own
+            ({"/dev/dxg": "", "/proc/version": "Linux 6.6 (Microsoft@x)"}, {}, "WSL2"),  # a custom kernel
             ({"/proc/version": "Linux version 4.4.0-19041-Microsoft (gcc 5.4.0)"}, {}, "WSL1"),
             ({"/proc/version": "Linux version 4.4.0"}, {"release": "4.4.0-19041-Microsoft"}, "WSL1"),
             ({"/proc/version": "Linux version 6.8.0 (buildd@lcy02)"}, {}, "Linux"),
@@ -41,7 +41,7 @@ class TestPlatform:
         access = make_access(files, **changes)
         assert platform_kind(access) == read_machine(access).platform.kind == kind
 
-    def test_this_machine_has_a_kind(self):
+    def test_this_machine_has_a_known_platform(self):
         assert platform_kind(Access()) in ("Linux", "Windows", "WSL2", "WSL1", "macOS")
 
     @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ class TestPlatform:
         [
             ("0x10de\n", "0x030000\n", True),
             ("0x10de\n", "0x030200\n", True),
-            ("0x10de\n", "0x040300\n", False),  # the card's sound
+            ("0x10de\n", "0x040300\n", False),  # the card's audio device
             ("0x1002\n", "0x030000\n", False),
             ("", "", False),
         ],
@@ -78,31 +78,31 @@ class TestPlatform:
             (["0x10de"], ()),
             (["0x1002", "0x8086", "0x1002"], ("AMD", "Intel")),
             (["0x10de", "0x8086"], ("Intel",)),
-            (["0x1a03"], ()),  # the display of a server's own controller
+            (["0x1a03"], ()),  # the display of a server's management controller
         ],
     )
-    def test_graphics_of_other_makers_are_named(self, make_access, vendors, others):
+    def test_graphics_of_other_vendors_are_named(self, make_access, vendors, others):
         folder = "/sys/bus/pci/devices/0000:0{}:00.0"
         files = {f"{folder.format(n)}/vendor": vendor for n, vendor in enumerate(vendors)}
         files |= {f"{folder.format(n)}/class": "0x030000\n" for n in range(len(vendors))}
         assert read_machine(make_access(files)).platform.other_graphics == others
 
     @pytest.mark.parametrize(("architecture", "others"), [("arm64", ("Apple",)), ("x86_64", ())])
-    def test_a_mac_is_known_by_its_processor(self, make_access, architecture, others):
+    def test_apple_graphics_are_recognised_by_the_processor(self, make_access, architecture, others):
         machine = read_machine(make_access(system="Darwin", architecture=architecture))
         assert machine.platform.other_graphics == others
 
     @pytest.mark.parametrize(("mode", "is_off"), [("off\n", True), ("on-demand\n", False), ("on\n", False)])
-    def test_a_card_that_was_switched_off_is_noticed(self, make_access, mode, is_off):
+    def test_a_card_that_was_switched_off_is_recognised(self, make_access, mode, is_off):
         assert read_machine(make_access({"/etc/prime-discrete": mode})).platform.card_switched_off is is_off
 
-    def test_the_distribution_is_read_with_those_it_is_based_on(self, make_access):
+    def test_the_distribution_includes_those_it_is_based_on(self, make_access):
         access = make_access(
             {"/etc/os-release": 'NAME="Mint"\nID=linuxmint\nID_LIKE="ubuntu debian"\nVERSION_ID="22"\n'}
         )
         assert read_machine(access).platform.distribution == "linuxmint ubuntu debian"
 
-    def test_a_compiler_on_the_path_is_information(self, make_access):
+    def test_the_release_of_nvcc_is_read(self, make_access):
         assert read_machine(make_access(nvcc=lambda: "12.4")).platform.nvcc == "12.4"
 
 
@@ -110,16 +110,16 @@ class TestWsl:
     def read(self, make_access, files):
         return read_machine(make_access({"/proc/version": WSL_VERSION, **files})).wsl
 
-    def test_elsewhere_it_is_not_looked_at(self, make_access):
+    def test_it_is_none_outside_wsl2(self, make_access):
         assert read_machine(make_access({"/dev/dxg": ""})).wsl is None
 
-    def test_all_is_there(self, make_access):
+    def test_everything_is_present(self, make_access):
         result = self.read(
             make_access, {"/dev/dxg": "", "/usr/lib/wsl/lib/libcuda.so.1": "", "/usr/lib/wsl/lib/nvidia-smi": ""}
         )
         assert (result.dxg, result.libcuda, result.nvidia, result.shadowing) == (True, True, True, ())
 
-    def test_nothing_is_there(self, make_access):
+    def test_nothing_is_present(self, make_access):
         result = self.read(make_access, {})
         assert (result.dxg, result.libcuda, result.nvidia, result.shadowing) == (False, False, False, ())
 
@@ -129,7 +129,7 @@ class TestWsl:
             {
                 "/var/lib/dpkg/info/nvidia-driver-550.list": "",
                 "/var/lib/dpkg/info/libnvidia-compute-550:amd64.list": "",
-                "/var/lib/dpkg/info/libnvidia-container1.list": "",  # the container toolkit is welcome
+                "/var/lib/dpkg/info/libnvidia-container1.list": "",  # the container toolkit is allowed
                 "/usr/lib/x86_64-linux-gnu/libcuda.so.1": "",
             },
         )
@@ -146,18 +146,18 @@ class TestMemory:
     def read(self, make_access, limits=None):
         return read_memory(make_access({"/proc/meminfo": self.MEMINFO, **(limits or {})}))
 
-    def test_it_is_what_the_system_says(self, make_access):
+    def test_it_is_read_from_meminfo(self, make_access):
         assert self.read(make_access) == Memory(16 * GIB, 8 * GIB)
 
-    def test_no_limit_is_no_limit(self, make_access):
+    def test_a_limit_of_max_is_ignored(self, make_access):
         limits = {"/sys/fs/cgroup/memory.max": "max\n", "/sys/fs/cgroup/memory.current": str(GIB)}
         assert self.read(make_access, limits) == Memory(16 * GIB, 8 * GIB)
 
-    def test_a_containers_limit_counts(self, make_access):
+    def test_a_container_limit_applies(self, make_access):
         limits = {"/sys/fs/cgroup/memory.max": f"{4 * GIB}\n", "/sys/fs/cgroup/memory.current": f"{GIB}\n"}
         assert self.read(make_access, limits) == Memory(4 * GIB, 3 * GIB)
 
-    def test_the_cache_of_read_files_makes_room_when_asked(self, make_access):
+    def test_reclaimable_file_cache_counts_as_available(self, make_access):
         limits = {
             "/sys/fs/cgroup/memory.max": str(4 * GIB),
             "/sys/fs/cgroup/memory.current": str(4 * GIB),
@@ -165,7 +165,7 @@ class TestMemory:
         }
         assert self.read(make_access, limits) == Memory(4 * GIB, 3 * GIB)
 
-    def test_the_older_control_groups_count_too(self, make_access):
+    def test_cgroup_v1_limits_apply_too(self, make_access):
         limits = {
             "/sys/fs/cgroup/memory/memory.limit_in_bytes": str(6 * GIB),
             "/sys/fs/cgroup/memory/memory.usage_in_bytes": str(5 * GIB),
@@ -175,18 +175,18 @@ class TestMemory:
         assert result.total_bytes == 6 * GIB
         assert GIB < result.available_bytes <= 2 * GIB
 
-    def test_the_older_control_groups_write_no_limit_as_a_huge_one(self, make_access):
+    def test_the_huge_limit_of_cgroup_v1_means_no_limit(self, make_access):
         limits = {
             "/sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712",
             "/sys/fs/cgroup/memory/memory.usage_in_bytes": str(5 * GIB),
         }
         assert self.read(make_access, limits) == Memory(16 * GIB, 8 * GIB)
 
-    def test_a_limit_that_is_exceeded_leaves_nothing(self, make_access):
+    def test_an_exceeded_limit_leaves_nothing_available(self, make_access):
         limits = {"/sys/fs/cgroup/memory.max": str(GIB), "/sys/fs/cgroup/memory.current": str(2 * GIB)}
         assert self.read(make_access, limits) == Memory(GIB, 0)
 
-    def test_without_the_file_the_system_is_asked_in_its_own_way(self, make_access):
+    def test_without_meminfo_the_operating_system_is_asked(self, make_access):
         assert read_memory(make_access({"/proc/meminfo": "banana"})) == Memory(16 * GIB, 12 * GIB)
 
     def test_this_machine_has_memory(self):
@@ -201,23 +201,23 @@ class TestPython:
         spec.write_text(argv if isinstance(argv, str) else json.dumps({"argv": argv}))
         return spec
 
-    def test_the_expected_environments_are_listed_the_projects_own_first(self, make_access, tmp_path):
+    def test_the_expected_environments_start_with_the_projects_own(self, make_access, tmp_path):
         (tmp_path / "project" / ".venv").mkdir(parents=True)
         env = {"VIRTUAL_ENV": "/v", "CONDA_PREFIX": "/c"}
         result = read_machine(make_access(env=env)).python
         assert result.expected == (str(tmp_path / "project" / ".venv"), "/v", "/c")
         assert (result.version, result.bits) == ((3, 12, 4), 64)
 
-    def test_conda_is_known_by_its_folder(self, make_access, tmp_path):
+    def test_conda_is_recognised_by_its_folder(self, make_access, tmp_path):
         assert not read_machine(make_access()).python.is_conda
         (tmp_path / "venv" / "conda-meta").mkdir(parents=True)
         assert read_machine(make_access()).python.is_conda
 
-    def test_no_kernel_is_none(self, make_access):
+    def test_a_missing_kernel_is_none(self, make_access):
         result = read_machine(make_access()).python
         assert (result.kernel, result.kernel_exists) == (None, True)
 
-    def test_the_first_folder_that_has_a_python3_kernel_counts(self, make_access, tmp_path):
+    def test_the_first_folder_with_a_python3_kernel_counts(self, make_access, tmp_path):
         access = make_access(kernel_folders=lambda: [tmp_path / "empty", tmp_path / "venv", tmp_path / "user"])
         self.kernel(tmp_path / "user", [str(tmp_path / "gone/python"), "-m"])
         python = read_machine(access).python
@@ -227,7 +227,7 @@ class TestPython:
         assert (python.kernel, python.kernel_exists) == ("python", True)
 
     @pytest.mark.parametrize("content", ["{", "[]", '{"argv": []}', "{}", '{"argv": null}', "\x00"])
-    def test_a_damaged_kernel_is_reported_and_the_rest_of_python_is_read(self, make_access, tmp_path, content):
+    def test_a_damaged_kernel_spec_is_reported_and_the_rest_of_python_is_read(self, make_access, tmp_path, content):
         spec = self.kernel(tmp_path, content)
         machine = read_machine(make_access(kernel_folders=lambda: [tmp_path]))
         assert machine.python.kernel == f"described by {spec}, which cannot be read"
@@ -253,7 +253,7 @@ class TestProcess:
             ("1,99", "warn", "only the first 1"),
         ],
     )
-    def test_the_variable_that_hides_cards_is_read(self, make_access, value, status, words):
+    def test_cuda_visible_devices_is_read_and_checked(self, make_access, value, status, words):
         env = {} if value is None else {"CUDA_VISIBLE_DEVICES": value}
         torch = Torch("ok", version="2.13.0+cu130", cuda="13.0", available=status != "fail", product="ok")
         nvml = Nvml("ok", driver="580.65.06", cuda=13000, cards=self.CARDS)
@@ -270,16 +270,16 @@ class TestProcess:
             assert read_machine(make_access(files, env=env)).process.has_new_devices is is_new
 
     @pytest.mark.parametrize(("initialised", "expected"), [(lambda: True, True), (lambda: False, False)])
-    def test_a_torch_that_is_loaded_is_asked_whether_it_uses_cuda(self, make_access, initialised, expected):
+    def test_a_loaded_torch_reports_whether_it_uses_cuda(self, make_access, initialised, expected):
         torch = types.SimpleNamespace(cuda=types.SimpleNamespace(is_initialized=initialised))
         assert read_machine(make_access(modules={"torch": torch})).process.cuda_in_use is expected
 
-    def test_a_torch_that_is_half_loaded_uses_nothing(self, make_access):
+    def test_a_half_loaded_torch_does_not_use_cuda(self, make_access):
         assert read_machine(make_access(modules={"torch": types.SimpleNamespace()})).process.cuda_in_use is False
 
 
 class TestStorage:
-    def test_the_places_are_read_with_the_disk_that_will_hold_them(self, make_access, tmp_path):
+    def test_each_place_is_read_with_the_disk_it_will_be_on(self, make_access, tmp_path):
         asked = []
         env = {"HOME": str(tmp_path / "me"), "TMPDIR": str(tmp_path), "COURSE_RUNS": str(tmp_path / "a/b/c")}
         storage = read_machine(
@@ -303,7 +303,7 @@ class TestStorage:
         home = Path() if cache.startswith("/") else tmp_path  # joined, Windows would put its drive before the slash
         assert Path(places["cache"]) == home / cache
 
-    def test_without_a_home_there_is_no_cache_and_the_diagnosis_comes_out(self, make_access):
+    def test_without_a_home_there_is_no_cache_and_a_warning_says_so(self, make_access):
         def unknown_user():
             raise RuntimeError("Could not determine home directory.")
 
@@ -318,7 +318,7 @@ class TestStorage:
         check = diagnosis_of(machine).check("disk_free")
         assert (check.status, "cannot be written" in check.reading) == ("fail", True)
 
-    def test_a_folder_inside_a_locked_folder_is_judged_by_the_locked_one(self, make_access, tmp_path, monkeypatch):
+    def test_a_folder_inside_a_locked_one_is_not_writable(self, make_access, tmp_path, monkeypatch):
         locked = tmp_path / "locked"
         locked.mkdir()
         real = Path.exists
@@ -333,12 +333,12 @@ class TestStorage:
         access = make_access(env=env, space=lambda folder: (GIB, "disk", folder != locked))
         assert [place.writable for place in read_machine(access).storage.places] == [False, True, True]
 
-    def test_where_a_file_has_the_folders_name_nothing_can_be_written(self, make_access, tmp_path):
+    def test_a_file_in_place_of_the_folder_is_not_writable(self, make_access, tmp_path):
         (tmp_path / "runs").touch()
         access = make_access(env={"COURSE_RUNS": str(tmp_path / "runs")}, space=lambda folder: (GIB, "disk", True))
         assert [place.writable for place in read_machine(access).storage.places] == [False, True, True]
 
-    def test_a_drive_that_is_not_there_cannot_be_written(self, make_access, monkeypatch):
+    def test_a_missing_drive_is_not_writable(self, make_access, monkeypatch):
         monkeypatch.setattr("helpers.environment.machine.os.path.exists", lambda path: False)
         places = read_machine(make_access()).storage.places
         assert {(place.free_bytes, place.writable) for place in places} == {(0, False)}
@@ -368,13 +368,13 @@ class TestPower:
         assert read_machine(make_access(files)).power.on_battery is expected
 
     @pytest.mark.parametrize("expected", [True, False, None])
-    def test_elsewhere_the_system_is_asked(self, make_access, expected):
+    def test_other_systems_are_asked_directly(self, make_access, expected):
         assert read_machine(make_access(system="Windows", on_battery=lambda: expected)).power.on_battery is expected
 
 
 class TestWhatCannotBeRead:
     def stuck(self, make_access, monkeypatch, group):
-        """Return the access to a WSL2 machine one of whose groups cannot be read."""
+        """Return access to a WSL2 machine with one group that cannot be read."""
         door = {
             "python": {"kernel_folders": broken},
             "platform": {"nvcc": broken},
@@ -407,7 +407,7 @@ class TestWhatCannotBeRead:
             _ = getattr(machine, group).anything
 
     @pytest.mark.parametrize("group", GROUPS)
-    def test_the_diagnosis_is_still_made(self, make_access, monkeypatch, group):
+    def test_the_diagnosis_is_still_complete(self, make_access, monkeypatch, group):
         result = diagnosis_of(read_machine(self.stuck(make_access, monkeypatch, group)))
         assert len({check.id for check in result.checks}) == len(RULES)
         assert not [check for check in result.checks if "check itself broke" in check.reading]
@@ -418,7 +418,7 @@ class TestWhatCannotBeRead:
         assert result.chain()
         assert result.equivalents()
 
-    def test_nothing_at_all_can_be_read_and_still_there_is_a_verdict(self):
+    def test_an_entirely_unreadable_machine_still_gets_a_verdict(self):
         nothing = Machine(**{name: Unread("no luck") for name in GROUPS})
         result = diagnosis_of(nothing)
         assert len(result.checks) == len(RULES)
@@ -428,7 +428,7 @@ class TestWhatCannotBeRead:
         json.dumps(result.to_dict())
 
 
-def test_after_an_nvml_that_hung_torch_is_waited_for_less_long(make_access):
+def test_torch_gets_a_shorter_time_limit_after_nvml_hung(make_access):
     limits = []
 
     def read_torch(timeout_seconds):
@@ -440,7 +440,7 @@ def test_after_an_nvml_that_hung_torch_is_waited_for_less_long(make_access):
     assert limits[1] < limits[0]
 
 
-def test_the_cards_are_asked_before_torch_takes_memory_of_one(make_access):
+def test_nvml_is_read_before_torch_uses_gpu_memory(make_access):
     order = []
     read_machine(
         make_access(
@@ -451,6 +451,6 @@ def test_the_cards_are_asked_before_torch_takes_memory_of_one(make_access):
     assert order == ["nvml", "torch"]
 
 
-def test_a_quick_look_leaves_torch_alone(make_access):
+def test_a_quick_read_does_not_ask_torch(make_access):
     machine = read_machine(make_access(read_torch=broken), quick=True)
     assert (machine.torch.state, machine.quick) == ("quick", True)

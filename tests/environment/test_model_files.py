@@ -1,4 +1,4 @@
-"""A model's folder, complete and damaged in every way in which a download or a copy can damage it."""
+"""A model folder, complete or damaged in every way that a download or a copy can damage it."""
 
 import json
 import shutil
@@ -62,7 +62,7 @@ def test_a_missing_file_is_named(model, name):
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
 @pytest.mark.parametrize("content", [b"", b"version https://git-lfs", b"\xff\xfe", b"[]", b'"text"', b"null", b"{"])
-def test_a_file_that_holds_something_else_is_named(model, name, content):
+def test_a_file_with_invalid_content_is_named(model, name, content):
     (model / name).write_bytes(content)
     problems = inspect(model).problems
     assert [problem for problem in problems if problem.startswith(name)]
@@ -71,12 +71,12 @@ def test_a_file_that_holds_something_else_is_named(model, name, content):
 @pytest.mark.parametrize(
     "header", [b"[]", b"{}", b'{"wte.weight": 1}', b'{"wte.weight": {}}', b'{"wte.weight": {"data_offsets": 7}}']
 )
-def test_a_damaged_header_of_weights_is_named(model, header):
+def test_a_damaged_safetensors_header_is_named(model, header):
     (model / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
     assert [problem for problem in inspect(model).problems if "model.safetensors cannot be read" in problem]
 
 
-def test_weights_that_were_cut_short_are_reported_with_both_sizes(model):
+def test_truncated_weights_are_reported_with_both_sizes(model):
     path = model / "model.safetensors"
     whole = path.stat().st_size
     path.write_bytes(path.read_bytes()[:-100])
@@ -84,7 +84,7 @@ def test_weights_that_were_cut_short_are_reported_with_both_sizes(model):
 
 
 @pytest.mark.parametrize("tokenizer", [{}, {"model": None}, {"model": {}}, {"model": {"vocab": 3}}])
-def test_a_tokenizer_without_a_vocabulary_is_no_tokenizer(model, tokenizer):
+def test_a_tokenizer_without_a_vocabulary_is_reported(model, tokenizer):
     (model / "tokenizer.json").write_text(json.dumps(tokenizer))
     (problem,) = inspect(model).problems
     assert problem in ("the tokenizer has 0 tokens, not 4096", "tokenizer.json is not what it should be")
@@ -95,7 +95,7 @@ def test_a_vocabulary_of_one_token_is_reported(model):
     assert inspect(model).problems == ("the tokenizer has 1 tokens, not 4096",)
 
 
-def test_the_older_files_of_a_vocabulary_are_read_too(model):
+def test_vocab_json_and_merges_txt_are_read_too(model):
     vocabulary = json.loads((model / "tokenizer.json").read_text(encoding="utf-8"))
     (model / "tokenizer.json").unlink()
     added = {token["content"]: token["id"] for token in vocabulary["added_tokens"]}
@@ -117,10 +117,10 @@ class TestHubCache:
             ({"HOME": "/h", "HF_HOME": "/hf", "HF_HUB_CACHE": "/cache"}, "/cache"),
         ],
     )
-    def test_it_is_where_the_hubs_own_client_keeps_it(self, make_access, env, cache):
+    def test_it_is_where_huggingface_hub_puts_it(self, make_access, env, cache):
         assert hub_cache(make_access(env=env)).as_posix() == cache
 
-    def test_without_a_home_there_is_none(self, make_access):
+    def test_without_a_home_folder_there_is_no_cache(self, make_access):
         def unknown_user():
             raise RuntimeError("Could not determine home directory.")
 
@@ -135,13 +135,13 @@ class TestHubCache:
         (folder / "refs" / "main").write_text(revision)
         return make_access(env={"HF_HUB_CACHE": str(tmp_path / "hub")})
 
-    def test_a_gpt2_that_was_downloaded_is_inspected(self, make_access, small, tmp_path):
+    def test_a_downloaded_gpt2_is_inspected(self, make_access, small, tmp_path):
         result = read_model_files(self.download(make_access, small, tmp_path)).gpt2
         assert result.path.endswith("abc")
         assert (result.problems, result.tokens) == ((), 4096)
 
     @pytest.mark.parametrize("revision", ["", "gone"])
-    def test_a_download_that_never_began_is_none(self, make_access, small, tmp_path, revision):
+    def test_a_download_without_its_revision_is_none(self, make_access, small, tmp_path, revision):
         assert read_model_files(self.download(make_access, small, tmp_path, revision)).gpt2 is None
 
     @pytest.mark.parametrize(
@@ -153,5 +153,5 @@ class TestHubCache:
             ({"HF_HUB_OFFLINE": "0"}, ()),
         ],
     )
-    def test_what_switches_downloads_off_is_read(self, make_access, env, offline):
+    def test_variables_that_disable_downloads_are_reported(self, make_access, env, offline):
         assert read_model_files(make_access(env=env)).offline == offline

@@ -83,16 +83,16 @@ def test_a_healthy_card_is_read_completely(nvml):
     assert (card.total_bytes, card.free_bytes, card.capability) == (12 * GIB, 11 * GIB, (8, 9))
     assert (card.cuda_cores, card.max_clock_mhz, card.utilisation_percent) == (7680, 2610, 37)
     assert (card.power_watts, card.power_limit_watts, card.temperature_celsius) == (120.5, 285.0, 45)
-    assert card.slowed_by == ("its temperature",)  # 0x01 is idleness, which slows nothing down
+    assert card.slowed_by == ("its temperature",)  # 0x01 means idle, which is no slowdown
     assert card.holders == (Holder(17, "python", GIB),)
 
 
-def test_no_library_is_no_driver(nvml):
+def test_a_missing_library_counts_as_no_driver(nvml):
     result = nvml("def nvmlInit(): raise NVMLError_LibraryNotFound('NVML Shared Library Not Found')")
     assert (result.state, result.cause, result.cards) == ("absent", "no NVML library", ())
 
 
-def test_an_error_of_nvml_keeps_its_name_and_words(nvml):
+def test_an_nvml_error_keeps_its_name_and_message(nvml):
     result = nvml(
         "def nvmlInit(): raise NVMLError_LibRmVersionMismatch('RM has detected an NVML/RM version mismatch.')"
     )
@@ -100,20 +100,20 @@ def test_an_error_of_nvml_keeps_its_name_and_words(nvml):
     assert result.cause == "NVMLError_LibRmVersionMismatch: RM has detected an NVML/RM version mismatch."
 
 
-def test_an_nvml_that_raises_what_is_not_its_own_is_a_crash_with_its_cause(nvml):
+def test_a_foreign_exception_in_nvml_is_a_crash_with_its_cause(nvml):
     result = nvml("def nvmlInit(): raise OSError('libnvidia-ml.so.1: file too short')")
     assert result.state == "crashed"
     assert "file too short" in result.cause
 
 
-def test_an_nvml_that_hangs_takes_only_the_time_limit(nvml):
+def test_a_hanging_nvml_is_stopped_at_the_time_limit(nvml):
     result = nvml("def nvmlInit():\n    import time\n    time.sleep(600)", timeout_seconds=0.5)
     assert (result.state, result.cause, result.cards) == ("hung", "no answer within 0.5 s", ())
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are of POSIX systems")
 @pytest.mark.parametrize("function", ["nvmlDeviceGetComputeRunningProcesses", "nvmlDeviceGetGraphicsRunningProcesses"])
-def test_a_crash_in_the_listing_of_processes_leaves_the_cards(nvml, function):
+def test_a_crash_while_listing_processes_keeps_the_cards(nvml, function):
     result = nvml(
         f"""
 def nvmlDeviceGetCount(): return 2
@@ -126,10 +126,10 @@ def {function}(card):
     )
     assert (result.state, result.cause, result.driver) == ("crashed", "ended by SIGSEGV", "580.65.06")
     assert [card.total_bytes for card in result.usable] == [12 * GIB, 12 * GIB]
-    assert [len(card.holders) for card in result.cards] == [1, 0]  # what the first card value is kept
+    assert [len(card.holders) for card in result.cards] == [1, 0]  # the first card's processes are kept
 
 
-def test_a_hang_in_the_listing_of_processes_leaves_the_cards(nvml):
+def test_a_hang_while_listing_processes_keeps_the_cards(nvml):
     result = nvml(
         "def nvmlDeviceGetComputeRunningProcesses(card):\n    import time\n    time.sleep(600)", timeout_seconds=2
     )
@@ -167,7 +167,7 @@ def nvmlDeviceGetHandleByIndex(index):
     assert result.cards[0].error.startswith("UnicodeDecodeError")
 
 
-def test_cards_that_are_all_broken_are_an_error(nvml):
+def test_it_is_an_error_if_all_cards_are_broken(nvml):
     result = nvml("def nvmlDeviceGetMemoryInfo(card): raise NVMLError_GpuIsLost('GPU is lost')")
     assert (result.state, result.cause, result.usable) == ("error", "NVMLError_GpuIsLost: GPU is lost", ())
 
@@ -178,12 +178,12 @@ def test_a_driver_without_cards_is_read(nvml):
 
 
 @pytest.mark.parametrize("count", ["2**31", "'four'"])
-def test_an_implausible_number_of_cards_asks_none(nvml, count):
+def test_an_implausible_number_of_cards_counts_as_none(nvml, count):
     result = nvml(f"def nvmlDeviceGetCount(): return {count}")
     assert (result.state, result.cards) == ("ok", ())
 
 
-def test_what_a_card_does_not_support_is_none_and_the_rest_is_read(nvml):
+def test_unsupported_values_are_none_and_the_rest_is_read(nvml):
     refusing = "".join(
         f"def {name}(*_): raise NVMLError_NotSupported('Not Supported')\n"
         for name in (
@@ -200,14 +200,14 @@ def test_what_a_card_does_not_support_is_none_and_the_rest_is_read(nvml):
     assert card.holders == ()
 
 
-def test_an_older_library_has_another_name_for_the_reasons(nvml):
+def test_throttle_reasons_are_read_from_an_older_library_too(nvml):
     result = nvml(
         "del nvmlDeviceGetCurrentClocksEventReasons\ndef nvmlDeviceGetCurrentClocksThrottleReasons(card): return 0x04"
     )
     assert result.cards[0].slowed_by == ("its power limit",)
 
 
-def test_text_may_come_as_bytes(nvml):
+def test_bytes_are_decoded_as_text(nvml):
     result = nvml(
         """
 def nvmlSystemGetDriverVersion(): return b"470.82"
@@ -221,7 +221,7 @@ def nvmlSystemGetProcessName(pid): return b"python3 \\xfe"
     assert card.holders[0].name == "python3 �"
 
 
-def test_the_memory_of_a_process_may_be_unknown(nvml):
+def test_the_memory_of_a_process_can_be_unknown(nvml):
     result = nvml(
         """
 def nvmlDeviceGetComputeRunningProcesses(card):
@@ -231,13 +231,13 @@ def nvmlDeviceGetComputeRunningProcesses(card):
     assert result.cards[0].holders == (Holder(17, "python", None), Holder(18, "python", None))
 
 
-def test_a_process_that_computes_and_draws_is_named_once_with_its_memory(nvml):
+def test_a_process_that_computes_and_draws_is_listed_once_with_its_memory(nvml):
     result = nvml("def nvmlDeviceGetGraphicsRunningProcesses(card): return [Answer(pid=17, usedGpuMemory=None)]")
     assert result.cards[0].holders == (Holder(17, "python", GIB),)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="process names are read from /proc")
-def test_a_name_that_nvml_does_not_report_is_read_from_the_system_even_with_invalid_bytes(nvml):
+def test_a_process_name_missing_from_nvml_is_read_from_proc_even_with_invalid_bytes(nvml):
     set_name = "import ctypes, time\nctypes.CDLL(None).prctl(15, b'bad\\xff name', 0, 0, 0)\nprint(flush=True)\n"
     with subprocess.Popen([sys.executable, "-c", set_name + "time.sleep(60)"], stdout=subprocess.PIPE) as process:
         process.stdout.readline()
@@ -252,7 +252,7 @@ def nvmlSystemGetProcessName(pid): raise NVMLError_NotSupported("Not Supported")
     assert result.cards[0].holders == (Holder(process.pid, "bad� name", GIB),)
 
 
-def test_a_broken_answer_about_processes_leaves_the_cards(nvml):
+def test_an_invalid_process_list_keeps_the_cards(nvml):
     result = nvml("def nvmlDeviceGetComputeRunningProcesses(card): return [None]")
     assert result.state == "ok"
     assert result.usable[0].holders == ()
@@ -285,7 +285,7 @@ def nvmlDeviceGetComputeRunningProcesses(card): return [Answer(pid=17, usedGpuMe
         assert card.holders == (Holder(17, "python", None),)
 
 
-def test_seventeen_terabytes_in_use_are_not_believed():
+def test_negative_free_memory_is_none():
     card = {"index": 0, "name": "x", "total_bytes": 12 * GIB, "free_bytes": 12 * GIB - 17 * 10**12}
     result = facts_from(Answer("ok", {"driver": "580.1", "cards": [card]}))
     assert (result.state, result.cards[0].free_bytes) == ("ok", None)
@@ -316,7 +316,7 @@ def test_an_implausible_driver_version_is_nonsense(value):
         ("5800000", ()),
     ],
 )
-def test_a_driver_never_seen_is_read_as_a_number_where_it_is_one(driver, number):
+def test_driver_number_parses_unknown_versions_and_rejects_other_text(driver, number):
     assert driver_number(driver) == number
 
 
@@ -348,13 +348,13 @@ class TestWithoutTheLibrary:
         assert (card.total_bytes, card.free_bytes) == (12282 * 1024**2, 11000 * 1024**2)
         assert (card.uuid, card.name, card.capability) == ("GPU-aa", "NVIDIA GeForce RTX 4070 Ti", (8, 9))
 
-    def test_a_driver_too_old_to_know_the_capability_is_asked_without_it(self, smi):
+    def test_a_driver_too_old_for_compute_cap_is_queried_without_it(self, smi):
         unknown = 'case "$*" in *compute_cap*) echo Field "compute_cap" is not a valid field to query.; exit 2;; esac\n'
         result = smi(unknown + "echo 0, GPU-aa, NVIDIA GeForce GTX 970, 470.256.02, 4040, 3900")
         assert (result.state, result.driver) == ("ok", "470.256.02")
         assert (result.usable[0].total_bytes, result.usable[0].capability) == (4040 * 1024**2, None)
 
-    def test_it_is_asked_for_what_is_read(self, smi, tmp_path):
+    def test_it_is_queried_for_the_fields_that_are_read(self, smi, tmp_path):
         smi(f'echo "$@" > {tmp_path}/asked')
         fields = "index,uuid,name,driver_version,memory.total,memory.free,compute_cap"
         assert (tmp_path / "asked").read_text() == f"--query-gpu={fields} --format=csv,noheader,nounits\n"
@@ -377,27 +377,27 @@ class TestWithoutTheLibrary:
         assert (result.state, result.cause) == ("error", f"NVMLError_DriverNotLoaded: {output}")
 
     @pytest.mark.parametrize("output", ["", "a, b, c, d, e, f, g"])
-    def test_nonsense_is_recognised(self, smi, output):
+    def test_invalid_output_is_nonsense(self, smi, output):
         assert smi(f"echo {output}").state == "nonsense"
 
     def test_a_name_with_invalid_bytes_is_still_read(self, smi):
         result = smi("echo '0, GPU-aa, Card \xff, 580.1, 8000, 7000, 8.6'")
         assert (result.state, result.usable[0].name) == ("ok", "Card �")
 
-    def test_one_that_hangs_takes_only_the_time_limit(self, smi):
+    def test_a_hanging_nvidia_smi_is_stopped_at_the_time_limit(self, smi):
         assert smi("sleep 600", timeout_seconds=0.5).state == "hung"
 
-    def test_one_that_is_no_program_is_no_driver(self, smi):
+    def test_an_nvidia_smi_that_cannot_run_counts_as_no_driver(self, smi):
         result = smi("", first_line="#!/no/such/shell\n")
         assert result.state == "absent"
         assert result.cause.startswith("nvidia-smi cannot be run")
 
     @pytest.mark.skipif(Path(WSL_SMI).exists(), reason="this WSL2 has one outside PATH, and it is found")
-    def test_none_at_all_is_no_driver(self, smi, monkeypatch, tmp_path):
+    def test_a_missing_nvidia_smi_counts_as_no_driver(self, smi, monkeypatch, tmp_path):
         monkeypatch.setenv("PATH", str(tmp_path))
         result = read_nvml(PATIENT)
         assert (result.state, result.cause) == ("absent", "no nvidia-smi")
 
-    def test_a_broken_library_is_treated_as_none(self, smi, stub):
+    def test_a_broken_library_is_treated_as_missing(self, smi, stub):
         stub("pynvml", "raise OSError('half installed')")
         assert smi("echo 0, GPU-aa, One, 580.1, 8000, 7000, 8.6").state == "ok"

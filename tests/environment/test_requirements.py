@@ -42,19 +42,19 @@ def test_floors_and_ceilings_are_read(project):
     }
 
 
-def test_what_is_installed_and_loaded_is_reported(project):
+def test_installed_and_loaded_versions_are_reported(project):
     result = read_packages(project)
     assert result.installed == {"click": "8.2.0", "torch": "2.13.0", "nvidia-ml-py": "13.1"}
     assert result.loaded == {"numpy": "2.1"}  # the torch here has no version: it is half imported
 
 
-def test_pins_are_those_of_the_constraints_file(project, tmp_path):
+def test_pins_are_read_from_the_constraints_file(project, tmp_path):
     assert pins(project) == {}
     (tmp_path / "project" / "constraints.txt").write_text("# comment\nclick==8.1.7\nnvidia-ml-py==13.615.71\n")
     assert pins(project) == {"click": "8.1.7", "nvidia-ml-py": "13.615.71"}
 
 
-def test_the_reading_agrees_with_a_reader_of_toml(make_access):
+def test_requirements_match_those_of_a_toml_parser(make_access):
     tomllib = pytest.importorskip("tomllib")
     from packaging.requirements import Requirement
 
@@ -67,19 +67,19 @@ def test_the_reading_agrees_with_a_reader_of_toml(make_access):
         assert ceiling is None or f"<{ceiling}" in map(str, requirement.specifier)
 
 
-def test_no_reader_of_toml_is_needed(project, monkeypatch):
+def test_no_toml_parser_is_needed(project, monkeypatch):
     monkeypatch.setitem(sys.modules, "tomllib", None)  # Python 3.10: importing it is an error
     monkeypatch.setitem(sys.modules, "packaging", None)
     assert read_packages(project).required["torch"] == ("2.11", None)
 
 
-def test_without_its_file_the_installed_project_is_asked(make_access, monkeypatch):
+def test_without_pyproject_the_installed_metadata_is_used(make_access, monkeypatch):
     lines = ["click>=8.1", "transformers<6,>=5.17", 'nbmake>=1.5; extra == "test"']
     monkeypatch.setattr(requirements, "requires", lambda name: lines)
     assert read_packages(make_access()).required == {"click": ("8.1", None), "transformers": ("5.17", "6")}
 
 
-def test_neither_asks_for_nothing(make_access, monkeypatch):
+def test_without_pyproject_and_metadata_nothing_is_required(make_access, monkeypatch):
     def not_installed(name):
         raise requirements.PackageNotFoundError(name)
 
@@ -91,5 +91,5 @@ def test_neither_asks_for_nothing(make_access, monkeypatch):
     ("version", "number"),
     [("2.13.0+cu126", (2, 13)), ("5.17rc1", (5, 17)), ("6.0.0", (6,)), ("0", ()), ("banana", ()), ("", ())],
 )
-def test_versions_are_compared_by_their_numbers(version, number):
+def test_version_number_reads_the_leading_numbers(version, number):
     assert version_number(version) == number

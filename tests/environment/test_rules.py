@@ -1,4 +1,4 @@
-"""The rules themselves: a verdict that is changed anywhere must be noticed by a simulated machine."""
+"""Mutation tests of the rules: some simulated machine must detect every changed verdict."""
 
 import ast
 import inspect
@@ -23,7 +23,7 @@ def spoken(module):
 
 
 def rules_with_one_verdict_changed(module, index):
-    """Return the rules of a module that would change if one verdict in its source were another."""
+    """Return the rules of a module that are affected when one verdict in its source changes."""
     tree, places = spoken(module)
     functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
     around = {node.name for node in functions if node.lineno <= places[index].lineno <= node.end_lineno}
@@ -33,7 +33,7 @@ def rules_with_one_verdict_changed(module, index):
     namespace = {"__name__": module.__name__, "_mutant": mutant}
     exec(compile(tree, module.__file__, "exec"), namespace)
     rules = {value.id: value for value in namespace.values() if isinstance(value, Rule)}
-    return {name: rules[name] for name in around & rules.keys()} or rules  # a function that rules share is no rule
+    return {name: rules[name] for name in around & rules.keys()} or rules  # a function shared by rules is not a rule
 
 
 PLACES = [
@@ -44,13 +44,13 @@ PLACES = [
 
 
 @pytest.mark.parametrize(("module", "index"), PLACES)
-def test_a_verdict_that_is_changed_anywhere_in_the_source_is_noticed(module, index):
+def test_a_simulated_machine_detects_every_changed_verdict(module, index):
     mutated = rules_with_one_verdict_changed(module, index)
     assert mutated
     assert any(rule(row.machine).status != row.bad.get(name, "ok") for row in TABLE for name, rule in mutated.items())
 
 
-# words that only one of the shells knows, as they would be written in a fix
+# words that only one of the shells understands, as a fix would contain them
 POWERSHELL = ("$env:", "Remove-Item", "Stop-Process", "winget", "Scripts\\")
 POSIX = ("export ", "unset ", "sudo", "rm ", "kill ", "&&", "/bin/", "-e '.[")
 
@@ -74,7 +74,7 @@ def test_a_fix_is_written_for_the_shell_of_its_platform():
         (WSL2, "cu126", "560.75", "560.76"),
     ],
 )
-def test_a_driver_older_than_the_wheels_own_release_is_warned_of(base, tag, older, first):
+def test_a_driver_older_than_the_wheels_cuda_release_gives_a_warning(base, tag, older, first):
     def status(driver):
         machine = on(base, nvml={"driver": driver, "cuda": None}, torch={"cuda": f"{tag[2:4]}.{tag[4:]}"})
         return diagnosis_of(machine).check("driver_floor").status
@@ -106,5 +106,5 @@ def test_a_driver_older_than_the_wheels_own_release_is_warned_of(base, tag, olde
          "the python3 kernel is /gone/python, which does not exist"),
     ],
 )  # fmt: skip
-def test_a_reading_says_what_was_seen(machine, identity, reading):
+def test_a_reading_describes_what_was_found(machine, identity, reading):
     assert diagnosis_of(machine).check(identity).reading == reading

@@ -1,4 +1,4 @@
-"""Fault injection: what the doctor says of each simulated machine is what a support engineer would say."""
+"""Fault injection: the doctor diagnoses each simulated machine as a support engineer would."""
 
 import re
 
@@ -9,7 +9,7 @@ from tests.environment.machines import TABLE
 
 
 @pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
-def test_the_doctor_says_what_a_support_engineer_would(row):
+def test_the_doctor_diagnoses_each_machine_like_a_support_engineer(row):
     diagnosis = diagnosis_of(row.machine)
     assert {check.id: check.status for check in diagnosis.checks if check.status != "ok"} == row.bad
     assert (diagnosis.exit_code, diagnosis.mode, diagnosis.wheel.tag) == (row.exit_code, row.mode, row.wheel)
@@ -20,8 +20,8 @@ def test_the_doctor_says_what_a_support_engineer_would(row):
         assert re.fullmatch(fix, diagnosis.check(name).fix), diagnosis.check(name)
 
 
-def test_whatever_is_wrong_comes_with_a_fix_and_whatever_is_right_with_none():
-    """What is unknown may have none: often there is nothing to do but to look elsewhere."""
+def test_every_problem_has_a_fix_and_every_ok_has_none():
+    """An unknown status may have no fix: often all you can do is look elsewhere."""
     for check in (check for row in TABLE for check in diagnosis_of(row.machine).checks):
         if check.status in ("warn", "fail"):
             assert check.fix, check

@@ -20,7 +20,7 @@ def ended(code):
 
 @pytest.fixture
 def ran(monkeypatch):
-    """Return the commands that are run, each without its Python; every one succeeds, and all is installed."""
+    """Return the commands that are run, without their Python; each succeeds, and everything is installed."""
     commands = []
 
     def start(command, **options):
@@ -38,19 +38,19 @@ def code_of(*arguments):
     return end.value.code
 
 
-def test_what_is_imported_is_compiled_once_for_all_processes_of_a_task(ran, monkeypatch):
+def test_a_task_lets_its_processes_cache_bytecode(ran, monkeypatch):
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     assert code_of("course") == 0
     assert "PYTHONDONTWRITEBYTECODE" not in os.environ
 
 
-def test_the_course_is_installed_then_run_with_what_else_is_asked(ran, monkeypatch):
+def test_course_installs_then_runs_with_the_remaining_arguments(ran, monkeypatch):
     monkeypatch.delenv("TORCH", raising=False)
     assert code_of("course", "--here", "--preset", "8gb", "02") == 0
     assert ran == ["install {'here': True, 'torch': 'auto'}", "-m helpers run --preset 8gb 02"]
 
 
-def test_the_wheel_is_named_by_an_option_or_by_a_variable(ran, monkeypatch):
+def test_the_wheel_is_set_by_an_option_or_a_variable(ran, monkeypatch):
     monkeypatch.setenv("TORCH", "cu126")
     code_of("install")
     code_of("install", "--torch", "cpu")
@@ -58,13 +58,13 @@ def test_the_wheel_is_named_by_an_option_or_by_a_variable(ran, monkeypatch):
 
 
 @pytest.mark.parametrize("given", [("install", "--touch", "cpu"), ("lint", "--fix"), ("pictures", "panel")])
-def test_what_a_task_does_not_know_is_refused_before_anything_is_installed(ran, capsys, given):
+def test_unknown_arguments_are_refused_before_anything_is_installed(ran, capsys, given):
     assert code_of(*given) == 2
     assert f"unrecognized arguments: {' '.join(given[1:])}\n" in capsys.readouterr().err
     assert ran == []
 
 
-def test_drift_tries_the_newest_libraries_although_the_lowest_fail(ran, monkeypatch):
+def test_drift_tries_the_newest_libraries_even_if_the_lowest_fail(ran, monkeypatch):
     failed = tasks._FailedError(1)
     monkeypatch.setattr(tasks, "_unit_tests", lambda python, rest: (_ for _ in ()).throw(failed))
     assert code_of("drift") == 1
@@ -74,13 +74,13 @@ def test_drift_tries_the_newest_libraries_although_the_lowest_fail(ran, monkeypa
     ]
 
 
-def test_the_tests_are_lint_units_notebooks_and_browser(ran):
+def test_the_test_task_runs_lint_notebooks_units_and_browser(ran):
     assert code_of("test") == 0
     parts = ("ruff check", "ruff format", "nbstripout", "--nbmake", "--dist=worksteal", "--dist=loadfile")
     assert [next(i for i, line in enumerate(ran) if part in line) for part in parts] == [1, 2, 3, 4, 5, 6]
 
 
-def test_every_notebook_is_run_and_05_by_its_own_test(ran):
+def test_every_notebook_runs_and_05_in_its_own_test(ran):
     code_of("test")
     (line,) = (line for line in ran if "--nbmake" in line)
     left_out = {path.name for path in (tasks.ROOT / "notebooks").glob("*.ipynb") if path.name not in line}
@@ -90,7 +90,7 @@ def test_every_notebook_is_run_and_05_by_its_own_test(ran):
 
 
 @pytest.mark.parametrize("fails", ["--nbmake", "worksteal"])
-def test_notebooks_or_unit_tests_that_fail_fail_the_test_task_without_the_browser(ran, monkeypatch, fails):
+def test_failing_notebooks_or_unit_tests_end_the_test_task_before_the_browser(ran, monkeypatch, fails):
     starts = subprocess.Popen
 
     def failing(command, **options):
@@ -102,13 +102,13 @@ def test_notebooks_or_unit_tests_that_fail_fail_the_test_task_without_the_browse
     assert not any("tests/browser" in line for line in ran if "--ignore" not in line)
 
 
-def test_a_command_that_fails_ends_its_task_with_its_code(ran, monkeypatch):
+def test_a_failing_command_ends_its_task_with_its_exit_code(ran, monkeypatch):
     monkeypatch.setattr(subprocess, "Popen", lambda command, **_: ran.append(command) or ended(3))
     assert code_of("test") == 3
     assert len(ran) == 2  # the installation, and the first command
 
 
-def test_an_installation_that_cannot_go_on_gives_one_sentence(monkeypatch, capsys):
+def test_an_installation_error_is_one_sentence(monkeypatch, capsys):
     def refuse(**_):
         raise InstallError("Too little room.")
 
@@ -117,7 +117,7 @@ def test_an_installation_that_cannot_go_on_gives_one_sentence(monkeypatch, capsy
     assert capsys.readouterr().err == "Error: Too little room.\n"
 
 
-def test_an_interrupt_says_that_the_same_command_goes_on(monkeypatch, capsys):
+def test_an_interrupt_says_that_the_same_command_continues(monkeypatch, capsys):
     def interrupt(**_):
         raise KeyboardInterrupt
 
@@ -129,17 +129,17 @@ def test_an_interrupt_says_that_the_same_command_goes_on(monkeypatch, capsys):
 class TestAnotherCommand:
     @pytest.fixture
     def bare(self, monkeypatch, tmp_path):
-        """Make this Python one in which nothing is installed; return where the environment's Python would be."""
+        """Simulate a Python without packages; return where the environment's Python would be."""
         monkeypatch.setattr(tasks, "find_spec", lambda name: None)
         python = tmp_path / "python"
         monkeypatch.setattr(tasks, "python_of", lambda folder: python)
         return python
 
-    def test_it_goes_on_where_the_course_is_installed(self):
+    def test_it_runs_here_if_the_course_is_installed(self):
         assert tasks.start(["plan"]) is None
 
     @pytest.mark.parametrize("active", [None, "VIRTUAL_ENV", "CONDA_PREFIX"])
-    def test_another_python_that_has_the_packages_goes_on_only_where_a_person_has_activated_it(
+    def test_another_python_with_the_packages_is_used_only_if_its_environment_is_active(
         self, monkeypatch, tmp_path, ran, active
     ):
         (tmp_path / "gpt2-course.json").write_text("{}")
@@ -155,22 +155,22 @@ class TestAnotherCommand:
             assert code_of("plan") == 0
         assert ran == ([] if active else ["-m helpers plan"])
 
-    def test_it_is_handed_over_to_the_environment(self, bare, ran):
+    def test_it_is_passed_on_to_the_environment(self, bare, ran):
         bare.write_text("")
         assert code_of("plan", "--gpu", "RTX 4090") == 0
         assert ran == ["-m helpers plan --gpu RTX 4090"]
 
-    def test_without_an_environment_it_says_what_installs_one(self, bare, capsys):
+    def test_without_an_environment_it_names_the_tasks_that_install_one(self, bare, capsys):
         assert code_of("plan") == 2
         assert "Nothing is installed yet" in (said := capsys.readouterr().err)
         assert all(name in said for name in tasks.TASKS)
 
-    def test_the_doctor_needs_nothing(self, bare, capsys):
+    def test_the_doctor_needs_no_packages(self, bare, capsys):
         assert code_of("doctor", "--quick") in (0, 1)
         assert "python_version" in capsys.readouterr().out
 
 
-def test_a_bare_python_can_ask_for_help_and_an_old_one_gets_as_far_as_the_sentence_about_it():
+def test_help_needs_no_packages_and_its_modules_import_on_an_old_python():
     command = [sys.executable, "-S", "-E", "-X", "importtime", "-m", "helpers", "course", "--help"]
     done = subprocess.run(command, cwd=tasks.ROOT, capture_output=True, text=True, check=False)
     imports = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
@@ -180,13 +180,13 @@ def test_a_bare_python_can_ask_for_help_and_an_old_one_gets_as_far_as_the_senten
     assert "helpers.environment.install" in names
     for path in (tasks.ROOT / name.replace(".", "/") for name in names):
         source = (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text(encoding="utf-8")
-        assert "from __future__ import annotations" in source, path  # Python 3.8 does not know dict[str, int]
+        assert "from __future__ import annotations" in source, path  # Python 3.8 cannot evaluate dict[str, int]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
 @pytest.mark.parametrize(("sent", "reaches_both"), [(signal.SIGINT, True), (signal.SIGTERM, False)])
-def test_a_signal_is_left_to_the_child_which_saves_what_is_done(monkeypatch, sent, reaches_both, tmp_path):
-    """Ctrl-C reaches both, as the terminal sends it; what ends one process only is handed on."""
+def test_a_signal_is_left_to_the_child_which_saves_its_work(monkeypatch, sent, reaches_both, tmp_path):
+    """The terminal sends Ctrl-C to both processes; a signal to one process only is forwarded."""
     saving = (
         "import signal, time; signal.signal({0}, lambda *_: exit(7)); open({1!r}, 'w')\nwhile True: time.sleep(0.05)"
     )
@@ -205,5 +205,5 @@ def test_a_signal_is_left_to_the_child_which_saves_what_is_done(monkeypatch, sen
     monkeypatch.setattr(subprocess, "Popen", started)
     monkeypatch.setattr(tasks, "install", lambda **_: Path("python"))
     usual = signal.getsignal(sent)
-    assert code_of("course") == 7, "what the child says"
+    assert code_of("course") == 7, "the child's exit code"
     assert signal.getsignal(sent) is usual

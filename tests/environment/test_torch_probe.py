@@ -1,4 +1,4 @@
-"""A torch that is missing, broken, slow or strange: fake packages of its name in a real child process."""
+"""A torch that is missing, broken, slow or strange: fake packages called torch in a real child process."""
 
 import importlib.machinery
 import os
@@ -34,7 +34,7 @@ cuda = types.SimpleNamespace(is_available=seen, get_device_properties=properties
 
 @pytest.fixture
 def torch(stub):
-    """Return a function that makes a torch of a source, and reads it."""
+    """Return a function that creates a fake torch from its source and reads it."""
 
     def read(source, timeout_seconds=PATIENT):
         stub("torch", source)
@@ -43,7 +43,7 @@ def torch(stub):
     return read
 
 
-def test_the_torch_that_is_installed_proves_itself():
+def test_the_installed_torch_is_read_and_works():
     torch = pytest.importorskip("torch")
     result = read_torch()
     assert (result.state, result.cause, result.version) == ("ok", "", torch.__version__)
@@ -51,7 +51,7 @@ def test_the_torch_that_is_installed_proves_itself():
     assert (result.product, result.product_device) == ("ok", "cuda" if result.available else "cpu")
 
 
-def test_a_torch_that_is_not_there_is_absent(torch):
+def test_a_missing_torch_is_absent(torch):
     result = torch("raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')")
     assert (result.state, result.cause, result.version) == ("absent", "torch is not installed", "")
 
@@ -76,12 +76,12 @@ def test_a_torch_that_cannot_be_imported_is_broken_with_its_cause(torch, line, w
     assert words in result.cause
 
 
-def test_a_torch_that_hangs_at_import_takes_only_the_time_limit(torch):
+def test_a_torch_that_hangs_at_import_is_stopped_at_the_time_limit(torch):
     result = torch("import time\ntime.sleep(600)", timeout_seconds=0.5)
     assert (result.state, result.cause, result.version) == ("hung", "no answer within 0.5 s", "")
 
 
-def test_a_torch_that_hangs_at_the_card_has_reported_its_build(torch):
+def test_a_torch_that_hangs_on_cuda_has_already_reported_its_build(torch):
     source = BUILD + "import time\ncuda = types.SimpleNamespace(is_available=lambda: time.sleep(600))"
     result = torch(source, timeout_seconds=2)
     assert (result.state, result.version, result.cuda, result.available) == ("hung", "2.13.0+cu130", "13.0", None)
@@ -94,7 +94,7 @@ def test_a_torch_that_crashes_at_import_is_reported_with_its_signal(torch):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are of POSIX systems")
-def test_a_crash_in_the_product_keeps_the_report_about_the_card(torch):
+def test_a_crash_in_the_matrix_product_keeps_the_report_about_the_card(torch):
     crash = "class Generator:\n    def manual_seed(self, seed):\n        import os\n        os.kill(os.getpid(), 11)\n"
     result = torch(BUILD + CARD + crash)
     assert (result.state, result.cause, result.available, result.product) == ("crashed", "ended by SIGSEGV", True, "")
@@ -103,7 +103,7 @@ def test_a_crash_in_the_product_keeps_the_report_about_the_card(torch):
     assert result.warnings == ("this card is strange",)
 
 
-def test_an_exception_in_the_product_is_reported_in_one_line(torch):
+def test_an_exception_in_the_matrix_product_is_reported_in_one_line(torch):
     error = "def Generator():\n    raise RuntimeError('no kernel image is available\\nCUDA kernel errors ...')\n"
     result = torch(BUILD + CARD + error)
     assert (result.state, result.bf16) == ("ok", True)
@@ -115,7 +115,7 @@ def test_an_exception_without_a_message_is_reported_by_its_class(torch):
     assert (result.state, result.product) == ("ok", "RuntimeError")
 
 
-def test_a_card_that_cannot_be_asked_adds_its_error_to_the_warnings(torch):
+def test_an_unreadable_card_adds_its_error_to_the_warnings(torch):
     result = torch(
         BUILD + CARD + "def properties(index): raise RuntimeError('lost')\ncuda.get_device_properties = properties"
     )
@@ -123,14 +123,14 @@ def test_a_card_that_cannot_be_asked_adds_its_error_to_the_warnings(torch):
     assert result.warnings == ("this card is strange", "RuntimeError: lost")
 
 
-def test_nonsense_is_a_broken_torch(torch):
+def test_invalid_output_means_a_broken_torch(torch):
     result = torch("import os\nprint('Bus error', flush=True)\nos._exit(0)")
     assert result.state == "broken"
     assert "Bus error" in result.cause
 
 
 @pytest.mark.parametrize(("bf16", "cuda"), [(True, "12.6"), (False, None)])
-def test_an_answer_becomes_facts(bf16, cuda):
+def test_facts_are_read_from_the_answer(bf16, cuda):
     value = {"version": "2.13.0", "cuda": cuda, "available": False, "bf16": bf16, "capability": [7, 5], "seconds": 1.0}
     result = facts_from(Answer("ok", value))
     assert (result.version, result.cuda, result.available, result.bf16) == ("2.13.0", cuda, False, bf16)
@@ -138,11 +138,11 @@ def test_an_answer_becomes_facts(bf16, cuda):
 
 
 class TestFilesOnly:
-    """A quick look reads torch's version from its files and imports nothing."""
+    """A quick read takes torch's version from its files and imports nothing."""
 
     @pytest.fixture
     def package(self, tmp_path, monkeypatch):
-        """Return a function that makes a torch of a version.py that this process would find."""
+        """Return a function that creates a torch with this version.py where this process finds it."""
 
         def make(version_file, name="torch/__init__.py"):
             path = tmp_path / "site" / name
@@ -170,14 +170,14 @@ class TestFilesOnly:
         assert result.state == "broken"
         assert "version.py" in result.cause
 
-    def test_a_folder_left_behind_is_absent(self, package):
+    def test_a_leftover_folder_is_absent(self, package):
         assert package(None, "torch/lib/__init__.py").state == "absent"
 
-    def test_none_is_absent(self, monkeypatch):
+    def test_no_torch_is_absent(self, monkeypatch):
         monkeypatch.setattr("helpers.environment.torch_probe.find_spec", lambda _: None)
         assert read_torch_files().state == "absent"
 
-    def test_something_else_under_its_name_is_broken(self, monkeypatch):
+    def test_another_module_called_torch_is_broken(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "torch", type(sys)("torch"))
         result = read_torch_files()
         assert (result.state, result.cause) == ("broken", "torch.__spec__ is None")

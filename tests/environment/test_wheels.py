@@ -1,4 +1,4 @@
-"""Which wheel is advised, and its reason."""
+"""Which wheel is recommended, and why."""
 
 from dataclasses import replace
 
@@ -31,7 +31,7 @@ CARDS = {"RTX 3060": (8, 6), "RTX 4070 Ti": (8, 9), "RTX 5060 Ti": (12, 0), "GTX
     ("base", "older", "first"),
     [(LINUX, "525.60.12", "525.60.13"), (WINDOWS, "528.32", "528.33"), (WSL2, "528.32", "528.33")],
 )
-def test_the_floor_of_cuda_12_is_the_platforms_own(base, older, first):
+def test_the_minimum_driver_for_cuda_12_depends_on_the_platform(base, older, first):
     new = on(base, torch=NO_TORCH)
     tags = [
         wheel_advice(on(new, nvml={"driver": driver, "cuda": None})).tag for driver in (older, first, "579.99", "580")
@@ -59,7 +59,7 @@ def test_the_floor_of_cuda_12_is_the_platforms_own(base, older, first):
 @pytest.mark.parametrize("base", [LINUX, WINDOWS, WSL2], ids=["Linux", "Windows", "WSL2"])
 def test_a_new_installation_gets_the_wheel_for_its_card_and_driver(base, card, driver, requirement):
     if base is not LINUX and driver == "535.183.01":
-        driver = "537.13"  # Windows counts in its own way
+        driver = "537.13"  # Windows has its own driver versions
     with_card = on(base, card={"name": card, "capability": CARDS[card]})
     machine = on(with_card, nvml={"driver": driver, "cuda": None}, torch=NO_TORCH)
     assert wheel_advice(machine).pip_args.split()[0] == requirement
@@ -90,7 +90,7 @@ WORKING = {
 
 
 @pytest.mark.parametrize("torch", WORKING.values(), ids=WORKING)
-def test_a_wheel_that_works_is_never_replaced(torch):
+def test_a_working_wheel_is_never_replaced(torch):
     advice = wheel_advice(on(LINUX if torch.cuda else LAPTOP, torch=torch, packages=packages(without=("datasets",))))
     assert advice.pip_args.split()[0] == f"torch=={torch.version}"
     assert "keep it" in advice.reason
@@ -110,7 +110,7 @@ def test_a_wheel_that_does_not_work_is_replaced(torch):
     assert wheel_advice(on(LINUX, torch=torch)).pip_args.startswith("torch==2.13.0+cu130 ")
 
 
-def test_a_volta_card_keeps_no_cuda_128_wheel_that_was_not_tried():
+def test_a_volta_card_does_not_keep_an_untested_cuda_128_wheel():
     quick = Torch("quick", version="2.11.0+cu128", cuda="12.8")
     volta = on(LINUX, card={"capability": (7, 0)}, torch=quick, quick=True)
     assert wheel_advice(volta).tag == "cu126"
@@ -128,11 +128,11 @@ def test_a_volta_card_keeps_no_cuda_128_wheel_that_was_not_tried():
         (WINDOWS, "C:\\it's $x\\python.exe", "& 'C:\\it''s $x\\python.exe'"),
     ],
 )
-def test_a_program_is_written_as_the_shell_of_its_system_needs_it(machine, program, command):
+def test_a_program_path_is_quoted_for_the_platforms_shell(machine, program, command):
     assert typed(machine, program) == command
 
 
-def test_the_wheel_of_a_venv_and_of_conda_is_the_same_by_the_right_pip():
+def test_venv_and_conda_get_the_same_wheel_through_their_own_pip():
     venv, conda = wheel_advice(LINUX), wheel_advice(CONDA)
     wheel = "-m pip install torch==2.13.0+cu130 --index-url https://download.pytorch.org/whl/cu130"
     assert venv.pip == f"/course/.venv/bin/python {wheel}"
@@ -144,7 +144,7 @@ def test_the_wheel_of_a_venv_and_of_conda_is_the_same_by_the_right_pip():
     assert venv.pip_args == conda.pip_args == wheel.removeprefix("-m pip install ")
 
 
-def test_the_last_torch_with_a_cuda_12_wheel_is_named_where_the_pin_is_newer():
+def test_a_pin_without_a_cuda_12_wheel_falls_back_to_the_last_torch_with_one():
     newer = replace(LINUX.packages, pinned={"torch": "2.15.0"})
     new = on(LINUX, packages=newer, torch=NO_TORCH)
     old_driver = on(new, nvml={"driver": "560.35.03", "cuda": 12060})
@@ -152,14 +152,14 @@ def test_the_last_torch_with_a_cuda_12_wheel_is_named_where_the_pin_is_newer():
     assert wheel_advice(new).pip_args.startswith("torch==2.15.0+cu130 ")
 
 
-def test_a_toolkit_changes_no_verdict_and_the_reason_says_why():
+def test_an_installed_cuda_toolkit_changes_no_verdict_and_the_reason_says_so():
     with_nvcc = on(LINUX, platform={"nvcc": "11.5"})
     assert diagnosis_of(with_nvcc).checks == diagnosis_of(LINUX).checks
     assert wheel_advice(with_nvcc).pip == wheel_advice(LINUX).pip
     assert "nvcc 11.5) does not matter" in wheel_advice(with_nvcc).reason
 
 
-def test_the_pinned_torch_and_the_last_ones_of_older_wheels_have_their_triton_for_windows():
+def test_each_supported_torch_has_a_matching_triton_for_windows():
     wheels = [f"{pins(Access())['torch']}+cu130", *(f"{torch}+{tag}" for tag, torch in LAST_TORCH.items())]
     assert [triton_for_windows(torch) for torch in wheels] == [
         f"triton-windows=={triton}.*" for triton in ("3.7", "3.8", "3.6")

@@ -80,7 +80,7 @@ def test_evaluation_json_has_the_documented_shape(tiny_run):
     assert low < test["tuned"]["perplexity"] < high
 
 
-def test_every_section_is_written_and_is_in_the_model_card(tiny_run, fake_card):
+def test_every_section_is_written_to_the_record_and_the_model_card(tiny_run, fake_card):
     measure = (compare_with_base, measure_forgetting, measure_copying, compare_decodings)
     test, forgetting, copying, speech = results = [function(SETTINGS) for function in measure]
     stored = record.read("tiny")
@@ -92,15 +92,15 @@ def test_every_section_is_written_and_is_in_the_model_card(tiny_run, fake_card):
     assert "## Copying" in card
     assert f"{copying.rows[0]['novel_4']:.3g}" in card
     assert speech.rows[0]["sample"] in card
-    assert (fake_card.most, fake_card.present) == (1, set()), "not every card holds two models"
+    assert (fake_card.most, fake_card.present) == (1, set()), "one model at a time: not every GPU has room for two"
 
 
-def test_the_difference_and_its_interval_by_hand():
+def test_difference_and_interval_match_a_hand_calculation():
     comparison = make_comparison([10.0, 20.0, 30.0, 40.0], [8.0, 18.0, 28.0, 38.0])  # each document saves the same
     saved = 2 / math.log(2) / 50
     difference = comparison.difference
     assert difference["bits_per_byte"] == pytest.approx(saved)
-    assert difference["interval"] == pytest.approx([saved, saved]), "what the models share on a document cancels"
+    assert difference["interval"] == pytest.approx([saved, saved]), "what both models share on a document cancels out"
     assert difference["perplexity_ratio"] == pytest.approx(math.exp(-0.2))
     assert difference["perplexity_ratio_interval"] == pytest.approx([math.exp(-0.2)] * 2)
     for row in comparison.rows:
@@ -140,31 +140,31 @@ def test_too_few_documents_are_no_evidence_whatever_their_interval():
         assert words in comparison.verdict
     silent = make_comparison([10.0] * 5 + [0.0], [8.0] * 5 + [0.0])
     silent.base.document_tokens[5] = 0
-    assert "fewer than 6" in silent.verdict, "a dialogue without an answer is not one of them"
+    assert "fewer than 6" in silent.verdict, "a dialogue without an answer does not count"
 
 
 def test_the_rows_are_named_base_and_tuned():
     assert [row["model"] for row in make_comparison([10.0, 20.0], [8.0, 9.0]).rows] == ["base", "tuned"]
 
 
-def test_an_interval_is_as_wide_as_theory_says_and_the_same_each_time():
+def test_interval_has_the_theoretical_width_and_is_reproducible():
     saved = np.random.default_rng(0).normal(5.0, 1.0, 400)  # nats of documents of equal size
     low, high = make_comparison([50.0] * 400, 50 - saved).difference["interval"]
     assert (low, high) == tuple(make_comparison([50.0] * 400, 50 - saved).difference["interval"])
     assert high - low == pytest.approx(2 * 1.96 * saved.std() / 20 / math.log(2) / 50, rel=0.1)
 
 
-def test_a_dialogue_without_an_answer_changes_no_interval():
+def test_a_dialogue_without_an_answer_does_not_affect_the_interval():
     scored = make_comparison([100.0, 80.0], [50.0, 40.0])
     silent = make_comparison([100.0, 80.0, 0.0], [50.0, 40.0, 0.0])
     for model in (silent.base, silent.tuned):
         model.document_tokens[2] = model.document_bytes[2] = 0
     assert silent.difference == scored.difference
-    assert scored.difference["interval"], "two documents have one"
+    assert scored.difference["interval"], "two documents are enough for an interval"
     assert silent.rows[1]["perplexity_interval"] == scored.rows[1]["perplexity_interval"]
 
 
-def test_one_document_has_no_interval():
+def test_a_single_document_gives_no_interval():
     comparison = make_comparison([10.0], [5.0])
     assert comparison.difference["interval"] is None
     assert comparison.rows[0]["perplexity_interval"] is None
@@ -186,13 +186,13 @@ def test_an_empty_document_has_a_gain():
     assert [row["gain"] for row in comparison.gains] == pytest.approx([8 / math.log(2) / 50, 1 / math.log(2)][::-1])
 
 
-def test_a_perplexity_too_large_for_a_float_breaks_neither_table_nor_file():
+def test_a_perplexity_too_large_for_a_float_can_be_shown_and_stored():
     comparison = make_comparison([1e4, 2e4], [10.0, 20.0])
     json.dumps(comparison.to_dict(), allow_nan=False)
     assert "too large" in comparison._repr_html_()
 
 
-def test_a_perplexity_near_one_has_three_digits_and_a_word_perplexity_no_more_than_four():
+def test_perplexity_near_one_shows_three_digits_and_word_perplexity_at_most_four():
     shown = make_comparison([400.0], [1.25])._repr_html_()
     assert ">1.13</td>" in shown
     assert ">2.354e+17</td>" in shown
@@ -207,9 +207,7 @@ def test_forgetting_is_measured_on_your_own_text(tiny_run, tmp_path):
     assert len(comparison.documents) == 2
 
 
-def test_the_documents_that_measure_forgetting_are_drawn_with_the_seed_from_a_test_part(
-    tiny_run, tmp_path, monkeypatch
-):
+def test_forgetting_documents_are_sampled_with_the_seed_from_the_test_split(tiny_run, tmp_path, monkeypatch):
     def compare_on(documents, settings, *, source):
         return SimpleNamespace(texts=documents["text"][:], to_dict=dict)
 
@@ -226,19 +224,19 @@ def test_the_documents_that_measure_forgetting_are_drawn_with_the_seed_from_a_te
 
 
 @pytest.mark.parametrize(("name", "words"), [("gone.txt", "cannot be read"), ("empty.txt", "holds no text")])
-def test_a_general_source_that_cannot_be_used_is_named_as_one(tiny_run, tmp_path, name, words):
+def test_an_unusable_general_source_is_named_in_the_error(tiny_run, tmp_path, name, words):
     (tmp_path / "empty.txt").write_text(" \n")
     settings = SETTINGS.model_copy(update={"general_source": str(tmp_path / name)})
     with pytest.raises(SettingsError, match=rf"general_source = '.*{name}' {words}"):
         measure_forgetting(settings)
 
 
-def test_forgetting_is_not_measured_on_the_text_of_the_training(tiny_run, tiny_settings):
+def test_forgetting_is_not_measured_on_the_training_text(tiny_run, tiny_settings):
     with pytest.raises(SettingsError, match="is the text that run 'tiny' is trained on"):
         measure_forgetting(SETTINGS.model_copy(update={"general_source": tiny_settings.source}))
 
 
-def test_the_published_protocol_joins_the_rows_of_the_test_part_as_they_are(tiny_settings, tmp_path, monkeypatch):
+def test_the_published_protocol_joins_the_raw_rows_of_the_test_split(tiny_settings, tmp_path, monkeypatch):
     rows = ["", " = A heading = \n", "", " The fox went home over the hill . \n", " = A heading = \n", " No . \n"] * 6
     (folder := tmp_path / "rows").mkdir()
     for part in ("train", "validation", "test"):
@@ -259,12 +257,12 @@ def test_the_published_protocol_joins_the_rows_of_the_test_part_as_they_are(tiny
             assert row[name] == pytest.approx(expected.perplexity, rel=1e-6)
 
 
-def test_a_source_without_rows_of_its_own_has_no_published_protocol(tiny_run):
+def test_a_source_without_its_own_test_split_has_no_published_protocol(tiny_run):
     with pytest.raises(SettingsError, match=r"joins the rows of a data set's own test part, and text\.txt has none"):
         measure_published_protocol(SETTINGS)
 
 
-def test_a_prompt_that_is_not_set_opens_a_test_document(tiny_run):
+def test_an_unset_prompt_becomes_the_opening_of_a_test_document(tiny_run):
     filled = fill_prompt(SETTINGS.model_copy(update={"prompt": ""}))
     first = open_prepared("tiny").documents["test"][0]["text"]
     assert filled.prompt == " ".join(first.split()[:5])
@@ -280,26 +278,26 @@ def test_a_prompt_that_is_not_set_opens_a_test_document(tiny_run):
         (f"{'x' * 4000} y", 3, "x" * 64),
     ],
 )
-def test_an_opening_is_a_few_words_or_in_a_text_without_spaces_a_few_tokens(tiny_run, text, n_words, expected):
+def test_opening_is_cut_by_words_or_by_tokens_if_there_are_no_spaces(tiny_run, text, n_words, expected):
     _, tokenizer = load_tuned("tiny")
     assert opening(text, tokenizer, n_words=n_words) == expected
 
 
-def test_samples_and_control_come_from_the_same_prompts_and_have_the_same_length(tiny_run):
+def test_each_sample_has_a_control_and_both_are_at_most_max_new_tokens_long(tiny_run):
     report = measure_copying(SETTINGS)
     assert len(report.samples) == len(report.control) == 3
     assert all(len(match.lengths) <= 8 for match in (*report.samples, *report.control))
 
 
 def test_a_prompt_cut_inside_a_character_still_fits_the_model(tiny_run, monkeypatch):
-    texts = Dataset.from_dict({"text": ["\u72d0\u72f8" * 40]})  # a character has three tokens, and a prompt eight
+    texts = Dataset.from_dict({"text": ["\u72d0\u72f8" * 40]})  # a character is three tokens, a prompt eight
     prepared = SimpleNamespace(documents={"test": texts, "train": texts})
     monkeypatch.setattr(base_and_tuned, "open_prepared", lambda run: prepared)
-    report = measure_copying(SETTINGS.model_copy(update={"max_new_tokens": 56}))  # 8 less than the positions
+    report = measure_copying(SETTINGS.model_copy(update={"max_new_tokens": 56}))  # 8 less than the model's positions
     assert len(report.samples) == 1
 
 
-def test_in_a_dialogue_the_question_is_the_prompt_and_its_answer_the_control():
+def test_a_dialogues_question_is_the_prompt_and_its_answer_the_control():
     tokenizer = load_tokenizer("pocket")
     messages = [("user", "Who?"), ("assistant", "A fox."), ("user", "Where?"), ("assistant", "At a well.")]
     chat = render_chat([{"role": role, "content": content} for role, content in messages])
@@ -313,7 +311,7 @@ def test_in_a_dialogue_the_question_is_the_prompt_and_its_answer_the_control():
     ]
 
 
-def test_documents_too_short_for_a_prompt_give_an_empty_report_that_says_so(tiny_run, monkeypatch):
+def test_documents_too_short_for_a_prompt_give_an_empty_report_with_the_reason(tiny_run, monkeypatch):
     monkeypatch.setattr("helpers.evaluation.base_and_tuned._PROMPT_TOKENS", 60)
     report = measure_copying(SETTINGS)
     assert report.rows == report.samples == []
@@ -352,7 +350,7 @@ class TestBadModelFolder:
         with pytest.raises(SettingsError, match="no run 'some-run'"):
             load_base("some-run")
 
-    def test_a_model_that_was_deleted_leaves_the_metrics(self, tiny_run):
+    def test_deleting_the_model_keeps_the_metrics(self, tiny_run):
         compare_with_base(SETTINGS)
         before = record.read("tiny")
         shutil.rmtree(tiny_run.model_folder)
@@ -360,7 +358,7 @@ class TestBadModelFolder:
             compare_with_base(SETTINGS)
         assert record.read("tiny") == before
 
-    def test_a_model_that_is_half_written(self, tiny_run):
+    def test_truncated_weights(self, tiny_run):
         weights = tiny_run.model_folder / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:5000])
         with pytest.raises(SettingsError, match="cut short"):

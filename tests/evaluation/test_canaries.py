@@ -12,7 +12,7 @@ from helpers.settings import SettingsError, TrainingSettings, read_run_settings
 TEXTS = [f"Story {number}." for number in range(30)]
 
 
-def test_each_canary_is_planted_as_often_as_asked_in_a_copy():
+def test_each_canary_is_planted_the_requested_number_of_times_in_a_copy():
     planted, canaries = plant_canaries(TEXTS, seed=1, repeats=(0, 1, 5))
     assert [canary.repeats for canary in canaries] == [0, 1, 5]
     assert [sum(c.sentence() in text for text in planted) for c in canaries] == [0, 1, 5]
@@ -23,12 +23,12 @@ def test_each_canary_is_planted_as_often_as_asked_in_a_copy():
 
 
 @pytest.mark.parametrize("repeats", [(31,), (1,) * 9])
-def test_more_canaries_than_there_is_room_for_are_refused(repeats):
+def test_too_many_canaries_are_refused(repeats):
     with pytest.raises(SettingsError, match="plant fewer, or use more text"):
         plant_canaries(TEXTS, seed=1, repeats=repeats)
 
 
-def test_the_rank_is_that_of_every_candidate_scored_one_by_one(tiny):
+def test_rank_matches_scoring_every_candidate_one_by_one(tiny):
     model, tokenizer = tiny
     canary = Canary("owl", 7, repeats=1)
 
@@ -41,7 +41,7 @@ def test_the_rank_is_that_of_every_candidate_scored_one_by_one(tiny):
     assert rank_secret(model, tokenizer, canary) == 1 + sum(nats(n) < secret - 1e-5 for n in range(N_CANDIDATES))
 
 
-def test_a_memorized_secret_has_the_first_rank_and_an_unknown_one_does_not(tiny):
+def test_a_memorized_secret_ranks_first_and_an_unknown_one_does_not(tiny):
     model, tokenizer = copy.deepcopy(tiny[0]), tiny[1]
     known, unknown = Canary("miller", 271, repeats=9), Canary("miller", 828, repeats=0)
     ids = torch.tensor([[tokenizer.eos_token_id, *tokenizer.encode(f"\n\n{known.sentence()}")]])
@@ -54,7 +54,7 @@ def test_a_memorized_secret_has_the_first_rank_and_an_unknown_one_does_not(tiny)
     assert rank_secret(model, tokenizer, unknown) >= 4, "an exposure below 8 bits"
 
 
-def test_the_experiment_is_a_run_of_its_own_and_counts_the_canaries_in_its_training_part(tiny_settings, fake_card):
+def test_the_experiment_is_a_separate_run_that_counts_canaries_in_its_training_split(tiny_settings, fake_card):
     before = prepare(tiny_settings).facts
     rows = measure_exposure(tiny_settings, repeats=(0, 8))
     assert open_prepared("tiny").facts == before
@@ -68,7 +68,7 @@ def test_the_experiment_is_a_run_of_its_own_and_counts_the_canaries_in_its_train
     assert (fake_card.n_visits, fake_card.most, fake_card.present) == (2, 1, set())
 
 
-def test_settings_of_the_runs_own_source_are_not_applied_to_the_copy(tiny_settings, tmp_path):
+def test_source_settings_of_the_run_are_not_applied_to_the_canary_run(tiny_settings, tmp_path):
     (tmp_path / "texts").mkdir()
     for name in ("train", "extra"):
         stories = (f"The {name} story {number} went to the well and found it empty." for number in range(60))
@@ -86,7 +86,7 @@ def test_settings_of_the_runs_own_source_are_not_applied_to_the_copy(tiny_settin
     assert copy_of_run.learning_rate == settings.learning_rate
 
 
-def test_blocks_too_short_for_a_canary_are_refused_before_the_training(tiny_settings, runs):
+def test_blocks_too_short_for_a_canary_are_refused_before_training(tiny_settings, runs):
     settings = tiny_settings.model_copy(update={"block_size": 16})
     prepare(settings)
     with pytest.raises(SettingsError, match=r"block_size = 16 is too short .* takes up to 1\d tokens"):

@@ -19,7 +19,7 @@ TRAINING = ["The fox went to the old well at noon.", "An owl, wise & <b>old</b>,
 
 
 def longest_by_search(ids, query, start):
-    """Return the longest run by comparing every position: quadratic, and written another way."""
+    """Return the longest run by comparing every position: a quadratic, independent reference."""
     longest = 0
     for place in range(len(ids)):
         n = 0
@@ -31,7 +31,7 @@ def longest_by_search(ids, query, start):
 
 @pytest.mark.parametrize("n_kinds", [1, 2, 5, 100])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_matches_are_as_long_as_a_search_of_every_position_finds(n_kinds, seed):
+def test_match_lengths_equal_a_brute_force_search(n_kinds, seed):
     random = np.random.default_rng(seed)
     ids, query = random.integers(n_kinds, size=120), random.integers(n_kinds, size=60)
     ids[[20, 21, 77]] = query[[5, 6, 30]] = NO_ID
@@ -41,7 +41,7 @@ def test_matches_are_as_long_as_a_search_of_every_position_finds(n_kinds, seed):
         assert ids[place : place + length].tolist() == query[start : start + length].tolist()
 
 
-def test_a_match_may_be_as_long_as_the_text_and_a_text_may_repeat_itself():
+def test_a_match_can_span_the_whole_text_even_a_repetitive_one():
     ids = np.arange(1500)
     assert find_longest_matches(ids, ids)[0].tolist() == list(range(1500, 0, -1))
     same = np.zeros(3000, int)
@@ -49,12 +49,12 @@ def test_a_match_may_be_as_long_as_the_text_and_a_text_may_repeat_itself():
 
 
 @pytest.mark.parametrize(("ids", "query"), [([], [1, 2]), ([1, 2], []), ([NO_ID], [NO_ID]), ([3], [1])])
-def test_nothing_matches_where_nothing_is_shared(ids, query):
+def test_no_shared_tokens_give_no_match(ids, query):
     lengths, _ = find_longest_matches(np.array(query, int), np.array(ids, int))
     assert lengths.tolist() == [0] * len(query)
 
 
-def test_a_run_is_found_in_the_document_that_contains_it_and_never_across_two():
+def test_a_match_names_its_document_and_never_spans_two():
     first, second, third = find_copies([[1, 2, 3, 9], [3, 4, 5], []], [[1, 2, 3], [4, 5, 6]])
     assert first.lengths.tolist() == [3, 2, 1, 0]
     assert first.documents.tolist()[:3] == [0, 0, 0]
@@ -64,7 +64,7 @@ def test_a_run_is_found_in_the_document_that_contains_it_and_never_across_two():
 
 
 @pytest.mark.parametrize("part", [1, 5, 17])
-def test_a_large_corpus_is_searched_part_by_part_with_the_same_result(monkeypatch, part):
+def test_searching_the_corpus_in_parts_gives_the_same_matches(monkeypatch, part):
     random = np.random.default_rng(0)
     corpus = [random.integers(3, size=9).tolist() for _ in range(20)]
     queries = [random.integers(3, size=12).tolist() for _ in range(4)]
@@ -77,7 +77,7 @@ def test_a_large_corpus_is_searched_part_by_part_with_the_same_result(monkeypatc
             assert any(corpus[document][i : i + length] == wanted for i in range(10 - length))
 
 
-def test_spans_are_the_runs_that_are_not_inside_a_longer_one():
+def test_spans_leave_out_runs_inside_a_longer_run():
     match = Match(np.array([1, 4, 3, 2, 3, 2, 1, 2, 1]), np.array([0, 5, 5, 5, 7, 7, 7, 0, 0]))
     assert match.spans(3) == [(1, 5, 5), (4, 7, 7)]
     assert match.spans(2) == [(1, 5, 5), (4, 7, 7), (7, 9, 0)]
@@ -85,7 +85,7 @@ def test_spans_are_the_runs_that_are_not_inside_a_longer_one():
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 7])
-def test_novelty_is_that_of_the_sets_of_n_grams(n):
+def test_novelty_matches_a_set_of_n_grams(n):
     random = np.random.default_rng(1)
     corpus = [random.integers(4, size=30).tolist() for _ in range(3)]
     queries = [random.integers(4, size=20).tolist() for _ in range(2)]
@@ -95,11 +95,11 @@ def test_novelty_is_that_of_the_sets_of_n_grams(n):
     assert measure_novelty(find_copies(queries, corpus), n) == pytest.approx(expected)
 
 
-def test_novelty_of_n_grams_that_are_longer_than_every_text_is_not_a_copy():
+def test_novelty_of_n_grams_longer_than_every_text_is_none():
     assert measure_novelty(find_copies([[7, 8, 9]], [[1, 2, 3]]), 4) is None
 
 
-def test_case_punctuation_and_line_breaks_hide_no_copy_in_words():
+def test_case_punctuation_and_line_breaks_do_not_hide_a_copy():
     texts = ["'THE FOX went\nto the old -- well'!", "a day in the barn", "nothing of it"]
     assert find_longest_in_words(texts, TRAINING) == [7, 4, 0]
 
@@ -113,7 +113,7 @@ def report(tiny):
     return search_training_text(tokenizer, *ids, TRAINING)
 
 
-def test_samples_and_control_are_measured_in_the_same_way(report, tiny):
+def test_report_gives_the_longest_copy_and_the_novelty_of_samples_and_control(report, tiny):
     samples, control = report.rows
     assert samples["text"] == "samples"
     assert samples["longest_words"] == 8
@@ -139,7 +139,7 @@ def test_copied_runs_are_marked_and_all_text_is_escaped(report):
     assert "The sample with the longest run" in report._repr_html_()
 
 
-def test_runs_that_overlap_are_marked_one_after_the_other_and_a_longer_one_darker():
+def test_overlapping_runs_are_marked_in_turn_and_longer_runs_darker():
     lengths = [4, 0, 3, 0, 0, *[0] * 3, *range(20, 0, -1)]  # runs of 4, of 3 that begins in it, and of 20
     match = Match(np.array(lengths), np.zeros(28, int))
     text = "abcdefghijklmnopqrstuvwxyzAB"
@@ -149,12 +149,12 @@ def test_runs_that_overlap_are_marked_one_after_the_other_and_a_longer_one_darke
     assert unescape(re.sub("<[^>]*>", "", shown)) == text
 
 
-def test_the_marks_leave_the_text_unchanged(report):
+def test_marks_leave_the_text_unchanged(report):
     for number, pieces in enumerate(report.sample_pieces):
         assert unescape(re.sub("<[^>]*>", "", report.show(number, min_tokens=2))) == "".join(pieces)
 
 
-def test_a_character_of_several_tokens_is_not_broken(tiny):
+def test_a_character_of_several_tokens_is_not_split(tiny):
     text = "caf\u00e9 \u4e16\u754c \U0001f98a end"
     ids = tiny[1].encode(text)
     assert len(ids) > len(text) / 2

@@ -22,7 +22,7 @@ from helpers.settings import _LEAST_TEMPERATURE, EvaluationSettings, SettingsErr
 GREEDY = {"do_sample": False}
 
 
-def test_a_batch_of_prompts_gives_what_single_prompts_give(tiny):
+def test_batched_prompts_generate_the_same_text_as_single_prompts(tiny):
     settings = EvaluationSettings(max_new_tokens=12)
     prompts = ["The fox", "An old owl came down from the", "No"]
     together = generate(*tiny, prompts, settings, **GREEDY)
@@ -30,7 +30,7 @@ def test_a_batch_of_prompts_gives_what_single_prompts_give(tiny):
     assert all(samples[0].text.startswith(prompt) for samples, prompt in zip(together, prompts, strict=True))
 
 
-def test_greedy_decoding_takes_the_likeliest_token_each_time(tiny):
+def test_greedy_decoding_takes_the_most_probable_token(tiny):
     model, tokenizer = tiny
     ids = tokenizer.encode("The fox")
     for _ in range(6):
@@ -40,7 +40,7 @@ def test_greedy_decoding_takes_the_likeliest_token_each_time(tiny):
     assert list(generate(*tiny, ["The fox"], settings, **GREEDY)[0][0].token_ids) == ids[-6:]
 
 
-def test_the_seed_decides_the_samples_and_the_global_random_state_is_unchanged(tiny):
+def test_the_seed_determines_the_samples_without_changing_the_global_rng_state(tiny):
     settings = EvaluationSettings(max_new_tokens=12, num_return_sequences=3)
     torch.manual_seed(1)
     expected = torch.rand(1)
@@ -53,7 +53,7 @@ def test_the_seed_decides_the_samples_and_the_global_random_state_is_unchanged(t
 
 
 @pytest.mark.parametrize("changes", [{}, {"num_beams": 3}])
-def test_samples_and_what_draws_random_numbers_meanwhile_leave_each_other_alone(tiny, monkeypatch, changes):
+def test_sampling_and_concurrent_random_draws_do_not_affect_each_other(tiny, monkeypatch, changes):
     settings = EvaluationSettings(max_new_tokens=12, num_return_sequences=3)
     expected = generate(*tiny, ["The fox"], settings, **changes)
     drawn = []
@@ -70,7 +70,7 @@ def test_samples_and_what_draws_random_numbers_meanwhile_leave_each_other_alone(
     assert len(drawn) == 12
 
 
-def test_many_prompts_keep_their_order_however_they_are_batched(tiny, monkeypatch):
+def test_prompts_keep_their_order_across_batches(tiny, monkeypatch):
     settings = EvaluationSettings(max_new_tokens=4, num_return_sequences=2)
     prompts = [f"The {animal}" for animal in ("fox", "owl", "hen", "ram", "cat")]
     monkeypatch.setattr(generation, "sequences_at_once", lambda *_: 4)
@@ -81,7 +81,7 @@ def test_many_prompts_keep_their_order_however_they_are_batched(tiny, monkeypatc
 @pytest.mark.parametrize(
     ("changes", "n_rows"), [({}, [2, 2, 1] * 2), ({"num_beams": 3, "num_return_sequences": 3}, [3, 3])]
 )
-def test_samples_of_one_prompt_that_are_too_many_at_once_are_drawn_in_parts(tiny, monkeypatch, changes, n_rows):
+def test_samples_that_exceed_one_batch_are_drawn_in_parts(tiny, monkeypatch, changes, n_rows):
     settings = EvaluationSettings(max_new_tokens=4, num_return_sequences=5)
     monkeypatch.setattr(generation, "sequences_at_once", lambda *_: 2)
     made, generate_with = [], tiny[0].generate
@@ -95,21 +95,21 @@ def test_samples_of_one_prompt_that_are_too_many_at_once_are_drawn_in_parts(tiny
     assert [len(rows) for rows in made] == n_rows
     flat = [tuple(row) for rows in made for row in rows[:, -4:].tolist()]
     assert [sample.token_ids for samples in by_prompt for sample in samples] == flat
-    assert len(set(flat[:5])) > 2, "each part draws on, instead of repeating the first"
+    assert len(set(flat[:5])) > 2, "each part draws new samples instead of repeating the first"
 
 
 @pytest.mark.parametrize("how", [{"num_beams": 3}, {"min_p": 0.9}, {"max_length": 9}, {"bad_words_ids": [[199]]}])
 @pytest.mark.parametrize("changes", [GREEDY, {}])
-def test_how_a_model_was_published_to_generate_changes_nothing(tiny, tiny_model, tmp_path, capfd, changes, how):
+def test_the_published_generation_config_is_ignored(tiny, tiny_model, tmp_path, capfd, changes, how):
     shutil.copytree(tiny_model, tmp_path / "model")
     (tmp_path / "model" / "generation_config.json").write_text(json.dumps(how | {"no_repeat_ngram_size": 2}))
     settings = EvaluationSettings(max_new_tokens=12)
     expected = generate(*tiny, ["The fox"], settings, **changes)
     assert generate(load_model(str(tmp_path / "model")), tiny[1], ["The fox"], settings, **changes) == expected
-    assert capfd.readouterr().err == "", "no warning of two lengths"
+    assert capfd.readouterr().err == "", "no warning about two lengths"
 
 
-def test_a_sample_says_whether_it_ended_by_itself_or_was_cut(tiny):
+def test_a_sample_records_whether_it_stopped_or_was_cut(tiny):
     model, tokenizer = tiny
     settings = EvaluationSettings(max_new_tokens=5)
     (cut,) = generate(model, tokenizer, ["The fox"], settings, **GREEDY)[0]
@@ -121,14 +121,14 @@ def test_a_sample_says_whether_it_ended_by_itself_or_was_cut(tiny):
     assert stopped.text == "The fox"
 
 
-def test_an_empty_prompt_starts_a_document(tiny):
+def test_an_empty_prompt_starts_a_new_document(tiny):
     settings = EvaluationSettings(max_new_tokens=4)
     from_end = generate(*tiny, [tiny[1].eos_token], settings, **GREEDY)[0][0]
     assert generate(*tiny, [""], settings, **GREEDY)[0][0].token_ids == from_end.token_ids
 
 
-def test_half_of_a_surrogate_pair_in_a_prompt_is_replaced(tiny):
-    # a command line in another encoding or JSON can hold one, which no tokenizer takes
+def test_a_lone_surrogate_in_a_prompt_is_replaced(tiny):
+    # JSON or a command line in another encoding can contain one, and no tokenizer accepts it
     settings = EvaluationSettings(max_new_tokens=4)
     half, replaced = (generate(*tiny, [f"The fox {mark}"], settings, **GREEDY) for mark in ("\ud83d", "\ufffd"))
     assert half == replaced
@@ -136,16 +136,16 @@ def test_half_of_a_surrogate_pair_in_a_prompt_is_replaced(tiny):
 
 class TestBadInput:
     @pytest.mark.parametrize(("prompt", "max_new_tokens"), [("The fox", 64), ("The fox went home. " * 40, 1)])
-    def test_a_prompt_and_a_length_beyond_the_positions(self, tiny, prompt, max_new_tokens):
+    def test_prompt_and_new_tokens_beyond_the_models_positions(self, tiny, prompt, max_new_tokens):
         with pytest.raises(SettingsError, match=r"together at most 64, the model's positions\. Shorten the prompt"):
             generate(*tiny, [prompt], EvaluationSettings(max_new_tokens=max_new_tokens))
 
     @pytest.mark.parametrize("prompts", [[], "The fox", ["The fox", None]])
-    def test_prompts_that_are_not_a_list_of_texts(self, tiny, prompts):
+    def test_prompts_that_are_not_a_list_of_strings(self, tiny, prompts):
         with pytest.raises(SettingsError, match="must be a list of at least one text"):
             generate(*tiny, prompts, EvaluationSettings(max_new_tokens=4))
 
-    def test_a_weight_that_is_not_finite(self, tiny):
+    def test_a_non_finite_weight(self, tiny):
         broken = copy.deepcopy(tiny[0])
         with torch.no_grad():
             broken.transformer.ln_f.bias[0] = math.nan
@@ -153,7 +153,7 @@ class TestBadInput:
             generate(broken, tiny[1], ["The fox"], EvaluationSettings(max_new_tokens=4))
 
 
-def test_the_measures_of_samples_by_hand():
+def test_sample_metrics_match_a_hand_calculation():
     samples = [
         Sample("p", "x", (1, 2, 1, 2, 1, 2, 1, 2), stopped=True),  # (1,2,1,2) and (2,1,2,1), again and again
         Sample("p", "y", (3, 4, 5, 6), stopped=False),
@@ -166,7 +166,7 @@ def test_the_measures_of_samples_by_hand():
     assert repeated_n([[1], []], 4) == 0
 
 
-def test_samples_are_escaped():
+def test_samples_are_escaped_in_html():
     sample = Sample("<b>", "</td><script>", (1,), stopped=False)
     report = DecodingReport({"<i>": [sample]}, EvaluationSettings(), sample)
     shown = report._repr_html_()
@@ -175,14 +175,14 @@ def test_samples_are_escaped():
     assert "<i>" not in shown
 
 
-def test_a_prompt_that_ends_in_a_space_is_noted(tiny):
+def test_a_prompt_that_ends_in_a_space_gives_a_warning(tiny):
     settings = EvaluationSettings(prompt="The fox ", max_new_tokens=2, num_return_sequences=1)
     with pytest.warns(UserWarning, match="The prompt 'The fox ' ends in a space"):
         generate(*tiny, [settings.prompt], settings)
     generate(*tiny, ["a row of a text "], settings)
 
 
-def test_the_least_temperature_gives_the_most_probable_tokens(model, tokenizer, sampling_settings):
+def test_the_lowest_temperature_equals_greedy_decoding(model, tokenizer, sampling_settings):
     least = sampling_settings.model_copy(update={"temperature": _LEAST_TEMPERATURE})
     greedy = generate(model, tokenizer, ["The"], least, do_sample=False)
     assert generate(model, tokenizer, ["The"], least) == greedy

@@ -23,12 +23,12 @@ def test_writing_a_section_keeps_the_others(folder):
     }  # fmt: skip
 
 
-def test_a_section_that_an_older_file_has_not_is_none(folder):
+def test_a_section_missing_from_an_older_file_is_none(folder):
     (folder / "evaluation.json").write_text('{"version": 1}')
     assert record.read_section("some-run", "speech") is None
 
 
-def test_a_metric_that_is_not_a_number_leaves_the_file_unchanged(folder):
+def test_a_nan_metric_is_refused_and_leaves_the_file_unchanged(folder):
     record.write_section("some-run", "test", {"a": 1})
     with pytest.raises(ValueError, match="JSON"):
         record.write_section("some-run", "test", {"a": float("nan")})
@@ -44,7 +44,7 @@ def test_a_metric_that_is_not_a_number_leaves_the_file_unchanged(folder):
         ('{"version": 7}', "is of version 7, and this course reads version 1"),
     ],
 )
-def test_a_file_that_is_broken_or_of_another_version_is_an_error_and_is_replaced(folder, content, words):
+def test_a_damaged_file_or_another_version_is_an_error_until_rewritten(folder, content, words):
     (folder / "evaluation.json").write_text(content)
     with pytest.raises(SettingsError, match=words):
         record.read("some-run")
@@ -52,6 +52,6 @@ def test_a_file_that_is_broken_or_of_another_version_is_an_error_and_is_replaced
     assert json.loads((folder / "evaluation.json").read_text())["test"] == {"a": 1}
 
 
-def test_a_run_that_was_not_evaluated_is_an_error():
+def test_an_unevaluated_run_is_an_error():
     with pytest.raises(SettingsError, match="'some-run' has not been evaluated"):
         record.read("some-run")

@@ -1,4 +1,4 @@
-"""The tokens are those of `generate`, the candidates' probabilities those behind them."""
+"""The tokens equal those of `generate`, the candidates' probabilities those they are drawn with."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from helpers.settings import SettingsError
     "changes",
     [{}, {"seed": 7, "temperature": 1.0, "top_p": 1.0, "repetition_penalty": 1.0}, {"top_k": 5, "top_p": 0.5}],
 )
-def test_the_tokens_are_those_of_generate(model, tokenizer, sampling_settings, changes):
+def test_sample_tokens_draws_the_same_tokens_as_generate(model, tokenizer, sampling_settings, changes):
     sampling_settings = sampling_settings.model_copy(update=changes)
     prompt = encode_prompt(model, tokenizer, sampling_settings)
     tokens = [token for token, _ in sample_tokens(model, prompt, sampling_settings)]
@@ -22,7 +22,7 @@ def test_the_tokens_are_those_of_generate(model, tokenizer, sampling_settings, c
     )
 
 
-def test_sampling_does_not_use_the_random_state_of_the_notebook(model, tokenizer, sampling_settings):
+def test_sampling_does_not_use_the_global_rng_state(model, tokenizer, sampling_settings):
     torch.manual_seed(1)
     expected = torch.rand(3)
     torch.manual_seed(1)
@@ -30,7 +30,7 @@ def test_sampling_does_not_use_the_random_state_of_the_notebook(model, tokenizer
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_a_tokens_logits_are_those_of_one_forward_pass_over_the_tokens_before(model, tokenizer, sampling_settings):
+def test_logits_equal_one_forward_pass_over_the_previous_tokens(model, tokenizer, sampling_settings):
     ids = tokenizer.encode("The Fox")
     for token, logits in sample_tokens(model, ids, sampling_settings.model_copy(update={"max_new_tokens": 4})):
         torch.testing.assert_close(logits, next_logits(model, ids), atol=1e-4, rtol=1e-4)
@@ -60,6 +60,6 @@ def test_a_token_cut_by_top_k_has_probability_0_and_an_included_token_is_shown(m
     assert shown[-1].token == 17
 
 
-def test_a_prompt_that_is_too_long_is_one_sentence(model, tokenizer, sampling_settings):
+def test_a_prompt_that_is_too_long_is_refused(model, tokenizer, sampling_settings):
     with pytest.raises(SettingsError, match="together at most 256"):
         encode_prompt(model, tokenizer, sampling_settings.model_copy(update={"max_new_tokens": 1000}))

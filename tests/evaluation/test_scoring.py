@@ -30,7 +30,7 @@ DOCUMENTS = ["A fox ran home over the hill.", "No.", "The owl slept " * 40, "", 
 
 
 def plain_nats(model, tokenizer, documents, stride, context):
-    """Score token by token, each with the context its window gives it: slow, and written another way."""
+    """Score token by token, each with the context its window gives it: a slow, independent reference."""
     stream, owner = [tokenizer.eos_token_id], []
     for number, text in enumerate(documents):
         ids = [*tokenizer.encode(text), tokenizer.eos_token_id]
@@ -56,7 +56,7 @@ def test_a_score_equals_a_plain_loop_over_tokens(tiny, stride, context):
     assert result.n_words == len(" ".join(DOCUMENTS).split())
 
 
-def test_passages_are_scored_as_one_text_and_counted_one_by_one(tiny):
+def test_passages_are_scored_as_one_text_but_counted_separately(tiny):
     text = "The fox went to the well.\nIt looked for the moon in it, and went home again before the sun rose."
     whole = score(*tiny, [text], stride=4, context=8, protocol="passages")
     parts = score(*tiny, [text[:25], text[25:]], stride=4, context=8, protocol="passages")
@@ -66,7 +66,7 @@ def test_passages_are_scored_as_one_text_and_counted_one_by_one(tiny):
 
 
 @pytest.mark.parametrize("stride", [64, 32, 7])
-def test_the_published_protocol_is_that_of_the_transformers_documentation(tiny, stride):
+def test_the_published_protocol_matches_the_transformers_documentation(tiny, stride):
     model, tokenizer = tiny
     rows = ["", " = A heading = \n", "The fox went home. " * 30, "", "Nobody knew why."]
     ids = tokenizer("\n\n".join(rows), return_tensors="pt", verbose=False).input_ids
@@ -110,13 +110,13 @@ def test_gpt2_on_wikitext_has_the_published_perplexities():
     assert measured == pytest.approx([29.94, 25.19], abs=0.05)
 
 
-def test_the_batch_size_changes_nothing(tiny):
+def test_batch_size_does_not_change_the_score(tiny):
     one, many = (score(*tiny, DOCUMENTS, stride=8, per_device_eval_batch_size=size) for size in (1, 16))
     assert one.document_nats == pytest.approx(many.document_nats, rel=1e-5)
 
 
-def test_one_full_window_after_another_gives_what_the_trainer_gives(tiny, tiny_settings, tmp_path):
-    """Where the protocols coincide: windows that are the blocks, the first token of each not scored."""
+def test_adjacent_windows_give_the_trainers_loss(tiny, tiny_settings, tmp_path):
+    """The protocols coincide when the windows are the blocks and the first token of each is not scored."""
     blocks = prepare(tiny_settings).blocks["validation"]
     arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none", disable_tqdm=True)
     trainer = Trainer(model=tiny[0], args=arguments, eval_dataset=blocks, data_collator=as_batch)
@@ -153,13 +153,13 @@ def test_a_perplexity_too_large_for_a_float_is_none_in_json():
     assert some_score([8000.0], [20], [10]).to_dict()["word_perplexity"] is None
 
 
-def test_the_hash_of_the_text_is_that_of_the_data(tiny, tiny_settings):
+def test_text_hash_equals_that_of_the_prepared_data(tiny, tiny_settings):
     data = prepare(tiny_settings)
     result = score(*tiny, data.documents["test"]["text"], stride=32)
     assert result.text_sha256 == data.facts["splits"]["test"]["sha256"]
 
 
-def test_the_model_is_unchanged_afterwards(tiny):
+def test_scoring_leaves_the_model_unchanged(tiny):
     model = tiny[0]
     attention, activation = model.config._attn_implementation, model.transformer.h[0].mlp.act
     score(*tiny, DOCUMENTS, stride=64)
@@ -177,18 +177,18 @@ def test_a_revision_identifies_the_weights_and_the_commit(tiny):
     assert re.fullmatch(r"commit 607a30d783df, weights [0-9a-f]{12}", describe_revision(changed))
 
 
-def test_a_model_has_the_given_name_or_that_of_its_folder_without_the_path(tiny, tiny_model):
+def test_the_model_is_named_as_given_or_after_its_folder(tiny, tiny_model):
     assert score(*tiny, ["A fox."], stride=8).model == tiny_model.name
     assert score(*tiny, ["A fox."], stride=8, name="run some-run").model == "run some-run"
 
 
-def test_a_score_cannot_be_changed(tiny):
+def test_a_score_is_immutable(tiny):
     result = score(*tiny, ["A fox."], stride=8)
     with pytest.raises(dataclasses.FrozenInstanceError):
         result.stride = 4
 
 
-def test_each_document_ends_and_each_token_names_its_document(tiny):
+def test_encode_adds_the_end_of_text_and_the_owner_of_each_token(tiny):
     tokenizer = tiny[1]
     ids, owners = encode(["A fox.", "", "An owl."], tokenizer, with_ends=True)
     end = tokenizer.eos_token_id
@@ -197,7 +197,7 @@ def test_each_document_ends_and_each_token_names_its_document(tiny):
     assert owners.tolist() == [0, *[0] * len(first), 0, 1, *[2] * len(last), 2]
 
 
-def test_an_odd_text_has_the_tokens_of_the_tokenizer(tiny):
+def test_encode_matches_the_tokenizer_on_odd_text(tiny):
     ids, _ = encode([ODD_TEXT], tiny[1], with_ends=False, with_start=False)
     assert ids.tolist() == tiny[1].encode(ODD_TEXT)
 
@@ -212,9 +212,9 @@ def test_overlapping_windows_score_every_token_but_the_first_once(n, stride, wid
     assert all(len(ids) == width for ids, _ in windows[:-1])
 
 
-def test_windows_that_do_not_overlap_leave_out_the_first_token_of_each():
+def test_adjacent_windows_skip_the_first_token_of_each():
     windows = slide_windows(np.arange(9), np.arange(9), stride=4, width=4)
-    assert [scored.tolist() for _, scored in windows] == [[1, 2, 3], [5, 6, 7]], "the ninth has nothing before it"
+    assert [scored.tolist() for _, scored in windows] == [[1, 2, 3], [5, 6, 7]], "the ninth token has no context"
 
 
 def test_batches_hold_windows_of_one_shape():
@@ -266,7 +266,7 @@ class TestBadInput:
         assert score(*tiny, ["A fox."], stride=64).n_tokens == len(tiny[1].encode("A fox.")) + 1
 
     @pytest.mark.parametrize("protocol", ["documents", "transformers"])
-    def test_half_of_a_surrogate_pair_is_replaced(self, tiny, protocol):
+    def test_a_lone_surrogate_is_replaced(self, tiny, protocol):
         half, replaced = (
             score(*tiny, [f"A fox {mark} ran."], stride=8, protocol=protocol) for mark in ("\ud83d", "\ufffd")
         )
@@ -284,7 +284,7 @@ class TestBadInput:
             score(large, tiny[1], DOCUMENTS, stride=8)
 
     @pytest.mark.parametrize("value", [math.nan, math.inf])
-    def test_a_weight_that_is_not_finite(self, tiny, value):
+    def test_a_non_finite_weight(self, tiny, value):
         broken = copy.deepcopy(tiny[0])
         with torch.no_grad():
             broken.transformer.h[0].mlp.c_fc.weight[3, 3] = value
@@ -299,6 +299,6 @@ class TestBadInput:
         with pytest.raises(SettingsError, match="logits overflow"):
             score(broken, tiny[1], DOCUMENTS, stride=8)
 
-    def test_weights_too_coarse_to_measure_with(self, tiny_model, tiny):
+    def test_weights_of_too_low_precision(self, tiny_model, tiny):
         with pytest.raises(SettingsError, match=r"weights are torch.bfloat16"):
             score(load_model(str(tiny_model)).bfloat16(), tiny[1], DOCUMENTS, stride=8)

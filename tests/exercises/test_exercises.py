@@ -46,7 +46,7 @@ def stubs():
 
 @cache
 def another_machine():
-    """Return what notebook 1 has at hand for its last exercise."""
+    """Return what notebook 1 defines for its last exercise."""
     card = GpuReading(0, "NVIDIA GeForce RTX 4070 Ti", total_bytes=12 * GIB, free_bytes=11 * GIB, capability=(8, 9))
     driver = Nvml("ok", driver="560.35.03", cuda=12060, cards=(card,))
     machine = replace(read_machine(quick=True), memory=Memory(32 * GIB, 16 * GIB))
@@ -65,11 +65,11 @@ def verdict_of(code):
     return eval(last, namespace)
 
 
-def test_every_exercise_is_in_a_notebook_with_its_solution_and_tried_with_a_wrong_answer():
+def test_every_exercise_has_a_notebook_cell_a_solution_and_a_tested_wrong_answer():
     assert set(solutions()) == set(stubs()) == set(CHECKS) == {name for name, *_ in WRONG}
 
 
-def test_the_exercises_are_numbered_as_the_notebooks_number_them():
+def test_the_numbers_of_the_exercises_match_the_notebooks():
     numbers = re.findall(r"^\*\*(\d)\. ", "\n".join(sources("markdown")), flags=re.MULTILINE)
     numbers.remove("5")  # of notebook 3, "Build it", which has no check
     assert list(stubs()) == list(solutions()) == list(CHECKS)
@@ -88,7 +88,7 @@ def test_the_empty_stub_is_not_done_yet_and_gets_no_hint(name):
     assert verdict.message == "Write your answer in the cell above. A function must return its result."
 
 
-def test_a_card_that_torch_cannot_see_is_no_answer():
+def test_a_card_that_torch_cannot_see_is_not_accepted():
     given = another_machine()
     big = replace(given["card"], total_bytes=16 * GIB, free_bytes=15 * GIB)
     cpu_wheel = replace(read_machine(quick=True).torch, version="2.13.0+cpu", cuda=None, available=False)
@@ -295,27 +295,27 @@ WRONG = [  # at least one for each exercise
 
 
 @pytest.mark.parametrize(("name", "answer"), OTHER_RIGHT)
-def test_every_right_form_passes(name, answer):
+def test_every_alternative_right_answer_passes(name, answer):
     assert check(name, answer).status == "right"
 
 
 @pytest.mark.parametrize(("name", "answer", "words"), WRONG)
-def test_every_usual_wrong_answer_gets_its_own_hint(name, answer, words):
+def test_every_common_wrong_answer_gets_its_own_hint(name, answer, words):
     verdict = check(name, answer)
     assert verdict.status == "not yet"
     assert words in verdict.message
 
 
-def test_a_check_leaves_the_random_state_of_the_notebook():
+def test_a_check_does_not_change_the_rng_state_of_the_notebook():
     before = torch.manual_seed(1).get_state()
     for name, answer in OTHER_RIGHT:
         check(name, answer)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_what_is_solved_is_kept_in_the_folder_of_the_run_and_stays_solved(runs):
+def test_a_solved_exercise_is_recorded_in_the_run_folder_and_stays_solved(runs):
     check("training-1", None, run="mine")
-    assert not (runs / "mine").exists(), "no answer leaves nothing"
+    assert not (runs / "mine").exists(), "no answer writes nothing"
     check("training-1", 62, run="mine")
     assert progress("mine").statuses["training-1"] == "not yet"
     check("training-1", 63, run="mine")
@@ -325,10 +325,10 @@ def test_what_is_solved_is_kept_in_the_folder_of_the_run_and_stays_solved(runs):
     assert str(progress("mine")) == f"1 of {len(CHECKS)} exercises are solved."
 
 
-def test_two_notebooks_that_check_at_the_same_time_keep_both_verdicts(monkeypatch):
+def test_two_concurrent_checks_keep_both_verdicts(monkeypatch):
     def read_slowly(run):
         statuses = original(run)
-        time.sleep(0.2)  # in which the other one may write
+        time.sleep(0.2)  # in which the other one can write
         return statuses
 
     original = verdicts._statuses
@@ -348,7 +348,7 @@ def test_a_damaged_record_counts_as_nothing_solved(runs, content):
     assert str(progress()).startswith("0 of")
 
 
-def test_progress_is_one_page_that_needs_nothing_else():
+def test_the_progress_page_is_self_contained():
     check("training-1", 63)
     page = progress().write_page().read_text(encoding="utf-8")
     assert page.startswith("<!doctype html>")
@@ -361,10 +361,10 @@ def test_an_answer_that_raises_does_not_stop_the_notebook():
     assert verdict.message == "Your answer raises ZeroDivisionError: division by zero"
 
 
-def test_a_verdict_is_shown_escaped():
+def test_a_verdict_is_escaped_in_html():
     assert "<b>x</b>" not in check("environment-1", "<b>x</b>")._repr_html_()
 
 
-def test_an_unknown_exercise_is_our_own_mistake():
+def test_an_unknown_exercise_raises_a_key_error():
     with pytest.raises(KeyError):
         check("nothing", 1)

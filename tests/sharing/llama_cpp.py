@@ -1,4 +1,4 @@
-"""llama.cpp, for the tests of what is exported to it."""
+"""llama.cpp, for the tests of exported models."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ class LlamaCpp:
         from cyllama.llama import llama_cpp as api
 
         class Model(api.LlamaModel):
-            # cyllama 0.2.18 asks its own model for it and does not have it
+            # cyllama 0.2.18 uses this attribute, which its own model lacks
             n_vocab = property(lambda self: self.get_vocab().n_vocab)
 
         api.disable_logging()
@@ -27,7 +27,7 @@ class LlamaCpp:
         return self._decode(self._context(), ids, 0)
 
     def greedy(self, ids, n):
-        """Return the `n` most probable tokens after `ids`, one after the other."""
+        """Return `n` tokens of greedy decoding after `ids`."""
         context, found = self._context(), []
         logits = self._decode(context, ids, 0)
         for _ in range(n):

@@ -1,4 +1,4 @@
-"""A demo page that is served while a test looks at it."""
+"""Serve a demo page during a test."""
 
 import threading
 from contextlib import contextmanager
@@ -13,6 +13,6 @@ def serving(run):
     thread.start()
     try:
         yield server
-    finally:  # or a test that fails would never end
+    finally:  # otherwise a failing test would never end
         server.close()
         thread.join()

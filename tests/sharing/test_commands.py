@@ -5,7 +5,7 @@ from helpers.sharing import export, upload
 from tests.command_line import call
 
 
-def test_export_says_where_and_what_it_cost(run, runs):
+def test_export_prints_the_folder_and_the_perplexity(run, runs):
     result = call("export", run, "--to", "safetensors-fp16")
     assert result.exit_code == 0, result.output
     assert "perplexity" in result.output
@@ -35,7 +35,7 @@ def test_demo_writes_a_static_page(run, tmp_path):
         (["export", "rates/trial-003"], "compare rates/trial-003 --promote NAME` turns it into a run"),
     ],
 )
-def test_a_mistake_is_one_sentence_and_exit_code_2(arguments, words):
+def test_a_usage_error_gives_one_sentence_and_exit_code_2(arguments, words):
     result = call(*arguments)
     assert result.exit_code == 2
     assert result.output.count("\n") == 1
@@ -60,7 +60,7 @@ def test_share_asks_and_sends_only_after_yes(planned):
     assert len(planned) == 2
 
 
-def test_an_interrupt_of_the_question_sends_nothing_and_is_exit_code_130(planned, monkeypatch):
+def test_an_interrupt_at_the_question_sends_nothing_and_gives_exit_code_130(planned, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
@@ -70,7 +70,7 @@ def test_an_interrupt_of_the_question_sends_nothing_and_is_exit_code_130(planned
     assert "Interrupted" in result.output
 
 
-def test_an_export_that_fails_is_one_sentence(monkeypatch):
+def test_a_failed_export_gives_one_sentence(monkeypatch):
     def fail(*_, **__):
         raise SettingsError("The disk is full.")
 

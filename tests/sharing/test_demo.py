@@ -36,7 +36,7 @@ def post(demo, values, **headers):
     return ask(demo, "POST", "/continue", body=body, headers={"X-Token": token} | headers)
 
 
-def test_each_event_has_the_text_so_far_and_the_last_is_what_generate_gives(demo, run):
+def test_events_contain_the_text_so_far_and_the_last_one_matches_generate(demo, run):
     answer, text = post(demo, ASKED | {"max_new_tokens": 12})
     events = [json.loads(event.removeprefix("data: ")) for event in text.split("\n\n") if event]
     assert answer.headers["Content-Type"].startswith("text/event-stream")
@@ -49,7 +49,7 @@ def test_each_event_has_the_text_so_far_and_the_last_is_what_generate_gives(demo
     assert len(texts["base"]) > 1
 
 
-def test_two_visitors_at_once_have_one_model_at_a_time_on_the_card(demo, fake_card):
+def test_two_concurrent_visitors_keep_one_model_at_a_time_on_the_gpu(demo, fake_card):
     values = ASKED | {"max_new_tokens": 12}
     with ThreadPoolExecutor() as pool:
         (_, first), (_, second) = pool.map(lambda _: post(demo, values), range(2))
@@ -57,7 +57,7 @@ def test_two_visitors_at_once_have_one_model_at_a_time_on_the_card(demo, fake_ca
     assert (fake_card.n_visits, fake_card.most, fake_card.present) == (4, 1, set())
 
 
-def test_the_page_shows_the_card_and_forbids_everything_from_elsewhere(demo):
+def test_the_page_shows_the_model_card_and_blocks_external_content(demo):
     answer, page = ask(demo, "GET", demo.address.partition(str(demo.port))[2])
     assert "Not evaluated yet." in page
     assert "default-src 'none'" in page
@@ -65,19 +65,19 @@ def test_the_page_shows_the_card_and_forbids_everything_from_elsewhere(demo):
 
 
 @pytest.mark.parametrize("path", ["/", "/?token=wrong", "/?token=%F0%9F%A6%8A"])
-def test_without_its_token_nobody_gets_the_page(demo, path):
+def test_the_page_is_refused_without_its_token(demo, path):
     answer, text = ask(demo, "GET", path)
     assert answer.status == 403
     assert "ends in a token" in text
 
 
-def test_another_name_for_this_machine_gets_nothing(demo):
+def test_a_wrong_host_token_or_path_is_refused(demo):
     assert post(demo, ASKED, Host="evil.example")[0].status == 403
     assert post(demo, ASKED, **{"X-Token": "wrong"})[0].status == 403
     assert ask(demo, "GET", demo.address.partition(str(demo.port))[2].replace("/", "/x"))[0].status == 404
 
 
-def test_at_the_port_of_http_a_browser_names_the_host_alone(demo):
+def test_on_port_80_the_host_header_may_omit_the_port(demo):
     token = demo.address.partition("token=")[2]
     assert not demo.is_allowed("127.0.0.1", token)
     demo.port = 80
@@ -95,14 +95,14 @@ def test_at_the_port_of_http_a_browser_names_the_host_alone(demo):
         ("[" * 50_000, "not a JSON object with settings"),
     ],
 )
-def test_a_bad_request_is_one_sentence_and_the_server_goes_on(demo, values, words):
+def test_a_bad_request_is_explained_and_the_server_continues(demo, values, words):
     answer, text = post(demo, values)
     assert answer.status == 400
     assert words in text
     assert post(demo, ASKED | {"max_new_tokens": 1})[0].status == 200
 
 
-def test_half_a_character_in_a_prompt_is_continued_as_the_replacement_character(demo):
+def test_a_lone_surrogate_in_a_prompt_becomes_the_replacement_character(demo):
     values = ASKED | {"max_new_tokens": 4}
     halves = json.dumps(values | {"prompt": "fox \ud83d"})
     answer, text = post(demo, halves)
@@ -110,7 +110,7 @@ def test_half_a_character_in_a_prompt_is_continued_as_the_replacement_character(
 
 
 @pytest.mark.parametrize("is_early", [False, True])
-def test_a_visitor_who_leaves_does_not_stop_the_server_and_prints_nothing(demo, capsys, is_early):
+def test_a_dropped_connection_does_not_stop_the_server_and_prints_nothing(demo, capsys, is_early):
     connection = http.client.HTTPConnection("127.0.0.1", demo.port)
     headers = {"X-Token": demo.address.partition("token=")[2]} | ({"Content-Length": "999"} if is_early else {})
     connection.request("POST", "/continue", json.dumps(ASKED | {"max_new_tokens": 50}), headers)
@@ -120,17 +120,17 @@ def test_a_visitor_who_leaves_does_not_stop_the_server_and_prints_nothing(demo, 
     assert capsys.readouterr().err == ""
 
 
-def test_an_address_that_is_none_prints_nothing(demo, capsys):
+def test_an_invalid_address_is_refused_and_prints_nothing(demo, capsys):
     assert ask(demo, "GET", "HTTP://[/")[0].status == 403
     assert capsys.readouterr().err == ""
 
 
-def test_a_port_in_use_is_one_sentence(demo, run):
+def test_a_port_in_use_is_refused_with_advice(demo, run):
     with pytest.raises(SettingsError, match=f"Port {demo.port} cannot be used .*: .*--port 0 takes a free one"):
         DemoServer(run, port=demo.port)
 
 
-def test_without_its_base_model_a_run_is_shown_alone(run, runs):
+def test_without_its_base_model_only_the_tuned_model_is_shown(run, runs):
     path = runs / "tiny/settings.json"
     content = json.loads(path.read_text(encoding="utf-8"))
     content["settings"]["model_name_or_path"] = "nobody/nothing"
@@ -141,7 +141,7 @@ def test_without_its_base_model_a_run_is_shown_alone(run, runs):
     server._server.server_close()
 
 
-def test_a_run_that_is_not_finished_is_one_sentence(run, runs):
+def test_an_unfinished_run_is_refused(run, runs):
     (runs / "tiny/model").rename(runs / "tiny/gone")
     with pytest.raises(SettingsError, match="no final model yet"):
         DemoServer(run)

@@ -15,19 +15,19 @@ from tests.command_line import call
 EVIL = "<script>alert(1)</script>"
 
 
-def test_every_control_stays_within_what_the_settings_allow():
+def test_every_control_stays_within_the_bounds_of_the_settings():
     for control in controls(EvaluationSettings(temperature=3, top_k=900), SAMPLING, n_positions=256):
         for value in ("min", "max", "value"):
             EvaluationSettings(**{control["name"]: control[value]})
         assert control["min"] <= control["value"] <= control["max"]
 
 
-def test_an_answer_leaves_room_for_a_prompt():
+def test_max_new_tokens_leaves_room_for_a_prompt():
     (control,) = controls(EvaluationSettings(max_new_tokens=160), ["max_new_tokens"], n_positions=64)
     assert (control["value"], control["max"]) == (48, 63)
 
 
-def test_html_in_a_card_is_shown_as_text():
+def test_html_in_a_model_card_is_escaped():
     html = card_html(
         f"---\nlicense: mit\n---\n\n# A fox {EVIL}\n\n[x](javascript:alert(1))\n\n| a | b |\n| - | - |\n| 1 | 2 |"
     )
@@ -49,7 +49,7 @@ def test_a_prompt_and_a_note_are_escaped(run, runs):
     }  # fmt: skip
 
 
-def test_a_static_page_is_one_file_that_asks_nobody(run, tmp_path):
+def test_a_static_page_is_one_self_contained_file(run, tmp_path):
     (tmp_path / "web").mkdir()
     (tmp_path / "web/other.txt").write_text("kept")
     path = write_static_page(run, tmp_path / "web")
@@ -63,13 +63,13 @@ def test_a_static_page_is_one_file_that_asks_nobody(run, tmp_path):
 
 @pytest.fixture
 def exported(run, tmp_path, monkeypatch):
-    """Let the export be there already."""
+    """Pretend that the export already exists."""
     (tmp_path / "model.gguf").write_bytes(bytes(2000))
     export = SimpleNamespace(weights_file=tmp_path / "model.gguf")
     monkeypatch.setattr(demo_page, "export_model", lambda run, **options: export)
 
 
-def test_a_model_too_large_for_a_page_is_one_sentence_before_it_is_exported(run, tmp_path, monkeypatch):
+def test_a_model_too_large_for_a_page_is_refused_before_it_is_exported(run, tmp_path, monkeypatch):
     monkeypatch.setattr(demo_page, "_LARGEST_MODEL_BYTES", 1000)
     monkeypatch.setattr(demo_page, "export_model", None)
     with pytest.raises(SettingsError, match=r"a page holds at most .*: use `demo` without --static"):
@@ -84,7 +84,7 @@ def test_a_folder_that_cannot_be_written_to_is_one_sentence(run, exported, tmp_p
     assert "cannot be used (Not a directory): name another path" in result.output
 
 
-def test_the_library_is_the_one_that_its_page_names():
+def test_the_shipped_wllama_files_match_their_documented_hashes():
     table = dict(
         re.findall(r"`(wllama\.\S+)\.gz` .*`([0-9a-f]{64})`", (ASSETS / "wllama/README.md").read_text(encoding="utf-8"))
     )

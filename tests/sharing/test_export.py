@@ -18,13 +18,13 @@ from helpers.sharing.export import TYPES, export_model, sampling_of
 
 @pytest.fixture
 def evaluated(run):
-    """Return a finished run whose samples were drawn with settings of their own."""
+    """Return a finished run whose samples were drawn with their own settings."""
     settings = EvaluationSettings(run=run, temperature=0.75, top_k=40, max_new_tokens=20)
     record.write_section(run, "speech", {"settings": settings.model_dump(), "decodings": []})
     return run
 
 
-def test_a_gguf_comes_with_what_ollama_and_llama_cpp_need(evaluated, runs):
+def test_a_gguf_export_contains_what_ollama_and_llama_cpp_need(evaluated, runs):
     export = export_model(evaluated)
     assert export.folder == runs / "tiny/export/gguf-f16"
     assert sorted(path.name for path in export.folder.iterdir()) == ["Modelfile", "README.md", "tiny-f16.gguf"]
@@ -41,8 +41,8 @@ def test_a_gguf_comes_with_what_ollama_and_llama_cpp_need(evaluated, runs):
     assert len(commands.splitlines()) == 3
     assert "-m tiny-f16.gguf" in commands
     assert "--temp 0.75 --top-k 40" in commands
-    assert "fox" not in commands, "a run on other text has no fables to go on with"
-    assert "answers only if it was trained on conversations" in readme, "it may have been"
+    assert "fox" not in commands, "a prompt about fables does not suit other text"
+    assert "answers only if it was trained on conversations" in readme, "this run may have been"
 
 
 def test_the_loss_is_measured_on_the_weights_in_the_file(run):
@@ -50,7 +50,7 @@ def test_the_loss_is_measured_on_the_weights_in_the_file(run):
     exports["fp16"] = export_model(run, to="safetensors-fp16")
     assert len({export.perplexity_before for export in exports.values()}) == 1
     assert exports["f16"].perplexity == pytest.approx(exports["f16"].perplexity_before, rel=1e-3)
-    assert exports["f16"].perplexity != exports["f16"].perplexity_before, "something was rounded"
+    assert exports["f16"].perplexity != exports["f16"].perplexity_before, "the weights are rounded"
     assert exports["q8_0"].perplexity == pytest.approx(exports["q8_0"].perplexity_before, rel=1e-2)
     for export in exports.values():
         text = (export.folder / "README.md").read_text(encoding="utf-8")
@@ -67,9 +67,7 @@ def test_the_loss_is_measured_on_the_weights_in_the_file(run):
         ({"text": ["User: a", "b"], "borders": [[5], []]}, "documents", [Dialogue("User: a", [5]), Dialogue("b", [])]),
     ],
 )
-def test_the_loss_is_measured_as_the_evaluation_measures_on_the_first_characters(
-    tmp_path, monkeypatch, columns, protocol, texts
-):
+def test_the_loss_uses_the_evaluation_protocol_on_the_first_characters(tmp_path, monkeypatch, columns, protocol, texts):
     def record_score(model, tokenizer, texts, **options):
         scored.append((texts, options["protocol"]))
         return SimpleNamespace(perplexity=2.0, n_documents=1, n_tokens=1, protocol_name=options["protocol"])
@@ -89,7 +87,7 @@ def test_the_loss_is_measured_as_the_evaluation_measures_on_the_first_characters
     assert f"test {protocol} of" in export.protocol
 
 
-def test_halves_take_half_the_bytes_and_load_like_the_run(run, runs):
+def test_fp16_weights_take_half_the_bytes_and_load_like_the_run(run, runs):
     export = export_model(run, to="safetensors-fp16")
     before = runs / "tiny/model/model.safetensors"
     assert export.weights_file.stat().st_size < 0.52 * before.stat().st_size
@@ -99,18 +97,18 @@ def test_halves_take_half_the_bytes_and_load_like_the_run(run, runs):
     assert load_model(str(export.folder)).dtype.itemsize == 4
 
 
-def test_before_the_evaluation_the_sampling_settings_are_the_defaults(run):
+def test_sampling_settings_before_the_evaluation_are_the_defaults(run):
     assert sampling_of(run) == EvaluationSettings(run=run)
 
 
-def test_what_is_no_format_is_refused(run):
+def test_an_unknown_format_is_refused(run):
     with pytest.raises(SettingsError, match="to = 'ggml' is not a format: use 'gguf' or 'safetensors-fp16'"):
         export_model(run, to="ggml")
     with pytest.raises(SettingsError, match="type = 'q4' is not a format: use 'f16' or 'q8_0'"):
         export_model(run, gguf_type="q4")
 
 
-def test_a_run_that_is_not_there_or_not_finished_is_one_sentence(run, runs):
+def test_a_missing_or_unfinished_run_is_refused(run, runs):
     with pytest.raises(SettingsError, match=r"no run 'tin'.*did you mean 'tiny'"):
         export_model("tin")
     (runs / "tiny/model").rename(runs / "tiny/gone")
@@ -125,7 +123,7 @@ def test_a_run_that_is_not_there_or_not_finished_is_one_sentence(run, runs):
         ("config.json", {"eos_token_id": 5}, "ends a text with token 5 and the tokenizer with 4095"),
     ],
 )
-def test_a_model_that_does_not_fit_is_one_sentence_and_leaves_nothing(run, runs, file, change, words):
+def test_an_unsupported_model_is_refused_and_leaves_nothing(run, runs, file, change, words):
     path = runs / "tiny/model" / file
     path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | change))
     with pytest.raises(SettingsError, match=words):
@@ -133,14 +131,14 @@ def test_a_model_that_does_not_fit_is_one_sentence_and_leaves_nothing(run, runs,
     assert not (runs / "tiny/export").exists()
 
 
-def test_too_little_space_is_noticed_before_anything_is_written(run, runs, monkeypatch):
+def test_too_little_space_is_refused_before_anything_is_written(run, runs, monkeypatch):
     monkeypatch.setattr(exporting, "free_bytes", lambda folder: 1000)
     with pytest.raises(SettingsError, match=r"needs 8 MiB and the disk of .* has 0 MiB free: delete old checkpoints"):
         export_model(run)
     assert not (runs / "tiny/export").exists()
 
 
-def test_a_disk_that_fills_up_keeps_the_export_from_before(run, runs, monkeypatch):
+def test_a_disk_that_fills_up_keeps_the_previous_export(run, runs, monkeypatch):
     before = export_model(run).weights_file.read_bytes()
 
     def fill(*_, **__):
@@ -153,22 +151,22 @@ def test_a_disk_that_fills_up_keeps_the_export_from_before(run, runs, monkeypatc
     assert [path.name for path in (runs / "tiny/export").glob("[!.]*")] == ["gguf-f16"]
 
 
-def test_a_run_that_may_only_be_read_is_not_advised_to_free_space(run, runs, monkeypatch):
+def test_a_read_only_run_is_not_reported_as_a_full_disk(run, runs, monkeypatch):
     def refuse(folder):
         raise PermissionError(errno.EACCES, "Permission denied", str(folder))
 
     monkeypatch.setattr(exporting, "atomic_folder", refuse)
-    with pytest.raises(PermissionError, match="gguf-f16"):  # of which the command line makes a sentence
+    with pytest.raises(PermissionError, match="gguf-f16"):  # the command line turns it into a sentence
         export_model(run)
 
 
-def test_without_the_package_the_sentence_names_the_command(run, monkeypatch):
+def test_without_the_gguf_package_the_error_names_the_install_command(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(SettingsError, match=r'pip install "\.\[export\]"'):
         export_model(run)
 
 
-def test_a_weight_too_large_for_halves_is_refused(run, runs):
+def test_a_weight_too_large_for_fp16_is_refused(run, runs):
     model = load_model(str(runs / "tiny/model"))
     model.transformer.wpe.weight.data[0, 0] = 1e5
     model.save_pretrained(runs / "tiny/model")

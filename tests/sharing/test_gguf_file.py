@@ -1,4 +1,4 @@
-"""The proof is llama.cpp itself: the same tokens, logits, perplexity and greedy text as transformers."""
+"""Checked against llama.cpp itself: the same tokens, logits, perplexity and greedy text as transformers."""
 
 import itertools
 import json
@@ -31,7 +31,7 @@ def pocket():
 
 
 def gpt2():
-    """Return GPT-2's real tokenizer, and a small model with random weights that differ enough to have a favourite."""
+    """Return a small model whose random weights differ enough to prefer a token, and GPT-2's real tokenizer."""
     if not GPT2_FILES.exists():
         pytest.skip("GPT-2's tokenizer files are not here")
     tokenizer = GPT2Tokenizer(vocab=str(GPT2_FILES / "vocab.json"), merges=str(GPT2_FILES / "merges.txt"))
@@ -44,7 +44,7 @@ def gpt2():
 
 @pytest.fixture(scope="module", params=[pocket, gpt2], ids=lambda make: make.__name__)
 def both(request, tmp_path_factory):
-    """Return a model, its tokenizer, and the two in llama.cpp."""
+    """Return a model, its tokenizer, and both of them in llama.cpp."""
     model, tokenizer = request.param()
     path = tmp_path_factory.mktemp("gguf") / "model.gguf"
     write_gguf(path, model, tokenizer, name="test")
@@ -80,8 +80,8 @@ def test_two_hundred_texts_have_the_same_tokens(both):
 def test_logits_and_perplexity_are_the_same(both, ids):
     model, _, llama = both
     expected, found = logits(model, ids), llama.logits(ids)
-    # The pocket model's logits lie between -24 and 18. llama.cpp keeps keys and values in halves and looks GELU up in
-    # a table of halves: with weights in float32, too, single logits of it are 0.03 from ours.
+    # The pocket model's logits are between -24 and 18. llama.cpp keeps keys and values in fp16 and reads GELU from an
+    # fp16 table: even with float32 weights, some of its logits differ from ours by 0.03.
     difference = np.abs(expected - found)
     assert difference.mean() < 1e-2 / 2
     assert difference.max() < 2e-2 * expected.std()
@@ -93,18 +93,18 @@ def test_fifty_tokens_of_greedy_text_are_the_same(both, ids):
     start = ids[:8]
     found = llama.greedy(start, 50)
     scores = logits(model, [*start, *found])[len(start) - 1 : -1]
-    # Two tokens may be so nearly equal that halves and float32 order them differently.
+    # Two logits can be so close that fp16 and float32 order them differently.
     assert (scores.max(-1) - scores[np.arange(50), found]).max() < 2e-2 * max(1, scores.std())
 
 
-def test_the_end_of_text_ends_the_text_and_nothing_is_put_before_a_prompt(both):
+def test_end_of_text_stops_generation_and_no_token_is_put_before_a_prompt(both):
     _, tokenizer, llama = both
     assert llama.vocab.is_eog(tokenizer.eos_token_id)
     assert llama.vocab.token_bos() == llama.vocab.token_eos() == tokenizer.eos_token_id
     assert not llama.vocab.get_add_bos()
 
 
-def test_eight_bits_cost_little(tmp_path):
+def test_q8_0_hardly_changes_the_perplexity(tmp_path):
     model, tokenizer = pocket()
     write_gguf(tmp_path / "small.gguf", model, tokenizer, name="test", gguf_type="q8_0")
     assert (tmp_path / "small.gguf").stat().st_size < 0.3 * 4 * model.num_parameters()
@@ -113,7 +113,7 @@ def test_eight_bits_cost_little(tmp_path):
     assert np.exp(nats(found, ids) - nats(logits(model, ids), ids)) == pytest.approx(1, abs=0.02)
 
 
-def test_a_head_of_its_own_and_rows_without_a_token_are_kept(tmp_path):
+def test_an_untied_head_and_embeddings_without_a_token_are_kept(tmp_path):
     tokenizer = train_tokenizer(["a fox and a hen"] * 9, vocab_size=300)
     torch.manual_seed(0)
     config = GPT2Config(
@@ -142,13 +142,13 @@ def test_a_model_that_llama_cpp_would_compute_differently_is_refused(tiny_model,
         write_gguf(tmp_path / "model.gguf", model, tokenizer, name="test")
 
 
-def test_a_vocabulary_that_does_not_fit_is_refused(tiny, tmp_path):
+def test_a_vocabulary_that_does_not_match_the_embeddings_is_refused(tiny, tmp_path):
     small = GPT2LMHeadModel(GPT2Config(vocab_size=100, n_positions=32, n_embd=32, n_layer=1, n_head=2))
     with pytest.raises(SettingsError, match="The tokenizer has 4096 tokens and the model 100 embeddings"):
         write_gguf(tmp_path / "model.gguf", small, tiny[1], name="test")
 
 
-def test_a_tokenizer_that_llama_cpp_would_not_repeat_is_refused(tiny, tiny_model, tmp_path):
+def test_a_tokenizer_that_llama_cpp_cannot_reproduce_is_refused(tiny, tiny_model, tmp_path):
     from transformers import AutoTokenizer
 
     parts = json.loads((tiny_model / "tokenizer.json").read_text(encoding="utf-8"))
@@ -162,7 +162,7 @@ def test_a_tokenizer_that_llama_cpp_would_not_repeat_is_refused(tiny, tiny_model
         write_gguf(tmp_path / "model.gguf", tiny[0], tokenizer, name="test")
 
 
-def test_without_the_package_the_sentence_names_the_command(tiny, tmp_path, monkeypatch):
+def test_without_the_gguf_package_the_error_names_the_install_command(tiny, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(SettingsError, match=r'pip install "\.\[export\]"'):
         write_gguf(tmp_path / "model.gguf", *tiny, name="test")
@@ -176,5 +176,5 @@ def test_the_sampling_settings_are_in_the_file(tiny, tmp_path):
     assert fields["general.sampling.temp"].contents() == pytest.approx(0.5)
     assert fields["general.sampling.top_k"].contents() == 7
     assert fields["general.sampling.min_p"].contents() == 0
-    assert fields["general.sampling.penalty_last_n"].contents() == 64, "the penalty looks at all of the context"
+    assert fields["general.sampling.penalty_last_n"].contents() == 64, "the penalty covers the whole context"
     assert fields["gpt2.context_length"].contents() == 64

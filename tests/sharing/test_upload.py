@@ -13,7 +13,7 @@ from helpers.settings import EvaluationSettings, SettingsError
 from helpers.sharing.upload import check_repo_id, copying_verdict, plan_upload, publish
 from tests.loopback_hub import Uploads, loopback_hub
 
-# The client hands a file to its transport in a way that the transport calls old.
+# The client passes files to its transport in a deprecated way.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 
 
@@ -26,10 +26,10 @@ def uploads(tmp_path):
 
 @pytest.fixture
 def api(uploads, monkeypatch):
-    """Return the real client, in front of a Hub on this machine."""
+    """Return the real client, connected to a Hub on this machine."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # its servers are not a part of the Hub's interface
-    monkeypatch.setattr(_http, "time", SimpleNamespace(time=time.time, sleep=lambda seconds: None))  # between two tries
+    monkeypatch.setattr(_http, "time", SimpleNamespace(time=time.time, sleep=lambda seconds: None))  # between retries
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     with loopback_hub({}, uploads=uploads) as address:
         yield HfApi(endpoint=address, token=uploads.token)
@@ -37,7 +37,7 @@ def api(uploads, monkeypatch):
 
 @pytest.fixture
 def light(run, runs):
-    """Return a run with a GGUF file that is made of a few bytes."""
+    """Return a run with a GGUF file of a few bytes."""
     folder = runs / "tiny/export/gguf-f16"
     folder.mkdir(parents=True)
     for name, content in {"tiny-f16.gguf": b"GGUF", "Modelfile": b"FROM x", "README.md": b"# How to use it"}.items():
@@ -58,7 +58,7 @@ def test_everything_is_shown_before_it_is_sent(light, uploads, api):
     assert uploads.commits == {}
 
 
-def test_model_card_and_gguf_arrive_and_load(light, runs, uploads, api):
+def test_model_card_and_gguf_are_uploaded_and_can_be_loaded(light, runs, uploads, api):
     compare_with_base(EvaluationSettings(run=light, stride=16))
     address = publish(plan_upload(light, "me/fables", licence="cc-by-4.0", api=api), api=api)
     assert address.endswith("/me/fables")
@@ -72,7 +72,7 @@ def test_model_card_and_gguf_arrive_and_load(light, runs, uploads, api):
     assert [result.metric_type for result in card.data.eval_results] == ["perplexity", "bits_per_byte"]
     assert load_model(str(folder)).num_parameters() == load_model(str(runs / "tiny/model")).num_parameters()
     for path in folder.rglob("*.*"):
-        assert str(runs).encode() not in path.read_bytes(), "where somebody keeps their files is their business"
+        assert str(runs).encode() not in path.read_bytes(), "local paths are private"
 
 
 def test_hidden_files_are_not_published(light, runs, api):
@@ -83,7 +83,7 @@ def test_hidden_files_are_not_published(light, runs, api):
 
 
 @pytest.mark.parametrize("folder", ["model", "export/gguf-f16"])
-def test_what_a_link_leads_to_is_not_published(light, runs, api, tmp_path, folder):
+def test_a_symbolic_link_is_refused(light, runs, api, tmp_path, folder):
     (tmp_path / "id_rsa").write_text("secret")
     try:
         (runs / "tiny" / folder / "vocabulary.txt").symlink_to(tmp_path / "id_rsa")
@@ -93,7 +93,7 @@ def test_what_a_link_leads_to_is_not_published(light, runs, api, tmp_path, folde
         plan_upload(light, "me/fables", api=api)
 
 
-def test_the_gguf_is_made_if_there_is_none_or_an_old_one(light, runs, api):
+def test_an_outdated_gguf_is_exported_again(light, runs, api):
     gguf = runs / "tiny/export/gguf-f16/tiny-f16.gguf"
     os.utime(gguf, (0, 0))
     upload = plan_upload(light, "me/fables", api=api)
@@ -101,14 +101,14 @@ def test_the_gguf_is_made_if_there_is_none_or_an_old_one(light, runs, api):
     assert gguf.stat().st_size > 100_000
 
 
-def test_without_the_package_the_model_is_shared_without_a_gguf(run, api, monkeypatch):
+def test_without_the_gguf_package_the_model_is_shared_without_a_gguf(run, api, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "gguf", None)
     upload = plan_upload(run, "me/fables", api=api)
     assert not any("gguf" in name for name in upload.files)
     assert "Without a GGUF file: Writing GGUF needs the package gguf" in str(upload)
 
 
-def test_an_existing_repository_keeps_its_other_files_and_says_so(light, uploads, api):
+def test_an_existing_repository_keeps_its_other_files_and_its_visibility(light, uploads, api):
     publish(plan_upload(light, "me/fables", api=api), api=api)
     (uploads.folder / "fables/notes.txt").write_text("mine")
     upload = plan_upload(light, "me/fables", api=api)
@@ -119,9 +119,9 @@ def test_an_existing_repository_keeps_its_other_files_and_says_so(light, uploads
     assert (uploads.folder / "fables/notes.txt").read_text(encoding="utf-8") == "mine"
 
 
-def test_after_a_broken_connection_the_same_call_goes_on(light, uploads, api):
+def test_after_a_broken_connection_the_same_call_continues(light, uploads, api):
     upload = plan_upload(light, "me/fables", api=api)
-    uploads.drops = 100  # more than the client tries for both large files together: nothing is committed
+    uploads.drops = 100  # more than the client's attempts for both large files: nothing is committed
     with pytest.raises(
         SettingsError, match=r"did not accept 'me/fables' .*: check the network, and repeat the command"
     ):
@@ -136,29 +136,29 @@ def test_after_a_broken_connection_the_same_call_goes_on(light, uploads, api):
     publish(upload, api=api)
 
 
-def test_a_wrong_token_is_one_sentence(light, uploads, api):
+def test_a_wrong_token_asks_for_a_login(light, uploads, api):
     with pytest.raises(SettingsError, match="log in with `hf auth login`, with a token that has write access"):
         plan_upload(light, "me/fables", api=HfApi(endpoint=api.endpoint, token="hf_wrong"))
 
 
-def test_nobody_logged_in_is_one_sentence(light, api, tmp_path, monkeypatch):
+def test_a_missing_token_asks_for_a_login(light, api, tmp_path, monkeypatch):
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
     with pytest.raises(SettingsError, match="log in with `hf auth login`"):
         plan_upload(light, "me/fables", api=HfApi(endpoint=api.endpoint))
 
 
-def test_somebody_elses_name_is_one_sentence(light, api):
+def test_another_owners_name_is_refused(light, api):
     with pytest.raises(SettingsError, match="use a name of your own account or organisation"):
         publish(plan_upload(light, "others/fables", api=api), api=api)
 
 
-def test_no_network_is_one_sentence(light, api):
+def test_a_missing_network_is_reported(light, api):
     with pytest.raises(SettingsError, match="check the network"):
         plan_upload(light, "me/fables", api=HfApi(endpoint="http://127.0.0.1:9", token="hf_right"))
 
 
-def test_offline_is_one_sentence(light):
+def test_offline_mode_is_reported(light):
     with pytest.raises(SettingsError, match="HF_HUB_OFFLINE is set"):
         plan_upload(light, "me/fables", api=HfApi(token="hf_right"))
 
@@ -166,18 +166,18 @@ def test_offline_is_one_sentence(light):
 @pytest.mark.parametrize(
     "name", ["fables", "me/my/fables", "me/a--b", "me/ä", "me/-x", "me/x.git", "me/" + 97 * "x", ""]
 )
-def test_a_name_that_the_hub_refuses_is_one_sentence(name):
+def test_an_invalid_repository_name_is_refused(name):
     with pytest.raises(SettingsError, match=r"is not a name of the Hub .*: use 'owner/name'"):
         check_repo_id(name)
 
 
-def test_a_run_without_a_model_is_one_sentence(light, runs, api):
+def test_a_run_without_a_model_is_refused(light, runs, api):
     (runs / "tiny/model").rename(runs / "tiny/gone")
     with pytest.raises(SettingsError, match="no final model yet"):
         plan_upload(light, "me/fables", api=api)
 
 
-def test_a_licence_is_an_identifier(light, api):
+def test_an_unknown_licence_is_refused(light, api):
     with pytest.raises(SettingsError, match="'MIT License' is not a licence of the Hub's list"):
         plan_upload(light, "me/fables", licence="MIT License", api=api)
 

@@ -1,4 +1,4 @@
-"""Studies whose trials run notebooks that are cheap, or train the tiny model; sweeps as processes of their own."""
+"""Studies whose trials run cheap notebooks or train the tiny model; sweeps as separate processes."""
 
 import subprocess
 import sys
@@ -34,19 +34,19 @@ if weight_decay == 0.6 and not os.environ.get("ROOM"):
 
 @pytest.fixture
 def write_notebook(write_notebook):
-    """Return that function, with a path as a study file has it."""
+    """Return that function; it returns the path as text, as in a study file."""
     return lambda *notebook: str(write_notebook(*notebook))
 
 
 @pytest.fixture
 def cheap_notebook(write_notebook):
-    """Return a notebook that takes no time, records each start, and leaves the files of a training."""
+    """Return a notebook that takes no time, records each start, and writes the files of a training run."""
     return write_notebook("cheap.ipynb", 'run = "x"\nlearning_rate = 1e-3\nweight_decay = 0.01', CHEAP)
 
 
 @pytest.fixture
 def study_file(tmp_path, cheap_notebook):
-    """Return a function that writes a study file of two by two cheap trials, with changes; it returns the path."""
+    """Return a function that writes a study file of 2 x 2 cheap trials, with changes, and returns its path."""
 
     def write(**changes):
         study = {
@@ -63,7 +63,7 @@ def study_file(tmp_path, cheap_notebook):
 
 @pytest.fixture
 def without_kernels(monkeypatch):
-    """Let the notebooks of trials run in this process: a kernel and a report page for each would take seconds."""
+    """Run the notebooks of trials in this process: a kernel and a report page for each would take seconds."""
 
     def run_course(notebooks, *, run, parameters, defaults):
         for path in notebooks:
@@ -80,13 +80,13 @@ def without_kernels(monkeypatch):
 
 
 def sweep(file, *options):
-    """Start the command; return the process. Planning for a card needs no torch, which takes seconds to import."""
+    """Start the command; return the process. Planning for a GPU needs no torch, which takes seconds to import."""
     command = [sys.executable, "-m", "helpers", "sweep", str(file), "--gpu", "RTX 4070 Ti", *options]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def run_worker(file, **options):
-    """Run all trials of a study file in this process; return the study, and the same one in Optuna's storage."""
+    """Run all trials of a study file in this process; return the study and its Optuna study."""
     study = read_study(file)
     opened = open_study(study)
     work(study, opened, **options)
@@ -94,7 +94,7 @@ def run_worker(file, **options):
 
 
 def refusal(file):
-    """Return the sentences with which a study file is refused."""
+    """Return the error message that a study file gives."""
     with pytest.raises(SettingsError) as error:
         read_study(file)
     return str(error.value)
@@ -115,5 +115,5 @@ def wait_until(condition, *, seconds=240):
 
 
 def starts(folder):
-    """Return how often each trial's notebook was started."""
+    """Return how many times each trial's notebook was started."""
     return {path.parent.name: path.read_text().count("started") for path in sorted(folder.glob("*/starts.log"))}

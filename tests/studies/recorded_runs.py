@@ -1,4 +1,4 @@
-"""Folders of finished, pruned and failed runs, as their files record them."""
+"""Write folders of finished, pruned and failed runs, as training would."""
 
 import json
 
@@ -8,7 +8,7 @@ TEXT, OTHER_TEXT, VALIDATION = "a" * 64, "b" * 64, "c" * 64
 def write_run(
     folder, *, perplexity=20.0, eval_loss=3.0, text=TEXT, validation=VALIDATION, settings=None, context=256, **trial
 ):
-    """Write what a finished run's folder holds; `perplexity=None`: it was never evaluated."""
+    """Write the folder of a finished run; with `perplexity=None` it was never evaluated."""
     folder.mkdir(parents=True)
     record = {"settings": {"run": folder.name, "learning_rate": 1e-3, "source": "fables", **(settings or {})}}
     hashes = {"data_sha256": {"test": text, "validation": validation}}

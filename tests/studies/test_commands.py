@@ -1,4 +1,4 @@
-"""The commands; `sweep` also as a process that finishes, is killed, is joined, and never runs a trial twice."""
+"""The commands; `sweep` also as a process that finishes, is killed or joined, and never runs a trial twice."""
 
 import contextlib
 import errno
@@ -26,8 +26,8 @@ from tests.studies.recorded_runs import OTHER_TEXT, write_run, write_trials
 
 
 def workers_of(process):
-    with contextlib.suppress(psutil.Error):  # one of them ends as we look
-        # recursive: on Windows a program of a virtual environment starts the true Python as its child
+    with contextlib.suppress(psutil.Error):  # one of them can end meanwhile
+        # recursive: on Windows a program of a virtual environment starts the real Python as its child
         children = psutil.Process(process.pid).children(recursive=True)
         return [child for child in children if "helpers.studies.worker" in child.cmdline()]
     return []
@@ -56,14 +56,14 @@ def test_two_commands_share_a_study(study_file, runs, monkeypatch):
     assert "<table>" in (runs / "grid/comparison.html").read_text(encoding="utf-8")
 
 
-def test_a_sweep_that_is_killed_twice_ends_its_workers_and_loses_and_repeats_nothing(study_file, runs, monkeypatch):
+def test_a_sweep_killed_twice_ends_its_workers_and_neither_loses_nor_repeats_a_trial(study_file, runs, monkeypatch):
     file, folder = study_file(vary={"learning_rate": [0.001, 0.002, 0.003]}), runs / "grid"
     random_state = random.Random(7)
     monkeypatch.setenv("NAP", "60")
     process = sweep(file, "--workers", "2")
     wait_until(lambda: len(starts(folder)) == 2)
     everyone = psutil.Process(process.pid).children(recursive=True)
-    assert len(everyone) >= 4, "two workers and their kernels"
+    assert len(everyone) >= 4, "two workers and their two kernels"
     killed(process)
     assert psutil.wait_procs(everyone, timeout=60)[1] == []
     monkeypatch.setenv("NAP", "1")
@@ -84,14 +84,14 @@ def test_a_sweep_that_is_killed_twice_ends_its_workers_and_loses_and_repeats_not
     assert {json.loads(path.read_text())["state"] for path in folder.glob("trial-*/trial.json")} == {"done"}
 
 
-def test_a_trial_is_the_course_itself_and_goes_on_from_its_checkpoint_when_it_was_interrupted(
+def test_an_interrupted_trial_runs_the_course_notebook_and_resumes_from_its_checkpoint(
     study_file, notebook_03_until_trained, tiny_settings, runs
 ):
     tiny = tiny_settings.model_dump(include={"model_name_or_path", "source", "block_size", "mixed_precision"})
     settings = {**tiny, "num_train_epochs": 2, "save_total_limit": 100, "sample_prompt": "", "eval_steps": 50}
     file = study_file(vary={"learning_rate": [0.001]}, settings=settings, notebooks=[str(notebook_03_until_trained)])
     trial, stop = TrainingSettings(run="trial-000", learning_rate=0.001, **settings), threading.Event()
-    open_study(read_study(file)).ask()  # by a worker that was killed, as its training was
+    open_study(read_study(file)).ask()  # by a worker that was killed during training
     stop.set()
     with environment_variables({"COURSE_RUNS": str(runs / "grid")}), pytest.raises(TrainingStoppedError):
         fine_tune(trial, stop=stop)
@@ -107,7 +107,7 @@ def test_a_trial_is_the_course_itself_and_goes_on_from_its_checkpoint_when_it_wa
     assert (runs / "grid/trial-000/notebooks/03_fine_tuning.ipynb").exists()
 
 
-def test_a_worker_that_dies_is_started_again(study_file, runs, monkeypatch):
+def test_a_worker_that_dies_is_restarted(study_file, runs, monkeypatch):
     monkeypatch.setenv("NAP", "1")
 
     def kill_the_worker():
@@ -123,7 +123,7 @@ def test_a_worker_that_dies_is_started_again(study_file, runs, monkeypatch):
     assert starts(runs / "grid") == {"trial-000": 2}
 
 
-def test_a_dry_run_shows_the_plan_and_does_nothing(study_file, runs):
+def test_a_dry_run_shows_the_plan_and_writes_nothing(study_file, runs):
     result = call("sweep", study_file(budgets={"hours": 8, "disk_gib": 5}), "--dry-run")
     assert result.exit_code == 0, result.output
     assert re.search(r"trials +4, the points of a grid", result.output)
@@ -134,11 +134,11 @@ def test_a_dry_run_shows_the_plan_and_does_nothing(study_file, runs):
 
 @pytest.fixture
 def no_workers(monkeypatch):
-    """Let the command start no workers, as if they had ended at once."""
+    """Make the command start no workers, as if they had ended at once."""
     monkeypatch.setattr("helpers.studies.supervision.supervise", lambda *_, **__: [])
 
 
-def test_a_dry_run_of_a_started_study_shows_its_progress_and_changes_nothing(study_file, runs):
+def test_a_dry_run_of_a_started_study_shows_its_progress_and_writes_nothing(study_file, runs):
     file = study_file()
     opened = open_study(read_study(file))
     opened.tell(opened.ask(), 1.5)
@@ -153,7 +153,7 @@ def test_a_dry_run_of_a_started_study_shows_its_progress_and_changes_nothing(stu
     assert (runs / "grid/study.log").read_bytes() == before
 
 
-def test_a_disk_that_fills_up_in_the_command_itself_pauses_the_study(study_file, monkeypatch):
+def test_a_disk_that_fills_up_in_the_command_is_reported(study_file, monkeypatch):
     def full(study):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -163,7 +163,7 @@ def test_a_disk_that_fills_up_in_the_command_itself_pauses_the_study(study_file,
     assert "The disk is full ([Errno 28] No space left on device): free some space" in result.output
 
 
-def test_a_table_that_cannot_be_made_is_reported_in_one_sentence(study_file, no_workers, monkeypatch):
+def test_an_error_while_comparing_the_trials_is_reported(study_file, no_workers, monkeypatch):
     def broken(study):
         raise ValueError("a damaged file")
 
@@ -173,7 +173,7 @@ def test_a_table_that_cannot_be_made_is_reported_in_one_sentence(study_file, no_
     assert "their table is incomplete (ValueError: a damaged file)" in result.output
 
 
-def test_trials_on_other_machines_are_reported_with_the_best_of_all(study_file, runs, no_workers):
+def test_trials_on_other_machines_are_reported_with_the_overall_best(study_file, runs, no_workers):
     file = study_file(vary={"learning_rate": [0.001, 0.002]})
     opened = open_study(read_study(file))
     for host, loss in (("other", 1.0), ("this", 2.0)):
@@ -188,7 +188,7 @@ def test_trials_on_other_machines_are_reported_with_the_best_of_all(study_file, 
     assert "on other." in result.output
 
 
-def test_a_study_whose_trials_all_failed_is_exit_code_1_and_is_tried_again_when_asked(
+def test_a_study_whose_trials_all_failed_exits_with_1_and_retry_failed_runs_them_again(
     study_file, write_notebook, without_kernels, runs, monkeypatch
 ):
     monkeypatch.setattr(
@@ -201,13 +201,13 @@ def test_a_study_whose_trials_all_failed_is_exit_code_1_and_is_tried_again_when_
     assert result.exit_code == 1
     assert "No trial has a metric (0 done, 0 running, 2 failed of 2)" in result.output
     monkeypatch.setenv("FIXED", "1")
-    assert call("sweep", file).exit_code == 1, "failed trials are left alone"
+    assert call("sweep", file).exit_code == 1, "failed trials are not retried"
     result = call("sweep", file, "--retry-failed")
     assert result.exit_code == 0, result.output
     assert starts(runs / "grid") == {"trial-000": 2, "trial-001": 2}
 
 
-def test_workers_that_do_not_fit_the_card_are_refused_before_anything_is_written(study_file, runs):
+def test_workers_that_do_not_fit_the_gpu_are_refused_before_anything_is_written(study_file, runs):
     file = study_file(preset="rtx-4070-ti", vary={"learning_rate": [n / 1e5 for n in range(1, 9)]}, notebooks=["03"])
     result = call("sweep", file, "--gpu", "RTX 4070 Ti", "--workers", "8")
     assert result.exit_code == 2
@@ -215,7 +215,7 @@ def test_workers_that_do_not_fit_the_card_are_refused_before_anything_is_written
     assert not runs.exists()
 
 
-def test_a_study_is_planned_for_the_processor_where_plan_is(study_file, runs):
+def test_sweep_and_plan_both_accept_the_processor(study_file, runs):
     result = call("sweep", study_file(), "--gpu", "processor", "--dry-run")
     assert result.exit_code == 0
     assert "predicted for this processor, one trial after the other" in result.output
@@ -223,7 +223,7 @@ def test_a_study_is_planned_for_the_processor_where_plan_is(study_file, runs):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /dev/full")
-def test_a_paused_study_says_why_and_is_exit_code_1(study_file):
+def test_a_paused_study_gives_the_reason_and_exits_with_1(study_file):
     result = call("sweep", study_file(vary={"weight_decay": [0.6, 0.1]}))
     assert result.exit_code == 1
     assert result.output.count("The study is paused: the disk is full") == 1
@@ -241,7 +241,7 @@ def test_compare_writes_the_table_and_promotes_the_best(runs, tmp_path):
     assert compare("best").runs[0].eval_loss == 2.0
 
 
-def test_compare_does_not_choose_between_texts(runs):
+def test_compare_does_not_choose_between_runs_on_different_texts(runs):
     write_run(runs / "a")
     write_run(runs / "b", text=OTHER_TEXT)
     result = call("compare", "--promote", "best")

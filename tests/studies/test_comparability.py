@@ -17,7 +17,7 @@ from tests.studies.conftest import refusal
         ("model_name_or_path: [pocket, openai-community/gpt2]", "", "models of different vocabularies"),
     ],
 )
-def test_settings_whose_trials_cannot_be_ranked_are_not_varied(tmp_path, varied, changes, words):
+def test_varying_a_setting_that_makes_trials_incomparable_is_refused(tmp_path, varied, changes, words):
     (tmp_path / "a.yaml").write_text(f"preset: pocket\nvary:\n  {varied}\n{changes}")
     sentence = refusal(tmp_path / "a.yaml")
     assert sentence.startswith(f"a.yaml, vary.{varied.partition(':')[0]}: ")
@@ -34,7 +34,7 @@ def test_settings_whose_trials_cannot_be_ranked_are_not_varied(tmp_path, varied,
         "vary: {model_name_or_path: [distilbert/distilgpt2, openai-community/gpt2]}",
     ],
 )
-def test_settings_whose_trials_can_be_ranked_may_be_varied(tmp_path, text):
+def test_settings_that_keep_trials_comparable_can_be_varied(tmp_path, text):
     (tmp_path / "a.yaml").write_text(text)
     assert read_study(tmp_path / "a.yaml").points
 
@@ -51,6 +51,6 @@ def test_settings_whose_trials_can_be_ranked_may_be_varied(tmp_path, text):
         ("vary: {seed: [1]}\nnotebooks: [2]\n", "notebooks: None of the notebooks 02 measures eval_loss"),
     ],
 )
-def test_a_metric_that_none_of_the_notebooks_measures_is_refused(tmp_path, text, words):
+def test_a_metric_or_setting_that_no_notebook_uses_is_refused(tmp_path, text, words):
     (tmp_path / "a.yaml").write_text(text)
     assert words in refusal(tmp_path / "a.yaml")

@@ -5,7 +5,7 @@ from helpers.studies.comparison import compare
 from tests.studies.recorded_runs import write_run
 
 
-def test_the_loss_of_an_early_stopped_run_is_that_of_the_kept_model(runs):
+def test_an_early_stopped_run_has_the_loss_of_its_best_checkpoint(runs):
     folder = write_run(runs / "a", settings={"early_stopping_patience": 1})
     (folder / "history.jsonl").write_text('{"step": 1, "eval_loss": 2.0}\n{"step": 2, "eval_loss": 2.5}\n')
     assert read_run(folder).eval_loss == 2.0
@@ -19,14 +19,14 @@ def test_the_loss_of_an_early_stopped_run_is_that_of_the_kept_model(runs):
         ("evaluation.json", '{"test": {"tuned": {"perplexity": "many"}}}'),
     ],
 )
-def test_a_file_of_another_form_is_a_damaged_run(runs, name, content):
+def test_a_file_with_unexpected_content_marks_the_run_as_damaged(runs, name, content):
     folder = write_run(runs / "a")
     (folder / name).write_text(content)
     assert (read_run(folder).state, read_run(folder).error.partition(" holds ")[0]) == ("damaged", str(folder))
 
 
 @pytest.mark.parametrize("name", ["settings.json", "training.json", "evaluation.json", "history.jsonl"])
-def test_a_damaged_file_is_reported_and_the_other_runs_are_compared(runs, name):
+def test_a_damaged_file_is_reported_and_the_other_runs_are_still_compared(runs, name):
     (write_run(runs / "a") / name).write_text('{"tokens"')
     write_run(runs / "b")
     table = compare()

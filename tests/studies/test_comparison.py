@@ -12,7 +12,7 @@ from helpers.training.finished_run import open_run
 from tests.studies.recorded_runs import OTHER_TEXT, TEXT, write_run, write_trials
 
 
-def test_runs_are_sorted_and_only_what_differs_is_shown(runs):
+def test_runs_are_sorted_and_only_differing_settings_are_shown(runs):
     write_run(runs / "a", perplexity=30.0, settings={"learning_rate": 1e-2})
     write_run(runs / "b", perplexity=20.0)
     table = compare("a", "b")
@@ -32,7 +32,7 @@ def test_runs_are_sorted_and_only_what_differs_is_shown(runs):
     ]
 
 
-def test_where_many_settings_differ_each_run_has_a_list_and_the_table_no_columns_of_them(runs):
+def test_many_differing_settings_are_listed_per_run_instead_of_in_columns(runs):
     unlike = {"learning_rate": 1e-2, "block_size": 512, "seed": 7, "weight_decay": 0.2, "source_config": "<b>"}
     usual = {"block_size": 256, "seed": 1, "weight_decay": 0.0, "source_config": ""}
     write_run(runs / "a", perplexity=20.0, settings=unlike)
@@ -53,17 +53,17 @@ def test_where_many_settings_differ_each_run_has_a_list_and_the_table_no_columns
 
 
 @pytest.mark.parametrize("columns", [80, 120])
-def test_no_line_of_the_table_is_longer_than_a_terminals(runs, monkeypatch, columns):
+def test_the_table_fits_the_width_of_the_terminal(runs, monkeypatch, columns):
     for name in "ab":
         write_run(runs / f"a-name-of-twenty-five-as-{name}")
     monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     lines = str(compare()).splitlines()
-    assert len(lines) > 6, "in two parts"
+    assert len(lines) > 6, "the table is split in two"
     assert max(map(len, lines)) <= columns
 
 
-def test_another_metric_can_rank(runs):
+def test_runs_can_be_ranked_by_another_metric(runs):
     write_run(runs / "a", perplexity=30.0, eval_loss=2.0)
     write_run(runs / "b", perplexity=20.0, eval_loss=3.0)
     assert [run.name for run in compare(by="eval_loss").runs] == ["a", "b"]
@@ -76,7 +76,7 @@ def test_runs_on_different_texts_are_never_ranked_together(runs):
     write_run(runs / "b", perplexity=20.0, text=OTHER_TEXT, settings={"seed": 7})
     write_run(runs / "c", perplexity=25.0, settings={"learning_rate": 1e-2})
     table = compare()
-    assert table.verdicts[0].endswith("with learning_rate 0.01."), "in which the runs of this text differ"
+    assert table.verdicts[0].endswith("with learning_rate 0.01."), "only the runs on this text are compared"
     assert " with " not in table.verdicts[1], "nothing was compared with it"
     first, second = (part.splitlines()[1] for part in str(table).split("\n\n")[:2])
     assert "learning_rate" in first
@@ -88,7 +88,7 @@ def test_runs_on_different_texts_are_never_ranked_together(runs):
     assert [row["rank"] for row in table.rows] == [1, 2, 1]
 
 
-def test_the_validation_loss_is_ranked_on_one_validation_text_alone(runs):
+def test_validation_losses_on_different_texts_are_not_ranked_together(runs):
     write_run(runs / "a", eval_loss=2.0)
     write_run(runs / "b", eval_loss=1.0, validation="w" * 64)
     assert len(compare().groups) == 1, "bits per byte were measured on one test text"
@@ -98,7 +98,7 @@ def test_the_validation_loss_is_ranked_on_one_validation_text_alone(runs):
     assert f"(validation text {'w' * 12})" in str(table)
 
 
-def test_a_note_names_its_text_as_the_table_does(runs):
+def test_a_note_names_the_text_by_the_same_hash_as_the_table(runs):
     write_run(runs / "a")
     write_run(runs / "b", perplexity=None, text="w" * 64)
     table = compare()
@@ -115,21 +115,21 @@ def test_metrics_of_completions_are_not_ranked_against_metrics_of_all_tokens(run
     assert ", completions)" in str(table)
 
 
-def test_a_copied_folder_is_compared_like_any_other(runs):
+def test_a_copied_folder_is_compared_and_a_hidden_one_is_not(runs):
     for name in ("a", "a (copy)", ".old"):
         write_run(runs / name)
     table = compare()
     assert [run.name for run in table.runs] == ["a", "a (copy)"]
 
 
-def test_different_block_sizes_are_noted_beside_validation_losses(runs):
+def test_different_block_sizes_are_noted_next_to_validation_losses(runs):
     for name, block_size in (("a", 128), ("b", 256)):
         write_run(runs / name, settings={"block_size": block_size})
     assert any(note.startswith("The block sizes differ") for note in compare(by="eval_loss").notes)
     assert not any(note.startswith("The block sizes differ") for note in compare().notes)
 
 
-def test_a_loss_that_is_not_a_number_is_neither_ranked_nor_drawn(runs, tmp_path):
+def test_a_nan_loss_is_not_ranked_and_does_not_break_the_page(runs, tmp_path):
     for name, loss in (("a", 2.0), ("b", math.nan), ("c", 1.0)):
         write_run(runs / name, perplexity=None, eval_loss=loss, settings={"learning_rate": loss})
     table = compare(by="eval_loss")
@@ -137,21 +137,21 @@ def test_a_loss_that_is_not_a_number_is_neither_ranked_nor_drawn(runs, tmp_path)
     write_page(table, tmp_path / "page.html")
 
 
-def test_experiments_beside_a_trial_are_not_trials(runs):
+def test_experiments_next_to_a_trial_are_not_trials(runs):
     write_trials(runs)
     write_run(runs / "rates/trial-000-rate-1")
     assert len(compare("rates").runs) == 4
     assert compare("rates").by == "eval_loss"
 
 
-def test_without_names_studies_are_compared_too(runs):
+def test_without_names_all_runs_and_studies_are_compared(runs):
     write_trials(runs)
     write_run(runs / "alone")
     assert {run.name for run in compare().runs} == {"alone", *(f"rates/trial-00{n}" for n in range(4))}
-    assert compare("rates/").runs == compare("rates").runs, "as a shell completes it"
+    assert compare("rates/").runs == compare("rates").runs, "a shell adds the slash"
 
 
-def test_a_run_without_evaluation_shows_its_validation_loss_as_such(runs):
+def test_a_run_without_evaluation_shows_its_validation_loss_and_has_no_rank(runs):
     write_run(runs / "a", perplexity=None, eval_loss=1.0)
     write_run(runs / "b", perplexity=20.0, eval_loss=3.0)
     table = compare()
@@ -166,14 +166,14 @@ def test_different_windows_are_noted(runs):
     assert "The windows differ (128 tokens by 128, 256 tokens by 128)" in compare().notes[0]
 
 
-def test_different_models_are_noted_where_their_tokenizers_matter(runs):
+def test_different_models_are_noted_only_for_metrics_that_depend_on_the_tokenizer(runs):
     write_run(runs / "a", settings={"model_name_or_path": "pocket"})
     write_run(runs / "b", settings={"model_name_or_path": "gpt2"})
     assert compare().notes == []
     assert "compare bits per byte only" in compare(by="perplexity").notes[0]
 
 
-def test_a_study_is_ranked_by_what_it_optimises_and_what_did_not_finish_comes_last(runs):
+def test_a_study_is_ranked_by_its_metric_with_unfinished_trials_last(runs):
     write_trials(runs)
     table = compare("rates")
     assert table.by == "eval_loss"
@@ -187,7 +187,7 @@ def test_a_study_is_ranked_by_what_it_optimises_and_what_did_not_finish_comes_la
     assert compare("rates/trial-001").runs[0].folder == runs / "rates/trial-001"
 
 
-def test_all_text_is_escaped(runs):
+def test_text_is_escaped_in_html(runs):
     write_trials(runs)
     page = compare("rates")._repr_html_()
     assert "<b>broken</b>" not in page
@@ -203,7 +203,7 @@ def test_the_csv_contains_every_row_and_reads_back(runs):
     assert rows[3]["perplexity"] == ""
 
 
-def test_a_spreadsheet_computes_no_text_of_the_csv(runs):
+def test_text_that_looks_like_a_formula_is_escaped_in_the_csv(runs):
     prompts = ['=HYPERLINK("http://x")', "+1", "-1+1", "@SUM(A1)", "The = sign"]
     for number, prompt in enumerate(prompts):
         write_run(runs / f"run-{number}", settings={"sample_prompt": prompt})
@@ -211,7 +211,7 @@ def test_a_spreadsheet_computes_no_text_of_the_csv(runs):
     assert cells == {*(f"'{prompt}" for prompt in prompts[:4]), "The = sign"}
 
 
-def test_the_error_for_an_unknown_run_lists_those_that_exist(runs):
+def test_the_error_for_an_unknown_run_lists_the_existing_ones(runs):
     with pytest.raises(SettingsError, match="There are no runs"):
         compare()
     write_trials(runs)
@@ -224,7 +224,7 @@ def test_the_error_for_an_unknown_run_lists_those_that_exist(runs):
         compare("../x")
 
 
-def test_the_best_trial_becomes_a_run_of_its_own(runs, tiny_run):
+def test_the_best_trial_can_be_promoted_to_a_run(runs, tiny_run):
     (runs / "study").mkdir()
     trial = runs / "study/trial-000"
     tiny_run.folder.rename(trial)
@@ -242,20 +242,20 @@ def test_the_best_trial_becomes_a_run_of_its_own(runs, tiny_run):
     assert json.loads((target / "evaluation.json").read_text())["run"] == "promoted"
     assert (target / "model/model.safetensors").exists()
     assert not (target / "trial.json").exists()
-    assert sorted(path for path in trial.rglob("*")) == before, "the trial stays what it was"
+    assert sorted(path for path in trial.rglob("*")) == before, "the trial is unchanged"
     assert compare("promoted").runs[0].state == "done"
     with pytest.raises(SettingsError, match=r"The folder .* already exists"):
         promote(compare("study").best[0], "promoted")
 
 
-def test_an_unfinished_trial_is_not_promoted(runs):
+def test_an_unfinished_trial_cannot_be_promoted(runs):
     write_trials(runs)
     with pytest.raises(SettingsError, match="has no finished training"):
         promote(compare("rates").runs[-1], "promoted")
     assert not (runs / "promoted").exists()
 
 
-def test_the_csv_tells_a_diverged_run_from_one_that_was_never_measured(runs):
+def test_the_csv_distinguishes_a_diverged_run_from_an_unmeasured_one(runs):
     write_run(runs / "diverged", perplexity=math.nan)
     write_run(runs / "unmeasured", perplexity=None)
     rows = {row["run"]: row["perplexity"] for row in csv.DictReader(io.StringIO(compare().to_csv()))}

@@ -17,7 +17,7 @@ from tests.studies.recorded_runs import write_trials
 
 @pytest.fixture
 def table(runs):
-    """Return twelve trials in which the learning rate decides, the schedule does not."""
+    """Return twelve trials whose loss depends on the learning rate and hardly on the schedule."""
     number = 0
     for rate in (1e-4, 1e-3, 1e-2, 5e-2, 1e-1, 5e-1):
         for schedule in ("linear", "cosine"):
@@ -37,7 +37,7 @@ def table(runs):
 NAMES = ["learning_rate", "lr_scheduler_type"]
 
 
-def test_curves_are_laid_over_the_tokens_read(table):
+def test_curves_are_drawn_over_the_tokens_read(table):
     ax = plot_curves(table.groups[0])
     assert ax.get_xlabel() == "training tokens read"
     assert len(ax.lines) == 12
@@ -47,7 +47,7 @@ def test_curves_are_laid_over_the_tokens_read(table):
     assert list(named["trial-001"].get_xdata()) == [32, 64]
 
 
-def test_the_setting_that_decides_is_the_most_important(table):
+def test_the_setting_that_determines_the_loss_is_the_most_important(table):
     shares = importance(table.groups[0], NAMES, by="eval_loss")
     assert next(iter(shares)) == "learning_rate"
     assert sum(shares.values()) == pytest.approx(1)
@@ -55,12 +55,12 @@ def test_the_setting_that_decides_is_the_most_important(table):
 
 
 @pytest.mark.parametrize(("n_runs", "is_drawn"), [(4, False), (5, True)])
-def test_importance_is_drawn_only_where_the_best_quarter_is_more_than_one_run(table, n_runs, is_drawn):
+def test_importance_needs_more_than_one_run_in_the_best_quarter(table, n_runs, is_drawn):
     few = SimpleNamespace(groups=[table.groups[0][:n_runs]], by="eval_loss", differing=NAMES)
     assert ("How much each setting decides" in [alt for alt, _ in plot_all(few)]) is is_drawn
 
 
-def test_parallel_lines_run_from_metric_to_settings_and_the_best_is_drawn_again(table):
+def test_parallel_coordinates_show_metric_and_settings_and_highlight_the_best(table):
     ax = plot_parallel(table.groups[0], NAMES, by="eval_loss")
     (best,) = ax.lines
     lines = ax.collections[0]
@@ -74,12 +74,12 @@ def test_parallel_lines_run_from_metric_to_settings_and_the_best_is_drawn_again(
     assert alt == f"Each line a run; the orange one is the best: study/trial-001, eval loss {metric:.4g}"
 
 
-def test_the_colours_of_a_few_curves_are_as_far_apart_as_those_of_many(table):
+def test_the_colours_of_two_curves_differ_clearly(table):
     red, green, blue = zip(*(line.get_color()[:3] for line in plot_curves(table.groups[0][:2]).lines), strict=True)
     assert max(abs(a - b) for a, b in (red, green, blue)) > 0.3
 
 
-def test_pictures_are_drawn_only_where_the_runs_allow_them(table, runs):
+def test_pictures_without_enough_runs_are_left_out(table, runs):
     assert len([*plot_all(table)]) == 3
     assert len([*plot_all(compare("study/trial-000"))]) == 1
     (runs / "bare").mkdir()
@@ -87,7 +87,7 @@ def test_pictures_are_drawn_only_where_the_runs_allow_them(table, runs):
     assert [*plot_all(compare("bare"))] == []
 
 
-def test_the_page_contains_table_and_pictures_and_needs_no_network(runs, tmp_path):
+def test_the_page_contains_the_pictures_and_loads_nothing_from_the_network(runs, tmp_path):
     write_trials(runs)
     write_page(compare("rates"), tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Studies in a real PostgreSQL, started for these tests and ended after them."""
+"""Studies in a real PostgreSQL server, started for these tests and stopped after them."""
 
 import os
 import shutil
@@ -21,15 +21,15 @@ pytestmark = pytest.mark.postgresql
 
 @pytest.fixture(scope="module")
 def server():
-    """Return the address of a server of its own; it runs as an unprivileged user, as PostgreSQL demands.
+    """Return the address of a server for these tests; it runs as an unprivileged user, as PostgreSQL requires.
 
-    Without PostgreSQL the tests are skipped, or fail where CI must not do without them.
+    Without PostgreSQL the tests are skipped, but in CI they fail.
     """
     if INITDB is None:
         (pytest.fail if os.environ.get("CI") else pytest.skip)("no initdb: `apt-get install postgresql`")
     pytest.importorskip("psycopg", reason="needs psycopg: pip install '.[postgres]'")
     user = {"user": "nobody", "group": "nogroup"} if os.name == "posix" and os.geteuid() == 0 else {}
-    folder = Path(tempfile.mkdtemp(prefix="pg"))  # short: a socket's path may have 107 characters
+    folder = Path(tempfile.mkdtemp(prefix="pg"))  # short: a socket's path has at most 107 characters
     if user:
         shutil.chown(folder, user["user"])
     with socket.socket() as free:
@@ -50,7 +50,7 @@ def server():
 
 @pytest.fixture
 def opened_study():
-    """Return `open_study`, and close the connections of what it opened."""
+    """Return `open_study`, and close its connections afterwards."""
     opened = []
     yield lambda study: opened.append(open_study(study)) or opened[-1]
     for one in opened:
@@ -70,21 +70,21 @@ def test_two_commands_share_a_study_and_one_is_killed(study_file, server, runs, 
     assert "2 done, 0 running of 2" in output
     counts = starts(runs / "shared")
     assert sorted(counts) == ["trial-000", "trial-001"]
-    assert sum(counts.values()) <= 3, "only what was interrupted starts again"
+    assert sum(counts.values()) <= 3, "only an interrupted trial starts again"
     assert not (runs / "shared/study.log").exists()
 
 
-def test_what_another_machine_works_at_is_left_to_its_heartbeats(study_file, server, opened_study):
+def test_a_trial_running_on_another_machine_is_not_requeued(study_file, server, opened_study):
     study = read_study(study_file(study="elsewhere", storage=server))
     opened = opened_study(study)
     with pytest.warns(UserWarning, match="Heartbeat"):
         taken = opened.ask()
     taken.set_user_attr("worker", "another-machine:/its/runs/elsewhere")
     requeue_interrupted(study, opened)
-    assert opened.get_trials()[0].state.name == "RUNNING", "that nobody holds its lock here says nothing"
+    assert opened.get_trials()[0].state.name == "RUNNING", "a lock that is free here says nothing about another machine"
 
 
-def test_what_a_silent_machine_worked_at_is_queued_again(study_file, server, opened_study, monkeypatch):
+def test_a_trial_of_a_machine_without_heartbeats_is_requeued(study_file, server, opened_study, monkeypatch):
     monkeypatch.setattr("helpers.training.study_storage.HEARTBEAT_SECONDS", 1)
     monkeypatch.setattr("helpers.training.study_storage.GRACE_SECONDS", 2)
     study = read_study(study_file(study="silent", storage=server, vary={"learning_rate": [0.001]}))
@@ -92,7 +92,7 @@ def test_what_a_silent_machine_worked_at_is_queued_again(study_file, server, ope
     with pytest.warns(UserWarning, match="Heartbeat"):
         taken = opened.ask()
     taken.set_user_attr("worker", "another-machine:/its/runs/silent")
-    opened._storage.record_heartbeat(taken._trial_id)  # its last
+    opened._storage.record_heartbeat(taken._trial_id)  # the last one
 
     def is_queued_again():
         requeue_interrupted(study, opened)

@@ -17,7 +17,7 @@ from helpers.training.study_storage import JOURNAL
 RATES = {"low": 1e-5, "high": 1e-2}
 
 
-def test_every_point_waits_once_however_often_the_study_is_opened(study_file):
+def test_opening_a_study_repeatedly_queues_every_point_once(study_file):
     study = read_study(study_file())
     for _ in range(3):
         opened = open_study(study)
@@ -32,20 +32,20 @@ def test_a_larger_budget_adds_points_to_a_study(study_file):
     assert [trial.user_attrs["point"] for trial in opened.get_trials()] == [0, 1, 2, 3, 4]
 
 
-def test_another_study_of_the_same_name_is_refused(study_file):
+def test_a_different_study_of_the_same_name_is_refused(study_file):
     open_study(read_study(study_file()))
     with pytest.raises(SettingsError, match=r"was started with vary = .*choose another `study` name"):
         open_study(read_study(study_file(vary={"learning_rate": [0.005]})))
 
 
-def test_a_study_with_the_name_of_a_run_is_refused(study_file, runs):
+def test_a_study_named_like_a_run_is_refused(study_file, runs):
     (runs / "grid").mkdir(parents=True)
     (runs / "grid/settings.json").write_text("{}")
     with pytest.raises(SettingsError, match="is the folder of a run"):
         open_study(read_study(study_file()))
 
 
-def test_a_search_chooses_within_its_ranges_and_repeats_itself(study_file, runs):
+def test_a_search_stays_within_its_ranges_and_is_reproducible(study_file, runs):
     over = {
         "learning_rate": RATES,
         "per_device_train_batch_size": {"low": 2, "high": 8},
@@ -60,10 +60,10 @@ def test_a_search_chooses_within_its_ranges_and_repeats_itself(study_file, runs)
     assert chosen[0] == chosen[1]
     assert all(1e-5 <= point["learning_rate"] <= 1e-2 for point in chosen[0])
     assert {type(point["per_device_train_batch_size"]) for point in chosen[0]} == {int}
-    assert len({point["learning_rate"] for point in chosen[0]}) == 6, "workers choose differently"
+    assert len({point["learning_rate"] for point in chosen[0]}) == 6, "workers choose different points"
 
 
-def test_a_trial_whose_worker_died_is_queued_again_with_its_values(study_file):
+def test_a_trial_whose_worker_died_is_requeued_with_its_values(study_file):
     study = read_study(study_file(vary={"learning_rate": RATES}, budgets={"trials": 1}))
     opened = open_study(study)
     before = suggest_values(study, opened.ask())
@@ -74,7 +74,7 @@ def test_a_trial_whose_worker_died_is_queued_again_with_its_values(study_file):
     assert not is_superfluous(opened, again)
 
 
-def test_a_trial_whose_worker_is_alive_is_not_queued_again(study_file):
+def test_a_trial_whose_worker_is_alive_is_not_requeued(study_file):
     study = read_study(study_file())
     opened = open_study(study)
     opened.ask()
@@ -83,7 +83,7 @@ def test_a_trial_whose_worker_is_alive_is_not_queued_again(study_file):
     assert [trial.state for trial in opened.get_trials()].count(TrialState.RUNNING) == 1
 
 
-def test_a_trial_interrupted_between_two_records_is_queued_again(study_file):
+def test_a_failed_trial_without_a_recorded_error_is_requeued_once(study_file):
     study = read_study(study_file())
     opened = open_study(study)
     opened.tell(opened.ask().number, state=TrialState.FAIL)  # and then the worker was killed
@@ -93,7 +93,7 @@ def test_a_trial_interrupted_between_two_records_is_queued_again(study_file):
     assert len(opened.get_trials()) == 5
 
 
-def test_a_trial_that_failed_with_an_error_is_not_queued_again(study_file):
+def test_a_trial_that_failed_with_an_error_is_not_requeued(study_file):
     study = read_study(study_file())
     opened = open_study(study)
     trial = opened.ask()
@@ -103,7 +103,7 @@ def test_a_trial_that_failed_with_an_error_is_not_queued_again(study_file):
     assert len(opened.get_trials()) == 4
 
 
-def test_a_point_that_two_machines_queued_is_run_once(study_file):
+def test_a_point_queued_by_two_machines_runs_once(study_file):
     study = read_study(study_file(vary={"learning_rate": [0.001]}))
     opened = open_study(study)
     opened.enqueue_trial({"learning_rate": 0.001}, user_attrs={"point": 0})
@@ -112,7 +112,7 @@ def test_a_point_that_two_machines_queued_is_run_once(study_file):
 
 
 @pytest.mark.parametrize("torn", [b'{"op_code": 4, "wor', b"\x00\x00"])
-def test_a_journal_that_was_cut_short_goes_on(study_file, torn):
+def test_a_truncated_journal_can_be_continued(study_file, torn):
     study = read_study(study_file())
     open_study(study)
     with (study.folder / JOURNAL).open("ab") as file:
@@ -123,7 +123,7 @@ def test_a_journal_that_was_cut_short_goes_on(study_file, torn):
     assert open_study(study).get_trials()[0].state == TrialState.RUNNING
 
 
-def test_half_a_line_of_another_worker_does_not_stop_those_that_have_the_journal_open(study_file):
+def test_a_half_written_line_does_not_stop_workers_with_the_journal_open(study_file):
     study = read_study(study_file())
     opened = open_study(study)
     with (study.folder / JOURNAL).open("ab") as file:
@@ -135,7 +135,7 @@ def test_half_a_line_of_another_worker_does_not_stop_those_that_have_the_journal
 def test_a_lock_file_left_by_a_killed_process_does_not_block(study_file):
     study = read_study(study_file())
     open_study(study)
-    (study.folder / f"{JOURNAL}.lock").touch()  # what a killed process leaves behind
+    (study.folder / f"{JOURNAL}.lock").touch()  # left by a killed process
     assert len(open_study(study).get_trials()) == 4
     with FileLock(study.folder / f"{JOURNAL}.lock"):
         pass

@@ -12,17 +12,17 @@ def test_a_grid_has_a_point_for_each_combination_in_the_order_of_the_file(study_
     assert [tuple(point.values()) for point in study.points] == [(0.001, 0.0), (0.001, 0.1), (0.002, 0.0), (0.002, 0.1)]
 
 
-def test_a_budget_of_trials_cuts_the_grid(study_file):
+def test_a_trial_budget_cuts_the_grid(study_file):
     assert len(read_study(study_file(budgets={"trials": 3})).points) == 3
 
 
-def test_a_study_whose_name_differs_from_anothers_in_upper_and_lower_case_only_is_refused(study_file, runs):
+def test_a_study_name_that_differs_from_another_only_in_case_is_refused(study_file, runs):
     (runs / "Grid").mkdir(parents=True)
     with pytest.raises(SettingsError, match=r"study = 'grid' differs from 'Grid' .* only in upper and lower case"):
         read_study(study_file())
 
 
-def test_a_study_whose_trials_would_lie_too_deep_for_windows_is_refused(study_file, runs, monkeypatch):
+def test_a_study_whose_trial_paths_are_too_long_for_windows_is_refused(study_file, runs, monkeypatch):
     monkeypatch.setattr(files, "long_paths", lambda: False)
     monkeypatch.setenv("COURSE_RUNS", "/r" + "x" * 155)
     assert run_folder("grid").name == "grid"  # as a run it would fit
@@ -30,7 +30,7 @@ def test_a_study_whose_trials_would_lie_too_deep_for_windows_is_refused(study_fi
         read_study(study_file())
 
 
-def test_a_range_makes_a_search_on_the_scale_of_its_setting(study_file):
+def test_a_range_turns_the_study_into_a_search_on_the_settings_scale(study_file):
     study = read_study(study_file(vary={"learning_rate": {"low": 1e-5, "high": 1e-3}, "weight_decay": [0.0, 0.1]}))
     assert not study.is_grid
     assert study.vary["learning_rate"] == Range(low=1e-5, high=1e-3, scale="log")
@@ -38,7 +38,7 @@ def test_a_range_makes_a_search_on_the_scale_of_its_setting(study_file):
     assert len(study.corners) == 4
 
 
-def test_the_essence_of_a_study_is_what_old_journals_hold(study_file, cheap_notebook):
+def test_the_essence_of_a_study_matches_old_journals(study_file, cheap_notebook):
     vary = {"learning_rate": {"low": 1e-5, "high": "1e-2"}, "weight_decay": [0, "1e-1"], "seed": [1]}
     study = read_study(study_file(vary=vary, settings={"num_train_epochs": 2}, notebooks=[cheap_notebook, 3]))
     assert study.essence == {

@@ -7,25 +7,25 @@ from helpers.studies.study_file import STUDIES, find_study, read_study
 from tests.studies.conftest import refusal
 
 
-def test_text_is_read_in_the_type_of_its_setting(tmp_path, cheap_notebook):
+def test_text_is_converted_to_the_type_of_its_setting(tmp_path, cheap_notebook):
     path = tmp_path / "a.yaml"
     path.write_text(f"vary:\n  learning_rate: [3e-4, 1e-3]\nnotebooks: [{cheap_notebook}]\n")  # YAML reads text here
     assert read_study(path).vary["learning_rate"] == [3e-4, 1e-3]
     assert read_study(path).study == "a"
 
 
-def test_a_notebook_may_be_a_number(tmp_path):
+def test_a_notebook_can_be_given_as_a_number(tmp_path):
     path = tmp_path / "a.yaml"
     path.write_text("vary: {learning_rate: [0.001]}\nnotebooks: [3, 04]\n")
     assert read_study(path).notebooks == ["03", "04"]
 
 
-def test_an_address_may_contain_an_environment_variable(study_file, monkeypatch):
+def test_a_storage_address_can_contain_an_environment_variable(study_file, monkeypatch):
     monkeypatch.setenv("PASSWORD", "secret")
     assert read_study(study_file(storage="postgresql+psycopg://me:${PASSWORD}@h/d")).storage.endswith("secret@h/d")
 
 
-def test_a_relative_sqlite_file_begins_in_the_folder_of_the_study_file(study_file, tmp_path, monkeypatch):
+def test_a_relative_sqlite_path_is_relative_to_the_study_file(study_file, tmp_path, monkeypatch):
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     absolute = f"sqlite:///{tmp_path.as_posix()}/study.db?timeout=9"
@@ -83,7 +83,7 @@ WORDS = {
 }
 
 
-def test_each_fault_is_reported_with_its_place(tmp_path):
+def test_each_error_is_reported_with_its_location(tmp_path):
     path = tmp_path / "bad.yaml"
     path.write_text(BAD, encoding="utf-8")
     faults = {}
@@ -121,7 +121,7 @@ def test_each_fault_is_reported_with_its_place(tmp_path):
         ("vary: {learning_rate: [0.001, 1e-3]}\n", "vary.learning_rate: learning_rate has the same value twice"),
     ],
 )
-def test_a_file_that_is_not_a_study_is_refused_in_one_sentence(tmp_path, text, words):
+def test_an_invalid_study_file_is_refused_in_one_sentence(tmp_path, text, words):
     path = tmp_path / "bad.yaml"
     path.write_text(text)
     sentence = refusal(path)
@@ -130,7 +130,7 @@ def test_a_file_that_is_not_a_study_is_refused_in_one_sentence(tmp_path, text, w
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00", "source: C:\\Müller".encode("cp1252"), b"a: \x00"])
-def test_a_file_that_is_not_text_is_refused_in_one_sentence(tmp_path, content):
+def test_a_file_that_is_not_utf_8_text_is_refused_in_one_sentence(tmp_path, content):
     (tmp_path / "bad.yaml").write_bytes(content)
     sentence = refusal(tmp_path / "bad.yaml")
     assert sentence.startswith("bad.yaml: this cannot be read as YAML")
@@ -139,13 +139,13 @@ def test_a_file_that_is_not_text_is_refused_in_one_sentence(tmp_path, content):
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-def test_a_file_may_begin_with_a_mark_or_be_what_powershell_writes(tmp_path, encoding):
+def test_utf_8_with_or_without_a_bom_and_utf_16_are_read(tmp_path, encoding):
     text = "settings: {sample_prompt: Füchse}\r\nvary: {seed: [1]}\r\n"
     (tmp_path / "mine.yaml").write_bytes(text.encode(encoding))
     assert read_study(tmp_path / "mine.yaml").settings == {"sample_prompt": "Füchse"}
 
 
-def test_a_file_whose_name_is_not_a_plain_name_can_set_another(tmp_path, cheap_notebook):
+def test_a_file_whose_name_is_invalid_can_set_another_study_name(tmp_path, cheap_notebook):
     path = tmp_path / "my study.yaml"
     text = f"vary: {{learning_rate: [0.001]}}\nnotebooks: [{cheap_notebook}]\n"
     path.write_text(text)
@@ -170,12 +170,12 @@ def test_a_file_whose_name_is_not_a_plain_name_can_set_another(tmp_path, cheap_n
         {"x" * 5000: 1},
     ],
 )
-def test_an_error_quotes_the_beginning_of_a_long_value(study_file, changes):
+def test_an_error_shortens_a_long_value(study_file, changes):
     assert 0 < len(refusal(study_file(**changes))) < 8000
 
 
 @pytest.mark.parametrize("path", sorted(STUDIES.glob("*.yaml")), ids=lambda path: path.stem)
-def test_a_shipped_study_is_found_by_its_name_and_is_valid(path):
+def test_each_shipped_study_is_valid_and_found_by_name(path):
     assert find_study(path.stem) == path
     assert read_study(path).points
 
@@ -184,7 +184,7 @@ def test_a_shipped_study_is_found_by_its_name_and_is_valid(path):
     ("name", "meant"),
     [("raets", "did you mean 'rates'"), ("min.yaml", "did you mean 'mine.yaml'"), ("x", "there are rates, s")],
 )
-def test_the_error_for_an_unknown_study_names_what_may_be_meant(name, meant, tmp_path, monkeypatch):
+def test_the_error_for_an_unknown_study_suggests_similar_names(name, meant, tmp_path, monkeypatch):
     (tmp_path / "mine.yaml").touch()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SettingsError, match=f"There is no study file '{name}'; {meant}"):
@@ -192,7 +192,7 @@ def test_the_error_for_an_unknown_study_names_what_may_be_meant(name, meant, tmp
     assert find_study(str(STUDIES / "rates.yaml")) == Path(STUDIES / "rates.yaml")
 
 
-def test_a_path_is_looked_for_in_the_files_folder_and_then_in_the_callers(study_file, tmp_path, monkeypatch):
+def test_a_path_is_resolved_from_the_study_files_folder_then_from_the_current_one(study_file, tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     for name in ("a.txt", "here/a.txt", "here/b.txt"):
         (tmp_path / name).write_text(name)

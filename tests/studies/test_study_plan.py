@@ -8,7 +8,7 @@ from helpers.training.devices import GraphicsCard, find_card
 
 @pytest.fixture(autouse=True)
 def a_large_disk(monkeypatch):
-    """Plan for a disk with room, whatever is free on this machine's."""
+    """Plan for a large disk, however full this machine's disk is."""
     monkeypatch.setattr("helpers.studies.study_plan.free_bytes", lambda folder: 2**42)
 
 
@@ -20,7 +20,7 @@ def study_on_gpt2(study_file, **changes):
     )
 
 
-def test_hours_are_those_of_plan_run_for_all_points(study_file):
+def test_hours_are_the_sum_over_all_points(study_file):
     study = study_on_gpt2(study_file, vary={"learning_rate": [1e-4, 1e-3, 2e-3]})
     planned = plan_study(study, find_card("RTX 4070 Ti"))
     low, high = planned.plans[0].epoch_seconds
@@ -29,7 +29,7 @@ def test_hours_are_those_of_plan_run_for_all_points(study_file):
     assert "predicted for one RTX 4070 Ti" in str(planned)
 
 
-def test_the_least_part_of_an_epoch_takes_one_step(study_file):
+def test_a_tiny_fraction_of_an_epoch_takes_one_step(study_file):
     study = study_on_gpt2(study_file, vary={"learning_rate": [1e-4, 1e-3]}, settings={"num_train_epochs": 1e-6})
     planned = plan_study(study, find_card("RTX 4070 Ti"))
     steps_per_epoch = planned.plans[0].steps_per_epoch
@@ -37,7 +37,7 @@ def test_the_least_part_of_an_epoch_takes_one_step(study_file):
     assert planned.hours == pytest.approx(two_steps)
 
 
-def test_points_that_do_not_fit_the_card_are_refused_by_name(study_file):
+def test_points_that_do_not_fit_the_gpu_are_refused_by_name(study_file):
     refusals = plan_study(study_on_gpt2(study_file), find_card("RTX 4070 Ti")).refusals
     assert len(refusals) == 2
     assert refusals[0].startswith("trial-002 (per_device_train_batch_size 512, learning_rate 0.0001) does not fit")
@@ -54,20 +54,20 @@ def test_points_that_do_not_fit_the_card_are_refused_by_name(study_file):
         ({"vary": {"optim": ["adafactor", "muon"], "adam_beta2": {"low": 0.9, "high": 0.99}}}, ""),
     ],
 )
-def test_trials_that_would_be_the_same_are_refused(study_file, changes, found):
+def test_varying_a_setting_without_effect_is_refused(study_file, changes, found):
     study = read_study(study_file(**{"notebooks": [], **changes}))
     refusals = plan_study(study, None).refusals
     assert [sentence.startswith(found) for sentence in refusals] == [True] * bool(found)
-    assert plan_study(study, None, n_left=1).refusals == [], "one that was started goes on"
+    assert plan_study(study, None, n_left=1).refusals == [], "a started study continues"
 
 
-def test_a_search_is_refused_for_the_largest_point_it_may_choose(study_file):
+def test_a_search_is_refused_if_its_largest_point_does_not_fit(study_file):
     over = {"per_device_train_batch_size": {"low": 4, "high": 512}}
     planned = plan_study(study_on_gpt2(study_file, vary=over), find_card("RTX 4070 Ti"))
     assert planned.refusals[0].startswith("A trial (per_device_train_batch_size 512) does not fit")
 
 
-def test_without_a_card_the_time_is_this_processors_and_memory_is_not_predicted(study_file, monkeypatch):
+def test_without_a_gpu_the_time_is_predicted_for_this_processor_and_memory_is_not(study_file, monkeypatch):
     slow = GraphicsCard("this processor", 2**30, 0.4, 0.2)
     monkeypatch.setattr("helpers.studies.study_plan.this_processor", lambda: slow)
     planned = plan_study(study_on_gpt2(study_file), None, workers=4)
@@ -76,13 +76,13 @@ def test_without_a_card_the_time_is_this_processors_and_memory_is_not_predicted(
     assert "predicted for this processor, one trial after the other" in str(planned)
 
 
-def test_workers_that_do_not_fit_the_card_together_are_refused(study_file):
+def test_workers_that_do_not_fit_the_gpu_together_are_refused(study_file):
     study = study_on_gpt2(study_file, vary={"learning_rate": [1e-4, 2e-4, 3e-4, 4e-4]})
     card = find_card("RTX 4070 Ti")
     one = plan_study(study, card).plans[0].memory.total_bytes
     held = {n: n * one + (n - 1) * 2**29 for n in (1, 2, 3, 4)}
     most = max(n for n, size in held.items() if size <= card.usable_bytes)
-    assert 1 < most < 4, "otherwise this tests nothing"
+    assert 1 < most < 4, "otherwise this test proves nothing"
     assert plan_study(study, card, workers=most).refusals == []
     (refusal,) = plan_study(study, card, workers=4).refusals
     assert refusal.startswith(f"4 workers hold {held[4] / 2**30:.1f} GiB together")
@@ -90,7 +90,7 @@ def test_workers_that_do_not_fit_the_card_together_are_refused(study_file):
     assert plan_study(study, card, workers=4, n_left=1).refusals == [], "only one worker runs at a time"
 
 
-def test_a_grids_workers_need_its_largest_trials_and_a_searchs_workers_the_largest_each(study_file):
+def test_grid_workers_need_the_largest_trials_and_search_workers_the_largest_each(study_file):
     card = find_card("RTX 4070 Ti")
     sizes = [1, 4]
     grid = plan_study(study_on_gpt2(study_file, vary={"per_device_train_batch_size": sizes}), card, workers=2)
@@ -114,7 +114,7 @@ def test_with_early_stopping_a_trial_keeps_two_checkpoints(study_file):
     assert kept_bytes(study, plan) == 2 * plan.checkpoint_bytes + plan.model_bytes
 
 
-def test_a_study_that_was_started_goes_on_as_long_as_its_next_trial_fits(study_file, monkeypatch):
+def test_a_started_study_continues_while_its_next_trial_fits_on_the_disk(study_file, monkeypatch):
     study = study_on_gpt2(study_file)
     room = plan_study(study, None).next_bytes
     monkeypatch.setattr("helpers.studies.study_plan.free_bytes", lambda folder: room)
@@ -126,7 +126,7 @@ def test_a_study_that_was_started_goes_on_as_long_as_its_next_trial_fits(study_f
     assert plan_study(study, None, n_left=0).refusals == []
 
 
-def test_a_full_disk_is_refused_even_when_the_model_is_not_known(study_file, monkeypatch):
+def test_a_full_disk_is_refused_even_for_an_unknown_model(study_file, monkeypatch):
     monkeypatch.setattr("helpers.studies.study_plan.free_bytes", lambda folder: 0)
     study = study_on_gpt2(study_file, settings={"model_name_or_path": "someone/gpt2-of-theirs"})
     assert "The next trial takes 256 MiB" in plan_study(study, None).refusals[0]
@@ -140,7 +140,7 @@ def test_a_study_larger_than_the_disk_is_refused_unless_it_keeps_no_checkpoints(
     assert unkept.disk_bytes < kept.disk_bytes / 2
 
 
-def test_a_disk_budget_below_one_trial_is_refused(study_file):
+def test_a_disk_budget_smaller_than_one_trial_is_refused(study_file):
     planned = plan_study(study_on_gpt2(study_file, budgets={"disk_gib": 1}), None)
     assert "does not fit into budgets.disk_gib = 1" in planned.refusals[-1]
 
@@ -152,26 +152,26 @@ def test_a_point_that_cannot_be_trained_is_refused(study_file):
         plan_study(study, None)
 
 
-def test_the_size_of_a_folder_includes_all_files_in_it(tmp_path):
+def test_folder_bytes_counts_nested_files_and_a_missing_folder_as_0(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a/b").write_bytes(b"x" * 10)
     assert folder_bytes(tmp_path) == 10
     assert folder_bytes(tmp_path / "none") == 0
 
 
-def test_the_shipped_studies_fit_the_card_they_are_made_for():
+def test_the_shipped_studies_fit_their_gpu():
     card = find_card("RTX 4070 Ti")
     assert [plan_study(read_study(find_study(name)), card).too_large for name in ("rates", "search")] == [[], []]
 
 
-def test_a_model_that_must_be_downloaded_first_is_run_without_a_plan(study_file):
+def test_a_model_that_is_not_downloaded_yet_has_no_plan_and_is_not_refused(study_file):
     settings = {"model_name_or_path": "someone/gpt2-of-theirs"}
     planned = plan_study(study_on_gpt2(study_file, settings=settings), find_card("RTX 4070 Ti"))
     assert planned.refusals == []
     assert "not predicted: the model's shape is not known before its download" in str(planned)
 
 
-def test_a_study_of_a_missing_text_or_model_is_refused_and_a_settled_one_is_not(study_file):
+def test_a_missing_text_or_model_is_refused_unless_no_trial_is_left(study_file):
     for changes in ({"source": "nowhere.txt"}, {"model_name_or_path": "./nowhere"}):
         study = read_study(study_file(notebooks=["03"], settings=changes))
         with pytest.raises(SettingsError, match="is not there"):

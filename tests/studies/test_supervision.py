@@ -36,7 +36,7 @@ def drawn(progress):
 def test_the_screen_shows_done_running_failed_best_and_time_left(study):
     opened = open_study(study)
     finish(opened, value=2.5)
-    finish(opened, error="a cell \x1b[2Jis broken")  # a terminal must not obey it
+    finish(opened, error="a cell \x1b[2Jis broken")  # an escape sequence must not reach the terminal
     opened.ask()
     progress = Progress(study, opened)
     assert progress.headline.startswith("1 done, 1 running, 1 waiting, 1 failed of 4; time left: about 0 s")
@@ -48,7 +48,7 @@ def test_the_screen_shows_done_running_failed_best_and_time_left(study):
     assert "trial.log" in text
 
 
-def test_an_interrupted_trial_waits(study):
+def test_an_interrupted_trial_counts_as_waiting_and_is_not_reported_as_ended(study):
     opened = open_study(study)
     opened.tell(opened.ask(), state=TrialState.FAIL)  # as when its worker is stopped
     progress = Progress(study, opened)
@@ -62,7 +62,7 @@ def test_an_interrupted_trial_waits(study):
     assert lines == []
 
 
-def test_time_left_is_not_known_before_a_trial_is_done(study):
+def test_time_left_is_unknown_before_a_trial_is_done(study):
     progress = Progress(study, open_study(study))
     assert progress.seconds_left is None
     assert progress.best is None
@@ -70,7 +70,7 @@ def test_time_left_is_not_known_before_a_trial_is_done(study):
     assert shown in drawn(progress)
 
 
-def test_time_left_is_shared_by_the_workers(study):
+def test_time_left_is_divided_among_the_workers(study):
     opened = open_study(study)
     finish(opened, value=1.0)
     opened.ask()
@@ -86,7 +86,7 @@ def test_time_left_is_shared_by_the_workers(study):
     assert "about 2 h 00 min" in Progress(study, opened).headline
 
 
-def test_time_left_is_not_that_of_the_rest_of_a_resumed_trial(study):
+def test_time_left_ignores_the_short_duration_of_a_resumed_trial(study):
     opened = open_study(study)
     finish(opened, value=1.0)
     opened.tell(opened.ask(), state=TrialState.FAIL)  # as when its worker is stopped
@@ -102,20 +102,20 @@ def test_time_left_is_not_that_of_the_rest_of_a_resumed_trial(study):
     assert progress.seconds_left == pytest.approx(2 * 3600, abs=5)
 
 
-def test_a_settled_study_has_no_time_left(study_file):
+def test_a_finished_study_has_no_time_left(study_file):
     study = read_study(study_file(vary={"learning_rate": [0.001]}))
     opened = open_study(study)
     finish(opened, value=1.0)
     assert Progress(study, opened).headline == "1 done, 0 running of 1; time left: none"
 
 
-def test_without_a_terminal_each_trial_that_ends_is_a_line(study):
+def test_without_a_terminal_each_trial_that_ends_prints_one_line(study):
     opened = open_study(study)
     finish(opened, value=1.0)
     lines = []
     show = EndedTrials(lines.append)
     show(Progress(study, opened))
-    assert lines == [], "what ended before this command"
+    assert lines == [], "it ended before this command"
     finish(opened, value=2.0)
     show(Progress(study, opened))
     show(Progress(study, opened))
@@ -124,7 +124,7 @@ def test_without_a_terminal_each_trial_that_ends_is_a_line(study):
 
 
 class DyingWorker:
-    """A worker that dies, after it has settled a trial if `settles`; it ends without error when nothing is left."""
+    """A worker that dies, after finishing a trial if `settles`; it ends without error when no trial is left."""
 
     def __init__(self, study, opened, *, settles):
         self.stdin, self.stdout = io.StringIO(), io.StringIO()
@@ -138,7 +138,7 @@ class DyingWorker:
 
 @pytest.fixture
 def supervised(study_file, monkeypatch):
-    """Return a function that supervises such workers at six trials; it returns the progress and the reasons."""
+    """Return a function that supervises such workers over six trials and returns the progress and the reasons."""
 
     def run(*, settles):
         file = study_file(vary={"learning_rate": [n / 1000 for n in range(1, 7)]})
@@ -154,18 +154,18 @@ def supervised(study_file, monkeypatch):
     return run
 
 
-def test_deaths_with_settled_trials_between_them_are_not_added_up(supervised):
+def test_deaths_with_finished_trials_in_between_are_not_added_up(supervised):
     progress, reasons = supervised(settles=True)
     assert (len(progress.of_state("done")), reasons) == (6, [])
 
 
-def test_workers_that_die_and_settle_nothing_are_not_restarted_for_ever(supervised):
+def test_workers_that_die_without_finishing_a_trial_are_not_restarted_forever(supervised):
     progress, reasons = supervised(settles=False)
     assert progress.n_left == 6
     assert "Workers keep ending with code -9" in reasons[0]
 
 
-def test_ctrl_c_reaches_no_worker_on_windows_either(study, tmp_path, monkeypatch):
+def test_workers_start_in_a_process_group_that_ctrl_c_does_not_reach(study, tmp_path, monkeypatch):
     started = {}
     monkeypatch.setattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 512, raising=False)
     monkeypatch.setattr(subprocess, "Popen", lambda command, **options: started.update(options))

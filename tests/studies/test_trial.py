@@ -20,7 +20,7 @@ from tests.studies.conftest import CHEAP, run_worker, starts
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 
 
-def test_each_trial_is_a_run_with_its_notebook_its_record_and_its_log(study_file, runs):
+def test_each_trial_is_a_run_with_its_notebook_record_and_log(study_file, runs):
     ours = ("COURSE_RUNS", PLACE)  # libraries set variables of their own
     before = [os.environ.get(name) for name in ours]
     study, opened = run_worker(study_file(vary={"learning_rate": [0.001, 0.002]}, settings={"weight_decay": 0.2}))
@@ -38,7 +38,7 @@ def test_each_trial_is_a_run_with_its_notebook_its_record_and_its_log(study_file
     assert (study.folder / "trial-001/notebooks/report.html").exists()
 
 
-def test_a_failing_trial_is_recorded_with_its_error_and_the_others_run(study_file):
+def test_a_failed_trial_is_recorded_with_its_error_and_the_others_run(study_file):
     study, opened = run_worker(study_file(vary={"weight_decay": [0.5, 0.1]}))
     failed, done = trials_of(study, opened)
     assert (failed.state, done.state) == (TrialState.FAIL, TrialState.COMPLETE)
@@ -50,23 +50,21 @@ def test_a_failing_trial_is_recorded_with_its_error_and_the_others_run(study_fil
     assert starts(study.folder) == {"trial-000": 1, "trial-001": 1}, "neither is run again"
 
 
-def test_the_explanation_of_an_error_is_added_to_it(without_kernels, study_file, write_notebook):
+def test_the_error_of_a_trial_includes_its_explanation(without_kernels, study_file, write_notebook):
     code = "raise RuntimeError('CUDA out of memory. Tried to allocate 2.00 GiB')"
     notebook = write_notebook("a.ipynb", 'run = "x"\nseed = 1', code)
     study, opened = run_worker(study_file(notebooks=[notebook], vary={"seed": [1]}))
     assert "(T1: " in trials_of(study, opened)[0].user_attrs["error"]
 
 
-def test_a_notebook_that_leaves_no_metric_is_a_failed_trial(without_kernels, study_file, write_notebook):
+def test_a_trial_without_a_metric_fails(without_kernels, study_file, write_notebook):
     notebook = write_notebook("a.ipynb", 'run = "x"\nseed = 1', "pass")
     study, opened = run_worker(study_file(notebooks=[notebook], vary={"seed": [1]}, optimise="bits_per_byte"))
     assert "left no finite bits_per_byte" in trials_of(study, opened)[0].user_attrs["error"]
 
 
 @pytest.mark.parametrize("loss", ["NaN", "Infinity"])
-def test_a_metric_that_is_not_a_number_is_a_failed_trial_and_run_once(
-    without_kernels, study_file, write_notebook, loss
-):
+def test_a_trial_with_a_non_finite_metric_fails_and_is_not_retried(without_kernels, study_file, write_notebook, loss):
     code = (
         "from helpers.settings import run_folder\n"
         f"(run_folder(run) / 'history.jsonl').write_text('{{\"step\": 1, \"eval_loss\": {loss}}}')"
@@ -77,7 +75,7 @@ def test_a_metric_that_is_not_a_number_is_a_failed_trial_and_run_once(
     assert "left no finite eval_loss" in trials_of(study, opened)[0].user_attrs["error"]
 
 
-def test_a_trial_whose_files_cannot_be_read_is_failed_and_the_others_run(without_kernels, study_file, write_notebook):
+def test_a_trial_with_unreadable_files_fails_and_the_others_run(without_kernels, study_file, write_notebook):
     code = (
         "from helpers.settings import run_folder\n"
         'row = \'{"step": 1, "eval_loss": 1.0}\'\n'
@@ -112,7 +110,7 @@ def test_the_parameters_of_a_trial_are_recorded_before_it_runs(without_kernels, 
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /dev/full")
-def test_a_full_disk_pauses_the_study_and_the_same_trial_goes_on(without_kernels, study_file, monkeypatch):
+def test_a_full_disk_pauses_the_study_and_the_same_trial_runs_next(without_kernels, study_file, monkeypatch):
     file = study_file(vary={"weight_decay": [0.6, 0.1]})
     with pytest.raises(StudyPausedError, match="the disk is full"):
         run_worker(file)
@@ -130,7 +128,7 @@ def test_a_full_disk_pauses_the_study_and_the_same_trial_goes_on(without_kernels
         "SafetensorError: I/O error: Es steht nicht genug Speicherplatz zur Verfügung. (os error 112)",
     ],
 )
-def test_a_full_disk_is_known_by_the_words_of_each_system(study_file, monkeypatch, words):
+def test_a_full_disk_is_recognised_on_each_operating_system(study_file, monkeypatch, words):
     def full(*_, **__):
         raise CourseError(f"a.ipynb failed: {words}")
 
@@ -139,7 +137,7 @@ def test_a_full_disk_is_known_by_the_words_of_each_system(study_file, monkeypatc
         run_worker(study_file())
 
 
-def test_checkpoints_are_kept_unless_the_study_says_otherwise(without_kernels, study_file, write_notebook):
+def test_checkpoints_are_kept_unless_the_study_disables_it(without_kernels, study_file, write_notebook):
     code = (
         "import json; from helpers.settings import run_folder; folder = run_folder(run)\n"
         "(folder / 'checkpoints/checkpoint-1').mkdir(parents=True)\n"
@@ -173,7 +171,7 @@ def test_a_trial_worse_than_the_median_is_recorded_as_pruned(
     assert not (study.folder / "trial-000/training.json").exists()
 
 
-def test_without_notebooks_the_training_itself_is_the_trial(study_file, tiny_settings, capsys):
+def test_without_notebooks_a_trial_is_the_training_alone(study_file, tiny_settings, capsys):
     tiny = tiny_settings.model_dump(include={"model_name_or_path", "source", "block_size", "mixed_precision"})
     file = study_file(vary={"learning_rate": [0.001]}, settings=tiny, notebooks=[])
     study, opened = run_worker(file)
@@ -184,7 +182,7 @@ def test_without_notebooks_the_training_itself_is_the_trial(study_file, tiny_set
 
 @pytest.fixture
 def measured(monkeypatch):
-    """Let the notebooks of a trial leave a finished training, and then fail at a rate of 0.1."""
+    """Make the notebooks of a trial write a finished training run, then fail at a learning rate of 0.1."""
 
     def run_course(notebooks, *, run, parameters, defaults):
         folder = run_folder(run)
@@ -196,7 +194,7 @@ def measured(monkeypatch):
     monkeypatch.setattr("helpers.studies.trial.run_course", run_course)
 
 
-def test_a_trial_that_was_measured_before_a_notebook_failed_counts(study_file, measured):
+def test_a_trial_measured_before_a_notebook_failed_counts_as_done(study_file, measured):
     study, opened = run_worker(study_file(vary={"learning_rate": [0.1]}))
     assert [trial.value for trial in trials_of(study, opened)] == [2.5]
     assert json.loads((study.folder / "trial-000/trial.json").read_text())["state"] == "done"

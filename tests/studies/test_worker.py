@@ -16,7 +16,7 @@ from tests.studies.conftest import run_worker, starts
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 
 
-def test_points_beyond_a_budget_that_was_lowered_wait_until_it_is_raised(without_kernels, study_file):
+def test_points_beyond_a_lowered_budget_wait_until_it_is_raised(without_kernels, study_file):
     open_study(read_study(study_file()))
     study, opened = run_worker(study_file(budgets={"trials": 1}))
     assert [trial.user_attrs["point"] for trial in trials_of(study, opened)] == [0]
@@ -29,7 +29,7 @@ def test_points_beyond_a_budget_that_was_lowered_wait_until_it_is_raised(without
     assert starts(study.folder) == {f"trial-{n:03d}": 1 for n in range(4)}
 
 
-def test_a_disk_with_no_room_for_a_trial_pauses_the_study_before_it_starts(study_file, monkeypatch):
+def test_a_disk_too_full_for_a_trial_pauses_the_study_before_it_starts(study_file, monkeypatch):
     monkeypatch.setattr("helpers.studies.study_plan.free_bytes", lambda folder: 1_000_000)
     with pytest.raises(StudyPausedError, match=r"The next trial takes \d+ MiB and the disk of .* has 1 MiB left"):
         run_worker(study_file())
@@ -40,14 +40,14 @@ def test_a_disk_budget_pauses_the_study(study_file):
         run_worker(study_file(budgets={"disk_gib": 0.01}))
 
 
-def test_no_trial_starts_after_the_hours(study_file):
+def test_no_trial_starts_after_the_time_budget_ends(study_file):
     file = study_file()
     with pytest.raises(StudyPausedError, match="is used up: no further trial starts"):
         run_worker(file, ends=time.time() - 1)
     assert starts(read_study(file).folder) == {}
 
 
-def test_the_reason_of_a_pause_reaches_the_command_whatever_the_code_page(study_file, monkeypatch):
+def test_the_reason_for_a_pause_reaches_the_command_with_any_code_page(study_file, monkeypatch):
     def pause(*_, **__):
         raise StudyPausedError("The disk of 研究 is full.")
 
@@ -58,13 +58,13 @@ def test_the_reason_of_a_pause_reaches_the_command_whatever_the_code_page(study_
     assert sys.stdout.buffer.getvalue().decode("utf-8").strip() == "The disk of 研究 is full."
 
 
-def test_the_pipe_that_tells_of_the_commands_end_is_not_the_standard_input():
+def test_the_worker_ends_with_its_parent_without_keeping_the_pipe_as_stdin():
     source = "import os, stat, time; from helpers.studies import worker; worker._end_with_parent()"
     source += "; print(stat.S_ISFIFO(os.fstat(0).st_mode), flush=True); time.sleep(600)"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", source], cwd=ROOT, text=True, **pipes) as child:
         try:
-            assert child.stdout.readline() == "False\n", "Windows would hang at the import of NumPy"
+            assert child.stdout.readline() == "False\n", "otherwise importing NumPy hangs on Windows"
             child.stdin.close()
             assert child.wait(60) == 1
         finally:

@@ -52,21 +52,19 @@ CHANGES = [
 
 
 @pytest.mark.parametrize(("changes", "expected"), CHANGES)
-def test_what_the_course_sets_beside_the_settings(tmp_path, monkeypatch, changes, expected):
+def test_the_course_sets_further_training_arguments(tmp_path, monkeypatch, changes, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     made = training_arguments(TrainingSettings(**{"mixed_precision": "no"} | changes), tmp_path)
     assert {name: getattr(made, name) for name in ALWAYS | expected} == ALWAYS | expected
 
 
-def test_one_process_uses_one_card_however_many_there_are(tmp_path, monkeypatch):
+def test_one_process_uses_only_one_gpu(tmp_path, monkeypatch):
     monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda self: getattr(self, "_n_gpu", 2)))
     monkeypatch.setattr(TrainingArguments, "_setup_devices", torch.device("cpu"))
     assert training_arguments(TrainingSettings(), tmp_path).n_gpu == 1
 
 
-def test_precision_and_compiling_are_those_of_the_settings_whatever_accelerate_was_configured_for(
-    tiny, tmp_path, monkeypatch
-):
+def test_precision_and_compiling_follow_the_settings_and_not_accelerates_configuration(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "EAGER")
     settings = TrainingSettings(mixed_precision="no", torch_compile="never")
@@ -76,7 +74,7 @@ def test_precision_and_compiling_are_those_of_the_settings_whatever_accelerate_w
 
 
 @pytest.mark.parametrize(("limit", "patience", "kept"), [(1, 0, 1), (1, 3, 2), (4, 3, 4)])
-def test_early_stopping_keeps_the_newest_checkpoint_beside_the_best(tmp_path, limit, patience, kept):
+def test_early_stopping_keeps_the_newest_checkpoint_next_to_the_best(tmp_path, limit, patience, kept):
     settings = TrainingSettings(save_total_limit=limit, early_stopping_patience=patience)
     assert training_arguments(settings, tmp_path).save_total_limit == kept
     assert (
@@ -94,7 +92,7 @@ def test_early_stopping_keeps_the_newest_checkpoint_beside_the_best(tmp_path, li
         (False, None, (8, 9), False),
     ],
 )
-def test_tf32_is_for_cards_that_have_it_and_ends_with_the_training(monkeypatch, gpu, hip, capability, has_tf32):
+def test_tf32_is_used_only_on_gpus_that_have_it_and_only_during_training(monkeypatch, gpu, hip, capability, has_tf32):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     monkeypatch.setattr(torch.version, "hip", hip)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)

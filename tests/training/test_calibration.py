@@ -29,19 +29,19 @@ def processor(monkeypatch):
 
 class TestFit:
     @pytest.mark.parametrize("changes", [{}, {"gradient_checkpointing": True}, {"gradient_accumulation_steps": 4}])
-    def test_the_time_of_a_training_that_was_not_measured_is_the_machines(self, processor, changes):
+    def test_the_fit_predicts_the_time_of_an_unmeasured_run(self, processor, changes):
         fitted = add_measurements(processor, made_up.measurements())
         settings = GPT2.model_copy(update=changes)
         low, high = fitted.step_seconds(read_shape("gpt2"), settings, "no")
         assert (low + high) / 2 == pytest.approx(made_up.step_seconds(read_shape("gpt2"), settings), rel=0.02)
         assert high / low == pytest.approx(1.2 / 0.8, rel=0.05), "a narrow range"
 
-    def test_a_training_that_was_measured_itself_gives_its_own_time(self, processor):
+    def test_a_measured_run_is_predicted_from_its_own_time(self, processor):
         shape, settings = made_up.TRAININGS[0]
         slow = made_up.measurement(shape, settings, step_seconds=77.0)
         assert add_measurements(processor, [slow]).step_seconds(shape, settings, "no") == pytest.approx((61.6, 92.4))
 
-    def test_no_time_is_below_0_however_little_the_measurements_agree(self, processor):
+    def test_inconsistent_measurements_give_no_negative_time(self, processor):
         shape, settings = made_up.TRAININGS[0]
         longer = [settings.model_copy(update={"block_size": size}) for size in range(64, 224, 8)]
         slow = [made_up.measurement(shape, each, step_seconds=10.0 if each != longer[0] else 1.0) for each in longer]
@@ -50,12 +50,12 @@ class TestFit:
         )
         assert low == 0 < high
 
-    def test_memory_is_the_formulas_and_what_it_cannot_see(self, processor):
+    def test_the_fit_finds_the_memory_that_the_formula_cannot_see(self, processor):
         constant, share = add_measurements(processor, made_up.measurements()).overhead("no")
         assert constant == pytest.approx(made_up.PROCESS_BYTES + made_up.UNSEEN_BYTES, rel=0.01)
         assert share == pytest.approx(0, abs=0.01)
 
-    def test_of_another_precision_or_of_too_few_measurements_nothing_follows(self, processor):
+    def test_too_few_measurements_or_another_precision_give_no_fit(self, processor):
         fitted = add_measurements(processor, made_up.measurements()[:3])
         assert fitted.step_seconds(read_shape("gpt2"), GPT2, "no") is None
         fitted = add_measurements(processor, made_up.measurements())
@@ -63,14 +63,14 @@ class TestFit:
         assert fitted.overhead("bf16") is None
 
 
-def test_a_halved_batch_may_have_more_accumulation_than_a_setting():
+def test_a_halved_batch_can_exceed_the_accumulation_limit_of_the_settings():
     halved = GPT2.model_copy(update={"gradient_accumulation_steps": 2048})
     measured = calibration.Measurement.of(read_shape("gpt2"), halved, precision="no", step_seconds=1, peak_bytes=1)
     assert measured.training[1].gradient_accumulation_steps == 2048
 
 
 class TestPlan:
-    def test_it_says_that_this_machine_was_measured_and_gives_a_narrow_range(self, processor):
+    def test_measurements_of_this_machine_are_mentioned_and_narrow_the_range(self, processor):
         before = plan_run(GPT2, card=processor)
         add_measurements(processor, made_up.measurements())
         after = plan_run(GPT2, card=processor)
@@ -80,7 +80,7 @@ class TestPlan:
         expected = made_up.peak_bytes(read_shape("gpt2"), GPT2, on_processor=True)
         assert after.memory.total_bytes == pytest.approx(expected, rel=0.01)
 
-    def test_a_posted_file_serves_a_card_that_is_not_here(self, monkeypatch, tmp_path):
+    def test_a_shipped_file_predicts_for_a_card_that_is_not_here(self, monkeypatch, tmp_path):
         monkeypatch.setattr(calibration, "SHIPPED", tmp_path)
         posted = add_measurements(CARD, made_up.measurements(on_processor=False))
         (path,) = calibration._local().glob("*.json")
@@ -91,7 +91,7 @@ class TestPlan:
         add_measurements(CARD, made_up.measurements(on_processor=False))
         assert "measured on this machine" in str(plan_run(GPT2, card=CARD)), "this machine's own come first"
 
-    def test_what_is_too_small_to_fill_a_card_does_not_say_how_fast_it_computes(self):
+    def test_runs_too_small_to_fill_a_gpu_do_not_predict_its_speed(self):
         gpt2, pocket = TrainingSettings.from_preset("rtx-4070-ti"), TrainingSettings()
         before, half = plan_run(gpt2, card=CARD), {"precision": "bf16", "step_seconds": 0.01}  # to launch the kernels
         small = [made_up.measurement(*each, on_processor=False, **half) for each in made_up.TRAININGS]
@@ -115,14 +115,14 @@ def test_a_processor_is_named_with_its_threads(monkeypatch, n_threads, end):
 
 
 class TestFile:
-    def test_a_newer_measurement_of_the_same_training_replaces_the_older_one(self, processor):
+    def test_a_newer_measurement_of_the_same_run_replaces_the_older_one(self, processor):
         add_measurements(processor, made_up.measurements())
         shape, settings = made_up.TRAININGS[1]
         now = add_measurements(processor, [made_up.measurement(shape, settings, step_seconds=5.0)])
         assert len(now.measurements) == len(made_up.TRAININGS)
         assert now.measurements[-1].step_seconds == 5.0
 
-    def test_those_of_another_pytorch_are_dropped(self, processor, monkeypatch):
+    def test_measurements_with_another_pytorch_are_dropped(self, processor, monkeypatch):
         add_measurements(processor, made_up.measurements())
         monkeypatch.setattr(torch, "__version__", "99.0")
         assert len(add_measurements(processor, made_up.measurements()[:1]).measurements) == 1
@@ -141,7 +141,7 @@ class TestFile:
             ("{", "\udcff"),
         ],
     )
-    def test_a_damaged_file_and_one_of_another_version_are_left_out_with_a_warning(self, processor, written, instead):
+    def test_a_damaged_file_or_another_version_is_ignored_with_a_warning(self, processor, written, instead):
         settings = GPT2.model_copy(update={"block_size": 64})
         measured = made_up.measurement(GPT2Shape(1, 32, 2), settings, step_seconds=7.0, peak_bytes=9, process_bytes=0)
         add_measurements(processor, [measured] * calibration._LEAST)
@@ -161,7 +161,7 @@ class TestFile:
         assert shipped.overhead(precision)[0] >= 0
 
 
-def test_calibrate_measures_prints_and_keeps_what_it_measured(processor, monkeypatch):
+def test_calibrate_prints_and_stores_its_measurements(processor, monkeypatch):
     tiny = GPT2Shape(1, 32, 2, vocab_size=500, n_positions=64)
     monkeypatch.setattr(measuring, "_TRAININGS", [(tiny, 16, 2), (tiny, 32, 1)])
     result = call("calibrate", "--json", "--seconds", "0")
@@ -175,7 +175,7 @@ def test_calibrate_measures_prints_and_keeps_what_it_measured(processor, monkeyp
 
 
 @pytest.mark.parametrize("before", [0, 100])  # nothing is on a card yet
-def test_what_one_training_leaves_behind_is_no_part_of_the_process_before_the_next(processor, monkeypatch, before):
+def test_memory_left_by_one_run_does_not_count_as_the_process_before_the_next(processor, monkeypatch, before):
     left = iter([before, 180, 250])
     fake = lambda *training: made_up.measurement(*training, process_bytes=next(left))  # noqa: E731
     monkeypatch.setattr(measuring, "measure", fake)
@@ -184,7 +184,7 @@ def test_what_one_training_leaves_behind_is_no_part_of_the_process_before_the_ne
 
 
 @pytest.mark.parametrize("attn_pdrop", [0.0, 0.2])
-def test_the_attention_dropout_that_is_measured_is_that_of_the_settings(monkeypatch, attn_pdrop):
+def test_measuring_uses_the_attention_dropout_of_the_settings(monkeypatch, attn_pdrop):
     new_trainer, trained = measuring.new_trainer, []
     monkeypatch.setattr(
         measuring,
@@ -197,18 +197,18 @@ def test_the_attention_dropout_that_is_measured_is_that_of_the_settings(monkeypa
     assert model.transformer.h[0].attn.attn_dropout.p == attn_pdrop
 
 
-def test_nothing_is_measured_beside_a_training():
+def test_nothing_is_measured_during_a_training_run():
     with only_training(), pytest.raises(UserWarning, match="Another run is being trained in this kernel"):
         measuring.measure(GPT2Shape(1, 32, 2), TrainingSettings())
 
 
-def test_steps_with_fewer_blocks_than_a_batch_are_no_measurement_of_it(tiny_settings, processor):
+def test_steps_with_fewer_blocks_than_a_batch_are_not_measured(tiny_settings, processor):
     run = fine_tune(tiny_settings.model_copy(update={"gradient_accumulation_steps": 64, "num_train_epochs": 3}))
     assert run.facts["step_seconds"] > 0
     assert find_calibration(processor) is None
 
 
-def test_a_finished_run_adds_its_own(tiny_run, processor):
+def test_a_finished_run_adds_its_own_measurement(tiny_run, processor):
     found, _ = find_calibration(processor)
     assert found.measurements[-1].step_seconds == tiny_run.facts["step_seconds"]
     assert found.measurements[-1].peak_bytes == tiny_run.facts["peak_bytes"]

@@ -15,7 +15,7 @@ def test_progress_is_one_line():
 
 
 @pytest.mark.parametrize(("is_exact", "should_log", "waits"), [(False, False, 0), (False, True, 1), (True, False, 1)])
-def test_a_step_before_a_row_of_the_log_lasts_until_the_card_is_done(monkeypatch, is_exact, should_log, waits):
+def test_a_step_before_a_log_row_waits_for_the_gpu(monkeypatch, is_exact, should_log, waits):
     waited = []
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: waited.append(1))
     timer, on_a_card = StepTimer(is_exact=is_exact), SimpleNamespace(device=torch.device("cuda"))
@@ -24,7 +24,7 @@ def test_a_step_before_a_row_of_the_log_lasts_until_the_card_is_done(monkeypatch
     assert (len(waited), len(timer.seconds)) == (waits, 1)
 
 
-def test_a_resumed_training_follows_its_own_settings_and_folder(tmp_path):
+def test_a_resumed_run_uses_its_own_settings_and_folder(tmp_path):
     (tmp_path / "checkpoints/checkpoint-3").mkdir(parents=True)
     arguments = training_arguments(TrainingSettings(logging_steps=7), tmp_path)
     state = TrainerState(max_steps=9, logging_steps=2, best_global_step=3, best_model_checkpoint="/old/checkpoint-3")

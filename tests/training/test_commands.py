@@ -2,7 +2,7 @@ from helpers.training import fine_tuning as training
 from tests.command_line import call
 
 
-def test_a_training_that_broke_is_one_sentence_and_exit_code_1(monkeypatch):
+def test_a_broken_training_run_gives_one_sentence_and_exit_code_1(monkeypatch):
     def fail(*_, **__):
         raise training.TrainingBrokenError("the loss is exactly 0")
 
@@ -17,7 +17,7 @@ def test_train_prints_the_finished_run(monkeypatch):
     assert (result.exit_code, result.output) == (0, "mine 2.0\n")
 
 
-def test_of_many_training_processes_one_speaks(monkeypatch):
+def test_only_the_first_of_several_training_processes_prints(monkeypatch):
     monkeypatch.setattr(training, "fine_tune", lambda settings, progress: settings.run)
     monkeypatch.setenv("RANK", "1")
     assert call("train").output == ""

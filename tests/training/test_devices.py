@@ -16,24 +16,24 @@ from helpers.training.plan import plan_run
 
 
 @pytest.mark.parametrize("card", CARDS, ids=lambda card: card.name)
-def test_every_card_is_found_as_people_and_the_driver_write_it(card):
+def test_every_card_is_found_in_the_spelling_of_people_and_of_the_driver(card):
     for name in (card.name, card.name.lower(), f"NVIDIA GeForce {card.name}", card.name.replace(" ", "")):
         assert find_card(name) is card
 
 
-def test_the_driver_says_laptop_gpu():
+def test_the_drivers_name_of_a_laptop_gpu_is_found():
     assert find_card("NVIDIA GeForce RTX 4070 Laptop GPU").total_bytes == 8 * GIB
 
 
 @pytest.mark.parametrize(
     ("name", "nearest"), [("RTX 3060", "there are RTX 3060 12 GB, RTX 3060 Ti."), ("T44", "did you mean 'T4'?")]
 )
-def test_an_unknown_card_is_one_sentence_with_those_of_its_number_or_the_nearest(name, nearest):
+def test_an_unknown_card_gets_those_with_its_number_or_the_nearest(name, nearest):
     with pytest.raises(SettingsError, match=re.escape(nearest)):
         find_card(name)
 
 
-def test_a_card_unlike_any_gets_the_list():
+def test_a_card_unlike_any_other_gets_the_whole_list():
     with pytest.raises(SettingsError, match=r"there are A100, .*, RTX 4070 Ti, .*, T4, processor\."):
         find_card("qqq")
 
@@ -48,7 +48,7 @@ def test_a_card_without_bf16_takes_fp16_and_only_imitates_bf16():
     assert t4.tflops("bf16") == t4.tflops("no") < t4.tflops("fp16")
 
 
-def test_a_card_that_the_driver_does_not_describe_is_as_torch_sees_it(monkeypatch):
+def test_a_card_that_the_driver_does_not_describe_is_read_from_torch(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(devices, "card_of_this_machine", lambda: None)
     seen = SimpleNamespace(name="AMD Radeon RX 7900 XTX", total_memory=24 * GIB, major=11, minor=0)
@@ -60,7 +60,7 @@ def test_a_card_that_the_driver_does_not_describe_is_as_torch_sees_it(monkeypatc
     assert this_device().half_tflops == find_card("RTX 4070 Ti").half_tflops
 
 
-def test_the_processor_beside_a_card_has_its_own_number_formats(monkeypatch):
+def test_the_processor_next_to_a_card_has_its_own_number_formats(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 9))
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
@@ -68,7 +68,7 @@ def test_the_processor_beside_a_card_has_its_own_number_formats(monkeypatch):
     assert devices.this_processor.__wrapped__().precision() == "no"
 
 
-def test_a_container_leaves_a_processor_the_memory_of_its_limit(monkeypatch):
+def test_the_limit_of_a_container_is_the_memory_of_its_processor(monkeypatch):
     monkeypatch.setattr(devices, "_product_tflops", lambda dtype: 0.1)
     monkeypatch.setattr(devices, "read_memory", lambda: Memory(total_bytes=4 * GIB, available_bytes=GIB))
     assert devices.this_processor.__wrapped__().usable_bytes == 3 * GIB
@@ -84,7 +84,7 @@ def test_the_peak_counts_from_the_last_reset():
 
 
 @pytest.mark.skipif(sys.platform != "linux" or torch.cuda.is_available(), reason="as Linux counts resident memory")
-def test_the_peak_is_not_that_of_the_process_which_started_this_one():
+def test_the_peak_does_not_include_that_of_the_parent_process():
     held = torch.ones(2**28)  # float32, 1 GiB
     source = "from helpers.training.devices import *; reset_peak(); print(peak_bytes())"
     child = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True)

@@ -85,7 +85,7 @@ def test_the_pocket_model_gives_its_stock_loss_and_gradients():
 
 
 @pytest.mark.parametrize("chunk_tokens", [1, 7, 51, 4096])
-def test_the_size_of_a_chunk_changes_nothing(model, chunk_tokens):
+def test_the_chunk_size_does_not_change_loss_or_gradients(model, chunk_tokens):
     ids, labels = batch((3, 17), padded=True)
     stock = loss_and_gradients(model, input_ids=ids, labels=labels)
     use_chunked_loss(model, chunk_tokens=chunk_tokens)
@@ -130,7 +130,7 @@ def test_under_bf16_autocast_the_loss_is_close_to_the_stock_one(model):
     assert torch.nn.functional.cosine_similarity(ours[1], stock[1], dim=0) > 0.999
 
 
-def test_in_half_precision_the_products_of_the_head_have_sizes_that_a_cards_fast_kernels_take():
+def test_in_half_precision_the_matrix_sizes_of_the_head_suit_fast_gpu_kernels():
     sizes = []
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
@@ -211,7 +211,7 @@ def query_key_value(n_tokens):
 
 
 @pytest.mark.parametrize("n_tokens", [2, 127, 128, 129, 300])
-def test_attention_in_parts_equals_the_kernels(n_tokens):
+def test_attention_in_parts_matches_the_kernel(n_tokens):
     query, key, value = query_key_value(n_tokens)
     kernel = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
     ours = attention_in_parts(query, key, value)
@@ -244,7 +244,7 @@ def test_dropout_in_parts_drops_a_share_and_keeps_the_mean():
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("n_tokens", "is_trained"), [(33, True), (33, False), (768, True)])
-def test_on_a_cpu_the_kernel_has_float32_without_dropout_in_long_blocks_and_forward_passes(
+def test_the_cpu_kernel_is_used_for_float32_without_dropout_in_long_or_forward_passes(
     dropout, dtype, n_tokens, is_trained, monkeypatch
 ):
     calls = []
@@ -285,7 +285,7 @@ def test_the_model_is_restored_after_the_block(model):
     assert "forward" not in vars(model)
 
 
-def test_a_model_that_was_changed_before_the_block_is_as_changed_after_it(model):
+def test_a_model_that_was_changed_before_the_block_keeps_its_changes(model):
     ids, _ = batch((2, 17), padded=False)
     with equal_results_less_work(model):
         with equal_results_less_work(model):

@@ -27,7 +27,7 @@ def choose(*, seconds_per_step, **values):
     [{}, GPT2, {"from_scratch": True, "n_layer": 12}],
     ids=["the pocket model", "GPT-2 on a card", "a model from scratch"],
 )
-def test_a_model_that_is_fast_is_the_one_that_is_trained(values):
+def test_a_fast_model_is_trained_itself(values):
     settings, experiment, why = choose(seconds_per_step=0.5, **values)
     assert experiment == settings
     assert why == "The experiments below train your model on your text."
@@ -38,7 +38,7 @@ def test_a_model_that_is_fast_is_the_one_that_is_trained(values):
     [GPT2, GPT2 | {"streaming": True, "max_tokens": 10**9}, {"from_scratch": True, "n_layer": 12}],
     ids=["GPT-2 on a processor", "the same from a stream", "a model from scratch"],
 )
-def test_where_experiments_would_take_long_the_pocket_model_stands_in_on_the_readers_text(values):
+def test_slow_experiments_train_the_pocket_model_on_the_readers_text_instead(values):
     settings, experiment, why = choose(seconds_per_step=60, seed=7, text_column="body", **values)
     assert why.startswith("At the speed of your run the experiments below would take 1 h 04 min: ")
     assert why.endswith("the pocket model is trained instead, on the beginning of your text.")
@@ -46,7 +46,7 @@ def test_where_experiments_would_take_long_the_pocket_model_stands_in_on_the_rea
     assert (experiment.run, experiment.max_tokens) == ("mine-experiment", 200_000)
 
 
-def test_the_experiment_of_a_run_with_the_longest_name_has_a_name_too():
+def test_the_experiment_of_a_run_with_the_longest_name_has_a_valid_name():
     settings = TrainingSettings(run="r" * 64, lora_r=8)
     experiment, _ = choose_experiment(settings, FinishedRun(settings.run, Path("r"), [], {"seconds": 1, "steps": 1}))
     assert experiment.run == "r" * 53 + "-experiment"
@@ -56,7 +56,7 @@ def test_the_experiment_of_a_run_with_the_longest_name_has_a_name_too():
 
 
 @pytest.mark.parametrize("values", [{"lora_r": 8}, {"optim": "adafactor"}, {"lora_r": 8, "block_size": 64}])
-def test_what_needs_another_loop_is_not_taught_with_this_one(values):
+def test_adapters_and_other_optimizers_are_left_out_of_experiments(values):
     settings, experiment, why = choose(seconds_per_step=0.1, **values)
     assert why.startswith("Adapters and other optimizers need a different training loop: ")
     assert (experiment.lora_r, experiment.optim) == (0, "adamw_torch_fused")
@@ -68,7 +68,7 @@ def test_a_slow_machine_still_trains_the_pocket_model_itself():
     assert experiment == settings
 
 
-def test_of_a_stream_the_beginning_is_read_from_the_disk():
+def test_experiments_on_a_stream_train_on_its_stored_beginning():
     _, experiment, why = choose(seconds_per_step=0.1, **GPT2, streaming=True, max_tokens=10**9)
     assert (experiment.run, experiment.streaming, experiment.max_tokens) == ("mine-experiment", False, 2_000_000)
     assert experiment.model_name_or_path == GPT2["model_name_or_path"]

@@ -75,7 +75,7 @@ def test_an_interrupted_run_ends_with_the_weights_and_history_of_an_uninterrupte
     assert resumed.history == tiny_run.history
 
 
-def test_a_run_whose_measurements_cannot_be_kept_is_finished_all_the_same(tiny_settings, runs):
+def test_a_run_whose_measurements_cannot_be_stored_is_still_finished(tiny_settings, runs):
     runs.mkdir()
     (runs / ".calibrations").touch()  # as a folder that belongs to somebody else
     with pytest.raises(FileExistsError):
@@ -99,7 +99,7 @@ def test_a_model_that_is_gone_or_cut_short_is_made_again_from_the_last_checkpoin
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows moves no folder in which a file is open")
-def test_a_run_that_is_renamed_while_it_trains_says_so_and_goes_on_under_its_new_name(tiny_settings, tiny_run, runs):
+def test_a_run_renamed_during_training_stops_and_resumes_under_its_new_name(tiny_settings, tiny_run, runs):
     def rename(history, progress):
         if (runs / "moving").exists() and last_complete_checkpoint(runs / "moving/checkpoints"):
             (runs / "moving").rename(runs / "moved")
@@ -113,7 +113,7 @@ def test_a_run_that_is_renamed_while_it_trains_says_so_and_goes_on_under_its_new
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows deletes no folder in which a file is open")
 @pytest.mark.parametrize("is_locked", [True, False])
-def test_a_run_whose_folder_is_deleted_writes_nothing_into_a_new_one_of_its_name(tiny_settings, runs, is_locked):
+def test_a_run_whose_folder_is_deleted_writes_nothing_into_a_new_folder_of_its_name(tiny_settings, runs, is_locked):
     def start_another(history, progress):
         if (runs / "tiny/another").exists():
             return
@@ -152,28 +152,28 @@ def test_gradient_checkpointing_trains_the_same_model(tiny_run, tiny_settings):
         torch.testing.assert_close(weights(other.model_folder)[name], value, atol=1e-5, rtol=1e-4)
 
 
-def test_the_saved_model_is_stock_and_loads_with_nothing_of_ours(tiny_run, monkeypatch):
+def test_the_saved_model_is_stock_and_loads_without_this_package(tiny_run, monkeypatch):
     monkeypatch.setitem(sys.modules, "helpers", None)  # it cannot be imported
     speak = pipeline("text-generation", model=str(tiny_run.model_folder))
     assert type(speak.model) is GPT2LMHeadModel
     assert speak("The fox", max_new_tokens=5, do_sample=False)[0]["generated_text"].startswith("The fox")
 
 
-def test_the_saved_configuration_is_as_it_came(tiny_run, tiny_model):
+def test_the_saved_configuration_is_unchanged(tiny_run, tiny_model):
     before, after = (json.loads((folder / "config.json").read_text()) for folder in (tiny_model, tiny_run.model_folder))
     assert after == before
 
 
-def test_a_setting_without_effect_is_said_when_a_training_starts(tiny_settings):
+def test_a_setting_without_effect_gives_a_warning_when_training_starts(tiny_settings):
     with pytest.warns(UserWarning, match="lora_alpha = 64 has no effect with lora_r = 0"):
         fine_tune(tiny_settings.model_copy(update={"run": "idle", "lora_alpha": 64}))
 
 
-def test_a_notebook_can_open_a_run_that_exists(tiny_run):
+def test_open_or_train_opens_an_existing_run(tiny_run):
     assert open_or_train("tiny") == tiny_run
 
 
-def test_a_run_that_is_not_there_is_trained_with_the_defaults_and_another_name_is_suggested(tiny_run, monkeypatch):
+def test_open_or_train_trains_a_missing_run_with_the_defaults_and_suggests_a_name(tiny_run, monkeypatch):
     monkeypatch.setattr(training, "fine_tune", lambda settings: settings)
     with pytest.warns(UserWarning, match=r"no run 'tny' in .*; did you mean 'tiny'\? It is trained now"):
         assert open_or_train("tny") == TrainingSettings(run="tny")
@@ -195,7 +195,7 @@ def test_labels_are_the_tokens_themselves_with_the_end_of_text(tiny_settings):
         (math.nan, SettingsError, "The model is broken: its weights transformer.wte.weight hold values"),
     ],
 )
-def test_a_model_that_gives_no_loss_is_refused_or_stops_the_run(
+def test_a_model_without_a_finite_loss_is_refused_or_stops_the_run(
     tiny_model, tiny_settings, tmp_path, weight, error, words
 ):
     spoilt = load_model(str(tiny_model))
@@ -224,7 +224,7 @@ def test_a_refused_run_leaves_no_folder(tiny_settings, runs, monkeypatch, change
     assert not list(runs.iterdir())
 
 
-def test_a_row_is_written_at_each_checkpoint_so_that_no_loss_is_lost_to_a_resume(tiny_settings):
+def test_a_history_row_at_each_checkpoint_keeps_all_losses_across_a_resume(tiny_settings):
     rare = {"logging_steps": 5, "save_steps": 3, "eval_steps": 100}
     unbroken = fine_tune(tiny_settings.model_copy(update=rare | {"run": "unbroken"}))
     steps = [row["step"] for row in unbroken.history if "loss" in row]
@@ -234,7 +234,7 @@ def test_a_row_is_written_at_each_checkpoint_so_that_no_loss_is_lost_to_a_resume
     assert fine_tune(cut).history == unbroken.history
 
 
-def test_weights_that_are_not_finite_are_not_saved_even_where_no_row_is_due(tiny_settings, monkeypatch):
+def test_non_finite_weights_are_not_saved_even_if_no_row_is_due(tiny_settings, monkeypatch):
     rare = tiny_settings.model_copy(update={"logging_steps": 1000, "save_steps": 4, "eval_steps": 1000})
 
     class Spoil(TrainerCallback):
@@ -257,7 +257,7 @@ def test_weights_that_are_not_finite_are_not_saved_even_where_no_row_is_due(tiny
         {"num_train_epochs": 30.0, "learning_rate": 0.1, "early_stopping_patience": 2, "eval_steps": 2},
     ],
 )
-def test_a_run_killed_after_its_last_checkpoint_is_finished_without_a_further_step(tiny_settings, changes):
+def test_a_run_killed_after_its_last_checkpoint_is_finished_without_another_step(tiny_settings, changes):
     settings = tiny_settings.model_copy(update=changes)
     unbroken = fine_tune(settings)
     expected = weights(unbroken.model_folder)
@@ -275,7 +275,7 @@ def test_the_progress_bar_shows_loss_speed_and_memory(tiny_settings, capsys):
     assert re.search(r"12/12 .*loss \d\.\d{3}, [\d,]+ tokens/s, [\d,]+ MiB", capsys.readouterr().err)
 
 
-def test_an_error_begins_on_a_line_of_its_own_below_the_progress_bar(tiny_settings, monkeypatch, capsys):
+def test_an_error_starts_on_a_new_line_below_the_progress_bar(tiny_settings, monkeypatch, capsys):
     left = [10**12, 1000]  # room to begin, and none for a checkpoint
     monkeypatch.setattr("helpers.training.guards.free_bytes", lambda folder: left.pop(0))
     with pytest.raises(TrainingBrokenError) as kept:  # as long as it is kept, so is the bar
@@ -316,7 +316,7 @@ def test_a_batch_that_does_not_fit_into_memory_is_halved_and_trains_the_same_mod
     ],
     ids=["a processor under Windows", "the driver", "cuBLAS"],
 )
-def test_a_model_that_does_not_fit_at_all_says_so(tiny_settings, monkeypatch, message):
+def test_a_model_that_does_not_fit_at_all_is_reported(tiny_settings, monkeypatch, message):
     too_small_for(0, monkeypatch, message=message)
     with (
         pytest.warns(UserWarning, match="Out of memory"),
@@ -374,7 +374,7 @@ def test_killed_at_any_moment_the_same_call_ends_with_the_same_weights_and_histo
 
 
 @pytest.mark.filterwarnings("ignore:.*is skipped")  # a checkpoint that the kill cut short
-def test_a_streamed_run_that_is_killed_ends_with_the_same_weights_to_the_bit(tiny_settings, runs, tmp_path):
+def test_a_killed_streamed_run_ends_with_bit_identical_weights(tiny_settings, runs, tmp_path):
     shards = tmp_path / "shards"
     shards.mkdir()
     for shard in range(3):
@@ -402,7 +402,7 @@ def test_a_streamed_run_that_is_killed_ends_with_the_same_weights_to_the_bit(tin
     assert one.history == other.history
 
 
-def test_a_model_that_was_moved_is_the_same_by_its_files(tiny_run, tiny_settings, tiny_model, tmp_path):
+def test_a_moved_model_is_recognised_by_its_files(tiny_run, tiny_settings, tiny_model, tmp_path):
     moved = shutil.copytree(tiny_model, tmp_path / "moved")
     settings = tiny_settings.model_copy(update={"model_name_or_path": str(moved)})
     assert fine_tune(settings).history == tiny_run.history
@@ -478,7 +478,7 @@ def test_a_watcher_gets_each_row_and_the_progress(tiny_settings):
     assert str(last).startswith(f"step {last.max_steps} of {last.max_steps}, ")
 
 
-def test_after_each_validation_the_prompt_is_continued(tiny_settings):
+def test_the_prompt_is_continued_after_each_validation(tiny_settings):
     history = fine_tune(tiny_settings.model_copy(update={"sample_prompt": "The fox"})).history
     samples = {row["step"]: row["sample"] for row in history if "sample" in row}
     assert list(samples) == [row["step"] for row in history if "eval_loss" in row]
@@ -555,7 +555,7 @@ def test_two_processes_wait_while_another_trains_the_run_and_then_open_it(tiny_r
         lock.release()
 
 
-def test_what_is_logged_is_passed_on_to_tensorboard(tiny_settings):
+def test_logged_values_are_sent_to_tensorboard(tiny_settings):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     finished = fine_tune(tiny_settings.model_copy(update={"report_to": "tensorboard"}))

@@ -26,7 +26,7 @@ def test_the_tokens_of_a_run_are_counted_with_the_smaller_last_step_of_an_epoch(
     assert run.facts["tokens"] == 2 * n_blocks * 32
 
 
-def test_a_run_keeps_what_was_predicted_beside_what_was_measured(tiny_run):
+def test_a_run_keeps_its_prediction_next_to_its_measurements(tiny_run):
     shortest, longest = tiny_run.facts["predicted"]["seconds"]
     assert shortest < longest
     steps, run, memory = tiny_run.predicted_and_measured
@@ -55,7 +55,7 @@ def test_the_predicted_time_is_that_of_the_steps_which_were_trained(tiny_setting
     assert run.facts["predicted"]["seconds"] == pytest.approx([900 * share, 1800 * share])
 
 
-def test_opening_a_run_that_is_not_finished_is_an_error():
+def test_opening_an_unfinished_run_is_an_error():
     with pytest.raises(SettingsError, match="There is no finished run 'mine'"):
         open_run("mine")
     assert read_history(run_folder("mine")) == []

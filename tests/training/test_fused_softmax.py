@@ -12,13 +12,13 @@ def asked_afresh():
     fused_softmax._works_on_a_card.cache_clear()
 
 
-def test_a_processor_computes_with_pytorch_even_where_triton_is_installed(monkeypatch):
+def test_a_cpu_uses_pytorch_even_if_triton_is_installed(monkeypatch):
     monkeypatch.setattr(fused_softmax, "has_triton", lambda: True)
     assert not fused_softmax.works_on(torch.device("cpu"))
 
 
 @pytest.mark.parametrize(("system", "missing"), [("Linux", "gcc"), ("Windows", "Python's headers")])
-def test_a_triton_that_fails_is_a_warning_and_pytorch_computes(monkeypatch, system, missing):
+def test_a_failing_triton_gives_a_warning_and_pytorch_is_used(monkeypatch, system, missing):
     def without_gcc(*_):
         raise RuntimeError("Failed to find C compiler")
 
@@ -33,7 +33,7 @@ def test_a_triton_that_fails_is_a_warning_and_pytorch_computes(monkeypatch, syst
     assert len(warned) == 1
 
 
-def test_the_gradient_of_the_head_is_no_view_to_which_autograd_adds_only_in_a_copy():
+def test_the_gradient_of_the_head_is_not_a_view_that_autograd_would_copy():
     hidden, weight = torch.randn(2, 8, 4, requires_grad=True), torch.randn(65, 4, requires_grad=True)
     loss = chunked_loss(hidden, weight, torch.randint(65, (2, 8)), chunk_tokens=4)
     with torch.autocast("cpu", torch.bfloat16):
@@ -44,7 +44,7 @@ def test_the_gradient_of_the_head_is_no_view_to_which_autograd_adds_only_in_a_co
         assert gradient._base is None
 
 
-def test_a_validation_computes_no_gradients(monkeypatch):
+def test_validation_computes_no_gradients(monkeypatch):
     monkeypatch.setattr(autograd_functions, "_add_product", None)
     hidden, weight = torch.randn(1, 8, 4, requires_grad=True), torch.randn(65, 4, requires_grad=True)
     labels = torch.randint(65, (1, 8))
@@ -57,7 +57,7 @@ def test_a_validation_computes_no_gradients(monkeypatch):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU: `make test TORCH=auto` on one")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_the_kernel_gives_what_pytorch_gives(dtype):
+def test_the_kernel_matches_pytorch(dtype):
     assert fused_softmax.works_on(torch.device("cuda"))
     torch.manual_seed(0)
     logits = (3 * torch.randn(6, 50304, device="cuda")).to(dtype)

@@ -12,7 +12,7 @@ from helpers.training.shape import parameters, read_shape
 
 
 @pytest.mark.parametrize(("loss", "words"), [(0.0, "exactly 0"), (math.nan, "Lower learning_rate"), (math.inf, "inf")])
-def test_a_loss_of_a_broken_training_stops_it(tmp_path, loss, words):
+def test_a_broken_loss_stops_the_run(tmp_path, loss, words):
     guard = Guard(4096)
     arguments = training_arguments(TrainingSettings(), tmp_path)
     with pytest.raises(TrainingBrokenError, match=words):
@@ -20,14 +20,14 @@ def test_a_loss_of_a_broken_training_stops_it(tmp_path, loss, words):
     guard.on_log(arguments, TrainerState(), TrainerControl(), logs={"loss": 1.0})
 
 
-def test_a_validation_loss_that_is_not_finite_stops_the_run(tmp_path):
+def test_a_non_finite_validation_loss_stops_the_run(tmp_path):
     arguments = training_arguments(TrainingSettings(), tmp_path)
     with pytest.raises(TrainingBrokenError, match="The validation loss is inf"):
         Guard(4096).on_log(arguments, TrainerState(), TrainerControl(), logs={"eval_loss": math.inf})
 
 
 @pytest.mark.parametrize(("is_saved", "stops"), [(True, True), (False, False)])
-def test_weights_are_read_before_they_are_saved(tmp_path, is_saved, stops):
+def test_weights_are_checked_before_they_are_saved(tmp_path, is_saved, stops):
     arguments, model = training_arguments(TrainingSettings(), tmp_path), torch.nn.Linear(2, 2)
     model.weight.data[1, 1] = math.nan
     frozen = torch.nn.Linear(2, 2).requires_grad_(False)
@@ -39,7 +39,7 @@ def test_weights_are_read_before_they_are_saved(tmp_path, is_saved, stops):
 
 
 @pytest.mark.parametrize(("fp16", "stops"), [(False, True), (True, False)])
-def test_a_gradient_that_is_not_finite_stops_the_run_except_during_loss_scaling(tmp_path, fp16, stops):
+def test_a_non_finite_gradient_stops_the_run_except_during_loss_scaling(tmp_path, fp16, stops):
     guard, arguments = Guard(4096), training_arguments(TrainingSettings(), tmp_path)
     arguments.fp16 = fp16
     with pytest.raises(TrainingBrokenError, match="inf") if stops else nullcontext():
@@ -87,7 +87,7 @@ def test_a_checkpoint_needs_the_disk_space_of_its_optimizer_and_a_model_that_of_
         ("end", 9, True, {"checkpoint", "model"}),
     ],
 )
-def test_there_has_to_be_room_for_what_is_written_next(tmp_path, monkeypatch, moment, step, is_saved, needed):
+def test_the_disk_needs_room_for_what_is_written_next(tmp_path, monkeypatch, moment, step, is_saved, needed):
     settings = TrainingSettings(save_steps=3)
     arguments, state = training_arguments(settings, tmp_path), TrainerState(global_step=step, max_steps=9)
     guard, control = DiskSpaceGuard(read_shape("gpt2"), settings), TrainerControl(should_save=is_saved)

@@ -46,7 +46,7 @@ def run(settings, kept, runs):
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
-def test_a_run_leaves_a_plain_merged_model_and_beside_it_an_adapter_that_peft_loads(run, settings):
+def test_a_run_saves_a_plain_merged_model_and_an_adapter_that_peft_loads(run, settings):
     losses = [row["loss"] for row in run.history if "loss" in row]
     assert losses[-1] < losses[0]
     base = load_model(settings.model_name_or_path)
@@ -129,7 +129,7 @@ def test_checkpointing_gives_the_same_loss_and_gradients(settings):
     torch.testing.assert_close(checkpointed[1], plain[1])
 
 
-def test_frozen_weights_in_half_precision_give_the_same_loss_and_gradients_to_the_last_bit(settings):
+def test_frozen_weights_in_half_precision_give_bit_identical_loss_and_gradients(settings):
     in_float32 = loss_and_gradients(settings, dtype=torch.bfloat16)
     in_half = loss_and_gradients(settings, half=torch.bfloat16, dtype=torch.bfloat16)
     assert in_half[0] == in_float32[0]
@@ -147,7 +147,7 @@ def test_in_half_precision_it_trains_samples_and_merges_into_float32(settings):
     assert math.isfinite(run.eval_loss)
 
 
-def test_the_measured_peak_is_that_of_the_training_and_not_of_merging(settings, monkeypatch):
+def test_the_measured_peak_does_not_include_merging(settings, monkeypatch):
     merges, merge = [], fine_tuning.merge_adapter
     monkeypatch.setattr(fine_tuning, "merge_adapter", lambda *both: merges.append(both) or merge(*both))
     monkeypatch.setattr(finished_run, "peak_bytes", lambda: 1 + len(merges))
@@ -155,12 +155,12 @@ def test_the_measured_peak_is_that_of_the_training_and_not_of_merging(settings, 
     assert len(merges) == 1
 
 
-def test_lora_without_a_base_is_one_sentence():
+def test_lora_without_a_pretrained_model_is_refused():
     with pytest.raises(SettingsError, match=r"^lora_r = 8 freezes a pretrained model, .*: set lora_r = 0, or [^.]*\.$"):
         TrainingSettings(lora_r=8, from_scratch=True)
 
 
-def test_the_adapter_that_notebook_03_writes_by_hand_is_the_one_of_peft(settings):
+def test_the_handwritten_adapter_of_notebook_03_matches_peft(settings):
     cells = json.loads((NOTEBOOKS / "03_fine_tuning.ipynb").read_text(encoding="utf-8"))["cells"]
     names = {"math": math, "torch": torch}
     exec(next("".join(cell["source"]) for cell in cells if cell["id"] == "03-lora-01"), names)

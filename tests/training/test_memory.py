@@ -96,26 +96,26 @@ MEASURED_COMPILED = {8: 4812, 16: 7445, 32: 12856, 64: 23576}  # GPT-2 without d
 
 
 @pytest.mark.parametrize("name", MEASURED)
-def test_the_prediction_is_within_2_percent_of_what_a_card_took(name):
+def test_the_prediction_is_within_2_percent_of_the_peak_measured_on_a_gpu(name):
     shape, taken = read_shape(name), [mib for _, mib in MEASURED[name]]
     asked = [settings(**values, sample_prompt="") for values, _ in MEASURED[name]]
     assert [predict(shape, each, fused_softmax=True).total_bytes / MIB for each in asked] == pytest.approx(taken, 0.02)
 
 
-def test_the_prediction_of_a_compiled_model_is_within_2_percent_of_what_a_card_took():
+def test_the_prediction_of_a_compiled_model_is_within_2_percent_of_the_measured_peak():
     shape = GPT2._replace(resid_pdrop=0.0, embd_pdrop=0.0)
     for batch, mib in MEASURED_COMPILED.items():
         memory = predict(shape, settings(batch, 1024, sample_prompt=""), fused_softmax=True, compiled=True)
         assert memory.total_bytes / MIB == pytest.approx(mib, 0.02), batch
 
 
-def test_a_validation_takes_less_than_the_training_step():
+def test_validation_takes_less_memory_than_a_training_step():
     asked = settings(1, 32)
     traced = memory_trace.peak_bytes(config_of(WIDE), asked, of="validation")
     assert traced < predict(WIDE, asked).tensor_bytes
 
 
-def test_a_sample_after_a_long_prompt_takes_more_than_a_step_of_short_blocks():
+def test_a_sample_after_a_long_prompt_takes_more_memory_than_a_step_of_short_blocks():
     asked = settings(batch=1, block=32, lora_r=8)
     assert predict(GPT2, asked).moment == "the loss"
     long = predict(GPT2, asked.model_copy(update={"sample_prompt": "x" * 984}))
@@ -123,13 +123,13 @@ def test_a_sample_after_a_long_prompt_takes_more_than_a_step_of_short_blocks():
     assert long.activations >= 2 * 12 * 1024 * 768 * 2, "keys and values of 1,024 tokens in all layers, as halves"
 
 
-def test_a_prompt_in_a_script_without_tokens_of_its_own_has_one_per_byte(tokenizer):
+def test_a_prompt_in_a_script_without_its_own_tokens_counts_one_token_per_byte(tokenizer):
     asked = settings(sample_prompt="\u8a9e" * 300)
     step = _Step(GPT2, asked, True, False, 1, False, False)
     assert step.sample_tokens >= len(tokenizer.encode(asked.sample_prompt)) + 40 > 340
 
 
-def test_a_compiled_model_hands_over_all_gradients_at_once_beside_those_of_earlier_passes():
+def test_a_compiled_model_returns_all_gradients_at_once_next_to_the_accumulated_ones():
     short = settings(batch=1, block=32, accumulation=2)
     eager, compiled = (predict(GPT2, short, compiled=compiled) for compiled in (False, True))
     n, embedding = parameters(GPT2), 50257 * 768
@@ -138,7 +138,7 @@ def test_a_compiled_model_hands_over_all_gradients_at_once_beside_those_of_earli
 
 
 @pytest.mark.parametrize("block", [8, 128, 384, 768])
-def test_on_a_processor_attention_in_parts_keeps_the_weights_of_each_part(block):
+def test_on_a_cpu_attention_in_parts_keeps_the_weights_of_each_part(block):
     def kept(*, attn_pdrop, on_processor):
         asked = settings(3, block, "no", attn_pdrop=attn_pdrop)
         return _Step(GPT2._replace(resid_pdrop=0.0), asked, False, on_processor, 1, False, False).block
@@ -160,7 +160,7 @@ def config_of(shape):
 
 
 @pytest.mark.parametrize("shape", [GPT2, WIDE, POCKET_SHAPE])
-def test_what_adafactor_keeps_is_what_it_has_after_a_step(shape):
+def test_the_state_size_of_adafactor_matches_a_hand_calculation(shape):
     with torch.device("meta"):
         sizes = [parameter.shape for parameter in GPT2LMHeadModel(config_of(shape)).parameters()]
     by_hand = sum(size[0] + size[1] if len(size) == 2 else size[0] for size in sizes)
@@ -203,7 +203,7 @@ def test_checkpointing_and_half_precision_each_take_less_memory():
     assert plain < predict(GPT2, settings(8, 1024, "no")).total_bytes
 
 
-def test_the_parts_that_do_not_depend_on_the_batch_by_hand():
+def test_the_parts_of_a_prediction_match_a_hand_calculation():
     memory = predict(GPT2, settings(8, 1024, "no", accumulation=2))
     n = 124_439_808
     gradients = 4 * n + 4 * 50257 * 768  # of the first pass, and the head's of the second
@@ -240,6 +240,6 @@ def test_the_predicted_peak_of_scoring_is_within_1_percent_of_a_trace(shape, bat
     assert scoring_bytes(shape, per_device_eval_batch_size=batch) == pytest.approx(traced, rel=0.01)
 
 
-def test_the_keys_and_values_of_samples_count_where_scoring_takes_less():
+def test_the_keys_and_values_of_samples_count_if_scoring_takes_less():
     shape = GPT2Shape(48, 256, 4, vocab_size=1000)
     assert evaluation_bytes(shape) - 4 * parameters(shape) == pytest.approx(1.01 * 480 * MIB + 80 * MIB, rel=0.001)

@@ -36,7 +36,7 @@ def test_the_card_says_that_an_adapter_was_merged():
     assert "LoRA adapter" not in card_text(TrainingSettings(), FACTS)
 
 
-def test_the_metadata_are_the_hubs_own():
+def test_the_metadata_follow_the_format_of_the_hub():
     settings = TrainingSettings(model_name_or_path="openai-community/gpt2", source="Salesforce/wikitext")
     data = loaded(settings).data.to_dict()
     assert data == {
@@ -48,7 +48,7 @@ def test_the_metadata_are_the_hubs_own():
     }
 
 
-def test_what_the_hub_does_not_have_is_not_in_the_metadata():
+def test_models_and_texts_outside_the_hub_are_not_in_the_metadata():
     data = loaded(TrainingSettings()).data.to_dict()
     assert "base_model" not in data
     assert "datasets" not in data
@@ -81,7 +81,7 @@ def test_the_bits_saved_are_the_difference_of_the_two_values_shown(tiny_run):
     assert "Bits per byte saved: -1.204" in text
 
 
-def test_writing_again_changes_nothing_and_leaves_nothing_beside(tiny_run):
+def test_writing_again_changes_nothing_and_leaves_no_other_file(tiny_run):
     path = tiny_run.model_folder / "README.md"
     before = path.read_text(encoding="utf-8")
     assert write_model_card("tiny") == path
@@ -93,12 +93,12 @@ def test_a_run_without_a_model_has_no_card():
     assert write_model_card("mine") is None
 
 
-def test_no_copied_word_is_a_0_and_what_was_not_measured_is_empty():
+def test_no_copied_words_are_shown_as_0_and_unmeasured_values_as_empty():
     copying = {"rows": [{"text": "samples", "longest_words": 0, "novel_8": None}]}
     assert "| samples | 0 |  |" in card_text(TrainingSettings(), FACTS, {"copying": copying})
 
 
-def test_no_sample_breaks_out_of_its_block(tiny_run):
+def test_a_sample_cannot_break_out_of_its_code_block(tiny_run):
     sample = {"decoding": "greedy", "sample": "````\n# Not a heading\n---"}
     record.write_section("tiny", "speech", {"settings": {"seed": 1}, "decodings": [sample]})
     text = (tiny_run.model_folder / "README.md").read_text(encoding="utf-8")
@@ -113,7 +113,7 @@ def test_a_value_with_bars_and_line_breaks_stays_in_its_cell():
     "source",
     ["letters/mine.txt", "letters\\mine.txt", "C:/letters/mine.txt", "C:\\letters\\mine.txt", "/gone/mine.txt"],
 )
-def test_a_path_is_cut_whether_it_is_there_or_not_and_whatever_system_wrote_it(source):
+def test_a_path_is_shortened_even_if_missing_or_from_another_system(source):
     settings = TrainingSettings(source=source, model_name_or_path=source.replace("mine.txt", "deep/model"))
     text = card_text(settings, FACTS)
     assert "letters" not in text
@@ -121,7 +121,7 @@ def test_a_path_is_cut_whether_it_is_there_or_not_and_whatever_system_wrote_it(s
     assert not {"datasets", "base_model"} & set(loaded(settings).data.to_dict())
 
 
-def test_a_folder_with_the_form_of_a_hub_id_is_none(tmp_path, monkeypatch):
+def test_a_folder_that_looks_like_a_hub_id_is_not_one(tmp_path, monkeypatch):
     (tmp_path / "letters" / "mine").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     settings = TrainingSettings(source="letters/mine", model_name_or_path="letters/mine")
@@ -129,7 +129,7 @@ def test_a_folder_with_the_form_of_a_hub_id_is_none(tmp_path, monkeypatch):
     assert "letters" not in card_text(settings, FACTS)
 
 
-def test_no_name_and_no_setting_becomes_html_or_a_link():
+def test_names_and_settings_cannot_become_html_or_links():
     evil = "`<img src=x onerror=alert(1)> [x](javascript:alert(2))"
     settings = TrainingSettings(source=f"/x/{evil}.txt", sample_prompt=evil, model_name_or_path=f"/y/{evil}")
     values = {"perplexity": 3.0, "bits_per_byte": 1.0, "word_perplexity": 9.0, "protocol": evil}

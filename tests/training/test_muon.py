@@ -21,7 +21,7 @@ def stepped(tiny_model):
     return model, optimizer
 
 
-def test_the_blocks_matrices_are_muons_and_everything_else_is_adamws(stepped):
+def test_muon_updates_the_matrices_of_blocks_and_adamw_everything_else(stepped):
     model, optimizer = stepped
     muon, adamw = optimizer._parts
     named = {id(weights): name for name, weights in model.named_parameters()}
@@ -32,7 +32,7 @@ def test_the_blocks_matrices_are_muons_and_everything_else_is_adamws(stepped):
     assert {group["weight_decay"] for group in optimizer.param_groups} == {0.01, 0.0}
 
 
-def test_the_bytes_it_keeps_are_those_of_the_plan(stepped):
+def test_its_state_has_the_planned_size(stepped):
     model, optimizer = stepped
     states = [state for part in optimizer._parts for state in part.state.values()]
     kept = sum(v.nbytes for state in states for name, v in state.items() if name != "step")
@@ -40,7 +40,7 @@ def test_the_bytes_it_keeps_are_those_of_the_plan(stepped):
     assert optimizer_bytes(shape, TrainingSettings(optim="muon")) == kept
 
 
-def test_a_step_of_a_matrix_is_as_large_in_every_direction(tiny_model):
+def test_a_step_of_a_matrix_is_equally_large_in_every_direction(tiny_model):
     model = load_model(str(tiny_model))
     weights = model.transformer.h[0].attn.c_proj.weight  # (32, 32)
     before = weights.detach().clone()
@@ -52,7 +52,7 @@ def test_a_step_of_a_matrix_is_as_large_in_every_direction(tiny_model):
     assert (before - weights).square().mean().sqrt().item() == pytest.approx(0.2 * 1e-2, rel=0.25)  # as AdamW's steps
 
 
-def test_an_interrupted_training_goes_on_with_the_same_weights(tiny_settings):
+def test_an_interrupted_run_ends_with_the_same_weights(tiny_settings):
     settings = tiny_settings.model_copy(update={"optim": "muon", "num_train_epochs": 1})
 
     def stop_at_4(history, progress):

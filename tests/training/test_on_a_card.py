@@ -66,7 +66,7 @@ def test_the_engine_gives_the_stock_loss_and_gradients(precision, compiled):
 
 @pytest.mark.gpu
 @needs_a_card
-def test_a_model_is_on_the_card_only_while_it_scores_and_takes_what_is_predicted():
+def test_a_model_is_on_the_gpu_only_while_it_scores_and_stays_within_the_prediction():
     shape = (card.CARD if HAS_CARD else card.DRY).shape
     model = GPT2LMHeadModel(card.config_of(shape)).eval()
     ids = np.zeros((EvaluationSettings().per_device_eval_batch_size, shape.n_positions + 1), np.int64)
@@ -137,7 +137,7 @@ def test_a_batch_that_does_not_fit_into_memory_is_halved(monkeypatch):
 
 @pytest.mark.gpu
 @needs_a_card
-def test_the_doctor_knows_the_card():
+def test_the_doctor_recognises_the_gpu():
     command = [sys.executable, "-m", "helpers", "doctor", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=NOTEBOOKS.parent)
     found = json.loads(done.stdout)
@@ -152,7 +152,7 @@ def test_the_doctor_knows_the_card():
 
 @pytest.mark.gpu
 @needs_a_card
-def test_the_monitor_reads_the_memory_that_a_training_holds():
+def test_the_monitor_reads_the_gpu_memory_in_use():
     held = torch.ones(2**28, dtype=torch.uint8, device=DEVICE)
     seen = sample()
     assert seen.device == ("gpu" if HAS_CARD else "cpu")
@@ -161,7 +161,7 @@ def test_the_monitor_reads_the_memory_that_a_training_holds():
 
 
 @pytest.mark.parametrize("part", card.PARTS)
-def test_a_benchmark_of_a_card_runs_on_a_processor_too(part, tmp_path, monkeypatch):
+def test_every_gpu_benchmark_also_runs_on_a_cpu(part, tmp_path, monkeypatch):
     monkeypatch.setattr(card, "MEMORY", card.MEMORY[::6])
     monkeypatch.setattr(card, "NANOGPT", tmp_path / "not there")
     eager = {name: change for name, change in card.LEVERS.items() if "compile_mode" not in change}

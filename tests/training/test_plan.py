@@ -43,7 +43,7 @@ def test_a_preset_fits_the_card_it_is_for(preset, card):
 
 @pytest.mark.parametrize(("gb", "card"), CARD_OF.items())
 @pytest.mark.parametrize("size", ["medium", "large", "xl"])
-def test_there_is_a_preset_for_each_size_of_model_and_card_with_half_a_gib_to_spare(size, gb, card):
+def test_each_size_of_model_and_card_has_a_preset_with_half_a_gib_to_spare(size, gb, card):
     settings = TrainingSettings.from_preset(f"{size}-{gb}gb")
     assert settings.model_name_or_path == f"openai-community/gpt2-{size}"
     assert settings.block_size * settings.effective_batch_size == 16 * 1024
@@ -58,7 +58,7 @@ def test_the_evaluation_of_a_preset_fits_its_card(preset):
     assert ("evaluation" in dict(plan.rows())) == (preset == "xl-8gb"), "only there it takes more than the training"
 
 
-def test_an_evaluation_that_does_not_fit_is_a_row_of_the_plan():
+def test_an_evaluation_that_does_not_fit_is_shown_in_the_plan():
     settings = TrainingSettings.from_preset("xl-8gb")
     tight = plan_run(settings, card=SMALL._replace(total_bytes=7 * GIB), train_tokens=0)
     assert dict(tight.rows())["evaluation"].startswith("does not fit: notebook 4 measures in float32")
@@ -69,7 +69,7 @@ def test_an_evaluation_that_does_not_fit_is_a_row_of_the_plan():
 TINY_PASSES = gpt2(block_size=32, per_device_train_batch_size=1, gradient_accumulation_steps=2)
 
 
-def test_a_compiled_model_is_planned_for_a_card_and_a_plan_for_a_processor_says_that_it_is_not():
+def test_compiling_is_planned_for_a_gpu_and_a_cpu_plan_says_that_it_does_not_compile():
     always, never = (TINY_PASSES.model_copy(update={"torch_compile": choice}) for choice in ("always", "never"))
     assert plan_run(always, train_tokens=10**4).memory.gradients > plan_run(never, train_tokens=0).memory.gradients
     processor = plan_run(always, card=PROCESSOR, train_tokens=10**4)
@@ -77,7 +77,7 @@ def test_a_compiled_model_is_planned_for_a_card_and_a_plan_for_a_processor_says_
     assert "not compiled" in dict(processor.rows())["compiled"]
 
 
-def test_auto_is_planned_as_compiled_where_the_run_is_long_enough(monkeypatch):
+def test_auto_is_planned_as_compiled_if_the_run_is_long_enough(monkeypatch):
     monkeypatch.setattr("platform.system", lambda: "Linux")
     always, auto = (TINY_PASSES.model_copy(update={"torch_compile": choice}) for choice in ("always", "auto"))
     assert plan_run(auto, train_tokens=10**7).memory == plan_run(always, train_tokens=10**7).memory
@@ -98,7 +98,7 @@ def test_the_largest_batch_fits_and_one_more_does_not(card, model):
 
 
 @pytest.mark.parametrize("passes", [1, 4])
-def test_the_largest_batch_is_the_same_whether_passes_are_accumulated_or_not(passes):
+def test_the_largest_batch_does_not_depend_on_gradient_accumulation(passes):
     once = plan_run(gpt2(gradient_accumulation_steps=2)).largest_batch
     assert plan_run(gpt2(gradient_accumulation_steps=passes)).largest_batch == once
 
@@ -114,7 +114,7 @@ def test_a_text_smaller_than_a_pass_or_a_step_is_planned_as_the_pass_it_fills(ba
 
 
 @pytest.mark.parametrize("batch", [28, 32, 48, 97])
-def test_the_settings_named_instead_fit_and_keep_the_effective_batch(batch):
+def test_the_suggested_settings_fit_and_keep_the_effective_batch(batch):
     settings = gpt2(per_device_train_batch_size=batch, gradient_accumulation_steps=2)
     plan = plan_run(settings)
     assert not plan.fits
@@ -125,7 +125,7 @@ def test_the_settings_named_instead_fit_and_keep_the_effective_batch(batch):
     assert f"needs {size_text(-plan.headroom_bytes)} more" in plan.verdict
 
 
-def test_a_larger_pass_is_suggested_where_the_plan_fits_already():
+def test_a_larger_pass_is_suggested_if_the_plan_already_fits():
     plan = plan_run(gpt2(per_device_train_batch_size=1, gradient_accumulation_steps=32))
     batch = plan.suggested["per_device_train_batch_size"]
     assert (plan.fits, plan.instead, batch > 1) == (True, {}, True)
@@ -133,7 +133,7 @@ def test_a_larger_pass_is_suggested_where_the_plan_fits_already():
     assert not plan_run(gpt2(per_device_train_batch_size=2 * batch, gradient_accumulation_steps=16 // batch)).fits
 
 
-def test_checkpointing_is_proposed_where_no_batch_fits_without():
+def test_checkpointing_is_suggested_if_no_batch_fits_without_it():
     tight = SMALL._replace(total_bytes=int(3.8 * GIB))
     plan = plan_run(gpt2(per_device_train_batch_size=4, gradient_accumulation_steps=4), card=tight)
     assert plan.largest_batch == 0
@@ -149,7 +149,7 @@ def test_checkpointing_is_proposed_where_no_batch_fits_without():
         ("gpt2-xl", 2, "and no batch fits: take a smaller model or a larger card"),
     ],
 )
-def test_where_no_batch_fits_the_verdict_says_what_would(model, gib, words):
+def test_if_no_batch_fits_the_verdict_says_what_would(model, gib, words):
     card = SMALL._replace(total_bytes=int((gib + 1) * GIB))
     plan = plan_run(gpt2(model_name_or_path=model), card=card)
     assert (plan.fits, plan.instead, plan.largest_batch) == (False, {}, 0)
@@ -159,13 +159,13 @@ def test_where_no_batch_fits_the_verdict_says_what_would(model, gib, words):
 
 @pytest.mark.parametrize("changes", [{"from_scratch": True}, {"optim": "muon"}, {"optim": "adafactor"}])
 @pytest.mark.parametrize("gib", [4, 6, 8, 12])
-def test_what_fits_instead_is_allowed_together(changes, gib):
+def test_leaner_settings_are_valid_together(changes, gib):
     settings = gpt2(model_name_or_path="gpt2-xl", **changes)
     leaner = plan_run(settings, card=SMALL._replace(total_bytes=gib * GIB)).leaner
     assert TrainingSettings(**settings.model_dump() | leaner) == settings.model_copy(update=leaner)
 
 
-def test_a_shorter_block_is_named_where_it_would_help():
+def test_a_shorter_block_is_suggested_if_it_would_help():
     settings = gpt2(lora_r=8, per_device_train_batch_size=1)
     card = SMALL._replace(total_bytes=int(1.6 * GIB))
     plan = plan_run(settings, card=card)
@@ -180,7 +180,7 @@ def test_an_adapter_writes_small_checkpoints():
     assert lora.disk_bytes < full.disk_bytes / 8
 
 
-def test_a_block_longer_than_the_models_positions_is_one_sentence():
+def test_a_block_longer_than_the_models_positions_is_refused():
     with pytest.raises(
         SettingsError, match=r"^block_size = 512 is longer than the 256 positions of 'pocket': use [^.]*\.$"
     ):
@@ -188,24 +188,24 @@ def test_a_block_longer_than_the_models_positions_is_one_sentence():
 
 
 class TestCounts:
-    def test_steps_by_hand(self):
+    def test_steps_match_a_hand_calculation(self):
         settings = gpt2(per_device_train_batch_size=4, gradient_accumulation_steps=4, num_train_epochs=3)
         plan = plan_run(settings, train_tokens=100 * 1024 + 5)  # 100 blocks, 25 passes, 7 steps an epoch
         assert (plan.passes_per_epoch, plan.steps, plan.tokens_per_step) == (25, 21, 16 * 1024)
 
-    def test_steps_are_those_of_a_real_run(self, tiny_settings):
+    def test_steps_match_a_real_run(self, tiny_settings):
         from helpers.training.fine_tuning import fine_tune
 
         finished = fine_tune(tiny_settings)
         plan = plan_run(tiny_settings)
         assert (plan.steps, plan.tokens_are) == (finished.facts["steps"], "counted")
 
-    def test_time_is_the_operations_divided_by_the_share_of_the_peak_that_is_reached(self):
+    def test_time_is_the_operations_divided_by_the_reached_share_of_the_peak(self):
         plan = plan_run(gpt2(per_device_train_batch_size=16), train_tokens=16 * 1024 * 100)
         work = 16 * 1024 * 100 * operations_per_token(plan.shape, 1024)
         assert plan.epoch_seconds == pytest.approx((work / (0.5 * 80.2e12), work / (0.2 * 80.2e12)))
 
-    def test_a_small_model_takes_as_long_as_launching_its_kernels(self):
+    def test_the_time_of_a_small_model_is_that_of_launching_its_kernels(self):
         plan = plan_run(TrainingSettings(per_device_train_batch_size=8), train_tokens=256 * 80)
         assert plan.epoch_seconds == pytest.approx((10 * 4e-3, 10 * 17.2e-3))
         assert "launch kernels" in str(plan)
@@ -220,7 +220,7 @@ class TestCounts:
         assert "not known" in str(plan)
         assert plan.to_dict()["epoch_seconds"] is None
 
-    def test_an_epoch_takes_as_long_however_little_of_it_is_trained(self):
+    def test_the_time_of_an_epoch_does_not_depend_on_how_much_of_it_is_trained(self):
         settings, how = TrainingSettings(num_train_epochs=0.01), {"card": SMALL, "train_tokens": 10 * 4 * 256}
         for measured in (None, (1.0, 2.0)):
             part, complete = (
@@ -230,7 +230,7 @@ class TestCounts:
             assert part.epoch_seconds == complete.epoch_seconds
             assert part.seconds == pytest.approx([seconds / 10 for seconds in complete.seconds]), "one step of ten"
 
-    def test_disk_is_what_a_run_writes(self, tiny_run):
+    def test_disk_space_matches_what_a_run_writes(self, tiny_run):
         plan = plan_run(TrainingSettings.from_preset("pocket", run="x", model_name_or_path=str(tiny_run.model_folder),
                                                      block_size=32))  # fmt: skip
         checkpoint = max((tiny_run.folder / "checkpoints").glob("checkpoint-*"))
@@ -239,7 +239,7 @@ class TestCounts:
         assert plan.disk_bytes == pytest.approx(3 * written + weights, rel=0.25)  # small files weigh most in a tiny run
 
 
-def test_on_a_processor_time_is_predicted_from_its_measured_speed_and_memory_with_the_process(monkeypatch):
+def test_on_a_cpu_time_uses_its_measured_speed_and_memory_includes_the_process(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     predicted = predict_on_this_machine(
         TrainingSettings(num_train_epochs=2), load_model("pocket").config, train_tokens=100_000
@@ -283,7 +283,7 @@ class TestWhatIsShown:
         assert all(name.replace("_", " ") in bars for name in plan.memory.parts)
         assert str(plan).isascii()
 
-    def test_the_documented_keys_are_the_keys(self):
+    def test_the_documented_keys_match_the_json(self):
         plan = plan_run(gpt2())
         documented = re.findall(r"`(\w+)`", plan.to_dict.__doc__)
         assert set(documented) == set(plan.to_dict())
@@ -295,17 +295,17 @@ def call(*arguments):
 
 
 class TestCommand:
-    def test_a_plan_that_fits_is_exit_code_0(self):
+    def test_a_plan_that_fits_gives_exit_code_0(self):
         result = call("--preset", "rtx-4070-ti", "--gpu", "RTX 4070 Ti")
         assert result.exit_code == 0
         assert result.output.splitlines()[-1].startswith("fits: ")
 
-    def test_a_plan_that_does_not_fit_is_exit_code_1_with_what_does(self):
+    def test_a_plan_that_does_not_fit_gives_exit_code_1_and_one_that_does(self):
         result = call("--preset", "rtx-4070-ti", "--gpu", "4070", "-p", "per_device_train_batch_size", "64")
         assert result.exit_code == 1
         assert "per_device_train_batch_size 16 with gradient_accumulation_steps 8 fits" in result.output
 
-    def test_json_is_the_plan(self):
+    def test_json_contains_the_plan(self):
         result = call("--preset", "8gb", "--gpu", "4070 laptop", "--json")
         expected = plan_run(TrainingSettings.from_preset("8gb"), card=find_card("4070 laptop")).to_dict()
         assert json.loads(result.stdout) == json.loads(json.dumps(expected))
@@ -320,7 +320,7 @@ class TestCommand:
             (["--gpu", "T4", "-p", "block_size", "1024"], "at most 256"),
         ],
     )
-    def test_a_mistake_is_one_sentence_and_exit_code_2(self, arguments, words):
+    def test_a_usage_error_gives_one_sentence_and_exit_code_2(self, arguments, words):
         result = call(*arguments)
         assert (result.exit_code, result.output.count("\n")) == (2, 1)
         assert words in result.output
@@ -332,7 +332,7 @@ class TestCommand:
         assert "No NVIDIA card was found" in result.stderr
 
     @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-    def test_the_plan_is_for_this_machines_card_where_there_is_one(self, monkeypatch, precision):
+    def test_the_plan_is_for_this_machines_card_if_there_is_one(self, monkeypatch, precision):
         card = GraphicsCard("RTX 9999", 10 * GIB, 60.0, 30.0, has_bf16=precision == "bf16")
         monkeypatch.setattr("helpers.training.devices.read_card", lambda: card)
         result = call("--json")
@@ -343,7 +343,7 @@ class TestCommand:
         assert "this machine's card" in result.stderr
 
 
-def test_a_warm_up_longer_than_the_training_is_noted():
+def test_a_warm_up_longer_than_the_run_is_noted():
     plan = plan_run(TrainingSettings(warmup_steps=2000, num_train_epochs=1), train_tokens=8 * 4 * 256)
     assert plan.steps == 8
     assert "warmup_steps = 2000 and the training has 8: the learning rate only climbs to 7e-06 of 0.002" in str(plan)
@@ -355,7 +355,7 @@ def test_a_setting_without_effect_is_noted():
     assert "without effect" not in str(plan_run(TrainingSettings(lora_alpha=64, lora_r=8)))
 
 
-def test_a_share_of_a_single_step_is_that_step_which_has_a_rate_of_0():
+def test_a_warm_up_share_of_a_one_step_run_is_that_step_with_a_rate_of_0():
     plan = plan_run(TrainingSettings(warmup_steps=0.05, num_train_epochs=1), train_tokens=4 * 256)
     assert "warmup_steps = 0.05 and the training has 1: the learning rate only climbs to 0 of 0.002" in str(plan)
     assert TrainingArguments("unused", warmup_steps=0.05, use_cpu=True).get_warmup_steps(1) == 1

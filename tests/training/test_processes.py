@@ -19,7 +19,7 @@ def test_a_single_process_is_the_first_and_keeps_its_answer():
     leave_process_group()
 
 
-def test_a_second_training_of_a_run_warns_and_waits(tmp_path):
+def test_a_second_process_that_trains_a_run_warns_and_waits(tmp_path):
     taken, is_over = threading.Event(), threading.Event()
 
     def work():

@@ -56,7 +56,7 @@ def test_each_validation_but_the_last_is_reported_with_the_share_of_text_read(st
     assert all(0 < share < 1000 * tiny_settings.num_train_epochs for share in reported)
 
 
-def test_a_trial_that_falls_behind_is_stopped(study, monkeypatch, tiny_settings):
+def test_a_trial_that_falls_behind_is_pruned(study, monkeypatch, tiny_settings):
     opened = open_study(study)
     others = dict.fromkeys(range(2001), 1.0)  # wherever it is asked
     for _ in range(4):  # the pruner waits for so many
@@ -69,9 +69,7 @@ def test_a_trial_that_falls_behind_is_stopped(study, monkeypatch, tiny_settings)
     assert frozen.state == optuna.trial.TrialState.RUNNING, "its worker records the end"
 
 
-def test_a_trial_that_was_interrupted_after_its_last_checkpoint_reports_each_loss_once(
-    study, monkeypatch, tiny_settings
-):
+def test_a_restarted_trial_reports_each_loss_once(study, monkeypatch, tiny_settings):
     opened = open_study(study)
     taken(study, opened, monkeypatch)
     settings = settings_of(tiny_settings, 0)

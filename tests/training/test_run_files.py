@@ -17,13 +17,13 @@ def test_a_history_keeps_losses_and_samples_and_nothing_else():
     assert history_rows(log) == [{"step": 1, "loss": 2.0, "grad_norm": 1.0}, {"step": 2, "sample": "The"}]
 
 
-def test_a_history_is_read_as_it_was_written(tmp_path):
+def test_a_history_round_trips(tmp_path):
     rows = [{"step": 1, "loss": 2.0}, {"step": 2, "sample": "línea\nnueva\u2028"}]
     HistoryFile(tmp_path).write(rows)
     assert read_history(tmp_path) == rows
 
 
-def test_a_row_of_a_history_becomes_text_once(tmp_path, monkeypatch):
+def test_each_history_row_is_serialised_once(tmp_path, monkeypatch):
     log, file, made = [], HistoryFile(tmp_path), []
     monkeypatch.setattr(
         "helpers.training.run_files.json.dumps", lambda row: made.append(row) or f'{{"n": {len(made)}}}'
@@ -35,14 +35,14 @@ def test_a_row_of_a_history_becomes_text_once(tmp_path, monkeypatch):
     assert read_history(tmp_path) == [{"n": number} for number in range(1, 6)]
 
 
-def test_a_run_that_has_not_begun_has_no_rows_and_no_validation_loss(tmp_path):
+def test_a_run_that_has_not_started_has_no_rows_and_no_validation_loss(tmp_path):
     assert read_history(tmp_path) == []
     for patience in (0, 1):
         assert kept_eval_loss([{"step": 1, "loss": 2.0}], early_stopping_patience=patience) is None
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "trainer_state.json", "rng_state.pth"])
-def test_a_checkpoint_that_was_cut_short_is_skipped_and_its_damaged_file_named(tiny_run, name):
+def test_a_truncated_checkpoint_is_skipped_and_its_damaged_file_is_named(tiny_run, name):
     folder = tiny_run.folder / "checkpoints"
     newest, older = sorted(folder.iterdir(), key=step_of, reverse=True)
     assert last_complete_checkpoint(folder) == newest
@@ -55,7 +55,7 @@ def test_a_checkpoint_that_was_cut_short_is_skipped_and_its_damaged_file_named(t
         assert last_complete_checkpoint(folder) is None
 
 
-def test_a_checkpoint_of_two_processes_has_a_random_state_of_each(tiny_run):
+def test_a_checkpoint_of_two_processes_needs_the_rng_state_of_each(tiny_run):
     newest, older = sorted((tiny_run.folder / "checkpoints").iterdir(), key=step_of, reverse=True)
     shutil.copy(newest / "rng_state.pth", newest / "rng_state_0.pth")
     (newest / "rng_state.pth").rename(newest / "rng_state_1.pth")

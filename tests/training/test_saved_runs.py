@@ -55,7 +55,7 @@ def test_an_interrupted_run_resumes_to_the_weights_of_the_finished_one():
     assert_weights_of_the_finished_one("stopped")
 
 
-def test_a_finished_run_is_measured_as_it_was():
+def test_a_finished_run_has_the_same_metrics_as_before():
     stored = json.loads((run_folder("finished") / "evaluation.json").read_text(encoding="utf-8"))["test"]
     model, tokenizer = load_tuned("finished")
     again = score(model, tokenizer, open_prepared("finished").documents["test"]["text"], context=32, stride=16)
@@ -63,7 +63,7 @@ def test_a_finished_run_is_measured_as_it_was():
     assert again.n_tokens == stored["tuned"]["n_tokens"]
 
 
-def test_an_interrupted_run_goes_on_renamed_with_its_text_elsewhere_and_other_rows_to_come():
+def test_an_interrupted_run_resumes_when_renamed_with_moved_text_and_other_logging():
     run_folder("stopped").rename(run_folder("renamed"))
     text = Path("text.txt").rename("moved.txt").absolute()
     changes = {"source": str(text), "logging_steps": 2, "save_total_limit": 1}
@@ -75,12 +75,12 @@ def test_an_interrupted_run_goes_on_renamed_with_its_text_elsewhere_and_other_ro
     assert_weights_of_the_finished_one("renamed")
 
 
-def test_an_interrupted_run_whose_text_is_gone_goes_on():
+def test_an_interrupted_run_resumes_without_its_text_file():
     Path("text.txt").unlink()
     assert fine_tune(read_run_settings("stopped")).history[-1]["step"] == 4
 
 
 @pytest.mark.parametrize("change", [{"learning_rate": 0.02}, {"eval_steps": 1}])
-def test_what_changes_the_result_may_not_change(change):
+def test_settings_that_change_the_result_cannot_be_changed(change):
     with pytest.raises(SettingsError, match=f"was started with {next(iter(change))} = .* choose another run name"):
         fine_tune(read_run_settings("stopped").model_copy(update=change))

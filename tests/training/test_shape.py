@@ -20,7 +20,7 @@ def test_parameters_are_those_of_the_model(name):
     assert parameters(shape) == model.num_parameters()
 
 
-def test_operations_are_those_that_nanogpt_counts():
+def test_operations_match_nanogpts_count():
     assert operations_per_token(GPT2, 1024) == pytest.approx(0.855e9, rel=1e-3)
     assert operations_per_token(GPT2, 512) == pytest.approx(0.799e9, rel=1e-3)
 
@@ -52,13 +52,13 @@ class TestReadShape:
             ("{}", "names no model_type"),
         ],
     )
-    def test_a_broken_folder_is_one_sentence(self, tmp_path, written, words):
+    def test_a_broken_config_gives_one_sentence(self, tmp_path, written, words):
         (tmp_path / "config.json").write_text(written)
         with pytest.raises(SettingsError, match=words) as error:
             read_shape(str(tmp_path))
         assert "\n" not in str(error.value)
 
-    def test_an_unknown_model_is_one_sentence_with_what_to_do(self):
+    def test_an_unknown_model_gives_one_sentence_with_what_to_do(self):
         with pytest.raises(SettingsError, match=r"somebody/model.*gpt2-xl.*folder") as error:
             read_shape("somebody/model")
         assert str(error.value).count(". ") == 0

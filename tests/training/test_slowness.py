@@ -33,7 +33,7 @@ def machine(here, *, kind="Windows", free_gib=6.0, slowed_by=(), on_battery=Fals
         (TWICE, {"on_battery": True}, r"runs on its battery, .*: plug in the power supply\."),
     ],
 )
-def test_the_reason_is_one_sentence_with_a_fix_and_explain_knows_it(here, seconds, state, words):
+def test_the_reason_is_one_sentence_with_a_fix_and_explain_recognises_it(here, seconds, state, words):
     reason = slow_reason(seconds, machine(here, **state))
     assert re.search(words, reason)
     explanation = explain([{"step": 30, "warning": reason}])
@@ -46,27 +46,27 @@ def test_steady_steps_and_a_single_slow_one_need_no_reason(here, seconds):
     assert slow_reason(seconds, machine(here, free_gib=0.1, slowed_by=("its temperature",), on_battery=True)) is None
 
 
-def test_what_is_usual_are_the_thousand_steps_before():
+def test_the_usual_time_is_that_of_the_thousand_steps_before():
     assert slowdown([0.1] * 2000 + [1.0] * 1000 + [2.0] * 5) == 2
 
 
-def test_slow_steps_that_nothing_explains_are_left_alone(here):
+def test_slow_steps_without_an_explanation_are_not_reported(here):
     assert slow_reason(THREE_TIMES, machine(here)) is None
 
 
-def test_only_the_driver_of_windows_moves_what_does_not_fit_into_main_memory(here):
+def test_spilling_into_main_memory_is_blamed_only_on_windows_and_wsl2(here):
     full = {"free_gib": 0.1, "slowed_by": ("its temperature",)}
     for kind, words in (("Linux", "slowed by its temperature"), ("WSL2", "99% of the card's memory")):
         assert words in slow_reason(THREE_TIMES, machine(here, kind=kind, **full))
     assert slow_reason(THREE_TIMES, machine(here, kind="Linux", free_gib=0.1)) is None
 
 
-def test_what_cannot_be_read_does_not_stop_the_training(here):
+def test_unreadable_facts_do_not_stop_training(here):
     unread = replace(machine(here), platform=Unread("PermissionError"), power=Unread("OSError"))
     assert slow_reason(THREE_TIMES, unread) is None
 
 
-def test_it_is_said_once_in_the_history_and_in_the_log(here, tmp_path, caplog):
+def test_the_reason_is_written_once_to_the_history_and_the_log(here, tmp_path, caplog):
     looks = []
     watch = SlownessWatch(tmp_path, read=lambda: looks.append(1) or machine(here, on_battery=True))
     state = SimpleNamespace(is_world_process_zero=True, global_step=30, log_history=[{"step": 20, "loss": 2.0}])

@@ -62,7 +62,7 @@ class StopAtStep:
             self.stop.set()
 
 
-def test_a_stop_saves_at_the_next_step_and_the_same_call_ends_with_the_same_weights(settings, unbroken_folder, runs):
+def test_a_stop_saves_at_the_next_step_and_the_same_call_resumes_to_the_same_weights(settings, unbroken_folder, runs):
     for step in (5, 9):
         watcher = StopAtStep(step)
         with pytest.raises(TrainingStoppedError, match=rf"Stopped after step {step + 2} of \d+; a checkpoint is kept"):
@@ -96,7 +96,9 @@ def test_a_stop_needs_space_for_its_checkpoint_and_not_for_a_model(tiny_settings
     ],
     ids=["out of memory", "broken"],
 )
-def test_an_interrupt_is_not_forgotten_and_hides_no_broken_training(tiny_settings, monkeypatch, error, raised):
+def test_an_interrupt_survives_running_out_of_memory_and_does_not_hide_a_broken_run(
+    tiny_settings, monkeypatch, error, raised
+):
     def fail(*_, **__):
         signal.raise_signal(signal.SIGINT)
         raise error
@@ -144,7 +146,7 @@ def test_ctrl_c_saves_and_says_so_and_the_same_command_continues(settings, unbro
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
-def test_the_interrupt_of_a_kernel_saves_and_the_same_cell_continues(settings, unbroken_folder, runs):
+def test_interrupting_the_kernel_saves_and_the_same_cell_continues(settings, unbroken_folder, runs):
     from jupyter_client.manager import start_new_kernel
 
     manager, client = start_new_kernel(kernel_name="python3", cwd=str(NOTEBOOKS.parent))
@@ -177,7 +179,7 @@ def error_of(client):
             return message["content"]["ename"]
 
 
-def test_the_second_interrupt_does_not_wait():
+def test_a_second_interrupt_stops_at_once():
     usual = signal.getsignal(signal.SIGINT)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -191,7 +193,7 @@ def test_the_second_interrupt_does_not_wait():
         signal.signal(signal.SIGINT, usual)
 
 
-def test_a_thread_leaves_interrupts_to_the_main_one():
+def test_a_thread_leaves_interrupts_to_the_main_thread():
     seen = []
 
     def look():
@@ -231,7 +233,7 @@ def test_sigterm_saves_before_it_ends_the_process(asked_to_end, settings, runs):
     assert stopped_at(settings, runs) == 5
 
 
-def test_a_second_sigterm_does_not_wait(asked_to_end):
+def test_a_second_sigterm_stops_at_once(asked_to_end):
     with interrupt_event() as interrupt:
         signal.raise_signal(signal.SIGTERM)
         assert interrupt.number == signal.SIGTERM

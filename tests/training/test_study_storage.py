@@ -15,7 +15,7 @@ from helpers.training.study_storage import open_storage
         "nonsense",
     ],
 )
-def test_the_error_for_a_storage_that_does_not_answer_is_one_sentence_without_the_password(address, tmp_path):
+def test_the_error_for_an_unreachable_storage_is_one_sentence_without_the_password(address, tmp_path):
     with pytest.raises(SettingsError, match="does not answer") as error:
         open_storage(address, tmp_path)
     assert "secret" not in str(error.value)

@@ -1,6 +1,6 @@
-"""What `explain` is tried on: errors the real libraries raise here, messages as printed elsewhere, and what is healthy.
+"""Inputs for `explain`: errors that the real libraries raise here, messages printed elsewhere, and healthy text.
 
-Each entry of REAL and of ORDINARY makes one error happen; each text in WRITTEN is one that a CPU cannot make.
+Each entry of REAL and of ORDINARY causes one error; each text in WRITTEN is one that a CPU cannot cause.
 """
 
 import io
@@ -57,12 +57,12 @@ def call(ids, **options):
 
 
 def child(source, *, limit="", timeout=60):
-    """Return what a Python in a child process prints, its traceback included."""
+    """Return the output of Python in a child process, including its traceback."""
     result = subprocess.run([sys.executable, "-c", limit + source], capture_output=True, text=True, timeout=timeout)
     return result.stdout + result.stderr
 
 
-# What must happen in a process of its own, because it limits the process or starts workers; the limits come last.
+# What needs a separate process, because it limits the process or starts workers; the limits come last.
 _IN_ONE_CHILD = {
     "worker": (
         "from torch.utils.data import DataLoader\n"
@@ -79,7 +79,7 @@ _IN_ONE_CHILD = {
 
 @cache
 def _one_child():
-    """Return what each of these prints; one process for all of them, because importing torch takes most of the time."""
+    """Return the output of each of these, all run in one process because importing torch takes most of the time."""
     with tempfile.TemporaryDirectory() as folder:
         source = (
             "import psutil, resource, signal, sys, torch, traceback\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
@@ -96,7 +96,7 @@ def in_a_child(name):
 
 
 def printed(source):
-    """Return a function that gives what the library logs and warns of."""
+    """Return a function that gives what the library logs and warns about."""
 
     def make(folder):
         stream = io.StringIO()
@@ -140,7 +140,7 @@ def run_cell(source, **options):
 
 NO_TOKENIZER = "from transformers import AutoTokenizer; AutoTokenizer.from_pretrained(str(folder))"
 
-# (row of the reference, what makes it happen: Python source, or a function of an empty folder)
+# (row of the reference, what causes it: Python source, or a function of an empty folder)
 REAL = [
     ("E27" if read_torch_files().cuda else "E1", "torch.zeros(1).cuda()"),
     ("E20", without_packages("import papermill")), ("E22", without_packages("import triton")),
@@ -484,7 +484,7 @@ WRITTEN = [
 
 
 def raised(make, folder):
-    """Return the exception that making a failure raises, or the text it gives."""
+    """Return the exception or the text that causing a failure gives."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -493,11 +493,11 @@ def raised(make, folder):
             import torch
 
             exec(make, globals() | {"torch": torch, "POCKET": POCKET, "folder": folder})
-        except BaseException as error:  # noqa: BLE001 (whatever a library raises is what is looked at)
+        except BaseException as error:  # noqa: BLE001 (whatever a library raises is of interest)
             return error
 
 
-# Python source of errors that anyone makes; none of them is in the table
+# Python source of common errors; none of them is in the table
 ORDINARY = [
     "1 / 0", "[][3]", "{}['text']", "int('x')", "None.shape", "undefined_name", "assert 1 == 2", "'a' + 1",
     "def f(): f()\nf()", "open(folder / 'my.txt')", "open(folder)", "import pandas_of_my_own",
@@ -542,7 +542,7 @@ def _validated():
 
 
 HEALTHY = [
-    log(rows_of([3.9, 3.6, 3.4, 3.3])).replace("1.1", "nan", 1),  # fp16's scaler looks for its scale
+    log(rows_of([3.9, 3.6, 3.4, 3.3])).replace("1.1", "nan", 1),  # fp16's GradScaler searches its scale
     "Epoch\tTraining Loss\tValidation Loss\n1\t3.4\t3.3\n2\t3.1\t3.1\n3\t2.9\t3.0",
     "step 0: train loss 4.28, val loss 4.28\nstep 250: train loss 1.95, val loss 2.06\nstep 500: train loss 1.52, "
     "val loss "
@@ -552,7 +552,7 @@ HEALTHY = [
     "The course runs in WSL2, in a container (docker run --gpus all --ipc=host) and on Windows, with or without a "
     "card.",
     "Install the NVIDIA driver, restart, and check it with nvidia-smi. You need no CUDA toolkit and no compiler.",
-    # errors of the same words that have another reason
+    # errors with the same words and another cause
     "httpx.ReadTimeout: timed out",
     "requests.exceptions.HTTPError: 429 Client Error: Too Many Requests for url: https://example.org/x",
     "requests.exceptions.HTTPError: 404 Client Error: Not Found for url: https://example.org/x",
@@ -562,7 +562,7 @@ HEALTHY = [
     "libcuda.so.1 (libc6,x86-64) => /usr/lib/wsl/lib/libcuda.so.1",
     "ii  libcudnn9-cuda-13 version 9.13.0",
     "ERROR: No matching distribution found for torch-scatter",
-    # what a person writes about failures is no log of one
+    # text about failures is not a log of one
     "# Notes\n\nIf the loss is nan, lower the rate. `CUDA out of memory` means that the batch is too large.",
     "I get CUDA out of memory sometimes.\nWe use docker, and my loss is nan after a while. Did anybody see this?",
     "NCCL INFO NET/Plugin : dlerror=libnccl-net.so: cannot open shared object file: No such file or directory",
@@ -573,10 +573,10 @@ HEALTHY = [
     json.dumps({"log_history": rows_of(FALLING), "vocab_size": 50257}),
     log(_schedule()),
     log(_validated()),
-    log(rows_of([10.83, 9.6, 8.4, 7.6, 7.1, 6.8])),  # from scratch: begins at the guess, and leaves it
+    log(rows_of([10.83, 9.6, 8.4, 7.6, 7.1, 6.8])),  # from scratch: starts at a guess and improves
     log(rows_of([8.31, 8.2, 7.7, 7.1])),
-    log(rows_of([3.12, 3.1, 3.12, 3.11, 3.1, 3.11])),  # slow, not stuck: its gradient is there
-    log(rows_of([0.02, 0.004, 0.0011])),  # by heart on purpose: small, and not 0
+    log(rows_of([3.12, 3.1, 3.12, 3.11, 3.1, 3.11])),  # slow, not stuck: it has a gradient
+    log(rows_of([0.02, 0.004, 0.0011])),  # memorised on purpose: small, and not 0
     log(rows_of(FALLING) + rows_of(FALLING)),  # two runs in one file
     log([*_validated()[:4], {"eval_loss": 3.71, "epoch": 3.0}]),
     log(rows_of([3.0, 9.9, 3.2, 3.1])),  # one bad batch
@@ -585,7 +585,7 @@ HEALTHY = [
     "\n".join(f"{n}/9 [00:0{n}<00:09,  {1.0 + n / 10:.2f}s/it]" for n in range(10)),
     BUSY.format(used=11020, load=98),
     BUSY.format(used=700, load=0).replace("python", "Xorg  "),
-    BUSY.format(used=400, load=3).replace("P2", "P8"),  # a kernel that holds the card and does nothing
+    BUSY.format(used=400, load=3).replace("P2", "P8"),  # a kernel that holds the GPU and does nothing
     "run pocket: 100 steps, 204,800 tokens in 34 s (bf16 on cpu), validation loss 3.412 nats a token (perplexity 30.3)",
     "CPU course mode: everything runs, on the CPU with the pocket model.",
     "Successfully installed torch-2.13.0 transformers-5.23.0 numpy-2.4.6",

@@ -1,4 +1,4 @@
-"""`explain` on a terminal and in a notebook."""
+"""`explain` in a terminal and in a notebook."""
 
 import io
 import sys
@@ -26,7 +26,7 @@ def test_the_command_reads_a_file_and_standard_input(tmp_path):
     assert (report.exit_code, "### Versions" in report.output) == (0, True)
 
 
-def test_at_a_terminal_it_says_that_it_waits(monkeypatch):
+def test_in_a_terminal_it_says_that_it_waits_for_input(monkeypatch):
     monkeypatch.setattr(commands, "sys", SimpleNamespace(stdin=Terminal(b"loss nan at step 3"), exit=sys.exit))
     result = call("explain")
     assert "Paste the error, then press Enter and Ctrl-D" in result.stderr
@@ -57,17 +57,17 @@ class TestMagic:
         assert isinstance(result, Explanation)
         assert result.causes[0].id == "T12"
 
-    def test_it_explains_a_name(self, shell):
+    def test_it_explains_a_named_exception(self, shell):
         shell.run_cell("try:\n    import torch; torch.zeros(1).cuda()\nexcept Exception as e:\n    kept = e")
         assert shell.run_cell("%explain kept").result.causes[0].id in ("E1", "E27")  # a CPU or a CUDA wheel
 
-    def test_a_cell_of_pasted_text_is_explained(self, shell):
+    def test_it_explains_text_pasted_into_a_cell(self, shell):
         assert shell.run_cell("%%explain\niter 3010: loss nan, time 1019.95ms").result.causes[0].id == "T6"
 
     def test_without_an_error_it_says_so(self, shell):
         assert shell.run_cell("%explain").result.headline == "No error has happened in this session yet."
 
-    def test_a_model_that_the_output_history_keeps_is_named(self, shell, monkeypatch):
+    def test_a_model_kept_alive_by_the_output_history_is_named(self, shell, monkeypatch):
         import torch
 
         monkeypatch.setattr(sys.modules["__main__"], "Out", {3: torch.nn.Linear(1, 1)}, raising=False)

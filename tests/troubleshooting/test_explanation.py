@@ -1,4 +1,4 @@
-"""`explain` on errors that really happen, on messages of other machines, and on what is no known failure."""
+"""`explain` on errors that really happen, on messages from other machines, and on text without a known failure."""
 
 import subprocess
 import sys
@@ -22,38 +22,38 @@ def machine():
 
 
 def answer(thing):
-    """Return the id of the likeliest cause, or None."""
+    """Return the id of the most likely cause, or None."""
     causes = explain(thing).causes
     return causes[0].id if causes else None
 
 
 def wrong_answers(pairs):
-    """Return the rows of a table that got another answer; one test over a table costs less than a test for each row."""
+    """Return the wrongly explained rows of a table; one test of a whole table is faster than a test per row."""
     return [(row, got, text[:200]) for row, text in pairs if (got := answer(text)) != row]
 
 
-def test_a_message_is_recognised_in_the_words_of_several_versions_and_systems():
+def test_messages_of_several_versions_and_systems_are_recognised():
     assert wrong_answers(explain_cases.WRITTEN) == []
 
 
-def test_a_small_process_beside_is_not_blamed_for_a_full_card():
+def test_another_small_process_is_not_blamed_for_a_full_card():
     assert answer(explain_cases.oom(other="Process 4711 has 256.00 MiB memory in use. ", own=11.2)) == "T1"
     text = explain_cases.oom(tried=9000, other="Process 4711 has 3.00 GiB memory in use. ", own=8.9)
     assert "E13" not in [one.id for one in explain(text).causes]
 
 
-def test_removing_the_driver_is_suggested_on_wsl2_alone(machine):
+def test_removing_the_driver_is_not_suggested_outside_wsl2(machine):
     for failure in read_failures().values():
         for kind in ("Linux", "Windows", "macOS"):
             assert "purge" not in failure.fix_on(replace(machine, platform=Platform(kind)))
 
 
-def test_what_is_healthy_has_no_cause():
+def test_healthy_logs_have_no_cause():
     assert wrong_answers((None, text) for text in explain_cases.HEALTHY) == []
 
 
 def answers(makers, tmp_path):
-    """Yield what each function really made happen, and the answer to it."""
+    """Yield the error that each function really causes, and the answer to it."""
     for number, make in enumerate(makers):
         (folder := tmp_path / str(number)).mkdir()
         thing = explain_cases.raised(make, folder)
@@ -61,8 +61,8 @@ def answers(makers, tmp_path):
 
 
 @pytest.mark.skipif(WINDOWS, reason="some of them need Linux' limits on a process")
-def test_the_count_of_right_wrong_and_abstained(tmp_path):
-    """Print and assert the count of what really happens here."""
+def test_errors_that_really_happen_are_explained_correctly(tmp_path):
+    """Print and check the counts for errors that really happen here."""
     rows = [row for row, _ in explain_cases.REAL]
     result = list(zip(rows, answers([make for _, make in explain_cases.REAL], tmp_path), strict=True))
     pairs = [(row, got) for row, (_, got) in result]
@@ -77,7 +77,7 @@ def test_the_count_of_right_wrong_and_abstained(tmp_path):
     assert count["right"] >= 60
 
 
-def test_no_ordinary_error_is_diagnosed_as_what_it_is_not(tmp_path):
+def test_ordinary_errors_raise_no_false_alarm(tmp_path):
     result = list(answers(explain_cases.ORDINARY, tmp_path))
     alarms = [(repr(thing), got) for thing, got in result if got]
     n_healthy = len(explain_cases.HEALTHY)
@@ -87,25 +87,25 @@ def test_no_ordinary_error_is_diagnosed_as_what_it_is_not(tmp_path):
     assert len(result) + n_healthy >= 40
 
 
-def test_the_evidence_is_quoted_from_what_was_given():
+def test_the_evidence_is_quoted_from_the_input():
     cause = explain("Traceback (most recent call last):\nRuntimeError: The loss is nan at step 7").causes[0]
     assert cause.evidence == ("RuntimeError: The loss is nan at step 7",)
     assert cause.certainty == "the error says so"
 
 
-def test_a_line_that_two_patterns_find_is_quoted_once_and_whole():
+def test_a_line_matched_by_two_patterns_is_quoted_once_and_completely():
     refused = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to"
     text = f"RuntimeError: {refused} allocate 67108864 bytes. Error code 12 (Cannot allocate memory)"
     assert explain(text).causes[0].evidence == (text,)
 
 
-def test_the_cause_of_a_cause_is_read(tmp_path):
+def test_the_cause_of_a_chained_exception_is_read(tmp_path):
     with pytest.raises(ValueError, match="not read") as caught:
         raise ValueError("the corpus was not read") from explain_cases.raised(explain_cases.NO_TOKENIZER, tmp_path)
     assert answer(caught.value) == "D1"
 
 
-def test_suspicious_code_beside_another_error_is_not_blamed():
+def test_suspicious_code_next_to_another_error_is_not_blamed():
     text = (
         'Traceback (most recent call last):\n  File "a.py", line 3, in <module>\n'
         "    tokenizer.pad_token = tokenizer.eos_token\n"
@@ -114,7 +114,7 @@ def test_suspicious_code_beside_another_error_is_not_blamed():
     assert explain(text).causes == ()
 
 
-def test_a_harmless_warning_beside_an_error_is_only_noted():
+def test_a_harmless_warning_next_to_an_error_is_only_noted():
     text = "`trust_remote_code` is not supported anymore.\nTraceback (most recent call last):\nKeyError: 'text'"
     explanation = explain(text)
     assert explanation.causes == ()
@@ -127,7 +127,7 @@ TRACEBACK = (
 )
 
 
-def test_an_unknown_error_is_answered_with_its_kind_your_own_line_and_two_next_steps():
+def test_an_unknown_error_gives_its_kind_your_own_line_and_two_next_steps():
     explanation = explain(TRACEBACK)
     assert (explanation.kind, explanation.where) == ("a Python traceback", "mine.py, line 7")
     assert len(explanation.next_steps) == 2
@@ -154,25 +154,25 @@ KINDS = [
 ]
 
 
-def test_each_kind_of_text_is_told_apart():
+def test_each_kind_of_text_is_recognised():
     assert [(word, kind) for word, text in KINDS if word not in (kind := explain(text).kind)] == []
     assert "without its traceback" in explain("Error: A run is being trained in this kernel: wait for its end.").kind
     assert "package manager" not in explain("E       assert 1 == 2\nE        +  where 1 = f()").kind
 
 
-def test_the_line_that_decides_is_quoted_where_there_is_no_error():
+def test_the_decisive_line_is_quoted_if_there_is_no_error():
     explanation = explain("starting\nworker 3 could not reach the scheduler\nbye")
     assert explanation.decisive == "worker 3 could not reach the scheduler"
     assert explain("starting\nall is well").verdict == "There is nothing to judge: no error, no log rows."
 
 
-def test_rows_are_told_what_they_do_not_show_if_there_are_enough_of_them():
+def test_causes_are_ruled_out_only_by_enough_log_rows():
     assert len(explain(explain_cases.rows_of(explain_cases.FALLING)).ruled_out) == 4
     assert explain(explain_cases.rows_of(explain_cases.FALLING[:3])).ruled_out == ()
     assert explain("").verdict == "There is nothing to judge: no error, no log rows."
 
 
-def test_the_fix_is_the_one_for_the_machine(machine):
+def test_the_fix_matches_the_platform_of_the_machine(machine):
     on = {
         kind: explain("RuntimeError: No CUDA GPUs are available", machine=replace(machine, platform=Platform(kind)))
         for kind in ("Linux", "Windows")
@@ -182,7 +182,7 @@ def test_the_fix_is_the_one_for_the_machine(machine):
 
 
 @pytest.mark.parametrize(("installed", "noticed"), [("2.13.0", []), ("2.14.0", ["E21"])])
-def test_a_torch_that_names_its_cuda_is_not_taken_for_an_upgraded_one(monkeypatch, installed, noticed):
+def test_a_torch_version_with_a_cuda_suffix_is_not_taken_for_an_upgrade(monkeypatch, installed, noticed):
     access = SimpleNamespace(
         version_of={"torch": installed}.get, modules={"torch": SimpleNamespace(__version__="2.13.0+cu130")}
     )
@@ -197,18 +197,18 @@ def test_html_is_escaped():
     assert "&lt;script&gt;" in shown
 
 
-def test_a_terminal_is_given_no_control_characters():
+def test_text_contains_no_control_characters():
     shown = str(explain("\x1b[31mRuntimeError\x1b[0m: The loss is nan \x07\x1b]0;title\x07\rdone"))
     assert all(char.isprintable() or char == "\n" for char in shown)
     assert "T6" in shown
 
 
-def test_a_wrong_argument_is_one_sentence():
+def test_a_wrong_argument_is_refused_with_advice():
     with pytest.raises(TypeError, match="was given int: give it an exception"):
         explain(3)
 
 
-def test_loading_it_imports_no_torch_and_a_broken_torch_does_not_hinder_it():
+def test_explain_works_without_torch_and_does_not_import_pydantic():
     source = (
         "import sys; sys.modules['torch'] = None\n"
         "from helpers.troubleshooting import explain\n"

@@ -1,4 +1,4 @@
-"""The text to paste into an issue says what is needed and nothing personal."""
+"""The text to paste into an issue contains what is needed and nothing personal."""
 
 from dataclasses import replace
 
@@ -14,7 +14,7 @@ LINUX, MAC = (f"/{folder}/ada" for folder in ("home", "Users"))
 ERROR = f'Traceback (most recent call last):\n  File "{LINUX}/x.py", line 3\nRuntimeError: CUDA out of memory'
 
 
-def test_it_has_the_error_the_answer_the_versions_and_the_machine():
+def test_it_contains_error_explanation_versions_and_machine():
     report = write_issue_report(ERROR, machine=read_machine(quick=True))
     headings = [line for line in report.split("\n") if line.startswith("### ")]
     assert headings == ["### Error", "### Explained as", "### Versions", "### Machine"]
@@ -30,24 +30,24 @@ def test_the_last_error_of_a_session_is_reported_with_its_traceback(monkeypatch)
     assert "KeyError: 'text'\n```" in report
 
 
-def test_of_rows_without_a_text_it_is_said_what_they_are():
+def test_log_rows_without_text_are_summarised():
     rows = explain_cases.rows_of(explain_cases.FALLING)
     report = write_issue_report(rows, machine=read_machine(quick=True))
     assert "```text\nA log of 10 rows, without an error.\n```" in report
 
 
-def test_an_error_that_is_not_known_is_reported_too():
+def test_an_unknown_error_is_reported_too():
     assert "- None of the known failures." in write_issue_report("KeyError: 3", machine=read_machine(quick=True))
 
 
-def test_what_could_not_be_read_of_the_machine_is_said():
+def test_unreadable_facts_about_the_machine_are_listed():
     machine = replace(read_machine(quick=True), packages=Unread("OSError: stuck"), memory=Unread("OSError: no /proc"))
     report = write_issue_report("KeyError: 3", machine=machine)
     assert "- not read: OSError: stuck" in report
     assert report.endswith("- not read: OSError: no /proc")
 
 
-def test_a_user_whom_the_system_does_not_know_can_report_too(monkeypatch):
+def test_a_user_unknown_to_the_system_can_report_too(monkeypatch):
     def unknown(number):
         raise KeyError(f"uid not found: {number}")
 
@@ -58,7 +58,7 @@ def test_a_user_whom_the_system_does_not_know_can_report_too(monkeypatch):
     assert without_personal_data("no home ~ here") == "no home ~ here"
 
 
-def test_nothing_personal_is_left():
+def test_personal_data_is_removed():
     text = (
         f"C:\\Users\\Ada Lovelace\\run.py {LINUX}/a {MAC}/b /mnt/c{MAC}/c\nhf_AbCdEfGhIjKlMn ada@example.org\n"
         "postgresql://ada:geheim@10.1.2.3:5432/x api_key=abcdefgh 127.0.0.1:8888 torch 2.13.0"
@@ -78,11 +78,11 @@ def test_nothing_personal_is_left():
         "git clone with github_pat_eyJhbGciOi and gho_eyJhbGciOi",
     ],
 )
-def test_a_secret_is_replaced_in_the_forms_of_web_requests(text):
+def test_secrets_in_web_requests_are_replaced(text):
     assert "eyJ" not in without_personal_data(text)
 
 
-def test_nothing_in_a_log_ends_its_block():
+def test_a_code_fence_in_a_log_does_not_end_its_block():
     report = write_issue_report("RuntimeError: x\n```\n# A heading ![](http://x)", machine=read_machine(quick=True))
     assert "````text\nRuntimeError: x\n```\n# A heading ![](http://x)\n````\n" in report
 
@@ -101,7 +101,7 @@ def test_nothing_in_a_log_ends_its_block():
         "postgresql://h/db?user=me&password=eyJhbGciOi",
     ],
 )
-def test_a_secret_is_replaced_in_the_forms_of_variables_options_and_addresses(text):
+def test_secrets_in_variables_options_and_addresses_are_replaced(text):
     assert "eyJ" not in without_personal_data(text)
 
 
@@ -116,5 +116,5 @@ def test_a_secret_is_replaced_in_the_forms_of_variables_options_and_addresses(te
         "KeyError: 'loss_function'",
     ],
 )
-def test_a_tokenizer_and_a_number_of_tokens_are_no_secrets(line):
+def test_tokenizers_and_token_counts_are_not_secrets(line):
     assert without_personal_data(line) == line

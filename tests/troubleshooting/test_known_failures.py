@@ -29,19 +29,19 @@ def test_every_row_of_the_reference_is_in_the_file():
     assert ids <= {failure.id for failure in FAILURES}
 
 
-def test_an_id_that_occurs_twice_is_refused(monkeypatch):
+def test_a_duplicate_id_is_refused(monkeypatch):
     content = {"failures": [{"id": "E1", "title": "a", "cause": "b", "fix": "c"}] * 2}
     monkeypatch.setattr(known_failures, "_content", lambda: content)
     with pytest.raises(ValueError, match="an id occurs twice"):
         known_failures.read_failures.__wrapped__()
 
 
-def test_the_example_is_recognised_first():
+def test_each_example_is_recognised_as_its_own_failure():
     answers = [(one.id, [cause.id for cause in explain(one.example).causes][:1]) for one in FAILURES]
     assert [(id_, got) for id_, got in answers if got != [id_]] == []
 
 
-def test_every_entry_has_a_sentence_for_each_field_and_somewhere_to_look():
+def test_every_entry_has_all_fields_and_a_pattern_or_number_check():
     complete = [one for one in FAILURES if one.title and one.cause.endswith(".") and one.source and one.example]
     assert [one.id for one in FAILURES if one not in complete] == []
     assert [one.id for one in FAILURES if not (one.patterns or one.numbers)] == []
@@ -53,7 +53,7 @@ def machine():
 
 
 @pytest.mark.parametrize("kind", ["Linux", "Windows", "WSL2", "WSL1", "macOS"])
-def test_the_fix_can_be_written_for_every_platform(kind, machine):
+def test_every_fix_can_be_written_for_every_platform(kind, machine):
     there = replace(machine, platform=Platform(kind))
     fixes = {failure.id: failure.fix_on(there) for failure in FAILURES}
     odd = r"\{\w+\.|(?<!\.)\.\.(?!\.)|[^.]\. \("  # a name that was not filled in, or a full stop too many
@@ -74,13 +74,13 @@ POSIX = re.compile(r"(?<!-)\b(?:export|unset|sudo|rm|kill|ulimit|source(?= \.)) 
         ("WSL2", POWERSHELL, "Windows|PowerShell"),
     ],
 )
-def test_a_command_of_another_shell_comes_with_the_name_of_its_system(kind, foreign, named, machine):
+def test_a_command_for_another_shell_names_its_system(kind, foreign, named, machine):
     there = replace(machine, platform=Platform(kind))
     fixes = {failure.id: failure.fix_on(there) for failure in FAILURES}
     assert {id_: text for id_, text in fixes.items() if foreign.search(text) and not re.search(named, text)} == {}
 
 
-def test_no_fix_suggests_what_makes_a_machine_less_safe(machine):
+def test_no_fix_makes_a_machine_less_secure(machine):
     unsafe = r"(?<!Never )--break-system-packages|(?<!never )sudo pip|(?<!-m )pip (?:un)?install|ExecutionPolicy"
     unsafe += r"|(?<!Delete )trust_remote_code=|verify=False|DISABLE_SSL|trusted-host|allow_pickle|Secure Boot off"
     unsafe += r"|rm -rf (?!\.venv)|chmod 777"
@@ -89,25 +89,25 @@ def test_no_fix_suggests_what_makes_a_machine_less_safe(machine):
         assert [one.id for one in FAILURES if re.search(unsafe, one.fix_on(there))] == []
 
 
-def test_the_next_steps_name_commands_that_can_be_run(machine):
+def test_the_next_steps_have_no_unfilled_placeholder(machine):
     steps = [step for kind in known_failures._content()["kinds"] for step in (kind["run"], kind["paste"])]
     assert [step for step in steps if "{" in known_failures.fill(step, machine)] == []
 
 
-def test_a_command_within_a_fix_ends_before_the_next_sentence_begins(machine):
+def test_a_command_in_a_fix_ends_with_a_full_stop_before_the_next_sentence(machine):
     on_linux = replace(machine, platform=Platform("Linux"))
     fixes = known_failures.read_failures()
     assert "sudo reboot. If that does not help, switch" in fixes["E32"].fix_on(on_linux)
     assert "-m helpers install. As a stopgap" in fixes["E41"].fix_on(on_linux)
 
 
-def test_what_a_fix_names_of_the_package_can_be_imported():
+def test_package_names_in_fixes_can_be_imported():
     texts = " ".join(str(failure.fix) for failure in FAILURES)
     for room, name in re.findall(r"helpers\.(\w+)\.(\w+)", texts):
         assert hasattr(import_module(f"helpers.{room}"), name)
 
 
-def test_ids_that_are_referred_to_exist():
+def test_referenced_ids_exist():
     ids = {failure.id for failure in FAILURES}
     referred = {failure.refines for failure in FAILURES if failure.refines}
     referred |= {id_ for group in known_failures._content()["looked_for"] for id_ in group["ids"]}
@@ -120,7 +120,7 @@ def test_every_number_check_is_used_by_an_entry():
     assert checks == {failure.numbers for failure in FAILURES if failure.numbers}
 
 
-def test_the_words_looked_for_first_occur_wherever_a_pattern_matches():
+def test_the_required_words_occur_in_every_match_of_their_pattern():
     texts = [text for _, text in explain_cases.WRITTEN] + [one.example for one in FAILURES]
     for failure in FAILURES:
         for _, pattern in failure.patterns:
@@ -136,7 +136,7 @@ BOUND_SECONDS = 0.1
 
 
 def hostile_lines(pattern):
-    """Return lines of a few characters again and again, and of the pattern's own words: there `.*` goes back most."""
+    """Yield lines that repeat a few characters or the pattern's own words, where `.*` backtracks most."""
     words = re.findall(r"[A-Za-z][\w ]{2,}", re.sub(r"\\.", " ", pattern))
     for word in dict.fromkeys((*HOSTILE, *words, *(f"{word} " for word in words))):
         line = (word * (LONGEST // len(word) + 1))[:LONGEST]
@@ -144,7 +144,7 @@ def hostile_lines(pattern):
         yield f"{words[0] if words else ''}{line}"
 
 
-def test_the_courses_own_command_is_the_one_of_this_system(monkeypatch):
+def test_the_courses_own_command_is_written_for_this_system(monkeypatch):
     monkeypatch.setattr(known_failures, "COMMAND", "py -m helpers")
     content = str(known_failures._content.__wrapped__())
     assert content.count("py -m helpers") > 5
@@ -152,7 +152,7 @@ def test_the_courses_own_command_is_the_one_of_this_system(monkeypatch):
 
 
 def seconds_to_search(pattern, line):
-    """Return the processor time of a search, the best of three if it takes long: other work is not the pattern's."""
+    """Return the processor time of a search, the best of three if it is slow, as other work can slow it down."""
     best = float("inf")
     for _ in range(3):
         begin = time.process_time()
@@ -164,7 +164,7 @@ def seconds_to_search(pattern, line):
 
 
 def patterns():
-    """Return every pattern of the file, and of what reads a text, once."""
+    """Return every pattern of the file and of the modules that read text, without duplicates."""
     compiled = list({pattern for one in FAILURES for _, pattern in one.patterns})
     texts = {text for one in FAILURES for text in (one.unless, one.only_with) if text}
     compiled += [re.compile(text, re.IGNORECASE) for text in texts]
@@ -173,7 +173,7 @@ def patterns():
     return compiled + [pattern for pattern, _ in issue_report._PERSONAL]
 
 
-def test_no_pattern_takes_long_on_a_hostile_line():
+def test_no_pattern_is_slow_on_a_hostile_line():
     slow = {}
     for pattern in patterns():
         for line in hostile_lines(pattern.pattern):

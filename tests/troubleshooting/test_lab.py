@@ -1,4 +1,4 @@
-"""The laboratory: child processes with limits, kernels that end, a script's folder, the speed of a product."""
+"""The laboratory: child processes with limits, kernels that end, a script's folder, the speed of a matrix product."""
 
 import subprocess
 import sys
@@ -21,7 +21,7 @@ SETUP = "x = torch.zeros(2**25)"  # 128 MiB, which the lower limit alone would n
 SOURCE = "print(len(x))\ny = torch.zeros(2**26)\nprint('passed')\nraise ValueError('broken')"  # 256 MiB
 
 
-def test_a_child_returns_what_it_printed_and_its_error_last():
+def test_a_child_returns_its_output_with_its_error_last():
     child = run_in_child(SOURCE, setup=SETUP, extra_bytes=2**30)
     assert child.output.startswith(f"{2**25}\npassed\n")
     assert (child.returncode, child.last_line) == (1, "ValueError: broken")
@@ -34,19 +34,19 @@ def test_the_last_line_is_whatever_ended_the_child(ending):
 
 
 @needs_limits
-def test_memory_really_runs_out_under_the_limit_which_counts_from_the_setup_on():
+def test_memory_really_runs_out_at_the_limit_which_counts_from_the_setup():
     limited = run_in_child(SOURCE, setup=SETUP, extra_bytes=2**26)
     assert limited.output.startswith(f"{2**25}\n")
     assert "can't allocate memory" in limited.last_line
 
 
-def test_a_child_that_hangs_is_ended(monkeypatch):
+def test_a_hanging_child_is_stopped(monkeypatch):
     monkeypatch.setattr("helpers.troubleshooting.lab._CHILD_SECONDS", 1)
     with pytest.raises(subprocess.TimeoutExpired):
         run_in_child("import time; time.sleep(60)")
 
 
-def test_cells_return_what_they_show_print_and_raise_without_the_grammar_that_takes_seconds():
+def test_run_cells_returns_output_and_errors_without_importing_the_slow_grammar():
     source = (
         "import sys; from helpers.troubleshooting import run_cells\n"
         """print(run_cells(["print('a')", "1 + 1", "1 / 0"]), 'rfc3987_syntax' in sys.modules)"""
@@ -55,7 +55,7 @@ def test_cells_return_what_they_show_print_and_raise_without_the_grammar_that_ta
     assert child.stdout == "['a\\n', '2', 'ZeroDivisionError: division by zero'] False\n", child.stderr
 
 
-def test_cells_in_another_kernel_show_no_warning_of_the_event_loop_of_windows(monkeypatch):
+def test_run_cells_hides_the_event_loop_warning_of_windows(monkeypatch):
     def execute(client):  # as in a kernel on Windows, where the loop is asyncio's usual one
         warnings.warn("Proactor event loop does not implement add_reader family of methods", RuntimeWarning, 2)
 
@@ -64,7 +64,7 @@ def test_cells_in_another_kernel_show_no_warning_of_the_event_loop_of_windows(mo
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16", "float32"])
-def test_the_speed_of_a_product_is_the_fastest_of_small_and_large_ones(monkeypatch, precision):
+def test_measure_product_returns_the_fastest_of_small_and_large_products(monkeypatch, precision):
     seconds = {256: [9.0, 0.5], (large := 8192 if torch.cuda.is_available() else 1024): [2.0, 1.0]}
     dtypes = []
 
@@ -77,7 +77,7 @@ def test_the_speed_of_a_product_is_the_fastest_of_small_and_large_ones(monkeypat
     assert set(dtypes) == {{"bf16": torch.bfloat16, "fp16": torch.float16, "float32": torch.float32}[precision]}
 
 
-def test_the_script_of_2023_finds_what_it_loads_and_its_folder_is_left_again(tmp_path, capfd):
+def test_the_script_of_2023_finds_its_files_and_the_folder_is_restored(tmp_path, capfd):
     before, cache = Path.cwd(), datasets.config.HF_DATASETS_CACHE
     with script_folder(tmp_path / "script"):
         names = sorted(path.name for path in Path().iterdir())
@@ -91,7 +91,7 @@ def test_the_script_of_2023_finds_what_it_loads_and_its_folder_is_left_again(tmp
     assert capfd.readouterr() == ("", "")
 
 
-def test_what_a_failing_call_prints_is_hidden(capfd):
+def test_the_output_of_a_failing_call_is_hidden(capfd):
     assert error_of(lambda: [print("a table of losses"), 1 / 0]) == "ZeroDivisionError: division by zero"
     assert capfd.readouterr() == ("", "")
 

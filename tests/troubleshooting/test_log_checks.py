@@ -13,19 +13,19 @@ def test_repeated_words_are_counted_in_runs_of_three():
     assert evidence == "91% of its three-word sequences repeat an earlier one"  # of 34 sequences 3 are new
 
 
-def test_numbers_are_evidence():
+def test_a_nan_gradient_is_quoted_as_evidence():
     rows = [{"loss": 0.0, "grad_norm": math.nan, "step": n} for n in range(3)]
     assert explain(rows).causes[0].evidence == ("grad_norm is nan in row 1, next to a logged loss of 0",)
 
 
-def test_an_out_of_memory_error_is_read_to_the_byte():
+def test_the_sizes_in_an_out_of_memory_error_decide_its_causes():
     causes = explain(explain_cases.oom(total=7.99, own=3.0)).causes
     assert [cause.id for cause in causes] == ["E12", "T1", "E15"]
     assert causes[0].evidence == ("other programs hold 5.0 of 8.0 GiB",)
     assert "8.0 GiB" in causes[2].evidence[0]
 
 
-def test_in_a_container_pytorch_names_itself_and_no_other_process_is_blamed():
+def test_in_a_container_pytorchs_own_process_is_not_blamed():
     text = (
         "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 496.00 MiB. GPU 0 has a total capacty of "
         "14.75 GiB of which 235.06 MiB is free. Process 20398 has 14.52 GiB memory in use. Of the allocated "
@@ -34,7 +34,7 @@ def test_in_a_container_pytorch_names_itself_and_no_other_process_is_blamed():
     assert [cause.id for cause in explain(text).causes] == ["T1"]
 
 
-def test_the_older_message_shows_fragmentation_as_well():
+def test_the_older_message_also_shows_fragmentation():
     text = (
         "RuntimeError: CUDA out of memory. Tried to allocate 1.65 GiB (GPU 1; 15.79 GiB total capacity; 3.53 GiB "
         "already allocated; 1.40 GiB free; 12.28 GiB reserved in total by PyTorch)"
@@ -51,5 +51,5 @@ def test_the_older_message_shows_fragmentation_as_well():
         ("CUDA out of memory. Process 1 has ... GiB memory in use, this process has .. MiB memory in use", ["T1"]),
     ],
 )
-def test_dots_where_a_number_could_be_are_none(text, ids):
+def test_dots_are_not_read_as_numbers(text, ids):
     assert [cause.id for cause in explain(text).causes] == ids

@@ -1,4 +1,4 @@
-"""The numbers of a training are found in the log of any program."""
+"""The numbers of a training run are found in the log of any program."""
 
 import math
 
@@ -31,18 +31,18 @@ def test_rows_have_the_trainers_names(text):
     assert read_text(text).rows == TWO
 
 
-def test_numbers_that_are_not_finite_are_kept():
+def test_non_finite_numbers_are_kept():
     (row,) = read_text("{'loss': nan, 'grad_norm': inf, 'step': 3}").rows
     assert math.isnan(row["loss"])
     assert row["grad_norm"] == math.inf
 
 
-def test_held_out_losses_are_told_from_training_losses():
+def test_held_out_losses_are_distinguished_from_training_losses():
     (row,) = read_text("step 5: train loss 1.5, val loss 2.5").rows
     assert row == {"step": 5.0, "loss": 1.5, "eval_loss": 2.5}
 
 
-def test_a_text_without_numbers_of_a_training_has_no_rows():
+def test_text_without_training_numbers_has_no_rows():
     assert read_text("the loss of time\nstep by step\nloss scale: 1.0").rows == ()
 
 
@@ -50,5 +50,5 @@ def test_a_text_without_numbers_of_a_training_has_no_rows():
     "text",
     ['print(f"loss {[1.0]}")', "{{[]: 'loss'}}", "loss {'step': 1" + "0" * 400 + "}"],
 )
-def test_braces_that_hold_no_row_are_none(text):
+def test_braces_without_a_row_are_ignored(text):
     assert read_text(text).rows == ()

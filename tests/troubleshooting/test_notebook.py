@@ -1,4 +1,4 @@
-"""Run notebook 05 once: its failures really happen, `explain` knows them by their own words, and the fixes work."""
+"""Run notebook 05 once: its failures really happen, `explain` recognises their messages, and the fixes work."""
 
 import json
 import math
@@ -21,7 +21,7 @@ from helpers.troubleshooting import explain
 
 NOTEBOOK = NOTEBOOKS / "05_troubleshooting.ipynb"
 CELLS = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
-# What the cells below look at; all but `answers`, `direct` and `left` are names of the notebook.
+# The values that the tests below use; all but `answers`, `direct` and `left` are names in the notebook.
 KEPT = """
 empty empty_log fixed_log wild half mixed endless ended hidden shifted straight memory still_there new_token past_end
 too_long errors outcome script losses uninterrupted resumed longer restarted cut_short fallback killed again logs
@@ -44,7 +44,7 @@ def source_of(cell_id):
 
 @pytest.fixture(scope="module")
 def notebook(tmp_path_factory, trained_runs):
-    """Run every cell in a kernel, then the examination of a finished run; return what the cells made."""
+    """Run every cell in a kernel, then the examination of a finished run; return the values of the cells."""
     folder, kept, before = tmp_path_factory.mktemp("notebook"), tmp_path_factory.mktemp("kept"), children()
     keep = "import pickle; pickle.dump({{name: globals()[name] for name in {!r}}}, open({!r}, 'wb'))"
     further = [
@@ -70,7 +70,7 @@ def notebook(tmp_path_factory, trained_runs):
     del done.cells[first_exercise]
     printed = [output for cell in done.cells for output in cell.get("outputs", []) if output.get("name") == "stderr"]
     assert printed == [], "no warning is shown"
-    if finished := os.environ.get("FINISHED"):  # for the tests in a browser, which show it
+    if finished := os.environ.get("FINISHED"):  # for the browser tests, which show it
         del done.cells[n_cells:]
         write_atomically(Path(finished) / "notebooks" / NOTEBOOK.name, nbformat.writes(done))
     made, of_finished_run = (pickle.loads((kept / name).read_bytes()) for name in ("made", "finished"))
@@ -90,7 +90,7 @@ def test_an_empty_tokenizer_trains_to_a_loss_of_exactly_zero(notebook):
     assert known(notebook["empty_log"]) == "D1"
 
 
-def test_a_wild_learning_rate_diverges(notebook):
+def test_a_learning_rate_that_is_too_high_diverges(notebook):
     assert not math.isfinite(notebook["wild"][-1])
 
 
@@ -100,12 +100,12 @@ def test_weights_in_half_precision_diverge_and_autocast_does_not(notebook):
     assert notebook["mixed"][-1] < notebook["mixed"][0]
 
 
-def test_the_end_as_padding_is_never_learned(notebook):
+def test_an_end_of_text_used_as_padding_is_never_learned(notebook):
     assert "<|endoftext|>" not in notebook["endless"]
     assert notebook["ended"] == "The fox went home.<|endoftext|>"
 
 
-def test_the_filter_hides_a_loss_that_is_nan(notebook):
+def test_the_nan_filter_hides_a_nan_loss(notebook):
     assert [row["loss"] for row in notebook["hidden"]] == [0, 0, 0]
     assert known(notebook["hidden"]) == known([{"loss": 0.0, "grad_norm": math.nan}]) == "T6"
 
@@ -122,7 +122,7 @@ def test_memory_runs_out_and_smaller_passes_fit_for_the_same_step(notebook):
     assert known(notebook["memory"].last_line) == "T1"
 
 
-def test_what_was_displayed_or_failed_stays_in_memory_until_it_is_let_go(notebook):
+def test_displayed_and_failed_objects_stay_in_memory_until_released(notebook):
     assert list(notebook["still_there"].values()) == ["True", "False", "True", "False"]
 
 
@@ -136,7 +136,7 @@ def test_every_old_line_of_the_script_fails_with_a_known_error_and_the_repaired_
     assert notebook["outcome"] == "accepted"
 
 
-def test_the_corrected_scripts_perplexity_counts_only_what_is_predicted(notebook):
+def test_the_corrected_scripts_perplexity_counts_only_predicted_tokens(notebook):
     assert notebook["perplexity"] == pytest.approx(notebook["direct"], rel=1e-3)
 
 
@@ -167,12 +167,12 @@ def test_only_the_correct_resume_has_the_rates_and_losses_of_the_run(notebook):
     assert notebook["restarted"][0]["loss"] < losses[0] - 0.1, "these rows were seen before"
 
 
-def test_a_checkpoint_that_is_cut_short_is_known_and_passed_over(notebook):
+def test_a_truncated_checkpoint_is_recognised_and_skipped(notebook):
     assert known(notebook["cut_short"]) == "T17"
     assert notebook["fallback"] == "checkpoint-4"
 
 
-def test_a_kernel_dies_and_its_notebook_goes_on_when_it_is_run_again(notebook):
+def test_a_notebook_whose_kernel_died_resumes_when_it_is_run_again(notebook):
     assert known(notebook["killed"]) == "T20"
     assert notebook["again"] == "steps 5 to 6\n"
 
@@ -182,7 +182,7 @@ def test_a_parameter_without_a_tagged_cell_has_no_effect_and_no_error(notebook):
     assert known("\n".join(notebook["logs"]["untagged"])) == "T24"
 
 
-def test_the_batch_runs_end_in_a_table_with_the_best_first(notebook):
+def test_the_study_ends_in_a_table_with_the_best_run_first(notebook):
     runs = notebook["table"].runs
     assert notebook["study"].returncode == 0
     assert sorted(run.settings["learning_rate"] for run in runs) == [1e-4, 1e-3, 1e-2]
@@ -191,18 +191,18 @@ def test_the_batch_runs_end_in_a_table_with_the_best_first(notebook):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="starts processes as Linux does")
-def test_two_processes_have_the_weights_of_one(notebook):
+def test_two_processes_give_the_weights_of_one(notebook):
     assert notebook["between"] == 0
     assert notebook["difference"] < 1e-5
 
 
-def test_the_utilisation_counts_the_operations_that_a_plan_counts(notebook):
+def test_mfu_counts_the_same_operations_as_a_plan(notebook):
     planned = operations_per_token(notebook["shape"], notebook["trained"].block_size)
     assert notebook["F"] == pytest.approx(planned, rel=0.02), "biases and norms are left out"
-    assert notebook["mfu"] > 0  # how much is a matter of time
+    assert notebook["mfu"] > 0  # its value depends on the machine
 
 
-def test_beside_an_adapter_a_weight_needs_fewer_operations():
+def test_with_lora_mfu_counts_the_same_operations_as_a_plan():
     settings = TrainingSettings(lora_r=8)
     run = SimpleNamespace(facts={"tokens": 1, "seconds": 1})
     names = {
@@ -211,10 +211,10 @@ def test_beside_an_adapter_a_weight_needs_fewer_operations():
     }  # fmt: skip
     exec(source_of("05-mfu-1"), names)
     planned = operations_per_token(names["shape"], settings.block_size, settings)
-    assert names["F"] == pytest.approx(planned, rel=0.1), "those of the adapter itself are left out"
+    assert names["F"] == pytest.approx(planned, rel=0.1), "the operations of the adapter itself are left out"
 
 
-def test_a_run_that_learns_has_nothing_wrong(notebook):
+def test_a_run_that_learns_passes_the_examination(notebook):
     assert {check.status for check in notebook["examination"].checks} == {"ok"}
 
 

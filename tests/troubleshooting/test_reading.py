@@ -74,7 +74,7 @@ def test_a_file_is_read_in_the_encodings_that_shells_write(data):
     assert decode(data) == MESSAGE
 
 
-def test_bytes_that_are_no_text_do_not_stop_it():
+def test_invalid_bytes_do_not_stop_it():
     assert "loss nan" in decode(b"step 3: loss nan \xff\n")
 
 
@@ -84,7 +84,7 @@ def notebook(*outputs):
     return json.dumps({"cells": [prose, code], "nbformat": 4, "metadata": {}})
 
 
-def test_of_a_notebook_only_its_errors_are_read_and_the_tracebacks_of_programs_that_it_ran():
+def test_only_errors_and_printed_tracebacks_of_a_notebook_are_read():
     error = {"output_type": "error", "ename": "RuntimeError", "evalue": "x", "traceback": ERROR.split("\n")}
     assert explain(notebook(error)).causes[0].id == "E25"
     printed = {"output_type": "stream", "name": "stdout", "text": ["loss nan\n", "Killed\n"]}
@@ -96,15 +96,15 @@ def test_of_a_notebook_only_its_errors_are_read_and_the_tracebacks_of_programs_t
     assert explain('{"cells": [1, {"outputs": null}, {"outputs": [2]}, {"outputs": 3}]}').causes == ()
 
 
-def test_an_early_error_in_a_log_of_many_megabytes_is_not_lost():
-    """The middle of a long text is left out, except for what looks like trouble."""
+def test_an_error_in_the_middle_of_a_very_long_log_is_kept():
+    """The middle of a long text is left out, except for lines that look like errors."""
     bars = "\r".join(f" {n}/100000 [00:01<00:01, 900.00it/s]" for n in range(100_000))
     reading = read_text(f"{bars}\n{MESSAGE}\n{bars}")
     assert len(reading.text) < 3_000_000
     assert reading.errors[0].startswith(MESSAGE)
 
 
-def test_of_many_errors_that_are_alike_twenty_are_judged_and_of_many_others_the_first_and_last():
+def test_twenty_of_many_similar_errors_and_the_first_and_last_of_many_others_are_read():
     alike = "".join(f"ERROR: worker {n} has failed\n" for n in range(1000))
     errors = read_text(f"{alike}{MESSAGE}\n{alike}ERROR: the end").errors
     assert [error.split("\n")[0] for error in errors[-2:]] == ["error: worker 999 has failed", "error: the end"]
@@ -125,22 +125,22 @@ class TestExceptionGroup:
         except ExceptionGroup as error:
             return error
 
-    def test_the_errors_in_it_are_judged(self, group):
+    def test_its_inner_errors_are_explained(self, group):
         assert explain(group).causes[0].id == "E25"
         kinds = [error.split(":")[0] for error in read(group).errors]
         assert kinds == ["OSError", "ExceptionGroup", "ValueError", "ExceptionGroup", "RuntimeError"]
 
-    def test_a_printed_one_is_read_like_it(self, group):
+    def test_a_printed_group_is_read_like_the_exception(self, group):
         text = "".join(traceback.format_exception(group))
         assert explain(text).causes[0].id == "E25"
         assert read_text(text).errors == read(group).errors
 
-    def test_one_that_holds_itself_ends(self, group):
+    def test_a_group_that_contains_itself_does_not_hang(self, group):
         group.exceptions[0].__context__ = group
         assert explain(group).causes[0].id == "E25"
 
 
-def test_a_line_that_a_logger_marks_is_an_error():
+def test_a_line_marked_as_an_error_by_a_logger_is_an_error():
     assert read_text("12:00:00 - root - ERROR - the disk is gone").errors == ("error: the disk is gone",)
     assert read_text("train.py: error: unrecognized arguments: --lr").errors[0].startswith("error: unrecognized")
     assert read_text("0 errors, 3 warnings\nINFO no error here").errors == ()

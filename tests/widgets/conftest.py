@@ -1,4 +1,4 @@
-"""What the tests of the panels share."""
+"""Fixtures of the panel tests."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The data panel: what padding wastes, the documents of each part, and a source that is read in the background."""
+"""The data panel: what padding wastes, the documents of each split, and a source that is read in the background."""
 
 import threading
 
@@ -26,7 +26,7 @@ def test_counts_what_padding_wastes():
     assert "padded to 512" in panel.static_html()
 
 
-def test_is_shown_before_its_source_is_read_which_happens_once(monkeypatch):
+def test_is_shown_before_its_source_is_read_and_reads_it_only_once(monkeypatch):
     is_allowed, calls = threading.Event(), []
 
     def count(settings):
@@ -44,7 +44,7 @@ def test_is_shown_before_its_source_is_read_which_happens_once(monkeypatch):
     assert len(calls) == 1
 
 
-def test_a_slider_that_passes_many_values_has_the_source_read_for_the_last_one_only(monkeypatch):
+def test_moving_a_slider_reads_the_source_only_for_its_last_value(monkeypatch):
     is_allowed, calls = threading.Event(), []
 
     def count(settings):
@@ -102,14 +102,14 @@ def test_only_the_first_documents_of_a_large_source_are_read(tmp_path):
     assert "From the first 2,000 documents" in read_panel(DataSettings(source=str(large))).gauge.value
 
 
-def test_splits_as_the_data_room_does(text_file):
+def test_split_sizes_match_the_data_package(text_file):
     settings = DataSettings(source=str(text_file), validation_share=0.3, test_share=0.05)
     parts, _ = split_documents(load_documents(settings), settings)
     assert split_sizes({"train": 40}, settings) == {name: len(part) for name, part in parts.items()}
 
 
 @pytest.mark.parametrize("own", [("train", "test"), ("train", "valid"), ("train", "valid", "test")])
-def test_keeps_a_sources_own_parts_as_the_data_room_does(tmp_path, own):
+def test_keeps_a_sources_own_splits_like_the_data_package(tmp_path, own):
     for name in own:
         (tmp_path / f"{name}.txt").write_text("\n\n".join(f"Document {number} of {name}." for number in range(30)))
     settings = DataSettings(source=str(tmp_path), test_share=0.2, near_duplicates="keep")
@@ -134,7 +134,7 @@ def test_the_first_three_documents_are_shown_and_change_with_the_separator(tmp_p
     assert "is not a value" in panel._message.value
 
 
-def test_a_source_that_was_missing_is_looked_for_again(text_file):
+def test_a_missing_source_is_looked_for_again(text_file):
     moved = text_file.rename(text_file.with_name("moved.txt"))
     panel = read_panel(DataSettings(source=str(text_file)))
     assert "is not there" in panel._message.value

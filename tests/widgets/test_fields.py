@@ -31,10 +31,10 @@ def test_a_control_is_made_from_the_field_and_has_its_default(name):
         ("seed", w.IntText),
     ],
 )
-def test_a_control_is_of_the_kind_that_the_field_needs(name, kind):
+def test_each_field_gets_the_right_kind_of_control(name, kind):
     control = make_control(name, FIELDS[name], FIELDS[name].default)
     assert type(control) is kind
-    # panel.css and labels.js let nobody type where ipywidgets ignores it
+    # panel.css and labels.js prevent typing where ipywidgets ignores it
     assert ("course-steps" in control._dom_classes) == (kind is w.SelectionSlider)
 
 
@@ -55,7 +55,7 @@ def test_a_slider_reaches_the_bounds_of_the_schema():
     ("name", "value"),
     [("block_size", 250), ("weight_decay", 0.0125), ("learning_rate", 3e-9), ("adam_beta2", 0.99995)],
 )
-def test_a_slider_takes_a_value_between_its_steps(name, value):
+def test_a_slider_accepts_a_value_between_its_steps(name, value):
     control = make_control(name, FIELDS[name], FIELDS[name].default)
     set_value(control, value)
     assert control.value == value
@@ -81,7 +81,7 @@ def test_a_value_is_read_without_the_rounding_error_of_a_slider():
         ("weight_decay", 1e-7, ".7f"),
     ],
 )
-def test_the_number_beside_a_slider_shows_every_decimal_of_its_value(name, value, format_):
+def test_the_number_next_to_a_slider_shows_every_decimal_of_its_value(name, value, format_):
     control = make_control(name, FIELDS[name], FIELDS[name].default)
     set_value(control, value)
     assert (control.value, control.readout_format) == (value, format_)

@@ -15,13 +15,13 @@ def test_an_untouched_panel_returns_exactly_the_settings_it_started_with():
     assert TrainingPanel(odd).settings == odd
 
 
-def test_the_rounding_of_a_browser_changes_nothing(panel):
+def test_rounding_by_the_browser_changes_nothing(panel):
     panel.controls["validation_share"].value = 0.09999999999999998
     assert panel.settings == TrainingSettings()
     assert panel.preset.value == "the parameters cell"
 
 
-def test_a_control_that_is_moved_changes_the_settings(panel):
+def test_moving_a_control_changes_the_settings(panel):
     panel.controls["learning_rate"].value = 3e-4
     panel.controls["weight_decay"].value = 0.30000000000000004
     panel.controls["gradient_checkpointing"].value = True
@@ -30,7 +30,7 @@ def test_a_control_that_is_moved_changes_the_settings(panel):
     assert panel.preset.value == "moved by hand"
 
 
-def test_a_control_without_effect_is_dimmed_until_another_one_gives_it_effect(panel):
+def test_a_control_without_effect_is_dimmed_until_another_one_enables_it(panel):
     def dimmed():
         return {name for name, control in panel.controls.items() if "course-idle" in control._dom_classes}
 
@@ -44,7 +44,7 @@ def test_a_control_without_effect_is_dimmed_until_another_one_gives_it_effect(pa
     assert not {"n_layer", "resid_pdrop"} & dimmed()
 
 
-def test_an_impossible_value_is_explained_escaped_and_refused(panel, markup):
+def test_an_invalid_value_is_explained_escaped_and_refused(panel, markup):
     panel.controls["run"].value = markup
     assert "is not a plain name" in panel._message.value
     assert "<script" not in panel._message.value
@@ -59,7 +59,7 @@ def test_every_control_has_help(panel):
     assert all(panel.help().values())
 
 
-def test_work_in_the_background_locks_the_panel_and_ends_with_its_sentence(panel):
+def test_background_work_locks_the_panel_and_ends_with_its_message(panel):
     locked = []
     panel.run_in_background(lambda: locked.append(panel.controls["seed"].disabled) or "Done & saved.")
     panel.thread.join()
@@ -77,7 +77,7 @@ def test_work_in_the_background_locks_the_panel_and_ends_with_its_sentence(panel
         (KeyError("labels"), f"KeyError: &#x27;labels&#x27; (`{COMMAND} explain` reads errors.)"),
     ],
 )
-def test_an_error_in_the_background_is_one_sentence_and_unlocks_the_panel(panel, error, sentence):
+def test_a_background_error_is_shown_and_unlocks_the_panel(panel, error, sentence):
     def fail():
         raise error
 
@@ -111,7 +111,7 @@ def test_values_are_escaped_on_a_page_without_a_kernel(markup):
 
 
 @pytest.mark.parametrize("kind", [TrainingPanel, DataPanel])
-def test_a_panel_with_an_impossible_value_can_be_shown_again(kind):
+def test_a_panel_with_an_invalid_value_can_be_shown_again(kind):
     panel = kind(DataSettings() if kind is DataPanel else TrainingSettings())
     panel.controls["run"].value = "a/b"
     assert "is not a plain name" in panel.static_html()
@@ -150,7 +150,7 @@ def test_importing_the_panels_imports_nothing_heavy():
     assert child.stdout == "[]\n"
 
 
-def test_a_panel_whose_cell_runs_again_says_which_moved_values_it_forgot():
+def test_rerunning_a_panels_cell_lists_the_moved_values_it_discards():
     settings = TrainingSettings(seed=12345)
     TrainingPanel(settings).controls["learning_rate"].value = 5e-3
     again = TrainingPanel(settings)

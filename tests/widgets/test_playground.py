@@ -28,7 +28,7 @@ def test_both_models_are_streamed_token_by_token(playground, model, tokenizer, s
     assert "drawn</b>" in playground.columns["base"].bars.value
 
 
-def test_stop_ends_it_after_the_present_token(playground):
+def test_stop_ends_generation_after_the_current_token(playground):
     playground.fill({"max_new_tokens": 200})
     stop_at_five = playground.columns["base"].text
     stop_at_five.observe(lambda _: len(playground.columns["base"].tokens) == 5 and playground.stop.click(), "value")
@@ -38,7 +38,7 @@ def test_stop_ends_it_after_the_present_token(playground):
     assert "Stopped" in playground._message.value
 
 
-def test_one_model_at_a_time_is_on_the_card_and_a_slider_computes_nothing_again(playground, fake_card):
+def test_one_model_at_a_time_is_on_the_gpu_and_a_slider_recomputes_nothing(playground, fake_card):
     playground.start.click()
     playground.thread.join()
     assert (fake_card.n_visits, fake_card.most, fake_card.present) == (2, 1, set())
@@ -47,7 +47,7 @@ def test_one_model_at_a_time_is_on_the_card_and_a_slider_computes_nothing_again(
     assert fake_card.n_visits == 2
 
 
-def test_a_prompt_that_is_too_long_is_refused_in_one_sentence(playground):
+def test_a_prompt_that_is_too_long_is_refused(playground):
     playground.controls["prompt"].value = "well " * 300
     assert "together at most 256" in playground._message.value
     assert "together at most 256" in playground.static_html()
@@ -56,7 +56,7 @@ def test_a_prompt_that_is_too_long_is_refused_in_one_sentence(playground):
     assert playground.thread is None
 
 
-def test_what_is_wrong_with_a_prompt_is_still_said_after_it_was_continued(playground):
+def test_a_warning_about_the_prompt_is_still_shown_after_generation(playground):
     playground.fill({"prompt": "The Fox ", "max_new_tokens": 2})
     playground.begin()
     playground.thread.join()

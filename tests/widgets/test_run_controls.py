@@ -1,4 +1,4 @@
-"""A training that is started, stopped and resumed from the panel, and what the panel says meanwhile."""
+"""A training run that is started, stopped and resumed from the panel, and what the panel shows meanwhile."""
 
 from helpers.training import TrainingBrokenError
 from helpers.training.processes import only_training, run_lock
@@ -6,7 +6,7 @@ from helpers.widgets import TrainingPanel, run_controls
 from helpers.widgets.run_controls import state_of
 
 
-def test_a_run_is_trained_stopped_and_resumed_with_the_panel_locked_meanwhile(tiny_settings, runs):
+def test_a_run_can_be_started_stopped_and_resumed_while_the_panel_is_locked(tiny_settings, runs):
     panel = TrainingPanel(tiny_settings.model_copy(update={"num_train_epochs": 3.0}))
     locked = []
     watch = panel.run._watch
@@ -35,7 +35,7 @@ def test_a_run_is_trained_stopped_and_resumed_with_the_panel_locked_meanwhile(ti
     assert not panel.is_locked
 
 
-def test_a_cell_that_runs_again_during_its_training_can_still_stop_it(tiny_settings, runs):
+def test_a_cell_that_is_rerun_during_training_can_still_stop_it(tiny_settings, runs):
     settings = tiny_settings.model_copy(update={"num_train_epochs": 3.0})
     before, panel, states = TrainingPanel(settings), TrainingPanel(settings), []
     watch = panel.run._watch
@@ -46,7 +46,7 @@ def test_a_cell_that_runs_again_during_its_training_can_still_stop_it(tiny_setti
             again = TrainingPanel(settings)
             for shown in (before, again):
                 states.append((shown.run._state.value, shown.run.stop.disabled))
-            again.controls["run"].value = "not a name!"  # what is shown of the training stays, and so does its button
+            again.controls["run"].value = "not a name!"  # the state of the training run stays, and so does its button
             again.run.stop.click()
 
     panel.run._watch = run_the_cell_again
@@ -59,7 +59,7 @@ def test_a_cell_that_runs_again_during_its_training_can_still_stop_it(tiny_setti
     assert TrainingPanel(settings).run.stop.disabled
 
 
-def test_a_curve_is_shown_with_the_name_of_its_run_alone_and_a_broken_run_keeps_its_own(tiny_settings, runs):
+def test_a_curve_is_shown_only_for_its_own_run_even_if_that_broke(tiny_settings, runs):
     panel = TrainingPanel(tiny_settings)
     watch = panel.run._watch
 
@@ -81,7 +81,7 @@ def test_a_curve_is_shown_with_the_name_of_its_run_alone_and_a_broken_run_keeps_
     assert panel.run._curve.value == curve
 
 
-def test_a_run_that_is_trained_elsewhere_is_not_started_a_second_time(tiny_settings, runs):
+def test_a_run_that_is_being_trained_elsewhere_is_not_started(tiny_settings, runs):
     (runs / "tiny").mkdir(parents=True)
     panel = TrainingPanel(tiny_settings)
     panel.say("what was said before")
@@ -96,7 +96,7 @@ def test_a_run_that_is_trained_elsewhere_is_not_started_a_second_time(tiny_setti
     assert (panel.thread, panel.is_locked, state_of("tiny")) == (None, False, "new")
 
 
-def test_an_error_of_the_training_is_one_sentence_in_the_panel(tiny_run, tiny_settings):
+def test_a_training_error_is_shown_in_the_panel(tiny_run, tiny_settings):
     panel = TrainingPanel(tiny_settings.model_copy(update={"learning_rate": 2e-3}))
     panel.run.begin()
     panel.thread.join()
@@ -104,7 +104,7 @@ def test_an_error_of_the_training_is_one_sentence_in_the_panel(tiny_run, tiny_se
     assert not panel.controls["seed"].disabled
 
 
-def test_the_curve_of_a_long_run_has_as_many_points_as_fit_into_the_picture_and_ends_at_the_last(monkeypatch):
+def test_the_curve_of_a_long_run_is_thinned_out_and_ends_at_the_last_point(monkeypatch):
     drawn = []
     monkeypatch.setattr(run_controls, "line_chart", lambda series, **_: drawn.extend(series))
     for n_rows in (1, 600, 12_345):

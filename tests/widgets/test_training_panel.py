@@ -28,7 +28,7 @@ from tests.training import made_up_machine
 
 
 @pytest.mark.parametrize("preset", preset_names())
-def test_a_preset_sets_all_controls_and_the_cell_comes_back(panel, preset):
+def test_a_preset_sets_all_controls_and_the_parameters_cell_can_be_restored(panel, preset):
     panel.preset.value = preset
     assert panel.settings == TrainingSettings.from_preset(preset)
     assert panel.controls["source"].value == panel.settings.source
@@ -59,7 +59,7 @@ def test_without_a_card_this_machine_is_its_processor(panel):
     assert "the largest pass that fits this processor" in panel._message.value
 
 
-def test_a_measurement_runs_in_a_process_of_its_own_and_is_predicted_from(panel, monkeypatch):
+def test_a_measurement_runs_in_its_own_process_and_is_used_in_the_prediction(panel, monkeypatch):
     begun, seen = threading.Event(), threading.Event()
 
     def run(command, **_):
@@ -75,14 +75,14 @@ def test_a_measurement_runs_in_a_process_of_its_own_and_is_predicted_from(panel,
     panel.measure()
     assert begun.wait(10)
     assert panel.is_locked
-    assert panel.run.stop.disabled, "it stops a training, and no measurement"
+    assert panel.run.stop.disabled, "it stops a training run, not a measurement"
     seen.set()
     panel.thread.join()
     assert "Measured on this machine: 2 training runs." in panel._message.value
     assert "measured on this machine" in panel.gauge.value
 
 
-def test_a_measurement_that_fails_shows_the_last_line_of_its_error(panel, monkeypatch):
+def test_a_failed_measurement_shows_the_last_line_of_its_error(panel, monkeypatch):
     failed = subprocess.CompletedProcess([], 1, stdout="", stderr="Traceback ...\nOSError: no <room>\n")
     monkeypatch.setattr("helpers.widgets.training_panel.subprocess.run", lambda *_, **__: failed)
     panel.measure()
@@ -98,7 +98,7 @@ def test_a_block_longer_than_the_models_positions_is_refused(panel):
     assert "use at most 256" in TrainingPanel(TrainingSettings(block_size=1024)).static_html()
 
 
-def test_no_verdict_on_other_values_stays_beside_an_error(panel):
+def test_an_error_clears_the_verdict_on_other_values(panel):
     for name, value in (("seed", -5), ("n_layer", 12)):
         assert panel.gauge.value
         panel.controls[name].value = value
@@ -107,7 +107,7 @@ def test_no_verdict_on_other_values_stays_beside_an_error(panel):
         panel.fill({name: getattr(TrainingSettings(), name)})
 
 
-def test_a_text_that_is_not_there_is_said_and_not_planned_for(panel):
+def test_a_missing_text_is_reported_and_not_planned(panel):
     panel.controls["source"].value = "<b>my</b>.txt"
     assert "source = &#x27;&lt;b&gt;my&lt;/b&gt;.txt&#x27; is not there" in panel._message.value
     assert panel.gauge.value == ""
@@ -221,7 +221,7 @@ def test_time_and_largest_batch_are_shown():
 
 @pytest.mark.parametrize("kind", ["linear", "cosine", "constant_with_warmup"])
 @pytest.mark.parametrize("warmup", [0, 0.1, 1.5, 7])
-def test_the_learning_rate_is_that_of_transformers(kind, warmup):
+def test_the_learning_rate_matches_transformers(kind, warmup):
     import torch
     from transformers import TrainingArguments, get_scheduler
 

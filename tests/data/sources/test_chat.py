@@ -24,7 +24,7 @@ CHAT = [
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
-def test_what_the_assistant_says_is_a_completion_and_all_else_a_prompt(template):
+def test_assistant_messages_are_completions_and_everything_else_is_a_prompt(template):
     chat = render_chat(CHAT, template)
     said = [text.strip().removesuffix("<|im_end|>") for text, is_prompt in chat.segments if not is_prompt]
     assert said == [ANSWER, "It drank."]
@@ -51,7 +51,7 @@ def test_a_dialogue_without_an_answer_ends_in_a_prompt():
     assert tokens.encode_dialogues([render_chat(CHAT[:2])])[2].all()
 
 
-def test_a_first_row_with_no_messages_does_not_hide_that_a_table_is_chat_data(tmp_path):
+def test_a_first_row_without_messages_does_not_hide_chat_data(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps({"messages": each}) + "\n" for each in ([], CHAT[1:3])))
     ((_, texts),) = Source(DataSettings(source=str(path))).parts()
@@ -71,7 +71,7 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.parquet"])
-def test_chat_data_become_documents_in_every_usual_form(tmp_path, form, name):
+def test_chat_data_in_every_common_form_become_documents(tmp_path, form, name):
     rows = [FORMS[form]] * 3
     if name.endswith("parquet"):
         Dataset.from_list(rows).to_parquet(tmp_path / name)
@@ -93,7 +93,7 @@ def test_a_marker_of_the_end_inside_a_message_is_no_end():
     assert chat.segments[-1] == (" The fox.", False)
 
 
-def test_a_row_without_a_completion_is_empty_and_one_without_a_prompt_is_what_the_assistant_says(tmp_path):
+def test_a_row_without_a_completion_is_empty_and_one_without_a_prompt_is_the_completion(tmp_path):
     rows = [(None, None), ("a", ""), ("a", "b"), (" ", "b")]
     lines = [json.dumps({"prompt": prompt, "completion": completion}) for prompt, completion in rows]
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
@@ -101,7 +101,7 @@ def test_a_row_without_a_completion_is_empty_and_one_without_a_prompt_is_what_th
     assert [str(text) for text in texts] == ["", "", "User: a\n\nAssistant: b", "Assistant: b"]
 
 
-def test_half_a_character_in_a_message_becomes_the_replacement_character(tmp_path):
+def test_a_lone_surrogate_in_a_message_becomes_the_replacement_character(tmp_path):
     (tmp_path / "a.jsonl").write_text(json.dumps({"prompt": "a\ud83d b", "completion": "c\ude00"}))
     ((_, texts),) = Source(DataSettings(source=str(tmp_path / "a.jsonl"))).parts()
     assert [text.segments for text in texts] == [[("User: a\ufffd b\n\nAssistant:", True), (" c\ufffd", False)]]
@@ -117,7 +117,7 @@ def test_half_a_character_in_a_message_becomes_the_replacement_character(tmp_pat
      ({"instruction": "Add one.", "input": 5, "output": "six"}, "line 1: a message needs .* 'content': 5"),
      ({"instruction": "Sum.", "input": [1, 2], "output": "3"}, r"line 1: a message needs .* 'content': \[1, 2\]")],
 )  # fmt: skip
-def test_a_message_that_cannot_be_read_is_named_with_its_line(tmp_path, row, words):
+def test_an_unreadable_message_is_named_with_its_line(tmp_path, row, words):
     (tmp_path / "a.jsonl").write_text(json.dumps(row))
     with pytest.raises(SettingsError, match=words):
         load_documents(DataSettings(source=str(tmp_path / "a.jsonl")))
@@ -148,7 +148,7 @@ def chat_settings(tmp_path, tiny_model):
     )  # fmt: skip
 
 
-def test_blocks_have_labels_for_completions_and_their_ends_only(chat_settings):
+def test_only_completions_and_their_ends_have_labels(chat_settings):
     data, tokenizer = prepare(chat_settings), load_tokenizer("pocket")
     blocks, facts = data.blocks["train"].with_format("numpy"), data.facts["splits"]["train"]
     ids, labels = blocks["input_ids"][:], blocks["labels"][:]
@@ -163,7 +163,7 @@ def test_blocks_have_labels_for_completions_and_their_ends_only(chat_settings):
     assert (by_hand.with_format("numpy")["labels"][:] == labels).all()
 
 
-def test_a_score_counts_completions_only(tiny):
+def test_a_score_counts_only_completions(tiny):
     model, tokenizer = tiny
     chats = [render_chat(CHAT), render_chat(CHAT[1:3])]
     result = score(model, tokenizer, chats, stride=8, context=16)

@@ -34,7 +34,7 @@ SEPARATORS = {
 
 
 @pytest.mark.parametrize("separator", SEPARATORS)
-def test_a_separator_means_the_same_for_the_lines_of_a_text_and_the_rows_of_a_table(separator):
+def test_a_separator_works_the_same_for_lines_of_a_text_and_rows_of_a_table(separator):
     expected = [text.strip() for text in SEPARATORS[separator]]
     text = list(text_documents(["\n".join(ROWS)], separator, name="x"))
     rows = [text for text in row_documents((f"{row}\n" for row in ROWS), separator, name="x") if text.strip()]
@@ -51,7 +51,7 @@ def test_the_rows_of_a_document_keep_their_order_and_their_own_white_space():
     assert next(iter(row_documents(ROWS, "heading", name="x"))) == "\n".join(ROWS[1:9]).strip("\n")
 
 
-def test_a_heading_of_markdown_starts_a_document_but_neither_its_sections_nor_a_line_in_a_paragraph():
+def test_only_a_top_level_markdown_heading_starts_a_document():
     first, second = "# One\n\nA fox.\n# no heading\n\n## Section\n\nA crow.", "# Two\n\n#no heading\n\nA hen."
     assert list(text_documents([f"{first}\n\n{second}\n"], "heading", name="x")) == [first, second]
 
@@ -61,7 +61,7 @@ def test_a_heading_of_markdown_starts_a_document_but_neither_its_sections_nor_a_
     "text",
     [f"a{END}b", f"a\n{END}\nb", f"{START}a{END}{START}b{END}", f"a{END}{END}b{END}", f"{END}a\n\n{END}\n\nb\n"],
 )
-def test_no_end_of_text_is_inside_a_document_or_makes_an_empty_one(separator, text):
+def test_end_of_text_markers_are_never_inside_a_document_or_make_an_empty_one(separator, text):
     assert list(text_documents([text], separator, name="x")) == ["a", "b"]
     assert list(filter(None, row_documents([text], separator, name="x"))) == ["a", "b"]
 
@@ -74,7 +74,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("separator", BAD)
-def test_what_is_nearly_a_value_is_refused_and_not_taken_as_text(separator):
+def test_a_misspelled_separator_is_refused_instead_of_taken_as_text(separator):
     with pytest.raises(SettingsError, match=BAD[separator]):
         DataSettings(document_separator=separator)
 
@@ -126,7 +126,7 @@ FORMS = {  # what is read -> the separator, and a word of the reason
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_the_usual_forms_are_recognised_and_the_reason_is_given(form):
+def test_common_forms_are_recognised_and_the_reason_is_given(form):
     rows, about, separator, reason = FORMS[form]
     choice = recognise(rows, **about)
     assert choice.separator == separator
@@ -142,7 +142,7 @@ def test_the_usual_forms_are_recognised_and_the_reason_is_given(form):
         ([], ""),
     ],
 )
-def test_markup_that_would_be_learned_is_told(rows, shown):
+def test_markup_that_would_be_learned_is_reported(rows, shown):
     assert shown in describe_markup(rows)
     assert bool(shown) == bool(describe_markup(rows))
 
@@ -155,7 +155,7 @@ def test_passages_are_the_text_and_end_at_line_ends():
     assert all(piece.startswith("\n") for piece in pieces[1:])
 
 
-def test_what_passages_leave_out_is_white_space_and_markers():
+def test_passages_leave_out_only_white_space_and_markers():
     text = "a" * 1200 + "\n" + " " * 9000 + "b\n<|endoftext|>\nc\n\n"
     assert "".join(passages([text])) == "a" * 1200 + " " * 1001 + "b\nc"
 
@@ -215,7 +215,7 @@ WRITERS = {
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_documents_written_in_any_form_are_read_again_as_they_were(tmp_path, name):
+def test_documents_round_trip_through_every_form(tmp_path, name):
     write, separator = WRITERS[name]
     for seed in range(5):
         texts = random_documents(random.Random(seed))

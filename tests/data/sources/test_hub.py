@@ -127,7 +127,7 @@ def answers(hub, home):
     return dict(zip(LINES, said, strict=True)) | {"seconds": seconds}
 
 
-def test_what_is_downloaded_once_comes_from_the_cache_without_the_hub_and_the_rest_is_an_error_at_once(answers, home):
+def test_without_the_hub_cached_downloads_work_and_the_rest_fails_quickly(answers, home):
     first, missing = [answers["model"], answers["texts"]], "course/missing"
     assert first == ["4096 4096\n", "{'train': 60, 'test': 9}\n"]
     said, seconds = in_a_child(NOBODY, home, LINES["model"], LINES["texts"], load_texts(missing))
@@ -139,7 +139,7 @@ def test_what_is_downloaded_once_comes_from_the_cache_without_the_hub_and_the_re
     assert seconds < 5 * answers["seconds"], "the libraries alone would try for minutes"
 
 
-def test_a_model_that_is_not_on_the_hub_is_one_sentence(answers):
+def test_a_model_that_is_not_on_the_hub_gives_one_sentence(answers):
     assert "'nobody/nothing' could not be loaded" in answers["no model"]
     assert answers["no model"].count("\n") == 1
 
@@ -149,12 +149,12 @@ def test_a_split_a_column_a_revision_and_a_configuration_can_be_named(answers):
 
 
 @pytest.mark.parametrize(("source", "words"), REASONS.items())
-def test_the_reason_why_a_data_set_cannot_be_loaded_is_one_sentence(answers, source, words):
+def test_the_reason_why_a_data_set_cannot_be_loaded_is_given_in_one_sentence(answers, source, words):
     assert words in answers[source]
     assert answers[source].count("\n") == 1
 
 
-def test_streaming_reads_a_data_set_as_it_arrives_and_keeps_nothing_of_it(answers, home):
+def test_streaming_stores_nothing_of_a_data_set(answers, home):
     def kept_of(source):
         name = source.partition("/")[2]
         return [path for path in home.rglob("*") if path.suffix in (".arrow", ".parquet") and name in str(path)]
@@ -164,14 +164,14 @@ def test_streaming_reads_a_data_set_as_it_arrives_and_keeps_nothing_of_it(answer
     assert not kept_of(STREAMED)
 
 
-def test_a_misspelled_folder_that_looks_like_a_name_of_the_hub_is_named(tmp_path, monkeypatch):
+def test_a_misspelled_folder_that_looks_like_a_hub_name_gets_a_suggestion(tmp_path, monkeypatch):
     (tmp_path / "data" / "my_texts").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SettingsError, match=r"; did you mean 'data/my_texts'\?$"):
         hub_module.open_from_hub(DataSettings(source="data/my_text"))
 
 
-def test_threads_that_read_without_the_hub_leave_the_library_online(monkeypatch):
+def test_threads_that_read_offline_leave_the_library_online(monkeypatch):
     monkeypatch.setattr(config, "HF_HUB_OFFLINE", False)
     has_entered, may_leave = threading.Event(), threading.Event()
 

@@ -59,13 +59,13 @@ def make(folder: Path, layout: str) -> set[str]:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
-def test_every_file_is_in_the_part_its_name_says_and_no_test_is_trained_on(tmp_path, layout):
+def test_every_file_is_in_the_split_of_its_name_and_no_test_is_trained_on(tmp_path, layout):
     expected = make(tmp_path, layout)
     parts = {part: set(texts) for part, texts in Source(DataSettings(source=str(tmp_path))).parts()}
     assert parts == {part: {part} for part in expected}
 
 
-def test_what_is_left_out_is_listed_and_counted(tmp_path):
+def test_files_that_are_left_out_are_listed_and_counted(tmp_path):
     make(tmp_path, "train.txt=train test.txt=test README.md=out novel.txt=out a.pdf=out b.pdf=out c.docx=out")
     source = Source(DataSettings(source=str(tmp_path)))
     list(source.parts())
@@ -76,7 +76,7 @@ def test_what_is_left_out_is_listed_and_counted(tmp_path):
     assert kinds == "Left out (other kinds of files): 2 .pdf, 1 .docx."
 
 
-def test_no_list_of_names_is_endless(tmp_path):
+def test_long_lists_of_names_are_shortened(tmp_path):
     make(tmp_path, " ".join([*(f"{n}.txt=a" for n in range(100)), *(f"log.{n}=out" for n in range(100))]))
     source = Source(DataSettings(source=str(tmp_path)))
     list(source.parts())
@@ -87,7 +87,7 @@ def test_no_list_of_names_is_endless(tmp_path):
     assert str(error.value).count(",") == 19
 
 
-def test_a_configuration_may_be_named_by_a_number(tmp_path):
+def test_the_name_of_a_configuration_can_be_a_number(tmp_path):
     make(tmp_path, "train.txt=train test.txt=test")
     card = CARD.format("- config_name: 2024\n  data_files: train.txt\n- config_name: 2025\n  data_files: test.txt")
     (tmp_path / "README.md").write_text(card)
@@ -98,19 +98,19 @@ def test_a_configuration_may_be_named_by_a_number(tmp_path):
 @pytest.mark.parametrize(
     "layout", ["a.txt=a b.txt=b", "train.txt=a extra.txt=b", "contest.txt=a devil.txt=b", "latest/a.txt=a trains.txt=b"]
 )
-def test_a_folder_without_a_held_out_part_is_still_to_be_split(tmp_path, layout):
+def test_a_folder_without_a_held_out_split_is_not_split_yet(tmp_path, layout):
     make(tmp_path, layout)
     source = Source(DataSettings(source=str(tmp_path)))
     assert {part: set(texts) for part, texts in source.parts()} == {"": {"a", "b"}}
     assert source.notes == []
 
 
-def test_a_folder_of_cards_alone_is_a_text_like_any_other(tmp_path):
+def test_a_folder_with_only_a_readme_is_read_as_text(tmp_path):
     make(tmp_path, "README.md=words")
     assert [list(texts) for _, texts in Source(DataSettings(source=str(tmp_path))).parts()] == [["words"]]
 
 
-def test_one_split_of_a_folder_can_be_taken_by_our_name_or_its_own(tmp_path):
+def test_one_split_of_a_folder_can_be_chosen_by_our_name_or_its_own(tmp_path):
     make(tmp_path, "my_train.txt=train dev.txt=validation")
     for wanted, text in (("train", "train"), ("dev", "validation"), ("validation", "validation")):
         settings = DataSettings(source=str(tmp_path), source_split=wanted)
@@ -119,7 +119,7 @@ def test_one_split_of_a_folder_can_be_taken_by_our_name_or_its_own(tmp_path):
         list(Source(DataSettings(source=str(tmp_path), source_split="test")).parts())
 
 
-def test_held_out_parts_alone_are_not_split_again(tmp_path):
+def test_a_source_with_only_held_out_splits_is_refused(tmp_path):
     make(tmp_path, "test.txt=test dev.txt=validation")
     with pytest.raises(SettingsError, match="no split for training"):
         list(Source(DataSettings(source=str(tmp_path))).parts())
@@ -137,13 +137,13 @@ def test_a_cloned_repository_is_read_as_the_configuration_in_its_card_says(tmp_p
 
 
 @pytest.mark.parametrize("card", ["# Words", "---\nconfigs: 3\n---\n", "---\n: [\n---\n", CARD.format("- x: 1")])
-def test_a_card_that_says_nothing_changes_nothing(tmp_path, card):
+def test_a_card_without_configurations_changes_nothing(tmp_path, card):
     make(tmp_path, "train.txt=train test.txt=test")
     (tmp_path / "README.md").write_text(card)
     assert {part for part, _ in Source(DataSettings(source=str(tmp_path))).parts()} == {"train", "test"}
 
 
-def test_a_flattened_copy_of_a_repository_is_divided_by_the_names_of_its_files(tmp_path):
+def test_a_flattened_copy_of_a_repository_is_split_by_its_file_names(tmp_path):
     make(tmp_path, "train-0.txt=train test-0.txt=test")
     (tmp_path / "README.md").write_text(
         CARD.format("- config_name: all\n  data_files: [{split: train, path: x/a-*}, {split: test, path: x/b-*}]")
@@ -153,7 +153,7 @@ def test_a_flattened_copy_of_a_repository_is_divided_by_the_names_of_its_files(t
     }  # fmt: skip
 
 
-def test_a_configuration_whose_files_are_not_there_is_named(tmp_path):
+def test_a_configuration_whose_files_are_missing_is_named(tmp_path):
     make(tmp_path, "large/train.txt=big large/test.txt=big_test")
     (tmp_path / "README.md").write_text(TWO)
     with pytest.raises(SettingsError, match=r"no file of the configuration 'small', .*small/a-\*"):
@@ -171,11 +171,11 @@ def test_a_configuration_without_a_split_has_its_files_in_any_folder(tmp_path, e
     assert {part: list(texts) for part, texts in Source(settings).parts()} == {"train": ["train"], "test": ["test"]}
 
 
-def test_the_splits_of_a_data_set_go_by_its_own_names():
+def test_exact_split_names_take_precedence_over_synonyms():
     splits = {"dev": 1, "validation": 2, "Train": 3, "test": 4, "unsupervised": 5}
     assert name_parts(splits, DataSettings()) == {"validation": 2, "test": 4, "train": 3}
 
 
 @pytest.mark.parametrize(("name", "part"), [("Ü-Test.txt", "test"), ("Létest.txt", ""), ("a/b/test/c/d.md", "test")])
-def test_words_are_found_between_letters_of_any_language(name, part):
+def test_words_in_file_names_are_found_in_any_language(name, part):
     assert part_of(name) == part

@@ -61,7 +61,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_a_file_of_another_kind_is_refused_with_the_way_to_its_text(tmp_path, name):
+def test_an_unsupported_file_is_refused_with_the_way_to_its_text(tmp_path, name):
     content, words = OTHERS[name]
     path = tmp_path / name
     path.write_bytes(content)
@@ -84,7 +84,7 @@ def test_a_file_of_another_kind_is_refused_with_the_way_to_its_text(tmp_path, na
         b"",
     ],
 )
-def test_a_text_that_only_looks_like_another_kind_is_let_through(tmp_path, content):
+def test_a_text_that_only_looks_like_another_kind_is_accepted(tmp_path, content):
     path = tmp_path / "a.txt"
     path.write_bytes(content)
     refuse_other_kinds(path)

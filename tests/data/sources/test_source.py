@@ -34,13 +34,13 @@ PACKED = {
 
 @pytest.mark.parametrize("packing", [".gz", ".zst"])
 @pytest.mark.parametrize("name", PACKED)
-def test_a_compressed_file_is_read_as_its_name_says(tmp_path, name, packing):
+def test_a_compressed_file_is_read_according_to_its_name(tmp_path, name, packing):
     pack = {".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}[packing]
     (tmp_path / f"{name}{packing}").write_bytes(pack(PACKED[name].encode()))
     assert texts(tmp_path / f"{name}{packing}") == WORDS
 
 
-def test_a_parquet_file_is_read_and_one_that_is_compressed_once_more_is_not(tmp_path):
+def test_a_parquet_file_is_read_but_not_if_it_is_compressed_again(tmp_path):
     path = tmp_path / "a.parquet"
     Dataset.from_dict({"text": WORDS, "n": [1, 2, 3]}).to_parquet(path)
     assert texts(path) == WORDS
@@ -100,7 +100,7 @@ def test_a_part_in_one_text_file_is_split_at_blank_lines_as_a_file_is(tmp_path):
 
 
 @pytest.mark.parametrize(("book", "rows"), [("train", "test"), ("test", "train")])
-def test_a_continuous_text_and_documents_are_no_parts_of_one_source(tmp_path, book, rows):
+def test_a_continuous_text_and_documents_cannot_be_splits_of_one_source(tmp_path, book, rows):
     (tmp_path / f"{book}.txt").write_text("CHAPTER 1\n\nShe ran.\n\nCHAPTER 2\n\nHe slept over the hill.\n" * 9)
     (tmp_path / f"{rows}.csv").write_text("text,label\n" + "one fox runs,1\n" * 9)
     with pytest.raises(SettingsError, match=r"a continuous text and the other .* Set document_separator"):
@@ -122,7 +122,7 @@ def test_a_saved_data_set_is_read_with_its_own_splits(tmp_path):
     assert texts(tmp_path / "many", source_split="eval") == WORDS, "another word for test"
 
 
-def test_a_saved_data_set_that_lies_deeper_or_was_copied_in_part_is_refused(tmp_path):
+def test_a_saved_data_set_that_is_nested_or_incomplete_is_refused(tmp_path):
     rows = Dataset.from_dict({"text": WORDS})
     DatasetDict(train=rows, test=rows).save_to_disk(tmp_path / "saved")
     with pytest.raises(SettingsError, match=r"saved with `save_to_disk` \(saved\): set source to"):
@@ -176,24 +176,24 @@ def test_an_encoding_is_detected_and_reported_and_nothing_is_lost(tmp_path, case
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16-le"])
-def test_a_byte_order_mark_is_no_character_of_the_text_when_the_encoding_is_named(tmp_path, encoding):
+def test_a_byte_order_mark_is_not_part_of_the_text_when_the_encoding_is_named(tmp_path, encoding):
     path = tmp_path / "a.csv"
     path.write_bytes("\ufefftext,label\none fox,1\n".encode(encoding))
     assert texts(path, encoding=encoding) == ["one fox"]
 
 
-def test_a_character_cut_in_two_by_a_chunk_does_not_change_the_encoding(tmp_path):
+def test_a_character_split_across_chunks_does_not_change_the_encoding(tmp_path):
     assert find_encoding(tmp_path, [b"caf\xc3", b"\xa9"]) == "utf-8"
     assert find_encoding(tmp_path, [b"caf", b"\xe9"]) == "cp1252"
 
 
-def test_windows_line_ends_are_line_ends(tmp_path):
+def test_windows_line_endings_are_recognised(tmp_path):
     path = tmp_path / "a.txt"
     path.write_bytes(b"one fox\r\n\r\ntwo owls\r\n\r\nthree hens\r\n")
     assert texts(path) == WORDS
 
 
-def test_half_a_character_in_json_becomes_the_replacement_character(tmp_path):
+def test_a_lone_surrogate_in_json_becomes_the_replacement_character(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "a\\ud83d b"}')
     assert texts(path) == ["a\ufffd b"]
@@ -254,7 +254,7 @@ def test_a_row_without_text_is_an_empty_document_and_not_an_error(tmp_path):
     assert texts(path) == ["one fox", "", "", ""]
 
 
-def test_one_column_of_words_is_found_and_a_wrong_name_lists_the_columns(tmp_path):
+def test_the_only_text_column_is_found_and_a_wrong_name_lists_the_columns(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("body,n\none fox,1\n")
     assert texts(path) == texts(path, text_column="body") == ["one fox"]
@@ -289,7 +289,7 @@ def test_a_row_of_200_mb_is_refused_before_it_is_read_completely(tmp_path, name,
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no named pipes in folders, and names in UTF-16")
-def test_a_pipe_and_a_name_in_another_encoding_end_in_a_sentence(tmp_path):
+def test_a_pipe_and_a_name_in_another_encoding_are_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe.txt")
     with pytest.raises(SettingsError, match="is neither a file nor a folder"):
         texts(tmp_path / "pipe.txt")
@@ -301,7 +301,7 @@ def test_a_pipe_and_a_name_in_another_encoding_end_in_a_sentence(tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows lets only some users make a link")
-def test_a_link_in_a_circle_is_an_error_and_a_link_to_its_own_folder_is_not(tmp_path):
+def test_a_circular_link_is_an_error_and_a_link_to_its_own_folder_is_not(tmp_path):
     (tmp_path / "a.txt").symlink_to(tmp_path / "b.txt")
     (tmp_path / "b.txt").symlink_to(tmp_path / "a.txt")
     with pytest.raises(SettingsError, match=r"a\.txt is a symbolic link that leads nowhere or in a circle"):
@@ -315,7 +315,7 @@ def test_a_link_in_a_circle_is_an_error_and_a_link_to_its_own_folder_is_not(tmp_
     assert texts(folder) == ["one fox"]
 
 
-def test_a_file_on_a_drive_that_cannot_tell_the_true_path_is_read(tmp_path, monkeypatch):
+def test_a_file_on_a_drive_that_cannot_resolve_paths_is_read(tmp_path, monkeypatch):
     def realpath(path, *, strict=False):  # as Windows does for a drive in memory
         if strict:
             raise OSError(None, "Incorrect function", str(path), 1)
@@ -327,14 +327,14 @@ def test_a_file_on_a_drive_that_cannot_tell_the_true_path_is_read(tmp_path, monk
     assert texts(tmp_path) == ["one fox"]
 
 
-def test_a_source_without_parts_has_none_that_can_be_chosen(tmp_path):
+def test_a_source_without_splits_has_none_to_choose(tmp_path):
     (tmp_path / "a.txt").write_text("one fox")
     for source in ("fables", "python-reference", str(tmp_path / "a.txt")):
         with pytest.raises(SettingsError, match=r"has no split 'test': set source_split to one of \['all'\]"):
             next(Source(DataSettings(source=source, source_split="test")).parts())
 
 
-def test_a_folder_with_nothing_to_read_says_what_it_looked_for(tmp_path):
+def test_a_folder_with_nothing_to_read_lists_what_it_looked_for(tmp_path):
     with pytest.raises(SettingsError, match=r"holds no file of \.txt, .* other files in it: 0"):
         texts(tmp_path)
 
@@ -349,7 +349,7 @@ def test_a_source_without_permission_to_read_is_an_error(tmp_path, monkeypatch):
         source_hash(str(path))
 
 
-def test_a_hidden_folder_that_nobody_may_list_is_left_out(tmp_path, monkeypatch):
+def test_a_hidden_folder_that_cannot_be_listed_is_skipped(tmp_path, monkeypatch):
     iterdir = Path.iterdir
 
     def listed(path):  # as Windows does for `My Music` in `Documents`, a link to another place
@@ -380,7 +380,7 @@ def test_files_are_in_the_same_order_on_windows(kind):
     assert [path.as_posix() for path in in_order(map(kind, names))] == ordered
 
 
-def test_the_hash_is_of_names_and_bytes(tmp_path):
+def test_the_hash_depends_on_names_and_bytes(tmp_path):
     (tmp_path / "a.txt").write_text("one")
     (tmp_path / "b.txt").write_text("two")
     before = source_hash(str(tmp_path))

@@ -41,7 +41,7 @@ DELIMITED = {
 
 
 @pytest.mark.parametrize("kind", ["saved", "Parquet"])
-def test_a_few_rows_are_in_memory_at_once_as_each_may_be_a_book(tmp_path, kind):
+def test_only_a_few_rows_are_in_memory_at_once_as_each_can_be_a_book(tmp_path, kind):
     books = Dataset.from_dict({"text": [f"{number:04} " + "a" * 2**17 for number in range(256)]})
     if kind == "saved":
         books.save_to_disk(tmp_path / "saved")
@@ -59,14 +59,14 @@ def test_a_few_rows_are_in_memory_at_once_as_each_may_be_a_book(tmp_path, kind):
 
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
 @pytest.mark.parametrize("form", DELIMITED)
-def test_the_delimiter_and_the_header_are_found_whatever_the_file_is_called(tmp_path, form, name):
+def test_the_delimiter_and_the_header_are_found_under_any_file_name(tmp_path, form, name):
     path = tmp_path / name
     path.write_text(DELIMITED[form], encoding="utf-16" if "Excel" in form else "utf-8", newline="")
     assert [text.replace(",  ", ", ") for text in read(path)[0]] == STORIES
 
 
 @pytest.mark.parametrize("delimiter", [",", "\t", ";", "|"])
-def test_commas_in_the_text_are_no_delimiter_when_the_header_has_another(tmp_path, delimiter):
+def test_commas_in_the_text_are_not_delimiters_if_the_header_has_another(tmp_path, delimiter):
     path = tmp_path / "a.csv"
     path.write_text(f"n{delimiter}text\n" + "".join(f"{n}{delimiter}A fox{' well' * n}. Yes\n" for n in range(3)))
     assert read(path)[0][1] == "A fox well. Yes"
@@ -97,7 +97,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_table_that_can_be_misread_is_refused_with_the_place(tmp_path, name):
+def test_a_table_that_can_be_misread_is_refused_with_the_location(tmp_path, name):
     content, words = REFUSED[name]
     path = tmp_path / name
     path.write_text(content)
@@ -105,7 +105,7 @@ def test_a_table_that_can_be_misread_is_refused_with_the_place(tmp_path, name):
         read(path)
 
 
-def test_a_parquet_file_with_a_name_twice_is_refused(tmp_path):
+def test_a_parquet_file_with_a_duplicate_column_name_is_refused(tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -130,7 +130,7 @@ JSON = {
 
 @pytest.mark.parametrize("indent", [None, 2])
 @pytest.mark.parametrize("name", JSON)
-def test_the_rows_are_found_in_every_usual_form_of_json(tmp_path, name, indent):
+def test_the_rows_are_found_in_every_common_form_of_json(tmp_path, name, indent):
     (tmp_path / name).write_text(json.dumps(JSON[name], indent=indent))
     assert read(tmp_path / name)[0] == STORIES
 
@@ -147,13 +147,13 @@ def test_a_list_of_objects_about_a_text_is_not_taken_for_the_rows(tmp_path, n_ro
     assert read(tmp_path / "a.json")[0] == STORIES[:n_rows]
 
 
-def test_json_lines_in_a_file_named_json_are_all_rows_though_the_first_holds_a_list(tmp_path):
+def test_json_lines_in_a_json_file_are_all_rows_even_if_the_first_contains_a_list(tmp_path):
     rows = [{"body": story, "authors": [{"name": "Ann"}]} for story in STORIES]
     (tmp_path / "a.json").write_text("\n".join(map(json.dumps, rows)))
     assert read(tmp_path / "a.json", text_column="body")[0] == STORIES
 
 
-def test_json_in_one_long_line_is_read_bit_by_bit():
+def test_json_in_one_long_line_is_read_incrementally():
     chunks = iter(["[", *['{"text": "a fox"}, '] * 100, '{"text": "a crow"}]'])
     assert next(json_lines("a.jsonl", chunks)) == ("line 1", {"text": "a fox"})
     assert len(list(chunks)) > 80
@@ -168,7 +168,7 @@ COLUMNS = {
 
 
 @pytest.mark.parametrize("case", COLUMNS)
-def test_the_column_of_the_text_is_chosen_from_many_rows_and_named(tmp_path, case):
+def test_the_text_column_is_chosen_from_many_rows_and_named(tmp_path, case):
     path = tmp_path / "a.jsonl"
     path.write_text("\n".join(map(json.dumps, COLUMNS[case])))
     texts, notes = read(path)
@@ -178,7 +178,7 @@ def test_the_column_of_the_text_is_chosen_from_many_rows_and_named(tmp_path, cas
 
 
 @pytest.mark.parametrize("is_categorical", [False, True])
-def test_a_parquet_file_that_expands_like_no_text_is_refused(tmp_path, is_categorical):
+def test_a_parquet_file_that_expands_too_much_is_refused(tmp_path, is_categorical):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -205,7 +205,7 @@ NOTED = {
 
 
 @pytest.mark.parametrize("case", NOTED)
-def test_what_may_have_been_misread_is_noted_with_its_line(tmp_path, case):
+def test_possible_misreadings_are_noted_with_their_line(tmp_path, case):
     content, words = NOTED[case]
     path = tmp_path / "a.csv"
     path.write_text(content)
@@ -213,21 +213,21 @@ def test_what_may_have_been_misread_is_noted_with_its_line(tmp_path, case):
     assert any(re.search(words, note) for note in notes)
 
 
-def test_a_value_of_several_lines_is_no_reason_for_a_note(tmp_path):
+def test_a_value_of_several_lines_gives_no_note(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text('n,text\n1,"A fox.\n\nIt ran.\nIt was red.\nIt came home."\n')
     assert read(path) == (["A fox.\n\nIt ran.\nIt was red.\nIt came home."], [])
 
 
 @pytest.mark.parametrize(("column", "values"), [("split", ("train", "test")), ("Set", ("TRAIN", "dev"))])
-def test_rows_of_several_parts_are_refused_because_a_test_must_not_be_trained_on(tmp_path, column, values):
+def test_rows_of_several_splits_are_refused_because_a_test_must_not_be_trained_on(tmp_path, column, values):
     rows = Dataset.from_dict({"text": STORIES, column: [values[n >= 9] for n in range(len(STORIES))]})
     rows.to_parquet(tmp_path / "a.parquet")
     with pytest.raises(SettingsError, match=f"row 10: column '{column}' divides the rows into parts"):
         read(tmp_path / "a.parquet")
 
 
-def test_a_column_that_may_name_parts_is_not_kept_where_each_row_has_another_value():
+def test_a_possible_split_column_with_a_value_per_row_is_not_kept_in_memory():
     rows = ((f"row {number}", {"text": "", "set": f"{number} " + "x" * 500}) for number in range(20_000))
     made = Table("made", {"text": "words", "set": "words"}, lambda _: rows)
     tracemalloc.start()
@@ -246,7 +246,7 @@ def test_a_folder_of_many_tables_has_one_note_on_its_column_and_few_on_its_heade
     assert len(read(tmp_path)[1]) == 10
 
 
-def test_each_column_that_may_name_parts_is_looked_at_alone(tmp_path):
+def test_each_possible_split_column_is_checked_separately(tmp_path):
     rows = {"text": STORIES, "subset": ["dev-blog"] * 12, "split": ["train"] * 12}
     Dataset.from_dict(rows).to_parquet(tmp_path / "a.parquet")
     assert read(tmp_path / "a.parquet")[0] == STORIES
@@ -256,6 +256,6 @@ def test_each_column_that_may_name_parts_is_looked_at_alone(tmp_path):
 
 
 @pytest.mark.parametrize("values", [["train"] * 12, ["news", "blog"] * 6, [None] * 12])
-def test_a_column_called_split_that_names_no_parts_is_no_obstacle(tmp_path, values):
+def test_a_column_called_split_without_split_names_is_ignored(tmp_path, values):
     Dataset.from_dict({"text": STORIES, "split": values}).to_parquet(tmp_path / "a.parquet")
     assert read(tmp_path / "a.parquet")[0] == STORIES
