@@ -62,20 +62,6 @@ def test_the_data_of_a_trained_run_are_made_again_from_the_same_text_only(tiny_r
     assert prepare(tiny_settings).facts == before
 
 
-@pytest.mark.parametrize(
-    ("source", "words"),
-    [
-        ("nowhere.txt", "is not there"),
-        ("../nowhere", "is not there"),
-        ("wikitext", "owner in front"),
-        ("bookcorpus", "BookCorpus itself was a script"),
-    ],
-)
-def test_a_missing_file_and_a_bare_name_have_their_own_messages(source, words):
-    with pytest.raises(SettingsError, match=words):
-        source_path(source)
-
-
 def test_a_hub_id_is_not_a_path():
     assert source_path("Salesforce/wikitext") is None
 

@@ -43,7 +43,7 @@ def test_a_separator_means_the_same_for_the_lines_of_a_text_and_the_rows_of_a_ta
 
 @pytest.mark.parametrize("separator", SEPARATORS)
 def test_documents_do_not_depend_on_the_pieces_a_text_is_read_in(separator):
-    text = "\n".join(ROWS)
+    text = "\n".join([*ROWS, " \t", "", f" three {END} ", " ", "four "])
     assert list(text_documents(list(text), separator, name="x")) == list(text_documents([text], separator, name="x"))
 
 

@@ -39,7 +39,6 @@ LAYOUTS = {
     "only a validation": "novel.txt=train dev.txt=validation",
     "an ambiguous name": "train.txt=train train_test.txt=test",
     "packed": "train.txt.gz=train test.txt.gz=test",
-    "a card without a split": "train.txt=train test.txt=test README.md=out",
 }
 
 
