@@ -127,17 +127,12 @@ def test_a_run_whose_folder_is_deleted_writes_nothing_into_a_new_one_of_its_name
     assert [path.name for path in (runs / "tiny").glob("[!.]*")] == ["another"]
 
 
-def test_a_run_is_never_overwritten_with_other_settings(tiny_run, tiny_settings):
+def test_other_settings_are_refused_before_the_wait_for_who_trains_the_run(tiny_run, tiny_settings, monkeypatch):
+    monkeypatch.setattr(training.processes, "run_lock", lambda folder: pytest.fail("it waits"))
     before = weights(tiny_run.model_folder)
     with pytest.raises(SettingsError, match=r"learning_rate = 0\.001, not 0\.002.*another run name"):
         fine_tune(tiny_settings.model_copy(update={"learning_rate": 2e-3}))
     assert same_weights(before, weights(tiny_run.model_folder))
-
-
-def test_other_settings_are_refused_before_the_wait_for_who_trains_the_run(tiny_run, tiny_settings, monkeypatch):
-    monkeypatch.setattr(training.processes, "run_lock", lambda folder: pytest.fail("it waits"))
-    with pytest.raises(SettingsError, match="another run name"):
-        fine_tune(tiny_settings.model_copy(update={"learning_rate": 2e-3}))
 
 
 def test_accumulated_passes_train_like_one_batch(tiny_run, tiny_settings):

@@ -1,13 +1,12 @@
 import subprocess
 import sys
-from dataclasses import replace
 
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from helpers.settings import TrainingSettings
-from helpers.training.memory import Memory, _Step, evaluation_bytes, optimizer_bytes, predict, scoring_bytes
+from helpers.training.memory import _Step, evaluation_bytes, optimizer_bytes, predict, scoring_bytes
 from helpers.training.shape import GPT2Shape, parameters, read_shape
 from tests.training import memory_trace
 
@@ -215,8 +214,6 @@ def test_the_parts_add_up():
     memory = predict(GPT2, settings())
     assert sum(memory.parts.values()) == memory.total_bytes == memory.tensor_bytes + memory.overhead
     assert set(memory.parts) == set(vars(memory)) - {"moment"}
-    assert replace(memory, loss=memory.loss + 1).total_bytes == memory.total_bytes + 1
-    assert isinstance(memory, Memory)
 
 
 def test_auto_is_bf16_unless_the_precision_is_given():
