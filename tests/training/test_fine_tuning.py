@@ -407,18 +407,6 @@ def test_a_model_that_was_moved_is_the_same_by_its_files(tiny_run, tiny_settings
         fine_tune(settings)
 
 
-def test_early_stopping_keeps_the_best_model(tiny_settings):
-    rising = {"learning_rate": 0.1, "num_train_epochs": 30.0, "early_stopping_patience": 2, "eval_steps": 2}
-    stopped = fine_tune(tiny_settings.model_copy(update=rising))
-    val_loss = [row["eval_loss"] for row in stopped.history if "eval_loss" in row]
-    assert stopped.facts["steps"] < 30 * 6
-    best = min(range(len(val_loss)), key=val_loss.__getitem__)
-    assert len(val_loss) == best + 3, "two validations without a better one"
-    model, data = load_model(str(stopped.model_folder)).eval(), prepare(tiny_settings).blocks["validation"]
-    ids = torch.stack([row["input_ids"] for row in data])
-    assert model(input_ids=ids, labels=ids).loss.item() == pytest.approx(val_loss[best], rel=1e-3)
-
-
 def stop_after(settings, step):
     """Train up to a step and stop there; its checkpoint is written."""
     stop = threading.Event()
@@ -426,15 +414,21 @@ def stop_after(settings, step):
         fine_tune(settings, stop=stop, watch=lambda _, progress: stop.set() if progress.step >= step else None)
 
 
-def test_early_stopping_is_as_patient_after_a_resume_as_without(tiny_settings):
+def test_early_stopping_keeps_the_best_model_and_is_as_patient_after_a_resume_as_without(tiny_settings):
     rising = {"learning_rate": 0.1, "num_train_epochs": 30.0, "early_stopping_patience": 2, "eval_steps": 2}
     unbroken = fine_tune(tiny_settings.model_copy(update=rising | {"run": "unbroken"}))
+    val_loss = [row["eval_loss"] for row in unbroken.history if "eval_loss" in row]
+    assert unbroken.facts["steps"] < 30 * 6
+    best = min(range(len(val_loss)), key=val_loss.__getitem__)
+    assert len(val_loss) == best + 3, "two validations without a better one"
+    model, data = load_model(str(unbroken.model_folder)).eval(), prepare(tiny_settings).blocks["validation"]
+    ids = torch.stack([row["input_ids"] for row in data])
+    assert model(input_ids=ids, labels=ids).loss.item() == pytest.approx(val_loss[best], rel=1e-3)
     cut = tiny_settings.model_copy(update=rising | {"run": "cut"})
     stop_after(cut, unbroken.facts["steps"] - 2)
     assert fine_tune(cut).history == unbroken.history
     assert str(unbroken.facts["steps"]) in str(unbroken)
-    lowest = min(row["eval_loss"] for row in unbroken.history if "eval_loss" in row)
-    assert f"validation loss {lowest:.3f}" in str(unbroken)
+    assert f"validation loss {val_loss[best]:.3f}" in str(unbroken)
 
 
 def test_the_seconds_of_a_run_include_those_before_a_resume(tiny_settings, monkeypatch):
