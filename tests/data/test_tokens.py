@@ -6,7 +6,7 @@ import pytest
 from transformers import GPT2Tokenizer
 
 from helpers.data.sources import FABLES
-from helpers.data.tokens import TokenStream
+from helpers.data.tokens import TokenStream, batches_of
 from helpers.model import load_tokenizer
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -64,16 +64,24 @@ def test_the_tokenizer_itself_is_used_when_the_fast_ids_differ(tokenizer, monkey
     assert not stream.is_fast
 
 
-def test_another_kind_of_tokenizer_is_used_itself():
+def test_another_kind_of_tokenizer_is_used_itself_and_may_have_ids_of_more_than_16_bits():
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    words = Tokenizer(models.WordLevel({"one": 0, "fox": 1, "<end>": 2}, unk_token="one"))
+    ids = {f"word{number}": number for number in range(2**16)} | {"<end>": 2**16}
+    words = Tokenizer(models.WordLevel(ids, unk_token="word0"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     other = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>")
     stream = TokenStream(other)
-    assert stream.encode(["fox one", "fox"])[0].tolist() == [1, 0, 2, 1, 2]
+    assert stream.encode(["word1 word0", "word1"])[0].tolist() == [1, 0, 2**16, 1, 2**16]
     assert not stream.is_fast
+
+
+def test_a_batch_has_so_many_characters_or_documents(monkeypatch):
+    monkeypatch.setattr("helpers.data.tokens._BATCH_CHARACTERS", 4)
+    monkeypatch.setattr("helpers.data.tokens._BATCH_DOCUMENTS", 3)
+    batches = [["abcd"], ["a", "b", "c"], ["ab", "cd"], ["e"]]
+    assert list(batches_of(text for batch in batches for text in batch)) == batches
 
 
 def test_no_documents_give_no_tokens(tokenizer):
