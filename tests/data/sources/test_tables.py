@@ -75,6 +75,7 @@ def test_commas_in_the_text_are_no_delimiter_when_the_header_has_another(tmp_pat
 REFUSED = {
     "twice.csv": ("text,score,text\na,1,b\n", "2 columns called 'text': rename all but one"),
     "twice.tsv": ("n\ttext\ttext\n1\ta\tb\n", "2 columns called 'text'"),
+    "empty.jsonl": ("\n", "holds no row: delete it, or name another source"),
     "unnamed.csv": (",,\nOne fox,0,b\n", "no names of columns in its first line"),
     "more.csv": ("n,text\n1,a, b, c\n", "line 2: 4 values, and the header in line 1 names 2:"),
     "a title.csv": ("Export\n\nn,text\n1,a\n", "line 3: .* or delete the lines above the header"),
@@ -188,8 +189,14 @@ def test_a_parquet_file_that_expands_like_no_text_is_refused(tmp_path, is_catego
         read(tmp_path / "a.parquet")
 
 
-def test_the_longest_column_of_a_parquet_file_is_the_text(tmp_path):
-    Dataset.from_dict({"title": ["A fox"] * 12, "body": STORIES}).to_parquet(tmp_path / "a.parquet")
+@pytest.mark.parametrize("kind", ["string", "large_string", "string_view"])  # as Polars and others write them
+def test_the_longest_column_of_a_parquet_file_is_the_text(tmp_path, kind):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = {"title": ["A fox"] * 12, "body": STORIES}
+    typed = {name: pa.array(texts, getattr(pa, kind)()) for name, texts in columns.items()}
+    pq.write_table(pa.table(typed), tmp_path / "a.parquet")
     texts, notes = read(tmp_path / "a.parquet")
     assert texts == STORIES
     assert "column 'body'" in notes[0]
