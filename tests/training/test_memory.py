@@ -149,6 +149,13 @@ def test_on_a_processor_attention_in_parts_keeps_the_weights_of_each_part(block)
     assert with_dropout == 3 * 12 * n_weights * (4 + 4), "and what dropout kept of them"
 
 
+def test_on_a_processor_dropout_keeps_floats_where_a_card_keeps_bytes():
+    asked, tokens = settings(3, 768, "no", attn_pdrop=0.0), 3 * 768
+    card, processor = (_Step(GPT2, asked, False, on_processor, 1, False, False) for on_processor in (False, True))
+    assert processor.block - card.block == 2 * tokens * 768 * (4 - 1)
+    assert (card.embedding_mask, processor.embedding_mask) == (tokens * 768, 4 * tokens * 768)
+
+
 def test_several_processes_keep_a_buffer_of_the_gradients():
     one, two = (predict(SHALLOW, settings(8), n_processes=n).total_bytes for n in (1, 2))
     assert two - one == 4 * parameters(SHALLOW)
@@ -164,6 +171,10 @@ def test_what_adafactor_keeps_is_what_it_has_after_a_step(shape):
         sizes = [parameter.shape for parameter in GPT2LMHeadModel(config_of(shape)).parameters()]
     by_hand = sum(size[0] + size[1] if len(size) == 2 else size[0] for size in sizes)
     assert optimizer_bytes(shape, settings(optim="adafactor")) == 4 * by_hand
+    width, inner = shape.n_embd, 4 * shape.n_embd
+    matrices = [(width, 3 * width), (width, width), (width, inner), (inner, width)]  # an adapter has two for each
+    by_hand = shape.n_layer * sum((inputs + 8) + (8 + outputs) for inputs, outputs in matrices)
+    assert optimizer_bytes(shape, settings(optim="adafactor", lora_r=8)) == 4 * by_hand
 
 
 @pytest.mark.parametrize("optim", TrainingSettings.model_fields["optim"].annotation.__args__)
