@@ -147,7 +147,7 @@ def written(folder, texts, name="a.jsonl"):
     return path
 
 
-def test_near_duplicates_are_counted_and_kept_in_the_same_part(tmp_path, tiny_settings):
+def test_near_duplicates_are_kept_in_the_same_part_removed_or_ignored(tmp_path, tiny_settings):
     pairs = [text for story in stories(30) for text in (story, story + " The end.")]
     settings = tiny_settings.model_copy(update={"source": str(written(tmp_path, pairs))})
     prepared = prepare(settings)
@@ -156,12 +156,7 @@ def test_near_duplicates_are_counted_and_kept_in_the_same_part(tmp_path, tiny_se
     side = {text: name for name, part in prepared.documents.items() for text in part["text"]}
     assert all(side[story] == side[story + " The end."] for story in stories(30))
     assert "60" in " ".join(prepared.facts["notes"])
-
-
-def test_near_duplicates_can_be_removed_or_ignored(tmp_path, tiny_settings):
-    pairs = [text for story in stories(30) for text in (story, story + " The end.")]
-    settings = tiny_settings.model_copy(update={"source": str(written(tmp_path, pairs)), "near_duplicates": "remove"})
-    removed = prepare(settings).facts
+    removed = prepare(settings.model_copy(update={"near_duplicates": "remove"})).facts
     assert removed["near_duplicates_removed"] == 30
     assert sum(part["documents"] for part in removed["splits"].values()) == 30
     kept = prepare(settings.model_copy(update={"near_duplicates": "keep"})).facts

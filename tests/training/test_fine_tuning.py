@@ -164,10 +164,6 @@ def test_a_setting_without_effect_is_said_when_a_training_starts(tiny_settings):
         fine_tune(tiny_settings.model_copy(update={"run": "idle", "lora_alpha": 64}))
 
 
-def test_a_notebook_can_open_a_run_that_exists(tiny_run):
-    assert open_or_train("tiny") == tiny_run
-
-
 def test_a_run_that_is_not_there_is_trained_with_the_defaults_and_another_name_is_suggested(tiny_run, monkeypatch):
     monkeypatch.setattr(training, "fine_tune", lambda settings: settings)
     with pytest.warns(UserWarning, match=r"no run 'tny' in .*; did you mean 'tiny'\? It is trained now"):

@@ -207,12 +207,6 @@ def test_a_larger_model_or_batch_never_takes_less_memory(checkpointing, precisio
         assert totals[-1] > totals[0]
 
 
-def test_checkpointing_and_half_precision_each_take_less_memory():
-    plain = predict(GPT2, settings(8, 1024)).total_bytes
-    assert predict(GPT2, settings(8, 1024, checkpointing=True)).total_bytes < plain
-    assert plain < predict(GPT2, settings(8, 1024, "no")).total_bytes
-
-
 def test_the_parts_that_do_not_depend_on_the_batch_by_hand():
     memory = predict(GPT2, settings(8, 1024, "no", accumulation=2))
     n = 124_439_808
