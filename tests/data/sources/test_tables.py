@@ -121,7 +121,7 @@ JSON = {
     "texts.json": STORIES,
     "wrapped.json": {"data": ROWS},
     "version.json": {"version": "2", "data": ROWS},
-    "about.json": {"meta": {"made": 2026}, "tags": ["a"], "data": ROWS},
+    "about.json": {"meta": {"made": 2026}, "tags": ["a"], "links": [], "data": ROWS},
     "columns.json": {"text": dict(enumerate(STORIES)), "n": dict(enumerate(range(12)))},
     "lists.json": {"text": STORIES, "n": list(range(12))},
     "by name.json": {f"story-{number}": row for number, row in enumerate(ROWS)},
@@ -220,10 +220,10 @@ def test_what_may_have_been_misread_is_noted_with_its_line(tmp_path, case):
     assert any(re.search(words, note) for note in notes)
 
 
-def test_a_value_of_several_lines_is_no_reason_for_a_note(tmp_path):
-    path = tmp_path / "a.csv"
-    path.write_text('n,text\n1,"A fox.\n\nIt ran.\nIt was red.\nIt came home."\n')
-    assert read(path) == (["A fox.\n\nIt ran.\nIt was red.\nIt came home."], [])
+def test_a_value_of_several_lines_or_of_a_books_length_is_no_reason_for_a_note(tmp_path):
+    path, texts = tmp_path / "a.csv", ["A fox.\n\nIt ran.\nIt was red.\nIt came home.", "word " * 30_000 + "end"]
+    path.write_text("n,text\n" + "".join(f'1,"{text}"\n' for text in texts))
+    assert read(path) == (texts, [])
 
 
 @pytest.mark.parametrize(("column", "values"), [("split", ("train", "test")), ("Set", ("TRAIN", "dev"))])
