@@ -33,6 +33,7 @@ def test_a_run_has_its_own_tokenizer_and_shape_from_the_plan_to_the_evaluation(s
     assert len(tokenizer) == model.config.vocab_size == planned.vocab_size == 300
     assert tokenizer.model_max_length == 32
     assert plan_run(settings).shape == planned
+    assert planned_shape(settings.model_copy(update={"tokenizer": "pretrained"})).vocab_size == 4096
     assert "a new model of" in plan_run(settings).title
     assert run.history[0]["loss"] == pytest.approx(math.log(300), rel=0.01)
     comparison = compare_with_base(EvaluationSettings(run="new", stride=16))

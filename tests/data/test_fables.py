@@ -21,7 +21,7 @@ def test_there_are_enough_fables(fables):
 def test_each_has_a_title_a_story_and_one_moral(fables):
     for fable in fables:
         title, *story, moral = fable.split("\n\n")
-        assert "\n" not in title
+        assert "\n" not in title and not title.startswith("#")
         assert len(" ".join(story).split()) > 100, title
         assert moral.startswith("Moral: ")
         assert fable.count("Moral:") == 1

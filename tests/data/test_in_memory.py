@@ -51,14 +51,6 @@ def test_a_split_keeps_every_document_once():
     assert n_duplicates == 0
 
 
-def test_the_same_seed_gives_the_same_split_and_another_seed_another():
-    documents_read = DatasetDict(train=documents(*(f"story {i}" for i in range(50))))
-    first, again, other = (
-        split_documents(documents_read, DataSettings(seed=seed))[0]["test"]["text"][:] for seed in (1, 1, 2)
-    )
-    assert first == again != other
-
-
 def test_a_repeated_document_is_kept_once_and_counted():
     documents_read = DatasetDict(train=documents(*["One  Story", "one story\n", "two", "three", "", "four"]))
     parts, n_duplicates = split_documents(documents_read, DataSettings())
@@ -74,21 +66,10 @@ def test_a_sources_own_split_is_kept_and_a_repeated_document_stays_in_the_test()
     assert n_duplicates == 1
 
 
-def test_two_documents_are_too_few():
-    with pytest.raises(SettingsError, match="has 2 different documents"):
-        split_documents(DatasetDict(train=documents("a", "b")), DataSettings())
-
-
 def test_a_row_of_white_space_is_no_document(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "one fox"}\n{"text": " \\n"}\n{"text": ""}\n')
     assert load_documents(DataSettings(source=str(path)))["train"]["text"][:] == ["one fox"]
-
-
-def test_the_fables_are_documents_that_begin_with_their_title():
-    texts = load_documents(DataSettings(source="fables"))["train"]["text"][:]
-    assert len(texts) >= 150
-    assert all("\n\nMoral: " in text and not text.startswith("#") for text in texts)
 
 
 def test_the_python_reference_is_a_source_on_every_machine():

@@ -44,4 +44,6 @@ def test_a_sample_of_a_large_test_gives_about_the_same_share():
 
 
 def test_a_test_shorter_than_an_ngram_has_no_leakage():
-    assert share(np.arange(1, 5), np.arange(1, 50))["share_in_train"] == 0
+    short, exact = (share(np.arange(1, n + 1), np.arange(1, 50)) for n in (NGRAM - 1, NGRAM))
+    assert (short["test_ngrams"], short["share_in_train"]) == (0, 0)
+    assert (exact["test_ngrams"], exact["share_in_train"]) == (1, 1)

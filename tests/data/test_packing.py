@@ -6,10 +6,10 @@ from helpers.settings import SettingsError
 
 
 def test_prompts_are_left_out_of_the_labels_and_blocks_of_prompts_alone_are_not_kept():
-    stream = training_stream(np.arange(10), np.arange(10) < 6)  # six tokens of a prompt, four of a completion
-    blocks, rest = cut_blocks(stream, 4)
-    assert blocks.tolist() == [[[4, 5, 6, 7]], [[IGNORED, IGNORED, 6, 7]]]
-    assert rest.tolist() == [[8, 9], [8, 9]]
+    is_completion = np.isin(np.arange(14), [4, 8, 9, 10, 13])
+    blocks, rest = cut_blocks(training_stream(np.arange(14), ~is_completion), 4)
+    assert blocks.tolist() == [[[8, 9, 10, 11]], [[IGNORED, 9, 10, IGNORED]]], "nothing predicts the first of a block"
+    assert rest.tolist() == [[12, 13], [IGNORED, 13]]
 
 
 def test_a_split_shorter_than_a_block_is_refused_with_advice():

@@ -4,12 +4,13 @@ import shutil
 import sys
 import time
 from pathlib import Path
+from statistics import median
 
 import pytest
 
 from helpers.data.facts import documents_text
 from helpers.data.in_memory import load_documents, split_documents, token_blocks
-from helpers.data.preparation import prepare
+from helpers.data.preparation import _budget, prepare
 from helpers.data.run_data import open_prepared
 from helpers.data.sources import source_path
 from helpers.data.writing import Staging
@@ -26,6 +27,9 @@ def test_prepare_writes_what_it_returns(runs, tiny_settings):
     assert train["documents"] == 32
     assert train["bytes"] == sum(len(text.encode()) for text in prepared.documents["train"]["text"])
     assert train["tokens"] == len(prepared.blocks["train"]) * 32 + train["tokens_dropped"]
+    n_tokens = [n for part in prepared.documents.values() for n in part["n_tokens"]]
+    assert prepared.facts["documents"]["median_tokens"] == int(median(n_tokens))
+    assert not any("max_tokens" in note for note in prepared.facts["notes"])
 
 
 def test_prepare_does_nothing_when_the_settings_are_the_same(runs, tiny_settings):
@@ -59,21 +63,10 @@ def test_the_data_of_a_trained_run_are_rebuilt_only_from_the_same_text(tiny_run,
         with pytest.raises(SettingsError, match="was trained on other data"):
             prepare(tiny_settings.model_copy(update=other))
         assert not (tiny_run.folder / "data").exists()
+    moved = shutil.copy(tiny_settings.source, tiny_run.folder / "moved.txt")
+    assert prepare(tiny_settings.model_copy(update={"source": str(moved)})).facts["splits"] == before["splits"]
+    shutil.rmtree(tiny_run.folder / "data")
     assert prepare(tiny_settings).facts == before
-
-
-@pytest.mark.parametrize(
-    ("source", "words"),
-    [
-        ("nowhere.txt", "is not there"),
-        ("../nowhere", "is not there"),
-        ("wikitext", "owner in front"),
-        ("bookcorpus", "BookCorpus itself was a script"),
-    ],
-)
-def test_a_missing_file_and_a_bare_name_have_their_own_messages(source, words):
-    with pytest.raises(SettingsError, match=words):
-        source_path(source)
 
 
 def test_a_hub_id_is_not_a_path():
@@ -154,7 +147,7 @@ def written(folder, texts, name="a.jsonl"):
     return path
 
 
-def test_near_duplicates_are_counted_and_kept_in_the_same_part(tmp_path, tiny_settings):
+def test_near_duplicates_are_kept_in_the_same_part_removed_or_ignored(tmp_path, tiny_settings):
     pairs = [text for story in stories(30) for text in (story, story + " The end.")]
     settings = tiny_settings.model_copy(update={"source": str(written(tmp_path, pairs))})
     prepared = prepare(settings)
@@ -163,12 +156,7 @@ def test_near_duplicates_are_counted_and_kept_in_the_same_part(tmp_path, tiny_se
     side = {text: name for name, part in prepared.documents.items() for text in part["text"]}
     assert all(side[story] == side[story + " The end."] for story in stories(30))
     assert "60" in " ".join(prepared.facts["notes"])
-
-
-def test_near_duplicates_can_be_removed_or_ignored(tmp_path, tiny_settings):
-    pairs = [text for story in stories(30) for text in (story, story + " The end.")]
-    settings = tiny_settings.model_copy(update={"source": str(written(tmp_path, pairs)), "near_duplicates": "remove"})
-    removed = prepare(settings).facts
+    removed = prepare(settings.model_copy(update={"near_duplicates": "remove"})).facts
     assert removed["near_duplicates_removed"] == 30
     assert sum(part["documents"] for part in removed["splits"].values()) == 30
     kept = prepare(settings.model_copy(update={"near_duplicates": "keep"})).facts
@@ -202,6 +190,12 @@ def test_reading_stops_at_the_budget_of_tokens(tmp_path, tiny_settings):
     total = sum(part["tokens"] for part in facts["splits"].values())
     assert 2800 < total <= 3000
     assert "Reading the text stopped at 3,000 tokens, because of max_tokens." in facts["notes"]
+
+
+def test_the_parts_that_a_source_brings_share_the_budget():
+    settings = DataSettings(max_tokens=1000, validation_share=0.2, test_share=0.1)
+    assert [_budget(settings, part) for part in ("", "train", "validation", "test")] == [1000, 700, 200, 100]
+    assert _budget(DataSettings(), "train") == 0, "all"
 
 
 def test_streaming_without_a_budget_is_refused(tiny_settings):

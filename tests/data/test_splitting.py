@@ -14,6 +14,7 @@ def split(given, *, is_first=None, group=None, **settings):
 
 def test_shares_are_exact_and_the_seed_determines_the_split():
     assert np.bincount(split([-1] * 5)).tolist() == [3, 1, 1], "a tenth of five is rounded up to a document"
+    assert np.bincount(split([-1] * 5, validation_share=0.4, test_share=0.4)).tolist() == [1, 2, 2]
     code = split([-1] * 100, validation_share=0.2, test_share=0.1)
     assert [(code == part).sum() for part in (TRAIN, VALIDATION, TEST)] == [70, 20, 10]
     assert code.tolist() == split([-1] * 100, validation_share=0.2, test_share=0.1).tolist()

@@ -45,7 +45,9 @@ def rows(stream):
 def test_unshuffled_blocks_match_the_text_cut_by_hand(new_stream, tokens):
     ids, _ = tokens.encode(SHARDS[0])
     by_hand = ids[: 40 * 16].reshape(40, 16).tolist()
-    assert rows(new_stream(SHARDS[:1], n_blocks=40, buffer_blocks=1)) == [tuple(row) for row in by_hand]
+    stream = new_stream(SHARDS[:1], n_blocks=40, buffer_blocks=1)
+    assert rows(stream) == [tuple(row) for row in by_hand]
+    assert next(iter(stream))["input_ids"].dtype == torch.int64, "an embedding takes no 16-bit ids"
 
 
 def test_each_epoch_has_the_same_blocks_in_another_order(new_stream):

@@ -1,3 +1,4 @@
+import json
 import random
 from pathlib import Path
 
@@ -6,8 +7,9 @@ import pytest
 from transformers import GPT2Tokenizer
 
 from helpers.data.sources import FABLES
-from helpers.data.tokens import TokenStream
+from helpers.data.tokens import TokenStream, _has_ranks, batches_of
 from helpers.model import load_tokenizer
+from helpers.paths import POCKET
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 ODD = [
@@ -64,16 +66,47 @@ def test_the_tokenizer_itself_is_used_when_the_fast_ids_differ(tokenizer, monkey
     assert not stream.is_fast
 
 
-def test_another_kind_of_tokenizer_is_used_itself():
+def test_another_kind_of_tokenizer_is_used_itself_and_may_have_ids_of_more_than_16_bits():
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    words = Tokenizer(models.WordLevel({"one": 0, "fox": 1, "<end>": 2}, unk_token="one"))
+    ids = {f"word{number}": number for number in range(2**16)} | {"<end>": 2**16}
+    words = Tokenizer(models.WordLevel(ids, unk_token="word0"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     other = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>")
     stream = TokenStream(other)
-    assert stream.encode(["fox one", "fox"])[0].tolist() == [1, 0, 2, 1, 2]
+    assert stream.encode(["word1 word0", "word1"])[0].tolist() == [1, 0, 2**16, 1, 2**16]
     assert not stream.is_fast
+
+
+SPOILT = {  # the samples that are compared may not show it
+    "another model": lambda parts: parts["model"].update(type="WordPiece"),
+    "dropout": lambda parts: parts["model"].update(dropout=0.1),
+    "bytes of their own": lambda parts: parts["model"].update(byte_fallback=True),
+    "a normalizer": lambda parts: parts.update(normalizer={"type": "NFC"}),
+    "no rule for words": lambda parts: parts.update(pre_tokenizer=None),
+    "words in one": lambda parts: parts["pre_tokenizer"].update(use_regex=False),
+    "a space in front": lambda parts: parts["pre_tokenizer"].update(add_prefix_space=True),
+    "an end that takes spaces": lambda parts: parts["added_tokens"][0].update(rstrip=True),
+    "merges in another order": lambda parts: parts["model"]["merges"].reverse(),
+    "a merge without a token": lambda parts: parts["model"]["vocab"].pop("the"),
+    "a token without a merge": lambda parts: parts["model"]["vocab"].update(crocodile=4096),
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILT.values(), ids=SPOILT)
+def test_tiktoken_gets_only_what_it_encodes_in_the_same_way(spoil):
+    parts = json.loads((POCKET / "tokenizer.json").read_text(encoding="utf-8"))
+    assert _has_ranks(parts)
+    spoil(parts)
+    assert not _has_ranks(parts)
+
+
+def test_a_batch_has_so_many_characters_or_documents(monkeypatch):
+    monkeypatch.setattr("helpers.data.tokens._BATCH_CHARACTERS", 4)
+    monkeypatch.setattr("helpers.data.tokens._BATCH_DOCUMENTS", 3)
+    batches = [["abcd"], ["a", "b", "c"], ["ab", "cd"], ["e"]]
+    assert list(batches_of(text for batch in batches for text in batch)) == batches
 
 
 def test_no_documents_give_no_tokens(tokenizer):

@@ -7,7 +7,8 @@ from datasets import load_from_disk
 
 from helpers.data.duplicates import Fingerprints
 from helpers.data.packing import cut_blocks
-from helpers.data.splitting import TRAIN, UNDECIDED
+from helpers.data.sources.chat import Dialogue
+from helpers.data.splitting import TEST, TRAIN, UNDECIDED
 from helpers.data.tokens import TokenStream
 from helpers.data.writing import BlockWriter, Staging, TableWriter
 from helpers.model import load_tokenizer, quiet
@@ -62,11 +63,9 @@ def test_an_error_leaves_no_data_set_that_can_be_opened(tmp_path):
 
 
 @pytest.fixture
-def staging(tmp_path):
-    with (
-        closing(Fingerprints(None)) as fingerprints,
-        Staging(tmp_path, TokenStream(load_tokenizer("pocket")), fingerprints) as staging,
-    ):
+def staging(tmp_path, request):
+    tokens, has_prompts = TokenStream(load_tokenizer("pocket")), getattr(request, "param", False)
+    with closing(Fingerprints(None)) as found, Staging(tmp_path, tokens, found, has_prompts=has_prompts) as staging:
         yield staging
 
 
@@ -88,13 +87,25 @@ def test_staged_documents_come_back_batch_by_batch_with_their_tokens(staging, mo
     assert (staging.n_empty, staging.n_characters) == (2, sum(map(len, texts)))
     assert [n_bytes for n_bytes, _ in reports] == [15, 10, 12]
     assert sum(n_tokens for _, n_tokens in reports) == staging.n_tokens.sum()
+    part = np.array([TRAIN, TEST, TRAIN, TRAIN])
+    assert list(staging.training_texts(part)) == [texts[0], *texts[2:]], "a tokenizer is trained without the test"
+    monkeypatch.setattr("helpers.data.writing.TOKENIZER_CHARACTERS", len(texts[0]) + 1)
+    assert list(staging.training_texts(part)) == [texts[0], texts[2]], "the text that reaches the limit is complete"
 
 
+@pytest.mark.parametrize("staging", [False, True], indirect=True, ids=["texts", "dialogues"])
 def test_a_budget_takes_whole_documents_and_at_least_one(staging):
-    assert staging.add(["", "one fox", "", *["one fox"] * 9, ""], "", budget=1, on_batch=lambda *_: None)
+    one, two = (Dialogue(text, [3]) for text in ("one fox", "two owls"))
+    assert staging.add(["", one, "", *[one] * 9, ""], "train", budget=1, on_batch=lambda *_: None)
+    assert not staging.add([two], "test", on_batch=lambda *_: None)
     staging.finish()
-    assert len(staging.n_tokens) == 1
     assert staging.n_empty == 1, "what is beyond the budget is not counted"
+    tokens = TokenStream(load_tokenizer("pocket"))
+    alone = [tokens.encode_dialogues([text]) for text in (one, two)]
+    expected = [(ids.tolist(), is_prompt.tolist() if staging.has_prompts else []) for ids, _, is_prompt in alone]
+    for _ in range(2):
+        assert [(ids.tolist(), is_prompt.tolist()) for _, ids, is_prompt, _ in staging.batches()] == expected
+        staging.encode_again(tokens)
 
 
 def test_a_budget_is_not_exceeded_by_the_first_document_of_a_batch(staging, monkeypatch):

@@ -1,5 +1,3 @@
-import json
-
 import pytest
 import torch
 
@@ -52,8 +50,8 @@ class TestFit:
 
     def test_the_fit_finds_the_memory_that_the_formula_cannot_see(self, processor):
         constant, share = add_measurements(processor, made_up.measurements()).overhead("no")
-        assert constant == pytest.approx(made_up.PROCESS_BYTES + made_up.UNSEEN_BYTES, rel=0.01)
-        assert share == pytest.approx(0, abs=0.01)
+        assert constant == pytest.approx(made_up.PROCESS_BYTES + made_up.UNSEEN_BYTES, rel=1e-4)
+        assert share == pytest.approx(0, abs=1e-3)
 
     def test_too_few_measurements_or_another_precision_give_no_fit(self, processor):
         fitted = add_measurements(processor, made_up.measurements()[:3])
@@ -76,6 +74,7 @@ class TestPlan:
         after = plan_run(GPT2, card=processor)
         assert "measured" not in str(before)
         assert "measured on this machine" in str(after)
+        assert after.to_dict()["measured_on"] == "this machine"
         assert after.epoch_seconds[1] / after.epoch_seconds[0] < before.epoch_seconds[1] / before.epoch_seconds[0]
         expected = made_up.peak_bytes(read_shape("gpt2"), GPT2, on_processor=True)
         assert after.memory.total_bytes == pytest.approx(expected, rel=0.01)
@@ -86,6 +85,7 @@ class TestPlan:
         (path,) = calibration._local().glob("*.json")
         path.rename(tmp_path / path.name)
         assert posted.device == "RTX 4070 Ti"
+        assert posted.overhead("no", process_bytes=10**9) == posted.overhead("no"), "no process is on a card"
         assert "measured on RTX 4070 Ti" in str(plan_run(GPT2, card=CARD._replace(name="NVIDIA GeForce RTX 4070 Ti")))
         assert "measured" not in str(plan_run(GPT2, card=find_card("RTX 4090")))
         add_measurements(CARD, made_up.measurements(on_processor=False))
@@ -101,11 +101,6 @@ class TestPlan:
         large = made_up.measurement(read_shape("gpt2"), gpt2, on_processor=False, precision="bf16", step_seconds=0.5)
         add_measurements(CARD, [large])
         assert "measured on this machine" in str(plan_run(gpt2, card=CARD))
-
-    def test_json_says_where_it_was_measured(self, processor):
-        add_measurements(processor, made_up.measurements())
-        result = call("plan", "--gpu", "processor", "-p", "mixed_precision", "no", "--json")
-        assert json.loads(result.stdout)["measured_on"] == "this machine"
 
 
 @pytest.mark.parametrize(("n_threads", "end"), [(1, ", 1 thread"), (2, ", 2 threads")])

@@ -38,10 +38,6 @@ def test_a_card_unlike_any_other_gets_the_whole_list():
         find_card("qqq")
 
 
-def test_the_driver_and_a_desktop_have_their_part():
-    assert find_card("4070 Ti").usable_bytes == 11 * GIB
-
-
 def test_a_card_without_bf16_takes_fp16_and_only_imitates_bf16():
     t4 = find_card("Tesla T4")
     assert (t4.precision("auto"), t4.precision("no")) == ("fp16", "no")

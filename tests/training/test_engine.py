@@ -252,7 +252,7 @@ def test_the_cpu_kernel_is_used_for_float32_without_dropout_in_long_or_forward_p
     query = torch.zeros(1, 1, n_tokens, 16, dtype=dtype, requires_grad=is_trained)
     engine._causal_attention(None, query, query, query, None, dropout)
     in_kernel = dtype == torch.float32 and not dropout and (n_tokens == 768 or not is_trained)
-    assert calls == [] if in_kernel else [dropout]
+    assert calls == ([] if in_kernel else [dropout])
 
 
 @torch.no_grad()

@@ -127,17 +127,12 @@ def test_a_run_whose_folder_is_deleted_writes_nothing_into_a_new_folder_of_its_n
     assert [path.name for path in (runs / "tiny").glob("[!.]*")] == ["another"]
 
 
-def test_a_run_is_never_overwritten_with_other_settings(tiny_run, tiny_settings):
+def test_other_settings_are_refused_before_the_wait_for_who_trains_the_run(tiny_run, tiny_settings, monkeypatch):
+    monkeypatch.setattr(training.processes, "run_lock", lambda folder: pytest.fail("it waits"))
     before = weights(tiny_run.model_folder)
     with pytest.raises(SettingsError, match=r"learning_rate = 0\.001, not 0\.002.*another run name"):
         fine_tune(tiny_settings.model_copy(update={"learning_rate": 2e-3}))
     assert same_weights(before, weights(tiny_run.model_folder))
-
-
-def test_other_settings_are_refused_before_the_wait_for_who_trains_the_run(tiny_run, tiny_settings, monkeypatch):
-    monkeypatch.setattr(training.processes, "run_lock", lambda folder: pytest.fail("it waits"))
-    with pytest.raises(SettingsError, match="another run name"):
-        fine_tune(tiny_settings.model_copy(update={"learning_rate": 2e-3}))
 
 
 def test_accumulated_passes_train_like_one_batch(tiny_run, tiny_settings):
@@ -167,10 +162,6 @@ def test_the_saved_configuration_is_unchanged(tiny_run, tiny_model):
 def test_a_setting_without_effect_gives_a_warning_when_training_starts(tiny_settings):
     with pytest.warns(UserWarning, match="lora_alpha = 64 has no effect with lora_r = 0"):
         fine_tune(tiny_settings.model_copy(update={"run": "idle", "lora_alpha": 64}))
-
-
-def test_open_or_train_opens_an_existing_run(tiny_run):
-    assert open_or_train("tiny") == tiny_run
 
 
 def test_open_or_train_trains_a_missing_run_with_the_defaults_and_suggests_a_name(tiny_run, monkeypatch):
@@ -412,18 +403,6 @@ def test_a_moved_model_is_recognised_by_its_files(tiny_run, tiny_settings, tiny_
         fine_tune(settings)
 
 
-def test_early_stopping_keeps_the_best_model(tiny_settings):
-    rising = {"learning_rate": 0.1, "num_train_epochs": 30.0, "early_stopping_patience": 2, "eval_steps": 2}
-    stopped = fine_tune(tiny_settings.model_copy(update=rising))
-    val_loss = [row["eval_loss"] for row in stopped.history if "eval_loss" in row]
-    assert stopped.facts["steps"] < 30 * 6
-    best = min(range(len(val_loss)), key=val_loss.__getitem__)
-    assert len(val_loss) == best + 3, "two validations without a better one"
-    model, data = load_model(str(stopped.model_folder)).eval(), prepare(tiny_settings).blocks["validation"]
-    ids = torch.stack([row["input_ids"] for row in data])
-    assert model(input_ids=ids, labels=ids).loss.item() == pytest.approx(val_loss[best], rel=1e-3)
-
-
 def stop_after(settings, step):
     """Train up to a step and stop there; its checkpoint is written."""
     stop = threading.Event()
@@ -431,15 +410,21 @@ def stop_after(settings, step):
         fine_tune(settings, stop=stop, watch=lambda _, progress: stop.set() if progress.step >= step else None)
 
 
-def test_early_stopping_is_as_patient_after_a_resume_as_without(tiny_settings):
+def test_early_stopping_keeps_the_best_model_and_is_as_patient_after_a_resume_as_without(tiny_settings):
     rising = {"learning_rate": 0.1, "num_train_epochs": 30.0, "early_stopping_patience": 2, "eval_steps": 2}
     unbroken = fine_tune(tiny_settings.model_copy(update=rising | {"run": "unbroken"}))
+    val_loss = [row["eval_loss"] for row in unbroken.history if "eval_loss" in row]
+    assert unbroken.facts["steps"] < 30 * 6
+    best = min(range(len(val_loss)), key=val_loss.__getitem__)
+    assert len(val_loss) == best + 3, "two validations without a better one"
+    model, data = load_model(str(unbroken.model_folder)).eval(), prepare(tiny_settings).blocks["validation"]
+    ids = torch.stack([row["input_ids"] for row in data])
+    assert model(input_ids=ids, labels=ids).loss.item() == pytest.approx(val_loss[best], rel=1e-3)
     cut = tiny_settings.model_copy(update=rising | {"run": "cut"})
     stop_after(cut, unbroken.facts["steps"] - 2)
     assert fine_tune(cut).history == unbroken.history
     assert str(unbroken.facts["steps"]) in str(unbroken)
-    lowest = min(row["eval_loss"] for row in unbroken.history if "eval_loss" in row)
-    assert f"validation loss {lowest:.3f}" in str(unbroken)
+    assert f"validation loss {val_loss[best]:.3f}" in str(unbroken)
 
 
 def test_the_seconds_of_a_run_include_those_before_a_resume(tiny_settings, monkeypatch):

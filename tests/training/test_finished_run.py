@@ -35,7 +35,11 @@ def test_a_run_keeps_its_prediction_next_to_its_measurements(tiny_run):
     assert memory[2] == size_text(tiny_run.facts["peak_bytes"])
 
 
-def test_a_run_that_stops_early_keeps_the_steps_its_schedule_was_made_for(tiny_settings):
+def test_a_run_that_stops_early_keeps_the_steps_its_schedule_was_made_for_and_the_time_predicted_for_its_own(
+    tiny_settings, monkeypatch
+):
+    predicted = {"on": "this", "seconds": [900.0, 1800.0], "peak_bytes": 1, "process_bytes": 0}
+    monkeypatch.setattr("helpers.training.fine_tuning.predict_on_this_machine", lambda *_, **__: dict(predicted))
     stops = {"learning_rate": 0.1, "num_train_epochs": 30.0, "early_stopping_patience": 1, "eval_steps": 2}
     run = fine_tune(tiny_settings.model_copy(update=stops | {"warmup_steps": 0, "lr_scheduler_type": "linear"}))
     n_blocks = len(prepare(tiny_settings).blocks["train"])
@@ -44,14 +48,7 @@ def test_a_run_that_stops_early_keeps_the_steps_its_schedule_was_made_for(tiny_s
     assert f"{steps} of {run.planned_steps} steps" in str(run)
     logged = [row for row in run.history if "learning_rate" in row][-1]
     assert logged["learning_rate"] == pytest.approx(0.1 * (1 - (logged["step"] - 1) / run.planned_steps))
-
-
-def test_the_predicted_time_is_that_of_the_steps_which_were_trained(tiny_settings, monkeypatch):
-    predicted = {"on": "this", "seconds": [900.0, 1800.0], "peak_bytes": 1, "process_bytes": 0}
-    monkeypatch.setattr("helpers.training.fine_tuning.predict_on_this_machine", lambda *_, **__: dict(predicted))
-    stops = {"learning_rate": 0.1, "num_train_epochs": 30.0, "early_stopping_patience": 1, "eval_steps": 2}
-    run = fine_tune(tiny_settings.model_copy(update=stops))
-    share = run.facts["steps"] / run.planned_steps
+    share = steps / run.planned_steps
     assert run.facts["predicted"]["seconds"] == pytest.approx([900 * share, 1800 * share])
 
 

@@ -1,13 +1,12 @@
 import subprocess
 import sys
-from dataclasses import replace
 
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from helpers.settings import TrainingSettings
-from helpers.training.memory import Memory, _Step, evaluation_bytes, optimizer_bytes, predict, scoring_bytes
+from helpers.training.memory import _Step, evaluation_bytes, optimizer_bytes, predict, scoring_bytes
 from helpers.training.shape import GPT2Shape, parameters, read_shape
 from tests.training import memory_trace
 
@@ -150,6 +149,13 @@ def test_on_a_cpu_attention_in_parts_keeps_the_weights_of_each_part(block):
     assert with_dropout == 3 * 12 * n_weights * (4 + 4), "and what dropout kept of them"
 
 
+def test_on_a_processor_dropout_keeps_floats_where_a_card_keeps_bytes():
+    asked, tokens = settings(3, 768, "no", attn_pdrop=0.0), 3 * 768
+    card, processor = (_Step(GPT2, asked, False, on_processor, 1, False, False) for on_processor in (False, True))
+    assert processor.block - card.block == 2 * tokens * 768 * (4 - 1)
+    assert (card.embedding_mask, processor.embedding_mask) == (tokens * 768, 4 * tokens * 768)
+
+
 def test_several_processes_keep_a_buffer_of_the_gradients():
     one, two = (predict(SHALLOW, settings(8), n_processes=n).total_bytes for n in (1, 2))
     assert two - one == 4 * parameters(SHALLOW)
@@ -165,6 +171,10 @@ def test_the_state_size_of_adafactor_matches_a_hand_calculation(shape):
         sizes = [parameter.shape for parameter in GPT2LMHeadModel(config_of(shape)).parameters()]
     by_hand = sum(size[0] + size[1] if len(size) == 2 else size[0] for size in sizes)
     assert optimizer_bytes(shape, settings(optim="adafactor")) == 4 * by_hand
+    width, inner = shape.n_embd, 4 * shape.n_embd
+    matrices = [(width, 3 * width), (width, width), (width, inner), (inner, width)]  # an adapter has two for each
+    by_hand = shape.n_layer * sum((inputs + 8) + (8 + outputs) for inputs, outputs in matrices)
+    assert optimizer_bytes(shape, settings(optim="adafactor", lora_r=8)) == 4 * by_hand
 
 
 @pytest.mark.parametrize("optim", TrainingSettings.model_fields["optim"].annotation.__args__)
@@ -197,12 +207,6 @@ def test_a_larger_model_or_batch_never_takes_less_memory(checkpointing, precisio
         assert totals[-1] > totals[0]
 
 
-def test_checkpointing_and_half_precision_each_take_less_memory():
-    plain = predict(GPT2, settings(8, 1024)).total_bytes
-    assert predict(GPT2, settings(8, 1024, checkpointing=True)).total_bytes < plain
-    assert plain < predict(GPT2, settings(8, 1024, "no")).total_bytes
-
-
 def test_the_parts_of_a_prediction_match_a_hand_calculation():
     memory = predict(GPT2, settings(8, 1024, "no", accumulation=2))
     n = 124_439_808
@@ -215,8 +219,6 @@ def test_the_parts_add_up():
     memory = predict(GPT2, settings())
     assert sum(memory.parts.values()) == memory.total_bytes == memory.tensor_bytes + memory.overhead
     assert set(memory.parts) == set(vars(memory)) - {"moment"}
-    assert replace(memory, loss=memory.loss + 1).total_bytes == memory.total_bytes + 1
-    assert isinstance(memory, Memory)
 
 
 def test_auto_is_bf16_unless_the_precision_is_given():

@@ -5,24 +5,39 @@ import torch
 from transformers import GPT2LMHeadModel
 
 from helpers.paths import POCKET
-from helpers.settings import SettingsError
+from helpers.settings import SettingsError, TrainingSettings
 from helpers.training.shape import GPT2Shape, operations_per_token, parameters, read_shape
 from tests.training.test_memory import config_of
 
 GPT2 = GPT2Shape(12, 768, 12)
 
 
-@pytest.mark.parametrize("name", ["distilgpt2", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "pocket"])
+PUBLISHED = {
+    "distilgpt2": 81_912_576, "gpt2": 124_439_808, "gpt2-medium": 354_823_168, "gpt2-large": 774_030_080,
+    "gpt2-xl": 1_557_611_200, "pocket": 2_615_424,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_parameters_are_those_of_the_model(name):
     shape = read_shape(name)
     with torch.device("meta"):
         model = GPT2LMHeadModel(config_of(shape))
-    assert parameters(shape) == model.num_parameters()
+    assert parameters(shape) == model.num_parameters() == PUBLISHED[name]
+    assert name == "pocket" or shape.n_embd == 64 * shape.n_head, "all of OpenAI's heads are as wide"
 
 
 def test_operations_match_nanogpts_count():
     assert operations_per_token(GPT2, 1024) == pytest.approx(0.855e9, rel=1e-3)
     assert operations_per_token(GPT2, 512) == pytest.approx(0.799e9, rel=1e-3)
+
+
+def test_frozen_weights_have_no_gradient_and_checkpointing_repeats_the_forward_pass():
+    plain, again = (TrainingSettings(lora_r=8, gradient_checkpointing=on) for on in (False, True))
+    weights, adapter, attention = 124_439_808 - 1024 * 768, 1_179_648, 4 * 12 * 768 * 1024
+    forward = 2 * (weights + adapter) + attention
+    assert operations_per_token(GPT2, 1024, plain) == 2 * forward + 2 * adapter + attention
+    assert operations_per_token(GPT2, 1024, again) == 3 * forward + 2 * adapter + attention
 
 
 class TestReadShape:
@@ -34,9 +49,11 @@ class TestReadShape:
         assert read_shape("pocket") == read_shape(str(POCKET))
         assert (read_shape("pocket").n_layer, read_shape("pocket").vocab_size) == (4, 4096)
 
-    def test_what_a_folder_leaves_out_is_gpt2s_own(self, tmp_path):
-        (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2", "n_layer": 3}))
-        assert read_shape(str(tmp_path)) == GPT2._replace(n_layer=3)
+    def test_what_a_folder_leaves_out_is_gpt2s_own(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "gpt2").mkdir()
+        (tmp_path / "gpt2/config.json").write_text(json.dumps({"model_type": "gpt2", "n_inner": 512}))
+        assert read_shape("gpt2") == GPT2._replace(n_inner=512), "a folder of that name comes first"
 
     @pytest.mark.parametrize(
         ("written", "words"),

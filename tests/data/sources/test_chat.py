@@ -46,9 +46,10 @@ def test_a_dialogue_has_the_tokens_of_its_text_and_its_end_is_learned(template):
     assert ASK not in learned
 
 
-def test_a_dialogue_without_an_answer_ends_in_a_prompt():
+def test_a_dialogue_without_an_answer_ends_in_a_prompt_and_one_without_a_prompt_has_none():
     tokens = TokenStream(load_tokenizer("pocket"))
     assert tokens.encode_dialogues([render_chat(CHAT[:2])])[2].all()
+    assert render_chat(CHAT[2:3], "plain").segments == [(ANSWER, False)]
 
 
 def test_a_first_row_without_messages_does_not_hide_chat_data(tmp_path):
@@ -88,6 +89,12 @@ def test_chat_data_in_every_common_form_become_documents(tmp_path, form, name):
         assert next(iter(texts)).strip() == ANSWER, "text_column takes that column alone"
 
 
+def test_a_column_called_text_comes_before_a_pair_of_prompt_and_completion(tmp_path):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"prompt": ASK, "completion": ANSWER, "text": "A fable."}))
+    ((_, texts),) = Source(DataSettings(source=str(tmp_path / "a.jsonl"))).parts()
+    assert list(texts) == ["A fable."]
+
+
 def test_a_marker_of_the_end_inside_a_message_is_no_end():
     chat = render_chat([CHAT[1], {"role": "assistant", "content": "The<|endoftext|>fox."}])
     assert chat.segments[-1] == (" The fox.", False)
@@ -112,6 +119,7 @@ def test_a_lone_surrogate_in_a_message_becomes_the_replacement_character(tmp_pat
     [({"messages": [{"role": "wizard", "content": "a"}]}, "line 1: a message needs a role"),
      ({"messages": [{"role": ["user"], "content": "a"}]}, "line 1: a message needs a role"),
      ({"messages": [{"role": "user", "content": None}]}, "line 1: a message needs a role"),
+     ({"messages": [CHAT[1], "A fox."]}, "line 1: a message needs .* text, not A fox"),
      ({"messages": [{"role": "assistant", "content": None, "tool_calls": [{"id": "call_1"}]}]},
       "…; tool calls and images are not read. Fix the row"),
      ({"instruction": "Add one.", "input": 5, "output": "six"}, "line 1: a message needs .* 'content': 5"),

@@ -14,7 +14,7 @@ from helpers.data.sources.recognition import describe_markup, recognise
 from helpers.settings import DataSettings, SettingsError
 
 ROWS = [
-    "", " = First = ", "", " text of one . ", "", " = = Section = = ", "", " more .", "", " = Second one = ",
+    "", " = First = ", "", " text of one file . ", "", " = = Section = = ", "", " more .", "", " = Second one = ",
     "", " two .",
 ]  # fmt: skip
 END, START = "<|endoftext|>", "<|startoftext|>"
@@ -43,7 +43,7 @@ def test_a_separator_works_the_same_for_lines_of_a_text_and_rows_of_a_table(sepa
 
 @pytest.mark.parametrize("separator", SEPARATORS)
 def test_documents_do_not_depend_on_the_pieces_a_text_is_read_in(separator):
-    text = "\n".join(ROWS)
+    text = "\n".join([*ROWS, " \t", "", f" three {END} ", " ", "four "])
     assert list(text_documents(list(text), separator, name="x")) == list(text_documents([text], separator, name="x"))
 
 
@@ -53,7 +53,7 @@ def test_the_rows_of_a_document_keep_their_order_and_their_own_white_space():
 
 def test_only_a_top_level_markdown_heading_starts_a_document():
     first, second = "# One\n\nA fox.\n# no heading\n\n## Section\n\nA crow.", "# Two\n\n#no heading\n\nA hen."
-    assert list(text_documents([f"{first}\n\n{second}\n"], "heading", name="x")) == [first, second]
+    assert list(text_documents([f"{first}\n \n{second}\n"], "heading", name="x")) == [f"{first}\n ", second]
 
 
 @pytest.mark.parametrize("separator", ["row", "blank line", "file", END, "3 rows", "pattern:^b"])
@@ -165,6 +165,7 @@ def test_passages_of_a_text_without_line_ends_stay_short(text):
     pieces = list(passages([text[:7000], text[7000:]]))
     assert "".join(pieces) == text.strip()
     assert max(map(len, pieces)) <= 4 * PASSAGE_CHARACTERS
+    assert " " not in text or {piece[0] for piece in pieces[1:]} == {" "}, "as a token begins"
 
 
 def random_documents(rng):

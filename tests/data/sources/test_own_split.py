@@ -15,7 +15,7 @@ TWO = CARD.format(
 LAYOUTS = {
     "plain": "train.txt=train test.txt=test validation.txt=validation",
     "a card": "train.txt=train test.txt=test README.md=out",
-    "a licence": "train.txt=train test.txt=test LICENSE.txt=out",
+    "a licence": "train.txt=train licensed_test.txt=test LICENSE.txt=out",
     "facts": "train.jsonl=train test.jsonl=test dataset_infos.json=out info.json=out",
     "requirements": "train.txt=train dev.txt=validation requirements.txt=out requirements-dev.txt=out",
     "the Hub's shards": "data/train-00000-of-00002.jsonl=train data/train-00001-of-00002.jsonl=train "
@@ -37,9 +37,8 @@ LAYOUTS = {
     "more text": "train.txt=train test.txt=test novel.txt=out raw/all.txt=out",
     "only a test": "novel.txt=train poems.txt=train test.txt=test",
     "only a validation": "novel.txt=train dev.txt=validation",
-    "an ambiguous name": "train.txt=train train_test.txt=test",
+    "an ambiguous name": "train.txt=train train_test.txt=test train_val.txt=validation",
     "packed": "train.txt.gz=train test.txt.gz=test",
-    "a card without a split": "train.txt=train test.txt=test README.md=out",
 }
 
 
@@ -126,7 +125,7 @@ def test_a_source_with_only_held_out_splits_is_refused(tmp_path):
 
 
 def test_a_cloned_repository_is_read_as_the_configuration_in_its_card_says(tmp_path):
-    make(tmp_path, "small/a-0.txt=train small/b-0.txt=test large/train.txt=big large/test.txt=big_test")
+    make(tmp_path, "small/a-0.txt=train small/b-0.txt=test large/train.txt=big large/test.txt=big_test train/c.txt=no")
     (tmp_path / "README.md").write_text(TWO)
     settings = DataSettings(source=str(tmp_path), source_config="small")
     assert {part: list(texts) for part, texts in Source(settings).parts()} == {"train": ["train"], "test": ["test"]}
@@ -134,6 +133,9 @@ def test_a_cloned_repository_is_read_as_the_configuration_in_its_card_says(tmp_p
     assert {part: list(texts) for part, texts in Source(settings).parts()} == {"train": ["big"], "test": ["big_test"]}
     with pytest.raises(SettingsError, match=r"has 2 configurations: set source_config to one of \['small', 'large'\]"):
         list(Source(DataSettings(source=str(tmp_path))).parts())
+    (tmp_path / "README.md").write_text(TWO.partition("- config_name: large")[0] + "---\n")
+    parts = Source(DataSettings(source=str(tmp_path))).parts()
+    assert {part: list(texts) for part, texts in parts} == {"train": ["train"], "test": ["test"]}, "the only one"
 
 
 @pytest.mark.parametrize("card", ["# Words", "---\nconfigs: 3\n---\n", "---\n: [\n---\n", CARD.format("- x: 1")])
@@ -174,6 +176,7 @@ def test_a_configuration_without_a_split_has_its_files_in_any_folder(tmp_path, e
 def test_exact_split_names_take_precedence_over_synonyms():
     splits = {"dev": 1, "validation": 2, "Train": 3, "test": 4, "unsupervised": 5}
     assert name_parts(splits, DataSettings()) == {"validation": 2, "test": 4, "train": 3}
+    assert name_parts({"test": 1}, DataSettings()) == {"": 1}, "still to be split"
 
 
 @pytest.mark.parametrize(("name", "part"), [("Ü-Test.txt", "test"), ("Létest.txt", ""), ("a/b/test/c/d.md", "test")])

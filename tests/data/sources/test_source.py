@@ -1,7 +1,6 @@
 """Every kind of source people have, and every way in which one can be bad."""
 
 import gzip
-import json
 import os
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -10,7 +9,6 @@ import zstandard
 from datasets import Dataset, DatasetDict
 
 from helpers.data.sources import Source, source_hash, source_path
-from helpers.data.sources.documents import split_text
 from helpers.data.sources.encodings import find_encoding
 from helpers.data.sources.paths import in_order
 from helpers.settings import DataSettings, SettingsError
@@ -50,29 +48,6 @@ def test_a_parquet_file_is_read_but_not_if_it_is_compressed_again(tmp_path):
         texts(packed)
 
 
-@pytest.mark.parametrize(
-    ("separator", "expected"),
-    [
-        ("auto", ["a\nb", "c"]),
-        ("blank line", ["a\nb", "c"]),
-        ("line", ["a", "b", "c"]),
-        ("file", ["a\nb\n\nc"]),
-        ("\nb\n", ["a", "c"]),
-    ],
-)
-def test_a_text_file_is_cut_where_the_setting_says(tmp_path, separator, expected):
-    path = tmp_path / "a.txt"
-    path.write_text("a\nb\n\nc\n")
-    assert texts(path, document_separator=separator) == expected
-
-
-def test_the_documents_of_a_text_do_not_depend_on_the_chunks_it_is_read_in():
-    text = "a\nb\n\n c \n \t\n\nd<|endoftext|>e"
-    for separator in ("blank line", "line", "file", "<|endoftext|>"):
-        at_once = list(split_text([text], separator, name="x"))
-        assert list(split_text(list(text), separator, name="x")) == at_once
-
-
 def test_a_folder_gives_a_document_per_file_and_reads_tables_and_folders_in_it(tmp_path):
     (tmp_path / "more" / "deep").mkdir(parents=True)
     (tmp_path / "b.md").write_text("two owls\n\nand more")
@@ -80,16 +55,6 @@ def test_a_folder_gives_a_document_per_file_and_reads_tables_and_folders_in_it(t
     (tmp_path / "c.png").write_bytes(b"\x89PNG")
     (tmp_path / "more" / "deep" / "d.jsonl").write_text('{"text": "three hens"}\n{"text": "four"}\n')
     assert texts(tmp_path) == ["one fox", "two owls\n\nand more", "three hens", "four"]
-
-
-def test_files_named_as_parts_are_the_sources_own_split(tmp_path):
-    for name in ("train-00.jsonl", "train-01.jsonl", "valid.jsonl", "test.jsonl"):
-        (tmp_path / name).write_text(json.dumps({"text": name}))
-    expected = {"train": ["train-00.jsonl", "train-01.jsonl"], "validation": ["valid.jsonl"], "test": ["test.jsonl"]}
-    assert texts(tmp_path) == expected
-    assert texts(tmp_path, source_split="valid") == ["valid.jsonl"]
-    with pytest.raises(SettingsError, match=r"no split 'extra': set source_split to one of \["):
-        texts(tmp_path, source_split="extra")
 
 
 def test_a_part_in_one_text_file_is_split_at_blank_lines_as_a_file_is(tmp_path):
@@ -214,7 +179,6 @@ def bad_sources(folder):
     """Return sources that cannot be read: a name, what is written, and words of the message."""
     cut = gzip.compress(os.urandom(5000))[:-20]
     return {
-        "a.pdf.txt": (b"%PDF-1.7 \xe2\xe3", "is a PDF, not text"),
         "null.txt": (b"a" * 5000 + b"\0" + b"b" * 5000, r"holds a NUL byte \(byte 5000\)"),
         "random.txt": (bytes(range(1, 256)) * 40, "is a binary file"),
         "mixed.txt": ("Le café. ".encode() * 30 + "Le café.".encode("cp1252"), "mixes encodings: .* byte 306 is not"),
@@ -229,10 +193,7 @@ def bad_sources(folder):
         "early.json": (b'[{"text": "one"} {"text": oops}' + b" " * 99, "line 1 is broken JSON"),
         "number.jsonl": (b'{"text": "one"}\n{"text": 2}\n', "line 2: column 'text' holds 2, not text"),
         "list.jsonl": (b'["one", "two"]\n', r'line 1: a row must be an object .*, not \["one", "two"\]'),
-        "two.jsonl": (b'{"title": "a", "body": "b"}\n', r"set text_column to one of \['title', 'body'\]"),
         "none.csv": (b"n,m\n1,2\n", r"set text_column to one of \['n', 'm'\]"),
-        "many.csv": (b"text\none, two\n", "line 2: 2 values, and the header in line 1 names 1:"),
-        "open.csv": (b'text\n"one\ntwo\n', "line 3 is broken"),
         "no.parquet": (b"PAR1 and no more", "cannot be read as Parquet"),
     }
 
@@ -268,12 +229,6 @@ def test_the_only_column_of_text_is_found_when_its_first_row_has_no_words(tmp_pa
     rows.to_parquet(tmp_path / "a.parquet")
     rows.save_to_disk(tmp_path / "saved")
     assert texts(tmp_path / "a.parquet") == texts(tmp_path / "saved") == [first or "", "one fox"]
-
-
-def test_the_columns_of_a_parquet_file_are_listed(tmp_path):
-    Dataset.from_dict({"a": WORDS, "b": WORDS}).to_parquet(tmp_path / "a.parquet")
-    with pytest.raises(SettingsError, match=r"set text_column to one of \['a', 'b'\]"):
-        texts(tmp_path / "a.parquet")
 
 
 @pytest.mark.parametrize(("name", "separator"), [("a.jsonl", "auto"), ("a.txt", "line")])

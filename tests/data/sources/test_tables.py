@@ -75,6 +75,7 @@ def test_commas_in_the_text_are_not_delimiters_if_the_header_has_another(tmp_pat
 REFUSED = {
     "twice.csv": ("text,score,text\na,1,b\n", "2 columns called 'text': rename all but one"),
     "twice.tsv": ("n\ttext\ttext\n1\ta\tb\n", "2 columns called 'text'"),
+    "empty.jsonl": ("\n", "holds no row: delete it, or name another source"),
     "unnamed.csv": (",,\nOne fox,0,b\n", "no column names in its first line"),
     "more.csv": ("n,text\n1,a, b, c\n", "line 2: 4 values, and the header in line 1 names 2:"),
     "a title.csv": ("Export\n\nn,text\n1,a\n", "line 3: .* or delete the lines above the header"),
@@ -120,7 +121,7 @@ JSON = {
     "texts.json": STORIES,
     "wrapped.json": {"data": ROWS},
     "version.json": {"version": "2", "data": ROWS},
-    "about.json": {"meta": {"made": 2026}, "tags": ["a"], "data": ROWS},
+    "about.json": {"meta": {"made": 2026}, "tags": ["a"], "links": [], "data": ROWS},
     "columns.json": {"text": dict(enumerate(STORIES)), "n": dict(enumerate(range(12)))},
     "lists.json": {"text": STORIES, "n": list(range(12))},
     "by name.json": {f"story-{number}": row for number, row in enumerate(ROWS)},
@@ -188,8 +189,14 @@ def test_a_parquet_file_that_expands_too_much_is_refused(tmp_path, is_categorica
         read(tmp_path / "a.parquet")
 
 
-def test_the_longest_column_of_a_parquet_file_is_the_text(tmp_path):
-    Dataset.from_dict({"title": ["A fox"] * 12, "body": STORIES}).to_parquet(tmp_path / "a.parquet")
+@pytest.mark.parametrize("kind", ["string", "large_string", "string_view"])  # as Polars and others write them
+def test_the_longest_column_of_a_parquet_file_is_the_text(tmp_path, kind):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = {"title": ["A fox"] * 12, "body": STORIES}
+    typed = {name: pa.array(texts, getattr(pa, kind)()) for name, texts in columns.items()}
+    pq.write_table(pa.table(typed), tmp_path / "a.parquet")
     texts, notes = read(tmp_path / "a.parquet")
     assert texts == STORIES
     assert "column 'body'" in notes[0]
@@ -213,10 +220,10 @@ def test_possible_misreadings_are_noted_with_their_line(tmp_path, case):
     assert any(re.search(words, note) for note in notes)
 
 
-def test_a_value_of_several_lines_gives_no_note(tmp_path):
-    path = tmp_path / "a.csv"
-    path.write_text('n,text\n1,"A fox.\n\nIt ran.\nIt was red.\nIt came home."\n')
-    assert read(path) == (["A fox.\n\nIt ran.\nIt was red.\nIt came home."], [])
+def test_a_value_of_several_lines_or_as_long_as_a_book_gives_no_note(tmp_path):
+    path, texts = tmp_path / "a.csv", ["A fox.\n\nIt ran.\nIt was red.\nIt came home.", "word " * 30_000 + "end"]
+    path.write_text("n,text\n" + "".join(f'1,"{text}"\n' for text in texts))
+    assert read(path) == (texts, [])
 
 
 @pytest.mark.parametrize(("column", "values"), [("split", ("train", "test")), ("Set", ("TRAIN", "dev"))])
