@@ -73,6 +73,7 @@ class _OneSentence(click.Group):
             sentence = explain_os_error(error) if isinstance(error, OSError) else str(error)
             if not sentence:
                 raise
+            error.with_traceback(None)  # a progress bar that its frames hold is closed, before this line
             click.secho(f"Error: {_printable(sentence)}", fg="red", err=True)
             ctx.exit(2 if isinstance(error, SettingsError) else 1)
         except (KeyboardInterrupt, click.Abort) as interrupt:  # the second where a question was asked
@@ -101,6 +102,7 @@ def run(preset: str, run_name: str | None, parameters: tuple[tuple[str, str], ..
     from helpers.course import course_notebooks, find_notebook, run_course
     from helpers.data import refuse_missing
     from helpers.environment import unused_card
+    from helpers.training import check_same_values
 
     defaults, asked = read_preset(preset), chosen_settings(run_name, parameters)
     of_training = TrainingSettings.model_fields.keys() & asked.keys()
@@ -110,6 +112,8 @@ def run(preset: str, run_name: str | None, parameters: tuple[tuple[str, str], ..
     refuse_missing(defaults | asked)
     name = asked.pop("run", defaults["run"])
     chosen = [find_notebook(notebook) for notebook in notebooks] or course_notebooks()
+    if find_notebook("03") in chosen:
+        check_same_values(name, defaults | asked)
     report = run_course(chosen, run=name, parameters=asked, defaults=defaults, progress=True)
     click.echo(f"Report: {report}")
     unused = unused_card()

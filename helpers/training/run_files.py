@@ -6,7 +6,7 @@ import platform
 import re
 import warnings
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,13 @@ def check_same_settings(settings: TrainingSettings) -> None:
             f"Run {settings.run!r} was started with {differences}: choose another run name to keep both, "
             f"or delete the folder {path.parent} to start afresh."
         )
+
+
+def check_same_values(run: str, values: Mapping[str, Any]) -> None:
+    """Check as `check_same_settings` those values that are known before a notebook starts, which may have others."""
+    if (run_folder(run) / "settings.json").exists():
+        own = {name: values[name] for name in TrainingSettings.model_fields.keys() & values.keys()}
+        check_same_settings(read_run_settings(run).model_copy(update=own | {"run": run}))
 
 
 def store_changes(settings: TrainingSettings) -> None:
