@@ -81,7 +81,9 @@ def _parse(text: bytes, path: Path) -> dict[str, Any]:
     except ValueError as error:
         content, reason = None, str(error)
     if not isinstance(content, dict):
-        raise SettingsError(f"{path} is damaged ({reason}): delete it, and run again what makes it.")
+        raise SettingsError(
+            f"{path} is damaged ({reason}): correct it, copy it again, or delete it and run again what makes it."
+        )
     return content
 
 

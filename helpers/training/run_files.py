@@ -38,10 +38,16 @@ def check_same_settings(settings: TrainingSettings) -> None:
     The folder's name, the place of the same text, and what `CHANGEABLE` names may differ.
 
     Raises:
-        SettingsError: something else differs; training on would mix two runs in one folder.
+        SettingsError: something else differs, or settings.json, which is written before the first checkpoint, was lost;
+            training on would mix two runs in one folder.
     """
     path = run_folder(settings.run) / "settings.json"
     if not path.exists():
+        if any((path.parent / "checkpoints").glob("checkpoint-*")) or (path.parent / "training.json").exists():
+            raise SettingsError(
+                f"{path} is missing, so nobody knows the settings of the training in its folder: copy it again, delete "
+                "the folder to start afresh, or choose another run name."
+            )
         return
     before, now = read_run_settings(settings.run).model_dump(), settings.model_dump()
     before["processes"] = read_json(path).get("processes", 1)
