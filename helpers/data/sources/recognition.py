@@ -81,10 +81,8 @@ def describe_markup(rows: Sequence[str]) -> str:
     for delimiter in "\t;" if filled else "":
         n_values, n_alike = Counter(row.count(delimiter) + 1 for row in filled).most_common(1)[0]
         if n_values > 1 and n_alike > _MOST * len(filled):
-            alike = (
-                f"{n_alike:,} of the first {len(filled):,} rows are {n_values} values with {delimiter!r} between them"
-            )
-            return f"{alike}: a table is read as one if its name ends in .csv"
+            table = f"{n_alike:,} of the first {len(filled):,} rows are {n_values} values between {delimiter!r}"
+            return f"{table}: a table is read as one if its name ends in .csv"
     if filled and filled[0] == "---" and "---" in filled[1:20]:
         return "it begins with a block of properties between two lines of '---'"
     return ""
