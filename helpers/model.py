@@ -357,8 +357,10 @@ def _explained(name: str) -> Iterator[None]:
     try:
         yield
     except (SafetensorError, RuntimeError) as error:  # cut short, or shapes that contradict the configuration
+        # transformers only refers to a report, which it has not shown
+        reason = "shapes differ" if "mismatched_sizes" in str(error) else first_line(error)
         raise SettingsError(
-            f"The model {name!r} is broken ({first_line(error)}): its weights file is cut short, "
+            f"The model {name!r} is broken ({reason}): its weights file is cut short, "
             "or does not fit its config.json. Train or download it again."
         ) from None
     except Exception as error:  # noqa: BLE001 (a damaged config.json or a connection that breaks raises anything)

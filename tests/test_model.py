@@ -198,7 +198,7 @@ IMPOSSIBLE = [
         (lambda folder: (folder / "config.json").write_text("null"), "its config.json is damaged"),
         (with_values(n_embd="8"), "'n_embd' expected int, got str .* its config.json, tokenizer.json or"),
         (without_a_weight, r"1 of its weights are missing, such as transformer.h.0.attn.c_proj.weight"),
-        (with_values(n_embd=16), "does not fit its config.json"),
+        (with_values(n_embd=16), r"is broken \(shapes differ\): .* does not fit its config.json"),
         (lambda folder: (folder / "model.safetensors").unlink(), "could not be loaded"),
         (without_a_shard, "model-00001-of-00003.safetensors.: this part of its weights is missing"),
         (as_a_pickle, "could not be loaded .*a .bin file is a pickle"),

@@ -43,6 +43,8 @@ def check_same_settings(settings: TrainingSettings) -> None:
     """
     path = run_folder(settings.run) / "settings.json"
     if not path.exists():
+        if any(path.parent.glob("trial-*")):
+            raise SettingsError(f"{path.parent} is the folder of a study: choose another run name.")
         if any((path.parent / "checkpoints").glob("checkpoint-*")) or (path.parent / "training.json").exists():
             raise SettingsError(
                 f"{path} is missing, so nobody knows the settings of the training in its folder: copy it again, delete "
@@ -69,9 +71,10 @@ def check_same_settings(settings: TrainingSettings) -> None:
 
 def check_same_values(run: str, values: Mapping[str, Any]) -> None:
     """Check as `check_same_settings` those values that are known before a notebook starts, which may have others."""
-    if (run_folder(run) / "settings.json").exists():
-        own = {name: values[name] for name in TrainingSettings.model_fields.keys() & values.keys()}
-        check_same_settings(read_run_settings(run).model_copy(update=own | {"run": run}))
+    is_started = (run_folder(run) / "settings.json").exists()
+    before = read_run_settings(run) if is_started else TrainingSettings(run=run)
+    own = {name: values[name] for name in TrainingSettings.model_fields.keys() & values.keys()}
+    check_same_settings(before.model_copy(update=own | {"run": run}))
 
 
 def store_changes(settings: TrainingSettings) -> None:

@@ -6,6 +6,7 @@ from helpers.settings import SettingsError, TrainingSettings
 from helpers.training.run_files import (
     HistoryFile,
     check_same_settings,
+    check_same_values,
     history_rows,
     kept_eval_loss,
     last_complete_checkpoint,
@@ -79,6 +80,12 @@ def test_a_checkpoint_that_is_damaged_in_the_middle_is_skipped(tiny_run, name, d
     (newest / name).write_bytes(damage((newest / name).read_bytes()))
     with pytest.warns(UserWarning, match=f"{newest.name} is skipped: its {name}"):
         assert last_complete_checkpoint(newest.parent) == older
+
+
+def test_no_run_is_trained_in_the_folder_of_a_study(runs):
+    (runs / "rates/trial-000").mkdir(parents=True)
+    with pytest.raises(SettingsError, match="rates is the folder of a study: choose another run name"):
+        check_same_values("rates", {"seed": 7})
 
 
 @pytest.mark.parametrize("kept", ["checkpoints", "training.json"])
