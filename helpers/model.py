@@ -6,6 +6,7 @@ float32 weights.
 
 import hashlib
 import json
+import os
 import re
 import threading
 from collections import Counter
@@ -364,13 +365,16 @@ def _explained(name: str) -> Iterator[None]:
             "or does not fit its config.json. Train or download it again."
         ) from None
     except Exception as error:  # noqa: BLE001 (a damaged config.json or a connection that breaks raises anything)
-        if "model.safetensors" in str(error):
+        folder = _folder(name)
+        if unreadable := [file.name for file in (folder.iterdir() if folder else ()) if not os.access(file, os.R_OK)]:
+            advice = f"you may not read its {', '.join(unreadable)}: ask whoever owns it to change the permissions"
+        elif "model.safetensors" in str(error):
             advice = "take one that has its weights in this file; a .bin file is a pickle, which can run code"
         elif isinstance(error, FileNotFoundError) and ".safetensors" in str(error):  # weights in several files
             advice = "this part of its weights is missing. Copy or download the model again"
         elif "custom code" in str(error):
             advice = "this course runs no code of a model; take a GPT-2"
-        elif folder := _folder(name):
+        elif folder:
             advice = f"its {_damaged_file(folder)} is damaged. Copy, download or train the model again"
         else:
             advice = "check the name and the network, or use model_name_or_path='pocket', which is shipped"

@@ -5,6 +5,7 @@ import socketserver
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -211,6 +212,15 @@ def test_an_incomplete_model_is_one_sentence(tmp_path, tiny_model, spoil, words)
     with pytest.raises(SettingsError, match=words) as caught:
         load_model(broken(tmp_path / "model", tiny_model, spoil))
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_may_not_be_read_is_named(tmp_path, tiny_model, monkeypatch):
+    folder = broken(tmp_path / "model", tiny_model, lambda folder: (folder / "model.safetensors").unlink())
+    monkeypatch.setattr(
+        "helpers.model.os", SimpleNamespace(R_OK=4, access=lambda file, how: file.name != "config.json")
+    )
+    with pytest.raises(SettingsError, match=r"you may not read its config\.json: ask whoever owns it to change"):
+        load_model(folder)
 
 
 @pytest.mark.parametrize(("spoil", "words"), IMPOSSIBLE)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from helpers.data.preparation import prepare
 from helpers.data.run_data import load_run_tokenizer
 from helpers.data.streaming import open_training_blocks
-from helpers.files import atomic_folder, folder_unless_refused, write_json
+from helpers.files import atomic_folder, folder_unless_refused, share_weights, write_json
 from helpers.model import check_sound, device, load_model, load_start, quiet, set_attention_dropout
 from helpers.settings import TrainingSettings, describe_new_run, describe_without_effect, read_run_settings, run_folder
 from helpers.training import processes, run_files
@@ -75,6 +75,8 @@ def fine_tune(
     """
     folder = run_folder(settings.run)
     run_files.check_same_settings(settings)  # before the wait: another process may train this run for hours
+    if processes.n_processes() == 1 and run_files.is_finished(folder):
+        return open_run(settings.run)  # without the lock: somebody else may own the folder
     with folder_unless_refused(folder), processes.run_lock(folder):
         run_files.check_same_settings(settings)
         if not processes.broadcast_from_first(run_files.is_finished(folder)):
@@ -213,7 +215,10 @@ def _train_once(
             write_json(folder / "training.json", facts)
         # Else most steps have fewer blocks than a batch. Last: a shared folder may refuse it, and the run is finished.
         if "step_seconds" in facts and len(train) >= 2 * settings.effective_batch_size:
-            extend_calibration(settings, trainer, facts)
+            try:
+                extend_calibration(settings, trainer, facts)
+            except OSError as error:
+                warnings.warn(f"What this training measured is not kept for later plans ({error}).", stacklevel=2)
     trainer.accelerator.wait_for_everyone()  # the other processes open what the first one has written
 
 
@@ -241,6 +246,10 @@ def new_trainer(validation: dict[str, Any], **how: Any) -> "Trainer":
             per_block = validation["labels"] / validation["blocks"] if "labels" in validation else block_size - 1
             outputs = model(**inputs, num_items_in_batch=len(inputs["labels"]) * per_block)
             return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+        def _save(self, output_dir: str, state_dict: Any = None) -> None:
+            super()._save(output_dir, state_dict)
+            share_weights(Path(output_dir))
 
         def floating_point_ops(self, inputs: Any) -> int:
             return 0  # only for the Trainer's `total_flos`; to count, it goes through all parameters in every pass
