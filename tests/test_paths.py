@@ -57,6 +57,11 @@ def test_runs_can_be_moved_into_the_home_folder(monkeypatch, tmp_path):
     assert runs_folder() == tmp_path / "runs"
 
 
+@pytest.mark.parametrize("written", ['"/data/all runs"', "/data/all runs "])
+def test_quotation_marks_and_spaces_that_a_shell_leaves_around_the_folder_of_runs_are_no_part_of_it(written):
+    assert runs_folder({"COURSE_RUNS": written}) == runs_folder({"COURSE_RUNS": "/data/all runs"})
+
+
 def test_the_folder_of_runs_is_the_same_from_each_notebook_where_it_begins_in_a_drives_current_folder():
     assert runs_folder({"COURSE_RUNS": "C:runs"}).is_absolute()
 
