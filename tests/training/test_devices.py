@@ -25,7 +25,8 @@ def test_the_driver_says_laptop_gpu():
 
 
 @pytest.mark.parametrize(
-    ("name", "nearest"), [("RTX 3060", "there are RTX 3060 12 GB, RTX 3060 Ti."), ("T44", "did you mean 'T4'?")]
+    ("name", "nearest"),
+    [("RTX 3060", "did you mean 'RTX 3060 12 GB' or 'RTX 3060 Ti'?"), ("T44", "did you mean 'T4'?")],
 )
 def test_an_unknown_card_is_one_sentence_with_those_of_its_number_or_the_nearest(name, nearest):
     with pytest.raises(SettingsError, match=re.escape(nearest)):
