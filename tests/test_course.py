@@ -203,6 +203,11 @@ def test_blocks_without_the_address_grammar_may_overlap(monkeypatch):
     assert "rfc3987_syntax" not in sys.modules
 
 
+def test_the_values_of_parameters_are_read_where_they_are_literals(write_notebook):
+    path = write_notebook("01_a.ipynb", 'run = "x"  # a name\nlearning_rate = 2e-3\nseed = 6 * 7')
+    assert declared_parameters(path) == {"run": "x", "learning_rate": 2e-3, "seed": ...}
+
+
 @pytest.mark.parametrize("content", ["", '{"cells": [', '{"a": 1}', "[]"])
 def test_a_file_that_is_no_notebook_is_one_sentence(tmp_path, content):
     (tmp_path / "mine.ipynb").write_text(content)

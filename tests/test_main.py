@@ -92,11 +92,10 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(arguments, words):
 @pytest.mark.parametrize("notebooks", [[], ["03"]])
 def test_other_settings_than_those_of_a_run_are_refused_before_a_notebook_starts(asked, runs, notebooks):
     (runs / "mine").mkdir(parents=True)
-    own = TrainingSettings(run="mine", lora_r=4, seed=7)  # as a copy of notebook 03 may set them
-    write_json(runs / "mine/settings.json", {"settings": own.model_dump()})
-    result = call("run", "--run", "mine", "-p", "seed", "8", *notebooks)
+    write_json(runs / "mine/settings.json", {"settings": TrainingSettings(run="mine", seed=7).model_dump()})
+    result = call("run", "--run", "mine", *notebooks)  # the notebook has the default
     assert (result.exit_code, asked) == (2, [])
-    assert "was started with seed = 7, not 8: choose another run name" in result.output
+    assert "was started with seed = 7, not 42: choose another run name" in result.output
     assert call("run", "--run", "mine", "-p", "seed", "7", *notebooks).exit_code == 0
     assert call("run", "--run", "mine", "-p", "seed", "8", "01").exit_code == 0
 

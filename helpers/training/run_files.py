@@ -70,7 +70,7 @@ def check_same_settings(settings: TrainingSettings) -> None:
 
 
 def check_same_values(run: str, values: Mapping[str, Any]) -> None:
-    """Check as `check_same_settings` those values that are known before a notebook starts, which may have others."""
+    """Check as `check_same_settings` those values of a run that are known before a notebook starts."""
     is_started = (run_folder(run) / "settings.json").exists()
     before = read_run_settings(run) if is_started else TrainingSettings(run=run)
     own = {name: values[name] for name in TrainingSettings.model_fields.keys() & values.keys()}
