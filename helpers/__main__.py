@@ -29,7 +29,14 @@ from helpers.environment.commands import doctor, monitor
 from helpers.files import explain_os_error
 from helpers.paths import COMMAND
 from helpers.schema import allowed, unit
-from helpers.settings import SettingsError, TrainingSettings, describe_without_effect, known_settings, read_preset
+from helpers.settings import (
+    PATH_SETTINGS,
+    SettingsError,
+    TrainingSettings,
+    describe_without_effect,
+    known_settings,
+    read_preset,
+)
 from helpers.sharing.commands import demo, export, share
 from helpers.studies.commands import compare, sweep
 from helpers.training.commands import calibrate, chosen_settings, plan, run_options, train
@@ -73,6 +80,7 @@ class _OneSentence(click.Group):
             sentence = explain_os_error(error) if isinstance(error, OSError) else str(error)
             if not sentence:
                 raise
+            error.with_traceback(None)  # a progress bar that its frames hold is closed, before this line
             click.secho(f"Error: {_printable(sentence)}", fg="red", err=True)
             ctx.exit(2 if isinstance(error, SettingsError) else 1)
         except (KeyboardInterrupt, click.Abort) as interrupt:  # Abort: Ctrl-C at a prompt
@@ -98,9 +106,10 @@ def main() -> None:
 @click.argument("notebooks", nargs=-1)
 def run(preset: str, run_name: str | None, parameters: tuple[tuple[str, str], ...], notebooks: tuple[str, ...]) -> None:
     """Execute NOTEBOOKS (default: 01 to 05), then write one report."""
-    from helpers.course import course_notebooks, find_notebook, run_course
+    from helpers.course import course_notebooks, declared_parameters, find_notebook, run_course
     from helpers.data import refuse_missing
     from helpers.environment import unused_card
+    from helpers.training import check_same_values
 
     defaults, asked = read_preset(preset), chosen_settings(run_name, parameters)
     of_training = TrainingSettings.model_fields.keys() & asked.keys()
@@ -110,6 +119,10 @@ def run(preset: str, run_name: str | None, parameters: tuple[tuple[str, str], ..
     refuse_missing(defaults | asked)
     name = asked.pop("run", defaults["run"])
     chosen = [find_notebook(notebook) for notebook in notebooks] or course_notebooks()
+    if (training := find_notebook("03")) in chosen:
+        written = declared_parameters(training).items()  # a path in it would begin in its own folder
+        known = {key: value for key, value in written if value is not ... and key not in PATH_SETTINGS}
+        check_same_values(name, known | defaults | asked)
     report = run_course(chosen, run=name, parameters=asked, defaults=defaults, progress=True)
     click.echo(f"Report: {report}")
     unused = unused_card()

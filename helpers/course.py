@@ -1,5 +1,6 @@
 """Run the notebooks in order with papermill, into a run's folder."""
 
+import ast
 import asyncio
 import atexit
 import os
@@ -57,12 +58,24 @@ def find_notebook(name: str) -> Path:
     raise SettingsError(f"There is no notebook {quoted(name)}{did_you_mean(name, known, cutoff=0.3)}")
 
 
-def declared_parameters(notebook: Path) -> set[str]:
-    """Return the names in a notebook's cell tagged `parameters`; raise `SettingsError` if it is not a notebook."""
+def declared_parameters(notebook: Path) -> dict[str, Any]:
+    """Return the names in a notebook's cell tagged `parameters`, with their values; `...` stands for a computed one.
+
+    Raises:
+        SettingsError: it is not a notebook.
+    """
     try:
-        return set(_papermill().inspect_notebook(str(notebook)))
+        declared = _papermill().inspect_notebook(str(notebook))
     except Exception as error:  # noqa: BLE001 (the libraries raise anything for a damaged or foreign file)
         raise SettingsError(f"{notebook} cannot be read as a notebook ({first_line(error)}).") from None
+    return {name: _literal(parameter["default"]) for name, parameter in declared.items()}
+
+
+def _literal(code: str) -> Any:
+    try:
+        return ast.literal_eval(code)
+    except (ValueError, SyntaxError):
+        return ...
 
 
 @contextmanager

@@ -73,15 +73,19 @@ def predicted_and_measured(facts: Mapping[str, Any]) -> list[tuple[str, str, str
 
 
 def did_you_mean(name: str, names: Iterable[str], *, cutoff: float = 0.5) -> str:
-    """Return the end of a sentence about an unknown name: the nearest known name, or a list of all.
+    """Return the end of a sentence about an unknown name: the known names that it abbreviates, the nearest, or all.
 
     >>> did_you_mean("learning_rte", ["learning_rate", "seed"]), did_you_mean("xyz", ["b", "a"])
     ("; did you mean 'learning_rate'?", '; there are a, b.')
+    >>> did_you_mean("batch_size", ["block_size", "train_batch_size"]), did_you_mean("lr", ["lora_r", "learning_rate"])
+    ("; did you mean 'train_batch_size'?", "; did you mean 'lora_r' or 'learning_rate'?")
     """
     names = list(names)
-    nearest = difflib.get_close_matches(name, names, n=1, cutoff=cutoff)
+    initials = {each: "".join(word[:1] for word in each.split("_")) for each in names}
+    longer = [each for each in names if len(name) > 1 and (name in each or name == initials[each])]
+    nearest = longer[:3] or difflib.get_close_matches(name, names, n=1, cutoff=cutoff)
     if nearest:
-        return f"; did you mean {nearest[0]!r}?"
+        return f"; did you mean {' or '.join(map(repr, nearest))}?"
     return f"; there are {', '.join(sorted(names))}." if names else "."
 
 

@@ -81,7 +81,9 @@ def _parse(text: bytes, path: Path) -> dict[str, Any]:
     except ValueError as error:
         content, reason = None, str(error)
     if not isinstance(content, dict):
-        raise SettingsError(f"{path} is damaged ({reason}): delete it, and repeat the step that writes it.")
+        raise SettingsError(
+            f"{path} is damaged ({reason}): correct it, copy it again, or delete it and repeat the step that writes it."
+        )
     return content
 
 
@@ -160,6 +162,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         new.mkdir()
         try:
             yield new
+            share_weights(new)
             if folder.exists():
                 _set_aside(folder, old)
         except BaseException:
@@ -167,6 +170,12 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
             raise
         _retry(lambda: new.rename(folder))
         shutil.rmtree(old, ignore_errors=True)
+
+
+def share_weights(folder: Path) -> None:
+    """Give weights the permissions of other new files: safetensors lets nobody but their owner read them."""
+    for file in folder.glob("*.safetensors"):
+        file.chmod(folder.stat().st_mode & 0o666)
 
 
 @contextmanager

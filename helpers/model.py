@@ -6,6 +6,7 @@ weights, and weights in less than float32.
 
 import hashlib
 import json
+import os
 import re
 import threading
 from collections import Counter
@@ -357,18 +358,23 @@ def _explained(name: str) -> Iterator[None]:
     try:
         yield
     except (SafetensorError, RuntimeError) as error:  # truncated, or shapes that contradict the configuration
+        # transformers' message refers to a report that it does not show
+        reason = "shapes differ" if "mismatched_sizes" in str(error) else first_line(error)
         raise SettingsError(
-            f"The model {name!r} is broken ({first_line(error)}): its weights file is cut short, "
+            f"The model {name!r} is broken ({reason}): its weights file is cut short, "
             "or does not fit its config.json. Train or download it again."
         ) from None
     except Exception as error:  # noqa: BLE001 (a damaged config.json or a lost connection raises anything)
-        if "model.safetensors" in str(error):
+        folder = _folder(name)
+        if unreadable := [file.name for file in (folder.iterdir() if folder else ()) if not os.access(file, os.R_OK)]:
+            advice = f"you may not read its {', '.join(unreadable)}: ask the owner to change the permissions"
+        elif "model.safetensors" in str(error):
             advice = "take one that has its weights in this file; a .bin file is a pickle, which can run code"
         elif isinstance(error, FileNotFoundError) and ".safetensors" in str(error):  # weights in several files
             advice = "this part of its weights is missing. Copy or download the model again"
         elif "custom code" in str(error):
             advice = "this course runs no code of a model; take a GPT-2"
-        elif folder := _folder(name):
+        elif folder:
             advice = f"its {_damaged_file(folder)} is damaged. Copy, download or train the model again"
         else:
             advice = "check the name and the network, or use model_name_or_path='pocket', which is shipped"

@@ -34,7 +34,8 @@ def runs_folder(env: Mapping[str, str] = os.environ, *, project: Path = ROOT) ->
     A package installed from a wheel has no notebooks next to it: then `runs` is in the current folder.
     """
     beside = project if (project / NOTEBOOKS.name).is_dir() else Path()
-    runs = _as_this_system_writes(env.get("COURSE_RUNS", "")) or beside / "runs"
+    # `set` of cmd and the file of `docker --env-file` keep quotation marks
+    runs = _as_this_system_writes(env.get("COURSE_RUNS", "").strip('" ')) or beside / "runs"
     return Path(os.path.abspath(runs))  # noqa: PTH100 - Path.absolute leaves C:runs as it is before Python 3.12
 
 

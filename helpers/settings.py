@@ -451,7 +451,10 @@ def read_run_settings(run: str) -> TrainingSettings:
             f"Run {run!r} is of another version of this course, which has the settings {', '.join(sorted(strange))}: "
             "open it with that version, or train it again under another name."
         )
-    return TrainingSettings(**values | {"run": run})
+    try:
+        return TrainingSettings(**values | {"run": run})
+    except SettingsError as error:  # edited by hand
+        raise SettingsError(f"{path} cannot be used: {error}") from None
 
 
 def describe_new_run(run: str) -> str:

@@ -201,6 +201,11 @@ def test_blocks_without_the_address_grammar_can_be_nested(monkeypatch):
     assert "rfc3987_syntax" not in sys.modules
 
 
+def test_the_values_of_parameters_are_read_where_they_are_literals(write_notebook):
+    path = write_notebook("01_a.ipynb", 'run = "x"  # a name\nlearning_rate = 2e-3\nseed = 6 * 7')
+    assert declared_parameters(path) == {"run": "x", "learning_rate": 2e-3, "seed": ...}
+
+
 @pytest.mark.parametrize("content", ["", '{"cells": [', '{"a": 1}', "[]"])
 def test_an_invalid_notebook_file_is_refused_by_name(tmp_path, content):
     (tmp_path / "mine.ipynb").write_text(content)

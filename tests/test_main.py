@@ -1,3 +1,4 @@
+import errno
 import os
 import re
 import signal
@@ -10,7 +11,9 @@ import pytest
 
 from helpers import __main__ as command_line
 from helpers import course
+from helpers.files import write_json
 from helpers.paths import ROOT
+from helpers.settings import TrainingSettings
 from helpers.training import fine_tuning as training
 from tests.command_line import call
 
@@ -75,6 +78,7 @@ def test_a_run_name_stays_text(asked):
         (["run", "3"], "There is no notebook '3'"),
         (["run", "-p", "lora_r", "4", "-p", "from_scratch", "true"], "lora_r = 4 freezes a pretrained model"),
         (["train", "-p", "block_size", "7"], "at least 8"),
+        (["run", "--run", "a", "-p", "run", "b"], "The run has two names, 'a' and 'b'"),
         (["train", "-p", "stride", "7"], "stride is a setting of another notebook or command"),
     ],
 )
@@ -83,6 +87,30 @@ def test_a_usage_error_gives_one_sentence_and_exit_code_2(arguments, words):
     assert result.exit_code == 2
     assert result.output.count("\n") == 1
     assert words in result.output
+
+
+@pytest.mark.parametrize("notebooks", [[], ["03"]])
+def test_other_settings_than_those_of_a_run_are_refused_before_a_notebook_starts(asked, runs, notebooks):
+    (runs / "mine").mkdir(parents=True)
+    write_json(runs / "mine/settings.json", {"settings": TrainingSettings(run="mine", seed=7).model_dump()})
+    result = call("run", "--run", "mine", *notebooks)  # the notebook has the default
+    assert (result.exit_code, asked) == (2, [])
+    assert "was started with seed = 7, not 42: choose another run name" in result.output
+    assert call("run", "--run", "mine", "-p", "seed", "7", *notebooks).exit_code == 0
+    assert call("run", "--run", "mine", "-p", "seed", "8", "01").exit_code == 0
+
+
+def test_what_the_frames_of_an_error_hold_ends_before_its_sentence(monkeypatch):
+    class Bar:
+        def __del__(self):
+            print("the bar ends", file=sys.stderr)
+
+    def fail(*_, **__):
+        _bar = Bar()
+        raise OSError(errno.ENOSPC, "No space left")
+
+    monkeypatch.setattr(course, "run_course", fail)
+    assert call("run").stderr.startswith("the bar ends\nError: The disk is full")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows allows no control characters in names")

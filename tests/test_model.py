@@ -5,6 +5,7 @@ import socketserver
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -198,7 +199,7 @@ IMPOSSIBLE = [
         (lambda folder: (folder / "config.json").write_text("null"), "its config.json is damaged"),
         (with_values(n_embd="8"), "'n_embd' expected int, got str .* its config.json, tokenizer.json or"),
         (without_a_weight, r"1 of its weights are missing, such as transformer.h.0.attn.c_proj.weight"),
-        (with_values(n_embd=16), "does not fit its config.json"),
+        (with_values(n_embd=16), r"is broken \(shapes differ\): .* does not fit its config.json"),
         (lambda folder: (folder / "model.safetensors").unlink(), "could not be loaded"),
         (without_a_shard, "model-00001-of-00003.safetensors.: this part of its weights is missing"),
         (as_a_pickle, "could not be loaded .*a .bin file is a pickle"),
@@ -211,6 +212,15 @@ def test_an_incomplete_or_invalid_model_gives_one_sentence(tmp_path, tiny_model,
     with pytest.raises(SettingsError, match=words) as caught:
         load_model(broken(tmp_path / "model", tiny_model, spoil))
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_may_not_be_read_is_named(tmp_path, tiny_model, monkeypatch):
+    folder = broken(tmp_path / "model", tiny_model, lambda folder: (folder / "model.safetensors").unlink())
+    monkeypatch.setattr(
+        "helpers.model.os", SimpleNamespace(R_OK=4, access=lambda file, how: file.name != "config.json")
+    )
+    with pytest.raises(SettingsError, match=r"you may not read its config\.json: ask whoever owns it to change"):
+        load_model(folder)
 
 
 @pytest.mark.parametrize(("spoil", "words"), IMPOSSIBLE)

@@ -57,6 +57,11 @@ def test_runs_can_be_moved_into_the_home_folder(monkeypatch, tmp_path):
     assert runs_folder() == tmp_path / "runs"
 
 
+@pytest.mark.parametrize("written", ['"/data/all runs"', "/data/all runs "])
+def test_quotes_and_spaces_around_the_runs_folder_are_dropped(written):
+    assert runs_folder({"COURSE_RUNS": written}) == runs_folder({"COURSE_RUNS": "/data/all runs"})
+
+
 def test_a_runs_folder_relative_to_a_drive_becomes_absolute():
     assert runs_folder({"COURSE_RUNS": "C:runs"}).is_absolute()
 

@@ -172,6 +172,13 @@ def test_a_missing_run_is_reported():
         read_run_settings("mine")
 
 
+def test_a_wrong_value_in_the_settings_of_a_run_is_named_with_their_file(runs):
+    (runs / "mine").mkdir(parents=True)
+    (runs / "mine/settings.json").write_text('{"settings": {"seed": null}}')
+    with pytest.raises(SettingsError, match=r"mine.settings\.json cannot be used: seed = None is not allowed"):
+        read_run_settings("mine")
+
+
 def test_a_run_of_another_version_is_named_as_one(runs):
     (runs / "mine").mkdir(parents=True)
     (runs / "mine/settings.json").write_text('{"settings": {"run": "mine", "future": 3}}')

@@ -11,6 +11,7 @@ import ast
 import hashlib
 import json
 import os
+import re
 import shutil
 import ssl
 import subprocess
@@ -22,7 +23,7 @@ from pathlib import Path
 
 from helpers.environment.access import Access
 from helpers.environment.requirements import PYTHONS, pins
-from helpers.environment.wheels import INDEX, build_of, requirement, triton_for_windows
+from helpers.environment.wheels import CAME_WITH, INDEX, build_of, requirement, triton_for_windows
 from helpers.paths import LONGEST_WINDOWS_PATH, ROOT
 
 RECORD = "gpt2-course.json"  # in an environment's folder; written last, when everything is installed
@@ -317,8 +318,10 @@ def tag_named(text: str) -> str:
     ('cu126', 'auto')
     """
     tag = text.strip().lower() or "auto"
-    if tag != "auto" and build_of(f"0+{tag}") != tag:
+    cuda = [f"cu{major}{minor}" for major, minor in CAME_WITH]
+    if tag not in ("auto", "cpu", "xpu", *cuda) and not re.fullmatch(r"rocm\d+(\.\d+)+", tag):
         raise InstallError(
-            f"There is no PyTorch wheel {text!r}: write auto, cpu, cu126, cu130 or another tag of {INDEX}."
+            f"There is no PyTorch wheel {text!r} for this course: write auto, cpu, {', '.join(cuda)}, or a tag for "
+            f"cards of another maker, which {INDEX} lists."
         )
     return tag

@@ -47,10 +47,13 @@ def write_static_page(run: str, folder: Path) -> Path:
     The model is the run's `q8_0` export, made here. Other files in the folder are left alone.
 
     Raises:
-        SettingsError: the run has no model, or the model is too large for a page.
+        SettingsError: the run has no model, the model is too large for a page, or another index.html is there.
         OSError: the page cannot be written.
     """
     read_run_settings(run)  # reports an unknown name as such
+    path = folder / "index.html"
+    if path.exists() and b'id="wasm"' not in path.read_bytes():
+        raise SettingsError(f"{path} already exists and is not a page of this command: name another folder.")
     n_bytes = load_tuned(run)[0].num_parameters() * BYTES_PER_WEIGHT["gguf-q8_0"]
     if n_bytes > _LARGEST_MODEL_BYTES:
         raise SettingsError(
@@ -77,7 +80,6 @@ def write_static_page(run: str, folder: Path) -> Path:
             "model": _base64(model),
         },
     )
-    path = folder / "index.html"
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(path, page)
     return path

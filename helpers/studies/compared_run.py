@@ -100,7 +100,8 @@ def _read_files(folder: Path) -> tuple[dict[str, Any], str]:
         try:
             contents[file] = read_history(folder) if file == "history.jsonl" else read_json(folder / file)
         except FileNotFoundError:
-            continue
+            if file == "settings.json" and (folder / "training.json").exists():
+                damage = f"{folder / file} is missing: copy the folder of the run again."
         except (SettingsError, OSError) as error:
             damage = str(error)
     return contents, damage

@@ -22,6 +22,7 @@ from helpers.training.model_card import write_model_card
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+_OF_A_RUN = ("settings.json", "training.json")  # one of them, where the other was lost
 _MOST_ERRORS = 5  # below a table
 _MOST_COLUMNS = 4  # for settings; if more differ, each run has a list below the table
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet treats text that starts so as a formula
@@ -257,8 +258,9 @@ def _differing(runs: Sequence[ComparedRun]) -> tuple[str, ...]:
 
 def _all_names() -> list[str]:
     """Return the names of all runs, then of all studies, including copied folders such as `pocket (copy)`."""
-    runs, trials = runs_folder().glob("[!.]*/settings.json"), runs_folder().glob("[!.]*/trial-*/trial.json")
-    return [*sorted(path.parent.name for path in runs), *sorted({path.parent.parent.name for path in trials})]
+    runs = (path for file in _OF_A_RUN for path in runs_folder().glob(f"[!.]*/{file}"))
+    trials = runs_folder().glob("[!.]*/trial-*/trial.json")
+    return [*sorted({path.parent.name for path in runs}), *sorted({path.parent.parent.name for path in trials})]
 
 
 def _runs_of(name: str) -> list[ComparedRun]:
@@ -267,12 +269,14 @@ def _runs_of(name: str) -> list[ComparedRun]:
         for part in name.split("/"):
             run_folder(part)  # rejects invalid names
     folder = runs_folder() / name
-    if (folder / "settings.json").exists() or (folder / "trial.json").exists():
+    if any((folder / file).exists() for file in (*_OF_A_RUN, "trial.json")):
         return [read_run(folder, name=name)]
     # a trial's notebooks leave experiments beside it, such as trial-003-rate-1, which are not trials
     trials = sorted(path for path in folder.glob("trial-*/") if re.fullmatch(r"trial-\d+", path.name))
     if trials:
         return [read_run(path, name=f"{name}/{path.name}") for path in trials]
+    if folder.exists():
+        raise SettingsError(f"The folder {folder} holds no settings.json, because no training has begun in it.")
     raise SettingsError(f"There is no run or study {name!r} in {runs_folder()}{did_you_mean(name, _all_names())}")
 
 

@@ -31,7 +31,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "callbacks": "Progress",
         "guards": "TrainingBrokenError",
         "stopping": "TrainingStoppedError",
-        "run_files": "is_finished kept_eval_loss last_complete_checkpoint",
+        "run_files": "check_same_values is_finished kept_eval_loss last_complete_checkpoint",
         "processes": "is_first_process is_in_training leave_process_group",
         "engine": "CHUNK_TOKENS equal_results_less_work",
         "shape": "GPT2Shape read_shape",

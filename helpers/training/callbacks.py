@@ -11,6 +11,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from helpers.display import MIB
+from helpers.files import share_weights
 from helpers.settings import SettingsError, TrainingSettings
 from helpers.training.devices import peak_bytes
 from helpers.training.guards import DiskSpaceGuard, Guard
@@ -78,7 +79,8 @@ def training_callbacks(
 class _History(TrainerCallback):
     """Write history.jsonl from the Trainer's own log, and a sample after each validation.
 
-    The log is part of every checkpoint, so after a resume the history has no gaps and no repeated rows.
+    The log is part of every checkpoint, so after a resume the history has no gaps and no repeated rows. Other users may
+    read a checkpoint where they may read other new files.
     """
 
     def __init__(self, folder: Path, tokenizer: Any, sample_prompt: str) -> None:
@@ -87,6 +89,10 @@ class _History(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if control.should_save:  # a checkpoint omits the losses since the last row, so they would be lost
             control.should_log = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.is_world_process_zero:
+            share_weights(Path(args.output_dir, f"checkpoint-{state.global_step}"))
 
     def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.is_world_process_zero:

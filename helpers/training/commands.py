@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from helpers.display import tell_terminal
-from helpers.settings import TrainingSettings, check_values, preset_names
+from helpers.settings import SettingsError, TrainingSettings, check_values, preset_names
 
 
 def run_options(command: Callable) -> Callable:
@@ -25,7 +25,10 @@ def run_options(command: Callable) -> Callable:
 
 def chosen_settings(run_name: str | None, parameters: tuple[tuple[str, str], ...]) -> dict[str, Any]:
     """Return the checked settings from these options."""
-    return check_values(dict(parameters) | ({} if run_name is None else {"run": run_name}))
+    given = dict(parameters)
+    if run_name is not None and given.setdefault("run", run_name) != run_name:
+        raise SettingsError(f"The run has two names, {run_name!r} and {given['run']!r}: leave one of them out.")
+    return check_values(given)
 
 
 @click.command()

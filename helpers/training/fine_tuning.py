@@ -74,6 +74,8 @@ def fine_tune(
     """
     folder = run_folder(settings.run)
     run_files.check_same_settings(settings)  # before waiting: another process may train this run for hours
+    if processes.n_processes() == 1 and run_files.is_finished(folder):
+        return open_run(settings.run)  # without the lock, because the folder may belong to another user
     with folder_unless_refused(folder), processes.run_lock(folder):
         run_files.check_same_settings(settings)
         if not processes.broadcast_from_first(run_files.is_finished(folder)):
@@ -212,7 +214,10 @@ def _train_once(
             write_json(folder / "training.json", facts)
         # With less text, most steps are incomplete. Last, because a shared folder may refuse it: the run is finished.
         if "step_seconds" in facts and len(train) >= 2 * settings.effective_batch_size:
-            extend_calibration(settings, trainer, facts)
+            try:
+                extend_calibration(settings, trainer, facts)
+            except OSError as error:
+                warnings.warn(f"The measurements of this run are not kept for later plans ({error}).", stacklevel=2)
     trainer.accelerator.wait_for_everyone()  # the other processes open what the first one wrote
 
 

@@ -6,7 +6,7 @@ import platform
 import re
 import warnings
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -38,10 +38,18 @@ def check_same_settings(settings: TrainingSettings) -> None:
     The folder's name, the path of the same text, and the settings in `CHANGEABLE` may differ.
 
     Raises:
-        SettingsError: something else differs; continuing would mix two runs in one folder.
+        SettingsError: something else differs, or settings.json, which is written before the first checkpoint, was lost;
+            continuing would mix two runs in one folder.
     """
     path = run_folder(settings.run) / "settings.json"
     if not path.exists():
+        if any(path.parent.glob("trial-*")):
+            raise SettingsError(f"{path.parent} is the folder of a study: choose another run name.")
+        if any((path.parent / "checkpoints").glob("checkpoint-*")) or (path.parent / "training.json").exists():
+            raise SettingsError(
+                f"{path} is missing, so nobody knows the settings of the training in its folder: copy it again, delete "
+                "the folder to start afresh, or choose another run name."
+            )
         return
     before, now = read_run_settings(settings.run).model_dump(), settings.model_dump()
     before["processes"] = read_json(path).get("processes", 1)
@@ -59,6 +67,14 @@ def check_same_settings(settings: TrainingSettings) -> None:
             f"Run {settings.run!r} was started with {differences}: choose another run name to keep both, "
             f"or delete the folder {path.parent} to start afresh."
         )
+
+
+def check_same_values(run: str, values: Mapping[str, Any]) -> None:
+    """Check as `check_same_settings` those values of a run that are known before a notebook starts."""
+    is_started = (run_folder(run) / "settings.json").exists()
+    before = read_run_settings(run) if is_started else TrainingSettings(run=run)
+    own = {name: values[name] for name in TrainingSettings.model_fields.keys() & values.keys()}
+    check_same_settings(before.model_copy(update=own | {"run": run}))
 
 
 def store_changes(settings: TrainingSettings) -> None:

@@ -77,6 +77,15 @@ def test_a_model_too_large_for_a_page_is_refused_before_it_is_exported(run, tmp_
     assert not (tmp_path / "web").exists()
 
 
+def test_a_page_replaces_an_older_one_and_no_other(run, exported, tmp_path):
+    path = write_static_page(run, tmp_path)
+    assert write_static_page(run, tmp_path) == path
+    path.write_text("<h1>My garden</h1>")
+    with pytest.raises(SettingsError, match="is no page of this command: name another folder"):
+        write_static_page(run, tmp_path)
+    assert path.read_text() == "<h1>My garden</h1>"
+
+
 def test_a_folder_that_cannot_be_written_to_is_one_sentence(run, exported, tmp_path):
     (tmp_path / "file").write_text("")
     result = call("demo", run, "--static", str(tmp_path / "file" / "page"))

@@ -34,6 +34,17 @@ def test_a_damaged_file_is_reported_and_the_other_runs_are_still_compared(runs, 
     assert any(note.startswith(f"a, damaged: {runs / 'a' / name} is damaged (") for note in table.notes)
 
 
+def test_a_finished_run_that_lost_its_settings_is_reported_and_not_ranked(runs):
+    (write_run(runs / "a") / "settings.json").unlink()
+    write_run(runs / "b")
+    for table in (compare(), compare("a", "b")):
+        assert {run.name: run.state for run in table.runs} == {"a": "damaged", "b": "done"}
+        assert (
+            table.notes[-1]
+            == f"a, damaged: {runs / 'a' / 'settings.json'} is missing: copy the folder of the run again."
+        )
+
+
 def test_a_setting_that_is_newer_than_a_run_does_not_differ_from_its_default(runs):
     write_run(runs / "old")
     write_run(runs / "new", settings={"adam_beta2": 0.999})

@@ -222,6 +222,9 @@ def test_the_error_for_an_unknown_run_lists_the_existing_ones(runs):
         compare("raets")
     with pytest.raises(SettingsError, match="not a plain name"):
         compare("../x")
+    (runs / "new").mkdir()
+    with pytest.raises(SettingsError, match=r"new holds no settings\.json, because no training has begun in it"):
+        compare("new")
 
 
 def test_the_best_trial_can_be_promoted_to_a_run(runs, tiny_run):

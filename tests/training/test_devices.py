@@ -26,7 +26,8 @@ def test_the_drivers_name_of_a_laptop_gpu_is_found():
 
 
 @pytest.mark.parametrize(
-    ("name", "nearest"), [("RTX 3060", "there are RTX 3060 12 GB, RTX 3060 Ti."), ("T44", "did you mean 'T4'?")]
+    ("name", "nearest"),
+    [("RTX 3060", "did you mean 'RTX 3060 12 GB' or 'RTX 3060 Ti'?"), ("T44", "did you mean 'T4'?")],
 )
 def test_an_unknown_card_gets_those_with_its_number_or_the_nearest(name, nearest):
     with pytest.raises(SettingsError, match=re.escape(nearest)):

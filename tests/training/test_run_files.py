@@ -2,8 +2,11 @@ import shutil
 
 import pytest
 
+from helpers.settings import SettingsError, TrainingSettings
 from helpers.training.run_files import (
     HistoryFile,
+    check_same_settings,
+    check_same_values,
     history_rows,
     kept_eval_loss,
     last_complete_checkpoint,
@@ -77,6 +80,20 @@ def test_a_checkpoint_that_is_damaged_in_the_middle_is_skipped(tiny_run, name, d
     (newest / name).write_bytes(damage((newest / name).read_bytes()))
     with pytest.warns(UserWarning, match=f"{newest.name} is skipped: its {name}"):
         assert last_complete_checkpoint(newest.parent) == older
+
+
+def test_no_run_is_trained_in_the_folder_of_a_study(runs):
+    (runs / "rates/trial-000").mkdir(parents=True)
+    with pytest.raises(SettingsError, match="rates is the folder of a study: choose another run name"):
+        check_same_values("rates", {"seed": 7})
+
+
+@pytest.mark.parametrize("kept", ["checkpoints", "training.json"])
+def test_a_training_whose_settings_were_lost_is_not_continued_with_other_ones(tiny_run, runs, kept):
+    (runs / "mine").mkdir()
+    shutil.move(tiny_run.folder / kept, runs / "mine" / kept)
+    with pytest.raises(SettingsError, match=r"settings\.json is missing, so nobody knows the settings"):
+        check_same_settings(TrainingSettings(run="mine"))
 
 
 def test_a_folder_with_another_name_is_no_checkpoint(tiny_run):

@@ -277,6 +277,15 @@ WRITTEN = [
     ("E12", oom(total=11.99, own=6.2)),
     ("E13", oom(other="Process 4711 has 4.20 GiB memory in use. ", own=7.1)),
     ("E24", traceback_of(f"FileNotFoundError: [Errno 2] No such file or directory: 'C:\\\\{'long' * 63}\\\\file'")),
+    ("E76", "WARNING: Retrying (Retry(total=0)) after connection broken by 'NewConnectionError('Failed to establish a "
+            "new connection: [Errno -3] Temporary failure in name resolution')': /whl/cpu/torch/\n"
+            "ERROR: No matching distribution found for torch==2.13.0+cpu"),
+    ("D31", "WARNING: Retrying (Retry(total=0)) after connection broken by 'SSLError(SSLCertVerificationError(1, "
+            "'[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed'))': /whl/cpu/torch/\n"
+            "ERROR: No matching distribution found for torch==2.13.0+cpu"),
+    ("E69", "The virtual environment was not created successfully because ensurepip is not\navailable."),
+    ("E67", traceback_of("PermissionError: [Errno 13] Permission denied: '/srv/course/runs'", code="check()")),
+    ("T27", "slurmstepd: error: Detected 1 oom_kill event in StepId=1. Some of the step tasks have been OOM Killed."),
     ("D1", log(rows_of([0.0] * 5, grad_norm=0.0))),
     ("D25", "'(MaxRetryError(\"HTTPSConnectionPool(host='huggingface.co', port=443): Max retries exceeded\"))' thrown "
             "while requesting HEAD https://huggingface.co/openai-community/gpt2\nRetrying in 8s [Retry 5/5]."),

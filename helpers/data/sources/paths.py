@@ -32,7 +32,7 @@ def source_path(source: str) -> Path | None:
 
     Raises:
         SettingsError: the source looks like a path but does not exist, is a broken link, is the name of a data set
-            without its owner, or is a file of the course itself.
+            without its owner or a web address, or is a file of the course itself.
     """
     if source == "fables":
         return FABLES
@@ -42,6 +42,11 @@ def source_path(source: str) -> Path | None:
         _check_link(path)
         _refuse_own_files(path)
         return path
+    if "://" in source:
+        raise SettingsError(
+            f"source = {source!r} is an address: download the file and name it; a data set of the Hub is written as "
+            "'owner/name'."
+        )
     meant = did_you_mean(source, similar_paths(source, SHIPPED_TEXTS))
     if kind_of(Path(source)) in (*TEXTS, *TABLES) or not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", source):
         looked_for = " and ".join(map(str, paths_of(source)))

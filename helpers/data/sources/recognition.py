@@ -78,6 +78,11 @@ def describe_markup(rows: Sequence[str]) -> str:
     tags = [tag.group() for tag in map(_TAG.search, filled) if tag]
     if len(tags) > _SOME * len(filled):
         return f"{len(tags):,} of the first {len(filled):,} rows hold HTML, such as {tags[0][:40]!r}"
+    for delimiter in "\t;" if filled else "":
+        n_values, n_alike = Counter(row.strip().count(delimiter) + 1 for row in filled).most_common(1)[0]
+        if n_values > 1 and n_alike > len(filled) / 2:
+            table = f"{n_alike:,} of the first {len(filled):,} rows are {n_values} values between {delimiter!r}"
+            return f"{table}: a table is read as one if its name ends in .csv"
     if filled and filled[0] == "---" and "---" in filled[1:20]:
         return "it begins with a block of properties between two lines of '---'"
     return ""

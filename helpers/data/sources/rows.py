@@ -61,11 +61,15 @@ def _rows(
     begin = n_skipped + 1  # the line where the current row begins
     try:
         columns = [column.strip() for column in next(reader, [])]
+        while columns[-2:] == ["", ""]:  # of a sheet that was wider once, or has a title above its header
+            columns.pop()
         check_names(columns, name)
         _note_text_in_header(columns, name, line=begin, notes=notes)
         begin = n_skipped + reader.line_num + 1
         for values in reader:
             end = n_skipped + reader.line_num
+            while len(values) > len(columns) and not values[-1]:
+                values.pop()
             if len(values) > len(columns):
                 raise SettingsError(
                     f"{name}, line {end}: {len(values)} values, and the header in line {n_skipped + 1} names "

@@ -138,6 +138,8 @@ def test_common_forms_are_recognised_and_the_reason_is_given(form):
     [
         (["<p>A fox.</p>", "One &amp; two", "Three"], "2 of the first 3 rows hold HTML, such as '<p>'"),
         (["---", "title: A", "---", "A fox."], "between two lines of '---'"),
+        (["\tOne day, a fox ran.", "\tIt was hungry.", "a\tb"], ""),
+        (["n;text", "1;A fox.", "2;A well.", ""], "3 of the first 3 rows are 2 values between ';': a table"),
         (["a < b and b > c", "Tom & Jerry", "---", "a <3 b"], ""),
         ([], ""),
     ],

@@ -103,6 +103,7 @@ def test_a_saved_data_set_that_is_nested_or_incomplete_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("name", "source"),
     [("wikitext", "Salesforce/wikitext"), ("imdb", "stanfordnlp/imdb"), ("bookcorpus", "was a script"),
+     ("https://huggingface.co/datasets/a/b", "is an address: download the file"),
      ("anything", "needs its owner in front")],
 )  # fmt: skip
 def test_the_error_for_a_bare_name_of_the_hub_says_what_to_write_instead(name, source):

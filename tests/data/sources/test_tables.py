@@ -37,6 +37,7 @@ DELIMITED = {
     "many empty lines first": table(";", before="\n" * 9),
     "a quoted header": table(";", header=('"id, number"', '"text"')), "spaces": table(",").replace(",", ", "),
     "a name with spaces around it": table(",", header=("n", " text ")), "an index": table(",", header=("", "text")),
+    "a sheet that was wider": table(";", header=("n", "text", "", "")), "wide rows": table(";").replace('"\n', '";;\n'),
 }  # fmt: skip
 
 
@@ -80,6 +81,7 @@ REFUSED = {
     "more.csv": ("n,text\n1,a, b, c\n", "line 2: 4 values, and the header in line 1 names 2:"),
     "a title.csv": ("Export\n\nn,text\n1,a\n", "line 3: .* or delete the lines above the header"),
     "title.csv": ("Export\nn,text\n1,a\n", "line 2: 2 values, and the header in line 1 names 1:"),
+    "wide title.csv": ("Export;;;\n;;;\nn;text;a;b\n1;One fox;2;3\n", "line 3: 4 values, and the header in line 1"),
     "open.tsv": ('n\ttext\n1\ta\n2\t"b\n3\tc\n', r"line 4 is broken \(.*; its row begins in line 3\)"),
     "digits.jsonl": ('{"text": "a"}\n{"text": "b", "n": ' + "9" * 5000 + "}\n", "line 2 holds a number of more than"),
     "digits.json": ('[{"text": "a"},\n{"n": ' + "9" * 5000 + "}]", "line 2 holds a number of more than 4,300 digits"),
