@@ -30,10 +30,10 @@ PACKED = {
 }
 
 
-@pytest.mark.parametrize("packing", [".gz", ".zst"])
+@pytest.mark.parametrize("packing", [".GZ", ".zst"])
 @pytest.mark.parametrize("name", PACKED)
 def test_a_compressed_file_is_read_as_its_name_says(tmp_path, name, packing):
-    pack = {".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}[packing]
+    pack = {".GZ": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}[packing]
     (tmp_path / f"{name}{packing}").write_bytes(pack(PACKED[name].encode()))
     assert texts(tmp_path / f"{name}{packing}") == WORDS
 
