@@ -219,7 +219,7 @@ def test_a_file_that_may_not_be_read_is_named(tmp_path, tiny_model, monkeypatch)
     monkeypatch.setattr(
         "helpers.model.os", SimpleNamespace(R_OK=4, access=lambda file, how: file.name != "config.json")
     )
-    with pytest.raises(SettingsError, match=r"you may not read its config\.json: ask whoever owns it to change"):
+    with pytest.raises(SettingsError, match=r"you may not read its config\.json: ask the owner to change"):
         load_model(folder)
 
 

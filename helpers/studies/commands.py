@@ -145,7 +145,7 @@ def _write_table(table: Any, *, csv_file: Path | None, html_file: Path | None) -
 def compare(
     runs: tuple[str, ...], by: str | None, csv_file: Path | None, html_file: Path | None, promote: str | None
 ) -> None:
-    """Show RUNS side by side: runs, studies (all their trials) or trials such as rates/trial-003; default: all."""
+    """Show RUNS side by side. Name runs, studies (all their trials) or trials such as rates/trial-003; default: all."""
     from helpers.studies.comparison import compare as compare_runs
     from helpers.studies.comparison import promote as promote_run
 

@@ -87,7 +87,7 @@ def plan(
     "--seconds", default=60.0, show_default=True, type=click.FloatRange(0), help="Start no further run after this time."
 )
 def calibrate(as_json: bool, seconds: float) -> None:
-    """Measure short training runs on this machine, to improve the predictions of plan, panel and sweep."""
+    """Measure short training runs here, for plan, panel and sweep."""
     tell_terminal(f"Measuring short training runs, for about {max(10, seconds):.0f} s ...")
     from helpers.training import calibrate as measure
 

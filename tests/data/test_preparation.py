@@ -73,12 +73,6 @@ def test_a_hub_id_is_not_a_path():
     assert source_path("Salesforce/wikitext") is None
 
 
-def test_a_source_is_read_and_never_changed(text_file, tiny_settings):
-    before = text_file.read_bytes()
-    prepare(tiny_settings)
-    assert text_file.read_bytes() == before
-
-
 STORY = (
     "The {0} went to the well number {1}, looked for the moon in it, found {2} and went home again before the sun rose."
 )
@@ -286,14 +280,15 @@ def test_a_killed_preparation_leaves_no_data_and_the_next_starts_clean(tmp_path,
     assert sorted(path.name for path in folder.glob("data*")) == ["data"]
 
 
-def test_a_read_only_source_is_read(tmp_path, tiny_settings):
+def test_a_read_only_source_is_read_and_never_changed(tmp_path, tiny_settings):
     (folder := tmp_path / "only read").mkdir()
     path = written(folder, stories(50), "Füchse und Eulen.jsonl")
+    before = path.read_bytes()
     path.chmod(0o444)
     folder.chmod(0o555)
     try:
         assert prepare(tiny_settings.model_copy(update={"source": str(folder)})).facts["documents_read"] == 50
-        assert list(folder.iterdir()) == [path]
+        assert (list(folder.iterdir()), path.read_bytes()) == ([path], before)
     finally:
         folder.chmod(0o755)
 

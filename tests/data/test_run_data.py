@@ -9,8 +9,11 @@ from helpers.paths import NOTEBOOKS
 from helpers.settings import SettingsError
 
 
-def test_a_moved_file_is_the_same_text_and_a_changed_one_is_not(tmp_path, text_file, tiny_settings):
+def test_a_moved_file_or_model_is_the_same_text_and_another_one_is_not(tmp_path, text_file, tiny_settings):
     prepare(tiny_settings)
+    model = shutil.copytree(tiny_settings.model_name_or_path, tmp_path / "model")
+    assert is_same_text(tiny_settings.model_copy(update={"model_name_or_path": str(model)}))
+    assert not is_same_text(tiny_settings.model_copy(update={"model_name_or_path": "pocket"}))
     moved = shutil.copy(text_file, tmp_path / "moved.txt")
     assert is_same_text(tiny_settings.model_copy(update={"source": str(moved)}))
     moved.write_text("Something else.")

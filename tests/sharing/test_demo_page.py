@@ -81,7 +81,7 @@ def test_a_page_replaces_an_older_one_and_no_other(run, exported, tmp_path):
     path = write_static_page(run, tmp_path)
     assert write_static_page(run, tmp_path) == path
     path.write_text("<h1>My garden</h1>")
-    with pytest.raises(SettingsError, match="is no page of this command: name another folder"):
+    with pytest.raises(SettingsError, match="is not a page of this command: name another folder"):
         write_static_page(run, tmp_path)
     assert path.read_text() == "<h1>My garden</h1>"
 

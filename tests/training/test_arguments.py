@@ -77,10 +77,8 @@ def test_precision_and_compiling_follow_the_settings_and_not_accelerates_configu
 def test_early_stopping_keeps_the_newest_checkpoint_next_to_the_best(tmp_path, limit, patience, kept):
     settings = TrainingSettings(save_total_limit=limit, early_stopping_patience=patience)
     assert training_arguments(settings, tmp_path).save_total_limit == kept
-    assert (
-        plan_run(settings).disk_bytes
-        == (kept + 1) * plan_run(settings).checkpoint_bytes + plan_run(settings).model_bytes
-    )
+    plan = plan_run(settings)
+    assert plan.disk_bytes == (kept + 1) * plan.checkpoint_bytes + plan.model_bytes
 
 
 @pytest.mark.parametrize(

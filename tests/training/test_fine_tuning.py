@@ -79,7 +79,7 @@ def test_an_interrupted_run_ends_with_the_weights_and_history_of_an_uninterrupte
 def test_a_run_whose_measurements_cannot_be_stored_is_still_finished(tiny_settings, runs):
     runs.mkdir()
     (runs / ".calibrations").touch()  # as a folder that belongs to somebody else
-    with pytest.warns(UserWarning, match=r"What this training measured is not kept for later plans \("):
+    with pytest.warns(UserWarning, match=r"The measurements of this run are not kept for later plans \("):
         fine_tune(tiny_settings)
     assert fine_tune(tiny_settings).facts["step_seconds"] > 0
 

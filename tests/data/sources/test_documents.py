@@ -239,6 +239,13 @@ def test_the_shards_of_a_table_are_one_table(tmp_path):
     assert source.choice.separator == "heading"
 
 
+def test_all_tables_of_a_folder_are_cut_as_the_first(tmp_path):
+    for name, rows in (("a", ROWS), ("b", ["One tale.", "Another."])):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps({"text": row}) for row in rows))
+    ((_, texts),) = Source(DataSettings(source=str(tmp_path))).parts()
+    assert list(texts)[-1] == "One tale.\nAnother."
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_the_shards_of_a_text_are_one_text(tmp_path, streaming):
     for number in range(3):

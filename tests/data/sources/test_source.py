@@ -30,10 +30,10 @@ PACKED = {
 }
 
 
-@pytest.mark.parametrize("packing", [".gz", ".zst"])
+@pytest.mark.parametrize("packing", [".GZ", ".zst"])
 @pytest.mark.parametrize("name", PACKED)
 def test_a_compressed_file_is_read_according_to_its_name(tmp_path, name, packing):
-    pack = {".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}[packing]
+    pack = {".GZ": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}[packing]
     (tmp_path / f"{name}{packing}").write_bytes(pack(PACKED[name].encode()))
     assert texts(tmp_path / f"{name}{packing}") == WORDS
 
@@ -183,6 +183,8 @@ def bad_sources(folder):
         "null.txt": (b"a" * 5000 + b"\0" + b"b" * 5000, r"holds a NUL byte \(byte 5000\)"),
         "random.txt": (bytes(range(1, 256)) * 40, "is a binary file"),
         "mixed.txt": ("Le café. ".encode() * 30 + "Le café.".encode("cp1252"), "mixes encodings: .* byte 306 is not"),
+        "first.txt": ("Le café. ".encode("cp1252") + "Le café. ".encode() * 30, "mixes encodings: .* byte 6 is not"),
+        "most.txt": ("Le café. ".encode() * 3 + "Le café. ".encode("cp1252") * 30, "mixes encodings: .* byte 36 is"),
         "cut.txt.gz": (cut, "cannot be read .*: download or compress it again"),
         "no.txt.gz": (b"words", "cannot be read"),
         "no.txt.zst": (b"words", "cannot be read"),

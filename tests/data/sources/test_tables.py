@@ -71,6 +71,8 @@ def test_commas_in_the_text_are_not_delimiters_if_the_header_has_another(tmp_pat
     path = tmp_path / "a.csv"
     path.write_text(f"n{delimiter}text\n" + "".join(f"{n}{delimiter}A fox{' well' * n}. Yes\n" for n in range(3)))
     assert read(path)[0][1] == "A fox well. Yes"
+    (tmp_path / "a.tsv").write_text("text\nA fox, a hen.\n")
+    assert read(tmp_path / "a.tsv")[0] == ["A fox, a hen."], "nor in a .tsv of one column"
 
 
 REFUSED = {
