@@ -66,7 +66,7 @@ def test_the_tokenizer_itself_is_used_when_the_fast_ids_differ(tokenizer, monkey
     assert not stream.is_fast
 
 
-def test_another_kind_of_tokenizer_is_used_itself_and_may_have_ids_of_more_than_16_bits():
+def test_other_kinds_of_tokenizer_are_used_directly_and_may_have_ids_above_16_bits():
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -79,7 +79,7 @@ def test_another_kind_of_tokenizer_is_used_itself_and_may_have_ids_of_more_than_
     assert not stream.is_fast
 
 
-SPOILT = {  # the samples that are compared may not show it
+SPOILT = {  # the compared samples may not reveal these
     "another model": lambda parts: parts["model"].update(type="WordPiece"),
     "dropout": lambda parts: parts["model"].update(dropout=0.1),
     "bytes of their own": lambda parts: parts["model"].update(byte_fallback=True),
@@ -95,14 +95,14 @@ SPOILT = {  # the samples that are compared may not show it
 
 
 @pytest.mark.parametrize("spoil", SPOILT.values(), ids=SPOILT)
-def test_tiktoken_gets_only_what_it_encodes_in_the_same_way(spoil):
+def test_tiktoken_is_used_only_for_tokenizers_that_it_reproduces(spoil):
     parts = json.loads((POCKET / "tokenizer.json").read_text(encoding="utf-8"))
     assert _has_ranks(parts)
     spoil(parts)
     assert not _has_ranks(parts)
 
 
-def test_a_batch_has_so_many_characters_or_documents(monkeypatch):
+def test_a_batch_is_limited_in_characters_and_documents(monkeypatch):
     monkeypatch.setattr("helpers.data.tokens._BATCH_CHARACTERS", 4)
     monkeypatch.setattr("helpers.data.tokens._BATCH_DOCUMENTS", 3)
     batches = [["abcd"], ["a", "b", "c"], ["ab", "cd"], ["e"]]
