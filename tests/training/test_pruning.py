@@ -58,8 +58,8 @@ def test_each_validation_but_the_last_is_reported_with_the_share_of_text_read(st
 
 def test_a_trial_that_falls_behind_is_pruned(study, monkeypatch, tiny_settings):
     opened = open_study(study)
-    others = dict.fromkeys(range(2001), 1.0)  # wherever it is asked
-    for _ in range(4):  # the pruner waits for so many
+    others = dict.fromkeys(range(2001), 1.0)  # at every share of the text
+    for _ in range(4):  # the pruner waits for this many
         opened.add_trial(optuna.create_trial(value=1.0, intermediate_values=others))
     trial = taken(study, opened, monkeypatch)
     with pytest.raises(TrialPrunedError, match=r"validation loss \d\.\d+ at step 2 is worse than the median"):
@@ -76,7 +76,7 @@ def test_a_restarted_trial_reports_each_loss_once(study, monkeypatch, tiny_setti
     fine_tune(settings)
     before = opened.get_trials()[0].intermediate_values
     requeue_interrupted(study, opened)
-    shutil.rmtree(run_folder(settings.run))  # as before the first checkpoint
-    *_, again = (taken(study, opened, monkeypatch) for _ in range(5))  # behind the other points
+    shutil.rmtree(run_folder(settings.run))  # as if killed before the first checkpoint
+    *_, again = (taken(study, opened, monkeypatch) for _ in range(5))  # queued after the other points
     fine_tune(settings)
     assert opened.get_trials()[again.number].intermediate_values == before

@@ -12,7 +12,7 @@ from helpers.training.run_files import (
 )
 
 
-def test_a_history_keeps_losses_and_samples_and_nothing_else():
+def test_a_history_keeps_only_known_columns():
     log = [{"step": 1, "loss": 2.0, "grad_norm": 1.0, "x": 1}, {"step": 2, "sample": "The"}, {"step": 2, "runtime": 3}]
     assert history_rows(log) == [{"step": 1, "loss": 2.0, "grad_norm": 1.0}, {"step": 2, "sample": "The"}]
 
@@ -68,7 +68,7 @@ def test_a_checkpoint_of_two_processes_needs_the_rng_state_of_each(tiny_run):
 @pytest.mark.parametrize(
     ("name", "damage"),
     [
-        ("optimizer.pt", lambda data: data[:400] + bytes(200) + data[600:]),  # as a power cut leaves a file
+        ("optimizer.pt", lambda data: data[:400] + bytes(200) + data[600:]),  # like a file after a power cut
         ("trainer_state.json", lambda data: b"null"),
     ],
 )
@@ -79,7 +79,7 @@ def test_a_checkpoint_that_is_damaged_in_the_middle_is_skipped(tiny_run, name, d
         assert last_complete_checkpoint(newest.parent) == older
 
 
-def test_a_folder_with_another_name_is_no_checkpoint(tiny_run):
+def test_a_folder_with_another_name_is_not_a_checkpoint(tiny_run):
     folder = tiny_run.folder / "checkpoints"
     newest = last_complete_checkpoint(folder)
     shutil.copytree(newest, folder / f"{newest.name} copy")

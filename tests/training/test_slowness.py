@@ -41,12 +41,12 @@ def test_the_reason_is_one_sentence_with_a_fix_and_explain_recognises_it(here, s
 
 
 @pytest.mark.parametrize("seconds", [STEADY, [1.0] * 8, [1.0] * 29 + [60.0]])
-def test_steady_steps_and_a_single_slow_one_need_no_reason(here, seconds):
+def test_steady_steps_and_a_single_slow_one_give_no_reason(here, seconds):
     assert slowdown(seconds) == 1
     assert slow_reason(seconds, machine(here, free_gib=0.1, slowed_by=("its temperature",), on_battery=True)) is None
 
 
-def test_the_usual_time_is_that_of_the_thousand_steps_before():
+def test_the_usual_step_time_is_that_of_the_previous_thousand_steps():
     assert slowdown([0.1] * 2000 + [1.0] * 1000 + [2.0] * 5) == 2
 
 
@@ -71,7 +71,7 @@ def test_the_reason_is_written_once_to_the_history_and_the_log(here, tmp_path, c
     watch = SlownessWatch(tmp_path, read=lambda: looks.append(1) or machine(here, on_battery=True))
     state = SimpleNamespace(is_world_process_zero=True, global_step=30, log_history=[{"step": 20, "loss": 2.0}])
     watch.on_log(None, state, None)
-    assert looks == [], "the machine is not asked while nothing is slow"
+    assert looks == [], "the machine is not read while nothing is slow"
     watch.seconds = TWICE
     for _ in range(3):
         watch.on_log(None, state, None)
