@@ -17,7 +17,7 @@ def test_near_duplicates_are_noted_unless_they_are_removed():
 
 def test_a_setting_without_effect_is_noted():
     notes = find_notes(FACTS, TrainingSettings(vocab_size=8192, lora_alpha=64))
-    assert notes == ["vocab_size = 8192 has no effect with tokenizer = 'pretrained'."], "an adapter leaves the data alone"
+    assert notes == ["vocab_size = 8192 has no effect with tokenizer = 'pretrained'."], "adapters do not affect data"
     assert find_notes(FACTS, DataSettings(vocab_size=8192, tokenizer="train")) == []
 
 
