@@ -34,7 +34,7 @@ def test_less_than_one_block_is_an_error(tokenizer):
 
 def test_gpt2_tokens_are_cut_into_blocks_as_counted_by_hand():
     if not GPT2.exists():
-        pytest.skip("GPT-2's tokenizer files are not next to this checkout")
+        pytest.skip("needs GPT-2's tokenizer files next to this checkout")
     from transformers import GPT2Tokenizer
 
     gpt2 = GPT2Tokenizer(vocab=str(GPT2 / "vocab.json"), merges=str(GPT2 / "merges.txt"))

@@ -99,8 +99,8 @@ def test_the_stored_data_can_be_opened_with_datasets_alone(runs, tiny_settings):
     assert load_from_disk(folder / "documents")["test"]["text"][:] == prepared.documents["test"]["text"][:]
 
 
-def a_play(folder):
-    """Return a text file of one play."""
+def write_play(folder):
+    """Write a play to a text file and return its path."""
     path = folder / "play.txt"
     path.write_text("".join(f"Fox:\nWho went to well number {n}?\n\nOwl:\nI and {n} hens.\n\n" for n in range(300)))
     return path
@@ -109,7 +109,7 @@ def a_play(folder):
 @pytest.mark.parametrize("is_play", [False, True])
 def test_prepare_gives_the_same_result_as_its_separate_steps(tmp_path, tiny_settings, tokenizer, is_play):
     if is_play:
-        tiny_settings = tiny_settings.model_copy(update={"source": str(a_play(tmp_path))})
+        tiny_settings = tiny_settings.model_copy(update={"source": str(write_play(tmp_path))})
     prepared = prepare(tiny_settings)
     parts, _ = split_documents(load_documents(tiny_settings), tiny_settings)
     blocks, n_tokens = token_blocks(parts["train"], tokenizer, tiny_settings.block_size)
@@ -119,7 +119,7 @@ def test_prepare_gives_the_same_result_as_its_separate_steps(tmp_path, tiny_sett
 
 
 def test_a_play_is_split_by_position_and_contains_no_end_of_text(tmp_path, tiny_settings, tokenizer):
-    path = a_play(tmp_path)
+    path = write_play(tmp_path)
     data = prepare(tiny_settings.model_copy(update={"source": str(path)}))
     parts = ["".join(data.documents[name]["text"]) for name in ("train", "validation", "test")]
     assert "".join(parts) == path.read_text(encoding="utf-8").strip()
@@ -133,7 +133,7 @@ def test_articles_are_the_units_of_splitting_and_deduplication(tmp_path, tiny_se
     rows = []
     for number, story in enumerate(stories(30)):
         rows += ["", f" = Article {number} = \n", "", f" {story}\n", "", " = = References = = \n", "", " None . \n"]
-    settings = tiny_settings.model_copy(update={"source": str(written(tmp_path, rows + rows[:8]))})
+    settings = tiny_settings.model_copy(update={"source": str(write_texts(tmp_path, rows + rows[:8]))})
     data = prepare(settings)
     assert (data.facts["documents_read"], data.facts["duplicates_removed"]) == (31, 1), "only the repeated article"
     texts = [text for part in data.documents.values() for text in part["text"]]
@@ -141,7 +141,7 @@ def test_articles_are_the_units_of_splitting_and_deduplication(tmp_path, tiny_se
     assert documents_text(data.facts).startswith("'heading' (auto, because 31 of the first 248 rows are headings")
 
 
-def written(folder, texts, name="a.jsonl"):
+def write_texts(folder, texts, name="a.jsonl"):
     path = folder / name
     path.write_text("\n".join(json.dumps({"text": text}) for text in texts))
     return path
@@ -149,7 +149,7 @@ def written(folder, texts, name="a.jsonl"):
 
 def test_near_duplicates_are_kept_in_the_same_split_removed_or_ignored(tmp_path, tiny_settings):
     pairs = [text for story in stories(30) for text in (story, story + " The end.")]
-    settings = tiny_settings.model_copy(update={"source": str(written(tmp_path, pairs))})
+    settings = tiny_settings.model_copy(update={"source": str(write_texts(tmp_path, pairs))})
     prepared = prepare(settings)
     assert prepared.facts["near_duplicates"] == 60
     assert sum(part["documents"] for part in prepared.facts["splits"].values()) == 60
@@ -166,8 +166,8 @@ def test_near_duplicates_are_kept_in_the_same_split_removed_or_ignored(tmp_path,
 
 def test_near_duplicates_of_a_sources_own_test_split_are_removed_from_the_training_text(tmp_path, tiny_settings):
     (folder := tmp_path / "own").mkdir()
-    written(folder, stories(40), "train.jsonl")
-    written(folder, [stories(40)[3] + " The end.", *stories(50)[40:]], "test.jsonl")
+    write_texts(folder, stories(40), "train.jsonl")
+    write_texts(folder, [stories(40)[3] + " The end.", *stories(50)[40:]], "test.jsonl")
     prepared = prepare(tiny_settings.model_copy(update={"source": str(folder)}))
     assert stories(40)[3] not in prepared.documents["train"]["text"][:]
     assert prepared.facts["splits"]["test"]["documents"] == 11
@@ -176,16 +176,16 @@ def test_near_duplicates_of_a_sources_own_test_split_are_removed_from_the_traini
 
 def test_leakage_of_test_text_into_the_training_text_is_measured_and_noted(tmp_path, tiny_settings):
     (folder := tmp_path / "own").mkdir()
-    written(folder, [*stories(40), " ".join(stories(50)[40:45])], "train.jsonl")
-    written(folder, stories(50)[40:], "test.jsonl")
-    written(folder, stories(60)[50:], "validation.jsonl")
+    write_texts(folder, [*stories(40), " ".join(stories(50)[40:45])], "train.jsonl")
+    write_texts(folder, stories(50)[40:], "test.jsonl")
+    write_texts(folder, stories(60)[50:], "validation.jsonl")
     facts = prepare(tiny_settings.model_copy(update={"source": str(folder)})).facts
     assert facts["leakage"]["share_in_train"] == pytest.approx(0.5, abs=0.1), "five of the ten test stories"
     assert any("easier than new text" in note for note in facts["notes"])
 
 
 def test_reading_stops_at_the_token_budget(tmp_path, tiny_settings):
-    settings = tiny_settings.model_copy(update={"source": str(written(tmp_path, stories(200))), "max_tokens": 3000})
+    settings = tiny_settings.model_copy(update={"source": str(write_texts(tmp_path, stories(200))), "max_tokens": 3000})
     facts = prepare(settings).facts
     total = sum(part["tokens"] for part in facts["splits"].values())
     assert 2800 < total <= 3000
@@ -205,7 +205,7 @@ def test_streaming_without_a_budget_is_refused(tiny_settings):
 
 def test_a_note_says_that_chinese_needs_more_tokens(tmp_path, tiny_settings):
     texts = [f"第{i}只狐狸走到井边看见了自己的影子然后回家去了一共走了{i * 7}里路" for i in range(60)]
-    settings = tiny_settings.model_copy(update={"source": str(written(tmp_path, texts))})
+    settings = tiny_settings.model_copy(update={"source": str(write_texts(tmp_path, texts))})
     (note,) = [note for note in prepare(settings).facts["notes"] if "fits this text badly" in note]
     assert "times as long" in note
 
@@ -228,7 +228,7 @@ def test_too_little_text_is_refused_and_the_runs_old_data_is_kept(tmp_path, tiny
 
 
 def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, tiny_settings, monkeypatch):
-    path = written(tmp_path, stories(50))
+    path = write_texts(tmp_path, stories(50))
     finish = Staging.finish
 
     def append_and_finish(staging):
@@ -242,13 +242,13 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, tiny_settings
     assert not list((tmp_path / "runs" / "tiny").glob("data*"))
 
 
-def limit_files():
+def limit_file_size():
     import resource
 
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
 
-def hold_still_at_the_end():
+def hang_at_the_end():
     Staging.finish = lambda staging: time.sleep(600)
 
 
@@ -261,17 +261,17 @@ def prepare_after(change, source, model):
         print(error)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="limits a process as POSIX can")
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot limit a process's file size")
 def test_a_full_disk_is_explained_and_leaves_no_data(tmp_path, tiny_model):
-    source, printed = written(tmp_path, stories(2000)), tmp_path / "printed.txt"
-    start_forked(prepare_after, limit_files, source, tiny_model, output=printed).join()
+    source, printed = write_texts(tmp_path, stories(2000)), tmp_path / "printed.txt"
+    start_forked(prepare_after, limit_file_size, source, tiny_model, output=printed).join()
     assert "temporarily needs about three times its size" in printed.read_text(encoding="utf-8")
     assert not list((tmp_path / "runs" / "tiny").glob("data*"))
 
 
 def test_a_killed_preparation_leaves_no_data_and_the_next_one_starts_clean(tmp_path, tiny_model):
-    source, folder = written(tmp_path, stories(100)), tmp_path / "runs" / "tiny"
-    child = start_forked(prepare_after, hold_still_at_the_end, source, tiny_model, output=tmp_path / "printed.txt")
+    source, folder = write_texts(tmp_path, stories(100)), tmp_path / "runs" / "tiny"
+    child = start_forked(prepare_after, hang_at_the_end, source, tiny_model, output=tmp_path / "printed.txt")
     deadline = time.monotonic() + 120
     while not (folder / "data.new" / "staged" / "texts").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -288,7 +288,7 @@ def test_a_killed_preparation_leaves_no_data_and_the_next_one_starts_clean(tmp_p
 
 def test_a_read_only_source_can_be_prepared(tmp_path, tiny_settings):
     (folder := tmp_path / "only read").mkdir()
-    path = written(folder, stories(50), "Füchse und Eulen.jsonl")
+    path = write_texts(folder, stories(50), "Füchse und Eulen.jsonl")
     path.chmod(0o444)
     folder.chmod(0o555)
     try:
