@@ -104,7 +104,7 @@ def test_tf32_is_used_only_on_gpus_that_have_it_and_only_during_training(monkeyp
 
 
 @pytest.mark.parametrize(
-    ("asked", "gpu", "system", "blocks", "compiled"),
+    ("choice", "gpu", "system", "blocks", "compiled"),
     [
         ("always", False, "Linux", 1, True),
         ("never", True, "Linux", 10**6, False),
@@ -114,6 +114,6 @@ def test_tf32_is_used_only_on_gpus_that_have_it_and_only_during_training(monkeyp
         ("auto", False, "Linux", 10**6, False),
     ],
 )
-def test_auto_compiles_only_long_runs_on_a_gpu_under_linux(monkeypatch, asked, gpu, system, blocks, compiled):
+def test_auto_compiles_only_long_runs_on_a_gpu_under_linux(monkeypatch, choice, gpu, system, blocks, compiled):
     monkeypatch.setattr("platform.system", lambda: system)
-    assert compiles(TrainingSettings(torch_compile=asked), blocks, on_card=gpu) is compiled
+    assert compiles(TrainingSettings(torch_compile=choice), blocks, on_card=gpu) is compiled

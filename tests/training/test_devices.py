@@ -70,7 +70,7 @@ def test_a_container_limit_counts_as_the_memory_of_the_processor(monkeypatch):
     assert devices.this_processor.__wrapped__().usable_bytes == 3 * GIB
 
 
-@pytest.mark.skipif(sys.platform != "linux" or torch.cuda.is_available(), reason="as Linux counts resident memory")
+@pytest.mark.skipif(sys.platform != "linux" or torch.cuda.is_available(), reason="reads Linux's resident memory")
 def test_the_peak_counts_from_the_last_reset():
     with mmap.mmap(-1, 2**28) as pages:  # not from the heap, which may reuse memory freed by an earlier test
         pages.write(bytes(2**28))
@@ -79,7 +79,7 @@ def test_the_peak_counts_from_the_last_reset():
     assert peak_bytes() < large - 2**26
 
 
-@pytest.mark.skipif(sys.platform != "linux" or torch.cuda.is_available(), reason="as Linux counts resident memory")
+@pytest.mark.skipif(sys.platform != "linux" or torch.cuda.is_available(), reason="reads Linux's resident memory")
 def test_the_peak_does_not_include_that_of_the_parent_process():
     held = torch.ones(2**28)  # float32, 1 GiB
     source = "from helpers.training.devices import *; reset_peak(); print(peak_bytes())"

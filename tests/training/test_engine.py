@@ -298,7 +298,7 @@ def test_a_model_that_was_changed_before_the_block_keeps_its_changes(model):
     assert model.forward is prepared
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's way with memory")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
 def test_freed_memory_is_kept_for_the_next_step_and_returned_at_the_end():
     import resource
 
@@ -315,7 +315,7 @@ def test_freed_memory_is_kept_for_the_next_step_and_returned_at_the_end():
     assert psutil.Process().memory_info().rss < held - 2**26 / 2
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's way with memory")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
 def test_freed_memory_is_kept_until_the_outer_block_ends(monkeypatch):
     ends = []
     libc = SimpleNamespace(mallopt=lambda *_: 1, malloc_trim=ends.append)

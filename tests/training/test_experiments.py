@@ -25,7 +25,7 @@ def choose(*, seconds_per_step, **values):
 @pytest.mark.parametrize(
     "values",
     [{}, GPT2, {"from_scratch": True, "n_layer": 12}],
-    ids=["the pocket model", "GPT-2 on a card", "a model from scratch"],
+    ids=["the pocket model", "GPT-2 on a GPU", "a model from scratch"],
 )
 def test_fast_experiments_train_the_readers_own_model(values):
     settings, experiment, why = choose(seconds_per_step=0.5, **values)
@@ -36,7 +36,7 @@ def test_fast_experiments_train_the_readers_own_model(values):
 @pytest.mark.parametrize(
     "values",
     [GPT2, GPT2 | {"streaming": True, "max_tokens": 10**9}, {"from_scratch": True, "n_layer": 12}],
-    ids=["GPT-2 on a processor", "the same from a stream", "a model from scratch"],
+    ids=["GPT-2 on a CPU", "GPT-2 from a stream", "a model from scratch"],
 )
 def test_slow_experiments_train_the_pocket_model_on_the_readers_text_instead(values):
     settings, experiment, why = choose(seconds_per_step=60, seed=7, text_column="body", **values)

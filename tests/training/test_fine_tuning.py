@@ -98,7 +98,7 @@ def test_a_truncated_model_is_rebuilt_from_the_last_checkpoint(tiny_run, tiny_se
     assert (again.facts, again.history) == (tiny_run.facts, tiny_run.history), "the measurements are unchanged"
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows moves no folder in which a file is open")
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot move a folder with an open file")
 def test_a_run_renamed_during_training_stops_and_resumes_under_its_new_name(tiny_settings, tiny_run, runs):
     def rename(history, progress):
         if (runs / "moving").exists() and last_complete_checkpoint(runs / "moving/checkpoints"):
@@ -111,7 +111,7 @@ def test_a_run_renamed_during_training_stops_and_resumes_under_its_new_name(tiny
     assert same_weights(weights(moved.model_folder), weights(tiny_run.model_folder))
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows deletes no folder in which a file is open")
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot delete a folder with an open file")
 @pytest.mark.parametrize("is_locked", [True, False])
 def test_a_run_whose_folder_is_deleted_writes_nothing_into_a_new_folder_with_its_name(tiny_settings, runs, is_locked):
     def start_another(history, progress):
@@ -274,7 +274,7 @@ def test_an_error_starts_on_a_new_line_below_the_progress_bar(tiny_settings, mon
     assert re.search(r"\d/12 [^\n]*\n$", capsys.readouterr().err), kept
 
 
-def too_small_for(largest, monkeypatch, *, message="CUDA out of memory. Tried to allocate 2.00 GiB."):
+def run_out_of_memory_above(largest, monkeypatch, *, message="CUDA out of memory. Tried to allocate 2.00 GiB."):
     """Make every training step of more than `largest` rows run out of memory, by default with CUDA's message."""
     original = engine.chunked_loss
 
@@ -289,7 +289,7 @@ def too_small_for(largest, monkeypatch, *, message="CUDA out of memory. Tried to
 def test_a_batch_that_does_not_fit_into_memory_is_halved_and_trains_the_same_model(tiny_settings, monkeypatch):
     by_hand = {"run": "by-hand", "per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}
     expected = fine_tune(tiny_settings.model_copy(update=by_hand))
-    too_small_for(1, monkeypatch)
+    run_out_of_memory_above(1, monkeypatch)
     with pytest.warns(UserWarning, match="Out of memory with per_device_train_batch_size"):
         halved = fine_tune(tiny_settings)
     assert (halved.facts["per_device_train_batch_size"], halved.facts["gradient_accumulation_steps"]) == (1, 4)
@@ -305,10 +305,10 @@ def test_a_batch_that_does_not_fit_into_memory_is_halved_and_trains_the_same_mod
         "CUDA error: out of memory\nSearch for `cudaErrorMemoryAllocation'",
         "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
     ],
-    ids=["a processor under Windows", "the driver", "cuBLAS"],
+    ids=["CPU on Windows", "CUDA driver", "cuBLAS"],
 )
 def test_a_model_that_does_not_fit_at_all_is_reported(tiny_settings, monkeypatch, message):
-    too_small_for(0, monkeypatch, message=message)
+    run_out_of_memory_above(0, monkeypatch, message=message)
     with (
         pytest.warns(UserWarning, match="Out of memory"),
         pytest.raises(TrainingBrokenError, match="not even one block of 32 tokens fits"),
@@ -475,7 +475,7 @@ def test_the_prompt_is_continued_after_each_validation(tiny_settings):
     assert silent == [row for row in history if "sample" not in row], "sampling does not affect training"
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="starts processes as Linux does")
+@pytest.mark.skipif(sys.platform == "win32", reason="starts processes as POSIX systems do")
 def test_two_processes_give_the_loss_of_one_at_the_same_effective_batch(tiny_model, tiny_settings, runs, tmp_path):
     still = load_model(str(tiny_model))  # no dropout, because each process would draw its own masks
     still.config.resid_pdrop = still.config.embd_pdrop = still.config.attn_pdrop = 0.0
@@ -524,7 +524,7 @@ def two_processes(settings, runs):
             child.kill()
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="starts processes as Linux does")
+@pytest.mark.skipif(sys.platform == "win32", reason="starts processes as POSIX systems do")
 def test_two_processes_wait_while_another_trains_the_run_and_then_open_it(tiny_run, runs):
     settings_file, printed = tiny_run.folder / "settings.json", runs.with_name("train-0.txt")
     settings_file.write_text(settings_file.read_text().replace('"processes": 1', '"processes": 2'))

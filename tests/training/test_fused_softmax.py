@@ -6,7 +6,7 @@ from helpers.training.engine import chunked_loss
 
 
 @pytest.fixture(autouse=True)
-def asked_afresh():
+def clear_cache():
     fused_softmax._works_on_a_card.cache_clear()
     yield
     fused_softmax._works_on_a_card.cache_clear()

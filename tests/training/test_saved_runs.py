@@ -42,7 +42,7 @@ def test_a_run_whose_history_was_deleted_is_shown_without_a_validation_loss():
     assert str(open_or_train("finished")).endswith(", no validation loss in history.jsonl")
 
 
-def assert_weights_of_the_finished_one(run):
+def assert_weights_of_the_finished_run(run):
     expected = weights(run_folder("finished") / "model")
     for name, tensor in weights(run_folder(run) / "model").items():
         # The gradient of a key bias is 0, so AdamW amplifies its rounding error.
@@ -52,7 +52,7 @@ def assert_weights_of_the_finished_one(run):
 def test_an_interrupted_run_resumes_to_the_weights_of_the_finished_one():
     resumed = fine_tune(read_run_settings("stopped"))
     assert [row["step"] for row in resumed.history if "loss" in row] == [1, 2, 3, 4]
-    assert_weights_of_the_finished_one("stopped")
+    assert_weights_of_the_finished_run("stopped")
 
 
 def test_a_finished_run_has_the_same_metrics_as_before():
@@ -72,7 +72,7 @@ def test_an_interrupted_run_resumes_when_renamed_with_moved_text_and_other_loggi
     assert [row["step"] for row in resumed.history if "loss" in row] == [1, 2, 4]
     assert len(list((resumed.folder / "checkpoints").iterdir())) == 1
     assert read_run_settings("renamed") == settings
-    assert_weights_of_the_finished_one("renamed")
+    assert_weights_of_the_finished_run("renamed")
 
 
 def test_an_interrupted_run_resumes_without_its_text_file():

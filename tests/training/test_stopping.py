@@ -132,7 +132,7 @@ def wait_for_history(path):
         time.sleep(0.01)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="sends an interrupt as Linux does")
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
 def test_ctrl_c_saves_with_a_message_and_the_same_command_continues(settings, unbroken_folder, runs):
     child = train_in_a_process(settings, runs)
     wait_for_history(runs / "tiny/history.jsonl")
@@ -207,35 +207,35 @@ def test_a_thread_leaves_interrupts_to_the_main_thread():
     assert seen == [(False, usual)]
 
 
-class AskedToEndError(Exception):
+class SigtermError(Exception):
     pass
 
 
 @pytest.fixture
-def asked_to_end():
+def sigterm_raises():
     """Make SIGTERM raise an exception instead of ending this process."""
 
     def raise_error(*_):
-        raise AskedToEndError
+        raise SigtermError
 
     usual = signal.signal(signal.SIGTERM, raise_error)
     yield
     signal.signal(signal.SIGTERM, usual)
 
 
-def test_sigterm_saves_before_it_ends_the_process(asked_to_end, settings, runs):
+def test_sigterm_saves_before_it_ends_the_process(sigterm_raises, settings, runs):
     def send(history, progress):
         if progress.step == 4:
             signal.raise_signal(signal.SIGTERM)
 
-    with pytest.raises(AskedToEndError):
+    with pytest.raises(SigtermError):
         fine_tune(settings, watch=send)
     assert stopped_at(settings, runs) == 5
 
 
-def test_a_second_sigterm_stops_at_once(asked_to_end):
+def test_a_second_sigterm_stops_at_once(sigterm_raises):
     with interrupt_event() as interrupt:
         signal.raise_signal(signal.SIGTERM)
         assert interrupt.number == signal.SIGTERM
-        with pytest.raises(AskedToEndError):
+        with pytest.raises(SigtermError):
             signal.raise_signal(signal.SIGTERM)
