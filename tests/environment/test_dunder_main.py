@@ -146,7 +146,7 @@ class TestOldPython:
     def test_an_old_python_is_reported_as_too_old(self, minor):
         python = shutil.which(f"python3.{minor}")
         if python is None:
-            pytest.skip(f"put a python3.{minor} on PATH to run this")
+            pytest.skip(f"needs a python3.{minor} on PATH")
         asked = [python, "-c", "import sys; print(sys.version_info[:2])"]
         if subprocess.run(asked, capture_output=True, encoding="utf-8", check=False).stdout.strip() != f"(3, {minor})":
             pytest.skip(f"the python3.{minor} on PATH does not start")
