@@ -30,18 +30,18 @@ def settings(tiny_settings):
 
 
 @pytest.fixture(scope="module")
-def kept(tmp_path_factory):
-    return tmp_path_factory.mktemp("kept") / "runs"
+def saved(tmp_path_factory):
+    return tmp_path_factory.mktemp("saved") / "runs"
 
 
 @pytest.fixture
-def run(settings, kept, runs):
+def run(settings, saved, runs):
     """Return a finished run, trained once for this module; each test gets a copy of its folder."""
-    if kept.exists():
-        shutil.copytree(kept, runs)
+    if saved.exists():
+        shutil.copytree(saved, runs)
         return open_run("lora")
     finished = fine_tune(settings)
-    shutil.copytree(runs, kept)
+    shutil.copytree(runs, saved)
     return finished
 
 

@@ -270,7 +270,7 @@ def test_on_a_card_the_prediction_matches_the_plan(monkeypatch):
     assert predicted["seconds"] == pytest.approx([3 * seconds for seconds in plan.epoch_seconds])
 
 
-class TestWhatIsShown:
+class TestDisplay:
     def test_html_is_escaped(self, tmp_path):
         folder = tmp_path / "a&copy;b"  # Windows does not allow < in names
         folder.mkdir()
