@@ -222,7 +222,7 @@ class TestMain:
     @pytest.fixture
     def doctor(self, monkeypatch):
         """Replace the diagnosis of this machine; return the options it was called with."""
-        asked = []
+        calls = []
 
         class Found:
             exit_code = 1
@@ -233,8 +233,8 @@ class TestMain:
             def table(self, *, color):
                 return f"table, color={color}"
 
-        monkeypatch.setattr(bare, "diagnose", lambda **options: asked.append(options) or Found())
-        return asked
+        monkeypatch.setattr(bare, "diagnose", lambda **options: calls.append(options) or Found())
+        return calls
 
     def test_the_exit_code_comes_from_the_diagnosis(self, doctor, capsys):
         assert bare.main([]) == 1
