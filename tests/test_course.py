@@ -91,7 +91,7 @@ def test_a_failing_cell_leaves_the_executed_notebook_and_the_report(write_notebo
     assert "broken" in page
 
 
-@pytest.mark.parametrize(("seconds", "least", "most"), [(0, 40, 100), (3600, 1, 4)], ids=["at each change", "seldom"])
+@pytest.mark.parametrize(("seconds", "least", "most"), [(0, 40, 100), (3600, 1, 4)], ids=["on every change", "rarely"])
 def test_a_notebook_is_saved_at_intervals_and_completely_at_its_end(write_notebook, monkeypatch, seconds, least, most):
     from papermill import engines
 
@@ -140,7 +140,7 @@ def test_a_kernel_that_dies_is_reported(write_notebook):
         run_course([bad], run="mine", parameters={})
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="sends an interrupt as Linux does")
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupt_keeps_finished_work_and_lets_the_cell_save(write_notebook, runs, tmp_path, number, exit_code):
     begun, saved = tmp_path / "begun", tmp_path / "saved"

@@ -128,7 +128,7 @@ def test_only_operating_system_errors_about_files_are_explained(error, words):
     assert bool(explain_os_error(error)) == bool(words)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="there it may be open")
+@pytest.mark.skipif(sys.platform == "win32", reason="on Windows an open file may be the cause")
 def test_outside_windows_a_permission_error_does_not_blame_an_open_file():
     refused = PermissionError(errno.EACCES, "Permission denied", "/x/y")
     assert explain_os_error(refused).startswith("/x/y cannot be used (Permission denied): name another path")

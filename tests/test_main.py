@@ -19,7 +19,7 @@ from tests.command_line import call
 
 
 @pytest.fixture
-def asked(monkeypatch):
+def run_calls(monkeypatch):
     """Record what `run` would execute."""
     calls = []
     monkeypatch.setattr(
@@ -35,17 +35,17 @@ def test_help_fits_every_command_and_task_into_80_columns(monkeypatch):
     assert [line for line in listed if len(line) > 80 or "..." in line] == []
 
 
-def test_run_takes_all_five_notebooks_and_the_pocket_preset(asked):
+def test_run_takes_all_five_notebooks_and_the_pocket_preset(run_calls):
     assert call("run").exit_code == 0
-    notebooks, rest = asked[0]
+    notebooks, rest = run_calls[0]
     assert len(notebooks) == 5
     assert rest["run"] == "pocket"
     assert rest["parameters"] == {}
 
 
-def test_run_uses_the_preset_and_the_command_line_overrides_it(asked):
+def test_run_uses_the_preset_and_the_command_line_overrides_it(run_calls):
     assert call("run", "--preset", "guide", "--run", "mine", "-p", "learning_rate", "3e-4", "03").exit_code == 0
-    notebooks, rest = asked[0]
+    notebooks, rest = run_calls[0]
     assert [path.stem for path in notebooks] == ["03_fine_tuning"]
     assert rest["run"] == "mine"
     assert rest["parameters"] == {"learning_rate": 3e-4}
@@ -63,9 +63,9 @@ def test_the_courses_own_warnings_are_shown_without_a_source_line(monkeypatch):
     assert "commands.py:45: UserWarning: Waiting." in warnings.formatwarning(*warn), "only while a command runs"
 
 
-def test_a_run_name_stays_text(asked):
+def test_a_run_name_stays_text(run_calls):
     call("run", "--run", "007")
-    assert asked[0][1]["run"] == "007"
+    assert run_calls[0][1]["run"] == "007"
 
 
 @pytest.mark.parametrize(
@@ -90,17 +90,17 @@ def test_a_usage_error_gives_one_sentence_and_exit_code_2(arguments, words):
 
 
 @pytest.mark.parametrize("notebooks", [[], ["03"]])
-def test_other_settings_than_those_of_a_run_are_refused_before_a_notebook_starts(asked, runs, notebooks):
+def test_settings_that_differ_from_the_runs_are_refused_before_a_notebook_starts(run_calls, runs, notebooks):
     (runs / "mine").mkdir(parents=True)
     write_json(runs / "mine/settings.json", {"settings": TrainingSettings(run="mine", seed=7).model_dump()})
     result = call("run", "--run", "mine", *notebooks)  # the notebook has the default
-    assert (result.exit_code, asked) == (2, [])
+    assert (result.exit_code, run_calls) == (2, [])
     assert "was started with seed = 7, not 42: choose another run name" in result.output
     assert call("run", "--run", "mine", "-p", "seed", "7", *notebooks).exit_code == 0
     assert call("run", "--run", "mine", "-p", "seed", "8", "01").exit_code == 0
 
 
-def test_what_the_frames_of_an_error_hold_ends_before_its_sentence(monkeypatch):
+def test_objects_in_an_errors_frames_are_freed_before_its_message(monkeypatch):
     class Bar:
         def __del__(self):
             print("the bar ends", file=sys.stderr)
@@ -113,7 +113,7 @@ def test_what_the_frames_of_an_error_hold_ends_before_its_sentence(monkeypatch):
     assert call("run").stderr.startswith("the bar ends\nError: The disk is full")
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows allows no control characters in names")
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not allow control characters in names")
 def test_control_characters_in_a_file_name_do_not_reach_the_terminal(tmp_path):
     (tmp_path / "a\x1b[2J\x07.csv").write_text("a,a\n1,2\n")
     result = call("train", "--run", "x", "-p", "source", str(tmp_path))
@@ -150,7 +150,7 @@ def test_damaged_settings_of_a_run_are_named(tmp_path, monkeypatch):
     assert f"{tmp_path / 'mine' / 'settings.json'} is damaged" in result.output
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no signal to one process")
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot signal a single process")
 @pytest.mark.parametrize("module", ["shlex", "click"])  # imported before and after the check of what is installed
 def test_an_interrupt_during_the_imports_prints_nothing(tmp_path, module):
     (tmp_path / f"{module}.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)")
@@ -211,14 +211,14 @@ def test_sigterm_gives_exit_code_143_and_restores_the_signal_handler(monkeypatch
 
 @pytest.mark.parametrize("command", ["run", "train", "plan"])
 @pytest.mark.parametrize(("name", "value"), [("source", "nowhere.txt"), ("model_name_or_path", "./nowhere")])
-def test_a_missing_text_or_model_is_refused_before_anything_starts(asked, command, name, value):
+def test_a_missing_text_or_model_is_refused_before_anything_starts(run_calls, command, name, value):
     result = call(command, "-p", name, value)
-    assert (result.exit_code, asked) == (2, [])
+    assert (result.exit_code, run_calls) == (2, [])
     assert "is not there" in result.output
 
 
 @pytest.mark.parametrize(
-    ("room", "words"),
+    ("package", "words"),
     [
         ("sharing", "export mine"),
         ("sharing", "demo mine"),
@@ -229,24 +229,24 @@ def test_a_missing_text_or_model_is_refused_before_anything_starts(asked, comman
         ("troubleshooting", "explain LICENSE"),
     ],
 )
-def test_a_slow_command_starts_by_saying_what_it_does(monkeypatch, room, words):
+def test_a_slow_command_starts_by_saying_what_it_does(monkeypatch, package, words):
     monkeypatch.chdir(ROOT)
 
     def tell(sentence):
         raise course.CourseError(sentence)
 
-    monkeypatch.setattr(f"helpers.{room}.commands.tell_terminal", tell)
+    monkeypatch.setattr(f"helpers.{package}.commands.tell_terminal", tell)
     assert re.fullmatch(r"Error: [A-Z].* \.\.\.\n", call(*words.split(" ")).output)
 
 
-def test_run_warns_at_once_about_a_setting_without_effect(asked):
+def test_run_warns_at_once_about_a_setting_without_effect(run_calls):
     result = call("run", "-p", "lora_alpha", "64", "03")
-    assert (result.exit_code, len(asked)) == (0, 1)
+    assert (result.exit_code, len(run_calls)) == (0, 1)
     assert result.stderr == "Warning: lora_alpha = 64 has no effect with lora_r = 0.\n"
 
 
-def test_run_resolves_a_relative_path_in_the_callers_folder(asked, tmp_path, monkeypatch):
+def test_run_resolves_a_relative_path_in_the_callers_folder(run_calls, tmp_path, monkeypatch):
     (tmp_path / "mine.txt").write_text("words")
     monkeypatch.chdir(tmp_path)
     assert call("run", "-p", "source", "mine.txt", "02").exit_code == 0
-    assert asked[0][1]["parameters"] == {"source": str(tmp_path / "mine.txt")}
+    assert run_calls[0][1]["parameters"] == {"source": str(tmp_path / "mine.txt")}

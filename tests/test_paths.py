@@ -127,7 +127,7 @@ def test_similar_paths_are_suggested_for_a_misspelled_one(tmp_path, monkeypatch,
     assert paths.similar_paths(absolute) == [f"{absolute}s"]
 
 
-@pytest.mark.skipif(os.name == "nt", reason="there a drive letter is a path like any other")
+@pytest.mark.skipif(os.name == "nt", reason="on Windows such a path is used as it is")
 @pytest.mark.parametrize("written", [r"C:\texts\a b.txt", "c:/texts/a b.txt"])
 def test_a_windows_path_is_mapped_to_the_mounted_drive(monkeypatch, written):
     monkeypatch.setattr(paths.os.path, "lexists", lambda path: str(path) == "/mnt/c/texts/a b.txt")

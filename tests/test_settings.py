@@ -74,7 +74,7 @@ def test_a_run_name_cannot_leave_the_runs_folder(name):
         RunSettings(run=name)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows allows no control characters in names")
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not allow control characters in names")
 def test_a_file_with_a_control_character_in_its_name_can_be_a_source(tmp_path):
     (tmp_path / "a\tb.txt").touch()
     assert TrainingSettings(source=str(tmp_path / "a\tb.txt")).source == str(tmp_path / "a\tb.txt")

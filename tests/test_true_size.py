@@ -157,7 +157,7 @@ def perplexities_of_a_plain_loop(model, tokenizer, text):
     import torch
 
     @cache
-    def nats_in(start, end):  # of each token but the first
+    def token_nats(start, end):  # of each token but the first
         with torch.no_grad():
             logits = model(ids[None, start:end]).logits[0, :-1]
         return torch.nn.functional.cross_entropy(logits, ids[start + 1 : end], reduction="none").tolist()
@@ -168,7 +168,7 @@ def perplexities_of_a_plain_loop(model, tokenizer, text):
         nats, end_before = [], 0
         for start in range(0, len(ids), stride):
             end = min(start + 1024, len(ids))
-            nats += nats_in(start, end)[max(0, end_before - start - 1) :]
+            nats += token_nats(start, end)[max(0, end_before - start - 1) :]
             end_before = end
             if end == len(ids):
                 break

@@ -17,8 +17,8 @@ from helpers.data.tokens import TokenStream
 from helpers.settings import DataSettings
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
-NEEDS_GPT2 = pytest.mark.skipif(not (SHARED / "gpt2-tokenizer").exists(), reason="GPT-2's vocabulary is not here")
-NEEDS_PROC = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads peak memory as Linux tells")
+NEEDS_GPT2 = pytest.mark.skipif(not (SHARED / "gpt2-tokenizer").exists(), reason="needs GPT-2's vocabulary")
+NEEDS_PROC = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads peak memory from /proc")
 GIB_TEXT = os.environ.get("BENCH_GB")  # 1 measures the gigabyte too, which takes minutes
 
 

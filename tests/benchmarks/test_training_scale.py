@@ -13,7 +13,7 @@ from helpers.settings import DataSettings
 SIZES = (10**6, 10**7)  # tokens
 
 
-def words_at_random(path, n_tokens):
+def write_random_words(path, n_tokens):
     """Write documents of the fables' words, at least `n_tokens` in all."""
     words = " ".join(load_documents(DataSettings())["train"]["text"]).split()
     draw = random.Random(0)
@@ -33,7 +33,7 @@ def train(model, file, n_tokens, folder):
 
 
 def test_ten_times_the_text_takes_ten_times_the_time_and_no_more_memory(tiny_model, tmp_path):
-    file = words_at_random(tmp_path / "text.txt", max(SIZES))
+    file = write_random_words(tmp_path / "text.txt", max(SIZES))
     rows = [train(tiny_model, file, n_tokens, tmp_path / str(n_tokens)) for n_tokens in SIZES]
     print(f"\n{'tokens':>12}{'s/million':>12}{'MiB':>8}")
     for row in rows:

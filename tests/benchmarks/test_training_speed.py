@@ -14,13 +14,13 @@ FLOORS = {"guide, documents": 6, "guide, sentences": 45, "packed, float32": 1.6}
 FLOORS_WITHOUT_BF16 = {"guide, documents": 3, "guide, sentences": 25, "packed, float32": 1.0}
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="reads peak memory as Linux tells it")
+@pytest.mark.skipif(sys.platform == "win32", reason="reads peak memory as POSIX systems report it")
 def test_training_is_faster_and_smaller_than_the_guides_script_and_the_stock_trainer():
     ours = "ours" if has_bf16() else "ours, float32"
     rows = ["guide, documents", "guide, sentences", "packed, float32", "ours, float32"]
     if has_bf16():
         rows += ["packed, bf16", "ours", "ours, compiled"]
-    result = {name: figures_of(name) for name in rows}
+    result = {name: measure_row(name) for name in rows}
     print(f"\n{'':18}{'useful tokens/s':>16}{'ours is':>9}{'MiB':>7}{'of stock':>9}{'last loss':>11}")
     stock = result["packed, float32"]
     ratios = {name: result[ours]["tokens_per_second"] / row["tokens_per_second"] for name, row in result.items()}
@@ -39,7 +39,7 @@ def test_training_is_faster_and_smaller_than_the_guides_script_and_the_stock_tra
     assert result[ours]["peak_bytes"] <= (0.75 if has_bf16() else 0.9) * stock["peak_bytes"]
 
 
-def figures_of(name):
+def measure_row(name):
     """Return the metrics of one row, measured in a separate process."""
     script = Path(__file__).with_name("training_step.py")
     done = subprocess.run([sys.executable, str(script), name], capture_output=True, text=True, check=True)

@@ -52,5 +52,5 @@ def notebooks(open_notebook):
     opened = {}
     for path in longest_first:
         opened[path.stem[:2]] = open_notebook(path.name)
-        opened[path.stem[:2]].run_what_has_not_run()
+        opened[path.stem[:2]].run_remaining_cells()
     return dict(sorted(opened.items()))

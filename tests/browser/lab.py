@@ -153,7 +153,7 @@ class Notebook:
         """Choose Run, Run All Cells in the menu, as a person does."""
         self._choose_run("runmenu:run-all")
 
-    def run_what_has_not_run(self):
+    def run_remaining_cells(self):
         """Run all cells, or only those above the first executed one."""
         first_executed = self.page.evaluate(_GO_TO_FIRST_EXECUTED)
         if first_executed < 0:

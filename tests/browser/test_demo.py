@@ -46,7 +46,7 @@ def open_page(browser):
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(60_000)
-        page.on("console", lambda message: errors.append(message.text) if is_fault(message) else None)
+        page.on("console", lambda message: errors.append(message.text) if is_error(message) else None)
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("request", lambda asked: None if is_local(asked.url) else errors.append(asked.url))
         page.goto(address)
@@ -59,7 +59,7 @@ def open_page(browser):
     assert errors == []
 
 
-def is_fault(message):
+def is_error(message):
     return message.type == "error" and "400 (Bad Request)" not in message.text  # a refusal, which the page shows
 
 
@@ -67,7 +67,7 @@ def is_local(address):
     return address.startswith(("http://127.0.0.1:", "file:", "blob:", "data:"))
 
 
-def written(page, name="tuned"):
+def answer_text(page, name="tuned"):
     return page.locator(f".answer[data-model={name}] .text").inner_text()
 
 
@@ -99,7 +99,7 @@ def test_two_models_generate_side_by_side_with_the_settings_of_the_sliders(open_
     assert page.locator("#max_new_tokens + output").inner_text() == "24"
     page.click("#start")
     wait_until_done(page)
-    first = {name: written(page, name) for name in ("base", "tuned")}
+    first = {name: answer_text(page, name) for name in ("base", "tuned")}
     assert all(text.startswith(EVIL) and len(text) > len(EVIL) for text in first.values())
     assert first["base"] != first["tuned"]
     assert page.evaluate("() => window.hacked") is None
@@ -112,7 +112,7 @@ def test_two_models_generate_side_by_side_with_the_settings_of_the_sliders(open_
     page.focus("#prompt")
     page.keyboard.press("Control+Enter")
     wait_until_done(page)
-    assert written(page) == first["tuned"], "the same seed gives the same text"
+    assert answer_text(page) == first["tuned"], "the same seed gives the same text"
     page.click(".card summary")
     assert "Limits" in page.locator(".card").inner_text()
     assert page.locator(".card table").count() > 1
@@ -131,10 +131,10 @@ def test_stop_ends_generation_and_an_invalid_setting_is_explained(open_page, ser
     page.wait_for_function("() => document.querySelector('.answer[data-model=base] .text').textContent.length > 20")
     page.click("#stop")
     page.wait_for_function("() => document.querySelector('#status').textContent === 'Stopped.'")
-    stopped = written(page, "base")
+    stopped = answer_text(page, "base")
     page.wait_for_timeout(200)
-    assert written(page, "base") == stopped
-    assert written(page, "tuned") == "fox", "not started yet: one model generates after the other"
+    assert answer_text(page, "base") == stopped
+    assert answer_text(page, "tuned") == "fox", "not started yet: one model generates after the other"
     page.evaluate("() => { document.querySelector('#temperature').type = 'text'; }")
     page.fill("#temperature", "0")
     page.click("#start")
@@ -165,7 +165,7 @@ def test_the_static_page_generates_without_a_server(open_page, run, tmp_path):
     set_slider(page, "max_new_tokens", 24)
     page.click("#start")
     wait_until_done(page)
-    text = written(page)
+    text = answer_text(page)
     assert text.startswith(EVIL)
     n_tokens = len(load_tokenizer("pocket").encode(text.removeprefix(EVIL)))
     assert 0 < n_tokens <= 26  # fewer than requested if it draws the end of text

@@ -77,7 +77,7 @@ class Shown:
         # Only the end of the name: the character of an icon may be in front of it.
         return self.panel.get_by_role("button", name=re.compile(f"{name}$"))
 
-    def says(self, pattern):
+    def wait_for_status(self, pattern):
         self.panel.locator(".course-status", has_text=re.compile(pattern)).first.wait_for()
 
 
@@ -122,14 +122,14 @@ def test_the_data_panel_follows_its_sliders(notebooks):
     assert int(shown.value("block_size")) > 256
     shown.panel.get_by_text(f"padded to {shown.value('block_size')}").wait_for()
     shown.type("source", "python-reference")
-    shown.says("0% useful|% useful")
+    shown.wait_for_status("0% useful|% useful")
     shown.panel.get_by_text(re.compile(r"^\d+ documents; repeated")).wait_for()
 
 
 def test_markup_typed_into_the_data_panel_does_not_run(notebooks):
     shown = Shown(notebooks["02"])
     shown.type("source", EVIL)
-    shown.says("Not possible.*window.hacked")
+    shown.wait_for_status("Not possible.*window.hacked")
     assert not is_hacked(shown.page)
     shown.type("source", "fables")
     shown.panel.get_by_text(re.compile(r"\d+ documents")).wait_for()
@@ -176,7 +176,7 @@ def test_suggest_takes_a_batch_that_fits_the_chosen_card(notebooks):
     shown.verdict.get_by_text("needs").wait_for()
     shown.button("Suggest").focus()
     shown.page.keyboard.press("Space")
-    shown.says("is the largest pass that fits the RTX 4070 Laptop")
+    shown.wait_for_status("is the largest pass that fits the RTX 4070 Laptop")
     assert shown.verdict.inner_text().startswith("✔ fits")
 
 
@@ -287,14 +287,14 @@ def test_a_run_can_be_started_stopped_and_resumed(notebooks, lab):
     shown.panel.get_by_text(f"for num_train_epochs = {TrainingSettings().num_train_epochs:g}").wait_for()
     shown.type("run", "by-button")
     shown.move("num_train_epochs", "0.3")
-    shown.says("run by-button: not started")
+    shown.wait_for_status("run by-button: not started")
     shown.button("Start").click()
-    shown.says(r"step \d+ of \d+")
+    shown.wait_for_status(r"step \d+ of \d+")
     assert shown.row("run").locator("input").is_disabled(), "the panel is locked"
     assert shown.button("Suggest").is_disabled()
     shown.panel.get_by_role("img", name="Loss:").wait_for()
     shown.button("Stop").click()
-    shown.says(r"Stopped after step \d+ of \d+; a checkpoint is kept")
+    shown.wait_for_status(r"Stopped after step \d+ of \d+; a checkpoint is kept")
     assert shown.row("run").locator("input").is_enabled()
     assert any((lab.runs / "by-button/checkpoints").glob("checkpoint-*"))
     shown.button("Resume").click()
@@ -307,10 +307,10 @@ def test_a_run_can_be_started_stopped_and_resumed(notebooks, lab):
 def test_an_error_is_shown_in_the_panel(notebooks):
     shown = Shown(notebooks["03"])
     shown.type("run", "<img src=x onerror='window.hacked = 1'>")
-    shown.says("Not possible: run = .* is not a plain name")
+    shown.wait_for_status("Not possible: run = .* is not a plain name")
     assert not is_hacked(shown.page)
     shown.choose("preset", "guide")
-    shown.says("Learning rate: linear")
+    shown.wait_for_status("Learning rate: linear")
 
 
 def test_notebook_4_runs_from_top_to_bottom(notebooks):
@@ -376,7 +376,7 @@ def test_stop_ends_generation(notebooks):
         }).observe(stop, {attributes: true})"""
     )
     shown.button("Generate").click()
-    shown.says("Stopped")
+    shown.wait_for_status("Stopped")
     assert shown.row("temperature").locator(".noUi-target").get_attribute("disabled") is None
 
 

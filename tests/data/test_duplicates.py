@@ -36,13 +36,13 @@ def test_documents_that_differ_only_in_case_and_spaces_are_the_same(fingerprints
     fingerprints.add(["One  Fox", "one fox\n", "two"])
     assert fingerprints.find_first_copies(np.zeros(3)).tolist() == [True, False, True]
     assert normalize("One \t Fox\u3000") == normalize(" one fox")
-    assert normalize("One \t Fox\u3000" * 2**17) == " ".join(["one fox"] * 2**17), "of a very long text too"
+    assert normalize("One \t Fox\u3000" * 2**17) == " ".join(["one fox"] * 2**17), "a very long text too"
 
 
 def test_the_first_of_equal_documents_in_the_given_order_is_kept(fingerprints):
     fingerprints.add(["same", "same", "other"])
     assert fingerprints.find_first_copies(np.array([0, -2, 0])).tolist() == [False, True, True], (
-        "the test's stays, not training's"
+        "the test split keeps its copy, training loses its own"
     )
 
 
@@ -52,11 +52,11 @@ def test_the_first_of_many_equal_documents_is_kept(fingerprints):
     assert np.flatnonzero(fingerprints.find_first_copies(np.zeros(101))).tolist() == [0, 1]
 
 
-def test_without_a_file_for_sketches_near_duplicates_are_not_searched():
+def test_without_a_sketch_file_near_duplicates_are_not_detected():
     assert groups(Fingerprints(None), [document(1), changed(document(1), 2)]) == [0, 1]
 
 
-def test_copies_of_held_out_documents_are_found_and_near_copies_on_request():
+def test_copies_of_held_out_documents_are_found_and_near_duplicates_on_request():
     near, equal = (HeldOut([document(1), document(2)], finds_near=finds_near) for finds_near in (True, False))
     for held_out in (near, equal):
         assert document(2).upper() in held_out
@@ -66,7 +66,7 @@ def test_copies_of_held_out_documents_are_found_and_near_copies_on_request():
     assert changed(document(2), 2) not in equal
 
 
-def test_two_changed_words_make_a_near_duplicate_and_a_hundred_another_document(fingerprints):
+def test_two_changed_words_make_a_near_duplicate_and_a_hundred_a_different_document(fingerprints):
     text = document(1)
     assert groups(fingerprints, [text, changed(text, 2), document(2), changed(text, 100)]) == [0, 0, 2, 3]
 
@@ -85,7 +85,7 @@ def test_chinese_without_spaces_is_compared_by_characters(fingerprints):
     assert groups(fingerprints, [text, text[:150] + "狐" + text[150:], other]) == [0, 0, 2]
 
 
-def test_sketches_estimate_the_share_of_common_shingles():
+def test_sketches_estimate_the_jaccard_similarity_of_shingles():
     text = document(3, 400)
     for n in (2, 10, 40):
         other = changed(text, n)
@@ -99,7 +99,7 @@ def test_few_near_duplicates_are_missed(fingerprints):
     group = groups(fingerprints, texts)
     assert NEAR < 0.8
     assert sum(group[i] == group[i + 1] for i in range(0, 300, 3)) >= 95
-    assert len(set(group)) >= 200, "documents that share less than half are never grouped"
+    assert len(set(group)) >= 200, "documents that share less than half of their shingles are never grouped"
 
 
 def test_a_sketch_depends_on_each_word_and_on_their_order():
@@ -111,5 +111,5 @@ def test_a_sketch_depends_on_each_word_and_on_their_order():
 
 
 @pytest.mark.parametrize("text", ["", "one", "one two three", "x" * 10**6])
-def test_short_and_long_documents_are_sketched_too(text):
+def test_very_short_and_very_long_documents_have_sketches(text):
     assert sketch(text).shape == (64,)

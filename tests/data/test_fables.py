@@ -18,7 +18,7 @@ def test_there_are_enough_fables(fables):
     assert sum(len(fable.encode()) for fable in fables) >= 400_000
 
 
-def test_each_has_a_title_a_story_and_one_moral(fables):
+def test_each_fable_has_a_title_a_story_and_one_moral(fables):
     for fable in fables:
         title, *story, moral = fable.split("\n\n")
         assert "\n" not in title and not title.startswith("#")
@@ -33,7 +33,7 @@ def test_titles_and_morals_are_unique(fables):
         assert max(counts.values()) == 1
 
 
-def test_nine_of_ten_4_grams_of_words_are_distinct(fables):
+def test_at_least_90_percent_of_word_4_grams_are_distinct(fables):
     grams = Counter()
     for fable in fables:
         words = re.findall(r"[a-z']+", fable.lower())
@@ -41,7 +41,7 @@ def test_nine_of_ten_4_grams_of_words_are_distinct(fables):
     assert len(grams) / sum(grams.values()) >= 0.9
 
 
-def test_no_sentence_is_in_two_fables(fables):
+def test_no_sentence_appears_in_two_fables(fables):
     counts = Counter()
     for fable in fables:
         body = fable.split("\n\n", 1)[1].replace("\n\n", " ")
@@ -49,9 +49,9 @@ def test_no_sentence_is_in_two_fables(fables):
     assert [sentence for sentence, count in counts.items() if count > 1] == []
 
 
-def test_they_are_plain_ascii(fables):
+def test_fables_are_plain_ascii(fables):
     assert all(fable.isascii() for fable in fables)
 
 
-def test_they_are_in_the_public_domain():
+def test_fables_are_in_the_public_domain():
     assert "CC0 1.0" in (FABLES / "LICENSE").read_text(encoding="utf-8")

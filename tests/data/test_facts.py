@@ -17,11 +17,11 @@ def test_near_duplicates_are_noted_unless_they_are_removed():
 
 def test_a_setting_without_effect_is_noted():
     notes = find_notes(FACTS, TrainingSettings(vocab_size=8192, lora_alpha=64))
-    assert notes == ["vocab_size = 8192 has no effect with tokenizer = 'pretrained'."], "no text depends on an adapter"
+    assert notes == ["vocab_size = 8192 has no effect with tokenizer = 'pretrained'."], "adapters do not affect data"
     assert find_notes(FACTS, DataSettings(vocab_size=8192, tokenizer="train")) == []
 
 
-def test_a_note_on_a_poor_fit_says_what_fits_better():
+def test_the_note_on_a_poor_tokenizer_fit_suggests_a_better_one():
     facts = FACTS | {"characters": 300}
     (note,) = find_notes(facts, DataSettings())
     assert note.endswith(

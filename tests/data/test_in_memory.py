@@ -13,7 +13,7 @@ def documents(*texts):
     return Dataset.from_dict({"text": list(texts)})
 
 
-def test_joined_blocks_are_the_documents_with_an_end_of_text_each(tokenizer):
+def test_joined_blocks_are_the_documents_each_followed_by_end_of_text(tokenizer):
     texts = ["A fox ran home.", "The owl slept.", "No one came to the well that day."]
     blocks, n_tokens = token_blocks(documents(*texts), tokenizer, 8)
     stream = blocks["input_ids"][:].flatten().tolist()
@@ -24,7 +24,7 @@ def test_joined_blocks_are_the_documents_with_an_end_of_text_each(tokenizer):
 
 def test_only_the_last_incomplete_block_is_dropped(tokenizer):
     blocks, n_tokens = token_blocks(documents(*["A fox ran home."] * 2500), tokenizer, 16)
-    assert 0 <= n_tokens - 16 * len(blocks) < 16, "nothing is lost where a batch of documents ends"
+    assert 0 <= n_tokens - 16 * len(blocks) < 16, "no token is lost between batches of documents"
 
 
 def test_less_than_one_block_is_an_error(tokenizer):
@@ -34,7 +34,7 @@ def test_less_than_one_block_is_an_error(tokenizer):
 
 def test_gpt2_tokens_are_cut_into_blocks_as_counted_by_hand():
     if not GPT2.exists():
-        pytest.skip("GPT-2's tokenizer files are not next to this checkout")
+        pytest.skip("needs GPT-2's tokenizer files next to this checkout")
     from transformers import GPT2Tokenizer
 
     gpt2 = GPT2Tokenizer(vocab=str(GPT2 / "vocab.json"), merges=str(GPT2 / "merges.txt"))
@@ -58,7 +58,7 @@ def test_a_repeated_document_is_kept_once_and_counted():
     assert sum(len(part) for part in parts.values()) == 4
 
 
-def test_a_sources_own_split_is_kept_and_a_repeated_document_stays_in_the_test():
+def test_a_sources_own_split_is_kept_and_a_repeated_document_stays_in_its_test_split():
     documents_read = DatasetDict(train=documents("a", "b", "same"), validation=documents("c"), test=documents("same"))
     parts, n_duplicates = split_documents(documents_read, DataSettings())
     assert parts["test"]["text"][:] == ["same"]
@@ -66,13 +66,13 @@ def test_a_sources_own_split_is_kept_and_a_repeated_document_stays_in_the_test()
     assert n_duplicates == 1
 
 
-def test_a_row_of_white_space_is_no_document(tmp_path):
+def test_a_row_of_only_whitespace_is_not_a_document(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "one fox"}\n{"text": " \\n"}\n{"text": ""}\n')
     assert load_documents(DataSettings(source=str(path)))["train"]["text"][:] == ["one fox"]
 
 
-def test_the_python_reference_is_a_source_on_every_machine():
+def test_the_python_reference_is_available_on_every_machine():
     assert len(load_documents(DataSettings(source="python-reference"))["train"]) > 50
 
 

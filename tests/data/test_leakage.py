@@ -19,7 +19,7 @@ def share(test, train, n_test_tokens=100):
     return leakage.facts
 
 
-def test_the_share_matches_sets_of_ngrams():
+def test_the_leaked_share_matches_a_count_with_sets_of_ngrams():
     draw = np.random.default_rng(0)
     train, test = draw.integers(1, 1000, 3000), draw.integers(1, 1000, 500)
     test[100:300] = train[100:300]
@@ -34,7 +34,7 @@ def test_an_ngram_across_two_documents_is_not_counted():
     assert share(test, test)["test_ngrams"] == 0
 
 
-def test_a_sample_of_a_large_test_gives_about_the_same_share():
+def test_sampling_a_large_test_split_gives_about_the_same_share():
     draw = np.random.default_rng(0)
     train = draw.integers(1, 50_000, 60_000)
     test = np.r_[train[:15_000], draw.integers(1, 50_000, 15_000)]
@@ -43,7 +43,7 @@ def test_a_sample_of_a_large_test_gives_about_the_same_share():
     assert facts["share_in_train"] == pytest.approx(0.5, abs=0.05)
 
 
-def test_a_test_shorter_than_an_ngram_has_no_leakage():
+def test_a_test_split_shorter_than_an_ngram_has_no_leakage():
     short, exact = (share(np.arange(1, n + 1), np.arange(1, 50)) for n in (NGRAM - 1, NGRAM))
     assert (short["test_ngrams"], short["share_in_train"]) == (0, 0)
     assert (exact["test_ngrams"], exact["share_in_train"]) == (1, 1)

@@ -5,10 +5,10 @@ from helpers.data.packing import IGNORED, check_enough, cut_blocks, training_str
 from helpers.settings import SettingsError
 
 
-def test_prompts_are_left_out_of_the_labels_and_blocks_of_prompts_alone_are_not_kept():
+def test_prompts_are_masked_in_the_labels_and_blocks_without_labels_are_dropped():
     is_completion = np.isin(np.arange(14), [4, 8, 9, 10, 13])
     blocks, rest = cut_blocks(training_stream(np.arange(14), ~is_completion), 4)
-    assert blocks.tolist() == [[[8, 9, 10, 11]], [[IGNORED, 9, 10, IGNORED]]], "nothing predicts the first of a block"
+    assert blocks.tolist() == [[[8, 9, 10, 11]], [[IGNORED, 9, 10, IGNORED]]], "nothing predicts the first token"
     assert rest.tolist() == [[12, 13], [IGNORED, 13]]
 
 

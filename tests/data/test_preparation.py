@@ -39,7 +39,7 @@ def test_prepare_does_nothing_when_the_settings_are_the_same(runs, tiny_settings
     assert (runs / "tiny/data/data.json").stat().st_mtime_ns == before
 
 
-def test_prepare_starts_again_when_the_file_changed(tmp_path, text_file, tiny_settings):
+def test_prepare_starts_again_when_the_file_has_changed(tmp_path, text_file, tiny_settings):
     copy = tmp_path / "copy.txt"
     copy.write_text(text_file.read_text(encoding="utf-8"))
     settings = tiny_settings.model_copy(update={"source": str(copy)})
@@ -48,12 +48,12 @@ def test_prepare_starts_again_when_the_file_changed(tmp_path, text_file, tiny_se
     assert prepare(settings).facts["splits"]["train"]["sha256"] != first
 
 
-def test_a_trained_runs_data_are_not_replaced(tiny_run, tiny_settings):
+def test_the_data_of_a_trained_run_is_not_replaced(tiny_run, tiny_settings):
     with pytest.raises(SettingsError, match="was trained on other data"):
         prepare(tiny_settings.model_copy(update={"block_size": 16}))
 
 
-def test_the_data_of_a_trained_run_are_rebuilt_only_from_the_same_text(tiny_run, tiny_settings):
+def test_the_data_of_a_trained_run_is_rebuilt_only_from_the_same_text(tiny_run, tiny_settings):
     (next((tiny_run.folder / "data/blocks/train").glob("*.arrow"))).write_bytes(b"")
     with pytest.raises(SettingsError, match=r"are damaged .*delete the folder .*data, and run notebook 2"):
         prepare(tiny_settings)
@@ -83,7 +83,7 @@ def stories(n):
     return [STORY.format(f"fox{i}", i * 37, " ".join(f"thing{i * 11 + k}" for k in range(12))) for i in range(n)]
 
 
-def test_the_stored_data_can_be_opened_by_the_library_alone(runs, tiny_settings):
+def test_the_stored_data_can_be_opened_with_datasets_alone(runs, tiny_settings):
     from datasets import load_from_disk
 
     prepared, folder = prepare(tiny_settings), runs / "tiny/data"
@@ -93,8 +93,8 @@ def test_the_stored_data_can_be_opened_by_the_library_alone(runs, tiny_settings)
     assert load_from_disk(folder / "documents")["test"]["text"][:] == prepared.documents["test"]["text"][:]
 
 
-def a_play(folder):
-    """Return a text file of one play."""
+def write_play(folder):
+    """Write a play to a text file and return its path."""
     path = folder / "play.txt"
     path.write_text("".join(f"Fox:\nWho went to well number {n}?\n\nOwl:\nI and {n} hens.\n\n" for n in range(300)))
     return path
@@ -103,7 +103,7 @@ def a_play(folder):
 @pytest.mark.parametrize("is_play", [False, True])
 def test_prepare_gives_the_same_result_as_its_separate_steps(tmp_path, tiny_settings, tokenizer, is_play):
     if is_play:
-        tiny_settings = tiny_settings.model_copy(update={"source": str(a_play(tmp_path))})
+        tiny_settings = tiny_settings.model_copy(update={"source": str(write_play(tmp_path))})
     prepared = prepare(tiny_settings)
     parts, _ = split_documents(load_documents(tiny_settings), tiny_settings)
     blocks, n_tokens = token_blocks(parts["train"], tokenizer, tiny_settings.block_size)
@@ -112,8 +112,8 @@ def test_prepare_gives_the_same_result_as_its_separate_steps(tmp_path, tiny_sett
     assert n_tokens == prepared.facts["splits"]["train"]["tokens"] == sum(prepared.documents["train"]["n_tokens"])
 
 
-def test_a_play_is_split_by_position_and_has_no_end_of_text_inside(tmp_path, tiny_settings, tokenizer):
-    path = a_play(tmp_path)
+def test_a_play_is_split_by_position_and_contains_no_end_of_text(tmp_path, tiny_settings, tokenizer):
+    path = write_play(tmp_path)
     data = prepare(tiny_settings.model_copy(update={"source": str(path)}))
     parts = ["".join(data.documents[name]["text"]) for name in ("train", "validation", "test")]
     assert "".join(parts) == path.read_text(encoding="utf-8").strip()
@@ -127,23 +127,23 @@ def test_articles_are_the_units_of_splitting_and_deduplication(tmp_path, tiny_se
     rows = []
     for number, story in enumerate(stories(30)):
         rows += ["", f" = Article {number} = \n", "", f" {story}\n", "", " = = References = = \n", "", " None . \n"]
-    settings = tiny_settings.model_copy(update={"source": str(written(tmp_path, rows + rows[:8]))})
+    settings = tiny_settings.model_copy(update={"source": str(write_texts(tmp_path, rows + rows[:8]))})
     data = prepare(settings)
-    assert (data.facts["documents_read"], data.facts["duplicates_removed"]) == (31, 1), "the repeated article alone"
+    assert (data.facts["documents_read"], data.facts["duplicates_removed"]) == (31, 1), "only the repeated article"
     texts = [text for part in data.documents.values() for text in part["text"]]
     assert all(text.startswith(" = Article") and text.count(" = = References = = ") == 1 for text in texts)
     assert documents_text(data.facts).startswith("'heading' (auto, because 31 of the first 248 rows are headings")
 
 
-def written(folder, texts, name="a.jsonl"):
+def write_texts(folder, texts, name="a.jsonl"):
     path = folder / name
     path.write_text("\n".join(json.dumps({"text": text}) for text in texts))
     return path
 
 
-def test_near_duplicates_are_kept_in_the_same_part_removed_or_ignored(tmp_path, tiny_settings):
+def test_near_duplicates_are_kept_in_the_same_split_removed_or_ignored(tmp_path, tiny_settings):
     pairs = [text for story in stories(30) for text in (story, story + " The end.")]
-    settings = tiny_settings.model_copy(update={"source": str(written(tmp_path, pairs))})
+    settings = tiny_settings.model_copy(update={"source": str(write_texts(tmp_path, pairs))})
     prepared = prepare(settings)
     assert prepared.facts["near_duplicates"] == 60
     assert sum(part["documents"] for part in prepared.facts["splits"].values()) == 60
@@ -158,38 +158,38 @@ def test_near_duplicates_are_kept_in_the_same_part_removed_or_ignored(tmp_path, 
     assert sum(part["documents"] for part in kept["splits"].values()) == 60
 
 
-def test_near_duplicates_of_a_sources_own_test_are_removed_from_the_training_text(tmp_path, tiny_settings):
+def test_near_duplicates_of_a_sources_own_test_split_are_removed_from_the_training_text(tmp_path, tiny_settings):
     (folder := tmp_path / "own").mkdir()
-    written(folder, stories(40), "train.jsonl")
-    written(folder, [stories(40)[3] + " The end.", *stories(50)[40:]], "test.jsonl")
+    write_texts(folder, stories(40), "train.jsonl")
+    write_texts(folder, [stories(40)[3] + " The end.", *stories(50)[40:]], "test.jsonl")
     prepared = prepare(tiny_settings.model_copy(update={"source": str(folder)}))
     assert stories(40)[3] not in prepared.documents["train"]["text"][:]
     assert prepared.facts["splits"]["test"]["documents"] == 11
-    assert prepared.facts["splits"]["validation"]["documents"] > 0, "which the source does not bring"
+    assert prepared.facts["splits"]["validation"]["documents"] > 0, "the source has none of its own"
 
 
-def test_leakage_of_the_test_into_the_training_text_is_measured_and_noted(tmp_path, tiny_settings):
+def test_leakage_of_test_text_into_the_training_text_is_measured_and_noted(tmp_path, tiny_settings):
     (folder := tmp_path / "own").mkdir()
-    written(folder, [*stories(40), " ".join(stories(50)[40:45])], "train.jsonl")
-    written(folder, stories(50)[40:], "test.jsonl")
-    written(folder, stories(60)[50:], "validation.jsonl")
+    write_texts(folder, [*stories(40), " ".join(stories(50)[40:45])], "train.jsonl")
+    write_texts(folder, stories(50)[40:], "test.jsonl")
+    write_texts(folder, stories(60)[50:], "validation.jsonl")
     facts = prepare(tiny_settings.model_copy(update={"source": str(folder)})).facts
-    assert facts["leakage"]["share_in_train"] == pytest.approx(0.5, abs=0.1), "five of ten stories"
+    assert facts["leakage"]["share_in_train"] == pytest.approx(0.5, abs=0.1), "five of the ten test stories"
     assert any("easier than new text" in note for note in facts["notes"])
 
 
-def test_reading_stops_at_the_budget_of_tokens(tmp_path, tiny_settings):
-    settings = tiny_settings.model_copy(update={"source": str(written(tmp_path, stories(200))), "max_tokens": 3000})
+def test_reading_stops_at_the_token_budget(tmp_path, tiny_settings):
+    settings = tiny_settings.model_copy(update={"source": str(write_texts(tmp_path, stories(200))), "max_tokens": 3000})
     facts = prepare(settings).facts
     total = sum(part["tokens"] for part in facts["splits"].values())
     assert 2800 < total <= 3000
     assert "Reading the text stopped at 3,000 tokens, because of max_tokens." in facts["notes"]
 
 
-def test_the_parts_that_a_source_brings_share_the_budget():
+def test_the_splits_of_a_source_share_the_budget():
     settings = DataSettings(max_tokens=1000, validation_share=0.2, test_share=0.1)
     assert [_budget(settings, part) for part in ("", "train", "validation", "test")] == [1000, 700, 200, 100]
-    assert _budget(DataSettings(), "train") == 0, "all"
+    assert _budget(DataSettings(), "train") == 0, "0 means no limit"
 
 
 def test_streaming_without_a_budget_is_refused(tiny_settings):
@@ -199,7 +199,7 @@ def test_streaming_without_a_budget_is_refused(tiny_settings):
 
 def test_a_note_says_that_chinese_needs_more_tokens(tmp_path, tiny_settings):
     texts = [f"第{i}只狐狸走到井边看见了自己的影子然后回家去了一共走了{i * 7}里路" for i in range(60)]
-    settings = tiny_settings.model_copy(update={"source": str(written(tmp_path, texts))})
+    settings = tiny_settings.model_copy(update={"source": str(write_texts(tmp_path, texts))})
     (note,) = [note for note in prepare(settings).facts["notes"] if "fits this text badly" in note]
     assert "times as long" in note
 
@@ -212,7 +212,7 @@ def test_a_note_says_that_chinese_needs_more_tokens(tmp_path, tiny_settings):
         ("one fox\n\ntwo owls\n\nthree hens", "less than one block of 32"),
     ],
 )
-def test_too_little_text_is_refused_and_the_runs_old_data_stay(tmp_path, tiny_settings, content, words):
+def test_too_little_text_is_refused_and_the_runs_old_data_is_kept(tmp_path, tiny_settings, content, words):
     before = prepare(tiny_settings).facts
     path = tmp_path / "a.txt"
     path.write_text(content)
@@ -222,7 +222,7 @@ def test_too_little_text_is_refused_and_the_runs_old_data_stay(tmp_path, tiny_se
 
 
 def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, tiny_settings, monkeypatch):
-    path = written(tmp_path, stories(50))
+    path = write_texts(tmp_path, stories(50))
     finish = Staging.finish
 
     def append_and_finish(staging):
@@ -236,18 +236,18 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, tiny_settings
     assert not list((tmp_path / "runs" / "tiny").glob("data*"))
 
 
-def limit_files():
+def limit_file_size():
     import resource
 
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
 
-def hold_still_at_the_end():
+def hang_at_the_end():
     Staging.finish = lambda staging: time.sleep(600)
 
 
 def prepare_after(change, source, model):
-    """Prepare a text after a change to this process, and print the error."""
+    """Apply a change to this process, prepare a text and print the error."""
     change()
     try:
         prepare(DataSettings(run="tiny", source=str(source), model_name_or_path=str(model), block_size=32))
@@ -255,17 +255,17 @@ def prepare_after(change, source, model):
         print(error)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="limits a process as POSIX can")
-def test_a_full_disk_is_explained_and_leaves_nothing(tmp_path, tiny_model):
-    source, printed = written(tmp_path, stories(2000)), tmp_path / "printed.txt"
-    start_forked(prepare_after, limit_files, source, tiny_model, output=printed).join()
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot limit a process's file size")
+def test_a_full_disk_is_explained_and_leaves_no_data(tmp_path, tiny_model):
+    source, printed = write_texts(tmp_path, stories(2000)), tmp_path / "printed.txt"
+    start_forked(prepare_after, limit_file_size, source, tiny_model, output=printed).join()
     assert "temporarily needs about three times its size" in printed.read_text(encoding="utf-8")
     assert not list((tmp_path / "runs" / "tiny").glob("data*"))
 
 
-def test_a_killed_preparation_leaves_no_data_and_the_next_starts_clean(tmp_path, tiny_model):
-    source, folder = written(tmp_path, stories(100)), tmp_path / "runs" / "tiny"
-    child = start_forked(prepare_after, hold_still_at_the_end, source, tiny_model, output=tmp_path / "printed.txt")
+def test_a_killed_preparation_leaves_no_data_and_the_next_one_starts_clean(tmp_path, tiny_model):
+    source, folder = write_texts(tmp_path, stories(100)), tmp_path / "runs" / "tiny"
+    child = start_forked(prepare_after, hang_at_the_end, source, tiny_model, output=tmp_path / "printed.txt")
     deadline = time.monotonic() + 120
     while not (folder / "data.new" / "staged" / "texts").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -280,9 +280,9 @@ def test_a_killed_preparation_leaves_no_data_and_the_next_starts_clean(tmp_path,
     assert sorted(path.name for path in folder.glob("data*")) == ["data"]
 
 
-def test_a_read_only_source_is_read_and_never_changed(tmp_path, tiny_settings):
+def test_a_read_only_source_can_be_prepared_and_is_not_changed(tmp_path, tiny_settings):
     (folder := tmp_path / "only read").mkdir()
-    path = written(folder, stories(50), "Füchse und Eulen.jsonl")
+    path = write_texts(folder, stories(50), "Füchse und Eulen.jsonl")
     before = path.read_bytes()
     path.chmod(0o444)
     folder.chmod(0o555)

@@ -63,7 +63,7 @@ def test_the_picture_of_packing_is_to_scale_and_shows_padding_and_truncation():
     assert [bar.get_width() for bar in grey] == [10] * 4
     assert {5, 10, 3} <= {bar.get_width() for bar in padded}
     assert [(bar.get_x(), bar.get_width()) for bar in hatched] == [(10, 2), (10, 20)]
-    assert ax.get_xlim()[1] == 30, "what is cut off must be in the picture"
+    assert ax.get_xlim()[1] == 30, "the picture must include the truncated text"
     assert sum(bar.get_width() for bar in ax.patches[10:]) == sum(lengths)
     assert "70% of the positions hold text, and 44% of the text is cut off" in ax.get_title()
 
@@ -78,12 +78,12 @@ def test_the_report_draws_padding_and_truncation_for_each_width(data):
     padding, cut_off = plot_report(report(data, load_tokenizer("pocket")))[1, 0].get_lines()
     assert padding.get_ydata().tolist() == sorted(padding.get_ydata())
     assert cut_off.get_ydata().tolist() == sorted(cut_off.get_ydata(), reverse=True)
-    assert cut_off.get_ydata()[-1] == 0, "no document of this text is longer than the widest row"
+    assert cut_off.get_ydata()[-1] == 0, "no document is longer than the widest row"
 
 
 def test_every_picture_of_the_report_has_a_title_and_an_x_label(data):
     axes = plot_report(report(data, load_tokenizer("pocket"))).ravel()
     assert all(ax.get_title() and ax.get_xlabel() for ax in axes)
-    assert all(tick.is_integer() for ax in axes[:2] for tick in ax.get_yticks()), "there is no half document"
-    assert not axes[0].get_legend(), "it would cover bars"
+    assert all(tick.is_integer() for ax in axes[:2] for tick in ax.get_yticks()), "documents come in whole numbers"
+    assert not axes[0].get_legend(), "a legend would cover bars"
     axes[0].figure.canvas.draw()

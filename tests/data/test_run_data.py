@@ -24,7 +24,7 @@ def test_a_moved_file_or_model_is_the_same_text_and_another_one_is_not(tmp_path,
 
 def test_data_in_use_can_be_prepared_with_other_settings(tiny_settings):
     wide = prepare(tiny_settings)
-    assert not wide.blocks["train"].cache_files, "Windows replaces no file that is mapped"
+    assert not wide.blocks["train"].cache_files, "Windows cannot replace a memory-mapped file"
     narrow = prepare(tiny_settings.model_copy(update={"block_size": 16}))
     assert [data.blocks["train"]["input_ids"][:].shape[1] for data in (wide, narrow)] == [32, 16]
     assert wide.documents["test"]["text"][:] == narrow.documents["test"]["text"][:]

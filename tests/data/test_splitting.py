@@ -13,7 +13,7 @@ def split(given, *, is_first=None, group=None, **settings):
 
 
 def test_shares_are_exact_and_the_seed_determines_the_split():
-    assert np.bincount(split([-1] * 5)).tolist() == [3, 1, 1], "a tenth of five is rounded up to a document"
+    assert np.bincount(split([-1] * 5)).tolist() == [3, 1, 1], "a tenth of five documents is rounded up to one"
     assert np.bincount(split([-1] * 5, validation_share=0.4, test_share=0.4)).tolist() == [1, 2, 2]
     code = split([-1] * 100, validation_share=0.2, test_share=0.1)
     assert [(code == part).sum() for part in (TRAIN, VALIDATION, TEST)] == [70, 20, 10]
@@ -21,7 +21,7 @@ def test_shares_are_exact_and_the_seed_determines_the_split():
     assert code.tolist() != split([-1] * 100, validation_share=0.2, test_share=0.1, seed=1).tolist()
 
 
-def test_a_group_of_near_duplicates_is_never_separated():
+def test_a_group_of_near_duplicates_stays_in_one_split():
     group = np.repeat(np.arange(0, 90, 3), 3)
     code = split([-1] * 90, group=group)
     assert all(len(set(code[group == name])) == 1 for name in set(group))
@@ -32,8 +32,8 @@ def test_a_group_of_near_duplicates_is_never_separated():
     ("group", "shares"),
     [
         ([0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8], (0.1, 0.1)),
-        ([0] * 98 + [98, 99], (0.1, 0.1)),  # both single documents would fit into the test
-        ([0, 1, 2, 3], (0.4, 0.4)),  # two and two, after rounding
+        ([0] * 98 + [98, 99], (0.1, 0.1)),  # both single documents would fit into the test split
+        ([0, 1, 2, 3], (0.4, 0.4)),  # after rounding, validation and test want two each
     ],
 )
 def test_no_split_is_empty_for_any_groups_and_shares(group, shares):
@@ -41,12 +41,12 @@ def test_no_split_is_empty_for_any_groups_and_shares(group, shares):
     assert set(code) == {TRAIN, VALIDATION, TEST}
 
 
-def test_near_duplicates_of_the_test_are_left_out_of_the_other_splits():
+def test_near_duplicates_of_the_test_split_are_left_out_of_the_other_splits():
     code = split([TRAIN, TRAIN, VALIDATION, TEST], group=[0, 1, 1, 1])
     assert code.tolist() == [TRAIN, LEFT_OUT, LEFT_OUT, TEST]
 
 
-def test_remove_keeps_one_near_duplicate_and_prefers_the_tests():
+def test_remove_keeps_one_near_duplicate_and_prefers_the_one_in_the_test_split():
     code = split([TRAIN, TRAIN, VALIDATION, TEST], group=[0, 0, 2, 2], near_duplicates="remove")
     assert code.tolist() == [TRAIN, LEFT_OUT, LEFT_OUT, TEST]
 
@@ -75,13 +75,13 @@ def test_too_few_documents_are_refused():
         ([5] * 4, [2, 1, 1]),
     ],
 )
-def test_one_text_is_split_by_position_in_the_order_of_the_splits(sizes, passages):
+def test_a_continuous_text_is_split_by_position_into_train_validation_and_test(sizes, passages):
     settings = DataSettings(validation_share=0.2, test_share=0.1)
     part = split_by_position(np.array(sizes), np.full(len(sizes), UNDECIDED, np.int8), settings).part
     assert part.tolist() == np.repeat([TRAIN, VALIDATION, TEST], passages).tolist()
 
 
-def test_one_text_with_its_own_splits_keeps_them_and_gives_the_missing_one():
+def test_a_continuous_text_keeps_its_own_splits_and_gets_the_missing_one():
     given = np.array([TEST, TEST, *[TRAIN] * 8], np.int8)
     split = split_by_position(np.full(10, 10), given, DataSettings(validation_share=0.25))
     assert split.part.tolist() == [TEST, TEST, *[TRAIN] * 6, VALIDATION, VALIDATION]

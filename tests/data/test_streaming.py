@@ -28,7 +28,7 @@ SHARDS = [[story(shard, number) for number in range(40)] for shard in range(5)]
 
 @pytest.fixture
 def new_stream(tokens, tmp_path):
-    """Return a function that makes a stream of small buffers."""
+    """Return a function that makes a stream with small buffers."""
 
     def make(shards=SHARDS, **how):
         given = {"n_blocks": 200, "block_size": 16, "seed": 1, "held_out": frozenset(), "buffer_blocks": 32}
@@ -47,10 +47,10 @@ def test_unshuffled_blocks_match_the_text_cut_by_hand(new_stream, tokens):
     by_hand = ids[: 40 * 16].reshape(40, 16).tolist()
     stream = new_stream(SHARDS[:1], n_blocks=40, buffer_blocks=1)
     assert rows(stream) == [tuple(row) for row in by_hand]
-    assert next(iter(stream))["input_ids"].dtype == torch.int64, "an embedding takes no 16-bit ids"
+    assert next(iter(stream))["input_ids"].dtype == torch.int64, "an embedding does not accept 16-bit ids"
 
 
-def test_each_epoch_has_the_same_blocks_in_another_order(new_stream):
+def test_each_epoch_has_the_same_blocks_in_a_different_order(new_stream):
     stream = new_stream()
     first = rows(stream)
     stream.set_epoch(1)
@@ -58,7 +58,7 @@ def test_each_epoch_has_the_same_blocks_in_another_order(new_stream):
     assert len(first) == len(stream) == 200
     assert first != second
     assert sorted(first) == sorted(second)
-    assert rows(new_stream()) == first, "the seed decides"
+    assert rows(new_stream()) == first, "the seed determines the order"
     assert rows(new_stream(seed=2)) != first
 
 
@@ -98,7 +98,7 @@ def test_held_out_documents_and_their_copies_are_in_no_block(new_stream, tokens)
 
 
 @pytest.mark.parametrize("finds_near", [True, False])
-def test_near_copies_of_held_out_documents_are_left_out_unless_all_are_kept(new_stream, tokens, finds_near):
+def test_near_duplicates_of_held_out_documents_are_skipped_unless_they_are_kept(new_stream, tokens, finds_near):
     long = " ".join(SHARDS[0][:4])
     copy = long.replace("came home", "came back", 1)
     held_out = HeldOut([long], finds_near=finds_near)
@@ -158,7 +158,7 @@ def streaming(folder, tiny_model, **more):
                              ("train-2", "file")],
 )  # fmt: skip
 def test_no_validation_or_test_document_is_trained_on(third, separator, tiny_model, tmp_path, tokens, monkeypatch):
-    monkeypatch.setattr("helpers.data.preparation._BUFFER_BLOCKS", 1)  # so that documents can be read in the blocks
+    monkeypatch.setattr("helpers.data.preparation._BUFFER_BLOCKS", 1)  # unshuffled, so that documents stay readable
     names = [f"{name}-of-00003" for name in ("train-0", "train-1", third)]  # the shards of one table
     settings = streaming(write_shards(tmp_path / "shards", names), tiny_model, document_separator=separator)
     data = prepare(settings)
@@ -174,13 +174,13 @@ def test_no_validation_or_test_document_is_trained_on(third, separator, tiny_mod
     assert sum(line in text for line in stories) > 40
 
 
-def test_the_run_stores_only_the_beginning_and_says_so(tiny_model, tmp_path, monkeypatch):
+def test_a_streamed_run_stores_only_the_beginning_and_says_so(tiny_model, tmp_path, monkeypatch):
     monkeypatch.setattr("helpers.data.preparation._SAMPLE_TOKENS", 600)
     settings = streaming(write_shards(tmp_path / "shards", "abc"), tiny_model)
     data = prepare(settings)
     assert data.facts["tokens"] < 600
     blocks = [len(open_training_blocks(data, settings, n_processes=n)) for n in (1, 2, 4)]
-    assert blocks == [93, 92, 92], "as many for each process"
+    assert blocks == [93, 92, 92], "the same number for each process"
     assert "Training reads 1,500 tokens of the text as a stream" in data.facts["notes"][-1]
     copied = sample_settings(settings).model_copy(update={"run": "copied"})
     assert torch.equal(prepare(copied).blocks["train"]["input_ids"][:], data.blocks["train"]["input_ids"][:])

@@ -9,7 +9,7 @@ from helpers.settings import TrainingSettings, run_folder
 
 @pytest.fixture
 def english(monkeypatch):
-    """Take every text for English, by its size alone."""
+    """Estimate every text as English, from its size alone."""
     monkeypatch.setattr(text_size, "_counted_bytes_per_token", lambda settings: None)
 
 
@@ -45,7 +45,7 @@ def test_tokens_of_other_data_in_the_runs_folder_do_not_count(tiny_settings):
     assert training_tokens(tiny_settings.model_copy(update={"test_share": 0.3}))[1] != "counted"
 
 
-def test_tokens_of_the_fables_are_near_the_count():
+def test_the_estimate_for_the_fables_is_close_to_the_count():
     from helpers.data.preparation import prepare
 
     about, _ = training_tokens(TrainingSettings())
@@ -88,7 +88,7 @@ def test_an_unreadable_beginning_falls_back_to_the_estimate_for_english(tmp_path
     assert training_tokens(TrainingSettings(source=str(tmp_path / "a.txt"))) == about
 
 
-def test_wikitext_has_its_published_tokens_and_other_hub_data_sets_a_million():
+def test_wikitext_has_its_published_token_count_and_other_hub_data_sets_a_million():
     assert training_tokens(TrainingSettings.from_preset("guide")) == (2_400_000, "about, as published")
     pocket = TrainingSettings.from_preset("guide", model_name_or_path="pocket", block_size=256)
     assert training_tokens(pocket)[0] == pytest.approx(1.5 * 2_400_000, rel=0.1), "its tokens are shorter"
@@ -111,10 +111,10 @@ def test_tokens_are_estimated_for_every_kind_of_file(tmp_path, name, factor, eng
     assert source.startswith("about")
 
 
-def test_tokens_of_a_sources_own_training_part_are_all_kept(tmp_path, english):
+def test_a_sources_own_training_split_gives_up_only_the_missing_splits(tmp_path, english):
     for name in ("train.txt", "test.txt", "train.png"):
         (tmp_path / name).write_text("x" * 43_000)
-    assert training_tokens(gpt2(source=str(tmp_path)))[0] == 9000, "only the validation part is drawn from it"
+    assert training_tokens(gpt2(source=str(tmp_path)))[0] == 9000, "only the validation split is taken from it"
     (tmp_path / "valid.txt").write_text("x" * 43_000)
     assert training_tokens(gpt2(source=str(tmp_path)))[0] == 10_000
     assert training_tokens(gpt2(source=str(tmp_path), source_split="test"))[0] == 8000
@@ -132,7 +132,7 @@ def test_tokens_of_a_saved_data_set_are_estimated_from_its_splits(tmp_path, engl
     assert training_tokens(one_part)[0] == pytest.approx(80_000, rel=0.02)
 
 
-def test_a_relative_path_is_read_in_the_callers_folder(tmp_path, monkeypatch, english):
+def test_a_relative_path_is_resolved_in_the_callers_folder(tmp_path, monkeypatch, english):
     (tmp_path / "README.md").write_text("x" * 43_000)
     monkeypatch.chdir(tmp_path)
     assert training_tokens(gpt2(source="README.md")) == (8000, "about, from the size of the text if it is English")

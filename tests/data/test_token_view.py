@@ -1,7 +1,7 @@
 from helpers.data.token_view import view_tokens
 
 
-def test_the_pieces_join_to_the_text(tokenizer):
+def test_the_joined_pieces_are_the_text(tokenizer):
     text = "The clever badger dug\na second door.<|endoftext|>"
     view = view_tokens(tokenizer, text)
     assert "".join(view.pieces) == text
@@ -18,7 +18,7 @@ def test_text_is_escaped_in_html(tokenizer):
     assert "<b>" not in shown
 
 
-def test_a_part_of_a_character_is_shown_as_bytes(tokenizer):
+def test_a_partial_character_is_shown_as_bytes(tokenizer):
     pieces = view_tokens(tokenizer, "狐").pieces
     raw = bytes(int(byte, 16) for piece in pieces for byte in piece.strip("<>").split())
     assert raw.decode() == "狐"

@@ -25,7 +25,7 @@ def tokenizer(request):
         return load_tokenizer("pocket")
     files = SHARED / "gpt2-tokenizer"
     if not files.exists():
-        pytest.skip("GPT-2's tokenizer files are not next to this checkout")
+        pytest.skip("needs GPT-2's tokenizer files next to this checkout")
     return GPT2Tokenizer(vocab=str(files / "vocab.json"), merges=str(files / "merges.txt"))
 
 
@@ -66,7 +66,7 @@ def test_the_tokenizer_itself_is_used_when_the_fast_ids_differ(tokenizer, monkey
     assert not stream.is_fast
 
 
-def test_another_kind_of_tokenizer_is_used_itself_and_may_have_ids_of_more_than_16_bits():
+def test_other_kinds_of_tokenizer_are_used_directly_and_may_have_ids_above_16_bits():
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -79,30 +79,30 @@ def test_another_kind_of_tokenizer_is_used_itself_and_may_have_ids_of_more_than_
     assert not stream.is_fast
 
 
-SPOILT = {  # the samples that are compared may not show it
-    "another model": lambda parts: parts["model"].update(type="WordPiece"),
+BROKEN = {  # the compared samples may not reveal these
+    "a different model": lambda parts: parts["model"].update(type="WordPiece"),
     "dropout": lambda parts: parts["model"].update(dropout=0.1),
-    "bytes of their own": lambda parts: parts["model"].update(byte_fallback=True),
+    "byte fallback": lambda parts: parts["model"].update(byte_fallback=True),
     "a normalizer": lambda parts: parts.update(normalizer={"type": "NFC"}),
-    "no rule for words": lambda parts: parts.update(pre_tokenizer=None),
-    "words in one": lambda parts: parts["pre_tokenizer"].update(use_regex=False),
-    "a space in front": lambda parts: parts["pre_tokenizer"].update(add_prefix_space=True),
-    "an end that takes spaces": lambda parts: parts["added_tokens"][0].update(rstrip=True),
+    "no pre-tokenizer": lambda parts: parts.update(pre_tokenizer=None),
+    "no regex split": lambda parts: parts["pre_tokenizer"].update(use_regex=False),
+    "a prefix space": lambda parts: parts["pre_tokenizer"].update(add_prefix_space=True),
+    "an end-of-text that strips spaces": lambda parts: parts["added_tokens"][0].update(rstrip=True),
     "merges in another order": lambda parts: parts["model"]["merges"].reverse(),
     "a merge without a token": lambda parts: parts["model"]["vocab"].pop("the"),
     "a token without a merge": lambda parts: parts["model"]["vocab"].update(crocodile=4096),
 }
 
 
-@pytest.mark.parametrize("spoil", SPOILT.values(), ids=SPOILT)
-def test_tiktoken_gets_only_what_it_encodes_in_the_same_way(spoil):
+@pytest.mark.parametrize("break_tokenizer", BROKEN.values(), ids=BROKEN)
+def test_tiktoken_is_used_only_for_tokenizers_that_it_reproduces(break_tokenizer):
     parts = json.loads((POCKET / "tokenizer.json").read_text(encoding="utf-8"))
     assert _has_ranks(parts)
-    spoil(parts)
+    break_tokenizer(parts)
     assert not _has_ranks(parts)
 
 
-def test_a_batch_has_so_many_characters_or_documents(monkeypatch):
+def test_a_batch_is_limited_in_characters_and_documents(monkeypatch):
     monkeypatch.setattr("helpers.data.tokens._BATCH_CHARACTERS", 4)
     monkeypatch.setattr("helpers.data.tokens._BATCH_DOCUMENTS", 3)
     batches = [["abcd"], ["a", "b", "c"], ["ab", "cd"], ["e"]]

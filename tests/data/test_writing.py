@@ -20,7 +20,7 @@ def batch(*texts):
     return pa.RecordBatch.from_arrays([pa.array(texts, pa.string())], schema=SCHEMA)
 
 
-def test_batches_are_written_to_one_data_set_that_the_library_opens(tmp_path):
+def test_batches_are_written_to_one_data_set_that_datasets_can_open(tmp_path):
     with quiet(), TableWriter(tmp_path / "t", SCHEMA) as table:
         for texts in (("one", "two"), (), ("three",)):
             table.write(batch(*texts))
@@ -31,7 +31,7 @@ def test_batches_are_written_to_one_data_set_that_the_library_opens(tmp_path):
     assert opened.cache_files[0]["filename"].startswith(str(tmp_path)), "memory-mapped, not read"
 
 
-def test_a_stream_of_tokens_is_cut_into_the_same_blocks_for_any_batches(tmp_path):
+def test_batch_boundaries_do_not_change_the_blocks_of_a_token_stream(tmp_path):
     stream = np.arange(1000)
     with quiet(), BlockWriter(tmp_path / "b", 16) as blocks:
         for piece in np.split(stream, [3, 3, 50, 51, 700]):
@@ -88,18 +88,18 @@ def test_staged_documents_come_back_batch_by_batch_with_their_tokens(staging, mo
     assert [n_bytes for n_bytes, _ in reports] == [15, 10, 12]
     assert sum(n_tokens for _, n_tokens in reports) == staging.n_tokens.sum()
     part = np.array([TRAIN, TEST, TRAIN, TRAIN])
-    assert list(staging.training_texts(part)) == [texts[0], *texts[2:]], "a tokenizer is trained without the test"
+    assert list(staging.training_texts(part)) == [texts[0], *texts[2:]], "a tokenizer never sees the test split"
     monkeypatch.setattr("helpers.data.writing.TOKENIZER_CHARACTERS", len(texts[0]) + 1)
     assert list(staging.training_texts(part)) == [texts[0], texts[2]], "the text that reaches the limit is complete"
 
 
 @pytest.mark.parametrize("staging", [False, True], indirect=True, ids=["texts", "dialogues"])
-def test_a_budget_takes_whole_documents_and_at_least_one(staging):
+def test_a_budget_takes_complete_documents_and_at_least_one(staging):
     one, two = (Dialogue(text, [3]) for text in ("one fox", "two owls"))
     assert staging.add(["", one, "", *[one] * 9, ""], "train", budget=1, on_batch=lambda *_: None)
     assert not staging.add([two], "test", on_batch=lambda *_: None)
     staging.finish()
-    assert staging.n_empty == 1, "what is beyond the budget is not counted"
+    assert staging.n_empty == 1, "documents beyond the budget are not counted"
     tokens = TokenStream(load_tokenizer("pocket"))
     alone = [tokens.encode_dialogues([text]) for text in (one, two)]
     expected = [(ids.tolist(), is_prompt.tolist() if staging.has_prompts else []) for ids, _, is_prompt in alone]

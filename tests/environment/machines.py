@@ -115,18 +115,18 @@ SPILLS = {"sysmem_fallback": WARN}  # on Windows the switch can never be read
 
 # ---- healthy, and the platforms
 
-ticket("a 4070 Ti on Linux, all well", LINUX, 0, "gpu", "cu130", {})
-ticket("a 4070 Ti on Windows: the spill to main memory is always warned of", WINDOWS,
+ticket("a healthy 4070 Ti on Linux", LINUX, 0, "gpu", "cu130", {})
+ticket("a healthy 4070 Ti on Windows: the spill into main memory always gets a warning", WINDOWS,
        0, "gpu", "cu130", SPILLS, CONTROL_PANEL)
-ticket("a 4070 Ti under WSL2, all well", WSL2, 0, "gpu", "cu130", {})
-ticket("a 4070 Ti in a conda environment, all well", CONDA, 0, "gpu", "cu130", {})
+ticket("a healthy 4070 Ti under WSL2", WSL2, 0, "gpu", "cu130", {})
+ticket("a healthy 4070 Ti in a conda environment", CONDA, 0, "gpu", "cu130", {})
 ticket("a docker container that was given the card", CONTAINER, 0, "gpu", "cu130", {})
 ticket("a Linux laptop without a card", LAPTOP, 0, "cpu", "cpu", {"torch_build": WARN}, NOTHING)
 ticket("a Windows laptop without a card", on(WINDOWS, torch=CPU_WHEEL, nvml=silent("absent", "no nvidia-smi")),
        0, "cpu", "cpu", {"torch_build": WARN}, NOTHING)
 ticket("a Mac", on(LAPTOP, platform=Platform("macOS", "25", "arm64"), torch=replace(CPU_WHEEL, version="2.13.0")),
        0, "cpu", "", {"torch_build": WARN}, NOTHING)
-ticket("WSL1 reaches no card at all", on(LAPTOP, platform={"kind": "WSL1"}),
+ticket("WSL1 cannot reach any card", on(LAPTOP, platform={"kind": "WSL1"}),
        0, "cpu", "cpu", {"torch_build": WARN, "platform_kind": WARN}, NOTHING,
        also={"platform_kind": r"In PowerShell: wsl --set-version <your distribution> 2"})
 ticket("WSL2 on a Windows without an NVIDIA card",
@@ -136,23 +136,23 @@ NOT_GIVEN = on(CONTAINER, torch=blind(), nvml=silent("absent", "no NVML library"
 ticket("docker run without --gpus", NOT_GIVEN, 0, "cpu", "cpu", {"nvml_alive": WARN}, r"docker run --gpus all .*")
 ticket("podman run without its --device", on(NOT_GIVEN, platform={"container": "/run/.containerenv"}),
        0, "cpu", "cpu", {"nvml_alive": WARN}, r"podman run --device nvidia\.com/gpu=all .*")
-ticket("a pod that asked for no card", on(NOT_GIVEN, platform={"container": "KUBERNETES_SERVICE_HOST"}),
+ticket("a pod that requested no card", on(NOT_GIVEN, platform={"container": "KUBERNETES_SERVICE_HOST"}),
        0, "cpu", "cpu", {"nvml_alive": WARN}, r"Ask for a card in the pod's resources: limits: nvidia\.com/gpu: 1")
 ticket("a container with the driver's library baked in, and no card",
        on(NOT_GIVEN, nvml=silent("error", "NVMLError_DriverNotLoaded: Driver Not Loaded")),
        0, "cpu", "cpu", {"nvml_alive": WARN}, r"docker run --gpus all .*")
-ticket("a container that may compute and was not given NVML", on(CONTAINER, nvml=silent("absent", "no NVML library")),
+ticket("a container with CUDA but without NVML", on(CONTAINER, nvml=silent("absent", "no NVML library")),
        0, "gpu", "cu130", NO_NVML | {"nvml_alive": WARN},
        also={"nvml_alive": r"docker run -e NVIDIA_DRIVER_CAPABILITIES=compute,utility --gpus all \.\.\."})
 ticket("Docker Desktop: the library is elsewhere than in the WSL2 distribution",
        on(WSL2, platform={"container": "/.dockerenv"},
           wsl=Wsl(True, False, False, ("/usr/lib/x86_64-linux-gnu/libcuda.so.1",))),
        0, "gpu", "cu130", {})
-ticket("AMD's card, with a wheel of its own",
+ticket("an AMD card with its own wheel",
        on(LAPTOP, torch=seeing(version="2.13.0+rocm7.1", cuda=None, codes=("gfx1100",), capability=(11, 0),
                                 name="RX 7900 XTX")),
        0, "gpu", "rocm7.1", {"vram_free": UNKNOWN, "other_processes": UNKNOWN, "throttle_power": UNKNOWN})
-ticket("a quick look at a healthy 4070 Ti",
+ticket("a quick check of a healthy 4070 Ti",
        on(LINUX, torch=Torch("quick", version="2.13.0+cu130", cuda="13.0"), quick=True), 0, "gpu", "cu130", {})
 
 # ---- drivers
@@ -177,13 +177,13 @@ ticket("driver 524, read by nvidia-smi alone", with_driver(LINUX, "524.00", None
        1, "gpu", "cpu", TOO_OLD, UBUNTU)
 ticket("driver 525.60.13 is the first for CUDA 12", with_driver(LINUX, "525.60.13", None, seeing("cu126")),
        0, "gpu", "cu126", {"driver_floor": WARN}, UBUNTU)
-ticket("driver 528.33 is Windows' first for CUDA 12, and does not spill yet",
+ticket("driver 528.33 is the first for CUDA 12 on Windows, and does not spill yet",
        with_driver(WINDOWS, "528.33", None, seeing("cu126")), 0, "gpu", "cu126", {"driver_floor": WARN}, ON_WINDOWS)
 ticket("driver 528.32 is one too old on Windows", with_driver(WINDOWS, "528.32", None, blind("cu126")),
        1, "gpu", "cpu", TOO_OLD, ON_WINDOWS)
 ticket("driver 528.32 is one too old under WSL2 too", with_driver(WSL2, "528.32", None, blind("cu126")),
        1, "gpu", "cpu", TOO_OLD, FROM_WSL)
-ticket("driver 528.32 would do on Linux", with_driver(LINUX, "528.32", None, seeing("cu126")),
+ticket("driver 528.32 is new enough on Linux", with_driver(LINUX, "528.32", None, seeing("cu126")),
        0, "gpu", "cu126", {"driver_floor": WARN}, UBUNTU)
 ticket("driver 535 and a CUDA 13 wheel (E2)", with_driver(LINUX, "535.183.01", 12020, blind("cu130", too_old(12020))),
        1, "gpu", "cu126", TOO_OLD, rf"{UBUNTU} Or keep the driver: {wheel_line('cu126')}")
@@ -206,7 +206,7 @@ ticket("driver 546.00 on Windows spills, and has no switch yet", with_driver(WIN
        also={"sysmem_fallback": rf"{ON_WINDOWS} Then: {CONTROL_PANEL}"})
 ticket("driver 546.01 on Windows is the first with a switch", with_driver(WINDOWS, "546.01", 12030, seeing("cu126")),
        0, "gpu", "cu126", {"driver_floor": WARN} | SPILLS, ON_WINDOWS, also={"sysmem_fallback": CONTROL_PANEL})
-ticket("driver 550 runs CUDA 12.8 but for PTX", with_driver(LINUX, "550.127.05", 12040, seeing("cu128")),
+ticket("driver 550 runs CUDA 12.8 except PTX", with_driver(LINUX, "550.127.05", 12040, seeing("cu128")),
        0, "gpu", "cu128", {"driver_floor": WARN}, UBUNTU)
 ticket("driver 560 and CUDA 12.6, with an nvcc 11.5 that does not matter (E3)",
        on(with_driver(LINUX, "560.35.03", 12060, seeing("cu126")), platform={"nvcc": "11.5"}), 0, "gpu", "cu126", {})
@@ -217,7 +217,7 @@ ticket("driver 580.40 is older than CUDA 13.0 itself", with_driver(LINUX, "580.4
        0, "gpu", "cu130", {"driver_floor": WARN}, UBUNTU)
 ticket("driver 580 and CUDA 13.2", with_driver(LINUX, "580.65.06", 13000, seeing("cu132")),
        0, "gpu", "cu132", {"driver_floor": WARN}, UBUNTU)
-ticket("driver 580.88 on Windows and CUDA 13.2: no minimum within 13 is known there",
+ticket("driver 580.88 on Windows and CUDA 13.2: no minimum within 13 is known",
        with_driver(WINDOWS, "580.88", 13000, seeing("cu132")), 0, "gpu", "cu132", SPILLS, CONTROL_PANEL)
 ticket("driver 595 and CUDA 13.2", with_driver(LINUX, "595.45.04", 13020, seeing("cu132")), 0, "gpu", "cu132", {})
 ticket("driver 999.1, from the future", with_driver(LINUX, "999.1", 20000, seeing()), 0, "gpu", "cu130", {})
@@ -248,11 +248,11 @@ ticket("the same under WSL2", on(WSL2, torch=blind(), nvml=MISMATCH), 1, "cpu", 
 ticket("the same in a container", on(CONTAINER, torch=blind(), nvml=MISMATCH),
        1, "cpu", "cu126", NO_DRIVER, r"Reboot the machine that runs this container\.")
 NOT_LOADED = silent("error", "NVMLError_DriverNotLoaded: Driver Not Loaded")
-ticket("the driver is installed and not loaded", on(LINUX, torch=blind(), nvml=NOT_LOADED),
+ticket("the driver is installed but not loaded", on(LINUX, torch=blind(), nvml=NOT_LOADED),
        1, "cpu", "cu126", NO_DRIVER, rf"sudo modprobe nvidia ; if that fails \(a new kernel, Secure Boot\): {UBUNTU}")
 ticket("a driver left over on a laptop without a card", on(LAPTOP, nvml=NOT_LOADED),
        0, "cpu", "cpu", {"torch_build": WARN, "nvml_alive": WARN}, NOTHING)
-ticket("a user who may not ask the driver",
+ticket("a user without permission to use the driver",
        on(LINUX, torch=blind(), nvml=silent("error", "NVMLError_NoPermission: Insufficient Permissions")),
        1, "cpu", "cu126", NO_DRIVER, r"Let this user read /dev/nvidia\*: sudo usermod -aG video \$USER ; .*")
 NOT_SUPPORTED = silent("error", "NVMLError_NotSupported: Not Supported")
@@ -267,7 +267,7 @@ ticket("an unknown error of NVML under WSL2", on(WSL2, nvml=STRANGE),
 HUNG = silent("hung", "no answer within 10 s")
 ticket("NVML hangs under WSL2, and training works", on(WSL2, nvml=HUNG),
        0, "gpu", "cu130", NO_NVML, also={"nvml_alive": r"Training may still work: see cuda_available\."})
-ticket("NVML hangs on Linux, and torch with it",
+ticket("NVML hangs on Linux, and so does torch",
        on(LINUX, nvml=HUNG, torch=Torch("hung", "no answer within 20 s", version="2.13.0+cu130", cuda="13.0")),
        1, "cpu", "cu126", NO_DRIVER | {"smoke_matmul": UNKNOWN}, r"sudo reboot")
 CRASHED = silent("crashed", "ended by SIGSEGV")
@@ -280,10 +280,10 @@ ticket("NVML crashes on Linux", on(LINUX, nvml=CRASHED),
        1, "gpu", "cu130", NO_NVML | {"nvml_alive": FAIL}, r"sudo reboot")
 ticket("NVML crashes on Windows", on(WINDOWS, nvml=silent("crashed", "exit code 0xc0000005")),
        1, "gpu", "cu130", NO_NVML | {"nvml_alive": FAIL, "sysmem_fallback": UNKNOWN}, r"Restart Windows\.")
-ticket("NVML crashes and torch sees nothing: still a card, by what WSL2 brings", on(WSL2, torch=blind(), nvml=CRASHED),
+ticket("NVML crashes and torch sees nothing: WSL2's files still show a card", on(WSL2, torch=blind(), nvml=CRASHED),
        1, "cpu", "cu126", NO_DRIVER | {"nvml_alive": UNKNOWN},
        rf"Restart the kernel \(or Python\); if that does not help: {WSL_SHUTDOWN}")
-ticket("a card with 17 TB, says NVML",
+ticket("NVML reports a card with 17 TB",
        on(WSL2, nvml=silent("nonsense", "driver '581.42'", driver="581.42", cuda=13000,
                             cards=(replace(CARD, total_bytes=None, free_bytes=None),))),
        0, "gpu", "cu130",
@@ -306,12 +306,12 @@ ticket("Windows' usual wheel is a CPU wheel (E1), driver 572", with_driver(WINDO
 MISSING = {"torch_build": FAIL, "smoke_matmul": UNKNOWN}
 TORCHLESS = MISSING | {"cuda_available": UNKNOWN, "arch_covered": UNKNOWN}
 ticket("no torch yet", on(LINUX, torch=NO_TORCH), 1, "gpu", "cu130", TORCHLESS, wheel_line("cu130", new=True))
-ticket("no torch yet, a card that shares the computer's memory and reports no size of its own",
+ticket("no torch yet, a card with shared memory that reports no size",
        on(LINUX, torch=NO_TORCH, nvml=silent("error", "NotSupported: nvidia-smi says '[N/A]'", driver="580.95.05")),
        1, "cpu", "cu130", MISSING | {"nvml_alive": UNKNOWN, "cuda_available": UNKNOWN},
        wheel_line("cu130", new=True))
 ticket("no torch yet, no card", on(LAPTOP, torch=NO_TORCH), 1, "cpu", "cpu", MISSING, wheel_line("cpu", new=True))
-ticket("no torch yet, conda: the same wheel by its own pip", on(CONDA, torch=NO_TORCH),
+ticket("no torch yet, conda: the same wheel with its own pip", on(CONDA, torch=NO_TORCH),
        1, "gpu", "cu130", TORCHLESS,
        wheel_line("cu130", r"/opt/conda/envs/gpt2-course/bin/python -m pip install", new=True))
 ticket("no torch yet, Windows, a folder with a space",
@@ -323,7 +323,7 @@ ticket("no torch yet, Windows, a folder with a space",
 ticket("no torch yet, Linux, a folder with a space",
        on(LINUX, torch=NO_TORCH, python={"executable": "/my course/.venv/bin/python"}),
        1, "gpu", "cu130", TORCHLESS, wheel_line("cu130", r"'/my course/\.venv/bin/python' -m pip install", new=True))
-ticket("torch cannot be imported: a library is gone",
+ticket("torch cannot be imported: a library is missing",
        on(LINUX, torch=Torch("broken", "ImportError: libcudnn.so.9: cannot open shared object file")),
        1, "gpu", "cu130", TORCHLESS, wheel_line("cu130"))
 ticket("torch cannot be imported: Windows' own libraries are old (E18)",
@@ -338,7 +338,7 @@ ticket("importing torch takes too long", on(LAPTOP, torch=Torch("hung", "no answ
 ticket("importing torch takes too long beside a card", on(LINUX, torch=Torch("hung", "no answer within 90 s")),
        0, "gpu", "cu130", TORCHLESS | {"torch_build": UNKNOWN},
        r"Run the doctor again: a cold disk is slow the first time\.")
-ticket("is_available() never comes back",
+ticket("is_available() never returns",
        on(LINUX, torch=Torch("hung", "no answer within 90 s", version="2.13.0+cu130", cuda="13.0")),
        1, "gpu", "cu130", UNSEEN | {"smoke_matmul": UNKNOWN}, r"sudo reboot")
 ticket("the product crashes torch", on(LINUX, torch=seeing(state="crashed", cause="ended by SIGSEGV", product="")),
@@ -357,7 +357,7 @@ ticket("torch 2.1 and numpy 2 (E19)",
        PROJECT)
 ticket("no sm_89 in the wheel: sm_86 runs on it (E14)", on(LINUX, torch=seeing(codes=("sm_80", "sm_86"))),
        0, "gpu", "cu130", {})
-ticket("PTX for 8.0 alone: the driver compiles it", on(LINUX, torch=seeing(codes=("compute_80",))),
+ticket("only PTX for 8.0: the driver compiles it", on(LINUX, torch=seeing(codes=("compute_80",))),
        0, "gpu", "cu130", {})
 NO_KERNEL = "AcceleratorError: CUDA error: no kernel image is available for execution on the device"
 ticket("PTX for 8.9 itself", on(LINUX, torch=seeing(codes=("compute_89",))), 0, "gpu", "cu130", {})
@@ -365,13 +365,13 @@ ticket("a wheel with code for other generations only",
        on(LINUX, torch=seeing(codes=("sm_75", "sm_90a", "compute_90"), product=NO_KERNEL)),
        1, "gpu", "cu130", {"arch_covered": FAIL, "smoke_matmul": FAIL}, wheel_line("cu130"))
 ASLEEP = "CUDA initialization: CUDA unknown error - this may be due to an incorrectly set up environment."
-ticket("after the computer slept (E5)", on(LINUX, torch=blind("cu130", ASLEEP)),
+ticket("after the computer was asleep (E5)", on(LINUX, torch=blind("cu130", ASLEEP)),
        1, "gpu", "cu130", UNSEEN, r"sudo rmmod nvidia_uvm && sudo modprobe nvidia_uvm ; if that fails: sudo reboot")
-ticket("after Windows slept", on(WINDOWS, torch=blind("cu130", ASLEEP)),
+ticket("after Windows was asleep", on(WINDOWS, torch=blind("cu130", ASLEEP)),
        1, "gpu", "cu130", UNSEEN | SPILLS, r"Restart Windows\.")
-ticket("after Windows slept, under WSL2", on(WSL2, torch=blind("cu130", ASLEEP)),
+ticket("after Windows was asleep, under WSL2", on(WSL2, torch=blind("cu130", ASLEEP)),
        1, "gpu", "cu130", UNSEEN, WSL_SHUTDOWN)
-ticket("torch sees nothing and nobody knows why", on(LINUX, torch=blind()),
+ticket("torch sees nothing, for an unknown reason", on(LINUX, torch=blind()),
        1, "gpu", "cu130", UNSEEN, r"Restart the kernel \(or Python\); if that does not help: sudo reboot")
 
 # ---- cards
@@ -392,9 +392,9 @@ ticket("a 3050 with 4 GB: the pocket model", with_card(LINUX, "RTX 3050", 3.8, (
        0, "gpu", "cu130", {"gpu_identity": WARN}, SMALL, preset="pocket")
 ticket("a 3050 with 4 GB, 2 GiB of it free", with_card(LINUX, "RTX 3050", 3.8, (8, 6), free_gib=2, torch=seeing()),
        0, "gpu", "cu130", {"gpu_identity": WARN}, SMALL, preset="pocket")
-ticket("a 3050 with 4 GB, half of it taken", with_card(LINUX, "RTX 3050", 3.8, (8, 6), free_gib=1.9, torch=seeing()),
+ticket("a 3050 with 4 GB, half of it in use", with_card(LINUX, "RTX 3050", 3.8, (8, 6), free_gib=1.9, torch=seeing()),
        0, "gpu", "cu130", {"gpu_identity": WARN, "vram_free": WARN}, SMALL, preset="pocket")
-ticket("a 3050 with 4 GB, all of it taken", with_card(LINUX, "RTX 3050", 3.8, (8, 6), free_gib=0.4, torch=seeing()),
+ticket("a 3050 with 4 GB, all of it in use", with_card(LINUX, "RTX 3050", 3.8, (8, 6), free_gib=0.4, torch=seeing()),
        1, "gpu", "cu130", UNNAMED | {"gpu_identity": WARN, "vram_free": FAIL}, r"Close browsers and games, .*",
        preset="pocket")
 ticket("a 4070 Laptop has 8 GB (E15)",
@@ -415,10 +415,10 @@ ticket("a GTX 1080 Ti (6.1) and the CUDA 12.6 wheel: fp16",
        with_card(LINUX, "GTX 1080 Ti", 11, (6, 1), free_gib=10, torch=seeing("cu126")),
        0, "gpu", "cu126", {}, precision="fp16")
 TURING = with_card(LINUX, "RTX 2080 Ti", 11, (7, 5), free_gib=10, torch=seeing())
-ticket("an RTX 2080 Ti (7.5): CUDA 13, and fp16 asked for is right",
+ticket("an RTX 2080 Ti (7.5): CUDA 13, and fp16 is the right choice",
        on(TURING, env={"ACCELERATE_MIXED_PRECISION": "fp16"}),
        0, "gpu", "cu130", {}, precision="fp16")
-ticket("an RTX 2080 Ti (7.5): bf16 asked for is imitated",
+ticket("an RTX 2080 Ti (7.5): bf16 is only emulated",
        on(TURING, env={"ACCELERATE_MIXED_PRECISION": "bf16"}),
        0, "gpu", "cu130", {"precision_choice": WARN}, rf"unset ACCELERATE_MIXED_PRECISION; {RESTART_SHELL}",
        precision="fp16")
@@ -435,7 +435,7 @@ WORKING_5060 = on(with_driver(BLACKWELL, "570.124.06", 12080, LAST_OF_12),
                   packages=packages({"torch": "2.11.0"}, without=("datasets",)))
 ticket("a 5060 Ti (12.0), driver 570, torch 2.11 that works, and datasets missing: torch is kept", WORKING_5060,
        1, "gpu", "cu128", {"package_floor": FAIL}, PROJECT, preset="16gb")
-ticket("the same at a quick look, which does not ask torch",
+ticket("the same in a quick check, which does not run torch",
        on(WORKING_5060, torch=Torch("quick", version="2.11.0+cu128", cuda="12.8"), quick=True),
        1, "gpu", "cu128", {"package_floor": FAIL}, PROJECT, preset="16gb")
 ticket("a 5070 Ti (12.0) and an impossible driver 560: the driver first",
@@ -446,7 +446,7 @@ ticket("a 5070 Ti (12.0) and driver 580", BLACKWELL,
        0, "gpu", "cu130", {}, preset="16gb")
 
 BROWSER, KERNEL = Holder(4711, "C:\\Program Files\\chrome.exe"), Holder(4242, "python.exe")
-ticket("Windows: who holds memory, but not how much (E13)",
+ticket("Windows shows who holds memory, but not how much (E13)",
        on(WINDOWS, card={"free_bytes": 5 * GIB, "holders": (BROWSER, KERNEL, Holder(4343, "pythonw.exe"))}),
        0, "gpu", "cu130", SPILLS | {"vram_free": WARN, "other_processes": WARN},
        r"Close chrome\.exe \(process 4711\), python\.exe \(process 4242\), pythonw\.exe \(process 4343\)\.",
@@ -458,9 +458,9 @@ ticket("a forgotten kernel on Linux holds most of the card",
        also={"other_processes": r"Shut that kernel down in JupyterLab's Running tab, or: kill 4242"})
 ticket("this very kernel, and the desktop, hold a little",
        on(LINUX, card={"holders": (Holder(100, "python", GIB), Holder(7, "Xorg", mib(300)))}), 0, "gpu", "cu130", {})
-ticket("6 GiB free are enough", on(LINUX, card={"free_bytes": 6 * GIB}), 0, "gpu", "cu130", UNNAMED,
+ticket("6 GiB free is enough", on(LINUX, card={"free_bytes": 6 * GIB}), 0, "gpu", "cu130", UNNAMED,
        r"Close browsers and games, .*")
-ticket("3 GiB free are just not too little", on(LINUX, card={"free_bytes": 3 * GIB}),
+ticket("3 GiB free is just enough", on(LINUX, card={"free_bytes": 3 * GIB}),
        0, "gpu", "cu130", UNNAMED | {"vram_free": WARN}, r"Close browsers and games, .*")
 
 FOUR = tuple(replace(CARD, index=index, uuid=f"GPU-{index}000") for index in range(4))
@@ -483,16 +483,16 @@ ticket("the only card is lost",
        1, "cpu", "cu130", {"nvml_alive": FAIL, "cuda_available": FAIL}, r"sudo reboot")
 ticket("the card is too hot", on(LINUX, card={"slowed_by": ("its temperature",)}),
        0, "gpu", "cu130", {"throttle_power": WARN}, r"Improve the airflow, .*")
-ticket("a limit of power also slows the card that is too hot",
+ticket("a power limit also slows the card that is too hot",
        on(LINUX, card={"slowed_by": ("its power limit", "its temperature (hardware)")}),
        0, "gpu", "cu130", {"throttle_power": WARN}, r"Improve the airflow, and clean the card's fans and vents\.")
-ticket("the card is at its limit of power", on(LINUX, card={"slowed_by": ("its power limit",)}),
+ticket("the card is at its power limit", on(LINUX, card={"slowed_by": ("its power limit",)}),
        0, "gpu", "cu130", {"throttle_power": WARN}, r"Raise the card's power limit; .*")
 ticket("the power supply slows the card", on(LINUX, card={"slowed_by": ("the power supply",)}),
        0, "gpu", "cu130", {"throttle_power": WARN}, r".* check the card's power supply and cables\.")
 ticket("the driver does not report what slows the card", on(WSL2, card={"slowed_by": None}),
        0, "gpu", "cu130", {"throttle_power": UNKNOWN})
-ticket("a laptop with a card, on its battery", on(WINDOWS, power=Power(on_battery=True)),
+ticket("a laptop with a card, on battery", on(WINDOWS, power=Power(on_battery=True)),
        0, "gpu", "cu130", SPILLS | {"throttle_power": WARN}, CONTROL_PANEL,
        also={"throttle_power": r"Plug in the power supply, .*"})
 ticket("a laptop with a card, plugged in", on(LINUX, power=Power(on_battery=False)), 0, "gpu", "cu130", {})
@@ -527,7 +527,7 @@ ticket("a laptop whose card prime-select has switched off",
 ticket("the same, and the driver's library is not found",
        on(DRIVERLESS, platform={"card_switched_off": True}), 1, "cpu", "cu126", NO_DRIVER,
        r"sudo prime-select on-demand ; then reboot\.")
-ticket("Windows does not let WSL2 ask NVML",
+ticket("Windows does not let WSL2 use NVML",
        on(WSL2, nvml=silent("error", "NVMLError_OperatingSystem: GPU access blocked by the operating system")),
        0, "gpu", "cu130", NO_NVML, also={"nvml_alive": FROM_WSL})
 COMPAT = "CUDA initialization: Unexpected error from cudaGetDeviceCount(). Error 804: forward compatibility was " \
@@ -536,13 +536,13 @@ HOST = r"Update the driver of the machine that runs this container \(\S+\), and 
 ticket("a container's compatibility library on a GeForce: error 804",
        with_driver(CONTAINER, "535.183.01", 13000, blind("cu130", COMPAT)), 1, "gpu", "cu126", TOO_OLD,
        HOST + r" Or keep the driver: /usr/bin/python3 .*/cu126 .*")
-ticket("a compatibility library for a driver that would do: error 804",
+ticket("a compatibility library for a driver that is new enough: error 804",
        with_driver(CONTAINER, "580.65.06", 13020, blind("cu130", COMPAT)), 1, "gpu", "cu130", UNSEEN, HOST)
 ticket("error 804 after an update, without a container", with_driver(LINUX, "580.65.06", 13000, blind("cu130", COMPAT)),
        1, "gpu", "cu130", UNSEEN, r"sudo reboot")
 ticket("driver 470 does not run CUDA 12, whatever a compatibility library says",
        with_driver(CONTAINER, "470.57.02", 12020, blind("cu126", COMPAT)), 1, "gpu", "cpu", TOO_OLD, HOST)
-ticket("a compatibility library on a card of a data centre works",
+ticket("a compatibility library on a data centre card works",
        with_driver(with_card(CONTAINER, "A100", 80, (8, 0), free_gib=79, torch=seeing()), "535.183.01", 13000,
                    seeing(name="A100", capability=(8, 0))), 0, "gpu", "cu130", {"driver_floor": WARN}, HOST,
        preset="16gb")
@@ -555,7 +555,7 @@ UNASKED = Torch("quick", version="2.13.0+cu130", cuda="13.0")
 SLOW_FIRST = on(LINUX, nvml={"cards": (SLOW, FAST)}, torch=UNASKED, quick=True)
 ticket("CUDA counts from the fastest card, NVML by slots: 0 is the 3090",
        on(SLOW_FIRST, env={"CUDA_VISIBLE_DEVICES": "0"}), 0, "gpu", "cu130", {}, preset="16gb")
-ticket("by the order of slots 0 is the GT 1030",
+ticket("in slot order, 0 is the GT 1030",
        on(SLOW_FIRST, env={"CUDA_VISIBLE_DEVICES": "0", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}),
        0, "gpu", "cu126", {"gpu_identity": WARN}, SMALL, preset="pocket", precision="fp16")
 SECOND = replace(CARD, index=1, name="GTX 1080 Ti", uuid="GPU-1080", capability=(6, 1), cuda_cores=3584)
@@ -573,13 +573,13 @@ ticket("AMD and Intel graphics beside a wheel for NVIDIA's cards",
        on(AMD, platform={"other_graphics": ("AMD", "Intel")}, torch=blind()),
        0, "cpu", "cpu", {"torch_build": WARN}, UNTESTED.format("AMD or Intel"))
 ROCM = replace(CPU_WHEEL, version="2.13.0+rocm7.1")
-ticket("an AMD card that its own wheel does not see", on(AMD, torch=ROCM),
+ticket("an AMD card that its wheel does not see", on(AMD, torch=ROCM),
        0, "cpu", "rocm7.1", {"torch_build": WARN}, UNTESTED.format("AMD"))
 ticket("an AMD card, its own wheel, and datasets missing: the wheel is kept",
        on(AMD, torch=seeing(version="2.13.0+rocm7.1", cuda=None), packages=packages(without=("datasets",))),
        1, "gpu", "rocm7.1",
        {"package_floor": FAIL, "vram_free": UNKNOWN, "other_processes": UNKNOWN, "throttle_power": UNKNOWN}, PROJECT)
-ticket("an Intel card with a wheel of its own",
+ticket("an Intel card with its own wheel",
        on(LAPTOP, platform={"other_graphics": ("Intel",)}, torch=replace(CPU_WHEEL, version="2.13.0+xpu")),
        0, "cpu", "xpu", {"torch_build": WARN}, UNTESTED.format("Intel"))
 ticket("a 4070 Ti beside a wheel for AMD's cards", on(LINUX, torch=ROCM),
@@ -603,7 +603,7 @@ for _value in ("", "-1", "99", "0,0", "GPU-9999", "none"):
 for _value in ("0", CARD.uuid, "GPU-4070", "MIG-4070aaaa"):
     ticket(f"CUDA_VISIBLE_DEVICES={_value!r} is right", on(LINUX, env={"CUDA_VISIBLE_DEVICES": _value}),
            0, "gpu", "cu130", {})
-ticket("CUDA_VISIBLE_DEVICES='0,99' is read up to what it does not know",
+ticket("CUDA_VISIBLE_DEVICES='0,99' is read up to the first unknown card",
        on(LINUX, env={"CUDA_VISIBLE_DEVICES": "0,99"}), 0, "gpu", "cu130", {"visible_devices": WARN}, UNSET)
 ticket("CUDA_VISIBLE_DEVICES='3,1' of four cards", on(FOUR_CARDS, env={"CUDA_VISIBLE_DEVICES": "3,1"}),
        0, "gpu", "cu130", {})
@@ -618,10 +618,10 @@ ticket("CUDA_VISIBLE_DEVICES='-1' under a WSL2 whose NVML crashed",
        {"driver_floor": UNKNOWN, "nvml_alive": UNKNOWN, "cuda_available": FAIL, "visible_devices": FAIL}, UNSET)
 ticket("CUDA_VISIBLE_DEVICES='-1' and no card to hide", on(LAPTOP, env={"CUDA_VISIBLE_DEVICES": "-1"}),
        0, "cpu", "cpu", {"torch_build": WARN}, NOTHING)
-ticket("CUDA_VISIBLE_DEVICES was set in a cell, after CUDA had begun",
+ticket("CUDA_VISIBLE_DEVICES was set in a cell, after CUDA had started",
        on(LINUX, process=Process({"CUDA_VISIBLE_DEVICES": "0"}, True, True)),
        0, "gpu", "cu130", {"visible_devices": WARN}, r"Restart the kernel \(or Python\)\.")
-ticket("CUDA_VISIBLE_DEVICES was set in a cell, before CUDA began",
+ticket("CUDA_VISIBLE_DEVICES was set in a cell, before CUDA started",
        on(LINUX, process=Process({"CUDA_VISIBLE_DEVICES": "0"}, True, False)),
        0, "gpu", "cu130", {})
 
@@ -632,12 +632,12 @@ ticket("a Linux driver in the distribution (E7)", on(WSL2, torch=blind(), wsl={"
        1, "gpu", "cu130", UNSEEN | {"wsl_libcuda": FAIL}, PURGE, also={"wsl_libcuda": PURGE})
 ticket("a Linux driver in the distribution, not yet in the way",
        on(WSL2, wsl={"shadowing": ("libnvidia-compute-570",)}), 1, "gpu", "cu130", {"wsl_libcuda": FAIL}, PURGE)
-ticket("WSL2's libcuda is gone", on(WSL2, torch=blind(), wsl={"libcuda": False}),
+ticket("WSL2's libcuda is missing", on(WSL2, torch=blind(), wsl={"libcuda": False}),
        1, "gpu", "cu130", UNSEEN | {"wsl_libcuda": FAIL}, FROM_WSL)
-ticket("/dev/dxg is gone: an old WSL", on(WSL2, torch=blind(), nvml=STRANGE, wsl={"dxg": False}),
+ticket("/dev/dxg is missing: an old WSL", on(WSL2, torch=blind(), nvml=STRANGE, wsl={"dxg": False}),
        1, "cpu", "cu126", {"driver_floor": UNKNOWN, "nvml_alive": UNKNOWN, "cuda_available": FAIL, "wsl_libcuda": FAIL},
        FROM_WSL)
-ticket("the loader does not look into /usr/lib/wsl/lib",
+ticket("the loader does not search /usr/lib/wsl/lib",
        on(WSL2, torch=blind(), nvml=silent("absent", "no NVML library")),
        1, "cpu", "cu126", {"driver_floor": UNKNOWN, "nvml_alive": UNKNOWN, "cuda_available": FAIL},
        rf"export LD_LIBRARY_PATH=/usr/lib/wsl/lib:\$LD_LIBRARY_PATH ; {RESTART_SHELL}")
@@ -646,17 +646,17 @@ ticket("the loader does not look into /usr/lib/wsl/lib",
 
 ELSEWHERE = rf"Free some space, or write elsewhere: export COURSE_RUNS=<a folder on a larger disk> ; {RESTART_SHELL}"
 ticket("a full disk", on(LINUX, storage=disk(0, LINUX)), 1, "gpu", "cu130", {"disk_free": FAIL}, ELSEWHERE)
-ticket("4.9 GB free are what three checkpoints and passing files take", on(LINUX, storage=disk(4.9, LINUX)),
+ticket("4.9 GB free is what three checkpoints and temporary files need", on(LINUX, storage=disk(4.9, LINUX)),
        0, "gpu", "cu130", {})
 ticket("a full disk on Windows", on(WINDOWS, storage=disk(0, WINDOWS)),
        1, "gpu", "cu130", SPILLS | {"disk_free": FAIL},
        rf"Free some space, or write elsewhere: \$env:COURSE_RUNS = '<a folder on a larger disk>' ; {RESTART_SHELL}")
-ticket("5 GB free take three checkpoints of a GPT-2 that is downloaded", on(LINUX, storage=disk(5, LINUX)),
+ticket("5 GB free is enough for three checkpoints of a downloaded GPT-2", on(LINUX, storage=disk(5, LINUX)),
        0, "gpu", "cu130", {})
-ticket("5 GB free do not take its download as well", on(LINUX, storage=disk(5, LINUX), files=ModelFiles(POCKET, None)),
+ticket("5 GB free is too little to download it", on(LINUX, storage=disk(5, LINUX), files=ModelFiles(POCKET, None)),
        1, "gpu", "cu130", {"disk_free": FAIL}, ELSEWHERE)
 TWO_DISKS = (place("runs", "/course/runs", 5), place("cache", "/cache", 5, "2"), place("temp", "/tmp", 5))
-ticket("5 GB free take all on two disks",
+ticket("5 GB free is enough for all on two disks",
        on(LINUX, files=ModelFiles(POCKET, None), storage={"places": TWO_DISKS}),
        0, "gpu", "cu130", {})
 ticket("2 GB free on a laptop: the pocket model fits", on(LAPTOP, storage=disk(2, LAPTOP)),
@@ -668,12 +668,12 @@ ticket("a read-only disk", on(LAPTOP, storage={"places": READ_ONLY}),
        1, "cpu", "cpu", {"torch_build": WARN, "disk_free": FAIL},
        rf"export COURSE_RUNS=<a folder you may write to> ; {RESTART_SHELL}")
 LOCKED_CACHE = (LINUX.storage.places[0], place("cache", "/cache", writable=False), LINUX.storage.places[2])
-ticket("a read-only cache: GPT-2 cannot come", on(LINUX, storage={"places": LOCKED_CACHE}),
+ticket("a read-only cache: GPT-2 cannot be downloaded", on(LINUX, storage={"places": LOCKED_CACHE}),
        1, "gpu", "cu130", {"disk_free": FAIL}, rf"export HF_HOME=<a folder you may write to> ; {RESTART_SHELL}")
 ticket("a read-only cache: the pocket model needs none", on(LAPTOP, storage={"places": LOCKED_CACHE}),
        0, "cpu", "cpu", {"torch_build": WARN, "disk_free": WARN}, NOTHING)
 LOCKED_TEMP = (*WINDOWS.storage.places[:2], place("temp", "C:\\Temp", writable=False))
-ticket("a temporary folder that may not be written, Windows", on(WINDOWS, storage={"places": LOCKED_TEMP}),
+ticket("a read-only temporary folder on Windows", on(WINDOWS, storage={"places": LOCKED_TEMP}),
        1, "gpu", "cu130", SPILLS | {"disk_free": FAIL},
        rf"\$env:TEMP = '<a folder you may write to>' ; {RESTART_SHELL}")
 OWN_CACHE = rf"export HF_HOME=<a folder of yours> ; {RESTART_SHELL}"
@@ -687,11 +687,11 @@ ticket("runs are in a folder that Linux synchronises with OneDrive",
        0, "gpu", "cu130", {"paths": WARN},
        rf"export COURSE_RUNS=<a folder that is not synchronised> ; {OWN_CACHE}")
 MOVE = r"Move the project below your Linux home: cp -r \. ~/course"
-ticket("WSL2 works on a disk of Windows", on(WSL2, storage={"project": "/mnt/c/course"}),
+ticket("WSL2 works on a Windows disk", on(WSL2, storage={"project": "/mnt/c/course"}),
        0, "gpu", "cu130", {"paths": WARN}, MOVE)
 ticket("WSL2 works in Windows' OneDrive", on(WSL2, storage={"project": "/mnt/c/OneDrive/course"}),
        0, "gpu", "cu130", {"paths": WARN}, MOVE)
-ticket("/mnt/c on plain Linux is a disk like others", on(LINUX, storage={"project": "/mnt/c/course"}),
+ticket("/mnt/c on plain Linux is an ordinary disk", on(LINUX, storage={"project": "/mnt/c/course"}),
        0, "gpu", "cu130", {})
 LONG_PATHS = rf"; {RESTART_SHELL} Or enable long paths: Set-ItemProperty .*"
 LONG = (place("runs", "C:\\" + "long-folder\\" * 14), *WINDOWS.storage.places[1:])
@@ -715,7 +715,7 @@ ticket("4 GiB of main memory beside a card", on(LINUX, memory=ram(4)),
        0, "gpu", "cu130", {"ram_available": WARN}, CLOSE)
 ticket("7.9 GiB of main memory beside a card", on(LINUX, memory=ram(7.9)),
        0, "gpu", "cu130", {"ram_available": WARN}, CLOSE)
-ticket("8 GiB of main memory are enough", on(LINUX, memory=ram(8)), 0, "gpu", "cu130", {})
+ticket("8 GiB of main memory is enough", on(LINUX, memory=ram(8)), 0, "gpu", "cu130", {})
 ticket("WSL2 has been given too little memory (E9)", on(WSL2, memory=ram(3)),
        1, "gpu", "cu130", {"ram_available": FAIL}, WSLCONFIG)
 ticket("a container has been given too little memory", on(CONTAINER, memory=ram(2)),
@@ -737,7 +737,7 @@ ticket("Python 3.10 with nothing installed (E17)",
 ticket("Python 3.11 is enough", on(LINUX, python={"version": (3, 11, 0)}), 0, "gpu", "cu130", {})
 ticket("Python 3.14 is the newest", on(LINUX, python={"version": (3, 14, 1)}), 0, "gpu", "cu130", {})
 ticket("Python 3.15", on(LINUX, python={"version": (3, 15, 0)}), 1, "gpu", "cu130", {"python_version": FAIL}, VENV)
-ticket("a Python of 32 bits on Windows", on(WINDOWS, python={"bits": 32}),
+ticket("a 32-bit Python on Windows", on(WINDOWS, python={"bits": 32}),
        1, "gpu", "cu130", SPILLS | {"python_version": FAIL},
        r"winget install Python\.Python\.3\.13 ; Remove-Item -Recurse \.venv ; py -3\.13 -m helpers install")
 ticket("Python 3.10 in a conda environment", on(CONDA, python={"version": (3, 10, 14)}),
@@ -755,14 +755,14 @@ ticket("the kernel runs another Python than the project's, Windows, a folder wit
        on(WINDOWS, python={"expected": ("C:\\my course\\.venv",)}),
        1, "gpu", "cu130", SPILLS | {"env_kernel_match": FAIL},
        r"& 'C:\\my course\\\.venv\\Scripts\\python\.exe' -m ipykernel install --sys-prefix ; .*")
-ticket("a conda environment is active on Windows, and another Python runs",
+ticket("a conda environment is active on Windows, but another Python runs",
        on(WINDOWS, python={"expected": ("C:\\miniforge3\\envs\\gpt2-course",)}),
        1, "gpu", "cu130", SPILLS | {"env_kernel_match": FAIL},
        r"C:\\miniforge3\\envs\\gpt2-course\\python\.exe -m ipykernel install .*")
 ticket("Jupyter's python3 kernel is in another environment", on(LINUX, python={"kernel": "/opt/old/bin/python"}),
        1, "gpu", "cu130", {"env_kernel_match": FAIL},
        r"/course/\.venv/bin/python -m ipykernel install --sys-prefix ; then choose that kernel")
-ticket("Jupyter's python3 kernel names a Python that is gone",
+ticket("Jupyter's python3 kernel names a Python that no longer exists",
        on(LINUX, python={"kernel": "/course/.venv/bin/python3.9", "kernel_exists": False}),
        1, "gpu", "cu130", {"env_kernel_match": FAIL},
        r"/course/\.venv/bin/python -m ipykernel install --sys-prefix ; then choose that kernel")
@@ -777,7 +777,7 @@ ticket("transformers was upgraded under a running kernel (E21)",
 ticket("another wheel of the same torch was installed under a running kernel",
        on(LINUX, packages=packages({"torch": "2.13.0+cu130"}, loaded={"torch": "2.13.0+cpu"})),
        1, "gpu", "cu130", {"stale_imports": FAIL}, r"Restart the kernel \(or Python\)\.")
-ticket("torch names its CUDA, its wheel does not", on(LINUX, packages=packages(loaded={"torch": "2.13.0+cu130"})),
+ticket("torch names its CUDA version, the wheel none", on(LINUX, packages=packages(loaded={"torch": "2.13.0+cu130"})),
        0, "gpu", "cu130", {})
 ticket("datasets is missing", on(LINUX, packages=packages(without=("datasets",))),
        1, "gpu", "cu130", {"package_floor": FAIL}, PROJECT)
@@ -787,7 +787,7 @@ ticket("transformers 6", on(LINUX, packages=packages({"transformers": "6.0.0"}))
        0, "gpu", "cu130", {"package_floor": WARN}, PROJECT)
 ticket("numpy 3 is a newer major than tested", on(LINUX, packages=packages({"numpy": "3.0.1"})),
        0, "gpu", "cu130", {"package_floor": WARN}, PROJECT)
-ticket("a newer minor is welcome", on(LINUX, packages=packages({"datasets": "5.9.0"})), 0, "gpu", "cu130", {})
+ticket("a newer minor version is fine", on(LINUX, packages=packages({"datasets": "5.9.0"})), 0, "gpu", "cu130", {})
 ticket("transformers 4 beside another torch that works: it is kept",
        on(WINDOWS, packages=packages({"transformers": "4.57.1", "torch": "2.14.1"}),
           torch=seeing(version="2.14.1+cu130")),
@@ -818,7 +818,7 @@ ticket("accelerate's variable says fp16, and there is no card", on(LAPTOP, env={
 
 GET = r"-c \"from huggingface_hub import \w+; snapshot_download\('openai-community/gpt2', allow_patterns=.*\)\""
 ONE_TOKEN = ("the tokenizer has 1 tokens, not 50257",)
-ticket("the shipped model is cut short",
+ticket("the shipped model is truncated",
        on(LAPTOP, files={"pocket": replace(POCKET, problems=("model.safetensors is cut short",))}),
        1, "cpu", "cpu", {"torch_build": WARN, "tokenizer_and_model_files": FAIL},
        r"git checkout -- helpers/assets/pocket")

@@ -44,7 +44,7 @@ def test_names_are_sorted_and_empty_for_a_missing_folder(make_access):
     assert access.names("/nowhere", "*") == []
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows lets only some users make a link")
+@pytest.mark.skipif(os.name == "nt", reason="on Windows only some users can create links")
 def test_a_dangling_symlink_exists(make_access, tmp_path):
     access = make_access()
     (tmp_path / "root" / "link").symlink_to("nowhere")
@@ -95,7 +95,7 @@ def test_folders_on_the_same_disk_share_its_identifier(tmp_path):
     assert Access().space(tmp_path / "inside")[1] == disk
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="for root every folder can be written")
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root can write to every folder")
 def test_a_read_only_folder_is_reported(tmp_path):
     tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
     try:

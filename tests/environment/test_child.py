@@ -15,7 +15,7 @@ from helpers.environment import child
 from helpers.environment.child import Answer, ask
 
 PATIENT = 20.0  # seconds; a machine under load starts a Python slowly
-posix = pytest.mark.skipif(os.name != "posix", reason="signals and process groups are of POSIX systems")
+posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals and process groups")
 
 
 def run_child(source, timeout_seconds=PATIENT):

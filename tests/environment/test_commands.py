@@ -20,7 +20,7 @@ from helpers.paths import COMMAND, ROOT
 from tests.command_line import call
 from tests.environment.baselines import EVIL
 
-needs_terminal = pytest.mark.skipif(os.name != "posix", reason="a pseudo-terminal is of POSIX systems")
+needs_terminal = pytest.mark.skipif(os.name != "posix", reason="needs a POSIX pseudo-terminal")
 
 
 def run(*arguments, **env):

@@ -226,16 +226,16 @@ def test_notebook_01_can_show_its_diagnosis_with_and_without_a_card(machine):
 
 
 @pytest.mark.parametrize(
-    ("machine", "said"),
+    ("machine", "reason"),
     [
         (LINUX, ""),
         (LAPTOP, ""),
         (on(LINUX, torch=CPU_WHEEL), "Not ready: fix torch_build first."),
         (on(LINUX, nvml={"driver": "535.183.01", "cuda": 12020}, torch=blind()), "Not ready: fix driver_floor"),
     ],
-    ids=["used", "none", "cpu wheel", "old driver"],
+    ids=["card in use", "no card", "CPU wheel", "old driver"],
 )
-def test_unused_card_explains_why_a_run_did_not_use_the_card(monkeypatch, machine, said):
+def test_unused_card_explains_why_a_run_did_not_use_the_card(monkeypatch, machine, reason):
     monkeypatch.setattr(diagnosis, "read_machine", lambda quick=False: machine)
-    assert said in diagnosis.unused_card()
-    assert bool(said) == bool(diagnosis.unused_card())
+    assert reason in diagnosis.unused_card()
+    assert bool(reason) == bool(diagnosis.unused_card())

@@ -146,7 +146,7 @@ class TestOldPython:
     def test_an_old_python_is_reported_as_too_old(self, minor):
         python = shutil.which(f"python3.{minor}")
         if python is None:
-            pytest.skip(f"put a python3.{minor} on PATH to run this")
+            pytest.skip(f"needs a python3.{minor} on PATH")
         asked = [python, "-c", "import sys; print(sys.version_info[:2])"]
         if subprocess.run(asked, capture_output=True, encoding="utf-8", check=False).stdout.strip() != f"(3, {minor})":
             pytest.skip(f"the python3.{minor} on PATH does not start")
@@ -222,7 +222,7 @@ class TestMain:
     @pytest.fixture
     def doctor(self, monkeypatch):
         """Replace the diagnosis of this machine; return the options it was called with."""
-        asked = []
+        calls = []
 
         class Found:
             exit_code = 1
@@ -233,8 +233,8 @@ class TestMain:
             def table(self, *, color):
                 return f"table, color={color}"
 
-        monkeypatch.setattr(bare, "diagnose", lambda **options: asked.append(options) or Found())
-        return asked
+        monkeypatch.setattr(bare, "diagnose", lambda **options: calls.append(options) or Found())
+        return calls
 
     def test_the_exit_code_comes_from_the_diagnosis(self, doctor, capsys):
         assert bare.main([]) == 1

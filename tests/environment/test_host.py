@@ -15,12 +15,12 @@ from tests.environment.baselines import LINUX, packages
 @pytest.fixture
 def installed(monkeypatch):
     """Make every installation succeed at once; return the options it was called with."""
-    asked = []
-    monkeypatch.setattr(host, "install", lambda **options: asked.append(options))
+    calls = []
+    monkeypatch.setattr(host, "install", lambda **options: calls.append(options))
     monkeypatch.setattr(host, "read_machine", lambda quick: replace(LINUX, quick=quick))
     for name in ("COLAB_RELEASE_TAG", "KAGGLE_KERNEL_RUN_TYPE"):
         monkeypatch.delenv(name, raising=False)
-    return asked
+    return calls
 
 
 @pytest.fixture

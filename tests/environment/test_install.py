@@ -353,7 +353,7 @@ def test_installing_outside_a_clone_is_refused(shell):
         (TimeoutError(), False),
         (urllib.error.URLError(ssl.SSLCertVerificationError()), True),  # pip has certificates where Python has none
     ],
-    ids=["unreachable", "forbidden", "silent", "certificates"],
+    ids=["unreachable", "forbidden", "timeout", "certificate error"],
 )
 def test_the_index_check_has_a_short_timeout_and_handles_every_error(monkeypatch, error, answers):
     def urlopen(url, *, timeout):

@@ -372,7 +372,7 @@ class TestPower:
         assert read_machine(make_access(system="Windows", on_battery=lambda: expected)).power.on_battery is expected
 
 
-class TestWhatCannotBeRead:
+class TestUnreadable:
     def stuck(self, make_access, monkeypatch, group):
         """Return access to a WSL2 machine with one group that cannot be read."""
         door = {

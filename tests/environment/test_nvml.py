@@ -111,7 +111,7 @@ def test_a_hanging_nvml_is_stopped_at_the_time_limit(nvml):
     assert (result.state, result.cause, result.cards) == ("hung", "no answer within 0.5 s", ())
 
 
-@pytest.mark.skipif(os.name != "posix", reason="signals are of POSIX systems")
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
 @pytest.mark.parametrize("function", ["nvmlDeviceGetComputeRunningProcesses", "nvmlDeviceGetGraphicsRunningProcesses"])
 def test_a_crash_while_listing_processes_keeps_the_cards(nvml, function):
     result = nvml(
@@ -392,7 +392,7 @@ class TestWithoutTheLibrary:
         assert result.state == "absent"
         assert result.cause.startswith("nvidia-smi cannot be run")
 
-    @pytest.mark.skipif(Path(WSL_SMI).exists(), reason="this WSL2 has one outside PATH, and it is found")
+    @pytest.mark.skipif(Path(WSL_SMI).exists(), reason="this WSL2 has nvidia-smi outside PATH")
     def test_a_missing_nvidia_smi_counts_as_no_driver(self, smi, monkeypatch, tmp_path):
         monkeypatch.setenv("PATH", str(tmp_path))
         result = read_nvml(PATIENT)

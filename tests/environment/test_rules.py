@@ -15,7 +15,7 @@ CHANGED = {"ok": "warn", "warn": "fail", "fail": "warn", "unknown": "fail"}
 MODULES = (python_checks, driver_checks, card_checks, system_checks)
 
 
-def spoken(module):
+def find_verdicts(module):
     """Return a module's syntax tree, and each place with a verdict: ok, warn, fail, unknown or NO_GPU."""
     tree = ast.parse(inspect.getsource(module))
     names = {*CHANGED, "NO_GPU"}
@@ -24,7 +24,7 @@ def spoken(module):
 
 def rules_with_one_verdict_changed(module, index):
     """Return the rules of a module that are affected when one verdict in its source changes."""
-    tree, places = spoken(module)
+    tree, places = find_verdicts(module)
     functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
     around = {node.name for node in functions if node.lineno <= places[index].lineno <= node.end_lineno}
     finding = Finding(CHANGED.get(places[index].id, "warn"), "changed")
@@ -39,7 +39,7 @@ def rules_with_one_verdict_changed(module, index):
 PLACES = [
     pytest.param(module, index, id=f"{module.__name__.rpartition('.')[2]}-{place.lineno}-{place.id}")
     for module in MODULES
-    for index, place in enumerate(spoken(module)[1])
+    for index, place in enumerate(find_verdicts(module)[1])
 ]
 
 

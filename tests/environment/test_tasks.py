@@ -14,75 +14,75 @@ from helpers.environment import tasks
 from helpers.environment.install import InstallError
 
 
-def ended(code):
+def finished_process(code):
     return types.SimpleNamespace(returncode=code, wait=lambda: code, kill=lambda: None)
 
 
 @pytest.fixture
-def ran(monkeypatch):
+def executed(monkeypatch):
     """Return the commands that are run, without their Python; each succeeds, and everything is installed."""
     commands = []
 
     def start(command, **options):
         commands.append(" ".join(command[1:]))
-        return ended(commands[-1].endswith("--format-fails"))
+        return finished_process(commands[-1].endswith("--format-fails"))
 
     monkeypatch.setattr(subprocess, "Popen", start)
     monkeypatch.setattr(tasks, "install", lambda **options: commands.append(f"install {options}") or Path("python"))
     return commands
 
 
-def code_of(*arguments):
+def exit_code_of(*arguments):
     with pytest.raises(SystemExit) as end:
         tasks.start(list(arguments))
     return end.value.code
 
 
-def test_a_task_lets_its_processes_cache_bytecode(ran, monkeypatch):
+def test_a_task_lets_its_processes_cache_bytecode(executed, monkeypatch):
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
-    assert code_of("course") == 0
+    assert exit_code_of("course") == 0
     assert "PYTHONDONTWRITEBYTECODE" not in os.environ
 
 
-def test_course_installs_then_runs_with_the_remaining_arguments(ran, monkeypatch):
+def test_course_installs_then_runs_with_the_remaining_arguments(executed, monkeypatch):
     monkeypatch.delenv("TORCH", raising=False)
-    assert code_of("course", "--here", "--preset", "8gb", "02") == 0
-    assert ran == ["install {'here': True, 'torch': 'auto'}", "-m helpers run --preset 8gb 02"]
+    assert exit_code_of("course", "--here", "--preset", "8gb", "02") == 0
+    assert executed == ["install {'here': True, 'torch': 'auto'}", "-m helpers run --preset 8gb 02"]
 
 
-def test_the_wheel_is_set_by_an_option_or_a_variable(ran, monkeypatch):
+def test_the_wheel_is_set_by_an_option_or_a_variable(executed, monkeypatch):
     monkeypatch.setenv("TORCH", "cu126")
-    code_of("install")
-    code_of("install", "--torch", "cpu")
-    assert ran == ["install {'here': False, 'torch': 'cu126'}", "install {'here': False, 'torch': 'cpu'}"]
+    exit_code_of("install")
+    exit_code_of("install", "--torch", "cpu")
+    assert executed == ["install {'here': False, 'torch': 'cu126'}", "install {'here': False, 'torch': 'cpu'}"]
 
 
 @pytest.mark.parametrize("given", [("install", "--touch", "cpu"), ("lint", "--fix"), ("pictures", "panel")])
-def test_unknown_arguments_are_refused_before_anything_is_installed(ran, capsys, given):
-    assert code_of(*given) == 2
+def test_unknown_arguments_are_refused_before_anything_is_installed(executed, capsys, given):
+    assert exit_code_of(*given) == 2
     assert f"unrecognized arguments: {' '.join(given[1:])}\n" in capsys.readouterr().err
-    assert ran == []
+    assert executed == []
 
 
-def test_drift_tries_the_newest_libraries_even_if_the_lowest_fail(ran, monkeypatch):
+def test_drift_tries_the_newest_libraries_even_if_the_lowest_fail(executed, monkeypatch):
     failed = tasks._FailedError(1)
     monkeypatch.setattr(tasks, "_unit_tests", lambda python, rest: (_ for _ in ()).throw(failed))
-    assert code_of("drift") == 1
-    assert [word for command in ran for word in ("lowest-direct", "highest") if f"--resolution {word}" in command] == [
+    assert exit_code_of("drift") == 1
+    assert [word for line in executed for word in ("lowest-direct", "highest") if f"--resolution {word}" in line] == [
         "lowest-direct",
         "highest",
     ]
 
 
-def test_the_test_task_runs_lint_notebooks_units_and_browser(ran):
-    assert code_of("test") == 0
+def test_the_test_task_runs_lint_notebooks_units_and_browser(executed):
+    assert exit_code_of("test") == 0
     parts = ("ruff check", "ruff format", "nbstripout", "--nbmake", "--dist=worksteal", "--dist=loadfile")
-    assert [next(i for i, line in enumerate(ran) if part in line) for part in parts] == [1, 2, 3, 4, 5, 6]
+    assert [next(i for i, line in enumerate(executed) if part in line) for part in parts] == [1, 2, 3, 4, 5, 6]
 
 
-def test_every_notebook_runs_and_05_in_its_own_test(ran):
-    code_of("test")
-    (line,) = (line for line in ran if "--nbmake" in line)
+def test_every_notebook_runs_and_05_in_its_own_test(executed):
+    exit_code_of("test")
+    (line,) = (line for line in executed if "--nbmake" in line)
     left_out = {path.name for path in (tasks.ROOT / "notebooks").glob("*.ipynb") if path.name not in line}
     assert left_out == {"05_troubleshooting.ipynb"}
     own = (tasks.ROOT / "tests/troubleshooting/test_notebook.py").read_text(encoding="utf-8")
@@ -90,22 +90,22 @@ def test_every_notebook_runs_and_05_in_its_own_test(ran):
 
 
 @pytest.mark.parametrize("fails", ["--nbmake", "worksteal"])
-def test_failing_notebooks_or_unit_tests_end_the_test_task_before_the_browser(ran, monkeypatch, fails):
+def test_failing_notebooks_or_unit_tests_end_the_test_task_before_the_browser(executed, monkeypatch, fails):
     starts = subprocess.Popen
 
     def failing(command, **options):
         starts(command, **options)
-        return ended(4 * any(fails in word for word in command))
+        return finished_process(4 * any(fails in word for word in command))
 
     monkeypatch.setattr(subprocess, "Popen", failing)
-    assert code_of("test") == 4
-    assert not any("tests/browser" in line for line in ran if "--ignore" not in line)
+    assert exit_code_of("test") == 4
+    assert not any("tests/browser" in line for line in executed if "--ignore" not in line)
 
 
-def test_a_failing_command_ends_its_task_with_its_exit_code(ran, monkeypatch):
-    monkeypatch.setattr(subprocess, "Popen", lambda command, **_: ran.append(command) or ended(3))
-    assert code_of("test") == 3
-    assert len(ran) == 2  # the installation, and the first command
+def test_a_failing_command_ends_its_task_with_its_exit_code(executed, monkeypatch):
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **_: executed.append(command) or finished_process(3))
+    assert exit_code_of("test") == 3
+    assert len(executed) == 2  # the installation, and the first command
 
 
 def test_an_installation_error_is_one_sentence(monkeypatch, capsys):
@@ -113,7 +113,7 @@ def test_an_installation_error_is_one_sentence(monkeypatch, capsys):
         raise InstallError("Too little room.")
 
     monkeypatch.setattr(tasks, "install", refuse)
-    assert code_of("lab") == 1
+    assert exit_code_of("lab") == 1
     assert capsys.readouterr().err == "Error: Too little room.\n"
 
 
@@ -122,7 +122,7 @@ def test_an_interrupt_says_that_the_same_command_continues(monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(tasks, "install", interrupt)
-    assert code_of("course") == 130
+    assert exit_code_of("course") == 130
     assert "repeat the command to continue" in capsys.readouterr().err
 
 
@@ -140,7 +140,7 @@ class TestAnotherCommand:
 
     @pytest.mark.parametrize("active", [None, "VIRTUAL_ENV", "CONDA_PREFIX"])
     def test_another_python_with_the_packages_is_used_only_if_its_environment_is_active(
-        self, monkeypatch, tmp_path, ran, active
+        self, monkeypatch, tmp_path, executed, active
     ):
         (tmp_path / "gpt2-course.json").write_text("{}")
         tasks.python_of(tmp_path).parent.mkdir()
@@ -152,21 +152,21 @@ class TestAnotherCommand:
         if active:
             assert tasks.start(["plan"]) is None
         else:
-            assert code_of("plan") == 0
-        assert ran == ([] if active else ["-m helpers plan"])
+            assert exit_code_of("plan") == 0
+        assert executed == ([] if active else ["-m helpers plan"])
 
-    def test_it_is_passed_on_to_the_environment(self, bare, ran):
+    def test_it_is_passed_on_to_the_environment(self, bare, executed):
         bare.write_text("")
-        assert code_of("plan", "--gpu", "RTX 4090") == 0
-        assert ran == ["-m helpers plan --gpu RTX 4090"]
+        assert exit_code_of("plan", "--gpu", "RTX 4090") == 0
+        assert executed == ["-m helpers plan --gpu RTX 4090"]
 
     def test_without_an_environment_it_names_the_tasks_that_install_one(self, bare, capsys):
-        assert code_of("plan") == 2
+        assert exit_code_of("plan") == 2
         assert "Nothing is installed yet" in (said := capsys.readouterr().err)
         assert all(name in said for name in tasks.TASKS)
 
     def test_the_doctor_needs_no_packages(self, bare, capsys):
-        assert code_of("doctor", "--quick") in (0, 1)
+        assert exit_code_of("doctor", "--quick") in (0, 1)
         assert "python_version" in capsys.readouterr().out
 
 
@@ -183,7 +183,7 @@ def test_help_needs_no_packages_and_its_modules_import_on_an_old_python():
         assert "from __future__ import annotations" in source, path  # Python 3.8 cannot evaluate dict[str, int]
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
 @pytest.mark.parametrize(("sent", "reaches_both"), [(signal.SIGINT, True), (signal.SIGTERM, False)])
 def test_a_signal_is_left_to_the_child_which_saves_its_work(monkeypatch, sent, reaches_both, tmp_path):
     """The terminal sends Ctrl-C to both processes; a signal to one process only is forwarded."""
@@ -205,5 +205,5 @@ def test_a_signal_is_left_to_the_child_which_saves_its_work(monkeypatch, sent, r
     monkeypatch.setattr(subprocess, "Popen", started)
     monkeypatch.setattr(tasks, "install", lambda **_: Path("python"))
     usual = signal.getsignal(sent)
-    assert code_of("course") == 7, "the child's exit code"
+    assert exit_code_of("course") == 7, "the child's exit code"
     assert signal.getsignal(sent) is usual

@@ -87,13 +87,13 @@ def test_a_torch_that_hangs_on_cuda_has_already_reported_its_build(torch):
     assert (result.state, result.version, result.cuda, result.available) == ("hung", "2.13.0+cu130", "13.0", None)
 
 
-@pytest.mark.skipif(os.name != "posix", reason="signals are of POSIX systems")
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
 def test_a_torch_that_crashes_at_import_is_reported_with_its_signal(torch):
     result = torch("import os, signal\nos.kill(os.getpid(), signal.SIGILL)")
     assert (result.state, result.cause) == ("crashed", "ended by SIGILL")
 
 
-@pytest.mark.skipif(os.name != "posix", reason="signals are of POSIX systems")
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
 def test_a_crash_in_the_matrix_product_keeps_the_report_about_the_card(torch):
     crash = "class Generator:\n    def manual_seed(self, seed):\n        import os\n        os.kill(os.getpid(), 11)\n"
     result = torch(BUILD + CARD + crash)

@@ -104,7 +104,7 @@ def test_a_working_wheel_is_never_replaced(torch):
         blind("cu126"),
         CPU_WHEEL,
     ],
-    ids=["too old", "wrong", "blind", "cpu"],
+    ids=["too old", "wrong product", "sees no card", "CPU wheel"],
 )
 def test_a_wheel_that_does_not_work_is_replaced(torch):
     assert wheel_advice(on(LINUX, torch=torch)).pip_args.startswith("torch==2.13.0+cu130 ")

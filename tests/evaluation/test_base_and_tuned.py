@@ -211,16 +211,16 @@ def test_forgetting_documents_are_sampled_with_the_seed_from_the_test_split(tiny
     def compare_on(documents, settings, *, source):
         return SimpleNamespace(texts=documents["text"][:], to_dict=dict)
 
-    def drawn(source, seed):
+    def draw(source, seed):
         return measure_forgetting(SETTINGS.model_copy(update={"general_source": str(source), "seed": seed})).texts
 
     monkeypatch.setattr(base_and_tuned, "_compare_on", compare_on)
     (tmp_path / "own.txt").write_text("\n\n".join(f"Day {n}." for n in range(30)), encoding="utf-8")
-    assert drawn(tmp_path / "own.txt", 1) == drawn(tmp_path / "own.txt", 1) != drawn(tmp_path / "own.txt", 2)
+    assert draw(tmp_path / "own.txt", 1) == draw(tmp_path / "own.txt", 1) != draw(tmp_path / "own.txt", 2)
     (tmp_path / "parts").mkdir()
     for part in ("train", "test"):
         (tmp_path / f"parts/{part}.txt").write_text(f"One of {part}.\n\nTwo of {part}.", encoding="utf-8")
-    assert set(drawn(tmp_path / "parts", 1)) == {"One of test.", "Two of test."}
+    assert set(draw(tmp_path / "parts", 1)) == {"One of test.", "Two of test."}
 
 
 @pytest.mark.parametrize(("name", "words"), [("gone.txt", "cannot be read"), ("empty.txt", "holds no text")])

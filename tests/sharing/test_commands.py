@@ -43,7 +43,7 @@ def test_a_usage_error_gives_one_sentence_and_exit_code_2(arguments, words):
 
 
 @pytest.fixture
-def planned(monkeypatch):
+def published(monkeypatch):
     """Record what is published."""
     sent = []
     monkeypatch.setattr(upload, "plan_upload", lambda *arguments, **options: (arguments, options))
@@ -51,22 +51,22 @@ def planned(monkeypatch):
     return sent
 
 
-def test_share_asks_and_sends_only_after_yes(planned):
+def test_share_asks_and_sends_only_after_yes(published):
     assert "Nothing was sent." in call("share", "tiny", "me/x", input="n\n").output
-    assert planned == []
+    assert published == []
     assert "https://hub/me/x" in call("share", "tiny", "me/x", "--private", "--license", "mit", input="y\n").output
-    assert planned == [(("tiny", "me/x"), {"private": True, "licence": "mit"})]
+    assert published == [(("tiny", "me/x"), {"private": True, "licence": "mit"})]
     assert call("share", "tiny", "me/x", "--yes").exit_code == 0
-    assert len(planned) == 2
+    assert len(published) == 2
 
 
-def test_an_interrupt_at_the_question_sends_nothing_and_gives_exit_code_130(planned, monkeypatch):
+def test_an_interrupt_at_the_question_sends_nothing_and_gives_exit_code_130(published, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("click.termui.visible_prompt_func", interrupted)
     result = call("share", "tiny", "me/x")
-    assert (result.exit_code, planned) == (130, [])
+    assert (result.exit_code, published) == (130, [])
     assert "Interrupted" in result.output
 
 

@@ -33,7 +33,7 @@ def pocket():
 def gpt2():
     """Return a small model whose random weights differ enough to prefer a token, and GPT-2's real tokenizer."""
     if not GPT2_FILES.exists():
-        pytest.skip("GPT-2's tokenizer files are not here")
+        pytest.skip("needs GPT-2's tokenizer files next to this checkout")
     tokenizer = GPT2Tokenizer(vocab=str(GPT2_FILES / "vocab.json"), merges=str(GPT2_FILES / "merges.txt"))
     torch.manual_seed(0)
     config = GPT2Config(
@@ -43,7 +43,7 @@ def gpt2():
 
 
 @pytest.fixture(scope="module", params=[pocket, gpt2], ids=lambda make: make.__name__)
-def both(request, tmp_path_factory):
+def exported(request, tmp_path_factory):
     """Return a model, its tokenizer, and both of them in llama.cpp."""
     model, tokenizer = request.param()
     path = tmp_path_factory.mktemp("gguf") / "model.gguf"
@@ -52,9 +52,9 @@ def both(request, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def ids(both):
+def ids(exported):
     text = "The fox went to the well.\n\nThe hen, who had seen it all, said nothing. 中文 😀\n\tdef f(x):\n" * 2
-    return both[1].encode(text)[:100]
+    return exported[1].encode(text)[:100]
 
 
 def logits(model, ids):
@@ -70,15 +70,15 @@ def nats(scores, ids):
     return -log_p[np.arange(len(ids) - 1), ids[1:]].mean()
 
 
-def test_two_hundred_texts_have_the_same_tokens(both):
-    _, tokenizer, llama = both
+def test_two_hundred_texts_have_the_same_tokens(exported):
+    _, tokenizer, llama = exported
     assert len(set(TEXTS)) == 200
     different = [text for text in TEXTS if llama.tokens(text) != tokenizer.encode(text, verbose=False)]
     assert different == []
 
 
-def test_logits_and_perplexity_are_the_same(both, ids):
-    model, _, llama = both
+def test_logits_and_perplexity_are_the_same(exported, ids):
+    model, _, llama = exported
     expected, found = logits(model, ids), llama.logits(ids)
     # The pocket model's logits are between -24 and 18. llama.cpp keeps keys and values in fp16 and reads GELU from an
     # fp16 table: even with float32 weights, some of its logits differ from ours by 0.03.
@@ -88,8 +88,8 @@ def test_logits_and_perplexity_are_the_same(both, ids):
     assert np.exp(nats(found, ids) - nats(expected, ids)) == pytest.approx(1, abs=5e-3)
 
 
-def test_fifty_tokens_of_greedy_text_are_the_same(both, ids):
-    model, _, llama = both
+def test_fifty_tokens_of_greedy_text_are_the_same(exported, ids):
+    model, _, llama = exported
     start = ids[:8]
     found = llama.greedy(start, 50)
     scores = logits(model, [*start, *found])[len(start) - 1 : -1]
@@ -97,8 +97,8 @@ def test_fifty_tokens_of_greedy_text_are_the_same(both, ids):
     assert (scores.max(-1) - scores[np.arange(50), found]).max() < 2e-2 * max(1, scores.std())
 
 
-def test_end_of_text_stops_generation_and_no_token_is_put_before_a_prompt(both):
-    _, tokenizer, llama = both
+def test_end_of_text_stops_generation_and_no_token_is_put_before_a_prompt(exported):
+    _, tokenizer, llama = exported
     assert llama.vocab.is_eog(tokenizer.eos_token_id)
     assert llama.vocab.token_bos() == llama.vocab.token_eos() == tokenizer.eos_token_id
     assert not llama.vocab.get_add_bos()

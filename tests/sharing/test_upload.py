@@ -36,7 +36,7 @@ def api(uploads, monkeypatch):
 
 
 @pytest.fixture
-def light(run, runs):
+def small_run(run, runs):
     """Return a run with a GGUF file of a few bytes."""
     folder = runs / "tiny/export/gguf-f16"
     folder.mkdir(parents=True)
@@ -45,8 +45,8 @@ def light(run, runs):
     return run
 
 
-def test_everything_is_shown_before_it_is_sent(light, uploads, api):
-    upload = plan_upload(light, "me/fables", api=api)
+def test_everything_is_shown_before_it_is_sent(small_run, uploads, api):
+    upload = plan_upload(small_run, "me/fables", api=api)
     text = str(upload)
     for name, content in upload.files.items():
         assert f"{content.stat().st_size:,} bytes" in next(line for line in text.splitlines() if f" {name} " in line)
@@ -58,9 +58,9 @@ def test_everything_is_shown_before_it_is_sent(light, uploads, api):
     assert uploads.commits == {}
 
 
-def test_model_card_and_gguf_are_uploaded_and_can_be_loaded(light, runs, uploads, api):
-    compare_with_base(EvaluationSettings(run=light, stride=16))
-    address = publish(plan_upload(light, "me/fables", licence="cc-by-4.0", api=api), api=api)
+def test_model_card_and_gguf_are_uploaded_and_can_be_loaded(small_run, runs, uploads, api):
+    compare_with_base(EvaluationSettings(run=small_run, stride=16))
+    address = publish(plan_upload(small_run, "me/fables", licence="cc-by-4.0", api=api), api=api)
     assert address.endswith("/me/fables")
     folder = uploads.folder / "fables"
     assert set(uploads.commits["Run tiny"]) == {path.relative_to(folder).as_posix() for path in folder.rglob("*.*")} | {
@@ -75,28 +75,28 @@ def test_model_card_and_gguf_are_uploaded_and_can_be_loaded(light, runs, uploads
         assert str(runs).encode() not in path.read_bytes(), "local paths are private"
 
 
-def test_hidden_files_are_not_published(light, runs, api):
+def test_hidden_files_are_not_published(small_run, runs, api):
     for folder in ("model", "export/gguf-f16"):
         (runs / "tiny" / folder / ".env").write_text("TOKEN=secret")
-    upload = plan_upload(light, "me/fables", private=True, api=api)
+    upload = plan_upload(small_run, "me/fables", private=True, api=api)
     assert upload.private and not any(".env" in name for name in upload.files)
 
 
 @pytest.mark.parametrize("folder", ["model", "export/gguf-f16"])
-def test_a_symbolic_link_is_refused(light, runs, api, tmp_path, folder):
+def test_a_symbolic_link_is_refused(small_run, runs, api, tmp_path, folder):
     (tmp_path / "id_rsa").write_text("secret")
     try:
         (runs / "tiny" / folder / "vocabulary.txt").symlink_to(tmp_path / "id_rsa")
     except OSError as error:
-        pytest.skip(f"this system makes no links: {error}")
+        pytest.skip(f"this system cannot create links: {error}")
     with pytest.raises(SettingsError, match=r"vocabulary\.txt is a link to .*id_rsa, whose content would be published"):
-        plan_upload(light, "me/fables", api=api)
+        plan_upload(small_run, "me/fables", api=api)
 
 
-def test_an_outdated_gguf_is_exported_again(light, runs, api):
+def test_an_outdated_gguf_is_exported_again(small_run, runs, api):
     gguf = runs / "tiny/export/gguf-f16/tiny-f16.gguf"
     os.utime(gguf, (0, 0))
-    upload = plan_upload(light, "me/fables", api=api)
+    upload = plan_upload(small_run, "me/fables", api=api)
     assert upload.files["gguf/tiny-f16.gguf"] == gguf
     assert gguf.stat().st_size > 100_000
 
@@ -108,19 +108,19 @@ def test_without_the_gguf_package_the_model_is_shared_without_a_gguf(run, api, m
     assert "Without a GGUF file: Writing GGUF needs the package gguf" in str(upload)
 
 
-def test_an_existing_repository_keeps_its_other_files_and_its_visibility(light, uploads, api):
-    publish(plan_upload(light, "me/fables", api=api), api=api)
+def test_an_existing_repository_keeps_its_other_files_and_its_visibility(small_run, uploads, api):
+    publish(plan_upload(small_run, "me/fables", api=api), api=api)
     (uploads.folder / "fables/notes.txt").write_text("mine")
-    upload = plan_upload(light, "me/fables", api=api)
+    upload = plan_upload(small_run, "me/fables", api=api)
     assert "The repository me/fables exists and stays public" in str(upload)
     with pytest.raises(SettingsError, match=r"exists and is public.*choose another name"):
-        plan_upload(light, "me/fables", private=True, api=api)
+        plan_upload(small_run, "me/fables", private=True, api=api)
     publish(upload, api=api)
     assert (uploads.folder / "fables/notes.txt").read_text(encoding="utf-8") == "mine"
 
 
-def test_after_a_broken_connection_the_same_call_continues(light, uploads, api):
-    upload = plan_upload(light, "me/fables", api=api)
+def test_after_a_broken_connection_the_same_call_continues(small_run, uploads, api):
+    upload = plan_upload(small_run, "me/fables", api=api)
     uploads.drops = 100  # more than the client's attempts for both large files: nothing is committed
     with pytest.raises(
         SettingsError, match=r"did not accept 'me/fables' .*: check the network, and repeat the command"
@@ -136,31 +136,31 @@ def test_after_a_broken_connection_the_same_call_continues(light, uploads, api):
     publish(upload, api=api)
 
 
-def test_a_wrong_token_asks_for_a_login(light, uploads, api):
+def test_a_wrong_token_asks_for_a_login(small_run, uploads, api):
     with pytest.raises(SettingsError, match="log in with `hf auth login`, with a token that has write access"):
-        plan_upload(light, "me/fables", api=HfApi(endpoint=api.endpoint, token="hf_wrong"))
+        plan_upload(small_run, "me/fables", api=HfApi(endpoint=api.endpoint, token="hf_wrong"))
 
 
-def test_a_missing_token_asks_for_a_login(light, api, tmp_path, monkeypatch):
+def test_a_missing_token_asks_for_a_login(small_run, api, tmp_path, monkeypatch):
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
     with pytest.raises(SettingsError, match="log in with `hf auth login`"):
-        plan_upload(light, "me/fables", api=HfApi(endpoint=api.endpoint))
+        plan_upload(small_run, "me/fables", api=HfApi(endpoint=api.endpoint))
 
 
-def test_another_owners_name_is_refused(light, api):
+def test_another_owners_name_is_refused(small_run, api):
     with pytest.raises(SettingsError, match="use a name of your own account or organisation"):
-        publish(plan_upload(light, "others/fables", api=api), api=api)
+        publish(plan_upload(small_run, "others/fables", api=api), api=api)
 
 
-def test_a_missing_network_is_reported(light, api):
+def test_a_missing_network_is_reported(small_run, api):
     with pytest.raises(SettingsError, match="check the network"):
-        plan_upload(light, "me/fables", api=HfApi(endpoint="http://127.0.0.1:9", token="hf_right"))
+        plan_upload(small_run, "me/fables", api=HfApi(endpoint="http://127.0.0.1:9", token="hf_right"))
 
 
-def test_offline_mode_is_reported(light):
+def test_offline_mode_is_reported(small_run):
     with pytest.raises(SettingsError, match="HF_HUB_OFFLINE is set"):
-        plan_upload(light, "me/fables", api=HfApi(token="hf_right"))
+        plan_upload(small_run, "me/fables", api=HfApi(token="hf_right"))
 
 
 @pytest.mark.parametrize(
@@ -171,15 +171,15 @@ def test_an_invalid_repository_name_is_refused(name):
         check_repo_id(name)
 
 
-def test_a_run_without_a_model_is_refused(light, runs, api):
+def test_a_run_without_a_model_is_refused(small_run, runs, api):
     (runs / "tiny/model").rename(runs / "tiny/gone")
     with pytest.raises(SettingsError, match="no final model yet"):
-        plan_upload(light, "me/fables", api=api)
+        plan_upload(small_run, "me/fables", api=api)
 
 
-def test_an_unknown_licence_is_refused(light, api):
+def test_an_unknown_licence_is_refused(small_run, api):
     with pytest.raises(SettingsError, match="'MIT License' is not a licence of the Hub's list"):
-        plan_upload(light, "me/fables", licence="MIT License", api=api)
+        plan_upload(small_run, "me/fables", licence="MIT License", api=api)
 
 
 @pytest.mark.parametrize(

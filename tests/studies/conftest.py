@@ -93,14 +93,14 @@ def run_worker(file, **options):
     return study, opened
 
 
-def refusal(file):
+def error_of(file):
     """Return the error message that a study file gives."""
     with pytest.raises(SettingsError) as error:
         read_study(file)
     return str(error.value)
 
 
-def ended(process, *, seconds=240):
+def finish(process, *, seconds=240):
     """Wait for a command; return its exit code and all its output."""
     out, err = process.communicate(timeout=seconds)
     return process.returncode, out + err
@@ -114,6 +114,6 @@ def wait_until(condition, *, seconds=240):
         time.sleep(0.02)
 
 
-def starts(folder):
+def count_starts(folder):
     """Return how many times each trial's notebook was started."""
     return {path.parent.name: path.read_text().count("started") for path in sorted(folder.glob("*/starts.log"))}

@@ -21,7 +21,7 @@ from helpers.studies.worker import work
 from helpers.training.fine_tuning import fine_tune
 from helpers.training.stopping import TrainingStoppedError
 from tests.command_line import call
-from tests.studies.conftest import CHEAP, starts, sweep, wait_until
+from tests.studies.conftest import CHEAP, count_starts, sweep, wait_until
 from tests.studies.recorded_runs import OTHER_TEXT, write_run, write_trials
 
 
@@ -50,7 +50,7 @@ def test_two_commands_share_a_study(study_file, runs, monkeypatch):
     result = call("sweep", file)
     _, errors = other.communicate()
     assert (result.exit_code, other.returncode) == (0, 0), result.output + errors
-    assert starts(runs / "grid") == {f"trial-{n:03d}": 1 for n in range(3)}
+    assert count_starts(runs / "grid") == {f"trial-{n:03d}": 1 for n in range(3)}
     assert "3 done, 0 running of 3" in result.output
     assert "Best: grid/trial-000, eval loss 1.01 with learning_rate 0.001." in result.output
     assert "<table>" in (runs / "grid/comparison.html").read_text(encoding="utf-8")
@@ -61,7 +61,7 @@ def test_a_sweep_killed_twice_ends_its_workers_and_neither_loses_nor_repeats_a_t
     random_state = random.Random(7)
     monkeypatch.setenv("NAP", "60")
     process = sweep(file, "--workers", "2")
-    wait_until(lambda: len(starts(folder)) == 2)
+    wait_until(lambda: len(count_starts(folder)) == 2)
     everyone = psutil.Process(process.pid).children(recursive=True)
     assert len(everyone) >= 4, "two workers and their two kernels"
     killed(process)
@@ -111,7 +111,7 @@ def test_a_worker_that_dies_is_restarted(study_file, runs, monkeypatch):
     monkeypatch.setenv("NAP", "1")
 
     def kill_the_worker():
-        wait_until(lambda: starts(runs / "grid"))
+        wait_until(lambda: count_starts(runs / "grid"))
         workers_of(psutil.Process())[0].kill()
 
     killer = threading.Thread(target=kill_the_worker)
@@ -120,7 +120,7 @@ def test_a_worker_that_dies_is_restarted(study_file, runs, monkeypatch):
     killer.join()
     assert result.exit_code == 0, result.output
     assert "1 done, 0 running of 1" in result.output
-    assert starts(runs / "grid") == {"trial-000": 2}
+    assert count_starts(runs / "grid") == {"trial-000": 2}
 
 
 def test_a_dry_run_shows_the_plan_and_writes_nothing(study_file, runs):
@@ -204,7 +204,7 @@ def test_a_study_whose_trials_all_failed_exits_with_1_and_retry_failed_runs_them
     assert call("sweep", file).exit_code == 1, "failed trials are not retried"
     result = call("sweep", file, "--retry-failed")
     assert result.exit_code == 0, result.output
-    assert starts(runs / "grid") == {"trial-000": 2, "trial-001": 2}
+    assert count_starts(runs / "grid") == {"trial-000": 2, "trial-001": 2}
 
 
 def test_workers_that_do_not_fit_the_gpu_are_refused_before_anything_is_written(study_file, runs):

@@ -2,7 +2,7 @@ import pytest
 
 from helpers.paths import COMMAND
 from helpers.studies.study_file import read_study
-from tests.studies.conftest import refusal
+from tests.studies.conftest import error_of
 
 
 @pytest.mark.parametrize(
@@ -19,7 +19,7 @@ from tests.studies.conftest import refusal
 )
 def test_varying_a_setting_that_makes_trials_incomparable_is_refused(tmp_path, varied, changes, words):
     (tmp_path / "a.yaml").write_text(f"preset: pocket\nvary:\n  {varied}\n{changes}")
-    sentence = refusal(tmp_path / "a.yaml")
+    sentence = error_of(tmp_path / "a.yaml")
     assert sentence.startswith(f"a.yaml, vary.{varied.partition(':')[0]}: ")
     assert words in sentence
     assert "\n" not in sentence
@@ -53,4 +53,4 @@ def test_settings_that_keep_trials_comparable_can_be_varied(tmp_path, text):
 )
 def test_a_metric_or_setting_that_no_notebook_uses_is_refused(tmp_path, text, words):
     (tmp_path / "a.yaml").write_text(text)
-    assert words in refusal(tmp_path / "a.yaml")
+    assert words in error_of(tmp_path / "a.yaml")

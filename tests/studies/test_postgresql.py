@@ -11,7 +11,7 @@ import pytest
 
 from helpers.studies.queue import open_study, requeue_interrupted
 from helpers.studies.study_file import read_study
-from tests.studies.conftest import ended, starts, sweep, wait_until
+from tests.studies.conftest import count_starts, finish, sweep, wait_until
 
 INSTALLED = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: float(path.parent.name))
 INITDB = shutil.which("initdb") or next((str(path / "initdb") for path in reversed(INSTALLED)), None)
@@ -62,13 +62,13 @@ def test_two_commands_share_a_study_and_one_is_killed(study_file, server, runs, 
     monkeypatch.setenv("NAP", "1")
     file = study_file(study="shared", storage=server, vary={"learning_rate": [0.001, 0.002]})
     first, second = sweep(file), sweep(file)
-    wait_until(lambda: len(starts(runs / "shared")) >= 2)
+    wait_until(lambda: len(count_starts(runs / "shared")) >= 2)
     second.kill()
     second.communicate()
-    code, output = ended(first)
+    code, output = finish(first)
     assert code == 0, output
     assert "2 done, 0 running of 2" in output
-    counts = starts(runs / "shared")
+    counts = count_starts(runs / "shared")
     assert sorted(counts) == ["trial-000", "trial-001"]
     assert sum(counts.values()) <= 3, "only an interrupted trial starts again"
     assert not (runs / "shared/study.log").exists()

@@ -4,7 +4,7 @@ import pytest
 
 from helpers.settings import SettingsError
 from helpers.studies.study_file import STUDIES, find_study, read_study
-from tests.studies.conftest import refusal
+from tests.studies.conftest import error_of
 
 
 def test_text_is_converted_to_the_type_of_its_setting(tmp_path, cheap_notebook):
@@ -87,7 +87,7 @@ def test_each_error_is_reported_with_its_location(tmp_path):
     path = tmp_path / "bad.yaml"
     path.write_text(BAD, encoding="utf-8")
     faults = {}
-    for line in refusal(path).splitlines():
+    for line in error_of(path).splitlines():
         where, _, sentence = line.partition(": ")
         faults.setdefault(where.removeprefix("bad.yaml, "), []).append(sentence)
     assert {place for place in WORDS if not any(WORDS[place] in fault for fault in faults.get(place, []))} == set()
@@ -124,7 +124,7 @@ def test_each_error_is_reported_with_its_location(tmp_path):
 def test_an_invalid_study_file_is_refused_in_one_sentence(tmp_path, text, words):
     path = tmp_path / "bad.yaml"
     path.write_text(text)
-    sentence = refusal(path)
+    sentence = error_of(path)
     assert words in sentence
     assert "\n" not in sentence
 
@@ -132,7 +132,7 @@ def test_an_invalid_study_file_is_refused_in_one_sentence(tmp_path, text, words)
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00", "source: C:\\Müller".encode("cp1252"), b"a: \x00"])
 def test_a_file_that_is_not_utf_8_text_is_refused_in_one_sentence(tmp_path, content):
     (tmp_path / "bad.yaml").write_bytes(content)
-    sentence = refusal(tmp_path / "bad.yaml")
+    sentence = error_of(tmp_path / "bad.yaml")
     assert sentence.startswith("bad.yaml: this cannot be read as YAML")
     assert sentence.endswith("save the file as UTF-8.")
     assert "\n" not in sentence
@@ -149,8 +149,8 @@ def test_a_file_whose_name_is_invalid_can_set_another_study_name(tmp_path, cheap
     path = tmp_path / "my study.yaml"
     text = f"vary: {{learning_rate: [0.001]}}\nnotebooks: [{cheap_notebook}]\n"
     path.write_text(text)
-    assert "'my study' is not a plain name" in refusal(path)
-    assert refusal(path).endswith("rename the file, or set `study:` in it.")
+    assert "'my study' is not a plain name" in error_of(path)
+    assert error_of(path).endswith("rename the file, or set `study:` in it.")
     path.write_text(f"study: renamed\n{text}")
     assert read_study(path).study == "renamed"
 
@@ -171,7 +171,7 @@ def test_a_file_whose_name_is_invalid_can_set_another_study_name(tmp_path, cheap
     ],
 )
 def test_an_error_shortens_a_long_value(study_file, changes):
-    assert 0 < len(refusal(study_file(**changes))) < 8000
+    assert 0 < len(error_of(study_file(**changes))) < 8000
 
 
 @pytest.mark.parametrize("path", sorted(STUDIES.glob("*.yaml")), ids=lambda path: path.stem)

@@ -27,7 +27,7 @@ def finish(opened, value=None, error=None):
     return opened.tell(trial, value)
 
 
-def drawn(progress):
+def render(progress):
     console = Console(file=io.StringIO(), width=120)
     console.print(draw(progress))
     return console.file.getvalue()
@@ -41,7 +41,7 @@ def test_the_screen_shows_done_running_failed_best_and_time_left(study):
     progress = Progress(study, opened)
     assert progress.headline.startswith("1 done, 1 running, 1 waiting, 1 failed of 4; time left: about 0 s")
     assert (progress.n_left, progress.best.value) == (2, 2.5)
-    text = drawn(progress)
+    text = render(progress)
     assert "best so far  trial-000: eval_loss 2.5000 (learning_rate 0.001)" in text
     assert "trial-001: a cell is broken" in text
     assert "trial-002: running" in text
@@ -67,7 +67,7 @@ def test_time_left_is_unknown_before_a_trial_is_done(study):
     assert progress.seconds_left is None
     assert progress.best is None
     shown = "0 done, 0 running, 4 waiting of 4; time left: known after the first uninterrupted trial"
-    assert shown in drawn(progress)
+    assert shown in render(progress)
 
 
 def test_time_left_is_divided_among_the_workers(study):

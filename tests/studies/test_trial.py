@@ -15,7 +15,7 @@ from helpers.studies.study_file import read_study
 from helpers.studies.trial import StudyPausedError
 from helpers.studies.worker import work
 from helpers.training.pruning import PLACE
-from tests.studies.conftest import CHEAP, run_worker, starts
+from tests.studies.conftest import CHEAP, count_starts, run_worker
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 
@@ -47,7 +47,7 @@ def test_a_failed_trial_is_recorded_with_its_error_and_the_others_run(study_file
     run = compare("grid").runs[-1]
     assert (run.state, run.error) == ("failed", failed.user_attrs["error"])
     work(study, open_study(study))
-    assert starts(study.folder) == {"trial-000": 1, "trial-001": 1}, "neither is run again"
+    assert count_starts(study.folder) == {"trial-000": 1, "trial-001": 1}, "neither is run again"
 
 
 def test_the_error_of_a_trial_includes_its_explanation(without_kernels, study_file, write_notebook):
@@ -117,7 +117,7 @@ def test_a_full_disk_pauses_the_study_and_the_same_trial_runs_next(without_kerne
     monkeypatch.setenv("ROOM", "1")
     study, opened = run_worker(file)
     assert [trial.state for trial in trials_of(study, opened)] == [TrialState.COMPLETE] * 2
-    assert starts(study.folder) == {"trial-000": 2, "trial-001": 1}
+    assert count_starts(study.folder) == {"trial-000": 2, "trial-001": 1}
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from helpers.studies.queue import open_study, trials_of
 from helpers.studies.study_file import read_study
 from helpers.studies.trial import StudyPausedError
 from helpers.studies.worker import work
-from tests.studies.conftest import run_worker, starts
+from tests.studies.conftest import count_starts, run_worker
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 
@@ -24,9 +24,9 @@ def test_points_beyond_a_lowered_budget_wait_until_it_is_raised(without_kernels,
     opened = open_study(study)
     opened.enqueue_trial({"learning_rate": 0.001, "weight_decay": 0.0}, user_attrs={"point": 0})  # behind all others
     work(study, opened)
-    assert starts(study.folder) == {f"trial-{n:03d}": 1 for n in range(3)}
+    assert count_starts(study.folder) == {f"trial-{n:03d}": 1 for n in range(3)}
     study, opened = run_worker(study_file())
-    assert starts(study.folder) == {f"trial-{n:03d}": 1 for n in range(4)}
+    assert count_starts(study.folder) == {f"trial-{n:03d}": 1 for n in range(4)}
 
 
 def test_a_disk_too_full_for_a_trial_pauses_the_study_before_it_starts(study_file, monkeypatch):
@@ -44,7 +44,7 @@ def test_no_trial_starts_after_the_time_budget_ends(study_file):
     file = study_file()
     with pytest.raises(StudyPausedError, match="is used up: no further trial starts"):
         run_worker(file, ends=time.time() - 1)
-    assert starts(read_study(file).folder) == {}
+    assert count_starts(read_study(file).folder) == {}
 
 
 def test_the_reason_for_a_pause_reaches_the_command_with_any_code_page(study_file, monkeypatch):

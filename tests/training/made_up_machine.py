@@ -1,4 +1,4 @@
-"""Measurements of a machine that does not exist, whose speed is known exactly."""
+"""Measurements of an imaginary machine whose speed is known exactly."""
 
 from helpers.settings import TrainingSettings
 from helpers.training.calibration import Measurement

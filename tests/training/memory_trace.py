@@ -1,9 +1,9 @@
-"""Trace the memory of a real training step without using it: fake tensors on a CPU that behave as on a CUDA card.
+"""Trace the memory of a real training step without allocating it: fake CPU tensors behave as on a CUDA card.
 
-FakeTensorMode runs every operation on shapes only, and MemTracker adds up the live storages. A CPU differs from a GPU
-in some places, where the GPU's behaviour is restored: the flash kernel, dropout that keeps its mask, autocast, products
-of halves that are added up in float32, and the softmax in one kernel. Not traced: cuBLAS workspaces, fragmentation,
-what a kernel allocates for itself.
+FakeTensorMode runs every operation on shapes only, and MemTracker adds up the live storages. Where a CPU differs from a
+GPU, the GPU's behaviour is emulated: the flash kernel, dropout that keeps its mask, autocast, half-precision products
+accumulated in float32, and the fused softmax. Not traced: cuBLAS workspaces, fragmentation and what kernels allocate
+for themselves.
 """
 
 import gc
@@ -41,15 +41,15 @@ def peak_bytes(
     n_processes: int = 1,
     fused_softmax: bool = False,
 ) -> int:
-    """Return the peak bytes of all tensors from the second step of a training on, when the optimizer has its states.
+    """Return the peak bytes of all tensors in any step after the first, when the optimizer has its states.
 
     Args:
-        config: the configuration of the model.
-        settings: the settings of the training.
-        of: 'step', 'validation' for a pass after it, or 'sample' for a generation of `sample_tokens` tokens in all.
-        sample_tokens: see `of`.
-        n_processes: how many processes train together; the others are made up.
-        fused_softmax: whether the gradients of the logits take their place, as Triton's kernel does it.
+        config: the model configuration.
+        settings: the training settings.
+        of: 'step', 'validation' for a pass after a step, or 'sample' for generating up to `sample_tokens` tokens.
+        sample_tokens: length of the sample, including its prompt.
+        n_processes: number of training processes; all but one are simulated.
+        fused_softmax: whether the gradients of the logits overwrite the logits, as in the Triton kernel.
     """
     batch, block, precision = settings.per_device_train_batch_size, settings.block_size, settings.mixed_precision
     with ExitStack() as stack:
@@ -65,7 +65,7 @@ def peak_bytes(
             with torch.no_grad(), torch.autocast("cpu", DTYPES.get(precision), enabled=precision in DTYPES):
                 _validate(model, input_ids) if of == "validation" else _sample(trained, sample_tokens, tracker)
             return tracker.get_tracker_snapshot("peak")[CPU]["Total"]
-        n_passes = min(settings.gradient_accumulation_steps, 2)  # from the second pass on all are alike
+        n_passes = min(settings.gradient_accumulation_steps, 2)  # all passes after the first are alike
         for n in range(n_passes):
             tracker.reset_mod_stats()
             with run.no_sync() if n_processes > 1 and n + 1 < n_passes else nullcontext():
@@ -80,7 +80,7 @@ def peak_bytes(
 
 
 def scoring_peak_bytes(config: GPT2Config, *, batch: int, n_scored: int) -> int:
-    """Return the peak bytes of all tensors while the last tokens of windows of all positions are scored in float32."""
+    """Return the peak bytes of all tensors while the last tokens of full-length windows are scored in float32."""
     with ExitStack() as stack:
         model = _on_meta(config).eval()
         stack.enter_context(FakeTensorMode())
@@ -91,7 +91,7 @@ def scoring_peak_bytes(config: GPT2Config, *, batch: int, n_scored: int) -> int:
         tracker = _Tracker()
         tracker.track_external(model, rows)
         head = model.lm_head.weight
-        del model.lm_head  # the tracker allows a module one call
+        del model.lm_head  # the tracker allows one call per module
         model.lm_head = lambda hidden: hidden @ head.T
         stack.enter_context(tracker)
         with torch.no_grad():
@@ -103,8 +103,8 @@ def scoring_peak_bytes(config: GPT2Config, *, batch: int, n_scored: int) -> int:
 def fake_models(
     config: GPT2Config, settings: TrainingSettings, *, fused_softmax: bool = False
 ) -> Iterator[tuple[GPT2LMHeadModel, nn.Module]]:
-    """Give a fake model that behaves as on CUDA, and what is trained of it: the model, or it with an adapter."""
-    model = _on_meta(config)  # its initial weights are drawn outside, where meta tensors draw none
+    """Yield a fake model that behaves as on CUDA, and the module to train: the model itself or with an adapter."""
+    model = _on_meta(config)  # outside FakeTensorMode, so that no initial weights are drawn
     half = DTYPES.get(settings.mixed_precision)
     trained = add_adapter(model, settings, half=half) if settings.lora_r else model
     with FakeTensorMode(), _as_on_cuda(fused_softmax=fused_softmax):
@@ -118,7 +118,7 @@ def _validate(model: GPT2LMHeadModel, input_ids: torch.Tensor) -> None:
 
 
 def _sample(model: nn.Module, n_tokens: int, tracker: "_Tracker") -> None:
-    """Read all tokens but two and generate these, as `generate` does: with the logits of the last position only."""
+    """Read all tokens but two, then generate those as `generate` does, with the logits of the last position only."""
     name = "cache" if "cache" in signature(GPT2LMHeadModel.forward).parameters else "past_key_values"  # since 5.24
     how = {name: DynamicCache(), "use_cache": True, "logits_to_keep": 1}
     model(input_ids=torch.empty(1, n_tokens - 2, dtype=torch.int64), **how)
@@ -129,7 +129,7 @@ def _sample(model: nn.Module, n_tokens: int, tracker: "_Tracker") -> None:
 
 @contextmanager
 def _in_processes(model: nn.Module, n_processes: int) -> Iterator[nn.Module]:
-    """Give the model as the first of several processes trains it, which exchange nothing."""
+    """Yield the model as trained by the first of several processes that exchange nothing."""
     distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=n_processes)
     try:
         parallel = nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True, init_sync=False)
@@ -146,7 +146,7 @@ def _exchange_nothing(state: None, bucket: distributed.GradBucket) -> torch.futu
 
 
 class _Tracker(MemTracker):
-    """Add up two gradients of one tensor in place, as autograd does whenever no dispatch mode is on."""
+    """Sum two gradients of a tensor in place, as autograd does when no dispatch mode is active."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         is_backward = torch._C._current_graph_task_id() != -1 and not torch.is_grad_enabled()
@@ -155,7 +155,7 @@ class _Tracker(MemTracker):
         return super().__torch_dispatch__(func, types, args, kwargs)
 
     def _track_module_params_and_buffers(self, module, install_grad_hooks=True):
-        """Install no hooks on frozen parameters, which have no gradient: torch would refuse them."""
+        """Install no hooks on frozen parameters: torch refuses hooks on tensors without a gradient."""
         is_trained = all(parameter.requires_grad for parameter in module.parameters())
         return super()._track_module_params_and_buffers(module, install_grad_hooks and is_trained)
 
@@ -168,7 +168,7 @@ def _on_meta(config: GPT2Config) -> GPT2LMHeadModel:
 
 
 def _give_storage(model: nn.Module) -> None:
-    """Replace what is on `meta` by fake CPU tensors; tied weights stay one."""
+    """Replace meta tensors with fake CPU tensors and keep tied weights tied."""
     memo: dict[int, nn.Parameter] = {}
     for module in model.modules():
         for name, parameter in list(module._parameters.items()):
@@ -183,12 +183,12 @@ def _choose(model: GPT2LMHeadModel, *, checkpointing: bool) -> None:
     use_fused_gelu(model)
     use_chunked_loss(model)
     if checkpointing:
-        enable = getattr(model, "activation_checkpointing_enable", None)  # its name from transformers 5.23 on
+        enable = getattr(model, "activation_checkpointing_enable", None)  # its name since transformers 5.23
         (enable or model.gradient_checkpointing_enable)()
 
 
 def _stepped_once(model: nn.Module, optim: str) -> torch.optim.Optimizer:
-    """Return the Trainer's optimizer with its states for each trained weight, as it is after the first step."""
+    """Return the Trainer's optimizer after its first step, when it has states for every trained weight."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if optim == "adafactor":
         optimizer = Adafactor(trained, lr=1e-3, scale_parameter=False, relative_step=False)
@@ -211,7 +211,7 @@ def _flash_attention(module, query, key, value, attention_mask, dropout=0.0, sca
 
 @contextmanager
 def _as_on_cuda(*, fused_softmax: bool = False) -> Iterator[None]:
-    """Compute as CUDA does: dropout with a mask of one byte, sums of products in float32."""
+    """Compute as CUDA does: one byte per element of a dropout mask, products accumulated in float32."""
 
     def masked_dropout(input, p=0.5, training=True, inplace=False):
         return torch.ops.aten.native_dropout(input, p, training)[0] if p and training else input
@@ -229,4 +229,4 @@ def _as_on_cuda(*, fused_softmax: bool = False) -> Iterator[None]:
             patch.setattr(autograd_functions.fused_softmax, "works_on", lambda device: True)
             patch.setattr(autograd_functions.fused_softmax, "nats_and_gradients", in_place)
         yield
-    gc.collect()  # the tracker's weak references go with what they refer to
+    gc.collect()  # so that the tracker's weak references die with their targets

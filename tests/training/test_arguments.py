@@ -26,7 +26,7 @@ def test_fp16_without_a_gpu_is_refused(monkeypatch):
 def test_settings_reach_the_trainer_under_their_own_names(tmp_path):
     settings = TrainingSettings(learning_rate=3e-4, weight_decay=0.2, seed=7, adam_beta2=0.9, mixed_precision="no")
     made = vars(training_arguments(settings, tmp_path))
-    names = made.keys() & TrainingSettings.model_fields.keys() - {"report_to", "torch_compile"}  # for this machine
+    names = made.keys() & TrainingSettings.model_fields.keys() - {"report_to", "torch_compile"}  # machine-dependent
     assert {name: made[name] for name in names} == settings.model_dump(include=names)
 
 
@@ -52,7 +52,7 @@ CHANGES = [
 
 
 @pytest.mark.parametrize(("changes", "expected"), CHANGES)
-def test_the_course_sets_further_training_arguments(tmp_path, monkeypatch, changes, expected):
+def test_the_course_sets_other_training_arguments(tmp_path, monkeypatch, changes, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     made = training_arguments(TrainingSettings(**{"mixed_precision": "no"} | changes), tmp_path)
     assert {name: getattr(made, name) for name in ALWAYS | expected} == ALWAYS | expected
@@ -102,7 +102,7 @@ def test_tf32_is_used_only_on_gpus_that_have_it_and_only_during_training(monkeyp
 
 
 @pytest.mark.parametrize(
-    ("asked", "gpu", "system", "blocks", "compiled"),
+    ("choice", "gpu", "system", "blocks", "compiled"),
     [
         ("always", False, "Linux", 1, True),
         ("never", True, "Linux", 10**6, False),
@@ -112,6 +112,6 @@ def test_tf32_is_used_only_on_gpus_that_have_it_and_only_during_training(monkeyp
         ("auto", False, "Linux", 10**6, False),
     ],
 )
-def test_compiling_is_for_long_runs_on_a_gpu_under_linux(monkeypatch, asked, gpu, system, blocks, compiled):
+def test_auto_compiles_only_long_runs_on_a_gpu_under_linux(monkeypatch, choice, gpu, system, blocks, compiled):
     monkeypatch.setattr("platform.system", lambda: system)
-    assert compiles(TrainingSettings(torch_compile=asked), blocks, on_card=gpu) is compiled
+    assert compiles(TrainingSettings(torch_compile=choice), blocks, on_card=gpu) is compiled

@@ -18,7 +18,7 @@ GPT2 = TrainingSettings(model_name_or_path="gpt2", block_size=1024, mixed_precis
 
 @pytest.fixture(autouse=True)
 def processor(monkeypatch):
-    """Return this processor without its speed being measured."""
+    """Return this machine's processor with a fixed speed instead of a measured one."""
     this_processor.cache_clear()
     monkeypatch.setattr("helpers.training.devices._product_tflops", lambda _: 0.1)
     yield this_processor()
@@ -39,7 +39,7 @@ class TestFit:
         slow = made_up.measurement(shape, settings, step_seconds=77.0)
         assert add_measurements(processor, [slow]).step_seconds(shape, settings, "no") == pytest.approx((61.6, 92.4))
 
-    def test_inconsistent_measurements_give_no_negative_time(self, processor):
+    def test_inconsistent_measurements_never_give_a_negative_time(self, processor):
         shape, settings = made_up.TRAININGS[0]
         longer = [settings.model_copy(update={"block_size": size}) for size in range(64, 224, 8)]
         slow = [made_up.measurement(shape, each, step_seconds=10.0 if each != longer[0] else 1.0) for each in longer]
@@ -48,12 +48,12 @@ class TestFit:
         )
         assert low == 0 < high
 
-    def test_the_fit_finds_the_memory_that_the_formula_cannot_see(self, processor):
+    def test_the_fit_includes_the_memory_that_the_formula_misses(self, processor):
         constant, share = add_measurements(processor, made_up.measurements()).overhead("no")
         assert constant == pytest.approx(made_up.PROCESS_BYTES + made_up.UNSEEN_BYTES, rel=1e-4)
         assert share == pytest.approx(0, abs=1e-3)
 
-    def test_too_few_measurements_or_another_precision_give_no_fit(self, processor):
+    def test_too_few_measurements_or_a_different_precision_give_no_fit(self, processor):
         fitted = add_measurements(processor, made_up.measurements()[:3])
         assert fitted.step_seconds(read_shape("gpt2"), GPT2, "no") is None
         fitted = add_measurements(processor, made_up.measurements())
@@ -79,25 +79,25 @@ class TestPlan:
         expected = made_up.peak_bytes(read_shape("gpt2"), GPT2, on_processor=True)
         assert after.memory.total_bytes == pytest.approx(expected, rel=0.01)
 
-    def test_a_shipped_file_predicts_for_a_card_that_is_not_here(self, monkeypatch, tmp_path):
+    def test_a_shipped_calibration_predicts_for_a_card_of_another_machine(self, monkeypatch, tmp_path):
         monkeypatch.setattr(calibration, "SHIPPED", tmp_path)
         posted = add_measurements(CARD, made_up.measurements(on_processor=False))
         (path,) = calibration._local().glob("*.json")
         path.rename(tmp_path / path.name)
         assert posted.device == "RTX 4070 Ti"
-        assert posted.overhead("no", process_bytes=10**9) == posted.overhead("no"), "no process is on a card"
+        assert posted.overhead("no", process_bytes=10**9) == posted.overhead("no"), "it is not on the card"
         assert "measured on RTX 4070 Ti" in str(plan_run(GPT2, card=CARD._replace(name="NVIDIA GeForce RTX 4070 Ti")))
         assert "measured" not in str(plan_run(GPT2, card=find_card("RTX 4090")))
         add_measurements(CARD, made_up.measurements(on_processor=False))
-        assert "measured on this machine" in str(plan_run(GPT2, card=CARD)), "this machine's own come first"
+        assert "measured on this machine" in str(plan_run(GPT2, card=CARD)), "its own measurements come first"
 
     def test_runs_too_small_to_fill_a_gpu_do_not_predict_its_speed(self):
         gpt2, pocket = TrainingSettings.from_preset("rtx-4070-ti"), TrainingSettings()
-        before, half = plan_run(gpt2, card=CARD), {"precision": "bf16", "step_seconds": 0.01}  # to launch the kernels
+        before, half = plan_run(gpt2, card=CARD), {"precision": "bf16", "step_seconds": 0.01}  # all kernel launches
         small = [made_up.measurement(*each, on_processor=False, **half) for each in made_up.TRAININGS]
         add_measurements(CARD, [*small, made_up.measurement(read_shape("pocket"), pocket, on_processor=False, **half)])
-        assert plan_run(gpt2, card=CARD).epoch_seconds == before.epoch_seconds, "no card is so fast"
-        assert plan_run(pocket, card=CARD).step_seconds == pytest.approx((0.009, 0.011)), "it was measured itself"
+        assert plan_run(gpt2, card=CARD).epoch_seconds == before.epoch_seconds, "no card is that fast"
+        assert plan_run(pocket, card=CARD).step_seconds == pytest.approx((0.009, 0.011)), "this run was measured"
         large = made_up.measurement(read_shape("gpt2"), gpt2, on_processor=False, precision="bf16", step_seconds=0.5)
         add_measurements(CARD, [large])
         assert "measured on this machine" in str(plan_run(gpt2, card=CARD))
@@ -117,7 +117,7 @@ class TestFile:
         assert len(now.measurements) == len(made_up.TRAININGS)
         assert now.measurements[-1].step_seconds == 5.0
 
-    def test_measurements_with_another_pytorch_are_dropped(self, processor, monkeypatch):
+    def test_measurements_made_with_another_pytorch_are_dropped(self, processor, monkeypatch):
         add_measurements(processor, made_up.measurements())
         monkeypatch.setattr(torch, "__version__", "99.0")
         assert len(add_measurements(processor, made_up.measurements()[:1]).measurements) == 1
@@ -146,7 +146,7 @@ class TestFile:
         path.write_bytes(content.replace(written, instead, 1).encode("utf-8", "surrogateescape"))
         with pytest.warns(UserWarning, match="is not a calibration of this version"):
             assert "measured" not in str(plan_run(GPT2, card=processor))
-        assert len(add_measurements(processor, [measured]).measurements) == 1, "it is made again"
+        assert len(add_measurements(processor, [measured]).measurements) == 1, "a new file replaces it"
 
     @pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.json")), ids=str)
     def test_each_shipped_file_gives_a_prediction(self, path):
@@ -169,8 +169,8 @@ def test_calibrate_prints_and_stores_its_measurements(processor, monkeypatch):
     assert "1 x 32" in str(found)
 
 
-@pytest.mark.parametrize("before", [0, 100])  # nothing is on a card yet
-def test_memory_left_by_one_run_does_not_count_as_the_process_before_the_next(processor, monkeypatch, before):
+@pytest.mark.parametrize("before", [0, 100])  # a card is empty at first
+def test_memory_left_by_a_run_does_not_count_as_process_memory_of_the_next(processor, monkeypatch, before):
     left = iter([before, 180, 250])
     fake = lambda *training: made_up.measurement(*training, process_bytes=next(left))  # noqa: E731
     monkeypatch.setattr(measuring, "measure", fake)

@@ -15,7 +15,7 @@ def test_progress_is_one_line():
 
 
 @pytest.mark.parametrize(("is_exact", "should_log", "waits"), [(False, False, 0), (False, True, 1), (True, False, 1)])
-def test_a_step_before_a_log_row_waits_for_the_gpu(monkeypatch, is_exact, should_log, waits):
+def test_only_steps_with_a_log_row_or_exact_timing_wait_for_the_gpu(monkeypatch, is_exact, should_log, waits):
     waited = []
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: waited.append(1))
     timer, on_a_card = StepTimer(is_exact=is_exact), SimpleNamespace(device=torch.device("cuda"))

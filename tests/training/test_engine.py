@@ -43,7 +43,7 @@ def batch(shape, *, padded):
     ids = torch.randint(V, shape, generator=torch.Generator().manual_seed(1))
     labels = ids.clone()
     if padded:
-        labels[0, -(-shape[1] // 2) :] = -100  # the first row's second half
+        labels[0, -(-shape[1] // 2) :] = -100  # the second half of the first row
     return ids, labels
 
 
@@ -92,7 +92,7 @@ def test_the_chunk_size_does_not_change_loss_or_gradients(model, chunk_tokens):
     assert_equal(stock, loss_and_gradients(model, input_ids=ids, labels=labels))
 
 
-def test_the_loss_of_an_accumulated_step_is_divided_by_the_labels_of_all_its_passes(model):
+def test_the_loss_of_an_accumulated_step_is_divided_by_the_label_count_of_all_passes(model):
     ids, labels = batch((3, 17), padded=False)
     stock = loss_and_gradients(model, input_ids=ids, labels=labels, num_items_in_batch=torch.tensor(500))
     use_chunked_loss(model)
@@ -147,14 +147,14 @@ def test_in_half_precision_the_matrix_sizes_of_the_head_suit_fast_gpu_kernels():
             loss = chunked_loss(hidden, weight, labels, chunk_tokens=8)
         stock = torch.nn.functional.cross_entropy(hidden[:, :-1].flatten(0, 1) @ weight.T, labels[:, 1:].flatten())
     assert len(sizes) == 3 * 5 * 4, "three products for each of five chunks"
-    assert all(size % 8 == 0 for size in sizes), f"of {V} words none is left over"
+    assert all(size % 8 == 0 for size in sizes), f"{V} words are padded to a multiple of 8"
     ours = torch.autograd.grad(loss, [hidden, weight])
     assert loss.item() == pytest.approx(stock.item(), rel=1e-2)
     for one, other in zip(ours, torch.autograd.grad(stock, [hidden, weight]), strict=True):
         assert torch.nn.functional.cosine_similarity(one.flatten(), other.flatten(), dim=0) > 0.999
 
 
-def test_a_target_whose_probability_is_rounded_to_0_has_its_exact_loss():
+def test_a_target_whose_probability_underflows_to_0_has_an_exact_loss():
     hidden = torch.full((1, 4, 1), 300.0, requires_grad=True)
     weight, labels = torch.linspace(-1, 1, V)[:, None].requires_grad_(), torch.zeros(1, 4, dtype=torch.long)
     loss = chunked_loss(hidden, weight, labels)
@@ -177,7 +177,7 @@ def test_the_logits_of_all_tokens_never_exist_at_once():
     hidden, weight = torch.randn(4, 64, 8, requires_grad=True), torch.randn(V, 8, requires_grad=True)
     with Watch():
         chunked_loss(hidden, weight, torch.randint(V, (4, 64)), chunk_tokens=32).backward()
-    assert max(held) <= 32 * 256, "V filled up to a multiple of 64"
+    assert max(held) <= 32 * 256, "V padded to a multiple of 64"
 
 
 def test_without_labels_the_model_returns_logits(model):
@@ -205,7 +205,7 @@ def test_attention_runs_in_the_flash_kernel(model):
 
 
 def query_key_value(n_tokens):
-    shape = (3, 2, 4, n_tokens, 16)  # all three, B, heads, T, head_dim
+    shape = (3, 2, 4, n_tokens, 16)  # query, key and value; B, heads, T, head_dim
     whole = torch.randn(shape, generator=torch.Generator().manual_seed(2))
     return [part.clone().requires_grad_() for part in whole]
 
@@ -236,15 +236,15 @@ def test_attention_in_parts_never_holds_all_scores_at_once():
 def test_dropout_in_parts_drops_a_share_and_keeps_the_mean():
     query, key, _ = query_key_value(300)
     torch.manual_seed(0)
-    sums = attention_in_parts(query, key, torch.ones_like(key), dropout=0.5)  # of the probabilities that were kept
-    assert sums[:, :, 0].unique().tolist() == [0, 2], "a single probability is dropped or doubled"
+    sums = attention_in_parts(query, key, torch.ones_like(key), dropout=0.5)  # of the attention weights that were kept
+    assert sums[:, :, 0].unique().tolist() == [0, 2], "a weight alone in its row is dropped or doubled"
     assert sums.mean().item() == pytest.approx(1, abs=0.05)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("n_tokens", "is_trained"), [(33, True), (33, False), (768, True)])
-def test_the_cpu_kernel_is_used_for_float32_without_dropout_in_long_or_forward_passes(
+def test_the_cpu_kernel_is_used_for_float32_without_dropout_if_long_or_without_gradients(
     dropout, dtype, n_tokens, is_trained, monkeypatch
 ):
     calls = []
@@ -256,7 +256,7 @@ def test_the_cpu_kernel_is_used_for_float32_without_dropout_in_long_or_forward_p
 
 
 @torch.no_grad()
-def test_several_tokens_after_a_cache_attend_to_all_of_it(model):
+def test_several_new_tokens_attend_to_the_full_cache(model):
     ids, _ = batch((2, 17), padded=False)
     name = "cache" if "cache" in signature(GPT2LMHeadModel.forward).parameters else "past_key_values"  # since 5.24
     stock = model(input_ids=ids).logits
@@ -290,7 +290,7 @@ def test_a_model_that_was_changed_before_the_block_keeps_its_changes(model):
     with equal_results_less_work(model):
         with equal_results_less_work(model):
             pass
-        assert model(input_ids=ids, labels=ids).logits is None, "the outer block still holds"
+        assert model(input_ids=ids, labels=ids).logits is None, "the outer block is still active"
     assert "forward" not in vars(model)
     model.forward = prepared = partial(model.forward)
     with equal_results_less_work(model):
@@ -298,7 +298,7 @@ def test_a_model_that_was_changed_before_the_block_keeps_its_changes(model):
     assert model.forward is prepared
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's way with memory")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
 def test_freed_memory_is_kept_for_the_next_step_and_returned_at_the_end():
     import resource
 
@@ -309,13 +309,13 @@ def test_freed_memory_is_kept_for_the_next_step_and_returned_at_the_end():
     with keep_freed_memory():
         torch.ones(2**24 + 2**22)  # float32, 80 MiB, freed at once
         before = faults()
-        torch.ones(2**24)  # an aligned block of 64 MiB needs a little more room than that
-        assert faults() - before < n_pages / 100, "the second one was taken from the system again"
+        torch.ones(2**24)  # 64 MiB plus its alignment fits into the freed 80 MiB
+        assert faults() - before < n_pages / 100, "the second one was allocated from the system again"
         held = psutil.Process().memory_info().rss
     assert psutil.Process().memory_info().rss < held - 2**26 / 2
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's way with memory")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
 def test_freed_memory_is_kept_until_the_outer_block_ends(monkeypatch):
     ends = []
     libc = SimpleNamespace(mallopt=lambda *_: 1, malloc_trim=ends.append)

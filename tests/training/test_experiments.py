@@ -25,9 +25,9 @@ def choose(*, seconds_per_step, **values):
 @pytest.mark.parametrize(
     "values",
     [{}, GPT2, {"from_scratch": True, "n_layer": 12}],
-    ids=["the pocket model", "GPT-2 on a card", "a model from scratch"],
+    ids=["the pocket model", "GPT-2 on a GPU", "a model from scratch"],
 )
-def test_a_fast_model_is_trained_itself(values):
+def test_fast_experiments_train_the_readers_own_model(values):
     settings, experiment, why = choose(seconds_per_step=0.5, **values)
     assert experiment == settings
     assert why == "The experiments below train your model on your text."
@@ -36,7 +36,7 @@ def test_a_fast_model_is_trained_itself(values):
 @pytest.mark.parametrize(
     "values",
     [GPT2, GPT2 | {"streaming": True, "max_tokens": 10**9}, {"from_scratch": True, "n_layer": 12}],
-    ids=["GPT-2 on a processor", "the same from a stream", "a model from scratch"],
+    ids=["GPT-2 on a CPU", "GPT-2 from a stream", "a model from scratch"],
 )
 def test_slow_experiments_train_the_pocket_model_on_the_readers_text_instead(values):
     settings, experiment, why = choose(seconds_per_step=60, seed=7, text_column="body", **values)
@@ -63,7 +63,7 @@ def test_adapters_and_other_optimizers_are_left_out_of_experiments(values):
     assert experiment.block_size == settings.block_size
 
 
-def test_a_slow_machine_still_trains_the_pocket_model_itself():
+def test_a_slow_run_of_the_pocket_model_is_not_replaced():
     settings, experiment, _ = choose(seconds_per_step=60)
     assert experiment == settings
 
@@ -75,11 +75,11 @@ def test_experiments_on_a_stream_train_on_its_stored_beginning():
     assert why.endswith("train your model on the beginning of your text.")
 
 
-def test_the_validation_of_notebook_03_counts_each_learned_label_once(tiny):
+def test_the_validation_of_notebook_03_counts_each_target_once(tiny):
     cells = json.loads((NOTEBOOKS / "03_fine_tuning.ipynb").read_text(encoding="utf-8"))["cells"]
     ids = torch.randint(4096, (3, 16), generator=torch.Generator().manual_seed(0))
     labels = ids.clone()
-    labels[0, :12] = -100  # a prompt: 4 of this row's tokens are learned, and 15 of each other row's
+    labels[0, :12] = -100  # a prompt: this row has 4 targets, every other row has 15
     rows = [{"input_ids": row, "labels": target} for row, target in zip(ids, labels, strict=True)]
     names = {
         "torch": torch, "islice": islice, "DataLoader": DataLoader, "as_batch": as_batch,

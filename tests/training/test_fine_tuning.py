@@ -76,37 +76,37 @@ def test_an_interrupted_run_ends_with_the_weights_and_history_of_an_uninterrupte
     assert resumed.history == tiny_run.history
 
 
-def test_a_run_whose_measurements_cannot_be_stored_is_still_finished(tiny_settings, runs):
+def test_a_run_whose_measurements_cannot_be_stored_is_still_complete(tiny_settings, runs):
     runs.mkdir()
-    (runs / ".calibrations").touch()  # as a folder that belongs to somebody else
+    (runs / ".calibrations").touch()  # stands for a folder that belongs to another user
     with pytest.warns(UserWarning, match=r"The measurements of this run are not kept for later plans \("):
         fine_tune(tiny_settings)
     assert fine_tune(tiny_settings).facts["step_seconds"] > 0
 
 
-def test_a_finished_run_is_opened_and_not_trained_again(tiny_run, tiny_settings, monkeypatch):
-    monkeypatch.setattr("helpers.training.processes.run_lock", None)  # it may belong to somebody else
+def test_a_finished_run_is_opened_instead_of_trained_again(tiny_run, tiny_settings, monkeypatch):
+    monkeypatch.setattr("helpers.training.processes.run_lock", None)  # the lock may belong to another user
     before = (tiny_run.model_folder / "model.safetensors").stat().st_mtime_ns
     assert fine_tune(tiny_settings) == tiny_run
     assert (tiny_run.model_folder / "model.safetensors").stat().st_mtime_ns == before
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows' permissions are of another kind")
-def test_whoever_can_read_the_rest_of_a_run_can_read_its_weights(tiny_run):
+@pytest.mark.skipif(os.name == "nt", reason="Windows has another kind of permissions")
+def test_weights_have_the_permissions_of_the_other_files(tiny_run):
     for folder in (tiny_run.model_folder, last_complete_checkpoint(tiny_run.folder / "checkpoints")):
         assert len({file.stat().st_mode for file in folder.iterdir()}) == 1
 
 
-def test_a_model_that_is_gone_or_cut_short_is_made_again_from_the_last_checkpoint(tiny_run, tiny_settings):
+def test_a_truncated_model_is_rebuilt_from_the_last_checkpoint(tiny_run, tiny_settings):
     before = weights(tiny_run.model_folder)
     (tiny_run.model_folder / "model.safetensors").write_bytes(b"cut short")
     with pytest.warns(UserWarning, match="The model of run 'tiny' is missing or damaged: made again"):
         again = fine_tune(tiny_settings)
     assert same_weights(before, weights(again.model_folder))
-    assert (again.facts, again.history) == (tiny_run.facts, tiny_run.history), "what was measured stays"
+    assert (again.facts, again.history) == (tiny_run.facts, tiny_run.history), "the measurements are unchanged"
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows moves no folder in which a file is open")
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot move a folder with an open file")
 def test_a_run_renamed_during_training_stops_and_resumes_under_its_new_name(tiny_settings, tiny_run, runs):
     def rename(history, progress):
         if (runs / "moving").exists() and last_complete_checkpoint(runs / "moving/checkpoints"):
@@ -119,9 +119,9 @@ def test_a_run_renamed_during_training_stops_and_resumes_under_its_new_name(tiny
     assert same_weights(weights(moved.model_folder), weights(tiny_run.model_folder))
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows deletes no folder in which a file is open")
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot delete a folder with an open file")
 @pytest.mark.parametrize("is_locked", [True, False])
-def test_a_run_whose_folder_is_deleted_writes_nothing_into_a_new_folder_of_its_name(tiny_settings, runs, is_locked):
+def test_a_run_whose_folder_is_deleted_writes_nothing_into_a_new_folder_with_its_name(tiny_settings, runs, is_locked):
     def start_another(history, progress):
         if (runs / "tiny/another").exists():
             return
@@ -135,7 +135,7 @@ def test_a_run_whose_folder_is_deleted_writes_nothing_into_a_new_folder_of_its_n
     assert [path.name for path in (runs / "tiny").glob("[!.]*")] == ["another"]
 
 
-def test_other_settings_are_refused_before_the_wait_for_who_trains_the_run(tiny_run, tiny_settings, monkeypatch):
+def test_other_settings_are_refused_before_waiting_for_the_run_lock(tiny_run, tiny_settings, monkeypatch):
     monkeypatch.setattr(training.processes, "run_lock", lambda folder: pytest.fail("it waits"))
     before = weights(tiny_run.model_folder)
     with pytest.raises(SettingsError, match=r"learning_rate = 0\.001, not 0\.002.*another run name"):
@@ -179,7 +179,7 @@ def test_open_or_train_trains_a_missing_run_with_the_defaults_and_suggests_a_nam
     assert open_or_train("pocket") == TrainingSettings()
 
 
-def test_labels_are_the_tokens_themselves_with_the_end_of_text(tiny_settings):
+def test_labels_are_the_input_tokens_including_end_of_text(tiny_settings):
     blocks = prepare(tiny_settings).blocks["train"]
     batch = as_batch([blocks[0], blocks[1]])
     assert batch["input_ids"].shape == (2, 32)
@@ -207,7 +207,7 @@ def test_a_model_without_a_finite_loss_is_refused_or_stops_the_run(
         fine_tune(tiny_settings.model_copy(update={"model_name_or_path": str(folder), "run": "spoilt"}))
 
 
-def test_a_block_longer_than_the_model_stops_before_training(tiny_settings):
+def test_a_block_longer_than_the_models_positions_is_refused_before_training(tiny_settings):
     with pytest.raises(SettingsError, match="use at most 64"):
         fine_tune(tiny_settings.model_copy(update={"block_size": 65}))
 
@@ -229,16 +229,16 @@ def test_a_history_row_at_each_checkpoint_keeps_all_losses_across_a_resume(tiny_
     steps = [row["step"] for row in unbroken.history if "loss" in row]
     assert set(range(3, unbroken.facts["steps"] + 1, 3)) | {5, 10} <= set(steps)
     cut = tiny_settings.model_copy(update=rare | {"run": "cut"})
-    stop_after(cut, 5)  # which saves at step 6
+    stop_after(cut, 5)  # saves at step 6
     assert fine_tune(cut).history == unbroken.history
 
 
-def test_non_finite_weights_are_not_saved_even_if_no_row_is_due(tiny_settings, monkeypatch):
+def test_non_finite_weights_are_not_saved_even_if_no_log_row_is_due(tiny_settings, monkeypatch):
     rare = tiny_settings.model_copy(update={"logging_steps": 1000, "save_steps": 4, "eval_steps": 1000})
 
     class Spoil(TrainerCallback):
         def on_step_end(self, args, state, control, model, **_):
-            if state.global_step == 8:  # after the losses of its row
+            if state.global_step == 8:  # after the loss of this step was computed
                 model.transformer.wte.weight.data[5] = math.nan
 
     usual = training.training_callbacks
@@ -275,15 +275,15 @@ def test_the_progress_bar_shows_loss_speed_and_memory(tiny_settings, capsys):
 
 
 def test_an_error_starts_on_a_new_line_below_the_progress_bar(tiny_settings, monkeypatch, capsys):
-    left = [10**12, 1000]  # room to begin, and none for a checkpoint
+    left = [10**12, 1000]  # enough space to start, too little for a checkpoint
     monkeypatch.setattr("helpers.training.guards.free_bytes", lambda folder: left.pop(0))
-    with pytest.raises(TrainingBrokenError) as kept:  # as long as it is kept, so is the bar
+    with pytest.raises(TrainingBrokenError) as kept:  # keeping the error keeps the bar alive
         fine_tune(tiny_settings, progress=True)
     assert re.search(r"\d/12 [^\n]*\n$", capsys.readouterr().err), kept
 
 
-def too_small_for(largest, monkeypatch, *, message="CUDA out of memory. Tried to allocate 2.00 GiB."):
-    """Let a training step run out of memory with more rows than `largest`; the default message is a CUDA card's."""
+def run_out_of_memory_above(largest, monkeypatch, *, message="CUDA out of memory. Tried to allocate 2.00 GiB."):
+    """Make every training step of more than `largest` rows run out of memory, by default with CUDA's message."""
     original = engine.chunked_loss
 
     def chunked_loss(hidden_states, *args, **kwargs):
@@ -297,13 +297,13 @@ def too_small_for(largest, monkeypatch, *, message="CUDA out of memory. Tried to
 def test_a_batch_that_does_not_fit_into_memory_is_halved_and_trains_the_same_model(tiny_settings, monkeypatch):
     by_hand = {"run": "by-hand", "per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}
     expected = fine_tune(tiny_settings.model_copy(update=by_hand))
-    too_small_for(1, monkeypatch)
+    run_out_of_memory_above(1, monkeypatch)
     with pytest.warns(UserWarning, match="Out of memory with per_device_train_batch_size"):
         halved = fine_tune(tiny_settings)
     assert (halved.facts["per_device_train_batch_size"], halved.facts["gradient_accumulation_steps"]) == (1, 4)
     assert same_weights(weights(halved.model_folder), weights(expected.model_folder))
     assert halved.history == expected.history
-    assert read_run_settings("tiny").per_device_train_batch_size == 4, "what was asked for is what is kept"
+    assert read_run_settings("tiny").per_device_train_batch_size == 4, "the settings keep the requested batch size"
 
 
 @pytest.mark.parametrize(
@@ -313,10 +313,10 @@ def test_a_batch_that_does_not_fit_into_memory_is_halved_and_trains_the_same_mod
         "CUDA error: out of memory\nSearch for `cudaErrorMemoryAllocation'",
         "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
     ],
-    ids=["a processor under Windows", "the driver", "cuBLAS"],
+    ids=["CPU on Windows", "CUDA driver", "cuBLAS"],
 )
 def test_a_model_that_does_not_fit_at_all_is_reported(tiny_settings, monkeypatch, message):
-    too_small_for(0, monkeypatch, message=message)
+    run_out_of_memory_above(0, monkeypatch, message=message)
     with (
         pytest.warns(UserWarning, match="Out of memory"),
         pytest.raises(TrainingBrokenError, match="not even one block of 32 tokens fits"),
@@ -325,7 +325,7 @@ def test_a_model_that_does_not_fit_at_all_is_reported(tiny_settings, monkeypatch
 
 
 def test_a_full_disk_stops_before_the_checkpoint_and_keeps_the_last_one(tiny_settings, monkeypatch):
-    real, left = shutil.disk_usage, [10**12, 10**12, 1000]  # room to begin and for one checkpoint, none for the second
+    real, left = shutil.disk_usage, [10**12, 10**12, 1000]  # space to start and for one checkpoint only
 
     def disk_usage(path):
         return real(path)._replace(free=left.pop(0)) if path == run_folder("tiny") else real(path)
@@ -344,11 +344,11 @@ def test_a_full_disk_is_refused_before_the_first_step(tiny_settings, monkeypatch
 
 
 def half_written(checkpoints):
-    """Return whether a checkpoint has its weights and not yet its state, which the Trainer writes last."""
+    """Return whether a checkpoint still lacks its state, which the Trainer writes last."""
     return any(not (folder / "trainer_state.json").exists() for folder in checkpoints.glob("checkpoint-*"))
 
 
-def test_killed_at_any_moment_the_same_call_ends_with_the_same_weights_and_history(tiny_settings, runs):
+def test_a_run_killed_at_any_moment_ends_with_the_same_weights_and_history(tiny_settings, runs):
     settings = tiny_settings.model_copy(update={"num_train_epochs": 12.0, "save_steps": 4})
     expected = fine_tune(settings.model_copy(update={"run": "unbroken"}))
     settings = settings.model_copy(update={"run": "killed"})
@@ -366,13 +366,13 @@ def test_killed_at_any_moment_the_same_call_ends_with_the_same_weights_and_histo
         kills += child.is_alive()
         child.kill()
         child.join()
-    assert kills >= 2, "the training ended before it could be killed"
+    assert kills >= 2, "training ended before it could be killed"
     finished = fine_tune(settings)
     assert same_weights(weights(expected.model_folder), weights(finished.model_folder))
     assert finished.history == expected.history
 
 
-@pytest.mark.filterwarnings("ignore:.*is skipped")  # a checkpoint that the kill cut short
+@pytest.mark.filterwarnings("ignore:.*is skipped")  # a checkpoint truncated by the kill
 def test_a_killed_streamed_run_ends_with_bit_identical_weights(tiny_settings, runs, tmp_path):
     shards = tmp_path / "shards"
     shards.mkdir()
@@ -385,13 +385,13 @@ def test_a_killed_streamed_run_ends_with_bit_identical_weights(tiny_settings, ru
     for run in ("unbroken", "killed"):
         settings = tiny_settings.model_copy(update=stream | {"run": run})
         facts = prepare(settings).facts
-        facts["stream"]["buffer_blocks"] = 40  # four buffers of an epoch
+        facts["stream"]["buffer_blocks"] = 40  # four buffers per epoch
         (runs / run / "data/data.json").write_text(json.dumps(facts))
         if run == "killed":
             child, checkpoints = train_forked(settings, runs), runs / "killed/checkpoints"
             while child.is_alive() and not (checkpoints / "checkpoint-55/trainer_state.json").exists():
                 time.sleep(0.0005)
-            assert child.is_alive(), "the training ended before it could be killed"
+            assert child.is_alive(), "training ended before it could be killed"
             child.kill()
             child.join()
         finished.append(fine_tune(settings))
@@ -412,19 +412,19 @@ def test_a_moved_model_is_recognised_by_its_files(tiny_run, tiny_settings, tiny_
 
 
 def stop_after(settings, step):
-    """Train up to a step and stop there; its checkpoint is written."""
+    """Train up to a step and stop with a checkpoint."""
     stop = threading.Event()
     with pytest.raises(TrainingStoppedError):
         fine_tune(settings, stop=stop, watch=lambda _, progress: stop.set() if progress.step >= step else None)
 
 
-def test_early_stopping_keeps_the_best_model_and_is_as_patient_after_a_resume_as_without(tiny_settings):
+def test_early_stopping_keeps_the_best_model_and_its_patience_survives_a_resume(tiny_settings):
     rising = {"learning_rate": 0.1, "num_train_epochs": 30.0, "early_stopping_patience": 2, "eval_steps": 2}
     unbroken = fine_tune(tiny_settings.model_copy(update=rising | {"run": "unbroken"}))
     val_loss = [row["eval_loss"] for row in unbroken.history if "eval_loss" in row]
     assert unbroken.facts["steps"] < 30 * 6
     best = min(range(len(val_loss)), key=val_loss.__getitem__)
-    assert len(val_loss) == best + 3, "two validations without a better one"
+    assert len(val_loss) == best + 3, "two validations without improvement"
     model, data = load_model(str(unbroken.model_folder)).eval(), prepare(tiny_settings).blocks["validation"]
     ids = torch.stack([row["input_ids"] for row in data])
     assert model(input_ids=ids, labels=ids).loss.item() == pytest.approx(val_loss[best], rel=1e-3)
@@ -440,7 +440,7 @@ def test_the_seconds_of_a_run_include_those_before_a_resume(tiny_settings, monke
     checkpoint = last_complete_checkpoint(run_folder("tiny") / "checkpoints")
     before = json.loads((checkpoint / "trainer_state.json").read_text())["stateful_callbacks"]["Clock"]["args"]
     now = time.perf_counter
-    monkeypatch.setattr(callbacks.time, "perf_counter", lambda: now() / 1000)  # the rest takes next to no time
+    monkeypatch.setattr(callbacks.time, "perf_counter", lambda: now() / 1000)  # the rest takes almost no time
     assert fine_tune(tiny_settings).facts["seconds"] == pytest.approx(before["seconds"], abs=0.05)
     assert before["seconds"] > 0.1
 
@@ -454,7 +454,7 @@ def test_adafactor_lowers_the_loss_with_small_states_and_resumes_to_the_same_wei
         last_complete_checkpoint(unbroken.folder / "checkpoints") / name
         for name in ("optimizer.pt", "model.safetensors")
     )
-    assert states.stat().st_size < kept.stat().st_size / 4, "AdamW's would be twice the weights"
+    assert states.stat().st_size < kept.stat().st_size / 4, "AdamW's states would be twice the weights"
     stop_after(cut, 4)
     resumed = fine_tune(cut)
     assert same_weights(weights(resumed.model_folder), weights(unbroken.model_folder))
@@ -480,12 +480,12 @@ def test_the_prompt_is_continued_after_each_validation(tiny_settings):
     cut = fine_tune(tiny_settings.model_copy(update={"sample_prompt": longest, "run": "cut"})).history
     assert all(row["sample"].startswith(longest) for row in cut if "sample" in row)
     silent = fine_tune(tiny_settings.model_copy(update={"sample_prompt": "", "run": "silent"})).history
-    assert silent == [row for row in history if "sample" not in row], "a sample changes nothing"
+    assert silent == [row for row in history if "sample" not in row], "sampling does not affect training"
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="starts processes as Linux does")
+@pytest.mark.skipif(sys.platform == "win32", reason="starts processes as POSIX systems do")
 def test_two_processes_give_the_loss_of_one_at_the_same_effective_batch(tiny_model, tiny_settings, runs, tmp_path):
-    still = load_model(str(tiny_model))  # without dropout, which each process would draw for itself
+    still = load_model(str(tiny_model))  # no dropout, because each process would draw its own masks
     still.config.resid_pdrop = still.config.embd_pdrop = still.config.attn_pdrop = 0.0
     still.save_pretrained(tmp_path / "still")
     load_tokenizer(str(tiny_model)).save_pretrained(tmp_path / "still")
@@ -515,7 +515,7 @@ def test_two_processes_give_the_loss_of_one_at_the_same_effective_batch(tiny_mod
 
 @contextmanager
 def two_processes(settings, runs):
-    """Train in two processes, with what torchrun and `accelerate launch` put into their environments, to their end."""
+    """Train to the end in two processes, with the environment variables of torchrun and `accelerate launch`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
@@ -532,7 +532,7 @@ def two_processes(settings, runs):
             child.kill()
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="starts processes as Linux does")
+@pytest.mark.skipif(sys.platform == "win32", reason="starts processes as POSIX systems do")
 def test_two_processes_wait_while_another_trains_the_run_and_then_open_it(tiny_run, runs):
     settings_file, printed = tiny_run.folder / "settings.json", runs.with_name("train-0.txt")
     settings_file.write_text(settings_file.read_text().replace('"processes": 1', '"processes": 2'))

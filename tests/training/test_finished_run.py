@@ -11,7 +11,7 @@ from helpers.training.finished_run import open_run
 from helpers.training.run_files import read_history
 
 
-def test_a_run_is_shown_as_one_line_with_its_measurements(tiny_run):
+def test_a_run_is_printed_with_its_steps_and_a_perplexity_that_may_be_too_large(tiny_run):
     assert f"{tiny_run.facts['steps']} steps" in str(tiny_run)
     assert tiny_run.facts["peak_bytes"] > 10**7
     assert "loss 800.000 nats per token (perplexity too large)" in str(
@@ -19,7 +19,7 @@ def test_a_run_is_shown_as_one_line_with_its_measurements(tiny_run):
     )
 
 
-def test_the_tokens_of_a_run_are_counted_with_the_smaller_last_step_of_an_epoch(tiny_settings):
+def test_the_token_count_of_a_run_includes_the_smaller_last_step_of_each_epoch(tiny_settings):
     run = fine_tune(tiny_settings.model_copy(update={"per_device_train_batch_size": 5}))
     n_blocks = len(prepare(tiny_settings).blocks["train"])
     assert n_blocks % 5, "the last step of an epoch takes fewer blocks"
@@ -35,9 +35,7 @@ def test_a_run_keeps_its_prediction_next_to_its_measurements(tiny_run):
     assert memory[2] == size_text(tiny_run.facts["peak_bytes"])
 
 
-def test_a_run_that_stops_early_keeps_the_steps_its_schedule_was_made_for_and_the_time_predicted_for_its_own(
-    tiny_settings, monkeypatch
-):
+def test_an_early_stopped_run_keeps_its_planned_steps_and_scales_its_predicted_time(tiny_settings, monkeypatch):
     predicted = {"on": "this", "seconds": [900.0, 1800.0], "peak_bytes": 1, "process_bytes": 0}
     monkeypatch.setattr("helpers.training.fine_tuning.predict_on_this_machine", lambda *_, **__: dict(predicted))
     stops = {"learning_rate": 0.1, "num_train_epochs": 30.0, "early_stopping_patience": 1, "eval_steps": 2}

@@ -6,7 +6,7 @@ from helpers.training.engine import chunked_loss
 
 
 @pytest.fixture(autouse=True)
-def asked_afresh():
+def clear_cache():
     fused_softmax._works_on_a_card.cache_clear()
     yield
     fused_softmax._works_on_a_card.cache_clear()
@@ -18,7 +18,7 @@ def test_a_cpu_uses_pytorch_even_if_triton_is_installed(monkeypatch):
 
 
 @pytest.mark.parametrize(("system", "missing"), [("Linux", "gcc"), ("Windows", "Python's headers")])
-def test_a_failing_triton_gives_a_warning_and_pytorch_is_used(monkeypatch, system, missing):
+def test_if_triton_fails_pytorch_is_used_with_a_warning(monkeypatch, system, missing):
     def without_gcc(*_):
         raise RuntimeError("Failed to find C compiler")
 
@@ -29,7 +29,7 @@ def test_a_failing_triton_gives_a_warning_and_pytorch_is_used(monkeypatch, syste
     monkeypatch.setattr(torch, "zeros", lambda *shape, device, **how: None)  # there may be no card
     with pytest.warns(UserWarning, match=f"cannot compile here .*C compiler.*{missing}.*install") as warned:
         assert not fused_softmax.works_on(torch.device("cuda"))
-        assert not fused_softmax.works_on(torch.device("cuda", 0)), "as a tensor names the same card"
+        assert not fused_softmax.works_on(torch.device("cuda", 0)), "the same card, as tensors name it"
     assert len(warned) == 1
 
 

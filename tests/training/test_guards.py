@@ -61,13 +61,13 @@ def test_a_loss_that_stays_at_a_uniform_guess_stops_the_run(tmp_path):
     assert learns_nothing(tmp_path, [*flat[:20], {"eval_loss": 1.0, "step": 200}])
     assert not learns_nothing(tmp_path, [row | {"step": 199} for row in flat]), "too early"
     assert not learns_nothing(tmp_path, flat[-19:]), "too few rows"
-    assert learns_nothing(tmp_path, [{"loss": 2 * even, "step": 1}, *flat]), "20 rows are looked at"
+    assert learns_nothing(tmp_path, [{"loss": 2 * even, "step": 1}, *flat]), "only the last 20 rows count"
     for loss in (0.98 * even, 1.02 * even):
         assert not learns_nothing(tmp_path, [*flat, {"loss": loss, "step": 410}])
 
 
 @pytest.mark.parametrize(("optim", "n_bytes_per_weight"), [("adamw_torch_fused", 12), ("adafactor", 4)])
-def test_a_checkpoint_needs_the_disk_space_of_its_optimizer_and_a_model_that_of_its_weights(optim, n_bytes_per_weight):
+def test_a_checkpoint_needs_disk_space_for_its_optimizer_and_a_model_for_its_weights(optim, n_bytes_per_weight):
     shape = read_shape("gpt2")
     guard = DiskSpaceGuard(shape, TrainingSettings(optim=optim))
     assert (
@@ -81,13 +81,13 @@ def test_a_checkpoint_needs_the_disk_space_of_its_optimizer_and_a_model_that_of_
     [
         ("begin", 0, False, {"checkpoint"}),
         ("begin", 6, False, {"checkpoint", "model"}),  # the next checkpoint, at step 9, is the last
-        ("begin", 9, False, {"model"}),  # of a run that was killed after its last checkpoint
+        ("begin", 9, False, {"model"}),  # a run killed after its last checkpoint
         ("end", 2, False, set()),
         ("end", 3, True, {"checkpoint"}),
         ("end", 9, True, {"checkpoint", "model"}),
     ],
 )
-def test_the_disk_needs_room_for_what_is_written_next(tmp_path, monkeypatch, moment, step, is_saved, needed):
+def test_the_disk_needs_space_for_the_files_written_next(tmp_path, monkeypatch, moment, step, is_saved, needed):
     settings = TrainingSettings(save_steps=3)
     arguments, state = training_arguments(settings, tmp_path), TrainerState(global_step=step, max_steps=9)
     guard, control = DiskSpaceGuard(read_shape("gpt2"), settings), TrainerControl(should_save=is_saved)

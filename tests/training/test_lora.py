@@ -30,18 +30,18 @@ def settings(tiny_settings):
 
 
 @pytest.fixture(scope="module")
-def kept(tmp_path_factory):
-    return tmp_path_factory.mktemp("kept") / "runs"
+def saved(tmp_path_factory):
+    return tmp_path_factory.mktemp("saved") / "runs"
 
 
 @pytest.fixture
-def run(settings, kept, runs):
+def run(settings, saved, runs):
     """Return a finished run, trained once for this module; each test gets a copy of its folder."""
-    if kept.exists():
-        shutil.copytree(kept, runs)
+    if saved.exists():
+        shutil.copytree(saved, runs)
         return open_run("lora")
     finished = fine_tune(settings)
-    shutil.copytree(runs, kept)
+    shutil.copytree(runs, saved)
     return finished
 
 
@@ -56,7 +56,7 @@ def test_a_run_saves_a_plain_merged_model_and_an_adapter_that_peft_loads(run, se
         logits = adapted.eval()(input_ids=IDS).logits
         torch.testing.assert_close(merged.eval()(input_ids=IDS).logits, logits, atol=1e-5, rtol=0)
         with adapted.disable_adapter():
-            assert (adapted(input_ids=IDS).logits - logits).abs().max() > 0.01, "the adapter does something"
+            assert (adapted(input_ids=IDS).logits - logits).abs().max() > 0.01, "the adapter has an effect"
     assert same_weights(adapted.unload().state_dict(), untouched)
     for name, value in merged.state_dict().items():
         is_target = name.split(".")[-2] in TARGET_MODULES and name.endswith("weight")
@@ -94,7 +94,7 @@ def test_a_run_killed_after_its_last_step_is_finished_from_its_last_checkpoint(r
 
 
 def loss_and_gradients(settings, *, half=None, dtype=torch.float32):
-    """Return the loss of the engine and the gradients of an adapter that is not at its start, where B is 0."""
+    """Return the engine's loss and the adapter's gradients, with a random B instead of the initial 0."""
     model = load_model(settings.model_name_or_path)
     adapted = add_adapter(model, settings.model_copy(update={"lora_dropout": 0.0}), half=half).eval()
     generator = torch.Generator().manual_seed(1)
@@ -106,7 +106,7 @@ def loss_and_gradients(settings, *, half=None, dtype=torch.float32):
         adapted.train()
         getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()  # its name since 5.23
         for module in model.modules():
-            module.p = 0.0  # every dropout
+            module.p = 0.0  # no dropout
     with equal_results_less_work(model), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
         loss = adapted(input_ids=IDS, labels=IDS, use_cache=False).loss
         loss.backward()
@@ -136,7 +136,7 @@ def test_frozen_weights_in_half_precision_give_bit_identical_loss_and_gradients(
     assert all(torch.equal(in_half[1][name], grad) for name, grad in in_float32[1].items())
 
 
-def test_in_half_precision_it_trains_samples_and_merges_into_float32(settings):
+def test_a_run_in_half_precision_trains_samples_and_merges_into_float32(settings):
     changes = {"mixed_precision": "bf16", "gradient_checkpointing": True, "sample_prompt": "The fox"}
     run = fine_tune(settings.model_copy(update=changes))
     assert any("sample" in row for row in run.history)

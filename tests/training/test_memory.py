@@ -13,7 +13,7 @@ from tests.training import memory_trace
 MIB = 2**20
 GPT2, WIDE, POCKET_SHAPE = GPT2Shape(12, 768, 12), GPT2Shape(2, 1600, 25), read_shape("pocket")
 FEW_WORDS = GPT2Shape(2, 1024, 16, vocab_size=512, n_positions=128)
-SHALLOW = GPT2._replace(n_layer=2)  # the formula is linear in layers: two test as much as twelve, in less time
+SHALLOW = GPT2._replace(n_layer=2)  # the formula is linear in layers, so two test as much as twelve, faster
 
 
 def settings(batch=2, block=512, precision="bf16", checkpointing=False, accumulation=1, **changes):
@@ -28,18 +28,18 @@ def settings(batch=2, block=512, precision="bf16", checkpointing=False, accumula
 
 
 def traced_and_predicted(shape, values, *, sample_tokens=0, **how):
-    """Return the peak bytes of a step, or of a sample where it has tokens: traced, and by the formula."""
+    """Return the traced and the predicted peak bytes of a step, or of a sample if `sample_tokens` is given."""
     asked, how = settings(**values), {"n_processes": 1, "fused_softmax": False} | how
     if not sample_tokens:
         traced = memory_trace.peak_bytes(config_of(shape), asked, **how)
         return traced, predict(shape, asked, **how).tensor_bytes
-    asked = asked.model_copy(update={"sample_prompt": "x" * (sample_tokens - 40)})  # 40 are added to the prompt
+    asked = asked.model_copy(update={"sample_prompt": "x" * (sample_tokens - 40)})  # a sample adds 40 tokens
     traced = memory_trace.peak_bytes(config_of(shape), asked, of="sample", sample_tokens=sample_tokens, **how)
     step = _Step(shape, asked, asked.mixed_precision != "no", False, how["n_processes"], False, False)
     return traced, step.at_sample().tensor_bytes
 
 
-TRACED = [  # one of each kind; all of them are in `tests/benchmarks/test_memory_trace.py`
+TRACED = [  # one of each kind; `tests/benchmarks/test_memory_trace.py` has the full list
     (GPT2._replace(n_layer=4), {"batch": 1}, {}),
     (SHALLOW, {"batch": 8}, {"fused_softmax": True}),
     (SHALLOW, {"batch": 4, "lora_r": 8}, {"fused_softmax": True}),
@@ -62,8 +62,8 @@ def test_the_prediction_is_within_3_percent_of_a_trace(shape, values, how):
     assert predicted == pytest.approx(traced, rel=0.03), f"{predicted / MIB:.1f} MiB, traced {traced / MIB:.1f}"
 
 
-# What an H100 and an H200 took, in MiB (PyTorch 2.11, 2026-11): most of an optimizer step of two passes where gradients
-# accumulate; 13 trainings of the benchmark, then those of the presets.
+# The peak of an optimizer step on an H100 and an H200 in MiB (PyTorch 2.11, 2026-11), with two passes where gradients
+# accumulate: 13 runs of the benchmark, then those of the presets.
 MEASURED = {
     "gpt2": [
         ({"batch": 1, "block": 256}, 2121), ({"batch": 4}, 2811), ({"batch": 8}, 3522), ({"batch": 16}, 4937),
@@ -91,7 +91,7 @@ MEASURED = {
         ({"batch": 4, "block": 1024, "accumulation": 2, "lora_r": 16, "checkpointing": True}, 5280),
     ],
 }  # fmt: skip
-MEASURED_COMPILED = {8: 4812, 16: 7445, 32: 12856, 64: 23576}  # GPT-2 without dropout: blocks of 1,024 tokens in a pass
+MEASURED_COMPILED = {8: 4812, 16: 7445, 32: 12856, 64: 23576}  # blocks of 1,024 tokens per pass: MiB, no dropout
 
 
 @pytest.mark.parametrize("name", MEASURED)
@@ -119,7 +119,7 @@ def test_a_sample_after_a_long_prompt_takes_more_memory_than_a_step_of_short_blo
     assert predict(GPT2, asked).moment == "the loss"
     long = predict(GPT2, asked.model_copy(update={"sample_prompt": "x" * 984}))
     assert long.moment == "a sample"
-    assert long.activations >= 2 * 12 * 1024 * 768 * 2, "keys and values of 1,024 tokens in all layers, as halves"
+    assert long.activations >= 2 * 12 * 1024 * 768 * 2, "keys and values of 1,024 tokens in all layers, in 16 bits"
 
 
 def test_a_prompt_in_a_script_without_its_own_tokens_counts_one_token_per_byte(tokenizer):
@@ -128,7 +128,7 @@ def test_a_prompt_in_a_script_without_its_own_tokens_counts_one_token_per_byte(t
     assert step.sample_tokens >= len(tokenizer.encode(asked.sample_prompt)) + 40 > 340
 
 
-def test_a_compiled_model_returns_all_gradients_at_once_next_to_the_accumulated_ones():
+def test_a_compiled_model_holds_all_new_gradients_next_to_the_accumulated_ones():
     short = settings(batch=1, block=32, accumulation=2)
     eager, compiled = (predict(GPT2, short, compiled=compiled) for compiled in (False, True))
     n, embedding = parameters(GPT2), 50257 * 768
@@ -145,11 +145,11 @@ def test_on_a_cpu_attention_in_parts_keeps_the_weights_of_each_part(block):
     n_weights = sum(128 * (end + 128) for end in range(0, block, 128)) if block >= 128 else block**2
     on_card = kept(attn_pdrop=0.0, on_processor=False)
     without_dropout, with_dropout = (kept(attn_pdrop=share, on_processor=True) - on_card for share in (0.0, 0.1))
-    assert without_dropout == (3 * 12 * n_weights * 4 if block < 768 else 0), "the kernel computes long blocks"
-    assert with_dropout == 3 * 12 * n_weights * (4 + 4), "and what dropout kept of them"
+    assert without_dropout == (3 * 12 * n_weights * 4 if block < 768 else 0), "the kernel handles long blocks"
+    assert with_dropout == 3 * 12 * n_weights * (4 + 4), "plus those that dropout kept"
 
 
-def test_on_a_processor_dropout_keeps_floats_where_a_card_keeps_bytes():
+def test_dropout_masks_are_floats_on_a_processor_and_bytes_on_a_card():
     asked, tokens = settings(3, 768, "no", attn_pdrop=0.0), 3 * 768
     card, processor = (_Step(GPT2, asked, False, on_processor, 1, False, False) for on_processor in (False, True))
     assert processor.block - card.block == 2 * tokens * 768 * (4 - 1)
@@ -184,7 +184,7 @@ def test_the_memory_of_every_optimizer_is_known(optim):
         optimizer_bytes(GPT2, settings().model_copy(update={"optim": "another"}))
 
 
-def test_a_config_of_transformers_can_be_used_instead_of_the_shape():
+def test_a_transformers_config_can_be_used_instead_of_a_shape():
     assert predict(config_of(WIDE), settings()) == predict(WIDE, settings())
 
 

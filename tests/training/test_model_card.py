@@ -17,11 +17,11 @@ def loaded(settings):
     return ModelCard(card_text(settings, FACTS), ignore_metadata_errors=False)
 
 
-def test_the_card_of_a_new_run_says_what_it_was_made_from(tiny_run, tiny_settings):
+def test_the_card_of_a_new_run_names_its_settings_and_text(tiny_run, tiny_settings):
     text = (tiny_run.model_folder / "README.md").read_text(encoding="utf-8")
     assert "| `learning_rate` | 0.001 |" in text
     assert "text.txt" in text
-    assert tiny_settings.source not in text, "a path is its owner's business"
+    assert tiny_settings.source not in text, "a local path is private"
     assert tiny_settings.model_name_or_path not in text
     assert "Not evaluated yet." in text
     assert "It was measured on nothing yet." in text
@@ -36,7 +36,7 @@ def test_the_card_says_that_an_adapter_was_merged():
     assert "LoRA adapter" not in card_text(TrainingSettings(), FACTS)
 
 
-def test_the_metadata_follow_the_format_of_the_hub():
+def test_the_metadata_follows_the_format_of_the_hub():
     settings = TrainingSettings(model_name_or_path="openai-community/gpt2", source="Salesforce/wikitext")
     data = loaded(settings).data.to_dict()
     assert data == {
@@ -69,7 +69,7 @@ def test_the_metrics_are_results_that_the_hub_can_read(tiny_run):
     assert results[0].dataset_type == "text.txt"
 
 
-def test_the_bits_saved_are_the_difference_of_the_two_values_shown(tiny_run):
+def test_the_bits_saved_are_the_difference_between_the_displayed_values(tiny_run):
     compare_with_base(EvaluationSettings(run="tiny", stride=16))
     path = tiny_run.folder / "evaluation.json"
     evaluation = json.loads(path.read_text())

@@ -32,7 +32,7 @@ def test_muon_updates_the_matrices_of_blocks_and_adamw_everything_else(stepped):
     assert {group["weight_decay"] for group in optimizer.param_groups} == {0.01, 0.0}
 
 
-def test_its_state_has_the_planned_size(stepped):
+def test_the_optimizer_state_has_the_predicted_size(stepped):
     model, optimizer = stepped
     states = [state for part in optimizer._parts for state in part.state.values()]
     kept = sum(v.nbytes for state in states for name, v in state.items() if name != "step")
@@ -40,7 +40,7 @@ def test_its_state_has_the_planned_size(stepped):
     assert optimizer_bytes(shape, TrainingSettings(optim="muon")) == kept
 
 
-def test_a_step_of_a_matrix_is_equally_large_in_every_direction(tiny_model):
+def test_a_matrix_update_is_similarly_large_in_every_direction(tiny_model):
     model = load_model(str(tiny_model))
     weights = model.transformer.h[0].attn.c_proj.weight  # (32, 32)
     before = weights.detach().clone()
@@ -48,8 +48,8 @@ def test_a_step_of_a_matrix_is_equally_large_in_every_direction(tiny_model):
         parameter.grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
     MuonWithAdamW(model, TrainingSettings(optim="muon", learning_rate=1e-2, weight_decay=0.0)).step()
     singular = torch.linalg.svdvals(before - weights.detach())
-    assert singular.max() < 2.5 * singular.min()  # those of the random gradient differ by far more
-    assert (before - weights).square().mean().sqrt().item() == pytest.approx(0.2 * 1e-2, rel=0.25)  # as AdamW's steps
+    assert singular.max() < 2.5 * singular.min()  # those of the random gradient differ far more
+    assert (before - weights).square().mean().sqrt().item() == pytest.approx(0.2 * 1e-2, rel=0.25)  # like AdamW's
 
 
 def test_an_interrupted_run_ends_with_the_same_weights(tiny_settings):

@@ -1,4 +1,4 @@
-"""What must be true on a card. `DRY_RUN=1` tries the same tests on a processor, so that they are known to run."""
+"""Tests that need a GPU. `DRY_RUN=1` runs them on a processor, to check the tests themselves."""
 
 import gc
 import json
@@ -39,7 +39,7 @@ def loss_and_gradients(model, ids, half, run):
     model.zero_grad()
     with torch.autocast(DEVICE, half, enabled=half is not None):
         loss = run(input_ids=ids, labels=ids, use_cache=False).loss
-    (loss * 2**16).backward()  # as the Trainer does it in fp16, where stock's gradients of the logits are 0 otherwise
+    (loss * 2**16).backward()  # the Trainer does this in fp16; otherwise stock's gradients of the logits underflow
     return loss.item(), torch.cat([weight.grad.flatten() for weight in model.parameters()])
 
 
@@ -66,7 +66,7 @@ def test_the_engine_gives_the_stock_loss_and_gradients(precision, compiled):
 
 @pytest.mark.gpu
 @needs_a_card
-def test_a_model_is_on_the_gpu_only_while_it_scores_and_stays_within_the_prediction():
+def test_a_model_is_on_the_gpu_only_while_it_scores_and_stays_within_the_predicted_memory():
     shape = (card.CARD if HAS_CARD else card.DRY).shape
     model = GPT2LMHeadModel(card.config_of(shape)).eval()
     ids = np.zeros((EvaluationSettings().per_device_eval_batch_size, shape.n_positions + 1), np.int64)
@@ -92,7 +92,7 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(tiny_settings):
     resumed = fine_tune(cut)
     assert [row["step"] for row in resumed.history] == [row["step"] for row in expected.history]
     losses = [[row["loss"] for row in run.history if "loss" in row] for run in (resumed, expected)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-3)  # kernels of a card add in an order that changes
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)  # GPU kernels add in a varying order
     one, other = (load_model(str(run.model_folder)).state_dict() for run in (resumed, expected))
     for name, value in one.items():
         torch.testing.assert_close(other[name], value, atol=2e-3, rtol=2e-2)
@@ -100,11 +100,11 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(tiny_settings):
 
 @contextmanager
 def little_memory(monkeypatch):
-    """Leave 384 MiB of a card to a training; on a processor refuse batches of more than 16."""
+    """Limit training to 384 MiB of a card; on a processor, refuse batches of more than 16 blocks."""
     if HAS_CARD:
         gc.collect()
         torch.cuda.empty_cache()
-        limit = torch.cuda.memory_reserved() + 384 * MIB  # cuBLAS keeps its workspaces, for one
+        limit = torch.cuda.memory_reserved() + 384 * MIB  # includes the workspaces that cuBLAS keeps
         torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.get_device_properties(0).total_memory)
         try:
             yield
@@ -147,7 +147,7 @@ def test_the_doctor_recognises_the_gpu():
         assert found["card"]["name"] == torch.cuda.get_device_name()
         assert found["card"]["capability"] == list(torch.cuda.get_device_capability())
         assert found["card"]["precision"] == chosen_precision(TrainingSettings())
-        assert found["card"]["peak_tflops"], "the table of compute capabilities has this one"
+        assert found["card"]["peak_tflops"], "the table of compute capabilities includes this card"
 
 
 @pytest.mark.gpu

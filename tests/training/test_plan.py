@@ -33,7 +33,7 @@ def gpt2(**changes):
         ("guide", "RTX 4070 Ti"), ("pocket", "RTX 4070 Laptop"),
     ],
 )  # fmt: skip
-def test_a_preset_fits_the_card_it_is_for(preset, card):
+def test_a_preset_fits_its_card(preset, card):
     plan = plan_run(TrainingSettings.from_preset(preset), card=find_card(card))
     assert plan.fits
     assert plan.headroom_bytes > 0.1 * plan.card.usable_bytes
@@ -64,7 +64,7 @@ def test_an_evaluation_that_does_not_fit_is_shown_in_the_plan():
     assert tight.to_dict()["evaluation_bytes"] > tight.card.usable_bytes
 
 
-# where compiling makes the most difference: all gradients of a pass beside those of the passes before
+# where compiling matters most: all gradients of a pass exist next to the accumulated ones
 TINY_PASSES = gpt2(block_size=32, per_device_train_batch_size=1, gradient_accumulation_steps=2)
 
 
@@ -149,7 +149,7 @@ def test_checkpointing_is_suggested_if_no_batch_fits_without_it():
         ("gpt2-xl", 2, "and no batch fits: take a smaller model or a larger card"),
     ],
 )
-def test_if_no_batch_fits_the_verdict_says_what_would(model, gib, words):
+def test_if_no_batch_fits_the_verdict_says_what_would_fit(model, gib, words):
     card = SMALL._replace(total_bytes=int((gib + 1) * GIB))
     plan = plan_run(gpt2(model_name_or_path=model), card=card)
     assert (plan.fits, plan.instead, plan.largest_batch) == (False, {}, 0)
@@ -190,7 +190,7 @@ def test_a_block_longer_than_the_models_positions_is_refused():
 class TestCounts:
     def test_steps_match_a_hand_calculation(self):
         settings = gpt2(per_device_train_batch_size=4, gradient_accumulation_steps=4, num_train_epochs=3)
-        plan = plan_run(settings, train_tokens=100 * 1024 + 5)  # 100 blocks, 25 passes, 7 steps an epoch
+        plan = plan_run(settings, train_tokens=100 * 1024 + 5)  # 100 blocks, 25 passes, 7 steps per epoch
         assert (plan.passes_per_epoch, plan.steps, plan.tokens_per_step) == (25, 21, 16 * 1024)
 
     def test_steps_match_a_real_run(self, tiny_settings):
@@ -200,25 +200,25 @@ class TestCounts:
         plan = plan_run(tiny_settings)
         assert (plan.steps, plan.tokens_are) == (finished.facts["steps"], "counted")
 
-    def test_time_is_the_operations_divided_by_the_reached_share_of_the_peak(self):
+    def test_time_is_the_operations_divided_by_the_achieved_share_of_the_peak(self):
         plan = plan_run(gpt2(per_device_train_batch_size=16), train_tokens=16 * 1024 * 100)
         work = 16 * 1024 * 100 * operations_per_token(plan.shape, 1024)
         assert plan.epoch_seconds == pytest.approx((work / (0.5 * 80.2e12), work / (0.2 * 80.2e12)))
         shortest, longest = map(duration_text, plan.epoch_seconds)
         assert f"{shortest} to {longest} without validations, from 50 to 20% of 80.2 TFLOP/s" in str(plan)
 
-    def test_the_time_of_a_small_model_is_that_of_launching_its_kernels(self):
+    def test_the_time_of_a_small_model_is_its_kernel_launch_time(self):
         plan = plan_run(TrainingSettings(per_device_train_batch_size=8), train_tokens=256 * 80)
         assert plan.epoch_seconds == pytest.approx((10 * 4e-3, 10 * 17.2e-3))
         assert "launch kernels" in str(plan)
 
     def test_checkpointing_takes_a_third_more_time(self):
-        for settings in (gpt2(), TrainingSettings()):  # whose operations decide, and the launch of its kernels
+        for settings in (gpt2(), TrainingSettings()):  # limited by operations, and by kernel launches
             again = settings.model_copy(update={"gradient_checkpointing": True})
             times = [plan_run(each, train_tokens=10**6).epoch_seconds[0] for each in (settings, again)]
             assert times[1] / times[0] == pytest.approx(4 / 3)
 
-    def test_a_card_of_unknown_peak_has_no_time(self):
+    def test_a_card_with_an_unknown_peak_gets_no_time(self):
         plan = plan_run(gpt2(), card=SMALL._replace(half_tflops=0.0))
         assert plan.epoch_seconds is None
         assert "not known" in str(plan)
@@ -232,7 +232,7 @@ class TestCounts:
                 for changes in ({}, {"num_train_epochs": 1})
             )
             assert part.epoch_seconds == complete.epoch_seconds
-            assert part.seconds == pytest.approx([seconds / 10 for seconds in complete.seconds]), "one step of ten"
+            assert part.seconds == pytest.approx([seconds / 10 for seconds in complete.seconds]), "one of ten steps"
 
     def test_disk_space_matches_what_a_run_writes(self, tiny_run):
         plan = plan_run(TrainingSettings.from_preset("pocket", run="x", model_name_or_path=str(tiny_run.model_folder),
@@ -240,7 +240,7 @@ class TestCounts:
         checkpoint = max((tiny_run.folder / "checkpoints").glob("checkpoint-*"))
         written = sum(file.stat().st_size for file in checkpoint.iterdir())
         weights = (tiny_run.model_folder / "model.safetensors").stat().st_size
-        assert plan.disk_bytes == pytest.approx(3 * written + weights, rel=0.25)  # small files weigh most in a tiny run
+        assert plan.disk_bytes == pytest.approx(3 * written + weights, rel=0.25)  # small files dominate in a tiny run
 
 
 def test_on_a_cpu_time_uses_its_measured_speed_and_memory_includes_the_process(monkeypatch):
@@ -249,7 +249,7 @@ def test_on_a_cpu_time_uses_its_measured_speed_and_memory_includes_the_process(m
         TrainingSettings(num_train_epochs=2), load_model("pocket").config, train_tokens=100_000
     )
     assert predicted["on"] == "this processor"
-    assert predicted["peak_bytes"] > predicted["process_bytes"] + 12 * 2_600_000, "weights, gradients, averages"
+    assert predicted["peak_bytes"] > predicted["process_bytes"] + 12 * 2_600_000, "weights and optimizer states"
     shortest, longest = predicted["seconds"]
     assert 0 < shortest < longest
     card = this_processor()
@@ -258,7 +258,7 @@ def test_on_a_cpu_time_uses_its_measured_speed_and_memory_includes_the_process(m
     assert longest > operations / peak, "no faster than the matrix products alone"
 
 
-def test_on_a_card_the_prediction_is_the_plan(monkeypatch):
+def test_on_a_card_the_prediction_matches_the_plan(monkeypatch):
     card, shape = find_card("RTX 4070 Ti"), read_shape("pocket")._replace(n_layer=2)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr("helpers.training.devices.card_of_this_machine", lambda: card)
@@ -266,13 +266,13 @@ def test_on_a_card_the_prediction_is_the_plan(monkeypatch):
     settings = TrainingSettings(num_train_epochs=3)
     predicted = predict_on_this_machine(settings, GPT2Config(**shape._asdict()), train_tokens=100_000)
     plan = plan_run(settings, card=card, shape=shape, train_tokens=100_000)
-    assert predicted["peak_bytes"] == plan.memory.total_bytes + 9 * GIB, "the plan is of an empty card"
+    assert predicted["peak_bytes"] == plan.memory.total_bytes + 9 * GIB, "the plan is for an empty card"
     assert predicted["seconds"] == pytest.approx([3 * seconds for seconds in plan.epoch_seconds])
 
 
-class TestWhatIsShown:
+class TestDisplay:
     def test_html_is_escaped(self, tmp_path):
-        folder = tmp_path / "a&copy;b"  # Windows allows no < in names
+        folder = tmp_path / "a&copy;b"  # Windows does not allow < in names
         folder.mkdir()
         (folder / "config.json").write_text('{"model_type": "gpt2"}')
         shown = plan_run(gpt2(model_name_or_path=str(folder)), card=SMALL._replace(name="<b>card</b>"))._repr_html_()
@@ -306,7 +306,7 @@ class TestCommand:
         assert result.exit_code == 0
         assert result.output.splitlines()[-1].startswith("fits: ")
 
-    def test_a_plan_that_does_not_fit_gives_exit_code_1_and_one_that_does(self):
+    def test_a_plan_that_does_not_fit_gives_exit_code_1_and_suggests_one_that_does(self):
         result = call("--preset", "rtx-4070-ti", "--gpu", "4070", "-p", "per_device_train_batch_size", "64")
         assert result.exit_code == 1
         assert "per_device_train_batch_size 16 with gradient_accumulation_steps 8 fits" in result.output
@@ -361,7 +361,7 @@ def test_a_setting_without_effect_is_noted():
     assert "without effect" not in str(plan_run(TrainingSettings(lora_alpha=64, lora_r=8)))
 
 
-def test_a_warm_up_share_of_a_one_step_run_is_that_step_with_a_rate_of_0():
+def test_a_warm_up_share_of_a_one_step_run_is_that_step_at_learning_rate_0():
     plan = plan_run(TrainingSettings(warmup_steps=0.05, num_train_epochs=1), train_tokens=4 * 256)
     assert "warmup_steps = 0.05 and the training has 1: the learning rate only climbs to 0 of 0.002" in str(plan)
     assert TrainingArguments("unused", warmup_steps=0.05, use_cpu=True).get_warmup_steps(1) == 1

@@ -13,7 +13,7 @@ from helpers.training.processes import (
 )
 
 
-def test_a_single_process_is_the_first_and_keeps_its_answer():
+def test_a_single_process_is_the_first_and_keeps_its_own_value():
     assert (n_processes(), is_first_process()) == (1, True)
     assert (broadcast_from_first(True), broadcast_from_first(False)) == (True, False)
     leave_process_group()
@@ -52,7 +52,7 @@ def test_a_cell_that_waits_for_the_panel_says_how_to_stop_it(tmp_path):
         assert is_over.is_set()
 
 
-def test_further_processes_share_the_lock_of_the_first(tmp_path, monkeypatch):
+def test_other_processes_share_the_lock_of_the_first(tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     with FileLock(tmp_path / ".train.lock"), run_lock(tmp_path):
         assert not is_first_process()

@@ -28,7 +28,7 @@ def test_without_a_study_there_is_no_callback(monkeypatch):
     assert pruning_callback("tiny") is None
 
 
-def taken(study, opened, monkeypatch):
+def take_trial(study, opened, monkeypatch):
     trial = opened.ask()
     suggest_values(study, trial)
     monkeypatch.setenv(PLACE, place_of(study, trial))
@@ -36,7 +36,7 @@ def taken(study, opened, monkeypatch):
 
 
 def test_other_runs_of_the_same_notebook_report_nothing(study, monkeypatch):
-    taken(study, open_study(study), monkeypatch)
+    take_trial(study, open_study(study), monkeypatch)
     assert pruning_callback("trial-000") is not None
     assert pruning_callback("trial-000-rate-1") is None
 
@@ -47,7 +47,7 @@ def settings_of(tiny_settings, number):
 
 def test_each_validation_but_the_last_is_reported_with_the_share_of_text_read(study, monkeypatch, tiny_settings):
     opened = open_study(study)
-    taken(study, opened, monkeypatch)
+    take_trial(study, opened, monkeypatch)
     fine_tune(settings_of(tiny_settings, 0))
     history = {row["step"]: row["eval_loss"] for row in read_history(run_folder("trial-000")) if "eval_loss" in row}
     reported = opened.get_trials()[0].intermediate_values
@@ -58,10 +58,10 @@ def test_each_validation_but_the_last_is_reported_with_the_share_of_text_read(st
 
 def test_a_trial_that_falls_behind_is_pruned(study, monkeypatch, tiny_settings):
     opened = open_study(study)
-    others = dict.fromkeys(range(2001), 1.0)  # wherever it is asked
-    for _ in range(4):  # the pruner waits for so many
+    others = dict.fromkeys(range(2001), 1.0)  # at every share of the text
+    for _ in range(4):  # the pruner waits for this many
         opened.add_trial(optuna.create_trial(value=1.0, intermediate_values=others))
-    trial = taken(study, opened, monkeypatch)
+    trial = take_trial(study, opened, monkeypatch)
     with pytest.raises(TrialPrunedError, match=r"validation loss \d\.\d+ at step 2 is worse than the median"):
         fine_tune(settings_of(tiny_settings, 0))
     frozen = opened.get_trials()[trial.number]
@@ -71,12 +71,12 @@ def test_a_trial_that_falls_behind_is_pruned(study, monkeypatch, tiny_settings):
 
 def test_a_restarted_trial_reports_each_loss_once(study, monkeypatch, tiny_settings):
     opened = open_study(study)
-    taken(study, opened, monkeypatch)
+    take_trial(study, opened, monkeypatch)
     settings = settings_of(tiny_settings, 0)
     fine_tune(settings)
     before = opened.get_trials()[0].intermediate_values
     requeue_interrupted(study, opened)
-    shutil.rmtree(run_folder(settings.run))  # as before the first checkpoint
-    *_, again = (taken(study, opened, monkeypatch) for _ in range(5))  # behind the other points
+    shutil.rmtree(run_folder(settings.run))  # as if killed before the first checkpoint
+    *_, again = (take_trial(study, opened, monkeypatch) for _ in range(5))  # queued after the other points
     fine_tune(settings)
     assert opened.get_trials()[again.number].intermediate_values == before

@@ -15,7 +15,7 @@ from helpers.training.run_files import (
 )
 
 
-def test_a_history_keeps_losses_and_samples_and_nothing_else():
+def test_a_history_keeps_only_known_columns():
     log = [{"step": 1, "loss": 2.0, "grad_norm": 1.0, "x": 1}, {"step": 2, "sample": "The"}, {"step": 2, "runtime": 3}]
     assert history_rows(log) == [{"step": 1, "loss": 2.0, "grad_norm": 1.0}, {"step": 2, "sample": "The"}]
 
@@ -71,7 +71,7 @@ def test_a_checkpoint_of_two_processes_needs_the_rng_state_of_each(tiny_run):
 @pytest.mark.parametrize(
     ("name", "damage"),
     [
-        ("optimizer.pt", lambda data: data[:400] + bytes(200) + data[600:]),  # as a power cut leaves a file
+        ("optimizer.pt", lambda data: data[:400] + bytes(200) + data[600:]),  # like a file after a power cut
         ("trainer_state.json", lambda data: b"null"),
     ],
 )
@@ -89,14 +89,14 @@ def test_no_run_is_trained_in_the_folder_of_a_study(runs):
 
 
 @pytest.mark.parametrize("kept", ["checkpoints", "training.json"])
-def test_a_training_whose_settings_were_lost_is_not_continued_with_other_ones(tiny_run, runs, kept):
+def test_a_run_that_lost_its_settings_is_not_continued(tiny_run, runs, kept):
     (runs / "mine").mkdir()
     shutil.move(tiny_run.folder / kept, runs / "mine" / kept)
     with pytest.raises(SettingsError, match=r"settings\.json is missing, so nobody knows the settings"):
         check_same_settings(TrainingSettings(run="mine"))
 
 
-def test_a_folder_with_another_name_is_no_checkpoint(tiny_run):
+def test_a_folder_with_another_name_is_not_a_checkpoint(tiny_run):
     folder = tiny_run.folder / "checkpoints"
     newest = last_complete_checkpoint(folder)
     shutil.copytree(newest, folder / f"{newest.name} copy")

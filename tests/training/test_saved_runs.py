@@ -1,7 +1,7 @@
-"""Run folders written by version 0.1.0: they open, resume and evaluate as they did then.
+"""Run folders written by version 0.1.0 still open, resume and evaluate as they did then.
 
-`saved_by_0_1_0` holds a GPT-2 of 3,000 weights, its text, a finished run, and one that was killed after step 3 with a
-checkpoint of step 2. Both have the same settings, so the resumed run has to end at the finished run's weights.
+`saved_by_0_1_0` holds a GPT-2 of 3,000 weights, its text, a finished run, and a run killed after step 3 whose
+checkpoint is of step 2. Both have the same settings, so the resumed run must end with the finished run's weights.
 """
 
 import json
@@ -23,7 +23,7 @@ SAVED = Path(__file__).with_name("saved_by_0_1_0")
 
 @pytest.fixture(autouse=True)
 def saved_runs(tmp_path, monkeypatch):
-    """Work in a copy: the settings name model and text relative to the current folder."""
+    """Work in a copy, because the settings give the paths of model and text relative to the current folder."""
     shutil.copytree(SAVED, tmp_path / "saved")
     monkeypatch.chdir(tmp_path / "saved")
     monkeypatch.setenv("COURSE_RUNS", str(tmp_path / "saved/all_runs"))
@@ -42,17 +42,17 @@ def test_a_run_whose_history_was_deleted_is_shown_without_a_validation_loss():
     assert str(open_or_train("finished")).endswith(", no validation loss in history.jsonl")
 
 
-def assert_weights_of_the_finished_one(run):
+def assert_weights_of_the_finished_run(run):
     expected = weights(run_folder("finished") / "model")
     for name, tensor in weights(run_folder(run) / "model").items():
-        # A key's bias has a gradient of 0, so AdamW enlarges what rounding leaves of it.
+        # The gradient of a key bias is 0, so AdamW amplifies its rounding error.
         torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=1e-6)
 
 
 def test_an_interrupted_run_resumes_to_the_weights_of_the_finished_one():
     resumed = fine_tune(read_run_settings("stopped"))
     assert [row["step"] for row in resumed.history if "loss" in row] == [1, 2, 3, 4]
-    assert_weights_of_the_finished_one("stopped")
+    assert_weights_of_the_finished_run("stopped")
 
 
 def test_a_finished_run_has_the_same_metrics_as_before():
@@ -72,7 +72,7 @@ def test_an_interrupted_run_resumes_when_renamed_with_moved_text_and_other_loggi
     assert [row["step"] for row in resumed.history if "loss" in row] == [1, 2, 4]
     assert len(list((resumed.folder / "checkpoints").iterdir())) == 1
     assert read_run_settings("renamed") == settings
-    assert_weights_of_the_finished_one("renamed")
+    assert_weights_of_the_finished_run("renamed")
 
 
 def test_an_interrupted_run_resumes_without_its_text_file():

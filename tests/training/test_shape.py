@@ -19,12 +19,12 @@ PUBLISHED = {
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_parameters_are_those_of_the_model(name):
+def test_the_parameter_count_matches_the_model(name):
     shape = read_shape(name)
     with torch.device("meta"):
         model = GPT2LMHeadModel(config_of(shape))
     assert parameters(shape) == model.num_parameters() == PUBLISHED[name]
-    assert name == "pocket" or shape.n_embd == 64 * shape.n_head, "all of OpenAI's heads are as wide"
+    assert name == "pocket" or shape.n_embd == 64 * shape.n_head, "all heads of OpenAI's models have width 64"
 
 
 def test_operations_match_nanogpts_count():
@@ -42,18 +42,18 @@ def test_frozen_weights_have_no_gradient_and_checkpointing_repeats_the_forward_p
 
 class TestReadShape:
     @pytest.mark.parametrize("name", ["gpt2", "openai-community/gpt2"])
-    def test_of_openais_models(self, name):
+    def test_openais_models_are_known_by_name(self, name):
         assert read_shape(name) == GPT2
 
-    def test_of_the_shipped_model_and_of_a_folder(self):
+    def test_the_shipped_model_is_read_by_name_or_folder(self):
         assert read_shape("pocket") == read_shape(str(POCKET))
         assert (read_shape("pocket").n_layer, read_shape("pocket").vocab_size) == (4, 4096)
 
-    def test_what_a_folder_leaves_out_is_gpt2s_own(self, tmp_path, monkeypatch):
+    def test_missing_values_default_to_those_of_gpt2(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         (tmp_path / "gpt2").mkdir()
         (tmp_path / "gpt2/config.json").write_text(json.dumps({"model_type": "gpt2", "n_inner": 512}))
-        assert read_shape("gpt2") == GPT2._replace(n_inner=512), "a folder of that name comes first"
+        assert read_shape("gpt2") == GPT2._replace(n_inner=512), "a folder with that name comes first"
 
     @pytest.mark.parametrize(
         ("written", "words"),

@@ -1,4 +1,4 @@
-"""A training that is stopped, and continues as if it had not been."""
+"""A stopped run resumes as if it had never been stopped."""
 
 import os
 import queue
@@ -23,14 +23,14 @@ from tests.training.saved_weights import same_weights, weights
 
 @pytest.fixture(scope="module")
 def settings(tiny_settings):
-    """Return the settings of a training that saves by itself only at its end."""
+    """Return settings that save a checkpoint only at the end of training."""
     changes = {"num_train_epochs": 20.0, "save_steps": 1000, "logging_steps": 2, "eval_steps": 20, "sample_prompt": ""}
     return tiny_settings.model_copy(update=changes)
 
 
 @pytest.fixture(scope="module")
 def unbroken_folder(settings, tmp_path_factory):
-    """Return the folder of a run with these settings that was not stopped."""
+    """Return the folder of an uninterrupted run with these settings."""
     runs = tmp_path_factory.mktemp("unbroken")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COURSE_RUNS", str(runs))
@@ -38,7 +38,7 @@ def unbroken_folder(settings, tmp_path_factory):
 
 
 def ends_as_if_never_stopped(settings, unbroken_folder):
-    """Finish a stopped run; tell whether a run that was not stopped has the same weights and validation losses."""
+    """Finish a stopped run and return whether its weights and validation losses match an uninterrupted run."""
     resumed = fine_tune(settings)
     shutil.copytree(unbroken_folder, resumed.folder.with_name("unbroken"))
     unbroken = open_run("unbroken")
@@ -52,7 +52,7 @@ def stopped_at(settings, runs):
 
 
 class StopAtStep:
-    """A watcher that asks for a stop when the training has reached a step."""
+    """A watcher that requests a stop once training has reached a step."""
 
     def __init__(self, step):
         self.step, self.stop = step, threading.Event()
@@ -67,7 +67,7 @@ def test_a_stop_saves_at_the_next_step_and_the_same_call_resumes_to_the_same_wei
         watcher = StopAtStep(step)
         with pytest.raises(TrainingStoppedError, match=rf"Stopped after step {step + 2} of \d+; a checkpoint is kept"):
             fine_tune(settings, watch=watcher, stop=watcher.stop)
-        assert stopped_at(settings, runs) == step + 2, "a row is written at an even step, and the stop is one later"
+        assert stopped_at(settings, runs) == step + 2, "rows are written at even steps, and the stop is one later"
     assert read_history(runs / "tiny")[-1]["step"] == 11, "the losses since the last row are logged"
     assert ends_as_if_never_stopped(settings, unbroken_folder)
 
@@ -79,7 +79,7 @@ def test_a_stop_at_the_last_step_changes_nothing(tiny_settings):
     assert fine_tune(tiny_settings, watch=watcher, stop=watcher.stop).facts["steps"] == last
 
 
-def test_a_stop_needs_space_for_its_checkpoint_and_not_for_a_model(tiny_settings, tiny_model, monkeypatch):
+def test_a_stop_needs_space_for_a_checkpoint_but_not_for_a_model(tiny_settings, tiny_model, monkeypatch):
     n_bytes = 13 * load_model(str(tiny_model)).num_parameters()
     monkeypatch.setattr(guards, "free_bytes", lambda folder: n_bytes)
     stop = threading.Event()
@@ -104,7 +104,7 @@ def test_an_interrupt_survives_running_out_of_memory_and_does_not_hide_a_broken_
         raise error
 
     monkeypatch.setattr(engine, "chunked_loss", fail)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background ignore it
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background process ignores it
     try:
         with pytest.raises(raised):
             fine_tune(tiny_settings)
@@ -121,19 +121,19 @@ def train_in_a_process(settings, runs):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background ignore it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background process ignores it
     )
 
 
 def wait_for_history(path):
     deadline = time.monotonic() + 120
     while not path.exists():
-        assert time.monotonic() < deadline, "the training did not begin"
+        assert time.monotonic() < deadline, "training did not start"
         time.sleep(0.01)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="sends an interrupt as Linux does")
-def test_ctrl_c_saves_and_says_so_and_the_same_command_continues(settings, unbroken_folder, runs):
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
+def test_ctrl_c_saves_with_a_message_and_the_same_command_continues(settings, unbroken_folder, runs):
     child = train_in_a_process(settings, runs)
     wait_for_history(runs / "tiny/history.jsonl")
     child.send_signal(signal.SIGINT)
@@ -169,7 +169,7 @@ def test_interrupting_the_kernel_saves_and_the_same_cell_continues(settings, unb
 
 
 def error_of(client):
-    """Return the name of the error that the running cell ends with."""
+    """Return the name of the error that ends the running cell."""
     while True:
         try:
             message = client.get_iopub_msg(timeout=60)
@@ -207,35 +207,35 @@ def test_a_thread_leaves_interrupts_to_the_main_thread():
     assert seen == [(False, usual)]
 
 
-class AskedToEndError(Exception):
+class SigtermError(Exception):
     pass
 
 
 @pytest.fixture
-def asked_to_end():
-    """Let SIGTERM raise an exception where it would end this process."""
+def sigterm_raises():
+    """Make SIGTERM raise an exception instead of ending this process."""
 
     def raise_error(*_):
-        raise AskedToEndError
+        raise SigtermError
 
     usual = signal.signal(signal.SIGTERM, raise_error)
     yield
     signal.signal(signal.SIGTERM, usual)
 
 
-def test_sigterm_saves_before_it_ends_the_process(asked_to_end, settings, runs):
+def test_sigterm_saves_before_it_ends_the_process(sigterm_raises, settings, runs):
     def send(history, progress):
         if progress.step == 4:
             signal.raise_signal(signal.SIGTERM)
 
-    with pytest.raises(AskedToEndError):
+    with pytest.raises(SigtermError):
         fine_tune(settings, watch=send)
     assert stopped_at(settings, runs) == 5
 
 
-def test_a_second_sigterm_stops_at_once(asked_to_end):
+def test_a_second_sigterm_stops_at_once(sigterm_raises):
     with interrupt_event() as interrupt:
         signal.raise_signal(signal.SIGTERM)
         assert interrupt.number == signal.SIGTERM
-        with pytest.raises(AskedToEndError):
+        with pytest.raises(SigtermError):
             signal.raise_signal(signal.SIGTERM)

@@ -60,7 +60,7 @@ def answers(makers, tmp_path):
         yield thing, answer(thing)
 
 
-@pytest.mark.skipif(WINDOWS, reason="some of them need Linux' limits on a process")
+@pytest.mark.skipif(WINDOWS, reason="some of them need POSIX limits on a process")
 def test_errors_that_really_happen_are_explained_correctly(tmp_path):
     """Print and check the counts for errors that really happen here."""
     rows = [row for row, _ in explain_cases.REAL]

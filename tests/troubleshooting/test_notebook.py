@@ -79,7 +79,7 @@ def notebook(tmp_path_factory, trained_runs):
     return made | {"of_finished_run": of_finished_run}
 
 
-def known(symptom):
+def first_cause(symptom):
     return explain(symptom).causes[0].id
 
 
@@ -87,7 +87,7 @@ def test_an_empty_tokenizer_trains_to_a_loss_of_exactly_zero(notebook):
     assert len(notebook["empty"]) == 1
     assert [row["loss"] for row in notebook["empty_log"]] == [0, 0, 0]
     assert min(row["loss"] for row in notebook["fixed_log"]) > 1
-    assert known(notebook["empty_log"]) == "D1"
+    assert first_cause(notebook["empty_log"]) == "D1"
 
 
 def test_a_learning_rate_that_is_too_high_diverges(notebook):
@@ -107,7 +107,7 @@ def test_an_end_of_text_used_as_padding_is_never_learned(notebook):
 
 def test_the_nan_filter_hides_a_nan_loss(notebook):
     assert [row["loss"] for row in notebook["hidden"]] == [0, 0, 0]
-    assert known(notebook["hidden"]) == known([{"loss": 0.0, "grad_norm": math.nan}]) == "T6"
+    assert first_cause(notebook["hidden"]) == first_cause([{"loss": 0.0, "grad_norm": math.nan}]) == "T6"
 
 
 def test_labels_shifted_twice_teach_the_token_after_the_next(notebook):
@@ -119,7 +119,7 @@ def test_labels_shifted_twice_teach_the_token_after_the_next(notebook):
 def test_memory_runs_out_and_smaller_passes_fit_for_the_same_step(notebook):
     assert notebook["memory"].output.startswith("4 passes of 4 rows: passed")
     assert "can't allocate memory" in notebook["memory"].last_line
-    assert known(notebook["memory"].last_line) == "T1"
+    assert first_cause(notebook["memory"].last_line) == "T1"
 
 
 def test_displayed_and_failed_objects_stay_in_memory_until_released(notebook):
@@ -128,11 +128,11 @@ def test_displayed_and_failed_objects_stay_in_memory_until_released(notebook):
 
 def test_an_index_is_out_of_range_in_three_ways(notebook):
     assert notebook["new_token"] == notebook["past_end"] == notebook["too_long"]
-    assert known(notebook["new_token"]) == "T12"
+    assert first_cause(notebook["new_token"]) == "T12"
 
 
 def test_every_old_line_of_the_script_fails_with_a_known_error_and_the_repaired_script_runs(notebook):
-    assert set(map(known, notebook["errors"])) == {"D2", "D7", "D8", "D12", "D13", "D17"}
+    assert set(map(first_cause, notebook["errors"])) == {"D2", "D7", "D8", "D12", "D13", "D17"}
     assert notebook["outcome"] == "accepted"
 
 
@@ -168,18 +168,18 @@ def test_only_the_correct_resume_has_the_rates_and_losses_of_the_run(notebook):
 
 
 def test_a_truncated_checkpoint_is_recognised_and_skipped(notebook):
-    assert known(notebook["cut_short"]) == "T17"
+    assert first_cause(notebook["cut_short"]) == "T17"
     assert notebook["fallback"] == "checkpoint-4"
 
 
 def test_a_notebook_whose_kernel_died_resumes_when_it_is_run_again(notebook):
-    assert known(notebook["killed"]) == "T20"
+    assert first_cause(notebook["killed"]) == "T20"
     assert notebook["again"] == "steps 5 to 6\n"
 
 
 def test_a_parameter_without_a_tagged_cell_has_no_effect_and_no_error(notebook):
     assert notebook["logs"] == {"untagged": ["Passed unknown parameter: epochs", "2 epochs"], "tagged": ["5 epochs"]}
-    assert known("\n".join(notebook["logs"]["untagged"])) == "T24"
+    assert first_cause("\n".join(notebook["logs"]["untagged"])) == "T24"
 
 
 def test_the_study_ends_in_a_table_with_the_best_run_first(notebook):
@@ -190,7 +190,7 @@ def test_the_study_ends_in_a_table_with_the_best_run_first(notebook):
     assert losses == sorted(losses)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="starts processes as Linux does")
+@pytest.mark.skipif(sys.platform == "win32", reason="starts processes as POSIX systems do")
 def test_two_processes_give_the_weights_of_one(notebook):
     assert notebook["between"] == 0
     assert notebook["difference"] < 1e-5

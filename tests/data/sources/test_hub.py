@@ -155,13 +155,13 @@ def test_the_reason_why_a_data_set_cannot_be_loaded_is_given_in_one_sentence(ans
 
 
 def test_streaming_stores_nothing_of_a_data_set(answers, home):
-    def kept_of(source):
+    def stored_files(source):
         name = source.partition("/")[2]
         return [path for path in home.rglob("*") if path.suffix in (".arrow", ".parquet") and name in str(path)]
 
     assert answers["stream"] == f"50 50 {COMMIT}\n"
-    assert kept_of(TEXTS)
-    assert not kept_of(STREAMED)
+    assert stored_files(TEXTS)
+    assert not stored_files(STREAMED)
 
 
 def test_a_misspelled_folder_that_looks_like_a_hub_name_gets_a_suggestion(tmp_path, monkeypatch):

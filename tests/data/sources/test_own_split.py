@@ -14,31 +14,31 @@ TWO = CARD.format(
 # Files of a folder; what each holds is the part it must be in: `train`, `validation`, `test`, or `out`.
 LAYOUTS = {
     "plain": "train.txt=train test.txt=test validation.txt=validation",
-    "a card": "train.txt=train test.txt=test README.md=out",
+    "a dataset card": "train.txt=train test.txt=test README.md=out",
     "a licence": "train.txt=train licensed_test.txt=test LICENSE.txt=out",
     "facts": "train.jsonl=train test.jsonl=test dataset_infos.json=out info.json=out",
     "requirements": "train.txt=train dev.txt=validation requirements.txt=out requirements-dev.txt=out",
     "the Hub's shards": "data/train-00000-of-00002.jsonl=train data/train-00001-of-00002.jsonl=train "
     "data/test-00000-of-00001.jsonl=test README.md=out",
     "folders": "train/0.txt=train train/1.txt=train test/0.txt=test dev/0.txt=validation",
-    "folders within": "corpus/training/a.txt=train corpus/evaluation/a.txt=test corpus/notes/a.txt=out",
+    "nested folders": "corpus/training/a.txt=train corpus/evaluation/a.txt=test corpus/notes/a.txt=out",
     "folders first": "train/the_test_of_time.txt=train train/dev_diary.txt=train test/train_ride.txt=test",
     "prefixes": "my_train.txt=train my_test.txt=test my_val.txt=validation",
     "suffixes": "train_data.txt=train test_data.txt=test",
     "one word": "traindata.txt=train testset.txt=test",
     "camel case": "TrainData.txt=train devSet.txt=validation",
     "upper case": "TRAIN.TXT=train TEST.TXT=test",
-    "copies of a browser": "train.txt=train train%20(1).txt=train test%20(1).txt=test",
+    "browser copies": "train.txt=train train%20(1).txt=train test%20(1).txt=test",
     "numbers": "train2.txt=train test2.txt=test",
     "dots": "v1.train.jsonl=train v1.test.jsonl=test",
-    "words of the Hub": "training.txt=train testing.txt=test valid.txt=validation",
+    "keywords of the Hub": "training.txt=train testing.txt=test valid.txt=validation",
     "held out": "train.txt=train heldout.txt=test",
     "evaluation": "train.txt=train eval.txt=test",
     "more text": "train.txt=train test.txt=test novel.txt=out raw/all.txt=out",
     "only a test": "novel.txt=train poems.txt=train test.txt=test",
     "only a validation": "novel.txt=train dev.txt=validation",
     "an ambiguous name": "train.txt=train train_test.txt=test train_val.txt=validation",
-    "packed": "train.txt.gz=train test.txt.gz=test",
+    "compressed": "train.txt.gz=train test.txt.gz=test",
 }
 
 
