@@ -179,7 +179,7 @@ def test_a_wrong_value_in_the_settings_of_a_run_is_named_with_their_file(runs):
         read_run_settings("mine")
 
 
-def test_a_run_of_another_version_is_named_as_one(runs):
+def test_a_run_of_another_version_is_reported_as_such(runs):
     (runs / "mine").mkdir(parents=True)
     (runs / "mine/settings.json").write_text('{"settings": {"run": "mine", "future": 3}}')
     with pytest.raises(SettingsError, match="of another version of this course, which has the settings future"):

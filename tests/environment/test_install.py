@@ -371,6 +371,6 @@ def test_a_wheel_tag_is_normalised(text):
 
 
 @pytest.mark.parametrize("text", ["12.6", "cuda", "cu126; rm", "latest", "cu13", "cu124", "rocm7"])
-def test_what_is_no_tag_is_refused(text):
+def test_an_invalid_wheel_tag_is_refused(text):
     with pytest.raises(InstallError, match=r"no PyTorch wheel .* write auto, cpu, cu126, cu128, cu130, "):
         tag_named(text)

@@ -133,7 +133,7 @@ def test_the_verdict_follows_from_the_interval(tuned, words):
     assert "protocol documents" in comparison._repr_html_()
 
 
-def test_too_few_documents_are_no_evidence_whatever_their_interval():
+def test_fewer_than_six_documents_are_never_evidence():
     for n_documents, words in ((5, "With fewer than 6 documents this may be due to chance"), (6, "it is better")):
         comparison = make_comparison([10.0] * n_documents, [8.0] * n_documents)
         assert comparison.difference["interval"][0] > 0

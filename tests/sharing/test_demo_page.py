@@ -86,7 +86,7 @@ def test_a_page_replaces_an_older_one_and_no_other(run, exported, tmp_path):
     assert path.read_text() == "<h1>My garden</h1>"
 
 
-def test_a_folder_that_cannot_be_written_to_is_one_sentence(run, exported, tmp_path):
+def test_an_unusable_folder_gives_one_sentence(run, exported, tmp_path):
     (tmp_path / "file").write_text("")
     result = call("demo", run, "--static", str(tmp_path / "file" / "page"))
     assert (result.exit_code, result.output.count("\n")) == (1, 1)

@@ -45,7 +45,7 @@ def test_a_finished_run_that_lost_its_settings_is_reported_and_not_ranked(runs):
         )
 
 
-def test_a_setting_that_is_newer_than_a_run_does_not_differ_from_its_default(runs):
+def test_a_setting_missing_from_an_older_run_counts_as_its_default(runs):
     write_run(runs / "old")
     write_run(runs / "new", settings={"adam_beta2": 0.999})
     write_run(runs / "other", settings={"weight_decay": 0.5})

@@ -143,7 +143,7 @@ def test_other_settings_are_refused_before_waiting_for_the_run_lock(tiny_run, ti
     assert same_weights(before, weights(tiny_run.model_folder))
 
 
-def test_accumulated_passes_train_like_one_batch(tiny_run, tiny_settings):
+def test_accumulated_passes_have_the_first_loss_of_one_batch(tiny_run, tiny_settings):
     halves = {"run": "halves", "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
     first_loss = fine_tune(tiny_settings.model_copy(update=halves)).history[0]["loss"]
     assert first_loss == pytest.approx(tiny_run.history[0]["loss"], abs=0.05), "only the dropout differs"

@@ -95,7 +95,7 @@ def test_a_column_called_text_comes_before_a_pair_of_prompt_and_completion(tmp_p
     assert list(texts) == ["A fable."]
 
 
-def test_a_marker_of_the_end_inside_a_message_is_no_end():
+def test_an_end_of_text_marker_inside_a_message_is_removed():
     chat = render_chat([CHAT[1], {"role": "assistant", "content": "The<|endoftext|>fox."}])
     assert chat.segments[-1] == (" The fox.", False)
 

@@ -42,7 +42,7 @@ def test_a_separator_works_the_same_for_lines_of_a_text_and_rows_of_a_table(sepa
 
 
 @pytest.mark.parametrize("separator", SEPARATORS)
-def test_documents_do_not_depend_on_the_pieces_a_text_is_read_in(separator):
+def test_documents_do_not_depend_on_the_chunks_a_text_is_read_in(separator):
     text = "\n".join([*ROWS, " \t", "", f" three {END} ", " ", "four "])
     assert list(text_documents(list(text), separator, name="x")) == list(text_documents([text], separator, name="x"))
 

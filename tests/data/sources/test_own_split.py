@@ -124,7 +124,7 @@ def test_a_source_with_only_held_out_splits_is_refused(tmp_path):
         list(Source(DataSettings(source=str(tmp_path))).parts())
 
 
-def test_a_cloned_repository_is_read_as_the_configuration_in_its_card_says(tmp_path):
+def test_a_cloned_repository_is_read_according_to_the_configuration_in_its_card(tmp_path):
     make(tmp_path, "small/a-0.txt=train small/b-0.txt=test large/train.txt=big large/test.txt=big_test train/c.txt=no")
     (tmp_path / "README.md").write_text(TWO)
     settings = DataSettings(source=str(tmp_path), source_config="small")

@@ -57,7 +57,7 @@ def test_a_folder_gives_a_document_per_file_and_reads_tables_and_folders_in_it(t
     assert texts(tmp_path) == ["one fox", "two owls\n\nand more", "three hens", "four"]
 
 
-def test_a_part_in_one_text_file_is_split_at_blank_lines_as_a_file_is(tmp_path):
+def test_a_split_in_one_text_file_is_cut_at_blank_lines_like_a_file(tmp_path):
     (tmp_path / "train.txt").write_text("one\n\ntwo")
     assert texts(tmp_path) == ["one", "two"], "a folder with one file is that file"
     (tmp_path / "test.txt").write_text("three\n\nfour")
