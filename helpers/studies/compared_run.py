@@ -100,8 +100,9 @@ def _read_files(folder: Path) -> tuple[dict[str, Any], str]:
         try:
             contents[file] = read_history(folder) if file == "history.jsonl" else read_json(folder / file)
         except FileNotFoundError:
-            if file == "settings.json" and (folder / "training.json").exists():
-                damage = f"{folder / file} is missing: copy the folder of the run again."
+            continue
         except (SettingsError, OSError) as error:
             damage = str(error)
+    if contents["training.json"] and not (damage or contents["settings.json"] or contents["trial.json"]):
+        damage = f"{folder / 'settings.json'} is missing: copy the folder of the run again."
     return contents, damage

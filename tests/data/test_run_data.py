@@ -54,7 +54,7 @@ def test_a_prepared_run_no_longer_needs_its_text_file(tmp_path, text_file, tiny_
         ({"general_source": "./nowhere"}, r"^general_source = './nowhere' cannot be read\. .*is not there: looked for"),
         ({"model_name_or_path": "mymodel"}, "is not there: looked for"),
         ({"model_name_or_path": "./my/model"}, "is not there: looked for"),
-        ({"model_name_or_path": str(Path(__file__).parent)}, "holds no config.json"),
+        ({"model_name_or_path": str(Path(__file__).parent)}, "not a model.s folder: it has no config.json"),
     ],
 )
 def test_a_missing_text_or_model_is_refused_before_anything_starts(values, words):
