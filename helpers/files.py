@@ -7,7 +7,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +175,8 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 def share_weights(folder: Path) -> None:
     """Give weights the permissions of other new files: safetensors lets nobody but their owner read them."""
     for file in folder.glob("*.safetensors"):
-        file.chmod(folder.stat().st_mode & 0o666)
+        with suppress(OSError):  # some file systems, such as exFAT, have no permissions
+            file.chmod(folder.stat().st_mode & 0o666)
 
 
 @contextmanager

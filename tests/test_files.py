@@ -155,6 +155,16 @@ def test_a_complete_folder_replaces_the_old_one(folder):
     assert names(folder) == ["data", "data/after"]
 
 
+def test_a_disk_without_permissions_keeps_weights_as_they_are(folder, monkeypatch):
+    def refuse(path, mode):
+        raise PermissionError(errno.EPERM, "Operation not permitted", str(path))
+
+    monkeypatch.setattr(Path, "chmod", refuse)
+    with atomic_folder(folder) as new:
+        (new / "model.safetensors").touch()
+    assert [path.name for path in folder.iterdir()] == ["model.safetensors"]
+
+
 def test_an_error_leaves_the_old_folder_unchanged(folder):
     error = PermissionError(13, "Permission denied", "the/text.txt")  # about another file, so it is passed on
     with pytest.raises(PermissionError, match="text"), atomic_folder(folder) as new:
