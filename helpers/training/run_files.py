@@ -47,8 +47,8 @@ def check_same_settings(settings: TrainingSettings) -> None:
             raise SettingsError(f"{path.parent} is the folder of a study: choose another run name.")
         if any((path.parent / "checkpoints").glob("checkpoint-*")) or (path.parent / "training.json").exists():
             raise SettingsError(
-                f"{path} is missing, so nobody knows the settings of the training in its folder: copy it again, delete "
-                "the folder to start afresh, or choose another run name."
+                f"{path} is missing, so the settings of this run are unknown: copy the file again, delete the folder "
+                "to start from the beginning, or choose another run name."
             )
         return
     before, now = read_run_settings(settings.run).model_dump(), settings.model_dump()

@@ -92,7 +92,7 @@ def test_no_run_is_trained_in_the_folder_of_a_study(runs):
 def test_a_run_that_lost_its_settings_is_not_continued(tiny_run, runs, kept):
     (runs / "mine").mkdir()
     shutil.move(tiny_run.folder / kept, runs / "mine" / kept)
-    with pytest.raises(SettingsError, match=r"settings\.json is missing, so nobody knows the settings"):
+    with pytest.raises(SettingsError, match=r"settings\.json is missing, so the settings of this run are unknown"):
         check_same_settings(TrainingSettings(run="mine"))
 
 
