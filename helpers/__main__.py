@@ -80,7 +80,7 @@ class _OneSentence(click.Group):
             sentence = explain_os_error(error) if isinstance(error, OSError) else str(error)
             if not sentence:
                 raise
-            error.with_traceback(None)  # a progress bar that its frames hold is closed, before this line
+            error.with_traceback(None)  # frees its frames, which closes their progress bar first
             click.secho(f"Error: {_printable(sentence)}", fg="red", err=True)
             ctx.exit(2 if isinstance(error, SettingsError) else 1)
         except (KeyboardInterrupt, click.Abort) as interrupt:  # Abort: Ctrl-C at a prompt
@@ -120,7 +120,7 @@ def run(preset: str, run_name: str | None, parameters: tuple[tuple[str, str], ..
     name = asked.pop("run", defaults["run"])
     chosen = [find_notebook(notebook) for notebook in notebooks] or course_notebooks()
     if (training := find_notebook("03")) in chosen:
-        written = declared_parameters(training).items()  # a path in it would begin in its own folder
+        written = declared_parameters(training).items()  # its relative paths start in the notebook's folder
         known = {key: value for key, value in written if value is not ... and key not in PATH_SETTINGS}
         check_same_values(name, known | defaults | asked)
     report = run_course(chosen, run=name, parameters=asked, defaults=defaults, progress=True)

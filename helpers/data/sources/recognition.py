@@ -73,7 +73,7 @@ def recognise(rows: Sequence[str], *, is_table: bool = False, n_columns: int = 1
 
 
 def describe_markup(rows: Sequence[str]) -> str:
-    """Describe markup in the first rows of a source, which a model would learn too; '' if there is none."""
+    """Describe markup or a table in the first rows of a text, which a model would learn too; '' if there is none."""
     filled = [row for row in rows if row.strip()]
     tags = [tag.group() for tag in map(_TAG.search, filled) if tag]
     if len(tags) > _SOME * len(filled):
