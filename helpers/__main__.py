@@ -59,20 +59,20 @@ def _printable(message: Any) -> str:
 def _format_warning(message: Warning | str, category: type[Warning], filename: str, *rest: Any) -> str:
     """Format our own warnings without the file name and source line that Python adds."""
     is_ours = category is UserWarning and Path(filename).is_relative_to(Path(__file__).parent)
-    return f"Warning: {_printable(message)}\n" if is_ours else _usual_format(message, category, filename, *rest)
+    return f"Warning: {_printable(message)}\n" if is_ours else _default_format(message, category, filename, *rest)
 
 
-_usual_format = warnings.formatwarning
+_default_format = warnings.formatwarning
 
 
-class _OneSentence(click.Group):
+class _CourseGroup(click.Group):
     """A command group that prints any character on any console, and expected errors as one sentence."""
 
     def invoke(self, ctx: click.Context) -> Any:
         from helpers.course import CourseError
 
         print_any_character()
-        usual = signal.signal(signal.SIGTERM, _raise_terminated)
+        previous_handler = signal.signal(signal.SIGTERM, _raise_terminated)
         warnings.formatwarning = _format_warning
         try:
             return super().invoke(ctx)
@@ -88,12 +88,12 @@ class _OneSentence(click.Group):
             # the exit codes that a shell reports after SIGTERM and Ctrl-C
             ctx.exit(143 if isinstance(interrupt, _TerminatedError) else 130)
         finally:
-            signal.signal(signal.SIGTERM, usual)
-            warnings.formatwarning = _usual_format
+            signal.signal(signal.SIGTERM, previous_handler)
+            warnings.formatwarning = _default_format
 
 
 @click.group(
-    cls=_OneSentence,
+    cls=_CourseGroup,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=f"\b\nTasks for a clone; they install what they need:\n{tasks.described()}",
 )
@@ -111,19 +111,19 @@ def run(preset: str, run_name: str | None, parameters: tuple[tuple[str, str], ..
     from helpers.environment import unused_card
     from helpers.training import check_same_values
 
-    defaults, asked = read_preset(preset), chosen_settings(run_name, parameters)
-    of_training = TrainingSettings.model_fields.keys() & asked.keys()
-    settings = TrainingSettings.from_preset(preset, **{name: asked[name] for name in of_training})
-    if idle := describe_without_effect(settings):
-        click.secho(f"Warning: {idle}", fg="yellow", err=True)
-    refuse_missing(defaults | asked)
-    name = asked.pop("run", defaults["run"])
+    defaults, overrides = read_preset(preset), chosen_settings(run_name, parameters)
+    training_names = TrainingSettings.model_fields.keys() & overrides.keys()
+    settings = TrainingSettings.from_preset(preset, **{name: overrides[name] for name in training_names})
+    if ignored := describe_without_effect(settings):
+        click.secho(f"Warning: {ignored}", fg="yellow", err=True)
+    refuse_missing(defaults | overrides)
+    name = overrides.pop("run", defaults["run"])
     chosen = [find_notebook(notebook) for notebook in notebooks] or course_notebooks()
     if (training := find_notebook("03")) in chosen:
-        written = declared_parameters(training).items()  # its relative paths start in the notebook's folder
-        known = {key: value for key, value in written if value is not ... and key not in PATH_SETTINGS}
-        check_same_values(name, known | defaults | asked)
-    report = run_course(chosen, run=name, parameters=asked, defaults=defaults, progress=True)
+        declared = declared_parameters(training).items()  # its relative paths start in the notebook's folder
+        notebook_values = {key: value for key, value in declared if value is not ... and key not in PATH_SETTINGS}
+        check_same_values(name, notebook_values | defaults | overrides)
+    report = run_course(chosen, run=name, parameters=overrides, defaults=defaults, progress=True)
     click.echo(f"Report: {report}")
     unused = unused_card()
     if unused:
@@ -138,12 +138,12 @@ def settings() -> None:
         click.echo(f"    {field.description} ({', '.join(filter(None, (allowed(field), unit(field))))})")
 
 
-def _arguments(given: list[str]) -> list[str]:
+def _expand_home(arguments: list[str]) -> list[str]:
     """Replace `~` by the home folder on Windows, where the shell does not.
 
     Click would do this too, but it would also expand * and $, even in quotes: a prompt "*" would become file names.
     """
-    return [os.path.expanduser(each) for each in given] if os.name == "nt" else given  # noqa: PTH111 (never raises)
+    return [os.path.expanduser(each) for each in arguments] if os.name == "nt" else arguments  # noqa: PTH111 (never raises)
 
 
 for command in (calibrate, compare, demo, doctor, explain, export, monitor, plan, share, sweep, train):
@@ -151,4 +151,4 @@ for command in (calibrate, compare, demo, doctor, explain, export, monitor, plan
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, on_interrupt)
-    main(_arguments(sys.argv[1:]), prog_name=COMMAND)
+    main(_expand_home(sys.argv[1:]), prog_name=COMMAND)

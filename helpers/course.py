@@ -20,11 +20,11 @@ from helpers.paths import COMMAND, NOTEBOOKS, runs_folder
 from helpers.report import write_report
 from helpers.settings import SettingsError, describe_new_run, known_settings, refuse_training_text, run_folder
 
-_NEXT = "06"  # the first notebook outside the default course: it trains for minutes, and no other notebook needs it
+_EXTRA = "06"  # the first notebook outside the default course: it trains for minutes, and no other notebook needs it
 _SECONDS_BETWEEN_SAVES = 1.0  # of a running notebook: a killed process loses at most this much
-_SECONDS_BETWEEN_DRAWINGS = 1.0  # of the progress bar, while a cell runs
+_SECONDS_BETWEEN_REDRAWS = 1.0  # of the progress bar, while a cell runs
 _SAVE_SECONDS = 120.0  # for an interrupted training run to finish its step and write a checkpoint
-_BEFORE_THE_CELLS = "__import__('helpers.course').course.end_at_once()"  # defines no name in the notebook
+_SETUP_CODE = "__import__('helpers.course').course.skip_teardown()"  # defines no name in the notebook
 
 
 class CourseError(RuntimeError):
@@ -44,7 +44,7 @@ def all_notebooks() -> list[Path]:
 
 def course_notebooks() -> list[Path]:
     """Return the notebooks that a course run executes by default."""
-    return [path for path in all_notebooks() if path.stem < _NEXT]
+    return [path for path in all_notebooks() if path.stem < _EXTRA]
 
 
 def find_notebook(name: str) -> Path:
@@ -79,7 +79,7 @@ def _literal(code: str) -> Any:
 
 
 @contextmanager
-def without_address_grammar() -> Iterator[None]:
+def without_uri_grammar() -> Iterator[None]:
     """Hide rfc3987_syntax while papermill, nbformat or nbclient is imported, which saves 2 s in each process.
 
     jsonschema imports it where it is installed and builds a grammar to validate URIs, which nothing here needs.
@@ -93,7 +93,7 @@ def without_address_grammar() -> Iterator[None]:
 
 
 def _papermill() -> Any:
-    with without_address_grammar():
+    with without_uri_grammar():
         import papermill
     return papermill
 
@@ -136,8 +136,8 @@ def run_course(
     folder.mkdir(parents=True, exist_ok=True)
     try:
         for notebook in notebooks:
-            its_own = {name: value for name, value in values.items() if name in declared[notebook]}
-            _execute(notebook, folder / notebook.name, its_own, progress=progress)
+            own_values = {name: value for name, value in values.items() if name in declared[notebook]}
+            _execute(notebook, folder / notebook.name, own_values, progress=progress)
     finally:
         report = write_report(run)
     return report
@@ -157,12 +157,12 @@ def _execute(notebook: Path, output: Path, parameters: dict[str, Any], *, progre
                 parameters=parameters,
                 engine_name=_register_engine(output.parent.parent),
                 kernel_name="python3",
-                kernel_manager_class=kernel_of_this_python(),  # not `km`: only a manager made here is shut down
+                kernel_manager_class=this_python_kernel_manager(),  # not `km`: only a manager made here is shut down
                 cwd=str(notebook.parent),
                 progress_bar={"desc": notebook.stem} if progress else False,
                 # Otherwise the kernel logs between the progress bars: a warning that it listens on this machine only,
                 # and an error if jupyter_client interrupts it for shutdown before its last reply is complete.
-                extra_arguments=["--IPKernelApp.log_level=CRITICAL", f"--IPKernelApp.exec_lines={_BEFORE_THE_CELLS}"],
+                extra_arguments=["--IPKernelApp.log_level=CRITICAL", f"--IPKernelApp.exec_lines={_SETUP_CODE}"],
             )
     except PapermillExecutionError as error:
         raise CourseError(
@@ -182,33 +182,33 @@ def _register_engine(folder: Path) -> str:
     """
     from papermill.engines import NBClientEngine, papermill_engines
 
-    class SavesSeldom(NBClientEngine):
+    class ThrottledEngine(NBClientEngine):
         @classmethod
-        def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, **how: Any) -> Any:
+        def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, **kwargs: Any) -> Any:
             save = nb_man.save
 
-            def save_seldom(**changed: Any) -> None:
+            def save_throttled(**kwargs: Any) -> None:
                 if (nb_man.now() - nb_man.last_save_time).total_seconds() >= _SECONDS_BETWEEN_SAVES:
-                    save(**changed)
+                    save(**kwargs)
 
-            nb_man.save = save_seldom
+            nb_man.save = save_throttled
             try:
-                with _redrawn(nb_man.pbar, folder):
-                    return super().execute_managed_notebook(nb_man, kernel_name, **how)
+                with _redrawing(nb_man.pbar, folder):
+                    return super().execute_managed_notebook(nb_man, kernel_name, **kwargs)
             finally:
                 nb_man.save = save  # papermill's final save must not be skipped
 
-    papermill_engines.register("course", SavesSeldom)
+    papermill_engines.register("course", ThrottledEngine)
     return "course"
 
 
 @contextmanager
-def _redrawn(bar: Any, folder: Path) -> Iterator[None]:
+def _redrawing(bar: Any, folder: Path) -> Iterator[None]:
     """Redraw a progress bar in a terminal while a cell runs: papermill only does so between cells."""
     ended = threading.Event()
 
     def redraw() -> None:
-        while not ended.wait(_SECONDS_BETWEEN_DRAWINGS):
+        while not ended.wait(_SECONDS_BETWEEN_REDRAWS):
             with suppress(SettingsError, OSError):  # a damaged file: the cell that reads it reports it
                 is_trained = (folder / "training.json").exists()
                 rows = [] if is_trained else read_json_lines(folder / "history.jsonl")
@@ -226,7 +226,7 @@ def _redrawn(bar: Any, folder: Path) -> Iterator[None]:
             thread.join()
 
 
-def end_at_once() -> None:
+def skip_teardown() -> None:
     """Make this process skip Python's teardown at exit, after the exit functions registered from now on have run.
 
     Tearing down PyTorch and transformers object by object would take 2 s per kernel.
@@ -239,7 +239,7 @@ def end_at_once() -> None:
     atexit.register(end)
 
 
-def kernel_of_this_python() -> type:
+def this_python_kernel_manager() -> type:
     """Return a kernel manager class whose python3 kernel runs in the calling Python.
 
     Otherwise Jupyter may find a `python3` kernel that another installation left in the user's folders. With no
@@ -248,27 +248,27 @@ def kernel_of_this_python() -> type:
     from jupyter_client import AsyncKernelManager
     from jupyter_client.kernelspec import KernelSpecManager
 
-    class KernelOfThisPython(AsyncKernelManager):
+    class ThisPythonKernelManager(AsyncKernelManager):
         def __init__(self, **traits: Any) -> None:
             super().__init__(kernel_spec_manager=KernelSpecManager(kernel_dirs=[]), **traits)
 
-        async def start_kernel(self, **how: Any) -> None:
-            # Windows also sends the terminal's Ctrl-C to a kernel. With the interrupt of `let_cell_end` that makes two,
+        async def start_kernel(self, **kwargs: Any) -> None:
+            # Windows also sends the terminal's Ctrl-C to a kernel. With that of `wait_for_cell` it would get two,
             # and the second one stops training without saving. (Elsewhere a kernel gets its own session.)
             if group := getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0):
-                how["creationflags"] = group
-            await super().start_kernel(**how)
+                kwargs["creationflags"] = group
+            await super().start_kernel(**kwargs)
 
         async def shutdown_kernel(self, now: bool = False, restart: bool = False) -> None:
             interrupted = isinstance(sys.exc_info()[1], KeyboardInterrupt)  # Ctrl-C or SIGTERM, not sent to the kernel
             if interrupted:
                 # The cell's task may raise DeadKernelError after everyone stopped waiting for its result.
                 asyncio.get_running_loop().set_exception_handler(_report_unless_kernel_died)
-                await self.let_cell_end()
+                await self.wait_for_cell()
             # A kernel that is asked to shut down during a cell prints a traceback: after Ctrl-C, kill it instead.
             await super().shutdown_kernel(now=now or interrupted, restart=restart)
 
-        async def let_cell_end(self) -> None:
+        async def wait_for_cell(self) -> None:
             """Interrupt the cell and wait until it ends: training finishes its step and writes a checkpoint."""
             await self.interrupt_kernel()
             client = self.client()
@@ -279,7 +279,7 @@ def kernel_of_this_python() -> type:
             finally:
                 client.stop_channels()
 
-    return KernelOfThisPython
+    return ThisPythonKernelManager
 
 
 def _report_unless_kernel_died(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -64,9 +64,9 @@ def predicted_and_measured(facts: Mapping[str, Any]) -> list[tuple[str, str, str
     """
     predicted = facts.get("predicted") or {}
     time, peak = " to ".join(map(duration_text, predicted.get("seconds") or ())), predicted.get("peak_bytes")
-    in_steps = facts.get("steps", 0) * facts.get("step_seconds", 0.0)
+    steps_seconds = facts.get("steps", 0) * facts.get("step_seconds", 0.0)
     return [
-        ("time of the steps", time, duration_text(in_steps) if in_steps else ""),
+        ("time of the steps", time, duration_text(steps_seconds) if steps_seconds else ""),
         ("time of the run", "", duration_text(facts["seconds"])),
         ("peak memory", size_text(peak) if peak else "", size_text(facts["peak_bytes"])),
     ]
@@ -177,7 +177,7 @@ def print_any_character() -> None:
         sys.stdout.reconfigure(errors="replace")
 
 
-def tell_terminal(sentence: str) -> None:
+def announce(sentence: str) -> None:
     """Print on a terminal what a command is about to do; a script or a log file needs no such line."""
     if sys.stderr.isatty():
         print(printable(sentence), file=sys.stderr, flush=True)
@@ -278,12 +278,12 @@ def html_text(page: str) -> str:
     """
     page = re.sub(r"<(details|svg)\b.*?</\1>", "", page, flags=re.DOTALL)
     parts = re.split(r"(<table.*?</table>)", page, flags=re.DOTALL)
-    texts = (_table_text(part) if part.startswith("<table") else _words(part) for part in parts)
+    texts = (_table_text(part) if part.startswith("<table") else _plain_text(part) for part in parts)
     text = "\n".join(text.rstrip() for text in texts if text.strip())
     return printable(re.sub(r"\n{3,}", "\n\n", text), keep="\n")
 
 
-def _words(part: str) -> str:
+def _plain_text(part: str) -> str:
     part = re.sub(r"<br>|(?:</(?:p|li|ol|ul|div|h4|caption)>)+", "\n", part)
     return unescape(re.sub(r"<[^>]*>", "", re.sub(r"<mark[^>]*>", "[", part).replace("</mark>", "]")))
 
@@ -291,13 +291,13 @@ def _words(part: str) -> str:
 def _table_text(table: str) -> str:
     caption = "".join(re.findall(r"<caption.*?</caption>", table, re.DOTALL))
     rows = [
-        [" ".join(_words(cell).split()) for cell in re.findall(r"<t[hd][ >].*?</t[hd]>", row, re.DOTALL)]
+        [" ".join(_plain_text(cell).split()) for cell in re.findall(r"<t[hd][ >].*?</t[hd]>", row, re.DOTALL)]
         for row in re.findall(r"<tr[ >].*?</tr>", table, re.DOTALL)
     ]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     if sum(widths[:-1]) > _LONGEST_LINE and "<thead>" in table:  # one line per cell, an empty line between rows
         head, *rows = rows
         records = ("\n".join(f"{name}: {cell}" for name, cell in zip(head, row, strict=True)) for row in rows)
-        return _words(caption) + "\n\n".join(records)
+        return _plain_text(caption) + "\n\n".join(records)
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
-    return _words(caption) + "\n".join(lines)
+    return _plain_text(caption) + "\n".join(lines)

@@ -16,7 +16,7 @@ from helpers.paths import ASSETS, LONGEST_WINDOWS_PATH, long_paths
 from helpers.schema import SettingsError
 
 # characters of a path below a run's folder: a checkpoint's adapter has 56, measurements (next to the run) up to 90
-_LONGEST_IN_RUN = 90
+_LONGEST_PATH_IN_RUN = 90
 _DISK_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
@@ -62,7 +62,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return _parse(_retry(path.read_bytes), path)
 
 
-def read_json_if_there(path: Path) -> dict[str, Any]:
+def read_json_or_empty(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file, or an empty one if the file is missing or damaged."""
     try:
         return read_json(path)
@@ -119,7 +119,7 @@ def _retry(access: Callable[[], Any]) -> Any:
     return access()
 
 
-def _remove_left(folder: Path) -> None:
+def _remove_leftover(folder: Path) -> None:
     """Remove a folder left by a process that was killed, or that could not remove it on Windows."""
     try:
         if folder.exists():
@@ -157,12 +157,12 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     with FileLock(folder.with_name(f".{folder.name}.new.lock")):
         if old.exists() and not folder.exists():
             old.rename(folder)  # a process died between the two moves below
-        for left in (new, old):
-            _remove_left(left)
+        for leftover in (new, old):
+            _remove_leftover(leftover)
         new.mkdir()
         try:
             yield new
-            share_weights(new)
+            make_weights_readable(new)
             if folder.exists():
                 _set_aside(folder, old)
         except BaseException:
@@ -172,7 +172,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def share_weights(folder: Path) -> None:
+def make_weights_readable(folder: Path) -> None:
     """Give weights the permissions of other new files: safetensors lets nobody but their owner read them."""
     for file in folder.glob("*.safetensors"):
         with suppress(OSError):  # some file systems, such as exFAT, have no permissions
@@ -180,7 +180,7 @@ def share_weights(folder: Path) -> None:
 
 
 @contextmanager
-def folder_unless_refused(folder: Path) -> Iterator[None]:
+def folder_removed_on_error(folder: Path) -> Iterator[None]:
     """Create a folder for the block; if the block raises and left only lock files in a new folder, remove it again."""
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
@@ -192,9 +192,9 @@ def folder_unless_refused(folder: Path) -> Iterator[None]:
         raise
 
 
-def refuse_deep(folder: Path) -> None:
+def refuse_long_paths(folder: Path) -> None:
     """Raise `SettingsError` if a run's files would exceed Windows' path limit; do nothing on other systems."""
-    longest = len(str(folder)) + _LONGEST_IN_RUN
+    longest = len(str(folder)) + _LONGEST_PATH_IN_RUN
     if longest > LONGEST_WINDOWS_PATH and long_paths() is False:
         raise SettingsError(
             f"The folder {folder} is too deep: its files would have paths of {longest} characters, and Windows allows "

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 from helpers.display import did_you_mean, first_line, last_part
 from helpers.files import read_json
 from helpers.paths import POCKET, find_path, paths_of, similar_paths
-from helpers.settings import LEAST_VOCABULARY, SettingsError, TrainingSettings
+from helpers.settings import MIN_VOCAB_SIZE, SettingsError, TrainingSettings
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
 _END_OF_TEXT = "<|endoftext|>"
-_WITHOUT_OWNER = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")  # the Hub still knows these names
+_LEGACY_HUB_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")  # the Hub still knows these names
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 # Model that `on_device` moved to the GPU -> number of blocks that use it: a panel generates text in its own thread.
 _visits: Counter["GPT2LMHeadModel"] = Counter()
@@ -32,7 +32,7 @@ _loading = threading.Lock()  # transformers patches its classes while it loads: 
 _visits_lock = threading.RLock()  # reentrant: garbage collection may close a generator, and so end a block, here
 # Blocks of `quiet` overlap when a panel trains in a thread: the first one hides, the last one restores.
 _n_quiet = 0
-_show_again = ExitStack()
+_restore = ExitStack()
 _quiet_lock = threading.Lock()
 
 
@@ -53,12 +53,12 @@ def check_model_name(name: str) -> Path | None:
             f"model_name_or_path = {name!r}: {folder} is {what}: it has no config.json. In a run's folder "
             "the complete model is in `model`."
         )
-    if _HUB_ID.fullmatch(name) or name in _WITHOUT_OWNER:
+    if _HUB_ID.fullmatch(name) or name in _LEGACY_HUB_NAMES:
         return None
     raise SettingsError(
         f"model_name_or_path = {name!r} is not there: looked for {' and '.join(map(str, paths_of(name)))}. Name a "
         "folder, 'pocket', which is shipped, or a model of the Hub with its owner, as in 'openai-community/gpt2'"
-        f"{did_you_mean(name, similar_paths(name, ('pocket', *_WITHOUT_OWNER)))}"
+        f"{did_you_mean(name, similar_paths(name, ('pocket', *_LEGACY_HUB_NAMES)))}"
     )
 
 
@@ -118,12 +118,16 @@ def load_model(
         config.update({"dtype": torch.float32} | new_values)
     check_shape(config)
     if from_scratch:
-        with _explained(model_name_or_path), torch.random.fork_rng():
+        with _explain_errors(model_name_or_path), torch.random.fork_rng():
             torch.manual_seed(seed)
             model = GPT2LMHeadModel(config).eval()  # as from `from_pretrained`: without dropout
     else:
-        how = {"dtype": torch.float32, "output_loading_info": True, "use_safetensors": True}  # a pickle can run code
-        model, report = _load(GPT2LMHeadModel, model_name_or_path, **how)
+        options = {
+            "dtype": torch.float32,
+            "output_loading_info": True,
+            "use_safetensors": True,
+        }  # a pickle can run code
+        model, report = _load(GPT2LMHeadModel, model_name_or_path, **options)
         if missing := sorted(report["missing_keys"]):  # transformers would initialise them at random and go on
             raise SettingsError(
                 f"The model {model_name_or_path!r} is incomplete: {len(missing)} of its weights are missing, such as "
@@ -175,10 +179,10 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> "PreTrainedToke
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import GPT2Tokenizer
 
-    if vocab_size < LEAST_VOCABULARY:
+    if vocab_size < MIN_VOCAB_SIZE:
         raise SettingsError(
             f"vocab_size = {vocab_size} is too small: a byte-level vocabulary has 256 bytes and an end-of-text "
-            f"token, so use at least {LEAST_VOCABULARY}."
+            f"token, so use at least {MIN_VOCAB_SIZE}."
         )
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -207,11 +211,11 @@ def check_sound(model: "GPT2LMHeadModel", tokenizer: "PreTrainedTokenizerBase", 
             f"The tokenizer has {len(tokenizer)} tokens and the model {model.config.vocab_size} embeddings for them: "
             "take both from the same model."
         )
-    ends = model.config.eos_token_id
-    if isinstance(ends, int) and ends != tokenizer.eos_token_id:
+    eos_token_id = model.config.eos_token_id
+    if isinstance(eos_token_id, int) and eos_token_id != tokenizer.eos_token_id:
         raise SettingsError(
-            f"The model ends a text with token {ends} and the tokenizer with {tokenizer.eos_token_id}: they have "
-            "different vocabularies; take both from the same model."
+            f"The model ends a text with token {eos_token_id} and the tokenizer with {tokenizer.eos_token_id}: they "
+            "have different vocabularies; take both from the same model."
         )
     if block_size > model.config.n_positions:
         raise SettingsError(
@@ -258,13 +262,13 @@ def quiet(*, shows_downloads: bool = False) -> Iterator[None]:
     global _n_quiet
     with _quiet_lock:
         if not _n_quiet:
-            _show_again.callback(logging.set_verbosity, logging.get_verbosity())
+            _restore.callback(logging.set_verbosity, logging.get_verbosity())
             logging.set_verbosity_error()
             if not datasets.are_progress_bars_disabled():
-                _show_again.callback(datasets.enable_progress_bars)
+                _restore.callback(datasets.enable_progress_bars)
                 datasets.disable_progress_bars()
             if logging.is_progress_bar_enabled():
-                _show_again.callback(logging.enable_progress_bar)
+                _restore.callback(logging.enable_progress_bar)
                 logging.disable_progress_bar()
                 if shows_downloads:  # transformers hid these too
                     enable_progress_bars()
@@ -275,7 +279,7 @@ def quiet(*, shows_downloads: bool = False) -> Iterator[None]:
         with _quiet_lock:
             _n_quiet -= 1
             if not _n_quiet:
-                _show_again.close()
+                _restore.close()
 
 
 def device() -> Any:
@@ -342,7 +346,7 @@ def _load(kind: Any, name: str, **options: Any) -> Any:
     # Without trust_remote_code, transformers asks on a terminal whether to run code that comes with a model.
     options |= {"trust_remote_code": False, "local_files_only": bool(folder) or not hub_answers()}
     # a download takes minutes and needs a progress bar; reading the weights does not
-    with _explained(name), _loading, quiet(shows_downloads=not folder):
+    with _explain_errors(name), _loading, quiet(shows_downloads=not folder):
         return kind.from_pretrained(str(path), **options)
 
 
@@ -351,7 +355,7 @@ def _folder(name: str) -> Path | None:
 
 
 @contextmanager
-def _explained(name: str) -> Iterator[None]:
+def _explain_errors(name: str) -> Iterator[None]:
     """Turn an error that transformers raises while it loads a model or a tokenizer into one that says what to do."""
     from safetensors import SafetensorError
 

@@ -33,13 +33,13 @@ def runs_folder(env: Mapping[str, str] = os.environ, *, project: Path = ROOT) ->
 
     A package installed from a wheel has no notebooks next to it: then `runs` is in the current folder.
     """
-    beside = project if (project / NOTEBOOKS.name).is_dir() else Path()
+    parent = project if (project / NOTEBOOKS.name).is_dir() else Path()
     # `set` of cmd and the file of `docker --env-file` keep quotation marks
-    runs = _as_this_system_writes(env.get("COURSE_RUNS", "").strip('" ')) or beside / "runs"
+    runs = _to_native(env.get("COURSE_RUNS", "").strip('" ')) or parent / "runs"
     return Path(os.path.abspath(runs))  # noqa: PTH100 - Path.absolute leaves C:runs as it is before Python 3.12
 
 
-def _as_this_system_writes(path: str) -> str:
+def _to_native(path: str) -> str:
     """Expand `~`, which a container's options leave as it is; outside Windows map C:/x to /mnt/c/x, as in WSL."""
     path = os.path.expanduser(path)  # noqa: PTH111 - Path.expanduser raises for a name such as ~draft
     if os.name != "nt" and (drive := _WINDOWS_PATH.fullmatch(path)):
@@ -73,10 +73,10 @@ def paths_of(name: str, *, folder: Path | None = None) -> list[Path]:
     `~` is the home folder, and in WSL a path with a Windows drive letter is searched where the drive is mounted. A
     notebook that runs in the `notebooks` folder also finds files next to that folder.
     """
-    path = _as_this_system_writes(name)
+    path = _to_native(name)
     start = folder or Path.cwd()
-    beside = [start, *([start.parent] if start == NOTEBOOKS else [])]
-    paths = (Path(os.path.abspath(each / path)) for each in beside)  # noqa: PTH100 - resolve() would follow links
+    folders = [start, *([start.parent] if start == NOTEBOOKS else [])]
+    paths = (Path(os.path.abspath(each / path)) for each in folders)  # noqa: PTH100 - resolve() would follow links
     return list(dict.fromkeys(paths))  # an absolute path appears once
 
 
@@ -91,9 +91,9 @@ def similar_paths(name: str, known: Iterable[str] = ()) -> list[str]:
         for folder in filter(Path.is_dir, paths_of(str(missing.parent))):
             names = names | {entry.name for entry in folder.iterdir()}
     rest = path.relative_to(missing)
-    near = difflib.get_close_matches(missing.name, names)
-    written = {each: each if each in known else (missing.with_name(each) / rest).as_posix() for each in near}
-    return [meant for each, meant in written.items() if each in known or find_path(meant) is not None]
+    matches = difflib.get_close_matches(missing.name, names)
+    paths = {each: each if each in known else (missing.with_name(each) / rest).as_posix() for each in matches}
+    return [text for each, text in paths.items() if each in known or find_path(text) is not None]
 
 
 def stored_path(name: str, *, folder: Path | None = None) -> str:

@@ -73,7 +73,7 @@ def describe(figure: "Figure") -> str:
         words = [ax.get_title()]
         if ax.get_xlabel():
             words.append(" against ".join(filter(None, (ax.get_ylabel(), ax.get_xlabel()))))
-        heights = {line: _heights(line) for line in ax.lines if line.get_transform() == ax.transData}
+        heights = {line: _sample_values(line) for line in ax.lines if line.get_transform() == ax.transData}
         legend = zip(*ax.get_legend_handles_labels(), strict=True)
         named = [f"{name} {heights.get(handle, '')}".strip() for handle, name in legend]
         texts = [text.get_text().strip() for text in ax.texts]
@@ -82,7 +82,7 @@ def describe(figure: "Figure") -> str:
     return " | ".join(filter(None, parts))
 
 
-def _heights(line: "Line2D") -> str:
+def _sample_values(line: "Line2D") -> str:
     """Return up to five evenly spaced values of a line as text, from the first to the last."""
     ys = line.get_ydata(orig=False)
     places = sorted({round(part * (len(ys) - 1) / 4) for part in range(5)}) if len(ys) else []
@@ -263,8 +263,8 @@ def plot_chain(chain: Sequence[Mapping[str, str]], *, ax: "Axes | None" = None) 
             ax.plot([0, 0], [y - 0.7, y - 0.3], ":" if is_broken else "-", color=RED if is_broken else GREY)
     ax.set(xlim=(-0.8, 6), ylim=(len(chain) - 0.4, -0.6))
     on_card = chain[0]["status"] != "absent"
-    whole = "Nothing in the chain is broken" if on_card else "No card responds: the CPU does the work"
-    ax.set_title(f"The chain breaks at: {broken}" if broken else whole)
+    intact = "Nothing in the chain is broken" if on_card else "No card responds: the CPU does the work"
+    ax.set_title(f"The chain breaks at: {broken}" if broken else intact)
     ax.axis("off")
     return ax
 

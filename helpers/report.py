@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers.display import predicted_and_measured
-from helpers.files import read_json_if_there, read_json_lines, write_atomically
+from helpers.files import read_json_lines, read_json_or_empty, write_atomically
 from helpers.paths import ASSETS
 from helpers.settings import SettingsError, run_folder
 
@@ -67,7 +67,7 @@ def _page_cells(notebook: Any, parts: Mapping[str, Any]) -> list[Any]:
     also shows stays. Links to other notebooks lead to their sections, equations become pictures, and each picture gets
     an alternative text.
     """
-    dead = {"application/vnd.jupyter.widget-view+json", "application/javascript"}
+    kernel_only = {"application/vnd.jupyter.widget-view+json", "application/javascript"}
     heading = "the beginning"
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
@@ -80,7 +80,7 @@ def _page_cells(notebook: Any, parts: Mapping[str, Any]) -> list[Any]:
             texts[::2] = [_EQUATION.sub(_draw_equation, text) for text in texts[::2]]
             cell.source = "".join(texts)
         if "outputs" in cell:
-            cell.outputs = [output for output in cell.outputs if not dead & set(output.get("data", {}))]
+            cell.outputs = [output for output in cell.outputs if not kernel_only & set(output.get("data", {}))]
             for output in cell.outputs:
                 for kind in {"image/png", "image/jpeg"} & set(output.get("data", {})):
                     output.metadata.setdefault(kind, {}).setdefault("alt", f"A picture of the section: {heading}")
@@ -107,7 +107,7 @@ def _draw_equation(tex: re.Match) -> str:
 def _summarise(run: str) -> dict[str, Any]:
     """Return the values of the page's summary; what the run has not reached is empty, and the page leaves it out."""
     folder = run_folder(run)
-    training, evaluation = (read_json_if_there(folder / name) for name in ("training.json", "evaluation.json"))
+    training, evaluation = (read_json_or_empty(folder / name) for name in ("training.json", "evaluation.json"))
     rows = []
     with suppress(SettingsError):  # truncated by a full disk: show the rest, and do not hide the original error
         rows = read_json_lines(folder / "history.jsonl")

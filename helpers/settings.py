@@ -17,22 +17,22 @@ import yaml
 from pydantic import AfterValidator, TypeAdapter, ValidationError, model_validator
 
 from helpers.display import did_you_mean
-from helpers.files import read_json, refuse_deep
+from helpers.files import read_json, refuse_long_paths
 from helpers.paths import ASSETS, COMMAND, find_path, runs_folder, stored_path
 from helpers.schema import Settings, SettingsError, refuse_truth_value, sentence, setting, unknown
 
 PRESETS = ASSETS / "presets"
 SHIPPED_TEXTS = ("fables", "python-reference")
 PATH_SETTINGS = ("source", "general_source", "model_name_or_path")  # each may be the path of a file or folder
-LEAST_VOCABULARY = 257  # 256 bytes and the end of text
+MIN_VOCAB_SIZE = 257  # 256 bytes and the end of text
 
 # settings that apply only to a new model
 NEW_SHAPE = ("n_layer", "n_embd", "n_head", "n_positions")
 NEW_MODEL = ("tokenizer", *NEW_SHAPE, "resid_pdrop")
 
-_LEAST_TEMPERATURE = 1e-6
+_MIN_TEMPERATURE = 1e-6
 # A setting -> the setting that it depends on, and whether it has an effect with a value of that one.
-_NEEDED: dict[str, tuple[str, Callable[[Any], bool]]] = {
+_DEPENDS_ON: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "vocab_size": ("tokenizer", lambda tokenizer: tokenizer == "train"),
     "source_config": ("source", lambda source: source not in SHIPPED_TEXTS),
     "source_revision": ("source", lambda source: source not in SHIPPED_TEXTS and find_path(source) is None),
@@ -62,7 +62,7 @@ or '-', starting with a letter or digit.
         _refuse_other_case(folder)
     except ValueError as error:
         raise SettingsError(f"run = {run!r} {error}.") from None
-    refuse_deep(folder)
+    refuse_long_paths(folder)
     return folder
 
 
@@ -131,9 +131,9 @@ def _path_or_name(name: str) -> str:
     return stored_path(name)
 
 
-def _not_almost_0(temperature: float) -> float:
-    if temperature < _LEAST_TEMPERATURE:  # a logit divided by it could overflow float32
-        raise ValueError(f"is too small: use at least {_LEAST_TEMPERATURE:g}, which draws the most probable token")
+def _check_temperature(temperature: float) -> float:
+    if temperature < _MIN_TEMPERATURE:  # a logit divided by it could overflow float32
+        raise ValueError(f"is too small: use at least {_MIN_TEMPERATURE:g}, which draws the most probable token")
     return temperature
 
 
@@ -167,7 +167,7 @@ class DataSettings(RunSettings):
     )
     vocab_size: int = setting(
         4096, "tokens of a trained tokenizer: 256 bytes, the merges, and the end of text",
-        ge=LEAST_VOCABULARY, le=100_000, unit="tokens", log_from=512,
+        ge=MIN_VOCAB_SIZE, le=100_000, unit="tokens", log_from=512,
     )  # fmt: skip
     source: PathOrName = setting(
         "fables",
@@ -294,7 +294,7 @@ class TrainingSettings(DataSettings):
     report_to: Literal["none", "tensorboard"] = setting("none", "where else the history is logged")
 
     @model_validator(mode="after")
-    def _check_what_excludes_each_other(self) -> Self:
+    def _check_conflicts(self) -> Self:
         if self.lora_r and self.from_scratch:
             raise ValueError(
                 f"lora_r = {self.lora_r} freezes a pretrained model, and from_scratch = True gives it "
@@ -333,7 +333,7 @@ class EvaluationSettings(RunSettings):
     prompt: str = setting("", "text that both models continue; empty: the first words of a test document")
     max_new_tokens: int = setting(160, "maximum length of a sample", ge=1, le=1000, unit="tokens")
     num_return_sequences: int = setting(2, "samples for each prompt", ge=1, le=64)
-    temperature: Annotated[float, AfterValidator(_not_almost_0)] = setting(
+    temperature: Annotated[float, AfterValidator(_check_temperature)] = setting(
         0.6, "below 1 favours probable tokens", gt=0, le=5, step=0.05
     )
     top_k: int = setting(
@@ -361,7 +361,7 @@ def without_effect(settings: Settings) -> dict[str, str]:
     """Return the settings that have no effect because of another setting's value: name -> that other setting."""
     return {
         name: other
-        for name, (other, has_effect) in _NEEDED.items()
+        for name, (other, has_effect) in _DEPENDS_ON.items()
         if name in type(settings).model_fields and not has_effect(getattr(settings, other))
     }
 
@@ -412,8 +412,8 @@ def check_values(values: Mapping[str, Any]) -> dict[str, Any]:
 
     Text is read as the setting's type: `{"learning_rate": "3e-4"}` gives a float, `{"run": "007"}` stays text.
     """
-    if strange := [name for name in values if name not in known_settings()]:
-        raise SettingsError("\n".join(unknown(name, known_settings()) for name in strange))
+    if unknown_names := [name for name in values if name not in known_settings()]:
+        raise SettingsError("\n".join(unknown(name, known_settings()) for name in unknown_names))
     checked, faults = {}, []
     for name, value in values.items():  # one by one: rules between settings apply to the complete settings only
         refuse_truth_value(name, value, known_settings()[name])

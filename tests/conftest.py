@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from helpers.course import without_address_grammar
+from helpers.course import without_uri_grammar
 from helpers.paths import NOTEBOOKS
 from helpers.settings import EvaluationSettings, TrainingSettings
 
-with without_address_grammar():  # later imports reuse it
+with without_uri_grammar():  # later imports reuse it
     import nbformat
 
 

@@ -178,7 +178,7 @@ def test_on_windows_ctrl_c_does_not_reach_the_kernel_directly(monkeypatch):
 
     monkeypatch.setattr("jupyter_client.AsyncKernelManager.start_kernel", start_kernel)
     monkeypatch.setattr("subprocess.CREATE_NEW_PROCESS_GROUP", 512, raising=False)
-    asyncio.run(course.kernel_of_this_python()().start_kernel(cwd="here"))
+    asyncio.run(course.this_python_kernel_manager()().start_kernel(cwd="here"))
     assert given == {"cwd": "here", "creationflags": 512}
 
 
@@ -196,7 +196,7 @@ def test_the_report_is_one_page_that_needs_no_network_and_escapes_text(write_not
 
 def test_blocks_without_the_address_grammar_can_be_nested(monkeypatch):
     monkeypatch.delitem(sys.modules, "rfc3987_syntax", raising=False)
-    with course.without_address_grammar(), course.without_address_grammar():
+    with course.without_uri_grammar(), course.without_uri_grammar():
         assert sys.modules["rfc3987_syntax"] is None
     assert "rfc3987_syntax" not in sys.modules
 
@@ -265,21 +265,21 @@ class Bar:
 
 
 def test_the_progress_bar_of_a_training_cell_shows_the_step(runs, monkeypatch):
-    monkeypatch.setattr(course, "_SECONDS_BETWEEN_DRAWINGS", 0.001)
+    monkeypatch.setattr(course, "_SECONDS_BETWEEN_REDRAWS", 0.001)
     (runs / "mine").mkdir(parents=True)
     rows = [{"step": 10, "loss": 3.5, "epoch": 0.1}, {"step": 10, "eval_loss": 3.4, "epoch": 0.1}]
     HistoryFile(runs / "mine").write(rows)
     bar = Bar(is_terminal=True)
-    with course._redrawn(bar, runs / "mine"):
+    with course._redrawing(bar, runs / "mine"):
         assert bar.is_seen.wait(60)
     assert bar.drawn[0] == "step 10, loss 3.500"
     assert not any(thread.name == "bar" for thread in threading.enumerate())
 
 
 def test_a_progress_bar_outside_a_terminal_is_not_redrawn(runs, monkeypatch):
-    monkeypatch.setattr(course, "_SECONDS_BETWEEN_DRAWINGS", 0.001)
+    monkeypatch.setattr(course, "_SECONDS_BETWEEN_REDRAWS", 0.001)
     for bar in (Bar(is_terminal=False), None):
-        with course._redrawn(bar, runs / "mine"):
+        with course._redrawing(bar, runs / "mine"):
             assert not any(thread.name == "bar" for thread in threading.enumerate())
 
 

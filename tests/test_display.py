@@ -12,11 +12,11 @@ from helpers import display
 from helpers.display import (
     Html,
     PlainTextMixin,
+    announce,
     html_table,
     html_text,
     predicted_and_measured,
     progress_bar,
-    tell_terminal,
 )
 
 
@@ -38,10 +38,10 @@ def test_a_progress_bar_is_shown_only_in_interactive_sessions(monkeypatch, capsy
 
 
 def test_tell_terminal_prints_only_to_a_terminal(capsys, monkeypatch):
-    tell_terminal("Reading ...")
+    announce("Reading ...")
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    tell_terminal("Reading \x1b[2Ja\x07 ...")
+    announce("Reading \x1b[2Ja\x07 ...")
     assert capsys.readouterr() == ("", "Reading a  ...\n")
 
 

@@ -9,7 +9,7 @@ import pytest
 from helpers.files import (
     atomic_folder,
     explain_os_error,
-    folder_unless_refused,
+    folder_removed_on_error,
     free_bytes,
     read_json,
     read_json_lines,
@@ -67,7 +67,7 @@ def test_a_failed_write_leaves_no_file(tmp_path, monkeypatch, is_begun):
 
 @pytest.mark.parametrize(("names", "is_left"), [([".train.lock"], False), ([".train.lock", "data.json"], True)])
 def test_a_new_folder_is_removed_after_an_error_unless_it_holds_more_than_locks(tmp_path, names, is_left):
-    with pytest.raises(SettingsError), folder_unless_refused(tmp_path / "run"):
+    with pytest.raises(SettingsError), folder_removed_on_error(tmp_path / "run"):
         for name in names:
             (tmp_path / "run" / name).touch()
         raise SettingsError
@@ -75,14 +75,14 @@ def test_a_new_folder_is_removed_after_an_error_unless_it_holds_more_than_locks(
 
 
 def test_a_failing_block_can_remove_its_new_folder_itself(tmp_path):
-    with pytest.raises(SettingsError), folder_unless_refused(tmp_path / "run"):
+    with pytest.raises(SettingsError), folder_removed_on_error(tmp_path / "run"):
         (tmp_path / "run").rmdir()
         raise SettingsError
 
 
 def test_a_folder_that_existed_before_a_failing_block_stays(folder):
     (folder / "before").rename(folder / ".data.lock")
-    with pytest.raises(SettingsError), folder_unless_refused(folder):
+    with pytest.raises(SettingsError), folder_removed_on_error(folder):
         raise SettingsError
     assert folder.exists()
 

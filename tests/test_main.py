@@ -181,7 +181,7 @@ def test_windows_arguments_expand_only_the_home_folder(tmp_path, monkeypatch):
     assert "run = '*' is not a plain name" in child.stderr
     monkeypatch.setattr(command_line, "os", SimpleNamespace(name="nt", path=os.path))
     home = os.path.expanduser("~")  # noqa: PTH111
-    assert command_line._arguments(["~/a.txt", "*", "$PATH"]) == [f"{home}/a.txt", "*", "$PATH"]
+    assert command_line._expand_home(["~/a.txt", "*", "$PATH"]) == [f"{home}/a.txt", "*", "$PATH"]
 
 
 def test_explain_prints_a_progress_bar_in_a_code_page_without_block_characters(tmp_path):
@@ -235,7 +235,7 @@ def test_a_slow_command_starts_by_saying_what_it_does(monkeypatch, package, word
     def tell(sentence):
         raise course.CourseError(sentence)
 
-    monkeypatch.setattr(f"helpers.{package}.commands.tell_terminal", tell)
+    monkeypatch.setattr(f"helpers.{package}.commands.announce", tell)
     assert re.fullmatch(r"Error: [A-Z].* \.\.\.\n", call(*words.split(" ")).output)
 
 

@@ -21,7 +21,7 @@ from helpers.data.splitting import split_by_document, split_by_position
 from helpers.data.tokens import TokenStream
 from helpers.data.writing import Staging, write_parts
 from helpers.display import progress_bar
-from helpers.files import atomic_folder, folder_unless_refused, is_disk_full, read_json
+from helpers.files import atomic_folder, folder_removed_on_error, is_disk_full, read_json
 from helpers.model import load_tokenizer, model_hash, quiet, train_tokenizer
 from helpers.settings import DataSettings, SettingsError, read_run_settings, run_folder
 
@@ -48,7 +48,7 @@ def prepare(settings: DataSettings) -> PreparedData:
         raise SettingsError("streaming = True needs an end: set max_tokens to the number of tokens of an epoch.")
     folder = run_folder(settings.run)
     # Two notebooks, or the processes of one training run, may prepare the same run at once: the first does the work.
-    with folder_unless_refused(folder), FileLock(folder / ".data.lock"):
+    with folder_removed_on_error(folder), FileLock(folder / ".data.lock"):
         if not is_same_text(settings):
             key = _key(settings)
             if (folder / "data" / "data.json").exists():

@@ -9,7 +9,7 @@ from filelock import FileLock
 
 from helpers.display import PlainTextMixin, html_table
 from helpers.exercises.checks import CHECKS, Check, Hint, NotDoneError
-from helpers.files import read_json_if_there, write_html_page, write_json
+from helpers.files import read_json_or_empty, write_html_page, write_json
 from helpers.settings import run_folder
 
 _MARKS = {"right": "\u2713", "not yet": "\u2717", "not done yet": "\u2026"}
@@ -98,5 +98,5 @@ def _record(run: str) -> Path:
 
 def _statuses(run: str) -> dict[str, str]:
     """Return the stored statuses; none if the file is missing or damaged."""
-    kept = read_json_if_there(_record(run))
+    kept = read_json_or_empty(_record(run))
     return {name: status for name, status in kept.items() if status in ("right", "not yet")}

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from helpers.display import tell_terminal
+from helpers.display import announce
 
 
 @click.command()
@@ -13,7 +13,7 @@ from helpers.display import tell_terminal
 @click.option("--type", "gguf_type", default="f16", show_default=True, metavar="TYPE", help="For a GGUF: f16 or q8_0.")
 def export(run: str, to: str, gguf_type: str) -> None:
     """Write RUN's model as GGUF for llama.cpp, or in float16. It also measures how much the perplexity rises."""
-    tell_terminal(f"Writing the model of run {run} as {to}, and measuring its perplexity in this format ...")
+    announce(f"Writing the model of run {run} as {to}, and measuring its perplexity in this format ...")
     from helpers.sharing import export_model
 
     exported = export_model(run, to=to, gguf_type=gguf_type)
@@ -32,7 +32,7 @@ def export(run: str, to: str, gguf_type: str) -> None:
 def demo(run: str, port: int, static: Path | None) -> None:
     """Show a page where RUN's base and tuned models continue text."""
     does = "Reading the models of run" if static is None else "Writing a page with the model of run"
-    tell_terminal(f"{does} {run} ...")
+    announce(f"{does} {run} ...")
     from helpers.sharing import DemoServer, write_static_page
 
     if static is not None:
@@ -53,7 +53,7 @@ def demo(run: str, port: int, static: Path | None) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def share(run: str, repo_id: str, private: bool, licence: str | None, yes: bool) -> None:
     """Publish RUN on the Hugging Face Hub. It first shows what would be published, and asks."""
-    tell_terminal(f"Gathering the files of run {run}, and asking the Hub ...")
+    announce(f"Gathering the files of run {run}, and asking the Hub ...")
     from helpers.sharing import plan_upload, publish
 
     upload = plan_upload(run, repo_id, private=private, licence=licence)
@@ -61,5 +61,5 @@ def share(run: str, repo_id: str, private: bool, licence: str | None, yes: bool)
     if not yes and not click.confirm("Publish this?"):
         click.echo("Nothing was sent.")
         return
-    tell_terminal("Publishing ...")
+    announce("Publishing ...")
     click.echo(publish(upload))

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from helpers.display import tell_terminal
+from helpers.display import announce
 from helpers.paths import COMMAND
 from helpers.settings import SettingsError
 from helpers.studies.comparability import METRICS
@@ -29,7 +29,7 @@ def sweep(ctx: click.Context, study: str, workers: int, gpu: str | None, dry_run
     The same command resumes an interrupted study, or joins it from a second machine or card. Exit code 1 if trials are
     left or no trial has a metric.
     """
-    tell_terminal(f"Planning study {study} ...")
+    announce(f"Planning study {study} ...")
     from helpers.studies.queue import started_study
     from helpers.studies.study_file import find_study, read_study
     from helpers.studies.study_plan import plan_study

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from helpers.course import find_notebook
 from helpers.display import quoted
-from helpers.files import refuse_deep
+from helpers.files import refuse_long_paths
 from helpers.schema import allowed
 from helpers.settings import (
     SettingsError,
@@ -32,7 +32,7 @@ _MOST_CORNERS = 256  # to plan, at up to 0.05 s each; nine ranges would have 512
 
 def _check_study_name(name: str) -> str:
     try:
-        refuse_deep(run_folder(name) / "trial-000-rate-1")  # the longest name: an experiment of a trial
+        refuse_long_paths(run_folder(name) / "trial-000-rate-1")  # the longest name: an experiment of a trial
     except SettingsError as error:
         raise SettingsError(str(error).replace("run =", "study =", 1)) from None
     return name

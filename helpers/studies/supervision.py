@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import psutil
 
 from helpers.display import duration_text, printable
-from helpers.files import read_json_if_there
+from helpers.files import read_json_or_empty
 from helpers.studies.queue import State, resumed_points, state_of, this_worker, trials_of
 from helpers.studies.study import Study, trial_name
 from helpers.studies.worker import PAUSED
@@ -98,7 +98,7 @@ class Progress:
         return [
             trial
             for trial in remote
-            if read_json_if_there(folder / trial_name(trial.user_attrs["point"]) / "trial.json").get("state") != "done"
+            if read_json_or_empty(folder / trial_name(trial.user_attrs["point"]) / "trial.json").get("state") != "done"
         ]
 
 

@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from helpers.display import MIB
-from helpers.files import share_weights
+from helpers.files import make_weights_readable
 from helpers.settings import SettingsError, TrainingSettings
 from helpers.training.devices import peak_bytes
 from helpers.training.guards import DiskSpaceGuard, Guard
@@ -92,7 +92,7 @@ class _History(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.is_world_process_zero:
-            share_weights(Path(args.output_dir, f"checkpoint-{state.global_step}"))
+            make_weights_readable(Path(args.output_dir, f"checkpoint-{state.global_step}"))
 
     def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.is_world_process_zero:

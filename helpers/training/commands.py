@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from helpers.display import tell_terminal
+from helpers.display import announce
 from helpers.settings import SettingsError, TrainingSettings, check_values, preset_names
 
 
@@ -44,7 +44,7 @@ def train(preset: str, run_name: str | None, parameters: tuple[tuple[str, str], 
     settings = TrainingSettings.from_preset(preset, **chosen_settings(run_name, parameters))
     refuse_missing(settings.model_dump())
     if is_first_process():
-        tell_terminal(f"Preparing run {settings.run} ...")
+        announce(f"Preparing run {settings.run} ...")
     # Only now, because this imports torch and transformers: a mistyped setting should be reported at once.
     from helpers.training import TrainingBrokenError, fine_tune, leave_process_group
 
@@ -88,7 +88,7 @@ def plan(
 )
 def calibrate(as_json: bool, seconds: float) -> None:
     """Measure short training runs here, for plan, panel and sweep."""
-    tell_terminal(f"Measuring short training runs, for about {max(10, seconds):.0f} s ...")
+    announce(f"Measuring short training runs, for about {max(10, seconds):.0f} s ...")
     from helpers.training import calibrate as measure
 
     calibration = measure(budget_seconds=seconds)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from helpers.data.preparation import prepare
 from helpers.data.run_data import load_run_tokenizer
 from helpers.data.streaming import open_training_blocks
-from helpers.files import atomic_folder, folder_unless_refused, write_json
+from helpers.files import atomic_folder, folder_removed_on_error, write_json
 from helpers.model import check_sound, device, load_model, load_start, quiet, set_attention_dropout
 from helpers.settings import TrainingSettings, describe_new_run, describe_without_effect, read_run_settings, run_folder
 from helpers.training import processes, run_files
@@ -76,7 +76,7 @@ def fine_tune(
     run_files.check_same_settings(settings)  # before waiting: another process may train this run for hours
     if processes.n_processes() == 1 and run_files.is_finished(folder):
         return open_run(settings.run)  # without the lock, because the folder may belong to another user
-    with folder_unless_refused(folder), processes.run_lock(folder):
+    with folder_removed_on_error(folder), processes.run_lock(folder):
         run_files.check_same_settings(settings)
         if not processes.broadcast_from_first(run_files.is_finished(folder)):
             if processes.is_first_process():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from helpers.display import did_you_mean, tell_terminal
+from helpers.display import announce, did_you_mean
 from helpers.paths import similar_paths
 from helpers.troubleshooting.explanation import explain as explain_thing
 from helpers.troubleshooting.issue_report import write_issue_report
@@ -29,7 +29,7 @@ def explain(log: str, report: bool) -> None:
     if log == "-" and sys.stdin.isatty():
         click.echo("Paste the error, then press Enter and Ctrl-D (in PowerShell Ctrl-Z and Enter):", err=True)
     elif log != "-":
-        tell_terminal(f"Reading {log} ...")
+        announce(f"Reading {log} ...")
     thing = decode(sys.stdin.buffer.read()) if log == "-" else Path(log)
     if report:
         click.echo(write_issue_report(thing))

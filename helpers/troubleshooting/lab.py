@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
-from helpers.course import kernel_of_this_python, without_address_grammar
+from helpers.course import this_python_kernel_manager, without_uri_grammar
 from helpers.troubleshooting.reading import clean
 
 if TYPE_CHECKING:
@@ -197,7 +197,7 @@ def write_notebook(path: Path, cells: Sequence[str], *, tags: Sequence[str] = ()
 
 
 def _notebook(cells: Sequence[str]) -> "NotebookNode":
-    with without_address_grammar():
+    with without_uri_grammar():
         import nbformat
 
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
@@ -211,7 +211,7 @@ def run_cells(cells: Sequence[str], **options: Any) -> list[str]:
     `options` are those of `nbclient.NotebookClient`, such as `timeout` in seconds per cell, or `kernel_name`. If a
     kernel does not exist, dies or takes too long, nbclient raises its own error.
     """
-    with without_address_grammar():
+    with without_uri_grammar():
         from nbclient import NotebookClient
 
     notebook = _notebook(cells)
@@ -219,7 +219,7 @@ def run_cells(cells: Sequence[str], **options: Any) -> list[str]:
     client = NotebookClient(
         notebook,
         **defaults | options,
-        kernel_manager_class=kernel_of_this_python(),
+        kernel_manager_class=this_python_kernel_manager(),
         extra_arguments=_KERNEL_ARGUMENTS,
     )
     before = logging.root.manager.disable

@@ -17,7 +17,7 @@ from helpers.evaluation.generation import (
     repeated_n,
 )
 from helpers.model import load_model
-from helpers.settings import _LEAST_TEMPERATURE, EvaluationSettings, SettingsError
+from helpers.settings import _MIN_TEMPERATURE, EvaluationSettings, SettingsError
 
 GREEDY = {"do_sample": False}
 
@@ -183,6 +183,6 @@ def test_a_prompt_that_ends_in_a_space_gives_a_warning(tiny):
 
 
 def test_the_lowest_temperature_equals_greedy_decoding(model, tokenizer, sampling_settings):
-    least = sampling_settings.model_copy(update={"temperature": _LEAST_TEMPERATURE})
+    least = sampling_settings.model_copy(update={"temperature": _MIN_TEMPERATURE})
     greedy = generate(model, tokenizer, ["The"], least, do_sample=False)
     assert generate(model, tokenizer, ["The"], least) == greedy
