@@ -95,7 +95,7 @@ class _CourseGroup(click.Group):
 @click.group(
     cls=_CourseGroup,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog=f"\b\nTasks for a clone; they install what they need:\n{tasks.described()}",
+    epilog=f"\b\nTasks for a clone; they install what they need:\n{tasks.task_list()}",
 )
 def main() -> None:
     """Fine-tune GPT-2 on your own graphics card."""

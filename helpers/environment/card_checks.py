@@ -8,7 +8,7 @@ from helpers.environment.nvml import driver_number
 from helpers.environment.rules import NO_GPU, Finding, fail, ok, rule, unknown, warn
 
 _SPILLS_SINCE, _SWITCH_SINCE = (536, 40), (546, 1)  # Windows drivers that spill memory; that can switch it off
-_MOST_OF_A_DESKTOP_BYTES = 2 * GIB  # memory that may be in use without a compute program
+_MAX_DESKTOP_BYTES = 2 * GIB  # memory that may be in use without a compute program
 
 
 @rule("Memory, not the name, decides what a card can train: two cards called 4070 may have 8 or 12 GB.")
@@ -37,14 +37,14 @@ def vram_free(machine: Machine) -> Finding:
     is_small = preset_for(gpu.total_bytes) == "pocket"
     low, lowest = (2 * GIB, GIB) if is_small else (6 * GIB, 3 * GIB)
     reading = f"{gpu.free_bytes / GIB:.1f} of {gpu.total_bytes / GIB:.1f} GiB free"
-    fix = _close(machine, gpu)
+    fix = _advise_closing(machine, gpu)
     if gpu.free_bytes < lowest:
         return fail(reading, fix)
     return warn(reading, fix) if gpu.free_bytes < low else ok(reading)
 
 
-def _close(machine: Machine, gpu: GpuReading) -> str:
-    names = ", ".join(map(_named, _others(machine, gpu)))
+def _advise_closing(machine: Machine, gpu: GpuReading) -> str:
+    names = ", ".join(map(_describe_holder, _other_holders(machine, gpu)))
     if names:
         return f"Close {names}."
     return (
@@ -52,11 +52,11 @@ def _close(machine: Machine, gpu: GpuReading) -> str:
     )
 
 
-def _others(machine: Machine, gpu: GpuReading) -> list[Holder]:
+def _other_holders(machine: Machine, gpu: GpuReading) -> list[Holder]:
     return [holder for holder in gpu.holders if holder.pid != machine.process.pid]
 
 
-def _named(holder: Holder) -> str:
+def _describe_holder(holder: Holder) -> str:
     size = "" if holder.used_bytes is None else f", {size_text(holder.used_bytes)}"
     return f"{last_part(holder.name)} (process {holder.pid}{size})"
 
@@ -67,21 +67,21 @@ def other_processes(machine: Machine) -> Finding:
     gpu = machine.gpu
     if gpu is None:
         return NO_GPU
-    others = _others(machine, gpu)  # without this process itself
+    others = _other_holders(machine, gpu)  # without this process itself
     pythons = [holder for holder in others if "python" in holder.name.lower() or "jupyter" in holder.name.lower()]
     if pythons:
-        line = "Shut that kernel down in JupyterLab's Running tab, or: "
+        advice = "Shut that kernel down in JupyterLab's Running tab, or: "
         pids = [str(holder.pid) for holder in pythons]
         stop = f"Stop-Process -Id {','.join(pids)}" if machine.platform.kind == "Windows" else f"kill {' '.join(pids)}"
-        return warn(", ".join(map(_named, pythons)), line + stop)
+        return warn(", ".join(map(_describe_holder, pythons)), advice + stop)
     # processes are queried last, so a child that hung or crashed may have reported cards without them
     if not machine.cards or machine.nvml.state in ("hung", "crashed"):
         return unknown("NVML does not say which processes use its memory")
-    taken = (gpu.total_bytes or 0) - (gpu.free_bytes or 0)
-    if not gpu.holders and gpu.free_bytes is not None and taken > _MOST_OF_A_DESKTOP_BYTES:
-        reading = f"{size_text(taken)} are in use, and the driver does not say by which processes"
-        return unknown(reading, _close(machine, gpu))
-    return ok(", ".join(map(_named, others)) or "no other process uses its memory")
+    used_bytes = (gpu.total_bytes or 0) - (gpu.free_bytes or 0)
+    if not gpu.holders and gpu.free_bytes is not None and used_bytes > _MAX_DESKTOP_BYTES:
+        reading = f"{size_text(used_bytes)} are in use, and the driver does not say by which processes"
+        return unknown(reading, _advise_closing(machine, gpu))
+    return ok(", ".join(map(_describe_holder, others)) or "no other process uses its memory")
 
 
 @rule("When the card is full, newer Windows drivers move data to main memory: no error, but every step crawls.")
@@ -128,13 +128,13 @@ def precision_choice(machine: Machine) -> Finding:
     bf16 = gpu.capability >= (8, 0) if gpu and gpu.capability else torch.bf16
     best = "bf16" if bf16 else "fp16" if gpu else "float32"
     if use_cpu in ("1", "true", "yes") and gpu:
-        return _overridden(machine, "use the CPU, although there is a card", "ACCELERATE_USE_CPU")
+        return _warn_of_override(machine, "use the CPU, although there is a card", "ACCELERATE_USE_CPU")
     if precision == "fp16" and best != "fp16":
-        return _overridden(machine, f"use fp16, but {best} is better here", "ACCELERATE_MIXED_PRECISION")
+        return _warn_of_override(machine, f"use fp16, but {best} is better here", "ACCELERATE_MIXED_PRECISION")
     if precision == "bf16" and gpu and not bf16:
-        return _overridden(machine, "use bf16, which this card only emulates", "ACCELERATE_MIXED_PRECISION")
+        return _warn_of_override(machine, "use bf16, which this card only emulates", "ACCELERATE_MIXED_PRECISION")
     return ok(f"mixed_precision: auto takes {best}" if bf16 is not None or gpu else "mixed_precision: auto")
 
 
-def _overridden(machine: Machine, what: str, name: str) -> Finding:
+def _warn_of_override(machine: Machine, what: str, name: str) -> Finding:
     return warn(f"accelerate is set to {what}", fixes.unset(machine, name))

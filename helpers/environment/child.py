@@ -29,18 +29,18 @@ class Answer:
     cause: str = ""
 
 
-def tell(**facts: Any) -> None:
+def report(**facts: Any) -> None:
     """Send facts to the parent; called in the child."""
     print(_MARK + json.dumps(facts), flush=True)
 
 
 def ask(source: str, *, timeout_seconds: float) -> Answer:
-    """Run Python source that calls `tell` in a child and return what it reported; kill it after the time limit."""
+    """Run Python source that calls `report` in a child and return what it reported; kill it after the time limit."""
     # appended: installed packages and PYTHONPATH come first, as in this process
-    begin = f"import sys; sys.path.append({str(ROOT)!r})\nfrom helpers.environment.child import tell\n"
+    prelude = f"import sys; sys.path.append({str(ROOT)!r})\nfrom helpers.environment.child import report\n"
     try:
         child = subprocess.Popen(  # noqa: S603 (this Python, and our own source)
-            [sys.executable, "-c", begin + source],
+            [sys.executable, "-c", prelude + source],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -50,14 +50,14 @@ def ask(source: str, *, timeout_seconds: float) -> Answer:
         return Answer("crashed", {}, f"no child process could be started ({error})")
     try:
         out, err = child.communicate(timeout=timeout_seconds)
-    except subprocess.TimeoutExpired as late:
-        return Answer("hung", _merged(_kill(child) or late.stdout or b""), f"no answer within {timeout_seconds:g} s")
+    except subprocess.TimeoutExpired as timeout:
+        return Answer("hung", _merge(_kill(child) or timeout.stdout or b""), f"no answer within {timeout_seconds:g} s")
     except BaseException:  # the child has its own session, so our Ctrl-C does not reach it
         _kill(child)
         raise
-    facts = _merged(out)
+    facts = _merge(out)
     if child.returncode != 0:
-        return Answer("crashed", facts, _cause(child.returncode, err))
+        return Answer("crashed", facts, _describe_exit(child.returncode, err))
     if not facts:
         return Answer("nonsense", {}, f"an answer that cannot be read: {out[:60]!r}")
     return Answer("ok", facts)
@@ -75,7 +75,7 @@ def _kill(child: subprocess.Popen[bytes]) -> bytes:
         return b""
 
 
-def _merged(out: bytes) -> dict[str, Any]:
+def _merge(out: bytes) -> dict[str, Any]:
     """Merge the reported lines; skip lines that are cut short or not ours."""
     facts: dict[str, Any] = {}
     for line in out.decode("utf-8", "replace").split("\n"):
@@ -89,7 +89,7 @@ def _merged(out: bytes) -> dict[str, Any]:
     return facts
 
 
-def _cause(returncode: int, err: bytes) -> str:
+def _describe_exit(returncode: int, err: bytes) -> str:
     """Describe in a few words how a child ended."""
     if returncode < 0:
         name = signal.Signals(-returncode).name if -returncode in set(signal.Signals) else str(-returncode)

@@ -135,9 +135,9 @@ class Diagnosis(PlainTextMixin):
 
     def _repr_html_(self) -> str:
         """Return the table for a notebook, with everything escaped, in the page's own text colours."""
-        asked = [check for check in self.checks if check.reading != NO_GPU.reading]
+        relevant = [check for check in self.checks if check.reading != NO_GPU.reading]
         rest = [check for check in self.checks if check.reading == NO_GPU.reading]
-        verdict = f"<p style='font-size:1.15em'><b>{escape(self.verdict)}</b></p>{_table(asked)}"
+        verdict = f"<p style='font-size:1.15em'><b>{escape(self.verdict)}</b></p>{_table(relevant)}"
         if not rest:
             return verdict
         summary = f"<summary>{len(rest)} checks of a GPU, with nothing to check here</summary>"

@@ -9,14 +9,14 @@ from helpers.environment.facts import GpuReading, Machine, visible
 from helpers.environment.nvml import driver_number
 from helpers.environment.rules import NO_GPU, Finding, fail, ok, rule, unknown, warn
 from helpers.environment.wheels import (
-    CAME_WITH,
+    BUNDLED_DRIVERS,
     FLOORS,
+    container_lacks_card,
     cuda_of_driver,
     expects_gpu,
-    is_of_another_maker,
-    not_given,
+    is_for_other_vendor,
     release_of,
-    too_old,
+    too_old_cards,
     windows_driver,
 )
 
@@ -40,16 +40,16 @@ def torch_build(machine: Machine) -> Finding:
         return unknown(f"importing torch gave {torch.cause}", fix)
     if torch.available and not torch.cuda:
         return ok(f"torch {torch.version} sees a card of another maker: not tested")
-    if torch.cuda and (expects_gpu(machine) or not machine.platform.other_graphics or not_given(machine)):
+    if torch.cuda and (expects_gpu(machine) or not machine.platform.other_graphics or container_lacks_card(machine)):
         return ok(f"torch {torch.version} with CUDA {torch.cuda}")
-    kind = "a build for another maker's cards" if is_of_another_maker(torch.version) else "a CPU build"
+    kind = "a build for another maker's cards" if is_for_other_vendor(torch.version) else "a CPU build"
     if expects_gpu(machine):
         return fail(f"torch {torch.version} is {kind}, but there is an NVIDIA card", fixes.install_wheel(machine))
     kind = f"with CUDA {torch.cuda}, which serves NVIDIA cards only" if torch.cuda else kind
-    return warn(f"torch {torch.version}, {kind}: CPU course mode", _without_card(machine))
+    return warn(f"torch {torch.version}, {kind}: CPU course mode", _advise_without_card(machine))
 
 
-def _without_card(machine: Machine) -> str:
+def _advise_without_card(machine: Machine) -> str:
     """Return what a machine without a usable NVIDIA card can do; owners of other cards are told about theirs."""
     others = machine.platform.other_graphics
     if not others:
@@ -74,7 +74,7 @@ def platform_kind(machine: Machine) -> Finding:
 @rule("The wheel's CUDA must not be newer than what the driver supports; neither a toolkit nor nvcc is needed.")
 def driver_floor(machine: Machine) -> Finding:
     """Compare the wheel's CUDA with the driver's: a newer major version fails, a newer minor one cannot compile PTX."""
-    if not expects_gpu(machine) or _is_other_gpu(machine):
+    if not expects_gpu(machine) or _uses_other_vendor(machine):
         return NO_GPU
     driver, cuda = machine.nvml.driver, machine.nvml.cuda
     newest = cuda_of_driver(machine)
@@ -92,14 +92,14 @@ def driver_floor(machine: Machine) -> Finding:
         floor = ".".join(map(str, FLOORS.get(wheel[0], FLOORS[13])[column]))
         reading = f"{reading}, the wheel is for CUDA {needed} (driver {floor} or newer)"
         return fail(reading, fixes.newer_driver_or_older_wheel(machine))
-    came_with, number = CAME_WITH.get(wheel, (None, None))[column], driver_number(driver)
-    if came_with and number and number < came_with:
+    bundled, number = BUNDLED_DRIVERS.get(wheel, (None, None))[column], driver_number(driver)
+    if bundled and number and number < bundled:
         reading = f"{reading}, older than CUDA {needed} itself: everything runs except PTX code"
         return warn(reading, fixes.update_driver(machine))
     return ok(f"{reading}, the wheel needs CUDA {needed}")
 
 
-def _is_other_gpu(machine: Machine) -> bool:
+def _uses_other_vendor(machine: Machine) -> bool:
     """Return whether torch trains on a card of another maker; AMD's wheels use the name `torch.cuda` too."""
     return bool(machine.torch and machine.torch.available and not machine.torch.cuda)
 
@@ -109,20 +109,20 @@ def nvml_alive(machine: Machine) -> Finding:
     """Judge how NVML answered in its child process; under WSL2 its crash says nothing about training."""
     nvml = machine.nvml
     if nvml.state == "ok":
-        return _cards(machine)
+        return _judge_cards(machine)
     if nvml.state == "absent":
-        return _no_driver(machine)
+        return _judge_missing_driver(machine)
     on_wsl = machine.platform.kind == "WSL2"
     reading = f"NVML {nvml.state}: {nvml.cause}"
     if nvml.state == "nonsense":
         return unknown(reading, fixes.reboot(machine))
     if nvml.state in ("hung", "crashed"):  # a known bug of NVML under WSL2, where CUDA itself works
-        may_work = "Training may still work: see cuda_available."
-        return unknown(reading, may_work) if on_wsl else fail(reading, fixes.reboot(machine))
+        advice = "Training may still work: see cuda_available."
+        return unknown(reading, advice) if on_wsl else fail(reading, fixes.reboot(machine))
     if "NotSupported" in nvml.cause:
         return unknown(reading)
     if "DriverNotLoaded" in nvml.cause or "NoPermission" in nvml.cause:
-        return _not_loaded(machine, reading)
+        return _judge_unloaded_driver(machine, reading)
     if on_wsl and "OperatingSystem" in nvml.cause:  # "GPU access blocked by the operating system"
         return unknown(reading, fixes.update_driver(machine))
     if on_wsl and "Mismatch" not in nvml.cause:
@@ -130,14 +130,14 @@ def nvml_alive(machine: Machine) -> Finding:
     return fail(reading, fixes.reboot(machine))
 
 
-def _cards(machine: Machine) -> Finding:
+def _judge_cards(machine: Machine) -> Finding:
     """Judge each card that NVML lists: one of four may be broken."""
     driver, cards = machine.nvml.driver, machine.nvml.cards
     broken = [card for card in cards if card.error or not card.total_bytes]
-    old = too_old(machine)
+    old = too_old_cards(machine)
     if old:
         return warn(
-            f"driver {driver}; {', '.join(map(_with_capability, old))}: PyTorch has no code for a card this old",
+            f"driver {driver}; {', '.join(map(_describe_card, old))}: PyTorch has no code for a card this old",
             "The course runs on the CPU here; no other driver and no other wheel of the course changes that.",
         )
     if not cards and machine.platform.nvidia_on_bus:
@@ -147,50 +147,50 @@ def _cards(machine: Machine) -> Finding:
             f"holds it, or the card was lost. Most often: {fixes.update_driver(machine)}",
         )
     if not cards:
-        return warn(f"driver {driver} answers, but sees no card", _without_card(machine))
+        return warn(f"driver {driver} answers, but sees no card", _advise_without_card(machine))
     if broken:
         names = ", ".join(f"card {card.index}: {card.error or 'reports no memory'}" for card in broken)
         good = ",".join(card.uuid for card in machine.cards)  # not by number: CUDA counts in another order
-        without = fixes.set_variables(machine, CUDA_VISIBLE_DEVICES=good)
-        return warn(names, f"{without} To get the card back: {fixes.reboot(machine)}")
+        exclude_broken = fixes.set_variables(machine, CUDA_VISIBLE_DEVICES=good)
+        return warn(names, f"{exclude_broken} To get the card back: {fixes.reboot(machine)}")
     return ok(f"driver {driver}, {len(cards)} card{'s' * (len(cards) > 1)}")
 
 
-def _no_driver(machine: Machine) -> Finding:
+def _judge_missing_driver(machine: Machine) -> Finding:
     if machine.has_gpu and machine.torch.cuda:
-        more = "docker run -e NVIDIA_DRIVER_CAPABILITIES=compute,utility --gpus all ..."
-        fix = more if machine.platform.container else f"{fixes.python_command(machine)} -m pip install nvidia-ml-py"
+        command = "docker run -e NVIDIA_DRIVER_CAPABILITIES=compute,utility --gpus all ..."
+        fix = command if machine.platform.container else f"{fixes.python_command(machine)} -m pip install nvidia-ml-py"
         return warn("torch sees a card, but without NVML its memory and what uses it are not known", fix)
     if machine.wsl and expects_gpu(machine):
         return unknown("Windows offers a card, but NVML is not found", _LOADER_PATH)
     if not machine.platform.nvidia_on_bus:
         return ok("no NVIDIA driver and no NVIDIA card: CPU course mode")
-    if not_given(machine):
+    if container_lacks_card(machine):
         return warn("there is an NVIDIA card, but this container has no access to it", fixes.give_card(machine))
-    return fail("an NVIDIA card without a driver", _switch_on(machine) or fixes.update_driver(machine))
+    return fail("an NVIDIA card without a driver", _how_to_switch_on(machine) or fixes.update_driver(machine))
 
 
-def _with_capability(card: GpuReading) -> str:
+def _describe_card(card: GpuReading) -> str:
     return f"{card.name} ({card.capability[0]}.{card.capability[1]})"
 
 
-def _switch_on(machine: Machine) -> str:
+def _how_to_switch_on(machine: Machine) -> str:
     """Return how to switch on the NVIDIA card of a laptop with two graphics cards; '' if it is not off."""
     return "sudo prime-select on-demand ; then reboot." if machine.platform.card_switched_off else ""
 
 
-def _not_loaded(machine: Machine, reading: str) -> Finding:
+def _judge_unloaded_driver(machine: Machine, reading: str) -> Finding:
     if "NoPermission" in machine.nvml.cause:
         return fail(reading, "Let this user read /dev/nvidia*: sudo usermod -aG video $USER ; then log in again.")
-    if not_given(machine):
+    if container_lacks_card(machine):
         return warn(reading, fixes.give_card(machine))
     on_linux = machine.platform.kind == "Linux"
     if on_linux and not machine.platform.nvidia_on_bus:
-        return warn(f"{reading}; and there is no NVIDIA card", _without_card(machine))
-    if _switch_on(machine):
-        return fail(f"{reading}: prime-select has switched the card off", _switch_on(machine))
-    line = "sudo modprobe nvidia ; if that fails (a new kernel, Secure Boot): " if on_linux else ""
-    return fail(reading, line + fixes.update_driver(machine))
+        return warn(f"{reading}; and there is no NVIDIA card", _advise_without_card(machine))
+    if _how_to_switch_on(machine):
+        return fail(f"{reading}: prime-select has switched the card off", _how_to_switch_on(machine))
+    advice = "sudo modprobe nvidia ; if that fails (a new kernel, Secure Boot): " if on_linux else ""
+    return fail(reading, advice + fixes.update_driver(machine))
 
 
 @rule("What torch sees is what training gets: the guide's `torch.cuda.is_available()`.")
@@ -208,10 +208,10 @@ def cuda_available(machine: Machine) -> Finding:
     if torch.available:
         warned = f" (warned: {torch.warnings[0]})" if torch.warnings else ""
         return ok(f"torch sees {torch.name or 'a card'}{warned}")
-    return _why_unseen(machine)
+    return _judge_unseen_card(machine)
 
 
-def _why_unseen(machine: Machine) -> Finding:
+def _judge_unseen_card(machine: Machine) -> Finding:
     message = " ".join(machine.torch.warnings)
     reading = "torch sees no card" + (f": {message[:160]}" if message else "")
     wheel, newest = release_of(machine.torch.cuda), cuda_of_driver(machine)
@@ -249,14 +249,14 @@ def visible_devices(machine: Machine) -> Finding:
     reading = f"CUDA_VISIBLE_DEVICES={value!r}"
     if not expects_gpu(machine):
         return ok(f"{reading}, but there is no card to hide")
-    seen, named = visible(machine.cards, machine.process.env), [part for part in value.split(",") if part.strip()]
+    seen, requested = visible(machine.cards, machine.process.env), [part for part in value.split(",") if part.strip()]
     fix = fixes.unset(machine, "CUDA_VISIBLE_DEVICES")
     if value.startswith("MIG-"):  # NVML lists whole cards, not their MIG parts
         return ok(f"{reading}: a part of a card")
     if _hides_all(machine):
         return fail(f"{reading} hides every card", fix)
-    if machine.cards and len(seen) < len(named):
-        return warn(f"{reading}: CUDA uses only the first {len(seen)} of these {len(named)}", fix)
+    if machine.cards and len(seen) < len(requested):
+        return warn(f"{reading}: CUDA uses only the first {len(seen)} of these {len(requested)}", fix)
     if machine.process.has_new_devices and machine.process.cuda_in_use:
         return warn(f"{reading} was set inside this Python, perhaps too late", f"{fixes.RESTART_FIRST}.")
     return ok(reading)
@@ -283,7 +283,7 @@ def wsl_libcuda(machine: Machine) -> Finding:
 @rule("A wheel contains code for some generations of cards; sm_86 code runs on 8.9, so sm_89 is not needed.")
 def arch_covered(machine: Machine) -> Finding:
     """Compare the card with the wheel's code: it needs the same major and no higher minor, or PTX that is not newer."""
-    if not machine.has_gpu or _is_other_gpu(machine):
+    if not machine.has_gpu or _uses_other_vendor(machine):
         return NO_GPU
     gpu, codes = machine.gpu, machine.torch.codes
     if not gpu or not gpu.capability or not codes:
@@ -292,11 +292,11 @@ def arch_covered(machine: Machine) -> Finding:
     if not _has_code(codes, gpu):
         return fail(reading, fixes.install_wheel(machine))
     seen = machine.visible_cards  # the Trainer spreads a batch over all of them
-    served = [card for card in seen if not card.capability or _has_code(codes, card)]
-    if len(served) < len(seen):
-        names = ", ".join(_with_capability(card) for card in seen if card not in served)
-        only_served = fixes.set_variables(machine, CUDA_VISIBLE_DEVICES=",".join(card.uuid for card in served))
-        return warn(f"the wheel has no code for {names}, which training would use too", only_served)
+    covered = [card for card in seen if not card.capability or _has_code(codes, card)]
+    if len(covered) < len(seen):
+        names = ", ".join(_describe_card(card) for card in seen if card not in covered)
+        use_covered = fixes.set_variables(machine, CUDA_VISIBLE_DEVICES=",".join(card.uuid for card in covered))
+        return warn(f"the wheel has no code for {names}, which training would use too", use_covered)
     return ok(reading)
 
 

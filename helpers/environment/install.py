@@ -23,7 +23,7 @@ from pathlib import Path
 
 from helpers.environment.access import Access
 from helpers.environment.requirements import PYTHONS, pins
-from helpers.environment.wheels import CAME_WITH, INDEX, build_of, requirement, triton_for_windows
+from helpers.environment.wheels import BUNDLED_DRIVERS, INDEX, build_of, requirement, triton_for_windows
 from helpers.paths import LONGEST_WINDOWS_PATH, ROOT
 
 RECORD = "gpt2-course.json"  # in an environment's folder; written last, when everything is installed
@@ -31,7 +31,7 @@ _GB_NEEDED = {"cpu": 3, "cuda": 8}  # measured: 2.2 and 5.9 GB, plus temporary f
 _LONGEST_INSTALLED = 200  # characters below the environment's folder; the longest are JupyterLab's
 _ANSWER_SECONDS = 10
 _ON_WINDOWS = os.name == "nt"
-_NEEDED_BY_NOTEBOOKS = (  # imported once to compile their bytecode; _exit skips PyTorch's slow teardown
+_IMPORT_EVERYTHING = (  # imported once to compile their bytecode; _exit skips PyTorch's slow teardown
     "import os, datasets, ipykernel.kernelapp, ipywidgets, matplotlib.pyplot, nbconvert, optuna, papermill, peft; "
     "from transformers import Trainer, pipeline; os._exit(0)"
 )
@@ -85,7 +85,7 @@ def install(*, here: bool = False, torch: str = "auto") -> Path:
         _install_triton(python)
     _refuse_another_helpers(python, folder)
     _say("Compiling what the notebooks import ...")
-    if _run(python, "-c", _NEEDED_BY_NOTEBOOKS, quiet=True) and _run(python, "-c", _NEEDED_BY_NOTEBOOKS):
+    if _run(python, "-c", _IMPORT_EVERYTHING, quiet=True) and _run(python, "-c", _IMPORT_EVERYTHING):
         raise InstallError(
             f"The installed packages cannot be imported (see above): `{python} -m helpers doctor` says more. After a "
             "fix, repeat the command to continue."
@@ -111,12 +111,12 @@ def _is_done(folder: Path, torch: str) -> bool:
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         # as paths: Windows' terminals write the same folder as C:\course or c:\course
-        wishes = (ROOT, _fingerprint()) == (Path(record["project"]), record["files"])
-        is_recorded = wishes and torch in ("auto", record["torch"])
+        is_current = (ROOT, _fingerprint()) == (Path(record["project"]), record["files"])
+        is_installed = is_current and torch in ("auto", record["torch"])
     except (OSError, ValueError, KeyError, TypeError):
         return False
     # a system update may have replaced the Python by another version, which looks elsewhere for packages
-    return is_recorded and _run(python_of(folder), "-c", "import click", quiet=True) == 0
+    return is_installed and _run(python_of(folder), "-c", "import click", quiet=True) == 0
 
 
 def _refuse_place(folder: Path) -> None:
@@ -187,11 +187,11 @@ def _download_torch(python: Path, wanted: str, index: str, *, is_advised: bool) 
         return build_of(wanted)
     elif not may_differ:
         blocked = f" Where {INDEX} is blocked: `{python} -m pip install {plain}`, which is kept if it uses your card."
-        raise InstallError(_stopped(f"{wanted} could not be installed") + (blocked if "+cu" in wanted else ""))
+        raise InstallError(_failure(f"{wanted} could not be installed") + (blocked if "+cu" in wanted else ""))
     else:
         _say(f"{wanted} could not be installed from {INDEX}, so {plain} comes from pip's usual index.")
     if _pip(python, plain) != 0:
-        raise InstallError(_stopped(f"{plain} could not be installed"))
+        raise InstallError(_failure(f"{plain} could not be installed"))
     return build_of(_installed_torch(python))
 
 
@@ -208,12 +208,12 @@ def _installed_torch(python: Path) -> str:
 
     pip writes a package's metadata after its files, so an interrupted installation leaves only files.
     """
-    read = (
+    source = (
         "from contextlib import suppress\nfrom importlib.metadata import version\n"
         "from helpers.environment.torch_probe import read_torch_files as read\n"
         "with suppress(ImportError): version('torch') and print(read().version)"
     )
-    return _ask(python, "-c", read).strip()
+    return _ask(python, "-c", source).strip()
 
 
 def _refuse_full_disk(folder: Path, build: str) -> None:
@@ -243,14 +243,14 @@ def _install_rest(python: Path, folder: Path) -> None:
     torch = _ask(python, "-c", "from importlib.metadata import version; print(version('torch'))").strip()
     kept = [f"torch=={torch}", *(line for line in lines if not line.startswith("torch=="))]
     constraints.write_text("\n".join(kept), encoding="utf-8")
-    asked = ["--constraint", str(constraints), "--editable", f"{ROOT}[test,gpu]"]
+    arguments = ["--constraint", str(constraints), "--editable", f"{ROOT}[test,gpu]"]
     has_uv = _pip(python, "--quiet", "--constraint", str(constraints), "uv") == 0
-    by_uv = ["-m", "uv", "pip", "install", "--python", str(python), *asked]
+    by_uv = ["-m", "uv", "pip", "install", "--python", str(python), *arguments]
     if has_uv and _run(python, *by_uv, env=_uv_settings(python)) == 0:
         return
     _say("uv could not install everything; pip tries, which takes longer.")
-    if _pip(python, *asked) != 0:
-        raise InstallError(_stopped("Not everything could be installed"))
+    if _pip(python, *arguments) != 0:
+        raise InstallError(_failure("Not everything could be installed"))
 
 
 def _install_triton(python: Path) -> None:
@@ -282,7 +282,7 @@ def _refuse_another_helpers(python: Path, folder: Path) -> None:
         )
 
 
-def _stopped(what: str) -> str:
+def _failure(what: str) -> str:
     return (
         f"{what}: pip's lines above say why. Behind a proxy set HTTPS_PROXY. What is installed stays; repeat the "
         "command to continue."
@@ -318,7 +318,7 @@ def tag_named(text: str) -> str:
     ('cu126', 'auto')
     """
     tag = text.strip().lower() or "auto"
-    cuda = [f"cu{major}{minor}" for major, minor in CAME_WITH]
+    cuda = [f"cu{major}{minor}" for major, minor in BUNDLED_DRIVERS]
     if tag not in ("auto", "cpu", "xpu", *cuda) and not re.fullmatch(r"rocm\d+(\.\d+)+", tag):
         raise InstallError(
             f"There is no PyTorch wheel {text!r} for this course: write auto, cpu, {', '.join(cuda)}, or a tag for "

@@ -189,7 +189,7 @@ class Monitor:
         return text(self.history)
 
 
-_moving: list[Monitor] = []  # the last one that `monitor` started
+_running: list[Monitor] = []  # the last one that `monitor` started
 
 
 def monitor(*, seconds: float = math.inf, interval_seconds: float = 1.0) -> Monitor:
@@ -201,8 +201,8 @@ def monitor(*, seconds: float = math.inf, interval_seconds: float = 1.0) -> Moni
         raise ValueError(f"interval_seconds = {interval_seconds} is not allowed: it must be above 0.")
     watch = Monitor(sample, interval_seconds=interval_seconds, length=60)
     if allows_input(notebook_kernel()):  # not under papermill and nbmake
-        while _moving:  # its cell runs again
-            _moving.pop().stop()
-        _moving.append(watch)
+        while _running:  # its cell runs again
+            _running.pop().stop()
+        _running.append(watch)
         watch.start(seconds)
     return watch

@@ -19,9 +19,9 @@ from helpers.environment.requirements import read_packages
 from helpers.environment.torch_probe import LIMIT_SECONDS
 from helpers.paths import runs_folder
 
-_ASKED_FOR = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_CPU")
-_SHADOWS = ("nvidia-driver-*.list", "libnvidia-compute-*.list", "cuda-drivers*.list")
-_MAKERS = {"0x10de": "NVIDIA", "0x1002": "AMD", "0x8086": "Intel"}  # PCI vendor ids of display devices
+_REPORTED_VARIABLES = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_CPU")
+_LINUX_DRIVER_FILES = ("nvidia-driver-*.list", "libnvidia-compute-*.list", "cuda-drivers*.list")
+_VENDORS = {"0x10de": "NVIDIA", "0x1002": "AMD", "0x8086": "Intel"}  # PCI vendor ids of display devices
 _LIMIT_AFTER_HANG_SECONDS = 20.0
 _WSL_LIB = "/usr/lib/wsl/lib"
 _LIMITS = (  # files of control groups, version 2 and version 1
@@ -33,27 +33,27 @@ _LIMITS = (  # files of control groups, version 2 and version 1
 def read_machine(access: Access | None = None, *, quick: bool = False) -> Machine:
     """Read everything; `quick` does not import torch. The cards are read first, because torch uses memory of one."""
     access = access or Access()
-    nvml = _guarded(access.read_nvml)
+    nvml = _read_guarded(access.read_nvml)
     has_hung = nvml and nvml.state == "hung"
     limit = _LIMIT_AFTER_HANG_SECONDS if has_hung else LIMIT_SECONDS  # torch would wait for the same driver
-    platform = _guarded(lambda: _platform(access))
+    platform = _read_guarded(lambda: _platform(access))
     return Machine(
-        python=_guarded(lambda: _python(access)),
+        python=_read_guarded(lambda: _python(access)),
         platform=platform,
-        packages=_guarded(lambda: read_packages(access)),
-        torch=_guarded(access.read_torch_files if quick else lambda: access.read_torch(timeout_seconds=limit)),
+        packages=_read_guarded(lambda: read_packages(access)),
+        torch=_read_guarded(access.read_torch_files if quick else lambda: access.read_torch(timeout_seconds=limit)),
         nvml=nvml,
-        process=_guarded(lambda: _process(access)),
-        memory=_guarded(lambda: read_memory(access)),
-        storage=_guarded(lambda: _storage(access)),
-        files=_guarded(lambda: read_model_files(access)),
-        power=_guarded(lambda: _power(access)),
-        wsl=_guarded(lambda: _wsl(access)) if platform and platform.kind == "WSL2" else None,
+        process=_read_guarded(lambda: _process(access)),
+        memory=_read_guarded(lambda: read_memory(access)),
+        storage=_read_guarded(lambda: _storage(access)),
+        files=_read_guarded(lambda: read_model_files(access)),
+        power=_read_guarded(lambda: _power(access)),
+        wsl=_read_guarded(lambda: _wsl(access)) if platform and platform.kind == "WSL2" else None,
         quick=quick,
     )
 
 
-def _guarded(read: Callable[[], Any]) -> Any:
+def _read_guarded(read: Callable[[], Any]) -> Any:
     try:
         return read()
     except Exception as error:  # noqa: BLE001 (whatever an unusual machine does is reported, not raised)
@@ -128,17 +128,17 @@ def _graphics(access: Access) -> list[str]:
     """Return the makers of the graphics cards; on Linux the PCI bus names them, without any driver."""
     if access.system == "Darwin" and access.architecture == "arm64":
         return ["Apple"]
-    makers = []
+    vendors = []
     for name in access.names("/sys/bus/pci/devices", "*"):
         folder = f"/sys/bus/pci/devices/{name}"
-        maker = _MAKERS.get(access.text(f"{folder}/vendor").strip())
-        if maker and access.text(f"{folder}/class").startswith("0x03"):  # 0x04 is the card's audio
-            makers.append(maker)
-    return list(dict.fromkeys(makers))
+        vendor = _VENDORS.get(access.text(f"{folder}/vendor").strip())
+        if vendor and access.text(f"{folder}/class").startswith("0x03"):  # 0x04 is the card's audio
+            vendors.append(vendor)
+    return list(dict.fromkeys(vendors))
 
 
 def _wsl(access: Access) -> Wsl:
-    installed = [name for pattern in _SHADOWS for name in access.names("/var/lib/dpkg/info", pattern)]
+    installed = [name for pattern in _LINUX_DRIVER_FILES for name in access.names("/var/lib/dpkg/info", pattern)]
     packages = [name.split(":")[0].removesuffix(".list") for name in installed]
     libraries = ["/usr/lib/x86_64-linux-gnu/libcuda.so.1", "/usr/lib64/libcuda.so.1"]
     return Wsl(
@@ -151,12 +151,12 @@ def _wsl(access: Access) -> Wsl:
 
 def _process(access: Access) -> Process:
     # /proc/self/environ keeps what the process started with; os.environ does not
-    started_with = dict(entry.split("=", 1) for entry in access.text("/proc/self/environ").split("\0") if "=" in entry)
-    devices_then, devices_now = (each.get("CUDA_VISIBLE_DEVICES") for each in (started_with, access.env))
+    env_at_start = dict(entry.split("=", 1) for entry in access.text("/proc/self/environ").split("\0") if "=" in entry)
+    devices_then, devices_now = (each.get("CUDA_VISIBLE_DEVICES") for each in (env_at_start, access.env))
     cuda = getattr(access.modules.get("torch"), "cuda", None)  # a partly imported torch has none
     return Process(
-        env={name: access.env[name] for name in _ASKED_FOR if name in access.env},
-        has_new_devices=bool(started_with) and devices_then != devices_now,
+        env={name: access.env[name] for name in _REPORTED_VARIABLES if name in access.env},
+        has_new_devices=bool(env_at_start) and devices_then != devices_now,
         cuda_in_use=bool(cuda is not None and cuda.is_initialized()),
         pid=os.getpid(),
     )
@@ -176,8 +176,8 @@ def read_memory(access: Access | None = None) -> Memory:
         limit, used, details = (access.text(f"/sys/fs/cgroup/{name}").strip() for name in names)
         if limit.isdigit() and used.isdigit():  # the file cache counts as used, but is freed when needed
             cache = re.search(r"^(?:total_)?inactive_file (\d+)$", details, re.MULTILINE)
-            left = int(limit) - int(used) + (int(cache[1]) if cache else 0)
-            return Memory(min(total, int(limit)), min(available, max(0, left)))
+            free = int(limit) - int(used) + (int(cache[1]) if cache else 0)
+            return Memory(min(total, int(limit)), min(available, max(0, free)))
     return Memory(total, available)
 
 

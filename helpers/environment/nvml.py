@@ -36,13 +36,13 @@ _PLAUSIBLE = {  # NVML under WSL2 has reported cards with 17 TB in use
     "power_limit_watts": (1, 5000),
     "temperature_celsius": (-20, 150),
 }
-_MOST_BYTES = 2**43
+_MAX_BYTES = 2**43
 _SMI_FIELDS = "index,uuid,name,driver_version,memory.total,memory.free,compute_cap"
 
 
 def read_nvml(timeout_seconds: float = LIMIT_SECONDS) -> Nvml:
     """Query NVML in a child process; never raises, whatever the driver does."""
-    return facts_from(ask("from helpers.environment.nvml import probe; probe(tell)", timeout_seconds=timeout_seconds))
+    return facts_from(ask("from helpers.environment.nvml import probe; probe(report)", timeout_seconds=timeout_seconds))
 
 
 def facts_from(answer: Answer) -> Nvml:
@@ -83,11 +83,11 @@ def _number(value: Any, low: float, high: float) -> Any:
 
 def _card(card: Mapping[str, Any]) -> GpuReading:
     # less than 256 MiB or more than 8 TiB is implausible
-    total = _number(card.get("total_bytes"), 256 * MIB, _MOST_BYTES)
+    total = _number(card.get("total_bytes"), 256 * MIB, _MAX_BYTES)
     capability = [_number(part, 0, 99) for part in card.get("capability") or ()]
     reasons = _number(card.get("reasons"), 0, 2**16)
     holders = (
-        Holder(holder["pid"], holder["name"] or "?", _number(holder["used_bytes"], 0, _MOST_BYTES))
+        Holder(holder["pid"], holder["name"] or "?", _number(holder["used_bytes"], 0, _MAX_BYTES))
         for holder in card.get("holders") or ()
     )
     return GpuReading(
@@ -107,29 +107,31 @@ def _card(card: Mapping[str, Any]) -> GpuReading:
 # Everything below runs in the child.
 
 
-def probe(tell: Callable[..., None]) -> None:
+def probe(report: Callable[..., None]) -> None:
     """Report the driver, then the cards, then the processes, because listing processes has crashed under WSL2."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the old distribution `pynvml` warns about itself
             import pynvml
     except Exception:  # noqa: BLE001 (a broken installation is treated as none)
-        _probe_smi(tell)
+        _probe_smi(report)
         return
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
         name = type(error).__name__
-        tell(**({"absent": "no NVML library"} if "LibraryNotFound" in name else {"error": name, "message": str(error)}))
+        report(
+            **({"absent": "no NVML library"} if "LibraryNotFound" in name else {"error": name, "message": str(error)})
+        )
         return
-    tell(driver=_text(_try(pynvml.nvmlSystemGetDriverVersion)))
-    tell(cuda=_try(pynvml.nvmlSystemGetCudaDriverVersion_v2))
-    cards = [_ask_card(pynvml, index) for index in range(_number(_try(pynvml.nvmlDeviceGetCount), 0, 64) or 0)]
-    tell(cards=cards)
+    report(driver=_text(_try(pynvml.nvmlSystemGetDriverVersion)))
+    report(cuda=_try(pynvml.nvmlSystemGetCudaDriverVersion_v2))
+    cards = [_query_card(pynvml, index) for index in range(_number(_try(pynvml.nvmlDeviceGetCount), 0, 64) or 0)]
+    report(cards=cards)
     for card in cards:
         if "error" not in card:
-            card["holders"] = _try(_ask_holders, pynvml, card["index"])
-            tell(cards=cards)
+            card["holders"] = _try(_query_holders, pynvml, card["index"])
+            report(cards=cards)
 
 
 def _try(function: Callable[..., Any], *values: Any) -> Any:
@@ -143,7 +145,7 @@ def _text(value: Any) -> Any:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 
-def _ask_card(nvml: Any, index: int) -> dict[str, Any]:
+def _query_card(nvml: Any, index: int) -> dict[str, Any]:
     try:
         handle = nvml.nvmlDeviceGetHandleByIndex(index)
         memory = nvml.nvmlDeviceGetMemoryInfo(handle)
@@ -168,7 +170,7 @@ def _ask_card(nvml: Any, index: int) -> dict[str, Any]:
     }
 
 
-def _ask_holders(nvml: Any, index: int) -> list[dict[str, Any]]:
+def _query_holders(nvml: Any, index: int) -> list[dict[str, Any]]:
     """Return the processes that compute or draw; one that does both appears once."""
     handle = nvml.nvmlDeviceGetHandleByIndex(index)
     holders: dict[int, dict[str, Any]] = {}
@@ -186,30 +188,30 @@ def _name_of(pid: int) -> str:
     return ""
 
 
-def _probe_smi(tell: Callable[..., None]) -> None:
+def _probe_smi(report: Callable[..., None]) -> None:
     """Report what `nvidia-smi` knows: it comes with every driver, while nvidia-ml-py has to be installed."""
     program = shutil.which("nvidia-smi") or shutil.which(WSL_SMI)
     if program is None:
-        tell(absent="no nvidia-smi")
+        report(absent="no nvidia-smi")
         return
     try:
-        done = _ask_smi(program, _SMI_FIELDS)
+        done = _query_smi(program, _SMI_FIELDS)
         if "not a valid field" in done.stdout + done.stderr:  # drivers before 510 lack the last field
-            done = _ask_smi(program, _SMI_FIELDS.rpartition(",")[0])
+            done = _query_smi(program, _SMI_FIELDS.rpartition(",")[0])
     except OSError as error:
-        tell(absent=f"nvidia-smi cannot be run ({error})")
+        report(absent=f"nvidia-smi cannot be run ({error})")
         return
     rows = [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines()]
     rows = [row for row in rows if len(row) >= _SMI_FIELDS.count(",") and row[0].isdigit()]
     if done.returncode != 0 and not rows:
         message = (done.stdout + done.stderr).strip()
         cause = "LibRmVersionMismatch" if "version mismatch" in message else "DriverNotLoaded"
-        tell(error=f"NVMLError_{cause}", message=message[:200])
+        report(error=f"NVMLError_{cause}", message=message[:200])
         return
-    tell(driver=rows[0][3] if rows else "", cards=[_smi_card(row) for row in rows])
+    report(driver=rows[0][3] if rows else "", cards=[_smi_card(row) for row in rows])
 
 
-def _ask_smi(program: str, fields: str) -> subprocess.CompletedProcess[str]:
+def _query_smi(program: str, fields: str) -> subprocess.CompletedProcess[str]:
     command = [program, f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
     return subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)  # noqa: S603
 

@@ -7,7 +7,7 @@ from helpers.environment import fixes, requirements
 from helpers.environment.facts import Machine
 from helpers.environment.requirements import version_number
 from helpers.environment.rules import Finding, fail, ok, rule, warn
-from helpers.environment.wheels import typed
+from helpers.environment.wheels import quote_program
 
 
 @rule("The course's libraries install on Python 3.11 to 3.14; it is tested with these.")
@@ -27,16 +27,16 @@ def python_version(machine: Machine) -> Finding:
 def env_kernel_match(machine: Machine) -> Finding:
     """Fail if this Python, or the kernel that Jupyter would start, is not the environment that was meant."""
     python = machine.python
-    if python.expected and not any(_normal(python.prefix) == _normal(prefix) for prefix in python.expected):
-        meant = typed(machine, _python_of(machine, python.expected[0]))  # the project's own is the first
+    if python.expected and not any(_normalize(python.prefix) == _normalize(prefix) for prefix in python.expected):
+        expected = quote_program(machine, _python_of(machine, python.expected[0]))  # the project's own is the first
         return fail(
             f"runs {python.prefix}, not {python.expected[0]}",
-            f"{meant} -m ipykernel install --sys-prefix ; then choose that kernel, or start Python as {meant}",
+            f"{expected} -m ipykernel install --sys-prefix ; then choose that kernel, or start Python as {expected}",
         )
     kernel = python.kernel
     # Jupyter replaces a kernel's plain `python` by its own Python, so only a path can point elsewhere
     is_path = kernel and ("/" in kernel or "\\" in kernel)
-    elsewhere = is_path and not _normal(kernel).startswith(f"{_normal(python.prefix)}/")
+    elsewhere = is_path and not _normalize(kernel).startswith(f"{_normalize(python.prefix)}/")
     if elsewhere or not python.kernel_exists:
         return fail(
             f"the python3 kernel is {kernel}" + ("" if python.kernel_exists else ", which does not exist"),
@@ -53,7 +53,7 @@ def _python_of(machine: Machine, prefix: str) -> str:
     return str(PureWindowsPath(prefix, "python.exe" if is_conda else "Scripts/python.exe"))
 
 
-def _normal(path: str) -> str:
+def _normalize(path: str) -> str:
     """Return a path in one spelling, without `os.path`, which knows only the rules of the system it runs on."""
     plain = path.replace("\\", "/").rstrip("/")
     return plain.lower() if re.match(r"[A-Za-z]:", plain) else plain

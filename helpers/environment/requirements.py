@@ -13,13 +13,13 @@ PYTHONS = ((3, 11), (3, 14))  # the oldest and the newest that the course is tes
 
 _DISTRIBUTION = "gpt2-course"
 _LOADED = ("torch", "transformers", "datasets", "accelerate", "numpy", "tokenizers")  # what a stale kernel breaks
-_ALSO_LOOKED_FOR = ("nvidia-ml-py", "pynvml", "tokenizers", "helpers")
+_ALSO_REPORTED = ("nvidia-ml-py", "pynvml", "tokenizers", "helpers")
 
 
 def read_packages(access: Access) -> Packages:
     """Return what is required, pinned, installed and loaded."""
     required = _required(access)
-    versions = {name: access.version_of(name) for name in [*required, *_ALSO_LOOKED_FOR]}
+    versions = {name: access.version_of(name) for name in [*required, *_ALSO_REPORTED]}
     return Packages(
         installed={name: version for name, version in versions.items() if version},
         required=required,

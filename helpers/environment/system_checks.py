@@ -18,7 +18,7 @@ _LONGEST_ENDING = {  # characters that libraries append to the path of a place
     "temp": 40,
 }
 _LONGEST_PATH = 200  # Windows stops at 260
-_SHORT = {"runs": "C:\\runs", "cache": "C:\\hf", "temp": "C:\\temp"}
+_SHORT_PATHS = {"runs": "C:\\runs", "cache": "C:\\hf", "temp": "C:\\temp"}
 
 
 @rule("If main memory runs out, the kernel dies without a message, most often while text is turned into tokens.")
@@ -37,19 +37,19 @@ def disk_free(machine: Machine) -> Finding:
     """Compare what a run writes with the space on each disk; without a card, a run of the pocket model."""
     locked = [place for place in machine.storage.places if not place.writable]
     if any(place.role != "cache" or machine.has_gpu for place in locked):
-        return fail(f"cannot be written: {_named(locked)}", _move(machine, locked[0]))
-    short = _short(machine, gpt2=machine.has_gpu)
+        return fail(f"cannot be written: {_list_places(locked)}", _advise_moving(machine, locked[0]))
+    short = _shortages(machine, gpt2=machine.has_gpu)
     if short:
-        return fail("; ".join(short), _free_space(machine))
-    later = _short(machine, gpt2=True)
+        return fail("; ".join(short), _advise_freeing_space(machine))
+    later = _shortages(machine, gpt2=True)
     if later:
-        return warn(f"enough for the pocket model; for GPT-2: {'; '.join(later)}", _free_space(machine))
+        return warn(f"enough for the pocket model; for GPT-2: {'; '.join(later)}", _advise_freeing_space(machine))
     if locked:
-        return warn(f"cannot be written: {_named(locked)}", _move(machine, locked[0]))
+        return warn(f"cannot be written: {_list_places(locked)}", _advise_moving(machine, locked[0]))
     return ok(", ".join(f"{place.free_bytes / 1e9:.0f} GB free for {place.role}" for place in machine.storage.places))
 
 
-def _short(machine: Machine, *, gpt2: bool) -> list[str]:
+def _shortages(machine: Machine, *, gpt2: bool) -> list[str]:
     """Return a phrase for each disk that has too little space; places on one disk share it."""
     files = machine.files
     # a checkpoint of the pocket model also has its weights, two averages as large, and a little more
@@ -67,11 +67,11 @@ def _short(machine: Machine, *, gpt2: bool) -> list[str]:
     return phrases
 
 
-def _named(places: list[Place]) -> str:
+def _list_places(places: list[Place]) -> str:
     return ", ".join(f"{place.role} ({place.path})" for place in places)
 
 
-def _move(machine: Machine, place: Place) -> str:
+def _advise_moving(machine: Machine, place: Place) -> str:
     return fixes.set_variables(machine, **{_variable(machine, place.role): "<a folder you may write to>"})
 
 
@@ -81,7 +81,7 @@ def _variable(machine: Machine, role: str) -> str:
     return {"runs": "COURSE_RUNS", "cache": "HF_HOME", "temp": temp}[role]
 
 
-def _free_space(machine: Machine) -> str:
+def _advise_freeing_space(machine: Machine) -> str:
     elsewhere = fixes.set_variables(machine, COURSE_RUNS="<a folder on a larger disk>")
     return f"Free some space, or write elsewhere: {elsewhere}"
 
@@ -90,7 +90,7 @@ def _free_space(machine: Machine) -> str:
 def paths(machine: Machine) -> Finding:
     """Warn about a missing home folder, paths too long for Windows, OneDrive, and /mnt/c under WSL2."""
     storage, kind = machine.storage, machine.platform.kind
-    own_cache = _SHORT["cache"] if kind == "Windows" else "<a folder of yours>"
+    own_cache = _SHORT_PATHS["cache"] if kind == "Windows" else "<a folder of yours>"
     if not any(place.role == "cache" for place in storage.places):
         return warn("there is no home folder for the Hub's cache", fixes.set_variables(machine, HF_HOME=own_cache))
     # WSL reaches the disks of Windows through a network file system, at a fraction of their speed
@@ -100,13 +100,13 @@ def paths(machine: Machine) -> Finding:
         line = "Move the project below your Linux home: cp -r . ~/course"
         return warn(f"{on_windows[0]} is a Windows disk: slow from here", line)
     if any("onedrive" in path.lower() for path in folders):
-        runs = _SHORT["runs"] if kind == "Windows" else "<a folder that is not synchronised>"
+        runs = _SHORT_PATHS["runs"] if kind == "Windows" else "<a folder that is not synchronised>"
         elsewhere = fixes.set_variables(machine, COURSE_RUNS=runs, HF_HOME=own_cache)
         return warn("OneDrive would upload every checkpoint", elsewhere)
     longest, deepest = max((len(place.path) + _LONGEST_ENDING[place.role], place.role) for place in storage.places)
     if kind == "Windows" and longest > _LONGEST_PATH and not storage.long_paths:
         reading = f"paths of {longest} characters, and Windows' long paths are off"
-        shorter = fixes.set_variables(machine, **{_variable(machine, deepest): _SHORT[deepest]})
+        shorter = fixes.set_variables(machine, **{_variable(machine, deepest): _SHORT_PATHS[deepest]})
         return warn(reading, f"{shorter} Or enable long paths: {fixes.LONG_PATHS}")
     return ok(f"longest planned path: {longest} characters")
 

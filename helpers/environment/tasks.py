@@ -22,9 +22,9 @@ from helpers.display import print_any_character
 from helpers.environment.install import RECORD, InstallError, environment_folder, install, python_of, tag_named
 from helpers.paths import COMMAND, ROOT
 
-_TELLING = ("click", "pydantic", "transformers")  # a Python that has these has the course's packages
+_COURSE_PACKAGES = ("click", "pydantic", "transformers")  # a Python that has these has the course's packages
 _NOTEBOOK_EXTRAS = "metadata.papermill cell.metadata.papermill"
-_TAKE_NOTHING_ELSE = ("install", "lint", "pictures")  # a mistyped --torch must not install 6 GB
+_WITHOUT_ARGUMENTS = ("install", "lint", "pictures")  # a mistyped --torch must not install 6 GB
 _ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # two processes on two cores do more than two threads of one
 _PYTEST = ("pytest", "-n", "2", "-p", "no:nbmake")  # importing nbmake would take 2 s in each process
 
@@ -33,25 +33,25 @@ class _FailedError(RuntimeError):
     """A command of a task failed and printed why; the argument is its exit code."""
 
 
-def _code_of(command: list[str], **how: Any) -> int:
+def _exit_code_of(command: list[str], **options: Any) -> int:
     """Run a command and return its exit code; signals to end are left to the command, which saves its work."""
-    usual = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     # Ctrl-C reaches the child too, and Python would kill it after a quarter of a second. A shell's background job
     # ignores Ctrl-C, and so must its child.
-    if usual[signal.SIGINT] is not signal.SIG_IGN:
+    if previous[signal.SIGINT] is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, lambda *_: None)
     try:
-        child = subprocess.Popen(command, **how)  # noqa: S603
+        child = subprocess.Popen(command, **options)  # noqa: S603
         signal.signal(signal.SIGTERM, lambda *_: child.terminate())  # unlike Ctrl-C, sent to one process only
         return child.wait()
     finally:
-        for number, handler in usual.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
 
 
 def _run(python: Path, *arguments: str, **env: str) -> None:
     """Run a module with the environment's Python, in the project's folder."""
-    if code := _code_of([str(python), "-m", *arguments], cwd=ROOT, env={**os.environ, **env}):
+    if code := _exit_code_of([str(python), "-m", *arguments], cwd=ROOT, env={**os.environ, **env}):
         raise _FailedError(code)
 
 
@@ -62,20 +62,20 @@ def _test(python: Path, rest: list[str]) -> None:
         copies, runs = shutil.copytree(ROOT / "notebooks", Path(finished, "notebooks")), str(Path(finished, "runs"))
         nbmake = ("pytest", "--nbmake", "--nbmake-timeout=1200", "--overwrite")
         # one process more than cores, so that no core is idle when one of the three has finished
-        with _beside(python, *nbmake, *_notebooks(copies), COURSE_RUNS=runs):
+        with _in_background(python, *nbmake, *_notebooks(copies), COURSE_RUNS=runs):
             _unit_tests(python, rest, FINISHED=finished)
         _browser(python, [], FINISHED=finished)
 
 
 @contextmanager
-def _beside(python: Path, *arguments: str, **env: str) -> Iterator[None]:
+def _in_background(python: Path, *arguments: str, **env: str) -> Iterator[None]:
     """Run a module in parallel with the block, on one thread; afterwards print its output and raise if it failed."""
-    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as printed:
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
         child = subprocess.Popen(  # noqa: S603
             [str(python), "-m", *arguments],
             cwd=ROOT,
             env={**os.environ, **_ONE_THREAD, **env},
-            stdout=printed,
+            stdout=output,
             stderr=subprocess.STDOUT,
         )
         try:
@@ -84,8 +84,8 @@ def _beside(python: Path, *arguments: str, **env: str) -> Iterator[None]:
         finally:  # if the block failed, it is still running
             child.kill()
             child.wait()
-            printed.seek(0)
-            print(printed.read(), flush=True)
+            output.seek(0)
+            print(output.read(), flush=True)
     if child.returncode:
         raise _FailedError(child.returncode)
 
@@ -96,8 +96,8 @@ def _notebooks(folder: Path) -> list[str]:
 
 
 def _unit_tests(python: Path, rest: list[str], **env: str) -> None:
-    not_here = ["--ignore=tests/benchmarks", "--ignore=tests/browser"]
-    _run(python, *_PYTEST, "--dist=worksteal", *not_here, "tests", "helpers", *rest, **_ONE_THREAD, **env)
+    ignored = ["--ignore=tests/benchmarks", "--ignore=tests/browser"]
+    _run(python, *_PYTEST, "--dist=worksteal", *ignored, "tests", "helpers", *rest, **_ONE_THREAD, **env)
 
 
 def _lint(python: Path, rest: list[str]) -> None:
@@ -111,10 +111,10 @@ def _drift(python: Path, rest: list[str]) -> None:
     failed = None
     for resolution in ("lowest-direct", "highest"):
         folder = ROOT / ".venv-drift" / resolution
-        there = ["--python", str(python_of(folder)), "--resolution", resolution]
+        target = ["--python", str(python_of(folder)), "--resolution", resolution]
         try:
             _run(python, "uv", "venv", "--clear", "--seed", "--python", str(python), str(folder))
-            _run(python, "uv", "pip", "install", *there, "--editable", ".[test,gpu]")
+            _run(python, "uv", "pip", "install", *target, "--editable", ".[test,gpu]")
             _unit_tests(python_of(folder), rest)
         except _FailedError as error:  # test the other end of the range too
             failed = error
@@ -122,12 +122,12 @@ def _drift(python: Path, rest: list[str]) -> None:
         raise failed
 
 
-def _module(*words: str) -> Callable[..., None]:
+def _module_task(*words: str) -> Callable[..., None]:
     """Return a task that runs a module with the rest of the command line."""
     return lambda python, rest, **env: _run(python, *words, *rest, **env)
 
 
-_browser = _module(*_PYTEST, "--dist=loadfile", "tests/browser")
+_browser = _module_task(*_PYTEST, "--dist=loadfile", "tests/browser")
 
 
 def _pictures(python: Path, rest: list[str]) -> None:
@@ -138,13 +138,13 @@ def _pictures(python: Path, rest: list[str]) -> None:
 # name -> its help, and a function of the environment's Python and the rest of the command line
 TASKS: dict[str, tuple[str, Callable[..., None]]] = {
     "install": ("Install the course, and do nothing else.", lambda python, rest: None),
-    "course": ("Run the five notebooks and write a report; takes `run`'s options.", _module("helpers", "run")),
-    "lab": ("Open the notebooks in JupyterLab.", _module("jupyterlab", "notebooks")),
+    "course": ("Run the five notebooks and write a report; takes `run`'s options.", _module_task("helpers", "run")),
+    "lab": ("Open the notebooks in JupyterLab.", _module_task("jupyterlab", "notebooks")),
     "test": ("Run lint, unit tests, all notebooks; with Chromium, browser tests.", _test),
     "lint": ("Check the code with ruff, and that notebooks have no outputs.", _lint),
     "browser": ("Run notebooks and panels in a real JupyterLab; needs Chromium.", _browser),
     "pictures": ("Take the README's pictures with the browser tests.", _pictures),
-    "bench": ("Run the benchmarks.", _module("pytest", "-s", "tests/benchmarks")),
+    "bench": ("Run the benchmarks.", _module_task("pytest", "-s", "tests/benchmarks")),
     "drift": ("Run the unit tests with the lowest, then the newest libraries.", _drift),
 }
 
@@ -158,28 +158,28 @@ def start(arguments: list[str]) -> None:
     """
     name = arguments[0] if arguments else ""
     if name in TASKS:
-        sys.exit(_carry_out(name, arguments[1:]))
+        sys.exit(_run_task(name, arguments[1:]))
     folder = environment_folder()
     python, is_here = python_of(folder), Path(sys.prefix).resolve() == folder.resolve()
     is_active = sys.prefix in (os.environ.get("VIRTUAL_ENV"), os.environ.get("CONDA_PREFIX"))
-    if all(map(find_spec, _TELLING)) and (is_here or is_active or not (folder / RECORD).is_file()):
+    if all(map(find_spec, _COURSE_PACKAGES)) and (is_here or is_active or not (folder / RECORD).is_file()):
         return
     if python.exists() and python != Path(sys.executable):
-        sys.exit(_code_of([str(python), "-m", "helpers", *arguments]))
+        sys.exit(_exit_code_of([str(python), "-m", "helpers", *arguments]))
     if name == "doctor":
         from helpers.environment.__main__ import main
 
         sys.exit(main(arguments[1:], program=f"{COMMAND} doctor"))
-    print(f"Nothing is installed yet. These tasks install what they need:\n{described()}", file=sys.stderr)
+    print(f"Nothing is installed yet. These tasks install what they need:\n{task_list()}", file=sys.stderr)
     sys.exit(0 if name in ("-h", "--help") else 2)
 
 
-def described() -> str:
+def task_list() -> str:
     """Return the tasks with their descriptions, one per line."""
     return "\n".join(f"  {name:10}{help_text}" for name, (help_text, _) in TASKS.items())
 
 
-def _carry_out(name: str, arguments: list[str]) -> int:
+def _run_task(name: str, arguments: list[str]) -> int:
     """Install what is missing, run a task, and return its exit code; errors are printed as one sentence."""
     help_text, task = TASKS[name]
     parser = argparse.ArgumentParser(prog=f"{COMMAND} {name}", description=help_text, allow_abbrev=False)
@@ -191,7 +191,7 @@ def _carry_out(name: str, arguments: list[str]) -> int:
         help="which PyTorch wheel: cpu, cu126, cu130, ...; auto, the default, is the one that fits this machine",
     )
     options, rest = parser.parse_known_args(arguments)
-    if rest and name in _TAKE_NOTHING_ELSE:
+    if rest and name in _WITHOUT_ARGUMENTS:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # set for the imports; an installation must get Ctrl-C
         signal.signal(signal.SIGINT, signal.default_int_handler)

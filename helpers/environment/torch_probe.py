@@ -21,7 +21,7 @@ LIMIT_SECONDS = 90.0  # importing torch from a cold disk takes most of a minute
 
 def read_torch(timeout_seconds: float = LIMIT_SECONDS) -> Torch:
     """Import and test torch in a child process; never raises, whatever torch does."""
-    answer = ask("from helpers.environment.torch_probe import probe; probe(tell)", timeout_seconds=timeout_seconds)
+    answer = ask("from helpers.environment.torch_probe import probe; probe(report)", timeout_seconds=timeout_seconds)
     return facts_from(answer)
 
 
@@ -57,43 +57,43 @@ def read_torch_files() -> Torch:
 # Everything below runs in the child.
 
 
-def probe(tell: Callable[..., None]) -> None:
+def probe(report: Callable[..., None]) -> None:
     """Report torch's build, whether it sees a card, and the result of a small matrix product, each once it is known."""
     try:
         import torch
     except Exception as error:  # noqa: BLE001 (whatever a broken build raises is the finding)
         is_absent = isinstance(error, ModuleNotFoundError) and error.name == "torch"
-        tell(**({"absent": True} if is_absent else {"broken": f"{type(error).__name__}: {error}"}))
+        report(**({"absent": True} if is_absent else {"broken": f"{type(error).__name__}: {error}"}))
         return
     if not hasattr(torch, "version"):  # an empty folder named torch can be imported too
-        tell(broken=f"what is imported as torch is not torch ({getattr(torch, '__file__', None) or torch.__path__})")
+        report(broken=f"what is imported as torch is not torch ({getattr(torch, '__file__', None) or torch.__path__})")
         return
-    tell(version=str(torch.__version__), cuda=torch.version.cuda)
+    report(version=str(torch.__version__), cuda=torch.version.cuda)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         available = torch.cuda.is_available()
     messages = [str(warning.message) for warning in caught]
-    tell(available=available, warnings=messages)
+    report(available=available, warnings=messages)
     if available:
-        _tell_card(torch, tell, messages)
+        _report_card(torch, report, messages)
     else:
-        tell(bf16=has_bf16())
+        report(bf16=has_bf16())
     device = "cuda" if available else "cpu"
     try:
         product = _product(torch, device)
     except Exception as error:  # noqa: BLE001
         product = f"{type(error).__name__}: {error}".partition("\n")[0].removesuffix(": ")
-    tell(product=product, product_device=device)
+    report(product=product, product_device=device)
 
 
-def _tell_card(torch: Any, tell: Callable[..., None], messages: list[str]) -> None:
+def _report_card(torch: Any, report: Callable[..., None], messages: list[str]) -> None:
     try:
         card = torch.cuda.get_device_properties(0)
         capability = (card.major, card.minor)
-        tell(name=card.name, total_bytes=card.total_memory, uuid=str(getattr(card, "uuid", "")))
-        tell(capability=capability, codes=torch.cuda.get_arch_list(), bf16=capability >= (8, 0))
+        report(name=card.name, total_bytes=card.total_memory, uuid=str(getattr(card, "uuid", "")))
+        report(capability=capability, codes=torch.cuda.get_arch_list(), bf16=capability >= (8, 0))
     except Exception as error:  # noqa: BLE001
-        tell(warnings=[*messages, f"{type(error).__name__}: {error}"])
+        report(warnings=[*messages, f"{type(error).__name__}: {error}"])
 
 
 def has_bf16(*, on_processor: bool = False) -> bool:

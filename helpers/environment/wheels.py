@@ -23,7 +23,7 @@ DRIVERS = "https://www.nvidia.com/drivers"
 # CUDA major version -> first driver that runs its wheels (Linux, Windows)
 FLOORS = {11: ((450,), (452, 39)), 12: ((525, 60, 13), (528, 33)), 13: ((580,), (580,))}
 # CUDA release -> the driver it came with (Linux, Windows); an older driver runs it, but cannot compile its PTX code
-CAME_WITH = {
+BUNDLED_DRIVERS = {
     (12, 6): ((560, 28, 3), (560, 76)),
     (12, 8): ((570, 26), (570, 65)),
     (13, 0): ((580, 65, 6), None),
@@ -40,8 +40,8 @@ _CAPABILITIES = {
 }
 # torch -> the Triton that it was built with: wheels for Linux include it, on Windows it is a separate package
 _TRITON = {(2, 11): "3.6", (2, 12): "3.7", (2, 13): "3.7", (2, 14): "3.8"}
-_BLACKWELL = (10, 0)  # the first capability that CUDA 12.6 has no code for
-_DRIVER_OF_BLACKWELL = 570  # the first that runs CUDA 12.8
+_BLACKWELL_CAPABILITY = (10, 0)  # the first capability that CUDA 12.6 has no code for
+_BLACKWELL_DRIVER = 570  # the first that runs CUDA 12.8
 NO_WHEEL = "PyTorch has had no wheel for macOS on x86_64 since version 2.3, and the course needs a newer one."
 
 
@@ -87,7 +87,7 @@ def wheel_advice(machine: Machine | None = None) -> WheelAdvice:
         is_there = machine.torch and machine.torch.state == "quick"
         if is_there and expects_gpu(machine):  # a working torch is kept, and only torch itself knows
             machine = read_machine()
-    tag, wanted, reason = _kept(machine) or _chosen(machine)
+    tag, wanted, reason = _keep_installed(machine) or _choose_wheel(machine)
     if not wanted:
         return WheelAdvice("", "", "", "", reason)
     args = f"{wanted} --index-url {INDEX}/{tag}" if tag else wanted
@@ -103,10 +103,10 @@ def wheel_advice(machine: Machine | None = None) -> WheelAdvice:
 
 def python_command(machine: Machine) -> str:
     """Return the command that starts this Python: plain `python` may start another one."""
-    return typed(machine, machine.python.executable) if machine.python else "python"
+    return quote_program(machine, machine.python.executable) if machine.python else "python"
 
 
-def typed(machine: Machine, program: str) -> str:
+def quote_program(machine: Machine, program: str) -> str:
     """Return a program's path, quoted for this platform's shell."""
     if re.fullmatch(r"[\w.:\\/~-]+", program):
         return program
@@ -115,7 +115,7 @@ def typed(machine: Machine, program: str) -> str:
     return "& '" + program.replace("'", "''") + "'"
 
 
-def _kept(machine: Machine) -> tuple[str, str, str] | None:
+def _keep_installed(machine: Machine) -> tuple[str, str, str] | None:
     """Return tag, requirement and reason of the installed wheel if it is new enough and works here, else None."""
     torch, packages = machine.torch, machine.packages
     if not torch or torch.state not in ("ok", "quick"):
@@ -125,7 +125,7 @@ def _kept(machine: Machine) -> tuple[str, str, str] | None:
         return None
     tag = build_of(torch.version)
     own = f"torch=={torch.version if tag else torch.version.partition('+')[0]}"
-    if not torch.cuda and (torch.available or (is_of_another_maker(torch.version) and not expects_gpu(machine))):
+    if not torch.cuda and (torch.available or (is_for_other_vendor(torch.version) and not expects_gpu(machine))):
         return tag, own, f"The installed torch {torch.version} is for cards of another maker: keep it."
     works = torch.product == "ok" if torch.available else torch.state == "quick" and _fits(machine)
     if torch.cuda and works and expects_gpu(machine):
@@ -143,7 +143,7 @@ def build_of(version: str) -> str:
     return build if re.fullmatch(r"cpu|xpu|cu\d+|rocm[\d.]+", build) else ""
 
 
-def is_of_another_maker(version: str) -> bool:
+def is_for_other_vendor(version: str) -> bool:
     """Return whether a wheel is built for AMD's or Intel's cards."""
     return build_of(version).startswith(("rocm", "xpu"))
 
@@ -164,7 +164,7 @@ def release_of(cuda: str | None) -> tuple[int, int] | None:
     return (int(numbers[1]), int(numbers[2])) if numbers else None
 
 
-def _chosen(machine: Machine) -> tuple[str, str, str]:
+def _choose_wheel(machine: Machine) -> tuple[str, str, str]:
     """Return tag, requirement and reason of the wheel that a new installation gets."""
     pinned = machine.packages.pinned.get("torch", "") if machine.packages else ""
     if machine.platform.kind == "macOS":
@@ -172,7 +172,7 @@ def _chosen(machine: Machine) -> tuple[str, str, str]:
             return "", "", NO_WHEEL
         usual = f"torch=={pinned}" if pinned else "torch"
         return "", usual, "There is no CUDA on macOS: its usual wheel is the right one."
-    tag, reason = _tag(machine)
+    tag, reason = _choose_tag(machine)
     return tag, requirement(tag, pinned), reason
 
 
@@ -199,7 +199,7 @@ def triton_for_windows(torch: str) -> str:
     return f"triton-windows=={triton}.*" if triton else ""
 
 
-def _tag(machine: Machine) -> tuple[str, str]:
+def _choose_tag(machine: Machine) -> tuple[str, str]:
     """Return the wheel's tag and the reason."""
     if not expects_gpu(machine):
         return "cpu", "No NVIDIA card that PyTorch can use was found, so the small CPU wheel is enough."
@@ -220,9 +220,9 @@ def _tag(machine: Machine) -> tuple[str, str]:
     if newest >= 13:
         card = f"A card of compute capability {capability[0]}.{capability[1]}"
         return "cu126", f"{card} needs the CUDA 12.6 wheel. {last}"
-    if capability < _BLACKWELL:
+    if capability < _BLACKWELL_CAPABILITY:
         return "cu126", f"Driver {driver} runs CUDA 12 wheels (525 to 579); CUDA 13 wheels need driver 580. {last}"
-    if driver_number(driver) >= (_DRIVER_OF_BLACKWELL,):
+    if driver_number(driver) >= (_BLACKWELL_DRIVER,):
         return "cu128", (
             f"Driver {driver} runs CUDA 12 wheels, and torch {LAST_TORCH['cu128']} is the last of them with code for "
             "this card; with driver 580 or newer the CUDA 13 wheels run too."
@@ -236,7 +236,7 @@ def expects_gpu(machine: Machine) -> bool:
         return True
     if not machine.nvml:
         return machine.platform.nvidia_on_bus
-    if not_given(machine) or too_old(machine):
+    if container_lacks_card(machine) or too_old_cards(machine):
         return False
     if machine.platform.nvidia_on_bus:
         return True
@@ -246,13 +246,13 @@ def expects_gpu(machine: Machine) -> bool:
     return machine.nvml.state in ("hung", "crashed", "error", "nonsense") and machine.platform.kind == "Windows"
 
 
-def too_old(machine: Machine) -> list[GpuReading]:
+def too_old_cards(machine: Machine) -> list[GpuReading]:
     """Return the cards that are too old for every wheel of the course, if there is no other card."""
     cards = machine.nvml.cards if machine.nvml and not machine.cards else ()
     return [card for card in cards if card.capability and card.capability < OLDEST_CAPABILITY]
 
 
-def not_given(machine: Machine) -> bool:
+def container_lacks_card(machine: Machine) -> bool:
     """Return whether this container has no access to its machine's card, which may be visible without a driver."""
     has_no_driver = machine.nvml.state == "absent" or "DriverNotLoaded" in machine.nvml.cause
     return bool(machine.platform.container) and has_no_driver and not machine.has_gpu

@@ -39,11 +39,11 @@ def ends_soon(pid):
 
 
 def test_the_reports_of_a_child_are_merged():
-    assert run_child("tell(a=1)\ntell(b=[2, None], a=3)") == Answer("ok", {"a": 3, "b": [2, None]}, "")
+    assert run_child("report(a=1)\nreport(b=[2, None], a=3)") == Answer("ok", {"a": 3, "b": [2, None]}, "")
 
 
 def test_a_child_gets_the_current_environment_variables(monkeypatch):
-    source = "import os\ntell(seen=os.environ.get('DOCTOR_TEST'))"
+    source = "import os\nreport(seen=os.environ.get('DOCTOR_TEST'))"
     assert run_child(source).value == {"seen": None}
     monkeypatch.setenv("DOCTOR_TEST", "given")
     assert run_child(source).value == {"seen": "given"}
@@ -57,21 +57,21 @@ def test_warnings_and_other_output_are_ignored():
         print("library: loading ...")
         print('{"a": 0}')
         sys.stdout.write("no line end yet ")
-        tell(a=1)
+        report(a=1)
         """
     )
     assert answer == Answer("ok", {"a": 1})
 
 
 def test_ten_megabytes_of_other_output_do_not_block():
-    source = "import sys\nsys.stderr.write('x' * 10_000_000)\nsys.stdout.write('y' * 10_000_000 + '\\n')\ntell(a=1)"
+    source = "import sys\nsys.stderr.write('x' * 10_000_000)\nsys.stdout.write('y' * 10_000_000 + '\\n')\nreport(a=1)"
     assert run_child(source) == Answer("ok", {"a": 1})
 
 
 @posix
 def test_a_hanging_child_is_killed_at_the_time_limit_and_its_report_is_kept():
     start = time.monotonic()
-    answer = run_child("import os, time\ntell(pid=os.getpid(), driver='580.1')\ntime.sleep(600)", timeout_seconds=1.5)
+    answer = run_child("import os, time\nreport(pid=os.getpid(), driver='580.1')\ntime.sleep(600)", timeout_seconds=1.5)
     assert (answer.state, answer.value["driver"]) == ("hung", "580.1")
     assert answer.cause == "no answer within 1.5 s"
     assert time.monotonic() - start < 60  # not the 600 s that it sleeps
@@ -86,7 +86,7 @@ def test_a_child_that_ignores_signals_is_killed_with_its_own_children():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         child = subprocess.Popen(["sleep", "600"])
-        tell(pids=[os.getpid(), child.pid])
+        report(pids=[os.getpid(), child.pid])
         time.sleep(600)
         """,
         timeout_seconds=1.5,
@@ -98,23 +98,23 @@ def test_a_child_that_ignores_signals_is_killed_with_its_own_children():
 @posix
 @pytest.mark.parametrize("name", ["SIGSEGV", "SIGKILL"])
 def test_a_crash_is_named_and_the_report_before_it_is_kept(name):
-    answer = run_child(f"import os, signal\ntell(a=1)\nos.kill(os.getpid(), signal.{name})")
+    answer = run_child(f"import os, signal\nreport(a=1)\nos.kill(os.getpid(), signal.{name})")
     assert answer == Answer("crashed", {"a": 1}, f"ended by {name}")
 
 
 def test_an_exception_is_reported_by_its_last_line_only():
-    assert run_child("tell(a=1)\nraise OSError('c10.dll is\\n missing')") == Answer(
+    assert run_child("report(a=1)\nraise OSError('c10.dll is\\n missing')") == Answer(
         "crashed", {"a": 1}, "exit code 1 ( missing)"
     )
     assert run_child("raise SystemExit(3)") == Answer("crashed", {}, "exit code 3")
 
 
 def test_a_crash_on_windows_is_reported_with_its_code():
-    assert child._cause(0xC0000005, b"") == "exit code 0xc0000005"
+    assert child._describe_exit(0xC0000005, b"") == "exit code 0xc0000005"
 
 
 def test_a_signal_without_a_name_is_reported_by_its_number():
-    assert child._cause(-250, b"") == "ended by 250"
+    assert child._describe_exit(-250, b"") == "ended by 250"
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_incomplete_lines_and_invalid_bytes_are_skipped():
     answer = run_child(
         r"""
         import sys
-        tell(a=1)
+        report(a=1)
         sys.stdout.buffer.write(b"@@doctor {\"a\": \xff\xfe\n@@doctor {\"b\": 2, \"c")
         """
     )

@@ -8,7 +8,7 @@ from helpers.environment.access import Access
 from helpers.environment.diagnosis import diagnosis_of
 from helpers.environment.facts import Torch
 from helpers.environment.requirements import pins
-from helpers.environment.wheels import LAST_TORCH, triton_for_windows, typed, wheel_advice
+from helpers.environment.wheels import LAST_TORCH, quote_program, triton_for_windows, wheel_advice
 from tests.environment.baselines import (
     CONDA,
     CPU_WHEEL,
@@ -129,7 +129,7 @@ def test_a_volta_card_does_not_keep_an_untested_cuda_128_wheel():
     ],
 )
 def test_a_program_path_is_quoted_for_the_platforms_shell(machine, program, command):
-    assert typed(machine, program) == command
+    assert quote_program(machine, program) == command
 
 
 def test_venv_and_conda_get_the_same_wheel_through_their_own_pip():
