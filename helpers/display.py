@@ -17,7 +17,7 @@ from typing import Any
 
 GIB, MIB = 2**30, 2**20
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)")  # escape sequences of terminals
-_MOST_QUOTED = 300  # characters of a value that a message quotes
+_MAX_QUOTED = 300  # characters of a value that a message quotes
 QUIET_SECONDS = 10  # before a progress bar appears
 _LONGEST_LINE = 120  # characters of a row in a text table, without its last column
 
@@ -100,7 +100,7 @@ def cut(text: str, length: int) -> str:
 
 def quoted(value: Any) -> str:
     """Return a value as a message quotes it, shortened if it is long."""
-    return cut(repr(value), _MOST_QUOTED)
+    return cut(repr(value), _MAX_QUOTED)
 
 
 def perplexity_text(loss: float) -> str:

@@ -48,7 +48,7 @@ _LONGEST_OPENING = 64  # tokens; in scripts without spaces a "word" can be a who
 # https://github.com/karpathy/llm.c/pull/276, at 512 from the card of smpanaro/gpt2-AutoGPTQ-4bit-128g on the Hub.
 _PUBLISHED = {("openai-community/gpt2", "Salesforce/wikitext", "wikitext-2-raw-v1"): {1024: 29.94, 512: 25.19}}
 # With two equal models, one is better on all n documents with probability 2 / 2**n, which is below 5% from n = 6.
-_FEWEST_DOCUMENTS = 6
+_MIN_DOCUMENTS = 6
 _METRICS = (
     "base_perplexity", "tuned_perplexity", "perplexity_ratio", "base_bits_per_byte", "tuned_bits_per_byte",
     "bits_per_byte",
@@ -146,8 +146,8 @@ class Comparison(PlainTextMixin):
         )
         if not is_clear:
             return f"{text}. The interval includes 0, so this may be due to the choice of documents."
-        if self._is_scored.sum() < _FEWEST_DOCUMENTS:
-            return f"{text}. With fewer than {_FEWEST_DOCUMENTS} documents this may be due to chance."
+        if self._is_scored.sum() < _MIN_DOCUMENTS:
+            return f"{text}. With fewer than {_MIN_DOCUMENTS} documents this may be due to chance."
         return f"{text}, so it is {'better' if saved > 0 else 'worse'} on this text."
 
     def to_dict(self) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from helpers.sharing.demo_page import SAMPLING, served_page
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
-_MOST_REQUEST_BYTES = 1_000_000
+_MAX_REQUEST_BYTES = 1_000_000
 
 
 class _Server(ThreadingHTTPServer):
@@ -160,7 +160,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         try:
             length = int(self.headers.get("Content-Length", ""))
-            if not 0 <= length <= _MOST_REQUEST_BYTES:
+            if not 0 <= length <= _MAX_REQUEST_BYTES:
                 raise ValueError("its length is not allowed")
             events = self.demo.start(dict(json.loads(self.rfile.read(length))))
         except SettingsError as error:

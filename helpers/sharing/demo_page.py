@@ -21,7 +21,7 @@ from helpers.settings import EvaluationSettings, SettingsError, read_run_setting
 from helpers.sharing.export import BYTES_PER_WEIGHT, export_model, sampling_of
 
 SAMPLING = ("temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens", "seed")
-_MOST = {"temperature": 2, "top_k": 200, "repetition_penalty": 2}  # of a slider; the settings allow more
+_SLIDER_MAXIMA = {"temperature": 2, "top_k": 200, "repetition_penalty": 2}  # of a slider; the settings allow more
 _LARGEST_MODEL_BYTES = 64 * 2**20  # a browser loads the whole page, and base64 adds a third
 _SERVED = "default-src 'none'; connect-src 'self'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'"
 _STATIC = (
@@ -92,7 +92,7 @@ def controls(sampling: EvaluationSettings, names: Sequence[str], *, n_positions:
         field, value = EvaluationSettings.model_fields[name], getattr(sampling, name)
         limits = bounds(field)
         step = (field.json_schema_extra or {}).get("step", 1 if isinstance(value, int) else 0.05)
-        most = n_positions - 1 if name == "max_new_tokens" else max(_MOST.get(name, limits["le"]), value)
+        most = n_positions - 1 if name == "max_new_tokens" else max(_SLIDER_MAXIMA.get(name, limits["le"]), value)
         rows.append(
             {
                 "name": name,

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 _OF_A_RUN = ("settings.json", "training.json")  # one of them, where the other was lost
-_MOST_ERRORS = 5  # below a table
-_MOST_COLUMNS = 4  # for settings; if more differ, each run has a list below the table
+_MAX_ERRORS = 5  # below a table
+_MAX_COLUMNS = 4  # for settings; if more differ, each run has a list below the table
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet treats text that starts so as a formula
 _LONGEST = 24  # characters shown of a setting's value
 _INTERVAL = f"{CONFIDENCE:.0%} interval"
@@ -106,7 +106,7 @@ class RunTable(PlainTextMixin):
             if any(run.seconds is None and run.state == "done" for run in group):
                 yield f"Some runs{of_text} have no training record: time, memory and tokens are not known."
             wrong = [run for run in group if run.error]
-            yield from (f"{run.name}, {run.state}: {run.error}" for run in wrong[:_MOST_ERRORS])
+            yield from (f"{run.name}, {run.state}: {run.error}" for run in wrong[:_MAX_ERRORS])
 
     @property
     def verdicts(self) -> list[str]:
@@ -117,7 +117,7 @@ class RunTable(PlainTextMixin):
             if run.ranked(self.by) is None:
                 continue
             chosen = {name: run.settings[name] for name in _differing(group) if name in run.settings}
-            settings = _listed(chosen) if 0 < len(chosen) <= _MOST_COLUMNS else ""
+            settings = _listed(chosen) if 0 < len(chosen) <= _MAX_COLUMNS else ""
             metric = f"{self.by.replace('_', ' ')} {getattr(run, self.by):.4g}"
             sentences.append(f"Best: {run.name}, {metric}{' with ' if settings else ''}{settings}.")
         return sentences
@@ -161,7 +161,7 @@ class RunTable(PlainTextMixin):
             ranks = [str(place) if run.ranked(self.by) is not None else "-" for place, run in enumerate(group, start=1)]
             own = {*_differing(group), "source"}  # settings that differ only in other groups say nothing here
             names = [name for name in self.differing if name in own]
-            listed = [name for name in names if name != "source"] if len(names) > _MOST_COLUMNS else []
+            listed = [name for name in names if name != "source"] if len(names) > _MAX_COLUMNS else []
             lists = _settings_by_run(group, listed) if listed else []
             shown = [name for name in names if name not in listed]
             cells = [

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from optuna import Study as OptunaStudy
 
-_MOST_NAMED = 8  # lines with a legend entry; more could not be told apart
-_FEWEST = 5  # runs; with fewer, the best quarter is one run, which every setting separates equally well
+_MAX_NAMED = 8  # lines with a legend entry; more could not be told apart
+_MIN_RUNS = 5  # runs; with fewer, the best quarter is one run, which every setting separates equally well
 _LOG_FACTOR = 8  # ratio of largest to smallest value from which a setting has a log scale
 
 
@@ -41,7 +41,7 @@ def plot_all(table: RunTable) -> "Iterator[tuple[str, Axes]]":
         varied = [name for name in table.differing if len({repr(run.settings.get(name)) for run in ranked}) > 1]
         if varied and len(ranked) >= 2:
             yield "Settings and metric of each run", plot_parallel(ranked, varied, by=table.by)
-        if varied and len(ranked) >= _FEWEST:
+        if varied and len(ranked) >= _MIN_RUNS:
             yield "How much each setting decides", plot_importance(ranked, varied, by=table.by)
 
 
@@ -53,14 +53,14 @@ def plot_curves(runs: Sequence[ComparedRun]) -> "Axes":
     ax = new_axes(height=3.6)
     import matplotlib as mpl
 
-    colours = mpl.colormaps["viridis"].resampled(min(len(runs), _MOST_NAMED) + 1)  # without its yellow end
+    colours = mpl.colormaps["viridis"].resampled(min(len(runs), _MAX_NAMED) + 1)  # without its yellow end
     in_tokens = all({"per_device_train_batch_size", "block_size"} <= set(run.settings) for run in runs if run.losses)
     for number, run in reversed([*enumerate(runs)]):  # the best run last, on top of the others
         if not run.losses:
             continue
         steps, values = zip(*run.losses, strict=True)
         per_step = _tokens_per_step(run) if in_tokens else 1
-        is_named = number < _MOST_NAMED
+        is_named = number < _MAX_NAMED
         ax.plot(
             [step * per_step for step in steps],
             values,

@@ -27,7 +27,7 @@ from helpers.settings import (
 from helpers.studies.comparability import Metric
 
 _SEARCH_TRIALS = 20  # for a search without budgets.trials
-_MOST_CORNERS = 256  # to plan, at up to 0.05 s each; nine ranges would have 512
+_MAX_CORNERS = 256  # to plan, at up to 0.05 s each; nine ranges would have 512
 
 
 def _check_study_name(name: str) -> str:
@@ -131,7 +131,7 @@ class Study(_Declared):
         if self.is_grid:
             return self.points
         ends = [[over.low, over.high] if isinstance(over, Range) else over for over in self.vary.values()]
-        return [check_values(corner) for corner in self._combinations(ends, _MOST_CORNERS)]
+        return [check_values(corner) for corner in self._combinations(ends, _MAX_CORNERS)]
 
     def _combinations(self, values: Iterable[list[Any]], most: int | None) -> Iterable[dict[str, Any]]:
         points = (dict(zip(self.vary, point, strict=True)) for point in itertools.product(*values))

@@ -17,7 +17,7 @@ from helpers.studies.comparability import Fault, metric_faults, ranking_faults
 from helpers.studies.study import Budgets, Range, Study, notebook_name
 
 STUDIES = ASSETS / "studies"
-_MOST_FAULTS = 50  # to list
+_MAX_FAULTS = 50  # to list
 _EXPECTED = {  # for entries that are not a single value
     "settings": "write `name: value`, one per line",
     "vary": "write `setting: [value, value]` or a range, one per line",
@@ -81,8 +81,8 @@ def read_study(path: Path) -> Study:
     if faults:
         located = {sentence: ".".join(map(str, at)) for at, sentence in faults}
         lines = [f"{path.name}, {place}: {sentence}" for sentence, place in located.items()]
-        more = [f"{len(lines) - _MOST_FAULTS:,} more faults are not listed."] if len(lines) > _MOST_FAULTS else []
-        raise SettingsError("\n".join(lines[:_MOST_FAULTS] + more))
+        more = [f"{len(lines) - _MAX_FAULTS:,} more faults are not listed."] if len(lines) > _MAX_FAULTS else []
+        raise SettingsError("\n".join(lines[:_MAX_FAULTS] + more))
     return study.model_copy(update={"storage": _with_absolute_file(study.storage, path.absolute().parent)})
 
 

@@ -15,10 +15,10 @@ from helpers.training.devices import GraphicsCard, this_processor
 from helpers.training.plan import RunPlan, plan_run
 from helpers.training.shape import read_shape
 
-_LEAST_BYTES = 2**28  # disk for a trial whose model's shape is unknown: at least its notebooks
+_MIN_BYTES = 2**28  # disk for a trial whose model's shape is unknown: at least its notebooks
 _CONTEXT_BYTES = GIB // 2  # a CUDA context per worker after the first; `plan_run` includes the first one's
-_MOST_PLANNED = 16  # corners to plan before each trial, at up to 0.05 s each
-_MOST_REFUSALS = 5  # points to name one by one
+_MAX_PLANNED = 16  # corners to plan before each trial, at up to 0.05 s each
+_MAX_REFUSALS = 5  # points to name one by one
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class StudyPlan(PlainTextMixin):
     @property
     def next_bytes(self) -> int:
         """The most disk space that the next trial can need while it runs."""
-        return max((plan.disk_bytes for plan in self.plans), default=_LEAST_BYTES)
+        return max((plan.disk_bytes for plan in self.plans), default=_MIN_BYTES)
 
     def memory_bytes(self, workers: int) -> int:
         """Return the peak memory on the card with this many workers at the same time."""
@@ -81,9 +81,9 @@ class StudyPlan(PlainTextMixin):
         if not self.n_left:
             return []
         reasons = [] if self.is_started else [*equal_trials(self.study)]
-        reasons += [f"{self._point(plan)} {plan.verdict}." for plan in self.too_large[:_MOST_REFUSALS]]
-        if len(self.too_large) > _MOST_REFUSALS:
-            reasons.append(f"{len(self.too_large) - _MOST_REFUSALS} more points do not fit either.")
+        reasons += [f"{self._point(plan)} {plan.verdict}." for plan in self.too_large[:_MAX_REFUSALS]]
+        if len(self.too_large) > _MAX_REFUSALS:
+            reasons.append(f"{len(self.too_large) - _MAX_REFUSALS} more points do not fit either.")
         if not self.too_large and self.most_workers < self.workers:
             reasons.append(
                 f"{self.workers} workers hold {size_text(self.memory_bytes(self.workers))} together, and one "
@@ -210,9 +210,9 @@ def _is_known(model_name_or_path: str) -> bool:
 def trial_bytes(study: Study) -> int:
     """Return the most disk space that a trial can need while it runs."""
     try:
-        return max(plan_run(study.training_settings(point)).disk_bytes for point in study.corners[:_MOST_PLANNED])
+        return max(plan_run(study.training_settings(point)).disk_bytes for point in study.corners[:_MAX_PLANNED])
     except SettingsError:
-        return _LEAST_BYTES
+        return _MIN_BYTES
 
 
 def disk_shortages(study: Study, needed_bytes: int) -> list[str]:

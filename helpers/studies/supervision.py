@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
     from rich.console import RenderableType
 
-_MOST_RESTARTS = 3  # of dead workers, between one settled trial and the next
-_MOST_FAILED = 5  # failed trials on the screen
+_MAX_RESTARTS = 3  # of dead workers, between one settled trial and the next
+_MAX_FAILED = 5  # failed trials on the screen
 _ALWAYS_COUNTED = ("done", "running")
 _REFRESH_SECONDS = 0.5
 
@@ -128,7 +128,7 @@ def draw(progress: Progress) -> "RenderableType":
     if progress.best is not None:
         lines.append(Text(f"best so far  {describe(progress.best, study)}", style="green"))
     lines += [Text(describe(trial, study)) for trial in progress.of_state("running")]
-    lines += [Text(describe(trial, study), style="red") for trial in progress.of_state("failed")[-_MOST_FAILED:]]
+    lines += [Text(describe(trial, study), style="red") for trial in progress.of_state("failed")[-_MAX_FAILED:]]
     lines.append(Text(f"logs: {study.folder / '<trial>' / 'trial.log'}", style="dim"))
     return Group(*lines)
 
@@ -174,7 +174,7 @@ def supervise(
                 team.remove(worker)
                 if worker.returncode == PAUSED:
                     reasons.append(worker.stdout.read().strip())
-                elif worker.returncode and restarts < _MOST_RESTARTS:
+                elif worker.returncode and restarts < _MAX_RESTARTS:
                     restarts += 1
                     team.append(_start(study, file, started, ends, environment))
                     started += 1

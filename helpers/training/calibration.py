@@ -25,8 +25,8 @@ from helpers.training.memory import predict
 from helpers.training.shape import GPT2Shape, operations_per_token, trained_parameters
 
 SHIPPED = ASSETS / "calibrations"
-_LEAST = 4  # minimum number of measurements for a fit
-_MOST = 200  # a file keeps this many of the newest measurements
+_MIN_MEASUREMENTS = 4  # minimum number of measurements for a fit
+_MAX_MEASUREMENTS = 200  # a file keeps this many of the newest measurements
 # Whatever the fit says, the same steps take more or less time some minutes later: 4% on an H100, up to a quarter on a
 # processor that other programs share.
 _CARD_SPREAD, _PROCESSOR_SPREAD = 0.1, 0.2
@@ -137,7 +137,7 @@ class Calibration(PlainTextMixin, _Record):
         return {
             precision: (*_fit_seconds(measured), _fit_overhead(measured, self.is_processor))
             for precision, measured in rows.items()
-            if len(measured) >= _LEAST
+            if len(measured) >= _MIN_MEASUREMENTS
         }
 
     def __str__(self) -> str:
@@ -226,7 +226,8 @@ def add_measurements(card: GraphicsCard, measurements: Iterable[Measurement]) ->
             rows = [row for row in rows if not row.is_like(new)] + [new]
         calibration = Calibration(
             device=device, is_processor=card.is_processor, driver=card.driver, torch=torch.__version__,
-            system=platform.system(), date=datetime.datetime.now(tz=datetime.UTC).date(), measurements=rows[-_MOST:],
+            system=platform.system(), date=datetime.datetime.now(tz=datetime.UTC).date(),
+            measurements=rows[-_MAX_MEASUREMENTS:],
         )  # fmt: skip
         write_atomically(path, calibration.model_dump_json(indent=1))
     return calibration

@@ -12,10 +12,10 @@ from helpers.training.callbacks import StepTimer
 from helpers.training.run_files import HistoryFile
 
 _RECENT = 5  # number of steps to judge
-_LEAST, _MOST = 20, 1000  # earlier steps that define what is normal; the limit keeps the median cheap
+_MIN_STEPS, _MAX_STEPS = 20, 1000  # earlier steps that define what is normal; the limit keeps the median cheap
 _SLOW = 1.5  # times as long as normal
 _NEARLY_FULL = 0.97  # share of a card's memory; Windows moves what exceeds it into main memory, ten times slower
-_MOST_LOOKS = 5  # at the machine; each may take a second
+_MAX_CHECKS = 5  # at the machine; each may take a second
 
 
 def slow_reason(seconds: Sequence[float], machine: Machine) -> str | None:
@@ -42,8 +42,8 @@ def slow_reason(seconds: Sequence[float], machine: Machine) -> str | None:
 
 def slowdown(seconds: Sequence[float]) -> float:
     """Return the median time of the latest steps relative to those before; 1.0 if there are too few of these."""
-    before = seconds[-_MOST - _RECENT : -_RECENT]
-    return median(seconds[-_RECENT:]) / median(before) if len(before) >= _LEAST else 1.0
+    before = seconds[-_MAX_STEPS - _RECENT : -_RECENT]
+    return median(seconds[-_RECENT:]) / median(before) if len(before) >= _MIN_STEPS else 1.0
 
 
 class SlownessWatch(StepTimer):
@@ -54,7 +54,7 @@ class SlownessWatch(StepTimer):
 
     def __init__(self, folder: Any, read: Callable[[], Machine] = lambda: read_machine(quick=True)) -> None:
         super().__init__()
-        self.folder, self.read, self.looks = folder, read, _MOST_LOOKS
+        self.folder, self.read, self.looks = folder, read, _MAX_CHECKS
 
     def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """If the latest steps were slow, find the reason and report it."""

@@ -23,7 +23,7 @@ from helpers.troubleshooting.known_failures import (
 )
 from helpers.troubleshooting.reading import Reading, clean, read
 
-_MOST_CAUSES, _MOST_QUOTES = 4, 2
+_MAX_CAUSES, _MAX_QUOTES = 4, 2
 _CERTAINTY = {IN_ERROR: "the error says so", IN_LOG: "seen in the log", IN_CODE: "possible"}
 _LONGEST_LINE = 300
 _COMPLAINT = re.compile(
@@ -135,7 +135,7 @@ def explain(thing: Any = None, *, machine: Machine | None = None) -> Explanation
     causes, noticed = _sort(matches, reading)
     explanation = Explanation(
         _headline(reading),
-        tuple(_cause(*matches[id_], machine) for id_ in causes[:_MOST_CAUSES]),
+        tuple(_cause(*matches[id_], machine) for id_ in causes[:_MAX_CAUSES]),
         tuple(_cause(*matches[id_], machine) for id_ in noticed),
     )
     return explanation if causes else _without_a_cause(explanation, reading, set(matches), machine)
@@ -194,7 +194,7 @@ def _cause(failure: KnownFailure, evidence: list[Evidence], machine: Machine | N
     whole = tuple(quote for quote in quotes if not any(quote.lstrip("…") in other for other in quotes.keys() - {quote}))
     certainty = _CERTAINTY[evidence[0].weight]
     fix = failure.fix_on(machine)
-    return Cause(failure.id, failure.title, failure.cause, fix, whole[:_MOST_QUOTES], certainty, failure.source)
+    return Cause(failure.id, failure.title, failure.cause, fix, whole[:_MAX_QUOTES], certainty, failure.source)
 
 
 def _headline(reading: Reading) -> str:

@@ -14,7 +14,7 @@ from helpers.troubleshooting.explanation import explain, last_error
 from helpers.troubleshooting.reading import read
 
 _PACKAGES = ("torch", "transformers", "datasets", "accelerate", "tokenizers", "safetensors", "huggingface_hub", "numpy")
-_MOST_LINES = 40
+_MAX_LINES = 40
 # The value after the name of a secret; the name of an option or <a placeholder> is not a value.
 _VALUE = r"""(?![<-])(?:"[^"\n]{4,200}"|'[^'\n]{4,200}'|["']?(?:(?i:bearer|basic|token) {1,3})?[^\s"',;]{4,})"""
 _NAMES_OF_SECRETS = (
@@ -46,12 +46,12 @@ def write_issue_report(thing: Any = None, *, machine: Machine | None = None) -> 
     machine = machine or read_machine(quick=True)
     explanation = explain(thing, machine=machine)
     lines = read(thing).text.rstrip().splitlines() if thing is not None else []
-    cut = [f"[... {len(lines) - _MOST_LINES} lines before]"] if len(lines) > _MOST_LINES else []
+    cut = [f"[... {len(lines) - _MAX_LINES} lines before]"] if len(lines) > _MAX_LINES else []
     causes = [f"{one.id} {one.title} ({one.certainty})" for one in explanation.causes] or [explanation.verdict]
     return without_personal_data(
         "\n".join(
             [
-                "### Error", "", fenced("\n".join([*cut, *(lines[-_MOST_LINES:] or [explanation.headline])])), "",
+                "### Error", "", fenced("\n".join([*cut, *(lines[-_MAX_LINES:] or [explanation.headline])])), "",
                 "### Explained as", "", *(f"- {cause}" for cause in causes), "",
                 "### Versions", "", *_bullets(_versions(machine)), "",
                 "### Machine", "", *_bullets(_machine(machine)),

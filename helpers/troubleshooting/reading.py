@@ -22,7 +22,7 @@ from helpers.troubleshooting.log_rows import keep_numbers, read_rows
 # of 50 MB are mostly progress bars.
 _MAX_CHARACTERS, _MAX_LINE, _MAX_MESSAGE_LINES = 2_000_000, 4_000, 40
 _TROUBLE = re.compile(r"error: |exception: |traceback \(|fatal|killed|out of memory|nvrm: | nan|assert")
-_MOST_ALIKE, _LINES_AFTER_TROUBLE, _MOST_ERRORS = 20, 5, 200
+_MAX_REPEATS, _LINES_AFTER_TROUBLE, _MAX_ERRORS = 20, 5, 200
 _WITHOUT_DIGITS = str.maketrans("", "", "0123456789")
 
 # What other tools put before a line that a program printed; several of these may follow each other.
@@ -103,7 +103,7 @@ def _rarity() -> Callable[[str], bool]:
     def is_rare(line: str) -> bool:
         alike = line.translate(_WITHOUT_DIGITS)
         seen[alike] += 1
-        return seen[alike] <= _MOST_ALIKE
+        return seen[alike] <= _MAX_REPEATS
 
     return is_rare
 
@@ -277,8 +277,8 @@ def _errors(lines: "list[str]") -> tuple[str, ...]:
                 found.append(("" if _ERROR.match(match["message"]) else "error: ", match["message"], number))
     is_rare = _rarity()
     found = [one for one in reversed(found) if is_rare(f"{one[0]}{one[1]}")][::-1]
-    if len(found) > _MOST_ERRORS:  # the first may have caused the others, and the last ended the program
-        found = found[: _MOST_ERRORS // 2] + found[-_MOST_ERRORS // 2 :]
+    if len(found) > _MAX_ERRORS:  # the first may have caused the others, and the last ended the program
+        found = found[: _MAX_ERRORS // 2] + found[-_MAX_ERRORS // 2 :]
     return tuple(
         (kind + _message(message, lines[number + 1 : number + _MAX_MESSAGE_LINES]))[:_MAX_LINE]
         for kind, message, number in found

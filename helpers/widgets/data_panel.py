@@ -14,7 +14,7 @@ from helpers.settings import DataSettings, SettingsError
 from helpers.widgets.drawing import Bar, bar_chart
 from helpers.widgets.panel import Panel, sentence_about
 
-_MOST_DOCUMENTS = 2000  # read from each part: a complete source may take too long
+_MAX_DOCUMENTS = 2000  # read from each part: a complete source may take too long
 _SHOWN_DOCUMENTS, _SHOWN_CHARACTERS = 3, 240
 _SPLIT_FIELDS = {"run", "seed", "validation_share", "test_share", "block_size"}  # these do not change the documents
 
@@ -74,7 +74,7 @@ class DataPanel(Panel):
 def read_beginning(settings: DataSettings) -> Beginning:
     """Read the first documents of a source and count their tokens; raise `SettingsError` if it cannot be read."""
     source = Source(settings)
-    parts = {part or "train": list(islice(filter(str.strip, texts), _MOST_DOCUMENTS)) for part, texts in source.parts()}
+    parts = {part or "train": list(islice(filter(str.strip, texts), _MAX_DOCUMENTS)) for part, texts in source.parts()}
     if not (texts := parts["train"]):
         raise SettingsError(f"{settings.source!r} holds no text: name another source or another text_column.")
     # verbose=False below: no warning about documents longer than the model's positions, which are cut into blocks.
@@ -117,8 +117,8 @@ def shares_html(beginning: Beginning, settings: DataSettings) -> str:
 def _documents_text(beginning: Beginning, settings: DataSettings) -> str:
     """Return a sentence with the number of documents in each part, or a note that only the first ones were read."""
     what = "passages" if beginning.is_continuous else "documents"
-    if max(beginning.parts.values()) >= _MOST_DOCUMENTS:
-        return f"From the first {_MOST_DOCUMENTS:,} {what} of a larger source."
+    if max(beginning.parts.values()) >= _MAX_DOCUMENTS:
+        return f"From the first {_MAX_DOCUMENTS:,} {what} of a larger source."
     split = ", ".join(f"{name} {n:,}" for name, n in split_sizes(beginning.parts, settings).items())
     how = "split by position, about" if beginning.is_continuous else "repeated ones still included"
     return f"{sum(beginning.parts.values()):,} {what}; {how}: {split}."

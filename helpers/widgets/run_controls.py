@@ -22,7 +22,7 @@ from helpers.widgets.drawing import Series, line_chart
 from helpers.widgets.panel import Panel, make_button
 
 _ELSEWHERE = "being trained by another notebook or command"
-_MOST_POINTS = 640  # per line: the chart is as many pixels wide
+_MAX_POINTS = 640  # per line: the chart is as many pixels wide
 _STOPS: dict[str, threading.Event] = {}  # run being trained in this kernel -> the event that stops it, from any panel
 _CONTROLS = WeakSet["RunControls"]()  # of all panels in this kernel: each shows what another one trains
 
@@ -131,6 +131,6 @@ def loss_curve(history: Sequence[Mapping[str, Any]]) -> str:
     series = []
     for name, key, colour, dashes in (("training", "loss", BLUE, ""), ("validation", "eval_loss", ORANGE, "5 3")):
         points = [(row["step"], row[key]) for row in history if key in row]
-        every = 1 + len(points) // _MOST_POINTS
+        every = 1 + len(points) // _MAX_POINTS
         series.append(Series(name, points[::-every][::-1], colour, dashes))  # keeps the last point
     return line_chart(series, title="Loss:", xlabel="optimizer step", ylabel="nats per token", width=640)

@@ -19,7 +19,7 @@ from helpers.paths import NOTEBOOKS
 
 ROOT = NOTEBOOKS.parent
 PICTURES = ROOT / "build" / "browser"  # screenshots; ignored by git
-MOST_SECONDS = 600  # for one notebook, on a busy machine
+MAX_SECONDS = 600  # for one notebook, on a busy machine
 _STATE = """() => {
     const panel = window.jupyterapp.shell.currentWidget;
     const code = [...panel.content.model.cells].filter(cell => cell.type === 'code').map(cell => cell.toJSON());
@@ -165,7 +165,7 @@ class Notebook:
         self.page.locator(".lm-MenuBar-itemLabel", has_text=re.compile("^Run$")).click()
         self.page.locator(f".lm-Menu-item[data-command='{command}'] .lm-Menu-itemLabel").click()
 
-    def wait(self, seconds=MOST_SECONDS):
+    def wait(self, seconds=MAX_SECONDS):
         """Wait until every cell has run; return the errors of cells that failed."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:

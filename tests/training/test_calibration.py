@@ -139,7 +139,7 @@ class TestFile:
     def test_a_damaged_file_or_another_version_is_ignored_with_a_warning(self, processor, written, instead):
         settings = GPT2.model_copy(update={"block_size": 64})
         measured = made_up.measurement(GPT2Shape(1, 32, 2), settings, step_seconds=7.0, peak_bytes=9, process_bytes=0)
-        add_measurements(processor, [measured] * calibration._LEAST)
+        add_measurements(processor, [measured] * calibration._MIN_MEASUREMENTS)
         (path,) = calibration._local().glob("*.json")
         content = path.read_text(encoding="utf-8")
         assert written in content

@@ -26,7 +26,7 @@ _ABOUT = re.compile(
     r"dataset_infos?|dataset_dict|metadata|requirements.*|constraints)(\.\w+)*",
     re.IGNORECASE,
 )
-_MOST_NAMES = 4  # that a note lists
+_MAX_NAMES = 4  # that a note lists
 
 
 class Division(NamedTuple):
@@ -210,5 +210,5 @@ def _notes(
 
 
 def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _MOST_NAMES:,} more" if len(names) > _MOST_NAMES else ""
-    return ", ".join(names[:_MOST_NAMES]) + more
+    more = f" and {len(names) - _MAX_NAMES:,} more" if len(names) > _MAX_NAMES else ""
+    return ", ".join(names[:_MAX_NAMES]) + more

@@ -19,7 +19,7 @@ Row = tuple[str, Mapping[str, Any]]
 _DELIMITERS = ",\t;|"  # Excel writes semicolons in much of Europe, and tabs as "Unicode text"
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
 _MERGED_LINES = 3
-_MOST_NOTES = 10  # on headers and rows of a source, which may have thousands of files
+_MAX_NOTES = 10  # on headers and rows of a source, which may have thousands of files
 _FIRST_LINE = 100  # characters of a JSON file that show its form
 
 
@@ -88,7 +88,7 @@ def _rows(
 
 
 def _note_text_in_header(columns: list[str], name: str, *, line: int, notes: list[str]) -> None:
-    for column in columns if len(notes) < _MOST_NOTES else ():
+    for column in columns if len(notes) < _MAX_NOTES else ():
         if len(column.split()) > 6 or column.endswith((".", "!", "?")) or column.isdecimal():
             notes.append(
                 f"{name}, line {line}: {column[:40]!r} looks like a value rather than a column name, but the "
@@ -101,7 +101,7 @@ def _note_merged(values: list[str], n_columns: int, delimiter: str, place: str, 
     """Note a row that spans many lines that look like rows: a quotation mark swallowed them."""
     within = [line for value in values for line in value.split("\n")[1:-1]]
     n_like_rows = sum(line.count(delimiter) == n_columns - 1 for line in within)
-    if n_columns > 1 and n_like_rows > len(within) / 2 and len(notes) < _MOST_NOTES:
+    if n_columns > 1 and n_like_rows > len(within) / 2 and len(notes) < _MAX_NOTES:
         notes.append(
             f"{place}: a quotation mark opens here and merges {len(within) + 2:,} lines into one row; they look like "
             "separate rows. If it is part of the text, double it and put the value in quotation marks."
