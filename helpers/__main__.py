@@ -39,7 +39,7 @@ from helpers.settings import (
 )
 from helpers.sharing.commands import demo, export, share
 from helpers.studies.commands import compare, sweep
-from helpers.training.commands import calibrate, chosen_settings, plan, run_options, train
+from helpers.training.commands import calibrate, plan, run_options, settings_from_options, train
 from helpers.troubleshooting.commands import explain
 
 
@@ -111,7 +111,7 @@ def run(preset: str, run_name: str | None, parameters: tuple[tuple[str, str], ..
     from helpers.environment import unused_card
     from helpers.training import check_same_values
 
-    defaults, overrides = read_preset(preset), chosen_settings(run_name, parameters)
+    defaults, overrides = read_preset(preset), settings_from_options(run_name, parameters)
     training_names = TrainingSettings.model_fields.keys() & overrides.keys()
     settings = TrainingSettings.from_preset(preset, **{name: overrides[name] for name in training_names})
     if ignored := describe_without_effect(settings):

@@ -31,7 +31,7 @@ from helpers.data.tokens import TokenStream, batches_of
 from helpers.display import progress_bar
 from helpers.model import check_sound, on_device, shown_name
 from helpers.settings import SettingsError
-from helpers.training.engine import CHUNK_TOKENS, equal_results_less_work
+from helpers.training.engine import CHUNK_TOKENS, optimised_model
 
 if TYPE_CHECKING:
     import torch
@@ -171,7 +171,7 @@ def score(
     n_bytes, n_words, text_sha256 = _measure_text(documents)
     nats, tokens = np.zeros(len(n_bytes)), np.zeros(len(n_bytes), np.int64)
     ids, owners = encode(_check_texts(documents), tokenizer, with_start=with_start, with_ends=protocol == "documents")
-    with progress_bar(len(ids), unit="token") as bar, on_device(model.eval()), equal_results_less_work(model):
+    with progress_bar(len(ids), unit="token") as bar, on_device(model.eval()), optimised_model(model):
         # `context` tokens go into the model. Our own protocols add one more: the target of the last one.
         windows = slide_windows(ids, owners, stride=stride, width=context + with_start)
         for rows, row_owners in batch_windows(windows, per_device_eval_batch_size):

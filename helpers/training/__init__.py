@@ -33,7 +33,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "stopping": "TrainingStoppedError",
         "run_files": "check_same_values is_finished kept_eval_loss last_complete_checkpoint",
         "processes": "is_first_process is_in_training leave_process_group",
-        "engine": "CHUNK_TOKENS equal_results_less_work",
+        "engine": "CHUNK_TOKENS optimised_model",
         "shape": "GPT2Shape read_shape",
         "devices": (
             "CARDS DEFAULT_CARD GraphicsCard card_of_this_machine find_card peak_bytes reset_peak this_device "

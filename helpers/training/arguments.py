@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
 # On an H100 and an H200, compiling GPT-2 takes 19 to 35 s and saves 9 to 19 ms per pass (2026-11).
-_PASSES_WORTH_COMPILING = 3000
+_MIN_PASSES_TO_COMPILE = 3000
 
 
 def training_arguments(settings: TrainingSettings, folder: Path, *, n_blocks: int = 0) -> "TrainingArguments":
@@ -26,8 +26,8 @@ def training_arguments(settings: TrainingSettings, folder: Path, *, n_blocks: in
     import torch
     from transformers import TrainingArguments
 
-    of_our_own = {"gradient_checkpointing", "optim", "report_to", "save_steps", "save_total_limit", "torch_compile"}
-    same_names = (TrainingArguments.__dataclass_fields__.keys() & TrainingSettings.model_fields.keys()) - of_our_own
+    set_separately = {"gradient_checkpointing", "optim", "report_to", "save_steps", "save_total_limit", "torch_compile"}
+    same_names = (TrainingArguments.__dataclass_fields__.keys() & TrainingSettings.model_fields.keys()) - set_separately
     precision = chosen_precision(settings)
     is_renamed = "activation_checkpointing" in TrainingArguments.__dataclass_fields__  # since transformers 5.23
     checkpointing = "activation_checkpointing" if is_renamed else "gradient_checkpointing"
@@ -79,8 +79,8 @@ def float32_products() -> AbstractContextManager[None]:
     """
     import torch
 
-    can = torch.cuda.is_available() and torch.version.hip is None and torch.cuda.get_device_capability() >= (8, 0)
-    return torch.backends.flags(fp32_precision="tf32" if can else None)
+    has_tf32 = torch.cuda.is_available() and torch.version.hip is None and torch.cuda.get_device_capability() >= (8, 0)
+    return torch.backends.flags(fp32_precision="tf32" if has_tf32 else None)
 
 
 def compiles(settings: TrainingSettings, n_blocks: int, *, on_card: bool) -> bool:
@@ -91,7 +91,7 @@ def compiles(settings: TrainingSettings, n_blocks: int, *, on_card: bool) -> boo
     if settings.torch_compile != "auto":
         return settings.torch_compile == "always"
     passes = settings.num_train_epochs * n_blocks / settings.per_device_train_batch_size
-    return on_card and platform.system() == "Linux" and passes >= _PASSES_WORTH_COMPILING
+    return on_card and platform.system() == "Linux" and passes >= _MIN_PASSES_TO_COMPILE
 
 
 def autocast_dtype(settings: TrainingSettings) -> "torch.dtype | None":

@@ -24,18 +24,18 @@ class CausalAttention(torch.autograd.Function):
         ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout: float, n_queries: int
     ) -> torch.Tensor:
         """Return the attended values, (rows, T, head_dim); `query` must already be scaled."""
-        later = torch.full((n_queries, n_queries), -torch.inf, dtype=query.dtype, device=query.device).triu(1)
+        causal_mask = torch.full((n_queries, n_queries), -torch.inf, dtype=query.dtype, device=query.device).triu(1)
         out = torch.empty_like(query)
         saved = []
         for begin in range(0, query.shape[1], n_queries):
             end = min(begin + n_queries, query.shape[1])
             scores = query[:, begin:end] @ key[:, :end].mT  # (rows, Q, end)
-            scores[..., begin:] += later[: end - begin, : end - begin]
+            scores[..., begin:] += causal_mask[: end - begin, : end - begin]
             weights = scores.softmax(-1)
-            kept = functional.dropout(torch.ones_like(weights), dropout) if dropout else None
-            out[:, begin:end] = (weights if kept is None else weights * kept) @ value[:, :end]
+            mask = functional.dropout(torch.ones_like(weights), dropout) if dropout else None
+            out[:, begin:end] = (weights if mask is None else weights * mask) @ value[:, :end]
             if any(ctx.needs_input_grad):
-                saved += [weights, kept]
+                saved += [weights, mask]
         ctx.n_queries = n_queries
         ctx.save_for_backward(query, key, value, *saved)
         return out
@@ -45,16 +45,16 @@ class CausalAttention(torch.autograd.Function):
         """Return the gradients of query, key and value."""
         query, key, value, *saved = ctx.saved_tensors
         grad_query, grad_key, grad_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
-        for begin, weights, kept in zip(range(0, query.shape[1], ctx.n_queries), saved[::2], saved[1::2], strict=True):
+        for begin, weights, mask in zip(range(0, query.shape[1], ctx.n_queries), saved[::2], saved[1::2], strict=True):
             end = weights.shape[-1]
             grad = grad_output[:, begin:end]
             grad_weights = grad @ value[:, :end].mT  # (rows, Q, end)
-            if kept is not None:
-                grad_weights *= kept
+            if mask is not None:
+                grad_weights *= mask
             grad_scores = torch.ops.aten._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
             grad_query[:, begin:end] = grad_scores @ key[:, :end]
             grad_key[:, :end] += grad_scores.mT @ query[:, begin:end]
-            grad_value[:, :end] += (weights if kept is None else weights * kept).mT @ grad
+            grad_value[:, :end] += (weights if mask is None else weights * mask).mT @ grad
         return grad_query, grad_key, grad_value, None, None
 
 
@@ -75,29 +75,29 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
         vocab_size, is_copied = len(weight), dtype != weight.dtype
         n_columns = -(-vocab_size // _ROWS) * _ROWS
-        head = _padded(weight.detach(), n_columns, dtype) if is_copied else weight.detach()
+        head = _pad_rows(weight.detach(), n_columns, dtype) if is_copied else weight.detach()
         # with an adapter the weight is frozen and needs no gradient; in validation `ctx` would still ask for both
-        of_hidden, of_weight = (with_gradients and needed for needed in ctx.needs_input_grad[:2])
+        needs_grad_hidden, needs_grad_weight = (with_gradients and needed for needed in ctx.needs_input_grad[:2])
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        grad_hidden = torch.empty_like(hidden) if of_hidden else None
-        grad_weight = weight.new_zeros(len(head), weight.shape[1], dtype=torch.float32) if of_weight else None
-        loss_of = fused_softmax.nats_and_gradients if fused_softmax.works_on(hidden.device) else _nats_and_gradients
+        grad_hidden = torch.empty_like(hidden) if needs_grad_hidden else None
+        grad_weight = weight.new_zeros(len(head), weight.shape[1], dtype=torch.float32) if needs_grad_weight else None
+        backend = fused_softmax.nats_and_gradients if fused_softmax.works_on(hidden.device) else _nats_and_gradients
         with torch.autocast(device, enabled=False):
-            is_kept = (targets != -100)[:, None]
-            inputs = hidden.detach().to(dtype) * is_kept  # (N, width); ignored rows get no gradient
+            is_target = (targets != -100)[:, None]
+            inputs = hidden.detach().to(dtype) * is_target  # (N, width); ignored rows get no gradient
             for start in range(0, len(targets), chunk_tokens):
                 rows = slice(start, start + chunk_tokens)
-                # not assigned to a name here, so that `loss_of` can free the logits
-                nats, slopes = loss_of(_logits(inputs[rows], head, n_columns), targets[rows], vocab_size)
+                # not assigned to a name here, so that the function can free the logits
+                nats, grad_logits = backend(_logits(inputs[rows], head, n_columns), targets[rows], vocab_size)
                 total = total + nats  # not in place: PyTorch 2.11 would compile that to a gradient of 0
-                if of_hidden:
-                    grad_hidden[rows] = slopes[:, : len(head)] @ head
-                if of_weight:
-                    _add_product(grad_weight, slopes[:, : len(head)].t(), inputs[rows])
-                del slopes  # otherwise the next chunk's logits come on top of these in memory
-            if of_hidden:
-                grad_hidden *= is_kept
-        if of_weight:
+                if needs_grad_hidden:
+                    grad_hidden[rows] = grad_logits[:, : len(head)] @ head
+                if needs_grad_weight:
+                    _add_product(grad_weight, grad_logits[:, : len(head)].t(), inputs[rows])
+                del grad_logits  # otherwise the next chunk's logits come on top of these in memory
+            if needs_grad_hidden:
+                grad_hidden *= is_target
+        if needs_grad_weight:
             grad_weight.resize_(weight.shape)  # not a view: autograd would copy it to add the embedding's gradient
         ctx.save_for_backward(grad_hidden, grad_weight)
         return total
@@ -109,7 +109,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         return *gradients, None, None, None
 
 
-def _padded(weight: torch.Tensor, n_rows: int, dtype: torch.dtype) -> torch.Tensor:
+def _pad_rows(weight: torch.Tensor, n_rows: int, dtype: torch.dtype) -> torch.Tensor:
     """Return a copy of a matrix in another number format, padded with zeros to `n_rows` rows."""
     padded = weight.new_empty(n_rows, weight.shape[1], dtype=dtype)
     padded[: len(weight)] = weight
@@ -131,15 +131,15 @@ def _nats_and_gradients(
     dtype = logits.dtype
     logits[:, vocab_size:] = -torch.inf  # a probability of 0
     logits = logits.float()
-    at_targets = torch.arange(len(targets), device=targets.device), targets.clamp(min=0)
-    highest, of_targets = logits.amax(-1), logits[at_targets]  # (C,)
-    slopes = logits.softmax(-1)
+    target_index = torch.arange(len(targets), device=targets.device), targets.clamp(min=0)
+    max_logits, target_logits = logits.amax(-1), logits[target_index]  # (C,)
+    grad_logits = logits.softmax(-1)
     del logits
     # A target's own probability may be rounded to 0, but the highest one of a row cannot. Taking the logarithm of all
     # probabilities, as `cross_entropy` does, would need a second exponential for the gradients.
-    nats = (highest - slopes.amax(-1).log() - of_targets) * (targets != -100)
-    slopes[at_targets] -= 1
-    return nats.sum(), slopes.to(dtype)
+    nats = (max_logits - grad_logits.amax(-1).log() - target_logits) * (targets != -100)
+    grad_logits[target_index] -= 1
+    return nats.sum(), grad_logits.to(dtype)
 
 
 def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:

@@ -103,8 +103,8 @@ class Calibration(PlainTextMixin, _Record):
         layers, the operations, the values written and the trained weights, fitted to all measurements. A sum below
         `fastest`, the least time the card could need, is rejected: the measured models were too small to fill the card.
         """
-        asked = Measurement.of(shape, settings, precision=precision, step_seconds=1, peak_bytes=1)
-        same = [row.step_seconds for row in self.measurements if row.is_like(asked)]
+        query = Measurement.of(shape, settings, precision=precision, step_seconds=1, peak_bytes=1)
+        same = [row.step_seconds for row in self.measurements if row.is_like(query)]
         spread = _PROCESSOR_SPREAD if self.is_processor else _CARD_SPREAD
         if same:
             seconds = same[-1]
@@ -188,15 +188,15 @@ def _fit_overhead(rows: list[Measurement], is_processor: bool) -> tuple[int, flo
     import numpy as np
     from scipy.optimize import nnls
 
-    how = {"on_processor": is_processor, "overhead": (0, 1.0)}
-    predicted = [predict(*row.training, precision=row.precision, **how) for row in rows]
+    options = {"on_processor": is_processor, "overhead": (0, 1.0)}
+    predicted = [predict(*row.training, precision=row.precision, **options) for row in rows]
     peaks = np.array([float(row.peak_bytes) for row in rows])
-    besides = [
+    unexplained_bytes = [
         max(0, row.peak_bytes - row.process_bytes - memory.tensor_bytes)
         for row, memory in zip(rows, predicted, strict=True)
     ]
     parts = np.array([[1.0, memory.overhead] for memory in predicted])
-    constant, share = nnls(parts / peaks[:, None], besides / peaks)[0]
+    constant, share = nnls(parts / peaks[:, None], unexplained_bytes / peaks)[0]
     return int(constant), float(share)
 
 

@@ -60,20 +60,20 @@ def training_callbacks(
     """
     from transformers import EarlyStoppingCallback
 
-    chosen = [_History(folder, tokenizer, settings.sample_prompt), Guard(model.config.vocab_size)]
-    chosen += [DiskSpaceGuard(model.config, settings), Clock(), _Successor()]
+    callbacks = [_History(folder, tokenizer, settings.sample_prompt), Guard(model.config.vocab_size)]
+    callbacks += [DiskSpaceGuard(model.config, settings), Clock(), _ResumeOverrides()]
     if (pruning := pruning_callback(settings.run)) is not None:
-        chosen.append(pruning)
+        callbacks.append(pruning)
     if settings.report_to == "tensorboard":
-        chosen.append(_tensorboard(folder / "tensorboard"))
+        callbacks.append(_tensorboard(folder / "tensorboard"))
     if settings.early_stopping_patience:
-        chosen.append(EarlyStoppingCallback(settings.early_stopping_patience))
+        callbacks.append(EarlyStoppingCallback(settings.early_stopping_patience))
     tokens_per_step = settings.effective_batch_size * settings.block_size * n_processes()
     if progress:
-        chosen.append(_ProgressBar(tokens_per_step))
+        callbacks.append(_ProgressBar(tokens_per_step))
     if watch is not None:
-        chosen.append(_Watcher(tokens_per_step, watch))
-    return chosen
+        callbacks.append(_Watcher(tokens_per_step, watch))
+    return callbacks
 
 
 class _History(TrainerCallback):
@@ -157,7 +157,7 @@ class Clock(TrainerCallback, ExportableState):
         return {"args": {"seconds": self.seconds}, "attributes": {}}
 
 
-class _Successor(TrainerCallback):
+class _ResumeOverrides(TrainerCallback):
     """Make a resumed run use the settings and the folder of this call.
 
     From a checkpoint the Trainer restores the number of steps between two rows, and the path of the best checkpoint,

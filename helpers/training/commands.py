@@ -23,12 +23,12 @@ def run_options(command: Callable) -> Callable:
     return command
 
 
-def chosen_settings(run_name: str | None, parameters: tuple[tuple[str, str], ...]) -> dict[str, Any]:
+def settings_from_options(run_name: str | None, parameters: tuple[tuple[str, str], ...]) -> dict[str, Any]:
     """Return the checked settings from these options."""
-    given = dict(parameters)
-    if run_name is not None and given.setdefault("run", run_name) != run_name:
-        raise SettingsError(f"The run has two names, {run_name!r} and {given['run']!r}: leave one of them out.")
-    return check_values(given)
+    values = dict(parameters)
+    if run_name is not None and values.setdefault("run", run_name) != run_name:
+        raise SettingsError(f"The run has two names, {run_name!r} and {values['run']!r}: leave one of them out.")
+    return check_values(values)
 
 
 @click.command()
@@ -41,7 +41,7 @@ def train(preset: str, run_name: str | None, parameters: tuple[tuple[str, str], 
     from helpers.data import refuse_missing
     from helpers.training import is_first_process
 
-    settings = TrainingSettings.from_preset(preset, **chosen_settings(run_name, parameters))
+    settings = TrainingSettings.from_preset(preset, **settings_from_options(run_name, parameters))
     refuse_missing(settings.model_dump())
     if is_first_process():
         announce(f"Preparing run {settings.run} ...")
@@ -74,7 +74,7 @@ def plan(
     from helpers.data import refuse_missing
     from helpers.training import plan_run
 
-    settings = TrainingSettings.from_preset(preset, **chosen_settings(run_name, parameters))
+    settings = TrainingSettings.from_preset(preset, **settings_from_options(run_name, parameters))
     refuse_missing(settings.model_dump())
     planned = plan_run(settings, card=_card_to_plan_for(gpu))
     click.echo(json.dumps(planned.to_dict(), indent=2) if as_json else planned)
@@ -101,8 +101,8 @@ def _card_to_plan_for(gpu: str | None) -> Any:
 
     if gpu is not None:
         return find_card(gpu)
-    here = card_of_this_machine()
-    if here is None:
+    card = card_of_this_machine()
+    if card is None:
         click.echo(
             f"No NVIDIA card was found: this plan is for an {DEFAULT_CARD}. --gpu names another card, and "
             "--gpu processor plans for this machine's processor.",
@@ -110,4 +110,4 @@ def _card_to_plan_for(gpu: str | None) -> Any:
         )
         return find_card(DEFAULT_CARD)
     click.echo("Planned for this machine's card; --gpu names another.", err=True)
-    return here
+    return card

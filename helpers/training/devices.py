@@ -57,8 +57,8 @@ def this_device() -> GraphicsCard:
         return this_processor()
     if (card := card_of_this_machine()) is not None:
         return card
-    seen = torch.cuda.get_device_properties(0)  # not from NVIDIA, or it shares the main memory
-    return GraphicsCard(seen.name, seen.total_memory, *published_peaks(seen.name), has_bf16=has_bf16())
+    gpu = torch.cuda.get_device_properties(0)  # not from NVIDIA, or it shares the main memory
+    return GraphicsCard(gpu.name, gpu.total_memory, *published_peaks(gpu.name), has_bf16=has_bf16())
 
 
 @functools.cache
@@ -120,8 +120,8 @@ def peak_bytes() -> int:
     if hasattr(info, "peak_wset"):  # Windows, which has no `resource` module
         return info.peak_wset
     status = _STATUS.read_text(encoding="utf-8", errors="replace") if _STATUS.exists() else ""
-    if found := re.search(r"VmHWM:\s+(\d+) kB", status):  # getrusage starts with the parent's peak
-        return int(found[1]) * 1024
+    if match := re.search(r"VmHWM:\s+(\d+) kB", status):  # getrusage starts with the parent's peak
+        return int(match[1]) * 1024
     import resource
 
     unit = 1 if platform.system() == "Darwin" else 1024  # getrusage returns bytes on macOS and KiB on Linux

@@ -33,7 +33,7 @@ _ATTENTION = "course_causal"  # transformers builds no mask for a name without a
 
 
 @contextmanager
-def equal_results_less_work(model: "GPT2LMHeadModel") -> Iterator["GPT2LMHeadModel"]:
+def optimised_model(model: "GPT2LMHeadModel") -> Iterator["GPT2LMHeadModel"]:
     """Make a model cheaper to train inside this context, on rows without left padding; restore it afterwards."""
     import torch
 
@@ -69,9 +69,9 @@ def keep_freed_memory() -> Iterator[None]:
     global _n_keeping
     libc = ctypes.CDLL(None)
     m_trim_threshold, m_mmap_threshold = -1, -3  # their numbers in malloc.h
-    highest = 2**25  # glibc's own maximum for this threshold; before 2.35 mallopt refuses more, returning 0
+    max_threshold = 2**25  # glibc's own maximum for this threshold; before 2.35 mallopt refuses more, returning 0
     if not libc.mallopt(m_mmap_threshold, 2**30):  # blocks from this size get their own mapping
-        libc.mallopt(m_mmap_threshold, highest)
+        libc.mallopt(m_mmap_threshold, max_threshold)
     libc.mallopt(m_trim_threshold, 2**31 - 1)  # the heap shrinks from this many free bytes
     _n_keeping += 1
     try:
@@ -79,8 +79,8 @@ def keep_freed_memory() -> Iterator[None]:
     finally:
         _n_keeping -= 1
         if not _n_keeping:
-            libc.mallopt(m_mmap_threshold, highest)
-            libc.mallopt(m_trim_threshold, 2 * highest)
+            libc.mallopt(m_mmap_threshold, max_threshold)
+            libc.mallopt(m_trim_threshold, 2 * max_threshold)
             libc.malloc_trim(0)
 
 
@@ -113,7 +113,7 @@ def _causal_attention(
     is_block = n_queries == n_keys > 1
     is_slow_in_kernel = query.dtype.itemsize == 2 or dropout or (query.requires_grad and n_keys < LONG_BLOCK)
     if is_block and query.device.type == "cpu" and is_slow_in_kernel:
-        out = attention_in_parts(query, key, value, dropout=dropout, scaling=scaling)
+        out = chunked_attention(query, key, value, dropout=dropout, scaling=scaling)
     else:
         mask = None
         if 1 < n_queries < n_keys:
@@ -124,7 +124,7 @@ def _causal_attention(
     return out.transpose(1, 2).contiguous(), None  # (B, T, heads, head_dim)
 
 
-def attention_in_parts(
+def chunked_attention(
     query: "torch.Tensor",
     key: "torch.Tensor",
     value: "torch.Tensor",
@@ -165,14 +165,14 @@ def use_chunked_loss(model: "GPT2LMHeadModel", *, chunk_tokens: int | None = Non
 
     stock = model.forward
     # The compiler would unroll the chunks, keep a gradient of the head for each, and sum them at the end.
-    loss_of = torch.compiler.disable(chunked_loss)
+    compute_loss = torch.compiler.disable(chunked_loss)
 
     def forward(input_ids: Any = None, labels: Any = None, num_items_in_batch: Any = None, **kwargs: Any) -> Any:
         if labels is None:
             return stock(input_ids=input_ids, **kwargs)
         kwargs.pop("return_dict", None)
         hidden_states = model.transformer(input_ids, **kwargs)[0]  # (B, T, width)
-        loss = loss_of(
+        loss = compute_loss(
             hidden_states,
             model.lm_head.weight,
             labels,

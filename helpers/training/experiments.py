@@ -10,9 +10,9 @@ from helpers.settings import DataSettings, TrainingSettings
 from helpers.training.finished_run import FinishedRun
 
 _STEPS = 64  # in all experiments together, each with its validation
-_PATIENCE_SECONDS = 300
+_MAX_EXPERIMENT_SECONDS = 300
 _TOKENS = 200_000  # of the reader's text, enough for a few steps
-_NOT_THE_TEXT = {"run", "model_name_or_path", "tokenizer", "vocab_size", "block_size", "streaming", "max_tokens"}
+_NOT_COPIED = {"run", "model_name_or_path", "tokenizer", "vocab_size", "block_size", "streaming", "max_tokens"}
 
 
 def choose_experiment(settings: TrainingSettings, trained: FinishedRun) -> tuple[TrainingSettings, str]:
@@ -26,18 +26,18 @@ def choose_experiment(settings: TrainingSettings, trained: FinishedRun) -> tuple
     is_pocket = settings.model_name_or_path == "pocket" and not settings.from_scratch
     if settings.lora_r or settings.optim != "adamw_torch_fused":
         why = "Adapters and other optimizers need a different training loop"
-    elif seconds > _PATIENCE_SECONDS and not is_pocket:
+    elif seconds > _MAX_EXPERIMENT_SECONDS and not is_pocket:
         why = f"At the speed of your run the experiments below would take {duration_text(seconds)}"
     elif settings.streaming:  # a stream is endless, but the experiments' loops read all rows
         experiment = sample_settings(settings).model_copy(update={"run": name})
         return experiment, "The experiments below train your model on the beginning of your text."
     else:
         return settings, "The experiments below train your model on your text."
-    text = {name: getattr(settings, name) for name in DataSettings.model_fields.keys() - _NOT_THE_TEXT}
+    text_settings = {name: getattr(settings, name) for name in DataSettings.model_fields.keys() - _NOT_COPIED}
     experiment = TrainingSettings(
         run=name,
         block_size=min(settings.block_size, TrainingSettings().block_size),
         max_tokens=min(settings.max_tokens or _TOKENS, _TOKENS),
-        **text,
+        **text_settings,
     )
     return experiment, f"{why}: up to the exercises the pocket model is trained instead, on the beginning of your text."

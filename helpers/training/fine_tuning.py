@@ -22,7 +22,7 @@ from helpers.training import processes, run_files
 from helpers.training.arguments import autocast_dtype, describe_long_warmup, float32_products, training_arguments
 from helpers.training.callbacks import Watch, closing_bars, training_callbacks
 from helpers.training.devices import reset_peak
-from helpers.training.engine import equal_results_less_work
+from helpers.training.engine import optimised_model
 from helpers.training.finished_run import (
     FinishedRun,
     collect_measurements,
@@ -31,7 +31,7 @@ from helpers.training.finished_run import (
     find_clock,
     open_run,
 )
-from helpers.training.guards import FolderGuard, TrainingBrokenError, folder_lost
+from helpers.training.guards import FolderGuard, TrainingBrokenError, folder_lost_error
 from helpers.training.lora import add_adapter, merge_adapter
 from helpers.training.model_card import card_text
 from helpers.training.plan import predict_on_this_machine
@@ -83,7 +83,7 @@ def fine_tune(
                 if (folder / "training.json").exists():
                     warnings.warn(f"The model of run {settings.run!r} is missing or damaged: made again.", stacklevel=2)
                 run_files.store_changes(settings)
-            with processes.only_training():
+            with processes.one_training_at_a_time():
                 _train(settings, folder, progress=progress, watch=watch, stop=stop)
     return open_run(settings.run)
 
@@ -113,20 +113,20 @@ def as_batch(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {"input_ids": input_ids, "labels": input_ids}
 
 
-def _train(settings: TrainingSettings, folder: Path, **how: Any) -> None:
+def _train(settings: TrainingSettings, folder: Path, **kwargs: Any) -> None:
     """Train to the end; halve a batch that does not fit into memory, keeping the effective batch and the order."""
     from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
     while True:
         try:
-            _train_once(settings, folder, **how)
+            _train_once(settings, folder, **kwargs)
             if device().type == "cuda":  # a Trainer has reference cycles, so it would stay on the card
                 clear_device_cache(garbage_collection=True)
             return
         except FileNotFoundError as error:
             if folder.exists():
                 raise
-            raise folder_lost(folder) from error
+            raise folder_lost_error(folder) from error
         except RuntimeError as error:  # includes torch.OutOfMemoryError; on a CPU only the message tells
             if not (should_reduce_batch_size(error) or any(words in str(error) for words in _OUT_OF_MEMORY)):
                 raise
@@ -140,11 +140,11 @@ def _train(settings: TrainingSettings, folder: Path, **how: Any) -> None:
                     f"A batch of {settings.per_device_train_batch_size} does not fit into the memory of every card: "
                     "lower per_device_train_batch_size and raise gradient_accumulation_steps by the same factor."
                 ) from None
-        settings = _halved(settings)
+        settings = _halve_batch(settings)
         clear_device_cache(garbage_collection=True)
 
 
-def _halved(settings: TrainingSettings) -> TrainingSettings:
+def _halve_batch(settings: TrainingSettings) -> TrainingSettings:
     """Return the settings with a smaller batch and correspondingly more accumulation, with a warning."""
     batch = settings.per_device_train_batch_size
     smaller = max(size for size in range(1, batch) if batch % size == 0)
@@ -177,11 +177,11 @@ def _train_once(
     trained = add_adapter(model, settings, half=half) if settings.lora_r else model
     set_seed(settings.seed)
     callbacks = training_callbacks(settings, folder, model=trained, tokenizer=tokenizer, progress=progress, watch=watch)
-    steps = SlownessWatch(folder)
+    slowness = SlownessWatch(folder)
     tokens_per_process = len(train) * settings.block_size // processes.n_processes()
     predicted = predict_on_this_machine(settings, model.config, train_tokens=tokens_per_process)
     reset_peak()
-    with equal_results_less_work(model), float32_products(), closing_bars(callbacks):
+    with optimised_model(model), float32_products(), closing_bars(callbacks):
         trainer = new_trainer(
             data.facts["splits"]["validation"],
             model=trained,
@@ -189,13 +189,13 @@ def _train_once(
             train_dataset=train,
             eval_dataset=data.blocks["validation"],
             data_collator=as_batch,
-            callbacks=[FolderGuard(folder), *callbacks, steps],
+            callbacks=[FolderGuard(folder), *callbacks, slowness],
             optimizers=(MuonWithAdamW(model, settings) if settings.optim == "muon" else None, None),
         )
         # Keeps gradients only in the buffers that processes exchange, instead of a second copy beside them.
         trainer.accelerator.ddp_handler.gradient_as_bucket_view = True
-        per_epoch = math.ceil(len(train) / (settings.effective_batch_size * trainer.args.world_size))
-        n_steps = math.ceil(per_epoch * settings.num_train_epochs)
+        steps_per_epoch = math.ceil(len(train) / (settings.effective_batch_size * trainer.args.world_size))
+        n_steps = math.ceil(steps_per_epoch * settings.num_train_epochs)
         for note in filter(None, (describe_long_warmup(settings, n_steps), describe_without_effect(settings))):
             warnings.warn(note, stacklevel=2)
         if trainer.is_world_process_zero() and not (folder / "settings.json").exists():
@@ -205,7 +205,7 @@ def _train_once(
         # Measure now: merging an adapter loads the base model again, which would raise the peak.
         facts = collect_measurements(
             settings, trainer, n_blocks=len(train), counts=data.facts["splits"]["train"], predicted=predicted,
-            step_seconds=steps.seconds[1:],  # the first one includes setup
+            step_seconds=slowness.seconds[1:],  # the first one includes setup
         )  # fmt: skip
         if settings.lora_r:
             model = _save_adapter(trained, settings, folder / "adapter")
@@ -221,7 +221,7 @@ def _train_once(
     trainer.accelerator.wait_for_everyone()  # the other processes open what the first one wrote
 
 
-def new_trainer(validation: dict[str, Any], **how: Any) -> "Trainer":
+def new_trainer(validation: dict[str, Any], **kwargs: Any) -> "Trainer":
     """Return a silent Trainer whose `eval_loss` is the mean over all labels of the validation part.
 
     The stock Trainer averages batch means, which gives labels in batches with few labels more weight, and with several
@@ -231,9 +231,9 @@ def new_trainer(validation: dict[str, Any], **how: Any) -> "Trainer":
     from transformers import PrinterCallback, Trainer
 
     class LabelTrainer(Trainer):
-        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **more: Any) -> Any:
+        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **options: Any) -> Any:
             if model.training:
-                return super().compute_loss(model, inputs, return_outputs, **more)
+                return super().compute_loss(model, inputs, return_outputs, **options)
             batch, block_size = inputs["labels"].shape
             loader = self.accelerator.gradient_state
             if loader.end_of_dataloader and loader.remainder > 0:
@@ -249,7 +249,7 @@ def new_trainer(validation: dict[str, Any], **how: Any) -> "Trainer":
         def floating_point_ops(self, inputs: Any) -> int:
             return 0  # only for `total_flos`; the stock version counts all parameters in every pass
 
-    trainer = LabelTrainer(**how)
+    trainer = LabelTrainer(**kwargs)
     trainer.remove_callback(PrinterCallback)
     return trainer
 

@@ -78,18 +78,18 @@ def _kernel() -> Any:
         highest = -float("inf")
         total = 0.0
         for start in range(0, vocab_size, BLOCK):  # the sum of exponentials, relative to the highest logit so far
-            here = start + columns
-            x = tl.load(logits + here, mask=here < vocab_size, other=-float("inf")).to(tl.float32)
-            higher = tl.maximum(highest, tl.max(x))
-            total = total * tl.exp(highest - higher) + tl.sum(tl.exp(x - higher))
-            highest = higher
-        counts = target >= 0
-        at_target = tl.load(logits + tl.where(counts, target, 0)).to(tl.float32)
-        tl.store(nats + row, tl.where(counts, highest + tl.log(total) - at_target, 0.0))
+            offsets = start + columns
+            x = tl.load(logits + offsets, mask=offsets < vocab_size, other=-float("inf")).to(tl.float32)
+            new_highest = tl.maximum(highest, tl.max(x))
+            total = total * tl.exp(highest - new_highest) + tl.sum(tl.exp(x - new_highest))
+            highest = new_highest
+        is_target = target >= 0
+        at_target = tl.load(logits + tl.where(is_target, target, 0)).to(tl.float32)
+        tl.store(nats + row, tl.where(is_target, highest + tl.log(total) - at_target, 0.0))
         for start in range(0, n_columns, BLOCK):
-            here = start + columns
-            x = tl.load(logits + here, mask=here < vocab_size, other=-float("inf")).to(tl.float32)
-            slope = tl.exp(x - highest) / total - tl.where(here == target, 1.0, 0.0)
-            tl.store(logits + here, slope.to(logits.dtype.element_ty), mask=here < n_columns)
+            offsets = start + columns
+            x = tl.load(logits + offsets, mask=offsets < vocab_size, other=-float("inf")).to(tl.float32)
+            gradient = tl.exp(x - highest) / total - tl.where(offsets == target, 1.0, 0.0)
+            tl.store(logits + offsets, gradient.to(logits.dtype.element_ty), mask=offsets < n_columns)
 
     return softmax_minus_one_hot

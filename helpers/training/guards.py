@@ -18,7 +18,7 @@ class TrainingBrokenError(RuntimeError):
     """Training cannot succeed; the message says what was seen and the usual cause."""
 
 
-def folder_lost(folder: Path) -> TrainingBrokenError:
+def folder_lost_error(folder: Path) -> TrainingBrokenError:
     """Return the error for a run whose folder is gone."""
     return TrainingBrokenError(
         f"The folder {folder}, or {LOCK} in it, was deleted or renamed during training. Under its new "
@@ -39,7 +39,7 @@ class FolderGuard(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Check the folder before a checkpoint is written."""
         if self.held and not (self.lock.exists() and os.path.samestat(self.held, self.lock.stat())):
-            raise folder_lost(self.lock.parent)
+            raise folder_lost_error(self.lock.parent)
 
     def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Check it before a row is written; after the last step, this is also before the model is saved."""
@@ -86,11 +86,11 @@ class Guard(TrainerCallback):
         )
 
 
-def _learns_nothing(log_history: list[dict[str, float]], even_guess: float) -> bool:
+def _learns_nothing(log_history: list[dict[str, float]], uniform_loss: float) -> bool:
     """Return whether, after at least 200 steps, the last 20 losses are all within 1% of a uniform guess."""
     last = [row for row in log_history if "loss" in row][-20:]
     is_long = len(last) == 20 and last[-1]["step"] >= 200
-    return is_long and all(abs(row["loss"] / even_guess - 1) < 0.01 for row in last)
+    return is_long and all(abs(row["loss"] / uniform_loss - 1) < 0.01 for row in last)
 
 
 class DiskSpaceGuard(TrainerCallback):
@@ -114,8 +114,8 @@ class DiskSpaceGuard(TrainerCallback):
         needed = self.checkpoint_bytes * is_saved + self.model_bytes * is_last
         if needed and (free := free_bytes(Path(args.output_dir).parent)) < needed:
             is_kept = any(Path(args.output_dir).glob("checkpoint-*"))
-            then = " It continues from its last checkpoint." if is_kept else ""
+            advice = " It continues from its last checkpoint." if is_kept else ""
             raise TrainingBrokenError(
                 f"The disk of {args.output_dir} has {size_text(free)} left and {size_text(needed)} are needed: free "
-                f"some space or lower save_total_limit, and start the same run again.{then}"
+                f"some space or lower save_total_limit, and start the same run again.{advice}"
             )

@@ -14,7 +14,7 @@ from helpers.training.arguments import autocast_dtype, chosen_precision, float32
 from helpers.training.calibration import Calibration, Measurement, add_measurements
 from helpers.training.callbacks import StepTimer
 from helpers.training.devices import GraphicsCard, this_device
-from helpers.training.engine import equal_results_less_work
+from helpers.training.engine import optimised_model
 from helpers.training.fine_tuning import as_batch, new_trainer
 from helpers.training.lora import add_adapter
 from helpers.training.memory import predict
@@ -24,7 +24,7 @@ _STEPS = 4  # the first one includes setup and is not counted
 _POCKET, _SHALLOW, _GPT2 = read_shape("pocket"), GPT2Shape(2, 768, 12), read_shape("gpt2")
 # Shape, block size, batch: small ones first, because not every system can reset the peak memory in between. If time
 # runs out, the first four still predict GPT-2 within 15%; with the two-layer model at 256 as the fifth, 39% off.
-_TRAININGS = (
+_RUNS_TO_MEASURE = (
     (_POCKET, 64, 1),
     (_POCKET, 256, 1),
     (_POCKET, 256, 4),
@@ -32,7 +32,7 @@ _TRAININGS = (
     (_SHALLOW._replace(n_layer=4), 256, 1),
     (_SHALLOW, 1024, 1),
 )
-_ON_A_CARD = ((_GPT2, 256, 1), (_GPT2, 1024, 1), (_GPT2, 1024, 4), (_GPT2, 1024, 8))
+_RUNS_ON_A_CARD = ((_GPT2, 256, 1), (_GPT2, 1024, 1), (_GPT2, 1024, 4), (_GPT2, 1024, 8))
 
 
 def calibrate(*, budget_seconds: float = 60.0) -> Calibration:
@@ -46,7 +46,7 @@ def calibrate(*, budget_seconds: float = 60.0) -> Calibration:
 
 def _measurements(device: GraphicsCard, budget_seconds: float) -> Iterator[Measurement]:
     process_bytes, end = None, math.inf
-    for shape, block_size, batch in _TRAININGS if device.is_processor else (*_TRAININGS, *_ON_A_CARD):
+    for shape, block_size, batch in _RUNS_TO_MEASURE if device.is_processor else (*_RUNS_TO_MEASURE, *_RUNS_ON_A_CARD):
         settings = TrainingSettings(block_size=block_size, per_device_train_batch_size=batch, torch_compile="never")
         precision = chosen_precision(settings)
         if predict(shape, settings, precision=precision).total_bytes > device.usable_bytes:
@@ -66,7 +66,7 @@ def measure(shape: GPT2Shape, settings: TrainingSettings) -> Measurement:
     from accelerate.utils.memory import clear_device_cache
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    with processes.only_training(), torch.random.fork_rng(), tempfile.TemporaryDirectory() as folder, quiet():
+    with processes.one_training_at_a_time(), torch.random.fork_rng(), tempfile.TemporaryDirectory() as folder, quiet():
         torch.manual_seed(settings.seed)
         config = GPT2Config(**shape._asdict(), attn_pdrop=settings.attn_pdrop, bos_token_id=None, eos_token_id=None)
         model = GPT2LMHeadModel(config)
@@ -74,27 +74,27 @@ def measure(shape: GPT2Shape, settings: TrainingSettings) -> Measurement:
         trained = add_adapter(model, settings, half=autocast_dtype(settings)) if settings.lora_r else model
         n_rows = _STEPS * settings.effective_batch_size
         rows = [{"input_ids": ids} for ids in torch.randint(shape.vocab_size, (n_rows, settings.block_size))]
-        once = settings.model_copy(update={"num_train_epochs": 1})
-        arguments = training_arguments(once, Path(folder))
+        one_epoch = settings.model_copy(update={"num_train_epochs": 1})
+        arguments = training_arguments(one_epoch, Path(folder))
         arguments.eval_strategy = arguments.save_strategy = "no"
         timer = StepTimer(is_exact=True)
         if torch.cuda.is_available():
             clear_device_cache(garbage_collection=True)  # an earlier Trainer has reference cycles
-        besides = devices.held_bytes(parameters(shape))
+        process_bytes = devices.held_bytes(parameters(shape))
         devices.reset_peak()
-        with equal_results_less_work(model), float32_products():
+        with optimised_model(model), float32_products():
             trainer = new_trainer(
                 {}, model=trained, args=arguments, train_dataset=rows, data_collator=as_batch, callbacks=[timer]
             )
             trainer.train()
     peak_bytes = devices.peak_bytes()
     if not torch.cuda.is_available():  # Linux is off by some pages, so a tiny run may seem to need none
-        peak_bytes = max(peak_bytes, besides)
+        peak_bytes = max(peak_bytes, process_bytes)
     return Measurement.of(
         shape,
         settings,
         precision=chosen_precision(settings),
         step_seconds=statistics.median(timer.seconds[1:]),
         peak_bytes=peak_bytes,
-        process_bytes=besides,
+        process_bytes=process_bytes,
     )

@@ -16,7 +16,7 @@ from helpers.training.shape import adapter_parameters, block_parameters, inner_w
 
 # What a trace cannot see: constant bytes, and bytes per byte of activations. On a card, cuBLAS's workspaces: 72 to 127
 # MiB in all on an H100 (2026-11), for 0.3 to 2.9 GiB of activations. On a processor glibc leaves more gaps.
-_ON_A_CARD, _ON_A_PROCESSOR = (80 * MIB, 0.01), (25 * MIB, 1.0)
+_CARD_OVERHEAD, _PROCESSOR_OVERHEAD = (80 * MIB, 0.01), (25 * MIB, 1.0)
 _PROCESS_BYTES = 500 * MIB  # Python with the libraries and a data set, on a processor
 SAMPLE_TOKENS = 40  # generated for a sample after a validation
 _SEQUENCES, _CACHE_BYTES = 64, 512 * MIB  # upper limits: sequences generated at once; their keys and values
@@ -53,10 +53,10 @@ class Memory:
 
 def optimizer_bytes(config: Any, settings: TrainingSettings) -> int:
     """Return the bytes that the optimizer keeps between steps."""
-    return _kept_and_temporary_bytes(config, settings)[0]
+    return _state_and_temporary_bytes(config, settings)[0]
 
 
-def _kept_and_temporary_bytes(config: Any, settings: TrainingSettings) -> tuple[int, int]:
+def _state_and_temporary_bytes(config: Any, settings: TrainingSettings) -> tuple[int, int]:
     """Return the bytes that the optimizer keeps, and the bytes of its temporary tensors in a step.
 
     AdamW keeps two averages per trained weight, and works in place. Muon keeps one for the blocks' matrices and
@@ -112,9 +112,9 @@ def predict(
     moments = [step.at_loss(), step.at_last_block(), step.at_first_block(), step.at_optimizer(), step.at_sample()]
     if not settings.lora_r:
         moments.append(step.at_embeddings())
-    most = max(memory.activations + memory.loss for memory in moments)  # gaps outlive the tensors around them
+    largest = max(memory.activations + memory.loss for memory in moments)  # gaps outlive the tensors around them
     peak = max(moments, key=lambda memory: memory.total_bytes)
-    return replace(peak, overhead=constant + int(share * most))
+    return replace(peak, overhead=constant + int(share * largest))
 
 
 def estimate_overhead(*, on_processor: bool, process_bytes: int = 0) -> tuple[int, float]:
@@ -123,8 +123,8 @@ def estimate_overhead(*, on_processor: bool, process_bytes: int = 0) -> tuple[in
     On a processor it includes the process: `process_bytes` besides training, estimated by default.
     """
     if not on_processor:
-        return _ON_A_CARD
-    constant, share = _ON_A_PROCESSOR
+        return _CARD_OVERHEAD
+    constant, share = _PROCESSOR_OVERHEAD
     return constant + (process_bytes or _PROCESS_BYTES), share
 
 
@@ -156,9 +156,9 @@ def evaluation_bytes(config: Any) -> int:
     positions = config.n_positions
     cache = sequences_at_once(config, positions) * _cache_bytes(config, positions)
     batch = EvaluationSettings().per_device_eval_batch_size
-    most = max(scoring_bytes(config, per_device_eval_batch_size=batch), cache)
-    constant, share = _ON_A_CARD
-    return 4 * parameters(config) + most + constant + int(share * most)
+    working_bytes = max(scoring_bytes(config, per_device_eval_batch_size=batch), cache)
+    constant, share = _CARD_OVERHEAD
+    return 4 * parameters(config) + working_bytes + constant + int(share * working_bytes)
 
 
 class _Step:
@@ -188,7 +188,7 @@ class _Step:
         self.tokens = settings.per_device_train_batch_size * settings.block_size
         self.layers, self.width, self.inner = config.n_layer, config.n_embd, inner_width(config)
         self.vocabulary, self.trained = config.vocab_size, trained_parameters(config, settings)
-        self.states, self.beside_states = _kept_and_temporary_bytes(config, settings)
+        self.states, self.temporary_states = _state_and_temporary_bytes(config, settings)
         self.embedding = 4 * self.vocabulary * self.width  # bytes of the token embedding in float32
         self.stream = 4 * self.tokens * self.width  # the residual stream stays float32 under autocast
         self.block = self.tokens * self._block_bytes_per_token(config)
@@ -207,14 +207,14 @@ class _Step:
         else:
             self.block_copies = 2 * is_half * matrices
             self.head_gradient = self.embedding
-            not_yet = block_parameters(config) + config.n_positions * config.n_embd
-            self.late_gradients = 4 * (self.trained - not_yet)  # when only the first block is left
+            pending = block_parameters(config) + config.n_positions * config.n_embd
+            self.late_gradients = 4 * (self.trained - pending)  # when only the first block is left
         # A card sums the products of the head's gradient in place; a processor first computes each one as halves.
         self.head_product = self.head_gradient // 2 * on_processor
         # Several processes keep a buffer for the gradients they exchange; the last pass of a step moves them there.
         self.kept_gradients = 4 * self.trained * (n_processes > 1)
-        is_added_to = settings.gradient_accumulation_steps > 1
-        self.old_gradients = self.kept_gradients + 4 * self.trained * is_added_to  # from earlier passes of the step
+        accumulates = settings.gradient_accumulation_steps > 1
+        self.old_gradients = self.kept_gradients + 4 * self.trained * accumulates  # from earlier passes of the step
         # A prompt has at most as many tokens as bytes: in a script unknown to the vocabulary, each byte is a token.
         prompt_bytes = len(settings.sample_prompt.encode(errors="replace"))
         self.sample_tokens = min(prompt_bytes + SAMPLE_TOKENS, config.n_positions)
@@ -237,14 +237,14 @@ class _Step:
         gelu = 2 * self.inner * product  # its input and its output
         return masks + attention + norms + self.width * product + gelu + adapters
 
-    def _in_hand(self) -> int:
+    def _backward_temporaries(self) -> int:
         """Return the bytes of temporary tensors in the backward pass through a block's second half."""
         product = 2 if self.is_half else 4
         matrix = self.inner * self.width * (4 - 2 * self.is_half) * (not self.rank)  # its gradient, not its half copy
-        again = 4 * self.tokens * (self.width + self.inner) * (self.compiled and self.checkpointing)
+        recomputed = 4 * self.tokens * (self.width + self.inner) * (self.compiled and self.checkpointing)
         # the larger of the two moments: before and after the last matrix's gradient
-        in_hand = self.tokens * self.inner * product + max(self.tokens * self.width * product, matrix)
-        return self.stream + again + in_hand
+        temporaries = self.tokens * self.inner * product + max(self.tokens * self.width * product, matrix)
+        return self.stream + recomputed + temporaries
 
     def _memory(self, moment: str, *, gradients: int, copies: int, activations: int, loss: int = 0) -> Memory:
         return Memory(self.weights, gradients, self.states, copies, activations, loss, 0, moment)
@@ -283,18 +283,18 @@ class _Step:
 
     def at_first_block(self) -> Memory:
         """Return the memory when the backward pass ends: one block is left, and nearly all gradients exist."""
-        adds_up = self.old_gradients and not self.compiled
-        gradients = self.old_gradients + (self.head_gradient if adds_up else self.late_gradients)
+        accumulates = self.old_gradients and not self.compiled
+        gradients = self.old_gradients + (self.head_gradient if accumulates else self.late_gradients)
         return self._backward("the first block", gradients, self.block_copies, self.stream + self.block)
 
     def _backward(self, moment: str, gradients: int, copies: int, kept: int) -> Memory:
-        activations = self.embedding_mask + kept + self._in_hand()
+        activations = self.embedding_mask + kept + self._backward_temporaries()
         return self._memory(moment, gradients=gradients, copies=copies, activations=activations)
 
     def at_embeddings(self) -> Memory:
         """Return the memory when the tied weight's second gradient is computed, after the one from the head."""
-        of_pass = self.old_gradients if self.compiled else self.embedding * (self.old_gradients > 0)
-        gradients = 4 * self.trained + self.embedding + of_pass
+        pass_gradients = self.old_gradients if self.compiled else self.embedding * (self.old_gradients > 0)
+        gradients = 4 * self.trained + self.embedding + pass_gradients
         activations = self.stream * (3 if self.compiled else 1)
         return self._memory("the embedding's gradient", gradients=gradients, copies=0, activations=activations)
 
@@ -304,11 +304,11 @@ class _Step:
         cache = 2 * self.layers * self.sample_tokens * self.width * product
         head_copy = (self.embedding // 2) * self.is_half  # made after the blocks ran
         in_block = self.sample_tokens * (self.width + 2 * self.inner) * product  # outputs of a norm, c_fc and GELU
-        in_hand = 8 * self.sample_tokens * self.width + max(0, in_block - head_copy)
+        temporaries = 8 * self.sample_tokens * self.width + max(0, in_block - head_copy)
         copies = self.layers * self.block_copies + head_copy
-        return self._memory("a sample", gradients=self.kept_gradients, copies=copies, activations=cache + in_hand)
+        return self._memory("a sample", gradients=self.kept_gradients, copies=copies, activations=cache + temporaries)
 
     def at_optimizer(self) -> Memory:
         """Return the memory at the optimizer's step."""
         memory = self._memory("the optimizer's step", gradients=4 * self.trained, copies=0, activations=0)
-        return replace(memory, optimizer=self.states + self.beside_states)
+        return replace(memory, optimizer=self.states + self.temporary_states)

@@ -47,9 +47,9 @@ def card_text(settings: TrainingSettings, data_facts: dict[str, Any], evaluation
         ],
         setting_rows=[(f"`{name}`", value) for name, value in values.items()],
         score_rows=_score_rows,
-        saved_text=_saved_text,
-        plain=_plain,
-        code=_code,
+        saved_text=_bits_saved,
+        plain=_escape_markdown,
+        code=_inline_code,
         fence=fenced,
     )
     return f"{card}\n"
@@ -67,7 +67,7 @@ def write_model_card(run: str) -> Path | None:
     return path
 
 
-def _saved_text(section: dict[str, Any]) -> str:
+def _bits_saved(section: dict[str, Any]) -> str:
     base, tuned = (section[model]["bits_per_byte"] for model in ("base", "tuned"))
     # the difference of the rounded values, as in the verdict: the exact one may round differently
     saved = None if None in (base, tuned) else round(base, 3) - round(tuned, 3)
@@ -120,17 +120,17 @@ def _score_rows(section: dict[str, Any]) -> list[list[str]]:
     ]
 
 
-def _plain(value: Any) -> str:
+def _escape_markdown(value: Any) -> str:
     r"""Return a value as Markdown without HTML, links, or anything that ends a table cell.
 
-    >>> print(_plain("<b>[x](y) | z"))
+    >>> print(_escape_markdown("<b>[x](y) | z"))
     \<b>\[x](y) \| z
     """
     text = " ".join(str(value).splitlines())
     return text if re.fullmatch(r"`\w+`", text) else re.sub(r"([\\`<\[|])", r"\\\1", text)  # our own code, unchanged
 
 
-def _code(text: str) -> str:
+def _inline_code(text: str) -> str:
     """Return text as code within a line of Markdown."""
     ticks, space = backticks_around(text), " " * ("`" in text)
     return f"{ticks}{space}{' '.join(text.splitlines())}{space}{ticks}"

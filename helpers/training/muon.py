@@ -19,16 +19,16 @@ class MuonWithAdamW(torch.optim.Optimizer):
     """
 
     def __init__(self, model: "GPT2LMHeadModel", settings: TrainingSettings) -> None:
-        how = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
+        options = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
         named = list(model.named_parameters())
-        is_muons = {name for name, weights in named if weights.ndim == 2 and ".h." in name}
-        matrices = [weights for name, weights in named if name in is_muons]
-        embeddings = [weights for name, weights in named if weights.ndim == 2 and name not in is_muons]
+        muon_names = {name for name, weights in named if weights.ndim == 2 and ".h." in name}
+        matrices = [weights for name, weights in named if name in muon_names]
+        embeddings = [weights for name, weights in named if weights.ndim == 2 and name not in muon_names]
         vectors = [weights for _, weights in named if weights.ndim == 1]  # the Trainer does not decay these either
         groups = [{"params": embeddings}, {"params": vectors, "weight_decay": 0.0}]
         parts = [
-            torch.optim.Muon(matrices, adjust_lr_fn="match_rms_adamw", **how),
-            torch.optim.AdamW(groups, betas=(0.9, settings.adam_beta2), fused=True, **how),
+            torch.optim.Muon(matrices, adjust_lr_fn="match_rms_adamw", **options),
+            torch.optim.AdamW(groups, betas=(0.9, settings.adam_beta2), fused=True, **options),
         ]
         # The groups are the parts' own dicts: a scheduler that changes one changes the part's learning rate.
         super().__init__([group for part in parts for group in part.param_groups], {})

@@ -247,8 +247,8 @@ class RunPlan(PlainTextMixin):
             ("peak", self.memory.total_bytes, f"at {self.memory.moment}"),
             (where, self.card.usable_bytes, f"usable; 1 GiB is left for {rest}"),
         ]
-        most = max(self.memory.total_bytes, self.card.usable_bytes)
-        return [(name, size_text(size), round(_BAR * size / most), remark) for name, size, remark in sizes]
+        longest = max(self.memory.total_bytes, self.card.usable_bytes)
+        return [(name, size_text(size), round(_BAR * size / longest), remark) for name, size, remark in sizes]
 
 
 def plan_run(
@@ -285,13 +285,13 @@ def plan_run(
     overhead = overhead or estimate_overhead(on_processor=card.is_processor, process_bytes=process_bytes)
     tokens, tokens_are = (train_tokens, "as given") if train_tokens is not None else training_tokens(settings)
     compiled = not card.is_processor and compiles(settings, tokens // settings.block_size, on_card=True)
-    how = {
+    options = {
         "precision": precision, "on_processor": card.is_processor, "overhead": overhead,
         "n_processes": n_processes, "compiled": compiled,
     }  # fmt: skip
 
     def memory(changed: TrainingSettings) -> Memory:
-        return predict(shape, changed, **how)
+        return predict(shape, changed, **options)
 
     def fits(**changes: Any) -> bool:
         changed = limited_to_text(settings.model_copy(update=changes), tokens)
@@ -301,14 +301,14 @@ def plan_run(
         changes = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": 2}
         return memory(settings.model_copy(update=changes)).total_bytes > card.usable_bytes
 
-    most = min(MAX_BATCH, _count_blocks(settings, tokens))
-    largest_batch = bisect.bisect_left(range(1, most + 1), True, key=is_too_large)
+    max_batch = min(MAX_BATCH, _count_blocks(settings, tokens))
+    largest_batch = bisect.bisect_left(range(1, max_batch + 1), True, key=is_too_large)
     limited, ways = limited_to_text(settings, tokens), same_effective_batch(settings)
     suggested = next((changes for changes in ways if fits(**changes)), {})
     # the settings allow no adapter with a new model or with Muon
     leaner_ways = _LEANER[:1] if settings.from_scratch or settings.optim == "muon" else _LEANER
-    others = [] if suggested or settings.lora_r else [change | way for change in leaner_ways for way in ways]
-    leaner = next((changes for changes in others if fits(**changes)), {})
+    leaner_candidates = [] if suggested or settings.lora_r else [change | way for change in leaner_ways for way in ways]
+    leaner = next((changes for changes in leaner_candidates if fits(**changes)), {})
     fastest = 0.0
     if not card.is_processor and precision != "no" and card.tflops(precision):  # TF32 can exceed the float32 peak
         passes = limited.gradient_accumulation_steps
@@ -396,14 +396,14 @@ def predict_on_this_machine(settings: TrainingSettings, config: "GPT2Config", *,
         `process_bytes`: what this process holds besides training.
     """
     card, shape = this_device(), GPT2Shape(**{name: getattr(config, name) for name in GPT2Shape._fields})
-    besides = held_bytes(parameters(shape))
+    held = held_bytes(parameters(shape))
     plan = plan_run(
-        settings, card=card, train_tokens=train_tokens, shape=shape, process_bytes=besides,
+        settings, card=card, train_tokens=train_tokens, shape=shape, process_bytes=held,
         n_processes=processes.n_processes(),
     )  # fmt: skip
     return {
         "on": plan.card.name,
         "seconds": plan.seconds and list(plan.seconds),
-        "peak_bytes": plan.memory.total_bytes + (0 if card.is_processor else besides),  # the plan assumes an empty card
-        "process_bytes": besides,
+        "peak_bytes": plan.memory.total_bytes + (0 if card.is_processor else held),  # the plan assumes an empty card
+        "process_bytes": held,
     }

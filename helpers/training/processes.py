@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from accelerate import PartialState
 
 LOCK = ".train.lock"  # in a run's folder; held by the process that trains it
-_trained_here: set[Path] = set()  # folders whose lock this process holds
+_locked_folders: set[Path] = set()  # folders whose lock this process holds
 TRAINING = threading.Lock()  # one training at a time per process: a second one would share its random state
 
 
@@ -66,16 +66,16 @@ def run_lock(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        who, advice = "Another process", ""
-        if folder in _trained_here:  # while this cell waits, the kernel does not react to buttons
-            who, advice = "This kernel", " To stop the training, interrupt the kernel and press Stop in the panel."
-        warnings.warn(f"{who} is working on run {folder.name!r}: waiting until it ends.{advice}", stacklevel=4)
+        holder, advice = "Another process", ""
+        if folder in _locked_folders:  # while this cell waits, the kernel does not react to buttons
+            holder, advice = "This kernel", " To stop the training, interrupt the kernel and press Stop in the panel."
+        warnings.warn(f"{holder} is working on run {folder.name!r}: waiting until it ends.{advice}", stacklevel=4)
         lock.acquire()
-    _trained_here.add(folder)
+    _locked_folders.add(folder)
     try:
         yield
     finally:
-        _trained_here.discard(folder)
+        _locked_folders.discard(folder)
         lock.release()
 
 
@@ -92,7 +92,7 @@ def is_in_training(folder: Path) -> bool:
 
 
 @contextlib.contextmanager
-def only_training() -> Iterator[None]:
+def one_training_at_a_time() -> Iterator[None]:
     """Wait until no other thread of this process (such as a panel's) is training; keep others waiting meanwhile."""
     if not TRAINING.acquire(blocking=False):
         warnings.warn("Another run is being trained in this kernel: waiting until it ends.", stacklevel=4)

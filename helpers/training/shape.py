@@ -30,7 +30,7 @@ _SHAPES = {
     "gpt2-large": GPT2Shape(36, 1280, 20),
     "gpt2-xl": GPT2Shape(48, 1600, 25),
 }
-_OWNERS = ("openai-community/", "distilbert/")
+_OWNER_PREFIXES = ("openai-community/", "distilbert/")
 
 
 def read_shape(model_name_or_path: str) -> GPT2Shape:
@@ -42,11 +42,11 @@ def read_shape(model_name_or_path: str) -> GPT2Shape:
     >>> read_shape("openai-community/gpt2-xl").n_embd
     1600
     """
-    bare = model_name_or_path
-    for owner in _OWNERS:
-        bare = bare.removeprefix(owner)
-    if bare in _SHAPES and not Path(model_name_or_path).is_dir():
-        return _SHAPES[bare]
+    name_without_owner = model_name_or_path
+    for owner in _OWNER_PREFIXES:
+        name_without_owner = name_without_owner.removeprefix(owner)
+    if name_without_owner in _SHAPES and not Path(model_name_or_path).is_dir():
+        return _SHAPES[name_without_owner]
     path = (POCKET if model_name_or_path == "pocket" else Path(model_name_or_path)) / "config.json"
     if not path.is_file():
         raise SettingsError(
@@ -115,8 +115,8 @@ def operations_per_token(shape: Any, block_size: int, settings: TrainingSettings
     attention = 12 * shape.n_layer * shape.n_embd * block_size
     adapter = adapter_parameters(shape, settings.lora_r) if settings else 0
     operations = (4 if adapter else 6) * weights + 6 * adapter + attention
-    again = 2 * (weights + adapter) + attention // 3 if settings and settings.gradient_checkpointing else 0
-    return operations + again
+    recomputed = 2 * (weights + adapter) + attention // 3 if settings and settings.gradient_checkpointing else 0
+    return operations + recomputed
 
 
 def inner_width(config: Any) -> int:

@@ -20,23 +20,23 @@ _MAX_CHECKS = 5  # at the machine; each may take a second
 
 def slow_reason(seconds: Sequence[float], machine: Machine) -> str | None:
     """Return why the latest steps are slow, with the fix; None if they are not slow or the reason is unknown."""
-    times = slowdown(seconds)
-    if times <= _SLOW:
+    factor = slowdown(seconds)
+    if factor <= _SLOW:
         return None
-    slow = f"Steps take {times:.1f} times as long as before"
-    gpu, spills = machine.gpu, machine.platform and windows_driver(machine)  # elsewhere a full card means nothing
-    if gpu and gpu.total_bytes and gpu.free_bytes is not None and spills and times >= 3:
+    text = f"Steps take {factor:.1f} times as long as before"
+    gpu, can_spill = machine.gpu, machine.platform and windows_driver(machine)  # elsewhere a full card means nothing
+    if gpu and gpu.total_bytes and gpu.free_bytes is not None and can_spill and factor >= 3:
         used = 1 - gpu.free_bytes / gpu.total_bytes
         if used >= _NEARLY_FULL:
             return (
-                f"{slow} and {100 * used:.0f}% of the card's memory are in use: Windows then moves what does not fit "
+                f"{text} and {100 * used:.0f}% of the card's memory are in use: Windows then moves what does not fit "
                 "into main memory. Lower per_device_train_batch_size and raise gradient_accumulation_steps by the same "
                 "factor, or set CUDA - Sysmem Fallback Policy to Prefer No Sysmem Fallback in the NVIDIA Control Panel."
             )
     if gpu and gpu.slowed_by:
-        return f"{slow} and the card is slowed by {', '.join(gpu.slowed_by)}. {relieve_card(gpu.slowed_by)}"
+        return f"{text} and the card is slowed by {', '.join(gpu.slowed_by)}. {relieve_card(gpu.slowed_by)}"
     if machine.power and machine.power.on_battery:
-        return f"{slow} and this machine runs on its battery, which slows it down: plug in the power supply."
+        return f"{text} and this machine runs on its battery, which slows it down: plug in the power supply."
     return None
 
 
@@ -54,15 +54,15 @@ class SlownessWatch(StepTimer):
 
     def __init__(self, folder: Any, read: Callable[[], Machine] = lambda: read_machine(quick=True)) -> None:
         super().__init__()
-        self.folder, self.read, self.looks = folder, read, _MAX_CHECKS
+        self.folder, self.read, self.checks_left = folder, read, _MAX_CHECKS
 
     def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """If the latest steps were slow, find the reason and report it."""
-        if not (state.is_world_process_zero and self.looks and slowdown(self.seconds) > _SLOW):
+        if not (state.is_world_process_zero and self.checks_left and slowdown(self.seconds) > _SLOW):
             return
-        self.looks -= 1
+        self.checks_left -= 1
         if reason := slow_reason(self.seconds, self.read()):
-            self.looks = 0
+            self.checks_left = 0
             logging.getLogger(__name__).warning(reason)
             state.log_history.append({"step": state.global_step, "warning": reason})
             HistoryFile(self.folder).write(state.log_history)

@@ -19,14 +19,14 @@ class TrainingStoppedError(RuntimeError):
 
 
 class _Stopper(TrainerCallback):
-    """End training, with a checkpoint, after the first step at which `is_asked()` is true."""
+    """End training, with a checkpoint, after the first step at which `should_stop()` is true."""
 
-    def __init__(self, is_asked: Callable[[], bool]) -> None:
-        self.is_asked, self.has_stopped = is_asked, False
+    def __init__(self, should_stop: Callable[[], bool]) -> None:
+        self.should_stop, self.has_stopped = should_stop, False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         # Log too, because a checkpoint does not include the losses since the last row.
-        if state.global_step < state.max_steps and self.is_asked():
+        if state.global_step < state.max_steps and self.should_stop():
             self.has_stopped = control.should_log = control.should_save = control.should_training_stop = True
 
 
@@ -75,12 +75,12 @@ def interrupt_event() -> Iterator[Interrupt]:
     cases the event is never set.
     """
     interrupt = Interrupt()
-    usual = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    taken = [number for number, handler in usual.items() if handler not in (signal.SIG_IGN, None)]
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handled = [number for number, handler in previous.items() if handler not in (signal.SIG_IGN, None)]
 
     def handle(number: int, frame: Any) -> None:
         if interrupt.is_set():
-            signal.signal(number, usual[number])
+            signal.signal(number, previous[number])
             signal.raise_signal(number)
         interrupt.number = number
         interrupt.set()
@@ -88,10 +88,10 @@ def interrupt_event() -> Iterator[Interrupt]:
     if threading.current_thread() is not threading.main_thread():
         yield interrupt
         return
-    for number in taken:
+    for number in handled:
         signal.signal(number, handle)
     try:
         yield interrupt
     finally:
-        for number in taken:
-            signal.signal(number, usual[number])
+        for number in handled:
+            signal.signal(number, previous[number])

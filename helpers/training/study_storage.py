@@ -33,9 +33,9 @@ def open_storage(address: str, folder: Path) -> "BaseStorage":
     try:
         return _database(address)
     except Exception as error:  # noqa: BLE001 - each driver has its own errors
-        cause = " ".join(_without_secrets(str(error.__cause__ or error), address).split())[:300].rstrip(".")
+        cause = " ".join(_redact(str(error.__cause__ or error), address).split())[:300].rstrip(".")
         raise SettingsError(
-            f"The study's storage {_shown(address)} does not answer: {cause}. Start the server, fix the "
+            f"The study's storage {_redact_address(address)} does not answer: {cause}. Start the server, fix the "
             'address (for PostgreSQL install ".[postgres]"), or leave `storage` out for a journal in the folder.'
         ) from None
 
@@ -84,14 +84,14 @@ def _database(address: str) -> "BaseStorage":
     raise AssertionError
 
 
-def _shown(address: str) -> str:
+def _redact_address(address: str) -> str:
     """Return an address without user, password and options (some drivers accept a password there)."""
     scheme, separator, rest = address.partition("://")
     # without the separator it is unclear where the password ends
     return f"{scheme}://{rest.rpartition('@')[2].partition('?')[0]}" if separator else "(an address without ://)"
 
 
-def _without_secrets(message: str, address: str) -> str:
+def _redact(message: str, address: str) -> str:
     """Return a driver's message with any parts of the user name and password removed."""
     for part in re.split("[:@]", address.partition("://")[2].rpartition("@")[0]):
         message = message.replace(part, "…") if len(part) > 1 else message

@@ -34,7 +34,7 @@ from helpers.paths import POCKET
 from helpers.settings import DataSettings, TrainingSettings
 from helpers.training.arguments import float32_products, training_arguments
 from helpers.training.devices import peak_bytes, reset_peak
-from helpers.training.engine import equal_results_less_work
+from helpers.training.engine import optimised_model
 from helpers.training.fine_tuning import as_batch, new_trainer
 
 BLOCK, STEPS, WARM_UP = 512, 7, 2
@@ -106,7 +106,7 @@ def seconds_between(marks):
 @contextmanager
 def ours(model):
     """Train as `fine_tune` does inside the block."""
-    with equal_results_less_work(model), float32_products():
+    with optimised_model(model), float32_products():
         yield
 
 

@@ -6,7 +6,7 @@ from transformers import TrainerControl, TrainerState
 
 from helpers.settings import TrainingSettings
 from helpers.training.arguments import training_arguments
-from helpers.training.callbacks import Progress, StepTimer, _Successor
+from helpers.training.callbacks import Progress, StepTimer, _ResumeOverrides
 
 
 def test_progress_is_one_line():
@@ -28,6 +28,6 @@ def test_a_resumed_run_uses_its_own_settings_and_folder(tmp_path):
     (tmp_path / "checkpoints/checkpoint-3").mkdir(parents=True)
     arguments = training_arguments(TrainingSettings(logging_steps=7), tmp_path)
     state = TrainerState(max_steps=9, logging_steps=2, best_global_step=3, best_model_checkpoint="/old/checkpoint-3")
-    _Successor().on_train_begin(arguments, state, TrainerControl())
+    _ResumeOverrides().on_train_begin(arguments, state, TrainerControl())
     assert state.logging_steps == 7
     assert state.best_model_checkpoint == str(tmp_path / "checkpoints/checkpoint-3")

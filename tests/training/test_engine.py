@@ -14,10 +14,10 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from helpers.training import engine
 from helpers.training.engine import (
-    attention_in_parts,
+    chunked_attention,
     chunked_loss,
-    equal_results_less_work,
     keep_freed_memory,
+    optimised_model,
     use_causal_attention,
     use_chunked_loss,
     use_fused_gelu,
@@ -66,7 +66,7 @@ def test_each_change_gives_the_stock_loss_and_gradients(model, change, shape, pa
     ids, labels = batch(shape, padded=padded)
     stock = loss_and_gradients(model, input_ids=ids, attention_mask=(labels != -100).long(), labels=labels)
     if change == "all":
-        with equal_results_less_work(model):
+        with optimised_model(model):
             ours = loss_and_gradients(model, input_ids=ids, labels=labels)
     else:
         change(model)
@@ -80,7 +80,7 @@ def test_the_pocket_model_gives_its_stock_loss_and_gradients():
     model = load_model("pocket").eval()
     ids = torch.randint(4096, (2, 100), generator=torch.Generator().manual_seed(1))
     stock = loss_and_gradients(model, input_ids=ids, labels=ids)
-    with equal_results_less_work(model):
+    with optimised_model(model):
         assert_equal(stock, loss_and_gradients(model, input_ids=ids, labels=ids))
 
 
@@ -106,7 +106,7 @@ def test_a_compiled_model_gives_the_stock_loss_and_gradients_with_all_blocks_in_
     ids, labels = batch((3, 17), padded=False)
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the compiler's own warnings
-        with equal_results_less_work(model):
+        with optimised_model(model):
             eager = loss_and_gradients(model, input_ids=ids, labels=labels)
             compiled = torch.compile(model, backend=graphs)
             model.zero_grad()
@@ -124,7 +124,7 @@ def test_under_bf16_autocast_the_loss_is_close_to_the_stock_one(model):
     ids, labels = batch((4, 64), padded=False)
     with torch.autocast("cpu", torch.bfloat16):
         stock = loss_and_gradients(model, input_ids=ids, labels=labels)
-        with equal_results_less_work(model):
+        with optimised_model(model):
             ours = loss_and_gradients(model, input_ids=ids, labels=labels)
     assert ours[0] == pytest.approx(stock[0], rel=2e-3)  # bf16 keeps 8 bits
     assert torch.nn.functional.cosine_similarity(ours[1], stock[1], dim=0) > 0.999
@@ -214,7 +214,7 @@ def query_key_value(n_tokens):
 def test_attention_in_parts_matches_the_kernel(n_tokens):
     query, key, value = query_key_value(n_tokens)
     kernel = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
-    ours = attention_in_parts(query, key, value)
+    ours = chunked_attention(query, key, value)
     slope = torch.randn(kernel.shape, generator=torch.Generator().manual_seed(3))
     torch.testing.assert_close(ours, kernel, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(
@@ -229,14 +229,14 @@ def test_attention_in_parts_never_holds_all_scores_at_once():
     query, key, value = query_key_value(1024)
     held = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: held.append(t.numel()) or t, lambda t: t):
-        attention_in_parts(query, key, value)
+        chunked_attention(query, key, value)
     assert max(held) <= 2 * 4 * 128 * 1024
 
 
 def test_dropout_in_parts_drops_a_share_and_keeps_the_mean():
     query, key, _ = query_key_value(300)
     torch.manual_seed(0)
-    sums = attention_in_parts(query, key, torch.ones_like(key), dropout=0.5)  # of the attention weights that were kept
+    sums = chunked_attention(query, key, torch.ones_like(key), dropout=0.5)  # of the attention weights that were kept
     assert sums[:, :, 0].unique().tolist() == [0, 2], "a weight alone in its row is dropped or doubled"
     assert sums.mean().item() == pytest.approx(1, abs=0.05)
 
@@ -248,7 +248,7 @@ def test_the_cpu_kernel_is_used_for_float32_without_dropout_if_long_or_without_g
     dropout, dtype, n_tokens, is_trained, monkeypatch
 ):
     calls = []
-    monkeypatch.setattr(engine, "attention_in_parts", lambda query, *_, **how: calls.append(how["dropout"]) or query)
+    monkeypatch.setattr(engine, "chunked_attention", lambda query, *_, **how: calls.append(how["dropout"]) or query)
     query = torch.zeros(1, 1, n_tokens, 16, dtype=dtype, requires_grad=is_trained)
     engine._causal_attention(None, query, query, query, None, dropout)
     in_kernel = dtype == torch.float32 and not dropout and (n_tokens == 768 or not is_trained)
@@ -260,7 +260,7 @@ def test_several_new_tokens_attend_to_the_full_cache(model):
     ids, _ = batch((2, 17), padded=False)
     name = "cache" if "cache" in signature(GPT2LMHeadModel.forward).parameters else "past_key_values"  # since 5.24
     stock = model(input_ids=ids).logits
-    with equal_results_less_work(model):
+    with optimised_model(model):
         begun = model(input_ids=ids[:, :10], use_cache=True)
         continued = model(input_ids=ids[:, 10:], **{name: begun.past_key_values}).logits
     torch.testing.assert_close(continued, stock[:, 10:], atol=1e-5, rtol=0)
@@ -270,13 +270,13 @@ def test_gradient_checkpointing_gives_the_same_loss_and_gradients(model):
     ids, labels = batch((3, 17), padded=False)
     stock = loss_and_gradients(model, input_ids=ids, labels=labels)
     getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()  # its name since 5.23
-    with equal_results_less_work(model):
+    with optimised_model(model):
         assert_equal(stock, loss_and_gradients(model, input_ids=ids, labels=labels, use_cache=False))
 
 
 def test_the_model_is_restored_after_the_block(model):
     config, modules = model.config.to_dict(), str(model)
-    with pytest.raises(ZeroDivisionError), equal_results_less_work(model):
+    with pytest.raises(ZeroDivisionError), optimised_model(model):
         assert str(model) != modules
         raise ZeroDivisionError
     assert model.config.to_dict() == config
@@ -287,13 +287,13 @@ def test_the_model_is_restored_after_the_block(model):
 
 def test_a_model_that_was_changed_before_the_block_keeps_its_changes(model):
     ids, _ = batch((2, 17), padded=False)
-    with equal_results_less_work(model):
-        with equal_results_less_work(model):
+    with optimised_model(model):
+        with optimised_model(model):
             pass
         assert model(input_ids=ids, labels=ids).logits is None, "the outer block is still active"
     assert "forward" not in vars(model)
     model.forward = prepared = partial(model.forward)
-    with equal_results_less_work(model):
+    with optimised_model(model):
         pass
     assert model.forward is prepared
 
@@ -337,6 +337,6 @@ def test_the_engine_keeps_freed_memory_on_a_cpu(model, monkeypatch):
         inside.pop()
 
     monkeypatch.setattr(engine, "keep_freed_memory", noted)
-    with equal_results_less_work(model):
+    with optimised_model(model):
         assert inside
     assert not inside

@@ -12,7 +12,7 @@ from helpers.model import load_model
 from helpers.paths import NOTEBOOKS
 from helpers.settings import SettingsError, TrainingSettings
 from helpers.training import fine_tuning, finished_run
-from helpers.training.engine import equal_results_less_work
+from helpers.training.engine import optimised_model
 from helpers.training.fine_tuning import fine_tune
 from helpers.training.finished_run import open_run
 from helpers.training.lora import TARGET_MODULES, add_adapter
@@ -107,7 +107,7 @@ def loss_and_gradients(settings, *, half=None, dtype=torch.float32):
         getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()  # its name since 5.23
         for module in model.modules():
             module.p = 0.0  # no dropout
-    with equal_results_less_work(model), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+    with optimised_model(model), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
         loss = adapted(input_ids=IDS, labels=IDS, use_cache=False).loss
         loss.backward()
     return loss.item(), {name: value.grad for name, value in trained.items()}
@@ -116,7 +116,7 @@ def loss_and_gradients(settings, *, half=None, dtype=torch.float32):
 def test_the_engine_gives_the_loss_and_gradients_of_a_stock_model_with_the_adapter(settings):
     ours = loss_and_gradients(settings)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(f"{__name__}.equal_results_less_work", lambda _: torch.enable_grad())
+        patch.setattr(f"{__name__}.optimised_model", lambda _: torch.enable_grad())
         stock = loss_and_gradients(settings)
     assert ours[0] == pytest.approx(stock[0], abs=1e-5)
     torch.testing.assert_close(ours[1], stock[1], atol=1e-5, rtol=1e-4)

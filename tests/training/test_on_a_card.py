@@ -22,7 +22,7 @@ from helpers.paths import NOTEBOOKS
 from helpers.settings import EvaluationSettings, TrainingSettings
 from helpers.training import devices, fine_tuning
 from helpers.training.arguments import chosen_precision
-from helpers.training.engine import equal_results_less_work
+from helpers.training.engine import optimised_model
 from helpers.training.fine_tuning import fine_tune
 from helpers.training.memory import evaluation_bytes
 from helpers.training.stopping import TrainingStoppedError
@@ -56,7 +56,7 @@ def test_the_engine_gives_the_stock_loss_and_gradients(precision, compiled):
     model.loss_type = "ForCausalLM"
     ids = torch.randint(shape.vocab_size, (2, scale.block), device=DEVICE)
     stock = loss_and_gradients(model, ids, half, model)
-    with equal_results_less_work(model):
+    with optimised_model(model):
         run = torch.compile(model, backend="inductor" if HAS_CARD else "aot_eager") if compiled else model
         ours = loss_and_gradients(model, ids, half, run)
     torch.compiler.reset()
@@ -72,7 +72,7 @@ def test_a_model_is_on_the_gpu_only_while_it_scores_and_stays_within_the_predict
     ids = np.zeros((EvaluationSettings().per_device_eval_batch_size, shape.n_positions + 1), np.int64)
     before = torch.cuda.memory_allocated()
     devices.reset_peak()
-    with on_device(model), equal_results_less_work(model):
+    with on_device(model), optimised_model(model):
         assert model.device.type == DEVICE
         compute_token_nats(model, ids, shape.n_positions)
     assert model.device.type == "cpu"

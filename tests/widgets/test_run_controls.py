@@ -1,7 +1,7 @@
 """A training run that is started, stopped and resumed from the panel, and what the panel shows meanwhile."""
 
 from helpers.training import TrainingBrokenError
-from helpers.training.processes import only_training, run_lock
+from helpers.training.processes import one_training_at_a_time, run_lock
 from helpers.widgets import TrainingPanel, run_controls
 from helpers.widgets.run_controls import state_of
 
@@ -85,7 +85,7 @@ def test_a_run_that_is_being_trained_elsewhere_is_not_started(tiny_settings, run
     (runs / "tiny").mkdir(parents=True)
     panel = TrainingPanel(tiny_settings)
     panel.say("what was said before")
-    with only_training():
+    with one_training_at_a_time():
         panel.run.start.click()
         assert "A run is being trained in this kernel" in panel._message.value
     with run_lock(runs / "tiny"):

@@ -24,7 +24,7 @@ from helpers.widgets.training_panel import (
     run_command,
     save_parameters,
 )
-from tests.training import made_up_machine
+from tests.training import fake_machine
 
 
 @pytest.mark.parametrize("preset", preset_names())
@@ -66,7 +66,7 @@ def test_a_measurement_runs_in_its_own_process_and_is_used_in_the_prediction(pan
         assert command[1:] == ["-m", "helpers", "calibrate"]
         begun.set()
         assert seen.wait(10)
-        add_measurements(this_processor(), made_up_machine.measurements())
+        add_measurements(this_processor(), fake_machine.measurements())
         return subprocess.CompletedProcess(command, 0, stdout="device\none\ntwo\n", stderr="")
 
     monkeypatch.setattr("helpers.widgets.training_panel.subprocess.run", run)

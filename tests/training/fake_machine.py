@@ -5,7 +5,7 @@ from helpers.training.calibration import Measurement
 from helpers.training.memory import predict
 from helpers.training.shape import GPT2Shape, operations_per_token, read_shape
 
-TRAININGS = [
+RUNS = [
     (shape, TrainingSettings(block_size=block, per_device_train_batch_size=batch, gradient_checkpointing=checkpointing))
     for shape in (read_shape("pocket"), GPT2Shape(2, 768, 12))
     for block, batch, checkpointing in ((64, 1, False), (256, 2, False), (256, 2, True))
@@ -21,8 +21,8 @@ def step_seconds(shape, settings):
 
 
 def peak_bytes(shape, settings, *, on_processor):
-    how = {"precision": "no", "on_processor": on_processor, "overhead": (UNSEEN_BYTES, 0.0)}
-    return predict(shape, settings, **how).total_bytes + PROCESS_BYTES * on_processor
+    options = {"precision": "no", "on_processor": on_processor, "overhead": (UNSEEN_BYTES, 0.0)}
+    return predict(shape, settings, **options).total_bytes + PROCESS_BYTES * on_processor
 
 
 def measurement(shape, settings, *, on_processor=True, **changes):
@@ -36,4 +36,4 @@ def measurement(shape, settings, *, on_processor=True, **changes):
 
 
 def measurements(*, on_processor=True):
-    return [measurement(*training, on_processor=on_processor) for training in TRAININGS]
+    return [measurement(*training, on_processor=on_processor) for training in RUNS]
