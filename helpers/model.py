@@ -122,11 +122,8 @@ def load_model(
             torch.manual_seed(seed)
             model = GPT2LMHeadModel(config).eval()  # as from `from_pretrained`: without dropout
     else:
-        options = {
-            "dtype": torch.float32,
-            "output_loading_info": True,
-            "use_safetensors": True,
-        }  # a pickle can run code
+        # safetensors only, because a pickle can run code
+        options = {"dtype": torch.float32, "output_loading_info": True, "use_safetensors": True}
         model, report = _load(GPT2LMHeadModel, model_name_or_path, **options)
         if missing := sorted(report["missing_keys"]):  # transformers would initialise them at random and go on
             raise SettingsError(
@@ -335,8 +332,8 @@ def shown_name(model_name_or_path: str) -> str:
     >>> shown_name("openai-community/gpt2"), shown_name("/data/letters/model")
     ('openai-community/gpt2', 'model')
     """
-    is_of_hub = _HUB_ID.fullmatch(model_name_or_path) and not Path(model_name_or_path).exists()
-    return model_name_or_path if is_of_hub else last_part(model_name_or_path)
+    is_on_hub = _HUB_ID.fullmatch(model_name_or_path) and not Path(model_name_or_path).exists()
+    return model_name_or_path if is_on_hub else last_part(model_name_or_path)
 
 
 def _load(kind: Any, name: str, **options: Any) -> Any:

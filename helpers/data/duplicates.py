@@ -75,8 +75,8 @@ class Fingerprints:
         if not self._file:
             return group
         self._file.flush()
-        for place in range(BANDS):
-            band = np.concatenate([np.empty(0, np.uint32), *(rows[:, place] for rows in self._bands)])
+        for band_number in range(BANDS):
+            band = np.concatenate([np.empty(0, np.uint32), *(rows[:, band_number] for rows in self._bands)])
             pairs = _candidate_pairs(band, compared)
             pairs = pairs[group[pairs[:, 0]] != group[pairs[:, 1]]]
             group = _merge_groups(group, pairs[self._are_near(pairs)])
@@ -86,10 +86,10 @@ class Fingerprints:
         """Return which pairs share enough of their signatures; (pairs,) bool."""
         near = np.zeros(len(pairs), bool)
         for start in range(0, len(pairs), _PAIRS_AT_ONCE):
-            some = slice(start, start + _PAIRS_AT_ONCE)
+            chunk = slice(start, start + _PAIRS_AT_ONCE)
             signatures = np.memmap(self._path, np.uint32, "r").reshape(-1, NUM_PERM)  # a new map frees the old pages
-            one, other = (signatures[pairs[some, side]] for side in (0, 1))
-            near[some] = (one == other).mean(axis=1) >= NEAR
+            one, other = (signatures[pairs[chunk, side]] for side in (0, 1))
+            near[chunk] = (one == other).mean(axis=1) >= NEAR
         return near
 
     def close(self) -> None:
@@ -110,29 +110,29 @@ class HeldOut:
         normalized = [normalize(text) for text in texts]
         self._keys = set(map(_key_of_normalized, normalized))
         self._signatures = np.array([sketch(text) for text in normalized if finds_near])  # (documents, NUM_PERM)
-        self._places: dict[tuple[int, int], list[int]] = {}  # (band number, value) -> the documents with it
+        self._documents_by_band: dict[tuple[int, int], list[int]] = {}  # (band number, value) -> the documents with it
         for document, bands in enumerate(_bands_of(self._signatures).tolist()):
             for band in enumerate(bands):
-                self._places.setdefault(band, []).append(document)
+                self._documents_by_band.setdefault(band, []).append(document)
 
     def __contains__(self, text: str) -> bool:
         text = normalize(text)
         if _key_of_normalized(text) in self._keys:
             return True
-        if not self._places:
+        if not self._documents_by_band:
             return False
         signature = sketch(text)
         (bands,) = _bands_of(signature[None]).tolist()
-        alike = {document for band in enumerate(bands) for document in self._places.get(band, ())}
-        return any((self._signatures[document] == signature).mean() >= NEAR for document in alike)
+        candidates = {document for band in enumerate(bands) for document in self._documents_by_band.get(band, ())}
+        return any((self._signatures[document] == signature).mean() >= NEAR for document in candidates)
 
 
 def are_first(values: np.ndarray, order: np.ndarray) -> np.ndarray:
     """Return which elements are the first of equal values, by `order` and then by position; (n,) bool."""
     by_order = np.argsort(order, kind="stable")
-    _, places = np.unique(values[by_order], return_index=True)  # of each value's first occurrence
+    _, first_positions = np.unique(values[by_order], return_index=True)  # of each value's first occurrence
     is_first = np.zeros(len(values), bool)
-    is_first[by_order[places]] = True
+    is_first[by_order[first_positions]] = True
     return is_first
 
 
@@ -147,8 +147,8 @@ def _candidate_pairs(band: np.ndarray, compared: np.ndarray) -> np.ndarray:
 
     Adjacent pairs are enough because groups are merged; the number of all pairs in a group grows quadratically.
     """
-    places = np.flatnonzero(compared)
-    by_band = places[np.argsort(band[places], kind="stable")]
+    documents = np.flatnonzero(compared)
+    by_band = documents[np.argsort(band[documents], kind="stable")]
     pairs = np.stack([by_band[:-1], by_band[1:]], axis=1)
     return pairs[band[pairs[:, 0]] == band[pairs[:, 1]]]
 

@@ -12,8 +12,8 @@ from helpers.settings import DataSettings, describe_without_effect
 
 ENGLISH_TOKENS_PER_CHARACTER = 0.25  # GPT-2's vocabulary on English prose: about four letters per token
 POOR_FIT = 0.5  # tokens per character; above this, a vocabulary does not fit a text
-LEAKED = 0.01  # share of the test's n-grams found in the training text; above this, a note is added
-MANY = 0.01  # share of the documents; above this, a note is added
+LEAKED_SHARE = 0.01  # share of the test's n-grams found in the training text; above this, a note is added
+MANY_SHARE = 0.01  # share of the documents; above this, a note is added
 TINY_TOKENS = 8
 
 
@@ -64,12 +64,12 @@ def find_notes(facts: Mapping[str, Any], settings: DataSettings) -> list[str]:
             notes.append(
                 f"Text files read as {encoding}: {count:,}. Look at a document, and set encoding if it is wrong."
             )
-    if facts["leakage"]["share_in_train"] > LEAKED:
+    if facts["leakage"]["share_in_train"] > LEAKED_SHARE:
         notes.append(
             f"{facts['leakage']['share_in_train']:.1%} of the test's runs of {facts['leakage']['ngram']} tokens "
             "also occur in the training text: the test is easier than new text would be."
         )
-    if settings.near_duplicates == "report" and facts["near_duplicates"] > MANY * facts["documents_read"]:
+    if settings.near_duplicates == "report" and facts["near_duplicates"] > MANY_SHARE * facts["documents_read"]:
         notes.append(
             f"{facts['near_duplicates']:,} of {facts['documents_read']:,} documents are nearly the same as another: "
             "near_duplicates='remove' keeps one of each."
@@ -77,20 +77,20 @@ def find_notes(facts: Mapping[str, Any], settings: DataSettings) -> list[str]:
     if note := describe_without_effect(settings.part(DataSettings)):
         notes.append(note)
     for count, what in ((facts["empty"], "are empty and were left out"), (facts["tiny_documents"], "are tiny")):
-        if count > MANY * facts["documents_read"]:
+        if count > MANY_SHARE * facts["documents_read"]:
             notes.append(f"{count:,} of {facts['documents_read']:,} documents {what}.")
     return notes
 
 
 def documents_text(facts: Mapping[str, Any]) -> str:
     """Describe in one line what a document is, why, how many there are and how long they are."""
-    made = facts.get("documents")
-    if not made:
+    info = facts.get("documents")
+    if not info:
         return "not recorded: these data were prepared by an older version"
-    what = "passages of one continuous text" if made["is_continuous"] else "documents"
+    what = "passages of one continuous text" if info["is_continuous"] else "documents"
     n_documents = facts["documents_read"] - facts["empty"]
     return (
-        f"{Choice(made['separator'], made['reason'])}: {n_documents:,} {what}, median {made['median_tokens']:,} tokens"
+        f"{Choice(info['separator'], info['reason'])}: {n_documents:,} {what}, median {info['median_tokens']:,} tokens"
     )
 
 

@@ -58,8 +58,8 @@ def split_documents(documents: DatasetDict, settings: DataSettings) -> tuple[Dat
         SettingsError: there are too few documents for three parts.
     """
     merged = concatenate_datasets([documents[name] for name in documents])
-    own = [SPLITS.index(name) if len(documents) > 1 else UNDECIDED for name in documents]
-    parts = np.repeat(own, [len(documents[name]) for name in documents]).astype(np.int8)
+    own_parts = [SPLITS.index(name) if len(documents) > 1 else UNDECIDED for name in documents]
+    parts = np.repeat(own_parts, [len(documents[name]) for name in documents]).astype(np.int8)
     texts = merged["text"][:]
     rows = np.flatnonzero([bool(text and text.strip()) for text in texts])  # the non-empty ones
     if "continues" in merged.column_names:
@@ -72,8 +72,8 @@ def split_documents(documents: DatasetDict, settings: DataSettings) -> tuple[Dat
         ):
             fingerprints.add([texts[row] for row in rows])
             split = split_by_document(fingerprints, parts[rows], settings)
-    chosen = {name: merged.select(rows[split.part == place]) for place, name in enumerate(SPLITS)}
-    return DatasetDict(chosen), int((~split.is_first).sum())
+    splits = {name: merged.select(rows[split.part == index]) for index, name in enumerate(SPLITS)}
+    return DatasetDict(splits), int((~split.is_first).sum())
 
 
 def token_blocks(documents: Dataset, tokenizer: "PreTrainedTokenizerBase", block_size: int) -> tuple[Dataset, int]:

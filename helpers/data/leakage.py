@@ -33,8 +33,8 @@ class Leakage:
             self._is_in_train = np.zeros(len(self._sorted), bool)
         if len(self._sorted):
             ngrams = self._ngrams(ids)
-            places = np.searchsorted(self._sorted, ngrams) % len(self._sorted)
-            self._is_in_train[places[self._sorted[places] == ngrams]] = True
+            indices = np.searchsorted(self._sorted, ngrams) % len(self._sorted)
+            self._is_in_train[indices[self._sorted[indices] == ngrams]] = True
 
     def _ngrams(self, ids: np.ndarray) -> np.ndarray:
         """Return the hashes of the n-grams to count; (n,) uint64."""

@@ -34,7 +34,7 @@ def cut_blocks(stream: np.ndarray, block_size: int) -> tuple[np.ndarray, np.ndar
 
 def block_batch(blocks: np.ndarray) -> pa.RecordBatch:
     """Return blocks as rows of a data set: `input_ids`, and `labels` if there are any."""
-    columns = [pa.FixedSizeListArray.from_arrays(each.ravel(), blocks.shape[2]) for each in blocks]
+    columns = [pa.FixedSizeListArray.from_arrays(values.ravel(), blocks.shape[2]) for values in blocks]
     return pa.RecordBatch.from_arrays(columns, names=BLOCK_COLUMNS[: len(columns)])
 
 

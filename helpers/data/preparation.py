@@ -50,7 +50,7 @@ def prepare(settings: DataSettings) -> PreparedData:
     # Two notebooks, or the processes of one training run, may prepare the same run at once: the first does the work.
     with folder_removed_on_error(folder), FileLock(folder / ".data.lock"):
         if not is_same_text(settings):
-            key = _key(settings)
+            key = _cache_key(settings)
             if (folder / "data" / "data.json").exists():
                 _refuse_other_data(settings, {})
             with _explain_full_disk(folder), atomic_folder(folder / "data") as new:
@@ -73,7 +73,7 @@ def _refuse_other_data(settings: DataSettings, splits: Mapping[str, Any]) -> Non
         )
 
 
-def _key(settings: DataSettings) -> dict[str, Any]:
+def _cache_key(settings: DataSettings) -> dict[str, Any]:
     """Return everything the data depend on: the settings without the run name, and the source's content."""
     values = settings.part(DataSettings).model_dump(exclude={"run"})
     return {"settings": values, "source_sha256": source_hash(settings.source, streaming=settings.streaming)}
@@ -95,18 +95,18 @@ def _explain_full_disk(folder: Path) -> Iterator[None]:
 def _write(settings: DataSettings, key: dict[str, Any], folder: Path) -> None:
     """Write blocks, documents and data.json into a folder."""
     tokens = TokenStream(load_tokenizer(settings.model_name_or_path))
-    staged = folder / "staged"
-    staged.mkdir()
+    staging_folder = folder / "staged"
+    staging_folder.mkdir()
     finds_near = settings.near_duplicates != "keep"
     with (
         quiet(),
-        closing(Fingerprints(staged / "sketches" if finds_near else None)) as fingerprints,
-        Staging(staged, tokens, fingerprints, has_prompts=settings.train_on == "completion") as staging,
+        closing(Fingerprints(staging_folder / "sketches" if finds_near else None)) as fingerprints,
+        Staging(staging_folder, tokens, fingerprints, has_prompts=settings.train_on == "completion") as staging,
     ):
-        read = settings
+        pinned = settings
         if settings.streaming and source_path(settings.source) is None and settings.source != "python-reference":
-            read = settings.model_copy(update={"source_revision": newest_commit(settings)})
-        source = _read(read, staging)
+            pinned = settings.model_copy(update={"source_revision": newest_commit(settings)})
+        source = _read(pinned, staging)
         # Otherwise data.json would hold the hash of a text that these blocks do not come from.
         if source_hash(settings.source, streaming=settings.streaming) != key["source_sha256"]:
             raise SettingsError(
@@ -119,7 +119,7 @@ def _write(settings: DataSettings, key: dict[str, Any], folder: Path) -> None:
         if settings.tokenizer == "train":
             trained = train_tokenizer(staging.training_texts(split.part), vocab_size=settings.vocab_size)
             trained.save_pretrained(folder / "tokenizer")
-            staging.encode_again(TokenStream(load_tokenizer(str(folder / "tokenizer"))))
+            staging.reencode(TokenStream(load_tokenizer(str(folder / "tokenizer"))))
         facts = key | count_documents(staging, split) | {"encodings": dict(source.encodings)}
         facts["model_sha256"] = model_hash(settings.model_name_or_path)
         facts["documents"] = source.choice._asdict() | {
@@ -129,8 +129,8 @@ def _write(settings: DataSettings, key: dict[str, Any], folder: Path) -> None:
         facts |= write_parts(staging, split.part, settings, folder)
         if settings.streaming:
             n_blocks = max(1, settings.max_tokens // settings.block_size)
-            facts["stream"] = {"blocks": n_blocks, "buffer_blocks": _BUFFER_BLOCKS, "revision": read.source_revision}
-    shutil.rmtree(staged)  # only now that its files are closed: Windows cannot delete an open file
+            facts["stream"] = {"blocks": n_blocks, "buffer_blocks": _BUFFER_BLOCKS, "revision": pinned.source_revision}
+    shutil.rmtree(staging_folder)  # only now that its files are closed: Windows cannot delete an open file
     facts["notes"] = [*source.notes, *find_notes(facts, settings)]
     (folder / "data.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False), encoding="utf-8")
 

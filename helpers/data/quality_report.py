@@ -148,10 +148,10 @@ def plot_packing(lengths: Sequence[int] | np.ndarray, *, block_size: int) -> "Ax
             lost = {"facecolor": "white", "edgecolor": RED, "hatch": "////", "height": 0.8}
             ax.barh(row, length - block_size, left=block_size, **lost)
     first_row = len(shown) + 1
-    for place, (start, end) in enumerate(zip(ends - shown, ends, strict=True)):
+    for number, (start, end) in enumerate(zip(ends - shown, ends, strict=True)):
         for row in range(start // block_size, min(n_rows, -(-end // block_size))):
             left, right = max(start, row * block_size), min(end, (row + 1) * block_size)
-            ax.barh(first_row + row, right - left, left=left % block_size, color=(BLUE, ORANGE)[place % 2], height=0.8)
+            ax.barh(first_row + row, right - left, left=left % block_size, color=(BLUE, ORANGE)[number % 2], height=0.8)
     padded, lost = useful_share(shown, block_size), cut_share(shown, block_size)
     ax.axvline(block_size, color=GREY, linewidth=1)
     ax.set_yticks([(len(shown) - 1) / 2, first_row + (n_rows - 1) / 2], ["padded", "packed"])

@@ -109,10 +109,10 @@ def is_same_text(settings: DataSettings) -> bool:
         return False
     facts = read_json(path)
     before, now = DataSettings(**facts["settings"]), settings.part(DataSettings)
-    alike = {"run": now.run, "source": now.source}
+    ignored = {"run": now.run, "source": now.source}
     if is_same_model(now.run, before.model_name_or_path, now.model_name_or_path):
-        alike["model_name_or_path"] = now.model_name_or_path
-    if before.model_copy(update=alike) != now:
+        ignored["model_name_or_path"] = now.model_name_or_path
+    if before.model_copy(update=ignored) != now:
         return False
     is_same_name = before.source == now.source
     try:

@@ -62,10 +62,10 @@ def split_by_position(sizes: np.ndarray, given: np.ndarray, settings: DataSettin
     shares = {VALIDATION: settings.validation_share, TEST: settings.test_share}
     n_after = sizes[pool][::-1].cumsum()[::-1]  # bytes from each passage to the end of the text
     n_left, end = len(missing), len(pool)
-    wanted = 0.0
+    target_bytes = 0.0
     for name in missing:  # from the end of the text
-        wanted += shares[name] * sizes[pool].sum()
-        start = max(n_left, min(end - 1, int(np.searchsorted(-n_after, -wanted))))
+        target_bytes += shares[name] * sizes[pool].sum()
+        start = max(n_left, min(end - 1, int(np.searchsorted(-n_after, -target_bytes))))
         part[pool[start:end]], end, n_left = name, start, n_left - 1
     return Split(part, np.ones(len(part), bool), np.arange(len(part)))
 
@@ -88,19 +88,19 @@ def _draw_parts(group: np.ndarray, missing: list[int], settings: DataSettings) -
     shares = {VALIDATION: settings.validation_share, TEST: settings.test_share}
     groups, sizes = np.unique(group, return_counts=True)
     if len(groups) <= len(missing):
-        larger = ", a larger max_tokens" if settings.max_tokens else ""
+        advice = ", a larger max_tokens" if settings.max_tokens else ""
         raise SettingsError(
             f"{settings.source!r} has {len(groups)} different document{'s' * (len(groups) != 1)} for "
-            f"{len(missing) + 1} parts: give more documents{larger}, or set document_separator to what separates them."
+            f"{len(missing) + 1} parts: give more documents{advice}, or set document_separator to what separates them."
         )
     drawn = np.full(len(groups), TRAIN, np.int8)
     shuffled = np.random.default_rng(settings.seed).permutation(len(groups))
     for number, part in enumerate(missing):
         room = n_documents = max(1, round(len(group) * shares[part]))
         n_spare = (drawn == TRAIN).sum() - len(missing) + number  # each later part needs a group, and so does training
-        for place in shuffled:  # skips a group that is larger than the remaining room
-            if drawn[place] == TRAIN and sizes[place] <= room:
-                drawn[place], room, n_spare = part, room - sizes[place], n_spare - 1
+        for index in shuffled:  # skips a group that is larger than the remaining room
+            if drawn[index] == TRAIN and sizes[index] <= room:
+                drawn[index], room, n_spare = part, room - sizes[index], n_spare - 1
             if not room or not n_spare:
                 break
         if room == n_documents:  # every group is larger than this part should be: take the smallest

@@ -42,20 +42,20 @@ def open_training_blocks(
     """
     if "stream" not in data.facts:
         return data.blocks["train"]
-    stream, made = data.facts["stream"], data.facts["documents"]
-    as_prepared = {"document_separator": made["separator"], "source_revision": stream["revision"]}
-    source = Source(settings.model_copy(update=as_prepared))
+    stream, info = data.facts["stream"], data.facts["documents"]
+    as_recorded = {"document_separator": info["separator"], "source_revision": stream["revision"]}
+    source = Source(settings.model_copy(update=as_recorded))
     held_out = (text for part in ("validation", "test") for text in data.documents[part]["text"])
     return BlockStream(
-        source.training_shards(is_continuous=made["is_continuous"]),
+        source.training_shards(is_continuous=info["is_continuous"]),
         TokenStream(load_run_tokenizer(settings)),
         n_blocks=max(1, stream["blocks"] // n_processes) * n_processes,
         block_size=settings.block_size,
         seed=settings.seed,
-        held_out=HeldOut(held_out, finds_near=settings.near_duplicates != "keep" and not made["is_continuous"]),
+        held_out=HeldOut(held_out, finds_near=settings.near_duplicates != "keep" and not info["is_continuous"]),
         positions=run_folder(settings.run) / "data" / "positions.json",
         buffer_blocks=stream["buffer_blocks"],
-        with_ends=not made["is_continuous"],
+        with_ends=not info["is_continuous"],
     )
 
 
@@ -128,7 +128,7 @@ class BlockStream(IterableDataset):
         epoch, n_read = self._resumed
         n_read = n_read if epoch == self._epoch else 0
         yield from itertools.repeat({"input_ids": torch.zeros(self._block_size, dtype=torch.int64)}, n_read)
-        for first, blocks in _one_ahead(self._buffers(n_read)):
+        for first, blocks in _prefetch(self._buffers(n_read)):
             order = np.random.default_rng([self._seed, self._epoch, first]).permutation(len(blocks))
             for row in order[max(0, n_read - first) :]:
                 yield {"input_ids": torch.from_numpy(blocks[row].astype(np.int64))}
@@ -138,21 +138,21 @@ class BlockStream(IterableDataset):
         positions = self._read_positions()
         known = [position for position in positions if position.block <= n_read]
         at = known[-1] if known else Position(0, 0, 0, 0)
-        batches, held = self._batches(at), np.empty(0, self._tokens.dtype)
-        n_of_batch, n_ahead = 0, at.token  # leading tokens that an earlier buffer used
+        batches, leftover = self._batches(at), np.empty(0, self._tokens.dtype)
+        n_batch_tokens, n_used = 0, at.token  # leading tokens that an earlier buffer used
         while at.block < self._n_blocks:
             n_tokens = self._block_size * min(self._buffer_blocks, self._n_blocks - at.block)
-            pieces, n_held = [held], len(held)
-            while n_held < n_tokens:
+            pieces, n_buffered = [leftover], len(leftover)
+            while n_buffered < n_tokens:
                 shard, document, ids = next(batches)
-                n_of_batch = len(ids)
-                pieces.append(ids[n_ahead:])
+                n_batch_tokens = len(ids)
+                pieces.append(ids[n_used:])
                 # A run of an older version had longer batches, so a buffer may have used more than one of today's.
-                n_held, n_ahead = n_held + len(pieces[-1]), max(0, n_ahead - len(ids))
+                n_buffered, n_used = n_buffered + len(pieces[-1]), max(0, n_used - len(ids))
                 at = at._replace(shard=shard, document=document)
             stream = np.concatenate(pieces)
-            blocks, held = stream[:n_tokens].reshape(-1, self._block_size), stream[n_tokens:].copy()
-            first, at = at.block, at._replace(block=at.block + len(blocks), token=n_of_batch - len(held))
+            blocks, leftover = stream[:n_tokens].reshape(-1, self._block_size), stream[n_tokens:].copy()
+            first, at = at.block, at._replace(block=at.block + len(blocks), token=n_batch_tokens - len(leftover))
             if not positions or positions[-1].block < at.block:
                 positions.append(at)
                 write_atomically(self._path, json.dumps(positions))
@@ -162,15 +162,15 @@ class BlockStream(IterableDataset):
         """Yield batches endlessly from a position: the shard, its number of earlier documents, and the ids."""
         n_shards, n_tokens = len(self._shards), 0
         for shard in itertools.count(start.shard):
-            times_read, place = divmod(shard, n_shards)
+            times_read, index = divmod(shard, n_shards)
             if shard - start.shard >= n_shards and not n_tokens:
                 raise SettingsError("Nothing is left to train on: all text is in validation and test.")
-            if times_read == 1 and place == 0 and shard > start.shard:
+            if times_read == 1 and index == 0 and shard > start.shard:
                 note = "The text has fewer tokens than max_tokens: it is read again from its beginning."
                 warnings.warn(note, stacklevel=2)
             order = np.random.default_rng([self._seed, times_read]).permutation(n_shards)
             n_before = start.document if shard == start.shard else 0
-            for batch in batches_of(itertools.islice(self._shards[order[place]](), n_before, None)):
+            for batch in batches_of(itertools.islice(self._shards[order[index]](), n_before, None)):
                 kept = [text for text in batch if text.strip() and text not in self._held_out]
                 ids, _ = self._tokens.encode(kept, with_ends=self._with_ends)
                 n_tokens += len(ids)
@@ -184,10 +184,10 @@ class BlockStream(IterableDataset):
             return []
 
 
-def _one_ahead(buffers: Iterator[tuple[int, np.ndarray]]) -> Iterator[tuple[int, np.ndarray]]:
+def _prefetch(buffers: Iterator[tuple[int, np.ndarray]]) -> Iterator[tuple[int, np.ndarray]]:
     """Read the next buffer in a thread while training uses the current one; the tokenizer releases the GIL."""
     with ThreadPoolExecutor(1, thread_name_prefix="stream") as reader:
-        coming = reader.submit(next, buffers, None)
-        while (buffer := coming.result()) is not None:
-            coming = reader.submit(next, buffers, None)
+        future = reader.submit(next, buffers, None)
+        while (buffer := future.result()) is not None:
+            future = reader.submit(next, buffers, None)
             yield buffer

@@ -32,11 +32,11 @@ def training_tokens(settings: DataSettings) -> tuple[int, str]:
     if counted := _counted_tokens(settings):
         return counted
     published = None if settings.source_split else _HUB_TOKENS.get((settings.source, settings.source_config))
-    by_own_tokenizer = round((published or 0) * _GPT2_BYTES_PER_TOKEN / _bytes_per_token(settings))
-    tokens, tokens_are = (by_own_tokenizer, "about, as published") if published else _tokens_by_size(settings)
-    allowed = round(settings.max_tokens * (1 - settings.validation_share - settings.test_share))
-    if allowed and (not tokens or tokens > allowed):
-        return allowed, "as max_tokens leaves"
+    converted = round((published or 0) * _GPT2_BYTES_PER_TOKEN / _bytes_per_token(settings))
+    tokens, tokens_are = (converted, "about, as published") if published else _tokens_by_size(settings)
+    token_limit = round(settings.max_tokens * (1 - settings.validation_share - settings.test_share))
+    if token_limit and (not tokens or tokens > token_limit):
+        return token_limit, "as max_tokens leaves"
     return (tokens, tokens_are) if tokens else (1_000_000, "not prepared yet: values for a million")
 
 
@@ -46,8 +46,8 @@ def _tokens_by_size(settings: DataSettings) -> tuple[int, str]:
         sizes = Source(settings).size_by_part()
     except (SettingsError, OSError):  # `prepare` reports what is wrong
         return 0, ""
-    of_text = settings.model_copy(update={"run": "any", "block_size": 8}).part(DataSettings)
-    counted = _counted_bytes_per_token(of_text) if sizes else None
+    text_settings = settings.model_copy(update={"run": "any", "block_size": 8}).part(DataSettings)
+    counted = _counted_bytes_per_token(text_settings) if sizes else None
     shares = {"validation": settings.validation_share, "test": settings.test_share}
     train_share = 1 - sum(share for part, share in shares.items() if part not in sizes)
     n_bytes = train_share * sizes.get("train", sizes.get("", 0))
@@ -97,10 +97,10 @@ def _bytes_per_token(settings: DataSettings) -> float:
 
 def _counted_tokens(settings: DataSettings) -> tuple[int, str] | None:
     """Return the count in the run's data.json if it is for the same text and tokenizer; otherwise None."""
-    same = DataSettings.model_fields.keys() - {"run", "block_size"}
+    compared = DataSettings.model_fields.keys() - {"run", "block_size"}
     try:
         facts = read_json(run_folder(settings.run) / "data" / "data.json")
-        is_same = all(facts["settings"][name] == getattr(settings, name) for name in same)
+        is_same = all(facts["settings"][name] == getattr(settings, name) for name in compared)
         if not is_same:
             return None
         counts, block_size = facts["splits"]["train"], facts["settings"]["block_size"]

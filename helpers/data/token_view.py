@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from helpers.data.sources.chat import Dialogue
-from helpers.data.sources.documents import replace_half_characters
+from helpers.data.sources.documents import replace_lone_surrogates
 from helpers.data.tokens import BYTES, TokenStream
 from helpers.display import PlainTextMixin, printable
 
@@ -51,7 +51,7 @@ def view_tokens(tokenizer: "PreTrainedTokenizerBase", text: str) -> TokenView:
         array, _, is_prompt = TokenStream(tokenizer).encode_dialogues([text])
         ids, is_learned = array.tolist(), (~is_prompt).tolist()
     else:
-        ids = tokenizer.encode(replace_half_characters(text), verbose=False)
+        ids = tokenizer.encode(replace_lone_surrogates(text), verbose=False)
         is_learned = [True] * len(ids)
     return TokenView([piece_of(token) for token in tokenizer.convert_ids_to_tokens(ids)], ids, is_learned)
 

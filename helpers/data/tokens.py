@@ -75,7 +75,7 @@ class TokenStream:
 
     def _encode_documents(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         if self.is_fast is None:
-            self.is_fast = self._encoding is not None and self._agrees_on(texts)
+            self.is_fast = self._encoding is not None and self._is_fast_exact(texts)
         if self.is_fast:
             ids = self._encode_fast(texts)
             ends = np.flatnonzero(ids == self.eos)
@@ -83,7 +83,7 @@ class TokenStream:
                 return ids.astype(self.dtype), np.diff(ends, prepend=-1)
         return self._encode_slowly(texts)
 
-    def _agrees_on(self, texts: Sequence[str]) -> bool:
+    def _is_fast_exact(self, texts: Sequence[str]) -> bool:
         # A sample is enough to notice a different rule or vocabulary, and takes milliseconds.
         sample = [text[:2000] for text in texts[:20]]
         return np.array_equal(self._encode_fast(sample), self._encode_slowly(sample)[0])
@@ -130,7 +130,7 @@ class TokenStream:
         return tiktoken.Encoding("own", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens=special)
 
 
-def is_of_gpt2s_kind(parts: dict[str, Any]) -> bool:
+def is_gpt2_like(parts: dict[str, Any]) -> bool:
     """Return whether a tokenizer's JSON describes a byte-level BPE that splits text into words as GPT-2 does."""
     rule, model = parts.get("pre_tokenizer") or {}, parts.get("model", {})
     if model.get("type") != "BPE" or parts.get("normalizer") or any(model.get(n) for n in ("dropout", "byte_fallback")):
@@ -143,7 +143,7 @@ def _has_ranks(parts: dict[str, Any]) -> bool:
 
     tiktoken has no list of merges: it uses a token's id as its rank, so the two orders must agree.
     """
-    if not is_of_gpt2s_kind(parts):
+    if not is_gpt2_like(parts):
         return False
     model = parts["model"]
     special = [token for token in parts["added_tokens"] if token["special"]]

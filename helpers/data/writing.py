@@ -74,11 +74,11 @@ class Staging(ExitStack):
             on_batch: called for each batch with its bytes of text and its number of tokens.
         """
         n_left = budget
-        for read in batches_of(texts):
-            places = [place for place, text in enumerate(read) if text and not text.isspace()]
-            batch = [read[place] for place in places]
+        for unfiltered in batches_of(texts):
+            indices = [index for index, text in enumerate(unfiltered) if text and not text.isspace()]
+            batch = [unfiltered[index] for index in indices]
             if not batch:
-                self.n_empty += len(read)
+                self.n_empty += len(unfiltered)
                 continue
             ids, n_tokens, is_prompt = self._encode(self._tokens, batch)
             n_taken = int(np.searchsorted(n_tokens.cumsum(), n_left, "right")) if budget else len(batch)
@@ -89,7 +89,7 @@ class Staging(ExitStack):
             ids = ids[: n_tokens[:n_taken].sum()]
             self._prompt_file.write(is_prompt[: len(ids)].tobytes())
             on_batch(self._add_batch(batch[:n_taken], ids, n_tokens[:n_taken], part), len(ids))
-            self.n_empty += (len(read) if n_taken == len(batch) else places[n_taken - 1] + 1) - n_taken
+            self.n_empty += (len(unfiltered) if n_taken == len(batch) else indices[n_taken - 1] + 1) - n_taken
             n_left -= len(ids)
             if budget and (n_taken < len(batch) or n_left <= 0):
                 return True
@@ -129,7 +129,7 @@ class Staging(ExitStack):
                 n_characters += len(text)
                 yield text
 
-    def encode_again(self, tokens: TokenStream) -> None:
+    def reencode(self, tokens: TokenStream) -> None:
         """Replace the staged tokens with those of a tokenizer that was trained on the staged text."""
         n_tokens = [np.empty(0, np.int32)]
         with (self._folder / "new-tokens").open("wb") as ids_file, (self._folder / "new-prompts").open("wb") as prompts:
@@ -137,10 +137,10 @@ class Staging(ExitStack):
                 batch = texts.column("text").to_pylist()
                 if self.has_prompts:
                     batch = [Dialogue(*pair) for pair in zip(batch, texts.column("borders").to_pylist(), strict=True)]
-                ids, numbers, is_prompt = self._encode(tokens, batch)
+                ids, counts, is_prompt = self._encode(tokens, batch)
                 ids_file.write(memoryview(ids))
                 prompts.write(is_prompt.tobytes())
-                n_tokens.append(numbers.astype(np.int32))
+                n_tokens.append(counts.astype(np.int32))
         for name in ("tokens", "prompts"):
             (self._folder / f"new-{name}").replace(self._folder / name)
         self._tokens, self.n_tokens = tokens, np.concatenate(n_tokens)
@@ -186,13 +186,13 @@ def write_parts(staging: Staging, part: np.ndarray, settings: DataSettings, fold
     with ExitStack() as stack:
         writers = [stack.enter_context(PartWriter(name, settings, folder, staging=staging)) for name in SPLITS]
         for texts, ids, is_prompt, documents in staging.batches():
-            for place, writer in enumerate(writers):
-                is_here = part[documents] == place
-                is_own = np.repeat(is_here, staging.n_tokens[documents])
-                own_ids, own_prompts = ids[is_own], is_prompt[is_own] if len(is_prompt) else None
-                writer.add(texts.filter(pa.array(is_here)), own_ids, staging.n_tokens[documents][is_here], own_prompts)
-                if place == TRAIN:
-                    leakage.add_train(own_ids)
+            for index, writer in enumerate(writers):
+                in_part = part[documents] == index
+                token_in_part = np.repeat(in_part, staging.n_tokens[documents])
+                part_ids, prompts = ids[token_in_part], is_prompt[token_in_part] if len(is_prompt) else None
+                writer.add(texts.filter(pa.array(in_part)), part_ids, staging.n_tokens[documents][in_part], prompts)
+                if index == TRAIN:
+                    leakage.add_train(part_ids)
         splits = {writer.name: writer.finish() for writer in writers}
     for kind, names in (("blocks", [name for name in SPLITS if name != "test"]), ("documents", list(SPLITS))):
         (folder / kind / "dataset_dict.json").write_text(json.dumps({"splits": names}), encoding="utf-8")

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 _RESAMPLED_AT_ONCE = 2**20  # documents in memory at once
 _PROMPT_TOKENS = 8  # of a held-out document, as the prompt of a sample that is searched for copies
-_LONGEST_OPENING = 64  # tokens; in scripts without spaces a "word" can be a whole paragraph
+_MAX_OPENING_TOKENS = 64  # tokens; in scripts without spaces a "word" can be a whole paragraph
 # (model, source, configuration) -> stride -> perplexity by the transformers documentation's protocol. At 1024 from
 # https://github.com/karpathy/llm.c/pull/276, at 512 from the card of smpanaro/gpt2-AutoGPTQ-4bit-128g on the Hub.
 _PUBLISHED = {("openai-community/gpt2", "Salesforce/wikitext", "wikitext-2-raw-v1"): {1024: 29.94, 512: 25.19}}
@@ -123,17 +123,17 @@ class Comparison(PlainTextMixin):
         base, tuned = self.base.bits_per_byte, self.tuned.bits_per_byte
         documents = f"{self.base.n_documents:,} document{'s' * (self.base.n_documents != 1)}"
 
-        def values(digits: int = 3) -> str:
+        def scores(digits: int = 3) -> str:
             return (
                 f"On {documents} of {self.source} the tuned model needs {tuned:.{digits}f} bits per byte and the base "
                 f"model {base:.{digits}f}"
             )
 
         if interval is None:
-            return f"{values()}. One document gives no interval: the difference may be due to the choice of document."
+            return f"{scores()}. One document gives no interval: the difference may be due to the choice of document."
         nearest, farthest = sorted(map(abs, interval))
         if farthest < 0.0005:  # it would be shown as 0.000
-            return f"{values()}: a difference of less than 0.001, which is too small to matter."
+            return f"{scores()}: a difference of less than 0.001, which is too small to matter."
         low, high = interval
         is_clear = low > 0 or high < 0
         digits = 3
@@ -141,7 +141,7 @@ class Comparison(PlainTextMixin):
             digits += 1  # so that a clear difference is not shown as 0
         shown = abs(round(base, digits) - round(tuned, digits))  # the difference of the two shown values
         text = (
-            f"{values(digits)}: {shown:.{digits}f} {'fewer' if saved > 0 else 'more'} "
+            f"{scores(digits)}: {shown:.{digits}f} {'fewer' if saved > 0 else 'more'} "
             f"({CONFIDENCE:.0%} interval of the gain {low:.{digits}f} to {high:.{digits}f})"
         )
         if not is_clear:
@@ -213,9 +213,9 @@ def compare_with_base(settings: EvaluationSettings) -> Comparison:
 
     A window has `block_size` tokens, as in training; a longer stride is reduced to that, as the protocol records.
     """
-    trained = read_run_settings(settings.run)
+    run_settings = read_run_settings(settings.run)
     documents = open_prepared(settings.run).documents["test"]
-    comparison = _compare_on(documents, settings, source=f"the test part of {public_name(trained.source)}")
+    comparison = _compare_on(documents, settings, source=f"the test part of {public_name(run_settings.source)}")
     record.write_section(settings.run, "test", comparison.to_dict())
     return comparison
 
@@ -250,12 +250,12 @@ def measure_published_protocol(settings: EvaluationSettings) -> list[dict[str, A
         One row per stride (the full window and half of it): `protocol`, `stride`, the perplexities `base` and `tuned`,
         and `published`, the known value for this base model and text, or None.
     """
-    trained = read_run_settings(settings.run)
-    rows = Source(trained.part(DataSettings)).rows_of("test")
+    run_settings = read_run_settings(settings.run)
+    rows = Source(run_settings.part(DataSettings)).rows_of("test")
     if rows is None:
         raise SettingsError(
             f"Not measured by the published protocol: it joins the rows of a data set's own test part, and "
-            f"{public_name(trained.source)} has none."
+            f"{public_name(run_settings.source)} has none."
         )
     texts, scores = list(rows), {}
     for name, load in (("base", load_base), ("tuned", load_tuned)):
@@ -269,8 +269,8 @@ def measure_published_protocol(settings: EvaluationSettings) -> list[dict[str, A
                 per_device_eval_batch_size=settings.per_device_eval_batch_size,
                 protocol="transformers",
             )
-    base = "" if trained.from_scratch else trained.model_name_or_path
-    published = _PUBLISHED.get((base, trained.source, trained.source_config), {})
+    base = "" if run_settings.from_scratch else run_settings.model_name_or_path
+    published = _PUBLISHED.get((base, run_settings.source, run_settings.source_config), {})
     table = [
         {
             "protocol": "transformers",
@@ -296,10 +296,10 @@ def fill_prompt(settings: EvaluationSettings) -> EvaluationSettings:
 def opening(text: str, tokenizer: "PreTrainedTokenizerBase", *, n_words: int) -> str:
     """Return a text's first words, at most 64 tokens: in scripts without spaces a "word" can be a whole paragraph."""
     words = re.match(rf"\s*(?:\S+\s+){{0,{n_words - 1}}}\S*", text)[0].rstrip()
-    ids = tokenizer.encode(words[: 16 * _LONGEST_OPENING], verbose=False)  # few tokens have more than 16 characters
-    if len(ids) <= _LONGEST_OPENING:
+    ids = tokenizer.encode(words[: 16 * _MAX_OPENING_TOKENS], verbose=False)  # few tokens have more than 16 characters
+    if len(ids) <= _MAX_OPENING_TOKENS:
         return words
-    return _decode_beginning(ids[:_LONGEST_OPENING], tokenizer).rstrip()
+    return _decode_beginning(ids[:_MAX_OPENING_TOKENS], tokenizer).rstrip()
 
 
 def _decode_beginning(ids: Sequence[int], tokenizer: "PreTrainedTokenizerBase") -> str:
@@ -308,8 +308,8 @@ def _decode_beginning(ids: Sequence[int], tokenizer: "PreTrainedTokenizerBase") 
 
 
 def _compare_on(documents: Dataset, settings: EvaluationSettings, *, source: str) -> Comparison:
-    trained = read_run_settings(settings.run)
-    context, start = trained.block_size, "random weights" if trained.from_scratch else None
+    run_settings = read_run_settings(settings.run)
+    context, base_name = run_settings.block_size, "random weights" if run_settings.from_scratch else None
     texts, protocol = dialogues(documents), "passages" if "continues" in documents.column_names else "documents"
     base, tuned = (
         score(
@@ -321,7 +321,7 @@ def _compare_on(documents: Dataset, settings: EvaluationSettings, *, source: str
             protocol=protocol,
             name=name,
         )
-        for load, name in ((load_base, start), (load_tuned, f"run {settings.run}"))
+        for load, name in ((load_base, base_name), (load_tuned, f"run {settings.run}"))
     )
     return Comparison(source, texts, base, tuned, settings.seed)
 
@@ -337,8 +337,8 @@ def measure_copying(settings: EvaluationSettings) -> CopyReport:
     documents = open_prepared(settings.run).documents
     texts = dialogues(documents["test"].take(min(len(documents["test"]), settings.copy_samples)))
     pairs = [_split_off_prompt(text, tokenizer) for text in texts]
-    longest = max(_PROMPT_TOKENS, model.config.n_positions - settings.max_new_tokens)  # longest possible question
-    pairs = [(prompt, rest) for prompt, rest in pairs if 0 < len(prompt) <= longest and rest]
+    max_tokens = max(_PROMPT_TOKENS, model.config.n_positions - settings.max_new_tokens)  # longest possible question
+    pairs = [(prompt, rest) for prompt, rest in pairs if 0 < len(prompt) <= max_tokens and rest]
     if not pairs:
         return CopyReport([], [], [], [], [], {})
     prompts = [_decode_beginning(prompt, tokenizer) for prompt, _ in pairs]
@@ -376,7 +376,7 @@ def compare_decodings(
     samples = {}
     for name, changes in decodings.items():
         by_prompt = generate(model, tokenizer, [settings.prompt, *openings], settings, **changes)
-        samples[name] = [sample for several in by_prompt for sample in several]
+        samples[name] = [sample for group in by_prompt for sample in group]
     ((before,),) = generate(*load_base(settings.run), [settings.prompt], settings, num_return_sequences=1)
     report = DecodingReport(samples, settings, before)
     record.write_section(settings.run, "speech", report.to_dict())

@@ -64,10 +64,10 @@ def plant_canaries(
     rng = random.Random(seed)  # noqa: S311 (these are not real secrets)
     canaries = [Canary(owner, rng.randrange(N_CANDIDATES), n) for owner, n in zip(_OWNERS, repeats, strict=False)]
     planted = list(documents)
-    places = iter(rng.sample(range(len(planted)), sum(repeats)))
+    positions = iter(rng.sample(range(len(planted)), sum(repeats)))
     for canary in canaries:
         for _ in range(canary.repeats):
-            planted[next(places)] += f"\n\n{canary.sentence()}"
+            planted[next(positions)] += f"\n\n{canary.sentence()}"
     return planted, canaries
 
 

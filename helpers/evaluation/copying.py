@@ -41,26 +41,26 @@ def find_longest_matches(query: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray
     [3, 2, 1, 1]
     """
     lengths, positions = np.zeros(len(query), np.int64), np.zeros(len(query), np.int64)
-    n_kinds = 2 + max(query.max(initial=0), ids.max(initial=0))
+    n_ids = 2 + max(query.max(initial=0), ids.max(initial=0))
     query, ids = np.append(query, NO_ID), np.append(ids, NO_ID)  # ends every run
-    # Runs start at `starts` in the query and `places` in the ids; `of_start` and `of_place` hold the runs' numbers.
+    # Runs start at `starts` in the query and `places` in the ids; `run_of_...` hold the numbers of these runs.
     starts, places = np.arange(len(query)), np.arange(len(ids))
-    of_start, of_place = np.zeros(len(starts), np.int64), np.zeros(len(places), np.int64)
+    run_of_start, run_of_place = np.zeros(len(starts), np.int64), np.zeros(len(places), np.int64)
     for depth in itertools.count():
         has_next = query[starts + depth] != NO_ID
-        starts, of_start = starts[has_next], of_start[has_next]
+        starts, run_of_start = starts[has_next], run_of_start[has_next]
         if not len(starts):
             return lengths, positions
-        runs, of_start = np.unique(of_start * n_kinds + query[starts + depth], return_inverse=True)
-        longer = of_place * n_kinds + ids[places + depth]  # with NO_ID, a number that no run has
-        of_place = np.searchsorted(runs, longer) % len(runs)
-        is_same = runs[of_place] == longer
-        places, of_place = places[is_same], of_place[is_same]
-        place_of = np.full(len(runs), -1)
-        place_of[of_place[::-1]] = places[::-1]  # the first place of each run
-        is_found = place_of[of_start] >= 0
-        starts, of_start = starts[is_found], of_start[is_found]
-        lengths[starts], positions[starts] = depth + 1, place_of[of_start]
+        runs, run_of_start = np.unique(run_of_start * n_ids + query[starts + depth], return_inverse=True)
+        extended = run_of_place * n_ids + ids[places + depth]  # with NO_ID, a number that no run has
+        run_of_place = np.searchsorted(runs, extended) % len(runs)
+        is_same = runs[run_of_place] == extended
+        places, run_of_place = places[is_same], run_of_place[is_same]
+        place_of_run = np.full(len(runs), -1)
+        place_of_run[run_of_place[::-1]] = places[::-1]  # the first place of each run
+        is_found = place_of_run[run_of_start] >= 0
+        starts, run_of_start = starts[is_found], run_of_start[is_found]
+        lengths[starts], positions[starts] = depth + 1, place_of_run[run_of_start]
 
 
 @dataclass(frozen=True)
@@ -82,11 +82,11 @@ class Match:
 
     def spans(self, min_tokens: int) -> list[tuple[int, int, int]]:
         """Return (begin, end, document) of the runs of at least `min_tokens` that are not part of a longer one."""
-        spans, reached = [], 0
+        spans, last_end = [], 0
         for begin, length in enumerate(self.lengths.tolist()):
-            if length >= min_tokens and begin + length > reached:
-                reached = begin + length
-                spans.append((begin, reached, int(self.documents[begin])))
+            if length >= min_tokens and begin + length > last_end:
+                last_end = begin + length
+                spans.append((begin, last_end, int(self.documents[begin])))
         return spans
 
 
@@ -103,10 +103,10 @@ def find_copies(queries: Sequence[Sequence[int]], corpus: Iterable[Sequence[int]
         is_longer = part_lengths > lengths
         lengths[is_longer] = part_lengths[is_longer]
         documents[is_longer] = first + np.searchsorted(starts, positions[is_longer], side="right") - 1
-    cuts = np.cumsum([len(query) for query in separated])[:-1]
+    boundaries = np.cumsum([len(query) for query in separated])[:-1]
     return [
-        Match(part[:-1], numbers[:-1])  # without the separator
-        for part, numbers in zip(np.split(lengths, cuts), np.split(documents, cuts), strict=True)
+        Match(part[:-1], document_numbers[:-1])  # without the separator
+        for part, document_numbers in zip(np.split(lengths, boundaries), np.split(documents, boundaries), strict=True)
     ]
 
 
@@ -126,9 +126,9 @@ def _split_corpus(corpus: Iterable[Sequence[int]]) -> Iterator[tuple[np.ndarray,
 
 def find_longest_in_words(texts: Sequence[str], corpus: Iterable[str]) -> list[int]:
     """Return the longest run of words that each text shares with a corpus, ignoring case and punctuation."""
-    numbers: dict[str, int] = {}  # only words of `texts`: numbering the corpus's words would take memory
-    queries = [[numbers.setdefault(word, len(numbers)) for word in split_words(text)] for text in texts]
-    documents = ([numbers.get(word, NO_ID) for word in split_words(text)] for text in corpus)
+    word_ids: dict[str, int] = {}  # only words of `texts`: numbering the corpus's words would take memory
+    queries = [[word_ids.setdefault(word, len(word_ids)) for word in split_words(text)] for text in texts]
+    documents = ([word_ids.get(word, NO_ID) for word in split_words(text)] for text in corpus)
     return [match.longest for match in find_copies(queries, documents)]
 
 
@@ -252,12 +252,12 @@ def search_training_text(
     texts = [tokenizer.decode(list(ids)) for ids in (*samples, *control)]
     with progress_bar(2 * len(training), unit="documents") as bar:
         matches = find_copies([*samples, *control], _count(_tokenize(training, tokenizer), bar))
-        in_words = find_longest_in_words(texts, _count(training, bar))
+        word_runs = find_longest_in_words(texts, _count(training, bar))
     n = len(samples)
     pieces = [_split_tokens(tokenizer, ids) for ids in samples]
     documents = {document for match in matches[:n] for _, _, document in match.spans(2)}
     titles = {number: cut(training[number].strip().split("\n")[0], 60) for number in sorted(documents)}
-    return CopyReport(matches[:n], matches[n:], pieces, in_words[:n], in_words[n:], titles)
+    return CopyReport(matches[:n], matches[n:], pieces, word_runs[:n], word_runs[n:], titles)
 
 
 def _count(documents: Iterable[Any], bar: Any) -> Iterator[Any]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from helpers.data.sources.documents import replace_half_characters
+from helpers.data.sources.documents import replace_lone_surrogates
 from helpers.display import PlainTextMixin, html_table, progress_bar
 from helpers.evaluation.sampling import check_length
 from helpers.model import check_sound, describe_prompt, on_device
@@ -80,16 +80,16 @@ def generate(
     if settings.prompt in prompts and (note := describe_prompt(settings.prompt)):
         warnings.warn(note, stacklevel=2)
     arguments = _generation_arguments(tokenizer, settings, changes)
-    prompts = [replace_half_characters(prompt) for prompt in prompts]
+    prompts = [replace_lone_surrogates(prompt) for prompt in prompts]
     rows = [tokenizer.encode(prompt, verbose=False) or [tokenizer.eos_token_id] for prompt in prompts]
     check_length(max(map(len, rows)), arguments["max_new_tokens"], model.config.n_positions)
     n_samples, n_beams = arguments["num_return_sequences"], arguments.get("num_beams") or 1
-    n_at_once = sequences_at_once(model.config, max(map(len, rows)) + arguments["max_new_tokens"])
-    n_rows = max(1, n_at_once // max(n_samples, n_beams))
+    max_sequences = sequences_at_once(model.config, max(map(len, rows)) + arguments["max_new_tokens"])
+    n_rows = max(1, max_sequences // max(n_samples, n_beams))
     batches = [rows[start : start + n_rows] for start in range(0, len(rows), n_rows)]
     # Even the samples of one prompt may be too many at once; the beams of a search must stay together.
-    n_most = n_at_once if n_beams == 1 else n_samples
-    parts = [min(n_most, n_samples - done) for done in range(0, n_samples, n_most)]
+    max_samples = max_sequences if n_beams == 1 else n_samples
+    parts = [min(max_samples, n_samples - done) for done in range(0, n_samples, max_samples)]
     n_steps = len(batches) * len(parts) * arguments["max_new_tokens"]
     continuations = []
     with on_device(model.eval()), torch.inference_mode(), progress_bar(n_steps, unit="token") as bar:
@@ -146,8 +146,8 @@ def _continue_batch(
 
     # Padded on the left, because new tokens must directly follow the prompt, and masked, so that a batch gives the same
     # result as single prompts. GPT-2 has no padding token, which the tokenizer needs for padding; any token works.
-    width, fill = max(map(len, rows)), tokenizer.eos_token_id
-    ids = torch.tensor([[fill] * (width - len(row)) + row for row in rows], device=model.device)  # (B, T)
+    width, pad_id = max(map(len, rows)), tokenizer.eos_token_id
+    ids = torch.tensor([[pad_id] * (width - len(row)) + row for row in rows], device=model.device)  # (B, T)
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=model.device)
     output = model.generate(input_ids=ids, attention_mask=mask, **arguments, stopping_criteria=[count])
     new = output[:, width:].tolist()  # B * n_each rows: the samples of a prompt follow each other

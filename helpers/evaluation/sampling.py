@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from helpers.data.sources.documents import replace_half_characters
+from helpers.data.sources.documents import replace_lone_surrogates
 from helpers.model import on_device
 from helpers.settings import EvaluationSettings, SettingsError
 
@@ -25,7 +25,7 @@ class Candidate(NamedTuple):
 
 def encode_prompt(model: "GPT2LMHeadModel", tokenizer: "PreTrainedTokenizerBase", settings: EvaluationSettings) -> list:
     """Return the prompt's tokens; raise `SettingsError` if they and `max_new_tokens` exceed the model's positions."""
-    ids = tokenizer.encode(replace_half_characters(settings.prompt), verbose=False) or [tokenizer.eos_token_id]
+    ids = tokenizer.encode(replace_lone_surrogates(settings.prompt), verbose=False) or [tokenizer.eos_token_id]
     check_length(len(ids), settings.max_new_tokens, model.config.n_positions)
     return ids
 
@@ -54,20 +54,20 @@ def sample_tokens(
     processors = _logits_processors(settings)
     with on_device(model.eval()):
         generator = torch.Generator(model.device).manual_seed(settings.seed)
-        ids, step = torch.tensor([list(ids)], device=model.device), None  # ids: (1, T)
+        ids, next_token = torch.tensor([list(ids)], device=model.device), None  # ids: (1, T)
         cache = DynamicCache()  # passed by position and kept here: transformers 5.24 renames argument and result
         for _ in range(settings.max_new_tokens):
             with torch.inference_mode():
                 out = model(
-                    ids if step is None else step, cache, attention_mask=torch.ones_like(ids),
+                    ids if next_token is None else next_token, cache, attention_mask=torch.ones_like(ids),
                     use_cache=True, logits_to_keep=1,
                 )  # fmt: skip
                 logits = out.logits[:, -1].float()  # (1, V) in float32, as in `generate`
                 # A clone, because some processors modify the scores.
-                step = torch.multinomial(processors(ids, logits.clone()).softmax(-1), 1, generator=generator)
-                ids = torch.cat([ids, step], dim=1)
-            yield step.item(), logits.cpu()
-            if step.item() == model.config.eos_token_id:
+                next_token = torch.multinomial(processors(ids, logits.clone()).softmax(-1), 1, generator=generator)
+                ids = torch.cat([ids, next_token], dim=1)
+            yield next_token.item(), logits.cpu()
+            if next_token.item() == model.config.eos_token_id:
                 return
 
 
@@ -95,12 +95,12 @@ def candidates(
     """
     import torch
 
-    plain = logits.softmax(-1)[0]
+    probs = logits.softmax(-1)[0]
     drawn = _logits_processors(settings)(torch.tensor([list(ids)]), logits.clone()).softmax(-1)[0]
-    tokens = plain.topk(_N_CANDIDATES).indices.tolist()
+    tokens = probs.topk(_N_CANDIDATES).indices.tolist()
     if include is not None and include not in tokens:
         tokens[-1] = include
-    return [Candidate(token, tokenizer.decode([token]), plain[token].item(), drawn[token].item()) for token in tokens]
+    return [Candidate(token, tokenizer.decode([token]), probs[token].item(), drawn[token].item()) for token in tokens]
 
 
 def _logits_processors(settings: EvaluationSettings) -> "LogitsProcessorList":

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from helpers.data.sources.chat import Dialogue
-from helpers.data.sources.documents import replace_half_characters
+from helpers.data.sources.documents import replace_lone_surrogates
 from helpers.data.tokens import TokenStream, batches_of
 from helpers.display import progress_bar
 from helpers.model import check_sound, on_device, shown_name
@@ -218,7 +218,7 @@ def _check_texts(documents: Sequence[str]) -> Iterator[str]:
     for number, text in enumerate(documents):
         if not isinstance(text, str):
             raise SettingsError(f"Document {number} is not a text but {type(text).__name__}: give a list of texts.")
-        yield text if isinstance(text, Dialogue) else replace_half_characters(text)  # a dialogue has no surrogates
+        yield text if isinstance(text, Dialogue) else replace_lone_surrogates(text)  # a dialogue has no surrogates
 
 
 def _measure_text(documents: Sequence[str]) -> tuple[np.ndarray, int, str]:
@@ -253,9 +253,9 @@ def encode(
             ids, n_tokens, is_prompt = tokens.encode_dialogues(batch)
         else:
             (ids, n_tokens), is_prompt = tokens.encode(batch, with_ends=with_ends), False
-        numbers = np.repeat(np.arange(n_read, n_read + len(batch), dtype=np.int32), n_tokens)
+        document_numbers = np.repeat(np.arange(n_read, n_read + len(batch), dtype=np.int32), n_tokens)
         pieces.append(ids)
-        owners.append(np.where(is_prompt, np.int32(PROMPT), numbers))
+        owners.append(np.where(is_prompt, np.int32(PROMPT), document_numbers))
         n_read += len(batch)
     return np.concatenate(pieces), np.concatenate(owners)
 
@@ -311,7 +311,7 @@ def _token_nats(model: "GPT2LMHeadModel", rows: "torch.Tensor", n_scored: int) -
     targets = rows[:, -n_scored:].flatten()
     # The logits of all tokens at once would be by far the largest tensor: 1.6 GB for 8 x 1024 tokens of GPT-2.
     nats = [
-        functional.cross_entropy(model.lm_head(some).float(), wanted, reduction="none")
-        for some, wanted in zip(hidden.split(CHUNK_TOKENS), targets.split(CHUNK_TOKENS), strict=True)
+        functional.cross_entropy(model.lm_head(hidden_chunk).float(), target_chunk, reduction="none")
+        for hidden_chunk, target_chunk in zip(hidden.split(CHUNK_TOKENS), targets.split(CHUNK_TOKENS), strict=True)
     ]
     return torch.cat(nats)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from helpers.data.tokens import is_of_gpt2s_kind
+from helpers.data.tokens import is_gpt2_like
 from helpers.model import check_sound
 from helpers.settings import EvaluationSettings, SettingsError
 
@@ -164,7 +164,7 @@ def _add_tokenizer(writer: "object", tokenizer: "PreTrainedTokenizerBase", n_emb
     from gguf import TokenType
 
     parts = json.loads(tokenizer.backend_tokenizer.to_str())
-    if not is_of_gpt2s_kind(parts):
+    if not is_gpt2_like(parts):
         raise SettingsError(
             "The tokenizer is not of GPT-2's kind (byte-level BPE without a normalizer and without a space put before "
             "the text), so llama.cpp would split the same text into other tokens: use the folder `model` with "

@@ -105,7 +105,7 @@ def test_a_budget_takes_complete_documents_and_at_least_one(staging):
     expected = [(ids.tolist(), is_prompt.tolist() if staging.has_prompts else []) for ids, _, is_prompt in alone]
     for _ in range(2):
         assert [(ids.tolist(), is_prompt.tolist()) for _, ids, is_prompt, _ in staging.batches()] == expected
-        staging.encode_again(tokens)
+        staging.reencode(tokens)
 
 
 def test_a_budget_is_not_exceeded_by_the_first_document_of_a_batch(staging, monkeypatch):

@@ -8,16 +8,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
-from helpers.data.sources.documents import replace_half_characters, without_markers
+from helpers.data.sources.documents import remove_markers, replace_lone_surrogates
 from helpers.display import cut
 from helpers.settings import SettingsError
 
 MESSAGE_COLUMNS = ("messages", "conversations", "conversation")
-_PAIRS = (
+_COLUMN_PAIRS = (
     ("prompt", "completion"), ("prompt", "response"), ("instruction", "output"), ("instruction", "response"),
     ("question", "answer"),
 )  # fmt: skip
-_ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "developer": "system"}
+_ROLE_ALIASES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "developer": "system"}
 
 
 class Template(NamedTuple):
@@ -65,8 +65,8 @@ class Dialogue(str):
     @property
     def segments(self) -> list[tuple[str, bool]]:
         """The pieces of the text in order, each with whether it is a prompt; no piece is empty."""
-        places = [0, *self.borders, len(self)]
-        pieces = [self[start:stop] for start, stop in pairwise(places)]
+        boundaries = [0, *self.borders, len(self)]
+        pieces = [self[start:stop] for start, stop in pairwise(boundaries)]
         return [(piece, number % 2 == 0) for number, piece in enumerate(pieces) if piece]
 
 
@@ -101,13 +101,13 @@ def render_chat(messages: Sequence[Mapping[str, Any]], template: str = "roles") 
 def _read_message(message: Any) -> tuple[str, str]:
     values = message if isinstance(message, Mapping) else {}
     role, content = values.get("role", values.get("from")), values.get("content", values.get("value"))
-    role = _ROLES.get(str(role), role)
+    role = _ROLE_ALIASES.get(str(role), role)
     if role not in ("system", "user", "assistant") or not isinstance(content, str):
         raise SettingsError(
             "a message needs a role (system, user or assistant) and content that is text, not "
             f"{cut(str(message), 60)}; tool calls and images are not read"
         )
-    return role, without_markers(replace_half_characters(content)).strip()
+    return role, remove_markers(replace_lone_surrogates(content)).strip()
 
 
 def chat_columns(columns: Mapping[str, str], wanted: str) -> tuple[str, ...]:
@@ -120,7 +120,7 @@ def chat_columns(columns: Mapping[str, str], wanted: str) -> tuple[str, ...]:
     if "text" in columns:
         return ()
     chats = [name for name, kind in columns.items() if kind == "messages"]
-    for pair in _PAIRS:
+    for pair in _COLUMN_PAIRS:
         if all(columns.get(name) in ("words", "messages", "other") for name in pair):
             return (*pair, "input") if "input" in columns and pair[0] == "instruction" else pair
     return (next((name for name in MESSAGE_COLUMNS if name in chats), chats[0]),) if chats else ()
@@ -134,11 +134,11 @@ def render_row(values: Mapping[str, Any], columns: Sequence[str], template: str)
     if len(columns) == 1:
         messages = values.get(columns[0]) or []
     else:
-        prompt, completion, *more = (values.get(column) or "" for column in columns)
+        prompt, completion, *extra = (values.get(column) or "" for column in columns)
         if isinstance(prompt, str):
-            is_text = all(isinstance(part, str) for part in more)
+            is_text = all(isinstance(part, str) for part in extra)
             # An `input` that is not text becomes the message, so `render_chat` rejects it.
-            prompt = "\n\n".join([prompt, *filter(None, more)]) if is_text else [{"role": "user", "content": more[0]}]
+            prompt = "\n\n".join([prompt, *filter(None, extra)]) if is_text else [{"role": "user", "content": extra[0]}]
         answer = _as_messages(completion, "assistant")
         messages = [*_as_messages(prompt, "user"), *answer] if answer else []
     return render_chat(messages, template) if messages else ""

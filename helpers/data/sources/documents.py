@@ -25,10 +25,10 @@ PASSAGE_CHARACTERS = 1000  # about 250 tokens: a short text has enough passages 
 _MARKERS = re.compile(r"<\|(?:startoftext|endoftext)\|>")  # fine-tuning tools for GPT-2 write this pair
 MAX_DOCUMENT_CHARACTERS = 2**26  # a novel has a million; more is not one document and may not fit in memory
 _PATTERNS = {"row": r"\n", "line": r"\n", "blank line": r"\n[^\S\n]*\n"}
-_COUNT = re.compile(r"(\d+) rows?")
+_ROW_COUNT = re.compile(r"(\d+) rows?")
 # Cut before white space: GPT-2's tokenizer starts a new token there anyway, so passages keep the text's tokens.
 _LINE_END, _WORD_END = re.compile(r"(?<=\S)(?=\n)"), re.compile(r"(?<=\S)(?=\s)")
-_LONGEST = 4  # passages without a line end are cut between words by this length, or anywhere if there are no spaces
+_MAX_RATIO = 4  # passages without a line end are cut between words by this length, or anywhere if there are no spaces
 
 
 def text_documents(chunks: Iterable[str], separator: str, *, name: str) -> Iterator[str]:
@@ -37,7 +37,7 @@ def text_documents(chunks: Iterable[str], separator: str, *, name: str) -> Itera
     If rows start documents, as with `heading`, only line ends are stripped. `separator` is as in
     `document_separator`, but not 'auto'; `name` identifies the text in errors.
     """
-    begins = _beginning(separator)
+    begins = _start_test(separator)
     texts = _group(split_lines(chunks, name=name), begins, name) if begins else split_text(chunks, separator, name=name)
     return filter(str.strip, _end_at_markers(texts))
 
@@ -49,7 +49,7 @@ def row_documents(rows: Iterable[str], separator: str, *, name: str) -> Iterator
     """
     if separator in ("row", "line"):
         return _end_at_markers(rows)
-    begins = _beginning(separator)
+    begins = _start_test(separator)
     if begins:
         return filter(str.strip, _end_at_markers(_group((row.removesuffix("\n") for row in rows), begins, name)))
     return text_documents(row_lines(rows), separator, name=name)
@@ -79,7 +79,7 @@ def passages(chunks: Iterable[str]) -> Iterator[str]:
 
 def _passage_end(text: str, start: int) -> int | None:
     """Return where the passage that begins at `start` ends; None if more text is needed to decide."""
-    earliest, latest = start + PASSAGE_CHARACTERS, start + _LONGEST * PASSAGE_CHARACTERS
+    earliest, latest = start + PASSAGE_CHARACTERS, start + _MAX_RATIO * PASSAGE_CHARACTERS
     if line_end := _LINE_END.search(text, earliest, latest):
         return line_end.start()
     if len(text) < latest:
@@ -88,12 +88,12 @@ def _passage_end(text: str, start: int) -> int | None:
     return word_end.start() if word_end else latest
 
 
-def _beginning(separator: str) -> Callable[[int, str, str], bool] | None:
+def _start_test(separator: str) -> Callable[[int, str, str], bool] | None:
     """Return a test of (row number, row, previous row) for the start of a document; None if rows do not start one."""
     if separator == "heading":
         headings = (HEADING, _MARKDOWN_HEADING)
         return lambda _, row, before: not before.strip() and any(kind.fullmatch(row) for kind in headings)
-    if count := _COUNT.fullmatch(separator):
+    if count := _ROW_COUNT.fullmatch(separator):
         return lambda number, *_: number % int(count[1]) == 0
     if separator.startswith("pattern:"):
         pattern = re.compile(separator.removeprefix("pattern:"))
@@ -124,12 +124,12 @@ def _end_at_markers(texts: Iterable[str]) -> Iterator[str]:
             yield text
 
 
-def without_markers(text: str) -> str:
+def remove_markers(text: str) -> str:
     """Return a text with each start or end-of-text marker replaced by a space."""
     return _MARKERS.sub(" ", text) if "<|" in text else text
 
 
-def replace_half_characters(text: str) -> str:
+def replace_lone_surrogates(text: str) -> str:
     """Replace unpaired surrogates with U+FFFD: JSON can contain them, but no encoding can write them."""
     if text.isascii():
         return text

@@ -24,7 +24,7 @@ _CANDIDATES = [
     "gb18030", "big5", "cp932", "euc_jp", "cp949",
 ]  # fmt: skip
 _SAMPLE_BYTES = 2**18
-_CLOSE = 0.1  # smaller differences between charset-normalizer's scores are ignored
+_SCORE_MARGIN = 0.1  # smaller differences between charset-normalizer's scores are ignored
 
 
 def read_chunks(file: Path, *, advance: Callable[[int], None] | None = None) -> Iterator[bytes]:
@@ -73,7 +73,7 @@ def find_encoding(file: Path, chunks: Iterable[bytes]) -> str:
     """
     decoder, n_before, last = codecs.getincrementaldecoder("utf-8")(), 0, b""
     for chunk in chunks:
-        if not n_before and (encoding := _by_first_bytes(chunk)):
+        if not n_before and (encoding := _encoding_by_first_bytes(chunk)):
             return encoding
         if (position := chunk.find(0)) >= 0:
             raise SettingsError(
@@ -83,12 +83,12 @@ def find_encoding(file: Path, chunks: Iterable[bytes]) -> str:
         try:
             decoder.decode(chunk)
         except UnicodeDecodeError as error:
-            n_held = len(error.object) - len(chunk)  # bytes of a character that began in the last chunk
-            position = max(0, n_before + error.start - n_held)
-            return _by_statistics(file, _sample(last + chunk, len(last) + error.start - n_held), position)
+            n_carried = len(error.object) - len(chunk)  # bytes of a character that began in the last chunk
+            position = max(0, n_before + error.start - n_carried)
+            return _guess_encoding(file, _sample(last + chunk, len(last) + error.start - n_carried), position)
         last, n_before = chunk, n_before + len(chunk)
     if unfinished := decoder.getstate()[0]:
-        return _by_statistics(file, _sample(last, len(last)), n_before - len(unfinished))
+        return _guess_encoding(file, _sample(last, len(last)), n_before - len(unfinished))
     return "utf-8"
 
 
@@ -100,7 +100,7 @@ def _sample(text: bytes, position: int) -> bytes:
     return text[start : start + _SAMPLE_BYTES]
 
 
-def _by_first_bytes(chunk: bytes) -> str | None:
+def _encoding_by_first_bytes(chunk: bytes) -> str | None:
     for mark, name in _BYTE_ORDER_MARKS:
         if chunk.startswith(mark):
             return name
@@ -111,7 +111,7 @@ def _by_first_bytes(chunk: bytes) -> str | None:
     return None
 
 
-def _by_statistics(file: Path, sample: bytes, position: int) -> str:
+def _guess_encoding(file: Path, sample: bytes, position: int) -> str:
     from charset_normalizer import from_bytes
 
     as_utf8 = sample.decode("utf-8", errors="replace")
@@ -132,7 +132,7 @@ def _by_statistics(file: Path, sample: bytes, position: int) -> str:
         )
     best = matches[0]
     for match in matches:
-        is_close = match.chaos - best.chaos < _CLOSE and best.coherence - match.coherence < _CLOSE
+        is_close = match.chaos - best.chaos < _SCORE_MARGIN and best.coherence - match.coherence < _SCORE_MARGIN
         if is_close and "cp1252" in (match.encoding, *match.could_be_from_charset):
             return "cp1252"  # the Windows default in Western countries, unless another clearly fits better
     return best.encoding

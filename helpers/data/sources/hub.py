@@ -65,7 +65,7 @@ def newest_commit(settings: DataSettings) -> str:
     """Return the current commit of a Hub data set, so that a stream can stay on it; raises as `open_from_hub`."""
     from huggingface_hub import HfApi
 
-    with _explained(settings, is_online=hub_answers()):
+    with _explain_errors(settings, is_online=hub_answers()):
         return HfApi().dataset_info(settings.source, revision=settings.source_revision or None).sha
 
 
@@ -74,7 +74,7 @@ def _load_splits(settings: DataSettings) -> Any:
     from datasets import load_dataset
 
     is_online = hub_answers()
-    with _explained(settings, is_online=is_online), nullcontext() if is_online else _offline():
+    with _explain_errors(settings, is_online=is_online), nullcontext() if is_online else _force_offline():
         return load_dataset(
             settings.source,
             settings.source_config or None,
@@ -97,7 +97,7 @@ def _open_split(split: Any, settings: DataSettings, shard: int | None = None) ->
 def _rows(split: Any, settings: DataSettings) -> Iterator[Row]:
     """Yield rows; an error while reading, such as a lost connection, becomes a `SettingsError`."""
     number = 0
-    with _explained(settings, is_online=True):
+    with _explain_errors(settings, is_online=True):
         for batch in split.iter(_BATCH):
             for values in zip(*batch.values(), strict=True):
                 number += 1
@@ -105,7 +105,7 @@ def _rows(split: Any, settings: DataSettings) -> Iterator[Row]:
 
 
 @contextmanager
-def _offline() -> Iterator[None]:
+def _force_offline() -> Iterator[None]:
     """Make `datasets` use its cache at once in this block: otherwise it retries the Hub for minutes.
 
     Setting the environment variable HF_HUB_OFFLINE is too late: the library reads it at import.
@@ -122,14 +122,14 @@ def _offline() -> Iterator[None]:
 
 
 @contextmanager
-def _explained(settings: DataSettings, *, is_online: bool) -> Iterator[None]:
+def _explain_errors(settings: DataSettings, *, is_online: bool) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # noqa: BLE001 (the clients raise many kinds; each becomes one sentence)
-        raise SettingsError(_explain(settings, error, is_online=is_online)) from None
+        raise SettingsError(_describe_error(settings, error, is_online=is_online)) from None
 
 
-def _explain(settings: DataSettings, error: BaseException, *, is_online: bool) -> str:
+def _describe_error(settings: DataSettings, error: BaseException, *, is_online: bool) -> str:
     """Return one sentence that says why the data set cannot be loaded and what to do.
 
     Goes by the words of the messages: the libraries raise the same exception for different causes.
@@ -145,7 +145,7 @@ def _explain(settings: DataSettings, error: BaseException, *, is_online: bool) -
     elif "doesn't exist" in words or "404" in words:
         reason = f"is not on the Hub, or is private: check the name and its owner, {shipped}"
     elif "onfig" in words and ("missing" in words or "not found" in words):
-        reason = f"needs another configuration: set source_config ({first_line(error)}{_choices(words)})"
+        reason = f"needs another configuration: set source_config ({first_line(error)}{_list_configurations(words)})"
     elif any(name in words for name in _CONNECTION_ERRORS):
         reason = f"could not be downloaded completely ({first_line(error)}): run this again to continue"
     else:
@@ -159,6 +159,6 @@ def _messages(error: BaseException | None) -> Iterator[str]:
         error = error.__cause__ or error.__context__
 
 
-def _choices(words: str) -> str:
+def _list_configurations(words: str) -> str:
     _, is_listed, names = words.partition("vailable configs: [")
     return f": {names.partition(']')[0]}" if is_listed else ""

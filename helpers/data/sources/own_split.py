@@ -15,13 +15,13 @@ from helpers.settings import DataSettings, SettingsError
 
 Content = TypeVar("Content")
 # The words that `datasets` recognises in a Hub repository, and some that people use for their own files.
-_PARTS = {
+_PART_OF_WORD = {
     **dict.fromkeys(("test", "testing", "eval", "evaluation", "heldout", "holdout"), "test"),
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
     **dict.fromkeys(("train", "training"), "train"),
 }
 # Files in the main folder that describe a data set or a project.
-_ABOUT = re.compile(
+_DESCRIPTION_NAME = re.compile(
     r"(readme|licen[cs]e|copying|notice|authors|citation|contributing|changelog|code_of_conduct|data_?card|"
     r"dataset_infos?|dataset_dict|metadata|requirements.*|constraints)(\.\w+)*",
     re.IGNORECASE,
@@ -47,10 +47,10 @@ def part_of(name: str) -> str:
     ('train', 'validation', 'test', '')
     """
     *folders, file = name.split("/")
-    exact = [_PARTS[folder.lower()] for folder in folders if folder.lower() in _PARTS]
+    exact = [_PART_OF_WORD[folder.lower()] for folder in folders if folder.lower() in _PART_OF_WORD]
     for parts in (exact, _parts_in(file), [part for folder in folders for part in _parts_in(folder)]):
         if parts:
-            return min(parts, key=list(dict.fromkeys(_PARTS.values())).index)
+            return min(parts, key=list(dict.fromkeys(_PART_OF_WORD.values())).index)
     return ""
 
 
@@ -58,7 +58,7 @@ def _parts_in(name: str) -> list[str]:
     """Return the parts that the words of a name, such as `trainData`, `my_train` or `testset`, indicate."""
     words = re.findall(r"[^\W\d_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
     stems = (re.sub(r"(?<=.)(data|set|split)$", "", word) for word in words)
-    return [_PARTS[word] for word in stems if word in _PARTS]
+    return [_PART_OF_WORD[word] for word in stems if word in _PART_OF_WORD]
 
 
 def divide_files(folder: Path, files: Sequence[Path], settings: DataSettings) -> Division:
@@ -72,36 +72,36 @@ def divide_files(folder: Path, files: Sequence[Path], settings: DataSettings) ->
         SettingsError: there is no such split or configuration, or no file for training.
     """
     names = {file: file.relative_to(folder).as_posix() for file in files}
-    about = [file for file in files if _ABOUT.fullmatch(names[file])]
-    if len(about) == len(files):
-        about = []
-    read = in_order({*files}.difference(about))  # the order determines the random draws of a split
+    descriptions = [file for file in files if _DESCRIPTION_NAME.fullmatch(names[file])]
+    if len(descriptions) == len(files):
+        descriptions = []
+    read = in_order({*files}.difference(descriptions))  # the order determines the random draws of a split
     by_card = _files_by_card(folder, read, settings) if len(read) > 1 else {}
-    named: dict[str, list[Path]] = {}
+    files_by_part: dict[str, list[Path]] = {}
     for part, listed in (by_card or {"": read}).items():
         for file in in_order({*listed}):
-            named.setdefault(part or part_of(names[file]), []).append(file)
-    parts = _choose(named, names, settings)
+            files_by_part.setdefault(part or part_of(names[file]), []).append(file)
+    parts = _choose_parts(files_by_part, names, settings)
     unread = in_order({*read}.difference(*parts.values()))
-    return Division(parts, _notes(folder, parts, about, unread))
+    return Division(parts, _notes(folder, parts, descriptions, unread))
 
 
-def _choose(
-    named: Mapping[str, list[Path]], names: Mapping[Path, str], settings: DataSettings
+def _choose_parts(
+    files_by_part: Mapping[str, list[Path]], names: Mapping[Path, str], settings: DataSettings
 ) -> dict[str, list[Path]]:
-    parts = {part: files for part, files in named.items() if part}
+    parts = {part: files for part, files in files_by_part.items() if part}
     if settings.source_split:
         by_first_word: dict[str, list[Path]] = {}
-        for file in (file for files in named.values() for file in files):
+        for file in (file for files in files_by_part.values() for file in files):
             by_first_word.setdefault(re.split(r"[./-]", names[file], maxsplit=1)[0].lower(), []).append(file)
         return name_parts(by_first_word | parts, settings)
-    unnamed = named.get("", [])
+    unnamed = files_by_part.get("", [])
     if set(parts) & {"test", "validation"}:
         if "train" not in parts and unnamed:
             return {"train": unnamed, **parts}
         if len(parts) > 1:
             return name_parts(parts, settings)
-    return {"": in_order(file for files in named.values() for file in files)}
+    return {"": in_order(file for files in files_by_part.values() for file in files)}
 
 
 def name_parts(splits: Mapping[str, Content], settings: DataSettings) -> dict[str, Content]:
@@ -114,7 +114,7 @@ def name_parts(splits: Mapping[str, Content], settings: DataSettings) -> dict[st
     """
     wanted = settings.source_split
     if wanted and wanted not in splits:
-        alias = _PARTS.get(wanted.lower(), wanted)
+        alias = _PART_OF_WORD.get(wanted.lower(), wanted)
         if alias not in splits:
             raise SettingsError(
                 f"{settings.source!r} has no split {wanted!r}: set source_split to one of {list(splits)[:20]}."
@@ -123,9 +123,9 @@ def name_parts(splits: Mapping[str, Content], settings: DataSettings) -> dict[st
     if wanted or len(splits) == 1:
         return {"": splits[wanted] if wanted else next(iter(splits.values()))}
     parts: dict[str, Content] = {}
-    for name in sorted(splits, key=lambda name: name not in _PARTS.values()):  # `validation` before `dev`
-        if name.lower() in _PARTS:
-            parts.setdefault(_PARTS[name.lower()], splits[name])
+    for name in sorted(splits, key=lambda name: name not in _PART_OF_WORD.values()):  # `validation` before `dev`
+        if name.lower() in _PART_OF_WORD:
+            parts.setdefault(_PART_OF_WORD[name.lower()], splits[name])
     if "train" not in parts:
         raise SettingsError(
             f"{settings.source!r} has no split for training among {list(splits)[:20]}: set source_split to one of them."
@@ -190,25 +190,25 @@ def _matching(folder: Path, pattern: str) -> list[Path]:
 
 
 def _notes(
-    folder: Path, parts: Mapping[str, Sequence[Path]], about: Sequence[Path], unread: Sequence[Path]
+    folder: Path, parts: Mapping[str, Sequence[Path]], descriptions: Sequence[Path], unread: Sequence[Path]
 ) -> list[str]:
-    def listed(files: Sequence[Path]) -> str:
-        return _listed([file.relative_to(folder).as_posix() for file in files])
+    def list_files(files: Sequence[Path]) -> str:
+        return _join_shortened([file.relative_to(folder).as_posix() for file in files])
 
     notes = []
     if "" not in parts:
-        by_part = "; ".join(f"{part}: {listed(files)}" for part, files in parts.items())
+        by_part = "; ".join(f"{part}: {list_files(files)}" for part, files in parts.items())
         notes.append(f"The split is the source's own, by the names of its files ({by_part}).")
-    for files, reason in ((about, "they describe the data"), (unread, "in no part of the split")):
+    for files, reason in ((descriptions, "they describe the data"), (unread, "in no part of the split")):
         if files:
-            notes.append(f"Left out ({reason}): {listed(files)}.")
+            notes.append(f"Left out ({reason}): {list_files(files)}.")
     kinds = Counter(file.suffix.lower() or "no suffix" for file in other_files(folder))
     if kinds:
         counts = [f"{count:,} {suffix}" for suffix, count in kinds.most_common()]
-        notes.append(f"Left out (other kinds of files): {_listed(counts)}.")
+        notes.append(f"Left out (other kinds of files): {_join_shortened(counts)}.")
     return notes
 
 
-def _listed(names: Sequence[str]) -> str:
+def _join_shortened(names: Sequence[str]) -> str:
     more = f" and {len(names) - _MAX_NAMES:,} more" if len(names) > _MAX_NAMES else ""
     return ", ".join(names[:_MAX_NAMES]) + more

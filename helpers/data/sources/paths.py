@@ -47,13 +47,13 @@ def source_path(source: str) -> Path | None:
             f"source = {source!r} is an address: download the file and name it; a data set of the Hub is written as "
             "'owner/name'."
         )
-    meant = did_you_mean(source, similar_paths(source, SHIPPED_TEXTS))
+    suggestion = did_you_mean(source, similar_paths(source, SHIPPED_TEXTS))
     if kind_of(Path(source)) in (*TEXTS, *TABLES) or not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", source):
-        looked_for = " and ".join(map(str, paths_of(source)))
-        raise SettingsError(f"source = {source!r} is not there: looked for {looked_for}{meant}")
+        searched = " and ".join(map(str, paths_of(source)))
+        raise SettingsError(f"source = {source!r} is not there: looked for {searched}{suggestion}")
     if "/" not in source:
         full_name = _FULL_NAMES.get(source)
-        advice = f"; write {full_name}." if full_name else f", as in 'Salesforce/wikitext'{meant}"
+        advice = f"; write {full_name}." if full_name else f", as in 'Salesforce/wikitext'{suggestion}"
         raise SettingsError(
             f"source = {source!r} is neither shipped ('fables', 'python-reference') nor a file: a data set of the Hub "
             f"needs its owner in front{advice}"
@@ -68,10 +68,10 @@ def public_name(source: str) -> str:
     ('Salesforce/wikitext', 'mine.txt')
     """
     try:
-        is_of_hub = source_path(source) is None
+        is_on_hub = source_path(source) is None
     except SettingsError:  # it looks like a path but does not exist
-        is_of_hub = False
-    return source if is_of_hub else last_part(source)
+        is_on_hub = False
+    return source if is_on_hub else last_part(source)
 
 
 def check_source(source: str) -> None:

@@ -21,13 +21,13 @@ _BOOK = re.compile(
 )
 _SENTENCE = re.compile(r"[^.!?。！？]*[.!?。！？]+[\s\"'”’»)\]`]*")  # noqa: RUF001 (also Chinese sentence ends)
 # How a later sentence of a text often begins, and the only sentence of a document rarely does.
-_GOING_ON = re.compile(r"[a-z\"“„«']|(He|She|It|They|We|I|You|His|Her|But|And|Then|So|That)\b")
+_LATER_SENTENCE = re.compile(r"[a-z\"“„«']|(He|She|It|They|We|I|You|His|Her|But|And|Then|So|That)\b")
 # How a paragraph of a story often begins and a document rarely does; without "I", as letters and reviews begin with it.
-_SPEECH_OR_STORY = re.compile(r"[\"'“„«]|(He|She|They|His|Her|But|And|Then|So|Yet|Now)\b")
+_STORY_PARAGRAPH = re.compile(r"[\"'“„«]|(He|She|They|His|Her|But|And|Then|So|Yet|Now)\b")
 # How a line of a conversation or of a log begins: a speaker, a date or a time, or ChatML's marker.
 _TURN = re.compile(r"[^\W\d_a-z][\w .'-]{0,30}: |\[?\d{1,4}[./:-]\d\d?([./:-]\d{1,4})?\b|<\|im_start\|>")
 _RULE = re.compile(r"\s*([*~#_-])(\s*\1){2,}\s*")  # a line between texts, such as '***'
-_FEW_RULES = 3
+_MIN_RULES = 3
 _TAG = re.compile(r"</?(p|br|div|span|a|li|ul|b|i|em|strong|h[1-6])\b[^<>]*>|&(amp|quot|lt|gt|nbsp|#\d+);")
 _ENOUGH_ROWS, _VERY_MANY_ROWS = 30, 300  # fewer sentences may well be documents
 _MOST, _SOME = 0.7, 0.15  # shares of the rows or blocks
@@ -99,11 +99,11 @@ def _by_blocks(rows: Sequence[str], n_rows: str) -> Choice | None:
         return Choice("file", f"lines such as {chapters[0][:40]!r} are those of one book")
     if len(firsts) < 2 or (len(firsts) == 2 and sum(map(len, rows)) > 4 * PASSAGE_CHARACTERS):
         return None
-    if ruled := _by_rules(rows):
-        return ruled
-    n_going_on = sum(_goes_on(row) for row in firsts)
-    if len(firsts) >= _ENOUGH_ROWS and n_going_on > _SOME * len(firsts):
-        return Choice("file", f"{n_going_on:,} of {len(firsts):,} blocks begin in mid-story, as with 'She' or \"")
+    if choice := _by_rules(rows):
+        return choice
+    n_continuing = sum(_is_continuation(row) for row in firsts)
+    if len(firsts) >= _ENOUGH_ROWS and n_continuing > _SOME * len(firsts):
+        return Choice("file", f"{n_continuing:,} of {len(firsts):,} blocks begin in mid-story, as with 'She' or \"")
     return Choice("blank line", f"there are {len(firsts):,} blocks between the blank lines of {n_rows}")
 
 
@@ -112,15 +112,15 @@ def _by_rules(rows: Sequence[str]) -> Choice | None:
     rules = Counter(row.strip() for row in rows if _RULE.fullmatch(row))
     rule, n_rules = max(rules.items(), key=lambda item: item[1], default=("", 0))
     filled = [row.strip() for row in rows if row.strip()]
-    n_going_on = sum(before == rule and _goes_on(row) for before, row in pairwise(filled))
-    if n_rules < _FEW_RULES or n_going_on > _SOME * n_rules:
+    n_continuing = sum(before == rule and _is_continuation(row) for before, row in pairwise(filled))
+    if n_rules < _MIN_RULES or n_continuing > _SOME * n_rules:
         return None
     return Choice(f"\n{rule}\n", f"{n_rules:,} lines are {rule!r}, and a new text begins after each")
 
 
-def _goes_on(row: str) -> bool:
+def _is_continuation(row: str) -> bool:
     """Return whether a paragraph begins like one from the middle of a story."""
-    return bool(row[0].islower() or _SPEECH_OR_STORY.match(row))
+    return bool(row[0].islower() or _STORY_PARAGRAPH.match(row))
 
 
 def _by_lines(filled: Sequence[str], n_rows: str) -> Choice:
@@ -134,8 +134,8 @@ def _by_lines(filled: Sequence[str], n_rows: str) -> Choice:
     if len(turns) >= max(3, len(filled) / 2) and (not speakers or 1 < len(set(speakers)) <= len(speakers) / 3):
         begin = f"{len(turns):,} of {n_rows} begin with a speaker, a time or a marker of chat"
         return Choice("file", f"{begin}: they are turns of one conversation")
-    n_going_on = sum(len(row) > _PROSE_LINE and after.lstrip()[:1].islower() for row, after in pairwise(filled))
-    if len(filled) < 3 or n_going_on > 2 * _SOME * len(filled):
+    n_continuing = sum(len(row) > _PROSE_LINE and after.lstrip()[:1].islower() for row, after in pairwise(filled))
+    if len(filled) < 3 or n_continuing > 2 * _SOME * len(filled):
         return Choice("file", f"{n_rows} are lines of one text that continues from line to line")
     return Choice("row", f"{n_rows} have no blank line between them and do not continue from line to line")
 
@@ -143,6 +143,6 @@ def _by_lines(filled: Sequence[str], n_rows: str) -> Choice:
 def _are_sentences(rows: Sequence[str]) -> bool:
     """Return whether each row is one sentence of a continuous text, as in BookCorpus."""
     sentences = [row for row in rows if len(row) <= _SENTENCE_CHARACTERS and _SENTENCE.fullmatch(row.strip())]
-    n_going_on = sum(bool(_GOING_ON.match(row)) for row in sentences)
-    is_one_text = n_going_on > _SOME * len(rows) or len(rows) >= _VERY_MANY_ROWS
+    n_continuing = sum(bool(_LATER_SENTENCE.match(row)) for row in sentences)
+    is_one_text = n_continuing > _SOME * len(rows) or len(rows) >= _VERY_MANY_ROWS
     return is_one_text and len(rows) >= _ENOUGH_ROWS and len(sentences) >= _MOST * len(rows)

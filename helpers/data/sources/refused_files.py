@@ -63,8 +63,8 @@ def refuse_other_kinds(file: Path) -> None:
     if file.suffix.lower() == ".xml":  # without `<?xml`, it looks like Markdown that contains a tag
         text = b"<?xml" + text
     kind = next((kind for start, kind in _KINDS.items() if re.match(start, text, re.DOTALL)), _binary(head))
-    is_named_so = head.startswith(b"PAR1") and file.suffix.lower() == ".parquet"
-    if kind and not is_named_so:
+    is_parquet = head.startswith(b"PAR1") and file.suffix.lower() == ".parquet"
+    if kind and not is_parquet:
         raise SettingsError(f"{file} is {kind[0]}, not text: {kind[1]}.")
 
 

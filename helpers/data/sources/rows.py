@@ -42,12 +42,12 @@ def csv_rows(name: str, chunks: Iterable[str], *, delimiter: str, notes: list[st
     numbered = enumerate(split_lines(chunks, name=name))
     filled = (pair for pair in numbered if pair[1].strip())
     n_skipped, header = next(filled, (0, ""))
-    if named := re.fullmatch(r"sep=(.)\s*", header):  # a line only for Excel
-        delimiter = named[1]
+    if declared := re.fullmatch(r"sep=(.)\s*", header):  # a line only for Excel
+        delimiter = declared[1]
         n_skipped, header = next(filled, (1, ""))
-    bare = _QUOTED.sub("", header)
-    counts = {one: bare.count(one) for one in _DELIMITERS if one in bare}
-    delimiter = max(counts, key=lambda one: (counts[one], one == delimiter)) if counts else delimiter
+    unquoted = _QUOTED.sub("", header)
+    counts = {candidate: unquoted.count(candidate) for candidate in _DELIMITERS if candidate in unquoted}
+    delimiter = max(counts, key=lambda candidate: (counts[candidate], candidate == delimiter)) if counts else delimiter
     lines = (f"{line}\n" for line in chain([header], (line for _, line in numbered)))
     yield from _rows(name, lines, delimiter=delimiter, n_skipped=n_skipped, header=header, notes=notes)
 
@@ -99,11 +99,11 @@ def _note_text_in_header(columns: list[str], name: str, *, line: int, notes: lis
 
 def _note_merged(values: list[str], n_columns: int, delimiter: str, place: str, notes: list[str]) -> None:
     """Note a row that spans many lines that look like rows: a quotation mark swallowed them."""
-    within = [line for value in values for line in value.split("\n")[1:-1]]
-    n_like_rows = sum(line.count(delimiter) == n_columns - 1 for line in within)
-    if n_columns > 1 and n_like_rows > len(within) / 2 and len(notes) < _MAX_NOTES:
+    inside = [line for value in values for line in value.split("\n")[1:-1]]
+    n_like_rows = sum(line.count(delimiter) == n_columns - 1 for line in inside)
+    if n_columns > 1 and n_like_rows > len(inside) / 2 and len(notes) < _MAX_NOTES:
         notes.append(
-            f"{place}: a quotation mark opens here and merges {len(within) + 2:,} lines into one row; they look like "
+            f"{place}: a quotation mark opens here and merges {len(inside) + 2:,} lines into one row; they look like "
             "separate rows. If it is part of the text, double it and put the value in quotation marks."
         )
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from helpers.data.sources.chat import chat_columns, render_row
-from helpers.data.sources.documents import passages, replace_half_characters, row_documents, row_lines, text_documents
+from helpers.data.sources.documents import passages, replace_lone_surrogates, row_documents, row_lines, text_documents
 from helpers.data.sources.encodings import decode, find_encoding, read_chunks
 from helpers.data.sources.hub import open_from_hub, open_saved, open_shards, saved_files
 from helpers.data.sources.own_split import Division, divide_files, name_parts
@@ -115,7 +115,7 @@ class Source:
             parts = {part: [*map(self._file_stream, files)] for part, files in self._division.parts.items()}
         elif self._path is None and source != "python-reference":
             parts = {
-                part: [_Stream(source, True, lambda opens=opens: self._texts(opens())) for opens in shards]
+                part: [_Stream(source, True, lambda read=read: self._texts(read())) for read in shards]
                 for part, shards in name_parts(open_shards(self.settings), self.settings).items()
             }
         else:
@@ -225,7 +225,7 @@ class Source:
         if not self.settings.text_column and column != "text" and len(table.columns) > 1:
             self.note(f"the text is column {column!r} of {list(table.columns)[:20]}.", file=table.name)
         return (
-            replace_half_characters(text_of(row, column, name=table.name)) for row in rows_of_one_part(table, [column])
+            replace_lone_surrogates(text_of(row, column, name=table.name)) for row in rows_of_one_part(table, [column])
         )
 
     def _conversation(self, row: Row, columns: Sequence[str], name: str) -> str:
@@ -253,8 +253,8 @@ class Source:
         if separator == "file" and is_alone:
             self.is_continuous = True
             return passages(row_lines(pieces) if stream.is_table else pieces)
-        form = row_documents if stream.is_table else text_documents
-        return form(pieces, separator, name=stream.name)
+        split = row_documents if stream.is_table else text_documents
+        return split(pieces, separator, name=stream.name)
 
     def _choose(self, rows: Sequence[str], *, is_table: bool) -> Choice:
         if is_table and self._is_chat:

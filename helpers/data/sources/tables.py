@@ -73,16 +73,16 @@ def rows_of_one_part(table: Table, columns: Sequence[str]) -> Iterator[Row]:
         SettingsError: a column such as `split` marks some rows for training and others for a test, which must not be
             trained on.
     """
-    marks = [name for name in table.columns if name.lower() in _PART_COLUMNS]
-    found: dict[str, dict[str, str]] = {mark: {} for mark in marks}  # for each column: part -> the value that names it
-    for place, values in table.rows([*columns, *marks]):
-        for mark, names in found.items():
-            value = str(values.get(mark))
+    part_columns = [name for name in table.columns if name.lower() in _PART_COLUMNS]
+    found: dict[str, dict[str, str]] = {column: {} for column in part_columns}  # part -> the value that names it
+    for place, values in table.rows([*columns, *part_columns]):
+        for column, names in found.items():
+            value = str(values.get(column))
             if part := part_of(value):
                 names.setdefault(part, value)
             if len(names) > 1:
                 raise SettingsError(
-                    f"{table.name}, {place}: column {mark!r} divides the rows into parts, {[*names.values()]}. Write "
+                    f"{table.name}, {place}: column {column!r} divides the rows into parts, {[*names.values()]}. Write "
                     "each part to its own file, such as train.csv and test.csv, and set source to their folder, "
                     "or delete the column to use all rows."
                 )
@@ -148,8 +148,8 @@ def kind_of_type(kind: Any) -> str:
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        of = kind.value_type
-        names = [of.field(place).name for place in range(of.num_fields)] if pa.types.is_struct(of) else []
+        item = kind.value_type
+        names = [item.field(index).name for index in range(item.num_fields)] if pa.types.is_struct(item) else []
         return "messages" if is_message(dict.fromkeys(names)) else "nested"
     if pa.types.is_nested(kind):
         return "nested"

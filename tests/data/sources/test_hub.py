@@ -176,12 +176,12 @@ def test_threads_that_read_offline_leave_the_library_online(monkeypatch):
     has_entered, may_leave = threading.Event(), threading.Event()
 
     def read():
-        with hub_module._offline():
+        with hub_module._force_offline():
             has_entered.set()
             may_leave.wait(10)
 
     other = threading.Thread(target=read)
-    with hub_module._offline():
+    with hub_module._force_offline():
         other.start()
         has_entered.wait(0.1)  # without waiting for its turn, it would take this block's change for the usual state
     may_leave.set()
