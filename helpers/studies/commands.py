@@ -60,15 +60,15 @@ def _run(study: Any, file: Path, *, workers: int, retry_failed: bool) -> bool:
     from helpers.studies.queue import retry_failed as queue_failed
     from helpers.studies.supervision import Progress, supervise
 
-    opened = open_study(study)
+    optuna_study = open_study(study)
     if retry_failed:
-        queue_failed(study, opened)
+        queue_failed(study, optuna_study)
     with _progress_view() as show:
-        reasons = supervise(study, file, opened, workers=workers, show=show)
+        reasons = supervise(study, file, optuna_study, workers=workers, show=show)
     for reason in reasons:
         click.secho(reason, fg="yellow", err=True)
     _show_table(study.study, study.folder)
-    progress = Progress(study, opened)
+    progress = Progress(study, optuna_study)
     for sentence in _remarks(progress):
         click.secho(sentence, fg="yellow", err=True)
     return not progress.n_left and progress.best is not None

@@ -26,9 +26,9 @@ def ranking_faults(values: dict[str, Any]) -> Iterator[Fault]:
     metric = values.get("optimise", "eval_loss")
     # the pruner compares validation losses, whatever metric the study optimises
     metrics = {metric, "eval_loss"} if values.get("prune") is True else {metric}
-    for name, over in vary.items():
-        if isinstance(over, dict) or (isinstance(over, list) and len(over) > 1):
-            reason = _reason(name, over, metrics)
+    for name, variation in vary.items():
+        if isinstance(variation, dict) or (isinstance(variation, list) and len(variation) > 1):
+            reason = _reason(name, variation, metrics)
             if reason:
                 yield (
                     ("vary", name),
@@ -37,7 +37,7 @@ def ranking_faults(values: dict[str, Any]) -> Iterator[Fault]:
                 )
 
 
-def _reason(name: str, over: Any, metrics: set[str]) -> str:
+def _reason(name: str, variation: Any, metrics: set[str]) -> str:
     """Return why values of a setting cannot be ranked by these metrics; empty if they can."""
     if name in _TEXT_SETTINGS:
         return f"{name} changes the text that is measured, and metrics of different texts cannot be ranked."
@@ -48,7 +48,7 @@ def _reason(name: str, over: Any, metrics: set[str]) -> str:
         )
     if name == "stride" and metrics & {"bits_per_byte", "perplexity"}:
         return "stride changes how the metric is measured, not the model."
-    is_same = name == "model_name_or_path" and _n_vocabularies(over) < 2
+    is_same = name == "model_name_or_path" and _n_vocabularies(variation) < 2
     if name in _VOCABULARY_SETTINGS and metrics != {"bits_per_byte"} and not is_same:
         return (
             f"{name} gives models of different vocabularies, whose losses per token cannot be ranked; "
@@ -57,10 +57,10 @@ def _reason(name: str, over: Any, metrics: set[str]) -> str:
     return ""
 
 
-def _n_vocabularies(over: Any) -> int:
+def _n_vocabularies(variation: Any) -> int:
     """Return how many different vocabulary sizes the models have, as far as known without a download."""
     sizes = set()
-    for name in over if isinstance(over, list) else ():
+    for name in variation if isinstance(variation, list) else ():
         try:
             sizes.add(read_shape(str(name)).vocab_size)
         except SettingsError:
@@ -71,13 +71,13 @@ def _n_vocabularies(over: Any) -> int:
 def metric_faults(values: dict[str, Any], notebooks: Sequence[Path]) -> Iterator[Fault]:
     """Find a metric that none of the notebooks measures; what users' own notebooks measure is unknown."""
     metric = values.get("optimise", "eval_loss")
-    makers = _MEASURED_BY.get(metric, ())
+    measuring = _MEASURED_BY.get(metric, ())
     shipped = [path.name[:2] for path in notebooks if path.parent.absolute() == NOTEBOOKS.absolute()]
     if not notebooks and metric == "eval_loss":
         return  # training alone measures it
-    if makers and len(shipped) == len(notebooks) and not set(makers) & set(shipped):
+    if measuring and len(shipped) == len(notebooks) and not set(measuring) & set(shipped):
         yield (
             ("optimise" if "optimise" in values else "notebooks",),
             f"None of the notebooks {', '.join(shipped) or '[]'} measures {metric}, so every trial would fail: add "
-            f'"{makers[0]}" to `notebooks`.',
+            f'"{measuring[0]}" to `notebooks`.',
         )

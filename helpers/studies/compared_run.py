@@ -46,8 +46,8 @@ class ComparedRun:
         On the same text, a metric of completions is not comparable with a metric of all tokens.
         """
         sha256 = self.validation_sha256 if by == "eval_loss" else self.text_sha256
-        is_part = sha256 and self.settings.get("train_on") == "completion"
-        return f"{sha256[:12]}, completions" if is_part else sha256[:12]
+        is_completions = sha256 and self.settings.get("train_on") == "completion"
+        return f"{sha256[:12]}, completions" if is_completions else sha256[:12]
 
 
 def read_run(folder: Path, *, name: str = "") -> ComparedRun:

@@ -22,11 +22,11 @@ from helpers.training.model_card import write_model_card
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-_OF_A_RUN = ("settings.json", "training.json")  # one of them, where the other was lost
+_RUN_FILES = ("settings.json", "training.json")  # one of them, where the other was lost
 _MAX_ERRORS = 5  # below a table
 _MAX_COLUMNS = 4  # for settings; if more differ, each run has a list below the table
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet treats text that starts so as a formula
-_LONGEST = 24  # characters shown of a setting's value
+_MAX_TEXT = 24  # characters shown of a setting's value
 _INTERVAL = f"{CONFIDENCE:.0%} interval"
 _COLUMNS: list[tuple[str, str, Callable[[Any], str]]] = [  # heading, attribute of a run, its text
     ("perplexity", "perplexity", "{:.2f}".format),
@@ -64,14 +64,14 @@ class RunTable(PlainTextMixin):
     def rows(self) -> list[dict[str, Any]]:
         """One flat row per run, for a CSV file or pandas; unknown values are None."""
         return [
-            {"text": number, "rank": place if run.ranked(self.by) is not None else None, "run": run.name}
+            {"text": number, "rank": rank if run.ranked(self.by) is not None else None, "run": run.name}
             | {name: run.settings.get(name) for name in self.differing}
             | {name: getattr(run, name) for name in METRICS}
-            | _ends("perplexity", run.perplexity_interval)
-            | _ends("bits_per_byte", run.bits_per_byte_interval)
+            | _bounds("perplexity", run.perplexity_interval)
+            | _bounds("bits_per_byte", run.bits_per_byte_interval)
             | {name: getattr(run, name) for name in ("seconds", "peak_bytes", "tokens", "text_sha256", "state")}
             for number, group in enumerate(self.groups, start=1)
-            for place, run in enumerate(group, start=1)
+            for rank, run in enumerate(group, start=1)
         ]
 
     @property
@@ -101,12 +101,12 @@ class RunTable(PlainTextMixin):
             if len(models) > 1 and self.by != "bits_per_byte":
                 yield f"The runs{of_text} start from different models: across tokenizers, compare bits per byte only."
             if any(run.state == "done" and run.bits_per_byte is None and run.eval_loss is not None for run in group):
-                made = "notebook 4 measures them. Their validation loss is shown"
-                yield f"Some runs{of_text} have no test metrics: {made}."
+                advice = "notebook 4 measures them. Their validation loss is shown"
+                yield f"Some runs{of_text} have no test metrics: {advice}."
             if any(run.seconds is None and run.state == "done" for run in group):
                 yield f"Some runs{of_text} have no training record: time, memory and tokens are not known."
-            wrong = [run for run in group if run.error]
-            yield from (f"{run.name}, {run.state}: {run.error}" for run in wrong[:_MAX_ERRORS])
+            broken = [run for run in group if run.error]
+            yield from (f"{run.name}, {run.state}: {run.error}" for run in broken[:_MAX_ERRORS])
 
     @property
     def verdicts(self) -> list[str]:
@@ -116,8 +116,8 @@ class RunTable(PlainTextMixin):
             run = group[0]
             if run.ranked(self.by) is None:
                 continue
-            chosen = {name: run.settings[name] for name in _differing(group) if name in run.settings}
-            settings = _listed(chosen) if 0 < len(chosen) <= _MAX_COLUMNS else ""
+            values = {name: run.settings[name] for name in _differing(group) if name in run.settings}
+            settings = _format(values) if 0 < len(values) <= _MAX_COLUMNS else ""
             metric = f"{self.by.replace('_', ' ')} {getattr(run, self.by):.4g}"
             sentences.append(f"Best: {run.name}, {metric}{' with ' if settings else ''}{settings}.")
         return sentences
@@ -158,15 +158,15 @@ class RunTable(PlainTextMixin):
         for group in self.groups:
             text = group[0].text(self.by)
             measured = f"{part} text {text}" if text else f"no {part} text"
-            ranks = [str(place) if run.ranked(self.by) is not None else "-" for place, run in enumerate(group, start=1)]
-            own = {*_differing(group), "source"}  # settings that differ only in other groups say nothing here
-            names = [name for name in self.differing if name in own]
+            ranks = [str(rank) if run.ranked(self.by) is not None else "-" for rank, run in enumerate(group, start=1)]
+            relevant = {*_differing(group), "source"}  # settings that differ only in other groups say nothing here
+            names = [name for name in self.differing if name in relevant]
             listed = [name for name in names if name != "source"] if len(names) > _MAX_COLUMNS else []
             lists = _settings_by_run(group, listed) if listed else []
             shown = [name for name in names if name not in listed]
             cells = [
                 [run.name]
-                + [_short(run.settings[name]) if name in run.settings else None for name in shown]
+                + [_shorten(run.settings[name]) if name in run.settings else None for name in shown]
                 + [None if (value := getattr(run, name)) is None else text(value) for _, name, text in _COLUMNS]
                 for run in group
             ]
@@ -179,32 +179,32 @@ class RunTable(PlainTextMixin):
 
 def _settings_by_run(group: Sequence[ComparedRun], names: Sequence[str]) -> list[str]:
     """Return a line with the settings that more than half of the runs share, and a line per run with its others."""
-    usual = {}
+    shared = {}
     for name in names:
         values = [run.settings[name] for run in group if name in run.settings]
         most_common = max(values, key=values.count)
         if values.count(most_common) > len(values) / 2:
-            usual[name] = most_common
-    lines = [f"Settings of most runs: {_listed(usual) or 'none is the same in more than half'}"]
+            shared[name] = most_common
+    lines = [f"Settings of most runs: {_format(shared) or 'none is the same in more than half'}"]
     for run in group:
         own = {name: run.settings[name] for name in names if name in run.settings}
-        unusual = {name: value for name, value in own.items() if name not in usual or value != usual[name]}
-        lines.append(f"  {run.name}: {_listed(unusual) or 'no others'}")
+        others = {name: value for name, value in own.items() if name not in shared or value != shared[name]}
+        lines.append(f"  {run.name}: {_format(others) or 'no others'}")
     return lines
 
 
-def _listed(settings: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {_short(value) or repr('')}" for name, value in settings.items())
+def _format(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {_shorten(value) or repr('')}" for name, value in settings.items())
 
 
-def _ends(name: str, interval: tuple[float, float] | None) -> dict[str, float | None]:
+def _bounds(name: str, interval: tuple[float, float] | None) -> dict[str, float | None]:
     low, high = interval or (None, None)
     return {f"{name}_low": low, f"{name}_high": high}
 
 
-def _short(value: Any) -> str:
+def _shorten(value: Any) -> str:
     text = f"{value:g}" if isinstance(value, float) else str(value)
-    return text if len(text) <= _LONGEST else "…" + text[1 - _LONGEST :]  # the end of a path says more than its start
+    return text if len(text) <= _MAX_TEXT else "…" + text[1 - _MAX_TEXT :]  # the end of a path says more than its start
 
 
 def _csv_cell(value: Any) -> Any:
@@ -225,8 +225,8 @@ def compare(*names: str, by: Metric | None = None) -> RunTable:
     Raises:
         SettingsError: a run or study does not exist, or there are no runs at all.
     """
-    chosen = [name.rstrip("/") for name in names] or _all_names()
-    runs = list({run.folder: run for name in chosen for run in _runs_of(name)}.values())
+    selected = [name.rstrip("/") for name in names] or _all_names()
+    runs = list({run.folder: run for name in selected for run in _runs_of(name)}.values())
     if not runs:
         raise SettingsError(f"There are no runs in {runs_folder()} yet: train one, or start a sweep.")
     if by is None:
@@ -239,11 +239,11 @@ def compare(*names: str, by: Metric | None = None) -> RunTable:
     only_text = next(iter(groups)) if len(groups) == 1 else ""
     for run in runs:
         groups.setdefault(run.text(by) or only_text, []).append(run)
-    ranked = tuple(tuple(sorted(group, key=lambda run: _order(run, by))) for group in groups.values())
+    ranked = tuple(tuple(sorted(group, key=lambda run: _sort_key(run, by))) for group in groups.values())
     return RunTable(by, ranked, _differing(runs))
 
 
-def _order(run: ComparedRun, by: Metric) -> tuple:
+def _sort_key(run: ComparedRun, by: Metric) -> tuple:
     """Sort by the metric; then runs without it, by validation loss; then unfinished runs."""
     metric = getattr(run, by)
     loss = run.eval_loss if run.eval_loss is not None else float("inf")
@@ -258,7 +258,7 @@ def _differing(runs: Sequence[ComparedRun]) -> tuple[str, ...]:
 
 def _all_names() -> list[str]:
     """Return the names of all runs, then of all studies, including copied folders such as `pocket (copy)`."""
-    runs = (path for file in _OF_A_RUN for path in runs_folder().glob(f"[!.]*/{file}"))
+    runs = (path for file in _RUN_FILES for path in runs_folder().glob(f"[!.]*/{file}"))
     trials = runs_folder().glob("[!.]*/trial-*/trial.json")
     return [*sorted({path.parent.name for path in runs}), *sorted({path.parent.parent.name for path in trials})]
 
@@ -269,7 +269,7 @@ def _runs_of(name: str) -> list[ComparedRun]:
         for part in name.split("/"):
             run_folder(part)  # rejects invalid names
     folder = runs_folder() / name
-    if any((folder / file).exists() for file in (*_OF_A_RUN, "trial.json")):
+    if any((folder / file).exists() for file in (*_RUN_FILES, "trial.json")):
         return [read_run(folder, name=name)]
     # a trial's notebooks leave experiments beside it, such as trial-003-rate-1, which are not trials
     trials = sorted(path for path in folder.glob("trial-*/") if re.fullmatch(r"trial-\d+", path.name))

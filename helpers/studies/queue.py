@@ -44,23 +44,23 @@ def open_study(study: Study) -> "OptunaStudy":
     """
     import optuna
 
-    _refuse_the_folder_of_a_run(study)
-    opened = optuna.create_study(
+    _refuse_run_folder(study)
+    optuna_study = optuna.create_study(
         study_name=study.study,
         storage=open_storage(study.storage, study.folder),
         pruner=pruner(study.prune),
         sampler=optuna.samplers.RandomSampler(),  # never used: see `suggest_values`
         load_if_exists=True,
     )
-    if not _is_started(study, opened):
-        opened.set_user_attr("essence", study.essence)
+    if not _is_started(study, optuna_study):
+        optuna_study.set_user_attr("essence", study.essence)
     study.folder.mkdir(parents=True, exist_ok=True)
     with FileLock(study.folder / ".queue.lock"):  # two commands that start together would both queue all points
-        queued = {trial.user_attrs["point"] for trial in _valid_trials(opened)}
+        queued = {trial.user_attrs["point"] for trial in _valid_trials(optuna_study)}
         for number, point in enumerate(study.points):
             if number not in queued:
-                opened.enqueue_trial(point, user_attrs={"point": number})
-    return opened
+                optuna_study.enqueue_trial(point, user_attrs={"point": number})
+    return optuna_study
 
 
 def started_study(study: Study) -> "OptunaStudy | None":
@@ -71,29 +71,29 @@ def started_study(study: Study) -> "OptunaStudy | None":
     """
     import optuna
 
-    _refuse_the_folder_of_a_run(study)
+    _refuse_run_folder(study)
     if not study.storage and not (study.folder / JOURNAL).exists():
         return None
     try:
-        opened = optuna.load_study(
+        optuna_study = optuna.load_study(
             study_name=study.study,
             storage=open_storage(study.storage, study.folder),
             sampler=optuna.samplers.RandomSampler(),  # never used: see `suggest_values`
         )
     except KeyError:  # the storage holds only other studies, e.g. in a copied folder
         return None
-    _is_started(study, opened)
-    return opened
+    _is_started(study, optuna_study)
+    return optuna_study
 
 
-def _refuse_the_folder_of_a_run(study: Study) -> None:
+def _refuse_run_folder(study: Study) -> None:
     if (study.folder / "settings.json").exists():
         raise SettingsError(f"{study.folder} is the folder of a run: give the study another name.")
 
 
-def _is_started(study: Study, opened: "OptunaStudy") -> bool:
+def _is_started(study: Study, optuna_study: "OptunaStudy") -> bool:
     """Return whether a study was started before; raise `SettingsError` if it had other settings."""
-    before, now = opened.user_attrs.get("essence"), study.essence
+    before, now = optuna_study.user_attrs.get("essence"), study.essence
     if before is not None and before != now:
         changed = [f"{name} = {before.get(name)}, not {now[name]}" for name in now if before.get(name) != now[name]]
         raise SettingsError(
@@ -107,13 +107,13 @@ def suggest_values(study: Study, trial: "Trial") -> dict[str, Any]:
     """Return the values of a taken trial: those it was queued with, or new ones that TPE derives from other trials."""
     trial.study.sampler = _sampler(study, trial.user_attrs["point"])
     point = {}
-    for name, over in study.vary.items():
-        if not isinstance(over, Range):
-            point[name] = trial.suggest_categorical(name, over)
+    for name, variation in study.vary.items():
+        if not isinstance(variation, Range):
+            point[name] = trial.suggest_categorical(name, variation)
         elif known_settings()[name].annotation is int:
-            point[name] = trial.suggest_int(name, int(over.low), int(over.high), log=over.scale == "log")
+            point[name] = trial.suggest_int(name, int(variation.low), int(variation.high), log=variation.scale == "log")
         else:
-            point[name] = trial.suggest_float(name, over.low, over.high, log=over.scale == "log")
+            point[name] = trial.suggest_float(name, variation.low, variation.high, log=variation.scale == "log")
     return point
 
 
@@ -128,25 +128,25 @@ def _sampler(study: Study, point: int) -> "BaseSampler":
         )
 
 
-def _valid_trials(opened: "OptunaStudy") -> "list[FrozenTrial]":
-    trials = opened.get_trials(deepcopy=False)
+def _valid_trials(optuna_study: "OptunaStudy") -> "list[FrozenTrial]":
+    trials = optuna_study.get_trials(deepcopy=False)
     return [trial for trial in trials if "point" in trial.user_attrs and "superfluous" not in trial.user_attrs]
 
 
-def trials_of(study: Study, opened: "OptunaStudy") -> "list[FrozenTrial]":
+def trials_of(study: Study, optuna_study: "OptunaStudy") -> "list[FrozenTrial]":
     """Return the newest trial of each point, in the order of the points.
 
     If the budget of trials was lowered, waiting trials beyond it are left out.
     """
     # trials are numbered as they are queued, so a later one of the same point replaces an earlier one
-    newest = {trial.user_attrs["point"]: trial for trial in _valid_trials(opened)}
-    most = len(study.points)
-    return [newest[point] for point in sorted(newest) if point < most or state_of(newest[point]) != "waiting"]
+    newest = {trial.user_attrs["point"]: trial for trial in _valid_trials(optuna_study)}
+    n_points = len(study.points)
+    return [newest[point] for point in sorted(newest) if point < n_points or state_of(newest[point]) != "waiting"]
 
 
-def resumed_points(opened: "OptunaStudy") -> set[int]:
+def resumed_points(optuna_study: "OptunaStudy") -> set[int]:
     """Return the points that were queued again: their newest trial's duration excludes earlier work."""
-    n_trials = Counter(trial.user_attrs["point"] for trial in _valid_trials(opened))
+    n_trials = Counter(trial.user_attrs["point"] for trial in _valid_trials(optuna_study))
     return {point for point, n in n_trials.items() if n > 1}
 
 
@@ -155,7 +155,7 @@ def state_of(trial: "FrozenTrial") -> State:
     return "waiting" if was_interrupted(trial) else _STATES[trial.state.name]
 
 
-def is_superfluous(opened: "OptunaStudy", trial: "Trial") -> bool:
+def is_superfluous(optuna_study: "OptunaStudy", trial: "Trial") -> bool:
     """Return whether an earlier trial runs or has settled the point, e.g. after two machines queued it at once."""
     point, is_retry = trial.user_attrs.get("point"), "retry" in trial.user_attrs
     return point is None or any(
@@ -163,7 +163,7 @@ def is_superfluous(opened: "OptunaStudy", trial: "Trial") -> bool:
         and other.number < trial.number
         and not was_interrupted(other)
         and not (is_retry and state_of(other) == "failed")
-        for other in _valid_trials(opened)
+        for other in _valid_trials(optuna_study)
     )
 
 
@@ -172,11 +172,11 @@ def was_interrupted(trial: "FrozenTrial") -> bool:
     return trial.state.name == "FAIL" and "error" not in trial.user_attrs
 
 
-def _queue_again(opened: "OptunaStudy", trial: "FrozenTrial", *, is_retry: bool) -> None:
+def _queue_again(optuna_study: "OptunaStudy", trial: "FrozenTrial", *, is_retry: bool) -> None:
     """Queue a trial's point again, with its values and the losses reported so far."""
     import optuna
 
-    again = optuna.create_trial(
+    retry = optuna.create_trial(
         state=optuna.trial.TrialState.WAITING,
         params=trial.params,
         distributions=trial.distributions,
@@ -184,15 +184,15 @@ def _queue_again(opened: "OptunaStudy", trial: "FrozenTrial", *, is_retry: bool)
         system_attrs=trial.system_attrs,
         intermediate_values=trial.intermediate_values,
     )
-    opened.add_trial(again)  # not enqueue_trial, which would fix the values but lose the reported losses
+    optuna_study.add_trial(retry)  # not enqueue_trial, which would fix the values but lose the reported losses
 
 
-def retry_failed(study: Study, opened: "OptunaStudy") -> None:
+def retry_failed(study: Study, optuna_study: "OptunaStudy") -> None:
     """Queue the failed trials again."""
     with FileLock(study.folder / ".queue.lock"):  # otherwise a second command would queue them again
-        for trial in trials_of(study, opened):
+        for trial in trials_of(study, optuna_study):
             if state_of(trial) == "failed":
-                _queue_again(opened, trial, is_retry=True)
+                _queue_again(optuna_study, trial, is_retry=True)
 
 
 def this_worker(study: Study) -> str:
@@ -207,7 +207,7 @@ def trial_lock(folder: Path, point: int) -> FileLock:
     return FileLock(run / ".worker.lock")
 
 
-def requeue_interrupted(study: Study, opened: "OptunaStudy") -> None:
+def requeue_interrupted(study: Study, optuna_study: "OptunaStudy") -> None:
     """Queue again the trials whose worker died; call it while holding the lock for taking trials.
 
     A worker on this machine is dead if the lock of its trial is free; one on another machine if its heartbeats in the
@@ -217,13 +217,13 @@ def requeue_interrupted(study: Study, opened: "OptunaStudy") -> None:
     from optuna.trial import TrialState
 
     with warnings.catch_warnings(action="ignore"):  # marked experimental
-        fail_stale_trials(opened)
-    for trial in trials_of(study, opened):
+        fail_stale_trials(optuna_study)
+    for trial in trials_of(study, optuna_study):
         if trial.state == TrialState.RUNNING and _is_dead(study, trial):
-            opened.tell(trial.number, state=TrialState.FAIL)
-    for trial in trials_of(study, opened):
+            optuna_study.tell(trial.number, state=TrialState.FAIL)
+    for trial in trials_of(study, optuna_study):
         if was_interrupted(trial):
-            _queue_again(opened, trial, is_retry="retry" in trial.user_attrs)
+            _queue_again(optuna_study, trial, is_retry="retry" in trial.user_attrs)
 
 
 def _is_dead(study: Study, trial: "FrozenTrial") -> bool:

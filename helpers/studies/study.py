@@ -45,11 +45,11 @@ def notebook_name(name: Any) -> str:
     return name
 
 
-class _Declared(BaseModel):
+class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Range(_Declared):
+class Range(_Strict):
     """A range from which a search chooses a number."""
 
     low: float = Field(description="smallest value")
@@ -57,7 +57,7 @@ class Range(_Declared):
     scale: Literal["linear", "log"] = Field("linear", description="log: each factor is equally likely")
 
 
-class Budgets(_Declared):
+class Budgets(_Strict):
     """Upper limits of a study."""
 
     trials: int = Field(
@@ -69,7 +69,7 @@ class Budgets(_Declared):
     disk_gib: float = Field(0.0, ge=0, description="size of the study's folder; 0: all free space")
 
 
-class Study(_Declared):
+class Study(_Strict):
     """A study, as its file declares it."""
 
     study: Annotated[str, AfterValidator(_check_study_name)] = Field(
@@ -130,12 +130,12 @@ class Study(_Declared):
         """The points to plan: all points of a grid; for a search, both ends of each range with all list values."""
         if self.is_grid:
             return self.points
-        ends = [[over.low, over.high] if isinstance(over, Range) else over for over in self.vary.values()]
+        ends = [[spec.low, spec.high] if isinstance(spec, Range) else spec for spec in self.vary.values()]
         return [check_values(corner) for corner in self._combinations(ends, _MAX_CORNERS)]
 
-    def _combinations(self, values: Iterable[list[Any]], most: int | None) -> Iterable[dict[str, Any]]:
+    def _combinations(self, values: Iterable[list[Any]], limit: int | None) -> Iterable[dict[str, Any]]:
         points = (dict(zip(self.vary, point, strict=True)) for point in itertools.product(*values))
-        return itertools.islice(points, most)
+        return itertools.islice(points, limit)
 
     def training_settings(self, point: Mapping[str, Any]) -> TrainingSettings:
         """Return the training settings of one trial."""
@@ -186,31 +186,31 @@ def _typed_value(name: Any, value: Any) -> Any:
     return check_values({str(name): value})[str(name)]
 
 
-def _typed_variation(name: Any, over: Any) -> list[Any] | Range:
+def _typed_variation(name: Any, variation: Any) -> list[Any] | Range:
     """Return the values or the range of a varied setting, converted to the setting's type."""
     if name not in known_settings():
-        return _typed_value(name, over)  # raises the error for an unknown name
-    if isinstance(over, dict):
-        return _typed_range(name, over)
-    if not isinstance(over, list) or not over:
+        return _typed_value(name, variation)  # raises the error for an unknown name
+    if isinstance(variation, dict):
+        return _typed_range(name, variation)
+    if not isinstance(variation, list) or not variation:
         raise SettingsError(
-            f"{name} = {quoted(over)} is not allowed: it must be a list of values, or a range with low and high."
+            f"{name} = {quoted(variation)} is not allowed: it must be a list of values, or a range with low and high."
         )
     # one fault per value, with its index in `loc`, rather than only the first
-    values = [*_check_each(dict(enumerate(over)), lambda _, value: _typed_value(name, value)).values()]
+    values = [*_check_each(dict(enumerate(variation)), lambda _, value: _typed_value(name, value)).values()]
     if len({repr(value) for value in values}) < len(values):  # 0.001 and 1e-3 are the same point
         raise SettingsError(f"{name} has the same value twice: each point of a grid is run once.")
     return values
 
 
-def _typed_range(name: str, over: dict[str, Any]) -> Range:
+def _typed_range(name: str, entries: dict[str, Any]) -> Range:
     field = known_settings()[name]
     if field.annotation not in (int, float):
         raise SettingsError(f"{name} has no range: it must be {allowed(field)}. List the values to try.")
     scale = (field.json_schema_extra or {}).get("scale", "linear")  # the setting's own, if the file has none
-    checked = Range.model_validate({"scale": scale, **over})
+    checked = Range.model_validate({"scale": scale, **entries})
     # the values as in the file: an error message must show 1.5, or the text "7", as the user wrote it
-    _check_each({end: over[end] for end in ("low", "high")}, lambda _, value: _typed_value(name, value))
+    _check_each({end: entries[end] for end in ("low", "high")}, lambda _, value: _typed_value(name, value))
     low, high = checked.low, checked.high
     if not low < high or not math.isfinite(high - low):
         raise SettingsError(f"The range of {name} goes from {low:g} to {high:g}: low must be below high.")

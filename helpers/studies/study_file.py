@@ -33,8 +33,8 @@ def find_study(name: str) -> Path:
         return Path(name)
     if name in shipped:
         return shipped[name]
-    meant = did_you_mean(name, similar_paths(name, shipped) or shipped)
-    raise SettingsError(f"There is no study file {name!r}{meant}")
+    suggestion = did_you_mean(name, similar_paths(name, shipped) or shipped)
+    raise SettingsError(f"There is no study file {name!r}{suggestion}")
 
 
 class _Loader(yaml.SafeLoader):
@@ -75,15 +75,15 @@ def read_study(path: Path) -> Study:
     values = {str(name): value for name, value in values.items()}
     faults = [*_faults_between_entries(values)]
     try:
-        study = Study.model_validate({"study": path.stem, "vary": {}, **_with_paths(values, path.absolute().parent)})
+        study = Study.model_validate({"study": path.stem, "vary": {}, **_resolve_paths(values, path.absolute().parent)})
     except ValidationError as error:
-        faults += [(fault["loc"], _sentence(fault, values)) for fault in error.errors()]
+        faults += [(fault["loc"], _describe_fault(fault, values)) for fault in error.errors()]
     if faults:
-        located = {sentence: ".".join(map(str, at)) for at, sentence in faults}
+        located = {sentence: ".".join(map(str, location)) for location, sentence in faults}
         lines = [f"{path.name}, {place}: {sentence}" for sentence, place in located.items()]
         more = [f"{len(lines) - _MAX_FAULTS:,} more faults are not listed."] if len(lines) > _MAX_FAULTS else []
         raise SettingsError("\n".join(lines[:_MAX_FAULTS] + more))
-    return study.model_copy(update={"storage": _with_absolute_file(study.storage, path.absolute().parent)})
+    return study.model_copy(update={"storage": _make_file_absolute(study.storage, path.absolute().parent)})
 
 
 def _problem(error: yaml.YAMLError) -> str:
@@ -95,10 +95,10 @@ def _problem(error: yaml.YAMLError) -> str:
     return problem + hint
 
 
-def _with_absolute_file(address: str, folder: Path) -> str:
+def _make_file_absolute(address: str, folder: Path) -> str:
     """Return a database address with an absolute SQLite path: a trial's kernel works in another folder.
 
-    >>> _with_absolute_file("sqlite:///study.db", Path("/mine"))
+    >>> _make_file_absolute("sqlite:///study.db", Path("/mine"))
     'sqlite:////mine/study.db'
     """
     scheme, _, file = address.partition(":///")
@@ -106,38 +106,38 @@ def _with_absolute_file(address: str, folder: Path) -> str:
     return f"{scheme}:///{(folder / file).as_posix()}" if is_file else address
 
 
-def _with_paths(values: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _resolve_paths(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Return a study's entries with paths made absolute if they exist relative to the study file's folder."""
 
-    def placed(name: Any, value: Any) -> Any:
+    def resolve(name: Any, value: Any) -> Any:
         if isinstance(value, list):
-            return [placed(name, each) for each in value]
+            return [resolve(name, each) for each in value]
         return stored_path(value, folder=folder) if name in PATH_SETTINGS and isinstance(value, str) else value
 
     return {
-        section: {name: placed(name, value) for name, value in entries.items()}
+        section: {name: resolve(name, value) for name, value in entries.items()}
         if isinstance(entries, dict)
         else entries
         for section, entries in values.items()
     }
 
 
-def _sentence(fault: ErrorDetails, values: dict[str, Any]) -> str:
+def _describe_fault(fault: ErrorDetails, values: dict[str, Any]) -> str:
     """Turn a fault reported by pydantic into one sentence."""
-    *above, name = fault["loc"]
+    *parents, name = fault["loc"]
     if fault["type"] == "value_error":
         sentence = str(fault["ctx"]["error"])
         if fault["loc"] == ("study",) and "study" not in values:
             sentence += " The study has the file's name: rename the file, or set `study:` in it."
         return sentence
-    kind = {"budgets": Budgets, "vary": Range}[above[0]] if above else Study
+    kind = {"budgets": Budgets, "vary": Range}[parents[0]] if parents else Study
     if fault["type"] == "extra_forbidden":
         if name in known_settings():
             return f"{name} is a setting of the runs: write it under `settings`."
-        here = f"There is no {name!r} here" if above else f"A study has no {name!r}"
-        return f"{here}{did_you_mean(str(name), kind.model_fields)}"
+        message = f"There is no {name!r} here" if parents else f"A study has no {name!r}"
+        return f"{message}{did_you_mean(str(name), kind.model_fields)}"
     if fault["type"] == "missing":
-        return f"The range of {above[-1]} lacks {name}."
+        return f"The range of {parents[-1]} lacks {name}."
     expected = _EXPECTED.get(name) or f"it must be {allowed(kind.model_fields[name])}"
     return f"{name} = {quoted(fault['input'])} is not allowed: {expected}."
 

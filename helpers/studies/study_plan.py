@@ -63,7 +63,7 @@ class StudyPlan(PlainTextMixin):
         return sum(largest) + _CONTEXT_BYTES * max(0, len(largest) - 1)
 
     @property
-    def most_workers(self) -> int:
+    def max_workers(self) -> int:
         """How many of the workers fit in the card's memory; all of them if there is no card."""
         if self.card is None:
             return self.workers
@@ -84,10 +84,10 @@ class StudyPlan(PlainTextMixin):
         reasons += [f"{self._point(plan)} {plan.verdict}." for plan in self.too_large[:_MAX_REFUSALS]]
         if len(self.too_large) > _MAX_REFUSALS:
             reasons.append(f"{len(self.too_large) - _MAX_REFUSALS} more points do not fit either.")
-        if not self.too_large and self.most_workers < self.workers:
+        if not self.too_large and self.max_workers < self.workers:
             reasons.append(
                 f"{self.workers} workers hold {size_text(self.memory_bytes(self.workers))} together, and one "
-                f"{self.card.name} has {size_text(self.card.usable_bytes)} usable: --workers {self.most_workers} fits."
+                f"{self.card.name} has {size_text(self.card.usable_bytes)} usable: --workers {self.max_workers} fits."
             )
         # a study that was started continues as long as its next trial fits
         if self.next_bytes <= self.free_bytes < self.disk_bytes and not self.is_started:
@@ -113,7 +113,7 @@ class StudyPlan(PlainTextMixin):
             "study": f"{self.study.study} in {self.study.folder}",
             "trials": f"{total}, {kind}{settled}",
             "each runs": f"{', '.join(self.study.notebooks) or 'only the training'}, from preset {self.study.preset}",
-            "varies": "; ".join(f"{name}: {_variation(over)}" for name, over in self.study.vary.items()),
+            "varies": "; ".join(f"{name}: {_variation(variation)}" for name, variation in self.study.vary.items()),
             "optimises": self.study.optimise + (", pruned by the median rule" if self.study.prune else ""),
             "time": self._time(),
             "disk": self._disk(),
@@ -177,12 +177,12 @@ def plan_study(study: Study, card: GraphicsCard | None, *, workers: int = 1, n_l
 def equal_trials(study: Study) -> Iterator[str]:
     """Yield a sentence for each varied setting without effect in some point of a grid, or in an entire search."""
     points = [study.training_settings(corner) for corner in study.corners]
-    idle = [without_effect(settings) for settings in points]
-    varied = [name for name, over in study.vary.items() if isinstance(over, Range) or len(over) > 1]
+    ineffective = [without_effect(settings) for settings in points]
+    varied = [name for name, variation in study.vary.items() if isinstance(variation, Range) or len(variation) > 1]
     for name in varied:
-        where = [(settings, names[name]) for settings, names in zip(points, idle, strict=True) if name in names]
-        if where and (study.is_grid or len(where) == len(points)):
-            settings, other = where[0]
+        cases = [(settings, names[name]) for settings, names in zip(points, ineffective, strict=True) if name in names]
+        if cases and (study.is_grid or len(cases) == len(points)):
+            settings, other = cases[0]
             yield (
                 f"{name} has no effect with {other} = {getattr(settings, other)!r}, so trials that differ only in it "
                 f"would be the same: take {name} out of `vary`, or set another {other}."
@@ -191,9 +191,9 @@ def equal_trials(study: Study) -> Iterator[str]:
 
 def _inputs(study: Study) -> list[dict[str, Any]]:
     """Return the texts and models of all points, without repeated combinations."""
-    general = {name: study.settings[name] for name in PATH_SETTINGS if name in study.settings}
-    every = [general | study.training_settings(point).model_dump(include=set(PATH_SETTINGS)) for point in study.corners]
-    return [dict(pairs) for pairs in dict.fromkeys(tuple(each.items()) for each in every)]
+    shared = {name: study.settings[name] for name in PATH_SETTINGS if name in study.settings}
+    inputs = [shared | study.training_settings(point).model_dump(include=set(PATH_SETTINGS)) for point in study.corners]
+    return [dict(pairs) for pairs in dict.fromkeys(tuple(paths.items()) for paths in inputs)]
 
 
 def _is_known(model_name_or_path: str) -> bool:
@@ -249,5 +249,5 @@ def folder_bytes(folder: Path) -> int:
     return total
 
 
-def _variation(over: Any) -> str:
-    return ", ".join(map(str, over)) if isinstance(over, list) else f"{over.low:g} to {over.high:g} ({over.scale})"
+def _variation(spec: Any) -> str:
+    return ", ".join(map(str, spec)) if isinstance(spec, list) else f"{spec.low:g} to {spec.high:g} ({spec.scale})"

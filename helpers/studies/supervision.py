@@ -26,17 +26,17 @@ if TYPE_CHECKING:
 
 _MAX_RESTARTS = 3  # of dead workers, between one settled trial and the next
 _MAX_FAILED = 5  # failed trials on the screen
-_ALWAYS_COUNTED = ("done", "running")
+_ALWAYS_SHOWN = ("done", "running")
 _REFRESH_SECONDS = 0.5
 
 
 class Progress:
     """The state of a study at the time of reading: the newest trial of each point."""
 
-    def __init__(self, study: Study, opened: "OptunaStudy") -> None:
+    def __init__(self, study: Study, optuna_study: "OptunaStudy") -> None:
         self.study = study
-        self.trials = trials_of(study, opened)
-        self._resumed = resumed_points(opened)
+        self.trials = trials_of(study, optuna_study)
+        self._resumed = resumed_points(optuna_study)
 
     def of_state(self, state: State) -> "list[FrozenTrial]":
         """Return the trials in a state; interrupted ones are waiting."""
@@ -58,7 +58,7 @@ class Progress:
     def counts(self) -> str:
         """The number of trials in each state, in words."""
         counts = {state: len(self.of_state(state)) for state in get_args(State)}
-        shown = [f"{n} {state}" for state, n in counts.items() if n or state in _ALWAYS_COUNTED]
+        shown = [f"{n} {state}" for state, n in counts.items() if n or state in _ALWAYS_SHOWN]
         return f"{', '.join(shown)} of {len(self.trials)}"
 
     @cached_property
@@ -68,10 +68,10 @@ class Progress:
         done = [trial.duration.total_seconds() for trial in complete]
         if not done:
             return None
-        each, running, now = sum(done) / len(done), self.of_state("running"), datetime.now()  # no time zone, as Optuna
-        begun = sum(max(0.0, each - (now - trial.datetime_start).total_seconds()) for trial in running)
+        mean, running, now = sum(done) / len(done), self.of_state("running"), datetime.now()  # no time zone, as Optuna
+        unfinished = sum(max(0.0, mean - (now - trial.datetime_start).total_seconds()) for trial in running)
         # assumes that the number of running trials stays the same
-        return (each * len(self.of_state("waiting")) + begun) / max(1, len(running))
+        return (mean * len(self.of_state("waiting")) + unfinished) / max(1, len(running))
 
     @property
     def headline(self) -> str:
@@ -151,21 +151,21 @@ class EndedTrials:
 
 
 def supervise(
-    study: Study, file: Path, opened: "OptunaStudy", *, workers: int, show: Callable[[Progress], None]
+    study: Study, file: Path, optuna_study: "OptunaStudy", *, workers: int, show: Callable[[Progress], None]
 ) -> list[str]:
     """Run workers until the study is settled or cannot continue; return the reasons if not, one sentence each.
 
     A worker that dies is restarted, up to three times until the next trial is settled. When this process ends, its
     workers end too, even if it is killed.
     """
-    ends = time.time() + 3600 * study.budgets.hours if study.budgets.hours else float("inf")
+    deadline = time.time() + 3600 * study.budgets.hours if study.budgets.hours else float("inf")
     environment = _environment(workers)
-    team = [_start(study, file, number, ends, environment) for number in range(workers)]
+    team = [_start(study, file, number, deadline, environment) for number in range(workers)]
     reasons: list[str] = []
     started, restarts, left = workers, 0, len(study.points)
     try:
         while team:
-            progress = Progress(study, opened)
+            progress = Progress(study, optuna_study)
             show(progress)
             if progress.n_left < left:  # a trial was settled, so later deaths have another cause
                 restarts, left = 0, progress.n_left
@@ -176,7 +176,7 @@ def supervise(
                     reasons.append(worker.stdout.read().strip())
                 elif worker.returncode and restarts < _MAX_RESTARTS:
                     restarts += 1
-                    team.append(_start(study, file, started, ends, environment))
+                    team.append(_start(study, file, started, deadline, environment))
                     started += 1
                 elif worker.returncode:
                     reasons.append(
@@ -188,7 +188,7 @@ def supervise(
         for worker in team:
             _close(worker)  # closes its input, which ends the worker
             worker.wait()
-    show(Progress(study, opened))
+    show(Progress(study, optuna_study))
     return list(dict.fromkeys(reasons))
 
 
@@ -198,8 +198,8 @@ def _environment(workers: int) -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(max(1, cores // workers)), **os.environ}
 
 
-def _start(study: Study, file: Path, number: int, ends: float, environment: dict[str, str]) -> subprocess.Popen:
-    command = [sys.executable, "-m", "helpers.studies.worker", str(file), str(ends)]
+def _start(study: Study, file: Path, number: int, deadline: float, environment: dict[str, str]) -> subprocess.Popen:
+    command = [sys.executable, "-m", "helpers.studies.worker", str(file), str(deadline)]
     with (study.folder / f"worker-{os.getpid()}-{number}.log").open("ab") as log:
         return subprocess.Popen(  # noqa: S603 - runs this same Python
             command,

@@ -51,7 +51,7 @@ def run_trial(study: Study, trial: "Trial") -> float:
     folder = study.folder / trial_name(trial.user_attrs["point"])
     record: dict[str, Any] = {"point": trial.user_attrs["point"], "optimise": study.optimise, "state": "not finished"}
     record["parameters"] = {**study.settings, **suggest_values(study, trial)}
-    with _logged(folder / "trial.log"):
+    with _log_to(folder / "trial.log"):
         # before running, so that the table shows the values of an interrupted trial
         write_json(folder / "trial.json", record)
         try:
@@ -125,7 +125,7 @@ def _outcome(trial: "Trial", error: Exception) -> Exception:
 
 
 @contextmanager
-def _logged(path: Path) -> Iterator[None]:
+def _log_to(path: Path) -> Iterator[None]:
     """Write the log messages of this worker and papermill to a trial's file; a resumed trial appends to it."""
     handler = logging.FileHandler(path, encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

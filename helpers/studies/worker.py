@@ -41,26 +41,26 @@ class _SuperfluousError(RuntimeError):
     """Another trial runs or has settled this trial's point, or it is beyond the budget of trials."""
 
 
-def work(study: Study, opened: "OptunaStudy", *, ends: float = float("inf")) -> None:
+def work(study: Study, optuna_study: "OptunaStudy", *, deadline: float = float("inf")) -> None:
     """Run trials until the study is settled; wait for other workers' trials, in case those workers die.
 
-    `opened` is the study in Optuna's storage; no trial starts after `ends`, a `time.time()`.
+    `optuna_study` is the study in Optuna's storage; no trial starts after `ends`, a `time.time()`.
 
     Raises:
         StudyPausedError: the time or the disk space is used up.
     """
-    taking = FileLock(study.folder / ".take.lock")
+    take_lock = FileLock(study.folder / ".take.lock")
     while True:
         # `taking` is held from the look at the queue until the taken trial's own lock is held, and that lock until
         # Optuna has recorded the end: so a running trial whose lock is free no longer has a worker
-        with ExitStack() as held, taking:
-            requeue_interrupted(study, opened)
-            states = {state_of(trial) for trial in trials_of(study, opened)}
+        with ExitStack() as locks, take_lock:
+            requeue_interrupted(study, optuna_study)
+            states = {state_of(trial) for trial in trials_of(study, optuna_study)}
             if "waiting" in states:
-                _stop_for_budgets(study, ends)
+                _stop_for_budgets(study, deadline)
                 # optimize, not ask and tell: it records errors and pruning, and starts a database's heartbeat
-                opened.optimize(
-                    lambda trial: _own_and_run(study, trial, taking, held),
+                optuna_study.optimize(
+                    lambda trial: _claim_and_run(study, trial, take_lock, locks),
                     n_trials=1,
                     catch=(TrialFailedError, _SuperfluousError),
                 )
@@ -70,9 +70,9 @@ def work(study: Study, opened: "OptunaStudy", *, ends: float = float("inf")) -> 
             time.sleep(_POLL_SECONDS)
 
 
-def _stop_for_budgets(study: Study, ends: float) -> None:
+def _stop_for_budgets(study: Study, deadline: float) -> None:
     """Raise `StudyPausedError` if the hours are used up or the next trial would not fit on the disk."""
-    if time.time() > ends:
+    if time.time() > deadline:
         raise StudyPausedError(
             f"budgets.hours = {study.budgets.hours:g} is used up: no further trial starts. The same command continues."
         )
@@ -80,18 +80,18 @@ def _stop_for_budgets(study: Study, ends: float) -> None:
         raise StudyPausedError(f"The study is paused. {shortage} The same command continues the study.")
 
 
-def _own_and_run(study: Study, trial: "Trial", taking: FileLock, held: ExitStack) -> float:
+def _claim_and_run(study: Study, trial: "Trial", take_lock: FileLock, locks: ExitStack) -> float:
     """Lock a taken trial for as long as `held` is open, let other workers take trials, and run it."""
     try:
         # `open_study` queues a point beyond a lowered budget again when the budget is raised
         if is_superfluous(trial.study, trial) or trial.user_attrs["point"] >= len(study.points):
             raise _SuperfluousError
-        held.enter_context(trial_lock(study.folder, trial.user_attrs["point"]).acquire(timeout=0))
+        locks.enter_context(trial_lock(study.folder, trial.user_attrs["point"]).acquire(timeout=0))
     except (Timeout, _SuperfluousError):  # Timeout: a worker presumed dead by the database is still alive
         trial.set_user_attr("superfluous", True)
         raise _SuperfluousError from None
     trial.set_user_attr("worker", this_worker(study))
-    taking.release()
+    take_lock.release()
     return run_trial(study, trial)
 
 
@@ -99,9 +99,9 @@ def _end_with_parent() -> None:
     """End this process when the command that started it is gone, which closes the other end of the pipe."""
     # On Windows, any query about a pipe waits until a pending read of it ends. NumPy's libraries query the standard
     # input when they are loaded, and so would hang forever: https://github.com/numpy/numpy/issues/24290
-    pipe, nothing = os.dup(0), os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)
-    os.close(nothing)
+    pipe, devnull = os.dup(0), os.open(os.devnull, os.O_RDONLY)
+    os.dup2(devnull, 0)
+    os.close(devnull)
 
     def wait() -> None:
         while os.read(pipe, 1024):
@@ -111,14 +111,14 @@ def _end_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def main(file: str, ends: str) -> int:
+def main(file: str, deadline: str) -> int:
     """Run trials of the study in a file; if it cannot continue now, print one sentence and return `PAUSED`."""
     _end_with_parent()
     sys.stdout.reconfigure(encoding="utf-8")  # as the parent reads it; a Windows code page may lack characters
     logging.raiseExceptions = False  # a full disk must not end the worker through a log message
     study = read_study(Path(file))
     try:
-        work(study, open_study(study), ends=float(ends))
+        work(study, open_study(study), deadline=float(deadline))
     except StudyPausedError as pause:
         print(pause, flush=True)
         return PAUSED

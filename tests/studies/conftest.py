@@ -88,9 +88,9 @@ def sweep(file, *options):
 def run_worker(file, **options):
     """Run all trials of a study file in this process; return the study and its Optuna study."""
     study = read_study(file)
-    opened = open_study(study)
-    work(study, opened, **options)
-    return study, opened
+    optuna_study = open_study(study)
+    work(study, optuna_study, **options)
+    return study, optuna_study
 
 
 def error_of(file):

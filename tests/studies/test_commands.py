@@ -140,8 +140,8 @@ def no_workers(monkeypatch):
 
 def test_a_dry_run_of_a_started_study_shows_its_progress_and_writes_nothing(study_file, runs):
     file = study_file()
-    opened = open_study(read_study(file))
-    opened.tell(opened.ask(), 1.5)
+    optuna_study = open_study(read_study(file))
+    optuna_study.tell(optuna_study.ask(), 1.5)
     before = (runs / "grid/study.log").read_bytes()
     result = call("sweep", file, "--dry-run")
     assert result.exit_code == 0, result.output
@@ -175,11 +175,11 @@ def test_an_error_while_comparing_the_trials_is_reported(study_file, no_workers,
 
 def test_trials_on_other_machines_are_reported_with_the_overall_best(study_file, runs, no_workers):
     file = study_file(vary={"learning_rate": [0.001, 0.002]})
-    opened = open_study(read_study(file))
+    optuna_study = open_study(read_study(file))
     for host, loss in (("other", 1.0), ("this", 2.0)):
-        taken = opened.ask()
+        taken = optuna_study.ask()
         taken.set_user_attr("worker", f"{host}:/runs/grid")
-        opened.tell(taken, loss)
+        optuna_study.tell(taken, loss)
     (runs / "grid/trial-001").mkdir()
     (runs / "grid/trial-001/trial.json").write_text('{"state": "done", "parameters": {}}')
     result = call("sweep", file)
@@ -192,7 +192,7 @@ def test_a_study_whose_trials_all_failed_exits_with_1_and_retry_failed_runs_them
     study_file, write_notebook, without_kernels, runs, monkeypatch
 ):
     monkeypatch.setattr(
-        "helpers.studies.supervision.supervise", lambda study, file, opened, **_: work(study, opened) or []
+        "helpers.studies.supervision.supervise", lambda study, file, optuna_study, **_: work(study, optuna_study) or []
     )
     code = CHEAP.replace("weight_decay == 0.5", "not os.environ.get('FIXED')")
     notebook = write_notebook("a.ipynb", 'run = "x"\nlearning_rate = 1e-3\nweight_decay = 0.01', code)

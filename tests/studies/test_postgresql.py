@@ -51,9 +51,9 @@ def server():
 @pytest.fixture
 def opened_study():
     """Return `open_study`, and close its connections afterwards."""
-    opened = []
-    yield lambda study: opened.append(open_study(study)) or opened[-1]
-    for one in opened:
+    optuna_study = []
+    yield lambda study: optuna_study.append(open_study(study)) or optuna_study[-1]
+    for one in optuna_study:
         one._storage.remove_session()
         one._storage._backend.engine.dispose()
 
@@ -76,27 +76,29 @@ def test_two_commands_share_a_study_and_one_is_killed(study_file, server, runs, 
 
 def test_a_trial_running_on_another_machine_is_not_requeued(study_file, server, opened_study):
     study = read_study(study_file(study="elsewhere", storage=server))
-    opened = opened_study(study)
+    optuna_study = opened_study(study)
     with pytest.warns(UserWarning, match="Heartbeat"):
-        taken = opened.ask()
+        taken = optuna_study.ask()
     taken.set_user_attr("worker", "another-machine:/its/runs/elsewhere")
-    requeue_interrupted(study, opened)
-    assert opened.get_trials()[0].state.name == "RUNNING", "a lock that is free here says nothing about another machine"
+    requeue_interrupted(study, optuna_study)
+    assert optuna_study.get_trials()[0].state.name == "RUNNING", (
+        "a lock that is free here says nothing about another machine"
+    )
 
 
 def test_a_trial_of_a_machine_without_heartbeats_is_requeued(study_file, server, opened_study, monkeypatch):
     monkeypatch.setattr("helpers.training.study_storage.HEARTBEAT_SECONDS", 1)
     monkeypatch.setattr("helpers.training.study_storage.GRACE_SECONDS", 2)
     study = read_study(study_file(study="silent", storage=server, vary={"learning_rate": [0.001]}))
-    opened = opened_study(study)
+    optuna_study = opened_study(study)
     with pytest.warns(UserWarning, match="Heartbeat"):
-        taken = opened.ask()
+        taken = optuna_study.ask()
     taken.set_user_attr("worker", "another-machine:/its/runs/silent")
-    opened._storage.record_heartbeat(taken._trial_id)  # the last one
+    optuna_study._storage.record_heartbeat(taken._trial_id)  # the last one
 
     def is_queued_again():
-        requeue_interrupted(study, opened)
-        return [trial.state.name for trial in opened.get_trials()] == ["FAIL", "WAITING"]
+        requeue_interrupted(study, optuna_study)
+        return [trial.state.name for trial in optuna_study.get_trials()] == ["FAIL", "WAITING"]
 
     assert not is_queued_again()
     wait_until(is_queued_again, seconds=20)

@@ -18,13 +18,13 @@ def study(study_file):
     return read_study(study_file())
 
 
-def finish(opened, value=None, error=None):
-    trial = opened.ask()
+def finish(optuna_study, value=None, error=None):
+    trial = optuna_study.ask()
     trial.suggest_categorical("learning_rate", [0.001, 0.002])
     if error:
         trial.set_user_attr("error", error)
-        return opened.tell(trial, state=TrialState.FAIL)
-    return opened.tell(trial, value)
+        return optuna_study.tell(trial, state=TrialState.FAIL)
+    return optuna_study.tell(trial, value)
 
 
 def render(progress):
@@ -34,11 +34,11 @@ def render(progress):
 
 
 def test_the_screen_shows_done_running_failed_best_and_time_left(study):
-    opened = open_study(study)
-    finish(opened, value=2.5)
-    finish(opened, error="a cell \x1b[2Jis broken")  # an escape sequence must not reach the terminal
-    opened.ask()
-    progress = Progress(study, opened)
+    optuna_study = open_study(study)
+    finish(optuna_study, value=2.5)
+    finish(optuna_study, error="a cell \x1b[2Jis broken")  # an escape sequence must not reach the terminal
+    optuna_study.ask()
+    progress = Progress(study, optuna_study)
     assert progress.headline.startswith("1 done, 1 running, 1 waiting, 1 failed of 4; time left: about 0 s")
     assert (progress.n_left, progress.best.value) == (2, 2.5)
     text = render(progress)
@@ -49,16 +49,16 @@ def test_the_screen_shows_done_running_failed_best_and_time_left(study):
 
 
 def test_an_interrupted_trial_counts_as_waiting_and_is_not_reported_as_ended(study):
-    opened = open_study(study)
-    opened.tell(opened.ask(), state=TrialState.FAIL)  # as when its worker is stopped
-    progress = Progress(study, opened)
+    optuna_study = open_study(study)
+    optuna_study.tell(optuna_study.ask(), state=TrialState.FAIL)  # as when its worker is stopped
+    progress = Progress(study, optuna_study)
     assert progress.headline.startswith("0 done, 0 running, 4 waiting of 4")
     assert progress.n_left == 4
     lines = []
     show = EndedTrials(lines.append)
     show(Progress(study, open_study(study)))
-    opened.tell(opened.ask(), state=TrialState.FAIL)
-    show(Progress(study, opened))
+    optuna_study.tell(optuna_study.ask(), state=TrialState.FAIL)
+    show(Progress(study, optuna_study))
     assert lines == []
 
 
@@ -71,54 +71,54 @@ def test_time_left_is_unknown_before_a_trial_is_done(study):
 
 
 def test_time_left_is_divided_among_the_workers(study):
-    opened = open_study(study)
-    finish(opened, value=1.0)
-    opened.ask()
-    trials = opened.get_trials(deepcopy=False)
+    optuna_study = open_study(study)
+    finish(optuna_study, value=1.0)
+    optuna_study.ask()
+    trials = optuna_study.get_trials(deepcopy=False)
     trials[0].datetime_start = trials[0].datetime_complete - timedelta(hours=2)
     trials[1].datetime_start = datetime.now() - timedelta(hours=1)
-    assert Progress(study, opened).seconds_left == pytest.approx(5 * 3600, abs=5)
-    opened.ask()
-    trials = opened.get_trials(deepcopy=False)
+    assert Progress(study, optuna_study).seconds_left == pytest.approx(5 * 3600, abs=5)
+    optuna_study.ask()
+    trials = optuna_study.get_trials(deepcopy=False)
     trials[0].datetime_start = trials[0].datetime_complete - timedelta(hours=2)
     trials[1].datetime_start = trials[2].datetime_start = datetime.now() - timedelta(hours=1)
-    assert Progress(study, opened).seconds_left == pytest.approx(2 * 3600, abs=5)
-    assert "about 2 h 00 min" in Progress(study, opened).headline
+    assert Progress(study, optuna_study).seconds_left == pytest.approx(2 * 3600, abs=5)
+    assert "about 2 h 00 min" in Progress(study, optuna_study).headline
 
 
 def test_time_left_ignores_the_short_duration_of_a_resumed_trial(study):
-    opened = open_study(study)
-    finish(opened, value=1.0)
-    opened.tell(opened.ask(), state=TrialState.FAIL)  # as when its worker is stopped
-    requeue_interrupted(study, opened)
-    again = next(trial for trial in opened.get_trials() if trial.number == 4)
-    while opened.ask().number != again.number:  # two trials run, and the resumed one
+    optuna_study = open_study(study)
+    finish(optuna_study, value=1.0)
+    optuna_study.tell(optuna_study.ask(), state=TrialState.FAIL)  # as when its worker is stopped
+    requeue_interrupted(study, optuna_study)
+    again = next(trial for trial in optuna_study.get_trials() if trial.number == 4)
+    while optuna_study.ask().number != again.number:  # two trials run, and the resumed one
         pass
-    opened.tell(again.number, 2.0)
-    trials = opened.get_trials(deepcopy=False)
+    optuna_study.tell(again.number, 2.0)
+    trials = optuna_study.get_trials(deepcopy=False)
     trials[0].datetime_start = trials[0].datetime_complete - timedelta(hours=2)
-    progress = Progress(study, opened)
+    progress = Progress(study, optuna_study)
     assert len(progress.of_state("done")) == len(progress.of_state("running")) == 2
     assert progress.seconds_left == pytest.approx(2 * 3600, abs=5)
 
 
 def test_a_finished_study_has_no_time_left(study_file):
     study = read_study(study_file(vary={"learning_rate": [0.001]}))
-    opened = open_study(study)
-    finish(opened, value=1.0)
-    assert Progress(study, opened).headline == "1 done, 0 running of 1; time left: none"
+    optuna_study = open_study(study)
+    finish(optuna_study, value=1.0)
+    assert Progress(study, optuna_study).headline == "1 done, 0 running of 1; time left: none"
 
 
 def test_without_a_terminal_each_trial_that_ends_prints_one_line(study):
-    opened = open_study(study)
-    finish(opened, value=1.0)
+    optuna_study = open_study(study)
+    finish(optuna_study, value=1.0)
     lines = []
     show = EndedTrials(lines.append)
-    show(Progress(study, opened))
+    show(Progress(study, optuna_study))
     assert lines == [], "it ended before this command"
-    finish(opened, value=2.0)
-    show(Progress(study, opened))
-    show(Progress(study, opened))
+    finish(optuna_study, value=2.0)
+    show(Progress(study, optuna_study))
+    show(Progress(study, optuna_study))
     assert len(lines) == 1
     assert lines[0].startswith("trial-001: eval_loss 2.0000 (learning_rate 0.001); 2 done")
 
@@ -126,11 +126,11 @@ def test_without_a_terminal_each_trial_that_ends_prints_one_line(study):
 class DyingWorker:
     """A worker that dies, after finishing a trial if `settles`; it ends without error when no trial is left."""
 
-    def __init__(self, study, opened, *, settles):
+    def __init__(self, study, optuna_study, *, settles):
         self.stdin, self.stdout = io.StringIO(), io.StringIO()
-        if settles and Progress(study, opened).n_left:
-            opened.tell(opened.ask(), 1.0)
-        self.returncode = -9 if Progress(study, opened).n_left else 0
+        if settles and Progress(study, optuna_study).n_left:
+            optuna_study.tell(optuna_study.ask(), 1.0)
+        self.returncode = -9 if Progress(study, optuna_study).n_left else 0
 
     def poll(self):
         return self.returncode
@@ -143,13 +143,13 @@ def supervised(study_file, monkeypatch):
     def run(*, settles):
         file = study_file(vary={"learning_rate": [n / 1000 for n in range(1, 7)]})
         study = read_study(file)
-        opened = open_study(study)
+        optuna_study = open_study(study)
         monkeypatch.setattr("helpers.studies.supervision._REFRESH_SECONDS", 0)
         monkeypatch.setattr(
-            "helpers.studies.supervision._start", lambda *_: DyingWorker(study, opened, settles=settles)
+            "helpers.studies.supervision._start", lambda *_: DyingWorker(study, optuna_study, settles=settles)
         )
-        reasons = supervise(study, file, opened, workers=1, show=lambda _: None)
-        return Progress(study, opened), reasons
+        reasons = supervise(study, file, optuna_study, workers=1, show=lambda _: None)
+        return Progress(study, optuna_study), reasons
 
     return run
 
@@ -182,13 +182,13 @@ def test_workers_share_the_cores_unless_the_user_sets_the_threads(study_file, mo
         monkeypatch.setenv("OMP_NUM_THREADS", threads)
     file = study_file(vary={"learning_rate": [0.001, 0.002]})
     study = read_study(file)
-    opened = open_study(study)
+    optuna_study = open_study(study)
     given = []
 
     def start(*arguments):
         given.append(arguments[-1]["OMP_NUM_THREADS"])
-        return DyingWorker(study, opened, settles=True)
+        return DyingWorker(study, optuna_study, settles=True)
 
     monkeypatch.setattr("helpers.studies.supervision._start", start)
-    supervise(study, file, opened, workers=2, show=lambda _: None)
+    supervise(study, file, optuna_study, workers=2, show=lambda _: None)
     assert set(given) == {threads or str(max(1, psutil.cpu_count(logical=False) // 2))}

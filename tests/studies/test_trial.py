@@ -23,13 +23,13 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::R
 def test_each_trial_is_a_run_with_its_notebook_record_and_log(study_file, runs):
     ours = ("COURSE_RUNS", PLACE)  # libraries set variables of their own
     before = [os.environ.get(name) for name in ours]
-    study, opened = run_worker(study_file(vary={"learning_rate": [0.001, 0.002]}, settings={"weight_decay": 0.2}))
+    study, optuna_study = run_worker(study_file(vary={"learning_rate": [0.001, 0.002]}, settings={"weight_decay": 0.2}))
     assert [os.environ.get(name) for name in ours] == before
     assert study.folder == runs / "grid"
     record = json.loads((study.folder / "trial-001/trial.json").read_text())
     assert record["parameters"] == {"weight_decay": 0.2, "learning_rate": 0.002}
     assert record["state"] == "done"
-    assert [trial.value for trial in trials_of(study, opened)] == pytest.approx([1.2, 2.2])
+    assert [trial.value for trial in trials_of(study, optuna_study)] == pytest.approx([1.2, 2.2])
     executed = nbformat.read(study.folder / "trial-001/notebooks/cheap.ipynb", as_version=4)
     assert 'run = "trial-001"' in "".join(cell.source for cell in executed.cells)
     log = (study.folder / "trial-001/trial.log").read_text(encoding="utf-8")
@@ -39,8 +39,8 @@ def test_each_trial_is_a_run_with_its_notebook_record_and_log(study_file, runs):
 
 
 def test_a_failed_trial_is_recorded_with_its_error_and_the_others_run(study_file):
-    study, opened = run_worker(study_file(vary={"weight_decay": [0.5, 0.1]}))
-    failed, done = trials_of(study, opened)
+    study, optuna_study = run_worker(study_file(vary={"weight_decay": [0.5, 0.1]}))
+    failed, done = trials_of(study, optuna_study)
     assert (failed.state, done.state) == (TrialState.FAIL, TrialState.COMPLETE)
     assert "ValueError: weight_decay 0.5 is broken on purpose" in failed.user_attrs["error"]
     assert "weight_decay 0.5 is broken" in (study.folder / "trial-000/trial.log").read_text(encoding="utf-8")
@@ -53,14 +53,14 @@ def test_a_failed_trial_is_recorded_with_its_error_and_the_others_run(study_file
 def test_the_error_of_a_trial_includes_its_explanation(without_kernels, study_file, write_notebook):
     code = "raise RuntimeError('CUDA out of memory. Tried to allocate 2.00 GiB')"
     notebook = write_notebook("a.ipynb", 'run = "x"\nseed = 1', code)
-    study, opened = run_worker(study_file(notebooks=[notebook], vary={"seed": [1]}))
-    assert "(T1: " in trials_of(study, opened)[0].user_attrs["error"]
+    study, optuna_study = run_worker(study_file(notebooks=[notebook], vary={"seed": [1]}))
+    assert "(T1: " in trials_of(study, optuna_study)[0].user_attrs["error"]
 
 
 def test_a_trial_without_a_metric_fails(without_kernels, study_file, write_notebook):
     notebook = write_notebook("a.ipynb", 'run = "x"\nseed = 1', "pass")
-    study, opened = run_worker(study_file(notebooks=[notebook], vary={"seed": [1]}, optimise="bits_per_byte"))
-    assert "left no finite bits_per_byte" in trials_of(study, opened)[0].user_attrs["error"]
+    study, optuna_study = run_worker(study_file(notebooks=[notebook], vary={"seed": [1]}, optimise="bits_per_byte"))
+    assert "left no finite bits_per_byte" in trials_of(study, optuna_study)[0].user_attrs["error"]
 
 
 @pytest.mark.parametrize("loss", ["NaN", "Infinity"])
@@ -70,9 +70,9 @@ def test_a_trial_with_a_non_finite_metric_fails_and_is_not_retried(without_kerne
         f"(run_folder(run) / 'history.jsonl').write_text('{{\"step\": 1, \"eval_loss\": {loss}}}')"
     )
     notebook = write_notebook("a.ipynb", 'run = "x"\nlearning_rate = 1.0', code)
-    study, opened = run_worker(study_file(notebooks=[notebook], vary={"learning_rate": [0.1]}))
-    assert len(opened.get_trials()) == 1
-    assert "left no finite eval_loss" in trials_of(study, opened)[0].user_attrs["error"]
+    study, optuna_study = run_worker(study_file(notebooks=[notebook], vary={"learning_rate": [0.1]}))
+    assert len(optuna_study.get_trials()) == 1
+    assert "left no finite eval_loss" in trials_of(study, optuna_study)[0].user_attrs["error"]
 
 
 def test_a_trial_with_unreadable_files_fails_and_the_others_run(without_kernels, study_file, write_notebook):
@@ -82,8 +82,8 @@ def test_a_trial_with_unreadable_files_fails_and_the_others_run(without_kernels,
         "(run_folder(run) / 'history.jsonl').write_text(row[: 9 if learning_rate == 0.1 else None])"
     )
     notebook = write_notebook("a.ipynb", 'run = "x"\nlearning_rate = 1.0', code)
-    study, opened = run_worker(study_file(notebooks=[notebook], vary={"learning_rate": [0.1, 0.01]}))
-    assert [state_of(trial) for trial in trials_of(study, opened)] == ["failed", "done"]
+    study, optuna_study = run_worker(study_file(notebooks=[notebook], vary={"learning_rate": [0.1, 0.01]}))
+    assert [state_of(trial) for trial in trials_of(study, optuna_study)] == ["failed", "done"]
 
 
 def test_an_error_of_the_notebook_runner_fails_the_trial_with_its_type(study_file, monkeypatch):
@@ -91,8 +91,8 @@ def test_an_error_of_the_notebook_runner_fails_the_trial_with_its_type(study_fil
         raise RuntimeError("Kernel died before replying to kernel_info")
 
     monkeypatch.setattr("helpers.studies.trial.run_course", broken)
-    study, opened = run_worker(study_file(vary={"learning_rate": [0.001, 0.002]}))
-    errors = [trial.user_attrs["error"] for trial in trials_of(study, opened)]
+    study, optuna_study = run_worker(study_file(vary={"learning_rate": [0.001, 0.002]}))
+    errors = [trial.user_attrs["error"] for trial in trials_of(study, optuna_study)]
     assert all(error.startswith("RuntimeError: Kernel died before replying") for error in errors)
 
 
@@ -115,8 +115,8 @@ def test_a_full_disk_pauses_the_study_and_the_same_trial_runs_next(without_kerne
     with pytest.raises(StudyPausedError, match="the disk is full"):
         run_worker(file)
     monkeypatch.setenv("ROOM", "1")
-    study, opened = run_worker(file)
-    assert [trial.state for trial in trials_of(study, opened)] == [TrialState.COMPLETE] * 2
+    study, optuna_study = run_worker(file)
+    assert [trial.state for trial in trials_of(study, optuna_study)] == [TrialState.COMPLETE] * 2
     assert count_starts(study.folder) == {"trial-000": 2, "trial-001": 1}
 
 
@@ -161,12 +161,12 @@ def test_a_trial_worse_than_the_median_is_recorded_as_pruned(
     settings = {**tiny, "per_device_train_batch_size": 4, "eval_steps": 2, "sample_prompt": ""}
     file = study_file(vary={"learning_rate": [0.001]}, settings=settings, notebooks=notebooks, prune=True)
     study = read_study(file)
-    opened = open_study(study)
+    optuna_study = open_study(study)
     for _ in range(4):  # the pruner waits for as many finished trials
         others = dict.fromkeys(range(5001), 1.0)
-        opened.add_trial(optuna.create_trial(value=1.0, intermediate_values=others))
-    work(study, opened)
-    assert [trial.state for trial in trials_of(study, opened)] == [TrialState.PRUNED]
+        optuna_study.add_trial(optuna.create_trial(value=1.0, intermediate_values=others))
+    work(study, optuna_study)
+    assert [trial.state for trial in trials_of(study, optuna_study)] == [TrialState.PRUNED]
     assert compare("grid").runs[0].state == "pruned"
     assert not (study.folder / "trial-000/training.json").exists()
 
@@ -174,8 +174,8 @@ def test_a_trial_worse_than_the_median_is_recorded_as_pruned(
 def test_without_notebooks_a_trial_is_the_training_alone(study_file, tiny_settings, capsys):
     tiny = tiny_settings.model_dump(include={"model_name_or_path", "source", "block_size", "mixed_precision"})
     file = study_file(vary={"learning_rate": [0.001]}, settings=tiny, notebooks=[])
-    study, opened = run_worker(file)
-    assert [trial.state for trial in trials_of(study, opened)] == [TrialState.COMPLETE]
+    study, optuna_study = run_worker(file)
+    assert [trial.state for trial in trials_of(study, optuna_study)] == [TrialState.COMPLETE]
     assert compare("grid").runs[0].settings["learning_rate"] == 0.001
     assert capsys.readouterr().out == "", "a worker prints only why it paused"
 
@@ -195,7 +195,7 @@ def measured(monkeypatch):
 
 
 def test_a_trial_measured_before_a_notebook_failed_counts_as_done(study_file, measured):
-    study, opened = run_worker(study_file(vary={"learning_rate": [0.1]}))
-    assert [trial.value for trial in trials_of(study, opened)] == [2.5]
+    study, optuna_study = run_worker(study_file(vary={"learning_rate": [0.1]}))
+    assert [trial.value for trial in trials_of(study, optuna_study)] == [2.5]
     assert json.loads((study.folder / "trial-000/trial.json").read_text())["state"] == "done"
     assert "no test document is long enough" in (study.folder / "trial-000/trial.log").read_text(encoding="utf-8")

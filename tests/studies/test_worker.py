@@ -18,14 +18,16 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::R
 
 def test_points_beyond_a_lowered_budget_wait_until_it_is_raised(without_kernels, study_file):
     open_study(read_study(study_file()))
-    study, opened = run_worker(study_file(budgets={"trials": 1}))
-    assert [trial.user_attrs["point"] for trial in trials_of(study, opened)] == [0]
+    study, optuna_study = run_worker(study_file(budgets={"trials": 1}))
+    assert [trial.user_attrs["point"] for trial in trials_of(study, optuna_study)] == [0]
     study = read_study(study_file(budgets={"trials": 3}))
-    opened = open_study(study)
-    opened.enqueue_trial({"learning_rate": 0.001, "weight_decay": 0.0}, user_attrs={"point": 0})  # behind all others
-    work(study, opened)
+    optuna_study = open_study(study)
+    optuna_study.enqueue_trial(
+        {"learning_rate": 0.001, "weight_decay": 0.0}, user_attrs={"point": 0}
+    )  # behind all others
+    work(study, optuna_study)
     assert count_starts(study.folder) == {f"trial-{n:03d}": 1 for n in range(3)}
-    study, opened = run_worker(study_file())
+    study, optuna_study = run_worker(study_file())
     assert count_starts(study.folder) == {f"trial-{n:03d}": 1 for n in range(4)}
 
 
@@ -43,7 +45,7 @@ def test_a_disk_budget_pauses_the_study(study_file):
 def test_no_trial_starts_after_the_time_budget_ends(study_file):
     file = study_file()
     with pytest.raises(StudyPausedError, match="is used up: no further trial starts"):
-        run_worker(file, ends=time.time() - 1)
+        run_worker(file, deadline=time.time() - 1)
     assert count_starts(read_study(file).folder) == {}
 
 
