@@ -40,9 +40,9 @@ def _expect(
 ) -> None:
     """Raise the hint of the usual mistake that gives this number, or else `hint` if the number is wrong."""
     number = _number(given)
-    for wrong, its_hint in (mistakes or {}).items():
+    for wrong, mistake_hint in (mistakes or {}).items():
         if math.isclose(number, wrong, rel_tol=tolerance):
-            raise Hint(its_hint)
+            raise Hint(mistake_hint)
     if not math.isclose(number, expected, rel_tol=tolerance, abs_tol=1e-9):
         raise Hint(f"{given!r} is not right. {hint}")
 
@@ -268,9 +268,9 @@ def _bootstrap(answer: Any) -> None:
         raise Hint("Here the tuned model is better on every document: use the same draw of documents for both models.")
     if _number(answer(base, base * 1.02, n_bytes)) < 0.99:
         raise Hint("Here the tuned model is worse on every document, so there is no draw in which it is better.")
-    one_long = np.array([10_000.0] + [100.0] * 9)
+    skewed = np.array([10_000.0] + [100.0] * 9)
     gain = np.array([-1000.0] + [20.0] * 9)  # worse on the long document, which dominates the sum
-    share = _number(answer(one_long, one_long - gain, one_long))
+    share = _number(answer(skewed, skewed - gain, skewed))
     if abs(share - (1 - 0.9**10)) > 0.05:
         raise Hint(
             f"Nine short documents gain a little, a long one loses a lot: about {1 - 0.9**10:.0%} of the draws contain "
@@ -305,7 +305,7 @@ def _utilisation(answer: Any) -> None:
     _expect(answer(124_000_000, 40_000.0, 80.0), 0.372, "Another model and card give 37.2%.")
 
 
-_SEEN_IN = {
+_SYMPTOMS = {
     "not a number": "the log would show a loss or a gradient that is not a number",
     "never moves": "the loss would not move",
     "labels shifted twice": "the labels in the rows would differ from the tokens",
@@ -316,10 +316,10 @@ _SEEN_IN = {
 
 def _diagnosis(right: str, where: str) -> Check:
     def examine(answer: Any) -> None:
-        if answer not in _SEEN_IN:
-            raise Hint(f"{answer!r} is not one of {', '.join(map(repr, _SEEN_IN))}.")
+        if answer not in _SYMPTOMS:
+            raise Hint(f"{answer!r} is not one of {', '.join(map(repr, _SYMPTOMS))}.")
         if answer != right:
-            raise Hint(f"With {answer!r}, {_SEEN_IN[answer]}; that is not the case here. {where}")
+            raise Hint(f"With {answer!r}, {_SYMPTOMS[answer]}; that is not the case here. {where}")
 
     return examine
 

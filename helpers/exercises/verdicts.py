@@ -62,10 +62,10 @@ def check(name: str, answer: Any, *, run: str = "pocket") -> Verdict:
     """
     verdict = _verdict(CHECKS[name][0], answer)
     if verdict.status != "not done yet":
-        path = _record(run)
+        path = _record_path(run)
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_name(".exercises.lock")):  # a second notebook may check at the same time
-            before = _statuses(run)
+            before = _read_statuses(run)
             if before.get(name) not in ("right", verdict.status):
                 write_json(path, before | {name: verdict.status})
     return verdict
@@ -88,15 +88,15 @@ def _verdict(examine: Check, answer: Any) -> Verdict:
 
 def progress(run: str = "pocket") -> Progress:
     """Return the progress in the exercises of all notebooks, as stored in a run's folder."""
-    kept = _statuses(run)
-    return Progress(run, {name: kept.get(name, "not done yet") for name in CHECKS})
+    statuses = _read_statuses(run)
+    return Progress(run, {name: statuses.get(name, "not done yet") for name in CHECKS})
 
 
-def _record(run: str) -> Path:
+def _record_path(run: str) -> Path:
     return run_folder(run) / "exercises.json"
 
 
-def _statuses(run: str) -> dict[str, str]:
+def _read_statuses(run: str) -> dict[str, str]:
     """Return the stored statuses; none if the file is missing or damaged."""
-    kept = read_json_or_empty(_record(run))
-    return {name: status for name, status in kept.items() if status in ("right", "not yet")}
+    statuses = read_json_or_empty(_record_path(run))
+    return {name: status for name, status in statuses.items() if status in ("right", "not yet")}

@@ -31,8 +31,8 @@ def export(run: str, to: str, gguf_type: str) -> None:
 )
 def demo(run: str, port: int, static: Path | None) -> None:
     """Show a page where RUN's base and tuned models continue text."""
-    does = "Reading the models of run" if static is None else "Writing a page with the model of run"
-    announce(f"{does} {run} ...")
+    action = "Reading the models of run" if static is None else "Writing a page with the model of run"
+    announce(f"{action} {run} ...")
     from helpers.sharing import DemoServer, write_static_page
 
     if static is not None:

@@ -114,12 +114,12 @@ class DemoServer:
         for name, ids in prompts.items():
             model, tokenizer = self._models[name]
             with self._lock, closing(sample_tokens(model, ids, settings)) as stream:
-                written = []
+                new_tokens = []
                 for token, _ in stream:
                     if self._closed.is_set():
                         return
-                    written.append(token)
-                    text = tokenizer.decode(written, skip_special_tokens=True)
+                    new_tokens.append(token)
+                    text = tokenizer.decode(new_tokens, skip_special_tokens=True)
                     yield {"model": name, "text": text.rstrip("\ufffd")}  # an incomplete character
 
 

@@ -23,8 +23,8 @@ from helpers.sharing.export import BYTES_PER_WEIGHT, export_model, sampling_of
 SAMPLING = ("temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens", "seed")
 _SLIDER_MAXIMA = {"temperature": 2, "top_k": 200, "repetition_penalty": 2}  # of a slider; the settings allow more
 _LARGEST_MODEL_BYTES = 64 * 2**20  # a browser loads the whole page, and base64 adds a third
-_SERVED = "default-src 'none'; connect-src 'self'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'"
-_STATIC = (
+_SERVER_CSP = "default-src 'none'; connect-src 'self'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'"
+_STATIC_CSP = (
     "default-src 'none'; connect-src blob: data:; style-src 'nonce-{nonce}'; worker-src blob:; "
     "script-src 'nonce-{nonce}' blob: 'wasm-unsafe-eval'"
 )
@@ -36,7 +36,7 @@ def served_page(run: str, models: Sequence[str], *, note: str, n_positions: int)
     The note is shown under the title; `n_positions` is the maximum number of tokens of prompt and answer.
     """
     return _page(
-        run, models, note=note, n_positions=n_positions, names=SAMPLING, policy=_SERVED, engine="server_engine.js",
+        run, models, note=note, n_positions=n_positions, names=SAMPLING, policy=_SERVER_CSP, engine="server_engine.js",
         data={},
     )  # fmt: skip
 
@@ -71,7 +71,7 @@ def write_static_page(run: str, folder: Path) -> Path:
         "Nothing you type leaves it.",
         n_positions=config["n_positions"],
         names=[name for name in SAMPLING if name != "seed"],  # wllama uses its own seed
-        policy=_STATIC,
+        policy=_STATIC_CSP,
         engine="browser_engine.js",
         data={
             "facts": json.dumps(facts),
@@ -92,13 +92,13 @@ def controls(sampling: EvaluationSettings, names: Sequence[str], *, n_positions:
         field, value = EvaluationSettings.model_fields[name], getattr(sampling, name)
         limits = bounds(field)
         step = (field.json_schema_extra or {}).get("step", 1 if isinstance(value, int) else 0.05)
-        most = n_positions - 1 if name == "max_new_tokens" else max(_SLIDER_MAXIMA.get(name, limits["le"]), value)
+        maximum = n_positions - 1 if name == "max_new_tokens" else max(_SLIDER_MAXIMA.get(name, limits["le"]), value)
         rows.append(
             {
                 "name": name,
                 "type": "number" if name == "seed" else "range",
                 "min": limits.get("ge", step),  # a bound "above 0" becomes the first step
-                "max": most,
+                "max": maximum,
                 "step": step,
                 "value": min(value, 3 * n_positions // 4) if name == "max_new_tokens" else value,
                 "help": field.description,
@@ -122,7 +122,7 @@ def _page(
     card, sampling = run_folder(run) / "model" / "README.md", sampling_of(run)
     nonce = secrets.token_urlsafe()  # the browser runs only scripts with this nonce
 
-    def part(name: str) -> Html:
+    def asset(name: str) -> Html:
         return Html((ASSETS / "demo" / name).read_text(encoding="utf-8"))
 
     return fill_template(
@@ -136,9 +136,9 @@ def _page(
         data={name: Html(text.replace("<", "\\u003c")) for name, text in data.items()},  # base64, JSON
         policy=Html(policy.format(nonce=nonce)),  # not escaped: the quotes are ours
         nonce=nonce,
-        style=part("page.css"),
-        engine=part(engine),
-        script=part("page.js"),
+        style=asset("page.css"),
+        engine=asset(engine),
+        script=asset("page.js"),
     )
 
 

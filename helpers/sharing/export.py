@@ -95,18 +95,18 @@ def export_model(run: str, *, to: Format = "gguf", gguf_type: GgufType = "f16") 
     kind = f"gguf-{gguf_type}" if to == "gguf" else to
     folder = run_folder(run) / "export" / kind
     _check_space(folder, model, kind)
-    with _full_disk_explained(folder), atomic_folder(folder) as new:
+    with _explain_full_disk(folder), atomic_folder(folder) as new:
         if to == "gguf":
             file = f"{run}-{gguf_type}.gguf"
             write_gguf(new / file, model, tokenizer, name=run, gguf_type=gguf_type, sampling=sampling_of(run))
-            _write(new, "Modelfile", run, model, file=file)
+            _write_from_template(new, "Modelfile", run, model, file=file)
         else:
             file = "model.safetensors"
             with quiet():
                 copy.deepcopy(model).half().save_pretrained(new)
             tokenizer.save_pretrained(new)
         export = _measure(run, new, kind, file, (model, tokenizer))
-        _write(new, "README.md", run, model, file=file, export=export, size=_size(new / file))
+        _write_from_template(new, "README.md", run, model, file=file, export=export, size=_size(new / file))
     return replace(export, folder=folder)
 
 
@@ -126,7 +126,7 @@ def _check_space(folder: Path, model: "GPT2LMHeadModel", kind: str) -> None:
 
 
 @contextmanager
-def _full_disk_explained(folder: Path) -> Iterator[None]:
+def _explain_full_disk(folder: Path) -> Iterator[None]:
     from safetensors import SafetensorError
 
     try:
@@ -142,10 +142,10 @@ def _full_disk_explained(folder: Path) -> Iterator[None]:
 
 
 def _measure(
-    run: str, folder: Path, kind: str, file: str, before: tuple["GPT2LMHeadModel", "PreTrainedTokenizerBase"]
+    run: str, folder: Path, kind: str, file: str, original: tuple["GPT2LMHeadModel", "PreTrainedTokenizerBase"]
 ) -> Export:
     """Score the run's weights and those read back from the exported file on the same test documents."""
-    model, tokenizer = before
+    model, tokenizer = original
     context = min(read_run_settings(run).block_size, model.config.n_positions)
     documents, texts, n_left = open_prepared(run).documents["test"], [], _MEASURED_CHARACTERS
     for text in dialogues(documents):
@@ -154,7 +154,7 @@ def _measure(
         if n_left <= 0:
             break
     exported = read_gguf(folder / file, model) if kind.startswith("gguf") else load_model(str(folder))
-    first, second = (
+    run_score, export_score = (
         score(
             weights,
             tokenizer,
@@ -166,12 +166,12 @@ def _measure(
         )
         for weights in (model, exported)
     )
-    measured = f"{first.n_documents:,} test {first.protocol_name} of {first.n_tokens:,} tokens"
+    measured = f"{run_score.n_documents:,} test {run_score.protocol_name} of {run_score.n_tokens:,} tokens"
     protocol = f"{measured}, context {context}, stride {context}"
-    return Export(folder, kind, second.perplexity, first.perplexity, protocol)
+    return Export(folder, kind, export_score.perplexity, run_score.perplexity, protocol)
 
 
-def _write(folder: Path, name: str, run: str, model: "GPT2LMHeadModel", **values: object) -> None:
+def _write_from_template(folder: Path, name: str, run: str, model: "GPT2LMHeadModel", **values: object) -> None:
     """Fill in the template of a Modelfile or README."""
     template = "export_readme.md" if name == "README.md" else name
     text = fill_template(

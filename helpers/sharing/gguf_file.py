@@ -81,11 +81,11 @@ def write_gguf(
         writer.add_sampling_penalty_repeat(sampling.repetition_penalty)
         writer.add_sampling_penalty_last_n(config.n_positions)  # the whole context, as in transformers
     _add_tokenizer(writer, tokenizer, config.vocab_size)
-    names = _names(model)
+    names = _gguf_names(model)
     for weight, tensor in model.state_dict().items():
         if weight == "lm_head.weight" and config.tie_word_embeddings:
             continue  # llama.cpp then uses the token embeddings
-        array, kind = _in_type(names[weight], _turned(weight, tensor.detach().float().cpu().numpy()), gguf_type)
+        array, kind = _convert(names[weight], _transpose(weight, tensor.detach().float().cpu().numpy()), gguf_type)
         writer.add_tensor(names[weight], array, raw_dtype=kind)
     try:
         writer.write_header_to_file()
@@ -102,11 +102,11 @@ def read_gguf(path: Path, model: "GPT2LMHeadModel") -> "GPT2LMHeadModel":
     from gguf.quants import dequantize
 
     stored = {tensor.name: dequantize(tensor.data, tensor.tensor_type) for tensor in GGUFReader(path).tensors}
-    read, names = copy.deepcopy(model), _names(model)
+    loaded, names = copy.deepcopy(model), _gguf_names(model)
     with torch.no_grad():
-        for name, weights in read.named_parameters():  # a tied head is not listed separately
-            weights.copy_(torch.from_numpy(_turned(name, stored[names[name]]).copy()))
-    return read
+        for name, weights in loaded.named_parameters():  # a tied head is not listed separately
+            weights.copy_(torch.from_numpy(_transpose(name, stored[names[name]]).copy()))
+    return loaded
 
 
 def import_gguf() -> None:
@@ -120,17 +120,17 @@ def import_gguf() -> None:
         ) from None
 
 
-def _turned(name: str, array: np.ndarray) -> np.ndarray:
+def _transpose(name: str, array: np.ndarray) -> np.ndarray:
     """Transpose the weight of a `Conv1D`, which GPT-2 stores as (inputs, outputs); return other weights unchanged."""
     return array.T.copy() if name.startswith("transformer.h.") and array.ndim == 2 else array
 
 
-def _names(model: "GPT2LMHeadModel") -> dict[str, str]:
+def _gguf_names(model: "GPT2LMHeadModel") -> dict[str, str]:
     """Return weight name -> its name in GGUF."""
     from gguf import MODEL_ARCH, get_tensor_name_map
 
-    known = get_tensor_name_map(MODEL_ARCH.GPT2, model.config.n_layer)
-    return {name: known.get_name(name, try_suffixes=(".weight", ".bias")) for name in model.state_dict()}
+    name_map = get_tensor_name_map(MODEL_ARCH.GPT2, model.config.n_layer)
+    return {name: name_map.get_name(name, try_suffixes=(".weight", ".bias")) for name in model.state_dict()}
 
 
 def _check_arithmetic(config: "GPT2Config") -> None:
@@ -143,7 +143,7 @@ def _check_arithmetic(config: "GPT2Config") -> None:
             )
 
 
-def _in_type(name: str, array: np.ndarray, gguf_type: GgufType) -> tuple[np.ndarray, int]:
+def _convert(name: str, array: np.ndarray, gguf_type: GgufType) -> tuple[np.ndarray, int]:
     """Return a tensor in the number format of the file, and that format.
 
     As in llama.cpp's own files, vectors stay in float32, and position embeddings in float16: llama.cpp has no kernel

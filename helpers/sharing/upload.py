@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 # Licences of what this course ships; `python-reference` and the pocket model are made from the text of many packages.
-_SHIPPED = {"fables": "cc0-1.0", "pocket": "mit", "python-reference": "those of Python and of the installed packages"}
-_UNKNOWN = "not known to this course: make sure that you may publish what was made from it"
+_LICENCES = {"fables": "cc0-1.0", "pocket": "mit", "python-reference": "those of Python and of the installed packages"}
+_UNKNOWN_LICENCE = "not known to this course: make sure that you may publish what was made from it"
 
 
 @dataclass(frozen=True)
@@ -87,10 +87,10 @@ def plan_upload(
     if write_model_card(run) is None:
         raise SettingsError(f"Run {run!r} has no final model yet: train it in notebook 3 first.")
     api = api or HfApi()
-    with _refusals_explained(repo_id):
+    with _explain_refusals(repo_id):
         account = api.whoami()["name"]
-        there = _describe_repository(api, repo_id)
-    if private and not there.get("private", True):
+        repository = _describe_repository(api, repo_id)
+    if private and not repository.get("private", True):
         raise SettingsError(
             f"{repo_id!r} exists and is public, so everybody could read what is sent there: choose another name, make "
             "it private in its settings on the Hub, or leave --private out."
@@ -101,7 +101,7 @@ def plan_upload(
     gguf_files, gguf_note = _gguf_files(run)
     base, source = settings.model_name_or_path, settings.source
     notes = (
-        f"Account: {account}. {there['note']}",
+        f"Account: {account}. {repository['note']}",
         f"Copying: {copying_verdict(run)}",
         f"Text: {public_name(source)}; licence: {_licence(api, 'dataset', source)}.",
         f"Base model: {'random weights' if settings.from_scratch else shown_name(base)}; "
@@ -109,7 +109,7 @@ def plan_upload(
         f"Licence of this model: {licence or 'none named; --license puts one into the card'}.",
         *gguf_note,
     )
-    return Upload(run, repo_id, there.get("private", private), files | gguf_files, notes)
+    return Upload(run, repo_id, repository.get("private", private), files | gguf_files, notes)
 
 
 def publish(upload: Upload, *, api: "HfApi | None" = None) -> str:
@@ -127,7 +127,7 @@ def publish(upload: Upload, *, api: "HfApi | None" = None) -> str:
         CommitOperationAdd(name, content if isinstance(content, bytes) else str(content))
         for name, content in upload.files.items()
     ]
-    with _refusals_explained(upload.repo_id):
+    with _explain_refusals(upload.repo_id):
         address = api.create_repo(upload.repo_id, private=upload.private, exist_ok=True)
         api.create_commit(upload.repo_id, operations, commit_message=f"Run {upload.run}")
     return str(address)
@@ -174,14 +174,14 @@ def _describe_repository(api: "HfApi", repo_id: str) -> dict[str, Any]:
     from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
-        there = api.model_info(repo_id)
+        info = api.model_info(repo_id)
     except RepositoryNotFoundError:
         return {"note": f"The repository {repo_id} is new."}
-    names = {sibling.rfilename for sibling in there.siblings or []}
-    kept = "private" if there.private else "public"
+    names = {sibling.rfilename for sibling in info.siblings or []}
+    state = "private" if info.private else "public"
     return {
-        "private": bool(there.private),
-        "note": f"The repository {repo_id} exists and stays {kept}: a commit is added, files of the same name get a "
+        "private": bool(info.private),
+        "note": f"The repository {repo_id} exists and stays {state}: a commit is added, files of the same name get a "
         f"new version, and its other files ({len(names)} in all) stay.",
     }
 
@@ -205,8 +205,8 @@ def _visible_files(folder: Path) -> list[Path]:
 def _gguf_files(run: str) -> tuple[dict[str, Path | bytes], tuple[str, ...]]:
     """Return the files of the GGUF exports, made now if there are none newer than the model; a note if that fails."""
     folder = run_folder(run) / "export"
-    trained = (run_folder(run) / "model" / "model.safetensors").stat().st_mtime
-    exports = [path.parent for path in folder.glob("gguf-*/*.gguf") if path.stat().st_mtime >= trained]
+    trained_at = (run_folder(run) / "model" / "model.safetensors").stat().st_mtime
+    exports = [path.parent for path in folder.glob("gguf-*/*.gguf") if path.stat().st_mtime >= trained_at]
     try:
         exports = exports or [export_model(run, to="gguf").folder]
     except SettingsError as error:
@@ -221,29 +221,29 @@ def _gguf_files(run: str) -> tuple[dict[str, Path | bytes], tuple[str, ...]]:
 
 def _licence(api: "HfApi", kind: str, name: str) -> str:
     """Return the licence of a text or model, if this course or the Hub knows it."""
-    if name in _SHIPPED:
-        return _SHIPPED[name]
+    if name in _LICENCES:
+        return _LICENCES[name]
     shown = public_name(name) if kind == "dataset" else shown_name(name)
     if "/" not in shown:
-        return _UNKNOWN
+        return _UNKNOWN_LICENCE
     try:
         card = (api.dataset_info if kind == "dataset" else api.model_info)(name).card_data
     except Exception:  # noqa: BLE001 (whatever the client raises, the licence is unknown)
-        return _UNKNOWN
+        return _UNKNOWN_LICENCE
     licence = card.get("license") if card else None
-    return str(licence) if licence else _UNKNOWN
+    return str(licence) if licence else _UNKNOWN_LICENCE
 
 
 def _with_licence(card: Path, licence: str) -> bytes:
     from huggingface_hub import ModelCard
 
-    described = ModelCard(card.read_text(encoding="utf-8"))
-    described.data.license = licence
-    return str(described).encode()
+    model_card = ModelCard(card.read_text(encoding="utf-8"))
+    model_card.data.license = licence
+    return str(model_card).encode()
 
 
 @contextmanager
-def _refusals_explained(repo_id: str) -> Iterator[None]:
+def _explain_refusals(repo_id: str) -> Iterator[None]:
     """Turn an error of the Hub's client into one sentence that says what to do."""
     from huggingface_hub.errors import LocalTokenNotFoundError, OfflineModeIsEnabled
 

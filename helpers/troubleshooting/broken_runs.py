@@ -47,9 +47,9 @@ def _run_a() -> BrokenRun:
     import torch
 
     ids = _rows()
-    optimizer_of_another_model = torch.optim.AdamW(tiny_model(seed=1).parameters(), lr=1e-3)
+    wrong_optimizer = torch.optim.AdamW(tiny_model(seed=1).parameters(), lr=1e-3)
     rows = [{"input_ids": row} for row in ids]
-    log = train_briefly(tiny_model(), rows, optimizer=optimizer_of_another_model, max_steps=10)
+    log = train_briefly(tiny_model(), rows, optimizer=wrong_optimizer, max_steps=10)
     return BrokenRun("a", _plain(log), ids[0].tolist(), ids[0].tolist())
 
 

@@ -26,7 +26,7 @@ from helpers.troubleshooting.reading import Reading, clean, read
 _MAX_CAUSES, _MAX_QUOTES = 4, 2
 _CERTAINTY = {IN_ERROR: "the error says so", IN_LOG: "seen in the log", IN_CODE: "possible"}
 _LONGEST_LINE = 300
-_COMPLAINT = re.compile(
+_FAILURE_WORDS = re.compile(
     r"\b(?:error|fail(?:ed|ure|s)?|cannot|can't|could not|couldn't|unable|not (?:found|supported|permitted|allowed)|"
     r"denied|refused|invalid|missing|killed|aborted|crash(?:ed)?|timed out)\b",
     re.IGNORECASE,
@@ -82,7 +82,7 @@ class Explanation(PlainTextMixin):
         return f"None of the known failures. It looks like {self.kind}."
 
     def _notes(self) -> list[str]:
-        notes = [f"Also noticed: {one.id} {one.title}. {one.fix}" for one in self.noticed]
+        notes = [f"Also noticed: {cause.id} {cause.title}. {cause.fix}" for cause in self.noticed]
         notes += [f"Looked for and not found: {'; '.join(self.ruled_out)}."] if self.ruled_out else []
         notes += [f"Your own line: {self.where}"] if self.where else []
         notes += [f'The decisive line: "{self.decisive}"'] if self.decisive else []
@@ -91,21 +91,21 @@ class Explanation(PlainTextMixin):
     def __str__(self) -> str:
         """Return the explanation as text for a terminal, without colours and control characters."""
         lines = [self.headline, "", self.verdict]
-        for number, one in enumerate(self.causes, 1):
-            lines += ["", f"{number}. {one.id} {one.title} ({one.certainty})", f"   {one.cause}"]
-            lines += [f'   seen: "{quote}"' for quote in one.evidence] + [f"   do:   {one.fix}"]
+        for number, cause in enumerate(self.causes, 1):
+            lines += ["", f"{number}. {cause.id} {cause.title} ({cause.certainty})", f"   {cause.cause}"]
+            lines += [f'   seen: "{quote}"' for quote in cause.evidence] + [f"   do:   {cause.fix}"]
         return clean("\n".join([*lines, "", *self._notes()]).rstrip())
 
     def _repr_html_(self) -> str:
         """Return the explanation as HTML for a notebook, with everything escaped."""
         rows = [
             (
-                Html(f"<b>{escape(one.id)}</b> {escape(one.title)} ({escape(one.certainty)})"),
-                Html("<br>".join(f"<q>{escape(quote)}</q>" for quote in one.evidence)),
-                one.cause,
-                Html(f"<code>{escape(one.fix)}</code>"),
+                Html(f"<b>{escape(cause.id)}</b> {escape(cause.title)} ({escape(cause.certainty)})"),
+                Html("<br>".join(f"<q>{escape(quote)}</q>" for quote in cause.evidence)),
+                cause.cause,
+                Html(f"<code>{escape(cause.fix)}</code>"),
             )
-            for one in self.causes
+            for cause in self.causes
         ]
         table = html_table(("cause", "seen", "why", "what to do"), rows) if rows else ""
         notes = "".join(f"<p>{escape(note)}</p>" for note in self._notes())
@@ -131,14 +131,14 @@ def explain(thing: Any = None, *, machine: Machine | None = None) -> Explanation
     reading = read(thing)
     if isinstance(thing, BaseException):
         reading = replace(reading, lines=(*reading.lines, *_session_lines()))
-    matches = {id_: (one, seen) for id_, one in read_failures().items() if (seen := one.evidence(reading))}
+    matches = {id_: (entry, seen) for id_, entry in read_failures().items() if (seen := entry.evidence(reading))}
     causes, noticed = _sort(matches, reading)
     explanation = Explanation(
         _headline(reading),
         tuple(_cause(*matches[id_], machine) for id_ in causes[:_MAX_CAUSES]),
         tuple(_cause(*matches[id_], machine) for id_ in noticed),
     )
-    return explanation if causes else _without_a_cause(explanation, reading, set(matches), machine)
+    return explanation if causes else _add_next_steps(explanation, reading, set(matches), machine)
 
 
 def last_error() -> BaseException | None:
@@ -164,11 +164,11 @@ def load_ipython_extension(shell: Any) -> None:
 def _sort(matches: _Matches, reading: Reading) -> tuple[list[str], list[str]]:
     """Return the ids of the causes, likeliest first, and the ids of harmless failures."""
     causes, noticed = [], []
-    for id_, (failure, seen) in matches.items():
-        in_error = seen[0].weight == IN_ERROR
+    for id_, (failure, evidence) in matches.items():
+        in_error = evidence[0].weight == IN_ERROR
         if failure.harmless and not in_error and (reading.errors or reading.rows):
             noticed.append(id_)
-        elif seen[0].weight == IN_CODE and reading.errors and failure.refines not in matches:
+        elif evidence[0].weight == IN_CODE and reading.errors and failure.refines not in matches:
             continue  # a traceback quotes code: suspicious code near another error is not its cause
         else:
             causes.append(id_)
@@ -181,20 +181,20 @@ def _rank(id_: str, matches: _Matches, order: list[str]) -> tuple[float, ...]:
 
     A failure that refines another one ranks above it, unless suspicious code is its only evidence.
     """
-    failure, seen = matches[id_]
-    if failure.refines in matches and seen[0].weight > IN_CODE:
+    failure, evidence = matches[id_]
+    if failure.refines in matches and evidence[0].weight > IN_CODE:
         broader = _rank(failure.refines, matches, order)
-        return (broader[0], broader[1] + 0.5, seen[0].weight, order.index(id_))
-    return (seen[0].is_last_error, seen[0].weight, len({one.quote for one in seen}), -order.index(id_))
+        return (broader[0], broader[1] + 0.5, evidence[0].weight, order.index(id_))
+    return (evidence[0].is_last_error, evidence[0].weight, len({item.quote for item in evidence}), -order.index(id_))
 
 
 def _cause(failure: KnownFailure, evidence: list[Evidence], machine: Machine | None) -> Cause:
-    quotes = dict.fromkeys(one.quote for one in evidence)
+    quotes = dict.fromkeys(item.quote for item in evidence)
     # two patterns can match the same line, and one quote can lack its beginning
-    whole = tuple(quote for quote in quotes if not any(quote.lstrip("…") in other for other in quotes.keys() - {quote}))
+    full = tuple(quote for quote in quotes if not any(quote.lstrip("…") in other for other in quotes.keys() - {quote}))
     certainty = _CERTAINTY[evidence[0].weight]
     fix = failure.fix_on(machine)
-    return Cause(failure.id, failure.title, failure.cause, fix, whole[:_MAX_QUOTES], certainty, failure.source)
+    return Cause(failure.id, failure.title, failure.cause, fix, full[:_MAX_QUOTES], certainty, failure.source)
 
 
 def _headline(reading: Reading) -> str:
@@ -208,7 +208,7 @@ def _headline(reading: Reading) -> str:
     return f"A text of {len(reading.lines)} line{'s' * (len(reading.lines) != 1)}."
 
 
-def _without_a_cause(explanation: Explanation, reading: Reading, ids: set[str], machine: Machine | None) -> Explanation:
+def _add_next_steps(explanation: Explanation, reading: Reading, ids: set[str], machine: Machine | None) -> Explanation:
     """Add what helps if nothing is recognised: the kind of text, the decisive line, and the next two steps."""
     excluded = tuple(ruled_out(reading, ids))
     if reading.rows and not reading.errors:
@@ -231,7 +231,7 @@ def _without_a_cause(explanation: Explanation, reading: Reading, ids: set[str], 
 
 def _decisive_line(reading: Reading) -> str:
     """Return the last error, or else the last line with a word such as "failed"; '' if there is none."""
-    candidates = reading.errors or [line for line in reading.lines if _COMPLAINT.search(line)]
+    candidates = reading.errors or [line for line in reading.lines if _FAILURE_WORDS.search(line)]
     return " ".join(candidates[-1].split("\n")[0].split())[:_LONGEST_LINE] if candidates else ""
 
 

@@ -48,7 +48,7 @@ def write_issue_report(thing: Any = None, *, machine: Machine | None = None) -> 
     lines = read(thing).text.rstrip().splitlines() if thing is not None else []
     cut = [f"[... {len(lines) - _MAX_LINES} lines before]"] if len(lines) > _MAX_LINES else []
     causes = [f"{one.id} {one.title} ({one.certainty})" for one in explanation.causes] or [explanation.verdict]
-    return without_personal_data(
+    return remove_personal_data(
         "\n".join(
             [
                 "### Error", "", fenced("\n".join([*cut, *(lines[-_MAX_LINES:] or [explanation.headline])])), "",
@@ -60,10 +60,10 @@ def write_issue_report(thing: Any = None, *, machine: Machine | None = None) -> 
     )  # fmt: skip
 
 
-def without_personal_data(text: str) -> str:
+def remove_personal_data(text: str) -> str:
     r"""Return a text without home folders, names of user and computer, tokens, passwords and addresses.
 
-    >>> without_personal_data(r"C:\Users\ada\run.py, token=hf_abcdefghij, https://ada:secret@example.org")
+    >>> remove_personal_data(r"C:\Users\ada\run.py, token=hf_abcdefghij, https://ada:secret@example.org")
     '~\\run.py, token=<token>, https://<user>:<password>@example.org'
     """
     home = os.path.expanduser("~")  # noqa: PTH111 (Path.home raises where a container's user has none)

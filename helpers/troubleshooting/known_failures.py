@@ -138,14 +138,14 @@ def _content() -> dict[str, Any]:
 
 def fill(text: str, machine: Machine | None = None) -> str:
     """Replace `{fixes.name}` and the like in a text of the file by the text for a machine; None: this one."""
-    return _TEMPLATE.sub(lambda match: _filled(match, machine or _this_machine()), text)
+    return _TEMPLATE.sub(lambda match: _fill_match(match, machine or _this_machine()), text)
 
 
 def _as_list(value: _Patterns) -> list[str]:
     return [value] if isinstance(value, str) else list(value)
 
 
-def _filled(match: "re.Match[str]", machine: Machine) -> str:
+def _fill_match(match: "re.Match[str]", machine: Machine) -> str:
     """Return the text for one `{fixes.name ARGUMENTS}`."""
     owner, name, arguments = match.groups()
     value = attrgetter(name)({"fixes": fixes, "wheels": wheels, "machine": machine}[owner])
@@ -163,14 +163,14 @@ def _first_match(pattern: "re.Pattern[str]", weight: int, reading: Reading) -> E
     words = _required_words(pattern.pattern)
     if weight == IN_ERROR and reading.errors:
         for error, lower in reading.lower_errors:
-            if _has_one(words, lower) and (match := pattern.search(error)):
+            if _contains_any(words, lower) and (match := pattern.search(error)):
                 return Evidence(_quote(error, match), weight, error is reading.errors[-1])
         return None
     weight = min(weight, IN_LOG)  # a message may be pasted without the name of its exception
-    if not _has_one(words, reading.lower_text):
+    if not _contains_any(words, reading.lower_text):
         return None
     for line, lower in reading.distinct_lines:
-        if _has_one(words, lower) and (match := pattern.search(line)):
+        if _contains_any(words, lower) and (match := pattern.search(line)):
             return Evidence(_quote(line, match), weight)
     return None
 
@@ -194,7 +194,7 @@ def _required_words(pattern: str) -> tuple[str, ...]:
     return words if min(map(len, words)) > 3 else ()
 
 
-def _has_one(words: tuple[str, ...], lower: str) -> bool:
+def _contains_any(words: tuple[str, ...], lower: str) -> bool:
     return not words or any(word in lower for word in words)
 
 

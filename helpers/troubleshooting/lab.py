@@ -52,8 +52,8 @@ def tiny_model(*, positions: int = 64, seed: int = 0) -> "GPT2LMHeadModel":
     from helpers.training import read_shape
 
     n_tokens = read_shape("pocket").vocab_size
-    ends = {"bos_token_id": n_tokens - 1, "eos_token_id": n_tokens - 1}
-    config = GPT2Config(vocab_size=n_tokens, n_positions=positions, n_embd=64, n_layer=2, n_head=2, **ends)
+    special_ids = {"bos_token_id": n_tokens - 1, "eos_token_id": n_tokens - 1}
+    config = GPT2Config(vocab_size=n_tokens, n_positions=positions, n_embd=64, n_layer=2, n_head=2, **special_ids)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = GPT2LMHeadModel(config)

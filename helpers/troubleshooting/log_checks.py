@@ -40,8 +40,8 @@ def not_finite(reading: Reading) -> str | None:
                 if name == "grad_norm" and row.get("loss") != 0 and _recovers(rows[number - 1 :]):
                     continue
                 # by default the Trainer logs a NaN loss as 0, but does not filter the gradient next to it
-                beside = f", next to a logged loss of {row['loss']:g}" if name != "loss" and "loss" in row else ""
-                return f"{name} is {row[name]} in row {number}{beside}"
+                note = f", next to a logged loss of {row['loss']:g}" if name != "loss" and "loss" in row else ""
+                return f"{name} is {row[name]} in row {number}{note}"
     losses = series(reading, "loss")
     if len(losses) >= 3 and losses[-1] > 2 * losses[0] and losses[-1] > math.log(max(_VOCABULARIES)):
         return f"the loss rose from {losses[0]:.4g} to {losses[-1]:.4g}, beyond a uniform guess among all tokens"
@@ -150,8 +150,8 @@ def repeats(reading: Reading) -> str | None:
     if reading.errors or reading.rows or re.search(r"[=%{}\[\]|]|\d:\d", reading.text):
         return None  # logs always repeat themselves: only plain prose is judged
     words = reading.text.split()
-    runs = list(zip(words, words[1:], words[2:], strict=False))
-    if len(words) < 30 or (share := 1 - len(set(runs)) / len(runs)) < 0.5:
+    trigrams = list(zip(words, words[1:], words[2:], strict=False))
+    if len(words) < 30 or (share := 1 - len(set(trigrams)) / len(trigrams)) < 0.5:
         return None
     return f"{100 * share:.0f}% of its three-word sequences repeat an earlier one"
 
@@ -212,8 +212,8 @@ def named_holder(reading: Reading) -> str | None:
     sizes = memory_sizes(reading)
     if not {"this_process", "total"} <= set(sizes):
         return None
-    named = re.findall(rf"Process (\d+) has {_SIZE} memory in use", reading.text)
-    number, size, unit = max(named, key=lambda one: float(one[1]) * _UNITS[one[2]], default=("", "0", "GiB"))
+    holders = re.findall(rf"Process (\d+) has {_SIZE} memory in use", reading.text)
+    number, size, unit = max(holders, key=lambda item: float(item[1]) * _UNITS[item[2]], default=("", "0", "GiB"))
     held = float(size) * _UNITS[unit]
     if held < 0.2 * sizes["total"] or held + sizes.get("free", 0) < sizes.get("requested", 0):
         return None

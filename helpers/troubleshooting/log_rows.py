@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 _ROW = re.compile(r"\{[^{}]*\}")
-_SPECIAL = re.compile(r"(?<![\w'\"])(nan|-?inf|NaN|Infinity)(?![\w'\"])")
+_NON_FINITE = re.compile(r"(?<![\w'\"])(nan|-?inf|NaN|Infinity)(?![\w'\"])")
 _NUMBER = r"(?:nan|-?inf|-?\d[\d.]*(?:e[-+]?\d+)?)"
 _PAIR = re.compile(
     rf"\b((?:train|training|val|validation|eval|lm)[ _]loss|loss|(?:grad[ _])?norm|lr|learning[ _]rate|"
@@ -45,7 +45,7 @@ def read_rows(content: Any, lines: Sequence[str]) -> "tuple[dict[str, float], ..
         rows = content.get("log_history", [content]) if isinstance(content, dict) else content
         return tuple(keep_numbers(row) for row in rows if isinstance(row, dict)) if isinstance(rows, list) else ()
     rows = (_row(match.group()) for line in lines if "loss" in line for match in _ROW.finditer(line))
-    return tuple(row for row in rows if _is_of_training(row)) or _other_rows(lines)
+    return tuple(row for row in rows if _is_training_row(row)) or _other_rows(lines)
 
 
 def keep_numbers(row: Mapping[str, Any]) -> "dict[str, float]":
@@ -57,14 +57,14 @@ def keep_numbers(row: Mapping[str, Any]) -> "dict[str, float]":
     result = {}
     for name, value in row.items():
         try:
-            result[_name(str(name))] = math.nan if value is None else float(value)
+            result[_normalize_name(str(name))] = math.nan if value is None else float(value)
         except (TypeError, ValueError, OverflowError):
             continue
     return result
 
 
 @functools.lru_cache  # a log of 50 MB has millions of names, but few different ones
-def _name(name: str) -> str:
+def _normalize_name(name: str) -> str:
     """Return the Trainer's name for a column; trackers write train/loss and eval/loss."""
     group, slash, rest = name.partition("/")
     if slash and group in ("train", "eval", "val", "valid", "validation"):
@@ -75,7 +75,7 @@ def _name(name: str) -> str:
     return _NAMES.get(plain, name if "_" in name else plain.replace(" ", "_"))
 
 
-def _is_of_training(row: "Mapping[str, float]") -> bool:
+def _is_training_row(row: "Mapping[str, float]") -> bool:
     return any("loss" in name or name == "grad_norm" for name in row)
 
 
@@ -90,7 +90,7 @@ def _other_rows(lines: Sequence[str]) -> "tuple[dict[str, float], ...]":
             rows.append(keep_numbers(dict(zip(columns, cells, strict=True))))
         elif ("loss" in line or "norm" in line) and _STEP.search(line):
             rows.append(keep_numbers(dict(_PAIR.findall(line))))
-    return tuple(row for row in rows if _is_of_training(row))
+    return tuple(row for row in rows if _is_training_row(row))
 
 
 def _header(line: str) -> "tuple[str, list[str]] | None":
@@ -110,7 +110,7 @@ def _cells(line: str, separator: str) -> "list[str]":
 
 def _row(text: str) -> "dict[str, float]":
     """Read one printed dictionary; its bare `nan` and `inf` are not literals, so they are quoted first."""
-    quoted = _SPECIAL.sub(r"'\1'", text)
+    quoted = _NON_FINITE.sub(r"'\1'", text)
     try:
         row = json.loads(quoted.replace("'", '"'))  # several times as fast as literal_eval
     except ValueError:

@@ -23,7 +23,7 @@ from helpers.troubleshooting.log_rows import keep_numbers, read_rows
 _MAX_CHARACTERS, _MAX_LINE, _MAX_MESSAGE_LINES = 2_000_000, 4_000, 40
 _TROUBLE = re.compile(r"error: |exception: |traceback \(|fatal|killed|out of memory|nvrm: | nan|assert")
 _MAX_REPEATS, _LINES_AFTER_TROUBLE, _MAX_ERRORS = 20, 5, 200
-_WITHOUT_DIGITS = str.maketrans("", "", "0123456789")
+_DROP_DIGITS = str.maketrans("", "", "0123456789")
 
 # What other tools put before a line that a program printed; several of these may follow each other.
 _TIME = r"\d\d:\d\d:\d\d(?:[.,]\d{1,9})?"
@@ -56,7 +56,7 @@ _LOGGED = re.compile(
 _MAX_LOG_PREFIX = 160
 _END_OF_MESSAGE = re.compile(r"^(?:Traceback |During handling|The above exception| *\+-[+-]|\s*$)")
 # People write headings, lists and sentences with "I"; programs at most write "we couldn't connect".
-_HUMAN = re.compile(r"^#{1,6} +[A-Z]|\b(?:I|I'm|I've|[Mm]y) [a-z]+|^[-*] +[A-Z`]|\]\(https?://")
+_HUMAN_WRITING = re.compile(r"^#{1,6} +[A-Z]|\b(?:I|I'm|I've|[Mm]y) [a-z]+|^[-*] +[A-Z`]|\]\(https?://")
 _SENTENCE = re.compile(r"^[^\w`]{0,4}(?:\w+[.)] )?[A-Z`][^:\[\]{}=|]{0,30} [a-z]")
 
 
@@ -78,7 +78,7 @@ class Reading:
     @cached_property
     def distinct_lines(self) -> tuple[tuple[str, str], ...]:
         """The lines to search, as (line, lower case); of lines that differ only in numbers, the first twenty."""
-        is_rare = _rarity()
+        is_rare = _rarity_test()
         return tuple((line, line.lower()) for line in self.lines if is_rare(line))
 
     @cached_property
@@ -96,14 +96,14 @@ class Reading:
         return tuple((error, error.lower()) for error in reversed(self.errors))
 
 
-def _rarity() -> Callable[[str], bool]:
+def _rarity_test() -> Callable[[str], bool]:
     """Return a function that says whether fewer than twenty lines so far equal a line, apart from numbers."""
     seen = Counter[str]()
 
     def is_rare(line: str) -> bool:
-        alike = line.translate(_WITHOUT_DIGITS)
-        seen[alike] += 1
-        return seen[alike] <= _MAX_REPEATS
+        key = line.translate(_DROP_DIGITS)
+        seen[key] += 1
+        return seen[key] <= _MAX_REPEATS
 
     return is_rare
 
@@ -151,11 +151,11 @@ def read_text(text: str) -> Reading:
     content = _json(text)
     if isinstance(content, dict) and isinstance(content.get("cells"), list):
         text, content = _notebook_errors(content), None
-    text = clean(_shortened(text))
-    printed = [_printed(line) for line in text.split("\n")]
+    text = clean(_shorten(text))
+    printed = [_strip_prefixes(line) for line in text.split("\n")]
     lines = [line[:_MAX_LINE] for entry in printed for line in entry.split("\n")]
-    errors = _errors(lines)
-    is_prose = not errors and sum(bool(_HUMAN.search(line)) for line in lines) > len(lines) / 20
+    errors = _find_errors(lines)
+    is_prose = not errors and sum(bool(_HUMAN_WRITING.search(line)) for line in lines) > len(lines) / 20
     if is_prose:
         lines = [line for line in lines if not _SENTENCE.search(line)]
     rows = read_rows(content, lines)
@@ -171,12 +171,12 @@ def clean(text: str) -> str:
     return printable(text, keep="\n\t\r").replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _shortened(text: str) -> str:
+def _shorten(text: str) -> str:
     """Return a long text without its middle, except for lines there that look like trouble."""
     if len(text) <= _MAX_CHARACTERS:
         return text
     end = _MAX_CHARACTERS // 4  # characters for each end, and for the middle
-    kept, is_rare, n_following, n_left = list[str](), _rarity(), 0, end
+    kept, is_rare, n_following, n_left = list[str](), _rarity_test(), 0, end
     middle = text[end:-end].replace("\r", "\n")
     for line, lower in zip(middle.split("\n"), middle.lower().split("\n"), strict=True):
         if _TROUBLE.search(lower, 0, _MAX_LINE) and is_rare(line[:80]):
@@ -190,7 +190,7 @@ def _shortened(text: str) -> str:
     return "\n".join([text[:end], "\n".join(kept)[:end], text[-end:]])
 
 
-def _printed(line: str) -> str:
+def _strip_prefixes(line: str) -> str:
     """Return what the program printed, without prefixes; for a line of JSON, its message."""
     stripped = line.lstrip()
     if stripped.startswith("{") and stripped.rstrip().endswith("}") and isinstance(record := _json(stripped), dict):
@@ -221,13 +221,13 @@ def _notebook_errors(notebook: "dict[str, Any]") -> str:
     texts = []
     for output in (output for cell in _objects(notebook["cells"]) for output in _objects(cell.get("outputs"))):
         if output.get("output_type") == "error":
-            texts.append(_joined(output.get("traceback"), "\n") or f"{output.get('ename')}: {output.get('evalue')}")
-        elif _TRACEBACK in (printed := _joined(output.get("text"))):  # as from `!python train.py`
+            texts.append(_join(output.get("traceback"), "\n") or f"{output.get('ename')}: {output.get('evalue')}")
+        elif _TRACEBACK in (printed := _join(output.get("text"))):  # as from `!python train.py`
             texts.append(printed)
     return "\n\n".join(texts)
 
 
-def _joined(text: Any, separator: str = "") -> str:
+def _join(text: Any, separator: str = "") -> str:
     """Return a text that a notebook stores as one string or as a list of lines."""
     return separator.join(map(str, text)) if isinstance(text, list) else str(text or "")
 
@@ -240,20 +240,20 @@ def _objects(values: Any) -> "list[dict[str, Any]]":
 def _read_exception(error: BaseException) -> Reading:
     """Read an exception and those that caused it, as text only: a kept traceback would keep memory alive."""
     lines = tuple(clean("".join(traceback.format_exception(error))).split("\n"))
-    errors = tuple(f"{_kind(one)}: {clean(str(one))}" for one in _raised(error, []))
+    errors = tuple(f"{_kind(one)}: {clean(str(one))}" for one in _exception_chain(error, []))
     return Reading("\n".join(lines), lines, errors)
 
 
-def _raised(error: BaseException | None, seen: list[BaseException]) -> Iterator[BaseException]:
+def _exception_chain(error: BaseException | None, seen: list[BaseException]) -> Iterator[BaseException]:
     """Yield an exception after its causes and before the exceptions it groups, in the order of a traceback."""
     first = len(seen)
     while error is not None and error not in seen:
         seen.append(error)
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-    for one in seen[first:][::-1]:
-        yield one
-        for part in one.exceptions if isinstance(one, BaseExceptionGroup) else ():
-            yield from _raised(part, seen)
+    for exception in seen[first:][::-1]:
+        yield exception
+        for part in exception.exceptions if isinstance(exception, BaseExceptionGroup) else ():
+            yield from _exception_chain(part, seen)
 
 
 def _kind(error: BaseException) -> str:
@@ -261,7 +261,7 @@ def _kind(error: BaseException) -> str:
     return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
 
 
-def _errors(lines: "list[str]") -> tuple[str, ...]:
+def _find_errors(lines: "list[str]") -> tuple[str, ...]:
     """Return the errors that were raised or logged; a whole traceback may be indented."""
     found, indent = [], None  # the indentation of the traceback that has begun
     for number, line in enumerate(lines):
@@ -275,17 +275,17 @@ def _errors(lines: "list[str]") -> tuple[str, ...]:
                 found.append((f"{match['kind']}: ", match["message"], number))
             elif (match := _LOGGED.search(text)) and match.start() < _MAX_LOG_PREFIX:
                 found.append(("" if _ERROR.match(match["message"]) else "error: ", match["message"], number))
-    is_rare = _rarity()
+    is_rare = _rarity_test()
     found = [one for one in reversed(found) if is_rare(f"{one[0]}{one[1]}")][::-1]
     if len(found) > _MAX_ERRORS:  # the first may have caused the others, and the last ended the program
         found = found[: _MAX_ERRORS // 2] + found[-_MAX_ERRORS // 2 :]
     return tuple(
-        (kind + _message(message, lines[number + 1 : number + _MAX_MESSAGE_LINES]))[:_MAX_LINE]
+        (kind + _read_message(message, lines[number + 1 : number + _MAX_MESSAGE_LINES]))[:_MAX_LINE]
         for kind, message, number in found
     )
 
 
-def _message(first: str | None, following: "list[str]") -> str:
+def _read_message(first: str | None, following: "list[str]") -> str:
     """Return the message of an error, which may continue on the next lines."""
     message = [first or ""]
     for line in following:

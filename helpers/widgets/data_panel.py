@@ -40,7 +40,7 @@ class DataPanel(Panel):
         # Settings that affect reading, as JSON -> the source's beginning, or the reason why it cannot be read.
         self._beginnings: dict[str, Beginning | str] = {}
         self._reading = threading.Lock()
-        self.widget = self.framed(self.gauge, self._message, *self.groups())
+        self.widget = self.frame(self.gauge, self._message, *self.groups())
         self.refresh()
 
     def _show(self, settings: DataSettings) -> None:
@@ -131,6 +131,6 @@ def split_sizes(parts: dict[str, int], settings: DataSettings) -> dict[str, int]
     {'train': 36, 'validation': 4, 'test': 9}
     """
     shares = {"validation": settings.validation_share, "test": settings.test_share}
-    taken = {name: max(1, round(parts["train"] * share)) for name, share in shares.items() if name not in parts}
-    sizes = parts | taken | {"train": max(0, parts["train"] - sum(taken.values()))}
+    split_off = {name: max(1, round(parts["train"] * share)) for name, share in shares.items() if name not in parts}
+    sizes = parts | split_off | {"train": max(0, parts["train"] - sum(split_off.values()))}
     return {name: sizes[name] for name in SPLITS}

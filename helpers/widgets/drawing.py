@@ -82,8 +82,8 @@ def line_chart(series: Sequence[Series], *, title: str, xlabel: str, ylabel: str
     # the spaces separate the texts, which are all that JupyterLab keeps of a picture in an untrusted notebook
     texts = " ".join(f"<text x='{x}' y='{y}' text-anchor='{anchor}'>{text}</text>" for x, y, anchor, text in labels)
     drawn, middle = "".join(map(draw, lines)), (top + bottom) / 2
-    turned = f"x='12' y='{middle}' text-anchor='middle' transform='rotate(-90 12 {middle})'"
-    texts += f" <text {turned}>{html.escape(ylabel)}</text> "
+    rotated = f"x='12' y='{middle}' text-anchor='middle' transform='rotate(-90 12 {middle})'"
+    texts += f" <text {rotated}>{html.escape(ylabel)}</text> "
     return (
         f"<svg role='img' aria-label='{html.escape(title)}' viewBox='0 0 {width} 162' "
         f"style='width:100%;max-width:{width}px;font-size:11px;fill:{_INK}'>"
@@ -135,14 +135,14 @@ def stacked_bar(parts: Sequence[tuple[str, float, str]], *, limit: float, limit_
         f"background:{fill}'></span> {html.escape(name)} {html.escape(text)}</span> "
         for (name, _, text), fill in zip(parts, fills, strict=True)
     )
-    at = 100 * limit / full_width
+    x = 100 * limit / full_width
     # Put the label on the side of the limit with more space.
-    side = f"right:{100 - at:.2f}%;padding-right:5px" if at > 50 else f"left:{at:.2f}%;padding-left:5px"
+    side = f"right:{100 - x:.2f}%;padding-right:5px" if x > 50 else f"left:{x:.2f}%;padding-left:5px"
     return (
         "<div style='position:relative;height:3.1em'>"
         f"<div style='position:absolute;{side};top:0'>{html.escape(limit_text)}</div>"
         "<div style='position:absolute;top:1.5em;height:1.5em;width:100%;display:flex;"
         f"background:var(--jp-layout-color2,rgba(128,128,128,.25))'>{segments}</div>"
-        f"<div style='position:absolute;top:0;height:100%;left:{at:.2f}%;border-left:3px solid {_INK}'></div></div>"
+        f"<div style='position:absolute;top:0;height:100%;left:{x:.2f}%;border-left:3px solid {_INK}'></div></div>"
         f"<div>{legend}</div>"
     )

@@ -30,7 +30,7 @@ _LABELS = (ASSETS / "widgets" / "labels.js").read_text(encoding="utf-8")
 
 
 # class of a panel -> the settings that the newest one started with, and its current values
-_newest: dict[type, tuple[Settings, dict[str, Any]]] = {}
+_latest: dict[type, tuple[Settings, dict[str, Any]]] = {}
 
 
 class Panel:
@@ -42,14 +42,14 @@ class Panel:
 
     def __init__(self, settings: Settings, names: Iterable[str] | None = None) -> None:
         self._start, self._values = settings, settings.model_dump()
-        self._forgotten = _describe_moved(*_newest.get(type(self), (None, {})), settings)
-        _newest[type(self)] = (settings, self._values)
+        self._reset_note = _describe_reset(*_latest.get(type(self), (None, {})), settings)
+        _latest[type(self)] = (settings, self._values)
         fields = type(settings).model_fields
         self.controls = {name: make_control(name, fields[name], self._values[name]) for name in names or fields}
         self.gauge, self._message = (w.HTML().add_class("course-status") for _ in range(2))
         self.thread: threading.Thread | None = None  # the latest background thread
         self._is_filling = self.is_locked = False
-        self._others: list[w.Widget] = []  # a subclass's further widgets that are locked with the controls
+        self._other_widgets: list[w.Widget] = []  # a subclass's further widgets that are locked with the controls
         self._stop_button: w.Button | None = None  # the only one that can be pressed while the panel is locked
         for name, control in self.controls.items():
             control.observe(partial(self._take_change, name), "value")
@@ -74,7 +74,7 @@ class Panel:
     def refresh(self) -> None:
         """Show the consequences of the values, or a sentence that says what is wrong with them."""
         self.say("")  # before `_show`: it may start a thread that says something itself
-        with self.errors_shown():
+        with self.show_errors():
             try:
                 settings = self.settings
                 self._dim(without_effect(settings))
@@ -89,7 +89,7 @@ class Panel:
             (control.add_class if name in names else control.remove_class)("course-idle")
 
     @contextmanager
-    def errors_shown(self) -> Iterator[None]:
+    def show_errors(self) -> Iterator[None]:
         """Show an error that the user can fix as one sentence in the panel, without a traceback."""
         try:
             yield
@@ -105,7 +105,7 @@ class Panel:
     def lock(self, is_locked: bool) -> None:
         """Disable everything except the stop button, or enable it again (and disable the stop button)."""
         self.is_locked = is_locked
-        for control in (*self.controls.values(), *self._others):
+        for control in (*self.controls.values(), *self._other_widgets):
             control.disabled = is_locked
         if self._stop_button:
             self._stop_button.disabled = not is_locked
@@ -134,10 +134,10 @@ class Panel:
         if self._is_filling or has_value(self.controls[name], self._values[name]):
             return
         self._values[name] = get_value(self.controls[name])
-        self._on_moved_by_hand(name)
+        self._on_user_change(name)
         self.refresh()
 
-    def _on_moved_by_hand(self, name: str) -> None:
+    def _on_user_change(self, name: str) -> None:
         """React to a control that a person moved, before the panel is refreshed."""
 
     def _show(self, settings: Any) -> None:
@@ -165,14 +165,14 @@ class Panel:
             summary, table = self._summary(), self.settings._repr_html_()
         return f"<div class='course-static'>{summary}{self._message.value}{table}<p>{_RULE}</p></div>"
 
-    def framed(self, *children: w.Widget) -> w.VBox:
+    def frame(self, *children: w.Widget) -> w.VBox:
         """Return widgets in a frame that includes the panel's style."""
-        note = [w.HTML(f"<div class='course-note'>{html.escape(self._forgotten)}</div>")] if self._forgotten else []
+        note = [w.HTML(f"<div class='course-note'>{html.escape(self._reset_note)}</div>")] if self._reset_note else []
         return w.VBox([w.HTML(_STYLE), *note, *children]).add_class("course-panel")
 
     def help(self) -> dict[str, str]:
         """Return the help of each control, for tooltips and screen readers."""
-        controls = (*self.controls.values(), *self._others)
+        controls = (*self.controls.values(), *self._other_widgets)
         # Buttons are left out: they show their own tooltips.
         return {control.description: control.tooltip for control in controls if not isinstance(control, w.Button)}
 
@@ -196,12 +196,12 @@ def sentence_about(error: Exception) -> str:
     return explained or f"{type(error).__name__}: {error} (`{COMMAND} explain` reads errors.)"
 
 
-def _describe_moved(start: Settings | None, values: Mapping[str, Any], settings: Settings) -> str:
+def _describe_reset(start: Settings | None, values: Mapping[str, Any], settings: Settings) -> str:
     """Return a sentence about values that a person had moved before the panel's cell ran again unchanged."""
-    moved = {name: value for name, value in values.items() if start == settings and value != getattr(settings, name)}
-    if not moved:
+    changed = {name: value for name, value in values.items() if start == settings and value != getattr(settings, name)}
+    if not changed:
         return ""
-    listed = ", ".join(f"{name} = {value!r}" for name, value in moved.items())
+    listed = ", ".join(f"{name} = {value!r}" for name, value in changed.items())
     return f"This cell ran again, so the panel has the values of the parameters cell; moved before that: {listed}."
 
 

@@ -43,23 +43,23 @@ class Playground(Panel):
         self.start = make_button("Generate", self.begin, tooltip="let the models continue the prompt", icon="play")
         self.stop = make_button("Stop", self._stop.set, tooltip="stop after this token", icon="stop")
         self.stop.disabled = True
-        self.look = w.IntSlider(
+        self.token_slider = w.IntSlider(
             min=1, max=1, description="look at token", tooltip="the token whose candidates the bars show",
             style={"description_width": "auto"}, layout={"width": "26em"},
         )  # fmt: skip
-        self.look.observe(lambda _: self.refresh(), "value")
-        self._others, self._stop_button = [self.start, self.look], self.stop
-        row = w.Box([self.start, self.stop, self.look]).add_class("course-row")
+        self.token_slider.observe(lambda _: self.refresh(), "value")
+        self._other_widgets, self._stop_button = [self.start, self.token_slider], self.stop
+        row = w.Box([self.start, self.stop, self.token_slider]).add_class("course-row")
         pair = w.Box([column.widget for column in self.columns.values()]).add_class("course-pair")
         controls = w.Box([*self.controls.values()]).add_class("course-grid")
-        self.widget = self.framed(controls, row, self._message, pair)
+        self.widget = self.frame(controls, row, self._message, pair)
         self.refresh()
 
     def begin(self) -> None:
         """Generate in the background, token by token, or show why that is not possible."""
         if self.is_locked:
             return
-        with self.errors_shown():
+        with self.show_errors():
             settings = self.settings
             for column in self.columns.values():
                 column.start(settings)
@@ -77,23 +77,23 @@ class Playground(Panel):
                         if self._stop.is_set():
                             return "Stopped."
         finally:
-            self.look.max = max(1, *(len(column.tokens) for column in self.columns.values()))
-            self.look.value = self.look.max
+            self.token_slider.max = max(1, *(len(column.tokens) for column in self.columns.values()))
+            self.token_slider.value = self.token_slider.max
         return ""
 
-    def _on_moved_by_hand(self, name: str) -> None:
+    def _on_user_change(self, name: str) -> None:
         """Discard the generated text when the prompt changes."""
         if name == "prompt":
             for column in self.columns.values():
                 column.prompt, column.tokens = [], []
                 column.text.value = column.bars.value = ""  # and stay empty if the prompt is too long
-            self.look.max = 1
+            self.token_slider.max = 1
 
     def _show(self, settings: EvaluationSettings) -> None:
         for column in self.columns.values():
             if not column.prompt:
                 column.start(settings)
-            column.show(settings, min(self.look.value - 1, max(0, len(column.tokens) - 1)))
+            column.show(settings, min(self.token_slider.value - 1, max(0, len(column.tokens) - 1)))
         if note := describe_prompt(settings.prompt):
             self.say(note)
 

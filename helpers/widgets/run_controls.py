@@ -21,7 +21,7 @@ from helpers.training.processes import TRAINING
 from helpers.widgets.drawing import Series, line_chart
 from helpers.widgets.panel import Panel, make_button
 
-_ELSEWHERE = "being trained by another notebook or command"
+_TRAINED_ELSEWHERE = "being trained by another notebook or command"
 _MAX_POINTS = 640  # per line: the chart is as many pixels wide
 _STOPS: dict[str, threading.Event] = {}  # run being trained in this kernel -> the event that stops it, from any panel
 _CONTROLS = WeakSet["RunControls"]()  # of all panels in this kernel: each shows what another one trains
@@ -46,14 +46,14 @@ class RunControls:
         if self._panel.is_locked:
             return
         self._panel.say("")  # remove the message of the previous training
-        with self._panel.errors_shown():
+        with self._panel.show_errors():
             settings = self._panel.settings
             # A thread that waits for another training to end would not react to Stop.
             if _STOPS or TRAINING.locked():
                 raise SettingsError("A run is being trained in this kernel: wait until it ends, or stop it.")
             if state_of(settings.run) == "in training":
                 raise SettingsError(
-                    f"Run {settings.run!r} is {_ELSEWHERE}: wait until it ends, or choose another run name."
+                    f"Run {settings.run!r} is {_TRAINED_ELSEWHERE}: wait until it ends, or choose another run name."
                 )
             self._stop.clear()
             _STOPS[settings.run] = self._stop
@@ -79,7 +79,7 @@ class RunControls:
         texts = {
             "new": "not started",
             "stopped": "stopped with a checkpoint; Resume continues from it",
-            "in training": "being trained in this notebook" if is_here else _ELSEWHERE,
+            "in training": "being trained in this notebook" if is_here else _TRAINED_ELSEWHERE,
             "finished": "finished; choose another run name to train again",
         }
         self._show(f"run {settings.run}: {texts[state]}")
@@ -131,6 +131,6 @@ def loss_curve(history: Sequence[Mapping[str, Any]]) -> str:
     series = []
     for name, key, colour, dashes in (("training", "loss", BLUE, ""), ("validation", "eval_loss", ORANGE, "5 3")):
         points = [(row["step"], row[key]) for row in history if key in row]
-        every = 1 + len(points) // _MAX_POINTS
-        series.append(Series(name, points[::-every][::-1], colour, dashes))  # keeps the last point
+        stride = 1 + len(points) // _MAX_POINTS
+        series.append(Series(name, points[::-stride][::-1], colour, dashes))  # keeps the last point
     return line_chart(series, title="Loss:", xlabel="optimizer step", ylabel="nats per token", width=640)

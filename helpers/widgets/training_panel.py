@@ -37,7 +37,7 @@ from helpers.widgets.panel import Panel, make_button
 from helpers.widgets.run_controls import RunControls
 
 THIS_MACHINE = "this machine"
-_SHOWN = ("an epoch", "largest batch", "training text", "warm-up", "without effect")  # of a plan's rows
+_SHOWN_ROWS = ("an epoch", "largest batch", "training text", "warm-up", "without effect")  # of a plan's rows
 _FROM_CELL, _BY_HAND = "the parameters cell", "moved by hand"
 
 
@@ -46,21 +46,21 @@ class TrainingPanel(Panel):
 
     def __init__(self, settings: TrainingSettings) -> None:
         super().__init__(settings)
-        self._here = card_of_this_machine()
+        self._own_card = card_of_this_machine()
         self._tokens: dict[tuple[str, tuple[int, ...]], tuple[int, str]] = {}
-        wide = {"style": {"description_width": "auto"}, "layout": {"width": "auto"}}
+        layout = {"style": {"description_width": "auto"}, "layout": {"width": "auto"}}
         self.preset = w.Dropdown(
             options=[_FROM_CELL, *preset_names(), _BY_HAND],
             description="preset",
             tooltip="sets all controls: to a preset's values, or back to those of the parameters cell",
-            **wide,
+            **layout,
         )
         self.card = w.Dropdown(
             options=[*(known.name for known in CARDS), THIS_MACHINE],
-            value=THIS_MACHINE if self._here else DEFAULT_CARD,
+            value=THIS_MACHINE if self._own_card else DEFAULT_CARD,
             description="graphics card",
             tooltip="the card that memory and time are predicted for",
-            **wide,
+            **layout,
         )
         self._commands = w.HTML()
         self.run = RunControls(self)
@@ -76,9 +76,9 @@ class TrainingPanel(Panel):
             "Measure", self.measure, tooltip="measure short training runs here for a minute, and predict from them"
         )
         head = [self.preset, self.card, suggest, measure, save]
-        self._others, self._stop_button = [*head, self.run.start], self.run.stop
+        self._other_widgets, self._stop_button = [*head, self.run.start], self.run.stop
         row = w.Box(head).add_class("course-row")
-        self.widget = self.framed(row, self.gauge, self._message, self._commands, *self.groups(), self.run.widget)
+        self.widget = self.frame(row, self.gauge, self._message, self._commands, *self.groups(), self.run.widget)
         self.refresh()
 
     @property
@@ -86,7 +86,7 @@ class TrainingPanel(Panel):
         """The card to plan for; the CPU if this machine is chosen and has no card."""
         if self.card.value != THIS_MACHINE:
             return find_card(self.card.value)
-        return self._here or this_processor()  # not earlier: measuring its speed imports torch
+        return self._own_card or this_processor()  # not earlier: measuring its speed imports torch
 
     def plan(self, settings: TrainingSettings) -> RunPlan:
         """Return the plan for the chosen card."""
@@ -102,7 +102,7 @@ class TrainingPanel(Panel):
 
     def suggest(self) -> None:
         """Set the largest batch that fits the card at the same effective batch, and show a message."""
-        with self.errors_shown():
+        with self.show_errors():
             plan = self.plan(self.settings)
             name = plan.card.name if plan.card.is_processor else f"the {plan.card.name}"
             if not plan.suggested:
@@ -125,7 +125,7 @@ class TrainingPanel(Panel):
 
     def save(self) -> None:
         """Write the values for papermill and show the commands that run them, or show why that is not possible."""
-        with self.errors_shown():
+        with self.show_errors():
             settings = self.settings
             path = save_parameters(settings)
             commands = (papermill_command(path), run_command(settings))
@@ -138,7 +138,7 @@ class TrainingPanel(Panel):
         elif change.new != _BY_HAND:
             self.fill(TrainingSettings.from_preset(change.new).model_dump())
 
-    def _on_moved_by_hand(self, name: str) -> None:
+    def _on_user_change(self, name: str) -> None:
         self.preset.value = _BY_HAND
 
     def _show(self, settings: TrainingSettings) -> None:
@@ -178,7 +178,7 @@ def _facts_table(plan: RunPlan) -> str:
     rows = [
         ("effective batch", f"{settings.effective_batch_size:,} blocks, {plan.tokens_per_step:,} tokens per step"),
         ("steps", f"{plan.steps:,}, for num_train_epochs = {settings.num_train_epochs:g}"),
-        *((name, texts[name]) for name in _SHOWN if name in texts),
+        *((name, texts[name]) for name in _SHOWN_ROWS if name in texts),
     ]
     return html_table([], rows, caption=f"Predicted for {plan.card.name}")
 

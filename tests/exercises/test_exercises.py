@@ -331,8 +331,8 @@ def test_two_concurrent_checks_keep_both_verdicts(monkeypatch):
         time.sleep(0.2)  # in which the other one can write
         return statuses
 
-    original = verdicts._statuses
-    monkeypatch.setattr(verdicts, "_statuses", read_slowly)
+    original = verdicts._read_statuses
+    monkeypatch.setattr(verdicts, "_read_statuses", read_slowly)
     checks = [threading.Thread(target=check, args=(name, 0)) for name in ("training-1", "environment-1")]
     for thread in checks:
         thread.start()

@@ -7,7 +7,7 @@ import pytest
 from helpers.environment import read_machine
 from helpers.environment.facts import Unread
 from helpers.troubleshooting import write_issue_report
-from helpers.troubleshooting.issue_report import without_personal_data
+from helpers.troubleshooting.issue_report import remove_personal_data
 from tests.troubleshooting import explain_cases
 
 LINUX, MAC = (f"/{folder}/ada" for folder in ("home", "Users"))
@@ -55,7 +55,7 @@ def test_a_user_unknown_to_the_system_can_report_too(monkeypatch):
     for name in ("HOME", "LOGNAME", "USER", "LNAME", "USERNAME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("pwd.getpwuid", unknown)
-    assert without_personal_data("no home ~ here") == "no home ~ here"
+    assert remove_personal_data("no home ~ here") == "no home ~ here"
 
 
 def test_personal_data_is_removed():
@@ -63,7 +63,7 @@ def test_personal_data_is_removed():
         f"C:\\Users\\Ada Lovelace\\run.py {LINUX}/a {MAC}/b /mnt/c{MAC}/c\nhf_AbCdEfGhIjKlMn ada@example.org\n"
         "postgresql://ada:geheim@10.1.2.3:5432/x api_key=abcdefgh 127.0.0.1:8888 torch 2.13.0"
     )
-    clean = without_personal_data(text)
+    clean = remove_personal_data(text)
     personal = ("/ada", "Lovelace", "hf_Ab", "geheim", "10.1.2.3", "abcdefgh", "example.org")
     assert [word for word in personal if word in clean] == []
     assert "127.0.0.1:8888 torch 2.13.0" in clean
@@ -79,7 +79,7 @@ def test_personal_data_is_removed():
     ],
 )
 def test_secrets_in_web_requests_are_replaced(text):
-    assert "eyJ" not in without_personal_data(text)
+    assert "eyJ" not in remove_personal_data(text)
 
 
 def test_a_code_fence_in_a_log_does_not_end_its_block():
@@ -102,7 +102,7 @@ def test_a_code_fence_in_a_log_does_not_end_its_block():
     ],
 )
 def test_secrets_in_variables_options_and_addresses_are_replaced(text):
-    assert "eyJ" not in without_personal_data(text)
+    assert "eyJ" not in remove_personal_data(text)
 
 
 @pytest.mark.parametrize(
@@ -117,4 +117,4 @@ def test_secrets_in_variables_options_and_addresses_are_replaced(text):
     ],
 )
 def test_tokenizers_and_token_counts_are_not_secrets(line):
-    assert without_personal_data(line) == line
+    assert remove_personal_data(line) == line

@@ -22,8 +22,8 @@ def test_both_models_are_streamed_token_by_token(playground, model, tokenizer, s
     texts = [tokenizer.decode([*c.prompt, *c.tokens], skip_special_tokens=True) for c in playground.columns.values()]
     assert texts == [text, text]
     assert not playground.start.disabled
-    assert playground.look.max == lengths[0]
-    playground.look.value = 3
+    assert playground.token_slider.max == lengths[0]
+    playground.token_slider.value = 3
     assert "token 3:" in playground.columns["base"].bars.value
     assert "drawn</b>" in playground.columns["base"].bars.value
 
@@ -42,7 +42,7 @@ def test_one_model_at_a_time_is_on_the_gpu_and_a_slider_recomputes_nothing(playg
     playground.start.click()
     playground.thread.join()
     assert (fake_card.n_visits, fake_card.most, fake_card.present) == (2, 1, set())
-    playground.look.value = 3
+    playground.token_slider.value = 3
     playground.controls["temperature"].value = 0.9
     assert fake_card.n_visits == 2
 

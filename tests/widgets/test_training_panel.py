@@ -51,7 +51,7 @@ def test_the_gauge_follows_the_plan(panel):
 
 
 def test_without_a_card_this_machine_is_its_processor(panel):
-    panel._here = None
+    panel._own_card = None
     assert "Predicted for RTX 4070 Ti" in panel.gauge.value
     panel.card.value = THIS_MACHINE
     assert "Predicted for this processor" in panel.gauge.value
@@ -70,7 +70,7 @@ def test_a_measurement_runs_in_its_own_process_and_is_used_in_the_prediction(pan
         return subprocess.CompletedProcess(command, 0, stdout="device\none\ntwo\n", stderr="")
 
     monkeypatch.setattr("helpers.widgets.training_panel.subprocess.run", run)
-    panel._here = None
+    panel._own_card = None
     panel.controls["mixed_precision"].value = "no"
     panel.measure()
     assert begun.wait(10)
