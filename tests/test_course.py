@@ -60,12 +60,12 @@ def without_execution(monkeypatch):
 def test_measuring_forgetting_on_the_training_text_is_refused_before_anything_runs(write_notebook, without_execution):
     training = write_notebook("03_a.ipynb", 'run = "x"\nsource = "fables"')
     evaluation = write_notebook("04_b.ipynb", 'run = "x"\ngeneral_source = "python-reference"')
-    asked = {"source": "python-reference"}
+    parameters = {"source": "python-reference"}
     with pytest.raises(SettingsError, match="choose another general_source, such as 'fables'"):
-        run_course([training, evaluation], run="mine", parameters=asked)
+        run_course([training, evaluation], run="mine", parameters=parameters)
     assert not run_folder("mine").exists()
-    run_course([training, evaluation], run="mine", parameters=asked | {"general_source": "fables"})
-    run_course([training], run="mine", parameters=asked)
+    run_course([training, evaluation], run="mine", parameters=parameters | {"general_source": "fables"})
+    run_course([training], run="mine", parameters=parameters)
 
 
 def test_evaluating_an_unknown_run_warns_before_it_is_trained(write_notebook, without_execution):
@@ -121,11 +121,11 @@ def test_the_kernel_is_this_python_and_ends_with_its_notebook(write_notebook, tm
     spec = {"argv": ["no-such-python"], "display_name": "Python 3", "language": "python"}
     (foreign / "kernel.json").write_text(json.dumps(spec))
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
-    leaving = (
+    code = (
         "import atexit, os, pathlib, sys, tempfile\nfolder = tempfile.TemporaryDirectory()\n"
         f"atexit.register(pathlib.Path({str(tmp_path / 'ended')!r}).touch);"
     )
-    first = write_notebook("01_a.ipynb", 'run = "x"', leaving, "print(folder.name, sys.prefix, os.getpid(), sep='\\n')")
+    first = write_notebook("01_a.ipynb", 'run = "x"', code, "print(folder.name, sys.prefix, os.getpid(), sep='\\n')")
     run_course([first], run="mine", parameters={})
     folder, prefix, pid = outputs("mine", "01_a.ipynb")[0].text.splitlines()
     assert prefix == sys.prefix
@@ -143,9 +143,9 @@ def test_a_kernel_that_dies_is_reported(write_notebook):
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupt_keeps_finished_work_and_lets_the_cell_save(write_notebook, runs, tmp_path, number, exit_code):
-    begun, saved = tmp_path / "begun", tmp_path / "saved"
+    started, saved = tmp_path / "begun", tmp_path / "saved"
     saving = (
-        f"import pathlib, time\ntry:\n    pathlib.Path({str(begun)!r}).touch()\n    time.sleep(120)\n"
+        f"import pathlib, time\ntry:\n    pathlib.Path({str(started)!r}).touch()\n    time.sleep(120)\n"
         f"except KeyboardInterrupt:\n    time.sleep(0.5)\n    pathlib.Path({str(saved)!r}).touch()\n    raise"
     )
     slow = write_notebook("01_a.ipynb", 'run = "x"', "print('done before')", saving)
@@ -158,7 +158,7 @@ def test_an_interrupt_keeps_finished_work_and_lets_the_cell_save(write_notebook,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background test run ignores it
     )
     deadline = time.monotonic() + 90
-    while time.monotonic() < deadline and not begun.exists():
+    while time.monotonic() < deadline and not started.exists():
         time.sleep(0.3)
     child.send_signal(number)
     _, errors = child.communicate(timeout=60)
@@ -184,8 +184,8 @@ def test_on_windows_ctrl_c_does_not_reach_the_kernel_directly(monkeypatch):
 
 def test_the_report_is_one_page_that_needs_no_network_and_escapes_text(write_notebook):
     widget = "from ipywidgets import IntSlider; IntSlider(description='slides')"
-    nasty = write_notebook("01_a.ipynb", 'run = "x"', "print('<script>alert(1)</script>')", widget)
-    report = run_course([nasty], run="mine", parameters={}).read_text(encoding="utf-8")
+    hostile = write_notebook("01_a.ipynb", 'run = "x"', "print('<script>alert(1)</script>')", widget)
+    report = run_course([hostile], run="mine", parameters={}).read_text(encoding="utf-8")
     assert "<script" not in report
     assert "&lt;script&gt;" in report
     assert 'src="http' not in report

@@ -37,7 +37,7 @@ def test_a_progress_bar_is_shown_only_in_interactive_sessions(monkeypatch, capsy
     assert ("2/2" in capsys.readouterr().err) is is_shown
 
 
-def test_tell_terminal_prints_only_to_a_terminal(capsys, monkeypatch):
+def test_announce_prints_only_to_a_terminal(capsys, monkeypatch):
     announce("Reading ...")
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)

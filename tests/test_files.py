@@ -225,11 +225,11 @@ def test_a_folder_briefly_held_by_a_virus_scanner_is_replaced(folder, monkeypatc
 
 @pytest.mark.parametrize("refusals", [0, 2, 9])
 def test_replacing_a_file_held_open_is_retried_a_few_times(tmp_path, monkeypatch, refusals):
-    path, replace, asked = tmp_path / "a.json", Path.replace, []
+    path, replace, attempts = tmp_path / "a.json", Path.replace, []
 
     def replace_later(new, target):
-        asked.append(new)
-        if len(asked) <= refusals:
+        attempts.append(new)
+        if len(attempts) <= refusals:
             raise PermissionError(13, "The process cannot access the file because it is being used")
         return replace(new, target)
 
@@ -246,11 +246,11 @@ def test_replacing_a_file_held_open_is_retried_a_few_times(tmp_path, monkeypatch
 
 @pytest.mark.parametrize("read", [read_json, lambda path: read_json_lines(path)[0]])
 def test_reading_a_file_that_is_being_replaced_is_retried(tmp_path, monkeypatch, read):
-    path, read_bytes, asked = tmp_path / "history.jsonl", Path.read_bytes, []
+    path, read_bytes, attempts = tmp_path / "history.jsonl", Path.read_bytes, []
 
     def read_later(self):
-        asked.append(self)
-        if len(asked) < 3:
+        attempts.append(self)
+        if len(attempts) < 3:
             raise PermissionError(13, "The process cannot access the file because it is being used")
         return read_bytes(self)
 

@@ -194,8 +194,8 @@ def test_the_docstring_lists_every_package_and_module_in_import_order():
 def test_a_packages_docstring_names_each_of_its_modules(name):
     folder = ROOT.joinpath(*name.split("."))
     modules = {path.stem for path in folder.glob("*.py")} - {"__init__", "__main__"}
-    told = set(re.findall(r"`(\w+)`", importlib.import_module(name).__doc__))
-    assert modules <= told
+    documented = set(re.findall(r"`(\w+)`", importlib.import_module(name).__doc__))
+    assert modules <= documented
 
 
 def test_there_are_no_circular_imports():

@@ -50,11 +50,11 @@ def test_it_resumes_with_the_weights_of_an_uninterrupted_run(settings):
         if progress.step == 4:
             raise KeyboardInterrupt
 
-    whole = fine_tune(settings)
+    uninterrupted = fine_tune(settings)
     cut = settings.model_copy(update={"run": "cut"})
     with pytest.raises((KeyboardInterrupt, TrainingStoppedError)):
         fine_tune(cut, watch=stop_at_4)
-    assert same_weights(weights(whole.model_folder), weights(fine_tune(cut).model_folder))
+    assert same_weights(weights(uninterrupted.model_folder), weights(fine_tune(cut).model_folder))
     with pytest.raises(SettingsError, match=r"started with .*n_layer"):
         fine_tune(settings.model_copy(update={"n_layer": 2}))
 

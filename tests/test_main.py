@@ -201,12 +201,12 @@ def test_settings_lists_every_setting_with_its_help():
 
 
 def test_sigterm_gives_exit_code_143_and_restores_the_signal_handler(monkeypatch):
-    usual = signal.getsignal(signal.SIGTERM)
+    previous = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(training, "fine_tune", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
     result = call("train")
     assert result.exit_code == 143
     assert "completed work is kept" in result.output
-    assert signal.getsignal(signal.SIGTERM) is usual
+    assert signal.getsignal(signal.SIGTERM) is previous
 
 
 @pytest.mark.parametrize("command", ["run", "train", "plan"])

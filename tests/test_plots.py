@@ -193,8 +193,8 @@ def test_slow_drawings_are_updated_less_often(monkeypatch):
 
 @pytest.mark.parametrize(("chosen", "backend"), [(None, "agg"), ("svg", "svg")])
 def test_open_no_windows_sets_agg_unless_a_backend_is_chosen(monkeypatch, chosen, backend):
-    asked = []
+    backends = []
     monkeypatch.setattr(mpl, "get_backend", lambda *, auto_select: chosen)
-    monkeypatch.setattr(mpl, "use", asked.append)
+    monkeypatch.setattr(mpl, "use", backends.append)
     plots.open_no_windows()
-    assert [*asked, chosen][0] == backend
+    assert [*backends, chosen][0] == backend

@@ -48,19 +48,19 @@ def test_the_shell_loop_runs_the_notebook_with_each_parameter_file(tmp_path, tin
     (tmp_path / "notebooks").mkdir()
     nbformat.write(nb, tmp_path / "notebooks/03_fine_tuning.ipynb")
     (tmp_path / "mine").mkdir()
-    asked = {
+    expected = {
         run: tiny_settings.model_copy(update={"run": run, "learning_rate": rate, "sample_prompt": ""})
         for run, rate in (("slow", 1e-4), ("fast", 1e-2))
     }
-    for run, settings in asked.items():
+    for run, settings in expected.items():
         save_parameters(settings).rename(tmp_path / f"mine/{run}.yaml")
     (tmp_path / "rfc3987_syntax.py").touch()  # replaces a grammar that takes each process 2 s to load
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = os.environ | {"PATH": path, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run(["bash", "-e", "-c", loop], cwd=tmp_path, env=environment, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()
-    assert {run: read_run_settings(run) for run in asked} == asked
-    assert all((tmp_path / f"{run}.ipynb").exists() for run in asked)
+    assert {run: read_run_settings(run) for run in expected} == expected
+    assert all((tmp_path / f"{run}.ipynb").exists() for run in expected)
 
 
 def test_the_study_file_is_valid(tmp_path):

@@ -125,7 +125,7 @@ def _container(access: Access) -> str:
 
 
 def _graphics(access: Access) -> list[str]:
-    """Return the makers of the graphics cards; on Linux the PCI bus names them, without any driver."""
+    """Return the vendors of the graphics cards; on Linux the PCI bus names them, without any driver."""
     if access.system == "Darwin" and access.architecture == "arm64":
         return ["Apple"]
     vendors = []

@@ -43,27 +43,27 @@ def compiler():
 
 @pytest.mark.parametrize(("shape", "values"), TRACED, ids=[f"{s.n_layer}x{s.n_embd}-{v}" for s, v in TRACED])
 def test_the_prediction_of_a_compiled_step_is_within_3_percent_of_its_schedule(shape, values, compiler):
-    asked = settings(**values)
-    (_, kept), (in_backward, _) = compiler.submit(scheduled_bytes, shape, asked).result()
-    step = _Step(shape, asked, asked.mixed_precision != "no", False, 1, False, True)
+    run_settings = settings(**values)
+    (_, kept), (in_backward, _) = compiler.submit(scheduled_bytes, shape, run_settings).result()
+    step = _Step(shape, run_settings, run_settings.mixed_precision != "no", False, 1, False, True)
     loss = step.at_loss()
     kept_by_formula = loss.activations + loss.autocast_copies - step.is_half * step.embedding // 2
     states = step.weights + step.states
     at_loss = loss.tensor_bytes - kept_by_formula + kept
     traced = max(at_loss, states + step.old_gradients + step.head_gradient + in_backward)
-    predicted = predict(shape, asked, compiled=True).tensor_bytes
+    predicted = predict(shape, run_settings, compiled=True).tensor_bytes
     for what, formula, trace in (("peak", predicted, traced), ("kept", kept_by_formula, kept)):
         print(f"{what} {formula / MIB:10,.1f} MiB predicted, {trace / MIB:10,.1f} traced, {formula / trace - 1:+.2%}")
     assert predicted == pytest.approx(traced, rel=0.03)
-    if not asked.gradient_checkpointing:
+    if not run_settings.gradient_checkpointing:
         assert kept_by_formula == pytest.approx(kept, rel=0.01)
 
 
-def scheduled_bytes(shape, asked):
+def scheduled_bytes(shape, run_settings):
     """Return for the forward and the backward graph: bytes at the peak and at the end; nothing is run."""
     from torch._inductor import compile_fx
 
-    schedules, half = [], DTYPES.get(asked.mixed_precision)
+    schedules, half = [], DTYPES.get(run_settings.mixed_precision)
     partition = compile_fx.min_cut_rematerialization_partition
 
     def lower_both(*arguments, **how):
@@ -75,13 +75,13 @@ def scheduled_bytes(shape, asked):
     with (
         warnings.catch_warnings(action="ignore"),  # the compiler's own warnings
         pytest.MonkeyPatch.context() as patch,
-        fake_models(config_of(shape), asked) as (_, model),
+        fake_models(config_of(shape), run_settings) as (_, model),
         stopped,
     ):
         patch.setattr(compile_fx, "min_cut_rematerialization_partition", lower_both)
         # With checkpointing, attention would keep the RNG state, some bytes that no fake tensor has.
         patch.setattr(partitioners, "functionalize_rng_ops", lambda joint, forward, backward, n: (forward, backward))
-        ids = torch.empty(asked.per_device_train_batch_size, asked.block_size, dtype=torch.int64)
+        ids = torch.empty(run_settings.per_device_train_batch_size, run_settings.block_size, dtype=torch.int64)
         with torch.autocast("cpu", half, enabled=half is not None):
             torch.compile(model)(input_ids=ids, labels=ids, use_cache=False)
     torch.compiler.reset()

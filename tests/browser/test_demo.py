@@ -48,7 +48,7 @@ def open_page(browser):
         page.set_default_timeout(60_000)
         page.on("console", lambda message: errors.append(message.text) if is_error(message) else None)
         page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on("request", lambda asked: None if is_local(asked.url) else errors.append(asked.url))
+        page.on("request", lambda request: None if is_local(request.url) else errors.append(request.url))
         page.goto(address)
         page.wait_for_function("() => !document.querySelector('#start').disabled")
         return page

@@ -67,13 +67,13 @@ def test_a_card_of_unknown_size_has_no_usable_memory():
 
 
 def test_under_wsl2_torch_is_asked_for_the_card_if_nvml_fails(monkeypatch):
-    asked = []
+    calls = []
 
     def read_machine(*, quick=False):
-        asked.append(quick)
+        calls.append(quick)
         torch = replace(seeing(), available=None) if quick else seeing()
         return on(LINUX, nvml=silent("crashed"), torch=torch, wsl=Unread("OSError"))
 
     monkeypatch.setattr("helpers.environment.card.read_machine", read_machine)
     assert read_card().name == CARD.name
-    assert asked == [True, False]
+    assert calls == [True, False]

@@ -147,8 +147,8 @@ def test_a_python_that_cannot_start_still_gives_an_answer(monkeypatch, tmp_path)
 
 @posix
 def test_ctrl_c_ends_the_child_too(tmp_path, request):
-    usual = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background test run ignores it
-    request.addfinalizer(lambda: signal.signal(signal.SIGINT, usual))
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background test run ignores it
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, previous))
     pid = tmp_path / "pid"
     source = (
         f"import os, pathlib, time\np = pathlib.Path({str(pid)!r})\n(p.parent / 'new').write_text(str(os.getpid()))\n"

@@ -60,8 +60,8 @@ def test_colab_keeps_runs_on_drive(colab, installed):
 
 def test_without_drive_a_warning_says_that_runs_will_be_lost(colab, installed):
     colab.append("refuse")
-    assert "Drive is not available (mount failed)" in (said := prepare_host())
-    assert "lost when the session ends" in said
+    assert "Drive is not available (mount failed)" in (warning := prepare_host())
+    assert "lost when the session ends" in warning
     assert os.environ["COURSE_RUNS"] == "/content/runs"
 
 

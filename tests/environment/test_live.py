@@ -219,12 +219,12 @@ class TestMonitor:
 
     def test_a_card_that_stops_answering_is_not_asked_again(self, monkeypatch):
         answers = [Nvml("ok", driver="580.1", cards=(CARD,)), Nvml("hung", "no answer within 5 s")]
-        asked = []
-        monkeypatch.setattr(live, "read_nvml", lambda *_: asked.append(1) or answers.pop(0))
+        calls = []
+        monkeypatch.setattr(live, "read_nvml", lambda *_: calls.append(1) or answers.pop(0))
         shown = Monitor(sample, interval_seconds=1, length=9)
         assert [shown.update().device for _ in range(3)] == ["cpu", "cpu", "cpu"]
         assert [each.device for each in shown.history] == ["gpu", "cpu", "cpu", "cpu"]
-        assert len(asked) == 2
+        assert len(calls) == 2
         assert "CPU" in str(shown)
 
     def test_time_counts_from_its_creation(self, nvml):

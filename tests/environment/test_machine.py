@@ -280,17 +280,17 @@ class TestProcess:
 
 class TestStorage:
     def test_each_place_is_read_with_the_disk_it_will_be_on(self, make_access, tmp_path):
-        asked = []
+        queried = []
         env = {"HOME": str(tmp_path / "me"), "TMPDIR": str(tmp_path), "COURSE_RUNS": str(tmp_path / "a/b/c")}
         storage = read_machine(
-            make_access(env=env, space=lambda folder: asked.append(folder) or (7, "d", True))
+            make_access(env=env, space=lambda folder: queried.append(folder) or (7, "d", True))
         ).storage
         assert [(place.role, place.path) for place in storage.places] == [
             ("runs", str(tmp_path / "a/b/c")),
             ("cache", str(tmp_path / "me/.cache/huggingface")),
             ("temp", str(tmp_path)),
         ]
-        assert asked == [tmp_path, tmp_path / "me", tmp_path]
+        assert queried == [tmp_path, tmp_path / "me", tmp_path]
 
     @pytest.mark.parametrize(
         ("env", "cache"),

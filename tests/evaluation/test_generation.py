@@ -84,16 +84,16 @@ def test_prompts_keep_their_order_across_batches(tiny, monkeypatch):
 def test_samples_that_exceed_one_batch_are_drawn_in_parts(tiny, monkeypatch, changes, n_rows):
     settings = EvaluationSettings(max_new_tokens=4, num_return_sequences=5)
     monkeypatch.setattr(generation, "sequences_at_once", lambda *_: 2)
-    made, generate_with = [], tiny[0].generate
+    batches, generate_with = [], tiny[0].generate
 
-    def counted(**how):
-        made.append(generate_with(**how))
-        return made[-1]
+    def counted(**options):
+        batches.append(generate_with(**options))
+        return batches[-1]
 
     monkeypatch.setattr(tiny[0], "generate", counted)
     by_prompt = generate(*tiny, ["The fox", "The owl"], settings, **changes)
-    assert [len(rows) for rows in made] == n_rows
-    flat = [tuple(row) for rows in made for row in rows[:, -4:].tolist()]
+    assert [len(rows) for rows in batches] == n_rows
+    flat = [tuple(row) for rows in batches for row in rows[:, -4:].tolist()]
     assert [sample.token_ids for samples in by_prompt for sample in samples] == flat
     assert len(set(flat[:5])) > 2, "each part draws new samples instead of repeating the first"
 

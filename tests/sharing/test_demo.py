@@ -12,7 +12,7 @@ from helpers.sharing.demo import DemoServer
 from tests.command_line import call
 from tests.sharing.serving import serving
 
-ASKED = {"prompt": "The fox", "temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0, "seed": 3}
+REQUEST = {"prompt": "The fox", "temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0, "seed": 3}
 
 
 @pytest.fixture
@@ -37,20 +37,20 @@ def post(demo, values, **headers):
 
 
 def test_events_contain_the_text_so_far_and_the_last_one_matches_generate(demo, run):
-    answer, text = post(demo, ASKED | {"max_new_tokens": 12})
+    answer, text = post(demo, REQUEST | {"max_new_tokens": 12})
     events = [json.loads(event.removeprefix("data: ")) for event in text.split("\n\n") if event]
     assert answer.headers["Content-Type"].startswith("text/event-stream")
     texts = {name: [event["text"] for event in events if event["model"] == name] for name in ("base", "tuned")}
     settings = EvaluationSettings(run=run, num_return_sequences=1, max_new_tokens=12, **{
-        name: value for name, value in ASKED.items() if name != "prompt"
+        name: value for name, value in REQUEST.items() if name != "prompt"
     })  # fmt: skip
-    ((sample,),) = generate(*load_tuned(run), [ASKED["prompt"]], settings)
+    ((sample,),) = generate(*load_tuned(run), [REQUEST["prompt"]], settings)
     assert texts["tuned"][-1] == sample.continuation.rstrip("\ufffd")
     assert len(texts["base"]) > 1
 
 
 def test_two_concurrent_visitors_keep_one_model_at_a_time_on_the_gpu(demo, fake_card):
-    values = ASKED | {"max_new_tokens": 12}
+    values = REQUEST | {"max_new_tokens": 12}
     with ThreadPoolExecutor() as pool:
         (_, first), (_, second) = pool.map(lambda _: post(demo, values), range(2))
     assert first == second
@@ -72,8 +72,8 @@ def test_the_page_is_refused_without_its_token(demo, path):
 
 
 def test_a_wrong_host_token_or_path_is_refused(demo):
-    assert post(demo, ASKED, Host="evil.example")[0].status == 403
-    assert post(demo, ASKED, **{"X-Token": "wrong"})[0].status == 403
+    assert post(demo, REQUEST, Host="evil.example")[0].status == 403
+    assert post(demo, REQUEST, **{"X-Token": "wrong"})[0].status == 403
     assert ask(demo, "GET", demo.address.partition(str(demo.port))[2].replace("/", "/x"))[0].status == 404
 
 
@@ -99,11 +99,11 @@ def test_a_bad_request_is_explained_and_the_server_continues(demo, values, words
     answer, text = post(demo, values)
     assert answer.status == 400
     assert words in text
-    assert post(demo, ASKED | {"max_new_tokens": 1})[0].status == 200
+    assert post(demo, REQUEST | {"max_new_tokens": 1})[0].status == 200
 
 
 def test_a_lone_surrogate_in_a_prompt_becomes_the_replacement_character(demo):
-    values = ASKED | {"max_new_tokens": 4}
+    values = REQUEST | {"max_new_tokens": 4}
     halves = json.dumps(values | {"prompt": "fox \ud83d"})
     answer, text = post(demo, halves)
     assert (answer.status, text) == (200, post(demo, values | {"prompt": "fox \ufffd"})[1])
@@ -113,10 +113,10 @@ def test_a_lone_surrogate_in_a_prompt_becomes_the_replacement_character(demo):
 def test_a_dropped_connection_does_not_stop_the_server_and_prints_nothing(demo, capsys, is_early):
     connection = http.client.HTTPConnection("127.0.0.1", demo.port)
     headers = {"X-Token": demo.address.partition("token=")[2]} | ({"Content-Length": "999"} if is_early else {})
-    connection.request("POST", "/continue", json.dumps(ASKED | {"max_new_tokens": 50}), headers)
+    connection.request("POST", "/continue", json.dumps(REQUEST | {"max_new_tokens": 50}), headers)
     connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset, not an end
     connection.sock.close()
-    assert post(demo, ASKED | {"max_new_tokens": 1})[0].status == 200
+    assert post(demo, REQUEST | {"max_new_tokens": 1})[0].status == 200
     assert capsys.readouterr().err == ""
 
 

@@ -128,9 +128,9 @@ def test_after_a_broken_connection_the_same_call_continues(small_run, uploads, a
         publish(upload, api=api)
     assert uploads.commits == {}
     uploads.drops = 0
-    arrived = dict(uploads.received)
+    received = dict(uploads.received)
     publish(upload, api=api)
-    assert set(arrived) <= set(uploads.received)
+    assert set(received) <= set(uploads.received)
     assert list(uploads.commits) == ["Run tiny"]
     uploads.drops = 100  # everything is there: nothing large is sent again
     publish(upload, api=api)

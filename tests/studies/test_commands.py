@@ -62,10 +62,10 @@ def test_a_sweep_killed_twice_ends_its_workers_and_neither_loses_nor_repeats_a_t
     monkeypatch.setenv("NAP", "60")
     process = sweep(file, "--workers", "2")
     wait_until(lambda: len(count_starts(folder)) == 2)
-    everyone = psutil.Process(process.pid).children(recursive=True)
-    assert len(everyone) >= 4, "two workers and their two kernels"
+    processes = psutil.Process(process.pid).children(recursive=True)
+    assert len(processes) >= 4, "two workers and their two kernels"
     killed(process)
-    assert psutil.wait_procs(everyone, timeout=60)[1] == []
+    assert psutil.wait_procs(processes, timeout=60)[1] == []
     monkeypatch.setenv("NAP", "1")
     process = sweep(file, "--workers", "2")
     wait_until(lambda: process.poll() is not None or workers_of(process))
@@ -177,9 +177,9 @@ def test_trials_on_other_machines_are_reported_with_the_overall_best(study_file,
     file = study_file(vary={"learning_rate": [0.001, 0.002]})
     optuna_study = open_study(read_study(file))
     for host, loss in (("other", 1.0), ("this", 2.0)):
-        taken = optuna_study.ask()
-        taken.set_user_attr("worker", f"{host}:/runs/grid")
-        optuna_study.tell(taken, loss)
+        trial = optuna_study.ask()
+        trial.set_user_attr("worker", f"{host}:/runs/grid")
+        optuna_study.tell(trial, loss)
     (runs / "grid/trial-001").mkdir()
     (runs / "grid/trial-001/trial.json").write_text('{"state": "done", "parameters": {}}')
     result = call("sweep", file)

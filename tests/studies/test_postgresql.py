@@ -78,8 +78,8 @@ def test_a_trial_running_on_another_machine_is_not_requeued(study_file, server, 
     study = read_study(study_file(study="elsewhere", storage=server))
     optuna_study = opened_study(study)
     with pytest.warns(UserWarning, match="Heartbeat"):
-        taken = optuna_study.ask()
-    taken.set_user_attr("worker", "another-machine:/its/runs/elsewhere")
+        trial = optuna_study.ask()
+    trial.set_user_attr("worker", "another-machine:/its/runs/elsewhere")
     requeue_interrupted(study, optuna_study)
     assert optuna_study.get_trials()[0].state.name == "RUNNING", (
         "a lock that is free here says nothing about another machine"
@@ -92,9 +92,9 @@ def test_a_trial_of_a_machine_without_heartbeats_is_requeued(study_file, server,
     study = read_study(study_file(study="silent", storage=server, vary={"learning_rate": [0.001]}))
     optuna_study = opened_study(study)
     with pytest.warns(UserWarning, match="Heartbeat"):
-        taken = optuna_study.ask()
-    taken.set_user_attr("worker", "another-machine:/its/runs/silent")
-    optuna_study._storage.record_heartbeat(taken._trial_id)  # the last one
+        running = optuna_study.ask()
+    running.set_user_attr("worker", "another-machine:/its/runs/silent")
+    optuna_study._storage.record_heartbeat(running._trial_id)  # the last one
 
     def is_queued_again():
         requeue_interrupted(study, optuna_study)

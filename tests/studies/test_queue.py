@@ -46,14 +46,14 @@ def test_a_study_named_like_a_run_is_refused(study_file, runs):
 
 
 def test_a_search_stays_within_its_ranges_and_is_reproducible(study_file, runs):
-    over = {
+    ranges = {
         "learning_rate": RATES,
         "per_device_train_batch_size": {"low": 2, "high": 8},
         "lr_scheduler_type": ["linear", "cosine"],
     }
     chosen = []
     for name in ("a", "b"):
-        study = read_study(study_file(study=name, vary=over, budgets={"trials": 6}, notebooks=["03"]))
+        study = read_study(study_file(study=name, vary=ranges, budgets={"trials": 6}, notebooks=["03"]))
         optuna_study = open_study(study)
         taken = [optuna_study.ask() for _ in range(6)]
         chosen.append([suggest_values(study, trial) for trial in taken])
@@ -128,8 +128,8 @@ def test_a_half_written_line_does_not_stop_workers_with_the_journal_open(study_f
     optuna_study = open_study(study)
     with (study.folder / JOURNAL).open("ab") as file:
         file.write(b'{"op_code": 4, "wor')
-    taken = optuna_study.ask()
-    assert open_study(study).get_trials()[taken.number].state == TrialState.RUNNING
+    trial = optuna_study.ask()
+    assert open_study(study).get_trials()[trial.number].state == TrialState.RUNNING
 
 
 def test_a_lock_file_left_by_a_killed_process_does_not_block(study_file):

@@ -81,12 +81,12 @@ def test_workers_that_do_not_fit_the_gpu_together_are_refused(study_file):
     card = find_card("RTX 4070 Ti")
     one = plan_study(study, card).plans[0].memory.total_bytes
     held = {n: n * one + (n - 1) * 2**29 for n in (1, 2, 3, 4)}
-    most = max(n for n, size in held.items() if size <= card.usable_bytes)
-    assert 1 < most < 4, "otherwise this test proves nothing"
-    assert plan_study(study, card, workers=most).refusals == []
+    max_workers = max(n for n, size in held.items() if size <= card.usable_bytes)
+    assert 1 < max_workers < 4, "otherwise this test proves nothing"
+    assert plan_study(study, card, workers=max_workers).refusals == []
     (refusal,) = plan_study(study, card, workers=4).refusals
     assert refusal.startswith(f"4 workers hold {held[4] / 2**30:.1f} GiB together")
-    assert f"--workers {most} fits" in refusal
+    assert f"--workers {max_workers} fits" in refusal
     assert plan_study(study, card, workers=4, n_left=1).refusals == [], "only one worker runs at a time"
 
 

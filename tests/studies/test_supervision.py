@@ -183,12 +183,12 @@ def test_workers_share_the_cores_unless_the_user_sets_the_threads(study_file, mo
     file = study_file(vary={"learning_rate": [0.001, 0.002]})
     study = read_study(file)
     optuna_study = open_study(study)
-    given = []
+    environments = []
 
     def start(*arguments):
-        given.append(arguments[-1]["OMP_NUM_THREADS"])
+        environments.append(arguments[-1]["OMP_NUM_THREADS"])
         return DyingWorker(study, optuna_study, settles=True)
 
     monkeypatch.setattr("helpers.studies.supervision._start", start)
     supervise(study, file, optuna_study, workers=2, show=lambda _: None)
-    assert set(given) == {threads or str(max(1, psutil.cpu_count(logical=False) // 2))}
+    assert set(environments) == {threads or str(max(1, psutil.cpu_count(logical=False) // 2))}

@@ -25,9 +25,12 @@ def test_fp16_without_a_gpu_is_refused(monkeypatch):
 
 def test_settings_reach_the_trainer_under_their_own_names(tmp_path):
     settings = TrainingSettings(learning_rate=3e-4, weight_decay=0.2, seed=7, adam_beta2=0.9, mixed_precision="no")
-    made = vars(training_arguments(settings, tmp_path))
-    names = made.keys() & TrainingSettings.model_fields.keys() - {"report_to", "torch_compile"}  # machine-dependent
-    assert {name: made[name] for name in names} == settings.model_dump(include=names)
+    trainer_arguments = vars(training_arguments(settings, tmp_path))
+    names = trainer_arguments.keys() & TrainingSettings.model_fields.keys() - {
+        "report_to",
+        "torch_compile",
+    }  # machine-dependent
+    assert {name: trainer_arguments[name] for name in names} == settings.model_dump(include=names)
 
 
 ALWAYS = {
@@ -54,8 +57,8 @@ CHANGES = [
 @pytest.mark.parametrize(("changes", "expected"), CHANGES)
 def test_the_course_sets_other_training_arguments(tmp_path, monkeypatch, changes, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    made = training_arguments(TrainingSettings(**{"mixed_precision": "no"} | changes), tmp_path)
-    assert {name: getattr(made, name) for name in ALWAYS | expected} == ALWAYS | expected
+    trainer_arguments = training_arguments(TrainingSettings(**{"mixed_precision": "no"} | changes), tmp_path)
+    assert {name: getattr(trainer_arguments, name) for name in ALWAYS | expected} == ALWAYS | expected
 
 
 def test_one_process_uses_only_one_gpu(tmp_path, monkeypatch):

@@ -211,7 +211,7 @@ def query_key_value(n_tokens):
 
 
 @pytest.mark.parametrize("n_tokens", [2, 127, 128, 129, 300])
-def test_attention_in_parts_matches_the_kernel(n_tokens):
+def test_chunked_attention_matches_the_kernel(n_tokens):
     query, key, value = query_key_value(n_tokens)
     kernel = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
     ours = chunked_attention(query, key, value)
@@ -225,7 +225,7 @@ def test_attention_in_parts_matches_the_kernel(n_tokens):
     )
 
 
-def test_attention_in_parts_never_holds_all_scores_at_once():
+def test_chunked_attention_never_holds_all_scores_at_once():
     query, key, value = query_key_value(1024)
     held = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: held.append(t.numel()) or t, lambda t: t):
@@ -261,8 +261,8 @@ def test_several_new_tokens_attend_to_the_full_cache(model):
     name = "cache" if "cache" in signature(GPT2LMHeadModel.forward).parameters else "past_key_values"  # since 5.24
     stock = model(input_ids=ids).logits
     with optimised_model(model):
-        begun = model(input_ids=ids[:, :10], use_cache=True)
-        continued = model(input_ids=ids[:, 10:], **{name: begun.past_key_values}).logits
+        first_part = model(input_ids=ids[:, :10], use_cache=True)
+        continued = model(input_ids=ids[:, 10:], **{name: first_part.past_key_values}).logits
     torch.testing.assert_close(continued, stock[:, 10:], atol=1e-5, rtol=0)
 
 

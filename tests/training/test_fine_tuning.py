@@ -197,11 +197,11 @@ def test_labels_are_the_input_tokens_including_end_of_text(tiny_settings):
 def test_a_model_without_a_finite_loss_is_refused_or_stops_the_run(
     tiny_model, tiny_settings, tmp_path, weight, error, words
 ):
-    spoilt = load_model(str(tiny_model))
+    broken = load_model(str(tiny_model))
     with torch.no_grad():
-        spoilt.transformer.wte.weight[:] = weight
+        broken.transformer.wte.weight[:] = weight
     folder = tmp_path / "spoilt"
-    spoilt.save_pretrained(folder)
+    broken.save_pretrained(folder)
     load_tokenizer("pocket").save_pretrained(folder)
     with pytest.raises(error, match=words):
         fine_tune(tiny_settings.model_copy(update={"model_name_or_path": str(folder), "run": "spoilt"}))
@@ -224,27 +224,27 @@ def test_a_refused_run_leaves_no_folder(tiny_settings, runs, monkeypatch, change
 
 
 def test_a_history_row_at_each_checkpoint_keeps_all_losses_across_a_resume(tiny_settings):
-    rare = {"logging_steps": 5, "save_steps": 3, "eval_steps": 100}
-    unbroken = fine_tune(tiny_settings.model_copy(update=rare | {"run": "unbroken"}))
+    changes = {"logging_steps": 5, "save_steps": 3, "eval_steps": 100}
+    unbroken = fine_tune(tiny_settings.model_copy(update=changes | {"run": "unbroken"}))
     steps = [row["step"] for row in unbroken.history if "loss" in row]
     assert set(range(3, unbroken.facts["steps"] + 1, 3)) | {5, 10} <= set(steps)
-    cut = tiny_settings.model_copy(update=rare | {"run": "cut"})
+    cut = tiny_settings.model_copy(update=changes | {"run": "cut"})
     stop_after(cut, 5)  # saves at step 6
     assert fine_tune(cut).history == unbroken.history
 
 
 def test_non_finite_weights_are_not_saved_even_if_no_log_row_is_due(tiny_settings, monkeypatch):
-    rare = tiny_settings.model_copy(update={"logging_steps": 1000, "save_steps": 4, "eval_steps": 1000})
+    settings = tiny_settings.model_copy(update={"logging_steps": 1000, "save_steps": 4, "eval_steps": 1000})
 
     class Spoil(TrainerCallback):
         def on_step_end(self, args, state, control, model, **_):
             if state.global_step == 8:  # after the loss of this step was computed
                 model.transformer.wte.weight.data[5] = math.nan
 
-    usual = training.training_callbacks
-    monkeypatch.setattr(training, "training_callbacks", lambda *args, **how: [Spoil(), *usual(*args, **how)])
+    original = training.training_callbacks
+    monkeypatch.setattr(training, "training_callbacks", lambda *args, **how: [Spoil(), *original(*args, **how)])
     with pytest.raises(TrainingBrokenError, match=r"A weight is not finite at step 8: the weights are broken"):
-        fine_tune(rare)
+        fine_tune(settings)
     assert last_complete_checkpoint(run_folder("tiny") / "checkpoints").name == "checkpoint-4"
 
 
@@ -353,20 +353,20 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_weights_and_history(tiny_
     expected = fine_tune(settings.model_copy(update={"run": "unbroken"}))
     settings = settings.model_copy(update={"run": "killed"})
     checkpoints, history = runs / "killed/checkpoints", runs / "killed/history.jsonl"
-    moments = [
+    kill_conditions = [
         lambda: half_written(checkpoints),
         lambda: history.exists() and len(history.read_text().splitlines()) > 9,
         lambda: (runs / "killed/model.new").exists() or (runs / "killed/model").exists(),
     ]
-    kills = 0
-    for has_come in moments:
+    n_kills = 0
+    for is_reached in kill_conditions:
         child = train_forked(settings, runs)
-        while child.is_alive() and not has_come():
+        while child.is_alive() and not is_reached():
             time.sleep(0.0005)
-        kills += child.is_alive()
+        n_kills += child.is_alive()
         child.kill()
         child.join()
-    assert kills >= 2, "training ended before it could be killed"
+    assert n_kills >= 2, "training ended before it could be killed"
     finished = fine_tune(settings)
     assert same_weights(weights(expected.model_folder), weights(finished.model_folder))
     assert finished.history == expected.history
@@ -446,8 +446,8 @@ def test_the_seconds_of_a_run_include_those_before_a_resume(tiny_settings, monke
 
 
 def test_adafactor_lowers_the_loss_with_small_states_and_resumes_to_the_same_weights(tiny_settings):
-    lean = tiny_settings.model_copy(update={"optim": "adafactor", "num_train_epochs": 1})
-    unbroken, cut = fine_tune(lean), lean.model_copy(update={"run": "cut"})
+    settings = tiny_settings.model_copy(update={"optim": "adafactor", "num_train_epochs": 1})
+    unbroken, cut = fine_tune(settings), settings.model_copy(update={"run": "cut"})
     losses = [row["loss"] for row in unbroken.history if "loss" in row]
     assert losses[-1] < losses[0]
     states, kept = (
@@ -485,9 +485,9 @@ def test_the_prompt_is_continued_after_each_validation(tiny_settings):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="starts processes as POSIX systems do")
 def test_two_processes_give_the_loss_of_one_at_the_same_effective_batch(tiny_model, tiny_settings, runs, tmp_path):
-    still = load_model(str(tiny_model))  # no dropout, because each process would draw its own masks
-    still.config.resid_pdrop = still.config.embd_pdrop = still.config.attn_pdrop = 0.0
-    still.save_pretrained(tmp_path / "still")
+    without_dropout = load_model(str(tiny_model))  # no dropout, because each process would draw its own masks
+    without_dropout.config.resid_pdrop = without_dropout.config.embd_pdrop = without_dropout.config.attn_pdrop = 0.0
+    without_dropout.save_pretrained(tmp_path / "still")
     load_tokenizer(str(tiny_model)).save_pretrained(tmp_path / "still")
     full = tiny_settings.model_copy(update={"model_name_or_path": str(tmp_path / "still"), "run": "full"})
     stops = {"early_stopping_patience": 1, "eval_steps": 2, "learning_rate": 0.1, "num_train_epochs": 30.0}

@@ -27,15 +27,19 @@ def settings(batch=2, block=512, precision="bf16", checkpointing=False, accumula
     )
 
 
-def traced_and_predicted(shape, values, *, sample_tokens=0, **how):
+def traced_and_predicted(shape, values, *, sample_tokens=0, **options):
     """Return the traced and the predicted peak bytes of a step, or of a sample if `sample_tokens` is given."""
-    asked, how = settings(**values), {"n_processes": 1, "fused_softmax": False} | how
+    run_settings, options = settings(**values), {"n_processes": 1, "fused_softmax": False} | options
     if not sample_tokens:
-        traced = memory_trace.peak_bytes(config_of(shape), asked, **how)
-        return traced, predict(shape, asked, **how).tensor_bytes
-    asked = asked.model_copy(update={"sample_prompt": "x" * (sample_tokens - 40)})  # a sample adds 40 tokens
-    traced = memory_trace.peak_bytes(config_of(shape), asked, of="sample", sample_tokens=sample_tokens, **how)
-    step = _Step(shape, asked, asked.mixed_precision != "no", False, how["n_processes"], False, False)
+        traced = memory_trace.peak_bytes(config_of(shape), run_settings, **options)
+        return traced, predict(shape, run_settings, **options).tensor_bytes
+    run_settings = run_settings.model_copy(
+        update={"sample_prompt": "x" * (sample_tokens - 40)}
+    )  # a sample adds 40 tokens
+    traced = memory_trace.peak_bytes(
+        config_of(shape), run_settings, of="sample", sample_tokens=sample_tokens, **options
+    )
+    step = _Step(shape, run_settings, run_settings.mixed_precision != "no", False, options["n_processes"], False, False)
     return traced, step.at_sample().tensor_bytes
 
 
@@ -96,9 +100,11 @@ MEASURED_COMPILED = {8: 4812, 16: 7445, 32: 12856, 64: 23576}  # blocks of 1,024
 
 @pytest.mark.parametrize("name", MEASURED)
 def test_the_prediction_is_within_2_percent_of_the_peak_measured_on_a_gpu(name):
-    shape, taken = read_shape(name), [mib for _, mib in MEASURED[name]]
-    asked = [settings(**values, sample_prompt="") for values, _ in MEASURED[name]]
-    assert [predict(shape, each, fused_softmax=True).total_bytes / MIB for each in asked] == pytest.approx(taken, 0.02)
+    shape, measured_mib = read_shape(name), [mib for _, mib in MEASURED[name]]
+    run_settings = [settings(**values, sample_prompt="") for values, _ in MEASURED[name]]
+    assert [predict(shape, each, fused_softmax=True).total_bytes / MIB for each in run_settings] == pytest.approx(
+        measured_mib, 0.02
+    )
 
 
 def test_the_prediction_of_a_compiled_model_is_within_2_percent_of_the_measured_peak():
@@ -109,23 +115,23 @@ def test_the_prediction_of_a_compiled_model_is_within_2_percent_of_the_measured_
 
 
 def test_validation_takes_less_memory_than_a_training_step():
-    asked = settings(1, 32)
-    traced = memory_trace.peak_bytes(config_of(WIDE), asked, of="validation")
-    assert traced < predict(WIDE, asked).tensor_bytes
+    run_settings = settings(1, 32)
+    traced = memory_trace.peak_bytes(config_of(WIDE), run_settings, of="validation")
+    assert traced < predict(WIDE, run_settings).tensor_bytes
 
 
 def test_a_sample_after_a_long_prompt_takes_more_memory_than_a_step_of_short_blocks():
-    asked = settings(batch=1, block=32, lora_r=8)
-    assert predict(GPT2, asked).moment == "the loss"
-    long = predict(GPT2, asked.model_copy(update={"sample_prompt": "x" * 984}))
+    run_settings = settings(batch=1, block=32, lora_r=8)
+    assert predict(GPT2, run_settings).moment == "the loss"
+    long = predict(GPT2, run_settings.model_copy(update={"sample_prompt": "x" * 984}))
     assert long.moment == "a sample"
     assert long.activations >= 2 * 12 * 1024 * 768 * 2, "keys and values of 1,024 tokens in all layers, in 16 bits"
 
 
 def test_a_prompt_in_a_script_without_its_own_tokens_counts_one_token_per_byte(tokenizer):
-    asked = settings(sample_prompt="\u8a9e" * 300)
-    step = _Step(GPT2, asked, True, False, 1, False, False)
-    assert step.sample_tokens >= len(tokenizer.encode(asked.sample_prompt)) + 40 > 340
+    run_settings = settings(sample_prompt="\u8a9e" * 300)
+    step = _Step(GPT2, run_settings, True, False, 1, False, False)
+    assert step.sample_tokens >= len(tokenizer.encode(run_settings.sample_prompt)) + 40 > 340
 
 
 def test_a_compiled_model_holds_all_new_gradients_next_to_the_accumulated_ones():
@@ -137,21 +143,23 @@ def test_a_compiled_model_holds_all_new_gradients_next_to_the_accumulated_ones()
 
 
 @pytest.mark.parametrize("block", [8, 128, 384, 768])
-def test_on_a_cpu_attention_in_parts_keeps_the_weights_of_each_part(block):
-    def kept(*, attn_pdrop, on_processor):
-        asked = settings(3, block, "no", attn_pdrop=attn_pdrop)
-        return _Step(GPT2._replace(resid_pdrop=0.0), asked, False, on_processor, 1, False, False).block
+def test_on_a_cpu_chunked_attention_keeps_the_weights_of_each_part(block):
+    def block_bytes(*, attn_pdrop, on_processor):
+        run_settings = settings(3, block, "no", attn_pdrop=attn_pdrop)
+        return _Step(GPT2._replace(resid_pdrop=0.0), run_settings, False, on_processor, 1, False, False).block
 
     n_weights = sum(128 * (end + 128) for end in range(0, block, 128)) if block >= 128 else block**2
-    on_card = kept(attn_pdrop=0.0, on_processor=False)
-    without_dropout, with_dropout = (kept(attn_pdrop=share, on_processor=True) - on_card for share in (0.0, 0.1))
+    on_card = block_bytes(attn_pdrop=0.0, on_processor=False)
+    without_dropout, with_dropout = (block_bytes(attn_pdrop=share, on_processor=True) - on_card for share in (0.0, 0.1))
     assert without_dropout == (3 * 12 * n_weights * 4 if block < 768 else 0), "the kernel handles long blocks"
     assert with_dropout == 3 * 12 * n_weights * (4 + 4), "plus those that dropout kept"
 
 
 def test_dropout_masks_are_floats_on_a_processor_and_bytes_on_a_card():
-    asked, tokens = settings(3, 768, "no", attn_pdrop=0.0), 3 * 768
-    card, processor = (_Step(GPT2, asked, False, on_processor, 1, False, False) for on_processor in (False, True))
+    run_settings, tokens = settings(3, 768, "no", attn_pdrop=0.0), 3 * 768
+    card, processor = (
+        _Step(GPT2, run_settings, False, on_processor, 1, False, False) for on_processor in (False, True)
+    )
     assert processor.block - card.block == 2 * tokens * 768 * (4 - 1)
     assert (card.embedding_mask, processor.embedding_mask) == (tokens * 768, 4 * tokens * 768)
 
@@ -192,8 +200,8 @@ def test_a_transformers_config_can_be_used_instead_of_a_shape():
 @pytest.mark.parametrize("precision", ["bf16", "no"])
 def test_a_larger_model_or_batch_never_takes_less_memory(checkpointing, precision):
     def total(shape=GPT2, **values):
-        asked = settings(**{"precision": precision, "checkpointing": checkpointing} | values)
-        return predict(shape, asked).total_bytes
+        run_settings = settings(**{"precision": precision, "checkpointing": checkpointing} | values)
+        return predict(shape, run_settings).total_bytes
 
     for totals in (
         [total(batch=n) for n in range(1, 65)],

@@ -59,10 +59,10 @@ def test_an_interrupted_run_ends_with_the_same_weights(tiny_settings):
         if progress.step == 4:
             raise KeyboardInterrupt
 
-    whole, cut = fine_tune(settings), settings.model_copy(update={"run": "cut"})
+    uninterrupted, cut = fine_tune(settings), settings.model_copy(update={"run": "cut"})
     with pytest.raises(KeyboardInterrupt):
         fine_tune(cut, watch=stop_at_4)
-    assert same_weights(weights(whole.model_folder), weights(fine_tune(cut).model_folder))
+    assert same_weights(weights(uninterrupted.model_folder), weights(fine_tune(cut).model_folder))
 
 
 def test_an_adapter_is_refused():

@@ -20,31 +20,31 @@ def test_a_single_process_is_the_first_and_keeps_its_own_value():
 
 
 def test_a_second_process_that_trains_a_run_warns_and_waits(tmp_path):
-    taken, is_over = threading.Event(), threading.Event()
+    acquired, is_over = threading.Event(), threading.Event()
 
     def work():
         with FileLock(tmp_path / ".train.lock"):
-            taken.set()
+            acquired.set()
             time.sleep(0.3)
             is_over.set()
 
     threading.Thread(target=work).start()
-    taken.wait()
+    acquired.wait()
     with pytest.warns(UserWarning, match=f"is working on run '{tmp_path.name}': waiting"), run_lock(tmp_path):
         assert is_over.is_set()
 
 
 def test_a_cell_that_waits_for_the_panel_says_how_to_stop_it(tmp_path):
-    taken, is_over = threading.Event(), threading.Event()
+    acquired, is_over = threading.Event(), threading.Event()
 
     def train_in_panel():
         with run_lock(tmp_path):
-            taken.set()
+            acquired.set()
             time.sleep(0.3)
             is_over.set()
 
     threading.Thread(target=train_in_panel).start()
-    taken.wait()
+    acquired.wait()
     with (
         pytest.warns(UserWarning, match=f"This kernel is working on run '{tmp_path.name}': .* press Stop"),
         run_lock(tmp_path),

@@ -27,14 +27,14 @@ def test_a_history_round_trips(tmp_path):
 
 
 def test_each_history_row_is_serialised_once(tmp_path, monkeypatch):
-    log, file, made = [], HistoryFile(tmp_path), []
+    log, file, serialised = [], HistoryFile(tmp_path), []
     monkeypatch.setattr(
-        "helpers.training.run_files.json.dumps", lambda row: made.append(row) or f'{{"n": {len(made)}}}'
+        "helpers.training.run_files.json.dumps", lambda row: serialised.append(row) or f'{{"n": {len(serialised)}}}'
     )
     for step in range(5):
         log.append({"step": step, "loss": 2.0})
         file.write(log)
-    assert made == log
+    assert serialised == log
     assert read_history(tmp_path) == [{"n": number} for number in range(1, 6)]
 
 

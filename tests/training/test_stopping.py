@@ -180,7 +180,7 @@ def error_of(client):
 
 
 def test_a_second_interrupt_stops_at_once():
-    usual = signal.getsignal(signal.SIGINT)
+    previous = signal.getsignal(signal.SIGINT)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with interrupt_event() as interrupted:
@@ -190,7 +190,7 @@ def test_a_second_interrupt_stops_at_once():
                 signal.raise_signal(signal.SIGINT)
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
-        signal.signal(signal.SIGINT, usual)
+        signal.signal(signal.SIGINT, previous)
 
 
 def test_a_thread_leaves_interrupts_to_the_main_thread():
@@ -200,11 +200,11 @@ def test_a_thread_leaves_interrupts_to_the_main_thread():
         with interrupt_event() as interrupted:
             seen.append((interrupted.is_set(), signal.getsignal(signal.SIGINT)))
 
-    usual = signal.getsignal(signal.SIGINT)
+    previous = signal.getsignal(signal.SIGINT)
     thread = threading.Thread(target=look)
     thread.start()
     thread.join()
-    assert seen == [(False, usual)]
+    assert seen == [(False, previous)]
 
 
 class SigtermError(Exception):
@@ -218,9 +218,9 @@ def sigterm_raises():
     def raise_error(*_):
         raise SigtermError
 
-    usual = signal.signal(signal.SIGTERM, raise_error)
+    previous = signal.signal(signal.SIGTERM, raise_error)
     yield
-    signal.signal(signal.SIGTERM, usual)
+    signal.signal(signal.SIGTERM, previous)
 
 
 def test_sigterm_saves_before_it_ends_the_process(sigterm_raises, settings, runs):

@@ -46,8 +46,8 @@ def trainer(folder, rows, **options):
     from datasets import Dataset
     from transformers import Trainer
 
-    made = arguments(use_cpu=True, max_steps=1, disable_tqdm=True)(folder)
-    return Trainer(model=pocket()[0], args=made, train_dataset=Dataset.from_dict(rows), **options)
+    training_arguments = arguments(use_cpu=True, max_steps=1, disable_tqdm=True)(folder)
+    return Trainer(model=pocket()[0], args=training_arguments, train_dataset=Dataset.from_dict(rows), **options)
 
 
 def call(ids, **options):

@@ -60,11 +60,11 @@ def test_without_a_card_this_machine_is_its_processor(panel):
 
 
 def test_a_measurement_runs_in_its_own_process_and_is_used_in_the_prediction(panel, monkeypatch):
-    begun, seen = threading.Event(), threading.Event()
+    started, seen = threading.Event(), threading.Event()
 
     def run(command, **_):
         assert command[1:] == ["-m", "helpers", "calibrate"]
-        begun.set()
+        started.set()
         assert seen.wait(10)
         add_measurements(this_processor(), fake_machine.measurements())
         return subprocess.CompletedProcess(command, 0, stdout="device\none\ntwo\n", stderr="")
@@ -73,7 +73,7 @@ def test_a_measurement_runs_in_its_own_process_and_is_used_in_the_prediction(pan
     panel._own_card = None
     panel.controls["mixed_precision"].value = "no"
     panel.measure()
-    assert begun.wait(10)
+    assert started.wait(10)
     assert panel.is_locked
     assert panel.run.stop.disabled, "it stops a training run, not a measurement"
     seen.set()

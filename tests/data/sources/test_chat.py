@@ -26,8 +26,8 @@ CHAT = [
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_assistant_messages_are_completions_and_everything_else_is_a_prompt(template):
     chat = render_chat(CHAT, template)
-    said = [text.strip().removesuffix("<|im_end|>") for text, is_prompt in chat.segments if not is_prompt]
-    assert said == [ANSWER, "It drank."]
+    completions = [text.strip().removesuffix("<|im_end|>") for text, is_prompt in chat.segments if not is_prompt]
+    assert completions == [ANSWER, "It drank."]
     assert "".join(text for text, _ in chat.segments) == chat
     assert ASK in chat
 
@@ -181,9 +181,9 @@ def test_a_score_counts_only_completions(tiny):
     alone = score(model, tokenizer, list(map(str, chats)), stride=8, context=16)
     assert alone.n_tokens == len(ids)
     assert result.nats < alone.nats
-    bare = [Dialogue(str(chat), []) for chat in chats]
+    unmarked = [Dialogue(str(chat), []) for chat in chats]
     with pytest.raises(SettingsError, match="contain only white space"):
-        score(model, tokenizer, bare, stride=8, context=16)
+        score(model, tokenizer, unmarked, stride=8, context=16)
 
 
 def test_the_validation_loss_is_the_mean_over_labels_and_not_over_batches(chat_settings, tiny):

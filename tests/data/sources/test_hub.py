@@ -123,15 +123,15 @@ def home(tmp_path_factory):
 @pytest.fixture(scope="module")
 def answers(hub, home):
     """Return what one process with the Hub at hand answers to each line: every new one imports for seconds."""
-    said, seconds = in_a_child(hub, home, *LINES.values())
-    return dict(zip(LINES, said, strict=True)) | {"seconds": seconds}
+    replies, seconds = in_a_child(hub, home, *LINES.values())
+    return dict(zip(LINES, replies, strict=True)) | {"seconds": seconds}
 
 
 def test_without_the_hub_cached_downloads_work_and_the_rest_fails_quickly(answers, home):
     first, missing = [answers["model"], answers["texts"]], "course/missing"
     assert first == ["4096 4096\n", "{'train': 60, 'test': 9}\n"]
-    said, seconds = in_a_child(NOBODY, home, LINES["model"], LINES["texts"], load_texts(missing))
-    assert said == [
+    replies, seconds = in_a_child(NOBODY, home, LINES["model"], LINES["texts"], load_texts(missing))
+    assert replies == [
         *first,
         f"The Hub's data set {missing!r} is not in the cache, and the Hub does not answer: connect to the network "
         "once, or use source='fables', which is shipped.\n",

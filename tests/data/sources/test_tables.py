@@ -240,9 +240,9 @@ def test_rows_of_several_splits_are_refused_because_a_test_must_not_be_trained_o
 
 def test_a_possible_split_column_with_a_value_per_row_is_not_kept_in_memory():
     rows = ((f"row {number}", {"text": "", "set": f"{number} " + "x" * 500}) for number in range(20_000))
-    made = Table("made", {"text": "words", "set": "words"}, lambda _: rows)
+    generated = Table("made", {"text": "words", "set": "words"}, lambda _: rows)
     tracemalloc.start()
-    assert sum(1 for _ in rows_of_one_part(made, ["text"])) == 20_000
+    assert sum(1 for _ in rows_of_one_part(generated, ["text"])) == 20_000
     _, peak_bytes = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak_bytes < 2 * MIB, "of 10 MiB"
