@@ -44,14 +44,14 @@ class _SuperfluousError(RuntimeError):
 def work(study: Study, optuna_study: "OptunaStudy", *, deadline: float = float("inf")) -> None:
     """Run trials until the study is settled; wait for other workers' trials, in case those workers die.
 
-    `optuna_study` is the study in Optuna's storage; no trial starts after `ends`, a `time.time()`.
+    `optuna_study` is the study in Optuna's storage; no trial starts after `deadline`, a `time.time()`.
 
     Raises:
         StudyPausedError: the time or the disk space is used up.
     """
     take_lock = FileLock(study.folder / ".take.lock")
     while True:
-        # `taking` is held from the look at the queue until the taken trial's own lock is held, and that lock until
+        # `take_lock` is held from the look at the queue until the taken trial's own lock is held, and that lock until
         # Optuna has recorded the end: so a running trial whose lock is free no longer has a worker
         with ExitStack() as locks, take_lock:
             requeue_interrupted(study, optuna_study)
@@ -76,12 +76,12 @@ def _stop_for_budgets(study: Study, deadline: float) -> None:
         raise StudyPausedError(
             f"budgets.hours = {study.budgets.hours:g} is used up: no further trial starts. The same command continues."
         )
-    for shortage in disk_shortages(study, trial_bytes(study)):
-        raise StudyPausedError(f"The study is paused. {shortage} The same command continues the study.")
+    if shortages := disk_shortages(study, trial_bytes(study)):
+        raise StudyPausedError(f"The study is paused. {shortages[0]} The same command continues the study.")
 
 
 def _claim_and_run(study: Study, trial: "Trial", take_lock: FileLock, locks: ExitStack) -> float:
-    """Lock a taken trial for as long as `held` is open, let other workers take trials, and run it."""
+    """Lock a taken trial for as long as `locks` is open, let other workers take trials, and run it."""
     try:
         # `open_study` queues a point beyond a lowered budget again when the budget is raised
         if is_superfluous(trial.study, trial) or trial.user_attrs["point"] >= len(study.points):
