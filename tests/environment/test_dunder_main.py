@@ -1,5 +1,7 @@
 """`python3 -m helpers.environment`: before anything is installed, on a bare and on an old Python."""
 
+import __future__
+
 import ast
 import json
 import os
@@ -135,7 +137,8 @@ class TestOldPython:
             for part in ast.walk(annotation)
             if isinstance(part, ast.BinOp)
         ]
-        assert not unions or "from __future__ import annotations" in source
+        flags = compile(source, path, "exec", dont_inherit=True).co_flags
+        assert not unions or flags & __future__.annotations.compiler_flag
 
     def test_the_bare_doctor_does_not_import_the_course_commands(self):
         for path in FILES:
@@ -147,8 +150,8 @@ class TestOldPython:
         python = shutil.which(f"python3.{minor}")
         if python is None:
             pytest.skip(f"needs a python3.{minor} on PATH")
-        asked = [python, "-c", "import sys; print(sys.version_info[:2])"]
-        if subprocess.run(asked, capture_output=True, encoding="utf-8", check=False).stdout.strip() != f"(3, {minor})":
+        query = [python, "-c", "import sys; print(sys.version_info[:2])"]
+        if subprocess.run(query, capture_output=True, encoding="utf-8", check=False).stdout.strip() != f"(3, {minor})":
             pytest.skip(f"the python3.{minor} on PATH does not start")
         command = [python, "-S", "-E", "-m", "helpers.environment", "--quick", "--json"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", check=False)
