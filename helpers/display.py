@@ -60,7 +60,7 @@ def duration_text(seconds: float) -> str:
 def predicted_and_measured(facts: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Return (name, predicted, measured) rows of time and memory from a run's `training.json`; '' if not known.
 
-    A plan predicts the steps only. A run also sets up the libraries, validates, and writes samples and checkpoints.
+    Predicted is the time of the steps. A run also sets up the libraries, validates, and writes samples and checkpoints.
     """
     predicted = facts.get("predicted") or {}
     time, peak = " to ".join(map(duration_text, predicted.get("seconds") or ())), predicted.get("peak_bytes")

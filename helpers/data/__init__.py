@@ -20,7 +20,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "preparation": "prepare sample_settings",
         "run_data": "PreparedData load_run_tokenizer open_prepared refuse_missing",
         "in_memory": "load_documents split_documents token_blocks",
-        "text_size": "training_tokens",
+        "text_size": "count_tokens",
         "streaming": "BlockStream open_training_blocks",
         "quality_report": "plot_packing plot_report report",
         "sources.chat": "render_chat",

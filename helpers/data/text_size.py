@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import NamedTuple
 
 from helpers.data.sources import Source
 from helpers.data.sources.source import take_pieces
@@ -14,45 +15,65 @@ _BYTES_PER_TOKEN = {"pocket": 2.7}
 _GPT2_BYTES_PER_TOKEN = 4.3
 _GPT2_TOKEN_LENGTH = 1.4  # average length of a GPT-2 token, in tokens of the pocket model
 _SAMPLE_CHARACTERS = 50_000  # tokenized for an estimate, in 0.1 s
-_HUB_TOKENS = {  # tokens of GPT-2's tokenizer in the training part
-    ("Salesforce/wikitext", "wikitext-2-raw-v1"): 2_400_000,
-    ("Salesforce/wikitext", "wikitext-103-raw-v1"): 118_000_000,
+_UNKNOWN_TOKENS = 1_000_000
+_HUB_TOKENS = {  # tokens of GPT-2's tokenizer in the training and in the validation part
+    ("Salesforce/wikitext", "wikitext-2-raw-v1"): (2_400_000, 250_000),
+    ("Salesforce/wikitext", "wikitext-103-raw-v1"): (118_000_000, 250_000),
 }
 
 
-def training_tokens(settings: DataSettings) -> tuple[int, str]:
-    """Return the number of tokens in the training text, and where that number comes from.
+class TokenCounts(NamedTuple):
+    """Tokens in the training and in the validation part of a text, and where these numbers come from."""
 
-    The number is exact if the run's data are already prepared (blocks in which nothing is learned are not counted).
-    Otherwise it is published (WikiText) or estimated from the file sizes, and limited by `max_tokens`. If nothing is
-    known it is a million, so that a training time can be shown.
+    train: int
+    validation: int
+    source: str
+
+
+def count_tokens(settings: DataSettings) -> TokenCounts:
+    """Return how many tokens a run trains on in an epoch, and how many a validation reads.
+
+    The numbers are exact if the run's data are already prepared (blocks in which nothing is learned are not counted).
+    Otherwise they are published (WikiText) or estimated from the file sizes, and limited by `max_tokens`. If nothing
+    is known there are a million tokens to train on, so that a training time can be shown.
     """
+    validation_share, train_share = settings.validation_share, 1 - settings.validation_share - settings.test_share
     if settings.streaming and settings.max_tokens:
-        return settings.max_tokens, "as max_tokens says"
+        from helpers.data.preparation import sample_settings
+
+        held_out = round(sample_settings(settings).max_tokens * validation_share)
+        return TokenCounts(settings.max_tokens, held_out, "as max_tokens says")
     if counted := _counted_tokens(settings):
         return counted
-    published = None if settings.source_split else _HUB_TOKENS.get((settings.source, settings.source_config))
-    converted = round((published or 0) * _GPT2_BYTES_PER_TOKEN / _bytes_per_token(settings))
-    tokens, tokens_are = (converted, "about, as published") if published else _tokens_by_size(settings)
-    token_limit = round(settings.max_tokens * (1 - settings.validation_share - settings.test_share))
-    if token_limit and (not tokens or tokens > token_limit):
-        return token_limit, "as max_tokens leaves"
-    return (tokens, tokens_are) if tokens else (1_000_000, "not prepared yet: values for a million")
+    if published := None if settings.source_split else _HUB_TOKENS.get((settings.source, settings.source_config)):
+        scale = _GPT2_BYTES_PER_TOKEN / _bytes_per_token(settings)
+        counts = TokenCounts(*(round(scale * n_tokens) for n_tokens in published), "about, as published")
+    else:
+        counts = _tokens_by_size(settings)
+    token_limit, held_out = (round(settings.max_tokens * share) for share in (train_share, validation_share))
+    if token_limit and (not counts.train or counts.train > token_limit):
+        return TokenCounts(token_limit, min(counts.validation or held_out, held_out), "as max_tokens leaves")
+    if not counts.train:
+        held_out = round(_UNKNOWN_TOKENS * validation_share / train_share)
+        return TokenCounts(_UNKNOWN_TOKENS, held_out, "not prepared yet: values for a million")
+    return counts
 
 
-def _tokens_by_size(settings: DataSettings) -> tuple[int, str]:
-    """Estimate the tokens in the training part of a source, and say how; 0 if it is not on disk."""
+def _tokens_by_size(settings: DataSettings) -> TokenCounts:
+    """Estimate the tokens in the parts of a source, and say how; 0 if it is not on disk."""
     try:
         sizes = Source(settings).size_by_part()
     except (SettingsError, OSError):  # `prepare` reports what is wrong
-        return 0, ""
+        return TokenCounts(0, 0, "")
     text_settings = settings.model_copy(update={"run": "any", "block_size": 8}).part(DataSettings)
     counted = _counted_bytes_per_token(text_settings) if sizes else None
     shares = {"validation": settings.validation_share, "test": settings.test_share}
     train_share = 1 - sum(share for part, share in shares.items() if part not in sizes)
-    n_bytes = train_share * sizes.get("train", sizes.get("", 0))
+    n_bytes = sizes.get("train", sizes.get("", 0))
+    held_out = sizes.get("validation", settings.validation_share * n_bytes)
+    bytes_per_token = counted or _bytes_per_token(settings)
     reason = "about, from the size of the text " + ("and its beginning" if counted else "if it is English")
-    return int(n_bytes / (counted or _bytes_per_token(settings))), reason
+    return TokenCounts(int(train_share * n_bytes / bytes_per_token), int(held_out / bytes_per_token), reason)
 
 
 @functools.lru_cache  # a study plans many runs on one text
@@ -95,18 +116,19 @@ def _bytes_per_token(settings: DataSettings) -> float:
     return _BYTES_PER_TOKEN.get(settings.model_name_or_path, _GPT2_BYTES_PER_TOKEN)
 
 
-def _counted_tokens(settings: DataSettings) -> tuple[int, str] | None:
-    """Return the count in the run's data.json if it is for the same text and tokenizer; otherwise None."""
+def _counted_tokens(settings: DataSettings) -> TokenCounts | None:
+    """Return the counts in the run's data.json if they are for the same text and tokenizer; otherwise None."""
     compared = DataSettings.model_fields.keys() - {"run", "block_size"}
     try:
         facts = read_json(run_folder(settings.run) / "data" / "data.json")
         is_same = all(facts["settings"][name] == getattr(settings, name) for name in compared)
         if not is_same:
             return None
-        counts, block_size = facts["splits"]["train"], facts["settings"]["block_size"]
-        if "labels" not in counts:
-            return int(counts["tokens"]), "counted"
-        tokens = int(counts["blocks"] * block_size)
-        return tokens, "counted" if block_size == settings.block_size else f"about, from blocks of {block_size}"
+        block_size, parts = facts["settings"]["block_size"], [facts["splits"][name] for name in ("train", "validation")]
+        if "labels" not in parts[0]:
+            return TokenCounts(*(int(part["tokens"]) for part in parts), "counted")
+        is_exact = block_size == settings.block_size
+        source = "counted" if is_exact else f"about, from blocks of {block_size}"
+        return TokenCounts(*(int(part["blocks"] * block_size) for part in parts), source)
     except (OSError, ValueError, KeyError, TypeError):
         return None

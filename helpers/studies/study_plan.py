@@ -12,12 +12,11 @@ from helpers.files import free_bytes
 from helpers.settings import PATH_SETTINGS, SettingsError, without_effect
 from helpers.studies.study import Range, Study, trial_name
 from helpers.training.devices import GraphicsCard, this_processor
-from helpers.training.plan import RunPlan, plan_run
+from helpers.training.plan import RunPlan, checkpoint_bytes, disk_bytes, model_bytes, plan_run, planned_shape
 from helpers.training.shape import read_shape
 
 _MIN_BYTES = 2**28  # disk for a trial whose model's shape is unknown: at least its notebooks
 _CONTEXT_BYTES = GIB // 2  # a CUDA context per worker after the first; `plan_run` includes the first one's
-_MAX_PLANNED = 16  # corners to plan before each trial, at up to 0.05 s each
 _MAX_REFUSALS = 5  # points to name one by one
 
 
@@ -210,7 +209,8 @@ def _is_known(model_name_or_path: str) -> bool:
 def trial_bytes(study: Study) -> int:
     """Return the most disk space that a trial can need while it runs."""
     try:
-        return max(plan_run(study.training_settings(point)).disk_bytes for point in study.corners[:_MAX_PLANNED])
+        trials = map(study.training_settings, study.corners)
+        return max(disk_bytes(planned_shape(settings), settings) for settings in trials)
     except SettingsError:
         return _MIN_BYTES
 
@@ -235,7 +235,8 @@ def disk_shortages(study: Study, needed_bytes: int) -> list[str]:
 
 def kept_bytes(study: Study, plan: RunPlan) -> int:
     """Return the bytes that a finished trial leaves on disk: its model, and its checkpoints if they are kept."""
-    return plan.disk_bytes - plan.checkpoint_bytes if study.keep_checkpoints else plan.model_bytes
+    run = plan.shape, plan.settings
+    return plan.disk_bytes - checkpoint_bytes(*run) if study.keep_checkpoints else model_bytes(*run)
 
 
 def folder_bytes(folder: Path) -> int:

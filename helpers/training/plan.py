@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from helpers.data.text_size import training_tokens
+from helpers.data.text_size import TokenCounts, count_tokens
 from helpers.display import PlainTextMixin, duration_text, html_table, size_text
 from helpers.model import check_shape
 from helpers.settings import SettingsError, TrainingSettings, describe_without_effect
@@ -38,6 +38,9 @@ UTILISATION = (0.20, 0.50)
 # Time to launch the kernels of one layer's forward and backward pass, with its share of the optimizer step: 2.1 to
 # 4.3 ms measured on server processors (2026-11); the lower value is an estimate for a faster processor.
 _LAYER_SECONDS = (1e-3, 4.3e-3)
+# A forward pass alone, as a share of a training pass: a third by its operations; more where launches take the time
+# (0.47 on an H100's server), and 0.31 to 0.41 for the pocket model on a processor.
+_FORWARD_SHARE = (0.3, 0.5)
 _LEANER = ({"optim": "adafactor"}, {"lora_r": 16})  # other ways to train a model whose optimizer states do not fit
 _BAR = 30  # characters
 
@@ -55,7 +58,8 @@ class RunPlan(PlainTextMixin):
     suggested: dict[str, Any]  # the largest pass that fits at the same effective batch; empty when none fits
     leaner: dict[str, Any]  # if none fits: another optimizer or an adapter that does; may be empty
     train_tokens: int
-    tokens_are: str  # where that number comes from
+    validation_tokens: int
+    tokens_are: str  # where these numbers come from
     step_seconds: tuple[float, float] | None = None  # per optimizer step, from a calibration; None without one
     measured_on: str = ""  # the machine of that calibration, if any
 
@@ -108,45 +112,60 @@ class RunPlan(PlainTextMixin):
     @property
     def epoch_seconds(self) -> tuple[float, float] | None:
         """Shortest and longest time of an epoch, without validations; None if the card's peak is unknown."""
-        if self.step_seconds:
-            return tuple(self.steps_per_epoch * seconds for seconds in self.step_seconds)
-        if not self.card.tflops(self.precision):
-            return None
-        # The card computes while the processor launches the next kernels, so the slower of the two decides.
-        shortest, longest = map(max, self._compute_seconds(), self._launch_seconds())
-        return self.passes_per_epoch * shortest, self.passes_per_epoch * longest
+        return self._seconds(self.passes_per_epoch)
+
+    @property
+    def training_seconds(self) -> tuple[float, float] | None:
+        """Shortest and longest time of all optimizer steps; None as for an epoch."""
+        return self._seconds(self.passes_per_epoch * self.steps / self.steps_per_epoch)  # the last epoch may be partial
+
+    @property
+    def n_validations(self) -> int:
+        """Number of validations: one every `eval_steps` steps, and one after the last step."""
+        return math.ceil(self.steps / self.settings.eval_steps)
+
+    @property
+    def validation_seconds(self) -> tuple[float, float] | None:
+        """Shortest and longest time of all validations; None as for an epoch."""
+        n_blocks = self.n_validations * (self.validation_tokens // self.settings.block_size)
+        n_passes = n_blocks / self._limited.per_device_train_batch_size / _pass_work(self.settings)
+        return self._seconds(n_passes, _FORWARD_SHARE)
 
     @property
     def seconds(self) -> tuple[float, float] | None:
-        """Shortest and longest time of the whole run; None as for an epoch."""
-        epochs = self.steps / self.steps_per_epoch  # the last one may be partial
-        return self.epoch_seconds and tuple(epochs * seconds for seconds in self.epoch_seconds)
+        """Shortest and longest time of all steps and validations; None as for an epoch."""
+        both = self.training_seconds, self.validation_seconds
+        return self.training_seconds and tuple(map(sum, zip(*both, strict=True)))
+
+    def _seconds(self, n_passes: float, shares: tuple[float, float] = (1.0, 1.0)) -> tuple[float, float] | None:
+        """Return the shortest and longest time of passes, or of a share of each; None if the peak is unknown."""
+        if self.step_seconds:
+            times = (seconds / self._limited.gradient_accumulation_steps for seconds in self.step_seconds)
+        elif self.card.tflops(self.precision):
+            # The card computes while the processor launches the next kernels, so the slower of the two decides.
+            times = map(max, self._compute_seconds(), self._launch_seconds())
+        else:
+            return None
+        return tuple(n_passes * share * seconds for share, seconds in zip(shares, times, strict=True))
+
+    @property
+    def _limited(self) -> TrainingSettings:
+        return limited_to_text(self.settings, self.train_tokens)
 
     def _compute_seconds(self) -> tuple[float, float]:
         """Return the shortest and longest compute time of one pass."""
-        limited = limited_to_text(self.settings, self.train_tokens)
-        at_peak = _seconds_at_peak(limited, self.shape, self.card.tflops(self.precision))
+        at_peak = _seconds_at_peak(self._limited, self.shape, self.card.tflops(self.precision))
         return at_peak / UTILISATION[1], at_peak / UTILISATION[0]
 
     def _launch_seconds(self) -> tuple[float, float]:
         """Return the shortest and longest time to launch the kernels of one pass."""
-        layers = self.shape.n_layer * (4 / 3 if self.settings.gradient_checkpointing else 1)  # repeats the forward pass
+        layers = self.shape.n_layer * _pass_work(self.settings)
         return layers * _LAYER_SECONDS[0], layers * _LAYER_SECONDS[1]
 
     @property
-    def model_bytes(self) -> int:
-        """Disk space for the final model, and its adapter if it has one."""
-        return model_bytes(self.shape, self.settings)
-
-    @property
-    def checkpoint_bytes(self) -> int:
-        """Disk space for a checkpoint."""
-        return checkpoint_bytes(self.shape, self.settings)
-
-    @property
     def disk_bytes(self) -> int:
-        """Disk space for the run; while a checkpoint is written, there is one more than is kept."""
-        return (checkpoints_kept(self.settings) + 1) * self.checkpoint_bytes + self.model_bytes
+        """Disk space for the run."""
+        return disk_bytes(self.shape, self.settings)
 
     @property
     def instead(self) -> dict[str, Any]:
@@ -172,15 +191,17 @@ class RunPlan(PlainTextMixin):
 
         Keys: `card` (name, total_bytes, usable_bytes), `model`, `precision`, `memory` (bytes of each part,
         total_bytes, moment), `fits`, `headroom_bytes`, `largest_batch`, `instead` (settings that fit), `train_tokens`,
-        `tokens_are`, `tokens_per_step`, `steps`, `epoch_seconds` ([shortest, longest] or null), `measured_on` (where
-        times and overhead were measured, or empty), `disk_bytes`, `evaluation_bytes` (peak on a card in notebook 04),
-        `verdict`. All numbers are predictions.
+        `validation_tokens`, `tokens_are`, `tokens_per_step`, `steps`, `epoch_seconds` ([shortest, longest], without
+        validations, or null), `seconds` (of all steps and validations), `measured_on` (where times and overhead were
+        measured, or empty), `disk_bytes`, `evaluation_bytes` (peak on a card in notebook 04), `verdict`. All numbers
+        are predictions.
         """
         card = {name: getattr(self.card, name) for name in ("name", "total_bytes", "usable_bytes")}
         memory = self.memory.parts | {"total_bytes": self.memory.total_bytes, "moment": self.memory.moment}
         names = (
-            "precision", "fits", "headroom_bytes", "largest_batch", "instead", "train_tokens", "tokens_are",
-            "tokens_per_step", "steps", "epoch_seconds", "measured_on", "disk_bytes", "evaluation_bytes", "verdict",
+            "precision", "fits", "headroom_bytes", "largest_batch", "instead", "train_tokens",
+            "validation_tokens", "tokens_are", "tokens_per_step", "steps", "epoch_seconds", "seconds", "measured_on",
+            "disk_bytes", "evaluation_bytes", "verdict",
         )  # fmt: skip
         values = {name: getattr(self, name) for name in names}
         return {"card": card, "model": self.settings.model_name_or_path, "memory": memory} | values
@@ -199,13 +220,13 @@ class RunPlan(PlainTextMixin):
             ("largest batch", f"{self.largest_batch} blocks of {self.settings.block_size} tokens, also accumulated"),
             ("training text", f"{self.train_tokens:,} tokens ({self.tokens_are})"),
             ("steps", f"{self.steps:,} of {self.tokens_per_step:,} tokens"),
-            ("an epoch", self._time()),
+            ("time", self._time()),
             ("disk", f"{size_text(self.disk_bytes)}: {kept} + 1 checkpoints and the model"),
             *((name, note) for name, note in notes.items() if note),
         ]
 
     def _time(self) -> str:
-        if not self.epoch_seconds:
+        if not self.seconds:
             return "not known: the card's peak is not in the table"
         low, high = (f"{100 * share:.0f}" for share in UTILISATION)
         reason = f"from {high} to {low}% of {self.card.tflops(self.precision):,.3g} TFLOP/s"
@@ -213,9 +234,12 @@ class RunPlan(PlainTextMixin):
             reason = f"measured on {self.measured_on}"
         elif self._launch_seconds() > self._compute_seconds():
             reason = "from the time to launch kernels; the model is too small to fill the card"
-        shortest, longest = self.epoch_seconds
-        time = "less than 1 s" if longest < 1 else f"{duration_text(shortest)} to {duration_text(longest)}"
-        return f"{time} without validations, {reason}"
+        epochs = f"{self.settings.num_train_epochs:g} epoch{'s' * (self.settings.num_train_epochs != 1)}"
+        validations = "without validations"
+        if self.validation_tokens:
+            number = f"{self.n_validations:,} validation{'s' * (self.n_validations != 1)}"
+            validations = f"including {number} ({_range(self.validation_seconds)})"
+        return f"{_range(self.seconds)} for {epochs}, {validations}, {reason}"
 
     @property
     def title(self) -> str:
@@ -257,6 +281,7 @@ def plan_run(
     card: GraphicsCard | None = None,
     shape: GPT2Shape | None = None,
     train_tokens: int | None = None,
+    validation_tokens: int = 0,
     process_bytes: int = 0,
     n_processes: int = 1,
 ) -> RunPlan:
@@ -266,7 +291,8 @@ def plan_run(
         settings: the settings of the run.
         card: by default the RTX 4070 Ti from the table.
         shape: the shape of the model; by default looked up by the model's name.
-        train_tokens: tokens of the training text; by default looked up or estimated.
+        train_tokens: tokens of the training text; by default looked up or estimated, like those of the validation text.
+        validation_tokens: if `train_tokens` is given, the tokens of the validation text.
         process_bytes: on a processor, the process's memory besides training; by default estimated or measured.
         n_processes: how many processes train together, each on a card like this one with its share of the text.
 
@@ -283,8 +309,9 @@ def plan_run(
     calibration, is_here = find_calibration(card) or (None, False)
     overhead = calibration.overhead(precision, process_bytes=process_bytes) if calibration else None
     overhead = overhead or estimate_overhead(on_processor=card.is_processor, process_bytes=process_bytes)
-    tokens, tokens_are = (train_tokens, "as given") if train_tokens is not None else training_tokens(settings)
-    compiled = not card.is_processor and compiles(settings, tokens // settings.block_size, on_card=True)
+    as_given = None if train_tokens is None else TokenCounts(train_tokens, validation_tokens, "as given")
+    counts = as_given or count_tokens(settings)
+    compiled = not card.is_processor and compiles(settings, counts.train // settings.block_size, on_card=True)
     options = {
         "precision": precision, "on_processor": card.is_processor, "overhead": overhead,
         "n_processes": n_processes, "compiled": compiled,
@@ -294,16 +321,16 @@ def plan_run(
         return predict(shape, changed, **options)
 
     def fits(**changes: Any) -> bool:
-        changed = limited_to_text(settings.model_copy(update=changes), tokens)
+        changed = limited_to_text(settings.model_copy(update=changes), counts.train)
         return memory(changed).total_bytes <= card.usable_bytes
 
     def is_too_large(batch: int) -> bool:  # with earlier passes' gradients in memory: holds for any accumulation
         changes = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": 2}
         return memory(settings.model_copy(update=changes)).total_bytes > card.usable_bytes
 
-    max_batch = min(MAX_BATCH, _count_blocks(settings, tokens))
+    max_batch = min(MAX_BATCH, _count_blocks(settings, counts.train))
     largest_batch = bisect.bisect_left(range(1, max_batch + 1), True, key=is_too_large)
-    limited, ways = limited_to_text(settings, tokens), same_effective_batch(settings)
+    limited, ways = limited_to_text(settings, counts.train), same_effective_batch(settings)
     suggested = next((changes for changes in ways if fits(**changes)), {})
     # the settings allow no adapter with a new model or with Muon
     leaner_ways = _LEANER[:1] if settings.from_scratch or settings.optim == "muon" else _LEANER
@@ -314,10 +341,15 @@ def plan_run(
         passes = limited.gradient_accumulation_steps
         fastest = passes * _seconds_at_peak(limited, shape, card.tflops(precision)) / UTILISATION[1]
     return RunPlan(
-        settings, shape, card, precision, memory(limited), largest_batch, suggested, leaner, tokens, tokens_are,
+        settings, shape, card, precision, memory(limited), largest_batch, suggested, leaner, *counts,
         calibration and calibration.step_seconds(shape, limited, precision, fastest=fastest),
         ("this machine" if is_here else calibration.device) if calibration else "",
     )  # fmt: skip
+
+
+def _range(seconds: tuple[float, float]) -> str:
+    shortest, longest = seconds
+    return "less than 1 s" if longest < 1 else f"{duration_text(shortest)} to {duration_text(longest)}"
 
 
 def model_bytes(config: Any, settings: TrainingSettings) -> int:
@@ -330,6 +362,11 @@ def checkpoint_bytes(config: Any, settings: TrainingSettings) -> int:
     return 4 * trained_parameters(config, settings) + optimizer_bytes(config, settings)
 
 
+def disk_bytes(config: Any, settings: TrainingSettings) -> int:
+    """Return the disk space for a run; while a checkpoint is written, there is one more than is kept."""
+    return (checkpoints_kept(settings) + 1) * checkpoint_bytes(config, settings) + model_bytes(config, settings)
+
+
 def limited_to_text(settings: TrainingSettings, train_tokens: int) -> TrainingSettings:
     """Return the settings with the batch and the passes per step limited to what the text can fill.
 
@@ -340,6 +377,11 @@ def limited_to_text(settings: TrainingSettings, train_tokens: int) -> TrainingSe
     batch = min(settings.per_device_train_batch_size, blocks)
     passes = min(settings.gradient_accumulation_steps, math.ceil(blocks / batch))
     return settings.model_copy(update={"per_device_train_batch_size": batch, "gradient_accumulation_steps": passes})
+
+
+def _pass_work(settings: TrainingSettings) -> float:
+    """Return the work of a training pass; checkpointing repeats its forward pass, a third of it."""
+    return 4 / 3 if settings.gradient_checkpointing else 1.0
 
 
 def _seconds_at_peak(settings: TrainingSettings, shape: GPT2Shape, tflops: float) -> float:
@@ -392,7 +434,7 @@ def predict_on_this_machine(settings: TrainingSettings, config: "GPT2Config", *,
     Call it after the model is loaded but before it is moved to the GPU.
 
     Returns:
-        `on`: the device; `seconds`: [shortest, longest] of training, None if the card's peak is unknown; `peak_bytes`;
+        `on`: the device; `seconds`: [shortest, longest] of the steps, None if the card's peak is unknown; `peak_bytes`;
         `process_bytes`: what this process holds besides training.
     """
     card, shape = this_device(), GPT2Shape(**{name: getattr(config, name) for name in GPT2Shape._fields})
@@ -403,7 +445,7 @@ def predict_on_this_machine(settings: TrainingSettings, config: "GPT2Config", *,
     )  # fmt: skip
     return {
         "on": plan.card.name,
-        "seconds": plan.seconds and list(plan.seconds),
+        "seconds": plan.training_seconds and list(plan.training_seconds),
         "peak_bytes": plan.memory.total_bytes + (0 if card.is_processor else held),  # the plan assumes an empty card
         "process_bytes": held,
     }

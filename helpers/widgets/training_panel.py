@@ -16,7 +16,7 @@ from typing import Any
 import ipywidgets as w
 import yaml
 
-from helpers.data import refuse_missing, training_tokens
+from helpers.data import count_tokens, refuse_missing
 from helpers.display import GREEN, ORANGE, RED, html_table, size_text
 from helpers.files import write_atomically
 from helpers.paths import COMMAND, NOTEBOOKS, ROOT
@@ -37,7 +37,7 @@ from helpers.widgets.panel import Panel, make_button
 from helpers.widgets.run_controls import RunControls
 
 THIS_MACHINE = "this machine"
-_SHOWN_ROWS = ("an epoch", "largest batch", "training text", "warm-up", "without effect")  # of a plan's rows
+_SHOWN_ROWS = ("time", "largest batch", "training text", "warm-up", "without effect")  # of a plan's rows
 _FROM_CELL, _BY_HAND = "the parameters cell", "moved by hand"
 
 
@@ -96,9 +96,10 @@ class TrainingPanel(Panel):
         key = settings.part(DataSettings).model_dump_json(exclude={"block_size"}), prepared
         if key not in self._tokens:
             refuse_missing(settings.model_dump())
-            self._tokens[key] = training_tokens(settings)
-        tokens, tokens_are = self._tokens[key]
-        return replace(plan_run(settings, card=self.chosen_card, train_tokens=tokens), tokens_are=tokens_are)
+            self._tokens[key] = count_tokens(settings)
+        train, validation, tokens_are = self._tokens[key]
+        plan = plan_run(settings, card=self.chosen_card, train_tokens=train, validation_tokens=validation)
+        return replace(plan, tokens_are=tokens_are)
 
     def suggest(self) -> None:
         """Set the largest batch that fits the card at the same effective batch, and show a message."""

@@ -3,8 +3,10 @@ import json
 import pytest
 
 from helpers.data import text_size
-from helpers.data.text_size import training_tokens
+from helpers.data.text_size import count_tokens
 from helpers.settings import TrainingSettings, run_folder
+
+ENGLISH = "about, from the size of the text if it is English"
 
 
 @pytest.fixture
@@ -21,7 +23,8 @@ def test_tokens_are_counted_once_the_data_is_prepared(tiny_settings):
     from helpers.data.preparation import prepare
 
     prepared = prepare(tiny_settings)
-    assert training_tokens(tiny_settings) == (prepared.facts["splits"]["train"]["tokens"], "counted")
+    train, validation = (prepared.facts["splits"][part]["tokens"] for part in ("train", "validation"))
+    assert count_tokens(tiny_settings) == (train, validation, "counted")
 
 
 @pytest.mark.parametrize(("block_size", "source"), [(16, "counted"), (32, "about, from blocks of 16")])
@@ -35,22 +38,23 @@ def test_tokens_of_blocks_without_labels_do_not_count(tmp_path, tiny_settings, b
     prepared = prepare(settings)
     kept = 16 * len(prepared.blocks["train"])
     assert kept < prepared.facts["splits"]["train"]["tokens"] / 2
-    assert training_tokens(settings.model_copy(update={"block_size": block_size})) == (kept, source)
+    held_out = 16 * len(prepared.blocks["validation"])
+    assert count_tokens(settings.model_copy(update={"block_size": block_size})) == (kept, held_out, source)
 
 
 def test_tokens_of_other_data_in_the_runs_folder_do_not_count(tiny_settings):
     from helpers.data.preparation import prepare
 
     prepare(tiny_settings)
-    assert training_tokens(tiny_settings.model_copy(update={"test_share": 0.3}))[1] != "counted"
+    assert count_tokens(tiny_settings.model_copy(update={"test_share": 0.3})).source != "counted"
 
 
 def test_the_estimate_for_the_fables_is_close_to_the_count():
     from helpers.data.preparation import prepare
 
-    about, _ = training_tokens(TrainingSettings())
-    counted = prepare(TrainingSettings()).facts["splits"]["train"]["tokens"]
-    assert about == pytest.approx(counted, rel=0.1)
+    about = count_tokens(TrainingSettings())
+    splits = prepare(TrainingSettings()).facts["splits"]
+    assert about[:2] == pytest.approx((splits["train"]["tokens"], splits["validation"]["tokens"]), rel=0.1)
 
 
 GERMAN = "Der alte Müller saß am Fluss und hörte dem Wasser zu, denn er hatte keine Säcke mehr zu füllen. "
@@ -66,10 +70,11 @@ def test_tokens_of_other_languages_are_estimated_from_the_beginning_of_the_text(
     (tmp_path / "a.txt").write_bytes(written.encode("utf-8" if encoding == "auto" else encoding))
     name = "pocket" if model == "pocket" else str(tiny_model)
     settings = TrainingSettings(source=str(tmp_path / "a.txt"), encoding=encoding, model_name_or_path=name)
-    tokens, tokens_are = training_tokens(settings)
+    tokens, held_out, source = count_tokens(settings)
     assert tokens == pytest.approx(0.8 * 800 * len(tokenizer(text)["input_ids"]), rel=0.1)
-    assert tokens_are == "about, from the size of the text and its beginning"
-    by_gpt2, _ = training_tokens(settings.model_copy(update={"model_name_or_path": "gpt2"}))
+    assert held_out == pytest.approx(tokens / 8, abs=1), "a tenth of the text; eight are trained on"
+    assert source == "about, from the size of the text and its beginning"
+    by_gpt2 = count_tokens(settings.model_copy(update={"model_name_or_path": "gpt2"})).train
     assert by_gpt2 == pytest.approx(tokens / 1.4, rel=0.01), "the pocket model's tokens are shorter"
 
 
@@ -78,35 +83,35 @@ def test_a_damaged_tokenizer_falls_back_to_the_estimate_for_english(tmp_path):
         (tmp_path / name).write_text("{")
     (tmp_path / "a.txt").write_text(GERMAN * 800)
     settings = TrainingSettings(source=str(tmp_path / "a.txt"), model_name_or_path=str(tmp_path))
-    assert training_tokens(settings)[1] == "about, from the size of the text if it is English"
+    assert count_tokens(settings).source == ENGLISH
 
 
 def test_an_unreadable_beginning_falls_back_to_the_estimate_for_english(tmp_path):
     (tmp_path / "a.txt").write_bytes((GERMAN * 800).encode("cp1252"))
     n_bytes = (tmp_path / "a.txt").stat().st_size
-    about = int(0.8 * n_bytes / 2.7), "about, from the size of the text if it is English"
-    assert training_tokens(TrainingSettings(source=str(tmp_path / "a.txt"))) == about
+    about = int(0.8 * n_bytes / 2.7), int(0.1 * n_bytes / 2.7), ENGLISH
+    assert count_tokens(TrainingSettings(source=str(tmp_path / "a.txt"))) == about
 
 
 def test_wikitext_has_its_published_token_count_and_other_hub_data_sets_a_million():
-    assert training_tokens(TrainingSettings.from_preset("guide")) == (2_400_000, "about, as published")
+    assert count_tokens(TrainingSettings.from_preset("guide")) == (2_400_000, 250_000, "about, as published")
     pocket = TrainingSettings.from_preset("guide", model_name_or_path="pocket", block_size=256)
-    assert training_tokens(pocket)[0] == pytest.approx(1.5 * 2_400_000, rel=0.1), "its tokens are shorter"
-    tokens, source = training_tokens(gpt2(source="somebody/texts"))
-    assert (tokens, "million" in source) == (1_000_000, True)
+    assert count_tokens(pocket).train == pytest.approx(1.5 * 2_400_000, rel=0.1), "its tokens are shorter"
+    tokens, held_out, source = count_tokens(gpt2(source="somebody/texts"))
+    assert (tokens, held_out, "million" in source) == (1_000_000, 125_000, True)
 
 
 def test_published_tokens_are_not_used_for_another_source_or_split():
     settings = TrainingSettings.from_preset("guide", source="fables")
-    assert training_tokens(settings) == training_tokens(settings.model_copy(update={"source_config": ""}))
+    assert count_tokens(settings) == count_tokens(settings.model_copy(update={"source_config": ""}))
     one_part = TrainingSettings.from_preset("guide", source_split="test")
-    assert training_tokens(one_part)[1] != "about, as published"
+    assert count_tokens(one_part).source != "about, as published"
 
 
 @pytest.mark.parametrize(("name", "factor"), [("a.txt", 1), ("a.jsonl", 1), ("a.txt.gz", 3), ("a.csv.zst", 3)])
 def test_tokens_are_estimated_for_every_kind_of_file(tmp_path, name, factor, english):
     (tmp_path / name).write_bytes(b"x" * 50_000)
-    tokens, source = training_tokens(gpt2(source=str(tmp_path / name)))
+    tokens, _, source = count_tokens(gpt2(source=str(tmp_path / name)))
     assert tokens == pytest.approx(factor * 0.8 * 50_000 / 4.3, abs=1)
     assert source.startswith("about")
 
@@ -114,10 +119,10 @@ def test_tokens_are_estimated_for_every_kind_of_file(tmp_path, name, factor, eng
 def test_a_sources_own_training_split_gives_up_only_the_missing_splits(tmp_path, english):
     for name in ("train.txt", "test.txt", "train.png"):
         (tmp_path / name).write_text("x" * 43_000)
-    assert training_tokens(gpt2(source=str(tmp_path)))[0] == 9000, "only the validation split is taken from it"
-    (tmp_path / "valid.txt").write_text("x" * 43_000)
-    assert training_tokens(gpt2(source=str(tmp_path)))[0] == 10_000
-    assert training_tokens(gpt2(source=str(tmp_path), source_split="test"))[0] == 8000
+    assert count_tokens(gpt2(source=str(tmp_path)))[:2] == (9000, 1000), "only the validation split is taken from it"
+    (tmp_path / "valid.txt").write_text("x" * 21_500)
+    assert count_tokens(gpt2(source=str(tmp_path)))[:2] == (10_000, 5000)
+    assert count_tokens(gpt2(source=str(tmp_path), source_split="test"))[:2] == (8000, 1000)
 
 
 def test_tokens_of_a_saved_data_set_are_estimated_from_its_splits(tmp_path, english):
@@ -126,40 +131,46 @@ def test_tokens_of_a_saved_data_set_are_estimated_from_its_splits(tmp_path, engl
     rows = Dataset.from_dict({"text": ["x" * 1000] * 430})
     rows.save_to_disk(tmp_path / "one")
     DatasetDict(train=rows, test=rows, validation=rows).save_to_disk(tmp_path / "many")
-    assert training_tokens(gpt2(source=str(tmp_path / "one")))[0] == pytest.approx(80_000, rel=0.02)
-    assert training_tokens(gpt2(source=str(tmp_path / "many")))[0] == pytest.approx(100_000, rel=0.02)
+    assert count_tokens(gpt2(source=str(tmp_path / "one"))).train == pytest.approx(80_000, rel=0.02)
+    assert count_tokens(gpt2(source=str(tmp_path / "many"))).train == pytest.approx(100_000, rel=0.02)
     one_part = gpt2(source=str(tmp_path / "many"), source_split="test")
-    assert training_tokens(one_part)[0] == pytest.approx(80_000, rel=0.02)
+    assert count_tokens(one_part).train == pytest.approx(80_000, rel=0.02)
 
 
 def test_a_relative_path_is_resolved_in_the_callers_folder(tmp_path, monkeypatch, english):
     (tmp_path / "README.md").write_text("x" * 43_000)
     monkeypatch.chdir(tmp_path)
-    assert training_tokens(gpt2(source="README.md")) == (8000, "about, from the size of the text if it is English")
+    assert count_tokens(gpt2(source="README.md")) == (8000, 1000, ENGLISH)
 
 
 def test_the_estimate_for_the_python_reference_is_close_to_the_count():
     from helpers.data.preparation import prepare
 
     settings = TrainingSettings(source="python-reference", near_duplicates="keep")
-    about, _ = training_tokens(settings)
+    about = count_tokens(settings).train
     assert about == pytest.approx(prepare(settings).facts["splits"]["train"]["tokens"], rel=0.4)
 
 
 def test_tokens_are_limited_by_max_tokens(tmp_path, english):
     wikitext = TrainingSettings.from_preset("guide", max_tokens=1_000_000)
-    assert training_tokens(wikitext) == (800_000, "as max_tokens leaves")
-    assert training_tokens(gpt2(source="somebody/texts", max_tokens=5_000_000))[0] == 4_000_000
+    assert count_tokens(wikitext) == (800_000, 100_000, "as max_tokens leaves")
+    assert count_tokens(wikitext.model_copy(update={"max_tokens": 2_800_000}))[:2] == (2_240_000, 250_000)
+    assert count_tokens(gpt2(source="somebody/texts", max_tokens=5_000_000)).train == 4_000_000
     (tmp_path / "a.txt").write_text("x" * 43_000)
-    assert training_tokens(gpt2(source=str(tmp_path), max_tokens=5_000_000))[0] == 8000
+    assert count_tokens(gpt2(source=str(tmp_path), max_tokens=5_000_000)).train == 8000
 
 
 def test_a_missing_source_counts_as_a_million_tokens():
-    assert "million" in training_tokens(gpt2(source="missing.txt"))[1]
+    assert "million" in count_tokens(gpt2(source="missing.txt")).source
 
 
 def test_a_damaged_count_is_not_an_error(tiny_settings):
     folder = run_folder(tiny_settings.run) / "data"
     folder.mkdir(parents=True)
     (folder / "data.json").write_text("{")
-    assert training_tokens(tiny_settings)[1] != "counted"
+    assert count_tokens(tiny_settings).source != "counted"
+
+
+def test_a_stream_validates_on_a_share_of_its_stored_beginning():
+    stream = gpt2(source="somebody/texts", streaming=True, max_tokens=10**9)
+    assert count_tokens(stream) == (10**9, 200_000, "as max_tokens says")

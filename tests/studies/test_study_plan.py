@@ -4,6 +4,7 @@ from helpers.settings import SettingsError
 from helpers.studies.study_file import find_study, read_study
 from helpers.studies.study_plan import folder_bytes, kept_bytes, plan_study
 from helpers.training.devices import GraphicsCard, find_card
+from helpers.training.plan import checkpoint_bytes, model_bytes
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +24,7 @@ def study_on_gpt2(study_file, **changes):
 def test_hours_are_the_sum_over_all_points(study_file):
     study = study_on_gpt2(study_file, vary={"learning_rate": [1e-4, 1e-3, 2e-3]})
     planned = plan_study(study, find_card("RTX 4070 Ti"))
-    low, high = planned.plans[0].epoch_seconds
+    low, high = planned.plans[0].seconds
     assert planned.hours == pytest.approx((3 * low / 3600, 3 * high / 3600))
     assert planned.refusals == []
     assert "predicted for one RTX 4070 Ti" in str(planned)
@@ -31,10 +32,9 @@ def test_hours_are_the_sum_over_all_points(study_file):
 
 def test_a_tiny_fraction_of_an_epoch_takes_one_step(study_file):
     study = study_on_gpt2(study_file, vary={"learning_rate": [1e-4, 1e-3]}, settings={"num_train_epochs": 1e-6})
-    planned = plan_study(study, find_card("RTX 4070 Ti"))
-    steps_per_epoch = planned.plans[0].steps_per_epoch
-    two_steps = [2 * seconds / steps_per_epoch / 3600 for seconds in planned.plans[0].epoch_seconds]
-    assert planned.hours == pytest.approx(two_steps)
+    (plan, _) = plan_study(study, find_card("RTX 4070 Ti")).plans
+    assert (plan.steps, plan.n_validations) == (1, 1)
+    assert plan.training_seconds == pytest.approx([seconds / plan.steps_per_epoch for seconds in plan.epoch_seconds])
 
 
 def test_points_that_do_not_fit_the_gpu_are_refused_by_name(study_file):
@@ -111,7 +111,8 @@ def test_with_early_stopping_a_trial_keeps_two_checkpoints(study_file):
     settings = {"save_total_limit": 1, "early_stopping_patience": 3}
     study = study_on_gpt2(study_file, settings=settings, keep_checkpoints=True)
     (plan, *_) = plan_study(study, None).plans
-    assert kept_bytes(study, plan) == 2 * plan.checkpoint_bytes + plan.model_bytes
+    run = plan.shape, plan.settings
+    assert kept_bytes(study, plan) == 2 * checkpoint_bytes(*run) + model_bytes(*run)
 
 
 def test_a_started_study_continues_while_its_next_trial_fits_on_the_disk(study_file, monkeypatch):

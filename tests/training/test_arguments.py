@@ -5,7 +5,7 @@ from transformers import Trainer, TrainingArguments
 from helpers.settings import SettingsError, TrainingSettings
 from helpers.training import arguments
 from helpers.training.arguments import chosen_precision, compiles, float32_products, training_arguments
-from helpers.training.plan import plan_run
+from helpers.training.plan import checkpoint_bytes, model_bytes, plan_run
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,8 @@ def test_early_stopping_keeps_the_newest_checkpoint_next_to_the_best(tmp_path, l
     settings = TrainingSettings(save_total_limit=limit, early_stopping_patience=patience)
     assert training_arguments(settings, tmp_path).save_total_limit == kept
     plan = plan_run(settings)
-    assert plan.disk_bytes == (kept + 1) * plan.checkpoint_bytes + plan.model_bytes
+    run = plan.shape, plan.settings
+    assert plan.disk_bytes == (kept + 1) * checkpoint_bytes(*run) + model_bytes(*run)
 
 
 @pytest.mark.parametrize(

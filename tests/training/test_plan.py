@@ -13,7 +13,7 @@ from helpers.model import load_model
 from helpers.paths import ASSETS
 from helpers.settings import SettingsError, TrainingSettings
 from helpers.training.devices import CARDS, GraphicsCard, find_card, this_processor
-from helpers.training.plan import plan_run, predict_on_this_machine
+from helpers.training.plan import checkpoint_bytes, model_bytes, plan_run, predict_on_this_machine
 from helpers.training.shape import operations_per_token, read_shape
 
 CARD_OF = {8: "RTX 4070 Laptop", 12: "RTX 4070 Ti", 16: "RTX 4070 Ti SUPER"}  # GB -> the card to plan for
@@ -175,9 +175,9 @@ def test_a_shorter_block_is_suggested_if_it_would_help():
 
 def test_an_adapter_writes_small_checkpoints():
     full, lora = plan_run(gpt2()), plan_run(gpt2(lora_r=8))
-    assert full.checkpoint_bytes == 12 * 124_439_808
-    assert lora.checkpoint_bytes == 12 * 1_179_648
-    assert (full.model_bytes, lora.model_bytes) == (4 * 124_439_808, 4 * (124_439_808 + 1_179_648))
+    runs = [(plan.shape, plan.settings) for plan in (full, lora)]
+    assert [checkpoint_bytes(*run) for run in runs] == [12 * 124_439_808, 12 * 1_179_648]
+    assert [model_bytes(*run) for run in runs] == [4 * 124_439_808, 4 * (124_439_808 + 1_179_648)]
 
 
 def test_a_block_longer_than_the_models_positions_is_refused():
@@ -201,11 +201,12 @@ class TestCounts:
         assert (plan.steps, plan.tokens_are) == (finished.facts["steps"], "counted")
 
     def test_time_is_the_operations_divided_by_the_achieved_share_of_the_peak(self):
-        plan = plan_run(gpt2(per_device_train_batch_size=16), train_tokens=16 * 1024 * 100)
+        plan = plan_run(gpt2(per_device_train_batch_size=16, num_train_epochs=1), train_tokens=16 * 1024 * 100)
         work = 16 * 1024 * 100 * operations_per_token(plan.shape, 1024)
         assert plan.epoch_seconds == pytest.approx((work / (0.5 * 80.2e12), work / (0.2 * 80.2e12)))
         shortest, longest = map(duration_text, plan.epoch_seconds)
-        assert f"{shortest} to {longest} without validations, from 50 to 20% of 80.2 TFLOP/s" in str(plan)
+        times = f"{shortest} to {longest} for 1 epoch, without validations, from 50 to 20% of 80.2 TFLOP/s"
+        assert times in str(plan)
 
     def test_the_time_of_a_small_model_is_its_kernel_launch_time(self):
         plan = plan_run(TrainingSettings(per_device_train_batch_size=8), train_tokens=256 * 80)
@@ -232,7 +233,24 @@ class TestCounts:
                 for changes in ({}, {"num_train_epochs": 1})
             )
             assert part.epoch_seconds == complete.epoch_seconds
-            assert part.seconds == pytest.approx([seconds / 10 for seconds in complete.seconds]), "one of ten steps"
+            assert part.training_seconds == pytest.approx([seconds / 10 for seconds in complete.training_seconds])
+
+    @pytest.mark.parametrize("checkpointing", [False, True])
+    @pytest.mark.parametrize("measured", [None, (4.0, 8.0)])
+    def test_validations_take_a_share_of_the_passes_that_would_train_on_their_text(self, measured, checkpointing):
+        settings = gpt2(per_device_train_batch_size=2, gradient_accumulation_steps=2, num_train_epochs=2, eval_steps=20,
+                        gradient_checkpointing=checkpointing)  # fmt: skip
+        plan = plan_run(settings, train_tokens=100 * 1024, validation_tokens=10 * 1024)
+        plan = replace(plan, step_seconds=measured)
+        assert plan.n_validations == 3, "after 20, 40 and all 50 steps"
+        # 100 passes train on 200 blocks; 15 passes would train on the 3 x 10 blocks of the validations
+        of_a_forward_pass = 3 / 4 if checkpointing else 1
+        shares = [low / high for low, high in zip(plan.validation_seconds, plan.training_seconds, strict=True)]
+        assert shares == pytest.approx([0.15 * 0.3 * of_a_forward_pass, 0.15 * 0.5 * of_a_forward_pass])
+        assert plan.seconds == pytest.approx(
+            [sum(both) for both in zip(plan.training_seconds, plan.validation_seconds, strict=True)]
+        )
+        assert "for 2 epochs, including 3 validations (" in str(plan)
 
     def test_disk_space_matches_what_a_run_writes(self, tiny_run):
         plan = plan_run(TrainingSettings.from_preset("pocket", run="x", model_name_or_path=str(tiny_run.model_folder),
