@@ -190,7 +190,11 @@ def _schedule(answer: Any) -> None:
     line = {0.75: "That is a straight line: a cosine falls slowly at first, then faster, then slowly again."}
     quarter = (1 + math.cos(math.pi / 4)) / 2
     _expect(answer(35, 1.0, 10, 110), quarter, "A quarter of the way down, cos(pi / 4) counts.", line)
-    _expect(answer(0, 2.0, 0, 100), 2.0, "Without a warm-up it begins at the peak.")
+    try:
+        first = answer(0, 2.0, 0, 100)
+    except ZeroDivisionError:
+        raise Hint("warmup can be 0, and is divided by: without a warm-up it begins at the peak.") from None
+    _expect(first, 2.0, "Without a warm-up it begins at the peak.")
 
 
 @_exercise("training-4", "gradient clipping")

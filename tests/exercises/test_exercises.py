@@ -291,6 +291,7 @@ WRONG = [  # at least one for each exercise
     ("training-1", "63 steps", "is not a number"),
     ("training-1", 62, "a last, smaller one"),
     ("training-3", linear, "straight line"),
+    ("training-3", lambda step, *shape: transformers_schedule(step, *shape) if step else 0 / shape[1], "can be 0"),
     ("training-3", 0.5, "must be a function"),
     ("training-2", lambda logits, ids: logits.flatten(0, 1).logsumexp(-1).mean(), "against ids"),
     ("training-4", lambda gradients, norm: 5.0, "in place"),
