@@ -65,7 +65,8 @@ def _kept(answer: Any) -> None:
         8 * parameters / gib: "Those are weights and gradients: AdamW's two averages are missing.",
         12 * parameters / gib: "AdamW keeps two averages for each weight, not one.",
     }
-    _expect(answer, 16 * parameters / gib, "Four numbers of 4 bytes for each parameter.", mistakes, tolerance=2e-3)
+    # Wide enough for 5.3, rounded to two digits.
+    _expect(answer, 16 * parameters / gib, "Four numbers of 4 bytes for each parameter.", mistakes, tolerance=3e-3)
 
 
 @_exercise("environment-2", "does a driver run a wheel?")
@@ -121,6 +122,8 @@ def _merges(answer: Any) -> None:
         raise Hint("After the first merge 'ab' is one piece: count the pairs again, in the merged words.")
     if second != ("a", "ab"):
         raise Hint(f"After ('a', 'b') the most frequent pair is ('a', 'ab'), not {second}.")
+    if _pairs(answer, ["ab", "xyz", "xyv", "xyw"] + ["ab"] * 3)[0] != ("a", "b"):
+        raise Hint("A word counts as often as it occurs: 'ab' four times outweighs 'xy' in three words.")
     if _pairs(answer, ["ab"] * 6 + ["bc"] * 3)[1] != ("b", "c"):
         raise Hint("A pair lies inside one word: the end of one word and the beginning of the next are not neighbours.")
     first, second = _pairs(answer, ["low"] * 5 + ["lower"] * 2 + ["newest"] * 6 + ["widest"] * 3)
@@ -130,8 +133,8 @@ def _merges(answer: Any) -> None:
 
 def _pairs(answer: Any, words: list[str]) -> list[tuple[str, str]]:
     merges = [tuple(pair) for pair in _call(answer, words, 2)]
-    if len(merges) != 2:
-        raise Hint(f"Two merges were asked for; yours are {merges}.")
+    if [len(pair) for pair in merges] != [2, 2]:
+        raise Hint(f"Two merges were asked for, each a pair of strings; yours are {merges}.")
     return merges
 
 
@@ -150,8 +153,11 @@ def _leak(answer: Any) -> None:
         raise Hint("Test document 0 shares single words with the training text, which all English texts do.")
     if numbers != [1]:
         raise Hint(f"The positions of the leaked test documents should be [1], not {numbers}.")
-    if sorted(answer(train, ["say one two three four five now", "a six seven"], 5)) != [0]:
-        raise Hint("A sequence of n words leaks wherever it is in the document, not only at its beginning.")
+    numbers = sorted(answer(train, ["and three four five six seven", "a six seven", "today one two three four"], 5))
+    if 0 not in numbers:
+        raise Hint("A sequence of n words leaks wherever it is in the document, also at its very end.")
+    if numbers != [0]:
+        raise Hint("A sequence of n words lies inside one document: do not join the training documents.")
 
 
 @_exercise("training-1", "optimizer steps in an epoch")
@@ -184,7 +190,11 @@ def _schedule(answer: Any) -> None:
     line = {0.75: "That is a straight line: a cosine falls slowly at first, then faster, then slowly again."}
     quarter = (1 + math.cos(math.pi / 4)) / 2
     _expect(answer(35, 1.0, 10, 110), quarter, "A quarter of the way down, cos(pi / 4) counts.", line)
-    _expect(answer(0, 2.0, 0, 100), 2.0, "Without a warm-up it begins at the peak.")
+    try:
+        first = answer(0, 2.0, 0, 100)
+    except ZeroDivisionError:
+        raise Hint("warmup can be 0, and is divided by: without a warm-up it begins at the peak.") from None
+    _expect(first, 2.0, "Without a warm-up it begins at the peak.")
 
 
 @_exercise("training-4", "gradient clipping")
@@ -194,14 +204,18 @@ def _clip(answer: Any) -> None:
     gradients = [torch.tensor([3.0, 0.0]), torch.tensor([[0.0], [4.0]])]
     norm = _call(answer, gradients, 1.0)
     after = [gradient.flatten().tolist() for gradient in gradients]
-    if after == [[1.0, 0.0], [0.0, 1.0]]:
+
+    def became(*values: float) -> bool:  # a divisor with 1e-6 added gives 0.999999
+        return all(math.isclose(a, b, abs_tol=1e-3) for a, b in zip((*after[0], *after[1]), values, strict=True))
+
+    if became(1, 0, 0, 1):
         raise Hint(
             "Each gradient was clipped separately, which changes the direction of the step: scale all by one factor."
         )
     _expect(norm, 5.0, "The norm before clipping is the root of 3**2 + 4**2.")
-    if after == [[3.0, 0.0], [0.0, 4.0]]:
+    if became(3, 0, 0, 4):
         raise Hint("The gradients are as large as before: change the tensors themselves, in place.")
-    if not all(math.isclose(a, b, abs_tol=1e-3) for a, b in zip((*after[0], *after[1]), (0.6, 0, 0, 0.8), strict=True)):
+    if not became(0.6, 0, 0, 0.8):
         raise Hint(f"The gradients (3, 0) and (0, 4), clipped to norm 1, became {after}.")
     small = [torch.tensor([0.3, 0.4])]
     answer(small, 1.0)
@@ -378,7 +392,7 @@ def _first_loss(answer: Any) -> None:
         50257: "That is the perplexity of a guess; the loss is its logarithm.",
         1 / 50257: "That is the probability of each token; the loss is minus its logarithm.",
     }
-    _expect(answer, math.log(50257), "A uniform guess among V tokens costs ln V nats.", mistakes, tolerance=2e-3)
+    _expect(answer, math.log(50257), "A uniform guess among V tokens costs ln V nats.", mistakes, tolerance=3e-3)
 
 
 @_exercise("scratch-4", "the days that training takes")

@@ -22,7 +22,7 @@ from helpers.evaluation.base_and_tuned import (
     measure_published_protocol,
     opening,
 )
-from helpers.evaluation.generation import DECODINGS, generate
+from helpers.evaluation.generation import DECODINGS, Sample, generate
 from helpers.evaluation.scoring import Score, score
 from helpers.model import load_tokenizer
 from helpers.plots import plot_novelty
@@ -76,8 +76,7 @@ def test_evaluation_json_has_the_documented_shape(tiny_run):
     assert sum(row["tuned_nats"] for row in documents) / sum(row["tokens"] for row in documents) == pytest.approx(
         math.log(test["tuned"]["perplexity"])
     )
-    low, high = test["tuned"]["perplexity_interval"]
-    assert low < test["tuned"]["perplexity"] < high
+    assert test["tuned"]["perplexity_interval"] is None, "four documents are too few"
 
 
 def test_every_section_is_written_to_the_record_and_the_model_card(tiny_run, fake_card):
@@ -96,7 +95,7 @@ def test_every_section_is_written_to_the_record_and_the_model_card(tiny_run, fak
 
 
 def test_difference_and_interval_match_a_hand_calculation():
-    comparison = make_comparison([10.0, 20.0, 30.0, 40.0], [8.0, 18.0, 28.0, 38.0])  # each document saves the same
+    comparison = make_comparison([10.0, 20.0, 30.0, 40.0] * 2, [8.0, 18.0, 28.0, 38.0] * 2)  # each saves the same
     saved = 2 / math.log(2) / 50
     difference = comparison.difference
     assert difference["bits_per_byte"] == pytest.approx(saved)
@@ -115,11 +114,11 @@ def test_difference_and_interval_match_a_hand_calculation():
         (
             [8.0, 17.0, 25.0, 36.0],
             "On 8 documents of <fables> the tuned model needs 0.620 bits per byte and the base model 0.721: 0.101 "
-            "fewer (95% interval of the gain 0.079 to 0.123), so it is better on this text.",
+            "fewer (95% interval of the gain 0.076 to 0.126), so it is better on this text.",
         ),
         (
             [12.0, 23.0, 35.0, 44.0],
-            ": 0.101 more (95% interval of the gain -0.123 to -0.079), so it is worse on this text.",
+            ": 0.101 more (95% interval of the gain -0.126 to -0.076), so it is worse on this text.",
         ),
         ([9.98, 19.98, 29.98, 39.98], ": 0.0005 fewer (95% interval of the gain 0.0006 to 0.0006), so it is better"),
         ([9.99, 19.99, 29.99, 39.99], "a difference of less than 0.001, which is too small to matter"),
@@ -133,14 +132,28 @@ def test_the_verdict_follows_from_the_interval(tuned, words):
     assert "protocol documents" in comparison._repr_html_()
 
 
-def test_fewer_than_six_documents_are_never_evidence():
-    for n_documents, words in ((5, "With fewer than 6 documents this may be due to chance"), (6, "it is better")):
+def test_fewer_than_six_documents_give_no_interval():
+    for n_documents, words in ((1, "Fewer than 6 documents give no interval"), (5, "may be due to chance")):
         comparison = make_comparison([10.0] * n_documents, [8.0] * n_documents)
-        assert comparison.difference["interval"][0] > 0
+        assert comparison.difference["interval"] is None
+        assert comparison.rows[0]["perplexity_interval"] is None
         assert words in comparison.verdict
+        assert "[" not in comparison._repr_html_()
+    six = make_comparison([10.0] * 6, [8.0] * 6)
+    assert six.difference["interval"][0] > 0
+    assert "it is better" in six.verdict
     silent = make_comparison([10.0] * 5 + [0.0], [8.0] * 5 + [0.0])
     silent.base.document_tokens[5] = 0
-    assert "fewer than 6" in silent.verdict, "a dialogue without an answer does not count"
+    assert silent.difference["interval"] is None, "a dialogue without an answer does not count"
+
+
+def test_an_interval_from_few_documents_covers_about_as_often_as_it_says():
+    random, n_trials = np.random.default_rng(0), 200
+    covered = 0
+    for _ in range(n_trials):
+        low, high = make_comparison([50.0] * 8, 50 - random.normal(5, 1, 8)).difference["interval"]
+        covered += low <= 5 / math.log(2) / 50 <= high
+    assert 0.9 < covered / n_trials < 0.97  # 0.86 between the percentiles 2.5 and 97.5 of the draws
 
 
 def test_the_rows_are_named_base_and_tuned():
@@ -155,21 +168,13 @@ def test_interval_has_the_theoretical_width_and_is_reproducible():
 
 
 def test_a_dialogue_without_an_answer_does_not_affect_the_interval():
-    scored = make_comparison([100.0, 80.0], [50.0, 40.0])
-    silent = make_comparison([100.0, 80.0, 0.0], [50.0, 40.0, 0.0])
+    scored = make_comparison([100.0, 80.0] * 3, [50.0, 40.0] * 3)
+    silent = make_comparison([100.0, 80.0] * 3 + [0.0], [50.0, 40.0] * 3 + [0.0])
     for model in (silent.base, silent.tuned):
-        model.document_tokens[2] = model.document_bytes[2] = 0
+        model.document_tokens[6] = model.document_bytes[6] = 0
     assert silent.difference == scored.difference
-    assert scored.difference["interval"], "two documents are enough for an interval"
+    assert scored.difference["interval"], "six documents are enough for an interval"
     assert silent.rows[1]["perplexity_interval"] == scored.rows[1]["perplexity_interval"]
-
-
-def test_a_single_document_gives_no_interval():
-    comparison = make_comparison([10.0], [5.0])
-    assert comparison.difference["interval"] is None
-    assert comparison.rows[0]["perplexity_interval"] is None
-    assert "One document gives no interval" in comparison.verdict
-    assert "[" not in comparison._repr_html_()
 
 
 def test_documents_are_sorted_by_their_gain():
@@ -283,10 +288,12 @@ def test_opening_is_cut_by_words_or_by_tokens_if_there_are_no_spaces(tiny_run, t
     assert opening(text, tokenizer, n_words=n_words) == expected
 
 
-def test_each_sample_has_a_control_and_both_are_at_most_max_new_tokens_long(tiny_run):
+def test_the_control_of_a_sample_is_as_long_as_it_even_if_it_stopped_early(tiny_run, monkeypatch):
+    samples = [[Sample("The", "", (5,) * length, stopped=True)] for length in (3, 0, 8)]
+    monkeypatch.setattr(base_and_tuned, "generate", lambda *_, **__: samples)
     report = measure_copying(SETTINGS)
-    assert len(report.samples) == len(report.control) == 3
-    assert all(len(match.lengths) <= 8 for match in (*report.samples, *report.control))
+    assert [len(match.lengths) for match in report.samples] == [3, 0, 8]
+    assert [len(match.lengths) for match in report.control] == [3, 0, 8]
 
 
 def test_a_prompt_cut_inside_a_character_still_fits_the_model(tiny_run, monkeypatch):

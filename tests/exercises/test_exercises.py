@@ -135,6 +135,14 @@ def leaks_by_joined_words(train, test, n):
     return {i for i, text in enumerate(test) if any(runs(text) & runs(other) for other in train)}
 
 
+def leaks_but_at_the_end(train, test, n):
+    def runs(text):
+        words = re.findall(r"\w+", text.lower())
+        return {tuple(words[i : i + n]) for i in range(len(words) - n)}
+
+    return [i for i, text in enumerate(test) if any(runs(text) & runs(other) for other in train)]
+
+
 def shares_any_word(train, test, n):
     seen = {word for text in train for word in re.findall(r"\w+", text.lower())}
     return [i for i, text in enumerate(test) if seen & set(re.findall(r"\w+", text.lower()))]
@@ -210,13 +218,14 @@ def labels_in_a_copy(ids, mask):
 
 
 OTHER_RIGHT = [
-    ("environment-1", 5.29),
+    ("environment-1", 5.3),
     ("environment-2", lambda driver, cuda: driver >= 525 if cuda == 12 else driver >= 580),
     ("environment-3", lambda n, seconds: (n**3 + n**3) * 1e-12 / seconds),
     ("data-1", [2, 15]),
     ("data-2", lambda lengths, width: 1 - np.minimum(lengths, width).mean() / width),
     ("data-3", merges_by_replacing),
     ("data-4", leaks_by_joined_words),
+    ("scratch-3", 10.8),
     ("evaluation-1", 2 ** (9 / 4)),
     ("evaluation-2", lambda perplexity, n_tokens, n_bytes: n_tokens * math.log(perplexity) / math.log(2) / n_bytes),
     ("evaluation-3", windows_by_while),
@@ -264,7 +273,11 @@ WRONG = [  # at least one for each exercise
     ("data-2", lambda lengths, width: 1 - sum(lengths) / (width * len(lengths)), "never negative"),
     ("data-3", merges_across_words, "inside one word"),
     ("data-3", lambda words, n: [("a", "b")], "Two merges"),
+    ("data-3", lambda words, n: ["a b", "a ab"], "a pair of strings"),
+    ("data-3", lambda words, n: merges_by_replacing(sorted(set(words)), n), "as often as it occurs"),
     ("data-4", shares_any_word, "shares single words"),
+    ("data-4", leaks_but_at_the_end, "at its very end"),
+    ("data-4", lambda train, test, n: leaks_by_joined_words([" ".join(train)], test, n), "inside one document"),
     ("evaluation-1", 5.5, "mean of 1/p"),
     ("evaluation-1", 9 / 4, "the loss in bits"),
     ("evaluation-2", lambda perplexity, n_tokens, n_bytes: math.log2(perplexity), "bits per token"),
@@ -278,6 +291,7 @@ WRONG = [  # at least one for each exercise
     ("training-1", "63 steps", "is not a number"),
     ("training-1", 62, "a last, smaller one"),
     ("training-3", linear, "straight line"),
+    ("training-3", lambda step, *shape: transformers_schedule(step, *shape) if step else 0 / shape[1], "can be 0"),
     ("training-3", 0.5, "must be a function"),
     ("training-2", lambda logits, ids: logits.flatten(0, 1).logsumexp(-1).mean(), "against ids"),
     ("training-4", lambda gradients, norm: 5.0, "in place"),
@@ -286,6 +300,11 @@ WRONG = [  # at least one for each exercise
         "training-4",
         lambda gradients, norm: [g.mul_(0.2 if len(gradients) > 1 else math.nan) for g in gradients] and 5.0,
         "is not a number",
+    ),
+    (
+        "training-4",
+        lambda gradients, norm: [g.mul_(norm / (g.norm() + 1e-6)) for g in gradients] and 5.0,
+        "clipped separately",
     ),
     ("training-4", lambda gradients, norm: [g.clamp_(-norm, norm) for g in gradients] and 5.0, "clipped separately"),
     ("troubleshooting-3", "T7", "is not one of"),

@@ -28,6 +28,7 @@ def test_runs_are_sorted_and_only_differing_settings_are_shown(runs):
         "2   a          0.01      30.00  29.00 to 32.00        3.0000  1.9000 to 2.2000          3.0000  75 s "
         "      3 MiB  4,096  done",
         "",
+        "Chosen by a test metric, the best of 2 runs looks better than it is: choose by eval_loss.",
         "Best: b, bits per byte 2 with learning_rate 0.001.",
     ]
 
@@ -160,6 +161,15 @@ def test_a_run_without_evaluation_shows_its_validation_loss_and_has_no_rank(runs
     assert [row["rank"] for row in table.rows] == [1, None]
 
 
+def test_a_choice_by_the_test_text_is_noted_and_one_by_the_validation_text_is_not(runs):
+    write_run(runs / "a")
+    assert compare().notes == [], "nothing is chosen"
+    write_run(runs / "b")
+    assert "choose by eval_loss" in compare().notes[0]
+    assert "choose by eval_loss" in compare(by="perplexity").notes[0]
+    assert compare(by="eval_loss").notes == []
+
+
 def test_different_windows_are_noted(runs):
     write_run(runs / "a", context=256)
     write_run(runs / "b", context=128)
@@ -169,7 +179,7 @@ def test_different_windows_are_noted(runs):
 def test_different_models_are_noted_only_for_metrics_that_depend_on_the_tokenizer(runs):
     write_run(runs / "a", settings={"model_name_or_path": "pocket"})
     write_run(runs / "b", settings={"model_name_or_path": "gpt2"})
-    assert compare().notes == []
+    assert not any("different models" in note for note in compare().notes)
     assert "compare bits per byte only" in compare(by="perplexity").notes[0]
 
 
