@@ -169,7 +169,8 @@ def _table(checks: list[Check]) -> str:
 
 
 def _code(text: str) -> Html:
-    return Html(f"<code>{escape(text)}</code>" if text else "")
+    breakable = escape(text).replace("_", "_<wbr>")  # a narrow column would break a name between any two letters
+    return Html(f"<code>{breakable}</code>" if text else "")
 
 
 def _text(text: str) -> Html:

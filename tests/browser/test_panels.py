@@ -234,6 +234,20 @@ def test_the_arrow_of_a_dropdown_is_visible_in_a_dark_theme(browser):
     page.close()
 
 
+def test_a_panel_without_a_kernel_keeps_its_columns(browser):
+    page, css = browser.new_page(), (ASSETS / "widgets" / "panel.css").read_text(encoding="utf-8")
+    of_ipywidgets = ".jupyter-widgets-disconnected::before { content: 'x' }"
+    page.set_content(
+        f"<style>{of_ipywidgets}{css}</style><div class='course-panel jupyter-widgets-disconnected'>"
+        "<div class='course-pair jupyter-widgets-disconnected'><p>base</p><p>tuned</p></div></div>"
+    )
+    base, tuned = (page.get_by_text(name).bounding_box() for name in ("base", "tuned"))
+    assert base["y"] == tuned["y"] and base["x"] < tuned["x"]
+    mark = "name => getComputedStyle(document.querySelector(name), '::before').content"
+    assert [page.evaluate(mark, name) for name in (".course-panel", ".course-pair")] == ['"x"', "none"]
+    page.close()
+
+
 def test_every_control_can_be_reached_with_the_tab_key(notebooks):
     shown = Shown(notebooks["03"])
     shown.row("preset").locator("select").focus()

@@ -9,6 +9,7 @@ from types import NoneType
 
 import pytest
 
+from helpers.display import html_text
 from helpers.environment import diagnosis
 from helpers.environment.diagnosis import diagnosis_of
 from helpers.environment.facts import Unread
@@ -168,6 +169,12 @@ def test_on_windows_the_commands_are_labelled_for_powershell():
     for shown in (str(diagnosis_of(on(WINDOWS, **synced))), diagnosis_of(on(WINDOWS, **synced))._repr_html_()):
         assert "The commands are for PowerShell." in shown
     assert "PowerShell" not in str(diagnosis_of(on(LINUX, **synced)))
+
+
+def test_the_name_of_a_check_can_break_only_after_an_underscore(diagnoses):
+    page = diagnoses["card"]._repr_html_()
+    assert "<code>env_<wbr>kernel_<wbr>match</code>" in page
+    assert "env_kernel_match" in html_text(page)
 
 
 def test_a_process_name_is_escaped_in_html(diagnoses):
