@@ -118,8 +118,8 @@ def _summarise(run: str) -> dict[str, Any]:
         "forgetting": evaluation.get("forgetting"),
         "samples": {"before": speech.get("before"), "after": after[0]} if after else {},
         "curve": _draw(rows) if rows else None,
-        "training": training,
-        "resources": predicted_and_measured(training) if training else [],
+        "training": training if {"steps", "tokens", "precision", "device"} <= training.keys() else {},
+        "resources": predicted_and_measured(training) if {"seconds", "peak_bytes"} <= training.keys() else [],
     }
 
 

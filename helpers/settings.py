@@ -441,11 +441,7 @@ def read_run_settings(run: str) -> TrainingSettings:
     path = run_folder(run) / "settings.json"
     if not path.exists():
         raise SettingsError(_no_run(run))
-    values = read_json(path).get("settings")
-    if not isinstance(values, dict):
-        raise SettingsError(
-            f"{path} is damaged (it holds no settings): delete the folder of the run, or copy it again."
-        )
+    values = read_json(path)["settings"]
     if strange := values.keys() - TrainingSettings.model_fields.keys():
         raise SettingsError(
             f"Run {run!r} is of another version of this course, which has the settings {', '.join(sorted(strange))}: "

@@ -1,4 +1,6 @@
 import errno
+import json
+import math
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -94,13 +96,48 @@ def test_json_round_trips(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(b'{"a": 1', "Expecting"), (b"", "Expecting"), (b"[]", "it is not a JSON object"), (b'{"a": "\xff"}', "codec")],
+    [
+        (b'{"a": 1', "Expecting"),
+        (b"[" * 10**6, "recursion"),
+        (b"", "Expecting"),
+        (b"[]", "it is not a JSON object"),
+        (b'{"a": "\xff"}', "codec"),
+    ],
 )
 def test_damaged_json_is_an_error_that_names_the_file(tmp_path, content, reason):
     path = tmp_path / "run.json"
     path.write_bytes(content)
     with pytest.raises(SettingsError, match=rf"run.json is damaged \(.*{reason}"):
         read_json(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "fault"),
+    [
+        ("training.json", {"steps": "many"}, "steps is 'many': input should be a valid integer"),
+        ("training.json", {"steps": 0}, "steps is 0: input should be greater than 0"),
+        ("training.json", {"seconds": math.nan}, "seconds is nan: input should be a finite number"),
+        ("training.json", {"peak_bytes": 10**400}, "peak_bytes is 10+…: input should be less than"),
+        ("training.json", {"predicted": {"seconds": [1.0, "x"]}}, "predicted.seconds.1 is 'x'"),
+        ("history.jsonl", {"step": 1, "loss": []}, r"loss is \[\]: input should be a valid number"),
+        ("history.jsonl", {"loss": 2.0}, "step is missing"),
+        ("settings.json", {"settings": []}, r"settings is \[\]: input should be a valid dictionary"),
+        ("data.json", {"settings": {}, "source_sha256": None, "splits": {}}, "splits.train is missing"),
+        ("evaluation.json", {"version": 1, "test": {"base": 3}}, "test.source is missing"),
+        ("trainer_state.json", {"global_step": None}, "global_step is None: input should be a valid integer"),
+        ("trial.json", {"parameters": "x"}, "parameters is 'x'"),
+    ],
+)
+def test_a_value_of_another_type_is_an_error_that_names_it(tmp_path, name, content, fault):
+    path = tmp_path / name
+    path.write_text(json.dumps(content))
+    with pytest.raises(SettingsError, match=rf"{name} is damaged \({fault}.*correct it, copy it again, or delete it"):
+        (read_json_lines if name == "history.jsonl" else read_json)(path)
+
+
+def test_a_history_may_hold_losses_that_are_not_finite(tmp_path):
+    (tmp_path / "history.jsonl").write_text('{"step": 1, "loss": NaN, "grad_norm": Infinity, "more": []}')
+    assert read_json_lines(tmp_path / "history.jsonl")[0]["more"] == []
 
 
 def test_json_lines_are_read_and_a_truncated_line_is_an_error(tmp_path):

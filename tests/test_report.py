@@ -6,6 +6,7 @@ import nbformat
 import pytest
 
 from helpers.report import write_report
+from tests.studies.recorded_runs import evaluation
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 
@@ -70,11 +71,11 @@ def test_a_fraction_is_larger_in_a_display_equation_than_inline(folder):
 
 def test_the_report_starts_with_the_results_of_the_run(folder):
     run = folder.parent
-    score = {"perplexity": 25.61, "bits_per_byte": 1.716}
-    test = {"source": "fables", "verdict": "Better <b>.", "base": score | {"perplexity": None}, "tuned": score}
+    content = evaluation(25.61, "a" * 64, 256, "mine")
+    content["test"] |= {"verdict": "Better <b>.", "base": content["test"]["base"] | {"perplexity": None}}
     decodings = [{"decoding": "greedy", "sample": "A"}, {"decoding": "these settings", "sample": "<i>The Fox"}]
-    speech = {"before": "Return the Fox", "decodings": decodings}
-    (run / "evaluation.json").write_text(json.dumps({"test": test, "forgetting": None, "speech": speech}))
+    content["speech"] = {"settings": {}, "before": "Return the Fox", "decodings": decodings}
+    (run / "evaluation.json").write_text(json.dumps(content))
     measured = {"steps": 177, "tokens": 180_480, "seconds": 140.0, "precision": "float32", "device": "cpu"}
     measured |= {"step_seconds": 0.75, "peak_bytes": 2**29}
     predicted = {"seconds": [100.0, 200.0], "peak_bytes": None}
@@ -92,9 +93,22 @@ def test_the_report_starts_with_the_results_of_the_run(folder):
     assert re.search(r'<img alt="[^"]*optimizer step[^"]*" src="data:image/png', summary)
 
 
-def test_damaged_records_do_not_stop_the_report(folder):
-    (folder.parent / "evaluation.json").write_text("{")
-    assert "<h1>Course report: mine</h1>" in write_report("mine").read_text(encoding="utf-8")
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("evaluation.json", "{"),
+        ("evaluation.json", '{"version": 1, "test": {"base": []}}'),
+        ("training.json", '{"steps": 3}'),
+        ("training.json", '{"tokens": 4096, "seconds": 75.0, "peak_bytes": 3000000}'),
+        ("training.json", '{"seconds": "long", "peak_bytes": 3000000}'),
+        ("history.jsonl", '{"step": 1, "loss": "low"}'),
+    ],
+)
+def test_damaged_or_partial_records_do_not_stop_the_report(folder, name, content):
+    (folder.parent / name).write_text(content)
+    page = write_report("mine").read_text(encoding="utf-8")
+    assert "<h1>Course report: mine</h1>" in page
+    assert ("75 s" in page) == ("75.0" in content)
 
 
 def test_a_truncated_history_leaves_the_curve_out(folder):

@@ -185,5 +185,5 @@ def test_a_run_of_another_version_is_reported_as_such(runs):
     with pytest.raises(SettingsError, match="of another version of this course, which has the settings future"):
         read_run_settings("mine")
     (runs / "mine/settings.json").write_text("{}")
-    with pytest.raises(SettingsError, match=r"settings.json is damaged \(it holds no settings\)"):
+    with pytest.raises(SettingsError, match=r"settings.json is damaged \(settings is missing\)"):
         read_run_settings("mine")

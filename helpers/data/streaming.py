@@ -180,7 +180,7 @@ class BlockStream(IterableDataset):
     def _read_positions(self) -> list[Position]:
         try:
             return [Position(*row) for row in json.loads(self._path.read_text(encoding="utf-8"))]
-        except (OSError, ValueError):  # no file yet, or damaged by a power cut: read the epoch from its beginning
+        except (OSError, ValueError, TypeError):  # no file yet, or a damaged one: read the epoch from its beginning
             return []
 
 

@@ -1,9 +1,8 @@
 """One run as recorded in its folder, so that runs from studies, shell loops and notebooks compare alike."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from pydantic.dataclasses import dataclass  # checks types: a file may contain anything
 
 from helpers.files import read_json
 from helpers.settings import SettingsError, TrainingSettings
@@ -53,14 +52,6 @@ class ComparedRun:
 def read_run(folder: Path, *, name: str = "") -> ComparedRun:
     """Read a run's folder, even if it is not finished or evaluated; `name` defaults to the folder's name."""
     files, damage = _read_files(folder)
-    try:
-        return _describe(folder, files, damage, name=name)
-    except (AttributeError, KeyError, TypeError, ValueError):  # valid JSON, but not in this course's format
-        damage = f"{folder} holds files that are not in this course's format: delete the folder, or copy it again."
-        return _describe(folder, {file: {} for file in _FILES}, damage, name=name)
-
-
-def _describe(folder: Path, files: dict[str, Any], damage: str, *, name: str) -> ComparedRun:
     record, trial, facts, evaluation, rows = (files[file] for file in _FILES)
     test = evaluation.get("test") or {}
     tuned = test.get("tuned") or {}

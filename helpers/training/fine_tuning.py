@@ -286,7 +286,8 @@ def _restore_finished(trainer: "Trainer", checkpoint: Path) -> None:
     state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
     state.is_world_process_zero = trainer.is_world_process_zero()
     trainer.state = state
-    find_clock(trainer).before = state.stateful_callbacks["Clock"]["args"]["seconds"]
+    if clock := state.stateful_callbacks.get("Clock"):  # missing from a run of the first version
+        find_clock(trainer).before = clock["args"]["seconds"]
     keeps_best = trainer.args.load_best_model_at_end and state.best_model_checkpoint
     best_or_last = checkpoint.with_name(Path(state.best_model_checkpoint).name) if keeps_best else checkpoint
     if (best_or_last / "adapter_config.json").exists():

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from helpers.display import PlainTextMixin, perplexity_text, predicted_and_measured
-from helpers.files import read_json
+from helpers.files import damaged, read_json
 from helpers.paths import runs_folder
 from helpers.settings import SettingsError, TrainingSettings, read_run_settings, run_folder
 from helpers.training import run_files
@@ -19,6 +19,8 @@ from helpers.training.shape import GPT2Shape
 
 if TYPE_CHECKING:
     from transformers import Trainer
+
+_NEEDED = ("steps", "tokens", "seconds", "precision", "device", "peak_bytes")
 
 
 @dataclass(frozen=True)
@@ -79,12 +81,15 @@ def open_run(run: str) -> FinishedRun:
     """Open a finished run.
 
     Raises:
-        SettingsError: there is no finished run with that name.
+        SettingsError: there is no finished run with that name, or its files are damaged.
     """
     folder = run_folder(run)
     if not (folder / "training.json").exists():
         raise SettingsError(f"There is no finished run {run!r} in {runs_folder()}: train it in notebook 3 first.")
-    return FinishedRun(run, folder, run_files.read_history(folder), read_json(folder / "training.json"))
+    facts = read_json(folder / "training.json")
+    if missing := [name for name in _NEEDED if name not in facts]:
+        raise damaged(folder / "training.json", f"it does not record {', '.join(missing)}")
+    return FinishedRun(run, folder, run_files.read_history(folder), facts)
 
 
 def collect_measurements(

@@ -1,6 +1,7 @@
 """Write folders of finished, pruned and failed runs, as training would."""
 
 import json
+import math
 
 TEXT, OTHER_TEXT, VALIDATION = "a" * 64, "b" * 64, "c" * 64
 
@@ -24,9 +25,15 @@ def write_run(
 
 
 def evaluation(perplexity, text, context, run):
-    metrics = {"perplexity": perplexity, "bits_per_byte": perplexity / 10, "context": context, "stride": 128}
-    intervals = {"perplexity_interval": [perplexity - 1, perplexity + 2], "bits_per_byte_interval": [1.9, 2.2]}
-    test = {"text_sha256": text, "base": metrics, "tuned": metrics | intervals, "documents": []}
+    score = {"perplexity": perplexity, "bits_per_byte": perplexity / 10, "word_perplexity": perplexity**2}
+    score |= {
+        "perplexity_interval": None if math.isnan(perplexity) else [perplexity - 1, perplexity + 2],
+        "bits_per_byte_interval": [1.9, 2.2],
+    }
+    score |= {"context": context, "stride": 128, "text_sha256": text, "protocol": "documents"}
+    difference = {"interval": [0.1, 0.2], "confidence": 0.95, "resamples": 2000}
+    test = {"source": "fables", "verdict": "Better.", "text_sha256": text, "difference": difference, "documents": []}
+    test |= {"base": score, "tuned": score}
     return {"version": 1, "run": run, "test": test, "forgetting": None, "copying": None, "speech": None}
 
 

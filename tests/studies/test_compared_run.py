@@ -22,7 +22,8 @@ def test_an_early_stopped_run_has_the_loss_of_its_best_checkpoint(runs):
 def test_a_file_with_unexpected_content_marks_the_run_as_damaged(runs, name, content):
     folder = write_run(runs / "a")
     (folder / name).write_text(content)
-    assert (read_run(folder).state, read_run(folder).error.partition(" holds ")[0]) == ("damaged", str(folder))
+    run = read_run(folder)
+    assert (run.state, run.error.partition(" is damaged ")[0]) == ("damaged", str(folder / name))
 
 
 @pytest.mark.parametrize("name", ["settings.json", "training.json", "evaluation.json", "history.jsonl"])

@@ -97,8 +97,14 @@ def test_weights_have_the_permissions_of_the_other_files(tiny_run):
         assert len({file.stat().st_mode for file in folder.iterdir()}) == 1
 
 
-def test_a_truncated_model_is_rebuilt_from_the_last_checkpoint(tiny_run, tiny_settings):
+@pytest.mark.parametrize("has_clock", [True, False])  # the first version's checkpoints store no clock
+def test_a_truncated_model_is_rebuilt_from_the_last_checkpoint(tiny_run, tiny_settings, has_clock):
     before = weights(tiny_run.model_folder)
+    path = last_complete_checkpoint(tiny_run.folder / "checkpoints") / "trainer_state.json"
+    state = json.loads(path.read_text())
+    if not has_clock:
+        del state["stateful_callbacks"]["Clock"]
+    path.write_text(json.dumps(state))
     (tiny_run.model_folder / "model.safetensors").write_bytes(b"cut short")
     with pytest.warns(UserWarning, match="The model of run 'tiny' is missing or damaged: made again"):
         again = fine_tune(tiny_settings)

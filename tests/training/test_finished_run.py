@@ -1,3 +1,4 @@
+import json
 import math
 from dataclasses import replace
 
@@ -17,6 +18,20 @@ def test_a_run_is_printed_with_its_steps_and_a_perplexity_that_may_be_too_large(
     assert "loss 800.000 nats per token (perplexity too large)" in str(
         replace(tiny_run, history=[{"eval_loss": 800.0}])
     )
+
+
+@pytest.mark.parametrize(
+    ("facts", "fault"),
+    [
+        ({"steps": 3, "tokens": 5, "seconds": 1.0}, "does not record precision, device, peak_bytes"),
+        ({}, "steps, tokens"),
+    ],
+)
+def test_a_run_whose_measurements_are_incomplete_is_refused_in_a_sentence(facts, fault):
+    run_folder("mine").mkdir(parents=True)
+    (run_folder("mine") / "training.json").write_text(json.dumps(facts))
+    with pytest.raises(SettingsError, match=rf"training.json is damaged \(it .*{fault}.*delete it and repeat"):
+        open_run("mine")
 
 
 def test_the_token_count_of_a_run_includes_the_smaller_last_step_of_each_epoch(tiny_settings):

@@ -29,13 +29,13 @@ def test_a_history_round_trips(tmp_path):
 def test_each_history_row_is_serialised_once(tmp_path, monkeypatch):
     log, file, serialised = [], HistoryFile(tmp_path), []
     monkeypatch.setattr(
-        "helpers.training.run_files.json.dumps", lambda row: serialised.append(row) or f'{{"n": {len(serialised)}}}'
+        "helpers.training.run_files.json.dumps", lambda row: serialised.append(row) or f'{{"step": {len(serialised)}}}'
     )
     for step in range(5):
         log.append({"step": step, "loss": 2.0})
         file.write(log)
     assert serialised == log
-    assert read_history(tmp_path) == [{"n": number} for number in range(1, 6)]
+    assert read_history(tmp_path) == [{"step": number} for number in range(1, 6)]
 
 
 def test_a_run_that_has_not_started_has_no_rows_and_no_validation_loss(tmp_path):

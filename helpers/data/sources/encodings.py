@@ -2,8 +2,10 @@
 
 import codecs
 import io
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from helpers.settings import SettingsError
 
@@ -23,6 +25,15 @@ _CANDIDATES = [
     "cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "cp1257", "koi8_r", "iso8859_2", "iso8859_7",
     "gb18030", "big5", "cp932", "euc_jp", "cp949",
 ]  # fmt: skip
+_MULTI_BYTE = _CANDIDATES[-5:]
+# Excel still writes both, as "CSV (Macintosh)" and "CSV (MS-DOS)". They have letters where Windows' code pages have
+# symbols, so the bytes inside words tell them apart; the last five characters join words.
+_OLD = ("mac_roman", "cp850")
+_IN_WORDS = re.compile(rb"(?<=[A-Za-z])[\x80-\xff](?=[a-z])")
+_LETTERS = "àáâãäåæçèéêëíîïñòóôõöøùúûüßœąćęłńśźżčďěňřšťůž\u2018\u2019\u2013\u2014\u2026"
+# a character of UTF-8 whose bytes were read as Windows-1252 and written as UTF-8 again: "Ã¤" for "ä"
+_TRAIL = "[\u0080-\u00bf" + "".join(bytes([b]).decode("cp1252", "ignore") for b in range(0x80, 0xA0)) + "]"
+_TWICE = re.compile(rf"[\u00c2-\u00df]{_TRAIL}|[\u00e0-\u00ef]{_TRAIL}{{2}}|[\u00f0-\u00f4]{_TRAIL}{{3}}")
 _SAMPLE_BYTES = 2**18
 _SCORE_MARGIN = 0.1  # smaller differences between charset-normalizer's scores are ignored
 
@@ -69,7 +80,7 @@ def find_encoding(file: Path, chunks: Iterable[bytes]) -> str:
     A UTF-8 text is read to the end because a wrong byte may come late; any other only to its first wrong byte.
 
     Raises:
-        SettingsError: the file is not text, or mixes encodings.
+        SettingsError: the file is not text, mixes encodings, or was encoded twice.
     """
     decoder, n_before, last = codecs.getincrementaldecoder("utf-8")(), 0, b""
     for chunk in chunks:
@@ -81,15 +92,26 @@ def find_encoding(file: Path, chunks: Iterable[bytes]) -> str:
                 "Name a text file, or save this one as UTF-8."
             )
         try:
-            decoder.decode(chunk)
+            text = decoder.decode(chunk)
         except UnicodeDecodeError as error:
             n_carried = len(error.object) - len(chunk)  # bytes of a character that began in the last chunk
             position = max(0, n_before + error.start - n_carried)
             return _guess_encoding(file, _sample(last + chunk, len(last) + error.start - n_carried), position)
+        if not n_before:
+            _refuse_encoded_twice(file, text)
         last, n_before = chunk, n_before + len(chunk)
     if unfinished := decoder.getstate()[0]:
         return _guess_encoding(file, _sample(last, len(last)), n_before - len(unfinished))
     return "utf-8"
+
+
+def _refuse_encoded_twice(file: Path, text: str) -> None:
+    found = [] if text.isascii() else _TWICE.findall(text)
+    if len(found) >= 3 and sum(map(len, found)) > 0.9 * _count_non_ascii(text):
+        raise SettingsError(
+            f"{file} was encoded in UTF-8 twice: it holds {found[0]!r} where one letter was meant. Save it as UTF-8 "
+            "again from where it came from, or set encoding to 'utf-8' to read it as it is."
+        )
 
 
 def _sample(text: bytes, position: int) -> bytes:
@@ -124,18 +146,29 @@ def _guess_encoding(file: Path, sample: bytes, position: int) -> str:
             f"{file} mixes encodings: most of it is UTF-8, but byte {position} is not. "
             "Save it as UTF-8 throughout, or set encoding to read all of it in one."
         )
-    matches = list(from_bytes(sample, cp_isolation=_CANDIDATES))
-    if not matches:
+    best = _likeliest(list(from_bytes(sample, cp_isolation=_CANDIDATES)))
+    if best not in _MULTI_BYTE:
+        words = _IN_WORDS.findall(sample)
+        names = (best or "ascii", *_OLD)
+        n_letters = [sum(byte.decode(name, "replace") in _LETTERS for byte in words) for name in names]
+        if max(n_letters) > max(n_letters[0], 0.9 * len(words)):  # not DOS's and the Mac's other code pages
+            best = names[n_letters.index(max(n_letters))]
+    if best is None:
         raise SettingsError(
             f"{file} is not text in any known encoding (byte {position} is not UTF-8): name a text file, or set "
             "encoding."
         )
-    best = matches[0]
+    return best
+
+
+def _likeliest(matches: list[Any]) -> str | None:
     for match in matches:
-        is_close = match.chaos - best.chaos < _SCORE_MARGIN and best.coherence - match.coherence < _SCORE_MARGIN
+        is_close = (
+            match.chaos - matches[0].chaos < _SCORE_MARGIN and matches[0].coherence - match.coherence < _SCORE_MARGIN
+        )
         if is_close and "cp1252" in (match.encoding, *match.could_be_from_charset):
             return "cp1252"  # the Windows default in Western countries, unless another clearly fits better
-    return best.encoding
+    return matches[0].encoding if matches else None
 
 
 def _count_non_ascii(text: str) -> int:

@@ -153,6 +153,53 @@ def test_a_character_split_across_chunks_does_not_change_the_encoding(tmp_path):
     assert find_encoding(tmp_path, [b"caf", b"\xe9"]) == "cp1252"
 
 
+WESTERN = (
+    "Der Fuchs hörte schöne Lieder über dem großen Hügel.", "Le renard répète ses idées près de la forêt.",
+    "El niño comió más allá del río.", "A raposa não viu ações nem pães.",
+    "I don’t know what the fox’s den was—he’d left.",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("text", WESTERN)
+@pytest.mark.parametrize("encoding", ["mac_roman", "cp850", "cp1252"])
+def test_western_text_of_a_mac_of_dos_and_of_windows_is_told_apart(tmp_path, text, encoding):
+    if "’" in text and encoding == "cp850":
+        return  # DOS had no such quotation marks
+    assert find_encoding(tmp_path, [text.encode(encoding)]) == encoding
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        ("Łódź leży, źródło płynie, śpi też kot.", "cp1250"),
+        ("キツネはカタカナでアメリカのテレビをミタ。狐は丘を越えた。", "cp932"),
+    ],
+)
+def test_other_code_pages_are_not_taken_for_one_of_a_mac_or_of_dos(tmp_path, text, encoding):
+    assert find_encoding(tmp_path, [text.encode(encoding)]) == encoding
+
+
+def test_another_code_page_of_dos_is_refused_rather_than_guessed(tmp_path):
+    with pytest.raises(SettingsError, match="not text in any known encoding"):
+        find_encoding(
+            tmp_path, ["Łódź leży w środkowej Polsce, a święta są dziś dłuższe niż wcześniej.".encode("cp852")]
+        )
+
+
+@pytest.mark.parametrize("text", [WESTERN[0], WESTERN[-1], "Bäume, Öfen, Übel"])
+def test_a_text_that_was_encoded_twice_is_refused_unless_its_encoding_is_named(tmp_path, text):
+    twice = text.encode().decode("cp1252").encode()
+    path = tmp_path / "twice.txt"
+    path.write_bytes(twice)
+    with pytest.raises(SettingsError, match=r"twice\.txt was encoded in UTF-8 twice: it holds '[Ãâ].*set encoding"):
+        texts(path)
+    assert texts(path, encoding="utf-8") == [twice.decode()]
+
+
+def test_a_text_that_only_quotes_such_characters_is_read(tmp_path):
+    assert find_encoding(tmp_path, ["Broken: 'Ã¤', 'Ã¶', 'Ã¼'. Schön wäre: 'ä', 'ö', 'ü', »Spaß«.".encode()]) == "utf-8"
+
+
 def test_windows_line_endings_are_recognised(tmp_path):
     path = tmp_path / "a.txt"
     path.write_bytes(b"one fox\r\n\r\ntwo owls\r\n\r\nthree hens\r\n")
