@@ -28,8 +28,8 @@ _CANDIDATES = [
 _MULTI_BYTE = _CANDIDATES[-5:]
 # Excel still writes both, as "CSV (Macintosh)" and "CSV (MS-DOS)". They have letters where Windows' code pages have
 # symbols, so the bytes inside words tell them apart; the last five characters join words.
-_OLD = ("mac_roman", "cp850")
-_IN_WORDS = re.compile(rb"(?<=[A-Za-z])[\x80-\xff](?=[a-z])")
+_OLD_CODE_PAGES = ("mac_roman", "cp850")
+_BYTE_IN_WORD = re.compile(rb"(?<=[A-Za-z])[\x80-\xff](?=[a-z])")
 _LETTERS = "àáâãäåæçèéêëíîïñòóôõöøùúûüßœąćęłńśźżčďěňřšťůž\u2018\u2019\u2013\u2014\u2026"
 # a character of UTF-8 whose bytes were read as Windows-1252 and written as UTF-8 again: "Ã¤" for "ä"
 _TRAIL = "[\u0080-\u00bf" + "".join(bytes([b]).decode("cp1252", "ignore") for b in range(0x80, 0xA0)) + "]"
@@ -148,10 +148,10 @@ def _guess_encoding(file: Path, sample: bytes, position: int) -> str:
         )
     best = _likeliest(list(from_bytes(sample, cp_isolation=_CANDIDATES)))
     if best not in _MULTI_BYTE:
-        words = _IN_WORDS.findall(sample)
-        names = (best or "ascii", *_OLD)
-        n_letters = [sum(byte.decode(name, "replace") in _LETTERS for byte in words) for name in names]
-        if max(n_letters) > max(n_letters[0], 0.9 * len(words)):  # not DOS's and the Mac's other code pages
+        bytes_in_words = _BYTE_IN_WORD.findall(sample)
+        names = (best or "ascii", *_OLD_CODE_PAGES)
+        n_letters = [sum(byte.decode(name, "replace") in _LETTERS for byte in bytes_in_words) for name in names]
+        if max(n_letters) > max(n_letters[0], 0.9 * len(bytes_in_words)):  # not DOS's and the Mac's other code pages
             best = names[n_letters.index(max(n_letters))]
     if best is None:
         raise SettingsError(
@@ -163,9 +163,7 @@ def _guess_encoding(file: Path, sample: bytes, position: int) -> str:
 
 def _likeliest(matches: list[Any]) -> str | None:
     for match in matches:
-        is_close = (
-            match.chaos - matches[0].chaos < _SCORE_MARGIN and matches[0].coherence - match.coherence < _SCORE_MARGIN
-        )
+        is_close = max(match.chaos - matches[0].chaos, matches[0].coherence - match.coherence) < _SCORE_MARGIN
         if is_close and "cp1252" in (match.encoding, *match.could_be_from_charset):
             return "cp1252"  # the Windows default in Western countries, unless another clearly fits better
     return matches[0].encoding if matches else None
