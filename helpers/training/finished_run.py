@@ -20,7 +20,7 @@ from helpers.training.shape import GPT2Shape
 if TYPE_CHECKING:
     from transformers import Trainer
 
-_NEEDED = ("steps", "tokens", "seconds", "precision", "device", "peak_bytes")
+_REQUIRED_FACTS = ("steps", "tokens", "seconds", "precision", "device", "peak_bytes")
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def open_run(run: str) -> FinishedRun:
     if not (folder / "training.json").exists():
         raise SettingsError(f"There is no finished run {run!r} in {runs_folder()}: train it in notebook 3 first.")
     facts = read_json(folder / "training.json")
-    if missing := [name for name in _NEEDED if name not in facts]:
+    if missing := [name for name in _REQUIRED_FACTS if name not in facts]:
         raise damaged(folder / "training.json", f"it does not record {', '.join(missing)}")
     return FinishedRun(run, folder, run_files.read_history(folder), facts)
 
