@@ -48,9 +48,14 @@ class InstallError(RuntimeError):
 
 
 def environment_folder(*, here: bool = False) -> Path:
-    """Return the environment's folder: this Python's own if the course is or will be installed there, else `.venv`."""
+    """Return the environment's folder: this Python's own if the course is or will be installed there, else `.venv`.
+
+    An environment that holds another clone stays that clone's.
+    """
     own = Path(sys.prefix)
-    return own if here or (own / RECORD).is_file() else ROOT / ".venv"
+    project = _read_record(own).get("project")
+    is_ours = project is not None and (Path(project) == ROOT or not Path(project).exists())  # a clone can be moved
+    return own if here or is_ours else ROOT / ".venv"
 
 
 def python_of(folder: Path) -> Path:
@@ -106,15 +111,21 @@ def _fingerprint() -> str:
     return hashlib.sha256(content.replace(b"\r\n", b"\n")).hexdigest()
 
 
-def _is_done(folder: Path, torch: str) -> bool:
-    """Return whether everything is installed and still works; with torch='auto', any installed wheel will do."""
+def _read_record(folder: Path) -> dict[str, str]:
+    """Return what the last complete installation into an environment wrote; empty if there was none."""
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        # as paths: Windows' terminals write the same folder as C:\course or c:\course
-        is_current = (ROOT, _fingerprint()) == (Path(record["project"]), record["files"])
-        is_installed = is_current and torch in ("auto", record["torch"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) and all(isinstance(value, str) for value in record.values()) else {}
+
+
+def _is_done(folder: Path, torch: str) -> bool:
+    """Return whether everything is installed and still works; with torch='auto', any installed wheel will do."""
+    record = _read_record(folder)
+    # as paths: Windows' terminals write the same folder as C:\course or c:\course
+    is_current = Path(record.get("project", "")) == ROOT and record.get("files") == _fingerprint()
+    is_installed = is_current and torch in ("auto", record.get("torch"))
     # a system update may have replaced the Python by another version, which looks elsewhere for packages
     return is_installed and _run(python_of(folder), "-c", "import click", quiet=True) == 0
 

@@ -283,6 +283,26 @@ def test_install_here_uses_and_remembers_the_current_environment(shell, monkeypa
     assert environment_folder() == tmp_path / "system"
 
 
+def test_the_environment_of_another_clone_stays_its_own_while_that_clone_exists(shell, tmp_path):
+    (tmp_path / "system").mkdir()
+    shell.failing = ()
+    install(here=True)
+    record = tmp_path / "system" / RECORD
+    (tmp_path / "another clone").mkdir()
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"project": str(tmp_path / "another clone")}))
+    assert environment_folder() == module.ROOT / ".venv"
+    assert environment_folder(here=True) == tmp_path / "system"
+    (tmp_path / "another clone").rename(tmp_path / "moved")
+    assert environment_folder() == tmp_path / "system", "this clone may be the one that was moved"
+
+
+@pytest.mark.parametrize("damaged", ["", "[]", '{"project": 7, "files": [], "torch": null}'])
+def test_a_damaged_record_counts_as_no_installation(shell, tmp_path, damaged):
+    (tmp_path / "system").mkdir()
+    (tmp_path / "system" / RECORD).write_text(damaged)
+    assert environment_folder() == module.ROOT / ".venv"
+
+
 def test_a_full_disk_is_refused_before_anything_is_downloaded(shell, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: types.SimpleNamespace(free=4e9))
     with pytest.raises(InstallError, match=r"4\.0 GB are free at .*takes about 8 GB"):
