@@ -148,6 +148,8 @@ def _execute(notebook: Path, output: Path, parameters: dict[str, Any], *, progre
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
+    if output.is_symlink():  # papermill would overwrite its target; a run that somebody else made may contain links
+        output.unlink()
     try:
         # The kernel runs in the notebook's folder, where a relative COURSE_RUNS would mean another folder.
         with environment_variables({"COURSE_RUNS": str(runs_folder())}):

@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import wraps
 from html import escape, unescape
 from pathlib import PureWindowsPath
 from typing import Any
@@ -192,7 +193,10 @@ class Html(str):
 
 
 class PlainTextMixin:
-    """Mixin for results: without HTML, as in a terminal or a log, IPython shows `str` and not every field."""
+    """Mixin for results: without HTML, as in a terminal or a log, IPython shows `str` and not every field.
+
+    The text is `printable`: a result may quote a file's name, or the settings of a run that somebody else sent.
+    """
 
     def __str__(self) -> str:
         """Return the text of the HTML; a class may override this."""
@@ -200,6 +204,8 @@ class PlainTextMixin:
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
+        if text := vars(cls).get("__str__"):
+            cls.__str__ = wraps(text)(lambda self: printable(text(self), keep="\n\t"))
         # set on each class: IPython prefers a dataclass's own `__repr__` to an inherited `_repr_pretty_`
         cls._repr_pretty_ = lambda self, printer, cycle: printer.text(str(self))
 

@@ -195,11 +195,19 @@ def _retry(access: Callable[[], Any]) -> Any:
     return access()
 
 
+def _remove(folder: Path) -> None:
+    """Remove a folder with its content, or a link to a folder, whose content stays."""
+    if folder.is_symlink():
+        folder.unlink()
+    else:
+        shutil.rmtree(folder)
+
+
 def _remove_leftover(folder: Path) -> None:
     """Remove a folder left by a process that was killed, or that could not remove it on Windows."""
     try:
-        if folder.exists():
-            _retry(lambda: shutil.rmtree(folder))
+        if os.path.lexists(folder):
+            _retry(lambda: _remove(folder))
     except OSError as error:
         raise SettingsError(
             f"{folder}, which an earlier run left, cannot be removed ({error}): close the programs that have it open, "
@@ -221,8 +229,9 @@ def _set_aside(folder: Path, old: Path) -> None:
 def atomic_folder(folder: Path) -> Iterator[Path]:
     """Yield an empty folder to write into; it replaces `folder` when the block ends without an error.
 
-    The old content of `folder` is deleted only after that. Leftovers of a killed process are removed first. A second
-    process that wants to write the same folder waits for the first.
+    The old content of `folder` is deleted only after that; if it was a link, such as to a larger disk, only the link.
+    Leftovers of a killed process are removed first. A second process that wants to write the same folder waits for the
+    first.
 
     Raises:
         SettingsError: on Windows, another program has a file open in `folder` or in the leftovers.
@@ -245,7 +254,9 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
             shutil.rmtree(new, ignore_errors=True)
             raise
         _retry(lambda: new.rename(folder))
-        shutil.rmtree(old, ignore_errors=True)
+        with suppress(OSError):
+            if os.path.lexists(old):
+                _remove(old)
 
 
 def make_weights_readable(folder: Path) -> None:

@@ -85,7 +85,9 @@ def load_tokenizer(model_name_or_path: str) -> "PreTrainedTokenizerBase":
 
     tokenizer = _load(AutoTokenizer, model_name_or_path)
     probe = "A fox, 3 geese\nand a well."
-    if tokenizer.eos_token_id is None or tokenizer.decode(tokenizer.encode(probe)) != probe:
+    with _explained(model_name_or_path):  # tokenizer_config.json can name a class that is not a tokenizer for text
+        is_broken = tokenizer.eos_token_id is None or tokenizer.decode(tokenizer.encode(probe)) != probe
+    if is_broken:
         raise SettingsError(
             f"The tokenizer of {model_name_or_path!r} is broken: it has {len(tokenizer)} tokens and does not return "
             "the text it was given. Its vocabulary files are missing or empty: name a complete folder (of a run, its "
@@ -129,6 +131,11 @@ def load_model(
             raise SettingsError(
                 f"The model {model_name_or_path!r} is incomplete: {len(missing)} of its weights are missing, such as "
                 f"{missing[0]}. Its files are cut short or belong to another model; train or download it again."
+            )
+        if hasattr(model, "peft_config"):  # transformers loads it too: the model could be neither trained nor saved
+            raise SettingsError(
+                f"The model {model_name_or_path!r} has a LoRA adapter (adapter_config.json) beside its weights: remove "
+                "the files of the adapter, or merge it into the weights with peft's `merge_and_unload`."
             )
     # Drop the published generation settings, such as beam search: they would apply wherever ours set nothing.
     model.generation_config = GenerationConfig(bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id)

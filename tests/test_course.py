@@ -108,6 +108,20 @@ def test_a_notebook_is_saved_at_intervals_and_completely_at_its_end(write_notebo
     assert error.ename == "ZeroDivisionError"
 
 
+def test_a_link_in_place_of_the_executed_notebook_is_replaced(write_notebook, runs, tmp_path):
+    mine = tmp_path / "mine.txt"
+    mine.write_text("mine")
+    link = runs / "theirs/notebooks/01_a.ipynb"
+    link.parent.mkdir(parents=True)
+    try:
+        link.symlink_to(mine)
+    except OSError as error:
+        pytest.skip(f"this system cannot create links: {error}")
+    run_course([write_notebook("01_a.ipynb", 'run = "x"')], run="theirs", parameters={})
+    assert mine.read_text() == "mine"
+    assert not link.is_symlink()
+
+
 def test_a_multi_line_error_is_shown_on_one_line(write_notebook):
     bad = write_notebook("01_a.ipynb", 'run = "x"', "raise ValueError('one\\n  \\x1b[1mtwo\\x1b[0m')")
     with pytest.raises(CourseError, match=r"ValueError: one two\. The executed notebook") as error:

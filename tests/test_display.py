@@ -115,6 +115,21 @@ def test_a_result_as_text_shows_its_words_instead_of_its_fields():
     assert repr(_Result(range(3))) == "_Result(values=range(0, 3))"
 
 
+@dataclass
+class _QuotingResult(PlainTextMixin):
+    text: str
+
+    def __str__(self):
+        """Return the text."""
+        return self.text
+
+
+def test_a_result_that_quotes_a_file_sends_no_escapes_to_the_terminal():
+    result = _QuotingResult("a\x1b]0;owned\x07\x1b[2J,\tb\nc\x07")
+    assert str(result) == pretty(result) == "a,\tb\nc "
+    assert _QuotingResult.__str__.__doc__ == "Return the text."
+
+
 def test_every_class_with_html_also_has_plain_text():
     package = Path(display.__file__).parent
     classes = [

@@ -229,6 +229,21 @@ def test_a_folder_in_use_is_reported_and_stays(folder, monkeypatch):
     assert names(folder) == ["data", "data/before"]
 
 
+@pytest.mark.parametrize("left", [(), ("data.new",), ("data.old",)], ids=["none", "new", "old"])
+def test_a_linked_folder_is_replaced_and_its_target_stays(folder, tmp_path, left):
+    (tmp_path / "disk").mkdir()
+    folder.rename(tmp_path / "disk/data")
+    try:
+        for name in ("data", *left):
+            folder.with_name(name).symlink_to(tmp_path / "disk/data", target_is_directory=True)
+    except OSError as error:
+        pytest.skip(f"this system cannot create links: {error}")
+    for name in ("once", "twice"):
+        with atomic_folder(folder) as new:
+            (new / name).write_text("y")
+    assert names(folder) == ["data", "data/twice", "disk", "disk/data", "disk/data/before"]
+
+
 @pytest.mark.parametrize("left", ["data.new", "data.old"])
 def test_a_leftover_folder_in_use_is_named(folder, monkeypatch, left):
     def in_use(path):  # as Windows does where a file of it is open, or may only be read

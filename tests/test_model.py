@@ -26,6 +26,7 @@ from helpers.model import (
 )
 from helpers.paths import POCKET
 from helpers.settings import SettingsError, TrainingSettings
+from helpers.training.lora import add_adapter
 
 
 def test_the_pocket_model_differs_from_gpt2_only_in_size():
@@ -165,6 +166,15 @@ def as_a_pickle(folder):
     (folder / "model.safetensors").unlink()
 
 
+def with_an_adapter(folder):
+    add_adapter(load_model(folder), TrainingSettings(lora_r=2)).save_pretrained(folder)
+
+
+def with_a_class_for_questions(folder):
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"tokenizer_class": "RagTokenizer"}))
+
+
 def without_a_shard(folder):
     (folder / "model.safetensors").unlink()
     load_model("pocket").save_pretrained(folder, max_shard_size="4MB")
@@ -203,6 +213,7 @@ IMPOSSIBLE = [
         (lambda folder: (folder / "model.safetensors").unlink(), "could not be loaded"),
         (without_a_shard, "model-00001-of-00003.safetensors.: this part of its weights is missing"),
         (as_a_pickle, "could not be loaded .*a .bin file is a pickle"),
+        (with_an_adapter, "has a LoRA adapter .* beside its weights: remove the files of the adapter, or merge it"),
         (lambda folder: [file.unlink() for file in folder.iterdir()], "its config.json, tokenizer.json or"),
         (with_values(model_type="evil", auto_map={"AutoConfig": "evil.Config"}), "this course runs no code of a model"),
         *IMPOSSIBLE,
@@ -236,6 +247,7 @@ def test_a_new_model_of_an_impossible_shape_is_refused(tmp_path, tiny_model, spo
         (cut_short("tokenizer_config.json", 10), "its tokenizer_config.json is damaged"),
         (lambda folder: (folder / "tokenizer.json").write_text("{}"), "tokenizer.json or tokenizer_config.json is"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "it has 1 tokens"),
+        (with_a_class_for_questions, "could not be loaded .*RagTokenizer.*: its config.json, tokenizer.json or"),
     ],
 )
 def test_a_damaged_tokenizer_is_not_blamed_on_the_network(tmp_path, tiny_model, spoil, words):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from helpers.data.sources.chat import Dialogue
 from helpers.data.sources.documents import replace_lone_surrogates
 from helpers.data.tokens import BYTES, TokenStream
-from helpers.display import PlainTextMixin, printable
+from helpers.display import PlainTextMixin
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -42,7 +42,7 @@ class TokenView(PlainTextMixin):
 
     def __str__(self) -> str:
         """Return the pieces with bars between them."""
-        return printable("|".join(self.pieces), keep="\n")
+        return "|".join(self.pieces)
 
 
 def view_tokens(tokenizer: "PreTrainedTokenizerBase", text: str) -> TokenView:

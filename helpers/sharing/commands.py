@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from helpers.display import announce
+from helpers.display import announce, printable
 
 
 @click.command()
@@ -40,7 +40,7 @@ def demo(run: str, port: int, static: Path | None) -> None:
         click.echo(f"{page}: {page.stat().st_size / 1e6:.1f} MB. Open it in a browser, or put it on any web host.")
         return
     server = DemoServer(run, port=port)
-    click.echo(f"{server.note}\n{server.address}\nCtrl-C closes the page.")
+    click.echo(f"{printable(server.note)}\n{server.address}\nCtrl-C closes the page.")
     server.serve()
     click.echo("\nClosed.")
 

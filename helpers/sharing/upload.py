@@ -190,14 +190,15 @@ def _visible_files(folder: Path) -> list[Path]:
     """Return the files of a folder without hidden ones: a .env with a token must not be published.
 
     Raises:
-        SettingsError: one is a link, as a run made by somebody else may contain: its target would be published.
+        SettingsError: one, or the folder, is a link, as a run made by somebody else may contain: its target would be
+            published.
     """
     files = sorted(path for path in folder.iterdir() if path.is_file() and not is_hidden(path))
-    for path in files:
+    for path in (folder, *files):
         if path.is_symlink():
             raise SettingsError(
-                f"{path} is a link to {path.resolve()}, whose content would be published: put the file itself there, "
-                "or delete the link."
+                f"{path} is a link to {path.resolve()}, whose content would be published: put the file or folder "
+                "itself there, or delete the link."
             )
     return files
 

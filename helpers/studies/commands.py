@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from helpers.display import announce
+from helpers.display import announce, printable
+from helpers.files import write_atomically
 from helpers.paths import COMMAND
 from helpers.settings import SettingsError
 from helpers.studies.comparability import METRICS
@@ -66,11 +67,11 @@ def _run(study: Any, file: Path, *, workers: int, retry_failed: bool) -> bool:
     with _progress_view() as show:
         reasons = supervise(study, file, optuna_study, workers=workers, show=show)
     for reason in reasons:
-        click.secho(reason, fg="yellow", err=True)
+        click.secho(printable(reason), fg="yellow", err=True)
     _show_table(study.study, study.folder)
     progress = Progress(study, optuna_study)
     for sentence in _remarks(progress):
-        click.secho(sentence, fg="yellow", err=True)
+        click.secho(printable(sentence), fg="yellow", err=True)
     return not progress.n_left and progress.best is not None
 
 
@@ -112,7 +113,8 @@ def _show_table(study: str, folder: Path) -> None:
     try:
         table = compare_runs(study)
         click.echo(f"\n{table}")
-        _write_table(table, csv_file=folder / "comparison.csv", html_file=folder / "comparison.html")
+        write_atomically(folder / "comparison.csv", table.to_csv())  # replaces a link instead of following it
+        _write_table(table, csv_file=None, html_file=folder / "comparison.html")
         click.echo(f"Table and pictures: {folder / 'comparison.html'}")
     except SettingsError:
         return  # nothing has started

@@ -297,7 +297,9 @@ def promote(best: ComparedRun, name: str) -> Path:
         raise SettingsError(f"{best.name} has no finished training: only a finished trial can be promoted.")
     target.parent.mkdir(parents=True, exist_ok=True)
     with atomic_folder(target) as new:
-        shutil.copytree(best.folder, new, ignore=shutil.ignore_patterns(".*", "trial.*"), dirs_exist_ok=True)
+        # links stay links, which `share` refuses: a trial made by somebody else may link to a private file
+        left_out = shutil.ignore_patterns(".*", "trial.*")
+        shutil.copytree(best.folder, new, symlinks=True, ignore=left_out, dirs_exist_ok=True)
         for path in filter(Path.exists, (new / "settings.json", new / "evaluation.json")):
             record = read_json(path) | {"promoted_from": best.name}
             record.get("settings", record)["run"] = name

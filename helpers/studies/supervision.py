@@ -106,7 +106,7 @@ def describe(trial: "FrozenTrial", study: Study) -> str:
     """Describe a trial in one line: its name, varied settings, and metric or error."""
     name = trial_name(trial.user_attrs["point"])
     params = {key: f"{value:g}" if isinstance(value, float) else value for key, value in trial.params.items()}
-    values = ", ".join(f"{key} {value}" for key, value in params.items())
+    values = printable(", ".join(f"{key} {value}" for key, value in params.items()))
     if state_of(trial) == "done":
         return f"{name}: {study.optimise} {trial.value:.4f} ({values})"
     outcome = printable(trial.user_attrs.get("error", state_of(trial)))

@@ -1,5 +1,6 @@
 import logging
 import os
+import shutil
 import time
 from types import SimpleNamespace
 
@@ -10,7 +11,7 @@ from huggingface_hub.utils import _http
 from helpers.evaluation import compare_with_base, record
 from helpers.model import load_model
 from helpers.settings import EvaluationSettings, SettingsError
-from helpers.sharing.upload import check_repo_id, copying_verdict, plan_upload, publish
+from helpers.sharing.upload import Upload, check_repo_id, copying_verdict, plan_upload, publish
 from tests.loopback_hub import Uploads, loopback_hub
 
 # The client passes files to its transport in a deprecated way.
@@ -91,6 +92,22 @@ def test_a_symbolic_link_is_refused(small_run, runs, api, tmp_path, folder):
         pytest.skip(f"this system cannot create links: {error}")
     with pytest.raises(SettingsError, match=r"vocabulary\.txt is a link to .*id_rsa, whose content would be published"):
         plan_upload(small_run, "me/fables", api=api)
+
+
+@pytest.mark.parametrize("folder", ["model", "export/gguf-f16"])
+def test_a_linked_folder_is_refused(small_run, runs, api, tmp_path, folder):
+    try:
+        shutil.move(runs / "tiny" / folder, tmp_path / "private")
+        (runs / "tiny" / folder).symlink_to(tmp_path / "private", target_is_directory=True)
+    except OSError as error:
+        pytest.skip(f"this system cannot create links: {error}")
+    with pytest.raises(SettingsError, match=rf"{folder} is a link to .*private, whose content would be published"):
+        plan_upload(small_run, "me/fables", api=api)
+
+
+def test_the_licence_that_the_hub_reports_sends_no_escapes_to_the_terminal():
+    upload = Upload("tiny", "me/fables", False, {"README.md": b"# Tiny"}, ("licence: mit\x1b]0;owned\x07\x1b[8m.",))
+    assert str(upload).endswith("licence: mit.")
 
 
 def test_an_outdated_gguf_is_exported_again(small_run, runs, api):

@@ -176,16 +176,21 @@ def test_an_error_while_comparing_the_trials_is_reported(study_file, no_workers,
 def test_trials_on_other_machines_are_reported_with_the_overall_best(study_file, runs, no_workers):
     file = study_file(vary={"learning_rate": [0.001, 0.002]})
     optuna_study = open_study(read_study(file))
-    for host, loss in (("other", 1.0), ("this", 2.0)):
+    for host, loss in (("\x1b]0;owned\x07other", 1.0), ("this", 2.0)):
         trial = optuna_study.ask()
         trial.set_user_attr("worker", f"{host}:/runs/grid")
         optuna_study.tell(trial, loss)
     (runs / "grid/trial-001").mkdir()
     (runs / "grid/trial-001/trial.json").write_text('{"state": "done", "parameters": {}}')
+    (runs / "mine.txt").write_text("mine")
+    with contextlib.suppress(OSError):  # a system that cannot create links
+        (runs / "grid/comparison.csv").symlink_to(runs / "mine.txt")
     result = call("sweep", file)
+    assert (runs / "mine.txt").read_text() == "mine", "a link in the folder is replaced, not followed"
+    assert (runs / "grid/comparison.csv").read_text(encoding="utf-8").startswith("text,rank,run")
     assert "1 of 2 finished trials are on other machines" in result.output
     assert "the best of all is trial-000: eval_loss 1.0000" in result.output
-    assert "on other." in result.output
+    assert "on other." in result.output, "without the escape sequence"
 
 
 def test_a_study_whose_trials_all_failed_exits_with_1_and_retry_failed_runs_them_again(

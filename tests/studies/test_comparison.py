@@ -1,3 +1,4 @@
+import contextlib
 import csv
 import io
 import json
@@ -237,7 +238,7 @@ def test_the_error_for_an_unknown_run_lists_the_existing_ones(runs):
         compare("new")
 
 
-def test_the_best_trial_can_be_promoted_to_a_run(runs, tiny_run):
+def test_the_best_trial_can_be_promoted_to_a_run(runs, tiny_run, tmp_path):
     (runs / "study").mkdir()
     trial = runs / "study/trial-000"
     tiny_run.folder.rename(trial)
@@ -246,6 +247,8 @@ def test_the_best_trial_can_be_promoted_to_a_run(runs, tiny_run):
     (trial / "settings.json").write_text(json.dumps(record))
     (trial / "trial.json").write_text(json.dumps({"state": "done", "optimise": "eval_loss", "parameters": {}}))
     (trial / "evaluation.json").write_text(json.dumps({"version": 1, "run": "trial-000", "test": None}))
+    with contextlib.suppress(OSError):  # a system that cannot create links
+        (trial / "model/notes.txt").symlink_to(tmp_path / "id_rsa")
     before = sorted(path for path in trial.rglob("*"))
     target = promote(compare("study").best[0], "promoted")
     assert target == runs / "promoted"
@@ -255,10 +258,19 @@ def test_the_best_trial_can_be_promoted_to_a_run(runs, tiny_run):
     assert json.loads((target / "evaluation.json").read_text())["run"] == "promoted"
     assert (target / "model/model.safetensors").exists()
     assert not (target / "trial.json").exists()
+    copied = target / "model/notes.txt"
+    assert copied.is_symlink() == (trial / "model/notes.txt").is_symlink(), "`share` refuses a link, but not a copy"
     assert sorted(path for path in trial.rglob("*")) == before, "the trial is unchanged"
     assert compare("promoted").runs[0].state == "done"
     with pytest.raises(SettingsError, match=r"The folder .* already exists"):
         promote(compare("study").best[0], "promoted")
+
+
+def test_a_result_of_somebody_elses_study_sends_no_escapes_to_the_terminal(runs):
+    (runs / "theirs/trial-000").mkdir(parents=True)
+    record = {"state": "failed", "error": "broken \x1b]0;owned\x07\x1b[8m", "parameters": {"source": "\x1b[2Ja.txt"}}
+    (runs / "theirs/trial-000/trial.json").write_text(json.dumps(record))
+    assert "\x1b" not in str(compare("theirs"))
 
 
 def test_an_unfinished_trial_cannot_be_promoted(runs):

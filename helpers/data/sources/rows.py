@@ -7,6 +7,7 @@ in JSON.
 import csv
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from typing import Any
@@ -25,9 +26,9 @@ _FIRST_LINE = 100  # characters of a JSON file that show its form
 
 def check_names(columns: Sequence[str], name: str) -> None:
     """Raise `SettingsError` if two columns share a name or none has one: the text column would be ambiguous."""
-    for column in columns:
-        if column and columns.count(column) > 1:
-            raise SettingsError(f"{name} has {columns.count(column)} columns called {column!r}: rename all but one.")
+    for column, n_times in Counter(columns).items():
+        if column and n_times > 1:
+            raise SettingsError(f"{name} has {n_times} columns called {column!r}: rename all but one.")
     if columns and not any(columns):
         raise SettingsError(f"{name} has no column names in its first line: write them there, such as 'text'.")
 

@@ -110,6 +110,12 @@ def test_a_table_that_can_be_misread_is_refused_with_the_location(tmp_path, name
         read(path)
 
 
+def test_a_table_may_have_very_many_columns(tmp_path):
+    columns = [f"c{number}" for number in range(100_000)]  # comparing each name with all others would take minutes
+    (tmp_path / "wide.csv").write_text(f"{','.join(columns)},text\n{'1,' * len(columns)}A fox.\n")
+    assert read(tmp_path / "wide.csv")[0] == ["A fox."]
+
+
 def test_a_parquet_file_with_a_duplicate_column_name_is_refused(tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
