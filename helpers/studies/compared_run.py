@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from pydantic import FiniteFloat
 from pydantic.dataclasses import dataclass  # checks types: a file may contain anything
 
 from helpers.files import read_json
@@ -22,8 +23,8 @@ class ComparedRun:
     settings: dict[str, Any]  # all recorded settings
     losses: tuple[tuple[float, float], ...]  # (step, loss in nats per token) of each validation
     eval_loss: float | None  # validation loss of the final model
-    perplexity: float | None  # this and the next three: of the final model on the test text
-    bits_per_byte: float | None
+    perplexity: FiniteFloat | None  # this and the next three: of the final model on the test text
+    bits_per_byte: FiniteFloat | None
     perplexity_interval: tuple[float, float] | None  # low, high
     bits_per_byte_interval: tuple[float, float] | None
     tokens: int | None  # this and the next two: measured in training
