@@ -204,7 +204,7 @@ def refuse_deep(folder: Path) -> None:
 
 def free_bytes(folder: Path) -> int:
     """Return the free bytes on a folder's disk; the folder need not exist yet. Raise `OSError` if there is no disk."""
-    existing = next((path for path in (folder, *folder.absolute().parents) if path.exists()), folder)
+    existing = next((path for path in (folder, *folder.parents) if path.exists()), folder)
     try:
         return shutil.disk_usage(existing).free
     except OSError as error:  # on Windows it names no folder
