@@ -41,7 +41,7 @@ _ROW = _form(  # a run that diverged has losses that are not finite
     warning=str,
 )  # fmt: skip
 _SCORE = _form(
-    {"perplexity": float | None, "bits_per_byte": float, "word_perplexity": float | None, "context": _Count,
+    {"perplexity": _Number | None, "bits_per_byte": _Number, "word_perplexity": _Number | None, "context": _Count,
      "stride": _Count, "text_sha256": str, "protocol": str, "perplexity_interval": _Range,
      "bits_per_byte_interval": _Range},
 )  # fmt: skip
@@ -291,7 +291,7 @@ def refuse_long_paths(folder: Path) -> None:
 
 def free_bytes(folder: Path) -> int:
     """Return the free bytes on a folder's disk; the folder need not exist yet. Raise `OSError` if there is no disk."""
-    existing = next((path for path in (folder, *folder.absolute().parents) if path.exists()), folder)
+    existing = next((path for path in (folder, *folder.parents) if path.exists()), folder)
     try:
         return shutil.disk_usage(existing).free
     except OSError as error:  # on Windows it names no folder

@@ -85,7 +85,7 @@ def load_tokenizer(model_name_or_path: str) -> "PreTrainedTokenizerBase":
 
     tokenizer = _load(AutoTokenizer, model_name_or_path)
     probe = "A fox, 3 geese\nand a well."
-    with _explained(model_name_or_path):  # tokenizer_config.json can name a class that is not a tokenizer for text
+    with _explain_errors(model_name_or_path):  # tokenizer_config.json can name a class that is not a tokenizer for text
         is_broken = tokenizer.eos_token_id is None or tokenizer.decode(tokenizer.encode(probe)) != probe
     if is_broken:
         raise SettingsError(

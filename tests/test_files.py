@@ -1,6 +1,7 @@
 import errno
 import json
 import math
+import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from helpers.files import (
     atomic_folder,
+    environment_variables,
     explain_os_error,
     folder_removed_on_error,
     free_bytes,
@@ -258,6 +260,19 @@ def test_a_leftover_folder_in_use_is_named(folder, monkeypatch, left):
     assert names(folder) == ["data", left, "data/before"]
 
 
+def test_a_folder_that_cannot_be_deleted_yet_hides_no_error_and_fails_no_write(folder, tmp_path, monkeypatch):
+    def in_use(path, ignore_errors=False):
+        if not ignore_errors:
+            raise PermissionError(13, "used by another process", str(path))
+
+    monkeypatch.setattr("helpers.files.shutil", SimpleNamespace(rmtree=in_use))
+    with atomic_folder(folder) as new:
+        (new / "after").write_text("y")
+    assert (folder / "after").exists()
+    with pytest.raises(ZeroDivisionError), folder_removed_on_error(tmp_path / "run"), atomic_folder(tmp_path / "other"):
+        raise ZeroDivisionError
+
+
 def test_a_folder_briefly_held_by_a_virus_scanner_is_replaced(folder, monkeypatch):
     rename, refused = Path.rename, set()
 
@@ -312,8 +327,13 @@ def test_reading_a_file_that_is_being_replaced_is_retried(tmp_path, monkeypatch,
     assert read(path) == {"step": 1}
 
 
-def test_free_space_is_read_at_the_nearest_existing_folder(tmp_path):
+def test_free_space_is_read_at_the_nearest_existing_folder(tmp_path, monkeypatch):
     assert free_bytes(tmp_path / "not" / "yet") > 0
+    asked = []
+    monkeypatch.setattr("helpers.files.shutil.disk_usage", lambda path: asked.append(path) or SimpleNamespace(free=1))
+    for folder in (tmp_path / "not" / "yet", tmp_path, Path("not/yet")):
+        free_bytes(folder)
+    assert asked == [tmp_path, tmp_path, Path()], "a folder may itself be another disk"
 
 
 def test_a_folder_on_a_missing_drive_is_named(tmp_path, monkeypatch):
@@ -325,3 +345,14 @@ def test_a_folder_on_a_missing_drive_is_named(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError) as error:
         free_bytes(tmp_path / "not" / "yet")
     assert explain_os_error(error.value).startswith(f"{tmp_path / 'not' / 'yet'} cannot be used (The system")
+
+
+@pytest.mark.parametrize("before", [None, "old"])
+def test_an_environment_variable_is_restored_even_after_an_error(monkeypatch, before):
+    monkeypatch.delenv("COURSE_X", raising=False)
+    if before:
+        monkeypatch.setenv("COURSE_X", before)
+    with pytest.raises(ZeroDivisionError), environment_variables({"COURSE_X": "new"}):
+        assert os.environ["COURSE_X"] == "new"
+        raise ZeroDivisionError
+    assert os.environ.get("COURSE_X") == before

@@ -128,7 +128,7 @@ def _keep_installed(machine: Machine) -> tuple[str, str, str] | None:
     if not torch.cuda and (torch.available or (is_for_other_vendor(torch.version) and not expects_gpu(machine))):
         return tag, own, f"The installed torch {torch.version} is for cards of another maker: keep it."
     works = torch.product == "ok" if torch.available else torch.state == "quick" and _fits(machine)
-    if torch.cuda and works and expects_gpu(machine):
+    if torch.cuda and works:
         return tag, own, f"The installed torch {torch.version} fits this card and its driver: keep it."
     return None
 

@@ -1,7 +1,6 @@
 """Many runs in one table, ranked only if measured on the same text; and promotion of the best one."""
 
 import html
-import math
 import re
 import shutil
 import sys
@@ -212,8 +211,6 @@ def _shorten(value: Any) -> str:
 
 
 def _csv_cell(value: Any) -> Any:
-    if isinstance(value, float) and math.isnan(value):
-        return "nan"  # tells a run that diverged from one never measured: pandas would leave both cells empty
     if isinstance(value, str) and value.startswith(_FORMULA):
         return f"'{value}"  # in other people's settings, such as a prompt: a spreadsheet would run it
     return value
@@ -257,7 +254,9 @@ def _sort_key(run: ComparedRun, by: Metric) -> tuple:
 def _differing(runs: Sequence[ComparedRun]) -> tuple[str, ...]:
     known = [run.settings for run in runs if run.settings]
     names = dict.fromkeys(name for settings in known for name in settings)
-    return tuple(name for name in names if len({repr(settings.get(name)) for settings in known}) > 1)
+    # a trial that failed early records only its parameters: of the other settings it says nothing
+    values = {name: {repr(settings[name]) for settings in known if name in settings} for name in names}
+    return tuple(name for name in names if len(values[name]) > 1)
 
 
 def _all_names() -> list[str]:

@@ -37,7 +37,7 @@ def plot_all(table: RunTable) -> "Iterator[tuple[str, Axes]]":
     for group in table.groups:
         if any(run.losses for run in group):
             yield "Validation loss of each run over the tokens read", plot_curves(group)
-        ranked = [run for run in group if math.isfinite(run.ranked(table.by) or math.nan)]  # a perplexity may be inf
+        ranked = [run for run in group if run.ranked(table.by) is not None]
         varied = [name for name in table.differing if len({repr(run.settings.get(name)) for run in ranked}) > 1]
         if varied and len(ranked) >= 2:
             yield "Settings and metric of each run", plot_parallel(ranked, varied, by=table.by)

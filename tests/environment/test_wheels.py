@@ -117,6 +117,13 @@ def test_a_volta_card_does_not_keep_an_untested_cuda_128_wheel():
     assert wheel_advice(on(volta, card={"capability": (7, 5)})).tag == "cu128"
 
 
+def test_a_quick_look_keeps_a_wheel_only_if_card_and_driver_are_known_to_fit():
+    known = on(LINUX, torch=Torch("quick", version="2.14.0+cu130", cuda="13.0"), quick=True)
+    assert wheel_advice(known).pip_args.startswith("torch==2.14.0+cu130 ")
+    for unknown in (on(known, card={"capability": None}), on(known, nvml={"driver": "", "cuda": None})):
+        assert "keep it" not in wheel_advice(unknown).reason
+
+
 @pytest.mark.parametrize(
     ("machine", "program", "command"),
     [

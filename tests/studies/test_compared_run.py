@@ -17,6 +17,7 @@ def test_an_early_stopped_run_has_the_loss_of_its_best_checkpoint(runs):
         ("settings.json", '{"settings": null}'),
         ("history.jsonl", '{"eval_loss": 2.0}\n'),
         ("evaluation.json", '{"test": {"tuned": {"perplexity": "many"}}}'),
+        ("evaluation.json", '{"test": {"tuned": {"bits_per_byte": NaN}}}'),  # it would be ranked as the best
     ],
 )
 def test_a_file_with_unexpected_content_marks_the_run_as_damaged(runs, name, content):

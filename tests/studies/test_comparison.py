@@ -101,10 +101,12 @@ def test_validation_losses_on_different_texts_are_not_ranked_together(runs):
 
 
 def test_a_note_names_the_text_by_the_same_hash_as_the_table(runs):
-    write_run(runs / "a")
-    write_run(runs / "b", perplexity=None, text="w" * 64)
+    write_run(runs / "a", perplexity=None, text="w" * 64)
+    write_run(runs / "b")
     table = compare()
     assert f"(test text {'w' * 12})" in str(table)
+    assert "perplexity" not in str(table).splitlines()[1], "no run in this table has one"
+    assert table.verdicts == ["Best: b, bits per byte 2."]
     assert any(note.startswith(f"Some runs on text {'w' * 12} have no test metrics") for note in table.notes)
 
 
@@ -160,6 +162,10 @@ def test_a_run_without_evaluation_shows_its_validation_loss_and_has_no_rank(runs
     assert [(run.name, run.perplexity, run.eval_loss) for run in table.runs] == [("b", 20.0, 3.0), ("a", None, 1.0)]
     assert "Their validation loss is shown" in table.notes[0]
     assert [row["rank"] for row in table.rows] == [1, None]
+    write_run(runs / "c", perplexity=None, eval_loss=0.5)
+    for name in ("d", "e"):
+        (write_run(runs / name, perplexity=None) / "history.jsonl").unlink()
+    assert [run.name for run in compare().runs] == ["b", "c", "a", "d", "e"], "then by validation loss, if there is one"
 
 
 def test_a_choice_by_the_test_text_is_noted_and_one_by_the_validation_text_is_not(runs):
@@ -184,6 +190,29 @@ def test_different_models_are_noted_only_for_metrics_that_depend_on_the_tokenize
     assert "compare bits per byte only" in compare(by="perplexity").notes[0]
 
 
+@pytest.mark.parametrize(("tokenizer", "has_note"), [("train", True), ("", False)])
+def test_models_with_trained_tokenizers_of_different_sizes_are_different(runs, tokenizer, has_note):
+    for name, vocab_size in (("a", 500), ("b", 600)):
+        settings = {"model_name_or_path": "pocket", "tokenizer": tokenizer, "vocab_size": vocab_size}
+        write_run(runs / name, settings=settings)
+    assert any("start from different models" in note for note in compare(by="perplexity").notes) == has_note
+
+
+def test_a_finished_trial_without_a_training_record_is_noted(runs):
+    write_trials(runs)
+    assert not any("no training record" in note for note in compare("rates").notes)
+    (runs / "rates/trial-001/training.json").unlink()
+    assert "Some runs have no training record: time, memory and tokens are not known." in compare("rates").notes
+
+
+def test_a_long_value_is_shortened_and_a_missing_one_is_left_out(runs):
+    write_run(runs / "a", settings={"source": "/home/somebody/texts/of/mine/stories.txt"})
+    for name, stride in (("b", 64), ("c", 32)):  # a notebook's parameter
+        write_run(runs / name, perplexity=30.0, settings={"stride": stride})
+    table = compare()
+    assert table.verdicts == ["Best: a, bits per byte 2 with source …xts/of/mine/stories.txt."]
+
+
 def test_a_study_is_ranked_by_its_metric_with_unfinished_trials_last(runs):
     write_trials(runs)
     table = compare("rates")
@@ -195,6 +224,7 @@ def test_a_study_is_ranked_by_its_metric_with_unfinished_trials_last(runs):
         ("rates/trial-003", "failed"),
     ]
     assert table.notes == ["rates/trial-003, failed: <b>broken</b>"]
+    assert table.differing == ("learning_rate",), "a trial that failed before its training records only its parameters"
     assert compare("rates/trial-001").runs[0].folder == runs / "rates/trial-001"
 
 
@@ -203,6 +233,7 @@ def test_text_is_escaped_in_html(runs):
     page = compare("rates")._repr_html_()
     assert "<b>broken</b>" not in page
     assert "&lt;b&gt;broken&lt;/b&gt;" in page
+    assert "<p>Best: rates/trial-001, " in page
 
 
 def test_the_csv_contains_every_row_and_reads_back(runs):
@@ -210,7 +241,11 @@ def test_the_csv_contains_every_row_and_reads_back(runs):
     table = compare("rates")
     rows = list(csv.DictReader(io.StringIO(table.to_csv())))
     assert [row["run"] for row in rows] == [run.name for run in table.runs]
-    assert float(rows[0]["perplexity_high"]) == 23.0
+    assert " ".join(rows[0]) == (
+        "text rank run learning_rate perplexity bits_per_byte eval_loss perplexity_low perplexity_high "
+        "bits_per_byte_low bits_per_byte_high seconds peak_bytes tokens text_sha256 state"
+    )
+    assert (rows[0]["text"], rows[0]["perplexity_low"], rows[0]["perplexity_high"]) == ("1", "20.0", "23.0")
     assert rows[3]["perplexity"] == ""
 
 
@@ -278,10 +313,3 @@ def test_an_unfinished_trial_cannot_be_promoted(runs):
     with pytest.raises(SettingsError, match="has no finished training"):
         promote(compare("rates").runs[-1], "promoted")
     assert not (runs / "promoted").exists()
-
-
-def test_the_csv_distinguishes_a_diverged_run_from_an_unmeasured_one(runs):
-    write_run(runs / "diverged", perplexity=math.nan)
-    write_run(runs / "unmeasured", perplexity=None)
-    rows = {row["run"]: row["perplexity"] for row in csv.DictReader(io.StringIO(compare().to_csv()))}
-    assert rows == {"diverged": "nan", "unmeasured": ""}

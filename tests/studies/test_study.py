@@ -22,12 +22,15 @@ def test_a_study_name_that_differs_from_another_only_in_case_is_refused(study_fi
         read_study(study_file())
 
 
-def test_a_study_whose_trial_paths_are_too_long_for_windows_is_refused(study_file, runs, monkeypatch):
+def test_a_study_whose_trial_paths_are_too_long_for_windows_is_refused_only_there(study_file, runs, monkeypatch):
     monkeypatch.setattr(files, "long_paths", lambda: False)
     monkeypatch.setenv("COURSE_RUNS", "/r" + "x" * 155)
     assert run_folder("grid").name == "grid"  # as a run it would fit
     with pytest.raises(SettingsError, match="trial-000-rate-1 is too deep"):
         read_study(study_file())
+    for answer in (True, None):  # long paths are enabled; not Windows
+        monkeypatch.setattr(files, "long_paths", lambda answer=answer: answer)
+        assert read_study(study_file()).points
 
 
 def test_a_range_turns_the_study_into_a_search_on_the_settings_scale(study_file):
