@@ -5,6 +5,7 @@
     environment/      notebook 1: reading a machine, the doctor's checks and fixes, PyTorch's wheels, the monitor
     plots             all plots: rows in, matplotlib Axes out
     schema            what a setting is: a field with its bounds, messages, slider and help
+    formats           what the JSON files of a run hold
     files             files and folders written atomically: completely or not at all
     settings          every setting, and the presets of assets/presets/
     exercises/        the exercises of all notebooks, and what is solved
