@@ -106,8 +106,7 @@ class RunTable(PlainTextMixin):
                 yield f"Some runs{of_text} have no training record: time, memory and tokens are not known."
             n_ranked = sum(run.ranked(self.by) is not None for run in group)
             if n_ranked > 1 and self.by != "eval_loss":
-                best = f"the best of {n_ranked} runs{of_text} looks better than it is"
-                yield f"Chosen by a test metric, {best}: choose by eval_loss."
+                yield f"The best of {n_ranked}{of_text} by a test metric looks too good: choose by eval_loss."
             broken = [run for run in group if run.error]
             yield from (f"{run.name}, {run.state}: {run.error}" for run in broken[:_MAX_ERRORS])
 

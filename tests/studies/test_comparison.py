@@ -29,7 +29,7 @@ def test_runs_are_sorted_and_only_differing_settings_are_shown(runs):
         "2   a          0.01      30.00  29.00 to 32.00        3.0000  1.9000 to 2.2000          3.0000  75 s "
         "      3 MiB  4,096  done",
         "",
-        "Chosen by a test metric, the best of 2 runs looks better than it is: choose by eval_loss.",
+        "The best of 2 by a test metric looks too good: choose by eval_loss.",
         "Best: b, bits per byte 2 with learning_rate 0.001.",
     ]
 
