@@ -115,7 +115,8 @@ def _drift(python: Path, rest: list[str]) -> None:
         try:
             _run(python, "uv", "venv", "--clear", "--seed", "--python", str(python), str(folder))
             _run(python, "uv", "pip", "install", *target, "--editable", ".[test,gpu]")
-            _unit_tests(python_of(folder), rest)
+            # an active environment: otherwise the commands that tests start would be handed over to .venv
+            _unit_tests(python_of(folder), rest, VIRTUAL_ENV=str(folder))
         except _FailedError as error:  # test the other end of the range too
             failed = error
     if failed:

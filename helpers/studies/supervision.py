@@ -68,8 +68,10 @@ class Progress:
         done = [trial.duration.total_seconds() for trial in complete]
         if not done:
             return None
-        mean, running, now = sum(done) / len(done), self.of_state("running"), datetime.now()  # no time zone, as Optuna
-        unfinished = sum(max(0.0, mean - (now - trial.datetime_start).total_seconds()) for trial in running)
+        mean, running, now = sum(done) / len(done), self.of_state("running"), datetime.now().astimezone()
+        # Optuna's times have no time zone, except in a journal of Optuna 5 that an older version reads.
+        elapsed = [(now - trial.datetime_start.astimezone()).total_seconds() for trial in running]
+        unfinished = sum(max(0.0, mean - seconds) for seconds in elapsed)
         # assumes that the number of running trials stays the same
         return (mean * len(self.of_state("waiting")) + unfinished) / max(1, len(running))
 

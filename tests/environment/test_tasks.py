@@ -69,8 +69,15 @@ def test_unknown_arguments_are_refused_before_anything_is_installed(executed, ca
 
 def test_drift_tries_the_newest_libraries_even_if_the_lowest_fail(executed, monkeypatch):
     failed = tasks._FailedError(1)
-    monkeypatch.setattr(tasks, "_unit_tests", lambda python, rest: (_ for _ in ()).throw(failed))
+    active = []
+
+    def fail(python, rest, **env):
+        active.append(env["VIRTUAL_ENV"])
+        raise failed
+
+    monkeypatch.setattr(tasks, "_unit_tests", fail)
     assert exit_code_of("drift") == 1
+    assert [Path(folder).name for folder in active] == ["lowest-direct", "highest"], "commands stay in it"
     assert [word for line in executed for word in ("lowest-direct", "highest") if f"--resolution {word}" in line] == [
         "lowest-direct",
         "highest",
