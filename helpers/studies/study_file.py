@@ -66,7 +66,7 @@ def read_study(path: Path) -> Study:
     """
     try:  # as bytes: YAML is UTF-8, or UTF-16 with a BOM, as written by PowerShell's `>`
         values = yaml.load(path.read_bytes(), Loader=_Loader)  # noqa: S506 (a SafeLoader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: such as an impossible date
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         raise SettingsError(f"{path.name}{where}: this cannot be read as YAML: {_problem(error)}.") from None
@@ -86,10 +86,12 @@ def read_study(path: Path) -> Study:
     return study.model_copy(update={"storage": _make_file_absolute(study.storage, path.absolute().parent)})
 
 
-def _problem(error: yaml.YAMLError) -> str:
+def _problem(error: Exception) -> str:
     """Return what is wrong with invalid YAML, and a fix for what Windows paths and editors cause."""
     if isinstance(error, yaml.reader.ReaderError):
         return f"character {error.position} is not allowed ({error.reason}); save the file as UTF-8"
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
     problem = str(getattr(error, "problem", error))
     hint = "; in double quotes a backslash starts an escape, so write / instead" if "escape" in problem else ""
     return problem + hint

@@ -118,6 +118,8 @@ def test_each_error_is_reported_with_its_location(tmp_path):
         ),
         ('vary:\n  source: ["C:\\Users\\me"]\n', "line 2: this cannot be read as YAML: expected escape sequence"),
         ('vary: {source: ["C:\\Daten"]}\n', "a backslash starts an escape, so write / instead"),
+        ("study: 2026-13-01\nvary: {seed: [1]}\n", "this cannot be read as YAML: month must be in 1..12"),
+        (f"vary: {'[' * 5000}\n", "this cannot be read as YAML: it is nested too deeply"),
         ("vary: {learning_rate: [0.001, 1e-3]}\n", "vary.learning_rate: learning_rate has the same value twice"),
     ],
 )
