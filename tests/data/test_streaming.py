@@ -42,7 +42,13 @@ def rows(stream):
     return [tuple(row["input_ids"].tolist()) for row in stream]
 
 
-def test_unshuffled_blocks_match_the_text_cut_by_hand(new_stream, tokens):
+@pytest.fixture
+def short_batches(monkeypatch):
+    """Encode seven documents at once, so that a shard has several batches."""
+    monkeypatch.setattr("helpers.data.tokens._BATCH_DOCUMENTS", 7)
+
+
+def test_unshuffled_blocks_match_the_text_cut_by_hand(new_stream, tokens, short_batches):
     ids, _ = tokens.encode(SHARDS[0])
     by_hand = ids[: 40 * 16].reshape(40, 16).tolist()
     stream = new_stream(SHARDS[:1], n_blocks=40, buffer_blocks=1)
@@ -62,17 +68,21 @@ def test_each_epoch_has_the_same_blocks_in_a_different_order(new_stream):
     assert rows(new_stream(seed=2)) != first
 
 
-@pytest.mark.parametrize("has_positions", [True, False])
-def test_a_stream_resumes_at_the_exact_token_after_any_block(new_stream, has_positions, tmp_path):
+@pytest.mark.parametrize("positions", ["kept", "missing", "damaged"])
+def test_a_stream_resumes_at_the_exact_token_after_any_block(new_stream, positions, tmp_path, short_batches):
     stream = new_stream()
-    orders = [rows(stream), (stream.set_epoch(1), rows(stream))[1]]
+    orders = [(stream.set_epoch(epoch), rows(stream))[1] for epoch in range(3)]
     for n_blocks in (1, 31, 32, 33, 100, 199, 200, 250):
-        if not has_positions:
+        if positions == "missing":
             (tmp_path / "positions.json").unlink(missing_ok=True)
+        elif positions == "damaged":
+            (tmp_path / "positions.json").write_text("[[0, 0, 0")
         resumed, (epoch, n_read) = new_stream(), divmod(n_blocks, 200)
         resumed.resume_after(n_blocks)
         resumed.set_epoch(epoch)
         assert rows(resumed)[n_read:] == orders[epoch][n_read:], f"after block {n_blocks}"
+        resumed.set_epoch(epoch + 1)
+        assert rows(resumed) == orders[epoch + 1], "the next epoch skips nothing"
 
 
 def test_a_resume_does_not_open_finished_shards(new_stream, tokens, tmp_path):
@@ -174,13 +184,42 @@ def test_no_validation_or_test_document_is_trained_on(third, separator, tiny_mod
     assert sum(line in text for line in stories) > 40
 
 
+def test_training_cuts_documents_as_the_preparation_did_whichever_shard_it_reads_first(tiny_model, tmp_path):
+    folder = write_shards(tmp_path / "shards", "b")  # alone, each row would be a document
+    lines = itertools.chain.from_iterable((text[:30], text[30:], "") for text in SHARDS[0])
+    Dataset.from_dict({"text": [*lines]}).to_parquet(folder / "a.parquet")
+    settings = streaming(folder, tiny_model)
+    stream = open_training_blocks(prepare(settings), settings)
+    assert [len(list(shard())) for shard in reversed(stream._shards)] == [1, 40]
+
+
+def test_a_stream_of_one_continuous_text_has_no_end_of_text_tokens(tiny_model, tmp_path, tokens):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "a.txt").write_text("\n".join(itertools.chain(*SHARDS)))
+    settings = streaming(folder, tiny_model, document_separator="file")
+    read = rows(open_training_blocks(prepare(settings), settings))
+    assert tokens._tokenizer.eos_token_id not in itertools.chain(*read)
+
+
+@pytest.mark.parametrize(("near_duplicates", "is_held_out"), [("report", True), ("keep", False)])
+def test_a_setting_decides_whether_near_duplicates_of_held_out_documents_are_trained_on(
+    near_duplicates, is_held_out, tiny_model, tmp_path
+):
+    folder = write_shards(tmp_path / "shards", "abc")
+    settings = streaming(folder, tiny_model, document_separator="7 rows", near_duplicates=near_duplicates)
+    data = prepare(settings)
+    copy = data.documents["validation"]["text"][0].replace("came home", "came back", 1)
+    assert (copy in open_training_blocks(data, settings)._held_out) is is_held_out
+
+
 def test_a_streamed_run_stores_only_the_beginning_and_says_so(tiny_model, tmp_path, monkeypatch):
     monkeypatch.setattr("helpers.data.preparation._SAMPLE_TOKENS", 600)
     settings = streaming(write_shards(tmp_path / "shards", "abc"), tiny_model)
     data = prepare(settings)
     assert data.facts["tokens"] < 600
-    blocks = [len(open_training_blocks(data, settings, n_processes=n)) for n in (1, 2, 4)]
-    assert blocks == [93, 92, 92], "the same number for each process"
+    blocks = [len(open_training_blocks(data, settings, n_processes=n)) for n in (1, 2, 4, 100)]
+    assert blocks == [93, 92, 92, 100], "the same number for each process"
     assert "Training reads 1,500 tokens of the text as a stream" in data.facts["notes"][-1]
     copied = sample_settings(settings).model_copy(update={"run": "copied"})
     assert torch.equal(prepare(copied).blocks["train"]["input_ids"][:], data.blocks["train"]["input_ids"][:])

@@ -200,10 +200,14 @@ def test_the_first_equivalent_command_shows_free_memory_only_with_a_card():
     without, with_card = diagnosis_of(LAPTOP), diagnosis_of(LINUX)
     assert without.equivalents()[0]["here"] == without.check("nvml_alive").reading
     assert with_card.check("vram_free").reading in with_card.equivalents()[0]["here"]
+    assert with_card.equivalents()[1]["here"] == "no nvcc"
+    assert diagnosis_of(on(LINUX, platform={"nvcc": "11.5"})).equivalents()[1]["here"] == "nvcc 11.5"
 
 
 def test_every_link_of_the_chain_is_ok_on_a_ready_machine():
     assert set(chain(LINUX).values()) == {"ok"}
+    readings = {row["link"]: row["reading"] for row in diagnosis_of(LINUX).chain()}
+    assert readings["runtime"].startswith("CUDA 13.0; driver 580.65.06")
 
 
 def test_a_missing_link_is_absent_rather_than_ok():

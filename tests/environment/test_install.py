@@ -333,12 +333,22 @@ def test_an_unsupported_python_is_refused_with_a_command_to_use_instead(shell, m
         install()
 
 
+def test_a_32_bit_python_is_refused(shell, monkeypatch):
+    facts = {"version": "3.12.4 (Windows)", "version_info": (3, 12, 4), "maxsize": 2**31 - 1, "executable": "python"}
+    monkeypatch.setattr(module, "sys", types.SimpleNamespace(**facts))
+    with pytest.raises(InstallError, match=r"This is Python 3\.12\.4 \(32-bit\), and the course needs 64-bit Python"):
+        module._refuse_place(shell.folder)
+
+
 def test_a_folder_too_deep_for_windows_is_refused(shell, monkeypatch):
     monkeypatch.setattr(module, "_ON_WINDOWS", True)
     monkeypatch.setattr(module, "Access", lambda: types.SimpleNamespace(long_paths=lambda: False))
     deep = Path(str(shell.folder.parent) + "/long" * 20)
     with pytest.raises(InstallError, match="is too deep"):
         module._refuse_place(deep)
+    module._refuse_place(Path("C:/course/.venv"))  # not too deep
+    monkeypatch.setattr(module, "_ON_WINDOWS", False)
+    module._refuse_place(deep)
 
 
 def test_python_of_follows_the_windows_layout(monkeypatch, tmp_path):

@@ -2,13 +2,16 @@
 
 import ast
 import inspect
+from dataclasses import replace
 
 import pytest
 
 from helpers.environment import card_checks, driver_checks, python_checks, system_checks
 from helpers.environment.diagnosis import diagnosis_of
+from helpers.environment.facts import Torch
+from helpers.environment.fixes import newer_driver_or_older_wheel
 from helpers.environment.rules import Finding, Rule
-from tests.environment.baselines import LAPTOP, LINUX, WINDOWS, WSL2, blind, on
+from tests.environment.baselines import CPU_WHEEL, LAPTOP, LINUX, WINDOWS, WSL2, blind, on, silent
 from tests.environment.machines import TABLE
 
 CHANGED = {"ok": "warn", "warn": "fail", "fail": "warn", "unknown": "fail"}
@@ -101,6 +104,12 @@ def test_a_driver_older_than_the_wheels_cuda_release_gives_a_warning(base, tag, 
         (on(WSL2, wsl={"dxg": False}), "wsl_libcuda", "/dev/dxg is missing"),
         (on(WSL2, wsl={"libcuda": False}), "wsl_libcuda", "/usr/lib/wsl/lib/libcuda.so.1 is missing"),
         (on(LINUX, card={"free_bytes": 9 * 1024**3}), "vram_free", "9.0 of 11.8 GiB free"),
+        (on(LINUX, torch=Torch("broken", "libc10.so is missing")), "torch_build",
+         "torch cannot be imported: libc10.so is missing"),
+        (on(LINUX, torch=replace(CPU_WHEEL, version="2.13.0+rocm7.1")), "torch_build",
+         "torch 2.13.0+rocm7.1 is a build for another maker's cards, but there is an NVIDIA card"),
+        (on(LINUX, torch=Torch("broken", "libc10.so is missing", "2.13.0+cu130", "13.0")), "cuda_available",
+         "unknown until torch_build is fixed"),
         (LAPTOP, "precision_choice", "mixed_precision: auto takes float32"),
         (on(LINUX, python={"kernel": "/gone/python", "kernel_exists": False}), "env_kernel_match",
          "the python3 kernel is /gone/python, which does not exist"),
@@ -108,3 +117,20 @@ def test_a_driver_older_than_the_wheels_cuda_release_gives_a_warning(base, tag, 
 )  # fmt: skip
 def test_a_reading_describes_what_was_found(machine, identity, reading):
     assert diagnosis_of(machine).check(identity).reading == reading
+
+
+def test_only_wsl2_is_told_about_its_folder_of_driver_libraries():
+    for base, is_told in ((WSL2, True), (LINUX, False)):
+        machine = on(base, nvml=silent("absent", "no library"), torch=blind(), platform={"nvidia_on_bus": True})
+        assert ("/usr/lib/wsl/lib" in diagnosis_of(machine).check("cuda_available").fix) is is_told
+
+
+@pytest.mark.parametrize(
+    "machine",
+    [
+        on(LINUX, nvml={"driver": "535.54.03", "cuda": 12020}, torch=blind()),  # by the versions alone
+        on(LINUX, torch=blind("cu130", "The NVIDIA driver on your system is too old")),
+    ],
+)
+def test_a_driver_that_is_too_old_for_the_wheel_is_the_reason_why_torch_sees_no_card(machine):
+    assert diagnosis_of(machine).check("cuda_available").fix == newer_driver_or_older_wheel(machine)

@@ -33,10 +33,20 @@ CARDS = {"RTX 3060": (8, 6), "RTX 4070 Ti": (8, 9), "RTX 5060 Ti": (12, 0), "GTX
 )
 def test_the_minimum_driver_for_cuda_12_depends_on_the_platform(base, older, first):
     new = on(base, torch=NO_TORCH)
-    tags = [
-        wheel_advice(on(new, nvml={"driver": driver, "cuda": None})).tag for driver in (older, first, "579.99", "580")
-    ]
-    assert tags == ["cpu", "cu126", "cu126", "cu130"]
+    drivers = ("390.157", older, first, "579.99", "580")
+    tags = [wheel_advice(on(new, nvml={"driver": driver, "cuda": None})).tag for driver in drivers]
+    assert tags == ["cpu", "cpu", "cu126", "cu126", "cu130"]
+
+
+def test_a_driver_of_a_later_cuda_runs_the_newest_wheel():
+    assert wheel_advice(on(LINUX, nvml={"driver": "650.10", "cuda": 14000}, torch=NO_TORCH)).tag == "cu130"
+
+
+@pytest.mark.parametrize("state", ["hung", "crashed", "error", "nonsense"])
+def test_on_windows_a_card_is_expected_if_nvml_failed_before_it_could_report_one(state):
+    laptop = on(LAPTOP, nvml=silent(state, "no answer"), torch=NO_TORCH)
+    assert wheel_advice(laptop).tag == "cpu", "on Linux the bus tells that there is none"
+    assert wheel_advice(on(WINDOWS, nvml=silent(state, "no answer"), torch=NO_TORCH)).tag == "cu126"
 
 
 @pytest.mark.parametrize(
@@ -103,8 +113,9 @@ def test_a_working_wheel_is_never_replaced(torch):
         seeing(product="torch.float32 is off by 3.2"),
         blind("cu126"),
         CPU_WHEEL,
+        Torch("broken", "libamdhip64.so is missing", version="2.13.0+rocm7.1"),
     ],
-    ids=["too old", "wrong product", "sees no card", "CPU wheel"],
+    ids=["too old", "wrong product", "sees no card", "CPU wheel", "broken"],
 )
 def test_a_wheel_that_does_not_work_is_replaced(torch):
     assert wheel_advice(on(LINUX, torch=torch)).pip_args.startswith("torch==2.13.0+cu130 ")
@@ -122,6 +133,8 @@ def test_a_quick_look_keeps_a_wheel_only_if_card_and_driver_are_known_to_fit():
     assert wheel_advice(known).pip_args.startswith("torch==2.14.0+cu130 ")
     for unknown in (on(known, card={"capability": None}), on(known, nvml={"driver": "", "cuda": None})):
         assert "keep it" not in wheel_advice(unknown).reason
+    older = on(known, card={"capability": (12, 0)}, torch={"version": "2.14.0+cu126", "cuda": "12.6"})
+    assert wheel_advice(older).tag == "cu130", "CUDA 12.6 has no code for this card"
 
 
 @pytest.mark.parametrize(

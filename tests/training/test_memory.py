@@ -142,17 +142,20 @@ def test_a_compiled_model_holds_all_new_gradients_next_to_the_accumulated_ones()
     assert (compiled.gradients, compiled.moment) == (4 * (2 * n + embedding), "the embedding's gradient")
 
 
+@pytest.mark.parametrize(("precision", "size"), [("no", 4), ("bf16", 2)])
 @pytest.mark.parametrize("block", [8, 128, 384, 768])
-def test_on_a_cpu_chunked_attention_keeps_the_weights_of_each_part(block):
+def test_on_a_cpu_chunked_attention_keeps_the_weights_of_each_part(block, precision, size):
     def block_bytes(*, attn_pdrop, on_processor):
-        run_settings = settings(3, block, "no", attn_pdrop=attn_pdrop)
-        return _Step(GPT2._replace(resid_pdrop=0.0), run_settings, False, on_processor, 1, False, False).block
+        run_settings = settings(3, block, precision, attn_pdrop=attn_pdrop)
+        shape = GPT2._replace(resid_pdrop=0.0)
+        return _Step(shape, run_settings, precision != "no", on_processor, 1, False, False).block
 
     n_weights = sum(128 * (end + 128) for end in range(0, block, 128)) if block >= 128 else block**2
     on_card = block_bytes(attn_pdrop=0.0, on_processor=False)
     without_dropout, with_dropout = (block_bytes(attn_pdrop=share, on_processor=True) - on_card for share in (0.0, 0.1))
-    assert without_dropout == (3 * 12 * n_weights * 4 if block < 768 else 0), "the kernel handles long blocks"
-    assert with_dropout == 3 * 12 * n_weights * (4 + 4), "plus those that dropout kept"
+    is_chunked = block < 768 or precision == "bf16"
+    assert without_dropout == (3 * 12 * n_weights * size if is_chunked else 0), "the kernel handles long blocks"
+    assert with_dropout == 3 * 12 * n_weights * (size + size), "plus those that dropout kept"
 
 
 def test_dropout_masks_are_floats_on_a_processor_and_bytes_on_a_card():
