@@ -3,7 +3,7 @@
 An earlier version, or your own notebook, may have recorded less.
 """
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
@@ -22,6 +22,7 @@ _Count = Annotated[int, Field(ge=0, lt=2**63)]
 _Positive = Annotated[int, Field(gt=0, lt=2**63)]
 _Number = Annotated[float, Field(allow_inf_nan=False)]
 _Range = Annotated[list[_Number], Field(min_length=2, max_length=2)] | None  # lowest, highest
+_Values = dict[str, Hashable]  # no lists and objects
 _PART = _form({"documents": _Count, "bytes": _Count, "sha256": str}, tokens=_Count | None, blocks=_Count, labels=_Count)
 _ROW = _form(  # a run that diverged has losses that are not finite
     {"step": _Count}, epoch=_Number, loss=float, eval_loss=float, learning_rate=float, grad_norm=float, sample=str,
@@ -37,12 +38,12 @@ _COMPARISON = _form(
     {"source": str, "verdict": str, "text_sha256": str, "base": _SCORE, "tuned": _SCORE, "difference": _DIFFERENCE}
 )
 _COPIED = _form({"text": str, "longest_words": _Count})
-_SPEECH = _form({"settings": dict[str, Any], "before": str, "decodings": list[_form({"decoding": str, "sample": str})]})
+_SPEECH = _form({"settings": _Values, "decodings": list[_form({"decoding": str, "sample": str})]}, before=str)
 _OBJECT = _form({})
 _FORMS = {
-    "settings.json": _form({"settings": dict[str, Any]}, processes=_Positive, data_sha256=dict[str, str]),
+    "settings.json": _form({"settings": _Values}, processes=_Positive, data_sha256=dict[str, str]),
     "data.json": _form(
-        {"settings": dict[str, Any], "source_sha256": str | None,
+        {"settings": _Values, "source_sha256": str | None,
          "splits": _form({"train": _PART, "validation": _PART, "test": _PART})},
         model_sha256=str | None,
     ),
@@ -63,7 +64,7 @@ _FORMS = {
             EarlyStoppingCallback=_form({"attributes": _form({}, early_stopping_patience_counter=_Count)}),
         ),
     ),
-    "trial.json": _form({}, state=str, error=str, parameters=dict[str, Any], optimise=str),
+    "trial.json": _form({}, state=str, error=str, parameters=_Values, optimise=str),
 }  # fmt: skip
 
 

@@ -63,6 +63,27 @@ class Settings(PlainTextMixin, BaseModel):
         values = {name: namespace[name] for name in cls.model_fields if name in namespace}
         return cls(**values, **{name: namespace[name] for name in unknown})
 
+    @classmethod
+    def refuse_other(cls, settings: Any) -> None:
+        """Raise `SettingsError` if a function was given something else than settings, such as the name of a run."""
+        if not isinstance(settings, cls):
+            raise SettingsError(
+                f"settings = {quoted(settings)} is not allowed: give {cls.__name__}(run='mine') or the like, with the "
+                "values to change."
+            )
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Return a copy with other values, which are not checked; refuse a name that is no setting."""
+        for name in (update or {}).keys() - type(self).model_fields.keys():
+            raise SettingsError(unknown(name, type(self).model_fields))
+        return super().model_copy(update=update, deep=deep)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse a change: a run's settings are compared with those it was started with."""
+        raise SettingsError(
+            f"Settings cannot be changed. Make a copy: settings.model_copy(update={{{name!r}: {quoted(value)}}})"
+        )
+
     def part(self, kind: type["Settings"]) -> Any:
         """Return the subset of these settings that `kind` declares: `training.part(DataSettings)`."""
         return kind(**{name: getattr(self, name) for name in kind.model_fields if hasattr(self, name)})

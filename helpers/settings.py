@@ -78,9 +78,9 @@ def _refuse_other_case(folder: Path) -> None:
 
 
 def _plain_name(name: str) -> str:
-    if re.fullmatch(r"[\w.-]+/trial-\d+", name):
+    if isinstance(name, str) and re.fullmatch(r"[\w.-]+/trial-\d+", name):
         raise ValueError(f"is a trial of a study: `{COMMAND} compare {name} --promote NAME` turns it into a run")
-    if not _RUN_NAME.fullmatch(name):
+    if not (isinstance(name, str) and _RUN_NAME.fullmatch(name)):
         raise ValueError(
             "is not a plain name: use 1 to 64 letters from a to z, digits, '.', '_' or '-', starting with a letter or "
             "digit"

@@ -124,6 +124,7 @@ def test_damaged_json_is_an_error_that_names_the_file(tmp_path, content, reason)
         ("history.jsonl", {"step": 1, "loss": []}, r"loss is \[\]: input should be a valid number"),
         ("history.jsonl", {"loss": 2.0}, "step is missing"),
         ("settings.json", {"settings": []}, r"settings is \[\]: input should be a valid dictionary"),
+        ("settings.json", {"settings": {"seed": []}}, r"settings.seed is \[\]: input should be hashable"),
         ("data.json", {"settings": {}, "source_sha256": None, "splits": {}}, "splits.train is missing"),
         ("evaluation.json", {"version": 1, "test": {"base": 3}}, "test.source is missing"),
         ("trainer_state.json", {"global_step": None}, "global_step is None: input should be a valid integer"),

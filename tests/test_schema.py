@@ -1,5 +1,6 @@
 import pytest
 
+from helpers.data import prepare
 from helpers.settings import (
     DataSettings,
     EvaluationSettings,
@@ -7,6 +8,7 @@ from helpers.settings import (
     TrainingSettings,
     check_values,
 )
+from helpers.training import fine_tune, plan_run
 
 
 def test_two_errors_give_two_sentences():
@@ -15,9 +17,33 @@ def test_two_errors_give_two_sentences():
     assert len(str(error.value).splitlines()) == 2
 
 
-def test_settings_are_immutable():
-    with pytest.raises(ValueError, match="frozen"):
+def test_settings_are_immutable_and_the_error_says_how_to_make_a_copy():
+    with pytest.raises(SettingsError, match=r"settings\.model_copy\(update={'learning_rate': 1\.0}\)"):
         TrainingSettings().learning_rate = 1.0
+
+
+def test_a_copy_refuses_a_name_that_is_no_setting():
+    assert TrainingSettings().model_copy(update={"seed": 3}) == TrainingSettings(seed=3)
+    with pytest.raises(SettingsError, match="no setting 'learning_rte'; did you mean 'learning_rate'"):
+        TrainingSettings().model_copy(update={"learning_rte": 1e-4})
+
+
+@pytest.mark.parametrize("use", [fine_tune, prepare, plan_run])
+@pytest.mark.parametrize(
+    ("given", "fault"),
+    [
+        ("a", r"settings = 'a' is not allowed: give \w+Settings\(run='mine'\)"),
+        (None, "settings = None is not allowed"),
+    ],
+)
+def test_what_is_given_instead_of_settings_is_named(use, given, fault):
+    with pytest.raises(SettingsError, match=fault):
+        use(given)
+
+
+def test_a_copy_with_a_wrong_value_is_not_trained():
+    with pytest.raises(SettingsError, match="block_size = 'long' is not allowed"):
+        fine_tune(TrainingSettings().model_copy(update={"block_size": "long"}))
 
 
 @pytest.mark.parametrize("name", ["lora_r", "num_train_epochs"])

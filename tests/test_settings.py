@@ -72,6 +72,8 @@ class TestForgettingOnTheTrainingText:
 def test_a_run_name_cannot_leave_the_runs_folder(name):
     with pytest.raises(SettingsError, match="run = "):
         RunSettings(run=name)
+    with pytest.raises(SettingsError, match="run = "):
+        run_folder(name)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows does not allow control characters in names")

@@ -7,10 +7,10 @@ from typing import Any
 
 from filelock import FileLock
 
-from helpers.display import PlainTextMixin, html_table
+from helpers.display import PlainTextMixin, did_you_mean, html_table
 from helpers.exercises.checks import CHECKS, Check, Hint, NotDoneError
 from helpers.files import read_json_or_empty, write_html_page, write_json
-from helpers.settings import run_folder
+from helpers.settings import SettingsError, run_folder
 
 _MARKS = {"right": "\u2713", "not yet": "\u2717", "not done yet": "\u2026"}
 
@@ -34,9 +34,13 @@ class Progress(PlainTextMixin):
     statuses: dict[str, str]
 
     def __str__(self) -> str:
-        """Return the number of solved exercises as a sentence."""
+        """Return the number of solved exercises as a sentence, and a second one if no answer has been checked yet."""
         n_right = list(self.statuses.values()).count("right")
-        return f"{n_right} of {len(self.statuses)} exercises are solved."
+        text = f"{n_right} of {len(self.statuses)} exercises are solved."
+        if set(self.statuses.values()) != {"not done yet"}:
+            return text
+        runs = [path.parent.name for path in run_folder(self.run).parent.glob("*/exercises.json")]
+        return f"{text} No answer has been checked in run {self.run!r}{did_you_mean(self.run, runs)}"
 
     @property
     def _table(self) -> str:
@@ -55,11 +59,13 @@ class Progress(PlainTextMixin):
 
 
 def check(name: str, answer: Any, *, run: str = "pocket") -> Verdict:
-    """Check the answer to an exercise, a value or a function; raise `KeyError` if no exercise has that name.
+    """Check the answer to an exercise, a value or a function; raise `SettingsError` if no exercise has that name.
 
     An answer of None, or a function that returns None, is 'not done yet'. The verdict is stored in the run's folder for
     `progress`; an exercise that was solved once stays solved.
     """
+    if name not in CHECKS:
+        raise SettingsError(f"There is no exercise {name!r}{did_you_mean(str(name), CHECKS)}")
     verdict = _verdict(CHECKS[name][0], answer)
     if verdict.status != "not done yet":
         path = _record_path(run)

@@ -214,7 +214,7 @@ def test_forgetting_is_measured_on_your_own_text(tiny_run, tmp_path):
 
 def test_forgetting_documents_are_sampled_with_the_seed_from_the_test_split(tiny_run, tmp_path, monkeypatch):
     def compare_on(documents, settings, *, source):
-        return SimpleNamespace(texts=documents["text"][:], to_dict=dict)
+        return SimpleNamespace(texts=documents["text"][:], to_dict=lambda: None)
 
     def draw(source, seed):
         return measure_forgetting(SETTINGS.model_copy(update={"general_source": str(source), "seed": seed})).texts

@@ -18,6 +18,7 @@ from helpers.environment.facts import Memory
 from helpers.exercises import check, progress, verdicts
 from helpers.exercises.checks import CHECKS
 from helpers.paths import NOTEBOOKS
+from helpers.settings import SettingsError
 
 
 def sources(kind):
@@ -384,6 +385,16 @@ def test_a_verdict_is_escaped_in_html():
     assert "<b>x</b>" not in check("environment-1", "<b>x</b>")._repr_html_()
 
 
-def test_an_unknown_exercise_raises_a_key_error():
-    with pytest.raises(KeyError):
-        check("nothing", 1)
+@pytest.mark.parametrize(("name", "advice"), [("data1", "; did you mean 'data-1'"), (1, "; there are data-1, ")])
+def test_an_unknown_exercise_is_an_error_that_names_those_there_are(name, advice):
+    with pytest.raises(SettingsError, match=f"There is no exercise {name!r}{advice}"):
+        check(name, 1)
+
+
+def test_the_progress_of_a_run_without_answers_names_the_runs_that_have_some():
+    assert (
+        str(progress("anna")) == f"0 of {len(CHECKS)} exercises are solved. No answer has been checked in run 'anna'."
+    )
+    check("training-1", 0, run="anna")
+    assert str(progress("anna")) == f"0 of {len(CHECKS)} exercises are solved."
+    assert str(progress("ana")).endswith("No answer has been checked in run 'ana'; did you mean 'anna'?")
