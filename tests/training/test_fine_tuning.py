@@ -424,6 +424,16 @@ def stop_after(settings, step):
         fine_tune(settings, stop=stop, watch=lambda _, progress: stop.set() if progress.step >= step else None)
 
 
+def test_a_resumed_run_removes_what_a_killed_process_left_of_a_file(tiny_settings, runs):
+    settings = tiny_settings.model_copy(update={"run": "killed"})
+    stop_after(settings, 2)
+    left = [runs / "killed" / f"{name}.1-2.new" for name in ("history.jsonl", "evaluation.json")]
+    for file in left:
+        file.touch()
+    fine_tune(settings)
+    assert [file.exists() for file in left] == [False, True], "notebook 4 may write the evaluation meanwhile"
+
+
 def test_early_stopping_keeps_the_best_model_and_its_patience_survives_a_resume(tiny_settings):
     rising = {"learning_rate": 0.1, "num_train_epochs": 30.0, "early_stopping_patience": 2, "eval_steps": 2}
     unbroken = fine_tune(tiny_settings.model_copy(update=rising | {"run": "unbroken"}))
