@@ -206,7 +206,7 @@ def test_a_finished_trial_without_a_training_record_is_noted(runs):
 
 
 def test_a_long_value_is_shortened_and_a_missing_one_is_left_out(runs):
-    write_run(runs / "a", settings={"source": "/disk/somebody/texts/of/mine/stories.txt"})
+    write_run(runs / "a", settings={"source": "a-folder/with/texts/of/mine/stories.txt"})
     for name, stride in (("b", 64), ("c", 32)):  # a notebook's parameter
         write_run(runs / name, perplexity=30.0, settings={"stride": stride})
     table = compare()

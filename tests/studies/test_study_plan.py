@@ -1,8 +1,9 @@
 import pytest
 
+from helpers.display import duration_text
 from helpers.settings import SettingsError
 from helpers.studies.study_file import find_study, read_study
-from helpers.studies.study_plan import folder_bytes, kept_bytes, plan_study
+from helpers.studies.study_plan import folder_bytes, kept_bytes, plan_study, trial_bytes
 from helpers.training.devices import GraphicsCard, find_card
 from helpers.training.plan import checkpoint_bytes, model_bytes
 
@@ -28,6 +29,34 @@ def test_hours_are_the_sum_over_all_points(study_file):
     assert planned.hours == pytest.approx((3 * low / 3600, 3 * high / 3600))
     assert planned.refusals == []
     assert "predicted for one RTX 4070 Ti" in str(planned)
+
+
+def test_the_description_names_the_remaining_trials_their_time_and_the_budgets(study_file):
+    vary, budgets = {"learning_rate": [1e-4, 1e-3, 2e-3]}, {"hours": 5, "disk_gib": 900}
+    study = study_on_gpt2(study_file, vary=vary, budgets=budgets)
+    planned = plan_study(study, find_card("RTX 4070 Ti"), n_left=2)
+    low, high = (duration_text(3600 * hours) for hours in planned.hours)
+    for words in (
+        "3, the points of a grid, 1 of them settled already",
+        "learning_rate: 0.0001, 0.001, 0.002",
+        f"{low} to {high}, predicted for one RTX 4070 Ti",
+        "training only; none starts after 5 h",
+        ", budget 900 GiB",
+    ):
+        assert words in str(planned)
+    assert "pauses" not in str(planned)
+
+
+def test_no_time_is_predicted_for_a_card_of_unknown_speed(study_file):
+    planned = plan_study(study_on_gpt2(study_file), GraphicsCard("a card", 12 * 2**30, None, None))
+    assert planned.hours is None
+    assert "not predicted: the peak of one a card is not known" in str(planned)
+
+
+def test_a_trial_may_need_the_disk_space_of_the_largest_point(study_file):
+    study = study_on_gpt2(study_file, vary={"lora_r": [0, 8]})
+    large, small = (plan.disk_bytes for plan in plan_study(study, None).plans)
+    assert trial_bytes(study) == large > small
 
 
 def test_a_tiny_fraction_of_an_epoch_takes_one_step(study_file):

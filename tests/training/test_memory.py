@@ -6,7 +6,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from helpers.settings import TrainingSettings
-from helpers.training.memory import _Step, evaluation_bytes, optimizer_bytes, predict, scoring_bytes
+from helpers.training.memory import _Step, evaluation_bytes, optimizer_bytes, predict, scoring_bytes, sequences_at_once
 from helpers.training.shape import GPT2Shape, parameters, read_shape
 from tests.training import memory_trace
 
@@ -49,6 +49,7 @@ TRACED = [  # one of each kind; `tests/benchmarks/test_memory_trace.py` has the 
     (SHALLOW, {"batch": 4, "lora_r": 8}, {"fused_softmax": True}),
     (SHALLOW, {"batch": 3, "block": 500, "precision": "no"}, {}),
     (WIDE, {"batch": 4, "checkpointing": True, "accumulation": 8}, {}),
+    (WIDE, {"batch": 16, "precision": "no", "checkpointing": True}, {}),  # the peak is at the first block
     (SHALLOW, {"batch": 4, "lora_r": 8, "lora_dropout": 0.1}, {}),
     (WIDE, {"block": 128, "optim": "adafactor"}, {}),
     (FEW_WORDS, {"batch": 1, "block": 8, "optim": "adafactor"}, {}),
@@ -165,6 +166,27 @@ def test_dropout_masks_are_floats_on_a_processor_and_bytes_on_a_card():
     )
     assert processor.block - card.block == 2 * tokens * 768 * (4 - 1)
     assert (card.embedding_mask, processor.embedding_mask) == (tokens * 768, 4 * tokens * 768)
+
+
+@pytest.mark.parametrize(("precision", "n_copied"), [("bf16", 0), ("no", 4)])  # halves are copied without dropout too
+def test_dropout_of_an_adapter_keeps_a_mask_per_matrix_and_has_no_effect_without_an_adapter(precision, n_copied):
+    def kept(**changes):
+        return _Step(GPT2, settings(3, 512, precision, **changes), precision != "no", False, 1, False, False).block
+
+    n_inputs = 768 + 768 + 768 + 3072  # of the four matrices of a block
+    with_masks = kept(lora_r=8, lora_dropout=0.1) - kept(lora_r=8, lora_dropout=0.0)
+    assert with_masks == 3 * 512 * (n_inputs + 768 * n_copied)
+    assert kept(lora_r=0, lora_dropout=0.1) == kept(lora_r=0, lora_dropout=0.0)
+
+
+def test_a_processor_never_has_the_kernel_for_the_loss():
+    asked = settings()
+    with_kernel, without = (predict(GPT2, asked, on_processor=True, fused_softmax=fused) for fused in (True, False))
+    assert with_kernel == without
+
+
+def test_at_least_one_sequence_is_generated_however_large_its_keys_and_values_are():
+    assert sequences_at_once(read_shape("gpt2-xl"), 1024) == 1
 
 
 def test_several_processes_keep_a_buffer_of_the_gradients():
