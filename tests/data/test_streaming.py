@@ -62,13 +62,15 @@ def test_each_epoch_has_the_same_blocks_in_a_different_order(new_stream):
     assert rows(new_stream(seed=2)) != first
 
 
-@pytest.mark.parametrize("has_positions", [True, False])
-def test_a_stream_resumes_at_the_exact_token_after_any_block(new_stream, has_positions, tmp_path):
+@pytest.mark.parametrize("positions", ["kept", "lost", "[[1, 2]", "[3]"])
+def test_a_stream_resumes_at_the_exact_token_after_any_block(new_stream, positions, tmp_path):
     stream = new_stream()
     orders = [rows(stream), (stream.set_epoch(1), rows(stream))[1]]
     for n_blocks in (1, 31, 32, 33, 100, 199, 200, 250):
-        if not has_positions:
+        if positions == "lost":
             (tmp_path / "positions.json").unlink(missing_ok=True)
+        elif positions != "kept":
+            (tmp_path / "positions.json").write_text(positions)
         resumed, (epoch, n_read) = new_stream(), divmod(n_blocks, 200)
         resumed.resume_after(n_blocks)
         resumed.set_epoch(epoch)
