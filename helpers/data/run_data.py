@@ -117,7 +117,7 @@ def is_same_text(settings: DataSettings) -> bool:
     is_same_name = before.source == now.source
     try:
         # A single file's hash includes its name, so hash it under the name it had.
-        name = PurePath(facts["settings"]["source"].replace("\\", "/")).name
+        name = PurePath(before.source.replace("\\", "/")).name
         sha256 = source_hash(now.source, name=name, streaming="stream" in facts)
     except SettingsError:
         if is_same_name:

@@ -1,3 +1,4 @@
+import json
 import shutil
 from pathlib import Path
 
@@ -6,7 +7,7 @@ import pytest
 from helpers.data.preparation import prepare
 from helpers.data.run_data import is_same_text, refuse_missing
 from helpers.paths import NOTEBOOKS
-from helpers.settings import SettingsError
+from helpers.settings import SettingsError, run_folder
 
 
 def test_a_moved_file_or_model_is_the_same_text_and_another_one_is_not(tmp_path, text_file, tiny_settings):
@@ -20,6 +21,15 @@ def test_a_moved_file_or_model_is_the_same_text_and_another_one_is_not(tmp_path,
     assert not is_same_text(tiny_settings.model_copy(update={"source": str(moved)}))
     assert not is_same_text(tiny_settings.model_copy(update={"source": "Salesforce/wikitext"}))
     assert not is_same_text(tiny_settings.model_copy(update={"test_share": 0.2}))
+
+
+def test_a_setting_missing_from_the_recorded_ones_counts_as_its_default(tiny_settings):
+    prepare(tiny_settings)
+    path = run_folder(tiny_settings.run) / "data/data.json"
+    facts = json.loads(path.read_text())
+    del facts["settings"]["source"]
+    path.write_text(json.dumps(facts))
+    assert not is_same_text(tiny_settings)
 
 
 def test_data_in_use_can_be_prepared_with_other_settings(tiny_settings):
