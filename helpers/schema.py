@@ -64,7 +64,7 @@ class Settings(PlainTextMixin, BaseModel):
         return cls(**values, **{name: namespace[name] for name in unknown})
 
     @classmethod
-    def refuse_other(cls, settings: Any) -> None:
+    def check_type(cls, settings: Any) -> None:
         """Raise `SettingsError` if a function was given something else than settings, such as the name of a run."""
         if not isinstance(settings, cls):
             raise SettingsError(

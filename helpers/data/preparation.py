@@ -42,7 +42,7 @@ def prepare(settings: DataSettings) -> PreparedData:
         SettingsError: the source cannot be read, is too small or changed while it was read, the disk is full, or the
             run was already trained on other data. The run's old data then stay complete.
     """
-    DataSettings.refuse_other(settings)
+    DataSettings.check_type(settings)
     if settings.streaming and settings.train_on == "completion":
         raise SettingsError("streaming = True trains on all of the text: set train_on to 'all', or streaming to False.")
     if settings.streaming and not settings.max_tokens:

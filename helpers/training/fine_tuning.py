@@ -72,7 +72,7 @@ def fine_tune(
             block fits into memory, or the disk is full.
         TrainingStoppedError: `stop` was set before the last step.
     """
-    TrainingSettings.refuse_other(settings)
+    TrainingSettings.check_type(settings)
     settings = TrainingSettings(**dict(settings))  # `model_copy` does not check the values
     folder = run_folder(settings.run)
     run_files.check_same_settings(settings)  # before waiting: another process may train this run for hours

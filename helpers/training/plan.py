@@ -299,7 +299,7 @@ def plan_run(
     Raises:
         SettingsError: the model's shape is not known, or it has fewer positions than a block has tokens.
     """
-    TrainingSettings.refuse_other(settings)
+    TrainingSettings.check_type(settings)
     card, shape = card or find_card(DEFAULT_CARD), shape or planned_shape(settings)
     if settings.block_size > shape.n_positions:
         raise SettingsError(
