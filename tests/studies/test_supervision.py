@@ -48,6 +48,13 @@ def test_the_screen_shows_done_running_failed_best_and_time_left(study):
     assert "trial.log" in text
 
 
+def test_the_best_trial_is_the_one_with_the_smallest_metric(study):
+    opened = open_study(study)
+    for value in (2.5, 2.0, 3.0):
+        finish(opened, value=value)
+    assert Progress(study, opened).best.value == 2.0
+
+
 def test_an_interrupted_trial_counts_as_waiting_and_is_not_reported_as_ended(study):
     optuna_study = open_study(study)
     optuna_study.tell(optuna_study.ask(), state=TrialState.FAIL)  # as when its worker is stopped
