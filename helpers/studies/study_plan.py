@@ -12,7 +12,8 @@ from helpers.files import free_bytes
 from helpers.settings import PATH_SETTINGS, SettingsError, without_effect
 from helpers.studies.study import Range, Study, trial_name
 from helpers.training.devices import GraphicsCard, this_processor
-from helpers.training.plan import RunPlan, checkpoint_bytes, disk_bytes, model_bytes, plan_run, planned_shape
+from helpers.training.plan import RunPlan, plan_run, planned_shape
+from helpers.training.run_files import checkpoint_bytes, disk_bytes, model_bytes
 from helpers.training.shape import read_shape
 
 _MIN_BYTES = 2**28  # disk for a trial whose model's shape is unknown: at least its notebooks

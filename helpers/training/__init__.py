@@ -4,7 +4,7 @@
 - `experiments`: choose the model that the experiments of notebook 03 train
 - `arguments`: turn the settings into `TrainingArguments` for this machine
 - `callbacks`, `guards`, `stopping`: history and progress; end a broken training run; stop with a checkpoint
-- `run_files`: settings.json, history.jsonl and checkpoints in a run's folder
+- `run_files`: settings.json, history.jsonl and checkpoints in a run's folder, and their size on disk
 - `processes`: several processes that train one run
 - `engine`, `autograd_functions`, `fused_softmax`: the same results in less memory and time: loss, attention, a kernel
 - `muon`: an optimizer for pretraining

@@ -10,8 +10,8 @@ from transformers import TrainerCallback
 from helpers.display import size_text
 from helpers.files import free_bytes
 from helpers.settings import TrainingSettings
-from helpers.training.plan import checkpoint_bytes, model_bytes
 from helpers.training.processes import LOCK, is_first_process
+from helpers.training.run_files import checkpoint_bytes, model_bytes
 
 
 class TrainingBrokenError(RuntimeError):

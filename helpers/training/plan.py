@@ -17,14 +17,13 @@ from helpers.training import processes
 from helpers.training.arguments import checkpoints_kept, compiles, describe_long_warmup
 from helpers.training.calibration import find_calibration
 from helpers.training.devices import DEFAULT_CARD, GraphicsCard, find_card, held_bytes, this_device
-from helpers.training.memory import Memory, estimate_overhead, evaluation_bytes, optimizer_bytes, predict
+from helpers.training.memory import Memory, estimate_overhead, evaluation_bytes, predict
+from helpers.training.run_files import disk_bytes
 from helpers.training.shape import (
     GPT2Shape,
-    adapter_parameters,
     operations_per_token,
     parameters,
     read_shape,
-    trained_parameters,
 )
 
 if TYPE_CHECKING:
@@ -351,21 +350,6 @@ def plan_run(
 def _range(seconds: tuple[float, float]) -> str:
     shortest, longest = seconds
     return "less than 1 s" if longest < 1 else f"{duration_text(shortest)} to {duration_text(longest)}"
-
-
-def model_bytes(config: Any, settings: TrainingSettings) -> int:
-    """Return the disk space for a final model in float32, and its adapter if it has one."""
-    return 4 * (parameters(config) + adapter_parameters(config, settings.lora_r))
-
-
-def checkpoint_bytes(config: Any, settings: TrainingSettings) -> int:
-    """Return the disk space for a checkpoint: the trained weights and their optimizer states."""
-    return 4 * trained_parameters(config, settings) + optimizer_bytes(config, settings)
-
-
-def disk_bytes(config: Any, settings: TrainingSettings) -> int:
-    """Return the disk space for a run; while a checkpoint is written, there is one more than is kept."""
-    return (checkpoints_kept(settings) + 1) * checkpoint_bytes(config, settings) + model_bytes(config, settings)
 
 
 def limited_to_text(settings: TrainingSettings, train_tokens: int) -> TrainingSettings:

@@ -1,4 +1,4 @@
-"""The files in a run's folder: settings.json, training.json, history.jsonl and checkpoints."""
+"""The files in a run's folder: settings.json, training.json, history.jsonl and checkpoints; and their size on disk."""
 
 import json
 import math
@@ -15,8 +15,12 @@ from typing import Any
 from helpers.data.run_data import is_same_model, is_same_text
 from helpers.files import read_json, read_json_lines, write_atomically, write_json
 from helpers.settings import SettingsError, TrainingSettings, read_run_settings, run_folder
+from helpers.training.arguments import checkpoints_kept
+from helpers.training.calibration import processor_name
 from helpers.training.devices import device_name
+from helpers.training.memory import optimizer_bytes
 from helpers.training.processes import n_processes
+from helpers.training.shape import adapter_parameters, parameters, trained_parameters
 
 _PACKAGES = ("torch", "transformers", "peft", "datasets", "accelerate", "tokenizers")
 _HISTORY_NAMES = ("loss", "eval_loss", "learning_rate", "grad_norm", "epoch", "sample", "warning")
@@ -99,7 +103,8 @@ def settings_record(settings: TrainingSettings, data_facts: dict[str, Any]) -> d
         "settings": settings.model_dump(),
         "processes": n_processes(),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES},
-        "machine": {"system": platform.platform(), "device": device_name()},
+        # with its threads: another number of them adds up in another order, which changes the last bits
+        "machine": {"system": platform.platform(), "device": device_name(), "processor": processor_name()},
         "data_sha256": {name: split["sha256"] for name, split in data_facts["splits"].items()},
     }
 
@@ -206,3 +211,18 @@ def step_of(checkpoint: Path) -> int:
     300
     """
     return int(checkpoint.name.rpartition("-")[2])
+
+
+def model_bytes(config: Any, settings: TrainingSettings) -> int:
+    """Return the disk space for a final model in float32, and its adapter if it has one."""
+    return 4 * (parameters(config) + adapter_parameters(config, settings.lora_r))
+
+
+def checkpoint_bytes(config: Any, settings: TrainingSettings) -> int:
+    """Return the disk space for a checkpoint: the trained weights and their optimizer states."""
+    return 4 * trained_parameters(config, settings) + optimizer_bytes(config, settings)
+
+
+def disk_bytes(config: Any, settings: TrainingSettings) -> int:
+    """Return the disk space for a run; while a checkpoint is written, there is one more than is kept."""
+    return (checkpoints_kept(settings) + 1) * checkpoint_bytes(config, settings) + model_bytes(config, settings)

@@ -228,7 +228,7 @@ def test_a_streamed_run_stores_only_the_beginning_and_says_so(tiny_model, tmp_pa
 def test_a_changed_folder_is_detected_by_names_and_sizes(tiny_model, tmp_path):
     settings = streaming(write_shards(tmp_path / "shards", "abc"), tiny_model)
     prepare(settings)
-    (tmp_path / "runs/stream/settings.json").write_text("{}")
+    (tmp_path / "runs/stream/settings.json").write_text('{"settings": {}}')
     write_shards(tmp_path / "shards", "d", first=9)
     with pytest.raises(SettingsError, match="was trained on other data"):
         prepare(settings)

@@ -5,7 +5,7 @@ from helpers.settings import SettingsError
 from helpers.studies.study_file import find_study, read_study
 from helpers.studies.study_plan import folder_bytes, kept_bytes, plan_study, trial_bytes
 from helpers.training.devices import GraphicsCard, find_card
-from helpers.training.plan import checkpoint_bytes, model_bytes
+from helpers.training.run_files import checkpoint_bytes, model_bytes
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,8 @@ from transformers import Trainer, TrainingArguments
 from helpers.settings import SettingsError, TrainingSettings
 from helpers.training import arguments
 from helpers.training.arguments import chosen_precision, compiles, float32_products, training_arguments
-from helpers.training.plan import checkpoint_bytes, model_bytes, plan_run
+from helpers.training.plan import plan_run
+from helpers.training.run_files import checkpoint_bytes, model_bytes
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,8 @@ def test_the_settings_file_is_all_that_is_needed_to_repeat_the_run(tiny_run, tin
     record = json.loads((tiny_run.folder / "settings.json").read_text())
     assert TrainingSettings(**record["settings"]) == tiny_settings
     assert {"python", "torch", "transformers"} <= set(record["versions"])
+    n_threads = torch.get_num_threads()
+    assert record["machine"]["processor"].endswith(f", {n_threads} thread{'s' * (n_threads != 1)}")
     assert set(record["data_sha256"]) == {"train", "validation", "test"}
 
 

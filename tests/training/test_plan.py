@@ -13,7 +13,8 @@ from helpers.model import load_model
 from helpers.paths import ASSETS
 from helpers.settings import SettingsError, TrainingSettings
 from helpers.training.devices import CARDS, GraphicsCard, find_card, this_processor
-from helpers.training.plan import checkpoint_bytes, model_bytes, plan_run, predict_on_this_machine
+from helpers.training.plan import plan_run, predict_on_this_machine
+from helpers.training.run_files import checkpoint_bytes, model_bytes
 from helpers.training.shape import operations_per_token, read_shape
 
 CARD_OF = {8: "RTX 4070 Laptop", 12: "RTX 4070 Ti", 16: "RTX 4070 Ti SUPER"}  # GB -> the card to plan for

@@ -204,7 +204,7 @@ def test_mfu_counts_the_same_operations_as_a_plan(notebook):
 
 def test_with_lora_mfu_counts_the_same_operations_as_a_plan():
     settings = TrainingSettings(lora_r=8)
-    run = SimpleNamespace(facts={"tokens": 1, "seconds": 1})
+    run = SimpleNamespace(facts={"tokens": 1, "seconds": 1}, model_folder="pocket")
     names = {
         "has_run": True, "run": "mine", "environment_variables": environment_variables,
         "open_run": lambda name: run, "read_run_settings": lambda name: settings, "read_shape": read_shape,
