@@ -13,24 +13,27 @@ _PRELOADED = ["helpers.__main__", "helpers.training.fine_tuning", "transformers.
 def start_forked(function, *arguments, output, **env):
     """Start a function in a fork of a process that has only imported; its output goes to the file `output`.
 
-    It has this process's environment, with the changes in `env`. On Windows, which cannot fork, it imports again.
+    It has this process's environment, with the changes in `env`, and its number of threads, because another number
+    gives other last bits. On Windows, which cannot fork, it imports again.
     """
+    import torch
+
     is_windows = sys.platform == "win32"
     forks = multiprocessing.get_context("spawn" if is_windows else "forkserver")
     if not is_windows:
         forks.set_forkserver_preload(_PRELOADED)
-    given = (function, arguments, str(output), {**os.environ, **env})
+    given = (function, arguments, str(output), {**os.environ, **env}, torch.get_num_threads())
     process = forks.Process(target=_run, args=given, daemon=True)  # it ends with this one
     process.start()
     return process
 
 
-def _run(function, arguments, output, env):
+def _run(function, arguments, output, env, n_threads):
     import torch
 
     os.environ.clear()
     os.environ.update(env)
-    torch.set_num_threads(1)
+    torch.set_num_threads(n_threads)
     with Path(output).open("w", buffering=1, encoding="utf-8") as file, redirect_stdout(file), redirect_stderr(file):
         function(*arguments)
 
