@@ -35,6 +35,9 @@ STATUS_MARKS = {
 }
 
 
+_LONGEST_IN_SECONDS = 600  # runs of the pocket model take minutes, and differ by seconds
+
+
 def size_text(n_bytes: float) -> str:
     """Return a number of bytes in GiB or MiB.
 
@@ -52,10 +55,20 @@ def duration_text(seconds: float) -> str:
     """
     if 0.1 <= seconds < 10:
         return f"{seconds:.2g} s"
-    if seconds < 600:  # runs of the pocket model take minutes, and differ by seconds
+    if seconds < _LONGEST_IN_SECONDS:
         return f"{seconds:.0f} s"
     hours, minutes = divmod(round(seconds / 60), 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"
+
+
+def duration_range(shortest: float, longest: float) -> str:
+    """Return a range of durations, both in the same unit.
+
+    >>> duration_range(8, 33), duration_range(323, 840), duration_range(700, 4000)
+    ('8 s to 33 s', '5 min to 14 min', '12 min to 1 h 07 min')
+    """
+    low = f"{shortest / 60:.0f} min" if shortest < _LONGEST_IN_SECONDS <= longest else duration_text(shortest)
+    return f"{low} to {duration_text(longest)}"
 
 
 def predicted_and_measured(facts: Mapping[str, Any]) -> list[tuple[str, str, str]]:
@@ -64,7 +77,8 @@ def predicted_and_measured(facts: Mapping[str, Any]) -> list[tuple[str, str, str
     Predicted is the time of the steps. A run also sets up the libraries, validates, and writes samples and checkpoints.
     """
     predicted = facts.get("predicted") or {}
-    time, peak = " to ".join(map(duration_text, predicted.get("seconds") or ())), predicted.get("peak_bytes")
+    seconds, peak = predicted.get("seconds"), predicted.get("peak_bytes")
+    time = duration_range(*seconds) if seconds else ""
     steps_seconds = facts.get("steps", 0) * facts.get("step_seconds", 0.0)
     return [
         ("time of the steps", time, duration_text(steps_seconds) if steps_seconds else ""),

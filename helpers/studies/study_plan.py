@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers.data import refuse_missing
-from helpers.display import GIB, PlainTextMixin, duration_text, size_text
+from helpers.display import GIB, PlainTextMixin, duration_range, size_text
 from helpers.files import free_bytes
 from helpers.settings import PATH_SETTINGS, SettingsError, without_effect
 from helpers.studies.study import Range, Study, trial_name
@@ -129,9 +129,9 @@ class StudyPlan(PlainTextMixin):
         device = plan.card.name if self.card is None else f"one {self.card.name}"
         if self.hours is None:
             return f"not predicted: the peak of {device} is not known{limit}"
-        shortest, longest = (duration_text(3600 * hours) for hours in self.hours)
+        time = duration_range(*(3600 * hours for hours in self.hours))
         source = f"measured on {plan.measured_on}, predicted" if plan.step_seconds else "predicted"
-        return f"{shortest} to {longest}, {source} for {device}, one trial after the other, training only{limit}"
+        return f"{time}, {source} for {device}, one trial after the other, training only{limit}"
 
     def _disk(self) -> str:
         budget = f", budget {self.study.budgets.disk_gib:g} GiB" if self.study.budgets.disk_gib else ""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from helpers.data.text_size import TokenCounts, count_tokens
-from helpers.display import PlainTextMixin, duration_text, html_table, size_text
+from helpers.display import PlainTextMixin, duration_range, html_table, size_text
 from helpers.model import check_shape
 from helpers.settings import SettingsError, TrainingSettings, describe_without_effect
 from helpers.training import processes
@@ -348,8 +348,7 @@ def plan_run(
 
 
 def _range(seconds: tuple[float, float]) -> str:
-    shortest, longest = seconds
-    return "less than 1 s" if longest < 1 else f"{duration_text(shortest)} to {duration_text(longest)}"
+    return "less than 1 s" if seconds[1] < 1 else duration_range(*seconds)
 
 
 def limited_to_text(settings: TrainingSettings, train_tokens: int) -> TrainingSettings:
