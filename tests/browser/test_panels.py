@@ -405,6 +405,23 @@ def test_a_panel_fits_the_page_in_both_themes(notebooks, name, theme, width):
         shown.choose("preset", "rtx-4070-ti")
         shown.panel.get_by_text(GPT2_TAKES).wait_for()
         assert shown.row("preset").locator("select").input_value() == "rtx-4070-ti"
+    if name == "04":  # a finished text of each model, for the picture in the guide
+        shown.type("prompt", "The Fox and the")
+        shown.type("seed", "42")
+        shown.move("temperature", "1.00")
+        shown.button("Generate").evaluate(  # ends when the button is enabled again
+            """button => new Promise(end => {
+                let hasBegun = false;
+                new MutationObserver((_, observer) => {
+                    hasBegun ||= button.disabled;
+                    if (!hasBegun || button.disabled) return;
+                    observer.disconnect();
+                    end();
+                }).observe(button, {attributes: true});
+                button.click();
+            })"""
+        )
+        shown.move("look at token", "6")
     notebook.page.wait_for_timeout(400)
     notebook.picture(f"panel-{name}-{theme.split()[1].lower()}-{width}", shown.panel)
     assert not scrolls_sideways(notebook.page)
