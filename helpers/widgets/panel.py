@@ -133,9 +133,22 @@ class Panel:
         # A browser also reports a value that it only rounded: nobody moved that control.
         if self._is_filling or has_value(self.controls[name], self._values[name]):
             return
+        if self.is_locked:
+            self._refuse_late_change(name)
+            return
         self._values[name] = get_value(self.controls[name])
         self._on_user_change(name)
         self.refresh()
+
+    def _refuse_late_change(self, name: str) -> None:
+        """Set a control back to the value that the background work began with.
+
+        While the kernel is busy, a browser keeps the last value of a moved control, but sends a click at once. So the
+        kernel may see a button pressed first and the value afterwards.
+        """
+        late, used = get_value(self.controls[name]), self._values[name]
+        set_value(self.controls[name], used)
+        self.say(f"{name} = {late!r} arrived after the start, which used {name} = {used!r}.")
 
     def _on_user_change(self, name: str) -> None:
         """React to a control that a person moved, before the panel is refreshed."""

@@ -134,7 +134,9 @@ class TrainingPanel(Panel):
             self._commands.value = f"<div class='course-note'>Written: {html.escape(str(path))}{lines}</div>"
 
     def _choose_preset(self, change: Any) -> None:
-        if change.new == _FROM_CELL:
+        if self.is_locked:  # chosen too late, as in `_refuse_late_change`
+            self.preset.value = _BY_HAND
+        elif change.new == _FROM_CELL:
             self.fill(self._start.model_dump())
         elif change.new != _BY_HAND:
             self.fill(TrainingSettings.from_preset(change.new).model_dump())

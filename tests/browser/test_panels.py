@@ -8,6 +8,7 @@ import sysconfig
 
 import pytest
 import yaml
+from playwright.sync_api import TimeoutError
 
 from helpers.course import find_notebook
 from helpers.display import GIB
@@ -77,8 +78,12 @@ class Shown:
         # Only the end of the name: the character of an icon may be in front of it.
         return self.panel.get_by_role("button", name=re.compile(f"{name}$"))
 
-    def wait_for_status(self, pattern):
-        self.panel.locator(".course-status", has_text=re.compile(pattern)).first.wait_for()
+    def wait_for_status(self, pattern, seconds=90):
+        status = self.panel.locator(".course-status")
+        try:
+            status.filter(has_text=re.compile(pattern)).first.wait_for(timeout=1000 * seconds)
+        except TimeoutError as error:
+            raise AssertionError(f"{pattern!r} is not in {status.all_inner_texts()}") from error
 
 
 def is_hacked(page):
@@ -302,6 +307,7 @@ def test_a_run_can_be_started_stopped_and_resumed(notebooks, lab):
     shown.type("run", "by-button")
     shown.move("num_train_epochs", "0.3")
     shown.wait_for_status("run by-button: not started")
+    shown.panel.get_by_text("for num_train_epochs = 0.3").wait_for()
     shown.button("Start").click()
     shown.wait_for_status(r"step \d+ of \d+")
     assert shown.row("run").locator("input").is_disabled(), "the panel is locked"
@@ -312,8 +318,7 @@ def test_a_run_can_be_started_stopped_and_resumed(notebooks, lab):
     assert shown.row("run").locator("input").is_enabled()
     assert any((lab.runs / "by-button/checkpoints").glob("checkpoint-*"))
     shown.button("Resume").click()
-    shown.page.wait_for_timeout(300)
-    shown.panel.get_by_text(re.compile("run by-button: finished")).wait_for(timeout=300_000)
+    shown.wait_for_status("run by-button: finished", seconds=300)
     assert (lab.runs / "by-button/model/model.safetensors").exists()
     assert shown.button("Start").is_disabled(), "a finished run is not trained again"
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -67,6 +68,21 @@ def test_background_work_locks_the_panel_and_ends_with_its_message(panel):
     assert not panel.is_locked
     assert not panel.controls["seed"].disabled
     assert "Done &amp; saved." in panel._message.value
+
+
+def test_a_value_that_arrives_after_the_start_is_set_back_and_named(panel):
+    epochs, go = panel.controls["num_train_epochs"], threading.Event()
+    late = {"index": epochs.options.index(0.3)}  # as a browser sends it
+    panel.run_in_background(lambda: go.wait(60) and "")
+    epochs.set_state(late)
+    panel.preset.set_state({"index": panel.preset.options.index("guide")})
+    shown = epochs.value, panel.settings, panel.preset.value, panel._message.value
+    go.set()
+    panel.thread.join()
+    sentence = "num_train_epochs = 0.3 arrived after the start, which used num_train_epochs = 1.5."
+    assert shown == (1.5, TrainingSettings(), "moved by hand", f"<div class='course-note'>{sentence}</div>")
+    epochs.set_state(late)
+    assert panel.settings.num_train_epochs == 0.3
 
 
 @pytest.mark.parametrize(
