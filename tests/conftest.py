@@ -105,6 +105,17 @@ def tokenizer():
 
 
 @pytest.fixture(scope="session")
+def chat_tokenizer():
+    """Return the pocket model's tokenizer as a run on chat data has it."""
+    from helpers.data.sources.chat import TEMPLATES
+    from helpers.model import load_tokenizer
+
+    tokenizer = load_tokenizer("pocket")
+    tokenizer.chat_template = TEMPLATES["roles"].jinja
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
 def sampling_settings() -> EvaluationSettings:
     """Return settings for one short sample of a fable from the pocket model."""
     return EvaluationSettings(prompt="The Fox and the", max_new_tokens=30, num_return_sequences=1)

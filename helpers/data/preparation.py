@@ -125,6 +125,7 @@ def _write(settings: DataSettings, key: dict[str, Any], folder: Path) -> None:
         facts["model_sha256"] = model_hash(settings.model_name_or_path)
         facts["documents"] = source.choice._asdict() | {
             "is_continuous": staging.is_continuous,
+            "is_chat": source.is_chat,
             "median_tokens": int(np.median(staging.n_tokens)) if len(staging.n_tokens) else 0,
         }
         facts |= write_parts(staging, split.part, settings, folder)

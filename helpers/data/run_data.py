@@ -7,6 +7,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from helpers.data.sources import check_source, source_hash
+from helpers.data.sources.chat import TEMPLATES
 from helpers.display import MIB, first_line
 from helpers.files import read_json
 from helpers.model import check_model_name, load_tokenizer, model_hash
@@ -63,9 +64,17 @@ def open_prepared(run: str) -> PreparedData:
 
 
 def load_run_tokenizer(settings: DataSettings) -> "PreTrainedTokenizerBase":
-    """Load the tokenizer of a prepared run: the one trained on its text, or its model's."""
-    own = run_folder(settings.run) / "data" / "tokenizer"
-    return load_tokenizer(str(own) if settings.tokenizer == "train" else settings.model_name_or_path)
+    """Load the tokenizer of a prepared run: the one trained on its text, or its model's.
+
+    If the text is chat data, the tokenizer has their template, so `apply_chat_template` writes what the model learned.
+    """
+    folder = run_folder(settings.run) / "data"
+    own = settings.tokenizer == "train"
+    tokenizer = load_tokenizer(str(folder / "tokenizer") if own else settings.model_name_or_path)
+    path = folder / "data.json"
+    if path.exists() and read_json(path).get("documents", {}).get("is_chat"):  # data of an earlier version do not say
+        tokenizer.chat_template = TEMPLATES[settings.chat_template].jinja
+    return tokenizer
 
 
 def refuse_missing(values: Mapping[str, Any]) -> None:

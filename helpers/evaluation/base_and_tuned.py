@@ -21,7 +21,7 @@ from datasets import Dataset
 from helpers.data.in_memory import dialogues, load_documents
 from helpers.data.run_data import load_run_tokenizer, name_general_source, open_prepared
 from helpers.data.sources import Source, public_name
-from helpers.data.sources.chat import Dialogue
+from helpers.data.sources.chat import Dialogue, as_question, question_frame
 from helpers.display import PlainTextMixin, cut, html_table, metric_text
 from helpers.evaluation import record
 from helpers.evaluation.copying import CopyReport, search_training_text
@@ -293,21 +293,32 @@ def measure_published_protocol(settings: EvaluationSettings) -> list[dict[str, A
 
 
 def fill_prompt(settings: EvaluationSettings) -> EvaluationSettings:
-    """Return the settings with a prompt; if none is set, it is the first words of the run's first test document."""
-    if settings.prompt:
-        return settings
+    """Return the settings with a prompt; if none is set, it is the first words of the run's first test document.
+
+    For a model of chat data, the prompt is a question, written as in the data; by default the first one of the test.
+    """
     tokenizer = load_run_tokenizer(read_run_settings(settings.run))
-    text = open_prepared(settings.run).documents["test"][0]["text"]
-    return settings.model_copy(update={"prompt": opening(text, tokenizer, n_words=5)})  # about as long as a title
+    prompt = as_question(settings.prompt, tokenizer)
+    if not prompt:
+        text = open_prepared(settings.run).documents["test"][0]["text"]
+        prompt = opening(text, tokenizer, n_words=5)  # about as long as a title
+    return settings.model_copy(update={"prompt": prompt})
 
 
 def opening(text: str, tokenizer: "PreTrainedTokenizerBase", *, n_words: int) -> str:
-    """Return a text's first words, at most 64 tokens: in scripts without spaces a "word" can be a whole paragraph."""
-    words = re.match(rf"\s*(?:\S+\s+){{0,{n_words - 1}}}\S*", text)[0].rstrip()
+    """Return a text's first words, or a conversation up to its first answer, without most of a very long question.
+
+    These are at most 64 tokens: in scripts without spaces a "word" can be a whole paragraph.
+    """
+    _, after = question_frame(tokenizer)
+    if after and after in text:
+        words = text[: text.index(after)]
+    else:
+        words, after = re.match(rf"\s*(?:\S+\s+){{0,{n_words - 1}}}\S*", text)[0].rstrip(), ""
     ids = tokenizer.encode(words[: 16 * _MAX_OPENING_TOKENS], verbose=False)  # few tokens have more than 16 characters
-    if len(ids) <= _MAX_OPENING_TOKENS:
-        return words
-    return _decode_beginning(ids[:_MAX_OPENING_TOKENS], tokenizer).rstrip()
+    if len(ids) > _MAX_OPENING_TOKENS:
+        words = _decode_beginning(ids[:_MAX_OPENING_TOKENS], tokenizer).rstrip()
+    return words + after
 
 
 def _decode_beginning(ids: Sequence[int], tokenizer: "PreTrainedTokenizerBase") -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from helpers.data.sources.chat import as_question
 from helpers.data.sources.documents import replace_lone_surrogates
 from helpers.model import on_device
 from helpers.settings import EvaluationSettings, SettingsError
@@ -25,7 +26,8 @@ class Candidate(NamedTuple):
 
 def encode_prompt(model: "GPT2LMHeadModel", tokenizer: "PreTrainedTokenizerBase", settings: EvaluationSettings) -> list:
     """Return the prompt's tokens; raise `SettingsError` if they and `max_new_tokens` exceed the model's positions."""
-    ids = tokenizer.encode(replace_lone_surrogates(settings.prompt), verbose=False) or [tokenizer.eos_token_id]
+    prompt = as_question(replace_lone_surrogates(settings.prompt), tokenizer)
+    ids = tokenizer.encode(prompt, verbose=False) or [tokenizer.eos_token_id]
     check_length(len(ids), settings.max_new_tokens, model.config.n_positions)
     return ids
 

@@ -96,8 +96,10 @@ class DemoServer:
 
     def page(self) -> str:
         """Return the page's HTML."""
-        model, _ = self._models["tuned"]
-        return served_page(self._run, list(self._models), note=self.note, n_positions=model.config.n_positions)
+        model, tokenizer = self._models["tuned"]
+        return served_page(
+            self._run, list(self._models), note=self.note, n_positions=model.config.n_positions, tokenizer=tokenizer
+        )
 
     def start(self, values: dict[str, Any]) -> Generator[dict[str, str]]:
         """Check a request; return a generator of growing continuations, one model after the other.

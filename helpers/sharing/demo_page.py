@@ -10,8 +10,9 @@ import json
 import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from helpers.data.sources.chat import question_frame
 from helpers.display import Html
 from helpers.evaluation import load_tuned
 from helpers.files import fill_template, write_atomically
@@ -19,6 +20,9 @@ from helpers.paths import ASSETS
 from helpers.schema import bounds
 from helpers.settings import EvaluationSettings, SettingsError, read_run_settings, run_folder
 from helpers.sharing.export import BYTES_PER_WEIGHT, export_model, sampling_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 SAMPLING = ("temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens", "seed")
 _SLIDER_MAXIMA = {"temperature": 2, "top_k": 200, "repetition_penalty": 2}  # of a slider; the settings allow more
@@ -30,14 +34,16 @@ _STATIC_CSP = (
 )
 
 
-def served_page(run: str, models: Sequence[str], *, note: str, n_positions: int) -> str:
+def served_page(
+    run: str, models: Sequence[str], *, note: str, n_positions: int, tokenizer: "PreTrainedTokenizerBase"
+) -> str:
     """Return the page that gets the answers of some models from its server and shows them side by side.
 
     The note is shown under the title; `n_positions` is the maximum number of tokens of prompt and answer.
     """
     return _page(
-        run, models, note=note, n_positions=n_positions, names=SAMPLING, policy=_SERVER_CSP, engine="server_engine.js",
-        data={},
+        run, models, note=note, n_positions=n_positions, frame=question_frame(tokenizer), names=SAMPLING,
+        policy=_SERVER_CSP, engine="server_engine.js", data={},
     )  # fmt: skip
 
 
@@ -54,22 +60,24 @@ def write_static_page(run: str, folder: Path) -> Path:
     path = folder / "index.html"
     if path.exists() and b'id="wasm"' not in path.read_bytes():
         raise SettingsError(f"{path} already exists and is not a page of this command: name another folder.")
-    n_bytes = load_tuned(run)[0].num_parameters() * BYTES_PER_WEIGHT["gguf-q8_0"]
+    tuned, tokenizer = load_tuned(run)
+    n_bytes = tuned.num_parameters() * BYTES_PER_WEIGHT["gguf-q8_0"]
     if n_bytes > _LARGEST_MODEL_BYTES:
         raise SettingsError(
             f"The model of run {run!r} has {n_bytes / 2**20:.0f} MiB in q8_0, and a page holds at most "
             f"{_LARGEST_MODEL_BYTES // 2**20}: use `demo` without --static, or `export` it for llama.cpp."
         )
     model = export_model(run, to="gguf", gguf_type="q8_0").weights_file.read_bytes()
-    config = json.loads((run_folder(run) / "model" / "config.json").read_text(encoding="utf-8"))
-    facts = {"model": "tuned", "n_positions": config["n_positions"]}
+    n_positions, frame = tuned.config.n_positions, question_frame(tokenizer)
+    facts = {"model": "tuned", "n_positions": n_positions, "frame": frame}
     wllama = ASSETS / "wllama"
     page = _page(
         run,
         ["tuned"],
         note=f"This page holds the model ({len(model) / 1e6:.1f} MB) and runs it in your browser. "
         "Nothing you type leaves it.",
-        n_positions=config["n_positions"],
+        n_positions=n_positions,
+        frame=frame,
         names=[name for name in SAMPLING if name != "seed"],  # wllama uses its own seed
         policy=_STATIC_CSP,
         engine="browser_engine.js",
@@ -116,8 +124,8 @@ def card_html(text: str) -> str:
 
 
 def _page(
-    run: str, models: Sequence[str], *, note: str, n_positions: int, names: Sequence[str], policy: str, engine: str,
-    data: Mapping[str, str],
+    run: str, models: Sequence[str], *, note: str, n_positions: int, frame: tuple[str, str], names: Sequence[str],
+    policy: str, engine: str, data: Mapping[str, str],
 ) -> str:  # fmt: skip
     card, sampling = run_folder(run) / "model" / "README.md", sampling_of(run)
     nonce = secrets.token_urlsafe()  # the browser runs only scripts with this nonce
@@ -129,7 +137,8 @@ def _page(
         "demo/page.html",
         title=run,
         note=note,
-        prompt=sampling.prompt or "The",
+        label="Question" if frame[1] else "Text to continue",
+        prompt=sampling.prompt.removesuffix(frame[1]).removeprefix(frame[0]) or "The",
         models=models,
         controls=controls(sampling, names, n_positions=n_positions),
         card=Html(card_html(card.read_text(encoding="utf-8")) if card.exists() else ""),

@@ -81,6 +81,8 @@ def write_gguf(
         writer.add_sampling_penalty_repeat(sampling.repetition_penalty)
         writer.add_sampling_penalty_last_n(config.n_positions)  # the whole context, as in transformers
     _add_tokenizer(writer, tokenizer, config.vocab_size)
+    if tokenizer.chat_template:
+        writer.add_chat_template(tokenizer.chat_template)
     names = _gguf_names(model)
     for weight, tensor in model.state_dict().items():
         if weight == "lm_head.weight" and config.tie_word_embeddings:

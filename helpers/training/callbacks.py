@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
+from helpers.data.sources.chat import as_question
 from helpers.display import MIB
 from helpers.files import make_weights_readable
 from helpers.settings import SettingsError, TrainingSettings
@@ -104,7 +105,7 @@ class _History(TrainerCallback):
         if state.is_world_process_zero and self.sample_prompt:
             half = torch.bfloat16 if args.bf16 else torch.float16  # with an adapter, the frozen weights may be halves
             with torch.autocast(model.device.type, half, enabled=args.bf16 or args.fp16):
-                text = _greedy_sample(model, self.tokenizer, self.sample_prompt)
+                text = _greedy_sample(model, self.tokenizer, as_question(self.sample_prompt, self.tokenizer))
             state.log_history.append({"step": state.global_step, "sample": text})
             self.file.write(state.log_history)
 

@@ -40,6 +40,7 @@ def card_text(settings: TrainingSettings, data_facts: dict[str, Any], evaluation
         base=base,
         source=source,
         evaluation=evaluation,
+        is_chat=data_facts.get("documents", {}).get("is_chat"),
         part_rows=[(name, f"{p['documents']:,}", f"{p['bytes']:,}", f"`{p['sha256']}`") for name, p in parts.items()],
         copying_rows=[
             [f"{v:.3g}" if isinstance(v, float) else "" if v is None else v for v in row.values()]

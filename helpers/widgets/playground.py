@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import ipywidgets as w
 
+from helpers.data.sources.chat import as_question, question_frame
 from helpers.display import BLUE, ORANGE
 from helpers.evaluation.sampling import candidates, encode_prompt, next_logits, sample_tokens
 from helpers.model import describe_prompt
@@ -33,7 +34,9 @@ class Playground(Panel):
         tokenizer: "PreTrainedTokenizerBase",
         settings: EvaluationSettings,
     ) -> None:
-        super().__init__(settings, _NAMES)
+        before, after = question_frame(tokenizer)  # of a chat model; its control shows only the question
+        question = settings.prompt.removesuffix(after).removeprefix(before)
+        super().__init__(settings.model_copy(update={"prompt": question}), _NAMES)
         # Two colours, so at most two columns: further models are left out.
         self.columns = {
             name: _Column(name, model, tokenizer, colour)
@@ -94,8 +97,8 @@ class Playground(Panel):
             if not column.prompt:
                 column.start(settings)
             column.show(settings, min(self.token_slider.value - 1, max(0, len(column.tokens) - 1)))
-        if note := describe_prompt(settings.prompt):
-            self.say(note)
+            if note := describe_prompt(as_question(settings.prompt, column.tokenizer)):
+                self.say(note)
 
     def _summary(self) -> str:
         columns = [

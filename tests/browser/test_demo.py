@@ -1,11 +1,13 @@
 """The demo page in a real browser: served by this machine, and opened from a file without any server."""
 
+import json
 import re
 import shutil
 import time
 
 import pytest
 
+from helpers.data.sources.chat import as_question, question_frame
 from helpers.files import environment_variables
 from helpers.settings import TrainingSettings
 from helpers.sharing import demo
@@ -155,7 +157,7 @@ def test_the_page_fits_a_phone_in_dark_mode(open_page, server):
     assert max(map(int, re.findall(r"\d+", background)[:3])) < 60
 
 
-def test_the_static_page_generates_without_a_server(open_page, run, tmp_path):
+def test_the_static_page_generates_without_a_server(open_page, run, chat_tokenizer, tmp_path):
     from helpers.model import load_tokenizer
     from helpers.sharing import write_static_page
 
@@ -170,7 +172,13 @@ def test_the_static_page_generates_without_a_server(open_page, run, tmp_path):
     n_tokens = len(load_tokenizer("pocket").encode(text.removeprefix(EVIL)))
     assert 0 < n_tokens <= 26  # fewer than requested if it draws the end of text
     assert page.evaluate("() => window.hacked") is None
-    page.fill("#prompt", "fox " * 300)
-    page.click("#start")
-    page.wait_for_function("() => /together at most 256/.test(document.querySelector('#status.error')?.textContent)")
     picture(page, "demo-static")
+    html, frame = path.read_text(encoding="utf-8"), json.dumps(question_frame(chat_tokenizer))
+    path.write_text(html.replace('"frame": ["", ""]', f'"frame": {frame}'), encoding="utf-8")
+    page = open_page(path.as_uri(), offline=True)
+    asked = as_question(long := "fox " * 300, chat_tokenizer)
+    for prompt in (long, asked):
+        page.fill("#prompt", prompt)
+        page.click("#start")
+        too_long = f"The prompt has {len(chat_tokenizer.encode(asked))} tokens and .* together at most 256"
+        page.locator("#status.error", has_text=re.compile(too_long)).wait_for()

@@ -1,5 +1,6 @@
 import json
 import math
+import re
 import shutil
 from types import SimpleNamespace
 
@@ -271,7 +272,20 @@ def test_an_unset_prompt_becomes_the_opening_of_a_test_document(tiny_run):
     filled = fill_prompt(SETTINGS.model_copy(update={"prompt": ""}))
     first = open_prepared("tiny").documents["test"][0]["text"]
     assert filled.prompt == " ".join(first.split()[:5])
-    assert fill_prompt(SETTINGS) is SETTINGS
+    assert fill_prompt(SETTINGS) == SETTINGS
+
+
+def test_a_chat_models_prompt_is_a_question(chat_tokenizer, monkeypatch):
+    monkeypatch.setattr(base_and_tuned, "load_run_tokenizer", lambda _: chat_tokenizer)
+    monkeypatch.setattr(base_and_tuned, "read_run_settings", lambda _: None)
+    filled = fill_prompt(SETTINGS.model_copy(update={"prompt": "Who drank all of the water in the well?"}))
+    assert filled.prompt == "User: Who drank all of the water in the well?\n\nAssistant:"
+    conversation = f"{filled.prompt} The fox.\n\nUser: Why?\n\nAssistant: Thirst."
+    assert opening(conversation, chat_tokenizer, n_words=3) == filled.prompt
+    long = opening(f"User: {'fox ' * 100}\n\nAssistant: The fox.", chat_tokenizer, n_words=3)
+    assert re.fullmatch(r"User: (fox )+fo\w?\n\nAssistant:", long)
+    assert 64 <= len(chat_tokenizer.encode(long)) <= 64 + len(chat_tokenizer.encode("\n\nAssistant:"))
+    assert opening("No answer in it.", chat_tokenizer, n_words=2) == "No answer"
 
 
 @pytest.mark.parametrize(

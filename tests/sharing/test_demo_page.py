@@ -37,16 +37,27 @@ def test_html_in_a_model_card_is_escaped():
     assert 'href="javascript' not in html
 
 
-def test_a_prompt_and_a_note_are_escaped(run, runs):
+def test_a_prompt_and_a_note_are_escaped(run, runs, tokenizer):
     sampling = EvaluationSettings(run=run, prompt=EVIL)
     record.write_section(run, "speech", {"settings": sampling.model_dump(), "decodings": []})
-    page = served_page(run, ["base", "tuned"], note=EVIL, n_positions=64)
+    page = served_page(run, ["base", "tuned"], note=EVIL, n_positions=64, tokenizer=tokenizer)
     assert EVIL not in page
     assert page.count("&lt;script&gt;alert") == 2
     (nonce,) = set(re.findall(r"script-src 'nonce-([\w-]+)'", page))
     assert set(re.findall(r"<(?:script|style)[^>]*>", page)) == {
         f'<style nonce="{nonce}">', f'<script type="module" nonce="{nonce}">'
     }  # fmt: skip
+
+
+def test_the_page_of_a_chat_model_asks_for_a_question(run, runs, tokenizer, chat_tokenizer):
+    sampling = EvaluationSettings(run=run, prompt="User: Who drank?\n\nAssistant:")
+    record.write_section(run, "speech", {"settings": sampling.model_dump(), "decodings": []})
+    page = served_page(run, ["tuned"], note="", n_positions=64, tokenizer=chat_tokenizer)
+    assert '<label for="prompt">Question</label>' in page
+    assert ">Who drank?</textarea>" in page
+    assert '<label for="prompt">Text to continue</label>' in served_page(
+        run, ["tuned"], note="", n_positions=64, tokenizer=tokenizer
+    )
 
 
 def test_a_static_page_is_one_self_contained_file(run, tmp_path):

@@ -168,6 +168,17 @@ def test_without_the_gguf_package_the_error_names_the_install_command(tiny, tmp_
         write_gguf(tmp_path / "model.gguf", *tiny, name="test")
 
 
+def test_a_chat_models_template_is_in_the_file(tiny, chat_tokenizer, tmp_path):
+    from gguf import GGUFReader
+
+    model, tokenizer = tiny
+    for name, written in (("chat", chat_tokenizer), ("plain", tokenizer)):
+        write_gguf(tmp_path / f"{name}.gguf", model, written, name="test")
+    chat, plain = (GGUFReader(tmp_path / f"{name}.gguf").fields for name in ("chat", "plain"))
+    assert chat["tokenizer.chat_template"].contents() == chat_tokenizer.chat_template
+    assert "tokenizer.chat_template" not in plain
+
+
 def test_the_sampling_settings_are_in_the_file(tiny, tmp_path):
     from gguf import GGUFReader
 

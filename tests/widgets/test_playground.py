@@ -28,6 +28,16 @@ def test_both_models_are_streamed_token_by_token(playground, model, tokenizer, s
     assert "drawn</b>" in playground.columns["base"].bars.value
 
 
+def test_a_chat_model_is_asked_the_question_that_its_control_shows(model, chat_tokenizer, sampling_settings):
+    asked = "User: Who drank?\n\nAssistant:"
+    shown = Playground({"tuned": model}, chat_tokenizer, sampling_settings.model_copy(update={"prompt": asked}))
+    assert shown.controls["prompt"].value == "Who drank?"
+    assert chat_tokenizer.decode(shown.columns["tuned"].prompt) == asked
+    shown.controls["prompt"].value = "And then? "
+    assert chat_tokenizer.decode(shown.columns["tuned"].prompt) == "User: And then?\n\nAssistant:"
+    assert shown._message.value == ""
+
+
 def test_stop_ends_generation_after_the_current_token(playground):
     playground.fill({"max_new_tokens": 200})
     stop_at_five = playground.columns["base"].text

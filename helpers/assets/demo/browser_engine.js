@@ -26,7 +26,9 @@ const engine = {
     await llama.loadModel([new Blob([bytes("model")])], { n_ctx: facts.n_positions, n_threads: 1 });
   },
   run: async (values, show, signal) => {
-    const prompt = values.prompt || "<|endoftext|>";
+    const [before, after] = facts.frame;  // of a question to a chat model
+    const isQuestion = values.prompt && after && !values.prompt.trim().endsWith(after);
+    const prompt = (isQuestion ? before + values.prompt.trim() + after : values.prompt) || "<|endoftext|>";
     const used = (await llama.tokenize(prompt, true)).length;
     if (used + values.max_new_tokens > facts.n_positions) {
       throw new Error(`The prompt has ${used} tokens and max_new_tokens is ${values.max_new_tokens}: together at most ` +

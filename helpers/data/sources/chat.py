@@ -4,13 +4,17 @@ Supported: a column of messages with `role` and `content` (or `from` and `value`
 `completion`, or `instruction`, `input` and `output`.
 """
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate, pairwise
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from helpers.data.sources.documents import remove_markers, replace_lone_surrogates
 from helpers.display import cut
 from helpers.settings import SettingsError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 MESSAGE_COLUMNS = ("messages", "conversations", "conversation")
 _COLUMN_PAIRS = (
@@ -31,6 +35,17 @@ class Template(NamedTuple):
     before: str
     after: str
     between: str
+
+    @property
+    def jinja(self) -> str:
+        """The same form as a tokenizer's `chat_template`."""
+        headers, before, after, between = map(json.dumps, self)
+        return (
+            f"{{% set headers = {headers} %}}{{% for message in messages %}}"
+            f"{{% if not loop.first %}}{{{{ {between} }}}}{{% endif %}}"
+            f"{{{{ headers[message['role']] + {before} + message['content'].strip() + {after} }}}}{{% endfor %}}"
+            f"{{% if add_generation_prompt %}}{{{{ {between} + headers['assistant'] }}}}{{% endif %}}"
+        )
 
 
 TEMPLATES = {
@@ -96,6 +111,27 @@ def render_chat(messages: Sequence[Mapping[str, Any]], template: str = "roles") 
         else:
             pieces[-1] += body
     return Dialogue("".join(pieces), accumulate(map(len, pieces[:-1])))
+
+
+def question_frame(tokenizer: "PreTrainedTokenizerBase") -> tuple[str, str]:
+    """Return what precedes and follows a question in a conversation; ('', '') without one of `TEMPLATES`."""
+    for template in TEMPLATES.values():
+        if tokenizer.chat_template == template.jinja:
+            before = template.headers["user"] + template.before
+            return before, template.after + template.between + template.headers["assistant"]
+    return "", ""
+
+
+def as_question(prompt: str, tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Return a prompt as a chat model reads it: as the user's message, up to where the answer begins.
+
+    Unchanged are an empty prompt, a prompt that already ends there, and any prompt of another tokenizer.
+    """
+    before, after = question_frame(tokenizer)
+    if not prompt or not after:
+        return prompt
+    text = remove_markers(prompt).strip()
+    return text if text.endswith(after) else before + text + after
 
 
 def _read_message(message: Any) -> tuple[str, str]:

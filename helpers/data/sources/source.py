@@ -58,7 +58,7 @@ class Source:
         self.is_continuous = False
         self._choices: dict[bool, Choice] = {}  # for tables (True) and texts (False): what separates documents
         self._n_columns = self._n_texts = 1
-        self._is_chat = False
+        self.is_chat = False
         self._notes: dict[str, dict[str, None]] = {}  # a sentence -> the files it is about ('' if none)
         self._notes_on_rows: list[str] = []
         self._advance: Callable[[int], None] | None = None
@@ -218,7 +218,7 @@ class Source:
         """Return the texts of a table's rows."""
         self._n_columns = len(table.columns)
         if columns := chat_columns(table.columns, self.settings.text_column):
-            self._is_chat = True
+            self.is_chat = True
             self.note(f"each row is a conversation, from the columns {list(columns)}.", file=table.name)
             return (self._conversation(row, columns, table.name) for row in rows_of_one_part(table, columns))
         column = find_text_column(table, self.settings.text_column)
@@ -257,7 +257,7 @@ class Source:
         return split(pieces, separator, name=stream.name)
 
     def _choose(self, rows: Sequence[str], *, is_table: bool) -> Choice:
-        if is_table and self._is_chat:
+        if is_table and self.is_chat:
             if self.settings.document_separator not in ("auto", "row", "line"):
                 raise SettingsError("Each row of chat data is a conversation: leave document_separator at 'auto'.")
             return Choice("row", "each row is a conversation")

@@ -8,8 +8,9 @@ from datasets import Dataset
 
 from helpers.data.in_memory import load_documents, token_blocks
 from helpers.data.preparation import prepare
+from helpers.data.run_data import load_run_tokenizer
 from helpers.data.sources import Source
-from helpers.data.sources.chat import TEMPLATES, Dialogue, render_chat
+from helpers.data.sources.chat import TEMPLATES, Dialogue, as_question, question_frame, render_chat
 from helpers.data.tokens import TokenStream
 from helpers.evaluation.scoring import score
 from helpers.model import load_tokenizer
@@ -44,6 +45,31 @@ def test_a_dialogue_has_the_tokens_of_its_text_and_its_end_is_learned(template):
     learned = tokenizer.decode(ids[: len(once)][~is_prompt[: len(once)]])
     assert ANSWER in learned
     assert ASK not in learned
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_a_tokenizers_chat_template_writes_what_the_model_learned(template, tmp_path):
+    tokenizer = load_tokenizer("pocket")
+    tokenizer.chat_template = TEMPLATES[template].jinja
+    tokenizer.save_pretrained(tmp_path)
+    tokenizer = load_tokenizer(str(tmp_path))
+    for messages in (CHAT[:1], CHAT[:3], CHAT):
+        assert tokenizer.apply_chat_template(messages, tokenize=False) == render_chat(messages, template)
+    asked = tokenizer.apply_chat_template(CHAT[:2], tokenize=False, add_generation_prompt=True)
+    assert asked == render_chat(CHAT[:3], template).segments[0][0]
+    question = tokenizer.apply_chat_template(CHAT[1:2], tokenize=False, add_generation_prompt=True)
+    before, after = question_frame(tokenizer)
+    assert question == before + ASK + after
+    assert as_question(f" {ASK}<|endoftext|>\n", tokenizer) == question
+    assert as_question(question, tokenizer) == question
+    assert as_question("", tokenizer) == ""
+
+
+def test_a_prompt_for_any_other_tokenizer_is_unchanged():
+    tokenizer = load_tokenizer("pocket")  # its own, because it is changed
+    assert as_question(f" {ASK}", tokenizer) == f" {ASK}"
+    tokenizer.chat_template = "{{ messages[0]['content'] }}"  # somebody else's
+    assert (question_frame(tokenizer), as_question(ASK, tokenizer)) == (("", ""), ASK)
 
 
 def test_a_dialogue_without_an_answer_ends_in_a_prompt_and_one_without_a_prompt_has_none():
@@ -169,6 +195,30 @@ def test_only_completions_and_their_ends_have_labels(chat_settings):
     assert (labels == tokenizer.eos_token_id).sum() > facts["documents"] / 2
     by_hand, _ = token_blocks(data.documents["train"], tokenizer, 32)
     assert (by_hand.with_format("numpy")["labels"][:] == labels).all()
+
+
+def test_the_tokenizer_of_a_run_has_its_chat_datas_template(chat_settings, text_file):
+    settings = chat_settings.model_copy(update={"chat_template": "alpaca", "train_on": "all"})
+    prepare(settings)
+    assert question_frame(load_run_tokenizer(settings)) == ("### Instruction:\n", "\n\n### Response:")
+    plain = settings.model_copy(update={"run": "plain", "source": str(text_file)})
+    prepare(plain)
+    assert load_run_tokenizer(plain).chat_template is None
+
+
+def test_a_trained_chat_model_takes_messages(chat_settings):
+    from transformers import pipeline
+
+    from helpers.settings import TrainingSettings
+    from helpers.training.fine_tuning import fine_tune
+
+    run = fine_tune(TrainingSettings(**chat_settings.model_dump(), num_train_epochs=0.1, sample_prompt=ASK))
+    sample = next(row["sample"] for row in run.history if "sample" in row)
+    assert sample.startswith(f"User: {ASK}\n\nAssistant:")
+    speak = pipeline("text-generation", model=str(run.folder / "model"))
+    question, answer = speak(CHAT[1:2], max_new_tokens=3)[0]["generated_text"]
+    assert (question, answer["role"]) == (CHAT[1], "assistant")
+    assert '[{"role": "user"' in (run.folder / "model/README.md").read_text(encoding="utf-8")
 
 
 def test_a_score_counts_only_completions(tiny):
