@@ -290,7 +290,9 @@ class TrainingSettings(DataSettings):
         0, "stop after this many validations without a better loss and keep the best model; 0: never",
         ge=0, le=1000, unit="validations", log_from=1,
     )  # fmt: skip
-    sample_prompt: str = setting("The", "continued after each validation; empty: no sample", max_length=1000)
+    sample_prompt: str = setting(
+        "The", "continued (by a chat model: answered) after each validation; empty: no sample", max_length=1000
+    )
     report_to: Literal["none", "tensorboard"] = setting("none", "where else the history is logged")
 
     @model_validator(mode="after")
@@ -330,7 +332,9 @@ class EvaluationSettings(RunSettings):
 
     stride: int = setting(128, "tokens scored per window", ge=1, le=1024, unit="tokens")
     per_device_eval_batch_size: int = setting(8, "windows per forward pass", ge=1, le=1024, unit="windows", log_from=1)
-    prompt: str = setting("", "text that both models continue; empty: the first words of a test document")
+    prompt: str = setting(
+        "", "text that both models continue, or a question to a chat model; empty: from a test document"
+    )
     max_new_tokens: int = setting(160, "maximum length of a sample", ge=1, le=1000, unit="tokens")
     num_return_sequences: int = setting(2, "samples for each prompt", ge=1, le=64)
     temperature: Annotated[float, AfterValidator(_check_temperature)] = setting(

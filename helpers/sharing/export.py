@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from helpers.data import open_prepared
 from helpers.data.in_memory import dialogues
-from helpers.data.sources.chat import Dialogue
+from helpers.data.sources.chat import Dialogue, find_template
 from helpers.display import MIB, PlainTextMixin, first_line, size_text
 from helpers.evaluation import load_tuned, score
 from helpers.evaluation.record import read_section
@@ -99,14 +99,15 @@ def export_model(run: str, *, to: Format = "gguf", gguf_type: GgufType = "f16") 
         if to == "gguf":
             file = f"{run}-{gguf_type}.gguf"
             write_gguf(new / file, model, tokenizer, name=run, gguf_type=gguf_type, sampling=sampling_of(run))
-            _write_from_template(new, "Modelfile", run, model, file=file)
+            _write_from_template(new, "Modelfile", run, (model, tokenizer), file=file)
         else:
             file = "model.safetensors"
             with quiet():
                 copy.deepcopy(model).half().save_pretrained(new)
             tokenizer.save_pretrained(new)
         export = _measure(run, new, kind, file, (model, tokenizer))
-        _write_from_template(new, "README.md", run, model, file=file, export=export, size=_size(new / file))
+        size = _size(new / file)
+        _write_from_template(new, "README.md", run, (model, tokenizer), file=file, export=export, size=size)
     return replace(export, folder=folder)
 
 
@@ -171,8 +172,11 @@ def _measure(
     return Export(folder, kind, export_score.perplexity, run_score.perplexity, protocol)
 
 
-def _write_from_template(folder: Path, name: str, run: str, model: "GPT2LMHeadModel", **values: object) -> None:
-    """Fill in the template of a Modelfile or README."""
+def _write_from_template(
+    folder: Path, name: str, run: str, pair: "tuple[GPT2LMHeadModel, PreTrainedTokenizerBase]", **values: object
+) -> None:
+    """Fill in the template of a Modelfile or README, for a model and its tokenizer."""
+    model, tokenizer = pair
     template = "export_readme.md" if name == "README.md" else name
     text = fill_template(
         f"templates/{template}",
@@ -182,6 +186,7 @@ def _write_from_template(folder: Path, name: str, run: str, model: "GPT2LMHeadMo
         sampling=sampling_of(run),
         repeat_last_n=_REPEAT_LAST_N,
         end_of_text="<|endoftext|>",
+        chat=find_template(tokenizer),
         **values,
     )
     write_atomically(folder / name, text)

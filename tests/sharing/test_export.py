@@ -42,7 +42,23 @@ def test_a_gguf_export_contains_what_ollama_and_llama_cpp_need(evaluated, runs):
     assert "-m tiny-f16.gguf" in commands
     assert "--temp 0.75 --top-k 40" in commands
     assert "fox" not in commands, "a prompt about fables does not suit other text"
-    assert "answers only if it was trained on conversations" in readme, "this run may have been"
+    assert "does not answer questions" in readme
+
+
+def test_the_export_of_a_chat_model_writes_messages_as_in_its_data(run, runs, chat_tokenizer):
+    (runs / run / "model/chat_template.jinja").write_text(chat_tokenizer.chat_template)
+    folder = export_model(run).folder
+    modelfile, readme = ((folder / name).read_text(encoding="utf-8") for name in ("Modelfile", "README.md"))
+    template = (
+        '{{ range $index, $message := .Messages }}{{ if $index }}\n\n{{ end }}{{ if eq .Role "system" }}System:'
+        '{{ else if eq .Role "user" }}User:{{ else }}Assistant:{{ end }} {{ .Content }}{{ end }}\n\nAssistant:'
+    )
+    assert f'TEMPLATE """{template}"""\n' in modelfile
+    assert 'PARAMETER stop "User:"' in modelfile
+    assert 'ollama run tiny "Why?"\nllama-cli -m tiny-f16.gguf --jinja -n 160' in readme
+    assert "was trained on conversations" in readme
+    snippet = (export_model(run, to="safetensors-fp16").folder / "README.md").read_text(encoding="utf-8")
+    assert '[{"role": "user", "content": "Why?"}], max_new_tokens=50' in snippet
 
 
 def test_the_loss_is_measured_on_the_weights_in_the_file(run):

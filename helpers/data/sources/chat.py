@@ -37,6 +37,11 @@ class Template(NamedTuple):
     between: str
 
     @property
+    def frame(self) -> tuple[str, str]:
+        """What precedes and follows the content of a question."""
+        return self.headers["user"] + self.before, self.after + self.between + self.headers["assistant"]
+
+    @property
     def jinja(self) -> str:
         """The same form as a tokenizer's `chat_template`."""
         headers, before, after, between = map(json.dumps, self)
@@ -45,6 +50,16 @@ class Template(NamedTuple):
             f"{{% if not loop.first %}}{{{{ {between} }}}}{{% endif %}}"
             f"{{{{ headers[message['role']] + {before} + message['content'].strip() + {after} }}}}{{% endfor %}}"
             f"{{% if add_generation_prompt %}}{{{{ {between} + headers['assistant'] }}}}{{% endif %}}"
+        )
+
+    @property
+    def go(self) -> str:
+        """The same form as the template of Ollama's Modelfile, up to the next answer."""
+        system, user, assistant = (self.headers[role] for role in ("system", "user", "assistant"))
+        return (
+            f"{{{{ range $index, $message := .Messages }}}}{{{{ if $index }}}}{self.between}{{{{ end }}}}"
+            f'{{{{ if eq .Role "system" }}}}{system}{{{{ else if eq .Role "user" }}}}{user}{{{{ else }}}}{assistant}'
+            f"{{{{ end }}}}{self.before}{{{{ .Content }}}}{self.after}{{{{ end }}}}{self.between}{assistant}"
         )
 
 
@@ -113,13 +128,15 @@ def render_chat(messages: Sequence[Mapping[str, Any]], template: str = "roles") 
     return Dialogue("".join(pieces), accumulate(map(len, pieces[:-1])))
 
 
+def find_template(tokenizer: "PreTrainedTokenizerBase") -> Template | None:
+    """Return the template that a tokenizer has, if it is one of `TEMPLATES`."""
+    return next((each for each in TEMPLATES.values() if each.jinja == tokenizer.chat_template), None)
+
+
 def question_frame(tokenizer: "PreTrainedTokenizerBase") -> tuple[str, str]:
-    """Return what precedes and follows a question in a conversation; ('', '') without one of `TEMPLATES`."""
-    for template in TEMPLATES.values():
-        if tokenizer.chat_template == template.jinja:
-            before = template.headers["user"] + template.before
-            return before, template.after + template.between + template.headers["assistant"]
-    return "", ""
+    """Return what precedes and follows a question to a chat model; ('', '') for any other model."""
+    template = find_template(tokenizer)
+    return template.frame if template else ("", "")
 
 
 def as_question(prompt: str, tokenizer: "PreTrainedTokenizerBase") -> str:
