@@ -40,7 +40,7 @@ class DataPanel(Panel):
         # Settings that affect reading, as JSON -> the source's beginning, or the reason why it cannot be read.
         self._beginnings: dict[str, Beginning | str] = {}
         self._reading = threading.Lock()
-        self.widget = self.frame(self.gauge, self._message, *self.groups())
+        self.widget = self.frame(self.gauge, self._message, self.common_controls(), self.other_controls())
         self.refresh()
 
     def _show(self, settings: DataSettings) -> None:

@@ -28,6 +28,11 @@ _STYLE = (
 )
 _LABELS = (ASSETS / "widgets" / "labels.js").read_text(encoding="utf-8")
 
+# What people change often, first in the parameters cells of notebooks 02 and 03; the other controls are folded.
+COMMON = (
+    "run", "seed", "model_name_or_path", "source", "block_size", "learning_rate", "num_train_epochs",
+    "per_device_train_batch_size", "gradient_accumulation_steps", "lora_r",
+)  # fmt: skip
 
 # class of a panel -> the settings that the newest one started with, and its current values
 _latest: dict[type, tuple[Settings, dict[str, Any]]] = {}
@@ -50,6 +55,11 @@ class Panel:
         self.thread: threading.Thread | None = None  # the latest background thread
         self._is_filling = self.is_locked = False
         self._other_widgets: list[w.Widget] = []  # a subclass's further widgets that are locked with the controls
+        self._fold = w.ToggleButton(
+            icon="caret-down",
+            tooltip="show or hide the other controls",
+            layout={"width": "auto", "align_self": "flex-start"},
+        )
         self._stop_button: w.Button | None = None  # the only one that can be pressed while the panel is locked
         for name, control in self.controls.items():
             control.observe(partial(self._take_change, name), "value")
@@ -74,6 +84,7 @@ class Panel:
     def refresh(self) -> None:
         """Show the consequences of the values, or a sentence that says what is wrong with them."""
         self.say("")  # before `_show`: it may start a thread that says something itself
+        self._label_fold()
         with self.show_errors():
             try:
                 settings = self.settings
@@ -82,6 +93,12 @@ class Panel:
             except (SettingsError, OSError):
                 self.gauge.value = ""  # what it showed for the previous values would contradict the error
                 raise
+
+    def _label_fold(self) -> None:
+        """Say on the button how many controls are folded, and how many of them do not have their default values."""
+        fields = type(self._start).model_fields
+        changed = [self._values[name] != fields[name].default for name in self.controls if name not in COMMON]
+        self._fold.description = f"{len(changed)} rarely changed settings, {sum(changed)} not at their defaults"
 
     def _dim(self, names: Iterable[str]) -> None:
         """Dim the controls of settings without effect; they still work: settings may be changed in any order."""
@@ -161,15 +178,22 @@ class Panel:
         """Return what the panel shows besides its values, as HTML without widgets."""
         raise NotImplementedError
 
-    def groups(self) -> list[w.Widget]:
-        """Return the controls under headings: one per class that declares some of the settings, most derived first."""
-        widgets = []
+    def common_controls(self) -> w.Widget:
+        """Return the controls that people use often."""
+        return w.Box([self.controls[name] for name in COMMON if name in self.controls]).add_class("course-grid")
+
+    def other_controls(self) -> w.Widget:
+        """Return a button that shows the other controls, and these under headings: the classes that declare them."""
+        groups = []
         for kind in type(self._start).__mro__:
-            controls = [self.controls[name] for name in inspect.get_annotations(kind) if name in self.controls]
-            if controls:
+            names = [name for name in inspect.get_annotations(kind) if name in self.controls and name not in COMMON]
+            if names:
                 title = kind.__name__.removesuffix("Settings").lower()
-                widgets += [w.HTML(f"<h4>{title}</h4>"), w.Box(controls).add_class("course-grid")]
-        return widgets
+                grid = w.Box([self.controls[name] for name in names]).add_class("course-grid")
+                groups += [w.HTML(f"<h4>{title}</h4>"), grid]
+        folded = w.VBox(groups, layout={"display": "none"})
+        self._fold.observe(lambda change: setattr(folded.layout, "display", "" if change.new else "none"), "value")
+        return w.VBox([self._fold, folded])
 
     def static_html(self) -> str:
         """Return the panel as HTML for a page without a kernel."""

@@ -78,7 +78,8 @@ class TrainingPanel(Panel):
         head = [self.preset, self.card, suggest, measure, save]
         self._other_widgets, self._stop_button = [*head, self.run.start], self.run.stop
         row = w.Box(head).add_class("course-row")
-        self.widget = self.frame(row, self.gauge, self._message, self._commands, *self.groups(), self.run.widget)
+        above = (row, self.gauge, self._message, self._commands)
+        self.widget = self.frame(*above, self.common_controls(), self.run.widget, self.other_controls())
         self.refresh()
 
     @property

@@ -1,14 +1,18 @@
 """What all panels share: values that stay exact, errors in one sentence, and a page without a kernel."""
 
+import re
 import subprocess
 import sys
 import threading
 
+import nbformat
 import pytest
 
+from helpers.course import find_notebook
 from helpers.paths import COMMAND, NOTEBOOKS
 from helpers.settings import DataSettings, SettingsError, TrainingSettings
 from helpers.widgets import DataPanel, TrainingPanel
+from helpers.widgets.panel import COMMON
 
 
 def test_an_untouched_panel_returns_exactly_the_settings_it_started_with():
@@ -29,6 +33,25 @@ def test_moving_a_control_changes_the_settings(panel):
     moved = TrainingSettings(learning_rate=3e-4, weight_decay=0.3, gradient_checkpointing=True)
     assert panel.settings == moved
     assert panel.preset.value == "moved by hand"
+
+
+def test_the_settings_below_rarely_changed_in_a_notebook_are_folded(panel):
+    common, other = panel.common_controls(), panel.other_controls()
+    for number in ("02", "03"):
+        nb = nbformat.read(find_notebook(number), as_version=4)
+        (source,) = (cell.source for cell in nb.cells if "parameters" in cell.metadata.get("tags", ()))
+        above = re.findall(r"^(\w+) = ", source.split("# rarely changed")[0], re.MULTILINE)
+        assert above == [name for name in COMMON if name in DataSettings.model_fields or number == "03"]
+    assert [control.description for control in common.children] == list(COMMON)
+    button, folded = other.children
+    assert folded.layout.display == "none"
+    assert button.description == f"{len(panel.controls) - len(COMMON)} rarely changed settings, 0 not at their defaults"
+    panel.controls["weight_decay"].value = 0.3
+    assert button.description.endswith("1 not at their defaults")
+    button.value = True
+    assert folded.layout.display == ""
+    grids = folded.children[1::2]
+    assert {box.description for grid in grids for box in grid.children} == panel.controls.keys() - set(COMMON)
 
 
 def test_a_control_without_effect_is_dimmed_until_another_one_enables_it(panel):
