@@ -73,7 +73,8 @@ def load_run_tokenizer(settings: DataSettings) -> "PreTrainedTokenizerBase":
     tokenizer = load_tokenizer(str(folder / "tokenizer") if own else settings.model_name_or_path)
     path = folder / "data.json"
     if path.exists() and read_json(path).get("documents", {}).get("is_chat"):  # data of an earlier version do not say
-        tokenizer.chat_template = TEMPLATES[settings.chat_template].jinja
+        template = TEMPLATES[settings.chat_template]
+        tokenizer.chat_template = template._replace(ends_answers=settings.train_on == "completion").jinja
     return tokenizer
 
 

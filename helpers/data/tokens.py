@@ -63,15 +63,18 @@ class TokenStream:
     def encode_dialogues(self, dialogues: "Sequence[Dialogue]") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return ids and token counts as `encode` does, and whether each token belongs to a prompt; (tokens,) bool.
 
-        An end-of-text token counts as part of what precedes it: after a completion it is learned.
+        An end-of-text token also follows each completion, as part of it, so the model learns where an answer ends.
         """
         segments = [segment for dialogue in dialogues for segment in dialogue.segments]
+        n_segments = np.array([len(dialogue.segments) for dialogue in dialogues])
         ids, n_tokens = self.encode([text for text, _ in segments], with_ends=False)
-        is_prompt = np.repeat([is_prompt for _, is_prompt in segments], n_tokens)
-        owners = np.repeat(np.arange(len(dialogues)), [len(dialogue.segments) for dialogue in dialogues])
-        n_by_dialogue = np.bincount(owners, n_tokens, len(dialogues)).astype(np.int64)
-        ends = n_by_dialogue.cumsum()
-        return np.insert(ids, ends, self.eos), n_by_dialogue + 1, np.insert(is_prompt, ends, is_prompt[ends - 1])
+        is_prompt = np.array([is_prompt for _, is_prompt in segments])
+        has_end = ~is_prompt
+        has_end[n_segments.cumsum() - 1] = True
+        owners, ends = np.repeat(np.arange(len(dialogues)), n_segments), n_tokens.cumsum()[has_end]
+        n_by_dialogue = np.bincount(owners, n_tokens + has_end, len(dialogues)).astype(np.int64)
+        is_prompt_token = np.insert(np.repeat(is_prompt, n_tokens), ends, is_prompt[has_end])
+        return np.insert(ids, ends, self.eos), n_by_dialogue, is_prompt_token
 
     def _encode_documents(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         if self.is_fast is None:

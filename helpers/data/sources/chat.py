@@ -27,6 +27,9 @@ _ROLE_ALIASES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model
 class Template(NamedTuple):
     """How a message is written: its role's header, what precedes and follows its content, and what separates messages.
 
+    With `ends_answers`, each answer is followed by an end-of-text token. A document always ends in one, and
+    `TokenStream.encode_dialogues` adds the others, so only `jinja` and `go` write it.
+
     The content begins, or its header ends, with white space. GPT-2's tokenizer starts a new token there anyway, so a
     prompt on its own has the same tokens as at the beginning of a conversation.
     """
@@ -35,6 +38,7 @@ class Template(NamedTuple):
     before: str
     after: str
     between: str
+    ends_answers: bool = False
 
     @property
     def frame(self) -> tuple[str, str]:
@@ -44,11 +48,12 @@ class Template(NamedTuple):
     @property
     def jinja(self) -> str:
         """The same form as a tokenizer's `chat_template`."""
-        headers, before, after, between = map(json.dumps, self)
+        headers, before, after, between = map(json.dumps, self[:4])
+        end = "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}" if self.ends_answers else ""
         return (
             f"{{% set headers = {headers} %}}{{% for message in messages %}}"
             f"{{% if not loop.first %}}{{{{ {between} }}}}{{% endif %}}"
-            f"{{{{ headers[message['role']] + {before} + message['content'].strip() + {after} }}}}{{% endfor %}}"
+            f"{{{{ headers[message['role']] + {before} + message['content'].strip() + {after} }}}}{end}{{% endfor %}}"
             f"{{% if add_generation_prompt %}}{{{{ {between} + headers['assistant'] }}}}{{% endif %}}"
         )
 
@@ -56,10 +61,11 @@ class Template(NamedTuple):
     def go(self) -> str:
         """The same form as the template of Ollama's Modelfile, up to the next answer."""
         system, user, assistant = (self.headers[role] for role in ("system", "user", "assistant"))
+        end = '{{ if eq .Role "assistant" }}<|endoftext|>{{ end }}' if self.ends_answers else ""
         return (
             f"{{{{ range $index, $message := .Messages }}}}{{{{ if $index }}}}{self.between}{{{{ end }}}}"
             f'{{{{ if eq .Role "system" }}}}{system}{{{{ else if eq .Role "user" }}}}{user}{{{{ else }}}}{assistant}'
-            f"{{{{ end }}}}{self.before}{{{{ .Content }}}}{self.after}{{{{ end }}}}{self.between}{assistant}"
+            f"{{{{ end }}}}{self.before}{{{{ .Content }}}}{self.after}{end}{{{{ end }}}}{self.between}{assistant}"
         )
 
 
@@ -130,7 +136,8 @@ def render_chat(messages: Sequence[Mapping[str, Any]], template: str = "roles") 
 
 def find_template(tokenizer: "PreTrainedTokenizerBase") -> Template | None:
     """Return the template that a tokenizer has, if it is one of `TEMPLATES`."""
-    return next((each for each in TEMPLATES.values() if each.jinja == tokenizer.chat_template), None)
+    known = (each for form in TEMPLATES.values() for each in (form, form._replace(ends_answers=True)))
+    return next((each for each in known if each.jinja == tokenizer.chat_template), None)
 
 
 def question_frame(tokenizer: "PreTrainedTokenizerBase") -> tuple[str, str]:

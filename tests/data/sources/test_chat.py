@@ -34,14 +34,18 @@ def test_assistant_messages_are_completions_and_everything_else_is_a_prompt(temp
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
-def test_a_dialogue_has_the_tokens_of_its_text_and_its_end_is_learned(template):
+def test_a_dialogue_has_the_tokens_of_its_text_and_the_end_of_each_answer_is_learned(template):
     tokenizer = load_tokenizer("pocket")
     chat = render_chat(CHAT, template)
     ids, n_tokens, is_prompt = TokenStream(tokenizer).encode_dialogues([chat, chat])
-    once = [*tokenizer.encode(chat), tokenizer.eos_token_id]
+    once = [
+        token
+        for text, is_prompt in chat.segments
+        for token in tokenizer.encode(text) + [tokenizer.eos_token_id] * (not is_prompt)
+    ]
     assert ids.tolist() == once * 2
     assert n_tokens.tolist() == [len(once)] * 2
-    assert not is_prompt[-1]
+    assert (~is_prompt[ids == tokenizer.eos_token_id]).sum() == 4
     learned = tokenizer.decode(ids[: len(once)][~is_prompt[: len(once)]])
     assert ANSWER in learned
     assert ASK not in learned
@@ -55,6 +59,11 @@ def test_a_tokenizers_chat_template_writes_what_the_model_learned(template, tmp_
     tokenizer = load_tokenizer(str(tmp_path))
     for messages in (CHAT[:1], CHAT[:3], CHAT):
         assert tokenizer.apply_chat_template(messages, tokenize=False) == render_chat(messages, template)
+    with_ends = load_tokenizer("pocket")
+    with_ends.chat_template = TEMPLATES[template]._replace(ends_answers=True).jinja
+    ids, _, _ = TokenStream(tokenizer).encode_dialogues([render_chat(CHAT, template)])
+    assert with_ends.apply_chat_template(CHAT)["input_ids"] == ids.tolist()
+    assert question_frame(with_ends) == question_frame(tokenizer)
     asked = tokenizer.apply_chat_template(CHAT[:2], tokenize=False, add_generation_prompt=True)
     assert asked == render_chat(CHAT[:3], template).segments[0][0]
     question = tokenizer.apply_chat_template(CHAT[1:2], tokenize=False, add_generation_prompt=True)
@@ -229,7 +238,7 @@ def test_a_score_counts_only_completions(tiny):
     assert result.n_tokens == (~is_prompt).sum()
     assert result.n_bytes == sum(len(text.encode()) for chat in chats for text, prompt in chat.segments if not prompt)
     alone = score(model, tokenizer, list(map(str, chats)), stride=8, context=16)
-    assert alone.n_tokens == len(ids)
+    assert alone.n_tokens == len(ids) - 1, "the end of the first answer"
     assert result.nats < alone.nats
     unmarked = [Dialogue(str(chat), []) for chat in chats]
     with pytest.raises(SettingsError, match="contain only white space"):
