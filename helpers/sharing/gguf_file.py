@@ -121,8 +121,8 @@ def import_gguf() -> None:
 
 
 def _transpose(name: str, array: np.ndarray) -> np.ndarray:
-    """Transpose the weight of a `Conv1D`, which GPT-2 stores as (inputs, outputs); return other weights unchanged."""
-    return array.T.copy() if name.startswith("transformer.h.") and array.ndim == 2 else array
+    """Transpose the weight of a `Conv1D`, which GPT-2 stores as (inputs, outputs); leave vectors and embeddings."""
+    return array.T.copy() if name.startswith("transformer.h.") else array
 
 
 def _gguf_names(model: "GPT2LMHeadModel") -> dict[str, str]:
@@ -146,8 +146,7 @@ def _check_arithmetic(config: "GPT2Config") -> None:
 def _convert(name: str, array: np.ndarray, gguf_type: GgufType) -> tuple[np.ndarray, int]:
     """Return a tensor in the number format of the file, and that format.
 
-    As in llama.cpp's own files, vectors stay in float32, and position embeddings in float16: llama.cpp has no kernel
-    that adds their rows in q8_0.
+    As in llama.cpp's own files, vectors stay in float32, and position embeddings in float16.
     """
     from gguf import GGMLQuantizationType as Type
     from gguf.quants import quantize

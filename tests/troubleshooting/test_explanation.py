@@ -125,7 +125,8 @@ def test_a_harmless_warning_next_to_an_error_is_only_noted():
 
 
 TRACEBACK = (
-    'Traceback (most recent call last):\n  File "mine.py", line 7, in <module>\n    f()\n'
+    'Traceback (most recent call last):\n  File "run.py", line 99, in <module>\n    import mine\n'
+    '  File "mine.py", line 7, in <module>\n    f()\n'
     f'  File "{explain_cases.HOME}/torch/x.py", line 2, in f\n    raise KeyError\nKeyError: 3\n'
 )
 
@@ -133,6 +134,7 @@ TRACEBACK = (
 def test_an_unknown_error_gives_its_kind_your_own_line_and_two_next_steps():
     explanation = explain(TRACEBACK)
     assert (explanation.kind, explanation.where) == ("a Python traceback", "mine.py, line 7")
+    assert explain("ValueError:  two  spaces").decisive == "", "it is the headline"
     assert len(explanation.next_steps) == 2
     assert "Your own line: mine.py, line 7" in str(explanation)
     assert "Next, paste: The whole traceback" in str(explanation)
@@ -166,6 +168,7 @@ def test_each_kind_of_text_is_recognised():
 def test_the_decisive_line_is_quoted_if_there_is_no_error():
     explanation = explain("starting\nworker 3 could not reach the scheduler\nbye")
     assert explanation.decisive == "worker 3 could not reach the scheduler"
+    assert explanation.verdict.startswith("None of the known failures.")
     assert 'The decisive line: "worker 3 could not reach the scheduler"' in str(explanation)
     assert explain("starting\nall is well").verdict == "There is nothing to judge: no error, no log rows."
 

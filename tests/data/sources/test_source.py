@@ -162,7 +162,7 @@ def test_an_encoding_is_detected_after_a_long_part_in_ascii(tmp_path, case):
 
 
 def test_mixed_encodings_are_found_in_a_long_text(tmp_path):
-    with pytest.raises(SettingsError, match="mixes encodings: .* byte 262151 is not"):
+    with pytest.raises(SettingsError, match=r"mixes encodings: .* byte 262151 is not"):
         find_encoding(tmp_path, [("a" + "é" * 2**17).encode() + "Le café. ".encode("cp1252") * 2**14])
 
 
@@ -227,8 +227,10 @@ def test_a_lone_surrogate_in_json_becomes_the_replacement_character(tmp_path):
 
 def test_an_encoding_can_be_named_and_must_be_known(tmp_path):
     path = tmp_path / "a.txt"
-    path.write_bytes("łąka".encode("iso8859_2"))
-    assert texts(path, encoding="latin2") == ["łąka"]
+    path.write_bytes("na łące".encode("iso8859_2"))
+    assert texts(path, encoding="latin2") == ["na łące"]
+    with pytest.raises(SettingsError, match=r"a\.txt is not utf-8 throughout \(near byte 3: invalid start byte\)"):
+        texts(path, encoding="utf-8")
     for name in ("martian", "base64", "undefined", "utf-8\0"):
         with pytest.raises(SettingsError, match="is not an encoding that Python knows"):
             DataSettings(encoding=name)
@@ -241,7 +243,7 @@ def bad_sources(folder):
     cut = gzip.compress(os.urandom(5000))[:-20]
     return {
         "null.txt": (b"a" * 5000 + b"\0" + b"b" * 5000, r"holds a NUL byte \(byte 5000\)"),
-        "nulls.txt": (b"\0" + b"a" * 5000, r"holds a NUL byte \(byte 0\)"),
+        "nulls.txt": (b"\0" * 5000, r"holds a NUL byte \(byte 0\)"),
         "random.txt": (bytes(range(1, 256)) * 40, "is a binary file"),
         "mixed.txt": ("Le café. ".encode() * 30 + "Le café.".encode("cp1252"), "mixes encodings: .* byte 306 is not"),
         "end.txt": (("Le café. " * 30).encode() + b"caf\xc3", "mixes encodings: .* byte 303 is not"),
