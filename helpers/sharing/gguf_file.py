@@ -176,12 +176,11 @@ def _add_tokenizer(writer: "object", tokenizer: "PreTrainedTokenizerBase", n_emb
         tokens[row], kinds[row] = token, TokenType.NORMAL
     for added in parts["added_tokens"]:
         kinds[added["id"]] = TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED
-    pairs = parts["model"]["merges"]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(tokens)
     writer.add_token_types(kinds)
-    writer.add_token_merges([pair if isinstance(pair, str) else " ".join(pair) for pair in pairs])
+    writer.add_token_merges([" ".join(pair) for pair in parts["model"]["merges"]])
     # Without these, llama.cpp uses id 11 for each of them, which is a comma or any other token.
     for add in (writer.add_bos_token_id, writer.add_eos_token_id, writer.add_eot_token_id):
         add(tokenizer.eos_token_id)
