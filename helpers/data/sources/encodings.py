@@ -36,7 +36,7 @@ _TRAIL = "[\u0080-\u00bf" + "".join(bytes([b]).decode("cp1252", "ignore") for b 
 _TWICE = re.compile(rf"[\u00c2-\u00df]{_TRAIL}|[\u00e0-\u00ef]{_TRAIL}{{2}}|[\u00f0-\u00f4]{_TRAIL}{{3}}")
 _SAMPLE_BYTES = 2**18
 # charset-normalizer examines a few parts of a sample: none may be only ASCII, which fits every code page.
-_FAR_ASCII = re.compile(rb"(?<=[\x00-\x7f]{64})[\x00-\x7f]+(?=[\x00-\x7f]{64})")
+_LONG_ASCII = re.compile(rb"(?<![\x00-\x7f])[\x00-\x7f]{129,}")
 _SCORE_MARGIN = 0.1  # smaller differences between charset-normalizer's scores are ignored
 
 
@@ -148,7 +148,8 @@ def _guess_encoding(file: Path, sample: bytes, position: int) -> str:
             f"{file} mixes encodings: most of it is UTF-8, but byte {position} is not. "
             "Save it as UTF-8 throughout, or set encoding to read all of it in one."
         )
-    best = _likeliest(list(from_bytes(_FAR_ASCII.sub(b" ", sample), cp_isolation=_CANDIDATES)))
+    shortened = _LONG_ASCII.sub(lambda run: run[0][:64] + b" " + run[0][-64:], sample)
+    best = _likeliest(list(from_bytes(shortened, cp_isolation=_CANDIDATES)))
     if best not in _MULTI_BYTE:
         bytes_in_words = _BYTE_IN_WORD.findall(sample)
         names = (best or "ascii", *_OLD_CODE_PAGES)
