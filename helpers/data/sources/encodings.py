@@ -152,7 +152,8 @@ def _guess_encoding(file: Path, sample: bytes, position: int) -> str:
     best = _likeliest(list(from_bytes(shortened, cp_isolation=_CANDIDATES)))
     if best not in _MULTI_BYTE:
         bytes_in_words = _BYTE_IN_WORD.findall(sample)
-        names = (best or "ascii", *_OLD_CODE_PAGES)
+        # charset-normalizer sometimes finds no code page for ordinary Western text
+        names = (best, *_OLD_CODE_PAGES) if best else ("ascii", "cp1252", *_OLD_CODE_PAGES)
         n_letters = [sum(byte.decode(name, "replace") in _LETTERS for byte in bytes_in_words) for name in names]
         if max(n_letters) > max(n_letters[0], 0.9 * len(bytes_in_words)):  # not DOS's and the Mac's other code pages
             best = names[n_letters.index(max(n_letters))]

@@ -161,6 +161,12 @@ def test_an_encoding_is_detected_after_a_long_part_in_ascii(tmp_path, case):
     assert find_encoding(tmp_path, [b"The fox went home. " * 5000 + text.encode(encoding)]) == encoding
 
 
+@pytest.mark.parametrize("n_before", [10, 20, 30])
+def test_a_western_text_in_which_no_code_page_is_found_is_read_as_that_of_windows(tmp_path, n_before):
+    text = "The fox went home and ate."[:n_before] + "Le café était fermé; il mangea une crêpe à côté. " * 60
+    assert find_encoding(tmp_path, [text.encode("cp1252")]) == "cp1252"
+
+
 def test_mixed_encodings_are_found_in_a_long_text(tmp_path):
     with pytest.raises(SettingsError, match=r"mixes encodings: .* byte 262151 is not"):
         find_encoding(tmp_path, [("a" + "é" * 2**17).encode() + "Le café. ".encode("cp1252") * 2**14])
