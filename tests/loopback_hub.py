@@ -56,6 +56,7 @@ class Uploads:
         token: the only one that is accepted.
         owner: the account; it can write nowhere else.
         drops: how many connections break while a large file is being sent.
+        private: names of the repositories that others cannot see.
         received: hash of a large file -> its content, complete ones only.
         commits: message of each commit -> the paths in it.
     """
@@ -64,6 +65,7 @@ class Uploads:
     token: str = "hf_right"
     owner: str = "me"
     drops: int = 0
+    private: set[str] = field(default_factory=set)
     received: dict[str, bytes] = field(default_factory=dict)
     commits: dict[str, list[str]] = field(default_factory=dict)
 
@@ -124,6 +126,8 @@ class _Hub(BaseHTTPRequestHandler):
                 return self.reply({}, b'{"error": "You have no rights here."}', status=403)
             is_there = (self.uploads.folder / name).exists()
             (self.uploads.folder / name).mkdir(exist_ok=True)
+            if not is_there and lines[0].get("visibility") == "private":
+                self.uploads.private.add(name)
             return self.reply_json({"url": f"{self.here}/{owner}/{name}"}, status=409 if is_there else 200)
         if "/preupload/" in path:
             kinds = {file["path"]: "lfs" if file["path"].endswith(LARGE) else "regular" for file in lines[0]["files"]}
@@ -181,7 +185,8 @@ class _Hub(BaseHTTPRequestHandler):
             return self.reply({"X-Error-Code": code}, status=404 if code else 200)
         files = self.repositories[repository]
         if is_api:
-            return self.reply({}, json.dumps(describe(repository, files, rest, paths)).encode())
+            is_private = self.uploads is not None and name in self.uploads.private
+            return self.reply({}, json.dumps(describe(repository, files, rest, paths, is_private)).encode())
         return self.reply_file(files.get("/".join(rest[2:]).rstrip("/")), is_cut=repository in self.dropped)
 
     def reply_file(self, file, *, is_cut):
@@ -211,7 +216,7 @@ class _Hub(BaseHTTPRequestHandler):
         """Log nothing."""
 
 
-def describe(repository, files, rest, paths):
+def describe(repository, files, rest, paths, is_private):
     """Return the answer of the Hub's API about a repository, its tree, or some of its files."""
     if rest[0] in ("tree", "paths-info"):
         below = "/".join(part for part in rest[2:] if part)
@@ -225,7 +230,8 @@ def describe(repository, files, rest, paths):
             return [entry for entry in entries if entry["path"] in paths]
         return [entry for entry in entries if entry["path"].startswith(below) and entry["path"] != below]
     siblings = [{"rfilename": name} for name in files]
-    return {"id": repository.partition("/")[2], "sha": COMMIT, "siblings": siblings, "private": False, "gated": False}
+    about = {"sha": COMMIT, "siblings": siblings, "private": is_private, "gated": False}
+    return {"id": repository.partition("/")[2], **about}
 
 
 @functools.cache

@@ -123,8 +123,8 @@ def import_gguf() -> None:
 
 
 def _transpose(name: str, array: np.ndarray) -> np.ndarray:
-    """Transpose the weight of a `Conv1D`, which GPT-2 stores as (inputs, outputs); return other weights unchanged."""
-    return array.T.copy() if name.startswith("transformer.h.") and array.ndim == 2 else array
+    """Transpose the weight of a `Conv1D`, which GPT-2 stores as (inputs, outputs); leave vectors and embeddings."""
+    return array.T.copy() if name.startswith("transformer.h.") else array
 
 
 def _gguf_names(model: "GPT2LMHeadModel") -> dict[str, str]:
@@ -148,8 +148,7 @@ def _check_arithmetic(config: "GPT2Config") -> None:
 def _convert(name: str, array: np.ndarray, gguf_type: GgufType) -> tuple[np.ndarray, int]:
     """Return a tensor in the number format of the file, and that format.
 
-    As in llama.cpp's own files, vectors stay in float32, and position embeddings in float16: llama.cpp has no kernel
-    that adds their rows in q8_0.
+    As in llama.cpp's own files, vectors stay in float32, and position embeddings in float16.
     """
     from gguf import GGMLQuantizationType as Type
     from gguf.quants import quantize
@@ -179,12 +178,11 @@ def _add_tokenizer(writer: "object", tokenizer: "PreTrainedTokenizerBase", n_emb
         tokens[row], kinds[row] = token, TokenType.NORMAL
     for added in parts["added_tokens"]:
         kinds[added["id"]] = TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED
-    pairs = parts["model"]["merges"]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(tokens)
     writer.add_token_types(kinds)
-    writer.add_token_merges([pair if isinstance(pair, str) else " ".join(pair) for pair in pairs])
+    writer.add_token_merges([" ".join(pair) for pair in parts["model"]["merges"]])
     # Without these, llama.cpp uses id 11 for each of them, which is a comma or any other token.
     for add in (writer.add_bos_token_id, writer.add_eos_token_id, writer.add_eot_token_id):
         add(tokenizer.eos_token_id)

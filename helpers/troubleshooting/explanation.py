@@ -223,16 +223,16 @@ def _add_next_steps(explanation: Explanation, reading: Reading, ids: set[str], m
         explanation,
         ruled_out=excluded,
         where=_own_line(reading),
-        kind=name if reading.is_prose or decisive or kind.pattern else "",
-        decisive=decisive if decisive != explanation.headline else "",
+        kind=name if reading.errors or reading.is_prose or decisive or kind.pattern else "",
+        decisive=decisive,
         next_steps=(fill(kind.run, machine), fill(kind.paste, machine)),
     )
 
 
 def _decisive_line(reading: Reading) -> str:
-    """Return the last error, or else the last line with a word such as "failed"; '' if there is none."""
-    candidates = reading.errors or [line for line in reading.lines if _FAILURE_WORDS.search(line)]
-    return " ".join(candidates[-1].split("\n")[0].split())[:_LONGEST_LINE] if candidates else ""
+    """Return the last line with a word such as "failed"; '' if there is none, or an error, which is the headline."""
+    candidates = [] if reading.errors else [line for line in reading.lines if _FAILURE_WORDS.search(line)]
+    return " ".join(candidates[-1].split())[:_LONGEST_LINE] if candidates else ""
 
 
 def _own_line(reading: Reading) -> str:

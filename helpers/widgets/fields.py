@@ -89,15 +89,14 @@ def get_value(control: w.DOMWidget) -> Any:
 
 def _number_control(field: Any, common: dict[str, Any]) -> w.DOMWidget:
     limits, hints, kind = bounds(field), field.json_schema_extra or {}, field.annotation
-    low, high = limits.get("ge", limits.get("gt", -math.inf)), limits.get("le", limits.get("lt", math.inf))
+    low, high = limits.get("ge", limits.get("gt")), limits.get("le", limits.get("lt"))  # every number has both
     has_low, has_high = "ge" in limits, "le" in limits  # the bound itself is allowed
     if hints.get("scale") == "log":
-        values = _log_values(low if has_low else None, high, hints.get("least", 1), kind)
+        values = _log_values(low if has_low else None, high, hints["least"], kind)
         # A browser lets people edit its readout, which ipywidgets ignores: the class prevents that.
         return w.SelectionSlider(options=values, **common).add_class("course-steps")
-    if not math.isfinite(high - low) or (kind is int and high - low > _WIDEST_SLIDER):
-        text = w.IntText if kind is int else w.FloatText
-        return text(**common)
+    if kind is int and high - low > _WIDEST_SLIDER:
+        return w.IntText(**common)
     step = hints.get("step", 1 if kind is int else 10.0 ** math.floor(math.log10((high - low) / 40)))
     least, most = low if has_low else low + step, high if has_high else high - step
     if kind is int:
@@ -114,9 +113,9 @@ def _log_values(low: float | None, high: float, least: float, kind: type) -> lis
     ([0, 1, 2, 4, 8, 16, 20], [0.01, 0.015, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2])
     """
     if kind is int:
-        grid = [2**power for power in range(math.ceil(math.log2(high)) + 1)]
+        grid = [2**power for power in range(math.ceil(math.log2(high)))]
     else:
-        decades = range(math.floor(math.log10(least)), math.ceil(math.log10(high)) + 1)
+        decades = range(math.floor(math.log10(least)), math.ceil(math.log10(high)))
         grid = [float(f"{digit}e{decade}") for decade in decades for digit in ("1", "1.5", "2", "3", "5", "7")]
     ends = {high} if low is None else {low, high}
     return [kind(value) for value in sorted({*ends, *(value for value in grid if least <= value <= high)})]

@@ -61,7 +61,10 @@ def test_the_page_shows_the_model_card_and_blocks_external_content(demo):
     answer, page = ask(demo, "GET", demo.address.partition(str(demo.port))[2])
     assert "Not evaluated yet." in page
     assert "default-src 'none'" in page
-    assert answer.headers["X-Frame-Options"] == "DENY"
+    assert dict(answer.headers) | {
+        "Content-Type": "text/html; charset=utf-8", "Cache-Control": "no-store", "Referrer-Policy": "no-referrer",
+        "X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY",
+    } == dict(answer.headers)  # fmt: skip
 
 
 @pytest.mark.parametrize("path", ["/", "/?token=wrong", "/?token=%F0%9F%A6%8A"])
@@ -100,6 +103,26 @@ def test_a_bad_request_is_explained_and_the_server_continues(demo, values, words
     assert answer.status == 400
     assert words in text
     assert post(demo, REQUEST | {"max_new_tokens": 1})[0].status == 200
+
+
+def test_an_error_during_generation_is_sent_and_the_server_continues(demo, monkeypatch):
+    def overflow(*_):
+        raise RuntimeError("probability tensor contains inf\nand more")
+        yield
+
+    with monkeypatch.context() as patch:
+        patch.setattr("helpers.sharing.demo.sample_tokens", overflow)
+        _, text = post(demo, REQUEST | {"max_new_tokens": 1})
+    error = "The model could not continue the text: probability tensor contains inf."
+    assert json.loads(text.removeprefix("data: ")) == {"error": error}
+    assert '"model": "tuned"' in post(demo, REQUEST | {"max_new_tokens": 1})[1]
+
+
+def test_closing_the_page_ends_a_generation(demo):
+    events = demo.start(REQUEST | {"max_new_tokens": 50})
+    next(events)
+    demo.close()
+    assert list(events) == []
 
 
 def test_a_lone_surrogate_in_a_prompt_becomes_the_replacement_character(demo):
@@ -144,6 +167,13 @@ def test_without_its_base_model_only_the_tuned_model_is_shown(run, runs):
 def test_an_unfinished_run_is_refused(run, runs):
     (runs / "tiny/model").rename(runs / "tiny/gone")
     with pytest.raises(SettingsError, match="no final model yet"):
+        DemoServer(run)
+
+
+def test_a_model_that_does_not_fit_its_tokenizer_is_refused(run, runs):
+    path = runs / "tiny/model/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | {"eos_token_id": 5}))
+    with pytest.raises(SettingsError, match="ends a text with token 5 and the tokenizer with 4095"):
         DemoServer(run)
 
 

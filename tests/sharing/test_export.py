@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from helpers.data.sources.chat import Dialogue
 from helpers.evaluation import record
-from helpers.model import load_model
+from helpers.model import load_model, load_tokenizer
 from helpers.settings import EvaluationSettings, SettingsError
 from helpers.sharing import export as exporting
 from helpers.sharing.export import TYPES, export_model, sampling_of
@@ -25,7 +25,10 @@ def evaluated(run):
 
 
 def test_a_gguf_export_contains_what_ollama_and_llama_cpp_need(evaluated, runs):
+    from gguf import GGUFReader
+
     export = export_model(evaluated)
+    assert GGUFReader(export.weights_file).fields["general.sampling.temp"].contents() == 0.75
     assert export.folder == runs / "tiny/export/gguf-f16"
     assert sorted(path.name for path in export.folder.iterdir()) == ["Modelfile", "README.md", "tiny-f16.gguf"]
     modelfile = (export.folder / "Modelfile").read_text(encoding="utf-8")
@@ -67,6 +70,7 @@ def test_the_loss_is_measured_on_the_weights_in_the_file(run):
     assert len({export.perplexity_before for export in exports.values()}) == 1
     assert exports["f16"].perplexity == pytest.approx(exports["f16"].perplexity_before, rel=1e-3)
     assert exports["f16"].perplexity != exports["f16"].perplexity_before, "the weights are rounded"
+    assert exports["q8_0"].weights_file.stat().st_size < 0.9 * exports["f16"].weights_file.stat().st_size
     assert exports["q8_0"].perplexity == pytest.approx(exports["q8_0"].perplexity_before, rel=1e-2)
     for export in exports.values():
         text = (export.folder / "README.md").read_text(encoding="utf-8")
@@ -103,7 +107,8 @@ def test_the_loss_uses_the_evaluation_protocol_on_the_first_characters(tmp_path,
     assert f"test {protocol} of" in export.protocol
 
 
-def test_fp16_weights_take_half_the_bytes_and_load_like_the_run(run, runs):
+def test_fp16_weights_take_half_the_bytes_and_load_like_the_run_without_gguf(run, runs, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gguf", None)
     export = export_model(run, to="safetensors-fp16")
     before = runs / "tiny/model/model.safetensors"
     assert export.weights_file.stat().st_size < 0.52 * before.stat().st_size
@@ -111,6 +116,7 @@ def test_fp16_weights_take_half_the_bytes_and_load_like_the_run(run, runs):
     assert {str(tensor.dtype) for tensor in weights.values()} == {"torch.float16"}
     assert all((weights[name].float() - exact[name]).abs().max() < 1e-3 for name in weights)
     assert load_model(str(export.folder)).dtype.itemsize == 4
+    assert load_tokenizer(str(export.folder)).get_vocab() == load_tokenizer(str(runs / "tiny/model")).get_vocab()
 
 
 def test_sampling_settings_before_the_evaluation_are_the_defaults(run):

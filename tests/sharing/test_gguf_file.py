@@ -105,8 +105,18 @@ def test_end_of_text_stops_generation_and_no_token_is_put_before_a_prompt(export
 
 
 def test_q8_0_hardly_changes_the_perplexity(tmp_path):
+    from gguf import GGUFReader
+
     model, tokenizer = pocket()
     write_gguf(tmp_path / "small.gguf", model, tokenizer, name="test", gguf_type="q8_0")
+    file = GGUFReader(tmp_path / "small.gguf")
+    assert file.fields["general.file_type"].contents() == 7, "q8_0"
+    assert file.fields["general.quantization_version"].contents() == 2
+    types = {tensor.name: tensor.tensor_type.name for tensor in file.tensors}
+    assert types.pop("position_embd.weight") == "F16"
+    assert {name.endswith(".weight") and "norm" not in name: kind for name, kind in types.items()} == {
+        True: "Q8_0", False: "F32",
+    }  # fmt: skip
     assert (tmp_path / "small.gguf").stat().st_size < 0.3 * 4 * model.num_parameters()
     ids = tokenizer.encode("Return the index of the Series. If the file exists, it is read again.")
     found = LlamaCpp(tmp_path / "small.gguf").logits(ids)
@@ -184,6 +194,8 @@ def test_the_sampling_settings_are_in_the_file(tiny, tmp_path):
 
     write_gguf(tmp_path / "model.gguf", *tiny, name="test", sampling=EvaluationSettings(temperature=0.5, top_k=7))
     fields = GGUFReader(tmp_path / "model.gguf").fields
+    assert fields["general.name"].contents() == "test"
+    assert fields["general.file_type"].contents() == 1, "f16"
     assert fields["general.sampling.temp"].contents() == pytest.approx(0.5)
     assert fields["general.sampling.top_k"].contents() == 7
     assert fields["general.sampling.min_p"].contents() == 0

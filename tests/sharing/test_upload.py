@@ -1,3 +1,4 @@
+import json
 import logging
 import os
 import shutil
@@ -56,6 +57,7 @@ def test_everything_is_shown_before_it_is_sent(small_run, uploads, api):
     assert "Copying: not measured. Run notebook 4" in text
     assert "Text: text.txt; licence: not known to this course" in text
     assert "Account: me. The repository me/fables is new." in text
+    assert "Licence of this model: none named; --license" in text
     assert uploads.commits == {}
 
 
@@ -76,11 +78,40 @@ def test_model_card_and_gguf_are_uploaded_and_can_be_loaded(small_run, runs, upl
         assert str(runs).encode() not in path.read_bytes(), "local paths are private"
 
 
-def test_hidden_files_are_not_published(small_run, runs, api):
+def test_a_private_repository_is_created_and_stays_private(small_run, uploads, api):
+    upload = plan_upload(small_run, "me/fables", private=True, licence="mit", api=api)
+    assert "to me/fables (private)" in str(upload)
+    assert "Licence of this model: mit." in str(upload)
+    publish(upload, api=api)
+    assert uploads.private == {"fables"}
+    again = plan_upload(small_run, "me/fables", api=api)
+    assert again.private
+    assert "The repository me/fables exists and stays private" in str(again)
+
+
+@pytest.mark.parametrize(
+    ("change", "note"),
+    [
+        ({"source": "fables"}, "Text: fables; licence: cc0-1.0."),
+        ({"source": "python-reference"}, "licence: those of Python and of the installed packages."),
+        ({"model_name_or_path": "pocket"}, "Base model: pocket; licence: mit."),
+        ({"model_name_or_path": "nobody/nothing"}, "Base model: nobody/nothing; licence: not known to this course"),
+        ({"from_scratch": True}, "Base model: random weights; licence: your own."),
+    ],
+)
+def test_the_licences_of_text_and_base_model_are_named(small_run, runs, api, change, note):
+    path = runs / "tiny/settings.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(content | {"settings": content["settings"] | change}))
+    assert note in str(plan_upload(small_run, "me/fables", api=api))
+
+
+def test_hidden_files_and_folders_are_not_published(small_run, runs, api):
     for folder in ("model", "export/gguf-f16"):
         (runs / "tiny" / folder / ".env").write_text("TOKEN=secret")
-    upload = plan_upload(small_run, "me/fables", private=True, api=api)
-    assert upload.private and not any(".env" in name for name in upload.files)
+        (runs / "tiny" / folder / "old").mkdir()
+    upload = plan_upload(small_run, "me/fables", api=api)
+    assert not any(".env" in name or "old" in name for name in upload.files)
 
 
 @pytest.mark.parametrize("folder", ["model", "export/gguf-f16"])
@@ -207,4 +238,4 @@ def test_the_copying_verdict_compares_with_the_control(run, words, verdict):
     record.write_section(run, "copying", {"rows": rows})
     text = copying_verdict(run)
     assert f"in words, is {words[0]} in samples and {words[1]} in held-out text" in text
-    assert verdict in text
+    assert f": {verdict}" in text

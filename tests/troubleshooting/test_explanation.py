@@ -88,9 +88,11 @@ def test_ordinary_errors_raise_no_false_alarm(tmp_path):
 
 
 def test_the_evidence_is_quoted_from_the_input():
-    cause = explain("Traceback (most recent call last):\nRuntimeError: The loss is nan at step 7").causes[0]
+    explanation = explain("Traceback (most recent call last):\nRuntimeError: The loss is nan at step 7")
+    cause = explanation.causes[0]
     assert cause.evidence == ("RuntimeError: The loss is nan at step 7",)
     assert cause.certainty == "the error says so"
+    assert f'seen: "RuntimeError: The loss is nan at step 7"\n   do:   {cause.fix}' in str(explanation)
 
 
 def test_a_line_matched_by_two_patterns_is_quoted_once_and_completely():
@@ -119,10 +121,12 @@ def test_a_harmless_warning_next_to_an_error_is_only_noted():
     explanation = explain(text)
     assert explanation.causes == ()
     assert [one.id for one in explanation.noticed] == ["D4"]
+    assert "Also noticed: D4" in str(explanation)
 
 
 TRACEBACK = (
-    'Traceback (most recent call last):\n  File "mine.py", line 7, in <module>\n    f()\n'
+    'Traceback (most recent call last):\n  File "run.py", line 99, in <module>\n    import mine\n'
+    '  File "mine.py", line 7, in <module>\n    f()\n'
     f'  File "{explain_cases.HOME}/torch/x.py", line 2, in f\n    raise KeyError\nKeyError: 3\n'
 )
 
@@ -130,6 +134,7 @@ TRACEBACK = (
 def test_an_unknown_error_gives_its_kind_your_own_line_and_two_next_steps():
     explanation = explain(TRACEBACK)
     assert (explanation.kind, explanation.where) == ("a Python traceback", "mine.py, line 7")
+    assert explain("ValueError:  two  spaces").decisive == "", "it is the headline"
     assert len(explanation.next_steps) == 2
     assert "Your own line: mine.py, line 7" in str(explanation)
     assert "Next, paste: The whole traceback" in str(explanation)
@@ -163,12 +168,20 @@ def test_each_kind_of_text_is_recognised():
 def test_the_decisive_line_is_quoted_if_there_is_no_error():
     explanation = explain("starting\nworker 3 could not reach the scheduler\nbye")
     assert explanation.decisive == "worker 3 could not reach the scheduler"
+    assert explanation.verdict.startswith("None of the known failures.")
+    assert 'The decisive line: "worker 3 could not reach the scheduler"' in str(explanation)
     assert explain("starting\nall is well").verdict == "There is nothing to judge: no error, no log rows."
 
 
 def test_causes_are_ruled_out_only_by_enough_log_rows():
-    assert len(explain(explain_cases.rows_of(explain_cases.FALLING)).ruled_out) == 4
-    assert explain(explain_cases.rows_of(explain_cases.FALLING[:3])).ruled_out == ()
+    long, short = (
+        explain(explain_cases.rows_of(losses)) for losses in (explain_cases.FALLING, explain_cases.FALLING[:3])
+    )
+    assert (len(long.ruled_out), len(short.ruled_out)) == (4, 0)
+    assert f"Looked for and not found: {long.ruled_out[0]}; " in str(long)
+    assert "a log in which nothing stands out" in long.verdict
+    assert "a log too short to judge" in short.verdict
+    assert long.headline == f"A log of {len(explain_cases.FALLING)} rows, without an error."
     assert explain("").verdict == "There is nothing to judge: no error, no log rows."
 
 
@@ -194,7 +207,7 @@ def test_html_is_escaped():
     text = "Traceback (most recent call last):\nRuntimeError: The loss is nan <script>alert(1)</script>"
     shown = explain(text)._repr_html_()
     assert "<script>" not in shown
-    assert "&lt;script&gt;" in shown
+    assert shown.count("&lt;script&gt;") == 2, "in the headline and in the table's quote"
 
 
 def test_text_contains_no_control_characters():

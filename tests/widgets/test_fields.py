@@ -42,7 +42,7 @@ def test_a_slider_reaches_the_bounds_of_the_schema():
     batch = make_control("b", FIELDS["per_device_train_batch_size"], 8)
     assert (batch.options[0], batch.options[-1]) == (1, 1024)
     block = make_control("b", FIELDS["block_size"], 256)
-    assert (block.min, block.max) == (8, 1024)
+    assert (block.min, block.max, block.step) == (8, 1024, 8)
     rate = make_control("r", FIELDS["learning_rate"], 1e-3)
     assert (rate.options[0], rate.options[-1]) == (1e-6, 0.1)
     top_k = make_control("k", FIELDS["top_k"], 0)
@@ -59,9 +59,18 @@ def test_a_slider_accepts_a_value_between_its_steps(name, value):
     control = make_control(name, FIELDS[name], FIELDS[name].default)
     set_value(control, value)
     assert control.value == value
-    if name != "learning_rate":
+    if name == "learning_rate":
+        assert list(control.options) == sorted(control.options)
+    else:
         steps = (value - control.min) / control.step
         assert steps == pytest.approx(round(steps), abs=1e-6), "a browser would move it to a whole step"
+
+
+@pytest.mark.parametrize("name", ["source", "run"])
+def test_a_text_is_read_when_it_is_complete(name):
+    control = make_control(name, FIELDS[name], FIELDS[name].default)
+    assert not control.continuous_update
+    assert list(getattr(control, "options", [])) == (FIELDS[name].examples or [])
 
 
 def test_a_value_is_read_without_the_rounding_error_of_a_slider():

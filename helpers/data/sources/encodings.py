@@ -35,6 +35,8 @@ _LETTERS = "àáâãäåæçèéêëíîïñòóôõöøùúûüßœąćęłńś
 _TRAIL = "[\u0080-\u00bf" + "".join(bytes([b]).decode("cp1252", "ignore") for b in range(0x80, 0xA0)) + "]"
 _TWICE = re.compile(rf"[\u00c2-\u00df]{_TRAIL}|[\u00e0-\u00ef]{_TRAIL}{{2}}|[\u00f0-\u00f4]{_TRAIL}{{3}}")
 _SAMPLE_BYTES = 2**18
+# charset-normalizer examines a few parts of a sample: none may be only ASCII, which fits every code page.
+_LONG_ASCII = re.compile(rb"(?<![\x00-\x7f])[\x00-\x7f]{129,}")
 _SCORE_MARGIN = 0.1  # smaller differences between charset-normalizer's scores are ignored
 
 
@@ -95,7 +97,7 @@ def find_encoding(file: Path, chunks: Iterable[bytes]) -> str:
             text = decoder.decode(chunk)
         except UnicodeDecodeError as error:
             n_carried = len(error.object) - len(chunk)  # bytes of a character that began in the last chunk
-            position = max(0, n_before + error.start - n_carried)
+            position = n_before + error.start - n_carried
             return _guess_encoding(file, _sample(last + chunk, len(last) + error.start - n_carried), position)
         if not n_before:
             _refuse_encoded_twice(file, text)
@@ -146,10 +148,12 @@ def _guess_encoding(file: Path, sample: bytes, position: int) -> str:
             f"{file} mixes encodings: most of it is UTF-8, but byte {position} is not. "
             "Save it as UTF-8 throughout, or set encoding to read all of it in one."
         )
-    best = _likeliest(list(from_bytes(sample, cp_isolation=_CANDIDATES)))
+    shortened = _LONG_ASCII.sub(lambda run: run[0][:64] + b" " + run[0][-64:], sample)
+    best = _likeliest(list(from_bytes(shortened, cp_isolation=_CANDIDATES)))
     if best not in _MULTI_BYTE:
         bytes_in_words = _BYTE_IN_WORD.findall(sample)
-        names = (best or "ascii", *_OLD_CODE_PAGES)
+        # charset-normalizer sometimes finds no code page for ordinary Western text
+        names = (best, *_OLD_CODE_PAGES) if best else ("ascii", "cp1252", *_OLD_CODE_PAGES)
         n_letters = [sum(byte.decode(name, "replace") in _LETTERS for byte in bytes_in_words) for name in names]
         if max(n_letters) > max(n_letters[0], 0.9 * len(bytes_in_words)):  # not DOS's and the Mac's other code pages
             best = names[n_letters.index(max(n_letters))]

@@ -1,3 +1,4 @@
+import gzip
 import io
 import json
 import pickle
@@ -34,7 +35,7 @@ OTHERS = {
     "page.html": (b"\n<!DOCTYPE html>\n<html><body>Sign in</body></html>", "a web page"),
     "login.csv": (b"<html><head><title>Sign in</title></head></html>", "a web page, such as a login page"),
     "login.txt": (b"\xef\xbb\xbf<!-- proxy --><!doctype html><html></html>", "a web page"),
-    "dump.xml": (b"<pages><page>words</page></pages>", "an XML file"),
+    "dump.XML": (b"<pages><page>words</page></pages>", "an XML file"),
     "feed.txt": (b'<?xml version="1.0"?><rss></rss>', "an XML file"),
     "lesson.ipynb": (NOTEBOOK, "a Jupyter notebook.*nbconvert"),
     "film.srt": (b"1\r\n00:00:00,000 --> 00:00:00,900\r\nThe fox\r\n", "a subtitle file"),
@@ -48,6 +49,9 @@ OTHERS = {
     "tales.zip": (archive("a.txt"), "a ZIP archive, .* not text: unpack it"),
     "tales.tar": (tar(), "an archive, not text: unpack it"),
     "tales.txt": (b"BZh91AY&SY words", "compressed with bzip2"),
+    "tales.csv": (gzip.compress(b"words"), "gzip-compressed.*ends in .gz"),
+    "tales.json": (b"\x28\xb5\x2f\xfd words", "zstd-compressed.*ends in .zst"),
+    "fox.png": (b"\x89PNG\r\n\x1a\n\0", "a picture"),
     "book.txt": (b"%PDF-1.7 \xe2\xe3", "a PDF"),
     "tool.exe": (b"MZ\x90\0\x03\0\0\0\x04\0", "a program"),
     "data.txt": (b"SQLite format 3\0\x10\0", "a database"),
@@ -56,7 +60,7 @@ OTHERS = {
     "part.arrow": (b"ARROW1\0\0", "an Arrow file.*save_to_disk"),
     "model.pkl": (pickle.dumps({"text": "words"}), "a Python pickle"),
     "train.bin": (b"\x01\0\x02\0\x03\0\x40\x9c" * 9, "a binary file"),
-    "bytes.bin": (b"\x01\x02\x03\xe9" * 9, "a binary file"),
+    "bytes.bin": (b"\x01\x08\x0e\x1f" + 30 * b"a", "a binary file"),
 }
 
 
@@ -81,6 +85,7 @@ def test_an_unsupported_file_is_refused_with_the_way_to_its_text(tmp_path, name)
         b"MZ. A story of two letters.\n\nThe end.",
         b"SQLite format 3 is what this story is about.",
         b"1\nThe first chapter",
+        b"a\tb\r\n",
         b"",
     ],
 )

@@ -151,6 +151,25 @@ def test_a_byte_order_mark_is_not_part_of_the_text_when_the_encoding_is_named(tm
 def test_a_character_split_across_chunks_does_not_change_the_encoding(tmp_path):
     assert find_encoding(tmp_path, [b"caf\xc3", b"\xa9"]) == "utf-8"
     assert find_encoding(tmp_path, [b"caf", b"\xe9"]) == "cp1252"
+    with pytest.raises(SettingsError, match=r"mixes encodings: .* byte 48 is not"):
+        find_encoding(tmp_path, ["Le café. ".encode() * 4 + b"caf\xc3", b"\xa9, d\xe9j\xe0"])
+
+
+@pytest.mark.parametrize("case", ["Polish in cp1250", "Russian in cp1251", "Russian in koi8-r", "Chinese in gbk"])
+def test_an_encoding_is_detected_after_a_long_part_in_ascii(tmp_path, case):
+    text, encoding = ENCODED[case]
+    assert find_encoding(tmp_path, [b"The fox went home. " * 5000 + text.encode(encoding)]) == encoding
+
+
+@pytest.mark.parametrize("n_before", [10, 20, 30])
+def test_a_western_text_in_which_no_code_page_is_found_is_read_as_that_of_windows(tmp_path, n_before):
+    text = "The fox went home and ate."[:n_before] + "Le café était fermé; il mangea une crêpe à côté. " * 60
+    assert find_encoding(tmp_path, [text.encode("cp1252")]) == "cp1252"
+
+
+def test_mixed_encodings_are_found_in_a_long_text(tmp_path):
+    with pytest.raises(SettingsError, match=r"mixes encodings: .* byte 262151 is not"):
+        find_encoding(tmp_path, [("a" + "é" * 2**17).encode() + "Le café. ".encode("cp1252") * 2**14])
 
 
 WESTERN = (
@@ -214,8 +233,10 @@ def test_a_lone_surrogate_in_json_becomes_the_replacement_character(tmp_path):
 
 def test_an_encoding_can_be_named_and_must_be_known(tmp_path):
     path = tmp_path / "a.txt"
-    path.write_bytes("łąka".encode("iso8859_2"))
-    assert texts(path, encoding="latin2") == ["łąka"]
+    path.write_bytes("na łące".encode("iso8859_2"))
+    assert texts(path, encoding="latin2") == ["na łące"]
+    with pytest.raises(SettingsError, match=r"a\.txt is not utf-8 throughout \(near byte 3: invalid start byte\)"):
+        texts(path, encoding="utf-8")
     for name in ("martian", "base64", "undefined", "utf-8\0"):
         with pytest.raises(SettingsError, match="is not an encoding that Python knows"):
             DataSettings(encoding=name)
@@ -228,8 +249,10 @@ def bad_sources(folder):
     cut = gzip.compress(os.urandom(5000))[:-20]
     return {
         "null.txt": (b"a" * 5000 + b"\0" + b"b" * 5000, r"holds a NUL byte \(byte 5000\)"),
+        "nulls.txt": (b"\0" * 5000, r"holds a NUL byte \(byte 0\)"),
         "random.txt": (bytes(range(1, 256)) * 40, "is a binary file"),
         "mixed.txt": ("Le café. ".encode() * 30 + "Le café.".encode("cp1252"), "mixes encodings: .* byte 306 is not"),
+        "end.txt": (("Le café. " * 30).encode() + b"caf\xc3", "mixes encodings: .* byte 303 is not"),
         "first.txt": ("Le café. ".encode("cp1252") + "Le café. ".encode() * 30, "mixes encodings: .* byte 6 is not"),
         "most.txt": ("Le café. ".encode() * 3 + "Le café. ".encode("cp1252") * 30, "mixes encodings: .* byte 36 is"),
         "cut.txt.gz": (cut, "cannot be read .*: download or compress it again"),
