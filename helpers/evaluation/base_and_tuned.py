@@ -76,6 +76,28 @@ def _share_of_draws(n_documents: int) -> float:
     return float(2 * norm.cdf(deviations) - 1)
 
 
+def bootstrap_intervals(
+    base_nats: np.ndarray, tuned_nats: np.ndarray, n_tokens: np.ndarray, n_bytes: np.ndarray, *, seed: int
+) -> dict[str, list[float] | None]:
+    """Return the interval of each of `_METRICS` over resampled documents; None with fewer than `_MIN_DOCUMENTS`.
+
+    All arrays are (documents,); `seed` determines which documents are drawn.
+    """
+    from scipy.stats import bootstrap
+
+    is_scored = n_tokens > 0  # a dialogue without an answer has no tokens
+    scored = [column[is_scored] for column in (base_nats, tuned_nats, n_tokens, n_bytes)]
+    n = len(scored[0])
+    if n < _MIN_DOCUMENTS:
+        return dict.fromkeys(_METRICS)
+    # Paired: what the two models share on a document cancels in their difference.
+    low, high = bootstrap(
+        scored, _metrics_of_sums, paired=True, method="percentile", confidence_level=_share_of_draws(n),
+        n_resamples=RESAMPLES, batch=1 + _RESAMPLED_AT_ONCE // n, rng=seed,
+    ).confidence_interval  # fmt: skip
+    return {name: list(interval) for name, *interval in zip(_METRICS, low.tolist(), high.tolist(), strict=True)}
+
+
 @dataclass(frozen=True)
 class Comparison(PlainTextMixin):
     """The scores of the base model and the tuned model on the same documents, named by `source`.
@@ -183,23 +205,8 @@ class Comparison(PlainTextMixin):
 
     @cached_property
     def _intervals(self) -> dict[str, list[float] | None]:
-        """The interval of each metric over resampled documents; None with fewer than `_MIN_DOCUMENTS`."""
-        from scipy.stats import bootstrap
-
-        columns = (
-            self.base.document_nats, self.tuned.document_nats, self.base.document_tokens, self.base.document_bytes
-        )  # fmt: skip
-        is_scored = self.base.document_tokens > 0  # a dialogue without an answer has no tokens
-        scored = [column[is_scored] for column in columns]
-        n = len(scored[0])
-        if n < _MIN_DOCUMENTS:
-            return dict.fromkeys(_METRICS)
-        # Paired: what the two models share on a document cancels in their difference.
-        low, high = bootstrap(
-            scored, _metrics_of_sums, paired=True, method="percentile", confidence_level=_share_of_draws(n),
-            n_resamples=RESAMPLES, batch=1 + _RESAMPLED_AT_ONCE // n, rng=self.seed,
-        ).confidence_interval  # fmt: skip
-        return {name: list(interval) for name, *interval in zip(_METRICS, low.tolist(), high.tolist(), strict=True)}
+        nats = self.base.document_nats, self.tuned.document_nats
+        return bootstrap_intervals(*nats, self.base.document_tokens, self.base.document_bytes, seed=self.seed)
 
     def _repr_html_(self) -> str:
         rows = (
@@ -221,6 +228,7 @@ def compare_with_base(settings: EvaluationSettings) -> Comparison:
 
     A window has `block_size` tokens, as in training; a longer stride is reduced to that, as the protocol records.
     """
+    EvaluationSettings.check_type(settings)
     run_settings = read_run_settings(settings.run)
     documents = open_prepared(settings.run).documents["test"]
     comparison = _compare_on(documents, settings, source=f"the test part of {public_name(run_settings.source)}")
@@ -234,6 +242,7 @@ def measure_forgetting(settings: EvaluationSettings) -> Comparison:
     Reads `general_documents` documents of `general_source`, drawn with the seed, from its test part if there is one.
     `SettingsError`: the run was trained on that source, or the source cannot be read.
     """
+    EvaluationSettings.check_type(settings)
     refuse_training_text(settings.general_source, source=read_run_settings(settings.run).source, run=settings.run)
     with name_general_source(settings.general_source):
         splits = load_documents(DataSettings(run=settings.run, source=settings.general_source))
@@ -258,6 +267,7 @@ def measure_published_protocol(settings: EvaluationSettings) -> list[dict[str, A
         One row per stride (the full window and half of it): `protocol`, `stride`, the perplexities `base` and `tuned`,
         and `published`, the known value for this base model and text, or None.
     """
+    EvaluationSettings.check_type(settings)
     run_settings = read_run_settings(settings.run)
     rows = Source(run_settings.part(DataSettings)).rows_of("test")
     if rows is None:
@@ -294,6 +304,7 @@ def measure_published_protocol(settings: EvaluationSettings) -> list[dict[str, A
 
 def fill_prompt(settings: EvaluationSettings) -> EvaluationSettings:
     """Return the settings with a prompt; if none is set, it is the first words of the run's first test document."""
+    EvaluationSettings.check_type(settings)
     if settings.prompt:
         return settings
     tokenizer = load_run_tokenizer(read_run_settings(settings.run))
@@ -341,6 +352,7 @@ def measure_copying(settings: EvaluationSettings) -> CopyReport:
     answers. The control of a sample is the real continuation, cut to its length. If no test document has a prompt of a
     suitable length with text after it, the report is empty and nothing is recorded.
     """
+    EvaluationSettings.check_type(settings)
     model, tokenizer = load_tuned(settings.run)
     documents = open_prepared(settings.run).documents
     texts = dialogues(documents["test"].take(min(len(documents["test"]), settings.copy_samples)))

@@ -82,6 +82,14 @@ def read_run(folder: Path, *, name: str = "") -> ComparedRun:
     )
 
 
+def read_test_documents(run: ComparedRun) -> list[dict[str, Any]]:
+    """Return what a run's evaluation.json records of each test document; they are many, so only two runs are read."""
+    try:
+        return (read_json(run.folder / "evaluation.json").get("test") or {}).get("documents") or []
+    except (SettingsError, OSError):
+        return []
+
+
 def _read_files(folder: Path) -> tuple[dict[str, Any], str]:
     """Return the content of each file of a run ({} if missing), and a sentence if one is damaged."""
     contents: dict[str, Any] = {}
