@@ -149,6 +149,7 @@ def load_start(settings: TrainingSettings, tokenizer: "PreTrainedTokenizerBase")
     Raises:
         SettingsError: as `load_model` does.
     """
+    TrainingSettings.check_type(settings)
     if not settings.from_scratch:
         return load_model(settings.model_name_or_path)
     values = settings.new_shape | {"resid_pdrop": settings.resid_pdrop, "embd_pdrop": settings.resid_pdrop}

@@ -64,6 +64,7 @@ def open_prepared(run: str) -> PreparedData:
 
 def load_run_tokenizer(settings: DataSettings) -> "PreTrainedTokenizerBase":
     """Load the tokenizer of a prepared run: the one trained on its text, or its model's."""
+    DataSettings.check_type(settings)
     own = run_folder(settings.run) / "data" / "tokenizer"
     return load_tokenizer(str(own) if settings.tokenizer == "train" else settings.model_name_or_path)
 

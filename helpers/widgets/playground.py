@@ -33,6 +33,7 @@ class Playground(Panel):
         tokenizer: "PreTrainedTokenizerBase",
         settings: EvaluationSettings,
     ) -> None:
+        EvaluationSettings.check_type(settings)
         super().__init__(settings, _NAMES)
         # Two colours, so at most two columns: further models are left out.
         self.columns = {
