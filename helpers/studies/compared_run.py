@@ -82,12 +82,12 @@ def read_run(folder: Path, *, name: str = "") -> ComparedRun:
     )
 
 
-def read_test_documents(run: ComparedRun) -> list[dict[str, Any]]:
-    """Return what a run's evaluation.json records of each test document; they are many, so only two runs are read."""
+def read_test_section(run: ComparedRun) -> dict[str, Any]:
+    """Return the section `test` of a run's evaluation.json, with each test document: too much to keep for every run."""
     try:
-        return (read_json(run.folder / "evaluation.json").get("test") or {}).get("documents") or []
+        return read_json(run.folder / "evaluation.json").get("test") or {}
     except (SettingsError, OSError):
-        return []
+        return {}
 
 
 def _read_files(folder: Path) -> tuple[dict[str, Any], str]:

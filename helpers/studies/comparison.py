@@ -19,7 +19,7 @@ from helpers.files import atomic_folder, read_json, write_json
 from helpers.paths import runs_folder
 from helpers.settings import SettingsError, run_folder
 from helpers.studies.comparability import METRICS, Metric
-from helpers.studies.compared_run import ComparedRun, read_run, read_test_documents
+from helpers.studies.compared_run import ComparedRun, read_run, read_test_section
 from helpers.training.model_card import write_model_card
 
 if TYPE_CHECKING:
@@ -188,7 +188,8 @@ class RunTable(PlainTextMixin):
 def _difference(best: ComparedRun, second: ComparedRun) -> str:
     """Return whether two runs differ by more than the choice of test documents; empty if that is not known."""
     columns = ["sha256", "bytes", "tokens", "tuned_nats"]
-    documents = [read_test_documents(run) for run in (best, second)]
+    sections = [read_test_section(run) for run in (best, second)]
+    documents = [section.get("documents") for section in sections]
     if best.windows != second.windows or not all(documents):
         return ""
     from helpers.evaluation.base_and_tuned import bootstrap_intervals
@@ -198,7 +199,10 @@ def _difference(best: ComparedRun, second: ComparedRun) -> str:
     )
     if not np.array_equal(texts, texts_of_second):
         return ""
-    interval = bootstrap_intervals(second_nats, best_nats, n_tokens, n_bytes, seed=0)["bits_per_byte"]
+    interval = bootstrap_intervals(
+        second_nats, best_nats, n_tokens, n_bytes, seed=0,
+        is_continuous=sections[0]["tuned"].get("protocol", "").endswith("passages"),
+    )["bits_per_byte"]  # fmt: skip
     if interval is None:
         return f"Whether it is really better than {second.name}, so few test documents cannot tell."
     low, high = interval
@@ -206,7 +210,7 @@ def _difference(best: ComparedRun, second: ComparedRun) -> str:
     needs = f"{abs(saved):.4f} bits per byte {'fewer' if saved > 0 else 'more'} than {second.name}"
     sentence = f"On the test text it needs {needs} ({_INTERVAL} of the gain {low:.4f} to {high:.4f})"
     if low <= 0 <= high:
-        return f"{sentence}: the interval includes 0, so this may be due to the choice of documents."
+        return f"{sentence}: the interval includes 0, so this may be due to the choice of the test text."
     return f"{sentence}."
 
 

@@ -186,7 +186,7 @@ def test_the_best_run_is_compared_with_the_second_on_the_same_documents(runs):
     ), "(6.9315 + 0.5) nats / ln 2 / 100 bytes; paired, because documents differ by more than the runs"
     assert verdict.endswith(").")
     small = [each + (number % 2 - 0.4) for number, each in enumerate(nats)]
-    assert "includes 0, so this may be due to the choice of documents" in verdict_on(runs, nats, small)
+    assert "includes 0, so this may be due to the choice of the test text" in verdict_on(runs, nats, small)
     worse = [each - 7 for each in nats]
     assert "it needs 0.1010 bits per byte more than b" in verdict_on(runs, nats, worse), "as by the validation loss"
     assert "so few test documents cannot tell" in verdict_on(runs, nats[:5], worse[:5])
