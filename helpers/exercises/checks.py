@@ -330,6 +330,7 @@ _SYMPTOMS = {
 
 def _diagnosis(right: str, where: str) -> Check:
     def examine(answer: Any) -> None:
+        answer = answer.strip().lower() if isinstance(answer, str) else answer
         if answer not in _SYMPTOMS:
             raise Hint(f"{answer!r} is not one of {', '.join(map(repr, _SYMPTOMS))}.")
         if answer != right:

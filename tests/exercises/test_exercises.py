@@ -235,6 +235,7 @@ OTHER_RIGHT = [
     ("training-3", transformers_schedule),
     ("training-2", loss_by_hand),
     ("training-4", clip_with_torch),
+    ("troubleshooting-3", "Never moves "),
     ("troubleshooting-1", labels_by_where),
     ("troubleshooting-1", labels_in_a_copy),
     ("troubleshooting-2", lambda n, speed, peak: n * speed * 6e-12 / peak),
