@@ -205,6 +205,14 @@ def test_runs_are_not_compared_on_other_documents_or_windows(runs):
     assert compare().verdicts == [alone]
 
 
+def test_a_damaged_record_of_the_documents_is_named(runs):
+    verdict_on(runs, [1.0] * 9, [2.0] * 9)
+    write_documents(runs / "b", [None] * 9)
+    run = next(run for run in compare().runs if run.name == "b")
+    assert run.state == "damaged"
+    assert "test.documents.0.tuned_nats is None" in run.error
+
+
 def test_a_choice_by_the_test_text_is_noted_and_one_by_the_validation_text_is_not(runs):
     write_run(runs / "a")
     assert compare().notes == [], "nothing is chosen"
